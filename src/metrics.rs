@@ -1,0 +1,104 @@
+//! What can be counted, for whoever keeps the counts.
+//!
+//! Every method has an empty default: a recorder takes what it wants. Labels come from what we
+//! know (a trust domain of the bundle set, a class of our own), never from a token.
+//!
+//! ```
+//! use std::sync::atomic::{AtomicU64, Ordering};
+//! use tower_spiffe::metrics::{MetricsRecorder, Verification};
+//!
+//! #[derive(Default)]
+//! struct Refusals(AtomicU64);
+//!
+//! impl MetricsRecorder for Refusals {
+//!     fn record_verification(&self, verification: &Verification<'_>) {
+//!         if verification.outcome != "ok" {
+//!             self.0.fetch_add(1, Ordering::Relaxed);
+//!         }
+//!     }
+//! }
+//!
+//! let refusals = Refusals::default();
+//! refusals.record_verification(&Verification::new("expired", false, "unknown"));
+//! assert_eq!(refusals.0.load(Ordering::Relaxed), 1);
+//! ```
+
+use std::time::Duration;
+
+/// Takes the counts. Called on hot paths: be quick, do not block. A panic in it is caught where it
+/// could end a background task.
+pub trait MetricsRecorder: Send + Sync + 'static {
+    /// The source took in a bundle set that differs from the one before.
+    fn record_update(&self) {}
+
+    /// The source opened the bundle stream anew after it had ended.
+    fn record_reconnect(&self) {}
+
+    /// Something went wrong in the source; `kind` is one of a fixed, documented list.
+    fn record_error(&self, kind: &'static str) {
+        let _ = kind;
+    }
+
+    /// The issuer withdrew the bundles (`true`), or they are back (`false`).
+    fn record_withdrawal(&self, withdrawn: bool) {
+        let _ = withdrawn;
+    }
+
+    /// How long ago the source last heard from the issuer, told when that changes or is looked at.
+    fn record_bundle_age(&self, age: Duration) {
+        let _ = age;
+    }
+
+    /// One call for a token of our own ended; `outcome` is `ok` or a class of error.
+    fn record_svid_fetch(&self, outcome: &'static str, latency: Duration) {
+        let _ = (outcome, latency);
+    }
+
+    /// The token cache was asked or acted.
+    fn record_svid_cache(&self, event: SvidCacheEvent) {
+        let _ = event;
+    }
+
+    /// A caller's token was judged.
+    fn record_verification(&self, verification: &Verification<'_>) {
+        let _ = verification;
+    }
+}
+
+/// The recorder that keeps nothing.
+impl MetricsRecorder for () {}
+
+/// What the cache of our own tokens did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum SvidCacheEvent {
+    /// A token was there.
+    Hit,
+    /// None was there: the caller waits or fails.
+    Miss,
+    /// A background refresh began.
+    Refresh,
+}
+
+/// One verdict on a caller's token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Verification<'a> {
+    /// `ok`, or the class of the refusal.
+    pub outcome: &'static str,
+    /// Whether the verified cache had it.
+    pub cached: bool,
+    /// The trust domain, where it is one of our bundle set; else `unknown`.
+    pub trust_domain: &'a str,
+}
+
+impl<'a> Verification<'a> {
+    /// One verdict.
+    pub fn new(outcome: &'static str, cached: bool, trust_domain: &'a str) -> Self {
+        Self {
+            outcome,
+            cached,
+            trust_domain,
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! What it takes to get a token of our own: one request, one answer, no cache.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use super::JwtSvid;
+use crate::grpc_code::GrpcCode;
+use crate::spiffe_id::SpiffeId;
+
+/// The answer of [`FetchSvid`], to be awaited.
+pub type FetchSvidFuture =
+    Pin<Box<dyn Future<Output = Result<JwtSvid, FetchSvidError>> + Send + 'static>>;
+
+/// One call to an issuer for one token. `SvidCache` over it adds the cache, the single flight and
+/// the refresh, so that an implementation need not.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` fetches no JWT-SVIDs",
+    label = "expected a `JwtSource`, or your own `FetchSvid`"
+)]
+pub trait FetchSvid: Send + Sync + 'static {
+    /// Asks the issuer once. The future does not borrow from `self`: it outlives its caller.
+    fn fetch_svid(&self, request: &SvidRequest) -> FetchSvidFuture;
+}
+
+impl<F: FetchSvid + ?Sized> FetchSvid for Arc<F> {
+    fn fetch_svid(&self, request: &SvidRequest) -> FetchSvidFuture {
+        (**self).fetch_svid(request)
+    }
+}
+
+/// Which token is wanted: for whom (audiences), and as whom (an ID, a hint, or whatever the issuer
+/// gives first). Two requests for the same audiences in another order are equal.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct SvidRequest {
+    // Sorted, without duplicates, none empty, at least one.
+    audiences: Arc<[Box<str>]>,
+    identity: Identity,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Identity {
+    Any,
+    Id(SpiffeId),
+    Hint(Arc<str>),
+}
+
+/// Why a token cannot be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum SvidRequestError {
+    /// There is no audience (Workload API section 6.2.1).
+    NoAudience,
+    /// An audience is the empty string. SPIRE answers it with Unavailable for ever, so it is
+    /// refused before asking.
+    EmptyAudience,
+    /// The hint is empty.
+    EmptyHint,
+}
+
+impl SvidRequest {
+    /// A token for these audiences.
+    ///
+    /// # Errors
+    /// No audience, or an empty one.
+    pub fn new<A>(audiences: impl IntoIterator<Item = A>) -> Result<Self, SvidRequestError>
+    where
+        A: AsRef<str>,
+    {
+        let mut all: Vec<Box<str>> = Vec::new();
+        for audience in audiences {
+            if audience.as_ref().is_empty() {
+                return Err(SvidRequestError::EmptyAudience);
+            }
+            all.push(audience.as_ref().into());
+        }
+        if all.is_empty() {
+            return Err(SvidRequestError::NoAudience);
+        }
+        all.sort_unstable();
+        all.dedup();
+        Ok(Self { audiences: all.into(), identity: Identity::Any })
+    }
+
+    /// As this identity; replaces a hint.
+    #[must_use]
+    pub fn with_spiffe_id(mut self, id: SpiffeId) -> Self {
+        self.identity = Identity::Id(id);
+        self
+    }
+
+    /// As the identity that the issuer gives this hint; replaces an ID.
+    ///
+    /// # Errors
+    /// The hint is empty: the empty hint names nothing (Workload API section 6.2.1).
+    pub fn with_hint(mut self, hint: &str) -> Result<Self, SvidRequestError> {
+        if hint.is_empty() {
+            return Err(SvidRequestError::EmptyHint);
+        }
+        self.identity = Identity::Hint(hint.into());
+        Ok(self)
+    }
+
+    /// The audiences, sorted, each once.
+    pub fn audiences(&self) -> &[Box<str>] {
+        &self.audiences
+    }
+
+    /// The identity asked for by ID.
+    pub fn spiffe_id(&self) -> Option<&SpiffeId> {
+        match &self.identity {
+            Identity::Id(id) => Some(id),
+            _ => None,
+        }
+    }
+
+    /// The identity asked for by hint.
+    pub fn hint(&self) -> Option<&str> {
+        match &self.identity {
+            Identity::Hint(hint) => Some(hint),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Debug for SvidRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("SvidRequest");
+        out.field("audiences", &self.audiences);
+        match &self.identity {
+            Identity::Any => {}
+            Identity::Id(id) => {
+                out.field("spiffe_id", id);
+            }
+            Identity::Hint(hint) => {
+                out.field("hint", hint);
+            }
+        }
+        out.finish()
+    }
+}
+
+impl fmt::Display for SvidRequestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoAudience => "no audience given; name the service that the token is for",
+            Self::EmptyAudience => "an audience is empty; name the service that the token is for",
+            Self::EmptyHint => "the hint is empty; leave it out, or name one that the issuer gives",
+        })
+    }
+}
+
+impl std::error::Error for SvidRequestError {}
+
+/// Why no token came. Shared by everyone who waited for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FetchSvidError {
+    reason: FetchSvidReason,
+    code: Option<GrpcCode>,
+    message: Arc<str>,
+}
+
+/// The class of a [`FetchSvidError`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FetchSvidReason {
+    /// The issuer could not be reached, or says that it cannot serve now.
+    Unavailable,
+    /// The issuer did not answer in time.
+    Timeout,
+    /// The issuer gives this workload no such identity (it may, later).
+    Denied,
+    /// The request can never succeed as it is.
+    InvalidRequest,
+    /// The issuer answered with something that is no acceptable token: malformed, of another
+    /// identity or audience, too long.
+    Unacceptable,
+    /// The issuer answered with a token that is already expired: the clocks differ.
+    Expired,
+    /// The source was shut down.
+    Closed,
+    /// The fetcher panicked.
+    Panicked,
+    /// Anything else.
+    Other,
+}
+
+impl FetchSvidError {
+    /// An error of this class; `message` says what happened and what to do, and never holds a
+    /// token.
+    pub fn new(reason: FetchSvidReason, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { reason, code: None, message: Arc::from(message.into()) }
+    }
+
+    /// Adds the gRPC code that the issuer answered with.
+    #[must_use]
+    pub fn with_code(mut self, code: GrpcCode) -> Self {
+        self.code = Some(code);
+        self
+    }
+
+    /// The class.
+    pub fn reason(&self) -> FetchSvidReason {
+        self.reason
+    }
+
+    /// The gRPC code that the issuer answered with, where it answered with one.
+    pub fn code(&self) -> Option<GrpcCode> {
+        self.code
+    }
+
+    /// Whether the same request may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        !matches!(self.reason, FetchSvidReason::InvalidRequest | FetchSvidReason::Closed)
+    }
+}
+
+impl fmt::Display for FetchSvidError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        match self.code {
+            Some(code) => write!(f, " (gRPC status {code})"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for FetchSvidError {}
