@@ -1,0 +1,40 @@
+//! The checked-in Rust of the Workload API is what its definition gives.
+
+use std::path::Path;
+use std::{env, fs};
+
+/// Nobody who builds this crate needs `protoc`; neither does this test (protox is pure Rust).
+#[test]
+fn the_generated_code_is_what_the_definition_gives() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let checked_in = root.join("src/workload_api/pb.rs");
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("workload-pb");
+    fs::create_dir_all(&out).unwrap();
+
+    let definition = protox::compile([root.join("proto/workload.proto")], [root.join("proto")])
+        .expect("the definition compiles");
+    tonic_prost_build::configure()
+        .build_transport(false)
+        .emit_rerun_if_changed(false)
+        // A server is only for tests; a client is what everybody else builds.
+        .server_mod_attribute(".", "#[cfg(feature = \"testing\")]")
+        // Bundles can be large: not copied out of the message.
+        .bytes(".")
+        // Tokens: their `Debug` is written by hand.
+        .skip_debug([".JWTSVID", ".ValidateJWTSVIDRequest"])
+        .out_dir(&out)
+        .compile_fds(definition)
+        .expect("the definition becomes Rust");
+    let generated = fs::read_to_string(out.join("_.rs")).unwrap();
+    fs::remove_dir_all(&out).unwrap();
+
+    if env::var_os("UPDATE").is_some() {
+        fs::write(&checked_in, &generated).unwrap();
+    }
+    let stands = fs::read_to_string(&checked_in).unwrap();
+    assert!(
+        stands == generated,
+        "src/workload_api/pb.rs is not what proto/workload.proto gives; accept what it gives with\n\
+         \n    UPDATE=1 cargo test --test proto\n"
+    );
+}
