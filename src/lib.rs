@@ -4,6 +4,8 @@ mod clock;
 mod grpc_code;
 pub mod metrics;
 mod spiffe_id;
+#[cfg(feature = "testing")]
+pub mod testing;
 #[cfg(feature = "workload-api")]
 pub mod workload_api;
 
