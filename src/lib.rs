@@ -1,16 +1,28 @@
 //! SPIFFE identity for tower services by JWT-SVID.
 
+pub mod bundle;
 mod clock;
 mod grpc_code;
+mod jwt;
 pub mod metrics;
 mod spiffe_id;
+pub mod svid;
 #[cfg(feature = "testing")]
 pub mod testing;
 #[cfg(feature = "workload-api")]
 pub mod workload_api;
 
+pub use bundle::{
+    BundleAnswer, BundleSource, CannotJudge, FixedBundles, JwtAuthority, JwtBundle, JwtBundleSet,
+};
 pub use clock::{Clock, SystemClock, UnixTime};
 pub use grpc_code::GrpcCode;
+pub use jwt::{Algorithm, UnknownAlgorithm};
 pub use spiffe_id::{
     MAX_SPIFFE_ID_LEN, MAX_TRUST_DOMAIN_LEN, SpiffeId, SpiffeIdError, SpiffeIdMatcher, TrustDomain,
+};
+pub use svid::{
+    BuildValidatorError, FetchSvid, FetchSvidError, FetchSvidFuture, FetchSvidReason, JwtSvid,
+    MAX_TOKEN_LEN, ParseJwtSvidError, SvidRequest, SvidRequestError, ValidateError, ValidateReason,
+    Validator, ValidatorBuilder, VerifiedSvid,
 };

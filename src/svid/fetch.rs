@@ -81,7 +81,10 @@ impl SvidRequest {
         }
         all.sort_unstable();
         all.dedup();
-        Ok(Self { audiences: all.into(), identity: Identity::Any })
+        Ok(Self {
+            audiences: all.into(),
+            identity: Identity::Any,
+        })
     }
 
     /// As this identity; replaces a hint.
@@ -191,7 +194,11 @@ impl FetchSvidError {
     /// An error of this class; `message` says what happened and what to do, and never holds a
     /// token.
     pub fn new(reason: FetchSvidReason, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { reason, code: None, message: Arc::from(message.into()) }
+        Self {
+            reason,
+            code: None,
+            message: Arc::from(message.into()),
+        }
     }
 
     /// Adds the gRPC code that the issuer answered with.
@@ -213,7 +220,10 @@ impl FetchSvidError {
 
     /// Whether the same request may succeed later.
     pub fn is_retryable(&self) -> bool {
-        !matches!(self.reason, FetchSvidReason::InvalidRequest | FetchSvidReason::Closed)
+        !matches!(
+            self.reason,
+            FetchSvidReason::InvalidRequest | FetchSvidReason::Closed
+        )
     }
 }
 

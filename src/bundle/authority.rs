@@ -1,0 +1,64 @@
+//! One key that may sign a trust domain's tokens.
+
+use std::fmt;
+
+use crate::jwt::{Algorithm, AlgorithmSet, PublicKey};
+
+/// A JWT authority: a public key, its ID, and the algorithms that it may be used with.
+///
+/// Two authorities are equal when ID, key and algorithms are: the same ID over another key is
+/// another authority.
+#[derive(PartialEq)]
+pub struct JwtAuthority {
+    key_id: Box<str>,
+    key: PublicKey,
+    algorithms: AlgorithmSet,
+}
+
+impl JwtAuthority {
+    pub(super) fn new(key_id: &str, key: PublicKey, allowed: AlgorithmSet) -> Self {
+        Self {
+            key_id: key_id.into(),
+            algorithms: key.algorithms().and(allowed),
+            key,
+        }
+    }
+
+    /// The key ID, an opaque string that the issuer chose.
+    pub fn key_id(&self) -> &str {
+        &self.key_id
+    }
+
+    /// Whether a token of this algorithm can be accepted with this key: its type and curve fit,
+    /// and the JWK's own `alg` and `key_ops`, where it has them, allow it.
+    pub fn supports(&self, algorithm: Algorithm) -> bool {
+        self.algorithms.contains(algorithm)
+    }
+
+    /// Whether `signature` over `message` is this authority's.
+    pub(crate) fn verify(&self, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> bool {
+        self.supports(algorithm) && self.key.verify(algorithm, message, signature)
+    }
+
+    /// Whether it is the same key, whatever else differs.
+    pub(super) fn has_same_key(&self, other: &Self) -> bool {
+        self.key == other.key
+    }
+
+    pub(super) fn restrict_to(&mut self, allowed: AlgorithmSet) {
+        self.algorithms = self.algorithms.and(allowed);
+    }
+
+    pub(super) fn algorithms(&self) -> AlgorithmSet {
+        self.algorithms
+    }
+}
+
+impl fmt::Debug for JwtAuthority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JwtAuthority")
+            .field("key_id", &self.key_id)
+            .field("type", &self.key.type_name())
+            .finish_non_exhaustive()
+    }
+}

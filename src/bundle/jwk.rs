@@ -1,0 +1,263 @@
+//! One element of a JWK Set (RFC 7517 section 4, RFC 7518 section 6).
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::authority::JwtAuthority;
+use crate::jwt::{
+    Algorithm, AlgorithmSet, Curve, KeyFault, MAX_KEY_ID_LEN, PublicKey, Text, decode, read_text,
+};
+
+/// What `use` must be.
+#[derive(Clone, Copy)]
+pub(super) enum UseRule {
+    /// Workload API: issuers leave it out there, and no rule asks for it.
+    AbsentOrJwtSvid,
+    /// SPIFFE bundles (SPIFFE Trust Domain and Bundle section 4.2.2).
+    JwtSvid,
+}
+
+/// An element of a JWK Set that is no authority; it costs itself and nothing else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IgnoredKey {
+    position: usize,
+    key_id: Option<Box<str>>,
+    reason: IgnoredReason,
+}
+
+/// Why an element of a JWK Set is no authority.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum IgnoredReason {
+    /// Not a JSON object.
+    NotAnObject,
+    /// A member that we read comes twice, or has a wrong type.
+    Malformed,
+    /// `kty` is neither `EC` nor `RSA`.
+    KeyType,
+    /// `crv` is none of P-256, P-384, P-521.
+    Curve,
+    /// `kid` is absent, empty, or longer than 1024 bytes.
+    KeyId,
+    /// `use` is another than `jwt-svid` (or absent where it must be there).
+    Use,
+    /// A private member is there: whoever reads the bundle can sign.
+    PrivateKey,
+    /// A coordinate, the modulus or the exponent is absent, no base64url, or not of full length.
+    Encoding,
+    /// The point is not on the curve.
+    NotOnCurve,
+    /// The RSA modulus has fewer than 2048 bits or more than 8192, or is even.
+    Modulus,
+    /// The RSA exponent is even, below 3, or longer than 33 bits.
+    Exponent,
+    /// Two different keys have this key ID, so that it names none.
+    AmbiguousKeyId,
+}
+
+/// The longest key ID that is shown; a longer one is cut.
+const SHOWN: usize = 64;
+
+impl IgnoredKey {
+    pub(super) fn new(position: usize, key_id: Option<&str>, reason: IgnoredReason) -> Self {
+        let key_id = key_id.map(|key_id| key_id.chars().take(SHOWN).collect::<String>().into());
+        Self {
+            position,
+            key_id,
+            reason,
+        }
+    }
+
+    /// Where in `keys` it stands, counted from 0.
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
+    /// Its key ID, where one could be read; at most 64 characters of it.
+    pub fn key_id(&self) -> Option<&str> {
+        self.key_id.as_deref()
+    }
+
+    /// Why it is ignored.
+    pub fn reason(&self) -> IgnoredReason {
+        self.reason
+    }
+}
+
+impl fmt::Display for IgnoredReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotAnObject => "not a JSON object",
+            Self::Malformed => "a member comes twice or has a wrong type",
+            Self::KeyType => "`kty` is neither EC nor RSA",
+            Self::Curve => "`crv` is none of P-256, P-384, P-521",
+            Self::KeyId => "`kid` is absent, empty or longer than 1024 bytes",
+            Self::Use => "`use` does not say jwt-svid",
+            Self::PrivateKey => "a private member is there; this key is no secret any more",
+            Self::Encoding => "a number is absent, no base64url, or not of full length",
+            Self::NotOnCurve => "the point is not on the curve",
+            Self::Modulus => "the RSA modulus is even or not of 2048 to 8192 bits",
+            Self::Exponent => "the RSA exponent is even, below 3 or longer than 33 bits",
+            Self::AmbiguousKeyId => "two different keys have this `kid`",
+        })
+    }
+}
+
+/// Reads one element; a refusal names its key ID, where it has one.
+pub(super) fn read(
+    element: &str,
+    rule: UseRule,
+) -> Result<JwtAuthority, (Option<Cow<'_, str>>, IgnoredReason)> {
+    let members = Members::read(element).map_err(|reason| (None, reason))?;
+    let key_id = members.key_id.and_then(read_text);
+    let Some(key_id) = key_id.filter(|id| !id.is_empty() && id.len() <= MAX_KEY_ID_LEN) else {
+        return Err((members.key_id.and_then(read_text), IgnoredReason::KeyId));
+    };
+    match authority(&members, &key_id, rule) {
+        Ok(authority) => Ok(authority),
+        Err(reason) => Err((Some(key_id), reason)),
+    }
+}
+
+fn authority(
+    members: &Members<'_>,
+    key_id: &str,
+    rule: UseRule,
+) -> Result<JwtAuthority, IgnoredReason> {
+    match (members.usage, rule) {
+        (None, UseRule::AbsentOrJwtSvid) => {}
+        (Some(raw), _) if read_text(raw).as_deref() == Some("jwt-svid") => {}
+        _ => return Err(IgnoredReason::Use),
+    }
+    if members.private {
+        return Err(IgnoredReason::PrivateKey);
+    }
+    let key = match members.key_type.and_then(read_text).as_deref() {
+        Some("EC") => {
+            let curve = members
+                .curve
+                .and_then(|raw| Curve::from_name(&read_text(raw)?))
+                .ok_or(IgnoredReason::Curve)?;
+            PublicKey::ec(curve, &number(members.x)?, &number(members.y)?)
+        }
+        Some("RSA") => PublicKey::rsa(&number(members.n)?, &number(members.e)?),
+        _ => return Err(IgnoredReason::KeyType),
+    };
+    let key = key.map_err(|fault| match fault {
+        KeyFault::CoordinateLength => IgnoredReason::Encoding,
+        KeyFault::NotOnCurve => IgnoredReason::NotOnCurve,
+        KeyFault::Modulus | KeyFault::ModulusLength => IgnoredReason::Modulus,
+        KeyFault::Exponent => IgnoredReason::Exponent,
+    })?;
+    let allowed = allowed_by_alg(members.algorithm).and(allowed_by_key_ops(members.key_ops));
+    Ok(JwtAuthority::new(key_id, key, allowed))
+}
+
+fn number(raw: Option<&str>) -> Result<Vec<u8>, IgnoredReason> {
+    raw.and_then(|raw| decode(&read_text(raw)?))
+        .ok_or(IgnoredReason::Encoding)
+}
+
+/// An `alg` that is there allows itself; one that is none of the nine, or no string, allows
+/// nothing. The key stays known, so that its tokens are refused for what is wrong with them.
+fn allowed_by_alg(raw: Option<&str>) -> AlgorithmSet {
+    match raw {
+        None => AlgorithmSet::ALL,
+        Some(raw) => read_text(raw)
+            .and_then(|name| Algorithm::from_name(&name))
+            .map_or(AlgorithmSet::NONE, AlgorithmSet::only),
+    }
+}
+
+/// `key_ops` that are there must name `verify` (RFC 7517 section 4.3).
+fn allowed_by_key_ops(raw: Option<&str>) -> AlgorithmSet {
+    let allows = |raw| {
+        serde_json::from_str::<Vec<Text<'_>>>(raw)
+            .is_ok_and(|operations| operations.iter().any(|Text(name)| name == "verify"))
+    };
+    match raw {
+        Some(raw) if !allows(raw) => AlgorithmSet::NONE,
+        _ => AlgorithmSet::ALL,
+    }
+}
+
+/// The members that we read, still raw: what is wrong with one is found where it is used.
+#[derive(Default)]
+struct Members<'a> {
+    key_type: Option<&'a str>,
+    key_id: Option<&'a str>,
+    usage: Option<&'a str>,
+    algorithm: Option<&'a str>,
+    key_ops: Option<&'a str>,
+    curve: Option<&'a str>,
+    x: Option<&'a str>,
+    y: Option<&'a str>,
+    n: Option<&'a str>,
+    e: Option<&'a str>,
+    private: bool,
+}
+
+impl<'a> Members<'a> {
+    fn read(element: &'a str) -> Result<Self, IgnoredReason> {
+        if !element.starts_with('{') {
+            return Err(IgnoredReason::NotAnObject);
+        }
+        let mut deserializer = serde_json::Deserializer::from_str(element);
+        Reader
+            .deserialize(&mut deserializer)
+            .map_err(|_| IgnoredReason::Malformed)
+    }
+}
+
+struct Reader;
+
+impl<'de> DeserializeSeed<'de> for Reader {
+    type Value = Members<'de>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Reader {
+    type Value = Members<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JWK")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut members = Members::default();
+        while let Some(Text(name)) = map.next_key::<Text<'de>>()? {
+            let known = match &*name {
+                "kty" => &mut members.key_type,
+                "kid" => &mut members.key_id,
+                "use" => &mut members.usage,
+                "alg" => &mut members.algorithm,
+                "key_ops" => &mut members.key_ops,
+                "crv" => &mut members.curve,
+                "x" => &mut members.x,
+                "y" => &mut members.y,
+                "n" => &mut members.n,
+                "e" => &mut members.e,
+                name => {
+                    // RFC 7518 sections 6.2.2, 6.3.2 and 6.4: present, whatever the value.
+                    members.private |=
+                        matches!(name, "d" | "p" | "q" | "dp" | "dq" | "qi" | "oth" | "k");
+                    map.next_value::<IgnoredAny>()?;
+                    continue;
+                }
+            };
+            if known
+                .replace(map.next_value::<&'de RawValue>()?.get())
+                .is_some()
+            {
+                return Err(A::Error::custom("a member comes twice"));
+            }
+        }
+        Ok(members)
+    }
+}

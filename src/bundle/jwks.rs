@@ -1,0 +1,119 @@
+//! A JWK Set, read element by element (RFC 7517 section 5).
+
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::authority::JwtAuthority;
+use super::jwk::{self, IgnoredKey, IgnoredReason, UseRule};
+use crate::jwt::Text;
+
+/// The document is no JWK Set: not UTF-8, not one JSON object, or without exactly one `keys` that
+/// is an array. It says nothing about which keys are valid; that is another thing than a set
+/// without keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JwksError(Box<str>);
+
+impl fmt::Display for JwksError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no JWK Set (RFC 7517 section 5): {}", self.0)
+    }
+}
+
+impl std::error::Error for JwksError {}
+
+type Keys = (Box<[Arc<JwtAuthority>]>, Box<[IgnoredKey]>);
+
+/// The authorities in `document`, sorted by key ID, and what is none.
+pub(super) fn read(document: &[u8], rule: UseRule) -> Result<Keys, JwksError> {
+    let text = std::str::from_utf8(document).map_err(|_| JwksError("not UTF-8".into()))?;
+    let elements = elements(text).map_err(|error| JwksError(error.to_string().into()))?;
+
+    let mut ignored = Vec::new();
+    let mut found: Vec<(usize, JwtAuthority)> = Vec::new();
+    for (position, element) in elements.into_iter().enumerate() {
+        match jwk::read(element.get(), rule) {
+            Ok(authority) => found.push((position, authority)),
+            Err((key_id, reason)) => {
+                ignored.push(IgnoredKey::new(position, key_id.as_deref(), reason));
+            }
+        }
+    }
+    let authorities = without_ambiguous(found, &mut ignored);
+    ignored.sort_by_key(IgnoredKey::position);
+    Ok((authorities, ignored.into()))
+}
+
+/// A key ID that names two different keys names none: otherwise the order of an array would decide
+/// who is trusted. The same key twice is one key, with what both elements allow.
+fn without_ambiguous(
+    mut found: Vec<(usize, JwtAuthority)>,
+    ignored: &mut Vec<IgnoredKey>,
+) -> Box<[Arc<JwtAuthority>]> {
+    found.sort_by(|(_, a), (_, b)| a.key_id().cmp(b.key_id()));
+    let ambiguous: HashSet<Box<str>> = found
+        .windows(2)
+        .filter_map(|pair| match pair {
+            [(_, a), (_, b)] if a.key_id() == b.key_id() && !a.has_same_key(b) => {
+                Some(a.key_id().into())
+            }
+            _ => None,
+        })
+        .collect();
+    let mut authorities: Vec<JwtAuthority> = Vec::with_capacity(found.len());
+    for (position, authority) in found {
+        let key_id = authority.key_id();
+        if ambiguous.contains(key_id) {
+            let reason = IgnoredReason::AmbiguousKeyId;
+            ignored.push(IgnoredKey::new(position, Some(key_id), reason));
+        } else if let Some(twin) = authorities.last_mut()
+            && twin.key_id() == key_id
+        {
+            twin.restrict_to(authority.algorithms());
+        } else {
+            authorities.push(authority);
+        }
+    }
+    authorities.into_iter().map(Arc::new).collect()
+}
+
+fn elements(text: &str) -> Result<Vec<&RawValue>, serde_json::Error> {
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let elements = SetReader.deserialize(&mut deserializer)?;
+    deserializer.end()?;
+    Ok(elements)
+}
+
+struct SetReader;
+
+impl<'de> DeserializeSeed<'de> for SetReader {
+    type Value = Vec<&'de RawValue>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for SetReader {
+    type Value = Vec<&'de RawValue>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with an array `keys`")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut keys = None;
+        while let Some(Text(name)) = map.next_key::<Text<'de>>()? {
+            // Other members are for others (SPIFFE Trust Domain and Bundle section 4.1).
+            if name != "keys" {
+                map.next_value::<IgnoredAny>()?;
+            } else if keys.replace(map.next_value()?).is_some() {
+                return Err(A::Error::duplicate_field("keys"));
+            }
+        }
+        keys.ok_or_else(|| A::Error::missing_field("keys"))
+    }
+}

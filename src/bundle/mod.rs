@@ -1,0 +1,160 @@
+//! JWT bundles: the public keys that a trust domain's tokens are verified with.
+//!
+//! A [`JwtBundle`] is read from a JWK Set, element by element: one bad key costs that key and
+//! nothing else. A [`JwtBundleSet`] holds one bundle per trust domain, and a [`BundleSource`]
+//! answers with the bundle of a trust domain as it is now.
+//!
+//! ```
+//! use tower_spiffe::bundle::{BundleAnswer, BundleSource, FixedBundles, JwtBundle, JwtBundleSet};
+//! use tower_spiffe::{Algorithm, TrustDomain};
+//!
+//! let jwks = br#"{"keys": [
+//!     {"kty": "EC", "kid": "a", "crv": "P-256",
+//!      "x": "bVDjA5e6fbeeyTcGBKr7nOk7JcsJBBSY5AfzijSjWi0",
+//!      "y": "Cav0NjSa0vjokblBt6XX3cuVwwqCmhC20E0wgNmBGMU"},
+//!     {"kty": "of tomorrow", "kid": "b"}
+//! ]}"#;
+//! let bundle = JwtBundle::from_jwks(TrustDomain::parse("example.org")?, jwks)?;
+//! assert_eq!(bundle.len(), 1);
+//! assert_eq!(bundle.ignored()[0].key_id(), Some("b"));
+//! assert!(bundle.authority("a").is_some_and(|key| key.supports(Algorithm::ES256)));
+//!
+//! let source = FixedBundles::new(JwtBundleSet::from_iter([bundle]));
+//! assert!(matches!(source.bundle("example.org"), BundleAnswer::Ready(_)));
+//! assert!(matches!(source.bundle("example.com"), BundleAnswer::UnknownTrustDomain));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod authority;
+mod jwk;
+mod jwks;
+mod set;
+mod source;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::sync::Arc;
+
+pub use authority::JwtAuthority;
+pub use jwk::{IgnoredKey, IgnoredReason};
+pub use jwks::JwksError;
+pub use set::{FixedBundles, JwtBundleSet};
+pub use source::{BundleAnswer, BundleSource, CannotJudge};
+
+use crate::spiffe_id::TrustDomain;
+
+/// The JWT authorities of one trust domain. May be empty: then every token of that trust domain is
+/// untrusted (SPIFFE Trust Domain and Bundle section 4.1.3).
+///
+/// Two bundles are equal when they have the same trust domain and the same authorities, in
+/// whatever order the documents had them, and whatever else was ignored.
+#[derive(Clone)]
+pub struct JwtBundle {
+    trust_domain: TrustDomain,
+    // Sorted by key ID, each once.
+    authorities: Box<[Arc<JwtAuthority>]>,
+    ignored: Box<[IgnoredKey]>,
+}
+
+impl JwtBundle {
+    /// Reads the JWK Set that a Workload API gives for a trust domain (SPIFFE Workload API section
+    /// 6.2.2, RFC 7517). A key is taken where `use` is absent or `jwt-svid`.
+    ///
+    /// # Errors
+    /// The document is no JWK Set at all. A set without a usable key is none: see
+    /// [`ignored`](Self::ignored).
+    pub fn from_jwks(trust_domain: TrustDomain, jwks: &[u8]) -> Result<Self, JwksError> {
+        Self::read(trust_domain, jwks, jwk::UseRule::AbsentOrJwtSvid)
+    }
+
+    /// Reads a SPIFFE bundle (SPIFFE Trust Domain and Bundle section 4), as a federation endpoint
+    /// or a file gives it. A key is taken only where `use` is `jwt-svid`.
+    ///
+    /// # Errors
+    /// The document is no JWK Set at all. A set without a usable key is none: see
+    /// [`ignored`](Self::ignored).
+    pub fn from_spiffe_bundle(trust_domain: TrustDomain, bundle: &[u8]) -> Result<Self, JwksError> {
+        Self::read(trust_domain, bundle, jwk::UseRule::JwtSvid)
+    }
+
+    fn read(
+        trust_domain: TrustDomain,
+        document: &[u8],
+        rule: jwk::UseRule,
+    ) -> Result<Self, JwksError> {
+        let (authorities, ignored) = jwks::read(document, rule)?;
+        Ok(Self {
+            trust_domain,
+            authorities,
+            ignored,
+        })
+    }
+
+    /// The trust domain that these authorities speak for.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// The authority with this key ID, compared byte for byte.
+    pub fn authority(&self, key_id: &str) -> Option<&Arc<JwtAuthority>> {
+        let at = self
+            .authorities
+            .binary_search_by(|authority| authority.key_id().cmp(key_id))
+            .ok()?;
+        self.authorities.get(at)
+    }
+
+    /// All authorities, by key ID.
+    pub fn authorities(&self) -> impl ExactSizeIterator<Item = &Arc<JwtAuthority>> {
+        self.authorities.iter()
+    }
+
+    /// How many authorities there are.
+    pub fn len(&self) -> usize {
+        self.authorities.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.authorities.is_empty()
+    }
+
+    /// The elements of the document that are no authorities, and why, for whoever looks after the
+    /// issuer.
+    pub fn ignored(&self) -> &[IgnoredKey] {
+        &self.ignored
+    }
+
+    /// This bundle, with each authority that `previous` has too taken from there: what was
+    /// verified with it stays verified, and keys that are parsed stay parsed.
+    #[must_use]
+    pub fn sharing_with(mut self, previous: &JwtBundle) -> Self {
+        if self.trust_domain == previous.trust_domain {
+            for authority in &mut self.authorities {
+                if let Some(known) = previous.authority(authority.key_id())
+                    && known == authority
+                {
+                    *authority = Arc::clone(known);
+                }
+            }
+        }
+        self
+    }
+}
+
+impl PartialEq for JwtBundle {
+    fn eq(&self, other: &Self) -> bool {
+        self.trust_domain == other.trust_domain && self.authorities == other.authorities
+    }
+}
+
+impl fmt::Debug for JwtBundle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JwtBundle")
+            .field("trust_domain", &self.trust_domain)
+            .field("authorities", &self.authorities)
+            .field("ignored", &self.ignored)
+            .finish()
+    }
+}

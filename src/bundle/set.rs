@@ -1,0 +1,93 @@
+//! Bundles of many trust domains, and a source that never changes.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use super::source::{BundleAnswer, BundleSource, CannotJudge};
+use super::{JwtBundle, TrustDomain};
+
+/// One bundle per trust domain. A clone is one reference count.
+///
+/// Two sets are equal when they have equal bundles.
+#[derive(Clone, Default, PartialEq)]
+pub struct JwtBundleSet {
+    bundles: Arc<HashMap<TrustDomain, Arc<JwtBundle>>>,
+}
+
+impl JwtBundleSet {
+    /// The bundle of the trust domain with this name.
+    pub fn get(&self, trust_domain: &str) -> Option<&Arc<JwtBundle>> {
+        self.bundles.get(trust_domain)
+    }
+
+    /// All bundles, in no order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Arc<JwtBundle>> {
+        self.bundles.values()
+    }
+
+    /// How many bundles there are.
+    pub fn len(&self) -> usize {
+        self.bundles.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.bundles.is_empty()
+    }
+}
+
+/// Of two bundles for one trust domain the later one stays.
+impl FromIterator<Arc<JwtBundle>> for JwtBundleSet {
+    fn from_iter<I: IntoIterator<Item = Arc<JwtBundle>>>(bundles: I) -> Self {
+        let by_name = |bundle: Arc<JwtBundle>| (bundle.trust_domain().clone(), bundle);
+        Self {
+            bundles: Arc::new(bundles.into_iter().map(by_name).collect()),
+        }
+    }
+}
+
+/// Of two bundles for one trust domain the later one stays.
+impl FromIterator<JwtBundle> for JwtBundleSet {
+    fn from_iter<I: IntoIterator<Item = JwtBundle>>(bundles: I) -> Self {
+        bundles.into_iter().map(Arc::new).collect()
+    }
+}
+
+impl fmt::Debug for JwtBundleSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.bundles.values()).finish()
+    }
+}
+
+/// A source whose bundles never change and which can always judge: for tests, and for programs
+/// that get their bundles by other means and start anew for others.
+#[derive(Debug, Clone, Default)]
+pub struct FixedBundles {
+    set: JwtBundleSet,
+}
+
+impl FixedBundles {
+    /// A source of exactly these.
+    pub fn new(set: JwtBundleSet) -> Self {
+        Self { set }
+    }
+
+    /// The bundles.
+    pub fn bundle_set(&self) -> &JwtBundleSet {
+        &self.set
+    }
+}
+
+impl BundleSource for FixedBundles {
+    fn revision(&self) -> Result<u64, CannotJudge> {
+        Ok(0)
+    }
+
+    fn bundle(&self, trust_domain: &str) -> BundleAnswer {
+        match self.set.get(trust_domain) {
+            Some(bundle) => BundleAnswer::Ready(Arc::clone(bundle)),
+            None => BundleAnswer::UnknownTrustDomain,
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! The JSON that tokens and keys need: text without copying, names seen once, numbers uncut.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, Error, Visitor};
+
+use crate::clock::UnixTime;
+
+/// A JSON string, borrowed unless it has escapes.
+pub(crate) struct Text<'a>(pub(crate) Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextVisitor;
+
+        impl<'de> Visitor<'de> for TextVisitor {
+            type Value = Text<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+        }
+
+        deserializer.deserialize_str(TextVisitor)
+    }
+}
+
+/// The string that a raw JSON value is; `None` where it is no string, or no text (a lone
+/// surrogate).
+pub(crate) fn read_text(raw: &str) -> Option<Cow<'_, str>> {
+    // The usual case needs no parser: quotes around text without escapes. The value was read by
+    // one already, so what is inside is legal.
+    if let Some(inner) = raw.strip_prefix('"').and_then(|raw| raw.strip_suffix('"'))
+        && !inner.contains('\\')
+    {
+        return Some(Cow::Borrowed(inner));
+    }
+    serde_json::from_str::<Text<'_>>(raw)
+        .ok()
+        .map(|text| text.0)
+}
+
+/// The NumericDate (RFC 7519 section 2) that a raw JSON value is: whole or not, with an exponent
+/// or not, never cut; beyond `i64` it saturates, and what no double holds is none.
+pub(crate) fn read_numeric_date(raw: &str) -> Option<UnixTime> {
+    if let Ok(secs) = raw.parse::<i64>() {
+        return Some(UnixTime::from_secs(secs));
+    }
+    // Rust's own reader would take `inf` and `NaN`, which JSON has not.
+    if !raw.starts_with(|first: char| first == '-' || first.is_ascii_digit()) {
+        return None;
+    }
+    if let Some(exact) = read_fraction(raw) {
+        return Some(exact);
+    }
+    raw.parse::<f64>().ok().and_then(UnixTime::from_secs_f64)
+}
+
+/// `123.456` read digit by digit: a double holds ten digits of seconds and nanoseconds only
+/// nearly.
+fn read_fraction(raw: &str) -> Option<UnixTime> {
+    let (whole, fraction) = raw.split_once('.')?;
+    if whole.starts_with('-') || !fraction.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let secs = whole.parse::<i64>().ok()?;
+    let digits = fraction.bytes().chain(std::iter::repeat(b'0')).take(9);
+    let nanos = digits.fold(0, |nanos, digit| nanos * 10 + u32::from(digit - b'0'));
+    Some(UnixTime::new(secs, nanos))
+}
+
+/// Names seen in one object, to find one that comes twice. Few names are compared with each other,
+/// many go into a set, so that no object costs more than its length.
+pub(crate) struct Names<'a> {
+    few: [Option<Cow<'a, str>>; FEW],
+    count: usize,
+    many: std::collections::HashSet<Cow<'a, str>>,
+}
+
+const FEW: usize = 12;
+
+impl<'a> Names<'a> {
+    pub(crate) fn new() -> Self {
+        Self {
+            few: [const { None }; FEW],
+            count: 0,
+            many: std::collections::HashSet::new(),
+        }
+    }
+
+    /// Whether `name` was not there yet; it is now.
+    pub(crate) fn insert(&mut self, name: Cow<'a, str>) -> bool {
+        let seen = self.few.iter().take(self.count).flatten();
+        if seen.into_iter().any(|seen| *seen == name) {
+            return false;
+        }
+        if let Some(free) = self.few.get_mut(self.count) {
+            *free = Some(name);
+            self.count += 1;
+            return true;
+        }
+        self.many.insert(name)
+    }
+}

@@ -1,0 +1,23 @@
+//! Compact JWS, as JWT-SVIDs use it: split, header, claims, algorithms, keys, signatures.
+//!
+//! Pure computation: no I/O, no clock, no async. What a name or a time means is decided above.
+
+mod algorithm;
+mod claims;
+mod header;
+mod json;
+mod key;
+mod split;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use algorithm::AlgorithmSet;
+pub use algorithm::{Algorithm, UnknownAlgorithm};
+pub(crate) use claims::{Claims, ClaimsFault};
+pub(crate) use header::{Header, HeaderFault, key_id_unchecked};
+pub(crate) use json::{Text, read_text};
+pub(crate) use key::{Curve, KeyFault, PublicKey};
+pub(crate) use split::{Bytes, Split, decode};
+
+/// The longest `kid`, in bytes; longer ones are refused in tokens and ignored in bundles.
+pub(crate) const MAX_KEY_ID_LEN: usize = 1024;

@@ -1,0 +1,280 @@
+//! The order of checks: the cheap ones first, the signature last, and the first failure decides.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use super::builder::Settings;
+use super::validator::Inner;
+use super::verified::{Signer, Verified};
+use super::{ValidateError, ValidateReason, VerifiedSvid};
+use crate::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtAuthority};
+use crate::clock::UnixTime;
+use crate::jwt::{Bytes, Claims, ClaimsFault, Header, HeaderFault, Split, decode};
+use crate::spiffe_id::SpiffeId;
+
+type Refusal = (ValidateReason, &'static str);
+
+/// Room for a usual header, and for a signature of up to 6144 bits, without an allocation.
+const HEADER_ROOM: usize = 512;
+const SIGNATURE_ROOM: usize = 776;
+
+impl Inner {
+    /// The verdict on a token, and whether the cache had it.
+    pub(super) fn judge(&self, token: &str) -> (Result<VerifiedSvid, ValidateError>, bool) {
+        if token.len() > self.settings.max_token_len {
+            let (reason, detail) = (
+                ValidateReason::TooLong,
+                "the token is longer than allowed; nothing of it was read",
+            );
+            return (Err(ValidateError::new(reason, detail)), false);
+        }
+        let now = self.settings.clock.now();
+        // Before any bundle: see the contract of `BundleSource`.
+        let revision = self.source.revision();
+        let Some(cache) = &self.cache else {
+            return (self.judge_anew(token, 0, now, revision), false);
+        };
+        let hash = cache.hash(token);
+        if let Ok(revision) = revision
+            && let Some(svid) = cache.get(hash, token, revision, &*self.source)
+            && self.time_refusal(Life::of(svid.shared()), now).is_none()
+        {
+            return (Ok(svid), true);
+        }
+        // A hit that does not count any more is judged like a token never seen, so that a warm
+        // cache changes no verdict and no word of a refusal.
+        let verdict = self.judge_anew(token, hash, now, revision);
+        if let Ok(svid) = &verdict {
+            cache.insert(svid);
+        }
+        (verdict, false)
+    }
+
+    fn judge_anew(
+        &self,
+        token: &str,
+        hash: u64,
+        now: UnixTime,
+        revision: Result<u64, CannotJudge>,
+    ) -> Result<VerifiedSvid, ValidateError> {
+        let refuse = |(reason, detail): Refusal| ValidateError::new(reason, detail);
+
+        let split = Split::new(token).ok_or_else(|| refuse(PARTS))?;
+        let header = Bytes::<HEADER_ROOM>::decode(split.header).ok_or_else(|| refuse(ENCODING))?;
+        let payload = decode(split.payload).ok_or_else(|| refuse(ENCODING))?;
+        let signature =
+            Bytes::<SIGNATURE_ROOM>::decode(split.signature).ok_or_else(|| refuse(ENCODING))?;
+        let header = Header::parse(header.as_slice(), self.settings.allow_unknown_headers)
+            .map_err(|fault| refuse(header_refusal(fault)))?;
+        if !self.settings.algorithms.contains(header.algorithm) {
+            return Err(refuse(ALGORITHM).with_key_id(&header.key_id));
+        }
+
+        let refuse = |refusal| refuse(refusal).with_key_id(&header.key_id);
+        let payload = String::from_utf8(payload)
+            .map_err(|_| refuse(claims_refusal(ClaimsFault::Json)))?
+            .into_boxed_str();
+        let claims = Claims::parse(&payload).map_err(|fault| refuse(claims_refusal(fault)))?;
+        let spiffe_id = SpiffeId::parse(&claims.subject).map_err(|_| refuse(SUBJECT))?;
+
+        let trust_domain = spiffe_id.trust_domain_name();
+        let refuse = |refusal| refuse(refusal).with_trust_domain(trust_domain);
+        let life = Life {
+            expires_at: claims.expires_at,
+            not_before: claims.not_before,
+            issued_at: claims.issued_at,
+        };
+        if let Some(refusal) = self.time_refusal(life, now) {
+            return Err(refuse(refusal));
+        }
+        if !is_for_us(claims.audiences.as_slice(), &self.settings.audiences) {
+            return Err(refuse(AUDIENCE));
+        }
+        let (authority, revision) = self
+            .authority(trust_domain, &header, revision)
+            .map_err(refuse)?;
+        if !authority.verify(
+            header.algorithm,
+            split.signed.as_bytes(),
+            signature.as_slice(),
+        ) {
+            return Err(refuse(SIGNATURE));
+        }
+
+        let audiences = claims.audiences.as_slice().iter();
+        let audiences = audiences.map(|audience| audience.as_ref().into()).collect();
+        Ok(VerifiedSvid::new(Arc::new(Verified {
+            token: self
+                .cache
+                .as_ref()
+                .map_or_else(Box::default, |_| token.into()),
+            hash,
+            revision: AtomicU64::new(revision),
+            audiences,
+            expires_at: claims.expires_at,
+            not_before: claims.not_before,
+            issued_at: claims.issued_at,
+            signer: Signer::Authority(authority),
+            spiffe_id,
+            payload,
+        })))
+    }
+
+    /// The authority that the bundle of the *subject's* trust domain has under the token's `kid`:
+    /// the token has no say in whose keys are asked (SPIFFE Workload API section 6.3).
+    fn authority(
+        &self,
+        trust_domain: &str,
+        header: &Header<'_>,
+        revision: Result<u64, CannotJudge>,
+    ) -> Result<(Arc<JwtAuthority>, u64), Refusal> {
+        let revision = revision.map_err(cannot_judge)?;
+        let bundle = match self.source.bundle(trust_domain) {
+            BundleAnswer::Ready(bundle) => bundle,
+            BundleAnswer::UnknownTrustDomain => return Err(TRUST_DOMAIN),
+            BundleAnswer::CannotJudge(why) => return Err(cannot_judge(why)),
+        };
+        let authority = bundle.authority(&header.key_id).ok_or(KEY_UNKNOWN)?;
+        if !authority.supports(header.algorithm) {
+            return Err(KEY_UNFIT);
+        }
+        Ok((Arc::clone(authority), revision))
+    }
+
+    fn time_refusal(&self, life: Life, now: UnixTime) -> Option<Refusal> {
+        life.refusal(&self.settings, now)
+    }
+}
+
+/// The times of a token.
+#[derive(Clone, Copy)]
+struct Life {
+    expires_at: UnixTime,
+    not_before: Option<UnixTime>,
+    issued_at: Option<UnixTime>,
+}
+
+impl Life {
+    fn of(verified: &Verified) -> Self {
+        Self {
+            expires_at: verified.expires_at,
+            not_before: verified.not_before,
+            issued_at: verified.issued_at,
+        }
+    }
+
+    fn refusal(self, settings: &Settings, now: UnixTime) -> Option<Refusal> {
+        let leeway = settings.leeway;
+        // RFC 7519 section 4.1.4: "on or after" the end is too late. The earliest moment that
+        // there is has no "after" to saturate to, and is past in any case.
+        if now >= self.expires_at.saturating_add(leeway) {
+            return Some(EXPIRED);
+        }
+        if let Some(not_before) = self.not_before
+            && now.saturating_add(leeway) < not_before
+        {
+            return Some(NOT_YET_VALID);
+        }
+        match settings.max_lifetime {
+            Some(longest) if self.is_longer_than(longest, leeway, now) => Some(LIFETIME),
+            _ => None,
+        }
+    }
+
+    fn is_longer_than(self, longest: Duration, leeway: Duration, now: UnixTime) -> bool {
+        let end = self.expires_at;
+        match self.issued_at {
+            // A token cannot make itself younger by an `iat` that is still to come.
+            Some(issued_at) if issued_at <= now => end > issued_at.saturating_add(longest),
+            _ => end > now.saturating_add(longest).saturating_add(leeway),
+        }
+    }
+}
+
+/// Any of the token's, any of ours; never normalised (JWT-SVID section 3.2).
+fn is_for_us(audiences: &[Cow<'_, str>], ours: &[Box<str>]) -> bool {
+    audiences
+        .iter()
+        .any(|audience| ours.iter().any(|our| **our == **audience))
+}
+
+const PARTS: Refusal = (
+    ValidateReason::Malformed,
+    "not exactly three parts with a dot between",
+);
+const ENCODING: Refusal = (
+    ValidateReason::Malformed,
+    "a part is no base64url without padding",
+);
+const ALGORITHM: Refusal = (
+    ValidateReason::Algorithm,
+    "`alg` is absent or none of those that are allowed",
+);
+const SUBJECT: Refusal = (ValidateReason::Claims, "`sub` is no SPIFFE ID");
+const EXPIRED: Refusal = (ValidateReason::Expired, "`exp` is past");
+const NOT_YET_VALID: Refusal = (ValidateReason::NotYetValid, "`nbf` is still to come");
+const LIFETIME: Refusal = (
+    ValidateReason::Claims,
+    "the token lives longer than allowed",
+);
+const AUDIENCE: Refusal = (ValidateReason::Audience, "`aud` names none of ours");
+const TRUST_DOMAIN: Refusal = (
+    ValidateReason::TrustDomainUnknown,
+    "there is no bundle for the trust domain of `sub`",
+);
+const KEY_UNKNOWN: Refusal = (
+    ValidateReason::KeyUnknown,
+    "the bundle of the trust domain has no key with this `kid`",
+);
+const KEY_UNFIT: Refusal = (
+    ValidateReason::KeyUnfit,
+    "the key's type, curve, `alg` or `key_ops` does not fit the token's `alg`",
+);
+const SIGNATURE: Refusal = (ValidateReason::Signature, "the signature is not the key's");
+
+fn cannot_judge(why: CannotJudge) -> Refusal {
+    let detail = match why {
+        CannotJudge::NotReady => "no bundles have arrived yet",
+        CannotJudge::Withdrawn => "the issuer withdrew the bundles",
+        CannotJudge::Stale => "the bundles are older than allowed",
+        CannotJudge::Closed => "the source was shut down",
+    };
+    (ValidateReason::CannotJudge(why), detail)
+}
+
+fn header_refusal(fault: HeaderFault) -> Refusal {
+    let detail = match fault {
+        HeaderFault::Json => {
+            return (
+                ValidateReason::Malformed,
+                "the header is no JSON object in UTF-8",
+            );
+        }
+        HeaderFault::Algorithm => return ALGORITHM,
+        HeaderFault::Duplicate => "a header field comes twice",
+        HeaderFault::Type => "`typ` is neither JWT nor JOSE",
+        HeaderFault::KeyId => "`kid` is absent, empty, no string, or longer than 1024 bytes",
+        HeaderFault::Forbidden => {
+            "a header field that is never accepted (crit, b64, jku, jwk, x5…)"
+        }
+        HeaderFault::Unknown => "a header field other than alg, kid and typ",
+    };
+    (ValidateReason::Header, detail)
+}
+
+fn claims_refusal(fault: ClaimsFault) -> Refusal {
+    let detail = match fault {
+        ClaimsFault::Json => "the payload is no JSON object in UTF-8",
+        ClaimsFault::Duplicate => "a claim comes twice",
+        ClaimsFault::Subject => "`sub` is absent or no string",
+        ClaimsFault::Audience => {
+            "`aud` is absent, empty, or neither a string nor an array of strings"
+        }
+        ClaimsFault::Expiry => "`exp` is absent or no number",
+        ClaimsFault::NotBefore => "`nbf` is no number",
+        ClaimsFault::IssuedAt => "`iat` is no number",
+    };
+    (ValidateReason::Claims, detail)
+}

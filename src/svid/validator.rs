@@ -1,0 +1,116 @@
+//! The validator: cache, then judgement.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::builder::{Settings, ValidatorBuilder};
+use super::cache::{CacheStats, VerifiedCache};
+use super::{ValidateError, VerifiedSvid};
+use crate::bundle::{BundleAnswer, BundleSource};
+use crate::clock::Clock;
+use crate::metrics::Verification;
+
+/// Checks callers' tokens (JWT-SVID sections 3 and 4), and remembers those that it verified.
+///
+/// A clone is one reference count and shares the cache.
+///
+/// The cache holds verified tokens only, never a refusal, compared byte by byte. An entry counts
+/// for as long as its trust domain's bundle has the very key that it was verified with, and on
+/// every hit the time is judged anew, and whether the source can judge at all.
+#[derive(Clone)]
+pub struct Validator(Arc<Inner>);
+
+pub(super) struct Inner {
+    pub(super) source: Arc<dyn BundleSource>,
+    pub(super) settings: Settings,
+    pub(super) cache: Option<VerifiedCache>,
+}
+
+impl Validator {
+    /// Begins a validator that takes its bundles from `source`.
+    pub fn builder(source: impl BundleSource) -> ValidatorBuilder {
+        ValidatorBuilder::new(Arc::new(source))
+    }
+
+    pub(super) fn new(source: Arc<dyn BundleSource>, settings: Settings) -> Self {
+        let cache = (settings.cache_bytes > 0).then(|| VerifiedCache::new(settings.cache_bytes));
+        Self(Arc::new(Inner {
+            source,
+            settings,
+            cache,
+        }))
+    }
+
+    /// Checks one token: the bare text, without `Bearer`.
+    ///
+    /// # Errors
+    /// A [`ValidateError`]; the first check that fails decides its class.
+    pub fn validate(&self, token: &str) -> Result<VerifiedSvid, ValidateError> {
+        let inner = &*self.0;
+        let (verdict, cached) = inner.judge(token);
+        if let Some(metrics) = &inner.settings.metrics {
+            let outcome = verdict
+                .as_ref()
+                .map_or_else(|error| error.reason().as_str(), |_| "ok");
+            let claimed = match &verdict {
+                Ok(svid) => Some(svid.spiffe_id().trust_domain_name()),
+                Err(error) => error.trust_domain(),
+            };
+            // Anyone can claim a name; a label is only what we know.
+            let known = claimed.and_then(|name| match inner.source.bundle(name) {
+                BundleAnswer::Ready(bundle) => Some(bundle),
+                _ => None,
+            });
+            let label = known
+                .as_ref()
+                .map_or("unknown", |bundle| bundle.trust_domain().name());
+            metrics.record_verification(&Verification::new(outcome, cached, label));
+        }
+        verdict
+    }
+
+    /// The audiences that we go by.
+    pub fn audiences(&self) -> &[Box<str>] {
+        &self.0.settings.audiences
+    }
+
+    /// The longest token, in bytes.
+    pub fn max_token_len(&self) -> usize {
+        self.0.settings.max_token_len
+    }
+
+    /// How much before `nbf` and after `exp` a token is taken.
+    pub fn leeway(&self) -> Duration {
+        self.0.settings.leeway
+    }
+
+    /// The clock that it goes by.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.0.settings.clock
+    }
+
+    /// Where its bundles come from.
+    pub fn source(&self) -> &dyn BundleSource {
+        &*self.0.source
+    }
+
+    /// What the verified cache did so far; all zero where it is switched off.
+    pub fn cache_stats(&self) -> CacheStats {
+        self.0
+            .cache
+            .as_ref()
+            .map(VerifiedCache::stats)
+            .unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for Validator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Validator")
+            .field("audiences", &self.0.settings.audiences)
+            .field("leeway", &self.0.settings.leeway)
+            .field("cache", &self.cache_stats())
+            .finish_non_exhaustive()
+    }
+}

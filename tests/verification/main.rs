@@ -1,0 +1,12 @@
+//! Floors 1 to 3 from outside: rules, attacks, vectors, speed that can be counted.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    unreachable_pub,
+    reason = "a test may"
+)]
+
+mod conformance;
+mod support;
