@@ -5,6 +5,7 @@ mod clock;
 mod grpc_code;
 mod jwt;
 pub mod metrics;
+
 mod spiffe_id;
 pub mod svid;
 #[cfg(feature = "testing")]

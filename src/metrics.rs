@@ -23,6 +23,8 @@
 //! assert_eq!(refusals.0.load(Ordering::Relaxed), 1);
 //! ```
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Takes the counts. Called on hot paths: be quick, do not block. A panic in it is caught where it
@@ -100,5 +102,58 @@ impl<'a> Verification<'a> {
             cached,
             trust_domain,
         }
+    }
+}
+
+/// A recorder whose panics end here: a count that is lost must not end a background task.
+#[allow(dead_code, reason = "the source follows")]
+pub(crate) struct Shielded(Arc<dyn MetricsRecorder>);
+
+#[allow(dead_code, reason = "the source follows")]
+impl Shielded {
+    pub(crate) fn new(inner: Arc<dyn MetricsRecorder>) -> Self {
+        Self(inner)
+    }
+
+    fn run(&self, record: impl FnOnce(&dyn MetricsRecorder)) {
+        // What the recorder leaves half done is its own to see.
+        let outcome = catch_unwind(AssertUnwindSafe(|| record(&*self.0)));
+        if outcome.is_err() {
+            tracing::debug!("the metrics recorder panicked");
+        }
+    }
+}
+
+impl MetricsRecorder for Shielded {
+    fn record_update(&self) {
+        self.run(|inner| inner.record_update());
+    }
+
+    fn record_reconnect(&self) {
+        self.run(|inner| inner.record_reconnect());
+    }
+
+    fn record_error(&self, kind: &'static str) {
+        self.run(|inner| inner.record_error(kind));
+    }
+
+    fn record_withdrawal(&self, withdrawn: bool) {
+        self.run(|inner| inner.record_withdrawal(withdrawn));
+    }
+
+    fn record_bundle_age(&self, age: Duration) {
+        self.run(|inner| inner.record_bundle_age(age));
+    }
+
+    fn record_svid_fetch(&self, outcome: &'static str, latency: Duration) {
+        self.run(|inner| inner.record_svid_fetch(outcome, latency));
+    }
+
+    fn record_svid_cache(&self, event: SvidCacheEvent) {
+        self.run(|inner| inner.record_svid_cache(event));
+    }
+
+    fn record_verification(&self, verification: &Verification<'_>) {
+        self.run(|inner| inner.record_verification(verification));
     }
 }

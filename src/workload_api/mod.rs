@@ -1,5 +1,41 @@
 //! The Workload API: what an agent beside the workload answers (SPIFFE Workload API, section 6).
+//!
+//! [`JwtSource`](crate::JwtSource) is what a service wants: it keeps bundles and tokens fresh. The
+//! client here is the bare calls beneath it, for whoever wants to drive them by hand.
+//!
+//! ```ignore
+//! # #[cfg(feature = "testing")]
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use tower_spiffe::testing::WorkloadApi;
+//! use tower_spiffe::workload_api::{Endpoint, WorkloadApiClient};
+//! use tower_spiffe::SvidRequest;
+//!
+//! let agent = WorkloadApi::start("example.org").await?;
+//! agent.register("spiffe://example.org/web", "external", std::time::Duration::from_secs(60));
+//! let client = WorkloadApiClient::connect(&agent.endpoint().parse()?)?;
+//!
+//! let svid = client.fetch_jwt_svid(&SvidRequest::new(["reports"])?).await?;
+//! assert_eq!(svid.spiffe_id().as_str(), "spiffe://example.org/web");
+//!
+//! let judged = client.validate_jwt_svid("reports", svid.token()).await?;
+//! assert_eq!(judged.spiffe_id(), svid.spiffe_id());
+//!
+//! let mut bundles = client.fetch_jwt_bundles().await?;
+//! let message = bundles.message().await?.expect("a first message, without delay");
+//! assert_eq!(message.iter().next().map(|(name, _)| name), Some("spiffe://example.org"));
+//! # Ok(())
+//! # }
+//! # #[cfg(not(feature = "testing"))] fn main() {}
+//! ```
 
+#![allow(dead_code, unused_imports, reason = "the source follows")]
+
+mod channel;
+mod client;
+mod connect;
+mod endpoint;
+mod error;
 #[rustfmt::skip]
 #[allow(
     missing_docs,
@@ -14,3 +50,14 @@
 #[allow(dead_code, reason = "a client uses one half of it, the embedded server the other")]
 pub(crate) mod pb;
 mod redact;
+mod stream;
+mod validated;
+
+pub(crate) use channel::Timing;
+pub use client::{WorkloadApiClient, WorkloadApiClientBuilder};
+pub(crate) use connect::Connector;
+pub use endpoint::{ENDPOINT_VARIABLE, Endpoint, EndpointError, EndpointErrorReason};
+pub(crate) use error::presentable;
+pub use error::{Call, WorkloadApiError, WorkloadApiErrorReason};
+pub use stream::{JwtBundleStream, JwtBundlesMessage};
+pub use validated::ValidatedJwtSvid;

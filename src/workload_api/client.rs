@@ -1,0 +1,372 @@
+//! The calls.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+use tonic::metadata::MetadataValue;
+
+use super::channel::{Line, Numbered, Timing};
+use super::connect::Connector;
+use super::endpoint::Endpoint;
+use super::error::{Call, WorkloadApiError, WorkloadApiErrorReason as Reason};
+use super::pb;
+use super::pb::spiffe_workload_api_client::SpiffeWorkloadApiClient as Stub;
+use super::stream::JwtBundleStream;
+use super::validated::ValidatedJwtSvid;
+use crate::clock::{Clock, SystemClock};
+use crate::svid::{JwtSvid, SvidRequest};
+
+/// A client of the Workload API's JWT profile. A clone shares the connection, which is made when
+/// the first call needs it and made anew when it broke.
+///
+/// Each call is one request: nothing is cached, nothing is tried twice. `JwtSource` does both.
+#[derive(Clone)]
+pub struct WorkloadApiClient {
+    line: Arc<Line>,
+    max_message: usize,
+}
+
+/// Sets up a [`WorkloadApiClient`].
+#[derive(Clone)]
+#[must_use]
+pub struct WorkloadApiClientBuilder {
+    connector: Connector,
+    timing: Timing,
+    max_message: usize,
+    clock: Arc<dyn Clock>,
+}
+
+impl WorkloadApiClient {
+    /// A client for this endpoint. Connects at the first call, so a missing agent shows there.
+    ///
+    /// # Errors
+    /// Outside of a tokio runtime.
+    pub fn connect(endpoint: &Endpoint) -> Result<Self, WorkloadApiError> {
+        Self::builder(endpoint).build()
+    }
+
+    /// A client for this endpoint, to be set up.
+    pub fn builder(endpoint: &Endpoint) -> WorkloadApiClientBuilder {
+        WorkloadApiClientBuilder::new(Connector::to_endpoint(endpoint))
+    }
+
+    /// A client over whatever `dial` connects to: a `tokio::io::duplex` in a test, a proxied
+    /// socket. `dial` is called for every connection anew.
+    pub fn with_connector<F, Fut, T>(dial: F) -> WorkloadApiClientBuilder
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = io::Result<T>> + Send + 'static,
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        WorkloadApiClientBuilder::new(Connector::new("a given connector".into(), dial))
+    }
+
+    /// `FetchJWTSVID` for one token. Without an ID or a hint in the request it is the first that
+    /// the agent names, and with several identities SPIRE's order says nothing.
+    ///
+    /// A hint is looked for among all identities' tokens: the call has no field for it.
+    ///
+    /// # Errors
+    /// The call failed, or no identity has this hint.
+    pub async fn fetch_jwt_svid(&self, request: &SvidRequest) -> Result<JwtSvid, WorkloadApiError> {
+        let mut svids = self.fetch_jwt_svids(request).await?.into_iter();
+        match request.hint() {
+            None => svids
+                .next()
+                .ok_or_else(|| invalid("the agent's answer holds no token")),
+            Some(hint) => svids.find(|svid| svid.hint() == hint).ok_or_else(|| {
+                let text = format!("no identity of this workload has the hint {hint:?}");
+                WorkloadApiError::new(Call::FetchJwtSvid, Reason::NoSuchHint, text)
+            }),
+        }
+    }
+
+    /// `FetchJWTSVID` for the tokens of all identities, or of the one that the request names; a
+    /// hint in the request selects nothing here.
+    ///
+    /// Of several tokens with the same hint the first stays (WA-23); without a hint all stay.
+    ///
+    /// # Errors
+    /// The call failed, or one of the tokens is not what was asked for.
+    pub async fn fetch_jwt_svids(
+        &self,
+        request: &SvidRequest,
+    ) -> Result<Vec<JwtSvid>, WorkloadApiError> {
+        const CALL: Call = Call::FetchJwtSvid;
+        let message = pb::JwtsvidRequest {
+            audience: request
+                .audiences()
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+            spiffe_id: request
+                .spiffe_id()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+        };
+        let answer = self
+            .call(CALL, self.line.timing().call, async |mut stub| {
+                stub.fetch_jwtsvid(asking(message)).await
+            })
+            .await?;
+        if answer.svids.is_empty() {
+            return Err(invalid("the agent's answer holds no token"));
+        }
+        let mut hints = HashSet::new();
+        let mut svids = Vec::with_capacity(answer.svids.len());
+        for one in &answer.svids {
+            if !one.hint.is_empty() && !hints.insert(one.hint.as_str()) {
+                continue;
+            }
+            svids.push(accept(request, one)?);
+        }
+        Ok(svids)
+    }
+
+    /// `FetchJWTBundles`: every message is the whole set of bundles.
+    ///
+    /// # Errors
+    /// The stream could not be opened.
+    pub async fn fetch_jwt_bundles(&self) -> Result<JwtBundleStream, WorkloadApiError> {
+        const CALL: Call = Call::FetchJwtBundles;
+        let within = self.line.timing().first_message;
+        let by = Instant::now().checked_add(within);
+        let line = self.numbered(CALL)?;
+        let opened = self
+            .call_on(&line, CALL, within, async |mut stub| {
+                stub.fetch_jwt_bundles(asking(pb::JwtBundlesRequest {}))
+                    .await
+            })
+            .await?;
+        Ok(JwtBundleStream::new(opened, self.line.clone(), line, by))
+    }
+
+    /// `ValidateJWTSVID`: has the agent judge a token.
+    ///
+    /// The SPIFFE Workload API would have clients prefer this call (section 6.3). The layers of
+    /// this crate validate locally all the same: the call costs a workload attestation for each
+    /// request, fails with the agent, and shows a caller's token to whoever owns the socket.
+    ///
+    /// # Errors
+    /// The call failed; `InvalidArgument` where the agent refuses the token.
+    pub async fn validate_jwt_svid(
+        &self,
+        audience: &str,
+        token: &str,
+    ) -> Result<ValidatedJwtSvid, WorkloadApiError> {
+        const CALL: Call = Call::ValidateJwtSvid;
+        let missing = match (audience, token) {
+            ("", _) => Some("the audience is empty; name the service that the token is for"),
+            (_, "") => Some("the token is empty"),
+            _ => None,
+        };
+        if let Some(text) = missing {
+            return Err(WorkloadApiError::new(CALL, Reason::InvalidRequest, text));
+        }
+        let message = pb::ValidateJwtsvidRequest {
+            audience: audience.to_owned(),
+            svid: token.to_owned(),
+        };
+        let answer = self
+            .call(CALL, self.line.timing().call, async |mut stub| {
+                stub.validate_jwtsvid(asking(message)).await
+            })
+            .await?;
+        ValidatedJwtSvid::from_answer(answer)
+    }
+
+    pub(crate) fn line(&self) -> &Arc<Line> {
+        &self.line
+    }
+
+    async fn call<T>(
+        &self,
+        call: Call,
+        within: Duration,
+        ask: impl AsyncFnOnce(
+            Stub<tonic::transport::Channel>,
+        ) -> Result<tonic::Response<T>, tonic::Status>,
+    ) -> Result<T, WorkloadApiError> {
+        let line = self.numbered(call)?;
+        self.call_on(&line, call, within, ask).await
+    }
+
+    async fn call_on<T>(
+        &self,
+        line: &Numbered,
+        call: Call,
+        within: Duration,
+        ask: impl AsyncFnOnce(
+            Stub<tonic::transport::Channel>,
+        ) -> Result<tonic::Response<T>, tonic::Status>,
+    ) -> Result<T, WorkloadApiError> {
+        let stub = Stub::new(line.channel.clone()).max_decoding_message_size(self.max_message);
+        let outcome = match tokio::time::timeout(within, ask(stub)).await {
+            Ok(Ok(answer)) => return Ok(answer.into_inner()),
+            Ok(Err(status)) => {
+                let not_http2 = self.line.pulse().not_http2();
+                WorkloadApiError::from_status(call, self.line.place(), not_http2, &status)
+            }
+            Err(_) => {
+                let text = format!(
+                    "the agent at {} gave no answer within {within:?}",
+                    self.line.place()
+                );
+                WorkloadApiError::new(call, Reason::Timeout, text)
+            }
+        };
+        if outcome.casts_doubt_on_connection() {
+            self.line.doubt(line.generation);
+        }
+        Err(outcome)
+    }
+
+    fn numbered(&self, call: Call) -> Result<Arc<Numbered>, WorkloadApiError> {
+        self.line.current().ok_or_else(|| {
+            WorkloadApiError::new(call, Reason::Disconnected, "the client was shut down")
+        })
+    }
+}
+
+impl fmt::Debug for WorkloadApiClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkloadApiClient")
+            .field("endpoint", &self.line.place())
+            .finish()
+    }
+}
+
+impl WorkloadApiClientBuilder {
+    pub(crate) fn new(connector: Connector) -> Self {
+        Self {
+            connector,
+            timing: Timing::default(),
+            max_message: 64 << 20,
+            clock: SystemClock::shared(),
+        }
+    }
+
+    /// How long connecting may take. 5 s by default.
+    pub fn connect_timeout(mut self, within: Duration) -> Self {
+        self.timing.connect = within;
+        self
+    }
+
+    /// How long a single answer may take. 35 s by default: SPIRE's agent takes up to 30 s while
+    /// its server is away.
+    pub fn call_timeout(mut self, within: Duration) -> Self {
+        self.timing.call = within;
+        self
+    }
+
+    /// How long the first message of a stream may take. 30 s by default.
+    pub fn first_message_timeout(mut self, within: Duration) -> Self {
+        self.timing.first_message = within;
+        self
+    }
+
+    /// HTTP/2 keepalive while a call or a stream is open: how often to ask, and how long to wait
+    /// for the answer. 305 s and 20 s by default; a default grpc-go server, as SPIRE's agent is
+    /// one, hangs up on whoever asks more often than every 5 minutes.
+    pub fn keepalive(mut self, interval: Duration, timeout: Duration) -> Self {
+        self.timing.ping_interval = interval;
+        self.timing.ping_timeout = timeout;
+        self
+    }
+
+    /// How many bytes one message may have. 64 MiB by default.
+    pub fn max_message_bytes(mut self, bytes: usize) -> Self {
+        self.max_message = bytes;
+        self
+    }
+
+    pub(crate) fn timing(mut self, timing: Timing) -> Self {
+        self.timing = timing;
+        self
+    }
+
+    /// The clock to tell the time by.
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// The client. Its connections live on the tokio runtime that this is called on.
+    ///
+    /// # Errors
+    /// Outside of a tokio runtime.
+    pub fn build(self) -> Result<WorkloadApiClient, WorkloadApiError> {
+        let Ok(runtime) = Handle::try_current() else {
+            return Err(WorkloadApiError::new(
+                Call::FetchJwtBundles,
+                Reason::NoRuntime,
+                "there is no tokio runtime here; build the client in async code, or inside of \
+                 `runtime.enter()`",
+            ));
+        };
+        Ok(WorkloadApiClient {
+            line: Arc::new(Line::new(self.connector, self.timing, runtime, self.clock)),
+            max_message: self.max_message,
+        })
+    }
+}
+
+impl fmt::Debug for WorkloadApiClientBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkloadApiClientBuilder")
+            .field("connector", &self.connector)
+            .field("timing", &self.timing)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A request with the header that every one must carry, once (EP-5).
+fn asking<T>(message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    let header = MetadataValue::from_static("true");
+    request.metadata_mut().insert("workload.spiffe.io", header);
+    request
+}
+
+fn invalid(text: impl Into<Arc<str>>) -> WorkloadApiError {
+    WorkloadApiError::new(Call::FetchJwtSvid, Reason::InvalidAnswer, text)
+}
+
+/// One token of an answer, if it is what was asked for.
+fn accept(request: &SvidRequest, answer: &pb::Jwtsvid) -> Result<JwtSvid, WorkloadApiError> {
+    let svid = JwtSvid::parse_unverified(&answer.svid, &answer.hint)
+        .map_err(|error| invalid(format!("the agent's token cannot be used: {error}")))?;
+    let id = svid.spiffe_id();
+    if answer.spiffe_id != id.as_str() {
+        return Err(invalid(format!(
+            "the agent's answer names another identity than its token, {id}"
+        )));
+    }
+    if let Some(wanted) = request.spiffe_id()
+        && wanted != id
+    {
+        return Err(invalid(format!(
+            "asked for a token of {wanted}, the agent gave one of {id}"
+        )));
+    }
+    let mut audiences: Vec<&str> = svid.audiences().iter().map(AsRef::as_ref).collect();
+    audiences.sort_unstable();
+    audiences.dedup();
+    if !audiences
+        .iter()
+        .copied()
+        .eq(request.audiences().iter().map(AsRef::as_ref))
+    {
+        return Err(invalid(
+            "the agent's token is for other audiences than asked for",
+        ));
+    }
+    Ok(svid)
+}

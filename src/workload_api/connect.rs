@@ -1,0 +1,272 @@
+//! From an endpoint to a connection: one way to dial, whatever is dialled.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::endpoint::Endpoint;
+use crate::clock::Clock;
+
+/// Anything that bytes flow over.
+pub(crate) trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
+
+type BoxTransport = Box<dyn Transport>;
+type Dialled = Pin<Box<dyn Future<Output = io::Result<BoxTransport>> + Send>>;
+
+/// Dials. A clone dials the same place.
+#[derive(Clone)]
+pub(crate) struct Connector {
+    place: Arc<str>,
+    dial: Arc<dyn Fn() -> Dialled + Send + Sync>,
+}
+
+impl Connector {
+    pub(crate) fn to_endpoint(endpoint: &Endpoint) -> Self {
+        let place = Arc::from(endpoint.to_string());
+        if let Some(address) = endpoint.tcp_address() {
+            return Self::new(place, move || async move {
+                let stream = tokio::net::TcpStream::connect(address).await?;
+                stream.set_nodelay(true)?;
+                Ok(stream)
+            });
+        }
+        #[cfg(unix)]
+        {
+            let path: Arc<std::path::Path> = endpoint.unix_path().unwrap_or("".as_ref()).into();
+            Self::new(place, move || {
+                let path = path.clone();
+                async move { tokio::net::UnixStream::connect(path).await }
+            })
+        }
+        #[cfg(not(unix))]
+        Self::new(place, || async {
+            Err::<tokio::net::TcpStream, _>(io::Error::from(io::ErrorKind::Unsupported))
+        })
+    }
+
+    pub(crate) fn new<F, Fut, T>(place: Arc<str>, dial: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = io::Result<T>> + Send + 'static,
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let dial = move || -> Dialled {
+            let dialled = dial();
+            Box::pin(async move { Ok(Box::new(dialled.await?) as BoxTransport) })
+        };
+        Self {
+            place,
+            dial: Arc::new(dial),
+        }
+    }
+
+    pub(crate) fn place(&self) -> &Arc<str> {
+        &self.place
+    }
+
+    /// Dials once, and gives up after `within`.
+    pub(crate) async fn connect(
+        &self,
+        within: Duration,
+        pulse: Arc<Pulse>,
+    ) -> Result<Watched, ConnectError> {
+        let failed = |kind, text: &dyn fmt::Display| ConnectError {
+            place: self.place.clone(),
+            kind,
+            text: text.to_string().into(),
+        };
+        match tokio::time::timeout(within, (self.dial)()).await {
+            Ok(Ok(inner)) => {
+                pulse.connected();
+                Ok(Watched {
+                    inner,
+                    pulse,
+                    head: Head::default(),
+                })
+            }
+            Ok(Err(error)) => Err(failed(error.kind(), &error)),
+            Err(_) => Err(failed(
+                io::ErrorKind::TimedOut,
+                &format_args!("no connection within {within:?}"),
+            )),
+        }
+    }
+}
+
+impl fmt::Debug for Connector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Connector({})", self.place)
+    }
+}
+
+/// A connection could not be made.
+#[derive(Debug, Clone)]
+pub(crate) struct ConnectError {
+    place: Arc<str>,
+    kind: io::ErrorKind,
+    text: Arc<str>,
+}
+
+impl ConnectError {
+    pub(crate) fn kind(&self) -> io::ErrorKind {
+        self.kind
+    }
+}
+
+impl fmt::Display for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot connect to {}: ", self.place)?;
+        match self.kind {
+            io::ErrorKind::NotFound => f.write_str(
+                "there is no such socket; is the SPIFFE agent running, and its socket mounted here?",
+            ),
+            io::ErrorKind::ConnectionRefused => {
+                f.write_str("nobody listens there; is the SPIFFE agent running?")
+            }
+            io::ErrorKind::PermissionDenied => {
+                f.write_str("this process may not open it; check the socket's permissions")
+            }
+            _ => f.write_str(&self.text),
+        }
+    }
+}
+
+impl std::error::Error for ConnectError {}
+
+/// What is known of a connection from the bytes that come over it.
+///
+/// An HTTP/2 keepalive is answered below gRPC, where no message shows it; here it does.
+pub(crate) struct Pulse {
+    clock: Arc<dyn Clock>,
+    // Nanoseconds of the monotonic clock; zero before the first byte.
+    heard: AtomicU64,
+    connections: AtomicU64,
+    not_http2: AtomicBool,
+}
+
+impl Pulse {
+    pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
+        Self {
+            clock,
+            heard: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
+            not_http2: AtomicBool::new(false),
+        }
+    }
+
+    fn connected(&self) {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        self.not_http2.store(false, Ordering::Relaxed);
+    }
+
+    fn hear(&self) {
+        let now = u64::try_from(self.clock.monotonic().as_nanos()).unwrap_or(u64::MAX);
+        self.heard.store(now.max(1), Ordering::Relaxed);
+    }
+
+    /// When the last byte came, on the monotonic clock.
+    pub(crate) fn heard(&self) -> Option<Duration> {
+        match self.heard.load(Ordering::Relaxed) {
+            0 => None,
+            nanos => Some(Duration::from_nanos(nanos)),
+        }
+    }
+
+    /// Whether the last connection answered with something that is no HTTP/2.
+    pub(crate) fn not_http2(&self) -> bool {
+        self.not_http2.load(Ordering::Relaxed)
+    }
+}
+
+/// A connection that tells its [`Pulse`] what it hears.
+pub(crate) struct Watched {
+    inner: BoxTransport,
+    pulse: Arc<Pulse>,
+    head: Head,
+}
+
+/// The first frame's header, as it comes in. An HTTP/2 server begins with SETTINGS on stream 0
+/// (RFC 9113 section 3.4); what begins otherwise is no gRPC server, and is said to be none.
+#[derive(Default)]
+struct Head {
+    seen: usize,
+    wrong: bool,
+}
+
+impl Head {
+    const LEN: usize = 9;
+
+    fn read(&mut self, bytes: &[u8]) {
+        for byte in bytes.iter().take(Self::LEN.saturating_sub(self.seen)) {
+            // Length (3, small), type SETTINGS, flags, stream 0 (4).
+            self.wrong |= match self.seen {
+                0 | 5..=8 => *byte != 0,
+                3 => *byte != 4,
+                _ => false,
+            };
+            self.seen += 1;
+        }
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
+        let new = buf.filled().get(before..).unwrap_or_default();
+        if !new.is_empty() {
+            self.head.read(new);
+            if self.head.wrong {
+                self.pulse.not_http2.store(true, Ordering::Relaxed);
+                return Poll::Ready(Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "the peer speaks no HTTP/2",
+                )));
+            }
+            self.pulse.hear();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+}

@@ -1,0 +1,360 @@
+//! Where the Workload API is: a Unix socket, or an IP address and a port.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// The environment variable that names the endpoint (Workload Endpoint section 4).
+pub const ENDPOINT_VARIABLE: &str = "SPIFFE_ENDPOINT_SOCKET";
+
+// `sockaddr_un.sun_path` without its terminating zero.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const MAX_SOCKET_PATH: usize = 107;
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+const MAX_SOCKET_PATH: usize = 103;
+
+/// The address of a Workload API (SPIFFE Workload Endpoint section 4): `unix:///path/to/socket`
+/// (or `unix:/path/to/socket`), or `tcp://IP:port`.
+///
+/// ```
+/// use tower_spiffe::workload_api::Endpoint;
+///
+/// let endpoint: Endpoint = "unix:///run/spire/agent.sock".parse()?;
+/// assert_eq!(endpoint.to_string(), "unix:///run/spire/agent.sock");
+/// assert!("tcp://localhost:8080".parse::<Endpoint>().is_err(), "an IP address, not a name");
+/// # Ok::<(), tower_spiffe::workload_api::EndpointError>(())
+/// ```
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Endpoint(Address);
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Address {
+    Unix(PathBuf),
+    Tcp(SocketAddr),
+}
+
+impl Endpoint {
+    /// The endpoint that the environment variable `SPIFFE_ENDPOINT_SOCKET` names.
+    ///
+    /// # Errors
+    /// The variable is unset, empty, or no endpoint.
+    pub fn from_env() -> Result<Self, EndpointError> {
+        match std::env::var_os(ENDPOINT_VARIABLE) {
+            None => Err(EndpointError::new(EndpointErrorReason::Unset, "", true)),
+            Some(value) => match value.to_str() {
+                Some(value) => Self::parse(value, true),
+                None => {
+                    let shown = value.to_string_lossy();
+                    Err(EndpointError::new(
+                        EndpointErrorReason::Character,
+                        &shown,
+                        true,
+                    ))
+                }
+            },
+        }
+    }
+
+    /// The path of the Unix socket, where it is one.
+    pub fn unix_path(&self) -> Option<&Path> {
+        match &self.0 {
+            Address::Unix(path) => Some(path),
+            Address::Tcp(_) => None,
+        }
+    }
+
+    /// The address and port, where it is TCP.
+    pub fn tcp_address(&self) -> Option<SocketAddr> {
+        match &self.0 {
+            Address::Unix(_) => None,
+            Address::Tcp(address) => Some(*address),
+        }
+    }
+
+    fn parse(value: &str, from_env: bool) -> Result<Self, EndpointError> {
+        address(value)
+            .map(Self)
+            .map_err(|reason| EndpointError::new(reason, value, from_env))
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = EndpointError;
+
+    fn from_str(value: &str) -> Result<Self, EndpointError> {
+        Self::parse(value, false)
+    }
+}
+
+impl TryFrom<&str> for Endpoint {
+    type Error = EndpointError;
+
+    fn try_from(value: &str) -> Result<Self, EndpointError> {
+        value.parse()
+    }
+}
+
+impl TryFrom<String> for Endpoint {
+    type Error = EndpointError;
+
+    fn try_from(value: String) -> Result<Self, EndpointError> {
+        value.parse()
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Address::Unix(path) => write!(f, "unix://{}", path.display()),
+            Address::Tcp(address) => write!(f, "tcp://{address}"),
+        }
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Endpoint({self})")
+    }
+}
+
+fn address(value: &str) -> Result<Address, EndpointErrorReason> {
+    use EndpointErrorReason as Reason;
+    if value.is_empty() {
+        return Err(Reason::Empty);
+    }
+    let Some((scheme, rest)) = value.split_once(':') else {
+        return Err(Reason::Scheme);
+    };
+    // Schemes are case-insensitive (RFC 3986 section 3.1).
+    let unix = scheme.eq_ignore_ascii_case("unix");
+    if !unix && !scheme.eq_ignore_ascii_case("tcp") {
+        return Err(Reason::Scheme);
+    }
+    if !rest.bytes().all(is_uri_byte) {
+        return Err(Reason::Character);
+    }
+    if rest.contains(['?', '#']) {
+        return Err(Reason::QueryOrFragment);
+    }
+    if unix { unix_path(rest) } else { tcp(rest) }
+}
+
+// unreserved, sub-delims, gen-delims and `%` (RFC 3986 section 2).
+fn is_uri_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:/?#[]@%".contains(&byte)
+}
+
+fn unix_path(rest: &str) -> Result<Address, EndpointErrorReason> {
+    use EndpointErrorReason as Reason;
+    let path = match rest.strip_prefix("//") {
+        None => rest,
+        // An empty authority, then the path.
+        Some(after) if after.starts_with('/') => after,
+        Some("") => return Err(Reason::NoPath),
+        Some(_) => return Err(Reason::UnixAuthority),
+    };
+    if !path.starts_with('/') {
+        return Err(Reason::RelativePath);
+    }
+    if path.ends_with('/') {
+        return Err(Reason::NoPath);
+    }
+    let path = percent_decoded(path).ok_or(Reason::Character)?;
+    if path.len() > MAX_SOCKET_PATH {
+        return Err(Reason::PathTooLong);
+    }
+    if cfg!(unix) {
+        Ok(Address::Unix(PathBuf::from(path)))
+    } else {
+        Err(Reason::NoUnixSockets)
+    }
+}
+
+/// The path with its `%XX` undone. `None` for half a triplet, a zero byte or what is no UTF-8.
+fn percent_decoded(path: &str) -> Option<String> {
+    let mut bytes = path.bytes();
+    let mut out = Vec::with_capacity(path.len());
+    while let Some(byte) = bytes.next() {
+        if byte != b'%' {
+            out.push(byte);
+            continue;
+        }
+        let mut digit = || char::from(bytes.next()?).to_digit(16);
+        let decoded = u8::try_from(digit()? * 16 + digit()?).ok()?;
+        if decoded == 0 {
+            return None;
+        }
+        out.push(decoded);
+    }
+    String::from_utf8(out).ok()
+}
+
+fn tcp(rest: &str) -> Result<Address, EndpointErrorReason> {
+    use EndpointErrorReason as Reason;
+    let authority = rest.strip_prefix("//").ok_or(Reason::TcpForm)?;
+    if authority.contains('@') {
+        return Err(Reason::UserInfo);
+    }
+    if authority.contains('/') {
+        return Err(Reason::TcpPath);
+    }
+    // The last colon before the port; an IPv6 address stands in brackets.
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => (host, port),
+        _ => (authority, ""),
+    };
+    if host.is_empty() {
+        return Err(Reason::TcpForm);
+    }
+    let ip = match host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+    {
+        Some(v6) => v6.parse::<Ipv6Addr>().map(IpAddr::V6),
+        None => host.parse::<Ipv4Addr>().map(IpAddr::V4),
+    }
+    .map_err(|_| Reason::HostName)?;
+    // `u16::from_str` would take `+1`.
+    match port.parse::<u16>() {
+        Ok(number) if number > 0 && port.bytes().all(|byte| byte.is_ascii_digit()) => {
+            Ok(Address::Tcp(SocketAddr::new(ip, number)))
+        }
+        _ => Err(Reason::Port),
+    }
+}
+
+/// Why there is no endpoint: what was read, from where, and what to write instead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointError {
+    reason: EndpointErrorReason,
+    // Bounded and escaped, for the message.
+    shown: Box<str>,
+    from_env: bool,
+}
+
+/// The class of an [`EndpointError`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum EndpointErrorReason {
+    /// No endpoint was given, and the environment variable is unset (EP-7).
+    Unset,
+    /// The value is empty.
+    Empty,
+    /// The scheme is neither `unix` nor `tcp` (EP-8).
+    Scheme,
+    /// A character that no URI may hold, or half a percent-encoding (EP-8).
+    Character,
+    /// A query or a fragment (EP-9, EP-10).
+    QueryOrFragment,
+    /// `unix:` with a host (EP-9).
+    UnixAuthority,
+    /// `unix:` with a path that does not begin with `/` (EP-9).
+    RelativePath,
+    /// `unix:` without the path of a socket (EP-9).
+    NoPath,
+    /// The path is longer than a socket's may be on this platform.
+    PathTooLong,
+    /// This platform has no Unix sockets.
+    NoUnixSockets,
+    /// `tcp:` without `//IP:port` (EP-10).
+    TcpForm,
+    /// `tcp:` with a host that is no IP address (EP-10).
+    HostName,
+    /// `tcp:` without a port from 1 to 65535 (EP-10).
+    Port,
+    /// `tcp:` with a path (EP-10).
+    TcpPath,
+    /// `tcp:` with a user (EP-10).
+    UserInfo,
+}
+
+impl EndpointError {
+    fn new(reason: EndpointErrorReason, value: &str, from_env: bool) -> Self {
+        const SHOWN: usize = 120;
+        let mut shown: String = value
+            .chars()
+            .take(SHOWN)
+            .flat_map(char::escape_debug)
+            .collect();
+        if value.chars().nth(SHOWN).is_some() {
+            shown.push('…');
+        }
+        Self {
+            reason,
+            shown: shown.into(),
+            from_env,
+        }
+    }
+
+    /// The class.
+    pub fn reason(&self) -> EndpointErrorReason {
+        self.reason
+    }
+}
+
+impl fmt::Display for EndpointError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use EndpointErrorReason as Reason;
+        const BOTH: &str = "write unix:///path/to/socket or tcp://IP:port";
+        if self.reason == Reason::Unset {
+            return write!(
+                f,
+                "no Workload API endpoint: none was given and {ENDPOINT_VARIABLE} is unset; \
+                 set it to unix:///path/to/socket, where your SPIFFE agent listens"
+            );
+        }
+        let place = if self.from_env {
+            ENDPOINT_VARIABLE
+        } else {
+            "the given value"
+        };
+        write!(
+            f,
+            "no Workload API endpoint: {place} is \"{}\": ",
+            self.shown
+        )?;
+        match self.reason {
+            Reason::Unset | Reason::Empty => write!(f, "it is empty; {BOTH}"),
+            Reason::Scheme => write!(f, "it begins with neither unix: nor tcp:; {BOTH}"),
+            Reason::Character => f.write_str(
+                "it holds a character that a URI may not; percent-encode it (a space is %20)",
+            ),
+            Reason::QueryOrFragment => write!(f, "a query or fragment is not allowed; {BOTH}"),
+            Reason::UnixAuthority => f.write_str(
+                "what follows unix:// is read as a host; write three slashes: unix:///path/to/socket",
+            ),
+            Reason::RelativePath => {
+                f.write_str("the path does not begin with a slash; write unix:///path/to/socket")
+            }
+            Reason::NoPath => {
+                f.write_str("the path of the socket is missing; write unix:///path/to/socket")
+            }
+            Reason::PathTooLong => write!(
+                f,
+                "the path is longer than the {MAX_SOCKET_PATH} bytes that a socket's may have here; \
+                 move the socket or link to it"
+            ),
+            Reason::NoUnixSockets => f.write_str(
+                "this platform has no Unix sockets; have the agent listen on tcp://IP:port",
+            ),
+            Reason::TcpForm => f.write_str("the address is missing; write tcp://IP:port"),
+            Reason::HostName => f.write_str(
+                "the host is no IP address, and names are not allowed; write tcp://127.0.0.1:port",
+            ),
+            Reason::Port => {
+                f.write_str("there is no port from 1 to 65535; write tcp://127.0.0.1:port")
+            }
+            Reason::TcpPath => {
+                f.write_str("nothing may follow the port, no slash either; write tcp://IP:port")
+            }
+            Reason::UserInfo => f.write_str("a user is not allowed; write tcp://IP:port"),
+        }
+    }
+}
+
+impl std::error::Error for EndpointError {}
+
+#[cfg(test)]
+#[path = "endpoint_tests.rs"]
+mod tests;

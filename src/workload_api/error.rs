@@ -1,0 +1,322 @@
+//! Why a call to the Workload API gave nothing.
+
+use std::error::Error as _;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use super::connect::ConnectError;
+use crate::grpc_code::GrpcCode;
+use crate::svid::{FetchSvidError, FetchSvidReason};
+
+/// One of the calls of the Workload API's JWT profile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Call {
+    /// `FetchJWTSVID`: tokens of our own.
+    FetchJwtSvid,
+    /// `FetchJWTBundles`: the stream of bundles.
+    FetchJwtBundles,
+    /// `ValidateJWTSVID`: the agent judges a token.
+    ValidateJwtSvid,
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::FetchJwtSvid => "FetchJWTSVID",
+            Self::FetchJwtBundles => "FetchJWTBundles",
+            Self::ValidateJwtSvid => "ValidateJWTSVID",
+        })
+    }
+}
+
+/// Why a call to the Workload API gave nothing: what failed, where, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkloadApiError {
+    call: Call,
+    reason: WorkloadApiErrorReason,
+    code: Option<GrpcCode>,
+    message: Arc<str>,
+}
+
+/// The class of a [`WorkloadApiError`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum WorkloadApiErrorReason {
+    /// The Unix socket does not exist.
+    NoSocket,
+    /// Nobody listens at the endpoint.
+    Refused,
+    /// No connection for another reason: not permitted, not in time.
+    Connect,
+    /// What answered speaks no HTTP/2.
+    NotGrpc,
+    /// The connection broke before the answer was complete.
+    Disconnected,
+    /// No answer in time.
+    Timeout,
+    /// The agent cannot serve now (EP-13).
+    Unavailable,
+    /// The agent gives this workload no identity; it may, later (EP-14).
+    PermissionDenied,
+    /// The agent calls the request wrong. For `ValidateJWTSVID` it is the token that it refuses.
+    InvalidArgument,
+    /// The agent does not have this call.
+    Unimplemented,
+    /// Another gRPC status; see [`code`](WorkloadApiError::code).
+    Status,
+    /// The agent's answer breaks the rules: nothing in it, another identity or audience than
+    /// asked for, a token that cannot be read.
+    InvalidAnswer,
+    /// No identity of this workload has the hint asked for.
+    NoSuchHint,
+    /// The audience is empty: refused before asking.
+    InvalidRequest,
+    /// There is no tokio runtime here.
+    NoRuntime,
+}
+
+impl WorkloadApiError {
+    pub(crate) fn new(
+        call: Call,
+        reason: WorkloadApiErrorReason,
+        message: impl Into<Arc<str>>,
+    ) -> Self {
+        Self {
+            call,
+            reason,
+            code: None,
+            message: message.into(),
+        }
+    }
+
+    /// From what tonic says. A status with a source was made here, of a broken connection; one
+    /// without came from the agent.
+    pub(crate) fn from_status(
+        call: Call,
+        place: &str,
+        not_http2: bool,
+        status: &tonic::Status,
+    ) -> Self {
+        use WorkloadApiErrorReason as Reason;
+        if status.source().is_some() {
+            if let Some(connect) = connect_error(status) {
+                let reason = match connect.kind() {
+                    io::ErrorKind::NotFound => Reason::NoSocket,
+                    io::ErrorKind::ConnectionRefused => Reason::Refused,
+                    _ => Reason::Connect,
+                };
+                return Self::new(call, reason, connect.to_string());
+            }
+            if not_http2 {
+                let text = format!(
+                    "what answers at {place} speaks no HTTP/2, so it is no SPIFFE Workload API; \
+                     check the endpoint"
+                );
+                return Self::new(call, Reason::NotGrpc, text);
+            }
+            let text = format!("the connection to {place} broke: {}", innermost(status));
+            return Self::new(call, Reason::Disconnected, text);
+        }
+        let code = GrpcCode::from_i32(status.code() as i32);
+        let reason = match code {
+            GrpcCode::Unavailable => Reason::Unavailable,
+            GrpcCode::PermissionDenied => Reason::PermissionDenied,
+            GrpcCode::InvalidArgument => Reason::InvalidArgument,
+            GrpcCode::Unimplemented => Reason::Unimplemented,
+            _ => Reason::Status,
+        };
+        let said = presentable(status.message());
+        let hint = match (reason, call) {
+            (Reason::PermissionDenied, _) => {
+                "; is there a registration entry for this workload at the SPIFFE server?"
+            }
+            (Reason::Unimplemented, _) => "; its Workload API has no JWT profile",
+            (Reason::Status, _) if code == GrpcCode::Internal => {
+                "; if this repeats, what answers there is no Workload API"
+            }
+            _ => "",
+        };
+        let text = format!("the agent at {place} answered {code}: \"{said}\"{hint}");
+        Self {
+            code: Some(code),
+            ..Self::new(call, reason, text)
+        }
+    }
+
+    /// The call that failed.
+    pub fn call(&self) -> Call {
+        self.call
+    }
+
+    /// The class.
+    pub fn reason(&self) -> WorkloadApiErrorReason {
+        self.reason
+    }
+
+    /// The gRPC code, where the agent answered with one.
+    pub fn code(&self) -> Option<GrpcCode> {
+        self.code
+    }
+
+    /// Whether the same call may succeed later, with backoff (Workload Endpoint, appendix A).
+    ///
+    /// It is judged per call: SPIRE answers `InvalidArgument` to `ValidateJWTSVID` for every token
+    /// that it refuses, which is final for that token and says nothing about the client.
+    pub fn is_retryable(&self) -> bool {
+        use WorkloadApiErrorReason as Reason;
+        !matches!(
+            self.reason,
+            Reason::InvalidArgument
+                | Reason::Unimplemented
+                | Reason::InvalidRequest
+                | Reason::NoRuntime
+        )
+    }
+
+    /// Whether the connection itself is in doubt after this.
+    pub(crate) fn casts_doubt_on_connection(&self) -> bool {
+        use WorkloadApiErrorReason as Reason;
+        matches!(self.reason, Reason::Timeout | Reason::Disconnected)
+    }
+
+    /// A word for metrics.
+    pub(crate) fn kind(&self) -> &'static str {
+        use WorkloadApiErrorReason as Reason;
+        match self.reason {
+            Reason::NoSocket | Reason::Refused | Reason::Connect => "connect",
+            Reason::NotGrpc => "not_grpc",
+            Reason::Disconnected => "disconnected",
+            Reason::Timeout => "timeout",
+            Reason::Unavailable => "unavailable",
+            Reason::PermissionDenied => "permission_denied",
+            Reason::InvalidArgument => "invalid_argument",
+            Reason::Unimplemented => "unimplemented",
+            Reason::InvalidAnswer => "invalid_answer",
+            Reason::Status => "status",
+            Reason::NoSuchHint | Reason::InvalidRequest | Reason::NoRuntime => "request",
+        }
+    }
+}
+
+impl fmt::Display for WorkloadApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.call, self.message)
+    }
+}
+
+impl std::error::Error for WorkloadApiError {}
+
+impl From<WorkloadApiError> for FetchSvidError {
+    fn from(error: WorkloadApiError) -> Self {
+        use WorkloadApiErrorReason as Reason;
+        let reason = match error.reason {
+            Reason::NoSocket
+            | Reason::Refused
+            | Reason::Connect
+            | Reason::NotGrpc
+            | Reason::Disconnected
+            | Reason::Unavailable => FetchSvidReason::Unavailable,
+            Reason::Timeout => FetchSvidReason::Timeout,
+            Reason::PermissionDenied | Reason::NoSuchHint => FetchSvidReason::Denied,
+            Reason::InvalidArgument | Reason::Unimplemented | Reason::InvalidRequest => {
+                FetchSvidReason::InvalidRequest
+            }
+            Reason::InvalidAnswer => FetchSvidReason::Unacceptable,
+            Reason::Status | Reason::NoRuntime => FetchSvidReason::Other,
+        };
+        let text = error.to_string();
+        match error.code {
+            Some(code) => Self::new(reason, text).with_code(code),
+            None => Self::new(reason, text),
+        }
+    }
+}
+
+fn connect_error(status: &tonic::Status) -> Option<&ConnectError> {
+    let mut next = status.source();
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref::<ConnectError>() {
+            return Some(found);
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// The last error of the chain: what the others only wrap.
+fn innermost(status: &tonic::Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut next = status.source();
+    while let Some(error) = next {
+        text = error.to_string();
+        next = error.source();
+    }
+    presentable(&text)
+}
+
+/// What the agent said, fit for a log: bounded, escaped, and without any word that may be a token.
+pub(crate) fn presentable(text: &str) -> String {
+    const SHOWN: usize = 300;
+    let mut out = String::new();
+    for (at, word) in text.split(' ').enumerate() {
+        if at > 0 {
+            out.push(' ');
+        }
+        // A JOSE header begins with `{"`, in base64url `eyJ`.
+        if word.contains("eyJ") {
+            out.push_str("[redacted]");
+        } else {
+            out.extend(word.chars().take(SHOWN).flat_map(char::escape_debug));
+        }
+        if out.len() > SHOWN {
+            let end = (0..=SHOWN)
+                .rev()
+                .find(|&at| out.is_char_boundary(at))
+                .unwrap_or(0);
+            out.truncate(end);
+            out.push('…');
+            break;
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_agent_says_is_bounded_escaped_and_holds_no_token() {
+        assert_eq!(presentable("no identity issued"), "no identity issued");
+        assert_eq!(presentable("bad \u{1b}[0m\n"), "bad \\u{1b}[0m\\n");
+        let echoed = presentable("token \"eyJhbGciOiJFUzI1NiJ9.e30.c2ln\": expired");
+        assert_eq!(echoed, "token [redacted] expired");
+        assert!(presentable(&"x".repeat(100_000)).len() < 310);
+        assert!(presentable(&"ü ".repeat(100_000)).len() < 310);
+    }
+
+    #[test]
+    fn ep12_the_rule_is_per_call() {
+        let status = |code| tonic::Status::new(code, "no");
+        for (code, retryable) in [
+            (tonic::Code::InvalidArgument, false),
+            (tonic::Code::Unimplemented, false),
+            (tonic::Code::Unavailable, true),
+            (tonic::Code::PermissionDenied, true),
+            (tonic::Code::Internal, true),
+            (tonic::Code::Unknown, true),
+        ] {
+            for call in [
+                Call::FetchJwtBundles,
+                Call::FetchJwtSvid,
+                Call::ValidateJwtSvid,
+            ] {
+                let error = WorkloadApiError::from_status(call, "unix:///p", false, &status(code));
+                assert_eq!(error.is_retryable(), retryable, "{error}");
+                assert_eq!(error.code(), Some(GrpcCode::from_i32(code as i32)));
+            }
+        }
+    }
+}

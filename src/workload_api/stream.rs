@@ -1,0 +1,149 @@
+//! The bundle stream, to be driven by hand.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::Stream;
+use tokio::time::Instant;
+
+use super::channel::{Line, Numbered};
+use super::error::{Call, WorkloadApiError, WorkloadApiErrorReason as Reason};
+use super::pb::JwtBundlesResponse;
+
+/// An open `FetchJWTBundles` stream. It ends when the agent ends it (`None`), or with an error;
+/// opening another is up to whoever drives it (Workload API section 4.2), with backoff.
+pub struct JwtBundleStream {
+    inner: tonic::Streaming<JwtBundlesResponse>,
+    line: Arc<Line>,
+    over: Arc<Numbered>,
+    // Until when the first message must be here; none once it is.
+    first_by: Option<Pin<Box<tokio::time::Sleep>>>,
+    ended: bool,
+}
+
+/// One message of the stream: the whole set of bundles as it is now, as the agent sent it. What is
+/// not in it is withdrawn (Workload API section 4.4).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JwtBundlesMessage {
+    bundles: HashMap<String, Bytes>,
+}
+
+impl JwtBundleStream {
+    pub(crate) fn new(
+        inner: tonic::Streaming<JwtBundlesResponse>,
+        line: Arc<Line>,
+        over: Arc<Numbered>,
+        first_by: Option<Instant>,
+    ) -> Self {
+        let first_by = first_by.map(|by| Box::pin(tokio::time::sleep_until(by)));
+        Self {
+            inner,
+            line,
+            over,
+            first_by,
+            ended: false,
+        }
+    }
+
+    /// The next message; `None` where the agent ended the stream without an error.
+    ///
+    /// Dropping the future loses nothing.
+    ///
+    /// # Errors
+    /// The stream broke, or the first message did not come in time.
+    pub async fn message(&mut self) -> Result<Option<JwtBundlesMessage>, WorkloadApiError> {
+        std::future::poll_fn(|cx| self.poll_message(cx))
+            .await
+            .transpose()
+    }
+
+    /// Which connection this stream is over.
+    pub(crate) fn generation(&self) -> u64 {
+        self.over.generation
+    }
+
+    fn poll_message(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<JwtBundlesMessage, WorkloadApiError>>> {
+        const CALL: Call = Call::FetchJwtBundles;
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let outcome = match pin!(&mut self.inner).poll_next(cx) {
+            Poll::Ready(Some(Ok(message))) => {
+                self.first_by = None;
+                let JwtBundlesResponse { bundles } = message;
+                return Poll::Ready(Some(Ok(JwtBundlesMessage { bundles })));
+            }
+            Poll::Ready(Some(Err(status))) => {
+                let not_http2 = self.line.pulse().not_http2();
+                Some(WorkloadApiError::from_status(
+                    CALL,
+                    self.line.place(),
+                    not_http2,
+                    &status,
+                ))
+            }
+            Poll::Ready(None) => None,
+            Poll::Pending => match &mut self.first_by {
+                Some(first_by) => {
+                    std::task::ready!(first_by.as_mut().poll(cx));
+                    let within = self.line.timing().first_message;
+                    let place = self.line.place();
+                    let text = format!("the agent at {place} sent no bundles within {within:?}");
+                    Some(WorkloadApiError::new(CALL, Reason::Timeout, text))
+                }
+                None => return Poll::Pending,
+            },
+        };
+        self.ended = true;
+        Poll::Ready(outcome.map(Err))
+    }
+}
+
+impl Stream for JwtBundleStream {
+    type Item = Result<JwtBundlesMessage, WorkloadApiError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.poll_message(cx)
+    }
+}
+
+impl fmt::Debug for JwtBundleStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JwtBundleStream")
+            .field("endpoint", &self.line.place())
+            .field("ended", &self.ended)
+            .finish()
+    }
+}
+
+impl JwtBundlesMessage {
+    /// The bundles: the trust domain as the agent names it (its SPIFFE ID, `spiffe://example.org`)
+    /// and its JWK Set. In no order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.bundles
+            .iter()
+            .map(|(name, jwks)| (name.as_str(), jwks.as_ref()))
+    }
+
+    /// How many trust domains there are.
+    pub fn len(&self) -> usize {
+        self.bundles.len()
+    }
+
+    /// Whether there is none at all: a mandatory field at its default, so a message to discard
+    /// (Workload API section 4.5).
+    pub fn is_empty(&self) -> bool {
+        self.bundles.is_empty()
+    }
+
+    pub(crate) fn into_bundles(self) -> HashMap<String, Bytes> {
+        self.bundles
+    }
+}

@@ -1,0 +1,152 @@
+//! What the agent says about a token that it finds good.
+
+use std::fmt;
+
+use prost_types::value::Kind;
+use prost_types::{Struct, Value};
+use serde_json::{Map, Number};
+
+use super::error::{Call, WorkloadApiError, WorkloadApiErrorReason as Reason, presentable};
+use super::pb::ValidateJwtsvidResponse;
+use crate::spiffe_id::SpiffeId;
+
+/// The answer of `ValidateJWTSVID` to a token that the agent finds good.
+#[derive(Clone, PartialEq)]
+pub struct ValidatedJwtSvid {
+    spiffe_id: SpiffeId,
+    claims: Map<String, serde_json::Value>,
+}
+
+impl ValidatedJwtSvid {
+    pub(crate) fn from_answer(answer: ValidateJwtsvidResponse) -> Result<Self, WorkloadApiError> {
+        let invalid = |text: String| {
+            WorkloadApiError::new(Call::ValidateJwtSvid, Reason::InvalidAnswer, text)
+        };
+        let spiffe_id = SpiffeId::parse(&answer.spiffe_id).map_err(|error| {
+            let shown = presentable(&answer.spiffe_id);
+            invalid(format!(
+                "the agent's answer names \"{shown}\", which is no SPIFFE ID: {error}"
+            ))
+        })?;
+        let claims = answer
+            .claims
+            .ok_or_else(|| invalid("the agent's answer holds no claims".to_owned()))?;
+        let claims = object(claims, DEPTH)
+            .ok_or_else(|| invalid("the agent's claims are nested too deeply".to_owned()))?;
+        Ok(Self { spiffe_id, claims })
+    }
+
+    /// Whom the token names.
+    pub fn spiffe_id(&self) -> &SpiffeId {
+        &self.spiffe_id
+    }
+
+    /// What else it says. The agent may leave out what SPIFFE does not define. Numbers come as
+    /// doubles; whole ones are whole numbers here.
+    pub fn claims(&self) -> &Map<String, serde_json::Value> {
+        &self.claims
+    }
+}
+
+impl fmt::Debug for ValidatedJwtSvid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ValidatedJwtSvid")
+            .field("spiffe_id", &self.spiffe_id)
+            .field("claims", &self.claims.keys().collect::<Vec<_>>())
+            .finish()
+    }
+}
+
+// As deep as serde_json itself reads.
+const DEPTH: usize = 128;
+
+fn object(fields: Struct, depth: usize) -> Option<Map<String, serde_json::Value>> {
+    let depth = depth.checked_sub(1)?;
+    fields
+        .fields
+        .into_iter()
+        .map(|(name, value)| Some((name, json(value, depth)?)))
+        .collect()
+}
+
+fn json(value: Value, depth: usize) -> Option<serde_json::Value> {
+    use serde_json::Value as Json;
+    Some(match value.kind {
+        None | Some(Kind::NullValue(_)) => Json::Null,
+        Some(Kind::BoolValue(value)) => Json::Bool(value),
+        Some(Kind::StringValue(value)) => Json::String(value),
+        Some(Kind::NumberValue(value)) => number(value),
+        Some(Kind::StructValue(value)) => Json::Object(object(value, depth)?),
+        Some(Kind::ListValue(list)) => {
+            let depth = depth.checked_sub(1)?;
+            Json::Array(
+                list.values
+                    .into_iter()
+                    .map(|one| json(one, depth))
+                    .collect::<Option<_>>()?,
+            )
+        }
+    })
+}
+
+fn number(value: f64) -> serde_json::Value {
+    // Doubles count whole numbers exactly up to here.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    if value.fract() == 0.0 && value.abs() <= EXACT {
+        return serde_json::Value::from(value as i64);
+    }
+    Number::from_f64(value).map_or(serde_json::Value::Null, serde_json::Value::Number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(id: &str, claims: Option<Struct>) -> ValidateJwtsvidResponse {
+        ValidateJwtsvidResponse {
+            spiffe_id: id.to_owned(),
+            claims,
+        }
+    }
+
+    fn claims(fields: impl IntoIterator<Item = (&'static str, Kind)>) -> Struct {
+        let fields = fields.into_iter();
+        Struct {
+            fields: fields
+                .map(|(name, kind)| (name.to_owned(), Value { kind: Some(kind) }))
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn wa30_claims_come_as_json_with_whole_numbers() {
+        let sent = claims([
+            ("exp", Kind::NumberValue(1_790_000_000.0)),
+            ("load", Kind::NumberValue(0.5)),
+            ("odd", Kind::NumberValue(f64::NAN)),
+        ]);
+        let got =
+            ValidatedJwtSvid::from_answer(answer("spiffe://x/web", Some(sent))).expect("good");
+        assert_eq!(got.spiffe_id().as_str(), "spiffe://x/web");
+        let shown = serde_json::to_string(got.claims()).expect("json");
+        assert_eq!(shown, r#"{"exp":1790000000,"load":0.5,"odd":null}"#);
+    }
+
+    #[test]
+    fn wa30_every_field_is_mandatory() {
+        for bad in [answer("", Some(claims([]))), answer("spiffe://x/web", None)] {
+            let error = ValidatedJwtSvid::from_answer(bad).expect_err("incomplete");
+            assert_eq!(error.reason(), Reason::InvalidAnswer);
+        }
+    }
+
+    #[test]
+    fn a_deep_nest_is_an_error_not_a_stack() {
+        let mut nest = claims([]);
+        for _ in 0..1000 {
+            nest = claims([("x", Kind::StructValue(nest))]);
+        }
+        let error = ValidatedJwtSvid::from_answer(answer("spiffe://x/web", Some(nest)));
+        assert_eq!(error.expect_err("deep").reason(), Reason::InvalidAnswer);
+    }
+}
