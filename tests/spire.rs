@@ -1,0 +1,203 @@
+//! What a real SPIRE said, through rotation, taint, revocation, outage and withdrawal: its tokens
+//! against its bundles, and its bundle stream replayed by the embedded Workload API.
+//!
+//! `tests/data/spire` holds the recordings; the tokens are expired and the keys are gone.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use tower_spiffe::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtBundle, JwtBundleSet};
+use tower_spiffe::svid::ValidateReason;
+use tower_spiffe::{Clock, TrustDomain, UnixTime, Validator};
+
+const RUN: &str = include_str!("data/spire/run.jsonl");
+const BUNDLES: &str = include_str!("data/spire/bundles.jsonl");
+const LEEWAY: Duration = Duration::from_secs(10);
+
+#[derive(Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+enum Spoken {
+    Event {},
+    Refusal {},
+    Svid {
+        at: i64,
+        audience: Vec<String>,
+        spiffe_id: String,
+        token: String,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+enum Streamed {
+    Bundles {
+        at: i64,
+        bundles: BTreeMap<String, String>,
+    },
+    StreamEnd {
+        code: i32,
+        message: String,
+    },
+}
+
+fn lines<T: for<'de> Deserialize<'de>>(text: &str) -> Vec<T> {
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+fn set_of(bundles: &BTreeMap<String, String>) -> JwtBundleSet {
+    bundles
+        .iter()
+        .map(|(td, jwks)| {
+            let td: TrustDomain = td.parse().unwrap();
+            let bundle = JwtBundle::from_jwks(td, jwks.as_bytes()).unwrap();
+            assert!(
+                bundle.ignored().is_empty(),
+                "every key of SPIRE's is one that we can use"
+            );
+            bundle
+        })
+        .collect()
+}
+
+/// Bundles and a clock that a test sets.
+#[derive(Clone)]
+struct World(Arc<Mutex<(u64, JwtBundleSet, UnixTime)>>);
+
+impl World {
+    fn new() -> Self {
+        Self(Arc::new(Mutex::new((
+            0,
+            JwtBundleSet::default(),
+            UnixTime::from_secs(0),
+        ))))
+    }
+
+    fn set(&self, bundles: JwtBundleSet, now: i64) {
+        let mut world = self.0.lock().unwrap();
+        *world = (world.0 + 1, bundles, UnixTime::from_secs(now));
+    }
+}
+
+impl BundleSource for World {
+    fn revision(&self) -> Result<u64, CannotJudge> {
+        Ok(self.0.lock().unwrap().0)
+    }
+
+    fn bundle(&self, trust_domain: &str) -> BundleAnswer {
+        match self.0.lock().unwrap().1.get(trust_domain) {
+            Some(bundle) => BundleAnswer::Ready(bundle.clone()),
+            None => BundleAnswer::UnknownTrustDomain,
+        }
+    }
+}
+
+impl Clock for World {
+    fn now(&self) -> UnixTime {
+        self.0.lock().unwrap().2
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.now().saturating_since(UnixTime::from_secs(0))
+    }
+}
+
+#[test]
+fn every_token_of_spire_verifies_in_its_time_and_not_outside_it() {
+    let sets: Vec<(i64, JwtBundleSet)> = lines::<Streamed>(BUNDLES)
+        .iter()
+        .filter_map(|line| match line {
+            Streamed::Bundles { at, bundles } => Some((*at, set_of(bundles))),
+            Streamed::StreamEnd { .. } => None,
+        })
+        .collect();
+    let (mut tokens, mut revoked) = (0, 0);
+    for line in lines::<Spoken>(RUN) {
+        let Spoken::Svid {
+            at,
+            audience,
+            spiffe_id,
+            token,
+        } = line
+        else {
+            continue;
+        };
+        tokens += 1;
+        let world = World::new();
+        let validator = |audience: &str| {
+            Validator::builder(world.clone())
+                .audience(audience)
+                .leeway(LEEWAY)
+                .clock(Arc::new(world.clone()))
+                .build()
+                .unwrap()
+        };
+        let ours = validator(&audience[0]);
+        let current = sets.iter().rposition(|(since, _)| *since <= at).unwrap();
+
+        // In its time, by the bundles of its time: cold, and from the cache.
+        world.set(sets[current].1.clone(), at);
+        for _ in 0..2 {
+            let svid = ours.validate(&token).unwrap();
+            assert_eq!(svid.spiffe_id().as_str(), spiffe_id);
+            assert!(
+                svid.audiences()
+                    .iter()
+                    .map(|a| &**a)
+                    .eq(audience.iter().map(String::as_str))
+            );
+        }
+        let svid = ours.validate(&token).unwrap();
+
+        // For somebody else.
+        let other = validator("spiffe://example.org/somebody-else");
+        assert_eq!(
+            other.validate(&token).unwrap_err().reason(),
+            ValidateReason::Audience
+        );
+
+        // Where its key leaves later, it is dead from the first message without it, cached or not.
+        let kid = svid.key_id().to_owned();
+        let without = sets[current..].iter().find(|(_, set)| {
+            set.get("example.org")
+                .is_none_or(|bundle| bundle.authority(&kid).is_none())
+        });
+        if let Some((_, set)) = without {
+            revoked += 1;
+            world.set(set.clone(), at);
+            for validator in [&ours, &validator(&audience[0])] {
+                assert_eq!(
+                    validator.validate(&token).unwrap_err().reason(),
+                    ValidateReason::KeyUnknown
+                );
+            }
+            world.set(sets[current].1.clone(), at);
+            ours.validate(&token).unwrap();
+        }
+
+        // Until its time is up: the last second of the leeway, and the first after it.
+        let end = svid.expires_at().saturating_add(LEEWAY).secs();
+        world.set(sets[current].1.clone(), end - 1);
+        ours.validate(&token).unwrap();
+        world.set(sets[current].1.clone(), end);
+        for validator in [&ours, &validator(&audience[0])] {
+            assert_eq!(
+                validator.validate(&token).unwrap_err().reason(),
+                ValidateReason::Expired
+            );
+        }
+    }
+    assert_eq!(
+        tokens,
+        RUN.lines()
+            .filter(|l| l.contains("\"kind\": \"svid\""))
+            .count()
+    );
+    assert!(
+        tokens > 30 && revoked > 10,
+        "{tokens} tokens, {revoked} of a key that leaves"
+    );
+}
