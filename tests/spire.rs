@@ -3,6 +3,13 @@
 //!
 //! `tests/data/spire` holds the recordings; the tokens are expired and the keys are gone.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test"
+)]
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
