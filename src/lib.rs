@@ -8,6 +8,8 @@ pub mod metrics;
 
 mod spiffe_id;
 pub mod svid;
+#[cfg(feature = "client")]
+pub mod svid_cache;
 #[cfg(feature = "testing")]
 pub mod testing;
 #[cfg(feature = "workload-api")]
@@ -27,3 +29,5 @@ pub use svid::{
     MAX_TOKEN_LEN, ParseJwtSvidError, SvidRequest, SvidRequestError, ValidateError, ValidateReason,
     Validator, ValidatorBuilder, VerifiedSvid,
 };
+#[cfg(feature = "client")]
+pub use svid_cache::{PinnedSvid, SvidCache, SvidCacheBuilder, TokenError, TokenErrorReason};

@@ -21,7 +21,8 @@ use crate::spiffe_id::SpiffeId;
 pub struct JwtSvid(Arc<Inner>);
 
 struct Inner {
-    token: Box<str>,
+    // `Bearer ` + the token, so that a header's value can be made over this very memory.
+    bearer: Box<str>,
     spiffe_id: SpiffeId,
     audiences: Box<[Box<str>]>,
     expires_at: UnixTime,
@@ -29,6 +30,8 @@ struct Inner {
     key_id: Option<Box<str>>,
     hint: Box<str>,
 }
+
+const BEARER: &str = "Bearer ";
 
 /// Why a text is no token that we could send. Never repeats any of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -68,7 +71,7 @@ impl JwtSvid {
         let spiffe_id = SpiffeId::parse(&claims.subject).map_err(|_| ParseJwtSvidError::Subject)?;
         let audiences = claims.audiences.as_slice().iter();
         Ok(Self(Arc::new(Inner {
-            token: token.into(),
+            bearer: [BEARER, token].concat().into(),
             spiffe_id,
             audiences: audiences.map(|audience| audience.as_ref().into()).collect(),
             expires_at: claims.expires_at,
@@ -80,7 +83,13 @@ impl JwtSvid {
 
     /// The token itself: whoever has it can speak as us to its audiences until it expires.
     pub fn token(&self) -> &str {
-        &self.0.token
+        self.0.bearer.get(BEARER.len()..).unwrap_or_default()
+    }
+
+    /// The value of an `authorization` header with this token (RFC 6750 section 2.1).
+    #[cfg(feature = "client")]
+    pub(crate) fn bearer(&self) -> &str {
+        &self.0.bearer
     }
 
     /// Who we are, by this token: its `sub`.

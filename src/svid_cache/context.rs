@@ -1,0 +1,171 @@
+//! What all audiences of a cache share, but for the audiences themselves.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+
+use super::breaker::Breaker;
+use super::counts::Counters;
+use super::entry::Gate;
+use super::limits::Limits;
+use super::moment::Moment;
+use super::settings::Settings;
+use crate::clock::Clock;
+use crate::metrics::{MetricsRecorder, SvidCacheEvent};
+use crate::svid::{FetchSvid, FetchSvidError, FetchSvidReason, JwtSvid, SvidRequest};
+
+/// Holds no entry, so that whatever holds it keeps no token alive.
+pub(crate) struct Context {
+    pub(crate) fetcher: Arc<dyn FetchSvid>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) settings: Settings,
+    pub(crate) breaker: Breaker,
+    pub(crate) limits: Limits,
+    pub(crate) counts: Counters,
+    pub(crate) metrics: Option<Arc<dyn MetricsRecorder>>,
+    /// Something changed that whoever keeps tokens warm would look at.
+    pub(crate) nudge: Notify,
+    runtime: Option<Handle>,
+    closed: AtomicBool,
+    /// Failures of the issuer as a whole that were warned of, one bit each.
+    warned: AtomicU16,
+}
+
+impl Context {
+    pub(crate) fn new(
+        fetcher: Arc<dyn FetchSvid>,
+        clock: Arc<dyn Clock>,
+        metrics: Option<Arc<dyn MetricsRecorder>>,
+        settings: Settings,
+    ) -> Self {
+        Self {
+            fetcher,
+            clock,
+            breaker: Breaker::new(),
+            limits: Limits::new(&settings),
+            settings,
+            counts: Counters::default(),
+            metrics,
+            nudge: Notify::new(),
+            runtime: Handle::try_current().ok(),
+            closed: AtomicBool::new(false),
+            warned: AtomicU16::new(0),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn moment(&self) -> Moment {
+        Moment::now(&*self.clock)
+    }
+
+    #[inline]
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.nudge.notify_waiters();
+    }
+
+    /// Where to fetch: the caller's runtime, which is alive; else the one that it was built on.
+    pub(crate) fn runtime(&self) -> Option<Handle> {
+        Handle::try_current().ok().or_else(|| self.runtime.clone())
+    }
+
+    /// A token was there.
+    #[inline]
+    pub(crate) fn hit(&self) {
+        self.counts.hit();
+        self.record(SvidCacheEvent::Hit);
+    }
+
+    /// None was there.
+    pub(crate) fn missed(&self) {
+        self.counts.missed();
+        self.record(SvidCacheEvent::Miss);
+    }
+
+    pub(crate) fn refreshing(&self, urgent: bool) {
+        if !urgent {
+            self.record(SvidCacheEvent::Refresh);
+        }
+    }
+
+    #[inline]
+    fn record(&self, event: SvidCacheEvent) {
+        if let Some(metrics) = &self.metrics {
+            quietly(|| metrics.record_svid_cache(event));
+        }
+    }
+
+    /// One call to the issuer ended.
+    pub(crate) fn fetched(&self, answer: &Result<JwtSvid, FetchSvidError>, latency: Duration) {
+        let outcome = match answer {
+            Ok(_) => "ok",
+            Err(error) => super::error::TokenErrorReason::of(error.reason()).as_str(),
+        };
+        self.counts.fetched(answer.is_ok());
+        if let Some(metrics) = &self.metrics {
+            quietly(|| metrics.record_svid_fetch(outcome, latency));
+        }
+        if answer.is_ok() {
+            self.warned.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// The first failure of a class is a warning; what repeats it is not.
+    pub(crate) fn tell(
+        &self,
+        gate: &mut Gate,
+        request: &SvidRequest,
+        error: &FetchSvidError,
+        usable: bool,
+    ) {
+        let bit = class_bit(error.reason());
+        let known = if concerns_all(error.reason()) {
+            self.warned.fetch_or(bit, Ordering::Relaxed) & bit != 0
+        } else {
+            let known = gate.warned & bit != 0;
+            gate.warned |= bit;
+            known
+        };
+        if known {
+            tracing::debug!(?request, %error, usable, "fetching a JWT-SVID failed again");
+        } else {
+            tracing::warn!(?request, %error, usable, "fetching a JWT-SVID failed");
+        }
+    }
+}
+
+/// The user's recorder may panic; that is its own affair.
+fn quietly(record: impl FnOnce()) {
+    let _ = catch_unwind(AssertUnwindSafe(record));
+}
+
+fn class_bit(reason: FetchSvidReason) -> u16 {
+    let at = match reason {
+        FetchSvidReason::Unavailable => 0,
+        FetchSvidReason::Timeout => 1,
+        FetchSvidReason::Denied => 2,
+        FetchSvidReason::InvalidRequest => 3,
+        FetchSvidReason::Unacceptable => 4,
+        FetchSvidReason::Expired => 5,
+        FetchSvidReason::Closed => 6,
+        FetchSvidReason::Panicked => 7,
+        FetchSvidReason::Other => 8,
+    };
+    1 << at
+}
+
+/// Such a failure comes for all audiences at once; one warning will do.
+fn concerns_all(reason: FetchSvidReason) -> bool {
+    matches!(
+        reason,
+        FetchSvidReason::Unavailable | FetchSvidReason::Timeout | FetchSvidReason::Closed
+    )
+}

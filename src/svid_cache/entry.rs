@@ -1,0 +1,484 @@
+//! One audience: its token, its fetch under way, its pace.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+
+use super::breaker::Admission;
+use super::context::Context;
+use super::error::TokenError;
+use super::flight::Flight;
+use super::moment::{Moment, nanos};
+use super::settings::Settings;
+use super::token::{Stage, Token};
+use super::wait::Waiter;
+use crate::svid::{FetchSvidError, FetchSvidReason, SvidRequest};
+
+/// A token that nothing forces to be refreshed early.
+const NEVER: u64 = u64::MAX;
+
+/// What the cache keeps for one request.
+///
+/// EMPTY → fetching → FRESH → DUE → CRITICAL → EXPIRED: the state is told from the token and the
+/// time alone ([`Stage`]). There is no terminal state, and failing is none.
+pub(crate) struct Entry {
+    /// Never used twice in a process.
+    pub(crate) id: u64,
+    pub(crate) request: SvidRequest,
+    pub(crate) cx: Arc<Context>,
+    /// Changes whenever what is kept elsewhere about this entry may no longer hold.
+    pub(crate) version: AtomicU64,
+    pub(crate) token: ArcSwapOption<Token>,
+    /// From when on the monotonic clock the token is due, whatever its age.
+    forced: AtomicU64,
+    /// A service refused the token: the next is worth a little wait.
+    rejected: AtomicBool,
+    /// Before this, no request need think of starting a fetch for a token that is due.
+    quiet_until: AtomicU64,
+    /// When it was last asked for, about.
+    pub(crate) used: AtomicU64,
+    pub(crate) pins: AtomicUsize,
+    /// Its place in its shard, written under the shard's lock.
+    pub(crate) place: AtomicUsize,
+    pub(crate) gate: Mutex<Gate>,
+}
+
+/// What only those look at who would start a fetch, or end one.
+#[derive(Default)]
+pub(crate) struct Gate {
+    pub(crate) flight: Option<Box<Flight>>,
+    flights: u64,
+    generation: u64,
+    pub(crate) pace: Paced,
+    pub(crate) last_error: Option<TokenError>,
+    /// The classes of failure already warned of, one bit each.
+    pub(crate) warned: u16,
+    rejected_at: Option<u64>,
+    /// Evicted: whoever still holds it must look again.
+    retired: bool,
+    pub(crate) counts: Counts,
+}
+
+/// When to ask again.
+#[derive(Default)]
+pub(crate) struct Paced {
+    failures: u32,
+    unchanged: u32,
+    with_token: u64,
+    without_token: u64,
+}
+
+#[derive(Default, Clone, Copy)]
+pub(crate) struct Counts {
+    pub(crate) fetches: u64,
+    pub(crate) failures: u64,
+    pub(crate) unchanged: u64,
+}
+
+/// What a request gets.
+pub(crate) enum Resolved {
+    Token(Arc<Token>),
+    Wait(Waiter),
+    Fail(TokenError),
+    /// The entry was evicted meanwhile.
+    Retired,
+}
+
+/// What became of a wish for a fetch.
+enum Attempt {
+    Flight {
+        started: u64,
+        waiter: Waiter,
+    },
+    NotNow {
+        error: TokenError,
+    },
+    /// Somebody else's fetch ended between the look and the lock.
+    Landed(Arc<Token>),
+    Retired,
+}
+
+/// How a flight ended.
+pub(crate) enum Landing {
+    /// With the issuer's answer, or for want of one.
+    Answer(Result<Token, FetchSvidError>),
+    /// The breaker did not let it begin.
+    Refused {
+        retry_after: Duration,
+        cause: Option<FetchSvidError>,
+    },
+}
+
+impl Entry {
+    pub(crate) fn new(id: u64, request: SvidRequest, cx: Arc<Context>, now: Moment) -> Self {
+        Self {
+            id,
+            request,
+            cx,
+            version: AtomicU64::new(0),
+            token: ArcSwapOption::empty(),
+            forced: AtomicU64::new(NEVER),
+            rejected: AtomicBool::new(false),
+            quiet_until: AtomicU64::new(0),
+            used: AtomicU64::new(now.mono()),
+            pins: AtomicUsize::new(0),
+            place: AtomicUsize::new(0),
+            gate: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn gate(&self) -> MutexGuard<'_, Gate> {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn stage(&self, token: &Token, now: Moment) -> Stage {
+        match token.stage(now) {
+            Stage::Fresh | Stage::Due if self.is_forced(now) => {
+                if self.rejected.load(Ordering::Relaxed) {
+                    Stage::Critical
+                } else {
+                    Stage::Due
+                }
+            }
+            stage => stage,
+        }
+    }
+
+    fn is_forced(&self, now: Moment) -> bool {
+        now.mono() >= self.forced.load(Ordering::Acquire)
+    }
+
+    /// Until when `token` is fresh, a forced refresh included.
+    pub(crate) fn due(&self, token: &Token) -> Moment {
+        token.due.no_later_than(self.forced.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn touch(&self, now: Moment) {
+        // About once a second: a write per request would have threads fight over the line.
+        let used = self.used.load(Ordering::Relaxed);
+        if now.mono().saturating_sub(used) >= 1_000_000_000 {
+            self.used.store(now.mono(), Ordering::Relaxed);
+        }
+    }
+
+    /// The newest token that may still be sent.
+    pub(crate) fn usable(&self, now: Moment) -> Option<Arc<Token>> {
+        self.token.load_full().filter(|token| token.usable(now))
+    }
+
+    /// What a request gets now; starts a fetch where one is due.
+    pub(crate) fn resolve(self: &Arc<Self>, now: Moment) -> Resolved {
+        let settings = &self.cx.settings;
+        let token = self.token.load_full();
+        let stage = token.as_ref().map(|token| self.stage(token, now));
+        match (token, stage) {
+            (Some(token), Some(Stage::Fresh)) => Resolved::Token(token),
+            (Some(token), Some(Stage::Due)) => {
+                if now.mono() >= self.quiet_until.load(Ordering::Acquire)
+                    && let Attempt::Retired = self.attempt(now, false)
+                {
+                    return Resolved::Retired;
+                }
+                Resolved::Token(token)
+            }
+            (Some(token), Some(Stage::Critical)) => match self.attempt(now, true) {
+                Attempt::Flight { started, waiter } => {
+                    let until = started.saturating_add(nanos(settings.soft_wait));
+                    if now.mono() < until {
+                        Resolved::Wait(waiter.until(until - now.mono()))
+                    } else {
+                        Resolved::Token(token)
+                    }
+                }
+                Attempt::NotNow { .. } => Resolved::Token(token),
+                Attempt::Landed(newer) => Resolved::Token(newer),
+                Attempt::Retired => Resolved::Retired,
+            },
+            _ => match self.attempt(now, true) {
+                Attempt::Flight { waiter, .. } => {
+                    Resolved::Wait(waiter.until(nanos(settings.max_wait)))
+                }
+                Attempt::NotNow { error } => Resolved::Fail(error),
+                Attempt::Landed(token) => Resolved::Token(token),
+                Attempt::Retired => Resolved::Retired,
+            },
+        }
+    }
+
+    /// Joins the fetch under way, or starts one where the pace, the breaker and the runtime allow.
+    fn attempt(self: &Arc<Self>, now: Moment, urgent: bool) -> Attempt {
+        let cx = &self.cx;
+        // Dropped after the lock: with it may go what a fetcher left in its future.
+        let _lost;
+        let mut gate = self.gate();
+        if gate.retired {
+            return Attempt::Retired;
+        }
+        if let Some(flight) = &gate.flight {
+            if now.mono() < flight.lease() {
+                if urgent {
+                    flight.raise();
+                }
+                let waiter = Waiter::new(self.clone(), flight.outcome());
+                return Attempt::Flight {
+                    started: flight.started(),
+                    waiter,
+                };
+            }
+            // Its task must be gone: a runtime that was shut down takes its tasks with it.
+            _lost = gate.flight.take();
+            cx.counts.lost();
+        }
+        let token = self.token.load();
+        let usable = token.as_ref().filter(|token| token.usable(now));
+        if let Some(token) = usable
+            && self.stage(token, now) == Stage::Fresh
+        {
+            return Attempt::Landed(token.clone());
+        }
+        let next = gate.pace.next(usable.is_some());
+        if now.mono() < next {
+            self.quiet_until.store(next, Ordering::Release);
+            let error = gate.last_error.clone().unwrap_or_else(TokenError::closed);
+            return Attempt::NotNow {
+                error: error.retry_in(next - now.mono()),
+            };
+        }
+        let probe = match cx.breaker.admit(now.mono(), &cx.settings) {
+            Admission::Go => None,
+            Admission::Probe { id, deadline } => Some((id, deadline)),
+            Admission::No { retry_after, cause } => {
+                let until = now.mono().saturating_add(nanos(retry_after));
+                self.quiet_until.store(until, Ordering::Release);
+                let error = TokenError::breaker_open(&self.request, cause);
+                return Attempt::NotNow {
+                    error: error.retry_in(nanos(retry_after)),
+                };
+            }
+        };
+        gate.flights += 1;
+        let Some(flight) = Flight::start(self, gate.flights, now, probe, urgent) else {
+            if let Some((id, _)) = probe {
+                cx.breaker.abandoned(id);
+            }
+            return Attempt::NotNow {
+                error: TokenError::no_runtime(&self.request),
+            };
+        };
+        self.quiet_until.store(flight.lease(), Ordering::Release);
+        let waiter = Waiter::new(self.clone(), flight.outcome());
+        let started = flight.started();
+        gate.flight = Some(flight);
+        Attempt::Flight { started, waiter }
+    }
+
+    /// A flight is about to make its call, and has until `lease` for it.
+    pub(crate) fn renew_lease(&self, flight: u64, lease: u64) {
+        let gate = self.gate();
+        if let Some(current) = gate
+            .flight
+            .as_ref()
+            .filter(|current| current.id() == flight)
+        {
+            current.renew(lease);
+            self.quiet_until.store(lease, Ordering::Release);
+        }
+    }
+
+    /// Takes in how a flight ended, and tells what those who wait for it get. The new token is
+    /// visible before this returns, so before anyone is woken.
+    pub(crate) fn land(
+        self: &Arc<Self>,
+        flight: u64,
+        landing: Landing,
+        now: Moment,
+    ) -> Result<Arc<Token>, TokenError> {
+        let mut gate = self.gate();
+        if gate
+            .flight
+            .as_ref()
+            .is_some_and(|current| current.id() == flight)
+        {
+            gate.flight = None;
+        }
+        let answer = match landing {
+            Landing::Refused { retry_after, cause } => {
+                let until = now.mono().saturating_add(nanos(retry_after));
+                self.quiet_until.store(until, Ordering::Release);
+                let error = TokenError::breaker_open(&self.request, cause);
+                return Err(error.retry_in(nanos(retry_after)));
+            }
+            Landing::Answer(answer) => answer,
+        };
+        gate.counts.fetches += 1;
+        match answer {
+            Ok(token) => Ok(self.take_in(&mut gate, token, now)),
+            Err(error) => Err(self.failed(&mut gate, error, now)),
+        }
+    }
+
+    fn take_in(self: &Arc<Self>, gate: &mut Gate, mut token: Token, now: Moment) -> Arc<Token> {
+        gate.pace.failures = 0;
+        gate.last_error = None;
+        gate.warned = 0;
+        let current = self.token.load_full().filter(|current| current.usable(now));
+        if let Some(current) = current {
+            // One that a service refused, or whose key is gone, gives way to any other.
+            let gain = if self.is_forced(now) {
+                !current.is_same(&token)
+            } else {
+                !current.is_matched_by(&token)
+            };
+            if !gain {
+                gate.counts.unchanged += 1;
+                self.cx.counts.unchanged();
+                gate.pace.unchanged(&self.cx.settings, now);
+                self.quiet_until
+                    .store(gate.pace.with_token, Ordering::Release);
+                if self.rejected.swap(false, Ordering::Relaxed) {
+                    // The issuer was asked, and stands by it.
+                    self.forced.store(NEVER, Ordering::Release);
+                }
+                self.version.fetch_add(1, Ordering::Release);
+                return current;
+            }
+        }
+        gate.generation += 1;
+        token.generation = gate.generation;
+        token.entry = Arc::downgrade(self);
+        let token = Arc::new(token);
+        gate.pace = Paced::default();
+        self.rejected.store(false, Ordering::Relaxed);
+        self.forced.store(NEVER, Ordering::Release);
+        self.quiet_until.store(0, Ordering::Release);
+        self.token.store(Some(token.clone()));
+        self.version.fetch_add(1, Ordering::Release);
+        token
+    }
+
+    fn failed(&self, gate: &mut Gate, error: FetchSvidError, now: Moment) -> TokenError {
+        gate.counts.failures += 1;
+        let usable = self
+            .token
+            .load()
+            .as_ref()
+            .is_some_and(|token| token.usable(now));
+        gate.pace.failed(&self.cx.settings, error.reason(), now);
+        let next = gate.pace.next(usable);
+        self.quiet_until.store(next, Ordering::Release);
+        self.cx.tell(gate, &self.request, &error, usable);
+        let error = TokenError::fetching(&self.request, error);
+        gate.last_error = Some(error.clone());
+        error.retry_in(next.saturating_sub(now.mono()))
+    }
+
+    /// A service refused the token of this generation. Whether that made it due.
+    pub(crate) fn reject(&self, generation: u64, now: Moment) -> bool {
+        let mut gate = self.gate();
+        let token = self.token.load();
+        let current = token
+            .as_ref()
+            .is_some_and(|token| token.generation == generation);
+        let lately = gate.rejected_at.is_some_and(|at| {
+            now.mono().saturating_sub(at) < nanos(self.cx.settings.rejected_every)
+        });
+        if !current || lately {
+            return false;
+        }
+        gate.rejected_at = Some(now.mono());
+        self.cx.counts.rejected();
+        self.rejected.store(true, Ordering::Relaxed);
+        self.force(now.mono());
+        true
+    }
+
+    /// The key that signed the token is gone: due at `at` on the monotonic clock.
+    pub(crate) fn force(&self, at: u64) {
+        self.forced.fetch_min(at, Ordering::AcqRel);
+        self.version.fetch_add(1, Ordering::Release);
+    }
+
+    /// Whether it may be evicted, at a glance.
+    pub(crate) fn may_go(&self) -> bool {
+        self.pins.load(Ordering::Relaxed) == 0 && self.gate().flight.is_none()
+    }
+
+    /// Makes it start no fetch any more, so that it can be evicted. Not while one is under way.
+    pub(crate) fn retire(&self) -> bool {
+        let mut gate = self.gate();
+        if gate.retired || gate.flight.is_some() || self.pins.load(Ordering::Relaxed) > 0 {
+            return false;
+        }
+        gate.retired = true;
+        true
+    }
+
+    /// Ends the fetch under way.
+    pub(crate) fn ground(&self) {
+        let flight = self.gate().flight.take();
+        drop(flight);
+    }
+
+    /// Starts what is due, as nobody waits for it.
+    pub(crate) fn tend(self: &Arc<Self>, now: Moment) {
+        let token = self.token.load_full();
+        let fresh = token.is_some_and(|token| self.stage(&token, now) == Stage::Fresh);
+        if !fresh {
+            // The fetch goes on by itself.
+            let _ = self.attempt(now, false);
+        }
+    }
+
+    /// Until somebody should look after it again, for whoever keeps it warm.
+    pub(crate) fn attention_in(&self, now: Moment) -> Duration {
+        let quiet = self
+            .quiet_until
+            .load(Ordering::Acquire)
+            .saturating_sub(now.mono());
+        let due = self.token.load().as_ref().map_or(Duration::ZERO, |token| {
+            if token.usable(now) {
+                self.due(token).until(now)
+            } else {
+                Duration::ZERO
+            }
+        });
+        due.max(Duration::from_nanos(quiet))
+    }
+}
+
+impl Paced {
+    /// Before this, nobody asks.
+    pub(crate) fn next(&self, usable: bool) -> u64 {
+        if usable {
+            self.with_token
+        } else {
+            self.without_token
+        }
+    }
+
+    fn failed(&mut self, settings: &Settings, reason: FetchSvidReason, now: Moment) {
+        self.failures = self.failures.saturating_add(1);
+        let (with, without) = match reason {
+            FetchSvidReason::InvalidRequest => (settings.invalid, settings.invalid),
+            FetchSvidReason::Denied => (
+                settings.with_token.after(self.failures),
+                settings.denied.after(self.failures),
+            ),
+            _ => (
+                settings.with_token.after(self.failures),
+                settings.without_token.after(self.failures),
+            ),
+        };
+        self.with_token = now.plus(with).mono();
+        self.without_token = now.plus(without).mono();
+    }
+
+    fn unchanged(&mut self, settings: &Settings, now: Moment) {
+        self.unchanged = self.unchanged.saturating_add(1);
+        self.with_token = now.plus(settings.unchanged.after(self.unchanged)).mono();
+        // Once it is expired, the issuer is asked at once.
+        self.without_token = 0;
+    }
+}

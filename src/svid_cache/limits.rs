@@ -1,0 +1,122 @@
+//! How many fetches at once, and how many per second.
+
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{AcquireError, Notify, OwnedSemaphorePermit, Semaphore};
+
+use super::moment::nanos;
+use super::settings::Settings;
+use crate::clock::Clock;
+
+/// Shared by all audiences of a cache.
+pub(crate) struct Limits {
+    all: Arc<Semaphore>,
+    background: Arc<Semaphore>,
+    // Calls that the issuer is slow to answer: they wait here, out of the others' way.
+    slow: Arc<Semaphore>,
+    /// When the next fetch may begin, were there no burst.
+    turn: Mutex<u64>,
+    interval: u64,
+    burst: u64,
+}
+
+/// The right to have one call under way.
+pub(crate) struct Permit {
+    _all: OwnedSemaphorePermit,
+    _background: Option<OwnedSemaphorePermit>,
+}
+
+/// Whether somebody waits for a fetch.
+#[derive(Default)]
+pub(crate) struct Urgency {
+    urgent: AtomicBool,
+    raised: Notify,
+}
+
+impl Urgency {
+    pub(crate) fn new(urgent: bool) -> Self {
+        Self {
+            urgent: AtomicBool::new(urgent),
+            raised: Notify::new(),
+        }
+    }
+
+    pub(crate) fn raise(&self) {
+        if !self.urgent.swap(true, Ordering::AcqRel) {
+            self.raised.notify_waiters();
+        }
+    }
+
+    async fn raised(&self) {
+        let raised = self.raised.notified();
+        let mut raised = std::pin::pin!(raised);
+        // Enabled before the flag is read, so that no call in between is missed.
+        raised.as_mut().enable();
+        if self.urgent.load(Ordering::Acquire) {
+            return;
+        }
+        raised.await;
+    }
+}
+
+impl Limits {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        let concurrency = settings.concurrency.clamp(1, Semaphore::MAX_PERMITS);
+        let interval = 1_000_000_000 / u64::from(settings.rate.max(1));
+        Self {
+            all: Arc::new(Semaphore::new(concurrency)),
+            background: Arc::new(Semaphore::new(settings.background.clamp(1, concurrency))),
+            slow: Arc::new(Semaphore::new(concurrency)),
+            turn: Mutex::new(0),
+            interval,
+            burst: interval.saturating_mul(u64::try_from(concurrency).unwrap_or(u64::MAX)),
+        }
+    }
+
+    /// Waits for room; less of it is there for a fetch that nobody waits for.
+    pub(crate) async fn room(&self, urgency: &Urgency) -> Result<Permit, AcquireError> {
+        let background = first(urgency.raised(), self.background.clone().acquire_owned()).await;
+        let background = background.transpose()?;
+        Ok(Permit {
+            _all: self.all.clone().acquire_owned().await?,
+            _background: background,
+        })
+    }
+
+    /// Waits until the rate allows one more.
+    pub(crate) async fn turn(&self, clock: &dyn Clock) {
+        let now = nanos(clock.monotonic());
+        let turn = {
+            let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+            *turn = (*turn)
+                .max(now.saturating_sub(self.burst))
+                .saturating_add(self.interval);
+            *turn
+        };
+        if turn > now {
+            tokio::time::sleep(Duration::from_nanos(turn - now)).await;
+        }
+    }
+
+    /// Moves a call that the issuer is slow to answer out of the others' way; `None` where too
+    /// many are there already.
+    pub(crate) fn step_aside(&self) -> Option<OwnedSemaphorePermit> {
+        self.slow.clone().try_acquire_owned().ok()
+    }
+}
+
+/// `None` where `left` is done first.
+async fn first<T>(left: impl Future<Output = ()>, right: impl Future<Output = T>) -> Option<T> {
+    let mut left = std::pin::pin!(left);
+    let mut right = std::pin::pin!(right);
+    poll_fn(|cx| {
+        if left.as_mut().poll(cx).is_ready() {
+            return std::task::Poll::Ready(None);
+        }
+        right.as_mut().poll(cx).map(Some)
+    })
+    .await
+}

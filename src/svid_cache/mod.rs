@@ -1,0 +1,353 @@
+//! The cache of our own tokens: one for each audience, fresh before it must be.
+//!
+//! A [`SvidCache`] over any [`FetchSvid`] asks the issuer once for everyone who waits, refreshes a
+//! token while the old one still serves, and keeps sending a token that is valid while the issuer
+//! is away. `JwtSource` has one inside; a fetcher of your own gets the same by a cache of its own.
+//!
+//! ```
+//! use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+//! use tower_spiffe::svid::{FetchSvid, FetchSvidFuture, JwtSvid, SvidRequest};
+//! use tower_spiffe::svid_cache::SvidCache;
+//! use tower_spiffe::{Clock, SystemClock};
+//!
+//! /// An issuer that lives in the same process, and signs badly.
+//! struct Desk;
+//!
+//! impl FetchSvid for Desk {
+//!     fn fetch_svid(&self, request: &SvidRequest) -> FetchSvidFuture {
+//!         let now = SystemClock::shared().now().secs();
+//!         let claims = format!(
+//!             r#"{{"sub":"spiffe://x/web","aud":["{}"],"iat":{now},"exp":{}}}"#,
+//!             request.audiences()[0],
+//!             now + 300,
+//!         );
+//!         let header = URL_SAFE_NO_PAD.encode(r#"{"alg":"ES256","kid":"1"}"#);
+//!         let token = format!("{header}.{}.c2ln", URL_SAFE_NO_PAD.encode(claims));
+//!         Box::pin(async move { Ok(JwtSvid::parse_unverified(&token, "").unwrap()) })
+//!     }
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let cache = SvidCache::new(Desk);
+//! let reports = SvidRequest::new(["spiffe://x/reports"])?;
+//!
+//! assert!(cache.try_header(&reports).is_none()); // nothing there yet; a fetch begins
+//! let header = cache.header(&reports).await?; // waits for that same fetch
+//! assert!(header.to_str()?.starts_with("Bearer ") && header.is_sensitive());
+//! assert_eq!(cache.try_header(&reports), Some(header));
+//! assert_eq!(cache.stats().fetches, 1);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # How a token lives
+//!
+//! With L the token's life (`exp` − `iat`):
+//!
+//! | from | the token is | a request |
+//! | --- | --- | --- |
+//! | its arrival | fresh | sends it |
+//! | 55 to 65 % of L | due | sends it, and has the next one fetched in the background |
+//! | the last 10 % of L, 30 s at most | critical | waits 250 ms at most for the next one, then sends it |
+//! | the last 2 % of L, 2 s at most | expired | waits up to 5 s for the next one, or fails at once while the issuer is known to fail |
+//!
+//! An error never replaces a token, and no token is sent past its end, by the wall's clock or by
+//! the monotonic one. Nothing is refreshed that nobody asks for, but for what
+//! [`keep_warm`](SvidCache::keep_warm) names.
+//!
+//! # How many calls the issuer gets
+//!
+//! A process makes 1 / 0.6 ≈ 1.67 calls per token life and audience that it uses steadily; many
+//! processes on one SPIRE agent make up to 1 / 0.55 ≈ 1.82 each, since the first of them to ask
+//! after half of the life renews the token for all. The agent signs anew once per 0.55 lives. The
+//! program `examples/agent_load.rs` measures it with this cache for the number of processes, the
+//! token life and the audiences that you give; run it to size your agents:
+//!
+//! ```text
+//! cargo run --release --example agent_load -- --help
+//! ```
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use http::HeaderValue;
+
+use crate::clock::Clock;
+use crate::metrics::MetricsRecorder;
+use crate::svid::{FetchSvid, JwtSvid, SvidRequest};
+
+mod breaker;
+mod builder;
+mod context;
+mod counts;
+mod entry;
+mod error;
+mod flight;
+mod hot;
+mod limits;
+mod moment;
+mod pin;
+mod settings;
+mod snapshot;
+mod table;
+mod token;
+mod wait;
+mod warm;
+
+use context::Context;
+use entry::Entry;
+use settings::Settings;
+use table::Table;
+
+pub use builder::SvidCacheBuilder;
+pub use counts::SvidCacheStats;
+pub use error::{TokenError, TokenErrorReason};
+use pin::Issue;
+pub use pin::PinnedSvid;
+pub use snapshot::{AudienceSnapshot, TokenState};
+pub use warm::KeepWarm;
+
+/// A cache of our own tokens, one for each [`SvidRequest`]. Clones are the same cache.
+#[derive(Clone)]
+pub struct SvidCache {
+    core: Arc<Core>,
+    // What must live as long as somebody can ask.
+    alive: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+struct Core {
+    cx: Arc<Context>,
+    table: Table,
+}
+
+impl SvidCache {
+    /// A cache over `fetcher`, with the defaults.
+    pub fn new(fetcher: impl FetchSvid) -> Self {
+        Self::builder(fetcher).build()
+    }
+
+    /// A cache over `fetcher`, with options.
+    pub fn builder(fetcher: impl FetchSvid) -> SvidCacheBuilder {
+        SvidCacheBuilder::new(fetcher)
+    }
+
+    fn of(
+        fetcher: Arc<dyn FetchSvid>,
+        clock: Arc<dyn Clock>,
+        metrics: Option<Arc<dyn MetricsRecorder>>,
+        settings: Settings,
+    ) -> Self {
+        let table = Table::new(settings.max_entries);
+        let cx = Arc::new(Context::new(fetcher, clock, metrics, settings));
+        Self {
+            core: Arc::new(Core { cx, table }),
+            alive: None,
+        }
+    }
+
+    /// The same cache, with something that lives as long as this clone, its clones and whatever
+    /// they pin.
+    #[must_use]
+    pub fn keeping_alive(self, alive: Arc<dyn Any + Send + Sync>) -> Self {
+        Self {
+            alive: Some(alive),
+            ..self
+        }
+    }
+
+    /// The token for `request`: the cached one, or the one that a fetch brings.
+    ///
+    /// # Errors
+    /// A [`TokenError`] where there is nothing to send, and none came in time.
+    pub async fn get(&self, request: &SvidRequest) -> Result<JwtSvid, TokenError> {
+        Ok(self.issue(request)?.settle().await?.svid())
+    }
+
+    /// The token for `request` as the value of an `authorization` header: `Bearer …`, marked
+    /// sensitive.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub async fn header(&self, request: &SvidRequest) -> Result<HeaderValue, TokenError> {
+        if let Some(header) = self.hit(request) {
+            return Ok(header);
+        }
+        Ok(self.issue(request)?.settle().await?.header())
+    }
+
+    /// The header that can be sent at once; `None` where there is none, and then a fetch begins.
+    /// Never waits.
+    pub fn try_header(&self, request: &SvidRequest) -> Option<HeaderValue> {
+        if let Some(header) = self.hit(request) {
+            return Some(header);
+        }
+        self.issue(request)
+            .ok()?
+            .at_once()
+            .map(|issued| issued.header())
+    }
+
+    /// A handle on the token for `request` that needs no look-up, and whose audience never gives
+    /// way to another.
+    pub fn pin(&self, request: SvidRequest) -> PinnedSvid {
+        let make = || self.core.entry(&request);
+        // A pin is never refused for want of room.
+        let entry = self.core.table.get_or_insert(&request, true, make);
+        let entry = entry.unwrap_or_else(|| self.core.entry(&request));
+        PinnedSvid::new(entry, self.alive.clone())
+    }
+
+    /// Keeps the tokens for these requests fresh whether anyone asks for them or not, with one
+    /// task for all of them, until what is returned is dropped.
+    ///
+    /// It does not keep a source open: when that is shut down, the task ends.
+    ///
+    /// # Errors
+    /// There is no tokio runtime here, and there was none where the cache was built.
+    pub fn keep_warm(
+        &self,
+        requests: impl IntoIterator<Item = SvidRequest>,
+    ) -> Result<KeepWarm, TokenError> {
+        let mut here = self.clone();
+        here.alive = None;
+        warm::keep(
+            &self.core.cx,
+            requests
+                .into_iter()
+                .map(|request| here.pin(request))
+                .collect(),
+        )
+    }
+
+    /// Tells that signing keys are gone: `gone` is asked with the name of a trust domain and a key
+    /// ID. Tokens that such a key signed are refreshed within 5 s of being asked for.
+    pub fn authorities_gone(&self, gone: &dyn Fn(&str, &str) -> bool) {
+        let now = self.core.cx.moment();
+        let jitter = self.core.cx.settings.gone_jitter;
+        for entry in self.core.table.all() {
+            let token = entry.token.load();
+            let signed_by_gone = token.as_ref().is_some_and(|token| {
+                let trust_domain = token.svid.spiffe_id().trust_domain_name();
+                token
+                    .svid
+                    .key_id()
+                    .is_some_and(|key_id| gone(trust_domain, key_id))
+            });
+            if signed_by_gone {
+                entry.force(now.plus(jitter.mul_f64(fastrand::f64())).mono());
+            }
+        }
+        self.core.cx.nudge.notify_waiters();
+    }
+
+    /// Tells that a service refused the token in `header`: the next request has it refreshed,
+    /// where it is still the current one, and not more than once per 10 s. Whether it will be.
+    pub fn report_refused(&self, request: &SvidRequest, header: &HeaderValue) -> bool {
+        let Some(entry) = self.core.table.get(request) else {
+            return false;
+        };
+        let sent = entry
+            .token
+            .load_full()
+            .filter(|token| token.header == *header);
+        sent.is_some_and(|token| pin::refused(&entry, token.generation))
+    }
+
+    /// Ends all fetches; from now on every request fails with [`TokenErrorReason::Closed`].
+    pub fn close(&self) {
+        self.core.cx.close();
+        for entry in self.core.table.all() {
+            entry.ground();
+        }
+    }
+
+    /// What the cache did since it was made.
+    pub fn stats(&self) -> SvidCacheStats {
+        let cx = &self.core.cx;
+        let table = &self.core.table;
+        cx.counts
+            .stats(table.len(), table.evicted(), cx.breaker.is_open())
+    }
+
+    /// Every audience in the cache, as it is now, in no order.
+    pub fn snapshot(&self) -> Vec<AudienceSnapshot> {
+        let now = self.core.cx.moment();
+        self.core
+            .table
+            .all()
+            .iter()
+            .map(|entry| AudienceSnapshot::of(entry, now))
+            .collect()
+    }
+
+    /// One audience as it is now; `None` where it is not in the cache.
+    pub fn snapshot_of(&self, request: &SvidRequest) -> Option<AudienceSnapshot> {
+        let now = self.core.cx.moment();
+        self.core
+            .table
+            .get(request)
+            .map(|entry| AudienceSnapshot::of(&entry, now))
+    }
+
+    /// A fresh token, without taking hold of anything.
+    #[inline]
+    fn hit(&self, request: &SvidRequest) -> Option<HeaderValue> {
+        let cx = &self.core.cx;
+        if cx.is_closed() {
+            return None;
+        }
+        let now = cx.moment();
+        let header = self.core.table.with(request, |entry| {
+            entry.touch(now);
+            hot::fresh(entry, now, |token| token.header.clone())
+        });
+        let header = header.flatten()?;
+        cx.hit();
+        Some(header)
+    }
+
+    /// A token, or the wait for one.
+    pub(crate) fn issue(&self, request: &SvidRequest) -> Result<Issue, TokenError> {
+        loop {
+            let make = || self.core.entry(request);
+            let entry = self
+                .core
+                .table
+                .get_or_insert(request, false, make)
+                .ok_or_else(|| {
+                    self.core.cx.missed();
+                    self.core.cx.counts.error();
+                    TokenError::full(request)
+                })?;
+            // An entry that was evicted after it was found is looked up anew.
+            if let Some(issue) = pin::issue(&entry) {
+                return issue;
+            }
+        }
+    }
+}
+
+impl Core {
+    fn entry(&self, request: &SvidRequest) -> Arc<Entry> {
+        // From 1: 0 is nobody's.
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Entry::new(
+            id,
+            request.clone(),
+            self.cx.clone(),
+            self.cx.moment(),
+        ))
+    }
+}
+
+impl fmt::Debug for SvidCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SvidCache")
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,83 @@
+//! A point in time on both clocks: past it as soon as either clock says so.
+
+use std::time::Duration;
+
+use crate::clock::{Clock, UnixTime};
+
+/// A moment as both clocks tell it, in nanoseconds; saturates.
+///
+/// The wall may step and the monotonic clock may stand still while the machine sleeps, so a
+/// deadline is kept on both and [`reached`](Self::reached) as soon as either has come to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Moment {
+    wall: i64,
+    mono: u64,
+}
+
+impl Moment {
+    pub(crate) fn now(clock: &dyn Clock) -> Self {
+        Self {
+            wall: wall_nanos(clock.now()),
+            mono: nanos(clock.monotonic()),
+        }
+    }
+
+    pub(crate) fn mono(self) -> u64 {
+        self.mono
+    }
+
+    pub(crate) fn plus(self, more: Duration) -> Self {
+        let more = nanos(more);
+        Self {
+            wall: self.wall.saturating_add_unsigned(more),
+            mono: self.mono.saturating_add(more),
+        }
+    }
+
+    pub(crate) fn minus(self, less: Duration) -> Self {
+        let less = nanos(less);
+        Self {
+            wall: self.wall.saturating_sub_unsigned(less),
+            mono: self.mono.saturating_sub(less),
+        }
+    }
+
+    /// The same wall, and the earlier of this monotonic time and that.
+    pub(crate) fn no_later_than(self, mono: u64) -> Self {
+        Self {
+            mono: self.mono.min(mono),
+            ..self
+        }
+    }
+
+    #[inline]
+    pub(crate) fn reached(self, now: Self) -> bool {
+        now.wall >= self.wall || now.mono >= self.mono
+    }
+
+    /// How long until either clock reaches it.
+    pub(crate) fn until(self, now: Self) -> Duration {
+        let wall = u64::try_from(self.wall.saturating_sub(now.wall)).unwrap_or(0);
+        Duration::from_nanos(wall.min(self.mono.saturating_sub(now.mono)))
+    }
+
+    /// This moment on the monotonic clock, where `wall` stands on the wall.
+    pub(crate) fn at_wall(self, wall: UnixTime) -> Self {
+        let wall = wall_nanos(wall);
+        let ahead = wall.saturating_sub(self.wall);
+        Self {
+            wall,
+            mono: self.mono.saturating_add_signed(ahead),
+        }
+    }
+}
+
+pub(crate) fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn wall_nanos(time: UnixTime) -> i64 {
+    time.secs()
+        .saturating_mul(1_000_000_000)
+        .saturating_add(i64::from(time.subsec_nanos()))
+}

@@ -1,0 +1,145 @@
+//! The numbers of the cache, each with its reason.
+
+use std::time::Duration;
+
+/// How the cache paces itself. Every number is an option of
+/// [`SvidCacheBuilder`](super::SvidCacheBuilder).
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    /// The share of a token's life after which it is refreshed: drawn once per token between these
+    /// two, so that many processes do not ask in step. An agent that hands out its cached token
+    /// until about half of the life is gone then never answers with the same one.
+    pub(crate) refresh: (f64, f64),
+    /// Before this much of the life is left, a request no longer just sends the token it has.
+    pub(crate) soft_margin: Margin,
+    /// With this much left or less, a token is never sent: it could expire on its way.
+    pub(crate) hard_margin: Margin,
+    /// The longest that one call to the issuer may take. SPIRE's agent can take 30 s.
+    pub(crate) fetch_deadline: Duration,
+    /// A call that takes longer than this makes room for others and speaks against the issuer.
+    pub(crate) slow_after: Duration,
+    /// How long a caller waits when there is nothing to send.
+    pub(crate) max_wait: Duration,
+    /// How long after the start of a fetch a caller inside the soft margin still waits for it.
+    pub(crate) soft_wait: Duration,
+    /// Between failures while there is a token to send.
+    pub(crate) with_token: Pace,
+    /// Between failures while there is none.
+    pub(crate) without_token: Pace,
+    /// The same, where the issuer denies the identity.
+    pub(crate) denied: Pace,
+    /// After a request that can never succeed.
+    pub(crate) invalid: Duration,
+    /// After the issuer answered with the token that we have.
+    pub(crate) unchanged: Pace,
+    /// At most one fetch per this much because a service refused the token.
+    pub(crate) rejected_every: Duration,
+    /// Spreads the fetches after a key has gone.
+    pub(crate) gone_jitter: Duration,
+    /// Between the probes of an issuer that does not answer.
+    pub(crate) breaker: Pace,
+    /// Failures in a row that open the breaker.
+    pub(crate) breaker_after: u32,
+    /// Fetches at once.
+    pub(crate) concurrency: usize,
+    /// Of them, those that nobody waits for.
+    pub(crate) background: usize,
+    /// Fetches per second.
+    pub(crate) rate: u32,
+    /// Audiences that are kept.
+    pub(crate) max_entries: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        const fn secs(secs: u64) -> Duration {
+            Duration::from_secs(secs)
+        }
+        const fn millis(millis: u64) -> Duration {
+            Duration::from_millis(millis)
+        }
+        Self {
+            refresh: (0.55, 0.65),
+            soft_margin: Margin {
+                most: secs(30),
+                share: 0.10,
+            },
+            hard_margin: Margin {
+                most: secs(2),
+                share: 0.02,
+            },
+            fetch_deadline: secs(35),
+            slow_after: secs(5),
+            max_wait: secs(5),
+            soft_wait: millis(250),
+            with_token: Pace {
+                first: secs(1),
+                factor: 1.6,
+                cap: secs(30),
+            },
+            without_token: Pace {
+                first: millis(250),
+                factor: 2.0,
+                cap: secs(5),
+            },
+            denied: Pace {
+                first: secs(1),
+                factor: 2.0,
+                cap: secs(10),
+            },
+            invalid: secs(60),
+            unchanged: Pace {
+                first: secs(5),
+                factor: 1.6,
+                cap: secs(30),
+            },
+            rejected_every: secs(10),
+            gone_jitter: secs(5),
+            breaker: Pace {
+                first: millis(250),
+                factor: 2.0,
+                cap: secs(5),
+            },
+            breaker_after: 3,
+            concurrency: 16,
+            background: 12,
+            rate: 200,
+            max_entries: 1024,
+        }
+    }
+}
+
+/// The last part of a token's life: a share of it, and no more than so long.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Margin {
+    pub(crate) most: Duration,
+    pub(crate) share: f64,
+}
+
+impl Margin {
+    pub(crate) fn of(self, life: Duration) -> Duration {
+        self.most.min(life.mul_f64(self.share))
+    }
+}
+
+/// A delay that grows with each failure, give or take 20 %, and is never longer than its cap.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pace {
+    pub(crate) first: Duration,
+    pub(crate) factor: f64,
+    pub(crate) cap: Duration,
+}
+
+impl Pace {
+    /// The delay after the `failures`th failure in a row, counted from 1.
+    pub(crate) fn after(self, failures: u32) -> Duration {
+        // Beyond 64 every delay is at its cap.
+        let power = i32::try_from(failures.saturating_sub(1).min(64)).unwrap_or(64);
+        let jitter = 0.8 + 0.4 * fastrand::f64();
+        let secs = self.first.as_secs_f64() * self.factor.powi(power) * jitter;
+        // Cut after the jitter: the cap is a promise.
+        Duration::try_from_secs_f64(secs)
+            .unwrap_or(self.cap)
+            .min(self.cap)
+    }
+}

@@ -1,0 +1,198 @@
+//! A token that was accepted: what is sent, and until when.
+
+use std::collections::BTreeSet;
+use std::sync::Weak;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderValue;
+
+use super::entry::Entry;
+use super::moment::Moment;
+use super::settings::Settings;
+use crate::svid::{FetchSvidError, FetchSvidReason, JwtSvid, SvidRequest};
+
+/// A token with its deadlines. Never changes: what happens to it later is the entry's.
+pub(crate) struct Token {
+    /// `Bearer …`, sensitive; a clone is one reference count.
+    pub(crate) header: HeaderValue,
+    pub(crate) svid: JwtSvid,
+    pub(crate) entry: Weak<Entry>,
+    /// Counts the tokens of an entry, from 1.
+    pub(crate) generation: u64,
+    pub(crate) due: Moment,
+    soft: Moment,
+    hard: Moment,
+    expiry: Moment,
+}
+
+/// Where a token is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Send it.
+    Fresh,
+    /// Send it, and have somebody fetch the next.
+    Due,
+    /// Wait a little for the next; else send it.
+    Critical,
+    /// Never send it.
+    Expired,
+}
+
+impl Token {
+    /// Checks what the issuer gave for `request`.
+    pub(crate) fn accept(
+        svid: JwtSvid,
+        request: &SvidRequest,
+        now: Moment,
+        settings: &Settings,
+    ) -> Result<Self, FetchSvidError> {
+        fits(&svid, request)?;
+        let life = Life::of(&svid, now, settings);
+        if life.hard.reached(now) {
+            return Err(FetchSvidError::new(
+                FetchSvidReason::Expired,
+                "the issuer gave a token that is expired or about to be; compare the clocks of \
+                 this machine and of the issuer",
+            ));
+        }
+        Ok(Self {
+            header: header(&svid)?,
+            svid,
+            entry: Weak::new(),
+            generation: 0,
+            due: life.due,
+            soft: life.soft,
+            hard: life.hard,
+            expiry: life.expiry,
+        })
+    }
+
+    pub(crate) fn stage(&self, now: Moment) -> Stage {
+        if self.hard.reached(now) {
+            Stage::Expired
+        } else if !self.due.reached(now) {
+            Stage::Fresh
+        } else if self.soft.reached(now) {
+            Stage::Critical
+        } else {
+            Stage::Due
+        }
+    }
+
+    /// Whether it may still be sent.
+    pub(crate) fn usable(&self, now: Moment) -> bool {
+        !self.hard.reached(now)
+    }
+
+    /// How long until it expires.
+    pub(crate) fn expires_in(&self, now: Moment) -> Duration {
+        self.expiry.until(now)
+    }
+
+    /// Whether `newer` is no gain over this one: the same, or one that ends sooner.
+    pub(crate) fn is_matched_by(&self, newer: &Self) -> bool {
+        self.is_same(newer) || newer.svid.expires_at() < self.svid.expires_at()
+    }
+
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.header == other.header
+    }
+
+    /// A copy that shares no reference count with this one: for one thread's own use, so that
+    /// threads on one hot token do not fight over a cache line. Fresh until `due`.
+    pub(crate) fn replica(&self, due: Moment) -> Self {
+        let header = HeaderValue::from_bytes(self.header.as_bytes());
+        Self {
+            header: header.map_or_else(|_| self.header.clone(), sensitive),
+            svid: self.svid.clone(),
+            entry: self.entry.clone(),
+            due,
+            ..*self
+        }
+    }
+
+    /// A fresh token is one that is sent without another thought.
+    #[inline]
+    pub(crate) fn is_fresh(&self, now: Moment) -> bool {
+        !self.due.reached(now) && !self.hard.reached(now)
+    }
+}
+
+struct Life {
+    due: Moment,
+    soft: Moment,
+    hard: Moment,
+    expiry: Moment,
+}
+
+impl Life {
+    fn of(svid: &JwtSvid, now: Moment, settings: &Settings) -> Self {
+        let until_expiry = now.at_wall(svid.expires_at()).until(now);
+        // From `iat` where it makes sense; it may lie ahead of our own clock, which then is slow,
+        // and the token does not live longer for it.
+        let issued = svid
+            .issued_at()
+            .filter(|iat| iat.secs() > 0 && *iat < svid.expires_at());
+        let life = issued.map_or(until_expiry, |iat| svid.expires_at().saturating_since(iat));
+        let expiry = now
+            .at_wall(svid.expires_at())
+            .no_later_than(now.plus(life).mono());
+
+        let (from, to) = settings.refresh;
+        let refresh = (from + (to - from) * fastrand::f64()).clamp(0.0, 1.0);
+        let mut due = expiry.minus(life.mul_f64(1.0 - refresh));
+        if due.reached(now) {
+            due = now.plus(Duration::from_secs(1).max(expiry.until(now) / 10));
+        }
+        Self {
+            due,
+            soft: expiry.minus(settings.soft_margin.of(life)),
+            hard: expiry.minus(settings.hard_margin.of(life)),
+            expiry,
+        }
+    }
+}
+
+fn fits(svid: &JwtSvid, request: &SvidRequest) -> Result<(), FetchSvidError> {
+    let unacceptable = |what| Err(FetchSvidError::new(FetchSvidReason::Unacceptable, what));
+    let given: BTreeSet<&str> = svid.audiences().iter().map(AsRef::as_ref).collect();
+    if !given
+        .iter()
+        .copied()
+        .eq(request.audiences().iter().map(AsRef::as_ref))
+    {
+        return unacceptable("the issuer gave a token for other audiences than asked");
+    }
+    if request.spiffe_id().is_some_and(|id| id != svid.spiffe_id()) {
+        return unacceptable("the issuer gave a token of another SPIFFE ID than asked");
+    }
+    if request.hint().is_some_and(|hint| hint != svid.hint()) {
+        return unacceptable("the issuer gave a token with another hint than asked");
+    }
+    Ok(())
+}
+
+/// The header's value over the token's own memory: the token is kept once.
+fn header(svid: &JwtSvid) -> Result<HeaderValue, FetchSvidError> {
+    struct Bearer(JwtSvid);
+    impl AsRef<[u8]> for Bearer {
+        fn as_ref(&self) -> &[u8] {
+            self.0.bearer().as_bytes()
+        }
+    }
+    let bytes = Bytes::from_owner(Bearer(svid.clone()));
+    HeaderValue::from_maybe_shared(bytes)
+        .map(sensitive)
+        .map_err(|_| {
+            FetchSvidError::new(
+                FetchSvidReason::Unacceptable,
+                "the issuer gave a token that no header can carry",
+            )
+        })
+}
+
+fn sensitive(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
+}

@@ -1,0 +1,67 @@
+//! Tokens that are kept fresh though nobody asks.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::AbortHandle;
+
+use super::context::Context;
+use super::error::{TokenError, TokenErrorReason};
+use super::pin::PinnedSvid;
+
+/// Never looks more often, however much happens at once.
+const AT_MOST_EVERY: Duration = Duration::from_millis(50);
+/// Looks at least so often: the wall's clock may step, and a machine may have slept.
+const AT_LEAST_EVERY: Duration = Duration::from_secs(10);
+
+/// Keeps tokens fresh until it is dropped: see [`SvidCache::keep_warm`](super::SvidCache::keep_warm).
+#[must_use = "the tokens are kept warm only as long as this lives"]
+pub struct KeepWarm {
+    task: AbortHandle,
+}
+
+impl Drop for KeepWarm {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl fmt::Debug for KeepWarm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeepWarm").finish_non_exhaustive()
+    }
+}
+
+pub(crate) fn keep(cx: &Arc<Context>, pins: Vec<PinnedSvid>) -> Result<KeepWarm, TokenError> {
+    let runtime = cx.runtime().ok_or_else(|| {
+        TokenError::new(
+            TokenErrorReason::NoRuntime,
+            "tokens are kept warm on a tokio runtime",
+        )
+    })?;
+    let cx = cx.clone();
+    let task = runtime.spawn(async move {
+        while !cx.is_closed() {
+            let nudged = cx.nudge.notified();
+            let next = look(&cx, &pins).clamp(AT_MOST_EVERY, AT_LEAST_EVERY);
+            let _ = tokio::time::timeout(next, nudged).await;
+            tokio::time::sleep(AT_MOST_EVERY).await;
+        }
+    });
+    Ok(KeepWarm {
+        task: task.abort_handle(),
+    })
+}
+
+/// Starts what is due; tells when to look again.
+fn look(cx: &Context, pins: &[PinnedSvid]) -> Duration {
+    let now = cx.moment();
+    let mut next = AT_LEAST_EVERY;
+    for pin in pins {
+        let entry = pin.entry();
+        entry.tend(now);
+        next = next.min(entry.attention_in(now));
+    }
+    next
+}
