@@ -102,10 +102,8 @@ fn named_after(code: &str, prefix: &str) -> Vec<String> {
                     c if c.is_whitespace() && name.is_empty() => {}
                     _ => at_start = false,
                 }
-                if !at_start || c == ',' {
-                    if !name.is_empty() {
-                        names.push(std::mem::take(&mut name));
-                    }
+                if (!at_start || c == ',') && !name.is_empty() {
+                    names.push(std::mem::take(&mut name));
                 }
             }
             if !name.is_empty() {

@@ -43,10 +43,7 @@ enum Streamed {
         at: i64,
         bundles: BTreeMap<String, String>,
     },
-    StreamEnd {
-        code: i32,
-        message: String,
-    },
+    StreamEnd {},
 }
 
 fn lines<T: for<'de> Deserialize<'de>>(text: &str) -> Vec<T> {
