@@ -6,6 +6,7 @@ mod grpc_code;
 mod jwt;
 pub mod metrics;
 
+pub mod source;
 mod spiffe_id;
 pub mod svid;
 #[cfg(feature = "client")]
@@ -21,6 +22,13 @@ pub use bundle::{
 pub use clock::{Clock, SystemClock, UnixTime};
 pub use grpc_code::GrpcCode;
 pub use jwt::{Algorithm, UnknownAlgorithm};
+#[cfg(any(feature = "server", feature = "client"))]
+pub use source::FileBundles;
+#[cfg(feature = "workload-api")]
+pub use source::{
+    JwtSource, JwtSourceBuilder, JwtSourceError, JwtSourceErrorReason, ResourceLimits, SourceState,
+    SourceUpdates, WithdrawalPolicy,
+};
 pub use spiffe_id::{
     MAX_SPIFFE_ID_LEN, MAX_TRUST_DOMAIN_LEN, SpiffeId, SpiffeIdError, SpiffeIdMatcher, TrustDomain,
 };

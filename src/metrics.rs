@@ -23,7 +23,9 @@
 //! assert_eq!(refusals.0.load(Ordering::Relaxed), 1);
 //! ```
 
+#[cfg(feature = "workload-api")]
 use std::panic::{AssertUnwindSafe, catch_unwind};
+#[cfg(feature = "workload-api")]
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -106,10 +108,10 @@ impl<'a> Verification<'a> {
 }
 
 /// A recorder whose panics end here: a count that is lost must not end a background task.
-#[allow(dead_code, reason = "the source follows")]
+#[cfg(feature = "workload-api")]
 pub(crate) struct Shielded(Arc<dyn MetricsRecorder>);
 
-#[allow(dead_code, reason = "the source follows")]
+#[cfg(feature = "workload-api")]
 impl Shielded {
     pub(crate) fn new(inner: Arc<dyn MetricsRecorder>) -> Self {
         Self(inner)
@@ -124,6 +126,7 @@ impl Shielded {
     }
 }
 
+#[cfg(feature = "workload-api")]
 impl MetricsRecorder for Shielded {
     fn record_update(&self) {
         self.run(|inner| inner.record_update());

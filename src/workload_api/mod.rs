@@ -29,8 +29,6 @@
 //! # #[cfg(not(feature = "testing"))] fn main() {}
 //! ```
 
-#![allow(dead_code, unused_imports, reason = "the source follows")]
-
 mod channel;
 mod client;
 mod connect;

@@ -1,0 +1,131 @@
+//! How long to wait before the next attempt.
+
+use std::time::Duration;
+
+/// Exponential backoff with full jitter: each wait is drawn from the whole span between the
+/// shortest wait and a ceiling that doubles with every attempt, up to the longest.
+///
+/// A node's workloads lose their agent at the same moment; drawn from the whole span they come
+/// back spread out, where a fixed wait with a little noise brings them back in waves.
+#[derive(Debug)]
+pub(crate) struct Backoff {
+    shortest: Duration,
+    longest: Duration,
+    ceiling: Duration,
+    draw: fastrand::Rng,
+}
+
+impl Backoff {
+    pub(crate) fn new(shortest: Duration, longest: Duration, draw: fastrand::Rng) -> Self {
+        // A wait of nothing would be a storm.
+        let shortest = shortest.max(Duration::from_millis(1));
+        let longest = longest.max(shortest);
+        Self {
+            shortest,
+            longest,
+            ceiling: shortest,
+            draw,
+        }
+    }
+
+    /// The next wait.
+    pub(crate) fn next(&mut self) -> Duration {
+        self.ceiling = self.ceiling.saturating_mul(2).min(self.longest);
+        self.between(self.shortest)
+    }
+
+    /// A wait of the longest kind, for what a retry will hardly mend.
+    pub(crate) fn next_longest(&mut self) -> Duration {
+        self.ceiling = self.longest;
+        self.between(self.longest / 2)
+    }
+
+    /// Begins from the shortest again.
+    pub(crate) fn reset(&mut self) {
+        self.ceiling = self.shortest;
+    }
+
+    /// The longest wait that [`next`](Self::next) may give.
+    pub(crate) fn longest(&self) -> Duration {
+        self.longest
+    }
+
+    fn between(&mut self, low: Duration) -> Duration {
+        let span = self.ceiling.saturating_sub(low);
+        low.saturating_add(span.mul_f64(self.draw.f64()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: fn(u64) -> Duration = Duration::from_millis;
+
+    fn backoff(seed: u64) -> Backoff {
+        Backoff::new(MS(200), MS(10_000), fastrand::Rng::with_seed(seed))
+    }
+
+    #[test]
+    fn the_jitter_is_full_and_the_ceiling_doubles() {
+        let mut lowest = [Duration::MAX; 8];
+        let mut highest = [Duration::ZERO; 8];
+        for seed in 0..2000 {
+            let mut backoff = backoff(seed);
+            for (low, high) in lowest.iter_mut().zip(&mut highest) {
+                let wait = backoff.next();
+                *low = wait.min(*low);
+                *high = wait.max(*high);
+            }
+        }
+        let ceilings = [400, 800, 1600, 3200, 6400, 10_000, 10_000, 10_000].map(MS);
+        for ((low, high), ceiling) in lowest.iter().zip(&highest).zip(ceilings) {
+            assert!(
+                *low >= MS(200) && *high <= ceiling,
+                "{low:?} {high:?} {ceiling:?}"
+            );
+            let span = ceiling - MS(200);
+            assert!(
+                *low < MS(200) + span / 20,
+                "reaches down: {low:?} of {ceiling:?}"
+            );
+            assert!(
+                *high > ceiling - span / 20,
+                "reaches up: {high:?} of {ceiling:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_same_seed_draws_the_same_waits() {
+        let draw = |seed| {
+            let mut backoff = backoff(seed);
+            (0..20).map(|_| backoff.next()).collect::<Vec<_>>()
+        };
+        assert_eq!(draw(7), draw(7));
+        assert_ne!(draw(7), draw(8));
+    }
+
+    #[test]
+    fn a_reset_begins_from_the_shortest() {
+        let mut backoff = backoff(1);
+        for _ in 0..10 {
+            backoff.next();
+        }
+        backoff.reset();
+        assert!(backoff.next() <= MS(400));
+        let longest = backoff.next_longest();
+        assert!((MS(5000)..=MS(10_000)).contains(&longest), "{longest:?}");
+    }
+
+    #[test]
+    fn limits_in_the_wrong_order_or_of_nothing_never_make_a_storm() {
+        for (shortest, longest) in [(0, 0), (500, 10)] {
+            let mut backoff = Backoff::new(MS(shortest), MS(longest), fastrand::Rng::with_seed(1));
+            for _ in 0..5 {
+                let wait = backoff.next();
+                assert!(wait >= MS(1) && wait <= MS(500), "{wait:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! Why a source cannot start, or cannot answer.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::bundle::CannotJudge;
+use crate::grpc_code::GrpcCode;
+use crate::spiffe_id::TrustDomain;
+use crate::svid::{FetchSvidError, FetchSvidReason, SvidRequestError};
+use crate::svid_cache::TokenError;
+use crate::workload_api::{
+    EndpointError, EndpointErrorReason, WorkloadApiError, WorkloadApiErrorReason,
+};
+
+/// Why a [`JwtSource`](crate::JwtSource) cannot start, or cannot answer. Shared by everyone who
+/// waited.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JwtSourceError {
+    reason: JwtSourceErrorReason,
+    code: Option<GrpcCode>,
+    retryable: bool,
+    message: Arc<str>,
+}
+
+/// The class of a [`JwtSourceError`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum JwtSourceErrorReason {
+    /// There is no endpoint, or it is malformed.
+    Endpoint(EndpointErrorReason),
+    /// There is no tokio runtime here.
+    NoRuntime,
+    /// The first bundles did not come in time.
+    InitialSync,
+    /// The agent refused the bundle stream in a way that no retry can mend.
+    Refused(WorkloadApiErrorReason),
+    /// The bundles cannot be used now.
+    CannotJudge(CannotJudge),
+    /// The bundle set does not hold this trust domain.
+    UnknownTrustDomain,
+    /// The request for a token is wrong: refused before asking.
+    InvalidRequest(SvidRequestError),
+    /// No token came.
+    Token(FetchSvidReason),
+    /// The source was shut down, or the runtime that it was built on is gone.
+    Closed,
+    /// The shutdown took longer than allowed.
+    ShutdownTimeout,
+}
+
+impl JwtSourceError {
+    fn new(reason: JwtSourceErrorReason, retryable: bool, message: impl Into<Arc<str>>) -> Self {
+        Self {
+            reason,
+            code: None,
+            retryable,
+            message: message.into(),
+        }
+    }
+
+    pub(crate) fn no_runtime() -> Self {
+        Self::new(
+            JwtSourceErrorReason::NoRuntime,
+            false,
+            "there is no tokio runtime here; build the source in async code, or inside of \
+             `runtime.enter()`",
+        )
+    }
+
+    pub(crate) fn closed() -> Self {
+        Self::new(
+            JwtSourceErrorReason::Closed,
+            false,
+            "the source was shut down, or the runtime that it was built on is gone; build a new one",
+        )
+    }
+
+    pub(crate) fn refused(error: &WorkloadApiError) -> Self {
+        Self {
+            code: error.code(),
+            ..Self::new(
+                JwtSourceErrorReason::Refused(error.reason()),
+                false,
+                format!("no retry can mend this: {error}"),
+            )
+        }
+    }
+
+    pub(crate) fn initial_sync(within: Duration, last: Option<&WorkloadApiError>) -> Self {
+        let text = match last {
+            Some(last) => format!("no bundles within {within:?}; last, {last}"),
+            None => format!("no bundles within {within:?}"),
+        };
+        Self {
+            code: last.and_then(WorkloadApiError::code),
+            ..Self::new(JwtSourceErrorReason::InitialSync, true, text)
+        }
+    }
+
+    pub(crate) fn unknown(trust_domain: &TrustDomain) -> Self {
+        Self::new(
+            JwtSourceErrorReason::UnknownTrustDomain,
+            true,
+            format!("the issuer gives no bundle for the trust domain {trust_domain}"),
+        )
+    }
+
+    pub(crate) fn cannot_judge(why: CannotJudge) -> Self {
+        match why {
+            CannotJudge::Closed => Self::closed(),
+            why => Self::new(
+                JwtSourceErrorReason::CannotJudge(why),
+                true,
+                why.to_string(),
+            ),
+        }
+    }
+
+    pub(crate) fn shutdown_timeout(within: Duration) -> Self {
+        Self::new(
+            JwtSourceErrorReason::ShutdownTimeout,
+            false,
+            format!("the background task did not end within {within:?}, and was aborted"),
+        )
+    }
+
+    /// The class.
+    pub fn reason(&self) -> JwtSourceErrorReason {
+        self.reason
+    }
+
+    /// The gRPC code that the agent answered with, where it answered with one.
+    pub fn code(&self) -> Option<GrpcCode> {
+        self.code
+    }
+
+    /// Whether the same call may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        self.retryable
+    }
+}
+
+impl fmt::Display for JwtSourceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for JwtSourceError {}
+
+impl From<EndpointError> for JwtSourceError {
+    fn from(error: EndpointError) -> Self {
+        Self::new(
+            JwtSourceErrorReason::Endpoint(error.reason()),
+            false,
+            error.to_string(),
+        )
+    }
+}
+
+impl From<SvidRequestError> for JwtSourceError {
+    fn from(error: SvidRequestError) -> Self {
+        Self::new(
+            JwtSourceErrorReason::InvalidRequest(error),
+            false,
+            error.to_string(),
+        )
+    }
+}
+
+impl From<FetchSvidError> for JwtSourceError {
+    fn from(error: FetchSvidError) -> Self {
+        if error.reason() == FetchSvidReason::Closed {
+            return Self::closed();
+        }
+        Self {
+            code: error.code(),
+            ..Self::new(
+                JwtSourceErrorReason::Token(error.reason()),
+                error.is_retryable(),
+                error.to_string(),
+            )
+        }
+    }
+}
+
+impl From<TokenError> for JwtSourceError {
+    fn from(error: TokenError) -> Self {
+        use crate::svid_cache::TokenErrorReason as Reason;
+        let reason = match error.reason() {
+            Reason::Closed => return Self::closed(),
+            Reason::Unavailable => FetchSvidReason::Unavailable,
+            Reason::Timeout => FetchSvidReason::Timeout,
+            Reason::Denied => FetchSvidReason::Denied,
+            Reason::InvalidRequest => FetchSvidReason::InvalidRequest,
+            Reason::Unacceptable => FetchSvidReason::Unacceptable,
+            Reason::ClockSkew => FetchSvidReason::Expired,
+            Reason::Panicked => FetchSvidReason::Panicked,
+            _ => FetchSvidReason::Other,
+        };
+        Self {
+            code: error.fetch_error().and_then(FetchSvidError::code),
+            ..Self::new(
+                JwtSourceErrorReason::Token(reason),
+                error.is_retryable(),
+                error.to_string(),
+            )
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! One file, and what it says.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use crate::bundle::{JwksError, JwtBundle, JwtBundleSet};
+use crate::spiffe_id::TrustDomain;
+
+/// Where bundles stand, and how.
+#[derive(Debug, Clone)]
+pub(super) struct Document {
+    pub(super) path: PathBuf,
+    /// Whose bundle it is; none for a map.
+    pub(super) trust_domain: Option<TrustDomain>,
+    pub(super) format: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    Jwks,
+    SpiffeBundle,
+}
+
+/// What a file says.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    pub(super) bundles: BTreeMap<TrustDomain, Arc<JwtBundle>>,
+    /// Trust domains whose part of the file cannot be read, and why.
+    pub(super) troubles: BTreeMap<TrustDomain, Box<str>>,
+}
+
+impl Document {
+    pub(super) fn read(&self, max_bytes: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        // One byte more than allowed, to see that there is more.
+        let read = File::open(&self.path)?
+            .take(max_bytes.saturating_add(1))
+            .read_to_end(&mut bytes)?;
+        if u64::try_from(read).unwrap_or(u64::MAX) > max_bytes {
+            let text = format!("it has more than the {max_bytes} bytes allowed");
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
+        }
+        Ok(bytes)
+    }
+
+    /// Reads the bytes against what was known before: an unreadable part of a map keeps its last
+    /// bundle, an equal bundle keeps its parsed keys.
+    pub(super) fn parse(&self, bytes: &[u8], known: &JwtBundleSet) -> Result<Contents, String> {
+        let mut contents = Contents::default();
+        match &self.trust_domain {
+            Some(domain) => {
+                let bundle = self.one(domain, bytes).map_err(|error| error.to_string())?;
+                contents
+                    .bundles
+                    .insert(domain.clone(), shared(bundle, known));
+            }
+            None => {
+                let map: Map<'_> =
+                    serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+                for (domain, raw) in map.trust_domains.0 {
+                    match self.one(&domain, raw.get().as_bytes()) {
+                        Ok(bundle) => {
+                            contents.bundles.insert(domain, shared(bundle, known));
+                        }
+                        Err(error) => {
+                            if let Some(before) = known.get(domain.name()) {
+                                contents.bundles.insert(domain.clone(), before.clone());
+                            }
+                            contents.troubles.insert(domain, error.to_string().into());
+                        }
+                    }
+                }
+            }
+        }
+        Ok(contents)
+    }
+
+    fn one(&self, domain: &TrustDomain, bytes: &[u8]) -> Result<JwtBundle, JwksError> {
+        match self.format {
+            Format::Jwks => JwtBundle::from_jwks(domain.clone(), bytes),
+            Format::SpiffeBundle => JwtBundle::from_spiffe_bundle(domain.clone(), bytes),
+        }
+    }
+}
+
+fn shared(bundle: JwtBundle, known: &JwtBundleSet) -> Arc<JwtBundle> {
+    match known.get(bundle.trust_domain().name()) {
+        Some(before) if **before == bundle => before.clone(),
+        Some(before) => Arc::new(bundle.sharing_with(before)),
+        None => Arc::new(bundle),
+    }
+}
+
+#[derive(Deserialize)]
+struct Map<'a> {
+    #[serde(borrow)]
+    trust_domains: Entries<'a>,
+}
+
+/// The entries, each trust domain once: a consumer must reject duplicate names (SPIFFE Trust Domain
+/// and Bundle section 5.1.1), which a plain map would swallow.
+struct Entries<'a>(BTreeMap<TrustDomain, &'a RawValue>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Each;
+        impl<'de> Visitor<'de> for Each {
+            type Value = Entries<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map from trust domains to bundles")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut entries = BTreeMap::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    let domain = TrustDomain::parse(&name)
+                        .map_err(|error| A::Error::custom(format!("{name:?}: {error}")))?;
+                    if entries.insert(domain, map.next_value()?).is_some() {
+                        return Err(A::Error::custom(format!("{name:?} stands there twice")));
+                    }
+                }
+                Ok(Entries(entries))
+            }
+        }
+        deserializer.deserialize_map(Each)
+    }
+}

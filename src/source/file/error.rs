@@ -1,0 +1,74 @@
+//! Why files give no source.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// Why a [`FileBundles`](super::FileBundles) cannot be opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileBundlesError {
+    reason: FileBundlesErrorReason,
+    path: Option<PathBuf>,
+    text: Box<str>,
+}
+
+/// The class of a [`FileBundlesError`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FileBundlesErrorReason {
+    /// No file was named.
+    NoFile,
+    /// There is no tokio runtime here.
+    NoRuntime,
+    /// The file cannot be read.
+    Io,
+    /// The file is no bundle, or no map of bundles.
+    Malformed,
+    /// Two files are for one trust domain; bundles are never merged.
+    TwoForOneTrustDomain,
+}
+
+impl FileBundlesError {
+    pub(super) fn new(
+        reason: FileBundlesErrorReason,
+        path: Option<&Path>,
+        text: impl Into<Box<str>>,
+    ) -> Self {
+        Self {
+            reason,
+            path: path.map(PathBuf::from),
+            text: text.into(),
+        }
+    }
+
+    /// The class.
+    pub fn reason(&self) -> FileBundlesErrorReason {
+        self.reason
+    }
+
+    /// The file, where it is the trouble of one.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+}
+
+impl fmt::Display for FileBundlesError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(path) = &self.path {
+            write!(f, "bundle file {}: ", path.display())?;
+        }
+        match self.reason {
+            FileBundlesErrorReason::NoFile => f.write_str("no bundle file was named"),
+            FileBundlesErrorReason::NoRuntime => f.write_str(
+                "there is no tokio runtime here to follow the files; open them in async code, or \
+                 inside of `runtime.enter()`",
+            ),
+            _ => f.write_str(&self.text),
+        }
+    }
+}
+
+impl std::error::Error for FileBundlesError {}

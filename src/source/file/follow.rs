@@ -1,0 +1,295 @@
+//! Following the files.
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use super::document::{Contents, Document};
+use super::error::{FileBundlesError, FileBundlesErrorReason as Reason};
+use super::state::{FileBundlesState, FileState};
+use crate::bundle::{BundleAnswer, CannotJudge, JwtBundleSet};
+use crate::clock::Clock;
+use crate::spiffe_id::TrustDomain;
+
+pub(super) struct Followed {
+    clock: Arc<dyn Clock>,
+    max_bytes: u64,
+    hasher: RandomState,
+    snapshot: ArcSwap<Snapshot>,
+    revision: AtomicU64,
+    revisions: watch::Sender<u64>,
+    following: AtomicBool,
+    files: Mutex<Vec<FileRecord>>,
+}
+
+struct Snapshot {
+    set: JwtBundleSet,
+    // Named in a map, and never readable: not unknown, but not known.
+    unreadable: Vec<TrustDomain>,
+}
+
+struct FileRecord {
+    document: Document,
+    // Of the bytes that were last read, good or not.
+    hash: u64,
+    contents: Contents,
+    error: Option<Box<str>>,
+    looked: Duration,
+    changed: Duration,
+}
+
+impl Followed {
+    pub(super) fn open(
+        documents: Vec<Document>,
+        max_bytes: u64,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, FileBundlesError> {
+        let hasher = RandomState::new();
+        let now = clock.monotonic();
+        let mut files: Vec<FileRecord> = Vec::with_capacity(documents.len());
+        for document in documents {
+            let bytes = document.read(max_bytes).map_err(|error| {
+                FileBundlesError::new(Reason::Io, Some(&document.path), error.to_string())
+            })?;
+            let others = files.iter().map(|file| &file.contents);
+            let contents = parse(&document, &bytes, &JwtBundleSet::default(), others)?;
+            let error = troubles(&contents);
+            let hash = hasher.hash_one(&bytes);
+            files.push(FileRecord {
+                document,
+                hash,
+                contents,
+                error,
+                looked: now,
+                changed: now,
+            });
+        }
+        let snapshot = Snapshot::of(&files);
+        Ok(Self {
+            clock,
+            max_bytes,
+            hasher,
+            snapshot: ArcSwap::from_pointee(snapshot),
+            revision: AtomicU64::new(1),
+            revisions: watch::Sender::new(1),
+            following: AtomicBool::new(true),
+            files: Mutex::new(files),
+        })
+    }
+
+    pub(super) fn revision(&self) -> Result<u64, CannotJudge> {
+        if self.following.load(Ordering::Acquire) {
+            Ok(self.revision.load(Ordering::Acquire))
+        } else {
+            Err(CannotJudge::Closed)
+        }
+    }
+
+    pub(super) fn bundle(&self, trust_domain: &str) -> BundleAnswer {
+        if let Err(why) = self.revision() {
+            return BundleAnswer::CannotJudge(why);
+        }
+        let snapshot = self.snapshot.load();
+        match snapshot.set.get(trust_domain) {
+            Some(bundle) => BundleAnswer::Ready(bundle.clone()),
+            None if snapshot
+                .unreadable
+                .iter()
+                .any(|known| known.name() == trust_domain) =>
+            {
+                BundleAnswer::CannotJudge(CannotJudge::NotReady)
+            }
+            None => BundleAnswer::UnknownTrustDomain,
+        }
+    }
+
+    pub(super) fn bundle_set(&self) -> Result<JwtBundleSet, CannotJudge> {
+        self.revision()?;
+        Ok(self.snapshot.load().set.clone())
+    }
+
+    pub(super) fn revisions(&self) -> watch::Receiver<u64> {
+        self.revisions.subscribe()
+    }
+
+    pub(super) fn state(&self) -> FileBundlesState {
+        let now = self.clock.monotonic();
+        let files = self.files();
+        FileBundlesState {
+            revision: self.revision.load(Ordering::Acquire),
+            following: self.following.load(Ordering::Acquire),
+            files: files
+                .iter()
+                .map(|file| FileState {
+                    path: file.document.path.clone(),
+                    trust_domains: file.contents.bundles.keys().cloned().collect(),
+                    last_look: now.saturating_sub(file.looked),
+                    last_change: now.saturating_sub(file.changed),
+                    last_error: file.error.clone(),
+                })
+                .collect(),
+        }
+    }
+
+    /// Looks at every file once. Blocks.
+    fn look(&self) {
+        let now = self.clock.monotonic();
+        let known = self.snapshot.load().set.clone();
+        let mut files = self.files();
+        let mut changed = false;
+        for at in 0..files.len() {
+            let Some(file) = files.get(at) else { continue };
+            let outcome = match file.document.read(self.max_bytes) {
+                Err(error) => Err(format!("it cannot be read: {error}").into()),
+                Ok(bytes) => {
+                    let hash = self.hasher.hash_one(&bytes);
+                    if hash == file.hash {
+                        Ok(None)
+                    } else {
+                        let others = files.iter().enumerate();
+                        let others = others
+                            .filter(|(other, _)| *other != at)
+                            .map(|(_, file)| &file.contents);
+                        let parsed = parse(&file.document, &bytes, &known, others);
+                        match parsed {
+                            Ok(contents) => Ok(Some((hash, contents))),
+                            // Not the hash: read again next time, it may be half written.
+                            Err(error) => Err(error.text().into()),
+                        }
+                    }
+                }
+            };
+            let Some(file) = files.get_mut(at) else {
+                continue;
+            };
+            file.looked = now;
+            match outcome {
+                Err(error) => file.fail(error),
+                Ok(None) => file.error = troubles(&file.contents),
+                Ok(Some((hash, contents))) => {
+                    file.hash = hash;
+                    if contents.bundles != file.contents.bundles {
+                        file.changed = now;
+                        changed = true;
+                    }
+                    changed |= !contents.troubles.keys().eq(file.contents.troubles.keys());
+                    let error = troubles(&contents);
+                    file.contents = contents;
+                    match error {
+                        Some(error) => file.fail(error),
+                        None => file.error = None,
+                    }
+                }
+            }
+        }
+        if changed {
+            let snapshot = Snapshot::of(&files);
+            drop(files);
+            self.snapshot.store(Arc::new(snapshot));
+            let revision = self.revision.fetch_add(1, Ordering::AcqRel) + 1;
+            self.revisions.send_replace(revision);
+            tracing::info!(revision, "bundle files changed");
+        }
+    }
+
+    fn files(&self) -> MutexGuard<'_, Vec<FileRecord>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl FileRecord {
+    fn fail(&mut self, error: Box<str>) {
+        if self.error.as_ref() != Some(&error) {
+            let path = self.document.path.display();
+            tracing::warn!(%path, %error, "trouble with a bundle file; its last good bundles stay");
+            self.error = Some(error);
+        }
+    }
+}
+
+impl Snapshot {
+    fn of(files: &[FileRecord]) -> Self {
+        let bundles = files
+            .iter()
+            .flat_map(|file| file.contents.bundles.values().cloned());
+        let set: JwtBundleSet = bundles.collect();
+        let troubles = files.iter().flat_map(|file| file.contents.troubles.keys());
+        let unreadable = troubles
+            .filter(|domain| set.get(domain.name()).is_none())
+            .cloned()
+            .collect();
+        Self { set, unreadable }
+    }
+}
+
+fn parse<'a>(
+    document: &Document,
+    bytes: &[u8],
+    known: &JwtBundleSet,
+    others: impl Iterator<Item = &'a Contents>,
+) -> Result<Contents, FileBundlesError> {
+    let malformed =
+        |text: String| FileBundlesError::new(Reason::Malformed, Some(&document.path), text);
+    let contents = document.parse(bytes, known).map_err(malformed)?;
+    let taken: BTreeMap<&TrustDomain, ()> = others
+        .flat_map(|other| other.bundles.keys().chain(other.troubles.keys()))
+        .map(|domain| (domain, ()))
+        .collect();
+    let mut own = contents.bundles.keys().chain(contents.troubles.keys());
+    if let Some(twice) = own.find(|domain| taken.contains_key(domain)) {
+        let text = format!("another file has the bundle of {twice} already");
+        return Err(FileBundlesError::new(
+            Reason::TwoForOneTrustDomain,
+            Some(&document.path),
+            text,
+        ));
+    }
+    Ok(contents)
+}
+
+fn troubles(contents: &Contents) -> Option<Box<str>> {
+    let texts: Vec<String> = contents
+        .troubles
+        .iter()
+        .map(|(domain, why)| format!("trust domain {domain}: {why}"))
+        .collect();
+    (!texts.is_empty()).then(|| texts.join("; ").into())
+}
+
+/// Looks again and again, for as long as somebody holds the source.
+pub(super) fn spawn(followed: &Arc<Followed>, every: Duration, runtime: &Handle) {
+    let followed = Ended(Arc::downgrade(followed));
+    runtime.spawn(async move {
+        loop {
+            tokio::time::sleep(every).await;
+            let Some(followed) = followed.0.upgrade() else {
+                return;
+            };
+            // A file may stand on a slow disk, and reading keys takes its time.
+            if tokio::task::spawn_blocking(move || followed.look())
+                .await
+                .is_err()
+            {
+                tracing::debug!("looking at the bundle files was cut short");
+            }
+        }
+    });
+}
+
+/// Tells the source when its task goes, in whatever way.
+struct Ended(Weak<Followed>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        if let Some(followed) = self.0.upgrade() {
+            followed.following.store(false, Ordering::Release);
+            followed.revisions.send_modify(|_| {});
+        }
+    }
+}

@@ -1,0 +1,349 @@
+use std::path::PathBuf;
+
+use super::*;
+use crate::bundle::BundleAnswer;
+
+const KEY: &str = r#""kty": "EC", "crv": "P-256",
+    "x": "bVDjA5e6fbeeyTcGBKr7nOk7JcsJBBSY5AfzijSjWi0",
+    "y": "Cav0NjSa0vjokblBt6XX3cuVwwqCmhC20E0wgNmBGMU""#;
+
+/// A directory of its own for each test, gone with it.
+struct Dir(PathBuf);
+
+impl Dir {
+    fn new(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("tower-spiffe-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).expect("directory");
+        Self(dir)
+    }
+
+    fn write(&self, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.0.join(name);
+        std::fs::write(&path, text).expect("write");
+        path
+    }
+
+    fn rename_over(&self, name: &str, text: impl AsRef<[u8]>) {
+        let fresh = self.write(&format!("{name}.new"), text);
+        std::fs::rename(fresh, self.0.join(name)).expect("rename");
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn jwks(kids: &[&str]) -> String {
+    let keys: Vec<String> = kids
+        .iter()
+        .map(|kid| format!(r#"{{{KEY}, "kid": "{kid}"}}"#))
+        .collect();
+    format!(r#"{{"keys": [{}]}}"#, keys.join(","))
+}
+
+fn bundle(kids: &[&str]) -> String {
+    jwks(kids).replace(r#""kty""#, r#""use": "jwt-svid", "kty""#)
+}
+
+fn td(name: &str) -> TrustDomain {
+    TrustDomain::parse(name).expect(name)
+}
+
+fn kids(source: &FileBundles, trust_domain: &str) -> Vec<String> {
+    match source.bundle(trust_domain) {
+        BundleAnswer::Ready(bundle) => bundle
+            .authorities()
+            .map(|key| key.key_id().to_owned())
+            .collect(),
+        other => vec![format!("{other:?}")],
+    }
+}
+
+fn quick() -> FileBundlesBuilder {
+    FileBundles::builder().poll_interval(Duration::from_millis(10))
+}
+
+/// Polls with a deadline: these tests wait for real files.
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    for _ in 0..1000 {
+        if holds() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("within 10 s not: {what}");
+}
+
+#[tokio::test]
+async fn a_jwk_set_and_a_spiffe_bundle_differ_in_their_use_rule() {
+    let dir = Dir::new("formats");
+    let open = |path: &PathBuf, spiffe: bool| {
+        let files = quick();
+        let files = match spiffe {
+            true => files.spiffe_bundle(td("x"), path),
+            false => files.jwks(td("x"), path),
+        };
+        files.open().expect("open")
+    };
+    let plain = dir.write("jwks", jwks(&["a"]));
+    let marked = dir.write("bundle", bundle(&["a"]));
+    assert_eq!(kids(&open(&plain, false), "x"), ["a"]);
+    assert_eq!(kids(&open(&marked, false), "x"), ["a"]);
+    assert_eq!(kids(&open(&marked, true), "x"), ["a"]);
+    assert!(
+        kids(&open(&plain, true), "x").is_empty(),
+        "without `use` it is none (TB-12)"
+    );
+    assert_eq!(kids(&open(&plain, false), "y"), ["UnknownTrustDomain"]);
+}
+
+#[tokio::test]
+async fn tb13_a_map_gives_each_trust_domain_its_bundle() {
+    let dir = Dir::new("map");
+    let map = |x: &str, y: &str| format!(r#"{{"trust_domains": {{"x": {x}, "y": {y}}}}}"#);
+    let path = dir.write("map", map(&bundle(&["a"]), &bundle(&["b"])));
+    let source = quick().bundle_map(&path).open().expect("open");
+    assert_eq!(
+        (kids(&source, "x"), kids(&source, "y")),
+        (vec!["a".into()], vec!["b".into()])
+    );
+
+    // One unreadable entry keeps its last bundle; the others update.
+    dir.rename_over("map", map("7", &bundle(&["c"])));
+    until("y updates", || kids(&source, "y") == ["c"]).await;
+    assert_eq!(kids(&source, "x"), ["a"]);
+    let state = source.state();
+    assert!(!state.is_healthy());
+    assert!(
+        state.files()[0]
+            .last_error()
+            .is_some_and(|error| error.contains("trust domain x"))
+    );
+
+    // A domain that is gone is unloaded.
+    dir.rename_over(
+        "map",
+        format!(r#"{{"trust_domains": {{"y": {}}}}}"#, bundle(&["c"])),
+    );
+    until("x goes", || kids(&source, "x") == ["UnknownTrustDomain"]).await;
+    assert!(source.state().is_healthy());
+}
+
+#[tokio::test]
+async fn tb13_a_map_that_is_none_or_names_a_domain_twice_is_refused() {
+    let dir = Dir::new("badmap");
+    let one = bundle(&["a"]);
+    for text in [
+        format!(r#"{{"trust_domains": {{"x": {one}, "x": {one}}}}}"#),
+        format!(r#"{{"trust_domains": {{"x": {one}, "spiffe://x": {one}}}}}"#),
+        format!(r#"{{"trust_domains": {{"X": {one}}}}}"#),
+        r#"{"trust_domains": []}"#.to_owned(),
+        "{}".to_owned(),
+        String::new(),
+    ] {
+        let path = dir.write("map", &text);
+        let error = quick().bundle_map(&path).open().expect_err(&text);
+        assert_eq!(error.reason(), FileBundlesErrorReason::Malformed, "{text}");
+        assert!(error.to_string().contains("map"), "{error}");
+    }
+    let empty = dir.write("map", r#"{"trust_domains": {}}"#);
+    assert!(
+        quick().bundle_map(&empty).open().is_ok(),
+        "a map may be empty"
+    );
+}
+
+#[tokio::test]
+async fn a_map_entry_that_never_could_be_read_is_not_unknown() {
+    let dir = Dir::new("unreadable");
+    let path = dir.write("map", r#"{"trust_domains": {"x": 7}}"#);
+    let source = quick().bundle_map(&path).open().expect("open");
+    assert!(matches!(
+        source.bundle("x"),
+        BundleAnswer::CannotJudge(CannotJudge::NotReady)
+    ));
+    assert!(matches!(
+        source.bundle("y"),
+        BundleAnswer::UnknownTrustDomain
+    ));
+}
+
+#[tokio::test]
+async fn changes_are_read_after_a_rename_and_after_a_write_in_place() {
+    let dir = Dir::new("reload");
+    let path = dir.write("x", bundle(&["a"]));
+    let source = quick().spiffe_bundle(td("x"), &path).open().expect("open");
+    let first = source.revision().expect("revision");
+    let told = source.changed_since(first).expect("tells");
+
+    dir.rename_over("x", bundle(&["b"]));
+    told.await;
+    assert_eq!(kids(&source, "x"), ["b"]);
+    // Of the same length, so that only the contents tell.
+    dir.write("x", bundle(&["c"]));
+    until("the write in place", || kids(&source, "x") == ["c"]).await;
+    assert_eq!(source.revision(), Ok(first + 2));
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_symbolic_link_with_another_target_is_a_change() {
+    let dir = Dir::new("symlink");
+    let (old, new) = (
+        dir.write("old", bundle(&["a"])),
+        dir.write("new", bundle(&["b"])),
+    );
+    let link = dir.0.join("link");
+    std::os::unix::fs::symlink(&old, &link).expect("link");
+    let source = quick().spiffe_bundle(td("x"), &link).open().expect("open");
+    std::os::unix::fs::symlink(&new, dir.0.join("next")).expect("link");
+    std::fs::rename(dir.0.join("next"), &link).expect("rename");
+    until("the link's new target", || kids(&source, "x") == ["b"]).await;
+}
+
+#[tokio::test]
+async fn a_broken_file_keeps_the_last_good_set_and_says_so() {
+    let dir = Dir::new("broken");
+    let path = dir.write("x", bundle(&["a"]));
+    let source = quick()
+        .spiffe_bundle(td("x"), &path)
+        .max_file_bytes(10_000)
+        .open()
+        .expect("open");
+    let revision = source.revision();
+    let good = bundle(&["a"]);
+    let half = good.get(..good.len() / 2).expect("half").to_owned();
+    for (broken, what) in [
+        (half, "EOF"),
+        (String::new(), "EOF"),
+        ("garbage".to_owned(), "expected"),
+        (
+            format!("{}{good}", " ".repeat(20_000)),
+            "more than the 10000 bytes",
+        ),
+    ] {
+        dir.write("x", &broken);
+        let said = || source.state().files()[0].last_error().map(str::to_owned);
+        until(what, || said().is_some_and(|error| error.contains(what))).await;
+        assert_eq!(kids(&source, "x"), ["a"]);
+        dir.write("x", &good);
+        until("mended", || said().is_none()).await;
+    }
+    std::fs::remove_file(&path).expect("remove");
+    until("missing", || !source.state().is_healthy()).await;
+    assert_eq!(
+        (kids(&source, "x"), source.revision()),
+        (vec!["a".into()], revision)
+    );
+    dir.write("x", &good);
+    until("back", || source.state().is_healthy()).await;
+    assert_eq!(source.revision(), revision, "nothing changed in the end");
+}
+
+#[tokio::test]
+async fn keys_without_a_change_are_not_announced_and_not_parsed_anew() {
+    let dir = Dir::new("equal");
+    let path = dir.write("x", jwks(&["a", "b"]));
+    let source = quick().jwks(td("x"), &path).open().expect("open");
+    let (before, revision) = (source.bundle_set().expect("set"), source.revision());
+    dir.write("x", jwks(&["b", "a"]));
+    let looked = source.state().files()[0].last_look();
+    until("a look", || source.state().files()[0].last_look() < looked).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(source.revision(), revision);
+    dir.write("x", jwks(&["a", "c"]));
+    until("c", || kids(&source, "x") == ["a", "c"]).await;
+    let now = source.bundle_set().expect("set");
+    let key = |set: &JwtBundleSet| {
+        set.get("x")
+            .and_then(|x| x.authority("a"))
+            .cloned()
+            .expect("a")
+    };
+    assert!(Arc::ptr_eq(&key(&before), &key(&now)));
+}
+
+#[tokio::test]
+async fn two_files_for_one_trust_domain_are_refused_and_never_merged() {
+    let dir = Dir::new("two");
+    let (a, b) = (
+        dir.write("a", bundle(&["a"])),
+        dir.write("b", bundle(&["b"])),
+    );
+    let both = quick()
+        .spiffe_bundle(td("x"), &a)
+        .spiffe_bundle(td("x"), &b);
+    let error = both.open().expect_err("two for one");
+    assert_eq!(error.reason(), FileBundlesErrorReason::TwoForOneTrustDomain);
+    assert_eq!(error.path(), Some(b.as_path()));
+
+    let map = dir.write("map", r#"{"trust_domains": {}}"#);
+    let source = quick()
+        .spiffe_bundle(td("x"), &a)
+        .bundle_map(&map)
+        .open()
+        .expect("open");
+    dir.write(
+        "map",
+        format!(r#"{{"trust_domains": {{"x": {}}}}}"#, bundle(&["b"])),
+    );
+    until("said", || !source.state().is_healthy()).await;
+    assert_eq!(kids(&source, "x"), ["a"]);
+}
+
+#[tokio::test]
+async fn what_cannot_be_opened_says_what_and_where() {
+    let dir = Dir::new("open");
+    let missing = dir.0.join("missing");
+    let error = quick().jwks(td("x"), &missing).open().expect_err("missing");
+    assert_eq!(error.reason(), FileBundlesErrorReason::Io);
+    assert!(error.to_string().contains("missing"), "{error}");
+    let error = quick().open().expect_err("none");
+    assert_eq!(error.reason(), FileBundlesErrorReason::NoFile);
+}
+
+#[test]
+fn without_a_runtime_it_is_an_error_and_when_the_runtime_goes_it_cannot_judge() {
+    let dir = Dir::new("runtime");
+    let path = dir.write("x", bundle(&["a"]));
+    let error = quick()
+        .spiffe_bundle(td("x"), &path)
+        .open()
+        .expect_err("no runtime");
+    assert_eq!(error.reason(), FileBundlesErrorReason::NoRuntime);
+
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("runtime");
+    let source = {
+        let _inside = runtime.enter();
+        quick().spiffe_bundle(td("x"), &path).open().expect("open")
+    };
+    assert_eq!(kids(&source, "x"), ["a"]);
+    drop(runtime);
+    assert_eq!(source.revision(), Err(CannotJudge::Closed));
+    assert!(!source.state().is_healthy());
+}
+
+#[tokio::test]
+async fn the_task_ends_with_the_last_handle() {
+    let dir = Dir::new("last");
+    let path = dir.write("x", bundle(&["a"]));
+    let source = quick().spiffe_bundle(td("x"), &path).open().expect("open");
+    let tasks = || {
+        tokio::runtime::Handle::current()
+            .metrics()
+            .num_alive_tasks()
+    };
+    assert_eq!(tasks(), 1);
+    let clone = source.clone();
+    drop(source);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!((tasks(), kids(&clone, "x")), (1, vec!["a".to_owned()]));
+    drop(clone);
+    until("the task ends", || tasks() == 0).await;
+}

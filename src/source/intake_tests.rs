@@ -1,0 +1,174 @@
+use super::*;
+
+const X: &str = r#"{"kty": "EC", "crv": "P-256", "kid": "a",
+    "x": "bVDjA5e6fbeeyTcGBKr7nOk7JcsJBBSY5AfzijSjWi0",
+    "y": "Cav0NjSa0vjokblBt6XX3cuVwwqCmhC20E0wgNmBGMU"}"#;
+
+fn jwks(kids: &[&str]) -> String {
+    let keys: Vec<String> = kids
+        .iter()
+        .map(|kid| X.replace(r#""a""#, &format!(r#""{kid}""#)))
+        .collect();
+    format!(r#"{{"keys": [{}]}}"#, keys.join(","))
+}
+
+fn message<'a>(bundles: impl IntoIterator<Item = (&'a str, String)>) -> HashMap<String, Bytes> {
+    let bundles = bundles.into_iter();
+    bundles
+        .map(|(name, jwks)| (name.to_owned(), Bytes::from(jwks)))
+        .collect()
+}
+
+fn take(bundles: HashMap<String, Bytes>, known: &JwtBundleSet) -> Intake {
+    read(bundles, known, &ResourceLimits::default()).expect("acceptable")
+}
+
+fn kids(set: &JwtBundleSet, name: &str) -> Vec<String> {
+    let bundle = set.get(name).expect(name);
+    bundle
+        .authorities()
+        .map(|key| key.key_id().to_owned())
+        .collect()
+}
+
+#[test]
+fn wa9_a_message_without_bundles_is_discarded() {
+    let outcome = read(
+        HashMap::new(),
+        &JwtBundleSet::default(),
+        &ResourceLimits::default(),
+    );
+    assert_eq!(outcome.expect_err("empty"), Discarded::Empty);
+}
+
+#[test]
+fn wa8_a_trust_domain_that_is_gone_is_unloaded() {
+    let none = JwtBundleSet::default();
+    let both = take(
+        message([("spiffe://x", jwks(&["a"])), ("spiffe://y", jwks(&["b"]))]),
+        &none,
+    );
+    let one = take(message([("spiffe://x", jwks(&["a"]))]), &both.set);
+    assert!(one.set.get("y").is_none());
+    assert_eq!(kids(&one.set, "x"), ["a"]);
+}
+
+#[test]
+fn tb9_no_keys_is_a_bundle_without_keys() {
+    let none = JwtBundleSet::default();
+    let before = take(message([("spiffe://x", jwks(&["a"]))]), &none);
+    let after = take(message([("spiffe://x", jwks(&[]))]), &before.set);
+    assert!(kids(&after.set, "x").is_empty() && after.troubles.is_empty());
+}
+
+#[test]
+fn one_unreadable_jwks_costs_that_trust_domain_its_update_and_no_other() {
+    let none = JwtBundleSet::default();
+    let before = take(
+        message([("spiffe://x", jwks(&["a"])), ("spiffe://y", jwks(&["a"]))]),
+        &none,
+    );
+    let after = take(
+        message([
+            ("spiffe://x", "garbage".to_owned()),
+            ("spiffe://y", jwks(&["b"])),
+            ("spiffe://z", "{}".to_owned()),
+        ]),
+        &before.set,
+    );
+    assert_eq!(kids(&after.set, "x"), ["a"], "its last good one");
+    assert_eq!(kids(&after.set, "y"), ["b"]);
+    assert!(after.set.get("z").is_none(), "it never had one");
+    let troubled: Vec<&str> = after.troubles.keys().map(TrustDomain::name).collect();
+    assert_eq!(troubled, ["x", "z"]);
+}
+
+#[test]
+fn tb8_one_bad_key_costs_that_key() {
+    let bad = jwks(&["a", "b"]).replacen(r#""kid": "b""#, r#""kidd": "b""#, 1);
+    let taken = take(message([("spiffe://x", bad)]), &JwtBundleSet::default());
+    assert_eq!(kids(&taken.set, "x"), ["a"]);
+    assert!(taken.troubles.is_empty());
+}
+
+#[test]
+fn an_equal_bundle_is_the_one_before_it_and_a_kept_key_stays_parsed() {
+    let none = JwtBundleSet::default();
+    let before = take(message([("spiffe://x", jwks(&["a", "b"]))]), &none).set;
+    let same = take(message([("spiffe://x", jwks(&["b", "a"]))]), &before).set;
+    let get = |set: &JwtBundleSet| set.get("x").cloned().expect("x");
+    assert!(Arc::ptr_eq(&get(&before), &get(&same)));
+    let next = take(message([("spiffe://x", jwks(&["b", "c"]))]), &before).set;
+    let key = |set: &JwtBundleSet| get(set).authority("b").cloned().expect("b");
+    assert!(Arc::ptr_eq(&key(&before), &key(&next)));
+}
+
+#[test]
+fn wa26_the_name_is_the_trust_domains_id_or_its_bare_name() {
+    let none = JwtBundleSet::default();
+    let taken = take(
+        message([("spiffe://x", jwks(&["a"])), ("y", jwks(&["b"]))]),
+        &none,
+    );
+    assert_eq!(
+        (kids(&taken.set, "x"), kids(&taken.set, "y")),
+        (vec!["a".into()], vec!["b".into()])
+    );
+    for _ in 0..20 {
+        let both = take(
+            message([("x", jwks(&["bare"])), ("spiffe://x", jwks(&["id"]))]),
+            &none,
+        );
+        assert_eq!(
+            kids(&both.set, "x"),
+            ["id"],
+            "the form that the rules ask for"
+        );
+    }
+}
+
+#[test]
+fn a_name_that_is_no_trust_domain_is_told_of_and_blocks_nobody() {
+    let hostile = format!("spiffe://x/\u{1b}{}", "y".repeat(10_000));
+    let taken = take(
+        message([
+            (hostile.as_str(), jwks(&["a"])),
+            ("spiffe://x", jwks(&["b"])),
+        ]),
+        &JwtBundleSet::default(),
+    );
+    assert_eq!(kids(&taken.set, "x"), ["b"]);
+    let (name, why) = taken.unnamed.first().expect("told");
+    assert!(name.len() < 320 && !name.contains('\u{1b}'), "{name}");
+    assert!(why.contains("no trust domain"), "{why}");
+}
+
+#[test]
+fn limits_are_checked_before_a_key_is_read() {
+    let none = JwtBundleSet::default();
+    let limits = ResourceLimits::default()
+        .max_bundles(2)
+        .max_bundle_jwks_bytes(1000);
+    let names = ["spiffe://x", "spiffe://y", "spiffe://z"];
+    let three = message(names.map(|name| (name, jwks(&["a"]))));
+    let outcome = read(three, &none, &limits).expect_err("too many");
+    assert_eq!(outcome, Discarded::TooMany { sent: 3, limit: 2 });
+    assert!(outcome.to_string().contains("ResourceLimits::max_bundles"));
+
+    let before = take(message([("spiffe://x", jwks(&["a"]))]), &none).set;
+    let large = message([
+        (
+            "spiffe://x",
+            format!("{}{}", jwks(&["b"]), " ".repeat(1000)),
+        ),
+        ("spiffe://y", jwks(&["b"])),
+    ]);
+    let taken = read(large, &before, &limits).expect("one too large");
+    assert_eq!(
+        (kids(&taken.set, "x"), kids(&taken.set, "y")),
+        (vec!["a".into()], vec!["b".into()])
+    );
+    let trouble = taken.troubles.values().next().expect("told");
+    assert_eq!(trouble.kind, "bundle_too_large");
+    assert!(trouble.text.contains("1000"), "{}", trouble.text);
+}

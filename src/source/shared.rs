@@ -1,0 +1,505 @@
+//! What the source's handles and its background task share.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+
+use super::error::JwtSourceError;
+use super::intake::{Intake, Trouble};
+use super::limits::WithdrawalPolicy;
+use super::state::{LastError, SourceState, TrustDomainState, Withdrawal};
+use super::updates::Notice;
+use crate::bundle::{BundleAnswer, CannotJudge, JwtBundle, JwtBundleSet};
+use crate::clock::Clock;
+use crate::metrics::MetricsRecorder;
+use crate::spiffe_id::TrustDomain;
+use crate::workload_api::{WorkloadApiClient, WorkloadApiError};
+
+pub(crate) struct Shared {
+    pub(crate) client: WorkloadApiClient,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) metrics: Arc<dyn MetricsRecorder>,
+    pub(crate) withdrawal: WithdrawalPolicy,
+    pub(crate) max_staleness: Option<Duration>,
+    snapshot: ArcSwap<Snapshot>,
+    // The revision and a verdict on the source itself, in one word, so that a validator asks once.
+    judge: AtomicU64,
+    // Moments of the monotonic clock, in nanoseconds, from which on nothing can be judged. They
+    // are held against the clock by whoever asks: a task that hangs cannot keep them from striking.
+    stale_at: AtomicU64,
+    withdrawn_at: AtomicU64,
+    record: Mutex<Record>,
+    notices: watch::Sender<Notice>,
+    // How a start-up failed for good.
+    refused: watch::Sender<Option<Arc<WorkloadApiError>>>,
+    closing: watch::Sender<bool>,
+    ended: watch::Sender<bool>,
+}
+
+/// What validation answers from.
+#[derive(Default)]
+struct Snapshot {
+    set: JwtBundleSet,
+    // Named by the issuer, no keys of theirs could ever be read: not unknown, but not known.
+    unreadable: Vec<TrustDomain>,
+}
+
+/// What is known beside it, for the state.
+#[derive(Default)]
+struct Record {
+    domains: BTreeMap<TrustDomain, Domain>,
+    unnamed: Vec<(Box<str>, Box<str>)>,
+    last_message: Option<Duration>,
+    last_contact: Option<Duration>,
+    connected: bool,
+    down_since: Option<Duration>,
+    last_error: Option<(Duration, LastError)>,
+    withdrawn: Option<(Duration, Box<str>)>,
+    reconnects: u64,
+}
+
+#[derive(Default)]
+struct Domain {
+    updated: Option<Duration>,
+    changed: Option<Duration>,
+    trouble: Option<Trouble>,
+}
+
+const NEVER: u64 = u64::MAX;
+
+const READY: u64 = 0;
+const NOT_READY: u64 = 1;
+const WITHDRAWN: u64 = 2;
+const CLOSED: u64 = 3;
+const VERDICT_BITS: u32 = 2;
+
+impl Shared {
+    pub(crate) fn new(
+        client: WorkloadApiClient,
+        clock: Arc<dyn Clock>,
+        metrics: Arc<dyn MetricsRecorder>,
+        withdrawal: WithdrawalPolicy,
+        max_staleness: Option<Duration>,
+    ) -> Self {
+        Self {
+            client,
+            clock,
+            metrics,
+            withdrawal,
+            max_staleness,
+            snapshot: ArcSwap::from_pointee(Snapshot::default()),
+            judge: AtomicU64::new(NOT_READY),
+            stale_at: AtomicU64::new(NEVER),
+            withdrawn_at: AtomicU64::new(NEVER),
+            record: Mutex::new(Record::default()),
+            notices: watch::Sender::new(Notice::default()),
+            refused: watch::Sender::new(None),
+            closing: watch::Sender::new(false),
+            ended: watch::Sender::new(false),
+        }
+    }
+
+    // === What validation asks ===
+
+    /// The revision, if the source can judge.
+    pub(crate) fn revision(&self) -> Result<u64, CannotJudge> {
+        let word = self.judge.load(Ordering::Acquire);
+        match word & ((1 << VERDICT_BITS) - 1) {
+            READY => {}
+            NOT_READY => return Err(CannotJudge::NotReady),
+            WITHDRAWN => return Err(CannotJudge::Withdrawn),
+            _ => return Err(CannotJudge::Closed),
+        }
+        let stale_at = self.stale_at.load(Ordering::Acquire);
+        let withdrawn_at = self.withdrawn_at.load(Ordering::Acquire);
+        if stale_at != NEVER || withdrawn_at != NEVER {
+            let now = nanos(self.clock.monotonic());
+            if now >= withdrawn_at {
+                return Err(CannotJudge::Withdrawn);
+            }
+            if now >= stale_at {
+                return Err(CannotJudge::Stale);
+            }
+        }
+        Ok(word >> VERDICT_BITS)
+    }
+
+    pub(crate) fn bundle(&self, trust_domain: &str) -> BundleAnswer {
+        loop {
+            let revision = match self.revision() {
+                Ok(revision) => revision,
+                Err(why) => return BundleAnswer::CannotJudge(why),
+            };
+            let snapshot = self.snapshot.load();
+            if let Some(bundle) = snapshot.set.get(trust_domain) {
+                return BundleAnswer::Ready(bundle.clone());
+            }
+            // Ours is the trouble, not the caller's.
+            if snapshot
+                .unreadable
+                .iter()
+                .any(|known| known.name() == trust_domain)
+            {
+                return BundleAnswer::CannotJudge(CannotJudge::NotReady);
+            }
+            // "Unknown" is a verdict on the caller: it must not come of a set that was being
+            // withdrawn, or given back, while we looked.
+            if self.revision() == Ok(revision) {
+                return BundleAnswer::UnknownTrustDomain;
+            }
+        }
+    }
+
+    pub(crate) fn bundle_set(&self) -> Result<JwtBundleSet, CannotJudge> {
+        self.revision()?;
+        Ok(self.snapshot.load().set.clone())
+    }
+
+    // === What the task tells ===
+
+    /// The set to hold a message against.
+    pub(crate) fn known(&self) -> JwtBundleSet {
+        self.snapshot.load().set.clone()
+    }
+
+    /// Takes in a message. Whether what validation answers has changed by it.
+    pub(crate) fn take_in(&self, intake: Intake) -> Change {
+        let now = self.clock.monotonic();
+        let before = self.snapshot.load_full();
+        let unreadable: Vec<TrustDomain> = intake
+            .troubles
+            .keys()
+            .filter(|domain| intake.set.get(domain.name()).is_none())
+            .cloned()
+            .collect();
+        let same = before.set == intake.set && before.unreadable == unreadable;
+        let lost_keys = before.set.iter().any(|old| lost_a_key(old, &intake.set));
+        let (restored, given_back) = self.note(now, &before, &intake);
+        // Nothing at all to judge by is no start.
+        let first = self.verdict() == NOT_READY;
+        if first && intake.set.is_empty() {
+            return Change::default();
+        }
+        // Some domain's list of ignored keys may differ where the keys do not.
+        let snapshot = Snapshot {
+            set: intake.set,
+            unreadable,
+        };
+        self.snapshot.store(Arc::new(snapshot));
+        let stale_at = self
+            .max_staleness
+            .map_or(NEVER, |max| nanos(now.saturating_add(max)));
+        self.stale_at.store(stale_at, Ordering::Release);
+        self.withdrawn_at.store(NEVER, Ordering::Release);
+        let changed = first || restored || !same;
+        if changed {
+            self.raise(READY);
+        }
+        Change {
+            changed,
+            first,
+            given_back,
+            lost_keys,
+        }
+    }
+
+    /// Keeps the record of a message; whether it ends a withdrawal that was in force, and whether
+    /// it ends one at all.
+    fn note(&self, now: Duration, before: &Snapshot, intake: &Intake) -> (bool, bool) {
+        let mut record = self.record();
+        record.last_message = Some(now);
+        record.last_contact = Some(now);
+        record.connected = true;
+        record.down_since = None;
+        record.last_error = None;
+        let given_back = record.withdrawn.take().is_some();
+        record.unnamed.clone_from(&intake.unnamed);
+        let mut domains = std::mem::take(&mut record.domains);
+        domains.retain(|domain, _| {
+            intake.set.get(domain.name()).is_some() || intake.troubles.contains_key(domain)
+        });
+        for bundle in intake.set.iter() {
+            let name = bundle.trust_domain();
+            let domain = domains.entry(name.clone()).or_default();
+            domain.trouble = intake.troubles.get(name).cloned();
+            if domain.trouble.is_none() {
+                domain.updated = Some(now);
+                if before.set.get(name.name()) != Some(bundle) {
+                    domain.changed = Some(now);
+                }
+            }
+        }
+        for (name, trouble) in &intake.troubles {
+            domains.entry(name.clone()).or_default().trouble = Some(trouble.clone());
+        }
+        record.domains = domains;
+        drop(record);
+        let in_force = self.withdrawn_at.load(Ordering::Acquire) <= nanos(now);
+        (in_force || self.verdict() == WITHDRAWN, given_back)
+    }
+
+    /// The issuer withdrew the bundles. When that is to take effect, where it is not at once.
+    pub(crate) fn withdraw(&self, why: &WorkloadApiError) -> Option<Duration> {
+        let now = self.clock.monotonic();
+        if self.verdict() != READY {
+            return None;
+        }
+        // Told before it takes effect: who sees the effect finds the count.
+        let new = {
+            let mut record = self.record();
+            let new = record.withdrawn.is_none();
+            record
+                .withdrawn
+                .get_or_insert_with(|| (now, why.to_string().into()));
+            new
+        };
+        if new {
+            self.metrics.record_withdrawal(true);
+        }
+        match self.withdrawal {
+            WithdrawalPolicy::Immediate => {
+                self.withdraw_now();
+                None
+            }
+            WithdrawalPolicy::After(delay) if new => {
+                let at = now.saturating_add(delay);
+                self.withdrawn_at.store(nanos(at), Ordering::Release);
+                Some(delay)
+            }
+            WithdrawalPolicy::After(_) | WithdrawalPolicy::Keep => None,
+        }
+    }
+
+    /// The withdrawal takes effect.
+    pub(crate) fn withdraw_now(&self) {
+        if self.verdict() == READY {
+            // The verdict first: a set that is already gone must not look like one that never
+            // held a trust domain.
+            self.raise(WITHDRAWN);
+            self.snapshot.store(Arc::new(Snapshot::default()));
+            self.record().domains.clear();
+            self.withdrawn_at.store(NEVER, Ordering::Release);
+        }
+    }
+
+    /// Something went wrong on the stream.
+    pub(crate) fn failed(&self, kind: &'static str, text: &str, rpc: Option<WorkloadApiError>) {
+        let now = self.clock.monotonic();
+        let error = LastError {
+            age: Duration::ZERO,
+            kind,
+            text: text.into(),
+            rpc,
+        };
+        self.record().last_error = Some((now, error));
+        self.metrics.record_error(kind);
+    }
+
+    /// The stream is no longer open.
+    pub(crate) fn disconnected(&self) {
+        let now = self.clock.monotonic();
+        let mut record = self.record();
+        if record.connected {
+            record.connected = false;
+            record.down_since = Some(now);
+            record.last_contact = record.last_contact.max(self.heard());
+        }
+    }
+
+    pub(crate) fn reconnecting(&self) {
+        self.record().reconnects += 1;
+        self.metrics.record_reconnect();
+        self.record_age();
+    }
+
+    /// No retry can mend a start that fails with this.
+    pub(crate) fn refuse(&self, error: WorkloadApiError) {
+        if self.verdict() == NOT_READY {
+            self.refused.send_replace(Some(Arc::new(error)));
+        }
+    }
+
+    pub(crate) fn record_age(&self) {
+        if let Some(age) = self.state().last_contact() {
+            self.metrics.record_bundle_age(age);
+        }
+    }
+
+    // === Lifetime ===
+
+    /// Asks the task to end. From here on every answer is `Closed`.
+    pub(crate) fn close(&self) {
+        if !self.closing.send_replace(true) {
+            self.raise(CLOSED);
+            self.snapshot.store(Arc::new(Snapshot::default()));
+            self.notices.send_modify(|notice| notice.closed = true);
+            self.client.line().close();
+        }
+    }
+
+    /// The task has ended, whatever ended it.
+    pub(crate) fn ended(&self) {
+        self.close();
+        self.ended.send_replace(true);
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        *self.closing.borrow()
+    }
+
+    pub(crate) async fn until_closing(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.closing.subscribe().wait_for(|closing| *closing).await;
+    }
+
+    pub(crate) async fn until_ended(&self) {
+        let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
+    }
+
+    /// Waits until tokens can be judged.
+    pub(crate) async fn until_ready(&self) -> Result<(), JwtSourceError> {
+        let mut notices = self.notices.subscribe();
+        let mut refused = self.refused.subscribe();
+        loop {
+            match self.revision() {
+                Ok(_) => return Ok(()),
+                Err(CannotJudge::Closed) => return Err(JwtSourceError::closed()),
+                Err(_) => {}
+            }
+            if let Some(error) = &*refused.borrow_and_update() {
+                return Err(JwtSourceError::refused(error));
+            }
+            tokio::select! {
+                _ = notices.changed() => {}
+                _ = refused.changed() => {}
+            }
+        }
+    }
+
+    pub(crate) fn notices(&self) -> watch::Receiver<Notice> {
+        self.notices.subscribe()
+    }
+
+    // === The state ===
+
+    pub(crate) fn last_error(&self) -> Option<WorkloadApiError> {
+        self.record()
+            .last_error
+            .as_ref()
+            .and_then(|(_, error)| error.rpc.clone())
+    }
+
+    pub(crate) fn state(&self) -> SourceState {
+        let now = self.clock.monotonic();
+        let since = |then: Duration| now.saturating_sub(then);
+        let verdict = self.revision();
+        let snapshot = self.snapshot.load_full();
+        let record = self.record();
+        let contact = if record.connected {
+            record.last_contact.max(self.heard())
+        } else {
+            record.last_contact
+        };
+        SourceState {
+            revision: self.judge.load(Ordering::Acquire) >> VERDICT_BITS,
+            verdict: verdict.map(|_| ()),
+            withdrawn: record.withdrawn.as_ref().map(|(at, why)| Withdrawal {
+                age: since(*at),
+                why: why.clone(),
+                in_force: verdict == Err(CannotJudge::Withdrawn),
+            }),
+            connected: record.connected,
+            down_for: record.down_since.map(since),
+            last_contact: contact.map(since),
+            last_message: record.last_message.map(since),
+            last_error: record.last_error.as_ref().map(|(at, error)| LastError {
+                age: since(*at),
+                ..error.clone()
+            }),
+            reconnects: record.reconnects,
+            trust_domains: record
+                .domains
+                .iter()
+                .map(|(name, domain)| {
+                    let bundle = snapshot.set.get(name.name());
+                    TrustDomainState {
+                        trust_domain: name.clone(),
+                        key_ids: bundle.map(|bundle| key_ids(bundle)).unwrap_or_default(),
+                        ignored_keys: bundle.map_or(0, |bundle| bundle.ignored().len()),
+                        last_update: domain.updated.map(since),
+                        last_change: domain.changed.map(since),
+                        last_error: domain.trouble.as_ref().map(|trouble| trouble.text.clone()),
+                    }
+                })
+                .collect(),
+            unnamed: record.unnamed.clone(),
+        }
+    }
+
+    fn heard(&self) -> Option<Duration> {
+        self.client.line().pulse().heard()
+    }
+
+    fn verdict(&self) -> u64 {
+        self.judge.load(Ordering::Acquire) & ((1 << VERDICT_BITS) - 1)
+    }
+
+    /// Sets the verdict and raises the revision, in one step, after what they stand for is visible.
+    fn raise(&self, verdict: u64) {
+        let raised = self
+            .judge
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+                // Closed is for good.
+                let closed = word & ((1 << VERDICT_BITS) - 1) == CLOSED;
+                (!closed).then_some((((word >> VERDICT_BITS) + 1) << VERDICT_BITS) | verdict)
+            });
+        if let Ok(before) = raised {
+            let revision = (before >> VERDICT_BITS) + 1;
+            self.notices
+                .send_modify(|notice| notice.revision = revision);
+        }
+    }
+
+    fn record(&self) -> MutexGuard<'_, Record> {
+        // Nothing that may panic runs under the lock.
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a message changed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Change {
+    /// Validation may answer something else.
+    pub(crate) changed: bool,
+    /// It is the first set.
+    pub(crate) first: bool,
+    /// It ends a withdrawal.
+    pub(crate) given_back: bool,
+    /// A key that was there is gone.
+    pub(crate) lost_keys: bool,
+}
+
+fn lost_a_key(old: &Arc<JwtBundle>, set: &JwtBundleSet) -> bool {
+    let Some(new) = set.get(old.trust_domain().name()) else {
+        return !old.is_empty();
+    };
+    !Arc::ptr_eq(old, new)
+        && old
+            .authorities()
+            .any(|key| new.authority(key.key_id()).is_none())
+}
+
+fn key_ids(bundle: &JwtBundle) -> Vec<Box<str>> {
+    bundle
+        .authorities()
+        .map(|authority| authority.key_id().into())
+        .collect()
+}
+
+fn nanos(moment: Duration) -> u64 {
+    u64::try_from(moment.as_nanos()).unwrap_or(NEVER)
+}

@@ -1,0 +1,138 @@
+//! Being told when what the source answers has changed.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use futures_util::Stream;
+use tokio::sync::watch;
+
+use super::error::JwtSourceError;
+
+/// What everyone who watches is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Notice {
+    /// Zero before the first sync, one after it.
+    pub(crate) revision: u64,
+    pub(crate) closed: bool,
+}
+
+/// The revision of the first sync, which is not told of.
+const FIRST: u64 = 1;
+
+/// Tells of changes in what a source answers: another bundle set, a withdrawal, a restoration.
+///
+/// The first [`changed`](Self::changed) waits for the next change after this was made; the first
+/// sync of a source is none. Changes in between two calls are told as one. Also a [`Stream`] of
+/// revisions, which ends when the source is shut down.
+pub struct SourceUpdates {
+    notices: watch::Receiver<Notice>,
+    seen: u64,
+    waiting: Option<Pin<Box<dyn Future<Output = Option<u64>> + Send + Sync>>>,
+}
+
+impl SourceUpdates {
+    pub(crate) fn new(notices: watch::Receiver<Notice>) -> Self {
+        let seen = notices.borrow().revision.max(FIRST);
+        Self {
+            notices,
+            seen,
+            waiting: None,
+        }
+    }
+
+    /// Waits for the next change and gives its revision. Dropping the future loses nothing.
+    ///
+    /// # Errors
+    /// `Closed` when the source is shut down.
+    pub async fn changed(&mut self) -> Result<u64, JwtSourceError> {
+        self.waiting = None;
+        match next(self.notices.clone(), self.seen).await {
+            Some(revision) => {
+                self.seen = revision;
+                Ok(revision)
+            }
+            None => Err(JwtSourceError::closed()),
+        }
+    }
+
+    /// The revision as it is now, told or not.
+    pub fn last(&self) -> u64 {
+        self.notices.borrow().revision
+    }
+
+    /// Waits until the revision fits, which it may at once, and gives it.
+    ///
+    /// # Errors
+    /// `Closed` when the source is shut down.
+    pub async fn wait_for(
+        &mut self,
+        mut fits: impl FnMut(u64) -> bool,
+    ) -> Result<u64, JwtSourceError> {
+        self.waiting = None;
+        let found = self
+            .notices
+            .wait_for(|notice| notice.closed || fits(notice.revision))
+            .await
+            .map(|notice| *notice);
+        match found {
+            Ok(Notice {
+                revision,
+                closed: false,
+            }) => {
+                self.seen = revision.max(FIRST);
+                Ok(revision)
+            }
+            _ => Err(JwtSourceError::closed()),
+        }
+    }
+}
+
+/// The first revision after `seen`, or `None` when the source is shut down.
+pub(crate) async fn next(mut notices: watch::Receiver<Notice>, seen: u64) -> Option<u64> {
+    match notices
+        .wait_for(|notice| notice.closed || notice.revision > seen)
+        .await
+    {
+        Ok(notice) if !notice.closed => Some(notice.revision),
+        _ => None,
+    }
+}
+
+impl Stream for SourceUpdates {
+    type Item = u64;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<u64>> {
+        let this = &mut *self;
+        let waiting = this
+            .waiting
+            .get_or_insert_with(|| Box::pin(next(this.notices.clone(), this.seen)));
+        let revision = ready!(waiting.as_mut().poll(cx));
+        this.waiting = None;
+        if let Some(revision) = revision {
+            this.seen = revision;
+        }
+        Poll::Ready(revision)
+    }
+}
+
+/// As the one it is cloned from: what that has not told yet, this will.
+impl Clone for SourceUpdates {
+    fn clone(&self) -> Self {
+        Self {
+            notices: self.notices.clone(),
+            seen: self.seen,
+            waiting: None,
+        }
+    }
+}
+
+impl fmt::Debug for SourceUpdates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SourceUpdates")
+            .field("seen", &self.seen)
+            .field("now", &*self.notices.borrow())
+            .finish()
+    }
+}
