@@ -5,7 +5,8 @@ mod clock;
 mod grpc_code;
 mod jwt;
 pub mod metrics;
-
+#[cfg(feature = "server")]
+pub mod server;
 pub mod source;
 mod spiffe_id;
 pub mod svid;
@@ -22,6 +23,11 @@ pub use bundle::{
 pub use clock::{Clock, SystemClock, UnixTime};
 pub use grpc_code::GrpcCode;
 pub use jwt::{Algorithm, UnknownAlgorithm};
+#[cfg(feature = "server")]
+pub use server::{
+    Allow, AllowCallersLayer, CallerState, EndAtExpiryLayer, GrpcPolicy, Rejection,
+    ValidateJwtSvidLayer,
+};
 #[cfg(any(feature = "server", feature = "client"))]
 pub use source::FileBundles;
 #[cfg(feature = "workload-api")]

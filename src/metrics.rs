@@ -63,6 +63,11 @@ pub trait MetricsRecorder: Send + Sync + 'static {
         let _ = event;
     }
 
+    /// A request was judged by a server layer.
+    fn record_admission(&self, admission: &Admission<'_>) {
+        let _ = admission;
+    }
+
     /// A caller's token was judged.
     fn record_verification(&self, verification: &Verification<'_>) {
         let _ = verification;
@@ -102,6 +107,29 @@ impl<'a> Verification<'a> {
         Self {
             outcome,
             cached,
+            trust_domain,
+        }
+    }
+}
+
+/// One verdict on a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Admission<'a> {
+    /// `verified`, `anonymous`, or the class of the refusal.
+    pub outcome: &'static str,
+    /// Whether the outcome was acted on: `false` where an audit let a request pass.
+    pub enforced: bool,
+    /// The caller's trust domain, where it is one of our bundle set; else `unknown`.
+    pub trust_domain: &'a str,
+}
+
+impl<'a> Admission<'a> {
+    /// One verdict.
+    pub fn new(outcome: &'static str, enforced: bool, trust_domain: &'a str) -> Self {
+        Self {
+            outcome,
+            enforced,
             trust_domain,
         }
     }
@@ -154,6 +182,10 @@ impl MetricsRecorder for Shielded {
 
     fn record_svid_cache(&self, event: SvidCacheEvent) {
         self.run(|inner| inner.record_svid_cache(event));
+    }
+
+    fn record_admission(&self, admission: &Admission<'_>) {
+        self.run(|inner| inner.record_admission(admission));
     }
 
     fn record_verification(&self, verification: &Verification<'_>) {

@@ -1,0 +1,228 @@
+//! A narrower policy for a part of a server: authorise again, do not authenticate again.
+
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, Request, Response};
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::caller;
+use super::future::ResponseFuture;
+use super::policy::Policy;
+use super::protocol::Protocol;
+use super::realm::{InvalidRealm, Realm};
+use super::rejection::{DefaultOnReject, OnReject, Rejection, RejectionReason};
+use super::telemetry::Telemetry;
+use crate::clock::SystemClock;
+
+/// Where a body cannot say it, this header says what is wrong with the server.
+const MISWIRED: HeaderName = HeaderName::from_static("x-tower-spiffe-error");
+
+/// Narrows a route to fewer callers. It stands beneath a
+/// [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer), goes by the identity that that one left,
+/// and never reads a token.
+///
+/// A caller without a verified identity is answered 401. Where no layer stands above, everybody is
+/// answered 500, in a log line and a header that say so.
+///
+/// ```
+/// use axum::{Router, routing::post};
+/// use tower_spiffe::server::{Allow, AllowCallersLayer};
+///
+/// let only_ops = AllowCallersLayer::new(Allow::id("spiffe://example.org/ops")?);
+/// let router: Router = Router::new().route("/admin", post(|| async {}).layer(only_ops));
+/// # drop(router);
+/// # Ok::<(), tower_spiffe::server::PolicyError>(())
+/// ```
+pub struct AllowCallersLayer<R = DefaultOnReject> {
+    shared: Arc<Shared<R>>,
+}
+
+/// The service that an [`AllowCallersLayer`] makes.
+pub struct AllowCallers<S, R = DefaultOnReject> {
+    inner: S,
+    shared: Arc<Shared<R>>,
+}
+
+struct Shared<R> {
+    policy: Arc<dyn Policy>,
+    protocol: Protocol,
+    realm: Realm,
+    telemetry: Telemetry,
+    on_reject: Arc<R>,
+}
+
+// === impl AllowCallersLayer ===
+
+impl AllowCallersLayer {
+    /// Admits those whom this policy admits.
+    pub fn new(policy: impl Policy) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                policy: Arc::new(policy),
+                protocol: Protocol::Auto,
+                realm: Realm::default(),
+                telemetry: Telemetry::new(SystemClock::shared()),
+                on_reject: Arc::new(DefaultOnReject::default()),
+            }),
+        }
+    }
+}
+
+impl<R> AllowCallersLayer<R> {
+    /// In which protocol refusals are told. The default is [`Protocol::Auto`].
+    #[must_use]
+    pub fn protocol(self, protocol: Protocol) -> Self {
+        let shared = Shared {
+            protocol,
+            ..self.shared.copy()
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// The realm that challenges name. The default is `spiffe`.
+    ///
+    /// # Errors
+    /// The text cannot be quoted in a challenge.
+    pub fn realm(self, realm: &str) -> Result<Self, InvalidRealm> {
+        let shared = Shared {
+            realm: Realm::new(realm)?,
+            ..self.shared.copy()
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// Answers those who are not admitted with this instead.
+    #[must_use]
+    pub fn on_reject<F, B>(self, on_reject: F) -> AllowCallersLayer<F>
+    where
+        F: Fn(&Rejection, &Parts) -> Response<B> + Send + Sync + 'static,
+    {
+        let Shared {
+            policy,
+            protocol,
+            realm,
+            telemetry,
+            ..
+        } = self.shared.copy();
+        let on_reject = Arc::new(on_reject);
+        let shared = Shared {
+            policy,
+            protocol,
+            realm,
+            telemetry,
+            on_reject,
+        };
+        AllowCallersLayer {
+            shared: Arc::new(shared),
+        }
+    }
+}
+
+impl<S, R> Layer<S> for AllowCallersLayer<R> {
+    type Service = AllowCallers<S, R>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        AllowCallers {
+            inner,
+            shared: self.shared.clone(),
+        }
+    }
+}
+
+impl<R> Clone for AllowCallersLayer<R> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: self.shared.clone(),
+        }
+    }
+}
+
+impl<R> fmt::Debug for AllowCallersLayer<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AllowCallersLayer")
+    }
+}
+
+// === impl Shared ===
+
+impl<R> Shared<R> {
+    fn copy(&self) -> Self {
+        Self {
+            policy: self.policy.clone(),
+            protocol: self.protocol,
+            realm: self.realm.clone(),
+            telemetry: self.telemetry.clone(),
+            on_reject: self.on_reject.clone(),
+        }
+    }
+
+    fn judge(&self, parts: &Parts) -> Result<(), Rejection> {
+        let wire = || self.protocol.wire(parts);
+        match caller::verified(&parts.extensions) {
+            Ok(caller) if self.policy.allows(caller, parts) => Ok(()),
+            Ok(caller) => Err(Rejection::not_allowed(caller, wire(), &self.realm)),
+            Err(caller::NoCaller::Anonymous) if self.policy.is_public(parts) => Ok(()),
+            Err(fault) => Err(fault.into_rejection(wire(), &self.realm)),
+        }
+    }
+}
+
+// === impl AllowCallers ===
+
+impl<S, R, ReqBody, ResBody> Service<Request<ReqBody>> for AllowCallers<S, R>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    R: OnReject<ResBody>,
+{
+    type Response = Response<ResBody>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future, ResBody>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        let (parts, body) = request.into_parts();
+        let rejection = match self.shared.judge(&parts) {
+            Ok(()) => {
+                let request = Request::from_parts(parts, body);
+                return ResponseFuture::inner(self.inner.call(request), tracing::Span::none());
+            }
+            Err(rejection) => rejection,
+        };
+        self.shared.telemetry.refused(&rejection, true, |_| false);
+        let mut response = self.shared.on_reject.respond(&rejection, &parts);
+        if rejection.reason() == RejectionReason::NotWired {
+            let text = HeaderValue::from_static(rejection.reason().description());
+            response.headers_mut().insert(MISWIRED, text);
+        }
+        response.extensions_mut().insert(rejection);
+        ResponseFuture::refused(response)
+    }
+}
+
+impl<S: Clone, R> Clone for AllowCallers<S, R> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            shared: self.shared.clone(),
+        }
+    }
+}
+
+impl<S: fmt::Debug, R> fmt::Debug for AllowCallers<S, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AllowCallers")
+            .field("inner", &self.inner)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,312 @@
+//! From a header map to the one bearer credential in it (RFC 6750 section 2.1, RFC 9110 section
+//! 11.6.2), borrowed.
+
+use http::header::{AUTHORIZATION, Entry};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+const SCHEME: &[u8] = b"bearer";
+
+/// How many bytes of scheme and spaces may stand before a token of the longest length.
+const PREFIX_ROOM: usize = 64;
+
+/// What the header says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Credential<'a> {
+    /// There is no bearer credential: no header, or one of another scheme.
+    Missing,
+    /// There is a header, and it is not one bearer credential.
+    Malformed,
+    /// Longer than any token may be; nothing of it was looked at.
+    TooLong,
+    /// What stands where the token should. Whether it is token68 is asked only of what does not
+    /// verify ([`is_token68`]): each verified token is, since it is three base64url parts.
+    Token(&'a str),
+}
+
+/// Finds the credential.
+pub(crate) fn credential<'a>(
+    headers: &'a HeaderMap,
+    name: &HeaderName,
+    max_token_len: usize,
+) -> Credential<'a> {
+    let mut values = headers.get_all(name).iter();
+    let Some(value) = values.next() else {
+        return Credential::Missing;
+    };
+    if values.next().is_some() {
+        return Credential::Malformed;
+    }
+    read(value.as_bytes(), name != AUTHORIZATION, max_token_len)
+}
+
+/// Reads one field line. Where `bare` is allowed, the token may stand without its scheme.
+fn read(value: &[u8], bare: bool, max_token_len: usize) -> Credential<'_> {
+    let rest = match scheme(value) {
+        Scheme::Bearer(rest) => rest,
+        Scheme::Other if bare => value,
+        Scheme::Other if has_second_bearer(value, max_token_len) => return Credential::Malformed,
+        Scheme::Other => return Credential::Missing,
+        Scheme::Broken => return Credential::Malformed,
+    };
+    if rest.len() > max_token_len.saturating_add(PREFIX_ROOM) {
+        return Credential::TooLong;
+    }
+    let spaces = rest.iter().take_while(|byte| **byte == b' ').count();
+    let token = rest.get(spaces..).unwrap_or_default();
+    if token.is_empty() {
+        return Credential::Malformed;
+    }
+    if token.len() > max_token_len {
+        return Credential::TooLong;
+    }
+    match std::str::from_utf8(token) {
+        Ok(token) => Credential::Token(token),
+        Err(_) => Credential::Malformed,
+    }
+}
+
+enum Scheme<'a> {
+    /// `bearer`, and what follows it: nothing, or a space and more.
+    Bearer(&'a [u8]),
+    /// Some other scheme.
+    Other,
+    /// No scheme at all, or `bearer` with something else than a space after it.
+    Broken,
+}
+
+fn scheme(value: &[u8]) -> Scheme<'_> {
+    if let Some((head, rest)) = value.split_at_checked(SCHEME.len())
+        && head.eq_ignore_ascii_case(SCHEME)
+    {
+        return match rest.first() {
+            None | Some(b' ') => Scheme::Bearer(rest),
+            Some(byte) if is_tchar(*byte) => Scheme::Other,
+            Some(_) => Scheme::Broken,
+        };
+    }
+    match value.first() {
+        Some(byte) if is_tchar(*byte) => Scheme::Other,
+        _ => Scheme::Broken,
+    }
+}
+
+/// Whether a bearer credential hides behind a comma, as when two field lines were joined
+/// (RFC 9110 section 5.3). The commas of other schemes' parameters are theirs.
+fn has_second_bearer(value: &[u8], max_token_len: usize) -> bool {
+    let looked_at = value
+        .get(..max_token_len.saturating_add(PREFIX_ROOM))
+        .unwrap_or(value);
+    looked_at
+        .split(|byte| *byte == b',')
+        .skip(1)
+        .any(|part| matches!(scheme(part.trim_ascii()), Scheme::Bearer(_)))
+}
+
+/// A character of a token in the sense of RFC 9110 section 5.6.2.
+fn is_tchar(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// `token68` of RFC 9110 section 11.2, the same as `b64token` of RFC 6750 section 2.1.
+pub(crate) fn is_token68(token: &str) -> bool {
+    let body = token.trim_end_matches('=');
+    let legal = |b: u8| b.is_ascii_alphanumeric() || b"-._~+/".contains(&b);
+    !body.is_empty() && body.bytes().all(legal)
+}
+
+/// Tells whoever prints headers to leave the first line out: where all is well there is one.
+pub(crate) fn mark_sensitive(headers: &mut HeaderMap, name: &HeaderName) {
+    if let Some(value) = headers.get_mut(name) {
+        value.set_sensitive(true);
+    }
+}
+
+/// The same for every line.
+pub(crate) fn mark_all_sensitive(headers: &mut HeaderMap, name: &HeaderName) {
+    if headers.contains_key(name)
+        && let Entry::Occupied(mut entry) = headers.entry(name)
+    {
+        entry.iter_mut().for_each(|value| value.set_sensitive(true));
+    }
+}
+
+/// Takes bearer credentials out. Another scheme's credential in `authorization` is not ours and
+/// stays, unless a bearer credential stands beside it.
+pub(crate) fn strip(headers: &mut HeaderMap, name: &HeaderName) {
+    let ours = |value: &HeaderValue| {
+        let value = value.as_bytes();
+        !matches!(scheme(value), Scheme::Other) || has_second_bearer(value, usize::MAX)
+    };
+    if name != AUTHORIZATION || headers.get_all(name).iter().any(ours) {
+        headers.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAX: usize = 8192;
+
+    fn of<'a>(headers: &'a HeaderMap, values: &[&[u8]]) -> Credential<'a> {
+        assert_eq!(headers.get_all(AUTHORIZATION).iter().count(), values.len());
+        credential(headers, &AUTHORIZATION, MAX)
+    }
+
+    fn headers(values: &[&[u8]]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(AUTHORIZATION, HeaderValue::from_bytes(value).unwrap());
+        }
+        headers
+    }
+
+    #[track_caller]
+    fn assert_reads(values: &[&[u8]], expected: Credential<'_>) {
+        let headers = headers(values);
+        let mut found = of(&headers, values);
+        if let Credential::Token(token) = found
+            && !is_token68(token)
+        {
+            found = Credential::Malformed;
+        }
+        assert_eq!(found, expected, "{values:?}");
+    }
+
+    #[test]
+    fn jwt18_a_bearer_credential_is_read_in_any_case_after_one_or_more_spaces() {
+        for value in [
+            "Bearer a.b.c",
+            "bearer a.b.c",
+            "BEARER   a.b.c",
+            "bEaReR a.b.c",
+        ] {
+            assert_reads(&[value.as_bytes()], Credential::Token("a.b.c"));
+        }
+        assert_reads(&[b"Bearer aA0-._~+/=="], Credential::Token("aA0-._~+/=="));
+    }
+
+    #[test]
+    fn none_or_another_scheme_is_missing() {
+        assert_reads(&[], Credential::Missing);
+        for value in [
+            "Basic dXNlcjpwYXNz",
+            "Digest username=\"a\", realm=\"b, c\", nonce=\"bearerish\"",
+            "Bearerx a.b.c",
+            "Bearer-token a.b.c",
+            "DPoP a.b.c",
+            "Bear",
+            "a.b.c",
+        ] {
+            assert_reads(&[value.as_bytes()], Credential::Missing);
+        }
+    }
+
+    #[test]
+    fn a18_anything_but_one_credential_is_malformed() {
+        let values: &[&[u8]] = &[
+            b"",
+            b" ",
+            b"\t",
+            b"Bearer",
+            b"Bearer ",
+            b"Bearer    ",
+            b"Bearer\ta.b.c",
+            b"Bearer \ta.b.c",
+            b"Bearer,a.b.c",
+            b"Bearer=a.b.c",
+            b"Bearer: a.b.c",
+            b"Bearer a.b.c, Bearer a.b.c",
+            b"Bearer a.b.c,Bearer a.b.c",
+            b"Bearer a.b.c,",
+            b"Basic eDp5, Bearer a.b.c",
+            b"Basic eDp5 ,\tbearer a.b.c",
+            b"Bearer a.b.c ",
+            b"Bearer a.b.c extra",
+            b"Bearer a.b.c\t",
+            b"Bearer token=a.b.c",
+            b"Bearer \"a.b.c\"",
+            b"Bearer =",
+            b"Bearer a=b",
+            b"Bearer a.b.\xff",
+            "Bearer a.b.\u{e9}".as_bytes(),
+            b"\"Bearer\" a.b.c",
+            b", Bearer a.b.c",
+        ];
+        for value in values {
+            assert_reads(&[value], Credential::Malformed);
+        }
+    }
+
+    #[test]
+    fn a18_two_lines_are_malformed_whatever_they_say() {
+        let good: &[u8] = b"Bearer a.b.c";
+        for other in [good, b"Basic eDp5", b"", b"Bearer x"] {
+            assert_reads(&[good, other], Credential::Malformed);
+            assert_reads(&[other, good], Credential::Malformed);
+        }
+        assert_reads(&[b"Basic x", b"Basic y"], Credential::Malformed);
+    }
+
+    #[test]
+    fn a8_what_is_longer_than_a_token_may_be_is_not_looked_at() {
+        let exact = format!("Bearer {}", "a".repeat(MAX));
+        assert_reads(&[exact.as_bytes()], Credential::Token(&"a".repeat(MAX)));
+        for long in [
+            format!("Bearer {}", "a".repeat(MAX + 1)),
+            format!("Bearer {}", ",".repeat(MAX + 1)),
+            format!("Bearer {}", " ".repeat(1 << 20)),
+            format!("Bearer {}", ".".repeat(1 << 20)),
+        ] {
+            let headers = headers(&[long.as_bytes()]);
+            assert_eq!(of(&headers, &[long.as_bytes()]), Credential::TooLong);
+        }
+    }
+
+    #[test]
+    fn another_header_may_carry_the_token_bare() {
+        let name = HeaderName::from_static("x-jwt-svid");
+        let read = |value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(&name, HeaderValue::from_static(value));
+            match credential(&headers, &name, MAX) {
+                Credential::Token(token) if is_token68(token) => Ok(token.to_owned()),
+                other => Err(format!("{other:?}")),
+            }
+        };
+        assert_eq!(read("a.b.c").as_deref(), Ok("a.b.c"));
+        assert_eq!(read("bearer a.b.c").as_deref(), Ok("a.b.c"));
+        assert_eq!(read("Bearer"), Err("Malformed".to_owned()));
+        assert!(read("Basic eDp5").is_err());
+        assert!(read("a.b.c, d.e.f").is_err());
+        assert_eq!(read(""), Err("Malformed".to_owned()));
+    }
+
+    #[test]
+    fn a28_every_line_is_marked_sensitive() {
+        let mut headers = headers(&[b"Bearer a.b.c", b"Bearer d.e.f", b"Basic x"]);
+        mark_all_sensitive(&mut headers, &AUTHORIZATION);
+        assert!(
+            headers
+                .get_all(AUTHORIZATION)
+                .iter()
+                .all(HeaderValue::is_sensitive)
+        );
+        assert!(!format!("{headers:?}").contains("a.b.c"));
+    }
+
+    #[test]
+    fn stripping_leaves_another_schemes_credential() {
+        for (values, left) in [
+            (&[b"Bearer a.b.c".as_slice()][..], 0),
+            (&[b"Bearer".as_slice()], 0),
+            (&[b"Basic eDp5".as_slice()], 1),
+            (&[b"Basic eDp5".as_slice(), b"bearer x"], 0),
+            (&[b"Basic eDp5, bearer x".as_slice()], 0),
+        ] {
+            let mut headers = headers(values);
+            strip(&mut headers, &AUTHORIZATION);
+            assert_eq!(headers.len(), left, "{values:?}");
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! Who called, as the layer leaves it in the request.
+
+use http::Extensions;
+
+use super::protocol::Wire;
+use super::realm::Realm;
+use super::rejection::{Rejection, RejectionReason};
+use crate::svid::VerifiedSvid;
+
+/// Who called. A [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer) leaves it in the extensions
+/// of each request that it lets through, in the place of whatever was there before.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum CallerState {
+    /// This workload: its token verified, and the policy admits it.
+    Verified(VerifiedSvid),
+    /// Nobody in particular: no token was there (in `optional`), or the method is public.
+    Anonymous,
+    /// In `audit` only: this request would not have been admitted.
+    AuditFailed(Rejection),
+}
+
+impl CallerState {
+    /// The one in these extensions; `None` where no layer stands above.
+    ///
+    /// ```
+    /// use tower_spiffe::server::CallerState;
+    ///
+    /// let request = http::Request::new(());
+    /// assert!(CallerState::of(request.extensions()).is_none());
+    /// ```
+    pub fn of(extensions: &Extensions) -> Option<&Self> {
+        extensions.get()
+    }
+
+    /// The verified caller.
+    pub fn verified(&self) -> Option<&VerifiedSvid> {
+        match self {
+            Self::Verified(caller) => Some(caller),
+            Self::Anonymous | Self::AuditFailed(_) => None,
+        }
+    }
+}
+
+/// Why there is no verified caller.
+pub(crate) enum NoCaller {
+    NotWired,
+    Anonymous,
+    AuditFailed(Rejection),
+}
+
+/// The verified caller in these extensions.
+pub(crate) fn verified(extensions: &Extensions) -> Result<&VerifiedSvid, NoCaller> {
+    match CallerState::of(extensions) {
+        Some(CallerState::Verified(caller)) => Ok(caller),
+        Some(CallerState::Anonymous) => Err(NoCaller::Anonymous),
+        Some(CallerState::AuditFailed(rejection)) => Err(NoCaller::AuditFailed(rejection.clone())),
+        None => Err(NoCaller::NotWired),
+    }
+}
+
+impl NoCaller {
+    /// What is said where a verified caller is needed: that one is (401), whatever it was that an
+    /// audit let through; or that the server is put together wrongly (500).
+    pub(crate) fn into_rejection(self, wire: Wire, realm: &Realm) -> Rejection {
+        match self {
+            Self::NotWired => Rejection::new(RejectionReason::NotWired, wire, realm),
+            Self::AuditFailed(rejection) if rejection.is_about_the_token() => rejection,
+            Self::Anonymous | Self::AuditFailed(_) => {
+                Rejection::new(RejectionReason::Missing, wire, realm)
+            }
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! Streams that must not outlive the token that opened them.
+
+use std::error::Error;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use tokio::time::Sleep;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::caller::CallerState;
+use super::protocol::Wire;
+use super::rejection::RejectionReason;
+use crate::clock::{Clock, UnixTime};
+use crate::svid::{ValidateReason, Validator};
+
+/// How long a timer runs at most before the wall clock is asked again, which may have been stepped.
+const MAX_SLEEP: Duration = Duration::from_secs(30);
+
+const EXPIRED: RejectionReason = RejectionReason::Token(ValidateReason::Expired);
+
+/// Ends the answers that are still being sent when the caller's token expires, the leeway
+/// included: in HTTP with an error of the body, which no client takes for a clean end; in gRPC and
+/// gRPC-Web with status 16 (`UNAUTHENTICATED`).
+///
+/// It stands beneath a [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer), and goes by the
+/// identity that that one left; callers without one are let be. What the caller still sends is not
+/// cut off by it, nor is a connection that was upgraded (a WebSocket): there, ask
+/// [`expires_at`](crate::svid::VerifiedSvid::expires_at).
+///
+/// It needs a tokio runtime with time, and a body whose data are [`Bytes`].
+#[derive(Clone)]
+pub struct EndAtExpiryLayer {
+    time: Arc<Time>,
+}
+
+struct Time {
+    clock: Arc<dyn Clock>,
+    leeway: Duration,
+}
+
+/// The service that an [`EndAtExpiryLayer`] makes.
+#[derive(Debug, Clone)]
+pub struct EndAtExpiry<S> {
+    inner: S,
+    layer: EndAtExpiryLayer,
+}
+
+/// The token expired while the answer was being sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TokenExpired;
+
+// === impl EndAtExpiryLayer ===
+
+impl EndAtExpiryLayer {
+    /// Goes by the clock and the leeway of this validator.
+    pub fn new(validator: &Validator) -> Self {
+        let clock = validator.clock().clone();
+        let leeway = validator.leeway();
+        Self {
+            time: Arc::new(Time { clock, leeway }),
+        }
+    }
+}
+
+impl<S> Layer<S> for EndAtExpiryLayer {
+    type Service = EndAtExpiry<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        EndAtExpiry {
+            inner,
+            layer: self.clone(),
+        }
+    }
+}
+
+impl fmt::Debug for EndAtExpiryLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EndAtExpiryLayer")
+            .field("leeway", &self.time.leeway)
+            .finish()
+    }
+}
+
+// === impl EndAtExpiry ===
+
+impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for EndAtExpiry<S>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    ResBody: Body<Data = Bytes>,
+    ResBody::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    type Response = Response<EndAtExpiryBody<ResBody>>;
+    type Error = S::Error;
+    type Future = EndAtExpiryFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        let caller = CallerState::of(request.extensions()).and_then(CallerState::verified);
+        let end = caller.map(|caller| End {
+            at: caller.expires_at().saturating_add(self.layer.time.leeway),
+            time: self.layer.time.clone(),
+        });
+        EndAtExpiryFuture {
+            inner: self.inner.call(request),
+            end,
+        }
+    }
+}
+
+/// When an answer must end.
+struct End {
+    at: UnixTime,
+    time: Arc<Time>,
+}
+
+impl End {
+    /// How long until then, or until the clock should be asked again; none where it is over.
+    fn left(&self) -> Option<Duration> {
+        let left = self.at.saturating_since(self.time.clock.now());
+        (!left.is_zero()).then(|| left.min(MAX_SLEEP))
+    }
+
+    fn poll_over(&self, sleep: &mut Option<Pin<Box<Sleep>>>, cx: &mut Context<'_>) -> Poll<()> {
+        while let Some(left) = self.left() {
+            let timer = sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(left)));
+            ready!(timer.as_mut().poll(cx));
+            *sleep = None;
+        }
+        Poll::Ready(())
+    }
+}
+
+pin_project! {
+    /// The future of [`EndAtExpiry`].
+    pub struct EndAtExpiryFuture<F> {
+        #[pin]
+        inner: F,
+        end: Option<End>,
+    }
+}
+
+impl<F, B, E> Future for EndAtExpiryFuture<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+{
+    type Output = Result<Response<EndAtExpiryBody<B>>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let response = ready!(this.inner.poll(cx))?;
+        let wire = Wire::of_content_type(response.headers()).unwrap_or(Wire::Http);
+        let end = this.end.take();
+        Poll::Ready(Ok(response.map(|inner| EndAtExpiryBody {
+            end,
+            wire,
+            ..inner.into()
+        })))
+    }
+}
+
+// === impl EndAtExpiryBody ===
+
+pin_project! {
+    /// A body that ends when the token does.
+    pub struct EndAtExpiryBody<B> {
+        #[pin]
+        inner: B,
+        end: Option<End>,
+        // Begins when the body is first waited for: most are whole before that.
+        sleep: Option<Pin<Box<Sleep>>>,
+        wire: Wire,
+        ended: bool,
+    }
+}
+
+impl<B> Body for EndAtExpiryBody<B>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    type Data = Bytes;
+    type Error = Box<dyn Error + Send + Sync>;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let this = self.project();
+        if *this.ended {
+            return Poll::Ready(None);
+        }
+        let Some(end) = this.end else {
+            return this.inner.poll_frame(cx).map_err(Into::into);
+        };
+        // Asked before each frame: a stream that never pauses ends too.
+        if end.left().is_some() {
+            if let Poll::Ready(frame) = this.inner.poll_frame(cx) {
+                return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
+            }
+            ready!(end.poll_over(this.sleep, cx));
+        }
+        *this.ended = true;
+        Poll::Ready(Some(last_frame(*this.wire)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended || self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+impl<B: Default> Default for EndAtExpiryBody<B> {
+    fn default() -> Self {
+        B::default().into()
+    }
+}
+
+/// A body without an end set.
+impl<B> From<B> for EndAtExpiryBody<B> {
+    fn from(inner: B) -> Self {
+        Self {
+            inner,
+            end: None,
+            sleep: None,
+            wire: Wire::Http,
+            ended: false,
+        }
+    }
+}
+
+/// What is said when it is over.
+fn last_frame(wire: Wire) -> Result<Frame<Bytes>, Box<dyn Error + Send + Sync>> {
+    let text = match wire {
+        Wire::Http => return Err(TokenExpired.into()),
+        Wire::Grpc => return Ok(Frame::trailers(trailers())),
+        Wire::GrpcWeb { text, .. } => text,
+    };
+    // gRPC-Web has its trailers in the body: a frame with the top bit set.
+    let mut lines = BytesMut::new();
+    for (name, value) in &trailers() {
+        lines.put_slice(name.as_str().as_bytes());
+        lines.put_slice(b":");
+        lines.put_slice(value.as_bytes());
+        lines.put_slice(b"\r\n");
+    }
+    let mut frame = BytesMut::new();
+    frame.put_u8(0x80);
+    frame.put_u32(u32::try_from(lines.len()).unwrap_or(u32::MAX));
+    frame.put(lines);
+    Ok(Frame::data(if text {
+        STANDARD.encode(&frame).into()
+    } else {
+        frame.freeze()
+    }))
+}
+
+fn trailers() -> HeaderMap {
+    let mut trailers = HeaderMap::with_capacity(2);
+    let code = u16::from(EXPIRED.grpc_code().as_u8());
+    trailers.insert(HeaderName::from_static("grpc-status"), code.into());
+    let message = HeaderValue::from_static(EXPIRED.description());
+    trailers.insert(HeaderName::from_static("grpc-message"), message);
+    trailers
+}
+
+// === impl TokenExpired ===
+
+impl fmt::Display for TokenExpired {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the caller's token expired while the answer was being sent")
+    }
+}
+
+impl Error for TokenExpired {}

@@ -1,0 +1,163 @@
+//! One request, one verdict: the order of the checks, for every shape of the layer.
+
+use std::fmt;
+use std::sync::Arc;
+
+use http::header::AUTHORIZATION;
+use http::request::Parts;
+use http::{HeaderMap, HeaderName};
+
+use super::bearer::{self, Credential};
+use super::caller::CallerState;
+use super::policy::Policy;
+use super::protocol::Protocol;
+use super::realm::Realm;
+use super::rejection::{Rejection, RejectionReason};
+use super::telemetry::Telemetry;
+use crate::bundle::BundleAnswer;
+use crate::svid::{ValidateError, ValidateReason, Validator, VerifiedSvid};
+
+/// What becomes of a request that is not admitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// It is refused.
+    Required,
+    /// It is refused, but without a credential it passes as anonymous.
+    Optional,
+    /// It passes, marked.
+    Audit,
+}
+
+/// Everything that decides about a request, and nothing that depends on body types.
+#[derive(Clone)]
+pub(crate) struct Gate {
+    pub(crate) validator: Validator,
+    pub(crate) policy: Arc<dyn Policy>,
+    pub(crate) mode: Mode,
+    pub(crate) protocol: Protocol,
+    pub(crate) header: HeaderName,
+    pub(crate) realm: Realm,
+    pub(crate) strip: bool,
+    pub(crate) telemetry: Telemetry,
+}
+
+/// Why a credential is no identity.
+enum Fault {
+    Missing,
+    Malformed,
+    TooLong,
+    Token(ValidateError),
+}
+
+impl Gate {
+    pub(crate) fn new(validator: Validator, policy: Arc<dyn Policy>, mode: Mode) -> Self {
+        let telemetry = Telemetry::new(validator.clock().clone());
+        Self {
+            validator,
+            policy,
+            mode,
+            protocol: Protocol::Auto,
+            header: AUTHORIZATION,
+            realm: Realm::default(),
+            strip: false,
+            telemetry,
+        }
+    }
+
+    /// Lets the request through, with a [`CallerState`] in its extensions, or says why not.
+    pub(crate) fn admit(&self, parts: &mut Parts) -> Result<tracing::Span, Rejection> {
+        let verdict = self.judge(parts);
+        self.apply(parts, verdict)
+    }
+
+    /// The verdict, whatever the mode.
+    pub(crate) fn judge(&self, parts: &mut Parts) -> Result<CallerState, Rejection> {
+        // Before anyone else sees the parts.
+        bearer::mark_sensitive(&mut parts.headers, &self.header);
+        if self.policy.is_public(parts) {
+            bearer::mark_all_sensitive(&mut parts.headers, &self.header);
+            return Ok(CallerState::Anonymous);
+        }
+        let fault = match self.authenticate(&parts.headers) {
+            Ok(caller) if self.policy.allows(&caller, parts) => {
+                return Ok(CallerState::Verified(caller));
+            }
+            Ok(caller) => {
+                let wire = self.protocol.wire(parts);
+                return Err(Rejection::not_allowed(&caller, wire, &self.realm));
+            }
+            Err(Fault::Missing) if self.mode == Mode::Optional => {
+                return Ok(CallerState::Anonymous);
+            }
+            Err(fault) => fault,
+        };
+        bearer::mark_all_sensitive(&mut parts.headers, &self.header);
+        let wire = self.protocol.wire(parts);
+        let reason = match fault {
+            Fault::Token(error) => return Err(Rejection::token(error, wire, &self.realm)),
+            Fault::Missing => RejectionReason::Missing,
+            Fault::Malformed => RejectionReason::Malformed,
+            Fault::TooLong => RejectionReason::Token(ValidateReason::TooLong),
+        };
+        Err(Rejection::new(reason, wire, &self.realm))
+    }
+
+    /// Counts and logs the verdict, and does to the request what the mode says.
+    pub(crate) fn apply(
+        &self,
+        parts: &mut Parts,
+        verdict: Result<CallerState, Rejection>,
+    ) -> Result<tracing::Span, Rejection> {
+        let enforced = self.mode != Mode::Audit;
+        let (state, span) = match verdict {
+            Ok(state) => {
+                let span = self.telemetry.admitted(&state);
+                (state, span)
+            }
+            Err(rejection) => {
+                let source = self.validator.source();
+                let is_known = |name: &str| matches!(source.bundle(name), BundleAnswer::Ready(_));
+                self.telemetry.refused(&rejection, enforced, is_known);
+                if enforced {
+                    parts.extensions.remove::<CallerState>();
+                    return Err(rejection);
+                }
+                (CallerState::AuditFailed(rejection), tracing::Span::none())
+            }
+        };
+        if self.strip {
+            bearer::strip(&mut parts.headers, &self.header);
+        }
+        parts.extensions.insert(state);
+        Ok(span)
+    }
+
+    fn authenticate(&self, headers: &HeaderMap) -> Result<VerifiedSvid, Fault> {
+        let max_token_len = self.validator.max_token_len();
+        match bearer::credential(headers, &self.header, max_token_len) {
+            Credential::Missing => Err(Fault::Missing),
+            Credential::Malformed => Err(Fault::Malformed),
+            Credential::TooLong => Err(Fault::TooLong),
+            Credential::Token(token) => self.validator.validate(token).map_err(|error| {
+                // The header's fault comes before the token's.
+                if bearer::is_token68(token) {
+                    Fault::Token(error)
+                } else {
+                    Fault::Malformed
+                }
+            }),
+        }
+    }
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate")
+            .field("mode", &self.mode)
+            .field("protocol", &self.protocol)
+            .field("header", &self.header)
+            .field("realm", &self.realm)
+            .field("strip_authorization", &self.strip)
+            .finish_non_exhaustive()
+    }
+}

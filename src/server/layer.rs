@@ -1,0 +1,187 @@
+//! The layer: how a server is put together.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::request::Parts;
+use http::{HeaderName, Response};
+use tower_layer::Layer;
+
+use super::gate::{Gate, Mode};
+use super::policy::Policy;
+use super::protocol::Protocol;
+use super::realm::{InvalidRealm, Realm};
+use super::rejection::{DefaultOnReject, Rejection};
+use super::service::ValidateJwtSvid;
+use super::wait::{UnknownKeyWait, WaitForKeyLayer};
+use crate::metrics::MetricsRecorder;
+use crate::svid::Validator;
+
+/// Lets those callers through whose JWT-SVID verifies and whom the policy admits.
+///
+/// See the [module](super) for how to put it around a router, a tonic server or a hyper service.
+/// `R` makes the answer to those who are not admitted.
+pub struct ValidateJwtSvidLayer<R = DefaultOnReject> {
+    shared: Arc<Shared<R>>,
+}
+
+/// What the layer and all services of it share.
+pub(crate) struct Shared<R> {
+    pub(crate) gate: Gate,
+    pub(crate) on_reject: Arc<R>,
+}
+
+impl ValidateJwtSvidLayer {
+    /// Refuses every request without a good token of an admitted caller.
+    pub fn required(validator: Validator, policy: impl Policy) -> Self {
+        Self::new(validator, policy, Mode::Required)
+    }
+
+    /// The same, but a request without a bearer token passes, as [`Anonymous`]. One with a bad
+    /// token is refused.
+    ///
+    /// [`Anonymous`]: super::CallerState::Anonymous
+    pub fn optional(validator: Validator, policy: impl Policy) -> Self {
+        Self::new(validator, policy, Mode::Optional)
+    }
+
+    /// Refuses nothing, for the time of a roll-out. What [`required`](Self::required) would refuse
+    /// passes as [`AuditFailed`], is counted and logged.
+    ///
+    /// [`AuditFailed`]: super::CallerState::AuditFailed
+    pub fn audit(validator: Validator, policy: impl Policy) -> Self {
+        Self::new(validator, policy, Mode::Audit)
+    }
+
+    fn new(validator: Validator, policy: impl Policy, mode: Mode) -> Self {
+        let gate = Gate::new(validator, Arc::new(policy), mode);
+        let on_reject = Arc::new(DefaultOnReject::default());
+        Self {
+            shared: Arc::new(Shared { gate, on_reject }),
+        }
+    }
+}
+
+impl<R> ValidateJwtSvidLayer<R> {
+    /// In which protocol refusals are told. The default is [`Protocol::Auto`].
+    #[must_use]
+    pub fn protocol(self, protocol: Protocol) -> Self {
+        self.configured(|gate| gate.protocol = protocol)
+    }
+
+    /// Reads the token, bare or after `Bearer`, from this header, where `authorization` belongs to
+    /// somebody else's credential.
+    #[must_use]
+    pub fn header(self, name: HeaderName) -> Self {
+        self.configured(|gate| gate.header = name)
+    }
+
+    /// The realm that challenges name. The default is `spiffe`.
+    ///
+    /// # Errors
+    /// The text cannot be quoted in a challenge.
+    pub fn realm(self, realm: &str) -> Result<Self, InvalidRealm> {
+        let realm = Realm::new(realm)?;
+        Ok(self.configured(|gate| gate.realm = realm))
+    }
+
+    /// Takes the bearer token out of each request that passes, so that the inner service neither
+    /// sees it nor sends it on. In `authorization`, a credential of another scheme stays.
+    #[must_use]
+    pub fn strip_authorization(self) -> Self {
+        self.configured(|gate| gate.strip = true)
+    }
+
+    /// Counts verdicts there. The validator counts its own, of tokens; these are of requests.
+    #[must_use]
+    pub fn metrics(self, recorder: Arc<dyn MetricsRecorder>) -> Self {
+        self.configured(|gate| gate.telemetry.set_recorder(recorder))
+    }
+
+    /// At most one log line per class of refusal and caller is written in this time. The default is
+    /// ten seconds.
+    #[must_use]
+    pub fn log_interval(self, interval: Duration) -> Self {
+        self.configured(|gate| gate.telemetry.set_log_interval(interval))
+    }
+
+    /// Answers those who are not admitted with this instead. Needed where the body type of the
+    /// inner service's responses has no `Default`.
+    ///
+    /// ```
+    /// # use tower_spiffe::server::{Allow, Rejection, ValidateJwtSvidLayer};
+    /// # fn example(validator: tower_spiffe::svid::Validator) {
+    /// let layer = ValidateJwtSvidLayer::required(validator, Allow::any_trust_domain())
+    ///     .on_reject(|rejection: &Rejection, _parts: &http::request::Parts| {
+    ///         rejection.response_with(format!("{rejection}\n"))
+    ///     });
+    /// # drop(layer); }
+    /// ```
+    #[must_use]
+    pub fn on_reject<F, B>(self, on_reject: F) -> ValidateJwtSvidLayer<F>
+    where
+        F: Fn(&Rejection, &Parts) -> Response<B> + Send + Sync + 'static,
+    {
+        let gate = self.shared.gate.clone();
+        let on_reject = Arc::new(on_reject);
+        ValidateJwtSvidLayer {
+            shared: Arc::new(Shared { gate, on_reject }),
+        }
+    }
+
+    /// Waits a little for a key that a token names and the bundle of its trust domain does not have,
+    /// where that trust domain is known and the source can tell of changes. Comes last: what it
+    /// gives is configured.
+    ///
+    /// The service beneath must be `Clone`. It needs a tokio runtime with time.
+    #[must_use]
+    pub fn wait_for_unknown_keys(self, wait: UnknownKeyWait) -> WaitForKeyLayer<R> {
+        WaitForKeyLayer::new(self.shared, wait)
+    }
+
+    fn configured(self, change: impl FnOnce(&mut Gate)) -> Self {
+        let mut gate = self.shared.gate.clone();
+        change(&mut gate);
+        let on_reject = self.shared.on_reject.clone();
+        Self {
+            shared: Arc::new(Shared { gate, on_reject }),
+        }
+    }
+}
+
+impl<S, R> Layer<S> for ValidateJwtSvidLayer<R> {
+    type Service = ValidateJwtSvid<S, R>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        ValidateJwtSvid::new(inner, self.shared.clone())
+    }
+}
+
+impl<R> Clone for ValidateJwtSvidLayer<R> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: self.shared.clone(),
+        }
+    }
+}
+
+impl<R> fmt::Debug for ValidateJwtSvidLayer<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ValidateJwtSvidLayer")
+            .field(&self.shared.gate)
+            .finish()
+    }
+}
+
+impl<R> Shared<R> {
+    /// The answer to one who is not admitted.
+    pub(crate) fn refuse<B>(&self, rejection: Rejection, parts: &Parts) -> Response<B>
+    where
+        R: super::rejection::OnReject<B>,
+    {
+        let mut response = self.on_reject.respond(&rejection, parts);
+        response.extensions_mut().insert(rejection);
+        response
+    }
+}

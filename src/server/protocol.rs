@@ -1,0 +1,214 @@
+//! In which protocol a refusal is told.
+
+use http::header::CONTENT_TYPE;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Version};
+
+/// In which protocol refusals are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Protocol {
+    /// As the request speaks: gRPC to a POST over HTTP/2 whose content type is `application/grpc`,
+    /// gRPC-Web to a POST whose content type is `application/grpc-web`, otherwise HTTP.
+    ///
+    /// Nothing less is taken for gRPC: a gRPC refusal has HTTP status 200, and a caller must not
+    /// be able to choose that his refusals look like successes to whoever counts statuses.
+    #[default]
+    Auto,
+    /// HTTP status codes, whatever the request says of itself.
+    Http,
+    /// gRPC status codes, whatever the request says of itself.
+    Grpc,
+}
+
+/// The form that a refusal takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Wire {
+    Http,
+    Grpc,
+    GrpcWeb { text: bool, codec: Codec },
+}
+
+/// The message format that a gRPC-Web client named, to be answered in kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Codec {
+    Unnamed,
+    Proto,
+    Json,
+}
+
+impl Protocol {
+    /// The form for this request.
+    pub(crate) fn wire(self, parts: &Parts) -> Wire {
+        match self {
+            Self::Http => Wire::Http,
+            Self::Grpc => match Wire::of_content_type(&parts.headers) {
+                Some(wire) => wire,
+                None => Wire::Grpc,
+            },
+            Self::Auto if parts.method == Method::POST => {
+                match Wire::of_content_type(&parts.headers) {
+                    Some(Wire::Grpc) if parts.version < Version::HTTP_2 => Wire::Http,
+                    Some(wire) => wire,
+                    None => Wire::Http,
+                }
+            }
+            Self::Auto => Wire::Http,
+        }
+    }
+}
+
+impl Wire {
+    /// gRPC or gRPC-Web, by the content type alone.
+    pub(crate) fn of_content_type(headers: &HeaderMap) -> Option<Self> {
+        let value = headers.get(CONTENT_TYPE)?.as_bytes();
+        let rest = strip_prefix(value, b"application/grpc")?;
+        let (wire, rest) = match strip_prefix(rest, b"-web") {
+            None => (Self::Grpc, rest),
+            Some(rest) => {
+                let (text, rest) = match strip_prefix(rest, b"-text") {
+                    Some(rest) => (true, rest),
+                    None => (false, rest),
+                };
+                let codec = Codec::of(rest);
+                (Self::GrpcWeb { text, codec }, rest)
+            }
+        };
+        matches!(rest.first(), None | Some(b';' | b'+')).then_some(wire)
+    }
+
+    /// The content type of an answer in this form; none for plain HTTP.
+    pub(crate) fn content_type(self) -> Option<HeaderValue> {
+        let (text, codec) = match self {
+            Self::Http => return None,
+            Self::Grpc => return Some(HeaderValue::from_static("application/grpc")),
+            Self::GrpcWeb { text, codec } => (text, codec),
+        };
+        Some(HeaderValue::from_static(match (text, codec) {
+            (false, Codec::Unnamed) => "application/grpc-web",
+            (false, Codec::Proto) => "application/grpc-web+proto",
+            (false, Codec::Json) => "application/grpc-web+json",
+            (true, Codec::Unnamed) => "application/grpc-web-text",
+            (true, Codec::Proto) => "application/grpc-web-text+proto",
+            (true, Codec::Json) => "application/grpc-web-text+json",
+        }))
+    }
+}
+
+impl Codec {
+    fn of(suffix: &[u8]) -> Self {
+        let end = suffix.iter().position(|b| *b == b';' || *b == b' ');
+        let name = end.and_then(|end| suffix.get(..end)).unwrap_or(suffix);
+        if name.eq_ignore_ascii_case(b"+proto") {
+            Self::Proto
+        } else if name.eq_ignore_ascii_case(b"+json") {
+            Self::Json
+        } else {
+            Self::Unnamed
+        }
+    }
+}
+
+/// Media types are compared without regard to case (RFC 9110 section 8.3.1).
+fn strip_prefix<'a>(value: &'a [u8], prefix: &[u8]) -> Option<&'a [u8]> {
+    let (head, rest) = value.split_at_checked(prefix.len())?;
+    head.eq_ignore_ascii_case(prefix).then_some(rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(method: Method, version: Version, content_type: &str) -> Parts {
+        let mut request = http::Request::new(());
+        *request.method_mut() = method;
+        *request.version_mut() = version;
+        if !content_type.is_empty() {
+            let value = HeaderValue::from_str(content_type).unwrap();
+            request.headers_mut().insert(CONTENT_TYPE, value);
+        }
+        request.into_parts().0
+    }
+
+    fn auto(method: Method, version: Version, content_type: &str) -> Wire {
+        Protocol::Auto.wire(&parts(method, version, content_type))
+    }
+
+    #[test]
+    fn grpc_is_a_post_over_http2_of_that_content_type_and_nothing_else() {
+        for content_type in [
+            "application/grpc",
+            "application/grpc+proto",
+            "application/grpc+anything",
+            "application/grpc;charset=x",
+            "Application/GRPC",
+        ] {
+            assert_eq!(
+                auto(Method::POST, Version::HTTP_2, content_type),
+                Wire::Grpc
+            );
+            assert_eq!(
+                auto(Method::POST, Version::HTTP_11, content_type),
+                Wire::Http
+            );
+            assert_eq!(auto(Method::GET, Version::HTTP_2, content_type), Wire::Http);
+            assert_eq!(auto(Method::PUT, Version::HTTP_2, content_type), Wire::Http);
+        }
+        for content_type in [
+            "",
+            "application/json",
+            "application/grpcx",
+            "application/grpc-",
+            "application/grpc-webx",
+            "application/grpc-web-",
+            "application/grpc-web-textual",
+            "application/grpc foo",
+            "text/application/grpc",
+            " application/grpc",
+        ] {
+            assert_eq!(
+                auto(Method::POST, Version::HTTP_2, content_type),
+                Wire::Http
+            );
+        }
+    }
+
+    #[test]
+    fn grpc_web_is_answered_in_kind_over_any_version() {
+        for (asked, answered) in [
+            ("application/grpc-web", "application/grpc-web"),
+            ("application/grpc-web+proto", "application/grpc-web+proto"),
+            ("application/grpc-web+thrift", "application/grpc-web"),
+            (
+                "application/grpc-web+json; charset=utf-8",
+                "application/grpc-web+json",
+            ),
+            ("application/grpc-web-text", "application/grpc-web-text"),
+            (
+                "application/grpc-web-text+proto",
+                "application/grpc-web-text+proto",
+            ),
+            ("application/grpc-web-text;x=y", "application/grpc-web-text"),
+        ] {
+            for version in [Version::HTTP_11, Version::HTTP_2] {
+                let wire = auto(Method::POST, version, asked);
+                assert_eq!(wire.content_type().unwrap(), answered);
+                assert_eq!(auto(Method::GET, version, asked), Wire::Http);
+            }
+        }
+    }
+
+    #[test]
+    fn a_chosen_protocol_does_not_ask_the_request() {
+        let grpc = parts(Method::POST, Version::HTTP_2, "application/grpc");
+        assert_eq!(Protocol::Http.wire(&grpc), Wire::Http);
+        let http = parts(Method::GET, Version::HTTP_11, "");
+        assert_eq!(Protocol::Grpc.wire(&http), Wire::Grpc);
+        let web = parts(Method::GET, Version::HTTP_11, "application/grpc-web+proto");
+        let codec = Codec::Proto;
+        assert_eq!(
+            Protocol::Grpc.wire(&web),
+            Wire::GrpcWeb { text: false, codec }
+        );
+    }
+}

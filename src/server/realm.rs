@@ -1,0 +1,110 @@
+//! The `WWW-Authenticate` challenge (RFC 6750 section 3), and the realm in it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use http::HeaderValue;
+
+const DEFAULT: &str = "spiffe";
+const MAX_LEN: usize = 128;
+
+/// The realm that challenges name. The default is `spiffe`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Realm(Option<Arc<str>>);
+
+/// Why a text cannot be a realm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum InvalidRealm {
+    /// It is empty.
+    Empty,
+    /// It is longer than 128 bytes.
+    TooLong,
+    /// It has a character that cannot stand in a quoted challenge: `"`, `\`, a line break, another
+    /// control character, or one outside ASCII.
+    Character,
+}
+
+impl Realm {
+    pub(crate) fn new(realm: &str) -> Result<Self, InvalidRealm> {
+        // As RFC 6750 section 3 has it for the descriptions: nothing that would need an escape.
+        let legal = |b: u8| matches!(b, 0x20..=0x7e) && b != b'"' && b != b'\\';
+        if realm.is_empty() {
+            Err(InvalidRealm::Empty)
+        } else if realm.len() > MAX_LEN {
+            Err(InvalidRealm::TooLong)
+        } else if !realm.bytes().all(legal) {
+            Err(InvalidRealm::Character)
+        } else {
+            Ok(Self(Some(realm.into())))
+        }
+    }
+
+    /// The challenge, with an error code and its description where there are some.
+    pub(crate) fn challenge(&self, error: Option<&str>, description: Option<&str>) -> HeaderValue {
+        let mut text = format!("Bearer realm=\"{}\"", self.0.as_deref().unwrap_or(DEFAULT));
+        for (name, value) in [("error", error), ("error_description", description)] {
+            if let Some(value) = value {
+                text.push_str(", ");
+                text.push_str(name);
+                text.push_str("=\"");
+                text.push_str(value);
+                text.push('"');
+            }
+        }
+        // Cannot fail: the realm was checked, and all else is fixed text.
+        HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("Bearer realm=\"spiffe\""))
+    }
+}
+
+impl fmt::Display for InvalidRealm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Empty => "the realm is empty; name the service, or leave `.realm(…)` out",
+            Self::TooLong => "the realm is longer than 128 bytes; name it shorter",
+            Self::Character => {
+                "the realm has a character that cannot be quoted in a challenge; use printable \
+                 ASCII without `\"` and `\\`"
+            }
+        })
+    }
+}
+
+impl std::error::Error for InvalidRealm {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a27_a_realm_that_cannot_be_quoted_is_refused() {
+        for realm in [
+            "a\"b",
+            "a\\b",
+            "a\r\nSet-Cookie: x",
+            "a\nb",
+            "\0",
+            "\x7f",
+            "caf\u{e9}",
+            "a\tb",
+        ] {
+            assert_eq!(Realm::new(realm), Err(InvalidRealm::Character), "{realm:?}");
+        }
+        assert_eq!(Realm::new(""), Err(InvalidRealm::Empty));
+        assert_eq!(Realm::new(&"x".repeat(129)), Err(InvalidRealm::TooLong));
+    }
+
+    #[test]
+    fn challenges_are_written_as_rfc_6750_has_them() {
+        let realm = Realm::new("the reports, v2 (it's new)").unwrap();
+        assert_eq!(
+            realm.challenge(None, None),
+            "Bearer realm=\"the reports, v2 (it's new)\""
+        );
+        assert_eq!(
+            Realm::default().challenge(Some("invalid_token"), Some("the token has expired")),
+            "Bearer realm=\"spiffe\", error=\"invalid_token\", \
+             error_description=\"the token has expired\""
+        );
+    }
+}

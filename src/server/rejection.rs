@@ -1,0 +1,334 @@
+//! Why a request was not admitted, and the answer that says so.
+
+use std::fmt;
+use std::sync::Arc;
+
+use http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, Response, StatusCode};
+
+use super::protocol::Wire;
+use super::realm::Realm;
+use crate::bundle::CannotJudge;
+use crate::grpc_code::GrpcCode;
+use crate::spiffe_id::SpiffeId;
+use crate::svid::{ValidateError, ValidateReason, VerifiedSvid};
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// How long a caller should wait before asking again, where we cannot judge.
+const RETRY_AFTER_SECS: HeaderValue = HeaderValue::from_static("5");
+
+/// Why a request was not admitted: to log, to count, and to answer with.
+///
+/// None of the details stands in the answer, which has a fixed text per class. A clone is one
+/// reference count. The layer also leaves it in the extensions of the response, for layers outside.
+#[derive(Clone, PartialEq)]
+pub struct Rejection(Arc<Inner>);
+
+#[derive(Clone, PartialEq)]
+struct Inner {
+    reason: RejectionReason,
+    token_error: Option<ValidateError>,
+    caller: Option<SpiffeId>,
+    wire: Wire,
+    realm: Realm,
+}
+
+/// The class of a [`Rejection`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RejectionReason {
+    /// There is no bearer credential.
+    Missing,
+    /// The header that should carry one bearer credential carries something else.
+    Malformed,
+    /// The token does not verify.
+    Token(ValidateReason),
+    /// The token is good, and the policy does not admit its owner.
+    NotAllowed,
+    /// Nobody can be judged now: our side's trouble.
+    CannotJudge(CannotJudge),
+    /// No [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer) stands above: the server is put
+    /// together wrongly.
+    NotWired,
+}
+
+// === impl RejectionReason ===
+
+impl RejectionReason {
+    /// A short name, fit for a label: `missing`, `malformed-header`, the class of the token's
+    /// fault ([`ValidateReason::as_str`]), `not-allowed`, `cannot-judge` or `not-wired`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Malformed => "malformed-header",
+            Self::Token(reason) => reason.as_str(),
+            Self::NotAllowed => "not-allowed",
+            Self::CannotJudge(_) => "cannot-judge",
+            Self::NotWired => "not-wired",
+        }
+    }
+
+    /// The HTTP status that says so.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::Malformed => StatusCode::BAD_REQUEST,
+            Self::Missing | Self::Token(_) => StatusCode::UNAUTHORIZED,
+            Self::NotAllowed => StatusCode::FORBIDDEN,
+            Self::CannotJudge(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotWired => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// The gRPC status code that says so.
+    pub fn grpc_code(self) -> GrpcCode {
+        match self {
+            Self::Missing | Self::Malformed | Self::Token(_) => GrpcCode::Unauthenticated,
+            Self::NotAllowed => GrpcCode::PermissionDenied,
+            Self::CannotJudge(_) => GrpcCode::Unavailable,
+            Self::NotWired => GrpcCode::Internal,
+        }
+    }
+
+    /// What a caller is told, a fixed text per class.
+    pub fn description(self) -> &'static str {
+        match self {
+            Self::Missing => "a bearer token is required",
+            Self::Malformed => "the header does not carry exactly one bearer token",
+            Self::Token(reason) => token_description(reason),
+            Self::NotAllowed => "the caller is not allowed",
+            Self::CannotJudge(_) => "callers cannot be authenticated now",
+            Self::NotWired => "no ValidateJwtSvidLayer stands above",
+        }
+    }
+
+    /// The error code of RFC 6750 section 3.1.
+    fn error_code(self) -> Option<&'static str> {
+        match self {
+            Self::Malformed => Some("invalid_request"),
+            Self::Token(_) => Some("invalid_token"),
+            Self::NotAllowed => Some("insufficient_scope"),
+            Self::Missing | Self::CannotJudge(_) | Self::NotWired => None,
+        }
+    }
+}
+
+fn token_description(reason: ValidateReason) -> &'static str {
+    match reason {
+        ValidateReason::TooLong
+        | ValidateReason::Malformed
+        | ValidateReason::Header
+        | ValidateReason::Claims => "the token is malformed",
+        ValidateReason::Algorithm | ValidateReason::KeyUnfit => {
+            "the token's algorithm is not allowed"
+        }
+        ValidateReason::Expired => "the token has expired",
+        ValidateReason::NotYetValid => "the token is not yet valid",
+        ValidateReason::Audience => "the token is for another audience",
+        ValidateReason::TrustDomainUnknown | ValidateReason::KeyUnknown => {
+            "the token's signing key is unknown"
+        }
+        ValidateReason::Signature => "the token's signature is wrong",
+        ValidateReason::CannotJudge(_) => "callers cannot be authenticated now",
+    }
+}
+
+impl fmt::Display for RejectionReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.description())
+    }
+}
+
+// === impl Rejection ===
+
+impl Rejection {
+    pub(crate) fn new(reason: RejectionReason, wire: Wire, realm: &Realm) -> Self {
+        Self::build(reason, None, None, wire, realm)
+    }
+
+    pub(crate) fn token(error: ValidateError, wire: Wire, realm: &Realm) -> Self {
+        let reason = match error.reason() {
+            ValidateReason::CannotJudge(why) => RejectionReason::CannotJudge(why),
+            reason => RejectionReason::Token(reason),
+        };
+        Self::build(reason, Some(error), None, wire, realm)
+    }
+
+    pub(crate) fn not_allowed(caller: &VerifiedSvid, wire: Wire, realm: &Realm) -> Self {
+        let caller = Some(caller.spiffe_id().clone());
+        Self::build(RejectionReason::NotAllowed, None, caller, wire, realm)
+    }
+
+    fn build(
+        reason: RejectionReason,
+        token_error: Option<ValidateError>,
+        caller: Option<SpiffeId>,
+        wire: Wire,
+        realm: &Realm,
+    ) -> Self {
+        let realm = realm.clone();
+        Self(Arc::new(Inner {
+            reason,
+            token_error,
+            caller,
+            wire,
+            realm,
+        }))
+    }
+
+    /// The class.
+    pub fn reason(&self) -> RejectionReason {
+        self.0.reason
+    }
+
+    /// What was wrong with the token, where it was looked at.
+    pub fn token_error(&self) -> Option<&ValidateError> {
+        self.0.token_error.as_ref()
+    }
+
+    /// The `kid` that the token named, bounded and escaped. Unverified: not for a metric's label.
+    pub fn key_id(&self) -> Option<&str> {
+        self.0.token_error.as_ref().and_then(ValidateError::key_id)
+    }
+
+    /// The trust domain: of the verified caller, else the one that the token claimed, unverified
+    /// and not for a metric's label.
+    pub fn trust_domain(&self) -> Option<&str> {
+        let claimed = || {
+            self.0
+                .token_error
+                .as_ref()
+                .and_then(ValidateError::trust_domain)
+        };
+        self.0
+            .caller
+            .as_ref()
+            .map(SpiffeId::trust_domain_name)
+            .or_else(claimed)
+    }
+
+    /// Who called, where the token verified and the policy did not admit him.
+    pub fn caller(&self) -> Option<&SpiffeId> {
+        self.0.caller.as_ref()
+    }
+
+    #[cfg(feature = "axum")]
+    pub(crate) fn is_grpc(&self) -> bool {
+        self.0.wire != Wire::Http
+    }
+
+    pub(crate) fn is_about_the_token(&self) -> bool {
+        matches!(self.0.reason, RejectionReason::Token(_))
+    }
+
+    /// The challenge of the answer in HTTP: none where no credential would help.
+    pub fn challenge(&self) -> Option<HeaderValue> {
+        let Inner { reason, realm, .. } = &*self.0;
+        match reason {
+            RejectionReason::CannotJudge(_) | RejectionReason::NotWired => None,
+            RejectionReason::Token(_) => {
+                Some(realm.challenge(reason.error_code(), Some(reason.description())))
+            }
+            _ => Some(realm.challenge(reason.error_code(), None)),
+        }
+    }
+
+    /// The default answer, in the protocol of the request, with an empty body.
+    pub fn response<B: Default>(&self) -> Response<B> {
+        self.response_with(B::default())
+    }
+
+    /// The default answer with a body of yours. In gRPC it should be an empty one.
+    pub fn response_with<B>(&self, body: B) -> Response<B> {
+        let reason = self.0.reason;
+        let mut response = Response::new(body);
+        if let Some(content_type) = self.0.wire.content_type() {
+            // Trailers only: the status stands in the headers, and the body has nothing.
+            let headers = response.headers_mut();
+            headers.insert(CONTENT_TYPE, content_type);
+            headers.insert(GRPC_STATUS, u16::from(reason.grpc_code().as_u8()).into());
+            headers.insert(GRPC_MESSAGE, HeaderValue::from_static(reason.description()));
+            return response;
+        }
+        *response.status_mut() = reason.status();
+        if let Some(challenge) = self.challenge() {
+            response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+        }
+        if matches!(reason, RejectionReason::CannotJudge(_)) {
+            response.headers_mut().insert(RETRY_AFTER, RETRY_AFTER_SECS);
+        }
+        response
+    }
+}
+
+impl fmt::Debug for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("Rejection");
+        out.field("reason", &self.0.reason);
+        for (name, value) in [
+            ("key_id", self.key_id()),
+            ("trust_domain", self.trust_domain()),
+        ] {
+            if let Some(value) = value {
+                out.field(name, &value);
+            }
+        }
+        if let Some(caller) = self.caller() {
+            out.field("caller", caller);
+        }
+        out.finish_non_exhaustive()
+    }
+}
+
+/// What the caller is told; the details are for whoever asks for them.
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0.reason, f)
+    }
+}
+
+impl std::error::Error for Rejection {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        let error = self.0.token_error.as_ref()?;
+        Some(error)
+    }
+}
+
+// === answering ===
+
+/// What answers a request that is not admitted.
+///
+/// The default is [`Rejection::response`]; [`on_reject`] takes a closure instead.
+///
+/// [`on_reject`]: super::ValidateJwtSvidLayer::on_reject
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot make a refusal with a body of type `{B}`",
+    label = "a body type without `Default` needs `.on_reject(|rejection, parts| …)` on the layer",
+    note = "`rejection.response_with(body)` gives the default answer with a body of your own"
+)]
+pub trait OnReject<B>: Send + Sync + 'static {
+    /// Makes the answer. `parts` are those of the request, its credential marked sensitive.
+    fn respond(&self, rejection: &Rejection, parts: &Parts) -> Response<B>;
+}
+
+/// Answers with [`Rejection::response`].
+#[derive(Debug, Clone, Copy, Default)]
+#[non_exhaustive]
+pub struct DefaultOnReject;
+
+impl<B: Default> OnReject<B> for DefaultOnReject {
+    fn respond(&self, rejection: &Rejection, _: &Parts) -> Response<B> {
+        rejection.response()
+    }
+}
+
+impl<F, B> OnReject<B> for F
+where
+    F: Fn(&Rejection, &Parts) -> Response<B> + Send + Sync + 'static,
+{
+    fn respond(&self, rejection: &Rejection, parts: &Parts) -> Response<B> {
+        self(rejection, parts)
+    }
+}

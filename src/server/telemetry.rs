@@ -1,0 +1,205 @@
+//! What the operator sees: counts, spans, and log lines that no flood can multiply.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tracing::{Span, field};
+
+use super::caller::CallerState;
+use super::rejection::{Rejection, RejectionReason};
+use crate::clock::Clock;
+use crate::metrics::{Admission, MetricsRecorder};
+use crate::spiffe_id::SpiffeId;
+
+/// At most one log line per class and caller in this time.
+const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// So many callers have lines of their own; the others share one per class.
+const MAX_CALLERS: usize = 1024;
+
+#[derive(Clone)]
+pub(crate) struct Telemetry {
+    recorder: Option<Arc<dyn MetricsRecorder>>,
+    log: Arc<RefusalLog>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Telemetry {
+    pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
+        let log = Arc::new(RefusalLog::new(DEFAULT_INTERVAL));
+        Self {
+            recorder: None,
+            log,
+            clock,
+        }
+    }
+
+    pub(crate) fn set_recorder(&mut self, recorder: Arc<dyn MetricsRecorder>) {
+        self.recorder = Some(recorder);
+    }
+
+    pub(crate) fn set_log_interval(&mut self, interval: Duration) {
+        self.log = Arc::new(RefusalLog::new(interval));
+    }
+
+    /// The span that the request is served in: the caller stands in it, and in the span around
+    /// us where that has a field of this name.
+    pub(crate) fn admitted(&self, state: &CallerState) -> Span {
+        let caller = state.verified();
+        if let Some(recorder) = &self.recorder {
+            let (outcome, trust_domain) = match caller {
+                Some(caller) => ("verified", caller.spiffe_id().trust_domain_name()),
+                None => ("anonymous", UNKNOWN),
+            };
+            recorder.record_admission(&Admission::new(outcome, true, trust_domain));
+        }
+        let Some(caller) = caller else {
+            return Span::none();
+        };
+        let id = caller.spiffe_id().as_str();
+        Span::current().record("peer.spiffe_id", id);
+        tracing::info_span!("jwt_svid", peer.spiffe_id = id)
+    }
+
+    /// Counts and logs a refusal; in `audit` one that is not enforced.
+    pub(crate) fn refused(
+        &self,
+        rejection: &Rejection,
+        enforced: bool,
+        is_known: impl Fn(&str) -> bool,
+    ) {
+        let reason = rejection.reason();
+        let class = reason.as_str();
+        if let Some(recorder) = &self.recorder {
+            // Anyone can claim a trust domain; a label is only what we know.
+            let known = rejection.trust_domain().filter(|name| is_known(name));
+            let label = known.unwrap_or(UNKNOWN);
+            recorder.record_admission(&Admission::new(class, enforced, label));
+        }
+        let caller = rejection.caller();
+        if let Some(caller) = caller {
+            Span::current().record("peer.spiffe_id", caller.as_str());
+        }
+        tracing::debug!(
+            reason = class,
+            enforced,
+            peer.spiffe_id = caller.map(SpiffeId::as_str),
+            key_id = rejection.key_id().map(field::debug),
+            trust_domain = rejection.trust_domain().map(field::debug),
+            "request not admitted"
+        );
+        let Some(suppressed) = self.log.pass(self.clock.monotonic(), class, caller) else {
+            return;
+        };
+        let caller = caller.map(SpiffeId::as_str);
+        // What an unknown caller wrote does not stand in these lines.
+        match reason {
+            RejectionReason::CannotJudge(why) => tracing::warn!(
+                reason = class,
+                enforced,
+                suppressed,
+                why = %why,
+                "callers cannot be authenticated"
+            ),
+            RejectionReason::NotWired => {
+                tracing::error!(reason = class, suppressed, "{}", reason.description());
+            }
+            _ => tracing::info!(
+                reason = class,
+                enforced,
+                suppressed,
+                peer.spiffe_id = caller,
+                "requests are not admitted: {}",
+                reason.description()
+            ),
+        }
+    }
+}
+
+const UNKNOWN: &str = "unknown";
+
+/// Lets one line per class and caller through in each interval.
+struct RefusalLog {
+    interval: Duration,
+    lines: Mutex<HashMap<(&'static str, Option<SpiffeId>), Line>>,
+}
+
+struct Line {
+    quiet_until: Duration,
+    suppressed: u64,
+}
+
+impl RefusalLog {
+    fn new(interval: Duration) -> Self {
+        Self {
+            interval,
+            lines: Mutex::default(),
+        }
+    }
+
+    /// Whether the line may be written, and how many were not since the last one.
+    fn pass(&self, now: Duration, class: &'static str, caller: Option<&SpiffeId>) -> Option<u64> {
+        let quiet_until = now.saturating_add(self.interval);
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut key = (class, caller.cloned());
+        if key.1.is_some() && lines.len() >= MAX_CALLERS && !lines.contains_key(&key) {
+            lines.retain(|_, line| line.quiet_until > now || line.suppressed > 0);
+            if lines.len() >= MAX_CALLERS {
+                key.1 = None;
+            }
+        }
+        let line = lines.entry(key).or_insert(Line {
+            quiet_until: Duration::ZERO,
+            suppressed: 0,
+        });
+        if now < line.quiet_until {
+            line.suppressed = line.suppressed.saturating_add(1);
+            return None;
+        }
+        line.quiet_until = quiet_until;
+        Some(std::mem::take(&mut line.suppressed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn one_line_per_class_and_caller_and_interval() {
+        let log = RefusalLog::new(10 * SECOND);
+        let web: SpiffeId = "spiffe://x/web".parse().unwrap();
+        let db: SpiffeId = "spiffe://x/db".parse().unwrap();
+        assert_eq!(log.pass(SECOND, "expired", None), Some(0));
+        assert_eq!(log.pass(SECOND, "missing", None), Some(0));
+        assert_eq!(log.pass(SECOND, "not-allowed", Some(&web)), Some(0));
+        assert_eq!(log.pass(SECOND, "not-allowed", Some(&db)), Some(0));
+        for second in 2..11 {
+            assert_eq!(log.pass(second * SECOND, "expired", None), None);
+            assert_eq!(log.pass(second * SECOND, "not-allowed", Some(&web)), None);
+        }
+        assert_eq!(log.pass(11 * SECOND, "expired", None), Some(9));
+        assert_eq!(log.pass(11 * SECOND, "not-allowed", Some(&web)), Some(9));
+        assert_eq!(log.pass(11 * SECOND, "not-allowed", Some(&db)), Some(0));
+    }
+
+    #[test]
+    fn a_federation_full_of_callers_does_not_grow_it_without_bound() {
+        let log = RefusalLog::new(10 * SECOND);
+        let written = (0..10_000)
+            .filter(|n| {
+                let caller = format!("spiffe://x/{n}").parse().unwrap();
+                log.pass(SECOND, "not-allowed", Some(&caller)).is_some()
+            })
+            .count();
+        assert_eq!(written, MAX_CALLERS + 1);
+        assert_eq!(log.lines.lock().unwrap().len(), MAX_CALLERS + 1);
+        // Later the old ones make room.
+        let late = "spiffe://x/late".parse().unwrap();
+        assert_eq!(log.pass(20 * SECOND, "not-allowed", Some(&late)), Some(0));
+        assert!(log.lines.lock().unwrap().len() < 10);
+    }
+}

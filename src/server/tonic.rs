@@ -1,0 +1,35 @@
+//! The caller of a tonic method, and refusals as `tonic::Status`.
+
+use super::caller;
+use super::protocol::Wire;
+use super::realm::Realm;
+use super::rejection::Rejection;
+use crate::svid::VerifiedSvid;
+
+impl VerifiedSvid {
+    /// The verified caller of this request.
+    ///
+    /// # Errors
+    /// `Unauthenticated` where there is none, and `Internal` where no layer stands above the
+    /// service.
+    #[allow(
+        clippy::result_large_err,
+        reason = "it is what a tonic handler returns"
+    )]
+    pub fn of<T>(request: &tonic::Request<T>) -> Result<Self, tonic::Status> {
+        caller::verified(request.extensions())
+            .cloned()
+            .map_err(|fault| fault.into_rejection(Wire::Grpc, &Realm::default()).into())
+    }
+}
+
+/// The same code and text as the layer's own answer.
+impl From<Rejection> for tonic::Status {
+    fn from(rejection: Rejection) -> Self {
+        let reason = rejection.reason();
+        Self::new(
+            i32::from(reason.grpc_code().as_u8()).into(),
+            reason.description(),
+        )
+    }
+}

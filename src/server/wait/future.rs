@@ -1,0 +1,215 @@
+//! The wait, and what follows it.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use http::request::Parts;
+use http::{Request, Response};
+use pin_project_lite::pin_project;
+use tokio::time::Sleep;
+use tower_service::Service;
+use tracing::Span;
+
+use super::room::{Room, Seat};
+use crate::server::caller::CallerState;
+use crate::server::future::ResponseFuture;
+use crate::server::layer::Shared;
+use crate::server::rejection::{OnReject, Rejection, RejectionReason};
+use crate::svid::ValidateReason;
+
+type Verdict = Result<CallerState, Rejection>;
+type Changed = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+pin_project! {
+    /// The future of [`WaitForKey`](super::WaitForKey).
+    pub struct WaitFuture<S, R, ReqBody, ResBody>
+    where
+        S: Service<Request<ReqBody>>,
+    {
+        #[pin]
+        state: State<S, R, ReqBody, S::Future, ResBody>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<S, R, ReqBody, F, ResBody> {
+        // Boxed: what does not wait should not make room for it.
+        Held { held: Box<Held<S, R, ReqBody>> },
+        Done { #[pin] future: ResponseFuture<F, ResBody> },
+    }
+}
+
+/// A request that cannot go on yet, and the service that it will go to.
+struct Held<S, R, ReqBody> {
+    // Until the verdict; then the service only has to become ready.
+    waiting: Option<Waiting<R>>,
+    service: S,
+    span: Span,
+    // Empty once it is on its way.
+    request: Option<(Parts, ReqBody)>,
+}
+
+/// A verdict that is not final before the bundles changed, or the time is up.
+pub(crate) struct Waiting<R> {
+    shared: Arc<Shared<R>>,
+    seat: Seat,
+    changed: Changed,
+    time_up: Pin<Box<Sleep>>,
+    rejection: Rejection,
+}
+
+impl<R> Waiting<R> {
+    /// Begins to wait, where waiting may help; else gives the verdict.
+    pub(crate) fn begin(
+        shared: &Arc<Shared<R>>,
+        room: &Arc<Room>,
+        parts: &mut Parts,
+        rejection: Rejection,
+    ) -> Result<Self, Verdict> {
+        let Some(seat) = is_unknown_key(&rejection)
+            .then(|| {
+                rejection
+                    .trust_domain()
+                    .and_then(|trust_domain| room.enter(trust_domain))
+            })
+            .flatten()
+        else {
+            return Err(Err(rejection));
+        };
+        let (changed, rejection) = judge_again(shared, parts)?;
+        let time_up = Box::pin(tokio::time::sleep(room.config().max_wait));
+        let shared = shared.clone();
+        Ok(Self {
+            shared,
+            seat,
+            changed,
+            time_up,
+            rejection,
+        })
+    }
+
+    fn poll_verdict(&mut self, parts: &mut Parts, cx: &mut Context<'_>) -> Poll<Verdict> {
+        loop {
+            if self.time_up.as_mut().poll(cx).is_ready() {
+                self.seat.in_vain();
+                return Poll::Ready(Err(self.rejection.clone()));
+            }
+            ready!(self.changed.as_mut().poll(cx));
+            match judge_again(&self.shared, parts) {
+                Ok((changed, rejection)) => {
+                    self.changed = changed;
+                    self.rejection = rejection;
+                }
+                Err(verdict) => return Poll::Ready(verdict),
+            }
+        }
+    }
+}
+
+/// Judges anew. Where that still says *unknown key*, gives what resolves at a change of the bundles
+/// that this verdict has not seen; else the verdict.
+fn judge_again<R>(shared: &Shared<R>, parts: &mut Parts) -> Result<(Changed, Rejection), Verdict> {
+    let source = shared.gate.validator.source();
+    // Read before the verdict: no change can fall between the two unseen.
+    let seen = source.revision();
+    match (shared.gate.judge(parts), seen) {
+        (Err(rejection), Ok(seen)) if is_unknown_key(&rejection) => {
+            match source.changed_since(seen) {
+                Some(changed) => Ok((changed, rejection)),
+                None => Err(Err(rejection)),
+            }
+        }
+        (verdict, _) => Err(verdict),
+    }
+}
+
+fn is_unknown_key(rejection: &Rejection) -> bool {
+    rejection.reason() == RejectionReason::Token(ValidateReason::KeyUnknown)
+}
+
+impl<S, R, ReqBody, ResBody> WaitFuture<S, R, ReqBody, ResBody>
+where
+    S: Service<Request<ReqBody>>,
+{
+    pub(crate) fn done(future: ResponseFuture<S::Future, ResBody>) -> Self {
+        Self {
+            state: State::Done { future },
+        }
+    }
+
+    pub(crate) fn waiting(waiting: Waiting<R>, service: S, parts: Parts, body: ReqBody) -> Self {
+        let request = Some((parts, body));
+        let held = Held {
+            waiting: Some(waiting),
+            service,
+            span: Span::none(),
+            request,
+        };
+        Self {
+            state: State::Held {
+                held: Box::new(held),
+            },
+        }
+    }
+}
+
+impl<S, R, ReqBody, ResBody> Future for WaitFuture<S, R, ReqBody, ResBody>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    R: OnReject<ResBody>,
+{
+    type Output = Result<Response<ResBody>, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = self.project().state;
+        loop {
+            let future = match state.as_mut().project() {
+                StateProj::Done { future } => return future.poll(cx),
+                StateProj::Held { held } => ready!(held.poll_future(cx))?,
+            };
+            state.set(State::Done { future });
+        }
+    }
+}
+
+impl<S, R, ReqBody> Held<S, R, ReqBody> {
+    /// The answer on its way: a refusal, or that of the service.
+    #[allow(
+        clippy::type_complexity,
+        reason = "an alias would have to repeat the bounds"
+    )]
+    fn poll_future<ResBody>(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<ResponseFuture<S::Future, ResBody>, S::Error>>
+    where
+        S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+        R: OnReject<ResBody>,
+    {
+        if let (Some(waiting), Some((parts, _))) = (&mut self.waiting, &mut self.request) {
+            let verdict = ready!(waiting.poll_verdict(parts, cx));
+            match waiting.shared.gate.apply(parts, verdict) {
+                Ok(span) => self.span = span,
+                Err(rejection) => {
+                    let response = waiting.shared.refuse(rejection, parts);
+                    return Poll::Ready(Ok(ResponseFuture::refused(response)));
+                }
+            }
+            // Gives the seat back before the service is waited for.
+            self.waiting = None;
+        }
+        let _entered = self.span.enter();
+        ready!(self.service.poll_ready(cx))?;
+        match self.request.take() {
+            Some((parts, body)) => {
+                let future = self.service.call(Request::from_parts(parts, body));
+                Poll::Ready(Ok(ResponseFuture::inner(future, self.span.clone())))
+            }
+            // Polled after it was done, which a future may answer as it likes.
+            None => Poll::Pending,
+        }
+    }
+}

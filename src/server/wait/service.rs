@@ -1,0 +1,90 @@
+//! The service that can wait.
+
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::{Request, Response};
+use tower_service::Service;
+
+use super::future::{WaitFuture, Waiting};
+use super::room::Room;
+use crate::server::future::ResponseFuture;
+use crate::server::layer::Shared;
+use crate::server::rejection::{DefaultOnReject, OnReject};
+
+/// The service that a [`WaitForKeyLayer`](super::WaitForKeyLayer) makes.
+pub struct WaitForKey<S, R = DefaultOnReject> {
+    inner: S,
+    shared: Arc<Shared<R>>,
+    room: Arc<Room>,
+}
+
+impl<S, R> WaitForKey<S, R> {
+    pub(crate) fn new(inner: S, shared: Arc<Shared<R>>, room: Arc<Room>) -> Self {
+        Self {
+            inner,
+            shared,
+            room,
+        }
+    }
+}
+
+impl<S, R, ReqBody, ResBody> Service<Request<ReqBody>> for WaitForKey<S, R>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
+    R: OnReject<ResBody>,
+{
+    type Response = Response<ResBody>;
+    type Error = S::Error;
+    type Future = WaitFuture<S, R, ReqBody, ResBody>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        let (mut parts, body) = request.into_parts();
+        let verdict = match self.shared.gate.judge(&mut parts) {
+            Err(rejection) => match Waiting::begin(&self.shared, &self.room, &mut parts, rejection)
+            {
+                Ok(waiting) => {
+                    // What is ready here may hold a permit: it is given back for the time of the
+                    // wait, or tokens that nobody signed would hold what others need.
+                    let inner = self.inner.clone();
+                    drop(std::mem::replace(&mut self.inner, inner));
+                    return WaitFuture::waiting(waiting, self.inner.clone(), parts, body);
+                }
+                Err(verdict) => verdict,
+            },
+            admitted => admitted,
+        };
+        WaitFuture::done(match self.shared.gate.apply(&mut parts, verdict) {
+            Ok(span) => {
+                let request = Request::from_parts(parts, body);
+                let future = span.in_scope(|| self.inner.call(request));
+                ResponseFuture::inner(future, span)
+            }
+            Err(rejection) => ResponseFuture::refused(self.shared.refuse(rejection, &parts)),
+        })
+    }
+}
+
+impl<S: Clone, R> Clone for WaitForKey<S, R> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            shared: self.shared.clone(),
+            room: self.room.clone(),
+        }
+    }
+}
+
+impl<S: fmt::Debug, R> fmt::Debug for WaitForKey<S, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WaitForKey")
+            .field("inner", &self.inner)
+            .field("gate", &self.shared.gate)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,15 @@
+//! The server layer, from one request to whole servers on loopback.
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
+mod modes;
+mod policy;
+mod refusals;
+mod support;
+mod wait;

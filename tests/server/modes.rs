@@ -1,0 +1,251 @@
+//! Required, optional and audit, and what each leaves in the request.
+
+use std::convert::Infallible;
+
+use http::header::AUTHORIZATION;
+use http::{HeaderName, HeaderValue, Request, Response};
+use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_spiffe::bundle::CannotJudge;
+use tower_spiffe::server::{Allow, CallerState, GrpcPolicy, RejectionReason, ValidateJwtSvidLayer};
+use tower_spiffe::svid::ValidateReason;
+
+use crate::support::{OPS, WEB, World, bearer, with_authorization};
+
+/// What the inner service saw, or the status of the refusal.
+async fn seen(
+    layer: &ValidateJwtSvidLayer,
+    request: Request<String>,
+) -> Result<(CallerState, Vec<String>), u16> {
+    let inner = service_fn(|request: Request<String>| async move {
+        let state = CallerState::of(request.extensions()).cloned();
+        let values = request.headers().get_all(AUTHORIZATION).iter();
+        let values: Vec<_> = values
+            .map(|value| {
+                assert!(value.is_sensitive());
+                value.to_str().unwrap().to_owned()
+            })
+            .collect();
+        let mut response = Response::new(String::new());
+        response.extensions_mut().insert((state.unwrap(), values));
+        Ok::<_, Infallible>(response)
+    });
+    let mut response = layer.layer(inner).oneshot(request).await.unwrap();
+    let status = response.status().as_u16();
+    response
+        .extensions_mut()
+        .remove::<(CallerState, Vec<String>)>()
+        .ok_or(status)
+}
+
+fn allow_web() -> Allow {
+    Allow::id(WEB).unwrap()
+}
+
+#[tokio::test]
+async fn optional_lets_the_anonymous_pass_and_nobody_with_a_bad_credential() {
+    let world = World::new();
+    let layer = ValidateJwtSvidLayer::optional(world.validator.clone(), allow_web());
+
+    let (state, _) = seen(&layer, Request::default()).await.unwrap();
+    assert!(matches!(state, CallerState::Anonymous));
+    let basic = with_authorization(&HeaderValue::from_static("Basic eDp5"));
+    let (state, headers) = seen(&layer, basic).await.unwrap();
+    assert!(matches!(state, CallerState::Anonymous));
+    assert_eq!(headers, ["Basic eDp5"], "another scheme's credential stays");
+    let (state, _) = seen(&layer, world.request(WEB)).await.unwrap();
+    assert_eq!(state.verified().unwrap().spiffe_id().as_str(), WEB);
+
+    for (value, status) in [
+        (HeaderValue::from_static("Bearer"), 400),
+        (HeaderValue::from_static("Bearer "), 400),
+        (HeaderValue::from_static(""), 400),
+        (HeaderValue::from_static("Bearer a.b.c"), 401),
+        (world.bearer(OPS), 403),
+    ] {
+        let answer = seen(&layer, with_authorization(&value)).await;
+        assert_eq!(answer.err(), Some(status), "{value:?}");
+    }
+    world.bundles.cannot_judge(CannotJudge::Withdrawn);
+    assert_eq!(seen(&layer, world.request(WEB)).await.err(), Some(503));
+}
+
+#[tokio::test]
+async fn a18_two_credentials_are_400_in_required_and_optional_alike() {
+    let world = World::new();
+    let good = world.bearer(WEB);
+    let bad = HeaderValue::from_static("Bearer a.b.c");
+    let text = good.to_str().unwrap();
+    let joined = HeaderValue::from_str(&format!("{text}, {text}")).unwrap();
+    let tab = HeaderValue::from_str(&text.replace(' ', "\t")).unwrap();
+    let empty = HeaderValue::from_static("");
+    let lines: &[&[&HeaderValue]] = &[
+        &[&good, &bad],
+        &[&bad, &good],
+        &[&good, &good],
+        &[&good, &empty],
+        &[&joined],
+        &[&tab],
+        &[&empty],
+    ];
+    for layer in [
+        ValidateJwtSvidLayer::required(world.validator.clone(), allow_web()),
+        ValidateJwtSvidLayer::optional(world.validator.clone(), allow_web()),
+    ] {
+        // Cold, and with the good token in the cache.
+        for _ in 0..2 {
+            for lines in lines {
+                let mut request = Request::new(String::new());
+                for line in *lines {
+                    request.headers_mut().append(AUTHORIZATION, (*line).clone());
+                }
+                assert_eq!(seen(&layer, request).await.err(), Some(400), "{lines:?}");
+            }
+            assert!(seen(&layer, world.request(WEB)).await.is_ok());
+        }
+    }
+}
+
+#[tokio::test]
+async fn audit_refuses_nothing_and_says_what_it_would_have_refused() {
+    let world = World::new();
+    let layer = ValidateJwtSvidLayer::audit(world.validator.clone(), allow_web());
+    let (state, _) = seen(&layer, world.request(WEB)).await.unwrap();
+    assert_eq!(state.verified().unwrap().spiffe_id().as_str(), WEB);
+
+    for (request, reason) in [
+        (Request::default(), RejectionReason::Missing),
+        (
+            with_authorization(&HeaderValue::from_static("Bearer")),
+            RejectionReason::Malformed,
+        ),
+        (
+            with_authorization(&bearer("a.b.c")),
+            RejectionReason::Token(ValidateReason::Malformed),
+        ),
+        (world.request(OPS), RejectionReason::NotAllowed),
+    ] {
+        let (state, _) = seen(&layer, request).await.unwrap();
+        let CallerState::AuditFailed(rejection) = &state else {
+            panic!("{state:?}");
+        };
+        assert_eq!(rejection.reason(), reason);
+        assert!(state.verified().is_none());
+    }
+    world.bundles.cannot_judge(CannotJudge::Closed);
+    let (state, _) = seen(&layer, world.request(WEB)).await.unwrap();
+    assert!(matches!(state, CallerState::AuditFailed(r)
+        if r.reason() == RejectionReason::CannotJudge(CannotJudge::Closed)));
+}
+
+#[tokio::test]
+async fn a19_what_was_in_the_extensions_before_does_not_survive() {
+    let world = World::new();
+    let earlier = world.validator.validate(&world.issuer.token(OPS)).unwrap();
+    let public = GrpcPolicy::deny_by_default()
+        .public("/r.R/Open")
+        .build()
+        .unwrap();
+    for layer in [
+        ValidateJwtSvidLayer::optional(world.validator.clone(), allow_web()),
+        ValidateJwtSvidLayer::audit(world.validator.clone(), allow_web()),
+        ValidateJwtSvidLayer::required(world.validator.clone(), public),
+    ] {
+        let mut request = Request::builder()
+            .uri("/r.R/Open")
+            .body(String::new())
+            .unwrap();
+        request
+            .extensions_mut()
+            .insert(CallerState::Verified(earlier.clone()));
+        let (state, _) = seen(&layer, request).await.unwrap();
+        assert!(state.verified().is_none(), "{state:?}");
+    }
+    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), allow_web());
+    let mut request = world.request(WEB);
+    request
+        .extensions_mut()
+        .insert(CallerState::Verified(earlier));
+    let (state, _) = seen(&layer, request).await.unwrap();
+    assert_eq!(state.verified().unwrap().spiffe_id().as_str(), WEB);
+}
+
+#[tokio::test]
+async fn stripping_takes_the_token_and_leaves_what_is_not_ours() {
+    let world = World::new();
+    let layer =
+        ValidateJwtSvidLayer::audit(world.validator.clone(), allow_web()).strip_authorization();
+    for (value, left) in [
+        (world.bearer(WEB), 0),
+        (world.bearer(OPS), 0),
+        (HeaderValue::from_static("Bearer a.b.c"), 0),
+        (HeaderValue::from_static("Basic eDp5"), 1),
+    ] {
+        let (_, headers) = seen(&layer, with_authorization(&value)).await.unwrap();
+        assert_eq!(headers.len(), left, "{value:?}");
+    }
+    // Without it the token stays, marked sensitive.
+    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), allow_web());
+    let (_, headers) = seen(&layer, world.request(WEB)).await.unwrap();
+    assert_eq!(headers.len(), 1);
+}
+
+#[tokio::test]
+async fn another_header_can_carry_the_token() {
+    let world = World::new();
+    let name = HeaderName::from_static("x-jwt-svid");
+    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), allow_web())
+        .header(name.clone())
+        .strip_authorization();
+    for value in [
+        world.issuer.token(WEB),
+        format!("bearer {}", world.issuer.token(WEB)),
+    ] {
+        let mut request = Request::new(String::new());
+        request
+            .headers_mut()
+            .insert(AUTHORIZATION, sensitive("Bearer somebody-elses"));
+        request
+            .headers_mut()
+            .insert(name.clone(), value.parse().unwrap());
+        let (state, headers) = seen(&layer, request).await.unwrap();
+        assert_eq!(state.verified().unwrap().spiffe_id().as_str(), WEB);
+        assert_eq!(headers, ["Bearer somebody-elses"]);
+    }
+    // A token where it is not looked for is none.
+    assert_eq!(seen(&layer, world.request(WEB)).await.err(), Some(401));
+}
+
+fn sensitive(value: &'static str) -> HeaderValue {
+    let mut value = HeaderValue::from_static(value);
+    value.set_sensitive(true);
+    value
+}
+
+#[tokio::test]
+async fn readiness_and_errors_are_the_inner_services() {
+    let world = World::new();
+    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), allow_web());
+    let broken = service_fn(|_: Request<String>| async { Err::<Response<String>, _>("broken") });
+    assert_eq!(
+        layer.layer(broken).oneshot(world.request(WEB)).await.err(),
+        Some("broken")
+    );
+    // A refusal is an answer, never an error.
+    assert!(
+        layer
+            .layer(broken)
+            .oneshot(Request::default())
+            .await
+            .is_ok()
+    );
+
+    let taken = tower::limit::ConcurrencyLimit::new(broken, 1);
+    let mut holder = taken.clone();
+    holder.ready().await.unwrap();
+    let mut guarded = layer.layer(taken);
+    let ready =
+        std::future::poll_fn(|cx| std::task::Poll::Ready(guarded.poll_ready(cx).is_ready()));
+    assert!(!ready.await, "the permit is somebody else's");
+    drop(holder);
+    assert!(guarded.ready().await.is_ok());
+}

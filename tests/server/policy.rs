@@ -1,0 +1,308 @@
+//! Who may call, once it is known who calls.
+
+use std::convert::Infallible;
+
+use http::header::CONTENT_TYPE;
+use http::request::Parts;
+use http::{HeaderValue, Method, Request, Response, Version};
+use tower::{Layer, ServiceExt, service_fn};
+use tower_spiffe::server::{
+    Allow, AllowCallersLayer, CallerState, GrpcPolicy, Policy, PolicyError, Rejection,
+    RejectionReason, SwapPolicy, ValidateJwtSvidLayer,
+};
+use tower_spiffe::svid::VerifiedSvid;
+use tower_spiffe::{SpiffeId, SpiffeIdMatcher, TrustDomain};
+
+use crate::support::{OPS, WEB, World};
+
+async fn status(layer: &ValidateJwtSvidLayer, request: Request<String>) -> u16 {
+    let inner = service_fn(|_: Request<String>| async {
+        Ok::<_, Infallible>(Response::new(String::new()))
+    });
+    layer
+        .layer(inner)
+        .oneshot(request)
+        .await
+        .unwrap()
+        .status()
+        .as_u16()
+}
+
+async fn admits(world: &World, policy: impl Policy, id: &str) -> bool {
+    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), policy);
+    match status(&layer, world.request(id)).await {
+        200 => true,
+        403 => false,
+        other => panic!("{other}"),
+    }
+}
+
+#[tokio::test]
+async fn each_allow_admits_whom_it_names_and_nobody_else() {
+    let world = World::new();
+    let id: SpiffeId = WEB.parse().unwrap();
+    let x: TrustDomain = "x".parse().unwrap();
+    let cases: [(Allow, &[&str], &[&str]); 9] = [
+        (
+            Allow::id(WEB).unwrap(),
+            &[WEB],
+            &[OPS, "spiffe://x/web/1", "spiffe://x"],
+        ),
+        (Allow::id(id).unwrap(), &[WEB], &[OPS]),
+        (
+            Allow::one_of([WEB, OPS]).unwrap(),
+            &[WEB, OPS],
+            &["spiffe://x/db"],
+        ),
+        (Allow::trust_domain("x").unwrap(), &[WEB, "spiffe://x"], &[]),
+        (Allow::trust_domain("y").unwrap(), &[], &[WEB]),
+        (Allow::trust_domain(x).unwrap(), &[WEB], &[]),
+        (
+            Allow::path_prefix(WEB).unwrap(),
+            &[WEB, "spiffe://x/web/1"],
+            &["spiffe://x/webhook"],
+        ),
+        (Allow::any_trust_domain(), &[WEB, OPS], &[]),
+        (
+            Allow::id(WEB).unwrap().or(Allow::id(OPS).unwrap()),
+            &[WEB, OPS],
+            &["spiffe://x/db"],
+        ),
+    ];
+    for (policy, admitted, refused) in cases {
+        for id in admitted {
+            assert!(admits(&world, policy.clone(), id).await, "{policy:?} {id}");
+        }
+        for id in refused {
+            assert!(!admits(&world, policy.clone(), id).await, "{policy:?} {id}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_closure_sees_the_caller_and_the_request() {
+    let world = World::new();
+    let reads = |caller: &VerifiedSvid, parts: &Parts| {
+        assert!(parts.headers.values().all(HeaderValue::is_sensitive));
+        caller.spiffe_id().path() == "/web" && parts.method == Method::GET
+    };
+    assert!(admits(&world, reads, WEB).await);
+    assert!(!admits(&world, reads, OPS).await);
+    assert!(admits(&world, Allow::when(reads).or(Allow::id(OPS).unwrap()), OPS).await);
+    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), reads);
+    let mut post = world.request(WEB);
+    *post.method_mut() = Method::POST;
+    assert_eq!(status(&layer, post).await, 403);
+}
+
+#[test]
+fn a_policy_that_admits_nobody_or_names_nonsense_is_not_built() {
+    let none: [&str; 0] = [];
+    let error = Allow::one_of(none).unwrap_err();
+    assert_eq!(error, PolicyError::Empty);
+    assert!(error.to_string().contains("name at least one caller"));
+    assert!(Allow::matching(SpiffeIdMatcher::one_of([])).is_err());
+    for text in [
+        "",
+        "x/web",
+        "spiffe://X/web",
+        "spiffe://x/web/",
+        "https://x/web",
+    ] {
+        assert!(Allow::id(text).is_err(), "{text}");
+        assert!(Allow::path_prefix(text).is_err(), "{text}");
+        assert!(Allow::one_of([WEB, text]).is_err(), "{text}");
+    }
+    let error = Allow::trust_domain("spiffe://x/web").unwrap_err();
+    assert!(
+        error.to_string().contains("a trust domain has no path"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_policy_can_be_replaced_while_requests_come() {
+    let world = World::new();
+    let policy = SwapPolicy::new(Allow::id(WEB).unwrap());
+    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), policy.clone());
+    assert_eq!(status(&layer, world.request(WEB)).await, 200);
+    policy.replace(Allow::id(OPS).unwrap());
+    // The token is in the verified cache; what it may do is asked anew.
+    assert_eq!(status(&layer, world.request(WEB)).await, 403);
+    assert_eq!(status(&layer, world.request(OPS)).await, 200);
+    policy.replace(
+        GrpcPolicy::deny_by_default()
+            .public("/r.R/Open")
+            .build()
+            .unwrap(),
+    );
+    let open = Request::builder()
+        .uri("/r.R/Open")
+        .body(String::new())
+        .unwrap();
+    assert_eq!(status(&layer, open).await, 200);
+    assert_eq!(status(&layer, world.request(OPS)).await, 403);
+}
+
+fn grpc(mut request: Request<String>, path: &str) -> Request<String> {
+    *request.method_mut() = Method::POST;
+    *request.version_mut() = Version::HTTP_2;
+    *request.uri_mut() = path.parse().unwrap();
+    request
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    request
+}
+
+#[tokio::test]
+async fn a_grpc_policy_denies_what_it_does_not_name() {
+    let world = World::new();
+    let policy = GrpcPolicy::deny_by_default()
+        .method("/r.Reports/Get", Allow::trust_domain("x").unwrap())
+        .method("/r.Reports/Delete", Allow::id(OPS).unwrap())
+        .public("/grpc.health.v1.Health/Check")
+        .build()
+        .unwrap();
+    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), policy);
+    let inner = service_fn(|request: Request<String>| async move {
+        let state = CallerState::of(request.extensions()).unwrap();
+        let mut response = Response::new(String::new());
+        let verified = HeaderValue::from(u16::from(state.verified().is_some()));
+        response.headers_mut().insert("verified", verified);
+        Ok::<_, Infallible>(response)
+    });
+    let ask = async |request| {
+        let response = layer.layer(inner).oneshot(request).await.unwrap();
+        let header = |name| {
+            response
+                .headers()
+                .get(name)
+                .map(|v| v.to_str().unwrap().to_owned())
+        };
+        header("grpc-status").unwrap_or_else(|| format!("verified {}", header("verified").unwrap()))
+    };
+    let nobody = || Request::new(String::new());
+    for (request, path, answer) in [
+        (world.request(WEB), "/r.Reports/Get", "verified 1"),
+        (world.request(OPS), "/r.Reports/Get", "verified 1"),
+        (nobody(), "/r.Reports/Get", "16"),
+        (world.request(WEB), "/r.Reports/Delete", "7"),
+        (world.request(OPS), "/r.Reports/Delete", "verified 1"),
+        (world.request(OPS), "/r.Reports/Other", "7"),
+        (world.request(OPS), "/r.Reports/Get/", "7"),
+        (world.request(OPS), "//r.Reports/Get", "7"),
+        (nobody(), "/grpc.health.v1.Health/Check", "verified 0"),
+        // The token of a public method is not looked at, be it good, bad or twice there.
+        (
+            world.request(WEB),
+            "/grpc.health.v1.Health/Check",
+            "verified 0",
+        ),
+        (bad(), "/grpc.health.v1.Health/Check", "verified 0"),
+        (nobody(), "/grpc.health.v1.Health/Watch", "16"),
+    ] {
+        assert_eq!(ask(grpc(request, path)).await, answer, "{path}");
+    }
+}
+
+fn bad() -> Request<String> {
+    let mut request = Request::new(String::new());
+    for value in ["Bearer a.b.c", "Bearer"] {
+        request
+            .headers_mut()
+            .append("authorization", HeaderValue::from_static(value));
+    }
+    request
+}
+
+#[tokio::test]
+async fn a20_a_public_path_is_that_path_for_that_router() {
+    let world = World::new();
+    let policy = GrpcPolicy::deny_by_default()
+        .public("/r.R/Open")
+        .build()
+        .unwrap();
+    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), policy);
+    for (path, expected) in [
+        ("/r.R/Open", 200),
+        ("/r.R/Open?x=/r.R/Shut", 200),
+        ("/r.R/Open/../Shut", 401),
+        ("/r.R//Open", 401),
+        ("//r.R/Open", 401),
+        ("/r.R/Open/", 401),
+        ("/r.R/Ope%6e", 401),
+        ("/r.R/Open%2f..%2fShut", 401),
+        ("/r.R/Opener", 401),
+        ("/R.r/Open", 401),
+    ] {
+        for method in [Method::GET, Method::POST, Method::OPTIONS] {
+            let mut request = Request::builder().uri(path).body(String::new()).unwrap();
+            *request.method_mut() = method;
+            let name = "x-http-method-override";
+            request
+                .headers_mut()
+                .insert(name, HeaderValue::from_static("OPTIONS"));
+            request
+                .headers_mut()
+                .insert("x-original-url", HeaderValue::from_static("/r.R/Open"));
+            assert_eq!(status(&layer, request).await, expected, "{path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_narrower_policy_beneath_goes_by_the_identity_above() {
+    let world = World::new();
+    let narrow = AllowCallersLayer::new(Allow::id(OPS).unwrap());
+    let inner = narrow.layer(service_fn(|_: Request<String>| async {
+        Ok::<_, Infallible>(Response::new(String::new()))
+    }));
+    let ask = async |layer: &ValidateJwtSvidLayer, request| {
+        layer.layer(inner.clone()).oneshot(request).await.unwrap()
+    };
+    let any = || Allow::any_trust_domain();
+
+    let required = ValidateJwtSvidLayer::required(world.validator.clone(), any());
+    assert_eq!(ask(&required, world.request(OPS)).await.status(), 200);
+    let response = ask(&required, world.request(WEB)).await;
+    assert_eq!(response.status(), 403);
+    assert_eq!(
+        response.headers()["www-authenticate"],
+        "Bearer realm=\"spiffe\", error=\"insufficient_scope\""
+    );
+
+    let optional = ValidateJwtSvidLayer::optional(world.validator.clone(), any());
+    assert_eq!(ask(&optional, Request::default()).await.status(), 401);
+
+    let audit = ValidateJwtSvidLayer::audit(world.validator.clone(), Allow::id(WEB).unwrap());
+    for request in [Request::default(), bad(), world.request(OPS)] {
+        assert_eq!(ask(&audit, request).await.status(), 401);
+    }
+    assert_eq!(ask(&audit, world.request(WEB)).await.status(), 403);
+}
+
+#[tokio::test]
+async fn a_narrower_policy_without_a_layer_above_says_so() {
+    let world = World::new();
+    let narrow = AllowCallersLayer::new(Allow::any_trust_domain());
+    let inner = narrow.layer(service_fn(|_: Request<String>| async {
+        Ok::<_, Infallible>(Response::new(String::new()))
+    }));
+    // It never reads a token itself.
+    let response = inner.clone().oneshot(world.request(WEB)).await.unwrap();
+    assert_eq!(response.status(), 500);
+    assert_eq!(response.headers().len(), 1);
+    assert_eq!(
+        response.headers()["x-tower-spiffe-error"],
+        "no ValidateJwtSvidLayer stands above"
+    );
+    let rejection = response.extensions().get::<Rejection>().unwrap();
+    assert_eq!(rejection.reason(), RejectionReason::NotWired);
+
+    let response = inner
+        .oneshot(grpc(world.request(WEB), "/r.R/Get"))
+        .await
+        .unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.headers()["grpc-status"], "13");
+}

@@ -1,0 +1,244 @@
+//! The wait for an unknown key: what it waits for, and what it must not cost.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use http::{Request, Response};
+use serde_json::json;
+use tokio::time::{Instant, timeout};
+use tower::limit::ConcurrencyLimit;
+use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_spiffe::server::{
+    Allow, UnknownKeyWait, ValidateJwtSvidLayer, WaitForKey, WaitForKeyLayer,
+};
+
+use crate::support::{AUDIENCE, Signer, WEB, World, bearer, bundle_of, with_authorization};
+
+const WAIT: Duration = Duration::from_secs(2);
+
+fn layer(world: &World, wait: UnknownKeyWait) -> WaitForKeyLayer {
+    ValidateJwtSvidLayer::required(world.validator.clone(), Allow::any_trust_domain())
+        .wait_for_unknown_keys(wait)
+}
+
+/// A token that nobody signed, of a key that nobody has.
+fn unsigned(kid: &str) -> Request<String> {
+    let signer = Signer::new("x", kid);
+    let claims = json!({ "sub": WEB, "aud": AUDIENCE, "exp": 9_999_999_999_i64 });
+    let token = signer.sign(&signer.header(), &claims);
+    let unsigned = format!("{}.{}", token.rsplit_once('.').unwrap().0, "A".repeat(86));
+    with_authorization(&bearer(&unsigned))
+}
+
+fn service(
+    layer: &WaitForKeyLayer,
+) -> WaitForKey<
+    impl Service<
+        Request<String>,
+        Response = Response<String>,
+        Error = Infallible,
+        Future = impl Future<Output = Result<Response<String>, Infallible>> + Send,
+    > + Clone
+    + Send
+    + 'static,
+> {
+    layer.layer(service_fn(|_: Request<String>| async {
+        Ok::<_, Infallible>(Response::new(String::new()))
+    }))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_comes_in_time_admits_those_who_waited() {
+    let world = World::new();
+    let service = service(&layer(&world, UnknownKeyWait::new(WAIT)));
+    let new = Signer::new("x", "k2");
+    let request = with_authorization(&bearer(&new.token(WEB)));
+    let waiting: Vec<_> = (0..3)
+        .map(|_| tokio::spawn(service.clone().oneshot(request.clone())))
+        .collect();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(waiting.iter().all(|request| !request.is_finished()));
+
+    // A change that does not bring the key does not end the wait.
+    world.bundles.set([world.issuer.bundle()]);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(waiting.iter().all(|request| !request.is_finished()));
+
+    world
+        .bundles
+        .set([bundle_of(&new.trust_domain, &[&world.issuer, &new])]);
+    for request in waiting {
+        assert_eq!(request.await.unwrap().unwrap().status(), 200);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_does_not_come_is_refused_when_the_time_is_up_and_not_waited_for_again() {
+    let world = World::new();
+    let service = service(&layer(&world, UnknownKeyWait::new(WAIT)));
+    let ask = async |kid: &str| {
+        let start = Instant::now();
+        let response = service.clone().oneshot(unsigned(kid)).await.unwrap();
+        assert_eq!(response.status(), 401);
+        assert!(
+            response.headers()["www-authenticate"]
+                .to_str()
+                .unwrap()
+                .contains("the token's signing key is unknown")
+        );
+        start.elapsed()
+    };
+    let waited = ask("k2").await;
+    assert!(
+        waited >= WAIT && waited < WAIT + Duration::from_millis(50),
+        "{waited:?}"
+    );
+    assert_eq!(world.bundles.waits(), 1);
+    // The cool-down is for every key of that trust domain: names can be made up.
+    for n in 0..100 {
+        assert_eq!(ask(&format!("other{n}")).await, Duration::ZERO);
+    }
+    assert_eq!(world.bundles.waits(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a23_a_flood_of_made_up_keys_holds_bounded_room_and_nobody_else() {
+    let world = World::new();
+    let wait = UnknownKeyWait::new(WAIT).max_waiting(8);
+    let service = service(&layer(&world, wait));
+    let request = unsigned("made-up");
+    let flood: Vec<_> = (0..1000)
+        .map(|_| tokio::spawn(service.clone().oneshot(request.clone())))
+        .collect();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(
+        flood
+            .iter()
+            .filter(|request| !request.is_finished())
+            .count(),
+        8
+    );
+    assert_eq!(world.bundles.waits(), 8);
+
+    let start = Instant::now();
+    let response = service.clone().oneshot(world.request(WEB)).await.unwrap();
+    assert_eq!(
+        (response.status().as_u16(), start.elapsed()),
+        (200, Duration::ZERO)
+    );
+    for request in flood {
+        assert_eq!(request.await.unwrap().unwrap().status(), 401);
+    }
+    assert_eq!(world.bundles.waits(), 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn unsigned_tokens_that_wait_hold_no_permit_of_the_inner_service() {
+    let world = World::new();
+    let inner = service_fn(|_: Request<String>| async {
+        Ok::<_, Infallible>(Response::new(String::new()))
+    });
+    let guarded = layer(&world, UnknownKeyWait::new(WAIT)).layer(ConcurrencyLimit::new(inner, 1));
+
+    // As a server does it: one clone per request, made ready, then called.
+    let mut first = guarded.clone();
+    let waiting = first.ready().await.unwrap().call(unsigned("made-up"));
+    let waiting = tokio::spawn(waiting);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!waiting.is_finished());
+
+    for _ in 0..3 {
+        let good = guarded.clone().oneshot(world.request(WEB));
+        let response = timeout(Duration::from_millis(10), good)
+            .await
+            .expect("the permit is free");
+        assert_eq!(response.unwrap().status(), 200);
+    }
+    // And the service that answered the waiting one can be used again meanwhile.
+    let again = timeout(Duration::from_millis(10), first.ready())
+        .await
+        .expect("the permit is free");
+    assert_eq!(
+        again
+            .unwrap()
+            .call(world.request(WEB))
+            .await
+            .unwrap()
+            .status(),
+        200
+    );
+    assert_eq!(waiting.await.unwrap().unwrap().status(), 401);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waited_gets_a_permit_before_going_on() {
+    let world = World::new();
+    let inner = service_fn(|_: Request<String>| async {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        Ok::<_, Infallible>(Response::new(String::new()))
+    });
+    let limited = ConcurrencyLimit::new(inner, 1);
+    let guarded = layer(&world, UnknownKeyWait::new(WAIT)).layer(limited.clone());
+    let new = Signer::new("x", "k2");
+    let request = with_authorization(&bearer(&new.token(WEB)));
+    let waiting = tokio::spawn(guarded.oneshot(request));
+    tokio::task::yield_now().await;
+    let start = Instant::now();
+    let busy = tokio::spawn(limited.oneshot(Request::default()));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    world.bundles.set([new.bundle()]);
+    assert_eq!(waiting.await.unwrap().unwrap().status(), 200);
+    assert_eq!(start.elapsed(), Duration::from_secs(120));
+    assert!(busy.is_finished());
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_keys_of_trust_domains_that_we_know_are_waited_for() {
+    let world = World::new();
+    let service = service(&layer(&world, UnknownKeyWait::new(WAIT)));
+    let stranger = Signer::new("y", "k1").token("spiffe://y/web");
+    let other = Signer::new("x", "k1").token(WEB);
+    let start = Instant::now();
+    for value in [bearer(&stranger), bearer(&other), bearer("a.b.c")] {
+        let response = service
+            .clone()
+            .oneshot(with_authorization(&value))
+            .await
+            .unwrap();
+        assert_eq!(response.status(), 401);
+    }
+    assert_eq!(
+        (start.elapsed(), world.bundles.waits()),
+        (Duration::ZERO, 0)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_cannot_tell_of_changes_is_not_waited_for() {
+    let issuer = Signer::new("x", "k1");
+    let set = [issuer.bundle()].into_iter().collect();
+    let validator = tower_spiffe::Validator::builder(tower_spiffe::FixedBundles::new(set))
+        .audience(AUDIENCE)
+        .build()
+        .unwrap();
+    let layer = ValidateJwtSvidLayer::required(validator, Allow::any_trust_domain())
+        .wait_for_unknown_keys(UnknownKeyWait::new(WAIT));
+    let start = Instant::now();
+    let response = service(&layer).oneshot(unsigned("k2")).await.unwrap();
+    assert_eq!(
+        (response.status().as_u16(), start.elapsed()),
+        (401, Duration::ZERO)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_goes_while_one_waits_is_our_trouble() {
+    let world = World::new();
+    let service = service(&layer(&world, UnknownKeyWait::new(WAIT)));
+    let waiting = tokio::spawn(service.oneshot(unsigned("k2")));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    world
+        .bundles
+        .cannot_judge(tower_spiffe::CannotJudge::Withdrawn);
+    assert_eq!(waiting.await.unwrap().unwrap().status(), 503);
+}
