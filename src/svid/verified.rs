@@ -40,7 +40,6 @@ pub(super) enum Signer {
     Authority(Arc<JwtAuthority>),
     /// A test said so.
     #[cfg(feature = "testing")]
-    #[allow(dead_code, reason = "for `testing`")]
     Nobody(Box<str>),
 }
 
@@ -66,7 +65,6 @@ impl VerifiedSvid {
 
     /// An identity that nobody verified, for a test of what stands behind the validation.
     #[cfg(feature = "testing")]
-    #[allow(dead_code, reason = "for `testing`")]
     pub(crate) fn assumed(
         spiffe_id: SpiffeId,
         audiences: Vec<String>,

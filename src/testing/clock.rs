@@ -99,7 +99,8 @@ impl fmt::Debug for PausedClock {
     }
 }
 
-fn stepped(time: UnixTime, seconds: i64) -> UnixTime {
+/// `time`, this many seconds later, or earlier where negative.
+pub(super) fn stepped(time: UnixTime, seconds: i64) -> UnixTime {
     let step = Duration::from_secs(seconds.unsigned_abs());
     if seconds < 0 {
         time.saturating_sub(step)

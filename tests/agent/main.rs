@@ -1,0 +1,13 @@
+//! The fixture itself: what `testing` gives is what SPIRE would give, or exactly the wrong thing
+//! that was asked for. Checked with foreign clients and a foreign verifier, so that our own code
+//! does not vouch for itself.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
+
+mod issuer;
