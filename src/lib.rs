@@ -1,6 +1,8 @@
 //! SPIFFE identity for tower services by JWT-SVID.
 
 pub mod bundle;
+#[cfg(feature = "client")]
+pub mod client;
 mod clock;
 mod grpc_code;
 mod jwt;
@@ -20,6 +22,8 @@ pub mod workload_api;
 pub use bundle::{
     BundleAnswer, BundleSource, CannotJudge, FixedBundles, JwtAuthority, JwtBundle, JwtBundleSet,
 };
+#[cfg(feature = "client")]
+pub use client::{AddJwtSvid, AddJwtSvidLayer, Audience, Origin, Plaintext};
 pub use clock::{Clock, SystemClock, UnixTime};
 pub use grpc_code::GrpcCode;
 pub use jwt::{Algorithm, UnknownAlgorithm};

@@ -17,6 +17,7 @@ pub(crate) struct Counters {
     lost: AtomicU64,
     rejections: AtomicU64,
     breaker_opened: AtomicU64,
+    unmatched: AtomicU64,
 }
 
 /// A count with a cache line of its own.
@@ -48,6 +49,8 @@ pub struct SvidCacheStats {
     pub rejections: u64,
     /// How often the issuer was given up for a while.
     pub breaker_opened: u64,
+    /// Requests whose origin was none that a token may go to.
+    pub unmatched: u64,
     /// Audiences in the cache now.
     pub entries: usize,
     /// Whether the issuer is given up for a while now.
@@ -103,6 +106,10 @@ impl Counters {
         self.rejections.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(crate) fn unmatched(&self) {
+        self.unmatched.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn breaker_opened(&self) {
         self.breaker_opened.fetch_add(1, Ordering::Relaxed);
     }
@@ -120,6 +127,7 @@ impl Counters {
             evicted,
             rejections: get(&self.rejections),
             breaker_opened: get(&self.breaker_opened),
+            unmatched: get(&self.unmatched),
             entries,
             breaker_open,
         }

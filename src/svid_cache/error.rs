@@ -10,7 +10,7 @@ use crate::svid::{FetchSvidError, FetchSvidReason, SvidRequest};
 /// Why no token of our own could be had, or put into a request.
 ///
 /// Everyone who waited for the same fetch gets a clone of the same error. Under feature
-/// `workload-api` its [`source`](Error::source) is a `tonic::Status`, so that a call over a tonic
+/// `workload-api` or `tonic` its [`source`](Error::source) is a `tonic::Status`, so that a call over a tonic
 /// channel ends with the right code: UNAUTHENTICATED where the issuer denies the identity,
 /// UNAVAILABLE where it cannot be reached or does not answer in time.
 #[derive(Clone)]
@@ -24,7 +24,7 @@ struct Inner {
     reason: TokenErrorReason,
     message: String,
     fetch: Option<FetchSvidError>,
-    #[cfg(feature = "workload-api")]
+    #[cfg(any(feature = "workload-api", feature = "tonic"))]
     status: tonic::Status,
 }
 
@@ -171,7 +171,7 @@ impl TokenError {
         Self {
             inner: Arc::new(Inner {
                 reason,
-                #[cfg(feature = "workload-api")]
+                #[cfg(any(feature = "workload-api", feature = "tonic"))]
                 status: status(reason, &message, fetch.as_ref()),
                 message,
                 fetch,
@@ -209,6 +209,12 @@ impl TokenError {
         )
     }
 
+    /// As a tonic status, with the message of this error.
+    #[cfg(feature = "tonic")]
+    pub fn to_status(&self) -> tonic::Status {
+        self.inner.status.clone()
+    }
+
     /// The `TokenError` in an error that a client returned: itself, or anywhere among its sources.
     pub fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
         let mut next = Some(error);
@@ -222,7 +228,7 @@ impl TokenError {
     }
 }
 
-#[cfg(feature = "workload-api")]
+#[cfg(any(feature = "workload-api", feature = "tonic"))]
 fn status(
     reason: TokenErrorReason,
     message: &str,
@@ -275,11 +281,11 @@ impl fmt::Debug for TokenError {
 
 impl Error for TokenError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        #[cfg(feature = "workload-api")]
+        #[cfg(any(feature = "workload-api", feature = "tonic"))]
         {
             Some(&self.inner.status)
         }
-        #[cfg(not(feature = "workload-api"))]
+        #[cfg(not(any(feature = "workload-api", feature = "tonic")))]
         {
             self.inner.fetch.as_ref().map(|fetch| fetch as _)
         }

@@ -105,9 +105,10 @@ use table::Table;
 pub use builder::SvidCacheBuilder;
 pub use counts::SvidCacheStats;
 pub use error::{TokenError, TokenErrorReason};
-use pin::Issue;
 pub use pin::PinnedSvid;
+pub(crate) use pin::{Issue, Issued};
 pub use snapshot::{AudienceSnapshot, TokenState};
+pub(crate) use wait::Waiter;
 pub use warm::KeepWarm;
 
 /// A cache of our own tokens, one for each [`SvidRequest`]. Clones are the same cache.
@@ -290,6 +291,11 @@ impl SvidCache {
             .table
             .get(request)
             .map(|entry| AudienceSnapshot::of(&entry, now))
+    }
+
+    /// A request went to an origin that no token may go to.
+    pub(crate) fn passed_without_token(&self) {
+        self.core.cx.counts.unmatched();
     }
 
     /// A fresh token, without taking hold of anything.

@@ -124,6 +124,13 @@ impl Issued {
     pub(crate) fn svid(&self) -> JwtSvid {
         self.0.svid.clone()
     }
+
+    /// A service refused it.
+    pub(crate) fn refused(&self) {
+        if let Some(entry) = self.0.entry.upgrade() {
+            refused(&entry, self.0.generation);
+        }
+    }
 }
 
 /// Asks an entry; `None` where it was evicted.

@@ -1,0 +1,233 @@
+//! What the layer, the middleware and the interceptor share: which token a request gets.
+
+use std::fmt;
+use std::sync::Arc;
+
+use http::header::{AUTHORIZATION, Entry, HeaderName};
+use http::{Extensions, HeaderMap, HeaderValue};
+
+use super::audience::{Audience, Found};
+use super::origin::{OriginError, Target};
+use crate::svid_cache::{Issue, PinnedSvid, SvidCache, TokenError, TokenErrorReason};
+
+/// What to do with a request that has the header already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum OnExisting {
+    /// Leave it as it is: it goes out without a token of ours.
+    #[default]
+    Keep,
+    /// Put ours in its place.
+    Replace,
+    /// Refuse the request.
+    Error,
+}
+
+/// Where a token may go in the clear.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Plaintext {
+    /// To this machine: 127.0.0.0/8, `::1` and `localhost`, written so.
+    ///
+    /// A client with a proxy configured (by `HTTP_PROXY` too) may send even those requests to the
+    /// proxy.
+    Loopback,
+    /// Anywhere; a promise that the client connects to a Unix socket. The layer cannot see that.
+    UnixSocket,
+    /// Anywhere: whoever is on the way can read the token and use it.
+    Any,
+}
+
+#[derive(Clone)]
+pub(crate) struct Config {
+    cache: SvidCache,
+    audience: Audience,
+    /// One for each of the audience's requests, in their order.
+    pins: Arc<[PinnedSvid]>,
+    header: HeaderName,
+    on_existing: OnExisting,
+    strict: bool,
+    plaintext: Option<Plaintext>,
+}
+
+/// What to do with a request.
+pub(crate) enum Decision {
+    /// Send it as it is.
+    Pass,
+    /// Send it with this token, or once that is there.
+    Token(Issue),
+    Fail(TokenError),
+}
+
+impl Config {
+    pub(crate) fn new(cache: SvidCache, audience: Audience) -> Self {
+        let pins = audience
+            .requests()
+            .map(|request| cache.pin(request.clone()))
+            .collect();
+        Self {
+            cache,
+            audience,
+            pins,
+            header: AUTHORIZATION,
+            on_existing: OnExisting::default(),
+            strict: false,
+            plaintext: None,
+        }
+    }
+
+    pub(crate) fn header(&self) -> &HeaderName {
+        &self.header
+    }
+
+    pub(crate) fn audience(&self) -> &Audience {
+        &self.audience
+    }
+
+    pub(crate) fn set_audience(&mut self, audience: Audience) {
+        let pins = audience
+            .requests()
+            .map(|request| self.cache.pin(request.clone()));
+        self.pins = pins.collect();
+        self.audience = audience;
+    }
+
+    pub(crate) fn set_header(&mut self, header: HeaderName) {
+        self.header = header;
+    }
+
+    pub(crate) fn set_on_existing(&mut self, on_existing: OnExisting) {
+        self.on_existing = on_existing;
+    }
+
+    pub(crate) fn set_strict(&mut self) {
+        self.strict = true;
+    }
+
+    pub(crate) fn set_plaintext(&mut self, plaintext: Plaintext) {
+        self.plaintext = Some(plaintext);
+    }
+
+    /// Which token a request gets that goes to `target`.
+    pub(crate) fn decide(
+        &self,
+        target: Result<Option<Target<'_>>, OriginError>,
+        headers: &HeaderMap,
+        extensions: Option<&Extensions>,
+    ) -> Decision {
+        if self.on_existing != OnExisting::Replace && headers.contains_key(&self.header) {
+            return self.existing();
+        }
+        let own = extensions.and_then(|extensions| extensions.get::<Audience>());
+        let target = match target {
+            Ok(Some(target)) => target,
+            Ok(None) => match own.and_then(Audience::assumed).or(self.audience.assumed()) {
+                Some(target) => target,
+                None => return Decision::Fail(no_origin()),
+            },
+            // What cannot be read in one way only is nobody's origin.
+            Err(_) => return self.unmatched(None),
+        };
+        let issue = match own {
+            None => match self.audience.find(target) {
+                Found::Rule(at, request) => {
+                    if let Some(refused) = self.refused_in_the_clear(target) {
+                        return Decision::Fail(refused);
+                    }
+                    match self.pins.get(at) {
+                        Some(pin) => pin.issue(),
+                        None => self.cache.issue(request),
+                    }
+                }
+                Found::Made(request) => {
+                    if let Some(refused) = self.refused_in_the_clear(target) {
+                        return Decision::Fail(refused);
+                    }
+                    self.cache.issue(&request)
+                }
+                Found::Nothing => return self.unmatched(Some(target)),
+            },
+            Some(own) => {
+                let request = match own.find(target) {
+                    Found::Rule(_, request) => request.clone(),
+                    Found::Made(request) => request,
+                    Found::Nothing => return self.unmatched(Some(target)),
+                };
+                if let Some(refused) = self.refused_in_the_clear(target) {
+                    return Decision::Fail(refused);
+                }
+                self.cache.issue(&request)
+            }
+        };
+        issue.map_or_else(Decision::Fail, Decision::Token)
+    }
+
+    fn existing(&self) -> Decision {
+        match self.on_existing {
+            OnExisting::Error => Decision::Fail(TokenError::new(
+                TokenErrorReason::HeaderPresent,
+                format!("the request already has the header `{}`", self.header),
+            )),
+            _ => Decision::Pass,
+        }
+    }
+
+    fn unmatched(&self, target: Option<Target<'_>>) -> Decision {
+        self.cache.passed_without_token();
+        if !self.strict {
+            return Decision::Pass;
+        }
+        let message = match target {
+            Some(target) => format!("no token may go to {target}: name it with the audience"),
+            None => "no token may go to an origin that can be read in more than one way".to_owned(),
+        };
+        Decision::Fail(TokenError::new(TokenErrorReason::ForeignOrigin, message))
+    }
+
+    fn refused_in_the_clear(&self, target: Target<'_>) -> Option<TokenError> {
+        let allowed = target.is_https()
+            || match self.plaintext {
+                Some(Plaintext::Loopback) => target.is_loopback(),
+                Some(Plaintext::UnixSocket | Plaintext::Any) => true,
+                None => false,
+            };
+        (!allowed).then(|| {
+            TokenError::new(
+                TokenErrorReason::Plaintext,
+                format!("no token goes to {target} in the clear; use https, or `allow_plaintext`"),
+            )
+        })
+    }
+}
+
+fn no_origin() -> TokenError {
+    TokenError::new(
+        TokenErrorReason::NoOrigin,
+        "the request shows neither scheme nor authority, so it cannot be told where its token \
+         would go; promise it with `assume_origin`",
+    )
+}
+
+/// Puts the token in; `false` where there is no room for one more header.
+pub(crate) fn insert(headers: &mut HeaderMap, name: &HeaderName, value: HeaderValue) -> bool {
+    match headers.try_entry(name) {
+        Ok(Entry::Occupied(mut entry)) => {
+            entry.insert(value);
+            true
+        }
+        Ok(Entry::Vacant(entry)) => entry.try_insert(value).is_ok(),
+        Err(_) => false,
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("audience", &self.audience)
+            .field("header", &self.header)
+            .field("on_existing", &self.on_existing)
+            .field("strict", &self.strict)
+            .field("plaintext", &self.plaintext)
+            .finish_non_exhaustive()
+    }
+}

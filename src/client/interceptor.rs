@@ -1,0 +1,64 @@
+use tonic::service::Interceptor;
+use tonic::{Request, Status};
+
+use super::audience::Audience;
+use super::config::{Config, Decision, Plaintext, insert};
+use super::no_room;
+use crate::svid_cache::{SvidCache, TokenError, TokenErrorReason};
+
+/// A tonic interceptor that puts a token into each call, where one is there.
+///
+/// An interceptor cannot wait: while there is no token yet, calls fail with UNAVAILABLE. Keep the
+/// audience warm ([`SvidCache::keep_warm`]), or use [`AddJwtSvid`](super::AddJwtSvid) around the
+/// channel, which waits, and hears of refused tokens.
+#[derive(Debug, Clone)]
+pub struct JwtSvidInterceptor {
+    config: Config,
+}
+
+impl JwtSvidInterceptor {
+    /// Signs calls with tokens of `source`. An interceptor sees no origin, so the audience has to
+    /// promise one: [`UnboundAudience::assume_origin`](super::UnboundAudience::assume_origin).
+    pub fn new(source: impl Into<SvidCache>, audience: Audience) -> Self {
+        Self {
+            config: Config::new(source.into(), audience),
+        }
+    }
+
+    /// Lets tokens go in the clear, as far as this says. By default they go by https alone.
+    #[must_use]
+    pub fn allow_plaintext(mut self, plaintext: Plaintext) -> Self {
+        self.config.set_plaintext(plaintext);
+        self
+    }
+}
+
+impl Interceptor for JwtSvidInterceptor {
+    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
+        let (metadata, extensions, message) = request.into_parts();
+        let mut headers = metadata.into_headers();
+        match self.config.decide(Ok(None), &headers, Some(&extensions)) {
+            Decision::Pass => {}
+            Decision::Fail(error) => return Err(status(&error)),
+            Decision::Token(issue) => {
+                let issued = issue.at_once().ok_or_else(|| status(&not_there_yet()))?;
+                if !insert(&mut headers, self.config.header(), issued.header()) {
+                    return Err(status(&no_room()));
+                }
+            }
+        }
+        let metadata = tonic::metadata::MetadataMap::from_headers(headers);
+        Ok(Request::from_parts(metadata, extensions, message))
+    }
+}
+
+fn not_there_yet() -> TokenError {
+    TokenError::new(
+        TokenErrorReason::Unavailable,
+        "there is no token yet, and an interceptor cannot wait for it; it is being fetched",
+    )
+}
+
+fn status(error: &TokenError) -> Status {
+    error.to_status()
+}

@@ -1,0 +1,123 @@
+//! The client side: requests that carry a fresh token for where they go.
+//!
+//! [`AddJwtSvidLayer`] wraps any client that is a tower service of `http::Request` or
+//! `reqwest::Request`: it looks where a request goes, takes the [`Audience`] for that place, and
+//! puts the token for it into `authorization`, from the [cache](crate::svid_cache).
+//!
+//! ```
+//! use http::{Request, Response, header::AUTHORIZATION};
+//! use tower::{Layer, ServiceExt, service_fn};
+//! use tower_spiffe::client::{AddJwtSvidLayer, Audience};
+//! # use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+//! # use tower_spiffe::svid::{FetchSvid, FetchSvidFuture, JwtSvid, SvidRequest};
+//! # use tower_spiffe::{Clock, SystemClock, SvidCache};
+//! # struct Desk;
+//! # impl FetchSvid for Desk {
+//! #     fn fetch_svid(&self, request: &SvidRequest) -> FetchSvidFuture {
+//! #         let exp = SystemClock::shared().now().secs() + 300;
+//! #         let claims = format!(r#"{{"sub":"spiffe://x/web","aud":["{}"],"exp":{exp}}}"#, request.audiences()[0]);
+//! #         let token = format!("{}.{}.c2ln", URL_SAFE_NO_PAD.encode(r#"{"alg":"ES256","kid":"1"}"#), URL_SAFE_NO_PAD.encode(claims));
+//! #         Box::pin(async move { Ok(JwtSvid::parse_unverified(&token, "").unwrap()) })
+//! #     }
+//! # }
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+//! # let source = SvidCache::new(Desk);
+//! let audience = Audience::fixed("spiffe://x/reports").for_origin("https://reports:8443")?;
+//!
+//! // `source` is your `JwtSource`; the client here says whether it got a token.
+//! let client = AddJwtSvidLayer::new(source, audience).layer(service_fn(
+//!     |request: Request<String>| async move {
+//!         let signed = request.headers().contains_key(AUTHORIZATION);
+//!         Ok::<_, std::io::Error>(Response::new(signed))
+//!     },
+//! ));
+//!
+//! let reports = Request::get("https://reports:8443/today").body(String::new())?;
+//! assert!(client.clone().oneshot(reports).await?.into_body());
+//!
+//! // No token for anybody else.
+//! let other = Request::get("https://elsewhere/today").body(String::new())?;
+//! assert!(!client.clone().oneshot(other).await?.into_body());
+//!
+//! // And none in the clear.
+//! let clear = Request::get("http://reports:8443/today").body(String::new())?;
+//! assert!(!client.oneshot(clear).await?.into_body());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Which client, how
+//!
+//! | client | how | to copy |
+//! | --- | --- | --- |
+//! | hyper-util's legacy client, or any tower service | [`AddJwtSvidLayer`] | `examples/client_hyper.rs` |
+//! | a tonic `Channel`: plain, TLS, Unix socket, balanced | [`AddJwtSvid`] around it, with [`assume_origin`](UnboundAudience::assume_origin) | `examples/client_tonic.rs` |
+//! | the same, where a type must stay an interceptor | `JwtSvidInterceptor` (feature `tonic`) | `examples/client_tonic.rs` |
+//! | `reqwest::Client` as a tower service | [`AddJwtSvid`] around it (feature `reqwest`) | `examples/client_reqwest.rs` |
+//! | `reqwest_middleware` | `JwtSvidMiddleware` (feature `reqwest-middleware`) | `examples/client_reqwest.rs` |
+//! | anything else | [`SvidCache::header`](crate::SvidCache::header) | |
+//!
+//! # Its place in a stack
+//!
+//! From the outside in:
+//!
+//! 1. **Retries** and their budget go outside: each try asks for the token anew, and the try after
+//!    a 401 gets the new one.
+//! 2. **Timeouts** go outside too, so that they bound the wait for a token as well.
+//! 3. **What follows redirects** (`tower_http::follow_redirect`) goes outside: then each hop passes
+//!    here, and gets the token for where *it* goes, or none. Where the client beneath follows
+//!    redirects itself (`reqwest` does), only the first hop passes here; it must take
+//!    `authorization` off when it goes elsewhere, as `reqwest` and `tower_http` do. With
+//!    [`header`](AddJwtSvidLayer::header) it must not follow redirects at all.
+//! 4. **This layer.**
+//! 5. **Buffers, load balancing, concurrency and rate limits** go beneath or outside, as you like:
+//!    while a request waits for its token it holds no place in what is beneath.
+//! 6. **Tracing** may go anywhere: the header is marked sensitive, so that it is not shown.
+//!    **Compression** of bodies does not touch it; HTTP/2 keeps sensitive headers out of its
+//!    compression tables.
+//! 7. **Proxies.** A request to `https` goes through a proxy's tunnel, and the proxy does not see
+//!    the token. A request to `http` goes to the proxy in the clear, token and all: that happens
+//!    only where [`allow_plaintext`](AddJwtSvidLayer::allow_plaintext) lets it.
+//!
+//! # Errors
+//!
+//! The error of the service is a [`BoxError`]: what the service beneath says passes unchanged; ours
+//! is a [`TokenError`](crate::TokenError), which [`TokenError::find`](crate::TokenError::find)
+//! finds. A request never goes out without a token where one was meant.
+
+use crate::svid_cache::{TokenError, TokenErrorReason};
+
+mod audience;
+mod config;
+mod future;
+#[cfg(feature = "tonic")]
+mod interceptor;
+mod layer;
+mod origin;
+mod request;
+#[cfg(feature = "reqwest-middleware")]
+mod reqwest_middleware;
+mod service;
+
+pub use audience::{Audience, AudienceError, UnboundAudience};
+pub use config::{OnExisting, Plaintext};
+pub use future::ResponseFuture;
+#[cfg(feature = "tonic")]
+pub use interceptor::JwtSvidInterceptor;
+pub use layer::AddJwtSvidLayer;
+pub use origin::{Origin, OriginError};
+pub use request::{IncomingResponse, OutgoingRequest};
+#[cfg(feature = "reqwest-middleware")]
+pub use reqwest_middleware::JwtSvidMiddleware;
+pub use service::AddJwtSvid;
+
+/// Any error, as tower's own middleware has it.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+fn no_room() -> TokenError {
+    TokenError::new(
+        TokenErrorReason::Other,
+        "the request has so many headers that none can be added",
+    )
+}

@@ -1,0 +1,286 @@
+//! Where a request goes: scheme, host and port, compared as such and never as raw text.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+use http::Uri;
+use http::uri::Authority;
+
+/// A place that requests go to: `https://reports`, `https://reports:8443`, `http://[::1]:8080`.
+///
+/// ```
+/// use tower_spiffe::client::{Origin, OriginError};
+///
+/// let origin: Origin = "https://Reports.example.org".parse()?;
+/// assert_eq!(origin.to_string(), "https://reports.example.org");
+/// assert_eq!((origin.host(), origin.port()), ("reports.example.org", 443));
+///
+/// assert_eq!("https://user@reports".parse::<Origin>(), Err(OriginError::UserInfo));
+/// assert_eq!("https://reports/v1".parse::<Origin>(), Err(OriginError::Path));
+/// # Ok::<(), OriginError>(())
+/// ```
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Origin {
+    https: bool,
+    /// Lower case.
+    host: Box<str>,
+    port: u16,
+}
+
+/// Why a text is no origin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum OriginError {
+    /// It is no URI with scheme and authority, or not in ASCII.
+    Malformed,
+    /// Its scheme is neither `https` nor `http`.
+    Scheme,
+    /// It has a user name or a password.
+    UserInfo,
+    /// It has no host, or one with a character that no host name or address has: a percent sign, a
+    /// wildcard where none is meant, a trailing dot.
+    Host,
+    /// Its port is 0 or no number.
+    Port,
+    /// Something follows the authority: an origin has no path.
+    Path,
+}
+
+impl Origin {
+    /// The scheme: `https` or `http`.
+    pub fn scheme(&self) -> &'static str {
+        if self.https { "https" } else { "http" }
+    }
+
+    /// The host in lower case; an IPv6 address stands in brackets.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The port; where none was named, the scheme's own.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) fn target(&self) -> Target<'_> {
+        Target {
+            https: self.https,
+            host: &self.host,
+            port: self.port,
+        }
+    }
+}
+
+impl FromStr for Origin {
+    type Err = OriginError;
+
+    fn from_str(text: &str) -> Result<Self, OriginError> {
+        let uri: Uri = text.parse().map_err(|_| OriginError::Malformed)?;
+        if uri
+            .authority()
+            .is_some_and(|authority| authority.as_str().contains('@'))
+        {
+            return Err(OriginError::UserInfo);
+        }
+        if !matches!(uri.path(), "" | "/") || uri.query().is_some() || text.contains('#') {
+            return Err(OriginError::Path);
+        }
+        let target = Target::of_uri(&uri)?.ok_or(OriginError::Malformed)?;
+        Ok(target.to_origin())
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.target().fmt(f)
+    }
+}
+
+impl fmt::Debug for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.target().fmt(f)
+    }
+}
+
+impl fmt::Display for OriginError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Malformed => {
+                "no origin; expected `https://host` or `https://host:port`, in ASCII"
+            }
+            Self::Scheme => "the scheme of an origin is `https` or `http`",
+            Self::UserInfo => "an origin has no user name and no password",
+            Self::Host => "the host is empty, or has a character that no host has",
+            Self::Port => "the port is no number from 1 to 65535",
+            Self::Path => "an origin has no path; leave out what follows the host and port",
+        })
+    }
+}
+
+impl std::error::Error for OriginError {}
+
+/// An [`Origin`] borrowed from a request.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Target<'a> {
+    https: bool,
+    /// In any case; compares without it.
+    host: &'a str,
+    port: u16,
+}
+
+impl<'a> Target<'a> {
+    /// Where `uri` leads; `None` where it does not say.
+    pub(crate) fn of_uri(uri: &'a Uri) -> Result<Option<Self>, OriginError> {
+        let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+            return Ok(None);
+        };
+        let https = scheme_of(scheme)?;
+        let port = port_of(authority)?.unwrap_or(default_port(https));
+        Self::new(https, authority.host(), port).map(Some)
+    }
+
+    pub(crate) fn new(https: bool, host: &'a str, port: u16) -> Result<Self, OriginError> {
+        if port == 0 {
+            return Err(OriginError::Port);
+        }
+        if !is_host(host) {
+            return Err(OriginError::Host);
+        }
+        Ok(Self { https, host, port })
+    }
+
+    pub(crate) fn to_origin(self) -> Origin {
+        Origin {
+            https: self.https,
+            host: self.host.to_ascii_lowercase().into(),
+            port: self.port,
+        }
+    }
+
+    pub(crate) fn is_https(self) -> bool {
+        self.https
+    }
+
+    /// Whether the host is some label below the host of `domain`, and all else is the same.
+    pub(crate) fn is_below(self, domain: Target<'_>) -> bool {
+        let (host, domain_host) = (self.host.as_bytes(), domain.host.as_bytes());
+        let Some(at) = host.len().checked_sub(domain_host.len()) else {
+            return false;
+        };
+        let (label, end) = host.split_at_checked(at).unwrap_or_default();
+        self.https == domain.https
+            && self.port == domain.port
+            && end.eq_ignore_ascii_case(domain_host)
+            && label.len() > 1
+            && label.ends_with(b".")
+            && !label.starts_with(b".")
+    }
+
+    /// Whether the host names this machine itself, and cannot be read otherwise: 127.0.0.0/8 in
+    /// four decimal parts, `::1`, or `localhost`.
+    pub(crate) fn is_loopback(self) -> bool {
+        if self.host.eq_ignore_ascii_case("localhost") {
+            return true;
+        }
+        match self
+            .host
+            .strip_prefix('[')
+            .and_then(|host| host.strip_suffix(']'))
+        {
+            Some(address) => address.parse() == Ok(Ipv6Addr::LOCALHOST),
+            None => self
+                .host
+                .parse::<Ipv4Addr>()
+                .is_ok_and(|address| address.is_loopback()),
+        }
+    }
+}
+
+impl PartialEq for Target<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.https == other.https
+            && self.port == other.port
+            && self.host.eq_ignore_ascii_case(other.host)
+    }
+}
+
+impl Eq for Target<'_> {}
+
+impl Hash for Target<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.https.hash(state);
+        self.port.hash(state);
+        // In pieces, so that no case-folded copy need be made.
+        let mut folded = [0; 32];
+        for piece in self.host.as_bytes().chunks(folded.len()) {
+            for (to, from) in folded.iter_mut().zip(piece) {
+                *to = from.to_ascii_lowercase();
+            }
+            state.write(folded.get(..piece.len()).unwrap_or_default());
+        }
+    }
+}
+
+impl fmt::Display for Target<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.https { "https" } else { "http" };
+        write!(f, "{scheme}://{}", self.host)?;
+        if self.port == default_port(self.https) {
+            Ok(())
+        } else {
+            write!(f, ":{}", self.port)
+        }
+    }
+}
+
+fn default_port(https: bool) -> u16 {
+    if https { 443 } else { 80 }
+}
+
+pub(crate) fn scheme_of(scheme: &str) -> Result<bool, OriginError> {
+    if scheme.eq_ignore_ascii_case("https") {
+        Ok(true)
+    } else if scheme.eq_ignore_ascii_case("http") {
+        Ok(false)
+    } else {
+        Err(OriginError::Scheme)
+    }
+}
+
+/// The port, where the authority is a host and a port, and nothing else: a user name, or a colon
+/// without a number, could be read in more than one way.
+fn port_of(authority: &Authority) -> Result<Option<u16>, OriginError> {
+    let text = authority.as_str();
+    if text.contains('@') {
+        return Err(OriginError::UserInfo);
+    }
+    let Some(rest) = text.strip_prefix(authority.host()) else {
+        return Err(OriginError::Host);
+    };
+    match rest.strip_prefix(':') {
+        None if rest.is_empty() => Ok(None),
+        Some(port) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => {
+            port.parse().map(Some).map_err(|_| OriginError::Port)
+        }
+        _ => Err(OriginError::Port),
+    }
+}
+
+/// Whether this is a host name or an address in its usual form, and nothing that another reader
+/// could take for another host.
+fn is_host(host: &str) -> bool {
+    if let Some(address) = host.strip_prefix('[') {
+        return address
+            .strip_suffix(']')
+            .is_some_and(|inner| inner.parse::<Ipv6Addr>().is_ok());
+    }
+    // A trailing dot is another name to a resolver; a percent sign is decoded by some and not by
+    // others.
+    let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    !host.is_empty() && host.len() <= 253 && !host.ends_with('.') && host.bytes().all(legal)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,114 @@
+//! The requests that a token can be put into, and the responses that can refuse it.
+
+use http::{Extensions, HeaderMap, StatusCode};
+
+use super::origin::{OriginError, Target};
+
+/// A request that a token can be put into: `http::Request`, and `reqwest::Request` under feature
+/// `reqwest`. Nothing else implements it.
+#[diagnostic::on_unimplemented(
+    message = "no token can be put into a `{Self}`",
+    label = "expected an `http::Request`, or a `reqwest::Request` (feature `reqwest`)",
+    note = "`AddJwtSvid` wraps services of HTTP requests; put it above the one that connects"
+)]
+pub trait OutgoingRequest: sealed::Request {}
+
+/// A response that can refuse a token: `http::Response`, and `reqwest::Response` under feature
+/// `reqwest`. Nothing else implements it.
+#[diagnostic::on_unimplemented(
+    message = "a `{Self}` is no HTTP response",
+    label = "expected an `http::Response`, or a `reqwest::Response` (feature `reqwest`)"
+)]
+pub trait IncomingResponse: sealed::Response {}
+
+impl<R: sealed::Request> OutgoingRequest for R {}
+impl<R: sealed::Response> IncomingResponse for R {}
+
+pub(crate) mod sealed {
+    use super::{Extensions, HeaderMap, OriginError, StatusCode, Target};
+
+    pub trait Request {
+        #[doc(hidden)]
+        fn view(&self) -> View<'_>;
+        #[doc(hidden)]
+        fn headers_to_change(&mut self) -> &mut HeaderMap;
+    }
+
+    pub trait Response {
+        #[doc(hidden)]
+        fn status_and_headers(&self) -> (StatusCode, &HeaderMap);
+    }
+
+    /// What is looked at in a request.
+    #[derive(Debug)]
+    pub struct View<'a> {
+        pub(crate) target: Result<Option<Target<'a>>, OriginError>,
+        pub(crate) headers: &'a HeaderMap,
+        pub(crate) extensions: Option<&'a Extensions>,
+    }
+}
+
+use sealed::View;
+
+/// Whether a service refused the token: 401, or gRPC's UNAUTHENTICATED where it stands in the
+/// response's headers.
+pub(crate) fn refuses(response: &impl sealed::Response) -> bool {
+    let (status, headers) = response.status_and_headers();
+    status == StatusCode::UNAUTHORIZED
+        || headers
+            .get("grpc-status")
+            .is_some_and(|status| status.as_bytes() == b"16")
+}
+
+impl<B> sealed::Request for http::Request<B> {
+    fn view(&self) -> View<'_> {
+        View {
+            target: Target::of_uri(self.uri()),
+            headers: self.headers(),
+            extensions: Some(self.extensions()),
+        }
+    }
+
+    fn headers_to_change(&mut self) -> &mut HeaderMap {
+        self.headers_mut()
+    }
+}
+
+impl<B> sealed::Response for http::Response<B> {
+    fn status_and_headers(&self) -> (StatusCode, &HeaderMap) {
+        (self.status(), self.headers())
+    }
+}
+
+#[cfg(feature = "reqwest")]
+impl sealed::Request for reqwest::Request {
+    fn view(&self) -> View<'_> {
+        View {
+            target: target_of(self.url()),
+            headers: self.headers(),
+            extensions: None,
+        }
+    }
+
+    fn headers_to_change(&mut self) -> &mut HeaderMap {
+        self.headers_mut()
+    }
+}
+
+#[cfg(feature = "reqwest")]
+fn target_of(url: &reqwest::Url) -> Result<Option<Target<'_>>, OriginError> {
+    let https = super::origin::scheme_of(url.scheme())?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(OriginError::UserInfo);
+    }
+    let host = url.host_str().ok_or(OriginError::Host)?;
+    let port = url.port_or_known_default().ok_or(OriginError::Port)?;
+    Target::new(https, host, port).map(Some)
+}
+
+#[cfg(feature = "reqwest")]
+impl sealed::Response for reqwest::Response {
+    fn status_and_headers(&self) -> (StatusCode, &HeaderMap) {
+        (self.status(), self.headers())
+    }
+}

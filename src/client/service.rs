@@ -1,0 +1,110 @@
+use std::mem;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tower_service::Service;
+
+use super::audience::{Audience, AudienceError};
+use super::config::{Config, Decision, OnExisting, Plaintext, insert};
+use super::future::ResponseFuture;
+use super::layer::{AddJwtSvidLayer, options};
+use super::request::{IncomingResponse, OutgoingRequest};
+use super::{BoxError, no_room};
+use crate::spiffe_id::SpiffeId;
+use crate::svid_cache::{Issue, SvidCache};
+use http::header::HeaderName;
+
+/// Puts a fresh token into each request. Made by [`AddJwtSvidLayer`].
+#[derive(Debug, Clone)]
+pub struct AddJwtSvid<S> {
+    inner: S,
+    config: Arc<Config>,
+}
+
+impl<S> AddJwtSvid<S> {
+    /// Signs what goes to `inner` with tokens of `source` (a `JwtSource`, or a [`SvidCache`] over
+    /// a fetcher of your own) for `audience`.
+    pub fn new(inner: S, source: impl Into<SvidCache>, audience: Audience) -> Self {
+        Self::with_config(inner, Arc::new(Config::new(source.into(), audience)))
+    }
+
+    /// The layer that makes these.
+    pub fn layer(source: impl Into<SvidCache>, audience: Audience) -> AddJwtSvidLayer {
+        AddJwtSvidLayer::new(source, audience)
+    }
+
+    pub(super) fn with_config(inner: S, config: Arc<Config>) -> Self {
+        Self { inner, config }
+    }
+
+    /// The service beneath.
+    pub fn get_ref(&self) -> &S {
+        &self.inner
+    }
+
+    /// The service beneath.
+    pub fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
+
+    /// The service beneath.
+    pub fn into_inner(self) -> S {
+        self.inner
+    }
+}
+
+options!(AddJwtSvid<S>, S);
+
+impl<S, R> Service<R> for AddJwtSvid<S>
+where
+    S: Service<R> + Clone,
+    S::Error: Into<BoxError>,
+    S::Response: IncomingResponse,
+    R: OutgoingRequest,
+{
+    type Response = S::Response;
+    type Error = BoxError;
+    type Future = ResponseFuture<S, R>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, mut request: R) -> Self::Future {
+        let view = request.view();
+        match self
+            .config
+            .decide(view.target, view.headers, view.extensions)
+        {
+            Decision::Pass => ResponseFuture::sent(self.inner.call(request), None),
+            Decision::Token(Issue::Ready(issued)) => {
+                let name = self.config.header();
+                if insert(request.headers_to_change(), name, issued.header()) {
+                    return ResponseFuture::sent(self.inner.call(request), Some(issued));
+                }
+                drop(self.give_up());
+                ResponseFuture::failed(no_room())
+            }
+            Decision::Token(Issue::Wait(waiter)) => {
+                let inner = self.give_up();
+                ResponseFuture::waiting(waiter, inner, request, self.config.header().clone())
+            }
+            Decision::Fail(error) => {
+                drop(self.give_up());
+                ResponseFuture::failed(error)
+            }
+        }
+    }
+}
+
+impl<S: Clone> AddJwtSvid<S> {
+    /// Gives up the service that is ready, and gives a clone that has still to become so.
+    ///
+    /// A ready service may hold a permit, or a place in a queue. Held while a token is fetched, it
+    /// would be missing to those who could go on: beneath a concurrency limit of one, for ever.
+    fn give_up(&mut self) -> S {
+        let fresh = self.inner.clone();
+        drop(mem::replace(&mut self.inner, fresh.clone()));
+        fresh
+    }
+}
