@@ -1,0 +1,74 @@
+//! Times tower-spiffe against what one would use in its place: everybody in one process, on the
+//! same tokens, keys and allocator, in interleaved rounds.
+//!
+//! `cargo run --release --manifest-path benches/peers/Cargo.toml` prints the tables as Markdown and
+//! writes them as JSON. `-- --quick` only shows that everything works; `-- NAME…` runs those
+//! sections alone; `--json PATH` says where the figures go.
+
+mod growth;
+mod keys;
+mod layer;
+mod measure;
+mod peers;
+mod report;
+mod verify;
+
+use measure::Effort;
+use report::{Report, Table};
+
+/// A part of the comparison: its name, and what it measures.
+type Section = (&'static str, fn(Effort) -> Vec<Table>);
+
+const SECTIONS: &[Section] = &[
+    ("cold", verify::cold),
+    ("repeated", |effort| vec![verify::repeated(effort)]),
+    ("refusals", verify::refusals),
+    ("growth", |effort| {
+        vec![
+            growth::bundles(effort),
+            growth::tokens(effort),
+            growth::threads(effort),
+        ]
+    }),
+    ("layer", |effort| vec![layer::calls(effort)]),
+    ("layer-refusals", |effort| vec![layer::refusals(effort)]),
+];
+
+fn main() {
+    let mut effort = Effort::FULL;
+    let mut json = "peers.json".to_owned();
+    let mut wanted = Vec::new();
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--quick" => effort = Effort::QUICK,
+            "--json" => json = arguments.next().expect("--json PATH"),
+            name if SECTIONS.iter().any(|(section, _)| *section == name) => {
+                wanted.push(argument);
+            }
+            other => panic!("no section is called {other}: {:?}", names()),
+        }
+    }
+    let mut report = Report {
+        machine: report::machine(),
+        tables: Vec::new(),
+    };
+    for (what, is) in &report.machine {
+        println!("- {what}: {is}");
+    }
+    for (name, section) in SECTIONS {
+        if !wanted.is_empty() && !wanted.iter().any(|wanted| wanted == name) {
+            continue;
+        }
+        for table in section(effort) {
+            println!("\n{}", table.markdown());
+            report.tables.push(table);
+        }
+    }
+    std::fs::write(&json, serde_json::to_string_pretty(&report).unwrap()).unwrap();
+    eprintln!("the figures are in {json}");
+}
+
+fn names() -> Vec<&'static str> {
+    SECTIONS.iter().map(|(name, _)| *name).collect()
+}

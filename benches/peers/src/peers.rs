@@ -1,0 +1,212 @@
+//! Each library set up as its own documentation advises.
+
+use std::convert::Infallible;
+use std::future::{Ready, ready};
+use std::marker::PhantomData;
+use std::task::{Context, Poll};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures_util::FutureExt as _;
+use http::header::AUTHORIZATION;
+use http::{HeaderValue, Request, Response};
+use serde::Deserialize;
+use tower_spiffe::server::{Allow, ValidateJwtSvidLayer};
+use tower_spiffe::{Algorithm, FixedBundles, JwtBundle, JwtBundleSet, TrustDomain, Validator};
+
+use crate::keys::{AUDIENCE, Signer, TRUST_DOMAIN};
+
+/// What users of jsonwebtoken write down to get at the caller.
+#[derive(Debug, Clone, Deserialize)]
+#[allow(dead_code, reason = "reading it is the work")]
+pub struct Claims {
+    pub sub: String,
+    pub aud: Vec<String>,
+    pub exp: u64,
+}
+
+// === tower-spiffe ===
+
+pub fn our_bundle(trust_domain: &str, jwks: &str) -> JwtBundle {
+    JwtBundle::from_jwks(TrustDomain::parse(trust_domain).unwrap(), jwks.as_bytes()).unwrap()
+}
+
+pub fn our_bundles(signer: &Signer) -> JwtBundleSet {
+    JwtBundleSet::from_iter([our_bundle(TRUST_DOMAIN, &signer.jwks())])
+}
+
+pub fn validator(bundles: &JwtBundleSet) -> Validator {
+    Validator::builder(FixedBundles::new(bundles.clone()))
+        .audience(AUDIENCE)
+        .build()
+        .unwrap()
+}
+
+pub fn our_layer(validator: Validator) -> ValidateJwtSvidLayer {
+    ValidateJwtSvidLayer::required(validator, Allow::trust_domain(TRUST_DOMAIN).unwrap())
+}
+
+// === spiffe ===
+
+pub fn spiffe_bundle(trust_domain: &str, jwks: &str) -> spiffe::JwtBundle {
+    let trust_domain = spiffe::TrustDomain::new(trust_domain).unwrap();
+    spiffe::JwtBundle::from_jwt_authorities(trust_domain, jwks.as_bytes()).unwrap()
+}
+
+pub fn spiffe_bundles(signer: &Signer) -> spiffe::JwtBundleSet {
+    let mut bundles = spiffe::JwtBundleSet::new();
+    bundles.add_bundle(spiffe_bundle(TRUST_DOMAIN, &signer.jwks()));
+    bundles
+}
+
+// === jsonwebtoken ===
+
+/// A key that is made once, and a validation that is.
+pub struct Jsonwebtoken {
+    key: jsonwebtoken::DecodingKey,
+    validation: jsonwebtoken::Validation,
+}
+
+impl Jsonwebtoken {
+    /// `None` where it does not know the algorithm.
+    pub fn new(signer: &Signer) -> Option<Self> {
+        let algorithm = signer.algorithm.as_str().parse().ok()?;
+        let jwk = serde_json::from_value(signer.jwk()).ok()?;
+        let mut validation = jsonwebtoken::Validation::new(algorithm);
+        validation.set_audience(&[AUDIENCE]);
+        Some(Self {
+            key: jsonwebtoken::DecodingKey::from_jwk(&jwk).ok()?,
+            validation,
+        })
+    }
+
+    pub fn verify(&self, token: &str) -> jsonwebtoken::errors::Result<Claims> {
+        jsonwebtoken::decode(token, &self.key, &self.validation).map(|data| data.claims)
+    }
+}
+
+// === jwt-authorizer ===
+
+pub type JwtAuthorizer = jwt_authorizer::Authorizer<Claims>;
+
+pub fn jwt_authorizer(signer: &Signer) -> Option<JwtAuthorizer> {
+    if signer.algorithm == Algorithm::ES512 {
+        return None;
+    }
+    jwt_authorizer::AuthorizerBuilder::from_jwks_text(&signer.jwks())
+        .validation(jwt_authorizer::Validation::new().aud(&[AUDIENCE]))
+        .build()
+        .now_or_never()
+        .expect("it fetches nothing")
+        .ok()
+}
+
+// === tower-oauth2-resource-server ===
+
+pub type OAuth2Server =
+    tower_oauth2_resource_server::server::OAuth2ResourceServer<Claims>;
+
+pub fn oauth2_server(signer: &Signer) -> Option<OAuth2Server> {
+    use tower_oauth2_resource_server::server::OAuth2ResourceServer;
+    use tower_oauth2_resource_server::tenant::TenantConfiguration;
+
+    let tenant = TenantConfiguration::static_builder(signer.jwks())
+        .audiences(&[AUDIENCE])
+        .build()
+        .ok()?;
+    <OAuth2ResourceServer<Claims>>::builder()
+        .add_tenant(tenant)
+        .build()
+        .now_or_never()
+        .expect("it fetches nothing")
+        .ok()
+}
+
+// === aws-lc-rs alone ===
+
+/// The least that anyone must do: one check of one signature, with a key that was parsed before.
+pub struct Raw {
+    key: aws_lc_rs::signature::ParsedPublicKey,
+}
+
+/// What [`Raw`] checks, taken from a token beforehand.
+pub struct RawToken {
+    signed: Box<str>,
+    signature: Box<[u8]>,
+}
+
+impl Raw {
+    pub fn new(signer: &Signer) -> Self {
+        Self {
+            key: signer.parsed(),
+        }
+    }
+
+    pub fn verify(&self, token: &RawToken) -> bool {
+        self.key
+            .verify_sig(token.signed.as_bytes(), &token.signature)
+            .is_ok()
+    }
+}
+
+impl RawToken {
+    pub fn new(token: &str) -> Self {
+        let (signed, signature) = token.rsplit_once('.').unwrap();
+        Self {
+            signed: signed.into(),
+            signature: URL_SAFE_NO_PAD.decode(signature).unwrap().into(),
+        }
+    }
+}
+
+// === The service that is guarded, and its requests ===
+
+/// Takes a request and says yes, with an empty body of a chosen type.
+pub struct Bare<R>(PhantomData<fn() -> R>);
+
+impl<R> Bare<R> {
+    pub fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<R> Clone for Bare<R> {
+    fn clone(&self) -> Self {
+        Self::new()
+    }
+}
+
+impl<B, R: Default> tower::Service<Request<B>> for Bare<R> {
+    type Response = Response<R>;
+    type Error = Infallible;
+    type Future = Ready<Result<Response<R>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        drop(request);
+        ready(Ok(Response::new(R::default())))
+    }
+}
+
+pub fn bearer(token: &str) -> HeaderValue {
+    let mut value = HeaderValue::try_from(format!("Bearer {token}")).unwrap();
+    value.set_sensitive(true);
+    value
+}
+
+/// A request such as a server gets, with a few headers more than the one that counts.
+pub fn request(authorization: Option<&HeaderValue>) -> Request<()> {
+    let mut request = Request::get("https://reports.prod.example/v1/reports/7")
+        .header("accept", "application/json")
+        .header("user-agent", "peers/1")
+        .header("x-request-id", "0123456789abcdef")
+        .body(())
+        .unwrap();
+    if let Some(value) = authorization {
+        request.headers_mut().insert(AUTHORIZATION, value.clone());
+    }
+    request
+}
