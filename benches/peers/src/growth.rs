@@ -45,7 +45,10 @@ pub fn bundles(effort: Effort) -> Table {
         .iter()
         .map(|&(domains, keys)| {
             let sets = key_sets(&signer, domains, keys);
-            let ours: JwtBundleSet = sets.iter().map(|(name, set)| our_bundle(name, set)).collect();
+            let ours: JwtBundleSet = sets
+                .iter()
+                .map(|(name, set)| our_bundle(name, set))
+                .collect();
             let mut theirs = spiffe::JwtBundleSet::new();
             for (name, set) in &sets {
                 theirs.add_bundle(spiffe_bundle(name, set));
@@ -81,13 +84,21 @@ pub fn bundles(effort: Effort) -> Table {
     );
     for (kind, name, above) in [
         ("seen", format!("{OURS}, token seen before"), false),
-        ("new", format!("{OURS}, never seen, above the bare check"), true),
+        (
+            "new",
+            format!("{OURS}, never seen, above the bare check"),
+            true,
+        ),
         ("spiffe", format!("{SPIFFE}, above the bare check"), true),
     ] {
         let cells = (0..SIZES.len()).map(|at| {
             let wanted = format!("{kind} {at}");
             let (_, outcome) = outcomes.iter().find(|(name, _)| *name == wanted)?;
-            Cell::nanos(if above { outcome.over_first } else { outcome.nanos })
+            Cell::nanos(if above {
+                outcome.over_first
+            } else {
+                outcome.nanos
+            })
         });
         table.row(name, cells.collect());
     }

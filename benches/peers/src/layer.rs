@@ -92,14 +92,18 @@ fn contest(
 
     let mut by_hand = ValidateRequestHeaderLayer::custom(move |request: &mut Request<()>| {
         let claims = token_of(request).and_then(|token| jsonwebtoken.verify(token).ok());
-        request.extensions_mut().insert(claims.ok_or_else(unauthorized)?);
+        request
+            .extensions_mut()
+            .insert(claims.ok_or_else(unauthorized)?);
         Ok(())
     })
     .layer(string.clone());
     let mut by_hand_spiffe = ValidateRequestHeaderLayer::custom(move |request: &mut Request<()>| {
         let verify = |token| spiffe::JwtSvid::parse_and_validate(token, &theirs, &[AUDIENCE]).ok();
         let svid = token_of(request).and_then(verify);
-        request.extensions_mut().insert(svid.ok_or_else(unauthorized)?);
+        request
+            .extensions_mut()
+            .insert(svid.ok_or_else(unauthorized)?);
         Ok(())
     })
     .layer(string.clone());
@@ -120,14 +124,22 @@ fn contest(
     }
     contest = contest.batch(OURS, move |count| {
         let mut service = prepare(|| {
-            let validator = if fresh { validator(&bundles) } else { kept.clone() };
+            let validator = if fresh {
+                validator(&bundles)
+            } else {
+                kept.clone()
+            };
             our_layer(validator).layer(Bare::<String>::new())
         });
         with_tokens(&mut service, headers, count, expected)
     });
     // It knows one token by heart.
     if !fresh && expected == StatusCode::OK {
-        let token = headers[0].to_str().unwrap().strip_prefix("Bearer ").unwrap();
+        let token = headers[0]
+            .to_str()
+            .unwrap()
+            .strip_prefix("Bearer ")
+            .unwrap();
         #[allow(deprecated, reason = "it is what there is")]
         let mut fixed = ValidateRequestHeaderLayer::bearer(token).layer(string);
         contest = contest.batch(STATIC, move |count| {

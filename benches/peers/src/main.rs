@@ -6,8 +6,10 @@
 //! sections alone; `--json PATH` says where the figures go.
 
 mod growth;
+mod inject;
 mod keys;
 mod layer;
+mod loopback;
 mod measure;
 mod peers;
 mod report;
@@ -32,6 +34,8 @@ const SECTIONS: &[Section] = &[
     }),
     ("layer", |effort| vec![layer::calls(effort)]),
     ("layer-refusals", |effort| vec![layer::refusals(effort)]),
+    ("injection", |effort| vec![inject::injection(effort)]),
+    ("loopback", loopback::run),
 ];
 
 fn main() {

@@ -103,8 +103,7 @@ pub fn jwt_authorizer(signer: &Signer) -> Option<JwtAuthorizer> {
 
 // === tower-oauth2-resource-server ===
 
-pub type OAuth2Server =
-    tower_oauth2_resource_server::server::OAuth2ResourceServer<Claims>;
+pub type OAuth2Server = tower_oauth2_resource_server::server::OAuth2ResourceServer<Claims>;
 
 pub fn oauth2_server(signer: &Signer) -> Option<OAuth2Server> {
     use tower_oauth2_resource_server::server::OAuth2ResourceServer;

@@ -174,9 +174,15 @@ pub fn machine() -> Vec<(String, String)> {
     [
         (
             "processor",
-            format!("{}, {cores} cores", field(&read("/proc/cpuinfo"), "model name")),
+            format!(
+                "{}, {cores} cores",
+                field(&read("/proc/cpuinfo"), "model name")
+            ),
         ),
-        ("system", format!("Linux {}", read("/proc/sys/kernel/osrelease").trim())),
+        (
+            "system",
+            format!("Linux {}", read("/proc/sys/kernel/osrelease").trim()),
+        ),
         ("compiler", run("rustc", "--version")),
         ("date", run("date", "-uI")),
     ]

@@ -83,8 +83,7 @@ fn cold_of(effort: Effort, algorithm: Algorithm) -> Vec<(String, Outcome)> {
             assert_eq!(validator.cache_stats().misses, count as u64);
             time
         });
-    let spiffe =
-        |n: usize| spiffe::JwtSvid::parse_and_validate(&tokens[n], &theirs, &[AUDIENCE]);
+    let spiffe = |n: usize| spiffe::JwtSvid::parse_and_validate(&tokens[n], &theirs, &[AUDIENCE]);
     if spiffe(0).is_ok() {
         contest = contest.each(SPIFFE, move |n| spiffe(n).unwrap());
     }
@@ -122,7 +121,11 @@ pub fn repeated(effort: Effort) -> Table {
         })
         .each(JSONWEBTOKEN, |_| jsonwebtoken.verify(token).unwrap())
         .each(JWT_AUTHORIZER, |_| {
-            authorizer.check_auth(token).now_or_never().unwrap().unwrap()
+            authorizer
+                .check_auth(token)
+                .now_or_never()
+                .unwrap()
+                .unwrap()
         })
         .run();
     let title = format!(
@@ -177,10 +180,17 @@ pub fn refused(signer: &Signer) -> Vec<Refused> {
         ),
         refused(
             "`alg: none`",
-            format!("{}.{payload}.", encode(&json!({"alg": "none", "typ": "JWT"}))),
+            format!(
+                "{}.{payload}.",
+                encode(&json!({"alg": "none", "typ": "JWT"}))
+            ),
             ValidateReason::Malformed,
         ),
-        refused("no token at all", "a.b.c".repeat(70), ValidateReason::Malformed),
+        refused(
+            "no token at all",
+            "a.b.c".repeat(70),
+            ValidateReason::Malformed,
+        ),
     ]
 }
 

@@ -1,0 +1,371 @@
+//! Whole servers on the loopback interface: what a layer adds for each request, in processor time
+//! of the server's thread, and what the caller sees.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::Request;
+use axum::routing::get;
+use axum::{ServiceExt as _, body::Body};
+use bytes::Bytes;
+use http::HeaderValue;
+use http::header::AUTHORIZATION;
+use http_body_util::{BodyExt as _, Empty};
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, TcpStream};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+use tower::{Layer as _, Service};
+use tower_http::validate_request::ValidateRequestHeaderLayer;
+use tower_spiffe::server::{Allow, GrpcPolicy, ValidateJwtSvidLayer};
+
+use crate::keys::{Signer, TRUST_DOMAIN};
+use crate::measure::{Effort, quantile};
+use crate::peers::{
+    Claims, Jsonwebtoken, bearer, oauth2_server, our_bundles, our_layer, validator,
+};
+use crate::report::{Cell, Table};
+use crate::verify::OURS;
+
+/// So many requests are under way at any time.
+const CONCURRENCY: usize = 16;
+
+/// A server on a thread of its own.
+struct Server {
+    address: SocketAddr,
+    /// Of its thread.
+    id: String,
+}
+
+impl Server {
+    fn start<F>(serve: impl FnOnce(TcpListener) -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = ()>,
+    {
+        let (tell, told) = mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                let link = std::fs::read_link("/proc/thread-self").unwrap();
+                let id = link.file_name().unwrap().to_string_lossy().into_owned();
+                tell.send((listener.local_addr().unwrap(), id)).unwrap();
+                serve(listener).await;
+            });
+        });
+        let (address, id) = told.recv().unwrap();
+        Self { address, id }
+    }
+
+    fn axum<S>(app: S) -> Self
+    where
+        S: Service<Request, Response = axum::response::Response, Error = std::convert::Infallible>
+            + Clone
+            + Send
+            + 'static,
+        S::Future: Send,
+    {
+        Self::start(async move |listener| {
+            axum::serve(listener, app.into_make_service())
+                .await
+                .unwrap();
+        })
+    }
+
+    /// Processor time of the thread so far, in nanoseconds, as the scheduler counts it.
+    fn processor_time(&self) -> u64 {
+        let path = format!("/proc/self/task/{}/schedstat", self.id);
+        let text = std::fs::read_to_string(path).unwrap();
+        text.split(' ').next().unwrap().parse().unwrap()
+    }
+}
+
+fn router() -> Router {
+    Router::new().route("/v1/reports/{id}", get(async || "the report"))
+}
+
+/// One slice of load: what it cost the server and how long each request took.
+struct Slice {
+    processor: f64,
+    rate: f64,
+    latencies: Vec<f64>,
+}
+
+/// Sends these headers, one request each, over connections that stay open.
+async fn load_http(connections: &mut [Sender], headers: &[HeaderValue], count: usize) -> Vec<f64> {
+    let share = count / connections.len();
+    let work = connections.iter_mut().enumerate().map(|(at, sender)| {
+        let mut latencies = Vec::with_capacity(share);
+        async move {
+            for n in 0..share {
+                let request = Request::get("/v1/reports/7")
+                    .header("host", "reports.prod.example")
+                    .header("accept", "application/json")
+                    .header(AUTHORIZATION, &headers[(at * share + n) % headers.len()])
+                    .body(Empty::<Bytes>::new())
+                    .unwrap();
+                let start = Instant::now();
+                let response = sender.send_request(request).await.unwrap();
+                assert_eq!(response.status(), 200);
+                response.into_body().collect().await.unwrap();
+                latencies.push(start.elapsed().as_nanos() as f64);
+            }
+            latencies
+        }
+    });
+    futures_util::future::join_all(work).await.concat()
+}
+
+type Sender = hyper::client::conn::http1::SendRequest<Empty<Bytes>>;
+
+async fn connect(address: SocketAddr) -> Sender {
+    let stream = TcpStream::connect(address).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+async fn load_grpc(
+    client: &HealthClient<tonic::transport::Channel>,
+    headers: &[HeaderValue],
+    count: usize,
+) -> Vec<f64> {
+    let share = count / CONCURRENCY;
+    let work = (0..CONCURRENCY).map(|at| {
+        let mut client = client.clone();
+        async move {
+            let mut latencies = Vec::with_capacity(share);
+            for n in 0..share {
+                let mut request = tonic::Request::new(HealthCheckRequest::default());
+                let header = &headers[(at * share + n) % headers.len()];
+                let value = header.to_str().unwrap().parse().unwrap();
+                request.metadata_mut().insert("authorization", value);
+                let start = Instant::now();
+                client.check(request).await.unwrap();
+                latencies.push(start.elapsed().as_nanos() as f64);
+            }
+            latencies
+        }
+    });
+    futures_util::future::join_all(work).await.concat()
+}
+
+/// A server with the connections to it.
+enum Entrant {
+    Http(Server, Vec<Sender>),
+    Grpc(Server, HealthClient<tonic::transport::Channel>),
+}
+
+impl Entrant {
+    async fn http(server: Server) -> Self {
+        let mut connections = Vec::new();
+        for _ in 0..CONCURRENCY {
+            connections.push(connect(server.address).await);
+        }
+        Self::Http(server, connections)
+    }
+
+    async fn grpc(server: Server) -> Self {
+        let address = format!("http://{}", server.address);
+        let endpoint = tonic::transport::Endpoint::try_from(address).unwrap();
+        let channel = endpoint.connect().await.unwrap();
+        Self::Grpc(server, HealthClient::new(channel))
+    }
+
+    async fn slice(&mut self, headers: &[HeaderValue], count: usize) -> Slice {
+        let server = match self {
+            Self::Http(server, _) | Self::Grpc(server, _) => server,
+        };
+        let (id, address) = (server.id.clone(), server.address);
+        let server = Server { address, id };
+        let before = server.processor_time();
+        let start = Instant::now();
+        let latencies = match self {
+            Self::Http(_, connections) => load_http(connections, headers, count).await,
+            Self::Grpc(_, client) => load_grpc(client, headers, count).await,
+        };
+        let time = start.elapsed();
+        // What it still has to do belongs to it too.
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        let done = latencies.len() as f64;
+        Slice {
+            processor: (server.processor_time() - before) as f64 / done,
+            rate: done / time.as_secs_f64(),
+            latencies,
+        }
+    }
+}
+
+pub fn run(effort: Effort) -> Vec<Table> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        vec![
+            axum_table(effort, "axum-seen", true).await,
+            axum_table(effort, "axum-new", false).await,
+            tonic_table(effort, "tonic-seen", true).await,
+            tonic_table(effort, "tonic-new", false).await,
+        ]
+    })
+}
+
+fn title(server: &str, seen: bool) -> String {
+    let tokens = if seen {
+        "one token, again and again"
+    } else {
+        "each token new"
+    };
+    format!("{server} on loopback, {CONCURRENCY} requests at a time, {tokens} (ES256)")
+}
+
+async fn axum_table(effort: Effort, id: &str, seen: bool) -> Table {
+    let signer = Signer::usual();
+    let jsonwebtoken = Arc::new(Jsonwebtoken::new(&signer).unwrap());
+    let by_hand = ValidateRequestHeaderLayer::custom(move |request: &mut Request| {
+        let refuse = || {
+            let mut response = axum::response::Response::new(Body::empty());
+            *response.status_mut() = http::StatusCode::UNAUTHORIZED;
+            response
+        };
+        let value = request.headers().get(AUTHORIZATION);
+        let token = value.and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+        let claims: Option<Claims> = token.and_then(|token| jsonwebtoken.verify(token).ok());
+        request.extensions_mut().insert(claims.ok_or_else(refuse)?);
+        Ok(())
+    });
+    let oauth2 = oauth2_server(&signer).unwrap().into_layer::<Body>();
+    let ours = our_layer(validator(&our_bundles(&signer)));
+    let entrants = vec![
+        ("no layer at all".to_owned(), Server::axum(router())),
+        (OURS.to_owned(), Server::axum(ours.layer(router()))),
+        (
+            "tower-http 0.7 `custom` + jsonwebtoken 11.1 [^claims]".to_owned(),
+            Server::axum(by_hand.layer(router())),
+        ),
+        (
+            "tower-oauth2-resource-server 0.12 [^claims]".to_owned(),
+            Server::axum(oauth2.layer(router())),
+        ),
+    ];
+    let mut connected = Vec::new();
+    for (name, server) in entrants {
+        connected.push((name, Entrant::http(server).await));
+    }
+    let table = Table::new(id, &title("axum, HTTP/1.1", seen), COLUMNS);
+    compare(effort, table, &signer, seen, connected).await
+}
+
+async fn tonic_table(effort: Effort, id: &str, seen: bool) -> Table {
+    let signer = Signer::usual();
+    let validator = validator(&our_bundles(&signer));
+    let policy = GrpcPolicy::deny_by_default()
+        .method(
+            "/grpc.health.v1.Health/Check",
+            Allow::trust_domain(TRUST_DOMAIN).unwrap(),
+        )
+        .build()
+        .unwrap();
+    let bare = Server::start(async |listener| {
+        let (_, health) = tonic_health::server::health_reporter();
+        let incoming =
+            tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
+        tonic::transport::Server::builder()
+            .add_service(health)
+            .serve_with_incoming(incoming)
+            .await
+            .unwrap();
+    });
+    let guarded = Server::start(async |listener| {
+        let (_, health) = tonic_health::server::health_reporter();
+        let incoming =
+            tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
+        tonic::transport::Server::builder()
+            .layer(ValidateJwtSvidLayer::required(validator, policy))
+            .add_service(health)
+            .serve_with_incoming(incoming)
+            .await
+            .unwrap();
+    });
+    let connected = vec![
+        ("no layer at all".to_owned(), Entrant::grpc(bare).await),
+        (OURS.to_owned(), Entrant::grpc(guarded).await),
+    ];
+    let table = Table::new(id, &title("tonic", seen), COLUMNS);
+    compare(effort, table, &signer, seen, connected).await
+}
+
+const COLUMNS: &[&str] = &[
+    "server's processor time",
+    "above no layer",
+    "requests",
+    "to no layer",
+    "p50",
+    "p99",
+];
+
+async fn compare(
+    effort: Effort,
+    mut table: Table,
+    signer: &Signer,
+    seen: bool,
+    mut entrants: Vec<(String, Entrant)>,
+) -> Table {
+    let (count, rounds) = match (effort.quick, seen) {
+        (true, _) => (CONCURRENCY * 10, 2),
+        (false, true) => (CONCURRENCY * 800, 25),
+        (false, false) => (CONCURRENCY * 200, 15),
+    };
+    let mut slices: Vec<Vec<Slice>> = entrants.iter().map(|_| Vec::new()).collect();
+    for round in 0..=rounds {
+        let tokens = signer.tokens(if seen { 1 } else { count });
+        let headers: Vec<_> = tokens.iter().map(|token| bearer(token)).collect();
+        let order = (0..entrants.len()).map(|place| (place + round) % slices.len());
+        for at in order.collect::<Vec<_>>() {
+            let slice = entrants[at].1.slice(&headers, count).await;
+            // The first round only warms up.
+            if round > 0 {
+                slices[at].push(slice);
+            }
+        }
+    }
+    let median = |values: Vec<f64>| quantile(values, 0.5);
+    let against_first = |at: usize, of: fn(&Slice, &Slice) -> f64| {
+        let pairs = slices[at].iter().zip(&slices[0]);
+        median(pairs.map(|(slice, first)| of(slice, first)).collect())
+    };
+    for (at, (name, _)) in entrants.iter().enumerate() {
+        let own = &slices[at];
+        let latency = |q: f64| {
+            median(
+                own.iter()
+                    .map(|slice| quantile(slice.latencies.clone(), q))
+                    .collect(),
+            )
+        };
+        table.row(
+            name.as_str(),
+            vec![
+                Cell::nanos(median(own.iter().map(|slice| slice.processor).collect())),
+                Cell::nanos(against_first(at, |slice, first| {
+                    slice.processor - first.processor
+                })),
+                Cell::rate(median(own.iter().map(|slice| slice.rate).collect())),
+                Cell::ratio(against_first(at, |slice, first| slice.rate / first.rate)),
+                Cell::nanos(latency(0.5)),
+                Cell::nanos(latency(0.99)),
+            ],
+        );
+    }
+    table
+}
