@@ -13,7 +13,7 @@ use tower_spiffe::{Algorithm, Clock, FixedBundles, UnixTime, Validator};
 const ID: &str = "spiffe://example.org/web";
 const AUD: &str = "spiffe://example.org/db";
 
-fn part(token: &str, at: usize) -> Value {
+pub(crate) fn part(token: &str, at: usize) -> Value {
     let bytes = URL_SAFE_NO_PAD
         .decode(token.split('.').nth(at).unwrap())
         .unwrap();

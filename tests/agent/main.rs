@@ -10,4 +10,7 @@
     reason = "tests"
 )]
 
+mod as_spire;
 mod issuer;
+mod support;
+mod wire;

@@ -240,7 +240,6 @@ impl Issuer {
     }
 
     /// Tells this one whenever the bundle changes, for as long as it lives.
-    #[allow(dead_code)]
     pub(super) fn tell(&self, listener: &Arc<dyn OnChange>) {
         let mut listeners = self.listeners();
         listeners.retain(|listener| listener.strong_count() > 0);

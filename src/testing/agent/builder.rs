@@ -1,0 +1,166 @@
+//! How the agent is to be.
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+
+use super::connection::Connections;
+use super::place::Place;
+use super::state::{Agent, Entry, OffsetClock};
+use super::tokens::TokenCache;
+use super::{Inner, Presence, WorkloadApi};
+use crate::clock::{Clock, SystemClock};
+use crate::jwt::Algorithm;
+use crate::spiffe_id::{SpiffeId, TrustDomain};
+use crate::testing::error::Error;
+use crate::testing::issuer::{DEFAULT_TOKEN_LIFE, Issuer};
+
+/// Says how the embedded Workload API is to be, then starts it.
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_spiffe::Algorithm;
+/// use tower_spiffe::testing::WorkloadApi;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let agent = WorkloadApi::builder("example.org")
+///     .algorithm(Algorithm::ES384)
+///     .token_life(Duration::from_secs(60))
+///     .start_tcp()
+///     .await?;
+/// assert!(agent.endpoint().starts_with("tcp://127.0.0.1:"));
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "nothing is started before one of the `start` methods"]
+pub struct WorkloadApiBuilder {
+    trust_domain: String,
+    clock: Arc<dyn Clock>,
+    algorithm: Algorithm,
+    token_life: Duration,
+    cache: bool,
+    enforce_pings: bool,
+    seed: u64,
+}
+
+impl WorkloadApiBuilder {
+    pub(super) fn new(trust_domain: &str) -> Self {
+        Self {
+            trust_domain: trust_domain.to_owned(),
+            clock: SystemClock::shared(),
+            algorithm: Algorithm::ES256,
+            token_life: DEFAULT_TOKEN_LIFE,
+            cache: true,
+            enforce_pings: true,
+            seed: 1,
+        }
+    }
+
+    /// The clock that tokens and keys live by: the machine's, unless told otherwise. Sources of
+    /// [`source`](WorkloadApi::source) get it too.
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// The algorithm of the first key: ES256, unless told otherwise.
+    pub fn algorithm(mut self, algorithm: Algorithm) -> Self {
+        self.algorithm = algorithm;
+        self
+    }
+
+    /// How long tokens live whose entry says nothing else: five minutes, unless told otherwise.
+    pub fn token_life(mut self, life: Duration) -> Self {
+        self.token_life = life;
+        self
+    }
+
+    /// Whether the agent gives the same token again for about half of its life, as SPIRE's does.
+    /// It does, unless told otherwise.
+    pub fn cache_tokens(mut self, cache: bool) -> Self {
+        self.cache = cache;
+        self
+    }
+
+    /// Whether a client that pings too often is cut off, as by a grpc-go server that nobody
+    /// configured: at the third HTTP/2 ping that comes less than five minutes after the one
+    /// before it (two hours while no call is open), with nothing sent to the client in between.
+    /// It is, unless told otherwise.
+    pub fn enforce_keepalive(mut self, enforce: bool) -> Self {
+        self.enforce_pings = enforce;
+        self
+    }
+
+    /// The seed of what the agent leaves to chance: how fresh a cached token must be.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Starts it on a Unix socket in a directory of its own, which goes when the agent does.
+    ///
+    /// # Errors
+    /// The trust domain is malformed, there are no Unix sockets here, or this one cannot be
+    /// opened.
+    pub async fn start(self) -> Result<WorkloadApi, Error> {
+        self.start_at(Place::unix()?).await
+    }
+
+    /// Starts it on a free TCP port of this machine.
+    ///
+    /// # Errors
+    /// The trust domain is malformed, or no port can be opened.
+    pub async fn start_tcp(self) -> Result<WorkloadApi, Error> {
+        self.start_at(Place::tcp()).await
+    }
+
+    /// Starts it without a socket: only [`connector`](WorkloadApi::connector) and
+    /// [`serve_stream`](WorkloadApi::serve_stream) lead to it. This is the one for paused time,
+    /// which runs ahead while a real socket is waited for.
+    ///
+    /// # Errors
+    /// The trust domain is malformed, or there is no tokio runtime here.
+    pub async fn start_in_memory(self) -> Result<WorkloadApi, Error> {
+        self.start_at(Place::Memory).await
+    }
+
+    async fn start_at(self, place: Place) -> Result<WorkloadApi, Error> {
+        let runtime = Handle::try_current().map_err(|_| Error::NoRuntime)?;
+        let trust_domain = TrustDomain::parse(&self.trust_domain)?;
+        let entry = Entry {
+            id: SpiffeId::parse(&format!("spiffe://{trust_domain}/workload"))?,
+            hint: String::new(),
+            token_life: self.token_life,
+        };
+        let clock = OffsetClock::new(self.clock);
+        let issuer = Issuer::build(trust_domain, clock.clone(), self.algorithm);
+        issuer.set_token_life(self.token_life);
+        let cache = TokenCache::new(self.cache, self.seed);
+        let api = WorkloadApi {
+            inner: Arc::new(Inner {
+                agent: Agent::new(issuer, clock, entry, cache, self.enforce_pings),
+                connections: Arc::new(Connections::new(runtime.clone())),
+                presence: Mutex::new(Presence::new(place)),
+                timers: Mutex::new(JoinSet::new()),
+                schedule: Mutex::new(None),
+                runtime,
+            }),
+        };
+        api.start_again().await?;
+        Ok(api)
+    }
+}
+
+impl fmt::Debug for WorkloadApiBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkloadApiBuilder")
+            .field("trust_domain", &self.trust_domain)
+            .field("algorithm", &self.algorithm)
+            .field("token_life", &self.token_life)
+            .finish_non_exhaustive()
+    }
+}

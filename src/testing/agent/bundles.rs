@@ -1,0 +1,191 @@
+//! What one bundle stream says.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::{self, Stream};
+use tokio::sync::{oneshot, watch};
+use tonic::Status;
+
+use super::calls::denied;
+use super::fault::{Call, Fault};
+use super::replay::Step;
+use super::state::{Agent, Bundles};
+use crate::grpc_code::GrpcCode;
+use crate::workload_api::pb::JwtBundlesResponse;
+
+pub(super) type BundleStream =
+    Pin<Box<dyn Stream<Item = Result<JwtBundlesResponse, Status>> + Send>>;
+
+/// The bundles now, and again whenever they change. A reader that is slow gets only the latest.
+pub(super) fn bundle_stream(agent: Arc<Agent>) -> BundleStream {
+    let speaker = Speaker {
+        id: agent.stream_opened(),
+        ticks: agent.ticks(),
+        last: None,
+        said: 0,
+        taking: None,
+        ended: false,
+        agent,
+    };
+    // Known from now on, so that a rotation waits for its first message too.
+    speaker.agent.stream_took(speaker.id, 0);
+    Box::pin(stream::unfold(speaker, |mut speaker| async {
+        let item = speaker.next().await?;
+        Some((item, speaker))
+    }))
+}
+
+/// One stream's side of the conversation.
+struct Speaker {
+    agent: Arc<Agent>,
+    id: u64,
+    ticks: watch::Receiver<()>,
+    last: Option<Arc<Bundles>>,
+    said: u64,
+    taking: Option<Taking>,
+    ended: bool,
+}
+
+/// What is to be told when the message just given has been taken off our hands.
+enum Taking {
+    Publication(u64),
+    Replayed(oneshot::Sender<()>),
+}
+
+/// What to do next.
+enum Next {
+    Say(Arc<Bundles>, Taking),
+    End(Option<Status>),
+    Wait,
+    SayLater(Duration),
+}
+
+impl Speaker {
+    async fn next(&mut self) -> Option<Result<JwtBundlesResponse, Status>> {
+        // Asked for the next one: the last one is on its way.
+        match self.taking.take() {
+            Some(Taking::Publication(number)) => self.agent.stream_took(self.id, number),
+            Some(Taking::Replayed(taken)) => {
+                let _ = taken.send(());
+            }
+            None => {}
+        }
+        if self.ended {
+            return None;
+        }
+        let mut waited = false;
+        loop {
+            self.ticks.mark_unchanged();
+            match self.decide(waited) {
+                Next::Say(bundles, taking) => {
+                    self.said += 1;
+                    self.agent.counters.bundle_messages.up();
+                    self.last = Some(bundles.clone());
+                    self.taking = Some(taking);
+                    let bundles = HashMap::clone(&bundles);
+                    return Some(Ok(JwtBundlesResponse { bundles }));
+                }
+                Next::End(status) => {
+                    self.ended = true;
+                    return status.map(Err);
+                }
+                Next::Wait => {
+                    waited = false;
+                    // The sender lives in `self.agent`.
+                    let _ = self.ticks.changed().await;
+                }
+                Next::SayLater(delay) => {
+                    waited = true;
+                    tokio::time::sleep(delay).await;
+                }
+            }
+        }
+    }
+
+    fn decide(&self, waited: bool) -> Next {
+        let mut state = self.agent.state();
+        if let Some(script) = &mut state.script {
+            let step = script.next();
+            drop(state);
+            self.agent.stream_stands_apart(self.id);
+            return match step {
+                Some(Step::Say(bundles, taken)) => Next::Say(bundles, Taking::Replayed(taken)),
+                Some(Step::End(status, taken)) => {
+                    let _ = taken.send(());
+                    Next::End(status)
+                }
+                None => Next::Wait,
+            };
+        }
+        let fault = state.faults.of(Call::FetchJwtBundles).cloned();
+        drop(state);
+
+        let published = self.agent.publication();
+        let Some(bundles) = published.bundles else {
+            return Next::End(Some(denied()));
+        };
+        let bundles = match fault {
+            Some(Fault::Refuse(code)) => return Next::End(Some(failed(code))),
+            Some(Fault::HangUp) if self.said > 0 => return Next::End(None),
+            Some(Fault::HangUpWith(code)) if self.said > 0 => {
+                return Next::End(Some(failed(code)));
+            }
+            Some(Fault::Hang) => {
+                self.agent.stream_stands_apart(self.id);
+                return Next::Wait;
+            }
+            Some(Fault::Garbage) => {
+                // As if the writer had died: the beginning of a JWKS.
+                self.with_own(&bundles, Bytes::from_static(b"{\"keys\": [{\"kty\": \"E"))
+            }
+            Some(Fault::Oversized(bytes)) => self.with_own(&bundles, self.padded(bytes)),
+            _ => bundles,
+        };
+        if self.last.as_ref() == Some(&bundles) {
+            self.agent.stream_took(self.id, published.number);
+            return Next::Wait;
+        }
+        match fault {
+            Some(Fault::Slow(delay)) if !waited => Next::SayLater(delay),
+            _ => Next::Say(bundles, Taking::Publication(published.number)),
+        }
+    }
+
+    /// The same set with other bytes for the agent's own trust domain.
+    fn with_own(&self, bundles: &Arc<Bundles>, jwks: Bytes) -> Arc<Bundles> {
+        let own = self.agent.issuer.trust_domain().to_spiffe_id().to_string();
+        let mut bundles = HashMap::clone(bundles);
+        bundles.insert(own, jwks);
+        Arc::new(bundles)
+    }
+
+    /// The agent's own keys, and beside them a member that nobody knows: a reader that takes so
+    /// large a message finds them (SPIFFE Trust Domain and Bundle section 4.1).
+    fn padded(&self, bytes: usize) -> Bytes {
+        let mut jwks = self.agent.issuer.jwks();
+        if jwks.pop() == Some(b'}') {
+            jwks.extend_from_slice(b", \"padding\": \"");
+            jwks.resize(jwks.len() + bytes, b'x');
+            jwks.extend_from_slice(b"\"}");
+        }
+        Bytes::from(jwks)
+    }
+}
+
+impl Drop for Speaker {
+    fn drop(&mut self) {
+        self.agent.stream_closed(self.id);
+    }
+}
+
+/// A status that the test asked for.
+pub(super) fn failed(code: GrpcCode) -> Status {
+    Status::new(
+        tonic::Code::from(i32::from(code.as_u8())),
+        "as the test wants it",
+    )
+}

@@ -1,0 +1,267 @@
+//! One connection as the agent has it: counted, its frames watched, dead on demand.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, ready};
+
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+
+use super::fault::Fault;
+use super::frames::{FrameHead, FrameReader};
+use super::front::Front;
+use super::pings::PingAccount;
+use super::state::Agent;
+use crate::clock::Clock as _;
+
+/// All connections of one agent.
+pub(super) struct Connections {
+    runtime: Handle,
+    tasks: Mutex<JoinSet<()>>,
+    lives: Mutex<Vec<Weak<Life>>>,
+}
+
+/// Whether a connection still does what connections do.
+struct Life {
+    dead: AtomicBool,
+}
+
+impl Connections {
+    pub(super) fn new(runtime: Handle) -> Self {
+        Self {
+            runtime,
+            tasks: Mutex::new(JoinSet::new()),
+            lives: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// Serves the agent on this connection until either side ends it.
+    pub(super) fn serve<I>(&self, agent: &Arc<Agent>, io: I)
+    where
+        I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let life = Arc::new(Life {
+            dead: AtomicBool::new(false),
+        });
+        let (half_open, not_http2) = {
+            let faults = &agent.state().faults;
+            (faults.any(&Fault::HalfOpen), faults.any(&Fault::NotHttp2))
+        };
+        life.dead.store(half_open, Ordering::Relaxed);
+        let mut lives = lock(&self.lives);
+        lives.retain(|life| life.strong_count() > 0);
+        lives.push(Arc::downgrade(&life));
+        drop(lives);
+
+        let counted = Counted::new(agent.clone());
+        let agent = agent.clone();
+        let connection = async move {
+            let _counted = counted;
+            if not_http2 {
+                return something_else(io).await;
+            }
+            let watched = TokioIo::new(WatchedIo::new(io, agent.clone(), life));
+            let service = TowerToHyperService::new(Front::new(agent));
+            // However a connection ends, the client is told by its end.
+            let _ = auto::Builder::new(TokioExecutor::new())
+                .http2_only()
+                .serve_connection(watched, service)
+                .await;
+        };
+        let mut tasks = lock(&self.tasks);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn_on(connection, &self.runtime);
+    }
+
+    /// Those that are open now stay so, and nothing goes through them any more.
+    pub(super) fn go_dead(&self) {
+        for life in lock(&self.lives).iter().filter_map(Weak::upgrade) {
+            life.dead.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Cuts all off, and returns when they are.
+    pub(super) async fn cut(&self) {
+        let mut tasks = std::mem::take(&mut *lock(&self.tasks));
+        tasks.shutdown().await;
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a web server says to an HTTP/2 client that it did not expect.
+async fn something_else(mut io: impl AsyncWrite + Unpin) {
+    let _ = io
+        .write_all(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n")
+        .await;
+    let _ = io.shutdown().await;
+}
+
+/// Counts a connection for as long as it is open.
+struct Counted(Arc<Agent>);
+
+impl Counted {
+    fn new(agent: Arc<Agent>) -> Self {
+        agent.counters.connections.up();
+        agent.counters.open_connections.up();
+        Self(agent)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.counters.open_connections.down();
+    }
+}
+
+/// The bytes of a connection, read over the server's shoulder.
+struct WatchedIo<I> {
+    io: I,
+    agent: Arc<Agent>,
+    life: Arc<Life>,
+    inbound: FrameReader,
+    outbound: FrameReader,
+    pings: PingAccount,
+    farewell: Option<Farewell>,
+}
+
+/// The last frame, and how much of it is out.
+struct Farewell {
+    frame: Vec<u8>,
+    sent: usize,
+}
+
+impl<I> WatchedIo<I> {
+    fn new(io: I, agent: Arc<Agent>, life: Arc<Life>) -> Self {
+        Self {
+            io,
+            agent,
+            life,
+            inbound: FrameReader::of_client(),
+            outbound: FrameReader::of_server(),
+            pings: PingAccount::default(),
+            farewell: None,
+        }
+    }
+
+    fn is_dead(&self) -> bool {
+        self.life.dead.load(Ordering::Relaxed)
+    }
+
+    /// Watches what came in; `true` where the client pings too often.
+    fn came_in(&mut self, bytes: &[u8]) -> bool {
+        let now = self.agent.clock.monotonic();
+        let mut too_many = false;
+        let (agent, pings) = (&self.agent, &mut self.pings);
+        self.inbound.feed(bytes, |frame| {
+            if frame.kind == FrameHead::PING && frame.flags & FrameHead::ACK == 0 {
+                agent.counters.pings.up();
+            }
+            too_many |= pings.received(frame, now);
+        });
+        too_many && agent.enforce_pings
+    }
+
+    fn went_out(&mut self, bytes: &[u8]) {
+        let pings = &mut self.pings;
+        self.outbound.feed(bytes, |frame| pings.sent(frame));
+    }
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> WatchedIo<I> {
+    /// Says farewell, then shows the server an end.
+    fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(farewell) = &mut self.farewell else {
+            return Poll::Ready(Ok(()));
+        };
+        while let Some(rest) = farewell
+            .frame
+            .get(farewell.sent..)
+            .filter(|rest| !rest.is_empty())
+        {
+            match ready!(Pin::new(&mut self.io).poll_write(cx, rest)) {
+                Ok(sent) if sent > 0 => farewell.sent += sent,
+                // Nobody is there to hear it.
+                _ => return Poll::Ready(Ok(())),
+            }
+        }
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> AsyncRead for WatchedIo<I> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.is_dead() {
+            // Nothing will ever come again, so nobody needs to be woken.
+            return Poll::Pending;
+        }
+        if this.farewell.is_some() {
+            return this.poll_farewell(cx);
+        }
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+        let too_many = this.came_in(buf.filled().get(before..).unwrap_or_default());
+        if too_many {
+            this.agent.counters.too_many_pings.up();
+            // In the middle of a frame there is no room for another: then the end alone says it.
+            let frame = if this.outbound.at_boundary() {
+                this.pings.goaway()
+            } else {
+                Vec::new()
+            };
+            this.farewell = Some(Farewell { frame, sent: 0 });
+            buf.set_filled(before);
+            return this.poll_farewell(cx);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WatchedIo<I> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if this.is_dead() {
+            // As if it were on its way.
+            return Poll::Ready(Ok(buf.len()));
+        }
+        if this.farewell.is_some() {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        let written = ready!(Pin::new(&mut this.io).poll_write(cx, buf))?;
+        this.went_out(buf.get(..written).unwrap_or_default());
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.is_dead() {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut this.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.is_dead() {
+            return Poll::Pending;
+        }
+        Pin::new(&mut this.io).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,109 @@
+//! What a bad day can do.
+
+use std::time::Duration;
+
+use crate::grpc_code::GrpcCode;
+
+/// One way in which the agent fails. Set with [`fail`](super::WorkloadApi::fail) for everything, or
+/// with [`fail_call`](super::WorkloadApi::fail_call) for one call; it lasts until
+/// [`recover`](super::WorkloadApi::recover).
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Fault {
+    /// Every call is answered with this status, and open bundle streams end with it.
+    Refuse(GrpcCode),
+    /// Calls are taken and never answered; open bundle streams fall silent. Connections are kept,
+    /// pings are answered.
+    Hang,
+    /// Every answer and every bundle message comes this much later.
+    Slow(Duration),
+    /// A bundle stream ends, without an error, after its first message.
+    HangUp,
+    /// A bundle stream ends with this status after its first message.
+    HangUpWith(GrpcCode),
+    /// Answers are well-formed messages with rubbish in them: JWKS that are no JSON, tokens that
+    /// are no tokens.
+    Garbage,
+    /// Answers are gRPC frames whose content is no message.
+    NotProtobuf,
+    /// Who connects is answered by something that does not speak HTTP/2, and cut off. Concerns new
+    /// connections, whatever the call.
+    NotHttp2,
+    /// Connections stay open and are dead: nothing is read from them, nothing comes out. Those
+    /// that were open, or were opened meanwhile, stay dead after recovery too, as they do when a
+    /// machine between has forgotten them. Concerns whole connections, whatever the call.
+    HalfOpen,
+    /// Messages are larger than this many bytes: the agent's own JWKS has an unknown member of
+    /// that size beside its keys, tokens a claim.
+    Oversized(usize),
+    /// The agent is there, its server is away: audiences that it has a token for get the same
+    /// token for as long as it lives; others wait for 30 s and get Unavailable, as from SPIRE.
+    ServerAway,
+}
+
+/// One call of the Workload API's JWT profile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Call {
+    /// Tokens of the caller's own.
+    FetchJwtSvid,
+    /// The stream of bundles.
+    FetchJwtBundles,
+    /// The agent's verdict on a token.
+    ValidateJwtSvid,
+}
+
+impl Call {
+    pub(super) fn of_path(path: &str) -> Option<Self> {
+        match path.strip_prefix("/SpiffeWorkloadAPI/")? {
+            "FetchJWTSVID" => Some(Self::FetchJwtSvid),
+            "FetchJWTBundles" => Some(Self::FetchJwtBundles),
+            "ValidateJWTSVID" => Some(Self::ValidateJwtSvid),
+            _ => None,
+        }
+    }
+}
+
+/// The faults in force, one for each call.
+#[derive(Debug, Default)]
+pub(super) struct Faults {
+    fetch_jwt_svid: Option<Fault>,
+    fetch_jwt_bundles: Option<Fault>,
+    validate_jwt_svid: Option<Fault>,
+}
+
+impl Faults {
+    pub(super) fn of(&self, call: Call) -> Option<&Fault> {
+        match call {
+            Call::FetchJwtSvid => self.fetch_jwt_svid.as_ref(),
+            Call::FetchJwtBundles => self.fetch_jwt_bundles.as_ref(),
+            Call::ValidateJwtSvid => self.validate_jwt_svid.as_ref(),
+        }
+    }
+
+    pub(super) fn set(&mut self, call: Call, fault: Fault) {
+        let place = match call {
+            Call::FetchJwtSvid => &mut self.fetch_jwt_svid,
+            Call::FetchJwtBundles => &mut self.fetch_jwt_bundles,
+            Call::ValidateJwtSvid => &mut self.validate_jwt_svid,
+        };
+        *place = Some(fault);
+    }
+
+    pub(super) fn set_all(&mut self, fault: Fault) {
+        self.set(Call::FetchJwtSvid, fault.clone());
+        self.set(Call::FetchJwtBundles, fault.clone());
+        self.set(Call::ValidateJwtSvid, fault);
+    }
+
+    /// Whether this fault is in force for any call: those of whole connections ask so.
+    pub(super) fn any(&self, fault: &Fault) -> bool {
+        [
+            &self.fetch_jwt_svid,
+            &self.fetch_jwt_bundles,
+            &self.validate_jwt_svid,
+        ]
+        .into_iter()
+        .any(|set| set.as_ref() == Some(fault))
+    }
+}

@@ -1,0 +1,263 @@
+//! The Workload API of an agent that lives in the test.
+
+mod builder;
+mod bundles;
+mod calls;
+mod connection;
+mod counts;
+mod fault;
+mod frames;
+mod front;
+mod life;
+mod pings;
+mod place;
+mod replay;
+mod rotation;
+mod state;
+mod tokens;
+mod trouble;
+mod validate;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderValue;
+use tokio::runtime::Handle;
+use tokio::task::{AbortHandle, JoinSet};
+
+pub use self::builder::WorkloadApiBuilder;
+use self::connection::Connections;
+pub use self::counts::Counts;
+pub use self::fault::{Call, Fault};
+use self::life::Presence;
+pub use self::replay::Replay;
+use self::state::{Agent, Entry, Federated};
+use super::error::Error;
+use super::issuer::Issuer;
+use crate::clock::Clock;
+use crate::source::{JwtSource, JwtSourceError};
+use crate::spiffe_id::{SpiffeId, TrustDomain};
+
+/// A SPIFFE agent for tests and local work: the JWT profile of the Workload API with an issuer of
+/// its own, served on a Unix socket, a TCP port, or any stream of bytes. It answers as SPIRE's
+/// agent does; on demand, it has a bad day.
+///
+/// Clones are the same agent. When the last one is dropped, the socket goes, connections are cut
+/// and tasks end.
+///
+/// Until the first [`register`](Self::register), whoever asks is `spiffe://<trust domain>/workload`.
+///
+/// ```
+/// use tower_spiffe::testing::WorkloadApi;
+/// use tower_spiffe::Validator;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let agent = WorkloadApi::start("example.org").await?;
+/// let source = agent.source().await?;
+///
+/// // Our own token, from the agent ...
+/// let token = source.get_jwt_svid(["reports"]).await?;
+/// assert_eq!(token.spiffe_id().as_str(), "spiffe://example.org/workload");
+///
+/// // ... and a caller's, whoever it may be.
+/// let validator = Validator::builder(source).audience("reports").build()?;
+/// let caller = validator.validate(&agent.token("spiffe://example.org/web", "reports"))?;
+/// assert_eq!(caller.spiffe_id().as_str(), "spiffe://example.org/web");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct WorkloadApi {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    agent: Arc<Agent>,
+    connections: Arc<Connections>,
+    presence: Mutex<Presence>,
+    /// Keys that wait for their retirement.
+    timers: Mutex<JoinSet<()>>,
+    /// The rotation schedule.
+    schedule: Mutex<Option<AbortHandle>>,
+    runtime: Handle,
+}
+
+impl WorkloadApi {
+    /// Starts an agent of this trust domain on a Unix socket in a directory of its own.
+    ///
+    /// # Errors
+    /// The trust domain is malformed, there are no Unix sockets here, or this one cannot be
+    /// opened.
+    pub async fn start(trust_domain: &str) -> Result<Self, Error> {
+        Self::builder(trust_domain).start().await
+    }
+
+    /// The same on a free TCP port of this machine.
+    ///
+    /// # Errors
+    /// The trust domain is malformed, or no port can be opened.
+    pub async fn start_tcp(trust_domain: &str) -> Result<Self, Error> {
+        Self::builder(trust_domain).start_tcp().await
+    }
+
+    /// The same without a socket, for paused time.
+    ///
+    /// # Errors
+    /// The trust domain is malformed, or there is no tokio runtime here.
+    pub async fn start_in_memory(trust_domain: &str) -> Result<Self, Error> {
+        Self::builder(trust_domain).start_in_memory().await
+    }
+
+    /// To say how it is to be: clock, algorithm, token life.
+    pub fn builder(trust_domain: &str) -> WorkloadApiBuilder {
+        WorkloadApiBuilder::new(trust_domain)
+    }
+
+    /// Where it listens, as `SPIFFE_ENDPOINT_SOCKET` would say it.
+    ///
+    /// # Panics
+    /// It was started in memory: nothing leads there but [`connector`](Self::connector).
+    #[track_caller]
+    pub fn endpoint(&self) -> String {
+        match self.presence().place.endpoint() {
+            Some(endpoint) => endpoint,
+            None => super::misuse("an agent in memory has no endpoint; use its `connector`"),
+        }
+    }
+
+    /// A live source on this agent, with the agent's clock (the right one, where it was
+    /// [offset](Self::set_clock_offset)).
+    ///
+    /// # Errors
+    /// As [`JwtSourceBuilder::build`](crate::JwtSourceBuilder::build); the agent may be told to
+    /// fail.
+    pub async fn source(&self) -> Result<JwtSource, JwtSourceError> {
+        let builder = JwtSource::builder().clock(self.inner.agent.clock.base().clone());
+        let endpoint = self.presence().place.endpoint();
+        match endpoint {
+            Some(endpoint) => builder.endpoint(endpoint.as_str()),
+            None => builder.connector(self.connector()),
+        }
+        .build()
+        .await
+    }
+
+    /// The issuer of the agent's trust domain, for its keys and for tokens of every kind.
+    pub fn issuer(&self) -> &Issuer {
+        &self.inner.agent.issuer
+    }
+
+    /// A good token of this ID for this audience, as a caller would send it. The ID needs no
+    /// registration; one of a federated trust domain is signed by that domain.
+    pub fn token(&self, spiffe_id: &str, audience: &str) -> String {
+        let issuer = self.inner.agent.issuer_of(spiffe_id);
+        issuer.token(spiffe_id, audience).sign()
+    }
+
+    /// The same as the value of an `authorization` header, marked sensitive.
+    pub fn bearer(&self, spiffe_id: &str, audience: &str) -> HeaderValue {
+        let issuer = self.inner.agent.issuer_of(spiffe_id);
+        issuer.token(spiffe_id, audience).bearer()
+    }
+
+    /// Gives this identity to whoever asks, beside those that were registered before. Tokens live
+    /// for `token_life`. The hint may be empty; of two identities with the same one, the older
+    /// counts.
+    ///
+    /// # Errors
+    /// The ID is malformed, or of another trust domain.
+    pub fn register(&self, spiffe_id: &str, hint: &str, token_life: Duration) -> Result<(), Error> {
+        let id = SpiffeId::parse(spiffe_id)?;
+        if !id.is_member_of(self.issuer().trust_domain()) {
+            return Err(Error::ForeignTrustDomain);
+        }
+        self.inner.agent.change(|state| {
+            if std::mem::take(&mut state.stand_in) {
+                state.entries.clear();
+            }
+            state.entries.retain(|entry| entry.id != id);
+            state.entries.push(Entry {
+                id,
+                hint: hint.to_owned(),
+                token_life,
+            });
+        });
+        Ok(())
+    }
+
+    /// Takes this identity away; with the last one, everything is withdrawn: see
+    /// [`withdraw`](Self::withdraw).
+    pub fn unregister(&self, spiffe_id: &str) {
+        self.inner
+            .agent
+            .change(|state| state.entries.retain(|entry| entry.id.as_str() != spiffe_id));
+    }
+
+    /// Federates with another trust domain: its bundle is served beside the agent's own. Gives
+    /// its issuer, whose rotations show here at once.
+    ///
+    /// # Errors
+    /// The trust domain is malformed.
+    pub fn federate(&self, trust_domain: &str) -> Result<Issuer, Error> {
+        let clock: Arc<dyn Clock> = self.inner.agent.clock.clone();
+        let issuer = Issuer::with_clock(trust_domain, clock)?;
+        self.federate_with(&issuer);
+        Ok(issuer)
+    }
+
+    /// The same with an issuer that there is already: another agent's, say.
+    pub fn federate_with(&self, issuer: &Issuer) {
+        let trust_domain = issuer.trust_domain().clone();
+        self.inner.agent.follow(issuer);
+        self.inner.agent.change(|state| {
+            let issuer = Federated::Issuer(issuer.clone());
+            state.federated.insert(trust_domain, issuer);
+        });
+    }
+
+    /// The same with a JWK Set of these bytes, whatever they are.
+    ///
+    /// # Errors
+    /// The trust domain is malformed.
+    pub fn federate_raw(&self, trust_domain: &str, jwks: impl Into<Bytes>) -> Result<(), Error> {
+        let trust_domain = TrustDomain::parse(trust_domain)?;
+        let jwks = Federated::Bytes(jwks.into());
+        self.inner.agent.change(|state| {
+            state.federated.insert(trust_domain, jwks);
+        });
+        Ok(())
+    }
+
+    /// Ends the federation: the trust domain is no longer in the set.
+    pub fn unfederate(&self, trust_domain: &str) {
+        self.inner.agent.change(|state| {
+            state.federated.remove(trust_domain);
+        });
+    }
+
+    /// What has arrived here so far, and what is open now.
+    pub fn counts(&self) -> Counts {
+        self.inner.agent.counters.read()
+    }
+
+    fn presence(&self) -> MutexGuard<'_, Presence> {
+        lock(&self.inner.presence)
+    }
+}
+
+impl fmt::Debug for WorkloadApi {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkloadApi")
+            .field("trust_domain", self.issuer().trust_domain())
+            .field("endpoint", &self.presence().place.endpoint())
+            .field("counts", &self.counts())
+            .finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

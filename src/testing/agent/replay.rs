@@ -1,0 +1,115 @@
+//! Bundle streams that say word for word what the test says.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use tonic::Status;
+
+use super::rotation::settle;
+use super::state::{Agent, Bundles};
+use crate::grpc_code::GrpcCode;
+
+/// While this stands, the agent's bundle streams say what it says and nothing else: raw bytes,
+/// good or bad, and the ends that it gives them. A step waits for a stream to take it, so it waits
+/// for a client that comes back, too. Once it is dropped, streams say again what the agent
+/// publishes.
+///
+/// ```
+/// use tower_spiffe::testing::WorkloadApi;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let agent = WorkloadApi::start("example.org").await?;
+/// let source = agent.source().await?;
+/// let mut updates = source.updated();
+///
+/// let replay = agent.replay();
+/// replay.send([("spiffe://other.test", r#"{"keys": []}"#)]).await;
+/// updates.changed().await?;
+/// assert!(source.bundle_for_trust_domain(&"example.org".parse()?).is_err());
+///
+/// drop(replay); // back to what the agent publishes
+/// updates.changed().await?;
+/// assert!(source.bundle_for_trust_domain(&"example.org".parse()?).is_ok());
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "the replay ends when this is dropped"]
+pub struct Replay {
+    agent: Arc<Agent>,
+}
+
+/// The steps that no stream has taken yet.
+#[derive(Default)]
+pub(super) struct Script {
+    steps: VecDeque<Step>,
+}
+
+pub(super) enum Step {
+    Say(Arc<Bundles>, oneshot::Sender<()>),
+    End(Option<Status>, oneshot::Sender<()>),
+}
+
+impl Script {
+    pub(super) fn next(&mut self) -> Option<Step> {
+        self.steps.pop_front()
+    }
+}
+
+impl Replay {
+    pub(super) fn begin(agent: Arc<Agent>) -> Self {
+        agent.change(|state| state.script = Some(Script::default()));
+        Self { agent }
+    }
+
+    /// Says this set: bytes by name, both as they are. Returns when a stream has taken it.
+    pub async fn send<K, V>(&self, bundles: impl IntoIterator<Item = (K, V)>)
+    where
+        K: Into<String>,
+        V: Into<Bytes>,
+    {
+        let bundles = bundles
+            .into_iter()
+            .map(|(name, jwks)| (name.into(), jwks.into()))
+            .collect();
+        let bundles: Arc<Bundles> = Arc::new(bundles);
+        self.step(|taken| Step::Say(bundles.clone(), taken)).await;
+    }
+
+    /// Ends the stream with this status (`Ok`: without an error). Returns when it has ended.
+    pub async fn end(&self, code: GrpcCode, message: &str) {
+        let status = (code != GrpcCode::Ok)
+            .then(|| Status::new(tonic::Code::from(i32::from(code.as_u8())), message));
+        self.step(|taken| Step::End(status.clone(), taken)).await;
+    }
+
+    async fn step(&self, step: impl Fn(oneshot::Sender<()>) -> Step) {
+        loop {
+            let (taken, has_taken) = oneshot::channel();
+            let step = step(taken);
+            self.agent.change(|state| {
+                state.script.get_or_insert_default().steps.push_back(step);
+            });
+            if has_taken.await.is_ok() {
+                break;
+            }
+            // The stream that had it was gone before it could be sent: the next one gets it.
+        }
+        settle().await;
+    }
+}
+
+impl Drop for Replay {
+    fn drop(&mut self) {
+        self.agent.change(|state| state.script = None);
+    }
+}
+
+impl fmt::Debug for Replay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Replay").finish_non_exhaustive()
+    }
+}

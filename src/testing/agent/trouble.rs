@@ -1,0 +1,174 @@
+//! Good days and bad days, one call each.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::fault::{Call, Fault, Faults};
+use super::replay::Replay;
+use super::{WorkloadApi, lock};
+use crate::jwt::Algorithm;
+
+impl WorkloadApi {
+    /// From now on, everything fails in this way, open streams too.
+    ///
+    /// ```
+    /// use tower_spiffe::testing::{Fault, WorkloadApi};
+    /// use tower_spiffe::GrpcCode;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start("example.org").await?;
+    /// let source = agent.source().await?;
+    ///
+    /// agent.fail(Fault::Refuse(GrpcCode::PermissionDenied));
+    /// assert!(source.fetch_jwt_svid(["reports"]).await.is_err());
+    ///
+    /// agent.recover();
+    /// assert!(source.fetch_jwt_svid(["reports"]).await.is_ok());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn fail(&self, fault: Fault) {
+        if fault == Fault::HalfOpen {
+            self.inner.connections.go_dead();
+        }
+        self.inner.agent.change(|state| state.faults.set_all(fault));
+    }
+
+    /// From now on, this call fails in this way.
+    pub fn fail_call(&self, call: Call, fault: Fault) {
+        if fault == Fault::HalfOpen {
+            self.inner.connections.go_dead();
+        }
+        self.inner
+            .agent
+            .change(|state| state.faults.set(call, fault));
+    }
+
+    /// Ends every fault.
+    pub fn recover(&self) {
+        self.inner
+            .agent
+            .change(|state| state.faults = Faults::default());
+    }
+
+    /// The connections that are open now stay open and are dead, as when a machine between has
+    /// forgotten them. New ones work.
+    pub fn half_open(&self) {
+        self.inner.connections.go_dead();
+    }
+
+    /// Cuts every connection that is open now; returns when they are. New ones work.
+    pub async fn cut_connections(&self) {
+        self.inner.connections.cut().await;
+    }
+
+    /// Takes every identity away: streams end with PermissionDenied, and so does every call but
+    /// ValidateJWTSVID, as when SPIRE's entries are deleted.
+    pub fn withdraw(&self) {
+        self.inner.agent.change(|state| {
+            if !state.entries.is_empty() {
+                state.withdrawn = std::mem::take(&mut state.entries);
+            }
+        });
+    }
+
+    /// Gives back what was withdrawn.
+    pub fn restore(&self) {
+        self.inner.agent.change(|state| {
+            if state.entries.is_empty() {
+                state.entries = std::mem::take(&mut state.withdrawn);
+            }
+        });
+    }
+
+    /// Sends every stream the same set again with its keys in another order: not a change, though
+    /// every byte may be another one. SPIRE's agent does so for no visible reason.
+    pub fn send_again(&self) {
+        self.inner
+            .agent
+            .change(|state| state.reversed = !state.reversed);
+    }
+
+    /// Taints this key, as SPIRE does before it revokes one: it stays in the bundle (which is sent
+    /// again in another order), but the tokens that it signed are dropped from the agent's cache,
+    /// so that whoever asks gets one of the key that signs now. Rotate first.
+    pub fn taint(&self, kid: &str) {
+        self.inner.agent.change(|state| {
+            state.cache.forget_signed_by(kid);
+            state.reversed = !state.reversed;
+        });
+    }
+
+    /// Empties the agent's cache of tokens: the next fetch signs a new one.
+    pub fn forget_tokens(&self) {
+        self.inner.agent.state().cache.clear();
+    }
+
+    /// How many seconds the agent's clock is ahead (behind, where negative). Tokens are dated by
+    /// it, and validated by the agent by it.
+    pub fn set_clock_offset(&self, seconds: i64) {
+        self.inner.agent.clock.set(seconds);
+    }
+
+    /// From now on, and until the replay is dropped, bundle streams say what the test says.
+    pub fn replay(&self) -> Replay {
+        Replay::begin(self.inner.agent.clone())
+    }
+
+    /// Rotates the signing key as SPIRE does: the new key is published first, signs when the
+    /// streams that are open have it, and the old one leaves the bundle after one token life. No
+    /// token is refused meanwhile. Gives the new key's ID.
+    pub async fn rotate(&self) -> String {
+        self.rotate_to(self.issuer().algorithm()).await
+    }
+
+    /// The same, to another algorithm.
+    pub async fn rotate_to(&self, algorithm: Algorithm) -> String {
+        let (old, new) = self.inner.agent.rotate(algorithm).await;
+        self.retire_later(old);
+        new
+    }
+
+    /// Rotates the hard way, as a server does that has lost its keys: the new key signs at once,
+    /// so tokens may arrive before their key does. The old one leaves the bundle after one token
+    /// life. Gives the new key's ID.
+    pub fn rotate_now(&self) -> String {
+        let old = self.issuer().signing_key_id();
+        let new = self.issuer().rotate_now();
+        self.retire_later(old);
+        new
+    }
+
+    /// [Rotates](Self::rotate) again and again, this long after one another, until
+    /// [`stop_rotating`](Self::stop_rotating), or until the agent is gone.
+    pub fn rotate_every(&self, period: Duration) {
+        let weak = Arc::downgrade(&self.inner);
+        let rotating = self.inner.runtime.spawn(async move {
+            loop {
+                tokio::time::sleep(period).await;
+                let Some(inner) = weak.upgrade() else { break };
+                Self { inner }.rotate().await;
+            }
+        });
+        let before = lock(&self.inner.schedule).replace(rotating.abort_handle());
+        if let Some(before) = before {
+            before.abort();
+        }
+    }
+
+    /// Ends the schedule of [`rotate_every`](Self::rotate_every). A key that waits for its
+    /// retirement is still retired.
+    pub fn stop_rotating(&self) {
+        if let Some(schedule) = lock(&self.inner.schedule).take() {
+            schedule.abort();
+        }
+    }
+
+    fn retire_later(&self, kid: String) {
+        let retirement = self.inner.agent.retirement(kid);
+        let mut timers = lock(&self.inner.timers);
+        while timers.try_join_next().is_some() {}
+        timers.spawn_on(retirement, &self.inner.runtime);
+    }
+}

@@ -1,0 +1,400 @@
+//! The embedded Workload API on a good day: it answers as SPIRE's agent does.
+
+use std::time::Duration;
+
+use prost_types::value::Kind;
+use tonic::{Code, Request};
+use tower_spiffe::UnixTime;
+use tower_spiffe::testing::{Error, PausedClock, WorkloadApi};
+
+use crate::support::*;
+use crate::wire::pb::JwtBundlesRequest;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn ep5_a_call_without_the_security_header_is_refused() {
+    let agent = WorkloadApi::start(TD).await.unwrap();
+    let mut client = dial(&agent).await.0;
+    let code = |result: Result<_, tonic::Status>| result.map(|_| ()).unwrap_err().code();
+
+    let bare = Request::new(wanted(&[AUD], ""));
+    assert_eq!(
+        code(client.fetch_jwtsvid(bare).await.map(drop)),
+        Code::InvalidArgument
+    );
+    let bare = Request::new(JwtBundlesRequest {});
+    assert_eq!(
+        code(client.fetch_jwt_bundles(bare).await.map(drop)),
+        Code::InvalidArgument
+    );
+
+    let mut wrong = with_header(wanted(&[AUD], ""));
+    wrong
+        .metadata_mut()
+        .insert("workload.spiffe.io", "1".parse().unwrap());
+    assert_eq!(
+        code(client.fetch_jwtsvid(wrong).await.map(drop)),
+        Code::InvalidArgument
+    );
+
+    let mut twice = with_header(wanted(&[AUD], ""));
+    twice
+        .metadata_mut()
+        .append("workload.spiffe.io", "true".parse().unwrap());
+    assert_eq!(
+        code(client.fetch_jwtsvid(twice).await.map(drop)),
+        Code::InvalidArgument
+    );
+}
+
+#[tokio::test]
+async fn wa20_a_call_without_an_audience_is_refused_and_an_empty_one_is_unavailable() {
+    let agent = WorkloadApi::start(TD).await.unwrap();
+    let client = dial(&agent).await;
+    let code = async |audiences: &[&str]| client.fetch(audiences, "").await.unwrap_err().code();
+    assert_eq!(code(&[]).await, Code::InvalidArgument);
+    assert_eq!(code(&[""]).await, Code::Unavailable);
+    // Beside another one, the empty one is left out.
+    let token = client.fetch(&["", AUD], "").await.unwrap().remove(0).svid;
+    assert_eq!(claims(&token)["aud"], serde_json::json!([AUD]));
+}
+
+#[tokio::test]
+async fn wa21_without_an_id_every_identity_gets_a_token() {
+    let agent = WorkloadApi::start(TD).await.unwrap();
+    agent
+        .register("spiffe://example.org/web", "external", MINUTE)
+        .unwrap();
+    agent
+        .register("spiffe://example.org/jobs", "", 2 * MINUTE)
+        .unwrap();
+    agent
+        .register("spiffe://example.org/more", "", MINUTE)
+        .unwrap();
+    agent
+        .register("spiffe://example.org/twin", "external", MINUTE)
+        .unwrap();
+    let client = dial(&agent).await;
+    let svids = client.fetch(&[AUD, "b"], "").await.unwrap();
+    let told: Vec<_> = svids
+        .iter()
+        .map(|svid| (svid.spiffe_id.as_str(), svid.hint.as_str()))
+        .collect();
+    // WA-23: of two with one hint, the older.
+    assert_eq!(
+        told,
+        [
+            ("spiffe://example.org/web", "external"),
+            ("spiffe://example.org/jobs", ""),
+            ("spiffe://example.org/more", ""),
+        ]
+    );
+    for (svid, life) in svids.iter().zip([60, 120, 60]) {
+        let claims = claims(&svid.svid);
+        assert_eq!(claims["sub"], svid.spiffe_id);
+        assert_eq!(claims["aud"], serde_json::json!([AUD, "b"]));
+        let lives = claims["exp"].as_i64().unwrap() - claims["iat"].as_i64().unwrap();
+        assert_eq!(lives, life);
+    }
+
+    let one = client
+        .fetch(&[AUD], "spiffe://example.org/jobs")
+        .await
+        .unwrap();
+    assert_eq!(one.len(), 1);
+    assert_eq!(one[0].spiffe_id, "spiffe://example.org/jobs");
+}
+
+#[tokio::test]
+async fn wa24_an_identity_that_is_not_ours_is_denied_and_a_malformed_one_refused() {
+    let agent = WorkloadApi::start(TD).await.unwrap();
+    let client = dial(&agent).await;
+    let code = async |id: &str| client.fetch(&[AUD], id).await.unwrap_err().code();
+    assert_eq!(
+        code("spiffe://example.org/nobody").await,
+        Code::PermissionDenied
+    );
+    assert_eq!(
+        code("spiffe://other.test/workload").await,
+        Code::PermissionDenied
+    );
+    assert_eq!(code("not an id").await, Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn an_agent_gives_out_its_own_trust_domain_only() {
+    let agent = WorkloadApi::start(TD).await.unwrap();
+    let refused = agent.register("spiffe://other.test/x", "", MINUTE);
+    assert!(matches!(refused, Err(Error::ForeignTrustDomain)));
+    assert!(matches!(
+        agent.register("x", "", MINUTE),
+        Err(Error::SpiffeId(_))
+    ));
+    assert!(matches!(
+        WorkloadApi::start("X").await,
+        Err(Error::SpiffeId(_))
+    ));
+}
+
+#[tokio::test]
+async fn wa25_the_stream_has_the_whole_set_at_once_and_at_each_change() {
+    let agent = WorkloadApi::start(TD).await.unwrap();
+    let client = dial(&agent).await;
+    let mut stream = client.bundles().await.unwrap();
+    let first = stream.message().await.unwrap().unwrap();
+    assert_eq!(
+        first.bundles.keys().collect::<Vec<_>>(),
+        ["spiffe://example.org"]
+    );
+    assert_eq!(first.bundles["spiffe://example.org"], agent.issuer().jwks());
+    assert!(silent(&mut stream).await);
+
+    let federated = agent.federate("other.test").unwrap();
+    let both = stream.message().await.unwrap().unwrap();
+    assert_eq!(both.bundles.len(), 2);
+    assert_eq!(key_ids(&both, "other.test"), federated.key_ids());
+
+    let new = federated.rotate_now();
+    let rotated = stream.message().await.unwrap().unwrap();
+    assert_eq!(key_ids(&rotated, "other.test")[1], new);
+
+    agent.unfederate("other.test");
+    let alone = stream.message().await.unwrap().unwrap();
+    assert_eq!(alone, first);
+    // What is no longer served is no longer followed.
+    federated.rotate_now();
+    assert!(silent(&mut stream).await);
+
+    agent.federate_raw("other.test", "{\"keys\": []}").unwrap();
+    let raw = stream.message().await.unwrap().unwrap();
+    assert_eq!(raw.bundles["spiffe://other.test"], "{\"keys\": []}");
+}
+
+#[tokio::test]
+async fn an_equal_set_in_another_order_is_sent_as_spire_sends_it() {
+    let agent = WorkloadApi::start(TD).await.unwrap();
+    agent.issuer().rotate_now();
+    let client = dial(&agent).await;
+    let mut stream = client.bundles().await.unwrap();
+    let mut first = next_key_ids(&mut stream, TD).await;
+    agent.send_again();
+    let again = next_key_ids(&mut stream, TD).await;
+    first.reverse();
+    assert_eq!(again, first);
+}
+
+#[tokio::test]
+async fn a_slow_reader_gets_only_the_latest() {
+    let agent = WorkloadApi::start(TD).await.unwrap();
+    let client = dial(&agent).await;
+    let mut stream = client.bundles().await.unwrap();
+    next_key_ids(&mut stream, TD).await;
+    // All within one poll of ours: the agent has no chance to speak in between.
+    for _ in 0..10 {
+        agent.issuer().rotate_now();
+    }
+    assert_eq!(next_key_ids(&mut stream, TD).await.len(), 11);
+    assert!(silent(&mut stream).await);
+}
+
+#[tokio::test]
+async fn wa29_a_withdrawal_ends_the_stream_with_permission_denied() {
+    let agent = WorkloadApi::start(TD).await.unwrap();
+    let client = dial(&agent).await;
+    let mut stream = client.bundles().await.unwrap();
+    next_key_ids(&mut stream, TD).await;
+    agent.withdraw();
+    assert_eq!(end(&mut stream).await, Code::PermissionDenied);
+    assert_eq!(
+        client.token(AUD).await.unwrap_err().code(),
+        Code::PermissionDenied
+    );
+    let mut denied = client.bundles().await.unwrap();
+    assert_eq!(end(&mut denied).await, Code::PermissionDenied);
+    // A verdict needs no identity.
+    let token = agent.token("spiffe://example.org/web", AUD);
+    assert!(client.validate(AUD, &token).await.is_ok());
+
+    agent.restore();
+    assert!(client.token(AUD).await.is_ok());
+    let mut back = client.bundles().await.unwrap();
+    next_key_ids(&mut back, TD).await;
+
+    agent.unregister("spiffe://example.org/workload");
+    assert_eq!(end(&mut back).await, Code::PermissionDenied);
+}
+
+#[tokio::test]
+async fn wa30_validate_gives_id_and_claims_and_refuses_with_invalid_argument() {
+    let agent = WorkloadApi::start(TD).await.unwrap();
+    let client = dial(&agent).await;
+    let web = || agent.issuer().token("spiffe://example.org/web", AUD);
+
+    let told = client
+        .validate(AUD, &web().claim("tenant", 7).sign())
+        .await
+        .unwrap();
+    assert_eq!(told.spiffe_id, "spiffe://example.org/web");
+    let fields = told.claims.unwrap().fields;
+    assert_eq!(fields["tenant"].kind, Some(Kind::NumberValue(7.0)));
+    assert!(matches!(fields["aud"].kind, Some(Kind::ListValue(_))));
+    let listed = client
+        .validate(AUD, &web().claim("aud", AUD).sign())
+        .await
+        .unwrap();
+    assert!(matches!(
+        listed.claims.unwrap().fields["aud"].kind,
+        Some(Kind::ListValue(_))
+    ));
+
+    let stranger = tower_spiffe::testing::Issuer::new(TD).unwrap();
+    for (audience, token) in [
+        ("", web().sign()),
+        (AUD, String::new()),
+        (AUD, "rubbish".to_owned()),
+        ("other", web().sign()),
+        (AUD, web().expired(Duration::from_secs(90)).sign()),
+        (AUD, web().signed_by(&stranger).sign()),
+        (
+            AUD,
+            agent.issuer().token("spiffe://unknown.test/x", AUD).sign(),
+        ),
+    ] {
+        let refused = client.validate(audience, &token).await.unwrap_err();
+        assert_eq!(
+            refused.code(),
+            Code::InvalidArgument,
+            "{}",
+            refused.message()
+        );
+        assert!(token.is_empty() || !refused.message().contains(&token));
+    }
+}
+
+#[tokio::test]
+async fn of_a_federated_token_only_what_spiffe_defines_is_told() {
+    let agent = WorkloadApi::start(TD).await.unwrap();
+    let federated = agent.federate("other.test").unwrap();
+    let client = dial(&agent).await;
+    let token = federated
+        .token("spiffe://other.test/x", AUD)
+        .claim("tenant", 7)
+        .sign();
+    let told = client.validate(AUD, &token).await.unwrap().claims.unwrap();
+    let mut names: Vec<_> = told.fields.keys().collect();
+    names.sort();
+    assert_eq!(names, ["aud", "exp", "sub"]);
+    // And `token` signs with the federated domain's key for a federated ID.
+    let token = agent.token("spiffe://other.test/x", AUD);
+    assert!(client.validate(AUD, &token).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_agents_cache_gives_the_same_token_for_about_half_of_its_life() {
+    let clock = PausedClock::new(UnixTime::from_secs(1_790_000_000));
+    let agent = WorkloadApi::builder(TD)
+        .clock(clock.shared())
+        .token_life(Duration::from_secs(1_000))
+        .start_in_memory()
+        .await
+        .unwrap();
+    let client = dial_in_memory(&agent).await;
+    let first = client.token(AUD).await.unwrap();
+    tokio::time::advance(Duration::from_secs(440)).await;
+    assert_eq!(client.token(AUD).await.unwrap(), first);
+    // The order of audiences does not matter; which ones does.
+    let ab = client.fetch(&["a", "b"], "").await.unwrap().remove(0).svid;
+    let ba = client.fetch(&["b", "a"], "").await.unwrap().remove(0).svid;
+    assert_eq!(ab, ba);
+    assert_eq!(agent.counts().tokens_signed, 2);
+    tokio::time::advance(Duration::from_secs(115)).await;
+    assert_ne!(client.token(AUD).await.unwrap(), first);
+
+    agent.forget_tokens();
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert_ne!(client.fetch(&["a", "b"], "").await.unwrap()[0].svid, ab);
+}
+
+#[tokio::test]
+async fn without_its_cache_every_fetch_signs() {
+    let agent = WorkloadApi::builder(TD)
+        .cache_tokens(false)
+        .start()
+        .await
+        .unwrap();
+    let client = dial(&agent).await;
+    client.token(AUD).await.unwrap();
+    client.token(AUD).await.unwrap();
+    assert_eq!(agent.counts().tokens_signed, 2);
+}
+
+#[tokio::test]
+async fn a_call_that_the_profile_has_not_is_unimplemented() {
+    use tonic::codegen::http::uri::PathAndQuery;
+    let agent = WorkloadApi::start_tcp(TD).await.unwrap();
+    let address = agent.endpoint().replace("tcp://", "http://");
+    let channel = tonic::transport::Endpoint::new(address)
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
+    let mut grpc = tonic::client::Grpc::new(channel);
+    grpc.ready().await.unwrap();
+    let path = PathAndQuery::from_static("/SpiffeWorkloadAPI/FetchX509SVID");
+    let codec = tonic_prost::ProstCodec::<JwtBundlesRequest, JwtBundlesRequest>::default();
+    let answer = grpc
+        .unary(with_header(JwtBundlesRequest {}), path, codec)
+        .await;
+    assert_eq!(answer.unwrap_err().code(), Code::Unimplemented);
+}
+
+#[tokio::test]
+async fn what_arrives_is_counted_where_it_arrives() {
+    let agent = WorkloadApi::start(TD).await.unwrap();
+    assert_eq!(agent.counts(), tower_spiffe::testing::Counts::default());
+    let client = dial(&agent).await;
+    client.token(AUD).await.unwrap();
+    client.token(AUD).await.unwrap();
+    let _ = client.validate(AUD, "x").await;
+    let mut stream = client.bundles().await.unwrap();
+    next_key_ids(&mut stream, TD).await;
+    let counts = agent.counts();
+    assert_eq!((counts.connections, counts.open_connections), (1, 1));
+    assert_eq!((counts.fetch_jwt_svid, counts.tokens_signed), (2, 1));
+    assert_eq!(
+        (
+            counts.fetch_jwt_bundles,
+            counts.open_streams,
+            counts.bundle_messages
+        ),
+        (1, 1, 1)
+    );
+    assert_eq!(counts.validate_jwt_svid, 1);
+    drop((client, stream));
+    eventually(|| {
+        let counts = agent.counts();
+        counts.open_connections == 0 && counts.open_streams == 0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_socket_is_private_and_gone_with_the_agent() {
+    use std::os::unix::fs::MetadataExt as _;
+    let agent = WorkloadApi::start(TD).await.unwrap();
+    let endpoint = agent.endpoint();
+    let socket = std::path::Path::new(endpoint.strip_prefix("unix://").unwrap());
+    let dir = socket.parent().unwrap();
+    assert_eq!(std::fs::metadata(dir).unwrap().mode() & 0o777, 0o700);
+    let client = dial(&agent).await;
+    let mut stream = client.bundles().await.unwrap();
+    next_key_ids(&mut stream, TD).await;
+
+    let clone = agent.clone();
+    drop(agent);
+    assert!(client.token(AUD).await.is_ok());
+    drop(clone);
+    assert!(!dir.exists());
+    assert!(stream.message().await.is_err());
+}
