@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use super::shared::Shared;
-use crate::svid::{FetchSvid, FetchSvidError, FetchSvidFuture, FetchSvidReason, SvidRequest};
+use crate::svid::{
+    FetchSvid, FetchSvidError, FetchSvidFuture, FetchSvidReason, JwtSvid, SvidRequest,
+};
 
 /// Fetches over the source's connection. Holds no handle of the source.
 pub(crate) struct Fetcher(Arc<Shared>);
@@ -24,23 +26,16 @@ impl FetchSvid for Fetcher {
 
 impl Shared {
     /// One call to the agent for one token.
-    pub(crate) async fn fetch(
-        &self,
-        request: &SvidRequest,
-    ) -> Result<crate::svid::JwtSvid, FetchSvidError> {
+    pub(crate) async fn fetch(&self, request: &SvidRequest) -> Result<JwtSvid, FetchSvidError> {
         let closed = || FetchSvidError::new(FetchSvidReason::Closed, "the source was shut down");
         if self.is_closed() {
             return Err(closed());
         }
-        let began = self.clock.monotonic();
         let outcome = tokio::select! {
             biased;
             outcome = self.client.fetch_jwt_svid(request) => outcome,
             () = self.until_closing() => return Err(closed()),
         };
-        let latency = self.clock.monotonic().saturating_sub(began);
-        let word = outcome.as_ref().map_or_else(|error| error.kind(), |_| "ok");
-        self.metrics.record_svid_fetch(word, latency);
         outcome.map_err(|error| {
             if self.is_closed() {
                 closed()
@@ -48,5 +43,35 @@ impl Shared {
                 error.into()
             }
         })
+    }
+
+    /// As [`fetch`](Self::fetch), and counted; the cache counts its own.
+    pub(crate) async fn fetch_counted(
+        &self,
+        request: &SvidRequest,
+    ) -> Result<JwtSvid, FetchSvidError> {
+        let began = self.clock.monotonic();
+        let outcome = self.fetch(request).await;
+        let latency = self.clock.monotonic().saturating_sub(began);
+        let word = outcome
+            .as_ref()
+            .map_or_else(|error| word(error.reason()), |_| "ok");
+        self.metrics.record_svid_fetch(word, latency);
+        outcome
+    }
+}
+
+/// The word that the cache uses for the same class.
+fn word(reason: FetchSvidReason) -> &'static str {
+    match reason {
+        FetchSvidReason::Unavailable => "unavailable",
+        FetchSvidReason::Timeout => "timeout",
+        FetchSvidReason::Denied => "denied",
+        FetchSvidReason::InvalidRequest => "invalid-request",
+        FetchSvidReason::Unacceptable => "unacceptable",
+        FetchSvidReason::Expired => "clock-skew",
+        FetchSvidReason::Closed => "closed",
+        FetchSvidReason::Panicked => "panicked",
+        FetchSvidReason::Other => "other",
     }
 }

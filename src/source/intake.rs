@@ -39,8 +39,8 @@ pub(crate) enum Discarded {
 impl Discarded {
     pub(crate) fn kind(self) -> &'static str {
         match self {
-            Self::Empty => "empty_message",
-            Self::TooMany { .. } => "too_many_bundles",
+            Self::Empty => "empty-message",
+            Self::TooMany { .. } => "too-many-bundles",
         }
     }
 }
@@ -122,12 +122,12 @@ fn one(domain: &TrustDomain, jwks: &[u8], limits: &ResourceLimits) -> Result<Jwt
             limits.jwks_bytes()
         );
         return Err(Trouble {
-            kind: "bundle_too_large",
+            kind: "bundle-too-large",
             text: text.into(),
         });
     }
     JwtBundle::from_jwks(domain.clone(), jwks).map_err(|error| Trouble {
-        kind: "bundle_unreadable",
+        kind: "bundle-unreadable",
         text: format!("its JWK Set cannot be read: {error}").into(),
     })
 }

@@ -169,6 +169,6 @@ fn limits_are_checked_before_a_key_is_read() {
         (vec!["a".into()], vec!["b".into()])
     );
     let trouble = taken.troubles.values().next().expect("told");
-    assert_eq!(trouble.kind, "bundle_too_large");
+    assert_eq!(trouble.kind, "bundle-too-large");
     assert!(trouble.text.contains("1000"), "{}", trouble.text);
 }

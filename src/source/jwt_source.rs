@@ -171,7 +171,7 @@ impl JwtSource {
         id: Option<&SpiffeId>,
     ) -> Result<JwtSvid, JwtSourceError> {
         let request = request(audiences, id)?;
-        Ok(self.inner.shared.fetch(&request).await?)
+        Ok(self.inner.shared.fetch_counted(&request).await?)
     }
 
     /// The value of an `authorization` header with a token for this audience, from the cache where
@@ -207,11 +207,8 @@ impl JwtSource {
 
     /// The state, as it is now.
     pub fn state(&self) -> SourceState {
-        let state = self.inner.shared.state();
-        if let Some(age) = state.last_contact() {
-            self.inner.shared.metrics.record_bundle_age(age);
-        }
-        state
+        self.inner.shared.record_age();
+        self.inner.shared.state()
     }
 
     // === Lifetime ===
@@ -295,7 +292,7 @@ impl FetchSvid for JwtSource {
     fn fetch_svid(&self, request: &SvidRequest) -> FetchSvidFuture {
         let source = self.clone();
         let request = request.clone();
-        Box::pin(async move { source.inner.shared.fetch(&request).await })
+        Box::pin(async move { source.inner.shared.fetch_counted(&request).await })
     }
 }
 

@@ -324,8 +324,14 @@ impl Shared {
     }
 
     pub(crate) fn record_age(&self) {
-        if let Some(age) = self.state().last_contact() {
+        let now = self.clock.monotonic();
+        // The lock is let go first: a recorder may look at the state.
+        let contact = self.contact(&self.record());
+        if let Some(contact) = contact {
+            let age = now.saturating_sub(contact);
             self.metrics.record_bundle_age(age);
+            self.metrics
+                .record_contact(self.clock.now().saturating_sub(age));
         }
     }
 
@@ -399,11 +405,7 @@ impl Shared {
         let verdict = self.revision();
         let snapshot = self.snapshot.load_full();
         let record = self.record();
-        let contact = if record.connected {
-            record.last_contact.max(self.heard())
-        } else {
-            record.last_contact
-        };
+        let contact = self.contact(&record);
         SourceState {
             revision: self.judge.load(Ordering::Acquire) >> VERDICT_BITS,
             verdict: verdict.map(|_| ()),
@@ -437,6 +439,15 @@ impl Shared {
                 })
                 .collect(),
             unnamed: record.unnamed.clone(),
+        }
+    }
+
+    /// When something last came from the agent over the connection of the bundle stream.
+    fn contact(&self, record: &Record) -> Option<Duration> {
+        if record.connected {
+            record.last_contact.max(self.heard())
+        } else {
+            record.last_contact
         }
     }
 

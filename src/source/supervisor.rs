@@ -21,6 +21,9 @@ use crate::workload_api::{JwtBundlesMessage, WorkloadApiError, WorkloadApiErrorR
 /// microseconds, and a worker of the runtime must not be held up for long.
 const READ_HERE: usize = 8 << 10;
 
+/// How often the age of the last contact is told while all is quiet.
+const AGE_EVERY: Duration = Duration::from_secs(60);
+
 pub(crate) struct Supervisor {
     shared: Arc<Shared>,
     cache: SvidCache,
@@ -113,14 +116,10 @@ impl Supervisor {
         };
         let mut stream = opened;
         let mut heard = false;
+        // A quiet stream is asked anew before it counts as stale.
         let ask_anew = self.shared.max_staleness.map(|max| max / 2);
+        let mut ask_anew_at = None;
         loop {
-            let quiet = async {
-                match ask_anew {
-                    Some(after) if heard => tokio::time::sleep(after).await,
-                    _ => pending().await,
-                }
-            };
             let generation = stream.generation();
             let next = tokio::select! {
                 biased;
@@ -128,7 +127,11 @@ impl Supervisor {
                 _ = doubts.wait_for(|doubted| *doubted >= generation) => {
                     return (End::Doubtful, heard);
                 }
-                () = quiet => return (End::Quiet, heard),
+                () = at(ask_anew_at) => return (End::Quiet, heard),
+                () = tokio::time::sleep(AGE_EVERY), if heard => {
+                    self.shared.record_age();
+                    continue;
+                }
                 () = at(self.withdraw_at) => {
                     self.withdraw_now();
                     continue;
@@ -136,7 +139,10 @@ impl Supervisor {
             };
             match next {
                 Ok(Some(message)) => {
-                    heard |= self.take_in(message).await;
+                    if self.take_in(message).await {
+                        heard = true;
+                        ask_anew_at = ask_anew.and_then(|after| Instant::now().checked_add(after));
+                    }
                 }
                 Ok(None) => return (End::Clean, heard),
                 Err(error) => return (End::Failed(error), heard),
@@ -188,9 +194,9 @@ impl Supervisor {
             );
         }
         for (name, why) in &read.unnamed {
-            self.shared.metrics.record_error("bundle_unnamed");
+            self.shared.metrics.record_error("bundle-unnamed");
             self.said.tell(
-                "bundle_unnamed",
+                "bundle-unnamed",
                 format_args!("trust domain \"{name}\": {why}"),
             );
         }
@@ -259,7 +265,7 @@ impl Supervisor {
                 // What does not answer a call will not tell of a change either.
                 self.shared.client.line().renew();
                 let text = "a call over the same connection got no answer; connecting anew";
-                self.failed("doubtful_connection", text, None);
+                self.failed("doubtful-connection", text, None);
                 return self.delay(healthy);
             }
             End::Failed(error) => error,

@@ -186,14 +186,14 @@ impl WorkloadApiError {
         use WorkloadApiErrorReason as Reason;
         match self.reason {
             Reason::NoSocket | Reason::Refused | Reason::Connect => "connect",
-            Reason::NotGrpc => "not_grpc",
+            Reason::NotGrpc => "not-grpc",
             Reason::Disconnected => "disconnected",
             Reason::Timeout => "timeout",
             Reason::Unavailable => "unavailable",
-            Reason::PermissionDenied => "permission_denied",
-            Reason::InvalidArgument => "invalid_argument",
+            Reason::PermissionDenied => "permission-denied",
+            Reason::InvalidArgument => "invalid-argument",
             Reason::Unimplemented => "unimplemented",
-            Reason::InvalidAnswer => "invalid_answer",
+            Reason::InvalidAnswer => "invalid-answer",
             Reason::Status => "status",
             Reason::NoSuchHint | Reason::InvalidRequest | Reason::NoRuntime => "request",
         }

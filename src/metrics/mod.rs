@@ -23,11 +23,60 @@
 //! assert_eq!(refusals.0.load(Ordering::Relaxed), 1);
 //! ```
 
+#[cfg(feature = "metrics")]
+mod facade;
+
 #[cfg(feature = "workload-api")]
 use std::panic::{AssertUnwindSafe, catch_unwind};
 #[cfg(feature = "workload-api")]
 use std::sync::Arc;
 use std::time::Duration;
+
+#[cfg(feature = "metrics")]
+pub use facade::{FacadeRecorder, METRICS, MetricInfo};
+
+use crate::clock::UnixTime;
+
+/// What [`MetricsRecorder::record_error`] may be told.
+///
+/// | kind | whose fault, mostly |
+/// | --- | --- |
+/// | `connect` | no connection to the agent: it is down, or its socket is not mounted here |
+/// | `not-grpc` | what answers at the endpoint is no Workload API |
+/// | `disconnected` | the connection broke: the agent went away |
+/// | `timeout` | the agent did not answer in time |
+/// | `unavailable` | the agent says that it cannot serve now |
+/// | `permission-denied` | this workload has no registration entry, or lost it |
+/// | `invalid-argument` | the agent calls our request wrong |
+/// | `unimplemented` | the agent has no JWT profile |
+/// | `status` | another gRPC status of the agent |
+/// | `invalid-answer` | the agent's answer breaks the rules |
+/// | `doubtful-connection` | a call got no answer over the connection, which was given up |
+/// | `empty-message` | the agent sent a message without any bundle; discarded |
+/// | `too-many-bundles` | a message had more trust domains than allowed; discarded |
+/// | `bundle-too-large` | a trust domain's JWK Set is larger than allowed; its last one stays |
+/// | `bundle-unreadable` | a trust domain's JWK Set cannot be read; its last one stays |
+/// | `bundle-unnamed` | an entry of a message is named by no trust domain |
+/// | `internal` | a fault of this crate |
+pub const SOURCE_ERROR_KINDS: [&str; 17] = [
+    "connect",
+    "not-grpc",
+    "disconnected",
+    "timeout",
+    "unavailable",
+    "permission-denied",
+    "invalid-argument",
+    "unimplemented",
+    "status",
+    "invalid-answer",
+    "doubtful-connection",
+    "empty-message",
+    "too-many-bundles",
+    "bundle-too-large",
+    "bundle-unreadable",
+    "bundle-unnamed",
+    "internal",
+];
 
 /// Takes the counts. Called on hot paths: be quick, do not block. A panic in it is caught where it
 /// could end a background task.
@@ -38,7 +87,7 @@ pub trait MetricsRecorder: Send + Sync + 'static {
     /// The source opened the bundle stream anew after it had ended.
     fn record_reconnect(&self) {}
 
-    /// Something went wrong in the source; `kind` is one of a fixed, documented list.
+    /// Something went wrong in the source; `kind` is one of [`SOURCE_ERROR_KINDS`].
     fn record_error(&self, kind: &'static str) {
         let _ = kind;
     }
@@ -51,6 +100,12 @@ pub trait MetricsRecorder: Send + Sync + 'static {
     /// How long ago the source last heard from the issuer, told when that changes or is looked at.
     fn record_bundle_age(&self, age: Duration) {
         let _ = age;
+    }
+
+    /// Something came from the issuer, at this moment of the wall's time. As a moment rather than
+    /// an age, an alert on it sees even a process that hangs.
+    fn record_contact(&self, at: UnixTime) {
+        let _ = at;
     }
 
     /// One call for a token of our own ended; `outcome` is `ok` or a class of error.
@@ -87,6 +142,17 @@ pub enum SvidCacheEvent {
     Miss,
     /// A background refresh began.
     Refresh,
+}
+
+impl SvidCacheEvent {
+    /// The event as a fixed, short word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Miss => "miss",
+            Self::Refresh => "refresh",
+        }
+    }
 }
 
 /// One verdict on a caller's token.
@@ -176,6 +242,10 @@ impl MetricsRecorder for Shielded {
         self.run(|inner| inner.record_bundle_age(age));
     }
 
+    fn record_contact(&self, at: UnixTime) {
+        self.run(|inner| inner.record_contact(at));
+    }
+
     fn record_svid_fetch(&self, outcome: &'static str, latency: Duration) {
         self.run(|inner| inner.record_svid_fetch(outcome, latency));
     }
@@ -190,5 +260,19 @@ impl MetricsRecorder for Shielded {
 
     fn record_verification(&self, verification: &Verification<'_>) {
         self.run(|inner| inner.record_verification(verification));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documented_kinds_are_the_listed_ones() {
+        let documented: Vec<&str> = include_str!("mod.rs")
+            .lines()
+            .filter_map(|line| line.strip_prefix("/// | `")?.split('`').next())
+            .collect();
+        assert_eq!(documented, SOURCE_ERROR_KINDS);
     }
 }
