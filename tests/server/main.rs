@@ -8,8 +8,12 @@
     clippy::indexing_slicing
 )]
 
+mod axum;
+mod loopback;
 mod modes;
 mod policy;
 mod refusals;
 mod support;
+mod talk;
+mod tonic;
 mod wait;

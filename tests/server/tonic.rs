@@ -1,0 +1,178 @@
+//! A tonic server behind the layer: as a whole, and one service of it.
+
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tonic::Code;
+use tonic::service::{LayerExt, Routes};
+use tonic::transport::{Channel, Endpoint, Server};
+use tower::service_fn;
+use tower_spiffe::bundle::CannotJudge;
+use tower_spiffe::server::{Allow, GrpcPolicy, ValidateJwtSvidLayer};
+
+use crate::loopback::{At, Doors};
+use crate::support::{OPS, WEB, World};
+use crate::talk::{Talk, Talker};
+
+/// Serves a router of tonic's through both doors.
+macro_rules! serve {
+    ($server:expr) => {{
+        let doors = Doors::open().await;
+        let tcp = TcpListenerStream::new(doors.tcp);
+        let unix = UnixListenerStream::new(doors.unix);
+        let (first, second) = ($server, $server);
+        tokio::spawn(first.serve_with_incoming(tcp));
+        tokio::spawn(second.serve_with_incoming(unix));
+        doors.at
+    }};
+}
+
+async fn channels(at: &At) -> [Channel; 2] {
+    let tcp = Endpoint::try_from(format!("http://{}", at.tcp)).unwrap();
+    let path = at.unix.clone();
+    let connector = service_fn(move |_| {
+        let path = path.clone();
+        async move { std::io::Result::Ok(TokioIo::new(UnixStream::connect(path).await?)) }
+    });
+    let unix = Endpoint::from_static("http://reports.test");
+    [
+        tcp.connect().await.unwrap(),
+        unix.connect_with_connector(connector).await.unwrap(),
+    ]
+}
+
+fn bearer(world: &World, id: &str) -> Option<String> {
+    Some(world.bearer(id).to_str().unwrap().to_owned())
+}
+
+fn policy() -> GrpcPolicy {
+    let everyone = || Allow::trust_domain("x").unwrap();
+    GrpcPolicy::deny_by_default()
+        .method("/t.Talk/Say", everyone())
+        .method("/t.Talk/Chat", everyone())
+        .method("/t.Talk/Listen", Allow::id(OPS).unwrap())
+        .method("/t.Talk/Tell", Allow::id(OPS).unwrap())
+        .public("/t.Talk/Open")
+        .build()
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_whole_server_is_guarded_in_all_four_kinds_of_calls() {
+    let world = World::new();
+    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), policy());
+    let at = serve!(Server::builder().layer(layer.clone()).add_service(Talk));
+    for channel in channels(&at).await {
+        let mut ops = Talker::new(channel.clone(), bearer(&world, OPS));
+        assert_eq!(ops.say("hello").await.unwrap(), "spiffe://x/ops says hello");
+        assert_eq!(ops.listen(&["a", "b"]).await.unwrap(), "spiffe://x/ops a b");
+        let mut ticks = ops.tell().await.unwrap();
+        assert_eq!(ticks.message().await.unwrap().as_deref(), Some("tick"));
+        let words = tokio_stream::iter(["one".to_owned(), "two".to_owned()]);
+        let mut answers = ops.chat(words).await.unwrap();
+        assert_eq!(
+            answers.message().await.unwrap().as_deref(),
+            Some("/ops says one")
+        );
+        assert_eq!(
+            answers.message().await.unwrap().as_deref(),
+            Some("/ops says two")
+        );
+        assert_eq!(answers.message().await.unwrap(), None);
+
+        // By method: the same caller may say and may not listen.
+        let mut web = Talker::new(channel.clone(), bearer(&world, WEB));
+        assert_eq!(web.say("hi").await.unwrap(), "spiffe://x/web says hi");
+        let status = web.listen(&["a"]).await.unwrap_err();
+        assert_eq!(
+            (status.code(), status.message()),
+            (Code::PermissionDenied, "the caller is not allowed")
+        );
+        assert_eq!(web.tell().await.unwrap_err().code(), Code::PermissionDenied);
+        // What the policy does not name is denied before it is found not to exist.
+        assert_eq!(
+            web.unary("Nothing", "").await.unwrap_err().code(),
+            Code::PermissionDenied
+        );
+
+        let mut nobody = Talker::new(channel.clone(), None);
+        assert_eq!(nobody.unary("Open", "").await.unwrap(), "open");
+        for status in [
+            nobody.say("hello").await.unwrap_err(),
+            nobody.listen(&["a"]).await.unwrap_err(),
+            nobody.tell().await.unwrap_err(),
+            nobody.chat(tokio_stream::empty()).await.unwrap_err(),
+        ] {
+            assert_eq!(
+                (status.code(), status.message()),
+                (Code::Unauthenticated, "a bearer token is required")
+            );
+        }
+        let mut liar = Talker::new(channel, Some("Bearer a.b.c".to_owned()));
+        let status = liar.say("hello").await.unwrap_err();
+        assert_eq!(
+            (status.code(), status.message()),
+            (Code::Unauthenticated, "the token is malformed")
+        );
+    }
+    world.bundles.cannot_judge(CannotJudge::Stale);
+    for channel in channels(&at).await {
+        let mut ops = Talker::new(channel, bearer(&world, OPS));
+        assert_eq!(
+            ops.say("hello").await.unwrap_err().code(),
+            Code::Unavailable
+        );
+    }
+}
+
+#[tokio::test]
+async fn one_service_of_a_server_is_guarded() {
+    let world = World::new();
+    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), policy());
+    let routes = Routes::new(layer.named_layer(Talk));
+    let at = serve!(Server::builder().add_routes(routes.clone()));
+    for channel in channels(&at).await {
+        let mut web = Talker::new(channel.clone(), bearer(&world, WEB));
+        assert_eq!(web.say("hi").await.unwrap(), "spiffe://x/web says hi");
+        let mut nobody = Talker::new(channel, None);
+        assert_eq!(
+            nobody.say("hi").await.unwrap_err().code(),
+            Code::Unauthenticated
+        );
+        // The other services of that server are not behind it.
+        assert_eq!(nobody.unary("Open", "").await.unwrap(), "open");
+    }
+}
+
+#[tokio::test]
+async fn a_handler_without_a_layer_above_says_that_it_is_miswired() {
+    let at = serve!(Server::builder().add_service(Talk));
+    for channel in channels(&at).await {
+        let status = Talker::new(channel, None).say("hi").await.unwrap_err();
+        assert_eq!(
+            (status.code(), status.message()),
+            (Code::Internal, "no ValidateJwtSvidLayer stands above")
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_anonymous_caller_is_unauthenticated_in_the_handler() {
+    let world = World::new();
+    let layer = ValidateJwtSvidLayer::optional(world.validator.clone(), Allow::any_trust_domain());
+    let at = serve!(Server::builder().layer(layer.clone()).add_service(Talk));
+    for channel in channels(&at).await {
+        let status = Talker::new(channel.clone(), None)
+            .say("hi")
+            .await
+            .unwrap_err();
+        assert_eq!(status.code(), Code::Unauthenticated);
+        assert_eq!(
+            Talker::new(channel, bearer(&world, WEB))
+                .listen(&[])
+                .await
+                .unwrap(),
+            WEB
+        );
+    }
+}
