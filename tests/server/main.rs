@@ -9,6 +9,9 @@
 )]
 
 mod axum;
+mod end_at_expiry;
+mod golden;
+mod hyper;
 mod loopback;
 mod modes;
 mod policy;

@@ -1,0 +1,219 @@
+//! Streams that end with the token that opened them.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Body, Frame};
+use serde_json::json;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::{IntervalStream, TcpListenerStream};
+use tonic::Code;
+use tonic::transport::{Endpoint, Server};
+use tower::{Layer, ServiceExt, service_fn};
+use tower_spiffe::server::{Allow, EndAtExpiryLayer, TokenExpired, ValidateJwtSvidLayer};
+use tower_spiffe::testing::PausedClock;
+use tower_spiffe::{Clock, SystemClock, UnixTime};
+
+use crate::loopback::{Doors, get, stream};
+use crate::support::{WEB, World, bearer, with_authorization};
+use crate::talk::{Talk, Talker};
+
+const START: i64 = 1_790_000_000;
+
+/// A world whose time is tokio's, paused.
+fn paused() -> (World, Arc<PausedClock>) {
+    let clock = Arc::new(PausedClock::new(UnixTime::from_secs(START)));
+    let world = World::with(|builder| builder.clock(clock.clone()));
+    (world, clock)
+}
+
+/// A frame each second, for ever.
+fn ticks() -> impl Body<Data = Bytes, Error = Infallible> {
+    let ticks = IntervalStream::new(tokio::time::interval(Duration::from_secs(1)));
+    StreamBody::new(ticks.map(|_| Ok(Frame::data(Bytes::from_static(b"tick")))))
+}
+
+/// What comes after how many frames, and when.
+async fn end_of(
+    world: &World,
+    content_type: &'static str,
+    exp: i64,
+) -> (
+    usize,
+    Duration,
+    Option<Result<Frame<Bytes>, Box<dyn std::error::Error + Send + Sync>>>,
+) {
+    let layer = ValidateJwtSvidLayer::optional(world.validator.clone(), Allow::any_trust_domain())
+        .on_reject(|_: &_, _: &http::request::Parts| unreachable!());
+    let inner = service_fn(move |_: Request<String>| async move {
+        let mut response = Response::new(Box::pin(ticks()));
+        if !content_type.is_empty() {
+            let value = HeaderValue::from_static(content_type);
+            response.headers_mut().insert("content-type", value);
+        }
+        Ok::<_, Infallible>(response)
+    });
+    let service = layer.layer(EndAtExpiryLayer::new(&world.validator).layer(inner));
+    let claims = json!({ "exp": exp, "iat": START });
+    let request = with_authorization(&bearer(&world.issuer.token_with(WEB, claims)));
+    let mut body = service.oneshot(request).await.unwrap().into_body();
+    let start = Instant::now();
+    let mut frames = 0;
+    loop {
+        match body.frame().await {
+            Some(Ok(frame)) if frame.data_ref().is_some_and(|data| data == "tick") => frames += 1,
+            end => {
+                let after = start.elapsed();
+                if end.is_some() {
+                    assert!(body.frame().await.is_none() && body.is_end_stream());
+                }
+                return (frames, after, end);
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_http_stream_ends_with_an_error_at_exp_and_leeway() {
+    let (world, _) = paused();
+    let (frames, after, end) = end_of(&world, "", START + 90).await;
+    assert_eq!((frames, after), (100, Duration::from_secs(100)));
+    let error = end.unwrap().unwrap_err();
+    assert!(error.is::<TokenExpired>(), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grpc_stream_ends_with_status_16_in_the_trailers() {
+    let (world, _) = paused();
+    let (frames, after, end) = end_of(&world, "application/grpc", START + 2).await;
+    assert_eq!((frames, after), (12, Duration::from_secs(12)));
+    let trailers = end.unwrap().unwrap().into_trailers().unwrap();
+    assert_eq!(trailers["grpc-status"], "16");
+    assert_eq!(trailers["grpc-message"], "the token has expired");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grpc_web_stream_ends_with_status_16_in_its_last_frame() {
+    use base64::Engine as _;
+
+    const LAST: &[u8] = b"\x80\0\0\0\x34grpc-status:16\r\ngrpc-message:the token has expired\r\n";
+    let (world, _) = paused();
+    let (_, _, end) = end_of(&world, "application/grpc-web+proto", START + 2).await;
+    assert_eq!(end.unwrap().unwrap().into_data().unwrap(), LAST);
+    let (world, _) = paused();
+    let (_, _, end) = end_of(&world, "application/grpc-web-text", START + 2).await;
+    let text = end.unwrap().unwrap().into_data().unwrap();
+    assert_eq!(
+        base64::engine::general_purpose::STANDARD
+            .decode(text)
+            .unwrap(),
+        LAST
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a24_a_step_of_the_wall_clock_is_noticed() {
+    let (world, clock) = paused();
+    let stepping = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(5500)).await;
+        clock.step_wall(3610);
+    });
+    // Before the next frame, though it comes long before the timer would.
+    let (frames, after, end) = end_of(&world, "", START + 3600).await;
+    assert_eq!((frames, after), (6, Duration::from_secs(6)));
+    assert!(end.unwrap().is_err());
+    stepping.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_ends_before_is_left_as_it_is() {
+    let (world, _) = paused();
+    let inner = service_fn(|_: Request<String>| async {
+        Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("whole")))
+    });
+    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::any_trust_domain());
+    let service = layer.layer(EndAtExpiryLayer::new(&world.validator).layer(inner));
+    let token = world
+        .issuer
+        .token_with(WEB, json!({ "exp": START + 1, "iat": START }));
+    let request = with_authorization(&bearer(&token));
+    let body = service.oneshot(request).await.unwrap().into_body();
+    assert_eq!(body.size_hint().exact(), Some(5));
+    assert_eq!(body.collect().await.unwrap().to_bytes(), "whole");
+}
+
+#[tokio::test]
+async fn a_real_tonic_stream_ends_with_unauthenticated() {
+    let world = World::with(|builder| builder.leeway(Duration::ZERO));
+    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::any_trust_domain());
+    let doors = Doors::open().await;
+    let server = Server::builder()
+        .layer(layer)
+        .layer(EndAtExpiryLayer::new(&world.validator))
+        .add_service(Talk);
+    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(doors.tcp)));
+    let endpoint = Endpoint::try_from(format!("http://{}", doors.at.tcp)).unwrap();
+    let channel = endpoint.connect().await.unwrap();
+
+    let exp = SystemClock::shared().now().secs() + 2;
+    let token = world.issuer.token_with(WEB, json!({ "exp": exp }));
+    let mut talker = Talker::new(channel.clone(), Some(format!("Bearer {token}")));
+    let mut told = talker.tell().await.unwrap();
+    // A call both ways in which nothing is said.
+    let mut silent = talker.chat(tokio_stream::pending()).await.unwrap();
+    let mut words = 0;
+    let status = loop {
+        match told.message().await {
+            Ok(Some(_)) => words += 1,
+            Ok(None) => panic!("a clean end"),
+            Err(status) => break status,
+        }
+    };
+    assert!(words >= 10, "{words}");
+    assert_eq!(
+        (status.code(), status.message()),
+        (Code::Unauthenticated, "the token has expired")
+    );
+    let late = SystemClock::shared()
+        .now()
+        .saturating_since(UnixTime::from_secs(exp));
+    assert!(late < Duration::from_secs(1), "{late:?}");
+    let status = silent.message().await.unwrap_err();
+    assert_eq!(status.code(), Code::Unauthenticated);
+    // The connection goes on for others.
+    let fresh = Some(world.bearer(WEB).to_str().unwrap().to_owned());
+    assert!(Talker::new(channel, fresh).say("hello").await.is_ok());
+}
+
+#[tokio::test]
+async fn a_real_http_stream_does_not_end_cleanly() {
+    let world = World::with(|builder| builder.leeway(Duration::ZERO));
+    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::any_trust_domain())
+        .on_reject(|_: &_, _: &http::request::Parts| unreachable!());
+    let inner = service_fn(|_: Request<hyper::body::Incoming>| async {
+        Ok::<_, Infallible>(Response::new(Box::pin(ticks())))
+    });
+    let service = layer.layer(EndAtExpiryLayer::new(&world.validator).layer(inner));
+    let at = crate::hyper::serve(service).await;
+    for http2 in [false, true] {
+        let exp = SystemClock::shared().now().secs() + 2;
+        let token = bearer(&world.issuer.token_with(WEB, json!({ "exp": exp })));
+        let io = TcpStream::connect(at.tcp).await.unwrap();
+        let mut body = stream(io, http2, get("/", Some(&token))).await.into_body();
+        let mut frames = 0;
+        loop {
+            match body.frame().await {
+                Some(Ok(_)) => frames += 1,
+                Some(Err(_)) => break,
+                None => panic!("a clean end"),
+            }
+        }
+        assert!(frames >= 1, "{frames}");
+    }
+}
