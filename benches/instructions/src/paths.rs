@@ -1,0 +1,233 @@
+//! The hot paths, on the published keys and tokens of the conformance vectors.
+
+use std::convert::Infallible;
+use std::future::{Ready, ready};
+use std::hint::black_box;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures_util::FutureExt as _;
+use http::header::AUTHORIZATION;
+use http::{HeaderValue, Request, Response};
+use serde_json::Value;
+use tower_layer::Layer as _;
+use tower_service::Service;
+use tower_spiffe::client::{AddJwtSvidLayer, Audience};
+use tower_spiffe::server::{Allow, ValidateJwtSvidLayer};
+use tower_spiffe::{
+    Clock, FetchSvid, FetchSvidFuture, FixedBundles, JwtBundle, JwtBundleSet, JwtSvid, SvidCache,
+    SvidRequest, TrustDomain, UnixTime, Validator,
+};
+
+pub const NAMES: &[&str] = &[
+    "validate-seen",
+    "validate-new-es256",
+    "validate-new-es384",
+    "validate-new-rs256",
+    "validate-new-ps512",
+    "refuse-expired",
+    "refuse-audience",
+    "refuse-key-unknown",
+    "refuse-signature",
+    "layer-seen",
+    "layer-no-header",
+    "layer-expired",
+    "inject-fixed",
+    "inject-pinned",
+    "bundle-read",
+];
+
+/// So often each path is taken while it is counted.
+pub const TIMES: usize = 16;
+
+/// Takes each path a few times uncounted, so that everything that is done once is done.
+const WARM: usize = 4;
+
+#[inline(never)]
+fn counted<T>(all: &mut [T], mut path: impl FnMut(&mut T)) {
+    for one in all {
+        path(black_box(one));
+    }
+}
+
+/// Prepares each time, then takes the path so often: first uncounted, then counted.
+fn take<T, R>(mut prepare: impl FnMut() -> T, mut path: impl FnMut(&mut T) -> R) {
+    for _ in 0..WARM {
+        black_box(path(&mut prepare()));
+    }
+    let mut all: Vec<T> = (0..TIMES).map(|_| prepare()).collect();
+    counted(&mut all, |one| {
+        black_box(path(one));
+    });
+}
+
+pub fn run(name: &str) {
+    let vectors = Vectors::read();
+    let good = vectors.token("alg-es256-p256");
+    let validator = || vectors.validator();
+    let warm = validator();
+    warm.validate(&good).expect("a good token");
+    match name {
+        "validate-seen" => take(|| (), |()| warm.validate(black_box(&good)).unwrap()),
+        "refuse-expired" => refuse(&vectors, "time-exp-year-ago"),
+        "refuse-audience" => refuse(&vectors, "aud-other"),
+        "refuse-key-unknown" => refuse(&vectors, "kid-unknown"),
+        "refuse-signature" => refuse(&vectors, "sig-flipped-bit"),
+        "layer-seen" => layer(&vectors, Some(&good), 200),
+        "layer-no-header" => layer(&vectors, None, 401),
+        "layer-expired" => layer(&vectors, Some(&vectors.token("time-exp-year-ago")), 401),
+        "inject-fixed" | "inject-pinned" => inject(name, good),
+        "bundle-read" => {
+            let jwks = vectors.0["bundles"]["main"]["td.test"].to_string();
+            take(|| (), |()| bundle("td.test", black_box(&jwks)));
+        }
+        name => {
+            // A token new to its validator, kept by it in the end.
+            let case = match name.rsplit('-').next() {
+                Some("es384") => "alg-es384-p384",
+                Some("rs256") => "alg-rs256-rsa2048",
+                Some("ps512") => "alg-ps512-rsa2048",
+                _ => "alg-es256-p256",
+            };
+            let token = vectors.token(case);
+            take(validator, |validator| validator.validate(&token).unwrap());
+        }
+    }
+}
+
+fn refuse(vectors: &Vectors, case: &str) {
+    let token = vectors.token(case);
+    let validator = vectors.validator();
+    take(
+        || (),
+        |()| validator.validate(black_box(&token)).unwrap_err(),
+    );
+}
+
+fn layer(vectors: &Vectors, token: Option<&str>, status: u16) {
+    let policy = Allow::trust_domain("td.test").unwrap();
+    let mut service = ValidateJwtSvidLayer::required(vectors.validator(), policy).layer(Bare);
+    let header = token.map(bearer);
+    take(
+        || Some(request(header.as_ref())),
+        |request| {
+            let response = service.call(request.take().expect("once")).now_or_never();
+            let Ok(response) = response.expect("it waits for nothing");
+            assert_eq!(response.status(), status);
+        },
+    );
+}
+
+fn inject(name: &str, token: String) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    let _entered = runtime.enter();
+    let cache = SvidCache::builder(Desk(token))
+        .clock(Arc::new(Stopped))
+        .build();
+    let wanted = SvidRequest::new(["reports"]).unwrap();
+    let pinned = cache.pin(wanted.clone());
+    runtime.block_on(cache.header(&wanted)).expect("a token");
+    if name == "inject-pinned" {
+        return take(|| (), |()| pinned.try_header().expect("a token"));
+    }
+    let audience = Audience::fixed("reports")
+        .for_origin("https://reports")
+        .unwrap();
+    let mut service = AddJwtSvidLayer::new(cache, audience).layer(Bare);
+    take(
+        || Some(request(None)),
+        |request| {
+            let response = service.call(request.take().expect("once")).now_or_never();
+            assert!(response.expect("it waits for nothing").is_ok());
+        },
+    );
+}
+
+/// The conformance vectors.
+struct Vectors(Value);
+
+impl Vectors {
+    fn read() -> Self {
+        let text = include_str!("../../../tests/data/jwt-svid.json");
+        Self(serde_json::from_str(text).unwrap())
+    }
+
+    fn token(&self, case: &str) -> String {
+        let cases = self.0["cases"].as_array().unwrap();
+        let case = cases.iter().find(|other| other["id"] == case);
+        case.unwrap()["token"].as_str().unwrap().to_owned()
+    }
+
+    fn validator(&self) -> Validator {
+        let jwks = self.0["bundles"]["main"]["td.test"].to_string();
+        let bundles = JwtBundleSet::from_iter([bundle("td.test", &jwks)]);
+        Validator::builder(FixedBundles::new(bundles))
+            .audience("reports")
+            .clock(Arc::new(Stopped))
+            .build()
+            .unwrap()
+    }
+}
+
+fn bundle(trust_domain: &str, jwks: &str) -> JwtBundle {
+    JwtBundle::from_jwks(TrustDomain::parse(trust_domain).unwrap(), jwks.as_bytes()).unwrap()
+}
+
+/// Stands at the vectors' time.
+struct Stopped;
+
+impl Clock for Stopped {
+    fn now(&self) -> UnixTime {
+        UnixTime::from_secs(1_790_000_000)
+    }
+
+    fn monotonic(&self) -> std::time::Duration {
+        std::time::Duration::from_secs(1000)
+    }
+}
+
+/// Has one token for everybody.
+struct Desk(String);
+
+impl FetchSvid for Desk {
+    fn fetch_svid(&self, _: &SvidRequest) -> FetchSvidFuture {
+        let svid = JwtSvid::parse_unverified(&self.0, "").unwrap();
+        Box::pin(async move { Ok(svid) })
+    }
+}
+
+#[derive(Clone)]
+struct Bare;
+
+impl Service<Request<()>> for Bare {
+    type Response = Response<()>;
+    type Error = Infallible;
+    type Future = Ready<Result<Response<()>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<()>) -> Self::Future {
+        drop(request);
+        ready(Ok(Response::new(())))
+    }
+}
+
+fn bearer(token: &str) -> HeaderValue {
+    HeaderValue::try_from(format!("Bearer {token}")).unwrap()
+}
+
+fn request(authorization: Option<&HeaderValue>) -> Request<()> {
+    let mut request = Request::get("https://reports/today")
+        .header("accept", "application/json")
+        .body(())
+        .unwrap();
+    if let Some(value) = authorization {
+        request.headers_mut().insert(AUTHORIZATION, value.clone());
+    }
+    request
+}
