@@ -11,6 +11,10 @@
 )]
 
 mod as_spire;
+mod bad_days;
 mod issuer;
+mod keepalive;
+mod replay;
+mod rotation;
 mod support;
 mod wire;

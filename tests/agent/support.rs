@@ -170,3 +170,14 @@ pub(crate) async fn eventually(so: impl Fn() -> bool) {
     }
     panic!("it never was so");
 }
+
+/// The same, asked anew each time.
+pub(crate) async fn eventually_async(so: impl AsyncFn() -> bool) {
+    for _ in 0..200 {
+        if so().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("it never was so");
+}

@@ -1,10 +1,12 @@
 //! One connection as the agent has it: counted, its frames watched, dead on demand.
 
+use std::future::Future as _;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
@@ -12,13 +14,13 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, Sleep};
 
 use super::fault::Fault;
 use super::frames::{FrameHead, FrameReader};
 use super::front::Front;
 use super::pings::PingAccount;
 use super::state::Agent;
-use crate::clock::Clock as _;
 
 /// All connections of one agent.
 pub(super) struct Connections {
@@ -131,12 +133,27 @@ struct WatchedIo<I> {
     outbound: FrameReader,
     pings: PingAccount,
     farewell: Option<Farewell>,
+    opened: Instant,
 }
 
-/// The last frame, and how much of it is out.
+/// The last frame, how much of it is out, and until when its reader is waited for: a grpc-go
+/// server gives it a second.
 struct Farewell {
     frame: Vec<u8>,
     sent: usize,
+    until: Pin<Box<Sleep>>,
+}
+
+impl Farewell {
+    const PATIENCE: Duration = Duration::from_secs(1);
+
+    fn new(frame: Vec<u8>) -> Self {
+        Self {
+            frame,
+            sent: 0,
+            until: Box::pin(tokio::time::sleep(Self::PATIENCE)),
+        }
+    }
 }
 
 impl<I> WatchedIo<I> {
@@ -149,6 +166,7 @@ impl<I> WatchedIo<I> {
             outbound: FrameReader::of_server(),
             pings: PingAccount::default(),
             farewell: None,
+            opened: Instant::now(),
         }
     }
 
@@ -158,7 +176,8 @@ impl<I> WatchedIo<I> {
 
     /// Watches what came in; `true` where the client pings too often.
     fn came_in(&mut self, bytes: &[u8]) -> bool {
-        let now = self.agent.clock.monotonic();
+        // By which HTTP/2 clients time their pings; the agent's own clock may stand still.
+        let now = self.opened.elapsed();
         let mut too_many = false;
         let (agent, pings) = (&self.agent, &mut self.pings);
         self.inbound.feed(bytes, |frame| {
@@ -177,7 +196,8 @@ impl<I> WatchedIo<I> {
 }
 
 impl<I: AsyncRead + AsyncWrite + Unpin> WatchedIo<I> {
-    /// Says farewell, then shows the server an end.
+    /// Says farewell, waits until the client has gone or had the time to, then shows the server an
+    /// end.
     fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(farewell) = &mut self.farewell else {
             return Poll::Ready(Ok(()));
@@ -193,7 +213,15 @@ impl<I: AsyncRead + AsyncWrite + Unpin> WatchedIo<I> {
                 _ => return Poll::Ready(Ok(())),
             }
         }
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        loop {
+            let mut unheard = [0; 1024];
+            let mut unheard = ReadBuf::new(&mut unheard);
+            match Pin::new(&mut self.io).poll_read(cx, &mut unheard) {
+                Poll::Ready(Ok(())) if !unheard.filled().is_empty() => {}
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+                Poll::Pending => return farewell.until.as_mut().poll(cx).map(Ok),
+            }
+        }
     }
 }
 
@@ -222,7 +250,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncRead for WatchedIo<I> {
             } else {
                 Vec::new()
             };
-            this.farewell = Some(Farewell { frame, sent: 0 });
+            this.farewell = Some(Farewell::new(frame));
             buf.set_filled(before);
             return this.poll_farewell(cx);
         }
@@ -237,12 +265,9 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WatchedIo<I> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if this.is_dead() {
+        if this.is_dead() || this.farewell.is_some() {
             // As if it were on its way.
             return Poll::Ready(Ok(buf.len()));
-        }
-        if this.farewell.is_some() {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         let written = ready!(Pin::new(&mut this.io).poll_write(cx, buf))?;
         this.went_out(buf.get(..written).unwrap_or_default());

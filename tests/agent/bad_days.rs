@@ -1,0 +1,324 @@
+//! The embedded Workload API on a bad day: each fault does what its name says, and ends.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+use tonic::Code;
+use tower_spiffe::testing::{Call, Fault, PausedClock, WorkloadApi};
+use tower_spiffe::{GrpcCode, UnixTime};
+
+use crate::support::*;
+
+const SHORT: Duration = Duration::from_millis(150);
+
+async fn agent() -> (WorkloadApi, Client) {
+    let agent = WorkloadApi::start(TD).await.unwrap();
+    let client = dial(&agent).await;
+    (agent, client)
+}
+
+#[tokio::test]
+async fn refuse_answers_every_call_and_ends_open_streams_with_the_status() {
+    let (agent, client) = agent().await;
+    let mut stream = client.bundles().await.unwrap();
+    next_key_ids(&mut stream, TD).await;
+    for (told, seen) in [
+        (GrpcCode::ResourceExhausted, Code::ResourceExhausted),
+        (GrpcCode::Unauthenticated, Code::Unauthenticated),
+        (GrpcCode::Internal, Code::Internal),
+    ] {
+        agent.fail(Fault::Refuse(told));
+        assert_eq!(client.token(AUD).await.unwrap_err().code(), seen);
+        assert_eq!(client.bundles().await.unwrap_err().code(), seen);
+        assert_eq!(client.validate(AUD, "x").await.unwrap_err().code(), seen);
+    }
+    assert_eq!(end(&mut stream).await, Code::ResourceExhausted);
+    agent.recover();
+    assert!(client.token(AUD).await.is_ok());
+}
+
+#[tokio::test]
+async fn one_call_can_fail_alone() {
+    let (agent, client) = agent().await;
+    agent.fail_call(Call::FetchJwtSvid, Fault::Refuse(GrpcCode::Unavailable));
+    assert_eq!(
+        client.token(AUD).await.unwrap_err().code(),
+        Code::Unavailable
+    );
+    let mut stream = client.bundles().await.unwrap();
+    next_key_ids(&mut stream, TD).await;
+    agent.fail_call(Call::FetchJwtBundles, Fault::Refuse(GrpcCode::Aborted));
+    assert_eq!(end(&mut stream).await, Code::Aborted);
+    agent.fail_call(Call::ValidateJwtSvid, Fault::Refuse(GrpcCode::Aborted));
+    assert_eq!(
+        client.validate(AUD, "x").await.unwrap_err().code(),
+        Code::Aborted
+    );
+}
+
+#[tokio::test]
+async fn hang_takes_calls_and_answers_when_it_is_over() {
+    let (agent, client) = agent().await;
+    let mut stream = client.bundles().await.unwrap();
+    next_key_ids(&mut stream, TD).await;
+    agent.fail(Fault::Hang);
+    assert!(timeout(SHORT, client.token(AUD)).await.is_err());
+    assert!(timeout(SHORT, client.bundles()).await.is_err());
+    agent.issuer().rotate_now();
+    assert!(silent(&mut stream).await);
+
+    let waiting = client.token(AUD);
+    let (token, ()) = tokio::join!(waiting, async {
+        tokio::time::sleep(SHORT).await;
+        agent.recover();
+    });
+    assert!(token.is_ok());
+    assert_eq!(next_key_ids(&mut stream, TD).await.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_makes_each_answer_and_each_message_late() {
+    let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+    let client = dial_in_memory(&agent).await;
+    agent.fail(Fault::Slow(Duration::from_secs(7)));
+    let began = Instant::now();
+    client.token(AUD).await.unwrap();
+    assert_eq!(began.elapsed().as_secs(), 7);
+    let mut stream = client.bundles().await.unwrap();
+    let began = Instant::now();
+    next_key_ids(&mut stream, TD).await;
+    assert_eq!(began.elapsed().as_secs(), 7);
+    agent.issuer().rotate_now();
+    next_key_ids(&mut stream, TD).await;
+    assert_eq!(began.elapsed().as_secs(), 14);
+}
+
+#[tokio::test]
+async fn hang_up_says_one_message_on_each_stream() {
+    let (agent, client) = agent().await;
+    agent.fail(Fault::HangUp);
+    for _ in 0..3 {
+        let mut stream = client.bundles().await.unwrap();
+        next_key_ids(&mut stream, TD).await;
+        assert_eq!(stream.message().await.unwrap(), None);
+    }
+    assert_eq!(agent.counts().bundle_messages, 3);
+    agent.fail(Fault::HangUpWith(GrpcCode::Unavailable));
+    let mut stream = client.bundles().await.unwrap();
+    next_key_ids(&mut stream, TD).await;
+    assert_eq!(end(&mut stream).await, Code::Unavailable);
+    // Tokens come as ever.
+    assert!(client.token(AUD).await.is_ok());
+}
+
+#[tokio::test]
+async fn garbage_is_well_formed_messages_with_rubbish_in_them() {
+    let (agent, client) = agent().await;
+    agent.federate("other.test").unwrap();
+    let mut stream = client.bundles().await.unwrap();
+    let good = stream.message().await.unwrap().unwrap();
+    agent.fail(Fault::Garbage);
+    let bad = stream.message().await.unwrap().unwrap();
+    let own = &bad.bundles["spiffe://example.org"];
+    assert!(serde_json::from_slice::<serde_json::Value>(own).is_err());
+    // The other domain is whole.
+    assert_eq!(
+        bad.bundles["spiffe://other.test"],
+        good.bundles["spiffe://other.test"]
+    );
+    assert!(!client.token(AUD).await.unwrap().contains('.'));
+    let told = client.validate(AUD, "x").await.unwrap();
+    assert!(tower_spiffe::SpiffeId::parse(&told.spiffe_id).is_err());
+    agent.recover();
+    assert_eq!(stream.message().await.unwrap().unwrap(), good);
+}
+
+#[tokio::test]
+async fn not_protobuf_is_a_frame_that_nobody_can_read() {
+    let (agent, client) = agent().await;
+    agent.fail(Fault::NotProtobuf);
+    let refused = client.token(AUD).await.unwrap_err();
+    assert!(refused.message().contains("decode"), "{refused}");
+    let refused = client.validate(AUD, "x").await.unwrap_err();
+    assert!(refused.message().contains("decode"), "{refused}");
+    let mut stream = client.bundles().await.unwrap();
+    let refused = stream.message().await.unwrap_err();
+    assert!(refused.message().contains("decode"), "{refused}");
+}
+
+#[tokio::test]
+async fn not_http2_is_somebody_else_on_the_socket() {
+    let (agent, old) = agent().await;
+    old.token(AUD).await.unwrap();
+    agent.fail(Fault::NotHttp2);
+    let new = try_dial(&agent).await;
+    let failed = match new {
+        Ok(client) => client.token(AUD).await.is_err(),
+        Err(_) => true,
+    };
+    assert!(failed);
+    // Who was there before is served on.
+    assert!(old.token(AUD).await.is_ok());
+    agent.recover();
+    assert!(dial(&agent).await.token(AUD).await.is_ok());
+}
+
+#[tokio::test]
+async fn half_open_connections_stay_dead_and_new_ones_work_after_recovery() {
+    let (agent, client) = agent().await;
+    let mut stream = client.bundles().await.unwrap();
+    next_key_ids(&mut stream, TD).await;
+    agent.half_open();
+    agent.issuer().rotate_now();
+    assert!(silent(&mut stream).await);
+    assert!(timeout(SHORT, client.token(AUD)).await.is_err());
+    let other = dial(&agent).await;
+    assert!(other.token(AUD).await.is_ok());
+
+    agent.fail(Fault::HalfOpen);
+    assert!(timeout(SHORT, other.token(AUD)).await.is_err());
+    let born_dead = timeout(SHORT, async { dial(&agent).await.token(AUD).await });
+    assert!(born_dead.await.is_err());
+    agent.recover();
+    assert!(timeout(SHORT, other.token(AUD)).await.is_err());
+    assert!(dial(&agent).await.token(AUD).await.is_ok());
+}
+
+#[tokio::test]
+async fn cut_connections_end_and_new_ones_work() {
+    let (agent, client) = agent().await;
+    let mut stream = client.bundles().await.unwrap();
+    next_key_ids(&mut stream, TD).await;
+    agent.cut_connections().await;
+    assert_eq!(agent.counts().open_connections, 0);
+    assert!(stream.message().await.is_err());
+    // tonic's channel dials again of its own accord.
+    eventually_async(async || client.token(AUD).await.is_ok()).await;
+    assert_eq!(agent.counts().connections, 2);
+}
+
+#[tokio::test]
+async fn oversized_messages_are_large_and_otherwise_good() {
+    let (agent, client) = agent().await;
+    agent.fail(Fault::Oversized(5_000_000));
+    let mut stream = client.bundles().await.unwrap();
+    let message = stream.message().await.unwrap().unwrap();
+    assert!(message.bundles["spiffe://example.org"].len() > 5_000_000);
+    assert_eq!(key_ids(&message, TD), agent.issuer().key_ids());
+    agent.fail(Fault::Oversized(10_000));
+    assert!(client.token(AUD).await.unwrap().len() > 10_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_the_server_away_a_known_audience_gets_the_same_token_and_others_wait() {
+    let clock = PausedClock::new(UnixTime::from_secs(1_790_000_000));
+    let agent = WorkloadApi::builder(TD)
+        .clock(clock.shared())
+        .start_in_memory()
+        .await
+        .unwrap();
+    let client = dial_in_memory(&agent).await;
+    let known = client.token(AUD).await.unwrap();
+    agent.fail(Fault::ServerAway);
+    // Past its half: the agent would have fetched a new one.
+    tokio::time::advance(Duration::from_secs(290)).await;
+    assert_eq!(client.token(AUD).await.unwrap(), known);
+    let began = Instant::now();
+    let refused = client.token("never asked for").await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable);
+    assert_eq!(began.elapsed().as_secs(), 30);
+    // By now the known one has expired, and is not handed out any more.
+    assert_eq!(
+        client.token(AUD).await.unwrap_err().code(),
+        Code::Unavailable
+    );
+    // The stream does not care: the agent is there.
+    let mut stream = client.bundles().await.unwrap();
+    next_key_ids(&mut stream, TD).await;
+}
+
+#[tokio::test]
+async fn a_stopped_agent_is_gone_with_its_socket_and_comes_back_to_it() {
+    let (agent, client) = agent().await;
+    let mut stream = client.bundles().await.unwrap();
+    next_key_ids(&mut stream, TD).await;
+    let endpoint = agent.endpoint();
+    let socket = std::path::Path::new(endpoint.strip_prefix("unix://").unwrap());
+    agent.stop().await;
+    assert!(!socket.exists());
+    assert!(stream.message().await.is_err());
+    assert!(try_dial(&agent).await.is_err());
+    agent.stop().await;
+
+    agent.start_again().await.unwrap();
+    agent.start_again().await.unwrap();
+    assert_eq!(agent.endpoint(), endpoint);
+    assert!(dial(&agent).await.token(AUD).await.is_ok());
+    let before = agent.issuer().key_ids();
+    agent.restart().await.unwrap();
+    assert_eq!(agent.issuer().key_ids(), before);
+    assert!(dial(&agent).await.token(AUD).await.is_ok());
+}
+
+#[tokio::test]
+async fn over_tcp_and_in_memory_it_comes_back_too() {
+    let agent = WorkloadApi::start_tcp(TD).await.unwrap();
+    let endpoint = agent.endpoint();
+    let client = dial(&agent).await;
+    client.token(AUD).await.unwrap();
+    agent.restart().await.unwrap();
+    assert_eq!(agent.endpoint(), endpoint);
+    assert!(dial(&agent).await.token(AUD).await.is_ok());
+
+    let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+    let connector = agent.connector();
+    assert!(connector().await.is_ok());
+    agent.stop().await;
+    let refused = connector().await.unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    agent.start_again().await.unwrap();
+    assert!(connector().await.is_ok());
+    drop(agent);
+    assert!(connector().await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_offset_clock_dates_tokens_and_judges_them() {
+    let clock = PausedClock::new(UnixTime::from_secs(1_790_000_000));
+    let agent = WorkloadApi::builder(TD)
+        .clock(clock.shared())
+        .start_in_memory()
+        .await
+        .unwrap();
+    let client = dial_in_memory(&agent).await;
+    agent.set_clock_offset(-600);
+    let old = client.token(AUD).await.unwrap();
+    assert_eq!(claims(&old)["iat"], 1_789_999_400);
+    assert!(client.validate(AUD, &old).await.is_ok());
+    agent.set_clock_offset(0);
+    assert!(client.validate(AUD, &old).await.is_err());
+    agent.set_clock_offset(3_600);
+    assert_eq!(
+        claims(&agent.token("spiffe://example.org/web", AUD))["iat"],
+        1_790_003_600
+    );
+}
+
+#[tokio::test]
+async fn any_stream_is_served() {
+    use hyper_util::rt::TokioIo;
+    let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+    let (ours, theirs) = tokio::io::duplex(1_000);
+    agent.serve_stream(theirs);
+    let mut ours = Some(ours);
+    let channel = plain()
+        .connect_with_connector(tower::service_fn(move |_| {
+            let io = ours.take().map(TokioIo::new);
+            async { io.ok_or(std::io::Error::other("only once")) }
+        }))
+        .await
+        .unwrap();
+    let client =
+        Client(crate::wire::pb::spiffe_workload_api_client::SpiffeWorkloadApiClient::new(channel));
+    assert!(client.token(AUD).await.is_ok());
+}

@@ -1,0 +1,102 @@
+//! The ping rule of a grpc-go server that nobody configured, against real HTTP/2 clients.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tower_spiffe::testing::WorkloadApi;
+
+use crate::support::*;
+
+/// A client that pings this often, with a stream open all the time.
+async fn pinging(agent: &WorkloadApi, every: Duration) -> Client {
+    let endpoint = plain()
+        .http2_keep_alive_interval(every)
+        .keep_alive_timeout(Duration::from_secs(20))
+        .keep_alive_while_idle(true);
+    dial_in_memory_as(endpoint, agent).await
+}
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_pings_too_often_is_cut_off() {
+    let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+    let client = pinging(&agent, Duration::from_secs(60)).await;
+    let mut stream = client.bundles().await.unwrap();
+    next_key_ids(&mut stream, TD).await;
+    let ended = tokio::time::timeout(HOUR, stream.message()).await.unwrap();
+    assert!(ended.is_err());
+    let counts = agent.counts();
+    assert_eq!(counts.too_many_pings, 1);
+    // The first has the message before it; then three are early.
+    assert_eq!(counts.pings, 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_pings_seldom_enough_is_left_alone() {
+    let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+    let client = pinging(&agent, Duration::from_secs(301)).await;
+    let mut stream = client.bundles().await.unwrap();
+    next_key_ids(&mut stream, TD).await;
+    let ended = tokio::time::timeout(5 * HOUR, stream.message()).await;
+    assert!(ended.is_err(), "{ended:?} {:?}", agent.counts());
+    let counts = agent.counts();
+    assert_eq!(counts.too_many_pings, 0);
+    assert!(counts.pings > 50, "{counts:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_without_a_call_may_ping_every_two_hours_only() {
+    let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+    let client = pinging(&agent, Duration::from_secs(301)).await;
+    client.token(AUD).await.unwrap();
+    tokio::time::sleep(5 * HOUR).await;
+    assert!(agent.counts().too_many_pings > 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_rule_can_be_lifted() {
+    let agent = WorkloadApi::builder(TD)
+        .enforce_keepalive(false)
+        .start_in_memory()
+        .await
+        .unwrap();
+    let client = pinging(&agent, Duration::from_secs(1)).await;
+    let mut stream = client.bundles().await.unwrap();
+    next_key_ids(&mut stream, TD).await;
+    let hundred = Duration::from_millis(100_500);
+    assert!(
+        tokio::time::timeout(hundred, stream.message())
+            .await
+            .is_err()
+    );
+    assert!(agent.counts().pings >= 90);
+    assert_eq!(agent.counts().too_many_pings, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn on_a_half_open_connection_pings_go_unanswered() {
+    let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+    let client = pinging(&agent, Duration::from_secs(301)).await;
+    let mut stream = client.bundles().await.unwrap();
+    next_key_ids(&mut stream, TD).await;
+    agent.half_open();
+    let ended = tokio::time::timeout(Duration::from_secs(6 * 60), stream.message()).await;
+    assert!(ended.expect("noticed within six minutes").is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_last_frame_says_why() {
+    let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+    let mut io = agent.connector()().await.unwrap();
+    let mut said = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+    for _ in 0..4 {
+        said.extend(b"\0\0\x08\x06\0\0\0\0\0_a_ping_");
+    }
+    io.write_all(&said).await.unwrap();
+    let mut heard = Vec::new();
+    io.read_to_end(&mut heard).await.unwrap();
+    // GOAWAY, no stream seen, ENHANCE_YOUR_CALM.
+    let goaway = b"\0\0\x16\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0btoo_many_pings";
+    assert!(heard.ends_with(goaway), "{heard:?}");
+}

@@ -1,0 +1,156 @@
+//! Keys that come and go.
+
+use std::time::Duration;
+
+use tower_spiffe::testing::{PausedClock, WorkloadApi};
+use tower_spiffe::{Algorithm, UnixTime};
+
+use crate::issuer::part;
+use crate::support::*;
+
+const LIFE: Duration = Duration::from_secs(300);
+
+async fn agent() -> (PausedClock, WorkloadApi) {
+    let clock = PausedClock::new(UnixTime::from_secs(1_790_000_000));
+    let agent = WorkloadApi::builder(TD)
+        .clock(clock.shared())
+        .start_in_memory()
+        .await
+        .unwrap();
+    (clock, agent)
+}
+
+fn kid(token: &str) -> String {
+    part(token, 0)["kid"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rotation_publishes_before_it_signs_and_retires_after_one_life() {
+    let (_clock, agent) = agent().await;
+    let client = dial_in_memory(&agent).await;
+    let mut stream = client.bundles().await.unwrap();
+    let old = next_key_ids(&mut stream, TD).await.remove(0);
+
+    let (new, seen) = tokio::join!(agent.rotate(), async {
+        let seen = next_key_ids(&mut stream, TD).await;
+        // The key is there; nothing is signed with it yet.
+        (
+            seen,
+            kid(&client.token("while it is prepared").await.unwrap()),
+        )
+    });
+    assert_eq!(seen, (vec![old.clone(), new.clone()], old.clone()));
+    assert_eq!(kid(&client.token("after").await.unwrap()), new);
+
+    tokio::time::advance(LIFE - Duration::from_secs(1)).await;
+    assert_eq!(agent.issuer().key_ids(), [old, new.clone()]);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(next_key_ids(&mut stream, TD).await, [new]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rotation_waits_for_every_stream_that_reads_and_for_none_that_does_not() {
+    let (_clock, agent) = agent().await;
+    let client = dial_in_memory(&agent).await;
+    let mut reading = client.bundles().await.unwrap();
+    next_key_ids(&mut reading, TD).await;
+    // A stream on a connection that is dead.
+    let dead = dial_in_memory(&agent).await;
+    let mut stuck = dead.bundles().await.unwrap();
+    next_key_ids(&mut stuck, TD).await;
+    agent.half_open();
+    let alive = dial_in_memory(&agent).await;
+    let mut stream = alive.bundles().await.unwrap();
+    next_key_ids(&mut stream, TD).await;
+
+    let began = tokio::time::Instant::now();
+    let new = agent.rotate().await;
+    assert!(began.elapsed() <= Duration::from_secs(11));
+    assert!(next_key_ids(&mut stream, TD).await.contains(&new));
+    assert_eq!(agent.issuer().signing_key_id(), new);
+}
+
+#[tokio::test]
+async fn without_a_stream_a_rotation_does_not_wait() {
+    let agent = WorkloadApi::start(TD).await.unwrap();
+    let rotated = tokio::time::timeout(Duration::from_secs(2), agent.rotate());
+    assert!(rotated.await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_hard_rotation_signs_at_once() {
+    let (_clock, agent) = agent().await;
+    let old = agent.issuer().signing_key_id();
+    let new = agent.rotate_now();
+    assert_eq!(kid(&agent.token("spiffe://example.org/web", AUD)), new);
+    assert_eq!(agent.issuer().key_ids(), [old, new.clone()]);
+    tokio::time::sleep(LIFE + Duration::from_secs(1)).await;
+    assert_eq!(agent.issuer().key_ids(), [new]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_old_key_outlives_the_longest_token() {
+    let (_clock, agent) = agent().await;
+    agent
+        .register("spiffe://example.org/long", "", 4 * LIFE)
+        .unwrap();
+    agent.rotate().await;
+    tokio::time::sleep(3 * LIFE).await;
+    assert_eq!(agent.issuer().key_ids().len(), 2);
+    tokio::time::sleep(LIFE + Duration::from_secs(1)).await;
+    assert_eq!(agent.issuer().key_ids().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rotation_may_change_the_algorithm() {
+    let (_clock, agent) = agent().await;
+    for algorithm in [Algorithm::ES384, Algorithm::RS256, Algorithm::ES512] {
+        let kid = agent.rotate_to(algorithm).await;
+        let header = part(&agent.token("spiffe://example.org/web", AUD), 0);
+        assert_eq!(header["alg"], algorithm.as_str());
+        assert_eq!(header["kid"], kid.as_str());
+    }
+    // What it rotates to next is what it has.
+    agent.rotate().await;
+    assert_eq!(agent.issuer().algorithm(), Algorithm::ES512);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_schedule_rotates_until_it_is_stopped() {
+    let (_clock, agent) = agent().await;
+    let mut seen = vec![agent.issuer().signing_key_id()];
+    agent.rotate_every(Duration::from_secs(60));
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_secs(61)).await;
+        let kid = agent.issuer().signing_key_id();
+        assert!(!seen.contains(&kid));
+        seen.push(kid);
+    }
+    agent.stop_rotating();
+    tokio::time::sleep(2 * LIFE).await;
+    assert_eq!(agent.issuer().key_ids(), seen[5..]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_taint_drops_the_tokens_of_the_key_and_keeps_the_key() {
+    let (_clock, agent) = agent().await;
+    let client = dial_in_memory(&agent).await;
+    let mut stream = client.bundles().await.unwrap();
+    next_key_ids(&mut stream, TD).await;
+    let old_kid = agent.issuer().signing_key_id();
+    let old = client.token(AUD).await.unwrap();
+    let new_kid = agent.rotate().await;
+    let mut both = next_key_ids(&mut stream, TD).await;
+    // The agent's cache goes on with the old key's token ...
+    assert_eq!(client.token(AUD).await.unwrap(), old);
+    agent.taint(&old_kid);
+    // ... until now; and the set is said again in another order.
+    assert_eq!(kid(&client.token(AUD).await.unwrap()), new_kid);
+    both.reverse();
+    assert_eq!(next_key_ids(&mut stream, TD).await, both);
+    assert!(client.validate(AUD, &old).await.is_ok());
+
+    agent.issuer().revoke(&old_kid);
+    assert_eq!(next_key_ids(&mut stream, TD).await, [new_kid]);
+    assert!(client.validate(AUD, &old).await.is_err());
+}
