@@ -1,4 +1,129 @@
-//! What a test needs in place of a SPIFFE deployment.
+//! What a test needs in place of a SPIFFE deployment: a user of this crate tests a service with
+//! it, and so do we.
+//!
+//! [`WorkloadApi`] is an agent that lives in the test. It gives out tokens and bundles as SPIRE's
+//! agent does, and everything else in this crate works on it as on a real one:
+//!
+//! ```
+//! use axum::{Router, body::Body, http::{Request, StatusCode, header::AUTHORIZATION}, routing::get};
+//! use tower::{Layer, ServiceExt};
+//! use tower_spiffe::testing::WorkloadApi;
+//! use tower_spiffe::{Allow, ValidateJwtSvidLayer, Validator, VerifiedSvid};
+//!
+//! const AUDIENCE: &str = "spiffe://example.org/reports";
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // The service under test.
+//! let agent = WorkloadApi::start("example.org").await?;
+//! let validator = Validator::builder(agent.source().await?).audience(AUDIENCE).build()?;
+//! let reports = Router::new().route("/", get(async |caller: VerifiedSvid| caller.spiffe_id().to_string()));
+//! let app = ValidateJwtSvidLayer::required(validator, Allow::trust_domain("example.org")?).layer(reports);
+//!
+//! // A caller with a good token, and one with another service's.
+//! let call = async |token| {
+//!     let request = Request::get("/").header(AUTHORIZATION, token).body(Body::empty()).unwrap();
+//!     app.clone().oneshot(request).await.unwrap().status()
+//! };
+//! let web = "spiffe://example.org/web";
+//! assert_eq!(call(agent.bearer(web, AUDIENCE)).await, StatusCode::OK);
+//! assert_eq!(call(agent.bearer(web, "spiffe://example.org/other")).await, StatusCode::UNAUTHORIZED);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Tokens
+//!
+//! [`WorkloadApi::bearer`] and [`token`](WorkloadApi::token) give good ones. Every wrong one comes
+//! from a [`TokenBuilder`], by [`WorkloadApi::issuer`]: expired, forged, without a claim, with a
+//! header too many. An [`Issuer`] without an agent goes with
+//! [`FixedBundles`](crate::FixedBundles). [`verified_svid`] is a caller for a unit test, without
+//! any token.
+//!
+//! # Bad days
+//!
+//! | what happens | how |
+//! | --- | --- |
+//! | every call is refused, with any status | [`fail`](WorkloadApi::fail)`(`[`Fault::Refuse`]`)` |
+//! | one of the three calls fails | [`fail_call`](WorkloadApi::fail_call) with any of these |
+//! | calls are taken and never answered | [`Fault::Hang`] |
+//! | answers are late | [`Fault::Slow`] |
+//! | one message, then the agent hangs up | [`Fault::HangUp`], [`Fault::HangUpWith`] |
+//! | rubbish in messages, in place of messages, in place of HTTP/2 | [`Fault::Garbage`], [`Fault::NotProtobuf`], [`Fault::NotHttp2`] |
+//! | messages are too large | [`Fault::Oversized`] |
+//! | the agent's server is away | [`Fault::ServerAway`] |
+//! | connections are open and dead | [`half_open`](WorkloadApi::half_open), [`Fault::HalfOpen`] |
+//! | connections are cut | [`cut_connections`](WorkloadApi::cut_connections) |
+//! | identities and bundles are withdrawn | [`withdraw`](WorkloadApi::withdraw), [`restore`](WorkloadApi::restore) |
+//! | the agent is away, comes back at the same place | [`stop`](WorkloadApi::stop), [`start_again`](WorkloadApi::start_again), [`restart`](WorkloadApi::restart) |
+//! | keys rotate: quietly, the hard way, on a schedule | [`rotate`](WorkloadApi::rotate), [`rotate_now`](WorkloadApi::rotate_now), [`rotate_every`](WorkloadApi::rotate_every) |
+//! | a key is tainted, then revoked | [`taint`](WorkloadApi::taint), [`Issuer::revoke`] |
+//! | a federated domain comes and goes | [`federate`](WorkloadApi::federate), [`unfederate`](WorkloadApi::unfederate) |
+//! | an equal set is sent again in another order | [`send_again`](WorkloadApi::send_again) |
+//! | clocks differ | [`set_clock_offset`](WorkloadApi::set_clock_offset) |
+//! | a client pings too often | cut off, as by any grpc-go server: [`enforce_keepalive`](WorkloadApiBuilder::enforce_keepalive) |
+//! | the stream says what the test says | [`replay`](WorkloadApi::replay) |
+//!
+//! [`recover`](WorkloadApi::recover) ends every [`Fault`]; [`counts`](WorkloadApi::counts) says
+//! what arrived meanwhile. A bad day in one test:
+//!
+//! ```
+//! use tower_spiffe::testing::{Fault, WorkloadApi};
+//! use tower_spiffe::{GrpcCode, Validator};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let agent = WorkloadApi::start("example.org").await?;
+//! let source = agent.source().await?;
+//! let validator = Validator::builder(source.clone()).audience("reports").build()?;
+//! let caller = agent.token("spiffe://example.org/web", "reports");
+//!
+//! // The agent is away: what is known is still good.
+//! agent.stop().await;
+//! assert!(validator.validate(&caller).is_ok());
+//! agent.start_again().await?;
+//!
+//! // It is back, and refuses; then it is well again.
+//! agent.fail(Fault::Refuse(GrpcCode::ResourceExhausted));
+//! assert!(source.fetch_jwt_svid(["db"]).await.is_err());
+//! agent.recover();
+//! assert!(source.fetch_jwt_svid(["db"]).await.is_ok());
+//!
+//! // A key that was stolen is revoked: its tokens are good no longer.
+//! let stolen = agent.issuer().signing_key_id();
+//! agent.rotate().await;
+//! let mut updates = source.updated();
+//! agent.issuer().revoke(&stolen);
+//! updates.changed().await?;
+//! assert!(validator.validate(&caller).is_err());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Time
+//!
+//! Tests of anything that takes minutes run in tokio's paused time with a [`PausedClock`]. That
+//! time runs ahead whenever everybody waits, for a real socket too: such tests use
+//! [`start_in_memory`](WorkloadApi::start_in_memory).
+//!
+//! ```
+//! use std::time::Duration;
+//! use tower_spiffe::testing::{PausedClock, WorkloadApi};
+//! use tower_spiffe::{UnixTime, ValidateReason, Validator};
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let clock = PausedClock::new(UnixTime::from_secs(1_790_000_000)).shared();
+//! let agent = WorkloadApi::builder("example.org").clock(clock.clone()).start_in_memory().await?;
+//! let validator = Validator::builder(agent.source().await?).audience("reports").clock(clock).build()?;
+//!
+//! let token = agent.token("spiffe://example.org/web", "reports");
+//! assert!(validator.validate(&token).is_ok());
+//! tokio::time::sleep(Duration::from_secs(600)).await;
+//! assert_eq!(validator.validate(&token).unwrap_err().reason(), ValidateReason::Expired);
+//! # Ok(())
+//! # }
+//! ```
 
 mod agent;
 mod assumed;

@@ -154,3 +154,26 @@ async fn a_taint_drops_the_tokens_of_the_key_and_keeps_the_key() {
     assert_eq!(next_key_ids(&mut stream, TD).await, [new_kid]);
     assert!(client.validate(AUD, &old).await.is_err());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_rotation_every_source_of_the_agent_knows_the_new_key() {
+    let agent = WorkloadApi::start(TD).await.unwrap();
+    let sources = [agent.source().await.unwrap(), agent.source().await.unwrap()];
+    let trust_domain = TD.parse().unwrap();
+    for _ in 0..20 {
+        let kid = agent.rotate().await;
+        for source in &sources {
+            let bundle = source.bundle_for_trust_domain(&trust_domain).unwrap();
+            assert!(bundle.authority(&kid).is_some());
+        }
+    }
+    // One that is gone is not waited for, nor one that is away for long.
+    let [gone, away] = sources;
+    gone.shutdown().await;
+    agent.stop().await;
+    let began = tokio::time::Instant::now();
+    agent.rotate().await;
+    agent.start_again().await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(2));
+    drop(away);
+}

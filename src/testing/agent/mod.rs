@@ -137,12 +137,14 @@ impl WorkloadApi {
     pub async fn source(&self) -> Result<JwtSource, JwtSourceError> {
         let builder = JwtSource::builder().clock(self.inner.agent.clock.base().clone());
         let endpoint = self.presence().place.endpoint();
-        match endpoint {
+        let source = match endpoint {
             Some(endpoint) => builder.endpoint(endpoint.as_str()),
             None => builder.connector(self.connector()),
         }
         .build()
-        .await
+        .await?;
+        self.inner.agent.state().sources.push(source.updated());
+        Ok(source)
     }
 
     /// The issuer of the agent's trust domain, for its keys and for tokens of every kind.

@@ -3,8 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::state::Agent;
 use crate::jwt::Algorithm;
+use crate::source::SourceUpdates;
 
 /// Between the moment that a message left us and the moment that its reader has acted on it. In
 /// paused time it passes when everybody is idle, so exactly then.
@@ -12,6 +15,9 @@ const SETTLING: Duration = Duration::from_millis(20);
 
 /// A client that does not read its stream keeps nobody from rotating for longer than this.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Nor does a source that has no stream just now, for longer than this.
+const PATIENCE_WITH_SOURCES: Duration = Duration::from_secs(1);
 
 /// Waits until what was said has been heard.
 pub(super) async fn settle() {
@@ -22,12 +28,29 @@ impl Agent {
     /// The quiet rotation: publishes, waits until everybody has it, signs with it. Gives the old
     /// key's ID and the new one's.
     pub(super) async fn rotate(&self, algorithm: Algorithm) -> (String, String) {
+        let sources: Vec<_> = std::mem::take(&mut self.state().sources)
+            .into_iter()
+            .map(|updates| (updates.last(), updates))
+            .collect();
         let old = self.issuer.signing_key_id();
         let new = self.issuer.prepare(algorithm);
         let _ = tokio::time::timeout(PATIENCE, self.all_streams_have_it()).await;
+        self.sources_have_it(sources).await;
         settle().await;
         self.issuer.activate(&new);
         (old, new)
+    }
+
+    /// Waits until these sources have gone beyond the revision beside them. What is shut down is
+    /// not waited for, now or later.
+    async fn sources_have_it(&self, sources: Vec<(u64, SourceUpdates)>) {
+        let until = Instant::now() + PATIENCE_WITH_SOURCES;
+        for (before, mut updates) in sources {
+            let beyond = updates.wait_for(|revision| revision > before);
+            if !matches!(tokio::time::timeout_at(until, beyond).await, Ok(Err(_))) {
+                self.state().sources.push(updates);
+            }
+        }
     }
 
     /// Takes the key out of the bundle when the last token that it signed has expired.

@@ -13,6 +13,7 @@ use super::fault::{Call, Fault, Faults};
 use super::replay::Script;
 use super::tokens::TokenCache;
 use crate::clock::{Clock, UnixTime};
+use crate::source::SourceUpdates;
 use crate::spiffe_id::{SpiffeId, TrustDomain};
 use crate::testing::clock::stepped;
 use crate::testing::issuer::{Issuer, OnChange};
@@ -46,6 +47,8 @@ pub(super) struct State {
     pub(super) faults: Faults,
     pub(super) script: Option<Script>,
     pub(super) cache: TokenCache,
+    /// The sources that the agent itself gave out: a rotation waits for them.
+    pub(super) sources: Vec<SourceUpdates>,
     publication: Publication,
 }
 
@@ -93,6 +96,7 @@ impl Agent {
                 faults: Faults::default(),
                 script: None,
                 cache,
+                sources: Vec::new(),
                 publication: Publication {
                     number: 0,
                     bundles: None,

@@ -117,8 +117,28 @@ impl WorkloadApi {
     }
 
     /// Rotates the signing key as SPIRE does: the new key is published first, signs when the
-    /// streams that are open have it, and the old one leaves the bundle after one token life. No
-    /// token is refused meanwhile. Gives the new key's ID.
+    /// streams that are open have it (and the sources of [`source`](Self::source) have taken it
+    /// in), and the old one leaves the bundle after one token life. No token is refused meanwhile.
+    /// Gives the new key's ID.
+    ///
+    /// ```
+    /// use tower_spiffe::Validator;
+    /// use tower_spiffe::testing::WorkloadApi;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start("example.org").await?;
+    /// let source = agent.source().await?;
+    /// let validator = Validator::builder(source).audience("reports").build()?;
+    ///
+    /// let before = agent.token("spiffe://example.org/web", "reports");
+    /// agent.rotate().await;
+    /// let after = agent.token("spiffe://example.org/web", "reports");
+    /// assert!(validator.validate(&before).is_ok());
+    /// assert!(validator.validate(&after).is_ok());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn rotate(&self) -> String {
         self.rotate_to(self.issuer().algorithm()).await
     }
