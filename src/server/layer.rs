@@ -23,7 +23,7 @@ use crate::svid::Validator;
 /// See the [module](super) for how to put it around a router, a tonic server or a hyper service.
 /// `R` makes the answer to those who are not admitted.
 pub struct ValidateJwtSvidLayer<R = DefaultOnReject> {
-    shared: Arc<Shared<R>>,
+    pub(crate) shared: Arc<Shared<R>>,
 }
 
 /// What the layer and all services of it share.

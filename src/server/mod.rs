@@ -44,6 +44,8 @@ mod service;
 mod telemetry;
 #[cfg(feature = "tonic")]
 mod tonic;
+#[cfg(feature = "tower-http")]
+mod tower_http;
 mod wait;
 
 pub use allow_callers::{AllowCallers, AllowCallersLayer};
@@ -60,4 +62,6 @@ pub use protocol::Protocol;
 pub use realm::InvalidRealm;
 pub use rejection::{DefaultOnReject, OnReject, Rejection, RejectionReason};
 pub use service::ValidateJwtSvid;
+#[cfg(feature = "tower-http")]
+pub use tower_http::JwtSvidValidateRequest;
 pub use wait::{UnknownKeyWait, WaitForKey, WaitForKeyLayer, WaitFuture};

@@ -9,6 +9,7 @@
 )]
 
 mod axum;
+mod costs;
 mod end_at_expiry;
 mod golden;
 mod hyper;
@@ -18,5 +19,7 @@ mod policy;
 mod refusals;
 mod support;
 mod talk;
+mod telemetry;
 mod tonic;
+mod tower_http;
 mod wait;

@@ -1,0 +1,87 @@
+//! The verdict for users of tower-http's `ValidateRequestHeaderLayer`.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use http::request::Parts;
+use http::{Request, Response};
+use tower_http::validate_request::ValidateRequest;
+
+use super::layer::{Shared, ValidateJwtSvidLayer};
+use super::rejection::{DefaultOnReject, OnReject};
+
+/// The layer's verdict as a [`ValidateRequest`]; made by
+/// [`ValidateJwtSvidLayer::into_validate_request`].
+///
+/// It runs outside the span that the layer serves requests in; all else is the same.
+pub struct JwtSvidValidateRequest<ResBody, R = DefaultOnReject> {
+    shared: Arc<Shared<R>>,
+    body: PhantomData<fn() -> ResBody>,
+}
+
+impl<R> ValidateJwtSvidLayer<R> {
+    /// For tower-http's `ValidateRequestHeaderLayer::custom`.
+    ///
+    /// ```
+    /// use tower_http::validate_request::ValidateRequestHeaderLayer;
+    /// use tower_spiffe::server::{Allow, ValidateJwtSvidLayer};
+    /// # fn example(validator: tower_spiffe::svid::Validator) {
+    /// let layer = ValidateJwtSvidLayer::required(validator, Allow::any_trust_domain());
+    /// let layer = ValidateRequestHeaderLayer::custom(layer.into_validate_request::<String>());
+    /// # drop(layer); }
+    /// ```
+    pub fn into_validate_request<ResBody>(self) -> JwtSvidValidateRequest<ResBody, R> {
+        JwtSvidValidateRequest {
+            shared: self.shared,
+            body: PhantomData,
+        }
+    }
+}
+
+impl<B, ResBody, R> ValidateRequest<B> for JwtSvidValidateRequest<ResBody, R>
+where
+    R: OnReject<ResBody>,
+{
+    type ResponseBody = ResBody;
+
+    fn validate(&mut self, request: &mut Request<B>) -> Result<(), Response<ResBody>> {
+        // The verdict is on a request's parts, which a borrowed request cannot give away.
+        let (mut parts, ()) = Request::new(()).into_parts();
+        exchange(request, &mut parts);
+        let verdict = self.shared.gate.admit(&mut parts);
+        let answer = match verdict {
+            Ok(_) => Ok(()),
+            Err(rejection) => Err(self.shared.refuse(rejection, &parts)),
+        };
+        exchange(request, &mut parts);
+        answer
+    }
+}
+
+fn exchange<B>(request: &mut Request<B>, parts: &mut Parts) {
+    use std::mem::swap;
+
+    swap(request.method_mut(), &mut parts.method);
+    swap(request.uri_mut(), &mut parts.uri);
+    swap(request.version_mut(), &mut parts.version);
+    swap(request.headers_mut(), &mut parts.headers);
+    swap(request.extensions_mut(), &mut parts.extensions);
+}
+
+impl<ResBody, R> Clone for JwtSvidValidateRequest<ResBody, R> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: self.shared.clone(),
+            body: PhantomData,
+        }
+    }
+}
+
+impl<ResBody, R> fmt::Debug for JwtSvidValidateRequest<ResBody, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("JwtSvidValidateRequest")
+            .field(&self.shared.gate)
+            .finish()
+    }
+}

@@ -1,0 +1,142 @@
+//! What the layer itself costs where all is well: allocations, and clones of what is beneath.
+
+use std::convert::Infallible;
+use std::future::{Ready, ready};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use allocation_counter::measure;
+use http::{Request, Response};
+use tower::{Layer, Service};
+use tower_spiffe::server::{Allow, GrpcPolicy, UnknownKeyWait, ValidateJwtSvidLayer};
+
+use crate::support::{WEB, World};
+
+/// Does nothing, and counts its clones.
+struct Nothing {
+    clones: Arc<AtomicUsize>,
+}
+
+impl Clone for Nothing {
+    fn clone(&self) -> Self {
+        self.clones.fetch_add(1, Ordering::Relaxed);
+        Self {
+            clones: self.clones.clone(),
+        }
+    }
+}
+
+impl Service<Request<()>> for Nothing {
+    type Response = Response<()>;
+    type Error = Infallible;
+    type Future = Ready<Result<Response<()>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<()>) -> Self::Future {
+        // As a server that keeps the extensions: what is dropped was allocated all the same.
+        drop(request);
+        ready(Ok(Response::new(())))
+    }
+}
+
+/// How often a call on the hit path allocates.
+fn allocations(
+    service: &mut impl Service<Request<()>, Response = Response<()>, Error = Infallible>,
+    world: &World,
+    with_room: bool,
+) -> u64 {
+    let bearer = world.bearer(WEB);
+    let request = || {
+        let mut request = Request::new(());
+        request
+            .headers_mut()
+            .insert("authorization", bearer.clone());
+        if with_room {
+            request.extensions_mut().insert(1_u8);
+        }
+        request
+    };
+    let mut call = |request| {
+        let future = std::pin::pin!(service.call(request));
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        match future.poll(&mut context) {
+            Poll::Ready(Ok(response)) => assert_eq!(response.status(), 200),
+            Poll::Ready(Err(never)) => match never {},
+            Poll::Pending => panic!("it waits"),
+        }
+    };
+    // Twice: the second call finds the token in the thread's own level of the cache.
+    call(request());
+    call(request());
+    let request = request();
+    measure(|| call(request)).count_total
+}
+
+#[test]
+fn a_call_allocates_what_the_extensions_need_and_the_inner_service_is_not_cloned() {
+    assert_eq!(measure(|| drop(std::hint::black_box(Box::new(1)))).count_total, 1);
+    let world = World::new();
+    let clones = Arc::new(AtomicUsize::new(0));
+    let inner = Nothing {
+        clones: clones.clone(),
+    };
+    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::id(WEB).unwrap());
+
+    let mut service = layer.clone().layer(inner.clone());
+    let before = clones.load(Ordering::Relaxed);
+    let empty = allocations(&mut service, &world, false);
+    let room = allocations(&mut service, &world, true);
+    assert!(empty <= 3, "{empty} into empty extensions");
+    assert!(room <= 1, "{room} into extensions with room");
+
+    let mut waiting = layer.wait_for_unknown_keys(UnknownKeyWait::new(std::time::Duration::MAX));
+    let mut waiting_service = waiting.layer(inner);
+    let cloned = clones.load(Ordering::Relaxed);
+    let room = allocations(&mut waiting_service, &world, true);
+    assert!(room <= 1, "{room} in the layer that can wait");
+    assert_eq!(
+        (before, cloned),
+        (1, clones.load(Ordering::Relaxed)),
+        "on the hit path"
+    );
+    waiting = waiting.clone();
+    drop(waiting);
+}
+
+#[test]
+fn a_grpc_policy_allocates_nothing_per_call() {
+    let world = World::new();
+    let policy = GrpcPolicy::deny_by_default()
+        .method("/r.R/Get", Allow::any_trust_domain())
+        .public("/")
+        .build();
+    assert!(policy.is_err(), "`/` is no method");
+    let layer = ValidateJwtSvidLayer::required(
+        world.validator.clone(),
+        Allow::when(|caller, _| caller.spiffe_id().path() == "/web"),
+    );
+    let inner = Nothing {
+        clones: Arc::default(),
+    };
+    assert!(allocations(&mut layer.layer(inner), &world, true) <= 1);
+}
+
+#[test]
+fn a_clone_of_a_service_is_one_count_and_its_future_is_small() {
+    type Plain = tower_spiffe::server::ValidateJwtSvid<Nothing>;
+    type Answer = <Plain as Service<Request<()>>>::Future;
+    let world = World::new();
+    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::id(WEB).unwrap());
+    assert_eq!(size_of_val(&layer), size_of::<usize>());
+    assert_eq!(measure(|| drop(layer.clone())).count_total, 0);
+    let inner = size_of::<Ready<Result<Response<()>, Infallible>>>();
+    assert!(
+        size_of::<Answer>() <= inner + 64,
+        "{} over {inner}",
+        size_of::<Answer>()
+    );
+}

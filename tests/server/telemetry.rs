@@ -1,0 +1,278 @@
+//! What the operator sees of it, and what nobody must see.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+
+use http::{HeaderValue, Request, Response};
+use serde_json::json;
+use tower::{Layer, ServiceExt, service_fn};
+use tower_spiffe::bundle::CannotJudge;
+use tower_spiffe::metrics::{Admission, MetricsRecorder};
+use tower_spiffe::server::{
+    Allow, AllowCallersLayer, CallerState, Rejection, ValidateJwtSvidLayer,
+};
+use tower_spiffe::{Clock, SystemClock};
+use tracing::Level;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::FmtSpan;
+
+use crate::support::{AUDIENCE, OPS, Signer, WEB, World, bearer, with_authorization};
+
+/// Where the log goes.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+impl Log {
+    fn begin(&self, level: Level) -> tracing::subscriber::DefaultGuard {
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(level)
+            .with_span_events(FmtSpan::FULL)
+            .with_ansi(false)
+            .with_writer(self.clone())
+            .finish();
+        tracing::subscriber::set_default(subscriber)
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+
+    fn lines_with(&self, part: &str) -> usize {
+        self.text()
+            .lines()
+            .filter(|line| line.contains(part))
+            .count()
+    }
+}
+
+async fn ask(layer: &ValidateJwtSvidLayer, request: Request<String>) -> Response<String> {
+    let inner = service_fn(|request: Request<String>| async move {
+        tracing::info!(headers = ?request.headers(), extensions = ?request.extensions(), "inside");
+        tracing::info!(state = ?CallerState::of(request.extensions()), "inside");
+        Ok::<_, Infallible>(Response::new(String::new()))
+    });
+    let narrow = AllowCallersLayer::new(Allow::id(WEB).unwrap());
+    layer
+        .layer(narrow.layer(inner))
+        .oneshot(request)
+        .await
+        .unwrap()
+}
+
+/// One token of every class, good and bad.
+fn tokens(world: &World) -> Vec<String> {
+    let now = SystemClock::shared().now().secs();
+    let issuer = &world.issuer;
+    let mut odd = issuer.header();
+    odd["kid"] = json!("somebody-elses-key");
+    let mut none = issuer.header();
+    none["alg"] = json!("none");
+    let claims = json!({ "sub": WEB, "aud": AUDIENCE, "exp": now + 300 });
+    let mut forged = issuer.token(WEB);
+    forged.replace_range(forged.len() - 20..forged.len() - 10, "AAAAAAAAAA");
+    vec![
+        issuer.token(WEB),
+        issuer.token(OPS),
+        issuer.token_with(WEB, json!({ "exp": now - 60 })),
+        issuer.token_with(WEB, json!({ "nbf": now + 60 })),
+        issuer.token_with(WEB, json!({ "aud": "another-audience-altogether" })),
+        issuer.token_with(WEB, json!({ "sub": "not-a-spiffe-id-but-something-long" })),
+        issuer.sign(&odd, &claims),
+        issuer.sign(&none, &claims),
+        Signer::new("y", "k1").token("spiffe://y/web"),
+        forged,
+        "this-is-no-token-but-long-enough.to-be-found-in-a-log.if-it-is-there".to_owned(),
+        format!("{}.{}", issuer.token(WEB), issuer.token(WEB)),
+    ]
+}
+
+#[tokio::test]
+async fn a28_no_part_of_a_token_is_logged_at_trace() {
+    let log = Log::default();
+    let _guard = log.begin(Level::TRACE);
+    let world = World::new();
+    let tokens = tokens(&world);
+    let allow = || Allow::id(WEB).unwrap();
+    for layer in [
+        ValidateJwtSvidLayer::required(world.validator.clone(), allow()),
+        ValidateJwtSvidLayer::optional(world.validator.clone(), allow()),
+        ValidateJwtSvidLayer::audit(world.validator.clone(), allow()),
+    ] {
+        for token in &tokens {
+            // Cold and cached; one credential, two, and what is no credential.
+            for _ in 0..2 {
+                let response = ask(&layer, with_authorization(&bearer(token))).await;
+                let rejection = response.extensions().get::<Rejection>();
+                tracing::info!(?response, ?rejection, "outside");
+                if let Some(rejection) = rejection {
+                    tracing::info!(error = rejection as &dyn std::error::Error, "outside");
+                }
+            }
+            let mut twice = with_authorization(&bearer(token));
+            twice.headers_mut().append("authorization", bearer(token));
+            ask(&layer, twice).await;
+            let odd = HeaderValue::from_str(&format!("Bearer {token}, x")).unwrap();
+            ask(&layer, with_authorization(&odd)).await;
+        }
+        tracing::info!(?layer, validator = ?world.validator, "outside");
+    }
+    let text = log.text();
+    assert!(text.lines().count() > 100, "{text}");
+    for token in &tokens {
+        for segment in token.split('.').filter(|segment| segment.len() >= 16) {
+            for window in [&segment[..16], &segment[segment.len() - 16..]] {
+                // The start of a header is the same in all, and in nothing else.
+                assert!(!text.contains(window), "{window}");
+            }
+        }
+    }
+    assert!(!text.contains("not-a-spiffe-id"));
+    assert!(!text.contains("another-audience"));
+}
+
+#[tokio::test]
+async fn the_caller_stands_in_our_span_and_in_the_span_around_us() {
+    use tracing::Instrument;
+
+    let log = Log::default();
+    let _guard = log.begin(Level::INFO);
+    let world = World::new();
+    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::id(WEB).unwrap());
+    let around = tracing::info_span!("around", peer.spiffe_id = tracing::field::Empty);
+    ask(&layer, world.request(WEB)).instrument(around).await;
+    let inside = format!(
+        "around{{peer.spiffe_id=\"{WEB}\"}}:jwt_svid{{peer.spiffe_id=\"{WEB}\"}}: server::telemetry: inside"
+    );
+    assert!(log.text().contains(&inside), "{}", log.text());
+
+    // One who is known and not allowed stands there too; one who is not known does not.
+    let around = || tracing::info_span!("refused", peer.spiffe_id = tracing::field::Empty);
+    ask(&layer, world.request(OPS)).instrument(around()).await;
+    assert!(
+        log.text()
+            .contains(&format!("refused{{peer.spiffe_id=\"{OPS}\"}}"))
+    );
+    let claims = json!({ "aud": "another" });
+    let stranger = bearer(&world.issuer.token_with("spiffe://x/liar", claims));
+    ask(&layer, with_authorization(&stranger))
+        .instrument(around())
+        .await;
+    assert!(!log.text().contains("spiffe://x/liar"));
+}
+
+#[tokio::test]
+async fn a_flood_of_refusals_is_one_line_per_class_and_caller() {
+    let log = Log::default();
+    let _guard = log.begin(Level::INFO);
+    let world = World::new();
+    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::id(WEB).unwrap());
+    let others = ["spiffe://x/a", "spiffe://x/b"].map(|id| world.request(id));
+    for _ in 0..100 {
+        ask(&layer, Request::default()).await;
+        ask(&layer, with_authorization(&bearer("a.b.c"))).await;
+        for other in &others {
+            ask(&layer, other.clone()).await;
+        }
+    }
+    assert_eq!(log.lines_with("reason=\"missing\""), 1, "{}", log.text());
+    assert_eq!(log.lines_with("reason=\"malformed-token\""), 1);
+    assert_eq!(log.lines_with("reason=\"not-allowed\""), 2);
+    world.bundles.cannot_judge(CannotJudge::Stale);
+    for _ in 0..100 {
+        ask(&layer, world.request(WEB)).await;
+    }
+    assert_eq!(log.lines_with("WARN"), 1);
+    assert_eq!(log.lines_with("the bundles are older than allowed"), 1);
+
+    let layer = layer.log_interval(std::time::Duration::ZERO);
+    for _ in 0..3 {
+        ask(&layer, Request::default()).await;
+    }
+    assert_eq!(log.lines_with("reason=\"missing\""), 4);
+}
+
+type Counts = BTreeMap<(String, bool, String), u64>;
+
+#[derive(Default)]
+struct Recorder(Mutex<Counts>);
+
+impl MetricsRecorder for Recorder {
+    fn record_admission(&self, admission: &Admission<'_>) {
+        let (outcome, trust_domain) = (admission.outcome, admission.trust_domain);
+        let key = (
+            outcome.to_owned(),
+            admission.enforced,
+            trust_domain.to_owned(),
+        );
+        *self.0.lock().unwrap().entry(key).or_default() += 1;
+    }
+}
+
+#[tokio::test]
+async fn every_verdict_is_counted_under_labels_of_ours() {
+    let world = World::new();
+    let recorder = Arc::new(Recorder::default());
+    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::id(WEB).unwrap())
+        .metrics(recorder.clone());
+    let optional = ValidateJwtSvidLayer::optional(world.validator.clone(), Allow::id(WEB).unwrap())
+        .metrics(recorder.clone());
+    let audit = ValidateJwtSvidLayer::audit(world.validator.clone(), Allow::id(WEB).unwrap())
+        .metrics(recorder.clone());
+    for token in tokens(&world) {
+        ask(&layer, with_authorization(&bearer(&token))).await;
+    }
+    ask(&layer, Request::default()).await;
+    ask(&optional, Request::default()).await;
+    ask(&audit, Request::default()).await;
+    // A name that anyone can make up is no label.
+    for n in 0..50 {
+        let stranger = Signer::new(&format!("evil{n}"), "k1").token(&format!("spiffe://evil{n}/w"));
+        ask(&layer, with_authorization(&bearer(&stranger))).await;
+    }
+    world.bundles.cannot_judge(CannotJudge::Stale);
+    ask(&layer, world.request(WEB)).await;
+
+    let counts: Counts = recorder.0.lock().unwrap().clone();
+    let expected: Counts = [
+        (("algorithm", true, "unknown"), 1),
+        (("anonymous", true, "unknown"), 1),
+        (("audience", true, "x"), 1),
+        (("cannot-judge", true, "unknown"), 1),
+        (("claims", true, "unknown"), 1),
+        (("expired", true, "x"), 1),
+        (("key-unknown", true, "x"), 1),
+        (("malformed-token", true, "unknown"), 2),
+        (("missing", false, "unknown"), 1),
+        (("missing", true, "unknown"), 1),
+        (("not-allowed", true, "x"), 1),
+        (("not-yet-valid", true, "x"), 1),
+        (("signature", true, "x"), 1),
+        (("trust-domain-unknown", true, "unknown"), 51),
+        (("verified", true, "x"), 1),
+    ]
+    .into_iter()
+    .map(|((outcome, enforced, label), n)| ((outcome.to_owned(), enforced, label.to_owned()), n))
+    .collect();
+    assert_eq!(counts, expected);
+}
