@@ -17,7 +17,10 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use tower_spiffe::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtBundle, JwtBundleSet};
 use tower_spiffe::svid::ValidateReason;
-use tower_spiffe::{Clock, TrustDomain, UnixTime, Validator};
+use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::{
+    Clock, GrpcCode, JwtSource, JwtSourceErrorReason, TrustDomain, UnixTime, Validator,
+};
 
 const RUN: &str = include_str!("data/spire/run.jsonl");
 const BUNDLES: &str = include_str!("data/spire/bundles.jsonl");
@@ -43,7 +46,10 @@ enum Streamed {
         at: i64,
         bundles: BTreeMap<String, String>,
     },
-    StreamEnd {},
+    StreamEnd {
+        code: i32,
+        message: String,
+    },
 }
 
 fn lines<T: for<'de> Deserialize<'de>>(text: &str) -> Vec<T> {
@@ -204,4 +210,81 @@ fn every_token_of_spire_verifies_in_its_time_and_not_outside_it() {
         tokens > 30 && revoked > 10,
         "{tokens} tokens, {revoked} of a key that leaves"
     );
+}
+
+/// Waits for what must come, and not for ever.
+async fn soon<T>(what: &str, wait: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(10), wait)
+        .await
+        .unwrap_or_else(|_| panic!("{what} does not come"))
+}
+
+#[tokio::test]
+async fn the_stream_of_spire_replayed_gives_its_changes_and_no_others() {
+    let agent = WorkloadApi::start("example.org").await.unwrap();
+    let replay = agent.replay();
+    let mut lines = lines::<Streamed>(BUNDLES).into_iter();
+    let Some(Streamed::Bundles { bundles: first, .. }) = lines.next() else {
+        panic!("the recording begins with a set");
+    };
+    let building = JwtSource::builder()
+        .endpoint(agent.endpoint())
+        .reconnect_backoff(Duration::from_millis(1), Duration::from_millis(20))
+        .build();
+    let (source, ()) = soon("the first set", async {
+        tokio::join!(building, replay.send(first.clone()))
+    })
+    .await;
+    let source = source.unwrap();
+
+    let mut updates = source.updated();
+    let mut known = set_of(&first);
+    let (mut changes, mut equal, mut withdrawals, mut restorations) = (0, 0, 0, 0);
+    for line in lines {
+        let before = updates.last();
+        let withdrawn = source.state().withdrawn().is_some();
+        match line {
+            Streamed::Bundles { bundles, .. } => {
+                soon("a reader for this set", replay.send(bundles.clone())).await;
+                let set = set_of(&bundles);
+                if set == known && !withdrawn {
+                    equal += 1;
+                    continue;
+                }
+                if set == known {
+                    restorations += 1;
+                } else {
+                    changes += 1;
+                }
+                known = set;
+                assert_eq!(
+                    soon("the news", updates.changed()).await.unwrap(),
+                    before + 1
+                );
+                assert_eq!(source.bundle_set().unwrap(), known);
+            }
+            Streamed::StreamEnd { code, message } => {
+                let code = GrpcCode::from_i32(code);
+                soon("a stream to end", replay.end(code, &message)).await;
+                if code != GrpcCode::PermissionDenied {
+                    continue;
+                }
+                withdrawals += 1;
+                assert_eq!(
+                    soon("the news", updates.changed()).await.unwrap(),
+                    before + 1
+                );
+                let refused = source.bundle_set().unwrap_err();
+                assert_eq!(
+                    refused.reason(),
+                    JwtSourceErrorReason::CannotJudge(CannotJudge::Withdrawn)
+                );
+            }
+        }
+    }
+    // The fifth equal set is the one that comes back after the withdrawal.
+    assert_eq!((changes, equal, withdrawals, restorations), (7, 4, 1, 1));
+    // Each is told once: what was equal, and what merely broke, is not told at all.
+    assert_eq!(source.updated().last(), updates.last());
+    source.shutdown().await;
 }
