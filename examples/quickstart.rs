@@ -1,0 +1,311 @@
+//! The whole chain in one program: a Workload API, a server that admits callers, a client that
+//! signs its requests, what is refused and how, and a key rotation while calls go on.
+//!
+//! ```text
+//! cargo run --example quickstart
+//! ```
+//!
+//! Starts an embedded Workload API. With `SPIFFE_ENDPOINT_SOCKET` set it takes the agent there
+//! instead, and names what it skips, because it can't force it. Ends by itself; the exit code is 0
+//! only if all was as it should be.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program")]
+
+use std::error::Error;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::extract::Request;
+use axum::routing::get;
+use axum::{Router, ServiceExt};
+use reqwest::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use tokio::time::Instant;
+use tower::{Layer, Service, ServiceExt as _};
+use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::{
+    AddJwtSvidLayer, Allow, Audience, JwtSource, Plaintext, SpiffeId, ValidateJwtSvidLayer,
+    Validator, VerifiedSvid,
+};
+
+type BoxError = Box<dyn Error + Send + Sync>;
+
+/// What the server answers to.
+const AUDIENCE: &str = "spiffe://example.org/reports";
+/// Who may call it, on the embedded Workload API.
+const WEB: &str = "spiffe://example.org/web";
+/// Known to the same issuer, but not allowed.
+const BATCH: &str = "spiffe://example.org/batch";
+/// Short, so that a whole rotation fits into this program: SPIRE's default is five minutes.
+const TOKEN_LIFE: Duration = Duration::from_secs(5);
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() -> Result<(), BoxError> {
+    let mut run = Run::default();
+
+    // 1. One source for the whole process.
+    let (agent, source) = match std::env::var_os("SPIFFE_ENDPOINT_SOCKET") {
+        Some(socket) => {
+            println!("Workload API: the agent at {}", socket.display());
+            (None, JwtSource::new().await?)
+        }
+        None => {
+            let agent = WorkloadApi::builder("example.org")
+                .token_life(TOKEN_LIFE)
+                .start()
+                .await?;
+            agent.register(WEB, "", TOKEN_LIFE)?;
+            println!("Workload API: embedded, at {}", agent.endpoint());
+            let source = agent.source().await?;
+            (Some(agent), source)
+        }
+    };
+    let me = source.get_jwt_svid([AUDIENCE]).await?.spiffe_id().clone();
+    println!("we are:       {me}\n");
+
+    // 2. A server that admits this one caller.
+    let address = serve(&source, me.clone()).await?;
+    let url = format!("http://{address}/whoami");
+
+    // 3. A client that signs its requests to that server, and to no other.
+    let audience = Audience::fixed(AUDIENCE).for_origin(&format!("http://{address}"))?;
+    let client = AddJwtSvidLayer::new(source.clone(), audience)
+        .allow_plaintext(Plaintext::Loopback)
+        .layer(reqwest::Client::new());
+
+    println!("Calls with a token");
+    for name in ["first call", "second call"] {
+        let started = Instant::now();
+        let (status, body) = call(client.clone(), &url).await?;
+        let took = started.elapsed();
+        run.check(
+            name,
+            status == 200 && body == me.as_str(),
+            format!("{status}, admitted {body}, {took:.1?}"),
+        );
+    }
+    cost_of_a_token(&source).await?;
+
+    println!("\nWhat is refused");
+    let plain = reqwest::Client::new();
+    refused(
+        &mut run,
+        "no token",
+        &plain,
+        &url,
+        None,
+        401,
+        "Bearer realm=\"spiffe\"",
+    )
+    .await?;
+    let other = source
+        .fetch_jwt_svid(["spiffe://example.org/ledger"])
+        .await?;
+    refused(
+        &mut run,
+        "for another audience",
+        &plain,
+        &url,
+        Some(other.token()),
+        401,
+        "another audience",
+    )
+    .await?;
+    match &agent {
+        Some(agent) => {
+            let expired = agent
+                .issuer()
+                .token(WEB, AUDIENCE)
+                .expired(Duration::from_secs(60))
+                .sign();
+            refused(
+                &mut run,
+                "expired",
+                &plain,
+                &url,
+                Some(&expired),
+                401,
+                "expired",
+            )
+            .await?;
+            let batch = agent.token(BATCH, AUDIENCE);
+            refused(
+                &mut run,
+                "caller not allowed",
+                &plain,
+                &url,
+                Some(&batch),
+                403,
+                "insufficient_scope",
+            )
+            .await?;
+        }
+        None => {
+            println!("  skipped       expired token: a real agent gives out none");
+            println!("  skipped       caller not allowed: this workload has one identity");
+        }
+    }
+
+    println!("\nA key rotation while calls go on");
+    match &agent {
+        Some(agent) => rotation(&mut run, agent, &source, client, &url).await?,
+        None => println!("  skipped       rotation: it is the server's operator who rotates keys"),
+    }
+
+    source.shutdown().await;
+    run.finish()
+}
+
+/// Serves `/whoami` on a free port of the loopback interface.
+async fn serve(source: &JwtSource, allowed: SpiffeId) -> Result<SocketAddr, BoxError> {
+    async fn whoami(caller: VerifiedSvid) -> String {
+        caller.spiffe_id().to_string()
+    }
+    let validator = Validator::builder(source.clone())
+        .audience(AUDIENCE)
+        .build()?;
+    let router = Router::new().route("/whoami", get(whoami));
+    let app = ValidateJwtSvidLayer::required(validator, Allow::id(allowed.as_str())?).layer(router);
+
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    tokio::spawn(async move {
+        axum::serve(listener, ServiceExt::<Request>::into_make_service(app)).await
+    });
+    Ok(address)
+}
+
+/// One GET through the signing client.
+async fn call<S>(mut client: S, url: &str) -> Result<(u16, String), BoxError>
+where
+    S: Service<reqwest::Request, Response = reqwest::Response, Error = BoxError>,
+{
+    let request = reqwest::Request::new(reqwest::Method::GET, url.parse()?);
+    let response = client.ready().await?.call(request).await?;
+    Ok((response.status().as_u16(), response.text().await?))
+}
+
+/// What a token costs when it must be fetched, and when it is there.
+async fn cost_of_a_token(source: &JwtSource) -> Result<(), BoxError> {
+    let fetch = Instant::now();
+    source.fetch_jwt_svid([AUDIENCE]).await?;
+    let fetch = fetch.elapsed();
+    let cached = Instant::now();
+    source.get_jwt_svid([AUDIENCE]).await?;
+    let cached = cached.elapsed();
+    println!("  token         {fetch:.1?} when fetched, {cached:.1?} from the cache");
+    Ok(())
+}
+
+/// One GET by an ordinary client with this token, that must be refused with this status and a
+/// challenge that says so.
+async fn refused(
+    run: &mut Run,
+    name: &str,
+    client: &reqwest::Client,
+    url: &str,
+    token: Option<&str>,
+    status: u16,
+    challenge: &str,
+) -> Result<(), BoxError> {
+    let mut request = client.get(url);
+    if let Some(token) = token {
+        request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+    }
+    let response = request.send().await?;
+    let got = response.status().as_u16();
+    let said = match response.headers().get(WWW_AUTHENTICATE) {
+        Some(value) => value.to_str()?.to_owned(),
+        None => "no challenge".to_owned(),
+    };
+    run.check(
+        name,
+        got == status && said.contains(challenge),
+        format!("{got}, {said}"),
+    );
+    Ok(())
+}
+
+/// Calls without a pause while the issuer changes its key, until the old key is gone; none may be
+/// lost.
+async fn rotation<S>(
+    run: &mut Run,
+    agent: &WorkloadApi,
+    source: &JwtSource,
+    client: S,
+    url: &str,
+) -> Result<(), BoxError>
+where
+    S: Service<reqwest::Request, Response = reqwest::Response, Error = BoxError>
+        + Clone
+        + Send
+        + 'static,
+    S::Future: Send,
+{
+    let done = Arc::new(AtomicBool::new(false));
+    let caller = {
+        let (done, url) = (done.clone(), url.to_owned());
+        tokio::spawn(async move {
+            let (mut calls, mut lost) = (0u32, 0u32);
+            while !done.load(Ordering::Relaxed) {
+                calls += 1;
+                lost += u32::from(!matches!(call(client.clone(), &url).await, Ok((200, _))));
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            (calls, lost)
+        })
+    };
+    let old = agent.issuer().signing_key_id();
+    let new = agent.rotate().await;
+    println!("  rotated               from key {old} to {new}; calls go on until {old} is retired");
+    // One token life later the old key leaves the bundle.
+    let trust_domain = agent.issuer().trust_domain().clone();
+    let mut updates = source.updated();
+    while source
+        .bundle_for_trust_domain(&trust_domain)?
+        .authority(&old)
+        .is_some()
+    {
+        updates.changed().await?;
+    }
+    let signed_by = source
+        .get_jwt_svid([AUDIENCE])
+        .await?
+        .key_id()
+        .unwrap_or_default()
+        .to_owned();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    done.store(true, Ordering::Relaxed);
+    let (calls, lost) = caller.await?;
+    run.check(
+        "calls meanwhile",
+        lost == 0 && calls > 100 && signed_by == new,
+        format!("{calls}, of which {lost} were lost; they are signed with {signed_by} now"),
+    );
+    Ok(())
+}
+
+/// Keeps the score.
+#[derive(Default)]
+struct Run {
+    wrong: u32,
+}
+
+impl Run {
+    fn check(&mut self, name: &str, as_it_should_be: bool, what: String) {
+        let mark = if as_it_should_be { " " } else { "!" };
+        println!("{mark} {name:<21} {what}");
+        self.wrong += u32::from(!as_it_should_be);
+    }
+
+    fn finish(self) -> Result<(), BoxError> {
+        if self.wrong > 0 {
+            return Err(
+                format!("{} lines marked `!` are not as they should be", self.wrong).into(),
+            );
+        }
+        println!("\nAll of it was as it should be.");
+        Ok(())
+    }
+}
