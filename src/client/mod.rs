@@ -83,7 +83,7 @@
 //! # Errors
 //!
 //! The error of the service is a [`BoxError`]: what the service beneath says passes unchanged; ours
-//! is a [`TokenError`](crate::TokenError), which [`TokenError::find`](crate::TokenError::find)
+//! is a [`TokenError`], which [`TokenError::find`](crate::TokenError::find)
 //! finds. A request never goes out without a token where one was meant.
 
 use crate::svid_cache::{TokenError, TokenErrorReason};

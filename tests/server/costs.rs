@@ -78,7 +78,10 @@ fn allocations(
 
 #[test]
 fn a_call_allocates_what_the_extensions_need_and_the_inner_service_is_not_cloned() {
-    assert_eq!(measure(|| drop(std::hint::black_box(Box::new(1)))).count_total, 1);
+    assert_eq!(
+        measure(|| drop(std::hint::black_box(Box::new(1)))).count_total,
+        1
+    );
     let world = World::new();
     let clones = Arc::new(AtomicUsize::new(0));
     let inner = Nothing {
