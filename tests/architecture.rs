@@ -44,6 +44,10 @@ const UNKNOWN_BELOW: &[(&str, u8)] = &[
 /// Pairs on the same floor that may be imported all the same: `testing` builds whole services.
 const SAME_FLOOR: &[(&str, &str)] = &[("testing", "server"), ("testing", "client")];
 
+/// What one file may know all the same. tonic finds the status of a failed call among the sources
+/// of its error, so the error of a token that could not be had carries one, under a feature.
+const EXEMPT: &[(&str, &str)] = &[("svid_cache/error.rs", "tonic")];
+
 fn source_files(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
@@ -170,6 +174,12 @@ fn floors_import_only_downwards() {
         }
         for &(krate, up_to) in UNKNOWN_BELOW {
             let prefix = format!("{krate}::");
+            if EXEMPT
+                .iter()
+                .any(|(path, known)| *known == krate && file.ends_with(path))
+            {
+                continue;
+            }
             if floor <= up_to && named_after(&code, &prefix).iter().any(|n| !n.is_empty()) {
                 broken.push(format!(
                     "{}: `{room}` (floor {floor}) knows `{krate}`",
