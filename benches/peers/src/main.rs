@@ -9,6 +9,7 @@ mod growth;
 mod inject;
 mod keys;
 mod layer;
+mod live;
 mod loopback;
 mod measure;
 mod peers;
@@ -35,6 +36,10 @@ const SECTIONS: &[Section] = &[
     ("layer", |effort| vec![layer::calls(effort)]),
     ("layer-refusals", |effort| vec![layer::refusals(effort)]),
     ("injection", |effort| vec![inject::injection(effort)]),
+    ("start", |effort| vec![live::start(effort)]),
+    ("own-token", |effort| vec![live::own_token(effort)]),
+    ("update", |effort| vec![live::update(effort)]),
+    ("memory", |effort| vec![live::memory(effort)]),
     ("loopback", loopback::run),
 ];
 
@@ -42,7 +47,11 @@ fn main() {
     let mut effort = Effort::FULL;
     let mut json = "peers.json".to_owned();
     let mut wanted = Vec::new();
-    let mut arguments = std::env::args().skip(1);
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(("--child", rest)) = arguments.split_first().map(|(a, b)| (a.as_str(), b)) {
+        return live::be_child(rest);
+    }
+    let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--quick" => effort = Effort::QUICK,
