@@ -2,9 +2,12 @@
 //! same tokens, keys and allocator, in interleaved rounds.
 //!
 //! `cargo run --release --manifest-path benches/peers/Cargo.toml` prints the tables as Markdown and
-//! writes them as JSON. `-- --quick` only shows that everything works; `-- NAME…` runs those
-//! sections alone; `--json PATH` says where the figures go.
+//! writes them as JSON; the same with `-- draw` draws those into `docs/`. `-- --quick` only shows
+//! that everything works, `-- NAME…` runs those sections alone, `--json PATH` says where the figures
+//! are.
 
+mod builds;
+mod draw;
 mod growth;
 mod inject;
 mod keys;
@@ -15,6 +18,8 @@ mod measure;
 mod peers;
 mod report;
 mod verify;
+
+use std::path::Path;
 
 use measure::Effort;
 use report::{Report, Table};
@@ -41,11 +46,14 @@ const SECTIONS: &[Section] = &[
     ("update", |effort| vec![live::update(effort)]),
     ("memory", |effort| vec![live::memory(effort)]),
     ("loopback", loopback::run),
+    ("builds", |effort| vec![builds::run(effort)]),
 ];
 
 fn main() {
     let mut effort = Effort::FULL;
-    let mut json = "peers.json".to_owned();
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut json = here.join("peers.json");
+    let mut drawing = false;
     let mut wanted = Vec::new();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if let Some(("--child", rest)) = arguments.split_first().map(|(a, b)| (a.as_str(), b)) {
@@ -55,20 +63,26 @@ fn main() {
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--quick" => effort = Effort::QUICK,
-            "--json" => json = arguments.next().expect("--json PATH"),
+            "--json" => json = arguments.next().expect("--json PATH").into(),
+            "draw" => drawing = true,
             name if SECTIONS.iter().any(|(section, _)| *section == name) => {
                 wanted.push(argument);
             }
             other => panic!("no section is called {other}: {:?}", names()),
         }
     }
+    if drawing {
+        let text = std::fs::read_to_string(&json).expect("there are figures to draw");
+        return draw::draw(
+            &serde_json::from_str(&text).unwrap(),
+            &here.join("../../docs"),
+        );
+    }
     let mut report = Report {
         machine: report::machine(),
         tables: Vec::new(),
     };
-    for (what, is) in &report.machine {
-        println!("- {what}: {is}");
-    }
+    print!("{}", report.about());
     for (name, section) in SECTIONS {
         if !wanted.is_empty() && !wanted.iter().any(|wanted| wanted == name) {
             continue;
@@ -79,7 +93,7 @@ fn main() {
         }
     }
     std::fs::write(&json, serde_json::to_string_pretty(&report).unwrap()).unwrap();
-    eprintln!("the figures are in {json}");
+    eprintln!("the figures are in {}", json.display());
 }
 
 fn names() -> Vec<&'static str> {

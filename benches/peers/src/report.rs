@@ -10,6 +10,16 @@ pub struct Report {
     pub tables: Vec<Table>,
 }
 
+impl Report {
+    /// Where the figures are from.
+    pub fn about(&self) -> String {
+        let lines = self.machine.iter();
+        lines
+            .map(|(what, is)| format!("- {what}: {is}\n"))
+            .collect()
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 pub struct Table {
     pub id: String,
@@ -155,7 +165,7 @@ impl Table {
     }
 }
 
-/// Where the figures are from.
+/// The machine, as a reader wants to know it.
 pub fn machine() -> Vec<(String, String)> {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let field = |text: &str, name: &str| {
@@ -171,6 +181,10 @@ pub fn machine() -> Vec<(String, String)> {
         )
     };
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let load = || {
+        let text = read("/proc/loadavg");
+        text.split(' ').next().unwrap_or_default().to_owned()
+    };
     [
         (
             "processor",
@@ -184,6 +198,10 @@ pub fn machine() -> Vec<(String, String)> {
             format!("Linux {}", read("/proc/sys/kernel/osrelease").trim()),
         ),
         ("compiler", run("rustc", "--version")),
+        (
+            "processes waiting when it began",
+            format!("{} (load average)", load()),
+        ),
         ("date", run("date", "-uI")),
     ]
     .map(|(what, is)| (what.to_owned(), is))
