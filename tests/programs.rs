@@ -1,0 +1,192 @@
+//! The example programs, run as a user runs them, with an agent that is not theirs to command.
+//!
+//! `cargo test` builds the examples before it runs this.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test"
+)]
+
+use std::path::PathBuf;
+use std::process::Output;
+use std::time::Duration;
+
+use axum::extract::Request;
+use axum::routing::get;
+use axum::{Router, ServiceExt};
+use tokio::process::Command;
+use tower::Layer;
+use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::{Allow, ValidateJwtSvidLayer, Validator, VerifiedSvid};
+
+const WEB: &str = "spiffe://example.org/web";
+const LIFE: Duration = Duration::from_secs(300);
+
+fn program(name: &str) -> Command {
+    let here = std::env::current_exe().unwrap();
+    let built: PathBuf = here
+        .parent()
+        .unwrap()
+        .parent()
+        .unwrap()
+        .join("examples")
+        .join(name);
+    assert!(
+        built
+            .with_extension(std::env::consts::EXE_EXTENSION)
+            .exists(),
+        "{} is not built; `cargo test` builds it, `cargo test --test programs` alone does not",
+        built.display()
+    );
+    let mut command = Command::new(built);
+    command
+        .env_remove("SPIFFE_ENDPOINT_SOCKET")
+        .kill_on_drop(true);
+    command
+}
+
+async fn run(command: &mut Command) -> (Option<i32>, String) {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = tokio::time::timeout(Duration::from_secs(60), command.output())
+        .await
+        .unwrap()
+        .unwrap();
+    let said = [stdout, stderr]
+        .map(|bytes| String::from_utf8(bytes).unwrap())
+        .concat();
+    assert!(!said.contains("eyJ"), "a token was printed");
+    (status.code(), said)
+}
+
+/// A server that admits `web`, on the loopback interface.
+async fn server(agent: &WorkloadApi) -> String {
+    async fn hello(caller: VerifiedSvid) -> String {
+        format!("hello, {}", caller.spiffe_id())
+    }
+    let source = agent.source().await.unwrap();
+    let validator = Validator::builder(source)
+        .audience("reports")
+        .build()
+        .unwrap();
+    let app = ValidateJwtSvidLayer::required(validator, Allow::id(WEB).unwrap())
+        .layer(Router::new().route("/", get(hello)));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        axum::serve(listener, ServiceExt::<Request>::into_make_service(app)).await
+    });
+    format!("http://{address}/")
+}
+
+#[tokio::test]
+async fn quickstart_against_an_agent_of_somebody_elses_skips_by_name_what_it_cannot_force() {
+    let agent = WorkloadApi::start("example.org").await.unwrap();
+    agent.register(WEB, "", LIFE).unwrap();
+    let (code, said) =
+        run(program("quickstart").env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint())).await;
+    assert_eq!(code, Some(0), "{said}");
+    for skipped in ["expired token", "caller not allowed", "rotation"] {
+        let line = said
+            .lines()
+            .find(|line| line.contains("skipped") && line.contains(skipped));
+        assert!(line.is_some(), "{skipped}: {said}");
+    }
+    assert!(said.contains("All of it was as it should be."), "{said}");
+}
+
+#[tokio::test]
+async fn quickstart_without_its_agent_says_what_is_missing() {
+    let (code, said) =
+        run(program("quickstart").env("SPIFFE_ENDPOINT_SOCKET", "unix:relative")).await;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("SPIFFE_ENDPOINT_SOCKET"), "{said}");
+}
+
+#[tokio::test]
+async fn call_signs_and_tells_of_the_token_no_more_than_it_should() {
+    let agent = WorkloadApi::start("example.org").await.unwrap();
+    agent.register(WEB, "", LIFE).unwrap();
+    let url = server(&agent).await;
+    let before = agent.counts();
+    let (code, said) = run(program("call")
+        .env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint())
+        .args([
+            "--audience",
+            "reports",
+            "--spiffe-id",
+            WEB,
+            "--allow-plaintext",
+            "-n",
+            "3",
+            &url,
+        ]))
+    .await;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(
+        said.starts_with(&format!("token: sub {WEB}, aud [\"reports\"], ")),
+        "{said}"
+    );
+    assert_eq!(said.matches("200 OK").count(), 3, "{said}");
+    assert_eq!(said.matches(&format!("hello, {WEB}")).count(), 3, "{said}");
+    let asked = agent.counts().fetch_jwt_svid - before.fetch_jwt_svid;
+    assert_eq!(asked, 1, "one client, one token");
+}
+
+#[tokio::test]
+async fn call_fails_when_it_is_refused_and_shows_the_challenge() {
+    let agent = WorkloadApi::start("example.org").await.unwrap();
+    agent.register(WEB, "", LIFE).unwrap();
+    let url = server(&agent).await;
+    let socket = agent.endpoint();
+    let call = |args: &[&str]| {
+        let mut command = program("call");
+        command
+            .env("SPIFFE_ENDPOINT_SOCKET", &socket)
+            .args(args)
+            .arg(&url);
+        command
+    };
+    let (code, said) = run(&mut call(&["--audience", "ledger", "--allow-plaintext"])).await;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(
+        said.contains("401") && said.contains("another audience"),
+        "{said}"
+    );
+
+    // In the clear only when asked.
+    let (code, said) = run(&mut call(&["--audience", "reports"])).await;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("allow"), "{said}");
+}
+
+#[tokio::test]
+async fn call_explains_a_wrong_command_line() {
+    for (args, why) in [
+        (&["http://localhost/"][..], "--audience is missing"),
+        (&["--audience", "a"][..], "the URL is missing"),
+        (
+            &[
+                "--audience",
+                "a",
+                "--spiffe-id",
+                "spiffe://X",
+                "http://localhost/",
+            ][..],
+            "--spiffe-id",
+        ),
+        (
+            &["--audience", "a", "-n", "x", "http://localhost/"][..],
+            "-n x",
+        ),
+        (&["--colour"][..], "--colour is not known"),
+    ] {
+        let (code, said) = run(program("call").args(args)).await;
+        assert_eq!(code, Some(2), "{said}");
+        assert!(said.contains(why) && said.contains("usage: "), "{said}");
+    }
+}
