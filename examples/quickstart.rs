@@ -13,6 +13,7 @@
 
 use std::error::Error;
 use std::net::SocketAddr;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -41,7 +42,17 @@ const BATCH: &str = "spiffe://example.org/batch";
 const TOKEN_LIFE: Duration = Duration::from_secs(5);
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
-async fn main() -> Result<(), BoxError> {
+async fn main() -> ExitCode {
+    match chain().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("quickstart: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn chain() -> Result<(), BoxError> {
     let mut run = Run::default();
 
     // 1. One source for the whole process.
