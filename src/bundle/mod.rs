@@ -30,8 +30,6 @@ mod jwk;
 mod jwks;
 mod set;
 mod source;
-#[cfg(test)]
-mod tests;
 
 use std::fmt;
 use std::sync::Arc;

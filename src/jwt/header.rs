@@ -117,24 +117,22 @@ impl<'de> Visitor<'de> for Reader {
         let mut members = Members::default();
         let mut names = Names::new();
         while let Some(Text(name)) = map.next_key::<Text<'de>>()? {
-            match &*name {
-                "alg" => members.algorithm = Some(map.next_value::<&'de RawValue>()?.get()),
-                "typ" => members.typ = Some(map.next_value::<&'de RawValue>()?.get()),
-                "kid" => members.key_id = Some(map.next_value::<&'de RawValue>()?.get()),
-                "crit" | "b64" | "jku" | "jwk" | "x5u" | "x5c" | "x5t" | "x5t#S256" => {
-                    members.forbidden = true;
-                    map.next_value::<IgnoredAny>()?;
-                }
-                _ => {
+            let known = match &*name {
+                "alg" => &mut members.algorithm,
+                "typ" => &mut members.typ,
+                "kid" => &mut members.key_id,
+                name_of_other => {
                     // Any `x5…` brings certificates, under names of today or of tomorrow.
-                    members.forbidden |= name.starts_with("x5");
+                    members.forbidden |= name_of_other.starts_with("x5")
+                        || matches!(name_of_other, "crit" | "b64" | "jku" | "jwk");
                     members.unknown = true;
                     map.next_value::<IgnoredAny>()?;
+                    members.duplicate |= !names.insert(name);
+                    continue;
                 }
-            }
-            if !names.insert(name) {
-                members.duplicate = true;
-            }
+            };
+            let value = map.next_value::<&'de RawValue>()?.get();
+            members.duplicate |= known.replace(value).is_some();
         }
         Ok(members)
     }

@@ -1,6 +1,7 @@
 //! The JSON that tokens and keys need: text without copying, names seen once, numbers uncut.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
@@ -37,11 +38,10 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
 /// The string that a raw JSON value is; `None` where it is no string, or no text (a lone
 /// surrogate).
 pub(crate) fn read_text(raw: &str) -> Option<Cow<'_, str>> {
-    // The usual case needs no parser: quotes around text without escapes. The value was read by
-    // one already, so what is inside is legal.
-    if let Some(inner) = raw.strip_prefix('"').and_then(|raw| raw.strip_suffix('"'))
-        && !inner.contains('\\')
-    {
+    // What is no string is told by its first byte: a parser's error would cost an allocation.
+    let inner = raw.strip_prefix('"')?.strip_suffix('"')?;
+    // The value was read by a parser already, so that what has no escape is the text as it stands.
+    if !inner.as_bytes().contains(&b'\\') {
         return Some(Cow::Borrowed(inner));
     }
     serde_json::from_str::<Text<'_>>(raw)
@@ -83,24 +83,24 @@ fn read_fraction(raw: &str) -> Option<UnixTime> {
 pub(crate) struct Names<'a> {
     few: [Option<Cow<'a, str>>; FEW],
     count: usize,
-    many: std::collections::HashSet<Cow<'a, str>>,
+    many: Option<HashSet<Cow<'a, str>>>,
 }
 
-const FEW: usize = 12;
+const FEW: usize = 8;
 
 impl<'a> Names<'a> {
-    pub(crate) fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self {
             few: [const { None }; FEW],
             count: 0,
-            many: std::collections::HashSet::new(),
+            many: None,
         }
     }
 
     /// Whether `name` was not there yet; it is now.
     pub(crate) fn insert(&mut self, name: Cow<'a, str>) -> bool {
-        let seen = self.few.iter().take(self.count).flatten();
-        if seen.into_iter().any(|seen| *seen == name) {
+        let mut seen = self.few.iter().take(self.count).flatten();
+        if seen.any(|seen| *seen == name) {
             return false;
         }
         if let Some(free) = self.few.get_mut(self.count) {
@@ -108,6 +108,6 @@ impl<'a> Names<'a> {
             self.count += 1;
             return true;
         }
-        self.many.insert(name)
+        self.many.get_or_insert_default().insert(name)
     }
 }

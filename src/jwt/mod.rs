@@ -3,6 +3,7 @@
 //! Pure computation: no I/O, no clock, no async. What a name or a time means is decided above.
 
 mod algorithm;
+mod base64url;
 mod claims;
 mod header;
 mod json;
@@ -13,11 +14,12 @@ mod tests;
 
 pub(crate) use algorithm::AlgorithmSet;
 pub use algorithm::{Algorithm, UnknownAlgorithm};
+pub(crate) use base64url::{Room, decode};
 pub(crate) use claims::{Claims, ClaimsFault};
 pub(crate) use header::{Header, HeaderFault, key_id_unchecked};
 pub(crate) use json::{Text, read_text};
 pub(crate) use key::{Curve, KeyFault, PublicKey};
-pub(crate) use split::{Bytes, Split, decode};
+pub(crate) use split::Split;
 
 /// The longest `kid`, in bytes; longer ones are refused in tokens and ignored in bundles.
 pub(crate) const MAX_KEY_ID_LEN: usize = 1024;

@@ -121,6 +121,10 @@ impl ValidateError {
 
 /// Printable ASCII, cut at a bound: a caller chooses neither the length nor the lines of a log.
 fn shown(text: &str) -> Box<str> {
+    let plain = |byte: u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\'' | b'\\');
+    if text.len() <= SHOWN && text.bytes().all(plain) {
+        return text.into();
+    }
     let mut shown = String::with_capacity(text.len().min(SHOWN));
     for char in text.chars() {
         let escaped = char.escape_default();

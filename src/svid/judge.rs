@@ -11,14 +11,14 @@ use super::verified::{Signer, Verified};
 use super::{ValidateError, ValidateReason, VerifiedSvid};
 use crate::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtAuthority};
 use crate::clock::UnixTime;
-use crate::jwt::{Bytes, Claims, ClaimsFault, Header, HeaderFault, Split, decode};
+use crate::jwt::{Claims, ClaimsFault, Header, HeaderFault, Room, Split, decode};
 use crate::spiffe_id::SpiffeId;
 
 type Refusal = (ValidateReason, &'static str);
 
-/// Room for a usual header, and for a signature of up to 6144 bits, without an allocation.
-const HEADER_ROOM: usize = 512;
-const SIGNATURE_ROOM: usize = 776;
+/// Room for a usual header, and for a signature of up to 4096 bits, without an allocation.
+const HEADER_ROOM: usize = 192;
+const SIGNATURE_ROOM: usize = 512;
 
 impl Inner {
     /// The verdict on a token, and whether the cache had it.
@@ -62,11 +62,16 @@ impl Inner {
         let refuse = |(reason, detail): Refusal| ValidateError::new(reason, detail);
 
         let split = Split::new(token).ok_or_else(|| refuse(PARTS))?;
-        let header = Bytes::<HEADER_ROOM>::decode(split.header).ok_or_else(|| refuse(ENCODING))?;
+        let (mut header, mut signature) =
+            (Room::<HEADER_ROOM>::new(), Room::<SIGNATURE_ROOM>::new());
+        let header = header
+            .decode(split.header)
+            .ok_or_else(|| refuse(ENCODING))?;
         let payload = decode(split.payload).ok_or_else(|| refuse(ENCODING))?;
-        let signature =
-            Bytes::<SIGNATURE_ROOM>::decode(split.signature).ok_or_else(|| refuse(ENCODING))?;
-        let header = Header::parse(header.as_slice(), self.settings.allow_unknown_headers)
+        let signature = signature
+            .decode(split.signature)
+            .ok_or_else(|| refuse(ENCODING))?;
+        let header = Header::parse(header, self.settings.allow_unknown_headers)
             .map_err(|fault| refuse(header_refusal(fault)))?;
         if !self.settings.algorithms.contains(header.algorithm) {
             return Err(refuse(ALGORITHM).with_key_id(&header.key_id));
@@ -95,11 +100,7 @@ impl Inner {
         let (authority, revision) = self
             .authority(trust_domain, &header, revision)
             .map_err(refuse)?;
-        if !authority.verify(
-            header.algorithm,
-            split.signed.as_bytes(),
-            signature.as_slice(),
-        ) {
+        if !authority.verify(header.algorithm, split.signed.as_bytes(), signature) {
             return Err(refuse(SIGNATURE));
         }
 

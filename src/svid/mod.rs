@@ -20,8 +20,6 @@ mod error;
 mod fetch;
 mod judge;
 mod own;
-#[cfg(test)]
-mod tests;
 mod validator;
 mod verified;
 

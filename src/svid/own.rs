@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::MAX_TOKEN_LEN;
 use crate::clock::UnixTime;
-use crate::jwt::{Bytes, Claims, Split, decode, key_id_unchecked};
+use crate::jwt::{Claims, Split, decode, key_id_unchecked};
 use crate::spiffe_id::SpiffeId;
 
 /// A JWT-SVID that an issuer gave us. A clone is one reference count.
@@ -65,7 +65,7 @@ impl JwtSvid {
         }
         let header = decode(split.header).ok_or(ParseJwtSvidError::Encoding)?;
         let payload = decode(split.payload).ok_or(ParseJwtSvidError::Encoding)?;
-        Bytes::<0>::decode(split.signature).ok_or(ParseJwtSvidError::Encoding)?;
+        decode(split.signature).ok_or(ParseJwtSvidError::Encoding)?;
         let payload = std::str::from_utf8(&payload).map_err(|_| ParseJwtSvidError::Claims)?;
         let claims = Claims::parse(payload).map_err(|_| ParseJwtSvidError::Claims)?;
         let spiffe_id = SpiffeId::parse(&claims.subject).map_err(|_| ParseJwtSvidError::Subject)?;

@@ -11,7 +11,7 @@ const WAYS: usize = 4;
 const MAX_BYTES: usize = 2048;
 
 /// A regular tells the second level now and then that it is in use.
-const TOUCH_EVERY: u32 = 64;
+const TOUCH_EVERY: u32 = 512;
 
 /// What a thread has under a token.
 pub(super) struct Found {
