@@ -8,5 +8,10 @@
     reason = "a test may"
 )]
 
+mod attacks;
+mod cache;
 mod conformance;
+mod rules;
+mod second_opinion;
+mod signer;
 mod support;

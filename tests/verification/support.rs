@@ -5,7 +5,11 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use tower_spiffe::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtBundleSet};
-use tower_spiffe::{Clock, UnixTime};
+use tower_spiffe::{
+    Algorithm, Clock, UnixTime, ValidateReason, Validator, ValidatorBuilder, VerifiedSvid,
+};
+
+use crate::signer::{AUDIENCE, NOW, Signer, set_of};
 
 /// Bundles that a test swaps; `Err` is a source that cannot judge.
 #[derive(Clone)]
@@ -74,4 +78,86 @@ impl Clock for HandClock {
     fn monotonic(&self) -> Duration {
         Duration::ZERO
     }
+}
+
+/// A source, a clock, and two validators on them: one without a cache, and one whose cache is warm.
+pub struct Fixture {
+    pub source: Swappable,
+    pub clock: Arc<HandClock>,
+    pub cold: Validator,
+    pub warm: Validator,
+}
+
+impl Fixture {
+    /// For `td.test`, which has the keys of these signers.
+    pub fn new(signers: &[&Signer]) -> Self {
+        Self::with(keys_of(signers), |builder| builder)
+    }
+
+    pub fn with(
+        set: JwtBundleSet,
+        configure: impl Fn(ValidatorBuilder) -> ValidatorBuilder,
+    ) -> Self {
+        let source = Swappable::new(set);
+        let clock = HandClock::at(NOW);
+        let builder = || {
+            let builder = Validator::builder(source.clone())
+                .audience(AUDIENCE)
+                .clock(clock.clone());
+            configure(builder)
+        };
+        Self {
+            cold: builder().no_cache().build().unwrap(),
+            warm: builder().build().unwrap(),
+            source,
+            clock,
+        }
+    }
+
+    /// The verdict, which must be one: without a cache, at first sight, and at second.
+    #[track_caller]
+    pub fn judge(&self, token: &str) -> Result<VerifiedSvid, ValidateReason> {
+        let cold = self.cold.validate(token);
+        for sight in ["first", "second"] {
+            let warm = self.warm.validate(token);
+            let ids = |verdict: &Result<VerifiedSvid, _>| {
+                verdict
+                    .as_ref()
+                    .map(|svid| svid.spiffe_id().clone())
+                    .map_err(Clone::clone)
+            };
+            assert_eq!(ids(&cold), ids(&warm), "at {sight} sight");
+        }
+        cold.map_err(|error| error.reason())
+    }
+
+    #[track_caller]
+    pub fn accepts(&self, token: &str) -> VerifiedSvid {
+        match self.judge(token) {
+            Ok(svid) => svid,
+            Err(reason) => panic!("refused: {reason}: {token}"),
+        }
+    }
+
+    #[track_caller]
+    pub fn refuses(&self, token: &str, reason: ValidateReason) {
+        match self.judge(token) {
+            Ok(_) => panic!("accepted: {token}"),
+            Err(got) => assert_eq!(got, reason, "{token}"),
+        }
+    }
+}
+
+/// A bundle of `td.test` with the keys of these signers.
+pub fn keys_of(signers: &[&Signer]) -> JwtBundleSet {
+    let keys: Vec<_> = signers.iter().map(|signer| signer.jwk()).collect();
+    set_of("td.test", &keys)
+}
+
+pub fn es256() -> Signer {
+    Signer::for_algorithm(Algorithm::ES256)
+}
+
+pub fn rs256() -> Signer {
+    Signer::for_algorithm(Algorithm::RS256)
 }

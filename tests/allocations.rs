@@ -1,0 +1,105 @@
+//! How often verification allocates, counted: what no clock can tell on a busy machine.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    unreachable_pub,
+    reason = "a test may"
+)]
+
+use allocation_counter::measure;
+use serde_json::json;
+use tower_spiffe::bundle::{FixedBundles, JwtBundleSet};
+use tower_spiffe::{Algorithm, ValidateReason, Validator};
+
+#[allow(dead_code, reason = "shared")]
+#[path = "verification/signer.rs"]
+mod signer;
+
+use signer::{AUDIENCE, SUBJECT, Signer, bundle};
+
+/// Far enough for the machine's clock.
+const EXPIRY: i64 = 4_000_000_000;
+
+fn token(signer: &Signer, n: usize) -> String {
+    signer.sign(
+        &json!({"sub": SUBJECT, "aud": [AUDIENCE], "exp": EXPIRY, "iat": 1,
+                        "jti": format!("{n:022}")}),
+    )
+}
+
+fn validator(signer: &Signer) -> Validator {
+    let set = JwtBundleSet::from_iter([bundle("td.test", &[signer.jwk()])]);
+    Validator::builder(FixedBundles::new(set))
+        .audience(AUDIENCE)
+        .build()
+        .unwrap()
+}
+
+#[test]
+fn an_unseen_token_costs_at_most_ten_allocations_and_a_known_one_none() {
+    for algorithm in [
+        Algorithm::ES256,
+        Algorithm::RS256,
+        Algorithm::ES384,
+        Algorithm::ES512,
+        Algorithm::PS256,
+    ] {
+        let signer = Signer::for_algorithm(algorithm);
+        let validator = validator(&signer);
+        // The first parses an RSA key and makes the thread's table; the next grow the cache's.
+        let tokens: Vec<String> = (0..200).map(|n| token(&signer, n)).collect();
+        for token in &tokens[..100] {
+            validator.validate(token).unwrap();
+        }
+        let mut counts: Vec<u64> = tokens[100..]
+            .iter()
+            .map(|token| measure(|| drop(validator.validate(token).unwrap())).count_total)
+            .collect();
+        counts.sort_unstable();
+        let (median, most) = (counts[50], counts[99]);
+        assert!(
+            median <= 8 && most <= 10,
+            "{algorithm}: {median}, at most {most}"
+        );
+
+        let hot = &tokens[199];
+        validator.validate(hot).unwrap();
+        let hits = measure(|| {
+            for _ in 0..2000 {
+                validator.validate(hot).unwrap();
+            }
+        });
+        assert_eq!(hits.count_total, 0, "{algorithm}");
+        assert!(validator.cache_stats().hits >= 2000);
+    }
+}
+
+#[test]
+fn a08_a_token_that_is_too_long_costs_no_allocation() {
+    let signer = Signer::for_algorithm(Algorithm::ES256);
+    let validator = validator(&signer);
+    for rubbish in [".".repeat(1 << 20), "A".repeat(8193), "eyJ".repeat(1 << 18)] {
+        let count = measure(|| {
+            let refused = validator.validate(&rubbish).unwrap_err();
+            assert_eq!(refused.reason(), ValidateReason::TooLong);
+        });
+        assert_eq!(count.count_total, 0);
+    }
+}
+
+#[test]
+fn a08_what_a_refusal_allocates_is_bounded_by_the_token() {
+    let signer = Signer::for_algorithm(Algorithm::ES256);
+    let validator = validator(&signer);
+    let fill = "x".repeat(5000);
+    let long = signer.sign(&json!({"sub": SUBJECT, "aud": ["x"], "exp": EXPIRY, "fill": fill}));
+    let many: Vec<u8> = vec![7; 2000];
+    let many = signer.sign(&json!({"sub": SUBJECT, "aud": ["x"], "exp": EXPIRY, "many": many}));
+    let audiences = vec!["x"; 1200];
+    let audiences = signer.sign(&json!({"sub": SUBJECT, "aud": audiences, "exp": EXPIRY}));
+    for token in [long, many, audiences] {
+        let _ = validator.validate(&token);
+        let count = measure(|| drop(validator.validate(&token).unwrap_err()));
+        assert!(count.bytes_max <= 16 * token.len() as u64, "{count:?}");
+    }
+}

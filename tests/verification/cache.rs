@@ -1,0 +1,328 @@
+//! The verified cache: bounded, scan-resistant, counted, and never a way in.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use serde_json::json;
+use tower_spiffe::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtBundle, JwtBundleSet};
+use tower_spiffe::metrics::{MetricsRecorder, Verification};
+use tower_spiffe::{Algorithm, ValidateReason, Validator};
+
+use crate::signer::{NOW, Signer, bundle, claims_with};
+use crate::support::{Fixture, es256, keys_of};
+
+fn numbered(signer: &Signer, n: usize) -> String {
+    signer.sign(&claims_with("jti", json!(n)))
+}
+
+#[test]
+fn a_second_sight_is_a_hit_and_counted() {
+    let signer = es256();
+    let fixture = Fixture::new(&[&signer]);
+    let token = signer.token();
+    for _ in 0..3 {
+        fixture.warm.validate(&token).unwrap();
+        fixture.cold.validate(&token).unwrap();
+    }
+    fixture.warm.validate("rubbish").unwrap_err();
+    let stats = fixture.warm.cache_stats();
+    assert_eq!((stats.hits, stats.misses, stats.entries), (2, 2, 1));
+    assert!(stats.bytes > token.len() as u64);
+    assert_eq!(fixture.cold.cache_stats(), Default::default());
+}
+
+#[test]
+fn a_clone_and_another_thread_share_the_cache() {
+    let signer = es256();
+    let fixture = Fixture::new(&[&signer]);
+    let token = signer.token();
+    fixture.warm.validate(&token).unwrap();
+    let (validator, seen) = (fixture.warm.clone(), token.clone());
+    std::thread::spawn(move || validator.validate(&seen).unwrap())
+        .join()
+        .unwrap();
+    assert_eq!(fixture.warm.cache_stats().hits, 1);
+}
+
+#[test]
+fn no_refusal_is_kept() {
+    let signer = es256();
+    let fixture = Fixture::new(&[&signer]);
+    for n in 0..100 {
+        let token = signer.sign(&claims_with("exp", json!(NOW - 1000 - n)));
+        fixture.warm.validate(&token).unwrap_err();
+    }
+    assert_eq!(fixture.warm.cache_stats().entries, 0);
+}
+
+#[test]
+fn it_is_bounded_by_bytes_and_regulars_survive_a_flood() {
+    let signer = es256();
+    let small = Fixture::with(keys_of(&[&signer]), |builder| {
+        builder.cache_bytes(128 * 1024)
+    });
+    let regulars: Vec<String> = (0..20).map(|n| numbered(&signer, n)).collect();
+    // Two threads, so that the shared level is asked as well as the threads' own.
+    let use_regulars = || {
+        for token in &regulars {
+            small.warm.validate(token).unwrap();
+            let (validator, token) = (&small.warm, token);
+            std::thread::scope(|scope| {
+                scope.spawn(move || validator.validate(token).unwrap());
+            });
+        }
+    };
+    use_regulars();
+    use_regulars();
+    for round in 0..20 {
+        for n in 0..100 {
+            small
+                .warm
+                .validate(&numbered(&signer, 1000 + round * 100 + n))
+                .unwrap();
+            assert!(small.warm.cache_stats().bytes <= 128 * 1024);
+        }
+        use_regulars();
+    }
+    let stats = small.warm.cache_stats();
+    assert!(stats.evictions > 1000, "{stats:?}");
+    // A thread of its own has no first level: what it finds is in the shared one.
+    let before = stats.hits;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for token in &regulars {
+                small.warm.validate(token).unwrap();
+            }
+        });
+    });
+    let found = small.warm.cache_stats().hits - before;
+    assert!(found >= 18, "{found} of 20 regulars survived");
+}
+
+#[test]
+fn a_token_longer_than_the_cache_is_verified_all_the_same() {
+    let signer = es256();
+    let tiny = Fixture::with(keys_of(&[&signer]), |builder| builder.cache_bytes(1024));
+    let long = signer.sign(&claims_with("fill", json!("x".repeat(4000))));
+    for _ in 0..3 {
+        tiny.accepts(&long);
+    }
+    assert_eq!(tiny.warm.cache_stats().entries, 0);
+}
+
+#[test]
+fn an_update_that_leaves_a_key_as_it_was_leaves_its_entries() {
+    let signer = es256();
+    let fixture = Fixture::new(&[&signer]);
+    let token = signer.token();
+    fixture.accepts(&token);
+    let misses = fixture.warm.cache_stats().misses;
+    // The same key, read anew, with another beside it; shared with the bundle before or not.
+    let other = Signer::new("p256-b", Algorithm::ES256);
+    let anew = bundle("td.test", &[other.jwk(), signer.jwk()]);
+    let shared = anew
+        .clone()
+        .sharing_with(&bundle("td.test", &[signer.jwk()]));
+    for bundle in [anew, shared] {
+        fixture.source.set(Ok(JwtBundleSet::from_iter([bundle])));
+        fixture.accepts(&token);
+    }
+    assert_eq!(fixture.warm.cache_stats().misses, misses);
+}
+
+#[test]
+fn sharing_takes_equal_keys_and_no_others() {
+    let (signer, other) = (es256(), Signer::new("p256-b", Algorithm::ES256));
+    let before = bundle("td.test", &[signer.jwk(), other.jwk()]);
+    let mut restricted = other.jwk();
+    restricted["alg"] = json!("ES384");
+    let after = bundle("td.test", &[restricted, signer.jwk()]);
+    assert_ne!(before, after);
+    let after = after.sharing_with(&before);
+    let same = |kid: &str| {
+        Arc::ptr_eq(
+            before.authority(kid).unwrap(),
+            after.authority(kid).unwrap(),
+        )
+    };
+    assert!(same("p256") && !same("p256-b"));
+    // Another trust domain's keys are another's.
+    let foreign = bundle("other.test", &[signer.jwk()]).sharing_with(&before);
+    assert!(!Arc::ptr_eq(
+        before.authority("p256").unwrap(),
+        foreign.authority("p256").unwrap()
+    ));
+    // Order and what was ignored do not count.
+    let turned = bundle("td.test", &[json!(7), other.jwk(), signer.jwk()]);
+    assert_eq!(before, turned);
+    assert_ne!(before, bundle("other.test", &[signer.jwk(), other.jwk()]));
+}
+
+#[test]
+fn nothing_shown_has_a_token_in_it() {
+    let signer = es256();
+    let fixture = Fixture::new(&[&signer]);
+    let token = signer.token();
+    let svid = fixture.accepts(&token);
+    let shown = format!(
+        "{svid:?} {:?} {:?}",
+        fixture.warm,
+        fixture.warm.validate(&token)
+    );
+    let refused = format!("{:?}", fixture.cold.validate(&format!("{token}x")));
+    for part in token.split('.') {
+        assert!(!shown.contains(&part[..16]) && !refused.contains(&part[..16]));
+    }
+    let own = tower_spiffe::JwtSvid::parse_unverified(&token, "hint").unwrap();
+    assert_eq!(
+        (own.token(), own.hint(), own.key_id()),
+        (token.as_str(), "hint", Some("p256"))
+    );
+    assert_eq!(own.spiffe_id(), svid.spiffe_id());
+    let shown = format!("{own:?} {own}");
+    assert!(token.split('.').all(|part| !shown.contains(&part[..16])));
+}
+
+#[derive(Default)]
+struct Labels(Mutex<Vec<(String, bool, String)>>);
+
+impl MetricsRecorder for Labels {
+    fn record_verification(&self, verification: &Verification<'_>) {
+        let label = verification.trust_domain.to_owned();
+        self.0
+            .lock()
+            .unwrap()
+            .push((verification.outcome.to_owned(), verification.cached, label));
+    }
+}
+
+#[test]
+fn a_label_is_a_trust_domain_that_we_know_and_never_a_tokens_word() {
+    let signer = es256();
+    let labels = Arc::new(Labels::default());
+    let fixture = Fixture::with(keys_of(&[&signer]), |builder| {
+        builder.metrics(labels.clone())
+    });
+    let foreign = signer.sign(&claims_with("sub", json!("spiffe://attacker.test/web")));
+    let expired = signer.sign(&claims_with("exp", json!(0)));
+    let token = signer.token();
+    for token in [&token, &token, &foreign, &expired, "rubbish"] {
+        let _ = fixture.warm.validate(token);
+    }
+    let seen = std::mem::take(&mut *labels.0.lock().unwrap());
+    let seen: Vec<_> = seen
+        .iter()
+        .map(|(o, c, l)| (o.as_str(), *c, l.as_str()))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            ("ok", false, "td.test"),
+            ("ok", true, "td.test"),
+            ("trust-domain-unknown", false, "unknown"),
+            ("expired", false, "td.test"),
+            ("malformed-token", false, "unknown"),
+        ]
+    );
+}
+
+/// A source that publishes generations of keys: `kid` p256 is one key in even generations and
+/// another in odd ones.
+struct Turning {
+    generation: AtomicU64,
+    bundles: [Arc<JwtBundle>; 2],
+}
+
+impl BundleSource for Turning {
+    fn revision(&self) -> Result<u64, CannotJudge> {
+        Ok(self.generation.load(Ordering::Acquire))
+    }
+
+    fn bundle(&self, _: &str) -> BundleAnswer {
+        let generation = self.generation.load(Ordering::Acquire);
+        BundleAnswer::Ready(self.bundles[usize::try_from(generation % 2).unwrap()].clone())
+    }
+}
+
+#[test]
+fn a22_no_hit_outlives_its_key_while_keys_turn_under_many_threads() {
+    let signers = [
+        es256(),
+        Signer::new("p256-b", Algorithm::ES256).with_key_id("p256"),
+    ];
+    let bundles = [0, 1].map(|n| Arc::new(bundle("td.test", &[signers[n].jwk()])));
+    let source = Arc::new(Turning {
+        generation: AtomicU64::new(0),
+        bundles,
+    });
+    let validator = Validator::builder(source.clone())
+        .audience(crate::signer::AUDIENCE)
+        .clock(crate::support::HandClock::at(NOW))
+        .build()
+        .unwrap();
+    let tokens = [signers[0].token(), signers[1].token()];
+    let done = AtomicBool::new(false);
+    let verdicts = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    for (n, token) in tokens.iter().enumerate() {
+                        let before = source.generation.load(Ordering::SeqCst);
+                        let verdict = validator.validate(token);
+                        let after = source.generation.load(Ordering::SeqCst);
+                        // Where no turn happened meanwhile, the verdict can be only one.
+                        if before == after {
+                            let good = before % 2 == n as u64;
+                            assert_eq!(verdict.is_ok(), good, "token {n} in generation {before}");
+                            verdicts.fetch_add(1, Ordering::Relaxed);
+                        }
+                        if let Err(error) = verdict {
+                            assert_eq!(error.reason(), ValidateReason::Signature);
+                        }
+                    }
+                }
+            });
+        }
+        let mut turns = 0;
+        while turns < 200 || verdicts.load(Ordering::Relaxed) < 2_000 {
+            source.generation.fetch_add(1, Ordering::SeqCst);
+            turns += 1;
+            for _ in 0..turns % 8 {
+                std::thread::yield_now();
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert!(validator.cache_stats().hits > 0);
+}
+
+#[test]
+fn a_source_that_calls_back_into_a_validator_does_no_harm() {
+    struct Nested(Validator, String, Arc<JwtBundle>);
+    impl BundleSource for Nested {
+        fn revision(&self) -> Result<u64, CannotJudge> {
+            self.0.validate(&self.1).unwrap();
+            Ok(0)
+        }
+        fn bundle(&self, _: &str) -> BundleAnswer {
+            self.0.validate(&self.1).unwrap();
+            BundleAnswer::Ready(self.2.clone())
+        }
+    }
+    let signer = es256();
+    let inner = Fixture::new(&[&signer]);
+    let source = Nested(
+        inner.warm.clone(),
+        signer.token(),
+        Arc::new(bundle("td.test", &[signer.jwk()])),
+    );
+    let outer = Validator::builder(source)
+        .audience(crate::signer::AUDIENCE)
+        .clock(inner.clock.clone())
+        .build()
+        .unwrap();
+    for _ in 0..3 {
+        outer.validate(&signer.token()).unwrap();
+    }
+}

@@ -1,0 +1,549 @@
+//! The SPIFFE rules that bind a validator, each as a test of its name. The ID rules have theirs
+//! where the parser is (`spiffe_id`); here `id_rules_hold_in_sub` shows that `sub` goes through it.
+//!
+//! | rule | why no test here can fail for it |
+//! | --- | --- |
+//! | JWT-10, JWT-11 | advice to issuers and users: one audience, scoped to the service |
+//! | JWT-18, JWT-19 | the carrier: tested with the server's and the client's layers |
+//! | TB-2 | says for whom bundles are meant |
+//! | TB-10 | binds publishers; that extra members do no harm is `tb_04` |
+//! | TB-13, TB-14, TB-15 | Bundle Maps: no part of this crate reads them |
+//! | TB-16 | polling of bundle endpoints: this crate polls none |
+//! | ID-16, ID-18, ID-21, ID-23, ID-24 | free choice, issuers, or advice about meaning |
+//! | ID-22 | a JWS signs `sub` by its form (`jwt_01`) |
+//! | WA-1 to WA-9, WA-20 to WA-25, WA-28 to WA-31 | the API's client and the source: tested there |
+//! | WA-11, WA-12 | own identities and hints: tested with the Workload API client |
+
+use serde_json::{Value, json};
+use tower_spiffe::bundle::{IgnoredReason, JwtBundle, JwtBundleSet};
+use tower_spiffe::svid::BuildValidatorError;
+use tower_spiffe::{Algorithm, TrustDomain, UnixTime, ValidateReason, Validator};
+
+use crate::signer::{AUDIENCE, NOW, SUBJECT, Signer, base64, bundle, claims, claims_with, set_of};
+use crate::support::{Fixture, Swappable, es256, keys_of};
+
+fn read(jwks: &Value) -> JwtBundle {
+    let trust_domain = TrustDomain::parse("td.test").unwrap();
+    JwtBundle::from_jwks(trust_domain, jwks.to_string().as_bytes()).unwrap()
+}
+
+fn read_spiffe(jwks: &Value) -> JwtBundle {
+    let trust_domain = TrustDomain::parse("td.test").unwrap();
+    JwtBundle::from_spiffe_bundle(trust_domain, jwks.to_string().as_bytes()).unwrap()
+}
+
+fn jwk_with(name: &str, value: Value) -> Value {
+    let mut jwk = es256().jwk();
+    jwk[name] = value;
+    jwk
+}
+
+fn with_header(signer: &Signer, name: &str, value: Value) -> String {
+    let mut header = signer.header();
+    header[name] = value;
+    signer.sign_texts(&header.to_string(), &claims().to_string())
+}
+
+fn without_header(signer: &Signer, name: &str) -> String {
+    let mut header = signer.header();
+    header.as_object_mut().unwrap().remove(name);
+    signer.sign_texts(&header.to_string(), &claims().to_string())
+}
+
+#[test]
+fn jwt_01_compact_serialisation_only() {
+    let signer = es256();
+    let fixture = Fixture::new(&[&signer]);
+    let token = signer.token();
+    fixture.accepts(&token);
+    let parts: Vec<&str> = token.split('.').collect();
+    let json = json!({"protected": parts[0], "payload": parts[1], "signature": parts[2]});
+    fixture.refuses(&json.to_string(), ValidateReason::Malformed);
+    let with_unprotected = json!({"payload": parts[1], "signatures":
+        [{"protected": parts[0], "header": {"kid": "p256"}, "signature": parts[2]}]});
+    fixture.refuses(&with_unprotected.to_string(), ValidateReason::Malformed);
+}
+
+#[test]
+fn jwt_02_a_jwe_is_no_svid() {
+    let fixture = Fixture::new(&[&es256()]);
+    let header = base64(r#"{"alg":"RSA-OAEP","enc":"A256GCM","kid":"p256"}"#);
+    let jwe = format!("{header}.AAAA.AAAA.AAAA.AAAA");
+    fixture.refuses(&jwe, ValidateReason::Malformed);
+    let three = format!("{header}.AAAA.AAAA");
+    fixture.refuses(&three, ValidateReason::Algorithm);
+}
+
+#[test]
+fn jwt_03_no_header_but_alg_kid_typ() {
+    let signer = es256();
+    let fixture = Fixture::new(&[&signer]);
+    for name in ["cty", "zip", "url", "nonce", "iss", "private", "KID", ""] {
+        let token = with_header(&signer, name, json!("x"));
+        fixture.refuses(&token, ValidateReason::Header);
+    }
+}
+
+#[test]
+fn jwt_04_the_nine_algorithms_and_no_other() {
+    let signers: Vec<Signer> = Algorithm::ALL
+        .into_iter()
+        .map(Signer::for_algorithm)
+        .collect();
+    let fixture = Fixture::new(&[&signers[0], &signers[3], &signers[4], &signers[5]]);
+    for signer in &signers {
+        fixture.accepts(&signer.token());
+    }
+    for other in [
+        "none",
+        "HS256",
+        "HS384",
+        "HS512",
+        "EdDSA",
+        "ES256K",
+        "RS1",
+        "es256",
+        "ML-DSA-44",
+    ] {
+        let token = with_header(&es256(), "alg", json!(other));
+        fixture.refuses(&token, ValidateReason::Algorithm);
+    }
+    // A validator may take fewer.
+    let fewer = Fixture::with(keys_of(&[&signers[0], &signers[3]]), |builder| {
+        builder.algorithms([Algorithm::ES256])
+    });
+    fewer.accepts(&es256().token());
+    fewer.refuses(&signers[0].token(), ValidateReason::Algorithm);
+    let none = Validator::builder(Swappable::new(JwtBundleSet::default()))
+        .audience("a")
+        .algorithms([])
+        .build();
+    assert_eq!(none.unwrap_err(), BuildValidatorError::NoAlgorithm);
+}
+
+#[test]
+fn jwt_05_the_algorithm_is_checked_before_all_else_in_the_token() {
+    let signer = es256();
+    let fixture = Fixture::new(&[&signer]);
+    let mut header = signer.header();
+    header["alg"] = json!("none");
+    header["crit"] = json!(["x"]);
+    header["typ"] = json!("x");
+    let token = signer.sign_texts(&header.to_string(), "not even JSON");
+    fixture.refuses(&token, ValidateReason::Algorithm);
+}
+
+#[test]
+fn jwt_06_a_token_without_kid_is_refused() {
+    // The document makes it optional; every implementation wants it, since a guessed key is none.
+    let signer = es256();
+    let fixture = Fixture::new(&[&signer]);
+    fixture.refuses(&without_header(&signer, "kid"), ValidateReason::Header);
+    fixture.refuses(
+        &with_header(&signer, "kid", json!("")),
+        ValidateReason::Header,
+    );
+}
+
+#[test]
+fn jwt_07_typ_is_absent_or_jwt_or_jose() {
+    let signer = es256();
+    let fixture = Fixture::new(&[&signer]);
+    fixture.accepts(&without_header(&signer, "typ"));
+    fixture.accepts(&with_header(&signer, "typ", json!("JWT")));
+    fixture.accepts(&with_header(&signer, "typ", json!("JOSE")));
+    for other in [
+        json!("jwt"),
+        json!("Jose"),
+        json!(""),
+        json!("wit+jwt"),
+        json!("at+jwt"),
+        json!(7),
+        Value::Null,
+    ] {
+        fixture.refuses(&with_header(&signer, "typ", other), ValidateReason::Header);
+    }
+}
+
+#[test]
+fn jwt_08_sub_is_a_spiffe_id() {
+    let signer = es256();
+    let fixture = Fixture::new(&[&signer]);
+    let svid = fixture.accepts(&signer.token());
+    assert_eq!(svid.spiffe_id().as_str(), SUBJECT);
+    for other in ["", "web", "https://td.test/web", "spiffe://"] {
+        fixture.refuses(
+            &signer.sign(&claims_with("sub", json!(other))),
+            ValidateReason::Claims,
+        );
+    }
+}
+
+#[test]
+fn jwt_09_aud_is_there_and_names_us() {
+    let signer = es256();
+    let fixture = Fixture::new(&[&signer]);
+    let mut without = claims();
+    without.as_object_mut().unwrap().remove("aud");
+    fixture.refuses(&signer.sign(&without), ValidateReason::Claims);
+    fixture.refuses(
+        &signer.sign(&claims_with("aud", json!([]))),
+        ValidateReason::Claims,
+    );
+    fixture.refuses(
+        &signer.sign(&claims_with("aud", json!("x"))),
+        ValidateReason::Audience,
+    );
+    let svid = fixture.accepts(&signer.sign(&claims_with("aud", json!(["x", AUDIENCE]))));
+    assert_eq!(svid.audiences(), ["x".into(), AUDIENCE.into()]);
+    let svid = fixture.accepts(&signer.sign(&claims_with("aud", json!(AUDIENCE))));
+    assert_eq!(svid.audiences(), [AUDIENCE.into()]);
+}
+
+#[test]
+fn jwt_12_exp_is_there() {
+    let signer = es256();
+    let fixture = Fixture::new(&[&signer]);
+    let mut without = claims();
+    without.as_object_mut().unwrap().remove("exp");
+    fixture.refuses(&signer.sign(&without), ValidateReason::Claims);
+    let svid = fixture.accepts(&signer.token());
+    assert_eq!(svid.expires_at(), UnixTime::from_secs(NOW + 300));
+    // There is no limit to a life, unless one is set.
+    let hour = std::time::Duration::from_secs(3600);
+    let limited = Fixture::with(keys_of(&[&signer]), |builder| {
+        builder.max_lifetime(Some(hour))
+    });
+    let life = |iat: Option<i64>, exp: i64| {
+        let mut claims = claims_with("exp", json!(exp));
+        claims.as_object_mut().unwrap().remove("iat");
+        if let Some(iat) = iat {
+            claims["iat"] = json!(iat);
+        }
+        signer.sign(&claims)
+    };
+    for (iat, exp, fits) in [
+        (Some(NOW), NOW + 3600, true),
+        (Some(NOW), NOW + 3601, false),
+        (Some(NOW - 3000), NOW + 601, false),
+        (None, NOW + 3610, true),
+        (None, NOW + 3611, false),
+        (Some(NOW + 1000), NOW + 3610, true),
+        (Some(NOW + 1000), NOW + 3611, false),
+    ] {
+        if fits {
+            limited.accepts(&life(iat, exp));
+        } else {
+            limited.refuses(&life(iat, exp), ValidateReason::Claims);
+        }
+        fixture.accepts(&life(iat, exp));
+    }
+}
+
+#[test]
+fn jwt_13_a_token_ends_on_its_exp() {
+    // RFC 7519 section 4.1.4: "on or after".
+    let signer = es256();
+    let exact = Fixture::with(keys_of(&[&signer]), |builder| {
+        builder.leeway(std::time::Duration::ZERO)
+    });
+    exact.accepts(&signer.sign(&claims_with("exp", json!(NOW + 1))));
+    exact.refuses(
+        &signer.sign(&claims_with("exp", json!(NOW))),
+        ValidateReason::Expired,
+    );
+}
+
+#[test]
+fn jwt_14_a_small_leeway_is_ten_seconds() {
+    let signer = es256();
+    let fixture = Fixture::new(&[&signer]);
+    assert_eq!(fixture.warm.leeway().as_secs(), 10);
+    fixture.accepts(&signer.sign(&claims_with("exp", json!(NOW - 9))));
+    fixture.refuses(
+        &signer.sign(&claims_with("exp", json!(NOW - 10))),
+        ValidateReason::Expired,
+    );
+}
+
+#[test]
+fn jwt_15_an_audience_is_configured_in_advance() {
+    let builder = || Validator::builder(Swappable::new(JwtBundleSet::default()));
+    assert_eq!(
+        builder().build().unwrap_err(),
+        BuildValidatorError::NoAudience
+    );
+    let empty = builder().audience("").build();
+    assert_eq!(empty.unwrap_err(), BuildValidatorError::EmptyAudience);
+    let two = builder().audiences(["a", "b"]).build().unwrap();
+    assert_eq!(two.audiences(), ["a".into(), "b".into()]);
+}
+
+#[test]
+fn jwt_16_other_claims_are_kept() {
+    #[derive(serde::Deserialize)]
+    struct Mine {
+        team: String,
+        big: u64,
+    }
+    let signer = es256();
+    let fixture = Fixture::new(&[&signer]);
+    let mut claims = claims_with("team", json!("payments"));
+    claims["big"] = json!(9_007_199_254_740_993_u64);
+    let svid = fixture.accepts(&signer.sign(&claims));
+    let mine: Mine = svid.claims().unwrap();
+    assert_eq!(
+        (mine.team.as_str(), mine.big),
+        ("payments", 9_007_199_254_740_993)
+    );
+    let error = svid.claims::<Vec<u8>>().unwrap_err();
+    assert!(!error.to_string().contains("payments"));
+}
+
+#[test]
+fn jwt_17_nbf_binds_and_iat_iss_jti_do_not() {
+    let signer = es256();
+    let fixture = Fixture::new(&[&signer]);
+    let nbf = |nbf: i64| signer.sign(&claims_with("nbf", json!(nbf)));
+    fixture.accepts(&nbf(NOW + 10));
+    fixture.refuses(&nbf(NOW + 11), ValidateReason::NotYetValid);
+    fixture.accepts(&signer.sign(&claims_with("iat", json!(NOW + 10_000))));
+    fixture.accepts(&signer.sign(&claims_with("iss", json!(7))));
+    fixture.accepts(&signer.sign(&claims_with("jti", json!([]))));
+    // The same token again: nothing tracks `jti`.
+    let token = signer.sign(&claims_with("jti", json!("once")));
+    fixture.accepts(&token);
+    fixture.accepts(&token);
+}
+
+#[test]
+fn jwt_20_a_spiffe_bundle_marks_its_jwt_keys() {
+    let bundle = read_spiffe(&json!({"keys": [jwk_with("use", json!("jwt-svid"))]}));
+    assert_eq!(bundle.len(), 1);
+    let mut unnamed = jwk_with("use", json!("jwt-svid"));
+    unnamed.as_object_mut().unwrap().remove("kid");
+    let bundle = read_spiffe(&json!({"keys": [unnamed]}));
+    assert_eq!(bundle.ignored()[0].reason(), IgnoredReason::KeyId);
+}
+
+#[test]
+fn jwt_21_only_jwt_entries_of_a_spiffe_bundle_are_taken() {
+    for other in [
+        json!("x509-svid"),
+        json!("wit-svid"),
+        json!("sig"),
+        json!("JWT-SVID"),
+        json!(""),
+        Value::Null,
+    ] {
+        let bundle = read_spiffe(&json!({"keys": [jwk_with("use", other)]}));
+        assert_eq!(bundle.ignored()[0].reason(), IgnoredReason::Use);
+        let fixture = Fixture::with(JwtBundleSet::from_iter([bundle]), |b| b);
+        fixture.refuses(&es256().token(), ValidateReason::KeyUnknown);
+    }
+}
+
+#[test]
+fn tb_01_the_bundle_is_that_of_the_subjects_trust_domain() {
+    let signer = es256();
+    let fixture = Fixture::with(set_of("other.test", &[signer.jwk()]), |b| b);
+    fixture.refuses(&signer.token(), ValidateReason::TrustDomainUnknown);
+    fixture.accepts(&signer.sign(&claims_with("sub", json!("spiffe://other.test/web"))));
+}
+
+#[test]
+fn tb_03_a_bundle_is_a_jwk_set() {
+    let td = || TrustDomain::parse("td.test").unwrap();
+    for none in [
+        "",
+        " ",
+        "[]",
+        "null",
+        "{}",
+        "7",
+        "{\"keys\":[]",
+        "\u{feff}{\"keys\":[]}",
+        "{\"keys\":[]}x",
+    ] {
+        let error = JwtBundle::from_jwks(td(), none.as_bytes()).unwrap_err();
+        assert!(
+            error.to_string().starts_with("no JWK Set"),
+            "{none}: {error}"
+        );
+    }
+    assert!(JwtBundle::from_jwks(td(), b"{\"keys\":[\"\xff\"]}").is_err());
+    assert!(
+        JwtBundle::from_jwks(td(), b" {\"keys\" : [ ] } ")
+            .unwrap()
+            .is_empty()
+    );
+}
+
+#[test]
+fn tb_04_other_members_of_a_set_do_nothing() {
+    let set = json!({"x": {"keys": 7}, "Keys": [], "keys": [es256().jwk()], "y": null});
+    assert_eq!(read(&set).len(), 1);
+}
+
+#[test]
+fn tb_05_any_sequence_number_passes() {
+    for number in [json!(0), json!(u64::MAX), json!("x"), json!(-1)] {
+        assert_eq!(
+            read(&json!({"spiffe_sequence": number, "keys": [es256().jwk()]})).len(),
+            1
+        );
+    }
+}
+
+#[test]
+fn tb_06_any_refresh_hint_passes() {
+    for hint in [json!(0), json!(300), json!("x")] {
+        assert_eq!(
+            read(&json!({"spiffe_refresh_hint": hint, "keys": [es256().jwk()]})).len(),
+            1
+        );
+    }
+}
+
+#[test]
+fn tb_07_keys_is_there_once_and_an_array() {
+    let td = || TrustDomain::parse("td.test").unwrap();
+    for none in [
+        r#"{"keys":null}"#,
+        r#"{"keys":{}}"#,
+        r#"{"keys":"x"}"#,
+        r#"{"keys":[],"keys":[]}"#,
+        r#"{"Keys":[]}"#,
+    ] {
+        assert!(
+            JwtBundle::from_jwks(td(), none.as_bytes()).is_err(),
+            "{none}"
+        );
+    }
+}
+
+#[test]
+fn tb_08_an_unknown_element_is_ignored_and_not_the_set() {
+    let unknown = [
+        jwk_with("kty", json!("AKP")),
+        jwk_with("use", json!("of tomorrow")),
+        json!(7),
+    ];
+    for element in unknown {
+        let bundle = read(&json!({"keys": [element, es256().jwk()]}));
+        assert_eq!((bundle.len(), bundle.ignored().len()), (1, 1));
+    }
+}
+
+#[test]
+fn tb_09_without_a_usable_key_every_token_is_untrusted() {
+    let signer = es256();
+    for keys in [vec![], vec![jwk_with("use", json!("x509-svid"))]] {
+        let fixture = Fixture::with(set_of("td.test", &keys), |b| b);
+        fixture.refuses(&signer.token(), ValidateReason::KeyUnknown);
+        // It is a state, not an error, and it ends.
+        fixture.source.set(Ok(keys_of(&[&signer])));
+        fixture.accepts(&signer.token());
+        fixture.source.set(Ok(set_of("td.test", &keys)));
+        fixture.refuses(&signer.token(), ValidateReason::KeyUnknown);
+    }
+}
+
+#[test]
+fn tb_11_kty_is_set() {
+    let mut without = es256().jwk();
+    without.as_object_mut().unwrap().remove("kty");
+    for element in [
+        without,
+        jwk_with("kty", json!("ec")),
+        jwk_with("kty", json!(7)),
+    ] {
+        let bundle = read(&json!({"keys": [element]}));
+        assert_eq!(bundle.ignored()[0].reason(), IgnoredReason::KeyType);
+    }
+}
+
+#[test]
+fn tb_12_use_is_set_in_a_spiffe_bundle() {
+    let bundle = read_spiffe(&json!({"keys": [es256().jwk()]}));
+    assert_eq!(bundle.ignored()[0].reason(), IgnoredReason::Use);
+    // In a Workload API's JWK Set it may be absent: SPIRE leaves it out.
+    assert_eq!(read(&json!({"keys": [es256().jwk()]})).len(), 1);
+}
+
+#[test]
+fn tb_17_one_key_in_two_trust_domains_makes_two_identities() {
+    let signer = es256();
+    let fixture = Fixture::with(
+        JwtBundleSet::from_iter([
+            bundle("td.test", &[signer.jwk()]),
+            bundle("other.test", &[signer.jwk()]),
+        ]),
+        |b| b,
+    );
+    let a = fixture.accepts(&signer.token());
+    let b = fixture.accepts(&signer.sign(&claims_with("sub", json!("spiffe://other.test/web"))));
+    assert_ne!(a.spiffe_id(), b.spiffe_id());
+    assert_ne!(a.spiffe_id().trust_domain(), b.spiffe_id().trust_domain());
+}
+
+#[test]
+fn wa_10_wa_32_no_bundle_for_the_subject_means_untrusted() {
+    let signer = es256();
+    let fixture = Fixture::with(JwtBundleSet::default(), |b| b);
+    fixture.refuses(&signer.token(), ValidateReason::TrustDomainUnknown);
+    fixture.source.set(Ok(keys_of(&[&signer])));
+    fixture.accepts(&signer.token());
+    fixture.source.set(Ok(JwtBundleSet::default()));
+    fixture.refuses(&signer.token(), ValidateReason::TrustDomainUnknown);
+}
+
+#[test]
+fn wa_26_a_trust_domain_is_named_by_its_id_or_bare() {
+    let id = TrustDomain::parse("spiffe://td.test").unwrap();
+    let jwks = json!({"keys": [es256().jwk()]}).to_string();
+    let bundle = JwtBundle::from_jwks(id, jwks.as_bytes()).unwrap();
+    let fixture = Fixture::with(JwtBundleSet::from_iter([bundle]), |b| b);
+    fixture.accepts(&es256().token());
+}
+
+#[test]
+fn wa_27_keys_of_other_uses_are_left_out() {
+    for other in ["x509-svid", "wit-svid", "sig", "enc", ""] {
+        let bundle = read(&json!({"keys": [jwk_with("use", json!(other))]}));
+        assert_eq!(bundle.ignored()[0].reason(), IgnoredReason::Use, "{other}");
+    }
+    assert_eq!(
+        read(&json!({"keys": [jwk_with("use", json!("jwt-svid"))]})).len(),
+        1
+    );
+}
+
+#[test]
+fn id_rules_hold_in_sub() {
+    let signer = es256();
+    let fixture = Fixture::new(&[&signer]);
+    let at_most = format!("{SUBJECT}/{}", "x".repeat(2048 - SUBJECT.len() - 1));
+    for legal in ["spiffe://td.test", "spiffe://td.test/A.b-c_1/...", &at_most] {
+        fixture.accepts(&signer.sign(&claims_with("sub", json!(legal))));
+    }
+    for illegal in [
+        "SPIFFE://td.test/web",
+        "spiffe://TD.test/web",
+        "spiffe://td.test/",
+        "spiffe://td.test//web",
+        "spiffe://td.test/../web",
+        "spiffe://td.test/we%62",
+        "spiffe://td.test/web?x",
+        "spiffe://td.test/web#x",
+        "spiffe://td.test:8443/web",
+        "spiffe://me@td.test/web",
+        "spiffe://td.test/web\n",
+        "spiffe://\u{212a}.test/web",
+        &format!("{at_most}x"),
+        &format!("spiffe://{}/web", "a".repeat(256)),
+    ] {
+        let token = signer.sign(&claims_with("sub", json!(illegal)));
+        fixture.refuses(&token, ValidateReason::Claims);
+    }
+}
