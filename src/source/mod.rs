@@ -37,7 +37,7 @@ mod error;
 #[cfg(feature = "workload-api")]
 mod fetch;
 #[cfg(feature = "workload-api")]
-mod intake;
+pub(crate) mod intake;
 #[cfg(feature = "workload-api")]
 mod jwt_source;
 #[cfg(feature = "workload-api")]

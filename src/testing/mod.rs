@@ -129,6 +129,8 @@ mod agent;
 mod assumed;
 mod clock;
 mod error;
+#[doc(hidden)]
+pub mod internals;
 mod issuer;
 mod misuse;
 

@@ -103,10 +103,14 @@ impl TryFrom<String> for Endpoint {
     }
 }
 
+/// As the value of the environment variable would say it: reading it gives the same endpoint.
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Address::Unix(path) => write!(f, "unix://{}", path.display()),
+            Address::Unix(path) => {
+                f.write_str("unix://")?;
+                percent_encoded(path.as_os_str().as_encoded_bytes(), f)
+            }
             Address::Tcp(address) => write!(f, "tcp://{address}"),
         }
     }
@@ -188,6 +192,18 @@ fn percent_decoded(path: &str) -> Option<String> {
         out.push(decoded);
     }
     String::from_utf8(out).ok()
+}
+
+/// The other way: no byte is left that a path may not hold, so no line break either.
+fn percent_encoded(path: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    for &byte in path {
+        if is_uri_byte(byte) && !b"%?#".contains(&byte) {
+            fmt::Write::write_char(f, char::from(byte))?;
+        } else {
+            write!(f, "%{byte:02X}")?;
+        }
+    }
+    Ok(())
 }
 
 fn tcp(rest: &str) -> Result<Address, EndpointErrorReason> {

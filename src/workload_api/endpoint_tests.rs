@@ -137,3 +137,11 @@ fn ep7_every_refusal_says_what_where_and_how_to_mend() {
         .to_string();
     assert!(shown.len() < 400 && !shown.contains('\u{1b}'), "{shown}");
 }
+
+#[test]
+#[cfg(unix)]
+fn ep8_what_is_shown_is_what_could_be_read() {
+    let odd: Endpoint = "unix:///run/a%20b%3Fc%0Ad.sock".parse().expect("a path");
+    assert_eq!(odd.to_string(), "unix:///run/a%20b%3Fc%0Ad.sock");
+    assert_eq!(odd.to_string().parse(), Ok(odd));
+}

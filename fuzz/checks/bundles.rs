@@ -1,0 +1,67 @@
+//! JWK Sets and the messages that carry them.
+
+use tower_spiffe::testing::internals;
+use tower_spiffe::{Algorithm, JwtBundle, JwtBundleSet, TrustDomain};
+
+use super::is_presentable;
+
+fn trust_domain() -> TrustDomain {
+    TrustDomain::parse("example.org").expect("a trust domain")
+}
+
+/// A set is read whatever its keys are; each key that is taken has a name; read twice, it is the
+/// same. A SPIFFE bundle takes no key that the Workload API would not.
+pub(crate) fn jwks(data: &[u8]) {
+    let read = JwtBundle::from_jwks(trust_domain(), data);
+    let strict = JwtBundle::from_spiffe_bundle(trust_domain(), data);
+    match &read {
+        Ok(bundle) => {
+            is_sound(bundle);
+            let again = JwtBundle::from_jwks(trust_domain(), data).expect("read before");
+            assert!(again == *bundle);
+            assert!(again.sharing_with(bundle) == *bundle);
+        }
+        Err(error) => is_presentable(error),
+    }
+    match &strict {
+        Ok(strict) => {
+            is_sound(strict);
+            let bundle = read.expect("the stricter reader took it");
+            assert!(strict.len() <= bundle.len());
+        }
+        Err(error) => is_presentable(error),
+    }
+}
+
+fn is_sound(bundle: &JwtBundle) {
+    assert_eq!(bundle.authorities().count(), bundle.len());
+    assert_eq!(bundle.is_empty(), bundle.authorities().next().is_none());
+    for authority in bundle.authorities() {
+        assert!(!authority.key_id().is_empty());
+        // None, where the key says that it is for something else; six at most, for RSA.
+        let supported = Algorithm::ALL
+            .iter()
+            .filter(|algorithm| authority.supports(**algorithm));
+        assert!(supported.count() <= 6);
+        let found = bundle
+            .authority(authority.key_id())
+            .expect("found by its name");
+        assert!(found == authority);
+    }
+    for ignored in bundle.ignored() {
+        assert!(format!("{ignored:?}").len() < 2_048);
+    }
+}
+
+/// A message is a set or is discarded; read again on top of itself, it changes nothing.
+pub(crate) fn bundle_message(data: &[u8]) {
+    let nothing = JwtBundleSet::default();
+    let Some((set, unreadable)) = internals::read_bundle_message(data, &nothing) else {
+        return;
+    };
+    set.iter().for_each(|bundle| is_sound(bundle));
+    let (again, unreadable_again) =
+        internals::read_bundle_message(data, &set).expect("it was read before");
+    assert!(again == set);
+    assert_eq!(unreadable_again, unreadable);
+}

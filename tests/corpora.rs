@@ -1,0 +1,48 @@
+//! What was once found by fuzzing, or given to it to begin with, is checked by every test run.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
+
+#[path = "../fuzz/checks/mod.rs"]
+mod checks;
+
+use std::path::{Path, PathBuf};
+
+/// Names the input in the report of whatever goes wrong with it.
+struct Input(PathBuf);
+
+impl Drop for Input {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the input is {}", self.0.display());
+        }
+    }
+}
+
+fn replay(target: &str, check: fn(&[u8])) {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fuzz/corpus")
+        .join(target);
+    let mut inputs = 0;
+    for entry in std::fs::read_dir(&corpus).unwrap() {
+        let input = Input(entry.unwrap().path());
+        check(&std::fs::read(&input.0).unwrap());
+        inputs += 1;
+    }
+    assert!(inputs > 10, "{} inputs in {}", inputs, corpus.display());
+}
+
+macro_rules! corpora {
+    ($($target:ident)*) => {$(
+        #[test]
+        fn $target() {
+            replay(stringify!($target), checks::$target);
+        }
+    )*};
+}
+
+corpora!(endpoint jwks bundle_message token header_line spiffe_id);
