@@ -18,9 +18,9 @@ pub(crate) struct Limits {
     // Calls that the issuer is slow to answer: they wait here, out of the others' way.
     slow: Arc<Semaphore>,
     /// When the next fetch may begin, were there no burst.
-    turn: Mutex<u64>,
-    interval: u64,
-    burst: u64,
+    turn: Mutex<i64>,
+    interval: i64,
+    burst: i64,
 }
 
 /// The right to have one call under way.
@@ -65,14 +65,14 @@ impl Urgency {
 impl Limits {
     pub(crate) fn new(settings: &Settings) -> Self {
         let concurrency = settings.concurrency.clamp(1, Semaphore::MAX_PERMITS);
-        let interval = 1_000_000_000 / u64::from(settings.rate.max(1));
+        let interval = 1_000_000_000 / i64::from(settings.rate.max(1));
         Self {
             all: Arc::new(Semaphore::new(concurrency)),
             background: Arc::new(Semaphore::new(settings.background.clamp(1, concurrency))),
             slow: Arc::new(Semaphore::new(concurrency)),
-            turn: Mutex::new(0),
+            turn: Mutex::new(i64::MIN),
             interval,
-            burst: interval.saturating_mul(u64::try_from(concurrency).unwrap_or(u64::MAX)),
+            burst: interval.saturating_mul(i64::try_from(concurrency).unwrap_or(i64::MAX)),
         }
     }
 
@@ -88,16 +88,15 @@ impl Limits {
 
     /// Waits until the rate allows one more.
     pub(crate) async fn turn(&self, clock: &dyn Clock) {
-        let now = nanos(clock.monotonic());
+        // Signed: a clock that has just begun has a past too, for the burst.
+        let now = i64::try_from(nanos(clock.monotonic())).unwrap_or(i64::MAX);
         let turn = {
             let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-            *turn = (*turn)
-                .max(now.saturating_sub(self.burst))
-                .saturating_add(self.interval);
+            *turn = (*turn).max(now.saturating_sub(self.burst)).saturating_add(self.interval);
             *turn
         };
-        if turn > now {
-            tokio::time::sleep(Duration::from_nanos(turn - now)).await;
+        if let Some(wait) = turn.checked_sub(now).and_then(|wait| u64::try_from(wait).ok()) {
+            tokio::time::sleep(Duration::from_nanos(wait)).await;
         }
     }
 

@@ -1,0 +1,264 @@
+//! An issuer that does as it is told, and a cache over it on tokio's paused time.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use tower_spiffe::svid::{FetchSvid, FetchSvidFuture};
+use tower_spiffe::testing::PausedClock;
+use tower_spiffe::{
+    Clock, FetchSvidError, FetchSvidReason, JwtSvid, SvidCache, SvidCacheBuilder, SvidRequest,
+    UnixTime,
+};
+
+pub const START: i64 = 1_790_000_000;
+
+pub fn secs(secs: u64) -> Duration {
+    Duration::from_secs(secs)
+}
+
+pub fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+pub fn request(audience: &str) -> SvidRequest {
+    SvidRequest::new([audience]).unwrap()
+}
+
+/// A token as text; its signature says nothing.
+#[derive(Clone, Debug)]
+pub struct Token {
+    pub sub: String,
+    pub aud: Vec<String>,
+    pub iat: Option<i64>,
+    pub exp: Option<i64>,
+    pub kid: &'static str,
+    pub serial: u64,
+}
+
+impl Token {
+    /// A token for `request` that lives from `from` for `life` seconds, like no other.
+    pub fn new(request: &SvidRequest, from: i64, life: i64) -> Self {
+        static SERIAL: AtomicU64 = AtomicU64::new(0);
+        let id = request.spiffe_id().map_or("spiffe://x/web", |id| id.as_str());
+        Self {
+            sub: id.to_owned(),
+            aud: request.audiences().iter().map(|audience| audience.to_string()).collect(),
+            iat: Some(from),
+            exp: Some(from + life),
+            kid: "key-1",
+            serial: SERIAL.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
+    pub fn text(&self) -> String {
+        let header = serde_json::json!({ "alg": "ES256", "kid": self.kid, "typ": "JWT" });
+        let mut claims = serde_json::json!({ "sub": self.sub, "aud": self.aud, "jti": self.serial });
+        if let Some(iat) = self.iat {
+            claims["iat"] = iat.into();
+        }
+        if let Some(exp) = self.exp {
+            claims["exp"] = exp.into();
+        }
+        let part = |json: serde_json::Value| URL_SAFE_NO_PAD.encode(json.to_string());
+        format!("{}.{}.c2lnbmF0dXJl", part(header), part(claims))
+    }
+}
+
+/// What the issuer does with a call.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    Token(Token),
+    /// This very text as the token.
+    Text(String),
+    Fail(FetchSvidReason),
+    Hang,
+    Panic,
+    /// The answer, after a while.
+    After(Duration, Box<Answer>),
+}
+
+impl Answer {
+    pub fn after(self, delay: Duration) -> Self {
+        Self::After(delay, Box::new(self))
+    }
+}
+
+/// A call to the issuer.
+pub struct Call<'a> {
+    /// Counted from 1.
+    pub number: u64,
+    pub request: &'a SvidRequest,
+    /// Seconds since 1970.
+    pub now: i64,
+}
+
+impl Call<'_> {
+    /// A new token that lives for so long.
+    pub fn fresh(&self, life: i64) -> Answer {
+        Answer::Token(Token::new(self.request, self.now, life))
+    }
+}
+
+type Script = Box<dyn FnMut(&Call<'_>) -> Answer + Send>;
+
+/// An issuer by script.
+#[derive(Clone)]
+pub struct Desk {
+    script: Arc<Mutex<Script>>,
+    clock: PausedClock,
+    calls: Arc<AtomicU64>,
+    under_way: Arc<Mutex<UnderWay>>,
+}
+
+#[derive(Default)]
+pub struct UnderWay {
+    pub now: usize,
+    pub most: usize,
+    pub by_request: HashMap<String, usize>,
+    /// Whether there ever were two for the same request.
+    pub doubled: bool,
+    /// When each call began, since the test began.
+    pub began: Vec<Duration>,
+}
+
+impl Desk {
+    pub fn new(
+        clock: &PausedClock,
+        script: impl FnMut(&Call<'_>) -> Answer + Send + 'static,
+    ) -> Self {
+        Self {
+            script: Arc::new(Mutex::new(Box::new(script))),
+            clock: clock.clone(),
+            calls: Arc::default(),
+            under_way: Arc::default(),
+        }
+    }
+
+    pub fn then(&self, script: impl FnMut(&Call<'_>) -> Answer + Send + 'static) {
+        *self.script.lock().unwrap() = Box::new(script);
+    }
+
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Ordering::SeqCst)
+    }
+
+    pub fn under_way<T>(&self, look: impl FnOnce(&UnderWay) -> T) -> T {
+        look(&self.under_way.lock().unwrap())
+    }
+}
+
+/// Counts a call for as long as its future lives.
+struct Counted(Arc<Mutex<UnderWay>>, String);
+
+impl Counted {
+    fn new(under_way: &Arc<Mutex<UnderWay>>, key: String, began: Duration) -> Self {
+        let mut state = under_way.lock().unwrap();
+        state.now += 1;
+        state.most = state.most.max(state.now);
+        let same = state.by_request.entry(key.clone()).or_default();
+        *same += 1;
+        let doubled = *same > 1;
+        state.doubled |= doubled;
+        state.began.push(began);
+        drop(state);
+        Self(under_way.clone(), key)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut state = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        state.now -= 1;
+        *state.by_request.get_mut(&self.1).unwrap() -= 1;
+    }
+}
+
+impl FetchSvid for Desk {
+    fn fetch_svid(&self, request: &SvidRequest) -> FetchSvidFuture {
+        let number = self.calls.fetch_add(1, Ordering::SeqCst) + 1;
+        let now = self.clock.now().secs();
+        let answer = (self.script.lock().unwrap())(&Call { number, request, now });
+        let counted =
+            Counted::new(&self.under_way, format!("{request:?}"), self.clock.monotonic());
+        Box::pin(async move {
+            let _counted = counted;
+            give(answer).await
+        })
+    }
+}
+
+async fn give(mut answer: Answer) -> Result<JwtSvid, FetchSvidError> {
+    loop {
+        match answer {
+            Answer::Token(token) => return read(&token.text()),
+            Answer::Text(text) => return read(&text),
+            Answer::Fail(reason) => return Err(FetchSvidError::new(reason, "as scripted")),
+            Answer::Hang => std::future::pending().await,
+            Answer::Panic => panic!("as scripted"),
+            Answer::After(delay, then) => {
+                tokio::time::sleep(delay).await;
+                answer = *then;
+            }
+        }
+    }
+}
+
+/// As the client of a real issuer does.
+fn read(text: &str) -> Result<JwtSvid, FetchSvidError> {
+    JwtSvid::parse_unverified(text, "")
+        .map_err(|error| FetchSvidError::new(FetchSvidReason::Unacceptable, error.to_string()))
+}
+
+/// A clock, an issuer and a cache over it.
+pub struct Bench {
+    pub clock: PausedClock,
+    pub desk: Desk,
+    pub cache: SvidCache,
+    began: tokio::time::Instant,
+}
+
+impl Bench {
+    /// With an issuer that gives a new 300 s token to each call.
+    pub fn new() -> Self {
+        Self::with(|call| call.fresh(300))
+    }
+
+    pub fn with(script: impl FnMut(&Call<'_>) -> Answer + Send + 'static) -> Self {
+        Self::built(script, |builder| builder)
+    }
+
+    pub fn built(
+        script: impl FnMut(&Call<'_>) -> Answer + Send + 'static,
+        set_up: impl FnOnce(SvidCacheBuilder) -> SvidCacheBuilder,
+    ) -> Self {
+        let clock = PausedClock::new(UnixTime::from_secs(START));
+        let desk = Desk::new(&clock, script);
+        let builder = SvidCache::builder(desk.clone()).clock(clock.shared());
+        let cache = set_up(builder).build();
+        Self { clock, desk, cache, began: tokio::time::Instant::now() }
+    }
+
+    /// Sleeps until so long after the beginning.
+    pub async fn at(&self, since: Duration) {
+        tokio::time::sleep_until(self.began + since).await;
+        settle().await;
+    }
+}
+
+/// Lets everything run that can run without time going on.
+pub async fn settle() {
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// How long something takes.
+pub async fn timed<T>(work: impl Future<Output = T>) -> (T, Duration) {
+    let began = tokio::time::Instant::now();
+    let value = work.await;
+    (value, began.elapsed())
+}
