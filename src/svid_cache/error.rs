@@ -222,7 +222,19 @@ impl TokenError {
             if let Some(found) = error.downcast_ref() {
                 return Some(found);
             }
-            next = error.source();
+            // These give as their source that of what they wrap, and leave itself out.
+            #[cfg(feature = "reqwest-middleware")]
+            if let Some(reqwest_middleware::Error::Middleware(inner)) = error.downcast_ref() {
+                next = Some(inner.as_ref());
+                continue;
+            }
+            next = match error
+                .downcast_ref::<std::io::Error>()
+                .and_then(std::io::Error::get_ref)
+            {
+                Some(inner) => Some(inner),
+                None => error.source(),
+            };
         }
         None
     }

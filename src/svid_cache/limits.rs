@@ -92,10 +92,15 @@ impl Limits {
         let now = i64::try_from(nanos(clock.monotonic())).unwrap_or(i64::MAX);
         let turn = {
             let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-            *turn = (*turn).max(now.saturating_sub(self.burst)).saturating_add(self.interval);
+            *turn = (*turn)
+                .max(now.saturating_sub(self.burst))
+                .saturating_add(self.interval);
             *turn
         };
-        if let Some(wait) = turn.checked_sub(now).and_then(|wait| u64::try_from(wait).ok()) {
+        if let Some(wait) = turn
+            .checked_sub(now)
+            .and_then(|wait| u64::try_from(wait).ok())
+        {
             tokio::time::sleep(Duration::from_nanos(wait)).await;
         }
     }

@@ -51,7 +51,9 @@ impl Captured {
     pub fn levels(&self, with: &str) -> Vec<String> {
         let text = self.text();
         let lines = text.lines().filter(|line| line.contains(with));
-        lines.map(|line| line.split_whitespace().next().unwrap().to_owned()).collect()
+        lines
+            .map(|line| line.split_whitespace().next().unwrap().to_owned())
+            .collect()
     }
 }
 

@@ -1,7 +1,14 @@
 //! The client side: the token cache by its rules, the layer, and real clients over loopback.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 #![allow(unreachable_pub, missing_docs)]
 
+mod layer;
 mod log;
 mod rules;
+mod stack;
 mod support;

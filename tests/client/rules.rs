@@ -16,11 +16,17 @@ async fn rule_01_an_error_never_replaces_a_token() {
     let bench = Bench::new();
     let aud = request("a");
     let first = bench.cache.header(&aud).await.unwrap();
-    bench.desk.then(|_| Answer::Fail(FetchSvidReason::Unavailable));
+    bench
+        .desk
+        .then(|_| Answer::Fail(FetchSvidReason::Unavailable));
     // Through due and critical, once a second up to the hard margin at 298 s... of 300.
     for second in 1..298 {
         bench.at(secs(second)).await;
-        assert_eq!(bench.cache.header(&aud).await.unwrap(), first, "at {second} s");
+        assert_eq!(
+            bench.cache.header(&aud).await.unwrap(),
+            first,
+            "at {second} s"
+        );
     }
     assert!(bench.desk.calls() > 3);
     bench.at(millis(298_100)).await;
@@ -123,7 +129,10 @@ async fn rule_04_a_leader_that_is_never_polled_again_holds_nobody_up() {
 #[test]
 fn rule_05_a_task_that_was_lost_with_its_runtime_heals() {
     let paused = || {
-        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build()
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
     };
     let outer = paused().unwrap();
     outer.block_on(async {
@@ -135,7 +144,10 @@ fn rule_05_a_task_that_was_lost_with_its_runtime_heals() {
         let cache = bench.cache.clone();
         let (asked, aud_there) = (cache.clone(), aud.clone());
         std::thread::spawn(move || {
-            let inner = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let inner = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
             inner.block_on(async { assert!(asked.try_header(&aud_there).is_some()) });
         })
         .join()
@@ -158,7 +170,10 @@ async fn rule_05_a_waiter_drives_a_fetch_whose_own_task_is_lost() {
     let aud = request("a");
     let (cache, aud_there) = (bench.cache.clone(), aud.clone());
     std::thread::spawn(move || {
-        let inner = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let inner = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         inner.block_on(async { assert!(cache.try_header(&aud_there).is_none()) });
     })
     .join()
@@ -184,7 +199,9 @@ async fn rule_06_a_token_is_expired_if_the_monotonic_clock_says_so() {
     let bench = Bench::new();
     let aud = request("a");
     let old = bench.cache.header(&aud).await.unwrap();
-    bench.desk.then(|_| Answer::Fail(FetchSvidReason::Unavailable));
+    bench
+        .desk
+        .then(|_| Answer::Fail(FetchSvidReason::Unavailable));
     // The wall goes back an hour; the token does not live an hour longer.
     bench.clock.step_wall(-3600);
     bench.at(secs(297)).await;
@@ -208,7 +225,11 @@ async fn rule_07_a_token_that_arrives_expired_is_a_clock_skew_failure_with_backo
         tokio::time::sleep(millis(100)).await;
         let _ = bench.cache.header(&aud).await;
     }
-    assert!((12..=24).contains(&bench.desk.calls()), "{}", bench.desk.calls());
+    assert!(
+        (12..=24).contains(&bench.desk.calls()),
+        "{}",
+        bench.desk.calls()
+    );
 }
 
 // === 8: refused by a service ===
@@ -239,7 +260,11 @@ async fn rule_08_at_most_one_forced_fetch_per_10_s() {
         tokio::time::sleep(millis(100)).await;
     }
     // 40 s: the first, and one for each 10 s.
-    assert!((4..=6).contains(&bench.desk.calls()), "{}", bench.desk.calls());
+    assert!(
+        (4..=6).contains(&bench.desk.calls()),
+        "{}",
+        bench.desk.calls()
+    );
 }
 
 // === 9: a key is gone ===
@@ -256,14 +281,18 @@ async fn rule_09_when_a_key_is_gone_its_tokens_are_due_within_5_s() {
         bench.cache.header(aud).await.unwrap();
     }
     bench.cache.authorities_gone(&|_, key| key == "another");
-    bench.cache.authorities_gone(&|trust_domain, _| trust_domain == "other.example");
+    bench
+        .cache
+        .authorities_gone(&|trust_domain, _| trust_domain == "other.example");
     tokio::time::sleep(secs(6)).await;
     for aud in &all {
         bench.cache.header(aud).await.unwrap();
     }
     assert_eq!(bench.desk.calls(), 40);
 
-    bench.cache.authorities_gone(&|trust_domain, key| trust_domain == "x" && key == "old");
+    bench
+        .cache
+        .authorities_gone(&|trust_domain, key| trust_domain == "x" && key == "old");
     let refreshed = || {
         all.iter().filter(|aud| {
             bench.cache.try_header(aud);
@@ -274,7 +303,10 @@ async fn rule_09_when_a_key_is_gone_its_tokens_are_due_within_5_s() {
     let _ = refreshed().count();
     settle().await;
     let half = refreshed().count();
-    assert!((8..=32).contains(&half), "spread over 5 s: {half} of 40 after 2.5 s");
+    assert!(
+        (8..=32).contains(&half),
+        "spread over 5 s: {half} of 40 after 2.5 s"
+    );
     tokio::time::sleep(millis(2600)).await;
     let _ = refreshed().count();
     tokio::time::sleep(millis(300)).await;
@@ -290,7 +322,12 @@ async fn rule_10_what_nobody_asks_for_is_not_refreshed() {
     tokio::time::sleep(secs(3600)).await;
     assert_eq!(bench.desk.calls(), 1);
     // And there is no task that could.
-    assert_eq!(tokio::runtime::Handle::current().metrics().num_alive_tasks(), 0);
+    assert_eq!(
+        tokio::runtime::Handle::current()
+            .metrics()
+            .num_alive_tasks(),
+        0
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -299,7 +336,12 @@ async fn rule_10_what_is_kept_warm_is_fresh_by_one_task_for_all() {
     let all: Vec<_> = (0..50).map(|n| request(&format!("aud-{n}"))).collect();
     let warm = bench.cache.keep_warm(all.clone()).unwrap();
     tokio::time::sleep(secs(2)).await;
-    assert_eq!(tokio::runtime::Handle::current().metrics().num_alive_tasks(), 1);
+    assert_eq!(
+        tokio::runtime::Handle::current()
+            .metrics()
+            .num_alive_tasks(),
+        1
+    );
     for minute in 0..60 {
         tokio::time::sleep(secs(60)).await;
         for aud in &all {
@@ -325,7 +367,10 @@ async fn rule_10_what_is_kept_warm_is_fresh_by_one_task_for_all() {
 
 #[tokio::test(start_paused = true)]
 async fn rule_11_the_least_recently_used_gives_way() {
-    let bench = Bench::built(|call| call.fresh(3000), |builder| builder.max_entries(100).rate(10_000));
+    let bench = Bench::built(
+        |call| call.fresh(3000),
+        |builder| builder.max_entries(100).rate(10_000),
+    );
     let pinned = bench.cache.pin(request("pinned"));
     pinned.header().await.unwrap();
     let hot: Vec<_> = (0..10).map(|n| request(&format!("hot-{n}"))).collect();
@@ -333,11 +378,20 @@ async fn rule_11_the_least_recently_used_gives_way() {
         for aud in &hot {
             bench.cache.header(aud).await.unwrap();
         }
-        bench.cache.header(&request(&format!("cold-{n}"))).await.unwrap();
+        bench
+            .cache
+            .header(&request(&format!("cold-{n}")))
+            .await
+            .unwrap();
         tokio::time::sleep(millis(1500)).await;
         assert!(bench.cache.stats().entries <= 100);
     }
-    let kept = |aud: &SvidRequest| bench.cache.snapshot_of(aud).is_some_and(|s| s.generation > 0);
+    let kept = |aud: &SvidRequest| {
+        bench
+            .cache
+            .snapshot_of(aud)
+            .is_some_and(|s| s.generation > 0)
+    };
     assert!(kept(pinned.request()));
     assert_eq!(hot.iter().filter(|aud| kept(aud)).count(), 10);
     assert!(bench.cache.stats().evicted >= 900);
@@ -345,7 +399,10 @@ async fn rule_11_the_least_recently_used_gives_way() {
 
 #[tokio::test(start_paused = true)]
 async fn rule_11_an_entry_with_a_fetch_in_flight_stays() {
-    let bench = Bench::built(|call| call.fresh(300).after(secs(1)), |builder| builder.max_entries(4));
+    let bench = Bench::built(
+        |call| call.fresh(300).after(secs(1)),
+        |builder| builder.max_entries(4),
+    );
     let flying: Vec<_> = (0..4).map(|n| request(&format!("flying-{n}"))).collect();
     for aud in &flying {
         assert!(bench.cache.try_header(aud).is_none());
@@ -377,7 +434,10 @@ async fn rule_12_three_failures_in_a_row_open_the_breaker_and_one_probes() {
         all.iter().map(|aud| bench.cache.header(aud)),
     ))
     .await;
-    assert!(took < millis(5), "{took:?}: with the breaker open they fail at once");
+    assert!(
+        took < millis(5),
+        "{took:?}: with the breaker open they fail at once"
+    );
     for error in got.into_iter().map(Result::unwrap_err) {
         assert_eq!(error.reason(), TokenErrorReason::Unavailable);
         assert!(error.retry_after().unwrap() <= secs(5));
@@ -407,10 +467,19 @@ async fn rule_12_three_failures_in_a_row_open_the_breaker_and_one_probes() {
 async fn rule_12_sixteen_hung_calls_do_not_starve_the_rest() {
     // An issuer that hangs for some audiences, and answers for the others.
     let bench = Bench::with(|call| {
-        if call.request.audiences()[0].starts_with("hung") { Answer::Hang } else { call.fresh(300) }
+        if call.request.audiences()[0].starts_with("hung") {
+            Answer::Hang
+        } else {
+            call.fresh(300)
+        }
     });
     for n in 0..16 {
-        assert!(bench.cache.try_header(&request(&format!("hung-{n}"))).is_none());
+        assert!(
+            bench
+                .cache
+                .try_header(&request(&format!("hung-{n}")))
+                .is_none()
+        );
     }
     settle().await;
     assert_eq!(bench.desk.calls(), 16);
@@ -427,7 +496,10 @@ async fn rule_12_sixteen_hung_calls_do_not_starve_the_rest() {
 
 #[tokio::test(start_paused = true)]
 async fn rule_12_a_hung_issuer_and_ten_thousand_expired_audiences_make_one_probe_at_a_time() {
-    let bench = Bench::built(|call| call.fresh(60), |builder| builder.max_entries(10_000).rate(100_000));
+    let bench = Bench::built(
+        |call| call.fresh(60),
+        |builder| builder.max_entries(10_000).rate(100_000),
+    );
     let all: Vec<_> = (0..10_000).map(|n| request(&format!("aud-{n}"))).collect();
     futures_util::future::join_all(all.iter().map(|aud| bench.cache.header(aud))).await;
     bench.desk.then(|_| Answer::Hang);
@@ -506,7 +578,10 @@ async fn rule_14_the_first_failure_of_a_class_is_a_warning_and_what_repeats_it_i
         tokio::time::sleep(millis(500)).await;
     }
     let levels = |log: &crate::log::Captured| log.levels("fetching a JWT-SVID failed");
-    assert_eq!(levels(&log), ["WARN", "DEBUG", "DEBUG", "DEBUG", "WARN", "DEBUG"]);
+    assert_eq!(
+        levels(&log),
+        ["WARN", "DEBUG", "DEBUG", "DEBUG", "WARN", "DEBUG"]
+    );
     // After a success, it is news again.
     tokio::time::sleep(secs(250)).await;
     let _ = bench.cache.header(&aud).await;
@@ -516,9 +591,15 @@ async fn rule_14_the_first_failure_of_a_class_is_a_warning_and_what_repeats_it_i
 
     // What concerns every audience is one warning for all of them.
     let before = levels(&log).len();
-    bench.desk.then(|_| Answer::Fail(FetchSvidReason::Unavailable));
+    bench
+        .desk
+        .then(|_| Answer::Fail(FetchSvidReason::Unavailable));
     for n in 0..3 {
-        bench.cache.header(&request(&format!("aud-{n}"))).await.unwrap_err();
+        bench
+            .cache
+            .header(&request(&format!("aud-{n}")))
+            .await
+            .unwrap_err();
     }
     assert_eq!(levels(&log)[before..], ["WARN", "DEBUG", "DEBUG"]);
     assert!(!log.text().contains("eyJ"), "a token is in the log");

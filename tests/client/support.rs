@@ -43,10 +43,16 @@ impl Token {
     /// A token for `request` that lives from `from` for `life` seconds, like no other.
     pub fn new(request: &SvidRequest, from: i64, life: i64) -> Self {
         static SERIAL: AtomicU64 = AtomicU64::new(0);
-        let id = request.spiffe_id().map_or("spiffe://x/web", |id| id.as_str());
+        let id = request
+            .spiffe_id()
+            .map_or("spiffe://x/web", |id| id.as_str());
         Self {
             sub: id.to_owned(),
-            aud: request.audiences().iter().map(|audience| audience.to_string()).collect(),
+            aud: request
+                .audiences()
+                .iter()
+                .map(|audience| audience.to_string())
+                .collect(),
             iat: Some(from),
             exp: Some(from + life),
             kid: "key-1",
@@ -56,7 +62,8 @@ impl Token {
 
     pub fn text(&self) -> String {
         let header = serde_json::json!({ "alg": "ES256", "kid": self.kid, "typ": "JWT" });
-        let mut claims = serde_json::json!({ "sub": self.sub, "aud": self.aud, "jti": self.serial });
+        let mut claims =
+            serde_json::json!({ "sub": self.sub, "aud": self.aud, "jti": self.serial });
         if let Some(iat) = self.iat {
             claims["iat"] = iat.into();
         }
@@ -171,7 +178,10 @@ impl Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        let mut state = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut state = self
+            .0
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         state.now -= 1;
         *state.by_request.get_mut(&self.1).unwrap() -= 1;
     }
@@ -181,9 +191,16 @@ impl FetchSvid for Desk {
     fn fetch_svid(&self, request: &SvidRequest) -> FetchSvidFuture {
         let number = self.calls.fetch_add(1, Ordering::SeqCst) + 1;
         let now = self.clock.now().secs();
-        let answer = (self.script.lock().unwrap())(&Call { number, request, now });
-        let counted =
-            Counted::new(&self.under_way, format!("{request:?}"), self.clock.monotonic());
+        let answer = (self.script.lock().unwrap())(&Call {
+            number,
+            request,
+            now,
+        });
+        let counted = Counted::new(
+            &self.under_way,
+            format!("{request:?}"),
+            self.clock.monotonic(),
+        );
         Box::pin(async move {
             let _counted = counted;
             give(answer).await
@@ -239,7 +256,12 @@ impl Bench {
         let desk = Desk::new(&clock, script);
         let builder = SvidCache::builder(desk.clone()).clock(clock.shared());
         let cache = set_up(builder).build();
-        Self { clock, desk, cache, began: tokio::time::Instant::now() }
+        Self {
+            clock,
+            desk,
+            cache,
+            began: tokio::time::Instant::now(),
+        }
     }
 
     /// Sleeps until so long after the beginning.

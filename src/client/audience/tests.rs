@@ -1,1 +1,159 @@
+use http::Uri;
 
+use super::*;
+
+/// The audience for a URI.
+fn found(audience: &Audience, uri: &str) -> Option<String> {
+    let uri: Uri = uri.parse().unwrap();
+    let target = Target::of_uri(&uri).ok()??;
+    let request = match audience.find(target) {
+        Found::Rule(_, request) => request.clone(),
+        Found::Made(request) => request,
+        Found::Nothing => return None,
+    };
+    Some(request.audiences()[0].to_string())
+}
+
+#[test]
+fn a_fixed_audience_goes_where_it_is_bound_to() {
+    let audience = Audience::fixed("a")
+        .for_origins(["https://one", "https://two:8443"])
+        .unwrap();
+    assert_eq!(found(&audience, "https://one/x").as_deref(), Some("a"));
+    assert_eq!(found(&audience, "https://TWO:8443/x").as_deref(), Some("a"));
+    for other in [
+        "https://two/x",
+        "http://one/x",
+        "https://three/x",
+        "https://one.two",
+    ] {
+        assert_eq!(found(&audience, other), None, "{other}");
+    }
+    let any = Audience::fixed("a").any_origin().unwrap();
+    assert_eq!(found(&any, "https://wherever/x").as_deref(), Some("a"));
+}
+
+#[test]
+fn a_map_gives_each_origin_its_own_few_or_many() {
+    for size in [1, 4, 5, 300] {
+        let entries = (0..size).map(|n| (format!("https://h{n}:{}", 1000 + n), format!("aud-{n}")));
+        let audience = Audience::map(entries).unwrap();
+        for n in 0..size {
+            let uri = format!("https://H{n}:{}/x", 1000 + n);
+            assert_eq!(found(&audience, &uri), Some(format!("aud-{n}")));
+            assert_eq!(found(&audience, &format!("https://h{n}/x")), None);
+        }
+    }
+}
+
+#[test]
+fn a_rule_holds_for_the_origins_that_are_allowed() {
+    let first = |origin: &Origin| {
+        origin
+            .host()
+            .split('.')
+            .next()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let allowed = ["https://one:8443", "https://*.svc.example.org"];
+    let audience = Audience::from_origin(first, allowed).unwrap();
+    for _ in 0..2 {
+        assert_eq!(
+            found(&audience, "https://one:8443/").as_deref(),
+            Some("one")
+        );
+        assert_eq!(
+            found(&audience, "https://Web.Svc.example.org/").as_deref(),
+            Some("web")
+        );
+        assert_eq!(
+            found(&audience, "https://a.b.svc.example.org/").as_deref(),
+            Some("a")
+        );
+    }
+    for other in [
+        "https://one/",
+        "https://svc.example.org/",
+        "https://.svc.example.org/",
+        "https://xsvc.example.org/",
+        "https://web.svc.example.org:8443/",
+        "http://web.svc.example.org/",
+        "https://web.svc.example.org.evil.test/",
+        "https://web.svc.example.org./",
+    ] {
+        assert_eq!(found(&audience, other), None, "{other}");
+    }
+    // An empty answer means: none for this origin.
+    let none = Audience::from_origin(|_| String::new(), ["https://one"]).unwrap();
+    assert_eq!(found(&none, "https://one/"), None);
+}
+
+#[test]
+fn a_wildcard_needs_a_domain() {
+    for bad in [
+        "https://*.org",
+        "https://*.",
+        "https://*",
+        "https://*.[::1]",
+        "https://a.*.org",
+    ] {
+        let error = Audience::from_origin(|_| String::new(), [bad]).unwrap_err();
+        assert!(
+            matches!(error, AudienceError::Origin { .. }),
+            "{bad}: {error:?}"
+        );
+    }
+}
+
+#[test]
+fn a_wrong_configuration_says_why() {
+    let no_request = AudienceError::Request;
+    assert_eq!(
+        Audience::fixed("").any_origin().unwrap_err(),
+        no_request(SvidRequestError::EmptyAudience)
+    );
+    assert_eq!(
+        Audience::fixed("a").hint("").any_origin().unwrap_err(),
+        no_request(SvidRequestError::EmptyHint)
+    );
+    assert_eq!(
+        Audience::map::<&str, &str>([]).unwrap_err(),
+        AudienceError::NoOrigin
+    );
+    assert_eq!(
+        Audience::fixed("a").for_origins::<&str>([]).unwrap_err(),
+        AudienceError::NoOrigin
+    );
+    let twice = Audience::map([("https://a", "1"), ("https://A:443/", "2")]).unwrap_err();
+    assert_eq!(twice, AudienceError::Twice("https://a".parse().unwrap()));
+    let error = Audience::map([("https://user@a", "1")]).unwrap_err();
+    assert!(error.to_string().contains("https://user@a"));
+}
+
+#[test]
+fn an_identity_is_put_on_every_request() {
+    let id: SpiffeId = "spiffe://x/web".parse().unwrap();
+    let map = Audience::map([("https://a", "1"), ("https://b", "2")]).unwrap();
+    let as_id = map.clone().spiffe_id(id.clone());
+    assert!(
+        as_id
+            .requests()
+            .all(|request| request.spiffe_id() == Some(&id))
+    );
+    assert_eq!(found(&as_id, "https://b/").as_deref(), Some("2"));
+    let by_hint = map.hint("internal").unwrap();
+    assert!(
+        by_hint
+            .requests()
+            .all(|request| request.hint() == Some("internal"))
+    );
+    let made = Audience::from_origin(|_| "a".into(), ["https://a"])
+        .unwrap()
+        .spiffe_id(id.clone());
+    let origin: Origin = "https://a".parse().unwrap();
+    let Found::Made(request) = made.find(origin.target()) else {
+        panic!()
+    };
+    assert_eq!(request.spiffe_id(), Some(&id));
+}

@@ -1,1 +1,149 @@
+use super::*;
 
+fn target(uri: &str) -> Result<Option<Origin>, OriginError> {
+    let uri: Uri = uri.parse().map_err(|_| OriginError::Malformed)?;
+    Ok(Target::of_uri(&uri)?.map(Target::to_origin))
+}
+
+#[test]
+fn the_same_place_is_the_same_origin() {
+    let reports: Origin = "https://reports:443".parse().unwrap();
+    for same in [
+        "https://reports",
+        "https://reports/",
+        "HTTPS://REPORTS/path?query",
+        "https://Reports:443",
+        "https://reports:0443/x",
+    ] {
+        assert_eq!(target(same), Ok(Some(reports.clone())), "{same}");
+    }
+    assert_eq!(reports.to_string(), "https://reports");
+    assert_eq!(
+        "http://[::1]:80".parse::<Origin>().unwrap().to_string(),
+        "http://[::1]"
+    );
+}
+
+#[test]
+fn a_look_alike_is_another_origin_or_none() {
+    let reports: Origin = "https://reports.example.org".parse().unwrap();
+    for other in [
+        "http://reports.example.org",
+        "http://reports.example.org:443",
+        "https://reports.example.org:8443",
+        "https://reports.example.org:0",
+        "https://reports.example.org:",
+        "https://reports.example.org:4430",
+        "https://reports.example.org:65979",
+        "https://reports.example.org.",
+        "https://reports.example.org.evil.test",
+        "https://evil.test/reports.example.org",
+        "https://evil.test?reports.example.org",
+        "https://reports.example.org@evil.test",
+        "https://reports.example.org:443@evil.test",
+        "https://user@reports.example.org",
+        "https://user:pass@reports.example.org",
+        "https://xreports.example.org",
+        "https://reports-example.org",
+        "https://reports%2eexample.org",
+        "https://%72eports.example.org",
+        "https://reports.example.org%00",
+        "https://xn--reports-9l8a.example.org",
+        "https://reports.example.org\u{ff0e}evil.test",
+        "https://\u{440}eports.example.org",
+        "wss://reports.example.org",
+        "ftp://reports.example.org",
+        "reports.example.org",
+        "reports.example.org:443",
+        "//reports.example.org/",
+        "/reports.example.org",
+        "*",
+    ] {
+        assert_ne!(target(other), Ok(Some(reports.clone())), "{other}");
+    }
+}
+
+#[test]
+fn an_address_is_matched_as_it_is_written() {
+    let loopback: Origin = "https://127.0.0.1:8443".parse().unwrap();
+    for other in [
+        "https://127.1:8443",
+        "https://0x7f.0.0.1:8443",
+        "https://2130706433:8443",
+        "https://127.0.0.01:8443",
+        "https://[::ffff:127.0.0.1]:8443",
+        "https://localhost:8443",
+    ] {
+        assert_ne!(target(other), Ok(Some(loopback.clone())), "{other}");
+    }
+}
+
+#[test]
+fn only_what_is_written_as_loopback_is_loopback() {
+    let is_loopback = |uri: &str| {
+        let uri: Uri = uri.parse().unwrap();
+        Target::of_uri(&uri).is_ok_and(|target| target.is_some_and(Target::is_loopback))
+    };
+    for loopback in [
+        "http://127.0.0.1",
+        "http://127.8.9.1:80",
+        "http://[::1]",
+        "http://LocalHost",
+    ] {
+        assert!(is_loopback(loopback), "{loopback}");
+    }
+    for other in [
+        "http://127.1",
+        "http://0x7f000001",
+        "http://2130706433",
+        "http://0177.0.0.1",
+        "http://128.0.0.1",
+        "http://0.0.0.0",
+        "http://[::]",
+        "http://[::ffff:127.0.0.1]",
+        "http://localhost.",
+        "http://localhost.evil.test",
+        "http://127.0.0.1.evil.test",
+        "http://notlocalhost",
+        "http://127.0.0.1@evil.test",
+    ] {
+        assert!(!is_loopback(other), "{other}");
+    }
+}
+
+#[test]
+fn what_is_no_origin_says_why() {
+    let error = |text: &str| text.parse::<Origin>().unwrap_err();
+    assert_eq!(error(""), OriginError::Malformed);
+    assert_eq!(error("reports"), OriginError::Malformed);
+    assert_eq!(error("https://"), OriginError::Malformed);
+    assert_eq!(error("https://b\u{fc}cher.example"), OriginError::Malformed);
+    assert_eq!(error("ftp://reports"), OriginError::Scheme);
+    assert_eq!(error("https://user@reports"), OriginError::UserInfo);
+    assert_eq!(error("https://reports."), OriginError::Host);
+    assert_eq!(error("https://rep%6frts"), OriginError::Malformed);
+    assert_eq!(error("https://*.reports"), OriginError::Host);
+    assert_eq!(error("https://reports:0"), OriginError::Port);
+    assert_eq!(error("https://reports:"), OriginError::Port);
+    assert_eq!(error("https://reports/v1"), OriginError::Path);
+    assert_eq!(error("https://reports?x"), OriginError::Path);
+    assert_eq!(error("https://reports#x"), OriginError::Path);
+    for error in [OriginError::Malformed, OriginError::Host, OriginError::Path] {
+        assert!(!error.to_string().is_empty());
+    }
+}
+
+#[test]
+fn a_hash_knows_no_case() {
+    use std::hash::{BuildHasher, RandomState};
+    let hasher = RandomState::new();
+    let long = "https://A-very-Long-host-name.of-more-than-32-bytes.example.org:8443";
+    let lower = long.to_ascii_lowercase();
+    let (a, b): (Uri, Uri) = (long.parse().unwrap(), lower.parse().unwrap());
+    let (a, b) = (
+        Target::of_uri(&a).unwrap().unwrap(),
+        Target::of_uri(&b).unwrap().unwrap(),
+    );
+    assert_eq!(a, b);
+    assert_eq!(hasher.hash_one(a), hasher.hash_one(b));
+}
