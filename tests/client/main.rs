@@ -7,8 +7,11 @@
 )]
 #![allow(unreachable_pub, missing_docs)]
 
+mod clients;
 mod layer;
 mod log;
+mod net;
+mod redirects;
 mod rules;
 mod stack;
 mod support;

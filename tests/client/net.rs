@@ -1,0 +1,175 @@
+//! Hosts on loopback that keep what they saw, in the clear and by TLS of a CA of our own.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::{IntoResponse, Redirect, Response};
+use http::Version;
+use http::header::{AUTHORIZATION, HOST};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::net::TcpListener;
+use tower::util::BoxCloneSyncService;
+use tower::{Service, ServiceExt, service_fn};
+
+/// What a host saw of a request.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub path: String,
+    pub version: Version,
+    pub authorization: Option<String>,
+    pub workload: Option<String>,
+}
+
+/// A certificate authority that lives in the test.
+pub struct Ca {
+    issuer: Issuer<'static, KeyPair>,
+    cert: CertificateDer<'static>,
+}
+
+impl Ca {
+    pub fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let cert = params.self_signed(&key).unwrap().der().clone();
+        Self { issuer: Issuer::new(params, key), cert }
+    }
+
+    pub fn der(&self) -> &CertificateDer<'static> {
+        &self.cert
+    }
+
+    /// For clients that trust this CA alone.
+    pub fn client(&self) -> rustls::ClientConfig {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(self.cert.clone()).unwrap();
+        rustls::ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth()
+    }
+
+    fn server(&self) -> rustls::ServerConfig {
+        let key = KeyPair::generate().unwrap();
+        let names = ["localhost", "127.0.0.1"].map(str::to_owned);
+        let params = CertificateParams::new(names).unwrap();
+        let cert = params.signed_by(&key, &self.issuer).unwrap().der().clone();
+        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let mut config = rustls::ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![cert], key)
+            .unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config
+    }
+}
+
+fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+pub type App = BoxCloneSyncService<Request, Response, Infallible>;
+
+/// A host; gone with its runtime.
+#[derive(Clone)]
+pub struct Host {
+    pub address: SocketAddr,
+    https: bool,
+    seen: Arc<Mutex<Vec<Seen>>>,
+}
+
+impl Host {
+    /// Answers everything; `/to?URL` redirects there.
+    pub async fn start(ca: Option<&Ca>) -> Self {
+        let app = service_fn(|request: Request| async move {
+            Ok::<_, Infallible>(match (request.uri().path(), request.uri().query()) {
+                ("/to", Some(url)) => Redirect::temporary(url).into_response(),
+                _ => "welcome".into_response(),
+            })
+        });
+        Self::serve(ca, BoxCloneSyncService::new(app)).await
+    }
+
+    /// Serves `app`, and keeps what it saw.
+    pub async fn serve(ca: Option<&Ca>, app: App) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let tls = ca.map(|ca| tokio_rustls::TlsAcceptor::from(Arc::new(ca.server())));
+        let host = Self { address, https: ca.is_some(), seen: Arc::default() };
+        let seen = host.seen.clone();
+        let app = service_fn(move |request: http::Request<hyper::body::Incoming>| {
+            keep(&seen, &request);
+            app.clone().oneshot(request.map(Body::new))
+        });
+        tokio::spawn(async move {
+            while let Ok((tcp, _)) = listener.accept().await {
+                let (app, tls) = (app.clone(), tls.clone());
+                tokio::spawn(async move {
+                    match tls {
+                        None => connection(tcp, app).await,
+                        Some(tls) => match tls.accept(tcp).await {
+                            Ok(stream) => connection(stream, app).await,
+                            Err(_) => {}
+                        },
+                    }
+                });
+            }
+        });
+        host
+    }
+
+    /// The origin, by this name.
+    pub fn origin_at(&self, name: &str) -> String {
+        let scheme = if self.https { "https" } else { "http" };
+        format!("{scheme}://{name}:{}", self.address.port())
+    }
+
+    pub fn origin(&self) -> String {
+        self.origin_at("localhost")
+    }
+
+    pub fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    /// Whether it ever saw a token, in whatever header.
+    pub fn saw_a_token(&self) -> bool {
+        self.seen().iter().any(|seen| seen.authorization.is_some() || seen.workload.is_some())
+    }
+}
+
+fn keep<B>(seen: &Mutex<Vec<Seen>>, request: &http::Request<B>) {
+    let header = |name: &str| {
+        request.headers().get(name).map(|value| value.to_str().unwrap().to_owned())
+    };
+    let _ = HOST;
+    seen.lock().unwrap().push(Seen {
+        path: request.uri().path().to_owned(),
+        version: request.version(),
+        authorization: header(AUTHORIZATION.as_str()),
+        workload: header("x-workload"),
+    });
+}
+
+async fn connection<I, S>(io: I, app: S)
+where
+    I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    S: Service<http::Request<hyper::body::Incoming>, Response = Response, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
+    S::Future: Send,
+{
+    let service = TowerToHyperService::new(app);
+    let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(io), service).await;
+}
