@@ -15,3 +15,4 @@ mod redirects;
 mod rules;
 mod stack;
 mod support;
+mod tonic_channel;

@@ -1,0 +1,230 @@
+//! A tonic channel through our layer, to a gRPC server behind ours.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::Request as HttpRequest;
+use axum::response::IntoResponse;
+use axum::routing::post;
+use futures_util::{Stream, StreamExt, stream};
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixListener;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Uri};
+use tonic::{Code, Request, Response, Status};
+use tonic_prost::ProstCodec;
+use tower::util::BoxCloneSyncService;
+use tower::{Layer, service_fn};
+use tower_spiffe::client::{AddJwtSvid, Audience, BoxError, JwtSvidInterceptor, Plaintext};
+use tower_spiffe::server::{Allow, GrpcPolicy, ValidateJwtSvidLayer};
+use tower_spiffe::testing::{Call, Fault, WorkloadApi};
+use tower_spiffe::{JwtSource, SvidCache, SvidRequest, Validator, VerifiedSvid};
+
+use crate::net::{App, Ca, Host};
+use crate::support::{Answer, Bench, millis};
+
+const AUDIENCE: &str = "spiffe://x/echo";
+
+type Texts = Pin<Box<dyn Stream<Item = Result<String, Status>> + Send>>;
+
+/// Whom the server took the caller for, before what was said.
+fn heard<T>(request: &Request<T>) -> Result<String, Status> {
+    VerifiedSvid::of(request).map(|caller| caller.spiffe_id().to_string())
+}
+
+async fn unary(request: HttpRequest) -> axum::response::Response {
+    let say = service_fn(|request: Request<String>| async move {
+        let caller = heard(&request)?;
+        Ok::<_, Status>(Response::new(format!("{caller}: {}", request.into_inner())))
+    });
+    let mut grpc = tonic::server::Grpc::new(ProstCodec::<String, String>::default());
+    grpc.unary(say, request).await.map(axum::body::Body::new).into_response()
+}
+
+async fn streaming(request: HttpRequest) -> axum::response::Response {
+    let say = service_fn(|request: Request<tonic::Streaming<String>>| async move {
+        let caller = heard(&request)?;
+        let said = request.into_inner();
+        let answers = said.map(move |text| Ok(format!("{caller}: {}", text?)));
+        Ok::<_, Status>(Response::new(Box::pin(answers) as Texts))
+    });
+    let mut grpc = tonic::server::Grpc::new(ProstCodec::<String, String>::default());
+    grpc.streaming(say, request).await.map(axum::body::Body::new).into_response()
+}
+
+fn app(source: &JwtSource) -> App {
+    let validator = Validator::builder(source.clone()).audience(AUDIENCE).build().unwrap();
+    let policy = GrpcPolicy::deny_by_default()
+        .method("/echo.Echo/Say", Allow::trust_domain("x").unwrap())
+        .method("/echo.Echo/Talk", Allow::trust_domain("x").unwrap())
+        .build()
+        .unwrap();
+    let router = axum::Router::new()
+        .route("/echo.Echo/Say", post(unary))
+        .route("/echo.Echo/Talk", post(streaming));
+    BoxCloneSyncService::new(ValidateJwtSvidLayer::required(validator, policy).layer(router))
+}
+
+async fn deployment() -> (WorkloadApi, JwtSource, App) {
+    let agent = WorkloadApi::start("x").await.unwrap();
+    let source = agent.source().await.unwrap();
+    let app = app(&source);
+    (agent, source, app)
+}
+
+/// One unary and one streaming call.
+async fn both_work<S, B>(service: S)
+where
+    S: tonic::client::GrpcService<tonic::body::Body, ResponseBody = B> + Clone,
+    B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    assert_eq!(say(service.clone(), "hello").await.unwrap(), "spiffe://x/workload: hello");
+    let mut grpc = tonic::client::Grpc::new(service);
+    grpc.ready().await.map_err(Into::into).unwrap();
+    let words = stream::iter(["one", "two", "three"].map(str::to_owned));
+    let path = PathAndQuery::from_static("/echo.Echo/Talk");
+    let codec = ProstCodec::<String, String>::default();
+    let answers = grpc.streaming(Request::new(words), path, codec).await.unwrap().into_inner();
+    let answers: Vec<_> = answers.map(Result::unwrap).collect().await;
+    assert_eq!(answers[2], "spiffe://x/workload: three");
+    assert_eq!(answers.len(), 3);
+}
+
+async fn say<S, B>(service: S, text: &str) -> Result<String, Status>
+where
+    S: tonic::client::GrpcService<tonic::body::Body, ResponseBody = B>,
+    B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    let mut grpc = tonic::client::Grpc::new(service);
+    grpc.ready().await.map_err(|error| Status::from_error(error.into()))?;
+    let path = PathAndQuery::from_static("/echo.Echo/Say");
+    let codec = ProstCodec::<String, String>::default();
+    Ok(grpc.unary(Request::new(text.to_owned()), path, codec).await?.into_inner())
+}
+
+#[tokio::test]
+async fn a_channel_in_the_clear() {
+    let (_agent, source, app) = deployment().await;
+    let host = Host::serve(None, app).await;
+    let channel = Endpoint::new(host.origin()).unwrap().connect().await.unwrap();
+    let audience = || Audience::fixed(AUDIENCE).assume_origin(&host.origin()).unwrap();
+    let client = AddJwtSvid::new(channel.clone(), source.clone(), audience());
+    both_work(client.clone().allow_plaintext(Plaintext::Loopback)).await;
+    // Without leave, and without a token.
+    let status = say(client, "hello").await.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert_eq!(say(channel, "hello").await.unwrap_err().code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn a_channel_over_tls() {
+    let ca = Ca::new();
+    let (_agent, source, app) = deployment().await;
+    let host = Host::serve(Some(&ca), app).await;
+    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem(&ca)));
+    let endpoint = Endpoint::new(host.origin()).unwrap().tls_config(tls).unwrap();
+    let channel = endpoint.connect().await.unwrap();
+    let audience = Audience::fixed(AUDIENCE).assume_origin(&host.origin()).unwrap();
+    both_work(AddJwtSvid::new(channel, source, audience)).await;
+}
+
+fn pem(ca: &Ca) -> String {
+    use base64::Engine;
+    let text = base64::engine::general_purpose::STANDARD.encode(ca.der());
+    let lines: Vec<_> = text.as_bytes().chunks(64).map(|line| str::from_utf8(line).unwrap()).collect();
+    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+}
+
+#[tokio::test]
+async fn a_channel_over_a_unix_socket() {
+    let (_agent, source, app) = deployment().await;
+    let directory = std::env::temp_dir().join(format!("tower-spiffe-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let path = Arc::new(directory.join("echo.sock"));
+    let _ = std::fs::remove_file(&*path);
+    let listener = UnixListener::bind(&*path).unwrap();
+    let router = axum::Router::new().fallback_service(app);
+    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    let at = path.clone();
+    let connect = move |_: Uri| {
+        let at = at.clone();
+        async move { tokio::net::UnixStream::connect(&*at).await.map(TokioIo::new) }
+    };
+    let channel = Endpoint::from_static("http://echo").connect_with_connector_lazy(service_fn(connect));
+    let audience = Audience::fixed(AUDIENCE).assume_origin("http://echo").unwrap();
+    let client = AddJwtSvid::new(channel, source, audience);
+    both_work(client.allow_plaintext(Plaintext::UnixSocket)).await;
+    std::fs::remove_dir_all(directory).unwrap();
+}
+
+#[tokio::test]
+async fn a_balanced_channel() {
+    let (_agent, source, app) = deployment().await;
+    let hosts = [Host::serve(None, app.clone()).await, Host::serve(None, app).await];
+    let channel = Channel::balance_list(
+        hosts.iter().map(|host| Endpoint::new(host.origin_at("127.0.0.1")).unwrap()),
+    );
+    // One audience for all of them: the promise is the service's name, not a server's.
+    let audience = Audience::fixed(AUDIENCE).assume_origin("http://localhost").unwrap();
+    let client = AddJwtSvid::new(channel, source, audience).allow_plaintext(Plaintext::Loopback);
+    for _ in 0..20 {
+        both_work(client.clone()).await;
+    }
+    assert!(hosts.iter().all(|host| !host.seen().is_empty()));
+}
+
+#[tokio::test]
+async fn an_interceptor_over_what_is_there() {
+    let (_agent, source, app) = deployment().await;
+    let host = Host::serve(None, app).await;
+    let channel = Endpoint::new(host.origin()).unwrap().connect().await.unwrap();
+    let audience = Audience::fixed(AUDIENCE).assume_origin(&host.origin()).unwrap();
+    let cache = SvidCache::from(source);
+    let interceptor = JwtSvidInterceptor::new(cache.clone(), audience).allow_plaintext(Plaintext::Loopback);
+    let client = tonic::service::interceptor::InterceptedService::new(channel, interceptor);
+    // Nothing there yet: an interceptor cannot wait, and says so.
+    let status = say(client.clone(), "hello").await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    let _warm = cache.keep_warm([SvidRequest::new([AUDIENCE]).unwrap()]).unwrap();
+    for _ in 0..100 {
+        if say(client.clone(), "hello").await.is_ok() {
+            break;
+        }
+        tokio::time::sleep(millis(20)).await;
+    }
+    assert_eq!(say(client, "hello").await.unwrap(), "spiffe://x/workload: hello");
+}
+
+#[tokio::test]
+async fn what_the_issuer_says_becomes_the_status_of_the_call() {
+    let agent = WorkloadApi::start("x").await.unwrap();
+    let source = agent.source().await.unwrap();
+    let host = Host::serve(None, app(&source)).await;
+    let channel = Endpoint::new(host.origin()).unwrap().connect().await.unwrap();
+    let audience = Audience::fixed(AUDIENCE).assume_origin(&host.origin()).unwrap();
+    let client = AddJwtSvid::new(channel, source, audience).allow_plaintext(Plaintext::Loopback);
+    let denied = Fault::Refuse(tower_spiffe::GrpcCode::PermissionDenied);
+    agent.fail_call(Call::FetchJwtSvid, denied);
+    let status = say(client.clone(), "hello").await.unwrap_err();
+    assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
+    agent.recover();
+    tokio::time::sleep(Duration::from_millis(1300)).await;
+    assert!(say(client, "hello").await.is_ok());
+}
+
+#[tokio::test]
+async fn a_call_that_is_unauthenticated_has_the_token_refreshed() {
+    // A server that trusts another agent refuses our tokens.
+    let (_other, _source, app) = deployment().await;
+    let host = Host::serve(None, app).await;
+    let bench = Bench::with(|call| Answer::Token(crate::support::Token::new(call.request, call.now, 300)));
+    let channel = Endpoint::new(host.origin()).unwrap().connect().await.unwrap();
+    let audience = Audience::fixed(AUDIENCE).assume_origin(&host.origin()).unwrap();
+    let client = AddJwtSvid::new(channel, bench.cache.clone(), audience);
+    let status = say(client.allow_plaintext(Plaintext::Loopback), "hello").await.unwrap_err();
+    assert_eq!(status.code(), Code::Unauthenticated);
+    assert_eq!(bench.cache.stats().rejections, 1);
+}
