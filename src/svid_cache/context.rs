@@ -14,9 +14,10 @@ use super::entry::Gate;
 use super::limits::Limits;
 use super::moment::Moment;
 use super::settings::Settings;
+use super::token::Token;
 use crate::clock::Clock;
 use crate::metrics::{MetricsRecorder, SvidCacheEvent};
-use crate::svid::{FetchSvid, FetchSvidError, FetchSvidReason, JwtSvid, SvidRequest};
+use crate::svid::{FetchSvid, FetchSvidError, FetchSvidReason, SvidRequest};
 
 /// Holds no entry, so that whatever holds it keeps no token alive.
 pub(crate) struct Context {
@@ -104,7 +105,7 @@ impl Context {
     }
 
     /// One call to the issuer ended.
-    pub(crate) fn fetched(&self, answer: &Result<JwtSvid, FetchSvidError>, latency: Duration) {
+    pub(crate) fn fetched(&self, answer: &Result<Token, FetchSvidError>, latency: Duration) {
         let outcome = match answer {
             Ok(_) => "ok",
             Err(error) => super::error::TokenErrorReason::of(error.reason()).as_str(),

@@ -132,14 +132,8 @@ impl Pilot {
         let Some(entry) = self.entry.upgrade() else {
             return Err(TokenError::aborted(&self.request));
         };
+        let landing = landing.map_or_else(|refused| refused, Landing::Answer);
         let now = self.cx.moment();
-        let landing = landing.map_or_else(
-            |refused| refused,
-            |answer| {
-                let accept = |svid| Token::accept(svid, &self.request, now, &self.cx.settings);
-                Landing::Answer(answer.and_then(accept))
-            },
-        );
         let result = entry.land(self.flight, landing, now);
         self.cx.nudge.notify_waiters();
         result
@@ -149,7 +143,7 @@ impl Pilot {
     async fn cleared(
         &mut self,
         probe_deadline: Option<Duration>,
-    ) -> Result<Result<JwtSvid, FetchSvidError>, Landing> {
+    ) -> Result<Result<Token, FetchSvidError>, Landing> {
         let cx = self.cx.clone();
         let settings = &cx.settings;
         if let Some(deadline) = probe_deadline {
@@ -185,7 +179,7 @@ impl Pilot {
         &self,
         permit: Option<Permit>,
         deadline: Duration,
-    ) -> Result<JwtSvid, FetchSvidError> {
+    ) -> Result<Token, FetchSvidError> {
         let cx = &*self.cx;
         let settings = &cx.settings;
         let began = cx.clock.monotonic();
@@ -213,8 +207,6 @@ impl Pilot {
         }
         let answer = answer
             .unwrap_or_else(|| Err(late(cx.clock.monotonic().saturating_sub(began), settings)));
-        let latency = cx.clock.monotonic().saturating_sub(began);
-        cx.fetched(&answer, latency);
         match &answer {
             Err(error) if is_silence(error) => {
                 if !spoken_against {
@@ -232,6 +224,9 @@ impl Pilot {
                 }
             }
         }
+        let accept = |svid| Token::accept(svid, &self.request, cx.moment(), settings);
+        let answer = answer.and_then(accept);
+        cx.fetched(&answer, cx.clock.monotonic().saturating_sub(began));
         answer
     }
 

@@ -8,9 +8,11 @@
 #![allow(unreachable_pub, missing_docs)]
 
 mod clients;
+mod hostile;
 mod layer;
 mod log;
 mod net;
+mod numbers;
 mod redirects;
 mod rules;
 mod stack;

@@ -1,0 +1,128 @@
+//! An issuer that means harm costs a failed fetch and a clear error, never a header.
+
+use tower_spiffe::{FetchSvidReason, SpiffeId, SvidRequest, TokenErrorReason};
+
+use crate::support::{Answer, Bench, START, Token, request};
+
+/// What a request gets from an issuer that answers so; none of it may ever be in a header.
+async fn refused(aud: &SvidRequest, answer: Answer) -> (TokenErrorReason, String) {
+    let bench = Bench::with(move |_| answer.clone());
+    let error = bench.cache.header(aud).await.unwrap_err();
+    assert_eq!(bench.cache.try_header(aud), None);
+    assert_eq!(bench.cache.stats().failures, 1);
+    (error.reason(), error.to_string())
+}
+
+fn good() -> Token {
+    Token::new(&request("a"), START, 300)
+}
+
+async fn unacceptable(aud: &SvidRequest, text: String, says: &str) {
+    let (reason, message) = refused(aud, Answer::Text(text)).await;
+    assert_eq!(reason, TokenErrorReason::Unacceptable, "{message}");
+    assert!(message.contains(says), "{message}");
+    assert!(!message.contains("eyJ") && message.len() < 400, "{message}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_without_life() {
+    let aud = request("a");
+    unacceptable(&aud, Token { exp: None, ..good() }.text(), "`exp`").await;
+    let (reason, _) = refused(&aud, Answer::Token(Token { exp: Some(i64::MIN), ..good() })).await;
+    assert_eq!(reason, TokenErrorReason::ClockSkew);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_is_expired_or_about_to_be() {
+    let aud = request("a");
+    for exp in [START - 1, START, START + 1] {
+        let (reason, message) =
+            refused(&aud, Answer::Token(Token { exp: Some(exp), ..Token::new(&aud, START - 300, 0) })).await;
+        assert_eq!(reason, TokenErrorReason::ClockSkew, "{exp}");
+        assert!(message.contains("clock"), "{message}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_of_another_subject() {
+    let id: SpiffeId = "spiffe://x/web".parse().unwrap();
+    let asked = request("a").with_spiffe_id(id);
+    let other = Token { sub: "spiffe://x/admin".into(), ..good() };
+    unacceptable(&asked, other.text(), "another SPIFFE ID").await;
+    let none = Token { sub: "admin".into(), ..good() };
+    unacceptable(&request("a"), none.text(), "SPIFFE ID").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_with_another_hint() {
+    let asked = request("a").with_hint("internal").unwrap();
+    unacceptable(&asked, good().text(), "another hint").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_for_other_audiences() {
+    let aud = |all: &[&str]| Token { aud: all.iter().map(|a| a.to_string()).collect(), ..good() };
+    for other in [&["b"][..], &["a", "b"], &["A"], &["a/"], &[]] {
+        let (reason, _) = refused(&request("a"), Answer::Token(aud(other))).await;
+        assert_eq!(reason, TokenErrorReason::Unacceptable, "{other:?}");
+    }
+    let both = SvidRequest::new(["a", "b"]).unwrap();
+    unacceptable(&both, aud(&["a"]).text(), "other audiences").await;
+    // In another order, and twice, they are the same.
+    let bench = Bench::with(move |_| Answer::Token(aud(&["b", "a", "b"])));
+    assert!(bench.cache.header(&both).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_no_header_should_carry() {
+    let aud = request("a");
+    let text = good().text();
+    unacceptable(&aud, format!("{text}\r\nx-admin: true"), "base64url").await;
+    unacceptable(&aud, format!("{text}\n"), "base64url").await;
+    unacceptable(&aud, format!(" {text}"), "base64url").await;
+    unacceptable(&aud, text.replace('.', ","), "three parts").await;
+    unacceptable(&aud, format!("{text}.{text}"), "three parts").await;
+    unacceptable(&aud, String::new(), "three parts").await;
+    unacceptable(&aud, "a".repeat(1 << 20), "8 KiB").await;
+    let long = Token { aud: vec!["a".repeat(9000)], ..good() };
+    unacceptable(&request(&"a".repeat(9000)), long.text(), "8 KiB").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_says_something_twice() {
+    use base64::Engine;
+    let engine = base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    let header = engine.encode(r#"{"alg":"ES256","kid":"1"}"#);
+    for twice in [
+        format!(r#"{{"sub":"spiffe://x/web","sub":"spiffe://x/admin","aud":"a","exp":{}}}"#, START + 300),
+        format!(r#"{{"sub":"spiffe://x/web","aud":"a","aud":"b","exp":{}}}"#, START + 300),
+        format!(r#"{{"sub":"spiffe://x/web","aud":"a","exp":{0},"exp":{0}9}}"#, START + 300),
+    ] {
+        let text = format!("{header}.{}.c2ln", engine.encode(&twice));
+        unacceptable(&request("a"), text, "readable").await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hostile_answer_does_not_take_the_place_of_a_token() {
+    let bench = Bench::new();
+    let aud = request("a");
+    let first = bench.cache.header(&aud).await.unwrap();
+    bench.desk.then(|_| Answer::Text("a.b.c\r\n".into()));
+    bench.at(crate::support::secs(200)).await;
+    for _ in 0..10 {
+        tokio::time::sleep(crate::support::secs(5)).await;
+        assert_eq!(bench.cache.header(&aud).await.unwrap(), first);
+    }
+    let last = bench.cache.snapshot_of(&aud).unwrap().last_error.unwrap();
+    assert_eq!(last.fetch_error().unwrap().reason(), FetchSvidReason::Unacceptable);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_names_the_audience_and_bounds_it() {
+    let long = "x".repeat(5000);
+    let all = (0..20).map(|n| format!("{n}{long}"));
+    let aud = SvidRequest::new(all).unwrap();
+    let (_, message) = refused(&aud, Answer::Fail(FetchSvidReason::Other)).await;
+    assert!(message.contains("and 17 more") && message.len() < 800, "{}", message.len());
+}

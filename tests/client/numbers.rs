@@ -1,0 +1,375 @@
+//! The numbers of a token's life, of waiting and of pacing.
+
+use std::time::Duration;
+
+use tower_spiffe::svid_cache::TokenState;
+use tower_spiffe::{FetchSvidReason, TokenErrorReason};
+
+use crate::support::{Answer, Bench, Token, millis, request, secs, settle, timed};
+
+fn state(bench: &Bench) -> TokenState {
+    bench.cache.snapshot_of(&request("a")).unwrap().state
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_is_due_at_a_point_drawn_once_between_55_and_65_percent() {
+    let mut points = Vec::new();
+    for n in 0..200 {
+        let bench = Bench::new();
+        bench.cache.header(&request("a")).await.unwrap();
+        let due = bench.cache.snapshot_of(&request("a")).unwrap().refresh_in.unwrap();
+        assert!(due >= secs(165) - millis(1) && due <= secs(195), "{n}: {due:?}");
+        tokio::time::sleep(secs(10)).await;
+        let later = bench.cache.snapshot_of(&request("a")).unwrap().refresh_in.unwrap();
+        assert_eq!(due - later, secs(10), "drawn once");
+        points.push(due);
+    }
+    points.sort();
+    assert!(points[199] - points[0] > secs(20), "spread");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_states_follow_one_another() {
+    let bench = Bench::new();
+    let aud = request("a");
+    bench.cache.header(&aud).await.unwrap();
+    bench.desk.then(|_| Answer::Fail(FetchSvidReason::Unavailable));
+    for (at, expected) in [
+        (millis(164_900), TokenState::Fresh),
+        (millis(195_100), TokenState::Due),
+        (millis(269_900), TokenState::Due),
+        (millis(270_100), TokenState::Critical),
+        (millis(297_900), TokenState::Critical),
+        (millis(298_100), TokenState::Expired),
+    ] {
+        bench.at(at).await;
+        assert_eq!(state(&bench), expected, "{at:?}");
+    }
+    // Nobody asked, so nothing was fetched; and it is no terminal state.
+    assert_eq!(bench.desk.calls(), 1);
+    bench.desk.then(|call| call.fresh(300));
+    assert!(bench.cache.header(&aud).await.is_ok());
+    assert_eq!(state(&bench), TokenState::Fresh);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_life_has_margins_of_its_share() {
+    // 20 s: soft in the last 2 s, hard in the last 0.4 s.
+    let bench = Bench::with(|call| call.fresh(20));
+    bench.cache.header(&request("a")).await.unwrap();
+    for (at, expected) in [
+        (millis(17_900), TokenState::Due),
+        (millis(18_100), TokenState::Critical),
+        (millis(19_500), TokenState::Critical),
+        (millis(19_700), TokenState::Expired),
+    ] {
+        bench.at(at).await;
+        assert_eq!(state(&bench), expected, "{at:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_is_already_past_its_point_is_due_in_a_tenth_of_what_is_left() {
+    // Handed out from the agent's cache, 250 of its 300 s gone.
+    let bench = Bench::with(|call| Answer::Token(Token::new(call.request, call.now - 250, 300)));
+    bench.cache.header(&request("a")).await.unwrap();
+    let due = bench.cache.snapshot_of(&request("a")).unwrap().refresh_in.unwrap();
+    assert!(due > millis(4_900) && due <= secs(5), "{due:?}");
+    // And no sooner than in a second.
+    let bench = Bench::with(|call| Answer::Token(Token::new(call.request, call.now - 294, 300)));
+    bench.cache.header(&request("a")).await.unwrap();
+    let due = bench.cache.snapshot_of(&request("a")).unwrap().refresh_in.unwrap();
+    assert!(due > millis(900) && due <= secs(1), "{due:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_sane_iat_the_life_is_counted_from_receipt() {
+    for iat in [None, Some(0), Some(-5), Some(i64::MAX)] {
+        let bench = Bench::with(move |call| {
+            Answer::Token(Token { iat, ..Token::new(call.request, call.now, 300) })
+        });
+        bench.cache.header(&request("a")).await.unwrap();
+        let due = bench.cache.snapshot_of(&request("a")).unwrap().refresh_in.unwrap();
+        assert!(due >= secs(164) && due <= secs(196), "{iat:?}: {due:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_is_behind_does_not_lengthen_a_tokens_life() {
+    // The issuer is an hour ahead of us.
+    let bench = Bench::with(|call| Answer::Token(Token::new(call.request, call.now + 3600, 300)));
+    bench.cache.header(&request("a")).await.unwrap();
+    let snapshot = bench.cache.snapshot_of(&request("a")).unwrap();
+    assert!(snapshot.expires_in.unwrap() <= secs(300), "{snapshot:?}");
+    assert!(snapshot.refresh_in.unwrap() <= secs(195), "{snapshot:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn due_a_request_sends_what_is_there_and_one_fetch_goes_on_behind() {
+    let bench = Bench::with(|call| call.fresh(300).after(if call.number == 1 { Duration::ZERO } else { secs(10) }));
+    let aud = request("a");
+    let first = bench.cache.header(&aud).await.unwrap();
+    bench.at(secs(196)).await;
+    for _ in 0..100 {
+        let (got, took) = timed(bench.cache.header(&aud)).await;
+        assert_eq!((got.unwrap(), took), (first.clone(), Duration::ZERO));
+    }
+    settle().await;
+    assert_eq!(bench.desk.calls(), 2);
+    bench.at(secs(207)).await;
+    assert_ne!(bench.cache.header(&aud).await.unwrap(), first);
+}
+
+#[tokio::test(start_paused = true)]
+async fn critical_a_hung_issuer_costs_one_wait_per_flight_not_one_per_request() {
+    let bench = Bench::new();
+    let aud = request("a");
+    let first = bench.cache.header(&aud).await.unwrap();
+    bench.desk.then(|_| Answer::Hang);
+    bench.at(secs(271)).await;
+    let (got, took) = timed(bench.cache.header(&aud)).await;
+    assert_eq!(got.unwrap(), first);
+    assert!(took >= millis(249) && took <= millis(252), "{took:?}");
+    // One that comes 100 ms into a flight waits 150 ms; those after it do not wait.
+    let mut waited = 0;
+    for _ in 0..200 {
+        let (got, took) = timed(bench.cache.header(&aud)).await;
+        assert_eq!(got.unwrap(), first);
+        waited += u32::from(took > Duration::ZERO);
+        tokio::time::sleep(millis(50)).await;
+    }
+    assert_eq!(waited, 0);
+    assert_eq!(bench.desk.calls(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn critical_a_quick_issuer_is_waited_for_and_in_backoff_nobody_waits() {
+    let bench = Bench::new();
+    let aud = request("a");
+    let first = bench.cache.header(&aud).await.unwrap();
+    bench.desk.then(|_| Answer::Fail(FetchSvidReason::Unavailable).after(millis(100)));
+    bench.at(secs(271)).await;
+    let (got, took) = timed(bench.cache.header(&aud)).await;
+    assert_eq!((got.unwrap(), took >= millis(99)), (first.clone(), true));
+    for _ in 0..7 {
+        // In backoff: 800 ms at least.
+        tokio::time::sleep(millis(100)).await;
+        let (got, took) = timed(bench.cache.header(&aud)).await;
+        assert_eq!((got.unwrap(), took), (first.clone(), Duration::ZERO));
+    }
+    bench.desk.then(|call| call.fresh(300).after(millis(100)));
+    tokio::time::sleep(secs(2)).await;
+    assert_ne!(bench.cache.header(&aud).await.unwrap(), first);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_with_nothing_to_send_waits_5_s() {
+    let bench = Bench::with(|_| Answer::Hang);
+    let (got, took) = timed(bench.cache.header(&request("a"))).await;
+    assert_eq!(got.unwrap_err().reason(), TokenErrorReason::Timeout);
+    assert!(took >= secs(5) && took < millis(5010), "{took:?}");
+    // The fetch goes on, up to its own deadline.
+    bench.at(millis(34_900)).await;
+    assert_eq!(bench.desk.under_way(|state| state.now), 1);
+    bench.at(millis(35_100)).await;
+    assert_eq!(bench.desk.under_way(|state| state.now), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_after_30_s_is_taken_in() {
+    // As SPIRE's agent while its server is away.
+    let bench = Bench::with(|call| call.fresh(300).after(secs(30)));
+    assert!(bench.cache.header(&request("a")).await.is_err());
+    bench.at(secs(31)).await;
+    assert!(bench.cache.try_header(&request("a")).is_some());
+    assert_eq!(bench.desk.calls(), 1);
+}
+
+/// The delays between the calls of a request that is asked for every 10 ms.
+async fn delays(bench: &Bench, during: Duration) -> Vec<Duration> {
+    let until = tokio::time::Instant::now() + during;
+    while tokio::time::Instant::now() < until {
+        let _ = bench.cache.try_header(&request("a"));
+        tokio::time::sleep(millis(10)).await;
+    }
+    bench.desk.under_way(|state| state.began.windows(2).map(|pair| pair[1] - pair[0]).collect())
+}
+
+fn about(delay: Duration, base_ms: f64) -> bool {
+    let ms = delay.as_secs_f64() * 1000.0;
+    ms >= base_ms * 0.8 - 1.0 && ms <= base_ms * 1.2 + 21.0
+}
+
+#[tokio::test(start_paused = true)]
+async fn backoff_with_none_grows_from_250_ms_and_ends_at_5_s() {
+    let bench = Bench::with(|_| Answer::Fail(FetchSvidReason::Unacceptable));
+    let all = delays(&bench, secs(60)).await;
+    for (at, delay) in all.iter().enumerate() {
+        let base = 250.0 * 2_f64.powi(at as i32);
+        assert!(about(*delay, base.min(5000.0)) && *delay <= millis(5021), "{at}: {delay:?}");
+    }
+    assert!(all.len() > 12);
+}
+
+#[tokio::test(start_paused = true)]
+async fn backoff_when_denied_is_1_to_10_s_and_when_invalid_60_s() {
+    let bench = Bench::with(|_| Answer::Fail(FetchSvidReason::Denied));
+    let all = delays(&bench, secs(100)).await;
+    for (at, delay) in all.iter().enumerate() {
+        let base = 1000.0 * 2_f64.powi(at as i32);
+        assert!(about(*delay, base.min(10_000.0)) && *delay <= millis(10_021), "{at}: {delay:?}");
+    }
+    let bench = Bench::with(|_| Answer::Fail(FetchSvidReason::InvalidRequest));
+    let all = delays(&bench, secs(200)).await;
+    assert_eq!(all.len(), 3);
+    assert!(all.iter().all(|delay| *delay >= secs(60) && *delay < millis(60_021)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn backoff_with_a_valid_token_grows_from_1_s_and_ends_at_30_s() {
+    let bench = Bench::with(|call| match call.number {
+        1 => call.fresh(3600),
+        _ => Answer::Fail(FetchSvidReason::Other),
+    });
+    bench.cache.header(&request("a")).await.unwrap();
+    bench.at(secs(2350)).await;
+    let all = delays(&bench, secs(300)).await;
+    for (at, delay) in all.iter().skip(1).enumerate() {
+        let base = 1000.0 * 1.6_f64.powi(at as i32);
+        assert!(about(*delay, base.min(30_000.0)) && *delay <= millis(30_021), "{at}: {delay:?}");
+    }
+    assert!(all.len() > 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_token_again_is_kept_and_paced_from_5_s_and_no_error() {
+    let mut kept = None;
+    let bench = Bench::with(move |call| {
+        let token = kept.get_or_insert_with(|| Token::new(call.request, call.now, 300));
+        Answer::Token(token.clone())
+    });
+    let first = bench.cache.header(&request("a")).await.unwrap();
+    bench.at(secs(195)).await;
+    let all = delays(&bench, secs(70)).await;
+    for (at, delay) in all.iter().skip(1).enumerate() {
+        let base = 5000.0 * 1.6_f64.powi(at as i32);
+        assert!(about(*delay, base.min(30_000.0)), "{at}: {delay:?}");
+    }
+    let stats = bench.cache.stats();
+    assert_eq!((stats.failures, stats.errors), (0, 0));
+    assert_eq!(stats.unchanged, stats.fetches - 1);
+    assert_eq!(bench.cache.try_header(&request("a")), Some(first));
+    // Once it is expired there is nothing to pace.
+    bench.desk.then(|call| call.fresh(300));
+    bench.at(millis(298_100)).await;
+    assert!(bench.cache.header(&request("a")).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_most_16_fetches_at_once_and_12_that_nobody_waits_for() {
+    let slow = |call: &crate::support::Call<'_>| call.fresh(100).after(millis(10));
+    let bench = Bench::built(slow, |builder| builder.rate(100_000));
+    let all: Vec<_> = (0..100).map(|n| request(&format!("aud-{n}"))).collect();
+    futures_util::future::join_all(all.iter().map(|aud| bench.cache.header(aud))).await;
+    assert_eq!(bench.desk.under_way(|state| state.most), 16);
+    bench.desk.then(|call| call.fresh(100).after(secs(1)));
+    bench.at(secs(70)).await;
+    for aud in &all {
+        assert!(bench.cache.try_header(aud).is_some());
+    }
+    settle().await;
+    assert_eq!(bench.desk.under_way(|state| state.now), 12);
+    // There is room for somebody who waits.
+    let (got, took) = timed(bench.cache.header(&request("urgent"))).await;
+    assert!(got.is_ok() && took <= millis(1010), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_waits_takes_a_background_fetch_out_of_its_queue() {
+    let bench = Bench::built(|call| call.fresh(100), |builder| builder.rate(100_000));
+    let all: Vec<_> = (0..40).map(|n| request(&format!("aud-{n}"))).collect();
+    futures_util::future::join_all(all.iter().map(|aud| bench.cache.header(aud))).await;
+    bench.desk.then(|call| call.fresh(100).after(secs(2)));
+    bench.at(secs(70)).await;
+    for aud in &all {
+        bench.cache.try_header(aud);
+    }
+    settle().await;
+    let last = &all[39];
+    assert!(bench.cache.snapshot_of(last).unwrap().fetching);
+    // Refused by a service: now somebody waits for it, though 12 are in its way.
+    let sent = bench.cache.header(last).await.unwrap();
+    bench.cache.report_refused(last, &sent);
+    let _ = bench.cache.header(last).await;
+    settle().await;
+    assert_eq!(bench.desk.under_way(|state| state.now), 13);
+}
+
+#[tokio::test(start_paused = true)]
+async fn at_most_200_fetches_a_second() {
+    let bench = Bench::built(|call| call.fresh(300), |builder| builder.max_entries(2000));
+    let all: Vec<_> = (0..1000).map(|n| request(&format!("aud-{n}"))).collect();
+    let (got, took) = timed(futures_util::future::join_all(
+        all.iter().map(|aud| bench.cache.header(aud)),
+    ))
+    .await;
+    assert!(got.iter().all(Result::is_ok));
+    assert!(took > millis(4800) && took < millis(5000), "{took:?}");
+    let began = bench.desk.under_way(|state| state.began.clone());
+    for (at, moment) in began.iter().enumerate() {
+        let within = began[at..].iter().take_while(|other| **other < *moment + secs(1)).count();
+        assert!(within <= 217, "{within} in a second");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn agent_away_no_request_fails_for_103_s_and_it_is_back_within_6_s() {
+    for round in 0..20 {
+        let bench = Bench::new();
+        let aud = request("a");
+        bench.cache.header(&aud).await.unwrap();
+        // Away from the worst moment on: just before the refresh.
+        let due = bench.cache.snapshot_of(&aud).unwrap().refresh_in.unwrap();
+        bench.at(due - millis(1)).await;
+        bench.desk.then(|_| Answer::Fail(FetchSvidReason::Unavailable));
+        let away = tokio::time::Instant::now();
+        while bench.cache.header(&aud).await.is_ok() {
+            tokio::time::sleep(millis(100)).await;
+        }
+        let lasted = away.elapsed();
+        assert!(lasted >= secs(103) - millis(1), "{round}: {lasted:?}");
+        // Away for a while longer, until every pace is at its longest.
+        tokio::time::sleep(secs(60 + round)).await;
+        let _ = bench.cache.header(&aud).await;
+        bench.desk.then(|call| call.fresh(300));
+        let (back, took) = timed(async {
+            while bench.cache.header(&aud).await.is_err() {
+                tokio::time::sleep(millis(100)).await;
+            }
+        })
+        .await;
+        let () = back;
+        assert!(took <= secs(6), "{round}: {took:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_tells_what_an_operator_asks() {
+    let bench = Bench::new();
+    let aud = request("a");
+    bench.cache.header(&aud).await.unwrap();
+    bench.desk.then(|_| Answer::Fail(FetchSvidReason::Denied));
+    bench.at(secs(200)).await;
+    bench.cache.header(&aud).await.unwrap();
+    settle().await;
+    let snapshot = bench.cache.snapshot_of(&aud).unwrap();
+    assert_eq!(snapshot.state, TokenState::Due);
+    assert_eq!(snapshot.expires_in, Some(secs(100)));
+    assert_eq!(snapshot.last_error.unwrap().reason(), TokenErrorReason::Denied);
+    assert!(snapshot.next_try_in.unwrap() <= millis(1200));
+    assert_eq!((snapshot.fetches, snapshot.failures, snapshot.generation), (2, 1, 1));
+    assert_eq!(snapshot.key_id.as_deref(), Some("key-1"));
+    assert!(bench.cache.snapshot_of(&request("unknown")).is_none());
+    let stats = bench.cache.stats();
+    assert_eq!((stats.hits, stats.misses, stats.fetches, stats.entries), (1, 1, 2, 1));
+}
