@@ -4,7 +4,12 @@
 //! ```text
 //! cargo bench --bench client
 //! ```
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, missing_docs)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    missing_docs
+)]
 #![allow(clippy::disallowed_methods, clippy::indexing_slicing)]
 
 use std::convert::Infallible;
@@ -83,7 +88,10 @@ impl Service<Request<()>> for Static {
 /// Polls what is ready.
 fn now<F: Future>(future: F) -> F::Output {
     let mut future = std::pin::pin!(future);
-    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+    match future
+        .as_mut()
+        .poll(&mut Context::from_waker(Waker::noop()))
+    {
         Poll::Ready(output) => output,
         Poll::Pending => unreachable!("a hit is ready"),
     }
@@ -95,25 +103,39 @@ where
     S: Service<Request<()>, Response = Response<Request<()>>>,
 {
     let response = now(service.call(std::mem::take(request)));
-    *request = response.unwrap_or_else(|_| unreachable!("a hit does not fail")).into_body();
+    *request = response
+        .unwrap_or_else(|_| unreachable!("a hit does not fail"))
+        .into_body();
     assert!(request.headers_mut().remove(AUTHORIZATION).is_some());
 }
 
 fn outgoing() -> Request<()> {
-    let mut request = Request::get("https://reports.example.org:8443/v1/today").body(()).unwrap();
+    let mut request = Request::get("https://reports.example.org:8443/v1/today")
+        .body(())
+        .unwrap();
     // As a real request, it has a header already, so that the map has its memory.
-    request.headers_mut().insert("accept", HeaderValue::from_static("*/*"));
+    request
+        .headers_mut()
+        .insert("accept", HeaderValue::from_static("*/*"));
     request
 }
 
 fn main() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     let _guard = runtime.enter();
-    let cache = SvidCache::builder(Desk).max_entries(20_000).rate(1_000_000).build();
+    let cache = SvidCache::builder(Desk)
+        .max_entries(20_000)
+        .rate(1_000_000)
+        .build();
     let hot = SvidRequest::new(["spiffe://example.org/reports"]).unwrap();
     let header = runtime.block_on(cache.header(&hot)).unwrap();
     let audience = Audience::fixed("spiffe://example.org/reports");
-    let audience = audience.for_origin("https://reports.example.org:8443").unwrap();
+    let audience = audience
+        .for_origin("https://reports.example.org:8443")
+        .unwrap();
     let layered = AddJwtSvid::new(Inner, cache.clone(), audience);
     let pinned = cache.pin(hot.clone());
     let many: Vec<_> = (0..10_000)
@@ -216,7 +238,9 @@ fn scaling<W: FnMut()>(work: impl Fn() -> W + Sync) -> f64 {
             runs.into_iter().map(|run| run.join().unwrap()).collect()
         });
         // Laps per second, of all threads.
-        took.iter().map(|took| f64::from(LAPS) / took.as_secs_f64()).sum::<f64>()
+        took.iter()
+            .map(|took| f64::from(LAPS) / took.as_secs_f64())
+            .sum::<f64>()
     };
     let one = run(1);
     run(2) / one

@@ -11,9 +11,7 @@ use hyper_util::rt::TokioExecutor;
 use std::convert::Infallible;
 use tower::util::BoxCloneSyncService;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
-use tower_spiffe::client::{
-    AddJwtSvid, AddJwtSvidLayer, Audience, JwtSvidMiddleware, Plaintext,
-};
+use tower_spiffe::client::{AddJwtSvid, AddJwtSvidLayer, Audience, JwtSvidMiddleware, Plaintext};
 use tower_spiffe::server::{Allow, CallerState, ValidateJwtSvidLayer};
 use tower_spiffe::testing::WorkloadApi;
 use tower_spiffe::{JwtSource, TokenError, TokenErrorReason, Validator};
@@ -26,11 +24,15 @@ const AUDIENCE: &str = "spiffe://x/reports";
 pub async fn deployment(ca: Option<&Ca>) -> (WorkloadApi, JwtSource, Host) {
     let agent = WorkloadApi::start("x").await.unwrap();
     let source = agent.source().await.unwrap();
-    let validator = Validator::builder(source.clone()).audience(AUDIENCE).build().unwrap();
+    let validator = Validator::builder(source.clone())
+        .audience(AUDIENCE)
+        .build()
+        .unwrap();
     let app = service_fn(|request: Request| async move {
         Ok::<_, Infallible>(caller(&request).into_response())
     });
-    let app = ValidateJwtSvidLayer::required(validator, Allow::trust_domain("x").unwrap()).layer(app);
+    let app =
+        ValidateJwtSvidLayer::required(validator, Allow::trust_domain("x").unwrap()).layer(app);
     let host = Host::serve(ca, BoxCloneSyncService::new(app)).await;
     (agent, source, host)
 }
@@ -49,35 +51,57 @@ fn get<B: Default>(uri: String) -> http::Request<B> {
 #[tokio::test]
 async fn a_hyper_client_in_the_clear() {
     let (_agent, source, host) = deployment(None).await;
-    let audience = Audience::fixed(AUDIENCE).for_origin(&host.origin()).unwrap();
+    let audience = Audience::fixed(AUDIENCE)
+        .for_origin(&host.origin())
+        .unwrap();
     let client = Client::builder(TokioExecutor::new()).build_http::<Empty<&[u8]>>();
     let client = ServiceBuilder::new()
         .layer(AddJwtSvidLayer::new(source, audience).allow_plaintext(Plaintext::Loopback))
         .service(client);
-    let response = client.clone().oneshot(get(host.origin() + "/today")).await.unwrap();
+    let response = client
+        .clone()
+        .oneshot(get(host.origin() + "/today"))
+        .await
+        .unwrap();
     assert_eq!(response.status(), StatusCode::OK);
     let body = response.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(body, "spiffe://x/workload");
     // By its other name it is another origin.
     let other = get(host.origin_at("127.0.0.1") + "/today");
-    assert_eq!(client.oneshot(other).await.unwrap().status(), StatusCode::UNAUTHORIZED);
+    assert_eq!(
+        client.oneshot(other).await.unwrap().status(),
+        StatusCode::UNAUTHORIZED
+    );
 }
 
 #[tokio::test]
 async fn a_hyper_client_over_tls_by_http_1_and_2() {
     let ca = Ca::new();
     let (_agent, source, host) = deployment(Some(&ca)).await;
-    let audience = Audience::fixed(AUDIENCE).for_origin(&host.origin()).unwrap();
+    let audience = Audience::fixed(AUDIENCE)
+        .for_origin(&host.origin())
+        .unwrap();
     let layer = AddJwtSvidLayer::new(source, audience);
-    let connector = || HttpsConnectorBuilder::new().with_tls_config(ca.client()).https_only();
+    let connector = || {
+        HttpsConnectorBuilder::new()
+            .with_tls_config(ca.client())
+            .https_only()
+    };
     let one = connector().enable_http1().build();
     let two = connector().enable_http2().build();
     for (connector, version) in [(one, Version::HTTP_11), (two, Version::HTTP_2)] {
         let client = Client::builder(TokioExecutor::new()).build::<_, Empty<&[u8]>>(connector);
         let client = layer.layer(client);
         for _ in 0..2 {
-            let response = client.clone().oneshot(get(host.origin() + "/today")).await.unwrap();
-            assert_eq!((response.status(), response.version()), (StatusCode::OK, version));
+            let response = client
+                .clone()
+                .oneshot(get(host.origin() + "/today"))
+                .await
+                .unwrap();
+            assert_eq!(
+                (response.status(), response.version()),
+                (StatusCode::OK, version)
+            );
         }
         assert_eq!(host.seen().last().unwrap().version, version);
     }
@@ -87,9 +111,7 @@ fn reqwest_client(ca: Option<&Ca>) -> reqwest::ClientBuilder {
     let builder = reqwest::Client::builder().no_proxy();
     match ca {
         None => builder,
-        Some(ca) => {
-            builder.tls_certs_only([reqwest::Certificate::from_der(ca.der()).unwrap()])
-        }
+        Some(ca) => builder.tls_certs_only([reqwest::Certificate::from_der(ca.der()).unwrap()]),
     }
 }
 
@@ -102,11 +124,16 @@ async fn reqwest_as_a_tower_service_in_the_clear_and_over_tls() {
     let ca = Ca::new();
     for ca in [None, Some(&ca)] {
         let (_agent, source, host) = deployment(ca).await;
-        let audience = Audience::fixed(AUDIENCE).for_origin(&host.origin()).unwrap();
+        let audience = Audience::fixed(AUDIENCE)
+            .for_origin(&host.origin())
+            .unwrap();
         let client = reqwest_client(ca).build().unwrap();
         let client = AddJwtSvid::new(client, source, audience).allow_plaintext(Plaintext::Loopback);
-        let response =
-            client.clone().oneshot(reqwest_get(&(host.origin() + "/today"))).await.unwrap();
+        let response = client
+            .clone()
+            .oneshot(reqwest_get(&(host.origin() + "/today")))
+            .await
+            .unwrap();
         assert_eq!(response.status(), StatusCode::OK);
         assert_eq!(response.text().await.unwrap(), "spiffe://x/workload");
         // A look-alike: the user name is the host's, the host another.
@@ -142,28 +169,55 @@ async fn reqwest_middleware_to_two_services_in_two_lines() {
     // An audience for one request; and an error of ours, found again.
     let other = Host::start(None).await;
     let own = Audience::fixed("o").for_origin(&other.origin()).unwrap();
-    client.get(other.origin()).with_extension(own).send().await.unwrap();
+    client
+        .get(other.origin())
+        .with_extension(own)
+        .send()
+        .await
+        .unwrap();
     assert!(other.saw_a_token());
     let clear = Audience::fixed("o").any_origin().unwrap();
-    let error =
-        client.get("http://192.0.2.1/").with_extension(clear).send().await.unwrap_err();
-    assert_eq!(TokenError::find(&error).unwrap().reason(), TokenErrorReason::Plaintext);
+    let error = client
+        .get("http://192.0.2.1/")
+        .with_extension(clear)
+        .send()
+        .await
+        .unwrap_err();
+    assert_eq!(
+        TokenError::find(&error).unwrap().reason(),
+        TokenErrorReason::Plaintext
+    );
 }
 
 #[tokio::test]
 async fn one_source_admits_and_calls() {
     // A service that admits callers, and calls the next with tokens of the same source.
     let (agent, source, reports) = deployment(None).await;
-    let audience = Audience::fixed(AUDIENCE).for_origin(&reports.origin()).unwrap();
-    let next = AddJwtSvid::new(reqwest_client(None).build().unwrap(), source.clone(), audience)
-        .allow_plaintext(Plaintext::Loopback);
-    let validator = Validator::builder(source).audience("spiffe://x/edge").build().unwrap();
+    let audience = Audience::fixed(AUDIENCE)
+        .for_origin(&reports.origin())
+        .unwrap();
+    let next = AddJwtSvid::new(
+        reqwest_client(None).build().unwrap(),
+        source.clone(),
+        audience,
+    )
+    .allow_plaintext(Plaintext::Loopback);
+    let validator = Validator::builder(source)
+        .audience("spiffe://x/edge")
+        .build()
+        .unwrap();
     let url = reports.origin() + "/";
     let app = service_fn(move |request: Request| {
         let (next, url) = (next.clone(), url.clone());
         async move {
             let caller = caller(&request);
-            let answer = next.oneshot(reqwest_get(&url)).await.unwrap().text().await.unwrap();
+            let answer = next
+                .oneshot(reqwest_get(&url))
+                .await
+                .unwrap()
+                .text()
+                .await
+                .unwrap();
             Ok::<_, Infallible>(format!("{caller} then {answer}").into_response())
         }
     });

@@ -27,8 +27,24 @@ async fn unacceptable(aud: &SvidRequest, text: String, says: &str) {
 #[tokio::test(start_paused = true)]
 async fn a_token_without_life() {
     let aud = request("a");
-    unacceptable(&aud, Token { exp: None, ..good() }.text(), "`exp`").await;
-    let (reason, _) = refused(&aud, Answer::Token(Token { exp: Some(i64::MIN), ..good() })).await;
+    unacceptable(
+        &aud,
+        Token {
+            exp: None,
+            ..good()
+        }
+        .text(),
+        "`exp`",
+    )
+    .await;
+    let (reason, _) = refused(
+        &aud,
+        Answer::Token(Token {
+            exp: Some(i64::MIN),
+            ..good()
+        }),
+    )
+    .await;
     assert_eq!(reason, TokenErrorReason::ClockSkew);
 }
 
@@ -36,8 +52,14 @@ async fn a_token_without_life() {
 async fn a_token_that_is_expired_or_about_to_be() {
     let aud = request("a");
     for exp in [START - 1, START, START + 1] {
-        let (reason, message) =
-            refused(&aud, Answer::Token(Token { exp: Some(exp), ..Token::new(&aud, START - 300, 0) })).await;
+        let (reason, message) = refused(
+            &aud,
+            Answer::Token(Token {
+                exp: Some(exp),
+                ..Token::new(&aud, START - 300, 0)
+            }),
+        )
+        .await;
         assert_eq!(reason, TokenErrorReason::ClockSkew, "{exp}");
         assert!(message.contains("clock"), "{message}");
     }
@@ -47,9 +69,15 @@ async fn a_token_that_is_expired_or_about_to_be() {
 async fn a_token_of_another_subject() {
     let id: SpiffeId = "spiffe://x/web".parse().unwrap();
     let asked = request("a").with_spiffe_id(id);
-    let other = Token { sub: "spiffe://x/admin".into(), ..good() };
+    let other = Token {
+        sub: "spiffe://x/admin".into(),
+        ..good()
+    };
     unacceptable(&asked, other.text(), "another SPIFFE ID").await;
-    let none = Token { sub: "admin".into(), ..good() };
+    let none = Token {
+        sub: "admin".into(),
+        ..good()
+    };
     unacceptable(&request("a"), none.text(), "SPIFFE ID").await;
 }
 
@@ -61,7 +89,10 @@ async fn a_token_with_another_hint() {
 
 #[tokio::test(start_paused = true)]
 async fn a_token_for_other_audiences() {
-    let aud = |all: &[&str]| Token { aud: all.iter().map(|a| a.to_string()).collect(), ..good() };
+    let aud = |all: &[&str]| Token {
+        aud: all.iter().map(|a| a.to_string()).collect(),
+        ..good()
+    };
     for other in [&["b"][..], &["a", "b"], &["A"], &["a/"], &[]] {
         let (reason, _) = refused(&request("a"), Answer::Token(aud(other))).await;
         assert_eq!(reason, TokenErrorReason::Unacceptable, "{other:?}");
@@ -84,7 +115,10 @@ async fn a_token_that_no_header_should_carry() {
     unacceptable(&aud, format!("{text}.{text}"), "three parts").await;
     unacceptable(&aud, String::new(), "three parts").await;
     unacceptable(&aud, "a".repeat(1 << 20), "8 KiB").await;
-    let long = Token { aud: vec!["a".repeat(9000)], ..good() };
+    let long = Token {
+        aud: vec!["a".repeat(9000)],
+        ..good()
+    };
     unacceptable(&request(&"a".repeat(9000)), long.text(), "8 KiB").await;
 }
 
@@ -94,9 +128,18 @@ async fn a_token_that_says_something_twice() {
     let engine = base64::engine::general_purpose::URL_SAFE_NO_PAD;
     let header = engine.encode(r#"{"alg":"ES256","kid":"1"}"#);
     for twice in [
-        format!(r#"{{"sub":"spiffe://x/web","sub":"spiffe://x/admin","aud":"a","exp":{}}}"#, START + 300),
-        format!(r#"{{"sub":"spiffe://x/web","aud":"a","aud":"b","exp":{}}}"#, START + 300),
-        format!(r#"{{"sub":"spiffe://x/web","aud":"a","exp":{0},"exp":{0}9}}"#, START + 300),
+        format!(
+            r#"{{"sub":"spiffe://x/web","sub":"spiffe://x/admin","aud":"a","exp":{}}}"#,
+            START + 300
+        ),
+        format!(
+            r#"{{"sub":"spiffe://x/web","aud":"a","aud":"b","exp":{}}}"#,
+            START + 300
+        ),
+        format!(
+            r#"{{"sub":"spiffe://x/web","aud":"a","exp":{0},"exp":{0}9}}"#,
+            START + 300
+        ),
     ] {
         let text = format!("{header}.{}.c2ln", engine.encode(&twice));
         unacceptable(&request("a"), text, "readable").await;
@@ -115,7 +158,10 @@ async fn a_hostile_answer_does_not_take_the_place_of_a_token() {
         assert_eq!(bench.cache.header(&aud).await.unwrap(), first);
     }
     let last = bench.cache.snapshot_of(&aud).unwrap().last_error.unwrap();
-    assert_eq!(last.fetch_error().unwrap().reason(), FetchSvidReason::Unacceptable);
+    assert_eq!(
+        last.fetch_error().unwrap().reason(),
+        FetchSvidReason::Unacceptable
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -124,5 +170,9 @@ async fn an_error_names_the_audience_and_bounds_it() {
     let all = (0..20).map(|n| format!("{n}{long}"));
     let aud = SvidRequest::new(all).unwrap();
     let (_, message) = refused(&aud, Answer::Fail(FetchSvidReason::Other)).await;
-    assert!(message.contains("and 17 more") && message.len() < 800, "{}", message.len());
+    assert!(
+        message.contains("and 17 more") && message.len() < 800,
+        "{}",
+        message.len()
+    );
 }

@@ -39,7 +39,10 @@ impl Ca {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
         let cert = params.self_signed(&key).unwrap().der().clone();
-        Self { issuer: Issuer::new(params, key), cert }
+        Self {
+            issuer: Issuer::new(params, key),
+            cert,
+        }
     }
 
     pub fn der(&self) -> &CertificateDer<'static> {
@@ -105,7 +108,11 @@ impl Host {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let tls = ca.map(|ca| tokio_rustls::TlsAcceptor::from(Arc::new(ca.server())));
-        let host = Self { address, https: ca.is_some(), seen: Arc::default() };
+        let host = Self {
+            address,
+            https: ca.is_some(),
+            seen: Arc::default(),
+        };
         let seen = host.seen.clone();
         let app = service_fn(move |request: http::Request<hyper::body::Incoming>| {
             keep(&seen, &request);
@@ -144,13 +151,18 @@ impl Host {
 
     /// Whether it ever saw a token, in whatever header.
     pub fn saw_a_token(&self) -> bool {
-        self.seen().iter().any(|seen| seen.authorization.is_some() || seen.workload.is_some())
+        self.seen()
+            .iter()
+            .any(|seen| seen.authorization.is_some() || seen.workload.is_some())
     }
 }
 
 fn keep<B>(seen: &Mutex<Vec<Seen>>, request: &http::Request<B>) {
     let header = |name: &str| {
-        request.headers().get(name).map(|value| value.to_str().unwrap().to_owned())
+        request
+            .headers()
+            .get(name)
+            .map(|value| value.to_str().unwrap().to_owned())
     };
     let _ = HOST;
     seen.lock().unwrap().push(Seen {
@@ -171,5 +183,7 @@ where
     S::Future: Send,
 {
     let service = TowerToHyperService::new(app);
-    let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(io), service).await;
+    let _ = auto::Builder::new(TokioExecutor::new())
+        .serve_connection(TokioIo::new(io), service)
+        .await;
 }

@@ -17,10 +17,23 @@ async fn a_token_is_due_at_a_point_drawn_once_between_55_and_65_percent() {
     for n in 0..200 {
         let bench = Bench::new();
         bench.cache.header(&request("a")).await.unwrap();
-        let due = bench.cache.snapshot_of(&request("a")).unwrap().refresh_in.unwrap();
-        assert!(due >= secs(165) - millis(1) && due <= secs(195), "{n}: {due:?}");
+        let due = bench
+            .cache
+            .snapshot_of(&request("a"))
+            .unwrap()
+            .refresh_in
+            .unwrap();
+        assert!(
+            due >= secs(165) - millis(1) && due <= secs(195),
+            "{n}: {due:?}"
+        );
         tokio::time::sleep(secs(10)).await;
-        let later = bench.cache.snapshot_of(&request("a")).unwrap().refresh_in.unwrap();
+        let later = bench
+            .cache
+            .snapshot_of(&request("a"))
+            .unwrap()
+            .refresh_in
+            .unwrap();
         assert_eq!(due - later, secs(10), "drawn once");
         points.push(due);
     }
@@ -33,7 +46,9 @@ async fn the_states_follow_one_another() {
     let bench = Bench::new();
     let aud = request("a");
     bench.cache.header(&aud).await.unwrap();
-    bench.desk.then(|_| Answer::Fail(FetchSvidReason::Unavailable));
+    bench
+        .desk
+        .then(|_| Answer::Fail(FetchSvidReason::Unavailable));
     for (at, expected) in [
         (millis(164_900), TokenState::Fresh),
         (millis(195_100), TokenState::Due),
@@ -73,12 +88,22 @@ async fn a_token_that_is_already_past_its_point_is_due_in_a_tenth_of_what_is_lef
     // Handed out from the agent's cache, 250 of its 300 s gone.
     let bench = Bench::with(|call| Answer::Token(Token::new(call.request, call.now - 250, 300)));
     bench.cache.header(&request("a")).await.unwrap();
-    let due = bench.cache.snapshot_of(&request("a")).unwrap().refresh_in.unwrap();
+    let due = bench
+        .cache
+        .snapshot_of(&request("a"))
+        .unwrap()
+        .refresh_in
+        .unwrap();
     assert!(due > millis(4_900) && due <= secs(5), "{due:?}");
     // And no sooner than in a second.
     let bench = Bench::with(|call| Answer::Token(Token::new(call.request, call.now - 294, 300)));
     bench.cache.header(&request("a")).await.unwrap();
-    let due = bench.cache.snapshot_of(&request("a")).unwrap().refresh_in.unwrap();
+    let due = bench
+        .cache
+        .snapshot_of(&request("a"))
+        .unwrap()
+        .refresh_in
+        .unwrap();
     assert!(due > millis(900) && due <= secs(1), "{due:?}");
 }
 
@@ -86,10 +111,18 @@ async fn a_token_that_is_already_past_its_point_is_due_in_a_tenth_of_what_is_lef
 async fn without_a_sane_iat_the_life_is_counted_from_receipt() {
     for iat in [None, Some(0), Some(-5), Some(i64::MAX)] {
         let bench = Bench::with(move |call| {
-            Answer::Token(Token { iat, ..Token::new(call.request, call.now, 300) })
+            Answer::Token(Token {
+                iat,
+                ..Token::new(call.request, call.now, 300)
+            })
         });
         bench.cache.header(&request("a")).await.unwrap();
-        let due = bench.cache.snapshot_of(&request("a")).unwrap().refresh_in.unwrap();
+        let due = bench
+            .cache
+            .snapshot_of(&request("a"))
+            .unwrap()
+            .refresh_in
+            .unwrap();
         assert!(due >= secs(164) && due <= secs(196), "{iat:?}: {due:?}");
     }
 }
@@ -106,7 +139,13 @@ async fn a_clock_that_is_behind_does_not_lengthen_a_tokens_life() {
 
 #[tokio::test(start_paused = true)]
 async fn due_a_request_sends_what_is_there_and_one_fetch_goes_on_behind() {
-    let bench = Bench::with(|call| call.fresh(300).after(if call.number == 1 { Duration::ZERO } else { secs(10) }));
+    let bench = Bench::with(|call| {
+        call.fresh(300).after(if call.number == 1 {
+            Duration::ZERO
+        } else {
+            secs(10)
+        })
+    });
     let aud = request("a");
     let first = bench.cache.header(&aud).await.unwrap();
     bench.at(secs(196)).await;
@@ -147,7 +186,9 @@ async fn critical_a_quick_issuer_is_waited_for_and_in_backoff_nobody_waits() {
     let bench = Bench::new();
     let aud = request("a");
     let first = bench.cache.header(&aud).await.unwrap();
-    bench.desk.then(|_| Answer::Fail(FetchSvidReason::Unavailable).after(millis(100)));
+    bench
+        .desk
+        .then(|_| Answer::Fail(FetchSvidReason::Unavailable).after(millis(100)));
     bench.at(secs(271)).await;
     let (got, took) = timed(bench.cache.header(&aud)).await;
     assert_eq!((got.unwrap(), took >= millis(99)), (first.clone(), true));
@@ -192,7 +233,13 @@ async fn delays(bench: &Bench, during: Duration) -> Vec<Duration> {
         let _ = bench.cache.try_header(&request("a"));
         tokio::time::sleep(millis(10)).await;
     }
-    bench.desk.under_way(|state| state.began.windows(2).map(|pair| pair[1] - pair[0]).collect())
+    bench.desk.under_way(|state| {
+        state
+            .began
+            .windows(2)
+            .map(|pair| pair[1] - pair[0])
+            .collect()
+    })
 }
 
 fn about(delay: Duration, base_ms: f64) -> bool {
@@ -206,7 +253,10 @@ async fn backoff_with_none_grows_from_250_ms_and_ends_at_5_s() {
     let all = delays(&bench, secs(60)).await;
     for (at, delay) in all.iter().enumerate() {
         let base = 250.0 * 2_f64.powi(at as i32);
-        assert!(about(*delay, base.min(5000.0)) && *delay <= millis(5021), "{at}: {delay:?}");
+        assert!(
+            about(*delay, base.min(5000.0)) && *delay <= millis(5021),
+            "{at}: {delay:?}"
+        );
     }
     assert!(all.len() > 12);
 }
@@ -217,12 +267,18 @@ async fn backoff_when_denied_is_1_to_10_s_and_when_invalid_60_s() {
     let all = delays(&bench, secs(100)).await;
     for (at, delay) in all.iter().enumerate() {
         let base = 1000.0 * 2_f64.powi(at as i32);
-        assert!(about(*delay, base.min(10_000.0)) && *delay <= millis(10_021), "{at}: {delay:?}");
+        assert!(
+            about(*delay, base.min(10_000.0)) && *delay <= millis(10_021),
+            "{at}: {delay:?}"
+        );
     }
     let bench = Bench::with(|_| Answer::Fail(FetchSvidReason::InvalidRequest));
     let all = delays(&bench, secs(200)).await;
     assert_eq!(all.len(), 3);
-    assert!(all.iter().all(|delay| *delay >= secs(60) && *delay < millis(60_021)));
+    assert!(
+        all.iter()
+            .all(|delay| *delay >= secs(60) && *delay < millis(60_021))
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -236,7 +292,10 @@ async fn backoff_with_a_valid_token_grows_from_1_s_and_ends_at_30_s() {
     let all = delays(&bench, secs(300)).await;
     for (at, delay) in all.iter().skip(1).enumerate() {
         let base = 1000.0 * 1.6_f64.powi(at as i32);
-        assert!(about(*delay, base.min(30_000.0)) && *delay <= millis(30_021), "{at}: {delay:?}");
+        assert!(
+            about(*delay, base.min(30_000.0)) && *delay <= millis(30_021),
+            "{at}: {delay:?}"
+        );
     }
     assert!(all.len() > 10);
 }
@@ -317,7 +376,10 @@ async fn at_most_200_fetches_a_second() {
     assert!(took > millis(4800) && took < millis(5000), "{took:?}");
     let began = bench.desk.under_way(|state| state.began.clone());
     for (at, moment) in began.iter().enumerate() {
-        let within = began[at..].iter().take_while(|other| **other < *moment + secs(1)).count();
+        let within = began[at..]
+            .iter()
+            .take_while(|other| **other < *moment + secs(1))
+            .count();
         assert!(within <= 217, "{within} in a second");
     }
 }
@@ -331,7 +393,9 @@ async fn agent_away_no_request_fails_for_103_s_and_it_is_back_within_6_s() {
         // Away from the worst moment on: just before the refresh.
         let due = bench.cache.snapshot_of(&aud).unwrap().refresh_in.unwrap();
         bench.at(due - millis(1)).await;
-        bench.desk.then(|_| Answer::Fail(FetchSvidReason::Unavailable));
+        bench
+            .desk
+            .then(|_| Answer::Fail(FetchSvidReason::Unavailable));
         let away = tokio::time::Instant::now();
         while bench.cache.header(&aud).await.is_ok() {
             tokio::time::sleep(millis(100)).await;
@@ -365,11 +429,20 @@ async fn a_snapshot_tells_what_an_operator_asks() {
     let snapshot = bench.cache.snapshot_of(&aud).unwrap();
     assert_eq!(snapshot.state, TokenState::Due);
     assert_eq!(snapshot.expires_in, Some(secs(100)));
-    assert_eq!(snapshot.last_error.unwrap().reason(), TokenErrorReason::Denied);
+    assert_eq!(
+        snapshot.last_error.unwrap().reason(),
+        TokenErrorReason::Denied
+    );
     assert!(snapshot.next_try_in.unwrap() <= millis(1200));
-    assert_eq!((snapshot.fetches, snapshot.failures, snapshot.generation), (2, 1, 1));
+    assert_eq!(
+        (snapshot.fetches, snapshot.failures, snapshot.generation),
+        (2, 1, 1)
+    );
     assert_eq!(snapshot.key_id.as_deref(), Some("key-1"));
     assert!(bench.cache.snapshot_of(&request("unknown")).is_none());
     let stats = bench.cache.stats();
-    assert_eq!((stats.hits, stats.misses, stats.fetches, stats.entries), (1, 1, 2, 1));
+    assert_eq!(
+        (stats.hits, stats.misses, stats.fetches, stats.entries),
+        (1, 1, 2, 1)
+    );
 }

@@ -14,9 +14,7 @@ use tower::util::BoxCloneSyncService;
 use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
 use tower_http::follow_redirect::FollowRedirectLayer;
 use tower_http::follow_redirect::policy::Limited;
-use tower_spiffe::client::{
-    AddJwtSvid, AddJwtSvidLayer, Audience, JwtSvidMiddleware, Plaintext,
-};
+use tower_spiffe::client::{AddJwtSvid, AddJwtSvidLayer, Audience, JwtSvidMiddleware, Plaintext};
 use tower_spiffe::testing::WorkloadApi;
 use tower_spiffe::{JwtSource, JwtSvid, TokenError, TokenErrorReason};
 
@@ -86,9 +84,15 @@ async fn reqwest_middleware_takes_the_token_off_when_it_goes_elsewhere() {
     let (a, others) = places(&ca).await;
     let tokens = JwtSvidMiddleware::new(source, [(a.origin(), "a")]).unwrap();
     let client = trusting(&ca).build().unwrap();
-    let client = reqwest_middleware::ClientBuilder::new(client).with(tokens).build();
+    let client = reqwest_middleware::ClientBuilder::new(client)
+        .with(tokens)
+        .build();
     for (b, origin) in &others {
-        client.get(format!("{}/to?{origin}/b", a.origin())).send().await.unwrap();
+        client
+            .get(format!("{}/to?{origin}/b", a.origin()))
+            .send()
+            .await
+            .unwrap();
         assert_eq!(audience_of(&a.seen().pop().unwrap()).as_deref(), Some("a"));
         assert_eq!(b.seen().pop().unwrap().path, "/b");
         assert!(!b.saw_a_token());
@@ -102,8 +106,10 @@ async fn what_follows_redirects_outside_gives_each_hop_its_own_token() {
     let (a, others) = places(&ca).await;
     let (b, c) = (&others[0].0, &others[2].0);
     let map = Audience::map([(a.origin(), "a"), (b.origin(), "b")]).unwrap();
-    let connector =
-        HttpsConnectorBuilder::new().with_tls_config(ca.client()).https_or_http().enable_all_versions();
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(ca.client())
+        .https_or_http()
+        .enable_all_versions();
     let client = Client::builder(TokioExecutor::new()).build::<_, Empty<&[u8]>>(connector.build());
     let client = ServiceBuilder::new()
         .layer(FollowRedirectLayer::with_policy(Limited::new(5)))
@@ -112,12 +118,18 @@ async fn what_follows_redirects_outside_gives_each_hop_its_own_token() {
     let get = |url: String| http::Request::get(url).body(Empty::new()).unwrap();
 
     let url = format!("{}/to?{}/b", a.origin(), b.origin());
-    assert_eq!(client.clone().oneshot(get(url)).await.unwrap().status(), StatusCode::OK);
+    assert_eq!(
+        client.clone().oneshot(get(url)).await.unwrap().status(),
+        StatusCode::OK
+    );
     assert_eq!(audience_of(&b.seen().pop().unwrap()).as_deref(), Some("b"));
 
     // Another scheme: not in the map.
     let url = format!("{}/to?{}/c", a.origin(), c.origin());
-    assert_eq!(client.clone().oneshot(get(url)).await.unwrap().status(), StatusCode::OK);
+    assert_eq!(
+        client.clone().oneshot(get(url)).await.unwrap().status(),
+        StatusCode::OK
+    );
     assert_eq!(c.seen().pop().unwrap().path, "/c");
     assert!(!c.saw_a_token());
 
@@ -125,8 +137,15 @@ async fn what_follows_redirects_outside_gives_each_hop_its_own_token() {
     let url = format!("{}/to?{}/to?{}/back", a.origin(), b.origin(), a.origin());
     client.oneshot(get(url)).await.unwrap();
     let back = a.seen().pop().unwrap();
-    assert_eq!((back.path.as_str(), audience_of(&back).as_deref()), ("/back", Some("a")));
-    assert!(b.seen().iter().all(|seen| audience_of(seen).as_deref() == Some("b")));
+    assert_eq!(
+        (back.path.as_str(), audience_of(&back).as_deref()),
+        ("/back", Some("a"))
+    );
+    assert!(
+        b.seen()
+            .iter()
+            .all(|seen| audience_of(seen).as_deref() == Some("b"))
+    );
 }
 
 #[tokio::test]
@@ -141,23 +160,41 @@ async fn a_header_of_its_own_is_not_taken_off_by_a_client_so_redirects_must_be_o
 
     // This is what the documentation warns of: a client that follows redirects beneath.
     let following = AddJwtSvid::new(trusting(&ca).build().unwrap(), source.clone(), audience());
-    following.header(name.clone()).oneshot(reqwest_get(url())).await.unwrap();
-    assert!(b.seen().pop().unwrap().workload.is_some(), "reqwest has learnt it: mend the docs");
+    following
+        .header(name.clone())
+        .oneshot(reqwest_get(url()))
+        .await
+        .unwrap();
+    assert!(
+        b.seen().pop().unwrap().workload.is_some(),
+        "reqwest has learnt it: mend the docs"
+    );
 
     // And these are the two ways that it names.
-    let staying = trusting(&ca).redirect(reqwest::redirect::Policy::none()).build().unwrap();
+    let staying = trusting(&ca)
+        .redirect(reqwest::redirect::Policy::none())
+        .build()
+        .unwrap();
     let staying = AddJwtSvid::new(staying, source.clone(), audience()).header(name.clone());
     let before = b.seen().len();
     let response = staying.oneshot(reqwest_get(url())).await.unwrap();
-    assert_eq!((response.status(), b.seen().len()), (StatusCode::TEMPORARY_REDIRECT, before));
+    assert_eq!(
+        (response.status(), b.seen().len()),
+        (StatusCode::TEMPORARY_REDIRECT, before)
+    );
 
-    let connector = HttpsConnectorBuilder::new().with_tls_config(ca.client()).https_only();
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(ca.client())
+        .https_only();
     let hyper = Client::builder(TokioExecutor::new())
         .build::<_, Empty<&[u8]>>(connector.enable_all_versions().build());
     let layer = AddJwtSvidLayer::new(source, audience()).header(name);
     let beneath = FollowRedirectLayer::with_policy(Limited::new(5)).layer(layer.layer(hyper));
     let request = http::Request::get(url()).body(Empty::new()).unwrap();
-    assert_eq!(beneath.oneshot(request).await.unwrap().status(), StatusCode::OK);
+    assert_eq!(
+        beneath.oneshot(request).await.unwrap().status(),
+        StatusCode::OK
+    );
     let hop = b.seen().pop().unwrap();
     // tower-http copies the header from hop to hop; the layer beneath keeps what is there.
     assert_eq!(hop.path, "/b");
@@ -180,25 +217,44 @@ async fn a_proxy_never_gets_a_token_in_the_clear_unless_the_user_said_so() {
         let proxy = reqwest::Proxy::all(proxy.origin_at("127.0.0.1")).unwrap();
         reqwest::Client::builder().proxy(proxy).build().unwrap()
     };
-    let audience =
-        || Audience::fixed("a").for_origins(["http://reports.test", "https://reports.test"]).unwrap();
+    let audience = || {
+        Audience::fixed("a")
+            .for_origins(["http://reports.test", "https://reports.test"])
+            .unwrap()
+    };
     let client = AddJwtSvid::new(through(), source.clone(), audience());
 
     // http goes to the proxy in the clear: refused.
-    let clear = client.clone().oneshot(reqwest_get("http://reports.test/x".into())).await;
+    let clear = client
+        .clone()
+        .oneshot(reqwest_get("http://reports.test/x".into()))
+        .await;
     let error = clear.unwrap_err();
-    assert_eq!(TokenError::find(&*error).unwrap().reason(), TokenErrorReason::Plaintext);
+    assert_eq!(
+        TokenError::find(&*error).unwrap().reason(),
+        TokenErrorReason::Plaintext
+    );
     // https goes through a tunnel: the proxy sees CONNECT, and no token.
-    let tunnel = client.clone().oneshot(reqwest_get("https://reports.test/x".into())).await;
+    let tunnel = client
+        .clone()
+        .oneshot(reqwest_get("https://reports.test/x".into()))
+        .await;
     assert!(tunnel.is_err(), "this proxy opens no tunnel");
     assert_eq!(proxy.seen().len(), 1);
     assert!(!proxy.saw_a_token());
     // Leave for loopback is no leave for others that happen to go to a proxy.
     let loopback = client.clone().allow_plaintext(Plaintext::Loopback);
-    assert!(loopback.oneshot(reqwest_get("http://reports.test/x".into())).await.is_err());
+    assert!(
+        loopback
+            .oneshot(reqwest_get("http://reports.test/x".into()))
+            .await
+            .is_err()
+    );
     assert!(!proxy.saw_a_token());
     // The user said so.
     let any = client.allow_plaintext(Plaintext::Any);
-    any.oneshot(reqwest_get("http://reports.test/x".into())).await.unwrap();
+    any.oneshot(reqwest_get("http://reports.test/x".into()))
+        .await
+        .unwrap();
     assert!(proxy.saw_a_token());
 }

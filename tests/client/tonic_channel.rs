@@ -39,7 +39,10 @@ async fn unary(request: HttpRequest) -> axum::response::Response {
         Ok::<_, Status>(Response::new(format!("{caller}: {}", request.into_inner())))
     });
     let mut grpc = tonic::server::Grpc::new(ProstCodec::<String, String>::default());
-    grpc.unary(say, request).await.map(axum::body::Body::new).into_response()
+    grpc.unary(say, request)
+        .await
+        .map(axum::body::Body::new)
+        .into_response()
 }
 
 async fn streaming(request: HttpRequest) -> axum::response::Response {
@@ -50,11 +53,17 @@ async fn streaming(request: HttpRequest) -> axum::response::Response {
         Ok::<_, Status>(Response::new(Box::pin(answers) as Texts))
     });
     let mut grpc = tonic::server::Grpc::new(ProstCodec::<String, String>::default());
-    grpc.streaming(say, request).await.map(axum::body::Body::new).into_response()
+    grpc.streaming(say, request)
+        .await
+        .map(axum::body::Body::new)
+        .into_response()
 }
 
 fn app(source: &JwtSource) -> App {
-    let validator = Validator::builder(source.clone()).audience(AUDIENCE).build().unwrap();
+    let validator = Validator::builder(source.clone())
+        .audience(AUDIENCE)
+        .build()
+        .unwrap();
     let policy = GrpcPolicy::deny_by_default()
         .method("/echo.Echo/Say", Allow::trust_domain("x").unwrap())
         .method("/echo.Echo/Talk", Allow::trust_domain("x").unwrap())
@@ -80,13 +89,20 @@ where
     B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
-    assert_eq!(say(service.clone(), "hello").await.unwrap(), "spiffe://x/workload: hello");
+    assert_eq!(
+        say(service.clone(), "hello").await.unwrap(),
+        "spiffe://x/workload: hello"
+    );
     let mut grpc = tonic::client::Grpc::new(service);
     grpc.ready().await.map_err(Into::into).unwrap();
     let words = stream::iter(["one", "two", "three"].map(str::to_owned));
     let path = PathAndQuery::from_static("/echo.Echo/Talk");
     let codec = ProstCodec::<String, String>::default();
-    let answers = grpc.streaming(Request::new(words), path, codec).await.unwrap().into_inner();
+    let answers = grpc
+        .streaming(Request::new(words), path, codec)
+        .await
+        .unwrap()
+        .into_inner();
     let answers: Vec<_> = answers.map(Result::unwrap).collect().await;
     assert_eq!(answers[2], "spiffe://x/workload: three");
     assert_eq!(answers.len(), 3);
@@ -99,24 +115,40 @@ where
     B::Error: Into<BoxError>,
 {
     let mut grpc = tonic::client::Grpc::new(service);
-    grpc.ready().await.map_err(|error| Status::from_error(error.into()))?;
+    grpc.ready()
+        .await
+        .map_err(|error| Status::from_error(error.into()))?;
     let path = PathAndQuery::from_static("/echo.Echo/Say");
     let codec = ProstCodec::<String, String>::default();
-    Ok(grpc.unary(Request::new(text.to_owned()), path, codec).await?.into_inner())
+    Ok(grpc
+        .unary(Request::new(text.to_owned()), path, codec)
+        .await?
+        .into_inner())
 }
 
 #[tokio::test]
 async fn a_channel_in_the_clear() {
     let (_agent, source, app) = deployment().await;
     let host = Host::serve(None, app).await;
-    let channel = Endpoint::new(host.origin()).unwrap().connect().await.unwrap();
-    let audience = || Audience::fixed(AUDIENCE).assume_origin(&host.origin()).unwrap();
+    let channel = Endpoint::new(host.origin())
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
+    let audience = || {
+        Audience::fixed(AUDIENCE)
+            .assume_origin(&host.origin())
+            .unwrap()
+    };
     let client = AddJwtSvid::new(channel.clone(), source.clone(), audience());
     both_work(client.clone().allow_plaintext(Plaintext::Loopback)).await;
     // Without leave, and without a token.
     let status = say(client, "hello").await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition);
-    assert_eq!(say(channel, "hello").await.unwrap_err().code(), Code::Unauthenticated);
+    assert_eq!(
+        say(channel, "hello").await.unwrap_err().code(),
+        Code::Unauthenticated
+    );
 }
 
 #[tokio::test]
@@ -125,17 +157,29 @@ async fn a_channel_over_tls() {
     let (_agent, source, app) = deployment().await;
     let host = Host::serve(Some(&ca), app).await;
     let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem(&ca)));
-    let endpoint = Endpoint::new(host.origin()).unwrap().tls_config(tls).unwrap();
+    let endpoint = Endpoint::new(host.origin())
+        .unwrap()
+        .tls_config(tls)
+        .unwrap();
     let channel = endpoint.connect().await.unwrap();
-    let audience = Audience::fixed(AUDIENCE).assume_origin(&host.origin()).unwrap();
+    let audience = Audience::fixed(AUDIENCE)
+        .assume_origin(&host.origin())
+        .unwrap();
     both_work(AddJwtSvid::new(channel, source, audience)).await;
 }
 
 fn pem(ca: &Ca) -> String {
     use base64::Engine;
     let text = base64::engine::general_purpose::STANDARD.encode(ca.der());
-    let lines: Vec<_> = text.as_bytes().chunks(64).map(|line| str::from_utf8(line).unwrap()).collect();
-    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+    let lines: Vec<_> = text
+        .as_bytes()
+        .chunks(64)
+        .map(|line| str::from_utf8(line).unwrap())
+        .collect();
+    format!(
+        "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
+        lines.join("\n")
+    )
 }
 
 #[tokio::test]
@@ -151,10 +195,17 @@ async fn a_channel_over_a_unix_socket() {
     let at = path.clone();
     let connect = move |_: Uri| {
         let at = at.clone();
-        async move { tokio::net::UnixStream::connect(&*at).await.map(TokioIo::new) }
+        async move {
+            tokio::net::UnixStream::connect(&*at)
+                .await
+                .map(TokioIo::new)
+        }
     };
-    let channel = Endpoint::from_static("http://echo").connect_with_connector_lazy(service_fn(connect));
-    let audience = Audience::fixed(AUDIENCE).assume_origin("http://echo").unwrap();
+    let channel =
+        Endpoint::from_static("http://echo").connect_with_connector_lazy(service_fn(connect));
+    let audience = Audience::fixed(AUDIENCE)
+        .assume_origin("http://echo")
+        .unwrap();
     let client = AddJwtSvid::new(channel, source, audience);
     both_work(client.allow_plaintext(Plaintext::UnixSocket)).await;
     std::fs::remove_dir_all(directory).unwrap();
@@ -163,12 +214,19 @@ async fn a_channel_over_a_unix_socket() {
 #[tokio::test]
 async fn a_balanced_channel() {
     let (_agent, source, app) = deployment().await;
-    let hosts = [Host::serve(None, app.clone()).await, Host::serve(None, app).await];
+    let hosts = [
+        Host::serve(None, app.clone()).await,
+        Host::serve(None, app).await,
+    ];
     let channel = Channel::balance_list(
-        hosts.iter().map(|host| Endpoint::new(host.origin_at("127.0.0.1")).unwrap()),
+        hosts
+            .iter()
+            .map(|host| Endpoint::new(host.origin_at("127.0.0.1")).unwrap()),
     );
     // One audience for all of them: the promise is the service's name, not a server's.
-    let audience = Audience::fixed(AUDIENCE).assume_origin("http://localhost").unwrap();
+    let audience = Audience::fixed(AUDIENCE)
+        .assume_origin("http://localhost")
+        .unwrap();
     let client = AddJwtSvid::new(channel, source, audience).allow_plaintext(Plaintext::Loopback);
     for _ in 0..20 {
         both_work(client.clone()).await;
@@ -180,22 +238,34 @@ async fn a_balanced_channel() {
 async fn an_interceptor_over_what_is_there() {
     let (_agent, source, app) = deployment().await;
     let host = Host::serve(None, app).await;
-    let channel = Endpoint::new(host.origin()).unwrap().connect().await.unwrap();
-    let audience = Audience::fixed(AUDIENCE).assume_origin(&host.origin()).unwrap();
+    let channel = Endpoint::new(host.origin())
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
+    let audience = Audience::fixed(AUDIENCE)
+        .assume_origin(&host.origin())
+        .unwrap();
     let cache = SvidCache::from(source);
-    let interceptor = JwtSvidInterceptor::new(cache.clone(), audience).allow_plaintext(Plaintext::Loopback);
+    let interceptor =
+        JwtSvidInterceptor::new(cache.clone(), audience).allow_plaintext(Plaintext::Loopback);
     let client = tonic::service::interceptor::InterceptedService::new(channel, interceptor);
     // Nothing there yet: an interceptor cannot wait, and says so.
     let status = say(client.clone(), "hello").await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
-    let _warm = cache.keep_warm([SvidRequest::new([AUDIENCE]).unwrap()]).unwrap();
+    let _warm = cache
+        .keep_warm([SvidRequest::new([AUDIENCE]).unwrap()])
+        .unwrap();
     for _ in 0..100 {
         if say(client.clone(), "hello").await.is_ok() {
             break;
         }
         tokio::time::sleep(millis(20)).await;
     }
-    assert_eq!(say(client, "hello").await.unwrap(), "spiffe://x/workload: hello");
+    assert_eq!(
+        say(client, "hello").await.unwrap(),
+        "spiffe://x/workload: hello"
+    );
 }
 
 #[tokio::test]
@@ -203,8 +273,14 @@ async fn what_the_issuer_says_becomes_the_status_of_the_call() {
     let agent = WorkloadApi::start("x").await.unwrap();
     let source = agent.source().await.unwrap();
     let host = Host::serve(None, app(&source)).await;
-    let channel = Endpoint::new(host.origin()).unwrap().connect().await.unwrap();
-    let audience = Audience::fixed(AUDIENCE).assume_origin(&host.origin()).unwrap();
+    let channel = Endpoint::new(host.origin())
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
+    let audience = Audience::fixed(AUDIENCE)
+        .assume_origin(&host.origin())
+        .unwrap();
     let client = AddJwtSvid::new(channel, source, audience).allow_plaintext(Plaintext::Loopback);
     let denied = Fault::Refuse(tower_spiffe::GrpcCode::PermissionDenied);
     agent.fail_call(Call::FetchJwtSvid, denied);
@@ -220,11 +296,20 @@ async fn a_call_that_is_unauthenticated_has_the_token_refreshed() {
     // A server that trusts another agent refuses our tokens.
     let (_other, _source, app) = deployment().await;
     let host = Host::serve(None, app).await;
-    let bench = Bench::with(|call| Answer::Token(crate::support::Token::new(call.request, call.now, 300)));
-    let channel = Endpoint::new(host.origin()).unwrap().connect().await.unwrap();
-    let audience = Audience::fixed(AUDIENCE).assume_origin(&host.origin()).unwrap();
+    let bench =
+        Bench::with(|call| Answer::Token(crate::support::Token::new(call.request, call.now, 300)));
+    let channel = Endpoint::new(host.origin())
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
+    let audience = Audience::fixed(AUDIENCE)
+        .assume_origin(&host.origin())
+        .unwrap();
     let client = AddJwtSvid::new(channel, bench.cache.clone(), audience);
-    let status = say(client.allow_plaintext(Plaintext::Loopback), "hello").await.unwrap_err();
+    let status = say(client.allow_plaintext(Plaintext::Loopback), "hello")
+        .await
+        .unwrap_err();
     assert_eq!(status.code(), Code::Unauthenticated);
     assert_eq!(bench.cache.stats().rejections, 1);
 }
