@@ -124,10 +124,11 @@ impl Host {
                 tokio::spawn(async move {
                     match tls {
                         None => connection(tcp, app).await,
-                        Some(tls) => match tls.accept(tcp).await {
-                            Ok(stream) => connection(stream, app).await,
-                            Err(_) => {}
-                        },
+                        Some(tls) => {
+                            if let Ok(stream) = tls.accept(tcp).await {
+                                connection(stream, app).await;
+                            }
+                        }
                     }
                 });
             }

@@ -39,7 +39,7 @@ enum Step {
         audience: usize,
     },
     KeyGone,
-    StepWall(i64),
+    Wall(i64),
 }
 
 fn deed() -> impl Strategy<Value = (Deed, Duration)> {
@@ -76,7 +76,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0..3_usize).prop_map(|audience| Step::Try { audience }),
         2 => (0..3_usize).prop_map(|audience| Step::Refused { audience }),
         1 => Just(Step::KeyGone),
-        1 => (-400..400_i64).prop_map(Step::StepWall),
+        1 => (-400..400_i64).prop_map(Step::Wall),
     ]
 }
 
@@ -141,7 +141,7 @@ async fn play(deeds: Vec<(Deed, Duration)>, steps: Vec<Step>) {
                 }
             }
             Step::KeyGone => bench.cache.authorities_gone(&|_, _| true),
-            Step::StepWall(seconds) => bench.clock.step_wall(seconds),
+            Step::Wall(seconds) => bench.clock.step_wall(seconds),
         }
     }
     for asked in asking {
