@@ -43,6 +43,16 @@ pub(super) enum Signer {
     Nobody(Box<str>),
 }
 
+impl Signer {
+    pub(super) fn authority(&self) -> Option<&Arc<JwtAuthority>> {
+        match self {
+            Self::Authority(authority) => Some(authority),
+            #[cfg(feature = "testing")]
+            Self::Nobody(_) => None,
+        }
+    }
+}
+
 impl Verified {
     /// How long its texts are together, in bytes.
     pub(super) fn text_len(&self) -> usize {

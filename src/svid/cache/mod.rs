@@ -18,7 +18,7 @@ use self::second::SecondLevel;
 pub use self::stats::CacheStats;
 use self::stats::Counters;
 use super::VerifiedSvid;
-use super::verified::{Signer, Verified};
+use super::verified::Verified;
 use crate::bundle::{BundleAnswer, BundleSource};
 
 pub(super) struct VerifiedCache {
@@ -103,10 +103,8 @@ fn is_current(verified: &Verified, revision: u64, source: &dyn BundleSource) -> 
     if verified.revision.load(Ordering::Acquire) == revision {
         return true;
     }
-    let authority = match &verified.signer {
-        Signer::Authority(authority) => authority,
-        #[cfg(feature = "testing")]
-        Signer::Nobody(_) => return false,
+    let Some(authority) = verified.signer.authority() else {
+        return false;
     };
     let BundleAnswer::Ready(bundle) = source.bundle(verified.spiffe_id.trust_domain_name()) else {
         return false;
