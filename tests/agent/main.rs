@@ -12,6 +12,7 @@
 
 mod as_spire;
 mod bad_days;
+mod cleanup;
 mod issuer;
 mod keepalive;
 mod replay;

@@ -53,7 +53,8 @@ impl WorkloadApi {
     }
 
     /// The connections that are open now stay open and are dead, as when a machine between has
-    /// forgotten them. New ones work.
+    /// forgotten them. New ones work. The agent never learns that a client has given a dead one up:
+    /// it keeps its end until [`cut_connections`](Self::cut_connections).
     pub fn half_open(&self) {
         self.inner.connections.go_dead();
     }
