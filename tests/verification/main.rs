@@ -11,6 +11,7 @@
 mod attacks;
 mod cache;
 mod conformance;
+mod explain;
 mod rules;
 mod second_opinion;
 mod signer;

@@ -1,0 +1,338 @@
+//! The checks, in their order, told to a person.
+//!
+//! The verdict is the validator's. What is printed of the token beside it is read here, leniently,
+//! so that something can be said of a token that is refused.
+
+use base64::Engine as _;
+use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
+use serde_json::Value;
+use tower_spiffe::bundle::JwtBundleSet;
+use tower_spiffe::{UnixTime, ValidateError, ValidateReason, Validator, VerifiedSvid};
+
+/// The token in what came, and what was taken away around it.
+pub(crate) fn unwrap(input: &[u8]) -> (&[u8], Option<&'static str>) {
+    let trimmed = input.trim_ascii();
+    match trimmed.split_first_chunk::<7>() {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case(b"bearer ") => (
+            token.trim_ascii(),
+            Some("`Bearer` stood before the token; what follows it is explained"),
+        ),
+        _ => (trimmed, None),
+    }
+}
+
+/// Text of a token's, bounded and escaped.
+pub(crate) fn shown(text: &str) -> String {
+    const MOST: usize = 120;
+    let more = if text.chars().nth(MOST).is_some() {
+        "…"
+    } else {
+        ""
+    };
+    let text: String = text.chars().take(MOST).collect();
+    format!("\"{}{more}\"", text.escape_debug())
+}
+
+fn shown_value(value: Option<&Value>) -> String {
+    match value {
+        None => "absent".to_owned(),
+        Some(Value::String(text)) => shown(text),
+        Some(other) => shown(&other.to_string())
+            .trim_matches('"')
+            .replace("\\\"", "\""),
+    }
+}
+
+/// One check: its name, the classes of refusal that end at it, what was found and expected.
+struct Check {
+    name: &'static str,
+    ends_here: bool,
+    found: String,
+    expected: String,
+    mend: &'static str,
+}
+
+pub(crate) struct Report<'a> {
+    token: &'a [u8],
+    header: Value,
+    claims: Value,
+    verdict: Result<VerifiedSvid, ValidateError>,
+    validator: &'a Validator,
+    set: &'a JwtBundleSet,
+    now: UnixTime,
+}
+
+impl<'a> Report<'a> {
+    pub(crate) fn new(
+        token: &'a [u8],
+        validator: &'a Validator,
+        set: &'a JwtBundleSet,
+        now: UnixTime,
+    ) -> Self {
+        // What is no text has no verdict of its own: it is judged by its length, else as no token.
+        let text = String::from_utf8_lossy(token);
+        let mut parts = token.split(|byte| *byte == b'.');
+        Self {
+            header: read(parts.next()),
+            claims: read(parts.next()),
+            verdict: validator.validate(&text),
+            token,
+            validator,
+            set,
+            now,
+        }
+    }
+
+    /// Prints all checks; whether the token is accepted.
+    pub(crate) fn print(&self) -> bool {
+        let mut failed = false;
+        for check in self.checks() {
+            if failed {
+                println!("  --     {:<13} not reached", check.name);
+                continue;
+            }
+            failed = check.ends_here;
+            let outcome = if failed { "FAILED" } else { "ok" };
+            println!("  {outcome:<6} {:<13} found: {}", check.name, check.found);
+            if failed {
+                println!("         {:<13} expected: {}", "", check.expected);
+                if let Err(error) = &self.verdict {
+                    println!("         {:<13} which means: {}", "", error.detail());
+                }
+                println!("         {:<13} to mend: {}", "", check.mend);
+            }
+        }
+        match &self.verdict {
+            Ok(svid) => println!("accepted: {}", svid.spiffe_id()),
+            Err(error) => println!("refused: {}", error.reason()),
+        }
+        self.verdict.is_ok()
+    }
+
+    fn checks(&self) -> Vec<Check> {
+        let reason = self.verdict.as_ref().err().map(ValidateError::reason);
+        let ends = |at: &[ValidateReason]| reason.is_some_and(|reason| at.contains(&reason));
+        let check = |name, at: &[ValidateReason], found, expected, mend| Check {
+            name,
+            ends_here: ends(at),
+            found,
+            expected,
+            mend,
+        };
+        let leeway = self.validator.leeway().as_secs();
+        use ValidateReason as R;
+        vec![
+            check(
+                "length",
+                &[R::TooLong],
+                format!("{} bytes", self.token.len()),
+                format!("at most {}", self.validator.max_token_len()),
+                "ask the issuer for fewer or shorter claims",
+            ),
+            check(
+                "form",
+                &[R::Malformed],
+                self.form(),
+                "three parts of base64url without padding, a JSON object in the first".to_owned(),
+                "send the token as the issuer gave it, whole and unchanged, without quotes",
+            ),
+            check(
+                "algorithm",
+                &[R::Algorithm],
+                shown_value(self.header.get("alg")),
+                "one of RS256 RS384 RS512 ES256 ES384 ES512 PS256 PS384 PS512".to_owned(),
+                "this is no JWT-SVID's algorithm; take the token from the Workload API",
+            ),
+            check(
+                "header",
+                &[R::Header],
+                self.header_found(),
+                "alg, a kid of 1 to 1024 bytes, typ absent, JWT or JOSE, and nothing else"
+                    .to_owned(),
+                "take a JWT-SVID from the Workload API; other JWTs have other headers",
+            ),
+            check(
+                "claims",
+                &[R::Claims],
+                self.claims_found(),
+                "sub a SPIFFE ID, aud one string or more, exp a number; nbf and iat numbers if \
+                 there; no name twice"
+                    .to_owned(),
+                "mend what the issuer writes; SPIRE writes all of this by itself",
+            ),
+            check(
+                "exp",
+                &[R::Expired],
+                self.moment("exp"),
+                format!("later than now, with {leeway} s of leeway"),
+                "fetch a new token for each life (a cache does); if it is new, compare the clocks",
+            ),
+            check(
+                "nbf",
+                &[R::NotYetValid],
+                self.moment("nbf"),
+                format!("absent, or not later than now, with {leeway} s of leeway"),
+                "compare the clocks of the issuer and of this machine",
+            ),
+            check(
+                "audience",
+                &[R::Audience],
+                shown_value(self.claims.get("aud")),
+                self.audiences(),
+                "the caller must ask for a token for exactly this name, byte for byte",
+            ),
+            check(
+                "trust domain",
+                &[R::TrustDomainUnknown],
+                self.trust_domain().map_or("none".into(), shown),
+                self.known_trust_domains(),
+                "federate with that trust domain, or give its bundle",
+            ),
+            check(
+                "key",
+                &[R::KeyUnknown],
+                shown_value(self.header.get("kid")),
+                self.known_keys(),
+                "the bundle is older than the key or the key was withdrawn: fetch the bundle anew; \
+                 an ignored element is told above",
+            ),
+            check(
+                "key fits",
+                &[R::KeyUnfit],
+                format!("alg {}", shown_value(self.header.get("alg"))),
+                self.fitting_algorithms(),
+                "the issuer signs with another key than its kid says, or the JWK forbids it",
+            ),
+            check(
+                "signature",
+                &[R::Signature],
+                if self.verdict.is_ok() {
+                    "the key's"
+                } else {
+                    "another's"
+                }
+                .to_owned(),
+                "a signature by the key named above over this header and these claims".to_owned(),
+                "the token was changed on its way, or another issuer uses the same kid",
+            ),
+        ]
+    }
+
+    fn form(&self) -> String {
+        let parts: Vec<&[u8]> = self.token.split(|byte| *byte == b'.').collect();
+        let foreign = |part: &&[u8]| {
+            let letter = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+            part.is_empty() || !part.iter().all(letter)
+        };
+        match parts.iter().position(foreign) {
+            Some(at) if parts.len() == 3 => format!(
+                "3 parts; part {} is empty or has a character that base64url has not",
+                at + 1
+            ),
+            _ => format!("{} parts", parts.len()),
+        }
+    }
+
+    fn header_found(&self) -> String {
+        let Some(members) = self.header.as_object() else {
+            return "no JSON object".to_owned();
+        };
+        let member = |(name, value)| {
+            let name: &String = name;
+            format!(
+                "{} {}",
+                shown(name).trim_matches('"'),
+                shown_value(Some(value))
+            )
+        };
+        members.iter().map(member).collect::<Vec<_>>().join(", ")
+    }
+
+    fn claims_found(&self) -> String {
+        if !self.claims.is_object() {
+            return "no JSON object".to_owned();
+        }
+        let claim = |name| format!("{name} {}", shown_value(self.claims.get(name)));
+        ["sub", "aud", "exp", "nbf", "iat"].map(claim).join(", ")
+    }
+
+    fn moment(&self, name: &str) -> String {
+        let Some(value) = self.claims.get(name) else {
+            return "absent".to_owned();
+        };
+        let Some(at) = value.as_f64().and_then(UnixTime::from_secs_f64) else {
+            return shown_value(Some(value));
+        };
+        let (ahead, past) = (at.saturating_since(self.now), self.now.saturating_since(at));
+        if at > self.now {
+            format!("{value}, {} s from now ({})", ahead.as_secs(), self.now)
+        } else {
+            format!("{value}, {} s ago (now is {})", past.as_secs(), self.now)
+        }
+    }
+
+    fn audiences(&self) -> String {
+        let ours = self.validator.audiences().iter();
+        let ours = ours.map(|audience| shown(audience)).collect::<Vec<_>>();
+        format!("one of {}", ours.join(", "))
+    }
+
+    fn trust_domain(&self) -> Option<&str> {
+        let rest = self
+            .claims
+            .get("sub")?
+            .as_str()?
+            .strip_prefix("spiffe://")?;
+        rest.split('/').next()
+    }
+
+    fn known_trust_domains(&self) -> String {
+        let mut names: Vec<String> = self
+            .set
+            .iter()
+            .map(|bundle| bundle.trust_domain().to_string())
+            .collect();
+        names.sort();
+        match names.is_empty() {
+            true => "one with a bundle, and there is none".to_owned(),
+            false => format!("one of {}", names.join(", ")),
+        }
+    }
+
+    fn known_keys(&self) -> String {
+        let bundle = self.trust_domain().and_then(|name| self.set.get(name));
+        let keys = bundle.into_iter().flat_map(|bundle| bundle.authorities());
+        let keys: Vec<String> = keys.map(|key| shown(key.key_id())).collect();
+        match keys.is_empty() {
+            true => "a key of the trust domain, which has none that can be used".to_owned(),
+            false => format!("one of {}", keys.join(", ")),
+        }
+    }
+
+    fn fitting_algorithms(&self) -> String {
+        let bundle = self.trust_domain().and_then(|name| self.set.get(name));
+        let key_id = self.header.get("kid").and_then(Value::as_str);
+        let key = bundle.zip(key_id).and_then(|(b, id)| b.authority(id));
+        let fits = tower_spiffe::Algorithm::ALL
+            .into_iter()
+            .filter(|algorithm| key.is_some_and(|key| key.supports(*algorithm)))
+            .map(|algorithm| algorithm.as_str())
+            .collect::<Vec<_>>();
+        match fits.is_empty() {
+            true => "none: the JWK's own `alg` or `key_ops` forbids every one".to_owned(),
+            false => format!("one of {}", fits.join(" ")),
+        }
+    }
+}
+
+/// The JSON in a part, however badly it is encoded; null where there is none.
+fn read(part: Option<&[u8]>) -> Value {
+    let config = GeneralPurposeConfig::new()
+        .with_decode_allow_trailing_bits(true)
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent);
+    let engine = GeneralPurpose::new(&base64::alphabet::URL_SAFE, config);
+    let json = part.and_then(|part| engine.decode(part).ok());
+    json.and_then(|json| serde_json::from_slice(&json).ok())
+        .unwrap_or(Value::Null)
+}

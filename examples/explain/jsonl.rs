@@ -1,0 +1,161 @@
+//! Many cases, one a line, through the validator that a server has.
+
+use std::collections::HashMap;
+use std::io::{BufRead, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use tower_spiffe::bundle::{JwtBundle, JwtBundleSet};
+use tower_spiffe::{Clock, SystemClock, TrustDomain, UnixTime, Validator};
+
+use crate::BoxError;
+use crate::beneath::{StillClock, Swapped};
+use crate::bundles::Members;
+
+pub(crate) fn run(input: &mut impl BufRead, output: &mut impl Write) -> Result<(), BoxError> {
+    let mut judge = Judge::default();
+    let mut output = std::io::BufWriter::new(output);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if input.read_until(b'\n', &mut line)? == 0 {
+            output.flush()?;
+            return Ok(());
+        }
+        let answer = judge.answer(&line).unwrap_or_else(
+            |error| json!({"ok": false, "reason": "usage", "error": error.to_string()}),
+        );
+        writeln!(output, "{answer}")?;
+        // Whoever asks line by line has the answer before the next question.
+        output.flush()?;
+    }
+}
+
+/// One validator for each audience and leeway; one source and one clock beneath all.
+struct Judge {
+    source: Swapped,
+    bundles: String,
+    clock: Arc<StillClock>,
+    validators: HashMap<(Vec<String>, u64), Validator>,
+}
+
+impl Default for Judge {
+    fn default() -> Self {
+        Self {
+            source: Swapped::default(),
+            bundles: String::new(),
+            clock: StillClock::at(UnixTime::from_secs(0)),
+            validators: HashMap::new(),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Case<'a> {
+    token: Option<String>,
+    token_b64: Option<String>,
+    #[serde(borrow)]
+    bundles: &'a RawValue,
+    audience: Audience,
+    now: Option<f64>,
+    leeway: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Audience {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl Judge {
+    fn answer(&mut self, line: &[u8]) -> Result<Value, BoxError> {
+        // The parser's own words may repeat what stands in the line, a token too.
+        let case: Case<'_> = serde_json::from_slice(line).map_err(|error| {
+            format!(
+                "not a case (column {}): an object with token or token_b64, bundles, audience, \
+                 now and leeway is wanted",
+                error.column()
+            )
+        })?;
+        let token = match (case.token, case.token_b64) {
+            (Some(token), None) => token.into_bytes(),
+            (None, Some(text)) => STANDARD
+                .decode(text)
+                .map_err(|_| "token_b64 is no base64")?,
+            _ => return Err("either token or token_b64 is wanted".into()),
+        };
+        self.swap(case.bundles.get())?;
+        self.clock.set(match case.now {
+            Some(now) => UnixTime::from_secs_f64(now).ok_or("now is no moment")?,
+            None => SystemClock::shared().now(),
+        });
+        let audiences = match case.audience {
+            Audience::One(audience) => vec![audience],
+            Audience::Many(audiences) => audiences,
+        };
+        let validator = self.validator(audiences, case.leeway.unwrap_or(10))?;
+        let token = match String::from_utf8(token) {
+            Ok(token) => token,
+            // No text is no token; only its length is asked first.
+            Err(bytes) if bytes.as_bytes().len() > validator.max_token_len() => {
+                return Ok(refused("too-long"));
+            }
+            Err(_) => return Ok(refused("malformed-token")),
+        };
+        Ok(match validator.validate(&token) {
+            Ok(svid) => json!({"ok": true, "reason": "ok", "spiffe_id": svid.spiffe_id()}),
+            Err(error) => refused(error.reason().as_str()),
+        })
+    }
+
+    fn validator(&mut self, audiences: Vec<String>, leeway: u64) -> Result<Validator, BoxError> {
+        let key = (audiences, leeway);
+        if let Some(validator) = self.validators.get(&key) {
+            return Ok(validator.clone());
+        }
+        let validator = Validator::builder(self.source.clone())
+            .audiences(&key.0)
+            .leeway(Duration::from_secs(leeway))
+            .clock(self.clock.clone())
+            .build()?;
+        self.validators.insert(key, validator.clone());
+        Ok(validator)
+    }
+
+    /// Keys that stay are shared with the set before, as a source does it.
+    fn swap(&mut self, bundles: &str) -> Result<(), BoxError> {
+        if self.bundles == bundles {
+            return Ok(());
+        }
+        let members: Members<'_> = serde_json::from_str(bundles)
+            .map_err(|_| "bundles is no object whose names come once")?;
+        let before = self.source.get();
+        let mut set: HashMap<TrustDomain, JwtBundle> = HashMap::new();
+        for (name, raw) in &members.0 {
+            let named = |why: &dyn std::fmt::Display| format!("bundle of {name:?}: {why}");
+            let trust_domain = TrustDomain::parse(name).map_err(|why| named(&why))?;
+            let bundle = JwtBundle::from_jwks(trust_domain.clone(), raw.get().as_bytes())
+                .map_err(|why| named(&why))?;
+            let bundle = match before.get(trust_domain.name()) {
+                Some(before) => bundle.sharing_with(before),
+                None => bundle,
+            };
+            if set.insert(trust_domain, bundle).is_some() {
+                return Err(named(&"comes twice").into());
+            }
+        }
+        self.source.set(set.into_values().collect::<JwtBundleSet>());
+        bundles.clone_into(&mut self.bundles);
+        Ok(())
+    }
+}
+
+fn refused(class: &str) -> Value {
+    json!({"ok": false, "reason": class, "spiffe_id": null})
+}

@@ -1,0 +1,384 @@
+//! `examples/explain`, run as a person and as a harness run it. `cargo test` builds it first.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::signer::{AUDIENCE, NOW, Signer, VECTORS, claims_with};
+use crate::support::es256;
+
+fn run(args: &[&str], input: &[u8]) -> (i32, String) {
+    let here = std::env::current_exe().unwrap();
+    let built = here
+        .parent()
+        .unwrap()
+        .parent()
+        .unwrap()
+        .join("examples/explain");
+    assert!(
+        built
+            .with_extension(std::env::consts::EXE_EXTENSION)
+            .exists(),
+        "{} is not built; `cargo test` builds it, `cargo test --test verification` alone does not",
+        built.display()
+    );
+    let mut child = Command::new(built)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_vec();
+    // Beside the reading: a pipe holds less than all cases.
+    let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+    (output.status.code().unwrap(), said.concat())
+}
+
+/// A file of the test's own, gone with it.
+struct File(PathBuf);
+
+impl File {
+    fn new(name: &str, content: &Value) -> Self {
+        let path = std::env::temp_dir().join(format!("explain-{}-{name}", std::process::id()));
+        std::fs::write(&path, content.to_string()).unwrap();
+        Self(path)
+    }
+
+    fn path(&self) -> &str {
+        self.0.to_str().unwrap()
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn jwks() -> Value {
+    json!({"keys": [es256().jwk(), {"kty": "AKP", "kid": "tomorrow"}]})
+}
+
+fn explain(more: &[&str], token: &str) -> (i32, String) {
+    let name = format!("{:?}.json", std::thread::current().id());
+    let file = File::new(&name, &jwks());
+    let now = NOW.to_string();
+    let mut args = vec![
+        "--bundles",
+        file.path(),
+        "--audience",
+        AUDIENCE,
+        "--now",
+        &now,
+    ];
+    args.extend(["--trust-domain", "td.test"]);
+    args.extend(more);
+    let (code, said) = run(&args, token.as_bytes());
+    for part in token.split('.').filter(|part| part.len() >= 16) {
+        assert!(
+            !said.contains(&part[..16]),
+            "a part of the token was printed: {said}"
+        );
+    }
+    (code, said)
+}
+
+#[test]
+fn a_good_token_is_accepted_with_every_check_told() {
+    for around in ["", "\n", "\r\n"] {
+        let (code, said) = explain(&[], &format!("{}{around}", es256().token()));
+        assert_eq!(code, 0, "{said}");
+        assert!(said.contains("accepted: spiffe://td.test/web"), "{said}");
+        let checks = [
+            "length",
+            "form",
+            "algorithm",
+            "header",
+            "claims",
+            "exp",
+            "nbf",
+            "audience",
+            "trust domain",
+            "key",
+            "key fits",
+            "signature",
+        ];
+        for check in checks {
+            assert!(
+                said.contains(&format!("  ok     {check:<13} found: ")),
+                "{check}: {said}"
+            );
+        }
+        assert!(said.contains("element 1 (\"tomorrow\") is ignored: `kty` is neither EC nor RSA"));
+    }
+    let (code, said) = explain(&[], &format!("Bearer {}", es256().token()));
+    assert!(
+        code == 0 && said.contains("note:    `Bearer` stood before"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_refused_token_is_told_where_and_how_to_mend_it() {
+    let signer = es256();
+    let stranger = Signer::new("evil-p256", tower_spiffe::Algorithm::ES256);
+    for (token, class, check) in [
+        (
+            signer.sign(&claims_with("exp", json!(NOW - 40))),
+            "expired",
+            "exp",
+        ),
+        (
+            signer.sign(&claims_with("nbf", json!(NOW + 40))),
+            "not-yet-valid",
+            "nbf",
+        ),
+        (
+            signer.sign(&claims_with("aud", json!("other"))),
+            "audience",
+            "audience",
+        ),
+        (
+            signer.sign(&claims_with("sub", json!("web"))),
+            "claims",
+            "claims",
+        ),
+        (
+            signer.sign(&claims_with("sub", json!("spiffe://x/y"))),
+            "trust-domain-unknown",
+            "trust domain",
+        ),
+        (stranger.token(), "key-unknown", "key"),
+        (
+            Signer::new("evil-p256", signer.algorithm)
+                .with_key_id("p256")
+                .token(),
+            "signature",
+            "signature",
+        ),
+        ("x.y".to_owned(), "malformed-token", "form"),
+        (String::new(), "malformed-token", "form"),
+        ("x".repeat(9000), "too-long", "length"),
+    ] {
+        let (code, said) = explain(&[], &token);
+        assert_eq!(code, 1, "{said}");
+        assert!(said.ends_with(&format!("refused: {class}\n")), "{said}");
+        assert!(
+            said.contains(&format!("  FAILED {check:<13} found: ")),
+            "{said}"
+        );
+        assert!(
+            said.contains("to mend: ") && said.contains("expected: "),
+            "{said}"
+        );
+        assert_eq!(said.matches("FAILED").count(), 1, "{said}");
+    }
+    let (_, said) = explain(&[], &signer.sign(&claims_with("exp", json!(NOW - 40))));
+    assert!(
+        said.contains("40 s ago (now is 1790000000)") && said.contains("10 s of leeway"),
+        "{said}"
+    );
+    let (code, _) = explain(
+        &["--leeway", "41"],
+        &signer.sign(&claims_with("exp", json!(NOW - 40))),
+    );
+    assert_eq!(code, 0);
+}
+
+#[test]
+fn each_format_is_read_and_guessed_where_it_is_plain() {
+    let marked = {
+        let mut jwk = es256().jwk();
+        jwk["use"] = json!("jwt-svid");
+        json!({"keys": [jwk], "spiffe_sequence": 7})
+    };
+    let map = json!({"td.test": jwks(), "spiffe://other.test": jwks()});
+    let bundle_map = json!({"trust_domains": {"td.test": marked}});
+    let now = NOW.to_string();
+    let token = es256().token();
+    let explain = |name: &str, document: &Value, more: &[&str]| {
+        let file = File::new(name, document);
+        let mut args = vec![
+            "--bundles",
+            file.path(),
+            "--audience",
+            AUDIENCE,
+            "--now",
+            &now,
+        ];
+        args.extend(more);
+        run(&args, token.as_bytes())
+    };
+    let td: &[&str] = &["--trust-domain", "spiffe://td.test"];
+    assert_eq!(explain("a", &jwks(), td).0, 0);
+    assert_eq!(explain("b", &marked, td).0, 0);
+    assert_eq!(explain("c", &map, &[]).0, 0);
+    assert_eq!(explain("d", &bundle_map, &[]).0, 0);
+    // A SPIFFE bundle wants `use`, where it is told to be one.
+    let (code, said) = explain("e", &jwks(), &[td, &["--format", "bundle"]].concat());
+    assert!(code == 1 && said.contains("refused: key-unknown"), "{said}");
+    for (name, document, more, why) in [
+        ("f", jwks(), &[][..], "--trust-domain is missing"),
+        ("g", json!({"x": 1}), &[], "it is not plain"),
+        ("h", json!([]), &[], "no JSON object"),
+        (
+            "i",
+            json!({"TD": jwks()}),
+            &[],
+            "the trust domain may have only",
+        ),
+        (
+            "j",
+            json!({"td.test": jwks(), "spiffe://td.test": jwks()}),
+            &[],
+            "comes twice",
+        ),
+    ] {
+        let (code, said) = explain(name, &document, more);
+        assert!(code == 2 && said.contains(why), "{why}: {said}");
+    }
+}
+
+#[test]
+fn a_wrong_command_line_ends_with_2_and_says_why() {
+    for (args, why) in [
+        (&[][..], "--bundles is missing"),
+        (&["--bundles", "x"], "--audience is missing"),
+        (&["--bundles"], "--bundles wants a value"),
+        (
+            &["--bundles", "/nowhere/x", "--audience", "a"],
+            "cannot read /nowhere/x",
+        ),
+        (
+            &["--bundles", "x", "--audience", "a", "--leeway", "ten"],
+            "whole seconds",
+        ),
+        (
+            &["--bundles", "x", "--audience", "a", "--now", "noon"],
+            "seconds since 1970",
+        ),
+        (&["--format", "pem"], "jwks, bundle or map"),
+        (&["--trust-domain", "A"], "--trust-domain: "),
+        (&["--jsonl", "--leeway", "1"], "takes no other argument"),
+        (
+            &["eyJhbGciOiJFUzI1NiJ9"],
+            "an argument is none of those below",
+        ),
+    ] {
+        let (code, said) = run(args, b"");
+        assert_eq!(code, 2, "{said}");
+        assert!(said.contains(why), "{why}: {said}");
+        assert!(!said.contains("eyJ"), "an argument was repeated");
+    }
+}
+
+#[test]
+fn all_vectors_as_lines_get_their_classes_in_their_order() {
+    let cases = VECTORS["cases"].as_array().unwrap();
+    let mut lines = Vec::new();
+    let mut asked = Vec::new();
+    for case in cases {
+        let mut line = json!({
+            "bundles": VECTORS["bundles"][case["bundles"].as_str().unwrap()],
+            "audience": case["audience"], "now": case["now"], "leeway": case["leeway"],
+        });
+        for name in ["token", "token_b64"] {
+            if !case[name].is_null() {
+                line[name] = case[name].clone();
+            }
+        }
+        // Each twice, so that the cache is asked.
+        for _ in 0..2 {
+            writeln!(lines, "{line}").unwrap();
+            asked.push(case);
+        }
+    }
+    let (code, said) = run(&["--jsonl"], &lines);
+    assert_eq!(code, 0);
+    let answers: Vec<Value> = said
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(answers.len(), asked.len());
+    for (case, answer) in asked.iter().zip(&answers) {
+        let expect = &case["expect"];
+        assert_eq!(answer["ok"], json!(expect == "ok"), "{}", case["id"]);
+        let or = case["or"]
+            .as_array()
+            .is_some_and(|or| or.contains(&answer["reason"]));
+        assert!(
+            answer["reason"] == *expect || or,
+            "{}: {answer}",
+            case["id"]
+        );
+        if expect == "ok" {
+            assert_eq!(answer["spiffe_id"], case["spiffe_id"], "{}", case["id"]);
+        }
+    }
+}
+
+#[test]
+fn a_line_that_cannot_be_read_is_told_and_the_next_one_judged() {
+    let good = json!({"token": es256().token(), "bundles": {"td.test": jwks()},
+                      "audience": [AUDIENCE], "now": NOW, "leeway": 10});
+    let with = |name: &str, value: Value| {
+        let mut line = good.clone();
+        line[name] = value;
+        line.to_string()
+    };
+    let mut both = good.clone();
+    both["token_b64"] = json!("AAAA");
+    let odd = [
+        String::new(),
+        "rubbish".to_owned(),
+        "[]".to_owned(),
+        "{}".to_owned(),
+        both.to_string(),
+        with("audience", json!([])),
+        with("audience", json!([""])),
+        with("audience", Value::Null),
+        with("leeway", json!(301)),
+        with("leeway", json!(-1)),
+        with("now", json!("noon")),
+        with("bundles", json!("main")),
+        with("bundles", json!({"td.test": {"keys": null}})),
+        with("bundles", json!({"TD": jwks()})),
+        with("token", json!(7)),
+        with("token", Value::Null),
+    ];
+    let mut lines = Vec::new();
+    for line in &odd {
+        writeln!(lines, "{line}\n{good}").unwrap();
+    }
+    lines.extend(b"\xff\xfe\n");
+    // The last line may have no end.
+    lines.extend(good.to_string().as_bytes());
+    let (code, said) = run(&["--jsonl"], &lines);
+    assert_eq!(code, 0);
+    assert!(!said.contains("eyJ"), "a token was printed");
+    let answers: Vec<Value> = said
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(answers.len(), 2 * odd.len() + 2);
+    for pair in answers.chunks(2) {
+        assert_eq!(pair[0]["ok"], false);
+        assert_eq!(pair[0]["reason"], "usage");
+        assert!(
+            pair[0]["error"]
+                .as_str()
+                .is_some_and(|error| !error.is_empty())
+        );
+        assert_eq!(
+            pair[1],
+            json!({"ok": true, "reason": "ok", "spiffe_id": "spiffe://td.test/web"})
+        );
+    }
+}
