@@ -266,7 +266,11 @@ impl<'a> Report<'a> {
         };
         let (ahead, past) = (at.saturating_since(self.now), self.now.saturating_since(at));
         if at > self.now {
-            format!("{value}, {} s from now ({})", ahead.as_secs(), self.now)
+            format!(
+                "{value}, {} s from now (now is {})",
+                ahead.as_secs(),
+                self.now
+            )
         } else {
             format!("{value}, {} s ago (now is {})", past.as_secs(), self.now)
         }

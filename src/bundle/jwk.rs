@@ -132,19 +132,23 @@ fn authority(
         (Some(raw), _) if read_text(raw).as_deref() == Some("jwt-svid") => {}
         _ => return Err(IgnoredReason::Use),
     }
+    let key_type = members.key_type.and_then(read_text);
+    let is_ec = match key_type.as_deref() {
+        Some("EC") => true,
+        Some("RSA") => false,
+        _ => return Err(IgnoredReason::KeyType),
+    };
     if members.private {
         return Err(IgnoredReason::PrivateKey);
     }
-    let key = match members.key_type.and_then(read_text).as_deref() {
-        Some("EC") => {
-            let curve = members
-                .curve
-                .and_then(|raw| Curve::from_name(&read_text(raw)?))
-                .ok_or(IgnoredReason::Curve)?;
-            PublicKey::ec(curve, &number(members.x)?, &number(members.y)?)
-        }
-        Some("RSA") => PublicKey::rsa(&number(members.n)?, &number(members.e)?),
-        _ => return Err(IgnoredReason::KeyType),
+    let key = if is_ec {
+        let curve = members
+            .curve
+            .and_then(|raw| Curve::from_name(&read_text(raw)?))
+            .ok_or(IgnoredReason::Curve)?;
+        PublicKey::ec(curve, &number(members.x)?, &number(members.y)?)
+    } else {
+        PublicKey::rsa(&number(members.n)?, &number(members.e)?)
     };
     let key = key.map_err(|fault| match fault {
         KeyFault::CoordinateLength => IgnoredReason::Encoding,
