@@ -77,7 +77,7 @@ fn options(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
 }
 
 async fn serve(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
-    let first: tower_spiffe::SpiffeId = options.ids.iter().next().ok_or(USAGE)?.parse()?;
+    let first: tower_spiffe::SpiffeId = options.ids.first().ok_or(USAGE)?.parse()?;
     let agent = WorkloadApi::builder(first.trust_domain_name())
         .token_life(options.token_life)
         .start()

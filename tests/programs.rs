@@ -190,3 +190,26 @@ async fn call_explains_a_wrong_command_line() {
         assert!(said.contains(why) && said.contains("usage: "), "{said}");
     }
 }
+
+#[tokio::test]
+async fn agent_says_where_it_is_and_what_came() {
+    let (code, said) = run(program("agent").args(["--for", "1", "--id", WEB])).await;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(
+        said.starts_with("SPIFFE_ENDPOINT_SOCKET=unix:///"),
+        "{said}"
+    );
+    assert!(said.contains("0 connections"), "{said}");
+    let (code, said) = run(program("agent").args(["--id", "nobody"])).await;
+    assert_eq!(code, Some(1), "{said}");
+    let (code, said) = run(program("agent").arg("--for")).await;
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("usage: agent"), "{said}");
+}
+
+#[tokio::test]
+async fn testing_runs_its_tests() {
+    let (code, said) = run(&mut program("testing")).await;
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(said.matches("ok: ").count(), 5, "{said}");
+}
