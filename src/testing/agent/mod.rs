@@ -201,6 +201,24 @@ impl WorkloadApi {
     /// Federates with another trust domain: its bundle is served beside the agent's own. Gives
     /// its issuer, whose rotations show here at once.
     ///
+    /// ```
+    /// use tower_spiffe::Validator;
+    /// use tower_spiffe::testing::WorkloadApi;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start("example.org").await?;
+    /// let other = agent.federate("other.test")?;
+    /// let source = agent.source().await?;
+    /// assert_eq!(source.bundle_set()?.len(), 2);
+    ///
+    /// let validator = Validator::builder(source).audience("reports").build()?;
+    /// let token = other.token("spiffe://other.test/web", "reports").sign();
+    /// assert!(validator.validate(&token).is_ok());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// The trust domain is malformed.
     pub fn federate(&self, trust_domain: &str) -> Result<Issuer, Error> {

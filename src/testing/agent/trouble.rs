@@ -36,6 +36,21 @@ impl WorkloadApi {
     }
 
     /// From now on, this call fails in this way.
+    ///
+    /// ```
+    /// use tower_spiffe::GrpcCode;
+    /// use tower_spiffe::testing::{Call, Fault, WorkloadApi};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start("example.org").await?;
+    /// agent.fail_call(Call::FetchJwtSvid, Fault::Refuse(GrpcCode::Unavailable));
+    /// // Bundles come, tokens do not.
+    /// let source = agent.source().await?;
+    /// assert!(source.fetch_jwt_svid(["reports"]).await.is_err());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn fail_call(&self, call: Call, fault: Fault) {
         if fault == Fault::HalfOpen {
             self.inner.connections.go_dead();
@@ -55,6 +70,22 @@ impl WorkloadApi {
     /// The connections that are open now stay open and are dead, as when a machine between has
     /// forgotten them. New ones work. The agent never learns that a client has given a dead one up:
     /// it keeps its end until [`cut_connections`](Self::cut_connections).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_spiffe::testing::WorkloadApi;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start("example.org").await?;
+    /// let source = agent.source().await?;
+    /// agent.half_open();
+    /// let fetch = source.fetch_jwt_svid(["reports"]);
+    /// let waited = tokio::time::timeout(Duration::from_millis(50), fetch).await;
+    /// assert!(waited.is_err()); // not even an error comes back
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn half_open(&self) {
         self.inner.connections.go_dead();
     }
@@ -66,6 +97,25 @@ impl WorkloadApi {
 
     /// Takes every identity away: streams end with PermissionDenied, and so does every call but
     /// ValidateJWTSVID, as when SPIRE's entries are deleted.
+    ///
+    /// ```
+    /// use tower_spiffe::testing::WorkloadApi;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start("example.org").await?;
+    /// let source = agent.source().await?;
+    /// let mut updates = source.updated();
+    /// agent.withdraw();
+    /// updates.changed().await?;
+    /// assert!(source.bundle_set().is_err());
+    ///
+    /// agent.restore();
+    /// updates.changed().await?;
+    /// assert!(source.bundle_set().is_ok());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn withdraw(&self) {
         self.inner.agent.change(|state| {
             if !state.entries.is_empty() {
@@ -94,6 +144,25 @@ impl WorkloadApi {
     /// Taints this key, as SPIRE does before it revokes one: it stays in the bundle (which is sent
     /// again in another order), but the tokens that it signed are dropped from the agent's cache,
     /// so that whoever asks gets one of the key that signs now. Rotate first.
+    ///
+    /// ```
+    /// use tower_spiffe::testing::WorkloadApi;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start("example.org").await?;
+    /// let source = agent.source().await?;
+    /// let old = source.fetch_jwt_svid(["reports"]).await?;
+    /// let old_key = agent.issuer().signing_key_id();
+    ///
+    /// agent.rotate().await;
+    /// assert_eq!(source.fetch_jwt_svid(["reports"]).await?.token(), old.token()); // cached
+    /// agent.taint(&old_key);
+    /// assert_ne!(source.fetch_jwt_svid(["reports"]).await?.token(), old.token());
+    /// agent.issuer().revoke(&old_key);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn taint(&self, kid: &str) {
         self.inner.agent.change(|state| {
             state.cache.forget_signed_by(kid);
@@ -108,6 +177,21 @@ impl WorkloadApi {
 
     /// How many seconds the agent's clock is ahead (behind, where negative). Tokens are dated by
     /// it, and validated by the agent by it.
+    ///
+    /// ```
+    /// use tower_spiffe::Validator;
+    /// use tower_spiffe::testing::WorkloadApi;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start("example.org").await?;
+    /// let validator = Validator::builder(agent.source().await?).audience("reports").build()?;
+    /// agent.set_clock_offset(-3600); // tokens that have expired when they arrive
+    /// let token = agent.token("spiffe://example.org/web", "reports");
+    /// assert!(validator.validate(&token).is_err());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn set_clock_offset(&self, seconds: i64) {
         self.inner.agent.clock.set(seconds);
     }
@@ -163,6 +247,21 @@ impl WorkloadApi {
 
     /// [Rotates](Self::rotate) again and again, this long after one another, until
     /// [`stop_rotating`](Self::stop_rotating), or until the agent is gone.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_spiffe::testing::WorkloadApi;
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let first = agent.issuer().signing_key_id();
+    /// agent.rotate_every(Duration::from_secs(3600));
+    /// tokio::time::sleep(Duration::from_secs(3 * 3600)).await; // in paused time
+    /// assert_ne!(agent.issuer().signing_key_id(), first);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn rotate_every(&self, period: Duration) {
         let weak = Arc::downgrade(&self.inner);
         let rotating = self.inner.runtime.spawn(async move {
