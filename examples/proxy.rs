@@ -1,0 +1,110 @@
+//! A proxy that lets only known callers through, and keeps their tokens to itself:
+//! `cargo run --example proxy`.
+//!
+//! Its bodies are hyper's `Incoming`, which nobody can make: so its refusals bring a body of their
+//! own. It has an agent of its own (`testing::WorkloadApi`), calls itself, and ends.
+
+#![allow(clippy::print_stdout, reason = "it is there to be read")]
+
+use axum::Router;
+use axum::routing::any;
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, HOST};
+use http::request::Parts;
+use http::{HeaderMap, Request, Response, Uri};
+use http_body_util::{Either, Full};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tower::{Layer, service_fn};
+use tower_spiffe::server::{Allow, CallerState, Rejection, ValidateJwtSvidLayer};
+use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::{JwtSource, Validator};
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+const PROXY: &str = "spiffe://example.org/proxy";
+
+async fn proxy(listener: TcpListener, upstream: String, source: JwtSource) -> Result<(), Error> {
+    let validator = Validator::builder(source).audience(PROXY).build()?;
+    let layer = ValidateJwtSvidLayer::required(validator, Allow::trust_domain("example.org")?)
+        .strip_authorization()
+        .on_reject(|rejection: &Rejection, _: &Parts| {
+            let body = Full::new(Bytes::from(format!("{rejection}\n")));
+            rejection.response_with(Either::<Incoming, _>::Right(body))
+        });
+
+    let client = Client::builder(TokioExecutor::new()).build_http();
+    let forward = service_fn(move |request| forward(client.clone(), upstream.clone(), request));
+    let service = TowerToHyperService::new(layer.layer(forward));
+    loop {
+        let (stream, _) = listener.accept().await?;
+        let service = service.clone();
+        tokio::spawn(async move {
+            let builder = Builder::new(TokioExecutor::new());
+            let _ = builder
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+        });
+    }
+}
+
+async fn forward(
+    client: Client<HttpConnector, Incoming>,
+    upstream: String,
+    mut request: Request<Incoming>,
+) -> Result<Response<Either<Incoming, Full<Bytes>>>, Error> {
+    let path = request
+        .uri()
+        .path_and_query()
+        .map_or("/", |path| path.as_str());
+    *request.uri_mut() = format!("http://{upstream}{path}").parse::<Uri>()?;
+    let state = CallerState::of(request.extensions());
+    let caller = state.and_then(CallerState::verified).ok_or("no caller")?;
+    let caller = caller.spiffe_id().as_str().parse()?;
+    request.headers_mut().remove(HOST);
+    request.headers_mut().insert("x-caller", caller);
+    Ok(client.request(request).await?.map(Either::Left))
+}
+
+/// What stands behind the proxy, and says what came through it.
+async fn behind(headers: HeaderMap) -> String {
+    let token = headers.contains_key(AUTHORIZATION);
+    format!(
+        "called by {:?}, the token came with it: {token}\n",
+        headers.get("x-caller")
+    )
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Error> {
+    let agent = WorkloadApi::start("example.org").await?;
+    let upstream = TcpListener::bind("127.0.0.1:0").await?;
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = upstream.local_addr()?.to_string();
+    let base = format!("http://{}/x", listener.local_addr()?);
+    tokio::spawn(axum::serve(upstream, Router::new().route("/x", any(behind))).into_future());
+    tokio::spawn(proxy(listener, address, agent.source().await?));
+
+    let client = reqwest::Client::new();
+    let token = agent.bearer("spiffe://example.org/web", PROXY);
+    let known = client
+        .post(&base)
+        .header(AUTHORIZATION, token)
+        .body("x")
+        .send()
+        .await?;
+    let unknown = client.post(&base).body("x").send().await?;
+    for (response, expected) in [(known, 200), (unknown, 401)] {
+        let status = response.status();
+        print!("{status} {}", response.text().await?);
+        if status.as_u16() != expected {
+            return Err(format!("expected {expected}").into());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,156 @@
+//! A tonic server with a policy for each method: `cargo run --example server_tonic`.
+//!
+//! It brings an agent of its own (`testing::WorkloadApi`), calls itself, and ends. In earnest the
+//! source is `JwtSource::new().await?`, and the service is one that `tonic-prost-build` made; here
+//! it is made by hand, at the end of this file.
+
+#![allow(clippy::print_stdout, reason = "it is there to be read")]
+
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::{Endpoint, Server};
+use tonic::{Code, Request, Response, Status};
+use tower_spiffe::server::{Allow, EndAtExpiryLayer, GrpcPolicy, ValidateJwtSvidLayer};
+use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::{JwtSource, Validator, VerifiedSvid};
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+const REPORTS: &str = "spiffe://example.org/reports";
+
+async fn serve(listener: TcpListener, source: JwtSource) -> Result<(), Error> {
+    let validator = Validator::builder(source).audience(REPORTS).build()?;
+    let policy = GrpcPolicy::deny_by_default()
+        .method("/r.Reports/Get", Allow::trust_domain("example.org")?)
+        .method("/r.Reports/Delete", Allow::id("spiffe://example.org/ops")?)
+        .public("/r.Reports/Version")
+        .build()?;
+    Server::builder()
+        // Streams end with the token of their caller.
+        .layer(ValidateJwtSvidLayer::required(validator.clone(), policy))
+        .layer(EndAtExpiryLayer::new(&validator))
+        .add_service(by_hand::Reports)
+        .serve_with_incoming(TcpListenerStream::new(listener))
+        .await?;
+    Ok(())
+}
+
+/// A handler, as in any tonic service.
+async fn get(request: Request<String>) -> Result<Response<String>, Status> {
+    let caller = VerifiedSvid::of(&request)?;
+    Ok(Response::new(format!(
+        "{} for {}",
+        request.get_ref(),
+        caller.spiffe_id()
+    )))
+}
+
+async fn delete(request: Request<String>) -> Result<Response<String>, Status> {
+    let caller = VerifiedSvid::of(&request)?;
+    Ok(Response::new(format!(
+        "{} deleted by {}",
+        request.get_ref(),
+        caller.spiffe_id()
+    )))
+}
+
+async fn version(_: Request<String>) -> Result<Response<String>, Status> {
+    Ok(Response::new("1".to_owned()))
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Error> {
+    let agent = WorkloadApi::start("example.org").await?;
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let endpoint = Endpoint::try_from(format!("http://{}", listener.local_addr()?))?;
+    tokio::spawn(serve(listener, agent.source().await?));
+    let channel = endpoint.connect().await?;
+
+    let web = Some("spiffe://example.org/web");
+    let ops = Some("spiffe://example.org/ops");
+    for (caller, method, expected) in [
+        (web, "Get", Code::Ok),
+        (web, "Delete", Code::PermissionDenied),
+        (ops, "Delete", Code::Ok),
+        (ops, "NotInThePolicy", Code::PermissionDenied),
+        (None, "Get", Code::Unauthenticated),
+        (None, "Version", Code::Ok),
+    ] {
+        let mut request = Request::new("march".to_owned());
+        if let Some(id) = caller {
+            let token = format!("Bearer {}", agent.token(id, REPORTS));
+            request
+                .metadata_mut()
+                .insert("authorization", token.parse()?);
+        }
+        let answer = by_hand::call(channel.clone(), method, request).await;
+        let code = answer.as_ref().map_or_else(Status::code, |_| Code::Ok);
+        let text = answer.unwrap_or_else(|status| status.message().to_owned());
+        println!(
+            "{}: {method} -> {code:?}: {text}",
+            caller.unwrap_or("nobody")
+        );
+        if code != expected {
+            return Err(format!("expected {expected:?}").into());
+        }
+    }
+    Ok(())
+}
+
+/// What `tonic-prost-build` would make from a `.proto` file.
+mod by_hand {
+    use std::convert::Infallible;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use tonic::body::Body;
+    use tonic::server::NamedService;
+    use tonic::transport::Channel;
+    use tonic::{Request, Status};
+    use tonic_prost::ProstCodec;
+    use tower::service_fn;
+
+    #[derive(Clone)]
+    pub(super) struct Reports;
+
+    impl NamedService for Reports {
+        const NAME: &'static str = "r.Reports";
+    }
+
+    impl tower::Service<http::Request<Body>> for Reports {
+        type Response = http::Response<Body>;
+        type Error = Infallible;
+        type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+            Box::pin(async move {
+                let mut grpc = tonic::server::Grpc::new(ProstCodec::<String, String>::default());
+                Ok(match request.uri().path() {
+                    "/r.Reports/Get" => grpc.unary(service_fn(super::get), request).await,
+                    "/r.Reports/Delete" => grpc.unary(service_fn(super::delete), request).await,
+                    "/r.Reports/Version" => grpc.unary(service_fn(super::version), request).await,
+                    _ => Status::unimplemented("no such method").into_http(),
+                })
+            })
+        }
+    }
+
+    pub(super) async fn call(
+        channel: Channel,
+        method: &str,
+        request: Request<String>,
+    ) -> Result<String, Status> {
+        let mut grpc = tonic::client::Grpc::new(channel);
+        grpc.ready()
+            .await
+            .map_err(|error| Status::unavailable(error.to_string()))?;
+        let path = format!("/r.Reports/{method}").parse();
+        let path = path.map_err(|_| Status::invalid_argument("no method"))?;
+        let codec = ProstCodec::<String, String>::default();
+        Ok(grpc.unary(request, path, codec).await?.into_inner())
+    }
+}
