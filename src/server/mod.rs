@@ -1,4 +1,5 @@
-//! The layer that admits callers.
+//! The layer that admits callers: it verifies their JWT-SVIDs, asks a policy, and leaves a
+//! [`CallerState`] in the request.
 //!
 //! ```
 //! use http::{Request, Response, StatusCode, header::WWW_AUTHENTICATE};
@@ -24,6 +25,47 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Where it goes
+//!
+//! - **axum**: around the finished router, `layer.layer(router)`. `Router::route_layer` leaves open
+//!   the fallback, the fallbacks of nested routers and every route that is added after it, and
+//!   panics on a router without routes. With feature `axum`, a handler takes a
+//!   [`VerifiedSvid`](crate::svid::VerifiedSvid), an `Option` of it or a [`CallerState`].
+//! - **tonic**: `Server::builder().layer(layer)`, or one service by tonic's
+//!   `LayerExt::named_layer`. [`GrpcPolicy`] says who may call which method. With feature `tonic`, a
+//!   handler asks `VerifiedSvid::of(&request)?`.
+//! - **hyper**: around the service, then hyper-util's `TowerToHyperService`.
+//! - **a proxy**, or anything whose body has no `Default`:
+//!   [`on_reject`](ValidateJwtSvidLayer::on_reject) brings the body of the refusals.
+//! - Beneath it, [`AllowCallersLayer`] narrows a route to fewer callers, and [`EndAtExpiryLayer`]
+//!   ends streams with the token of their caller. An upgraded connection (a WebSocket) escapes
+//!   both: ask [`expires_at`](crate::svid::VerifiedSvid::expires_at) there.
+//! - Above it: `CorsLayer`, which answers preflights (they bring no token, and there is no exemption
+//!   for them here), and, where a trace layer stands above too, `SetSensitiveRequestHeadersLayer`
+//!   outermost: this layer marks the credential sensitive only once it sees it.
+//!
+//! # What those are told who are not admitted
+//!
+//! | reason | HTTP | challenge | gRPC |
+//! | --- | --- | --- | --- |
+//! | no bearer token | 401 | `Bearer realm="…"` | 16 |
+//! | a header that is not exactly one bearer token | 400 | `error="invalid_request"` | 16 |
+//! | a token that does not verify | 401 | `error="invalid_token", error_description="…"` | 16 |
+//! | a caller who is not allowed | 403 | `error="insufficient_scope"` | 7 |
+//! | nobody can be judged now: no bundles, or too old | 503, `Retry-After: 5` | none | 14 |
+//!
+//! A refusal is a response, never an error of the service, and nothing that a caller sends makes it
+//! a 5xx. The texts are fixed per class; the details are in the [`Rejection`], for `on_reject` and,
+//! in the extensions of the response, for layers above. Whether a refusal speaks HTTP, gRPC or
+//! gRPC-Web is told by the request ([`Protocol::Auto`]) or chosen.
+//!
+//! # What the operator sees
+//!
+//! A span `jwt_svid` with the field `peer.spiffe_id` around each admitted request, and the same
+//! field in the span around it, where that has one; [`Admission`](crate::metrics::Admission)s, by
+//! [`metrics`](ValidateJwtSvidLayer::metrics); and one log line per class of refusal and caller in
+//! ten seconds, each refusal at `DEBUG`. No token stands in any of them.
 
 mod allow_callers;
 #[cfg(feature = "axum")]
