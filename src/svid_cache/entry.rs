@@ -9,7 +9,7 @@ use arc_swap::ArcSwapOption;
 use super::breaker::Admission;
 use super::context::Context;
 use super::error::TokenError;
-use super::flight::Flight;
+use super::flight::{Down, Flight, FlightResult};
 use super::moment::{Moment, nanos};
 use super::settings::Settings;
 use super::token::{Stage, Token};
@@ -56,6 +56,8 @@ pub(crate) struct Gate {
     /// The classes of failure already warned of, one bit each.
     pub(crate) warned: u16,
     rejected_at: Option<u64>,
+    /// Keys went while the fetch is under way: one of them may have signed what it brings.
+    doubtful: bool,
     /// Evicted: whoever still holds it must look again.
     retired: bool,
     pub(crate) counts: Counts,
@@ -109,6 +111,8 @@ pub(crate) enum Landing {
         retry_after: Duration,
         cause: Option<FetchSvidError>,
     },
+    /// With its runtime.
+    Lost,
 }
 
 impl Entry {
@@ -259,6 +263,7 @@ impl Entry {
             }
         };
         gate.flights += 1;
+        gate.doubtful = false;
         let Some(flight) = Flight::start(self, gate.flights, now, probe, urgent) else {
             if let Some((id, _)) = probe {
                 cx.breaker.abandoned(id);
@@ -294,7 +299,7 @@ impl Entry {
         flight: u64,
         landing: Landing,
         now: Moment,
-    ) -> Result<Arc<Token>, TokenError> {
+    ) -> FlightResult {
         let mut gate = self.gate();
         if gate
             .flight
@@ -308,14 +313,19 @@ impl Entry {
                 let until = now.mono().saturating_add(nanos(retry_after));
                 self.quiet_until.store(until, Ordering::Release);
                 let error = TokenError::breaker_open(&self.request, cause);
-                return Err(error.retry_in(nanos(retry_after)));
+                return Err(Down::Failed(error.retry_in(nanos(retry_after))));
+            }
+            Landing::Lost => {
+                self.cx.counts.lost();
+                self.quiet_until.store(0, Ordering::Release);
+                return Err(Down::Lost);
             }
             Landing::Answer(answer) => answer,
         };
         gate.counts.fetches += 1;
         match answer {
             Ok(token) => Ok(self.take_in(&mut gate, token, now)),
-            Err(error) => Err(self.failed(&mut gate, error, now)),
+            Err(error) => Err(Down::Failed(self.failed(&mut gate, error, now))),
         }
     }
 
@@ -351,7 +361,12 @@ impl Entry {
         let token = Arc::new(token);
         gate.pace = Paced::default();
         self.rejected.store(false, Ordering::Relaxed);
-        self.forced.store(NEVER, Ordering::Release);
+        let forced = if std::mem::take(&mut gate.doubtful) {
+            self.spread_out(now)
+        } else {
+            NEVER
+        };
+        self.forced.store(forced, Ordering::Release);
         self.quiet_until.store(0, Ordering::Release);
         self.token.store(Some(token.clone()));
         self.version.fetch_add(1, Ordering::Release);
@@ -394,8 +409,27 @@ impl Entry {
         true
     }
 
-    /// The key that signed the token is gone: due at `at` on the monotonic clock.
-    pub(crate) fn force(&self, at: u64) {
+    /// Keys are gone; `gone` tells of a token's key. Due soon where it signed the token that is
+    /// there, or may have signed the one on its way.
+    pub(crate) fn keys_gone(&self, gone: impl Fn(&Token) -> bool, now: Moment) {
+        {
+            let mut gate = self.gate();
+            gate.doubtful = gate.flight.is_some();
+        }
+        // Without the lock: the answer may be one of the user's.
+        if self.token.load().as_ref().is_some_and(|token| gone(token)) {
+            self.force(self.spread_out(now));
+        }
+    }
+
+    /// Some moment soon, another for each audience, on the monotonic clock.
+    fn spread_out(&self, now: Moment) -> u64 {
+        let jitter = self.cx.settings.gone_jitter;
+        now.plus(jitter.mul_f64(fastrand::f64())).mono()
+    }
+
+    /// Due at `at` on the monotonic clock.
+    fn force(&self, at: u64) {
         self.forced.fetch_min(at, Ordering::AcqRel);
         self.version.fetch_add(1, Ordering::Release);
     }

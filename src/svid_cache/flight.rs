@@ -21,7 +21,16 @@ use crate::svid::{FetchSvidError, FetchSvidReason, JwtSvid, SvidRequest};
 
 /// What everyone who waits for a flight gets.
 pub(crate) type Outcome = Shared<Pin<Box<dyn Future<Output = FlightResult> + Send>>>;
-pub(crate) type FlightResult = Result<Arc<Token>, TokenError>;
+pub(crate) type FlightResult = Result<Arc<Token>, Down>;
+
+/// Why a flight brought nothing.
+#[derive(Clone)]
+pub(crate) enum Down {
+    /// The fetch failed.
+    Failed(TokenError),
+    /// It was given up, or went down with the runtime that it was on: the issuer had no part in it.
+    Lost,
+}
 
 /// A task that overslept its deadline by this much is lost.
 const LEASE_SLACK: Duration = Duration::from_secs(2);
@@ -52,6 +61,7 @@ impl Flight {
         let runtime = cx.runtime()?;
         let urgency = Arc::new(Urgency::new(urgent));
         let (abort, registration) = AbortHandle::new_pair();
+        let task = Arc::new(());
         let pilot = Pilot {
             cx: cx.clone(),
             // Weak: an entry holds its flight, and the flight must not hold the entry.
@@ -60,12 +70,12 @@ impl Flight {
             flight: id,
             urgency: urgency.clone(),
             probe: probe.map(|(id, _)| id),
+            task: Arc::downgrade(&task),
         };
-        let request = entry.request.clone();
         let flying = Abortable::new(pilot.fly(probe.map(|(_, deadline)| deadline)), registration)
-            .map(move |result| result.unwrap_or_else(|_| Err(TokenError::aborted(&request))));
+            .map(|result| result.unwrap_or(Err(Down::Lost)));
         let outcome = (Box::pin(flying) as Pin<Box<dyn Future<Output = _> + Send>>).shared();
-        drop(runtime.spawn(outcome.clone().map(drop)));
+        drop(runtime.spawn(outcome.clone().map(move |_| drop(task))));
         cx.refreshing(urgent);
 
         // In the queue first, then the call itself.
@@ -124,15 +134,28 @@ struct Pilot {
     flight: u64,
     urgency: Arc<Urgency>,
     probe: Option<u64>,
+    /// Gone with the task that was spawned for the flight.
+    task: Weak<()>,
 }
 
 impl Pilot {
     async fn fly(mut self, probe_deadline: Option<Duration>) -> FlightResult {
-        let landing = self.cleared(probe_deadline).await;
-        let Some(entry) = self.entry.upgrade() else {
-            return Err(TokenError::aborted(&self.request));
+        // Timers and sockets of a runtime that was shut down panic where a waiter on another one
+        // polls them: that is the flight's end, never the waiter's.
+        let cleared = AssertUnwindSafe(self.cleared(probe_deadline));
+        let landing = match cleared.catch_unwind().await {
+            Ok(Ok(Err(error)))
+                if error.reason() == FetchSvidReason::Panicked && self.task.strong_count() == 0 =>
+            {
+                Landing::Lost
+            }
+            Ok(Ok(answer)) => Landing::Answer(answer),
+            Ok(Err(refused)) => refused,
+            Err(_) => Landing::Lost,
         };
-        let landing = landing.map_or_else(|refused| refused, Landing::Answer);
+        let Some(entry) = self.entry.upgrade() else {
+            return Err(Down::Lost);
+        };
         let now = self.cx.moment();
         let result = entry.land(self.flight, landing, now);
         self.cx.nudge.notify_waiters();

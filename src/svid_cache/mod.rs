@@ -101,6 +101,7 @@ use context::Context;
 use entry::Entry;
 use settings::Settings;
 use table::Table;
+use token::Token;
 
 pub use builder::SvidCacheBuilder;
 pub use counts::SvidCacheStats;
@@ -227,19 +228,13 @@ impl SvidCache {
     /// ID. Tokens that such a key signed are refreshed within 5 s of being asked for.
     pub fn authorities_gone(&self, gone: &dyn Fn(&str, &str) -> bool) {
         let now = self.core.cx.moment();
-        let jitter = self.core.cx.settings.gone_jitter;
+        let signed_by_gone = |token: &Token| {
+            let trust_domain = token.svid.spiffe_id().trust_domain_name();
+            let key_id = token.svid.key_id();
+            key_id.is_some_and(|key_id| gone(trust_domain, key_id))
+        };
         for entry in self.core.table.all() {
-            let token = entry.token.load();
-            let signed_by_gone = token.as_ref().is_some_and(|token| {
-                let trust_domain = token.svid.spiffe_id().trust_domain_name();
-                token
-                    .svid
-                    .key_id()
-                    .is_some_and(|key_id| gone(trust_domain, key_id))
-            });
-            if signed_by_gone {
-                entry.force(now.plus(jitter.mul_f64(fastrand::f64())).mono());
-            }
+            entry.keys_gone(signed_by_gone, now);
         }
         self.core.cx.nudge.notify_waiters();
     }

@@ -3,10 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::entry::Entry;
+use tokio::runtime::Handle;
+
+use super::entry::{Entry, Resolved};
 use super::error::{TokenError, TokenErrorReason};
-use super::flight::Outcome;
+use super::flight::{Down, Outcome};
 use super::token::Token;
+
+/// One flight that was lost is bad luck; more of them in a row say that another will be, too.
+const MOST_FLIGHTS: u32 = 3;
 
 /// Waits for a flight until it ends or the wait does; then takes the newest token there is.
 pub(crate) struct Waiter {
@@ -39,7 +44,11 @@ impl Waiter {
     }
 
     pub(crate) async fn token(self) -> Result<Arc<Token>, TokenError> {
-        let ended = tokio::time::timeout(self.wait, self.outcome).await;
+        // Where there is none, a timer would panic.
+        if Handle::try_current().is_err() {
+            return Err(TokenError::no_runtime(&self.entry.request));
+        }
+        let ended = tokio::time::timeout(self.wait, self.landed()).await;
         let now = self.entry.cx.moment();
         if let Ok(Ok(token)) = &ended
             && token.usable(now)
@@ -69,5 +78,26 @@ impl Waiter {
                 ),
             )),
         }
+    }
+
+    /// How the flight ended; where it was lost, how the next one did.
+    async fn landed(&self) -> Result<Arc<Token>, TokenError> {
+        let mut outcome = self.outcome.clone();
+        for _ in 0..MOST_FLIGHTS {
+            match outcome.await {
+                Ok(token) => return Ok(token),
+                Err(Down::Failed(error)) => return Err(error),
+                Err(Down::Lost) if self.entry.cx.is_closed() => return Err(TokenError::closed()),
+                Err(Down::Lost) => {}
+            }
+            // The next one begins on the runtime that we are on.
+            outcome = match self.entry.resolve(self.entry.cx.moment()) {
+                Resolved::Wait(next) => next.outcome,
+                Resolved::Token(token) => return Ok(token),
+                Resolved::Fail(error) => return Err(error),
+                Resolved::Retired => break,
+            };
+        }
+        Err(TokenError::aborted(&self.entry.request))
     }
 }

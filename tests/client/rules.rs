@@ -182,6 +182,53 @@ async fn rule_05_a_waiter_drives_a_fetch_whose_own_task_is_lost() {
     assert_eq!(bench.desk.calls(), 1);
 }
 
+/// The timers of a runtime that is gone panic where another runtime's task polls them.
+#[test]
+fn rule_05_a_waiter_on_another_runtime_outlives_the_fetchs() {
+    let threaded = || {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap()
+    };
+    let ours = threaded();
+    for times_in_fetcher in [false, true] {
+        let theirs = threaded();
+        let clock = tower_spiffe::testing::PausedClock::new(tower_spiffe::UnixTime::from_secs(
+            crate::support::START,
+        ));
+        let desk = crate::support::Desk::new(&clock, move |call| match call.number {
+            1 if times_in_fetcher => Answer::Hang.after(secs(60)),
+            1 => Answer::Hang,
+            _ => call.fresh(300),
+        });
+        let cache = SvidCache::builder(desk.clone())
+            .clock(clock.shared())
+            .build();
+        let aud = request("a");
+        theirs.block_on(async {
+            assert!(cache.try_header(&aud).is_none());
+            while desk.calls() == 0 {
+                tokio::time::sleep(millis(5)).await;
+            }
+        });
+        let (asked, wanted) = (cache.clone(), aud.clone());
+        let waiter = ours.spawn(async move { asked.header(&wanted).await });
+        ours.block_on(async {
+            while cache.stats().misses < 2 {
+                tokio::time::sleep(millis(5)).await;
+            }
+        });
+        drop(theirs);
+        let waited = ours.block_on(waiter).unwrap();
+        let now_there = ours.block_on(async { cache.header(&aud).await });
+        assert_eq!(waited.unwrap(), now_there.unwrap());
+        assert_eq!(cache.stats().lost, 1);
+        assert_eq!(desk.calls(), 2);
+    }
+}
+
 // === 6: two clocks ===
 
 #[tokio::test(start_paused = true)]
@@ -268,6 +315,26 @@ async fn rule_08_at_most_one_forced_fetch_per_10_s() {
 }
 
 // === 9: a key is gone ===
+
+#[tokio::test(start_paused = true)]
+async fn rule_09_a_key_may_go_while_a_token_that_it_signed_is_on_its_way() {
+    let bench = Bench::with(|call| {
+        let mut token = Token::new(call.request, call.now, 300);
+        token.kid = if call.number == 1 { "old" } else { "new" };
+        Answer::Token(token).after(secs(1))
+    });
+    let aud = request("a");
+    assert_eq!(bench.cache.try_header(&aud), None);
+    settle().await;
+    bench.cache.authorities_gone(&|_, key| key == "old");
+    for second in 2..9 {
+        bench.at(secs(second)).await;
+        assert!(bench.cache.try_header(&aud).is_some());
+    }
+    let state = bench.cache.snapshot_of(&aud).unwrap();
+    assert_eq!(state.key_id.as_deref(), Some("new"));
+    assert_eq!(bench.desk.calls(), 2);
+}
 
 #[tokio::test(start_paused = true)]
 async fn rule_09_when_a_key_is_gone_its_tokens_are_due_within_5_s() {
