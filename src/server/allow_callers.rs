@@ -17,6 +17,7 @@ use super::realm::{InvalidRealm, Realm};
 use super::rejection::{DefaultOnReject, OnReject, Rejection, RejectionReason};
 use super::telemetry::Telemetry;
 use crate::clock::SystemClock;
+use crate::metrics::MetricsRecorder;
 
 /// Where a body cannot say it, this header says what is wrong with the server.
 const MISWIRED: HeaderName = HeaderName::from_static("x-tower-spiffe-error");
@@ -99,6 +100,16 @@ impl<R> AllowCallersLayer<R> {
         })
     }
 
+    /// Counts refusals there. Those whom it lets through were counted by the layer above.
+    #[must_use]
+    pub fn metrics(self, recorder: Arc<dyn MetricsRecorder>) -> Self {
+        let mut shared = self.shared.copy();
+        shared.telemetry.set_recorder(recorder);
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
     /// Answers those who are not admitted with this instead.
     #[must_use]
     pub fn on_reject<F, B>(self, on_reject: F) -> AllowCallersLayer<F>
@@ -169,7 +180,11 @@ impl<R> Shared<R> {
         match caller::verified(&parts.extensions) {
             Ok(caller) if self.policy.allows(caller, parts) => Ok(()),
             Ok(caller) => Err(Rejection::not_allowed(caller, wire(), &self.realm)),
-            Err(caller::NoCaller::Anonymous) if self.policy.is_public(parts) => Ok(()),
+            Err(caller::NoCaller::Anonymous | caller::NoCaller::AuditFailed(_))
+                if self.policy.is_public(parts) =>
+            {
+                Ok(())
+            }
             Err(fault) => Err(fault.into_rejection(wire(), &self.realm)),
         }
     }
@@ -199,7 +214,9 @@ where
             }
             Err(rejection) => rejection,
         };
-        self.shared.telemetry.refused(&rejection, true, |_| false);
+        // Only of a verified caller is the trust domain more than a claim.
+        let is_verified = |_: &str| rejection.caller().is_some();
+        self.shared.telemetry.refused(&rejection, true, is_verified);
         let mut response = self.shared.on_reject.respond(&rejection, &parts);
         if rejection.reason() == RejectionReason::NotWired {
             let text = HeaderValue::from_static(rejection.reason().description());

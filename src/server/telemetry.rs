@@ -122,7 +122,14 @@ const UNKNOWN: &str = "unknown";
 /// Lets one line per class and caller through in each interval.
 struct RefusalLog {
     interval: Duration,
-    lines: Mutex<HashMap<(&'static str, Option<SpiffeId>), Line>>,
+    lines: Mutex<Lines>,
+}
+
+#[derive(Default)]
+struct Lines {
+    by_caller: HashMap<(&'static str, Option<SpiffeId>), Line>,
+    // A full table is swept once per interval, or each refusal would cost a look at all of it.
+    swept: Option<Duration>,
 }
 
 struct Line {
@@ -142,14 +149,19 @@ impl RefusalLog {
     fn pass(&self, now: Duration, class: &'static str, caller: Option<&SpiffeId>) -> Option<u64> {
         let quiet_until = now.saturating_add(self.interval);
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let Lines { by_caller, swept } = &mut *lines;
         let mut key = (class, caller.cloned());
-        if key.1.is_some() && lines.len() >= MAX_CALLERS && !lines.contains_key(&key) {
-            lines.retain(|_, line| line.quiet_until > now || line.suppressed > 0);
-            if lines.len() >= MAX_CALLERS {
+        if key.1.is_some() && by_caller.len() >= MAX_CALLERS && !by_caller.contains_key(&key) {
+            if swept.is_none_or(|at| now >= at.saturating_add(self.interval)) {
+                *swept = Some(now);
+                // What was suppressed of a caller who is silent since is told of nowhere.
+                by_caller.retain(|_, line| line.quiet_until > now);
+            }
+            if by_caller.len() >= MAX_CALLERS {
                 key.1 = None;
             }
         }
-        let line = lines.entry(key).or_insert(Line {
+        let line = by_caller.entry(key).or_insert(Line {
             quiet_until: Duration::ZERO,
             suppressed: 0,
         });
@@ -192,14 +204,17 @@ mod tests {
         let written = (0..10_000)
             .filter(|n| {
                 let caller = format!("spiffe://x/{n}").parse().unwrap();
-                log.pass(SECOND, "not-allowed", Some(&caller)).is_some()
+                // Once more each, so that there is something that was not told.
+                let told = log.pass(SECOND, "not-allowed", Some(&caller)).is_some();
+                log.pass(SECOND, "not-allowed", Some(&caller));
+                told
             })
             .count();
         assert_eq!(written, MAX_CALLERS + 1);
-        assert_eq!(log.lines.lock().unwrap().len(), MAX_CALLERS + 1);
+        assert_eq!(log.lines.lock().unwrap().by_caller.len(), MAX_CALLERS + 1);
         // Later the old ones make room.
         let late = "spiffe://x/late".parse().unwrap();
         assert_eq!(log.pass(20 * SECOND, "not-allowed", Some(&late)), Some(0));
-        assert!(log.lines.lock().unwrap().len() < 10);
+        assert!(log.lines.lock().unwrap().by_caller.len() < 10);
     }
 }

@@ -282,6 +282,29 @@ async fn a_narrower_policy_beneath_goes_by_the_identity_above() {
 }
 
 #[tokio::test]
+async fn what_a_narrower_policy_has_as_public_is_open_in_an_audit_too() {
+    let world = World::new();
+    let policy = GrpcPolicy::deny_by_default().public("/r.R/Open").build();
+    let narrow = AllowCallersLayer::new(policy.unwrap());
+    let layer = ValidateJwtSvidLayer::audit(world.validator.clone(), Allow::id(WEB).unwrap());
+    let inner = layer.layer(narrow.layer(service_fn(|_: Request<String>| async {
+        Ok::<_, Infallible>(Response::new(String::new()))
+    })));
+    for (request, path, expected) in [
+        (Request::default(), "/r.R/Open", 200),
+        (bad(), "/r.R/Open", 200),
+        (world.request(OPS), "/r.R/Open", 200),
+        (Request::default(), "/r.R/Get", 401),
+        (bad(), "/r.R/Get", 401),
+    ] {
+        let mut request = request;
+        *request.uri_mut() = path.parse().unwrap();
+        let response = inner.clone().oneshot(request).await.unwrap();
+        assert_eq!(response.status(), expected, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn a_narrower_policy_without_a_layer_above_says_so() {
     let world = World::new();
     let narrow = AllowCallersLayer::new(Allow::any_trust_domain());

@@ -276,3 +276,32 @@ async fn every_verdict_is_counted_under_labels_of_ours() {
     .collect();
     assert_eq!(counts, expected);
 }
+
+#[tokio::test]
+async fn refusals_of_a_narrower_policy_are_counted_too() {
+    let world = World::new();
+    let recorder = Arc::new(Recorder::default());
+    let narrow = AllowCallersLayer::new(Allow::id(OPS).unwrap()).metrics(recorder.clone());
+    let inner = narrow.layer(service_fn(|_: Request<String>| async {
+        Ok::<_, Infallible>(Response::new(String::new()))
+    }));
+    let layer = ValidateJwtSvidLayer::audit(world.validator.clone(), Allow::any_trust_domain());
+    let inner = layer.layer(inner);
+    let claimed = Signer::new("evil", "k1").token("spiffe://evil/w");
+    for request in [
+        world.request(OPS),
+        world.request(WEB),
+        with_authorization(&bearer(&claimed)),
+    ] {
+        let _ = inner.clone().oneshot(request).await.unwrap();
+    }
+    let counts: Counts = recorder.0.lock().unwrap().clone();
+    let expected: Counts = [
+        (("not-allowed", true, "x"), 1),
+        (("trust-domain-unknown", true, "unknown"), 1),
+    ]
+    .into_iter()
+    .map(|((outcome, enforced, label), n)| ((outcome.to_owned(), enforced, label.to_owned()), n))
+    .collect();
+    assert_eq!(counts, expected);
+}
