@@ -13,7 +13,7 @@ use super::backoff::Backoff;
 use super::intake::{self, Discarded, Intake};
 use super::limits::ResourceLimits;
 use super::shared::Shared;
-use crate::bundle::JwtBundleSet;
+use crate::bundle::{CannotJudge, JwtBundleSet};
 use crate::svid_cache::SvidCache;
 use crate::workload_api::{JwtBundlesMessage, WorkloadApiError, WorkloadApiErrorReason};
 
@@ -23,6 +23,9 @@ const READ_HERE: usize = 8 << 10;
 
 /// How often the age of the last contact is told while all is quiet.
 const AGE_EVERY: Duration = Duration::from_secs(60);
+
+/// A limit of staleness that is too short to be kept must not become a storm.
+const ASK_ANEW_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 
 pub(crate) struct Supervisor {
     shared: Arc<Shared>,
@@ -117,7 +120,8 @@ impl Supervisor {
         let mut stream = opened;
         let mut heard = false;
         // A quiet stream is asked anew before it counts as stale.
-        let ask_anew = self.shared.max_staleness.map(|max| max / 2);
+        let max_staleness = self.shared.max_staleness;
+        let ask_anew = max_staleness.map(|max| (max / 2).max(ASK_ANEW_AT_MOST_EVERY));
         let mut ask_anew_at = None;
         loop {
             let generation = stream.generation();
@@ -275,8 +279,11 @@ impl Supervisor {
                 if let Some(delay) = self.shared.withdraw(&error) {
                     self.withdraw_at = Instant::now().checked_add(delay);
                     tracing::warn!(delay_ms = millis(delay), "the issuer withdrew the bundles");
-                } else if self.shared.revision().is_err() {
-                    self.withdraw_at = None;
+                } else if self.shared.revision() == Err(CannotJudge::Withdrawn)
+                    && self.withdraw_at.is_some()
+                {
+                    // Its time came in the same moment as this answer.
+                    self.withdraw_now();
                 }
             }
             // Nobody answers on this connection; the next attempt gets another.
