@@ -15,6 +15,7 @@ mod bad_days;
 mod cleanup;
 mod issuer;
 mod keepalive;
+mod refusals;
 mod replay;
 mod rotation;
 mod support;

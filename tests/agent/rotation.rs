@@ -174,6 +174,6 @@ async fn after_a_rotation_every_source_of_the_agent_knows_the_new_key() {
     let began = tokio::time::Instant::now();
     agent.rotate().await;
     agent.start_again().await.unwrap();
-    assert!(began.elapsed() < Duration::from_secs(2));
+    assert!(began.elapsed() < Duration::from_secs(8));
     drop(away);
 }
