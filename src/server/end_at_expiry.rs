@@ -5,6 +5,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -34,7 +35,8 @@ const EXPIRED: RejectionReason = RejectionReason::Token(ValidateReason::Expired)
 /// gRPC-Web with status 16 (`UNAUTHENTICATED`).
 ///
 /// It stands beneath a [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer), and goes by the
-/// identity that that one left; callers without one are let be. What the caller still sends is not
+/// identity that that one left; callers without one are let be. Where no such layer stands above,
+/// no answer is ended, and an error is logged, once. What the caller still sends is not
 /// cut off by it, nor is a connection that was upgraded (a WebSocket): there, ask
 /// [`expires_at`](crate::svid::VerifiedSvid::expires_at).
 ///
@@ -47,6 +49,8 @@ pub struct EndAtExpiryLayer {
 struct Time {
     clock: Arc<dyn Clock>,
     leeway: Duration,
+    // That no layer stands above was said.
+    said_not_wired: AtomicBool,
 }
 
 /// The service that an [`EndAtExpiryLayer`] makes.
@@ -69,7 +73,11 @@ impl EndAtExpiryLayer {
         let clock = validator.clock().clone();
         let leeway = validator.leeway();
         Self {
-            time: Arc::new(Time { clock, leeway }),
+            time: Arc::new(Time {
+                clock,
+                leeway,
+                said_not_wired: AtomicBool::new(false),
+            }),
         }
     }
 }
@@ -110,7 +118,11 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let caller = CallerState::of(request.extensions()).and_then(CallerState::verified);
+        let state = CallerState::of(request.extensions());
+        if state.is_none() {
+            self.layer.time.say_not_wired();
+        }
+        let caller = state.and_then(CallerState::verified);
         let end = caller.map(|caller| End {
             at: caller.expires_at().saturating_add(self.layer.time.leeway),
             time: self.layer.time.clone(),
@@ -118,6 +130,20 @@ where
         EndAtExpiryFuture {
             inner: self.inner.call(request),
             end,
+        }
+    }
+}
+
+impl Time {
+    /// Put outside of the layer that it goes by it would end nothing, and nobody would see.
+    fn say_not_wired(&self) {
+        if !self.said_not_wired.swap(true, Ordering::Relaxed) {
+            let reason = RejectionReason::NotWired;
+            tracing::error!(
+                reason = reason.as_str(),
+                "answers do not end with the caller's token: {}",
+                reason.description()
+            );
         }
     }
 }

@@ -11,7 +11,7 @@ use tower::{Layer, ServiceExt, service_fn};
 use tower_spiffe::bundle::CannotJudge;
 use tower_spiffe::metrics::{Admission, MetricsRecorder};
 use tower_spiffe::server::{
-    Allow, AllowCallersLayer, CallerState, Rejection, ValidateJwtSvidLayer,
+    Allow, AllowCallersLayer, CallerState, EndAtExpiryLayer, Rejection, ValidateJwtSvidLayer,
 };
 use tower_spiffe::{Clock, SystemClock};
 use tracing::Level;
@@ -227,6 +227,30 @@ impl MetricsRecorder for Recorder {
         );
         *self.0.lock().unwrap().entry(key).or_default() += 1;
     }
+}
+
+#[tokio::test]
+async fn a_layer_that_ends_nothing_because_of_where_it_stands_says_so_once() {
+    let log = Log::default();
+    let _guard = log.begin(Level::INFO);
+    let world = World::new();
+    let validate = ValidateJwtSvidLayer::optional(world.validator.clone(), Allow::id(WEB).unwrap());
+    let ends = EndAtExpiryLayer::new(&world.validator);
+    let inner = service_fn(|_: Request<String>| async {
+        Ok::<_, Infallible>(Response::new(
+            http_body_util::Full::<bytes::Bytes>::default(),
+        ))
+    });
+    let right = validate.layer(ends.layer(inner));
+    for request in [world.request(WEB), Request::default()] {
+        let _ = right.clone().oneshot(request).await.unwrap();
+    }
+    assert_eq!(log.lines_with("ERROR"), 0);
+    let wrong = ends.layer(validate.layer(inner));
+    for request in [world.request(WEB), world.request(WEB)] {
+        let _ = wrong.clone().oneshot(request).await.unwrap();
+    }
+    assert_eq!(log.lines_with("answers do not end"), 1);
 }
 
 #[tokio::test]
