@@ -25,6 +25,10 @@ impl fmt::Display for JwksError {
 
 impl std::error::Error for JwksError {}
 
+/// So many elements that are no authorities are told of: a document of a million numbers must not
+/// leave a million reasons behind.
+pub(super) const MOST_IGNORED: usize = 256;
+
 type Keys = (Box<[Arc<JwtAuthority>]>, Box<[IgnoredKey]>);
 
 /// The authorities in `document`, sorted by key ID, and what is none.
@@ -37,9 +41,7 @@ pub(super) fn read(document: &[u8], rule: UseRule) -> Result<Keys, JwksError> {
     for (position, element) in elements.into_iter().enumerate() {
         match jwk::read(element.get(), rule) {
             Ok(authority) => found.push((position, authority)),
-            Err((key_id, reason)) => {
-                ignored.push(IgnoredKey::new(position, key_id.as_deref(), reason));
-            }
+            Err((key_id, reason)) => tell(&mut ignored, position, key_id.as_deref(), reason),
         }
     }
     let authorities = without_ambiguous(found, &mut ignored);
@@ -68,7 +70,7 @@ fn without_ambiguous(
         let key_id = authority.key_id();
         if ambiguous.contains(key_id) {
             let reason = IgnoredReason::AmbiguousKeyId;
-            ignored.push(IgnoredKey::new(position, Some(key_id), reason));
+            tell(ignored, position, Some(key_id), reason);
         } else if let Some(twin) = authorities.last_mut()
             && twin.key_id() == key_id
         {
@@ -78,6 +80,17 @@ fn without_ambiguous(
         }
     }
     authorities.into_iter().map(Arc::new).collect()
+}
+
+fn tell(
+    ignored: &mut Vec<IgnoredKey>,
+    position: usize,
+    key_id: Option<&str>,
+    reason: IgnoredReason,
+) {
+    if ignored.len() < MOST_IGNORED {
+        ignored.push(IgnoredKey::new(position, key_id, reason));
+    }
 }
 
 fn elements(text: &str) -> Result<Vec<&RawValue>, serde_json::Error> {

@@ -119,7 +119,7 @@ impl JwtBundle {
     }
 
     /// The elements of the document that are no authorities, and why, for whoever looks after the
-    /// issuer.
+    /// issuer; at most 256 of them.
     pub fn ignored(&self) -> &[IgnoredKey] {
         &self.ignored
     }

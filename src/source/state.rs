@@ -176,7 +176,8 @@ impl TrustDomainState {
         self.key_ids.iter().map(AsRef::as_ref)
     }
 
-    /// How many elements of its JWK Set are no keys that a token could be verified with.
+    /// How many elements of its JWK Set are no keys that a token could be verified with; 256 at
+    /// the most are counted.
     pub fn ignored_keys(&self) -> usize {
         self.ignored_keys
     }

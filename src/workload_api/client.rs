@@ -335,13 +335,22 @@ fn asking<T>(message: T) -> tonic::Request<T> {
     request
 }
 
+/// Issuers should give no longer ones (SPIFFE Workload API section 8).
+const MAX_HINT_LEN: usize = 1024;
+
 fn invalid(text: impl Into<Arc<str>>) -> WorkloadApiError {
     WorkloadApiError::new(Call::FetchJwtSvid, Reason::InvalidAnswer, text)
 }
 
 /// One token of an answer, if it is what was asked for.
 fn accept(request: &SvidRequest, answer: &pb::Jwtsvid) -> Result<JwtSvid, WorkloadApiError> {
-    let svid = JwtSvid::parse_unverified(&answer.svid, &answer.hint)
+    // Nobody asks for a longer hint, and nobody should have to keep one (WA-12).
+    let hint = if answer.hint.len() <= MAX_HINT_LEN {
+        &answer.hint
+    } else {
+        ""
+    };
+    let svid = JwtSvid::parse_unverified(&answer.svid, hint)
         .map_err(|error| invalid(format!("the agent's token cannot be used: {error}")))?;
     let id = svid.spiffe_id();
     if answer.spiffe_id != id.as_str() {

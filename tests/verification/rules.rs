@@ -7,7 +7,7 @@
 //! | JWT-18, JWT-19 | the carrier: tested with the server's and the client's layers |
 //! | TB-2 | says for whom bundles are meant |
 //! | TB-10 | binds publishers; that extra members do no harm is `tb_04` |
-//! | TB-13, TB-14, TB-15 | Bundle Maps: no part of this crate reads them |
+//! | TB-13, TB-14, TB-15 | Bundle Maps: read by `FileBundles`, tested there |
 //! | TB-16 | polling of bundle endpoints: this crate polls none |
 //! | ID-16, ID-18, ID-21, ID-23, ID-24 | free choice, issuers, or advice about meaning |
 //! | ID-22 | a JWS signs `sub` by its form (`jwt_01`) |
@@ -324,6 +324,15 @@ fn jwt_20_a_spiffe_bundle_marks_its_jwt_keys() {
     unnamed.as_object_mut().unwrap().remove("kid");
     let bundle = read_spiffe(&json!({"keys": [unnamed]}));
     assert_eq!(bundle.ignored()[0].reason(), IgnoredReason::KeyId);
+}
+
+#[test]
+fn tb_08_what_is_ignored_is_told_of_within_bounds() {
+    let rubbish = vec![json!(1); 100_000];
+    let mut keys = vec![es256().jwk()];
+    keys.extend(rubbish);
+    let bundle = read(&json!({"keys": keys}));
+    assert_eq!((bundle.len(), bundle.ignored().len()), (1, 256));
 }
 
 #[test]
