@@ -6,6 +6,7 @@ use super::shared::Shared;
 use crate::svid::{
     FetchSvid, FetchSvidError, FetchSvidFuture, FetchSvidReason, JwtSvid, SvidRequest,
 };
+use crate::svid_cache::TokenErrorReason;
 
 /// Fetches over the source's connection. Holds no handle of the source.
 pub(crate) struct Fetcher(Arc<Shared>);
@@ -53,25 +54,11 @@ impl Shared {
         let began = self.clock.monotonic();
         let outcome = self.fetch(request).await;
         let latency = self.clock.monotonic().saturating_sub(began);
-        let word = outcome
-            .as_ref()
-            .map_or_else(|error| word(error.reason()), |_| "ok");
+        let word = outcome.as_ref().map_or_else(
+            |error| TokenErrorReason::of(error.reason()).as_str(),
+            |_| "ok",
+        );
         self.metrics.record_svid_fetch(word, latency);
         outcome
-    }
-}
-
-/// The word that the cache uses for the same class.
-fn word(reason: FetchSvidReason) -> &'static str {
-    match reason {
-        FetchSvidReason::Unavailable => "unavailable",
-        FetchSvidReason::Timeout => "timeout",
-        FetchSvidReason::Denied => "denied",
-        FetchSvidReason::InvalidRequest => "invalid-request",
-        FetchSvidReason::Unacceptable => "unacceptable",
-        FetchSvidReason::Expired => "clock-skew",
-        FetchSvidReason::Closed => "closed",
-        FetchSvidReason::Panicked => "panicked",
-        FetchSvidReason::Other => "other",
     }
 }
