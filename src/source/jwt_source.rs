@@ -202,13 +202,18 @@ impl JwtSource {
 
     /// Whether all is as it should be; see [`SourceState::is_healthy`].
     pub fn is_healthy(&self) -> bool {
-        self.state().is_healthy()
+        self.inner.shared.record_age();
+        self.inner.shared.state().is_healthy()
     }
 
-    /// The state, as it is now.
+    /// The state, as it is now: of the bundles and of our own tokens.
     pub fn state(&self) -> SourceState {
         self.inner.shared.record_age();
-        self.inner.shared.state()
+        SourceState {
+            svid_cache: self.inner.cache.stats(),
+            audiences: self.inner.cache.snapshot(),
+            ..self.inner.shared.state()
+        }
     }
 
     // === Lifetime ===

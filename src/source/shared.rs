@@ -17,6 +17,7 @@ use crate::bundle::{BundleAnswer, CannotJudge, JwtBundle, JwtBundleSet};
 use crate::clock::Clock;
 use crate::metrics::MetricsRecorder;
 use crate::spiffe_id::TrustDomain;
+use crate::svid_cache::SvidCacheStats;
 use crate::workload_api::{WorkloadApiClient, WorkloadApiError};
 
 pub(crate) struct Shared {
@@ -439,6 +440,9 @@ impl Shared {
                 })
                 .collect(),
             unnamed: record.unnamed.clone(),
+            // The cache is not ours to look into.
+            svid_cache: SvidCacheStats::default(),
+            audiences: Vec::new(),
         }
     }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::bundle::CannotJudge;
 use crate::spiffe_id::TrustDomain;
+use crate::svid_cache::{AudienceSnapshot, SvidCacheStats};
 use crate::workload_api::WorkloadApiError;
 
 /// The state of a [`JwtSource`](crate::JwtSource) at one moment. All ages were taken at that
@@ -21,6 +22,8 @@ pub struct SourceState {
     pub(crate) reconnects: u64,
     pub(crate) trust_domains: Vec<TrustDomainState>,
     pub(crate) unnamed: Vec<(Box<str>, Box<str>)>,
+    pub(crate) svid_cache: SvidCacheStats,
+    pub(crate) audiences: Vec<AudienceSnapshot>,
 }
 
 /// That the issuer withdrew the bundles.
@@ -109,6 +112,36 @@ impl SourceState {
     /// what is wrong with it.
     pub fn unnamed(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
         self.unnamed.iter().map(|(name, why)| (&**name, &**why))
+    }
+
+    /// The client side: what the cache of our own tokens did so far, and whether it has given the
+    /// agent up for a while.
+    pub fn svid_cache(&self) -> &SvidCacheStats {
+        &self.svid_cache
+    }
+
+    /// The client side: each audience that there is or was a token for, in no order.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tower_spiffe::svid_cache::TokenState;
+    /// use tower_spiffe::testing::WorkloadApi;
+    ///
+    /// let agent = WorkloadApi::start("example.org").await?;
+    /// let source = agent.source().await?;
+    /// source.authorization("reports").await?;
+    ///
+    /// let state = source.state();
+    /// assert_eq!(state.svid_cache().fetches, 1);
+    /// let [reports] = state.audiences() else { panic!() };
+    /// assert_eq!(reports.state, TokenState::Fresh);
+    /// assert!(reports.refresh_in < reports.expires_in && reports.last_error.is_none());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn audiences(&self) -> &[AudienceSnapshot] {
+        &self.audiences
     }
 
     /// Whether all is as it should be: tokens can be judged, and the bundle stream is open or has
