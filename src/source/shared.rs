@@ -108,6 +108,11 @@ impl Shared {
 
     /// The revision, if the source can judge.
     pub(crate) fn revision(&self) -> Result<u64, CannotJudge> {
+        // The moments before the word, and written after it: whoever finds a moment taken back finds
+        // the revision too that came with it. Otherwise a verdict of before a withdrawal could be
+        // given after it, on keys that did not come back.
+        let stale_at = self.stale_at.load(Ordering::Acquire);
+        let withdrawn_at = self.withdrawn_at.load(Ordering::Acquire);
         let word = self.judge.load(Ordering::Acquire);
         match word & ((1 << VERDICT_BITS) - 1) {
             READY => {}
@@ -115,8 +120,6 @@ impl Shared {
             WITHDRAWN => return Err(CannotJudge::Withdrawn),
             _ => return Err(CannotJudge::Closed),
         }
-        let stale_at = self.stale_at.load(Ordering::Acquire);
-        let withdrawn_at = self.withdrawn_at.load(Ordering::Acquire);
         if stale_at != NEVER || withdrawn_at != NEVER {
             let now = nanos(self.clock.monotonic());
             if now >= withdrawn_at {
@@ -191,14 +194,16 @@ impl Shared {
             unreadable,
         };
         self.snapshot.store(Arc::new(snapshot));
+        let changed = first || restored || !same;
+        let raised = changed.then(|| self.turn(READY)).flatten();
         let stale_at = self
             .max_staleness
             .map_or(NEVER, |max| nanos(now.saturating_add(max)));
         self.stale_at.store(stale_at, Ordering::Release);
         self.withdrawn_at.store(NEVER, Ordering::Release);
-        let changed = first || restored || !same;
-        if changed {
-            self.raise(READY);
+        // Last: whoever is woken looks at all of it.
+        if let Some(revision) = raised {
+            self.tell(revision);
         }
         Change {
             changed,
@@ -463,8 +468,16 @@ impl Shared {
         self.judge.load(Ordering::Acquire) & ((1 << VERDICT_BITS) - 1)
     }
 
-    /// Sets the verdict and raises the revision, in one step, after what they stand for is visible.
+    /// Sets the verdict, raises the revision, and tells of it.
     fn raise(&self, verdict: u64) {
+        if let Some(revision) = self.turn(verdict) {
+            self.tell(revision);
+        }
+    }
+
+    /// Sets the verdict and raises the revision, in one step, after what they stand for is visible.
+    /// The new revision, unless the source is closed.
+    fn turn(&self, verdict: u64) -> Option<u64> {
         let raised = self
             .judge
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
@@ -472,11 +485,12 @@ impl Shared {
                 let closed = word & ((1 << VERDICT_BITS) - 1) == CLOSED;
                 (!closed).then_some((((word >> VERDICT_BITS) + 1) << VERDICT_BITS) | verdict)
             });
-        if let Ok(before) = raised {
-            let revision = (before >> VERDICT_BITS) + 1;
-            self.notices
-                .send_modify(|notice| notice.revision = revision);
-        }
+        raised.ok().map(|before| (before >> VERDICT_BITS) + 1)
+    }
+
+    fn tell(&self, revision: u64) {
+        self.notices
+            .send_modify(|notice| notice.revision = notice.revision.max(revision));
     }
 
     fn record(&self) -> MutexGuard<'_, Record> {
