@@ -79,6 +79,7 @@ mod clock;
 mod grpc_code;
 mod jwt;
 pub mod metrics;
+mod presentable;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod source;

@@ -10,10 +10,11 @@ use serde_json::value::RawValue;
 use super::authority::JwtAuthority;
 use super::jwk::{self, IgnoredKey, IgnoredReason, UseRule};
 use crate::jwt::Text;
+use crate::presentable::json_fault;
 
 /// The document is no JWK Set: not UTF-8, not one JSON object, or without exactly one `keys` that
 /// is an array. It says nothing about which keys are valid; that is another thing than a set
-/// without keys.
+/// without keys. Its text says where, and repeats nothing of the document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JwksError(Box<str>);
 
@@ -29,12 +30,15 @@ impl std::error::Error for JwksError {}
 /// leave a million reasons behind.
 pub(super) const MOST_IGNORED: usize = 256;
 
+const EXPECTED: &str = "it must be an object with exactly one `keys`, an array";
+
 type Keys = (Box<[Arc<JwtAuthority>]>, Box<[IgnoredKey]>);
 
 /// The authorities in `document`, sorted by key ID, and what is none.
 pub(super) fn read(document: &[u8], rule: UseRule) -> Result<Keys, JwksError> {
     let text = std::str::from_utf8(document).map_err(|_| JwksError("not UTF-8".into()))?;
-    let elements = elements(text).map_err(|error| JwksError(error.to_string().into()))?;
+    let elements =
+        elements(text).map_err(|error| JwksError(json_fault(&error, EXPECTED).into()))?;
 
     let mut ignored = Vec::new();
     let mut found: Vec<(usize, JwtAuthority)> = Vec::new();

@@ -7,8 +7,8 @@ use bytes::Bytes;
 
 use super::limits::ResourceLimits;
 use crate::bundle::{JwtBundle, JwtBundleSet};
+use crate::presentable::presentable;
 use crate::spiffe_id::TrustDomain;
-use crate::workload_api::presentable;
 
 /// A whole message, read.
 #[derive(Debug)]

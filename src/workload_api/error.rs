@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::connect::ConnectError;
 use crate::grpc_code::GrpcCode;
+use crate::presentable::presentable;
 use crate::svid::{FetchSvidError, FetchSvidReason};
 
 /// One of the calls of the Workload API's JWT profile.
@@ -256,46 +257,9 @@ fn innermost(status: &tonic::Status) -> String {
     presentable(&text)
 }
 
-/// What the agent said, fit for a log: bounded, escaped, and without any word that may be a token.
-pub(crate) fn presentable(text: &str) -> String {
-    const SHOWN: usize = 300;
-    let mut out = String::new();
-    for (at, word) in text.split(' ').enumerate() {
-        if at > 0 {
-            out.push(' ');
-        }
-        // A JOSE header begins with `{"`, in base64url `eyJ`.
-        if word.contains("eyJ") {
-            out.push_str("[redacted]");
-        } else {
-            out.extend(word.chars().take(SHOWN).flat_map(char::escape_debug));
-        }
-        if out.len() > SHOWN {
-            let end = (0..=SHOWN)
-                .rev()
-                .find(|&at| out.is_char_boundary(at))
-                .unwrap_or(0);
-            out.truncate(end);
-            out.push('…');
-            break;
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_the_agent_says_is_bounded_escaped_and_holds_no_token() {
-        assert_eq!(presentable("no identity issued"), "no identity issued");
-        assert_eq!(presentable("bad \u{1b}[0m\n"), "bad \\u{1b}[0m\\n");
-        let echoed = presentable("token \"eyJhbGciOiJFUzI1NiJ9.e30.c2ln\": expired");
-        assert_eq!(echoed, "token [redacted] expired");
-        assert!(presentable(&"x".repeat(100_000)).len() < 310);
-        assert!(presentable(&"ü ".repeat(100_000)).len() < 310);
-    }
 
     #[test]
     fn ep12_the_rule_is_per_call() {

@@ -3,16 +3,15 @@
 //! [`JwtSource`](crate::JwtSource) is what a service wants: it keeps bundles and tokens fresh. The
 //! client here is the bare calls beneath it, for whoever wants to drive them by hand.
 //!
-//! ```ignore
-//! # #[cfg(feature = "testing")]
+//! ```
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use tower_spiffe::testing::WorkloadApi;
-//! use tower_spiffe::workload_api::{Endpoint, WorkloadApiClient};
+//! use tower_spiffe::workload_api::WorkloadApiClient;
 //! use tower_spiffe::SvidRequest;
 //!
 //! let agent = WorkloadApi::start("example.org").await?;
-//! agent.register("spiffe://example.org/web", "external", std::time::Duration::from_secs(60));
+//! agent.register("spiffe://example.org/web", "external", std::time::Duration::from_secs(60))?;
 //! let client = WorkloadApiClient::connect(&agent.endpoint().parse()?)?;
 //!
 //! let svid = client.fetch_jwt_svid(&SvidRequest::new(["reports"])?).await?;
@@ -26,7 +25,6 @@
 //! assert_eq!(message.iter().next().map(|(name, _)| name), Some("spiffe://example.org"));
 //! # Ok(())
 //! # }
-//! # #[cfg(not(feature = "testing"))] fn main() {}
 //! ```
 
 mod channel;
@@ -55,7 +53,6 @@ pub(crate) use channel::Timing;
 pub use client::{WorkloadApiClient, WorkloadApiClientBuilder};
 pub(crate) use connect::Connector;
 pub use endpoint::{ENDPOINT_VARIABLE, Endpoint, EndpointError, EndpointErrorReason};
-pub(crate) use error::presentable;
 pub use error::{Call, WorkloadApiError, WorkloadApiErrorReason};
 pub use stream::{JwtBundleStream, JwtBundlesMessage};
 pub use validated::ValidatedJwtSvid;

@@ -6,8 +6,9 @@ use prost_types::value::Kind;
 use prost_types::{Struct, Value};
 use serde_json::{Map, Number};
 
-use super::error::{Call, WorkloadApiError, WorkloadApiErrorReason as Reason, presentable};
+use super::error::{Call, WorkloadApiError, WorkloadApiErrorReason as Reason};
 use super::pb::ValidateJwtsvidResponse;
+use crate::presentable::presentable;
 use crate::spiffe_id::SpiffeId;
 
 /// The answer of `ValidateJWTSVID` to a token that the agent finds good.

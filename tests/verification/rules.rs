@@ -389,6 +389,22 @@ fn tb_03_a_bundle_is_a_jwk_set() {
 }
 
 #[test]
+fn a28_an_unreadable_set_is_not_repeated_in_its_error() {
+    let td = || TrustDomain::parse("td.test").unwrap();
+    let long = "x".repeat(1 << 20);
+    for document in [
+        format!("\"eyJhbGciOiJFUzI1NiJ9.{long}\""),
+        format!("{{\"keys\":\"eyJhbGciOiJFUzI1NiJ9.{long}\"}}"),
+        format!("{{\"keys\":[],\"eyJ{long}"),
+    ] {
+        let error = JwtBundle::from_jwks(td(), document.as_bytes()).unwrap_err();
+        let text = format!("{error} {error:?}");
+        assert!(!text.contains("eyJ") && text.len() < 500, "{text}");
+        assert!(text.contains("line 1"), "{text}");
+    }
+}
+
+#[test]
 fn tb_04_other_members_of_a_set_do_nothing() {
     let set = json!({"x": {"keys": 7}, "Keys": [], "keys": [es256().jwk()], "y": null});
     assert_eq!(read(&set).len(), 1);

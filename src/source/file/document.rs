@@ -8,10 +8,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::bundle::{JwksError, JwtBundle, JwtBundleSet};
+use crate::presentable::{json_fault, presentable};
 use crate::spiffe_id::TrustDomain;
 
 /// Where bundles stand, and how.
@@ -63,9 +64,9 @@ impl Document {
                     .insert(domain.clone(), shared(bundle, known));
             }
             None => {
-                let map: Map<'_> =
-                    serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-                for (domain, raw) in map.trust_domains.0 {
+                let map: Map<'_> = serde_json::from_slice(bytes)
+                    .map_err(|error| json_fault(&error, EXPECTED_MAP))?;
+                for (domain, raw) in map.trust_domains.by_domain()? {
                     match self.one(&domain, raw.get().as_bytes()) {
                         Ok(bundle) => {
                             contents.bundles.insert(domain, shared(bundle, known));
@@ -105,9 +106,27 @@ struct Map<'a> {
     trust_domains: Entries<'a>,
 }
 
-/// The entries, each trust domain once: a consumer must reject duplicate names (SPIFFE Trust Domain
-/// and Bundle section 5.1.1), which a plain map would swallow.
-struct Entries<'a>(BTreeMap<TrustDomain, &'a RawValue>);
+const EXPECTED_MAP: &str =
+    "it must be an object with one `trust_domains`, a map from trust domains to bundles";
+
+/// The entries as they stand there.
+struct Entries<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'a> Entries<'a> {
+    /// Each trust domain once: a consumer must reject duplicate names (SPIFFE Trust Domain and
+    /// Bundle section 5.1.1), which a plain map would swallow.
+    fn by_domain(self) -> Result<BTreeMap<TrustDomain, &'a RawValue>, String> {
+        let mut entries = BTreeMap::new();
+        for (name, bundle) in self.0 {
+            let domain = TrustDomain::parse(&name)
+                .map_err(|error| format!("\"{}\": {error}", presentable(&name)))?;
+            if entries.insert(domain, bundle).is_some() {
+                return Err(format!("\"{}\" stands there twice", presentable(&name)));
+            }
+        }
+        Ok(entries)
+    }
+}
 
 impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -120,13 +139,9 @@ impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut entries = BTreeMap::new();
-                while let Some(name) = map.next_key::<String>()? {
-                    let domain = TrustDomain::parse(&name)
-                        .map_err(|error| A::Error::custom(format!("{name:?}: {error}")))?;
-                    if entries.insert(domain, map.next_value()?).is_some() {
-                        return Err(A::Error::custom(format!("{name:?} stands there twice")));
-                    }
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
                 }
                 Ok(Entries(entries))
             }

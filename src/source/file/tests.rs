@@ -216,9 +216,13 @@ async fn a_broken_file_keeps_the_last_good_set_and_says_so() {
     let good = bundle(&["a"]);
     let half = good.get(..good.len() / 2).expect("half").to_owned();
     for (broken, what) in [
-        (half, "EOF"),
-        (String::new(), "EOF"),
-        ("garbage".to_owned(), "expected"),
+        (half, "ends too early"),
+        (String::new(), "ends too early"),
+        ("garbage".to_owned(), "not JSON"),
+        (
+            "\"eyJhbGciOiJFUzI1NiJ9.e30.c2ln\"".to_owned(),
+            "must be an object",
+        ),
         (
             format!("{}{good}", " ".repeat(20_000)),
             "more than the 10000 bytes",
@@ -227,6 +231,7 @@ async fn a_broken_file_keeps_the_last_good_set_and_says_so() {
         dir.write("x", &broken);
         let said = || source.state().files()[0].last_error().map(str::to_owned);
         until(what, || said().is_some_and(|error| error.contains(what))).await;
+        assert!(said().is_some_and(|error| !error.contains("eyJ")));
         assert_eq!(kids(&source, "x"), ["a"]);
         dir.write("x", &good);
         until("mended", || said().is_none()).await;

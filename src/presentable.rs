@@ -1,0 +1,72 @@
+//! What others said, fit to be shown: in an error, a log, a state.
+
+use serde_json::error::Category;
+
+/// What an agent, a file or a caller said, fit for a log: bounded, escaped, and without any word that may be a token.
+#[cfg(any(feature = "server", feature = "client"))]
+pub(crate) fn presentable(text: &str) -> String {
+    const SHOWN: usize = 300;
+    let mut out = String::new();
+    for (at, word) in text.split(' ').enumerate() {
+        if at > 0 {
+            out.push(' ');
+        }
+        // A JOSE header begins with `{"`, in base64url `eyJ`.
+        if word.contains("eyJ") {
+            out.push_str("[redacted]");
+        } else {
+            out.extend(word.chars().take(SHOWN).flat_map(char::escape_debug));
+        }
+        if out.len() > SHOWN {
+            let end = (0..=SHOWN)
+                .rev()
+                .find(|&at| out.is_char_boundary(at))
+                .unwrap_or(0);
+            out.truncate(end);
+            out.push('…');
+            break;
+        }
+    }
+    out
+}
+
+/// What is wrong with a JSON document, and where. The parser's own text would repeat what stands
+/// there, at any length, and that may be a token.
+pub(crate) fn json_fault(error: &serde_json::Error, expected: &str) -> String {
+    let what = match error.classify() {
+        Category::Syntax | Category::Io => "this is not JSON",
+        Category::Eof => "the JSON ends too early",
+        Category::Data => expected,
+    };
+    format!("{what} (line {}, column {})", error.line(), error.column())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(any(feature = "server", feature = "client"))]
+    fn what_the_agent_says_is_bounded_escaped_and_holds_no_token() {
+        assert_eq!(presentable("no identity issued"), "no identity issued");
+        assert_eq!(presentable("bad \u{1b}[0m\n"), "bad \\u{1b}[0m\\n");
+        let echoed = presentable("token \"eyJhbGciOiJFUzI1NiJ9.e30.c2ln\": expired");
+        assert_eq!(echoed, "token [redacted] expired");
+        assert!(presentable(&"x".repeat(100_000)).len() < 310);
+        assert!(presentable(&"ü ".repeat(100_000)).len() < 310);
+    }
+
+    #[test]
+    fn a_json_fault_says_where_and_repeats_nothing() {
+        let expected = "an array was expected";
+        let fault = |json: &str| {
+            let error = serde_json::from_str::<Vec<u8>>(json).expect_err(json);
+            json_fault(&error, expected)
+        };
+        let token = format!("\n\"eyJhbGciOiJFUzI1NiJ9.{}.c2ln\"", "x".repeat(1 << 20));
+        assert!(fault(&token).starts_with("an array was expected (line 2, column "));
+        assert!(fault(&token).len() < 100);
+        assert_eq!(fault("[1,"), "the JSON ends too early (line 1, column 3)");
+        assert_eq!(fault("[1,]"), "this is not JSON (line 1, column 4)");
+    }
+}
