@@ -156,7 +156,7 @@ impl JwtSourceBuilder {
         self
     }
 
-    /// How long the first message of a bundle stream may take. 30 s by default.
+    /// How long the first message of a bundle stream may take. 10 s by default.
     pub fn first_message_timeout(mut self, within: Duration) -> Self {
         self.timing.first_message = within;
         self

@@ -87,13 +87,16 @@ impl JwtSourceError {
         }
     }
 
-    pub(crate) fn initial_sync(within: Duration, last: Option<&WorkloadApiError>) -> Self {
-        let text = match last {
-            Some(last) => format!("no bundles within {within:?}; last, {last}"),
-            None => format!("no bundles within {within:?}"),
-        };
+    pub(crate) fn initial_sync(
+        within: Duration,
+        place: &str,
+        code: Option<GrpcCode>,
+        why: &str,
+    ) -> Self {
+        let text =
+            format!("no bundles from the agent at {place} within {within:?}; last known: {why}");
         Self {
-            code: last.and_then(WorkloadApiError::code),
+            code,
             ..Self::new(JwtSourceErrorReason::InitialSync, true, text)
         }
     }
@@ -102,7 +105,10 @@ impl JwtSourceError {
         Self::new(
             JwtSourceErrorReason::UnknownTrustDomain,
             true,
-            format!("the issuer gives no bundle for the trust domain {trust_domain}"),
+            format!(
+                "the issuer gives no bundle for the trust domain {trust_domain}; if it is another \
+                 one than ours, is it federated, and does our registration entry name it?"
+            ),
         )
     }
 
@@ -112,7 +118,7 @@ impl JwtSourceError {
             why => Self::new(
                 JwtSourceErrorReason::CannotJudge(why),
                 true,
-                why.to_string(),
+                format!("bundles cannot be used: {why}; `JwtSource::state` tells more"),
             ),
         }
     }
@@ -197,6 +203,7 @@ impl From<TokenError> for JwtSourceError {
             Reason::Unacceptable => FetchSvidReason::Unacceptable,
             Reason::ClockSkew => FetchSvidReason::Expired,
             Reason::Panicked => FetchSvidReason::Panicked,
+            Reason::NoRuntime => return Self::no_runtime(),
             _ => FetchSvidReason::Other,
         };
         Self {

@@ -80,7 +80,9 @@ impl JwtSource {
     }
 
     pub(crate) fn initial_sync_error(&self, within: Duration) -> JwtSourceError {
-        JwtSourceError::initial_sync(within, self.inner.shared.last_error().as_ref())
+        let shared = &self.inner.shared;
+        let (code, why) = shared.why_not_ready();
+        JwtSourceError::initial_sync(within, shared.client.line().place(), code, &why)
     }
 
     // === Bundles ===

@@ -3,8 +3,7 @@
 //! [`JwtSource`] follows the Workload API of the agent beside this workload: it keeps the bundle
 //! stream open, swaps each new set in whole, and caches tokens of our own.
 //!
-//! ```ignore
-//! # #[cfg(feature = "testing")]
+//! ```
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use tower_spiffe::testing::WorkloadApi;
@@ -25,7 +24,6 @@
 //! assert!(source.bundle_set().is_err());
 //! # Ok(())
 //! # }
-//! # #[cfg(not(feature = "testing"))] fn main() {}
 //! ```
 
 #[cfg(feature = "workload-api")]
@@ -72,3 +70,7 @@ pub use file::{
     FileBundles, FileBundlesBuilder, FileBundlesError, FileBundlesErrorReason, FileBundlesState,
     FileState,
 };
+
+#[cfg(test)]
+#[cfg(feature = "testing")]
+mod start_tests;

@@ -15,6 +15,7 @@ use super::state::{LastError, SourceState, TrustDomainState, Withdrawal};
 use super::updates::Notice;
 use crate::bundle::{BundleAnswer, CannotJudge, JwtBundle, JwtBundleSet};
 use crate::clock::Clock;
+use crate::grpc_code::GrpcCode;
 use crate::metrics::MetricsRecorder;
 use crate::spiffe_id::TrustDomain;
 use crate::svid_cache::SvidCacheStats;
@@ -398,11 +399,23 @@ impl Shared {
 
     // === The state ===
 
-    pub(crate) fn last_error(&self) -> Option<WorkloadApiError> {
-        self.record()
-            .last_error
-            .as_ref()
-            .and_then(|(_, error)| error.rpc.clone())
+    /// Why there is nothing to judge by yet: the last answer of the agent, if it failed, and what
+    /// is known in words.
+    pub(crate) fn why_not_ready(&self) -> (Option<GrpcCode>, String) {
+        let record = self.record();
+        if let Some((_, error)) = &record.last_error {
+            let code = error.rpc.as_ref().and_then(WorkloadApiError::code);
+            return (code, error.text.to_string());
+        }
+        let mut troubles = record.domains.iter().filter_map(|(domain, known)| {
+            let trouble = known.trouble.as_ref()?;
+            Some(format!("trust domain {domain}: {}", trouble.text))
+        });
+        let unnamed = record.unnamed.iter();
+        let mut unnamed = unnamed.map(|(name, why)| format!("trust domain \"{name}\": {why}"));
+        let text = troubles.next().or_else(|| unnamed.next());
+        let nothing = "it sent nothing; is it a SPIFFE Workload API, and is it healthy?";
+        (None, text.unwrap_or_else(|| nothing.to_owned()))
     }
 
     pub(crate) fn state(&self) -> SourceState {

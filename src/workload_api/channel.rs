@@ -34,7 +34,8 @@ impl Default for Timing {
         Self {
             connect: Duration::from_secs(5),
             call: Duration::from_secs(35),
-            first_message: Duration::from_secs(30),
+            // The first message is sent without delay (SPIFFE Workload API section 4.3).
+            first_message: Duration::from_secs(10),
             // A default grpc-go server hangs up at the third ping that comes less than five minutes
             // after the one before; the rest is for a timer that fires early at either end.
             ping_interval: Duration::from_secs(305),
