@@ -15,7 +15,10 @@ use std::process::ExitCode;
 
 use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt};
-use tower_spiffe::{AddJwtSvidLayer, Audience, Clock, JwtSource, Plaintext, SpiffeId, SystemClock};
+use tower_spiffe::{
+    AddJwtSvidLayer, Audience, Clock, JwtSource, Plaintext, SpiffeId, SystemClock, TokenError,
+    TokenErrorReason,
+};
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -42,16 +45,29 @@ async fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            eprint!("call: {error}");
-            let mut cause = error.source();
-            while let Some(error) = cause {
-                eprint!(": {error}");
-                cause = error.source();
-            }
-            eprintln!();
+            eprintln!("call: {}", told(error.as_ref()));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The error in words: what a token could not be had for says all of it, others leave the cause to
+/// their sources.
+fn told(error: &(dyn Error + 'static)) -> String {
+    if let Some(token) = TokenError::find(error) {
+        let hint = match token.reason() {
+            TokenErrorReason::Plaintext => " (here: --allow-plaintext)",
+            _ => "",
+        };
+        return format!("{token}{hint}");
+    }
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 async fn run(args: Args) -> Result<bool, BoxError> {
@@ -73,7 +89,9 @@ async fn run(args: Args) -> Result<bool, BoxError> {
     let mut layer = AddJwtSvidLayer::new(
         source.clone(),
         Audience::fixed(&args.audience).for_origin(&origin)?,
-    );
+    )
+    // Rather no call than one without a token.
+    .strict();
     if let Some(id) = args.spiffe_id {
         layer = layer.spiffe_id(id);
     }

@@ -26,8 +26,8 @@ use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt as _};
 use tower_spiffe::testing::WorkloadApi;
 use tower_spiffe::{
-    AddJwtSvidLayer, Allow, Audience, JwtSource, Plaintext, SpiffeId, ValidateJwtSvidLayer,
-    Validator, VerifiedSvid,
+    AddJwtSvidLayer, Allow, AllowCallersLayer, Audience, JwtSource, Plaintext, SpiffeId,
+    ValidateJwtSvidLayer, Validator, VerifiedSvid,
 };
 
 type BoxError = Box<dyn Error + Send + Sync>;
@@ -72,28 +72,32 @@ async fn chain() -> Result<(), BoxError> {
             (Some(agent), source)
         }
     };
-    let me = source.get_jwt_svid([AUDIENCE]).await?.spiffe_id().clone();
+    // For an audience of its own, so that the first call below has its token to fetch.
+    let me = source.fetch_jwt_svid(["quickstart"]).await?;
+    let me = me.spiffe_id().clone();
     println!("we are:       {me}\n");
 
     // 2. A server that admits this one caller.
     let address = serve(&source, me.clone()).await?;
     let url = format!("http://{address}/whoami");
 
-    // 3. A client that signs its requests to that server, and to no other.
+    // 3. A client that signs its requests to that server, and to no other; as the same identity,
+    //    should the agent have several for us.
     let audience = Audience::fixed(AUDIENCE).for_origin(&format!("http://{address}"))?;
     let client = AddJwtSvidLayer::new(source.clone(), audience)
+        .spiffe_id(me.clone())
         .allow_plaintext(Plaintext::Loopback)
         .layer(reqwest::Client::new());
 
     println!("Calls with a token");
-    for name in ["first call", "second call"] {
+    for (name, token) in [("first call", "fetched"), ("second call", "cached")] {
         let started = Instant::now();
         let (status, body) = call(client.clone(), &url).await?;
         let took = started.elapsed();
         run.check(
             name,
             status == 200 && body == me.as_str(),
-            format!("{status}, admitted {body}, {took:.1?}"),
+            format!("{status}, admitted {body}, {took:.1?}, its token {token}"),
         );
     }
     cost_of_a_token(&source).await?;
@@ -153,22 +157,35 @@ async fn chain() -> Result<(), BoxError> {
             .await?;
         }
         None => {
-            println!("  skipped       expired token: a real agent gives out none");
-            println!("  skipped       caller not allowed: this workload has one identity");
+            println!("  skipped               expired token: a real agent gives out none");
+            // One identity may be all that we have, but here is a route that it may not call.
+            let ours = source.fetch_jwt_svid_with_id([AUDIENCE], Some(&me)).await?;
+            refused(
+                &mut run,
+                "caller not allowed",
+                &plain,
+                &format!("http://{address}/ops"),
+                Some(ours.token()),
+                403,
+                "insufficient_scope",
+            )
+            .await?;
         }
     }
 
     println!("\nA key rotation while calls go on");
     match &agent {
         Some(agent) => rotation(&mut run, agent, &source, client, &url).await?,
-        None => println!("  skipped       rotation: it is the server's operator who rotates keys"),
+        None => println!(
+            "  skipped               rotation: it is the server's operator who rotates keys"
+        ),
     }
 
     source.shutdown().await;
     run.finish()
 }
 
-/// Serves `/whoami` on a free port of the loopback interface.
+/// Serves `/whoami`, and `/ops` for others than us, on a free port of the loopback interface.
 async fn serve(source: &JwtSource, allowed: SpiffeId) -> Result<SocketAddr, BoxError> {
     async fn whoami(caller: VerifiedSvid) -> String {
         caller.spiffe_id().to_string()
@@ -176,7 +193,11 @@ async fn serve(source: &JwtSource, allowed: SpiffeId) -> Result<SocketAddr, BoxE
     let validator = Validator::builder(source.clone())
         .audience(AUDIENCE)
         .build()?;
-    let router = Router::new().route("/whoami", get(whoami));
+    let ops = format!("spiffe://{}/nobody-but-ops", allowed.trust_domain().name());
+    let router = Router::new().route("/whoami", get(whoami)).route(
+        "/ops",
+        get(whoami).layer(AllowCallersLayer::new(Allow::id(ops.as_str())?)),
+    );
     let app = ValidateJwtSvidLayer::required(validator, Allow::id(allowed.as_str())?).layer(router);
 
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
@@ -199,13 +220,14 @@ where
 
 /// What a token costs when it must be fetched, and when it is there.
 async fn cost_of_a_token(source: &JwtSource) -> Result<(), BoxError> {
+    source.get_jwt_svid([AUDIENCE]).await?;
     let fetch = Instant::now();
     source.fetch_jwt_svid([AUDIENCE]).await?;
     let fetch = fetch.elapsed();
     let cached = Instant::now();
     source.get_jwt_svid([AUDIENCE]).await?;
     let cached = cached.elapsed();
-    println!("  token         {fetch:.1?} when fetched, {cached:.1?} from the cache");
+    println!("  token                 {fetch:.1?} when fetched, {cached:.1?} from the cache");
     Ok(())
 }
 

@@ -90,13 +90,31 @@ async fn quickstart_against_an_agent_of_somebody_elses_skips_by_name_what_it_can
     let (code, said) =
         run(program("quickstart").env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint())).await;
     assert_eq!(code, Some(0), "{said}");
-    for skipped in ["expired token", "caller not allowed", "rotation"] {
+    for skipped in ["expired token", "rotation"] {
         let line = said
             .lines()
             .find(|line| line.contains("skipped") && line.contains(skipped));
         assert!(line.is_some(), "{skipped}: {said}");
     }
+    let line = said
+        .lines()
+        .find(|line| line.contains("caller not allowed"));
+    assert!(line.is_some_and(|line| line.contains("403")), "{said}");
     assert!(said.contains("All of it was as it should be."), "{said}");
+}
+
+#[tokio::test]
+async fn quickstart_brings_its_own_agent_and_loses_no_call_to_a_rotation() {
+    let (code, said) = run(&mut program("quickstart")).await;
+    assert_eq!(code, Some(0), "{said}");
+    for part in [
+        "Workload API: embedded",
+        "the token has expired",
+        "of which 0 were lost",
+        "All of it was as it should be.",
+    ] {
+        assert!(said.contains(part), "no {part:?} in: {said}");
+    }
 }
 
 #[tokio::test]
@@ -161,7 +179,44 @@ async fn call_fails_when_it_is_refused_and_shows_the_challenge() {
     // In the clear only when asked.
     let (code, said) = run(&mut call(&["--audience", "reports"])).await;
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("allow"), "{said}");
+    assert!(said.contains("--allow-plaintext"), "{said}");
+    assert_eq!(said.matches("call: ").count(), 1, "said once: {said}");
+    assert_eq!(said.lines().count(), 2, "the token, and why not: {said}");
+
+    // An origin that can be read in two ways gets no token, and no call without one.
+    let confused = url.replace("http://", "http://user@");
+    let (code, said) = run(program("call")
+        .env("SPIFFE_ENDPOINT_SOCKET", &socket)
+        .args(["--audience", "reports", "--allow-plaintext", &confused]))
+    .await;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(!said.contains("401"), "it was sent: {said}");
+}
+
+#[tokio::test]
+async fn call_says_what_is_wrong_with_the_agent() {
+    let call = |endpoint: Option<&str>| {
+        let mut command = program("call");
+        if let Some(endpoint) = endpoint {
+            command.env("SPIFFE_ENDPOINT_SOCKET", endpoint);
+        }
+        command.args(["--audience", "reports", "http://localhost/"]);
+        command
+    };
+    for (endpoint, whys) in [
+        (None, ["SPIFFE_ENDPOINT_SOCKET", "is unset"]),
+        (Some("unix:relative"), ["SPIFFE_ENDPOINT_SOCKET", "unix:"]),
+        (
+            Some("http://127.0.0.1:1"),
+            ["SPIFFE_ENDPOINT_SOCKET", "tcp"],
+        ),
+    ] {
+        let (code, said) = run(&mut call(endpoint)).await;
+        assert_eq!(code, Some(1), "{said}");
+        for why in whys {
+            assert!(said.contains(why), "no {why:?} in: {said}");
+        }
+    }
 }
 
 #[tokio::test]

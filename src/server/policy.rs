@@ -16,7 +16,8 @@ use crate::svid::VerifiedSvid;
     message = "`{Self}` is no policy",
     label = "expected an `Allow`, a `GrpcPolicy`, a `SwapPolicy` or a closure \
              `|caller: &VerifiedSvid, parts: &Parts| -> bool`",
-    note = "to admit every workload of every known trust domain, write `Allow::any_trust_domain()`"
+    note = "a `GrpcPolicyBuilder` becomes a policy by `.build()?`; to admit every workload of every \
+            known trust domain, write `Allow::any_trust_domain()`"
 )]
 pub trait Policy: Send + Sync + 'static {
     /// Whether this verified caller may make this request.
