@@ -179,7 +179,9 @@ impl Config {
         }
         let message = match target {
             Some(target) => format!("no token may go to {target}: name it with the audience"),
-            None => "no token may go to an origin that can be read in more than one way".to_owned(),
+            None => "no token may go where the origin can be read in more than one way: with a user \
+                     name, with an authority and no scheme, or by CONNECT"
+                .to_owned(),
         };
         Decision::Fail(TokenError::new(TokenErrorReason::ForeignOrigin, message))
     }

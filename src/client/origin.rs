@@ -131,10 +131,13 @@ pub(crate) struct Target<'a> {
 }
 
 impl<'a> Target<'a> {
-    /// Where `uri` leads; `None` where it does not say.
+    /// Where `uri` leads; `None` where it does not say at all. An authority without a scheme says
+    /// half of it: one client dials it by TLS, another in the clear.
     pub(crate) fn of_uri(uri: &'a Uri) -> Result<Option<Self>, OriginError> {
-        let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
-            return Ok(None);
+        let (scheme, authority) = match (uri.scheme_str(), uri.authority()) {
+            (Some(scheme), Some(authority)) => (scheme, authority),
+            (None, None) => return Ok(None),
+            _ => return Err(OriginError::Malformed),
         };
         let https = scheme_of(scheme)?;
         let port = port_of(authority)?.unwrap_or(default_port(https));

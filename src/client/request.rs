@@ -1,6 +1,6 @@
 //! The requests that a token can be put into, and the responses that can refuse it.
 
-use http::{Extensions, HeaderMap, StatusCode};
+use http::{Extensions, HeaderMap, Method, StatusCode};
 
 use super::origin::{OriginError, Target};
 
@@ -60,10 +60,21 @@ pub(crate) fn refuses(response: &impl sealed::Response) -> bool {
             .is_some_and(|status| status.as_bytes() == b"16")
 }
 
+/// A request for a tunnel is read by a proxy, whatever its URI names.
+fn unless_tunnel<'a>(
+    method: &Method,
+    target: Result<Option<Target<'a>>, OriginError>,
+) -> Result<Option<Target<'a>>, OriginError> {
+    if method == Method::CONNECT {
+        return Err(OriginError::Malformed);
+    }
+    target
+}
+
 impl<B> sealed::Request for http::Request<B> {
     fn view(&self) -> View<'_> {
         View {
-            target: Target::of_uri(self.uri()),
+            target: unless_tunnel(self.method(), Target::of_uri(self.uri())),
             headers: self.headers(),
             extensions: Some(self.extensions()),
         }
@@ -84,7 +95,7 @@ impl<B> sealed::Response for http::Response<B> {
 impl sealed::Request for reqwest::Request {
     fn view(&self) -> View<'_> {
         View {
-            target: target_of(self.url()),
+            target: unless_tunnel(self.method(), target_of(self.url())),
             headers: self.headers(),
             extensions: None,
         }

@@ -32,18 +32,21 @@ fn looking(
     (seen, service)
 }
 
-fn to(uri: &str) -> Request<()> {
+pub fn to(uri: &str) -> Request<()> {
     Request::get(uri).body(()).unwrap()
 }
 
-fn fixed() -> Audience {
+pub fn fixed() -> Audience {
     Audience::fixed("a")
         .for_origin("https://reports:8443")
         .unwrap()
 }
 
 /// What a request is sent with by this layer; or why it is not sent.
-async fn sent(layer: AddJwtSvidLayer, request: Request<()>) -> Result<HeaderMap, TokenErrorReason> {
+pub async fn sent(
+    layer: AddJwtSvidLayer,
+    request: Request<()>,
+) -> Result<HeaderMap, TokenErrorReason> {
     let (seen, inner) = looking(StatusCode::OK);
     match layer.layer(inner).oneshot(request).await {
         Ok(_) => Ok(seen.lock().unwrap().pop().unwrap()),

@@ -13,6 +13,7 @@ mod layer;
 mod log;
 mod net;
 mod numbers;
+mod origins;
 mod properties;
 mod redirects;
 mod rules;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Redirect, Response};
-use http::Version;
+use http::{StatusCode, Version};
 use http::header::{AUTHORIZATION, HOST};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
@@ -92,11 +92,12 @@ pub struct Host {
 }
 
 impl Host {
-    /// Answers everything; `/to?URL` redirects there.
+    /// Answers everything; `/to?URL` redirects there, `/refuse` refuses.
     pub async fn start(ca: Option<&Ca>) -> Self {
         let app = service_fn(|request: Request| async move {
             Ok::<_, Infallible>(match (request.uri().path(), request.uri().query()) {
                 ("/to", Some(url)) => Redirect::temporary(url).into_response(),
+                ("/refuse", _) => StatusCode::UNAUTHORIZED.into_response(),
                 _ => "welcome".into_response(),
             })
         });

@@ -201,18 +201,20 @@ impl FetchSvid for Desk {
             format!("{request:?}"),
             self.clock.monotonic(),
         );
+        let hint = request.hint().unwrap_or_default().to_owned();
         Box::pin(async move {
             let _counted = counted;
-            give(answer).await
+            give(answer, &hint).await
         })
     }
 }
 
-async fn give(mut answer: Answer) -> Result<JwtSvid, FetchSvidError> {
+/// A token is given with the hint that was asked for; a text has none.
+async fn give(mut answer: Answer, hint: &str) -> Result<JwtSvid, FetchSvidError> {
     loop {
         match answer {
-            Answer::Token(token) => return read(&token.text()),
-            Answer::Text(text) => return read(&text),
+            Answer::Token(token) => return read(&token.text(), hint),
+            Answer::Text(text) => return read(&text, ""),
             Answer::Fail(reason) => return Err(FetchSvidError::new(reason, "as scripted")),
             Answer::Hang => std::future::pending().await,
             Answer::Panic => panic!("as scripted"),
@@ -225,8 +227,8 @@ async fn give(mut answer: Answer) -> Result<JwtSvid, FetchSvidError> {
 }
 
 /// As the client of a real issuer does.
-fn read(text: &str) -> Result<JwtSvid, FetchSvidError> {
-    JwtSvid::parse_unverified(text, "")
+fn read(text: &str, hint: &str) -> Result<JwtSvid, FetchSvidError> {
+    JwtSvid::parse_unverified(text, hint)
         .map_err(|error| FetchSvidError::new(FetchSvidReason::Unacceptable, error.to_string()))
 }
 

@@ -64,6 +64,16 @@ fn a_look_alike_is_another_origin_or_none() {
 }
 
 #[test]
+fn only_a_uri_without_any_authority_leaves_the_origin_open() {
+    for open in ["/x", "/", "*", "/x?https://reports"] {
+        assert_eq!(target(open), Ok(None), "{open}");
+    }
+    for half in ["reports", "reports:443", "evil.test:3128", "[::1]:80"] {
+        assert_eq!(target(half), Err(OriginError::Malformed), "{half}");
+    }
+}
+
+#[test]
 fn an_address_is_matched_as_it_is_written() {
     let loopback: Origin = "https://127.0.0.1:8443".parse().unwrap();
     for other in [
