@@ -41,10 +41,13 @@ use crate::svid::{SvidRequest, SvidRequestError};
 /// ```
 ///
 /// Put into the extensions of a request, it takes the place of the layer's own for that request.
+/// Where it names no identity, that of the layer stays.
 #[derive(Clone)]
 pub struct Audience {
     choice: Choice,
     assumed: Option<Origin>,
+    /// Named for the whole of it, so for what a request brings along too.
+    identity: Identity,
 }
 
 #[derive(Clone)]
@@ -168,7 +171,7 @@ impl Audience {
     /// so name the one that the callee admits.
     #[must_use]
     pub fn spiffe_id(self, id: SpiffeId) -> Self {
-        self.identified(&Identity {
+        self.identified(Identity {
             id: Some(id),
             hint: None,
         })
@@ -182,7 +185,7 @@ impl Audience {
         if hint.is_empty() {
             return Err(AudienceError::Request(SvidRequestError::EmptyHint));
         }
-        Ok(self.identified(&Identity {
+        Ok(self.identified(Identity {
             id: None,
             hint: Some(hint.into()),
         }))
@@ -192,6 +195,7 @@ impl Audience {
         Self {
             choice,
             assumed: None,
+            identity: Identity::default(),
         }
     }
 
@@ -199,13 +203,26 @@ impl Audience {
         Ok(Self::of_choice(Choice::Rules(Arc::new(Rules::new(rules)?))))
     }
 
-    fn identified(self, identity: &Identity) -> Self {
+    fn identified(self, identity: Identity) -> Self {
         let choice = match self.choice {
-            Choice::Rules(rules) => Choice::Rules(Arc::new(rules.identified(identity))),
-            Choice::Dynamic(dynamic) => Choice::Dynamic(Arc::new(dynamic.identified(identity))),
+            Choice::Rules(rules) => Choice::Rules(Arc::new(rules.identified(&identity))),
+            Choice::Dynamic(dynamic) => Choice::Dynamic(Arc::new(dynamic.identified(&identity))),
             Choice::PerRequest => Choice::PerRequest,
         };
-        Self { choice, ..self }
+        Self {
+            choice,
+            identity,
+            ..self
+        }
+    }
+
+    /// What the audience of one request asks for, as the identity that this one names, unless it
+    /// names its own.
+    pub(crate) fn identify(&self, request: SvidRequest) -> SvidRequest {
+        if request.spiffe_id().is_some() || request.hint().is_some() {
+            return request;
+        }
+        self.identity.put_on(request)
     }
 
     /// What may be asked for, as far as that is known beforehand.

@@ -153,6 +153,7 @@ impl Config {
                     Found::Made(request) => request,
                     Found::Nothing => return self.unmatched(Some(target)),
                 };
+                let request = self.audience.identify(request);
                 if let Some(refused) = self.refused_in_the_clear(target) {
                     return Decision::Fail(refused);
                 }

@@ -74,7 +74,8 @@ macro_rules! options {
                 self
             }
 
-            /// Asks for tokens of this identity, for all audiences. Where several identities are
+            /// Asks for tokens of this identity, for all audiences, those in the extensions of
+            /// requests too where they name none of their own. Where several identities are
             /// registered for a workload, SPIRE's order is arbitrary, and which one comes first
             /// may change: name the one that the callee admits.
             #[must_use]
@@ -84,7 +85,8 @@ macro_rules! options {
                 self
             }
 
-            /// Asks for tokens of the identity with this hint, for all audiences.
+            /// Asks for tokens of the identity with this hint, for all audiences, as
+            /// [`spiffe_id`](Self::spiffe_id) does.
             ///
             /// # Errors
             /// The hint is empty.

@@ -9,6 +9,7 @@
 
 mod clients;
 mod hostile;
+mod identity;
 mod layer;
 mod log;
 mod net;

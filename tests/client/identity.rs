@@ -1,0 +1,122 @@
+//! As whom tokens are asked for: what a layer names holds for whatever a request asks.
+
+use http::Request;
+use http::header::AUTHORIZATION;
+use tower_spiffe::client::{AddJwtSvidLayer, Audience, JwtSvidMiddleware};
+use tower_spiffe::{SpiffeId, SvidRequest};
+
+use crate::layer::{fixed, sent, to};
+use crate::support::Bench;
+
+fn id(text: &str) -> SpiffeId {
+    text.parse().unwrap()
+}
+
+fn ledger() -> Audience {
+    Audience::fixed("l").for_origin("https://ledger").unwrap()
+}
+
+/// A request to the ledger that brings its audience along.
+fn asking(audience: Audience) -> Request<()> {
+    let mut request = to("https://ledger/x");
+    request.extensions_mut().insert(audience);
+    request
+}
+
+/// What the issuer was asked for.
+fn asked(bench: &Bench) -> Vec<SvidRequest> {
+    let mut all = bench.cache.snapshot();
+    all.retain(|snapshot| snapshot.generation > 0);
+    all.into_iter().map(|snapshot| snapshot.request).collect()
+}
+
+fn l() -> SvidRequest {
+    SvidRequest::new(["l"]).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_id_of_a_layer_holds_for_the_audiences_of_requests() {
+    let second = id("spiffe://x/second");
+    let rules = [
+        Audience::per_request(),
+        fixed(),
+        Audience::from_origin(|_| "o".to_owned(), ["https://other"]).unwrap(),
+    ];
+    for own in rules {
+        // Named on the layer, or on its audience.
+        for on_layer in [true, false] {
+            let bench = Bench::new();
+            let layer = if on_layer {
+                AddJwtSvidLayer::new(bench.cache.clone(), own.clone()).spiffe_id(second.clone())
+            } else {
+                AddJwtSvidLayer::new(bench.cache.clone(), own.clone().spiffe_id(second.clone()))
+            };
+            let headers = sent(layer, asking(ledger())).await.unwrap();
+            assert!(headers.contains_key(AUTHORIZATION));
+            assert_eq!(asked(&bench), [l().with_spiffe_id(second.clone())]);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_hint_of_a_layer_holds_for_the_audiences_of_requests() {
+    let bench = Bench::new();
+    let layer = AddJwtSvidLayer::new(bench.cache.clone(), Audience::per_request());
+    let layer = layer.hint("internal").unwrap();
+    let headers = sent(layer, asking(ledger())).await.unwrap();
+    assert!(headers.contains_key(AUTHORIZATION));
+    assert_eq!(asked(&bench), [l().with_hint("internal").unwrap()]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_hint_of_a_layer_is_put_on_its_own_audience() {
+    let bench = Bench::new();
+    let layer = AddJwtSvidLayer::new(bench.cache.clone(), fixed());
+    let layer = layer.hint("internal").unwrap();
+    let headers = sent(layer, to("https://reports:8443/x")).await.unwrap();
+    assert!(headers.contains_key(AUTHORIZATION));
+    let a = SvidRequest::new(["a"]).unwrap();
+    assert_eq!(asked(&bench), [a.with_hint("internal").unwrap()]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_identity_that_a_request_names_itself_wins() {
+    let (first, second) = (id("spiffe://x/first"), id("spiffe://x/second"));
+    let own_id = Audience::fixed("l").spiffe_id(first.clone());
+    let own_hint = Audience::fixed("l").hint("internal");
+    for (own, expected) in [
+        (own_id, l().with_spiffe_id(first)),
+        (own_hint, l().with_hint("internal").unwrap()),
+    ] {
+        let bench = Bench::new();
+        let layer = AddJwtSvidLayer::new(bench.cache.clone(), Audience::per_request());
+        let layer = layer.spiffe_id(second.clone());
+        let own = own.for_origin("https://ledger").unwrap();
+        let headers = sent(layer, asking(own)).await.unwrap();
+        assert!(headers.contains_key(AUTHORIZATION));
+        assert_eq!(asked(&bench), [expected]);
+    }
+}
+
+#[tokio::test]
+async fn the_middleware_keeps_the_identity_of_its_audience() {
+    let bench = Bench::new();
+    let host = crate::net::Host::start(None).await;
+    let second = id("spiffe://x/second");
+    let audience = Audience::per_request().spiffe_id(second.clone());
+    let tokens = JwtSvidMiddleware::with_audience(bench.cache.clone(), audience)
+        .allow_plaintext(tower_spiffe::client::Plaintext::Loopback);
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let client = reqwest_middleware::ClientBuilder::new(client)
+        .with(tokens)
+        .build();
+    let own = Audience::fixed("l").for_origin(&host.origin()).unwrap();
+    client
+        .get(host.origin())
+        .with_extension(own)
+        .send()
+        .await
+        .unwrap();
+    assert!(host.saw_a_token());
+    assert_eq!(asked(&bench), [l().with_spiffe_id(second)]);
+}
