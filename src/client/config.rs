@@ -10,7 +10,8 @@ use super::audience::{Audience, Found};
 use super::origin::{OriginError, Target};
 use crate::svid_cache::{Issue, PinnedSvid, SvidCache, TokenError, TokenErrorReason};
 
-/// What to do with a request that has the header already.
+/// What to do with a request that has the header already, and goes where a token may go. One that
+/// goes elsewhere passes with whatever it has, unless the layer is strict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum OnExisting {
@@ -115,50 +116,48 @@ impl Config {
         headers: &HeaderMap,
         extensions: Option<&Extensions>,
     ) -> Decision {
-        if self.on_existing != OnExisting::Replace && headers.contains_key(&self.header) {
-            return self.existing();
-        }
+        let existing = self.on_existing != OnExisting::Replace && headers.contains_key(&self.header);
+        // It goes out with what it has, and no token of ours could go astray.
+        let kept = existing && self.on_existing == OnExisting::Keep && !self.strict;
         let own = extensions.and_then(|extensions| extensions.get::<Audience>());
         let target = match target {
             Ok(Some(target)) => target,
             Ok(None) => match own.and_then(Audience::assumed).or(self.audience.assumed()) {
                 Some(target) => target,
+                None if kept => return Decision::Pass,
                 None => return Decision::Fail(no_origin()),
             },
             // What cannot be read in one way only is nobody's origin.
             Err(_) => return self.unmatched(None),
         };
-        let issue = match own {
-            None => match self.audience.find(target) {
-                Found::Rule(at, request) => {
-                    if let Some(refused) = self.refused_in_the_clear(target) {
-                        return Decision::Fail(refused);
-                    }
-                    match self.pins.get(at) {
-                        Some(pin) => pin.issue(),
-                        None => self.cache.issue(request),
-                    }
-                }
-                Found::Made(request) => {
-                    if let Some(refused) = self.refused_in_the_clear(target) {
-                        return Decision::Fail(refused);
-                    }
-                    self.cache.issue(&request)
-                }
-                Found::Nothing => return self.unmatched(Some(target)),
+        // The origin before the header: what goes to somebody else may have whatever it likes.
+        let found = match own {
+            None => self.audience.find(target),
+            Some(own) => own.find(target),
+        };
+        if let Found::Nothing = found {
+            return self.unmatched(Some(target));
+        }
+        if kept {
+            return Decision::Pass;
+        }
+        if let Some(refused) = self.refused_in_the_clear(target) {
+            return Decision::Fail(refused);
+        }
+        if existing {
+            return self.existing();
+        }
+        let issue = match (own, found) {
+            (None, Found::Rule(at, request)) => match self.pins.get(at) {
+                Some(pin) => pin.issue(),
+                None => self.cache.issue(request),
             },
-            Some(own) => {
-                let request = match own.find(target) {
-                    Found::Rule(_, request) => request.clone(),
-                    Found::Made(request) => request,
-                    Found::Nothing => return self.unmatched(Some(target)),
-                };
-                let request = self.audience.identify(request);
-                if let Some(refused) = self.refused_in_the_clear(target) {
-                    return Decision::Fail(refused);
-                }
-                self.cache.issue(&request)
+            (None, Found::Made(request)) => self.cache.issue(&request),
+            (Some(_), Found::Rule(_, request)) => {
+                self.cache.issue(&self.audience.identify(request.clone()))
             }
+            (Some(_), Found::Made(request)) => self.cache.issue(&self.audience.identify(request)),
+            (_, Found::Nothing) => return self.unmatched(Some(target)),
         };
         issue.map_or_else(Decision::Fail, Decision::Token)
     }
@@ -167,7 +166,11 @@ impl Config {
         match self.on_existing {
             OnExisting::Error => Decision::Fail(TokenError::new(
                 TokenErrorReason::HeaderPresent,
-                format!("the request already has the header `{}`", self.header),
+                format!(
+                    "the request already has the header `{}`; leave it out, or say what to do by \
+                     `on_existing`",
+                    self.header
+                ),
             )),
             _ => Decision::Pass,
         }

@@ -59,8 +59,8 @@ macro_rules! options {
                 self
             }
 
-            /// Refuses requests to origins that no token may go to; by default they pass without
-            /// one, and are counted.
+            /// Refuses requests to origins that no token may go to, whatever header they have; by
+            /// default they pass without a token, and are counted.
             #[must_use]
             pub fn strict(mut self) -> Self {
                 Arc::make_mut(&mut self.config).set_strict();

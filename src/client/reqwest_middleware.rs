@@ -45,8 +45,8 @@ impl JwtSvidMiddleware {
         self
     }
 
-    /// Refuses requests to origins that no token may go to; by default they pass without one, and
-    /// are counted.
+    /// Refuses requests to origins that no token may go to, whatever header they have; by default
+    /// they pass without a token, and are counted.
     #[must_use]
     pub fn strict(mut self) -> Self {
         self.config.set_strict();
