@@ -17,7 +17,7 @@ use super::settings::Settings;
 use super::token::Token;
 use crate::clock::Clock;
 use crate::metrics::{MetricsRecorder, SvidCacheEvent};
-use crate::svid::{FetchSvid, FetchSvidError, FetchSvidReason, SvidRequest};
+use crate::svid::{FetchSvid, FetchSvidError, FetchSvidReason};
 
 /// Holds no entry, so that whatever holds it keeps no token alive.
 pub(crate) struct Context {
@@ -119,26 +119,16 @@ impl Context {
         }
     }
 
-    /// The first failure of a class is a warning; what repeats it is not.
-    pub(crate) fn tell(
-        &self,
-        gate: &mut Gate,
-        request: &SvidRequest,
-        error: &FetchSvidError,
-        usable: bool,
-    ) {
-        let bit = class_bit(error.reason());
-        let known = if concerns_all(error.reason()) {
+    /// Whether such a failure was warned of already, here or by another audience whom it concerns
+    /// as well. From now on it was.
+    pub(crate) fn is_known(&self, gate: &mut Gate, reason: FetchSvidReason) -> bool {
+        let bit = class_bit(reason);
+        if concerns_all(reason) {
             self.warned.fetch_or(bit, Ordering::Relaxed) & bit != 0
         } else {
             let known = gate.warned & bit != 0;
             gate.warned |= bit;
             known
-        };
-        if known {
-            tracing::debug!(?request, %error, usable, "fetching a JWT-SVID failed again");
-        } else {
-            tracing::warn!(?request, %error, usable, "fetching a JWT-SVID failed");
         }
     }
 }

@@ -115,6 +115,27 @@ pub(crate) enum Landing {
     Lost,
 }
 
+/// A fetch that failed, for those who wait and for the log.
+struct Failure {
+    error: TokenError,
+    /// A warning was given of its like already.
+    known: bool,
+    /// There is a token that may still be sent.
+    usable: bool,
+}
+
+impl Failure {
+    /// The first failure of a class is a warning; what repeats it is not.
+    fn tell(&self, request: &SvidRequest, error: &FetchSvidError) {
+        let usable = self.usable;
+        if self.known {
+            tracing::debug!(?request, %error, usable, "fetching a JWT-SVID failed again");
+        } else {
+            tracing::warn!(?request, %error, usable, "fetching a JWT-SVID failed");
+        }
+    }
+}
+
 impl Entry {
     pub(crate) fn new(id: u64, request: SvidRequest, cx: Arc<Context>, now: Moment) -> Self {
         Self {
@@ -213,12 +234,22 @@ impl Entry {
 
     /// Joins the fetch under way, or starts one where the pace, the breaker and the runtime allow.
     fn attempt(self: &Arc<Self>, now: Moment, urgent: bool) -> Attempt {
+        let (attempt, began) = self.join_or_start(now, urgent);
+        if began {
+            // Without the lock: a recorder may look at the state.
+            self.cx.refreshing(urgent);
+        }
+        attempt
+    }
+
+    /// The same, and whether a fetch began.
+    fn join_or_start(self: &Arc<Self>, now: Moment, urgent: bool) -> (Attempt, bool) {
         let cx = &self.cx;
         // Dropped after the lock: with it may go what a fetcher left in its future.
         let _lost;
         let mut gate = self.gate();
         if gate.retired {
-            return Attempt::Retired;
+            return (Attempt::Retired, false);
         }
         if let Some(flight) = &gate.flight {
             if now.mono() < flight.lease() {
@@ -226,10 +257,8 @@ impl Entry {
                     flight.raise();
                 }
                 let waiter = Waiter::new(self.clone(), flight.outcome());
-                return Attempt::Flight {
-                    started: flight.started(),
-                    waiter,
-                };
+                let started = flight.started();
+                return (Attempt::Flight { started, waiter }, false);
             }
             // Its task must be gone: a runtime that was shut down takes its tasks with it.
             _lost = gate.flight.take();
@@ -240,15 +269,14 @@ impl Entry {
         if let Some(token) = usable
             && self.stage(token, now) == Stage::Fresh
         {
-            return Attempt::Landed(token.clone());
+            return (Attempt::Landed(token.clone()), false);
         }
         let next = gate.pace.next(usable.is_some());
         if now.mono() < next {
             self.quiet_until.store(next, Ordering::Release);
             let error = gate.last_error.clone().unwrap_or_else(TokenError::closed);
-            return Attempt::NotNow {
-                error: error.retry_in(next - now.mono()),
-            };
+            let error = error.retry_in(next - now.mono());
+            return (Attempt::NotNow { error }, false);
         }
         let probe = match cx.breaker.admit(now.mono(), &cx.settings) {
             Admission::Go => None,
@@ -257,9 +285,8 @@ impl Entry {
                 let until = now.mono().saturating_add(nanos(retry_after));
                 self.quiet_until.store(until, Ordering::Release);
                 let error = TokenError::breaker_open(&self.request, cause);
-                return Attempt::NotNow {
-                    error: error.retry_in(nanos(retry_after)),
-                };
+                let error = error.retry_in(nanos(retry_after));
+                return (Attempt::NotNow { error }, false);
             }
         };
         gate.flights += 1;
@@ -268,15 +295,14 @@ impl Entry {
             if let Some((id, _)) = probe {
                 cx.breaker.abandoned(id);
             }
-            return Attempt::NotNow {
-                error: TokenError::no_runtime(&self.request),
-            };
+            let error = TokenError::no_runtime(&self.request);
+            return (Attempt::NotNow { error }, false);
         };
         self.quiet_until.store(flight.lease(), Ordering::Release);
         let waiter = Waiter::new(self.clone(), flight.outcome());
         let started = flight.started();
         gate.flight = Some(flight);
-        Attempt::Flight { started, waiter }
+        (Attempt::Flight { started, waiter }, true)
     }
 
     /// A flight is about to make its call, and has until `lease` for it.
@@ -325,7 +351,13 @@ impl Entry {
         gate.counts.fetches += 1;
         match answer {
             Ok(token) => Ok(self.take_in(&mut gate, token, now)),
-            Err(error) => Err(Down::Failed(self.failed(&mut gate, error, now))),
+            Err(error) => {
+                let failure = self.failed(&mut gate, &error, now);
+                // Whoever keeps the log may look at the state, too.
+                drop(gate);
+                failure.tell(&self.request, &error);
+                Err(Down::Failed(failure.error))
+            }
         }
     }
 
@@ -373,7 +405,7 @@ impl Entry {
         token
     }
 
-    fn failed(&self, gate: &mut Gate, error: FetchSvidError, now: Moment) -> TokenError {
+    fn failed(&self, gate: &mut Gate, error: &FetchSvidError, now: Moment) -> Failure {
         gate.counts.failures += 1;
         let usable = self
             .token
@@ -383,10 +415,14 @@ impl Entry {
         gate.pace.failed(&self.cx.settings, error.reason(), now);
         let next = gate.pace.next(usable);
         self.quiet_until.store(next, Ordering::Release);
-        self.cx.tell(gate, &self.request, &error, usable);
-        let error = TokenError::fetching(&self.request, error);
+        let known = self.cx.is_known(gate, error.reason());
+        let error = TokenError::fetching(&self.request, error.clone());
         gate.last_error = Some(error.clone());
-        error.retry_in(next.saturating_sub(now.mono()))
+        Failure {
+            error: error.retry_in(next.saturating_sub(now.mono())),
+            known,
+            usable,
+        }
     }
 
     /// A service refused the token of this generation. Whether that made it due.

@@ -76,7 +76,6 @@ impl Flight {
             .map(|result| result.unwrap_or(Err(Down::Lost)));
         let outcome = (Box::pin(flying) as Pin<Box<dyn Future<Output = _> + Send>>).shared();
         drop(runtime.spawn(outcome.clone().map(move |_| drop(task))));
-        cx.refreshing(urgent);
 
         // In the queue first, then the call itself.
         let wait = cx

@@ -16,6 +16,7 @@ mod net;
 mod numbers;
 mod origins;
 mod properties;
+mod recorder;
 mod redirects;
 mod rules;
 mod stack;
