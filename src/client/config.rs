@@ -77,6 +77,10 @@ impl Config {
         }
     }
 
+    pub(crate) fn cache(&self) -> &SvidCache {
+        &self.cache
+    }
+
     pub(crate) fn header(&self) -> &HeaderName {
         &self.header
     }

@@ -1,16 +1,17 @@
 use std::future::Future;
+use std::mem;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use http::header::HeaderName;
 use pin_project_lite::pin_project;
-use tower::util::Oneshot;
 use tower_service::Service;
 
 use super::config::insert;
 use super::request::{IncomingResponse, OutgoingRequest, refuses};
 use super::{BoxError, no_room};
-use crate::svid_cache::{Issue, Issued, TokenError, Waiter};
+use crate::svid::SvidRequest;
+use crate::svid_cache::{Issue, Issued, SvidCache, TokenError, Waiter};
 
 type WaitForToken = Pin<Box<dyn Future<Output = Result<Issued, TokenError>> + Send>>;
 
@@ -33,14 +34,24 @@ pin_project! {
     where
         S: Service<R>,
     {
-        /// The token was there.
+        /// It is on its way.
         Sent { #[pin] response: S::Future },
-        /// Somebody fetches it.
-        Waiting { token: WaitForToken, next: Option<(S, R)>, name: HeaderName },
-        /// It came, and goes out as soon as the service is ready.
-        Late { #[pin] response: Oneshot<S, R> },
+        /// Somebody fetches its token.
+        Waiting { token: WaitForToken, held: Option<Box<Held<S, R>>> },
+        /// The token came, and goes out as soon as the service is ready.
+        Late { issued: Option<Issued>, held: Option<Box<Held<S, R>>> },
         Failed { error: Option<TokenError> },
     }
+}
+
+/// A request that has to wait, and what it takes to send it.
+pub(super) struct Held<S, R> {
+    pub(super) inner: S,
+    pub(super) request: R,
+    pub(super) header: HeaderName,
+    pub(super) cache: SvidCache,
+    /// What is asked for.
+    pub(super) asked: SvidRequest,
 }
 
 impl<S: Service<R>, R> ResponseFuture<S, R> {
@@ -51,13 +62,11 @@ impl<S: Service<R>, R> ResponseFuture<S, R> {
         }
     }
 
-    pub(super) fn waiting(waiter: Waiter, inner: S, request: R, name: HeaderName) -> Self {
-        let token = Box::pin(Issue::Wait(waiter).settle());
+    pub(super) fn waiting(waiter: Waiter, held: Held<S, R>) -> Self {
         Self {
             state: State::Waiting {
-                token,
-                next: Some((inner, request)),
-                name,
+                token: wait(waiter),
+                held: Some(Box::new(held)),
             },
             issued: None,
         }
@@ -71,9 +80,13 @@ impl<S: Service<R>, R> ResponseFuture<S, R> {
     }
 }
 
+fn wait(waiter: Waiter) -> WaitForToken {
+    Box::pin(Issue::Wait(waiter).settle())
+}
+
 impl<S, R> Future for ResponseFuture<S, R>
 where
-    S: Service<R>,
+    S: Service<R> + Clone,
     S::Error: Into<BoxError>,
     S::Response: IncomingResponse,
     R: OutgoingRequest,
@@ -83,36 +96,86 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         loop {
-            let response = match this.state.as_mut().project() {
-                StateProj::Sent { response } => ready!(response.poll(cx)),
-                StateProj::Late { response } => ready!(response.poll(cx)),
-                StateProj::Waiting { token, next, name } => {
-                    let issued = ready!(token.as_mut().poll(cx))?;
-                    let Some((inner, mut request)) = next.take() else {
+            let next = match this.state.as_mut().project() {
+                StateProj::Sent { response } => {
+                    let response = ready!(response.poll(cx)).map_err(Into::into)?;
+                    if let Some(issued) = this.issued.take()
+                        && refuses(&response)
+                    {
+                        issued.refused();
+                    }
+                    return Poll::Ready(Ok(response));
+                }
+                StateProj::Waiting { token, held } => {
+                    let issued = Some(ready!(token.as_mut().poll(cx))?);
+                    State::Late {
+                        issued,
+                        held: held.take(),
+                    }
+                }
+                StateProj::Late { issued, held } => {
+                    let Some(waiting) = held else {
                         return Poll::Pending;
                     };
-                    if !insert(request.headers_to_change(), name, issued.header()) {
-                        return Poll::Ready(Err(no_room().into()));
+                    ready!(waiting.inner.poll_ready(cx)).map_err(Into::into)?;
+                    let (Some(issued), Some(held)) = (issued.take(), held.take()) else {
+                        return Poll::Pending;
+                    };
+                    match held.send(issued)? {
+                        Sent::Off(response, issued) => {
+                            *this.issued = Some(issued);
+                            State::Sent { response }
+                        }
+                        Sent::Waits(waiter, held) => State::Waiting {
+                            token: wait(waiter),
+                            held: Some(held),
+                        },
                     }
-                    *this.issued = Some(issued);
-                    this.state.set(State::Late {
-                        response: Oneshot::new(inner, request),
-                    });
-                    continue;
                 }
                 StateProj::Failed { error } => match error.take() {
                     Some(error) => return Poll::Ready(Err(error.into())),
                     None => return Poll::Pending,
                 },
             };
-            let response = response.map_err(Into::into)?;
-            if let Some(issued) = this.issued.take()
-                && refuses(&response)
-            {
-                issued.refused();
-            }
-            return Poll::Ready(Ok(response));
+            this.state.set(next);
         }
+    }
+}
+
+enum Sent<S: Service<R>, R> {
+    Off(S::Future, Issued),
+    Waits(Waiter, Box<Held<S, R>>),
+}
+
+impl<S, R> Held<S, R>
+where
+    S: Service<R> + Clone,
+    R: OutgoingRequest,
+{
+    /// Sends the request through the service, which is ready. It may have become so long after the
+    /// token was there: one that has ended meanwhile gives way to another.
+    fn send(mut self: Box<Self>, issued: Issued) -> Result<Sent<S, R>, TokenError> {
+        let issued = if issued.is_usable() {
+            issued
+        } else {
+            match self.cache.issue(&self.asked)? {
+                Issue::Ready(issued) => issued,
+                Issue::Wait(waiter) => {
+                    // What is ready is given up while the token is waited for.
+                    let fresh = self.inner.clone();
+                    drop(mem::replace(&mut self.inner, fresh));
+                    return Ok(Sent::Waits(waiter, self));
+                }
+            }
+        };
+        let headers = self.request.headers_to_change();
+        if !insert(headers, &self.header, issued.header()) {
+            return Err(no_room());
+        }
+        let Self {
+            mut inner, request, ..
+        } = *self;
+        Ok(Sent::Off(inner.call(request), issued))
     }
 }
 

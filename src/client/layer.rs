@@ -12,6 +12,10 @@ use crate::svid_cache::SvidCache;
 /// Wraps services in [`AddJwtSvid`]: each request gets a fresh token for where it goes.
 ///
 /// See the [module](crate::client) for an example, and for where in a stack it belongs.
+///
+/// A token is never sent past its end, however long the service beneath takes to become ready. What
+/// happens to a request after it was handed to that service is out of our hands: in the queue of a
+/// `Buffer` beneath, a token grows older.
 #[derive(Debug, Clone)]
 pub struct AddJwtSvidLayer {
     config: Arc<Config>,

@@ -6,7 +6,7 @@ use tower_service::Service;
 
 use super::audience::{Audience, AudienceError};
 use super::config::{Config, Decision, OnExisting, Plaintext, insert};
-use super::future::ResponseFuture;
+use super::future::{Held, ResponseFuture};
 use super::layer::{AddJwtSvidLayer, options};
 use super::request::{IncomingResponse, OutgoingRequest};
 use super::{BoxError, no_room};
@@ -86,8 +86,14 @@ where
                 ResponseFuture::failed(no_room())
             }
             Decision::Token(Issue::Wait(waiter)) => {
-                let inner = self.give_up();
-                ResponseFuture::waiting(waiter, inner, request, self.config.header().clone())
+                let held = Held {
+                    inner: self.give_up(),
+                    request,
+                    header: self.config.header().clone(),
+                    cache: self.config.cache().clone(),
+                    asked: waiter.request().clone(),
+                };
+                ResponseFuture::waiting(waiter, held)
             }
             Decision::Fail(error) => {
                 drop(self.give_up());

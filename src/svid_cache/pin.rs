@@ -125,6 +125,13 @@ impl Issued {
         self.0.svid.clone()
     }
 
+    /// Whether it may still be sent.
+    pub(crate) fn is_usable(&self) -> bool {
+        // Without its entry there is nobody to tell the time: another is asked for.
+        let entry = self.0.entry.upgrade();
+        entry.is_some_and(|entry| self.0.usable(entry.cx.moment()))
+    }
+
     /// A service refused it.
     pub(crate) fn refused(&self) {
         if let Some(entry) = self.0.entry.upgrade() {

@@ -9,6 +9,7 @@ use super::entry::{Entry, Resolved};
 use super::error::{TokenError, TokenErrorReason};
 use super::flight::{Down, Outcome};
 use super::token::Token;
+use crate::svid::SvidRequest;
 
 /// One flight that was lost is bad luck; more of them in a row say that another will be, too.
 const MOST_FLIGHTS: u32 = 3;
@@ -28,6 +29,11 @@ impl Waiter {
             outcome,
             wait,
         }
+    }
+
+    /// What is asked for.
+    pub(crate) fn request(&self) -> &SvidRequest {
+        &self.entry.request
     }
 
     /// Waits no longer than this many nanoseconds.

@@ -10,6 +10,7 @@
 mod clients;
 mod hostile;
 mod identity;
+mod late;
 mod layer;
 mod log;
 mod net;
