@@ -56,6 +56,8 @@ pub(crate) struct Gate {
     /// The classes of failure already warned of, one bit each.
     pub(crate) warned: u16,
     rejected_at: Option<u64>,
+    /// Flights up to this one began before the token was refused: they are no answer to that.
+    asked_before: u64,
     /// Keys went while the fetch is under way: one of them may have signed what it brings.
     doubtful: bool,
     /// Evicted: whoever still holds it must look again.
@@ -350,7 +352,7 @@ impl Entry {
         };
         gate.counts.fetches += 1;
         match answer {
-            Ok(token) => Ok(self.take_in(&mut gate, token, now)),
+            Ok(token) => Ok(self.take_in(&mut gate, flight, token, now)),
             Err(error) => {
                 let failure = self.failed(&mut gate, &error, now);
                 // Whoever keeps the log may look at the state, too.
@@ -361,7 +363,13 @@ impl Entry {
         }
     }
 
-    fn take_in(self: &Arc<Self>, gate: &mut Gate, mut token: Token, now: Moment) -> Arc<Token> {
+    fn take_in(
+        self: &Arc<Self>,
+        gate: &mut Gate,
+        flight: u64,
+        mut token: Token,
+        now: Moment,
+    ) -> Arc<Token> {
         gate.pace.failures = 0;
         gate.last_error = None;
         gate.warned = 0;
@@ -376,13 +384,19 @@ impl Entry {
             if !gain {
                 gate.counts.unchanged += 1;
                 self.cx.counts.unchanged();
+                if self.rejected.load(Ordering::Relaxed) {
+                    if flight <= gate.asked_before {
+                        // Refused while this was under way: the next request asks at once.
+                        self.quiet_until.store(0, Ordering::Release);
+                        return current;
+                    }
+                    // The issuer was asked, and stands by it.
+                    self.rejected.store(false, Ordering::Relaxed);
+                    self.forced.store(NEVER, Ordering::Release);
+                }
                 gate.pace.unchanged(&self.cx.settings, now);
                 self.quiet_until
                     .store(gate.pace.with_token, Ordering::Release);
-                if self.rejected.swap(false, Ordering::Relaxed) {
-                    // The issuer was asked, and stands by it.
-                    self.forced.store(NEVER, Ordering::Release);
-                }
                 self.version.fetch_add(1, Ordering::Release);
                 return current;
             }
@@ -439,6 +453,7 @@ impl Entry {
             return false;
         }
         gate.rejected_at = Some(now.mono());
+        gate.asked_before = gate.flights;
         self.cx.counts.rejected();
         self.rejected.store(true, Ordering::Relaxed);
         self.force(now.mono());

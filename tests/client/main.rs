@@ -19,6 +19,7 @@ mod origins;
 mod properties;
 mod recorder;
 mod redirects;
+mod refused;
 mod rules;
 mod stack;
 mod support;
