@@ -123,13 +123,11 @@ impl Context {
     /// as well. From now on it was.
     pub(crate) fn is_known(&self, gate: &mut Gate, reason: FetchSvidReason) -> bool {
         let bit = class_bit(reason);
-        if concerns_all(reason) {
-            self.warned.fetch_or(bit, Ordering::Relaxed) & bit != 0
-        } else {
-            let known = gate.warned & bit != 0;
-            gate.warned |= bit;
-            known
-        }
+        let known_here = gate.warned & bit != 0;
+        gate.warned |= bit;
+        // Both: one audience may fail for ever among others that clear what is known to all.
+        known_here
+            || concerns_all(reason) && self.warned.fetch_or(bit, Ordering::Relaxed) & bit != 0
     }
 }
 

@@ -7,6 +7,7 @@
 )]
 #![allow(unreachable_pub, missing_docs)]
 
+mod bounds;
 mod clients;
 mod hostile;
 mod identity;
