@@ -500,6 +500,13 @@ impl Entry {
         true
     }
 
+    /// The same, where it never started one.
+    pub(crate) fn retire_unused(&self) -> bool {
+        let unused = self.gate().flights == 0;
+        // One that is started in between is under way, or has brought something to keep.
+        unused && self.retire()
+    }
+
     /// Ends the fetch under way.
     pub(crate) fn ground(&self) {
         let flight = self.gate().flight.take();

@@ -199,7 +199,7 @@ impl SvidCache {
         // A pin is never refused for want of room.
         let entry = self.core.table.get_or_insert(&request, true, make);
         let entry = entry.unwrap_or_else(|| self.core.entry(&request));
-        PinnedSvid::new(entry, self.alive.clone())
+        PinnedSvid::new(entry, Arc::downgrade(&self.core), self.alive.clone())
     }
 
     /// Keeps the tokens for these requests fresh whether anyone asks for them or not, with one

@@ -2,11 +2,12 @@
 
 use std::any::Any;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::sync::atomic::Ordering;
 
 use http::HeaderValue;
 
+use super::Core;
 use super::context::Context;
 use super::entry::{Entry, Resolved};
 use super::error::TokenError;
@@ -23,21 +24,30 @@ pub struct PinnedSvid {
 
 struct Pin {
     entry: Arc<Entry>,
+    core: Weak<Core>,
     _alive: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        self.entry.pins.fetch_sub(1, Ordering::Relaxed);
+        let last = self.entry.pins.fetch_sub(1, Ordering::Relaxed) == 1;
+        if last && let Some(core) = self.core.upgrade() {
+            core.table.forget(&self.entry);
+        }
     }
 }
 
 impl PinnedSvid {
     /// Takes over a pin that was counted already.
-    pub(crate) fn new(entry: Arc<Entry>, alive: Option<Arc<dyn Any + Send + Sync>>) -> Self {
+    pub(crate) fn new(
+        entry: Arc<Entry>,
+        core: Weak<Core>,
+        alive: Option<Arc<dyn Any + Send + Sync>>,
+    ) -> Self {
         Self {
             pin: Arc::new(Pin {
                 entry,
+                core,
                 _alive: alive,
             }),
         }

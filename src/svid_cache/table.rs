@@ -104,7 +104,7 @@ impl Table {
                 return Some(entry);
             }
             // Before the lock: it looks into every shard.
-            if self.len() >= self.max && !self.evict_one() {
+            if !self.make_room() {
                 return None;
             }
         }
@@ -143,6 +143,16 @@ impl Table {
             .collect()
     }
 
+    /// Makes room for one more. One goes for it; and another, where pins left more than there
+    /// should be. Whether there is room.
+    fn make_room(&self) -> bool {
+        let mut gone = 0;
+        while gone < 2 && self.len() >= self.max && self.evict_one() {
+            gone += 1;
+        }
+        gone > 0 || self.len() < self.max
+    }
+
     fn evict_one(&self) -> bool {
         // A few at random; only where none of them may go, all.
         let sample = (0..SAMPLE * 2)
@@ -171,9 +181,22 @@ impl Table {
     }
 
     fn evict(&self, entry: &Arc<Entry>) -> bool {
+        let gone = self.remove(entry, Entry::retire);
+        if gone {
+            self.evicted.fetch_add(1, Ordering::Relaxed);
+        }
+        gone
+    }
+
+    /// Lets go of an entry that was pinned and never asked for.
+    pub(crate) fn forget(&self, entry: &Arc<Entry>) {
+        self.remove(entry, Entry::retire_unused);
+    }
+
+    fn remove(&self, entry: &Arc<Entry>, retire: impl FnOnce(&Entry) -> bool) -> bool {
         let mut shard = write(self.shard(&entry.request));
         // With the shard locked nobody can pin it; from here on it starts no fetch.
-        if !entry.retire() || !shard.index.remove(&entry.request) {
+        if !retire(entry) || !shard.index.remove(&entry.request) {
             return false;
         }
         let place = entry.place.load(Ordering::Relaxed);
@@ -184,7 +207,6 @@ impl Table {
             moved.place.store(place, Ordering::Relaxed);
         }
         self.len.fetch_sub(1, Ordering::Relaxed);
-        self.evicted.fetch_add(1, Ordering::Relaxed);
         true
     }
 }

@@ -4,8 +4,61 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tower_spiffe::FetchSvidReason;
+use tower_spiffe::client::AddJwtSvidLayer;
 
-use crate::support::{Answer, Bench, request};
+use crate::layer::fixed;
+use crate::support::{Answer, Bench, millis, request};
+
+#[tokio::test(start_paused = true)]
+async fn rule_11_what_pins_held_above_the_bound_goes_when_they_do() {
+    let bench = Bench::built(
+        |call| call.fresh(3000),
+        |builder| builder.max_entries(10).rate(100_000),
+    );
+    let pins: Vec<_> = (0..100)
+        .map(|n| bench.cache.pin(request(&format!("pinned-{n}"))))
+        .collect();
+    for pin in &pins {
+        pin.header().await.unwrap();
+    }
+    assert_eq!(bench.cache.stats().entries, 100);
+    drop(pins);
+    for n in 0..100 {
+        bench
+            .cache
+            .header(&request(&format!("aud-{n}")))
+            .await
+            .unwrap();
+    }
+    assert!(bench.cache.stats().entries <= 10);
+    assert!(bench.cache.header(&request("aud-99")).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_audience_that_was_pinned_and_never_asked_for_leaves_no_trace() {
+    let bench = Bench::new();
+    let layer = AddJwtSvidLayer::new(bench.cache.clone(), fixed());
+    let layer = layer.spiffe_id("spiffe://x/second".parse().unwrap());
+    assert_eq!(bench.cache.snapshot().len(), 1);
+    let other = bench.cache.pin(request("a"));
+    let same = bench.cache.pin(request("a"));
+    drop(other);
+    assert_eq!(bench.cache.snapshot().len(), 2);
+    drop(same);
+    drop(layer);
+    assert_eq!(bench.cache.snapshot().len(), 0);
+    // One with a token stays, until it has to give way.
+    let asked = bench.cache.pin(request("b"));
+    asked.header().await.unwrap();
+    drop(asked);
+    assert_eq!(bench.cache.snapshot().len(), 1);
+    // And one whose fetch is under way.
+    bench.desk.then(|call| call.fresh(300).after(millis(50)));
+    assert!(bench.cache.pin(request("c")).try_header().is_none());
+    assert_eq!(bench.cache.snapshot().len(), 2);
+    assert!(bench.cache.header(&request("c")).await.is_ok());
+    assert_eq!(bench.desk.calls(), 2);
+}
 
 #[tokio::test(start_paused = true)]
 async fn rule_14_one_audience_that_fails_among_others_that_work_is_one_warning() {
