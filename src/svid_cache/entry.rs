@@ -253,6 +253,11 @@ impl Entry {
         if gate.retired {
             return (Attempt::Retired, false);
         }
+        // Asked with the lock held: whoever closes the cache ends what began before.
+        if cx.is_closed() {
+            let error = TokenError::closed();
+            return (Attempt::NotNow { error }, false);
+        }
         if let Some(flight) = &gate.flight {
             if now.mono() < flight.lease() {
                 if urgent {

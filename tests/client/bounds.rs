@@ -1,13 +1,14 @@
-//! How much the cache keeps, and what it warns of.
+//! How much the cache keeps, what it warns of, and what its end leaves behind.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use tower_spiffe::FetchSvidReason;
 use tower_spiffe::client::AddJwtSvidLayer;
+use tower_spiffe::{Clock, FetchSvidReason, SvidCache, TokenErrorReason, UnixTime};
 
 use crate::layer::fixed;
-use crate::support::{Answer, Bench, millis, request};
+use crate::support::{Answer, Bench, millis, request, settle};
 
 #[tokio::test(start_paused = true)]
 async fn rule_11_what_pins_held_above_the_bound_goes_when_they_do() {
@@ -78,4 +79,46 @@ async fn rule_14_one_audience_that_fails_among_others_that_work_is_one_warning()
         log.levels("fetching a JWT-SVID failed"),
         ["WARN", "DEBUG", "DEBUG", "DEBUG", "DEBUG", "DEBUG"]
     );
+}
+
+/// Closes the cache in the very moment at which a request looks at the time.
+struct Closing {
+    clock: Arc<dyn Clock>,
+    cache: OnceLock<SvidCache>,
+    now: AtomicBool,
+}
+
+impl Clock for Closing {
+    fn now(&self) -> UnixTime {
+        if self.now.swap(false, Ordering::SeqCst) {
+            self.cache.get().unwrap().close();
+        }
+        self.clock.now()
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.clock.monotonic()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_fetch_begins_in_a_cache_that_is_closed_meanwhile() {
+    let bench = Bench::with(|call| call.fresh(300).after(millis(50)));
+    let clock = Arc::new(Closing {
+        clock: bench.clock.shared(),
+        cache: OnceLock::new(),
+        now: AtomicBool::new(false),
+    });
+    let cache = SvidCache::builder(bench.desk.clone())
+        .clock(clock.clone())
+        .build();
+    assert!(clock.cache.set(cache.clone()).is_ok());
+    let aud = request("a");
+    let pin = cache.pin(aud.clone());
+    clock.now.store(true, Ordering::SeqCst);
+    let error = pin.header().await.unwrap_err();
+    assert_eq!(error.reason(), TokenErrorReason::Closed);
+    settle().await;
+    assert_eq!(bench.desk.calls(), 0);
+    assert!(!cache.snapshot_of(&aud).unwrap().fetching);
 }
