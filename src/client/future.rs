@@ -23,8 +23,8 @@ pin_project! {
     {
         #[pin]
         state: State<S, R>,
-        // What went out, to be told of where it is refused.
-        issued: Option<Issued>,
+        // What went out, and where to, to be told of where it is refused.
+        issued: Option<(Issued, Option<u64>)>,
     }
 }
 
@@ -55,10 +55,17 @@ pub(super) struct Held<S, R> {
 }
 
 impl<S: Service<R>, R> ResponseFuture<S, R> {
-    pub(super) fn sent(response: S::Future, issued: Option<Issued>) -> Self {
+    pub(super) fn passed(response: S::Future) -> Self {
         Self {
             state: State::Sent { response },
-            issued,
+            issued: None,
+        }
+    }
+
+    pub(super) fn sent(response: S::Future, issued: Issued, place: Option<u64>) -> Self {
+        Self {
+            state: State::Sent { response },
+            issued: Some((issued, place)),
         }
     }
 
@@ -99,8 +106,8 @@ where
             let next = match this.state.as_mut().project() {
                 StateProj::Sent { response } => {
                     let response = ready!(response.poll(cx)).map_err(Into::into)?;
-                    if let Some(issued) = this.issued.take()
-                        && refuses(&response)
+                    if let Some((issued, place)) = this.issued.take()
+                        && refuses(&response, place)
                     {
                         issued.refused();
                     }
@@ -122,8 +129,8 @@ where
                         return Poll::Pending;
                     };
                     match held.send(issued)? {
-                        Sent::Off(response, issued) => {
-                            *this.issued = Some(issued);
+                        Sent::Off(response, issued, place) => {
+                            *this.issued = Some((issued, place));
                             State::Sent { response }
                         }
                         Sent::Waits(waiter, held) => State::Waiting {
@@ -143,7 +150,7 @@ where
 }
 
 enum Sent<S: Service<R>, R> {
-    Off(S::Future, Issued),
+    Off(S::Future, Issued, Option<u64>),
     Waits(Waiter, Box<Held<S, R>>),
 }
 
@@ -175,7 +182,8 @@ where
         let Self {
             mut inner, request, ..
         } = *self;
-        Ok(Sent::Off(inner.call(request), issued))
+        let place = request.place();
+        Ok(Sent::Off(inner.call(request), issued, place))
     }
 }
 

@@ -45,6 +45,8 @@ macro_rules! options {
         impl $(<$generic>)? $type {
             /// Puts the token into this header instead of `authorization`, where that belongs to
             /// somebody else's token, such as the end user's. The server must look there too.
+            /// A 401 may then be about the other token; ours is refreshed all the same, not more
+            /// than once per 10 s.
             ///
             /// **Mind redirects**: a client that follows them takes `authorization` off when it
             /// goes to another host, but knows nothing of this header. Switch redirects off in the

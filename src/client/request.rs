@@ -32,11 +32,21 @@ pub(crate) mod sealed {
         fn view(&self) -> View<'_>;
         #[doc(hidden)]
         fn headers_to_change(&mut self) -> &mut HeaderMap;
+        /// The place that the request goes to, where the response tells its own.
+        #[doc(hidden)]
+        fn place(&self) -> Option<u64> {
+            None
+        }
     }
 
     pub trait Response {
         #[doc(hidden)]
         fn status_and_headers(&self) -> (StatusCode, &HeaderMap);
+        /// The place that the response is from, where it tells.
+        #[doc(hidden)]
+        fn place(&self) -> Option<u64> {
+            None
+        }
     }
 
     /// What is looked at in a request.
@@ -50,14 +60,20 @@ pub(crate) mod sealed {
 
 use sealed::View;
 
-/// Whether a service refused the token: 401, or gRPC's UNAUTHENTICATED where it stands in the
-/// response's headers.
-pub(crate) fn refuses(response: &impl sealed::Response) -> bool {
+/// Whether a service refused the token that went to `place`: 401, or gRPC's UNAUTHENTICATED where
+/// it stands in the response's headers. Where the client followed a redirect, somebody else may
+/// have answered, who saw no token.
+pub(crate) fn refuses(response: &impl sealed::Response, place: Option<u64>) -> bool {
     let (status, headers) = response.status_and_headers();
-    status == StatusCode::UNAUTHORIZED
+    let refuses = status == StatusCode::UNAUTHORIZED
         || headers
             .get("grpc-status")
-            .is_some_and(|status| status.as_bytes() == b"16")
+            .is_some_and(|status| status.as_bytes() == b"16");
+    refuses
+        && match (response.place(), place) {
+            (Some(from), Some(to)) => from == to,
+            _ => true,
+        }
 }
 
 /// A request for a tunnel is read by a proxy, whatever its URI names.
@@ -104,6 +120,19 @@ impl sealed::Request for reqwest::Request {
     fn headers_to_change(&mut self) -> &mut HeaderMap {
         self.headers_mut()
     }
+
+    fn place(&self) -> Option<u64> {
+        place_of(self.url())
+    }
+}
+
+/// A place as a number, so that it can be kept without being copied.
+#[cfg(feature = "reqwest")]
+fn place_of(url: &reqwest::Url) -> Option<u64> {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    target_of(url).ok()??.hash(&mut hasher);
+    Some(hasher.finish())
 }
 
 #[cfg(feature = "reqwest")]
@@ -121,5 +150,9 @@ fn target_of(url: &reqwest::Url) -> Result<Option<Target<'_>>, OriginError> {
 impl sealed::Response for reqwest::Response {
     fn status_and_headers(&self) -> (StatusCode, &HeaderMap) {
         (self.status(), self.headers())
+    }
+
+    fn place(&self) -> Option<u64> {
+        place_of(self.url())
     }
 }

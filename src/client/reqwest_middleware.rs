@@ -81,8 +81,9 @@ impl Middleware for JwtSvidMiddleware {
         if !insert(request.headers_mut(), self.config.header(), issued.header()) {
             return Err(Error::middleware(no_room()));
         }
+        let place = request.place();
         let response = next.run(request, extensions).await?;
-        if refuses(&response) {
+        if refuses(&response, place) {
             issued.refused();
         }
         Ok(response)

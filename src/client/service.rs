@@ -76,11 +76,12 @@ where
             .config
             .decide(view.target, view.headers, view.extensions)
         {
-            Decision::Pass => ResponseFuture::sent(self.inner.call(request), None),
+            Decision::Pass => ResponseFuture::passed(self.inner.call(request)),
             Decision::Token(Issue::Ready(issued)) => {
                 let name = self.config.header();
                 if insert(request.headers_to_change(), name, issued.header()) {
-                    return ResponseFuture::sent(self.inner.call(request), Some(issued));
+                    let place = request.place();
+                    return ResponseFuture::sent(self.inner.call(request), issued, place);
                 }
                 drop(self.give_up());
                 ResponseFuture::failed(no_room())

@@ -1,5 +1,10 @@
 //! What a service that refuses a token makes of it.
 
+use http::StatusCode;
+use tower::ServiceExt;
+use tower_spiffe::client::{AddJwtSvid, Audience, JwtSvidMiddleware, Plaintext};
+
+use crate::net::Host;
 use crate::support::{Answer, Bench, Token, millis, request, secs, settle};
 
 /// The fetch that was under way says nothing about a refusal that came after it began.
@@ -38,4 +43,43 @@ async fn rule_08_a_fetch_that_began_before_the_refusal_is_no_answer_to_it() {
         tokio::time::sleep(millis(100)).await;
     }
     assert_eq!(bench.desk.calls(), 4);
+}
+
+/// A redirect that the client followed leads to somebody who got no token, and says so.
+#[tokio::test]
+async fn a_401_of_another_host_than_the_token_went_to_is_no_word_on_the_token() {
+    let (a, b) = (Host::start(None).await, Host::start(None).await);
+    let bench = Bench::new();
+    let client = || reqwest::Client::builder().no_proxy().build().unwrap();
+    let audience = Audience::fixed("a").for_origin(&a.origin()).unwrap();
+    let service = AddJwtSvid::new(client(), bench.cache.clone(), audience)
+        .allow_plaintext(Plaintext::Loopback);
+    let tokens = JwtSvidMiddleware::new(bench.cache.clone(), [(a.origin(), "a")])
+        .unwrap()
+        .allow_plaintext(Plaintext::Loopback);
+    let middleware = reqwest_middleware::ClientBuilder::new(client())
+        .with(tokens)
+        .build();
+    let get = |url: &str| reqwest::Request::new(http::Method::GET, url.parse().unwrap());
+
+    let led_away = format!("{}/to?{}/refuse", a.origin(), b.origin());
+    let response = service.clone().oneshot(get(&led_away)).await.unwrap();
+    assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+    let response = middleware.get(&led_away).send().await.unwrap();
+    assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+    assert_eq!(bench.cache.stats().rejections, 0);
+
+    // Its own word counts, by way of a redirect within the same origin too.
+    let within = format!("{}/to?{}/refuse", a.origin(), a.origin());
+    service.oneshot(get(&within)).await.unwrap();
+    assert_eq!(bench.cache.stats().rejections, 1);
+    let bench = Bench::new();
+    let tokens = JwtSvidMiddleware::new(bench.cache.clone(), [(a.origin(), "a")])
+        .unwrap()
+        .allow_plaintext(Plaintext::Loopback);
+    let middleware = reqwest_middleware::ClientBuilder::new(client())
+        .with(tokens)
+        .build();
+    middleware.get(a.origin() + "/refuse").send().await.unwrap();
+    assert_eq!(bench.cache.stats().rejections, 1);
 }
