@@ -120,7 +120,8 @@ impl Config {
         headers: &HeaderMap,
         extensions: Option<&Extensions>,
     ) -> Decision {
-        let existing = self.on_existing != OnExisting::Replace && headers.contains_key(&self.header);
+        let existing =
+            self.on_existing != OnExisting::Replace && headers.contains_key(&self.header);
         // It goes out with what it has, and no token of ours could go astray.
         let kept = existing && self.on_existing == OnExisting::Keep && !self.strict;
         let own = extensions.and_then(|extensions| extensions.get::<Audience>());
@@ -187,9 +188,11 @@ impl Config {
         }
         let message = match target {
             Some(target) => format!("no token may go to {target}: name it with the audience"),
-            None => "no token may go where the origin can be read in more than one way: with a user \
+            None => {
+                "no token may go where the origin can be read in more than one way: with a user \
                      name, with an authority and no scheme, or by CONNECT"
-                .to_owned(),
+                    .to_owned()
+            }
         };
         Decision::Fail(TokenError::new(TokenErrorReason::ForeignOrigin, message))
     }

@@ -219,14 +219,16 @@ impl Supervisor {
             self.shared.metrics.record_update();
             self.tell_of_set(change.first);
         }
-        if change.lost_keys {
+        if change.lost_keys || change.given_back {
             let set = self.shared.known();
             let has = |set: &JwtBundleSet, trust_domain: &str, key_id: &str| {
                 set.get(trust_domain)
                     .is_some_and(|bundle| bundle.authority(key_id).is_some())
             };
             self.cache.authorities_gone(&|trust_domain, key_id| {
-                has(&before, trust_domain, key_id) && !has(&set, trust_domain, key_id)
+                // What a withdrawal took is not known any more: there only the new set speaks.
+                let had = change.given_back || has(&before, trust_domain, key_id);
+                had && !has(&set, trust_domain, key_id)
             });
         }
         true

@@ -2,8 +2,8 @@
 
 use std::any::Any;
 use std::fmt;
-use std::sync::{Arc, Weak};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
 use http::HeaderValue;
 
@@ -39,7 +39,7 @@ impl Drop for Pin {
 
 impl PinnedSvid {
     /// Takes over a pin that was counted already.
-    pub(crate) fn new(
+    pub(super) fn new(
         entry: Arc<Entry>,
         core: Weak<Core>,
         alive: Option<Arc<dyn Any + Send + Sync>>,

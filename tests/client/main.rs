@@ -11,6 +11,7 @@ mod bounds;
 mod clients;
 mod hostile;
 mod identity;
+mod keys;
 mod late;
 mod layer;
 mod log;

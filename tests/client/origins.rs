@@ -93,7 +93,10 @@ async fn a_strict_layer_refuses_foreign_origins_whatever_header_a_request_has() 
         let strict = layer.clone().on_existing(on_existing).strict();
         for (uri, reason) in [
             ("https://elsewhere/x", TokenErrorReason::ForeignOrigin),
-            ("https://user@reports:8443/x", TokenErrorReason::ForeignOrigin),
+            (
+                "https://user@reports:8443/x",
+                TokenErrorReason::ForeignOrigin,
+            ),
             ("http://reports/x", TokenErrorReason::Plaintext),
             ("/x", TokenErrorReason::NoOrigin),
         ] {
@@ -102,7 +105,11 @@ async fn a_strict_layer_refuses_foreign_origins_whatever_header_a_request_has() 
         }
     }
     // Where a token may go, the header that is there is kept as ever.
-    let kept = sent(layer.clone().strict(), with_their_own("https://reports:8443/x")).await;
+    let kept = sent(
+        layer.clone().strict(),
+        with_their_own("https://reports:8443/x"),
+    )
+    .await;
     assert_eq!(kept.unwrap()[AUTHORIZATION], "Basic dXNlcg==");
     // And without `strict`, what needs no token of ours needs no leave either.
     for uri in ["http://reports/x", "/x"] {
