@@ -59,14 +59,7 @@ impl SvidCacheBuilder {
     /// 0.55 to 0.65 by default: SPIRE's agent hands out its own cached token until 45 to 55 % of
     /// the life is gone, so that an earlier call would bring nothing. Kept within 0 and 1.
     pub fn refresh_between(mut self, from: f64, to: f64) -> Self {
-        let tidy = |share: f64| {
-            if share.is_finite() {
-                share.clamp(0.0, 1.0)
-            } else {
-                0.6
-            }
-        };
-        let (from, to) = (tidy(from), tidy(to));
+        let (from, to) = (share(from, 0.6), share(to, 0.6));
         self.settings.refresh = (from.min(to), from.max(to));
         self
     }
@@ -78,10 +71,24 @@ impl SvidCacheBuilder {
         self
     }
 
+    /// The share of a token's life that [`soft_margin`](Self::soft_margin) is no more than. 0.10 by
+    /// default; kept within 0 and 1.
+    pub fn soft_margin_share(mut self, most: f64) -> Self {
+        self.settings.soft_margin.share = share(most, self.settings.soft_margin.share);
+        self
+    }
+
     /// With this much of its life left, at most, a token is never sent. 2 s or 2 % of the life by
     /// default, whichever is less.
     pub fn hard_margin(mut self, most: Duration) -> Self {
         self.settings.hard_margin.most = most;
+        self
+    }
+
+    /// The share of a token's life that [`hard_margin`](Self::hard_margin) is no more than. 0.02 by
+    /// default; kept within 0 and 1.
+    pub fn hard_margin_share(mut self, most: f64) -> Self {
+        self.settings.hard_margin.share = share(most, self.settings.hard_margin.share);
         self
     }
 
@@ -149,6 +156,46 @@ impl SvidCacheBuilder {
         self
     }
 
+    /// By which factor each delay is longer than the one before it: while there is a token to send,
+    /// and while there is none (that of calls to an issuer that does not answer, too). 1.6 and 2 by
+    /// default; never below 1.
+    pub fn backoff_growth(mut self, with_token: f64, without_token: f64) -> Self {
+        let settings = &mut self.settings;
+        for pace in [&mut settings.with_token, &mut settings.unchanged] {
+            pace.factor = factor(with_token, pace.factor);
+        }
+        for pace in [
+            &mut settings.without_token,
+            &mut settings.denied,
+            &mut settings.breaker,
+        ] {
+            pace.factor = factor(without_token, pace.factor);
+        }
+        self
+    }
+
+    /// By which share every such delay is longer or shorter, at random, so that many processes do
+    /// not ask in step. 0.2 by default; kept within 0 and 1.
+    pub fn backoff_jitter(mut self, most: f64) -> Self {
+        let settings = &mut self.settings;
+        for pace in [
+            &mut settings.with_token,
+            &mut settings.without_token,
+            &mut settings.denied,
+            &mut settings.unchanged,
+            &mut settings.breaker,
+        ] {
+            pace.jitter = share(most, pace.jitter);
+        }
+        self
+    }
+
+    /// Over how long the fetches are spread after a signing key has gone. 5 s by default.
+    pub fn refetch_after_key_loss_within(mut self, within: Duration) -> Self {
+        self.settings.gone_jitter = within;
+        self
+    }
+
     /// At most one fetch per this much, for each audience, because a service refused the token.
     /// 10 s by default.
     pub fn refetch_rejected_every(mut self, every: Duration) -> Self {
@@ -190,5 +237,22 @@ impl SvidCacheBuilder {
     /// Built inside a tokio runtime, it can also refresh where it is asked outside of one.
     pub fn build(self) -> SvidCache {
         SvidCache::of(self.fetcher, self.clock, self.metrics, self.settings)
+    }
+}
+
+/// What is no share, as before.
+fn share(share: f64, before: f64) -> f64 {
+    if share.is_finite() {
+        share.clamp(0.0, 1.0)
+    } else {
+        before
+    }
+}
+
+fn factor(factor: f64, before: f64) -> f64 {
+    if factor.is_finite() {
+        factor.max(1.0)
+    } else {
+        before
     }
 }

@@ -76,22 +76,26 @@ impl Default for Settings {
                 first: secs(1),
                 factor: 1.6,
                 cap: secs(30),
+                jitter: 0.2,
             },
             without_token: Pace {
                 first: millis(250),
                 factor: 2.0,
                 cap: secs(5),
+                jitter: 0.2,
             },
             denied: Pace {
                 first: secs(1),
                 factor: 2.0,
                 cap: secs(10),
+                jitter: 0.2,
             },
             invalid: secs(60),
             unchanged: Pace {
                 first: secs(5),
                 factor: 1.6,
                 cap: secs(30),
+                jitter: 0.2,
             },
             rejected_every: secs(10),
             gone_jitter: secs(5),
@@ -99,6 +103,7 @@ impl Default for Settings {
                 first: millis(250),
                 factor: 2.0,
                 cap: secs(5),
+                jitter: 0.2,
             },
             breaker_after: 3,
             concurrency: 16,
@@ -122,12 +127,14 @@ impl Margin {
     }
 }
 
-/// A delay that grows with each failure, give or take 20 %, and is never longer than its cap.
+/// A delay that grows with each failure, give or take some, and is never longer than its cap.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pace {
     pub(crate) first: Duration,
     pub(crate) factor: f64,
     pub(crate) cap: Duration,
+    /// Give or take this share.
+    pub(crate) jitter: f64,
 }
 
 impl Pace {
@@ -135,7 +142,7 @@ impl Pace {
     pub(crate) fn after(self, failures: u32) -> Duration {
         // Beyond 64 every delay is at its cap.
         let power = i32::try_from(failures.saturating_sub(1).min(64)).unwrap_or(64);
-        let jitter = 0.8 + 0.4 * fastrand::f64();
+        let jitter = 1.0 + self.jitter * (2.0 * fastrand::f64() - 1.0);
         let secs = self.first.as_secs_f64() * self.factor.powi(power) * jitter;
         // Cut after the jitter: the cap is a promise.
         Duration::try_from_secs_f64(secs)

@@ -17,6 +17,7 @@ mod layer;
 mod log;
 mod net;
 mod numbers;
+mod options;
 mod origins;
 mod properties;
 mod recorder;
