@@ -1,8 +1,9 @@
+use http::header::HeaderName;
 use tonic::service::Interceptor;
 use tonic::{Request, Status};
 
 use super::audience::Audience;
-use super::config::{Config, Decision, Plaintext, insert};
+use super::config::{Config, Decision, OnExisting, Plaintext, insert};
 use super::no_room;
 use crate::svid_cache::{SvidCache, TokenError, TokenErrorReason};
 
@@ -23,6 +24,30 @@ impl JwtSvidInterceptor {
         Self {
             config: Config::new(source.into(), audience),
         }
+    }
+
+    /// Puts the token into this header instead of `authorization`, where that belongs to somebody
+    /// else's token, such as the end user's. The server must look there too. (A tonic channel
+    /// follows no redirects.)
+    #[must_use]
+    pub fn header(mut self, name: HeaderName) -> Self {
+        self.config.set_header(name);
+        self
+    }
+
+    /// What to do with a call that has the header already: [`OnExisting::Keep`] by default.
+    #[must_use]
+    pub fn on_existing(mut self, on_existing: OnExisting) -> Self {
+        self.config.set_on_existing(on_existing);
+        self
+    }
+
+    /// Refuses calls that no token may go with, whatever header they have; by default they pass
+    /// without a token, and are counted.
+    #[must_use]
+    pub fn strict(mut self) -> Self {
+        self.config.set_strict();
+        self
     }
 
     /// Lets tokens go in the clear, as far as this says. By default they go by https alone.

@@ -1,4 +1,5 @@
 use http::Extensions;
+use http::header::HeaderName;
 use reqwest::{Request, Response};
 use reqwest_middleware::{Error, Middleware, Next, Result};
 
@@ -36,6 +37,18 @@ impl JwtSvidMiddleware {
         Self {
             config: Config::new(source.into(), audience),
         }
+    }
+
+    /// Puts the token into this header instead of `authorization`, where that belongs to somebody
+    /// else's token, such as the end user's. The server must look there too.
+    ///
+    /// **Mind redirects**: `reqwest` follows them, and takes `authorization` off when it goes to
+    /// another host, but knows nothing of this header. Build the client with
+    /// `redirect(Policy::none())`.
+    #[must_use]
+    pub fn header(mut self, name: HeaderName) -> Self {
+        self.config.set_header(name);
+        self
     }
 
     /// What to do with a request that has the header already: [`OnExisting::Keep`] by default.

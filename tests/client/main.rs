@@ -9,6 +9,7 @@
 
 mod bounds;
 mod clients;
+mod existing;
 mod hostile;
 mod identity;
 mod keys;
