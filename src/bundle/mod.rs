@@ -89,6 +89,16 @@ impl JwtBundle {
         })
     }
 
+    /// The bundle of a trust domain that is known, and whose keys are not.
+    #[cfg(any(feature = "server", feature = "client"))]
+    pub(crate) fn without_keys(trust_domain: TrustDomain) -> Self {
+        Self {
+            trust_domain,
+            authorities: Box::default(),
+            ignored: Box::default(),
+        }
+    }
+
     /// The trust domain that these authorities speak for.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain

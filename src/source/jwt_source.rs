@@ -98,7 +98,8 @@ impl JwtSource {
             .map_err(JwtSourceError::cannot_judge)
     }
 
-    /// The bundle of this trust domain, as it is now.
+    /// The bundle of this trust domain, as it is now; without a key where the issuer names the
+    /// trust domain and its keys could never be read.
     ///
     /// # Errors
     /// The issuer gives none for it, or bundles cannot be used now.

@@ -46,7 +46,7 @@ pub(crate) struct Shared {
 #[derive(Default)]
 struct Snapshot {
     set: JwtBundleSet,
-    // Named by the issuer, no keys of theirs could ever be read: not unknown, but not known.
+    // Named by the issuer, no keys of theirs could ever be read: known, and without a key.
     unreadable: Vec<TrustDomain>,
 }
 
@@ -143,13 +143,10 @@ impl Shared {
             if let Some(bundle) = snapshot.set.get(trust_domain) {
                 return BundleAnswer::Ready(bundle.clone());
             }
-            // Ours is the trouble, not the caller's.
-            if snapshot
-                .unreadable
-                .iter()
-                .any(|known| known.name() == trust_domain)
-            {
-                return BundleAnswer::CannotJudge(CannotJudge::NotReady);
+            // All others can be judged: a caller who names this one must not make a fault of ours.
+            let mut unreadable = snapshot.unreadable.iter();
+            if let Some(known) = unreadable.find(|known| known.name() == trust_domain) {
+                return BundleAnswer::Ready(Arc::new(JwtBundle::without_keys(known.clone())));
             }
             // "Unknown" is a verdict on the caller: it must not come of a set that was being
             // withdrawn, or given back, while we looked.

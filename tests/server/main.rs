@@ -13,6 +13,7 @@ mod costs;
 mod end_at_expiry;
 mod golden;
 mod hyper;
+mod live_source;
 mod loopback;
 mod modes;
 mod policy;

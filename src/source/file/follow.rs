@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::document::{Contents, Document};
 use super::error::{FileBundlesError, FileBundlesErrorReason as Reason};
 use super::state::{FileBundlesState, FileState};
-use crate::bundle::{BundleAnswer, CannotJudge, JwtBundleSet};
+use crate::bundle::{BundleAnswer, CannotJudge, JwtBundle, JwtBundleSet};
 use crate::clock::Clock;
 use crate::spiffe_id::TrustDomain;
 
@@ -30,7 +30,7 @@ pub(super) struct Followed {
 
 struct Snapshot {
     set: JwtBundleSet,
-    // Named in a map, and never readable: not unknown, but not known.
+    // Named in a map, and never readable: known, and without a key.
     unreadable: Vec<TrustDomain>,
 }
 
@@ -96,15 +96,13 @@ impl Followed {
             return BundleAnswer::CannotJudge(why);
         }
         let snapshot = self.snapshot.load();
-        match snapshot.set.get(trust_domain) {
-            Some(bundle) => BundleAnswer::Ready(bundle.clone()),
-            None if snapshot
-                .unreadable
-                .iter()
-                .any(|known| known.name() == trust_domain) =>
-            {
-                BundleAnswer::CannotJudge(CannotJudge::NotReady)
-            }
+        if let Some(bundle) = snapshot.set.get(trust_domain) {
+            return BundleAnswer::Ready(bundle.clone());
+        }
+        let mut unreadable = snapshot.unreadable.iter();
+        match unreadable.find(|known| known.name() == trust_domain) {
+            // All others can be judged: a caller who names this one must not make a fault of ours.
+            Some(known) => BundleAnswer::Ready(Arc::new(JwtBundle::without_keys(known.clone()))),
             None => BundleAnswer::UnknownTrustDomain,
         }
     }

@@ -156,14 +156,12 @@ async fn tb13_a_map_that_is_none_or_names_a_domain_twice_is_refused() {
 }
 
 #[tokio::test]
-async fn a_map_entry_that_never_could_be_read_is_not_unknown() {
+async fn a26_a_map_entry_that_never_could_be_read_is_a_trust_domain_without_a_key() {
     let dir = Dir::new("unreadable");
     let path = dir.write("map", r#"{"trust_domains": {"x": 7}}"#);
     let source = quick().bundle_map(&path).open().expect("open");
-    assert!(matches!(
-        source.bundle("x"),
-        BundleAnswer::CannotJudge(CannotJudge::NotReady)
-    ));
+    assert!(matches!(source.bundle("x"), BundleAnswer::Ready(bundle) if bundle.is_empty()));
+    assert!(!source.state().is_healthy());
     assert!(matches!(
         source.bundle("y"),
         BundleAnswer::UnknownTrustDomain
