@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use super::builder::Settings;
+use super::cache::Time;
 use super::validator::Inner;
 use super::verified::{Signer, Verified};
 use super::{ValidateError, ValidateReason, VerifiedSvid};
@@ -38,8 +39,14 @@ impl Inner {
         };
         let hash = cache.hash(token);
         if let Ok(revision) = revision
-            && let Some(svid) = cache.get(hash, token, revision, &*self.source)
-            && self.time_refusal(Life::of(svid.shared()), now).is_none()
+            && let Some(svid) =
+                cache.get(hash, token, revision, &*self.source, |verified| match self
+                    .time_refusal(Life::of(verified), now)
+                {
+                    None => Time::Good,
+                    Some((ValidateReason::Expired, _)) => Time::Past,
+                    Some(_) => Time::NotNow,
+                })
         {
             return (Ok(svid), true);
         }

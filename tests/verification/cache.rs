@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::json;
 use tower_spiffe::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtBundle, JwtBundleSet};
 use tower_spiffe::metrics::{MetricsRecorder, Verification};
-use tower_spiffe::{Algorithm, ValidateReason, Validator};
+use tower_spiffe::{Algorithm, UnixTime, ValidateReason, Validator};
 
 use crate::signer::{NOW, Signer, bundle, claims_with};
 use crate::support::{Fixture, es256, keys_of};
@@ -53,6 +53,52 @@ fn no_refusal_is_kept() {
         fixture.warm.validate(&token).unwrap_err();
     }
     assert_eq!(fixture.warm.cache_stats().entries, 0);
+}
+
+#[test]
+fn a_hit_that_is_past_its_end_is_none_and_makes_room() {
+    let signer = es256();
+    let fixture = Fixture::new(&[&signer]);
+    let (short, long) = (
+        signer.sign(&claims_with("exp", json!(NOW + 5))),
+        signer.token(),
+    );
+    for token in [&short, &long] {
+        fixture.warm.validate(token).unwrap();
+        fixture.warm.validate(token).unwrap();
+    }
+    let before = fixture.warm.cache_stats();
+    assert_eq!((before.hits, before.misses, before.entries), (2, 2, 2));
+
+    // The leeway is 10 s.
+    fixture.clock.set(UnixTime::from_secs(NOW + 15));
+    for _ in 0..2 {
+        let error = fixture.warm.validate(&short).unwrap_err();
+        assert_eq!(error.reason(), ValidateReason::Expired);
+    }
+    let after = fixture.warm.cache_stats();
+    assert_eq!((after.hits, after.misses, after.entries), (2, 4, 1));
+    // Nor is it in this thread's own level: with the clock set back it is verified anew.
+    fixture.clock.set(UnixTime::from_secs(NOW));
+    fixture.warm.validate(&short).unwrap();
+    assert_eq!(fixture.warm.cache_stats().misses, 5);
+}
+
+#[test]
+fn a_hit_that_is_not_valid_yet_is_none_and_stays() {
+    let signer = es256();
+    let fixture = Fixture::new(&[&signer]);
+    let token = signer.sign(&claims_with("nbf", json!(NOW)));
+    fixture.warm.validate(&token).unwrap();
+    fixture.clock.set(UnixTime::from_secs(NOW - 11));
+    let error = fixture.warm.validate(&token).unwrap_err();
+    assert_eq!(error.reason(), ValidateReason::NotYetValid);
+    let stats = fixture.warm.cache_stats();
+    assert_eq!((stats.hits, stats.misses, stats.entries), (0, 2, 1));
+    // The clock that was set back comes forward again.
+    fixture.clock.set(UnixTime::from_secs(NOW));
+    fixture.warm.validate(&token).unwrap();
+    assert_eq!(fixture.warm.cache_stats().hits, 1);
 }
 
 #[test]

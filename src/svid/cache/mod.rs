@@ -30,6 +30,15 @@ pub(super) struct VerifiedCache {
     counters: Arc<Counters>,
 }
 
+/// What the clock says of an entry.
+pub(super) enum Time {
+    Good,
+    /// It does not count now, and may again.
+    NotNow,
+    /// Its end is past.
+    Past,
+}
+
 impl VerifiedCache {
     pub(super) fn new(bytes: usize) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -46,42 +55,66 @@ impl VerifiedCache {
         self.hasher.hash_one(token.as_bytes())
     }
 
-    /// What was verified under this very text, if the authority is still the one that the source
-    /// has. The times are the caller's to judge.
+    /// What was verified under this very text, if `time` lets it, and the authority is still the
+    /// one that the source has.
     pub(super) fn get(
         &self,
         hash: u64,
         token: &str,
         revision: u64,
         source: &dyn BundleSource,
+        time: impl Fn(&Verified) -> Time,
+    ) -> Option<VerifiedSvid> {
+        let found = self.find(hash, token, revision, source, time);
+        match &found {
+            Some(_) => self.counters.hit(),
+            None => self.counters.miss(),
+        }
+        found
+    }
+
+    fn find(
+        &self,
+        hash: u64,
+        token: &str,
+        revision: u64,
+        source: &dyn BundleSource,
+        time: impl Fn(&Verified) -> Time,
     ) -> Option<VerifiedSvid> {
         let found = first::get(self.id, hash, token);
-        let svid = match found {
-            Some(found) if found.revision == revision => {
-                if found.wants_touch {
-                    self.second.touch(hash, token);
-                }
-                self.counters.hit();
-                return Some(found.svid);
+        let (svid, seen_at, wants_touch) = match found {
+            Some(found) => (found.svid, Some(found.revision), found.wants_touch),
+            None => {
+                let verified = self.second.get(hash, token)?;
+                (VerifiedSvid::new(verified), None, false)
             }
-            Some(found) => found.svid,
-            None => match self.second.get(hash, token) {
-                Some(verified) => VerifiedSvid::new(verified),
-                None => {
-                    self.counters.miss();
-                    return None;
-                }
-            },
         };
+        match time(svid.shared()) {
+            Time::Good => {}
+            Time::NotNow => return None,
+            // It will not be good again, and must not stand in the way of those that are.
+            Time::Past => {
+                self.remove(hash, token);
+                return None;
+            }
+        }
+        if seen_at == Some(revision) {
+            if wants_touch {
+                self.second.touch(hash, token);
+            }
+            return Some(svid);
+        }
         if !is_current(svid.shared(), revision, source) {
-            first::remove(self.id, hash, token);
-            self.second.remove(hash, token);
-            self.counters.miss();
+            self.remove(hash, token);
             return None;
         }
         first::put(self.id, revision, &svid);
-        self.counters.hit();
         Some(svid)
+    }
+
+    fn remove(&self, hash: u64, token: &str) {
+        first::remove(self.id, hash, token);
+        self.second.remove(hash, token);
     }
 
     /// Keeps what was just verified. It does not push anything out of the first level: only what

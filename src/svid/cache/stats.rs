@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CacheStats {
-    /// Tokens that were there, with an authority that still counts.
+    /// Tokens that were there, with an authority and a time that still count.
     pub hits: u64,
     /// Tokens that were not.
     pub misses: u64,
