@@ -116,6 +116,11 @@ impl ValidatorBuilder {
     }
 
     /// How many bytes the verified cache may hold; 8 MiB by default, 0 switches it off.
+    ///
+    /// On top of that each thread that validates has the tokens at hand which it saw last: at most
+    /// as many bytes again per thread, and with all validators together at most 640 KiB. A
+    /// validator that is dropped leaves them there until that thread verifies another new token, or
+    /// ends.
     pub fn cache_bytes(mut self, bytes: usize) -> Self {
         self.settings.cache_bytes = bytes;
         self

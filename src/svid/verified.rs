@@ -20,6 +20,9 @@ pub struct VerifiedSvid(Arc<Handle>);
 /// each has a handle of its own.
 struct Handle(Arc<Verified>);
 
+/// What an entry of a cache costs beside its texts.
+const OVERHEAD: usize = 384;
+
 /// What is known of a verified token.
 pub(super) struct Verified {
     /// Empty where no cache keeps it.
@@ -54,10 +57,12 @@ impl Signer {
 }
 
 impl Verified {
-    /// How long its texts are together, in bytes.
-    pub(super) fn text_len(&self) -> usize {
+    /// What it takes in a cache, in bytes, about: its texts, the structures, their allocations, the
+    /// cache's own.
+    pub(super) fn weight(&self) -> usize {
         let audiences = self.audiences.iter().map(|audience| audience.len() + 32);
-        self.token.len()
+        OVERHEAD
+            + self.token.len()
             + self.payload.len()
             + self.spiffe_id.as_str().len()
             + audiences.sum::<usize>()

@@ -9,7 +9,7 @@ use tower_spiffe::metrics::{MetricsRecorder, Verification};
 use tower_spiffe::{Algorithm, UnixTime, ValidateReason, Validator};
 
 use crate::signer::{NOW, Signer, bundle, claims_with};
-use crate::support::{Fixture, es256, keys_of};
+use crate::support::{Fixture, Swappable, es256, keys_of};
 
 fn numbered(signer: &Signer, n: usize) -> String {
     signer.sign(&claims_with("jti", json!(n)))
@@ -154,6 +154,73 @@ fn a_token_longer_than_the_cache_is_verified_all_the_same() {
         tiny.accepts(&long);
     }
     assert_eq!(tiny.warm.cache_stats().entries, 0);
+}
+
+/// Bytes that are held more after this than before it, by this thread's doing.
+fn held(work: impl FnOnce()) -> i64 {
+    allocation_counter::measure(work).bytes_current
+}
+
+#[test]
+fn a_small_cache_is_small_on_every_thread() {
+    let signer = es256();
+    let source = Swappable::new(keys_of(&[&signer]));
+    let tokens: Vec<String> = (0..600).map(|n| numbered(&signer, n)).collect();
+    let build = |bytes: usize| {
+        let builder = Validator::builder(source.clone()).audience(crate::signer::AUDIENCE);
+        let clock = crate::support::HandClock::at(NOW);
+        builder.clock(clock).cache_bytes(bytes).build().unwrap()
+    };
+    let fill = |validator: &Validator| {
+        for token in &tokens {
+            // At second sight a token may push another one out of the thread's own level.
+            validator.validate(token).unwrap();
+            validator.validate(token).unwrap();
+        }
+    };
+    let small = build(16 * 1024);
+    let bytes = held(|| fill(&small));
+    assert!(bytes <= 48 * 1024, "{bytes} bytes for a cache of 16 KiB");
+
+    // What is documented for a thread.
+    let large = build(8 * 1024 * 1024);
+    let bytes = held(|| fill(&large));
+    let shared = i64::try_from(large.cache_stats().bytes).unwrap();
+    assert!(
+        bytes <= shared + 640 * 1024,
+        "{bytes} bytes, {shared} of them shared"
+    );
+}
+
+#[test]
+fn a_validator_that_is_dropped_leaves_nothing_behind() {
+    let signer = es256();
+    let source = Swappable::new(keys_of(&[&signer]));
+    let tokens: Vec<String> = (0..256).map(|n| numbered(&signer, n)).collect();
+    let use_one = || {
+        let builder = Validator::builder(source.clone()).audience(crate::signer::AUDIENCE);
+        let clock = crate::support::HandClock::at(NOW);
+        let validator = builder.clock(clock).build().unwrap();
+        for token in &tokens {
+            validator.validate(token).unwrap();
+        }
+        validator.validate(&tokens[0]).unwrap();
+    };
+    // The thread's table is made once.
+    use_one();
+    let few = held(|| (0..2).for_each(|_| use_one()));
+    assert!(few <= 8 * 1024, "{few} bytes after two more validators");
+    let bytes = held(|| {
+        (0..20).for_each(|_| use_one());
+        // The first sight of a token after that clears what the dropped ones left.
+        let other = Validator::builder(source.clone())
+            .audience(crate::signer::AUDIENCE)
+            .clock(crate::support::HandClock::at(NOW))
+            .build()
+            .unwrap();
+        other.validate(&tokens[0]).unwrap();
+    });
+    assert!(bytes <= 8 * 1024, "{bytes} bytes after twenty validators");
 }
 
 #[test]

@@ -1,14 +1,42 @@
 //! Each thread's own level: a small table, four ways wide.
 
 use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::svid::VerifiedSvid;
 
 const SETS: usize = 64;
 const WAYS: usize = 4;
 
-/// Longer entries stay in the second level: no thread holds more than half a MiB here.
-const MAX_BYTES: usize = 2048;
+/// Heavier entries stay in the second level: no thread holds more than 640 KiB here, the table
+/// included.
+const MAX_WEIGHT: usize = 2400;
+
+/// How many caches are gone. A thread that finds more of them than before clears what they left.
+static GONE: AtomicU64 = AtomicU64::new(0);
+
+/// Whose an entry is: all validators of a thread share its table.
+pub(super) struct Owner {
+    max_weight: usize,
+    gone: AtomicBool,
+}
+
+impl Owner {
+    /// The owner of entries that, all together, are not heavier than this.
+    pub(super) fn new(bytes: usize) -> Self {
+        Self {
+            max_weight: MAX_WEIGHT.min(bytes / (SETS * WAYS)),
+            gone: AtomicBool::new(false),
+        }
+    }
+
+    /// Each thread drops what it has of it, as soon as it puts something in.
+    pub(super) fn leave(&self) {
+        self.gone.store(true, Ordering::Release);
+        GONE.fetch_add(1, Ordering::Release);
+    }
+}
 
 /// A regular tells the second level now and then that it is in use.
 const TOUCH_EVERY: u32 = 512;
@@ -21,7 +49,7 @@ pub(super) struct Found {
 }
 
 struct Way {
-    cache: u64,
+    owner: Arc<Owner>,
     hash: u64,
     revision: u64,
     hits: u32,
@@ -34,13 +62,15 @@ struct FirstLevel {
     sets: Vec<[Option<Way>; WAYS]>,
     // Counts uses; wraps, which only makes one choice of what to replace a poor one.
     clock: u32,
+    // How many caches were gone when it was cleared last.
+    gone: u64,
 }
 
 thread_local! {
-    static LEVEL: RefCell<FirstLevel> = const { RefCell::new(FirstLevel { sets: Vec::new(), clock: 0 }) };
+    static LEVEL: RefCell<FirstLevel> = const { RefCell::new(FirstLevel { sets: Vec::new(), clock: 0, gone: 0 }) };
 }
 
-pub(super) fn get(cache: u64, hash: u64, token: &str) -> Option<Found> {
+pub(super) fn get(owner: &Arc<Owner>, hash: u64, token: &str) -> Option<Found> {
     with(|level| {
         level.clock = level.clock.wrapping_add(1);
         let clock = level.clock;
@@ -48,7 +78,7 @@ pub(super) fn get(cache: u64, hash: u64, token: &str) -> Option<Found> {
             .set(hash)?
             .iter_mut()
             .flatten()
-            .find(|way| way.is(cache, hash, token))?;
+            .find(|way| way.is(owner, hash, token))?;
         way.hits = way.hits.wrapping_add(1);
         way.used_at = clock;
         Some(Found {
@@ -60,31 +90,32 @@ pub(super) fn get(cache: u64, hash: u64, token: &str) -> Option<Found> {
 }
 
 /// Puts in what was seen again; what was used longest ago makes room.
-pub(super) fn put(cache: u64, revision: u64, svid: &VerifiedSvid) {
-    place(cache, revision, svid, true);
+pub(super) fn put(owner: &Arc<Owner>, revision: u64, svid: &VerifiedSvid) {
+    place(owner, revision, svid, true);
 }
 
 /// Puts in what was seen first, where there is room.
-pub(super) fn put_if_free(cache: u64, revision: u64, svid: &VerifiedSvid) {
-    place(cache, revision, svid, false);
+pub(super) fn put_if_free(owner: &Arc<Owner>, revision: u64, svid: &VerifiedSvid) {
+    place(owner, revision, svid, false);
 }
 
-pub(super) fn remove(cache: u64, hash: u64, token: &str) {
+pub(super) fn remove(owner: &Arc<Owner>, hash: u64, token: &str) {
     // Dropped outside: the last handle of an entry may free much.
     let _gone = with(|level| {
         let way = level
             .set(hash)?
             .iter_mut()
-            .find(|way| way.as_ref().is_some_and(|way| way.is(cache, hash, token)))?;
+            .find(|way| way.as_ref().is_some_and(|way| way.is(owner, hash, token)))?;
         way.take()
     });
 }
 
-fn place(cache: u64, revision: u64, svid: &VerifiedSvid, replace: bool) {
+fn place(owner: &Arc<Owner>, revision: u64, svid: &VerifiedSvid, replace: bool) {
     let verified = svid.shared();
-    if verified.text_len() > MAX_BYTES {
+    if verified.weight() > owner.max_weight {
         return;
     }
+    let _left = with(|level| level.clear_gone());
     let _gone = with(|level| {
         if level.sets.is_empty() {
             level.sets.resize_with(SETS, Default::default);
@@ -92,7 +123,7 @@ fn place(cache: u64, revision: u64, svid: &VerifiedSvid, replace: bool) {
         level.clock = level.clock.wrapping_add(1);
         let clock = level.clock;
         let way = Way {
-            cache,
+            owner: Arc::clone(owner),
             hash: verified.hash,
             revision,
             hits: 0,
@@ -103,7 +134,7 @@ fn place(cache: u64, revision: u64, svid: &VerifiedSvid, replace: bool) {
         if let Some(same) = set
             .iter_mut()
             .flatten()
-            .find(|way| way.is(cache, verified.hash, &verified.token))
+            .find(|way| way.is(owner, verified.hash, &verified.token))
         {
             return Some(std::mem::replace(same, way));
         }
@@ -128,6 +159,17 @@ fn with<T>(work: impl FnOnce(&mut FirstLevel) -> Option<T>) -> Option<T> {
 }
 
 impl FirstLevel {
+    /// Takes out what no cache owns any more.
+    fn clear_gone(&mut self) -> Option<Vec<Way>> {
+        let gone = GONE.load(Ordering::Acquire);
+        if std::mem::replace(&mut self.gone, gone) == gone {
+            return None;
+        }
+        let is_left = |way: &mut Way| way.owner.gone.load(Ordering::Acquire);
+        let ways = self.sets.iter_mut().flatten();
+        Some(ways.filter_map(|way| way.take_if(is_left)).collect())
+    }
+
     fn set(&mut self, hash: u64) -> Option<&mut [Option<Way>; WAYS]> {
         // The top bits: the second level goes by the others.
         let set = (hash >> (u64::BITS - SETS.ilog2())) as usize;
@@ -136,7 +178,7 @@ impl FirstLevel {
 }
 
 impl Way {
-    fn is(&self, cache: u64, hash: u64, token: &str) -> bool {
-        self.cache == cache && self.hash == hash && *self.svid.shared().token == *token
+    fn is(&self, owner: &Arc<Owner>, hash: u64, token: &str) -> bool {
+        Arc::ptr_eq(&self.owner, owner) && self.hash == hash && *self.svid.shared().token == *token
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Two levels. The second is shared, bounded by bytes, and resists scans: a flood of fresh tokens
 //! does not push out the regulars. The first is each thread's own and small, because threads that
-//! count on one cache line stand in each other's way.
+//! count on one cache line stand in each other's way. It is smaller still where the second is: one
+//! validator's part of it is never more than what its second level may hold.
 
 mod first;
 mod second;
@@ -10,10 +11,11 @@ mod stats;
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use quick_cache::DefaultHashBuilder;
 
+use self::first::Owner;
 use self::second::SecondLevel;
 pub use self::stats::CacheStats;
 use self::stats::Counters;
@@ -22,12 +24,17 @@ use super::verified::Verified;
 use crate::bundle::{BundleAnswer, BundleSource};
 
 pub(super) struct VerifiedCache {
-    // The first level is shared by all validators of a thread: this tells them apart.
-    id: u64,
+    owner: Arc<Owner>,
     // Seeded anew for each cache.
     hasher: DefaultHashBuilder,
     second: SecondLevel,
     counters: Arc<Counters>,
+}
+
+impl Drop for VerifiedCache {
+    fn drop(&mut self) {
+        self.owner.leave();
+    }
 }
 
 /// What the clock says of an entry.
@@ -41,10 +48,9 @@ pub(super) enum Time {
 
 impl VerifiedCache {
     pub(super) fn new(bytes: usize) -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
         let counters = Arc::new(Counters::default());
         Self {
-            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            owner: Arc::new(Owner::new(bytes)),
             hasher: DefaultHashBuilder::default(),
             second: SecondLevel::new(bytes, Arc::clone(&counters)),
             counters,
@@ -81,7 +87,7 @@ impl VerifiedCache {
         source: &dyn BundleSource,
         time: impl Fn(&Verified) -> Time,
     ) -> Option<VerifiedSvid> {
-        let found = first::get(self.id, hash, token);
+        let found = first::get(&self.owner, hash, token);
         let (svid, seen_at, wants_touch) = match found {
             Some(found) => (found.svid, Some(found.revision), found.wants_touch),
             None => {
@@ -108,12 +114,12 @@ impl VerifiedCache {
             self.remove(hash, token);
             return None;
         }
-        first::put(self.id, revision, &svid);
+        first::put(&self.owner, revision, &svid);
         Some(svid)
     }
 
     fn remove(&self, hash: u64, token: &str) {
-        first::remove(self.id, hash, token);
+        first::remove(&self.owner, hash, token);
         self.second.remove(hash, token);
     }
 
@@ -121,7 +127,7 @@ impl VerifiedCache {
     /// is seen again may.
     pub(super) fn insert(&self, svid: &VerifiedSvid) {
         let revision = svid.shared().revision.load(Ordering::Acquire);
-        first::put_if_free(self.id, revision, svid);
+        first::put_if_free(&self.owner, revision, svid);
         self.second.insert(svid.shared());
     }
 

@@ -13,9 +13,6 @@ pub(super) struct SecondLevel {
     cache: Cache<Key, Arc<Verified>, Bytes, Prehashed, CountEvictions>,
 }
 
-/// What an entry costs beside its texts: the structures, their allocations, the cache's own.
-const OVERHEAD: usize = 384;
-
 impl SecondLevel {
     pub(super) fn new(bytes: usize, counters: Arc<Counters>) -> Self {
         // Told that entries are of 2 KiB, it makes no shard smaller than 64 KiB: each can take the
@@ -120,7 +117,7 @@ struct Bytes;
 
 impl Weighter<Key, Arc<Verified>> for Bytes {
     fn weight(&self, _: &Key, verified: &Arc<Verified>) -> u64 {
-        verified.text_len().saturating_add(OVERHEAD) as u64
+        verified.weight() as u64
     }
 }
 

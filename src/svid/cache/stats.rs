@@ -15,7 +15,8 @@ pub struct CacheStats {
     pub evictions: u64,
     /// Entries now.
     pub entries: usize,
-    /// Their size in bytes, about.
+    /// Their size in bytes, about; without what each thread has at hand beside them
+    /// ([`cache_bytes`](crate::svid::ValidatorBuilder::cache_bytes)).
     pub bytes: u64,
 }
 
