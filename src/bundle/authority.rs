@@ -40,6 +40,10 @@ impl JwtAuthority {
         self.supports(algorithm) && self.key.verify(algorithm, message, signature)
     }
 
+    pub(super) fn key(&self) -> &PublicKey {
+        &self.key
+    }
+
     /// Whether it is the same key, whatever else differs.
     pub(super) fn has_same_key(&self, other: &Self) -> bool {
         self.key == other.key

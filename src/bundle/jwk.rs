@@ -6,6 +6,7 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::JwtBundle;
 use super::authority::JwtAuthority;
 use crate::jwt::{
     Algorithm, AlgorithmSet, Curve, KeyFault, MAX_KEY_ID_LEN, PublicKey, Text, decode, read_text,
@@ -106,17 +107,20 @@ impl fmt::Display for IgnoredReason {
     }
 }
 
-/// Reads one element; a refusal names its key ID, where it has one.
-pub(super) fn read(
-    element: &str,
+/// Reads one element; a refusal names its key ID, where it has one. A key that `known` has under
+/// this ID is not parsed again.
+pub(super) fn read<'a>(
+    element: &'a str,
     rule: UseRule,
-) -> Result<JwtAuthority, (Option<Cow<'_, str>>, IgnoredReason)> {
+    known: Option<&JwtBundle>,
+) -> Result<JwtAuthority, (Option<Cow<'a, str>>, IgnoredReason)> {
     let members = Members::read(element).map_err(|reason| (None, reason))?;
     let key_id = members.key_id.and_then(read_text);
     let Some(key_id) = key_id.filter(|id| !id.is_empty() && id.len() <= MAX_KEY_ID_LEN) else {
         return Err((members.key_id.and_then(read_text), IgnoredReason::KeyId));
     };
-    match authority(&members, &key_id, rule) {
+    let known = known.and_then(|known| known.authority(&key_id));
+    match authority(&members, &key_id, rule, known.map(|known| known.key())) {
         Ok(authority) => Ok(authority),
         Err(reason) => Err((Some(key_id), reason)),
     }
@@ -126,6 +130,7 @@ fn authority(
     members: &Members<'_>,
     key_id: &str,
     rule: UseRule,
+    known: Option<&PublicKey>,
 ) -> Result<JwtAuthority, IgnoredReason> {
     match (members.usage, rule) {
         (None, UseRule::AbsentOrJwtSvid) => {}
@@ -146,9 +151,9 @@ fn authority(
             .curve
             .and_then(|raw| Curve::from_name(&read_text(raw)?))
             .ok_or(IgnoredReason::Curve)?;
-        PublicKey::ec(curve, &number(members.x)?, &number(members.y)?)
+        PublicKey::ec(curve, &number(members.x)?, &number(members.y)?, known)
     } else {
-        PublicKey::rsa(&number(members.n)?, &number(members.e)?)
+        PublicKey::rsa(&number(members.n)?, &number(members.e)?, known)
     };
     let key = key.map_err(|fault| match fault {
         KeyFault::CoordinateLength => IgnoredReason::Encoding,

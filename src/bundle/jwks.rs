@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::JwtBundle;
 use super::authority::JwtAuthority;
 use super::jwk::{self, IgnoredKey, IgnoredReason, UseRule};
 use crate::jwt::Text;
@@ -34,8 +35,13 @@ const EXPECTED: &str = "it must be an object with exactly one `keys`, an array";
 
 type Keys = (Box<[Arc<JwtAuthority>]>, Box<[IgnoredKey]>);
 
-/// The authorities in `document`, sorted by key ID, and what is none.
-pub(super) fn read(document: &[u8], rule: UseRule) -> Result<Keys, JwksError> {
+/// The authorities in `document`, sorted by key ID, and what is none. Keys that `known` has are not
+/// parsed again.
+pub(super) fn read(
+    document: &[u8],
+    rule: UseRule,
+    known: Option<&JwtBundle>,
+) -> Result<Keys, JwksError> {
     let text = std::str::from_utf8(document).map_err(|_| JwksError("not UTF-8".into()))?;
     let elements =
         elements(text).map_err(|error| JwksError(json_fault(&error, EXPECTED).into()))?;
@@ -43,7 +49,7 @@ pub(super) fn read(document: &[u8], rule: UseRule) -> Result<Keys, JwksError> {
     let mut ignored = Vec::new();
     let mut found: Vec<(usize, JwtAuthority)> = Vec::new();
     for (position, element) in elements.into_iter().enumerate() {
-        match jwk::read(element.get(), rule) {
+        match jwk::read(element.get(), rule, known) {
             Ok(authority) => found.push((position, authority)),
             Err((key_id, reason)) => tell(&mut ignored, position, key_id.as_deref(), reason),
         }

@@ -63,7 +63,7 @@ impl JwtBundle {
     /// The document is no JWK Set at all. A set without a usable key is none: see
     /// [`ignored`](Self::ignored).
     pub fn from_jwks(trust_domain: TrustDomain, jwks: &[u8]) -> Result<Self, JwksError> {
-        Self::read(trust_domain, jwks, jwk::UseRule::AbsentOrJwtSvid)
+        Self::read(trust_domain, jwks, jwk::UseRule::AbsentOrJwtSvid, None)
     }
 
     /// Reads a SPIFFE bundle (SPIFFE Trust Domain and Bundle section 4), as a federation endpoint
@@ -73,19 +73,47 @@ impl JwtBundle {
     /// The document is no JWK Set at all. A set without a usable key is none: see
     /// [`ignored`](Self::ignored).
     pub fn from_spiffe_bundle(trust_domain: TrustDomain, bundle: &[u8]) -> Result<Self, JwksError> {
-        Self::read(trust_domain, bundle, jwk::UseRule::JwtSvid)
+        Self::read(trust_domain, bundle, jwk::UseRule::JwtSvid, None)
+    }
+
+    /// As [`from_jwks`](Self::from_jwks), where `previous` stood there before: what it has is not
+    /// parsed again, and its authorities are shared. Most documents say what they said before.
+    #[cfg(any(feature = "server", feature = "client"))]
+    pub(crate) fn from_jwks_after(
+        previous: Option<&Self>,
+        trust_domain: TrustDomain,
+        jwks: &[u8],
+    ) -> Result<Self, JwksError> {
+        let rule = jwk::UseRule::AbsentOrJwtSvid;
+        Self::read(trust_domain, jwks, rule, previous)
+    }
+
+    /// The same of [`from_spiffe_bundle`](Self::from_spiffe_bundle).
+    #[cfg(any(feature = "server", feature = "client"))]
+    pub(crate) fn from_spiffe_bundle_after(
+        previous: Option<&Self>,
+        trust_domain: TrustDomain,
+        bundle: &[u8],
+    ) -> Result<Self, JwksError> {
+        Self::read(trust_domain, bundle, jwk::UseRule::JwtSvid, previous)
     }
 
     fn read(
         trust_domain: TrustDomain,
         document: &[u8],
         rule: jwk::UseRule,
+        previous: Option<&Self>,
     ) -> Result<Self, JwksError> {
-        let (authorities, ignored) = jwks::read(document, rule)?;
-        Ok(Self {
+        let previous = previous.filter(|previous| previous.trust_domain == trust_domain);
+        let (authorities, ignored) = jwks::read(document, rule, previous)?;
+        let read = Self {
             trust_domain,
             authorities,
             ignored,
+        };
+        Ok(match previous {
+            Some(previous) => read.sharing_with(previous),
+            None => read,
         })
     }
 

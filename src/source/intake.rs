@@ -98,7 +98,7 @@ pub(crate) fn read(
     let mut set: Vec<Arc<JwtBundle>> = Vec::with_capacity(by_domain.len());
     for (domain, (_, jwks)) in by_domain {
         let before = known.get(domain.name());
-        match one(&domain, &jwks, limits) {
+        match one(&domain, &jwks, before, limits) {
             Ok(bundle) => set.push(shared(bundle, before)),
             Err(trouble) => {
                 set.extend(before.cloned());
@@ -113,7 +113,12 @@ pub(crate) fn read(
     })
 }
 
-fn one(domain: &TrustDomain, jwks: &[u8], limits: &ResourceLimits) -> Result<JwtBundle, Trouble> {
+fn one(
+    domain: &TrustDomain,
+    jwks: &[u8],
+    before: Option<&Arc<JwtBundle>>,
+    limits: &ResourceLimits,
+) -> Result<JwtBundle, Trouble> {
     if jwks.len() > limits.jwks_bytes() {
         let text = format!(
             "its JWK Set has {} bytes, more than the {} allowed (see \
@@ -126,7 +131,8 @@ fn one(domain: &TrustDomain, jwks: &[u8], limits: &ResourceLimits) -> Result<Jwt
             text: text.into(),
         });
     }
-    JwtBundle::from_jwks(domain.clone(), jwks).map_err(|error| Trouble {
+    let before = before.map(|before| &**before);
+    JwtBundle::from_jwks_after(before, domain.clone(), jwks).map_err(|error| Trouble {
         kind: "bundle-unreadable",
         text: format!("its JWK Set cannot be read: {error}").into(),
     })
@@ -138,8 +144,7 @@ fn shared(bundle: JwtBundle, before: Option<&Arc<JwtBundle>>) -> Arc<JwtBundle> 
         Some(before) if **before == bundle && before.ignored() == bundle.ignored() => {
             before.clone()
         }
-        Some(before) => Arc::new(bundle.sharing_with(before)),
-        None => Arc::new(bundle),
+        _ => Arc::new(bundle),
     }
 }
 

@@ -58,7 +58,9 @@ impl Document {
         let mut contents = Contents::default();
         match &self.trust_domain {
             Some(domain) => {
-                let bundle = self.one(domain, bytes).map_err(|error| error.to_string())?;
+                let bundle = self
+                    .one(domain, bytes, known)
+                    .map_err(|error| error.to_string())?;
                 contents
                     .bundles
                     .insert(domain.clone(), shared(bundle, known));
@@ -67,7 +69,7 @@ impl Document {
                 let map: Map<'_> = serde_json::from_slice(bytes)
                     .map_err(|error| json_fault(&error, EXPECTED_MAP))?;
                 for (domain, raw) in map.trust_domains.by_domain()? {
-                    match self.one(&domain, raw.get().as_bytes()) {
+                    match self.one(&domain, raw.get().as_bytes(), known) {
                         Ok(bundle) => {
                             contents.bundles.insert(domain, shared(bundle, known));
                         }
@@ -84,10 +86,17 @@ impl Document {
         Ok(contents)
     }
 
-    fn one(&self, domain: &TrustDomain, bytes: &[u8]) -> Result<JwtBundle, JwksError> {
+    fn one(
+        &self,
+        domain: &TrustDomain,
+        bytes: &[u8],
+        known: &JwtBundleSet,
+    ) -> Result<JwtBundle, JwksError> {
+        let before = known.get(domain.name()).map(|before| &**before);
+        let domain = domain.clone();
         match self.format {
-            Format::Jwks => JwtBundle::from_jwks(domain.clone(), bytes),
-            Format::SpiffeBundle => JwtBundle::from_spiffe_bundle(domain.clone(), bytes),
+            Format::Jwks => JwtBundle::from_jwks_after(before, domain, bytes),
+            Format::SpiffeBundle => JwtBundle::from_spiffe_bundle_after(before, domain, bytes),
         }
     }
 }
@@ -95,8 +104,7 @@ impl Document {
 fn shared(bundle: JwtBundle, known: &JwtBundleSet) -> Arc<JwtBundle> {
     match known.get(bundle.trust_domain().name()) {
         Some(before) if **before == bundle => before.clone(),
-        Some(before) => Arc::new(bundle.sharing_with(before)),
-        None => Arc::new(bundle),
+        _ => Arc::new(bundle),
     }
 }
 
