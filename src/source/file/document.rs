@@ -38,8 +38,26 @@ pub(super) struct Contents {
     pub(super) troubles: BTreeMap<TrustDomain, Box<str>>,
 }
 
+impl Contents {
+    /// Whose bundles stand there, readable or not; some come twice.
+    pub(super) fn domains(&self) -> impl Iterator<Item = &TrustDomain> {
+        self.bundles.keys().chain(self.troubles.keys())
+    }
+
+    pub(super) fn has(&self, domain: &TrustDomain) -> bool {
+        self.bundles.contains_key(domain) || self.troubles.contains_key(domain)
+    }
+}
+
 impl Document {
     pub(super) fn read(&self, max_bytes: u64) -> io::Result<Vec<u8>> {
+        // What is none, a pipe say, may never end.
+        if !std::fs::metadata(&self.path)?.is_file() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "it is no regular file",
+            ));
+        }
         let mut bytes = Vec::new();
         // One byte more than allowed, to see that there is more.
         let read = File::open(&self.path)?

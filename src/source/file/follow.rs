@@ -57,8 +57,13 @@ impl Followed {
             let bytes = document.read(max_bytes).map_err(|error| {
                 FileBundlesError::new(Reason::Io, Some(&document.path), error.to_string())
             })?;
-            let others = files.iter().map(|file| &file.contents);
-            let contents = parse(&document, &bytes, &JwtBundleSet::default(), others)?;
+            let contents = document
+                .parse(&bytes, &JwtBundleSet::default())
+                .map_err(|text| malformed(&document, text))?;
+            let taken = files.iter().flat_map(|file| file.contents.domains());
+            if let Some(domain) = { taken }.find(|domain| contents.has(domain)) {
+                return Err(twice(&document, domain));
+            }
             let error = troubles(&contents);
             let hash = hasher.hash_one(&bytes);
             files.push(FileRecord {
@@ -135,42 +140,29 @@ impl Followed {
         }
     }
 
-    /// Looks at every file once. Blocks.
+    /// Looks at every file once. Blocks, and keeps nobody else waiting meanwhile: a file may stand
+    /// on a disk that does not answer.
     fn look(&self) {
-        let now = self.clock.monotonic();
         let known = self.snapshot.load().set.clone();
+        let documents: Vec<(Document, u64)> = {
+            let files = self.files();
+            let documents = files.iter().map(|file| (file.document.clone(), file.hash));
+            documents.collect()
+        };
+        let looks: Vec<Look> = documents
+            .iter()
+            .map(|(document, hash)| self.read(document, *hash, &known))
+            .collect();
+        let now = self.clock.monotonic();
         let mut files = self.files();
+        let looks = without_conflicts(looks, &files);
         let mut changed = false;
-        for at in 0..files.len() {
-            let Some(file) = files.get(at) else { continue };
-            let outcome = match file.document.read(self.max_bytes) {
-                Err(error) => Err(format!("it cannot be read: {error}").into()),
-                Ok(bytes) => {
-                    let hash = self.hasher.hash_one(&bytes);
-                    if hash == file.hash {
-                        Ok(None)
-                    } else {
-                        let others = files.iter().enumerate();
-                        let others = others
-                            .filter(|(other, _)| *other != at)
-                            .map(|(_, file)| &file.contents);
-                        let parsed = parse(&file.document, &bytes, &known, others);
-                        match parsed {
-                            Ok(contents) => Ok(Some((hash, contents))),
-                            // Not the hash: read again next time, it may be half written.
-                            Err(error) => Err(error.text().into()),
-                        }
-                    }
-                }
-            };
-            let Some(file) = files.get_mut(at) else {
-                continue;
-            };
+        for (file, look) in files.iter_mut().zip(looks) {
             file.looked = now;
-            match outcome {
-                Err(error) => file.fail(error),
-                Ok(None) => file.error = troubles(&file.contents),
-                Ok(Some((hash, contents))) => {
+            match look {
+                Look::Failed(error) => file.fail(error),
+                Look::Unchanged => file.error = troubles(&file.contents),
+                Look::Fresh(hash, contents) => {
                     file.hash = hash;
                     if contents.bundles != file.contents.bundles {
                         file.changed = now;
@@ -193,6 +185,22 @@ impl Followed {
             let revision = self.revision.fetch_add(1, Ordering::AcqRel) + 1;
             self.revisions.send_replace(revision);
             tracing::info!(revision, "bundle files changed");
+        }
+    }
+
+    fn read(&self, document: &Document, hash_before: u64, known: &JwtBundleSet) -> Look {
+        let bytes = match document.read(self.max_bytes) {
+            Ok(bytes) => bytes,
+            Err(error) => return Look::Failed(format!("it cannot be read: {error}").into()),
+        };
+        let hash = self.hasher.hash_one(&bytes);
+        if hash == hash_before {
+            return Look::Unchanged;
+        }
+        match document.parse(&bytes, known) {
+            Ok(contents) => Look::Fresh(hash, contents),
+            // Not the hash: read again next time, it may be half written.
+            Err(text) => Look::Failed(malformed(document, text).text().into()),
         }
     }
 
@@ -226,29 +234,54 @@ impl Snapshot {
     }
 }
 
-fn parse<'a>(
-    document: &Document,
-    bytes: &[u8],
-    known: &JwtBundleSet,
-    others: impl Iterator<Item = &'a Contents>,
-) -> Result<Contents, FileBundlesError> {
-    let malformed =
-        |text: String| FileBundlesError::new(Reason::Malformed, Some(&document.path), text);
-    let contents = document.parse(bytes, known).map_err(malformed)?;
-    let taken: BTreeMap<&TrustDomain, ()> = others
-        .flat_map(|other| other.bundles.keys().chain(other.troubles.keys()))
-        .map(|domain| (domain, ()))
-        .collect();
-    let mut own = contents.bundles.keys().chain(contents.troubles.keys());
-    if let Some(twice) = own.find(|domain| taken.contains_key(domain)) {
-        let text = format!("another file has the bundle of {twice} already");
-        return Err(FileBundlesError::new(
-            Reason::TwoForOneTrustDomain,
-            Some(&document.path),
-            text,
-        ));
+/// What looking at one file gave.
+enum Look {
+    Unchanged,
+    Failed(Box<str>),
+    Fresh(u64, Contents),
+}
+
+/// Of what was read, only what leaves each trust domain to one file: held against each other as
+/// they are now, so that two files may exchange a trust domain. What is turned down here leaves
+/// what was there before it, which may turn down another.
+fn without_conflicts(mut looks: Vec<Look>, files: &[FileRecord]) -> Vec<Look> {
+    loop {
+        let mut owners: BTreeMap<&TrustDomain, usize> = BTreeMap::new();
+        let mut conflict = None;
+        // Those that stay as they are come first: theirs is theirs.
+        for fresh in [false, true] {
+            for (at, (look, file)) in looks.iter().zip(files).enumerate() {
+                let contents = match look {
+                    Look::Fresh(_, contents) if fresh => contents,
+                    Look::Unchanged | Look::Failed(_) if !fresh => &file.contents,
+                    _ => continue,
+                };
+                let taken = contents
+                    .domains()
+                    .find(|domain| owners.contains_key(domain));
+                if let (Some(domain), true) = (taken, fresh) {
+                    conflict = conflict.or(Some((at, twice(&file.document, domain))));
+                    continue;
+                }
+                owners.extend(contents.domains().map(|domain| (domain, at)));
+            }
+        }
+        let Some((at, error)) = conflict else {
+            return looks;
+        };
+        if let Some(look) = looks.get_mut(at) {
+            *look = Look::Failed(error.text().into());
+        }
     }
-    Ok(contents)
+}
+
+fn malformed(document: &Document, text: String) -> FileBundlesError {
+    FileBundlesError::new(Reason::Malformed, Some(&document.path), text)
+}
+
+fn twice(document: &Document, domain: &TrustDomain) -> FileBundlesError {
+    let text = format!("another file has the bundle of {domain} already");
+    FileBundlesError::new(Reason::TwoForOneTrustDomain, Some(&document.path), text)
 }
 
 fn troubles(contents: &Contents) -> Option<Box<str>> {

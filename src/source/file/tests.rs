@@ -356,3 +356,55 @@ async fn the_task_ends_with_the_last_handle() {
     drop(clone);
     until("the task ends", || tasks() == 0).await;
 }
+
+#[tokio::test]
+async fn two_files_may_exchange_a_trust_domain() {
+    let dir = Dir::new("exchange");
+    let map = |name: &str, kid: &str| {
+        let bundle = bundle(&[kid]);
+        format!(r#"{{"trust_domains": {{"{name}": {bundle}}}}}"#)
+    };
+    let one = dir.write("one", map("x", "a"));
+    let two = dir.write("two", map("y", "b"));
+    let files = quick().bundle_map(&one).bundle_map(&two);
+    let source = files.open().expect("open");
+    dir.rename_over("one", map("y", "c"));
+    // Until the other one follows, y is that one's, and x stays.
+    until("the conflict is told", || !source.state().is_healthy()).await;
+    assert_eq!(
+        (kids(&source, "x"), kids(&source, "y")),
+        (vec!["a".into()], vec!["b".into()])
+    );
+    dir.rename_over("two", map("x", "d"));
+    until("the exchange", || kids(&source, "x") == ["d"]).await;
+    assert_eq!(kids(&source, "y"), ["c"]);
+    until("all is well", || source.state().is_healthy()).await;
+
+    // Both take what is nobody's yet: one has it, and says nothing; the other does.
+    dir.rename_over("one", map("z", "e"));
+    until("z is there", || kids(&source, "z") == ["e"]).await;
+    dir.rename_over("two", map("z", "f"));
+    until("the conflict is told", || !source.state().is_healthy()).await;
+    assert_eq!(kids(&source, "z"), ["e"]);
+    assert_eq!(kids(&source, "x"), ["d"]);
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn what_is_no_regular_file_is_refused_and_holds_up_nobody() {
+    let dir = Dir::new("pipe");
+    let path = dir.write("jwks", jwks(&["a"]));
+    let source = quick().jwks(td("x"), &path).open().expect("open");
+    let pipe = dir.0.join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.is_ok_and(|made| made.success()), "a pipe");
+    // Opened, it would wait for a writer for ever.
+    std::fs::rename(&pipe, &path).expect("rename");
+    until("the trouble", || !source.state().is_healthy()).await;
+    let state = source.state();
+    let error = state.files()[0].last_error().expect("told");
+    assert!(error.contains("no regular file"), "{error}");
+    assert_eq!(kids(&source, "x"), ["a"]);
+    let refused = quick().jwks(td("x"), &path).open().expect_err("a pipe");
+    assert_eq!(refused.reason(), FileBundlesErrorReason::Io);
+}
