@@ -11,7 +11,7 @@ use std::time::Duration;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep};
@@ -99,12 +99,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What a web server says to an HTTP/2 client that it did not expect.
-async fn something_else(mut io: impl AsyncWrite + Unpin) {
+/// What a web server says to an HTTP/2 client that it did not expect: when it has heard it, and
+/// with time to be heard. A socket that is closed with something unread in it takes back what was
+/// said.
+async fn something_else(mut io: impl AsyncRead + AsyncWrite + Unpin) {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let mut heard = [0; 1024];
+    let _ = tokio::time::timeout(PATIENCE, io.read(&mut heard)).await;
     let _ = io
         .write_all(b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\n\r\n")
         .await;
     let _ = io.shutdown().await;
+    let rest = async { while io.read(&mut heard).await.is_ok_and(|read| read > 0) {} };
+    let _ = tokio::time::timeout(PATIENCE, rest).await;
 }
 
 /// Counts a connection for as long as it is open.
