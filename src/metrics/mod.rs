@@ -52,13 +52,14 @@ use crate::clock::UnixTime;
 /// | `status` | another gRPC status of the agent |
 /// | `invalid-answer` | the agent's answer breaks the rules |
 /// | `doubtful-connection` | a call got no answer over the connection, which was given up |
+/// | `message-too-large` | a message is larger than allowed, and was not read |
 /// | `empty-message` | the agent sent a message without any bundle; discarded |
 /// | `too-many-bundles` | a message had more trust domains than allowed; discarded |
 /// | `bundle-too-large` | a trust domain's JWK Set is larger than allowed; its last one stays |
 /// | `bundle-unreadable` | a trust domain's JWK Set cannot be read; its last one stays |
 /// | `bundle-unnamed` | an entry of a message is named by no trust domain |
 /// | `internal` | a fault of this crate |
-pub const SOURCE_ERROR_KINDS: [&str; 17] = [
+pub const SOURCE_ERROR_KINDS: [&str; 18] = [
     "connect",
     "not-grpc",
     "disconnected",
@@ -70,6 +71,7 @@ pub const SOURCE_ERROR_KINDS: [&str; 17] = [
     "status",
     "invalid-answer",
     "doubtful-connection",
+    "message-too-large",
     "empty-message",
     "too-many-bundles",
     "bundle-too-large",
@@ -97,7 +99,8 @@ pub trait MetricsRecorder: Send + Sync + 'static {
         let _ = withdrawn;
     }
 
-    /// How long ago the source last heard from the issuer, told when that changes or is looked at.
+    /// How long ago the source last heard from the issuer, told when that changes, once a minute
+    /// while all is quiet, and at every attempt to reach it again.
     fn record_bundle_age(&self, age: Duration) {
         let _ = age;
     }

@@ -1,7 +1,6 @@
 //! The one connection that every call goes over, and how it is exchanged for a fresh one.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -52,8 +51,16 @@ pub(crate) struct Line {
     runtime: Handle,
     pulse: Arc<Pulse>,
     current: ArcSwapOption<Numbered>,
-    generation: AtomicU64,
+    renewal: Mutex<Renewal>,
     doubt: watch::Sender<u64>,
+}
+
+/// What exchanging a channel goes by: two at once must not put the older one last, and one that
+/// races with the end must not undo it.
+#[derive(Default)]
+struct Renewal {
+    generation: u64,
+    closed: bool,
 }
 
 /// A channel, and which one it is.
@@ -75,7 +82,7 @@ impl Line {
             runtime,
             pulse: Arc::new(Pulse::new(clock)),
             current: ArcSwapOption::empty(),
-            generation: AtomicU64::new(0),
+            renewal: Mutex::default(),
             doubt: watch::Sender::new(0),
         };
         line.renew();
@@ -90,21 +97,41 @@ impl Line {
     /// Lets the connection go and has the next call make a new one. Calls under way on the old one
     /// end as they would have.
     pub(crate) fn renew(&self) {
-        let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
+        self.renew_if(|_| true);
+    }
+
+    fn renew_if(&self, generation_is: impl FnOnce(u64) -> bool) {
+        let mut renewal = self.renewal();
+        if renewal.closed || !generation_is(renewal.generation) {
+            return;
+        }
+        renewal.generation += 1;
         let channel = self.channel();
         self.current.store(Some(Arc::new(Numbered {
-            generation,
+            generation: renewal.generation,
             channel,
         })));
     }
 
-    /// Lets the connection go for good.
+    /// Lets the connection go for good, whoever still waits for something on it.
     pub(crate) fn close(&self) {
+        self.renewal().closed = true;
         self.current.store(None);
+        self.pulse.close();
     }
 
-    /// Says that this generation's connection did not do what it should have.
+    fn renewal(&self) -> MutexGuard<'_, Renewal> {
+        self.renewal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that this generation's connection did not do what it should have. Where nobody follows
+    /// the doubts, as a source does, the next call gets another connection.
     pub(crate) fn doubt(&self, generation: u64) {
+        if self.doubt.receiver_count() == 0 {
+            // However many calls waited for it, it is exchanged once.
+            self.renew_if(|current| current == generation);
+            return;
+        }
         self.doubt.send_if_modified(|doubted| {
             let newer = generation > *doubted;
             if newer {

@@ -21,6 +21,7 @@ use super::pb::spiffe_workload_api_client::SpiffeWorkloadApiClient as Stub;
 use super::stream::JwtBundleStream;
 use super::validated::ValidatedJwtSvid;
 use crate::clock::{Clock, SystemClock};
+use crate::spiffe_id::SpiffeId;
 use crate::svid::{JwtSvid, SvidRequest};
 
 /// A client of the Workload API's JWT profile. A clone shares the connection, which is made when
@@ -76,16 +77,23 @@ impl WorkloadApiClient {
     /// # Errors
     /// The call failed, or no identity has this hint.
     pub async fn fetch_jwt_svid(&self, request: &SvidRequest) -> Result<JwtSvid, WorkloadApiError> {
-        let mut svids = self.fetch_jwt_svids(request).await?.into_iter();
-        match request.hint() {
-            None => svids
-                .next()
-                .ok_or_else(|| invalid("the agent's answer holds no token")),
-            Some(hint) => svids.find(|svid| svid.hint() == hint).ok_or_else(|| {
-                let text = format!("no identity of this workload has the hint {hint:?}");
-                WorkloadApiError::new(Call::FetchJwtSvid, Reason::NoSuchHint, text)
-            }),
-        }
+        let svids = self.ask_for_svids(request).await?;
+        let by_id = |id: &SpiffeId| svids.iter().find(|one| one.spiffe_id == id.as_str());
+        let one = match (request.hint(), request.spiffe_id()) {
+            (Some(hint), _) => {
+                let fits = |one: &&pb::Jwtsvid| one.hint == hint && hint.len() <= MAX_HINT_LEN;
+                svids.iter().find(fits).ok_or_else(|| {
+                    let text = format!("no identity of this workload has the hint {hint:?}");
+                    WorkloadApiError::new(Call::FetchJwtSvid, Reason::NoSuchHint, text)
+                })?
+            }
+            (None, id) => id
+                .and_then(by_id)
+                .or(svids.first())
+                .ok_or_else(|| invalid(NO_TOKEN))?,
+        };
+        // What the agent says of other identities is no matter here.
+        accept(request, one)
     }
 
     /// `FetchJWTSVID` for the tokens of all identities, or of the one that the request names; a
@@ -99,6 +107,15 @@ impl WorkloadApiClient {
         &self,
         request: &SvidRequest,
     ) -> Result<Vec<JwtSvid>, WorkloadApiError> {
+        let svids = self.ask_for_svids(request).await?;
+        svids.iter().map(|one| accept(request, one)).collect()
+    }
+
+    /// What the agent answers, of each hint the first.
+    async fn ask_for_svids(
+        &self,
+        request: &SvidRequest,
+    ) -> Result<Vec<pb::Jwtsvid>, WorkloadApiError> {
         const CALL: Call = Call::FetchJwtSvid;
         let message = pb::JwtsvidRequest {
             audience: request
@@ -116,17 +133,12 @@ impl WorkloadApiClient {
                 stub.fetch_jwtsvid(asking(message)).await
             })
             .await?;
-        if answer.svids.is_empty() {
-            return Err(invalid("the agent's answer holds no token"));
+        let mut svids = answer.svids;
+        if svids.is_empty() {
+            return Err(invalid(NO_TOKEN));
         }
         let mut hints = HashSet::new();
-        let mut svids = Vec::with_capacity(answer.svids.len());
-        for one in &answer.svids {
-            if !one.hint.is_empty() && !hints.insert(one.hint.as_str()) {
-                continue;
-            }
-            svids.push(accept(request, one)?);
-        }
+        svids.retain(|one| one.hint.is_empty() || hints.insert(one.hint.clone()));
         Ok(svids)
     }
 
@@ -207,7 +219,11 @@ impl WorkloadApiClient {
             Stub<tonic::transport::Channel>,
         ) -> Result<tonic::Response<T>, tonic::Status>,
     ) -> Result<T, WorkloadApiError> {
-        let stub = Stub::new(line.channel.clone()).max_decoding_message_size(self.max_message);
+        let most = match call {
+            Call::FetchJwtBundles => self.max_message,
+            Call::FetchJwtSvid | Call::ValidateJwtSvid => self.max_message.min(MAX_ANSWER),
+        };
+        let stub = Stub::new(line.channel.clone()).max_decoding_message_size(most);
         let outcome = match tokio::time::timeout(within, ask(stub)).await {
             Ok(Ok(answer)) => return Ok(answer.into_inner()),
             Ok(Err(status)) => {
@@ -281,7 +297,8 @@ impl WorkloadApiClientBuilder {
         self
     }
 
-    /// How many bytes one message may have. 64 MiB by default.
+    /// How many bytes one message of the bundle stream may have. 64 MiB by default. A single
+    /// answer may have so many too, but 4 MiB at the most.
     pub fn max_message_bytes(mut self, bytes: usize) -> Self {
         self.max_message = bytes;
         self
@@ -334,6 +351,12 @@ fn asking<T>(message: T) -> tonic::Request<T> {
     request.metadata_mut().insert("workload.spiffe.io", header);
     request
 }
+
+/// A single answer holds a token for each identity, or the claims of one: tonic's own limit is
+/// ample.
+const MAX_ANSWER: usize = 4 << 20;
+
+const NO_TOKEN: &str = "the agent's answer holds no token";
 
 /// Issuers should give no longer ones (SPIFFE Workload API section 8).
 const MAX_HINT_LEN: usize = 1024;

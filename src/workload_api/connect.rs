@@ -3,13 +3,16 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::watch;
 
 use super::endpoint::Endpoint;
 use crate::clock::Clock;
@@ -83,15 +86,14 @@ impl Connector {
             kind,
             text: text.to_string().into(),
         };
-        match tokio::time::timeout(within, (self.dial)()).await {
-            Ok(Ok(inner)) => {
-                pulse.connected();
-                Ok(Watched {
-                    inner,
-                    pulse,
-                    head: Head::default(),
-                })
-            }
+        // A panic here would end the worker of the channel, which never gets another.
+        let dialled = AssertUnwindSafe(async { (self.dial)().await }).catch_unwind();
+        let dialled = async {
+            let panicked = |_| Err(io::Error::other("the connector panicked"));
+            dialled.await.unwrap_or_else(panicked)
+        };
+        match tokio::time::timeout(within, dialled).await {
+            Ok(Ok(inner)) => Ok(Watched::new(inner, pulse)),
             Ok(Err(error)) => Err(failed(error.kind(), &error)),
             Err(_) => Err(failed(
                 io::ErrorKind::TimedOut,
@@ -148,8 +150,10 @@ pub(crate) struct Pulse {
     clock: Arc<dyn Clock>,
     // Nanoseconds of the monotonic clock; zero before the first byte.
     heard: AtomicU64,
-    connections: AtomicU64,
     not_http2: AtomicBool,
+    // How many connections are open, and whether all are to end.
+    open: watch::Sender<usize>,
+    closing: watch::Sender<bool>,
 }
 
 impl Pulse {
@@ -157,14 +161,21 @@ impl Pulse {
         Self {
             clock,
             heard: AtomicU64::new(0),
-            connections: AtomicU64::new(0),
             not_http2: AtomicBool::new(false),
+            open: watch::Sender::new(0),
+            closing: watch::Sender::new(false),
         }
     }
 
-    fn connected(&self) {
-        self.connections.fetch_add(1, Ordering::Relaxed);
-        self.not_http2.store(false, Ordering::Relaxed);
+    /// Ends every connection, those that are still being made too.
+    pub(crate) fn close(&self) {
+        self.closing.send_replace(true);
+    }
+
+    /// Waits until no connection is open.
+    pub(crate) async fn until_quiet(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.open.subscribe().wait_for(|open| *open == 0).await;
     }
 
     fn hear(&self) {
@@ -180,7 +191,8 @@ impl Pulse {
         }
     }
 
-    /// Whether the last connection answered with something that is no HTTP/2.
+    /// Whether the last connection that answered did so with something that is no HTTP/2. (One that
+    /// is made meanwhile and has not answered yet says nothing about that.)
     pub(crate) fn not_http2(&self) -> bool {
         self.not_http2.load(Ordering::Relaxed)
     }
@@ -191,6 +203,31 @@ pub(crate) struct Watched {
     inner: BoxTransport,
     pulse: Arc<Pulse>,
     head: Head,
+    closing: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl Watched {
+    fn new(inner: BoxTransport, pulse: Arc<Pulse>) -> Self {
+        pulse.open.send_modify(|open| *open += 1);
+        let mut closing = pulse.closing.subscribe();
+        let closing = Box::pin(async move {
+            let _ = closing.wait_for(|closing| *closing).await;
+        });
+        Self {
+            inner,
+            pulse,
+            head: Head::default(),
+            closing,
+        }
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.pulse
+            .open
+            .send_modify(|open| *open = open.saturating_sub(1));
+    }
 }
 
 /// The first frame's header, as it comes in. An HTTP/2 server begins with SETTINGS on stream 0
@@ -217,12 +254,22 @@ impl Head {
     }
 }
 
+impl Head {
+    /// Whether it has come, whole and right.
+    fn is_right(&self) -> bool {
+        self.seen == Self::LEN && !self.wrong
+    }
+}
+
 impl AsyncRead for Watched {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.closing.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
         let new = buf.filled().get(before..).unwrap_or_default();
@@ -234,6 +281,9 @@ impl AsyncRead for Watched {
                     io::ErrorKind::InvalidData,
                     "the peer speaks no HTTP/2",
                 )));
+            }
+            if self.head.is_right() {
+                self.pulse.not_http2.store(false, Ordering::Relaxed);
             }
             self.pulse.hear();
         }

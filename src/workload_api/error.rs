@@ -70,6 +70,8 @@ pub enum WorkloadApiErrorReason {
     /// The agent's answer breaks the rules: nothing in it, another identity or audience than
     /// asked for, a token that cannot be read.
     InvalidAnswer,
+    /// The agent's message is larger than allowed, and was not read.
+    MessageTooLarge,
     /// No identity of this workload has the hint asked for.
     NoSuchHint,
     /// The audience is empty: refused before asking.
@@ -129,14 +131,19 @@ impl WorkloadApiError {
             _ => Reason::Status,
         };
         let said = presentable(status.message());
+        if let Some(error) = Self::of_tonic(call, place, code, &said) {
+            return error;
+        }
         let hint = match (reason, call) {
+            (Reason::InvalidArgument, Call::ValidateJwtSvid) => "; it refuses the token",
+            (Reason::InvalidArgument, _) => {
+                "; it misses the header workload.spiffe.io, or finds the request wrong: does \
+                 something between change requests?"
+            }
             (Reason::PermissionDenied, _) => {
                 "; is there a registration entry for this workload at the SPIFFE server?"
             }
             (Reason::Unimplemented, _) => "; its Workload API has no JWT profile",
-            (Reason::Status, _) if code == GrpcCode::Internal => {
-                "; if this repeats, what answers there is no Workload API"
-            }
             _ => "",
         };
         let text = format!("the agent at {place} answered {code}: \"{said}\"{hint}");
@@ -144,6 +151,36 @@ impl WorkloadApiError {
             code: Some(code),
             ..Self::new(call, reason, text)
         }
+    }
+
+    /// What tonic says in its own words where there is no answer, or one that it does not take.
+    fn of_tonic(call: Call, place: &str, code: GrpcCode, said: &str) -> Option<Self> {
+        use WorkloadApiErrorReason as Reason;
+        let (reason, text) = match code {
+            GrpcCode::OutOfRange if said.starts_with("Error, decoded message length too large") => {
+                (
+                    Reason::MessageTooLarge,
+                    format!(
+                        "the agent at {place} sent a message larger than allowed ({said}); raise \
+                     `max_message_bytes`, or the resource limits that it follows from"
+                    ),
+                )
+            }
+            GrpcCode::Internal if said.starts_with("failed to decode Protobuf message") => (
+                Reason::InvalidAnswer,
+                format!(
+                    "the message of the agent at {place} cannot be read ({said}); if this \
+                     repeats, what answers there is no Workload API"
+                ),
+            ),
+            // The worker behind the channel is gone, as it is when a connector panics.
+            GrpcCode::Unknown if said.starts_with("Service was not ready") => (
+                Reason::Disconnected,
+                format!("the connection to {place} broke before the call could be made: {said}"),
+            ),
+            _ => return None,
+        };
+        Some(Self::new(call, reason, text))
     }
 
     /// The call that failed.
@@ -196,6 +233,7 @@ impl WorkloadApiError {
             Reason::Unimplemented => "unimplemented",
             Reason::InvalidAnswer => "invalid-answer",
             Reason::Status => "status",
+            Reason::MessageTooLarge => "message-too-large",
             Reason::NoSuchHint | Reason::InvalidRequest | Reason::NoRuntime => "request",
         }
     }
@@ -224,7 +262,7 @@ impl From<WorkloadApiError> for FetchSvidError {
             Reason::InvalidArgument | Reason::Unimplemented | Reason::InvalidRequest => {
                 FetchSvidReason::InvalidRequest
             }
-            Reason::InvalidAnswer => FetchSvidReason::Unacceptable,
+            Reason::InvalidAnswer | Reason::MessageTooLarge => FetchSvidReason::Unacceptable,
             Reason::Status | Reason::NoRuntime => FetchSvidReason::Other,
         };
         let text = error.to_string();

@@ -96,6 +96,7 @@ impl JwtBundleStream {
                     let within = self.line.timing().first_message;
                     let place = self.line.place();
                     let text = format!("the agent at {place} sent no bundles within {within:?}");
+                    self.line.doubt(self.over.generation);
                     Some(WorkloadApiError::new(CALL, Reason::Timeout, text))
                 }
                 None => return Poll::Pending,
