@@ -123,7 +123,8 @@ impl JwtSourceBuilder {
     /// `None` by default: a service stays available while its agent is away, and a key that is
     /// revoked in that time stays good here until the agent is back. With a limit validation
     /// answers "cannot judge" past it (held against the clock at every validation), and a quiet
-    /// stream is asked anew at half of it, at the cost of an attestation each time.
+    /// stream is asked anew at half of it, at the cost of an attestation each time. The keys of a
+    /// trust domain that could not be read since are held to the limit by themselves.
     pub fn max_staleness(mut self, max: impl Into<Option<Duration>>) -> Self {
         self.max_staleness = max.into();
         self

@@ -205,13 +205,11 @@ impl JwtSource {
 
     /// Whether all is as it should be; see [`SourceState::is_healthy`].
     pub fn is_healthy(&self) -> bool {
-        self.inner.shared.record_age();
         self.inner.shared.state().is_healthy()
     }
 
     /// The state, as it is now: of the bundles and of our own tokens.
     pub fn state(&self) -> SourceState {
-        self.inner.shared.record_age();
         SourceState {
             svid_cache: self.inner.cache.stats(),
             audiences: self.inner.cache.snapshot(),
@@ -221,8 +219,8 @@ impl JwtSource {
 
     // === Lifetime ===
 
-    /// Closes the source for all clones, and returns when its task has ended. May be called by
-    /// many at once. From the first call on every method answers `Closed`.
+    /// Closes the source for all clones, and returns when its task has ended and its connection is
+    /// closed. May be called by many at once. From the first call on every method answers `Closed`.
     pub async fn shutdown(&self) {
         self.inner.shared.close();
         self.inner.cache.close();

@@ -34,9 +34,11 @@ pub(crate) struct Shared {
     // are held against the clock by whoever asks: a task that hangs cannot keep them from striking.
     stale_at: AtomicU64,
     withdrawn_at: AtomicU64,
+    // The next of the snapshot's moments at which one trust domain's keys are older than allowed.
+    aged_at: AtomicU64,
     record: Mutex<Record>,
     notices: watch::Sender<Notice>,
-    // How a start-up failed for good.
+    // How a start-up failed in a way that no retry can mend, until the agent says something else.
     refused: watch::Sender<Option<Arc<WorkloadApiError>>>,
     closing: watch::Sender<bool>,
     ended: watch::Sender<bool>,
@@ -48,6 +50,9 @@ struct Snapshot {
     set: JwtBundleSet,
     // Named by the issuer, no keys of theirs could ever be read: known, and without a key.
     unreadable: Vec<TrustDomain>,
+    // Those whose newest keys could not be read, and the moment from which on the last ones that
+    // could be are older than allowed.
+    aging: Vec<(TrustDomain, u64)>,
 }
 
 /// What is known beside it, for the state.
@@ -58,6 +63,8 @@ struct Record {
     last_message: Option<Duration>,
     last_contact: Option<Duration>,
     connected: bool,
+    // The newest message was one to discard.
+    discarding: bool,
     down_since: Option<Duration>,
     last_error: Option<(Duration, LastError)>,
     withdrawn: Option<(Duration, Box<str>)>,
@@ -97,6 +104,7 @@ impl Shared {
             judge: AtomicU64::new(NOT_READY),
             stale_at: AtomicU64::new(NEVER),
             withdrawn_at: AtomicU64::new(NEVER),
+            aged_at: AtomicU64::new(NEVER),
             record: Mutex::new(Record::default()),
             notices: watch::Sender::new(Notice::default()),
             refused: watch::Sender::new(None),
@@ -114,6 +122,10 @@ impl Shared {
         // given after it, on keys that did not come back.
         let stale_at = self.stale_at.load(Ordering::Acquire);
         let withdrawn_at = self.withdrawn_at.load(Ordering::Acquire);
+        let aged_at = self.aged_at.load(Ordering::Acquire);
+        if aged_at != NEVER {
+            self.age(aged_at);
+        }
         let word = self.judge.load(Ordering::Acquire);
         match word & ((1 << VERDICT_BITS) - 1) {
             READY => {}
@@ -133,6 +145,26 @@ impl Shared {
         Ok(word >> VERDICT_BITS)
     }
 
+    /// One trust domain's keys may have become too old: then verdicts on them are of a revision of
+    /// before, whoever finds out.
+    fn age(&self, aged_at: u64) {
+        let now = nanos(self.clock.monotonic());
+        if now < aged_at {
+            return;
+        }
+        let snapshot = self.snapshot.load();
+        let moments = snapshot.aging.iter().map(|(_, at)| *at);
+        let next = moments.filter(|at| *at > now).min().unwrap_or(NEVER);
+        // The revision first: who finds the moment gone finds it too. Who loses the race has raised
+        // it once more than needed.
+        if self.verdict() == READY {
+            self.raise(READY);
+        }
+        let _ = self
+            .aged_at
+            .compare_exchange(aged_at, next, Ordering::AcqRel, Ordering::Relaxed);
+    }
+
     pub(crate) fn bundle(&self, trust_domain: &str) -> BundleAnswer {
         loop {
             let revision = match self.revision() {
@@ -141,7 +173,10 @@ impl Shared {
             };
             let snapshot = self.snapshot.load();
             if let Some(bundle) = snapshot.set.get(trust_domain) {
-                return BundleAnswer::Ready(bundle.clone());
+                return match self.has_aged(&snapshot, trust_domain) {
+                    true => BundleAnswer::CannotJudge(CannotJudge::Stale),
+                    false => BundleAnswer::Ready(bundle.clone()),
+                };
             }
             // All others can be judged: a caller who names this one must not make a fault of ours.
             let mut unreadable = snapshot.unreadable.iter();
@@ -154,6 +189,13 @@ impl Shared {
                 return BundleAnswer::UnknownTrustDomain;
             }
         }
+    }
+
+    fn has_aged(&self, snapshot: &Snapshot, trust_domain: &str) -> bool {
+        let mut aging = snapshot.aging.iter();
+        aging
+            .find(|(domain, _)| domain.name() == trust_domain)
+            .is_some_and(|(_, at)| nanos(self.clock.monotonic()) >= *at)
     }
 
     pub(crate) fn bundle_set(&self) -> Result<JwtBundleSet, CannotJudge> {
@@ -180,25 +222,38 @@ impl Shared {
             .collect();
         let same = before.set == intake.set && before.unreadable == unreadable;
         let lost_keys = before.set.iter().any(|old| lost_a_key(old, &intake.set));
-        let (restored, given_back) = self.note(now, &before, &intake);
+        let noted = self.note(now, &before, &intake);
         // Nothing at all to judge by is no start.
         let first = self.verdict() == NOT_READY;
         if first && intake.set.is_empty() {
             return Change::default();
         }
         // Some domain's list of ignored keys may differ where the keys do not.
+        let aged_at = noted.aging.iter().map(|(_, at)| *at).min();
+        // Of one that was too old the keys may be good again, though they are the same.
+        let mut aged = before.aging.iter().filter(|(_, at)| *at <= nanos(now));
+        let younger = aged.any(|known| !noted.aging.contains(known));
         let snapshot = Snapshot {
             set: intake.set,
             unreadable,
+            aging: noted.aging,
         };
         self.snapshot.store(Arc::new(snapshot));
-        let changed = first || restored || !same;
-        let raised = changed.then(|| self.turn(READY)).flatten();
+        let changed = first || !same;
+        let told = changed || noted.restored || younger;
+        let mut raised = told.then(|| self.turn(READY)).flatten();
+        self.aged_at
+            .store(aged_at.unwrap_or(NEVER), Ordering::Release);
         let stale_at = self
             .max_staleness
             .map_or(NEVER, |max| nanos(now.saturating_add(max)));
-        self.stale_at.store(stale_at, Ordering::Release);
+        let was_stale_at = self.stale_at.swap(stale_at, Ordering::AcqRel);
         self.withdrawn_at.store(NEVER, Ordering::Release);
+        // Whoever was told "stale" until this moment waits for a word that it is over.
+        if raised.is_none() && was_stale_at <= nanos(self.clock.monotonic()) {
+            raised = self.turn(READY);
+        }
+        self.no_longer_refused();
         // Last: whoever is woken looks at all of it.
         if let Some(revision) = raised {
             self.tell(revision);
@@ -206,18 +261,18 @@ impl Shared {
         Change {
             changed,
             first,
-            given_back,
+            given_back: noted.given_back,
             lost_keys,
         }
     }
 
-    /// Keeps the record of a message; whether it ends a withdrawal that was in force, and whether
-    /// it ends one at all.
-    fn note(&self, now: Duration, before: &Snapshot, intake: &Intake) -> (bool, bool) {
+    /// Keeps the record of a message.
+    fn note(&self, now: Duration, before: &Snapshot, intake: &Intake) -> Noted {
         let mut record = self.record();
         record.last_message = Some(now);
         record.last_contact = Some(now);
         record.connected = true;
+        record.discarding = false;
         record.down_since = None;
         record.last_error = None;
         let given_back = record.withdrawn.take().is_some();
@@ -240,10 +295,24 @@ impl Shared {
         for (name, trouble) in &intake.troubles {
             domains.entry(name.clone()).or_default().trouble = Some(trouble.clone());
         }
+        let aging = self.max_staleness.map_or_else(Vec::new, |max| {
+            domains
+                .iter()
+                .filter(|(_, domain)| domain.trouble.is_some())
+                .filter_map(|(name, domain)| {
+                    let at = domain.updated?.saturating_add(max);
+                    Some((name.clone(), nanos(at)))
+                })
+                .collect()
+        });
         record.domains = domains;
         drop(record);
         let in_force = self.withdrawn_at.load(Ordering::Acquire) <= nanos(now);
-        (in_force || self.verdict() == WITHDRAWN, given_back)
+        Noted {
+            restored: in_force || self.verdict() == WITHDRAWN,
+            given_back,
+            aging,
+        }
     }
 
     /// The issuer withdrew the bundles. When that is to take effect, where it is not at once.
@@ -303,6 +372,11 @@ impl Shared {
         self.metrics.record_error(kind);
     }
 
+    /// A whole message was discarded: what is known is no longer what the issuer says.
+    pub(crate) fn discarding(&self) {
+        self.record().discarding = true;
+    }
+
     /// The stream is no longer open.
     pub(crate) fn disconnected(&self) {
         let now = self.clock.monotonic();
@@ -327,6 +401,12 @@ impl Shared {
         }
     }
 
+    /// The agent said something else since.
+    pub(crate) fn no_longer_refused(&self) {
+        self.refused
+            .send_if_modified(|refused| refused.take().is_some());
+    }
+
     pub(crate) fn record_age(&self) {
         let now = self.clock.monotonic();
         // The lock is let go first: a recorder may look at the state.
@@ -344,9 +424,13 @@ impl Shared {
     /// Asks the task to end. From here on every answer is `Closed`.
     pub(crate) fn close(&self) {
         if !self.closing.send_replace(true) {
-            self.raise(CLOSED);
+            let revision = self.turn(CLOSED).unwrap_or_default();
             self.snapshot.store(Arc::new(Snapshot::default()));
-            self.notices.send_modify(|notice| notice.closed = true);
+            // In one word: nobody is to take the end for a change.
+            self.notices.send_modify(|notice| {
+                notice.closed = true;
+                notice.revision = notice.revision.max(revision);
+            });
             self.client.line().close();
         }
     }
@@ -354,6 +438,8 @@ impl Shared {
     /// The task has ended, whatever ended it.
     pub(crate) fn ended(&self) {
         self.close();
+        self.disconnected();
+        self.record().domains.clear();
         self.ended.send_replace(true);
     }
 
@@ -368,6 +454,7 @@ impl Shared {
 
     pub(crate) async fn until_ended(&self) {
         let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
+        self.client.line().pulse().until_quiet().await;
     }
 
     /// Waits until tokens can be judged.
@@ -431,6 +518,7 @@ impl Shared {
                 in_force: verdict == Err(CannotJudge::Withdrawn),
             }),
             connected: record.connected,
+            discarding: record.discarding,
             down_for: record.down_since.map(since),
             last_contact: contact.map(since),
             last_message: record.last_message.map(since),
@@ -509,10 +597,19 @@ impl Shared {
     }
 }
 
+/// What there was to note of a message.
+struct Noted {
+    /// It ends a withdrawal that was in force.
+    restored: bool,
+    /// It ends one, in force or not.
+    given_back: bool,
+    aging: Vec<(TrustDomain, u64)>,
+}
+
 /// What a message changed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Change {
-    /// Validation may answer something else.
+    /// The set differs from the one before.
     pub(crate) changed: bool,
     /// It is the first set.
     pub(crate) first: bool,

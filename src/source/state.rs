@@ -15,6 +15,7 @@ pub struct SourceState {
     pub(crate) verdict: Result<(), CannotJudge>,
     pub(crate) withdrawn: Option<Withdrawal>,
     pub(crate) connected: bool,
+    pub(crate) discarding: bool,
     pub(crate) down_for: Option<Duration>,
     pub(crate) last_contact: Option<Duration>,
     pub(crate) last_message: Option<Duration>,
@@ -144,8 +145,15 @@ impl SourceState {
         &self.audiences
     }
 
-    /// Whether all is as it should be: tokens can be judged, and the bundle stream is open or has
-    /// been down for less than a minute, as it is while an agent is restarted.
+    /// Whether the newest message of the agent was discarded as a whole, so that what is known may
+    /// no longer be what the issuer says; [`last_error`](Self::last_error) says why.
+    pub fn is_discarding(&self) -> bool {
+        self.discarding
+    }
+
+    /// Whether all is as it should be: tokens can be judged, the bundle stream is open or has been
+    /// down for less than a minute, as it is while an agent is restarted, and its newest message
+    /// was taken in whole, each trust domain's keys with it.
     ///
     /// For alerts. Whether to be sent requests is [`is_ready`](Self::is_ready): with the agent
     /// away a service goes on judging by the last set.
@@ -153,6 +161,9 @@ impl SourceState {
         const RESTART: Duration = Duration::from_secs(60);
         self.is_ready()
             && self.withdrawn.is_none()
+            && !self.discarding
+            && self.unnamed.is_empty()
+            && self.trust_domains.iter().all(|it| it.last_error.is_none())
             && (self.connected || self.down_for.is_some_and(|down| down < RESTART))
     }
 }

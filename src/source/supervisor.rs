@@ -88,14 +88,18 @@ impl Supervisor {
     }
 
     async fn run(mut self) {
-        let mut first = true;
+        let mut quiet = true;
         loop {
-            if !std::mem::take(&mut first) {
+            if !quiet {
                 self.shared.reconnecting();
             }
             let began = Instant::now();
             let (end, heard) = self.one_stream().await;
-            self.shared.disconnected();
+            // To ask anew is no trouble, and not to be taken for one.
+            quiet = matches!(end, End::Quiet);
+            if !quiet {
+                self.shared.disconnected();
+            }
             let healthy = heard && began.elapsed() >= self.backoff.longest();
             if healthy {
                 self.backoff.reset();
@@ -178,10 +182,12 @@ impl Supervisor {
         let read = match self.read(message).await {
             Ok(Ok(intake)) => intake,
             Ok(Err(discarded)) => {
+                self.shared.discarding();
                 self.failed(discarded.kind(), &discarded.to_string(), None);
                 return false;
             }
             Err(panicked) => {
+                self.shared.discarding();
                 self.failed(
                     "internal",
                     &format!("a message could not be read: {panicked}"),
@@ -194,6 +200,7 @@ impl Supervisor {
             self.shared.metrics.record_error(trouble.kind);
             self.said.tell(
                 trouble.kind,
+                domain.name(),
                 format_args!("trust domain {domain}: {}", trouble.text),
             );
         }
@@ -201,12 +208,14 @@ impl Supervisor {
             self.shared.metrics.record_error("bundle-unnamed");
             self.said.tell(
                 "bundle-unnamed",
+                name,
                 format_args!("trust domain \"{name}\": {why}"),
             );
         }
-        if read.troubles.is_empty() && read.unnamed.is_empty() {
-            self.said.forget();
-        }
+        self.said.keep(|about| {
+            read.troubles.contains_key(about)
+                || read.unnamed.iter().any(|(name, _)| **name == *about)
+        });
         let before = self.shared.known();
         let change = self.shared.take_in(read);
         self.withdraw_at = None;
@@ -288,8 +297,11 @@ impl Supervisor {
                     self.withdraw_now();
                 }
             }
-            // Nobody answers on this connection; the next attempt gets another.
-            WorkloadApiErrorReason::Timeout => self.shared.client.line().renew(),
+            // Nobody answers on this connection, or it broke. The next attempt gets another, so that
+            // the same trouble of a call over this one casts no doubt on that.
+            WorkloadApiErrorReason::Timeout | WorkloadApiErrorReason::Disconnected => {
+                self.shared.client.line().renew();
+            }
             _ => {}
         }
         let kind = error.kind();
@@ -297,6 +309,7 @@ impl Supervisor {
         let mendable = error.is_retryable();
         self.failed(kind, &text, Some(error.clone()));
         if mendable {
+            self.shared.no_longer_refused();
             return self.delay(healthy);
         }
         self.shared.refuse(error);
@@ -320,7 +333,7 @@ impl Supervisor {
 
     fn failed(&mut self, kind: &'static str, text: &str, rpc: Option<WorkloadApiError>) {
         self.shared.failed(kind, text, rpc);
-        self.said.tell(kind, format_args!("{text}"));
+        self.said.tell(kind, "", format_args!("{text}"));
     }
 }
 
@@ -332,7 +345,9 @@ struct EndGuard {
 
 impl Drop for EndGuard {
     fn drop(&mut self) {
-        if !self.shared.is_closed() {
+        if std::thread::panicking() {
+            tracing::error!("the task of this source panicked; it answers no more");
+        } else if !self.shared.is_closed() {
             tracing::warn!("the runtime of this source is gone; it answers no more");
         }
         self.cache.close();
@@ -340,22 +355,30 @@ impl Drop for EndGuard {
     }
 }
 
-/// Which classes of trouble were told of: the first is a warning, repeats are not.
+/// Which troubles were told of, by class and by what they are about (nothing, where it is the
+/// stream): the first is a warning, repeats are not.
 #[derive(Default)]
-struct Said(Vec<&'static str>);
+struct Said(Vec<(&'static str, Box<str>)>);
 
 impl Said {
-    fn tell(&mut self, kind: &'static str, text: std::fmt::Arguments<'_>) {
-        if self.0.contains(&kind) {
+    fn tell(&mut self, kind: &'static str, about: &str, text: std::fmt::Arguments<'_>) {
+        if self.0.iter().any(|(k, a)| *k == kind && **a == *about) {
             tracing::debug!(kind, error = %text, "trouble with the bundle stream, again");
         } else {
             tracing::warn!(kind, error = %text, "trouble with the bundle stream");
-            self.0.push(kind);
+            self.0.push((kind, about.into()));
         }
     }
 
-    fn forget(&mut self) {
-        self.0.clear();
+    /// A message came, and only these are in trouble still.
+    fn keep(&mut self, still: impl Fn(&str) -> bool) {
+        self.0.retain(|(_, about)| {
+            let keep = still(about);
+            if !keep && !about.is_empty() {
+                tracing::info!(trust_domain = %about, "its bundle is read again, or gone");
+            }
+            keep
+        });
     }
 }
 
