@@ -1,0 +1,28 @@
+//! The source and the Workload API client beneath it, by their rules and over every bad day that
+//! the embedded agent can have. Calls and connections are counted at the agent, not here.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
+
+mod bars;
+mod calls;
+mod endpoints;
+mod keepalive;
+mod lifetime;
+mod memory;
+mod raw_agent;
+mod reconnect;
+mod staleness;
+mod start;
+mod state;
+mod stream;
+mod support;
+mod updates;
+mod wire;
+mod withdrawal;
+mod worker;

@@ -1,0 +1,98 @@
+//! An agent that answers word for word what it is told to: for answers that the embedded agent
+//! would never give.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+
+use futures_util::Stream;
+use tokio::io::DuplexStream;
+use tokio::sync::mpsc;
+use tonic::{Request, Response, Status};
+use tower_spiffe::workload_api::WorkloadApiClient;
+
+use crate::wire::pb::spiffe_workload_api_server::{SpiffeWorkloadApi, SpiffeWorkloadApiServer};
+use crate::wire::pb::{
+    JwtBundlesRequest, JwtBundlesResponse, Jwtsvid, JwtsvidRequest, JwtsvidResponse,
+    ValidateJwtsvidRequest, ValidateJwtsvidResponse,
+};
+
+/// What it answers, and what it was asked.
+#[derive(Clone, Default)]
+pub(crate) struct RawAgent(Arc<Mutex<Desk>>);
+
+#[derive(Default)]
+struct Desk {
+    svids: Vec<Jwtsvid>,
+    verdict: ValidateJwtsvidResponse,
+    asked: Vec<JwtsvidRequest>,
+}
+
+impl RawAgent {
+    /// From now on every fetch is answered with these: ID, token, hint.
+    pub(crate) fn answer(&self, svids: &[(&str, &str, &str)]) {
+        let svids = svids.iter().map(|(spiffe_id, svid, hint)| Jwtsvid {
+            spiffe_id: (*spiffe_id).to_owned(),
+            svid: (*svid).to_owned(),
+            hint: (*hint).to_owned(),
+        });
+        self.0.lock().unwrap().svids = svids.collect();
+    }
+
+    pub(crate) fn verdict(&self, verdict: ValidateJwtsvidResponse) {
+        self.0.lock().unwrap().verdict = verdict;
+    }
+
+    /// The requests so far.
+    pub(crate) fn asked(&self) -> Vec<JwtsvidRequest> {
+        self.0.lock().unwrap().asked.clone()
+    }
+
+    /// A client on it.
+    pub(crate) fn client(&self) -> WorkloadApiClient {
+        let (dialled, dials) = mpsc::unbounded_channel::<DuplexStream>();
+        let incoming = futures_util::stream::unfold(dials, async |mut dials| {
+            let io = dials.recv().await?;
+            Some((Ok::<_, std::io::Error>(io), dials))
+        });
+        let service = SpiffeWorkloadApiServer::new(self.clone());
+        let server = tonic::transport::Server::builder().add_service(service);
+        tokio::spawn(server.serve_with_incoming(incoming));
+        WorkloadApiClient::with_connector(move || {
+            let (ours, theirs) = tokio::io::duplex(64 << 10);
+            let sent = dialled.send(theirs);
+            async { sent.map(|()| ours).map_err(std::io::Error::other) }
+        })
+        .build()
+        .unwrap()
+    }
+}
+
+#[tonic::async_trait]
+impl SpiffeWorkloadApi for RawAgent {
+    async fn fetch_jwtsvid(
+        &self,
+        request: Request<JwtsvidRequest>,
+    ) -> Result<Response<JwtsvidResponse>, Status> {
+        let mut desk = self.0.lock().unwrap();
+        desk.asked.push(request.into_inner());
+        let svids = desk.svids.clone();
+        Ok(Response::new(JwtsvidResponse { svids }))
+    }
+
+    type FetchJWTBundlesStream =
+        Pin<Box<dyn Stream<Item = Result<JwtBundlesResponse, Status>> + Send>>;
+
+    async fn fetch_jwt_bundles(
+        &self,
+        _: Request<JwtBundlesRequest>,
+    ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn validate_jwtsvid(
+        &self,
+        _: Request<ValidateJwtsvidRequest>,
+    ) -> Result<Response<ValidateJwtsvidResponse>, Status> {
+        Ok(Response::new(self.0.lock().unwrap().verdict.clone()))
+    }
+}

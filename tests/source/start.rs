@@ -1,0 +1,248 @@
+//! Starting: at once, in time, or with the error that says why not.
+
+use tokio::time::Instant;
+use tower_spiffe::bundle::CannotJudge;
+use tower_spiffe::testing::{Call, Fault};
+use tower_spiffe::workload_api::WorkloadApiErrorReason;
+use tower_spiffe::{
+    FetchSvidReason, GrpcCode, JwtSourceErrorReason, ResourceLimits, ValidateReason,
+};
+
+use crate::support::*;
+
+#[tokio::test(start_paused = true)]
+async fn build_gives_a_source_that_has_its_bundles() {
+    let world = World::new().await;
+    let source = world.source().await;
+    let state = source.state();
+    assert!(state.is_ready() && state.is_connected() && state.is_healthy());
+    assert_eq!(state.revision(), 1);
+    assert!(world.validator(&source).validate(&world.token()).is_ok());
+    soon("what is there", source.ready()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn build_waits_for_an_agent_that_comes_late() {
+    let world = World::new().await;
+    world.agent.stop().await;
+    let (source, ()) = tokio::join!(world.builder().build(), async {
+        tokio::time::sleep(secs(15)).await;
+        world.agent.start_again().await.unwrap();
+    });
+    assert!(source.unwrap().is_healthy());
+}
+
+#[tokio::test(start_paused = true)]
+async fn build_gives_up_after_the_initial_sync_timeout_and_leaves_nothing() {
+    let world = World::new().await;
+    world.agent.fail(Fault::Refuse(GrpcCode::Unavailable));
+    for (set, waited) in [(None, 30), (Some(3), 3)] {
+        let builder = world.builder();
+        let builder = match set {
+            Some(within) => builder.initial_sync_timeout(secs(within)),
+            None => builder,
+        };
+        let began = Instant::now();
+        let error = builder.build().await.unwrap_err();
+        assert_eq!(began.elapsed().as_secs(), waited);
+        assert_eq!(error.reason(), JwtSourceErrorReason::InitialSync);
+        assert_eq!(error.code(), Some(GrpcCode::Unavailable));
+        assert!(error.is_retryable());
+        let text = error.to_string();
+        assert!(text.contains(&format!("within {waited}s")), "{text}");
+        assert!(text.contains("answered Unavailable"), "{text}");
+    }
+    let agent = &world.agent;
+    eventually("the end", || agent.counts().open_connections == 0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn build_without_a_timeout_waits_for_as_long_as_it_takes() {
+    let world = World::new().await;
+    world.agent.withdraw();
+    let building = world.builder().initial_sync_timeout(None).build();
+    let (source, ()) = tokio::join!(building, async {
+        tokio::time::sleep(secs(3600)).await;
+        world.agent.restore();
+    });
+    assert!(source.unwrap().is_healthy());
+}
+
+/// EP-12 to EP-14, appendix A: what stops a start at once, and what is tried again.
+#[tokio::test(start_paused = true)]
+async fn ep12_to_ep14_each_status_stops_a_start_or_is_tried_again() {
+    for code in [
+        GrpcCode::InvalidArgument,
+        GrpcCode::Unimplemented,
+        GrpcCode::Unavailable,
+        GrpcCode::PermissionDenied,
+        GrpcCode::Internal,
+        GrpcCode::Unknown,
+        GrpcCode::ResourceExhausted,
+        GrpcCode::Unauthenticated,
+        GrpcCode::DeadlineExceeded,
+    ] {
+        let world = World::new().await;
+        world
+            .agent
+            .fail_call(Call::FetchJwtBundles, Fault::Refuse(code));
+        let began = Instant::now();
+        let building = world.builder().build();
+        let recovering = async {
+            tokio::time::sleep(secs(5)).await;
+            world.agent.recover();
+        };
+        let (outcome, ()) = tokio::join!(async { (building.await, began.elapsed()) }, recovering);
+        let (built, took) = outcome;
+        let reason = match code {
+            GrpcCode::InvalidArgument => WorkloadApiErrorReason::InvalidArgument,
+            GrpcCode::Unimplemented => WorkloadApiErrorReason::Unimplemented,
+            _ => {
+                assert!(built.is_ok(), "{code}");
+                assert!(world.agent.counts().fetch_jwt_bundles >= 3, "{code}");
+                continue;
+            }
+        };
+        let error = built.unwrap_err();
+        assert_eq!(error.reason(), JwtSourceErrorReason::Refused(reason));
+        assert_eq!(error.code(), Some(code));
+        assert!(!error.is_retryable());
+        assert!(took < millis(10), "{took:?}");
+        assert_eq!(world.agent.counts().fetch_jwt_bundles, 1);
+        let text = error.to_string();
+        assert!(text.contains("no retry can mend this"), "{text}");
+        assert!(text.contains("FetchJWTBundles: the agent at"), "{text}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn ep12_a_status_of_another_call_does_not_stop_a_start() {
+    let world = World::new().await;
+    for code in [GrpcCode::InvalidArgument, GrpcCode::Unimplemented] {
+        let refuse = Fault::Refuse(code);
+        world.agent.fail_call(Call::FetchJwtSvid, refuse.clone());
+        world.agent.fail_call(Call::ValidateJwtSvid, refuse);
+        let source = world.source().await;
+        let error = source.fetch_jwt_svid([AUD]).await.unwrap_err();
+        let reason = JwtSourceErrorReason::Token(FetchSvidReason::InvalidRequest);
+        assert_eq!(error.reason(), reason);
+        assert_eq!(error.code(), Some(code));
+        assert!(!error.is_retryable());
+        assert!(source.is_healthy());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn ep14_no_identity_yet_is_told_with_where_to_look() {
+    let world = World::new().await;
+    world.agent.withdraw();
+    let error = world.builder().build().await.unwrap_err();
+    assert_eq!(error.code(), Some(GrpcCode::PermissionDenied));
+    let text = error.to_string();
+    assert!(
+        text.contains("registration entry for this workload"),
+        "{text}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn build_lazy_returns_at_once_and_cannot_judge_until_the_first_sync() {
+    let world = World::new().await;
+    world.agent.stop().await;
+    let source = world.builder().build_lazy().unwrap();
+    let validator = world.validator(&source);
+    let not_ready = ValidateReason::CannotJudge(CannotJudge::NotReady);
+    assert_eq!(reason(validator.validate(&world.token())), Some(not_ready));
+    let error = source.bundle_set().unwrap_err();
+    let cannot = JwtSourceErrorReason::CannotJudge(CannotJudge::NotReady);
+    assert_eq!(error.reason(), cannot);
+    assert!(source.bundle_for_trust_domain(&td(TD)).is_err());
+    assert!(source.try_bundle_for_trust_domain(&td(TD)).is_none());
+    assert!(!source.is_healthy() && source.state().revision() == 0);
+    assert!(tokio::time::timeout(secs(5), source.ready()).await.is_err());
+
+    world.agent.start_again().await.unwrap();
+    soon("the first sync", source.ready()).await.unwrap();
+    assert!(validator.validate(&world.token()).is_ok());
+    assert!(source.is_healthy());
+}
+
+#[tokio::test(start_paused = true)]
+async fn ready_tells_of_a_refusal_for_as_long_as_it_is_the_last_word() {
+    let world = World::new().await;
+    let refuse = |code| world.agent.fail(Fault::Refuse(code));
+    refuse(GrpcCode::Unimplemented);
+    let source = world.builder().build_lazy().unwrap();
+    for _ in 0..3 {
+        let error = source.ready().await.unwrap_err();
+        let reason = WorkloadApiErrorReason::Unimplemented;
+        assert_eq!(error.reason(), JwtSourceErrorReason::Refused(reason));
+    }
+    // The agent is exchanged for one that may serve yet.
+    refuse(GrpcCode::Unavailable);
+    tokio::time::sleep(secs(11)).await;
+    assert!(
+        tokio::time::timeout(secs(30), source.ready())
+            .await
+            .is_err()
+    );
+    world.agent.recover();
+    soon("a start after all", source.ready()).await.unwrap();
+    // An old refusal is no answer to a new question.
+    world.agent.withdraw();
+    let mut updates = source.updated();
+    soon("the withdrawal", updates.wait_for(|revision| revision > 1))
+        .await
+        .unwrap();
+    assert!(
+        tokio::time::timeout(secs(30), source.ready())
+            .await
+            .is_err()
+    );
+}
+
+#[test]
+fn outside_of_a_runtime_a_build_is_an_error_that_says_what_to_do() {
+    let error = tower_spiffe::JwtSource::builder()
+        .endpoint("unix:///nowhere.sock")
+        .build_lazy()
+        .unwrap_err();
+    assert_eq!(error.reason(), JwtSourceErrorReason::NoRuntime);
+    assert!(!error.is_retryable());
+    let text = error.to_string();
+    assert!(
+        text.contains("no tokio runtime") && text.contains("runtime.enter()"),
+        "{text}"
+    );
+    // The same where it is awaited by something else.
+    let builder = tower_spiffe::JwtSource::builder().endpoint("unix:///nowhere.sock");
+    let error = futures_util::FutureExt::now_or_never(builder.build())
+        .expect("no wait")
+        .unwrap_err();
+    assert_eq!(error.reason(), JwtSourceErrorReason::NoRuntime);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_build_that_is_given_up_leaves_nothing() {
+    let world = World::new().await;
+    world.agent.fail(Fault::Hang);
+    let building = world.builder().build();
+    assert!(tokio::time::timeout(secs(2), building).await.is_err());
+    let agent = &world.agent;
+    assert_eq!(agent.counts().connections, 1);
+    eventually("the end", || agent.counts().open_connections == 0).await;
+    assert_eq!(world.openings(secs(60)).await, []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn too_many_bundles_at_the_start_are_told_with_the_limit() {
+    let world = World::new().await;
+    world.agent.federate(OTHER).unwrap();
+    let limits = ResourceLimits::default().max_bundles(1);
+    let building = world.builder().resource_limits(limits).build();
+    let text = building.await.unwrap_err().to_string();
+    assert!(
+        text.contains("2 bundles") && text.contains("ResourceLimits::max_bundles"),
+        "{text}"
+    );
+}

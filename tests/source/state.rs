@@ -1,0 +1,172 @@
+//! What `state()` tells, and when a source counts as healthy.
+
+use tower_spiffe::bundle::CannotJudge;
+use tower_spiffe::testing::Fault;
+use tower_spiffe::{GrpcCode, ResourceLimits};
+
+use crate::support::*;
+
+#[tokio::test(start_paused = true)]
+async fn before_the_first_sync_it_says_so() {
+    let world = World::new().await;
+    world.agent.fail(Fault::Refuse(GrpcCode::Unavailable));
+    let source = world.builder().build_lazy().unwrap();
+    tokio::time::sleep(secs(30)).await;
+    let state = source.state();
+    assert_eq!((state.revision(), state.is_ready()), (0, false));
+    assert_eq!(state.cannot_judge(), Some(CannotJudge::NotReady));
+    assert!(!state.is_connected() && !state.is_healthy() && !state.is_discarding());
+    assert_eq!(
+        (state.last_message(), state.trust_domains().len()),
+        (None, 0)
+    );
+    assert!(state.reconnects() >= 3);
+    assert!(state.withdrawn().is_none());
+    // Of bundles nothing ever came.
+    assert_eq!(state.last_contact(), None);
+    let last = state.last_error().unwrap();
+    assert_eq!(last.kind(), "unavailable");
+    assert!(last.age() <= secs(10));
+    assert_eq!(last.rpc().unwrap().code(), Some(GrpcCode::Unavailable));
+    assert!(
+        last.message().contains("FetchJWTBundles"),
+        "{}",
+        last.message()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_age_is_counted_from_its_own_moment() {
+    let world = World::new().await;
+    let other = world.agent.federate(OTHER).unwrap();
+    let source = world.source().await;
+    tokio::time::sleep(secs(100)).await;
+    let mut updates = source.updated();
+    let new = world.agent.rotate_now();
+    soon("the update", updates.changed()).await.unwrap();
+    tokio::time::sleep(secs(10)).await;
+
+    let state = source.state();
+    assert_eq!(state.revision(), 2);
+    assert_eq!(state.last_message(), Some(secs(10)));
+    assert_eq!(state.last_contact(), Some(secs(10)));
+    let [own, theirs] = state.trust_domains() else {
+        panic!("{state:?}");
+    };
+    assert_eq!(own.trust_domain().name(), TD);
+    assert_eq!(own.key_ids().len(), 2);
+    assert!(own.key_ids().any(|kid| kid == new));
+    assert!(own.key_ids().is_sorted());
+    // Its keys came with every message, and changed with the second.
+    assert_eq!(
+        (own.last_update(), own.last_change()),
+        (Some(secs(10)), Some(secs(10)))
+    );
+    assert_eq!(theirs.key_ids().collect::<Vec<_>>(), other.key_ids());
+    assert_eq!(theirs.last_update(), Some(secs(10)));
+    assert_eq!(theirs.last_change(), Some(secs(110)));
+    assert_eq!((theirs.ignored_keys(), theirs.last_error()), (0, None));
+    // The ages are of the moment that the state was taken at.
+    tokio::time::sleep(secs(5)).await;
+    assert_eq!(state.last_message(), Some(secs(10)));
+    assert_eq!(source.state().last_message(), Some(secs(15)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_agent_is_away_it_counts_since_when_and_why() {
+    let world = World::new().await;
+    let source = world.source().await;
+    tokio::time::sleep(secs(50)).await;
+    world.agent.stop().await;
+    tokio::time::sleep(secs(59)).await;
+    // As long as a restart may take, all is well.
+    let state = source.state();
+    assert!(!state.is_connected() && state.is_healthy() && state.is_ready());
+    let contact = state.last_contact().unwrap();
+    assert!((secs(108)..=secs(109)).contains(&contact), "{contact:?}");
+    assert!(state.reconnects() >= 5);
+    assert_eq!(state.last_error().unwrap().kind(), "connect");
+    tokio::time::sleep(secs(1)).await;
+    assert!(!source.is_healthy() && source.state().is_ready());
+    world.agent.start_again().await.unwrap();
+    world.time_until(|| source.is_healthy()).await;
+    let state = source.state();
+    assert!(state.is_connected() && state.last_error().is_none());
+    assert!(state.last_contact().unwrap() <= millis(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_set_that_is_no_longer_what_the_issuer_says_is_not_healthy() {
+    let world = World::new().await;
+    let limits = ResourceLimits::default().max_bundles(1);
+    let source = world
+        .builder()
+        .resource_limits(limits)
+        .build()
+        .await
+        .unwrap();
+    assert!(source.is_healthy());
+    world.agent.federate(OTHER).unwrap();
+    eventually("the discarding", || source.state().is_discarding()).await;
+    // The stream is open, and brings nothing that is taken.
+    let state = source.state();
+    assert!(state.is_connected() && state.is_ready() && !state.is_healthy());
+    tokio::time::sleep(secs(3600)).await;
+    assert!(!source.is_healthy());
+    world.agent.unfederate(OTHER);
+    eventually("a good set", || source.is_healthy()).await;
+    assert!(!source.state().is_discarding());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trust_domain_whose_keys_cannot_be_read_is_not_healthy_and_goes_stale_alone() {
+    let world = World::new().await;
+    let other = world.agent.federate(OTHER).unwrap();
+    let builder = world.builder().max_staleness(secs(600));
+    let source = builder.build().await.unwrap();
+    let validator = world.validator(&source);
+    let ours = world
+        .agent
+        .issuer()
+        .token(WEB, AUD)
+        .expires_in(secs(9000))
+        .sign();
+    let theirs = other.token("spiffe://other.test/web", AUD);
+    let theirs = theirs.expires_in(secs(9000)).sign();
+    tokio::time::sleep(secs(100)).await;
+    let mut updates = source.updated();
+    world.agent.federate_raw(OTHER, "rubbish").unwrap();
+    let troubled = || source.state().trust_domains()[1].last_error().is_some();
+    eventually("the trouble", troubled).await;
+    assert!(!source.is_healthy());
+    // Its last keys are from the start. Until they are too old, they count.
+    tokio::time::sleep(secs(499)).await;
+    assert!(validator.validate(&theirs).is_ok());
+    assert_eq!(updates.last(), 1);
+    tokio::time::sleep(secs(1)).await;
+    let stale = tower_spiffe::ValidateReason::CannotJudge(CannotJudge::Stale);
+    // A verdict that is cached is one on those keys too.
+    assert_eq!(reason(validator.validate(&theirs)), Some(stale));
+    assert!(validator.validate(&ours).is_ok());
+    soon("the news", updates.changed()).await.unwrap();
+    // It stays so while messages come, and is over with the first that can be read.
+    tokio::time::sleep(secs(3000)).await;
+    assert_eq!(reason(validator.validate(&theirs)), Some(stale));
+    assert!(validator.validate(&ours).is_ok());
+    let mut updates = source.updated();
+    world.agent.federate_with(&other);
+    soon("the news", updates.changed()).await.unwrap();
+    assert!(validator.validate(&theirs).is_ok());
+    assert!(source.is_healthy());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_client_side_is_in_it_too() {
+    let world = World::new().await;
+    let source = world.source().await;
+    source.get_jwt_svid([AUD]).await.unwrap();
+    source.get_jwt_svid([AUD]).await.unwrap();
+    let state = source.state();
+    assert_eq!(state.svid_cache().fetches, 1);
+    assert_eq!(state.audiences().len(), 1);
+}

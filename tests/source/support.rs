@@ -1,0 +1,164 @@
+//! An agent in memory on paused time, a source on it, and waits that end.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tower_spiffe::bundle::JwtBundleSet;
+use tower_spiffe::testing::{Issuer, PausedClock, WorkloadApi};
+use tower_spiffe::{
+    JwtSource, JwtSourceBuilder, TrustDomain, UnixTime, ValidateError, ValidateReason, Validator,
+};
+
+pub(crate) const TD: &str = "example.org";
+pub(crate) const OTHER: &str = "other.test";
+pub(crate) const AUD: &str = "spiffe://example.org/db";
+pub(crate) const WEB: &str = "spiffe://example.org/web";
+
+pub(crate) const fn secs(secs: u64) -> Duration {
+    Duration::from_secs(secs)
+}
+
+pub(crate) const fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+/// An agent in memory, and everything else on its clock.
+pub(crate) struct World {
+    pub(crate) clock: PausedClock,
+    pub(crate) agent: WorkloadApi,
+}
+
+impl World {
+    pub(crate) async fn new() -> Self {
+        let clock = PausedClock::new(UnixTime::from_secs(1_790_000_000));
+        let agent = WorkloadApi::builder(TD)
+            .clock(clock.shared())
+            .start_in_memory()
+            .await
+            .unwrap();
+        Self { clock, agent }
+    }
+
+    /// A source on the agent, to be set up; its waits are the same in every run.
+    pub(crate) fn builder(&self) -> JwtSourceBuilder {
+        JwtSource::builder()
+            .connector(self.agent.connector())
+            .clock(self.clock.shared())
+            .reconnect_seed(7)
+    }
+
+    pub(crate) async fn source(&self) -> JwtSource {
+        self.builder().build().await.unwrap()
+    }
+
+    pub(crate) fn validator(&self, source: &JwtSource) -> Validator {
+        Validator::builder(source.clone())
+            .audience(AUD)
+            .clock(self.clock.shared())
+            .build()
+            .unwrap()
+    }
+
+    /// A caller's token that the key of now signed.
+    pub(crate) fn token(&self) -> String {
+        self.agent.token(WEB, AUD)
+    }
+
+    /// How long it takes until this is so, to the millisecond.
+    pub(crate) async fn time_until(&self, so: impl Fn() -> bool) -> Duration {
+        let began = Instant::now();
+        while !so() {
+            assert!(began.elapsed() < secs(3600), "it never was so");
+            tokio::time::sleep(millis(1)).await;
+        }
+        began.elapsed()
+    }
+
+    /// When the bundle stream was opened in this time, counted from now, to the millisecond.
+    pub(crate) async fn openings(&self, within: Duration) -> Vec<Duration> {
+        let began = Instant::now();
+        let mut seen = self.agent.counts().fetch_jwt_bundles;
+        let mut moments = Vec::new();
+        while began.elapsed() < within {
+            tokio::time::sleep(millis(1)).await;
+            let now = self.agent.counts().fetch_jwt_bundles;
+            moments.extend((seen..now).map(|_| began.elapsed()));
+            seen = now;
+        }
+        moments
+    }
+}
+
+/// Waits for what must come, and not for ever.
+pub(crate) async fn soon<T>(what: &str, wait: impl Future<Output = T>) -> T {
+    tokio::time::timeout(secs(20), wait)
+        .await
+        .unwrap_or_else(|_| panic!("{what} does not come"))
+}
+
+/// Waits, a while at most, until this is so.
+pub(crate) async fn eventually(what: &str, so: impl Fn() -> bool) {
+    soon(what, async {
+        while !so() {
+            tokio::time::sleep(millis(2)).await;
+        }
+    })
+    .await;
+}
+
+/// Lets everything happen that needs no time.
+pub(crate) async fn settle() {
+    for _ in 0..200 {
+        tokio::task::yield_now().await;
+    }
+}
+
+pub(crate) fn td(name: &str) -> TrustDomain {
+    name.parse().unwrap()
+}
+
+pub(crate) fn key_ids(source: &JwtSource, name: &str) -> Vec<String> {
+    set_key_ids(&source.bundle_set().unwrap(), name)
+}
+
+pub(crate) fn set_key_ids(set: &JwtBundleSet, name: &str) -> Vec<String> {
+    let bundle = set.get(name).unwrap_or_else(|| panic!("no {name}"));
+    let authorities = bundle.authorities();
+    authorities.map(|key| key.key_id().to_owned()).collect()
+}
+
+pub(crate) fn reason<T>(outcome: Result<T, ValidateError>) -> Option<ValidateReason> {
+    outcome.err().map(|error| error.reason())
+}
+
+/// A trust domain's name as the agent gives it, and its keys.
+pub(crate) fn entry(issuer: &Issuer) -> (String, Vec<u8>) {
+    (
+        issuer.trust_domain().to_spiffe_id().to_string(),
+        issuer.jwks(),
+    )
+}
+
+/// A JWK Set that has so many bytes, with the keys of this one.
+pub(crate) fn padded(jwks: &[u8], bytes: usize) -> Vec<u8> {
+    let mut padded = jwks.to_vec();
+    assert_eq!(padded.pop(), Some(b'}'));
+    padded.extend_from_slice(b", \"padding\": \"");
+    padded.resize(bytes - 2, b'x');
+    padded.extend_from_slice(b"\"}");
+    padded
+}
+
+/// So many trust domains with so many P-256 keys each, by name.
+pub(crate) fn many_keys(domains: usize, keys: usize) -> Vec<(String, Vec<u8>)> {
+    (0..domains)
+        .map(|n| {
+            let issuer = Issuer::new(&format!("td{n}.test")).unwrap();
+            for _ in 1..keys {
+                issuer.prepare(tower_spiffe::Algorithm::ES256);
+            }
+            entry(&issuer)
+        })
+        .collect()
+}

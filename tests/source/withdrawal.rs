@@ -1,0 +1,237 @@
+//! The issuer takes its bundles back (WA-29), by each policy.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tower_spiffe::bundle::CannotJudge;
+use tower_spiffe::metrics::MetricsRecorder;
+use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::{Clock, GrpcCode, JwtSource, UnixTime, ValidateReason, WithdrawalPolicy};
+
+use crate::support::*;
+
+const WITHDRAWN: Option<ValidateReason> = Some(ValidateReason::CannotJudge(CannotJudge::Withdrawn));
+
+#[derive(Default)]
+struct Told(Mutex<Vec<bool>>);
+
+impl MetricsRecorder for Told {
+    fn record_withdrawal(&self, withdrawn: bool) {
+        self.0.lock().unwrap().push(withdrawn);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn wa29_immediate_ceases_at_once_and_goes_on_when_they_are_back() {
+    let world = World::new().await;
+    let told = Arc::new(Told::default());
+    let source = world.builder().metrics(told.clone()).build().await.unwrap();
+    let validator = world.validator(&source);
+    let token = world.token();
+    assert!(validator.validate(&token).is_ok());
+    let mut updates = source.updated();
+    world.agent.withdraw();
+    assert_eq!(soon("the news", updates.changed()).await.unwrap(), 2);
+    // A verdict that is cached is withdrawn too.
+    assert_eq!(reason(validator.validate(&token)), WITHDRAWN);
+    let state = source.state();
+    let withdrawal = state.withdrawn().expect("told");
+    assert!(withdrawal.is_in_force());
+    assert!(
+        withdrawal.why().contains("PermissionDenied"),
+        "{}",
+        withdrawal.why()
+    );
+    assert!(!state.is_ready() && !state.is_healthy());
+    assert_eq!(state.trust_domains(), []);
+    tokio::time::sleep(secs(60)).await;
+    assert_eq!(source.state().withdrawn().unwrap().age(), secs(60));
+
+    world.agent.restore();
+    assert_eq!(soon("the news", updates.changed()).await.unwrap(), 3);
+    assert!(validator.validate(&token).is_ok());
+    assert!(source.state().withdrawn().is_none());
+    assert_eq!(*told.0.lock().unwrap(), [true, false]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn wa29_a_denial_of_the_reconnect_withdraws_as_one_in_midstream_does() {
+    let world = World::new().await;
+    let source = world.source().await;
+    world.agent.stop().await;
+    world.agent.withdraw();
+    world.agent.start_again().await.unwrap();
+    let validator = world.validator(&source);
+    let token = world.token();
+    let in_force = || reason(validator.validate(&token)) == WITHDRAWN;
+    assert!(world.time_until(in_force).await <= secs(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_withdrawal_after_a_while_takes_effect_then_and_not_later() {
+    let world = World::new().await;
+    let after = WithdrawalPolicy::After(secs(90));
+    let source = world.builder().withdrawal(after).build().await.unwrap();
+    let validator = world.validator(&source);
+    let token = world.token();
+    tokio::time::sleep(secs(11)).await;
+    let mut updates = source.updated();
+    world.agent.withdraw();
+    settle().await;
+    assert!(validator.validate(&token).is_ok());
+    let withdrawn = source.state().withdrawn().cloned().expect("told at once");
+    assert!(!withdrawn.is_in_force());
+    assert!(!source.is_healthy() && source.state().is_ready());
+    // The denials of meanwhile do not put it off.
+    tokio::time::sleep(secs(89)).await;
+    assert!(world.agent.counts().fetch_jwt_bundles > 5);
+    assert!(validator.validate(&token).is_ok());
+    tokio::time::sleep(secs(1)).await;
+    assert_eq!(reason(validator.validate(&token)), WITHDRAWN);
+    assert_eq!(soon("the news", updates.changed()).await.unwrap(), 2);
+    assert!(source.state().withdrawn().expect("still").is_in_force());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_back_in_time_was_never_gone() {
+    let world = World::new().await;
+    let after = WithdrawalPolicy::After(secs(90));
+    let source = world.builder().withdrawal(after).build().await.unwrap();
+    let validator = world.validator(&source);
+    let updates = source.updated();
+    for _ in 0..3 {
+        world.agent.withdraw();
+        tokio::time::sleep(secs(60)).await;
+        world.agent.restore();
+        world
+            .time_until(|| source.state().withdrawn().is_none())
+            .await;
+        // The next one has the whole time again.
+        tokio::time::sleep(secs(29)).await;
+        assert!(validator.validate(&world.token()).is_ok());
+    }
+    assert_eq!(updates.last(), 1);
+    tokio::time::sleep(secs(3600)).await;
+    assert!(validator.validate(&world.token()).is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn keep_goes_on_and_tells_all_the_same() {
+    let world = World::new().await;
+    let told = Arc::new(Told::default());
+    let builder = world.builder().withdrawal(WithdrawalPolicy::Keep);
+    let source = builder.metrics(told.clone()).build().await.unwrap();
+    let validator = world.validator(&source);
+    let updates = source.updated();
+    world.agent.withdraw();
+    tokio::time::sleep(secs(24 * 3600)).await;
+    assert!(validator.validate(&world.token()).is_ok());
+    let state = source.state();
+    assert!(!state.withdrawn().expect("told").is_in_force());
+    assert!(state.is_ready() && !state.is_healthy());
+    assert_eq!((updates.last(), told.0.lock().unwrap().len()), (1, 1));
+    world.agent.restore();
+    world.time_until(|| source.is_healthy()).await;
+    assert_eq!(*told.0.lock().unwrap(), [true, false]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_but_a_denial_withdraws() {
+    let world = World::new().await;
+    let source = world.source().await;
+    let validator = world.validator(&source);
+    let token = world.token();
+    let replay = world.agent.replay();
+    for code in (0..=16).map(GrpcCode::from_i32) {
+        if code == GrpcCode::PermissionDenied {
+            continue;
+        }
+        soon("a stream to end", async {
+            tokio::time::timeout(secs(15), replay.end(code, "no")).await
+        })
+        .await
+        .unwrap();
+        tokio::time::sleep(millis(1)).await;
+        assert!(source.state().withdrawn().is_none(), "{code}");
+        assert!(validator.validate(&token).is_ok(), "{code}");
+    }
+}
+
+/// A clock that a test moves, whatever the runtimes do.
+struct ByHand(AtomicU64);
+
+impl Clock for ByHand {
+    fn now(&self) -> UnixTime {
+        UnixTime::from_secs(1_790_000_000).saturating_add(self.monotonic())
+    }
+
+    fn monotonic(&self) -> Duration {
+        secs(self.0.load(Ordering::SeqCst))
+    }
+}
+
+/// Neither needs the task: a verdict is held against the clock by whoever asks for one.
+#[test]
+fn a_withdrawal_and_a_staleness_strike_while_the_task_hangs() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let clock = Arc::new(ByHand(AtomicU64::new(0)));
+    let start = async || {
+        let agent = WorkloadApi::builder(TD)
+            .clock(clock.clone())
+            .start_in_memory()
+            .await
+            .unwrap();
+        let builder = JwtSource::builder()
+            .connector(agent.connector())
+            .clock(clock.clone());
+        (agent, builder)
+    };
+    let (withdrawn, stale) = runtime.block_on(async {
+        let (agent, builder) = start().await;
+        let after = WithdrawalPolicy::After(secs(90));
+        let withdrawn = builder.withdrawal(after).build().await.unwrap();
+        agent.withdraw();
+        let told = || withdrawn.state().withdrawn().is_some();
+        eventually("the withdrawal", told).await;
+        let (other, builder) = start().await;
+        let stale = builder.max_staleness(secs(200)).build().await.unwrap();
+        ((agent, withdrawn), (other, stale))
+    });
+    // Nobody drives the runtime from here on.
+    let verdict = |(agent, source): &(WorkloadApi, JwtSource)| {
+        let validator = tower_spiffe::Validator::builder(source.clone())
+            .audience(AUD)
+            .clock(clock.clone())
+            .build()
+            .unwrap();
+        reason(validator.validate(&agent.token(WEB, AUD)))
+    };
+    clock.0.store(89, Ordering::SeqCst);
+    assert_eq!((verdict(&withdrawn), verdict(&stale)), (None, None));
+    clock.0.store(90, Ordering::SeqCst);
+    assert_eq!((verdict(&withdrawn), verdict(&stale)), (WITHDRAWN, None));
+    clock.0.store(200, Ordering::SeqCst);
+    let too_old = Some(ValidateReason::CannotJudge(CannotJudge::Stale));
+    assert_eq!(verdict(&stale), too_old);
+    assert!(!stale.1.is_healthy() && !withdrawn.1.is_healthy());
+    assert_eq!(stale.1.state().cannot_judge(), Some(CannotJudge::Stale));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_of_the_walls_time_withdraws_nothing_and_ages_nothing() {
+    let world = World::new().await;
+    let after = WithdrawalPolicy::After(secs(90));
+    let builder = world.builder().withdrawal(after).max_staleness(secs(600));
+    let source = builder.build().await.unwrap();
+    world.agent.withdraw();
+    settle().await;
+    for step in [86_400, -2 * 86_400] {
+        world.clock.step_wall(step);
+        assert!(source.state().is_ready());
+        assert!(source.state().last_message().unwrap() <= secs(1));
+    }
+}
