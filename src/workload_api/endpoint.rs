@@ -161,10 +161,11 @@ fn unix_path(rest: &str) -> Result<Address, EndpointErrorReason> {
     if !path.starts_with('/') {
         return Err(Reason::RelativePath);
     }
+    let path = percent_decoded(path).ok_or(Reason::Character)?;
+    // Decoded: `%2F` is a slash too.
     if path.ends_with('/') {
         return Err(Reason::NoPath);
     }
-    let path = percent_decoded(path).ok_or(Reason::Character)?;
     if path.len() > MAX_SOCKET_PATH {
         return Err(Reason::PathTooLong);
     }

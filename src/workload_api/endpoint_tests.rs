@@ -36,6 +36,8 @@ fn ep9_nothing_else_after_unix() {
         ("unix:///", R::NoPath),
         ("unix:/", R::NoPath),
         ("unix:///a/", R::NoPath),
+        ("unix:///a%2f", R::NoPath),
+        ("unix:/%2F", R::NoPath),
         ("unix://foo", R::UnixAuthority),
         ("unix://localhost/foo", R::UnixAuthority),
         ("unix://john:doe@foo/path", R::UnixAuthority),
