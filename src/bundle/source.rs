@@ -78,6 +78,19 @@ pub enum CannotJudge {
     Closed,
 }
 
+impl CannotJudge {
+    /// The reason as a fixed, short word, fit for a label: `not-ready`, `withdrawn`, `stale` or
+    /// `closed`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NotReady => "not-ready",
+            Self::Withdrawn => "withdrawn",
+            Self::Stale => "stale",
+            Self::Closed => "closed",
+        }
+    }
+}
+
 impl fmt::Display for CannotJudge {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

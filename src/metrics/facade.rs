@@ -7,30 +7,57 @@ use std::time::Duration;
 use ::metrics::{Counter, Unit};
 use arc_swap::ArcSwap;
 
-use super::{MetricsRecorder, SvidCacheEvent, Verification};
+use super::table::{
+    ADMISSIONS, AGE, CACHE, ERRORS, FETCH_TIME, FETCHES, KEY_WAITS, LAST_CONTACT, METRICS, READY,
+    RECONNECTS, UPDATES, VERDICTS, WITHDRAWN,
+};
+use super::{
+    Admission, KEY_WAIT_OUTCOMES, MetricsRecorder, SOURCE_ERROR_KINDS, SvidCacheEvent, Verification,
+};
 use crate::clock::UnixTime;
 
 /// Hands every count to the recorder that is installed for the `metrics` crate, from where an
 /// exporter takes it (feature `metrics`).
 ///
 /// Install the exporter first: a count that nobody takes is lost, and the counter of a verdict
-/// stays with the exporter that was there at the first of its kind.
+/// stays with the exporter that was there at the first of its kind. One for the whole process is
+/// enough: give clones of the same `Arc` to the source, the validator and the layers. Where there
+/// is more than one source, a gauge shows the one that told last.
 ///
 /// | name | kind | unit | labels | what |
 /// | --- | --- | --- | --- | --- |
 /// | `spiffe_bundle_updates_total` | counter | count | | bundle sets taken in that differ from the one before |
 /// | `spiffe_bundle_reconnects_total` | counter | count | | times the bundle stream was opened anew |
+/// | `spiffe_bundle_ready` | gauge | count | | 1 while tokens can be judged, else 0 |
 /// | `spiffe_bundle_withdrawn` | gauge | count | | 1 while the issuer has withdrawn the bundles, else 0 |
 /// | `spiffe_bundle_age_seconds` | gauge | seconds | | time since something last came from the agent, when last looked at |
 /// | `spiffe_bundle_last_contact_timestamp_seconds` | gauge | seconds | | when something last came from the agent, in seconds since 1970 |
 /// | `spiffe_source_errors_total` | counter | count | `kind` | troubles with the bundle stream or with what came over it |
 /// | `spiffe_svid_fetches_total` | counter | count | `outcome` | calls to the agent for tokens of our own |
 /// | `spiffe_svid_fetch_duration_seconds` | histogram | seconds | `outcome` | how long they took |
-/// | `spiffe_svid_cache_events_total` | counter | count | `event` | what the token cache did: `hit`, `miss`, `refresh` |
-/// | `spiffe_verifications_total` | counter | count | `outcome`, `cached`, `trust_domain` | verdicts on callers' tokens |
+/// | `spiffe_svid_cache_events_total` | counter | count | `event` | what the cache of our own tokens did |
+/// | `spiffe_admissions_total` | counter | count | `outcome`, `enforced`, `trust_domain`, `why` | verdicts of the server layers on requests |
+/// | `spiffe_unknown_key_waits_total` | counter | count | `outcome` | requests that waited for a key that the bundle does not have |
+/// | `spiffe_verifications_total` | counter | count | `outcome`, `cached`, `trust_domain`, `why` | verdicts on callers' tokens |
 ///
-/// `kind` is one of [`SOURCE_ERROR_KINDS`](super::SOURCE_ERROR_KINDS). `outcome` is `ok` or the
-/// class of the error. `trust_domain` is one of the bundle set, or `unknown`.
+/// The labels' values are words of ours, never a caller's:
+///
+/// - `kind` is one of [`SOURCE_ERROR_KINDS`](super::SOURCE_ERROR_KINDS), `event` one of
+///   [`SvidCacheEvent::ALL`].
+/// - `outcome` of a fetch is `ok` or a [`TokenErrorReason`](crate::TokenErrorReason); of a wait, one
+///   of [`KEY_WAIT_OUTCOMES`](super::KEY_WAIT_OUTCOMES); of a verification, `ok` or a
+///   [`ValidateReason`](crate::ValidateReason); of an admission, `verified`, `anonymous` or a
+///   [`RejectionReason`](crate::server::RejectionReason).
+/// - `enforced` is `false` where an audit let a request pass, `cached` whether the verified cache
+///   had the token.
+/// - `why` says which blindness of ours it was, where the outcome is `cannot-judge`: `not-ready`,
+///   `withdrawn`, `stale` or `closed`. It is empty otherwise.
+/// - `trust_domain` is one of the bundle set, or `unknown`.
+///
+/// The errors by kind, the waits, what the cache did and the counts of the bundle stream begin at
+/// zero: the first of its kind is a rise too.
+///
+/// A Grafana dashboard and alert rules over these names lie in `examples/observability`.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -42,126 +69,38 @@ use crate::clock::UnixTime;
 /// ```
 pub struct FacadeRecorder {
     // Verdicts are counted on the hot path: their counters are looked up once.
-    verdicts: ArcSwap<HashMap<Verdict, HashMap<Box<str>, Counter>>>,
+    verifications: Verdicts,
+    admissions: Verdicts,
 }
 
-/// The outcome, and whether it was cached.
-type Verdict = (&'static str, bool);
+/// Counters of verdicts, by what is fixed about one and then by trust domain.
+#[derive(Default)]
+struct Verdicts(ArcSwap<HashMap<Verdict, HashMap<Box<str>, Counter>>>);
 
-/// One metric: a row of the table at [`FacadeRecorder`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct MetricInfo {
-    /// Its name.
-    pub name: &'static str,
-    /// `counter`, `gauge` or `histogram`.
-    pub kind: &'static str,
-    /// `count` or `seconds`.
-    pub unit: &'static str,
-    /// The names of its labels.
-    pub labels: &'static [&'static str],
-    /// What it counts.
-    pub what: &'static str,
-}
+/// The outcome, a yes or no about it, and why nobody could be judged.
+type Verdict = (&'static str, bool, &'static str);
 
-const UPDATES: &str = "spiffe_bundle_updates_total";
-const RECONNECTS: &str = "spiffe_bundle_reconnects_total";
-const WITHDRAWN: &str = "spiffe_bundle_withdrawn";
-const AGE: &str = "spiffe_bundle_age_seconds";
-const LAST_CONTACT: &str = "spiffe_bundle_last_contact_timestamp_seconds";
-const ERRORS: &str = "spiffe_source_errors_total";
-const FETCHES: &str = "spiffe_svid_fetches_total";
-const FETCH_TIME: &str = "spiffe_svid_fetch_duration_seconds";
-const CACHE: &str = "spiffe_svid_cache_events_total";
-const VERDICTS: &str = "spiffe_verifications_total";
-
-/// Every metric that [`FacadeRecorder`] gives.
-pub const METRICS: [MetricInfo; 10] = [
-    row(
-        UPDATES,
-        "counter",
-        "count",
-        &[],
-        "bundle sets taken in that differ from the one before",
-    ),
-    row(
-        RECONNECTS,
-        "counter",
-        "count",
-        &[],
-        "times the bundle stream was opened anew",
-    ),
-    row(
-        WITHDRAWN,
-        "gauge",
-        "count",
-        &[],
-        "1 while the issuer has withdrawn the bundles, else 0",
-    ),
-    row(
-        AGE,
-        "gauge",
-        "seconds",
-        &[],
-        "time since something last came from the agent, when last looked at",
-    ),
-    row(
-        LAST_CONTACT,
-        "gauge",
-        "seconds",
-        &[],
-        "when something last came from the agent, in seconds since 1970",
-    ),
-    row(
-        ERRORS,
-        "counter",
-        "count",
-        &["kind"],
-        "troubles with the bundle stream or with what came over it",
-    ),
-    row(
-        FETCHES,
-        "counter",
-        "count",
-        &["outcome"],
-        "calls to the agent for tokens of our own",
-    ),
-    row(
-        FETCH_TIME,
-        "histogram",
-        "seconds",
-        &["outcome"],
-        "how long they took",
-    ),
-    row(
-        CACHE,
-        "counter",
-        "count",
-        &["event"],
-        "what the token cache did: `hit`, `miss`, `refresh`",
-    ),
-    row(
-        VERDICTS,
-        "counter",
-        "count",
-        &["outcome", "cached", "trust_domain"],
-        "verdicts on callers' tokens",
-    ),
-];
-
-const fn row(
-    name: &'static str,
-    kind: &'static str,
-    unit: &'static str,
-    labels: &'static [&'static str],
-    what: &'static str,
-) -> MetricInfo {
-    MetricInfo {
-        name,
-        kind,
-        unit,
-        labels,
-        what,
+impl Verdicts {
+    fn count(&self, verdict: Verdict, trust_domain: &str, new: impl FnOnce() -> Counter) {
+        let known = self.0.load();
+        let counter = known
+            .get(&verdict)
+            .and_then(|by_domain| by_domain.get(trust_domain));
+        match counter {
+            Some(counter) => counter.increment(1),
+            None => {
+                let counter = new();
+                counter.increment(1);
+                self.0.rcu(|verdicts| {
+                    let mut verdicts = HashMap::clone(verdicts);
+                    verdicts
+                        .entry(verdict)
+                        .or_default()
+                        .insert(trust_domain.into(), counter.clone());
+                    Arc::new(verdicts)
+                });
+            }
+        }
     }
 }
 
@@ -180,28 +119,30 @@ impl FacadeRecorder {
                 _ => ::metrics::describe_histogram!(metric.name, unit, metric.what),
             }
         }
+        // A counter that appears with its first count shows no rise to whoever asks for one.
+        ::metrics::counter!(UPDATES).increment(0);
+        ::metrics::counter!(RECONNECTS).increment(0);
+        for kind in SOURCE_ERROR_KINDS {
+            ::metrics::counter!(ERRORS, "kind" => *kind).increment(0);
+        }
+        for event in SvidCacheEvent::ALL {
+            ::metrics::counter!(CACHE, "event" => event.as_str()).increment(0);
+        }
+        for outcome in KEY_WAIT_OUTCOMES {
+            ::metrics::counter!(KEY_WAITS, "outcome" => *outcome).increment(0);
+        }
+        // Not set: another recorder may have told of a withdrawal.
+        ::metrics::gauge!(WITHDRAWN).increment(0.0);
         Self {
-            verdicts: ArcSwap::default(),
+            verifications: Verdicts::default(),
+            admissions: Verdicts::default(),
         }
     }
+}
 
-    fn new_verdict(&self, verification: &Verification<'_>) {
-        let counter = ::metrics::counter!(
-            VERDICTS,
-            "outcome" => verification.outcome,
-            "cached" => if verification.cached { "true" } else { "false" },
-            "trust_domain" => verification.trust_domain.to_owned(),
-        );
-        counter.increment(1);
-        self.verdicts.rcu(|verdicts| {
-            let mut verdicts = HashMap::clone(verdicts);
-            verdicts
-                .entry((verification.outcome, verification.cached))
-                .or_default()
-                .insert(verification.trust_domain.into(), counter.clone());
-            Arc::new(verdicts)
-        });
-    }
+/// A label's value.
+fn word(yes: bool) -> &'static str {
+    if yes { "true" } else { "false" }
 }
 
 impl Default for FacadeRecorder {
@@ -221,6 +162,10 @@ impl MetricsRecorder for FacadeRecorder {
 
     fn record_error(&self, kind: &'static str) {
         ::metrics::counter!(ERRORS, "kind" => kind).increment(1);
+    }
+
+    fn record_ready(&self, ready: bool) {
+        ::metrics::gauge!(READY).set(if ready { 1.0 } else { 0.0 });
     }
 
     fn record_withdrawal(&self, withdrawn: bool) {
@@ -247,15 +192,46 @@ impl MetricsRecorder for FacadeRecorder {
         ::metrics::counter!(CACHE, "event" => event.as_str()).increment(1);
     }
 
+    fn record_admission(&self, admission: &Admission<'_>) {
+        let Admission {
+            outcome,
+            enforced,
+            trust_domain,
+            why,
+        } = *admission;
+        self.admissions
+            .count((outcome, enforced, why), trust_domain, || {
+                ::metrics::counter!(
+                    ADMISSIONS,
+                    "outcome" => outcome,
+                    "enforced" => word(enforced),
+                    "trust_domain" => trust_domain.to_owned(),
+                    "why" => why,
+                )
+            });
+    }
+
+    fn record_key_wait(&self, outcome: &'static str) {
+        ::metrics::counter!(KEY_WAITS, "outcome" => outcome).increment(1);
+    }
+
     fn record_verification(&self, verification: &Verification<'_>) {
-        let verdicts = self.verdicts.load();
-        let known = verdicts
-            .get(&(verification.outcome, verification.cached))
-            .and_then(|by_domain| by_domain.get(verification.trust_domain));
-        match known {
-            Some(counter) => counter.increment(1),
-            None => self.new_verdict(verification),
-        }
+        let Verification {
+            outcome,
+            cached,
+            trust_domain,
+            why,
+        } = *verification;
+        self.verifications
+            .count((outcome, cached, why), trust_domain, || {
+                ::metrics::counter!(
+                    VERDICTS,
+                    "outcome" => outcome,
+                    "cached" => word(cached),
+                    "trust_domain" => trust_domain.to_owned(),
+                    "why" => why,
+                )
+            });
     }
 }
 

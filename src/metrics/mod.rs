@@ -25,15 +25,19 @@
 
 #[cfg(feature = "metrics")]
 mod facade;
+#[cfg(feature = "metrics")]
+mod table;
 
-#[cfg(feature = "workload-api")]
+#[cfg(any(feature = "server", feature = "client"))]
 use std::panic::{AssertUnwindSafe, catch_unwind};
-#[cfg(feature = "workload-api")]
+#[cfg(any(feature = "server", feature = "client"))]
 use std::sync::Arc;
 use std::time::Duration;
 
 #[cfg(feature = "metrics")]
-pub use facade::{FacadeRecorder, METRICS, MetricInfo};
+pub use facade::FacadeRecorder;
+#[cfg(feature = "metrics")]
+pub use table::{METRICS, MetricInfo};
 
 use crate::clock::UnixTime;
 
@@ -58,8 +62,9 @@ use crate::clock::UnixTime;
 /// | `bundle-too-large` | a trust domain's JWK Set is larger than allowed; its last one stays |
 /// | `bundle-unreadable` | a trust domain's JWK Set cannot be read; its last one stays |
 /// | `bundle-unnamed` | an entry of a message is named by no trust domain |
+/// | `bundle-file` | a bundle file cannot be read, or is no bundle any more; its last ones stay |
 /// | `internal` | a fault of this crate |
-pub const SOURCE_ERROR_KINDS: [&str; 18] = [
+pub const SOURCE_ERROR_KINDS: &[&str] = &[
     "connect",
     "not-grpc",
     "disconnected",
@@ -77,8 +82,18 @@ pub const SOURCE_ERROR_KINDS: [&str; 18] = [
     "bundle-too-large",
     "bundle-unreadable",
     "bundle-unnamed",
+    "bundle-file",
     "internal",
 ];
+
+/// What [`MetricsRecorder::record_key_wait`] may be told.
+///
+/// | outcome | what became of the request |
+/// | --- | --- |
+/// | `judged` | the bundles changed meanwhile, and another verdict came of it |
+/// | `in-vain` | the time was up, and the key had not come |
+/// | `turned-away` | it did not wait: too many did already, or the last wait was just in vain |
+pub const KEY_WAIT_OUTCOMES: &[&str] = &["judged", "in-vain", "turned-away"];
 
 /// Takes the counts. Called on hot paths: be quick, do not block. A panic in it is caught where it
 /// could end a background task.
@@ -92,6 +107,12 @@ pub trait MetricsRecorder: Send + Sync + 'static {
     /// Something went wrong in the source; `kind` is one of [`SOURCE_ERROR_KINDS`].
     fn record_error(&self, kind: &'static str) {
         let _ = kind;
+    }
+
+    /// Tokens can be judged (`true`), or not: no bundles yet, withdrawn, older than allowed, closed.
+    /// Told when the source starts, and when it changes or is looked at.
+    fn record_ready(&self, ready: bool) {
+        let _ = ready;
     }
 
     /// The issuer withdrew the bundles (`true`), or they are back (`false`).
@@ -126,6 +147,12 @@ pub trait MetricsRecorder: Send + Sync + 'static {
         let _ = admission;
     }
 
+    /// A request waited for a key that its token names and the bundle does not have, or would
+    /// have; `outcome` is one of [`KEY_WAIT_OUTCOMES`].
+    fn record_key_wait(&self, outcome: &'static str) {
+        let _ = outcome;
+    }
+
     /// A caller's token was judged.
     fn record_verification(&self, verification: &Verification<'_>) {
         let _ = verification;
@@ -145,15 +172,42 @@ pub enum SvidCacheEvent {
     Miss,
     /// A background refresh began.
     Refresh,
+    /// A token was sent that should have been replaced by now: its successor does not come.
+    Late,
+    /// A request got no token.
+    Error,
+    /// A service refused a token, which is refreshed for it.
+    Refused,
+    /// The issuer did not answer, and is given up for a while.
+    BreakerOpened,
+    /// A request went to an origin that no token may go to.
+    Unmatched,
 }
 
 impl SvidCacheEvent {
+    /// Every event.
+    pub const ALL: &[Self] = &[
+        Self::Hit,
+        Self::Miss,
+        Self::Refresh,
+        Self::Late,
+        Self::Error,
+        Self::Refused,
+        Self::BreakerOpened,
+        Self::Unmatched,
+    ];
+
     /// The event as a fixed, short word.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Hit => "hit",
             Self::Miss => "miss",
             Self::Refresh => "refresh",
+            Self::Late => "late",
+            Self::Error => "error",
+            Self::Refused => "refused",
+            Self::BreakerOpened => "breaker-opened",
+            Self::Unmatched => "unmatched",
         }
     }
 }
@@ -168,6 +222,8 @@ pub struct Verification<'a> {
     pub cached: bool,
     /// The trust domain, where it is one of our bundle set; else `unknown`.
     pub trust_domain: &'a str,
+    /// Where the outcome is `cannot-judge`, [why](crate::CannotJudge::as_str); else empty.
+    pub why: &'static str,
 }
 
 impl<'a> Verification<'a> {
@@ -177,7 +233,14 @@ impl<'a> Verification<'a> {
             outcome,
             cached,
             trust_domain,
+            why: "",
         }
+    }
+
+    /// The same, with the reason why nobody could be judged.
+    #[must_use]
+    pub fn because(self, why: &'static str) -> Self {
+        Self { why, ..self }
     }
 }
 
@@ -191,6 +254,8 @@ pub struct Admission<'a> {
     pub enforced: bool,
     /// The caller's trust domain, where it is one of our bundle set; else `unknown`.
     pub trust_domain: &'a str,
+    /// Where the outcome is `cannot-judge`, [why](crate::CannotJudge::as_str); else empty.
+    pub why: &'static str,
 }
 
 impl<'a> Admission<'a> {
@@ -200,15 +265,22 @@ impl<'a> Admission<'a> {
             outcome,
             enforced,
             trust_domain,
+            why: "",
         }
+    }
+
+    /// The same, with the reason why nobody could be judged.
+    #[must_use]
+    pub fn because(self, why: &'static str) -> Self {
+        Self { why, ..self }
     }
 }
 
 /// A recorder whose panics end here: a count that is lost must not end a background task.
-#[cfg(feature = "workload-api")]
+#[cfg(any(feature = "server", feature = "client"))]
 pub(crate) struct Shielded(Arc<dyn MetricsRecorder>);
 
-#[cfg(feature = "workload-api")]
+#[cfg(any(feature = "server", feature = "client"))]
 impl Shielded {
     pub(crate) fn new(inner: Arc<dyn MetricsRecorder>) -> Self {
         Self(inner)
@@ -223,7 +295,7 @@ impl Shielded {
     }
 }
 
-#[cfg(feature = "workload-api")]
+#[cfg(any(feature = "server", feature = "client"))]
 impl MetricsRecorder for Shielded {
     fn record_update(&self) {
         self.run(|inner| inner.record_update());
@@ -235,6 +307,10 @@ impl MetricsRecorder for Shielded {
 
     fn record_error(&self, kind: &'static str) {
         self.run(|inner| inner.record_error(kind));
+    }
+
+    fn record_ready(&self, ready: bool) {
+        self.run(|inner| inner.record_ready(ready));
     }
 
     fn record_withdrawal(&self, withdrawn: bool) {
@@ -261,6 +337,10 @@ impl MetricsRecorder for Shielded {
         self.run(|inner| inner.record_admission(admission));
     }
 
+    fn record_key_wait(&self, outcome: &'static str) {
+        self.run(|inner| inner.record_key_wait(outcome));
+    }
+
     fn record_verification(&self, verification: &Verification<'_>) {
         self.run(|inner| inner.record_verification(verification));
     }
@@ -271,11 +351,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_documented_kinds_are_the_listed_ones() {
+    fn the_documented_kinds_and_outcomes_are_the_listed_ones() {
         let documented: Vec<&str> = include_str!("mod.rs")
             .lines()
             .filter_map(|line| line.strip_prefix("/// | `")?.split('`').next())
             .collect();
-        assert_eq!(documented, SOURCE_ERROR_KINDS);
+        assert_eq!(documented, [SOURCE_ERROR_KINDS, KEY_WAIT_OUTCOMES].concat());
     }
 }

@@ -39,6 +39,14 @@ impl Telemetry {
         self.recorder = Some(recorder);
     }
 
+    /// Counts a wait for an unknown key; `outcome` is one of
+    /// [`KEY_WAIT_OUTCOMES`](crate::metrics::KEY_WAIT_OUTCOMES).
+    pub(crate) fn key_wait(&self, outcome: &'static str) {
+        if let Some(recorder) = &self.recorder {
+            recorder.record_key_wait(outcome);
+        }
+    }
+
     pub(crate) fn set_log_interval(&mut self, interval: Duration) {
         self.log = Arc::new(RefusalLog::new(interval));
     }
@@ -75,7 +83,11 @@ impl Telemetry {
             // Anyone can claim a trust domain; a label is only what we know.
             let known = rejection.trust_domain().filter(|name| is_known(name));
             let label = known.unwrap_or(UNKNOWN);
-            recorder.record_admission(&Admission::new(class, enforced, label));
+            let why = match reason {
+                RejectionReason::CannotJudge(why) => why.as_str(),
+                _ => "",
+            };
+            recorder.record_admission(&Admission::new(class, enforced, label).because(why));
         }
         let caller = rejection.caller();
         if let Some(caller) = caller {

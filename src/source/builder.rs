@@ -251,6 +251,7 @@ impl JwtSourceBuilder {
             self.withdrawal,
             self.max_staleness,
         ));
+        metrics.record_ready(false);
         let fetcher = super::fetch::Fetcher::new(shared.clone());
         let cache = SvidCache::builder(fetcher)
             .clock(self.clock)

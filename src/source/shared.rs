@@ -350,6 +350,7 @@ impl Shared {
     /// The withdrawal takes effect.
     pub(crate) fn withdraw_now(&self) {
         if self.verdict() == READY {
+            self.metrics.record_ready(false);
             // The verdict first: a set that is already gone must not look like one that never
             // held a trust domain.
             self.raise(WITHDRAWN);
@@ -407,7 +408,9 @@ impl Shared {
             .send_if_modified(|refused| refused.take().is_some());
     }
 
+    /// Tells the recorder how things are.
     pub(crate) fn record_age(&self) {
+        self.metrics.record_ready(self.revision().is_ok());
         let now = self.clock.monotonic();
         // The lock is let go first: a recorder may look at the state.
         let contact = self.contact(&self.record());
@@ -424,6 +427,7 @@ impl Shared {
     /// Asks the task to end. From here on every answer is `Closed`.
     pub(crate) fn close(&self) {
         if !self.closing.send_replace(true) {
+            self.metrics.record_ready(false);
             let revision = self.turn(CLOSED).unwrap_or_default();
             self.snapshot.store(Arc::new(Snapshot::default()));
             // In one word: nobody is to take the end for a change.

@@ -287,6 +287,7 @@ impl Supervisor {
         };
         match error.reason() {
             WorkloadApiErrorReason::PermissionDenied => {
+                let judged = self.shared.revision().is_ok();
                 if let Some(delay) = self.shared.withdraw(&error) {
                     self.withdraw_at = Instant::now().checked_add(delay);
                     tracing::warn!(delay_ms = millis(delay), "the issuer withdrew the bundles");
@@ -295,6 +296,8 @@ impl Supervisor {
                 {
                     // Its time came in the same moment as this answer.
                     self.withdraw_now();
+                } else if judged && self.shared.revision().is_err() {
+                    tracing::warn!("the withdrawal of the bundles takes effect");
                 }
             }
             // Nobody answers on this connection, or it broke. The next attempt gets another, so that

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::builder::{Settings, ValidatorBuilder};
 use super::cache::{CacheStats, VerifiedCache};
-use super::{ValidateError, VerifiedSvid};
+use super::{ValidateError, ValidateReason, VerifiedSvid};
 use crate::bundle::{BundleAnswer, BundleSource};
 use crate::clock::Clock;
 use crate::metrics::Verification;
@@ -65,7 +65,12 @@ impl Validator {
             let label = known
                 .as_ref()
                 .map_or("unknown", |bundle| bundle.trust_domain().name());
-            metrics.record_verification(&Verification::new(outcome, cached, label));
+            let why = match verdict.as_ref().map_err(ValidateError::reason) {
+                Err(ValidateReason::CannotJudge(why)) => why.as_str(),
+                _ => "",
+            };
+            let verification = Verification::new(outcome, cached, label).because(why);
+            metrics.record_verification(&verification);
         }
         verdict
     }

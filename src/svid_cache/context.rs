@@ -97,6 +97,33 @@ impl Context {
         }
     }
 
+    /// A token was sent that should have been replaced by now.
+    pub(crate) fn late(&self) {
+        self.record(SvidCacheEvent::Late);
+    }
+
+    /// A request got no token.
+    pub(crate) fn no_token(&self) {
+        self.counts.error();
+        self.record(SvidCacheEvent::Error);
+    }
+
+    /// A service refused a token, which is refreshed for it.
+    pub(crate) fn refused(&self) {
+        self.counts.rejected();
+        self.record(SvidCacheEvent::Refused);
+    }
+
+    pub(crate) fn breaker_opened(&self) {
+        self.counts.breaker_opened();
+        self.record(SvidCacheEvent::BreakerOpened);
+    }
+
+    pub(crate) fn unmatched(&self) {
+        self.counts.unmatched();
+        self.record(SvidCacheEvent::Unmatched);
+    }
+
     #[inline]
     fn record(&self, event: SvidCacheEvent) {
         if let Some(metrics) = &self.metrics {

@@ -216,10 +216,14 @@ impl Entry {
                     if now.mono() < until {
                         Resolved::Wait(waiter.until(until - now.mono()))
                     } else {
+                        self.cx.late();
                         Resolved::Token(token)
                     }
                 }
-                Attempt::NotNow { .. } => Resolved::Token(token),
+                Attempt::NotNow { .. } => {
+                    self.cx.late();
+                    Resolved::Token(token)
+                }
                 Attempt::Landed(newer) => Resolved::Token(newer),
                 Attempt::Retired => Resolved::Retired,
             },
@@ -459,7 +463,6 @@ impl Entry {
         }
         gate.rejected_at = Some(now.mono());
         gate.asked_before = gate.flights;
-        self.cx.counts.rejected();
         self.rejected.store(true, Ordering::Relaxed);
         self.force(now.mono());
         true

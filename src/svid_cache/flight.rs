@@ -256,7 +256,7 @@ impl Pilot {
         let cx = &*self.cx;
         let now = nanos(cx.clock.monotonic());
         if cx.breaker.failed(now, self.probe, error, &cx.settings) {
-            cx.counts.breaker_opened();
+            cx.breaker_opened();
         }
     }
 }

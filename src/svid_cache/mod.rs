@@ -290,7 +290,7 @@ impl SvidCache {
 
     /// A request went to an origin that no token may go to.
     pub(crate) fn passed_without_token(&self) {
-        self.core.cx.counts.unmatched();
+        self.core.cx.unmatched();
     }
 
     /// A fresh token, without taking hold of anything.
@@ -320,7 +320,7 @@ impl SvidCache {
                 .get_or_insert(request, false, make)
                 .ok_or_else(|| {
                     self.core.cx.missed();
-                    self.core.cx.counts.error();
+                    self.core.cx.no_token();
                     TokenError::full(request)
                 })?;
             // An entry that was evicted after it was found is looked up anew.

@@ -179,7 +179,7 @@ pub(crate) fn issue(entry: &Arc<Entry>) -> Option<Result<Issue, TokenError>> {
 
 fn missed(cx: &Context, error: TokenError) -> TokenError {
     cx.missed();
-    cx.counts.error();
+    cx.no_token();
     error
 }
 
@@ -187,6 +187,7 @@ pub(crate) fn refused(entry: &Entry, generation: u64) -> bool {
     let now = entry.cx.moment();
     let due = entry.reject(generation, now);
     if due {
+        entry.cx.refused();
         entry.cx.nudge.notify_waiters();
     }
     due

@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 use super::entry::{Entry, Resolved};
 use super::error::{TokenError, TokenErrorReason};
 use super::flight::{Down, Outcome};
-use super::token::Token;
+use super::token::{Stage, Token};
 use crate::svid::SvidRequest;
 
 /// One flight that was lost is bad luck; more of them in a row say that another will be, too.
@@ -50,6 +50,14 @@ impl Waiter {
     }
 
     pub(crate) async fn token(self) -> Result<Arc<Token>, TokenError> {
+        let token = self.newest().await;
+        if token.is_err() {
+            self.entry.cx.no_token();
+        }
+        token
+    }
+
+    async fn newest(&self) -> Result<Arc<Token>, TokenError> {
         // Where there is none, a timer would panic.
         if Handle::try_current().is_err() {
             return Err(TokenError::no_runtime(&self.entry.request));
@@ -66,6 +74,9 @@ impl Waiter {
         }
         // An error, or no answer yet: never a reason not to send what may still be sent.
         if let Some(token) = self.entry.usable(now) {
+            if self.entry.stage(&token, now) == Stage::Critical {
+                self.entry.cx.late();
+            }
             return Ok(token);
         }
         match ended {

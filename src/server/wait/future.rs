@@ -69,14 +69,14 @@ impl<R> Waiting<R> {
         parts: &mut Parts,
         rejection: Rejection,
     ) -> Result<Self, Verdict> {
-        let Some(seat) = is_unknown_key(&rejection)
-            .then(|| {
-                rejection
-                    .trust_domain()
-                    .and_then(|trust_domain| room.enter(trust_domain))
-            })
-            .flatten()
-        else {
+        if !is_unknown_key(&rejection) {
+            return Err(Err(rejection));
+        }
+        let seat = rejection
+            .trust_domain()
+            .and_then(|trust_domain| room.enter(trust_domain));
+        let Some(seat) = seat else {
+            shared.gate.telemetry.key_wait("turned-away");
             return Err(Err(rejection));
         };
         let (changed, rejection) = judge_again(shared, parts)?;
@@ -95,6 +95,7 @@ impl<R> Waiting<R> {
         loop {
             if self.time_up.as_mut().poll(cx).is_ready() {
                 self.seat.in_vain();
+                self.shared.gate.telemetry.key_wait("in-vain");
                 return Poll::Ready(Err(self.rejection.clone()));
             }
             ready!(self.changed.as_mut().poll(cx));
@@ -103,7 +104,10 @@ impl<R> Waiting<R> {
                     self.changed = changed;
                     self.rejection = rejection;
                 }
-                Err(verdict) => return Poll::Ready(verdict),
+                Err(verdict) => {
+                    self.shared.gate.telemetry.key_wait("judged");
+                    return Poll::Ready(verdict);
+                }
             }
         }
     }

@@ -15,10 +15,12 @@ use super::error::{FileBundlesError, FileBundlesErrorReason as Reason};
 use super::state::{FileBundlesState, FileState};
 use crate::bundle::{BundleAnswer, CannotJudge, JwtBundle, JwtBundleSet};
 use crate::clock::Clock;
+use crate::metrics::MetricsRecorder;
 use crate::spiffe_id::TrustDomain;
 
 pub(super) struct Followed {
     clock: Arc<dyn Clock>,
+    metrics: Arc<dyn MetricsRecorder>,
     max_bytes: u64,
     hasher: RandomState,
     snapshot: ArcSwap<Snapshot>,
@@ -49,6 +51,7 @@ impl Followed {
         documents: Vec<Document>,
         max_bytes: u64,
         clock: Arc<dyn Clock>,
+        metrics: Arc<dyn MetricsRecorder>,
     ) -> Result<Self, FileBundlesError> {
         let hasher = RandomState::new();
         let now = clock.monotonic();
@@ -78,6 +81,7 @@ impl Followed {
         let snapshot = Snapshot::of(&files);
         Ok(Self {
             clock,
+            metrics,
             max_bytes,
             hasher,
             snapshot: ArcSwap::from_pointee(snapshot),
@@ -178,12 +182,18 @@ impl Followed {
                 }
             }
         }
-        if changed {
-            let snapshot = Snapshot::of(&files);
-            drop(files);
+        let bad = files.iter().filter(|file| file.error.is_some()).count();
+        let snapshot = changed.then(|| Snapshot::of(&files));
+        // The lock is let go first: a recorder may look at the state.
+        drop(files);
+        for _ in 0..bad {
+            self.metrics.record_error("bundle-file");
+        }
+        if let Some(snapshot) = snapshot {
             self.snapshot.store(Arc::new(snapshot));
             let revision = self.revision.fetch_add(1, Ordering::AcqRel) + 1;
             self.revisions.send_replace(revision);
+            self.metrics.record_update();
             tracing::info!(revision, "bundle files changed");
         }
     }
@@ -295,6 +305,7 @@ fn troubles(contents: &Contents) -> Option<Box<str>> {
 
 /// Looks again and again, for as long as somebody holds the source.
 pub(super) fn spawn(followed: &Arc<Followed>, every: Duration, runtime: &Handle) {
+    followed.metrics.record_ready(true);
     let followed = Ended(Arc::downgrade(followed));
     runtime.spawn(async move {
         loop {
@@ -320,6 +331,7 @@ impl Drop for Ended {
     fn drop(&mut self) {
         if let Some(followed) = self.0.upgrade() {
             followed.following.store(false, Ordering::Release);
+            followed.metrics.record_ready(false);
             followed.revisions.send_modify(|_| {});
         }
     }

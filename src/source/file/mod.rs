@@ -21,6 +21,7 @@ use self::follow::Followed;
 pub use self::state::{FileBundlesState, FileState};
 use crate::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtBundleSet};
 use crate::clock::{Clock, SystemClock};
+use crate::metrics::{MetricsRecorder, Shielded};
 use crate::spiffe_id::TrustDomain;
 
 /// Bundles from files, read anew when they change: by a rename over them, by a write in place, by
@@ -67,6 +68,7 @@ pub struct FileBundlesBuilder {
     every: Duration,
     max_bytes: u64,
     clock: Arc<dyn Clock>,
+    metrics: Arc<dyn MetricsRecorder>,
 }
 
 impl FileBundles {
@@ -77,6 +79,7 @@ impl FileBundles {
             every: Duration::from_secs(5),
             max_bytes: 64 << 20,
             clock: SystemClock::shared(),
+            metrics: Arc::new(()),
         }
     }
 
@@ -140,6 +143,13 @@ impl FileBundlesBuilder {
         self
     }
 
+    /// Who is told of changes, of files that cannot be read (again at each look), and whether
+    /// tokens can be judged. Nobody by default.
+    pub fn metrics(mut self, recorder: Arc<dyn MetricsRecorder>) -> Self {
+        self.metrics = recorder;
+        self
+    }
+
     /// Reads the files, and follows them from then on. Reading blocks for as long as it takes.
     ///
     /// # Errors
@@ -155,7 +165,8 @@ impl FileBundlesBuilder {
                 "",
             ));
         }
-        let followed = Followed::open(self.documents, self.max_bytes, self.clock)?;
+        let metrics = Arc::new(Shielded::new(self.metrics));
+        let followed = Followed::open(self.documents, self.max_bytes, self.clock, metrics)?;
         let followed = Arc::new(followed);
         follow::spawn(&followed, self.every, &runtime);
         Ok(FileBundles { followed })

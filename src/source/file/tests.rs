@@ -408,3 +408,54 @@ async fn what_is_no_regular_file_is_refused_and_holds_up_nobody() {
     let refused = quick().jwks(td("x"), &path).open().expect_err("a pipe");
     assert_eq!(refused.reason(), FileBundlesErrorReason::Io);
 }
+
+#[derive(Default)]
+struct Recorder(std::sync::Mutex<Vec<String>>);
+
+impl Recorder {
+    fn has(&self, told: &str) -> bool {
+        self.0
+            .lock()
+            .expect("recorder")
+            .iter()
+            .any(|one| one == told)
+    }
+
+    fn tell(&self, told: String) {
+        self.0.lock().expect("recorder").push(told);
+    }
+}
+
+impl MetricsRecorder for Recorder {
+    fn record_ready(&self, ready: bool) {
+        self.tell(format!("ready {ready}"));
+    }
+
+    fn record_update(&self) {
+        self.tell("update".to_owned());
+    }
+
+    fn record_error(&self, kind: &'static str) {
+        self.tell(kind.to_owned());
+    }
+}
+
+#[tokio::test]
+async fn changes_and_files_that_cannot_be_read_are_counted() {
+    let dir = Dir::new("counted");
+    let path = dir.write("a.json", bundle(&["k1"]));
+    let recorder = Arc::new(Recorder::default());
+    let source = quick()
+        .spiffe_bundle(td("a"), &path)
+        .metrics(recorder.clone())
+        .open()
+        .expect("open");
+    assert!(recorder.has("ready true"));
+    dir.rename_over("a.json", bundle(&["k2"]));
+    until("the update is counted", || recorder.has("update")).await;
+    assert!(!recorder.has("bundle-file"));
+    dir.rename_over("a.json", "half a bund");
+    until("the error is counted", || recorder.has("bundle-file")).await;
+    assert!(!recorder.has("ready false"), "the last good bundles stay");
+    assert_eq!(kids(&source, "a"), ["k2"]);
+}

@@ -1,0 +1,155 @@
+//! The metrics of the ready recorder, in one table.
+
+/// One metric: a row of the table at [`FacadeRecorder`](super::FacadeRecorder).
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct MetricInfo {
+    /// Its name.
+    pub name: &'static str,
+    /// `counter`, `gauge` or `histogram`.
+    pub kind: &'static str,
+    /// `count` or `seconds`.
+    pub unit: &'static str,
+    /// The names of its labels.
+    pub labels: &'static [&'static str],
+    /// What it counts.
+    pub what: &'static str,
+    /// The upper bounds that suit a histogram, in its unit, rising; empty for the other kinds. The
+    /// exporter has to be told of them, or it gives quantiles, which cannot be added up over many
+    /// processes.
+    pub buckets: &'static [f64],
+}
+
+pub(super) const UPDATES: &str = "spiffe_bundle_updates_total";
+pub(super) const RECONNECTS: &str = "spiffe_bundle_reconnects_total";
+pub(super) const READY: &str = "spiffe_bundle_ready";
+pub(super) const WITHDRAWN: &str = "spiffe_bundle_withdrawn";
+pub(super) const AGE: &str = "spiffe_bundle_age_seconds";
+pub(super) const LAST_CONTACT: &str = "spiffe_bundle_last_contact_timestamp_seconds";
+pub(super) const ERRORS: &str = "spiffe_source_errors_total";
+pub(super) const FETCHES: &str = "spiffe_svid_fetches_total";
+pub(super) const FETCH_TIME: &str = "spiffe_svid_fetch_duration_seconds";
+pub(super) const CACHE: &str = "spiffe_svid_cache_events_total";
+pub(super) const ADMISSIONS: &str = "spiffe_admissions_total";
+pub(super) const KEY_WAITS: &str = "spiffe_unknown_key_waits_total";
+pub(super) const VERDICTS: &str = "spiffe_verifications_total";
+
+/// From an agent's cache over a Unix socket up to the deadline of a fetch.
+const FETCH_BUCKETS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+];
+
+/// Every metric that [`FacadeRecorder`](super::FacadeRecorder) gives.
+pub const METRICS: &[MetricInfo] = &[
+    row(
+        UPDATES,
+        "counter",
+        "count",
+        &[],
+        "bundle sets taken in that differ from the one before",
+    ),
+    row(
+        RECONNECTS,
+        "counter",
+        "count",
+        &[],
+        "times the bundle stream was opened anew",
+    ),
+    row(
+        READY,
+        "gauge",
+        "count",
+        &[],
+        "1 while tokens can be judged, else 0",
+    ),
+    row(
+        WITHDRAWN,
+        "gauge",
+        "count",
+        &[],
+        "1 while the issuer has withdrawn the bundles, else 0",
+    ),
+    row(
+        AGE,
+        "gauge",
+        "seconds",
+        &[],
+        "time since something last came from the agent, when last looked at",
+    ),
+    row(
+        LAST_CONTACT,
+        "gauge",
+        "seconds",
+        &[],
+        "when something last came from the agent, in seconds since 1970",
+    ),
+    row(
+        ERRORS,
+        "counter",
+        "count",
+        &["kind"],
+        "troubles with the bundle stream or with what came over it",
+    ),
+    row(
+        FETCHES,
+        "counter",
+        "count",
+        &["outcome"],
+        "calls to the agent for tokens of our own",
+    ),
+    MetricInfo {
+        buckets: FETCH_BUCKETS,
+        ..row(
+            FETCH_TIME,
+            "histogram",
+            "seconds",
+            &["outcome"],
+            "how long they took",
+        )
+    },
+    row(
+        CACHE,
+        "counter",
+        "count",
+        &["event"],
+        "what the cache of our own tokens did",
+    ),
+    row(
+        ADMISSIONS,
+        "counter",
+        "count",
+        &["outcome", "enforced", "trust_domain", "why"],
+        "verdicts of the server layers on requests",
+    ),
+    row(
+        KEY_WAITS,
+        "counter",
+        "count",
+        &["outcome"],
+        "requests that waited for a key that the bundle does not have",
+    ),
+    row(
+        VERDICTS,
+        "counter",
+        "count",
+        &["outcome", "cached", "trust_domain", "why"],
+        "verdicts on callers' tokens",
+    ),
+];
+
+const fn row(
+    name: &'static str,
+    kind: &'static str,
+    unit: &'static str,
+    labels: &'static [&'static str],
+    what: &'static str,
+) -> MetricInfo {
+    MetricInfo {
+        name,
+        kind,
+        unit,
+        labels,
+        what,
+        buckets: &[],
+    }
+}
