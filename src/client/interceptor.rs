@@ -1,10 +1,14 @@
+use std::sync::Arc;
+
 use http::header::HeaderName;
 use tonic::service::Interceptor;
 use tonic::{Request, Status};
 
-use super::audience::Audience;
+use super::audience::{Audience, AudienceError};
 use super::config::{Config, Decision, OnExisting, Plaintext, insert};
+use super::layer::options;
 use super::no_room;
+use crate::spiffe_id::SpiffeId;
 use crate::svid_cache::{SvidCache, TokenError, TokenErrorReason};
 
 /// A tonic interceptor that puts a token into each call, where one is there.
@@ -14,7 +18,7 @@ use crate::svid_cache::{SvidCache, TokenError, TokenErrorReason};
 /// channel, which waits, and hears of refused tokens.
 #[derive(Debug, Clone)]
 pub struct JwtSvidInterceptor {
-    config: Config,
+    config: Arc<Config>,
 }
 
 impl JwtSvidInterceptor {
@@ -22,41 +26,12 @@ impl JwtSvidInterceptor {
     /// promise one: [`UnboundAudience::assume_origin`](super::UnboundAudience::assume_origin).
     pub fn new(source: impl Into<SvidCache>, audience: Audience) -> Self {
         Self {
-            config: Config::new(source.into(), audience),
+            config: Arc::new(Config::new(source.into(), audience)),
         }
     }
-
-    /// Puts the token into this header instead of `authorization`, where that belongs to somebody
-    /// else's token, such as the end user's. The server must look there too. (A tonic channel
-    /// follows no redirects.)
-    #[must_use]
-    pub fn header(mut self, name: HeaderName) -> Self {
-        self.config.set_header(name);
-        self
-    }
-
-    /// What to do with a call that has the header already: [`OnExisting::Keep`] by default.
-    #[must_use]
-    pub fn on_existing(mut self, on_existing: OnExisting) -> Self {
-        self.config.set_on_existing(on_existing);
-        self
-    }
-
-    /// Refuses calls that no token may go with, whatever header they have; by default they pass
-    /// without a token, and are counted.
-    #[must_use]
-    pub fn strict(mut self) -> Self {
-        self.config.set_strict();
-        self
-    }
-
-    /// Lets tokens go in the clear, as far as this says. By default they go by https alone.
-    #[must_use]
-    pub fn allow_plaintext(mut self, plaintext: Plaintext) -> Self {
-        self.config.set_plaintext(plaintext);
-        self
-    }
 }
+
+options!(JwtSvidInterceptor);
 
 impl Interceptor for JwtSvidInterceptor {
     fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {

@@ -39,7 +39,7 @@ impl<S> Layer<S> for AddJwtSvidLayer {
     }
 }
 
-/// The options, the same on the layer and on the service.
+/// The options, the same on the layer, the service, the middleware and the interceptor.
 macro_rules! options {
     ($type:ty $(, $generic:ident)?) => {
         impl $(<$generic>)? $type {
@@ -50,7 +50,7 @@ macro_rules! options {
             ///
             /// **Mind redirects**: a client that follows them takes `authorization` off when it
             /// goes to another host, but knows nothing of this header. Switch redirects off in the
-            /// client beneath, or put the layer beneath what follows them.
+            /// client beneath, or put this beneath what follows them.
             #[must_use]
             pub fn header(mut self, name: HeaderName) -> Self {
                 Arc::make_mut(&mut self.config).set_header(name);

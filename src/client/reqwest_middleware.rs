@@ -1,13 +1,17 @@
+use std::sync::Arc;
+
 use http::Extensions;
 use http::header::HeaderName;
 use reqwest::{Request, Response};
-use reqwest_middleware::{Error, Middleware, Next, Result};
+use reqwest_middleware::{Error, Middleware, Next};
 
 use super::audience::{Audience, AudienceError};
 use super::config::{Config, Decision, OnExisting, Plaintext, insert};
+use super::layer::options;
 use super::no_room;
 use super::request::refuses;
 use super::request::sealed::Request as _;
+use crate::spiffe_id::SpiffeId;
 use crate::svid_cache::SvidCache;
 
 /// A middleware of `reqwest_middleware` that puts a fresh token into each request.
@@ -16,7 +20,7 @@ use crate::svid_cache::SvidCache;
 /// leads to another origin, and the next hop gets no token.
 #[derive(Debug, Clone)]
 pub struct JwtSvidMiddleware {
-    config: Config,
+    config: Arc<Config>,
 }
 
 impl JwtSvidMiddleware {
@@ -27,7 +31,7 @@ impl JwtSvidMiddleware {
     pub fn new<O: AsRef<str>, A: AsRef<str>>(
         source: impl Into<SvidCache>,
         audiences: impl IntoIterator<Item = (O, A)>,
-    ) -> std::result::Result<Self, AudienceError> {
+    ) -> Result<Self, AudienceError> {
         Ok(Self::with_audience(source, Audience::map(audiences)?))
     }
 
@@ -35,44 +39,12 @@ impl JwtSvidMiddleware {
     /// (`with_extension`) takes its place for that request.
     pub fn with_audience(source: impl Into<SvidCache>, audience: Audience) -> Self {
         Self {
-            config: Config::new(source.into(), audience),
+            config: Arc::new(Config::new(source.into(), audience)),
         }
     }
-
-    /// Puts the token into this header instead of `authorization`, where that belongs to somebody
-    /// else's token, such as the end user's. The server must look there too.
-    ///
-    /// **Mind redirects**: `reqwest` follows them, and takes `authorization` off when it goes to
-    /// another host, but knows nothing of this header. Build the client with
-    /// `redirect(Policy::none())`.
-    #[must_use]
-    pub fn header(mut self, name: HeaderName) -> Self {
-        self.config.set_header(name);
-        self
-    }
-
-    /// What to do with a request that has the header already: [`OnExisting::Keep`] by default.
-    #[must_use]
-    pub fn on_existing(mut self, on_existing: OnExisting) -> Self {
-        self.config.set_on_existing(on_existing);
-        self
-    }
-
-    /// Refuses requests to origins that no token may go to, whatever header they have; by default
-    /// they pass without a token, and are counted.
-    #[must_use]
-    pub fn strict(mut self) -> Self {
-        self.config.set_strict();
-        self
-    }
-
-    /// Lets tokens go in the clear, as far as this says. By default they go by https alone.
-    #[must_use]
-    pub fn allow_plaintext(mut self, plaintext: Plaintext) -> Self {
-        self.config.set_plaintext(plaintext);
-        self
-    }
 }
+
+options!(JwtSvidMiddleware);
 
 #[async_trait::async_trait]
 impl Middleware for JwtSvidMiddleware {
@@ -81,7 +53,7 @@ impl Middleware for JwtSvidMiddleware {
         mut request: Request,
         extensions: &mut Extensions,
         next: Next<'_>,
-    ) -> Result<Response> {
+    ) -> Result<Response, Error> {
         let view = request.view();
         let issued = match self
             .config

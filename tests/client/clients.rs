@@ -190,6 +190,37 @@ async fn reqwest_middleware_to_two_services_in_two_lines() {
 }
 
 #[tokio::test]
+async fn reqwest_middleware_has_the_options_of_the_layer() {
+    let agent = WorkloadApi::start("x").await.unwrap();
+    let life = std::time::Duration::from_secs(300);
+    for (id, hint) in [("spiffe://x/a", "first"), ("spiffe://x/b", "second")] {
+        agent.register(id, hint, life).unwrap();
+    }
+    let source = agent.source().await.unwrap();
+    let host = Host::start(None).await;
+    let tokens = JwtSvidMiddleware::new(source, [(host.origin(), "r")])
+        .unwrap()
+        .header(http::HeaderName::from_static("x-workload"))
+        .allow_plaintext(Plaintext::Loopback);
+    let by_id = tokens.clone().spiffe_id("spiffe://x/b".parse().unwrap());
+    let by_hint = tokens.hint("second").unwrap();
+    for tokens in [by_id, by_hint] {
+        let client = reqwest_middleware::ClientBuilder::new(reqwest_client(None).build().unwrap())
+            .with(tokens)
+            .build();
+        // Beside the end user's token, which stays what it is.
+        let request = client.get(host.origin()).bearer_auth("the end user's");
+        request.send().await.unwrap();
+        let seen = host.seen().pop().unwrap();
+        assert_eq!(seen.authorization.unwrap(), "Bearer the end user's");
+        let token = seen.workload.unwrap();
+        let token = token.strip_prefix("Bearer ").unwrap();
+        let svid = tower_spiffe::JwtSvid::parse_unverified(token, "").unwrap();
+        assert_eq!(svid.spiffe_id().as_str(), "spiffe://x/b");
+    }
+}
+
+#[tokio::test]
 async fn one_source_admits_and_calls() {
     // A service that admits callers, and calls the next with tokens of the same source.
     let (agent, source, reports) = deployment(None).await;

@@ -16,7 +16,9 @@ use tonic::{Code, Request, Response, Status};
 use tonic_prost::ProstCodec;
 use tower::util::BoxCloneSyncService;
 use tower::{Layer, service_fn};
-use tower_spiffe::client::{AddJwtSvid, Audience, BoxError, JwtSvidInterceptor, Plaintext};
+use tower_spiffe::client::{
+    AddJwtSvid, Audience, BoxError, JwtSvidInterceptor, OnExisting, Plaintext,
+};
 use tower_spiffe::server::{Allow, GrpcPolicy, ValidateJwtSvidLayer};
 use tower_spiffe::testing::{Call, Fault, WorkloadApi};
 use tower_spiffe::{JwtSource, SvidCache, SvidRequest, Validator, VerifiedSvid};
@@ -266,6 +268,42 @@ async fn an_interceptor_over_what_is_there() {
         say(client, "hello").await.unwrap(),
         "spiffe://x/workload: hello"
     );
+}
+
+#[tokio::test]
+async fn an_interceptor_has_the_options_of_the_layer() {
+    use tonic::service::Interceptor;
+    let bench = Bench::new();
+    let audience = Audience::fixed(AUDIENCE).assume_origin("https://echo");
+    let cache = bench.cache.clone();
+    let interceptor = JwtSvidInterceptor::new(cache, audience.unwrap());
+    let as_b = interceptor.spiffe_id("spiffe://x/b".parse().unwrap());
+    let asked = SvidRequest::new([AUDIENCE]).unwrap();
+    let asked = asked.with_spiffe_id("spiffe://x/b".parse().unwrap());
+    let header = bench.cache.header(&asked).await.unwrap();
+    let request = || {
+        let mut request = Request::new(());
+        let end_user = "Bearer the end user's".parse().unwrap();
+        request.metadata_mut().insert("authorization", end_user);
+        request
+    };
+
+    let name = http::HeaderName::from_static("x-workload");
+    let sent = as_b.clone().header(name).call(request()).unwrap();
+    let sent = sent.metadata();
+    assert_eq!(sent.get("authorization").unwrap(), "Bearer the end user's");
+    assert_eq!(
+        sent.get("x-workload").unwrap().as_bytes(),
+        header.as_bytes()
+    );
+
+    let mut replacing = as_b.clone().on_existing(OnExisting::Replace);
+    let sent = replacing.call(request()).unwrap();
+    let sent = sent.metadata().get("authorization").unwrap();
+    assert_eq!(sent.as_bytes(), header.as_bytes());
+
+    let mut refusing = as_b.on_existing(OnExisting::Error);
+    assert!(refusing.call(request()).is_err());
 }
 
 #[tokio::test]
