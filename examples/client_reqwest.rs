@@ -1,0 +1,113 @@
+//! `reqwest::Client` as a tower service, its requests signed: `cargo run --example client_reqwest`.
+//!
+//! Takes the agent that `SPIFFE_ENDPOINT_SOCKET` names, or brings one of its own
+//! (`testing::WorkloadApi`); brings a service to call, and ends. In earnest the source is
+//! `JwtSource::new().await?`. To keep reqwest's own way of making requests, see
+//! `client_reqwest_middleware.rs`.
+
+#![allow(clippy::print_stdout, reason = "it is there to be read")]
+
+use axum::response::Redirect;
+use axum::{Router, routing::get};
+use reqwest::header::{AUTHORIZATION, HeaderMap};
+use reqwest::{Method, Request};
+use tokio::net::TcpListener;
+use tower::{Layer, Service, ServiceExt};
+use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::{AddJwtSvid, Allow, Audience, JwtSource, Plaintext};
+use tower_spiffe::{TokenError, TokenErrorReason, ValidateJwtSvidLayer, Validator, VerifiedSvid};
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+const REPORTS: &str = "spiffe://example.org/reports";
+
+#[tokio::main]
+async fn main() -> Result<(), Error> {
+    let (source, _agent) = source().await?;
+    let me = source.get_jwt_svid([REPORTS]).await?.spiffe_id().clone();
+    let elsewhere = serve(Router::new().route("/", get(whether_signed))).await?;
+    let reports = reports(&source, me.trust_domain_name(), &elsewhere)?;
+    let reports = serve(reports).await?;
+
+    // reqwest follows redirects itself, beneath the layer: the first hop gets the token, and
+    // reqwest takes `authorization` off when a hop leads to another origin. It does so for no
+    // header that it does not know: with `.header(name)`, have it follow none
+    // (`redirect::Policy::none()`). Its retries of its own send the same token again; a retry that
+    // is to get a new one after a 401 is a layer outside of ours.
+    let reqwest = reqwest::Client::builder()
+        // It heeds HTTP_PROXY even for loopback, and a proxy reads what goes by http.
+        .no_proxy()
+        .build()?;
+
+    // One service, bound to where its tokens may go: these two lines are all that signs.
+    let audience = Audience::fixed(REPORTS).for_origin(&reports)?;
+    let client = AddJwtSvid::new(reqwest, source, audience);
+
+    // By https there would be nothing more to say; in the clear no token goes out unasked.
+    let Err(error) = call(client.clone(), &reports).await else {
+        return Err("expected no answer".into());
+    };
+    println!("GET {reports} -> {error}");
+    if TokenError::find(&*error).map(TokenError::reason) != Some(TokenErrorReason::Plaintext) {
+        return Err("expected a refusal of the layer".into());
+    }
+    let client = client.allow_plaintext(Plaintext::Loopback);
+
+    for (path, expected) in [
+        ("/", format!("reports for {me}")),
+        ("/away", "signed: false".to_owned()),
+    ] {
+        let body = call(client.clone(), &format!("{reports}{path}")).await?;
+        println!("GET {reports}{path} -> {body}");
+        if body != expected {
+            return Err(format!("expected {expected:?}").into());
+        }
+    }
+    Ok(())
+}
+
+/// For code that takes any client which is a tower service of reqwest's types.
+async fn call<S>(mut client: S, url: &str) -> Result<String, Error>
+where
+    S: Service<Request, Response = reqwest::Response, Error = Error>,
+{
+    let request = Request::new(Method::GET, url.parse()?);
+    let response = client.ready().await?.call(request).await?;
+    Ok(response.error_for_status()?.text().await?)
+}
+
+async fn source() -> Result<(JwtSource, Option<WorkloadApi>), Error> {
+    if std::env::var_os("SPIFFE_ENDPOINT_SOCKET").is_some() {
+        return Ok((JwtSource::new().await?, None));
+    }
+    let agent = WorkloadApi::start("example.org").await?;
+    Ok((agent.source().await?, Some(agent)))
+}
+
+/// The service that is called: says who calls, or redirects to another host.
+fn reports(source: &JwtSource, callers: &str, elsewhere: &str) -> Result<Router, Error> {
+    let validator = Validator::builder(source.clone())
+        .audience(REPORTS)
+        .build()?;
+    let to = format!("{elsewhere}/");
+    let router = Router::new()
+        .route("/", get(who))
+        .route("/away", get(|| async move { Redirect::temporary(&to) }));
+    let app = ValidateJwtSvidLayer::required(validator, Allow::trust_domain(callers)?);
+    Ok(Router::new().fallback_service(app.layer(router)))
+}
+
+async fn who(caller: VerifiedSvid) -> String {
+    format!("reports for {}", caller.spiffe_id())
+}
+
+async fn whether_signed(headers: HeaderMap) -> String {
+    format!("signed: {}", headers.contains_key(AUTHORIZATION))
+}
+
+async fn serve(app: Router) -> Result<String, Error> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let origin = format!("http://{}", listener.local_addr()?);
+    tokio::spawn(axum::serve(listener, app).into_future());
+    Ok(origin)
+}

@@ -1,0 +1,138 @@
+//! A client stack with limits, buffers, timeouts and retries on both sides of the layer that signs:
+//! `cargo run --example client_stack`.
+//!
+//! It brings an agent of its own (`testing::WorkloadApi`), whose key it revokes, and a service to
+//! call, and ends. In earnest the source is `JwtSource::new().await?`.
+
+#![allow(clippy::print_stdout, reason = "it is there to be read")]
+
+use std::future::{Ready, ready};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use axum::{Router, routing::get};
+use bytes::Bytes;
+use futures_util::future::join_all;
+use http::{Request, Response, StatusCode};
+use http_body_util::Empty;
+use hyper::body::Incoming;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use tower::retry::{Policy, RetryLayer};
+use tower::util::MapResponseLayer;
+use tower::{Layer, ServiceBuilder, ServiceExt};
+use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::{AddJwtSvidLayer, Allow, Audience, JwtSource, Plaintext};
+use tower_spiffe::{ValidateJwtSvidLayer, Validator, VerifiedSvid};
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+const REPORTS: &str = "spiffe://example.org/reports";
+
+/// Tries once more after a refusal: of the token, or by a service that cannot judge just now.
+#[derive(Clone)]
+struct OnceMore(bool);
+
+impl Policy<Request<Empty<Bytes>>, Response<Incoming>, Error> for OnceMore {
+    type Future = Ready<()>;
+
+    fn retry(
+        &mut self,
+        _: &mut Request<Empty<Bytes>>,
+        result: &mut Result<Response<Incoming>, Error>,
+    ) -> Option<Ready<()>> {
+        let status = result.as_ref().map_or(StatusCode::OK, Response::status);
+        let refused = [StatusCode::UNAUTHORIZED, StatusCode::SERVICE_UNAVAILABLE].contains(&status);
+        (refused && std::mem::take(&mut self.0)).then(|| ready(()))
+    }
+
+    fn clone_request(&mut self, request: &Request<Empty<Bytes>>) -> Option<Request<Empty<Bytes>>> {
+        Some(request.clone())
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Error> {
+    let agent = WorkloadApi::start("example.org").await?;
+    let reports = serve(agent.source().await?).await?;
+    let source = agent.source().await?;
+
+    let refusals = Arc::new(AtomicU32::new(0));
+    let counted = refusals.clone();
+    let audience = Audience::fixed(REPORTS).for_origin(&reports)?;
+    let client = ServiceBuilder::new()
+        // Outside of the layer stands what must see the wait for a token, or repeat it:
+        // a queue before everything, for callers that want to hand their request over ...
+        .buffer(64)
+        // ... a bound for all of it, tries and waits for tokens too ...
+        .timeout(Duration::from_secs(10))
+        // ... a bound for what is under way, also while it waits for its token ...
+        .concurrency_limit(32)
+        // ... and retries: each try asks for the token anew, and the one after a 401 gets a new
+        // one. Beneath the layer they would send the refused token again.
+        .layer(RetryLayer::new(OnceMore(true)))
+        .layer(AddJwtSvidLayer::new(source, audience).allow_plaintext(Plaintext::Loopback))
+        // Beneath it stands what a request should not hold while it waits for its token: a place
+        // in a queue, a permit. The layer gives up what it was given until the token is there.
+        .layer(MapResponseLayer::new(
+            move |response: Response<Incoming>| {
+                let refused = response.status() == StatusCode::UNAUTHORIZED;
+                counted.fetch_add(u32::from(refused), Ordering::Relaxed);
+                response
+            },
+        ))
+        .buffer(1)
+        .concurrency_limit(2)
+        .timeout(Duration::from_secs(2))
+        .service(Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>());
+
+    let call = || async {
+        let request = Request::get(format!("{reports}/")).body(Empty::new())?;
+        let response = client.clone().oneshot(request).await?;
+        Ok::<_, Error>(response.status())
+    };
+
+    // A cold start: fifty at once, one fetch, and nobody hangs.
+    let before = agent.counts().fetch_jwt_svid;
+    let all = join_all((0..50).map(|_| call())).await;
+    let served = all.iter().filter(|one| matches!(one, Ok(StatusCode::OK)));
+    let (served, fetches) = (served.count(), agent.counts().fetch_jwt_svid - before);
+    println!("50 cold callers: {served} served, {fetches} call to the agent");
+    if (served, fetches) != (50, 1) {
+        return Err("expected all to be served by one fetch".into());
+    }
+
+    // A key is stolen and revoked, and with it the token in our cache: the service refuses it, and
+    // the next try has another.
+    let stolen = agent.issuer().signing_key_id();
+    agent.rotate().await;
+    agent.taint(&stolen);
+    agent.issuer().revoke(&stolen);
+    let mut refused = 0;
+    for _ in 0..200 {
+        let status = call().await?;
+        if status != StatusCode::OK {
+            return Err(format!("{status} after a key was revoked").into());
+        }
+        refused = refusals.load(Ordering::Relaxed);
+        if refused > 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    println!("a key was revoked: {refused} refused and tried again, none lost");
+    Ok(())
+}
+
+/// The service that is called; it follows the keys by a source of its own.
+async fn serve(source: JwtSource) -> Result<String, Error> {
+    let validator = Validator::builder(source).audience(REPORTS).build()?;
+    let who = async |caller: VerifiedSvid| format!("reports for {}", caller.spiffe_id());
+    let app = ValidateJwtSvidLayer::required(validator, Allow::trust_domain("example.org")?);
+    let app = app.layer(Router::new().route("/", get(who)));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let origin = format!("http://{}", listener.local_addr()?);
+    tokio::spawn(axum::serve(listener, Router::new().fallback_service(app)).into_future());
+    Ok(origin)
+}

@@ -1,0 +1,195 @@
+//! A tonic client whose calls are signed, unary and streaming: `cargo run --example client_tonic`.
+//!
+//! Takes the agent that `SPIFFE_ENDPOINT_SOCKET` names, or brings one of its own
+//! (`testing::WorkloadApi`); brings a service to call, and ends. In earnest the source is
+//! `JwtSource::new().await?`, and client and server are what `tonic-prost-build` made; here they
+//! are made by hand, at the end of this file.
+
+#![allow(clippy::print_stdout, reason = "it is there to be read")]
+
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Endpoint, Server};
+use tonic::{Code, Request, Response, Status};
+use tower_spiffe::client::JwtSvidInterceptor;
+use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::{AddJwtSvid, Allow, Audience, JwtSource, Plaintext, SvidCache, SvidRequest};
+use tower_spiffe::{GrpcPolicy, ValidateJwtSvidLayer, Validator, VerifiedSvid};
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+const REPORTS: &str = "spiffe://example.org/reports";
+
+#[tokio::main]
+async fn main() -> Result<(), Error> {
+    let (source, _agent) = source().await?;
+    let me = source.get_jwt_svid([REPORTS]).await?.spiffe_id().clone();
+    let origin = serve(&source, me.trust_domain_name()).await?;
+    // TLS, a Unix socket, a balanced list, a proxy, timeouts: the channel's affairs, beneath the
+    // layer. A channel follows no redirects, and its retries of a connection know the same token.
+    let channel = Endpoint::try_from(origin.clone())?.connect().await?;
+
+    // A channel shows nobody where it goes, so the audience promises it: these two lines are all
+    // that signs. What retries calls stands outside, so that the try after an UNAUTHENTICATED gets
+    // a new token; HTTP/2 keeps the header, which is marked sensitive, out of its compression.
+    let audience = Audience::fixed(REPORTS).assume_origin(&origin)?;
+    let signed = AddJwtSvid::new(channel.clone(), source.clone(), audience.clone());
+    // At `https://` there is nothing to allow.
+    let mut reports = by_hand::Client::new(signed.allow_plaintext(Plaintext::Loopback));
+
+    let report = reports.get("march").await?;
+    println!("Get -> {report}");
+    expect(report == format!("march for {me}"))?;
+    // A stream is signed when it begins; it may well outlive the token.
+    let months = reports.list("2026").await?;
+    println!("List -> {months:?}");
+    expect(months == ["january", "february", "march"])?;
+
+    let status = by_hand::Client::new(channel.clone()).get("march").await;
+    let code = status.map_or_else(|status| status.code(), |_| Code::Ok);
+    println!("Get without the layer -> {code:?}");
+    expect(code == Code::Unauthenticated)?;
+
+    // Where the type has to stay an interceptor: it takes the token that is there (`try_header`)
+    // and cannot wait for one, so the audience is kept warm for as long as this lives.
+    let cache = SvidCache::from(&source);
+    let _warm = cache.keep_warm([SvidRequest::new([REPORTS])?])?;
+    let interceptor = JwtSvidInterceptor::new(source, audience);
+    let interceptor = interceptor.allow_plaintext(Plaintext::Loopback);
+    let mut reports = by_hand::Client::new(InterceptedService::new(channel, interceptor));
+    let report = reports.get("april").await?;
+    println!("Get by the interceptor -> {report}");
+    expect(report == format!("april for {me}"))
+}
+
+fn expect(as_it_should_be: bool) -> Result<(), Error> {
+    as_it_should_be
+        .then_some(())
+        .ok_or_else(|| "this is not as it should be".into())
+}
+
+async fn source() -> Result<(JwtSource, Option<WorkloadApi>), Error> {
+    if std::env::var_os("SPIFFE_ENDPOINT_SOCKET").is_some() {
+        return Ok((JwtSource::new().await?, None));
+    }
+    let agent = WorkloadApi::start("example.org").await?;
+    Ok((agent.source().await?, Some(agent)))
+}
+
+/// Serves the reports for those of a trust domain; gives the origin.
+async fn serve(source: &JwtSource, callers: &str) -> Result<String, Error> {
+    let validator = Validator::builder(source.clone())
+        .audience(REPORTS)
+        .build()?;
+    let callers = Allow::trust_domain(callers)?;
+    let policy = GrpcPolicy::deny_by_default()
+        .method("/r.Reports/Get", callers.clone())
+        .method("/r.Reports/List", callers)
+        .build()?;
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let origin = format!("http://{}", listener.local_addr()?);
+    let server = Server::builder()
+        .layer(ValidateJwtSvidLayer::required(validator, policy))
+        .add_service(by_hand::Reports);
+    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    Ok(origin)
+}
+
+async fn get(request: Request<String>) -> Result<Response<String>, Status> {
+    let caller = VerifiedSvid::of(&request)?.spiffe_id().to_string();
+    Ok(Response::new(format!("{} for {caller}", request.get_ref())))
+}
+
+async fn list(_: Request<String>) -> Result<Response<by_hand::Months>, Status> {
+    let months = ["january", "february", "march"].map(|month| Ok(month.to_owned()));
+    Ok(Response::new(tokio_stream::iter(months)))
+}
+
+/// What `tonic-prost-build` would make from a `.proto` file.
+mod by_hand {
+    use std::convert::Infallible;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use tonic::body::Body;
+    use tonic::client::GrpcService;
+    use tonic::codegen::http::uri::PathAndQuery;
+    use tonic::server::NamedService;
+    use tonic::{Request, Status};
+    use tonic_prost::ProstCodec;
+    use tower::service_fn;
+
+    pub(super) type Months = tokio_stream::Iter<std::array::IntoIter<Result<String, Status>, 3>>;
+
+    pub(super) struct Client<S>(tonic::client::Grpc<S>);
+
+    impl<S, B> Client<S>
+    where
+        S: GrpcService<Body, ResponseBody = B>,
+        S::Error: Into<super::Error>,
+        B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
+        B::Error: Into<super::Error>,
+    {
+        pub(super) fn new(service: S) -> Self {
+            Self(tonic::client::Grpc::new(service))
+        }
+
+        async fn ready(&mut self) -> Result<(), Status> {
+            let ready = self.0.ready().await;
+            ready.map_err(|error| Status::from_error(error.into()))
+        }
+
+        pub(super) async fn get(&mut self, month: &str) -> Result<String, Status> {
+            self.ready().await?;
+            let request = Request::new(month.to_owned());
+            let path = PathAndQuery::from_static("/r.Reports/Get");
+            let codec = ProstCodec::<String, String>::default();
+            Ok(self.0.unary(request, path, codec).await?.into_inner())
+        }
+
+        pub(super) async fn list(&mut self, year: &str) -> Result<Vec<String>, Status> {
+            self.ready().await?;
+            let request = Request::new(year.to_owned());
+            let path = PathAndQuery::from_static("/r.Reports/List");
+            let codec = ProstCodec::<String, String>::default();
+            let mut months = self.0.server_streaming(request, path, codec).await?;
+            let mut all = Vec::new();
+            while let Some(month) = months.get_mut().message().await? {
+                all.push(month);
+            }
+            Ok(all)
+        }
+    }
+
+    #[derive(Clone)]
+    pub(super) struct Reports;
+
+    impl NamedService for Reports {
+        const NAME: &'static str = "r.Reports";
+    }
+
+    impl tower::Service<http::Request<Body>> for Reports {
+        type Response = http::Response<Body>;
+        type Error = Infallible;
+        type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+            Box::pin(async move {
+                let mut grpc = tonic::server::Grpc::new(ProstCodec::<String, String>::default());
+                Ok(match request.uri().path() {
+                    "/r.Reports/Get" => grpc.unary(service_fn(super::get), request).await,
+                    "/r.Reports/List" => {
+                        let list = service_fn(super::list);
+                        grpc.server_streaming(list, request).await
+                    }
+                    _ => Status::unimplemented("no such method").into_http(),
+                })
+            })
+        }
+    }
+}
