@@ -1,0 +1,206 @@
+//! Three services that each admit only the one before them, on one agent:
+//!
+//! ```text
+//! web ── reqwest ──► edge (axum) ── tonic ──► reports (tonic) ── reqwest ──► ledger (axum)
+//! ```
+//!
+//! ```text
+//! cargo run --example three_services
+//! ```
+//!
+//! Prints the path of a request as each service saw it, and what is refused; then the issuer's key
+//! rotates and the agent restarts while calls go on. Brings its agent (`testing::WorkloadApi`), and
+//! ends by itself; the exit code is 0 only if all was as it should be.
+//!
+//! Each service has one source, which it admits by and calls by. A real agent attests who asks, and
+//! gives a service its own identity alone; the embedded one gives every identity to everybody, so
+//! that here each client says whose tokens it wants (`.spiffe_id(…)`). In earnest that is needed
+//! only where a workload has several.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program")]
+
+mod edge;
+mod ledger;
+mod meanwhile;
+mod reports;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
+use tonic::Code;
+use tower_spiffe::client::JwtSvidMiddleware;
+use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::{Audience, JwtSource, Plaintext};
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+/// A service's SPIFFE ID is also what its callers name as the audience of their tokens.
+const WEB: &str = "spiffe://example.org/web";
+const EDGE: &str = "spiffe://example.org/edge";
+const REPORTS: &str = "spiffe://example.org/reports";
+const LEDGER: &str = "spiffe://example.org/ledger";
+/// A caller of another trust domain, with an agent of its own.
+const SHOP: &str = "spiffe://partner.test/shop";
+
+/// Short, so that a whole rotation fits into this program: SPIRE's default is five minutes.
+const TOKEN_LIFE: Duration = Duration::from_secs(5);
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() -> ExitCode {
+    match chain().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("three_services: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn chain() -> Result<(), Error> {
+    let agent = WorkloadApi::builder("example.org").token_life(TOKEN_LIFE);
+    let agent = agent.start().await?;
+    for id in [WEB, EDGE, REPORTS, LEDGER] {
+        agent.register(id, "", TOKEN_LIFE)?;
+    }
+    // Federation: the agent serves the partner's keys beside its own.
+    let partner = WorkloadApi::start("partner.test").await?;
+    partner.register(SHOP, "", TOKEN_LIFE)?;
+    agent.federate_with(partner.issuer());
+
+    // One source for each process; here all of them are in this one.
+    let [web, edge, reports, ledger] = [
+        agent.source().await?,
+        agent.source().await?,
+        agent.source().await?,
+        agent.source().await?,
+    ];
+    let ledger_at = ledger::serve(ledger.clone()).await?;
+    let reports_at = reports::serve(reports.clone(), &ledger_at).await?;
+    let edge_at = edge::serve(edge.clone(), &reports_at).await?;
+    let today = format!("{edge_at}/today");
+    let mut run = Run::default();
+
+    println!("A request, as each service saw it");
+    let browser = client(web.clone(), WEB, &edge_at, EDGE)?;
+    let (status, path) = call(&browser, &today).await?;
+    let expected = [seen(WEB, EDGE), seen(EDGE, REPORTS), seen(REPORTS, LEDGER)];
+    run.check(
+        "through all three",
+        status == 200 && path == expected.concat(),
+        &path,
+    );
+
+    println!("\nThe same from another trust domain, which the edge admits by name");
+    let shop = client(partner.source().await?, SHOP, &edge_at, EDGE)?;
+    let (status, path) = call(&shop, &today).await?;
+    run.check(
+        "from the partner",
+        status == 200 && path.starts_with(&seen(SHOP, EDGE)),
+        &path,
+    );
+
+    println!("\nNobody skips a service");
+    let entries = format!("{ledger_at}/entries");
+    let past_reports = client(edge.clone(), EDGE, &ledger_at, LEDGER)?;
+    let (status, _) = call(&past_reports, &entries).await?;
+    run.check("edge calls the ledger", status == 403, &status.to_string());
+    let shop = client(partner.source().await?, SHOP, &ledger_at, LEDGER)?;
+    let (status, _) = call(&shop, &entries).await?;
+    run.check(
+        "partner calls the ledger",
+        status == 403,
+        &status.to_string(),
+    );
+    let past_edge = reports::Client::new(web.clone(), WEB, &reports_at)?;
+    let refused = past_edge.today().await;
+    let code = refused.map_or_else(|status| status.code(), |_| Code::Ok);
+    run.check(
+        "web calls reports",
+        code == Code::PermissionDenied,
+        &format!("{code:?}"),
+    );
+    // Nor does it help to pass on a token that was made for somebody else.
+    let passed_on = web
+        .get_jwt_svid_with_id([EDGE], Some(&WEB.parse()?))
+        .await?;
+    let plain = reqwest::Client::builder().no_proxy().build()?;
+    let response = plain.get(&entries).bearer_auth(passed_on.token()).send();
+    let status = response.await?.status().as_u16();
+    run.check(
+        "the edge's caller's token at the ledger",
+        status == 401,
+        &status.to_string(),
+    );
+
+    println!("\nA key rotation and a restart of the agent while calls go on");
+    let sources = [
+        (&web, WEB, EDGE),
+        (&edge, EDGE, REPORTS),
+        (&reports, REPORTS, LEDGER),
+    ];
+    let calls = meanwhile::rotate_and_restart(&agent, &sources, browser, today).await?;
+    let first = calls.lost.first().map_or("", String::as_str);
+    run.check(
+        "calls meanwhile",
+        calls.made > 100 && calls.lost.is_empty(),
+        &format!(
+            "{}, of which {} were lost {first}",
+            calls.made,
+            calls.lost.len()
+        ),
+    );
+    run.finish()
+}
+
+/// reqwest as `me`, to one service: what a service needs in order to call another.
+fn client(
+    source: JwtSource,
+    me: &str,
+    origin: &str,
+    audience: &str,
+) -> Result<ClientWithMiddleware, Error> {
+    let audience = Audience::fixed(audience).for_origin(origin)?;
+    let tokens = JwtSvidMiddleware::with_audience(source, audience).spiffe_id(me.parse()?);
+    // In the clear, since all of this is on one machine.
+    let tokens = tokens.allow_plaintext(Plaintext::Loopback);
+    let reqwest = reqwest::Client::builder().no_proxy().build()?;
+    Ok(ClientBuilder::new(reqwest).with(tokens).build())
+}
+
+async fn call(client: &ClientWithMiddleware, url: &str) -> Result<(u16, String), Error> {
+    let response = client.get(url).send().await?;
+    Ok((response.status().as_u16(), response.text().await?))
+}
+
+/// What a service says of its caller.
+fn seen(caller: &str, service: &str) -> String {
+    format!("  {caller} called {service}\n")
+}
+
+/// Keeps the score.
+#[derive(Default)]
+struct Run {
+    wrong: u32,
+}
+
+impl Run {
+    fn check(&mut self, name: &str, as_it_should_be: bool, what: &str) {
+        let mark = if as_it_should_be { " " } else { "!" };
+        match what.strip_suffix('\n') {
+            Some(lines) => println!("{mark} {name}:\n{lines}"),
+            None => println!("{mark} {name}: {what}"),
+        }
+        self.wrong += u32::from(!as_it_should_be);
+    }
+
+    fn finish(self) -> Result<(), Error> {
+        if self.wrong > 0 {
+            return Err(
+                format!("{} lines marked `!` are not as they should be", self.wrong).into(),
+            );
+        }
+        println!("\nAll of it was as it should be.");
+        Ok(())
+    }
+}
