@@ -1,0 +1,404 @@
+//! The course of a run: trouble, recovery, a count of what is left, a calm stretch; and again.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use fastrand::Rng;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+use tower_spiffe::JwtSource;
+use tower_spiffe::testing::{Fault, Replay};
+
+use crate::cards::{Card, Deck, algorithm, rubbish, scope, steps};
+use crate::census::Census;
+use crate::load::{Path, everybody, paths};
+use crate::times::Times;
+use crate::world::{BATCH, BATCH_HINT, FOREIGN, KeySets, Shared, TD, WEB, World};
+
+pub(crate) struct Driver {
+    pub(crate) world: Shared,
+    pub(crate) rng: Rng,
+    pub(crate) paths: Vec<Path>,
+    pub(crate) rounds: u64,
+    callers: Vec<JoinHandle<()>>,
+    deck: Deck,
+    driven: BTreeMap<Card, u64>,
+    began: Instant,
+    pub(crate) base: Census,
+    /// How many keys there were, and when.
+    pub(crate) made: Vec<(Instant, u64)>,
+    /// Who of [`FOREIGN`] the agent federates with.
+    pub(crate) federated: [bool; 2],
+    pub(crate) eager: Option<JwtSource>,
+    too_many_pings: Cell<u64>,
+    replay: Option<Replay>,
+    /// Connections were left open and dead.
+    dead: bool,
+    /// The agent called a request wrong.
+    invalid: bool,
+}
+
+impl Driver {
+    /// Starts everybody who calls, and sees that all is well before there is any trouble.
+    pub(crate) async fn begin(world: World) -> Self {
+        let world = Shared::new(world);
+        let callers = everybody(&world);
+        let mut driver = Self {
+            rng: Rng::with_seed(world.seed),
+            paths: paths(&world),
+            rounds: 0,
+            callers,
+            deck: Deck::new(),
+            driven: BTreeMap::new(),
+            began: Instant::now(),
+            base: Census::default(),
+            made: vec![(Instant::now(), world.known_keys().1)],
+            federated: [true; 2],
+            eager: None,
+            too_many_pings: Cell::new(0),
+            replay: None,
+            dead: false,
+            invalid: false,
+            world,
+        };
+        driver.world.gate.open();
+        driver.converge().await;
+        driver.quiet().await;
+        driver.base = Census::take(&driver.world);
+        driver.world.gate.open();
+        driver.calm().await;
+        driver
+    }
+
+    /// One round. Whether it was the last: the time is up and every trouble was made.
+    pub(crate) async fn round(&mut self) -> bool {
+        self.rounds += 1;
+        self.say(format_args!("round {}", self.rounds));
+        self.trouble().await;
+        self.recover().await;
+        self.converge().await;
+        self.census(false).await;
+        self.calm().await;
+        self.check();
+        self.began.elapsed() >= self.world.times.total && self.deck.dealt > 0
+    }
+
+    async fn trouble(&mut self) {
+        for _ in 0..steps(&mut self.rng) {
+            let card = self.deck.deal(&mut self.rng);
+            *self.driven.entry(card).or_default() += 1;
+            self.play(card).await;
+            self.check();
+            let rest = Times::draw(&mut self.rng, &self.world.times.step);
+            sleep(rest).await;
+            self.check();
+        }
+    }
+
+    async fn play(&mut self, card: Card) {
+        let world = self.world.clone();
+        let (agent, rng) = (&world.agent, &mut self.rng);
+        let issuer = agent.issuer();
+        if let Some(fault) = card.fault(&world.times, rng) {
+            let scope = scope(rng);
+            self.dead |= fault == Fault::HalfOpen;
+            if let Fault::Refuse(code) = fault {
+                // InvalidArgument and Unimplemented.
+                self.invalid |= [3, 12].contains(&code.as_u8());
+            }
+            // Faults of new connections are met sooner where the old ones go.
+            let cut = matches!(card, Card::NotHttp2 | Card::HalfOpen) && rng.bool();
+            self.say(format_args!("{fault:?} of {scope:?}, cut {cut}"));
+            match scope {
+                Some(call) => agent.fail_call(call, fault),
+                None => agent.fail(fault),
+            }
+            if cut {
+                agent.cut_connections().await;
+            }
+            return;
+        }
+        let foreign = rng.usize(..FOREIGN.len());
+        let mut what = String::new();
+        match card {
+            Card::HalfOpenNow => {
+                self.dead = true;
+                agent.half_open();
+            }
+            Card::Cut => agent.cut_connections().await,
+            Card::Stop => agent.stop().await,
+            Card::StartAgain => agent.start_again().await.unwrap(),
+            Card::Restart => agent.restart().await.unwrap(),
+            Card::ForgetTokens => agent.forget_tokens(),
+            Card::Withdraw => agent.withdraw(),
+            Card::Restore => agent.restore(),
+            Card::Unregister => agent.unregister(*rng.choice(&[WEB, BATCH]).unwrap()),
+            Card::Register => self.register(),
+            Card::Rotate => drop(agent.rotate().await),
+            Card::RotateTo => {
+                let algorithm = algorithm(rng);
+                what = format!("{algorithm}");
+                agent.rotate_to(algorithm).await;
+            }
+            Card::RotateNow => drop(agent.rotate_now()),
+            Card::RotateEvery => agent.rotate_every(world.times.rotation),
+            Card::StopRotating => agent.stop_rotating(),
+            Card::TaintAndRevoke => {
+                let kids = issuer.key_ids();
+                if let Some(kid) = kids.iter().find(|kid| **kid != issuer.signing_key_id()) {
+                    what = format!("key {}", world.number_of(kid));
+                    agent.taint(kid);
+                    issuer.revoke(kid);
+                }
+            }
+            Card::Revoke => {
+                // Be it the one that signs.
+                if let Some(kid) = rng.choice(issuer.key_ids()) {
+                    what = format!("key {}", world.number_of(&kid));
+                    issuer.revoke(&kid);
+                }
+            }
+            Card::Federate => self.federate(foreign),
+            Card::Unfederate => self.unfederate(foreign),
+            Card::FederateRubbish => {
+                self.federated[foreign] = false;
+                agent.federate_raw(FOREIGN[foreign], "{\"keys\"").unwrap();
+            }
+            Card::ForeignRotates => {
+                let issuer = &world.foreign[foreign];
+                let old = issuer.signing_key_id();
+                issuer.rotate_now();
+                if rng.bool() {
+                    issuer.revoke(&old);
+                }
+            }
+            Card::SendAgain => agent.send_again(),
+            Card::Replay => {
+                let replay = self.replay.take().unwrap_or_else(|| agent.replay());
+                for _ in 0..rng.usize(1..4) {
+                    let patience = Times::draw(rng, &world.times.step) / 4;
+                    let sent = timeout(patience, replay.send(rubbish(rng))).await;
+                    what.push_str(if sent.is_ok() { "taken " } else { "not taken " });
+                }
+                self.replay = Some(replay);
+            }
+            Card::AgentsClock => {
+                let skew = rng.i64(-world.times.skew..=world.times.skew) * 3;
+                what = format!("{skew} s");
+                agent.set_clock_offset(skew);
+            }
+            Card::WallSteps => {
+                let step = rng.i64(-world.times.skew..=world.times.skew);
+                what = format!("{step} s");
+                world.clock.step_wall(step);
+            }
+            Card::Eager => self.eager = Some(self.eager_source()),
+            Card::Recover => {
+                agent.recover();
+                self.replay = None;
+            }
+            _ => unreachable!("{card:?} is a fault"),
+        }
+        self.say(format_args!("{card:?} {what}"));
+        world.note_keys();
+    }
+
+    /// Ends all trouble. Connections that are dead stay so, half of the time.
+    async fn recover(&mut self) {
+        let world = self.world.clone();
+        let agent = &world.agent;
+        self.replay = None;
+        agent.recover();
+        agent.start_again().await.unwrap();
+        agent.stop_rotating();
+        agent.set_clock_offset(0);
+        agent.restore();
+        self.register();
+        for foreign in 0..FOREIGN.len() {
+            match self.rng.bool() {
+                true => self.federate(foreign),
+                false => self.unfederate(foreign),
+            }
+        }
+        self.tidy_keys();
+        // What SPIRE's agent does when a key is tainted, for all keys.
+        agent.forget_tokens();
+        let cut = self.rng.bool();
+        if cut {
+            agent.cut_connections().await;
+            self.dead = false;
+        }
+        world.note_keys();
+        self.say(format_args!("all trouble ends, cut {cut}"));
+    }
+
+    /// A key signs that is served, and no more than a few are.
+    fn tidy_keys(&self) {
+        const MOST: usize = 5;
+        for (number, issuer) in self.world.issuers() {
+            while issuer.key_ids().len() > MOST {
+                let kids = issuer.key_ids();
+                let old = kids.iter().find(|kid| **kid != issuer.signing_key_id());
+                issuer.revoke(old.unwrap());
+            }
+            if !issuer.key_ids().contains(&issuer.signing_key_id()) {
+                match number {
+                    0 => drop(self.world.agent.rotate_now()),
+                    _ => drop(issuer.rotate_now()),
+                }
+            }
+        }
+    }
+
+    pub(crate) fn register(&self) {
+        let (agent, life) = (&self.world.agent, self.world.times.token_life);
+        agent.register(WEB, "", life).unwrap();
+        agent.register(BATCH, BATCH_HINT, life).unwrap();
+    }
+
+    pub(crate) fn federate(&mut self, foreign: usize) {
+        self.federated[foreign] = true;
+        self.world.agent.federate_with(&self.world.foreign[foreign]);
+    }
+
+    pub(crate) fn unfederate(&mut self, foreign: usize) {
+        self.federated[foreign] = false;
+        self.world.agent.unfederate(FOREIGN[foreign]);
+    }
+
+    /// A source that pings far too often.
+    pub(crate) fn eager_source(&self) -> JwtSource {
+        let often = self.world.times.eager;
+        let source = self.world.source(1).keepalive(often, often);
+        source.build_lazy().unwrap()
+    }
+
+    /// What the agent publishes, while there is no trouble.
+    pub(crate) fn published(&self) -> KeySets {
+        let sorted = |mut kids: Vec<String>| {
+            kids.sort_unstable();
+            kids
+        };
+        let mut sets = KeySets::new();
+        sets.insert(TD.to_owned(), sorted(self.world.agent.issuer().key_ids()));
+        for (number, issuer) in self.world.foreign.iter().enumerate() {
+            if self.federated[number] {
+                let name = issuer.trust_domain().name().to_owned();
+                sets.insert(name, sorted(issuer.key_ids()));
+            }
+        }
+        sets
+    }
+
+    /// Whether every source has what is published, and knows that it is well.
+    pub(crate) fn is_taken_in(&self) -> bool {
+        let published = self.published();
+        self.world.stations.iter().all(|station| {
+            station.source.is_healthy() && station.key_sets().as_ref() == Some(&published)
+        })
+    }
+
+    pub(crate) async fn taken_in_within(&self, within: Duration, step: Duration, what: &str) {
+        let began = Instant::now();
+        while !self.is_taken_in() {
+            if began.elapsed() > within {
+                for station in &self.world.stations {
+                    let state = station.source.state();
+                    let name = station.name;
+                    self.say(format_args!("{name} has {:?}", station.key_sets()));
+                    self.say(format_args!("{name}: {:?}", state));
+                }
+                self.say(format_args!("published is {:?}", self.published()));
+                let what = format!("{what}: the sources do not have what is published");
+                self.world.fail(&what);
+            }
+            self.check();
+            sleep(step).await;
+        }
+    }
+
+    /// All is well again, for servers and for clients, within the time that it may take.
+    pub(crate) async fn converge(&mut self) {
+        let times = self.world.times.clone();
+        let began = Instant::now();
+        let within = if self.dead {
+            times.recovery_dead
+        } else {
+            times.recovery
+        };
+        self.taken_in_within(within, times.poll, "after trouble")
+            .await;
+        let bundles = began.elapsed();
+        let later = if self.invalid {
+            times.recovery_invalid
+        } else {
+            Duration::ZERO
+        };
+        let within = within + times.recovery + later;
+        for path in &self.paths {
+            while path.go(&self.world).await != Ok(http::StatusCode::OK) {
+                if began.elapsed() > within {
+                    let name = &path.name;
+                    self.world
+                        .fail(&format!("{name}: requests do not succeed again"));
+                }
+                self.check();
+                sleep(times.poll).await;
+            }
+        }
+        self.confront(&self.witnesses()).await;
+        let tokens = began.elapsed();
+        self.say(format_args!(
+            "well again: bundles after {bundles:?}, tokens after {tokens:?}"
+        ));
+        (self.dead, self.invalid) = (false, false);
+        self.check();
+    }
+
+    pub(crate) fn say(&self, what: impl std::fmt::Display) {
+        self.world.log.say("driver", what);
+    }
+
+    /// Everything that must hold at every step.
+    pub(crate) fn check(&self) {
+        self.world.check();
+        if let Some(caller) = self.callers.iter().position(JoinHandle::is_finished) {
+            self.world.fail(&format!("caller {caller} has gone"));
+        }
+        // Who pings as seldom as by default is never cut off for it.
+        let too_many = self.world.agent.counts().too_many_pings;
+        if self.eager.is_none() && too_many > self.too_many_pings.get() {
+            self.world.fail("a client was cut off for its pings");
+        }
+        self.too_many_pings.set(too_many);
+    }
+
+    /// Everybody goes; what stays behind is for the caller to count.
+    pub(crate) async fn finish(mut self) -> World {
+        self.census(true).await;
+        self.check();
+        let enough = self.world.agent.counts().too_many_pings > 0;
+        if !enough {
+            self.world
+                .fail("nobody was ever cut off for too many pings");
+        }
+        for card in Card::ALL {
+            if !self.driven.contains_key(&card) {
+                self.world.fail(&format!("{card:?} was never driven"));
+            }
+        }
+        self.world.gate.close();
+        for caller in std::mem::take(&mut self.callers) {
+            if timeout(self.world.times.call * 3, caller).await.is_err() {
+                self.world.fail("a caller does not end");
+            }
+        }
+        let world = self.world.clone();
+        drop(self);
+        match Shared::try_unwrap(world) {
+            Ok(world) => world,
+            Err(world) => world.fail("somebody still holds on to the world"),
+        }
+    }
+}

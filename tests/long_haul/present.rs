@@ -1,0 +1,110 @@
+//! Callers of ours, seen from the server: tokens of every kind, presented again and again.
+
+use fastrand::Rng;
+
+use crate::invariants::{Presented, Verdict, View, judge};
+use crate::load::who;
+use crate::times::Times;
+use crate::world::{AUDIENCES, Shared, Station, World, bearing, knock};
+
+/// So many tokens one presenter has in hand.
+const HAND: usize = 24;
+
+/// Presents tokens to everything that judges, until all is over.
+pub(crate) async fn presenter(world: Shared, number: usize, mut rng: Rng) {
+    let me = who("presenter", number);
+    let mut hand: Vec<Presented> = Vec::new();
+    loop {
+        let rest = Times::draw(&mut rng, &world.times.think);
+        world.gate.rest(rest).await;
+        let Some(_inside) = world.gate.enter().await else {
+            return;
+        };
+        let token = if hand.len() < HAND || rng.u8(..4) == 0 {
+            let token = draw(&world, &mut rng);
+            if hand.len() < HAND {
+                hand.push(token.clone());
+            } else {
+                let place = rng.usize(..HAND);
+                hand[place] = token.clone();
+            }
+            token
+        } else {
+            rng.choice(&hand).unwrap().clone()
+        };
+        let station = rng.choice(&world.stations).unwrap();
+        let [cached, cold, door] = [
+            validate(&world, station, true, &token),
+            validate(&world, station, false, &token),
+            ask(&world, station, rng.u8(..4) == 0, &token).await,
+        ]
+        .map(Verdict::word);
+        let key = world.number_of(&token.kid);
+        let left = token.expires_at.secs() - world.now().secs();
+        let station = station.name;
+        let line = format_args!("{station} key {key}, {left} s left: {cached} {cold} {door}");
+        world.log.say(&me, line);
+    }
+}
+
+/// By the validator, with its cache or without.
+pub(crate) fn validate(
+    world: &World,
+    station: &Station,
+    cache: bool,
+    token: &Presented,
+) -> Verdict {
+    let (validator, how) = match cache {
+        true => (&station.cached, "cached"),
+        false => (&station.cold, "cold"),
+    };
+    let before = View::before(world, station);
+    let verdict = Verdict::from(&validator.validate(&token.text));
+    let after = View::after(world, station);
+    judge(world, station, how, token, (&before, &after), verdict);
+    verdict
+}
+
+/// By the service, at once or after a little wait for an unknown key.
+pub(crate) async fn ask(
+    world: &World,
+    station: &Station,
+    patient: bool,
+    token: &Presented,
+) -> Verdict {
+    let (door, how) = match patient {
+        true => (&station.patient, "patient service"),
+        false => (&station.door, "service"),
+    };
+    let before = View::before(world, station);
+    let within = world.times.key_wait + world.times.answer;
+    let answer = knock(door, bearing(&token.text));
+    let Ok(status) = tokio::time::timeout(within, answer).await else {
+        let name = station.name;
+        let line = format_args!("{name} ({how}): a request was not answered in {within:?}");
+        world.log.broken(line);
+        return Verdict::CannotJudge;
+    };
+    let verdict = Verdict::from(status);
+    let after = View::after(world, station);
+    judge(world, station, how, token, (&before, &after), verdict);
+    verdict
+}
+
+/// A token of any kind: of the key that signs now, of one that signed once, of one that is not
+/// served any more (a thief has it), forged, short of life.
+fn draw(world: &World, rng: &mut Rng) -> Presented {
+    let key = world.draw_key(rng);
+    let issuer = world.issuer(key.issuer);
+    let id = format!("spiffe://{}/caller", issuer.trust_domain());
+    let token = issuer.token(&id, AUDIENCES[0]);
+    match rng.u8(..10) {
+        0 => Presented::new(token.signed_by(&world.forger).sign(), true),
+        1 => Presented::new(token.sign(), false),
+        2 => {
+            let life = world.times.token_life / rng.u32(5..50);
+            Presented::new(token.key(&key.kid).expires_in(life).sign(), false)
+        }
+        _ => Presented::new(token.key(&key.kid).sign(), false),
+    }
+}

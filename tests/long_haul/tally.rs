@@ -1,0 +1,45 @@
+//! What was done, to show that the test did something.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! tally {
+    ($($name:ident: $what:literal),* $(,)?) => {
+        #[derive(Default)]
+        pub(crate) struct Tally { $(pub(crate) $name: Count,)* }
+
+        impl std::fmt::Display for Tally {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                $(write!(f, "{} {}, ", self.$name.get(), $what)?;)*
+                Ok(())
+            }
+        }
+    };
+}
+
+tally! {
+    admitted: "verdicts that admitted",
+    refused: "that refused",
+    could_not_judge: "that could not judge",
+    unclear: "while the set changed",
+    gone: "refusals of a key that was served before",
+    sent: "tokens sent",
+    answered: "requests answered",
+    failed: "failed with an error of ours",
+    abandoned: "abandoned",
+    calls: "calls without the cache",
+    starts: "sources started",
+    starts_failed: "that could not start",
+}
+
+#[derive(Default)]
+pub(crate) struct Count(AtomicU64);
+
+impl Count {
+    pub(crate) fn up(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
