@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{self, Stream};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tonic::Status;
 
 use super::calls::denied;
 use super::fault::{Call, Fault};
 use super::replay::Step;
 use super::state::{Agent, Bundles};
+use super::tick::Ticks;
 use crate::grpc_code::GrpcCode;
 use crate::workload_api::pb::JwtBundlesResponse;
 
@@ -43,7 +44,7 @@ pub(super) fn bundle_stream(agent: Arc<Agent>) -> BundleStream {
 struct Speaker {
     agent: Arc<Agent>,
     id: u64,
-    ticks: watch::Receiver<()>,
+    ticks: Ticks,
     last: Option<Arc<Bundles>>,
     said: u64,
     taking: Option<Taking>,
@@ -79,7 +80,7 @@ impl Speaker {
         }
         let mut waited = false;
         loop {
-            self.ticks.mark_unchanged();
+            self.ticks.mark_seen();
             match self.decide(waited) {
                 Next::Say(bundles, taking) => {
                     self.said += 1;
@@ -95,8 +96,7 @@ impl Speaker {
                 }
                 Next::Wait => {
                     waited = false;
-                    // The sender lives in `self.agent`.
-                    let _ = self.ticks.changed().await;
+                    self.ticks.changed().await;
                 }
                 Next::SayLater(delay) => {
                     waited = true;

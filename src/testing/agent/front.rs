@@ -89,14 +89,11 @@ impl Agent {
     async fn meet_faults(&self, call: Call) -> Option<Answer> {
         let mut ticks = self.ticks();
         loop {
-            ticks.mark_unchanged();
+            ticks.mark_seen();
             match self.fault(call) {
                 Some(Fault::Refuse(code)) => return Some(failed(code).into_http()),
                 Some(Fault::NotProtobuf) => return Some(not_protobuf()),
-                Some(Fault::Hang) => {
-                    // The sender lives in `self`.
-                    let _ = ticks.changed().await;
-                }
+                Some(Fault::Hang) => ticks.changed().await,
                 // Of a stream, each message comes later.
                 Some(Fault::Slow(delay)) if call != Call::FetchJwtBundles => {
                     tokio::time::sleep(delay).await;

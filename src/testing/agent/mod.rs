@@ -14,6 +14,7 @@ mod place;
 mod replay;
 mod rotation;
 mod state;
+mod tick;
 mod tokens;
 mod trouble;
 mod validate;

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::counts::Counters;
 use super::fault::{Call, Fault, Faults};
 use super::replay::Script;
+use super::tick::{Tick, Ticks};
 use super::tokens::TokenCache;
 use crate::clock::{Clock, UnixTime};
 use crate::source::SourceUpdates;
@@ -29,7 +30,7 @@ pub(super) struct Agent {
     pub(super) enforce_pings: bool,
     state: Mutex<State>,
     /// Ticks whenever something changed that an open call may care about.
-    tick: watch::Sender<()>,
+    tick: Tick,
     /// The number of the publication that each live bundle stream has taken.
     taken: watch::Sender<HashMap<u64, u64>>,
     next_stream: AtomicU64,
@@ -102,7 +103,7 @@ impl Agent {
                     bundles: None,
                 },
             }),
-            tick: watch::Sender::new(()),
+            tick: Tick::default(),
             taken: watch::Sender::new(HashMap::new()),
             next_stream: AtomicU64::new(0),
         });
@@ -142,12 +143,12 @@ impl Agent {
             state.publication.number += 1;
         }
         drop(state);
-        self.tick.send_replace(());
+        self.tick.tick();
     }
 
     /// A receiver that is woken when something has changed.
-    pub(super) fn ticks(&self) -> watch::Receiver<()> {
-        self.tick.subscribe()
+    pub(super) fn ticks(&self) -> Ticks {
+        self.tick.ticks()
     }
 
     pub(super) fn fault(&self, call: Call) -> Option<Fault> {
