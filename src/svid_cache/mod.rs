@@ -233,7 +233,11 @@ impl SvidCache {
             let key_id = token.svid.key_id();
             key_id.is_some_and(|key_id| gone(trust_domain, key_id))
         };
-        for entry in self.core.table.all() {
+        // In the order of their making: each draws a moment of its own, and a test that seeds the
+        // draw must be able to repeat it.
+        let mut entries = self.core.table.all();
+        entries.sort_unstable_by_key(|entry| entry.id);
+        for entry in entries {
             entry.keys_gone(signed_by_gone, now);
         }
         self.core.cx.nudge.notify_waiters();
