@@ -45,6 +45,8 @@ struct Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.shared.close();
+        // As a shutdown does: no fetch under way is left to find it out by itself.
+        self.cache.close();
     }
 }
 
