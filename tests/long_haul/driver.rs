@@ -133,7 +133,7 @@ impl Driver {
             Card::ForgetTokens => agent.forget_tokens(),
             Card::Withdraw => agent.withdraw(),
             Card::Restore => agent.restore(),
-            Card::Unregister => agent.unregister(*rng.choice(&[WEB, BATCH]).unwrap()),
+            Card::Unregister => agent.unregister(rng.choice([WEB, BATCH]).unwrap()),
             Card::Register => self.register(),
             Card::Rotate => drop(agent.rotate().await),
             Card::RotateTo => {

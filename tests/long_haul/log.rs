@@ -1,5 +1,8 @@
 //! What happened, in order: the tail of it for whoever reads a failure, a hash of all of it for
 //! whoever repeats one.
+//!
+//! Lines of the same millisecond are hashed as if in any order: tokio wakes those who wait for one
+//! change in an order of chance. (What follows from it must be the same all the same.)
 
 use std::collections::VecDeque;
 use std::fmt::{Display, Write as _};
@@ -46,8 +49,7 @@ impl Log {
         Self {
             began: Instant::now(),
             inner: Mutex::new(Inner {
-                // FNV-1a: nothing here is hostile, and it is the same on every machine.
-                hash: 0xcbf2_9ce4_8422_2325,
+                hash: 0,
                 lines: 0,
                 line: String::new(),
                 tail: VecDeque::with_capacity(TAIL),
@@ -74,9 +76,8 @@ impl Log {
         }
         line.clear();
         let _ = write!(line, "{at:>8} ms  {who}: {what}");
-        for byte in line.bytes().chain([b'\n']) {
-            *hash = (*hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
+        // A line says when, so a sum does.
+        *hash = hash.wrapping_add(fnv1a(line));
         *lines += 1;
         if let Some(file) = file {
             let _ = writeln!(file, "{line}");
@@ -122,4 +123,11 @@ impl Log {
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Nothing here is hostile, and this is the same on every machine.
+fn fnv1a(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }

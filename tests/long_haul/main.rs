@@ -93,6 +93,8 @@ fn alone() -> MutexGuard<'static, ()> {
 fn paused() -> Runtime {
     Builder::new_current_thread()
         .enable_all()
+        // Large messages are read there: in the order in which they came.
+        .max_blocking_threads(1)
         .start_paused(true)
         .build()
         .unwrap()
