@@ -5,11 +5,11 @@ use std::process::Command;
 use std::time::Instant;
 
 use crate::measure::Effort;
-use crate::report::{Cell, Table};
-use crate::verify::OURS;
+use crate::names::{OURS, Who};
+use crate::table::{Cell, Table};
 
 struct Program {
-    name: String,
+    who: Who,
     dependencies: String,
     main: &'static str,
 }
@@ -17,30 +17,32 @@ struct Program {
 fn programs() -> Vec<Program> {
     let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let ours = ours.canonicalize().unwrap();
-    let program = |name: &str, dependencies: &str, main| Program {
-        name: name.to_owned(),
+    let program = |who, dependencies: &str, main| Program {
+        who,
         dependencies: dependencies.replace("OURS", &ours.display().to_string()),
         main,
     };
     vec![
-        program("tokio, tower and http alone", "", ALONE),
+        program(Who::limit("tokio, tower and http alone"), "", ALONE),
         program(
-            &format!("{OURS}, default features: source, both layers"),
+            OURS.with(", default features: source, both layers")
+                .job("source"),
             r#"tower-spiffe = { path = "OURS" }"#,
             OURS_ALL,
         ),
         program(
-            &format!("{OURS}, server with a fixed bundle alone"),
+            OURS.with(", server with a fixed bundle alone")
+                .job("server"),
             r#"tower-spiffe = { path = "OURS", default-features = false, features = ["server"] }"#,
             OURS_SERVER,
         ),
         program(
-            "spiffe 0.19 with its JWT features: source, verification",
+            Who::peer("spiffe 0.19 with its JWT features: source, verification").job("source"),
             r#"spiffe = { version = "=0.19.0", features = ["jwt-source", "jwt-verify-aws-lc-rs"] }"#,
             SPIFFE,
         ),
         program(
-            "tower-http 0.7 + jsonwebtoken 11.1",
+            Who::peer("tower-http 0.7 + jsonwebtoken 11.1 [^by-hand]").job("server"),
             r#"tower-http = { version = "=0.7.1", features = ["auth"] }
 serde = { version = "1", features = ["derive"] }
 serde_json = "1"
@@ -48,12 +50,12 @@ jsonwebtoken = { version = "=11.1.0", default-features = false, features = ["aws
             BY_HAND,
         ),
         program(
-            "jwt-authorizer 0.15, no TLS [^ring]",
+            Who::peer("jwt-authorizer 0.15, no TLS [^jwt-authorizer]").job("server"),
             r#"jwt-authorizer = { version = "=0.15.0", default-features = false }"#,
             JWT_AUTHORIZER,
         ),
         program(
-            "tower-oauth2-resource-server 0.12, no TLS",
+            Who::peer("tower-oauth2-resource-server 0.12, no TLS [^oauth2]").job("server"),
             r#"tower-oauth2-resource-server = { version = "=0.12.5", default-features = false, features = ["jwt-aws-lc-rs"] }"#,
             OAUTH2,
         ),
@@ -65,22 +67,32 @@ pub fn run(effort: Effort) -> Table {
     let mut table = Table::new(
         "builds",
         "A clean release build of a user's program",
-        &["crates", "build", "binary, stripped"],
+        &["crates", "to spiffe's", "build", "binary, stripped"],
     )
     .note(
         "Crates are those that are compiled into the program or run in its build, each version \
          once. Sources were downloaded before; the C code of aws-lc is most of the time of all \
-         that have it.",
+         that have it. Each was built once: seconds differ by a tenth and more from one time to \
+         the next.",
     );
-    for (at, program) in programs().into_iter().enumerate() {
-        let built = build(&folder.join(at.to_string()), &program, effort.quick);
-        table.row(program.name, built);
+    let programs = programs();
+    let built = programs
+        .iter()
+        .enumerate()
+        .map(|(at, program)| build(&folder.join(at.to_string()), program, effort.quick));
+    let built: Vec<_> = built.collect();
+    let spiffe = programs.iter().position(|program| program.main == SPIFFE);
+    let spiffe = built[spiffe.expect("it is among them")][0].map_or(f64::NAN, |cell| cell.value);
+    for (program, built) in programs.into_iter().zip(built) {
+        let [crates, time, size] = built;
+        let ratio = crates.and_then(|cell| Cell::ratio(cell.value / spiffe));
+        table.row(program.who, vec![crates, ratio, time, size]);
     }
     let _ = std::fs::remove_dir_all(&folder);
     table
 }
 
-fn build(folder: &PathBuf, program: &Program, quick: bool) -> Vec<Option<Cell>> {
+fn build(folder: &PathBuf, program: &Program, quick: bool) -> [Option<Cell>; 3] {
     std::fs::create_dir_all(folder.join("src")).unwrap();
     let manifest = format!(
         "[package]\nname = \"user\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n[workspace]\n\n\
@@ -105,7 +117,7 @@ fn build(folder: &PathBuf, program: &Program, quick: bool) -> Vec<Option<Cell>> 
             .output()
             .unwrap();
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{}: {error}", program.name);
+        assert!(output.status.success(), "{}: {error}", program.who.name);
         String::from_utf8(output.stdout).unwrap()
     };
     let tree = cargo(&[
@@ -124,7 +136,7 @@ fn build(folder: &PathBuf, program: &Program, quick: bool) -> Vec<Option<Cell>> 
     crates.dedup();
     let crates = Cell::count(crates.len() as f64);
     if quick {
-        return vec![crates, None, None];
+        return [crates, None, None];
     }
     let start = Instant::now();
     cargo(&["build", "--release"]);
@@ -133,7 +145,7 @@ fn build(folder: &PathBuf, program: &Program, quick: bool) -> Vec<Option<Cell>> 
         .unwrap()
         .len();
     let _ = std::fs::remove_dir_all(folder.join("target"));
-    vec![
+    [
         crates,
         Cell::nanos(time.as_nanos() as f64),
         Cell::bytes(size as f64),

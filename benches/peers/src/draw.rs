@@ -1,11 +1,14 @@
 //! What the docs show: the figures as tables, and some of them as bars.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use svg::Document;
 use svg::node::element::{Rectangle, Text, Title};
 
-use crate::report::{Report, Unit};
+use crate::names::Role;
+use crate::report::Report;
+use crate::table::Unit;
+use crate::{ahead, bars, claims};
 
 const WIDTH: f64 = 760.0;
 const LEFT: f64 = 330.0;
@@ -52,39 +55,83 @@ const PICTURES: &[Picture] = &[
     },
 ];
 
-/// Puts what there are figures for into this folder: pictures, and the tables of the page there.
-pub fn draw(report: &Report, folder: &Path) {
+/// Puts a whole run into this folder: its figures, the page's parts that come from them, pictures.
+/// Taken is the run that was measured last, or else the one that is there already.
+pub fn draw(json: Option<PathBuf>, folder: &Path) -> Result<(), String> {
+    let kept = folder.join("performance.json");
+    let measured = crate::figures(false);
+    let path = json.unwrap_or_else(|| match measured.exists() {
+        true => measured,
+        false => kept.clone(),
+    });
+    let report = Report::read(&path).ok_or(format!("{} is not there", path.display()))?;
+    if report.quick {
+        return Err(
+            "a quick run only shows that everything works: there is nothing to draw".into(),
+        );
+    }
+    let missing: Vec<_> = crate::names()
+        .into_iter()
+        .filter(|name| !report.has(name))
+        .collect();
+    if !missing.is_empty() {
+        return Err(format!(
+            "{} has not all sections: `-- missing` measures {}; `-- draw --json {}` draws what is \
+             in docs/",
+            path.display(),
+            missing.join(", "),
+            kept.display()
+        ));
+    }
+    eprintln!("from {}", path.display());
+    report.write(&kept);
+    eprintln!("{}", kept.display());
     let page = folder.join("performance.md");
     let text = std::fs::read_to_string(&page).unwrap();
-    std::fs::write(&page, with_tables(report, &text)).unwrap();
+    std::fs::write(&page, with_parts(&report, &text)).unwrap();
     eprintln!("{}", page.display());
     for picture in PICTURES {
-        let Some(bars) = bars(report, picture) else {
-            eprintln!("no figures for {}", picture.file);
-            continue;
-        };
+        let bars = bars(&report, picture).ok_or(format!("no figures for {}", picture.file))?;
         let path = folder.join(picture.file);
         svg::save(&path, &document(picture, &bars)).unwrap();
         eprintln!("{}", path.display());
     }
+    let unexplained = ahead::unexplained(&ahead::ahead(&report));
+    if unexplained > 0 {
+        eprintln!(
+            "{unexplained} figures of others are ahead of ours and not explained: see ahead.rs"
+        );
+    }
+    Ok(())
 }
 
-const BEGIN: &str = "<!-- The tables of one run begin: written by `-- draw`. -->\n";
-const END: &str = "<!-- The tables end. -->";
-
-fn with_tables(report: &Report, page: &str) -> String {
-    let (before, rest) = page
-        .split_once(BEGIN)
-        .expect("the page has a place for tables");
-    let (_, after) = rest.split_once(END).expect("and an end of it");
-    let mut text = format!("{before}{BEGIN}\n{}", report.about());
-    for table in &report.tables {
-        text.push('\n');
-        text.push_str(&table.markdown());
+/// The page with what comes from the figures put anew between its marks.
+fn with_parts(report: &Report, page: &str) -> String {
+    let figures = format!(
+        "{}\n{}\n{}",
+        report.about(),
+        report.markdown(),
+        report.footnotes()
+    );
+    let parts = [
+        ("what to take from it", claims::take_away(report)),
+        ("bars", bars::markdown(&bars::bars(report))),
+        ("ahead", ahead::markdown(report, &ahead::ahead(report))),
+        ("noise", claims::noise(report)),
+        ("figures", figures),
+    ];
+    let mut text = page.to_owned();
+    for (name, part) in parts {
+        let begin = format!("<!-- Written by `-- draw`: {name}. -->\n");
+        let end = format!("<!-- End of {name}. -->");
+        let (before, rest) = text
+            .split_once(&begin)
+            .unwrap_or_else(|| panic!("the page has a place for {name}"));
+        let (_, after) = rest
+            .split_once(&end)
+            .unwrap_or_else(|| panic!("and an end of {name}"));
+        text = format!("{before}{begin}\n{}\n\n{end}{after}", part.trim_end());
     }
-    text.push('\n');
-    text.push_str(END);
-    text.push_str(after);
     text
 }
 
@@ -96,24 +143,23 @@ struct Bar {
 }
 
 fn bars(report: &Report, picture: &Picture) -> Option<Vec<Bar>> {
-    let table = report
-        .tables
-        .iter()
-        .find(|table| table.id == picture.table)?;
+    let table = report.table(picture.table)?;
     let column = table
         .columns
         .iter()
-        .position(|name| name == picture.column)?;
+        .position(|column| column.name == picture.column)?;
     let bars = table.rows.iter().filter_map(|row| {
         let cell = (*row.cells.get(column)?)?;
         assert!(cell.unit == Unit::Nanos, "bars are times");
-        let name = row.name.split(" [^").next()?.replace(['*', '`'], "");
-        let colour = if row.name.contains("**") {
-            OURS
-        } else if name.contains("alone") || name.contains("no layer") {
-            LIMIT
-        } else {
-            OTHERS
+        // The same once more is there for its figures alone.
+        if row.who.name.contains("once more") {
+            return None;
+        }
+        let name = row.who.name.split(" [^").next()?.replace(['*', '`'], "");
+        let colour = match row.who.role {
+            Role::Ours => OURS,
+            Role::Limit => LIMIT,
+            Role::Peer => OTHERS,
         };
         Some(Bar {
             name,

@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tower_spiffe::{FixedBundles, JwtBundleSet, Validator};
 
-use crate::keys::{AUDIENCE, Signer, TRUST_DOMAIN};
-use crate::measure::{Contest, Effort, prepare, quantile, time};
+use crate::inject::stride;
+use crate::keys::{AUDIENCE, Signer, TRUST_DOMAIN, claims};
+use crate::measure::{Contest, Effort, Outcome, Spread, prepare, rotated, time};
+use crate::names::{JSONWEBTOKEN, OURS, RAW, SPIFFE, Who};
 use crate::peers::{
     Jsonwebtoken, Raw, RawToken, our_bundle, our_bundles, spiffe_bundle, spiffe_bundles, validator,
 };
-use crate::report::{Cell, Table};
-use crate::verify::{JSONWEBTOKEN, OURS, SPIFFE};
+use crate::table::{ALLOCATIONS, Better, Cell, OVER_BASE, Of, TIME, Table};
 
 /// The key sets of so many trust domains: the first has the issuer's key as its last one.
 pub fn key_sets(signer: &Signer, trust_domains: usize, keys: usize) -> Vec<(String, String)> {
@@ -34,11 +35,25 @@ pub fn key_sets(signer: &Signer, trust_domains: usize, keys: usize) -> Vec<(Stri
         .collect()
 }
 
+/// A row for each of those who met in one contest, a column for each size: the outcome of a size
+/// is the one whose name ends in it.
+fn by_size(table: &mut Table, outcomes: &[Outcome], sizes: usize, rows: &[(&Who, Who, Of)]) {
+    for (measured, shown, of) in rows {
+        let cells = (0..sizes).map(|at| {
+            let who = measured.with(&format!(" {at}"));
+            of(outcomes.iter().find(|outcome| outcome.who == who)?)
+        });
+        table.row(shown.clone(), cells.collect());
+    }
+}
+
+const ABOVE: &str = ", above the bare check";
+
 /// With more trust domains, and more keys in each.
 pub fn bundles(effort: Effort) -> Table {
     const SIZES: [(usize, usize); 5] = [(1, 1), (1, 10), (200, 1), (200, 10), (2000, 10)];
     let signer = Signer::usual();
-    let tokens = signer.tokens(if effort.quick { 16 } else { 512 });
+    let tokens = signer.tokens(512);
     let raw_tokens: Vec<_> = tokens.iter().map(|token| RawToken::new(token)).collect();
     let raw = Raw::new(&signer);
     let sets: Vec<_> = SIZES
@@ -57,21 +72,24 @@ pub fn bundles(effort: Effort) -> Table {
         })
         .collect();
     let warm: Vec<_> = sets.iter().map(|(ours, _)| validator(ours)).collect();
+    let seen = OURS.with(", token seen before");
+    let new = OURS.with(", never seen").job("new");
 
     // All sizes in the same rounds, so that they can be compared with one another.
     let mut contest = Contest::new(effort)
         .at_most(tokens.len())
-        .each("raw", |n| raw.verify(&raw_tokens[n]));
+        .each(RAW, |n| raw.verify(&raw_tokens[n]));
     for (at, ((ours, theirs), warm)) in sets.iter().zip(&warm).enumerate() {
+        let this = format!(" {at}");
         contest = contest
-            .batch(format!("seen {at}"), |count| {
+            .batch(seen.with(&this), |count| {
                 time(count, |_| warm.validate(&tokens[0]).unwrap())
             })
-            .batch(format!("new {at}"), |count| {
+            .batch(new.with(&this), |count| {
                 let validator = prepare(|| validator(ours));
                 time(count, |n| validator.validate(&tokens[n]).unwrap())
             })
-            .each(format!("spiffe {at}"), |n| {
+            .each(SPIFFE.with(&this), |n| {
                 spiffe::JwtSvid::parse_and_validate(&tokens[n], theirs, &[AUDIENCE]).unwrap()
             });
     }
@@ -82,39 +100,140 @@ pub fn bundles(effort: Effort) -> Table {
         "More trust domains × more keys in each (ES256)",
         &titles.each_ref().map(String::as_str),
     );
-    for (kind, name, above) in [
-        ("seen", format!("{OURS}, token seen before"), false),
-        (
-            "new",
-            format!("{OURS}, never seen, above the bare check"),
-            true,
-        ),
-        ("spiffe", format!("{SPIFFE}, above the bare check"), true),
-    ] {
-        let cells = (0..SIZES.len()).map(|at| {
-            let wanted = format!("{kind} {at}");
-            let (_, outcome) = outcomes.iter().find(|(name, _)| *name == wanted)?;
-            Cell::nanos(if above {
-                outcome.over_first
-            } else {
-                outcome.nanos
-            })
-        });
-        table.row(name, cells.collect());
-    }
+    let rows = [
+        (&seen, seen.clone().job("seen"), TIME),
+        (&new, new.with(ABOVE), OVER_BASE),
+        (&SPIFFE, SPIFFE.with(ABOVE).job("new"), OVER_BASE),
+    ];
+    by_size(&mut table, &outcomes, SIZES.len(), &rows);
     table
 }
 
+/// So many audiences, the one that counts as the last of them.
+fn audiences(count: usize) -> Vec<String> {
+    let others = (1..count).map(|n| format!("spiffe://prod.example/other{n}"));
+    others.chain([AUDIENCE.to_owned()]).collect()
+}
+
+/// With more audiences that a server accepts, and more that a token is for.
+pub fn server_audiences(effort: Effort) -> Table {
+    // Accepted × in the token.
+    const SIZES: [(usize, usize); 5] = [(1, 1), (10, 1), (100, 1), (1, 10), (1, 100)];
+    let signer = Signer::usual();
+    let raw = Raw::new(&signer);
+    let theirs = spiffe_bundles(&signer);
+    struct Size {
+        accepted: Vec<String>,
+        tokens: Vec<String>,
+        raw_tokens: Vec<RawToken>,
+        warm: Validator,
+        jsonwebtoken: Jsonwebtoken,
+    }
+    let validator_of = |accepted: &[String]| {
+        Validator::builder(FixedBundles::new(our_bundles(&signer)))
+            .audiences(accepted)
+            .build()
+            .unwrap()
+    };
+    let sizes = SIZES.map(|(accepted, named)| {
+        let accepted = audiences(accepted);
+        let tokens: Vec<_> = (0..512)
+            .map(|n| {
+                let mut claims = claims(n);
+                claims["aud"] = json!(audiences(named));
+                signer.token(&claims)
+            })
+            .collect();
+        let names: Vec<&str> = accepted.iter().map(String::as_str).collect();
+        Size {
+            raw_tokens: tokens.iter().map(|token| RawToken::new(token)).collect(),
+            warm: validator_of(&accepted),
+            jsonwebtoken: Jsonwebtoken::with_audiences(&signer, &names).unwrap(),
+            accepted,
+            tokens,
+        }
+    });
+    let seen = OURS.with(", token seen before");
+    let new = OURS.with(", never seen").job("new");
+    let mut contest = Contest::new(effort);
+    for (at, size) in sizes.iter().enumerate() {
+        let this = format!(" {at}");
+        let tokens = &size.tokens;
+        // A longer token is a longer text to hash: the bare check has the same one.
+        contest = contest
+            .at_most(tokens.len())
+            .each(RAW.with(&this), |n| raw.verify(&size.raw_tokens[n]))
+            .against_last()
+            .batch(new.with(&this), |count| {
+                let validator = prepare(|| validator_of(&size.accepted));
+                time(count, |n| validator.validate(&tokens[n]).unwrap())
+            })
+            .each(SPIFFE.with(&this), |n| {
+                let accepted = &size.accepted;
+                spiffe::JwtSvid::parse_and_validate(&tokens[n], &theirs, accepted).unwrap()
+            })
+            .each(JSONWEBTOKEN.with(&this), |n| {
+                size.jsonwebtoken.verify(&tokens[n]).unwrap()
+            })
+            .each(seen.with(&this), |_| {
+                size.warm.validate(&tokens[0]).unwrap()
+            });
+    }
+    let outcomes = contest.run();
+    let titles = SIZES.map(|(accepted, named)| format!("{accepted} × {named}"));
+    let mut table = Table::new(
+        "growth-server-audiences",
+        "Audiences that a server accepts × audiences that a token names (ES256)",
+        &titles.each_ref().map(String::as_str),
+    )
+    .note("The one that both have is the last of each.");
+    let rows = [
+        (&seen, seen.clone().job("seen"), TIME),
+        (&new, new.with(ABOVE), OVER_BASE),
+        (&SPIFFE, SPIFFE.with(ABOVE).job("new"), OVER_BASE),
+        (
+            &JSONWEBTOKEN,
+            JSONWEBTOKEN.with(ABOVE).job("new"),
+            OVER_BASE,
+        ),
+        (&new, new.with(", allocations").job("memory"), ALLOCATIONS),
+        (
+            &SPIFFE,
+            SPIFFE.with(", allocations").job("memory"),
+            ALLOCATIONS,
+        ),
+        (
+            &JSONWEBTOKEN,
+            JSONWEBTOKEN.with(", allocations").job("memory"),
+            ALLOCATIONS,
+        ),
+    ];
+    by_size(&mut table, &outcomes, SIZES.len(), &rows);
+    table
+}
+
+/// What the verified cache has unless told otherwise.
+const DEFAULT_BYTES: usize = 8 << 20;
+
 /// With more tokens in use.
 pub fn tokens(effort: Effort) -> Table {
-    const SIZES: [usize; 5] = [1, 50, 1000, 5000, 20_000];
+    // How many, and the bytes that the cache has for them.
+    const SIZES: [(usize, usize); 7] = [
+        (1, DEFAULT_BYTES),
+        (50, DEFAULT_BYTES),
+        (250, DEFAULT_BYTES),
+        (1000, DEFAULT_BYTES),
+        (5000, DEFAULT_BYTES),
+        (20_000, 64 << 20),
+        (20_000, DEFAULT_BYTES),
+    ];
     let signer = Signer::usual();
-    let all = if effort.quick { 100 } else { 20_000 };
+    let all = if effort.quick { 300 } else { 20_000 };
     let tokens = signer.tokens(all);
-    let validators = SIZES.map(|size| {
+    let validators = SIZES.map(|(size, bytes)| {
         let validator = Validator::builder(FixedBundles::new(our_bundles(&signer)))
             .audience(AUDIENCE)
-            .cache_bytes(if size > 5000 { 64 << 20 } else { 8 << 20 })
+            .cache_bytes(bytes)
             .build()
             .unwrap();
         let size = size.min(all);
@@ -123,33 +242,47 @@ pub fn tokens(effort: Effort) -> Table {
         }
         (size, validator)
     });
+    let before: Vec<_> = validators.iter().map(|(_, v)| v.cache_stats()).collect();
     let mut contest = Contest::new(effort);
     for (at, (size, validator)) in validators.iter().enumerate() {
-        let tokens = &tokens[..*size];
-        let mut next = 0;
-        contest = contest.each(SIZES[at].to_string(), move |_| {
-            // A stride that has no divisor with any size in common: no order that a cache likes.
-            next = (next + 7919) % tokens.len();
-            validator.validate(&tokens[next]).unwrap()
+        let mut next = stride(*size);
+        let tokens = &tokens;
+        contest = contest.each(OURS.with(&format!(" {at}")), move |_| {
+            validator.validate(&tokens[next()]).unwrap()
         });
     }
     let outcomes = contest.run();
-    let titles = SIZES.map(|size| size.to_string());
+    let titles = SIZES.map(|(size, bytes)| match bytes {
+        DEFAULT_BYTES => size.to_string(),
+        _ => format!("{size}, cache of 64 MiB"),
+    });
     let mut table = Table::new(
         "growth-tokens",
-        "More tokens in use, each seen before",
+        "More tokens in use, each seen before, each in turn (ES256)",
         &titles.each_ref().map(String::as_str),
     )
     .note(
-        "Up to 5,000 tokens the verified cache has its 8 MiB; for 20,000 it was given 64. The \
-         tokens' own text is read as well, from wherever it lies in memory.",
+        "A thread has room for 256 tokens of its own; what is not among them comes from the cache          that all threads share. The cache has its 8 MiB where nothing else is said, which is room          for about 10,000 such tokens: of more than that, in turn, some are verified anew. The          tokens' own text is read as well, from wherever it lies in memory.",
     );
-    table.row(
-        OURS,
-        outcomes
+    by_size(&mut table, &outcomes, SIZES.len(), &[(&OURS, OURS, TIME)]);
+    let found =
+        validators
             .iter()
-            .map(|(_, outcome)| Cell::nanos(outcome.nanos))
-            .collect(),
+            .zip(before)
+            .zip(SIZES)
+            .map(|(((_, v), before), (size, bytes))| {
+                let after = v.cache_stats();
+                let missed = (after.misses - before.misses) as f64;
+                assert!(
+                    missed == 0.0 || size > 5000 && bytes == DEFAULT_BYTES,
+                    "{size}: {missed} missed"
+                );
+                Cell::ratio(1.0 - missed / (missed + (after.hits - before.hits) as f64))
+            });
+    let found: Vec<_> = found.collect();
+    table.row(
+        OURS.with(", found in the cache, of all").job("found"),
+        found,
     );
     table
 }
@@ -180,19 +313,24 @@ pub fn threads(effort: Effort) -> Table {
     };
     let jsonwebtoken = |n: usize| drop(jsonwebtoken.verify(&tokens[n % 50]).unwrap());
     type Work<'a> = &'a (dyn Fn(usize) + Sync);
-    let entrants: [(String, Work<'_>); 5] = [
-        ("arithmetic alone (the control)".to_owned(), &spin),
-        (format!("{OURS}, one token, seen before"), &hot),
-        (format!("{OURS}, 50 tokens, seen before"), &fifty),
-        (SPIFFE.to_owned(), &spiffe),
-        (JSONWEBTOKEN.to_owned(), &jsonwebtoken),
+    let control = Who::limit("arithmetic alone (the control)");
+    let entrants: [(Who, Work<'_>); 5] = [
+        (control, &spin),
+        (OURS.with(", one token, seen before"), &hot),
+        (OURS.with(", 50 tokens, seen before"), &fifty),
+        (SPIFFE, &spiffe),
+        (JSONWEBTOKEN, &jsonwebtoken),
     ];
     let span = effort.batch * 3;
     let mut rates = vec![[Vec::new(), Vec::new(), Vec::new()]; entrants.len()];
-    for _ in 0..effort.rounds {
-        for (at, (_, work)) in entrants.iter().enumerate() {
-            let one = rate(1, span, *work);
-            let two = rate(2, span, *work);
+    for round in 0..effort.rounds {
+        for at in rotated(entrants.len(), round) {
+            // Now one thread comes first, now two.
+            let mut both = [0.0; 2];
+            for threads in rotated(2, round) {
+                both[threads] = rate(threads + 1, span, entrants[at].1);
+            }
+            let [one, two] = both;
             for (all, value) in rates[at].iter_mut().zip([one, two, two / one]) {
                 all.push(value);
             }
@@ -203,17 +341,20 @@ pub fn threads(effort: Effort) -> Table {
         "Two threads (ES256)",
         &["one thread", "two threads", "ratio"],
     )
+    .better("one thread", Better::More)
+    .better("two threads", Better::More)
+    .better("ratio", Better::More)
     .note(
         "The machine has two cores and other work of its own; the control says how much a second \
          thread can bring at all.",
     );
-    for ((name, _), [one, two, ratio]) in entrants.iter().zip(rates) {
+    for ((who, _), [one, two, ratio]) in entrants.iter().zip(rates) {
         table.row(
-            name,
+            who.clone(),
             vec![
-                Cell::rate(quantile(one, 0.5)),
-                Cell::rate(quantile(two, 0.5)),
-                Cell::ratio(quantile(ratio, 0.5)),
+                Cell::rate(Spread::of(&one)),
+                Cell::rate(Spread::of(&two)),
+                Cell::ratio(Spread::of(&ratio)),
             ],
         );
     }

@@ -9,22 +9,21 @@ use http::header::AUTHORIZATION;
 use http::{Request, Response, StatusCode};
 use tower::{Layer as _, Service, ServiceExt as _};
 use tower_http::validate_request::ValidateRequestHeaderLayer;
+use tower_oauth2_resource_server::error::AuthError;
+use tower_oauth2_resource_server::error_handler::ErrorHandler;
 
 use crate::keys::{AUDIENCE, Signer};
 use crate::measure::{Contest, Effort, Outcome, prepare};
+use crate::names::{
+    HAND_MADE, HAND_MADE_SPIFFE, JWT_AUTHORIZER, NO_LAYER, NO_LAYER_AGAIN, NO_LAYER_AXUM_07,
+    OAUTH2, OURS, STATIC,
+};
 use crate::peers::{
     Bare, Jsonwebtoken, bearer, jwt_authorizer, oauth2_server, our_bundles, our_layer, request,
     spiffe_bundles, validator,
 };
-use crate::report::{Cell, Table};
-use crate::verify::{OURS, refused};
-
-const BARE: &str = "no layer at all";
-const STATIC: &str = "tower-http 0.7 `bearer` [^static]";
-const HAND_MADE: &str = "tower-http 0.7 `custom` + jsonwebtoken 11.1 [^claims]";
-const HAND_MADE_SPIFFE: &str = "tower-http 0.7 `custom` + spiffe 0.19";
-const JWT_AUTHORIZER: &str = "jwt-authorizer 0.15 [^ring]";
-const OAUTH2: &str = "tower-oauth2-resource-server 0.12 [^claims]";
+use crate::table::{ALLOCATIONS, BYTES, OVER_BASE, TIME, Table};
+use crate::verify::refused;
 
 type Axum07Body = axum_07::body::Body;
 
@@ -65,13 +64,13 @@ where
     pass(service, requests, expected)
 }
 
-fn unauthorized() -> Response<String> {
+pub fn unauthorized() -> Response<String> {
     let mut response = Response::new(String::new());
     *response.status_mut() = StatusCode::UNAUTHORIZED;
     response
 }
 
-fn token_of<B>(request: &Request<B>) -> Option<&str> {
+pub fn token_of<B>(request: &Request<B>) -> Option<&str> {
     let value = request.headers().get(AUTHORIZATION)?.to_str().ok()?;
     value.strip_prefix("Bearer ")
 }
@@ -83,7 +82,7 @@ fn contest(
     headers: &[http::HeaderValue],
     fresh: bool,
     expected: StatusCode,
-) -> Vec<(String, Outcome)> {
+) -> Vec<Outcome> {
     let bundles = our_bundles(signer);
     let theirs = spiffe_bundles(signer);
     let kept = validator(&bundles);
@@ -91,7 +90,7 @@ fn contest(
     let string = Bare::<String>::new();
 
     let mut by_hand = ValidateRequestHeaderLayer::custom(move |request: &mut Request<()>| {
-        let claims = token_of(request).and_then(|token| jsonwebtoken.verify(token).ok());
+        let claims = token_of(request).and_then(|token| jsonwebtoken.verify_by_kid(token));
         request
             .extensions_mut()
             .insert(claims.ok_or_else(unauthorized)?);
@@ -116,11 +115,14 @@ fn contest(
         .layer(string.clone());
 
     let mut contest = Contest::new(effort).at_most(if fresh { headers.len() } else { 512 });
-    if expected == StatusCode::OK {
-        let mut bare = string.clone();
-        contest = contest.batch(BARE, move |count| {
-            with_tokens(&mut bare, headers, count, expected)
-        });
+    let good = expected == StatusCode::OK;
+    if good {
+        for who in [NO_LAYER, NO_LAYER_AGAIN] {
+            let mut bare = string.clone();
+            contest = contest.batch(who, move |count| {
+                with_tokens(&mut bare, headers, count, expected)
+            });
+        }
     }
     contest = contest.batch(OURS, move |count| {
         let mut service = prepare(|| {
@@ -134,7 +136,7 @@ fn contest(
         with_tokens(&mut service, headers, count, expected)
     });
     // It knows one token by heart.
-    if !fresh && expected == StatusCode::OK {
+    if !fresh && good {
         let token = headers[0]
             .to_str()
             .unwrap()
@@ -146,87 +148,102 @@ fn contest(
             with_tokens(&mut fixed, headers, count, expected)
         });
     }
-    contest
+    contest = contest
         .batch(HAND_MADE, move |count| {
             with_tokens(&mut by_hand, headers, count, expected)
         })
         .batch(HAND_MADE_SPIFFE, move |count| {
             with_tokens(&mut by_hand_spiffe, headers, count, expected)
         })
-        .batch(JWT_AUTHORIZER, move |count| {
-            with_tokens(&mut authorizer, headers, count, expected)
-        })
         .batch(OAUTH2, move |count| {
             with_tokens(&mut oauth2, headers, count, expected)
+        });
+    // Last, because it has a bare service of its own to be compared with.
+    if good {
+        let mut bare = Bare::<Axum07Body>::new();
+        contest = contest
+            .batch(NO_LAYER_AXUM_07, move |count| {
+                with_tokens(&mut bare, headers, count, expected)
+            })
+            .against_last();
+    }
+    contest
+        .batch(JWT_AUTHORIZER, move |count| {
+            with_tokens(&mut authorizer, headers, count, expected)
         })
         .run()
 }
 
 /// Good tokens: one that comes again and again, and ones that are always new.
-pub fn calls(effort: Effort) -> Table {
+pub fn calls(effort: Effort) -> Vec<Table> {
     let signer = Signer::usual();
-    let tokens = signer.tokens(if effort.quick { 16 } else { 512 });
+    let tokens = signer.tokens(512);
     let headers: Vec<_> = tokens.iter().map(|token| bearer(token)).collect();
-    let repeated = contest(effort, &signer, &headers[..1], false, StatusCode::OK);
-    let fresh = contest(effort, &signer, &headers, true, StatusCode::OK);
-    let mut table = Table::new(
-        "layer",
-        "A request through the layer, the identity left in its extensions (ES256)",
-        &[
-            "token seen before",
-            "above no layer",
-            "allocations",
-            "token never seen",
-            "above no layer ",
-            "allocations ",
-        ],
-    );
-    for name in [
-        BARE,
-        OURS,
-        STATIC,
-        HAND_MADE,
-        HAND_MADE_SPIFFE,
-        JWT_AUTHORIZER,
-        OAUTH2,
-    ] {
-        let cells = [&repeated, &fresh].into_iter().flat_map(|outcomes| {
-            let found = outcomes.iter().find(|(other, _)| other == name);
-            let outcome = found.map(|(_, outcome)| *outcome);
-            [
-                outcome.and_then(|outcome| Cell::nanos(outcome.nanos)),
-                outcome.and_then(|outcome| Cell::nanos(outcome.over_first)),
-                outcome.and_then(|outcome| Cell::count(outcome.allocations)),
-            ]
-        });
-        table.row(name, cells.collect());
+    let outcomes = [
+        contest(effort, &signer, &headers[..1], false, StatusCode::OK),
+        contest(effort, &signer, &headers, true, StatusCode::OK),
+    ];
+    let columns = ["token seen before", "token never seen"];
+    let table = |id, title, of| Table::beside(id, title, &columns, &outcomes, of);
+    vec![
+        table(
+            "layer",
+            "A request through the layer, the identity left in its extensions (ES256)",
+            TIME,
+        ),
+        table(
+            "layer-above",
+            "The same, above the same request through no layer in the same round",
+            OVER_BASE,
+        )
+        .without(&[NO_LAYER, NO_LAYER_AXUM_07]),
+        table("layer-allocations", "The same: allocations", ALLOCATIONS).without(&[NO_LAYER_AGAIN]),
+        table("layer-bytes", "The same: bytes allocated", BYTES).without(&[NO_LAYER_AGAIN]),
+    ]
+}
+
+/// Lets a refusal be told from another one.
+struct Says;
+
+impl ErrorHandler<String> for Says {
+    fn map_error(&self, error: AuthError) -> Response<String> {
+        Response::new(format!("{error:?}"))
     }
-    table
 }
 
 /// Requests that are turned away, the response included.
-pub fn refusals(effort: Effort) -> Table {
+pub fn refusals(effort: Effort) -> Vec<Table> {
     let signer = Signer::usual();
     let cases = refused(&signer);
     let mut titles = vec!["no header"];
     titles.extend(cases.iter().map(|case| case.title));
     let mut headers = vec![Vec::new()];
     headers.extend(cases.iter().map(|case| vec![bearer(&case.token)]));
+
+    let mut oauth2 = oauth2_server(&signer)
+        .unwrap()
+        .into_layer_with_error_handler(Arc::new(Says))
+        .layer(Bare::<String>::new());
+    for (case, headers) in cases.iter().zip(&headers[1..]) {
+        let response = oauth2.call(request(headers.first())).now_or_never();
+        case.expect_jsonwebtoken(response.unwrap().unwrap().body());
+    }
     let outcomes: Vec<_> = headers
         .iter()
         .map(|headers| contest(effort, &signer, headers, false, StatusCode::UNAUTHORIZED))
         .collect();
-    let mut table = Table::new(
-        "layer-refusals",
-        "A request that is turned away, the response included (ES256)",
-        &titles,
-    );
-    for name in [OURS, HAND_MADE, HAND_MADE_SPIFFE, JWT_AUTHORIZER, OAUTH2] {
-        let cells = outcomes.iter().map(|case| {
-            let (_, outcome) = case.iter().find(|(other, _)| other == name)?;
-            Cell::nanos(outcome.nanos)
-        });
-        table.row(name, cells.collect());
-    }
-    table
+    let table = |id, title, of| Table::beside(id, title, &titles, &outcomes, of);
+    vec![
+        table(
+            "layer-refusals",
+            "A request that is turned away, the response included (ES256)",
+            TIME,
+        ),
+        table(
+            "layer-refusals-allocations",
+            "The same: allocations",
+            ALLOCATIONS,
+        ),
+        table("layer-refusals-bytes", "The same: bytes allocated", BYTES),
+    ]
 }

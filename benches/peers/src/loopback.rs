@@ -22,13 +22,14 @@ use tower::{Layer as _, Service};
 use tower_http::validate_request::ValidateRequestHeaderLayer;
 use tower_spiffe::server::{Allow, GrpcPolicy, ValidateJwtSvidLayer};
 
-use crate::keys::{Signer, TRUST_DOMAIN};
-use crate::measure::{Effort, quantile};
+use crate::keys::{AUDIENCE, Signer, TRUST_DOMAIN};
+use crate::layer::token_of;
+use crate::measure::{Effort, Spread, quantile, rotated};
+use crate::names::{HAND_MADE, HAND_MADE_SPIFFE, NO_LAYER, NO_LAYER_AGAIN, OAUTH2, OURS, Who};
 use crate::peers::{
-    Claims, Jsonwebtoken, bearer, oauth2_server, our_bundles, our_layer, validator,
+    Jsonwebtoken, bearer, oauth2_server, our_bundles, our_layer, spiffe_bundles, validator,
 };
-use crate::report::{Cell, Table};
-use crate::verify::OURS;
+use crate::table::{Better, Cell, Table};
 
 /// So many requests are under way at any time.
 const CONCURRENCY: usize = 16;
@@ -205,15 +206,25 @@ impl Entrant {
     }
 }
 
-pub fn run(effort: Effort) -> Vec<Table> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .unwrap();
-    runtime.block_on(async {
+        .unwrap()
+}
+
+pub fn axum(effort: Effort) -> Vec<Table> {
+    runtime().block_on(async {
         vec![
             axum_table(effort, "axum-seen", true).await,
             axum_table(effort, "axum-new", false).await,
+        ]
+    })
+}
+
+pub fn tonic(effort: Effort) -> Vec<Table> {
+    runtime().block_on(async {
+        vec![
             tonic_table(effort, "tonic-seen", true).await,
             tonic_table(effort, "tonic-new", false).await,
         ]
@@ -232,38 +243,60 @@ fn title(server: &str, seen: bool) -> String {
 async fn axum_table(effort: Effort, id: &str, seen: bool) -> Table {
     let signer = Signer::usual();
     let jsonwebtoken = Arc::new(Jsonwebtoken::new(&signer).unwrap());
+    let theirs = Arc::new(spiffe_bundles(&signer));
+    let refuse = || {
+        let mut response = axum::response::Response::new(Body::empty());
+        *response.status_mut() = http::StatusCode::UNAUTHORIZED;
+        response
+    };
     let by_hand = ValidateRequestHeaderLayer::custom(move |request: &mut Request| {
-        let refuse = || {
-            let mut response = axum::response::Response::new(Body::empty());
-            *response.status_mut() = http::StatusCode::UNAUTHORIZED;
-            response
-        };
-        let value = request.headers().get(AUTHORIZATION);
-        let token = value.and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-        let claims: Option<Claims> = token.and_then(|token| jsonwebtoken.verify(token).ok());
+        let claims = token_of(request).and_then(|token| jsonwebtoken.verify_by_kid(token));
         request.extensions_mut().insert(claims.ok_or_else(refuse)?);
+        Ok(())
+    });
+    let by_hand_spiffe = ValidateRequestHeaderLayer::custom(move |request: &mut Request| {
+        let verify = |token| spiffe::JwtSvid::parse_and_validate(token, &*theirs, &[AUDIENCE]).ok();
+        let svid = token_of(request).and_then(verify);
+        request.extensions_mut().insert(svid.ok_or_else(refuse)?);
         Ok(())
     });
     let oauth2 = oauth2_server(&signer).unwrap().into_layer::<Body>();
     let ours = our_layer(validator(&our_bundles(&signer)));
     let entrants = vec![
-        ("no layer at all".to_owned(), Server::axum(router())),
-        (OURS.to_owned(), Server::axum(ours.layer(router()))),
+        (NO_LAYER, Server::axum(router())),
+        (NO_LAYER_AGAIN, Server::axum(router())),
+        (OURS, Server::axum(ours.layer(router()))),
+        (HAND_MADE, Server::axum(by_hand.layer(router()))),
         (
-            "tower-http 0.7 `custom` + jsonwebtoken 11.1 [^claims]".to_owned(),
-            Server::axum(by_hand.layer(router())),
+            HAND_MADE_SPIFFE,
+            Server::axum(by_hand_spiffe.layer(router())),
         ),
-        (
-            "tower-oauth2-resource-server 0.12 [^claims]".to_owned(),
-            Server::axum(oauth2.layer(router())),
-        ),
+        (OAUTH2, Server::axum(oauth2.layer(router()))),
     ];
     let mut connected = Vec::new();
-    for (name, server) in entrants {
-        connected.push((name, Entrant::http(server).await));
+    for (who, server) in entrants {
+        connected.push((who, Entrant::http(server).await));
     }
-    let table = Table::new(id, &title("axum, HTTP/1.1", seen), COLUMNS);
+    let table = table(id, &title("axum, HTTP/1.1", seen));
     compare(effort, table, &signer, seen, connected).await
+}
+
+/// A health service on a server of its own, behind what `with` puts before it.
+macro_rules! tonic_server {
+    ($with:expr) => {{
+        let with = $with;
+        Server::start(async move |listener| {
+            let (_, health) = tonic_health::server::health_reporter();
+            let incoming =
+                tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
+            tonic::transport::Server::builder()
+                .layer(with)
+                .add_service(health)
+                .serve_with_incoming(incoming)
+                .await
+                .unwrap();
+        })
+    }};
 }
 
 async fn tonic_table(effort: Effort, id: &str, seen: bool) -> Table {
@@ -276,50 +309,55 @@ async fn tonic_table(effort: Effort, id: &str, seen: bool) -> Table {
         )
         .build()
         .unwrap();
-    let bare = Server::start(async |listener| {
-        let (_, health) = tonic_health::server::health_reporter();
-        let incoming =
-            tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
-        tonic::transport::Server::builder()
-            .add_service(health)
-            .serve_with_incoming(incoming)
-            .await
-            .unwrap();
+    let jsonwebtoken = Arc::new(Jsonwebtoken::new(&signer).unwrap());
+    type GrpcRequest = http::Request<tonic::body::Body>;
+    let by_hand = ValidateRequestHeaderLayer::custom(move |request: &mut GrpcRequest| {
+        let claims = token_of(request).and_then(|token| jsonwebtoken.verify_by_kid(token));
+        let refuse = || tonic::Status::unauthenticated("").into_http::<tonic::body::Body>();
+        request.extensions_mut().insert(claims.ok_or_else(refuse)?);
+        Ok(())
     });
-    let guarded = Server::start(async |listener| {
-        let (_, health) = tonic_health::server::health_reporter();
-        let incoming =
-            tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
-        tonic::transport::Server::builder()
-            .layer(ValidateJwtSvidLayer::required(validator, policy))
-            .add_service(health)
-            .serve_with_incoming(incoming)
-            .await
-            .unwrap();
-    });
-    let connected = vec![
-        ("no layer at all".to_owned(), Entrant::grpc(bare).await),
-        (OURS.to_owned(), Entrant::grpc(guarded).await),
+    let none = tower::layer::util::Identity::new;
+    let entrants = vec![
+        (NO_LAYER, tonic_server!(none())),
+        (NO_LAYER_AGAIN, tonic_server!(none())),
+        (
+            OURS,
+            tonic_server!(ValidateJwtSvidLayer::required(validator, policy)),
+        ),
+        (HAND_MADE, tonic_server!(by_hand)),
     ];
-    let table = Table::new(id, &title("tonic", seen), COLUMNS);
+    let mut connected = Vec::new();
+    for (who, server) in entrants {
+        connected.push((who, Entrant::grpc(server).await));
+    }
+    let table = table(id, &title("tonic", seen));
     compare(effort, table, &signer, seen, connected).await
 }
 
-const COLUMNS: &[&str] = &[
-    "server's processor time",
-    "above no layer",
-    "requests",
-    "to no layer",
-    "p50",
-    "p99",
-];
+fn table(id: &str, title: &str) -> Table {
+    Table::new(
+        id,
+        title,
+        &[
+            "server's processor time",
+            "above no layer",
+            "requests",
+            "to no layer",
+            "p50",
+            "p99",
+        ],
+    )
+    .better("requests", Better::More)
+    .better("to no layer", Better::More)
+}
 
 async fn compare(
     effort: Effort,
     mut table: Table,
     signer: &Signer,
     seen: bool,
-    mut entrants: Vec<(String, Entrant)>,
+    mut entrants: Vec<(Who, Entrant)>,
 ) -> Table {
     let (count, rounds) = match (effort.quick, seen) {
         (true, _) => (CONCURRENCY * 10, 2),
@@ -330,8 +368,7 @@ async fn compare(
     for round in 0..=rounds {
         let tokens = signer.tokens(if seen { 1 } else { count });
         let headers: Vec<_> = tokens.iter().map(|token| bearer(token)).collect();
-        let order = (0..entrants.len()).map(|place| (place + round) % slices.len());
-        for at in order.collect::<Vec<_>>() {
+        for at in rotated(entrants.len(), round) {
             let slice = entrants[at].1.slice(&headers, count).await;
             // The first round only warms up.
             if round > 0 {
@@ -339,28 +376,23 @@ async fn compare(
             }
         }
     }
-    let median = |values: Vec<f64>| quantile(values, 0.5);
+    let of_rounds = |values: Vec<f64>| Spread::of(&values);
     let against_first = |at: usize, of: fn(&Slice, &Slice) -> f64| {
         let pairs = slices[at].iter().zip(&slices[0]);
-        median(pairs.map(|(slice, first)| of(slice, first)).collect())
+        of_rounds(pairs.map(|(slice, first)| of(slice, first)).collect())
     };
-    for (at, (name, _)) in entrants.iter().enumerate() {
+    for (at, (who, _)) in entrants.iter().enumerate() {
         let own = &slices[at];
-        let latency = |q: f64| {
-            median(
-                own.iter()
-                    .map(|slice| quantile(slice.latencies.clone(), q))
-                    .collect(),
-            )
-        };
+        let each = |of: &dyn Fn(&Slice) -> f64| of_rounds(own.iter().map(of).collect());
+        let latency = |q: f64| each(&|slice| quantile(slice.latencies.clone(), q));
         table.row(
-            name.as_str(),
+            who.clone(),
             vec![
-                Cell::nanos(median(own.iter().map(|slice| slice.processor).collect())),
+                Cell::nanos(each(&|slice| slice.processor)),
                 Cell::nanos(against_first(at, |slice, first| {
                     slice.processor - first.processor
                 })),
-                Cell::rate(median(own.iter().map(|slice| slice.rate).collect())),
+                Cell::rate(each(&|slice| slice.rate)),
                 Cell::ratio(against_first(at, |slice, first| slice.rate / first.rate)),
                 Cell::nanos(latency(0.5)),
                 Cell::nanos(latency(0.99)),

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::names::Who;
+
 /// How much is done: the whole of it, or just enough to see that everything works.
 #[derive(Clone, Copy)]
 pub struct Effort {
@@ -23,24 +25,86 @@ impl Effort {
     };
 }
 
+/// What rounds gave: the median, and what a quarter of them were below and above.
+#[derive(Clone, Copy, Debug)]
+pub struct Spread {
+    pub median: f64,
+    pub quartiles: Option<(f64, f64)>,
+}
+
+impl Spread {
+    pub fn of(values: &[f64]) -> Self {
+        let at = |q| quantile(values.to_vec(), q);
+        Self {
+            median: at(0.5),
+            quartiles: (values.len() > 1).then(|| (at(0.25), at(0.75))),
+        }
+    }
+}
+
+/// A figure that was not measured in rounds.
+impl From<f64> for Spread {
+    fn from(value: f64) -> Self {
+        Self {
+            median: value,
+            quartiles: None,
+        }
+    }
+}
+
 /// Does a thing so many times and says how long that took; what it prepares is not in the time.
 type Batch<'a> = Box<dyn FnMut(usize) -> Duration + 'a>;
 
 /// Those who do the same thing, each in its way.
 pub struct Contest<'a> {
     effort: Effort,
-    entrants: Vec<(String, Batch<'a>)>,
+    entrants: Vec<Entrant<'a>>,
     most: usize,
+    base: usize,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+struct Entrant<'a> {
+    who: Who,
+    work: Batch<'a>,
+    /// It is asked for no more than this at a time, and again until its batch is full.
+    most: usize,
+    /// The entrant that its differences are to.
+    base: usize,
+}
+
+impl Entrant<'_> {
+    fn batch(&mut self, count: usize) -> Duration {
+        let mut time = Duration::ZERO;
+        let mut left = count;
+        while left > 0 {
+            let part = left.min(self.most);
+            time += (self.work)(part);
+            left -= part;
+        }
+        time
+    }
+
+    /// As many as fill a batch's time.
+    fn calibrate(&mut self, batch: Duration) -> usize {
+        let mut count = 1;
+        loop {
+            let time = self.batch(count);
+            if time >= batch {
+                return count;
+            }
+            let scale = batch.as_secs_f64() / time.as_secs_f64().max(1e-9);
+            count = (count as f64 * scale.clamp(1.2, 10.0)) as usize + 1;
+        }
+    }
+}
+
+#[derive(Clone)]
 pub struct Outcome {
-    /// The median round, in nanoseconds for one.
-    pub nanos: f64,
-    /// A quarter of the rounds were faster than the first, a quarter slower than the second.
-    pub quartiles: (f64, f64),
-    /// The median of the differences to the first entrant, each within one round.
-    pub over_first: f64,
+    pub who: Who,
+    /// Nanoseconds for one.
+    pub time: Spread,
+    /// The differences to the base, each within one round.
+    pub over_base: Spread,
     pub allocations: f64,
     pub bytes: f64,
 }
@@ -51,81 +115,79 @@ impl<'a> Contest<'a> {
             effort,
             entrants: Vec::new(),
             most: usize::MAX,
+            base: 0,
         }
     }
 
-    /// No batch is longer than this: where each thing can be done only once.
+    /// Who comes after this is asked for so many at a time: where each thing can be done only
+    /// once, or what it needs takes room.
     pub fn at_most(mut self, most: usize) -> Self {
         self.most = most;
         self
     }
 
+    /// Who comes after this is compared with the one who came last; all before, with the first.
+    pub fn against_last(mut self) -> Self {
+        self.base = self.entrants.len().saturating_sub(1);
+        self
+    }
+
+
     /// An entrant that takes its own time.
-    pub fn batch(
-        mut self,
-        name: impl Into<String>,
-        batch: impl FnMut(usize) -> Duration + 'a,
-    ) -> Self {
-        self.entrants.push((name.into(), Box::new(batch)));
+    pub fn batch(mut self, who: Who, batch: impl FnMut(usize) -> Duration + 'a) -> Self {
+        self.entrants.push(Entrant {
+            who,
+            work: Box::new(batch),
+            most: self.most,
+            base: self.base,
+        });
         self
     }
 
     /// An entrant that does one thing for each number.
-    pub fn each<T>(self, name: impl Into<String>, mut one: impl FnMut(usize) -> T + 'a) -> Self {
-        self.batch(name, move |count| time(count, &mut one))
+    pub fn each<T>(self, who: Who, mut one: impl FnMut(usize) -> T + 'a) -> Self {
+        self.batch(who, move |count| time(count, &mut one))
     }
 
-    pub fn run(self) -> Vec<(String, Outcome)> {
+    pub fn run(self) -> Vec<Outcome> {
         let Self {
             effort,
             mut entrants,
-            most,
+            ..
         } = self;
-        // As many as fill a batch's time.
         let counts: Vec<usize> = entrants
             .iter_mut()
-            .map(|(_, batch)| {
-                let mut count = 1;
-                loop {
-                    let time = batch(count);
-                    if time >= effort.batch || count >= most {
-                        break count.min(most);
-                    }
-                    let scale = effort.batch.as_secs_f64() / time.as_secs_f64().max(1e-9);
-                    count = ((count as f64 * scale.clamp(1.2, 10.0)) as usize + 1).min(most);
-                }
-            })
+            .map(|entrant| entrant.calibrate(effort.batch))
             .collect();
         let mut times = vec![Vec::with_capacity(effort.rounds); entrants.len()];
         for round in 0..effort.rounds {
-            // Another one begins each round.
-            for place in 0..entrants.len() {
-                let at = (place + round) % entrants.len();
-                let time = (entrants[at].1)(counts[at]);
+            for at in rotated(entrants.len(), round) {
+                let time = entrants[at].batch(counts[at]);
                 times[at].push(time.as_nanos() as f64 / counts[at] as f64);
             }
         }
-        let first = times.first().cloned().unwrap_or_default();
-        entrants
-            .iter_mut()
-            .zip(&counts)
-            .zip(times)
-            .map(|(((name, batch), count), times)| {
-                let allocated = allocation_counter::measure(|| {
-                    batch(*count);
-                });
-                let differences = times.iter().zip(&first).map(|(time, first)| time - first);
-                let outcome = Outcome {
-                    over_first: quantile(differences.collect(), 0.5),
-                    quartiles: (quantile(times.clone(), 0.25), quantile(times.clone(), 0.75)),
-                    nanos: quantile(times, 0.5),
-                    allocations: allocated.count_total as f64 / *count as f64,
-                    bytes: allocated.bytes_total as f64 / *count as f64,
-                };
-                (std::mem::take(name), outcome)
-            })
-            .collect()
+        let mut outcomes = Vec::new();
+        for (at, entrant) in entrants.iter_mut().enumerate() {
+            let allocated = allocation_counter::measure(|| {
+                entrant.batch(counts[at]);
+            });
+            let pairs = times[at].iter().zip(&times[entrant.base]);
+            let differences: Vec<f64> = pairs.map(|(time, base)| time - base).collect();
+            outcomes.push(Outcome {
+                who: entrant.who.clone(),
+                time: Spread::of(&times[at]),
+                over_base: Spread::of(&differences),
+                allocations: allocated.count_total as f64 / counts[at] as f64,
+                bytes: allocated.bytes_total as f64 / counts[at] as f64,
+            });
+        }
+        outcomes
     }
+}
+
+/// So many places, another one first in each round.
+pub fn rotated(places: usize, round: usize) -> impl Iterator<Item = usize> {
+    (0..places).map(move |place| (place + round) % places)
 }
 
 /// How long it takes to do this so many times. What it gives is dropped in the time.

@@ -1,5 +1,6 @@
 //! Each library set up as its own documentation advises.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::marker::PhantomData;
@@ -64,24 +65,40 @@ pub fn spiffe_bundles(signer: &Signer) -> spiffe::JwtBundleSet {
 /// A key that is made once, and a validation that is.
 pub struct Jsonwebtoken {
     key: jsonwebtoken::DecodingKey,
+    /// The same, to be found by its ID.
+    keys: HashMap<String, jsonwebtoken::DecodingKey>,
     validation: jsonwebtoken::Validation,
 }
 
 impl Jsonwebtoken {
     /// `None` where it does not know the algorithm.
     pub fn new(signer: &Signer) -> Option<Self> {
+        Self::with_audiences(signer, &[AUDIENCE])
+    }
+
+    pub fn with_audiences(signer: &Signer, audiences: &[&str]) -> Option<Self> {
         let algorithm = signer.algorithm.as_str().parse().ok()?;
         let jwk = serde_json::from_value(signer.jwk()).ok()?;
         let mut validation = jsonwebtoken::Validation::new(algorithm);
-        validation.set_audience(&[AUDIENCE]);
+        validation.set_audience(audiences);
+        let key = jsonwebtoken::DecodingKey::from_jwk(&jwk).ok()?;
         Some(Self {
-            key: jsonwebtoken::DecodingKey::from_jwk(&jwk).ok()?,
+            keys: HashMap::from([(signer.key_id.clone(), key.clone())]),
+            key,
             validation,
         })
     }
 
     pub fn verify(&self, token: &str) -> jsonwebtoken::errors::Result<Claims> {
         jsonwebtoken::decode(token, &self.key, &self.validation).map(|data| data.claims)
+    }
+
+    /// With the key that the token names, as a server does that has more than one.
+    pub fn verify_by_kid(&self, token: &str) -> Option<Claims> {
+        let header = jsonwebtoken::decode_header(token).ok()?;
+        let key = self.keys.get(&header.kid?)?;
+        let data = jsonwebtoken::decode(token, key, &self.validation).ok()?;
+        Some(data.claims)
     }
 }
 

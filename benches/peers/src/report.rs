@@ -1,209 +1,126 @@
-//! What came out: for people as Markdown, for programs as JSON.
+//! What came out of a run, section by section, and what follows from it.
+
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::measure::Outcome;
+use crate::ahead;
+use crate::bars;
+use crate::names::footnotes;
+use crate::run::Run;
+use crate::table::{Cell, Table};
 
 #[derive(Serialize, Deserialize)]
 pub struct Report {
-    pub machine: Vec<(String, String)>,
+    /// Only shows that everything works: its figures mean nothing.
+    pub quick: bool,
+    pub run: Run,
+    pub sections: Vec<Section>,
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct Section {
+    pub name: String,
+    pub seconds: f64,
+    /// The machine's load average when it began.
+    pub load: String,
     pub tables: Vec<Table>,
 }
 
+/// A report as it is written: with what follows from its figures.
+#[derive(Serialize)]
+struct Written<'a> {
+    #[serde(flatten)]
+    report: &'a Report,
+    bars: Vec<bars::Bar>,
+    ahead: Vec<ahead::Ahead>,
+    footnotes: serde_json::Map<String, serde_json::Value>,
+}
+
 impl Report {
-    /// Where the figures are from.
-    pub fn about(&self) -> String {
-        let lines = self.machine.iter();
-        lines
-            .map(|(what, is)| format!("- {what}: {is}\n"))
-            .collect()
-    }
-}
-
-#[derive(Serialize, Deserialize)]
-pub struct Table {
-    pub id: String,
-    pub title: String,
-    pub columns: Vec<String>,
-    pub rows: Vec<Row>,
-    pub notes: Vec<String>,
-}
-
-#[derive(Serialize, Deserialize)]
-pub struct Row {
-    pub name: String,
-    pub cells: Vec<Option<Cell>>,
-}
-
-/// A figure with its unit.
-#[derive(Serialize, Deserialize, Clone, Copy)]
-pub struct Cell {
-    pub value: f64,
-    pub unit: Unit,
-}
-
-#[derive(Serialize, Deserialize, Clone, Copy, PartialEq)]
-#[serde(rename_all = "lowercase")]
-pub enum Unit {
-    Nanos,
-    Count,
-    Bytes,
-    Ratio,
-    Rate,
-}
-
-impl Cell {
-    pub fn nanos(value: f64) -> Option<Self> {
-        Self::of(value, Unit::Nanos)
-    }
-
-    pub fn count(value: f64) -> Option<Self> {
-        Self::of(value, Unit::Count)
-    }
-
-    pub fn bytes(value: f64) -> Option<Self> {
-        Self::of(value, Unit::Bytes)
-    }
-
-    pub fn ratio(value: f64) -> Option<Self> {
-        Self::of(value, Unit::Ratio)
-    }
-
-    pub fn rate(value: f64) -> Option<Self> {
-        Self::of(value, Unit::Rate)
-    }
-
-    fn of(value: f64, unit: Unit) -> Option<Self> {
-        value.is_finite().then_some(Self { value, unit })
-    }
-
-    pub fn text(self) -> String {
-        let value = self.value;
-        match self.unit {
-            Unit::Nanos if value.abs() < 1e3 => format!("{value:.0} ns"),
-            Unit::Nanos if value.abs() < 1e6 => format!("{:.2} µs", value / 1e3),
-            Unit::Nanos if value.abs() < 1e9 => format!("{:.2} ms", value / 1e6),
-            Unit::Nanos => format!("{:.1} s", value / 1e9),
-            Unit::Bytes if value.abs() < 1024.0 * 10.0 => format!("{value:.0} B"),
-            Unit::Bytes if value.abs() < 1024.0 * 1024.0 => format!("{:.0} KiB", value / 1024.0),
-            Unit::Bytes => format!("{:.1} MiB", value / 1024.0 / 1024.0),
-            Unit::Ratio => format!("{value:.2} ×"),
-            Unit::Rate => format!("{value:.0}/s"),
-            Unit::Count if (value - value.round()).abs() < 0.05 => format!("{value:.0}"),
-            Unit::Count => format!("{value:.1}"),
-        }
-    }
-}
-
-impl Table {
-    pub fn new(id: &str, title: &str, columns: &[&str]) -> Self {
+    pub fn new(quick: bool, run: Run) -> Self {
         Self {
-            id: id.to_owned(),
-            title: title.to_owned(),
-            columns: columns.iter().map(|&name| name.to_owned()).collect(),
-            rows: Vec::new(),
-            notes: Vec::new(),
+            quick,
+            run,
+            sections: Vec::new(),
         }
     }
 
-    pub fn row(&mut self, name: impl Into<String>, cells: Vec<Option<Cell>>) {
-        self.rows.push(Row {
-            name: name.into(),
-            cells,
-        });
+    /// What stands in this file, if there is one.
+    pub fn read(path: &Path) -> Option<Self> {
+        let text = std::fs::read_to_string(path).ok()?;
+        let report = serde_json::from_str(&text);
+        Some(report.unwrap_or_else(|error| panic!("{}: {error}", path.display())))
     }
 
-    pub fn note(mut self, note: &str) -> Self {
-        self.notes.push(note.to_owned());
-        self
-    }
-
-    /// Time, spread and allocations of each.
-    pub fn contest(id: &str, title: &str, outcomes: Vec<(String, Outcome)>) -> Self {
-        let columns = [
-            "time",
-            "faster quarter",
-            "slower quarter",
-            "allocations",
-            "allocated",
-        ];
-        let mut table = Self::new(id, title, &columns);
-        for (name, outcome) in outcomes {
-            table.row(
-                name,
-                vec![
-                    Cell::nanos(outcome.nanos),
-                    Cell::nanos(outcome.quartiles.0),
-                    Cell::nanos(outcome.quartiles.1),
-                    Cell::count(outcome.allocations),
-                    Cell::bytes(outcome.bytes),
-                ],
-            );
-        }
-        table
-    }
-
-    pub fn markdown(&self) -> String {
-        let mut text = format!("### {}\n\n|  |", self.title);
-        for column in &self.columns {
-            text.push_str(&format!(" {column} |"));
-        }
-        text.push_str("\n| --- |");
-        text.push_str(&" ---: |".repeat(self.columns.len()));
-        for row in &self.rows {
-            text.push_str(&format!("\n| {} |", row.name));
-            for cell in &row.cells {
-                let cell = cell.map_or_else(|| "–".to_owned(), Cell::text);
-                text.push_str(&format!(" {cell} |"));
-            }
-        }
+    pub fn write(&self, path: &Path) {
+        let footnotes = footnotes(&self.markdown())
+            .map(|(key, text)| (key.to_owned(), text.into()))
+            .collect();
+        let written = Written {
+            report: self,
+            bars: bars::bars(self),
+            ahead: ahead::ahead(self),
+            footnotes,
+        };
+        std::fs::create_dir_all(path.parent().expect("a folder")).unwrap();
+        // Never half a file: the figures of before are worth something.
+        let new = path.with_extension("json.new");
+        let mut text = serde_json::to_string_pretty(&written).unwrap();
         text.push('\n');
-        for note in &self.notes {
-            text.push_str(&format!("\n{note}\n"));
-        }
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(new, path).unwrap();
+    }
+
+    /// In place of what was measured before under that name; in the order of `names`.
+    pub fn put(&mut self, section: Section, names: &[&str]) {
+        self.sections.retain(|other| other.name != section.name);
+        self.sections.push(section);
+        let place = |name: &str| names.iter().position(|other| *other == name);
+        self.sections.sort_by_key(|section| place(&section.name));
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.sections.iter().any(|section| section.name == name)
+    }
+
+    pub fn tables(&self) -> impl Iterator<Item = &Table> {
+        self.sections.iter().flat_map(|section| &section.tables)
+    }
+
+    pub fn table(&self, id: &str) -> Option<&Table> {
+        self.tables().find(|table| table.id == id)
+    }
+
+    /// A figure: of the first row whose name begins so.
+    pub fn cell(&self, table: &str, row: &str, column: &str) -> Option<Cell> {
+        self.table(table)?.cell(row, column)
+    }
+
+    /// Where the figures are from, and with how much else going on.
+    pub fn about(&self) -> String {
+        let mut text = self.run.about();
+        let seconds: f64 = self.sections.iter().map(|section| section.seconds).sum();
+        let loads = self.sections.iter().map(|section| section.load.as_str());
+        let loads: Vec<&str> = loads.collect();
+        text.push_str(&format!(
+            "- measured in: {:.0} minutes; load average when each section began: {}\n",
+            seconds / 60.0,
+            loads.join(", ")
+        ));
         text
     }
-}
 
-/// The machine, as a reader wants to know it.
-pub fn machine() -> Vec<(String, String)> {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let field = |text: &str, name: &str| {
-        let line = text.lines().find(|line| line.starts_with(name));
-        let value = line.and_then(|line| line.split_once(':'));
-        value.map_or_else(String::new, |(_, value)| value.trim().to_owned())
-    };
-    let run = |program: &str, argument: &str| {
-        let output = std::process::Command::new(program).arg(argument).output();
-        output.map_or_else(
-            |_| String::new(),
-            |output| String::from_utf8_lossy(&output.stdout).trim().to_owned(),
-        )
-    };
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let load = || {
-        let text = read("/proc/loadavg");
-        text.split(' ').next().unwrap_or_default().to_owned()
-    };
-    [
-        (
-            "processor",
-            format!(
-                "{}, {cores} cores",
-                field(&read("/proc/cpuinfo"), "model name")
-            ),
-        ),
-        (
-            "system",
-            format!("Linux {}", read("/proc/sys/kernel/osrelease").trim()),
-        ),
-        ("compiler", run("rustc", "--version")),
-        (
-            "processes waiting when it began",
-            format!("{} (load average)", load()),
-        ),
-        ("date", run("date", "-uI")),
-    ]
-    .map(|(what, is)| (what.to_owned(), is))
-    .to_vec()
+    /// All tables.
+    pub fn markdown(&self) -> String {
+        let tables = self.tables().map(Table::markdown);
+        tables.collect::<Vec<_>>().join("\n")
+    }
+
+    /// What the tables' footnotes say.
+    pub fn footnotes(&self) -> String {
+        let text = self.markdown();
+        let notes = footnotes(&text).map(|(key, text)| format!("[^{key}]: {text}\n"));
+        notes.collect::<Vec<_>>().join("\n")
+    }
 }

@@ -2,85 +2,108 @@
 
 use futures_util::FutureExt as _;
 use serde_json::{Value, json};
-use tower_spiffe::{Algorithm, ValidateReason};
+use tower_spiffe::{Algorithm, FixedBundles, ValidateReason, Validator};
 
 use crate::keys::{ALGORITHMS, AUDIENCE, Signer, claims, now};
 use crate::measure::{Contest, Effort, Outcome, prepare, time};
+use crate::names::{JSONWEBTOKEN, JWT_AUTHORIZER, OURS, RAW, RAW_AGAIN, SPIFFE};
 use crate::peers::{
     Jsonwebtoken, Raw, RawToken, jwt_authorizer, our_bundles, spiffe_bundles, validator,
 };
-use crate::report::{Cell, Table};
-
-pub const OURS: &str = "**tower-spiffe**";
-pub const RAW: &str = "aws-lc-rs alone (the limit)";
-pub const SPIFFE: &str = "spiffe 0.19 `parse_and_validate`";
-pub const JSONWEBTOKEN: &str = "jsonwebtoken 11.1, key prebuilt [^claims]";
-pub const JWT_AUTHORIZER: &str = "jwt-authorizer 0.15 [^ring]";
+use crate::table::{ALLOCATIONS, BYTES, OVER_BASE, TIME, Table};
 
 /// So many tokens are new to a validator before it is replaced.
 const TOKENS: usize = 512;
 
 /// Tokens that none of them has seen, for each algorithm.
 pub fn cold(effort: Effort) -> Vec<Table> {
+    fill_first_level();
     let names: Vec<&str> = ALGORITHMS.iter().map(|a| a.as_str()).collect();
-    let mut times = Table::new("cold", "A token never seen before", &names);
-    let mut above = Table::new(
-        "cold-above",
-        "The same, above the bare signature check of the same round",
-        &names,
-    );
-    let mut memory = Table::new(
-        "cold-memory",
-        "The same: allocations by Rust code, and their bytes",
-        &["ES256", "bytes", "RS256", "bytes "],
-    )
-    .note("What aws-lc allocates in C is in no figure of this table.");
-
     let outcomes: Vec<_> = ALGORITHMS
         .iter()
         .map(|&algorithm| cold_of(effort, algorithm))
         .collect();
-    for name in [RAW, OURS, SPIFFE, JSONWEBTOKEN, JWT_AUTHORIZER] {
-        let of = |at: usize| -> Option<Outcome> {
-            let (_, outcome) = outcomes[at].iter().find(|(other, _)| other == name)?;
-            Some(*outcome)
-        };
-        let each = |cell: fn(Outcome) -> Option<Cell>| {
-            (0..ALGORITHMS.len()).map(|at| cell(of(at)?)).collect()
-        };
-        times.row(name, each(|outcome| Cell::nanos(outcome.nanos)));
-        if name != RAW {
-            above.row(name, each(|outcome| Cell::nanos(outcome.over_first)));
-        }
-        let (es256, rs256) = (of(0), of(3));
-        memory.row(
-            name,
-            vec![
-                es256.and_then(|outcome| Cell::count(outcome.allocations)),
-                es256.and_then(|outcome| Cell::bytes(outcome.bytes)),
-                rs256.and_then(|outcome| Cell::count(outcome.allocations)),
-                rs256.and_then(|outcome| Cell::bytes(outcome.bytes)),
-            ],
-        );
-    }
-    vec![times, above, memory]
+    let table = |id, title, of| Table::beside(id, title, &names, &outcomes, of);
+    vec![
+        table("cold", "A token never seen before", TIME),
+        table(
+            "cold-above",
+            "The same, above the bare signature check of the same round",
+            OVER_BASE,
+        )
+        .without(&[RAW]),
+        table(
+            "cold-allocations",
+            "The same: allocations by Rust code",
+            ALLOCATIONS,
+        )
+        .without(&[RAW_AGAIN])
+        .note("What aws-lc allocates in C is in none of these figures."),
+        table(
+            "cold-bytes",
+            "The same: bytes allocated by Rust code",
+            BYTES,
+        )
+        .without(&[RAW_AGAIN]),
+    ]
 }
 
-fn cold_of(effort: Effort, algorithm: Algorithm) -> Vec<(String, Outcome)> {
+/// Has this thread's own level of the verified cache full of tokens that are in use, as in a
+/// server with regular callers: only a token that is seen again pushes one of them out.
+fn fill_first_level() {
+    let signer = Signer::usual();
+    let regulars = validator(&our_bundles(&signer));
+    let tokens = signer.tokens(2048);
+    for token in tokens.iter().chain(&tokens) {
+        regulars.validate(token).unwrap();
+    }
+}
+
+/// One whose cache is full of other tokens: each new one pushes another new one out.
+fn full(signer: &Signer) -> Validator {
+    let validator = Validator::builder(FixedBundles::new(our_bundles(signer)))
+        .audience(AUDIENCE)
+        // Room for about 80 tokens.
+        .cache_bytes(64 << 10)
+        .build()
+        .unwrap();
+    for n in 0..256 {
+        let token = signer.token(&claims(TOKENS + n));
+        validator.validate(&token).unwrap();
+    }
+    assert!(validator.cache_stats().evictions > 0);
+    validator
+}
+
+fn cold_of(effort: Effort, algorithm: Algorithm) -> Vec<Outcome> {
     let signer = Signer::new(algorithm, "C6vs25welZOx6WksNYfbMfiw9l96pMnD");
-    let tokens = signer.tokens(if effort.quick { 16 } else { TOKENS });
+    let tokens = signer.tokens(TOKENS);
     let raw_tokens: Vec<_> = tokens.iter().map(|token| RawToken::new(token)).collect();
     let raw = Raw::new(&signer);
     let bundles = our_bundles(&signer);
     let theirs = spiffe_bundles(&signer);
+    let full = full(&signer);
 
+    let mut next = 0;
     let mut contest = Contest::new(effort)
         .at_most(tokens.len())
         .each(RAW, |n| assert!(raw.verify(&raw_tokens[n])))
+        .each(RAW_AGAIN, |n| assert!(raw.verify(&raw_tokens[n])))
         .batch(OURS, |count| {
             let validator = prepare(|| validator(&bundles));
             let time = time(count, |n| validator.validate(&tokens[n]).unwrap());
             assert_eq!(validator.cache_stats().misses, count as u64);
+            time
+        })
+        .batch(OURS.with(", its cache full"), |count| {
+            let before = full.cache_stats();
+            let time = time(count, |_| {
+                next = (next + 1) % tokens.len();
+                full.validate(&tokens[next]).unwrap()
+            });
+            let after = full.cache_stats();
+            assert_eq!(after.misses - before.misses, count as u64);
+            assert!(after.evictions - before.evictions >= count as u64);
             time
         });
     let spiffe = |n: usize| spiffe::JwtSvid::parse_and_validate(&tokens[n], &theirs, &[AUDIENCE]);
@@ -116,6 +139,7 @@ pub fn repeated(effort: Effort) -> Table {
     let outcomes = Contest::new(effort)
         .each(OURS, |_| validator.validate(token).unwrap())
         .each(RAW, |_| raw.verify(&raw_token))
+        .each(RAW_AGAIN, |_| raw.verify(&raw_token))
         .each(SPIFFE, |_| {
             spiffe::JwtSvid::parse_and_validate(token, &theirs, &[AUDIENCE]).unwrap()
         })
@@ -128,11 +152,12 @@ pub fn repeated(effort: Effort) -> Table {
                 .unwrap()
         })
         .run();
+    assert!(validator.cache_stats().misses <= 1);
     let title = format!(
         "A token seen before (ES256, {} bytes, one thread)",
         token.len()
     );
-    Table::contest("repeated", &title, outcomes)
+    Table::contest("repeated", &title, &outcomes)
 }
 
 /// A token that is refused, and why.
@@ -140,6 +165,9 @@ pub struct Refused {
     pub title: &'static str,
     pub token: String,
     reason: ValidateReason,
+    /// What the others' errors say: `spiffe`, jsonwebtoken and those that stand on it.
+    spiffe: &'static [&'static str],
+    jsonwebtoken: &'static [&'static str],
 }
 
 pub fn refused(signer: &Signer) -> Vec<Refused> {
@@ -152,46 +180,65 @@ pub fn refused(signer: &Signer) -> Vec<Refused> {
     let forger = Signer::usual();
     let good = signer.token(&claims(0));
     let payload = good.split('.').nth(1).unwrap();
-    let refused = |title, token: String, reason| Refused {
-        title,
-        token,
-        reason,
-    };
+    let none = encode(&json!({"alg": "none", "typ": "JWT"}));
     vec![
-        refused(
-            "expired",
-            with("exp", json!(now() - 3600)),
-            ValidateReason::Expired,
-        ),
-        refused(
-            "other audience",
-            with("aud", json!(["spiffe://prod.example/ledger"])),
-            ValidateReason::Audience,
-        ),
-        refused(
-            "unknown key",
-            stranger.token(&claims(0)),
-            ValidateReason::KeyUnknown,
-        ),
-        refused(
-            "wrong signature",
-            forger.token(&claims(0)),
-            ValidateReason::Signature,
-        ),
-        refused(
-            "`alg: none`",
-            format!(
-                "{}.{payload}.",
-                encode(&json!({"alg": "none", "typ": "JWT"}))
-            ),
-            ValidateReason::Malformed,
-        ),
-        refused(
-            "no token at all",
-            "a.b.c".repeat(70),
-            ValidateReason::Malformed,
-        ),
+        Refused {
+            title: "expired",
+            token: with("exp", json!(now() - 3600)),
+            reason: ValidateReason::Expired,
+            spiffe: &["ExpiredSignature"],
+            jsonwebtoken: &["ExpiredSignature"],
+        },
+        Refused {
+            title: "other audience",
+            token: with("aud", json!(["spiffe://prod.example/ledger"])),
+            reason: ValidateReason::Audience,
+            spiffe: &["InvalidAudience"],
+            jsonwebtoken: &["InvalidAudience"],
+        },
+        Refused {
+            title: "unknown key",
+            token: stranger.token(&claims(0)),
+            reason: ValidateReason::KeyUnknown,
+            spiffe: &["AuthorityNotFound"],
+            // Only those that look for a key.
+            jsonwebtoken: &["InvalidKid", "InvalidKeyId"],
+        },
+        Refused {
+            title: "wrong signature",
+            token: forger.token(&claims(0)),
+            reason: ValidateReason::Signature,
+            spiffe: &["InvalidSignature"],
+            jsonwebtoken: &["InvalidSignature"],
+        },
+        Refused {
+            title: "`alg: none`",
+            token: format!("{none}.{payload}."),
+            reason: ValidateReason::Malformed,
+            spiffe: &[""],
+            jsonwebtoken: &[""],
+        },
+        Refused {
+            title: "no token at all",
+            token: "a.b.c".repeat(70),
+            reason: ValidateReason::Malformed,
+            spiffe: &[""],
+            jsonwebtoken: &[""],
+        },
     ]
+}
+
+impl Refused {
+    /// It is refused for what it is here for, and for nothing that happens to be wrong as well.
+    fn expect(&self, said: &[&str], error: &dyn std::fmt::Debug) {
+        let error = format!("{error:?}");
+        let expected = said.iter().any(|said| error.contains(said));
+        assert!(expected, "{}: {error}", self.title);
+    }
+
+    pub fn expect_jsonwebtoken(&self, error: &dyn std::fmt::Debug) {
+        self.expect(self.jsonwebtoken, error);
+    }
 }
 
 fn encode(value: &Value) -> String {
@@ -209,48 +256,47 @@ pub fn refusals(effort: Effort) -> Vec<Table> {
 
     let cases = refused(&signer);
     let titles: Vec<&str> = cases.iter().map(|case| case.title).collect();
-    let mut times = Table::new("refusals", "A token that is refused (ES256)", &titles);
-    let mut allocations = Table::new(
-        "refusals-memory",
-        "The same: allocations by Rust code",
-        &titles,
-    );
     let outcomes: Vec<_> = cases
         .iter()
         .map(|case| {
             let token = &case.token;
-            assert_eq!(
-                validator.validate(token).unwrap_err().reason(),
-                case.reason,
-                "{}",
-                case.title
-            );
-            let mut contest = Contest::new(effort)
-                .each(OURS, |_| validator.validate(token).unwrap_err())
-                .each(SPIFFE, |_| {
-                    spiffe::JwtSvid::parse_and_validate(token, &theirs, &[AUDIENCE]).unwrap_err()
-                });
+            let ours = || validator.validate(token).unwrap_err();
+            let spiffe =
+                || spiffe::JwtSvid::parse_and_validate(token, &theirs, &[AUDIENCE]).unwrap_err();
+            let by_hand = || jsonwebtoken.verify(token).unwrap_err();
+            let authorizer = || {
+                let verdict = authorizer.check_auth(token).now_or_never();
+                verdict.unwrap().err().unwrap()
+            };
             // It looks for no key: it was given one.
-            if case.reason != ValidateReason::KeyUnknown {
-                contest = contest.each(JSONWEBTOKEN, |_| jsonwebtoken.verify(token).unwrap_err());
+            let looks_for_key = case.reason == ValidateReason::KeyUnknown;
+            assert_eq!(ours().reason(), case.reason, "{}", case.title);
+            case.expect(case.spiffe, &spiffe());
+            case.expect_jsonwebtoken(&authorizer());
+            if !looks_for_key {
+                case.expect_jsonwebtoken(&by_hand());
             }
-            contest
-                .each(JWT_AUTHORIZER, |_| {
-                    let verdict = authorizer.check_auth(token).now_or_never();
-                    verdict.unwrap().err().unwrap()
-                })
-                .run()
+            let mut contest = Contest::new(effort)
+                .each(OURS, |_| ours())
+                .each(SPIFFE, |_| spiffe());
+            if !looks_for_key {
+                contest = contest.each(JSONWEBTOKEN, |_| by_hand());
+            }
+            contest.each(JWT_AUTHORIZER, |_| authorizer()).run()
         })
         .collect();
-    for name in [OURS, SPIFFE, JSONWEBTOKEN, JWT_AUTHORIZER] {
-        let row = |cell: fn(Outcome) -> Option<Cell>| {
-            outcomes
-                .iter()
-                .map(|case| cell(case.iter().find(|(other, _)| other == name)?.1))
-                .collect()
-        };
-        times.row(name, row(|outcome| Cell::nanos(outcome.nanos)));
-        allocations.row(name, row(|outcome| Cell::count(outcome.allocations)));
-    }
-    vec![times, allocations]
+    let table = |id, title, of| Table::beside(id, title, &titles, &outcomes, of);
+    vec![
+        table("refusals", "A token that is refused (ES256)", TIME),
+        table(
+            "refusals-allocations",
+            "The same: allocations by Rust code",
+            ALLOCATIONS,
+        ),
+        table(
+            "refusals-bytes",
+            "The same: bytes allocated by Rust code",
+            BYTES,
+        ),
+    ]
 }
