@@ -110,8 +110,12 @@ fn is_tchar(byte: u8) -> bool {
 /// `token68` of RFC 9110 section 11.2, the same as `b64token` of RFC 6750 section 2.1.
 pub(crate) fn is_token68(token: &str) -> bool {
     let body = token.trim_end_matches('=');
-    let legal = |b: u8| b.is_ascii_alphanumeric() || b"-._~+/".contains(&b);
-    !body.is_empty() && body.bytes().all(legal)
+    let legal = |b: u8| {
+        b.is_ascii_alphanumeric() | matches!(b, b'-'..=b'/') | matches!(b, b'_' | b'~' | b'+')
+    };
+    // To the end, and without a branch for each byte: many at a time, since each refused token is
+    // looked at whole. How long it can be is bounded.
+    !body.is_empty() && body.bytes().fold(true, |all, b| all & legal(b))
 }
 
 /// Tells whoever prints headers to leave the first line out: where all is well there is one.
@@ -147,6 +151,21 @@ mod tests {
     use super::*;
 
     const MAX: usize = 8192;
+
+    #[test]
+    fn token68_is_what_rfc_9110_section_11_2_says_byte_for_byte() {
+        let legal = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~+/";
+        for byte in (0..=127).filter(|byte| *byte != b'=') {
+            for at in [0, 1, 40, 64] {
+                let mut token = [b'a'; 65];
+                token[at] = byte;
+                let token = std::str::from_utf8(&token).unwrap();
+                assert_eq!(is_token68(token), legal.contains(&byte), "{token:?}");
+            }
+        }
+        assert!(is_token68("a==") && !is_token68("a=a") && !is_token68("=") && !is_token68(""));
+        assert!(!is_token68("caf\u{e9}"));
+    }
 
     fn of<'a>(headers: &'a HeaderMap, values: &[&[u8]]) -> Credential<'a> {
         assert_eq!(headers.get_all(AUTHORIZATION).iter().count(), values.len());

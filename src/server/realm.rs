@@ -42,15 +42,26 @@ impl Realm {
 
     /// The challenge, with an error code and its description where there are some.
     pub(crate) fn challenge(&self, error: Option<&str>, description: Option<&str>) -> HeaderValue {
-        let mut text = format!("Bearer realm=\"{}\"", self.0.as_deref().unwrap_or(DEFAULT));
-        for (name, value) in [("error", error), ("error_description", description)] {
-            if let Some(value) = value {
-                text.push_str(", ");
-                text.push_str(name);
-                text.push_str("=\"");
-                text.push_str(value);
-                text.push('"');
-            }
+        let named = [
+            (
+                Some(self.0.as_deref().unwrap_or(DEFAULT)),
+                "Bearer realm=\"",
+            ),
+            (error, ", error=\""),
+            (description, ", error_description=\""),
+        ];
+        let named = named
+            .iter()
+            .filter_map(|(value, before)| Some(((*value)?, *before)));
+        // One allocation of the very length: a flood of refusals pays for each one.
+        let len = named
+            .clone()
+            .map(|(value, before)| before.len() + value.len() + 1);
+        let mut text = String::with_capacity(len.sum());
+        for (value, before) in named {
+            text.push_str(before);
+            text.push_str(value);
+            text.push('"');
         }
         // Cannot fail: the realm was checked, and all else is fixed text.
         HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("Bearer realm=\"spiffe\""))
