@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::hint::black_box;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use futures_util::FutureExt as _;
@@ -13,14 +14,16 @@ use serde_json::Value;
 use tower_layer::Layer as _;
 use tower_service::Service;
 use tower_spiffe::client::{AddJwtSvidLayer, Audience};
-use tower_spiffe::server::{Allow, ValidateJwtSvidLayer};
+use tower_spiffe::server::{Allow, AllowCallersLayer, GrpcPolicy, ValidateJwtSvidLayer};
 use tower_spiffe::{
-    Clock, FetchSvid, FetchSvidFuture, FixedBundles, JwtBundle, JwtBundleSet, JwtSvid, SvidCache,
-    SvidRequest, TrustDomain, UnixTime, Validator,
+    BundleAnswer, BundleSource, CannotJudge, Clock, FetchSvid, FetchSvidFuture, FixedBundles,
+    JwtBundle, JwtBundleSet, JwtSvid, SvidCache, SvidRequest, TrustDomain, UnixTime, Validator,
 };
 
 pub const NAMES: &[&str] = &[
     "validate-seen",
+    "validate-seen-by-another-thread",
+    "validate-seen-before-an-update",
     "validate-new-es256",
     "validate-new-es384",
     "validate-new-rs256",
@@ -30,9 +33,12 @@ pub const NAMES: &[&str] = &[
     "refuse-key-unknown",
     "refuse-signature",
     "layer-seen",
+    "layer-seen-grpc",
+    "layer-seen-allow-callers",
     "layer-no-header",
     "layer-expired",
     "inject-fixed",
+    "inject-map",
     "inject-pinned",
     "bundle-read",
 ];
@@ -69,14 +75,44 @@ pub fn run(name: &str) {
     warm.validate(&good).expect("a good token");
     match name {
         "validate-seen" => take(|| (), |()| warm.validate(black_box(&good)).unwrap()),
+        "validate-seen-by-another-thread" => take(
+            || {
+                // This thread has nothing of it yet: what all threads share answers.
+                let validator = validator();
+                std::thread::scope(|scope| {
+                    scope.spawn(|| validator.validate(&good).expect("a good token"));
+                });
+                validator
+            },
+            |validator| validator.validate(black_box(&good)).unwrap(),
+        ),
+        "validate-seen-before-an-update" => take(
+            || {
+                let source = Arc::new(Moving::new(vectors.bundles()));
+                let validator = vectors.validator_of(source.clone());
+                validator.validate(&good).expect("a good token");
+                // The same keys, in a newer set.
+                source.revision.fetch_add(1, Ordering::Release);
+                validator
+            },
+            |validator| validator.validate(black_box(&good)).unwrap(),
+        ),
         "refuse-expired" => refuse(&vectors, "time-exp-year-ago"),
         "refuse-audience" => refuse(&vectors, "aud-other"),
         "refuse-key-unknown" => refuse(&vectors, "kid-unknown"),
         "refuse-signature" => refuse(&vectors, "sig-flipped-bit"),
         "layer-seen" => layer(&vectors, Some(&good), 200),
+        "layer-seen-grpc" => layer_grpc(&vectors, &good),
+        "layer-seen-allow-callers" => {
+            let policy = Allow::trust_domain("td.test").unwrap();
+            let inner = AllowCallersLayer::new(policy.clone()).layer(Bare);
+            let layer = ValidateJwtSvidLayer::required(vectors.validator(), policy);
+            let header = bearer(&good);
+            pass(layer.layer(inner), || request(Some(&header)), 200);
+        }
         "layer-no-header" => layer(&vectors, None, 401),
         "layer-expired" => layer(&vectors, Some(&vectors.token("time-exp-year-ago")), 401),
-        "inject-fixed" | "inject-pinned" => inject(name, good),
+        "inject-fixed" | "inject-map" | "inject-pinned" => inject(name, good),
         "bundle-read" => {
             let jwks = vectors.0["bundles"]["main"]["td.test"].to_string();
             take(|| (), |()| bundle("td.test", black_box(&jwks)));
@@ -106,10 +142,36 @@ fn refuse(vectors: &Vectors, case: &str) {
 
 fn layer(vectors: &Vectors, token: Option<&str>, status: u16) {
     let policy = Allow::trust_domain("td.test").unwrap();
-    let mut service = ValidateJwtSvidLayer::required(vectors.validator(), policy).layer(Bare);
+    let service = ValidateJwtSvidLayer::required(vectors.validator(), policy).layer(Bare);
     let header = token.map(bearer);
+    pass(service, || request(header.as_ref()), status);
+}
+
+fn layer_grpc(vectors: &Vectors, token: &str) {
+    let callers = Allow::trust_domain("td.test").unwrap();
+    let policy = GrpcPolicy::deny_by_default()
+        .method("/test.Reports/Get", callers)
+        .build()
+        .unwrap();
+    let service = ValidateJwtSvidLayer::required(vectors.validator(), policy).layer(Bare);
+    let header = bearer(token);
+    let call = || {
+        Request::post("https://reports/test.Reports/Get")
+            .version(http::Version::HTTP_2)
+            .header("content-type", "application/grpc")
+            .header(AUTHORIZATION, &header)
+            .body(())
+            .unwrap()
+    };
+    pass(service, call, 200);
+}
+
+fn pass<S>(mut service: S, request: impl Fn() -> Request<()>, status: u16)
+where
+    S: Service<Request<()>, Response = Response<()>, Error = Infallible>,
+{
     take(
-        || Some(request(header.as_ref())),
+        || Some(request()),
         |request| {
             let response = service.call(request.take().expect("once")).now_or_never();
             let Ok(response) = response.expect("it waits for nothing");
@@ -133,9 +195,14 @@ fn inject(name: &str, token: String) {
     if name == "inject-pinned" {
         return take(|| (), |()| pinned.try_header().expect("a token"));
     }
-    let audience = Audience::fixed("reports")
-        .for_origin("https://reports")
-        .unwrap();
+    let audience = if name == "inject-map" {
+        let others = (0..15).map(|n| (format!("https://other{n}"), format!("other{n}")));
+        let all = others.chain([("https://reports".to_owned(), "reports".to_owned())]);
+        Audience::map(all).unwrap()
+    } else {
+        let fixed = Audience::fixed("reports");
+        fixed.for_origin("https://reports").unwrap()
+    };
     let mut service = AddJwtSvidLayer::new(cache, audience).layer(Bare);
     take(
         || Some(request(None)),
@@ -161,10 +228,17 @@ impl Vectors {
         case.unwrap()["token"].as_str().unwrap().to_owned()
     }
 
-    fn validator(&self) -> Validator {
+    fn bundles(&self) -> JwtBundleSet {
         let jwks = self.0["bundles"]["main"]["td.test"].to_string();
-        let bundles = JwtBundleSet::from_iter([bundle("td.test", &jwks)]);
-        Validator::builder(FixedBundles::new(bundles))
+        JwtBundleSet::from_iter([bundle("td.test", &jwks)])
+    }
+
+    fn validator(&self) -> Validator {
+        self.validator_of(FixedBundles::new(self.bundles()))
+    }
+
+    fn validator_of(&self, source: impl BundleSource) -> Validator {
+        Validator::builder(source)
             .audience("reports")
             .clock(Arc::new(Stopped))
             .build()
@@ -174,6 +248,31 @@ impl Vectors {
 
 fn bundle(trust_domain: &str, jwks: &str) -> JwtBundle {
     JwtBundle::from_jwks(TrustDomain::parse(trust_domain).unwrap(), jwks.as_bytes()).unwrap()
+}
+
+/// Bundles that stay what they are, in sets that get newer.
+struct Moving {
+    bundles: FixedBundles,
+    revision: AtomicU64,
+}
+
+impl Moving {
+    fn new(bundles: JwtBundleSet) -> Self {
+        Self {
+            bundles: FixedBundles::new(bundles),
+            revision: AtomicU64::new(1),
+        }
+    }
+}
+
+impl BundleSource for Moving {
+    fn revision(&self) -> Result<u64, CannotJudge> {
+        Ok(self.revision.load(Ordering::Acquire))
+    }
+
+    fn bundle(&self, trust_domain: &str) -> BundleAnswer {
+        self.bundles.bundle(trust_domain)
+    }
 }
 
 /// Stands at the vectors' time.
