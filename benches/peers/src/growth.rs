@@ -118,7 +118,7 @@ fn audiences(count: usize) -> Vec<String> {
 /// With more audiences that a server accepts, and more that a token is for.
 pub fn server_audiences(effort: Effort) -> Table {
     // Accepted × in the token.
-    const SIZES: [(usize, usize); 5] = [(1, 1), (10, 1), (100, 1), (1, 10), (1, 100)];
+    const SIZES: [(usize, usize); 5] = [(1, 1), (10, 1), (100, 1), (1, 10), (1, 30)];
     let signer = Signer::usual();
     let raw = Raw::new(&signer);
     let theirs = spiffe_bundles(&signer);
@@ -186,7 +186,7 @@ pub fn server_audiences(effort: Effort) -> Table {
         "Audiences that a server accepts × audiences that a token names (ES256)",
         &titles.each_ref().map(String::as_str),
     )
-    .note("The one that both have is the last of each.");
+    .note("The one that both have is the last of each. `spiffe` takes no token with more than 32.");
     let rows = [
         (&seen, seen.clone().job("seen"), TIME),
         (&new, new.with(ABOVE), OVER_BASE),
@@ -262,7 +262,10 @@ pub fn tokens(effort: Effort) -> Table {
         &titles.each_ref().map(String::as_str),
     )
     .note(
-        "A thread has room for 256 tokens of its own; what is not among them comes from the cache          that all threads share. The cache has its 8 MiB where nothing else is said, which is room          for about 10,000 such tokens: of more than that, in turn, some are verified anew. The          tokens' own text is read as well, from wherever it lies in memory.",
+        "A thread has room for 256 tokens of its own; what is not among them comes from the cache \
+         that all threads share. The cache has its 8 MiB where nothing else is said, which is room \
+         for about 10,000 such tokens: of more than that, each in turn, some are verified anew. The \
+         tokens' own text is read as well, from wherever it lies in memory.",
     );
     by_size(&mut table, &outcomes, SIZES.len(), &[(&OURS, OURS, TIME)]);
     let found =
@@ -277,13 +280,10 @@ pub fn tokens(effort: Effort) -> Table {
                     missed == 0.0 || size > 5000 && bytes == DEFAULT_BYTES,
                     "{size}: {missed} missed"
                 );
-                Cell::ratio(1.0 - missed / (missed + (after.hits - before.hits) as f64))
+                Cell::share(1.0 - missed / (missed + (after.hits - before.hits) as f64))
             });
     let found: Vec<_> = found.collect();
-    table.row(
-        OURS.with(", found in the cache, of all").job("found"),
-        found,
-    );
+    table.row(OURS.with(", found in the cache").job("found"), found);
     table
 }
 

@@ -74,7 +74,7 @@ pub const SIZES: [usize; 3] = [1, 200, 2000];
 
 /// From nothing to bundles that tokens can be verified with.
 pub fn start(effort: Effort) -> Table {
-    let titles = SIZES.map(|size| format!("{size} trust domains"));
+    let titles = SIZES.map(|size| format!("trust domains: {size}"));
     let mut table = Table::new(
         "start",
         "From no source to one that is ready, over a Unix socket",

@@ -132,7 +132,6 @@ impl<'a> Contest<'a> {
         self
     }
 
-
     /// An entrant that takes its own time.
     pub fn batch(mut self, who: Who, batch: impl FnMut(usize) -> Duration + 'a) -> Self {
         self.entrants.push(Entrant {

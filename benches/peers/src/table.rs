@@ -54,6 +54,7 @@ pub enum Unit {
     Count,
     Bytes,
     Ratio,
+    Share,
     Rate,
 }
 
@@ -72,6 +73,10 @@ impl Cell {
 
     pub fn ratio(value: impl Into<Spread>) -> Option<Self> {
         Self::of(value, Unit::Ratio)
+    }
+
+    pub fn share(value: impl Into<Spread>) -> Option<Self> {
+        Self::of(value, Unit::Share)
     }
 
     pub fn rate(value: impl Into<Spread>) -> Option<Self> {
@@ -108,6 +113,7 @@ impl Unit {
             Self::Bytes if value.abs() < 1024.0 * 1024.0 => format!("{:.0} KiB", value / 1024.0),
             Self::Bytes => format!("{:.1} MiB", value / 1024.0 / 1024.0),
             Self::Ratio => format!("{value:.2} ×"),
+            Self::Share => format!("{:.1} %", value * 100.0),
             Self::Rate => format!("{value:.0}/s"),
             Self::Count if (value - value.round()).abs() < 0.05 => format!("{value:.0}"),
             Self::Count => format!("{value:.1}"),

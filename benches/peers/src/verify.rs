@@ -250,6 +250,11 @@ fn encode(value: &Value) -> String {
 pub fn refusals(effort: Effort) -> Vec<Table> {
     let signer = Signer::usual();
     let validator = validator(&our_bundles(&signer));
+    let uncached = Validator::builder(FixedBundles::new(our_bundles(&signer)))
+        .audience(AUDIENCE)
+        .no_cache()
+        .build()
+        .unwrap();
     let theirs = spiffe_bundles(&signer);
     let jsonwebtoken = Jsonwebtoken::new(&signer).unwrap();
     let authorizer = jwt_authorizer(&signer).unwrap();
@@ -278,6 +283,9 @@ pub fn refusals(effort: Effort) -> Vec<Table> {
             }
             let mut contest = Contest::new(effort)
                 .each(OURS, |_| ours())
+                .each(OURS.with(", without its cache").job("uncached"), |_| {
+                    uncached.validate(token).unwrap_err()
+                })
                 .each(SPIFFE, |_| spiffe());
             if !looks_for_key {
                 contest = contest.each(JSONWEBTOKEN, |_| by_hand());
