@@ -1,4 +1,5 @@
-//! How often verification allocates, counted: what no clock can tell on a busy machine.
+//! How often verification and our own tokens allocate, counted: what no clock can tell on a busy
+//! machine.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -14,6 +15,9 @@ use tower_spiffe::{Algorithm, ValidateReason, Validator};
 #[allow(dead_code, reason = "shared")]
 #[path = "verification/signer.rs"]
 mod signer;
+
+#[path = "allocations/client.rs"]
+mod client;
 
 use signer::{AUDIENCE, SUBJECT, Signer, bundle};
 

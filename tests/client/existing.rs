@@ -3,7 +3,9 @@
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use tonic::service::Interceptor;
 use tonic::{Code, Request};
-use tower_spiffe::client::{Audience, JwtSvidInterceptor, JwtSvidMiddleware, OnExisting, Plaintext};
+use tower_spiffe::client::{
+    Audience, JwtSvidInterceptor, JwtSvidMiddleware, OnExisting, Plaintext,
+};
 use tower_spiffe::{TokenError, TokenErrorReason};
 
 use crate::net::Host;

@@ -1,0 +1,183 @@
+//! What a token costs on its way out.
+
+use std::convert::Infallible;
+use std::future::{Ready, ready};
+use std::task::{Context, Poll, Waker};
+
+use allocation_counter::measure;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::header::{AUTHORIZATION, HeaderValue};
+use http::{Request, Response};
+use serde_json::json;
+use tokio::runtime::Runtime;
+use tower::Service;
+use tower_spiffe::client::{AddJwtSvid, Audience};
+use tower_spiffe::svid::{FetchSvid, FetchSvidFuture};
+use tower_spiffe::{Clock, JwtSvid, SvidCache, SvidRequest, SystemClock};
+
+const MANY: usize = 10_000;
+
+/// An issuer of tokens that live for a day, as long as those of SPIRE are.
+struct Desk;
+
+impl FetchSvid for Desk {
+    fn fetch_svid(&self, request: &SvidRequest) -> FetchSvidFuture {
+        let now = SystemClock::shared().now().secs();
+        let header =
+            json!({"alg": "ES256", "kid": "k2Zz0a9vQ1sT7uB3xY5wD8eF6gH4iJ0k", "typ": "JWT"});
+        let claims = json!({
+            "sub": "spiffe://example.org/ns/default/sa/web", "aud": request.audiences(),
+            "iat": now, "exp": now + 86_400, "jti": "5b1dbb7a-8a37-4a3e-9b53-1f4a7f0a2c11",
+        });
+        let part = |text: String| URL_SAFE_NO_PAD.encode(text);
+        let signature = part("s".repeat(64));
+        let token = [
+            part(header.to_string()),
+            part(claims.to_string()),
+            signature,
+        ]
+        .join(".");
+        let svid = JwtSvid::parse_unverified(&token, "").unwrap();
+        Box::pin(async move { Ok(svid) })
+    }
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+fn cache() -> SvidCache {
+    let builder = SvidCache::builder(Desk).max_entries(2 * MANY);
+    builder.rate(1_000_000).build()
+}
+
+fn audience(n: usize) -> String {
+    format!("spiffe://example.org/ns/default/sa/service-{n:05}")
+}
+
+fn request(n: usize) -> SvidRequest {
+    SvidRequest::new([audience(n)]).unwrap()
+}
+
+fn origin(n: usize) -> String {
+    format!("https://service-{n:05}.example.org:8443")
+}
+
+/// Gives the request back.
+#[derive(Clone)]
+struct Inner;
+
+impl Service<Request<()>> for Inner {
+    type Response = Response<Request<()>>;
+    type Error = Infallible;
+    type Future = Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<()>) -> Self::Future {
+        ready(Ok(Response::new(request)))
+    }
+}
+
+/// Polls what is ready.
+fn now<F: Future>(future: F) -> F::Output {
+    let mut future = std::pin::pin!(future);
+    match future
+        .as_mut()
+        .poll(&mut Context::from_waker(Waker::noop()))
+    {
+        Poll::Ready(output) => output,
+        Poll::Pending => unreachable!("a hit is ready"),
+    }
+}
+
+/// A request to this URI, with a header already, so that the map has its memory.
+fn outgoing(uri: String) -> Request<()> {
+    let mut request = Request::get(uri).body(()).unwrap();
+    let any = HeaderValue::from_static("*/*");
+    request.headers_mut().insert("accept", any);
+    request
+}
+
+/// Requests to these places, one after the other, each once before and many times counted.
+fn calls_through_the_layer(audience: Audience, places: usize) -> u64 {
+    let cache = cache();
+    let mut client = AddJwtSvid::new(Inner, cache.clone(), audience);
+    let mut requests: Vec<_> = (0..places).map(|n| outgoing(origin(n) + "/x")).collect();
+    runtime().block_on(async {
+        for request in &requests {
+            client.call(request.clone()).await.unwrap();
+        }
+    });
+    let mut lap = |requests: &mut Vec<Request<()>>| {
+        for request in requests {
+            let sent = client.call(std::mem::take(request));
+            *request = now(sent).unwrap().into_body();
+            assert!(request.headers_mut().remove(AUTHORIZATION).is_some());
+        }
+    };
+    // A thread's own copy of a token that it sends often is made at the eighth time.
+    for _ in 0..20 {
+        lap(&mut requests);
+    }
+    let before = cache.stats();
+    let count = measure(|| {
+        for _ in 0..3 {
+            lap(&mut requests);
+        }
+    });
+    let after = cache.stats();
+    assert_eq!(after.hits - before.hits, 3 * places as u64);
+    assert_eq!(after.fetches, places as u64);
+    count.count_total
+}
+
+#[test]
+fn a_hit_through_the_layer_costs_no_allocation() {
+    let fixed = Audience::fixed(audience(0)).for_origin(&origin(0)).unwrap();
+    assert_eq!(calls_through_the_layer(fixed, 1), 0);
+
+    let map = Audience::map((0..MANY).map(|n| (origin(n), audience(n)))).unwrap();
+    assert_eq!(calls_through_the_layer(map, MANY), 0);
+
+    let rule = Audience::from_origin(
+        |origin| format!("spiffe://{}", origin.host()),
+        ["https://*.example.org:8443"],
+    );
+    assert_eq!(calls_through_the_layer(rule.unwrap(), MANY), 0);
+}
+
+#[test]
+fn a_hit_in_the_cache_costs_no_allocation() {
+    let cache = cache();
+    let requests: Vec<_> = (0..MANY).map(request).collect();
+    let pinned = cache.pin(request(7));
+    runtime().block_on(async {
+        for request in &requests {
+            cache.header(request).await.unwrap();
+        }
+    });
+    let lap = || {
+        for request in &requests {
+            assert!(cache.try_header(request).is_some());
+            assert!(now(cache.header(request)).is_ok());
+        }
+    };
+    let hot = || {
+        for _ in 0..1000 {
+            assert!(pinned.try_header().is_some());
+            assert!(cache.try_header(&requests[7]).is_some());
+        }
+    };
+    lap();
+    assert_eq!(measure(lap).count_total, 0, "among {MANY}");
+    hot();
+    assert_eq!(measure(hot).count_total, 0, "one again and again");
+    assert_eq!(cache.stats().fetches, MANY as u64);
+}
