@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use super::origin::{Origin, OriginError, Target};
 use crate::spiffe_id::SpiffeId;
-use crate::svid::{SvidRequest, SvidRequestError};
+use crate::svid::{Identity, SvidRequest, SvidRequestError};
 
 /// Whom tokens are for, and to which origins they may go.
 ///
@@ -47,7 +47,7 @@ pub struct Audience {
     choice: Choice,
     assumed: Option<Origin>,
     /// Named for the whole of it, so for what a request brings along too.
-    identity: Identity,
+    identity: Option<Identity>,
 }
 
 #[derive(Clone)]
@@ -146,7 +146,7 @@ impl Audience {
         Ok(Self::of_choice(Choice::Dynamic(Arc::new(Dynamic {
             audience: Arc::new(audience),
             allowed,
-            identity: Identity::default(),
+            identity: None,
             known: RwLock::default(),
             hasher: RandomState::new(),
         }))))
@@ -171,10 +171,7 @@ impl Audience {
     /// so name the one that the callee admits.
     #[must_use]
     pub fn spiffe_id(self, id: SpiffeId) -> Self {
-        self.identified(Identity {
-            id: Some(id),
-            hint: None,
-        })
+        self.identified(Identity::id(id))
     }
 
     /// As the identity with this hint.
@@ -182,20 +179,15 @@ impl Audience {
     /// # Errors
     /// The hint is empty.
     pub fn hint(self, hint: &str) -> Result<Self, AudienceError> {
-        if hint.is_empty() {
-            return Err(AudienceError::Request(SvidRequestError::EmptyHint));
-        }
-        Ok(self.identified(Identity {
-            id: None,
-            hint: Some(hint.into()),
-        }))
+        let identity = Identity::hint(hint).map_err(AudienceError::Request)?;
+        Ok(self.identified(identity))
     }
 
     fn of_choice(choice: Choice) -> Self {
         Self {
             choice,
             assumed: None,
-            identity: Identity::default(),
+            identity: None,
         }
     }
 
@@ -211,7 +203,7 @@ impl Audience {
         };
         Self {
             choice,
-            identity,
+            identity: Some(identity),
             ..self
         }
     }
@@ -219,10 +211,12 @@ impl Audience {
     /// What the audience of one request asks for, as the identity that this one names, unless it
     /// names its own.
     pub(crate) fn identify(&self, request: SvidRequest) -> SvidRequest {
-        if request.spiffe_id().is_some() || request.hint().is_some() {
-            return request;
+        match &self.identity {
+            Some(identity) if !request.names_an_identity() => {
+                request.with_identity(identity.clone())
+            }
+            _ => request,
         }
-        self.identity.put_on(request)
     }
 
     /// What may be asked for, as far as that is known beforehand.
@@ -304,26 +298,6 @@ impl UnboundAudience {
     fn bound(self, bound: Bound) -> Result<Audience, AudienceError> {
         let request = self.request.map_err(AudienceError::Request)?;
         Audience::rules(vec![Rule { bound, request }])
-    }
-}
-
-/// As whom tokens are asked for.
-#[derive(Default, Clone)]
-struct Identity {
-    id: Option<SpiffeId>,
-    hint: Option<Arc<str>>,
-}
-
-impl Identity {
-    fn put_on(&self, request: SvidRequest) -> SvidRequest {
-        if let Some(id) = &self.id {
-            return request.with_spiffe_id(id.clone());
-        }
-        match &self.hint {
-            // Checked when it was set.
-            Some(hint) => request.clone().with_hint(hint).unwrap_or(request),
-            None => request,
-        }
     }
 }
 
@@ -410,7 +384,7 @@ impl Rules {
     fn identified(&self, identity: &Identity) -> Self {
         let mut rules = self.rules.clone();
         for rule in &mut rules {
-            rule.request = identity.put_on(rule.request.clone());
+            rule.request = rule.request.clone().with_identity(identity.clone());
         }
         Self {
             rules,
@@ -434,7 +408,7 @@ impl Bound {
 struct Dynamic {
     audience: Arc<dyn Fn(&Origin) -> String + Send + Sync>,
     allowed: Vec<Allowed>,
-    identity: Identity,
+    identity: Option<Identity>,
     /// What was made of an origin, by the origin's hash; made anew where too many are known.
     known: RwLock<HashMap<u64, Vec<(Origin, SvidRequest)>>>,
     hasher: RandomState,
@@ -499,7 +473,10 @@ impl Dynamic {
         let origin = target.to_origin();
         // An empty audience means: none for this origin.
         let request = SvidRequest::new([(self.audience)(&origin)]).ok()?;
-        let request = self.identity.put_on(request);
+        let request = match &self.identity {
+            Some(identity) => request.with_identity(identity.clone()),
+            None => request,
+        };
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= Self::MAX_KNOWN {
             known.clear();
@@ -515,7 +492,7 @@ impl Dynamic {
         Self {
             audience: self.audience.clone(),
             allowed: self.allowed.clone(),
-            identity: identity.clone(),
+            identity: Some(identity.clone()),
             known: RwLock::default(),
             hasher: self.hasher.clone(),
         }

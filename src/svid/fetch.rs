@@ -37,14 +37,31 @@ impl<F: FetchSvid + ?Sized> FetchSvid for Arc<F> {
 pub struct SvidRequest {
     // Sorted, without duplicates, none empty, at least one.
     audiences: Arc<[Box<str>]>,
-    identity: Identity,
+    // Whatever the issuer gives first, where there is none.
+    identity: Option<Identity>,
 }
 
+/// As whom a token is asked for. One word, since each cached token has one.
 #[derive(Clone, PartialEq, Eq, Hash)]
-enum Identity {
-    Any,
+pub(crate) struct Identity(Arc<As>);
+
+#[derive(PartialEq, Eq, Hash)]
+enum As {
     Id(SpiffeId),
-    Hint(Arc<str>),
+    Hint(Box<str>),
+}
+
+impl Identity {
+    pub(crate) fn id(id: SpiffeId) -> Self {
+        Self(Arc::new(As::Id(id)))
+    }
+
+    pub(crate) fn hint(hint: &str) -> Result<Self, SvidRequestError> {
+        if hint.is_empty() {
+            return Err(SvidRequestError::EmptyHint);
+        }
+        Ok(Self(Arc::new(As::Hint(hint.into()))))
+    }
 }
 
 /// Why a token cannot be asked for.
@@ -83,27 +100,29 @@ impl SvidRequest {
         all.dedup();
         Ok(Self {
             audiences: all.into(),
-            identity: Identity::Any,
+            identity: None,
         })
     }
 
     /// As this identity; replaces a hint.
     #[must_use]
-    pub fn with_spiffe_id(mut self, id: SpiffeId) -> Self {
-        self.identity = Identity::Id(id);
-        self
+    pub fn with_spiffe_id(self, id: SpiffeId) -> Self {
+        self.with_identity(Identity::id(id))
     }
 
     /// As the identity that the issuer gives this hint; replaces an ID.
     ///
     /// # Errors
     /// The hint is empty: the empty hint names nothing (Workload API section 6.2.1).
-    pub fn with_hint(mut self, hint: &str) -> Result<Self, SvidRequestError> {
-        if hint.is_empty() {
-            return Err(SvidRequestError::EmptyHint);
+    pub fn with_hint(self, hint: &str) -> Result<Self, SvidRequestError> {
+        Ok(self.with_identity(Identity::hint(hint)?))
+    }
+
+    pub(crate) fn with_identity(self, identity: Identity) -> Self {
+        Self {
+            identity: Some(identity),
+            ..self
         }
-        self.identity = Identity::Hint(hint.into());
-        Ok(self)
     }
 
     /// The audiences, sorted, each once.
@@ -111,20 +130,34 @@ impl SvidRequest {
         &self.audiences
     }
 
+    #[cfg(feature = "client")]
+    pub(crate) fn shared_audiences(&self) -> &Arc<[Box<str>]> {
+        &self.audiences
+    }
+
     /// The identity asked for by ID.
     pub fn spiffe_id(&self) -> Option<&SpiffeId> {
-        match &self.identity {
-            Identity::Id(id) => Some(id),
-            _ => None,
+        match self.asked_as()? {
+            As::Id(id) => Some(id),
+            As::Hint(_) => None,
         }
     }
 
     /// The identity asked for by hint.
     pub fn hint(&self) -> Option<&str> {
-        match &self.identity {
-            Identity::Hint(hint) => Some(hint),
-            _ => None,
+        match self.asked_as()? {
+            As::Hint(hint) => Some(hint),
+            As::Id(_) => None,
         }
+    }
+
+    #[cfg(feature = "client")]
+    pub(crate) fn names_an_identity(&self) -> bool {
+        self.identity.is_some()
+    }
+
+    fn asked_as(&self) -> Option<&As> {
+        self.identity.as_ref().map(|identity| &*identity.0)
     }
 }
 
@@ -132,12 +165,12 @@ impl fmt::Debug for SvidRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("SvidRequest");
         out.field("audiences", &self.audiences);
-        match &self.identity {
-            Identity::Any => {}
-            Identity::Id(id) => {
+        match self.asked_as() {
+            None => {}
+            Some(As::Id(id)) => {
                 out.field("spiffe_id", id);
             }
-            Identity::Hint(hint) => {
+            Some(As::Hint(hint)) => {
                 out.field("hint", hint);
             }
         }

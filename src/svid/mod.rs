@@ -26,9 +26,13 @@ mod verified;
 pub use builder::{BuildValidatorError, ValidatorBuilder};
 pub use cache::CacheStats;
 pub use error::{ValidateError, ValidateReason};
+#[cfg(feature = "client")]
+pub(crate) use fetch::Identity;
 pub use fetch::{
     FetchSvid, FetchSvidError, FetchSvidFuture, FetchSvidReason, SvidRequest, SvidRequestError,
 };
+#[cfg(feature = "client")]
+pub(crate) use own::Subject;
 pub use own::{JwtSvid, ParseJwtSvidError};
 pub use validator::Validator;
 pub use verified::{ClaimsError, VerifiedSvid};

@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::MAX_TOKEN_LEN;
+#[cfg(feature = "client")]
+use super::SvidRequest;
 use crate::clock::UnixTime;
 use crate::jwt::{Claims, Split, decode, key_id_unchecked};
 use crate::spiffe_id::SpiffeId;
@@ -23,10 +25,16 @@ pub struct JwtSvid(Arc<Inner>);
 struct Inner {
     // `Bearer ` + the token, so that a header's value can be made over this very memory.
     bearer: Box<str>,
-    spiffe_id: SpiffeId,
-    audiences: Box<[Box<str>]>,
+    subject: Arc<Subject>,
+    audiences: Arc<[Box<str>]>,
     expires_at: UnixTime,
     issued_at: Option<UnixTime>,
+}
+
+/// What many tokens of one workload have in common.
+#[derive(PartialEq, Eq)]
+pub(crate) struct Subject {
+    spiffe_id: SpiffeId,
     key_id: Option<Box<str>>,
     hint: Box<str>,
 }
@@ -72,13 +80,32 @@ impl JwtSvid {
         let audiences = claims.audiences.as_slice().iter();
         Ok(Self(Arc::new(Inner {
             bearer: [BEARER, token].concat().into(),
-            spiffe_id,
+            subject: Arc::new(Subject {
+                spiffe_id,
+                key_id: key_id_unchecked(&header).map(|key_id| key_id.as_ref().into()),
+                hint: hint.into(),
+            }),
             audiences: audiences.map(|audience| audience.as_ref().into()).collect(),
             expires_at: claims.expires_at,
             issued_at: claims.issued_at,
-            key_id: key_id_unchecked(&header).map(|key_id| key_id.as_ref().into()),
-            hint: hint.into(),
         })))
+    }
+
+    /// Keeps in common with others what is the same: the audiences with the request that the token
+    /// came for, the subject with what `common` gives for it. Not for one that somebody else has.
+    #[cfg(feature = "client")]
+    pub(crate) fn share(
+        &mut self,
+        request: &SvidRequest,
+        common: impl FnOnce(&Arc<Subject>) -> Arc<Subject>,
+    ) {
+        let Some(inner) = Arc::get_mut(&mut self.0) else {
+            return;
+        };
+        if inner.audiences == *request.shared_audiences() {
+            inner.audiences = request.shared_audiences().clone();
+        }
+        inner.subject = common(&inner.subject);
     }
 
     /// The token itself: whoever has it can speak as us to its audiences until it expires.
@@ -94,7 +121,7 @@ impl JwtSvid {
 
     /// Who we are, by this token: its `sub`.
     pub fn spiffe_id(&self) -> &SpiffeId {
-        &self.0.spiffe_id
+        &self.0.subject.spiffe_id
     }
 
     /// For whom the token is: its `aud`, one at least.
@@ -114,23 +141,23 @@ impl JwtSvid {
 
     /// The ID of the key that signed it, where it names one.
     pub fn key_id(&self) -> Option<&str> {
-        self.0.key_id.as_deref()
+        self.0.subject.key_id.as_deref()
     }
 
     /// The issuer's hint as to what this identity is for; empty where it gave none.
     pub fn hint(&self) -> &str {
-        &self.0.hint
+        &self.0.subject.hint
     }
 }
 
 impl fmt::Debug for JwtSvid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("JwtSvid")
-            .field("spiffe_id", &self.0.spiffe_id)
+            .field("spiffe_id", self.spiffe_id())
             .field("audiences", &self.0.audiences)
             .field("expires_at", &self.0.expires_at)
-            .field("key_id", &self.0.key_id)
-            .field("hint", &self.0.hint)
+            .field("key_id", &self.key_id())
+            .field("hint", &self.hint())
             .finish_non_exhaustive()
     }
 }
@@ -138,7 +165,7 @@ impl fmt::Debug for JwtSvid {
 /// The SPIFFE ID.
 impl fmt::Display for JwtSvid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.0.spiffe_id, f)
+        fmt::Display::fmt(self.spiffe_id(), f)
     }
 }
 

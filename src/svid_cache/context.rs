@@ -14,7 +14,7 @@ use super::entry::Gate;
 use super::limits::Limits;
 use super::moment::Moment;
 use super::settings::Settings;
-use super::token::Token;
+use super::token::{Subjects, Token};
 use crate::clock::Clock;
 use crate::metrics::{MetricsRecorder, SvidCacheEvent};
 use crate::svid::{FetchSvid, FetchSvidError, FetchSvidReason};
@@ -27,6 +27,7 @@ pub(crate) struct Context {
     pub(crate) breaker: Breaker,
     pub(crate) limits: Limits,
     pub(crate) counts: Counters,
+    pub(crate) subjects: Subjects,
     pub(crate) metrics: Option<Arc<dyn MetricsRecorder>>,
     /// Something changed that whoever keeps tokens warm would look at.
     pub(crate) nudge: Notify,
@@ -50,6 +51,7 @@ impl Context {
             limits: Limits::new(&settings),
             settings,
             counts: Counters::default(),
+            subjects: Subjects::default(),
             metrics,
             nudge: Notify::new(),
             runtime: Handle::try_current().ok(),

@@ -52,17 +52,23 @@ pub(crate) struct Gate {
     flights: u64,
     generation: u64,
     pub(crate) pace: Paced,
-    pub(crate) last_error: Option<TokenError>,
+    /// What most audiences never need.
+    rare: Option<Box<Rare>>,
     /// The classes of failure already warned of, one bit each.
     pub(crate) warned: u16,
-    rejected_at: Option<u64>,
-    /// Flights up to this one began before the token was refused: they are no answer to that.
-    asked_before: u64,
     /// Keys went while the fetch is under way: one of them may have signed what it brings.
     doubtful: bool,
     /// Evicted: whoever still holds it must look again.
     retired: bool,
     pub(crate) counts: Counts,
+}
+
+#[derive(Default)]
+struct Rare {
+    last_error: Option<TokenError>,
+    rejected_at: Option<u64>,
+    /// Flights up to this one began before the token was refused: they are no answer to that.
+    asked_before: u64,
 }
 
 /// When to ask again.
@@ -76,9 +82,24 @@ pub(crate) struct Paced {
 
 #[derive(Default, Clone, Copy)]
 pub(crate) struct Counts {
-    pub(crate) fetches: u64,
-    pub(crate) failures: u64,
-    pub(crate) unchanged: u64,
+    pub(crate) fetches: u32,
+    pub(crate) failures: u32,
+    pub(crate) unchanged: u32,
+}
+
+/// One more; there is nobody left to whom it would matter where that ends.
+fn count(counter: &mut u32) {
+    *counter = counter.saturating_add(1);
+}
+
+impl Gate {
+    fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    pub(crate) fn last_error(&self) -> Option<&TokenError> {
+        self.rare.as_ref()?.last_error.as_ref()
+    }
 }
 
 /// What a request gets.
@@ -285,7 +306,8 @@ impl Entry {
         let next = gate.pace.next(usable.is_some());
         if now.mono() < next {
             self.quiet_until.store(next, Ordering::Release);
-            let error = gate.last_error.clone().unwrap_or_else(TokenError::closed);
+            let error = gate.last_error().cloned();
+            let error = error.unwrap_or_else(TokenError::closed);
             let error = error.retry_in(next - now.mono());
             return (Attempt::NotNow { error }, false);
         }
@@ -359,7 +381,7 @@ impl Entry {
             }
             Landing::Answer(answer) => answer,
         };
-        gate.counts.fetches += 1;
+        count(&mut gate.counts.fetches);
         match answer {
             Ok(token) => Ok(self.take_in(&mut gate, flight, token, now)),
             Err(error) => {
@@ -380,7 +402,9 @@ impl Entry {
         now: Moment,
     ) -> Arc<Token> {
         gate.pace.failures = 0;
-        gate.last_error = None;
+        if let Some(rare) = &mut gate.rare {
+            rare.last_error = None;
+        }
         gate.warned = 0;
         let current = self.token.load_full().filter(|current| current.usable(now));
         if let Some(current) = current {
@@ -391,10 +415,10 @@ impl Entry {
                 !current.is_matched_by(&token)
             };
             if !gain {
-                gate.counts.unchanged += 1;
+                count(&mut gate.counts.unchanged);
                 self.cx.counts.unchanged();
                 if self.rejected.load(Ordering::Relaxed) {
-                    if flight <= gate.asked_before {
+                    if flight <= gate.rare().asked_before {
                         // Refused while this was under way: the next request asks at once.
                         self.quiet_until.store(0, Ordering::Release);
                         return current;
@@ -429,7 +453,7 @@ impl Entry {
     }
 
     fn failed(&self, gate: &mut Gate, error: &FetchSvidError, now: Moment) -> Failure {
-        gate.counts.failures += 1;
+        count(&mut gate.counts.failures);
         let usable = self
             .token
             .load()
@@ -440,7 +464,7 @@ impl Entry {
         self.quiet_until.store(next, Ordering::Release);
         let known = self.cx.is_known(gate, error.reason());
         let error = TokenError::fetching(&self.request, error.clone());
-        gate.last_error = Some(error.clone());
+        gate.rare().last_error = Some(error.clone());
         Failure {
             error: error.retry_in(next.saturating_sub(now.mono())),
             known,
@@ -455,14 +479,17 @@ impl Entry {
         let current = token
             .as_ref()
             .is_some_and(|token| token.generation == generation);
-        let lately = gate.rejected_at.is_some_and(|at| {
+        let rejected_at = gate.rare.as_ref().and_then(|rare| rare.rejected_at);
+        let lately = rejected_at.is_some_and(|at| {
             now.mono().saturating_sub(at) < nanos(self.cx.settings.rejected_every)
         });
         if !current || lately {
             return false;
         }
-        gate.rejected_at = Some(now.mono());
-        gate.asked_before = gate.flights;
+        let flights = gate.flights;
+        let rare = gate.rare();
+        rare.rejected_at = Some(now.mono());
+        rare.asked_before = flights;
         self.rejected.store(true, Ordering::Relaxed);
         self.force(now.mono());
         true

@@ -246,7 +246,7 @@ impl Pilot {
                 }
             }
         }
-        let accept = |svid| Token::accept(svid, &self.request, cx.moment(), settings);
+        let accept = |svid| Token::accept(svid, &self.request, cx.moment(), settings, &cx.subjects);
         let answer = answer.and_then(accept);
         cx.fetched(&answer, cx.clock.monotonic().saturating_sub(began));
         answer

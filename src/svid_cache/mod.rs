@@ -56,6 +56,12 @@
 //! the monotonic one. Nothing is refreshed that nobody asks for, but for what
 //! [`keep_warm`](SvidCache::keep_warm) names.
 //!
+//! # What it keeps
+//!
+//! For each audience its token, and about 550 bytes beside it; 1024 audiences by default. Each
+//! thread keeps copies of up to 8 of the tokens that it sends most, so that threads do not wait for
+//! one another. A token that is there costs no allocation.
+//!
 //! # How many calls the issuer gets
 //!
 //! A process makes 1 / 0.6 ≈ 1.67 calls per token life and audience that it uses steadily; many

@@ -55,6 +55,16 @@ impl Moment {
         now.wall >= self.wall || now.mono >= self.mono
     }
 
+    /// Whether either clock has come to within so many nanoseconds of it.
+    #[inline]
+    pub(crate) fn reached_within(self, nanos: u64, now: Self) -> bool {
+        let before = Self {
+            wall: self.wall.saturating_sub_unsigned(nanos),
+            mono: self.mono.saturating_sub(nanos),
+        };
+        before.reached(now)
+    }
+
     /// How long until either clock reaches it.
     pub(crate) fn until(self, now: Self) -> Duration {
         let wall = u64::try_from(self.wall.saturating_sub(now.wall)).unwrap_or(0);

@@ -81,13 +81,13 @@ impl AudienceSnapshot {
             expires_in: token.map(|token| token.expires_in(now)),
             refresh_in: token.map(|token| entry.due(token).until(now)),
             fetching: gate.flight.is_some(),
-            last_error: gate.last_error.clone(),
+            last_error: gate.last_error().cloned(),
             next_try_in: (next > now.mono()).then(|| Duration::from_nanos(next - now.mono())),
             pinned: entry.pins.load(std::sync::atomic::Ordering::Relaxed) > 0,
             generation: token.map_or(0, |token| token.generation),
-            fetches: gate.counts.fetches,
-            failures: gate.counts.failures,
-            unchanged: gate.counts.unchanged,
+            fetches: gate.counts.fetches.into(),
+            failures: gate.counts.failures.into(),
+            unchanged: gate.counts.unchanged.into(),
         }
     }
 }

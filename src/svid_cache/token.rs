@@ -1,16 +1,16 @@
 //! A token that was accepted: what is sent, and until when.
 
-use std::collections::BTreeSet;
-use std::sync::Weak;
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderValue;
 
 use super::entry::Entry;
-use super::moment::Moment;
+use super::moment::{Moment, nanos};
 use super::settings::Settings;
-use crate::svid::{FetchSvidError, FetchSvidReason, JwtSvid, SvidRequest};
+use crate::svid::{FetchSvidError, FetchSvidReason, JwtSvid, Subject, SvidRequest};
 
 /// A token with its deadlines. Never changes: what happens to it later is the entry's.
 pub(crate) struct Token {
@@ -21,9 +21,10 @@ pub(crate) struct Token {
     /// Counts the tokens of an entry, from 1.
     pub(crate) generation: u64,
     pub(crate) due: Moment,
-    soft: Moment,
-    hard: Moment,
     expiry: Moment,
+    /// The margins before its expiry, in nanoseconds.
+    soft: u64,
+    hard: u64,
 }
 
 /// Where a token is in its life.
@@ -42,14 +43,16 @@ pub(crate) enum Stage {
 impl Token {
     /// Checks what the issuer gave for `request`.
     pub(crate) fn accept(
-        svid: JwtSvid,
+        mut svid: JwtSvid,
         request: &SvidRequest,
         now: Moment,
         settings: &Settings,
+        subjects: &Subjects,
     ) -> Result<Self, FetchSvidError> {
         fits(&svid, request)?;
+        svid.share(request, |subject| subjects.common(subject));
         let life = Life::of(&svid, now, settings);
-        if life.hard.reached(now) {
+        if life.expiry.reached_within(life.hard, now) {
             return Err(FetchSvidError::new(
                 FetchSvidReason::Expired,
                 "the issuer gave a token that is expired or about to be; compare the clocks of \
@@ -62,18 +65,18 @@ impl Token {
             entry: Weak::new(),
             generation: 0,
             due: life.due,
+            expiry: life.expiry,
             soft: life.soft,
             hard: life.hard,
-            expiry: life.expiry,
         })
     }
 
     pub(crate) fn stage(&self, now: Moment) -> Stage {
-        if self.hard.reached(now) {
+        if !self.usable(now) {
             Stage::Expired
         } else if !self.due.reached(now) {
             Stage::Fresh
-        } else if self.soft.reached(now) {
+        } else if self.expiry.reached_within(self.soft, now) {
             Stage::Critical
         } else {
             Stage::Due
@@ -81,8 +84,9 @@ impl Token {
     }
 
     /// Whether it may still be sent.
+    #[inline]
     pub(crate) fn usable(&self, now: Moment) -> bool {
-        !self.hard.reached(now)
+        !self.expiry.reached_within(self.hard, now)
     }
 
     /// How long until it expires.
@@ -115,15 +119,37 @@ impl Token {
     /// A fresh token is one that is sent without another thought.
     #[inline]
     pub(crate) fn is_fresh(&self, now: Moment) -> bool {
-        !self.due.reached(now) && !self.hard.reached(now)
+        !self.due.reached(now) && self.usable(now)
+    }
+}
+
+/// Whom the tokens of a cache name, each kept once: one process has few names.
+#[derive(Default)]
+pub(crate) struct Subjects(Mutex<VecDeque<Arc<Subject>>>);
+
+impl Subjects {
+    const MAX: usize = 8;
+
+    /// The same subject as others have it.
+    fn common(&self, subject: &Arc<Subject>) -> Arc<Subject> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.iter().find(|known| *known == subject) {
+            return known.clone();
+        }
+        // Keys rotate: the oldest goes.
+        if known.len() >= Self::MAX {
+            known.pop_front();
+        }
+        known.push_back(subject.clone());
+        subject.clone()
     }
 }
 
 struct Life {
     due: Moment,
-    soft: Moment,
-    hard: Moment,
     expiry: Moment,
+    soft: u64,
+    hard: u64,
 }
 
 impl Life {
@@ -147,9 +173,9 @@ impl Life {
         }
         Self {
             due,
-            soft: expiry.minus(settings.soft_margin.of(life)),
-            hard: expiry.minus(settings.hard_margin.of(life)),
             expiry,
+            soft: nanos(settings.soft_margin.of(life)),
+            hard: nanos(settings.hard_margin.of(life)),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a token costs on its way out.
+//! What a token costs on its way out, and what the cache keeps for each audience.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -180,4 +180,28 @@ fn a_hit_in_the_cache_costs_no_allocation() {
     hot();
     assert_eq!(measure(hot).count_total, 0, "one again and again");
     assert_eq!(cache.stats().fetches, MANY as u64);
+}
+
+#[test]
+fn an_audience_in_the_cache_costs_its_token_and_at_most_600_bytes() {
+    let (runtime, cache) = (runtime(), cache());
+    // The first makes what all share.
+    let first = runtime.block_on(cache.header(&request(MANY))).unwrap();
+    let count = measure(|| {
+        runtime.block_on(async {
+            for n in 0..MANY {
+                cache.header(&request(n)).await.unwrap();
+            }
+            // The fetches' own tasks end.
+            while runtime.metrics().num_alive_tasks() > 0 {
+                tokio::task::yield_now().await;
+            }
+        });
+    });
+    assert_eq!(cache.stats().entries, MANY + 1);
+    let many = MANY as i64;
+    let token = first.len() - "Bearer ".len();
+    let bytes = count.bytes_current / many - token as i64;
+    let allocations = count.count_current / many;
+    assert!(bytes <= 600 && allocations <= 7, "{bytes} in {allocations}");
 }
