@@ -15,7 +15,7 @@ use super::realm::Realm;
 use super::rejection::{Rejection, RejectionReason};
 use super::telemetry::Telemetry;
 use crate::bundle::BundleAnswer;
-use crate::svid::{ValidateError, ValidateReason, Validator, VerifiedSvid};
+use crate::svid::{Sight, ValidateError, ValidateReason, Validator, VerifiedSvid};
 
 /// What becomes of a request that is not admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,12 +41,35 @@ pub(crate) struct Gate {
     pub(crate) telemetry: Telemetry,
 }
 
+/// What was found of a request, before anything is made of it.
+pub(crate) struct Judged {
+    pub(crate) verdict: Result<CallerState, Rejection>,
+    // Whether the token was verified before.
+    cached: bool,
+}
+
 /// Why a credential is no identity.
 enum Fault {
     Missing,
     Malformed,
     TooLong,
     Token(ValidateError),
+}
+
+impl Judged {
+    pub(crate) fn refused(rejection: Rejection) -> Self {
+        Self {
+            verdict: Err(rejection),
+            cached: false,
+        }
+    }
+
+    /// The refusal, where it is one for a key that may still come.
+    pub(crate) fn unknown_key(&self) -> Option<&Rejection> {
+        let unknown = RejectionReason::Token(ValidateReason::KeyUnknown);
+        let rejection = self.verdict.as_ref().err()?;
+        (rejection.reason() == unknown).then_some(rejection)
+    }
 }
 
 impl Gate {
@@ -66,19 +89,30 @@ impl Gate {
 
     /// Lets the request through, with a [`CallerState`] in its extensions, or says why not.
     pub(crate) fn admit(&self, parts: &mut Parts) -> Result<tracing::Span, Rejection> {
-        let verdict = self.judge(parts);
-        self.apply(parts, verdict)
+        let judged = self.judge(parts, Sight::First);
+        self.apply(parts, judged)
     }
 
-    /// The verdict, whatever the mode.
-    pub(crate) fn judge(&self, parts: &mut Parts) -> Result<CallerState, Rejection> {
+    /// The verdict, whatever the mode. Nobody is told of it yet.
+    pub(crate) fn judge(&self, parts: &mut Parts, sight: Sight) -> Judged {
+        let mut cached = false;
+        let verdict = self.verdict(parts, sight, &mut cached);
+        Judged { verdict, cached }
+    }
+
+    fn verdict(
+        &self,
+        parts: &mut Parts,
+        sight: Sight,
+        cached: &mut bool,
+    ) -> Result<CallerState, Rejection> {
         // Before anyone else sees the parts.
         bearer::mark_sensitive(&mut parts.headers, &self.header);
         if self.policy.is_public(parts) {
             bearer::mark_all_sensitive(&mut parts.headers, &self.header);
             return Ok(CallerState::Anonymous);
         }
-        let fault = match self.authenticate(&parts.headers) {
+        let fault = match self.authenticate(&parts.headers, sight, cached) {
             Ok(caller) if self.policy.allows(&caller, parts) => {
                 return Ok(CallerState::Verified(caller));
             }
@@ -106,10 +140,11 @@ impl Gate {
     pub(crate) fn apply(
         &self,
         parts: &mut Parts,
-        verdict: Result<CallerState, Rejection>,
+        judged: Judged,
     ) -> Result<tracing::Span, Rejection> {
+        self.record_token(&judged);
         let enforced = self.mode != Mode::Audit;
-        let (state, span) = match verdict {
+        let (state, span) = match judged.verdict {
             Ok(state) => {
                 let span = self.telemetry.admitted(&state);
                 (state, span)
@@ -132,20 +167,46 @@ impl Gate {
         Ok(span)
     }
 
-    fn authenticate(&self, headers: &HeaderMap) -> Result<VerifiedSvid, Fault> {
+    /// Tells the validator's recorder what became of the token: once per request, however often a
+    /// request that waits was judged.
+    fn record_token(&self, judged: &Judged) {
+        let (reason, trust_domain) = match &judged.verdict {
+            Ok(CallerState::Verified(caller)) => {
+                (None, Some(caller.spiffe_id().trust_domain_name()))
+            }
+            Ok(_) => return,
+            Err(rejection) => match (rejection.token_error(), rejection.caller()) {
+                (Some(error), _) => (Some(error.reason()), error.trust_domain()),
+                (None, Some(caller)) => (None, Some(caller.trust_domain_name())),
+                (None, None) => return,
+            },
+        };
+        self.validator.record(reason, judged.cached, trust_domain);
+    }
+
+    fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        sight: Sight,
+        cached: &mut bool,
+    ) -> Result<VerifiedSvid, Fault> {
         let max_token_len = self.validator.max_token_len();
         match bearer::credential(headers, &self.header, max_token_len) {
             Credential::Missing => Err(Fault::Missing),
             Credential::Malformed => Err(Fault::Malformed),
             Credential::TooLong => Err(Fault::TooLong),
-            Credential::Token(token) => self.validator.validate(token).map_err(|error| {
-                // The header's fault comes before the token's.
-                if bearer::is_token68(token) {
-                    Fault::Token(error)
-                } else {
-                    Fault::Malformed
-                }
-            }),
+            Credential::Token(token) => {
+                let (verdict, was_there) = self.validator.judge(token, sight);
+                *cached = was_there;
+                verdict.map_err(|error| {
+                    // The header's fault comes before the token's.
+                    if bearer::is_token68(token) {
+                        Fault::Token(error)
+                    } else {
+                        Fault::Malformed
+                    }
+                })
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::builder::Settings;
 use super::cache::Time;
-use super::validator::Inner;
+use super::validator::{Inner, Sight};
 use super::verified::{Signer, Verified};
 use super::{ValidateError, ValidateReason, VerifiedSvid};
 use crate::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtAuthority};
@@ -23,7 +23,11 @@ const SIGNATURE_ROOM: usize = 512;
 
 impl Inner {
     /// The verdict on a token, and whether the cache had it.
-    pub(super) fn judge(&self, token: &str) -> (Result<VerifiedSvid, ValidateError>, bool) {
+    pub(super) fn judge(
+        &self,
+        token: &str,
+        sight: Sight,
+    ) -> (Result<VerifiedSvid, ValidateError>, bool) {
         if token.len() > self.settings.max_token_len {
             let (reason, detail) = (
                 ValidateReason::TooLong,
@@ -38,17 +42,19 @@ impl Inner {
             return (self.judge_anew(token, 0, now, revision), false);
         };
         let hash = cache.hash(token);
-        if let Ok(revision) = revision
-            && let Some(svid) =
-                cache.get(hash, token, revision, &*self.source, |verified| match self
-                    .time_refusal(Life::of(verified), now)
-                {
-                    None => Time::Good,
-                    Some((ValidateReason::Expired, _)) => Time::Past,
-                    Some(_) => Time::NotNow,
-                })
-        {
-            return (Ok(svid), true);
+        if let Ok(revision) = revision {
+            let time = |verified: &Verified| match self.time_refusal(Life::of(verified), now) {
+                None => Time::Good,
+                Some((ValidateReason::Expired, _)) => Time::Past,
+                Some(_) => Time::NotNow,
+            };
+            let found = cache.get(hash, token, revision, &*self.source, time);
+            if sight == Sight::First {
+                cache.count(found.is_some());
+            }
+            if let Some(svid) = found {
+                return (Ok(svid), true);
+            }
         }
         // A hit that does not count any more is judged like a token never seen, so that a warm
         // cache changes no verdict and no word of a refusal.

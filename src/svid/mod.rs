@@ -34,6 +34,8 @@ pub use fetch::{
 #[cfg(feature = "client")]
 pub(crate) use own::Subject;
 pub use own::{JwtSvid, ParseJwtSvidError};
+#[cfg(feature = "server")]
+pub(crate) use validator::Sight;
 pub use validator::Validator;
 pub use verified::{ClaimsError, VerifiedSvid};
 

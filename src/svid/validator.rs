@@ -21,6 +21,18 @@ use crate::metrics::Verification;
 #[derive(Clone)]
 pub struct Validator(Arc<Inner>);
 
+/// Whether a token comes with this request for the first time, or is judged anew while its request
+/// waits. Only the first is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sight {
+    First,
+    #[cfg_attr(
+        not(feature = "server"),
+        allow(dead_code, reason = "only a layer waits")
+    )]
+    Again,
+}
+
 pub(super) struct Inner {
     pub(super) source: Arc<dyn BundleSource>,
     pub(super) settings: Settings,
@@ -47,32 +59,49 @@ impl Validator {
     /// # Errors
     /// A [`ValidateError`]; the first check that fails decides its class.
     pub fn validate(&self, token: &str) -> Result<VerifiedSvid, ValidateError> {
-        let inner = &*self.0;
-        let (verdict, cached) = inner.judge(token);
-        if let Some(metrics) = &inner.settings.metrics {
-            let outcome = verdict
-                .as_ref()
-                .map_or_else(|error| error.reason().as_str(), |_| "ok");
-            let claimed = match &verdict {
-                Ok(svid) => Some(svid.spiffe_id().trust_domain_name()),
-                Err(error) => error.trust_domain(),
-            };
-            // Anyone can claim a name; a label is only what we know.
-            let known = claimed.and_then(|name| match inner.source.bundle(name) {
-                BundleAnswer::Ready(bundle) => Some(bundle),
-                _ => None,
-            });
-            let label = known
-                .as_ref()
-                .map_or("unknown", |bundle| bundle.trust_domain().name());
-            let why = match verdict.as_ref().map_err(ValidateError::reason) {
-                Err(ValidateReason::CannotJudge(why)) => why.as_str(),
-                _ => "",
-            };
-            let verification = Verification::new(outcome, cached, label).because(why);
-            metrics.record_verification(&verification);
-        }
+        let (verdict, cached) = self.judge(token, Sight::First);
+        let (reason, claimed) = match &verdict {
+            Ok(svid) => (None, Some(svid.spiffe_id().trust_domain_name())),
+            Err(error) => (Some(error.reason()), error.trust_domain()),
+        };
+        self.record(reason, cached, claimed);
         verdict
+    }
+
+    /// The verdict, and whether the cache had it; told to nobody.
+    pub(crate) fn judge(
+        &self,
+        token: &str,
+        sight: Sight,
+    ) -> (Result<VerifiedSvid, ValidateError>, bool) {
+        self.0.judge(token, sight)
+    }
+
+    /// Tells the recorder of a verdict: a refusal for this reason, or none.
+    pub(crate) fn record(
+        &self,
+        reason: Option<ValidateReason>,
+        cached: bool,
+        claimed: Option<&str>,
+    ) {
+        let inner = &*self.0;
+        let Some(metrics) = &inner.settings.metrics else {
+            return;
+        };
+        // Anyone can claim a name; a label is only what we know.
+        let known = claimed.and_then(|name| match inner.source.bundle(name) {
+            BundleAnswer::Ready(bundle) => Some(bundle),
+            _ => None,
+        });
+        let label = known
+            .as_ref()
+            .map_or("unknown", |bundle| bundle.trust_domain().name());
+        let outcome = reason.map_or("ok", ValidateReason::as_str);
+        let why = match reason {
+            Some(ValidateReason::CannotJudge(why)) => why.as_str(),
+            _ => "",
+        };
+        metrics.record_verification(&Verification::new(outcome, cached, label).because(why));
     }
 
     /// The audiences that we go by.

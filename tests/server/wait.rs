@@ -1,6 +1,7 @@
 //! The wait for an unknown key: what it waits for, and what it must not cost.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -8,6 +9,7 @@ use serde_json::json;
 use tokio::time::{Instant, timeout};
 use tower::limit::ConcurrencyLimit;
 use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_spiffe::metrics::{Admission, MetricsRecorder, Verification};
 use tower_spiffe::server::{
     Allow, UnknownKeyWait, ValidateJwtSvidLayer, WaitForKey, WaitForKeyLayer,
 };
@@ -241,4 +243,60 @@ async fn a_source_that_goes_while_one_waits_is_our_trouble() {
         .bundles
         .cannot_judge(tower_spiffe::CannotJudge::Withdrawn);
     assert_eq!(waiting.await.unwrap().unwrap().status(), 503);
+}
+
+/// What the validator told of, and the layer.
+#[derive(Default)]
+struct Told(std::sync::Mutex<Vec<String>>);
+
+impl MetricsRecorder for Told {
+    fn record_verification(&self, verification: &Verification<'_>) {
+        let told = format!("token {}", verification.outcome);
+        self.0.lock().unwrap().push(told);
+    }
+
+    fn record_admission(&self, admission: &Admission<'_>) {
+        let told = format!("request {}", admission.outcome);
+        self.0.lock().unwrap().push(told);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_waits_is_counted_once_however_often_it_is_judged() {
+    let told = Arc::new(Told::default());
+    let world = World::with(|builder| builder.metrics(told.clone()));
+    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::id(WEB).unwrap())
+        .metrics(told.clone())
+        .wait_for_unknown_keys(UnknownKeyWait::new(WAIT));
+    let service = service(&layer);
+    let told = || std::mem::take(&mut *told.0.lock().unwrap());
+
+    // Admitted after two changes that did not bring the key.
+    let new = Signer::new("x", "k2");
+    let request = with_authorization(&bearer(&new.token(WEB)));
+    let waiting = tokio::spawn(service.clone().oneshot(request));
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        world.bundles.set([world.issuer.bundle()]);
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(told(), [""; 0]);
+    world.bundles.set([new.bundle()]);
+    assert_eq!(waiting.await.unwrap().unwrap().status(), 200);
+    assert_eq!(told(), ["token ok", "request verified"]);
+    let stats = world.validator.cache_stats();
+    assert_eq!((stats.hits, stats.misses), (0, 1));
+
+    // Refused when the time is up; after that at once.
+    for _ in 0..2 {
+        let response = service.clone().oneshot(unsigned("k3")).await.unwrap();
+        assert_eq!(response.status(), 401);
+        assert_eq!(told(), ["token key-unknown", "request key-unknown"]);
+    }
+    // One who is known and not allowed had a good token.
+    let other = new.token("spiffe://x/other");
+    let response = service.oneshot(with_authorization(&bearer(&other))).await;
+    assert_eq!(response.unwrap().status(), 403);
+    assert_eq!(told(), ["token ok", "request not-allowed"]);
+    assert_eq!(world.validator.cache_stats().misses, 4);
 }

@@ -13,13 +13,12 @@ use tower_service::Service;
 use tracing::Span;
 
 use super::room::{Room, Seat};
-use crate::server::caller::CallerState;
 use crate::server::future::ResponseFuture;
+use crate::server::gate::Judged;
 use crate::server::layer::Shared;
-use crate::server::rejection::{OnReject, Rejection, RejectionReason};
-use crate::svid::ValidateReason;
+use crate::server::rejection::{OnReject, Rejection};
+use crate::svid::Sight;
 
-type Verdict = Result<CallerState, Rejection>;
 type Changed = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 pin_project! {
@@ -67,17 +66,17 @@ impl<R> Waiting<R> {
         shared: &Arc<Shared<R>>,
         room: &Arc<Room>,
         parts: &mut Parts,
-        rejection: Rejection,
-    ) -> Result<Self, Verdict> {
-        if !is_unknown_key(&rejection) {
-            return Err(Err(rejection));
-        }
+        judged: Judged,
+    ) -> Result<Self, Judged> {
+        let Some(rejection) = judged.unknown_key() else {
+            return Err(judged);
+        };
         let seat = rejection
             .trust_domain()
             .and_then(|trust_domain| room.enter(trust_domain));
         let Some(seat) = seat else {
             shared.gate.telemetry.key_wait("turned-away");
-            return Err(Err(rejection));
+            return Err(judged);
         };
         let (changed, rejection) = judge_again(shared, parts)?;
         let time_up = Box::pin(tokio::time::sleep(room.config().max_wait));
@@ -91,12 +90,12 @@ impl<R> Waiting<R> {
         })
     }
 
-    fn poll_verdict(&mut self, parts: &mut Parts, cx: &mut Context<'_>) -> Poll<Verdict> {
+    fn poll_verdict(&mut self, parts: &mut Parts, cx: &mut Context<'_>) -> Poll<Judged> {
         loop {
             if self.time_up.as_mut().poll(cx).is_ready() {
                 self.seat.in_vain();
                 self.shared.gate.telemetry.key_wait("in-vain");
-                return Poll::Ready(Err(self.rejection.clone()));
+                return Poll::Ready(Judged::refused(self.rejection.clone()));
             }
             ready!(self.changed.as_mut().poll(cx));
             match judge_again(&self.shared, parts) {
@@ -104,9 +103,9 @@ impl<R> Waiting<R> {
                     self.changed = changed;
                     self.rejection = rejection;
                 }
-                Err(verdict) => {
+                Err(judged) => {
                     self.shared.gate.telemetry.key_wait("judged");
-                    return Poll::Ready(verdict);
+                    return Poll::Ready(judged);
                 }
             }
         }
@@ -115,23 +114,24 @@ impl<R> Waiting<R> {
 
 /// Judges anew. Where that still says *unknown key*, gives what resolves at a change of the bundles
 /// that this verdict has not seen; else the verdict.
-fn judge_again<R>(shared: &Shared<R>, parts: &mut Parts) -> Result<(Changed, Rejection), Verdict> {
+fn judge_again<R>(shared: &Shared<R>, parts: &mut Parts) -> Result<(Changed, Rejection), Judged> {
     let source = shared.gate.validator.source();
     // Read before the verdict: no change can fall between the two unseen.
     let seen = source.revision();
-    match (shared.gate.judge(parts), seen) {
-        (Err(rejection), Ok(seen)) if is_unknown_key(&rejection) => {
-            match source.changed_since(seen) {
-                Some(changed) => Ok((changed, rejection)),
-                None => Err(Err(rejection)),
-            }
-        }
-        (verdict, _) => Err(verdict),
+    let judged = shared.gate.judge(parts, Sight::Again);
+    let changed = judged
+        .unknown_key()
+        .and_then(|_| source.changed_since(seen.ok()?));
+    match (judged, changed) {
+        (
+            Judged {
+                verdict: Err(rejection),
+                ..
+            },
+            Some(changed),
+        ) => Ok((changed, rejection)),
+        (judged, _) => Err(judged),
     }
-}
-
-fn is_unknown_key(rejection: &Rejection) -> bool {
-    rejection.reason() == RejectionReason::Token(ValidateReason::KeyUnknown)
 }
 
 impl<S, R, ReqBody, ResBody> WaitFuture<S, R, ReqBody, ResBody>
@@ -194,8 +194,8 @@ impl<S, R, ReqBody> Held<S, R, ReqBody> {
         R: OnReject<ResBody>,
     {
         if let (Some(waiting), Some((parts, _))) = (&mut self.waiting, &mut self.request) {
-            let verdict = ready!(waiting.poll_verdict(parts, cx));
-            match waiting.shared.gate.apply(parts, verdict) {
+            let judged = ready!(waiting.poll_verdict(parts, cx));
+            match waiting.shared.gate.apply(parts, judged) {
                 Ok(span) => self.span = span,
                 Err(rejection) => {
                     let response = waiting.shared.refuse(rejection, parts);

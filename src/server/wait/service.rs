@@ -12,6 +12,7 @@ use super::room::Room;
 use crate::server::future::ResponseFuture;
 use crate::server::layer::Shared;
 use crate::server::rejection::{DefaultOnReject, OnReject};
+use crate::svid::Sight;
 
 /// The service that a [`WaitForKeyLayer`](super::WaitForKeyLayer) makes.
 pub struct WaitForKey<S, R = DefaultOnReject> {
@@ -45,21 +46,18 @@ where
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let (mut parts, body) = request.into_parts();
-        let verdict = match self.shared.gate.judge(&mut parts) {
-            Err(rejection) => match Waiting::begin(&self.shared, &self.room, &mut parts, rejection)
-            {
-                Ok(waiting) => {
-                    // What is ready here may hold a permit: it is given back for the time of the
-                    // wait, or tokens that nobody signed would hold what others need.
-                    let inner = self.inner.clone();
-                    drop(std::mem::replace(&mut self.inner, inner));
-                    return WaitFuture::waiting(waiting, self.inner.clone(), parts, body);
-                }
-                Err(verdict) => verdict,
-            },
-            admitted => admitted,
+        let judged = self.shared.gate.judge(&mut parts, Sight::First);
+        let judged = match Waiting::begin(&self.shared, &self.room, &mut parts, judged) {
+            Ok(waiting) => {
+                // What is ready here may hold a permit: it is given back for the time of the
+                // wait, or tokens that nobody signed would hold what others need.
+                let inner = self.inner.clone();
+                drop(std::mem::replace(&mut self.inner, inner));
+                return WaitFuture::waiting(waiting, self.inner.clone(), parts, body);
+            }
+            Err(judged) => judged,
         };
-        WaitFuture::done(match self.shared.gate.apply(&mut parts, verdict) {
+        WaitFuture::done(match self.shared.gate.apply(&mut parts, judged) {
             Ok(span) => {
                 let request = Request::from_parts(parts, body);
                 let future = span.in_scope(|| self.inner.call(request));

@@ -71,22 +71,6 @@ impl VerifiedCache {
         source: &dyn BundleSource,
         time: impl Fn(&Verified) -> Time,
     ) -> Option<VerifiedSvid> {
-        let found = self.find(hash, token, revision, source, time);
-        match &found {
-            Some(_) => self.counters.hit(),
-            None => self.counters.miss(),
-        }
-        found
-    }
-
-    fn find(
-        &self,
-        hash: u64,
-        token: &str,
-        revision: u64,
-        source: &dyn BundleSource,
-        time: impl Fn(&Verified) -> Time,
-    ) -> Option<VerifiedSvid> {
         let found = first::get(&self.owner, hash, token);
         let (svid, seen_at, wants_touch) = match found {
             Some(found) => (found.svid, Some(found.revision), found.wants_touch),
@@ -116,6 +100,15 @@ impl VerifiedCache {
         }
         first::put(&self.owner, revision, &svid);
         Some(svid)
+    }
+
+    /// Counts a look-up, where it is one of a request's own.
+    pub(super) fn count(&self, hit: bool) {
+        if hit {
+            self.counters.hit();
+        } else {
+            self.counters.miss();
+        }
     }
 
     fn remove(&self, hash: u64, token: &str) {
