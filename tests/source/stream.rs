@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use tower_spiffe::bundle::{BundleAnswer, BundleSource, CannotJudge};
+use tower_spiffe::bundle::{BundleAnswer, BundleSource};
 use tower_spiffe::metrics::MetricsRecorder;
 use tower_spiffe::testing::{Fault, Issuer};
 use tower_spiffe::{ResourceLimits, ValidateReason};
@@ -177,8 +177,8 @@ async fn an_unreadable_key_set_costs_its_trust_domain_the_update_and_no_other() 
     assert_eq!(unread.trust_domain().name(), "new.test");
     assert_eq!((unread.last_update(), unread.key_ids().len()), (None, 0));
     let answer = source.bundle("new.test");
-    let not_ready = matches!(answer, BundleAnswer::CannotJudge(CannotJudge::NotReady));
-    assert!(not_ready, "{answer:?}");
+    let unknown = matches!(answer, BundleAnswer::UnknownTrustDomain);
+    assert!(!unknown, "{answer:?}");
     assert!(matches!(
         source.bundle("unheard-of.test"),
         BundleAnswer::UnknownTrustDomain
