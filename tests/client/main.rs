@@ -20,6 +20,7 @@ mod net;
 mod numbers;
 mod options;
 mod origins;
+mod outage;
 mod properties;
 mod recorder;
 mod redirects;

@@ -2,18 +2,20 @@
 
 use std::convert::Infallible;
 use std::future::ready;
+use std::time::Duration;
 
 use http::header::AUTHORIZATION;
 use http::{Request, Response, StatusCode};
-use tower::buffer::BufferLayer;
-use tower::limit::ConcurrencyLimitLayer;
+use tower::buffer::Buffer;
+use tower::limit::{ConcurrencyLimit, ConcurrencyLimitLayer};
 use tower::retry::{Policy, RetryLayer};
 use tower::timeout::TimeoutLayer;
-use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn};
+use tower::util::BoxCloneService;
+use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_spiffe::client::{AddJwtSvidLayer, Audience};
 use tower_spiffe::{FetchSvidReason, SvidCache, TokenError};
 
-use crate::support::{Answer, Bench, millis, request, secs, timed};
+use crate::support::{Answer, Bench, millis, request, secs, settle, timed};
 
 fn layer(cache: &SvidCache) -> AddJwtSvidLayer {
     let map = (0..16).map(|n| (format!("https://s{n}"), format!("aud-{n}")));
@@ -34,93 +36,119 @@ async fn serve(request: Request<()>) -> Result<Response<()>, Infallible> {
     Ok(response)
 }
 
-/// Sends to `audiences` cold services at once, from clones of `client`; all must be served.
-async fn all_are_served<S>(client: S, audiences: usize)
-where
-    S: Service<Request<()>, Response = Response<()>, Error = BoxError> + Clone + Send + 'static,
-    S::Future: Send,
-{
+type Client = BoxCloneService<Request<()>, Response<()>, BoxError>;
+
+/// Sends to `audiences` cold services at once; all must be served. Each call is made on a clone of
+/// its own that lives on, as in a program: what it holds without need is missing to the others.
+async fn all_are_served(client: Client, audiences: usize) {
     let calls = (0..audiences * 4).map(|n| {
-        let client = client.clone();
-        tokio::spawn(async move { client.oneshot(to(n % audiences)).await })
+        let mut client = client.clone();
+        tokio::spawn(async move {
+            let response = client.ready().await?.call(to(n % audiences)).await?;
+            Ok::<_, BoxError>((client, response))
+        })
     });
-    let calls: Vec<_> = calls.collect();
-    let (all, took) = timed(futures_util::future::join_all(calls)).await;
-    for response in all {
-        assert_eq!(response.unwrap().unwrap().status(), StatusCode::OK);
+    let calls = futures_util::future::join_all(calls.collect::<Vec<_>>());
+    let all = tokio::time::timeout(secs(2), calls).await.expect("a hang");
+    for served in all {
+        let (_client, response) = served.unwrap().unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
     }
-    assert!(took < secs(2), "{took:?}");
 }
 
 fn slow_issuer() -> Bench {
     Bench::with(|call| call.fresh(300).after(millis(30)))
 }
 
-#[tokio::test(start_paused = true)]
-async fn cold_starts_over_a_concurrency_limit_of_one_never_hang() {
-    let bench = slow_issuer();
-    let inner = ServiceBuilder::new()
-        .layer(ConcurrencyLimitLayer::new(1))
-        .service_fn(serve);
-    all_are_served(
-        ServiceBuilder::new()
-            .layer(layer(&bench.cache))
-            .service(inner),
-        4,
-    )
-    .await;
+/// What lets few through at once.
+#[derive(Debug, Clone, Copy)]
+enum Narrow {
+    Limit(usize),
+    /// A buffer for one, above one call at a time.
+    Buffer,
+}
+
+impl Narrow {
+    const ALL: [Self; 3] = [Self::Limit(1), Self::Limit(4), Self::Buffer];
+
+    fn above<S>(self, inner: S) -> Client
+    where
+        S: Service<Request<()>, Response = Response<()>, Future: Send> + Clone + Send + 'static,
+        S::Error: Into<BoxError> + Send + Sync,
+    {
+        let inner = inner.map_err(Into::into);
+        match self {
+            Self::Limit(most) => BoxCloneService::new(ConcurrencyLimit::new(inner, most)),
+            Self::Buffer => {
+                BoxCloneService::new(Buffer::new(ConcurrencyLimit::new(inner, 1), 1))
+            }
+        }
+    }
+}
+
+fn signing(bench: &Bench, inner: Client) -> Client {
+    BoxCloneService::new(layer(&bench.cache).layer(inner))
 }
 
 #[tokio::test(start_paused = true)]
-async fn cold_starts_over_a_concurrency_limit_of_four_lose_nobody() {
-    let bench = slow_issuer();
-    let inner = ServiceBuilder::new()
-        .layer(ConcurrencyLimitLayer::new(4))
-        .service_fn(serve);
-    all_are_served(
-        ServiceBuilder::new()
-            .layer(layer(&bench.cache))
-            .service(inner),
-        4,
-    )
-    .await;
-    all_are_served(
-        ServiceBuilder::new()
-            .layer(layer(&bench.cache))
-            .service_fn(serve),
-        16,
-    )
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn cold_starts_over_a_buffer_of_one_never_hang() {
-    let bench = slow_issuer();
-    let inner = ServiceBuilder::new()
-        .layer(BufferLayer::new(1))
-        .layer(ConcurrencyLimitLayer::new(1))
-        .service_fn(serve);
-    all_are_served(
-        ServiceBuilder::new()
-            .layer(layer(&bench.cache))
-            .service(inner),
-        4,
-    )
-    .await;
+async fn cold_starts_over_a_limit_of_one_or_four_or_a_buffer_of_one_never_hang() {
+    for beneath in Narrow::ALL {
+        for audiences in [1, 4, 5, 16] {
+            let bench = slow_issuer();
+            let inner = beneath.above(service_fn(serve));
+            all_are_served(signing(&bench, inner), audiences).await;
+            assert_eq!(bench.desk.calls(), audiences as u64);
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn limits_and_buffers_on_both_sides_never_hang() {
-    let bench = slow_issuer();
-    let client = ServiceBuilder::new()
-        .layer(BufferLayer::new(4))
-        .layer(TimeoutLayer::new(secs(2)))
-        .layer(ConcurrencyLimitLayer::new(8))
-        .layer(layer(&bench.cache))
-        .layer(BufferLayer::new(1))
-        .layer(ConcurrencyLimitLayer::new(1))
-        .service_fn(serve);
-    all_are_served(client, 8).await;
+    for outside in Narrow::ALL {
+        for beneath in Narrow::ALL {
+            let bench = slow_issuer();
+            let client = signing(&bench, beneath.above(service_fn(serve)));
+            let client = ServiceBuilder::new()
+                .layer(TimeoutLayer::new(secs(2)))
+                .service(client);
+            all_are_served(outside.above(client), 8).await;
+        }
+    }
+}
+
+/// Four callers wait for their tokens, each on a client that lives on; the fifth has one.
+#[tokio::test(start_paused = true)]
+async fn four_cold_starts_leave_all_four_permits_to_others() {
+    let bench = Bench::with(|call| {
+        let warm = &*call.request.audiences()[0] == "aud-4";
+        let delay = if warm { Duration::ZERO } else { secs(4) };
+        call.fresh(300).after(delay)
+    });
+    bench.cache.header(&request("aud-4")).await.unwrap();
+    for beneath in Narrow::ALL {
+        let client = signing(&bench, beneath.above(service_fn(serve)));
+        let cold = (0..4).map(|n| {
+            let mut client = client.clone();
+            tokio::spawn(async move {
+                let response = client.ready().await?.call(to(n)).await?;
+                Ok::<_, BoxError>((client, response))
+            })
+        });
+        let cold: Vec<_> = cold.collect();
+        settle().await;
+        for _ in 0..4 {
+            let fifth = client.clone().oneshot(to(4));
+            let fifth = tokio::time::timeout(millis(100), fifth).await;
+            let response = fifth.expect("the permits are held").unwrap();
+            assert_eq!(response.status(), StatusCode::OK);
+        }
+        for served in cold {
+            served.await.unwrap().unwrap();
+        }
+        // The next time they are cold again.
+        tokio::time::sleep(secs(400)).await;
+        bench.cache.header(&request("aud-4")).await.unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]
