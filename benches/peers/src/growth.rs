@@ -8,7 +8,7 @@ use tower_spiffe::{FixedBundles, JwtBundleSet, Validator};
 
 use crate::inject::stride;
 use crate::keys::{AUDIENCE, Signer, TRUST_DOMAIN, claims};
-use crate::measure::{Contest, Effort, Outcome, Spread, prepare, rotated, time};
+use crate::measure::{Contest, Effort, Outcome, Spread, prepare, shuffled, time};
 use crate::names::{JSONWEBTOKEN, OURS, RAW, SPIFFE, Who};
 use crate::peers::{
     Jsonwebtoken, Raw, RawToken, our_bundle, our_bundles, spiffe_bundle, spiffe_bundles, validator,
@@ -264,7 +264,7 @@ pub fn tokens(effort: Effort) -> Table {
     .note(
         "A thread has room for 256 tokens of its own; what is not among them comes from the cache \
          that all threads share. The cache has its 8 MiB where nothing else is said, which is room \
-         for about 10,000 such tokens: of more than that, each in turn, some are verified anew. The \
+         for about 8500 such tokens: of more than that, each in turn, some are verified anew. The \
          tokens' own text is read as well, from wherever it lies in memory.",
     );
     by_size(&mut table, &outcomes, SIZES.len(), &[(&OURS, OURS, TIME)]);
@@ -324,10 +324,10 @@ pub fn threads(effort: Effort) -> Table {
     let span = effort.batch * 3;
     let mut rates = vec![[Vec::new(), Vec::new(), Vec::new()]; entrants.len()];
     for round in 0..effort.rounds {
-        for at in rotated(entrants.len(), round) {
+        for at in shuffled(entrants.len(), round) {
             // Now one thread comes first, now two.
             let mut both = [0.0; 2];
-            for threads in rotated(2, round) {
+            for threads in shuffled(2, round) {
                 both[threads] = rate(threads + 1, span, entrants[at].1);
             }
             let [one, two] = both;

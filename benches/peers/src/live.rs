@@ -12,7 +12,7 @@ use tower_spiffe::{JwtSource, ResourceLimits, Validator};
 use crate::growth::key_sets;
 use crate::inject;
 use crate::keys::{AUDIENCE, SUBJECT, Signer, TRUST_DOMAIN};
-use crate::measure::{Contest, Effort, Spread, quantile, rotated};
+use crate::measure::{Contest, Effort, Spread, quantile, shuffled};
 use crate::names::{OURS, Who};
 use crate::table::{Better, Cell, Table};
 
@@ -88,7 +88,7 @@ pub fn start(effort: Effort) -> Table {
         let runtime = single_thread();
         let mut times = [Vec::new(), Vec::new()];
         for round in 0..rounds {
-            for who in rotated(2, round) {
+            for who in shuffled(2, round) {
                 let time = runtime.block_on(async {
                     let start = Instant::now();
                     if who == 0 {
@@ -224,7 +224,7 @@ pub fn update(effort: Effort) -> Table {
     ];
     let mut figures = vec![vec![Vec::new(); 7]; all.len()];
     for round in 0..rounds {
-        for at in rotated(all.len(), round) {
+        for at in shuffled(all.len(), round) {
             // Nobody pays for a source that another one uses: there is none.
             let verifier = runtime.block_on(async {
                 match at {

@@ -24,7 +24,7 @@ use tower_spiffe::server::{Allow, GrpcPolicy, ValidateJwtSvidLayer};
 
 use crate::keys::{AUDIENCE, Signer, TRUST_DOMAIN};
 use crate::layer::token_of;
-use crate::measure::{Effort, Spread, quantile, rotated};
+use crate::measure::{Effort, Spread, quantile, shuffled};
 use crate::names::{HAND_MADE, HAND_MADE_SPIFFE, NO_LAYER, NO_LAYER_AGAIN, OAUTH2, OURS, Who};
 use crate::peers::{
     Jsonwebtoken, bearer, oauth2_server, our_bundles, our_layer, spiffe_bundles, validator,
@@ -368,7 +368,7 @@ async fn compare(
     for round in 0..=rounds {
         let tokens = signer.tokens(if seen { 1 } else { count });
         let headers: Vec<_> = tokens.iter().map(|token| bearer(token)).collect();
-        for at in rotated(entrants.len(), round) {
+        for at in shuffled(entrants.len(), round) {
             let slice = entrants[at].1.slice(&headers, count).await;
             // The first round only warms up.
             if round > 0 {

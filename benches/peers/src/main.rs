@@ -63,7 +63,7 @@ const SECTIONS: &[Measured] = &[
     ("start", |effort| vec![live::start(effort)]),
     ("own-token", |effort| vec![live::own_token(effort)]),
     ("update", |effort| vec![live::update(effort)]),
-    ("memory", |effort| vec![memory::memory(effort)]),
+    ("memory", memory::memory),
     ("axum", loopback::axum),
     ("tonic", loopback::tonic),
     ("backends", |effort| vec![backends::run(effort)]),

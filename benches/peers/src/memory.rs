@@ -13,22 +13,24 @@ use tower_spiffe::Validator;
 use crate::keys::{AUDIENCE, SUBJECT, Signer};
 use crate::layer::{token_of, unauthorized};
 use crate::live::{Agent, KEYS, SIZES, our_source, single_thread, spiffe_source};
-use crate::measure::{Effort, Spread, rotated};
+use crate::measure::{Effort, Spread, shuffled};
 use crate::names::{OURS, Who};
 use crate::peers::{Bare, bearer, our_layer, request};
-use crate::table::{Cell, Table};
+use crate::table::{Better, Cell, Table};
 
 const SPIFFE: Who = Who::peer("spiffe 0.19 `JwtSource`, tower-http 0.7 `custom` [^spiffe]");
 
 /// So many callers come, each with a token of its own.
 const TOKENS: usize = 1000;
 
+const EMPTY: &str = "no source";
+
 /// When a process says what it has.
 const MOMENTS: [&str; 3] = ["ready", "served", "updated"];
 
-pub fn memory(effort: Effort) -> Table {
+pub fn memory(effort: Effort) -> Vec<Table> {
     let rounds = if effort.quick { 1 } else { 5 };
-    let titles: Vec<String> = std::iter::once("no source".to_owned())
+    let titles: Vec<String> = std::iter::once(EMPTY.to_owned())
         .chain(
             SIZES
                 .iter()
@@ -36,24 +38,16 @@ pub fn memory(effort: Effort) -> Table {
         )
         .collect();
     let titles: Vec<&str> = titles.iter().map(String::as_str).collect();
-    let mut table = Table::new(
-        "memory",
-        "Resident memory of a service, by trust domains",
-        &titles,
-    );
     let all = [
         (OURS.with(" `JwtSource`, validator and layer"), "ours"),
         (SPIFFE, "spiffe"),
     ];
-    let mut rows = [Vec::new(), Vec::new()];
-    let mut empty = [Vec::new(), Vec::new()];
+    // What each said at each moment, in each round.
+    let mut said: [Vec<Vec<Memory>>; 2] = [vec![Vec::new()], vec![Vec::new()]];
     for round in 0..rounds {
-        for who in rotated(all.len(), round) {
-            empty[who].push(Process::start(all[who].1, "", 0).says());
+        for who in shuffled(all.len(), round) {
+            said[who][0].push(Process::start(all[who].1, "", 0).says());
         }
-    }
-    for (row, values) in rows.iter_mut().zip(&empty) {
-        row.push(Cell::bytes(Spread::of(values)));
     }
     for size in SIZES {
         let agent = Agent::start(size);
@@ -67,29 +61,58 @@ pub fn memory(effort: Effort) -> Table {
             };
             (0..TOKENS).map(token).collect()
         };
-        let mut figures = [[const { Vec::new() }; 3], [const { Vec::new() }; 3]];
+        for said in &mut said {
+            said.extend(MOMENTS.map(|_| Vec::new()));
+        }
         for round in 0..rounds {
-            for who in rotated(all.len(), round) {
-                let said = life(&agent, &tokens, all[who].1, size);
-                for (values, value) in figures[who].iter_mut().zip(said) {
+            for who in shuffled(all.len(), round) {
+                let life = life(&agent, &tokens, all[who].1, size);
+                let at = said[who].len() - life.len();
+                for (values, value) in said[who][at..].iter_mut().zip(life) {
                     values.push(value);
                 }
             }
         }
-        for (row, figures) in rows.iter_mut().zip(&figures) {
-            row.extend(figures.iter().map(|values| Cell::bytes(Spread::of(values))));
+    }
+    let table = |id, title, of: fn(&Memory) -> f64| {
+        // The first is one program, whoever it will be.
+        let mut table = Table::new(id, title, &titles).better(EMPTY, Better::Neither);
+        for ((who, _), said) in all.iter().zip(&said) {
+            let cells = said.iter().map(|values| {
+                let values: Vec<f64> = values.iter().map(of).collect();
+                Cell::bytes(Spread::of(&values))
+            });
+            table.row(who.clone(), cells.collect());
         }
-    }
-    for ((who, _), cells) in all.into_iter().zip(rows) {
-        table.row(who, cells);
-    }
-    table.note(&format!(
-        "A process of its own for each, of this one program, which has every peer linked into it: \
-         the first column is what it has before it does anything. {KEYS} keys in each trust \
-         domain. `served` is after {TOKENS} requests with as many tokens, which tower-spiffe keeps \
-         in its cache (at most 8 MiB unless told otherwise), `updated` after ten more messages, \
-         each with all bundles, one of them changed."
-    ))
+        table
+    };
+    vec![
+        table(
+            "memory",
+            "Resident memory of a service, by trust domains",
+            |memory| memory.resident,
+        )
+        .note(&format!(
+            "A process of its own for each, of this one program, which has every peer linked into \
+             it: the first column is what it has before it does anything. {KEYS} keys in each \
+             trust domain. `served` is after {TOKENS} requests with as many tokens, which \
+             tower-spiffe keeps in its cache (at most 8 MiB unless told otherwise), `updated` \
+             after ten more messages, each with all bundles, one of them changed."
+        )),
+        table(
+            "memory-own",
+            "The same without what is read from the program's file: heap and stacks",
+            |memory| memory.own,
+        ),
+    ]
+}
+
+/// In bytes.
+#[derive(Clone, Copy)]
+struct Memory {
+    resident: f64,
+    /// Without pages of files, such as the program's own.
+    own: f64,
 }
 
 /// A process with a service in it.
@@ -108,8 +131,13 @@ impl Process {
         Self { child, lines }
     }
 
-    fn says(&mut self) -> f64 {
-        self.lines.next().unwrap().unwrap().parse().unwrap()
+    fn says(&mut self) -> Memory {
+        let line = self.lines.next().unwrap().unwrap();
+        let (resident, own) = line.split_once(' ').expect("two numbers");
+        Memory {
+            resident: resident.parse().unwrap(),
+            own: own.parse().unwrap(),
+        }
     }
 
     fn tell(&mut self, text: &str) {
@@ -126,7 +154,7 @@ impl Drop for Process {
 }
 
 /// Takes one process through its life; what it says at each moment.
-fn life(agent: &Agent, tokens: &[String], who: &str, size: usize) -> [f64; 3] {
+fn life(agent: &Agent, tokens: &[String], who: &str, size: usize) -> [Memory; 3] {
     let mut service = Process::start(who, &agent.api.endpoint(), size);
     let ready = service.says();
     service.tell(&tokens.join("\n"));
@@ -146,9 +174,12 @@ fn life(agent: &Agent, tokens: &[String], who: &str, size: usize) -> [f64; 3] {
 
 fn say_resident() {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-    let kib = line.unwrap().split_whitespace().nth(1).unwrap();
-    println!("{}", kib.parse::<u64>().unwrap() * 1024);
+    let field = |name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name));
+        let kib = line.unwrap().split_whitespace().nth(1).unwrap();
+        kib.parse::<u64>().unwrap() * 1024
+    };
+    println!("{} {}", field("VmRSS:"), field("RssAnon:"));
 }
 
 /// What such a process does: says how much memory it has, takes tokens as requests until an empty
