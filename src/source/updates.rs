@@ -62,6 +62,12 @@ impl SourceUpdates {
         self.notices.borrow().revision
     }
 
+    /// Whether the source is shut down.
+    #[cfg(feature = "testing")]
+    pub(crate) fn is_closed(&self) -> bool {
+        self.notices.borrow().closed
+    }
+
     /// Waits until the revision fits, which it may at once, and gives it.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tower_spiffe::testing::{PausedClock, WorkloadApi};
+use tower_spiffe::testing::{Call, Fault, PausedClock, WorkloadApi};
 use tower_spiffe::{Algorithm, UnixTime};
 
 use crate::issuer::part;
@@ -176,4 +176,54 @@ async fn after_a_rotation_every_source_of_the_agent_knows_the_new_key() {
     agent.start_again().await.unwrap();
     assert!(began.elapsed() < Duration::from_secs(8));
     drop(away);
+}
+
+/// A rotation that is given up while an open stream keeps it waiting.
+async fn given_up(agent: &WorkloadApi) {
+    agent.fail_call(Call::FetchJwtBundles, Fault::Slow(Duration::from_secs(5)));
+    let rotation = tokio::time::timeout(Duration::from_secs(2), agent.rotate());
+    assert!(rotation.await.is_err());
+    agent.recover();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rotation_that_is_given_up_takes_its_key_along() {
+    let (_clock, agent) = agent().await;
+    let client = dial_in_memory(&agent).await;
+    let mut stream = client.bundles().await.unwrap();
+    let before = next_key_ids(&mut stream, TD).await;
+    given_up(&agent).await;
+    assert_eq!(agent.issuer().key_ids(), before);
+    assert_eq!(agent.issuer().signing_key_id(), before[0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_rotation_that_was_given_up_the_next_still_waits_for_the_sources() {
+    let (_clock, agent) = agent().await;
+    let source = agent.source().await.unwrap();
+    let trust_domain = TD.parse().unwrap();
+    given_up(&agent).await;
+    agent.cut_connections().await;
+    // No stream is open now: only the source itself can be waited for.
+    let kid = agent.rotate().await;
+    let bundle = source.bundle_for_trust_domain(&trust_domain).unwrap();
+    assert!(bundle.authority(&kid).is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn rotations_at_once_take_turns_and_every_key_is_retired() {
+    let (_clock, agent) = agent().await;
+    let source = agent.source().await.unwrap();
+    let first = agent.issuer().signing_key_id();
+    let (one, two, three) = tokio::join!(agent.rotate(), agent.rotate(), agent.rotate());
+    assert_eq!(
+        agent.issuer().key_ids(),
+        [first, one, two, three.clone()],
+        "in turn"
+    );
+    assert_eq!(agent.issuer().signing_key_id(), three);
+    let bundle = source.bundle_for_trust_domain(&TD.parse().unwrap());
+    assert!(bundle.unwrap().authority(&three).is_some());
+    tokio::time::sleep(LIFE + Duration::from_secs(1)).await;
+    assert_eq!(agent.issuer().key_ids(), [three]);
 }

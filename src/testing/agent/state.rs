@@ -29,6 +29,8 @@ pub(super) struct Agent {
     pub(super) counters: Counters,
     pub(super) enforce_pings: bool,
     state: Mutex<State>,
+    /// Held by the rotation under way.
+    pub(super) rotating: tokio::sync::Mutex<()>,
     /// Ticks whenever something changed that an open call may care about.
     tick: Tick,
     /// The number of the publication that each live bundle stream has taken.
@@ -103,6 +105,7 @@ impl Agent {
                     bundles: None,
                 },
             }),
+            rotating: tokio::sync::Mutex::new(()),
             tick: Tick::default(),
             taken: watch::Sender::new(HashMap::new()),
             next_stream: AtomicU64::new(0),

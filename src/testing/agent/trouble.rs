@@ -206,6 +206,8 @@ impl WorkloadApi {
     /// in), and the old one leaves the bundle after one token life. No token is refused meanwhile.
     /// Gives the new key's ID.
     ///
+    /// Rotations take turns. Where the future is dropped before its end, the new key goes again.
+    ///
     /// ```
     /// use tower_spiffe::Validator;
     /// use tower_spiffe::testing::WorkloadApi;
