@@ -22,6 +22,42 @@
 //! refusals.record_verification(&Verification::new("expired", false, "unknown"));
 //! assert_eq!(refusals.0.load(Ordering::Relaxed), 1);
 //! ```
+//!
+//! # Spans and events
+//!
+//! What is logged by `tracing`, under targets that begin with `tower_spiffe::` and the room. Tokens
+//! are in none of it. What an unknown caller wrote is at most in a debug line, bounded and escaped.
+//! What repeats itself is a warning once, then a debug line, until it was well in between.
+//!
+//! | room | level | message | fields | what it says |
+//! | --- | --- | --- | --- | --- |
+//! | `source` | info | span `spiffe.jwt_source` | `endpoint` | around everything that a source does in the background |
+//! | `source` | info | first bundles | `revision`, `trust_domains`, `keys` | tokens can be judged from here on |
+//! | `source` | info | bundles changed | `revision`, `trust_domains`, `keys` | keys came or went |
+//! | `source` | warn | trouble with the bundle stream | `kind`, `error` | [`SOURCE_ERROR_KINDS`] says whose |
+//! | `source` | debug | trouble with the bundle stream, again | `kind`, `error` | the same kind once more |
+//! | `source` | debug | the agent ended the bundle stream | | without an error |
+//! | `source` | debug | reconnecting | `delay_ms` | the stream is opened anew after this wait |
+//! | `source` | warn | the issuer withdrew the bundles | `delay_ms` | it takes effect after this wait |
+//! | `source` | warn | the withdrawal of the bundles takes effect | | tokens cannot be judged from here on |
+//! | `source` | info | the issuer gave the bundles back | | the withdrawal is over |
+//! | `source` | info | its bundle is read again, or gone | `trust_domain` | the trouble with this trust domain is over |
+//! | `source` | debug | closed | | the source was shut down |
+//! | `source` | warn | the runtime of this source is gone; it answers no more | | before the source itself |
+//! | `source` | error | the task of this source panicked; it answers no more | | a fault of this crate |
+//! | `source` | info | bundle files changed | `revision` | keys came or went |
+//! | `source` | warn | trouble with a bundle file; its last good bundles stay | `path`, `error` | another trouble than before |
+//! | `source` | debug | looking at the bundle files was cut short | | its runtime ends |
+//! | `svid_cache` | warn | fetching a JWT-SVID failed | `request`, `error`, `usable` | `usable`: an older token is sent meanwhile |
+//! | `svid_cache` | debug | fetching a JWT-SVID failed again | `request`, `error`, `usable` | for the same reason |
+//! | `svid_cache` | info | the issuer of JWT-SVIDs answers again | | after it was given up for a while |
+//! | `server` | info | span `jwt_svid` | `peer.spiffe_id` | around the handling of a verified caller's request; the field is filled in the span around the layer too, where that has it |
+//! | `server` | debug | request not admitted | `reason`, `enforced`, `peer.spiffe_id`, `key_id`, `trust_domain` | each refusal; the last two are what the token claims |
+//! | `server` | info | requests are not admitted: … | `reason`, `enforced`, `suppressed`, `peer.spiffe_id` | one line per class, caller and interval; `suppressed` were not told since the last |
+//! | `server` | warn | callers cannot be authenticated | `reason`, `enforced`, `suppressed`, `why` | our blindness |
+//! | `server` | error | no ValidateJwtSvidLayer stands above | `reason`, `suppressed` | the server is put together wrongly |
+//! | `server` | error | answers do not end with the caller's token: … | `reason` | the same, of an `EndAtExpiryLayer` |
+//! | `metrics` | debug | the metrics recorder panicked | | a count is lost |
 
 #[cfg(feature = "metrics")]
 mod facade;

@@ -79,9 +79,7 @@ impl Narrow {
         let inner = inner.map_err(Into::into);
         match self {
             Self::Limit(most) => BoxCloneService::new(ConcurrencyLimit::new(inner, most)),
-            Self::Buffer => {
-                BoxCloneService::new(Buffer::new(ConcurrencyLimit::new(inner, 1), 1))
-            }
+            Self::Buffer => BoxCloneService::new(Buffer::new(ConcurrencyLimit::new(inner, 1), 1)),
         }
     }
 }

@@ -1,0 +1,109 @@
+//! A service that is watched: it serves `/metrics` in Prometheus' format, has a good caller and bad
+//! ones, and an agent that has a bad day. Prints one scrape, and ends.
+//!
+//! ```text
+//! cargo run --example observability
+//! ```
+//!
+//! Beside this file: a Grafana dashboard and alert rules over what is printed.
+
+use std::sync::Arc;
+
+use axum::extract::Request;
+use axum::routing::get;
+use axum::{Router, ServiceExt};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tower::Layer;
+use tower_spiffe::client::Plaintext;
+use tower_spiffe::metrics::{FacadeRecorder, METRICS, MetricsRecorder};
+use tower_spiffe::testing::{Call, Fault, WorkloadApi};
+use tower_spiffe::{
+    AddJwtSvidLayer, Allow, Audience, GrpcCode, JwtSource, ValidateJwtSvidLayer, Validator,
+    VerifiedSvid,
+};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+const AUDIENCE: &str = "spiffe://example.org/reports";
+const WEB: &str = "spiffe://example.org/web";
+
+#[tokio::main]
+async fn main() -> Result<(), BoxError> {
+    // The exporter first: a count that nobody takes is lost.
+    let scrape = exporter()?;
+    let recorder: Arc<dyn MetricsRecorder> = Arc::new(FacadeRecorder::new());
+
+    // In earnest: without `endpoint`, so that SPIFFE_ENDPOINT_SOCKET says where the agent is.
+    let agent = WorkloadApi::start("example.org").await?;
+    agent.register(WEB, "", std::time::Duration::from_secs(300))?;
+    let source = JwtSource::builder()
+        .endpoint(agent.endpoint())
+        .metrics(recorder.clone())
+        .build()
+        .await?;
+    let server = serve(&source, recorder, scrape).await?;
+
+    // A good caller: this same workload, with tokens from the agent.
+    let audience = Audience::fixed(AUDIENCE).for_origin(&server)?;
+    let client = AddJwtSvidLayer::new(source.clone(), audience)
+        .allow_plaintext(Plaintext::Loopback)
+        .layer(reqwest::Client::new());
+    let reports = format!("{server}/reports");
+    for _ in 0..3 {
+        let request = reqwest::Client::new().get(&reports).build()?;
+        let answer = tower::ServiceExt::oneshot(client.clone(), request).await?;
+        assert_eq!(answer.status(), 200);
+    }
+    // One without a token, and one whom the policy does not admit.
+    let plain = reqwest::Client::new();
+    assert_eq!(plain.get(&reports).send().await?.status(), 401);
+    let stranger = agent.token("spiffe://example.org/stranger", AUDIENCE);
+    let request = plain.get(&reports).bearer_auth(stranger);
+    assert_eq!(request.send().await?.status(), 403);
+    // The agent has no token for somebody whom we would call.
+    agent.fail_call(Call::FetchJwtSvid, Fault::Refuse(GrpcCode::Unavailable));
+    assert!(source.get_jwt_svid(["ledger"]).await.is_err());
+
+    let text = plain.get(format!("{server}/metrics")).send().await?;
+    print(&text.text().await?)?;
+    Ok(())
+}
+
+/// Installs the exporter. Without buckets a histogram is told as quantiles, which cannot be added
+/// up over many processes.
+fn exporter() -> Result<PrometheusHandle, BoxError> {
+    let mut exporter = PrometheusBuilder::new();
+    for metric in METRICS.iter().filter(|metric| !metric.buckets.is_empty()) {
+        let name = Matcher::Full(metric.name.to_owned());
+        exporter = exporter.set_buckets_for_metric(name, metric.buckets)?;
+    }
+    Ok(exporter.install_recorder()?)
+}
+
+/// Reports for `web` alone; the metrics for everybody who may reach us, outside of the layer.
+async fn serve(
+    source: &JwtSource,
+    recorder: Arc<dyn MetricsRecorder>,
+    scrape: PrometheusHandle,
+) -> Result<String, BoxError> {
+    let validator = Validator::builder(source.clone())
+        .audience(AUDIENCE)
+        .metrics(recorder.clone())
+        .build()?;
+    let layer = ValidateJwtSvidLayer::required(validator, Allow::id(WEB)?).metrics(recorder);
+    let hello = async |caller: VerifiedSvid| format!("hello, {}\n", caller.spiffe_id());
+    let app = Router::new()
+        .route("/reports", get(hello).layer(layer))
+        .route("/metrics", get(async move || scrape.render()));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    tokio::spawn(async move {
+        axum::serve(listener, ServiceExt::<Request>::into_make_service(app)).await
+    });
+    Ok(format!("http://{address}"))
+}
+
+fn print(text: &str) -> std::io::Result<()> {
+    use std::io::Write as _;
+    std::io::stdout().lock().write_all(text.as_bytes())
+}

@@ -1,0 +1,17 @@
+//! What an operator sees of a good day and of bad ones: the scrape, the dashboard and the alerts
+//! that stand on it, and the log.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
+
+mod alerts;
+mod dashboard;
+mod log;
+mod promql;
+mod scrape;
+mod week;
+mod words;

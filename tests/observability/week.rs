@@ -1,0 +1,450 @@
+//! A service's week, good days and bad ones, in paused time: what is counted and logged meanwhile.
+
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use http::{HeaderValue, Request, Response, StatusCode};
+use http_body_util::Full;
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio::time::sleep;
+use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_spiffe::metrics::{FacadeRecorder, METRICS, MetricsRecorder};
+use tower_spiffe::server::UnknownKeyWait;
+use tower_spiffe::source::WithdrawalPolicy;
+use tower_spiffe::testing::{Call, Fault, Issuer, PausedClock, WorkloadApi};
+use tower_spiffe::{
+    AddJwtSvidLayer, Allow, AllowCallersLayer, Audience, EndAtExpiryLayer, FileBundles, GrpcCode,
+    JwtSource, JwtSourceBuilder, TrustDomain, UnixTime, ValidateJwtSvidLayer, Validator,
+};
+use tracing_subscriber::layer::SubscriberExt;
+
+use crate::log::{Log, Seen};
+
+pub(crate) const TRUST_DOMAIN: &str = "example.org";
+pub(crate) const PARTNER: &str = "partner.test";
+
+const SELF: &str = "spiffe://example.org/workload";
+const REPORTS: &str = "spiffe://example.org/reports";
+const ORIGIN: &str = "https://reports.example.org";
+const LIFE: Duration = Duration::from_secs(300);
+
+/// What the week leaves behind.
+pub(crate) struct Week {
+    /// The last scrape.
+    pub(crate) scrape: String,
+    pub(crate) scrape_while_well: String,
+    pub(crate) scrape_while_withdrawn: String,
+    pub(crate) log: Vec<Seen>,
+    /// Every token that went about.
+    pub(crate) tokens: Vec<String>,
+}
+
+/// One for the whole process: an exporter and a log are there once.
+pub(crate) static WEEK: LazyLock<Week> = LazyLock::new(Week::live);
+
+impl Week {
+    fn live() -> Self {
+        let log = Log::default();
+        let subscriber = tracing_subscriber::registry().with(log.clone());
+        tracing::subscriber::set_global_default(subscriber).unwrap();
+        let exporter = exporter();
+        let mut world = World {
+            handle: exporter.handle(),
+            recorder: {
+                metrics::set_global_recorder(exporter).unwrap();
+                Arc::new(FacadeRecorder::new())
+            },
+            tokens: Vec::new(),
+            scrape_while_well: String::new(),
+            scrape_while_withdrawn: String::new(),
+        };
+        let runtime = || {
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .start_paused(true)
+                .build()
+                .unwrap()
+        };
+        runtime().block_on(world.week());
+        // A source whose runtime goes before it does.
+        let brief = runtime();
+        let source = brief.block_on(async {
+            let agent = WorkloadApi::start_in_memory(TRUST_DOMAIN).await.unwrap();
+            agent.source().await.unwrap()
+        });
+        drop(brief);
+        drop(source);
+        Self {
+            scrape: world.handle.render(),
+            scrape_while_well: world.scrape_while_well,
+            scrape_while_withdrawn: world.scrape_while_withdrawn,
+            log: log.seen(),
+            tokens: world.tokens,
+        }
+    }
+}
+
+/// As the README of the example says to set one up.
+fn exporter() -> metrics_exporter_prometheus::PrometheusRecorder {
+    let histograms = METRICS.iter().filter(|metric| !metric.buckets.is_empty());
+    histograms
+        .fold(PrometheusBuilder::new(), |builder, metric| {
+            let name = Matcher::Full(metric.name.to_owned());
+            builder
+                .set_buckets_for_metric(name, metric.buckets)
+                .unwrap()
+        })
+        .build_recorder()
+}
+
+struct World {
+    handle: PrometheusHandle,
+    recorder: Arc<dyn MetricsRecorder>,
+    tokens: Vec<String>,
+    scrape_while_well: String,
+    scrape_while_withdrawn: String,
+}
+
+/// The parts of a service that watches itself.
+struct Watched {
+    agent: WorkloadApi,
+    clock: PausedClock,
+    source: JwtSource,
+    layer: ValidateJwtSvidLayer,
+    validator: Validator,
+}
+
+async fn hello(_: Request<String>) -> Result<Response<String>, Infallible> {
+    Ok(Response::new(String::new()))
+}
+
+fn request(bearer: Option<&str>) -> Request<String> {
+    let mut request = Request::get(ORIGIN).body(String::new()).unwrap();
+    if let Some(token) = bearer {
+        let value = HeaderValue::try_from(format!("Bearer {token}")).unwrap();
+        request.headers_mut().insert(AUTHORIZATION, value);
+    }
+    request
+}
+
+async fn ask<S>(service: S, request: Request<String>) -> StatusCode
+where
+    S: Service<Request<String>, Response = Response<String>>,
+    S::Error: std::fmt::Debug,
+{
+    service.oneshot(request).await.unwrap().status()
+}
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+impl World {
+    async fn week(&mut self) {
+        let service = self.service().await;
+        self.callers(&service).await;
+        self.scrape_while_well = self.handle.render();
+        self.unknown_keys(&service).await;
+        self.own_tokens(&service).await;
+        self.bad_days_of_the_agent(&service).await;
+        self.withdrawal(&service).await;
+        self.blindness(&service).await;
+        self.files().await;
+        self.miswired(&service).await;
+        service.source.shutdown().await;
+        self.judge_in_vain(&service.validator).await;
+    }
+
+    fn source(&self, agent: &WorkloadApi, clock: &PausedClock) -> JwtSourceBuilder {
+        JwtSource::builder()
+            .connector(agent.connector())
+            .clock(clock.shared())
+            .metrics(self.recorder.clone())
+    }
+
+    fn validator(&self, source: JwtSource, clock: &PausedClock) -> Validator {
+        Validator::builder(source)
+            .audience(REPORTS)
+            .clock(clock.shared())
+            .metrics(self.recorder.clone())
+            .build()
+            .unwrap()
+    }
+
+    async fn service(&self) -> Watched {
+        let clock = PausedClock::new(UnixTime::from_secs(1_790_000_000));
+        let agent = WorkloadApi::builder(TRUST_DOMAIN)
+            .clock(clock.shared())
+            .start_in_memory()
+            .await
+            .unwrap();
+        agent.federate(PARTNER).unwrap();
+        let source = self.source(&agent, &clock).build().await.unwrap();
+        let validator = self.validator(source.clone(), &clock);
+        let layer = ValidateJwtSvidLayer::required(validator.clone(), Allow::id(SELF).unwrap())
+            .metrics(self.recorder.clone());
+        Watched {
+            agent,
+            clock,
+            source,
+            layer,
+            validator,
+        }
+    }
+
+    fn token(&mut self, token: String) -> String {
+        self.tokens.push(token.clone());
+        token
+    }
+
+    /// Those who are admitted, and those who are not.
+    async fn callers(&mut self, service: &Watched) {
+        let required = service.layer.layer(service_fn(hello));
+        let issuer = service.agent.issuer();
+        let good = self.token(issuer.token(SELF, REPORTS).sign());
+        for _ in 0..2 {
+            assert_eq!(ask(required.clone(), request(Some(&good))).await, 200);
+        }
+        let elsewhere = Issuer::with_clock(TRUST_DOMAIN, service.clock.shared()).unwrap();
+        let partner = service.agent.token("spiffe://partner.test/web", REPORTS);
+        let bad = [
+            issuer.token(SELF, REPORTS).expired(seconds(60)).sign(),
+            issuer.token(SELF, "spiffe://example.org/other").sign(),
+            issuer.token(SELF, REPORTS).signed_by(&elsewhere).sign(),
+            issuer.token(SELF, REPORTS).header("kid", "made-up").sign(),
+            issuer.token(SELF, REPORTS).header("alg", "none").sign(),
+            issuer.token("spiffe://nowhere.test/web", REPORTS).sign(),
+        ];
+        for token in bad {
+            let token = self.token(token);
+            assert_eq!(ask(required.clone(), request(Some(&token))).await, 401);
+        }
+        let partner = self.token(partner);
+        assert_eq!(ask(required.clone(), request(Some(&partner))).await, 403);
+        assert_eq!(ask(required.clone(), request(None)).await, 401);
+        let mut two = request(Some(&good));
+        two.headers_mut()
+            .append(AUTHORIZATION, HeaderValue::from_static("Basic eA=="));
+        assert_eq!(ask(required, two).await, 400);
+
+        let allow = || Allow::id(SELF).unwrap();
+        let optional = ValidateJwtSvidLayer::optional(service.validator.clone(), allow())
+            .metrics(self.recorder.clone());
+        assert_eq!(
+            ask(optional.layer(service_fn(hello)), request(None)).await,
+            200
+        );
+        let audit = ValidateJwtSvidLayer::audit(service.validator.clone(), allow())
+            .metrics(self.recorder.clone());
+        assert_eq!(
+            ask(audit.layer(service_fn(hello)), request(None)).await,
+            200
+        );
+    }
+
+    async fn unknown_keys(&mut self, service: &Watched) {
+        let wait = UnknownKeyWait::new(seconds(2));
+        let waiting = service.layer.clone().wait_for_unknown_keys(wait);
+        let waiting = waiting.layer(service_fn(hello));
+        let issuer = service.agent.issuer();
+        let unknown = issuer.token(SELF, REPORTS).header("kid", "made-up").sign();
+        for _ in 0..2 {
+            assert_eq!(ask(waiting.clone(), request(Some(&unknown))).await, 401);
+        }
+        sleep(seconds(11)).await;
+        // Signed with a key that is on its way to us.
+        issuer.rotate_now();
+        let new = self.token(issuer.token(SELF, REPORTS).sign());
+        assert_eq!(ask(waiting, request(Some(&new))).await, 200);
+    }
+
+    /// Tokens that come, come late, are refused, or do not come.
+    async fn own_tokens(&mut self, service: &Watched) {
+        let Watched { agent, source, .. } = service;
+        let audience = Audience::fixed(REPORTS).for_origin(ORIGIN).unwrap();
+        let client = AddJwtSvidLayer::new(source.clone(), audience.clone());
+        let client = client.layer(service.layer.layer(service_fn(hello)));
+        for _ in 0..2 {
+            assert_eq!(ask(client.clone(), request(None)).await, 200);
+        }
+        let mut foreign = request(None);
+        *foreign.uri_mut() = "https://elsewhere.test/".parse().unwrap();
+        assert_eq!(ask(client.clone(), foreign).await, 401);
+
+        // It is due: the next request has it refreshed, and does not wait for that.
+        sleep(seconds(200)).await;
+        for _ in 0..2 {
+            assert_eq!(ask(client.clone(), request(None)).await, 200);
+            sleep(seconds(1)).await;
+        }
+
+        // Its time runs out while the agent gives no other.
+        agent.fail_call(Call::FetchJwtSvid, Fault::Refuse(GrpcCode::Unavailable));
+        sleep(LIFE - seconds(20)).await;
+        assert_eq!(ask(client.clone(), request(None)).await, 200);
+        sleep(seconds(30)).await;
+        assert!(client.clone().oneshot(request(None)).await.is_err());
+        agent.recover();
+        sleep(seconds(10)).await;
+        assert_eq!(ask(client, request(None)).await, 200);
+
+        // A service refuses it.
+        let strange = service_fn(|_: Request<String>| async {
+            let refused = Response::builder()
+                .status(StatusCode::UNAUTHORIZED)
+                .header(WWW_AUTHENTICATE, "Bearer error=\"invalid_token\"");
+            Ok::<_, Infallible>(refused.body(String::new()).unwrap())
+        });
+        let client = AddJwtSvidLayer::new(source.clone(), audience).layer(strange);
+        assert_eq!(ask(client, request(None)).await, 401);
+
+        // The agent hangs: nobody gets a token, and it is given up for a while.
+        agent.fail_call(Call::FetchJwtSvid, Fault::Hang);
+        let tokens = ["a", "b", "c"].map(|audience| source.get_jwt_svid([audience]));
+        let (a, b, c) = {
+            let [a, b, c] = tokens;
+            tokio::join!(a, b, c)
+        };
+        assert!(a.is_err() && b.is_err() && c.is_err());
+        sleep(seconds(60)).await;
+        agent.recover();
+        sleep(seconds(60)).await;
+        let token = source.get_jwt_svid(["a"]).await.unwrap();
+        self.token(token.token().to_owned());
+    }
+
+    async fn bad_days_of_the_agent(&mut self, service: &Watched) {
+        let agent = &service.agent;
+        agent.rotate().await;
+        sleep(seconds(60)).await;
+        agent.cut_connections().await;
+        sleep(seconds(60)).await;
+        for fault in [Fault::HangUp, Fault::Refuse(GrpcCode::Unavailable)] {
+            agent.fail(fault);
+            agent.cut_connections().await;
+            sleep(seconds(60)).await;
+        }
+        agent.recover();
+        sleep(seconds(60)).await;
+        let rubbish = "no JWK Set";
+        agent.federate_raw("broken.test", rubbish).unwrap();
+        sleep(seconds(60)).await;
+        agent.unfederate("broken.test");
+        agent.stop().await;
+        sleep(seconds(60)).await;
+        agent.start_again().await.unwrap();
+        sleep(seconds(60)).await;
+        // Somebody's recorder is broken.
+        let panics: Arc<dyn MetricsRecorder> = Arc::new(Panics);
+        let source = self.source(agent, &service.clock).metrics(panics);
+        drop(source.build().await.unwrap());
+    }
+
+    async fn withdrawal(&mut self, service: &Watched) {
+        let Watched { agent, clock, .. } = service;
+        let later = self
+            .source(agent, clock)
+            .withdrawal(WithdrawalPolicy::After(seconds(30)))
+            .build()
+            .await
+            .unwrap();
+        agent.withdraw();
+        sleep(seconds(60)).await;
+        self.judge_in_vain(&service.validator).await;
+        self.scrape_while_withdrawn = self.handle.render();
+        agent.restore();
+        sleep(seconds(60)).await;
+        later.shutdown().await;
+    }
+
+    /// No bundles yet, and none for too long.
+    async fn blindness(&mut self, service: &Watched) {
+        let Watched { agent, clock, .. } = service;
+        let stale = self.source(agent, clock).max_staleness(seconds(60));
+        let stale = stale.build().await.unwrap();
+        agent.stop().await;
+        let lazy = self.source(agent, clock).build_lazy().unwrap();
+        sleep(seconds(90)).await;
+        for source in [stale, lazy] {
+            let validator = self.validator(source, clock);
+            self.judge_in_vain(&validator).await;
+        }
+        agent.start_again().await.unwrap();
+        sleep(seconds(60)).await;
+    }
+
+    async fn judge_in_vain(&self, validator: &Validator) {
+        let token = Issuer::new(TRUST_DOMAIN)
+            .unwrap()
+            .token(SELF, REPORTS)
+            .expires_at(UnixTime::from_secs(4_000_000_000))
+            .sign();
+        let layer = ValidateJwtSvidLayer::required(validator.clone(), Allow::any_trust_domain())
+            .metrics(self.recorder.clone());
+        let status = ask(layer.layer(service_fn(hello)), request(Some(&token))).await;
+        assert_eq!(status, 503);
+    }
+
+    async fn files(&self) {
+        let dir = Dir::new();
+        let issuer = Issuer::new(PARTNER).unwrap();
+        let path = dir.0.join("partner.json");
+        std::fs::write(&path, issuer.spiffe_bundle()).unwrap();
+        let bundles = FileBundles::builder()
+            .spiffe_bundle(PARTNER.parse::<TrustDomain>().unwrap(), &path)
+            .metrics(self.recorder.clone())
+            .open()
+            .unwrap();
+        issuer.rotate_now();
+        for contents in [issuer.spiffe_bundle(), b"half a bund".to_vec()] {
+            std::fs::write(&path, contents).unwrap();
+            sleep(seconds(10)).await;
+        }
+        assert!(!bundles.state().is_healthy());
+    }
+
+    /// Layers that stand where they cannot work.
+    async fn miswired(&self, service: &Watched) {
+        let narrow = AllowCallersLayer::new(Allow::id(SELF).unwrap());
+        let narrow = narrow.metrics(self.recorder.clone());
+        assert_eq!(
+            ask(narrow.layer(service_fn(hello)), request(None)).await,
+            500
+        );
+        let ends = EndAtExpiryLayer::new(&service.validator);
+        let inner = service_fn(|_: Request<String>| async {
+            Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
+        });
+        ends.layer(inner).oneshot(request(None)).await.unwrap();
+    }
+}
+
+struct Panics;
+
+impl MetricsRecorder for Panics {
+    fn record_update(&self) {
+        panic!("a recorder of somebody's, which is broken on purpose");
+    }
+}
+
+/// A directory of its own, gone with it.
+struct Dir(PathBuf);
+
+impl Dir {
+    fn new() -> Self {
+        let name = format!("tower-spiffe-observability-{}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&dir).unwrap();
+        Self(dir)
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

@@ -1,0 +1,97 @@
+//! The words that may stand in a label.
+
+use std::collections::BTreeSet;
+
+use tower_spiffe::metrics::{KEY_WAIT_OUTCOMES, METRICS, SOURCE_ERROR_KINDS, SvidCacheEvent};
+use tower_spiffe::server::RejectionReason;
+use tower_spiffe::{CannotJudge, TokenErrorReason, ValidateReason};
+
+const CANNOT_JUDGE: [CannotJudge; 4] = [
+    CannotJudge::NotReady,
+    CannotJudge::Withdrawn,
+    CannotJudge::Stale,
+    CannotJudge::Closed,
+];
+
+const VALIDATE: [ValidateReason; 13] = [
+    ValidateReason::TooLong,
+    ValidateReason::Malformed,
+    ValidateReason::Header,
+    ValidateReason::Algorithm,
+    ValidateReason::Claims,
+    ValidateReason::Expired,
+    ValidateReason::NotYetValid,
+    ValidateReason::Audience,
+    ValidateReason::TrustDomainUnknown,
+    ValidateReason::KeyUnknown,
+    ValidateReason::KeyUnfit,
+    ValidateReason::Signature,
+    ValidateReason::CannotJudge(CannotJudge::Stale),
+];
+
+const TOKEN: [TokenErrorReason; 15] = [
+    TokenErrorReason::Unavailable,
+    TokenErrorReason::Timeout,
+    TokenErrorReason::Denied,
+    TokenErrorReason::InvalidRequest,
+    TokenErrorReason::Unacceptable,
+    TokenErrorReason::ClockSkew,
+    TokenErrorReason::Full,
+    TokenErrorReason::Closed,
+    TokenErrorReason::Panicked,
+    TokenErrorReason::NoRuntime,
+    TokenErrorReason::NoOrigin,
+    TokenErrorReason::ForeignOrigin,
+    TokenErrorReason::Plaintext,
+    TokenErrorReason::HeaderPresent,
+    TokenErrorReason::Other,
+];
+
+/// What this label of this metric may say; `None` where it is a name that an issuer gave.
+pub(crate) fn of(metric: &str, label: &str) -> Option<BTreeSet<&'static str>> {
+    let words: Vec<&'static str> = match (metric, label) {
+        (_, "trust_domain") => return None,
+        (_, "kind") => SOURCE_ERROR_KINDS.to_vec(),
+        (_, "event") => SvidCacheEvent::ALL.iter().map(|e| e.as_str()).collect(),
+        (_, "enforced" | "cached") => vec!["true", "false"],
+        (_, "why") => {
+            let why = CANNOT_JUDGE.iter().map(|why| why.as_str());
+            why.chain([""]).collect()
+        }
+        ("spiffe_unknown_key_waits_total", "outcome") => KEY_WAIT_OUTCOMES.to_vec(),
+        ("spiffe_verifications_total", "outcome") => {
+            let refused = VALIDATE.iter().map(|reason| reason.as_str());
+            refused.chain(["ok"]).collect()
+        }
+        ("spiffe_admissions_total", "outcome") => {
+            let token = VALIDATE.iter().map(|reason| reason.as_str());
+            let others = [
+                RejectionReason::Missing,
+                RejectionReason::Malformed,
+                RejectionReason::NotAllowed,
+                RejectionReason::NotWired,
+            ];
+            let others = others.iter().map(|reason| reason.as_str());
+            let passed = ["verified", "anonymous"];
+            token.chain(others).chain(passed).collect()
+        }
+        (_, "outcome") => {
+            let failed = TOKEN.iter().map(|reason| reason.as_str());
+            failed.chain(["ok"]).collect()
+        }
+        _ => panic!("{metric} has no label {label}"),
+    };
+    Some(words.into_iter().collect())
+}
+
+/// The metric that a sample belongs to: a histogram has several samples.
+pub(crate) fn metric_of(sample: &str) -> Option<&'static tower_spiffe::metrics::MetricInfo> {
+    METRICS.iter().find(|metric| {
+        let suffixes: &[&str] = match metric.kind {
+            "histogram" => &["_bucket", "_sum", "_count"],
+            _ => &[""],
+        };
+        let rest = sample.strip_prefix(metric.name);
+        rest.is_some_and(|rest| suffixes.contains(&rest))
+    })
+}
