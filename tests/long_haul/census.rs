@@ -47,6 +47,13 @@ pub(crate) fn files() -> Option<usize> {
     Some(std::fs::read_dir("/proc/self/fd").ok()?.count())
 }
 
+/// What this process has of the machine's memory, in KiB.
+pub(crate) fn memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
 impl Driver {
     /// Counts; with nobody at work, and no dead connection left at the agent's side. Where `last`,
     /// to the last task.

@@ -94,6 +94,12 @@ impl Driver {
             sleep(rest).await;
             self.check();
         }
+        // Now and then for so long that every token comes to its end.
+        if self.rng.u8(..4) == 0 {
+            self.say("the trouble lasts");
+            sleep(self.world.times.token_life).await;
+            self.check();
+        }
     }
 
     async fn play(&mut self, card: Card) {
@@ -378,10 +384,12 @@ impl Driver {
     pub(crate) async fn finish(mut self) -> World {
         self.census(true).await;
         self.check();
-        let enough = self.world.agent.counts().too_many_pings > 0;
-        if !enough {
+        if self.world.agent.counts().too_many_pings == 0 {
             self.world
                 .fail("nobody was ever cut off for too many pings");
+        }
+        if let Some(what) = self.world.tally.missing() {
+            self.world.fail(&format!("there were no {what}"));
         }
         for card in Card::ALL {
             if !self.driven.contains_key(&card) {

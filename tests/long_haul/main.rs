@@ -121,11 +121,22 @@ fn run_paused(seed: u64, total: Duration) -> Digest {
         let world = driver.finish().await;
         let digest = world.log.digest();
         eprintln!("{rounds} rounds, {} lines: {}", digest.lines, world.tally);
+        stays_small(&growth, world.known_keys().1);
         nothing_is_left(world).await;
         digest
     });
-    eprintln!("growth by round: {growth:?}");
     digest
+}
+
+/// What lives on this thread's heap from round to round stays within what caches may fill and what
+/// the issuers keep of their old keys: a leak of some bytes per request is more.
+fn stays_small(growth: &[i64], keys: u64) {
+    const CACHES: i64 = 256 << 10;
+    const KEY: i64 = 3 << 10;
+    let grown: i64 = growth.iter().sum();
+    let allowed = CACHES + KEY * i64::try_from(keys).unwrap();
+    eprintln!("{grown} bytes more on the heap, {allowed} allowed");
+    assert!(grown <= allowed, "grown by {grown} bytes: {growth:?}");
 }
 
 /// The sources go, then the agent; tasks, connections and files with them.
@@ -164,7 +175,13 @@ fn the_same_seed_gives_the_same_log() {
     let _alone = alone();
     let seed = seed("the same log twice");
     let run = || run_paused(seed, Duration::from_secs(600));
-    assert_eq!(run(), run(), "seed {seed}");
+    let first = run();
+    let mut second = None;
+    let heap = allocation_counter::measure(|| second = Some(run()));
+    assert_eq!(Some(first), second, "seed {seed}");
+    // The first run has filled what is kept per thread and process.
+    let left = heap.bytes_current;
+    assert!(left < 64 << 10, "{left} bytes outlive everything");
 }
 
 #[test]
@@ -181,7 +198,17 @@ fn a_minute_of_real_time() {
         let times = Times::real(Duration::from_secs(60));
         let world = World::build(times, seed, true).await;
         let mut driver = Driver::begin(world).await;
-        while !driver.round().await {}
+        let mut memory = Vec::new();
+        let mut done = false;
+        while !done {
+            done = driver.round().await;
+            memory.push(census::memory());
+        }
+        // It has run on all threads by the end of the first round.
+        if let [Some(first), .., Some(last)] = memory[..] {
+            eprintln!("{first} KiB in the process after a round, {last} KiB in the end");
+            assert!(last < first + (16 << 10), "grown, in KiB: {memory:?}");
+        }
         let rounds = driver.rounds;
         let world = driver.finish().await;
         eprintln!("{rounds} rounds: {}", world.tally);

@@ -7,6 +7,16 @@ macro_rules! tally {
         #[derive(Default)]
         pub(crate) struct Tally { $(pub(crate) $name: Count,)* }
 
+        impl Tally {
+            /// What never happened, of all that must in any long run.
+            pub(crate) fn missing(&self) -> Option<&'static str> {
+                let all = [$((&self.$name, stringify!($name), $what),)*];
+                all.into_iter()
+                    .find(|(count, name, _)| count.get() == 0 && !MAYBE.contains(name))
+                    .map(|(_, _, what)| what)
+            }
+        }
+
         impl std::fmt::Display for Tally {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 $(write!(f, "{} {}, ", self.$name.get(), $what)?;)*
@@ -15,6 +25,9 @@ macro_rules! tally {
         }
     };
 }
+
+/// A matter of luck.
+const MAYBE: [&str; 3] = ["unclear", "failed", "starts_failed"];
 
 tally! {
     admitted: "verdicts that admitted",
