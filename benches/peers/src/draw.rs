@@ -10,8 +10,8 @@ use crate::report::Report;
 use crate::table::Unit;
 use crate::{ahead, bars, claims};
 
-const WIDTH: f64 = 760.0;
-const LEFT: f64 = 330.0;
+const WIDTH: f64 = 820.0;
+const LEFT: f64 = 390.0;
 const RIGHT: f64 = 90.0;
 const BAR: f64 = 22.0;
 const GAP: f64 = 8.0;

@@ -361,7 +361,7 @@ async fn compare(
 ) -> Table {
     let (count, rounds) = match (effort.quick, seen) {
         (true, _) => (CONCURRENCY * 10, 2),
-        (false, true) => (CONCURRENCY * 800, 25),
+        (false, true) => (CONCURRENCY * 800, 61),
         (false, false) => (CONCURRENCY * 200, 15),
     };
     let mut slices: Vec<Vec<Slice>> = entrants.iter().map(|_| Vec::new()).collect();

@@ -9,7 +9,7 @@ use std::time::Instant;
 fn main() {
     let mut lines = std::io::stdin().lines().map(|line| line.unwrap());
     let mut line = || lines.next().expect("a line");
-    let trust_domain = spiffe::TrustDomain::new(&line()).unwrap();
+    let trust_domain = spiffe::TrustDomain::new(line()).unwrap();
     let audience = line();
     let keys = line();
     let bundle = spiffe::JwtBundle::from_jwt_authorities(trust_domain, keys.as_bytes()).unwrap();
