@@ -36,22 +36,28 @@ async fn rule_01_an_error_never_replaces_a_token() {
 
 // === 2: visible before the waiters wake ===
 
-#[tokio::test(start_paused = true)]
+/// On several threads, so that a waiter can run between the two.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn rule_02_the_new_token_is_visible_before_waiters_wake() {
-    let bench = Bench::with(|call| call.fresh(300).after(millis(10)));
-    let aud = request("a");
-    let waiters = (0..20).map(|_| {
-        let (cache, aud) = (bench.cache.clone(), aud.clone());
-        tokio::spawn(async move {
-            let got = cache.header(&aud).await.unwrap();
-            // Nothing was awaited in between: whoever wakes finds it.
-            assert_eq!(cache.try_header(&aud), Some(got));
-        })
-    });
-    for waiter in waiters.collect::<Vec<_>>() {
-        waiter.await.unwrap();
+    let bench = Bench::built(
+        |call| call.fresh(300).after(millis(1)),
+        |builder| builder.rate(100_000),
+    );
+    for round in 0..200 {
+        let aud = request(&format!("aud-{round}"));
+        let waiters = (0..8).map(|_| {
+            let (cache, aud) = (bench.cache.clone(), aud.clone());
+            tokio::spawn(async move {
+                let got = cache.header(&aud).await.unwrap();
+                // Nothing was awaited in between: whoever wakes finds it.
+                assert_eq!(cache.try_header(&aud), Some(got));
+            })
+        });
+        for waiter in waiters.collect::<Vec<_>>() {
+            waiter.await.unwrap();
+        }
     }
-    assert_eq!(bench.desk.calls(), 1);
+    assert_eq!(bench.desk.calls(), 200);
 }
 
 // === 3: one fetch, one result ===
@@ -489,7 +495,8 @@ async fn rule_11_an_entry_with_a_fetch_in_flight_stays() {
 #[tokio::test(start_paused = true)]
 async fn rule_12_three_failures_in_a_row_open_the_breaker_and_one_probes() {
     let bench = Bench::built(
-        |_| Answer::Fail(FetchSvidReason::Unavailable),
+        // Not at once: who comes meanwhile could start another.
+        |_| Answer::Fail(FetchSvidReason::Unavailable).after(millis(200)),
         |builder| builder.max_entries(10_000),
     );
     let all: Vec<_> = (0..10_000).map(|n| request(&format!("aud-{n}"))).collect();

@@ -119,6 +119,33 @@ pub struct Desk {
     clock: PausedClock,
     calls: Arc<AtomicU64>,
     under_way: Arc<Mutex<UnderWay>>,
+    given: Arc<Mutex<HashMap<String, Given>>>,
+}
+
+/// When a token was given, by both clocks, and what it says of its life.
+#[derive(Clone, Copy, Debug)]
+pub struct Given {
+    wall: UnixTime,
+    mono: Duration,
+    exp: UnixTime,
+    life: Duration,
+}
+
+impl Given {
+    /// Its end by the monotonic clock: as long after it was given as it had left then.
+    fn end(&self) -> Duration {
+        let had = self.exp.saturating_since(self.wall).min(self.life);
+        self.mono.saturating_add(had)
+    }
+
+    /// How long until it must not be sent any more, by the wall or by the monotonic clock,
+    /// whichever is sooner; less the hard margin.
+    fn left(&self, clock: &PausedClock) -> Option<Duration> {
+        let margin = secs(2).min(self.life.mul_f64(0.02));
+        let by_wall = self.exp.saturating_since(clock.now());
+        let by_mono = self.end().checked_sub(clock.monotonic())?;
+        by_wall.min(by_mono).checked_sub(margin)
+    }
 }
 
 #[derive(Default)]
@@ -142,7 +169,20 @@ impl Desk {
             clock: clock.clone(),
             calls: Arc::default(),
             under_way: Arc::default(),
+            given: Arc::default(),
         }
+    }
+
+    /// Whether this header may be sent now, by what the issuer knows of it.
+    pub fn assert_alive(&self, header: &http::HeaderValue) {
+        let token = header.to_str().unwrap().strip_prefix("Bearer ").unwrap();
+        let given = self.given.lock().unwrap()[token];
+        let left = given.left(&self.clock);
+        assert!(
+            left.is_some_and(|left| left > Duration::ZERO),
+            "sent at {} past its end: {given:?}",
+            self.clock.now()
+        );
     }
 
     pub fn then(&self, script: impl FnMut(&Call<'_>) -> Answer + Send + 'static) {
@@ -202,9 +242,26 @@ impl FetchSvid for Desk {
             self.clock.monotonic(),
         );
         let hint = request.hint().unwrap_or_default().to_owned();
+        let (given, clock) = (self.given.clone(), self.clock.clone());
         Box::pin(async move {
             let _counted = counted;
-            give(answer, &hint).await
+            let svid = give(answer, &hint).await?;
+            let exp = svid.expires_at();
+            let now = Given {
+                wall: clock.now(),
+                mono: clock.monotonic(),
+                exp,
+                life: svid
+                    .issued_at()
+                    .map_or(Duration::MAX, |iat| exp.saturating_since(iat)),
+            };
+            // Whenever it was given the issuer took it for a good one: the longest life counts.
+            let mut given = given.lock().unwrap();
+            let known = given.entry(svid.token().to_owned()).or_insert(now);
+            if known.end() < now.end() {
+                *known = now;
+            }
+            Ok(svid)
         })
     }
 }
@@ -217,7 +274,8 @@ async fn give(mut answer: Answer, hint: &str) -> Result<JwtSvid, FetchSvidError>
             Answer::Text(text) => return read(&text, ""),
             Answer::Fail(reason) => return Err(FetchSvidError::new(reason, "as scripted")),
             Answer::Hang => std::future::pending().await,
-            Answer::Panic => panic!("as scripted"),
+            // Without a word from the hook: it is part of the play.
+            Answer::Panic => std::panic::resume_unwind(Box::new("as scripted")),
             Answer::After(delay, then) => {
                 tokio::time::sleep(delay).await;
                 answer = *then;
