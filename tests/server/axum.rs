@@ -8,7 +8,7 @@ use http::request::Parts;
 use http::{HeaderValue, StatusCode};
 use tower::Layer;
 use tower_spiffe::server::{
-    Allow, AllowCallersLayer, CallerState, Rejection, ValidateJwtSvidLayer,
+    Allow, AllowCallersLayer, CallerState, Protocol, Rejection, ValidateJwtSvidLayer,
 };
 use tower_spiffe::svid::VerifiedSvid;
 
@@ -215,6 +215,41 @@ async fn the_extractors_say_who_called() {
             .iter()
             .all(|a| a.headers()["www-authenticate"] == "Bearer realm=\"spiffe\"")
     );
+}
+
+#[tokio::test]
+async fn an_extractor_refuses_as_the_layer_above_does() {
+    let world = World::new();
+    let layer = |audit: bool| {
+        let (validator, web) = (world.validator.clone(), Allow::id(WEB).unwrap());
+        if audit {
+            ValidateJwtSvidLayer::audit(validator, web)
+        } else {
+            ValidateJwtSvidLayer::optional(validator, web)
+        }
+    };
+    let challenge = |answer: &http::Response<bytes::Bytes>| {
+        let value = answer.headers().get("www-authenticate");
+        value.map(|value| value.to_str().unwrap().to_owned())
+    };
+    let reports = Some("Bearer realm=\"reports\"".to_owned());
+    for mode in [false, true] {
+        let at = serve(layer(mode).realm("reports").unwrap().layer(handlers())).await;
+        let answers = at.ask(get("/who", None)).await;
+        assert!(answers.iter().all(|answer| challenge(answer) == reports));
+
+        let at = serve(layer(mode).protocol(Protocol::Grpc).layer(handlers())).await;
+        for answer in at.ask(get("/who", None)).await {
+            assert_eq!(answer.status(), 200);
+            assert_eq!(answer.headers()["grpc-status"], "16");
+        }
+        // The layer next to the handler is the one that counts, though it is silent about it.
+        let outer = layer(mode).realm("reports").unwrap();
+        let both = outer.layer(layer(mode).layer(handlers()));
+        let answers = serve(both).await.ask(get("/who", None)).await;
+        let spiffe = Some("Bearer realm=\"spiffe\"".to_owned());
+        assert!(answers.iter().all(|answer| challenge(answer) == spiffe));
+    }
 }
 
 #[tokio::test]

@@ -148,6 +148,68 @@ async fn what_ends_before_is_left_as_it_is() {
     assert_eq!(body.collect().await.unwrap().to_bytes(), "whole");
 }
 
+/// An answer of one word and, in gRPC, trailers.
+fn word(grpc: bool) -> impl Body<Data = Bytes, Error = Infallible> + Unpin {
+    let mut frames = vec![Ok(Frame::data(Bytes::from_static(b"word")))];
+    if grpc {
+        let mut trailers = http::HeaderMap::new();
+        trailers.insert("grpc-status", HeaderValue::from_static("0"));
+        frames.push(Ok(Frame::trailers(trailers)));
+    }
+    StreamBody::new(tokio_stream::iter(frames))
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_sent_whole_in_time_has_no_other_end_after_it() {
+    for (content_type, grpc, ask_for_the_end) in [
+        ("text/plain", false, true),
+        ("application/grpc", true, false),
+        ("application/grpc", true, true),
+    ] {
+        let (world, _) = paused();
+        let layer =
+            ValidateJwtSvidLayer::required(world.validator.clone(), Allow::any_trust_domain())
+                .on_reject(|_: &_, _: &http::request::Parts| unreachable!());
+        let inner = service_fn(move |_: Request<String>| async move {
+            let mut response = Response::new(word(grpc));
+            let value = HeaderValue::from_static(content_type);
+            response.headers_mut().insert("content-type", value);
+            Ok::<_, Infallible>(response)
+        });
+        let service = layer.layer(EndAtExpiryLayer::new(&world.validator).layer(inner));
+        let claims = json!({ "exp": START + 1, "iat": START });
+        let request = with_authorization(&bearer(&world.issuer.token_with(WEB, claims)));
+        let mut body = service.oneshot(request).await.unwrap().into_body();
+        assert!(body.frame().await.unwrap().unwrap().is_data());
+        if grpc {
+            assert!(body.frame().await.unwrap().unwrap().is_trailers());
+        }
+        if ask_for_the_end {
+            assert!(body.frame().await.is_none());
+        }
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert!(body.frame().await.is_none(), "{content_type}");
+        assert!(body.is_end_stream());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_has_nothing_left_is_not_broken_off() {
+    let (world, _) = paused();
+    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::any_trust_domain());
+    let inner = service_fn(|_: Request<String>| async {
+        Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("whole")))
+    });
+    let service = layer.layer(EndAtExpiryLayer::new(&world.validator).layer(inner));
+    let claims = json!({ "exp": START + 1, "iat": START });
+    let request = with_authorization(&bearer(&world.issuer.token_with(WEB, claims)));
+    let mut body = service.oneshot(request).await.unwrap().into_body();
+    assert!(body.frame().await.unwrap().is_ok());
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(body.is_end_stream());
+    assert!(body.frame().await.is_none());
+}
+
 #[tokio::test]
 async fn a_real_tonic_stream_ends_with_unauthenticated() {
     let world = World::with(|builder| builder.leeway(Duration::ZERO));

@@ -1,13 +1,17 @@
 //! Required, optional and audit, and what each leaves in the request.
 
 use std::convert::Infallible;
+use std::sync::{Arc, Mutex};
 
 use http::header::AUTHORIZATION;
+use http::request::Parts;
 use http::{HeaderName, HeaderValue, Request, Response};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_spiffe::bundle::CannotJudge;
-use tower_spiffe::server::{Allow, CallerState, GrpcPolicy, RejectionReason, ValidateJwtSvidLayer};
-use tower_spiffe::svid::ValidateReason;
+use tower_spiffe::server::{
+    Allow, CallerState, GrpcPolicy, Policy, RejectionReason, ValidateJwtSvidLayer,
+};
+use tower_spiffe::svid::{ValidateReason, VerifiedSvid};
 
 use crate::support::{OPS, WEB, World, bearer, with_authorization};
 
@@ -201,9 +205,10 @@ async fn another_header_can_carry_the_token() {
         format!("bearer {}", world.issuer.token(WEB)),
     ] {
         let mut request = Request::new(String::new());
-        request
-            .headers_mut()
-            .insert(AUTHORIZATION, sensitive("Bearer somebody-elses"));
+        request.headers_mut().insert(
+            AUTHORIZATION,
+            HeaderValue::from_static("Bearer somebody-elses"),
+        );
         request
             .headers_mut()
             .insert(name.clone(), value.parse().unwrap());
@@ -215,10 +220,45 @@ async fn another_header_can_carry_the_token() {
     assert_eq!(seen(&layer, world.request(WEB)).await.err(), Some(401));
 }
 
-fn sensitive(value: &'static str) -> HeaderValue {
-    let mut value = HeaderValue::from_static(value);
-    value.set_sensitive(true);
-    value
+/// A policy that prints what it is shown, and admits nobody.
+#[derive(Clone, Default)]
+struct Printing(Arc<Mutex<String>>);
+
+impl Policy for Printing {
+    fn allows(&self, _: &VerifiedSvid, parts: &Parts) -> bool {
+        self.0.lock().unwrap().push_str(&format!("{parts:?}"));
+        false
+    }
+
+    fn is_public(&self, parts: &Parts) -> bool {
+        self.0.lock().unwrap().push_str(&format!("{parts:?}"));
+        false
+    }
+}
+
+#[tokio::test]
+async fn a28_no_policy_sees_a_credential_that_prints() {
+    let world = World::new();
+    let name = HeaderName::from_static("x-jwt-svid");
+    let printing = Printing::default();
+    let plain = ValidateJwtSvidLayer::required(world.validator.clone(), printing.clone());
+    let other = plain.clone().header(name.clone());
+    let two = |header: &HeaderName| {
+        let mut request = Request::new(String::new());
+        for value in ["Bearer first-secret", "Bearer second-secret"] {
+            let value = HeaderValue::from_static(value);
+            request.headers_mut().append(header.clone(), value);
+        }
+        request
+    };
+    assert_eq!(seen(&plain, two(&AUTHORIZATION)).await.err(), Some(400));
+    assert_eq!(seen(&other, two(&name)).await.err(), Some(400));
+    // Somebody else's credential beside ours is one too.
+    assert_eq!(seen(&other, two(&AUTHORIZATION)).await.err(), Some(401));
+    assert_eq!(seen(&plain, world.request(WEB)).await.err(), Some(403));
+    let printed = printing.0.lock().unwrap();
+    assert!(printed.contains("Sensitive"), "{printed}");
+    assert!(!printed.contains("secret"), "{printed}");
 }
 
 #[tokio::test]

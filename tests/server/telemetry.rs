@@ -212,6 +212,49 @@ async fn a_flood_of_refusals_is_one_line_per_class_and_caller() {
     assert_eq!(log.lines_with("reason=\"missing\""), 4);
 }
 
+#[tokio::test]
+async fn one_line_per_interval_is_all_at_every_level() {
+    let world = World::new();
+    let mut header = world.issuer.header();
+    header["kid"] = json!("no-key-of-ours");
+    let claims = json!({ "sub": WEB, "aud": AUDIENCE, "exp": 9_999_999_999_i64 });
+    let request = with_authorization(&bearer(&world.issuer.sign(&header, &claims)));
+    for (level, details) in [(Level::INFO, 0), (Level::DEBUG, 1), (Level::TRACE, 1)] {
+        let log = Log::default();
+        let _guard = log.begin(level);
+        let layer =
+            ValidateJwtSvidLayer::required(world.validator.clone(), Allow::id(WEB).unwrap());
+        for _ in 0..100 {
+            ask(&layer, request.clone()).await;
+            ask(&layer, world.request(OPS)).await;
+        }
+        assert_eq!(log.text().lines().count(), 2, "{level}: {}", log.text());
+        assert_eq!(log.lines_with("key-unknown"), 1, "{level}");
+        assert_eq!(log.lines_with("not-allowed"), 1, "{level}");
+        // Whose key and which token, only where somebody looks closely.
+        assert_eq!(log.lines_with("no-key-of-ours"), details, "{level}");
+    }
+}
+
+#[tokio::test]
+async fn an_audit_says_who_would_not_have_been_admitted() {
+    let log = Log::default();
+    let _guard = log.begin(Level::INFO);
+    let world = World::new();
+    let layer = ValidateJwtSvidLayer::audit(world.validator.clone(), Allow::id(WEB).unwrap());
+    let inner = service_fn(|_: Request<String>| async {
+        tracing::info!("inside");
+        Ok::<_, Infallible>(Response::new(String::new()))
+    });
+    let service = layer.layer(inner);
+    service.clone().oneshot(world.request(OPS)).await.unwrap();
+    let inside = format!("jwt_svid{{peer.spiffe_id=\"{OPS}\"}}: server::telemetry: inside");
+    assert_eq!(log.lines_with(&inside), 1, "{}", log.text());
+    // Who is not known has no span.
+    service.oneshot(Request::default()).await.unwrap();
+    assert_eq!(log.lines_with("new"), 1, "{}", log.text());
+}
+
 type Counts = BTreeMap<(String, bool, String), u64>;
 
 #[derive(Default)]

@@ -300,3 +300,74 @@ async fn a_request_that_waits_is_counted_once_however_often_it_is_judged() {
     assert_eq!(told(), ["token ok", "request not-allowed"]);
     assert_eq!(world.validator.cache_stats().misses, 4);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_comes_in_the_last_moment_counts() {
+    let world = World::new();
+    let service = service(&layer(&world, UnknownKeyWait::new(WAIT)));
+    let new = Signer::new("x", "k2");
+    let request = with_authorization(&bearer(&new.token(WEB)));
+    let mut waiting = Box::pin(service.clone().oneshot(request));
+    assert!(futures_util::poll!(&mut waiting).is_pending());
+    assert_eq!(world.bundles.waits(), 1);
+    // Whoever is asked late finds both: that the time is up, and that the key has come.
+    world.bundles.set([new.bundle()]);
+    tokio::time::sleep(2 * WAIT).await;
+    assert_eq!(waiting.await.unwrap().status(), 200);
+
+    // And the door is not shut for it.
+    let last = Signer::new("x", "k3");
+    let request = with_authorization(&bearer(&last.token(WEB)));
+    let waiting = tokio::spawn(service.oneshot(request));
+    tokio::task::yield_now().await;
+    world.bundles.set([last.bundle()]);
+    assert_eq!(waiting.await.unwrap().unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_hangs_up_does_not_get_around_the_cool_down() {
+    let world = World::new();
+    let service = service(&layer(&world, UnknownKeyWait::new(WAIT)));
+    // As long as one whole wait, by several together.
+    for n in 0..4 {
+        let waiting = tokio::spawn(service.clone().oneshot(unsigned("made-up")));
+        tokio::time::sleep(WAIT / 4).await;
+        assert_eq!(world.bundles.waits(), n + 1);
+        assert!(!waiting.is_finished());
+        waiting.abort();
+        assert!(waiting.await.unwrap_err().is_cancelled());
+    }
+    let start = Instant::now();
+    let response = service.clone().oneshot(unsigned("made-up")).await.unwrap();
+    assert_eq!(
+        (response.status().as_u16(), start.elapsed()),
+        (401, Duration::ZERO)
+    );
+    assert_eq!(world.bundles.waits(), 4);
+    // It ends as any other cool-down does.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let waiting = tokio::spawn(service.oneshot(unsigned("made-up")));
+    tokio::time::sleep(WAIT / 2).await;
+    assert!(!waiting.is_finished());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_seats_of_one_trust_domain_are_not_anothers() {
+    let world = World::new();
+    let other = Signer::new("y", "k1");
+    world.bundles.set([world.issuer.bundle(), other.bundle()]);
+    let service = service(&layer(&world, UnknownKeyWait::new(WAIT).max_waiting(2)));
+    let flood: Vec<_> = (0..10)
+        .map(|_| tokio::spawn(service.clone().oneshot(unsigned("made-up"))))
+        .collect();
+    tokio::task::yield_now().await;
+    let new = Signer::new("y", "k2");
+    let request = with_authorization(&bearer(&new.token("spiffe://y/web")));
+    let waiting = tokio::spawn(service.oneshot(request));
+    tokio::time::sleep(WAIT / 2).await;
+    world.bundles.set([world.issuer.bundle(), new.bundle()]);
+    assert_eq!(waiting.await.unwrap().unwrap().status(), 200);
+    for request in flood {
+        assert_eq!(request.await.unwrap().unwrap().status(), 401);
+    }
+}

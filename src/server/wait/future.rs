@@ -74,11 +74,17 @@ impl<R> Waiting<R> {
         let seat = rejection
             .trust_domain()
             .and_then(|trust_domain| room.enter(trust_domain));
-        let Some(seat) = seat else {
+        let Some(mut seat) = seat else {
             shared.gate.telemetry.key_wait("turned-away");
             return Err(judged);
         };
-        let (changed, rejection) = judge_again(shared, parts)?;
+        let (changed, rejection) = match judge_again(shared, parts) {
+            Ok(unknown) => unknown,
+            Err(judged) => {
+                seat.satisfied();
+                return Err(judged);
+            }
+        };
         let time_up = Box::pin(tokio::time::sleep(room.config().max_wait));
         let shared = shared.clone();
         Ok(Self {
@@ -92,22 +98,30 @@ impl<R> Waiting<R> {
 
     fn poll_verdict(&mut self, parts: &mut Parts, cx: &mut Context<'_>) -> Poll<Judged> {
         loop {
-            if self.time_up.as_mut().poll(cx).is_ready() {
-                self.seat.in_vain();
-                self.shared.gate.telemetry.key_wait("in-vain");
-                return Poll::Ready(Judged::refused(self.rejection.clone()));
-            }
-            ready!(self.changed.as_mut().poll(cx));
-            match judge_again(&self.shared, parts) {
-                Ok((changed, rejection)) => {
-                    self.changed = changed;
-                    self.rejection = rejection;
+            let is_over = self.time_up.as_mut().poll(cx).is_ready();
+            // Also when the time is up: whoever is asked late may find that the key has come.
+            if self.changed.as_mut().poll(cx).is_ready() {
+                match judge_again(&self.shared, parts) {
+                    Ok((changed, rejection)) => {
+                        self.changed = changed;
+                        self.rejection = rejection;
+                    }
+                    Err(judged) => {
+                        self.seat.satisfied();
+                        self.shared.gate.telemetry.key_wait("judged");
+                        return Poll::Ready(judged);
+                    }
                 }
-                Err(judged) => {
-                    self.shared.gate.telemetry.key_wait("judged");
-                    return Poll::Ready(judged);
+                if !is_over {
+                    continue;
                 }
             }
+            if !is_over {
+                return Poll::Pending;
+            }
+            self.seat.in_vain();
+            self.shared.gate.telemetry.key_wait("in-vain");
+            return Poll::Ready(Judged::refused(self.rejection.clone()));
         }
     }
 }

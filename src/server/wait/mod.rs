@@ -23,8 +23,9 @@ use super::rejection::DefaultOnReject;
 /// How long, and for how many at once, an unknown key is waited for.
 ///
 /// An unsigned token with a made-up `kid` is waited for too: nothing shows yet that it is made up.
-/// So the number of waiters is bounded, and a wait in vain is followed by a pause, for that trust
-/// domain, in which none begins.
+/// So the number of waiters is bounded, and a wait in vain is followed by a pause in which none
+/// begins; several that were broken off count as one when they lasted as long. Both go by trust
+/// domain, so that made-up keys of one do not stand in the way of another's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnknownKeyWait {
     pub(crate) max_wait: Duration,
@@ -33,8 +34,8 @@ pub struct UnknownKeyWait {
 }
 
 impl UnknownKeyWait {
-    /// Waits for at most this long; at most 64 requests at once; and after a wait in vain not again
-    /// for ten seconds.
+    /// Waits for at most this long; at most 64 requests at once for keys of one trust domain; and
+    /// after a wait in vain not again for ten seconds.
     pub fn new(max_wait: Duration) -> Self {
         Self {
             max_wait,
@@ -43,7 +44,7 @@ impl UnknownKeyWait {
         }
     }
 
-    /// So many requests wait at once; the others are refused at once.
+    /// So many requests wait at once for keys of one trust domain; the others are refused at once.
     #[must_use]
     pub fn max_waiting(mut self, requests: usize) -> Self {
         self.max_waiting = requests;

@@ -1,8 +1,8 @@
-//! The waiting room: so many seats, and a door that stays shut for a while after a wait in vain.
+//! The waiting room: so many seats for each trust domain, and a door that stays shut for a while
+//! after a wait in vain.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::UnknownKeyWait;
@@ -11,15 +11,26 @@ use crate::clock::Clock;
 pub(crate) struct Room {
     config: UnknownKeyWait,
     clock: Arc<dyn Clock>,
-    seated: AtomicUsize,
-    // Until when no wait begins, by trust domain: those of the bundle set only.
-    shut: Mutex<HashMap<Box<str>, Duration>>,
+    // By trust domain: those of the bundle set only, and of them those where something is.
+    corners: Mutex<HashMap<Box<str>, Corner>>,
+}
+
+/// The part of the room that is for one trust domain.
+#[derive(Default)]
+struct Corner {
+    seated: usize,
+    // How long, together, those sat who left before the key came.
+    in_vain: Duration,
+    // Until when no wait begins.
+    shut_until: Duration,
 }
 
 /// A seat in the room, free again when it is dropped.
 pub(crate) struct Seat {
     room: Arc<Room>,
     trust_domain: Box<str>,
+    since: Duration,
+    is_satisfied: bool,
 }
 
 impl Room {
@@ -27,8 +38,7 @@ impl Room {
         Self {
             config,
             clock,
-            seated: AtomicUsize::new(0),
-            shut: Mutex::default(),
+            corners: Mutex::default(),
         }
     }
 
@@ -39,41 +49,74 @@ impl Room {
     /// A seat, where there is one and the last wait for this trust domain was not just in vain.
     pub(crate) fn enter(self: &Arc<Self>, trust_domain: &str) -> Option<Seat> {
         let now = self.clock.monotonic();
-        {
-            let shut = self.shut.lock().unwrap_or_else(PoisonError::into_inner);
-            if shut.get(trust_domain).is_some_and(|until| now < *until) {
-                return None;
+        let mut corners = self.corners();
+        match corners.get_mut(trust_domain) {
+            Some(corner) if now < corner.shut_until => return None,
+            Some(corner) if corner.seated >= self.config.max_waiting => return None,
+            Some(corner) => corner.seated += 1,
+            None if self.config.max_waiting == 0 => return None,
+            None => {
+                corners.retain(|_, corner| corner.seated > 0 || now < corner.shut_until);
+                let corner = Corner {
+                    seated: 1,
+                    ..Corner::default()
+                };
+                corners.insert(trust_domain.into(), corner);
             }
         }
-        let free = |seated| (seated < self.config.max_waiting).then_some(seated + 1);
-        self.seated
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, free)
-            .ok()?;
+        drop(corners);
         Some(Seat {
             room: self.clone(),
             trust_domain: trust_domain.into(),
+            since: now,
+            is_satisfied: false,
         })
+    }
+
+    fn corners(&self) -> MutexGuard<'_, HashMap<Box<str>, Corner>> {
+        self.corners.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Seat {
+    /// Whoever sits here has a verdict that is not about an unknown key.
+    pub(crate) fn satisfied(&mut self) {
+        self.is_satisfied = true;
+    }
+
     /// The wait is over, and the key did not come.
     pub(crate) fn in_vain(&self) {
         let now = self.room.clock.monotonic();
-        let until = now.saturating_add(self.room.config.cool_down);
-        let mut shut = self
-            .room
-            .shut
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        shut.retain(|_, until| now < *until);
-        shut.insert(self.trust_domain.clone(), until);
+        if let Some(corner) = self.room.corners().get_mut(&self.trust_domain) {
+            corner.shut(now, &self.room.config);
+        }
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.room.seated.fetch_sub(1, Ordering::Relaxed);
+        let now = self.room.clock.monotonic();
+        let mut corners = self.room.corners();
+        let Some(corner) = corners.get_mut(&self.trust_domain) else {
+            return;
+        };
+        corner.seated = corner.seated.saturating_sub(1);
+        if self.is_satisfied {
+            corner.in_vain = Duration::ZERO;
+        } else if now >= corner.shut_until {
+            // Who hangs up early may come again at once: many such waits are one in vain.
+            corner.in_vain += now.saturating_sub(self.since);
+            if corner.in_vain >= self.room.config.max_wait {
+                corner.shut(now, &self.room.config);
+            }
+        }
+    }
+}
+
+impl Corner {
+    fn shut(&mut self, now: Duration, config: &UnknownKeyWait) {
+        self.shut_until = now.saturating_add(config.cool_down);
+        self.in_vain = Duration::ZERO;
     }
 }
 
@@ -101,8 +144,9 @@ mod tests {
         let room = Arc::new(Room::new(wait, clock.clone()));
 
         let first = room.enter("x").unwrap();
-        let second = room.enter("y").unwrap();
+        let second = room.enter("x").unwrap();
         assert!(room.enter("x").is_none(), "both seats are taken");
+        assert!(room.enter("y").is_some(), "and those of y are not");
         drop(second);
         first.in_vain();
         drop(first);
@@ -111,6 +155,8 @@ mod tests {
         assert!(room.enter("y").is_some(), "and not for y");
         *clock.0.lock().unwrap() = Duration::from_secs(10);
         assert!(room.enter("x").is_some());
-        assert_eq!(room.seated.load(Ordering::Relaxed), 0);
+        // What a trust domain leaves goes when another one comes.
+        assert!(room.enter("z").is_some());
+        assert_eq!(room.corners().len(), 1);
     }
 }
