@@ -52,8 +52,7 @@
 //! | `svid_cache` | debug | fetching a JWT-SVID failed again | `request`, `error`, `usable` | for the same reason |
 //! | `svid_cache` | info | the issuer of JWT-SVIDs answers again | | after it was given up for a while |
 //! | `server` | info | span `jwt_svid` | `peer.spiffe_id` | around the handling of a verified caller's request; the field is filled in the span around the layer too, where that has it |
-//! | `server` | debug | request not admitted | `reason`, `enforced`, `peer.spiffe_id`, `key_id`, `trust_domain` | each refusal; the last two are what the token claims |
-//! | `server` | info | requests are not admitted: … | `reason`, `enforced`, `suppressed`, `peer.spiffe_id` | one line per class, caller and interval; `suppressed` were not told since the last |
+//! | `server` | info | requests are not admitted: … | `reason`, `enforced`, `suppressed`, `peer.spiffe_id`, `key_id`, `trust_domain` | one line per class, caller and interval; `suppressed` were not told since the last; the last two are what the token claims, told where debug lines are |
 //! | `server` | warn | callers cannot be authenticated | `reason`, `enforced`, `suppressed`, `why` | our blindness |
 //! | `server` | error | no ValidateJwtSvidLayer stands above | `reason`, `suppressed` | the server is put together wrongly |
 //! | `server` | error | answers do not end with the caller's token: … | `reason` | the same, of an `EndAtExpiryLayer` |

@@ -5,21 +5,22 @@ use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
 use axum_core::response::{IntoResponse, Response};
 use http::request::Parts;
 
-use super::caller::{self, CallerState};
-use super::protocol::Protocol;
-use super::realm::Realm;
+use super::caller::{self, Answers, CallerState};
 use super::rejection::{Rejection, RejectionReason};
 use crate::svid::VerifiedSvid;
 
-/// The verified caller. Refuses with 401 where there is none, and with 500 where no layer stands
-/// above the handler.
+/// The verified caller. Refuses with 401 where there is none, in the realm and the protocol of the
+/// layer above, and with 500 where no layer stands above the handler.
 impl<S: Sync> FromRequestParts<S> for VerifiedSvid {
     type Rejection = Rejection;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Rejection> {
         caller::verified(&parts.extensions)
             .cloned()
-            .map_err(|fault| fault.into_rejection(Protocol::Auto.wire(parts), &Realm::default()))
+            .map_err(|fault| {
+                let answers = Answers::of(&parts.extensions);
+                fault.into_rejection(answers.protocol.wire(parts), &answers.realm)
+            })
     }
 }
 
@@ -44,8 +45,9 @@ impl<S: Sync> FromRequestParts<S> for CallerState {
 
 fn state(parts: &Parts) -> Result<&CallerState, Rejection> {
     CallerState::of(&parts.extensions).ok_or_else(|| {
-        let wire = Protocol::Auto.wire(parts);
-        Rejection::new(RejectionReason::NotWired, wire, &Realm::default())
+        let answers = Answers::of(&parts.extensions);
+        let wire = answers.protocol.wire(parts);
+        Rejection::new(RejectionReason::NotWired, wire, &answers.realm)
     })
 }
 

@@ -2,7 +2,7 @@
 
 use http::Extensions;
 
-use super::protocol::Wire;
+use super::protocol::{Protocol, Wire};
 use super::realm::Realm;
 use super::rejection::{Rejection, RejectionReason};
 use crate::svid::VerifiedSvid;
@@ -39,6 +39,21 @@ impl CallerState {
             Self::Verified(caller) => Some(caller),
             Self::Anonymous | Self::AuditFailed(_) => None,
         }
+    }
+}
+
+/// How the layer above refuses, for those beneath it that refuse where it did not. It stands beside
+/// a [`CallerState`] without a verified caller, and counts only there.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Answers {
+    pub(crate) protocol: Protocol,
+    pub(crate) realm: Realm,
+}
+
+impl Answers {
+    /// Those of the layer above; the defaults where none stands there.
+    pub(crate) fn of(extensions: &Extensions) -> Self {
+        extensions.get().cloned().unwrap_or_default()
     }
 }
 

@@ -226,7 +226,7 @@ where
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let this = self.project();
+        let mut this = self.project();
         if *this.ended {
             return Poll::Ready(None);
         }
@@ -235,12 +235,21 @@ where
         };
         // Asked before each frame: a stream that never pauses ends too.
         if end.left().is_some() {
-            if let Poll::Ready(frame) = this.inner.poll_frame(cx) {
+            if let Poll::Ready(frame) = this.inner.as_mut().poll_frame(cx) {
+                // After its own end no other one may come.
+                *this.ended = match &frame {
+                    Some(Ok(frame)) => frame.is_trailers(),
+                    Some(Err(_)) | None => true,
+                };
                 return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
             }
             ready!(end.poll_over(this.sleep, cx));
         }
         *this.ended = true;
+        if this.inner.is_end_stream() {
+            // Nothing was left to send.
+            return Poll::Ready(None);
+        }
         Poll::Ready(Some(last_frame(*this.wire)))
     }
 

@@ -8,7 +8,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName};
 
 use super::bearer::{self, Credential};
-use super::caller::CallerState;
+use super::caller::{Answers, CallerState};
 use super::policy::Policy;
 use super::protocol::Protocol;
 use super::realm::Realm;
@@ -108,8 +108,11 @@ impl Gate {
     ) -> Result<CallerState, Rejection> {
         // Before anyone else sees the parts.
         bearer::mark_sensitive(&mut parts.headers, &self.header);
+        if self.header != AUTHORIZATION {
+            // Somebody else's credential is one, too.
+            bearer::mark_sensitive(&mut parts.headers, &AUTHORIZATION);
+        }
         if self.policy.is_public(parts) {
-            bearer::mark_all_sensitive(&mut parts.headers, &self.header);
             return Ok(CallerState::Anonymous);
         }
         let fault = match self.authenticate(&parts.headers, sight, cached) {
@@ -125,7 +128,6 @@ impl Gate {
             }
             Err(fault) => fault,
         };
-        bearer::mark_all_sensitive(&mut parts.headers, &self.header);
         let wire = self.protocol.wire(parts);
         let reason = match fault {
             Fault::Token(error) => return Err(Rejection::token(error, wire, &self.realm)),
@@ -157,11 +159,18 @@ impl Gate {
                     parts.extensions.remove::<CallerState>();
                     return Err(rejection);
                 }
-                (CallerState::AuditFailed(rejection), tracing::Span::none())
+                let span = Telemetry::audited(&rejection);
+                (CallerState::AuditFailed(rejection), span)
             }
         };
         if self.strip {
             bearer::strip(&mut parts.headers, &self.header);
+        }
+        if state.verified().is_none() {
+            parts.extensions.insert(Answers {
+                protocol: self.protocol,
+                realm: self.realm.clone(),
+            });
         }
         parts.extensions.insert(state);
         Ok(span)

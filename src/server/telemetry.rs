@@ -70,6 +70,13 @@ impl Telemetry {
         tracing::info_span!("jwt_svid", peer.spiffe_id = id)
     }
 
+    /// The span of a request that an audit lets through: whoever is verified stands in it.
+    pub(crate) fn audited(rejection: &Rejection) -> Span {
+        rejection.caller().map_or_else(Span::none, |caller| {
+            tracing::info_span!("jwt_svid", peer.spiffe_id = caller.as_str())
+        })
+    }
+
     /// Counts and logs a refusal; in `audit` one that is not enforced.
     pub(crate) fn refused(
         &self,
@@ -93,19 +100,14 @@ impl Telemetry {
         if let Some(caller) = caller {
             Span::current().record("peer.spiffe_id", caller.as_str());
         }
-        tracing::debug!(
-            reason = class,
-            enforced,
-            peer.spiffe_id = caller.map(SpiffeId::as_str),
-            key_id = rejection.key_id().map(field::debug),
-            trust_domain = rejection.trust_domain().map(field::debug),
-            "request not admitted"
-        );
         let Some(suppressed) = self.log.pass(self.clock.monotonic(), class, caller) else {
             return;
         };
         let caller = caller.map(SpiffeId::as_str);
-        // What an unknown caller wrote does not stand in these lines.
+        // What an unknown caller wrote stands in these lines only where somebody looks closely.
+        let closely = tracing::enabled!(tracing::Level::DEBUG);
+        let key_id = rejection.key_id().filter(|_| closely);
+        let trust_domain = rejection.trust_domain().filter(|_| closely);
         match reason {
             RejectionReason::CannotJudge(why) => tracing::warn!(
                 reason = class,
@@ -122,6 +124,8 @@ impl Telemetry {
                 enforced,
                 suppressed,
                 peer.spiffe_id = caller,
+                key_id = key_id.map(field::debug),
+                trust_domain = trust_domain.map(field::debug),
                 "requests are not admitted: {}",
                 reason.description()
             ),

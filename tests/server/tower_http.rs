@@ -3,10 +3,13 @@
 use std::convert::Infallible;
 
 use http::{Request, Response};
+use http_body_util::Full;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_http::validate_request::ValidateRequestHeaderLayer;
 use tower_spiffe::server::{Allow, CallerState, ValidateJwtSvidLayer};
 
+use crate::hyper::{serve, who};
+use crate::loopback::get;
 use crate::support::{OPS, WEB, World};
 
 #[tokio::test]
@@ -44,4 +47,27 @@ async fn tower_https_layer_gives_the_same_answers() {
             );
         }
     }
+}
+
+#[tokio::test]
+async fn over_real_sockets_tower_https_layer_admits_and_refuses() {
+    let world = World::new();
+    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::id(WEB).unwrap());
+    let layer =
+        ValidateRequestHeaderLayer::custom(layer.into_validate_request::<Full<bytes::Bytes>>());
+    // TCP and a Unix socket, HTTP/1.1 and HTTP/2.
+    let at = serve(layer.layer(service_fn(who))).await;
+    let (status, text) = at.text(get("/", Some(&world.bearer(WEB)))).await;
+    assert_eq!((status, text.contains(WEB)), (200, true), "{text}");
+    assert_eq!(at.status(get("/", Some(&world.bearer(OPS)))).await, 403);
+    for answer in at.ask(get("/", None)).await {
+        assert_eq!(answer.status(), 401);
+        let challenge = &answer.headers()["www-authenticate"];
+        assert_eq!(challenge, "Bearer realm=\"spiffe\"");
+    }
+    // Two lines are one too many, through this layer too.
+    let mut two = get("/", Some(&world.bearer(WEB)));
+    let again = two.headers()["authorization"].clone();
+    two.headers_mut().append("authorization", again);
+    assert_eq!(at.status(two).await, 400);
 }

@@ -13,6 +13,8 @@ use tower_spiffe::metrics::{Admission, MetricsRecorder, Verification};
 use tower_spiffe::server::{
     Allow, UnknownKeyWait, ValidateJwtSvidLayer, WaitForKey, WaitForKeyLayer,
 };
+use tower_spiffe::testing::PausedClock;
+use tower_spiffe::{Clock, SystemClock};
 
 use crate::support::{AUDIENCE, Signer, WEB, World, bearer, bundle_of, with_authorization};
 
@@ -108,9 +110,9 @@ async fn a23_a_flood_of_made_up_keys_holds_bounded_room_and_nobody_else() {
     let world = World::new();
     let wait = UnknownKeyWait::new(WAIT).max_waiting(8);
     let service = service(&layer(&world, wait));
-    let request = unsigned("made-up");
-    let flood: Vec<_> = (0..1000)
-        .map(|_| tokio::spawn(service.clone().oneshot(request.clone())))
+    // Each of a key of its own, as whoever floods would.
+    let flood: Vec<_> = (0..10_000)
+        .map(|n| tokio::spawn(service.clone().oneshot(unsigned(&format!("made-up-{n}")))))
         .collect();
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(
@@ -326,7 +328,9 @@ async fn a_key_that_comes_in_the_last_moment_counts() {
 
 #[tokio::test(start_paused = true)]
 async fn whoever_hangs_up_does_not_get_around_the_cool_down() {
-    let world = World::new();
+    // The door goes by the validator's clock.
+    let now = SystemClock::shared().now();
+    let world = World::with(|builder| builder.clock(Arc::new(PausedClock::new(now))));
     let service = service(&layer(&world, UnknownKeyWait::new(WAIT)));
     // As long as one whole wait, by several together.
     for n in 0..4 {
