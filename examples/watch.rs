@@ -115,22 +115,21 @@ async fn watch(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
 /// What happened between two looks, in the order in which it is best read.
 fn events(before: &SourceState, now: &SourceState) -> Vec<&'static str> {
     let mut events = Vec::new();
-    let error = |state: &SourceState| {
-        state
-            .last_error()
-            .map(|error| (error.kind(), error.message().to_owned()))
-    };
-    let domain_errors = |state: &SourceState| -> Vec<Option<String>> {
-        state
-            .trust_domains()
-            .iter()
-            .map(|td| td.last_error().map(str::to_owned))
-            .collect()
+    // The stream's trouble and each trust domain's, whoever came or went without one.
+    let errors = |state: &SourceState| -> Vec<(String, String)> {
+        let stream = state.last_error().into_iter();
+        let stream = stream.map(|error| (error.kind().to_owned(), error.message().to_owned()));
+        let domains = state.trust_domains().iter().filter_map(|td| {
+            let error = td.last_error()?;
+            Some((td.trust_domain().name().to_owned(), error.to_owned()))
+        });
+        stream.chain(domains).collect()
     };
     if before.is_connected() && !now.is_connected() {
         events.push("disconnected");
     }
-    if now.reconnects() > before.reconnects() && !now.is_connected() {
+    let again = now.reconnects() > before.reconnects();
+    if again && !now.is_connected() {
         events.push("reconnecting");
     }
     match (before.withdrawn(), now.withdrawn()) {
@@ -138,21 +137,21 @@ fn events(before: &SourceState, now: &SourceState) -> Vec<&'static str> {
         (Some(_), None) => events.push("restored"),
         _ => {}
     }
-    if now.last_error().is_some() && error(before) != error(now) {
+    let (troubles_before, troubles) = (errors(before), errors(now));
+    if !troubles.is_empty() && troubles != troubles_before {
         events.push("error");
-    } else if domain_errors(before) != domain_errors(now) {
-        let mended = now
-            .trust_domains()
-            .iter()
-            .all(|td| td.last_error().is_none());
-        events.push(if mended { "recovered" } else { "error" });
+    } else if troubles.is_empty() && !troubles_before.is_empty() {
+        events.push("recovered");
     }
-    if before.revision() == 0 && now.revision() > 0 {
+    let was_blind = before.revision() > 0 && !before.is_ready() && before.withdrawn().is_none();
+    if now.is_ready() && (before.revision() == 0 || was_blind) {
         events.push("ready");
     } else if keys(before) != keys(now) && now.is_ready() {
         events.push("bundles");
     }
-    if !before.is_connected() && now.is_connected() && before.revision() > 0 {
+    // Between two looks it may be gone and back.
+    let back = !before.is_connected() || again;
+    if back && now.is_connected() && before.revision() > 0 {
         events.push("reconnected");
     }
     // Neither withdrawn nor never ready: too long without a word.

@@ -268,3 +268,110 @@ async fn testing_runs_its_tests() {
     assert_eq!(code, Some(0), "{said}");
     assert_eq!(said.matches("ok: ").count(), 5, "{said}");
 }
+
+/// Starts `watch --json` and gives what it says, line by line.
+struct Watched {
+    child: tokio::process::Child,
+    lines: tokio::io::Lines<tokio::io::BufReader<tokio::process::ChildStdout>>,
+}
+
+impl Watched {
+    fn start(agent: &WorkloadApi, args: &[&str]) -> Self {
+        use tokio::io::{AsyncBufReadExt, BufReader};
+        let mut command = program("watch");
+        command
+            .env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint())
+            .arg("--json")
+            .args(args)
+            .stdout(std::process::Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { child, lines }
+    }
+
+    /// The next line with this event; the ones before it are let go.
+    async fn until(&mut self, event: &str) -> serde_json::Value {
+        let deadline = Duration::from_secs(20);
+        loop {
+            let line = tokio::time::timeout(deadline, self.lines.next_line()).await;
+            let line = line.unwrap_or_else(|_| panic!("no {event}")).unwrap();
+            let line = line.unwrap_or_else(|| panic!("it ended before {event}"));
+            let told: serde_json::Value = serde_json::from_str(&line).unwrap();
+            if told["event"] == event {
+                return told;
+            }
+            assert_ne!(told["event"], "recovered", "from what? {line}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn watch_tells_an_operator_of_each_change() {
+    let agent = WorkloadApi::start("example.org").await.unwrap();
+    let mut watched = Watched::start(&agent, &[]);
+    let start = watched.until("start").await;
+    for field in [
+        "time",
+        "event",
+        "revision",
+        "ready",
+        "connected",
+        "withdrawn",
+        "last_contact",
+        "reconnects",
+        "trust_domains",
+        "error",
+    ] {
+        assert!(start.get(field).is_some(), "no {field}: {start}");
+    }
+    let ready = watched.until("ready").await;
+    assert_eq!(
+        (&ready["ready"], &ready["connected"]),
+        (&true.into(), &true.into())
+    );
+    let domain = &ready["trust_domains"][0];
+    assert_eq!(domain["name"], "example.org");
+    assert_eq!(domain["key_ids"][0], agent.issuer().signing_key_id());
+    assert!(domain["updated"].is_number() && domain["error"].is_null());
+
+    let new = agent.rotate_now();
+    let bundles = watched.until("bundles").await;
+    let ids = bundles["trust_domains"][0]["key_ids"].as_array().unwrap();
+    assert!(ids.contains(&new.into()), "{bundles}");
+    agent.withdraw();
+    let withdrawn = watched.until("withdrawn").await;
+    assert!(withdrawn["withdrawn"].is_string() && withdrawn["ready"] == false);
+    agent.restore();
+    let restored = watched.until("restored").await;
+    assert!(restored["withdrawn"].is_null() && restored["ready"] == true);
+    agent.restart().await.unwrap();
+    let again = watched.until("reconnected").await;
+    assert!(again["reconnects"].as_u64().unwrap() > 0, "{again}");
+
+    #[cfg(unix)]
+    {
+        let id = watched.child.id().unwrap().to_string();
+        let sent = std::process::Command::new("kill")
+            .args(["-INT", &id])
+            .status();
+        assert!(sent.unwrap().success());
+        watched.until("end").await;
+        let code = watched.child.wait().await.unwrap().code();
+        assert_eq!(code, Some(0));
+    }
+}
+
+#[tokio::test]
+async fn watch_ends_by_itself_and_says_what_is_missing() {
+    let agent = WorkloadApi::start("example.org").await.unwrap();
+    let mut watched = Watched::start(&agent, &["--for", "1"]);
+    watched.until("end").await;
+    assert_eq!(watched.child.wait().await.unwrap().code(), Some(0));
+
+    let (code, said) = run(&mut program("watch")).await;
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("SPIFFE_ENDPOINT_SOCKET"), "{said}");
+    let (code, said) = run(program("watch").args(["--for", "soon"])).await;
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("usage: watch"), "{said}");
+}

@@ -89,23 +89,23 @@ impl<'a> Report<'a> {
         let mut failed = false;
         for check in self.checks() {
             if failed {
-                println!("  --     {:<13} not reached", check.name);
+                say!("  --     {:<13} not reached", check.name);
                 continue;
             }
             failed = check.ends_here;
             let outcome = if failed { "FAILED" } else { "ok" };
-            println!("  {outcome:<6} {:<13} found: {}", check.name, check.found);
+            say!("  {outcome:<6} {:<13} found: {}", check.name, check.found);
             if failed {
-                println!("         {:<13} expected: {}", "", check.expected);
+                say!("         {:<13} expected: {}", "", check.expected);
                 if let Err(error) = &self.verdict {
-                    println!("         {:<13} which means: {}", "", error.detail());
+                    say!("         {:<13} which means: {}", "", error.detail());
                 }
-                println!("         {:<13} to mend: {}", "", check.mend);
+                say!("         {:<13} to mend: {}", "", check.mend);
             }
         }
         match &self.verdict {
-            Ok(svid) => println!("accepted: {}", svid.spiffe_id()),
-            Err(error) => println!("refused: {}", error.reason()),
+            Ok(svid) => say!("accepted: {}", svid.spiffe_id()),
+            Err(error) => say!("refused: {}", error.reason()),
         }
         self.verdict.is_ok()
     }

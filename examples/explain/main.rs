@@ -21,7 +21,16 @@
 //! read gives `{"ok": false, "reason": "usage", "error": …}`, and it goes on. The judge is the same
 //! `Validator` as in a server, its cache on: one for each audience and leeway of the whole run, the
 //! bundles and the clock swapped beneath it.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program")]
+#![allow(clippy::print_stderr, reason = "a program")]
+
+/// A line to standard output. That nobody reads on is no fault of the token's: the exit code stays
+/// what it is.
+macro_rules! say {
+    ($($what:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($what)*);
+    }};
+}
 
 mod args;
 mod beneath;
@@ -67,10 +76,10 @@ fn explain(once: &Once) -> Result<ExitCode, BoxError> {
         .leeway(Duration::from_secs(once.leeway))
         .clock(beneath::StillClock::at(now))
         .build()?;
-    println!("bundles: {}, read as {format}", once.bundles.display());
+    say!("bundles: {}, read as {format}", once.bundles.display());
     for bundle in set.iter() {
         for ignored in bundle.ignored() {
-            println!(
+            say!(
                 "         {}: element {} ({}) is ignored: {}",
                 bundle.trust_domain(),
                 ignored.position(),
@@ -80,7 +89,7 @@ fn explain(once: &Once) -> Result<ExitCode, BoxError> {
         }
     }
     if let Some(noted) = noted {
-        println!("note:    {noted}");
+        say!("note:    {noted}");
     }
     let accepted = checks::Report::new(token, &validator, &set, now).print();
     Ok(if accepted {

@@ -166,7 +166,10 @@ async fn play(deeds: Vec<(Deed, Duration)>, steps: Vec<Step>) {
                 }
             }
             Step::TryAll => {
-                for header in audiences.iter().filter_map(|aud| bench.cache.try_header(aud)) {
+                for header in audiences
+                    .iter()
+                    .filter_map(|aud| bench.cache.try_header(aud))
+                {
                     bench.desk.assert_alive(&header);
                 }
             }

@@ -684,8 +684,14 @@ fn a17_same_kid_in_two_trust_domains_is_two_keys() {
     );
 }
 
+/// So many cases of each: those of the row are `PROPTEST_CASES=1000000 cargo test --release a21`.
+fn a21_cases() -> u32 {
+    let asked = std::env::var("PROPTEST_CASES").ok();
+    asked.and_then(|cases| cases.parse().ok()).unwrap_or(4096)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4096, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: a21_cases(), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a21_no_text_makes_it_panic_or_pass(token in any::<String>()) {
