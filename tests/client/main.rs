@@ -22,6 +22,7 @@ mod options;
 mod origins;
 mod outage;
 mod properties;
+mod proxies;
 mod recorder;
 mod redirects;
 mod refused;

@@ -7,14 +7,14 @@ use std::sync::{Arc, Mutex};
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Redirect, Response};
-use http::header::{AUTHORIZATION, HOST};
-use http::{StatusCode, Version};
+use http::header::AUTHORIZATION;
+use http::{Method, StatusCode, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceExt, service_fn};
 
@@ -22,7 +22,9 @@ use tower::{Service, ServiceExt, service_fn};
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub path: String,
+    pub method: Method,
     pub version: Version,
+    pub tls: bool,
     pub authorization: Option<String>,
     pub workload: Option<String>,
 }
@@ -47,6 +49,20 @@ impl Ca {
 
     pub fn der(&self) -> &CertificateDer<'static> {
         &self.cert
+    }
+
+    pub fn pem(&self) -> String {
+        use base64::Engine;
+        let text = base64::engine::general_purpose::STANDARD.encode(&self.cert);
+        let lines: Vec<_> = text
+            .as_bytes()
+            .chunks(64)
+            .map(|line| str::from_utf8(line).unwrap())
+            .collect();
+        format!(
+            "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
+            lines.join("\n")
+        )
     }
 
     /// For clients that trust this CA alone.
@@ -83,7 +99,7 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
 
 pub type App = BoxCloneSyncService<Request, Response, Infallible>;
 
-/// A host; gone with its runtime.
+/// A host, which takes who comes without TLS too; gone with its runtime.
 #[derive(Clone)]
 pub struct Host {
     pub address: SocketAddr,
@@ -115,26 +131,34 @@ impl Host {
             seen: Arc::default(),
         };
         let seen = host.seen.clone();
-        let app = service_fn(move |request: http::Request<hyper::body::Incoming>| {
-            keep(&seen, &request);
-            app.clone().oneshot(request.map(Body::new))
-        });
+        let app = move |tls: bool| {
+            let (app, seen) = (app.clone(), seen.clone());
+            service_fn(move |request: http::Request<hyper::body::Incoming>| {
+                keep(&seen, &request, tls);
+                app.clone().oneshot(request.map(Body::new))
+            })
+        };
         tokio::spawn(async move {
             while let Ok((tcp, _)) = listener.accept().await {
                 let (app, tls) = (app.clone(), tls.clone());
                 tokio::spawn(async move {
                     match tls {
-                        None => connection(tcp, app).await,
-                        Some(tls) => {
+                        Some(tls) if begins_tls(&tcp).await => {
                             if let Ok(stream) = tls.accept(tcp).await {
-                                connection(stream, app).await;
+                                connection(stream, app(true)).await;
                             }
                         }
+                        _ => connection(tcp, app(false)).await,
                     }
                 });
             }
         });
         host
+    }
+
+    /// The same host and port without TLS, whether the host has it or not.
+    pub fn origin_in_the_clear(&self) -> String {
+        format!("http://localhost:{}", self.address.port())
     }
 
     /// The origin, by this name.
@@ -159,17 +183,24 @@ impl Host {
     }
 }
 
-fn keep<B>(seen: &Mutex<Vec<Seen>>, request: &http::Request<B>) {
+/// A TLS record of a handshake begins with 22; no method of HTTP does.
+async fn begins_tls(tcp: &TcpStream) -> bool {
+    let mut first = [0];
+    matches!(tcp.peek(&mut first).await, Ok(1)) && first == [0x16]
+}
+
+fn keep<B>(seen: &Mutex<Vec<Seen>>, request: &http::Request<B>, tls: bool) {
     let header = |name: &str| {
         request
             .headers()
             .get(name)
             .map(|value| value.to_str().unwrap().to_owned())
     };
-    let _ = HOST;
     seen.lock().unwrap().push(Seen {
         path: request.uri().path().to_owned(),
+        method: request.method().clone(),
         version: request.version(),
+        tls,
         authorization: header(AUTHORIZATION.as_str()),
         workload: header("x-workload"),
     });
@@ -186,6 +217,6 @@ where
 {
     let service = TowerToHyperService::new(app);
     let _ = auto::Builder::new(TokioExecutor::new())
-        .serve_connection(TokioIo::new(io), service)
+        .serve_connection_with_upgrades(TokioIo::new(io), service)
         .await;
 }

@@ -1,26 +1,25 @@
-//! Redirects and proxies: nobody sees a token that is not meant for it.
+//! Redirects: nobody sees a token that is not meant for it.
 
-use std::convert::Infallible;
-
-use axum::extract::Request;
-use axum::response::IntoResponse;
 use http::StatusCode;
 use http::header::HeaderName;
+use http::uri::PathAndQuery;
 use http_body_util::Empty;
-use hyper_rustls::HttpsConnectorBuilder;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use tower::util::BoxCloneSyncService;
-use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
+use tonic_prost::ProstCodec;
+use tower::{Layer, ServiceBuilder, ServiceExt};
 use tower_http::follow_redirect::FollowRedirectLayer;
 use tower_http::follow_redirect::policy::Limited;
-use tower_spiffe::client::{AddJwtSvid, AddJwtSvidLayer, Audience, JwtSvidMiddleware, Plaintext};
+use tower_spiffe::client::{AddJwtSvid, AddJwtSvidLayer, Audience, JwtSvidMiddleware};
 use tower_spiffe::testing::WorkloadApi;
-use tower_spiffe::{JwtSource, JwtSvid, TokenError, TokenErrorReason};
+use tower_spiffe::{JwtSource, JwtSvid};
 
 use crate::net::{Ca, Host, Seen};
 
-async fn source() -> (WorkloadApi, JwtSource) {
+pub async fn source() -> (WorkloadApi, JwtSource) {
     let agent = WorkloadApi::start("x").await.unwrap();
     let source = agent.source().await.unwrap();
     (agent, source)
@@ -32,26 +31,40 @@ fn audience_of(seen: &Seen) -> Option<String> {
     Some(svid.audiences()[0].to_string())
 }
 
-fn trusting(ca: &Ca) -> reqwest::ClientBuilder {
+pub fn trusting(ca: &Ca) -> reqwest::ClientBuilder {
     let cert = reqwest::Certificate::from_der(ca.der()).unwrap();
     reqwest::Client::builder().no_proxy().tls_certs_only([cert])
 }
 
-fn reqwest_get(url: String) -> reqwest::Request {
+pub fn reqwest_get(url: String) -> reqwest::Request {
     reqwest::Request::new(http::Method::GET, url.parse().unwrap())
 }
 
-/// A, by TLS, and where it redirects to: another port, another name, another scheme.
+/// A, by TLS, and where it redirects to: another port, another name, another scheme and port, and
+/// another scheme alone.
 async fn places(ca: &Ca) -> (Host, Vec<(Host, String)>) {
     let a = Host::start(Some(ca)).await;
     let port = Host::start(Some(ca)).await;
-    let scheme = Host::start(None).await;
+    let clear = Host::start(None).await;
     let others = vec![
         (port.clone(), port.origin()),
-        (port.clone(), port.origin_at("127.0.0.1")),
-        (scheme.clone(), scheme.origin()),
+        (a.clone(), a.origin_at("127.0.0.1")),
+        (clear.clone(), clear.origin()),
+        (a.clone(), a.origin_in_the_clear()),
     ];
     (a, others)
+}
+
+/// The last request but one went to A, with its token; the last to B, with none.
+fn a_got_its_token_and_b_none(a: &Host, b: &Host, from: &str) {
+    let at_b = b.seen().pop().unwrap();
+    assert_eq!(
+        (at_b.path.as_str(), at_b.tls),
+        ("/b", from.starts_with("https"))
+    );
+    assert_eq!((at_b.authorization, at_b.workload), (None, None), "{from}");
+    let at_a = a.seen().into_iter().rfind(|seen| seen.path == "/to");
+    assert_eq!(audience_of(&at_a.unwrap()).as_deref(), Some("a"));
 }
 
 #[tokio::test]
@@ -65,9 +78,7 @@ async fn reqwest_as_a_service_takes_the_token_off_when_it_goes_elsewhere() {
         let url = format!("{}/to?{origin}/b", a.origin());
         let response = client.clone().oneshot(reqwest_get(url)).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
-        assert_eq!(audience_of(&a.seen().pop().unwrap()).as_deref(), Some("a"));
-        assert_eq!(b.seen().pop().unwrap().path, "/b");
-        assert!(!b.saw_a_token());
+        a_got_its_token_and_b_none(&a, b, origin);
     }
     // There and back again: what was taken off stays off.
     let b = &others[0].0;
@@ -93,10 +104,106 @@ async fn reqwest_middleware_takes_the_token_off_when_it_goes_elsewhere() {
             .send()
             .await
             .unwrap();
-        assert_eq!(audience_of(&a.seen().pop().unwrap()).as_deref(), Some("a"));
-        assert_eq!(b.seen().pop().unwrap().path, "/b");
-        assert!(!b.saw_a_token());
+        a_got_its_token_and_b_none(&a, b, origin);
     }
+    // There and back again.
+    let b = &others[0].0;
+    let url = format!("{}/to?{}/to?{}/back", a.origin(), b.origin(), a.origin());
+    client.get(url).send().await.unwrap();
+    let back = a.seen().pop().unwrap();
+    assert_eq!((back.path.as_str(), back.authorization), ("/back", None));
+    assert!(!b.saw_a_token());
+}
+
+/// Only the first hop passes the layer: an audience of its own does B no good.
+#[tokio::test]
+async fn a_client_that_follows_by_itself_gives_the_next_hop_nothing_even_where_it_is_in_the_map() {
+    let ca = Ca::new();
+    let (_agent, source) = source().await;
+    let (a, b) = (Host::start(Some(&ca)).await, Host::start(Some(&ca)).await);
+    let both = [(a.origin(), "a"), (b.origin(), "b")];
+    let url = format!("{}/to?{}/b", a.origin(), b.origin());
+
+    let map = Audience::map(both.clone()).unwrap();
+    let client = AddJwtSvid::new(trusting(&ca).build().unwrap(), source.clone(), map);
+    client.oneshot(reqwest_get(url.clone())).await.unwrap();
+    a_got_its_token_and_b_none(&a, &b, &b.origin());
+
+    let tokens = JwtSvidMiddleware::new(source, both).unwrap();
+    let client = reqwest_middleware::ClientBuilder::new(trusting(&ca).build().unwrap());
+    client.with(tokens).build().get(url).send().await.unwrap();
+    a_got_its_token_and_b_none(&a, &b, &b.origin());
+}
+
+/// A hyper client that goes by TLS or in the clear.
+fn hyper(ca: &Ca) -> Client<HttpsConnector<HttpConnector>, Empty<&'static [u8]>> {
+    let connector = HttpsConnectorBuilder::new()
+        .with_tls_config(ca.client())
+        .https_or_http()
+        .enable_all_versions();
+    Client::builder(TokioExecutor::new()).build(connector.build())
+}
+
+fn get(url: String) -> http::Request<Empty<&'static [u8]>> {
+    http::Request::get(url).body(Empty::new()).unwrap()
+}
+
+#[tokio::test]
+async fn what_follows_redirects_beneath_takes_the_token_off_by_its_standard_policy_only() {
+    let ca = Ca::new();
+    let (_agent, source) = source().await;
+    let (a, others) = places(&ca).await;
+    let audience = Audience::fixed("a").for_origin(&a.origin()).unwrap();
+    let layer = AddJwtSvidLayer::new(source, audience);
+    let standard = layer.layer(FollowRedirectLayer::new().layer(hyper(&ca)));
+    for (b, origin) in &others {
+        let url = format!("{}/to?{origin}/b", a.origin());
+        let response = standard.clone().oneshot(get(url)).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        a_got_its_token_and_b_none(&a, b, origin);
+    }
+    // This is what the documentation warns of: a policy that only counts.
+    let counting = FollowRedirectLayer::with_policy(Limited::new(5));
+    let counting = layer.layer(counting.layer(hyper(&ca)));
+    let (b, origin) = &others[0];
+    let url = format!("{}/to?{origin}/b", a.origin());
+    counting.oneshot(get(url)).await.unwrap();
+    assert_eq!(
+        audience_of(&b.seen().pop().unwrap()).as_deref(),
+        Some("a"),
+        "the policy has learnt it: mend the docs"
+    );
+}
+
+#[tokio::test]
+async fn a_bare_hyper_client_and_a_tonic_channel_follow_no_redirect() {
+    let ca = Ca::new();
+    let (_agent, source) = source().await;
+    let (a, others) = places(&ca).await;
+    let b = &others[0].0;
+    let audience = || Audience::fixed("a").assume_origin(&a.origin()).unwrap();
+    let client = AddJwtSvidLayer::new(source.clone(), audience()).layer(hyper(&ca));
+    let url = format!("{}/to?{}/b", a.origin(), b.origin());
+    let response = client.oneshot(get(url)).await.unwrap();
+    assert_eq!(response.status(), StatusCode::TEMPORARY_REDIRECT);
+
+    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca.pem()));
+    let endpoint = Endpoint::new(a.origin()).unwrap().tls_config(tls).unwrap();
+    let channel = AddJwtSvid::new(endpoint.connect().await.unwrap(), source, audience());
+    let mut grpc = tonic::client::Grpc::new(channel);
+    grpc.ready().await.unwrap();
+    let path = PathAndQuery::try_from(format!("/to?{}/b", b.origin())).unwrap();
+    let codec = ProstCodec::<String, String>::default();
+    let call = grpc.unary(tonic::Request::new(String::new()), path, codec);
+    assert!(call.await.is_err());
+    // Both got as far as to A, and no further.
+    let at_a = a.seen();
+    assert_eq!(at_a.len(), 2);
+    assert!(
+        at_a.iter()
+            .all(|seen| audience_of(seen).as_deref() == Some("a"))
+    );
+    assert!(b.seen().is_empty());
 }
 
 #[tokio::test]
@@ -104,18 +211,12 @@ async fn what_follows_redirects_outside_gives_each_hop_its_own_token() {
     let ca = Ca::new();
     let (_agent, source) = source().await;
     let (a, others) = places(&ca).await;
-    let (b, c) = (&others[0].0, &others[2].0);
+    let b = &others[0].0;
     let map = Audience::map([(a.origin(), "a"), (b.origin(), "b")]).unwrap();
-    let connector = HttpsConnectorBuilder::new()
-        .with_tls_config(ca.client())
-        .https_or_http()
-        .enable_all_versions();
-    let client = Client::builder(TokioExecutor::new()).build::<_, Empty<&[u8]>>(connector.build());
     let client = ServiceBuilder::new()
         .layer(FollowRedirectLayer::with_policy(Limited::new(5)))
         .layer(AddJwtSvidLayer::new(source, map))
-        .service(client);
-    let get = |url: String| http::Request::get(url).body(Empty::new()).unwrap();
+        .service(hyper(&ca));
 
     let url = format!("{}/to?{}/b", a.origin(), b.origin());
     assert_eq!(
@@ -124,14 +225,13 @@ async fn what_follows_redirects_outside_gives_each_hop_its_own_token() {
     );
     assert_eq!(audience_of(&b.seen().pop().unwrap()).as_deref(), Some("b"));
 
-    // Another scheme: not in the map.
-    let url = format!("{}/to?{}/c", a.origin(), c.origin());
-    assert_eq!(
-        client.clone().oneshot(get(url)).await.unwrap().status(),
-        StatusCode::OK
-    );
-    assert_eq!(c.seen().pop().unwrap().path, "/c");
-    assert!(!c.saw_a_token());
+    // Another name, another scheme: not in the map.
+    for (c, origin) in &others[1..] {
+        let url = format!("{}/to?{origin}/b", a.origin());
+        let response = client.clone().oneshot(get(url)).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        a_got_its_token_and_b_none(&a, c, origin);
+    }
 
     // There and back again: A gets its own once more.
     let url = format!("{}/to?{}/to?{}/back", a.origin(), b.origin(), a.origin());
@@ -183,78 +283,12 @@ async fn a_header_of_its_own_is_not_taken_off_by_a_client_so_redirects_must_be_o
         (StatusCode::TEMPORARY_REDIRECT, before)
     );
 
-    let connector = HttpsConnectorBuilder::new()
-        .with_tls_config(ca.client())
-        .https_only();
-    let hyper = Client::builder(TokioExecutor::new())
-        .build::<_, Empty<&[u8]>>(connector.enable_all_versions().build());
     let layer = AddJwtSvidLayer::new(source, audience()).header(name);
-    let beneath = FollowRedirectLayer::with_policy(Limited::new(5)).layer(layer.layer(hyper));
-    let request = http::Request::get(url()).body(Empty::new()).unwrap();
-    assert_eq!(
-        beneath.oneshot(request).await.unwrap().status(),
-        StatusCode::OK
-    );
+    let beneath = FollowRedirectLayer::with_policy(Limited::new(5)).layer(layer.layer(hyper(&ca)));
+    let response = beneath.oneshot(get(url())).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
     let hop = b.seen().pop().unwrap();
-    // tower-http copies the header from hop to hop; the layer beneath keeps what is there.
+    // What follows outside kept the request as it was before the layer had put anything in.
     assert_eq!(hop.path, "/b");
     assert!(hop.workload.is_none(), "a token for A at B");
-}
-
-/// A proxy that keeps what it saw, and passes nothing on.
-async fn proxy() -> Host {
-    let app = service_fn(|_: Request| async {
-        Ok::<_, Infallible>((StatusCode::BAD_GATEWAY, "no further").into_response())
-    });
-    Host::serve(None, BoxCloneSyncService::new(app)).await
-}
-
-#[tokio::test]
-async fn a_proxy_never_gets_a_token_in_the_clear_unless_the_user_said_so() {
-    let (_agent, source) = source().await;
-    let proxy = proxy().await;
-    let through = || {
-        let proxy = reqwest::Proxy::all(proxy.origin_at("127.0.0.1")).unwrap();
-        reqwest::Client::builder().proxy(proxy).build().unwrap()
-    };
-    let audience = || {
-        Audience::fixed("a")
-            .for_origins(["http://reports.test", "https://reports.test"])
-            .unwrap()
-    };
-    let client = AddJwtSvid::new(through(), source.clone(), audience());
-
-    // http goes to the proxy in the clear: refused.
-    let clear = client
-        .clone()
-        .oneshot(reqwest_get("http://reports.test/x".into()))
-        .await;
-    let error = clear.unwrap_err();
-    assert_eq!(
-        TokenError::find(&*error).unwrap().reason(),
-        TokenErrorReason::Plaintext
-    );
-    // https goes through a tunnel: the proxy sees CONNECT, and no token.
-    let tunnel = client
-        .clone()
-        .oneshot(reqwest_get("https://reports.test/x".into()))
-        .await;
-    assert!(tunnel.is_err(), "this proxy opens no tunnel");
-    assert_eq!(proxy.seen().len(), 1);
-    assert!(!proxy.saw_a_token());
-    // Leave for loopback is no leave for others that happen to go to a proxy.
-    let loopback = client.clone().allow_plaintext(Plaintext::Loopback);
-    assert!(
-        loopback
-            .oneshot(reqwest_get("http://reports.test/x".into()))
-            .await
-            .is_err()
-    );
-    assert!(!proxy.saw_a_token());
-    // The user said so.
-    let any = client.allow_plaintext(Plaintext::Any);
-    any.oneshot(reqwest_get("http://reports.test/x".into()))
-        .await
-        .unwrap();
-    assert!(proxy.saw_a_token());
 }

@@ -158,7 +158,7 @@ async fn a_channel_over_tls() {
     let ca = Ca::new();
     let (_agent, source, app) = deployment().await;
     let host = Host::serve(Some(&ca), app).await;
-    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem(&ca)));
+    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca.pem()));
     let endpoint = Endpoint::new(host.origin())
         .unwrap()
         .tls_config(tls)
@@ -168,20 +168,6 @@ async fn a_channel_over_tls() {
         .assume_origin(&host.origin())
         .unwrap();
     both_work(AddJwtSvid::new(channel, source, audience)).await;
-}
-
-fn pem(ca: &Ca) -> String {
-    use base64::Engine;
-    let text = base64::engine::general_purpose::STANDARD.encode(ca.der());
-    let lines: Vec<_> = text
-        .as_bytes()
-        .chunks(64)
-        .map(|line| str::from_utf8(line).unwrap())
-        .collect();
-    format!(
-        "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
-        lines.join("\n")
-    )
 }
 
 #[tokio::test]
