@@ -375,3 +375,40 @@ async fn watch_ends_by_itself_and_says_what_is_missing() {
     assert_eq!(code, Some(2), "{said}");
     assert!(said.contains("usage: watch"), "{said}");
 }
+
+#[tokio::test]
+async fn three_services_admit_only_whoever_calls_them_through_a_rotation_and_a_restart() {
+    let (code, said) = run(&mut program("three_services")).await;
+    assert_eq!(code, Some(0), "{said}");
+    let ids =
+        ["web", "edge", "reports", "ledger"].map(|name| format!("spiffe://example.org/{name}"));
+    for hop in ids.windows(2) {
+        let seen = format!("{} called {}", hop[0], hop[1]);
+        assert!(said.contains(&seen), "{seen}: {said}");
+    }
+    assert!(said.contains("of which 0 were lost"), "{said}");
+}
+
+#[tokio::test]
+async fn clients_to_copy_work_on_an_agent_of_their_own_and_on_somebody_elses() {
+    let agent = WorkloadApi::start("example.org").await.unwrap();
+    agent.register(WEB, "", LIFE).unwrap();
+    for name in [
+        "client_hyper",
+        "client_reqwest",
+        "client_reqwest_middleware",
+        "client_tonic",
+    ] {
+        let (code, said) = run(&mut program(name)).await;
+        assert_eq!(code, Some(0), "{name}: {said}");
+        let me = "spiffe://example.org/workload";
+        assert!(said.contains(me), "{name}: {said}");
+
+        let (code, said) = run(program(name).env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint())).await;
+        assert_eq!(code, Some(0), "{name}: {said}");
+        assert!(said.contains(WEB), "{name}: {said}");
+    }
+    let (code, said) = run(&mut program("client_stack")).await;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("50 served, 1 call to the agent"), "{said}");
+}
