@@ -52,7 +52,7 @@ async fn run(command: &mut Command) -> (Option<i32>, String) {
         status,
         stdout,
         stderr,
-    } = tokio::time::timeout(Duration::from_secs(60), command.output())
+    } = tokio::time::timeout(Duration::from_secs(120), command.output())
         .await
         .unwrap()
         .unwrap();
@@ -411,4 +411,14 @@ async fn clients_to_copy_work_on_an_agent_of_their_own_and_on_somebody_elses() {
     let (code, said) = run(&mut program("client_stack")).await;
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("50 served, 1 call to the agent"), "{said}");
+}
+
+#[tokio::test]
+async fn agent_load_finds_that_what_is_promised_of_the_load_holds() {
+    let (code, said) = run(program("agent_load").arg("--quick")).await;
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(said.matches(": holds").count(), 8, "{said}");
+    let (code, said) = run(program("agent_load").args(["--audiences", "none"])).await;
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("usage: agent_load"), "{said}");
 }
