@@ -51,6 +51,7 @@
 //! | one message, then the agent hangs up | [`Fault::HangUp`], [`Fault::HangUpWith`] |
 //! | rubbish in messages, in place of messages, in place of HTTP/2 | [`Fault::Garbage`], [`Fault::NotProtobuf`], [`Fault::NotHttp2`] |
 //! | messages are too large | [`Fault::Oversized`] |
+//! | a fetch is answered word for word as the test says | [`Fault::Svids`] |
 //! | the agent's server is away | [`Fault::ServerAway`] |
 //! | connections are open and dead | [`half_open`](WorkloadApi::half_open), [`Fault::HalfOpen`] |
 //! | connections are cut | [`cut_connections`](WorkloadApi::cut_connections) |
@@ -134,7 +135,7 @@ pub mod internals;
 mod issuer;
 mod misuse;
 
-pub use agent::{Call, Counts, Fault, Replay, WorkloadApi, WorkloadApiBuilder};
+pub use agent::{Call, Counts, Fault, RawSvid, Replay, WorkloadApi, WorkloadApiBuilder};
 pub use assumed::{verified_svid, verified_svid_with_claims};
 pub use clock::PausedClock;
 pub use error::Error;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tonic::{Request, Response, Status};
 
 use super::bundles::{BundleStream, bundle_stream};
-use super::fault::{Call, Fault};
+use super::fault::{Call, Fault, RawSvid};
 use super::state::{Agent, Entry};
 use super::tokens::{CachedToken, TokenKey};
 use crate::clock::Clock as _;
@@ -32,6 +32,10 @@ impl SpiffeWorkloadApi for Calls {
         &self,
         request: Request<JwtsvidRequest>,
     ) -> Result<Response<JwtsvidResponse>, Status> {
+        if let Some(Fault::Svids(svids)) = self.0.fault(Call::FetchJwtSvid) {
+            let svids = svids.into_iter().map(Jwtsvid::from).collect();
+            return Ok(Response::new(JwtsvidResponse { svids }));
+        }
         let request = request.into_inner();
         if request.audience.is_empty() {
             return Err(Status::invalid_argument("no audience is specified"));
@@ -75,6 +79,16 @@ impl SpiffeWorkloadApi for Calls {
             }));
         }
         super::validate::validate(&self.0, &request.audience, &request.svid).map(Response::new)
+    }
+}
+
+impl From<RawSvid> for Jwtsvid {
+    fn from(raw: RawSvid) -> Self {
+        Self {
+            spiffe_id: raw.spiffe_id,
+            svid: raw.svid,
+            hint: raw.hint,
+        }
     }
 }
 

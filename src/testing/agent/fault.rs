@@ -1,5 +1,6 @@
 //! What a bad day can do.
 
+use std::fmt;
 use std::time::Duration;
 
 use crate::grpc_code::GrpcCode;
@@ -39,6 +40,58 @@ pub enum Fault {
     /// The agent is there, its server is away: audiences that it has a token for get the same
     /// token for as long as it lives; others wait for 30 s and get Unavailable, as from SPIRE.
     ServerAway,
+    /// FetchJWTSVID is answered with these, whatever was asked for, word for word: none, twice the
+    /// same hint, a token of somebody else. The other calls are as they were.
+    ///
+    /// ```
+    /// use tower_spiffe::testing::{Call, Fault, RawSvid, WorkloadApi};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start("example.org").await?;
+    /// let source = agent.source().await?;
+    ///
+    /// // A token for another audience than asked for is none.
+    /// let web = "spiffe://example.org/web";
+    /// let other = RawSvid::new(web, &agent.token(web, "other"), "");
+    /// agent.fail_call(Call::FetchJwtSvid, Fault::Svids(vec![other]));
+    /// assert!(source.fetch_jwt_svid(["reports"]).await.is_err());
+    ///
+    /// agent.recover();
+    /// assert!(source.fetch_jwt_svid(["reports"]).await.is_ok());
+    /// # Ok(())
+    /// # }
+    /// ```
+    Svids(Vec<RawSvid>),
+}
+
+/// One entry of an answer to FetchJWTSVID, as it is to stand there: see [`Fault::Svids`]. `Debug`
+/// does not show the token.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RawSvid {
+    pub(super) spiffe_id: String,
+    pub(super) svid: String,
+    pub(super) hint: String,
+}
+
+impl RawSvid {
+    /// The three fields, whatever they are.
+    pub fn new(spiffe_id: &str, svid: &str, hint: &str) -> Self {
+        Self {
+            spiffe_id: spiffe_id.to_owned(),
+            svid: svid.to_owned(),
+            hint: hint.to_owned(),
+        }
+    }
+}
+
+impl fmt::Debug for RawSvid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RawSvid")
+            .field("spiffe_id", &self.spiffe_id)
+            .field("hint", &self.hint)
+            .finish_non_exhaustive()
+    }
 }
 
 /// One call of the Workload API's JWT profile.

@@ -31,7 +31,7 @@ use tokio::task::{AbortHandle, JoinSet};
 pub use self::builder::WorkloadApiBuilder;
 use self::connection::Connections;
 pub use self::counts::Counts;
-pub use self::fault::{Call, Fault};
+pub use self::fault::{Call, Fault, RawSvid};
 use self::life::Presence;
 pub use self::replay::Replay;
 use self::state::{Agent, Entry, Federated};
