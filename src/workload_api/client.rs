@@ -21,6 +21,7 @@ use super::pb::spiffe_workload_api_client::SpiffeWorkloadApiClient as Stub;
 use super::stream::JwtBundleStream;
 use super::validated::ValidatedJwtSvid;
 use crate::clock::{Clock, SystemClock};
+use crate::presentable::presentable;
 use crate::spiffe_id::SpiffeId;
 use crate::svid::{JwtSvid, SvidRequest};
 
@@ -74,6 +75,9 @@ impl WorkloadApiClient {
     ///
     /// A hint is looked for among all identities' tokens: the call has no field for it.
     ///
+    /// Whether the token has expired is not looked at here: the clocks may differ, and a cache has
+    /// its own rules for it.
+    ///
     /// # Errors
     /// The call failed, or no identity has this hint.
     pub async fn fetch_jwt_svid(&self, request: &SvidRequest) -> Result<JwtSvid, WorkloadApiError> {
@@ -83,17 +87,22 @@ impl WorkloadApiClient {
             (Some(hint), _) => {
                 let fits = |one: &&pb::Jwtsvid| one.hint == hint && hint.len() <= MAX_HINT_LEN;
                 svids.iter().find(fits).ok_or_else(|| {
-                    let text = format!("no identity of this workload has the hint {hint:?}");
+                    let text = format!(
+                        "the agent at {} gives this workload no identity with the hint \"{}\"; put \
+                         the hint into its registration entry, or ask by SPIFFE ID",
+                        self.line.place(),
+                        presentable(hint)
+                    );
                     WorkloadApiError::new(Call::FetchJwtSvid, Reason::NoSuchHint, text)
                 })?
             }
             (None, id) => id
                 .and_then(by_id)
                 .or(svids.first())
-                .ok_or_else(|| invalid(NO_TOKEN))?,
+                .ok_or_else(|| self.invalid(NO_TOKEN))?,
         };
         // What the agent says of other identities is no matter here.
-        accept(request, one)
+        self.accept(request, one)
     }
 
     /// `FetchJWTSVID` for the tokens of all identities, or of the one that the request names; a
@@ -108,7 +117,7 @@ impl WorkloadApiClient {
         request: &SvidRequest,
     ) -> Result<Vec<JwtSvid>, WorkloadApiError> {
         let svids = self.ask_for_svids(request).await?;
-        svids.iter().map(|one| accept(request, one)).collect()
+        svids.iter().map(|one| self.accept(request, one)).collect()
     }
 
     /// What the agent answers, of each hint the first.
@@ -135,7 +144,7 @@ impl WorkloadApiClient {
             .await?;
         let mut svids = answer.svids;
         if svids.is_empty() {
-            return Err(invalid(NO_TOKEN));
+            return Err(self.invalid(NO_TOKEN));
         }
         let mut hints = HashSet::new();
         svids.retain(|one| one.hint.is_empty() || hints.insert(one.hint.clone()));
@@ -176,10 +185,12 @@ impl WorkloadApiClient {
         const CALL: Call = Call::ValidateJwtSvid;
         let missing = match (audience, token) {
             ("", _) => Some("the audience is empty; name the service that the token is for"),
-            (_, "") => Some("the token is empty"),
+            (_, "") => Some("the token is empty; give the one that the caller sent"),
             _ => None,
         };
-        if let Some(text) = missing {
+        if let Some(missing) = missing {
+            let place = self.line.place();
+            let text = format!("the agent at {place} was not asked: {missing}");
             return Err(WorkloadApiError::new(CALL, Reason::InvalidRequest, text));
         }
         let message = pb::ValidateJwtsvidRequest {
@@ -191,7 +202,7 @@ impl WorkloadApiClient {
                 stub.validate_jwtsvid(asking(message)).await
             })
             .await?;
-        ValidatedJwtSvid::from_answer(answer)
+        ValidatedJwtSvid::from_answer(answer, self.line.place())
     }
 
     pub(crate) fn line(&self) -> &Arc<Line> {
@@ -232,7 +243,8 @@ impl WorkloadApiClient {
             }
             Err(_) => {
                 let text = format!(
-                    "the agent at {} gave no answer within {within:?}",
+                    "the agent at {} gave no answer within {within:?}; is it healthy, and its \
+                     server within its reach?",
                     self.line.place()
                 );
                 WorkloadApiError::new(call, Reason::Timeout, text)
@@ -246,8 +258,57 @@ impl WorkloadApiClient {
 
     fn numbered(&self, call: Call) -> Result<Arc<Numbered>, WorkloadApiError> {
         self.line.current().ok_or_else(|| {
-            WorkloadApiError::new(call, Reason::Disconnected, "the client was shut down")
+            let text = format!("the client of {} was shut down", self.line.place());
+            WorkloadApiError::new(call, Reason::Disconnected, text)
         })
+    }
+
+    /// What the agent must not answer.
+    fn invalid(&self, what: impl fmt::Display) -> WorkloadApiError {
+        WorkloadApiError::invalid_answer(Call::FetchJwtSvid, self.line.place(), what)
+    }
+
+    /// One token of an answer, if it is what was asked for.
+    fn accept(
+        &self,
+        request: &SvidRequest,
+        answer: &pb::Jwtsvid,
+    ) -> Result<JwtSvid, WorkloadApiError> {
+        // Nobody asks for a longer hint, and nobody should have to keep one (WA-12).
+        let hint = if answer.hint.len() <= MAX_HINT_LEN {
+            &answer.hint
+        } else {
+            ""
+        };
+        let svid = JwtSvid::parse_unverified(&answer.svid, hint)
+            .map_err(|error| self.invalid(format_args!("its token cannot be used: {error}")))?;
+        let id = svid.spiffe_id();
+        // An ID may be long, and is chosen by the issuer.
+        let shown = presentable(id.as_str());
+        if answer.spiffe_id != id.as_str() {
+            return Err(self.invalid(format_args!(
+                "it names another identity than its token, {shown}"
+            )));
+        }
+        if let Some(wanted) = request.spiffe_id()
+            && wanted != id
+        {
+            let wanted = presentable(wanted.as_str());
+            return Err(self.invalid(format_args!(
+                "asked for a token of {wanted}, it gave one of {shown}"
+            )));
+        }
+        let mut audiences: Vec<&str> = svid.audiences().iter().map(AsRef::as_ref).collect();
+        audiences.sort_unstable();
+        audiences.dedup();
+        if !audiences
+            .iter()
+            .copied()
+            .eq(request.audiences().iter().map(AsRef::as_ref))
+        {
+            return Err(self.invalid("its token is for other audiences than asked for"));
+        }
+        Ok(svid)
     }
 }
 
@@ -356,49 +417,7 @@ fn asking<T>(message: T) -> tonic::Request<T> {
 /// ample.
 const MAX_ANSWER: usize = 4 << 20;
 
-const NO_TOKEN: &str = "the agent's answer holds no token";
+const NO_TOKEN: &str = "it holds no token";
 
 /// Issuers should give no longer ones (SPIFFE Workload API section 8).
 const MAX_HINT_LEN: usize = 1024;
-
-fn invalid(text: impl Into<Arc<str>>) -> WorkloadApiError {
-    WorkloadApiError::new(Call::FetchJwtSvid, Reason::InvalidAnswer, text)
-}
-
-/// One token of an answer, if it is what was asked for.
-fn accept(request: &SvidRequest, answer: &pb::Jwtsvid) -> Result<JwtSvid, WorkloadApiError> {
-    // Nobody asks for a longer hint, and nobody should have to keep one (WA-12).
-    let hint = if answer.hint.len() <= MAX_HINT_LEN {
-        &answer.hint
-    } else {
-        ""
-    };
-    let svid = JwtSvid::parse_unverified(&answer.svid, hint)
-        .map_err(|error| invalid(format!("the agent's token cannot be used: {error}")))?;
-    let id = svid.spiffe_id();
-    if answer.spiffe_id != id.as_str() {
-        return Err(invalid(format!(
-            "the agent's answer names another identity than its token, {id}"
-        )));
-    }
-    if let Some(wanted) = request.spiffe_id()
-        && wanted != id
-    {
-        return Err(invalid(format!(
-            "asked for a token of {wanted}, the agent gave one of {id}"
-        )));
-    }
-    let mut audiences: Vec<&str> = svid.audiences().iter().map(AsRef::as_ref).collect();
-    audiences.sort_unstable();
-    audiences.dedup();
-    if !audiences
-        .iter()
-        .copied()
-        .eq(request.audiences().iter().map(AsRef::as_ref))
-    {
-        return Err(invalid(
-            "the agent's token is for other audiences than asked for",
-        ));
-    }
-    Ok(svid)
-}

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use super::endpoint::Endpoint;
 use crate::clock::Clock;
+use crate::presentable::presentable;
 
 /// Anything that bytes flow over.
 pub(crate) trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -84,7 +85,8 @@ impl Connector {
         let failed = |kind, text: &dyn fmt::Display| ConnectError {
             place: self.place.clone(),
             kind,
-            text: text.to_string().into(),
+            // A connector of somebody else's may say anything.
+            text: presentable(&text.to_string()).into(),
         };
         // A panic here would end the worker of the channel, which never gets another.
         let dialled = AssertUnwindSafe(async { (self.dial)().await }).catch_unwind();
@@ -136,7 +138,10 @@ impl fmt::Display for ConnectError {
             io::ErrorKind::PermissionDenied => {
                 f.write_str("this process may not open it; check the socket's permissions")
             }
-            _ => f.write_str(&self.text),
+            io::ErrorKind::TimedOut => {
+                write!(f, "{}; is the SPIFFE agent healthy, and can it be reached from here?", self.text)
+            }
+            _ => write!(f, "{}; is this the SPIFFE agent's endpoint?", self.text),
         }
     }
 }

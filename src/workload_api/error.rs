@@ -94,6 +94,15 @@ impl WorkloadApiError {
         }
     }
 
+    /// Of an answer that breaks the rules; `what` is said of the answer.
+    pub(crate) fn invalid_answer(call: Call, place: &str, what: impl fmt::Display) -> Self {
+        let text = format!(
+            "the answer of the agent at {place} is not to be used: {what}; if this repeats, is what \
+             answers there the SPIFFE agent?"
+        );
+        Self::new(call, WorkloadApiErrorReason::InvalidAnswer, text)
+    }
+
     /// From what tonic says. A status with a source was made here, of a broken connection; one
     /// without came from the agent.
     pub(crate) fn from_status(
@@ -119,7 +128,11 @@ impl WorkloadApiError {
                 );
                 return Self::new(call, Reason::NotGrpc, text);
             }
-            let text = format!("the connection to {place} broke: {}", innermost(status));
+            let text = format!(
+                "the connection to {place} broke: {}; is the agent being restarted? The next call \
+                 connects anew",
+                innermost(status)
+            );
             return Self::new(call, Reason::Disconnected, text);
         }
         let code = GrpcCode::from_i32(status.code() as i32);
@@ -143,8 +156,14 @@ impl WorkloadApiError {
             (Reason::PermissionDenied, _) => {
                 "; is there a registration entry for this workload at the SPIFFE server?"
             }
-            (Reason::Unimplemented, _) => "; its Workload API has no JWT profile",
-            _ => "",
+            (Reason::Unimplemented, _) => {
+                "; its Workload API has no JWT profile: is this the agent that was meant?"
+            }
+            (Reason::Unavailable, _) => {
+                "; it is there and cannot serve now, for lack of its server perhaps: its log says \
+                 why"
+            }
+            _ => "; its log may say why",
         };
         let text = format!("the agent at {place} answered {code}: \"{said}\"{hint}");
         Self {
@@ -156,13 +175,19 @@ impl WorkloadApiError {
     /// What tonic says in its own words where there is no answer, or one that it does not take.
     fn of_tonic(call: Call, place: &str, code: GrpcCode, said: &str) -> Option<Self> {
         use WorkloadApiErrorReason as Reason;
+        let mend = match call {
+            Call::FetchJwtBundles => {
+                "raise `max_message_bytes`, or the resource limits that it follows from"
+            }
+            Call::FetchJwtSvid => "have the issuer give this workload fewer or smaller tokens",
+            Call::ValidateJwtSvid => "the token has too many claims",
+        };
         let (reason, text) = match code {
             GrpcCode::OutOfRange if said.starts_with("Error, decoded message length too large") => {
                 (
                     Reason::MessageTooLarge,
                     format!(
-                        "the agent at {place} sent a message larger than allowed ({said}); raise \
-                     `max_message_bytes`, or the resource limits that it follows from"
+                        "the agent at {place} sent a message larger than allowed ({said}); {mend}"
                     ),
                 )
             }
@@ -176,7 +201,10 @@ impl WorkloadApiError {
             // The worker behind the channel is gone, as it is when a connector panics.
             GrpcCode::Unknown if said.starts_with("Service was not ready") => (
                 Reason::Disconnected,
-                format!("the connection to {place} broke before the call could be made: {said}"),
+                format!(
+                    "the connection to {place} broke before the call could be made: {said}; the \
+                     next call connects anew"
+                ),
             ),
             _ => return None,
         };

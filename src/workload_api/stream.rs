@@ -95,7 +95,9 @@ impl JwtBundleStream {
                     std::task::ready!(first_by.as_mut().poll(cx));
                     let within = self.line.timing().first_message;
                     let place = self.line.place();
-                    let text = format!("the agent at {place} sent no bundles within {within:?}");
+                    let text = format!(
+                        "the agent at {place} sent no bundles within {within:?}; is it healthy?"
+                    );
                     self.line.doubt(self.over.generation);
                     Some(WorkloadApiError::new(CALL, Reason::Timeout, text))
                 }

@@ -6,7 +6,7 @@ use prost_types::value::Kind;
 use prost_types::{Struct, Value};
 use serde_json::{Map, Number};
 
-use super::error::{Call, WorkloadApiError, WorkloadApiErrorReason as Reason};
+use super::error::{Call, WorkloadApiError};
 use super::pb::ValidateJwtsvidResponse;
 use crate::presentable::presentable;
 use crate::spiffe_id::SpiffeId;
@@ -19,21 +19,23 @@ pub struct ValidatedJwtSvid {
 }
 
 impl ValidatedJwtSvid {
-    pub(crate) fn from_answer(answer: ValidateJwtsvidResponse) -> Result<Self, WorkloadApiError> {
-        let invalid = |text: String| {
-            WorkloadApiError::new(Call::ValidateJwtSvid, Reason::InvalidAnswer, text)
-        };
+    pub(crate) fn from_answer(
+        answer: ValidateJwtsvidResponse,
+        place: &str,
+    ) -> Result<Self, WorkloadApiError> {
+        let invalid =
+            |what: String| WorkloadApiError::invalid_answer(Call::ValidateJwtSvid, place, what);
         let spiffe_id = SpiffeId::parse(&answer.spiffe_id).map_err(|error| {
             let shown = presentable(&answer.spiffe_id);
             invalid(format!(
-                "the agent's answer names \"{shown}\", which is no SPIFFE ID: {error}"
+                "it names \"{shown}\", which is no SPIFFE ID: {error}"
             ))
         })?;
         let claims = answer
             .claims
-            .ok_or_else(|| invalid("the agent's answer holds no claims".to_owned()))?;
+            .ok_or_else(|| invalid("it holds no claims".to_owned()))?;
         let claims = object(claims, DEPTH)
-            .ok_or_else(|| invalid("the agent's claims are nested too deeply".to_owned()))?;
+            .ok_or_else(|| invalid("its claims are nested too deeply".to_owned()))?;
         Ok(Self { spiffe_id, claims })
     }
 
@@ -101,7 +103,10 @@ fn number(value: f64) -> serde_json::Value {
 
 #[cfg(test)]
 mod tests {
+    use super::super::error::WorkloadApiErrorReason as Reason;
     use super::*;
+
+    const PLACE: &str = "unix:///run/agent.sock";
 
     fn answer(id: &str, claims: Option<Struct>) -> ValidateJwtsvidResponse {
         ValidateJwtsvidResponse {
@@ -126,8 +131,8 @@ mod tests {
             ("load", Kind::NumberValue(0.5)),
             ("odd", Kind::NumberValue(f64::NAN)),
         ]);
-        let got =
-            ValidatedJwtSvid::from_answer(answer("spiffe://x/web", Some(sent))).expect("good");
+        let got = ValidatedJwtSvid::from_answer(answer("spiffe://x/web", Some(sent)), PLACE)
+            .expect("good");
         assert_eq!(got.spiffe_id().as_str(), "spiffe://x/web");
         let shown = serde_json::to_string(got.claims()).expect("json");
         assert_eq!(shown, r#"{"exp":1790000000,"load":0.5,"odd":null}"#);
@@ -136,7 +141,7 @@ mod tests {
     #[test]
     fn wa30_every_field_is_mandatory() {
         for bad in [answer("", Some(claims([]))), answer("spiffe://x/web", None)] {
-            let error = ValidatedJwtSvid::from_answer(bad).expect_err("incomplete");
+            let error = ValidatedJwtSvid::from_answer(bad, PLACE).expect_err("incomplete");
             assert_eq!(error.reason(), Reason::InvalidAnswer);
         }
     }
@@ -147,7 +152,7 @@ mod tests {
         for _ in 0..1000 {
             nest = claims([("x", Kind::StructValue(nest))]);
         }
-        let error = ValidatedJwtSvid::from_answer(answer("spiffe://x/web", Some(nest)));
+        let error = ValidatedJwtSvid::from_answer(answer("spiffe://x/web", Some(nest)), PLACE);
         assert_eq!(error.expect_err("deep").reason(), Reason::InvalidAnswer);
     }
 }

@@ -1,0 +1,205 @@
+//! Answers that no agent should give.
+
+use tower_spiffe::source::JwtSourceErrorReason;
+use tower_spiffe::svid::FetchSvidReason;
+use tower_spiffe::testing::{Call, Fault, RawSvid, WorkloadApi};
+use tower_spiffe::workload_api::WorkloadApiErrorReason as Reason;
+use tower_spiffe::{JwtSource, JwtSourceError, SpiffeId};
+
+use crate::support::*;
+
+/// From now on the agent answers with these and nothing else.
+fn answer(agent: &WorkloadApi, svids: impl IntoIterator<Item = RawSvid>) {
+    let svids = svids.into_iter().collect();
+    agent.fail_call(Call::FetchJwtSvid, Fault::Svids(svids));
+}
+
+/// A token of this identity for this audience, as long as it takes.
+fn padded(agent: &WorkloadApi, bytes: usize) -> String {
+    let token = agent.issuer().token(WEB, AUD);
+    token.claim("padding", "x".repeat(bytes)).sign()
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_what_was_asked_for_is_none() {
+    for place in places().await {
+        let (agent, client) = (&place.agent, place.client());
+        let source = source(&place).await;
+        let good = agent.token(WEB, AUD);
+        let header_injection = format!("{good}\r\nx-admin: true");
+        let folded = good.replacen('.', ".\r\n ", 1);
+        let long_id = format!("spiffe://example.org/eyJ{}", "x".repeat(2000));
+        let of_long_id = agent.token(&long_id, AUD);
+        let raw = RawSvid::new;
+        let answers = [
+            (vec![], "holds no token"),
+            (vec![raw(WEB, "", "")], "cannot be used"),
+            (vec![raw("", &good, "")], "another identity than its token"),
+            (vec![raw(OPS, &good, "")], "another identity than its token"),
+            (
+                vec![raw(WEB, &of_long_id, "")],
+                "another identity than its token",
+            ),
+            (
+                vec![raw(
+                    WEB,
+                    &agent.token(WEB, "spiffe://example.org/other"),
+                    "",
+                )],
+                "other audiences",
+            ),
+            (vec![raw(WEB, &two_audiences(agent), "")], "other audiences"),
+            (
+                vec![raw(WEB, &padded(agent, 1 << 20), "")],
+                "longer than 8 KiB",
+            ),
+            (vec![raw(WEB, &header_injection, "")], "no base64url"),
+            (vec![raw(WEB, &folded, "")], "no base64url"),
+            (vec![raw(WEB, "eyJ\0.eyJ\0.eyJ\0", "")], "no base64url"),
+            (vec![raw(WEB, &good.replace('.', " "), "")], "three parts"),
+            (vec![raw(WEB, &format!("{good}.{good}"), "")], "three parts"),
+        ];
+        for (svids, says) in answers {
+            answer(agent, svids);
+            for error in [
+                client.fetch_jwt_svid(&request()).await.unwrap_err(),
+                client.fetch_jwt_svids(&request()).await.unwrap_err(),
+            ] {
+                let says = [&place.name, says, "the SPIFFE agent?"];
+                told(&error, Reason::InvalidAnswer, &says);
+                assert!(error.is_retryable(), "the next answer may be a good one");
+            }
+            let error = source.fetch_jwt_svid([AUD]).await.unwrap_err();
+            passed_on(&error, FetchSvidReason::Unacceptable, &[&place.name, says]);
+        }
+        // Good, but not who was asked for.
+        answer(agent, [raw(WEB, &good, "")]);
+        let by_id = request().with_spiffe_id(SpiffeId::parse(OPS).unwrap());
+        let error = client.fetch_jwt_svid(&by_id).await.unwrap_err();
+        told(&error, Reason::InvalidAnswer, &[&place.name, OPS, WEB]);
+        // And what was asked for is taken.
+        client.fetch_jwt_svid(&request()).await.unwrap();
+    }
+}
+
+fn two_audiences(agent: &WorkloadApi) -> String {
+    let token = agent.issuer().token(WEB, AUD);
+    token.audiences([AUD, "spiffe://example.org/other"]).sign()
+}
+
+/// A source on the agent.
+async fn source(place: &Place) -> JwtSource {
+    let builder = JwtSource::builder();
+    let builder = match place.name.parse::<tower_spiffe::workload_api::Endpoint>() {
+        Ok(endpoint) => builder.endpoint(endpoint),
+        Err(_) => builder.connector(place.agent.connector()),
+    };
+    builder.build().await.unwrap()
+}
+
+#[track_caller]
+fn passed_on(error: &JwtSourceError, reason: FetchSvidReason, says: &[&str]) {
+    assert_eq!(
+        error.reason(),
+        JwtSourceErrorReason::Token(reason),
+        "{error}"
+    );
+    let text = error.to_string();
+    for part in says {
+        assert!(text.contains(part), "no {part:?} in: {text}");
+    }
+    for text in [text, format!("{error:?}")] {
+        assert!(text.len() < 900 && !text.contains("eyJ"), "{text}");
+        assert!(!text.contains(char::is_control), "{text:?}");
+    }
+}
+
+/// Whether a token is in time is not asked here: the bare call has no leeway and no retries. The
+/// cache, and so a source's `get_jwt_svid`, takes none that has expired.
+#[tokio::test]
+async fn a_token_that_has_expired_is_given_as_it_is_and_taken_by_no_cache() {
+    for place in places().await {
+        let agent = &place.agent;
+        let expired = agent.issuer().token(WEB, AUD).expired(LIFE).sign();
+        answer(agent, [RawSvid::new(WEB, &expired, "")]);
+        let svid = place.client().fetch_jwt_svid(&request()).await.unwrap();
+        assert!(
+            svid.expires_at() < tower_spiffe::Clock::now(&*tower_spiffe::SystemClock::shared())
+        );
+        let error = source(&place).await.get_jwt_svid([AUD]).await.unwrap_err();
+        passed_on(&error, FetchSvidReason::Expired, &["clock"]);
+    }
+}
+
+#[tokio::test]
+async fn wa12_wa23_hints_that_are_too_long_or_there_twice_are_coped_with() {
+    for place in places().await {
+        let (agent, client) = (&place.agent, place.client());
+        let long = "\r\n\u{1b}[2Jh".repeat(1000);
+        let ids = ["a", "b", "c", "d", "e", "f"].map(|path| format!("spiffe://{TD}/{path}"));
+        let hints = ["", "twice", "twice", "", &long, "once"];
+        answer(
+            agent,
+            ids.iter()
+                .zip(hints)
+                .map(|(id, hint)| RawSvid::new(id, &agent.token(id, AUD), hint)),
+        );
+        let all = client.fetch_jwt_svids(&request()).await.unwrap();
+        let kept: Vec<_> = all
+            .iter()
+            .map(|svid| (svid.spiffe_id().as_str(), svid.hint()))
+            .collect();
+        let expected = [
+            (&*ids[0], ""),
+            (&*ids[1], "twice"),
+            (&*ids[3], ""),
+            (&*ids[4], ""),
+            (&*ids[5], "once"),
+        ];
+        assert_eq!(kept, expected, "{}", place.name);
+        for (hint, id) in [("twice", &ids[1]), ("once", &ids[5])] {
+            let by_hint = request().with_hint(hint).unwrap();
+            let svid = client.fetch_jwt_svid(&by_hint).await.unwrap();
+            assert_eq!(svid.spiffe_id().as_str(), id);
+        }
+        let by_long = request().with_hint(&long).unwrap();
+        let error = client.fetch_jwt_svid(&by_long).await.unwrap_err();
+        told(&error, Reason::NoSuchHint, &[&place.name]);
+    }
+}
+
+/// A thousand identities are an agent's good right; one odd entry among them costs whoever asks
+/// for it, and nobody else.
+#[tokio::test]
+async fn many_identities_come_in_order_and_an_odd_one_costs_itself_alone() {
+    for place in places().await {
+        let (agent, client) = (&place.agent, place.client());
+        let entry = |n: usize| {
+            let id = format!("spiffe://{TD}/w{n}");
+            RawSvid::new(&id, &agent.token(&id, AUD), &format!("h{n}"))
+        };
+        answer(agent, (0..1000).map(entry));
+        let all = client.fetch_jwt_svids(&request()).await.unwrap();
+        assert_eq!((all.len(), all[999].hint()), (1000, "h999"));
+
+        let odd = RawSvid::new(OPS, "rubbish\r\n", "odd");
+        answer(
+            agent,
+            (0..10).map(entry).chain([odd]).chain((10..20).map(entry)),
+        );
+        let by_hint = |hint| request().with_hint(hint).unwrap();
+        for hint in ["h0", "h19"] {
+            client.fetch_jwt_svid(&by_hint(hint)).await.unwrap();
+        }
+        for error in [
+            client.fetch_jwt_svid(&by_hint("odd")).await.unwrap_err(),
+            client.fetch_jwt_svids(&request()).await.unwrap_err(),
+        ] {
+            told(
+                &error,
+                Reason::InvalidAnswer,
+                &[&place.name, "cannot be used"],
+            );
+        }
+    }
+}

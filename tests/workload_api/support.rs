@@ -1,0 +1,109 @@
+//! Agents at every kind of place, and what every error has to hold to.
+
+use std::time::Duration;
+
+use tower_spiffe::SvidRequest;
+use tower_spiffe::svid::FetchSvidError;
+use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::workload_api::{
+    WorkloadApiClient, WorkloadApiClientBuilder, WorkloadApiError, WorkloadApiErrorReason,
+};
+
+pub(crate) const TD: &str = "example.org";
+pub(crate) const AUD: &str = "spiffe://example.org/db";
+pub(crate) const WEB: &str = "spiffe://example.org/web";
+pub(crate) const OPS: &str = "spiffe://example.org/ops";
+pub(crate) const LIFE: Duration = Duration::from_secs(300);
+
+/// An agent, and where it is.
+pub(crate) struct Place {
+    pub(crate) agent: WorkloadApi,
+    /// As errors are to name it.
+    pub(crate) name: String,
+}
+
+/// An agent in memory, one on a TCP port, and one on a Unix socket, where there are such: with two
+/// identities each.
+pub(crate) async fn places() -> Vec<Place> {
+    let mut agents = vec![
+        WorkloadApi::start_in_memory(TD).await.unwrap(),
+        WorkloadApi::start_tcp(TD).await.unwrap(),
+    ];
+    #[cfg(unix)]
+    agents.push(WorkloadApi::start(TD).await.unwrap());
+    let places = agents.into_iter().enumerate().map(|(at, agent)| {
+        agent.register(WEB, "external", LIFE).unwrap();
+        agent.register(OPS, "internal", LIFE).unwrap();
+        let name = match at {
+            0 => "a given connector".to_owned(),
+            _ => agent.endpoint(),
+        };
+        Place { agent, name }
+    });
+    places.collect()
+}
+
+impl Place {
+    pub(crate) fn builder(&self) -> WorkloadApiClientBuilder {
+        match self.name.parse() {
+            Ok(endpoint) => WorkloadApiClient::builder(&endpoint),
+            Err(_) => WorkloadApiClient::with_connector(self.agent.connector()),
+        }
+    }
+
+    pub(crate) fn client(&self) -> WorkloadApiClient {
+        self.builder().build().unwrap()
+    }
+
+    /// One that waits for no answer for long.
+    pub(crate) fn impatient(&self) -> WorkloadApiClient {
+        let short = Duration::from_millis(100);
+        self.builder()
+            .call_timeout(short)
+            .first_message_timeout(short)
+            .build()
+            .unwrap()
+    }
+}
+
+pub(crate) fn request() -> SvidRequest {
+    SvidRequest::new([AUD]).unwrap()
+}
+
+/// How each of the three calls fails.
+pub(crate) async fn failures(client: &WorkloadApiClient, token: &str) -> [WorkloadApiError; 3] {
+    [
+        client.fetch_jwt_svid(&request()).await.unwrap_err(),
+        client.validate_jwt_svid(AUD, token).await.unwrap_err(),
+        client.fetch_jwt_bundles().await.map(drop).unwrap_err(),
+    ]
+}
+
+/// Holds an error to what each must be: of this class, and saying all of this, whatever was sent;
+/// bounded, on one line, without a token.
+#[track_caller]
+pub(crate) fn told(error: &WorkloadApiError, reason: WorkloadApiErrorReason, says: &[&str]) {
+    assert_eq!(error.reason(), reason, "{error}");
+    let text = error.to_string();
+    assert!(text.starts_with(&format!("{}: ", error.call())), "{text}");
+    for part in says {
+        assert!(text.contains(part), "no {part:?} in: {text}");
+    }
+    let passed_on = FetchSvidError::from(error.clone()).to_string();
+    for text in [text, format!("{error:?}"), passed_on] {
+        assert!(text.len() < 900, "{} bytes: {text}", text.len());
+        assert!(!text.contains("eyJ"), "a token: {text}");
+        assert!(!text.contains(char::is_control), "{text:?}");
+    }
+}
+
+/// Polls with a deadline: a real peer is to act.
+pub(crate) async fn eventually(what: &str, so: impl Fn() -> bool) {
+    for _ in 0..2000 {
+        if so() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("within 10 s not: {what}");
+}

@@ -1,0 +1,181 @@
+//! No connection, one to somebody else, or one that breaks: what is said of it.
+
+use std::future::pending;
+use std::io;
+use std::time::Duration;
+
+use tokio::io::DuplexStream;
+use tower_spiffe::testing::Fault;
+use tower_spiffe::workload_api::{WorkloadApiClient, WorkloadApiErrorReason as Reason};
+
+use crate::support::*;
+
+const TOKEN: &str = "eyJhbGciOiJFUzI1NiJ9.e30.c2ln";
+
+#[tokio::test]
+async fn ep13_an_agent_that_is_away_is_named_with_what_to_look_for() {
+    for place in places().await {
+        let client = place.client();
+        place.agent.stop().await;
+        let (reason, says) = if place.name.starts_with("unix:") {
+            (
+                Reason::NoSocket,
+                ["there is no such socket", "mounted here"],
+            )
+        } else {
+            (Reason::Refused, ["nobody listens there", "running?"])
+        };
+        for error in failures(&client, TOKEN).await {
+            told(&error, reason, &[&place.name, says[0], says[1]]);
+            assert!(error.is_retryable());
+        }
+        // It is there again, and the same client finds it.
+        place.agent.start_again().await.unwrap();
+        client.fetch_jwt_svid(&request()).await.unwrap();
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_socket_that_its_agent_left_behind_is_told_from_a_missing_one() {
+    let agent = tower_spiffe::testing::WorkloadApi::start(TD).await.unwrap();
+    let endpoint = agent.endpoint();
+    agent.stop().await;
+    let path = endpoint.strip_prefix("unix://").unwrap();
+    drop(std::os::unix::net::UnixListener::bind(path).unwrap());
+    let client = WorkloadApiClient::connect(&endpoint.parse().unwrap()).unwrap();
+    for error in failures(&client, TOKEN).await {
+        told(
+            &error,
+            Reason::Refused,
+            &[&endpoint, "nobody listens there"],
+        );
+    }
+}
+
+/// A client whose connector fails in this way.
+fn failing(with: impl Fn() -> io::Error + Send + Sync + 'static) -> WorkloadApiClient {
+    WorkloadApiClient::with_connector(move || {
+        let error = with();
+        async { Err::<DuplexStream, _>(error) }
+    })
+    .build()
+    .unwrap()
+}
+
+#[tokio::test]
+async fn a_connection_that_is_not_permitted_says_so() {
+    let client = failing(|| io::ErrorKind::PermissionDenied.into());
+    for error in failures(&client, TOKEN).await {
+        let says = ["a given connector", "may not open it", "permissions"];
+        told(&error, Reason::Connect, &says);
+    }
+}
+
+#[tokio::test]
+async fn whatever_a_connector_says_is_bounded_and_shows_no_token() {
+    let client = failing(|| {
+        let said = format!("proxy said:\r\n{TOKEN} {}", "no ".repeat(1 << 20));
+        io::Error::other(said)
+    });
+    for error in failures(&client, TOKEN).await {
+        let says = ["a given connector", "[redacted]", "endpoint?"];
+        told(&error, Reason::Connect, &says);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_is_not_made_in_time_says_for_how_long() {
+    let client = WorkloadApiClient::with_connector(pending::<io::Result<DuplexStream>>)
+        .connect_timeout(Duration::from_secs(3))
+        .build()
+        .unwrap();
+    let began = tokio::time::Instant::now();
+    for error in failures(&client, TOKEN).await {
+        let says = ["a given connector", "within 3s", "healthy"];
+        told(&error, Reason::Connect, &says);
+    }
+    assert_eq!(began.elapsed().as_secs(), 9);
+}
+
+#[tokio::test]
+async fn what_speaks_no_http2_is_no_agent_and_is_told_to_be_none() {
+    for place in places().await {
+        place.agent.fail(Fault::NotHttp2);
+        let client = place.client();
+        for error in failures(&client, TOKEN).await {
+            let says = [&place.name, "speaks no HTTP/2", "check the endpoint"];
+            told(&error, Reason::NotGrpc, &says);
+            assert!(error.is_retryable(), "another may listen there later");
+        }
+        place.agent.recover();
+        client.fetch_jwt_svid(&request()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_under_a_call_is_named_and_replaced() {
+    for place in places().await {
+        let (agent, client) = (&place.agent, place.client());
+        agent.fail(Fault::Hang);
+        let calls = tokio::spawn({
+            let client = client.clone();
+            async move {
+                let wanted = request();
+                tokio::join!(
+                    async { client.fetch_jwt_svid(&wanted).await.map(drop).unwrap_err() },
+                    async {
+                        client
+                            .validate_jwt_svid(AUD, TOKEN)
+                            .await
+                            .map(drop)
+                            .unwrap_err()
+                    },
+                    async { client.fetch_jwt_bundles().await.map(drop).unwrap_err() },
+                )
+            }
+        });
+        eventually("the calls are there", || {
+            let counts = agent.counts();
+            let there = [
+                counts.fetch_jwt_svid,
+                counts.validate_jwt_svid,
+                counts.fetch_jwt_bundles,
+            ];
+            there == [1, 1, 1]
+        })
+        .await;
+        agent.cut_connections().await;
+        let (fetch, validate, bundles) = calls.await.unwrap();
+        for error in [fetch, validate, bundles] {
+            told(
+                &error,
+                Reason::Disconnected,
+                &[&place.name, "broke", "connects anew"],
+            );
+        }
+        agent.recover();
+        client.fetch_jwt_svid(&request()).await.unwrap();
+        assert_eq!(agent.counts().connections, 2, "{}", place.name);
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_does_not_answer_is_named_with_the_time_it_had() {
+    for place in places().await {
+        let client = place.impatient();
+        place.agent.fail(Fault::Hang);
+        for error in failures(&client, TOKEN).await {
+            let says = [&place.name, "no answer within 100ms", "healthy"];
+            told(&error, Reason::Timeout, &says);
+            assert!(error.is_retryable());
+        }
+        place.agent.recover();
+        // Opened, and then silent.
+        let replay = place.agent.replay();
+        let silent = client.fetch_jwt_bundles().await.unwrap().message().await;
+        let says = [&place.name, "no bundles within 100ms", "healthy"];
+        told(&silent.unwrap_err(), Reason::Timeout, &says);
+        drop(replay);
+    }
+}
