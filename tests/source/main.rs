@@ -14,6 +14,7 @@ mod calls;
 mod endpoints;
 mod keepalive;
 mod lifetime;
+mod log;
 mod memory;
 mod raw_agent;
 mod reconnect;
