@@ -11,7 +11,8 @@ use axum::extract::Request;
 use axum::routing::get;
 use axum::{Router, ServiceExt};
 use reqwest::header::AUTHORIZATION;
-use tower::{Layer, ServiceBuilder};
+use tower::ServiceBuilder;
+use tower_http::map_response_body::MapResponseBodyLayer;
 use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
 use tower_http::trace::TraceLayer;
 use tower_http::validate_request::ValidateRequestHeaderLayer;
@@ -35,6 +36,8 @@ async fn main() -> Result<(), Error> {
         .build()?;
     let svid = ValidateJwtSvidLayer::required(validator, Allow::trust_domain("example.org")?);
     let stack = ServiceBuilder::new()
+        // axum serves bodies of its own type; tracing wraps them.
+        .layer(MapResponseBodyLayer::new(Body::new))
         // What traces requests stands outside, so credentials are marked before it.
         .layer(SetSensitiveRequestHeadersLayer::new([AUTHORIZATION]))
         .layer(TraceLayer::new_for_http())
@@ -43,7 +46,7 @@ async fn main() -> Result<(), Error> {
             svid.into_validate_request::<Body>(),
         ));
     // Around the finished router, so that its fallback is guarded too.
-    let app = stack.layer(Router::new().route("/reports", get(reports)));
+    let app = stack.service(Router::new().route("/reports", get(reports)));
 
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let base = format!("http://{}", listener.local_addr()?);
