@@ -116,7 +116,7 @@ fn run_paused(seed: u64, total: Duration) -> Digest {
         let round = allocation_counter::measure(|| done = runtime.block_on(driver.round()));
         growth.push(round.bytes_current);
     }
-    let digest = runtime.block_on(async {
+    runtime.block_on(async {
         let rounds = driver.rounds;
         let world = driver.finish().await;
         let digest = world.log.digest();
@@ -124,8 +124,7 @@ fn run_paused(seed: u64, total: Duration) -> Digest {
         stays_small(&growth, world.known_keys().1);
         nothing_is_left(world).await;
         digest
-    });
-    digest
+    })
 }
 
 /// What lives on this thread's heap from round to round stays within what caches may fill and what
