@@ -2,7 +2,7 @@
 
 use http::Extensions;
 
-use super::protocol::{Protocol, Wire};
+use super::protocol::Wire;
 use super::realm::Realm;
 use super::rejection::{Rejection, RejectionReason};
 use crate::svid::VerifiedSvid;
@@ -44,12 +44,14 @@ impl CallerState {
 
 /// How the layer above refuses, for those beneath it that refuse where it did not. It stands beside
 /// a [`CallerState`] without a verified caller, and counts only there.
+#[cfg(feature = "axum")]
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Answers {
-    pub(crate) protocol: Protocol,
+    pub(crate) protocol: super::protocol::Protocol,
     pub(crate) realm: Realm,
 }
 
+#[cfg(feature = "axum")]
 impl Answers {
     /// Those of the layer above; the defaults where none stands there.
     pub(crate) fn of(extensions: &Extensions) -> Self {

@@ -8,7 +8,9 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName};
 
 use super::bearer::{self, Credential};
-use super::caller::{Answers, CallerState};
+#[cfg(feature = "axum")]
+use super::caller::Answers;
+use super::caller::CallerState;
 use super::policy::Policy;
 use super::protocol::Protocol;
 use super::realm::Realm;
@@ -166,6 +168,7 @@ impl Gate {
         if self.strip {
             bearer::strip(&mut parts.headers, &self.header);
         }
+        #[cfg(feature = "axum")]
         if state.verified().is_none() {
             parts.extensions.insert(Answers {
                 protocol: self.protocol,
