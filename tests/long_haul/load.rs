@@ -146,8 +146,9 @@ impl Path {
                 match TokenError::find(&*error) {
                     Some(error) if held => {
                         let name = &self.name;
-                        let line = format_args!("{name}: failed with a token at hand: {error}");
-                        world.log.broken(line);
+                        world
+                            .log
+                            .broken(format_args!("{name}: failed with a token at hand: {error}"));
                         Err(error.reason().as_str())
                     }
                     Some(error) => Err(error.reason().as_str()),
@@ -243,8 +244,10 @@ async fn asker(world: Shared, number: usize, mut rng: Rng) {
             }
         };
         world.tally.calls.up();
-        let line = format_args!("{} {audience} by way {kind}: {word}", station.name);
-        world.log.say(&me, line);
+        world.log.say(
+            &me,
+            format_args!("{} {audience} by way {kind}: {word}", station.name),
+        );
     }
 }
 

@@ -42,8 +42,10 @@ pub(crate) async fn presenter(world: Shared, number: usize, mut rng: Rng) {
         let key = world.number_of(&token.kid);
         let left = token.expires_at.secs() - world.now().secs();
         let station = station.name;
-        let line = format_args!("{station} key {key}, {left} s left: {cached} {cold} {door}");
-        world.log.say(&me, line);
+        world.log.say(
+            &me,
+            format_args!("{station} key {key}, {left} s left: {cached} {cold} {door}"),
+        );
     }
 }
 
@@ -81,8 +83,9 @@ pub(crate) async fn ask(
     let answer = knock(door, bearing(&token.text));
     let Ok(status) = tokio::time::timeout(within, answer).await else {
         let name = station.name;
-        let line = format_args!("{name} ({how}): a request was not answered in {within:?}");
-        world.log.broken(line);
+        world.log.broken(format_args!(
+            "{name} ({how}): a request was not answered in {within:?}"
+        ));
         return Verdict::CannotJudge;
     };
     let verdict = Verdict::from(status);
