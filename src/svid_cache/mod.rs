@@ -67,7 +67,7 @@
 //! A process makes 1 / 0.6 ≈ 1.67 calls per token life and audience that it uses steadily; many
 //! processes on one SPIRE agent make up to 1 / 0.55 ≈ 1.82 each, since the first of them to ask
 //! after half of the life renews the token for all. The agent signs anew once per 0.55 lives. The
-//! program `examples/agent_load.rs` measures it with this cache for the number of processes, the
+//! program `examples/agent_load` measures it with this cache for the number of processes, the
 //! token life and the audiences that you give; run it to size your agents:
 //!
 //! ```text
