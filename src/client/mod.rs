@@ -68,7 +68,8 @@
 //! 3. **What follows redirects** (`tower_http::follow_redirect`) goes outside: then each hop passes
 //!    here, and gets the token for where *it* goes, or none. Where the client beneath follows
 //!    redirects itself (`reqwest` does), only the first hop passes here; it must take
-//!    `authorization` off when it goes elsewhere, as `reqwest` and `tower_http` do. With
+//!    `authorization` off when it goes elsewhere. `reqwest` does; `tower_http` does by its default
+//!    policy alone: `FollowRedirectLayer::with_policy(Limited::new(n))` would carry it on. With
 //!    [`header`](AddJwtSvidLayer::header) it must not follow redirects at all.
 //! 4. **This layer.**
 //! 5. **Buffers, load balancing, concurrency and rate limits** go beneath or outside, as you like:
