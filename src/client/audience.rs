@@ -432,7 +432,7 @@ impl Allowed {
         ];
         match domain.join("://").parse::<Origin>() {
             // Every host below a single label would be a whole top-level domain, an address none.
-            Ok(origin) if !origin.host().contains('.') || origin.host().starts_with('[') => {
+            Ok(origin) if !origin.host().contains('.') || ends_an_address(origin.host()) => {
                 Err(AudienceError::Origin {
                     origin: text.to_owned(),
                     error: OriginError::Host,
@@ -497,6 +497,18 @@ impl Dynamic {
             hasher: self.hasher.clone(),
         }
     }
+}
+
+/// Whether what ends so is read as an address by some or by all: in brackets, or with a number for
+/// its last label.
+fn ends_an_address(host: &str) -> bool {
+    let last = host.rsplit('.').next().unwrap_or_default();
+    let hex = last.strip_prefix("0x");
+    let digits = |text: &str, hex: bool| {
+        text.bytes()
+            .all(|byte| byte.is_ascii_digit() || hex && byte.is_ascii_hexdigit())
+    };
+    host.starts_with('[') || hex.map_or_else(|| digits(last, false), |hex| digits(hex, true))
 }
 
 fn parse(origin: &str) -> Result<Origin, AudienceError> {

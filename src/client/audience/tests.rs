@@ -97,11 +97,32 @@ fn a_wildcard_needs_a_domain() {
         "https://*",
         "https://*.[::1]",
         "https://a.*.org",
+        // Or an address would be below it: 127.0.0.1.
+        "https://*.0.0.1",
+        "https://*.127.0.0.1",
+        "https://*.0.0x1",
+        "https://*.0.0X1:8443",
+        "https://*.0.0x",
     ] {
         let error = Audience::from_origin(|_| String::new(), [bad]).unwrap_err();
         assert!(
             matches!(error, AudienceError::Origin { .. }),
             "{bad}: {error:?}"
+        );
+    }
+}
+
+#[test]
+fn a_domain_may_have_numbers_elsewhere() {
+    for good in [
+        "https://*.1.example",
+        "https://*.0x1.org",
+        "https://*.a.0xyz",
+        "https://*.a.1a",
+    ] {
+        assert!(
+            Audience::from_origin(|_| String::new(), [good]).is_ok(),
+            "{good}"
         );
     }
 }
