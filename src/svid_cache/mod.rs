@@ -56,6 +56,13 @@
 //! the monotonic one. Nothing is refreshed that nobody asks for, but for what
 //! [`keep_warm`](SvidCache::keep_warm) names.
 //!
+//! # While the issuer is away
+//!
+//! A token that is due when the issuer goes has at least 35 % of its life left, less the hard
+//! margin: with tokens of 300 s no request fails for 103 s. When the issuer is back, requests go out
+//! again within 6 s. One that took calls and never answered them takes longer, 42 s at the most: the
+//! call that was to find out is under way, and ends by its deadline of up to 35 s.
+//!
 //! # What it keeps
 //!
 //! For each audience its token, and about 550 bytes beside it; 1024 audiences by default. Each

@@ -93,8 +93,28 @@ fn a_recorder_and_a_log_may_look_at_the_cache() {
         tokio::time::sleep(millis(1300)).await;
         bench.cache.try_header(&aud).unwrap();
         settle().await;
+        // Refused by a service; then away until it is late, and until nothing can be sent.
+        let sent = bench.cache.header(&aud).await.unwrap();
+        assert!(bench.cache.report_refused(&aud, &sent));
+        let unavailable = FetchSvidReason::Unavailable;
+        bench.desk.then(move |_| Answer::Fail(unavailable));
+        for _ in 0..400 {
+            let _ = bench.cache.header(&aud).await;
+            tokio::time::sleep(secs(1)).await;
+        }
         let told = curious.told.lock().unwrap().clone();
-        for word in ["miss", "hit", "refresh", "ok", "denied", "log"] {
+        for word in [
+            "miss",
+            "hit",
+            "refresh",
+            "late",
+            "refused",
+            "breaker-opened",
+            "error",
+            "ok",
+            "denied",
+            "log",
+        ] {
             assert!(told.contains(&word), "{word}: {told:?}");
         }
     });
