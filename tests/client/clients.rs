@@ -127,15 +127,22 @@ async fn reqwest_as_a_tower_service_in_the_clear_and_over_tls() {
         let audience = Audience::fixed(AUDIENCE)
             .for_origin(&host.origin())
             .unwrap();
-        let client = reqwest_client(ca).build().unwrap();
-        let client = AddJwtSvid::new(client, source, audience).allow_plaintext(Plaintext::Loopback);
-        let response = client
-            .clone()
-            .oneshot(reqwest_get(&(host.origin() + "/today")))
-            .await
-            .unwrap();
-        assert_eq!(response.status(), StatusCode::OK);
-        assert_eq!(response.text().await.unwrap(), "spiffe://x/workload");
+        let layer = AddJwtSvidLayer::new(source, audience).allow_plaintext(Plaintext::Loopback);
+        let newest = if ca.is_some() {
+            Version::HTTP_2
+        } else {
+            Version::HTTP_11
+        };
+        let old = reqwest_client(ca).http1_only();
+        for (client, version) in [(old, Version::HTTP_11), (reqwest_client(ca), newest)] {
+            let client = layer.layer(client.build().unwrap());
+            let get = reqwest_get(&(host.origin() + "/today"));
+            let response = client.oneshot(get).await.unwrap();
+            assert_eq!(response.status(), StatusCode::OK);
+            assert_eq!(response.text().await.unwrap(), "spiffe://x/workload");
+            assert_eq!(host.seen().last().unwrap().version, version);
+        }
+        let client = layer.layer(reqwest_client(ca).build().unwrap());
         // A look-alike: the user name is the host's, the host another.
         let alike = format!("{}@127.0.0.1:{}/", host.origin(), host.address.port());
         if ca.is_none() {

@@ -11,6 +11,8 @@ mod bounds;
 mod clients;
 mod existing;
 mod hostile;
+mod hostile_agent;
+mod hostile_urls;
 mod identity;
 mod keys;
 mod late;
@@ -23,6 +25,9 @@ mod origins;
 mod outage;
 mod properties;
 mod proxies;
+#[path = "../source/raw_agent.rs"]
+#[allow(dead_code)]
+mod raw_agent;
 mod recorder;
 mod redirects;
 mod refused;
@@ -30,3 +35,6 @@ mod rules;
 mod stack;
 mod support;
 mod tonic_channel;
+#[path = "../agent/wire.rs"]
+#[allow(dead_code)]
+mod wire;

@@ -223,6 +223,40 @@ async fn a_balanced_channel() {
 }
 
 #[tokio::test]
+async fn a_balanced_channel_and_an_interceptor_over_tls() {
+    let ca = Ca::new();
+    let (_agent, source, app) = deployment().await;
+    let hosts = [
+        Host::serve(Some(&ca), app.clone()).await,
+        Host::serve(Some(&ca), app).await,
+    ];
+    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca.pem()));
+    let channel = Channel::balance_list(hosts.iter().map(|host| {
+        let endpoint = Endpoint::new(host.origin()).unwrap();
+        endpoint.tls_config(tls.clone()).unwrap()
+    }));
+    let audience = || {
+        Audience::fixed(AUDIENCE)
+            .assume_origin("https://localhost")
+            .unwrap()
+    };
+    let client = AddJwtSvid::new(channel.clone(), source.clone(), audience());
+    for _ in 0..20 {
+        both_work(client.clone()).await;
+    }
+    // The token is there now, so the interceptor has one.
+    let interceptor = JwtSvidInterceptor::new(source, audience());
+    let client = tonic::service::interceptor::InterceptedService::new(channel, interceptor);
+    for _ in 0..20 {
+        both_work(client.clone()).await;
+    }
+    for host in hosts {
+        let seen = host.seen();
+        assert!(!seen.is_empty() && seen.iter().all(|seen| seen.tls));
+    }
+}
+
+#[tokio::test]
 async fn an_interceptor_over_what_is_there() {
     let (_agent, source, app) = deployment().await;
     let host = Host::serve(None, app).await;

@@ -1,6 +1,7 @@
 //! An agent that answers word for word what it is told to: for answers that the embedded agent
 //! would never give.
 
+use std::future::{Ready, ready};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
@@ -49,6 +50,15 @@ impl RawAgent {
 
     /// A client on it.
     pub(crate) fn client(&self) -> WorkloadApiClient {
+        WorkloadApiClient::with_connector(self.connector())
+            .build()
+            .unwrap()
+    }
+
+    /// What leads to it.
+    pub(crate) fn connector(
+        &self,
+    ) -> impl Fn() -> Ready<std::io::Result<DuplexStream>> + Clone + Send + Sync + use<> {
         let (dialled, dials) = mpsc::unbounded_channel::<DuplexStream>();
         let incoming = futures_util::stream::unfold(dials, async |mut dials| {
             let io = dials.recv().await?;
@@ -57,13 +67,11 @@ impl RawAgent {
         let service = SpiffeWorkloadApiServer::new(self.clone());
         let server = tonic::transport::Server::builder().add_service(service);
         tokio::spawn(server.serve_with_incoming(incoming));
-        WorkloadApiClient::with_connector(move || {
+        move || {
             let (ours, theirs) = tokio::io::duplex(64 << 10);
             let sent = dialled.send(theirs);
-            async { sent.map(|()| ours).map_err(std::io::Error::other) }
-        })
-        .build()
-        .unwrap()
+            ready(sent.map(|()| ours).map_err(std::io::Error::other))
+        }
     }
 }
 

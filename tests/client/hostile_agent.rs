@@ -1,0 +1,127 @@
+//! An agent that means harm, through a source and the layer: a failed call, and never a header.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use http::header::AUTHORIZATION;
+use http::{Request, Response};
+use tower::{ServiceExt, service_fn};
+use tower_spiffe::client::{AddJwtSvid, Audience, UnboundAudience};
+use tower_spiffe::testing::{Issuer, PausedClock};
+use tower_spiffe::{JwtSource, SpiffeId, TokenError, TokenErrorReason, UnixTime};
+
+use crate::layer::to;
+use crate::raw_agent::RawAgent;
+use crate::support::{START, secs};
+
+const WEB: &str = "spiffe://x/web";
+const ADMIN: &str = "spiffe://x/admin";
+
+struct Stage {
+    raw: RawAgent,
+    source: JwtSource,
+    issuer: Issuer,
+}
+
+async fn stage() -> Stage {
+    let clock = Arc::new(PausedClock::new(UnixTime::from_secs(START)));
+    let raw = RawAgent::default();
+    let source = JwtSource::builder()
+        .connector(raw.connector())
+        .clock(clock.clone())
+        .build_lazy()
+        .unwrap();
+    let issuer = Issuer::with_clock("x", clock).unwrap();
+    Stage {
+        raw,
+        source,
+        issuer,
+    }
+}
+
+fn audience() -> UnboundAudience {
+    Audience::fixed("a")
+}
+
+/// What a request is sent with; or why it is not sent.
+async fn sent(stage: &Stage, audience: Audience) -> Result<String, TokenError> {
+    let echo = service_fn(|request: Request<()>| async move {
+        let token = request.headers()[AUTHORIZATION].to_str().unwrap();
+        Ok::<_, Infallible>(Response::new(token.to_owned()))
+    });
+    let client = AddJwtSvid::new(echo, &stage.source, audience);
+    match client.oneshot(to("https://reports/x")).await {
+        Ok(response) => Ok(response.into_body()),
+        Err(error) => Err(TokenError::find(&*error).unwrap().clone()),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_hostile_agent_answers_is_a_clear_error_and_is_never_sent() {
+    let Stage { issuer, .. } = stage().await;
+    let good = issuer.token(WEB, "a").sign();
+    let of_admin = issuer.token(ADMIN, "a").sign();
+    let for_b = issuer.token(WEB, "b").sign();
+    let for_both = issuer.token(WEB, "a").audiences(["a", "b"]).sign();
+    let expired = issuer.token(WEB, "a").expired(secs(60)).sign();
+    let endless = issuer.token(WEB, "a").without_claim("exp").sign();
+    let huge = "a".repeat(1 << 20);
+    let split = format!("{good}\r\nx-admin: true");
+    use TokenErrorReason::{ClockSkew, Unacceptable};
+    for (what, svids, reason) in [
+        ("none", &[][..], Unacceptable),
+        (
+            "another's beside the ID",
+            &[(WEB, of_admin.as_str(), "")],
+            Unacceptable,
+        ),
+        (
+            "another ID beside it",
+            &[(ADMIN, good.as_str(), "")],
+            Unacceptable,
+        ),
+        ("for another", &[(WEB, for_b.as_str(), "")], Unacceptable),
+        (
+            "for others too",
+            &[(WEB, for_both.as_str(), "")],
+            Unacceptable,
+        ),
+        ("expired", &[(WEB, expired.as_str(), "")], ClockSkew),
+        (
+            "without an end",
+            &[(WEB, endless.as_str(), "")],
+            Unacceptable,
+        ),
+        ("1 MiB", &[(WEB, huge.as_str(), "")], Unacceptable),
+        ("two lines", &[(WEB, split.as_str(), "")], Unacceptable),
+    ] {
+        let stage = stage().await;
+        stage.raw.answer(svids);
+        let bound = audience().for_origin("https://reports").unwrap();
+        let error = sent(&stage, bound).await.expect_err(what);
+        assert_eq!(error.reason(), reason, "{what}: {error}");
+        let text = format!("{error} {error:?}");
+        assert!(!text.contains("eyJ") && text.len() < 1500, "{what}: {text}");
+        assert_eq!(stage.raw.asked().len(), 1, "{what}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_duplicates_the_first_is_sent_and_one_that_is_asked_for_by_id_must_be_it() {
+    let stage = stage().await;
+    let (first, second) = (
+        stage.issuer.token(WEB, "a").sign(),
+        stage.issuer.token(WEB, "a").claim("n", 2).sign(),
+    );
+    stage.raw.answer(&[(WEB, &first, "x"), (WEB, &second, "x")]);
+    let bound = audience().for_origin("https://reports").unwrap();
+    assert_eq!(
+        sent(&stage, bound).await.unwrap(),
+        format!("Bearer {first}")
+    );
+
+    let admin: SpiffeId = ADMIN.parse().unwrap();
+    let bound = audience().spiffe_id(admin).for_origin("https://reports");
+    let error = sent(&stage, bound.unwrap()).await.unwrap_err();
+    assert_eq!(error.reason(), TokenErrorReason::Unacceptable, "{error}");
+}
