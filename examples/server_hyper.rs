@@ -5,6 +5,7 @@
 //! source is `JwtSource::new().await?`.
 
 #![allow(clippy::print_stdout, reason = "it is there to be read")]
+#![cfg_attr(not(unix), allow(unused, reason = "it needs Unix sockets"))]
 
 use std::convert::Infallible;
 
@@ -16,6 +17,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
+#[cfg(unix)]
 use tokio::net::{UnixListener, UnixStream};
 use tower::{Layer, service_fn};
 use tower_spiffe::server::{Allow, CallerState, ValidateJwtSvidLayer};
@@ -35,6 +37,7 @@ async fn reports(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, In
     Ok(Response::new(Full::from(text)))
 }
 
+#[cfg(unix)]
 async fn serve(listener: UnixListener, source: JwtSource) -> Result<(), Error> {
     let validator = Validator::builder(source).audience(REPORTS).build()?;
     let layer = ValidateJwtSvidLayer::optional(validator, Allow::trust_domain("example.org")?);
@@ -51,6 +54,12 @@ async fn serve(listener: UnixListener, source: JwtSource) -> Result<(), Error> {
     }
 }
 
+#[cfg(not(unix))]
+fn main() {
+    println!("there are no Unix sockets here; examples/server_axum.rs serves over TCP");
+}
+
+#[cfg(unix)]
 #[tokio::main]
 async fn main() -> Result<(), Error> {
     let agent = WorkloadApi::start("example.org").await?;

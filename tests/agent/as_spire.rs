@@ -379,6 +379,7 @@ async fn what_arrives_is_counted_where_it_arrives() {
     .await;
 }
 
+#[cfg(unix)]
 #[tokio::test]
 async fn the_socket_is_private_and_gone_with_the_agent() {
     use std::os::unix::fs::MetadataExt as _;

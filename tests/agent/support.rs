@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
+#[cfg(unix)]
+use tokio::net::UnixStream;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
@@ -28,21 +30,22 @@ pub(crate) async fn dial(agent: &WorkloadApi) -> Client {
 
 pub(crate) async fn try_dial(agent: &WorkloadApi) -> Result<Client, tonic::transport::Error> {
     let endpoint = agent.endpoint();
-    let channel = if let Some(path) = endpoint.strip_prefix("unix://") {
+    #[cfg(unix)]
+    if let Some(path) = endpoint.strip_prefix("unix://") {
         let path = path.to_owned();
         let dial = service_fn(move |_| {
             let path = path.clone();
             async { UnixStream::connect(path).await.map(TokioIo::new) }
         });
-        plain().connect_with_connector(dial).await?
-    } else {
-        let address = endpoint.strip_prefix("tcp://").unwrap().to_owned();
-        let dial = service_fn(move |_| {
-            let address = address.clone();
-            async { TcpStream::connect(address).await.map(TokioIo::new) }
-        });
-        plain().connect_with_connector(dial).await?
-    };
+        let channel = plain().connect_with_connector(dial).await?;
+        return Ok(Client(SpiffeWorkloadApiClient::new(channel)));
+    }
+    let address = endpoint.strip_prefix("tcp://").unwrap().to_owned();
+    let dial = service_fn(move |_| {
+        let address = address.clone();
+        async { TcpStream::connect(address).await.map(TokioIo::new) }
+    });
+    let channel = plain().connect_with_connector(dial).await?;
     Ok(Client(SpiffeWorkloadApiClient::new(channel)))
 }
 

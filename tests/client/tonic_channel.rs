@@ -1,6 +1,7 @@
 //! A tonic channel through our layer, to a gRPC server behind ours.
 
 use std::pin::Pin;
+#[cfg(unix)]
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,10 +9,14 @@ use axum::extract::Request as HttpRequest;
 use axum::response::IntoResponse;
 use axum::routing::post;
 use futures_util::{Stream, StreamExt, stream};
+#[cfg(unix)]
 use hyper_util::rt::TokioIo;
+#[cfg(unix)]
 use tokio::net::UnixListener;
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Uri};
+#[cfg(unix)]
+use tonic::transport::Uri;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request, Response, Status};
 use tonic_prost::ProstCodec;
 use tower::util::BoxCloneSyncService;
@@ -170,6 +175,7 @@ async fn a_channel_over_tls() {
     both_work(AddJwtSvid::new(channel, source, audience)).await;
 }
 
+#[cfg(unix)]
 #[tokio::test]
 async fn a_channel_over_a_unix_socket() {
     let (_agent, source, app) = deployment().await;

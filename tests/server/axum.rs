@@ -26,8 +26,9 @@ where
 {
     let doors = Doors::open().await;
     let make = ServiceExt::<Request>::into_make_service(service);
-    tokio::spawn(axum::serve(doors.tcp, make.clone()).into_future());
-    tokio::spawn(axum::serve(doors.unix, make).into_future());
+    #[cfg(unix)]
+    tokio::spawn(axum::serve(doors.unix, make.clone()).into_future());
+    tokio::spawn(axum::serve(doors.tcp, make).into_future());
     doors.at
 }
 

@@ -31,21 +31,24 @@ where
 {
     let doors = Doors::open().await;
     let service = TowerToHyperService::new(service);
-    let for_unix = service.clone();
+    #[cfg(unix)]
+    {
+        let service = service.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = doors.unix.accept().await {
+                let service = service.clone();
+                tokio::spawn(async move {
+                    let builder = Builder::new(TokioExecutor::new());
+                    let _ = builder
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
+                });
+            }
+        });
+    }
     tokio::spawn(async move {
         while let Ok((stream, _)) = doors.tcp.accept().await {
             let service = service.clone();
-            tokio::spawn(async move {
-                let builder = Builder::new(TokioExecutor::new());
-                let _ = builder
-                    .serve_connection(TokioIo::new(stream), service)
-                    .await;
-            });
-        }
-    });
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = doors.unix.accept().await {
-            let service = for_unix.clone();
             tokio::spawn(async move {
                 let builder = Builder::new(TokioExecutor::new());
                 let _ = builder

@@ -1,6 +1,8 @@
 //! Servers and clients over real sockets: TCP and Unix, HTTP/1.1 and HTTP/2.
 
+#[cfg(unix)]
 use std::path::PathBuf;
+#[cfg(unix)]
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
@@ -8,11 +10,14 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream};
+#[cfg(unix)]
+use tokio::net::{UnixListener, UnixStream};
 
-/// The two doors of one server.
+/// The two doors of one server; one alone where there are no Unix sockets.
 pub struct Doors {
     pub tcp: TcpListener,
+    #[cfg(unix)]
     pub unix: UnixListener,
     pub at: At,
 }
@@ -21,40 +26,55 @@ pub struct Doors {
 #[derive(Clone)]
 pub struct At {
     pub tcp: std::net::SocketAddr,
+    #[cfg(unix)]
     pub unix: PathBuf,
 }
 
 impl Doors {
     pub async fn open() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let n = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("tower-spiffe-server-{}-{n}.sock", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        let _ = std::fs::remove_file(&path);
         let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let unix = UnixListener::bind(&path).unwrap();
-        let at = At {
-            tcp: tcp.local_addr().unwrap(),
-            unix: path,
-        };
-        Self { tcp, unix, at }
+        #[cfg(unix)]
+        let path = socket();
+        Self {
+            at: At {
+                tcp: tcp.local_addr().unwrap(),
+                #[cfg(unix)]
+                unix: path.clone(),
+            },
+            tcp,
+            #[cfg(unix)]
+            unix: UnixListener::bind(path).unwrap(),
+        }
     }
 }
 
+#[cfg(unix)]
+fn socket() -> PathBuf {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    let name = format!("tower-spiffe-server-{}-{n}.sock", std::process::id());
+    let path = std::env::temp_dir().join(name);
+    let _ = std::fs::remove_file(&path);
+    path
+}
+
 impl At {
-    /// The same request through each door, in both versions of HTTP; all four answers.
+    /// The same request through each door, in both versions of HTTP; all answers.
     pub async fn ask(&self, request: Request<Bytes>) -> Vec<Response<Bytes>> {
         let mut answers = Vec::new();
         for http2 in [false, true] {
             let tcp = TcpStream::connect(self.tcp).await.unwrap();
             answers.push(send(tcp, http2, request.clone()).await);
-            let unix = UnixStream::connect(&self.unix).await.unwrap();
-            answers.push(send(unix, http2, request.clone()).await);
+            #[cfg(unix)]
+            {
+                let unix = UnixStream::connect(&self.unix).await.unwrap();
+                answers.push(send(unix, http2, request.clone()).await);
+            }
         }
         answers
     }
 
-    /// The status that all four answers have.
+    /// The status that all answers have.
     pub async fn status(&self, request: Request<Bytes>) -> u16 {
         let answers = self.ask(request).await;
         let first = answers[0].status();
@@ -65,7 +85,7 @@ impl At {
         first.as_u16()
     }
 
-    /// The status and the text that all four answers have.
+    /// The status and the text that all answers have.
     pub async fn text(&self, request: Request<Bytes>) -> (u16, String) {
         let answers = self.ask(request).await;
         let first = (answers[0].status().as_u16(), answers[0].body().clone());

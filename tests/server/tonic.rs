@@ -1,12 +1,9 @@
 //! A tonic server behind the layer: as a whole, and one service of it.
 
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
-use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Code;
 use tonic::service::{LayerExt, Routes};
 use tonic::transport::{Channel, Endpoint, Server};
-use tower::service_fn;
 use tower_spiffe::bundle::CannotJudge;
 use tower_spiffe::server::{Allow, GrpcPolicy, ValidateJwtSvidLayer};
 
@@ -19,26 +16,36 @@ macro_rules! serve {
     ($server:expr) => {{
         let doors = Doors::open().await;
         let tcp = TcpListenerStream::new(doors.tcp);
-        let unix = UnixListenerStream::new(doors.unix);
-        let (first, second) = ($server, $server);
-        tokio::spawn(first.serve_with_incoming(tcp));
-        tokio::spawn(second.serve_with_incoming(unix));
+        tokio::spawn($server.serve_with_incoming(tcp));
+        #[cfg(unix)]
+        {
+            let unix = tokio_stream::wrappers::UnixListenerStream::new(doors.unix);
+            tokio::spawn($server.serve_with_incoming(unix));
+        }
         doors.at
     }};
 }
 
-async fn channels(at: &At) -> [Channel; 2] {
+async fn channels(at: &At) -> Vec<Channel> {
     let tcp = Endpoint::try_from(format!("http://{}", at.tcp)).unwrap();
+    vec![
+        tcp.connect().await.unwrap(),
+        #[cfg(unix)]
+        over_unix(at).await,
+    ]
+}
+
+#[cfg(unix)]
+async fn over_unix(at: &At) -> Channel {
+    use hyper_util::rt::TokioIo;
+    use tokio::net::UnixStream;
     let path = at.unix.clone();
-    let connector = service_fn(move |_| {
+    let connector = tower::service_fn(move |_| {
         let path = path.clone();
         async move { std::io::Result::Ok(TokioIo::new(UnixStream::connect(path).await?)) }
     });
     let unix = Endpoint::from_static("http://reports.test");
-    [
-        tcp.connect().await.unwrap(),
-        unix.connect_with_connector(connector).await.unwrap(),
-    ]
+    unix.connect_with_connector(connector).await.unwrap()
 }
 
 fn bearer(world: &World, id: &str) -> Option<String> {

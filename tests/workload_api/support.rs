@@ -25,12 +25,12 @@ pub(crate) struct Place {
 /// An agent in memory, one on a TCP port, and one on a Unix socket, where there are such: with two
 /// identities each.
 pub(crate) async fn places() -> Vec<Place> {
-    let mut agents = vec![
+    let agents = vec![
         WorkloadApi::start_in_memory(TD).await.unwrap(),
         WorkloadApi::start_tcp(TD).await.unwrap(),
+        #[cfg(unix)]
+        WorkloadApi::start(TD).await.unwrap(),
     ];
-    #[cfg(unix)]
-    agents.push(WorkloadApi::start(TD).await.unwrap());
     let places = agents.into_iter().enumerate().map(|(at, agent)| {
         agent.register(WEB, "external", LIFE).unwrap();
         agent.register(OPS, "internal", LIFE).unwrap();
