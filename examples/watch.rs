@@ -9,7 +9,7 @@
 //! | field | what |
 //! | --- | --- |
 //! | `time` | seconds since 1970, with a fraction |
-//! | `event` | `start`, `ready`, `bundles`, `withdrawn`, `restored`, `disconnected`, `reconnected`, `reconnecting`, `error`, `recovered`, `blind`, `end` |
+//! | `event` | `start`, `ready`, `bundles`, `withdrawn`, `restored`, `disconnected`, `reconnected`, `reconnecting`, `error`, `recovered`, `end` |
 //! | `revision` | counts the changes in what validation answers; 0 before the first bundles |
 //! | `ready` | whether tokens can be judged |
 //! | `connected` | whether the bundle stream is open |
@@ -153,10 +153,6 @@ fn events(before: &SourceState, now: &SourceState) -> Vec<&'static str> {
     let back = !before.is_connected() || again;
     if back && now.is_connected() && before.revision() > 0 {
         events.push("reconnected");
-    }
-    // Neither withdrawn nor never ready: too long without a word.
-    if before.is_ready() && !now.is_ready() && now.withdrawn().is_none() {
-        events.push("blind");
     }
     events
 }

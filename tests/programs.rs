@@ -9,6 +9,7 @@
     reason = "a test"
 )]
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Output;
 use std::time::Duration;
@@ -312,20 +313,13 @@ async fn watch_tells_an_operator_of_each_change() {
     let agent = WorkloadApi::start("example.org").await.unwrap();
     let mut watched = Watched::start(&agent, &[]);
     let start = watched.until("start").await;
-    for field in [
-        "time",
-        "event",
-        "revision",
-        "ready",
-        "connected",
-        "withdrawn",
-        "last_contact",
-        "reconnects",
-        "trust_domains",
-        "error",
-    ] {
-        assert!(start.get(field).is_some(), "no {field}: {start}");
-    }
+    let rows = include_str!("../examples/watch.rs").lines();
+    let documented: BTreeSet<&str> = rows
+        .filter_map(|line| line.strip_prefix("//! | `")?.split('`').next())
+        .collect();
+    let given = start.as_object().unwrap().keys().map(String::as_str);
+    assert_eq!(given.collect::<BTreeSet<_>>(), documented);
+    assert_eq!(start["ready"], false);
     let ready = watched.until("ready").await;
     assert_eq!(
         (&ready["ready"], &ready["connected"]),
@@ -376,6 +370,53 @@ async fn watch_ends_by_itself_and_says_what_is_missing() {
     let (code, said) = run(program("watch").args(["--for", "soon"])).await;
     assert_eq!(code, Some(2), "{said}");
     assert!(said.contains("usage: watch"), "{said}");
+}
+
+#[tokio::test]
+async fn watch_says_nothing_where_nothing_changes() {
+    let agent = WorkloadApi::start("example.org").await.unwrap();
+    let (code, said) = run(program("watch")
+        .env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint())
+        .args(["--for", "1.5"]))
+    .await;
+    assert_eq!(code, Some(0), "{said}");
+    let events: Vec<&str> = said
+        .lines()
+        .map(|line| line.split_whitespace().nth(1).unwrap())
+        .collect();
+    assert_eq!(events, ["start", "ready", "end"], "{said}");
+    let key = agent.issuer().signing_key_id();
+    assert!(said.contains(&format!("example.org [{key}]")), "{said}");
+}
+
+#[tokio::test]
+async fn watch_waits_for_an_agent_that_is_not_there_and_names_a_domain_in_trouble() {
+    let agent = WorkloadApi::start("example.org").await.unwrap();
+    agent.stop().await;
+    let mut watched = Watched::start(&agent, &[]);
+    let error = watched.until("error").await;
+    assert_eq!(error["revision"], 0);
+    assert!(error["error"].as_str().unwrap().contains("agent.sock"));
+    agent.start_again().await.unwrap();
+    watched.until("recovered").await;
+
+    agent.federate_raw("broken.test", "no JWK Set").unwrap();
+    let error = watched.until("error").await;
+    assert_eq!(error["trust_domains"][0]["name"], "broken.test");
+    assert!(error["trust_domains"][0]["error"].is_string());
+    agent.unfederate("broken.test");
+    watched.until("recovered").await;
+}
+
+#[tokio::test]
+async fn observability_prints_a_scrape_with_those_who_were_refused() {
+    let (code, said) = run(&mut program("observability")).await;
+    assert_eq!(code, Some(0), "{said}");
+    for outcome in ["verified", "missing", "not-allowed"] {
+        let counted = format!("spiffe_admissions_total{{outcome=\"{outcome}\"");
+        assert!(said.contains(&counted), "{said}");
+    }
+    assert!(said.contains("spiffe_svid_fetch_duration_seconds_bucket"));
 }
 
 #[tokio::test]
