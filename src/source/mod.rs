@@ -37,9 +37,13 @@ mod fetch;
 #[cfg(feature = "workload-api")]
 pub(crate) mod intake;
 #[cfg(feature = "workload-api")]
+mod judge;
+#[cfg(feature = "workload-api")]
 mod jwt_source;
 #[cfg(feature = "workload-api")]
 mod limits;
+#[cfg(feature = "workload-api")]
+mod record;
 #[cfg(feature = "workload-api")]
 mod shared;
 #[cfg(feature = "workload-api")]

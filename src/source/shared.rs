@@ -1,6 +1,5 @@
 //! What the source's handles and its background task share.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -9,16 +8,17 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 use super::error::JwtSourceError;
-use super::intake::{Intake, Trouble};
+use super::intake::Intake;
+use super::judge::{Judge, Verdict};
 use super::limits::WithdrawalPolicy;
-use super::state::{LastError, SourceState, TrustDomainState, Withdrawal};
+use super::record::{Noted, Record};
+use super::state::{LastError, SourceState};
 use super::updates::Notice;
 use crate::bundle::{BundleAnswer, CannotJudge, JwtBundle, JwtBundleSet};
 use crate::clock::Clock;
 use crate::grpc_code::GrpcCode;
 use crate::metrics::MetricsRecorder;
 use crate::spiffe_id::TrustDomain;
-use crate::svid_cache::SvidCacheStats;
 use crate::workload_api::{WorkloadApiClient, WorkloadApiError};
 
 pub(crate) struct Shared {
@@ -28,8 +28,7 @@ pub(crate) struct Shared {
     pub(crate) withdrawal: WithdrawalPolicy,
     pub(crate) max_staleness: Option<Duration>,
     snapshot: ArcSwap<Snapshot>,
-    // The revision and a verdict on the source itself, in one word, so that a validator asks once.
-    judge: AtomicU64,
+    judge: Judge,
     // Moments of the monotonic clock, in nanoseconds, from which on nothing can be judged. They
     // are held against the clock by whoever asks: a task that hangs cannot keep them from striking.
     stale_at: AtomicU64,
@@ -55,36 +54,7 @@ struct Snapshot {
     aging: Vec<(TrustDomain, u64)>,
 }
 
-/// What is known beside it, for the state.
-#[derive(Default)]
-struct Record {
-    domains: BTreeMap<TrustDomain, Domain>,
-    unnamed: Vec<(Box<str>, Box<str>)>,
-    last_message: Option<Duration>,
-    last_contact: Option<Duration>,
-    connected: bool,
-    // The newest message was one to discard.
-    discarding: bool,
-    down_since: Option<Duration>,
-    last_error: Option<(Duration, LastError)>,
-    withdrawn: Option<(Duration, Box<str>)>,
-    reconnects: u64,
-}
-
-#[derive(Default)]
-struct Domain {
-    updated: Option<Duration>,
-    changed: Option<Duration>,
-    trouble: Option<Trouble>,
-}
-
 const NEVER: u64 = u64::MAX;
-
-const READY: u64 = 0;
-const NOT_READY: u64 = 1;
-const WITHDRAWN: u64 = 2;
-const CLOSED: u64 = 3;
-const VERDICT_BITS: u32 = 2;
 
 impl Shared {
     pub(crate) fn new(
@@ -101,7 +71,7 @@ impl Shared {
             withdrawal,
             max_staleness,
             snapshot: ArcSwap::from_pointee(Snapshot::default()),
-            judge: AtomicU64::new(NOT_READY),
+            judge: Judge::new(),
             stale_at: AtomicU64::new(NEVER),
             withdrawn_at: AtomicU64::new(NEVER),
             aged_at: AtomicU64::new(NEVER),
@@ -126,12 +96,12 @@ impl Shared {
         if aged_at != NEVER {
             self.age(aged_at);
         }
-        let word = self.judge.load(Ordering::Acquire);
-        match word & ((1 << VERDICT_BITS) - 1) {
-            READY => {}
-            NOT_READY => return Err(CannotJudge::NotReady),
-            WITHDRAWN => return Err(CannotJudge::Withdrawn),
-            _ => return Err(CannotJudge::Closed),
+        let (verdict, revision) = self.judge.get();
+        match verdict {
+            Verdict::Ready => {}
+            Verdict::NotReady => return Err(CannotJudge::NotReady),
+            Verdict::Withdrawn => return Err(CannotJudge::Withdrawn),
+            Verdict::Closed => return Err(CannotJudge::Closed),
         }
         if stale_at != NEVER || withdrawn_at != NEVER {
             let now = nanos(self.clock.monotonic());
@@ -142,7 +112,7 @@ impl Shared {
                 return Err(CannotJudge::Stale);
             }
         }
-        Ok(word >> VERDICT_BITS)
+        Ok(revision)
     }
 
     /// One trust domain's keys may have become too old: then verdicts on them are of a revision of
@@ -157,8 +127,8 @@ impl Shared {
         let next = moments.filter(|at| *at > now).min().unwrap_or(NEVER);
         // The revision first: who finds the moment gone finds it too. Who loses the race has raised
         // it once more than needed.
-        if self.verdict() == READY {
-            self.raise(READY);
+        if let Some(revision) = self.judge.raise_if_ready() {
+            self.tell(revision);
         }
         let _ = self
             .aged_at
@@ -222,26 +192,33 @@ impl Shared {
             .collect();
         let same = before.set == intake.set && before.unreadable == unreadable;
         let lost_keys = before.set.iter().any(|old| lost_a_key(old, &intake.set));
-        let noted = self.note(now, &before, &intake);
+        let Noted { given_back, aging } = self.record().note(now, &before.set, &intake);
+        let in_force = self.withdrawn_at.load(Ordering::Acquire) <= nanos(now);
+        let restored = in_force || self.judge.verdict() == Verdict::Withdrawn;
+        let aging: Vec<_> = self.max_staleness.map_or_else(Vec::new, |max| {
+            let moments = aging.into_iter();
+            let moments = moments.map(|(name, updated)| (name, updated.saturating_add(max)));
+            moments.map(|(name, at)| (name, nanos(at))).collect()
+        });
         // Nothing at all to judge by is no start.
-        let first = self.verdict() == NOT_READY;
+        let first = self.judge.verdict() == Verdict::NotReady;
         if first && intake.set.is_empty() {
             return Change::default();
         }
         // Some domain's list of ignored keys may differ where the keys do not.
-        let aged_at = noted.aging.iter().map(|(_, at)| *at).min();
+        let aged_at = aging.iter().map(|(_, at)| *at).min();
         // Of one that was too old the keys may be good again, though they are the same.
         let mut aged = before.aging.iter().filter(|(_, at)| *at <= nanos(now));
-        let younger = aged.any(|known| !noted.aging.contains(known));
+        let younger = aged.any(|known| !aging.contains(known));
         let snapshot = Snapshot {
             set: intake.set,
             unreadable,
-            aging: noted.aging,
+            aging,
         };
         self.snapshot.store(Arc::new(snapshot));
         let changed = first || !same;
-        let told = changed || noted.restored || younger;
-        let mut raised = told.then(|| self.turn(READY)).flatten();
+        let told = changed || restored || younger;
+        let mut raised = told.then(|| self.judge.turn(Verdict::Ready)).flatten();
         self.aged_at
             .store(aged_at.unwrap_or(NEVER), Ordering::Release);
         let stale_at = self
@@ -251,7 +228,7 @@ impl Shared {
         self.withdrawn_at.store(NEVER, Ordering::Release);
         // Whoever was told "stale" until this moment waits for a word that it is over.
         if raised.is_none() && was_stale_at <= nanos(self.clock.monotonic()) {
-            raised = self.turn(READY);
+            raised = self.judge.turn(Verdict::Ready);
         }
         self.no_longer_refused();
         // Last: whoever is woken looks at all of it.
@@ -261,64 +238,15 @@ impl Shared {
         Change {
             changed,
             first,
-            given_back: noted.given_back,
-            lost_keys,
-        }
-    }
-
-    /// Keeps the record of a message.
-    fn note(&self, now: Duration, before: &Snapshot, intake: &Intake) -> Noted {
-        let mut record = self.record();
-        record.last_message = Some(now);
-        record.last_contact = Some(now);
-        record.connected = true;
-        record.discarding = false;
-        record.down_since = None;
-        record.last_error = None;
-        let given_back = record.withdrawn.take().is_some();
-        record.unnamed.clone_from(&intake.unnamed);
-        let mut domains = std::mem::take(&mut record.domains);
-        domains.retain(|domain, _| {
-            intake.set.get(domain.name()).is_some() || intake.troubles.contains_key(domain)
-        });
-        for bundle in intake.set.iter() {
-            let name = bundle.trust_domain();
-            let domain = domains.entry(name.clone()).or_default();
-            domain.trouble = intake.troubles.get(name).cloned();
-            if domain.trouble.is_none() {
-                domain.updated = Some(now);
-                if before.set.get(name.name()) != Some(bundle) {
-                    domain.changed = Some(now);
-                }
-            }
-        }
-        for (name, trouble) in &intake.troubles {
-            domains.entry(name.clone()).or_default().trouble = Some(trouble.clone());
-        }
-        let aging = self.max_staleness.map_or_else(Vec::new, |max| {
-            domains
-                .iter()
-                .filter(|(_, domain)| domain.trouble.is_some())
-                .filter_map(|(name, domain)| {
-                    let at = domain.updated?.saturating_add(max);
-                    Some((name.clone(), nanos(at)))
-                })
-                .collect()
-        });
-        record.domains = domains;
-        drop(record);
-        let in_force = self.withdrawn_at.load(Ordering::Acquire) <= nanos(now);
-        Noted {
-            restored: in_force || self.verdict() == WITHDRAWN,
             given_back,
-            aging,
+            lost_keys,
         }
     }
 
     /// The issuer withdrew the bundles. When that is to take effect, where it is not at once.
     pub(crate) fn withdraw(&self, why: &WorkloadApiError) -> Option<Duration> {
         let now = self.clock.monotonic();
-        if self.verdict() != READY {
+        if self.judge.verdict() != Verdict::Ready {
             return None;
         }
         // Told before it takes effect: who sees the effect finds the count.
@@ -349,11 +277,13 @@ impl Shared {
 
     /// The withdrawal takes effect.
     pub(crate) fn withdraw_now(&self) {
-        if self.verdict() == READY {
+        if self.judge.verdict() == Verdict::Ready {
             self.metrics.record_ready(false);
             // The verdict first: a set that is already gone must not look like one that never
             // held a trust domain.
-            self.raise(WITHDRAWN);
+            if let Some(revision) = self.judge.turn(Verdict::Withdrawn) {
+                self.tell(revision);
+            }
             self.snapshot.store(Arc::new(Snapshot::default()));
             self.record().domains.clear();
             self.withdrawn_at.store(NEVER, Ordering::Release);
@@ -397,7 +327,7 @@ impl Shared {
 
     /// No retry can mend a start that fails with this.
     pub(crate) fn refuse(&self, error: WorkloadApiError) {
-        if self.verdict() == NOT_READY {
+        if self.judge.verdict() == Verdict::NotReady {
             self.refused.send_replace(Some(Arc::new(error)));
         }
     }
@@ -413,7 +343,7 @@ impl Shared {
         self.metrics.record_ready(self.revision().is_ok());
         let now = self.clock.monotonic();
         // The lock is let go first: a recorder may look at the state.
-        let contact = self.contact(&self.record());
+        let contact = self.record().contact(self.heard());
         if let Some(contact) = contact {
             let age = now.saturating_sub(contact);
             self.metrics.record_bundle_age(age);
@@ -428,7 +358,7 @@ impl Shared {
     pub(crate) fn close(&self) {
         if !self.closing.send_replace(true) {
             self.metrics.record_ready(false);
-            let revision = self.turn(CLOSED).unwrap_or_default();
+            let revision = self.judge.turn(Verdict::Closed).unwrap_or_default();
             self.snapshot.store(Arc::new(Snapshot::default()));
             // In one word: nobody is to take the end for a change.
             self.notices.send_modify(|notice| {
@@ -490,104 +420,20 @@ impl Shared {
     /// Why there is nothing to judge by yet: the last answer of the agent, if it failed, and what
     /// is known in words.
     pub(crate) fn why_not_ready(&self) -> (Option<GrpcCode>, String) {
-        let record = self.record();
-        if let Some((_, error)) = &record.last_error {
-            let code = error.rpc.as_ref().and_then(WorkloadApiError::code);
-            return (code, error.text.to_string());
-        }
-        let mut troubles = record.domains.iter().filter_map(|(domain, known)| {
-            let trouble = known.trouble.as_ref()?;
-            Some(format!("trust domain {domain}: {}", trouble.text))
-        });
-        let unnamed = record.unnamed.iter();
-        let mut unnamed = unnamed.map(|(name, why)| format!("trust domain \"{name}\": {why}"));
-        let text = troubles.next().or_else(|| unnamed.next());
-        let nothing = "it sent nothing; is it a SPIFFE Workload API, and is it healthy?";
-        (None, text.unwrap_or_else(|| nothing.to_owned()))
+        self.record().why_not_ready()
     }
 
     pub(crate) fn state(&self) -> SourceState {
         let now = self.clock.monotonic();
-        let since = |then: Duration| now.saturating_sub(then);
-        let verdict = self.revision();
+        let verdict = self.revision().map(|_| ());
         let snapshot = self.snapshot.load_full();
-        let record = self.record();
-        let contact = self.contact(&record);
-        SourceState {
-            revision: self.judge.load(Ordering::Acquire) >> VERDICT_BITS,
-            verdict: verdict.map(|_| ()),
-            withdrawn: record.withdrawn.as_ref().map(|(at, why)| Withdrawal {
-                age: since(*at),
-                why: why.clone(),
-                in_force: verdict == Err(CannotJudge::Withdrawn),
-            }),
-            connected: record.connected,
-            discarding: record.discarding,
-            down_for: record.down_since.map(since),
-            last_contact: contact.map(since),
-            last_message: record.last_message.map(since),
-            last_error: record.last_error.as_ref().map(|(at, error)| LastError {
-                age: since(*at),
-                ..error.clone()
-            }),
-            reconnects: record.reconnects,
-            trust_domains: record
-                .domains
-                .iter()
-                .map(|(name, domain)| {
-                    let bundle = snapshot.set.get(name.name());
-                    TrustDomainState {
-                        trust_domain: name.clone(),
-                        key_ids: bundle.map(|bundle| key_ids(bundle)).unwrap_or_default(),
-                        ignored_keys: bundle.map_or(0, |bundle| bundle.ignored().len()),
-                        last_update: domain.updated.map(since),
-                        last_change: domain.changed.map(since),
-                        last_error: domain.trouble.as_ref().map(|trouble| trouble.text.clone()),
-                    }
-                })
-                .collect(),
-            unnamed: record.unnamed.clone(),
-            // The cache is not ours to look into.
-            svid_cache: SvidCacheStats::default(),
-            audiences: Vec::new(),
-        }
-    }
-
-    /// When something last came from the agent over the connection of the bundle stream.
-    fn contact(&self, record: &Record) -> Option<Duration> {
-        if record.connected {
-            record.last_contact.max(self.heard())
-        } else {
-            record.last_contact
-        }
+        let revision = self.judge.revision();
+        self.record()
+            .state(now, self.heard(), &snapshot.set, revision, verdict)
     }
 
     fn heard(&self) -> Option<Duration> {
         self.client.line().pulse().heard()
-    }
-
-    fn verdict(&self) -> u64 {
-        self.judge.load(Ordering::Acquire) & ((1 << VERDICT_BITS) - 1)
-    }
-
-    /// Sets the verdict, raises the revision, and tells of it.
-    fn raise(&self, verdict: u64) {
-        if let Some(revision) = self.turn(verdict) {
-            self.tell(revision);
-        }
-    }
-
-    /// Sets the verdict and raises the revision, in one step, after what they stand for is visible.
-    /// The new revision, unless the source is closed.
-    fn turn(&self, verdict: u64) -> Option<u64> {
-        let raised = self
-            .judge
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
-                // Closed is for good.
-                let closed = word & ((1 << VERDICT_BITS) - 1) == CLOSED;
-                (!closed).then_some((((word >> VERDICT_BITS) + 1) << VERDICT_BITS) | verdict)
-            });
-        raised.ok().map(|before| (before >> VERDICT_BITS) + 1)
     }
 
     fn tell(&self, revision: u64) {
@@ -599,15 +445,6 @@ impl Shared {
         // Nothing that may panic runs under the lock.
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// What there was to note of a message.
-struct Noted {
-    /// It ends a withdrawal that was in force.
-    restored: bool,
-    /// It ends one, in force or not.
-    given_back: bool,
-    aging: Vec<(TrustDomain, u64)>,
 }
 
 /// What a message changed.
@@ -631,13 +468,6 @@ fn lost_a_key(old: &Arc<JwtBundle>, set: &JwtBundleSet) -> bool {
         && old
             .authorities()
             .any(|key| new.authority(key.key_id()).is_none())
-}
-
-fn key_ids(bundle: &JwtBundle) -> Vec<Box<str>> {
-    bundle
-        .authorities()
-        .map(|authority| authority.key_id().into())
-        .collect()
 }
 
 fn nanos(moment: Duration) -> u64 {
