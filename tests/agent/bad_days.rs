@@ -322,3 +322,48 @@ async fn any_stream_is_served() {
         Client(crate::wire::pb::spiffe_workload_api_client::SpiffeWorkloadApiClient::new(channel));
     assert!(client.token(AUD).await.is_ok());
 }
+
+#[tokio::test]
+async fn what_is_registered_while_withdrawn_stands_beside_what_comes_back() {
+    let (agent, client) = agent().await;
+    let id = |name: &str| format!("spiffe://{TD}/{name}");
+    let register = |name: &str, hint: &str| {
+        let life = Duration::from_secs(60);
+        agent.register(&id(name), hint, life).unwrap();
+    };
+    let given = async || -> Vec<(String, String)> {
+        let svids = client.fetch(&[AUD], "").await.unwrap_or_default();
+        svids
+            .into_iter()
+            .map(|svid| (svid.spiffe_id, svid.hint))
+            .collect()
+    };
+    let entry = |name: &str, hint: &str| (id(name), hint.to_owned());
+
+    // The stand-in goes with the first identity, also where it is withdrawn.
+    agent.withdraw();
+    register("web", "old");
+    assert_eq!(given().await, [entry("web", "old")]);
+    agent.restore();
+    assert_eq!(given().await, [entry("web", "old")]);
+
+    register("db", "");
+    register("cron", "");
+    agent.withdraw();
+    assert_eq!(given().await, []);
+    register("web", "new");
+    register("ops", "");
+    agent.unregister(&id("db"));
+    let all = [entry("cron", ""), entry("web", "new"), entry("ops", "")];
+    agent.restore();
+    assert_eq!(given().await, all);
+    // Twice takes away what came in between, and loses nothing.
+    agent.withdraw();
+    register("ops", "");
+    agent.withdraw();
+    assert_eq!(given().await, []);
+    agent.restore();
+    assert_eq!(given().await, all);
+    agent.restore();
+    assert_eq!(given().await, all);
+}

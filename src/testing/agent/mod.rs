@@ -180,6 +180,7 @@ impl WorkloadApi {
         self.inner.agent.change(|state| {
             if std::mem::take(&mut state.stand_in) {
                 state.entries.clear();
+                state.withdrawn.clear();
             }
             state.entries.retain(|entry| entry.id != id);
             state.entries.push(Entry {
@@ -194,9 +195,11 @@ impl WorkloadApi {
     /// Takes this identity away; with the last one, everything is withdrawn: see
     /// [`withdraw`](Self::withdraw).
     pub fn unregister(&self, spiffe_id: &str) {
-        self.inner
-            .agent
-            .change(|state| state.entries.retain(|entry| entry.id.as_str() != spiffe_id));
+        self.inner.agent.change(|state| {
+            let stays = |entry: &Entry| entry.id.as_str() != spiffe_id;
+            state.entries.retain(stays);
+            state.withdrawn.retain(stays);
+        });
     }
 
     /// Federates with another trust domain: its bundle is served beside the agent's own. Gives

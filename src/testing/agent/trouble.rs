@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::fault::{Call, Fault, Faults};
 use super::replay::Replay;
+use super::state::Entry;
 use super::{WorkloadApi, lock};
 use crate::jwt::Algorithm;
 
@@ -118,18 +119,17 @@ impl WorkloadApi {
     /// ```
     pub fn withdraw(&self) {
         self.inner.agent.change(|state| {
-            if !state.entries.is_empty() {
-                state.withdrawn = std::mem::take(&mut state.entries);
-            }
+            let entries = std::mem::take(&mut state.entries);
+            put_in(&mut state.withdrawn, entries);
         });
     }
 
-    /// Gives back what was withdrawn.
+    /// Gives back what was withdrawn, beside what was registered since.
     pub fn restore(&self) {
         self.inner.agent.change(|state| {
-            if state.entries.is_empty() {
-                state.entries = std::mem::take(&mut state.withdrawn);
-            }
+            let mut entries = std::mem::take(&mut state.withdrawn);
+            put_in(&mut entries, std::mem::take(&mut state.entries));
+            state.entries = entries;
         });
     }
 
@@ -293,4 +293,10 @@ impl WorkloadApi {
         while timers.try_join_next().is_some() {}
         timers.spawn_on(retirement, &self.inner.runtime);
     }
+}
+
+/// Each identity once: of two entries the newer one counts.
+fn put_in(entries: &mut Vec<Entry>, newer: Vec<Entry>) {
+    entries.retain(|old| newer.iter().all(|new| new.id != old.id));
+    entries.extend(newer);
 }
