@@ -2,7 +2,8 @@
 
 use serde_json::error::Category;
 
-/// What an agent, a file or a caller said, fit for a log: bounded, escaped, and without any word that may be a token.
+/// What an agent, a file or a caller said, fit for a log: bounded, escaped, and without any word
+/// that may be a token.
 #[cfg(any(feature = "server", feature = "client"))]
 pub(crate) fn presentable(text: &str) -> String {
     const SHOWN: usize = 300;

@@ -1,10 +1,13 @@
 //! Whom a token is for, by where the request goes.
 
-use std::collections::HashMap;
-use std::fmt;
-use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, PoisonError, RwLock};
+mod dynamic;
+mod rules;
 
+use std::fmt;
+use std::sync::Arc;
+
+use self::dynamic::{Allowed, Dynamic};
+use self::rules::{Bound, Rule, Rules};
 use super::origin::{Origin, OriginError, Target};
 use crate::spiffe_id::SpiffeId;
 use crate::svid::{Identity, SvidRequest, SvidRequestError};
@@ -143,13 +146,10 @@ impl Audience {
         if allowed.is_empty() {
             return Err(AudienceError::NoOrigin);
         }
-        Ok(Self::of_choice(Choice::Dynamic(Arc::new(Dynamic {
-            audience: Arc::new(audience),
+        Ok(Self::of_choice(Choice::Dynamic(Arc::new(Dynamic::new(
+            Arc::new(audience),
             allowed,
-            identity: None,
-            known: RwLock::default(),
-            hasher: RandomState::new(),
-        }))))
+        )))))
     }
 
     /// None but what the extensions of each request say.
@@ -299,216 +299,6 @@ impl UnboundAudience {
         let request = self.request.map_err(AudienceError::Request)?;
         Audience::rules(vec![Rule { bound, request }])
     }
-}
-
-// === rules that are known beforehand ===
-
-struct Rules {
-    rules: Vec<Rule>,
-    /// By the hash of the origin, where there are too many rules to try one after the other.
-    index: Option<HashMap<u64, Vec<usize>>>,
-    hasher: RandomState,
-}
-
-#[derive(Clone)]
-struct Rule {
-    bound: Bound,
-    request: SvidRequest,
-}
-
-#[derive(Clone)]
-enum Bound {
-    Any,
-    Origins(Vec<Origin>),
-}
-
-impl Rules {
-    const FEW: usize = 4;
-
-    fn new(rules: Vec<Rule>) -> Result<Self, AudienceError> {
-        let hasher = RandomState::new();
-        let mut index: HashMap<u64, Vec<usize>> = HashMap::new();
-        let mut seen = std::collections::HashSet::new();
-        for (at, rule) in rules.iter().enumerate() {
-            let Bound::Origins(origins) = &rule.bound else {
-                continue;
-            };
-            if origins.is_empty() {
-                return Err(AudienceError::NoOrigin);
-            }
-            for origin in origins {
-                if !seen.insert(origin) {
-                    return Err(AudienceError::Twice(origin.clone()));
-                }
-                index
-                    .entry(hasher.hash_one(origin.target()))
-                    .or_default()
-                    .push(at);
-            }
-        }
-        if rules.is_empty() {
-            return Err(AudienceError::NoOrigin);
-        }
-        let index = (seen.len() > Self::FEW).then_some(index);
-        Ok(Self {
-            rules,
-            index,
-            hasher,
-        })
-    }
-
-    fn find(&self, target: Target<'_>) -> Found<'_> {
-        let found = match &self.index {
-            None => self.rules.iter().position(|rule| rule.bound.admits(target)),
-            Some(index) => index
-                .get(&self.hasher.hash_one(target))
-                .into_iter()
-                .flatten()
-                .copied()
-                .find(|at| {
-                    self.rules
-                        .get(*at)
-                        .is_some_and(|rule| rule.bound.admits(target))
-                }),
-        };
-        match found.and_then(|at| Some((at, self.rules.get(at)?))) {
-            Some((at, rule)) => Found::Rule(at, &rule.request),
-            None => Found::Nothing,
-        }
-    }
-
-    fn requests(&self) -> Vec<&SvidRequest> {
-        self.rules.iter().map(|rule| &rule.request).collect()
-    }
-
-    fn identified(&self, identity: &Identity) -> Self {
-        let mut rules = self.rules.clone();
-        for rule in &mut rules {
-            rule.request = rule.request.clone().with_identity(identity.clone());
-        }
-        Self {
-            rules,
-            index: self.index.clone(),
-            hasher: self.hasher.clone(),
-        }
-    }
-}
-
-impl Bound {
-    fn admits(&self, target: Target<'_>) -> bool {
-        match self {
-            Self::Any => true,
-            Self::Origins(origins) => origins.iter().any(|origin| origin.target() == target),
-        }
-    }
-}
-
-// === rules that are made as requests come ===
-
-struct Dynamic {
-    audience: Arc<dyn Fn(&Origin) -> String + Send + Sync>,
-    allowed: Vec<Allowed>,
-    identity: Option<Identity>,
-    /// What was made of an origin, by the origin's hash; made anew where too many are known.
-    known: RwLock<HashMap<u64, Vec<(Origin, SvidRequest)>>>,
-    hasher: RandomState,
-}
-
-/// Origins that are allowed: one, or all those of hosts below a domain.
-#[derive(Clone)]
-enum Allowed {
-    One(Origin),
-    Below(Origin),
-}
-
-impl Allowed {
-    fn parse(text: &str) -> Result<Self, AudienceError> {
-        let Some(at) = text.find("://*.") else {
-            return parse(text).map(Self::One);
-        };
-        let domain = [
-            text.get(..at).unwrap_or_default(),
-            text.get(at + 5..).unwrap_or_default(),
-        ];
-        match domain.join("://").parse::<Origin>() {
-            // Every host below a single label would be a whole top-level domain, an address none.
-            Ok(origin) if !origin.host().contains('.') || ends_an_address(origin.host()) => {
-                Err(AudienceError::Origin {
-                    origin: text.to_owned(),
-                    error: OriginError::Host,
-                })
-            }
-            Ok(origin) => Ok(Self::Below(origin)),
-            Err(error) => Err(AudienceError::Origin {
-                origin: text.to_owned(),
-                error,
-            }),
-        }
-    }
-
-    fn admits(&self, target: Target<'_>) -> bool {
-        match self {
-            Self::One(origin) => origin.target() == target,
-            Self::Below(domain) => target.is_below(domain.target()),
-        }
-    }
-}
-
-impl Dynamic {
-    const MAX_KNOWN: usize = 16 * 1024;
-
-    fn find(&self, target: Target<'_>) -> Option<SvidRequest> {
-        let hash = self.hasher.hash_one(target);
-        let find = |known: &HashMap<u64, Vec<(Origin, SvidRequest)>>| {
-            let same = known.get(&hash)?;
-            let (_, request) = same.iter().find(|(origin, _)| origin.target() == target)?;
-            Some(request.clone())
-        };
-        if let Some(request) = find(&self.known.read().unwrap_or_else(PoisonError::into_inner)) {
-            return Some(request);
-        }
-        if !self.allowed.iter().any(|allowed| allowed.admits(target)) {
-            return None;
-        }
-        let origin = target.to_origin();
-        // An empty audience means: none for this origin.
-        let request = SvidRequest::new([(self.audience)(&origin)]).ok()?;
-        let request = match &self.identity {
-            Some(identity) => request.with_identity(identity.clone()),
-            None => request,
-        };
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= Self::MAX_KNOWN {
-            known.clear();
-        }
-        known
-            .entry(hash)
-            .or_default()
-            .push((origin, request.clone()));
-        Some(request)
-    }
-
-    fn identified(&self, identity: &Identity) -> Self {
-        Self {
-            audience: self.audience.clone(),
-            allowed: self.allowed.clone(),
-            identity: Some(identity.clone()),
-            known: RwLock::default(),
-            hasher: self.hasher.clone(),
-        }
-    }
-}
-
-/// Whether what ends so is read as an address by some or by all: in brackets, or with a number for
-/// its last label.
-fn ends_an_address(host: &str) -> bool {
-    let last = host.rsplit('.').next().unwrap_or_default();
-    let hex = last.strip_prefix("0x");
-    let digits = |text: &str, hex: bool| {
-        text.bytes()
-            .all(|byte| byte.is_ascii_digit() || hex && byte.is_ascii_hexdigit())
-    };
-    host.starts_with('[') || hex.map_or_else(|| digits(last, false), |hex| digits(hex, true))
 }
 
 fn parse(origin: &str) -> Result<Origin, AudienceError> {

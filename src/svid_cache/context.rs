@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use super::breaker::Breaker;
 use super::counts::Counters;
-use super::entry::Gate;
+use super::gate::Gate;
 use super::limits::Limits;
 use super::moment::Moment;
 use super::settings::Settings;

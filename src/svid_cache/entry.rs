@@ -10,11 +10,11 @@ use super::breaker::Admission;
 use super::context::Context;
 use super::error::TokenError;
 use super::flight::{Down, Flight, FlightResult};
+use super::gate::{Gate, Paced, count};
 use super::moment::{Moment, nanos};
-use super::settings::Settings;
 use super::token::{Stage, Token};
 use super::wait::Waiter;
-use crate::svid::{FetchSvidError, FetchSvidReason, SvidRequest};
+use crate::svid::{FetchSvidError, SvidRequest};
 
 /// A token that nothing forces to be refreshed early.
 const NEVER: u64 = u64::MAX;
@@ -43,63 +43,6 @@ pub(crate) struct Entry {
     /// Its place in its shard, written under the shard's lock.
     pub(crate) place: AtomicUsize,
     pub(crate) gate: Mutex<Gate>,
-}
-
-/// What only those look at who would start a fetch, or end one.
-#[derive(Default)]
-pub(crate) struct Gate {
-    pub(crate) flight: Option<Box<Flight>>,
-    flights: u64,
-    generation: u64,
-    pub(crate) pace: Paced,
-    /// What most audiences never need.
-    rare: Option<Box<Rare>>,
-    /// The classes of failure already warned of, one bit each.
-    pub(crate) warned: u16,
-    /// Keys went while the fetch is under way: one of them may have signed what it brings.
-    doubtful: bool,
-    /// Evicted: whoever still holds it must look again.
-    retired: bool,
-    pub(crate) counts: Counts,
-}
-
-#[derive(Default)]
-struct Rare {
-    last_error: Option<TokenError>,
-    rejected_at: Option<u64>,
-    /// Flights up to this one began before the token was refused: they are no answer to that.
-    asked_before: u64,
-}
-
-/// When to ask again.
-#[derive(Default)]
-pub(crate) struct Paced {
-    failures: u32,
-    unchanged: u32,
-    with_token: u64,
-    without_token: u64,
-}
-
-#[derive(Default, Clone, Copy)]
-pub(crate) struct Counts {
-    pub(crate) fetches: u32,
-    pub(crate) failures: u32,
-    pub(crate) unchanged: u32,
-}
-
-/// One more; there is nobody left to whom it would matter where that ends.
-fn count(counter: &mut u32) {
-    *counter = counter.saturating_add(1);
-}
-
-impl Gate {
-    fn rare(&mut self) -> &mut Rare {
-        self.rare.get_or_insert_default()
-    }
-
-    pub(crate) fn last_error(&self) -> Option<&TokenError> {
-        self.rare.as_ref()?.last_error.as_ref()
-    }
 }
 
 /// What a request gets.
@@ -572,40 +515,5 @@ impl Entry {
             }
         });
         due.max(Duration::from_nanos(quiet))
-    }
-}
-
-impl Paced {
-    /// Before this, nobody asks.
-    pub(crate) fn next(&self, usable: bool) -> u64 {
-        if usable {
-            self.with_token
-        } else {
-            self.without_token
-        }
-    }
-
-    fn failed(&mut self, settings: &Settings, reason: FetchSvidReason, now: Moment) {
-        self.failures = self.failures.saturating_add(1);
-        let (with, without) = match reason {
-            FetchSvidReason::InvalidRequest => (settings.invalid, settings.invalid),
-            FetchSvidReason::Denied => (
-                settings.with_token.after(self.failures),
-                settings.denied.after(self.failures),
-            ),
-            _ => (
-                settings.with_token.after(self.failures),
-                settings.without_token.after(self.failures),
-            ),
-        };
-        self.with_token = now.plus(with).mono();
-        self.without_token = now.plus(without).mono();
-    }
-
-    fn unchanged(&mut self, settings: &Settings, now: Moment) {
-        self.unchanged = self.unchanged.saturating_add(1);
-        self.with_token = now.plus(settings.unchanged.after(self.unchanged)).mono();
-        // Once it is expired, the issuer is asked at once.
-        self.without_token = 0;
     }
 }

@@ -99,6 +99,7 @@ mod counts;
 mod entry;
 mod error;
 mod flight;
+mod gate;
 mod hot;
 mod limits;
 mod moment;

@@ -1,0 +1,109 @@
+//! Rules that are known beforehand: an audience for each origin, or one for several.
+
+use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+
+use super::{AudienceError, Found};
+use crate::client::origin::{Origin, Target};
+use crate::svid::{Identity, SvidRequest};
+
+pub(super) struct Rules {
+    pub(super) rules: Vec<Rule>,
+    /// By the hash of the origin, where there are too many rules to try one after the other.
+    index: Option<HashMap<u64, Vec<usize>>>,
+    hasher: RandomState,
+}
+
+#[derive(Clone)]
+pub(super) struct Rule {
+    pub(super) bound: Bound,
+    pub(super) request: SvidRequest,
+}
+
+#[derive(Clone)]
+pub(super) enum Bound {
+    Any,
+    Origins(Vec<Origin>),
+}
+
+impl Rules {
+    const FEW: usize = 4;
+
+    pub(super) fn new(rules: Vec<Rule>) -> Result<Self, AudienceError> {
+        let hasher = RandomState::new();
+        let mut index: HashMap<u64, Vec<usize>> = HashMap::new();
+        let mut seen = std::collections::HashSet::new();
+        for (at, rule) in rules.iter().enumerate() {
+            let Bound::Origins(origins) = &rule.bound else {
+                continue;
+            };
+            if origins.is_empty() {
+                return Err(AudienceError::NoOrigin);
+            }
+            for origin in origins {
+                if !seen.insert(origin) {
+                    return Err(AudienceError::Twice(origin.clone()));
+                }
+                index
+                    .entry(hasher.hash_one(origin.target()))
+                    .or_default()
+                    .push(at);
+            }
+        }
+        if rules.is_empty() {
+            return Err(AudienceError::NoOrigin);
+        }
+        let index = (seen.len() > Self::FEW).then_some(index);
+        Ok(Self {
+            rules,
+            index,
+            hasher,
+        })
+    }
+
+    pub(super) fn find(&self, target: Target<'_>) -> Found<'_> {
+        let found = match &self.index {
+            None => self.rules.iter().position(|rule| rule.bound.admits(target)),
+            Some(index) => index
+                .get(&self.hasher.hash_one(target))
+                .into_iter()
+                .flatten()
+                .copied()
+                .find(|at| {
+                    self.rules
+                        .get(*at)
+                        .is_some_and(|rule| rule.bound.admits(target))
+                }),
+        };
+        match found.and_then(|at| Some((at, self.rules.get(at)?))) {
+            Some((at, rule)) => Found::Rule(at, &rule.request),
+            None => Found::Nothing,
+        }
+    }
+
+    pub(super) fn requests(&self) -> Vec<&SvidRequest> {
+        self.rules.iter().map(|rule| &rule.request).collect()
+    }
+
+    pub(super) fn identified(&self, identity: &Identity) -> Self {
+        let mut rules = self.rules.clone();
+        for rule in &mut rules {
+            rule.request = rule.request.clone().with_identity(identity.clone());
+        }
+        Self {
+            rules,
+            index: self.index.clone(),
+            hasher: self.hasher.clone(),
+        }
+    }
+}
+
+impl Bound {
+    fn admits(&self, target: Target<'_>) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Origins(origins) => origins.iter().any(|origin| origin.target() == target),
+        }
+    }
+}
