@@ -48,17 +48,8 @@ pub(crate) struct Answer {
 }
 
 pub(crate) fn simulate(question: Question) -> Answer {
-    let run = |seed| {
-        // All on this thread, so that a seed gives the same run again.
-        fastrand::seed(seed);
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .start_paused(true)
-            .build();
-        runtime.unwrap().block_on(run(question))
-    };
     let mut sum = Answer::default();
-    for answer in crate::on_all_processors(question.seeds, run) {
+    for answer in crate::for_each_seed(question.seeds, || run(question)) {
         sum.add(answer);
     }
     sum.signed /= (question.audiences as u64 * question.seeds * question.lives) as f64;

@@ -279,8 +279,20 @@ const USUAL: Question = Question {
     begin: Begin::Apart,
 };
 
-/// What `work` gives for each seed, in their order.
-fn on_all_processors<T: Send>(seeds: u64, work: impl Fn(u64) -> T + Sync) -> Vec<T> {
+/// What `work` gives for each seed, in their order, each in paused time on one thread of its own,
+/// so that a seed gives the same run again.
+fn for_each_seed<T: Send, F: Future<Output = T>>(
+    seeds: u64,
+    work: impl Fn() -> F + Sync,
+) -> Vec<T> {
+    let work = |seed| {
+        fastrand::seed(seed);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build();
+        runtime.unwrap().block_on(work())
+    };
     let next = AtomicU64::new(0);
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut all: Vec<(u64, T)> = std::thread::scope(|scope| {

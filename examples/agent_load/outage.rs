@@ -38,21 +38,13 @@ const PERIOD: Duration = Duration::from_secs(1);
 const AFTER: Duration = Duration::from_secs(150);
 
 pub(crate) fn simulate(outage: Outage) -> Course {
-    let run = |seed| {
-        fastrand::seed(seed);
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .start_paused(true)
-            .build();
-        runtime.unwrap().block_on(run(outage))
-    };
     let worst = |a: Course, b: Course| Course {
         first_failure: a.first_failure.min(b.first_failure),
         recovered: a.recovered.max(b.recovered),
         most: a.most.max(b.most),
         calls: a.calls.max(b.calls),
     };
-    let all = crate::on_all_processors(outage.seeds, run);
+    let all = crate::for_each_seed(outage.seeds, || run(outage));
     all.into_iter().reduce(worst).unwrap()
 }
 

@@ -1,23 +1,25 @@
 //! `max_staleness`: for how long the last word of the agent is good. (That it strikes while the
 //! task hangs is tested beside the withdrawal, which does so too.)
 
+use std::time::Duration;
+
 use tower_spiffe::bundle::CannotJudge;
 use tower_spiffe::testing::Fault;
-use tower_spiffe::{JwtSourceErrorReason, ValidateReason};
+use tower_spiffe::{JwtSource, JwtSourceErrorReason, ValidateReason};
 
 use crate::support::*;
+
+async fn good_for(max: Duration) -> (World, JwtSource) {
+    let world = World::new().await;
+    let source = world.builder().max_staleness(max).build().await.unwrap();
+    (world, source)
+}
 
 const STALE: Option<ValidateReason> = Some(ValidateReason::CannotJudge(CannotJudge::Stale));
 
 #[tokio::test(start_paused = true)]
 async fn past_it_nothing_is_judged_and_with_the_agent_back_everything_is() {
-    let world = World::new().await;
-    let source = world
-        .builder()
-        .max_staleness(secs(60))
-        .build()
-        .await
-        .unwrap();
+    let (world, source) = good_for(secs(60)).await;
     let validator = world.validator(&source);
     let token = world.token();
     let mut updates = source.updated();
@@ -62,13 +64,7 @@ async fn without_it_a_day_without_the_agent_is_judged_through() {
 
 #[tokio::test(start_paused = true)]
 async fn a_quiet_stream_is_asked_anew_in_time_and_nobody_is_told() {
-    let world = World::new().await;
-    let source = world
-        .builder()
-        .max_staleness(secs(60))
-        .build()
-        .await
-        .unwrap();
+    let (world, source) = good_for(secs(60)).await;
     let updates = source.updated();
     for _ in 0..3600 {
         tokio::time::sleep(secs(1)).await;
@@ -86,13 +82,7 @@ async fn a_quiet_stream_is_asked_anew_in_time_and_nobody_is_told() {
 
 #[tokio::test(start_paused = true)]
 async fn an_agent_that_hangs_behind_an_open_stream_ages_too() {
-    let world = World::new().await;
-    let source = world
-        .builder()
-        .max_staleness(secs(60))
-        .build()
-        .await
-        .unwrap();
+    let (world, source) = good_for(secs(60)).await;
     let validator = world.validator(&source);
     let token = world.token();
     world.agent.fail(Fault::Hang);
@@ -104,13 +94,7 @@ async fn an_agent_that_hangs_behind_an_open_stream_ages_too() {
 
 #[tokio::test(start_paused = true)]
 async fn one_that_is_too_short_to_be_kept_is_no_storm() {
-    let world = World::new().await;
-    let source = world
-        .builder()
-        .max_staleness(millis(1))
-        .build()
-        .await
-        .unwrap();
+    let (world, source) = good_for(millis(1)).await;
     let openings = world.openings(secs(60)).await;
     assert!(openings.len() <= 60, "{}", openings.len());
     assert!(!source.state().is_ready());

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use tower_spiffe::bundle::{BundleAnswer, BundleSource};
 use tower_spiffe::metrics::MetricsRecorder;
 use tower_spiffe::testing::{Fault, Issuer};
-use tower_spiffe::{ResourceLimits, ValidateReason};
+use tower_spiffe::{JwtSource, ResourceLimits, ValidateReason, Validator};
 
 use crate::support::*;
 
@@ -29,14 +29,20 @@ impl MetricsRecorder for Told {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn wa4_wa8_each_message_is_the_whole_set_and_what_is_not_in_it_is_unloaded() {
+/// A source that knows another trust domain too, and one of its tokens, which is good.
+async fn federated() -> (World, JwtSource, Validator, String) {
     let world = World::new().await;
     let other = world.agent.federate(OTHER).unwrap();
     let source = world.source().await;
     let validator = world.validator(&source);
     let theirs = other.token("spiffe://other.test/web", AUD).sign();
     assert!(validator.validate(&theirs).is_ok());
+    (world, source, validator, theirs)
+}
+
+#[tokio::test(start_paused = true)]
+async fn wa4_wa8_each_message_is_the_whole_set_and_what_is_not_in_it_is_unloaded() {
+    let (world, source, validator, theirs) = federated().await;
 
     let mut updates = source.updated();
     world.agent.unfederate(OTHER);
@@ -50,12 +56,7 @@ async fn wa4_wa8_each_message_is_the_whole_set_and_what_is_not_in_it_is_unloaded
 
 #[tokio::test(start_paused = true)]
 async fn wa7_an_empty_key_set_is_a_value_and_trusts_nobody() {
-    let world = World::new().await;
-    let other = world.agent.federate(OTHER).unwrap();
-    let source = world.source().await;
-    let validator = world.validator(&source);
-    let theirs = other.token("spiffe://other.test/web", AUD).sign();
-    assert!(validator.validate(&theirs).is_ok());
+    let (world, source, validator, theirs) = federated().await;
 
     let mut updates = source.updated();
     world.agent.federate_raw(OTHER, r#"{"keys": []}"#).unwrap();
