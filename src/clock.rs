@@ -19,6 +19,7 @@
 //! assert_eq!((later.secs(), later.subsec_nanos()), (1_790_000_001, 500_000_000));
 //! ```
 
+use std::cell::Cell;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -30,6 +31,11 @@ pub trait Clock: Send + Sync + 'static {
 
     /// The time since some fixed moment of this clock's own; it never goes backwards.
     fn monotonic(&self) -> Duration;
+
+    /// Both at once: for a clock that has them cheaper together than one by one.
+    fn both(&self) -> (UnixTime, Duration) {
+        (self.now(), self.monotonic())
+    }
 }
 
 impl<C: Clock + ?Sized> Clock for Arc<C> {
@@ -40,9 +46,16 @@ impl<C: Clock + ?Sized> Clock for Arc<C> {
     fn monotonic(&self) -> Duration {
         (**self).monotonic()
     }
+
+    fn both(&self) -> (UnixTime, Duration) {
+        (**self).both()
+    }
 }
 
 /// The machine's own clock.
+///
+/// [`both`](Clock::both) reads the wall's time once a millisecond and thread, and counts on from
+/// there by the monotonic clock in between: a wall that steps is noticed a millisecond later.
 #[derive(Debug, Clone, Copy, Default)]
 #[non_exhaustive]
 pub struct SystemClock;
@@ -72,6 +85,46 @@ impl Clock for SystemClock {
         static ORIGIN: OnceLock<Instant> = OnceLock::new();
         let origin = *ORIGIN.get_or_init(Instant::now);
         Instant::now().saturating_duration_since(origin)
+    }
+
+    fn both(&self) -> (UnixTime, Duration) {
+        thread_local! {
+            static WALL: Cell<WallReading> = const { Cell::new(WallReading::NONE) };
+        }
+        let monotonic = self.monotonic();
+        let wall = WALL.try_with(|reading| {
+            reading.get().wall_at(monotonic).unwrap_or_else(|| {
+                let wall = self.now();
+                reading.set(WallReading { wall, monotonic });
+                wall
+            })
+        });
+        (wall.unwrap_or_else(|_| self.now()), monotonic)
+    }
+}
+
+/// What the wall's clock said when the monotonic one said something.
+#[derive(Clone, Copy)]
+struct WallReading {
+    wall: UnixTime,
+    monotonic: Duration,
+}
+
+impl WallReading {
+    /// How long one is good for.
+    const SPAN: Duration = Duration::from_millis(1);
+
+    /// One that is good for no time.
+    const NONE: Self = Self {
+        wall: UnixTime::MIN,
+        monotonic: Duration::MAX,
+    };
+
+    /// The wall's time at `monotonic`, where this is no older than its span.
+    #[inline]
+    fn wall_at(self, monotonic: Duration) -> Option<UnixTime> {
+        let since = monotonic.checked_sub(self.monotonic)?;
+        (since < Self::SPAN).then(|| self.wall.saturating_add(since))
     }
 }
 
@@ -265,6 +318,38 @@ mod tests {
         assert_eq!(UnixTime::from_secs_f64(-1e300), Some(UnixTime::MIN));
         assert_eq!(UnixTime::from_secs_f64(f64::INFINITY), None);
         assert_eq!(UnixTime::from_secs_f64(f64::NAN), None);
+    }
+
+    #[test]
+    fn a_wall_reading_is_good_for_a_millisecond() {
+        let at = Duration::from_secs(7);
+        let reading = WallReading {
+            wall: UnixTime::from_secs(100),
+            monotonic: at,
+        };
+        let within = Duration::from_nanos(999_999);
+        assert_eq!(reading.wall_at(at), Some(UnixTime::from_secs(100)));
+        assert_eq!(
+            reading.wall_at(at + within),
+            Some(UnixTime::new(100, 999_999))
+        );
+        assert_eq!(reading.wall_at(at + Duration::from_millis(1)), None);
+        assert_eq!(reading.wall_at(at - Duration::from_nanos(1)), None);
+        assert_eq!(WallReading::NONE.wall_at(at), None);
+        assert_eq!(WallReading::NONE.wall_at(Duration::ZERO), None);
+    }
+
+    #[test]
+    fn both_clocks_of_the_machine_tell_what_each_tells() {
+        for _ in 0..1000 {
+            let (before, began) = (SystemClock.now(), SystemClock.monotonic());
+            let (wall, monotonic) = SystemClock.both();
+            assert!(began <= monotonic && monotonic <= SystemClock.monotonic());
+            // The two clocks of a machine may drift apart a little within the millisecond.
+            let drift = Duration::from_micros(100);
+            assert!(wall.saturating_add(drift) >= before, "{wall} {before}");
+            assert!(wall <= SystemClock.now().saturating_add(drift));
+        }
     }
 
     #[test]

@@ -232,6 +232,16 @@ impl Audience {
         self.assumed.as_ref().map(Origin::target)
     }
 
+    /// What an https URI with this authority leads to, at a glance: whoever finds nothing so has to
+    /// ask [`find`](Self::find).
+    #[inline]
+    pub(crate) fn find_as_written(&self, authority: &str) -> Option<(usize, &SvidRequest)> {
+        match &self.choice {
+            Choice::Rules(rules) => rules.find_as_written(authority),
+            _ => None,
+        }
+    }
+
     pub(crate) fn find(&self, target: Target<'_>) -> Found<'_> {
         match &self.choice {
             Choice::Rules(rules) => rules.find(target),

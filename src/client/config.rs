@@ -3,11 +3,12 @@
 use std::fmt;
 use std::sync::Arc;
 
-use http::header::{AUTHORIZATION, Entry, HeaderName};
+use http::header::{AUTHORIZATION, HeaderName};
 use http::{Extensions, HeaderMap, HeaderValue};
 
 use super::audience::{Audience, Found};
-use super::origin::{OriginError, Target};
+use super::origin::{Place, Target};
+use crate::svid::SvidRequest;
 use crate::svid_cache::{Issue, PinnedSvid, SvidCache, TokenError, TokenErrorReason};
 
 /// What to do with a request that has the header already, and goes where a token may go. One that
@@ -58,6 +59,12 @@ pub(crate) enum Decision {
     /// Send it with this token, or once that is there.
     Token(Issue),
     Fail(TokenError),
+}
+
+impl Decision {
+    fn of(issue: Result<Issue, TokenError>) -> Self {
+        issue.map_or_else(Self::Fail, Self::Token)
+    }
 }
 
 impl Config {
@@ -113,19 +120,29 @@ impl Config {
         self.plaintext = Some(plaintext);
     }
 
-    /// Which token a request gets that goes to `target`.
+    /// Which token a request gets that goes to `place`.
     pub(crate) fn decide(
         &self,
-        target: Result<Option<Target<'_>>, OriginError>,
+        place: Place<'_>,
         headers: &HeaderMap,
         extensions: Option<&Extensions>,
     ) -> Decision {
-        let existing =
-            self.on_existing != OnExisting::Replace && headers.contains_key(&self.header);
+        let existing = self.on_existing != OnExisting::Replace && has(headers, &self.header);
         // It goes out with what it has, and no token of ours could go astray.
         let kept = existing && self.on_existing == OnExisting::Keep && !self.strict;
         let own = extensions.and_then(|extensions| extensions.get::<Audience>());
-        let target = match target {
+        // Most requests are written as the audience is, and need no more than a glance.
+        if own.is_none()
+            && let Some(authority) = place.https_authority()
+            && let Some((at, request)) = self.audience.find_as_written(authority)
+        {
+            return match (kept, existing) {
+                (true, _) => Decision::Pass,
+                (false, true) => self.existing(),
+                (false, false) => Decision::of(self.issue_rule(at, request)),
+            };
+        }
+        let target = match place.target() {
             Ok(Some(target)) => target,
             Ok(None) => match own.and_then(Audience::assumed).or(self.audience.assumed()) {
                 Some(target) => target,
@@ -153,10 +170,7 @@ impl Config {
             return self.existing();
         }
         let issue = match (own, found) {
-            (None, Found::Rule(at, request)) => match self.pins.get(at) {
-                Some(pin) => pin.issue(),
-                None => self.cache.issue(request),
-            },
+            (None, Found::Rule(at, request)) => self.issue_rule(at, request),
             (None, Found::Made(request)) => self.cache.issue(&request),
             (Some(_), Found::Rule(_, request)) => {
                 self.cache.issue(&self.audience.identify(request.clone()))
@@ -164,7 +178,16 @@ impl Config {
             (Some(_), Found::Made(request)) => self.cache.issue(&self.audience.identify(request)),
             (_, Found::Nothing) => return self.unmatched(Some(target)),
         };
-        issue.map_or_else(Decision::Fail, Decision::Token)
+        Decision::of(issue)
+    }
+
+    /// A token for the rule at this place of the audience's.
+    #[inline]
+    fn issue_rule(&self, at: usize, request: &SvidRequest) -> Result<Issue, TokenError> {
+        match self.pins.get(at) {
+            Some(pin) => pin.issue(),
+            None => self.cache.issue(request),
+        }
     }
 
     fn existing(&self) -> Decision {
@@ -221,16 +244,21 @@ fn no_origin() -> TokenError {
     )
 }
 
-/// Puts the token in; `false` where there is no room for one more header.
-pub(crate) fn insert(headers: &mut HeaderMap, name: &HeaderName, value: HeaderValue) -> bool {
-    match headers.try_entry(name) {
-        Ok(Entry::Occupied(mut entry)) => {
-            entry.insert(value);
-            true
-        }
-        Ok(Entry::Vacant(entry)) => entry.try_insert(value).is_ok(),
-        Err(_) => false,
+/// Whether the header is there. Most requests have few, and to look at each takes less time than
+/// to hash the name.
+#[inline]
+fn has(headers: &HeaderMap, name: &HeaderName) -> bool {
+    if headers.len() <= 8 {
+        headers.keys().any(|key| key == name)
+    } else {
+        headers.contains_key(name)
     }
+}
+
+/// Puts the token in; `false` where there is no room for one more header.
+#[inline]
+pub(crate) fn insert(headers: &mut HeaderMap, name: &HeaderName, value: HeaderValue) -> bool {
+    headers.try_insert(name, value).is_ok()
 }
 
 impl fmt::Debug for Config {

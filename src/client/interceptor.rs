@@ -8,6 +8,7 @@ use super::audience::{Audience, AudienceError};
 use super::config::{Config, Decision, OnExisting, Plaintext, insert};
 use super::layer::options;
 use super::no_room;
+use super::origin::Place;
 use crate::spiffe_id::SpiffeId;
 use crate::svid_cache::{SvidCache, TokenError, TokenErrorReason};
 
@@ -37,7 +38,10 @@ impl Interceptor for JwtSvidInterceptor {
     fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
         let (metadata, extensions, message) = request.into_parts();
         let mut headers = metadata.into_headers();
-        match self.config.decide(Ok(None), &headers, Some(&extensions)) {
+        match self
+            .config
+            .decide(Place::Read(Ok(None)), &headers, Some(&extensions))
+        {
             Decision::Pass => {}
             Decision::Fail(error) => return Err(status(&error)),
             Decision::Token(issue) => {

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use http::Uri;
-use http::uri::Authority;
+use http::uri::{Authority, Scheme};
 
 /// A place that requests go to: `https://reports`, `https://reports:8443`, `http://[::1]:8080`.
 ///
@@ -24,8 +24,11 @@ use http::uri::Authority;
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Origin {
     https: bool,
-    /// Lower case.
-    host: Box<str>,
+    /// As it is usually written: the host in lower case, and the port where it is not the scheme's
+    /// own.
+    authority: Box<str>,
+    /// So much of it is the host.
+    host_len: usize,
     port: u16,
 }
 
@@ -56,7 +59,7 @@ impl Origin {
 
     /// The host in lower case; an IPv6 address stands in brackets.
     pub fn host(&self) -> &str {
-        &self.host
+        self.authority.get(..self.host_len).unwrap_or_default()
     }
 
     /// The port; where none was named, the scheme's own.
@@ -67,9 +70,16 @@ impl Origin {
     pub(crate) fn target(&self) -> Target<'_> {
         Target {
             https: self.https,
-            host: &self.host,
+            host: self.host(),
             port: self.port,
         }
+    }
+
+    /// Whether an https URI with this authority leads here, at a glance: it does where this is
+    /// true, and may do so in another spelling where it is not.
+    #[inline]
+    pub(crate) fn is_https_as_written(&self, authority: &str) -> bool {
+        self.https && *self.authority == *authority
     }
 }
 
@@ -121,6 +131,36 @@ impl fmt::Display for OriginError {
 
 impl std::error::Error for OriginError {}
 
+/// Where a request goes, read no further than need be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Place<'a> {
+    /// Where its URI leads.
+    Uri(&'a Uri),
+    /// As somebody else has read it.
+    Read(Result<Option<Target<'a>>, OriginError>),
+}
+
+impl<'a> Place<'a> {
+    /// The authority of an https URI, as it is written.
+    #[inline]
+    pub(crate) fn https_authority(self) -> Option<&'a str> {
+        match self {
+            Self::Uri(uri) if uri.scheme() == Some(&Scheme::HTTPS) => {
+                uri.authority().map(Authority::as_str)
+            }
+            _ => None,
+        }
+    }
+
+    /// Where it leads; `None` where it does not say at all.
+    pub(crate) fn target(self) -> Result<Option<Target<'a>>, OriginError> {
+        match self {
+            Self::Uri(uri) => Target::of_uri(uri),
+            Self::Read(target) => target,
+        }
+    }
+}
+
 /// An [`Origin`] borrowed from a request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Target<'a> {
@@ -155,9 +195,15 @@ impl<'a> Target<'a> {
     }
 
     pub(crate) fn to_origin(self) -> Origin {
+        let mut authority = self.host.to_ascii_lowercase();
+        let host_len = authority.len();
+        if self.port != default_port(self.https) {
+            authority.push_str(&format!(":{}", self.port));
+        }
         Origin {
             https: self.https,
-            host: self.host.to_ascii_lowercase().into(),
+            authority: authority.into(),
+            host_len,
             port: self.port,
         }
     }

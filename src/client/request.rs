@@ -1,8 +1,11 @@
 //! The requests that a token can be put into, and the responses that can refuse it.
 
+use http::header::HeaderName;
 use http::{Extensions, HeaderMap, Method, StatusCode};
 
-use super::origin::{OriginError, Target};
+#[cfg(feature = "reqwest")]
+use super::origin::Target;
+use super::origin::{OriginError, Place};
 
 /// A request that a token can be put into: `http::Request`, and `reqwest::Request` under feature
 /// `reqwest`. Nothing else implements it.
@@ -25,7 +28,7 @@ impl<R: sealed::Request> OutgoingRequest for R {}
 impl<R: sealed::Response> IncomingResponse for R {}
 
 pub(crate) mod sealed {
-    use super::{Extensions, HeaderMap, OriginError, StatusCode, Target};
+    use super::{Extensions, HeaderMap, Place, StatusCode};
 
     pub trait Request {
         #[doc(hidden)]
@@ -52,13 +55,15 @@ pub(crate) mod sealed {
     /// What is looked at in a request.
     #[derive(Debug)]
     pub struct View<'a> {
-        pub(crate) target: Result<Option<Target<'a>>, OriginError>,
+        pub(crate) place: Place<'a>,
         pub(crate) headers: &'a HeaderMap,
         pub(crate) extensions: Option<&'a Extensions>,
     }
 }
 
 use sealed::View;
+
+static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// Whether a service refused the token that went to `place`: 401, or gRPC's UNAUTHENTICATED where
 /// it stands in the response's headers. Where the client followed a redirect, somebody else may
@@ -67,7 +72,7 @@ pub(crate) fn refuses(response: &impl sealed::Response, place: Option<u64>) -> b
     let (status, headers) = response.status_and_headers();
     let refuses = status == StatusCode::UNAUTHORIZED
         || headers
-            .get("grpc-status")
+            .get(&GRPC_STATUS)
             .is_some_and(|status| status.as_bytes() == b"16");
     refuses
         && match (response.place(), place) {
@@ -77,20 +82,18 @@ pub(crate) fn refuses(response: &impl sealed::Response, place: Option<u64>) -> b
 }
 
 /// A request for a tunnel is read by a proxy, whatever its URI names.
-fn unless_tunnel<'a>(
-    method: &Method,
-    target: Result<Option<Target<'a>>, OriginError>,
-) -> Result<Option<Target<'a>>, OriginError> {
+#[inline]
+fn unless_tunnel<'a>(method: &Method, place: Place<'a>) -> Place<'a> {
     if method == Method::CONNECT {
-        return Err(OriginError::Malformed);
+        return Place::Read(Err(OriginError::Malformed));
     }
-    target
+    place
 }
 
 impl<B> sealed::Request for http::Request<B> {
     fn view(&self) -> View<'_> {
         View {
-            target: unless_tunnel(self.method(), Target::of_uri(self.uri())),
+            place: unless_tunnel(self.method(), Place::Uri(self.uri())),
             headers: self.headers(),
             extensions: Some(self.extensions()),
         }
@@ -111,7 +114,7 @@ impl<B> sealed::Response for http::Response<B> {
 impl sealed::Request for reqwest::Request {
     fn view(&self) -> View<'_> {
         View {
-            target: unless_tunnel(self.method(), target_of(self.url())),
+            place: unless_tunnel(self.method(), Place::Read(target_of(self.url()))),
             headers: self.headers(),
             extensions: None,
         }

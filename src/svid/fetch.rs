@@ -3,8 +3,9 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::future::Future;
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use super::JwtSvid;
 use crate::grpc_code::GrpcCode;
@@ -33,12 +34,31 @@ impl<F: FetchSvid + ?Sized> FetchSvid for Arc<F> {
 
 /// Which token is wanted: for whom (audiences), and as whom (an ID, a hint, or whatever the issuer
 /// gives first). Two requests for the same audiences in another order are equal.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone)]
 pub struct SvidRequest {
+    // Of the rest, with a key of this process, so that a look-up need not read it.
+    hash: u64,
     // Sorted, without duplicates, none empty, at least one.
     audiences: Arc<[Box<str>]>,
     // Whatever the issuer gives first, where there is none.
     identity: Option<Identity>,
+}
+
+impl PartialEq for SvidRequest {
+    fn eq(&self, other: &Self) -> bool {
+        // Where the memory is the same, an `Arc` looks no further.
+        self.hash == other.hash
+            && self.audiences == other.audiences
+            && self.identity == other.identity
+    }
+}
+
+impl Eq for SvidRequest {}
+
+impl Hash for SvidRequest {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
 }
 
 /// As whom a token is asked for. One word, since each cached token has one.
@@ -98,10 +118,7 @@ impl SvidRequest {
         }
         all.sort_unstable();
         all.dedup();
-        Ok(Self {
-            audiences: all.into(),
-            identity: None,
-        })
+        Ok(Self::of(all.into(), None))
     }
 
     /// As this identity; replaces a hint.
@@ -119,9 +136,16 @@ impl SvidRequest {
     }
 
     pub(crate) fn with_identity(self, identity: Identity) -> Self {
+        Self::of(self.audiences, Some(identity))
+    }
+
+    fn of(audiences: Arc<[Box<str>]>, identity: Option<Identity>) -> Self {
+        // Audiences may be made of what strangers say, so the key is nobody's to know.
+        static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
         Self {
-            identity: Some(identity),
-            ..self
+            hash: KEY.hash_one((&audiences, &identity)),
+            audiences,
+            identity,
         }
     }
 
@@ -271,3 +295,50 @@ impl fmt::Display for FetchSvidError {
 }
 
 impl std::error::Error for FetchSvidError {}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn requests_are_the_same_by_what_they_ask_for() {
+        let of = |audiences: &[&str]| SvidRequest::new(audiences).unwrap();
+        let id: SpiffeId = "spiffe://x/web".parse().unwrap();
+        let same = [
+            (of(&["a", "b"]), of(&["b", "a", "b"])),
+            (
+                of(&["a"]).with_spiffe_id(id.clone()),
+                of(&["a"])
+                    .with_hint("h")
+                    .unwrap()
+                    .with_spiffe_id(id.clone()),
+            ),
+            (
+                of(&["a"]).with_hint("h").unwrap(),
+                of(&["a"])
+                    .with_spiffe_id(id.clone())
+                    .with_hint("h")
+                    .unwrap(),
+            ),
+        ];
+        for (one, other) in &same {
+            assert_eq!(one, other);
+            assert!(HashSet::from([one]).contains(other));
+        }
+        let different = [
+            of(&["a"]),
+            of(&["b"]),
+            of(&["a", "b"]),
+            of(&["ab"]),
+            of(&["a"]).with_spiffe_id(id),
+            of(&["a"]).with_hint("spiffe://x/web").unwrap(),
+            of(&["a"]).with_hint("b").unwrap(),
+        ];
+        assert_eq!(
+            different.iter().collect::<HashSet<_>>().len(),
+            different.len()
+        );
+    }
+}

@@ -16,9 +16,10 @@ pub(crate) struct Moment {
 
 impl Moment {
     pub(crate) fn now(clock: &dyn Clock) -> Self {
+        let (wall, monotonic) = clock.both();
         Self {
-            wall: wall_nanos(clock.now()),
-            mono: nanos(clock.monotonic()),
+            wall: wall_nanos(wall),
+            mono: nanos(monotonic),
         }
     }
 

@@ -127,6 +127,7 @@ impl Issue {
 }
 
 impl Issued {
+    #[inline]
     pub(crate) fn header(&self) -> HeaderValue {
         self.0.header.clone()
     }

@@ -2,7 +2,7 @@
 
 use std::borrow::Borrow;
 use std::collections::HashSet;
-use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -16,7 +16,6 @@ const SAMPLE: usize = 8;
 /// The entries, by what they were asked for.
 pub(crate) struct Table {
     shards: [RwLock<Shard>; SHARDS],
-    hasher: RandomState,
     len: AtomicUsize,
     max: usize,
     evicted: AtomicU64,
@@ -24,7 +23,7 @@ pub(crate) struct Table {
 
 #[derive(Default)]
 struct Shard {
-    index: HashSet<Keyed, RandomState>,
+    index: HashSet<Keyed, BuildHasherDefault<AsIs>>,
     /// The same entries, to draw from; an entry knows its place here.
     slots: Vec<Arc<Entry>>,
 }
@@ -52,11 +51,38 @@ impl Hash for Keyed {
     }
 }
 
+/// Hashes what brings its own hash, as a request does.
+#[derive(Default)]
+struct AsIs(u64);
+
+impl Hasher for AsIs {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    #[inline]
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    #[inline]
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+fn hash(request: &SvidRequest) -> u64 {
+    let mut hasher = AsIs::default();
+    request.hash(&mut hasher);
+    hasher.finish()
+}
+
 impl Table {
     pub(crate) fn new(max: usize) -> Self {
         Self {
             shards: Default::default(),
-            hasher: RandomState::new(),
             len: AtomicUsize::new(0),
             max: max.max(1),
             evicted: AtomicU64::new(0),
@@ -64,9 +90,9 @@ impl Table {
     }
 
     fn shard(&self, request: &SvidRequest) -> &RwLock<Shard> {
-        let hash = self.hasher.hash_one(request);
         let [first, ..] = &self.shards;
-        usize::try_from(hash >> 32)
+        // Other bits than those that choose the place in the shard.
+        usize::try_from(hash(request) >> 32)
             .ok()
             .and_then(|at| self.shards.get(at % SHARDS))
             .unwrap_or(first)

@@ -82,6 +82,22 @@ impl Rules {
         }
     }
 
+    /// The same for an https URI that is written as its origin usually is, where the rules are few.
+    #[inline]
+    pub(super) fn find_as_written(&self, authority: &str) -> Option<(usize, &SvidRequest)> {
+        if self.index.is_some() {
+            return None;
+        }
+        let mut rules = self.rules.iter().enumerate();
+        let (at, rule) = rules.find(|(_, rule)| match &rule.bound {
+            Bound::Any => false,
+            Bound::Origins(origins) => origins
+                .iter()
+                .any(|origin| origin.is_https_as_written(authority)),
+        })?;
+        Some((at, &rule.request))
+    }
+
     pub(super) fn requests(&self) -> Vec<&SvidRequest> {
         self.rules.iter().map(|rule| &rule.request).collect()
     }

@@ -11,6 +11,13 @@ fn found(audience: &Audience, uri: &str) -> Option<String> {
         Found::Made(request) => request,
         Found::Nothing => return None,
     };
+    // A glance finds the same, or nothing.
+    let glance = uri
+        .authority()
+        .filter(|_| uri.scheme_str() == Some("https"));
+    if let Some((_, at_a_glance)) = glance.and_then(|it| audience.find_as_written(it.as_str())) {
+        assert_eq!(*at_a_glance, request, "{uri}");
+    }
     Some(request.audiences()[0].to_string())
 }
 

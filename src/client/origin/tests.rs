@@ -157,3 +157,58 @@ fn a_hash_knows_no_case() {
     assert_eq!(a, b);
     assert_eq!(hasher.hash_one(a), hasher.hash_one(b));
 }
+
+/// What is taken at a glance must be what a reading of the whole would give.
+#[test]
+fn an_authority_as_written_leads_where_a_reading_of_it_leads() {
+    let origins = [
+        "https://a",
+        "https://a:8443",
+        "https://[::1]:8443",
+        "https://[::1]",
+        "https://xn--bcher-kva.example",
+        "https://127.0.0.1:444",
+        "http://a",
+        "http://a:443",
+    ];
+    let uris = [
+        "https://a/x",
+        "https://A/x",
+        "https://a:443/x",
+        "https://a:8443",
+        "https://a:08443/x",
+        "https://a:/x",
+        "https://u@a/x",
+        "https://a@b/x",
+        "https://a./x",
+        "https://a%2e/x",
+        "https://[::1]:8443/x",
+        "https://[0:0::1]:8443/x",
+        "https://[::1]/x",
+        "https://xn--bcher-kva.example/x",
+        "https://127.0.0.1:444/x",
+        "https://2130706433:444/x",
+        "http://a/x",
+        "http://a:443/x",
+        "HTTPS://a/x",
+        "ftp://a/x",
+        "/x",
+    ];
+    let mut at_a_glance = 0;
+    for uri in uris {
+        let Ok(uri) = uri.parse::<Uri>() else {
+            continue;
+        };
+        let place = Place::Uri(&uri);
+        for origin in origins {
+            let origin: Origin = origin.parse().unwrap();
+            let glance = place.https_authority();
+            if glance.is_some_and(|authority| origin.is_https_as_written(authority)) {
+                assert_eq!(place.target(), Ok(Some(origin.target())), "{uri}");
+                at_a_glance += 1;
+            }
+        }
+    }
+    // One for each https origin, and the same once more in a scheme of upper case.
+    assert_eq!(at_a_glance, 7);
+}
