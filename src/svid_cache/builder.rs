@@ -49,7 +49,8 @@ impl SvidCacheBuilder {
     }
 
     /// The most audiences that are kept; beyond it, one that was not used for long gives way.
-    /// 1024 by default. Audiences that a layer was made for, or that are kept warm, never do.
+    /// 1024 by default. Audiences that a layer was made for, or that are kept warm, never do, and
+    /// take nobody's place: they are kept besides.
     pub fn max_entries(mut self, max: usize) -> Self {
         self.settings.max_entries = max;
         self

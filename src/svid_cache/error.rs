@@ -44,7 +44,7 @@ pub enum TokenErrorReason {
     Unacceptable,
     /// The issuer answered with a token that is already expired: the clocks differ.
     ClockSkew,
-    /// The cache is full of audiences that are pinned, or whose fetch is under way.
+    /// The cache is full of audiences whose fetch is under way.
     Full,
     /// The source was shut down.
     Closed,
@@ -146,7 +146,7 @@ impl TokenError {
         Self::for_request(
             TokenErrorReason::Full,
             request,
-            "the cache is full of audiences that are pinned or being fetched; raise `max_entries`",
+            "the cache is full of audiences that are being fetched; raise `max_entries`",
         )
     }
 

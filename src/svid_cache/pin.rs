@@ -32,7 +32,7 @@ impl Drop for Pin {
     fn drop(&mut self) {
         let last = self.entry.pins.fetch_sub(1, Ordering::Relaxed) == 1;
         if last && let Some(core) = self.core.upgrade() {
-            core.table.forget(&self.entry);
+            core.table.unpinned(&self.entry);
         }
     }
 }

@@ -17,6 +17,9 @@ const SAMPLE: usize = 8;
 pub(crate) struct Table {
     shards: [RwLock<Shard>; SHARDS],
     len: AtomicUsize,
+    /// Of them, those that are pinned.
+    pinned: AtomicUsize,
+    /// The most of the others.
     max: usize,
     evicted: AtomicU64,
 }
@@ -84,6 +87,7 @@ impl Table {
         Self {
             shards: Default::default(),
             len: AtomicUsize::new(0),
+            pinned: AtomicUsize::new(0),
             max: max.max(1),
             evicted: AtomicU64::new(0),
         }
@@ -146,8 +150,8 @@ impl Table {
                 entry
             }
         };
-        if pin {
-            entry.pins.fetch_add(1, Ordering::Relaxed);
+        if pin && entry.pins.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.pinned.fetch_add(1, Ordering::Relaxed);
         }
         Some(entry)
     }
@@ -173,10 +177,15 @@ impl Table {
     /// should be. Whether there is room.
     fn make_room(&self) -> bool {
         let mut gone = 0;
-        while gone < 2 && self.len() >= self.max && self.evict_one() {
+        while gone < 2 && self.is_full() && self.evict_one() {
             gone += 1;
         }
-        gone > 0 || self.len() < self.max
+        gone > 0 || !self.is_full()
+    }
+
+    fn is_full(&self) -> bool {
+        let pinned = self.pinned.load(Ordering::Relaxed);
+        self.len() >= self.max.saturating_add(pinned)
     }
 
     fn evict_one(&self) -> bool {
@@ -214,8 +223,9 @@ impl Table {
         gone
     }
 
-    /// Lets go of an entry that was pinned and never asked for.
-    pub(crate) fn forget(&self, entry: &Arc<Entry>) {
+    /// The last pin of an entry is gone; with it the entry, where it was never asked for.
+    pub(crate) fn unpinned(&self, entry: &Arc<Entry>) {
+        self.pinned.fetch_sub(1, Ordering::Relaxed);
         self.remove(entry, Entry::retire_unused);
     }
 

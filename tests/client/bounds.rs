@@ -36,6 +36,35 @@ async fn rule_11_what_pins_held_above_the_bound_goes_when_they_do() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn rule_11_pins_take_nobodys_place() {
+    let bench = Bench::built(
+        |call| call.fresh(3000),
+        |builder| builder.max_entries(4).rate(100_000),
+    );
+    let pin = |n: usize| bench.cache.pin(request(&format!("pinned-{n}")));
+    let pins: Vec<_> = (0..10).map(pin).collect();
+    let again: Vec<_> = (0..10).map(pin).collect();
+    for pin in &pins {
+        pin.header().await.unwrap();
+    }
+    for n in 0..8 {
+        let other = request(&format!("aud-{n}"));
+        bench.cache.header(&other).await.unwrap();
+    }
+    // Ten that are pinned, however often, and four others.
+    assert_eq!(bench.cache.stats().entries, 14);
+    drop(pins);
+    bench.cache.header(&request("one-more")).await.unwrap();
+    assert_eq!(bench.cache.stats().entries, 14);
+    drop(again);
+    for n in 0..20 {
+        let other = request(&format!("later-{n}"));
+        bench.cache.header(&other).await.unwrap();
+    }
+    assert!(bench.cache.stats().entries <= 4);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_audience_that_was_pinned_and_never_asked_for_leaves_no_trace() {
     let bench = Bench::new();
     let layer = AddJwtSvidLayer::new(bench.cache.clone(), fixed());

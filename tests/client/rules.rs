@@ -457,7 +457,8 @@ async fn rule_11_the_least_recently_used_gives_way() {
             .await
             .unwrap();
         tokio::time::sleep(millis(1500)).await;
-        assert!(bench.cache.stats().entries <= 100);
+        // And the pinned one.
+        assert!(bench.cache.stats().entries <= 101);
     }
     let kept = |aud: &SvidRequest| {
         bench
