@@ -47,6 +47,48 @@
 //! # }
 //! ```
 //!
+//! # One client, two lines; one source for both sides
+//!
+//! A service that admits callers and makes calls of its own has one `JwtSource`. Clones of it are
+//! the same source: one stream of bundles, one cache of tokens.
+//!
+//! ```
+//! use http::{Request, Response};
+//! use std::convert::Infallible;
+//! use tower::{Layer, ServiceExt, service_fn};
+//! use tower_spiffe::client::{AddJwtSvid, Audience};
+//! use tower_spiffe::{Allow, ValidateJwtSvidLayer, Validator};
+//! # use tower_spiffe::testing::WorkloadApi;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+//! # let agent = WorkloadApi::start("example.org").await?;
+//! # let source = agent.source().await?;
+//! # let ledger = service_fn(async |request: Request<String>| {
+//! #     let signed = request.headers().contains_key("authorization");
+//! #     Ok::<_, Infallible>(Response::new(if signed { "a balance" } else { "nothing" }))
+//! # });
+//! // It calls the ledger: here are the two lines.
+//! let audience = Audience::fixed("spiffe://example.org/ledger").for_origin("https://ledger")?;
+//! let client = AddJwtSvid::new(ledger, source.clone(), audience);
+//!
+//! // It admits those who call it, by the same source.
+//! let validator = Validator::builder(source).audience("spiffe://example.org/reports").build()?;
+//! let reports = service_fn(move |request: Request<String>| {
+//!     let onward = Request::get("https://ledger/balance").body(request.into_body());
+//!     let client = client.clone();
+//!     async move { client.oneshot(onward?).await }
+//! });
+//! let admitted = Allow::trust_domain("example.org")?;
+//! let reports = ValidateJwtSvidLayer::required(validator, admitted).layer(reports);
+//!
+//! let bearer = agent.bearer("spiffe://example.org/web", "spiffe://example.org/reports");
+//! let request = Request::get("/").header("authorization", bearer).body(String::new())?;
+//! assert_eq!(reports.oneshot(request).await?.into_body(), "a balance");
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Which client, how
 //!
 //! | client | how | to copy |
@@ -55,10 +97,11 @@
 //! | a tonic `Channel`: plain, TLS, Unix socket, balanced | [`AddJwtSvid`] around it, with [`assume_origin`](UnboundAudience::assume_origin) | `examples/client_tonic.rs` |
 //! | the same, where a type must stay an interceptor | `JwtSvidInterceptor` (feature `tonic`) | `examples/client_tonic.rs` |
 //! | `reqwest::Client` as a tower service | [`AddJwtSvid`] around it (feature `reqwest`) | `examples/client_reqwest.rs` |
-//! | `reqwest_middleware` | `JwtSvidMiddleware` (feature `reqwest-middleware`) | `examples/client_reqwest.rs` |
+//! | `reqwest_middleware` | `JwtSvidMiddleware` (feature `reqwest-middleware`) | `examples/client_reqwest_middleware.rs` |
+//! | any of them among timeouts, retries, limits, buffers | as below | `examples/client_stack.rs` |
 //! | anything else | [`SvidCache::header`](crate::SvidCache::header) | |
 //!
-//! # Its place in a stack
+//! # Where it stands in a stack
 //!
 //! From the outside in:
 //!
@@ -68,12 +111,14 @@
 //! 3. **What follows redirects** (`tower_http::follow_redirect`) goes outside: then each hop passes
 //!    here, and gets the token for where *it* goes, or none. Where the client beneath follows
 //!    redirects itself (`reqwest` does), only the first hop passes here; it must take
-//!    `authorization` off when it goes elsewhere. `reqwest` does; `tower_http` does by its default
-//!    policy alone: `FollowRedirectLayer::with_policy(Limited::new(n))` would carry it on. With
+//!    `authorization` off when it goes elsewhere. `reqwest` does, wherever scheme, host or port is
+//!    another; `tower_http` does by its default policy alone:
+//!    `FollowRedirectLayer::with_policy(Limited::new(n))` would carry it on. With
 //!    [`header`](AddJwtSvidLayer::header) it must not follow redirects at all.
 //! 4. **This layer.**
 //! 5. **Buffers, load balancing, concurrency and rate limits** go beneath or outside, as you like:
-//!    while a request waits for its token it holds no place in what is beneath.
+//!    while a request waits for its token it holds no place in what is beneath. A buffer beneath
+//!    lets tokens age in its queue: keep the queue short, or put it outside.
 //! 6. **Tracing** may go anywhere: the header is marked sensitive, so that it is not shown.
 //!    **Compression** of bodies does not touch it; HTTP/2 keeps sensitive headers out of its
 //!    compression tables.
