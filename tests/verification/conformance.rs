@@ -14,8 +14,18 @@ use crate::support::{HandClock, Swappable};
 
 const VECTORS: &str = include_str!("../data/jwt-svid.json");
 
-struct Harness {
-    vectors: Value,
+/// The bytes of the case's token.
+pub fn token_of(case: &Value) -> Vec<u8> {
+    match case["token"].as_str() {
+        Some(token) => token.as_bytes().to_vec(),
+        None => STANDARD
+            .decode(case["token_b64"].as_str().unwrap())
+            .unwrap(),
+    }
+}
+
+pub struct Harness {
+    pub vectors: Value,
     sets: HashMap<String, JwtBundleSet>,
     source: Swappable,
     clock: Arc<HandClock>,
@@ -25,7 +35,7 @@ struct Harness {
 }
 
 impl Harness {
-    fn new(allow_unknown_headers: bool, cache: bool) -> Self {
+    pub fn new(allow_unknown_headers: bool, cache: bool) -> Self {
         let vectors: Value = serde_json::from_str(VECTORS).unwrap();
         let sets = vectors["bundles"].as_object().unwrap().iter();
         let sets = sets.map(|(name, set)| {
@@ -46,22 +56,9 @@ impl Harness {
         }
     }
 
-    /// The class, or the identity; one validator per audiences and leeway for the whole run, the
-    /// bundles and the clock swapped beneath it.
-    fn judge(&mut self, case: &Value) -> Result<String, &'static str> {
-        let token = match case["token"].as_str() {
-            Some(token) => token.to_owned(),
-            None => {
-                let bytes = STANDARD
-                    .decode(case["token_b64"].as_str().unwrap())
-                    .unwrap();
-                match String::from_utf8(bytes) {
-                    Ok(token) => token,
-                    // The type of `validate` keeps it out.
-                    Err(_) => return Err("malformed-token"),
-                }
-            }
-        };
+    /// The validator for this case: one per audiences and leeway for the whole run, the bundles
+    /// and the clock swapped beneath it.
+    pub fn validator(&mut self, case: &Value) -> Validator {
         let audiences: Vec<String> = serde_json::from_value(case["audience"].clone()).unwrap();
         let leeway = case["leeway"].as_u64().unwrap();
         self.source
@@ -84,6 +81,14 @@ impl Harness {
                 };
                 builder.build().unwrap()
             });
+        validator.clone()
+    }
+
+    /// The class, or the identity.
+    fn judge(&mut self, case: &Value) -> Result<String, &'static str> {
+        let validator = self.validator(case);
+        // The type of `validate` keeps other bytes out.
+        let token = String::from_utf8(token_of(case)).map_err(|_| "malformed-token")?;
         match validator.validate(&token) {
             Ok(svid) => {
                 for (name, value) in case["claims"].as_object().into_iter().flatten() {

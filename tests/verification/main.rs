@@ -16,3 +16,4 @@ mod rules;
 mod second_opinion;
 mod signer;
 mod support;
+mod wire;
