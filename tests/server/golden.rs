@@ -1,15 +1,16 @@
-//! Refusals as they stand on the wire, byte for byte.
+//! Refusals as they stand on the wire, byte for byte: every class in every form.
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request};
+use hyper::body::Body;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tower::{Layer, service_fn};
-use tower_spiffe::bundle::CannotJudge;
-use tower_spiffe::server::{Allow, ValidateJwtSvidLayer};
+use tower_spiffe::server::{Allow, AllowCallersLayer, ValidateJwtSvidLayer};
 
 use crate::hyper::{serve, who};
-use crate::loopback::{At, send};
+use crate::loopback::{At, stream};
+use crate::refusals::{BLIND, Case, cases};
 use crate::support::{OPS, WEB, World};
 
 async fn start(world: &World) -> At {
@@ -17,11 +18,110 @@ async fn start(world: &World) -> At {
     serve(layer.layer(service_fn(who))).await
 }
 
+/// A way to ask, and what is answered in it.
+#[derive(Debug, Clone, Copy)]
+struct Form {
+    http2: bool,
+    content_type: Option<&'static str>,
+    /// In gRPC and gRPC-Web.
+    answered: Option<&'static str>,
+}
+
+const FORMS: [Form; 7] = [
+    form(false, None, None),
+    form(true, None, None),
+    form(
+        true,
+        Some("application/grpc+proto"),
+        Some("application/grpc"),
+    ),
+    in_kind(false, "application/grpc-web+proto"),
+    in_kind(true, "application/grpc-web+proto"),
+    in_kind(false, "application/grpc-web-text"),
+    in_kind(true, "application/grpc-web-text"),
+];
+
+const fn form(
+    http2: bool,
+    content_type: Option<&'static str>,
+    answered: Option<&'static str>,
+) -> Form {
+    Form {
+        http2,
+        content_type,
+        answered,
+    }
+}
+
+const fn in_kind(http2: bool, content_type: &'static str) -> Form {
+    form(http2, Some(content_type), Some(content_type))
+}
+
+impl Form {
+    /// All that is answered to this case, but for the time.
+    fn expected(self, case: &Case) -> String {
+        let reason = match case.status {
+            400 => "Bad Request",
+            401 => "Unauthorized",
+            403 => "Forbidden",
+            503 => "Service Unavailable",
+            other => panic!("{other}"),
+        };
+        let (status, reason, headers) = match self.answered {
+            Some(kind) => {
+                let headers = format!(
+                    "content-type: {kind}\r\ngrpc-status: {}\r\ngrpc-message: {}\r\n",
+                    case.grpc_status, case.grpc_message
+                );
+                (200, "OK", headers)
+            }
+            None => {
+                let headers = match case.challenge {
+                    Some(challenge) => format!("www-authenticate: {challenge}\r\n"),
+                    None => "retry-after: 5\r\n".to_owned(),
+                };
+                (case.status, reason, headers)
+            }
+        };
+        if self.http2 {
+            format!(":status: {status}\r\n{headers}\r\n")
+        } else {
+            let end = "connection: close\r\ncontent-length: 0\r\n\r\n";
+            format!("HTTP/1.1 {status} {reason}\r\n{headers}{end}")
+        }
+    }
+
+    /// Asks, and gives all that is answered, but for the time.
+    async fn ask(self, at: &At, authorization: Option<&HeaderValue>) -> String {
+        let mut request = Request::new(Bytes::new());
+        *request.uri_mut() = "/r.R/M".parse().unwrap();
+        let headers = request.headers_mut();
+        if let Some(kind) = self.content_type {
+            headers.insert("content-type", HeaderValue::from_static(kind));
+        }
+        if let Some(value) = authorization {
+            headers.insert("authorization", value.clone());
+        }
+        if self.content_type.is_some() {
+            *request.method_mut() = Method::POST;
+        }
+        if self.http2 {
+            http2(at, request).await
+        } else {
+            http1(at, &request).await
+        }
+    }
+}
+
 /// What an HTTP/1.1 server writes, but for the line that tells the time.
-async fn http1(at: &At, lines: &str) -> String {
+async fn http1(at: &At, request: &Request<Bytes>) -> String {
     let mut stream = TcpStream::connect(at.tcp).await.unwrap();
-    let request = format!("{lines}host: reports.test\r\nconnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = format!("{} {} HTTP/1.1\r\n", request.method(), request.uri());
+    for (name, value) in request.headers() {
+        text.push_str(&format!("{name}: {}\r\n", value.to_str().unwrap()));
+    }
+    text.push_str("host: reports.test\r\nconnection: close\r\n\r\n");
+    stream.write_all(text.as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     let date = answer.find("date: ").unwrap();
@@ -30,155 +130,135 @@ async fn http1(at: &At, lines: &str) -> String {
     answer
 }
 
-fn get(authorization: &str) -> String {
-    format!("GET / HTTP/1.1\r\nauthorization: {authorization}\r\n")
+/// The header block of an HTTP/2 answer, but for the time. It is all that comes: no body, no
+/// trailers after it.
+async fn http2(at: &At, request: Request<Bytes>) -> String {
+    let io = TcpStream::connect(at.tcp).await.unwrap();
+    let response = stream(io, true, request).await;
+    assert!(response.body().is_end_stream(), "{response:?}");
+    let mut text = format!(":status: {}\r\n", response.status().as_u16());
+    for (name, value) in response.headers() {
+        if name != "date" {
+            text.push_str(&format!("{name}: {}\r\n", value.to_str().unwrap()));
+        }
+    }
+    text + "\r\n"
 }
 
 #[tokio::test]
-async fn http1_refusals_byte_for_byte() {
+async fn every_refusal_byte_for_byte_in_every_form() {
     let world = World::new();
     let at = start(&world).await;
-    assert_eq!(
-        http1(&at, "GET / HTTP/1.1\r\n").await,
-        "HTTP/1.1 401 Unauthorized\r\n\
-         www-authenticate: Bearer realm=\"spiffe\"\r\n\
-         connection: close\r\n\
-         content-length: 0\r\n\r\n"
-    );
-    assert_eq!(
-        http1(&at, &get("Bearer a b")).await,
-        "HTTP/1.1 400 Bad Request\r\n\
-         www-authenticate: Bearer realm=\"spiffe\", error=\"invalid_request\"\r\n\
-         connection: close\r\n\
-         content-length: 0\r\n\r\n"
-    );
-    assert_eq!(
-        http1(&at, &get("Bearer a.b.c")).await,
-        "HTTP/1.1 401 Unauthorized\r\n\
-         www-authenticate: Bearer realm=\"spiffe\", error=\"invalid_token\", \
-         error_description=\"the token is malformed\"\r\n\
-         connection: close\r\n\
-         content-length: 0\r\n\r\n"
-    );
+    let cases = cases(&world);
+    for form in FORMS {
+        for case in &cases {
+            let answer = form.ask(&at, case.authorization.as_ref()).await;
+            assert_eq!(answer, form.expected(case), "{} in {form:?}", case.name);
+        }
+    }
+    let good = world.bearer(WEB);
+    for why in BLIND {
+        world.bundles.cannot_judge(why);
+        let case = Case::cannot_judge(why, good.clone());
+        for form in FORMS {
+            let answer = form.ask(&at, case.authorization.as_ref()).await;
+            assert_eq!(answer, form.expected(&case), "{why} in {form:?}");
+        }
+    }
+}
+
+/// So that what is expected is not only what a formula says: one of each form in full.
+#[tokio::test]
+async fn one_refusal_of_each_form_in_full() {
+    let world = World::new();
+    let at = start(&world).await;
     let ops = world.bearer(OPS);
+    let [http1, http2, grpc, web1, web2, ..] = FORMS;
     assert_eq!(
-        http1(&at, &get(ops.to_str().unwrap())).await,
+        http1.ask(&at, Some(&ops)).await,
         "HTTP/1.1 403 Forbidden\r\n\
          www-authenticate: Bearer realm=\"spiffe\", error=\"insufficient_scope\"\r\n\
          connection: close\r\n\
          content-length: 0\r\n\r\n"
     );
-    world.bundles.cannot_judge(CannotJudge::NotReady);
     assert_eq!(
-        http1(&at, &get(ops.to_str().unwrap())).await,
-        "HTTP/1.1 503 Service Unavailable\r\n\
-         retry-after: 5\r\n\
+        http2
+            .ask(&at, Some(&HeaderValue::from_static("Bearer a.b.c")))
+            .await,
+        ":status: 401\r\n\
+         www-authenticate: Bearer realm=\"spiffe\", error=\"invalid_token\", \
+         error_description=\"the token is malformed\"\r\n\r\n"
+    );
+    assert_eq!(
+        grpc.ask(&at, Some(&ops)).await,
+        ":status: 200\r\n\
+         content-type: application/grpc\r\n\
+         grpc-status: 7\r\n\
+         grpc-message: the caller is not allowed\r\n\r\n"
+    );
+    assert_eq!(
+        web1.ask(&at, None).await,
+        "HTTP/1.1 200 OK\r\n\
+         content-type: application/grpc-web+proto\r\n\
+         grpc-status: 16\r\n\
+         grpc-message: a bearer token is required\r\n\
          connection: close\r\n\
          content-length: 0\r\n\r\n"
     );
-}
-
-#[tokio::test]
-async fn grpc_web_refusals_byte_for_byte_in_http1() {
-    let world = World::new();
-    let at = start(&world).await;
-    for kind in ["grpc-web+proto", "grpc-web-text"] {
-        let request = format!("POST /r.R/M HTTP/1.1\r\ncontent-type: application/{kind}\r\n");
-        assert_eq!(
-            http1(&at, &request).await,
-            format!(
-                "HTTP/1.1 200 OK\r\n\
-                 content-type: application/{kind}\r\n\
-                 grpc-status: 16\r\n\
-                 grpc-message: a bearer token is required\r\n\
-                 connection: close\r\n\
-                 content-length: 0\r\n\r\n"
-            )
-        );
-    }
-    // Over HTTP/1.1 there is no gRPC: a caller does not choose status 200 for his refusal.
-    let request = "POST /r.R/M HTTP/1.1\r\ncontent-type: application/grpc\r\n";
-    assert!(
-        http1(&at, request)
-            .await
-            .starts_with("HTTP/1.1 401 Unauthorized\r\n")
-    );
-}
-
-/// The header block of an HTTP/2 answer, but for the time, and its body.
-async fn http2(at: &At, request: Request<Bytes>) -> String {
-    let stream = TcpStream::connect(at.tcp).await.unwrap();
-    let mut response = send(stream, true, request).await;
-    response.headers_mut().remove("date");
-    let mut text = format!(":status: {}\n", response.status().as_u16());
-    for (name, value) in response.headers() {
-        text.push_str(&format!("{name}: {}\n", value.to_str().unwrap()));
-    }
-    text + std::str::from_utf8(response.body()).unwrap()
-}
-
-fn request(method: Method, headers: &[(&'static str, HeaderValue)]) -> Request<Bytes> {
-    let mut request = Request::builder()
-        .uri("/r.R/M")
-        .method(method)
-        .body(Bytes::new())
-        .unwrap();
-    for (name, value) in headers {
-        request.headers_mut().insert(*name, value.clone());
-    }
-    request
-}
-
-#[tokio::test]
-async fn http2_refusals_byte_for_byte() {
-    let world = World::new();
-    let at = start(&world).await;
-    let authorization = |value| [("authorization", value)];
     assert_eq!(
-        http2(&at, request(Method::GET, &[])).await,
-        ":status: 401\nwww-authenticate: Bearer realm=\"spiffe\"\n"
-    );
-    assert_eq!(
-        http2(&at, request(Method::GET, &authorization(world.bearer(OPS)))).await,
-        ":status: 403\n\
-         www-authenticate: Bearer realm=\"spiffe\", error=\"insufficient_scope\"\n"
-    );
-    world.bundles.cannot_judge(CannotJudge::Closed);
-    assert_eq!(
-        http2(&at, request(Method::GET, &authorization(world.bearer(OPS)))).await,
-        ":status: 503\nretry-after: 5\n"
+        web2.ask(&at, None).await,
+        ":status: 200\r\n\
+         content-type: application/grpc-web+proto\r\n\
+         grpc-status: 16\r\n\
+         grpc-message: a bearer token is required\r\n\r\n"
     );
 }
 
 #[tokio::test]
-async fn grpc_refusals_byte_for_byte() {
+async fn over_http1_there_is_no_grpc() {
+    // A caller does not choose status 200 for his refusal.
     let world = World::new();
     let at = start(&world).await;
-    let grpc = (
-        "content-type",
-        HeaderValue::from_static("application/grpc+proto"),
-    );
-    let ask = |authorization| {
-        let headers = [grpc.clone(), ("authorization", authorization)];
-        http2(&at, request(Method::POST, &headers))
-    };
-    let expected = |code, message| {
-        format!(
-            ":status: 200\ncontent-type: application/grpc\ngrpc-status: {code}\n\
-             grpc-message: {message}\n"
-        )
-    };
-    assert_eq!(
-        ask(HeaderValue::from_static("Bearer a b")).await,
-        expected(16, "the header does not carry exactly one bearer token")
-    );
-    assert_eq!(
-        ask(world.bearer(OPS)).await,
-        expected(7, "the caller is not allowed")
-    );
-    world.bundles.cannot_judge(CannotJudge::Stale);
-    assert_eq!(
-        ask(world.bearer(WEB)).await,
-        expected(14, "callers cannot be authenticated now")
-    );
+    let grpc = form(false, Some("application/grpc"), None);
+    for case in &cases(&world) {
+        let answer = grpc.ask(&at, case.authorization.as_ref()).await;
+        assert_eq!(answer, grpc.expected(case), "{}", case.name);
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_put_together_wrongly_says_so_in_every_form() {
+    let world = World::new();
+    let alone = AllowCallersLayer::new(Allow::id(WEB).unwrap());
+    let at = serve(alone.layer(service_fn(who))).await;
+    let [http1, http2, grpc, web1, ..] = FORMS;
+    let good = world.bearer(WEB);
+    const WHY: &str = "x-tower-spiffe-error: no ValidateJwtSvidLayer stands above\r\n";
+    for (form, begin, end) in [
+        (
+            http1,
+            "HTTP/1.1 500 Internal Server Error\r\n",
+            "connection: close\r\ncontent-length: 0\r\n\r\n",
+        ),
+        (http2, ":status: 500\r\n", "\r\n"),
+        (
+            grpc,
+            ":status: 200\r\n\
+             content-type: application/grpc\r\n\
+             grpc-status: 13\r\n\
+             grpc-message: no ValidateJwtSvidLayer stands above\r\n",
+            "\r\n",
+        ),
+        (
+            web1,
+            "HTTP/1.1 200 OK\r\n\
+             content-type: application/grpc-web+proto\r\n\
+             grpc-status: 13\r\n\
+             grpc-message: no ValidateJwtSvidLayer stands above\r\n",
+            "connection: close\r\ncontent-length: 0\r\n\r\n",
+        ),
+    ] {
+        let answer = form.ask(&at, Some(&good)).await;
+        assert_eq!(answer, format!("{begin}{WHY}{end}"), "{form:?}");
+    }
 }

@@ -13,17 +13,40 @@ use tower_spiffe::{Clock, SystemClock};
 use crate::support::{AUDIENCE, OPS, Signer, WEB, World, bearer, with_authorization};
 
 /// One class of refusal: a request that meets it, and what it is answered.
-struct Case {
-    name: &'static str,
-    authorization: Option<HeaderValue>,
-    status: u16,
-    challenge: Option<&'static str>,
-    grpc_status: &'static str,
-    grpc_message: &'static str,
-    reason: RejectionReason,
+pub struct Case {
+    pub name: &'static str,
+    pub authorization: Option<HeaderValue>,
+    pub status: u16,
+    pub challenge: Option<&'static str>,
+    pub grpc_status: &'static str,
+    pub grpc_message: &'static str,
+    pub reason: RejectionReason,
 }
 
-fn cases(world: &World) -> Vec<Case> {
+/// The ways in which a source cannot judge.
+pub const BLIND: [CannotJudge; 4] = [
+    CannotJudge::NotReady,
+    CannotJudge::Withdrawn,
+    CannotJudge::Stale,
+    CannotJudge::Closed,
+];
+
+impl Case {
+    /// A good credential, and a source that cannot judge.
+    pub fn cannot_judge(why: CannotJudge, good: HeaderValue) -> Self {
+        Self {
+            name: why.as_str(),
+            authorization: Some(good),
+            status: 503,
+            challenge: None,
+            grpc_status: "14",
+            grpc_message: "callers cannot be authenticated now",
+            reason: RejectionReason::CannotJudge(why),
+        }
+    }
+}
+
+pub fn cases(world: &World) -> Vec<Case> {
     let now = SystemClock::shared().now().secs();
     let issuer = &world.issuer;
     let token = |token: String| Some(bearer(&token));
@@ -277,12 +300,7 @@ async fn every_class_has_its_code_and_text_in_grpc() {
 async fn a_source_that_cannot_judge_is_our_trouble_and_no_challenge() {
     let world = World::new();
     let layer = layer(&world);
-    for why in [
-        CannotJudge::NotReady,
-        CannotJudge::Withdrawn,
-        CannotJudge::Stale,
-        CannotJudge::Closed,
-    ] {
+    for why in BLIND {
         // With a warm cache too.
         world.bundles.set([world.issuer.bundle()]);
         let request = world.request(WEB);
