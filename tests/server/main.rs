@@ -14,6 +14,7 @@ mod end_at_expiry;
 mod golden;
 mod hyper;
 mod live_source;
+mod log;
 mod loopback;
 mod modes;
 mod policy;

@@ -46,7 +46,7 @@ fn allow_web() -> Allow {
 }
 
 #[tokio::test]
-async fn optional_lets_the_anonymous_pass_and_nobody_with_a_bad_credential() {
+async fn a19_optional_lets_the_anonymous_pass_and_nobody_with_a_bad_credential() {
     let world = World::new();
     let layer = ValidateJwtSvidLayer::optional(world.validator.clone(), allow_web());
 

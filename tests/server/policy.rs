@@ -223,14 +223,29 @@ async fn a20_a_public_path_is_that_path_for_that_router() {
         .build()
         .unwrap();
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), policy);
+    // What a router beneath looks at is the path that was compared.
+    let inner = service_fn(|request: Request<String>| async move {
+        assert_eq!(request.uri().path(), "/r.R/Open");
+        Ok::<_, Infallible>(Response::new(String::new()))
+    });
     for (path, expected) in [
         ("/r.R/Open", 200),
         ("/r.R/Open?x=/r.R/Shut", 200),
+        // A fragment is no part of a request's path.
+        ("/r.R/Open#x", 200),
+        ("/r.R/Open#/../Shut", 200),
+        ("/r.R/Shut#/r.R/Open", 401),
+        ("/r.R/Shut?/r.R/Open", 401),
+        ("/r.R/Open%23x", 401),
         ("/r.R/Open/../Shut", 401),
         ("/r.R//Open", 401),
         ("//r.R/Open", 401),
         ("/r.R/Open/", 401),
         ("/r.R/Ope%6e", 401),
+        ("/r.R/%2e/Open", 401),
+        ("/r.R/Shut/%2e%2e/Open", 401),
+        ("/r.R/Open/%2E%2E/Shut", 401),
+        ("/r%2eR/Open", 401),
         ("/r.R/Open%2f..%2fShut", 401),
         ("/r.R/Opener", 401),
         ("/R.r/Open", 401),
@@ -245,7 +260,8 @@ async fn a20_a_public_path_is_that_path_for_that_router() {
             request
                 .headers_mut()
                 .insert("x-original-url", HeaderValue::from_static("/r.R/Open"));
-            assert_eq!(status(&layer, request).await, expected, "{path}");
+            let response = layer.layer(inner).oneshot(request).await.unwrap();
+            assert_eq!(response.status(), expected, "{path}");
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::io::Write;
 use std::sync::{Arc, Mutex};
 
 use http::{HeaderValue, Request, Response};
@@ -15,56 +14,9 @@ use tower_spiffe::server::{
 };
 use tower_spiffe::{Clock, SystemClock};
 use tracing::Level;
-use tracing_subscriber::fmt::MakeWriter;
-use tracing_subscriber::fmt::format::FmtSpan;
 
+use crate::log::Log;
 use crate::support::{AUDIENCE, OPS, Signer, WEB, World, bearer, with_authorization};
-
-/// Where the log goes.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl<'a> MakeWriter<'a> for Log {
-    type Writer = Self;
-
-    fn make_writer(&'a self) -> Self {
-        self.clone()
-    }
-}
-
-impl Log {
-    fn begin(&self, level: Level) -> tracing::subscriber::DefaultGuard {
-        let subscriber = tracing_subscriber::fmt()
-            .with_max_level(level)
-            .with_span_events(FmtSpan::FULL)
-            .with_ansi(false)
-            .with_writer(self.clone())
-            .finish();
-        tracing::subscriber::set_default(subscriber)
-    }
-
-    fn text(&self) -> String {
-        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
-    }
-
-    fn lines_with(&self, part: &str) -> usize {
-        self.text()
-            .lines()
-            .filter(|line| line.contains(part))
-            .count()
-    }
-}
 
 async fn ask(layer: &ValidateJwtSvidLayer, request: Request<String>) -> Response<String> {
     let inner = service_fn(|request: Request<String>| async move {
@@ -149,6 +101,30 @@ async fn a28_no_part_of_a_token_is_logged_at_trace() {
     }
     assert!(!text.contains("not-a-spiffe-id"));
     assert!(!text.contains("another-audience"));
+}
+
+#[tokio::test]
+async fn a04_a_key_id_writes_no_lines_into_the_log() {
+    let world = World::new();
+    let mut header = world.issuer.header();
+    let claims = json!({ "sub": WEB, "aud": AUDIENCE, "exp": 9_999_999_999_i64 });
+    for (level, shown) in [(Level::INFO, 0), (Level::TRACE, 1)] {
+        let log = Log::default();
+        let _guard = log.begin(level);
+        let layer =
+            ValidateJwtSvidLayer::required(world.validator.clone(), Allow::id(WEB).unwrap());
+        header["kid"] = json!("k\r\n2026-01-01T00:00:00Z ERROR forged: line\u{1b}[31m\u{2028}");
+        let token = world.issuer.sign(&header, &claims);
+        let response = ask(&layer, with_authorization(&bearer(&token))).await;
+        assert_eq!(response.status(), 401);
+        let text = log.text();
+        // One line, of its own making, whose name is shown escaped where somebody looks closely.
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert_eq!(log.lines_with("key-unknown"), 1, "{text}");
+        assert_eq!(log.lines_with("forged"), shown, "{text}");
+        let plain = |char: char| char == '\n' || (' '..='~').contains(&char);
+        assert!(text.trim_end().chars().all(plain), "{text:?}");
+    }
 }
 
 #[tokio::test]

@@ -65,7 +65,7 @@ fn policy() -> GrpcPolicy {
 }
 
 #[tokio::test]
-async fn a_whole_server_is_guarded_in_all_four_kinds_of_calls() {
+async fn jwt_19_a_whole_server_is_guarded_in_all_four_kinds_of_calls() {
     let world = World::new();
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), policy());
     let at = serve!(Server::builder().layer(layer.clone()).add_service(Talk));

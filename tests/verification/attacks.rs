@@ -4,6 +4,11 @@
 //! Those of transport (A18 to A20, A27), of logs (A28) and of the wait for keys (A23) have their
 //! tests where those things stand, in the server's tests.
 
+use std::io::ErrorKind;
+use std::net::{TcpListener, TcpStream};
+
+use ::base64::Engine as _;
+use ::base64::engine::general_purpose::STANDARD;
 use aws_lc_rs::hmac;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -33,16 +38,39 @@ fn header_with(signer: &Signer, name: &str, value: Value) -> Value {
     header
 }
 
+/// As `openssl` writes it.
+fn pem(label: &str, der: &[u8]) -> String {
+    let text = STANDARD.encode(der).into_bytes();
+    let lines = text
+        .chunks(64)
+        .map(|line| std::str::from_utf8(line).unwrap());
+    let lines: Vec<_> = lines.collect();
+    format!(
+        "-----BEGIN {label}-----\n{}\n-----END {label}-----\n",
+        lines.join("\n")
+    )
+}
+
 #[test]
 fn a01_a_public_key_is_no_hmac_secret() {
     let (ec, rsa) = (es256(), rs256());
     let fixture = warm_fixture(&[&ec, &rsa]);
     for signer in [&ec, &rsa] {
+        let of_its_type = if signer.algorithm == Algorithm::RS256 {
+            "RSA PUBLIC KEY"
+        } else {
+            "EC PUBLIC KEY"
+        };
         let secrets = [
             signer.public(),
             signer.public()[1..33].to_vec(),
+            signer.spki(),
+            pem("PUBLIC KEY", &signer.spki()).into_bytes(),
+            pem("PUBLIC KEY", &signer.spki()).trim_end().into(),
+            pem(of_its_type, &signer.public()).into_bytes(),
             signer.jwk().to_string().into_bytes(),
             base64(signer.public()).into_bytes(),
+            base64(signer.spki()).into_bytes(),
             Vec::new(),
         ];
         for secret in secrets {
@@ -169,6 +197,11 @@ fn a04_a_kid_is_an_opaque_name_within_one_trust_domain() {
     }
     let long = es256().with_key_id(&"k".repeat(5000)).token();
     fixture.refuses(&long, ValidateReason::Header);
+    // 8 KiB of it: too long for the usual limit, and for a header where that is raised.
+    let longer = es256().with_key_id(&"k".repeat(8192)).token();
+    fixture.refuses(&longer, ValidateReason::TooLong);
+    let wide = Fixture::with(keys_of(&[&signer]), |b| b.max_token_len(1 << 20));
+    wide.refuses(&longer, ValidateReason::Header);
     // What is shown of a name is bounded and escaped.
     let odd = es256().with_key_id(&"\u{1b}[31m\n\"".repeat(100)).token();
     let error = fixture.cold.validate(&odd).unwrap_err();
@@ -181,11 +214,17 @@ fn a05_a_key_that_the_token_brings_is_not_looked_at() {
     let (trusted, evil) = (es256(), Signer::new("evil-p256", Algorithm::ES256));
     let fixture = warm_fixture(&[&trusted]);
     let lax = Fixture::with(keys_of(&[&trusted]), |b| b.allow_unknown_headers(true));
+    // Somebody listens there, so that a look at it would be seen.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let at = listener.local_addr().unwrap();
     for (name, value) in [
         ("jwk", evil.jwk()),
         ("jwk", trusted.jwk()),
-        ("jku", json!("https://evil.test/jwks.json")),
-        ("x5u", json!("https://evil.test/x.pem")),
+        ("jku", json!(format!("http://{at}/jwks.json"))),
+        ("jku", json!(format!("https://{at}/jwks.json"))),
+        ("x5u", json!(format!("http://{at}/x.pem"))),
+        ("x5u", json!(format!("https://{at}/x.pem"))),
         ("x5c", json!(["AAAA"])),
         ("x5t", json!("AAAA")),
         ("x5t#S256", json!("AAAA")),
@@ -199,6 +238,12 @@ fn a05_a_key_that_the_token_brings_is_not_looked_at() {
             lax.refuses(&token, ValidateReason::Header);
         }
     }
+    let nobody = listener.accept().unwrap_err();
+    assert_eq!(nobody.kind(), ErrorKind::WouldBlock);
+    // Who does look is seen.
+    drop(TcpStream::connect(at).unwrap());
+    listener.set_nonblocking(false).unwrap();
+    listener.accept().unwrap();
     // Any other field is refused as well, unless it is asked for that it passes.
     for name in ["cty", "zip", "private", "Alg", ""] {
         let token = with_header(&trusted, &header_with(&trusted, name, json!("x")));
@@ -684,7 +729,8 @@ fn a17_same_kid_in_two_trust_domains_is_two_keys() {
     );
 }
 
-/// So many cases of each: those of the row are `PROPTEST_CASES=1000000 cargo test --release a21`.
+/// So many cases of each: 4096, or what `PROPTEST_CASES` says. Those of the row are
+/// `PROPTEST_CASES=1000000 cargo test --release --test verification a21`.
 fn a21_cases() -> u32 {
     let asked = std::env::var("PROPTEST_CASES").ok();
     asked.and_then(|cases| cases.parse().ok()).unwrap_or(4096)
@@ -890,11 +936,33 @@ fn a24_time_saturates_and_never_wraps() {
     }
 }
 
+/// What is compared with a token is public, so the time that a comparison takes tells nothing. That
+/// stays so as long as no secret can come in: neither as an algorithm nor as a key.
 #[test]
 fn a25_there_is_no_secret_to_compare() {
-    // Every algorithm is asymmetric: what is compared is public, and takes no care about time.
     for algorithm in Algorithm::ALL {
         assert!(["RS", "ES", "PS"].contains(&&algorithm.as_str()[..2]));
+    }
+    let secret = [7; 32];
+    for name in ["HS256", "HS384", "HS512"] {
+        let mut oct = json!({"kty": "oct", "kid": "p256", "k": base64(secret)});
+        for alg in [Value::Null, json!(name)] {
+            if !alg.is_null() {
+                oct["alg"] = alg;
+            }
+            let bundle = bundle("td.test", &[oct.clone()]);
+            assert!(bundle.is_empty());
+            assert_eq!(bundle.ignored().len(), 1);
+            let fixture = Fixture::with(JwtBundleSet::from_iter([bundle]), |b| b);
+            let header = header_with(&es256(), "alg", json!(name)).to_string();
+            let signed = format!("{}.{}", base64(header), base64(claims().to_string()));
+            let key = hmac::Key::new(hmac::HMAC_SHA256, &secret);
+            let tag = hmac::sign(&key, signed.as_bytes());
+            let token = format!("{signed}.{}", base64(tag));
+            fixture.refuses(&token, ValidateReason::Algorithm);
+            // Nor is it a key for the algorithms that there are.
+            fixture.refuses(&es256().token(), ValidateReason::KeyUnknown);
+        }
     }
 }
 

@@ -9,9 +9,11 @@
 )]
 
 mod attacks;
+mod bundle_map;
 mod cache;
 mod conformance;
 mod explain;
+mod rule_table;
 mod rules;
 mod second_opinion;
 mod signer;

@@ -1,23 +1,6 @@
-//! The SPIFFE rules that bind a validator, each as a test of its name. The ID rules have theirs
-//! where the parser is (`spiffe_id`); here `id_rules_hold_in_sub` shows that `sub` goes through it.
-//!
-//! | rule | why no test here can fail for it |
-//! | --- | --- |
-//! | JWT-10, JWT-11 | advice to issuers and users: one audience, scoped to the service |
-//! | JWT-18, JWT-19 | the carrier: tested with the layers, over HTTP and over gRPC (`tests/server`, `tests/client`) |
-//! | TB-2 | says for whom bundles are meant |
-//! | TB-10 | binds publishers; that extra members do no harm is `tb_04` |
-//! | TB-13 | Bundle Maps: read by `FileBundles`, tested there |
-//! | TB-14 | a map's refresh: a file is looked at when it changes, hints are for nobody (`tb_06`) |
-//! | TB-15 | a map is swapped in whole: tested with `FileBundles` |
-//! | TB-16 | polling of bundle endpoints: this crate polls none |
-//! | ID-16, ID-18, ID-21, ID-23, ID-24 | free choice, issuers, or advice about meaning |
-//! | ID-22 | a JWS signs `sub` by its form (`jwt_01`) |
-//! | WA-1, WA-2, WA-6 | bind those who serve the API |
-//! | WA-3 to WA-5, WA-7 to WA-9, WA-12, WA-20 to WA-26, WA-29, WA-30 | the API's client and the source: tested under these names in `tests/source` and `tests/agent` |
-//! | WA-11 | the first identity is the default: part of `wa_21`'s and `wa_22`'s tests there |
-//! | WA-28 | a caller without bundles is refused, and may come again: `ep_14` there |
-//! | WA-31 | advice to ask the agent, which the layers do not follow; the crate's docs say why |
+//! The SPIFFE rules that bind a validator, each as a test of its name. Which test each rule has, here
+//! or elsewhere, stands in `rule_table`; the ID rules have theirs where the parser is (`spiffe_id`),
+//! and here `id_rules_hold_in_sub` shows that `sub` goes through it.
 
 use serde_json::{Value, json};
 use tower_spiffe::bundle::{IgnoredReason, JwtBundle, JwtBundleSet};

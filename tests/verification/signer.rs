@@ -2,6 +2,7 @@
 
 use std::sync::LazyLock;
 
+use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::KeyPair as RsaKeyPair;
 use aws_lc_rs::signature::{
@@ -105,6 +106,16 @@ impl Signer {
             Key::Ec(key, _) => key.public_key().as_ref().to_vec(),
             Key::Rsa(key) => key.public_key().as_ref().to_vec(),
         }
+    }
+
+    /// The public key as X.509 has it: the DER of a SubjectPublicKeyInfo.
+    #[allow(dead_code, reason = "for the attacks")]
+    pub fn spki(&self) -> Vec<u8> {
+        let der: PublicKeyX509Der<'_> = match &self.key {
+            Key::Ec(key, _) => key.public_key().as_der().unwrap(),
+            Key::Rsa(key) => key.public_key().as_der().unwrap(),
+        };
+        der.as_ref().to_vec()
     }
 
     /// The crypto library's own key, parsed: the limit that we are measured against.

@@ -1,0 +1,161 @@
+//! Which test each SPIFFE rule has, or why none can fail for it.
+//!
+//! | rule | test, or the reason |
+//! | --- | --- |
+//! | JWT-1 | `jwt_01_compact_serialisation_only` |
+//! | JWT-2 | `jwt_02_a_jwe_is_no_svid` |
+//! | JWT-3 | `jwt_03_no_header_but_alg_kid_typ` |
+//! | JWT-4 | `jwt_04_the_nine_algorithms_and_no_other` |
+//! | JWT-5 | `jwt_05_the_algorithm_is_checked_before_all_else_in_the_token` |
+//! | JWT-6 | `jwt_06_a_token_without_kid_is_refused` |
+//! | JWT-7 | `jwt_07_typ_is_absent_or_jwt_or_jose` |
+//! | JWT-8 | `jwt_08_sub_is_a_spiffe_id` |
+//! | JWT-9 | `jwt_09_aud_is_there_and_names_us` |
+//! | JWT-10 | advice to issuers and their users: one audience; any number must be taken (`jwt_09_aud_is_there_and_names_us`) |
+//! | JWT-11 | advice to users: an audience that is one service's |
+//! | JWT-12 | `jwt_12_exp_is_there` |
+//! | JWT-13 | `jwt_13_a_token_ends_on_its_exp` |
+//! | JWT-14 | `jwt_14_a_small_leeway_is_ten_seconds` |
+//! | JWT-15 | `jwt_15_an_audience_is_configured_in_advance` |
+//! | JWT-16 | `jwt_16_other_claims_are_kept` |
+//! | JWT-17 | `jwt_17_nbf_binds_and_iat_iss_jti_do_not` |
+//! | JWT-18 | `jwt18_a_bearer_credential_is_read_in_any_case_after_one_or_more_spaces` |
+//! | JWT-19 | `jwt_19_a_whole_server_is_guarded_in_all_four_kinds_of_calls` |
+//! | JWT-20 | `jwt_20_a_spiffe_bundle_marks_its_jwt_keys` |
+//! | JWT-21 | `jwt_21_only_jwt_entries_of_a_spiffe_bundle_are_taken` |
+//! | TB-1 | `tb_01_the_bundle_is_that_of_the_subjects_trust_domain` |
+//! | TB-2 | says for whom bundles are meant |
+//! | TB-3 | `tb_03_a_bundle_is_a_jwk_set` |
+//! | TB-4 | `tb_04_other_members_of_a_set_do_nothing` |
+//! | TB-5 | `tb_05_any_sequence_number_passes` |
+//! | TB-6 | `tb_06_any_refresh_hint_passes` |
+//! | TB-7 | `tb_07_keys_is_there_once_and_an_array` |
+//! | TB-8 | `tb_08_an_unknown_element_is_ignored_and_not_the_set` |
+//! | TB-9 | `tb_09_without_a_usable_key_every_token_is_untrusted` |
+//! | TB-10 | binds publishers; that extra members do no harm is `tb_04_other_members_of_a_set_do_nothing` |
+//! | TB-11 | `tb_11_kty_is_set` |
+//! | TB-12 | `tb_12_use_is_set_in_a_spiffe_bundle` |
+//! | TB-13 | `tb13_a_map_gives_each_trust_domain_its_bundle`, `tb13_a_map_that_is_none_or_names_a_domain_twice_is_refused` |
+//! | TB-14 | `tb_14_a_hint_in_a_map_does_not_change_how_often_it_is_looked_at` |
+//! | TB-15 | `tb_15_a_map_is_taken_in_whole` |
+//! | TB-16 | polling of bundle endpoints: this crate polls none |
+//! | TB-17 | `tb_17_one_key_in_two_trust_domains_makes_two_identities` |
+//! | ID-1 | `id_1_the_scheme_is_spiffe` |
+//! | ID-2 | `id_2_and_id_5_the_trust_domain_is_not_empty` |
+//! | ID-3 | `id_3_no_query_and_no_fragment` |
+//! | ID-4 | `id_4_the_path_may_be_absent` |
+//! | ID-5 | `id_2_and_id_5_the_trust_domain_is_not_empty` |
+//! | ID-6 | `id_6_no_userinfo_and_no_port` |
+//! | ID-7 | `id_7_and_id_20_upper_case_in_scheme_or_trust_domain_is_refused` |
+//! | ID-8 | `id_8_every_byte_of_the_trust_domain_is_of_the_charset` |
+//! | ID-9 | `id_9_and_id_12_no_percent_encoding` |
+//! | ID-10 | `id_10_ipv4_is_a_name_and_ipv6_is_not` |
+//! | ID-11 | `id_11_a_name_need_not_be_a_dns_name` |
+//! | ID-12 | `id_9_and_id_12_no_percent_encoding` |
+//! | ID-13 | `id_13_no_empty_and_no_dot_segments` |
+//! | ID-14 | `id_14_no_trailing_slash` |
+//! | ID-15 | `id_15_every_byte_of_a_segment_is_of_the_charset` |
+//! | ID-16 | `id_16_paths_may_be_hierarchies` |
+//! | ID-17 | `id_17_and_id_18_2048_bytes_and_no_more` |
+//! | ID-18 | `id_17_and_id_18_2048_bytes_and_no_more` |
+//! | ID-19 | `id_19_a_trust_domain_has_at_most_255_bytes` |
+//! | ID-20 | `id_20_the_path_is_case_sensitive` |
+//! | ID-21 | binds the operator of a trust domain |
+//! | ID-22 | a JWS signs `sub` by its form (`jwt_01_compact_serialisation_only`) |
+//! | ID-23 | names the document types; what is no JWT-SVID is refused (`jwt_02_a_jwe_is_no_svid`) |
+//! | ID-24 | advice to those who read further claims |
+//! | WA-1 | binds those who serve the API |
+//! | WA-2 | binds those who serve the API |
+//! | WA-3 | `wa3_after_a_healthy_stretch_the_first_attempt_is_at_once`, `wa3_a_clean_end_of_a_short_stream_is_met_with_backoff_too` |
+//! | WA-4 | `wa4_wa8_each_message_is_the_whole_set_and_what_is_not_in_it_is_unloaded` |
+//! | WA-5 | binds those who serve the API; one that does not is `wa5_a_stream_without_its_first_message_ends_in_time` |
+//! | WA-6 | binds those who serve the API |
+//! | WA-7 | `wa7_an_empty_key_set_is_a_value_and_trusts_nobody` |
+//! | WA-8 | `wa8_a_trust_domain_that_is_gone_is_unloaded`, `wa4_wa8_each_message_is_the_whole_set_and_what_is_not_in_it_is_unloaded` |
+//! | WA-9 | `wa9_an_empty_map_is_discarded_and_counted_and_the_stream_goes_on`, `wa9_a_message_without_bundles_is_discarded` |
+//! | WA-10 | `wa_10_wa_32_no_bundle_for_the_subject_means_untrusted` |
+//! | WA-11 | `wa21_without_an_id_all_identities_come_in_the_agents_order` |
+//! | WA-12 | `wa12_a_hint_that_is_missing_unexpected_or_too_long_is_coped_with` |
+//! | WA-20 | `wa20_what_the_agent_would_refuse_for_ever_is_refused_before_asking`, `wa20_the_token_is_for_the_audiences_asked_for_and_no_others` |
+//! | WA-21 | `wa21_without_an_id_every_identity_gets_a_token` |
+//! | WA-22 | `wa22_an_answer_without_its_mandatory_fields_is_none` |
+//! | WA-23 | `wa23_of_equal_hints_the_first_counts_and_empty_ones_are_not_equal` |
+//! | WA-24 | `wa24_what_is_not_authorized_is_denied_and_may_be_later` |
+//! | WA-25 | `wa25_the_stream_has_the_whole_set_at_once_and_at_each_change` |
+//! | WA-26 | `wa_26_a_trust_domain_is_named_by_its_id_or_bare`, `wa26_the_name_is_the_trust_domains_id_or_its_bare_name` |
+//! | WA-27 | `wa_27_keys_of_other_uses_are_left_out` |
+//! | WA-28 | `ep12_to_ep14_each_status_stops_a_start_or_is_tried_again` |
+//! | WA-29 | `wa29_immediate_ceases_at_once_and_goes_on_when_they_are_back`, `wa29_a_denial_of_the_reconnect_withdraws_as_one_in_midstream_does` |
+//! | WA-30 | `wa30_the_agent_judges_a_token_and_gives_its_claims` |
+//! | WA-31 | advice to ask the agent for a verdict, which the layers do not follow: the crate's docs say why |
+//! | WA-32 | `wa_10_wa_32_no_bundle_for_the_subject_means_untrusted` |
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+/// The names of all test functions beneath this directory.
+fn tests_in(dir: &Path, found: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            tests_in(&path, found);
+        } else if path.extension().is_some_and(|kind| kind == "rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            let mut is_test = false;
+            for line in text.lines().map(str::trim_start) {
+                is_test |= line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+                let line = line.strip_prefix("async ").unwrap_or(line);
+                if let Some(rest) = line.strip_prefix("fn ") {
+                    let name = rest.split(['(', '<']).next().unwrap();
+                    if std::mem::take(&mut is_test) {
+                        found.insert(name.to_owned());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The rows of the table above: the rule, and what stands beside it.
+fn rows() -> Vec<(&'static str, &'static str)> {
+    let lines = include_str!("rule_table.rs").lines();
+    let rows = lines.filter_map(|line| line.strip_prefix("//! | "));
+    let rows = rows.filter_map(|row| row.strip_suffix(" |")?.split_once(" | "));
+    rows.filter(|(rule, _)| rule.contains('-') && *rule != "---")
+        .collect()
+}
+
+#[test]
+fn each_rule_has_a_row() {
+    let areas = [
+        ("JWT", 1..=21),
+        ("TB", 1..=17),
+        ("ID", 1..=24),
+        ("WA", 1..=12),
+        ("WA", 20..=32),
+    ];
+    let all = areas
+        .into_iter()
+        .flat_map(|(area, numbers)| numbers.map(move |n| format!("{area}-{n}")));
+    let rules: Vec<_> = rows().into_iter().map(|(rule, _)| rule).collect();
+    assert_eq!(rules, all.collect::<Vec<_>>());
+}
+
+#[test]
+fn each_name_in_the_table_is_a_test() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut tests = BTreeSet::new();
+    for dir in ["src", "tests"] {
+        tests_in(&root.join(dir), &mut tests);
+    }
+    assert!(tests.contains("each_name_in_the_table_is_a_test"));
+    for (rule, row) in rows() {
+        let names: Vec<_> = row.split('`').skip(1).step_by(2).collect();
+        let is_all_names = row.starts_with('`');
+        assert!(is_all_names || row.contains(' '), "{rule}: no reason");
+        for name in names.into_iter().filter(|name| *name != "sub") {
+            assert!(tests.contains(name), "{rule}: no test {name}");
+        }
+    }
+}
