@@ -16,6 +16,7 @@ mod hyper;
 mod live_source;
 mod log;
 mod loopback;
+mod mending;
 mod modes;
 mod policy;
 mod refusals;

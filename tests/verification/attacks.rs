@@ -733,7 +733,9 @@ fn a17_same_kid_in_two_trust_domains_is_two_keys() {
 /// `PROPTEST_CASES=1000000 cargo test --release --test verification a21`.
 fn a21_cases() -> u32 {
     let asked = std::env::var("PROPTEST_CASES").ok();
-    asked.and_then(|cases| cases.parse().ok()).unwrap_or(4096)
+    asked.map_or(4096, |cases| {
+        cases.parse().expect("PROPTEST_CASES is a number")
+    })
 }
 
 proptest! {
