@@ -16,7 +16,7 @@ use crate::loopback::{At, Doors, get};
 use crate::support::{OPS, WEB, World, bearer};
 
 /// Serves through both doors.
-async fn serve<S>(service: S) -> At
+pub async fn serve<S>(service: S) -> At
 where
     S: tower::Service<Request, Response = Response, Error = std::convert::Infallible>
         + Clone

@@ -1,5 +1,6 @@
 //! A log that a test reads.
 
+use std::collections::HashSet;
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
@@ -50,5 +51,32 @@ impl Log {
             .lines()
             .filter(|line| line.contains(part))
             .count()
+    }
+}
+
+/// How much of a token in a row is found again; less is the same in tokens of different secrets.
+const WINDOW: usize = 16;
+
+/// What of these tokens stands in this text.
+pub fn leak_of(tokens: &[String], text: &str) -> Option<String> {
+    let segments = tokens.iter().flat_map(|token| token.split('.'));
+    let secret: HashSet<_> = segments
+        .flat_map(|segment| segment.as_bytes().windows(WINDOW))
+        .collect();
+    let leaked = text.as_bytes().windows(WINDOW);
+    let mut leaked = leaked.filter(|window| secret.contains(window));
+    let found = leaked.next()?;
+    Some(String::from_utf8_lossy(found).into_owned())
+}
+
+#[test]
+fn a_leak_is_found_wherever_it_stands() {
+    let token = "abcdefghijklmnopqrstuvwxyz.0123456789ABCDEFGHIJ.short".to_owned();
+    let tokens = [token];
+    for leak in ["abcdefghijklmnop", "x klmnopqrstuvwxyz", "456789ABCDEFGHIJ"] {
+        assert!(leak_of(&tokens, leak).is_some(), "{leak}");
+    }
+    for none in ["", "short", "abcdefghijklmno", "uvwxyz.012345678"] {
+        assert_eq!(leak_of(&tokens, none), None);
     }
 }

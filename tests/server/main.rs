@@ -20,6 +20,7 @@ mod mending;
 mod modes;
 mod policy;
 mod refusals;
+mod secrets;
 mod support;
 mod talk;
 mod telemetry;

@@ -1,6 +1,5 @@
 //! A tonic server behind the layer: as a whole, and one service of it.
 
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Code;
 use tonic::service::{LayerExt, Routes};
 use tonic::transport::{Channel, Endpoint, Server};
@@ -15,7 +14,7 @@ use crate::talk::{Talk, Talker};
 macro_rules! serve {
     ($server:expr) => {{
         let doors = Doors::open().await;
-        let tcp = TcpListenerStream::new(doors.tcp);
+        let tcp = tokio_stream::wrappers::TcpListenerStream::new(doors.tcp);
         tokio::spawn($server.serve_with_incoming(tcp));
         #[cfg(unix)]
         {
@@ -25,8 +24,9 @@ macro_rules! serve {
         doors.at
     }};
 }
+pub(crate) use serve;
 
-async fn channels(at: &At) -> Vec<Channel> {
+pub async fn channels(at: &At) -> Vec<Channel> {
     let tcp = Endpoint::try_from(format!("http://{}", at.tcp)).unwrap();
     vec![
         tcp.connect().await.unwrap(),
