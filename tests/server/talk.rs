@@ -17,7 +17,7 @@ use tonic::server::NamedService;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
-use tower::service_fn;
+use tower::{Service, service_fn};
 use tower_spiffe::svid::VerifiedSvid;
 
 type Codec = ProstCodec<String, String>;
@@ -71,7 +71,7 @@ async fn open(_: Request<String>) -> Result<Response<String>, Status> {
     Ok(Response::new("open".to_owned()))
 }
 
-impl tower::Service<http::Request<Body>> for Talk {
+impl Service<http::Request<Body>> for Talk {
     type Response = http::Response<Body>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
@@ -92,6 +92,30 @@ impl tower::Service<http::Request<Body>> for Talk {
                 _ => Status::unimplemented("no such method").into_http(),
             })
         })
+    }
+}
+
+/// The same service under another name.
+#[derive(Clone)]
+pub struct Other;
+
+impl NamedService for Other {
+    const NAME: &'static str = "t.Other";
+}
+
+impl Service<http::Request<Body>> for Other {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = <Talk as Service<http::Request<Body>>>::Future;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
+        let path = request.uri().path().replace(Self::NAME, Talk::NAME);
+        *request.uri_mut() = path.parse().unwrap();
+        Talk.call(request)
     }
 }
 
@@ -128,12 +152,13 @@ impl Talker {
     }
 
     pub async fn unary(&mut self, method: &str, word: &str) -> Result<String, Status> {
+        self.call(Self::path(method), word).await
+    }
+
+    pub async fn call(&mut self, path: PathAndQuery, word: &str) -> Result<String, Status> {
         self.grpc.ready().await.unwrap();
         let request = self.request(word.to_owned());
-        let answer = self
-            .grpc
-            .unary(request, Self::path(method), Codec::default())
-            .await?;
+        let answer = self.grpc.unary(request, path, Codec::default()).await?;
         Ok(answer.into_inner())
     }
 

@@ -8,7 +8,7 @@ use tower_spiffe::server::{Allow, GrpcPolicy, ValidateJwtSvidLayer};
 
 use crate::loopback::{At, Doors};
 use crate::support::{OPS, WEB, World};
-use crate::talk::{Talk, Talker};
+use crate::talk::{Other, Talk, Talker};
 
 /// Serves a router of tonic's through both doors.
 macro_rules! serve {
@@ -64,63 +64,68 @@ fn policy() -> GrpcPolicy {
         .unwrap()
 }
 
+/// That the [`policy`] stands before the methods of [`Talk`], of each kind.
+async fn assert_guarded(world: &World, channel: Channel) {
+    let mut ops = Talker::new(channel.clone(), bearer(world, OPS));
+    assert_eq!(ops.say("hello").await.unwrap(), "spiffe://x/ops says hello");
+    assert_eq!(ops.listen(&["a", "b"]).await.unwrap(), "spiffe://x/ops a b");
+    let mut ticks = ops.tell().await.unwrap();
+    assert_eq!(ticks.message().await.unwrap().as_deref(), Some("tick"));
+    let words = tokio_stream::iter(["one".to_owned(), "two".to_owned()]);
+    let mut answers = ops.chat(words).await.unwrap();
+    assert_eq!(
+        answers.message().await.unwrap().as_deref(),
+        Some("/ops says one")
+    );
+    assert_eq!(
+        answers.message().await.unwrap().as_deref(),
+        Some("/ops says two")
+    );
+    assert_eq!(answers.message().await.unwrap(), None);
+
+    // By method: the same caller may say and may not listen.
+    let mut web = Talker::new(channel.clone(), bearer(world, WEB));
+    assert_eq!(web.say("hi").await.unwrap(), "spiffe://x/web says hi");
+    let status = web.listen(&["a"]).await.unwrap_err();
+    assert_eq!(
+        (status.code(), status.message()),
+        (Code::PermissionDenied, "the caller is not allowed")
+    );
+    assert_eq!(web.tell().await.unwrap_err().code(), Code::PermissionDenied);
+    // What the policy does not name is denied before it is found not to exist.
+    assert_eq!(
+        web.unary("Nothing", "").await.unwrap_err().code(),
+        Code::PermissionDenied
+    );
+
+    let mut nobody = Talker::new(channel.clone(), None);
+    assert_eq!(nobody.unary("Open", "").await.unwrap(), "open");
+    for status in [
+        nobody.say("hello").await.unwrap_err(),
+        nobody.listen(&["a"]).await.unwrap_err(),
+        nobody.tell().await.unwrap_err(),
+        nobody.chat(tokio_stream::empty()).await.unwrap_err(),
+    ] {
+        assert_eq!(
+            (status.code(), status.message()),
+            (Code::Unauthenticated, "a bearer token is required")
+        );
+    }
+    let mut liar = Talker::new(channel, Some("Bearer a.b.c".to_owned()));
+    let status = liar.say("hello").await.unwrap_err();
+    assert_eq!(
+        (status.code(), status.message()),
+        (Code::Unauthenticated, "the token is malformed")
+    );
+}
+
 #[tokio::test]
 async fn jwt_19_a_whole_server_is_guarded_in_all_four_kinds_of_calls() {
     let world = World::new();
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), policy());
     let at = serve!(Server::builder().layer(layer.clone()).add_service(Talk));
     for channel in channels(&at).await {
-        let mut ops = Talker::new(channel.clone(), bearer(&world, OPS));
-        assert_eq!(ops.say("hello").await.unwrap(), "spiffe://x/ops says hello");
-        assert_eq!(ops.listen(&["a", "b"]).await.unwrap(), "spiffe://x/ops a b");
-        let mut ticks = ops.tell().await.unwrap();
-        assert_eq!(ticks.message().await.unwrap().as_deref(), Some("tick"));
-        let words = tokio_stream::iter(["one".to_owned(), "two".to_owned()]);
-        let mut answers = ops.chat(words).await.unwrap();
-        assert_eq!(
-            answers.message().await.unwrap().as_deref(),
-            Some("/ops says one")
-        );
-        assert_eq!(
-            answers.message().await.unwrap().as_deref(),
-            Some("/ops says two")
-        );
-        assert_eq!(answers.message().await.unwrap(), None);
-
-        // By method: the same caller may say and may not listen.
-        let mut web = Talker::new(channel.clone(), bearer(&world, WEB));
-        assert_eq!(web.say("hi").await.unwrap(), "spiffe://x/web says hi");
-        let status = web.listen(&["a"]).await.unwrap_err();
-        assert_eq!(
-            (status.code(), status.message()),
-            (Code::PermissionDenied, "the caller is not allowed")
-        );
-        assert_eq!(web.tell().await.unwrap_err().code(), Code::PermissionDenied);
-        // What the policy does not name is denied before it is found not to exist.
-        assert_eq!(
-            web.unary("Nothing", "").await.unwrap_err().code(),
-            Code::PermissionDenied
-        );
-
-        let mut nobody = Talker::new(channel.clone(), None);
-        assert_eq!(nobody.unary("Open", "").await.unwrap(), "open");
-        for status in [
-            nobody.say("hello").await.unwrap_err(),
-            nobody.listen(&["a"]).await.unwrap_err(),
-            nobody.tell().await.unwrap_err(),
-            nobody.chat(tokio_stream::empty()).await.unwrap_err(),
-        ] {
-            assert_eq!(
-                (status.code(), status.message()),
-                (Code::Unauthenticated, "a bearer token is required")
-            );
-        }
-        let mut liar = Talker::new(channel, Some("Bearer a.b.c".to_owned()));
-        let status = liar.say("hello").await.unwrap_err();
-        assert_eq!(
-            (status.code(), status.message()),
-            (Code::Unauthenticated, "the token is malformed")
-        );
+        assert_guarded(&world, channel).await;
     }
     world.bundles.cannot_judge(CannotJudge::Stale);
     for channel in channels(&at).await {
@@ -136,18 +141,19 @@ async fn jwt_19_a_whole_server_is_guarded_in_all_four_kinds_of_calls() {
 async fn one_service_of_a_server_is_guarded() {
     let world = World::new();
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), policy());
-    let routes = Routes::new(layer.named_layer(Talk));
+    let routes = Routes::new(layer.named_layer(Talk)).add_service(Other);
     let at = serve!(Server::builder().add_routes(routes.clone()));
     for channel in channels(&at).await {
-        let mut web = Talker::new(channel.clone(), bearer(&world, WEB));
-        assert_eq!(web.say("hi").await.unwrap(), "spiffe://x/web says hi");
-        let mut nobody = Talker::new(channel, None);
-        assert_eq!(
-            nobody.say("hi").await.unwrap_err().code(),
-            Code::Unauthenticated
-        );
+        assert_guarded(&world, channel.clone()).await;
         // The other services of that server are not behind it.
-        assert_eq!(nobody.unary("Open", "").await.unwrap(), "open");
+        let mut nobody = Talker::new(channel, None);
+        let path = |method: &str| format!("/t.Other/{method}").parse().unwrap();
+        assert_eq!(nobody.call(path("Open"), "").await.unwrap(), "open");
+        let status = nobody.call(path("Say"), "hi").await.unwrap_err();
+        assert_eq!(
+            (status.code(), status.message()),
+            (Code::Internal, "no ValidateJwtSvidLayer stands above")
+        );
     }
 }
 
