@@ -8,8 +8,8 @@ use ::metrics::{Counter, Unit};
 use arc_swap::ArcSwap;
 
 use super::table::{
-    ADMISSIONS, AGE, CACHE, ERRORS, FETCH_TIME, FETCHES, KEY_WAITS, LAST_CONTACT, METRICS, READY,
-    RECONNECTS, UPDATES, VERDICTS, WITHDRAWN,
+    ADMISSIONS, AGE, CACHE, ENDED, ERRORS, FETCH_TIME, FETCHES, KEY_WAITS, LAST_CONTACT, METRICS,
+    READY, RECONNECTS, UPDATES, VERDICTS, WITHDRAWN,
 };
 use super::{
     Admission, KEY_WAIT_OUTCOMES, MetricsRecorder, SOURCE_ERROR_KINDS, SvidCacheEvent, Verification,
@@ -38,6 +38,7 @@ use crate::clock::UnixTime;
 /// | `spiffe_svid_cache_events_total` | counter | count | `event` | what the cache of our own tokens did |
 /// | `spiffe_admissions_total` | counter | count | `outcome`, `enforced`, `trust_domain`, `why` | verdicts of the server layers on requests |
 /// | `spiffe_unknown_key_waits_total` | counter | count | `outcome` | requests that waited for a key that the bundle does not have |
+/// | `spiffe_ended_answers_total` | counter | count | | answers that were ended because the caller's token expired meanwhile |
 /// | `spiffe_verifications_total` | counter | count | `outcome`, `cached`, `trust_domain`, `why` | verdicts on callers' tokens |
 ///
 /// The labels' values are words of ours, never a caller's:
@@ -54,8 +55,8 @@ use crate::clock::UnixTime;
 ///   `withdrawn`, `stale` or `closed`. It is empty otherwise.
 /// - `trust_domain` is one of the bundle set, or `unknown`.
 ///
-/// The errors by kind, the waits, what the cache did and the counts of the bundle stream begin at
-/// zero: the first of its kind is a rise too.
+/// The errors by kind, the waits, the ended answers, what the cache did and the counts of the bundle
+/// stream begin at zero: the first of its kind is a rise too.
 ///
 /// A Grafana dashboard and alert rules over these names lie in `examples/observability`.
 ///
@@ -131,6 +132,7 @@ impl FacadeRecorder {
         for outcome in KEY_WAIT_OUTCOMES {
             ::metrics::counter!(KEY_WAITS, "outcome" => *outcome).increment(0);
         }
+        ::metrics::counter!(ENDED).increment(0);
         // Not set: another recorder may have told of a withdrawal.
         ::metrics::gauge!(WITHDRAWN).increment(0.0);
         Self {
@@ -213,6 +215,10 @@ impl MetricsRecorder for FacadeRecorder {
 
     fn record_key_wait(&self, outcome: &'static str) {
         ::metrics::counter!(KEY_WAITS, "outcome" => outcome).increment(1);
+    }
+
+    fn record_ended_answer(&self) {
+        ::metrics::counter!(ENDED).increment(1);
     }
 
     fn record_verification(&self, verification: &Verification<'_>) {

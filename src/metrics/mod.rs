@@ -53,6 +53,7 @@
 //! | `svid_cache` | info | the issuer of JWT-SVIDs answers again | | after it was given up for a while |
 //! | `server` | info | span `jwt_svid` | `peer.spiffe_id` | around the handling of a verified caller's request; the field is filled in the span around the layer too, where that has it |
 //! | `server` | info | requests are not admitted: … | `reason`, `enforced`, `suppressed`, `peer.spiffe_id`, `key_id`, `trust_domain` | one line per class, caller and interval; `suppressed` were not told since the last; the last two are what the token claims, told where debug lines are |
+//! | `server` | info | answers are ended: … | `reason`, `suppressed`, `peer.spiffe_id` | an `EndAtExpiryLayer` ended them with the caller's token; one line for all callers and interval |
 //! | `server` | warn | callers cannot be authenticated | `reason`, `enforced`, `suppressed`, `why` | our blindness |
 //! | `server` | error | no ValidateJwtSvidLayer stands above | `reason`, `suppressed` | the server is put together wrongly |
 //! | `server` | error | answers do not end with the caller's token: … | `reason` | the same, of an `EndAtExpiryLayer` |
@@ -187,6 +188,9 @@ pub trait MetricsRecorder: Send + Sync + 'static {
     fn record_key_wait(&self, outcome: &'static str) {
         let _ = outcome;
     }
+
+    /// An answer was ended before it was whole, because the caller's token expired meanwhile.
+    fn record_ended_answer(&self) {}
 
     /// A caller's token was judged.
     fn record_verification(&self, verification: &Verification<'_>) {
@@ -374,6 +378,10 @@ impl MetricsRecorder for Shielded {
 
     fn record_key_wait(&self, outcome: &'static str) {
         self.run(|inner| inner.record_key_wait(outcome));
+    }
+
+    fn record_ended_answer(&self) {
+        self.run(|inner| inner.record_ended_answer());
     }
 
     fn record_verification(&self, verification: &Verification<'_>) {

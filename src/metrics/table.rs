@@ -32,6 +32,7 @@ pub(super) const FETCH_TIME: &str = "spiffe_svid_fetch_duration_seconds";
 pub(super) const CACHE: &str = "spiffe_svid_cache_events_total";
 pub(super) const ADMISSIONS: &str = "spiffe_admissions_total";
 pub(super) const KEY_WAITS: &str = "spiffe_unknown_key_waits_total";
+pub(super) const ENDED: &str = "spiffe_ended_answers_total";
 pub(super) const VERDICTS: &str = "spiffe_verifications_total";
 
 /// From an agent's cache over a Unix socket up to the deadline of a fetch.
@@ -127,6 +128,13 @@ pub const METRICS: &[MetricInfo] = &[
         "count",
         &["outcome"],
         "requests that waited for a key that the bundle does not have",
+    ),
+    row(
+        ENDED,
+        "counter",
+        "count",
+        &[],
+        "answers that were ended because the caller's token expired meanwhile",
     ),
     row(
         VERDICTS,

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Request, Response};
@@ -16,7 +17,7 @@ use super::protocol::Protocol;
 use super::realm::{InvalidRealm, Realm};
 use super::rejection::{DefaultOnReject, OnReject, Rejection, RejectionReason};
 use super::telemetry::Telemetry;
-use crate::clock::SystemClock;
+use crate::clock::{Clock, SystemClock};
 use crate::metrics::MetricsRecorder;
 
 /// Where a body cannot say it, this header says what is wrong with the server.
@@ -105,6 +106,27 @@ impl<R> AllowCallersLayer<R> {
     pub fn metrics(self, recorder: Arc<dyn MetricsRecorder>) -> Self {
         let mut shared = self.shared.copy();
         shared.telemetry.set_recorder(recorder);
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// At most one log line per class of refusal and caller is written in this time. The default is
+    /// ten seconds.
+    #[must_use]
+    pub fn log_interval(self, interval: Duration) -> Self {
+        let mut shared = self.shared.copy();
+        shared.telemetry.set_log_interval(interval);
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// By which clock that time goes. The default is the system's.
+    #[must_use]
+    pub fn clock(self, clock: Arc<dyn Clock>) -> Self {
+        let mut shared = self.shared.copy();
+        shared.telemetry.set_clock(clock);
         Self {
             shared: Arc::new(shared),
         }

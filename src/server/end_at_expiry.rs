@@ -22,7 +22,10 @@ use tower_service::Service;
 use super::caller::CallerState;
 use super::protocol::Wire;
 use super::rejection::RejectionReason;
+use super::telemetry::Telemetry;
 use crate::clock::{Clock, UnixTime};
+use crate::metrics::MetricsRecorder;
+use crate::spiffe_id::SpiffeId;
 use crate::svid::{ValidateReason, Validator};
 
 /// How long a timer runs at most before the wall clock is asked again, which may have been stepped.
@@ -40,15 +43,18 @@ const EXPIRED: RejectionReason = RejectionReason::Token(ValidateReason::Expired)
 /// cut off by it, nor is a connection that was upgraded (a WebSocket): there, ask
 /// [`expires_at`](crate::svid::VerifiedSvid::expires_at).
 ///
+/// At most one log line in ten seconds says that answers are ended, and names one of the callers.
+///
 /// It needs a tokio runtime with time, and a body whose data are [`Bytes`].
 #[derive(Clone)]
 pub struct EndAtExpiryLayer {
-    time: Arc<Time>,
+    shared: Arc<Shared>,
 }
 
-struct Time {
+struct Shared {
     clock: Arc<dyn Clock>,
     leeway: Duration,
+    telemetry: Telemetry,
     // That no layer stands above was said.
     said_not_wired: AtomicBool,
 }
@@ -71,11 +77,37 @@ impl EndAtExpiryLayer {
     /// Goes by the clock and the leeway of this validator.
     pub fn new(validator: &Validator) -> Self {
         let clock = validator.clock().clone();
-        let leeway = validator.leeway();
+        let telemetry = Telemetry::new(clock.clone());
         Self {
-            time: Arc::new(Time {
+            shared: Arc::new(Shared {
                 clock,
-                leeway,
+                leeway: validator.leeway(),
+                telemetry,
+                said_not_wired: AtomicBool::new(false),
+            }),
+        }
+    }
+
+    /// Counts the answers that are ended there.
+    #[must_use]
+    pub fn metrics(self, recorder: Arc<dyn MetricsRecorder>) -> Self {
+        self.configured(|telemetry| telemetry.set_recorder(recorder))
+    }
+
+    /// At most one log line is written in this time. The default is ten seconds.
+    #[must_use]
+    pub fn log_interval(self, interval: Duration) -> Self {
+        self.configured(|telemetry| telemetry.set_log_interval(interval))
+    }
+
+    fn configured(self, change: impl FnOnce(&mut Telemetry)) -> Self {
+        let mut telemetry = self.shared.telemetry.clone();
+        change(&mut telemetry);
+        Self {
+            shared: Arc::new(Shared {
+                clock: self.shared.clock.clone(),
+                leeway: self.shared.leeway,
+                telemetry,
                 said_not_wired: AtomicBool::new(false),
             }),
         }
@@ -96,7 +128,7 @@ impl<S> Layer<S> for EndAtExpiryLayer {
 impl fmt::Debug for EndAtExpiryLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EndAtExpiryLayer")
-            .field("leeway", &self.time.leeway)
+            .field("leeway", &self.shared.leeway)
             .finish()
     }
 }
@@ -120,12 +152,13 @@ where
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let state = CallerState::of(request.extensions());
         if state.is_none() {
-            self.layer.time.say_not_wired();
+            self.layer.shared.say_not_wired();
         }
         let caller = state.and_then(CallerState::verified);
         let end = caller.map(|caller| End {
-            at: caller.expires_at().saturating_add(self.layer.time.leeway),
-            time: self.layer.time.clone(),
+            at: caller.expires_at().saturating_add(self.layer.shared.leeway),
+            caller: caller.spiffe_id().clone(),
+            shared: self.layer.shared.clone(),
         });
         EndAtExpiryFuture {
             inner: self.inner.call(request),
@@ -134,7 +167,7 @@ where
     }
 }
 
-impl Time {
+impl Shared {
     /// Put outside of the layer that it goes by it would end nothing, and nobody would see.
     fn say_not_wired(&self) {
         if !self.said_not_wired.swap(true, Ordering::Relaxed) {
@@ -151,13 +184,14 @@ impl Time {
 /// When an answer must end.
 struct End {
     at: UnixTime,
-    time: Arc<Time>,
+    caller: SpiffeId,
+    shared: Arc<Shared>,
 }
 
 impl End {
     /// How long until then, or until the clock should be asked again; none where it is over.
     fn left(&self) -> Option<Duration> {
-        let left = self.at.saturating_since(self.time.clock.now());
+        let left = self.at.saturating_since(self.shared.clock.now());
         (!left.is_zero()).then(|| left.min(MAX_SLEEP))
     }
 
@@ -250,6 +284,7 @@ where
             // Nothing was left to send.
             return Poll::Ready(None);
         }
+        end.shared.telemetry.ended(&end.caller);
         Poll::Ready(Some(last_frame(*this.wire)))
     }
 

@@ -11,6 +11,7 @@ use super::rejection::{Rejection, RejectionReason};
 use crate::clock::Clock;
 use crate::metrics::{Admission, MetricsRecorder};
 use crate::spiffe_id::SpiffeId;
+use crate::svid::ValidateReason;
 
 /// At most one log line per class and caller in this time.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
@@ -47,6 +48,12 @@ impl Telemetry {
         }
     }
 
+    pub(crate) fn set_clock(&mut self, clock: Arc<dyn Clock>) {
+        self.clock = clock;
+        // What was quiet by the other clock says nothing by this one.
+        self.log = Arc::new(RefusalLog::new(self.log.interval));
+    }
+
     pub(crate) fn set_log_interval(&mut self, interval: Duration) {
         self.log = Arc::new(RefusalLog::new(interval));
     }
@@ -75,6 +82,25 @@ impl Telemetry {
         rejection.caller().map_or_else(Span::none, |caller| {
             tracing::info_span!("jwt_svid", peer.spiffe_id = caller.as_str())
         })
+    }
+
+    /// Counts and logs an answer that ended before it was whole, because this caller's token did.
+    pub(crate) fn ended(&self, caller: &SpiffeId) {
+        if let Some(recorder) = &self.recorder {
+            recorder.record_ended_answer();
+        }
+        let reason = RejectionReason::Token(ValidateReason::Expired);
+        // One line for all callers: many streams that began together end together.
+        let Some(suppressed) = self.log.pass(self.clock.monotonic(), reason.as_str(), None) else {
+            return;
+        };
+        tracing::info!(
+            reason = reason.as_str(),
+            suppressed,
+            peer.spiffe_id = caller.as_str(),
+            "answers are ended: {}",
+            reason.description()
+        );
     }
 
     /// Counts and logs a refusal; in `audit` one that is not enforced.

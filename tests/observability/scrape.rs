@@ -157,6 +157,7 @@ fn the_week_moves_every_metric() {
         let count = scrape.sum("spiffe_unknown_key_waits_total", &labels);
         assert_eq!(count, 1.0, "{outcome}");
     }
+    assert_eq!(scrape.sum("spiffe_ended_answers_total", &[]), 1.0);
     for why in ["not-ready", "withdrawn", "stale", "closed"] {
         for name in ["spiffe_admissions_total", "spiffe_verifications_total"] {
             let labels = [("outcome", "cannot-judge"), ("why", why)];
@@ -281,6 +282,7 @@ fn counters_that_may_stay_silent_for_long_begin_at_zero() {
     let count = |name: &str| scrape.samples.iter().filter(|s| s.name == name).count();
     assert_eq!(count("spiffe_bundle_reconnects_total"), 1);
     assert_eq!(count("spiffe_bundle_withdrawn"), 1);
+    assert_eq!(count("spiffe_ended_answers_total"), 1);
     assert_eq!(
         count("spiffe_source_errors_total"),
         tower_spiffe::metrics::SOURCE_ERROR_KINDS.len()

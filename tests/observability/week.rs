@@ -8,12 +8,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use http::{HeaderValue, Request, Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Frame;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::time::sleep;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_spiffe::metrics::{FacadeRecorder, METRICS, MetricsRecorder};
-use tower_spiffe::server::UnknownKeyWait;
+use tower_spiffe::server::{TokenExpired, UnknownKeyWait};
 use tower_spiffe::source::WithdrawalPolicy;
 use tower_spiffe::testing::{Call, Fault, Issuer, PausedClock, WorkloadApi};
 use tower_spiffe::{
@@ -149,6 +150,7 @@ impl World {
         self.callers(&service).await;
         self.scrape_while_well = self.handle.render();
         self.unknown_keys(&service).await;
+        self.a_stream_that_outlives_its_token(&service).await;
         self.own_tokens(&service).await;
         self.bad_days_of_the_agent(&service).await;
         self.withdrawal(&service).await;
@@ -260,6 +262,22 @@ impl World {
         issuer.rotate_now();
         let new = self.token(issuer.token(SELF, REPORTS).sign());
         assert_eq!(ask(waiting, request(Some(&new))).await, 200);
+    }
+
+    async fn a_stream_that_outlives_its_token(&mut self, service: &Watched) {
+        let layer = service.layer.clone();
+        let layer = layer.on_reject(|_: &_, _: &http::request::Parts| unreachable!());
+        let ends = EndAtExpiryLayer::new(&service.validator).metrics(self.recorder.clone());
+        let endless = service_fn(|_: Request<String>| async {
+            let frames = tokio_stream::pending::<Result<Frame<Bytes>, Infallible>>();
+            Ok::<_, Infallible>(Response::new(StreamBody::new(frames)))
+        });
+        let token = service.agent.issuer().token(SELF, REPORTS).sign();
+        let token = self.token(token);
+        let service = layer.layer(ends.layer(endless));
+        let answer = service.oneshot(request(Some(&token))).await.unwrap();
+        let error = answer.into_body().collect().await.unwrap_err();
+        assert!(error.is::<TokenExpired>());
     }
 
     /// Tokens that come, come late, are refused, or do not come.

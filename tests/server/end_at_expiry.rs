@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,10 +18,13 @@ use tonic::Code;
 use tonic::service::{LayerExt, Routes};
 use tonic::transport::{Channel, Server};
 use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
+use tower_spiffe::metrics::MetricsRecorder;
 use tower_spiffe::server::{Allow, EndAtExpiryLayer, TokenExpired, ValidateJwtSvidLayer};
 use tower_spiffe::testing::PausedClock;
 use tower_spiffe::{Clock, SystemClock, UnixTime};
+use tracing::Level;
 
+use crate::log::Log;
 use crate::loopback::{Doors, get, stream};
 use crate::support::{WEB, World, bearer, with_authorization};
 use crate::talk::{Other, Talk, Talker};
@@ -148,6 +152,57 @@ async fn what_ends_before_is_left_as_it_is() {
     let body = service.oneshot(request).await.unwrap().into_body();
     assert_eq!(body.size_hint().exact(), Some(5));
     assert_eq!(body.collect().await.unwrap().to_bytes(), "whole");
+}
+
+#[derive(Default)]
+struct Ended(AtomicU64);
+
+impl MetricsRecorder for Ended {
+    fn record_ended_answer(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_end_is_counted_and_a_line_in_an_interval_tells_of_it() {
+    let log = Log::default();
+    let _guard = log.begin(Level::INFO);
+    let (world, _) = paused();
+    let ended = Arc::new(Ended::default());
+    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::any_trust_domain());
+    let end = EndAtExpiryLayer::new(&world.validator)
+        .metrics(ended.clone())
+        .log_interval(Duration::from_secs(60));
+    let whole = layer.layer(end.layer(service_fn(|_: Request<String>| async {
+        Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("whole")))
+    })));
+    let layer = layer.on_reject(|_: &_, _: &http::request::Parts| unreachable!());
+    let endless = layer.layer(end.layer(service_fn(|_: Request<String>| async {
+        Ok::<_, Infallible>(Response::new(Box::pin(ticks())))
+    })));
+    let request = |exp| {
+        let claims = json!({ "exp": exp, "iat": START });
+        with_authorization(&bearer(&world.issuer.token_with(WEB, claims)))
+    };
+    // One ends at 12 s; three more at 71 s, less than the interval later; and one at 72 s.
+    let mut answers = Vec::new();
+    for exp in [2, 61, 61, 61, 62] {
+        let answer = endless.clone().oneshot(request(START + exp)).await.unwrap();
+        answers.push(answer.into_body());
+        // What ends by itself is no such end.
+        let answer = whole.clone().oneshot(request(START + exp)).await.unwrap();
+        assert!(answer.into_body().collect().await.is_ok());
+    }
+    for answer in answers {
+        assert!(answer.collect().await.is_err());
+    }
+    assert_eq!(ended.0.load(Ordering::Relaxed), 5);
+    assert_eq!(log.lines_with("answers are ended"), 2, "{}", log.text());
+    let told = |suppressed| {
+        let fields = format!("reason=\"expired\" suppressed={suppressed} peer.spiffe_id=\"{WEB}\"");
+        log.lines_with(&fields)
+    };
+    assert_eq!((told(0), told(3)), (1, 1), "{}", log.text());
 }
 
 /// An answer of one word and, in gRPC, trailers.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use http::{HeaderValue, Request, Response};
 use serde_json::json;
@@ -12,7 +14,7 @@ use tower_spiffe::metrics::{Admission, MetricsRecorder};
 use tower_spiffe::server::{
     Allow, AllowCallersLayer, CallerState, EndAtExpiryLayer, Rejection, ValidateJwtSvidLayer,
 };
-use tower_spiffe::{Clock, SystemClock};
+use tower_spiffe::{Clock, SystemClock, UnixTime};
 use tracing::Level;
 
 use crate::log::{Log, leak_of};
@@ -174,7 +176,7 @@ async fn a_flood_of_refusals_is_one_line_per_class_and_caller() {
     assert_eq!(log.lines_with("WARN"), 1);
     assert_eq!(log.lines_with("the bundles are older than allowed"), 1);
 
-    let layer = layer.log_interval(std::time::Duration::ZERO);
+    let layer = layer.log_interval(Duration::ZERO);
     for _ in 0..3 {
         ask(&layer, Request::default()).await;
     }
@@ -263,6 +265,45 @@ async fn a_layer_that_ends_nothing_because_of_where_it_stands_says_so_once() {
         let _ = wrong.clone().oneshot(request).await.unwrap();
     }
     assert_eq!(log.lines_with("answers do not end"), 1);
+}
+
+#[tokio::test]
+async fn a_narrower_policy_keeps_to_its_own_interval_and_clock() {
+    let log = Log::default();
+    let _guard = log.begin(Level::INFO);
+    let world = World::new();
+    let clock = Arc::new(HandClock::default());
+    let narrow = AllowCallersLayer::new(Allow::id(OPS).unwrap())
+        .clock(clock.clone())
+        .log_interval(Duration::from_secs(60));
+    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::any_trust_domain());
+    let service = layer.layer(narrow.layer(service_fn(|_: Request<String>| async {
+        Ok::<_, Infallible>(Response::new(String::new()))
+    })));
+    // The lines that there are after so many seconds, each with two refusals before it.
+    for (now, lines) in [(0, 1), (59, 1), (60, 2), (61, 2), (120, 3)] {
+        clock.0.store(now, Ordering::Relaxed);
+        for _ in 0..2 {
+            let response = service.clone().oneshot(world.request(WEB)).await.unwrap();
+            assert_eq!(response.status(), 403);
+        }
+        assert_eq!(log.lines_with("not-allowed"), lines, "{now} s");
+    }
+    assert_eq!(log.lines_with("suppressed=3"), 2, "{}", log.text());
+}
+
+/// A clock of whole seconds that a test sets.
+#[derive(Default)]
+struct HandClock(AtomicU64);
+
+impl Clock for HandClock {
+    fn now(&self) -> UnixTime {
+        UnixTime::from_secs(0)
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::from_secs(self.0.load(Ordering::Relaxed))
+    }
 }
 
 #[tokio::test]
