@@ -1,9 +1,19 @@
 //! What verification costs, each figure against something measured in the same run.
 //!
-//! `cold_minus_raw/*` is the median, over interleaved pairs, of a whole `validate` of an unseen
-//! token (cache on, insertion included) minus the bare signature check with a parsed key.
-//! `scaling` prints how much two threads do in the time of one, for hits and for a control that
-//! only computes.
+//! `cargo bench --bench verify` measures the rows of this table, prints for each what it is, its
+//! bar and whether that is held, and fails where one is missed; `-- hit` takes only those of that
+//! name. What allocates, and how often, is a test: `tests/allocations.rs`.
+//!
+//! | what | bar | rows |
+//! | --- | --- | --- |
+//! | a token never seen, cache on, insertion included, above the bare check with a parsed key | 1.0 µs | `cold/ES256 minus raw`, `cold/RS256 minus raw` |
+//! | a token seen before | 120 ns | `hit/350-byte token` |
+//! | the same on two threads, against what two threads do that only compute | 0.9 × | `hit/two threads, one hot token`, `hit/two threads, 50 tokens` |
+//! | a decision before the signature | 0.8 µs | `refused before the signature/expired`, `…/another audience`, `…/unknown key`, `…/malformed`, `…/too long` |
+//! | rubbish of 1 MiB, against that of 8 KiB and a byte | 1.1 × | `refused before the signature/1 MiB of rubbish` |
+//! | 200 trust domains of ten keys, against one of one | 1.1 × | `200 trust domains × 10 keys/hit`, `…/cold minus raw` |
+//!
+//! The other algorithms are in `algorithms`, the layer is in `server`.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -15,19 +25,24 @@
 )]
 
 use std::hint::black_box;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use aws_lc_rs::signature::ParsedPublicKey;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::Criterion;
 use serde_json::{Value, json};
 use tower_spiffe::bundle::{FixedBundles, JwtBundleSet};
 use tower_spiffe::{Algorithm, Validator};
 
+#[allow(dead_code, reason = "shared with other benches")]
+mod judging;
 #[allow(dead_code, reason = "shared with the tests")]
 #[path = "../tests/verification/signer.rs"]
 mod signer;
 
+use judging::{Bar, Judge, Round, difference, each, group, in_turns, medians_in_turns, nanos};
 use signer::{AUDIENCE, SUBJECT, Signer, bundle};
 
 fn now() -> i64 {
@@ -35,10 +50,10 @@ fn now() -> i64 {
     i64::try_from(since.unwrap().as_secs()).unwrap()
 }
 
-/// Claims of which an ES256 token gets about 350 bytes.
+/// Claims of which an ES256 token gets 350 bytes.
 fn claims(audience: &str, expires_at: i64, n: usize) -> Value {
     json!({"sub": SUBJECT, "aud": [audience], "exp": expires_at, "iat": now(),
-           "jti": format!("{n:022}")})
+           "jti": format!("{n:048}")})
 }
 
 /// Tokens that differ in one claim.
@@ -48,8 +63,8 @@ fn tokens(signer: &Signer, count: usize) -> Vec<String> {
         .collect()
 }
 
-fn validator(set: JwtBundleSet) -> Validator {
-    Validator::builder(FixedBundles::new(set))
+fn validator(set: &JwtBundleSet) -> Validator {
+    Validator::builder(FixedBundles::new(set.clone()))
         .audience(AUDIENCE)
         .build()
         .unwrap()
@@ -59,218 +74,246 @@ fn one_key(signer: &Signer) -> JwtBundleSet {
     JwtBundleSet::from_iter([bundle("td.test", &[signer.jwk()])])
 }
 
-/// The median of `validate` minus raw, over pairs; each token is unseen by its validator.
-fn cold_minus_raw(signer: &Signer, tokens: &[String], set: &JwtBundleSet) -> Duration {
-    const PAIRS: usize = 1024;
-    let key = signer.parsed();
-    let raw: Vec<(&[u8], Vec<u8>)> = tokens
-        .iter()
-        .map(|token| {
+/// Tokens, with all that the bare check wants.
+struct Cold {
+    tokens: Vec<String>,
+    checks: Vec<(usize, Vec<u8>)>,
+    key: ParsedPublicKey,
+}
+
+impl Cold {
+    fn new(signer: &Signer) -> Self {
+        let tokens = tokens(signer, 512);
+        let check = |token: &String| {
             let (signed, signature) = token.rsplit_once('.').unwrap();
-            let signature = URL_SAFE_NO_PAD.decode(signature).unwrap();
-            (signed.as_bytes(), signature)
-        })
-        .collect();
-    let mut differences = Vec::with_capacity(PAIRS);
-    while differences.len() < PAIRS {
-        let validator = validator(set.clone());
-        for (n, (token, (signed, signature))) in tokens.iter().zip(&raw).enumerate() {
-            let time_raw = || {
-                let start = Instant::now();
-                black_box(key.verify_sig(black_box(signed), black_box(signature))).unwrap();
-                start.elapsed().as_nanos() as i64
-            };
-            let time_cold = || {
-                let start = Instant::now();
-                let svid = black_box(validator.validate(black_box(token)));
-                let time = start.elapsed().as_nanos() as i64;
-                drop(svid.unwrap());
-                time
-            };
-            // Either goes first in turn.
-            let (raw, cold) = if n % 2 == 0 {
-                let raw = time_raw();
-                (raw, time_cold())
-            } else {
-                let cold = time_cold();
-                (time_raw(), cold)
-            };
-            differences.push(cold - raw);
+            (signed.len(), URL_SAFE_NO_PAD.decode(signature).unwrap())
+        };
+        Self {
+            checks: tokens.iter().map(check).collect(),
+            key: signer.parsed(),
+            tokens,
         }
     }
-    differences.sort_unstable();
-    Duration::from_nanos(differences[differences.len() / 2].max(0).unsigned_abs())
+
+    fn raw(&self, n: usize) -> f64 {
+        let (signed, signature) = &self.checks[n];
+        let signed = &self.tokens[n].as_bytes()[..*signed];
+        nanos(|| black_box(self.key.verify_sig(black_box(signed), black_box(signature))).unwrap())
+    }
+
+    /// Dropped after the time was taken: the cache has the token by then.
+    fn validate(&self, validator: &Validator, n: usize) -> f64 {
+        let mut svid = None;
+        let time = nanos(|| svid = Some(black_box(validator.validate(black_box(&self.tokens[n])))));
+        drop(svid.unwrap().unwrap());
+        time
+    }
+
+    /// What a whole `validate` takes longer than the bare check, with either set; each token is
+    /// unseen by its validator.
+    fn minus_raw(&self, sets: [&JwtBundleSet; 2]) -> [f64; 2] {
+        let [a, b] = sets.map(validator);
+        let [raw, a, b] = in_turns(
+            self.tokens.len(),
+            [
+                &mut |n| self.raw(n),
+                &mut |n| self.validate(&a, n),
+                &mut |n| self.validate(&b, n),
+            ],
+        );
+        [difference(&raw, &a), difference(&raw, &b)]
+    }
 }
 
-fn cold(c: &mut Criterion) {
-    let mut group = c.benchmark_group("cold_minus_raw");
-    group.sample_size(10);
-    group.warm_up_time(Duration::from_millis(200));
-    group.measurement_time(Duration::from_secs(3));
-    for algorithm in [
-        Algorithm::ES256,
-        Algorithm::RS256,
-        Algorithm::ES384,
-        Algorithm::ES512,
-        Algorithm::PS256,
-    ] {
+fn cold(criterion: &mut Criterion, judge: &mut Judge) {
+    let mut group = group(criterion, "cold");
+    for algorithm in [Algorithm::ES256, Algorithm::RS256] {
         let signer = Signer::for_algorithm(algorithm);
-        let tokens = tokens(&signer, 512);
-        let set = one_key(&signer);
-        group.bench_function(algorithm.as_str(), |b| {
-            b.iter_custom(|n| cold_minus_raw(&signer, &tokens, &set) * u32::try_from(n).unwrap());
+        let (cold, set) = (Cold::new(&signer), one_key(&signer));
+        let name = format!("{algorithm} minus raw");
+        judge.row(&mut group, ("cold", &name), Bar::Nanos(1000.0), || {
+            let [one, other] = cold.minus_raw([&set, &set]);
+            Round::of_nanos((one + other) / 2.0)
         });
     }
-    group.finish();
 }
 
-fn hit(c: &mut Criterion) {
-    let mut group = c.benchmark_group("hit");
+fn hit(criterion: &mut Criterion, judge: &mut Judge) {
+    let mut group = group(criterion, "hit");
     let signer = Signer::for_algorithm(Algorithm::ES256);
     let tokens = tokens(&signer, 50);
-    println!("hit: a token of {} bytes", tokens[0].len());
-    let validator = validator(one_key(&signer));
+    assert!(tokens[0].len().abs_diff(350) <= 1, "{}", tokens[0].len());
+    let validator = validator(&one_key(&signer));
     for token in &tokens {
         validator.validate(token).unwrap();
     }
-    group.bench_function("one_hot_token", |b| {
-        b.iter(|| validator.validate(black_box(&tokens[0])).unwrap());
+    let row = ("hit", "350-byte token");
+    judge.row(&mut group, row, Bar::Nanos(120.0), || {
+        Round::of_nanos(each(50_000, || {
+            drop(validator.validate(black_box(&tokens[0])).unwrap());
+        }))
     });
-    group.bench_function("fifty_tokens", |b| {
-        let mut n = 0;
-        b.iter(|| {
-            n = (n + 1) % tokens.len();
-            validator.validate(black_box(&tokens[n])).unwrap()
+    for (name, count) in [
+        ("two threads, one hot token", 1),
+        ("two threads, 50 tokens", 50),
+    ] {
+        let tokens = &tokens[..count];
+        let hits = |_, end| {
+            repeat(end, |n| {
+                drop(validator.validate(&tokens[n % count]).unwrap())
+            })
+        };
+        judge.row(&mut group, ("hit", name), Bar::AtLeast(0.9), || {
+            let [control, controls, one, both] = medians_in_turns(
+                2,
+                [
+                    &mut |_| rate(1, &compute),
+                    &mut |_| rate(2, &compute),
+                    &mut |_| rate(1, &hits),
+                    &mut |_| rate(2, &hits),
+                ],
+            );
+            Round {
+                nanos: 1e9 / both,
+                figure: (both / one) / (controls / control),
+            }
         });
-    });
-    group.finish();
+    }
 }
 
-fn size(c: &mut Criterion) {
+/// What a thread does until then, and how often it did it.
+type Work<'a> = dyn Fn(usize, Instant) -> u64 + Sync + 'a;
+
+fn repeat(end: Instant, mut work: impl FnMut(usize)) -> u64 {
+    let mut done = 0;
+    while Instant::now() < end {
+        (0..1000).for_each(&mut work);
+        done += 1000;
+    }
+    done
+}
+
+/// The control: only computes.
+fn compute(seed: usize, end: Instant) -> u64 {
+    let mut state = seed as u64;
+    repeat(end, |_| {
+        for _ in 0..100 {
+            let next = state.wrapping_mul(6_364_136_223_846_793_005);
+            state = black_box(next.wrapping_add(1));
+        }
+    })
+}
+
+/// How often in a second so many threads together do this.
+fn rate(threads: usize, work: &Work<'_>) -> f64 {
+    let spell = Duration::from_millis(50);
+    let done: u64 = std::thread::scope(|scope| {
+        let end = Instant::now() + spell;
+        let threads: Vec<_> = (0..threads)
+            .map(|n| scope.spawn(move || work(n, end)))
+            .collect();
+        let done = threads.into_iter().map(|thread| thread.join().unwrap());
+        done.sum()
+    });
+    done as f64 / spell.as_secs_f64()
+}
+
+fn size(criterion: &mut Criterion, judge: &mut Judge) {
+    const NAME: &str = "200 trust domains × 10 keys";
     let signer = Signer::for_algorithm(Algorithm::ES256);
     let small = one_key(&signer);
     let named = |n| Signer::new("p256-b", Algorithm::ES256).with_key_id(&format!("k{n}"));
     let mut keys: Vec<_> = (0..9).map(|n| named(n).jwk()).collect();
     keys.push(signer.jwk());
-    let mut large: Vec<_> = (0..199)
-        .map(|n| bundle(&format!("td{n}.test"), &keys))
-        .collect();
-    large.push(bundle("td.test", &keys));
-    let large = JwtBundleSet::from_iter(large);
-    let tokens = tokens(&signer, 512);
-    let mut group = c.benchmark_group("size");
-    for (name, set) in [("1x1", &small), ("200x10", &large)] {
-        let validator = validator(set.clone());
-        group.bench_function(format!("hit/{name}"), |b| {
-            b.iter(|| validator.validate(black_box(&tokens[0])).unwrap());
-        });
-        group.sample_size(10);
-        group.bench_function(format!("cold_minus_raw/{name}"), |b| {
-            b.iter_custom(|n| cold_minus_raw(&signer, &tokens, set) * u32::try_from(n).unwrap());
-        });
-    }
-    group.finish();
-}
+    let others = (0..199).map(|n| bundle(&format!("td{n}.test"), &keys));
+    let large = others.chain([bundle("td.test", &keys)]).collect();
 
-fn early(c: &mut Criterion) {
-    let signer = Signer::for_algorithm(Algorithm::ES256);
-    let validator = validator(one_key(&signer));
-    let good = signer.sign(&claims(AUDIENCE, now() + 3600, 0));
-    let (signed, _) = good.rsplit_once('.').unwrap();
-    let unknown_key = Signer::for_algorithm(Algorithm::ES256).with_key_id("another");
-    let rubbish = |len: usize| "eyJ".repeat(len / 3 + 1)[..len].to_owned();
-    let cases = [
-        ("expired", signer.sign(&claims(AUDIENCE, now() - 3600, 0))),
-        (
-            "audience",
-            signer.sign(&claims("spiffe://td.test/anothe", now() + 3600, 0)),
-        ),
-        (
-            "key_unknown",
-            unknown_key.sign(&claims(AUDIENCE, now() + 3600, 0)),
-        ),
-        ("malformed", signed.to_owned()),
-        ("malformed_8_KiB", rubbish(8192)),
-        ("too_long_8_KiB_and_1", rubbish(8193)),
-        ("too_long_1_MiB", rubbish(1 << 20)),
-    ];
-    let mut group = c.benchmark_group("refused_before_the_signature");
-    for (name, token) in &cases {
-        group.bench_function(*name, |b| {
-            b.iter(|| validator.validate(black_box(token)).unwrap_err());
-        });
-    }
-    group.finish();
-}
-
-/// How much two threads do against one, in a fixed time; the median of several rounds.
-fn two_to_one(work: &(dyn Fn(usize, Instant) -> u64 + Sync)) -> f64 {
-    let spell = Duration::from_millis(300);
-    let run = |threads: usize| -> u64 {
-        std::thread::scope(|scope| {
-            let end = Instant::now() + spell;
-            let threads: Vec<_> = (0..threads)
-                .map(|n| scope.spawn(move || work(n, end)))
-                .collect();
-            let done = threads.into_iter().map(|thread| thread.join().unwrap());
-            done.sum()
-        })
-    };
-    let mut ratios: Vec<f64> = (0..7)
-        .map(|_| {
-            let one = run(1) as f64;
-            run(2) as f64 / one
-        })
-        .collect();
-    ratios.sort_by(f64::total_cmp);
-    ratios[ratios.len() / 2]
-}
-
-fn scaling(_: &mut Criterion) {
-    // Not criterion's: run when all are, or when it is asked for by name.
-    let mut filters = std::env::args().skip(1).filter(|arg| !arg.starts_with('-'));
-    if filters.next().is_some_and(|filter| filter != "scaling") {
-        return;
-    }
-    let signer = Signer::for_algorithm(Algorithm::ES256);
-    let tokens = tokens(&signer, 50);
-    let validator = validator(one_key(&signer));
-    let hits = |count: usize| {
-        let (validator, tokens) = (&validator, &tokens[..count]);
-        move |_: usize, end: Instant| {
-            let mut done = 0;
-            while Instant::now() < end {
-                for n in 0..1000 {
-                    let token = black_box(&tokens[n % tokens.len()]);
-                    black_box(validator.validate(token).unwrap());
-                }
-                done += 1000;
-            }
-            done
+    let cold = Cold::new(&signer);
+    let mut group = group(criterion, NAME);
+    let hits = [&small, &large].map(|set| {
+        let (validator, token) = (validator(set), &cold.tokens[0]);
+        move |_| {
+            each(2000, || {
+                drop(validator.validate(black_box(token)).unwrap());
+            })
         }
-    };
-    let control = |seed: usize, end: Instant| {
-        let mut done = 0;
-        let mut state = seed as u64;
-        while Instant::now() < end {
-            for _ in 0..100_000 {
-                let next = state.wrapping_mul(6_364_136_223_846_793_005);
-                state = black_box(next.wrapping_add(1));
-            }
-            done += 100_000;
+    });
+    let [mut one, mut many] = hits;
+    judge.row(&mut group, (NAME, "hit"), Bar::AtMost(1.1), || {
+        let [one, many] = medians_in_turns(50, [&mut one, &mut many]);
+        Round {
+            nanos: many,
+            figure: many / one,
         }
-        done
-    };
-    // The control stands on both sides: the machine's mood is told with the figures.
-    let before = two_to_one(&control);
-    let one = two_to_one(&hits(1));
-    let fifty = two_to_one(&hits(50));
-    let after = two_to_one(&control);
-    println!(
-        "scaling on two threads: control {before:.2} and {after:.2}, \
-         one hot token {one:.2}, fifty tokens {fifty:.2}"
+    });
+    judge.row(
+        &mut group,
+        (NAME, "cold minus raw"),
+        Bar::AtMost(1.1),
+        || {
+            let [one, many] = cold.minus_raw([&small, &large]);
+            Round {
+                nanos: many,
+                figure: many / one,
+            }
+        },
     );
 }
 
-criterion_group!(benches, hit, early, scaling, cold, size);
-criterion_main!(benches);
+fn early(criterion: &mut Criterion, judge: &mut Judge) {
+    const NAME: &str = "refused before the signature";
+    let signer = Signer::for_algorithm(Algorithm::ES256);
+    let validator = validator(&one_key(&signer));
+    let good = signer.sign(&claims(AUDIENCE, now() + 3600, 0));
+    let (signed, _) = good.rsplit_once('.').unwrap();
+    let unknown = Signer::for_algorithm(Algorithm::ES256).with_key_id("another");
+    let other = "spiffe://td.test/another";
+    let rubbish = |len: usize| "eyJ".repeat(len / 3 + 1)[..len].to_owned();
+    let refuse = |token: &str, times| {
+        each(times, || {
+            drop(validator.validate(black_box(token)).unwrap_err());
+        })
+    };
+    let mut group = group(criterion, NAME);
+    for (name, token) in [
+        ("expired", signer.sign(&claims(AUDIENCE, now() - 3600, 0))),
+        (
+            "another audience",
+            signer.sign(&claims(other, now() + 3600, 0)),
+        ),
+        (
+            "unknown key",
+            unknown.sign(&claims(AUDIENCE, now() + 3600, 0)),
+        ),
+        ("malformed", signed.to_owned()),
+        ("too long", rubbish(8193)),
+    ] {
+        judge.row(&mut group, (NAME, name), Bar::Nanos(800.0), || {
+            Round::of_nanos(refuse(&token, 20_000))
+        });
+    }
+    let (long, longest) = (rubbish(8193), rubbish(1 << 20));
+    let row = (NAME, "1 MiB of rubbish");
+    judge.row(&mut group, row, Bar::AtMost(1.1), || {
+        let [long, longest] = medians_in_turns(
+            50,
+            [&mut |_| refuse(&long, 2000), &mut |_| {
+                refuse(&longest, 2000)
+            }],
+        );
+        Round {
+            nanos: longest,
+            figure: longest / long,
+        }
+    });
+}
+
+fn main() -> ExitCode {
+    let mut criterion = Criterion::default().configure_from_args();
+    let mut judge = Judge::new();
+    for rows in [hit, early, cold, size] {
+        rows(&mut criterion, &mut judge);
+    }
+    criterion.final_summary();
+    judge.verdict()
+}
