@@ -147,8 +147,8 @@ pub fn each(times: usize, mut work: impl FnMut()) -> f64 {
     all / times as f64
 }
 
-/// Takes each of the works so often, in turns and each turn begun by another; what each gave, turn
-/// by turn.
+/// Takes each of the works so often, in turns; what each gave, turn by turn. Who begins changes from
+/// turn to turn, and so does the direction: each follows each of the others as often.
 pub fn in_turns<const N: usize>(
     turns: usize,
     works: [&mut dyn FnMut(usize) -> f64; N],
@@ -156,7 +156,10 @@ pub fn in_turns<const N: usize>(
     let mut gave = [const { Vec::new() }; N];
     for turn in 0..turns {
         for at in 0..N {
-            let at = (turn + at) % N;
+            let at = match turn / N % 2 {
+                0 => (turn + at) % N,
+                _ => (turn + N - at) % N,
+            };
             gave[at].push(works[at](turn));
         }
     }
