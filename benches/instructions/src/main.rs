@@ -13,6 +13,7 @@
 //! spread in the record is what three runs, three seeds, differ by; what is out of tolerance is
 //! counted twice more, and the median decides.
 
+#[path = "../../judging/callgrind.rs"]
 mod callgrind;
 mod paths;
 mod record;
@@ -42,6 +43,21 @@ fn main() -> ExitCode {
     }
 }
 
+/// The instructions of one time through this path, without aws-lc's C code.
+fn count(name: &str) -> f64 {
+    // aws_lc_0_47_0_…: the version is in each name.
+    let library = |name: &str| {
+        let versioned = name.strip_prefix("aws_lc_");
+        versioned.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    callgrind::count(&callgrind::Path {
+        arguments: &["path", name],
+        toggle: "*paths::counted*",
+        times: paths::TIMES,
+        library,
+    })
+}
+
 fn compare() -> ExitCode {
     let record = Record::read();
     let here = record::here();
@@ -67,14 +83,14 @@ fn compare() -> ExitCode {
     let (mut worse, mut better) = (false, false);
     println!("{:>10} {:>10} {:>8}  path", "on record", "now", "change");
     for &name in paths::NAMES {
-        let mut now = callgrind::count(name);
+        let mut now = count(name);
         let Some(then) = record.count(name) else {
             println!("{:>10} {now:>10.0} {:>8}  {name}: NOT ON RECORD", "", "");
             worse = true;
             continue;
         };
         if (now / then - 1.0).abs() > TOLERANCE {
-            now = median([now, callgrind::count(name), callgrind::count(name)]).0;
+            now = median([now, count(name), count(name)]).0;
         }
         let change = now / then - 1.0;
         let verdict = if change > TOLERANCE {
@@ -117,7 +133,7 @@ fn median(mut runs: [f64; 3]) -> (f64, f64) {
 fn accept() -> ExitCode {
     let counts = paths::NAMES.iter().map(|&name| {
         // Each process seeds its hashes anew.
-        let (count, spread) = median([(); 3].map(|()| callgrind::count(name)));
+        let (count, spread) = median([(); 3].map(|()| count(name)));
         println!("{count:>10.0} ± {:.2} %  {name}", spread * 50.0);
         (name.to_owned(), count, spread)
     });
