@@ -278,34 +278,25 @@ impl Supervisor {
             }
             End::Doubtful => {
                 // What does not answer a call will not tell of a change either.
-                self.shared.client.line().renew();
                 let text = "a call over the same connection got no answer; connecting anew";
                 self.failed("doubtful-connection", text, None);
                 return self.delay(healthy);
             }
             End::Failed(error) => error,
         };
-        match error.reason() {
-            WorkloadApiErrorReason::PermissionDenied => {
-                let judged = self.shared.revision().is_ok();
-                if let Some(delay) = self.shared.withdraw(&error) {
-                    self.withdraw_at = Instant::now().checked_add(delay);
-                    tracing::warn!(delay_ms = millis(delay), "the issuer withdrew the bundles");
-                } else if self.shared.revision() == Err(CannotJudge::Withdrawn)
-                    && self.withdraw_at.is_some()
-                {
-                    // Its time came in the same moment as this answer.
-                    self.withdraw_now();
-                } else if judged && self.shared.revision().is_err() {
-                    tracing::warn!("the withdrawal of the bundles takes effect");
-                }
+        if error.reason() == WorkloadApiErrorReason::PermissionDenied {
+            let judged = self.shared.revision().is_ok();
+            if let Some(delay) = self.shared.withdraw(&error) {
+                self.withdraw_at = Instant::now().checked_add(delay);
+                tracing::warn!(delay_ms = millis(delay), "the issuer withdrew the bundles");
+            } else if self.shared.revision() == Err(CannotJudge::Withdrawn)
+                && self.withdraw_at.is_some()
+            {
+                // Its time came in the same moment as this answer.
+                self.withdraw_now();
+            } else if judged && self.shared.revision().is_err() {
+                tracing::warn!("the withdrawal of the bundles takes effect");
             }
-            // Nobody answers on this connection, or it broke. The next attempt gets another, so that
-            // the same trouble of a call over this one casts no doubt on that.
-            WorkloadApiErrorReason::Timeout | WorkloadApiErrorReason::Disconnected => {
-                self.shared.client.line().renew();
-            }
-            _ => {}
         }
         let kind = error.kind();
         let text = error.to_string();

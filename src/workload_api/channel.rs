@@ -85,7 +85,7 @@ impl Line {
             renewal: Mutex::default(),
             doubt: watch::Sender::new(0),
         };
-        line.renew();
+        line.renew_if(|_| true);
         line
     }
 
@@ -96,10 +96,6 @@ impl Line {
 
     /// Lets the connection go and has the next call make a new one. Calls under way on the old one
     /// end as they would have.
-    pub(crate) fn renew(&self) {
-        self.renew_if(|_| true);
-    }
-
     fn renew_if(&self, generation_is: impl FnOnce(u64) -> bool) {
         let mut renewal = self.renewal();
         if renewal.closed || !generation_is(renewal.generation) {
@@ -124,14 +120,11 @@ impl Line {
         self.renewal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says that this generation's connection did not do what it should have. Where nobody follows
-    /// the doubts, as a source does, the next call gets another connection.
+    /// Says that this generation's connection did not do what it should have: the next call gets
+    /// another, and whoever follows the doubts, as a source does, is told.
     pub(crate) fn doubt(&self, generation: u64) {
-        if self.doubt.receiver_count() == 0 {
-            // However many calls waited for it, it is exchanged once.
-            self.renew_if(|current| current == generation);
-            return;
-        }
+        // However many calls waited for it, it is exchanged once.
+        self.renew_if(|current| current == generation);
         self.doubt.send_if_modified(|doubted| {
             let newer = generation > *doubted;
             if newer {

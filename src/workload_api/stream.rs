@@ -98,13 +98,18 @@ impl JwtBundleStream {
                     let text = format!(
                         "the agent at {place} sent no bundles within {within:?}; is it healthy?"
                     );
-                    self.line.doubt(self.over.generation);
                     Some(WorkloadApiError::new(CALL, Reason::Timeout, text))
                 }
                 None => return Poll::Pending,
             },
         };
         self.ended = true;
+        if outcome
+            .as_ref()
+            .is_some_and(WorkloadApiError::casts_doubt_on_connection)
+        {
+            self.line.doubt(self.over.generation);
+        }
         Poll::Ready(outcome.map(Err))
     }
 }

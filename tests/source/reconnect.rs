@@ -217,6 +217,23 @@ async fn a_call_without_an_answer_shows_a_dead_connection_before_a_ping_does() {
     assert_eq!(world.agent.counts().connections, 2);
 }
 
+/// Whoever asks again at once must not wait for a second deadline on the connection that is dead.
+#[tokio::test(start_paused = true)]
+async fn after_a_call_without_an_answer_the_next_one_goes_over_another_connection() {
+    let world = World::new().await;
+    let source = world.source().await;
+    world.agent.half_open();
+    let began = Instant::now();
+    source.fetch_jwt_svid([AUD]).await.unwrap_err();
+    source.fetch_jwt_svid([AUD]).await.unwrap();
+    assert_eq!(began.elapsed().as_secs(), 35);
+    // And the stream comes over the same one.
+    tokio::time::sleep(secs(60)).await;
+    let counts = world.agent.counts();
+    assert_eq!((counts.connections, counts.fetch_jwt_bundles), (2, 2));
+    assert!(source.is_healthy());
+}
+
 /// A call that breaks with its connection says nothing about the next connection.
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_breaks_under_calls_costs_one_connection_and_one_stream() {
