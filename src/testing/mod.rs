@@ -57,16 +57,20 @@
 //! | connections are cut | [`cut_connections`](WorkloadApi::cut_connections) |
 //! | identities and bundles are withdrawn | [`withdraw`](WorkloadApi::withdraw), [`restore`](WorkloadApi::restore) |
 //! | the agent is away, comes back at the same place | [`stop`](WorkloadApi::stop), [`start_again`](WorkloadApi::start_again), [`restart`](WorkloadApi::restart) |
-//! | keys rotate: quietly, the hard way, on a schedule | [`rotate`](WorkloadApi::rotate), [`rotate_now`](WorkloadApi::rotate_now), [`rotate_every`](WorkloadApi::rotate_every) |
+//! | keys rotate: quietly, the hard way, on a schedule | [`rotate`](WorkloadApi::rotate), [`rotate_now`](WorkloadApi::rotate_now), [`rotate_every`](WorkloadApi::rotate_every); step by step: [`Issuer::activate`] |
 //! | a key is tainted, then revoked | [`taint`](WorkloadApi::taint), [`Issuer::revoke`] |
-//! | a federated domain comes and goes | [`federate`](WorkloadApi::federate), [`unfederate`](WorkloadApi::unfederate) |
+//! | a federated domain comes and goes | [`federate`](WorkloadApi::federate), [`federate_with`](WorkloadApi::federate_with), [`unfederate`](WorkloadApi::unfederate) |
+//! | one trust domain's keys are rubbish | [`federate_raw`](WorkloadApi::federate_raw) |
 //! | an equal set is sent again in another order | [`send_again`](WorkloadApi::send_again) |
+//! | the agent gives each token once, or forgets those it has | [`cache_tokens`](WorkloadApiBuilder::cache_tokens), [`forget_tokens`](WorkloadApi::forget_tokens) |
+//! | an identity comes and goes | [`register`](WorkloadApi::register), [`unregister`](WorkloadApi::unregister) |
 //! | clocks differ | [`set_clock_offset`](WorkloadApi::set_clock_offset) |
 //! | a client pings too often | cut off, as by any grpc-go server: [`enforce_keepalive`](WorkloadApiBuilder::enforce_keepalive) |
 //! | the stream says what the test says | [`replay`](WorkloadApi::replay) |
 //!
 //! [`recover`](WorkloadApi::recover) ends every [`Fault`]; [`counts`](WorkloadApi::counts) says
-//! what arrived meanwhile. A bad day in one test:
+//! what arrived meanwhile. Each of these has an example of its own, which says what a service sees
+//! of it. A bad day in one test:
 //!
 //! ```
 //! use tower_spiffe::testing::{Fault, WorkloadApi};

@@ -81,6 +81,18 @@ impl WorkloadApiBuilder {
 
     /// Whether the agent gives the same token again for about half of its life, as SPIRE's does.
     /// It does, unless told otherwise.
+    ///
+    /// ```
+    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::builder("example.org").cache_tokens(false).start_in_memory().await?;
+    /// let source = agent.source().await?;
+    /// let first = source.fetch_jwt_svid(["db"]).await?;
+    /// assert_ne!(source.fetch_jwt_svid(["db"]).await?.token(), first.token());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn cache_tokens(mut self, cache: bool) -> Self {
         self.cache = cache;
         self
@@ -90,6 +102,27 @@ impl WorkloadApiBuilder {
     /// configured: at the third HTTP/2 ping that comes less than five minutes after the one
     /// before it (two hours while no call is open), with nothing sent to the client in between.
     /// It is, unless told otherwise.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # use tower_spiffe::JwtSource;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let cut_off = async |enforce| -> Result<u64, Box<dyn std::error::Error>> {
+    ///     let builder = WorkloadApi::builder("example.org").enforce_keepalive(enforce);
+    ///     let agent = builder.start_in_memory().await?;
+    ///     let (often, patience) = (Duration::from_secs(60), Duration::from_secs(20));
+    ///     let source = JwtSource::builder().connector(agent.connector()).keepalive(often, patience);
+    ///     let _source = source.build().await?;
+    ///     tokio::time::sleep(Duration::from_secs(600)).await; // of paused time
+    ///     Ok(agent.counts().too_many_pings)
+    /// };
+    /// assert!(cut_off(true).await? > 0);
+    /// assert_eq!(cut_off(false).await?, 0);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn enforce_keepalive(mut self, enforce: bool) -> Self {
         self.enforce_pings = enforce;
         self

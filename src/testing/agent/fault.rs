@@ -12,33 +12,215 @@ use crate::grpc_code::GrpcCode;
 #[non_exhaustive]
 pub enum Fault {
     /// Every call is answered with this status, and open bundle streams end with it.
+    ///
+    /// ```
+    /// # use tower_spiffe::testing::{Fault, WorkloadApi};
+    /// # use tower_spiffe::GrpcCode;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let source = agent.source().await?;
+    ///
+    /// agent.fail(Fault::Refuse(GrpcCode::Unavailable));
+    /// let error = source.fetch_jwt_svid(["db"]).await.unwrap_err();
+    /// assert_eq!(error.code(), Some(GrpcCode::Unavailable));
+    /// assert!(source.bundle_set().is_ok()); // what is known is still good
+    /// # Ok(())
+    /// # }
+    /// ```
     Refuse(GrpcCode),
     /// Calls are taken and never answered; open bundle streams fall silent. Connections are kept,
     /// pings are answered.
+    ///
+    /// ```
+    /// # use tower_spiffe::testing::{Fault, WorkloadApi};
+    /// # use tower_spiffe::{FetchSvidReason, JwtSourceErrorReason};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let source = agent.source().await?;
+    ///
+    /// agent.fail(Fault::Hang);
+    /// // The call ends at its deadline, see `JwtSourceBuilder::fetch_timeout`.
+    /// let error = source.fetch_jwt_svid(["db"]).await.unwrap_err();
+    /// assert_eq!(error.reason(), JwtSourceErrorReason::Token(FetchSvidReason::Timeout));
+    /// # Ok(())
+    /// # }
+    /// ```
     Hang,
     /// Every answer and every bundle message comes this much later.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_spiffe::testing::{Fault, WorkloadApi};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let source = agent.source().await?;
+    ///
+    /// agent.fail(Fault::Slow(Duration::from_secs(3)));
+    /// let asked = tokio::time::Instant::now();
+    /// source.fetch_jwt_svid(["db"]).await?;
+    /// assert_eq!(asked.elapsed().as_secs(), 3); // of paused time
+    /// # Ok(())
+    /// # }
+    /// ```
     Slow(Duration),
     /// A bundle stream ends, without an error, after its first message.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_spiffe::testing::{Fault, WorkloadApi};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    ///
+    /// agent.fail(Fault::HangUp);
+    /// let source = agent.source().await?; // one message is enough to start
+    /// tokio::time::sleep(Duration::from_secs(60)).await; // of paused time
+    /// assert!(source.bundle_set().is_ok());
+    /// let streams = agent.counts().fetch_jwt_bundles;
+    /// assert!((2..60).contains(&streams)); // it comes back, and does not storm
+    /// # Ok(())
+    /// # }
+    /// ```
     HangUp,
     /// A bundle stream ends with this status after its first message.
+    ///
+    /// ```
+    /// # use tower_spiffe::testing::{Fault, WorkloadApi};
+    /// # use tower_spiffe::GrpcCode;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let source = agent.source().await?;
+    /// let mut updates = source.updated();
+    ///
+    /// agent.fail(Fault::HangUpWith(GrpcCode::PermissionDenied));
+    /// updates.changed().await?;
+    /// assert!(source.state().withdrawn().is_some());
+    /// # Ok(())
+    /// # }
+    /// ```
     HangUpWith(GrpcCode),
     /// Answers are well-formed messages with rubbish in them: JWKS that are no JSON, tokens that
     /// are no tokens.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_spiffe::testing::{Fault, WorkloadApi};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let source = agent.source().await?;
+    ///
+    /// agent.fail(Fault::Garbage);
+    /// assert!(source.fetch_jwt_svid(["db"]).await.is_err());
+    /// tokio::time::sleep(Duration::from_secs(1)).await; // of paused time
+    /// let state = source.state();
+    /// let [own] = state.trust_domains() else { panic!("there is one") };
+    /// assert!(own.last_error().is_some());
+    /// assert_eq!(own.key_ids().len(), 1); // the keys of before
+    /// # Ok(())
+    /// # }
+    /// ```
     Garbage,
     /// Answers are gRPC frames whose content is no message.
+    ///
+    /// ```
+    /// # use tower_spiffe::testing::{Fault, WorkloadApi};
+    /// # use tower_spiffe::{FetchSvidReason, JwtSourceErrorReason};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let source = agent.source().await?;
+    ///
+    /// agent.fail(Fault::NotProtobuf);
+    /// let error = source.fetch_jwt_svid(["db"]).await.unwrap_err();
+    /// assert_eq!(error.reason(), JwtSourceErrorReason::Token(FetchSvidReason::Unacceptable));
+    /// # Ok(())
+    /// # }
+    /// ```
     NotProtobuf,
     /// Who connects is answered by something that does not speak HTTP/2, and cut off. Concerns new
     /// connections, whatever the call.
+    ///
+    /// ```
+    /// # use tower_spiffe::testing::{Fault, WorkloadApi};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    ///
+    /// agent.fail(Fault::NotHttp2);
+    /// let error = agent.source().await.unwrap_err(); // at the end of `initial_sync_timeout`
+    /// assert!(error.to_string().contains("speaks no HTTP/2"));
+    ///
+    /// agent.recover();
+    /// assert!(agent.source().await.is_ok());
+    /// # Ok(())
+    /// # }
+    /// ```
     NotHttp2,
     /// Connections stay open and are dead: nothing is read from them, nothing comes out. Those
     /// that were open, or were opened meanwhile, stay dead after recovery too, as they do when a
     /// machine between has forgotten them. Concerns whole connections, whatever the call.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_spiffe::testing::{Fault, WorkloadApi};
+    /// # use tower_spiffe::{FetchSvidReason, JwtSourceErrorReason};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let source = agent.source().await?;
+    ///
+    /// agent.fail(Fault::HalfOpen);
+    /// let error = source.fetch_jwt_svid(["db"]).await.unwrap_err(); // at its deadline
+    /// assert_eq!(error.reason(), JwtSourceErrorReason::Token(FetchSvidReason::Timeout));
+    /// // That casts doubt on the connection, and there is no better one.
+    /// tokio::time::sleep(Duration::from_secs(1)).await; // of paused time
+    /// assert!(!source.state().is_connected());
+    /// # Ok(())
+    /// # }
+    /// ```
     HalfOpen,
     /// Messages are larger than this many bytes: the agent's own JWKS has an unknown member of
     /// that size beside its keys, tokens a claim.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_spiffe::testing::{Fault, WorkloadApi};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let source = agent.source().await?;
+    ///
+    /// agent.fail(Fault::Oversized(5 << 20)); // see `ResourceLimits::max_bundle_jwks_bytes`
+    /// tokio::time::sleep(Duration::from_secs(1)).await; // of paused time
+    /// let state = source.state();
+    /// assert!(state.trust_domains()[0].last_error().is_some_and(|error| error.contains("bytes")));
+    /// assert!(source.bundle_set().is_ok()); // the keys of before
+    /// # Ok(())
+    /// # }
+    /// ```
     Oversized(usize),
     /// The agent is there, its server is away: audiences that it has a token for get the same
     /// token for as long as it lives; others wait for 30 s and get Unavailable, as from SPIRE.
+    ///
+    /// ```
+    /// # use tower_spiffe::testing::{Fault, WorkloadApi};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let source = agent.source().await?;
+    /// let known = source.fetch_jwt_svid(["db"]).await?;
+    ///
+    /// agent.fail(Fault::ServerAway);
+    /// assert_eq!(source.fetch_jwt_svid(["db"]).await?.token(), known.token());
+    /// assert!(source.fetch_jwt_svid(["other"]).await.is_err()); // after 30 s of paused time
+    /// # Ok(())
+    /// # }
+    /// ```
     ServerAway,
     /// FetchJWTSVID is answered with these, whatever was asked for, word for word: none, twice the
     /// same hint, a token of somebody else. The other calls are as they were.

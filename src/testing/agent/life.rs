@@ -64,6 +64,23 @@ impl WorkloadApi {
 
     /// Starts the agent again at the same place. Nothing happens where it is there already.
     ///
+    /// ```
+    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # use tower_spiffe::JwtSource;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    ///
+    /// agent.stop().await;
+    /// let source = JwtSource::builder().connector(agent.connector()).build_lazy()?;
+    /// assert!(source.fetch_jwt_svid(["db"]).await.is_err()); // the connection is refused
+    /// agent.start_again().await?;
+    /// source.ready().await?;
+    /// assert!(source.fetch_jwt_svid(["db"]).await.is_ok());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// The place cannot be opened any more.
     pub async fn start_again(&self) -> Result<(), Error> {
@@ -80,6 +97,23 @@ impl WorkloadApi {
 
     /// Stops it and starts it again: streams end, clients come back.
     ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let source = agent.source().await?;
+    ///
+    /// agent.restart().await?;
+    /// assert!(source.bundle_set().is_ok()); // all the while
+    /// tokio::time::sleep(Duration::from_secs(60)).await; // of paused time
+    /// assert!(source.state().is_connected());
+    /// assert!(source.state().reconnects() > 0);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// The place cannot be opened any more.
     pub async fn restart(&self) -> Result<(), Error> {
@@ -90,12 +124,22 @@ impl WorkloadApi {
     /// Serves the agent over this connection, whatever it is, until either side ends it.
     ///
     /// ```
-    /// # #[tokio::main(flavor = "current_thread")]
+    /// # use std::sync::Mutex;
+    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # use tower_spiffe::JwtSource;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = tower_spiffe::testing::WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
     /// let (ours, theirs) = tokio::io::duplex(64 * 1024);
     /// agent.serve_stream(theirs);
-    /// # drop(ours);
+    ///
+    /// let ours = Mutex::new(Some(ours)); // to be connected to once
+    /// let dial = move || {
+    ///     let ours = ours.lock().unwrap().take();
+    ///     async { ours.ok_or(std::io::ErrorKind::ConnectionRefused.into()) }
+    /// };
+    /// let source = JwtSource::builder().connector(dial).build().await?;
+    /// assert!(source.get_jwt_svid(["db"]).await.is_ok());
     /// # Ok(())
     /// # }
     /// ```

@@ -170,6 +170,24 @@ impl WorkloadApi {
     /// for `token_life`. The hint may be empty; of two identities with the same one, the older
     /// counts.
     ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let source = agent.source().await?;
+    /// let hour = Duration::from_secs(3600);
+    /// agent.register("spiffe://example.org/web", "", hour)?;
+    /// agent.register("spiffe://example.org/cron", "nightly", hour)?;
+    ///
+    /// let cron = "spiffe://example.org/cron".parse()?;
+    /// let token = source.get_jwt_svid_with_id(["db"], Some(&cron)).await?;
+    /// assert_eq!(*token.spiffe_id(), cron);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// The ID is malformed, or of another trust domain.
     pub fn register(&self, spiffe_id: &str, hint: &str, token_life: Duration) -> Result<(), Error> {
@@ -194,6 +212,21 @@ impl WorkloadApi {
 
     /// Takes this identity away; with the last one, everything is withdrawn: see
     /// [`withdraw`](Self::withdraw).
+    ///
+    /// ```
+    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # use tower_spiffe::GrpcCode;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let source = agent.source().await?;
+    ///
+    /// agent.unregister("spiffe://example.org/workload");
+    /// let error = source.fetch_jwt_svid(["db"]).await.unwrap_err();
+    /// assert_eq!(error.code(), Some(GrpcCode::PermissionDenied));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn unregister(&self, spiffe_id: &str) {
         self.inner.agent.change(|state| {
             let stays = |entry: &Entry| entry.id.as_str() != spiffe_id;
@@ -233,6 +266,22 @@ impl WorkloadApi {
     }
 
     /// The same with an issuer that there is already: another agent's, say.
+    ///
+    /// ```
+    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # use tower_spiffe::Validator;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let ours = WorkloadApi::start_in_memory("example.org").await?;
+    /// let theirs = WorkloadApi::start_in_memory("other.test").await?;
+    /// ours.federate_with(theirs.issuer());
+    ///
+    /// let validator = Validator::builder(ours.source().await?).audience("reports").build()?;
+    /// let token = theirs.source().await?.get_jwt_svid(["reports"]).await?;
+    /// assert!(validator.validate(token.token()).is_ok());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn federate_with(&self, issuer: &Issuer) {
         let trust_domain = issuer.trust_domain().clone();
         self.inner.agent.follow(issuer);
@@ -243,6 +292,21 @@ impl WorkloadApi {
     }
 
     /// The same with a JWK Set of these bytes, whatever they are.
+    ///
+    /// ```
+    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// agent.federate_raw("broken.test", "{\"keys\": [7]}")?;
+    ///
+    /// // What is broken costs nobody else anything.
+    /// let source = agent.source().await?;
+    /// assert!(source.bundle_for_trust_domain(&"broken.test".parse()?)?.is_empty());
+    /// assert!(!source.bundle_for_trust_domain(&"example.org".parse()?)?.is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// The trust domain is malformed.
@@ -256,6 +320,26 @@ impl WorkloadApi {
     }
 
     /// Ends the federation: the trust domain is no longer in the set.
+    ///
+    /// ```
+    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # use tower_spiffe::{ValidateReason, Validator};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let other = agent.federate("other.test")?;
+    /// let source = agent.source().await?;
+    /// let validator = Validator::builder(source.clone()).audience("reports").build()?;
+    /// let token = other.token("spiffe://other.test/web", "reports").sign();
+    /// assert!(validator.validate(&token).is_ok());
+    ///
+    /// let mut updates = source.updated();
+    /// agent.unfederate("other.test");
+    /// updates.changed().await?;
+    /// assert_eq!(validator.validate(&token).unwrap_err().reason(), ValidateReason::TrustDomainUnknown);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn unfederate(&self, trust_domain: &str) {
         self.inner.agent.change(|state| {
             state.federated.remove(trust_domain);
@@ -263,6 +347,21 @@ impl WorkloadApi {
     }
 
     /// What has arrived here so far, and what is open now.
+    ///
+    /// ```
+    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let source = agent.source().await?;
+    ///
+    /// for _ in 0..50 {
+    ///     source.get_jwt_svid(["db"]).await?;
+    /// }
+    /// assert_eq!(agent.counts().fetch_jwt_svid, 1); // the others came from the source's cache
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn counts(&self) -> Counts {
         self.inner.agent.counters.read()
     }

@@ -66,6 +66,22 @@ impl Replay {
     }
 
     /// Says this set: bytes by name, both as they are. Returns when a stream has taken it.
+    ///
+    /// ```
+    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let source = agent.source().await?;
+    /// let mut updates = source.updated();
+    ///
+    /// let replay = agent.replay();
+    /// replay.send([("spiffe://example.org", r#"{"keys": []}"#)]).await; // every key is revoked
+    /// updates.changed().await?;
+    /// assert!(source.bundle_for_trust_domain(&"example.org".parse()?)?.is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn send<K, V>(&self, bundles: impl IntoIterator<Item = (K, V)>)
     where
         K: Into<String>,
@@ -80,6 +96,24 @@ impl Replay {
     }
 
     /// Ends the stream with this status (`Ok`: without an error). Returns when it has ended.
+    ///
+    /// ```
+    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # use tower_spiffe::GrpcCode;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let source = agent.source().await?;
+    ///
+    /// let replay = agent.replay();
+    /// replay.end(GrpcCode::Internal, "no space left on the disk").await;
+    /// let state = source.state();
+    /// let said = state.last_error().map(|error| error.message().to_owned());
+    /// assert!(said.is_some_and(|said| said.contains("no space left on the disk")));
+    /// assert!(source.bundle_set().is_ok()); // what is known is still good
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn end(&self, code: GrpcCode, message: &str) {
         let status = (code != GrpcCode::Ok)
             .then(|| Status::new(tonic::Code::from(i32::from(code.as_u8())), message));

@@ -62,6 +62,21 @@ impl WorkloadApi {
     }
 
     /// Ends every fault.
+    ///
+    /// ```
+    /// # use tower_spiffe::testing::{Fault, WorkloadApi};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let source = agent.source().await?;
+    ///
+    /// agent.fail(Fault::Hang);
+    /// assert!(source.fetch_jwt_svid(["db"]).await.is_err());
+    /// agent.recover();
+    /// assert!(source.fetch_jwt_svid(["db"]).await.is_ok());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn recover(&self) {
         self.inner
             .agent
@@ -73,17 +88,19 @@ impl WorkloadApi {
     /// it keeps its end until [`cut_connections`](Self::cut_connections).
     ///
     /// ```
-    /// use std::time::Duration;
-    /// use tower_spiffe::testing::WorkloadApi;
-    ///
-    /// # #[tokio::main(flavor = "current_thread")]
+    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # use tower_spiffe::{FetchSvidReason, JwtSourceErrorReason};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start("example.org").await?;
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
     /// let source = agent.source().await?;
+    ///
     /// agent.half_open();
-    /// let fetch = source.fetch_jwt_svid(["reports"]);
-    /// let waited = tokio::time::timeout(Duration::from_millis(50), fetch).await;
-    /// assert!(waited.is_err()); // not even an error comes back
+    /// // Not even an error comes back: the deadline ends it.
+    /// let error = source.fetch_jwt_svid(["db"]).await.unwrap_err();
+    /// assert_eq!(error.reason(), JwtSourceErrorReason::Token(FetchSvidReason::Timeout));
+    /// // That casts doubt on the connection, and the next call has another.
+    /// assert!(source.fetch_jwt_svid(["db"]).await.is_ok());
     /// # Ok(())
     /// # }
     /// ```
@@ -92,6 +109,23 @@ impl WorkloadApi {
     }
 
     /// Cuts every connection that is open now; returns when they are. New ones work.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let source = agent.source().await?;
+    ///
+    /// agent.cut_connections().await;
+    /// assert!(source.bundle_set().is_ok()); // what is known is still good
+    /// tokio::time::sleep(Duration::from_secs(60)).await; // of paused time
+    /// assert!(source.state().is_connected());
+    /// assert_eq!(agent.counts().connections, 2);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn cut_connections(&self) {
         self.inner.connections.cut().await;
     }
@@ -125,6 +159,25 @@ impl WorkloadApi {
     }
 
     /// Gives back what was withdrawn, beside what was registered since.
+    ///
+    /// ```
+    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let source = agent.source().await?;
+    /// let mut updates = source.updated();
+    ///
+    /// agent.withdraw();
+    /// updates.changed().await?;
+    /// assert!(source.bundle_set().is_err());
+    /// agent.restore();
+    /// updates.changed().await?;
+    /// assert!(source.bundle_set().is_ok());
+    /// assert!(source.get_jwt_svid(["db"]).await.is_ok());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn restore(&self) {
         self.inner.agent.change(|state| {
             let mut entries = std::mem::take(&mut state.withdrawn);
@@ -135,6 +188,24 @@ impl WorkloadApi {
 
     /// Sends every stream the same set again with its keys in another order: not a change, though
     /// every byte may be another one. SPIRE's agent does so for no visible reason.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let source = agent.source().await?;
+    /// agent.rotate().await; // to two keys, which can change places
+    /// let (revision, messages) = (source.state().revision(), agent.counts().bundle_messages);
+    ///
+    /// agent.send_again();
+    /// tokio::time::sleep(Duration::from_secs(1)).await; // of paused time
+    /// assert_eq!(agent.counts().bundle_messages, messages + 1);
+    /// assert_eq!(source.state().revision(), revision); // nobody is told of it
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn send_again(&self) {
         self.inner
             .agent
@@ -171,6 +242,21 @@ impl WorkloadApi {
     }
 
     /// Empties the agent's cache of tokens: the next fetch signs a new one.
+    ///
+    /// ```
+    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let source = agent.source().await?;
+    /// let first = source.fetch_jwt_svid(["db"]).await?;
+    /// assert_eq!(source.fetch_jwt_svid(["db"]).await?.token(), first.token());
+    ///
+    /// agent.forget_tokens();
+    /// assert_ne!(source.fetch_jwt_svid(["db"]).await?.token(), first.token());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn forget_tokens(&self) {
         self.inner.agent.state().cache.clear();
     }
@@ -197,6 +283,26 @@ impl WorkloadApi {
     }
 
     /// From now on, and until the replay is dropped, bundle streams say what the test says.
+    ///
+    /// ```
+    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let source = agent.source().await?;
+    ///
+    /// let replay = agent.replay();
+    /// let mut updates = source.updated();
+    /// // Half of it is good, and is taken in.
+    /// let jwks = agent.issuer().jwks();
+    /// replay.send([("spiffe://example.org", &jwks[..]), ("spiffe://other.test", b"{")]
+    ///     .map(|(name, jwks)| (name, jwks.to_vec()))).await;
+    /// updates.changed().await?;
+    /// assert!(source.bundle_for_trust_domain(&"example.org".parse()?).is_ok());
+    /// assert!(source.bundle_for_trust_domain(&"other.test".parse()?)?.is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn replay(&self) -> Replay {
         Replay::begin(self.inner.agent.clone())
     }
@@ -231,6 +337,22 @@ impl WorkloadApi {
     }
 
     /// The same, to another algorithm.
+    ///
+    /// ```
+    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # use tower_spiffe::{Algorithm, Validator};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let source = agent.source().await?;
+    /// let only_es256 = Validator::builder(source).audience("reports").algorithms([Algorithm::ES256]).build()?;
+    ///
+    /// agent.rotate_to(Algorithm::RS256).await;
+    /// let token = agent.token("spiffe://example.org/web", "reports");
+    /// assert!(only_es256.validate(&token).is_err());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn rotate_to(&self, algorithm: Algorithm) -> String {
         let (old, new) = self.inner.agent.rotate(algorithm).await;
         self.retire_later(old);
@@ -240,6 +362,26 @@ impl WorkloadApi {
     /// Rotates the hard way, as a server does that has lost its keys: the new key signs at once,
     /// so tokens may arrive before their key does. The old one leaves the bundle after one token
     /// life. Gives the new key's ID.
+    ///
+    /// ```
+    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # use tower_spiffe::{ValidateReason, Validator};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let source = agent.source().await?;
+    /// let validator = Validator::builder(source.clone()).audience("reports").build()?;
+    /// let mut updates = source.updated();
+    ///
+    /// agent.rotate_now();
+    /// let token = agent.token("spiffe://example.org/web", "reports");
+    /// // Earlier than its key.
+    /// assert_eq!(validator.validate(&token).unwrap_err().reason(), ValidateReason::KeyUnknown);
+    /// updates.changed().await?;
+    /// assert!(validator.validate(&token).is_ok());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn rotate_now(&self) -> String {
         let old = self.issuer().signing_key_id();
         let new = self.issuer().rotate_now();
@@ -281,6 +423,21 @@ impl WorkloadApi {
 
     /// Ends the schedule of [`rotate_every`](Self::rotate_every). A key that waits for its
     /// retirement is still retired.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// agent.rotate_every(Duration::from_secs(3600));
+    /// agent.stop_rotating();
+    /// let key = agent.issuer().signing_key_id();
+    /// tokio::time::sleep(Duration::from_secs(3 * 3600)).await; // of paused time
+    /// assert_eq!(agent.issuer().signing_key_id(), key);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn stop_rotating(&self) {
         if let Some(schedule) = lock(&self.inner.schedule).take() {
             schedule.abort();

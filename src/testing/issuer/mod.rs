@@ -190,6 +190,26 @@ impl Issuer {
     }
 
     /// Signs with this key from now on; `false` where no key in the bundle has this ID.
+    ///
+    /// ```
+    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # use tower_spiffe::{Algorithm, Validator};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let source = agent.source().await?;
+    /// let validator = Validator::builder(source.clone()).audience("reports").build()?;
+    /// let mut updates = source.updated();
+    ///
+    /// // By hand what `WorkloadApi::rotate` does: published first, then signed with.
+    /// let key = agent.issuer().prepare(Algorithm::ES384);
+    /// updates.changed().await?;
+    /// assert!(agent.issuer().activate(&key));
+    /// let token = agent.token("spiffe://example.org/web", "reports");
+    /// assert!(validator.validate(&token).is_ok());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn activate(&self, kid: &str) -> bool {
         let mut keys = self.keys();
         let Some(key) = keys.find(kid) else {
@@ -201,6 +221,25 @@ impl Issuer {
 
     /// Takes this key out of the bundle; `false` where it is not in it. Where it was the one that
     /// signs, it goes on signing: nobody will believe it any more.
+    ///
+    /// ```
+    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # use tower_spiffe::{ValidateReason, Validator};
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let source = agent.source().await?;
+    /// let validator = Validator::builder(source.clone()).audience("reports").build()?;
+    /// let token = agent.token("spiffe://example.org/web", "reports");
+    /// assert!(validator.validate(&token).is_ok());
+    ///
+    /// let mut updates = source.updated();
+    /// agent.issuer().revoke(&agent.issuer().signing_key_id());
+    /// updates.changed().await?;
+    /// assert_eq!(validator.validate(&token).unwrap_err().reason(), ValidateReason::KeyUnknown);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn revoke(&self, kid: &str) -> bool {
         self.publish(|keys| {
             let Some(at) = keys.published.iter().position(|key| key.kid() == kid) else {
