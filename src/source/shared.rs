@@ -206,10 +206,17 @@ impl Shared {
             return Change::default();
         }
         // Some domain's list of ignored keys may differ where the keys do not.
-        let aged_at = aging.iter().map(|(_, at)| *at).min();
-        // Of one that was too old the keys may be good again, though they are the same.
-        let mut aged = before.aging.iter().filter(|(_, at)| *at <= nanos(now));
-        let younger = aged.any(|known| !aging.contains(known));
+        let is_past = |at: u64| at <= nanos(now);
+        let to_come = aging.iter().map(|(_, at)| *at).filter(|at| !is_past(*at));
+        let aged_at = to_come.min().unwrap_or(NEVER);
+        // Of one that was too old the keys may be good again, though they are the same; another's may
+        // be too old now, which nobody has found out yet.
+        let aged = |of: &[(TrustDomain, u64)], not_in: &[(TrustDomain, u64)]| {
+            let mut aged = of.iter().filter(|(_, at)| is_past(*at));
+            aged.any(|known| !not_in.contains(known))
+        };
+        let younger = aged(&before.aging, &aging);
+        let older = aged(&aging, &before.aging) || is_past(self.aged_at.load(Ordering::Acquire));
         let snapshot = Snapshot {
             set: intake.set,
             unreadable,
@@ -217,10 +224,9 @@ impl Shared {
         };
         self.snapshot.store(Arc::new(snapshot));
         let changed = first || !same;
-        let told = changed || restored || younger;
+        let told = changed || restored || younger || older;
         let mut raised = told.then(|| self.judge.turn(Verdict::Ready)).flatten();
-        self.aged_at
-            .store(aged_at.unwrap_or(NEVER), Ordering::Release);
+        self.aged_at.store(aged_at, Ordering::Release);
         let stale_at = self
             .max_staleness
             .map_or(NEVER, |max| nanos(now.saturating_add(max)));

@@ -99,3 +99,25 @@ async fn one_that_is_too_short_to_be_kept_is_no_storm() {
     assert!(openings.len() <= 60, "{}", openings.len());
     assert!(!source.state().is_ready());
 }
+
+/// The keys of one that cannot be read are held to the limit by themselves; that they are too old is
+/// told once, however often the agent says the same again.
+#[tokio::test(start_paused = true)]
+async fn one_trust_domain_that_is_too_old_is_told_of_once() {
+    let (world, source) = good_for(secs(60)).await;
+    let mut updates = source.updated();
+    world.agent.federate(OTHER).unwrap();
+    soon("its keys", updates.changed()).await.unwrap();
+    world.agent.federate_raw(OTHER, "{").unwrap();
+    let other = td(OTHER);
+    let judged = || source.try_bundle_for_trust_domain(&other).is_some();
+    // Somebody has to ask: no task strikes.
+    assert!(world.time_until(|| !judged()).await <= secs(60));
+    let told = source.state().revision();
+    for _ in 0..600 {
+        tokio::time::sleep(secs(1)).await;
+        assert!(!judged() && source.state().is_ready());
+    }
+    assert!(world.agent.counts().fetch_jwt_bundles >= 20);
+    assert_eq!(source.state().revision(), told);
+}
