@@ -4,6 +4,7 @@ use tower_spiffe::testing::internals;
 use tower_spiffe::{Algorithm, JwtBundle, JwtBundleSet, TrustDomain};
 
 use super::is_presentable;
+use super::stream::is_kept;
 
 fn trust_domain() -> TrustDomain {
     TrustDomain::parse("example.org").expect("a trust domain")
@@ -53,7 +54,8 @@ fn is_sound(bundle: &JwtBundle) {
     }
 }
 
-/// A message is a set or is discarded; read again on top of itself, it changes nothing.
+/// A message is a set or is discarded; read again on top of itself, it changes nothing; and a source
+/// answers by it.
 pub(crate) fn bundle_message(data: &[u8]) {
     let nothing = JwtBundleSet::default();
     let Some((set, unreadable)) = internals::read_bundle_message(data, &nothing) else {
@@ -64,4 +66,5 @@ pub(crate) fn bundle_message(data: &[u8]) {
         internals::read_bundle_message(data, &set).expect("it was read before");
     assert!(again == set);
     assert_eq!(unreadable_again, unreadable);
+    is_kept(data, &set);
 }

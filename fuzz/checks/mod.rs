@@ -4,14 +4,22 @@
 //! A check fails by a panic, the crate's or its own.
 
 // Each target uses one.
-#![allow(dead_code, clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+#![allow(
+    dead_code,
+    unused_imports,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used
+)]
 
 mod bundles;
 mod ids;
+mod stream;
 mod tokens;
 
 pub(crate) use bundles::{bundle_message, jwks};
 pub(crate) use ids::{endpoint, spiffe_id};
+pub(crate) use stream::bundle_stream;
 pub(crate) use tokens::{header_line, token};
 
 /// An error says what is wrong in a few words, whatever was read: no line of it can fill a log or

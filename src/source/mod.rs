@@ -45,7 +45,7 @@ mod limits;
 #[cfg(feature = "workload-api")]
 mod record;
 #[cfg(feature = "workload-api")]
-mod shared;
+pub(crate) mod shared;
 #[cfg(feature = "workload-api")]
 mod state;
 #[cfg(feature = "workload-api")]

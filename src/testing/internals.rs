@@ -1,9 +1,14 @@
 //! Doors into the crate for its own fuzz targets. Not for users: no promise is made.
 
-use crate::bundle::JwtBundleSet;
-use crate::source::ResourceLimits;
-use crate::source::intake;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtBundleSet};
+use crate::clock::Clock;
+use crate::source::shared::Shared;
+use crate::source::{ResourceLimits, SourceState, WithdrawalPolicy, intake};
 use crate::workload_api::pb::JwtBundlesResponse;
+use crate::workload_api::{Call, WorkloadApiClient, WorkloadApiError, WorkloadApiErrorReason};
 
 /// What a source makes of one message of the bundle stream, as it came over the wire: the set, and
 /// how many of its parts were unreadable. `None` where the whole message is discarded.
@@ -21,4 +26,68 @@ pub fn write_bundle_message<'a>(bundles: impl IntoIterator<Item = (&'a str, &'a 
         .map(|(name, jwks)| (name.to_owned(), jwks.to_vec().into()))
         .collect();
     prost::Message::encode_to_vec(&JwtBundlesResponse { bundles })
+}
+
+/// What a source keeps of its bundle stream, without the stream: what the agent says is put in by
+/// hand, and validation asks it as it asks a source.
+pub struct Keeper(Shared);
+
+impl Keeper {
+    /// One that knows nothing yet. The client is never called.
+    pub fn new(
+        client: WorkloadApiClient,
+        clock: Arc<dyn Clock>,
+        withdrawal: WithdrawalPolicy,
+        max_staleness: Option<Duration>,
+    ) -> Self {
+        let recorder = Arc::new(());
+        Self(Shared::new(
+            client,
+            clock,
+            recorder,
+            withdrawal,
+            max_staleness,
+        ))
+    }
+
+    /// Takes in one message of the bundle stream, as it came over the wire; `false` where all of it
+    /// is discarded.
+    pub fn take_in(&self, bytes: &[u8]) -> bool {
+        let Ok(message) = <JwtBundlesResponse as prost::Message>::decode(bytes) else {
+            return false;
+        };
+        let known = self.0.known();
+        match intake::read(message.bundles, &known, &ResourceLimits::default()) {
+            Ok(intake) => {
+                self.0.take_in(intake);
+                true
+            }
+            Err(_) => {
+                self.0.discarding();
+                false
+            }
+        }
+    }
+
+    /// The agent answers PermissionDenied.
+    pub fn withdraw(&self) {
+        let reason = WorkloadApiErrorReason::PermissionDenied;
+        let error = WorkloadApiError::new(Call::FetchJwtBundles, reason, "withdrawn");
+        self.0.withdraw(&error);
+    }
+
+    /// As a source's.
+    pub fn state(&self) -> SourceState {
+        self.0.state()
+    }
+}
+
+impl BundleSource for Keeper {
+    fn revision(&self) -> Result<u64, CannotJudge> {
+        self.0.revision()
+    }
+
+    fn bundle(&self, trust_domain: &str) -> BundleAnswer {
+        self.0.bundle(trust_domain)
+    }
 }
