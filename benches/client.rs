@@ -1,28 +1,32 @@
-//! What a token costs on its way out: the layer's hit path against a static header, a look-up
-//! among 10,000 audiences, and two threads on one hot audience against a pure-CPU control. A run
-//! of all of it ends with one line per bar, and fails where one is missed.
+//! What a token costs on its way out.
 //!
-//! ```text
-//! cargo bench --bench client
-//! ```
+//! `cargo bench --bench client` measures the rows of this table, prints for each what it is, its
+//! bar and whether that is held, and fails where one is missed; `-- fixed` takes only those of that
+//! name. What allocates, and how often, is a test: `tests/allocations.rs`.
+//!
+//! | what | bar | rows |
+//! | --- | --- | --- |
+//! | a hit, fixed audience, above inserting a header that never changes | 100 ns | `client/hit, fixed audience, above a static header` |
+//! | a hit among 10,000 audiences | 200 ns | `client/hit among 10,000 audiences` |
+//! | two threads on one hot audience, against what two threads do that only compute | 0.9 × | `client/two threads through the layer`, `client/two threads on one pin` |
+//!
+//! The rest has no bar: what a hit consists of.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::print_stdout,
+    unreachable_pub,
     missing_docs
 )]
 #![allow(clippy::disallowed_methods, clippy::indexing_slicing)]
 
 use std::cell::Cell;
 use std::convert::Infallible;
-use std::fmt::Debug;
 use std::future::{Ready, ready};
 use std::hint::black_box;
-use std::ops::RangeBounds;
+use std::process::ExitCode;
 use std::rc::Rc;
-use std::sync::Barrier;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -33,6 +37,11 @@ use tower::{Layer, Service};
 use tower_spiffe::client::{AddJwtSvid, Audience};
 use tower_spiffe::svid::{FetchSvid, FetchSvidFuture};
 use tower_spiffe::{Clock, JwtSvid, SvidCache, SvidRequest, SystemClock};
+
+#[allow(dead_code, reason = "shared with other benches")]
+mod judging;
+
+use judging::{Bar, Judge, Round, Work, difference, each, group, in_turns, repeat, two_threads};
 
 /// An issuer of tokens that live for a day, as long as those of SPIRE are.
 struct Desk;
@@ -145,7 +154,7 @@ fn outgoing() -> Request<()> {
     request
 }
 
-fn main() {
+fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -171,170 +180,59 @@ fn main() {
     }
 
     let mut criterion = Criterion::default().configure_from_args();
-    let mut group = criterion.benchmark_group("client");
+    let mut judge = Judge::new();
+    let mut group = group(&mut criterion, "client");
     let mut fixed = Lane::new(|inner| Static(inner, header));
-    group.bench_function("static header", |bench| bench.iter(|| fixed.lap()));
     let mut ours = Lane::new(|inner| layer.layer(inner));
-    group.bench_function("hit, fixed audience", |bench| bench.iter(|| ours.lap()));
-    group.bench_function("hit, pinned, no request", |bench| {
-        bench.iter(|| black_box(pinned.try_header()).is_some());
-    });
-    group.bench_function("hit, look-up of one", |bench| {
-        bench.iter(|| black_box(cache.try_header(&hot)).is_some());
+    let row = ("client", "hit, fixed audience, above a static header");
+    judge.row(&mut group, row, Bar::Nanos(100.0), || {
+        let [without, with] = in_turns(
+            400,
+            [&mut |_| each(500, || fixed.lap()), &mut |_| {
+                each(500, || ours.lap())
+            }],
+        );
+        Round::of_nanos(difference(&without, &with))
     });
     let mut at = 0;
-    group.bench_function("hit among 10,000 audiences", |bench| {
-        bench.iter(|| {
+    let row = ("client", "hit among 10,000 audiences");
+    judge.row(&mut group, row, Bar::Nanos(200.0), || {
+        Round::of_nanos(each(200_000, || {
             // A large stride: no two in a row are neighbours in memory.
             at = (at + 7_919) % many.len();
-            black_box(cache.try_header(&many[at])).is_some()
+            assert!(black_box(cache.try_header(&many[at])).is_some());
+        }))
+    });
+    let through_the_layer = |_, end| {
+        let mut ours = Lane::new(|inner| layer.layer(inner));
+        repeat(end, |_| ours.lap())
+    };
+    let on_one_pin = |_, end| repeat(end, |_| drop(black_box(pinned.try_header())));
+    let works: [(&str, &Work<'_>); 2] = [
+        ("two threads through the layer", &through_the_layer),
+        ("two threads on one pin", &on_one_pin),
+    ];
+    for (name, work) in works {
+        judge.row(&mut group, ("client", name), Bar::AtLeast(0.9), || {
+            two_threads(work)
         });
-    });
-    let clock = SystemClock::shared();
-    group.bench_function("(of it: both clocks)", |bench| {
-        bench.iter(|| black_box(clock.both()));
-    });
+    }
     group.finish();
 
-    // A filter wants only what it names, and a test run no figures.
-    if std::env::args().skip(1).any(|arg| arg != "--bench") {
-        return;
-    }
-    let above = above(&mut fixed, &mut ours);
-    let among = among(&cache, &many);
-
-    // Both in the same run, since a machine has its moods: several rounds, and the middle one.
-    let mut rounds: Vec<(f64, f64, f64)> = (0..9)
-        .map(|_| {
-            let control = scaling(|| {
-                let mut state = 1_u64;
-                move || {
-                    for _ in 0..60 {
-                        state = black_box(state.wrapping_mul(6364136223846793005).wrapping_add(1));
-                    }
-                }
-            });
-            let layer = scaling(|| {
-                let mut ours = Lane::new(|inner| layer.layer(inner));
-                move || ours.lap()
-            });
-            let pin = scaling(|| {
-                let pinned = pinned.clone();
-                move || {
-                    black_box(pinned.try_header());
-                }
-            });
-            (control, layer, pin)
-        })
-        .collect();
-    let middle = |rounds: &mut Vec<(f64, f64, f64)>, of: fn(&(f64, f64, f64)) -> f64| {
-        rounds.sort_by(|a, b| of(a).total_cmp(&of(b)));
-        of(&rounds[rounds.len() / 2])
-    };
-    let control = middle(&mut rounds, |round| round.0);
-    let layer = middle(&mut rounds, |round| round.1 / round.0);
-    let pin = middle(&mut rounds, |round| round.2 / round.0);
-    println!("two threads, one hot audience: the control scales {control:.2} times");
-    let held = [
-        judge(
-            "hit, fixed audience, above a static header, ns",
-            above,
-            ..=100.0,
-        ),
-        judge("hit among 10,000 audiences, ns", among, ..=200.0),
-        judge(
-            "two threads through the layer, of the control",
-            layer,
-            0.9..,
-        ),
-        judge(
-            "two threads on one pinned audience, of the control",
-            pin,
-            0.9..,
-        ),
-    ];
-    if held.contains(&false) {
-        std::process::exit(1);
-    }
-}
-
-fn judge(what: &str, figure: f64, bar: impl RangeBounds<f64> + Debug) -> bool {
-    let held = bar.contains(&figure);
-    let verdict = if held { "held" } else { "missed" };
-    println!("{what}: {figure:.2} (bar {bar:?}: {verdict})");
-    held
-}
-
-/// How many nanoseconds more a request takes with a token of ours than with a header that never
-/// changes: pairs of short stretches, one after the other, and the middle of their differences.
-fn above<A, B>(fixed: &mut Lane<A>, ours: &mut Lane<B>) -> f64
-where
-    A: Service<Request<()>, Response = Response<()>>,
-    B: Service<Request<()>, Response = Response<()>>,
-{
-    let differences = (0..4_000).map(|_| {
-        let without = stretch(|| fixed.lap());
-        stretch(|| ours.lap()) - without
+    let mut group = criterion.benchmark_group("a hit consists of");
+    group.bench_function("a static header", |bench| bench.iter(|| fixed.lap()));
+    group.bench_function("the whole call", |bench| bench.iter(|| ours.lap()));
+    group.bench_function("the pinned audience alone", |bench| {
+        bench.iter(|| black_box(pinned.try_header()).is_some());
     });
-    median(differences.collect())
-}
-
-/// How many nanoseconds it takes to find one of many tokens, the middle of short stretches.
-fn among(cache: &SvidCache, many: &[SvidRequest]) -> f64 {
-    let mut at = 0;
-    let stretches = (0..4_000).map(|_| {
-        stretch(|| {
-            at = (at + 7_919) % many.len();
-            assert!(black_box(cache.try_header(&many[at])).is_some());
-        })
+    group.bench_function("both clocks", |bench| {
+        let clock = SystemClock::shared();
+        bench.iter(|| black_box(clock.both()));
     });
-    median(stretches.collect())
-}
-
-/// The nanoseconds of one `lap`, of 500 in a row.
-fn stretch(mut lap: impl FnMut()) -> f64 {
-    const LAPS: u32 = 500;
-    let began = Instant::now();
-    for _ in 0..LAPS {
-        lap();
-    }
-    began.elapsed().as_secs_f64() * 1e9 / f64::from(LAPS)
-}
-
-fn median(mut all: Vec<f64>) -> f64 {
-    all.sort_by(f64::total_cmp);
-    all[all.len() / 2]
-}
-
-/// How much more two threads do than one.
-fn scaling<W: FnMut()>(work: impl Fn() -> W + Sync) -> f64 {
-    const LAPS: u32 = 2_000_000;
-    let run = |threads: usize| {
-        let barrier = Barrier::new(threads);
-        let took: Vec<Duration> = std::thread::scope(|scope| {
-            let runs: Vec<_> = (0..threads)
-                .map(|_| {
-                    scope.spawn(|| {
-                        let mut work = work();
-                        for _ in 0..10_000 {
-                            work();
-                        }
-                        barrier.wait();
-                        let began = Instant::now();
-                        for _ in 0..LAPS {
-                            work();
-                        }
-                        began.elapsed()
-                    })
-                })
-                .collect();
-            runs.into_iter().map(|run| run.join().unwrap()).collect()
-        });
-        // Laps per second, of all threads.
-        took.iter()
-            .map(|took| f64::from(LAPS) / took.as_secs_f64())
-            .sum::<f64>()
-    };
-    let one = run(1);
-    run(2) / one
+    group.bench_function("a look-up, where it is not pinned", |bench| {
+        bench.iter(|| black_box(cache.try_header(&hot)).is_some());
+    });
+    group.finish();
+    criterion.final_summary();
+    judge.verdict()
 }

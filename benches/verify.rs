@@ -26,7 +26,6 @@
 
 use std::hint::black_box;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
 use aws_lc_rs::signature::ParsedPublicKey;
 use base64::Engine as _;
@@ -42,7 +41,10 @@ mod judging;
 #[path = "../tests/verification/signer.rs"]
 mod signer;
 
-use judging::{Bar, Judge, Round, difference, each, group, in_turns, medians_in_turns, nanos};
+use judging::{
+    Bar, Judge, Round, difference, each, group, in_turns, medians_in_turns, nanos, repeat,
+    two_threads,
+};
 use signer::{AUDIENCE, SUBJECT, Signer, bundle};
 
 fn now() -> i64 {
@@ -164,58 +166,9 @@ fn hit(criterion: &mut Criterion, judge: &mut Judge) {
             })
         };
         judge.row(&mut group, ("hit", name), Bar::AtLeast(0.9), || {
-            let [control, controls, one, both] = medians_in_turns(
-                2,
-                [
-                    &mut |_| rate(1, &compute),
-                    &mut |_| rate(2, &compute),
-                    &mut |_| rate(1, &hits),
-                    &mut |_| rate(2, &hits),
-                ],
-            );
-            Round {
-                nanos: 1e9 / both,
-                figure: (both / one) / (controls / control),
-            }
+            two_threads(&hits)
         });
     }
-}
-
-/// What a thread does until then, and how often it did it.
-type Work<'a> = dyn Fn(usize, Instant) -> u64 + Sync + 'a;
-
-fn repeat(end: Instant, mut work: impl FnMut(usize)) -> u64 {
-    let mut done = 0;
-    while Instant::now() < end {
-        (0..1000).for_each(&mut work);
-        done += 1000;
-    }
-    done
-}
-
-/// The control: only computes.
-fn compute(seed: usize, end: Instant) -> u64 {
-    let mut state = seed as u64;
-    repeat(end, |_| {
-        for _ in 0..100 {
-            let next = state.wrapping_mul(6_364_136_223_846_793_005);
-            state = black_box(next.wrapping_add(1));
-        }
-    })
-}
-
-/// How often in a second so many threads together do this.
-fn rate(threads: usize, work: &Work<'_>) -> f64 {
-    let spell = Duration::from_millis(50);
-    let done: u64 = std::thread::scope(|scope| {
-        let end = Instant::now() + spell;
-        let threads: Vec<_> = (0..threads)
-            .map(|n| scope.spawn(move || work(n, end)))
-            .collect();
-        let done = threads.into_iter().map(|thread| thread.join().unwrap());
-        done.sum()
-    });
-    done as f64 / spell.as_secs_f64()
 }
 
 fn size(criterion: &mut Criterion, judge: &mut Judge) {

@@ -4,6 +4,7 @@
 //! A row whose figure is a difference or a ratio measures both sides of it in the same round, in
 //! turns, so that whatever else the machine does hits them alike.
 
+use std::hint::black_box;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -178,4 +179,59 @@ pub fn medians_in_turns<const N: usize>(
 pub fn difference(a: &[f64], b: &[f64]) -> f64 {
     let mut differences: Vec<f64> = a.iter().zip(b).map(|(a, b)| b - a).collect();
     median(&mut differences)
+}
+
+/// What a thread does until then, and how often it did it.
+pub type Work<'a> = dyn Fn(usize, Instant) -> u64 + Sync + 'a;
+
+/// Does it again and again until then; how often.
+pub fn repeat(end: Instant, mut work: impl FnMut(usize)) -> u64 {
+    let mut done = 0;
+    while Instant::now() < end {
+        (0..1000).for_each(&mut work);
+        done += 1000;
+    }
+    done
+}
+
+/// How much more two threads do than one, against what two threads do more that only compute.
+pub fn two_threads(work: &Work<'_>) -> Round {
+    let [control, controls, one, both] = medians_in_turns(
+        2,
+        [
+            &mut |_| rate(1, &compute),
+            &mut |_| rate(2, &compute),
+            &mut |_| rate(1, work),
+            &mut |_| rate(2, work),
+        ],
+    );
+    Round {
+        nanos: 1e9 / both,
+        figure: (both / one) / (controls / control),
+    }
+}
+
+/// The control: only computes.
+fn compute(seed: usize, end: Instant) -> u64 {
+    let mut state = seed as u64;
+    repeat(end, |_| {
+        for _ in 0..100 {
+            let next = state.wrapping_mul(6_364_136_223_846_793_005);
+            state = black_box(next.wrapping_add(1));
+        }
+    })
+}
+
+/// How often in a second so many threads together do this.
+fn rate(threads: usize, work: &Work<'_>) -> f64 {
+    let spell = Duration::from_millis(50);
+    let done: u64 = std::thread::scope(|scope| {
+        let end = Instant::now() + spell;
+        let threads: Vec<_> = (0..threads)
+            .map(|n| scope.spawn(move || work(n, end)))
+            .collect();
+        let done = threads.into_iter().map(|thread| thread.join().unwrap());
+        done.sum()
+    });
+    done as f64 / spell.as_secs_f64()
 }
