@@ -77,4 +77,7 @@ pub use file::{
 
 #[cfg(test)]
 #[cfg(feature = "testing")]
+mod rotation_tests;
+#[cfg(test)]
+#[cfg(feature = "testing")]
 mod start_tests;
