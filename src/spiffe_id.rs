@@ -430,9 +430,12 @@ fn check_id(text: &str) -> Result<u8, SpiffeIdError> {
     if text.len() > MAX_SPIFFE_ID_LEN {
         return Err(SpiffeIdError::TooLong);
     }
-    let name = rest.split_once('/').map_or(rest, |(name, _)| name);
-    let len = check_name(name.as_bytes())?;
-    check_path(rest.get(name.len()..).unwrap_or_default())?;
+    // By bytes: a search for a `char` costs more than such short texts are worth.
+    let rest = rest.as_bytes();
+    let end = rest.iter().position(|b| *b == b'/').unwrap_or(rest.len());
+    let (name, path) = rest.split_at_checked(end).unwrap_or_default();
+    let len = check_name(name)?;
+    check_path(path)?;
     Ok(len)
 }
 
@@ -450,21 +453,21 @@ fn check_name(name: &[u8]) -> Result<u8, SpiffeIdError> {
 }
 
 /// Checks a path: empty, or segments that each follow a `/`.
-fn check_path(path: &str) -> Result<(), SpiffeIdError> {
-    let Some(segments) = path.strip_prefix('/') else {
+fn check_path(path: &[u8]) -> Result<(), SpiffeIdError> {
+    let Some(segments) = path.strip_prefix(b"/") else {
         return Ok(());
     };
-    if segments.is_empty() || segments.ends_with('/') {
+    if segments.is_empty() || segments.ends_with(b"/") {
         return Err(SpiffeIdError::TrailingSlash);
     }
-    for segment in segments.split('/') {
+    for segment in segments.split(|b| *b == b'/') {
         match segment {
-            "" => return Err(SpiffeIdError::EmptySegment),
-            "." | ".." => return Err(SpiffeIdError::DotSegment),
+            b"" => return Err(SpiffeIdError::EmptySegment),
+            b"." | b".." => return Err(SpiffeIdError::DotSegment),
             _ => {}
         }
-        let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
-        if !segment.bytes().all(legal) {
+        let legal = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
+        if !segment.iter().all(legal) {
             return Err(SpiffeIdError::PathCharacter);
         }
     }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use quick_cache::DefaultHashBuilder;
 use tracing::{Span, field};
 
 use super::caller::CallerState;
@@ -169,7 +170,8 @@ struct RefusalLog {
 
 #[derive(Default)]
 struct Lines {
-    by_caller: HashMap<(&'static str, Option<SpiffeId>), Line>,
+    // Seeded and quick: each refusal asks, and whom it asks for is one of ours or nobody.
+    by_caller: HashMap<(&'static str, Option<SpiffeId>), Line, DefaultHashBuilder>,
     // A full table is swept once per interval, or each refusal would cost a look at all of it.
     swept: Option<Duration>,
 }

@@ -12,13 +12,15 @@ use super::verified::{Signer, Verified};
 use super::{ValidateError, ValidateReason, VerifiedSvid};
 use crate::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtAuthority};
 use crate::clock::UnixTime;
-use crate::jwt::{Claims, ClaimsFault, Header, HeaderFault, Room, Split, decode};
+use crate::jwt::{Claims, ClaimsFault, Header, HeaderFault, Room, Split};
 use crate::spiffe_id::SpiffeId;
 
 type Refusal = (ValidateReason, &'static str);
 
-/// Room for a usual header, and for a signature of up to 4096 bits, without an allocation.
+/// Room for a usual header and usual claims, and for a signature of up to 4096 bits, without an
+/// allocation: most of what is refused is not kept.
 const HEADER_ROOM: usize = 192;
+const PAYLOAD_ROOM: usize = 1024;
 const SIGNATURE_ROOM: usize = 512;
 
 impl Inner {
@@ -35,15 +37,14 @@ impl Inner {
             );
             return (Err(ValidateError::new(reason, detail)), false);
         }
-        let now = self.settings.clock.now();
         // Before any bundle: see the contract of `BundleSource`.
         let revision = self.source.revision();
         let Some(cache) = &self.cache else {
-            return (self.judge_anew(token, 0, now, revision), false);
+            return (self.judge_anew(token, 0, revision), false);
         };
         let hash = cache.hash(token);
         if let Ok(revision) = revision {
-            let time = |verified: &Verified| match self.time_refusal(Life::of(verified), now) {
+            let time = |verified: &Verified| match self.time_refusal(Life::of(verified)) {
                 None => Time::Good,
                 Some((ValidateReason::Expired, _)) => Time::Past,
                 Some(_) => Time::NotNow,
@@ -58,7 +59,7 @@ impl Inner {
         }
         // A hit that does not count any more is judged like a token never seen, so that a warm
         // cache changes no verdict and no word of a refusal.
-        let verdict = self.judge_anew(token, hash, now, revision);
+        let verdict = self.judge_anew(token, hash, revision);
         if let Ok(svid) = &verdict {
             cache.insert(svid);
         }
@@ -69,18 +70,20 @@ impl Inner {
         &self,
         token: &str,
         hash: u64,
-        now: UnixTime,
         revision: Result<u64, CannotJudge>,
     ) -> Result<VerifiedSvid, ValidateError> {
         let refuse = |(reason, detail): Refusal| ValidateError::new(reason, detail);
 
         let split = Split::new(token).ok_or_else(|| refuse(PARTS))?;
-        let (mut header, mut signature) =
-            (Room::<HEADER_ROOM>::new(), Room::<SIGNATURE_ROOM>::new());
+        let mut header = Room::<HEADER_ROOM>::new();
+        let mut payload = Room::<PAYLOAD_ROOM>::new();
+        let mut signature = Room::<SIGNATURE_ROOM>::new();
         let header = header
             .decode(split.header)
             .ok_or_else(|| refuse(ENCODING))?;
-        let payload = decode(split.payload).ok_or_else(|| refuse(ENCODING))?;
+        let payload = payload
+            .decode(split.payload)
+            .ok_or_else(|| refuse(ENCODING))?;
         let signature = signature
             .decode(split.signature)
             .ok_or_else(|| refuse(ENCODING))?;
@@ -91,10 +94,9 @@ impl Inner {
         }
 
         let refuse = |refusal| refuse(refusal).with_key_id(&header.key_id);
-        let payload = String::from_utf8(payload)
-            .map_err(|_| refuse(claims_refusal(ClaimsFault::Json)))?
-            .into_boxed_str();
-        let claims = Claims::parse(&payload).map_err(|fault| refuse(claims_refusal(fault)))?;
+        let payload =
+            std::str::from_utf8(payload).map_err(|_| refuse(claims_refusal(ClaimsFault::Json)))?;
+        let claims = Claims::parse(payload).map_err(|fault| refuse(claims_refusal(fault)))?;
         let spiffe_id = SpiffeId::parse(&claims.subject).map_err(|_| refuse(SUBJECT))?;
 
         let trust_domain = spiffe_id.trust_domain_name();
@@ -104,7 +106,7 @@ impl Inner {
             not_before: claims.not_before,
             issued_at: claims.issued_at,
         };
-        if let Some(refusal) = self.time_refusal(life, now) {
+        if let Some(refusal) = self.time_refusal(life) {
             return Err(refuse(refusal));
         }
         if !is_for_us(claims.audiences.as_slice(), &self.settings.audiences) {
@@ -132,7 +134,7 @@ impl Inner {
             issued_at: claims.issued_at,
             signer: Signer::Authority(authority),
             spiffe_id,
-            payload,
+            payload: payload.into(),
         })))
     }
 
@@ -157,8 +159,9 @@ impl Inner {
         Ok((Arc::clone(authority), revision))
     }
 
-    fn time_refusal(&self, life: Life, now: UnixTime) -> Option<Refusal> {
-        life.refusal(&self.settings, now)
+    /// Reads the clock, which is not read before: what is no token at all has no time to judge.
+    fn time_refusal(&self, life: Life) -> Option<Refusal> {
+        life.refusal(&self.settings, self.settings.clock.now())
     }
 }
 
