@@ -212,7 +212,11 @@ fn text(time: f64, event: &str, state: &SourceState) -> String {
         let _ = write!(line, ", cannot judge: {why}");
     }
     for td in state.trust_domains() {
-        let ids: Vec<&str> = td.key_ids().collect();
+        // A federated peer names its keys as it likes: no name may move the terminal or begin a line.
+        let ids: Vec<String> = td
+            .key_ids()
+            .map(|id| id.escape_debug().to_string())
+            .collect();
         let _ = write!(line, "; {} [{}]", td.trust_domain(), ids.join(" "));
         if let Some(error) = td.last_error() {
             let _ = write!(line, " ({error})");

@@ -19,7 +19,7 @@ use axum::routing::get;
 use axum::{Router, ServiceExt};
 use tokio::process::Command;
 use tower::Layer;
-use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::testing::{Issuer, WorkloadApi};
 use tower_spiffe::{Allow, ValidateJwtSvidLayer, Validator, VerifiedSvid};
 
 const WEB: &str = "spiffe://example.org/web";
@@ -370,6 +370,28 @@ async fn watch_ends_by_itself_and_says_what_is_missing() {
     let (code, said) = run(program("watch").args(["--for", "soon"])).await;
     assert_eq!(code, Some(2), "{said}");
     assert!(said.contains("usage: watch"), "{said}");
+}
+
+#[tokio::test]
+async fn watch_gives_one_line_for_each_change_however_a_peer_names_its_keys() {
+    let agent = WorkloadApi::start("example.org").await.unwrap();
+    let peer = Issuer::new("other.test").unwrap();
+    let mut jwks: serde_json::Value = serde_json::from_slice(&peer.jwks()).unwrap();
+    jwks["keys"][0]["kid"] = "x\u{1b}[2J\n1790000000.000 withdrawn".into();
+    agent.federate_raw("other.test", jwks.to_string()).unwrap();
+    let (code, said) = run(program("watch")
+        .env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint())
+        .args(["--for", "1"]))
+    .await;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(
+        said.contains("[x\\u{1b}[2J\\n1790000000.000 withdrawn]"),
+        "{said}"
+    );
+    assert!(
+        !said.contains('\u{1b}') && said.lines().count() == 3,
+        "{said}"
+    );
 }
 
 #[tokio::test]
