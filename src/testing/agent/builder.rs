@@ -79,14 +79,30 @@ impl WorkloadApiBuilder {
         self
     }
 
-    /// Whether the agent gives the same token again for about half of its life, as SPIRE's does.
+    /// Whether the agent gives the same token again for about half of its life, as SPIRE's does: a
+    /// new one is signed when less than a share of its life is left that is drawn for each fetch
+    /// anew, between 45 % and 55 %.
     /// It does, unless told otherwise.
     ///
     /// ```
-    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # use std::time::Duration;
+    /// # use tower_spiffe::UnixTime;
+    /// # use tower_spiffe::testing::{PausedClock, WorkloadApi};
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::builder("example.org").cache_tokens(false).start_in_memory().await?;
+    /// let clock = PausedClock::new(UnixTime::from_secs(1_790_000_000)).shared();
+    /// let builder = || WorkloadApi::builder("example.org").clock(clock.clone());
+    ///
+    /// // Tokens of five minutes: the same one until 45 % to 55 % of its life are left.
+    /// let agent = builder().start_in_memory().await?;
+    /// let source = agent.source().await?;
+    /// let first = source.fetch_jwt_svid(["db"]).await?;
+    /// tokio::time::sleep(Duration::from_secs(130)).await; // of paused time
+    /// assert_eq!(source.fetch_jwt_svid(["db"]).await?.token(), first.token());
+    /// tokio::time::sleep(Duration::from_secs(40)).await;
+    /// assert_ne!(source.fetch_jwt_svid(["db"]).await?.token(), first.token());
+    ///
+    /// let agent = builder().cache_tokens(false).start_in_memory().await?;
     /// let source = agent.source().await?;
     /// let first = source.fetch_jwt_svid(["db"]).await?;
     /// assert_ne!(source.fetch_jwt_svid(["db"]).await?.token(), first.token());
