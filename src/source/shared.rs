@@ -122,17 +122,25 @@ impl Shared {
         if now < aged_at {
             return;
         }
-        let snapshot = self.snapshot.load();
-        let moments = snapshot.aging.iter().map(|(_, at)| *at);
-        let next = moments.filter(|at| *at > now).min().unwrap_or(NEVER);
+        let next_of = |snapshot: &Snapshot| {
+            let moments = snapshot.aging.iter().map(|(_, at)| *at);
+            moments.filter(|at| *at > now).min().unwrap_or(NEVER)
+        };
+        let next = next_of(&self.snapshot.load());
         // The revision first: who finds the moment gone finds it too. Who loses the race has raised
         // it once more than needed.
         if let Some(revision) = self.judge.raise_if_ready() {
             self.tell(revision);
         }
-        let _ = self
-            .aged_at
-            .compare_exchange(aged_at, next, Ordering::AcqRel, Ordering::Relaxed);
+        let struck =
+            self.aged_at
+                .compare_exchange(aged_at, next, Ordering::AcqRel, Ordering::Relaxed);
+        if struck.is_ok() {
+            // A message that was taken in meanwhile may have set the same moment, and have others
+            // that come sooner than those of the set before it.
+            let next = next_of(&self.snapshot.load());
+            self.aged_at.fetch_min(next, Ordering::AcqRel);
+        }
     }
 
     pub(crate) fn bundle(&self, trust_domain: &str) -> BundleAnswer {
