@@ -3,10 +3,11 @@
 //!
 //! What is asserted is all that a caller may count on: a verdict that began after a key was gone,
 //! and ended before it came back, is a refusal; one that began and ended while the key stood is
-//! none. Found were, each made on purpose, within a run: the revision raised before the snapshot is
-//! swapped; the revision read before the moments from which on nothing can be judged; a trust
-//! domain that grew too old without a new revision; a withdrawal that empties the snapshot before
-//! it is said; an entry of the cache that is renewed without a look at its key.
+//! none. Found by it were, each made on purpose: the revision read before the moments from which on
+//! nothing can be judged; a verdict kept under a revision that was read after its bundle; an entry
+//! of the cache renewed without a look at its key; a trust domain that grew too old without a new
+//! revision; a withdrawal that empties the snapshot before it is said. Two neighbouring writes in
+//! the wrong order are too quick for it: those are found by the model in `tests/model.rs`.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -200,12 +201,14 @@ impl World {
         keys.iter().for_each(|key| self.told[*key].step());
     }
 
-    /// Everything goes by this, and what went comes back by the same keys sent again.
+    /// Everything goes by this. Some of it comes back with the next message; of what does not, no
+    /// verdict of before may be given again.
     fn interrupt(&self, rng: &mut fastrand::Rng, how: impl FnOnce()) {
         let keys = self.standing();
         self.change(&keys, how);
         pause(rng);
-        self.change(&keys, || self.send(&keys));
+        let back: Vec<_> = keys.into_iter().filter(|_| rng.u8(0..3) > 0).collect();
+        self.change(&back, || self.send(&back));
     }
 
     fn act(&self, rng: &mut fastrand::Rng) {
@@ -329,8 +332,6 @@ impl Drop for Done<'_> {
 
 #[tokio::test]
 async fn a22_no_verdict_outlives_its_key_in_the_real_source() {
-    let seed = fastrand::u64(..);
-    eprintln!("seed {seed}");
     let world = World::new();
     // One with room on each thread, one whose shared level evicts all the time, one without.
     let validators = [1 << 20, 8 * 1024, 0].map(|bytes| world.validator(bytes));
@@ -340,14 +341,14 @@ async fn a22_no_verdict_outlives_its_key_in_the_real_source() {
             let (world, validators) = (&world, &validators);
             scope.spawn(move || {
                 let _done = Done(&world.done);
-                let mut rng = fastrand::Rng::with_seed(seed ^ (reader + 1));
+                let mut rng = fastrand::Rng::with_seed(reader);
                 while !world.done.load(Ordering::Relaxed) {
                     world.ask(validators, &mut rng);
                 }
             });
         }
         let _done = Done(&world.done);
-        let mut rng = fastrand::Rng::with_seed(seed);
+        let mut rng = fastrand::Rng::with_seed(7);
         let enough = || {
             world
                 .verdicts
