@@ -65,7 +65,9 @@
 //! A span `jwt_svid` with the field `peer.spiffe_id` around each admitted request, and the same
 //! field in the span around it, where that has one; [`Admission`](crate::metrics::Admission)s, by
 //! [`metrics`](ValidateJwtSvidLayer::metrics); and one log line per class of refusal and caller in
-//! ten seconds, each refusal at `DEBUG`. No token stands in any of them.
+//! ten seconds, with the key and the trust domain that the token claims where `DEBUG` is enabled.
+//! The answers that an [`EndAtExpiryLayer`] ends are counted too, and told of once in that time. No
+//! token stands in any of them.
 
 mod allow_callers;
 #[cfg(feature = "axum")]

@@ -353,10 +353,10 @@ async fn a22_no_verdict_outlives_its_key_in_the_real_source() {
             world
                 .verdicts
                 .iter()
-                .all(|n| n.load(Ordering::Relaxed) > 5_000)
+                .all(|n| n.load(Ordering::Relaxed) > 2_000)
         };
         let mut acts = 0;
-        while (acts < 5_000 || !enough()) && !world.done.load(Ordering::Relaxed) {
+        while (acts < 3_000 || !enough()) && !world.done.load(Ordering::Relaxed) {
             world.act(&mut rng);
             pause(&mut rng);
             acts += 1;
