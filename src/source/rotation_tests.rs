@@ -3,11 +3,10 @@
 //!
 //! What is asserted is all that a caller may count on: a verdict that began after a key was gone,
 //! and ended before it came back, is a refusal; one that began and ended while the key stood is
-//! none. Found by it in each run were, made on purpose: the revision read before the moments from
-//! which on nothing can be judged; an entry of the cache renewed without a look at its key; a trust
-//! domain that grew too old without a new revision; a withdrawal that empties the snapshot before
-//! it is said. Two neighbouring steps in the wrong order are mostly too quick for it: those are
-//! found by the model in `tests/model.rs`.
+//! none. Found by it in each of several runs were, made on purpose: an entry of the cache renewed
+//! without a look at its key; a trust domain that grew too old without a new revision; a withdrawal
+//! that empties the snapshot before it is said. Two neighbouring steps in the wrong order are too
+//! quick for it in most runs: those are found by the model in `tests/model.rs`.
 
 use std::collections::HashMap;
 use std::pin::Pin;
