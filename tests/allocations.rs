@@ -18,6 +18,8 @@ mod signer;
 
 #[path = "allocations/client.rs"]
 mod client;
+#[path = "allocations/refusals.rs"]
+mod refusals;
 
 use signer::{AUDIENCE, SUBJECT, Signer, bundle};
 

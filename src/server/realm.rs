@@ -40,6 +40,11 @@ impl Realm {
         }
     }
 
+    /// Whether nobody named another.
+    pub(crate) fn is_default(&self) -> bool {
+        self.0.is_none()
+    }
+
     /// The challenge, with an error code and its description where there are some.
     pub(crate) fn challenge(&self, error: Option<&str>, description: Option<&str>) -> HeaderValue {
         let named = [

@@ -55,6 +55,35 @@ pub enum RejectionReason {
     NotWired,
 }
 
+/// What is said of a bad token.
+struct Answer {
+    description: &'static str,
+    /// The challenge of the default realm.
+    challenge: &'static HeaderValue,
+}
+
+macro_rules! default_challenge {
+    ($($more:literal),*) => {{
+        // Read through by the compiler, and once.
+        static CHALLENGE: HeaderValue =
+            HeaderValue::from_static(concat!("Bearer realm=\"spiffe\"", $($more),*));
+        &CHALLENGE
+    }};
+}
+
+macro_rules! answer {
+    ($description:literal) => {
+        Answer {
+            description: $description,
+            challenge: default_challenge!(
+                ", error=\"invalid_token\", error_description=\"",
+                $description,
+                "\""
+            ),
+        }
+    };
+}
+
 // === impl RejectionReason ===
 
 impl RejectionReason {
@@ -97,7 +126,7 @@ impl RejectionReason {
         match self {
             Self::Missing => "a bearer token is required",
             Self::Malformed => "the header does not carry exactly one bearer token",
-            Self::Token(reason) => token_description(reason),
+            Self::Token(reason) => token_answer(reason).description,
             Self::NotAllowed => "the caller is not allowed",
             Self::CannotJudge(_) => "callers cannot be authenticated now",
             Self::NotWired => "no ValidateJwtSvidLayer stands above",
@@ -113,25 +142,37 @@ impl RejectionReason {
             Self::Missing | Self::CannotJudge(_) | Self::NotWired => None,
         }
     }
+
+    /// The challenge of the default realm, ready made: a flood of refusals pays for each that is
+    /// not. None where no credential would help.
+    fn default_challenge(self) -> Option<&'static HeaderValue> {
+        match self {
+            Self::Missing => Some(default_challenge!()),
+            Self::Malformed => Some(default_challenge!(", error=\"invalid_request\"")),
+            Self::Token(reason) => Some(token_answer(reason).challenge),
+            Self::NotAllowed => Some(default_challenge!(", error=\"insufficient_scope\"")),
+            Self::CannotJudge(_) | Self::NotWired => None,
+        }
+    }
 }
 
-fn token_description(reason: ValidateReason) -> &'static str {
+fn token_answer(reason: ValidateReason) -> Answer {
     match reason {
         ValidateReason::TooLong
         | ValidateReason::Malformed
         | ValidateReason::Header
-        | ValidateReason::Claims => "the token is malformed",
+        | ValidateReason::Claims => answer!("the token is malformed"),
         ValidateReason::Algorithm | ValidateReason::KeyUnfit => {
-            "the token's algorithm is not allowed"
+            answer!("the token's algorithm is not allowed")
         }
-        ValidateReason::Expired => "the token has expired",
-        ValidateReason::NotYetValid => "the token is not yet valid",
-        ValidateReason::Audience => "the token is for another audience",
+        ValidateReason::Expired => answer!("the token has expired"),
+        ValidateReason::NotYetValid => answer!("the token is not yet valid"),
+        ValidateReason::Audience => answer!("the token is for another audience"),
         ValidateReason::TrustDomainUnknown | ValidateReason::KeyUnknown => {
-            "the token's signing key is unknown"
+            answer!("the token's signing key is unknown")
         }
-        ValidateReason::Signature => "the token's signature is wrong",
-        ValidateReason::CannotJudge(_) => "callers cannot be authenticated now",
+        ValidateReason::Signature => answer!("the token's signature is wrong"),
+        ValidateReason::CannotJudge(_) => answer!("callers cannot be authenticated now"),
     }
 }
 
@@ -226,13 +267,15 @@ impl Rejection {
     /// The challenge of the answer in HTTP: none where no credential would help.
     pub fn challenge(&self) -> Option<HeaderValue> {
         let Inner { reason, realm, .. } = &*self.0;
-        match reason {
-            RejectionReason::CannotJudge(_) | RejectionReason::NotWired => None,
-            RejectionReason::Token(_) => {
-                Some(realm.challenge(reason.error_code(), Some(reason.description())))
-            }
-            _ => Some(realm.challenge(reason.error_code(), None)),
+        let ready_made = reason.default_challenge()?;
+        if realm.is_default() {
+            return Some(ready_made.clone());
         }
+        let description = match reason {
+            RejectionReason::Token(_) => Some(reason.description()),
+            _ => None,
+        };
+        Some(realm.challenge(reason.error_code(), description))
     }
 
     /// The default answer, in the protocol of the request, with an empty body.
@@ -330,5 +373,43 @@ where
 {
     fn respond(&self, rejection: &Rejection, parts: &Parts) -> Response<B> {
         self(rejection, parts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ready_made_challenge_is_what_would_be_written() {
+        use ValidateReason as Of;
+        let cannot_judge = CannotJudge::Stale;
+        let tokens = [
+            Of::TooLong,
+            Of::Malformed,
+            Of::Header,
+            Of::Algorithm,
+            Of::Claims,
+            Of::Expired,
+            Of::NotYetValid,
+            Of::Audience,
+            Of::TrustDomainUnknown,
+            Of::KeyUnknown,
+            Of::KeyUnfit,
+            Of::Signature,
+        ];
+        let others = [
+            RejectionReason::Missing,
+            RejectionReason::Malformed,
+            RejectionReason::NotAllowed,
+            RejectionReason::CannotJudge(cannot_judge),
+            RejectionReason::NotWired,
+        ];
+        let named = Realm::new("spiffe").unwrap();
+        assert!(Realm::default().is_default() && !named.is_default());
+        for reason in tokens.map(RejectionReason::Token).into_iter().chain(others) {
+            let of = |realm: &Realm| Rejection::new(reason, Wire::Http, realm).challenge();
+            assert_eq!(of(&Realm::default()), of(&named), "{reason:?}");
+        }
     }
 }
