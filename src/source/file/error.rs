@@ -61,7 +61,10 @@ impl fmt::Display for FileBundlesError {
             write!(f, "bundle file {}: ", path.display())?;
         }
         match self.reason {
-            FileBundlesErrorReason::NoFile => f.write_str("no bundle file was named"),
+            FileBundlesErrorReason::NoFile => f.write_str(
+                "no bundle file was named; name one by `jwks`, `spiffe_bundle`, `jwks_map` or \
+                 `bundle_map`",
+            ),
             FileBundlesErrorReason::NoRuntime => f.write_str(
                 "there is no tokio runtime here to follow the files; open them in async code, or \
                  inside of `runtime.enter()`",

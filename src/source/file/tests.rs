@@ -311,6 +311,7 @@ async fn what_cannot_be_opened_says_what_and_where() {
     assert!(error.to_string().contains("missing"), "{error}");
     let error = quick().open().expect_err("none");
     assert_eq!(error.reason(), FileBundlesErrorReason::NoFile);
+    assert!(error.to_string().contains("name one by `jwks`"), "{error}");
 }
 
 #[test]
