@@ -170,7 +170,8 @@ struct RefusalLog {
 
 #[derive(Default)]
 struct Lines {
-    // Seeded and quick: each refusal asks, and whom it asks for is one of ours or nobody.
+    // Hashed as the verified cache hashes, by a seed of its own: each refusal asks, and there are
+    // never many.
     by_caller: HashMap<(&'static str, Option<SpiffeId>), Line, DefaultHashBuilder>,
     // A full table is swept once per interval, or each refusal would cost a look at all of it.
     swept: Option<Duration>,
