@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::builder::Settings;
 use super::cache::Time;
+use super::known_header::KnownHeader;
 use super::validator::{Inner, Sight};
 use super::verified::{Signer, Verified};
 use super::{ValidateError, ValidateReason, VerifiedSvid};
@@ -75,20 +76,27 @@ impl Inner {
         let refuse = |(reason, detail): Refusal| ValidateError::new(reason, detail);
 
         let split = Split::new(token).ok_or_else(|| refuse(PARTS))?;
+        let known = KnownHeader::find(split.header, self.settings.allow_unknown_headers);
         let mut header = Room::<HEADER_ROOM>::new();
         let mut payload = Room::<PAYLOAD_ROOM>::new();
         let mut signature = Room::<SIGNATURE_ROOM>::new();
-        let header = header
-            .decode(split.header)
-            .ok_or_else(|| refuse(ENCODING))?;
+        let header = match &known {
+            Some(_) => &[],
+            None => header
+                .decode(split.header)
+                .ok_or_else(|| refuse(ENCODING))?,
+        };
         let payload = payload
             .decode(split.payload)
             .ok_or_else(|| refuse(ENCODING))?;
         let signature = signature
             .decode(split.signature)
             .ok_or_else(|| refuse(ENCODING))?;
-        let header = Header::parse(header, self.settings.allow_unknown_headers)
-            .map_err(|fault| refuse(header_refusal(fault)))?;
+        let header = match &known {
+            Some(known) => known.header(),
+            None => Header::parse(header, self.settings.allow_unknown_headers)
+                .map_err(|fault| refuse(header_refusal(fault)))?,
+        };
         if !self.settings.algorithms.contains(header.algorithm) {
             return Err(refuse(ALGORITHM).with_key_id(&header.key_id));
         }
@@ -117,6 +125,9 @@ impl Inner {
             .map_err(refuse)?;
         if !authority.verify(header.algorithm, split.signed.as_bytes(), signature) {
             return Err(refuse(SIGNATURE));
+        }
+        if known.is_none() {
+            KnownHeader::keep(split.header, self.settings.allow_unknown_headers, &header);
         }
 
         let audiences = claims.audiences.as_slice().iter();

@@ -19,6 +19,7 @@ mod cache;
 mod error;
 mod fetch;
 mod judge;
+mod known_header;
 mod own;
 mod validator;
 mod verified;

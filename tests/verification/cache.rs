@@ -439,3 +439,47 @@ fn a_source_that_calls_back_into_a_validator_does_no_harm() {
         outer.validate(&signer.token()).unwrap();
     }
 }
+
+/// A header that was read once is known again, by this thread. It must open nothing.
+#[test]
+fn a_header_that_was_seen_before_is_judged_as_one_that_was_not() {
+    let signer = es256();
+    let usual = Fixture::new(&[&signer]);
+    usual.accepts(&signer.token());
+    // The same header over other claims, with another signature, and under a key of that name
+    // which is another.
+    let expired = signer.sign(&claims_with("exp", json!(NOW - 1000)));
+    usual.refuses(&expired, ValidateReason::Expired);
+    let (signed, _) = expired.rsplit_once('.').unwrap();
+    let (_, signature) = signer.token().rsplit_once('.').map(own).unwrap();
+    usual.refuses(&format!("{signed}.{signature}"), ValidateReason::Expired);
+    let altered = signer.sign(&claims_with("jti", json!(1)));
+    let (signed, _) = altered.rsplit_once('.').unwrap();
+    usual.refuses(&format!("{signed}.{signature}"), ValidateReason::Signature);
+    let namesake = Signer::new("p256-b", Algorithm::ES256).with_key_id(&signer.key_id);
+    let other_key = Fixture::new(&[&namesake]);
+    other_key.refuses(&signer.token(), ValidateReason::Signature);
+    let none = Fixture::with(keys_of(&[&signer]), |builder| {
+        builder.algorithms([Algorithm::RS256])
+    });
+    none.refuses(&signer.token(), ValidateReason::Algorithm);
+
+    // One that a lax validator takes is not one for a strict one, and it stays so.
+    let mut header = signer.header();
+    header["more"] = json!(1);
+    let token = signer.sign_texts(
+        &header.to_string(),
+        &claims_with("jti", json!(2)).to_string(),
+    );
+    let lax = Fixture::with(keys_of(&[&signer]), |builder| {
+        builder.allow_unknown_headers(true)
+    });
+    for _ in 0..2 {
+        usual.refuses(&token, ValidateReason::Header);
+        lax.accepts(&token);
+    }
+}
+
+fn own((signed, signature): (&str, &str)) -> (String, String) {
+    (signed.to_owned(), signature.to_owned())
+}
