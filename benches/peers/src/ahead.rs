@@ -95,8 +95,8 @@ const REASONS: &[Reason] = &[
         columns: &[],
         peer: "spiffe",
         why: "Ours counts the call and puts the wanted audiences into the form that the cache goes \
-              by first. One allocation is that; the time of a call to the agent is the agent's and \
-              the socket's. Who wants it fast takes `get_jwt_svid`, from the cache.",
+              by first. The few allocations more are that; the time of a call to the agent is the \
+              agent's and the socket's. Who wants it fast takes `get_jwt_svid`, from the cache.",
     },
     Reason {
         tables: &["builds"],
