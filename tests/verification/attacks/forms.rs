@@ -376,11 +376,10 @@ proptest! {
     }
 
     #[test]
-    fn a21_no_mended_token_passes(at in 0_usize..300, byte in any::<u8>()) {
+    fn a21_no_mended_token_passes(at in 0_usize..300, change in 1..=u8::MAX) {
         let mut token = token_of_shared().clone().into_bytes();
         let at = at % token.len();
-        prop_assume!(token[at] != byte);
-        token[at] = byte;
+        token[at] ^= change;
         if let Ok(token) = String::from_utf8(token) {
             prop_assert!(shared().judge(&token).is_err());
         }
