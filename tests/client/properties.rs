@@ -239,8 +239,16 @@ async fn play(deeds: Vec<(Deed, Duration)>, steps: Vec<Step>) {
     );
 }
 
+/// So many schedules: 400, or what `PROPTEST_CASES` says.
+fn schedules() -> u32 {
+    let asked = std::env::var("PROPTEST_CASES").ok();
+    asked.map_or(400, |cases| {
+        cases.parse().expect("PROPTEST_CASES is a number")
+    })
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: schedules(), ..ProptestConfig::default() })]
 
     #[test]
     fn no_schedule_breaks_an_invariant(
