@@ -7,7 +7,7 @@ use http::header::{AUTHORIZATION, HeaderName};
 use http::{Extensions, HeaderMap, HeaderValue};
 
 use super::audience::{Audience, Found};
-use super::origin::{Place, Target};
+use super::origin::{Destination, Target};
 use crate::svid::SvidRequest;
 use crate::svid_cache::{Issue, PinnedSvid, SvidCache, TokenError, TokenErrorReason};
 
@@ -120,10 +120,10 @@ impl Config {
         self.plaintext = Some(plaintext);
     }
 
-    /// Which token a request gets that goes to `place`.
+    /// Which token a request gets that goes to `destination`.
     pub(crate) fn decide(
         &self,
-        place: Place<'_>,
+        destination: Destination<'_>,
         headers: &HeaderMap,
         extensions: Option<&Extensions>,
     ) -> Decision {
@@ -133,7 +133,7 @@ impl Config {
         let own = extensions.and_then(|extensions| extensions.get::<Audience>());
         // Most requests are written as the audience is, and need no more than a glance.
         if own.is_none()
-            && let Some(authority) = place.https_authority()
+            && let Some(authority) = destination.https_authority()
             && let Some((at, request)) = self.audience.find_as_written(authority)
         {
             return match (kept, existing) {
@@ -142,7 +142,7 @@ impl Config {
                 (false, false) => Decision::of(self.issue_rule(at, request)),
             };
         }
-        let target = match place.target() {
+        let target = match destination.target() {
             Ok(Some(target)) => target,
             Ok(None) => match own.and_then(Audience::assumed).or(self.audience.assumed()) {
                 Some(target) => target,

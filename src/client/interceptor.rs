@@ -8,7 +8,7 @@ use super::audience::{Audience, AudienceError};
 use super::config::{Config, Decision, OnExisting, Plaintext, insert};
 use super::layer::options;
 use super::no_room;
-use super::origin::Place;
+use super::origin::Destination;
 use crate::spiffe_id::SpiffeId;
 use crate::svid_cache::{SvidCache, TokenError, TokenErrorReason};
 
@@ -40,7 +40,7 @@ impl Interceptor for JwtSvidInterceptor {
         let mut headers = metadata.into_headers();
         match self
             .config
-            .decide(Place::Read(Ok(None)), &headers, Some(&extensions))
+            .decide(Destination::Read(Ok(None)), &headers, Some(&extensions))
         {
             Decision::Pass => {}
             Decision::Fail(error) => return Err(status(&error)),

@@ -133,14 +133,14 @@ impl std::error::Error for OriginError {}
 
 /// Where a request goes, read no further than need be.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Place<'a> {
+pub(crate) enum Destination<'a> {
     /// Where its URI leads.
     Uri(&'a Uri),
     /// As somebody else has read it.
     Read(Result<Option<Target<'a>>, OriginError>),
 }
 
-impl<'a> Place<'a> {
+impl<'a> Destination<'a> {
     /// The authority of an https URI, as it is written.
     #[inline]
     pub(crate) fn https_authority(self) -> Option<&'a str> {

@@ -5,7 +5,7 @@ use http::{Extensions, HeaderMap, Method, StatusCode};
 
 #[cfg(feature = "reqwest")]
 use super::origin::Target;
-use super::origin::{OriginError, Place};
+use super::origin::{Destination, OriginError};
 
 /// A request that a token can be put into: `http::Request`, and `reqwest::Request` under feature
 /// `reqwest`. Nothing else implements it.
@@ -28,7 +28,7 @@ impl<R: sealed::Request> OutgoingRequest for R {}
 impl<R: sealed::Response> IncomingResponse for R {}
 
 pub(crate) mod sealed {
-    use super::{Extensions, HeaderMap, Place, StatusCode};
+    use super::{Destination, Extensions, HeaderMap, StatusCode};
 
     pub trait Request {
         #[doc(hidden)]
@@ -55,7 +55,7 @@ pub(crate) mod sealed {
     /// What is looked at in a request.
     #[derive(Debug)]
     pub struct View<'a> {
-        pub(crate) place: Place<'a>,
+        pub(crate) destination: Destination<'a>,
         pub(crate) headers: &'a HeaderMap,
         pub(crate) extensions: Option<&'a Extensions>,
     }
@@ -83,17 +83,17 @@ pub(crate) fn refuses(response: &impl sealed::Response, place: Option<u64>) -> b
 
 /// A request for a tunnel is read by a proxy, whatever its URI names.
 #[inline]
-fn unless_tunnel<'a>(method: &Method, place: Place<'a>) -> Place<'a> {
+fn unless_tunnel<'a>(method: &Method, destination: Destination<'a>) -> Destination<'a> {
     if method == Method::CONNECT {
-        return Place::Read(Err(OriginError::Malformed));
+        return Destination::Read(Err(OriginError::Malformed));
     }
-    place
+    destination
 }
 
 impl<B> sealed::Request for http::Request<B> {
     fn view(&self) -> View<'_> {
         View {
-            place: unless_tunnel(self.method(), Place::Uri(self.uri())),
+            destination: unless_tunnel(self.method(), Destination::Uri(self.uri())),
             headers: self.headers(),
             extensions: Some(self.extensions()),
         }
@@ -114,7 +114,7 @@ impl<B> sealed::Response for http::Response<B> {
 impl sealed::Request for reqwest::Request {
     fn view(&self) -> View<'_> {
         View {
-            place: unless_tunnel(self.method(), Place::Read(target_of(self.url()))),
+            destination: unless_tunnel(self.method(), Destination::Read(target_of(self.url()))),
             headers: self.headers(),
             extensions: None,
         }

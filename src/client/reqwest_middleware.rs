@@ -57,7 +57,7 @@ impl Middleware for JwtSvidMiddleware {
         let view = request.view();
         let issued = match self
             .config
-            .decide(view.place, view.headers, Some(extensions))
+            .decide(view.destination, view.headers, Some(extensions))
         {
             Decision::Pass => return next.run(request, extensions).await,
             Decision::Fail(error) => return Err(Error::middleware(error)),

@@ -74,7 +74,7 @@ where
         let view = request.view();
         match self
             .config
-            .decide(view.place, view.headers, view.extensions)
+            .decide(view.destination, view.headers, view.extensions)
         {
             Decision::Pass => ResponseFuture::passed(self.inner.call(request)),
             Decision::Token(Issue::Ready(issued)) => {

@@ -199,12 +199,12 @@ fn an_authority_as_written_leads_where_a_reading_of_it_leads() {
         let Ok(uri) = uri.parse::<Uri>() else {
             continue;
         };
-        let place = Place::Uri(&uri);
+        let destination = Destination::Uri(&uri);
         for origin in origins {
             let origin: Origin = origin.parse().unwrap();
-            let glance = place.https_authority();
+            let glance = destination.https_authority();
             if glance.is_some_and(|authority| origin.is_https_as_written(authority)) {
-                assert_eq!(place.target(), Ok(Some(origin.target())), "{uri}");
+                assert_eq!(destination.target(), Ok(Some(origin.target())), "{uri}");
                 at_a_glance += 1;
             }
         }
