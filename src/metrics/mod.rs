@@ -64,9 +64,7 @@ mod facade;
 #[cfg(feature = "metrics")]
 mod table;
 
-#[cfg(any(feature = "server", feature = "client"))]
 use std::panic::{AssertUnwindSafe, catch_unwind};
-#[cfg(any(feature = "server", feature = "client"))]
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -315,11 +313,10 @@ impl<'a> Admission<'a> {
     }
 }
 
-/// A recorder whose panics end here: a count that is lost must not end a background task.
-#[cfg(any(feature = "server", feature = "client"))]
+/// A recorder whose panics end here: a count that is lost must end neither a background task nor a
+/// request.
 pub(crate) struct Shielded(Arc<dyn MetricsRecorder>);
 
-#[cfg(any(feature = "server", feature = "client"))]
 impl Shielded {
     pub(crate) fn new(inner: Arc<dyn MetricsRecorder>) -> Self {
         Self(inner)
@@ -334,7 +331,6 @@ impl Shielded {
     }
 }
 
-#[cfg(any(feature = "server", feature = "client"))]
 impl MetricsRecorder for Shielded {
     fn record_update(&self) {
         self.run(|inner| inner.record_update());

@@ -10,7 +10,7 @@ use tracing::{Span, field};
 use super::caller::CallerState;
 use super::rejection::{Rejection, RejectionReason};
 use crate::clock::Clock;
-use crate::metrics::{Admission, MetricsRecorder};
+use crate::metrics::{Admission, MetricsRecorder, Shielded};
 use crate::spiffe_id::SpiffeId;
 use crate::svid::ValidateReason;
 
@@ -38,7 +38,7 @@ impl Telemetry {
     }
 
     pub(crate) fn set_recorder(&mut self, recorder: Arc<dyn MetricsRecorder>) {
-        self.recorder = Some(recorder);
+        self.recorder = Some(Arc::new(Shielded::new(recorder)));
     }
 
     /// Counts a wait for an unknown key; `outcome` is one of

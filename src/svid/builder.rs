@@ -8,7 +8,7 @@ use super::{MAX_TOKEN_LEN, Validator};
 use crate::bundle::BundleSource;
 use crate::clock::{Clock, SystemClock};
 use crate::jwt::{Algorithm, AlgorithmSet};
-use crate::metrics::MetricsRecorder;
+use crate::metrics::{MetricsRecorder, Shielded};
 
 /// The longest leeway that a validator takes.
 pub(super) const MAX_LEEWAY: Duration = Duration::from_secs(300);
@@ -139,7 +139,7 @@ impl ValidatorBuilder {
 
     /// Who is told of each verdict; nobody by default.
     pub fn metrics(mut self, recorder: Arc<dyn MetricsRecorder>) -> Self {
-        self.settings.metrics = Some(recorder);
+        self.settings.metrics = Some(Arc::new(Shielded::new(recorder)));
         self
     }
 

@@ -10,7 +10,7 @@ use http::{HeaderValue, Request, Response};
 use serde_json::json;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_spiffe::bundle::CannotJudge;
-use tower_spiffe::metrics::{Admission, MetricsRecorder};
+use tower_spiffe::metrics::{Admission, MetricsRecorder, Verification};
 use tower_spiffe::server::{
     Allow, AllowCallersLayer, CallerState, EndAtExpiryLayer, Rejection, ValidateJwtSvidLayer,
 };
@@ -381,4 +381,28 @@ async fn refusals_of_a_narrower_policy_are_counted_too() {
     .map(|((outcome, enforced, label), n)| ((outcome.to_owned(), enforced, label.to_owned()), n))
     .collect();
     assert_eq!(counts, expected);
+}
+
+/// Panics at whatever it is told.
+struct Broken;
+
+impl MetricsRecorder for Broken {
+    fn record_admission(&self, _: &Admission<'_>) {
+        panic!("a broken recorder");
+    }
+
+    fn record_verification(&self, _: &Verification<'_>) {
+        panic!("a broken recorder");
+    }
+}
+
+#[tokio::test]
+async fn a_recorder_that_panics_costs_no_request_its_answer() {
+    let world = World::with(|builder| builder.metrics(Arc::new(Broken)));
+    let validator = world.validator.clone();
+    let layer = ValidateJwtSvidLayer::required(validator, Allow::id(WEB).unwrap());
+    let layer = layer.metrics(Arc::new(Broken));
+    assert_eq!(ask(&layer, world.request(WEB)).await.status(), 200);
+    assert_eq!(ask(&layer, world.request(OPS)).await.status(), 403);
+    assert_eq!(ask(&layer, Request::new(String::new())).await.status(), 401);
 }
