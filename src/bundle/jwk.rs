@@ -3,13 +3,11 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
-use serde_json::value::RawValue;
-
 use super::JwtBundle;
 use super::authority::JwtAuthority;
 use crate::jwt::{
-    Algorithm, AlgorithmSet, Curve, KeyFault, MAX_KEY_ID_LEN, PublicKey, Text, decode, read_text,
+    Algorithm, AlgorithmSet, Curve, KeyFault, MAX_KEY_ID_LEN, Object, PublicKey, Text, decode,
+    read_object, read_text,
 };
 
 /// What `use` must be.
@@ -207,6 +205,7 @@ struct Members<'a> {
     n: Option<&'a str>,
     e: Option<&'a str>,
     private: bool,
+    duplicate: bool,
 }
 
 impl<'a> Members<'a> {
@@ -214,59 +213,39 @@ impl<'a> Members<'a> {
         if !element.starts_with('{') {
             return Err(IgnoredReason::NotAnObject);
         }
-        let mut deserializer = serde_json::Deserializer::from_str(element);
-        Reader
-            .deserialize(&mut deserializer)
-            .map_err(|_| IgnoredReason::Malformed)
-    }
-}
-
-struct Reader;
-
-impl<'de> DeserializeSeed<'de> for Reader {
-    type Value = Members<'de>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Reader {
-    type Value = Members<'de>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JWK")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut members = Members::default();
-        while let Some(Text(name)) = map.next_key::<Text<'de>>()? {
-            let known = match &*name {
-                "kty" => &mut members.key_type,
-                "kid" => &mut members.key_id,
-                "use" => &mut members.usage,
-                "alg" => &mut members.algorithm,
-                "key_ops" => &mut members.key_ops,
-                "crv" => &mut members.curve,
-                "x" => &mut members.x,
-                "y" => &mut members.y,
-                "n" => &mut members.n,
-                "e" => &mut members.e,
-                name => {
-                    // RFC 7518 sections 6.2.2, 6.3.2 and 6.4: present, whatever the value.
-                    members.private |=
-                        matches!(name, "d" | "p" | "q" | "dp" | "dq" | "qi" | "oth" | "k");
-                    map.next_value::<IgnoredAny>()?;
-                    continue;
-                }
-            };
-            if known
-                .replace(map.next_value::<&'de RawValue>()?.get())
-                .is_some()
-            {
-                return Err(A::Error::custom("a member comes twice"));
-            }
+        let mut members = Self::default();
+        read_object(element, &mut members).map_err(|_| IgnoredReason::Malformed)?;
+        if members.duplicate {
+            return Err(IgnoredReason::Malformed);
         }
         Ok(members)
+    }
+}
+
+impl<'a> Object<'a> for Members<'a> {
+    const ALL_ONCE: bool = false;
+
+    fn place(&mut self, name: &str) -> Option<&mut Option<&'a str>> {
+        Some(match name {
+            "kty" => &mut self.key_type,
+            "kid" => &mut self.key_id,
+            "use" => &mut self.usage,
+            "alg" => &mut self.algorithm,
+            "key_ops" => &mut self.key_ops,
+            "crv" => &mut self.curve,
+            "x" => &mut self.x,
+            "y" => &mut self.y,
+            "n" => &mut self.n,
+            "e" => &mut self.e,
+            other => {
+                // RFC 7518 sections 6.2.2, 6.3.2 and 6.4: present, whatever the value.
+                self.private |= matches!(other, "d" | "p" | "q" | "dp" | "dq" | "qi" | "oth" | "k");
+                return None;
+            }
+        })
+    }
+
+    fn repeated(&mut self) {
+        self.duplicate = true;
     }
 }

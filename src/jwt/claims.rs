@@ -3,10 +3,9 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_json::value::RawValue;
+use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
 
-use super::json::{Names, Text, read_numeric_date, read_text};
+use super::json::{Object, Text, read_numeric_date, read_object, read_text};
 use crate::clock::UnixTime;
 
 /// What a payload says of the five claims that we know; the others stay in it.
@@ -62,13 +61,9 @@ impl<'a> Audiences<'a> {
 }
 
 impl<'a> Claims<'a> {
-    /// Reads the claims, in one pass over the payload; nothing recurses on what we do not know.
     pub(crate) fn parse(json: &'a str) -> Result<Self, ClaimsFault> {
-        let mut deserializer = serde_json::Deserializer::from_str(json);
-        let members = Reader
-            .deserialize(&mut deserializer)
-            .map_err(|_| ClaimsFault::Json)?;
-        deserializer.end().map_err(|_| ClaimsFault::Json)?;
+        let mut members = Members::default();
+        read_object(json, &mut members).map_err(|_| ClaimsFault::Json)?;
         if members.duplicate {
             return Err(ClaimsFault::Duplicate);
         }
@@ -105,44 +100,22 @@ struct Members<'a> {
     duplicate: bool,
 }
 
-struct Reader;
+impl<'a> Object<'a> for Members<'a> {
+    const ALL_ONCE: bool = true;
 
-impl<'de> DeserializeSeed<'de> for Reader {
-    type Value = Members<'de>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Reader {
-    type Value = Members<'de>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
+    fn place(&mut self, name: &str) -> Option<&mut Option<&'a str>> {
+        Some(match name {
+            "sub" => &mut self.subject,
+            "aud" => &mut self.audience,
+            "exp" => &mut self.expiry,
+            "nbf" => &mut self.not_before,
+            "iat" => &mut self.issued_at,
+            _ => return None,
+        })
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut members = Members::default();
-        let mut names = Names::new();
-        while let Some(Text(name)) = map.next_key::<Text<'de>>()? {
-            let known = match &*name {
-                "sub" => &mut members.subject,
-                "aud" => &mut members.audience,
-                "exp" => &mut members.expiry,
-                "nbf" => &mut members.not_before,
-                "iat" => &mut members.issued_at,
-                _ => {
-                    map.next_value::<IgnoredAny>()?;
-                    members.duplicate |= !names.insert(name);
-                    continue;
-                }
-            };
-            members.duplicate |= known
-                .replace(map.next_value::<&'de RawValue>()?.get())
-                .is_some();
-        }
-        Ok(members)
+    fn repeated(&mut self) {
+        self.duplicate = true;
     }
 }
 

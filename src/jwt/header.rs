@@ -1,12 +1,8 @@
 //! The JOSE header of a JWT-SVID (JWT-SVID section 2).
 
 use std::borrow::Cow;
-use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
-use serde_json::value::RawValue;
-
-use super::json::{Names, Text, read_text};
+use super::json::{Object, read_object, read_text};
 use super::{Algorithm, MAX_KEY_ID_LEN};
 
 /// What a header says, once it is acceptable.
@@ -38,7 +34,8 @@ impl<'a> Header<'a> {
     /// Reads a header; `allow_unknown` lets fields pass that mean nothing to us.
     pub(crate) fn parse(json: &'a [u8], allow_unknown: bool) -> Result<Self, HeaderFault> {
         let json = std::str::from_utf8(json).map_err(|_| HeaderFault::Json)?;
-        let members = Members::read(json).ok_or(HeaderFault::Json)?;
+        let mut members = Members::default();
+        read_object(json, &mut members).map_err(|_| HeaderFault::Json)?;
         if members.duplicate {
             return Err(HeaderFault::Duplicate);
         }
@@ -70,7 +67,8 @@ impl<'a> Header<'a> {
 /// The `kid` of a header that is not judged, only looked at; `None` where it has none that can be
 /// read.
 pub(crate) fn key_id_unchecked(json: &[u8]) -> Option<Cow<'_, str>> {
-    let members = Members::read(std::str::from_utf8(json).ok()?)?;
+    let mut members = Members::default();
+    read_object(std::str::from_utf8(json).ok()?, &mut members).ok()?;
     members
         .key_id
         .and_then(read_text)
@@ -87,53 +85,25 @@ struct Members<'a> {
     duplicate: bool,
 }
 
-impl<'a> Members<'a> {
-    fn read(json: &'a str) -> Option<Self> {
-        let mut deserializer = serde_json::Deserializer::from_str(json);
-        let members = Reader.deserialize(&mut deserializer).ok()?;
-        deserializer.end().ok()?;
-        Some(members)
-    }
-}
+impl<'a> Object<'a> for Members<'a> {
+    const ALL_ONCE: bool = true;
 
-struct Reader;
-
-impl<'de> DeserializeSeed<'de> for Reader {
-    type Value = Members<'de>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Reader {
-    type Value = Members<'de>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
+    fn place(&mut self, name: &str) -> Option<&mut Option<&'a str>> {
+        Some(match name {
+            "alg" => &mut self.algorithm,
+            "typ" => &mut self.typ,
+            "kid" => &mut self.key_id,
+            other => {
+                // Any `x5…` brings certificates, under names of today or of tomorrow.
+                self.forbidden |=
+                    other.starts_with("x5") || matches!(other, "crit" | "b64" | "jku" | "jwk");
+                self.unknown = true;
+                return None;
+            }
+        })
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut members = Members::default();
-        let mut names = Names::new();
-        while let Some(Text(name)) = map.next_key::<Text<'de>>()? {
-            let known = match &*name {
-                "alg" => &mut members.algorithm,
-                "typ" => &mut members.typ,
-                "kid" => &mut members.key_id,
-                name_of_other => {
-                    // Any `x5…` brings certificates, under names of today or of tomorrow.
-                    members.forbidden |= name_of_other.starts_with("x5")
-                        || matches!(name_of_other, "crit" | "b64" | "jku" | "jwk");
-                    members.unknown = true;
-                    map.next_value::<IgnoredAny>()?;
-                    members.duplicate |= !names.insert(name);
-                    continue;
-                }
-            };
-            let value = map.next_value::<&'de RawValue>()?.get();
-            members.duplicate |= known.replace(value).is_some();
-        }
-        Ok(members)
+    fn repeated(&mut self) {
+        self.duplicate = true;
     }
 }

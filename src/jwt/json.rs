@@ -4,7 +4,10 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, Error, Visitor};
+use serde::de::{
+    Deserialize, DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor,
+};
+use serde_json::value::RawValue;
 
 use crate::clock::UnixTime;
 
@@ -78,9 +81,70 @@ fn read_fraction(raw: &str) -> Option<UnixTime> {
     Some(UnixTime::new(secs, nanos))
 }
 
+/// What is kept of a JSON object: raw values. What is wrong with one is found where it is used.
+pub(crate) trait Object<'a> {
+    /// Whether those that are passed over may not be there twice either.
+    const ALL_ONCE: bool;
+
+    /// Where the value of the member of this name is kept; `None` where it is passed over.
+    fn place(&mut self, name: &str) -> Option<&mut Option<&'a str>>;
+
+    /// A member is there again.
+    fn repeated(&mut self);
+}
+
+/// Reads all of `json` into `object`, in one pass; nothing recurses on what is passed over.
+///
+/// # Errors
+/// It is not one JSON object. The error may quote: it must reach nobody.
+pub(crate) fn read_object<'a>(
+    json: &'a str,
+    object: &mut impl Object<'a>,
+) -> Result<(), serde_json::Error> {
+    let mut deserializer = serde_json::Deserializer::from_str(json);
+    ObjectReader(object).deserialize(&mut deserializer)?;
+    deserializer.end()
+}
+
+struct ObjectReader<'o, O>(&'o mut O);
+
+impl<'de, O: Object<'de>> DeserializeSeed<'de> for ObjectReader<'_, O> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de, O: Object<'de>> Visitor<'de> for ObjectReader<'_, O> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut others = Names::new();
+        while let Some(Text(name)) = map.next_key::<Text<'de>>()? {
+            let repeated = if let Some(place) = self.0.place(&name) {
+                place
+                    .replace(map.next_value::<&RawValue>()?.get())
+                    .is_some()
+            } else {
+                map.next_value::<IgnoredAny>()?;
+                O::ALL_ONCE && !others.insert(name)
+            };
+            if repeated {
+                self.0.repeated();
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Names seen in one object, to find one that comes twice. Few names are compared with each other,
 /// many go into a set, so that no object costs more than its length.
-pub(crate) struct Names<'a> {
+struct Names<'a> {
     few: [Option<Cow<'a, str>>; FEW],
     count: usize,
     many: Option<HashSet<Cow<'a, str>>>,
@@ -89,7 +153,7 @@ pub(crate) struct Names<'a> {
 const FEW: usize = 8;
 
 impl<'a> Names<'a> {
-    pub(crate) const fn new() -> Self {
+    const fn new() -> Self {
         Self {
             few: [const { None }; FEW],
             count: 0,
@@ -98,7 +162,7 @@ impl<'a> Names<'a> {
     }
 
     /// Whether `name` was not there yet; it is now.
-    pub(crate) fn insert(&mut self, name: Cow<'a, str>) -> bool {
+    fn insert(&mut self, name: Cow<'a, str>) -> bool {
         let mut seen = self.few.iter().take(self.count).flatten();
         if seen.any(|seen| *seen == name) {
             return false;

@@ -17,7 +17,7 @@ pub use algorithm::{Algorithm, UnknownAlgorithm};
 pub(crate) use base64url::{Room, decode};
 pub(crate) use claims::{Claims, ClaimsFault};
 pub(crate) use header::{Header, HeaderFault, key_id_unchecked};
-pub(crate) use json::{Text, read_text};
+pub(crate) use json::{Object, Text, read_object, read_text};
 pub(crate) use key::{Curve, KeyFault, PublicKey};
 pub(crate) use split::Split;
 
