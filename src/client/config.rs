@@ -261,6 +261,73 @@ pub(crate) fn insert(headers: &mut HeaderMap, name: &HeaderName, value: HeaderVa
     headers.try_insert(name, value).is_ok()
 }
 
+/// The options, the same on the layer, the service, the middleware and the interceptor.
+macro_rules! options {
+    ($type:ty $(, $generic:ident)?) => {
+        impl $(<$generic>)? $type {
+            /// Puts the token into this header instead of `authorization`, where that belongs to
+            /// somebody else's token, such as the end user's. The server must look there too.
+            /// A 401 may then be about the other token; ours is refreshed all the same, not more
+            /// than once per 10 s.
+            ///
+            /// **Mind redirects**: a client that follows them takes `authorization` off when it
+            /// goes to another host, but knows nothing of this header. Switch redirects off in the
+            /// client beneath, or put this beneath what follows them.
+            #[must_use]
+            pub fn header(mut self, name: http::header::HeaderName) -> Self {
+                Arc::make_mut(&mut self.config).set_header(name);
+                self
+            }
+
+            /// What to do with a request that has the header already:
+            /// [`OnExisting::Keep`](crate::client::OnExisting::Keep) by default.
+            #[must_use]
+            pub fn on_existing(mut self, on_existing: $crate::client::OnExisting) -> Self {
+                Arc::make_mut(&mut self.config).set_on_existing(on_existing);
+                self
+            }
+
+            /// Refuses requests to origins that no token may go to, whatever header they have; by
+            /// default they pass without a token, and are counted.
+            #[must_use]
+            pub fn strict(mut self) -> Self {
+                Arc::make_mut(&mut self.config).set_strict();
+                self
+            }
+
+            /// Lets tokens go in the clear, as far as this says. By default they go by https alone.
+            #[must_use]
+            pub fn allow_plaintext(mut self, plaintext: $crate::client::Plaintext) -> Self {
+                Arc::make_mut(&mut self.config).set_plaintext(plaintext);
+                self
+            }
+
+            /// Asks for tokens of this identity, for all audiences, those in the extensions of
+            /// requests too where they name none of their own. Where several identities are
+            /// registered for a workload, SPIRE's order is arbitrary, and which one comes first
+            /// may change: name the one that the callee admits.
+            #[must_use]
+            pub fn spiffe_id(mut self, id: $crate::spiffe_id::SpiffeId) -> Self {
+                let config = Arc::make_mut(&mut self.config);
+                config.set_audience(config.audience().clone().spiffe_id(id));
+                self
+            }
+
+            /// Asks for tokens of the identity with this hint, for all audiences, as
+            /// [`spiffe_id`](Self::spiffe_id) does.
+            ///
+            /// # Errors
+            /// The hint is empty.
+            pub fn hint(mut self, hint: &str) -> Result<Self, $crate::client::AudienceError> {
+                let config = Arc::make_mut(&mut self.config);
+                config.set_audience(config.audience().clone().hint(hint)?);
+                Ok(self)
+            }
+        }
+    };
+}
+pub(super) use options;
+
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Config")

@@ -1,15 +1,12 @@
 use std::sync::Arc;
 
-use http::header::HeaderName;
 use tonic::service::Interceptor;
 use tonic::{Request, Status};
 
-use super::audience::{Audience, AudienceError};
-use super::config::{Config, Decision, OnExisting, Plaintext, insert};
-use super::layer::options;
+use super::audience::Audience;
+use super::config::{Config, Decision, insert, options};
 use super::no_room;
 use super::origin::Destination;
-use crate::spiffe_id::SpiffeId;
 use crate::svid_cache::{SvidCache, TokenError, TokenErrorReason};
 
 /// A tonic interceptor that puts a token into each call, where one is there.

@@ -1,17 +1,14 @@
 use std::sync::Arc;
 
 use http::Extensions;
-use http::header::HeaderName;
 use reqwest::{Request, Response};
 use reqwest_middleware::{Error, Middleware, Next};
 
 use super::audience::{Audience, AudienceError};
-use super::config::{Config, Decision, OnExisting, Plaintext, insert};
-use super::layer::options;
+use super::config::{Config, Decision, insert, options};
 use super::no_room;
 use super::request::refuses;
 use super::request::sealed::Request as _;
-use crate::spiffe_id::SpiffeId;
 use crate::svid_cache::SvidCache;
 
 /// A middleware of `reqwest_middleware` that puts a fresh token into each request.

@@ -4,17 +4,14 @@ use std::task::{Context, Poll};
 
 use tower_service::Service;
 
-use super::audience::{Audience, AudienceError};
-use super::config::{Config, Decision, OnExisting, Plaintext, insert};
+use super::audience::Audience;
+use super::config::{Config, Decision, insert, options};
 use super::future::{Held, ResponseFuture};
-use super::layer::{AddJwtSvidLayer, options};
 use super::request::{IncomingResponse, OutgoingRequest};
 use super::{BoxError, no_room};
-use crate::spiffe_id::SpiffeId;
 use crate::svid_cache::{Issue, SvidCache};
-use http::header::HeaderName;
 
-/// Puts a fresh token into each request. Made by [`AddJwtSvidLayer`].
+/// Puts a fresh token into each request. Made by [`AddJwtSvidLayer`](super::AddJwtSvidLayer).
 #[derive(Debug, Clone)]
 pub struct AddJwtSvid<S> {
     inner: S,
@@ -26,11 +23,6 @@ impl<S> AddJwtSvid<S> {
     /// a fetcher of your own) for `audience`.
     pub fn new(inner: S, source: impl Into<SvidCache>, audience: Audience) -> Self {
         Self::with_config(inner, Arc::new(Config::new(source.into(), audience)))
-    }
-
-    /// The layer that makes these.
-    pub fn layer(source: impl Into<SvidCache>, audience: Audience) -> AddJwtSvidLayer {
-        AddJwtSvidLayer::new(source, audience)
     }
 
     pub(super) fn with_config(inner: S, config: Arc<Config>) -> Self {
