@@ -44,8 +44,15 @@ pub(super) struct Noted {
 }
 
 impl Record {
-    /// Notes a message that was taken in, `before` being the set that it follows.
-    pub(super) fn note(&mut self, now: Duration, before: &JwtBundleSet, intake: &Intake) -> Noted {
+    /// Notes a message that was taken in, `before` being the set that it follows; `nothing` where
+    /// there is nothing in it to judge by.
+    pub(super) fn note(
+        &mut self,
+        now: Duration,
+        before: &JwtBundleSet,
+        intake: &Intake,
+        nothing: bool,
+    ) -> Noted {
         self.last_message = Some(now);
         self.last_contact = Some(now);
         self.connected = true;
@@ -73,7 +80,7 @@ impl Record {
         let in_trouble = self.domains.iter();
         let in_trouble = in_trouble.filter(|(_, domain)| domain.trouble.is_some());
         Noted {
-            given_back: self.withdrawn.take().is_some(),
+            given_back: !nothing && self.withdrawn.take().is_some(),
             aging: in_trouble
                 .filter_map(|(name, domain)| Some((name.clone(), domain.updated?)))
                 .collect(),

@@ -200,19 +200,21 @@ impl Shared {
             .collect();
         let same = before.set == intake.set && before.unreadable == unreadable;
         let lost_keys = before.set.iter().any(|old| lost_a_key(old, &intake.set));
-        let Noted { given_back, aging } = self.record().note(now, &before.set, &intake);
+        // Nothing at all to judge by is no start, and gives nothing back.
+        let first = self.judge.verdict() == Verdict::NotReady;
+        let nothing = intake.set.is_empty() && (first || self.is_withdrawn());
+        let noted = self.record().note(now, &before.set, &intake, nothing);
+        if nothing {
+            return Change::default();
+        }
+        let Noted { given_back, aging } = noted;
         let in_force = self.withdrawn_at.load(Ordering::Acquire) <= nanos(now);
-        let restored = in_force || self.judge.verdict() == Verdict::Withdrawn;
+        let restored = in_force || self.is_withdrawn();
         let aging: Vec<_> = self.max_staleness.map_or_else(Vec::new, |max| {
             let moments = aging.into_iter();
             let moments = moments.map(|(name, updated)| (name, updated.saturating_add(max)));
             moments.map(|(name, at)| (name, nanos(at))).collect()
         });
-        // Nothing at all to judge by is no start.
-        let first = self.judge.verdict() == Verdict::NotReady;
-        if first && intake.set.is_empty() {
-            return Change::default();
-        }
         // Some domain's list of ignored keys may differ where the keys do not.
         let is_past = |at: u64| at <= nanos(now);
         let to_come = aging.iter().map(|(_, at)| *at).filter(|at| !is_past(*at));
@@ -287,6 +289,10 @@ impl Shared {
             }
             WithdrawalPolicy::After(_) | WithdrawalPolicy::Keep => None,
         }
+    }
+
+    fn is_withdrawn(&self) -> bool {
+        self.judge.verdict() == Verdict::Withdrawn
     }
 
     /// The withdrawal takes effect.

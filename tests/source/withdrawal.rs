@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tower_spiffe::bundle::CannotJudge;
 use tower_spiffe::metrics::MetricsRecorder;
-use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::testing::{Fault, WorkloadApi};
 use tower_spiffe::{Clock, GrpcCode, JwtSource, UnixTime, ValidateReason, WithdrawalPolicy};
 
 use crate::support::*;
@@ -52,6 +52,31 @@ async fn wa29_immediate_ceases_at_once_and_goes_on_when_they_are_back() {
     assert_eq!(soon("the news", updates.changed()).await.unwrap(), 3);
     assert!(validator.validate(&token).is_ok());
     assert!(source.state().withdrawn().is_none());
+    assert_eq!(*told.0.lock().unwrap(), [true, false]);
+}
+
+/// What cannot be read gives nothing back: a caller is told that nobody can be judged, as at a
+/// start, and not that its key is unknown.
+#[tokio::test(start_paused = true)]
+async fn wa29_bundles_that_come_back_unreadable_are_withdrawn_still() {
+    let world = World::new().await;
+    let told = Arc::new(Told::default());
+    let source = world.builder().metrics(told.clone()).build().await.unwrap();
+    let validator = world.validator(&source);
+    let token = world.token();
+    world.agent.withdraw();
+    world.time_until(|| !source.state().is_ready()).await;
+    world.agent.fail(Fault::Garbage);
+    world.agent.restore();
+    world.time_until(|| source.state().is_connected()).await;
+    assert_eq!(reason(validator.validate(&token)), WITHDRAWN);
+    let state = source.state();
+    assert!(state.withdrawn().is_some_and(|it| it.is_in_force()));
+    assert!(state.trust_domains()[0].last_error().is_some());
+
+    world.agent.recover();
+    world.time_until(|| source.is_healthy()).await;
+    assert!(validator.validate(&token).is_ok());
     assert_eq!(*told.0.lock().unwrap(), [true, false]);
 }
 
