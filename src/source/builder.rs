@@ -234,7 +234,7 @@ impl JwtSourceBuilder {
             None => Connector::to_endpoint(&Endpoint::from_env()?),
         };
         let runtime = Handle::try_current().map_err(|_| JwtSourceError::no_runtime())?;
-        let metrics: Arc<dyn MetricsRecorder> = Arc::new(Shielded::new(self.metrics));
+        let metrics: Arc<dyn MetricsRecorder> = Arc::new(Shielded::new(self.metrics.clone()));
         let client = WorkloadApiClientBuilder::new(connector)
             .timing(self.timing)
             .max_message_bytes(
@@ -255,7 +255,7 @@ impl JwtSourceBuilder {
         let fetcher = super::fetch::Fetcher::new(shared.clone());
         let cache = SvidCache::builder(fetcher)
             .clock(self.clock)
-            .metrics(metrics);
+            .metrics(self.metrics);
         let cache = (self.cache)(cache).build();
         let draw = self
             .seed

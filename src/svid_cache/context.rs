@@ -1,6 +1,5 @@
 //! What all audiences of a cache share, but for the audiences themselves.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::Duration;
@@ -16,7 +15,7 @@ use super::moment::Moment;
 use super::settings::Settings;
 use super::token::{Subjects, Token};
 use crate::clock::Clock;
-use crate::metrics::{MetricsRecorder, SvidCacheEvent};
+use crate::metrics::{MetricsRecorder, Shielded, SvidCacheEvent};
 use crate::svid::{FetchSvid, FetchSvidError, FetchSvidReason};
 
 /// Holds no entry, so that whatever holds it keeps no token alive.
@@ -28,7 +27,7 @@ pub(crate) struct Context {
     pub(crate) limits: Limits,
     pub(crate) counts: Counters,
     pub(crate) subjects: Subjects,
-    pub(crate) metrics: Option<Arc<dyn MetricsRecorder>>,
+    metrics: Option<Shielded>,
     /// Something changed that whoever keeps tokens warm would look at.
     pub(crate) nudge: Notify,
     runtime: Option<Handle>,
@@ -52,7 +51,7 @@ impl Context {
             settings,
             counts: Counters::default(),
             subjects: Subjects::default(),
-            metrics,
+            metrics: metrics.map(Shielded::new),
             nudge: Notify::new(),
             runtime: Handle::try_current().ok(),
             closed: AtomicBool::new(false),
@@ -129,7 +128,7 @@ impl Context {
     #[inline]
     fn record(&self, event: SvidCacheEvent) {
         if let Some(metrics) = &self.metrics {
-            quietly(|| metrics.record_svid_cache(event));
+            metrics.record_svid_cache(event);
         }
     }
 
@@ -141,7 +140,7 @@ impl Context {
         };
         self.counts.fetched(answer.is_ok());
         if let Some(metrics) = &self.metrics {
-            quietly(|| metrics.record_svid_fetch(outcome, latency));
+            metrics.record_svid_fetch(outcome, latency);
         }
         if answer.is_ok() {
             self.warned.store(0, Ordering::Relaxed);
@@ -158,11 +157,6 @@ impl Context {
         known_here
             || concerns_all(reason) && self.warned.fetch_or(bit, Ordering::Relaxed) & bit != 0
     }
-}
-
-/// The user's recorder may panic; that is its own affair.
-fn quietly(record: impl FnOnce()) {
-    let _ = catch_unwind(AssertUnwindSafe(record));
 }
 
 fn class_bit(reason: FetchSvidReason) -> u16 {
