@@ -42,8 +42,12 @@ pub(crate) fn keep(cx: &Arc<Context>, pins: Vec<PinnedSvid>) -> Result<KeepWarm,
     })?;
     let cx = cx.clone();
     let task = runtime.spawn(async move {
-        while !cx.is_closed() {
+        loop {
+            // Before the look at the end, so that no word of it is missed.
             let nudged = cx.nudge.notified();
+            if cx.is_closed() {
+                return;
+            }
             let next = look(&cx, &pins).clamp(AT_MOST_EVERY, AT_LEAST_EVERY);
             let _ = tokio::time::timeout(next, nudged).await;
             tokio::time::sleep(AT_MOST_EVERY).await;
