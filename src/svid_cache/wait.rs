@@ -46,7 +46,12 @@ impl Waiter {
 
     /// What may be sent without waiting.
     pub(crate) fn at_once(self) -> Option<Arc<Token>> {
-        self.entry.usable(self.entry.cx.moment())
+        let cx = &self.entry.cx;
+        let token = self.entry.usable(cx.moment());
+        if token.is_none() {
+            cx.no_token();
+        }
+        token
     }
 
     pub(crate) async fn token(self) -> Result<Arc<Token>, TokenError> {

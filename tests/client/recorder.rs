@@ -119,3 +119,15 @@ fn a_recorder_and_a_log_may_look_at_the_cache() {
         }
     });
 }
+
+/// Whoever cannot wait for a token goes without one, and that is counted as such.
+#[tokio::test(start_paused = true)]
+async fn one_that_cannot_wait_is_counted_as_one_without_a_token() {
+    let bench = Bench::new();
+    let aud = request("a");
+    assert_eq!(bench.cache.try_header(&aud), None);
+    settle().await;
+    assert!(bench.cache.try_header(&aud).is_some());
+    let stats = bench.cache.stats();
+    assert_eq!((stats.hits, stats.misses, stats.errors), (1, 1, 1));
+}
