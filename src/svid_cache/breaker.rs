@@ -1,8 +1,9 @@
 //! The breaker of a whole source: when the issuer does not answer, one asks for all.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
+use super::entry::Entry;
 use super::moment::nanos;
 use super::settings::Settings;
 use crate::svid::FetchSvidError;
@@ -22,10 +23,16 @@ struct State {
     probe: Option<(u64, u64)>,
     last_probe: u64,
     cause: Option<FetchSvidError>,
+    /// Of those that were turned away, the one to go first.
+    next: Option<(Rank, Weak<Entry>)>,
 }
 
+/// Who is to probe first: an audience that had a token before one that never had, then the one that
+/// failed the fewest times in a row. Otherwise an audience that the issuer never answers, asked for
+/// all the time, would take every probe, and nobody would find out that others are answered.
+pub(crate) type Rank = (bool, u32);
+
 /// May a fetch start?
-#[derive(Debug)]
 pub(crate) enum Admission {
     /// It may.
     Go,
@@ -35,6 +42,8 @@ pub(crate) enum Admission {
     No {
         retry_after: Duration,
         cause: Option<FetchSvidError>,
+        /// Who is to ask in its place.
+        first: Option<Arc<Entry>>,
     },
 }
 
@@ -47,6 +56,7 @@ impl Breaker {
             probe: None,
             last_probe: 0,
             cause: None,
+            next: None,
         }))
     }
 
@@ -54,7 +64,13 @@ impl Breaker {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn admit(&self, now: u64, settings: &Settings) -> Admission {
+    pub(crate) fn admit(
+        &self,
+        now: u64,
+        settings: &Settings,
+        entry: &Arc<Entry>,
+        rank: Rank,
+    ) -> Admission {
         let mut state = self.lock();
         let Some(open_until) = state.open_until else {
             return Admission::Go;
@@ -67,9 +83,19 @@ impl Breaker {
             _ => open_until,
         };
         if now < wait_until {
+            state.turn_away(entry, rank);
             return Admission::No {
                 retry_after: Duration::from_nanos(wait_until - now),
                 cause: state.cause.clone(),
+                first: None,
+            };
+        }
+        if let Some(first) = state.before(entry, rank) {
+            state.turn_away(entry, rank);
+            return Admission::No {
+                retry_after: settings.breaker.first,
+                cause: state.cause.clone(),
+                first: Some(first),
             };
         }
         // A hung issuer costs a probe a little, a slow one is given time in the end.
@@ -95,6 +121,7 @@ impl Breaker {
         state.open_until = None;
         state.probe = None;
         state.cause = None;
+        state.next = None;
         was_open
     }
 
@@ -140,6 +167,23 @@ impl Breaker {
 
     pub(crate) fn is_open(&self) -> bool {
         self.lock().open_until.is_some()
+    }
+}
+
+impl State {
+    fn turn_away(&mut self, entry: &Arc<Entry>, rank: Rank) {
+        let known = self.next.as_ref();
+        if known.is_none_or(|(before, other)| rank < *before || other.strong_count() == 0) {
+            self.next = Some((rank, Arc::downgrade(entry)));
+        }
+    }
+
+    /// Who goes before this one; its turn is now.
+    fn before(&mut self, entry: &Arc<Entry>, rank: Rank) -> Option<Arc<Entry>> {
+        let (_, first) = self
+            .next
+            .take_if(|(before, other)| *before < rank || other.as_ptr() == Arc::as_ptr(entry))?;
+        first.upgrade().filter(|first| !Arc::ptr_eq(first, entry))
     }
 }
 

@@ -6,18 +6,18 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 
-use super::breaker::Admission;
+use super::breaker::{Admission, Rank};
 use super::context::Context;
 use super::error::TokenError;
-use super::flight::{Down, Flight, FlightResult};
-use super::gate::{Gate, Paced, count};
+use super::flight::Flight;
+use super::gate::Gate;
 use super::moment::{Moment, nanos};
 use super::token::{Stage, Token};
 use super::wait::Waiter;
-use crate::svid::{FetchSvidError, SvidRequest};
+use crate::svid::SvidRequest;
 
 /// A token that nothing forces to be refreshed early.
-const NEVER: u64 = u64::MAX;
+pub(super) const NEVER: u64 = u64::MAX;
 
 /// What the cache keeps for one request.
 ///
@@ -32,11 +32,11 @@ pub(crate) struct Entry {
     pub(crate) version: AtomicU64,
     pub(crate) token: ArcSwapOption<Token>,
     /// From when on the monotonic clock the token is due, whatever its age.
-    forced: AtomicU64,
+    pub(super) forced: AtomicU64,
     /// A service refused the token: the next is worth a little wait.
-    rejected: AtomicBool,
+    pub(super) rejected: AtomicBool,
     /// Before this, no request need think of starting a fetch for a token that is due.
-    quiet_until: AtomicU64,
+    pub(super) quiet_until: AtomicU64,
     /// When it was last asked for, about.
     pub(crate) used: AtomicU64,
     pub(crate) pins: AtomicUsize,
@@ -68,38 +68,13 @@ enum Attempt {
     Retired,
 }
 
-/// How a flight ended.
-pub(crate) enum Landing {
-    /// With the issuer's answer, or for want of one.
-    Answer(Result<Token, FetchSvidError>),
-    /// The breaker did not let it begin.
-    Refused {
-        retry_after: Duration,
-        cause: Option<FetchSvidError>,
-    },
-    /// With its runtime.
-    Lost,
-}
-
-/// A fetch that failed, for those who wait and for the log.
-struct Failure {
-    error: TokenError,
-    /// A warning was given of its like already.
-    known: bool,
-    /// There is a token that may still be sent.
-    usable: bool,
-}
-
-impl Failure {
-    /// The first failure of a class is a warning; what repeats it is not.
-    fn tell(&self, request: &SvidRequest, error: &FetchSvidError) {
-        let usable = self.usable;
-        if self.known {
-            tracing::debug!(?request, %error, usable, "fetching a JWT-SVID failed again");
-        } else {
-            tracing::warn!(?request, %error, usable, "fetching a JWT-SVID failed");
-        }
-    }
+/// What is to be done after a wish for a fetch, without the lock.
+enum After {
+    Nothing,
+    /// A fetch began.
+    Began,
+    /// Another audience is to ask first.
+    First(Arc<Entry>),
 }
 
 impl Entry {
@@ -137,7 +112,7 @@ impl Entry {
         }
     }
 
-    fn is_forced(&self, now: Moment) -> bool {
+    pub(super) fn is_forced(&self, now: Moment) -> bool {
         now.mono() >= self.forced.load(Ordering::Acquire)
     }
 
@@ -204,27 +179,41 @@ impl Entry {
 
     /// Joins the fetch under way, or starts one where the pace, the breaker and the runtime allow.
     fn attempt(self: &Arc<Self>, now: Moment, urgent: bool) -> Attempt {
-        let (attempt, began) = self.join_or_start(now, urgent);
-        if began {
+        let (attempt, after) = self.join_or_start(now, urgent);
+        match after {
+            After::Nothing => {}
             // Without the lock: a recorder may look at the state.
-            self.cx.refreshing(urgent);
+            After::Began => self.cx.refreshing(urgent),
+            After::First(other) => other.go_first(now),
         }
         attempt
     }
 
-    /// The same, and whether a fetch began.
-    fn join_or_start(self: &Arc<Self>, now: Moment, urgent: bool) -> (Attempt, bool) {
+    /// Asks the issuer in the place of another audience, which wanted to.
+    pub(crate) fn go_first(self: &Arc<Self>, now: Moment) {
+        if let (_, After::Began) = self.join_or_start(now, false) {
+            self.cx.refreshing(false);
+        }
+    }
+
+    /// Its place among those who want to find out whether the issuer answers.
+    pub(crate) fn rank(&self, gate: &Gate) -> Rank {
+        (self.token.load().is_none(), gate.pace.failures)
+    }
+
+    /// The same as [`attempt`](Self::attempt), but for what is left to be done.
+    fn join_or_start(self: &Arc<Self>, now: Moment, urgent: bool) -> (Attempt, After) {
         let cx = &self.cx;
         // Dropped after the lock: with it may go what a fetcher left in its future.
         let _lost;
         let mut gate = self.gate();
         if gate.retired {
-            return (Attempt::Retired, false);
+            return (Attempt::Retired, After::Nothing);
         }
         // Asked with the lock held: whoever closes the cache ends what began before.
         if cx.is_closed() {
             let error = TokenError::closed();
-            return (Attempt::NotNow { error }, false);
+            return (Attempt::NotNow { error }, After::Nothing);
         }
         if let Some(flight) = &gate.flight {
             if now.mono() < flight.lease() {
@@ -233,7 +222,7 @@ impl Entry {
                 }
                 let waiter = Waiter::new(self.clone(), flight.outcome());
                 let started = flight.started();
-                return (Attempt::Flight { started, waiter }, false);
+                return (Attempt::Flight { started, waiter }, After::Nothing);
             }
             // Its task must be gone: a runtime that was shut down takes its tasks with it.
             _lost = gate.flight.take();
@@ -244,7 +233,7 @@ impl Entry {
         if let Some(token) = usable
             && self.stage(token, now) == Stage::Fresh
         {
-            return (Attempt::Landed(token.clone()), false);
+            return (Attempt::Landed(token.clone()), After::Nothing);
         }
         let next = gate.pace.next(usable.is_some());
         if now.mono() < next {
@@ -252,17 +241,23 @@ impl Entry {
             let error = gate.last_error().cloned();
             let error = error.unwrap_or_else(TokenError::closed);
             let error = error.retry_in(next - now.mono());
-            return (Attempt::NotNow { error }, false);
+            return (Attempt::NotNow { error }, After::Nothing);
         }
-        let probe = match cx.breaker.admit(now.mono(), &cx.settings) {
+        let rank = self.rank(&gate);
+        let probe = match cx.breaker.admit(now.mono(), &cx.settings, self, rank) {
             Admission::Go => None,
             Admission::Probe { id, deadline } => Some((id, deadline)),
-            Admission::No { retry_after, cause } => {
+            Admission::No {
+                retry_after,
+                cause,
+                first,
+            } => {
                 let until = now.mono().saturating_add(nanos(retry_after));
                 self.quiet_until.store(until, Ordering::Release);
                 let error = TokenError::breaker_open(&self.request, cause);
                 let error = error.retry_in(nanos(retry_after));
-                return (Attempt::NotNow { error }, false);
+                let after = first.map_or(After::Nothing, After::First);
+                return (Attempt::NotNow { error }, after);
             }
         };
         gate.flights += 1;
@@ -272,13 +267,13 @@ impl Entry {
                 cx.breaker.abandoned(id);
             }
             let error = TokenError::no_runtime(&self.request);
-            return (Attempt::NotNow { error }, false);
+            return (Attempt::NotNow { error }, After::Nothing);
         };
         self.quiet_until.store(flight.lease(), Ordering::Release);
         let waiter = Waiter::new(self.clone(), flight.outcome());
         let started = flight.started();
         gate.flight = Some(flight);
-        (Attempt::Flight { started, waiter }, true)
+        (Attempt::Flight { started, waiter }, After::Began)
     }
 
     /// A flight is about to make its call, and has until `lease` for it.
@@ -291,127 +286,6 @@ impl Entry {
         {
             current.renew(lease);
             self.quiet_until.store(lease, Ordering::Release);
-        }
-    }
-
-    /// Takes in how a flight ended, and tells what those who wait for it get. The new token is
-    /// visible before this returns, so before anyone is woken.
-    pub(crate) fn land(
-        self: &Arc<Self>,
-        flight: u64,
-        landing: Landing,
-        now: Moment,
-    ) -> FlightResult {
-        let mut gate = self.gate();
-        if gate
-            .flight
-            .as_ref()
-            .is_some_and(|current| current.id() == flight)
-        {
-            gate.flight = None;
-        }
-        let answer = match landing {
-            Landing::Refused { retry_after, cause } => {
-                let until = now.mono().saturating_add(nanos(retry_after));
-                self.quiet_until.store(until, Ordering::Release);
-                let error = TokenError::breaker_open(&self.request, cause);
-                return Err(Down::Failed(error.retry_in(nanos(retry_after))));
-            }
-            Landing::Lost => {
-                self.cx.counts.lost();
-                self.quiet_until.store(0, Ordering::Release);
-                return Err(Down::Lost);
-            }
-            Landing::Answer(answer) => answer,
-        };
-        count(&mut gate.counts.fetches);
-        match answer {
-            Ok(token) => Ok(self.take_in(&mut gate, flight, token, now)),
-            Err(error) => {
-                let failure = self.failed(&mut gate, &error, now);
-                // Whoever keeps the log may look at the state, too.
-                drop(gate);
-                failure.tell(&self.request, &error);
-                Err(Down::Failed(failure.error))
-            }
-        }
-    }
-
-    fn take_in(
-        self: &Arc<Self>,
-        gate: &mut Gate,
-        flight: u64,
-        mut token: Token,
-        now: Moment,
-    ) -> Arc<Token> {
-        gate.pace.failures = 0;
-        if let Some(rare) = &mut gate.rare {
-            rare.last_error = None;
-        }
-        gate.warned = 0;
-        let current = self.token.load_full().filter(|current| current.usable(now));
-        if let Some(current) = current {
-            // One that a service refused, or whose key is gone, gives way to any other.
-            let gain = if self.is_forced(now) {
-                !current.is_same(&token)
-            } else {
-                !current.is_matched_by(&token)
-            };
-            if !gain {
-                count(&mut gate.counts.unchanged);
-                self.cx.counts.unchanged();
-                if self.rejected.load(Ordering::Relaxed) {
-                    if flight <= gate.rare().asked_before {
-                        // Refused while this was under way: the next request asks at once.
-                        self.quiet_until.store(0, Ordering::Release);
-                        return current;
-                    }
-                    // The issuer was asked, and stands by it.
-                    self.rejected.store(false, Ordering::Relaxed);
-                    self.forced.store(NEVER, Ordering::Release);
-                }
-                gate.pace.unchanged(&self.cx.settings, now);
-                self.quiet_until
-                    .store(gate.pace.with_token, Ordering::Release);
-                self.version.fetch_add(1, Ordering::Release);
-                return current;
-            }
-        }
-        gate.generation += 1;
-        token.generation = gate.generation;
-        token.entry = Arc::downgrade(self);
-        let token = Arc::new(token);
-        gate.pace = Paced::default();
-        self.rejected.store(false, Ordering::Relaxed);
-        let forced = if std::mem::take(&mut gate.doubtful) {
-            self.spread_out(now)
-        } else {
-            NEVER
-        };
-        self.forced.store(forced, Ordering::Release);
-        self.quiet_until.store(0, Ordering::Release);
-        self.token.store(Some(token.clone()));
-        self.version.fetch_add(1, Ordering::Release);
-        token
-    }
-
-    fn failed(&self, gate: &mut Gate, error: &FetchSvidError, now: Moment) -> Failure {
-        count(&mut gate.counts.failures);
-        let usable = self
-            .token
-            .load()
-            .as_ref()
-            .is_some_and(|token| token.usable(now));
-        gate.pace.failed(&self.cx.settings, error.reason(), now);
-        let next = gate.pace.next(usable);
-        self.quiet_until.store(next, Ordering::Release);
-        let known = self.cx.is_known(gate, error.reason());
-        let error = TokenError::fetching(&self.request, error.clone());
-        gate.rare().last_error = Some(error.clone());
-        Failure {
-            error: error.retry_in(next.saturating_sub(now.mono())),
-            known,
-            usable,
         }
     }
 
@@ -452,7 +326,7 @@ impl Entry {
     }
 
     /// Some moment soon, another for each audience, on the monotonic clock.
-    fn spread_out(&self, now: Moment) -> u64 {
+    pub(super) fn spread_out(&self, now: Moment) -> u64 {
         let jitter = self.cx.settings.gone_jitter;
         now.plus(jitter.mul_f64(fastrand::f64())).mono()
     }

@@ -11,8 +11,9 @@ use futures_util::future::{AbortHandle, Abortable, Shared};
 
 use super::breaker::Admission;
 use super::context::Context;
-use super::entry::{Entry, Landing};
+use super::entry::Entry;
 use super::error::TokenError;
+use super::landing::Landing;
 use super::limits::{Permit, Urgency};
 use super::moment::{Moment, nanos};
 use super::settings::Settings;
@@ -185,14 +186,29 @@ impl Pilot {
                 )));
             }
         };
-        match cx.breaker.admit(nanos(cx.clock.monotonic()), settings) {
+        let now = cx.moment();
+        let admission = {
+            let entry = self.entry.upgrade().ok_or(Landing::Lost)?;
+            let rank = entry.rank(&entry.gate());
+            cx.breaker.admit(now.mono(), settings, &entry, rank)
+        };
+        match admission {
             Admission::Go => Ok(self.call(Some(permit), settings.fetch_deadline).await),
             Admission::Probe { id, deadline } => {
                 drop(permit);
                 self.probe = Some(id);
                 Ok(self.call(None, deadline).await)
             }
-            Admission::No { retry_after, cause } => Err(Landing::Refused { retry_after, cause }),
+            Admission::No {
+                retry_after,
+                cause,
+                first,
+            } => {
+                if let Some(first) = first {
+                    first.go_first(now);
+                }
+                Err(Landing::Refused { retry_after, cause })
+            }
         }
     }
 

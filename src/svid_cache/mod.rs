@@ -139,6 +139,7 @@ mod error;
 mod flight;
 mod gate;
 mod hot;
+mod landing;
 mod limits;
 mod moment;
 mod pin;

@@ -35,6 +35,7 @@ mod rules;
 mod stack;
 mod support;
 mod tonic_channel;
+mod turns;
 #[path = "../agent/wire.rs"]
 #[allow(dead_code)]
 mod wire;

@@ -1,0 +1,170 @@
+//! How a fetch ends: what becomes of its token or its error.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::entry::{Entry, NEVER};
+use super::error::TokenError;
+use super::flight::{Down, FlightResult};
+use super::gate::{Gate, Paced, count};
+use super::moment::{Moment, nanos};
+use super::token::Token;
+use crate::svid::{FetchSvidError, SvidRequest};
+
+/// How a flight ended.
+pub(crate) enum Landing {
+    /// With the issuer's answer, or for want of one.
+    Answer(Result<Token, FetchSvidError>),
+    /// The breaker did not let it begin.
+    Refused {
+        retry_after: Duration,
+        cause: Option<FetchSvidError>,
+    },
+    /// With its runtime.
+    Lost,
+}
+
+/// A fetch that failed, for those who wait and for the log.
+struct Failure {
+    error: TokenError,
+    /// A warning was given of its like already.
+    known: bool,
+    /// There is a token that may still be sent.
+    usable: bool,
+}
+
+impl Failure {
+    /// The first failure of a class is a warning; what repeats it is not.
+    fn tell(&self, request: &SvidRequest, error: &FetchSvidError) {
+        let usable = self.usable;
+        if self.known {
+            tracing::debug!(?request, %error, usable, "fetching a JWT-SVID failed again");
+        } else {
+            tracing::warn!(?request, %error, usable, "fetching a JWT-SVID failed");
+        }
+    }
+}
+
+impl Entry {
+    /// Takes in how a flight ended, and tells what those who wait for it get. The new token is
+    /// visible before this returns, so before anyone is woken.
+    pub(crate) fn land(
+        self: &Arc<Self>,
+        flight: u64,
+        landing: Landing,
+        now: Moment,
+    ) -> FlightResult {
+        let mut gate = self.gate();
+        if gate
+            .flight
+            .as_ref()
+            .is_some_and(|current| current.id() == flight)
+        {
+            gate.flight = None;
+        }
+        let answer = match landing {
+            Landing::Refused { retry_after, cause } => {
+                let until = now.mono().saturating_add(nanos(retry_after));
+                self.quiet_until.store(until, Ordering::Release);
+                let error = TokenError::breaker_open(&self.request, cause);
+                return Err(Down::Failed(error.retry_in(nanos(retry_after))));
+            }
+            Landing::Lost => {
+                self.cx.counts.lost();
+                self.quiet_until.store(0, Ordering::Release);
+                return Err(Down::Lost);
+            }
+            Landing::Answer(answer) => answer,
+        };
+        count(&mut gate.counts.fetches);
+        match answer {
+            Ok(token) => Ok(self.take_in(&mut gate, flight, token, now)),
+            Err(error) => {
+                let failure = self.failed(&mut gate, &error, now);
+                // Whoever keeps the log may look at the state, too.
+                drop(gate);
+                failure.tell(&self.request, &error);
+                Err(Down::Failed(failure.error))
+            }
+        }
+    }
+
+    fn take_in(
+        self: &Arc<Self>,
+        gate: &mut Gate,
+        flight: u64,
+        mut token: Token,
+        now: Moment,
+    ) -> Arc<Token> {
+        gate.pace.failures = 0;
+        if let Some(rare) = &mut gate.rare {
+            rare.last_error = None;
+        }
+        gate.warned = 0;
+        let current = self.token.load_full().filter(|current| current.usable(now));
+        if let Some(current) = current {
+            // One that a service refused, or whose key is gone, gives way to any other.
+            let gain = if self.is_forced(now) {
+                !current.is_same(&token)
+            } else {
+                !current.is_matched_by(&token)
+            };
+            if !gain {
+                count(&mut gate.counts.unchanged);
+                self.cx.counts.unchanged();
+                if self.rejected.load(Ordering::Relaxed) {
+                    if flight <= gate.rare().asked_before {
+                        // Refused while this was under way: the next request asks at once.
+                        self.quiet_until.store(0, Ordering::Release);
+                        return current;
+                    }
+                    // The issuer was asked, and stands by it.
+                    self.rejected.store(false, Ordering::Relaxed);
+                    self.forced.store(NEVER, Ordering::Release);
+                }
+                gate.pace.unchanged(&self.cx.settings, now);
+                self.quiet_until
+                    .store(gate.pace.with_token, Ordering::Release);
+                self.version.fetch_add(1, Ordering::Release);
+                return current;
+            }
+        }
+        gate.generation += 1;
+        token.generation = gate.generation;
+        token.entry = Arc::downgrade(self);
+        let token = Arc::new(token);
+        gate.pace = Paced::default();
+        self.rejected.store(false, Ordering::Relaxed);
+        let forced = if std::mem::take(&mut gate.doubtful) {
+            self.spread_out(now)
+        } else {
+            NEVER
+        };
+        self.forced.store(forced, Ordering::Release);
+        self.quiet_until.store(0, Ordering::Release);
+        self.token.store(Some(token.clone()));
+        self.version.fetch_add(1, Ordering::Release);
+        token
+    }
+
+    fn failed(&self, gate: &mut Gate, error: &FetchSvidError, now: Moment) -> Failure {
+        count(&mut gate.counts.failures);
+        let usable = self
+            .token
+            .load()
+            .as_ref()
+            .is_some_and(|token| token.usable(now));
+        gate.pace.failed(&self.cx.settings, error.reason(), now);
+        let next = gate.pace.next(usable);
+        self.quiet_until.store(next, Ordering::Release);
+        let known = self.cx.is_known(gate, error.reason());
+        let error = TokenError::fetching(&self.request, error.clone());
+        gate.rare().last_error = Some(error.clone());
+        Failure {
+            error: error.retry_in(next.saturating_sub(now.mono())),
+            known,
+            usable,
+        }
+    }
+}
