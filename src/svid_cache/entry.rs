@@ -320,8 +320,16 @@ impl Entry {
             gate.doubtful = gate.flight.is_some();
         }
         // Without the lock: the answer may be one of the user's.
-        if self.token.load().as_ref().is_some_and(|token| gone(token)) {
-            self.force(self.spread_out(now));
+        let Some(token) = self.token.load_full().filter(|token| gone(token)) else {
+            return;
+        };
+        let at = self.spread_out(now);
+        let mut gate = self.gate();
+        // One that came meanwhile was asked for after the keys had gone, or is in doubt already.
+        let current = self.token.load();
+        if current.as_ref().is_some_and(|it| Arc::ptr_eq(it, &token)) {
+            gate.rare().gone_at.get_or_insert(at);
+            self.force(at);
         }
     }
 

@@ -28,6 +28,8 @@ pub(crate) struct Gate {
 pub(super) struct Rare {
     pub(super) last_error: Option<TokenError>,
     pub(super) rejected_at: Option<u64>,
+    /// From when on the token is due because the key that signed it is gone.
+    pub(super) gone_at: Option<u64>,
     /// Flights up to this one began before the token was refused: they are no answer to that.
     pub(super) asked_before: u64,
 }

@@ -119,9 +119,10 @@ impl Entry {
                         self.quiet_until.store(0, Ordering::Release);
                         return current;
                     }
-                    // The issuer was asked, and stands by it.
+                    // The issuer was asked, and stands by it. A key that is gone is so all the same.
                     self.rejected.store(false, Ordering::Relaxed);
-                    self.forced.store(NEVER, Ordering::Release);
+                    let gone_at = gate.rare().gone_at.unwrap_or(NEVER);
+                    self.forced.store(gone_at, Ordering::Release);
                 }
                 gate.pace.unchanged(&self.cx.settings, now);
                 self.quiet_until
@@ -136,12 +137,12 @@ impl Entry {
         let token = Arc::new(token);
         gate.pace = Paced::default();
         self.rejected.store(false, Ordering::Relaxed);
-        let forced = if std::mem::take(&mut gate.doubtful) {
-            self.spread_out(now)
-        } else {
-            NEVER
-        };
-        self.forced.store(forced, Ordering::Release);
+        let gone_at = std::mem::take(&mut gate.doubtful).then(|| self.spread_out(now));
+        if gate.rare.is_some() || gone_at.is_some() {
+            gate.rare().gone_at = gone_at;
+        }
+        self.forced
+            .store(gone_at.unwrap_or(NEVER), Ordering::Release);
         self.quiet_until.store(0, Ordering::Release);
         self.token.store(Some(token.clone()));
         self.version.fetch_add(1, Ordering::Release);

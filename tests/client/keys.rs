@@ -7,7 +7,7 @@ use http::HeaderValue;
 use tower_spiffe::testing::{PausedClock, WorkloadApi};
 use tower_spiffe::{Algorithm, JwtSource, JwtSvid, SvidCache, SvidRequest, UnixTime};
 
-use crate::support::{START, millis, request, secs};
+use crate::support::{Answer, Bench, START, Token, millis, request, secs};
 
 /// An agent and a source on paused time; and the token for one audience.
 async fn deployment() -> (WorkloadApi, JwtSource, SvidCache, SvidRequest) {
@@ -125,4 +125,33 @@ async fn until(mut come: impl FnMut() -> bool) {
         tokio::time::sleep(millis(20)).await;
     }
     panic!("it never came");
+}
+
+/// A service that knows of the key's end refuses the token, and the issuer, which does not yet,
+/// gives the same one again: it is asked again all the same.
+#[tokio::test(start_paused = true)]
+async fn rule_09_a_key_that_is_gone_is_so_after_a_refusal_too() {
+    let bench = Bench::new();
+    let aud = request("a");
+    let first = bench.cache.header(&aud).await.unwrap();
+    let mut stale = Token::new(&aud, START, 3600);
+    stale.kid = "old";
+    let again = stale.clone();
+    bench.desk.then(move |_| Answer::Token(again.clone()));
+    bench.cache.report_refused(&aud, &first);
+    let sent = bench.cache.header(&aud).await.unwrap();
+    assert_eq!(kid(&sent), "old");
+
+    bench.cache.authorities_gone(&|_, key| key == "old");
+    bench.at(secs(20)).await;
+    assert!(bench.cache.report_refused(&aud, &sent));
+    assert_eq!(bench.cache.header(&aud).await.unwrap(), sent);
+    assert_eq!(bench.cache.stats().unchanged, 1);
+    bench.desk.then(|call| call.fresh(3600));
+    let mut renewed = false;
+    for _ in 0..70 {
+        tokio::time::sleep(millis(100)).await;
+        renewed |= kid(&bench.cache.header(&aud).await.unwrap()) != "old";
+    }
+    assert!(renewed, "{:?}", bench.cache.snapshot_of(&aud));
 }
