@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use tower_spiffe::{TrustDomain, UnixTime};
@@ -34,7 +35,7 @@ pub(crate) enum Format {
 }
 
 impl Args {
-    pub(crate) fn parse(mut args: impl Iterator<Item = String>) -> Result<Self, BoxError> {
+    pub(crate) fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Self, BoxError> {
         let mut jsonl = false;
         let mut bundles = None;
         let mut once = Once {
@@ -47,16 +48,23 @@ impl Args {
         };
         let mut others = 0;
         while let Some(name) = args.next() {
-            let mut value = || {
+            let name = text(name)?;
+            let mut any = || {
                 args.next()
                     .ok_or_else(|| wrong(&format!("{name} wants a value")))
             };
+            // The name of a file may be any.
+            if name == "--bundles" {
+                bundles = Some(PathBuf::from(any()?));
+                others += 1;
+                continue;
+            }
+            let mut value = || any().and_then(text);
             match name.as_str() {
                 "--jsonl" => {
                     jsonl = true;
                     continue;
                 }
-                "--bundles" => bundles = Some(PathBuf::from(value()?)),
                 "--audience" => once.audiences.push(value()?),
                 "--leeway" => {
                     once.leeway = value()?
@@ -99,6 +107,11 @@ impl Args {
         }
         Ok(Self::Once(once))
     }
+}
+
+fn text(arg: OsString) -> Result<String, BoxError> {
+    arg.into_string()
+        .map_err(|_| wrong("an argument is no text in UTF-8"))
 }
 
 fn moment(text: &str) -> Result<UnixTime, BoxError> {

@@ -3,10 +3,13 @@
 //! The verdict is the validator's. What is printed of the token beside it is read here, leniently,
 //! so that something can be said of a token that is refused.
 
+use std::collections::BTreeMap;
+
 use base64::Engine as _;
 use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use serde_json::Value;
+use serde_json::value::RawValue;
 use tower_spiffe::bundle::JwtBundleSet;
 use tower_spiffe::{UnixTime, ValidateError, ValidateReason, Validator, VerifiedSvid};
 
@@ -34,13 +37,56 @@ pub(crate) fn shown(text: &str) -> String {
     format!("\"{}{more}\"", text.escape_debug())
 }
 
-fn shown_value(value: Option<&Value>) -> String {
-    match value {
-        None => "absent".to_owned(),
-        Some(Value::String(text)) => shown(text),
-        Some(other) => shown(&other.to_string())
-            .trim_matches('"')
-            .replace("\\\"", "\""),
+/// What a JSON object says, its values still raw: some cannot be held that a token may have all the
+/// same (too deep, beyond every range), and each costs itself only.
+struct Part(Option<BTreeMap<String, Box<RawValue>>>);
+
+impl Part {
+    /// The object in a part, however badly it is encoded.
+    fn read(part: Option<&[u8]>) -> Self {
+        let config = GeneralPurposeConfig::new()
+            .with_decode_allow_trailing_bits(true)
+            .with_decode_padding_mode(DecodePaddingMode::Indifferent);
+        let engine = GeneralPurpose::new(&base64::alphabet::URL_SAFE, config);
+        let json = part.and_then(|part| engine.decode(part).ok());
+        Self(json.and_then(|json| serde_json::from_slice(&json).ok()))
+    }
+
+    fn get(&self, name: &str) -> Option<Value> {
+        let raw = self.0.as_ref()?.get(name)?;
+        serde_json::from_str(raw.get()).ok()
+    }
+
+    fn text(&self, name: &str) -> Option<String> {
+        let raw = self.0.as_ref()?.get(name)?;
+        serde_json::from_str(raw.get()).ok()
+    }
+
+    fn shown(&self, name: &str) -> String {
+        let raw = self.0.as_ref().and_then(|members| members.get(name));
+        raw.map_or_else(|| "absent".to_owned(), |raw| shown_raw(raw))
+    }
+
+    fn is_object(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// All of it.
+    fn all(&self) -> Option<String> {
+        let members = self.0.as_ref()?.iter();
+        let shown: Vec<String> = members
+            .map(|(name, raw)| format!("{} {}", shown(name).trim_matches('"'), shown_raw(raw)))
+            .collect();
+        Some(shown.join(", "))
+    }
+}
+
+fn shown_raw(raw: &RawValue) -> String {
+    let unquoted = |text: &str| shown(text).trim_matches('"').replace("\\\"", "\"");
+    match serde_json::from_str(raw.get()) {
+        Ok(Value::String(text)) => shown(&text),
+        Ok(other) => unquoted(&other.to_string()),
+        Err(_) => unquoted(raw.get()),
     }
 }
 
@@ -55,8 +101,8 @@ struct Check {
 
 pub(crate) struct Report<'a> {
     token: &'a [u8],
-    header: Value,
-    claims: Value,
+    header: Part,
+    claims: Part,
     verdict: Result<VerifiedSvid, ValidateError>,
     validator: &'a Validator,
     set: &'a JwtBundleSet,
@@ -71,11 +117,14 @@ impl<'a> Report<'a> {
         now: UnixTime,
     ) -> Self {
         // What is no text has no verdict of its own: it is judged by its length, else as no token.
-        let text = String::from_utf8_lossy(token);
+        let text = match std::str::from_utf8(token) {
+            Ok(text) => text.to_owned(),
+            Err(_) => "?".repeat(token.len()),
+        };
         let mut parts = token.split(|byte| *byte == b'.');
         Self {
-            header: read(parts.next()),
-            claims: read(parts.next()),
+            header: Part::read(parts.next()),
+            claims: Part::read(parts.next()),
             verdict: validator.validate(&text),
             token,
             validator,
@@ -140,7 +189,7 @@ impl<'a> Report<'a> {
             check(
                 "algorithm",
                 &[R::Algorithm],
-                shown_value(self.header.get("alg")),
+                self.header.shown("alg"),
                 "one of RS256 RS384 RS512 ES256 ES384 ES512 PS256 PS384 PS512".to_owned(),
                 "this is no JWT-SVID's algorithm; take the token from the Workload API",
             ),
@@ -178,21 +227,22 @@ impl<'a> Report<'a> {
             check(
                 "audience",
                 &[R::Audience],
-                shown_value(self.claims.get("aud")),
+                self.claims.shown("aud"),
                 self.audiences(),
                 "the caller must ask for a token for exactly this name, byte for byte",
             ),
             check(
                 "trust domain",
                 &[R::TrustDomainUnknown],
-                self.trust_domain().map_or("none".into(), shown),
+                self.trust_domain()
+                    .map_or("none".into(), |name| shown(&name)),
                 self.known_trust_domains(),
                 "federate with that trust domain, or give its bundle",
             ),
             check(
                 "key",
                 &[R::KeyUnknown],
-                shown_value(self.header.get("kid")),
+                self.header.shown("kid"),
                 self.known_keys(),
                 "the bundle is older than the key or the key was withdrawn: fetch the bundle anew; \
                  an ignored element is told above",
@@ -200,7 +250,7 @@ impl<'a> Report<'a> {
             check(
                 "key fits",
                 &[R::KeyUnfit],
-                format!("alg {}", shown_value(self.header.get("alg"))),
+                format!("alg {}", self.header.shown("alg")),
                 self.fitting_algorithms(),
                 "the issuer signs with another key than its kid says, or the JWK forbids it",
             ),
@@ -235,34 +285,24 @@ impl<'a> Report<'a> {
     }
 
     fn header_found(&self) -> String {
-        let Some(members) = self.header.as_object() else {
-            return "no JSON object".to_owned();
-        };
-        let member = |(name, value)| {
-            let name: &String = name;
-            format!(
-                "{} {}",
-                shown(name).trim_matches('"'),
-                shown_value(Some(value))
-            )
-        };
-        members.iter().map(member).collect::<Vec<_>>().join(", ")
+        self.header
+            .all()
+            .unwrap_or_else(|| "no JSON object".to_owned())
     }
 
     fn claims_found(&self) -> String {
         if !self.claims.is_object() {
             return "no JSON object".to_owned();
         }
-        let claim = |name| format!("{name} {}", shown_value(self.claims.get(name)));
+        let claim = |name| format!("{name} {}", self.claims.shown(name));
         ["sub", "aud", "exp", "nbf", "iat"].map(claim).join(", ")
     }
 
     fn moment(&self, name: &str) -> String {
-        let Some(value) = self.claims.get(name) else {
-            return "absent".to_owned();
-        };
-        let Some(at) = value.as_f64().and_then(UnixTime::from_secs_f64) else {
-            return shown_value(Some(value));
+        let value = self.claims.shown(name);
+        let number = self.claims.get(name).and_then(|value| value.as_f64());
+        let Some(at) = number.and_then(UnixTime::from_secs_f64) else {
+            return value;
         };
         let (ahead, past) = (at.saturating_since(self.now), self.now.saturating_since(at));
         if at > self.now {
@@ -282,13 +322,10 @@ impl<'a> Report<'a> {
         format!("one of {}", ours.join(", "))
     }
 
-    fn trust_domain(&self) -> Option<&str> {
-        let rest = self
-            .claims
-            .get("sub")?
-            .as_str()?
-            .strip_prefix("spiffe://")?;
-        rest.split('/').next()
+    fn trust_domain(&self) -> Option<String> {
+        let subject = self.claims.text("sub")?;
+        let rest = subject.strip_prefix("spiffe://")?;
+        rest.split('/').next().map(str::to_owned)
     }
 
     fn known_trust_domains(&self) -> String {
@@ -305,7 +342,7 @@ impl<'a> Report<'a> {
     }
 
     fn known_keys(&self) -> String {
-        let bundle = self.trust_domain().and_then(|name| self.set.get(name));
+        let bundle = self.trust_domain().and_then(|name| self.set.get(&name));
         let keys = bundle.into_iter().flat_map(|bundle| bundle.authorities());
         let keys: Vec<String> = keys.map(|key| shown(key.key_id())).collect();
         match keys.is_empty() {
@@ -315,9 +352,11 @@ impl<'a> Report<'a> {
     }
 
     fn fitting_algorithms(&self) -> String {
-        let bundle = self.trust_domain().and_then(|name| self.set.get(name));
-        let key_id = self.header.get("kid").and_then(Value::as_str);
-        let key = bundle.zip(key_id).and_then(|(b, id)| b.authority(id));
+        let bundle = self.trust_domain().and_then(|name| self.set.get(&name));
+        let key_id = self.header.text("kid");
+        let key = bundle
+            .zip(key_id)
+            .and_then(|(bundle, id)| bundle.authority(&id));
         let fits = tower_spiffe::Algorithm::ALL
             .into_iter()
             .filter(|algorithm| key.is_some_and(|key| key.supports(*algorithm)))
@@ -328,15 +367,4 @@ impl<'a> Report<'a> {
             false => format!("one of {}", fits.join(" ")),
         }
     }
-}
-
-/// The JSON in a part, however badly it is encoded; null where there is none.
-fn read(part: Option<&[u8]>) -> Value {
-    let config = GeneralPurposeConfig::new()
-        .with_decode_allow_trailing_bits(true)
-        .with_decode_padding_mode(DecodePaddingMode::Indifferent);
-    let engine = GeneralPurpose::new(&base64::alphabet::URL_SAFE, config);
-    let json = part.and_then(|part| engine.decode(part).ok());
-    json.and_then(|json| serde_json::from_slice(&json).ok())
-        .unwrap_or(Value::Null)
 }

@@ -9,7 +9,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
+use serde_json::{Number, Value, json};
 use tower_spiffe::bundle::{JwtBundle, JwtBundleSet};
 use tower_spiffe::{Clock, SystemClock, TrustDomain, UnixTime, Validator};
 
@@ -62,7 +62,7 @@ struct Case<'a> {
     #[serde(borrow)]
     bundles: &'a RawValue,
     audience: Audience,
-    now: Option<f64>,
+    now: Option<Number>,
     leeway: Option<u64>,
 }
 
@@ -75,6 +75,10 @@ enum Audience {
 
 impl Judge {
     fn answer(&mut self, line: &[u8]) -> Result<Value, BoxError> {
+        // A list of the same values would be read as one, too.
+        if !line.trim_ascii_start().starts_with(b"{") {
+            return Err("not a case: it is no JSON object".into());
+        }
         // The parser's own words may repeat what stands in the line, a token too.
         let case: Case<'_> = serde_json::from_slice(line).map_err(|error| {
             format!(
@@ -92,7 +96,7 @@ impl Judge {
         };
         self.swap(case.bundles.get())?;
         self.clock.set(match case.now {
-            Some(now) => UnixTime::from_secs_f64(now).ok_or("now is no moment")?,
+            Some(now) => moment(&now).ok_or("now is no moment")?,
             None => SystemClock::shared().now(),
         });
         let audiences = match case.audience {
@@ -153,6 +157,14 @@ impl Judge {
         self.source.set(set.into_values().collect::<JwtBundleSet>());
         bundles.clone_into(&mut self.bundles);
         Ok(())
+    }
+}
+
+/// Whole seconds uncut: a double does not hold all of them.
+fn moment(now: &Number) -> Option<UnixTime> {
+    match now.as_i64() {
+        Some(secs) => Some(UnixTime::from_secs(secs)),
+        None => now.as_f64().and_then(UnixTime::from_secs_f64),
     }
 }
 

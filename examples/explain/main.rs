@@ -49,7 +49,7 @@ use tower_spiffe::{Clock, SystemClock, Validator};
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> ExitCode {
-    let run = Args::parse(std::env::args().skip(1)).and_then(|args| match args {
+    let run = Args::parse(std::env::args_os().skip(1)).and_then(|args| match args {
         Args::Jsonl => jsonl::run(&mut io::stdin().lock(), &mut io::stdout().lock())
             .map(|()| ExitCode::SUCCESS),
         Args::Once(once) => explain(&once),

@@ -1,15 +1,16 @@
 //! `examples/explain`, run as a person and as a harness run it. `cargo test` builds it first.
 
+use std::ffi::OsStr;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::signer::{AUDIENCE, NOW, Signer, VECTORS, claims_with};
+use crate::signer::{AUDIENCE, NOW, Signer, VECTORS, claims, claims_with};
 use crate::support::es256;
 
-fn run(args: &[&str], input: &[u8]) -> (i32, String) {
+fn run<A: AsRef<OsStr>>(args: &[A], input: &[u8]) -> (i32, String) {
     let here = std::env::current_exe().unwrap();
     let built = here
         .parent()
@@ -67,6 +68,17 @@ fn jwks() -> Value {
 }
 
 fn explain(more: &[&str], token: &str) -> (i32, String) {
+    let (code, said) = explain_bytes(more, token.as_bytes());
+    for part in token.split('.').filter(|part| part.len() >= 16) {
+        assert!(
+            !said.contains(&part[..16]),
+            "a part of the token was printed: {said}"
+        );
+    }
+    (code, said)
+}
+
+fn explain_bytes(more: &[&str], token: &[u8]) -> (i32, String) {
     let name = format!("{:?}.json", std::thread::current().id());
     let file = File::new(&name, &jwks());
     let now = NOW.to_string();
@@ -80,14 +92,7 @@ fn explain(more: &[&str], token: &str) -> (i32, String) {
     ];
     args.extend(["--trust-domain", "td.test"]);
     args.extend(more);
-    let (code, said) = run(&args, token.as_bytes());
-    for part in token.split('.').filter(|part| part.len() >= 16) {
-        assert!(
-            !said.contains(&part[..16]),
-            "a part of the token was printed: {said}"
-        );
-    }
-    (code, said)
+    run(&args, token)
 }
 
 #[test]
@@ -192,6 +197,67 @@ fn a_refused_token_is_told_where_and_how_to_mend_it() {
     assert_eq!(code, 0);
 }
 
+/// What a verdict does not hang on does not hide what it hangs on.
+#[test]
+fn a_value_that_is_too_much_to_show_hides_no_other() {
+    let signer = es256();
+    let deep = format!("{}{}", "[".repeat(1000), "]".repeat(1000));
+    for odd in [&deep, "1e999", "\"\\ud800\""] {
+        let put = |object: Value| {
+            format!(
+                "{},\"odd\":{odd}}}",
+                &object.to_string().trim_end_matches('}')
+            )
+        };
+        let claims = put(claims_with("n", json!(1)));
+        let (code, said) = explain(
+            &[],
+            &signer.sign_texts(&signer.header().to_string(), &claims),
+        );
+        assert_eq!(code, 0, "{said}");
+        assert!(
+            said.contains("found: sub \"spiffe://td.test/web\", aud"),
+            "{said}"
+        );
+        assert!(said.contains("300 s from now"), "{said}");
+
+        let header = put(signer.header());
+        let (code, said) = explain(&[], &signer.sign_texts(&header, &claims));
+        assert!(code == 1 && said.ends_with("refused: header\n"), "{said}");
+        assert!(
+            said.contains("found: alg \"ES256\", kid \"p256\", odd "),
+            "{said}"
+        );
+        assert!(said.len() < 3000, "{} bytes", said.len());
+    }
+    // A claim that is no number that we can hold is shown as it stands.
+    let claims = claims()
+        .to_string()
+        .replace(&(NOW + 300).to_string(), "1e999");
+    let (code, said) = explain(
+        &[],
+        &signer.sign_texts(&signer.header().to_string(), &claims),
+    );
+    assert!(code == 1 && said.ends_with("refused: claims\n"), "{said}");
+    assert!(said.contains("exp 1e999, nbf absent"), "{said}");
+}
+
+#[test]
+fn what_is_no_text_is_judged_by_its_own_length() {
+    for (len, class, check) in [
+        (3000, "malformed-token", "form"),
+        (9000, "too-long", "length"),
+    ] {
+        let (code, said) = explain_bytes(&[], &vec![0xff; len]);
+        assert_eq!(code, 1, "{said}");
+        assert!(
+            said.contains(&format!("  FAILED {check:<13} found: ")),
+            "{said}"
+        );
+        assert!(said.ends_with(&format!("refused: {class}\n")), "{said}");
+    }
+}
+
 #[test]
 fn each_format_is_read_and_guessed_where_it_is_plain() {
     let marked = {
@@ -279,6 +345,25 @@ fn a_wrong_command_line_ends_with_2_and_says_why() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn an_argument_that_is_no_text_is_a_wrong_command_line_and_a_file_may_be_named_so() {
+    use std::os::unix::ffi::OsStrExt as _;
+
+    let odd = OsStr::from_bytes(b"eyJ\xff");
+    let (code, said) = run(&[odd], b"");
+    assert!(code == 2 && said.contains("no text in UTF-8"), "{said}");
+    assert!(!said.contains("eyJ"), "an argument was repeated");
+    let args = [
+        "--bundles".as_ref(),
+        odd,
+        "--audience".as_ref(),
+        "a".as_ref(),
+    ];
+    let (code, said) = run::<&OsStr>(&args, b"");
+    assert!(code == 2 && said.contains("cannot read eyJ"), "{said}");
+}
+
 #[test]
 fn all_vectors_as_lines_get_their_classes_in_their_order() {
     let cases = VECTORS["cases"].as_array().unwrap();
@@ -300,7 +385,7 @@ fn all_vectors_as_lines_get_their_classes_in_their_order() {
             asked.push(case);
         }
     }
-    let (code, said) = run(&["--jsonl"], &lines);
+    let (code, said) = run::<&str>(&["--jsonl"], &lines);
     assert_eq!(code, 0);
     let answers: Vec<Value> = said
         .lines()
@@ -352,6 +437,8 @@ fn a_line_that_cannot_be_read_is_told_and_the_next_one_judged() {
         with("bundles", json!({"TD": jwks()})),
         with("token", json!(7)),
         with("token", Value::Null),
+        // The same values without their names.
+        json!([good["token"], null, good["bundles"], [AUDIENCE], NOW, 10]).to_string(),
     ];
     let mut lines = Vec::new();
     for line in &odd {
@@ -360,7 +447,7 @@ fn a_line_that_cannot_be_read_is_told_and_the_next_one_judged() {
     lines.extend(b"\xff\xfe\n");
     // The last line may have no end.
     lines.extend(good.to_string().as_bytes());
-    let (code, said) = run(&["--jsonl"], &lines);
+    let (code, said) = run::<&str>(&["--jsonl"], &lines);
     assert_eq!(code, 0);
     assert!(!said.contains("eyJ"), "a token was printed");
     let answers: Vec<Value> = said
@@ -381,4 +468,23 @@ fn a_line_that_cannot_be_read_is_told_and_the_next_one_judged() {
             json!({"ok": true, "reason": "ok", "spiffe_id": "spiffe://td.test/web"})
         );
     }
+}
+
+#[test]
+fn a_line_says_its_time_to_the_second_however_far_it_is() {
+    // A double holds the one before and the one after it.
+    let far = (1_i64 << 53) + 1;
+    let token = es256().sign(&claims_with("exp", json!(far)));
+    let answer = |now: Value| -> Value {
+        let line = json!({"token": token, "bundles": {"td.test": jwks()},
+                          "audience": AUDIENCE, "now": now, "leeway": 0});
+        let (code, said) = run::<&str>(&["--jsonl"], line.to_string().as_bytes());
+        assert_eq!(code, 0);
+        serde_json::from_str::<Value>(&said).unwrap()["reason"].clone()
+    };
+    assert_eq!(answer(json!(far - 1)), "ok");
+    assert_eq!(answer(json!(far)), "expired");
+    assert_eq!(answer(json!(1e300)), "expired");
+    assert_eq!(answer(json!(-1e300)), "ok");
+    assert_eq!(answer(json!(u64::MAX)), "expired");
 }
