@@ -1,6 +1,7 @@
 //! The wait for an unknown key: what it waits for, and what it must not cost.
 
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,14 +10,17 @@ use serde_json::json;
 use tokio::time::{Instant, timeout};
 use tower::limit::ConcurrencyLimit;
 use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_spiffe::bundle::{BundleAnswer, BundleSource, CannotJudge};
 use tower_spiffe::metrics::{Admission, MetricsRecorder, Verification};
 use tower_spiffe::server::{
     Allow, UnknownKeyWait, ValidateJwtSvidLayer, WaitForKey, WaitForKeyLayer,
 };
 use tower_spiffe::testing::PausedClock;
-use tower_spiffe::{Clock, SystemClock};
+use tower_spiffe::{Clock, SystemClock, Validator};
 
-use crate::support::{AUDIENCE, Signer, WEB, World, bearer, bundle_of, with_authorization};
+use crate::support::{
+    AUDIENCE, Bundles, Signer, WEB, World, bearer, bundle_of, with_authorization,
+};
 
 const WAIT: Duration = Duration::from_secs(2);
 
@@ -233,6 +237,44 @@ async fn a_source_that_cannot_tell_of_changes_is_not_waited_for() {
         (response.status().as_u16(), start.elapsed()),
         (401, Duration::ZERO)
     );
+}
+
+/// Tells of a change without end, though there is none.
+struct Restless(Bundles);
+
+impl BundleSource for Restless {
+    fn revision(&self) -> Result<u64, CannotJudge> {
+        self.0.revision()
+    }
+
+    fn bundle(&self, trust_domain: &str) -> BundleAnswer {
+        self.0.bundle(trust_domain)
+    }
+
+    fn changed_since(&self, _: u64) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
+        Some(Box::pin(std::future::ready(())))
+    }
+}
+
+/// Its time runs on the thread that waits, so that neither clock can be paused here.
+#[tokio::test]
+async fn a_source_that_never_rests_holds_up_nobody() {
+    let issuer = Signer::new("x", "k1");
+    let source = Restless(Bundles::of([issuer.bundle()]));
+    let validator = Validator::builder(source)
+        .audience(AUDIENCE)
+        .build()
+        .unwrap();
+    let layer = ValidateJwtSvidLayer::required(validator, Allow::any_trust_domain())
+        .wait_for_unknown_keys(UnknownKeyWait::new(Duration::from_millis(50)));
+    let service = service(&layer);
+    let waiting = tokio::spawn(service.clone().oneshot(unsigned("k2")));
+    tokio::task::yield_now().await;
+    // Others are served meanwhile, and the wait has its end.
+    let good = with_authorization(&bearer(&issuer.token(WEB)));
+    assert_eq!(service.oneshot(good).await.unwrap().status(), 200);
+    let response = timeout(Duration::from_secs(10), waiting).await.unwrap();
+    assert_eq!(response.unwrap().unwrap().status(), 401);
 }
 
 #[tokio::test(start_paused = true)]

@@ -19,6 +19,10 @@ use crate::server::layer::Shared;
 use crate::server::rejection::{OnReject, Rejection};
 use crate::svid::Sight;
 
+/// So many changes of the bundles are looked at in a row. A source that tells of one after another, or
+/// of none that there is, must not keep the thread: on it the time runs that ends the wait.
+const MOST_CHANGES: usize = 16;
+
 type Changed = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 pin_project! {
@@ -97,7 +101,7 @@ impl<R> Waiting<R> {
     }
 
     fn poll_verdict(&mut self, parts: &mut Parts, cx: &mut Context<'_>) -> Poll<Judged> {
-        loop {
+        for _ in 0..MOST_CHANGES {
             let is_over = self.time_up.as_mut().poll(cx).is_ready();
             // Also when the time is up: whoever is asked late may find that the key has come.
             if self.changed.as_mut().poll(cx).is_ready() {
@@ -123,6 +127,8 @@ impl<R> Waiting<R> {
             self.shared.gate.telemetry.key_wait("in-vain");
             return Poll::Ready(Judged::refused(self.rejection.clone()));
         }
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
