@@ -12,6 +12,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{BufMut, Bytes, BytesMut};
+use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
@@ -20,6 +21,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::caller::CallerState;
+use super::grpc_web_frames::{GrpcWebFrames, Place, TRAILERS};
 use super::protocol::Wire;
 use super::rejection::RejectionReason;
 use super::telemetry::Telemetry;
@@ -35,7 +37,8 @@ const EXPIRED: RejectionReason = RejectionReason::Token(ValidateReason::Expired)
 
 /// Ends the answers that are still being sent when the caller's token expires, the leeway
 /// included: in HTTP with an error of the body, which no client takes for a clean end; in gRPC and
-/// gRPC-Web with status 16 (`UNAUTHENTICATED`).
+/// gRPC-Web with status 16 (`UNAUTHENTICATED`). A gRPC-Web answer has its status among its messages:
+/// within one that is sent in part, it ends with an error too.
 ///
 /// It stands beneath a [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer), and goes by the
 /// identity that that one left; callers without one are let be. Where no such layer stands above,
@@ -222,9 +225,13 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let response = ready!(this.inner.poll(cx))?;
+        let mut response = ready!(this.inner.poll(cx))?;
         let wire = Wire::of_content_type(response.headers()).unwrap_or(Wire::Http);
         let end = this.end.take();
+        if end.is_some() && wire != Wire::Http {
+            // It may end with a status of ours, which stands for more or for less than is left.
+            response.headers_mut().remove(CONTENT_LENGTH);
+        }
         Poll::Ready(Ok(response.map(|inner| EndAtExpiryBody {
             end,
             wire,
@@ -244,6 +251,7 @@ pin_project! {
         // Begins when the body is first waited for: most are whole before that.
         sleep: Option<Pin<Box<Sleep>>>,
         wire: Wire,
+        frames: GrpcWebFrames,
         ended: bool,
     }
 }
@@ -270,6 +278,11 @@ where
         // Asked before each frame: a stream that never pauses ends too.
         if end.left().is_some() {
             if let Poll::Ready(frame) = this.inner.as_mut().poll_frame(cx) {
+                if let (Wire::GrpcWeb { text, .. }, Some(Ok(frame))) = (*this.wire, &frame)
+                    && let Some(data) = frame.data_ref()
+                {
+                    this.frames.sent(data, text);
+                }
                 // After its own end no other one may come.
                 *this.ended = match &frame {
                     Some(Ok(frame)) => frame.is_trailers(),
@@ -280,12 +293,16 @@ where
             ready!(end.poll_over(this.sleep, cx));
         }
         *this.ended = true;
-        if this.inner.is_end_stream() {
+        let place = this.frames.place();
+        if this.inner.is_end_stream() || place == Place::BehindTrailers {
             // Nothing was left to send.
             return Poll::Ready(None);
         }
         end.shared.telemetry.ended(&end.caller);
-        Poll::Ready(Some(last_frame(*this.wire)))
+        Poll::Ready(Some(match place {
+            Place::Between | Place::BehindTrailers => last_frame(*this.wire),
+            Place::Within => Err(TokenExpired.into()),
+        }))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -293,7 +310,11 @@ where
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        match (self.wire, &self.end) {
+            (Wire::Http, _) | (_, None) => self.inner.size_hint(),
+            // Whatever the length is said to be, the end may be ours.
+            _ => SizeHint::default(),
+        }
     }
 }
 
@@ -311,6 +332,7 @@ impl<B> From<B> for EndAtExpiryBody<B> {
             end: None,
             sleep: None,
             wire: Wire::Http,
+            frames: GrpcWebFrames::default(),
             ended: false,
         }
     }
@@ -323,7 +345,7 @@ fn last_frame(wire: Wire) -> Result<Frame<Bytes>, Box<dyn Error + Send + Sync>> 
         Wire::Grpc => return Ok(Frame::trailers(trailers())),
         Wire::GrpcWeb { text, .. } => text,
     };
-    // gRPC-Web has its trailers in the body: a frame with the top bit set.
+    // gRPC-Web has its trailers in the body.
     let mut lines = BytesMut::new();
     for (name, value) in &trailers() {
         lines.put_slice(name.as_str().as_bytes());
@@ -332,7 +354,7 @@ fn last_frame(wire: Wire) -> Result<Frame<Bytes>, Box<dyn Error + Send + Sync>> 
         lines.put_slice(b"\r\n");
     }
     let mut frame = BytesMut::new();
-    frame.put_u8(0x80);
+    frame.put_u8(TRAILERS);
     frame.put_u32(u32::try_from(lines.len()).unwrap_or(u32::MAX));
     frame.put(lines);
     Ok(Frame::data(if text {

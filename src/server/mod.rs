@@ -78,6 +78,7 @@ mod end_at_expiry;
 mod future;
 mod gate;
 mod grpc_policy;
+mod grpc_web_frames;
 mod layer;
 mod policy;
 mod policy_error;

@@ -41,8 +41,21 @@ fn paused() -> (World, Arc<PausedClock>) {
 
 /// A frame each second, for ever.
 fn ticks() -> impl Body<Data = Bytes, Error = Infallible> {
+    ticks_as("")
+}
+
+/// A word as an answer of this type has it: in gRPC a message, in text base64 of that.
+fn tick(content_type: &str) -> &'static [u8] {
+    match content_type {
+        "application/grpc-web-text" => b"AAAAAAR0aWNr",
+        "" => b"tick",
+        _ => b"\0\0\0\0\x04tick",
+    }
+}
+
+fn ticks_as(content_type: &'static str) -> impl Body<Data = Bytes, Error = Infallible> {
     let ticks = IntervalStream::new(tokio::time::interval(Duration::from_secs(1)));
-    StreamBody::new(ticks.map(|_| Ok(Frame::data(Bytes::from_static(b"tick")))))
+    StreamBody::new(ticks.map(|_| Ok(Frame::data(Bytes::from_static(tick(content_type))))))
 }
 
 /// What comes after how many frames, and when.
@@ -58,7 +71,7 @@ async fn end_of(
     let layer = ValidateJwtSvidLayer::optional(world.validator.clone(), Allow::any_trust_domain())
         .on_reject(|_: &_, _: &http::request::Parts| unreachable!());
     let inner = service_fn(move |_: Request<String>| async move {
-        let mut response = Response::new(Box::pin(ticks()));
+        let mut response = Response::new(Box::pin(ticks_as(content_type)));
         if !content_type.is_empty() {
             let value = HeaderValue::from_static(content_type);
             response.headers_mut().insert("content-type", value);
@@ -73,7 +86,9 @@ async fn end_of(
     let mut frames = 0;
     loop {
         match body.frame().await {
-            Some(Ok(frame)) if frame.data_ref().is_some_and(|data| data == "tick") => frames += 1,
+            Some(Ok(frame)) if frame.data_ref().is_some_and(|it| it == tick(content_type)) => {
+                frames += 1;
+            }
             end => {
                 let after = start.elapsed();
                 if end.is_some() {
@@ -205,30 +220,37 @@ async fn each_end_is_counted_and_a_line_in_an_interval_tells_of_it() {
     assert_eq!((told(0), told(3)), (1, 1), "{}", log.text());
 }
 
-/// An answer of one word and, in gRPC, trailers.
-fn word(grpc: bool) -> impl Body<Data = Bytes, Error = Infallible> + Unpin {
-    let mut frames = vec![Ok(Frame::data(Bytes::from_static(b"word")))];
-    if grpc {
-        let mut trailers = http::HeaderMap::new();
-        trailers.insert("grpc-status", HeaderValue::from_static("0"));
-        frames.push(Ok(Frame::trailers(trailers)));
-    }
-    StreamBody::new(tokio_stream::iter(frames))
+/// An answer of one word and, in gRPC, trailers; in gRPC-Web they are a frame of data.
+fn word(content_type: &str) -> impl Body<Data = Bytes, Error = Infallible> + Unpin {
+    let data = |bytes| Ok(Frame::data(Bytes::from_static(bytes)));
+    let mut trailers = http::HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    StreamBody::new(tokio_stream::iter(match content_type {
+        "application/grpc" => vec![data(b"\0\0\0\0\x04word"), Ok(Frame::trailers(trailers))],
+        "application/grpc-web" => vec![
+            data(b"\0\0\0\0\x04word"),
+            data(b"\x80\0\0\0\x0fgrpc-status:0\r\n"),
+        ],
+        _ => vec![data(b"word")],
+    }))
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_was_sent_whole_in_time_has_no_other_end_after_it() {
-    for (content_type, grpc, ask_for_the_end) in [
-        ("text/plain", false, true),
-        ("application/grpc", true, false),
-        ("application/grpc", true, true),
+    for (content_type, frames) in [
+        // Asked once more for the end, or left there.
+        ("text/plain", 2),
+        ("application/grpc", 2),
+        ("application/grpc", 3),
+        ("application/grpc-web", 2),
+        ("application/grpc-web", 3),
     ] {
         let (world, _) = paused();
         let layer =
             ValidateJwtSvidLayer::required(world.validator.clone(), Allow::any_trust_domain())
                 .on_reject(|_: &_, _: &http::request::Parts| unreachable!());
         let inner = service_fn(move |_: Request<String>| async move {
-            let mut response = Response::new(word(grpc));
+            let mut response = Response::new(word(content_type));
             let value = HeaderValue::from_static(content_type);
             response.headers_mut().insert("content-type", value);
             Ok::<_, Infallible>(response)
@@ -237,16 +259,89 @@ async fn what_was_sent_whole_in_time_has_no_other_end_after_it() {
         let claims = json!({ "exp": START + 1, "iat": START });
         let request = with_authorization(&bearer(&world.issuer.token_with(WEB, claims)));
         let mut body = service.oneshot(request).await.unwrap().into_body();
-        assert!(body.frame().await.unwrap().unwrap().is_data());
-        if grpc {
-            assert!(body.frame().await.unwrap().unwrap().is_trailers());
+        let mut found = Vec::new();
+        for _ in 0..frames {
+            found.extend(body.frame().await);
         }
-        if ask_for_the_end {
-            assert!(body.frame().await.is_none());
-        }
+        assert!(found.iter().all(Result::is_ok));
+        let own = if content_type == "text/plain" { 1 } else { 2 };
+        assert_eq!(found.len(), own, "{content_type}");
         tokio::time::sleep(Duration::from_secs(60)).await;
         assert!(body.frame().await.is_none(), "{content_type}");
         assert!(body.is_end_stream());
+    }
+}
+
+/// Within a message, the trailers would be taken for a part of it.
+#[tokio::test(start_paused = true)]
+async fn a_grpc_web_message_that_is_sent_in_part_is_not_filled_up_with_the_status() {
+    for (content_type, part) in [
+        ("application/grpc-web+proto", &b"\0\0\0\0\x08part"[..]),
+        ("application/grpc-web+proto", b"\0\0\0\0\x04tick\0\0\0"),
+        ("application/grpc-web-text", b"AAAAAAhwYXJ0"),
+        ("application/grpc-web-text", b"AAAAAAR0aWNrAA"),
+    ] {
+        let (world, _) = paused();
+        let layer =
+            ValidateJwtSvidLayer::required(world.validator.clone(), Allow::any_trust_domain())
+                .on_reject(|_: &_, _: &http::request::Parts| unreachable!());
+        let inner = service_fn(move |_: Request<String>| async move {
+            let part =
+                tokio_stream::once(Ok::<_, Infallible>(Frame::data(Bytes::from_static(part))));
+            let body = StreamBody::new(part.chain(tokio_stream::pending()));
+            let mut response = Response::new(Box::pin(body));
+            let value = HeaderValue::from_static(content_type);
+            response.headers_mut().insert("content-type", value);
+            Ok::<_, Infallible>(response)
+        });
+        let service = layer.layer(EndAtExpiryLayer::new(&world.validator).layer(inner));
+        let claims = json!({ "exp": START + 1, "iat": START });
+        let request = with_authorization(&bearer(&world.issuer.token_with(WEB, claims)));
+        let mut body = service.oneshot(request).await.unwrap().into_body();
+        let sent = body.frame().await.unwrap().unwrap();
+        assert_eq!(sent.into_data().unwrap(), part);
+        let error = body.frame().await.unwrap().unwrap_err();
+        assert!(error.is::<TokenExpired>(), "{content_type}: {error}");
+        assert!(body.frame().await.is_none());
+    }
+}
+
+/// What may end with a status of ours has no length that it would have to keep to.
+#[tokio::test(start_paused = true)]
+async fn a_grpc_answer_that_may_end_early_promises_no_length() {
+    let (world, _) = paused();
+    let layer = ValidateJwtSvidLayer::optional(world.validator.clone(), Allow::any_trust_domain());
+    let inner = service_fn(|request: Request<String>| async move {
+        let mut response = Response::new(Full::<Bytes>::from("whole"));
+        let content_type = request.headers()["accept"].clone();
+        response.headers_mut().insert("content-type", content_type);
+        let length = HeaderValue::from_static("5");
+        response.headers_mut().insert("content-length", length);
+        Ok::<_, Infallible>(response)
+    });
+    let service = layer.layer(EndAtExpiryLayer::new(&world.validator).layer(inner));
+    let claims = json!({ "exp": START + 1, "iat": START });
+    let known = bearer(&world.issuer.token_with(WEB, claims));
+    for (accept, caller, kept) in [
+        ("text/plain", Some(&known), true),
+        ("application/grpc", Some(&known), false),
+        ("application/grpc-web-text", Some(&known), false),
+        // Nothing of theirs is ended.
+        ("application/grpc", None, true),
+    ] {
+        let mut request = Request::new(String::new());
+        let value = HeaderValue::from_static(accept);
+        request.headers_mut().insert("accept", value);
+        if let Some(caller) = caller {
+            request
+                .headers_mut()
+                .insert("authorization", caller.clone());
+        }
+        let response = service.clone().oneshot(request).await.unwrap();
+        let length = response.headers().get("content-length");
+        assert_eq!(length.is_some(), kept, "{accept}");
+        let exact = response.body().size_hint().exact();
+        assert_eq!(exact, kept.then_some(5), "{accept}");
     }
 }
 
