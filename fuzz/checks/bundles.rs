@@ -1,5 +1,8 @@
 //! JWK Sets and the messages that carry them.
 
+use std::collections::BTreeMap;
+
+use serde_json::value::RawValue;
 use tower_spiffe::testing::internals;
 use tower_spiffe::{Algorithm, JwtBundle, JwtBundleSet, TrustDomain};
 
@@ -67,4 +70,62 @@ pub(crate) fn bundle_message(data: &[u8]) {
     assert!(again == set);
     assert_eq!(unreadable_again, unreadable);
     is_kept(data, &set);
+}
+
+/// The input is a map of bundles, as a file has it, and where it has a zero byte, another one that is
+/// read on top of what the first gave. Each trust domain has what its own entry says, the one before
+/// where that cannot be read, and nothing of what other entries say.
+pub(crate) fn bundle_map(data: &[u8]) {
+    for spiffe_bundles in [false, true] {
+        let mut known = JwtBundleSet::default();
+        for document in data.splitn(2, |byte| *byte == 0) {
+            let read = |known| internals::read_bundle_map(document, spiffe_bundles, known);
+            match read(&known) {
+                Ok((set, unreadable, told)) => {
+                    is_what_it_says(document, spiffe_bundles, &known, &set, &unreadable);
+                    assert_eq!(told.is_some(), !unreadable.is_empty());
+                    told.iter().for_each(|told| is_presentable(told));
+                    let again = read(&set).expect("it was read before");
+                    assert!(again == (set.clone(), unreadable, told));
+                    known = set;
+                }
+                Err(error) => is_presentable(&error),
+            }
+        }
+    }
+}
+
+fn is_what_it_says(
+    document: &[u8],
+    spiffe_bundles: bool,
+    known: &JwtBundleSet,
+    set: &JwtBundleSet,
+    unreadable: &[TrustDomain],
+) {
+    type Members = BTreeMap<String, Box<RawValue>>;
+    let map: Members = serde_json::from_slice(document).expect("an object");
+    let entries: Members =
+        serde_json::from_str(map["trust_domains"].get()).expect("an object in it");
+    let mut left = set.len();
+    for (name, entry) in &entries {
+        let domain = TrustDomain::parse(name).expect("the name of a trust domain");
+        let found = set.get(domain.name());
+        let alone = if spiffe_bundles {
+            JwtBundle::from_spiffe_bundle(domain.clone(), entry.get().as_bytes())
+        } else {
+            JwtBundle::from_jwks(domain.clone(), entry.get().as_bytes())
+        };
+        assert_eq!(alone.is_err(), unreadable.contains(&domain), "{name}");
+        match alone {
+            Ok(alone) => {
+                let found = found.expect("what can be read is there");
+                is_sound(found);
+                assert!(**found == alone && found.ignored() == alone.ignored());
+            }
+            Err(_) => assert!(found == known.get(domain.name())),
+        }
+        left -= usize::from(found.is_some());
+    }
+    // Nobody twice under two names, and nobody else.
+    assert_eq!(left, 0);
 }

@@ -17,7 +17,7 @@ mod ids;
 mod stream;
 mod tokens;
 
-pub(crate) use bundles::{bundle_message, jwks};
+pub(crate) use bundles::{bundle_map, bundle_message, jwks};
 pub(crate) use ids::{endpoint, spiffe_id};
 pub(crate) use stream::bundle_stream;
 pub(crate) use tokens::{header_line, token};

@@ -67,7 +67,7 @@ pub use state::{LastError, SourceState, TrustDomainState, Withdrawal};
 pub use updates::SourceUpdates;
 
 #[cfg(any(feature = "server", feature = "client"))]
-mod file;
+pub(crate) mod file;
 
 #[cfg(any(feature = "server", feature = "client"))]
 pub use file::{

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtBundleSet};
 use crate::clock::Clock;
+use crate::source::file::{self, Format, MapRead};
 use crate::source::shared::Shared;
 use crate::source::{ResourceLimits, SourceState, WithdrawalPolicy, intake};
 use crate::workload_api::pb::JwtBundlesResponse;
@@ -26,6 +27,21 @@ pub fn write_bundle_message<'a>(bundles: impl IntoIterator<Item = (&'a str, &'a 
         .map(|(name, jwks)| (name.to_owned(), jwks.to_vec().into()))
         .collect();
     prost::Message::encode_to_vec(&JwtBundlesResponse { bundles })
+}
+
+/// What files give of a map of bundles, SPIFFE bundles or JWK Sets, read on top of what was known:
+/// the set, and whose bundle cannot be read, with the words for it.
+pub fn read_bundle_map(
+    bytes: &[u8],
+    spiffe_bundles: bool,
+    known: &JwtBundleSet,
+) -> Result<MapRead, String> {
+    let format = if spiffe_bundles {
+        Format::SpiffeBundle
+    } else {
+        Format::Jwks
+    };
+    file::read_map(bytes, format, known)
 }
 
 /// What a source keeps of its bundle stream, without the stream: what the agent says is put in by

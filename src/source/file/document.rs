@@ -8,10 +8,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::bundle::{JwksError, JwtBundle, JwtBundleSet};
+use crate::jwt::Text;
 use crate::presentable::{json_fault, presentable};
 use crate::spiffe_id::TrustDomain;
 
@@ -25,7 +26,7 @@ pub(super) struct Document {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Format {
+pub(crate) enum Format {
     Jwks,
     SpiffeBundle,
 }
@@ -42,6 +43,26 @@ impl Contents {
     /// Whose bundles stand there, readable or not; some come twice.
     pub(super) fn domains(&self) -> impl Iterator<Item = &TrustDomain> {
         self.bundles.keys().chain(self.troubles.keys())
+    }
+
+    /// What cannot be read, for a person: a few of the trust domains, and how many more there are.
+    pub(super) fn told(&self) -> Option<Box<str>> {
+        const TOLD: usize = 2;
+        let mut texts: Vec<String> = { self.troubles.iter() }
+            .take(TOLD)
+            .map(|(domain, why)| format!("trust domain {domain}: {why}"))
+            .collect();
+        let more = self.troubles.len().saturating_sub(TOLD);
+        if more > 0 {
+            texts.push(format!("and {more} more"));
+        }
+        (!texts.is_empty()).then(|| texts.join("; ").into())
+    }
+
+    /// Whether `other` says the same of everyone, down to what is ignored.
+    pub(super) fn says_what(&self, other: &Self) -> bool {
+        let bundles = self.bundles.values().zip(other.bundles.values());
+        self.bundles == other.bundles && { bundles }.all(|(one, other)| same(one, other))
     }
 
     pub(super) fn has(&self, domain: &TrustDomain) -> bool {
@@ -84,8 +105,10 @@ impl Document {
                     .insert(domain.clone(), shared(bundle, known));
             }
             None => {
-                let map: Map<'_> = serde_json::from_slice(bytes)
-                    .map_err(|error| json_fault(&error, EXPECTED_MAP))?;
+                // All of it, what is for others too: the parser asks only where it makes a text.
+                let text = std::str::from_utf8(bytes).map_err(|_| NOT_UTF8)?;
+                let map: Map<'_> =
+                    serde_json::from_str(text).map_err(|error| json_fault(&error, EXPECTED_MAP))?;
                 for (domain, raw) in map.trust_domains.by_domain()? {
                     match self.one(&domain, raw.get().as_bytes(), known) {
                         Ok(bundle) => {
@@ -119,18 +142,54 @@ impl Document {
     }
 }
 
+/// The same keys, and the same told of what is none.
+fn same(one: &JwtBundle, other: &JwtBundle) -> bool {
+    one == other && one.ignored() == other.ignored()
+}
+
 fn shared(bundle: JwtBundle, known: &JwtBundleSet) -> Arc<JwtBundle> {
     match known.get(bundle.trust_domain().name()) {
-        Some(before) if **before == bundle => before.clone(),
+        Some(before) if same(before, &bundle) => before.clone(),
         _ => Arc::new(bundle),
     }
 }
 
-#[derive(Deserialize)]
+/// The map, by its one member; other members are for others. Not derived: what is derived takes a
+/// list of values for the members, too.
 struct Map<'a> {
-    #[serde(borrow)]
     trust_domains: Entries<'a>,
 }
+
+impl<'de: 'a, 'a> Deserialize<'de> for Map<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct One;
+        impl<'de> Visitor<'de> for One {
+            type Value = Map<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object with one `trust_domains`")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut entries = None;
+                while let Some(Text(name)) = map.next_key::<Text<'de>>()? {
+                    if name != "trust_domains" {
+                        map.next_value::<IgnoredAny>()?;
+                    } else if entries.replace(map.next_value()?).is_some() {
+                        return Err(A::Error::duplicate_field("trust_domains"));
+                    }
+                }
+                let missing = || A::Error::missing_field("trust_domains");
+                Ok(Map {
+                    trust_domains: entries.ok_or_else(missing)?,
+                })
+            }
+        }
+        deserializer.deserialize_map(One)
+    }
+}
+
+const NOT_UTF8: &str = "the map of bundles is not UTF-8";
 
 const EXPECTED_MAP: &str =
     "it must be an object with one `trust_domains`, a map from trust domains to bundles";

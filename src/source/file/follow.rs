@@ -67,7 +67,7 @@ impl Followed {
             if let Some(domain) = { taken }.find(|domain| contents.has(domain)) {
                 return Err(twice(&document, domain));
             }
-            let error = troubles(&contents);
+            let error = contents.told();
             let hash = hasher.hash_one(&bytes);
             files.push(FileRecord {
                 document,
@@ -161,19 +161,21 @@ impl Followed {
         let mut files = self.files();
         let looks = without_conflicts(looks, &files);
         let mut changed = false;
+        let mut told_otherwise = false;
         for (file, look) in files.iter_mut().zip(looks) {
             file.looked = now;
             match look {
                 Look::Failed(error) => file.fail(error),
-                Look::Unchanged => file.error = troubles(&file.contents),
+                Look::Unchanged => file.error = file.contents.told(),
                 Look::Fresh(hash, contents) => {
                     file.hash = hash;
+                    told_otherwise |= !contents.says_what(&file.contents);
                     if contents.bundles != file.contents.bundles {
                         file.changed = now;
                         changed = true;
                     }
                     changed |= !contents.troubles.keys().eq(file.contents.troubles.keys());
-                    let error = troubles(&contents);
+                    let error = contents.told();
                     file.contents = contents;
                     match error {
                         Some(error) => file.fail(error),
@@ -183,7 +185,8 @@ impl Followed {
             }
         }
         let bad = files.iter().filter(|file| file.error.is_some()).count();
-        let snapshot = changed.then(|| Snapshot::of(&files));
+        // Another element that is ignored changes no verdict: it is shown, and announced to nobody.
+        let snapshot = (changed || told_otherwise).then(|| Snapshot::of(&files));
         // The lock is let go first: a recorder may look at the state.
         drop(files);
         for _ in 0..bad {
@@ -191,6 +194,8 @@ impl Followed {
         }
         if let Some(snapshot) = snapshot {
             self.snapshot.store(Arc::new(snapshot));
+        }
+        if changed {
             let revision = self.revision.fetch_add(1, Ordering::AcqRel) + 1;
             self.revisions.send_replace(revision);
             self.metrics.record_update();
@@ -292,15 +297,6 @@ fn malformed(document: &Document, text: String) -> FileBundlesError {
 fn twice(document: &Document, domain: &TrustDomain) -> FileBundlesError {
     let text = format!("another file has the bundle of {domain} already");
     FileBundlesError::new(Reason::TwoForOneTrustDomain, Some(&document.path), text)
-}
-
-fn troubles(contents: &Contents) -> Option<Box<str>> {
-    let texts: Vec<String> = contents
-        .troubles
-        .iter()
-        .map(|(domain, why)| format!("trust domain {domain}: {why}"))
-        .collect();
-    (!texts.is_empty()).then(|| texts.join("; ").into())
 }
 
 /// Looks again and again, for as long as somebody holds the source.

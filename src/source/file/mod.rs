@@ -15,7 +15,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use self::document::{Document, Format};
+use self::document::Document;
+pub(crate) use self::document::Format;
 pub use self::error::{FileBundlesError, FileBundlesErrorReason};
 use self::follow::Followed;
 pub use self::state::{FileBundlesState, FileState};
@@ -180,6 +181,28 @@ impl FileBundlesBuilder {
             format,
         });
     }
+}
+
+/// The bundles of a map, and whose cannot be read, with the words for it.
+#[cfg(feature = "testing")]
+pub(crate) type MapRead = (JwtBundleSet, Vec<TrustDomain>, Option<Box<str>>);
+
+/// What a map says, read against what was known before it. For the crate's own fuzz targets.
+#[cfg(feature = "testing")]
+pub(crate) fn read_map(
+    bytes: &[u8],
+    format: Format,
+    known: &JwtBundleSet,
+) -> Result<MapRead, String> {
+    let map = Document {
+        path: PathBuf::new(),
+        trust_domain: None,
+        format,
+    };
+    let contents = map.parse(bytes, known)?;
+    let told = contents.told();
+    let unreadable = contents.troubles.into_keys().collect();
+    Ok((contents.bundles.into_values().collect(), unreadable, told))
 }
 
 impl BundleSource for FileBundles {

@@ -135,11 +135,26 @@ async fn tb13_a_map_gives_each_trust_domain_its_bundle() {
 async fn tb13_a_map_that_is_none_or_names_a_domain_twice_is_refused() {
     let dir = Dir::new("badmap");
     let one = bundle(&["a"]);
+    let mut no_text = format!(r#"{{"trust_domains": {{"x": {one}}}, "?": 0}}"#).into_bytes();
+    no_text
+        .iter_mut()
+        .filter(|byte| **byte == b'?')
+        .for_each(|byte| *byte = 0xff);
+    let error = quick().bundle_map(dir.write("map", no_text)).open();
+    assert!(
+        error
+            .expect_err("no text")
+            .to_string()
+            .ends_with("map of bundles is not UTF-8")
+    );
     for text in [
         format!(r#"{{"trust_domains": {{"x": {one}, "x": {one}}}}}"#),
         format!(r#"{{"trust_domains": {{"x": {one}, "spiffe://x": {one}}}}}"#),
         format!(r#"{{"trust_domains": {{"X": {one}}}}}"#),
+        format!(r#"{{"trust_domains": {{}}, "trust_domains": {{"x": {one}}}}}"#),
         r#"{"trust_domains": []}"#.to_owned(),
+        // The values alone, without their names.
+        format!(r#"[{{"x": {one}}}]"#),
         "{}".to_owned(),
         String::new(),
     ] {
@@ -166,6 +181,56 @@ async fn a26_a_map_entry_that_never_could_be_read_is_a_trust_domain_without_a_ke
         source.bundle("y"),
         BundleAnswer::UnknownTrustDomain
     ));
+}
+
+#[tokio::test]
+async fn what_is_said_of_a_map_stays_short_whatever_is_wrong_in_it() {
+    let dir = Dir::new("many");
+    let long = "x".repeat(240);
+    let entries: Vec<_> = (0..1000)
+        .map(|n| format!(r#""{long}{n:03}": [{n}]"#))
+        .collect();
+    let text = format!(r#"{{"trust_domains": {{{}}}}}"#, entries.join(","));
+    let source = quick()
+        .bundle_map(dir.write("map", text))
+        .open()
+        .expect("open");
+    let state = source.state();
+    let said = state.files()[0].last_error().expect("an error");
+    assert!(
+        said.contains("x000: ") && said.ends_with("; and 998 more"),
+        "{said}"
+    );
+    assert!(said.len() < 1024, "{} bytes", said.len());
+}
+
+#[tokio::test]
+async fn what_is_ignored_is_told_as_it_is_now_and_announced_to_nobody() {
+    let dir = Dir::new("ignored");
+    let with = |element: &str| {
+        let one = bundle(&["a"]);
+        let keys = one.strip_suffix("]}").expect("a set of keys");
+        format!("{keys}, {element}]}}")
+    };
+    let path = dir.write("x", with(r#"{"kty": "AKP", "kid": "b"}"#));
+    let source = quick().spiffe_bundle(td("x"), &path).open().expect("open");
+    let revision = source.revision();
+    let ignored = || {
+        let set = source.bundle_set().expect("a set");
+        let bundle = set.get("x").expect("a bundle");
+        assert_eq!(bundle.len(), 1);
+        let names = bundle
+            .ignored()
+            .iter()
+            .map(|key| key.key_id().map(str::to_owned));
+        names.collect::<Vec<_>>()
+    };
+    assert_eq!(ignored(), [Some("b".to_owned())]);
+    dir.rename_over("x", with(r#"{"kty": "AKP", "kid": "c"}"#));
+    until("the other one", || ignored() == [Some("c".to_owned())]).await;
+    dir.rename_over("x", bundle(&["a"]));
+    until("none", || ignored().is_empty()).await;
+    assert_eq!(source.revision(), revision);
 }
 
 #[tokio::test]
