@@ -13,6 +13,7 @@ mod bundle_map;
 mod cache;
 mod conformance;
 mod explain;
+mod histories;
 mod rule_table;
 mod rules;
 mod second_opinion;
