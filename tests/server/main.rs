@@ -19,6 +19,7 @@ mod loopback;
 mod mending;
 mod modes;
 mod policy;
+mod raw;
 mod refusals;
 mod secrets;
 mod support;
