@@ -20,6 +20,7 @@
 //! ```
 
 use std::borrow::Borrow;
+use std::convert::Infallible;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::str::FromStr;
@@ -116,6 +117,13 @@ impl fmt::Display for SpiffeIdError {
 
 impl std::error::Error for SpiffeIdError {}
 
+/// So that what takes a text takes a `SpiffeId` or a `TrustDomain` as well.
+impl From<Infallible> for SpiffeIdError {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
+}
+
 // === impl SpiffeId ===
 
 impl SpiffeId {
@@ -183,6 +191,15 @@ impl TryFrom<String> for SpiffeId {
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
         Self::parse(&text)
+    }
+}
+
+/// As a list of settings is read: `Allow::one_of(&settings.callers)`.
+impl TryFrom<&String> for SpiffeId {
+    type Error = SpiffeIdError;
+
+    fn try_from(text: &String) -> Result<Self, Self::Error> {
+        Self::parse(text)
     }
 }
 
@@ -324,6 +341,14 @@ impl TryFrom<String> for TrustDomain {
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
         Self::parse(&text)
+    }
+}
+
+impl TryFrom<&String> for TrustDomain {
+    type Error = SpiffeIdError;
+
+    fn try_from(text: &String) -> Result<Self, Self::Error> {
+        Self::parse(text)
     }
 }
 

@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use http::request::Parts;
 
 use super::policy_error::PolicyError;
-use crate::spiffe_id::{SpiffeId, SpiffeIdMatcher, TrustDomain};
+use crate::spiffe_id::{SpiffeId, SpiffeIdError, SpiffeIdMatcher, TrustDomain};
 use crate::svid::VerifiedSvid;
 
 /// Decides who may call. [`Allow`], [`GrpcPolicy`](super::GrpcPolicy), [`SwapPolicy`] and closures
@@ -68,10 +68,10 @@ impl Allow {
     /// The text is not a SPIFFE ID.
     pub fn id<I>(id: I) -> Result<Self, PolicyError>
     where
-        I: TryInto<SpiffeId>,
-        PolicyError: From<I::Error>,
+        I: TryInto<SpiffeId> + AsRef<str>,
+        SpiffeIdError: From<I::Error>,
     {
-        Ok(Self(Rule::Ids(SpiffeIdMatcher::id(id.try_into()?))))
+        Ok(Self(Rule::Ids(SpiffeIdMatcher::id(spiffe_id(id)?))))
     }
 
     /// Exactly these SPIFFE IDs.
@@ -80,13 +80,10 @@ impl Allow {
     /// There is none, or one of the texts is not a SPIFFE ID.
     pub fn one_of<I>(ids: impl IntoIterator<Item = I>) -> Result<Self, PolicyError>
     where
-        I: TryInto<SpiffeId>,
-        PolicyError: From<I::Error>,
+        I: TryInto<SpiffeId> + AsRef<str>,
+        SpiffeIdError: From<I::Error>,
     {
-        let ids: Vec<SpiffeId> = ids
-            .into_iter()
-            .map(TryInto::try_into)
-            .collect::<Result<_, _>>()?;
+        let ids: Vec<SpiffeId> = ids.into_iter().map(spiffe_id).collect::<Result<_, _>>()?;
         Self::matching(SpiffeIdMatcher::one_of(ids))
     }
 
@@ -96,10 +93,14 @@ impl Allow {
     /// The text is not the name of a trust domain.
     pub fn trust_domain<T>(trust_domain: T) -> Result<Self, PolicyError>
     where
-        T: TryInto<TrustDomain>,
-        PolicyError: From<T::Error>,
+        T: TryInto<TrustDomain> + AsRef<str>,
+        SpiffeIdError: From<T::Error>,
     {
-        let trust_domain = trust_domain.try_into()?;
+        let text = trust_domain.as_ref().to_owned();
+        let trust_domain = trust_domain.try_into().map_err(|error| {
+            let error = error.into();
+            PolicyError::TrustDomain { text, error }
+        })?;
         Ok(Self(Rule::Ids(SpiffeIdMatcher::trust_domain(trust_domain))))
     }
 
@@ -110,12 +111,12 @@ impl Allow {
     /// The text is not a SPIFFE ID.
     pub fn path_prefix<I>(prefix: I) -> Result<Self, PolicyError>
     where
-        I: TryInto<SpiffeId>,
-        PolicyError: From<I::Error>,
+        I: TryInto<SpiffeId> + AsRef<str>,
+        SpiffeIdError: From<I::Error>,
     {
-        Ok(Self(Rule::Ids(SpiffeIdMatcher::path_prefix(
-            prefix.try_into()?,
-        ))))
+        Ok(Self(Rule::Ids(SpiffeIdMatcher::path_prefix(spiffe_id(
+            prefix,
+        )?))))
     }
 
     /// Whomever this matcher matches.
@@ -146,6 +147,19 @@ impl Allow {
     pub fn or(self, other: Allow) -> Self {
         Self(Rule::Either(Arc::new((self, other))))
     }
+}
+
+fn spiffe_id<I>(id: I) -> Result<SpiffeId, PolicyError>
+where
+    I: TryInto<SpiffeId> + AsRef<str>,
+    SpiffeIdError: From<I::Error>,
+{
+    // A policy has many names, so the error says which one is meant.
+    let text = id.as_ref().to_owned();
+    id.try_into().map_err(|error| {
+        let error = error.into();
+        PolicyError::SpiffeId { text, error }
+    })
 }
 
 impl Policy for Allow {

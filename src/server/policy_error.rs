@@ -1,6 +1,5 @@
 //! Why a policy cannot be.
 
-use std::convert::Infallible;
 use std::fmt;
 
 use crate::spiffe_id::SpiffeIdError;
@@ -11,8 +10,20 @@ use crate::spiffe_id::SpiffeIdError;
 pub enum PolicyError {
     /// It would admit nobody at all.
     Empty,
-    /// A text is not a SPIFFE ID, or not the name of a trust domain.
-    SpiffeId(SpiffeIdError),
+    /// A text is not a SPIFFE ID.
+    SpiffeId {
+        /// The text, as configured.
+        text: String,
+        /// What is wrong with it.
+        error: SpiffeIdError,
+    },
+    /// A text is not the name of a trust domain.
+    TrustDomain {
+        /// The text, as configured.
+        text: String,
+        /// What is wrong with it.
+        error: SpiffeIdError,
+    },
     /// A text is not the path of a gRPC method.
     MethodPath(String),
     /// A gRPC method has two rules.
@@ -26,10 +37,25 @@ impl fmt::Display for PolicyError {
                 "the policy admits nobody; name at least one caller or method, or write \
                  `Allow::any_trust_domain()`",
             ),
-            Self::SpiffeId(error) => write!(
-                f,
-                "the policy names something that is no SPIFFE ID or trust domain: {error}"
-            ),
+            Self::SpiffeId { text, error } => {
+                write!(
+                    f,
+                    "the policy names {text:?}, which is no SPIFFE ID: {error}"
+                )?;
+                if text.contains('*') {
+                    f.write_str(
+                        "; there are no wildcards: `Allow::path_prefix` admits an ID and all below \
+                         it, `Allow::trust_domain` a whole trust domain",
+                    )?;
+                }
+                Ok(())
+            }
+            Self::TrustDomain { text, error } => {
+                write!(
+                    f,
+                    "the policy names {text:?}, which is no trust domain: {error}"
+                )
+            }
             Self::MethodPath(path) => write!(
                 f,
                 "{path:?} is not the path of a gRPC method; write `/package.Service/Method`"
@@ -44,21 +70,8 @@ impl fmt::Display for PolicyError {
 impl std::error::Error for PolicyError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::SpiffeId(error) => Some(error),
+            Self::SpiffeId { error, .. } | Self::TrustDomain { error, .. } => Some(error),
             _ => None,
         }
-    }
-}
-
-impl From<SpiffeIdError> for PolicyError {
-    fn from(error: SpiffeIdError) -> Self {
-        Self::SpiffeId(error)
-    }
-}
-
-/// So that a `SpiffeId` that is one already is taken as well as a text.
-impl From<Infallible> for PolicyError {
-    fn from(never: Infallible) -> Self {
-        match never {}
     }
 }

@@ -103,6 +103,14 @@ impl TryFrom<String> for Endpoint {
     }
 }
 
+impl TryFrom<&String> for Endpoint {
+    type Error = EndpointError;
+
+    fn try_from(value: &String) -> Result<Self, EndpointError> {
+        value.parse()
+    }
+}
+
 /// As the value of the environment variable would say it: reading it gives the same endpoint.
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -335,7 +343,8 @@ impl fmt::Display for EndpointError {
             Reason::Unset | Reason::Empty => write!(f, "it is empty; {BOTH}"),
             Reason::Scheme => write!(f, "it begins with neither unix: nor tcp:; {BOTH}"),
             Reason::Character => f.write_str(
-                "it holds a character that a URI may not; percent-encode it (a space is %20)",
+                "it holds a character that a URI may not; percent-encode it (a space is %20), or \
+                 leave it out, such as a line break at the end",
             ),
             Reason::QueryOrFragment => write!(f, "a query or fragment is not allowed; {BOTH}"),
             Reason::UnixAuthority => f.write_str(

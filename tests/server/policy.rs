@@ -111,13 +111,32 @@ fn a_policy_that_admits_nobody_or_names_nonsense_is_not_built() {
     ] {
         assert!(Allow::id(text).is_err(), "{text}");
         assert!(Allow::path_prefix(text).is_err(), "{text}");
-        assert!(Allow::one_of([WEB, text]).is_err(), "{text}");
+        // Among many names the error says which one is meant.
+        let error = Allow::one_of([WEB, text]).unwrap_err();
+        let PolicyError::SpiffeId { text: named, .. } = &error else {
+            panic!("{error}")
+        };
+        assert_eq!(named, text);
+        assert!(error.to_string().contains(&format!("{text:?}")), "{error}");
     }
     let error = Allow::trust_domain("spiffe://x/web").unwrap_err();
-    assert!(
-        error.to_string().contains("a trust domain has no path"),
-        "{error}"
+    assert_eq!(
+        error.to_string(),
+        "the policy names \"spiffe://x/web\", which is no trust domain: a trust domain has no path; \
+         leave out what follows its name"
     );
+    let error = Allow::id("spiffe://x/web/*").unwrap_err().to_string();
+    assert!(error.contains("`Allow::path_prefix` admits"), "{error}");
+}
+
+#[tokio::test]
+async fn settings_make_a_policy_as_they_are() {
+    let world = World::new();
+    let (callers, trust_domain) = (vec![WEB.to_owned()], "x".to_owned());
+    let policy = Allow::one_of(&callers).unwrap();
+    assert!(admits(&world, policy, WEB).await);
+    let policy = Allow::trust_domain(&trust_domain).unwrap();
+    assert!(admits(&world, policy, WEB).await);
 }
 
 #[tokio::test]
