@@ -334,7 +334,16 @@ impl fmt::Display for AudienceError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Request(error) => error.fmt(f),
-            Self::Origin { origin, error } => write!(f, "{origin:?}: {error}"),
+            Self::Origin { origin, error } => {
+                write!(f, "{origin:?} is no origin: {error}")?;
+                if origin.contains('*') {
+                    f.write_str(
+                        "; a wildcard stands in `Audience::from_origin` alone, for all before a \
+                         domain of two labels or more: `https://*.example.org`",
+                    )?;
+                }
+                Ok(())
+            }
             Self::Twice(origin) => {
                 write!(f, "{origin} is named twice; say which audience is meant")
             }

@@ -94,6 +94,9 @@ impl FromStr for Origin {
         {
             return Err(OriginError::UserInfo);
         }
+        if uri.authority().is_none() {
+            return Err(OriginError::Malformed);
+        }
         if !matches!(uri.path(), "" | "/") || uri.query().is_some() || text.contains('#') {
             return Err(OriginError::Path);
         }
@@ -117,9 +120,7 @@ impl fmt::Debug for Origin {
 impl fmt::Display for OriginError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Malformed => {
-                "no origin; expected `https://host` or `https://host:port`, in ASCII"
-            }
+            Self::Malformed => "expected `https://host` or `https://host:port`, in ASCII",
             Self::Scheme => "the scheme of an origin is `https` or `http`",
             Self::UserInfo => "an origin has no user name and no password",
             Self::Host => "the host is empty, or has a character that no host has",

@@ -116,6 +116,7 @@ fn a_wildcard_needs_a_domain() {
             matches!(error, AudienceError::Origin { .. }),
             "{bad}: {error:?}"
         );
+        assert!(error.to_string().contains("`https://*.example.org`"));
     }
 }
 
@@ -155,8 +156,18 @@ fn a_wrong_configuration_says_why() {
     );
     let twice = Audience::map([("https://a", "1"), ("https://A:443/", "2")]).unwrap_err();
     assert_eq!(twice, AudienceError::Twice("https://a".parse().unwrap()));
-    let error = Audience::map([("https://user@a", "1")]).unwrap_err();
-    assert!(error.to_string().contains("https://user@a"));
+    for (origin, why) in [
+        ("https://user@a", "an origin has no user name"),
+        ("ledger", "expected `https://host`"),
+        ("ledger:8443", "expected `https://host`"),
+        ("/ledger", "expected `https://host`"),
+        ("*", "expected `https://host`"),
+        ("https://ledger/v1", "an origin has no path"),
+    ] {
+        let error = Audience::map([(origin, "1")]).unwrap_err().to_string();
+        let beginning = format!("{origin:?} is no origin: {why}");
+        assert!(error.starts_with(&beginning), "{error}");
+    }
 }
 
 #[test]
