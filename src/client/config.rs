@@ -207,6 +207,11 @@ impl Config {
     fn unmatched(&self, target: Option<Target<'_>>) -> Decision {
         self.cache.passed_without_token();
         if !self.strict {
+            // What a mistyped origin looks like from here; there all that shows is a 401.
+            tracing::debug!(
+                origin = target.map(tracing::field::display),
+                "no token for this request: its origin is none that the audience names"
+            );
             return Decision::Pass;
         }
         let message = match target {
