@@ -47,7 +47,10 @@ impl Connector {
             let path: Arc<std::path::Path> = endpoint.unix_path().unwrap_or("".as_ref()).into();
             Self::new(place, move || {
                 let path = path.clone();
-                async move { tokio::net::UnixStream::connect(path).await }
+                async move {
+                    let connected = tokio::net::UnixStream::connect(&path).await;
+                    connected.map_err(|error| no_socket(&path).unwrap_or(error))
+                }
             })
         }
         #[cfg(not(unix))]
@@ -109,6 +112,22 @@ impl fmt::Debug for Connector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Connector({})", self.place)
     }
+}
+
+/// What stands at the path, where that is no socket. The system refuses a connection to it as it
+/// does where nobody listens, and an operator would look for an agent that is down.
+#[cfg(unix)]
+fn no_socket(path: &std::path::Path) -> Option<io::Error> {
+    use std::os::unix::fs::FileTypeExt as _;
+    let found = std::fs::metadata(path).ok()?.file_type();
+    let text = if found.is_socket() {
+        return None;
+    } else if found.is_dir() {
+        "this is a directory; name the socket in it"
+    } else {
+        "this is a file of another kind than a socket"
+    };
+    Some(io::Error::new(io::ErrorKind::InvalidInput, text))
 }
 
 /// A connection could not be made.

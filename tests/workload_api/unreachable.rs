@@ -53,6 +53,25 @@ async fn a_socket_that_its_agent_left_behind_is_told_from_a_missing_one() {
     }
 }
 
+#[cfg(unix)]
+#[tokio::test]
+async fn what_is_no_socket_is_told_from_an_agent_that_is_down() {
+    let agent = tower_spiffe::testing::WorkloadApi::start(TD).await.unwrap();
+    let endpoint = agent.endpoint();
+    let (directory, _) = endpoint.rsplit_once('/').unwrap();
+    let file = format!("{directory}/a-file");
+    std::fs::write(file.strip_prefix("unix://").unwrap(), "").unwrap();
+    for (place, says) in [
+        (directory, "this is a directory; name the socket in it"),
+        (&file, "a file of another kind than a socket"),
+    ] {
+        let client = WorkloadApiClient::connect(&place.parse().unwrap()).unwrap();
+        for error in failures(&client, TOKEN).await {
+            told(&error, Reason::Connect, &[place, says]);
+        }
+    }
+}
+
 /// A client whose connector fails in this way.
 fn failing(with: impl Fn() -> io::Error + Send + Sync + 'static) -> WorkloadApiClient {
     WorkloadApiClient::with_connector(move || {
