@@ -205,7 +205,13 @@ impl JwtSource {
         SourceUpdates::new(self.inner.shared.notices())
     }
 
-    /// Whether all is as it should be; see [`SourceState::is_healthy`].
+    /// Whether tokens can be judged now: what a readiness probe asks. While the agent is away they
+    /// can, by the last bundles. Why they cannot be, [`SourceState::cannot_judge`] says.
+    pub fn is_ready(&self) -> bool {
+        self.inner.shared.revision().is_ok()
+    }
+
+    /// Whether all is as it should be, for alerts; see [`SourceState::is_healthy`].
     pub fn is_healthy(&self) -> bool {
         self.inner.shared.state().is_healthy()
     }

@@ -143,7 +143,7 @@ async fn bar_5_a_half_open_connection_is_noticed_within_six_minutes_and_told() {
     assert!(state.last_contact().expect("once") >= secs(300));
     // With nothing behind the new connections either, it is unhealthy until there is.
     tokio::time::sleep(secs(61)).await;
-    assert!(!source.is_healthy() && source.state().is_ready());
+    assert!(!source.is_healthy() && source.is_ready());
     world.agent.recover();
     let new = world.agent.rotate_now();
     let agent = &world.agent;

@@ -300,7 +300,7 @@ async fn a_recorder_that_panics_ends_nothing() {
     world.agent.federate_raw(OTHER, "rubbish").unwrap();
     tokio::time::sleep(secs(10)).await;
     assert!(key_ids(&source, TD).contains(&new));
-    assert!(source.state().is_ready() && source.state().is_connected());
+    assert!(source.is_ready() && source.state().is_connected());
     assert!(panics.0.load(Ordering::Relaxed) > 10);
     source.shutdown().await;
 }

@@ -68,7 +68,7 @@ async fn a_quiet_stream_is_asked_anew_in_time_and_nobody_is_told() {
     let updates = source.updated();
     for _ in 0..3600 {
         tokio::time::sleep(secs(1)).await;
-        assert!(source.state().is_ready());
+        assert!(source.is_ready());
     }
     let counts = world.agent.counts();
     assert!(
@@ -97,7 +97,7 @@ async fn one_that_is_too_short_to_be_kept_is_no_storm() {
     let (world, source) = good_for(millis(1)).await;
     let openings = world.openings(secs(60)).await;
     assert!(openings.len() <= 60, "{}", openings.len());
-    assert!(!source.state().is_ready());
+    assert!(!source.is_ready());
 }
 
 /// The keys of one that cannot be read are held to the limit by themselves; that they are too old is
@@ -116,7 +116,7 @@ async fn one_trust_domain_that_is_too_old_is_told_of_once() {
     let told = source.state().revision();
     for _ in 0..600 {
         tokio::time::sleep(secs(1)).await;
-        assert!(!judged() && source.state().is_ready());
+        assert!(!judged() && source.is_ready());
     }
     assert!(world.agent.counts().fetch_jwt_bundles >= 20);
     assert_eq!(source.state().revision(), told);

@@ -14,6 +14,7 @@ async fn before_the_first_sync_it_says_so() {
     tokio::time::sleep(secs(30)).await;
     let state = source.state();
     assert_eq!((state.revision(), state.is_ready()), (0, false));
+    assert!(!source.is_ready());
     assert_eq!(state.cannot_judge(), Some(CannotJudge::NotReady));
     assert!(!state.is_connected() && !state.is_healthy() && !state.is_discarding());
     assert_eq!(
@@ -87,7 +88,7 @@ async fn while_the_agent_is_away_it_counts_since_when_and_why() {
     assert!(state.reconnects() >= 5);
     assert_eq!(state.last_error().unwrap().kind(), "connect");
     tokio::time::sleep(secs(1)).await;
-    assert!(!source.is_healthy() && source.state().is_ready());
+    assert!(!source.is_healthy() && source.is_ready());
     world.agent.start_again().await.unwrap();
     world.time_until(|| source.is_healthy()).await;
     let state = source.state();

@@ -107,7 +107,7 @@ async fn a_withdrawal_after_a_while_takes_effect_then_and_not_later() {
     assert!(validator.validate(&token).is_ok());
     let withdrawn = source.state().withdrawn().cloned().expect("told at once");
     assert!(!withdrawn.is_in_force());
-    assert!(!source.is_healthy() && source.state().is_ready());
+    assert!(!source.is_healthy() && source.is_ready());
     // The denials of meanwhile do not put it off.
     tokio::time::sleep(secs(89)).await;
     assert!(world.agent.counts().fetch_jwt_bundles > 5);
@@ -256,7 +256,7 @@ async fn a_step_of_the_walls_time_withdraws_nothing_and_ages_nothing() {
     settle().await;
     for step in [86_400, -2 * 86_400] {
         world.clock.step_wall(step);
-        assert!(source.state().is_ready());
+        assert!(source.is_ready());
         assert!(source.state().last_message().unwrap() <= secs(1));
     }
 }
