@@ -2,9 +2,9 @@
 
 use std::collections::HashSet;
 use std::io::Write;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 
-use tracing::Level;
+use tracing::{Dispatch, Level};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::FmtSpan;
 
@@ -31,8 +31,13 @@ impl<'a> MakeWriter<'a> for Log {
     }
 }
 
+/// With one subscriber in the process, a place that logs asks the first thread that comes by, and
+/// where that is one of another test, which has none, it is off for everybody. With two it asks all.
+static SECOND: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(tracing_subscriber::registry()));
+
 impl Log {
     pub fn begin(&self, level: Level) -> tracing::subscriber::DefaultGuard {
+        LazyLock::force(&SECOND);
         let subscriber = tracing_subscriber::fmt()
             .with_max_level(level)
             .with_span_events(FmtSpan::FULL)
