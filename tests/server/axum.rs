@@ -75,6 +75,40 @@ async fn a_finished_router_is_guarded_as_a_whole() {
     }
 }
 
+/// What stands on the outer router is open, all else is not: probes of a kubelet bring no token.
+#[tokio::test]
+async fn probes_stand_on_a_router_outside_of_the_layer() {
+    let world = World::new();
+    let inner = || {
+        Router::new().route("/who", on_get(who)).nest(
+            "/nested",
+            Router::new().route("/who", on_get(who)).fallback(who),
+        )
+    };
+    let probes = || Router::new().route("/livez", on_get(async || "alive"));
+    let web = world.bearer(WEB);
+    for (how, app) in [
+        (
+            "around it",
+            probes().fallback_service(required(&world).layer(inner())),
+        ),
+        (
+            "Router::layer",
+            probes().fallback_service(inner().layer(required(&world))),
+        ),
+        ("merged", probes().merge(inner().layer(required(&world)))),
+    ] {
+        let at = serve(app).await;
+        let probe = at.text(get("/livez", None)).await;
+        assert_eq!(probe, (200, "alive".to_owned()), "{how}");
+        for path in ["/who", "/nested/who", "/nested/nothing", "/nothing"] {
+            assert_eq!(at.status(get(path, None)).await, 401, "{how}: {path}");
+        }
+        let known = at.text(get("/nested/nothing", Some(&web))).await;
+        assert_eq!(known, (200, WEB.to_owned()), "{how}");
+    }
+}
+
 #[tokio::test]
 async fn a_route_layer_leaves_doors_open_which_the_finished_router_has_not() {
     let world = World::new();
