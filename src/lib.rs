@@ -72,6 +72,9 @@
 //! it expires: keep lifetimes short, use one audience per service, and send tokens over TLS only
 //! (JWT-SVID section 7). Tokens never appear in logs, spans, `Debug`, `Display`, errors or metrics.
 
+// docs.rs shows which feature each item needs.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 pub mod bundle;
 #[cfg(feature = "client")]
 pub mod client;
