@@ -203,6 +203,12 @@ impl TryFrom<&String> for SpiffeId {
     }
 }
 
+impl From<&SpiffeId> for SpiffeId {
+    fn from(id: &SpiffeId) -> Self {
+        id.clone()
+    }
+}
+
 impl AsRef<str> for SpiffeId {
     fn as_ref(&self) -> &str {
         self.as_str()
@@ -311,6 +317,12 @@ impl Hash for TrustDomain {
 impl Borrow<str> for TrustDomain {
     fn borrow(&self) -> &str {
         self.name()
+    }
+}
+
+impl From<&TrustDomain> for TrustDomain {
+    fn from(trust_domain: &TrustDomain) -> Self {
+        trust_domain.clone()
     }
 }
 

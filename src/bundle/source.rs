@@ -18,7 +18,8 @@ use super::JwtBundle;
 /// seldom.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no source of bundles",
-    label = "expected a `JwtSource`, a `FixedBundles`, or your own `BundleSource`"
+    label = "expected a `JwtSource`, a `FileBundles`, a `FixedBundles`, or your own `BundleSource`",
+    note = "it is taken by value: a clone of a `JwtSource` is the same source"
 )]
 pub trait BundleSource: Send + Sync + 'static {
     /// Whether the source can judge at all, and at which revision its bundles are.

@@ -11,13 +11,15 @@ use crate::spiffe_id::{SpiffeId, SpiffeIdError, SpiffeIdMatcher, TrustDomain};
 use crate::svid::VerifiedSvid;
 
 /// Decides who may call. [`Allow`], [`GrpcPolicy`](super::GrpcPolicy), [`SwapPolicy`] and closures
-/// over `(&VerifiedSvid, &Parts)` are policies.
+/// over `(&VerifiedSvid, &Parts)` are policies. A closure has to name the types of its arguments,
+/// or stand in [`Allow::when`], which knows them.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no policy",
     label = "expected an `Allow`, a `GrpcPolicy`, a `SwapPolicy` or a closure \
              `|caller: &VerifiedSvid, parts: &Parts| -> bool`",
-    note = "a `GrpcPolicyBuilder` becomes a policy by `.build()?`; to admit every workload of every \
-            known trust domain, write `Allow::any_trust_domain()`"
+    note = "`Allow::id` and its like give a `Result`, and a `GrpcPolicyBuilder` becomes a policy by \
+            `.build()`: add `?`",
+    note = "to admit every workload of every known trust domain, write `Allow::any_trust_domain()`"
 )]
 pub trait Policy: Send + Sync + 'static {
     /// Whether this verified caller may make this request.
@@ -138,6 +140,15 @@ impl Allow {
 
     /// Whomever this closure admits. The parts are those of the request, its credential marked
     /// sensitive.
+    ///
+    /// ```
+    /// use tower_spiffe::Allow;
+    ///
+    /// let readers = Allow::when(|caller, parts| {
+    ///     parts.method == http::Method::GET && caller.spiffe_id().path().starts_with("/web/")
+    /// });
+    /// # drop(readers);
+    /// ```
     pub fn when(admits: impl Fn(&VerifiedSvid, &Parts) -> bool + Send + Sync + 'static) -> Self {
         Self(Rule::Closure(Arc::new(admits)))
     }

@@ -133,10 +133,16 @@ fn a_policy_that_admits_nobody_or_names_nonsense_is_not_built() {
 async fn settings_make_a_policy_as_they_are() {
     let world = World::new();
     let (callers, trust_domain) = (vec![WEB.to_owned()], "x".to_owned());
-    let policy = Allow::one_of(&callers).unwrap();
-    assert!(admits(&world, policy, WEB).await);
-    let policy = Allow::trust_domain(&trust_domain).unwrap();
-    assert!(admits(&world, policy, WEB).await);
+    let parsed: Vec<SpiffeId> = vec![WEB.parse().unwrap()];
+    let domains = [parsed[0].trust_domain()];
+    for policy in [
+        Allow::one_of(&callers),
+        Allow::one_of(&parsed),
+        Allow::trust_domain(&trust_domain),
+        Allow::trust_domain(&domains[0]),
+    ] {
+        assert!(admits(&world, policy.unwrap(), WEB).await);
+    }
 }
 
 #[tokio::test]
