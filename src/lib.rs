@@ -62,7 +62,8 @@
 //! | checking tokens outside HTTP | [`svid`] |
 //! | bundles without an agent | [`bundle`] |
 //! | testing your own service | [`testing`] |
-//! | what is counted | [`metrics`] |
+//! | what is counted and logged | [`metrics`] |
+//! | Kubernetes, probes, what an answer means and where to look | the README, *In service* |
 //!
 //! # Threats
 //!

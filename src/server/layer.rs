@@ -109,12 +109,22 @@ impl<R> ValidateJwtSvidLayer<R> {
     /// Answers those who are not admitted with this instead. Needed where the body type of the
     /// inner service's responses has no `Default`.
     ///
+    /// The body is of that type: in axum an `axum::body::Body`. What the default answer has for
+    /// headers, [`Rejection::response_with`] keeps; the type of the content is yours to name.
+    ///
     /// ```
-    /// # use tower_spiffe::server::{Allow, Rejection, ValidateJwtSvidLayer};
+    /// # use tower_spiffe::server::{Allow, ValidateJwtSvidLayer};
+    /// use http::{HeaderValue, header::CONTENT_TYPE};
+    ///
     /// # fn example(validator: tower_spiffe::svid::Validator) {
     /// let layer = ValidateJwtSvidLayer::required(validator, Allow::any_trust_domain())
-    ///     .on_reject(|rejection: &Rejection, _parts: &http::request::Parts| {
-    ///         rejection.response_with(format!("{rejection}\n"))
+    ///     .on_reject(|rejection, _parts| {
+    ///         // One of a few fixed sentences; none of them needs an escape.
+    ///         let body = format!(r#"{{"error": "{rejection}"}}"#);
+    ///         let mut response = rejection.response_with(body);
+    ///         let json = HeaderValue::from_static("application/json");
+    ///         response.headers_mut().insert(CONTENT_TYPE, json);
+    ///         response
     ///     });
     /// # drop(layer); }
     /// ```

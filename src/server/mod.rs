@@ -28,8 +28,9 @@
 //!
 //! # Where it goes
 //!
-//! - **axum**: around the finished router, `layer.layer(router)`. `Router::route_layer` leaves open
-//!   the fallback, the fallbacks of nested routers and every route that is added after it, and
+//! - **axum**: around the finished router, `layer.layer(router)`, [as below](#axum).
+//!   `Router::layer` as its last call does the same: every route that is added after it is open.
+//!   `Router::route_layer` leaves open the fallback and the fallbacks of nested routers as well, and
 //!   panics on a router without routes. With feature `axum`, a handler takes a
 //!   [`VerifiedSvid`](crate::svid::VerifiedSvid), an `Option` of it or a [`CallerState`].
 //! - **tonic**: `Server::builder().layer(layer)`, or one service by tonic's
@@ -44,6 +45,67 @@
 //! - Above it: `CorsLayer`, which answers preflights (they bring no token, and there is no exemption
 //!   for them here), and, where a trace layer stands above too, `SetSensitiveRequestHeadersLayer`
 //!   outermost: this layer marks the credential sensitive only once it sees it.
+//!
+//! # axum
+//!
+//! What is for everybody (probes, `/metrics`) stands on a router outside of the layer. Where routes
+//! have callers of their own, the layer says who may call at all, and an [`AllowCallersLayer`] on
+//! the route who may call that one. Where one of them is for callers without a token too, the layer
+//! is [`optional`](ValidateJwtSvidLayer::optional); then a route is open that has neither an
+//! [`AllowCallersLayer`] nor a [`VerifiedSvid`](crate::svid::VerifiedSvid) among its arguments.
+//!
+//! ```
+//! use axum::{Router, http::StatusCode, routing::{get, post}};
+//! use tower::Layer;
+//! use tower_spiffe::{Allow, AllowCallersLayer, ValidateJwtSvidLayer, Validator, VerifiedSvid};
+//! # use axum::{body::Body, http::Request};
+//! # use tower::ServiceExt;
+//!
+//! fn app(validator: Validator) -> Result<Router, tower_spiffe::server::PolicyError> {
+//!     let web = AllowCallersLayer::new(Allow::path_prefix("spiffe://example.org/web")?);
+//!     let ops = AllowCallersLayer::new(Allow::id("spiffe://example.org/ops")?);
+//!     let router = Router::new()
+//!         .route("/reports", get(reports).layer(web))
+//!         .route("/reports/delete", post(async || "deleted").layer(ops))
+//!         .route("/greeting", get(greeting));
+//!     let anyone = Allow::trust_domain("example.org")?;
+//!     Ok(Router::new()
+//!         .route("/livez", get(StatusCode::OK))
+//!         .fallback_service(ValidateJwtSvidLayer::optional(validator, anyone).layer(router)))
+//! }
+//!
+//! async fn reports(caller: VerifiedSvid) -> String {
+//!     format!("reports for {}", caller.spiffe_id())
+//! }
+//!
+//! async fn greeting(caller: Option<VerifiedSvid>) -> String {
+//!     let name = caller.map_or("stranger".to_owned(), |caller| caller.spiffe_id().to_string());
+//!     format!("hello, {name}")
+//! }
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let agent = tower_spiffe::testing::WorkloadApi::start("example.org").await?;
+//! # let validator = Validator::builder(agent.source().await?).audience("reports").build()?;
+//! # let app = app(validator)?;
+//! # for (path, caller, status) in [
+//! #     ("/livez", None, 200),
+//! #     ("/greeting", None, 200),
+//! #     ("/greeting", Some("ops"), 200),
+//! #     ("/reports", None, 401),
+//! #     ("/reports", Some("ops"), 403),
+//! #     ("/reports", Some("web"), 200),
+//! # ] {
+//! #     let mut request = Request::get(path);
+//! #     if let Some(name) = caller {
+//! #         let bearer = agent.bearer(&format!("spiffe://example.org/{name}"), "reports");
+//! #         request = request.header("authorization", bearer);
+//! #     }
+//! #     let response = app.clone().oneshot(request.body(Body::empty())?).await?;
+//! #     assert_eq!(response.status(), status, "{path} {caller:?}");
+//! # }
+//! # Ok(())
+//! # }
+//! ```
 //!
 //! # What those are told who are not admitted
 //!

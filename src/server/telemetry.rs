@@ -12,7 +12,7 @@ use super::rejection::{Rejection, RejectionReason};
 use crate::clock::Clock;
 use crate::metrics::{Admission, MetricsRecorder, Shielded};
 use crate::spiffe_id::SpiffeId;
-use crate::svid::ValidateReason;
+use crate::svid::{ValidateError, ValidateReason};
 
 /// At most one log line per class and caller in this time.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
@@ -135,6 +135,8 @@ impl Telemetry {
         let closely = tracing::enabled!(tracing::Level::DEBUG);
         let key_id = rejection.key_id().filter(|_| closely);
         let trust_domain = rejection.trust_domain().filter(|_| closely);
+        // A fixed sentence: nothing of the token.
+        let detail = rejection.token_error().map(ValidateError::detail);
         match reason {
             RejectionReason::CannotJudge(why) => tracing::warn!(
                 reason = class,
@@ -150,6 +152,7 @@ impl Telemetry {
                 reason = class,
                 enforced,
                 suppressed,
+                detail,
                 peer.spiffe_id = caller,
                 key_id = key_id.map(field::debug),
                 trust_domain = trust_domain.map(field::debug),

@@ -37,8 +37,37 @@
 //! [`WorkloadApi::bearer`] and [`token`](WorkloadApi::token) give good ones. Every wrong one comes
 //! from a [`TokenBuilder`], by [`WorkloadApi::issuer`]: expired, forged, without a claim, with a
 //! header too many. An [`Issuer`] without an agent goes with
-//! [`FixedBundles`](crate::FixedBundles). [`verified_svid`] is a caller for a unit test, without
-//! any token.
+//! [`FixedBundles`](crate::FixedBundles).
+//!
+//! # Without a token
+//!
+//! [`verified_svid`] is a caller for a unit test. A handler takes it as its argument; what stands
+//! beneath the layer finds it where the layer would have left it:
+//!
+//! ```
+//! use axum::{Extension, Router, body::Body, http::Request, routing::get};
+//! use tower::ServiceExt;
+//! use tower_spiffe::{CallerState, VerifiedSvid, testing};
+//!
+//! async fn hello(caller: VerifiedSvid) -> String {
+//!     format!("hello, {}", caller.spiffe_id())
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let web = testing::verified_svid("spiffe://example.org/web");
+//! assert_eq!(hello(web.clone()).await, "hello, spiffe://example.org/web");
+//!
+//! let router = Router::new().route("/", get(hello)).layer(Extension(CallerState::Verified(web.clone())));
+//! let response = router.oneshot(Request::get("/").body(Body::empty())?).await?;
+//! assert_eq!(response.status(), 200);
+//!
+//! let mut request = tonic::Request::new("a message");
+//! request.extensions_mut().insert(CallerState::Verified(web));
+//! assert!(VerifiedSvid::of(&request).is_ok());
+//! # Ok(())
+//! # }
+//! ```
 //!
 //! # Bad days
 //!

@@ -168,6 +168,10 @@ async fn a_flood_of_refusals_is_one_line_per_class_and_caller() {
     }
     assert_eq!(log.lines_with("reason=\"missing\""), 1, "{}", log.text());
     assert_eq!(log.lines_with("reason=\"malformed-token\""), 1);
+    // What it was in the class, which the caller is not told.
+    let detail = world.validator.validate("a.b.c").unwrap_err().detail();
+    let line = format!("reason=\"malformed-token\" enforced=true suppressed=0 detail={detail:?}");
+    assert_eq!(log.lines_with(&line), 1, "{}", log.text());
     assert_eq!(log.lines_with("reason=\"not-allowed\""), 2);
     world.bundles.cannot_judge(CannotJudge::Stale);
     for _ in 0..100 {
