@@ -214,6 +214,8 @@ impl<R> Shared<R> {
 
 // === impl AllowCallers ===
 
+super::service::beneath!(AllowCallers<S, R>);
+
 impl<S, R, ReqBody, ResBody> Service<Request<ReqBody>> for AllowCallers<S, R>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>>,

@@ -138,6 +138,8 @@ impl fmt::Debug for EndAtExpiryLayer {
 
 // === impl EndAtExpiry ===
 
+super::service::beneath!(EndAtExpiry<S>);
+
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for EndAtExpiry<S>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>>,

@@ -21,22 +21,32 @@ impl<S, R> ValidateJwtSvid<S, R> {
     pub(crate) fn new(inner: S, shared: Arc<Shared<R>>) -> Self {
         Self { inner, shared }
     }
-
-    /// The service beneath.
-    pub fn get_ref(&self) -> &S {
-        &self.inner
-    }
-
-    /// The service beneath.
-    pub fn get_mut(&mut self) -> &mut S {
-        &mut self.inner
-    }
-
-    /// The service beneath, freed of its guard.
-    pub fn into_inner(self) -> S {
-        self.inner
-    }
 }
+
+/// What tower's middleware has: the way to the service beneath.
+macro_rules! beneath {
+    ($type:ident<S $(, $generic:ident)?>) => {
+        impl<S $(, $generic)?> $type<S $(, $generic)?> {
+            /// The service beneath.
+            pub fn get_ref(&self) -> &S {
+                &self.inner
+            }
+
+            /// The service beneath.
+            pub fn get_mut(&mut self) -> &mut S {
+                &mut self.inner
+            }
+
+            /// The service beneath, freed of this one.
+            pub fn into_inner(self) -> S {
+                self.inner
+            }
+        }
+    };
+}
+pub(super) use beneath;
+
+beneath!(ValidateJwtSvid<S, R>);
 
 impl<S, R, ReqBody, ResBody> Service<Request<ReqBody>> for ValidateJwtSvid<S, R>
 where

@@ -114,6 +114,14 @@ impl VerifiedSvid {
 
     /// When the token ends: its `exp`, without leeway. What goes on longer than that (a stream, a
     /// session) should end then too.
+    ///
+    /// ```
+    /// use std::time::{Duration, SystemTime};
+    ///
+    /// # let caller = tower_spiffe::testing::verified_svid("spiffe://example.org/web");
+    /// let left = caller.expires_at().saturating_since(SystemTime::now().into());
+    /// assert!(left > Duration::from_secs(290));
+    /// ```
     pub fn expires_at(&self) -> UnixTime {
         self.0.0.expires_at
     }

@@ -9,7 +9,8 @@ use http::{HeaderName, HeaderValue, Request, Response};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_spiffe::bundle::CannotJudge;
 use tower_spiffe::server::{
-    Allow, CallerState, GrpcPolicy, Policy, RejectionReason, ValidateJwtSvidLayer,
+    Allow, AllowCallersLayer, CallerState, EndAtExpiryLayer, GrpcPolicy, Policy, RejectionReason,
+    UnknownKeyWait, ValidateJwtSvidLayer,
 };
 use tower_spiffe::svid::{ValidateReason, VerifiedSvid};
 
@@ -288,4 +289,21 @@ async fn readiness_and_errors_are_the_inner_services() {
     assert!(!ready.await, "the permit is somebody else's");
     drop(holder);
     assert!(guarded.ready().await.is_ok());
+}
+
+#[test]
+fn the_service_beneath_can_be_reached() {
+    let world = World::new();
+    let required = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::id(WEB).unwrap());
+    let wait = UnknownKeyWait::new(std::time::Duration::from_secs(1));
+    let waiting = required.clone().wait_for_unknown_keys(wait).layer(1);
+    let mut guarded = required.layer(2);
+    let narrowed = AllowCallersLayer::new(Allow::id(WEB).unwrap()).layer(3);
+    let ended = EndAtExpiryLayer::new(&world.validator).layer(4);
+    *guarded.get_mut() += 10;
+    let seen = [*waiting.get_ref(), guarded.into_inner()];
+    assert_eq!(
+        (seen, narrowed.into_inner(), ended.into_inner()),
+        ([1, 12], 3, 4)
+    );
 }

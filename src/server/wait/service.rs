@@ -31,6 +31,8 @@ impl<S, R> WaitForKey<S, R> {
     }
 }
 
+crate::server::service::beneath!(WaitForKey<S, R>);
+
 impl<S, R, ReqBody, ResBody> Service<Request<ReqBody>> for WaitForKey<S, R>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
