@@ -90,6 +90,17 @@ fn shown_raw(raw: &RawValue) -> String {
     }
 }
 
+/// So many of the names that would do; a bundle may have hundreds.
+fn one_of(names: &[String]) -> String {
+    const MOST: usize = 20;
+    let more = match names.len().saturating_sub(MOST) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let named: Vec<&str> = names.iter().take(MOST).map(String::as_str).collect();
+    format!("one of {}{more}", named.join(", "))
+}
+
 /// One check: its name, the classes of refusal that end at it, what was found and expected.
 struct Check {
     name: &'static str,
@@ -337,7 +348,7 @@ impl<'a> Report<'a> {
         names.sort();
         match names.is_empty() {
             true => "one with a bundle, and there is none".to_owned(),
-            false => format!("one of {}", names.join(", ")),
+            false => one_of(&names),
         }
     }
 
@@ -347,7 +358,7 @@ impl<'a> Report<'a> {
         let keys: Vec<String> = keys.map(|key| shown(key.key_id())).collect();
         match keys.is_empty() {
             true => "a key of the trust domain, which has none that can be used".to_owned(),
-            false => format!("one of {}", keys.join(", ")),
+            false => one_of(&keys),
         }
     }
 

@@ -259,6 +259,31 @@ fn what_is_no_text_is_judged_by_its_own_length() {
 }
 
 #[test]
+fn a_bundle_of_hundreds_of_keys_is_not_told_in_whole() {
+    let signer = es256();
+    let named = |n| es256().with_key_id(&format!("key-{n:03}")).jwk();
+    let keys: Vec<Value> = (0..500).map(named).collect();
+    let file = File::new("hundreds", &json!({"td.test": {"keys": keys}}));
+    let now = NOW.to_string();
+    let args = [
+        "--bundles",
+        file.path(),
+        "--audience",
+        AUDIENCE,
+        "--now",
+        &now,
+    ];
+    let (code, said) = run(&args, signer.token().as_bytes());
+    assert!(
+        code == 1 && said.ends_with("refused: key-unknown\n"),
+        "{said}"
+    );
+    assert!(said.contains("\"key-019\" and 480 more\n"), "{said}");
+    let known = es256().with_key_id("key-499").token();
+    assert_eq!(run(&args, known.as_bytes()).0, 0);
+}
+
+#[test]
 fn each_format_is_read_and_guessed_where_it_is_plain() {
     let marked = {
         let mut jwk = es256().jwk();
