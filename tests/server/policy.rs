@@ -322,6 +322,47 @@ async fn a_narrower_policy_beneath_goes_by_the_identity_above() {
     assert_eq!(ask(&audit, world.request(WEB)).await.status(), 403);
 }
 
+/// Everybody means those with a name too, in a policy of a user's own as well.
+#[tokio::test]
+async fn what_is_public_is_open_to_the_caller_who_is_known_and_not_named() {
+    struct Ops;
+    impl Policy for Ops {
+        fn allows(&self, caller: &VerifiedSvid, _: &Parts) -> bool {
+            caller.spiffe_id().as_str() == OPS
+        }
+
+        fn is_public(&self, parts: &Parts) -> bool {
+            parts.uri.path() == "/health"
+        }
+    }
+
+    let world = World::new();
+    let layer = ValidateJwtSvidLayer::optional(world.validator.clone(), Allow::any_trust_domain());
+    let narrow = AllowCallersLayer::new(Ops);
+    let service = layer.layer(narrow.layer(service_fn(|_: Request<String>| async {
+        Ok::<_, Infallible>(Response::new(String::new()))
+    })));
+    for (request, path, expected) in [
+        (Request::default(), "/health", 200),
+        (world.request(WEB), "/health", 200),
+        (world.request(OPS), "/health", 200),
+        (Request::default(), "/", 401),
+        (world.request(WEB), "/", 403),
+        (world.request(OPS), "/", 200),
+    ] {
+        let mut request = request;
+        *request.uri_mut() = path.parse().unwrap();
+        let response = service.clone().oneshot(request).await.unwrap();
+        assert_eq!(response.status(), expected, "{path}");
+    }
+    let alone = narrow.layer(service_fn(|_: Request<String>| async {
+        Ok::<_, Infallible>(Response::new(String::new()))
+    }));
+    let mut request = Request::<String>::default();
+    *request.uri_mut() = "/health".parse().unwrap();
+    assert_eq!(alone.oneshot(request).await.unwrap().status(), 500);
+}
+
 #[tokio::test]
 async fn what_a_narrower_policy_has_as_public_is_open_in_an_audit_too() {
     let world = World::new();
