@@ -11,6 +11,7 @@
 mod axum;
 mod costs;
 mod end_at_expiry;
+mod extremes;
 mod golden;
 mod hyper;
 mod live_source;

@@ -105,7 +105,8 @@ impl Drop for Seat {
             corner.in_vain = Duration::ZERO;
         } else if now >= corner.shut_until {
             // Who hangs up early may come again at once: many such waits are one in vain.
-            corner.in_vain += now.saturating_sub(self.since);
+            let sat = now.saturating_sub(self.since);
+            corner.in_vain = corner.in_vain.saturating_add(sat);
             if corner.in_vain >= self.room.config.max_wait {
                 corner.shut(now, &self.room.config);
             }
