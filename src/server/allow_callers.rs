@@ -200,12 +200,12 @@ impl<R> Shared<R> {
     fn judge(&self, parts: &Parts) -> Result<(), Rejection> {
         let wire = || self.protocol.wire(parts);
         match caller::verified(&parts.extensions) {
+            Ok(caller) if self.policy.allows(caller, parts) => Ok(()),
             Err(fault @ caller::NoCaller::NotWired) => {
                 Err(fault.into_rejection(wire(), &self.realm))
             }
             // Whoever it is: who has a name is no worse off than who has none.
             _ if self.policy.is_public(parts) => Ok(()),
-            Ok(caller) if self.policy.allows(caller, parts) => Ok(()),
             Ok(caller) => Err(Rejection::not_allowed(caller, wire(), &self.realm)),
             Err(fault) => Err(fault.into_rejection(wire(), &self.realm)),
         }
