@@ -12,8 +12,7 @@ pub(crate) fn presentable(text: &str) -> String {
         if at > 0 {
             out.push(' ');
         }
-        // A JOSE header begins with `{"`, in base64url `eyJ`.
-        if word.contains("eyJ") {
+        if may_be_token(word) {
             out.push_str("[redacted]");
         } else {
             out.extend(word.chars().take(SHOWN).flat_map(char::escape_debug));
@@ -29,6 +28,18 @@ pub(crate) fn presentable(text: &str) -> String {
         }
     }
     out
+}
+
+/// Whether something in it begins as a JOSE header does: with `{"` and a letter, in base64url `eyJ`;
+/// or, as no issuer writes it and a stranger may, with space before the name or another character in it.
+#[cfg(any(feature = "server", feature = "client"))]
+fn may_be_token(word: &str) -> bool {
+    // `{` and: a space, a tab, a line's end, `"`.
+    const RARE: [&str; 7] = ["eyA", "ewk", "ewo", "ew0", "eyI", "eyK", "eyL"];
+    let letter = |char: char| char.is_ascii_alphanumeric() || matches!(char, '-' | '_' | '.');
+    // Those are in words too, so that they count only where a text with dots begins.
+    let is_rare = |run: &str| run.contains('.') && RARE.iter().any(|head| run.starts_with(head));
+    word.contains("eyJ") || word.split(|char| !letter(char)).any(is_rare)
 }
 
 /// What is wrong with a JSON document, and where. The parser's own text would repeat what stands
@@ -53,6 +64,12 @@ mod tests {
         assert_eq!(presentable("bad \u{1b}[0m\n"), "bad \\u{1b}[0m\\n");
         let echoed = presentable("token \"eyJhbGciOiJFUzI1NiJ9.e30.c2ln\": expired");
         assert_eq!(echoed, "token [redacted] expired");
+        // `{ "a`, tab, newline, carriage return, `{"1`.
+        for head in ["eyAiYWxn", "ewkiYWxn", "ewoiYWxn", "ew0KImFs", "eyIxIjox"] {
+            let echoed = presentable(&format!("token={head}.e30.c2ln: expired"));
+            assert_eq!(echoed, "[redacted] expired");
+        }
+        assert_eq!(presentable("a framework.ewo"), "a framework.ewo");
         assert!(presentable(&"x".repeat(100_000)).len() < 310);
         assert!(presentable(&"ü ".repeat(100_000)).len() < 310);
     }
