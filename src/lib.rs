@@ -65,6 +65,12 @@
 //! | what is counted and logged | [`metrics`] |
 //! | Kubernetes, probes, what an answer means and where to look | the README, *In service* |
 //!
+//! # Features
+//!
+//! `workload-api`, `server` and `client` are on by default. `axum`, `tonic`, `tower-http`, `reqwest`
+//! and `reqwest-middleware` fit the layers to these; `metrics` has a recorder for the crate of that
+//! name; `testing` has the embedded Workload API. All are additive.
+//!
 //! # Threats
 //!
 //! What the server layer stands against: forged, altered, expired and re-aimed tokens; algorithm and

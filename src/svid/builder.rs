@@ -42,6 +42,9 @@ pub enum BuildValidatorError {
     NoAudience,
     /// An audience is the empty string.
     EmptyAudience,
+    /// An audience begins or ends with white space, as what is read from a file may: no token would
+    /// ever be for it.
+    AudienceWhitespace,
     /// The leeway is longer than 300 s.
     LeewayTooLong,
     /// No algorithm is allowed.
@@ -159,6 +162,13 @@ impl ValidatorBuilder {
         {
             return Err(BuildValidatorError::EmptyAudience);
         }
+        if settings
+            .audiences
+            .iter()
+            .any(|audience| audience.trim().len() != audience.len())
+        {
+            return Err(BuildValidatorError::AudienceWhitespace);
+        }
         if settings.leeway > MAX_LEEWAY {
             return Err(BuildValidatorError::LeewayTooLong);
         }
@@ -189,6 +199,10 @@ impl fmt::Display for BuildValidatorError {
             }
             Self::EmptyAudience => {
                 "an audience is empty; give the name that callers ask tokens for"
+            }
+            Self::AudienceWhitespace => {
+                "an audience begins or ends with white space, a line break perhaps; no token would \
+                 be for it, so trim it"
             }
             Self::LeewayTooLong => "the leeway is longer than 300 s; give less, or mend the clocks",
             Self::NoAlgorithm => "no algorithm is allowed; name one, or leave `.algorithms` out",

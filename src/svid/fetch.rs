@@ -93,6 +93,9 @@ pub enum SvidRequestError {
     /// An audience is the empty string. SPIRE answers it with Unavailable for ever, so it is
     /// refused before asking.
     EmptyAudience,
+    /// An audience begins or ends with white space, as what is read from a file may: whom the token
+    /// is meant for would refuse it.
+    AudienceWhitespace,
     /// The hint is empty.
     EmptyHint,
 }
@@ -101,17 +104,21 @@ impl SvidRequest {
     /// A token for these audiences.
     ///
     /// # Errors
-    /// No audience, or an empty one.
+    /// No audience, an empty one, or one that begins or ends with white space.
     pub fn new<A>(audiences: impl IntoIterator<Item = A>) -> Result<Self, SvidRequestError>
     where
         A: AsRef<str>,
     {
         let mut all: Vec<Box<str>> = Vec::new();
         for audience in audiences {
-            if audience.as_ref().is_empty() {
+            let audience = audience.as_ref();
+            if audience.is_empty() {
                 return Err(SvidRequestError::EmptyAudience);
             }
-            all.push(audience.as_ref().into());
+            if audience.trim().len() != audience.len() {
+                return Err(SvidRequestError::AudienceWhitespace);
+            }
+            all.push(audience.into());
         }
         if all.is_empty() {
             return Err(SvidRequestError::NoAudience);
@@ -207,6 +214,9 @@ impl fmt::Display for SvidRequestError {
         f.write_str(match self {
             Self::NoAudience => "no audience given; name the service that the token is for",
             Self::EmptyAudience => "an audience is empty; name the service that the token is for",
+            Self::AudienceWhitespace => {
+                "an audience begins or ends with white space, a line break perhaps; trim it"
+            }
             Self::EmptyHint => "the hint is empty; leave it out, or name one that the issuer gives",
         })
     }

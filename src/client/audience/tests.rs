@@ -143,6 +143,10 @@ fn a_wrong_configuration_says_why() {
         no_request(SvidRequestError::EmptyAudience)
     );
     assert_eq!(
+        Audience::fixed("a\n").any_origin().unwrap_err(),
+        no_request(SvidRequestError::AudienceWhitespace)
+    );
+    assert_eq!(
         Audience::fixed("a").hint("").any_origin().unwrap_err(),
         no_request(SvidRequestError::EmptyHint)
     );

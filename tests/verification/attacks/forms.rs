@@ -348,6 +348,11 @@ fn a16_an_audience_is_compared_byte_for_byte() {
     };
     assert_eq!(build(&[]), BuildValidatorError::NoAudience);
     assert_eq!(build(&["a", ""]), BuildValidatorError::EmptyAudience);
+    // One as a file gives it would refuse them all.
+    for audience in ["a\n", " a", "\ta\r\n", " "] {
+        let error = build(&["a", audience]);
+        assert_eq!(error, BuildValidatorError::AudienceWhitespace);
+    }
 }
 
 /// So many cases of each: 4096, or what `PROPTEST_CASES` says. Those of the row are
