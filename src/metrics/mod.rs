@@ -47,6 +47,7 @@
 //! | `source` | error | the task of this source panicked; it answers no more | | a fault of this crate |
 //! | `source` | info | bundle files changed | `revision` | keys came or went |
 //! | `source` | warn | trouble with a bundle file; its last good bundles stay | `path`, `error` | another trouble than before |
+//! | `source` | warn | no key in a bundle file counts; all tokens of its trust domain are refused | `path`, `trust_domain`, `ignored`, `why` | so many are ignored, the first one for this reason; is the file of the kind that it was named as? |
 //! | `source` | debug | looking at the bundle files was cut short | | its runtime ends |
 //! | `svid_cache` | warn | fetching a JWT-SVID failed | `request`, `error`, `usable` | `usable`: an older token is sent meanwhile |
 //! | `svid_cache` | debug | fetching a JWT-SVID failed again | `request`, `error`, `usable` | for the same reason |

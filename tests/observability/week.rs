@@ -412,8 +412,13 @@ impl World {
         let issuer = Issuer::new(PARTNER).unwrap();
         let path = dir.0.join("partner.json");
         std::fs::write(&path, issuer.spiffe_bundle()).unwrap();
+        // Of the other kind: its keys have no `use`.
+        let mistaken = dir.0.join("mistaken.json");
+        std::fs::write(&mistaken, Issuer::new("mistaken.test").unwrap().jwks()).unwrap();
+        let domain = |name: &str| name.parse::<TrustDomain>().unwrap();
         let bundles = FileBundles::builder()
-            .spiffe_bundle(PARTNER.parse::<TrustDomain>().unwrap(), &path)
+            .spiffe_bundle(domain(PARTNER), &path)
+            .spiffe_bundle(domain("mistaken.test"), &mistaken)
             .metrics(self.recorder.clone())
             .open()
             .unwrap();

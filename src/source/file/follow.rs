@@ -68,15 +68,20 @@ impl Followed {
                 return Err(twice(&document, domain));
             }
             let error = contents.told();
+            warn_of_no_keys(&document, &contents);
             let hash = hasher.hash_one(&bytes);
-            files.push(FileRecord {
+            let mut file = FileRecord {
                 document,
                 hash,
                 contents,
-                error,
+                error: None,
                 looked: now,
                 changed: now,
-            });
+            };
+            if let Some(error) = error {
+                file.fail(error);
+            }
+            files.push(file);
         }
         let snapshot = Snapshot::of(&files);
         Ok(Self {
@@ -173,6 +178,7 @@ impl Followed {
                     if contents.bundles != file.contents.bundles {
                         file.changed = now;
                         changed = true;
+                        warn_of_no_keys(&file.document, &contents);
                     }
                     changed |= !contents.troubles.keys().eq(file.contents.troubles.keys());
                     let error = contents.told();
@@ -297,6 +303,22 @@ fn malformed(document: &Document, text: String) -> FileBundlesError {
 fn twice(document: &Document, domain: &TrustDomain) -> FileBundlesError {
     let text = format!("another file has the bundle of {domain} already");
     FileBundlesError::new(Reason::TwoForOneTrustDomain, Some(&document.path), text)
+}
+
+/// A set may well be empty, and then all tokens of its trust domain are refused. But where there are
+/// keys and none of them counts, the file is mostly of another kind than it was named as.
+fn warn_of_no_keys(document: &Document, contents: &Contents) {
+    for bundle in contents.bundles.values() {
+        if let (true, Some(first)) = (bundle.is_empty(), bundle.ignored().first()) {
+            tracing::warn!(
+                path = %document.path.display(),
+                trust_domain = bundle.trust_domain().name(),
+                ignored = bundle.ignored().len(),
+                why = %first.reason(),
+                "no key in a bundle file counts; all tokens of its trust domain are refused"
+            );
+        }
+    }
 }
 
 /// Looks again and again, for as long as somebody holds the source.
