@@ -210,7 +210,7 @@ impl Config {
             // What a mistyped origin looks like from here; there all that shows is a 401.
             tracing::debug!(
                 origin = target.map(tracing::field::display),
-                "no token for this request: its origin is none that the audience names"
+                "no token for this request: no audience is named for its origin"
             );
             return Decision::Pass;
         }
