@@ -12,6 +12,7 @@ use tower_service::Service;
 
 use super::caller;
 use super::future::ResponseFuture;
+use super::layer::ValidateJwtSvidLayer;
 use super::policy::Policy;
 use super::protocol::Protocol;
 use super::realm::{InvalidRealm, Realm};
@@ -60,7 +61,8 @@ struct Shared<R> {
 // === impl AllowCallersLayer ===
 
 impl AllowCallersLayer {
-    /// Admits those whom this policy admits.
+    /// Admits those whom this policy admits. Where the layer above is at hand, its
+    /// [`allow_callers`](ValidateJwtSvidLayer::allow_callers) makes one that answers as it does.
     pub fn new(policy: impl Policy) -> Self {
         Self {
             shared: Arc::new(Shared {
@@ -69,6 +71,39 @@ impl AllowCallersLayer {
                 realm: Realm::default(),
                 telemetry: Telemetry::new(SystemClock::shared()),
                 on_reject: Arc::new(DefaultOnReject::default()),
+            }),
+        }
+    }
+}
+
+impl<R> ValidateJwtSvidLayer<R> {
+    /// An [`AllowCallersLayer`] for a part of what stands beneath: it answers, counts and logs as
+    /// this layer was set up to so far.
+    ///
+    /// ```
+    /// use axum::{Router, routing::post};
+    /// use tower::Layer;
+    /// use tower_spiffe::{Allow, ValidateJwtSvidLayer};
+    ///
+    /// # fn example(validator: tower_spiffe::Validator) -> Result<Router, Box<dyn std::error::Error>> {
+    /// let layer = ValidateJwtSvidLayer::required(validator, Allow::trust_domain("example.org")?)
+    ///     .realm("reports")?
+    ///     .on_reject(|rejection, _parts| rejection.response_with(rejection.to_string().into()));
+    /// let only_ops = layer.allow_callers(Allow::id("spiffe://example.org/ops")?);
+    /// let router = Router::new().route("/admin", post(async || "done").layer(only_ops));
+    /// # let app =
+    /// layer.layer(router)
+    /// # ; Ok(Router::new().fallback_service(app)) }
+    /// ```
+    pub fn allow_callers(&self, policy: impl Policy) -> AllowCallersLayer<R> {
+        let gate = &self.shared.gate;
+        AllowCallersLayer {
+            shared: Arc::new(Shared {
+                policy: Arc::new(policy),
+                protocol: gate.protocol,
+                realm: gate.realm.clone(),
+                telemetry: gate.telemetry.clone(),
+                on_reject: self.shared.on_reject.clone(),
             }),
         }
     }

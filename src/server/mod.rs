@@ -57,21 +57,21 @@
 //! ```
 //! use axum::{Router, http::StatusCode, routing::{get, post}};
 //! use tower::Layer;
-//! use tower_spiffe::{Allow, AllowCallersLayer, ValidateJwtSvidLayer, Validator, VerifiedSvid};
+//! use tower_spiffe::{Allow, ValidateJwtSvidLayer, Validator, VerifiedSvid};
 //! # use axum::{body::Body, http::Request};
 //! # use tower::ServiceExt;
 //!
 //! fn app(validator: Validator) -> Result<Router, tower_spiffe::server::PolicyError> {
-//!     let web = AllowCallersLayer::new(Allow::path_prefix("spiffe://example.org/web")?);
-//!     let ops = AllowCallersLayer::new(Allow::id("spiffe://example.org/ops")?);
+//!     let layer = ValidateJwtSvidLayer::optional(validator, Allow::trust_domain("example.org")?);
+//!     let web = layer.allow_callers(Allow::path_prefix("spiffe://example.org/web")?);
+//!     let ops = layer.allow_callers(Allow::id("spiffe://example.org/ops")?);
 //!     let router = Router::new()
 //!         .route("/reports", get(reports).layer(web))
 //!         .route("/reports/delete", post(async || "deleted").layer(ops))
 //!         .route("/greeting", get(greeting));
-//!     let anyone = Allow::trust_domain("example.org")?;
 //!     Ok(Router::new()
 //!         .route("/livez", get(StatusCode::OK))
-//!         .fallback_service(ValidateJwtSvidLayer::optional(validator, anyone).layer(router)))
+//!         .fallback_service(layer.layer(router)))
 //! }
 //!
 //! async fn reports(caller: VerifiedSvid) -> String {

@@ -12,7 +12,8 @@ use tower::{Layer, ServiceExt, service_fn};
 use tower_spiffe::bundle::CannotJudge;
 use tower_spiffe::metrics::{Admission, MetricsRecorder, Verification};
 use tower_spiffe::server::{
-    Allow, AllowCallersLayer, CallerState, EndAtExpiryLayer, Rejection, ValidateJwtSvidLayer,
+    Allow, AllowCallersLayer, CallerState, EndAtExpiryLayer, Protocol, Rejection,
+    ValidateJwtSvidLayer,
 };
 use tower_spiffe::{Clock, SystemClock, UnixTime};
 use tracing::Level;
@@ -385,6 +386,41 @@ async fn refusals_of_a_narrower_policy_are_counted_too() {
     .map(|((outcome, enforced, label), n)| ((outcome.to_owned(), enforced, label.to_owned()), n))
     .collect();
     assert_eq!(counts, expected);
+}
+
+#[tokio::test]
+async fn a_narrower_policy_made_by_the_layer_answers_counts_and_logs_as_it_does() {
+    let log = Log::default();
+    let _guard = log.begin(Level::INFO);
+    let world = World::new();
+    let recorder = Arc::new(Recorder::default());
+    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::any_trust_domain())
+        .realm("reports")
+        .unwrap()
+        .protocol(Protocol::Http)
+        .metrics(recorder.clone())
+        .log_interval(Duration::ZERO)
+        .on_reject(|rejection, _| rejection.response_with(rejection.reason().as_str().to_owned()));
+    let narrow = layer.allow_callers(Allow::id(OPS).unwrap());
+    let inner = layer.layer(narrow.layer(service_fn(|_: Request<String>| async {
+        Ok::<_, Infallible>(Response::new(String::new()))
+    })));
+    for _ in 0..2 {
+        let mut request = world.request(WEB);
+        let grpc = HeaderValue::from_static("application/grpc");
+        request.headers_mut().insert("content-type", grpc);
+        let response = inner.clone().oneshot(request).await.unwrap();
+        assert_eq!(response.status(), 403);
+        assert_eq!(
+            response.headers()["www-authenticate"],
+            "Bearer realm=\"reports\", error=\"insufficient_scope\""
+        );
+        assert_eq!(response.into_body(), "not-allowed");
+    }
+    let counts = recorder.0.lock().unwrap().clone();
+    let refused = ("not-allowed".to_owned(), true, "x".to_owned());
+    assert_eq!(counts.get(&refused), Some(&2));
+    assert_eq!(log.lines_with("reason=\"not-allowed\""), 2);
 }
 
 /// Panics at whatever it is told.
