@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use tower_spiffe::client::AddJwtSvidLayer;
 use tower_spiffe::{Clock, FetchSvidReason, SvidCache, TokenErrorReason, UnixTime};
+use tracing::Level;
 
 use crate::layer::fixed;
+use crate::log::Log;
 use crate::support::{Answer, Bench, millis, request, settle};
 
 #[tokio::test(start_paused = true)]
@@ -92,8 +94,8 @@ async fn an_audience_that_was_pinned_and_never_asked_for_leaves_no_trace() {
 
 #[tokio::test(start_paused = true)]
 async fn rule_14_one_audience_that_fails_among_others_that_work_is_one_warning() {
-    let log = Arc::new(crate::log::Captured::default());
-    let _guard = log.clone().install();
+    let log = Log::default();
+    let _guard = log.begin(Level::TRACE);
     let bench = Bench::with(|call| match &*call.request.audiences()[0] {
         "bad" => Answer::Fail(FetchSvidReason::Unavailable),
         _ => call.fresh(300),

@@ -17,6 +17,8 @@ mod identity;
 mod keys;
 mod late;
 mod layer;
+#[path = "../server/log.rs"]
+#[allow(dead_code)]
 mod log;
 mod net;
 mod numbers;

@@ -80,7 +80,7 @@ fn a_recorder_and_a_log_may_look_at_the_cache() {
         let recorder: Arc<dyn MetricsRecorder> = curious.clone();
         let bench = Bench::built(|call| call.fresh(300), |builder| builder.metrics(recorder));
         assert!(curious.cache.set(bench.cache.clone()).is_ok());
-        let _guard = tracing::subscriber::set_default(subscriber);
+        let _guard = crate::log::listen(subscriber);
         let aud = request("a");
         bench.cache.header(&aud).await.unwrap();
         bench.cache.header(&aud).await.unwrap();

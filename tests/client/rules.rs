@@ -1,12 +1,13 @@
 //! The fourteen rules of the cache, one by one.
 
-use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use tower_spiffe::svid_cache::TokenState;
 use tower_spiffe::{FetchSvidReason, SpiffeId, SvidCache, SvidRequest, TokenErrorReason};
+use tracing::Level;
 
+use crate::log::Log;
 use crate::support::{Answer, Bench, Token, millis, request, secs, settle, timed};
 
 // === 1: an error never replaces a token ===
@@ -640,8 +641,8 @@ async fn rule_13_a_panic_in_a_source_is_an_error_to_the_waiters_not_theirs() {
 
 #[tokio::test(start_paused = true)]
 async fn rule_14_the_first_failure_of_a_class_is_a_warning_and_what_repeats_it_is_not() {
-    let log = Arc::new(crate::log::Captured::default());
-    let _guard = log.clone().install();
+    let log = Log::default();
+    let _guard = log.begin(Level::TRACE);
     let bench = Bench::with(|call| match call.number {
         1..=4 => Answer::Fail(FetchSvidReason::Denied),
         5..=6 => Answer::Fail(FetchSvidReason::Unacceptable),
@@ -652,7 +653,7 @@ async fn rule_14_the_first_failure_of_a_class_is_a_warning_and_what_repeats_it_i
     while bench.cache.header(&aud).await.is_err() {
         tokio::time::sleep(millis(500)).await;
     }
-    let levels = |log: &crate::log::Captured| log.levels("fetching a JWT-SVID failed");
+    let levels = |log: &Log| log.levels("fetching a JWT-SVID failed");
     assert_eq!(
         levels(&log),
         ["WARN", "DEBUG", "DEBUG", "DEBUG", "WARN", "DEBUG"]

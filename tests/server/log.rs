@@ -1,9 +1,9 @@
 //! A log that a test reads.
 
-use std::collections::HashSet;
 use std::io::Write;
 use std::sync::{Arc, LazyLock, Mutex};
 
+use tracing::subscriber::DefaultGuard;
 use tracing::{Dispatch, Level};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::FmtSpan;
@@ -35,16 +35,23 @@ impl<'a> MakeWriter<'a> for Log {
 /// where that is one of another test, which has none, it is off for everybody. With two it asks all.
 static SECOND: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(tracing_subscriber::registry()));
 
+/// From now on this thread's log goes to that subscriber.
+pub fn listen(subscriber: impl Into<Dispatch>) -> DefaultGuard {
+    LazyLock::force(&SECOND);
+    tracing::dispatcher::set_default(&subscriber.into())
+}
+
 impl Log {
-    pub fn begin(&self, level: Level) -> tracing::subscriber::DefaultGuard {
-        LazyLock::force(&SECOND);
+    /// What this thread logs from now on, of this level and above.
+    pub fn begin(&self, level: Level) -> DefaultGuard {
         let subscriber = tracing_subscriber::fmt()
             .with_max_level(level)
             .with_span_events(FmtSpan::FULL)
             .with_ansi(false)
+            .without_time()
             .with_writer(self.clone())
             .finish();
-        tracing::subscriber::set_default(subscriber)
+        listen(subscriber)
     }
 
     pub fn text(&self) -> String {
@@ -57,31 +64,16 @@ impl Log {
             .filter(|line| line.contains(part))
             .count()
     }
-}
 
-/// How much of a token in a row is found again; less is the same in tokens of different secrets.
-const WINDOW: usize = 16;
-
-/// What of these tokens stands in this text.
-pub fn leak_of(tokens: &[String], text: &str) -> Option<String> {
-    let segments = tokens.iter().flat_map(|token| token.split('.'));
-    let secret: HashSet<_> = segments
-        .flat_map(|segment| segment.as_bytes().windows(WINDOW))
-        .collect();
-    let leaked = text.as_bytes().windows(WINDOW);
-    let mut leaked = leaked.filter(|window| secret.contains(window));
-    let found = leaked.next()?;
-    Some(String::from_utf8_lossy(found).into_owned())
-}
-
-#[test]
-fn a_leak_is_found_wherever_it_stands() {
-    let token = "abcdefghijklmnopqrstuvwxyz.0123456789ABCDEFGHIJ.short".to_owned();
-    let tokens = [token];
-    for leak in ["abcdefghijklmnop", "x klmnopqrstuvwxyz", "456789ABCDEFGHIJ"] {
-        assert!(leak_of(&tokens, leak).is_some(), "{leak}");
+    /// The levels of the lines with this text.
+    pub fn levels(&self, with: &str) -> Vec<String> {
+        let text = self.text();
+        let lines = text.lines().filter(|line| line.contains(with));
+        let levels = lines.filter_map(|line| line.split_whitespace().next());
+        levels.map(str::to_owned).collect()
     }
-    for none in ["", "short", "abcdefghijklmno", "uvwxyz.012345678"] {
-        assert_eq!(leak_of(&tokens, none), None);
+
+    pub fn clear(&self) {
+        self.0.lock().unwrap().clear();
     }
 }

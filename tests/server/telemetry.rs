@@ -18,7 +18,8 @@ use tower_spiffe::server::{
 use tower_spiffe::{Clock, SystemClock, UnixTime};
 use tracing::Level;
 
-use crate::log::{Log, leak_of};
+use crate::log::Log;
+use crate::secrets::leak_of;
 use crate::support::{AUDIENCE, OPS, Signer, WEB, World, bearer, with_authorization};
 
 async fn ask(layer: &ValidateJwtSvidLayer, request: Request<String>) -> Response<String> {

@@ -14,8 +14,11 @@ mod calls;
 mod endpoints;
 mod keepalive;
 mod lifetime;
+#[path = "../server/log.rs"]
+#[allow(dead_code, unreachable_pub)]
 mod log;
 mod memory;
+mod news;
 mod raw_agent;
 mod reconnect;
 mod staleness;
