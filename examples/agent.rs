@@ -30,6 +30,10 @@ struct Options {
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    if std::env::args_os().skip(1).eq(["--help"]) {
+        let _ = writeln!(std::io::stdout(), "{USAGE}");
+        return ExitCode::SUCCESS;
+    }
     let options = match options(std::env::args().skip(1)) {
         Ok(options) => options,
         Err(text) => {
@@ -54,9 +58,6 @@ fn options(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
         duration: None,
     };
     while let Some(arg) = args.next() {
-        if arg == "--help" {
-            return Err(USAGE.to_owned());
-        }
         let value = args.next().ok_or_else(|| format!("{arg}?\n{USAGE}"))?;
         let seconds = || match value.parse() {
             Ok(seconds) if seconds > 0 => Ok(Duration::from_secs(seconds)),

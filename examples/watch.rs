@@ -41,6 +41,10 @@ struct Options {
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    if std::env::args_os().skip(1).eq(["--help"]) {
+        let _ = writeln!(std::io::stdout(), "{USAGE}");
+        return ExitCode::SUCCESS;
+    }
     let options = match options(std::env::args().skip(1)) {
         Ok(options) => options,
         Err(text) => {
@@ -75,7 +79,6 @@ fn options(args: impl Iterator<Item = String>) -> Result<Options, String> {
                     None => return Err(format!("--for wants a number of seconds\n{USAGE}")),
                 }
             }
-            "--help" | "-h" => return Err(USAGE.to_owned()),
             other => return Err(format!("what is {other:?}?\n{USAGE}")),
         }
     }

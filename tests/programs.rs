@@ -264,6 +264,15 @@ async fn agent_says_where_it_is_and_what_came() {
 }
 
 #[tokio::test]
+async fn help_that_is_asked_for_is_no_mistake() {
+    for name in ["agent", "agent_load", "call", "explain", "watch"] {
+        let (code, said) = run(program(name).arg("--help")).await;
+        assert_eq!(code, Some(0), "{said}");
+        assert!(said.starts_with(&format!("usage: {name} ")), "{said}");
+    }
+}
+
+#[tokio::test]
 async fn testing_runs_its_tests() {
     let (code, said) = run(&mut program("testing")).await;
     assert_eq!(code, Some(0), "{said}");

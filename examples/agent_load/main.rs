@@ -56,6 +56,10 @@ struct Bar {
 }
 
 fn main() -> ExitCode {
+    if std::env::args_os().skip(1).eq(["--help"]) {
+        println!("{HELP}");
+        return ExitCode::SUCCESS;
+    }
     let asked = match Asked::read(std::env::args().skip(1)) {
         Ok(asked) => asked,
         Err(help) => {

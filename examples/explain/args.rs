@@ -7,7 +7,7 @@ use tower_spiffe::{TrustDomain, UnixTime};
 
 use crate::BoxError;
 
-const USAGE: &str = "\
+pub(crate) const USAGE: &str = "\
 usage: explain --bundles FILE --audience AUD [--audience AUD]... [--leeway S] [--now UNIX]
                [--format jwks|bundle|map] [--trust-domain TD] < token
        explain --jsonl < cases";

@@ -49,6 +49,10 @@ use tower_spiffe::{Clock, SystemClock, Validator};
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 fn main() -> ExitCode {
+    if std::env::args_os().skip(1).eq(["--help"]) {
+        say!("{}", args::USAGE);
+        return ExitCode::SUCCESS;
+    }
     let run = Args::parse(std::env::args_os().skip(1)).and_then(|args| match args {
         Args::Jsonl => jsonl::run(&mut io::stdin().lock(), &mut io::stdout().lock())
             .map(|()| ExitCode::SUCCESS),
