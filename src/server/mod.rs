@@ -45,6 +45,10 @@
 //! - Above it: `CorsLayer`, which answers preflights (they bring no token, and there is no exemption
 //!   for them here), and, where a trace layer stands above too, `SetSensitiveRequestHeadersLayer`
 //!   outermost: this layer marks the credential sensitive only once it sees it.
+//! - Over a limit (`ConcurrencyLimit`): this layer is ready when what is beneath is, so that a
+//!   request that it refuses takes a permit as well, until the service value that was called is
+//!   dropped or called again. Servers on hyper-util drop it once the answer is made. A limit on
+//!   axum's routes is asked only for what was admitted: a `Router` is always ready.
 //!
 //! # axum
 //!

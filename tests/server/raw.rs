@@ -5,8 +5,9 @@ use std::time::Duration;
 use http::HeaderValue;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tower::limit::ConcurrencyLimit;
 use tower::{Layer, service_fn};
-use tower_spiffe::server::{Allow, ValidateJwtSvidLayer};
+use tower_spiffe::server::{Allow, UnknownKeyWait, ValidateJwtSvidLayer};
 
 use crate::hyper::{serve, who};
 use crate::loopback::{At, get, send};
@@ -164,5 +165,34 @@ async fn a18_over_http2_the_space_around_a_value_is_a_part_of_it() {
         let tcp = TcpStream::connect(at.tcp).await.unwrap();
         let answer = send(tcp, true, request).await;
         assert_eq!(answer.status(), status);
+    }
+}
+
+/// A permit of the service beneath that a refusal kept would be kept as long as its connection is.
+#[tokio::test]
+async fn whoever_was_refused_holds_no_permit_while_the_connection_is_open() {
+    let world = World::new();
+    let limited = ConcurrencyLimit::new(service_fn(who), 1);
+    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::any_trust_domain());
+    let waiting = layer
+        .clone()
+        .wait_for_unknown_keys(UnknownKeyWait::new(Duration::from_millis(1)));
+    for at in [
+        serve(layer.layer(limited.clone())).await,
+        serve(waiting.layer(limited)).await,
+    ] {
+        let mut stream = TcpStream::connect(at.tcp).await.unwrap();
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 401");
+
+        let other = at.status(get("/", Some(&world.bearer(WEB))));
+        let other = tokio::time::timeout(Duration::from_secs(10), other).await;
+        assert_eq!(other, Ok(200));
+        drop(stream);
     }
 }
