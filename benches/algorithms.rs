@@ -43,9 +43,7 @@ use tower_spiffe::{Algorithm, Clock, UnixTime, Validator};
 
 #[path = "judging/callgrind.rs"]
 mod callgrind;
-#[allow(dead_code, reason = "shared with the tests")]
-#[path = "../tests/verification/signer.rs"]
-mod signer;
+use tower_spiffe_test_support::signer;
 
 use signer::{AUDIENCE, NOW, SUBJECT, Signer, bundle};
 

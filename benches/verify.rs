@@ -37,9 +37,7 @@ use tower_spiffe::{Algorithm, Validator};
 
 #[allow(dead_code, reason = "shared with other benches")]
 mod judging;
-#[allow(dead_code, reason = "shared with the tests")]
-#[path = "../tests/verification/signer.rs"]
-mod signer;
+use tower_spiffe_test_support::signer;
 
 use judging::{
     Bar, Judge, Round, difference, each, group, in_turns, medians_in_turns, nanos, repeat,

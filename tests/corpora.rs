@@ -7,10 +7,9 @@
     reason = "tests"
 )]
 
-#[path = "../fuzz/checks/mod.rs"]
-mod checks;
-
 use std::path::{Path, PathBuf};
+
+use tower_spiffe_fuzz_checks as checks;
 
 /// Names the input in the report of whatever goes wrong with it.
 struct Input(PathBuf);
@@ -25,7 +24,7 @@ impl Drop for Input {
 
 fn replay(target: &str, check: fn(&[u8])) {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("fuzz/corpus")
+        .join("../fuzz/corpus")
         .join(target);
     let mut inputs = 0;
     for entry in std::fs::read_dir(&corpus).unwrap() {

@@ -6,7 +6,7 @@ use std::{env, fs};
 /// Nobody who builds this crate needs `protoc`; neither does this test (protox is pure Rust).
 #[test]
 fn the_generated_code_is_what_the_definition_gives() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let checked_in = root.join("src/workload_api/pb.rs");
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("workload-pb");
     fs::create_dir_all(&out).unwrap();

@@ -15,7 +15,7 @@ fn trust_domain() -> TrustDomain {
 
 /// A set is read whatever its keys are; each key that is taken has a name; read twice, it is the
 /// same. A SPIFFE bundle takes no key that the Workload API would not.
-pub(crate) fn jwks(data: &[u8]) {
+pub fn jwks(data: &[u8]) {
     let read = JwtBundle::from_jwks(trust_domain(), data);
     let strict = JwtBundle::from_spiffe_bundle(trust_domain(), data);
     match &read {
@@ -59,7 +59,7 @@ fn is_sound(bundle: &JwtBundle) {
 
 /// A message is a set or is discarded; read again on top of itself, it changes nothing; and a source
 /// answers by it.
-pub(crate) fn bundle_message(data: &[u8]) {
+pub fn bundle_message(data: &[u8]) {
     let nothing = JwtBundleSet::default();
     let Some((set, unreadable)) = internals::read_bundle_message(data, &nothing) else {
         return;
@@ -75,7 +75,7 @@ pub(crate) fn bundle_message(data: &[u8]) {
 /// The input is a map of bundles, as a file has it, and where it has a zero byte, another one that is
 /// read on top of what the first gave. Each trust domain has what its own entry says, the one before
 /// where that cannot be read, and nothing of what other entries say.
-pub(crate) fn bundle_map(data: &[u8]) {
+pub fn bundle_map(data: &[u8]) {
     for spiffe_bundles in [false, true] {
         let mut known = JwtBundleSet::default();
         for document in data.splitn(2, |byte| *byte == 0) {

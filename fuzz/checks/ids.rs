@@ -7,7 +7,7 @@ use super::is_presentable;
 
 /// Accepted is exactly what the rules allow, written down here a second time; what is accepted is
 /// given back byte for byte.
-pub(crate) fn spiffe_id(data: &[u8]) {
+pub fn spiffe_id(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
     };
@@ -58,7 +58,7 @@ fn allowed(text: &str) -> bool {
 
 /// What is accepted is a Unix path or an IP address with a port, and means the same when it is
 /// written down and read again.
-pub(crate) fn endpoint(data: &[u8]) {
+pub fn endpoint(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
     };

@@ -268,7 +268,7 @@ pub(crate) fn is_kept(message: &[u8], set: &JwtBundleSet) {
 /// The first byte says how the source is set up, each other one what happens to it: a message of
 /// three trust domains, a withdrawal, a message to discard, time that passes. After each it answers
 /// as the rules say; no verdict outlives its revision; and what is the same is told to nobody.
-pub(crate) fn bundle_stream(data: &[u8]) {
+pub fn bundle_stream(data: &[u8]) {
     let Some((set_up, steps)) = data.split_first() else {
         return;
     };

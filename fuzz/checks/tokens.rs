@@ -50,7 +50,7 @@ fn world() -> &'static World {
 /// The input is a token, and is not admitted: nobody guesses a signature. It is also the claims of
 /// a token that is signed well, and the header of one: then what is admitted says who, for whom and
 /// until when, exactly once each.
-pub(crate) fn token(data: &[u8]) {
+pub fn token(data: &[u8]) {
     let world = world();
     if let Ok(text) = std::str::from_utf8(data) {
         let refused = world.validator.validate(text).expect_err("unsigned");
@@ -108,7 +108,7 @@ pub(crate) fn token(data: &[u8]) {
 
 /// The input is what stands in `authorization`, line by line; a byte 1 stands for a good token.
 /// Admitted is exactly one line of `Bearer`, in whatever case, and the token.
-pub(crate) fn header_line(data: &[u8]) {
+pub fn header_line(data: &[u8]) {
     let world = world();
     let mut request = Request::new(());
     let mut lines = Vec::new();

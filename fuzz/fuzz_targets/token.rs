@@ -1,6 +1,3 @@
 #![no_main]
 
-#[path = "../checks/mod.rs"]
-mod checks;
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| checks::token(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| tower_spiffe_fuzz_checks::token(data));

@@ -1,7 +1,5 @@
 //! Named after the rules of the SPIFFE-ID document (ID-n: section 2 to 2.4).
 
-use proptest::prelude::*;
-
 use super::*;
 
 fn refused(text: &str, why: SpiffeIdError) {
@@ -282,15 +280,4 @@ fn matchers_match_what_they_name_and_nothing_else() {
         matched(SpiffeIdMatcher::path_prefix(accepted("spiffe://foo"))),
         [true, true, true, true, true, false]
     );
-}
-
-proptest! {
-    #[test]
-    fn a21_no_text_panics_and_what_is_accepted_is_kept_as_it_is(text in "(spiffe://)?\\PC{0,40}") {
-        if let Ok(id) = SpiffeId::parse(&text) {
-            prop_assert_eq!(id.as_str(), &text);
-            prop_assert_eq!(format!("spiffe://{}{}", id.trust_domain_name(), id.path()), text.clone());
-        }
-        let _ = TrustDomain::parse(&text);
-    }
 }

@@ -1,15 +1,45 @@
-//! Doors into the crate for its own fuzz targets. Not for users: no promise is made.
+//! Internals of the crate for its own tests and fuzz targets. Not covered by semver.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtBundleSet};
 use crate::clock::Clock;
+use crate::jwt::{Algorithm, Curve, PublicKey};
 use crate::source::file::{self, Format, MapRead};
 use crate::source::shared::Shared;
 use crate::source::{ResourceLimits, SourceState, WithdrawalPolicy, intake};
 use crate::workload_api::pb::JwtBundlesResponse;
 use crate::workload_api::{Call, WorkloadApiClient, WorkloadApiError, WorkloadApiErrorReason};
+
+/// The messages of the Workload API with their client and server stubs.
+pub mod messages {
+    pub use crate::workload_api::pb::*;
+}
+
+/// A public key that verifies signatures of any message, not only of tokens.
+pub struct Key(PublicKey);
+
+impl Key {
+    /// Returns the key of the ES algorithm's curve at this point, or `None` if it is not valid.
+    pub fn ec(algorithm: Algorithm, x: &[u8], y: &[u8]) -> Option<Self> {
+        let curves = [Curve::P256, Curve::P384, Curve::P521];
+        let curve = curves
+            .into_iter()
+            .find(|curve| curve.algorithm() == algorithm)?;
+        PublicKey::ec(curve, x, y, None).ok().map(Self)
+    }
+
+    /// Returns the RSA key with this modulus and exponent, or `None` if it is not valid.
+    pub fn rsa(n: &[u8], e: &[u8]) -> Option<Self> {
+        PublicKey::rsa(n, e, None).ok().map(Self)
+    }
+
+    /// Returns whether the signature is valid.
+    pub fn verify(&self, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> bool {
+        self.0.verify(algorithm, message, signature)
+    }
+}
 
 /// What a source makes of one message of the bundle stream, as it came over the wire: the set, and
 /// how many of its parts were unreadable. `None` where the whole message is discarded.

@@ -20,4 +20,5 @@ mod refusals;
 mod replay;
 mod rotation;
 mod support;
-mod wire;
+
+use tower_spiffe_test_support::wire;

@@ -51,10 +51,7 @@ async fn ask(client: &Client, call: &str) -> Result<(), Status> {
 async fn wrong_calls_are_refused_with_the_status_that_spire_gave() {
     let agent = WorkloadApi::start(TD).await.unwrap();
     let client = dial(&agent).await;
-    let path = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/tests/data/spire/refusals.jsonl"
-    );
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/data/spire/refusals.jsonl");
     let recording = std::fs::read_to_string(path).unwrap();
     assert_eq!(recording.lines().count(), 11);
     for line in recording.lines() {
@@ -85,7 +82,7 @@ async fn tokens_have_the_shape_of_those_that_spire_gave() {
 
     let agent = WorkloadApi::start(TD).await.unwrap();
     let ours = dial(&agent).await.token(AUD).await.unwrap();
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/spire/run.jsonl");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/data/spire/run.jsonl");
     let recording = std::fs::read_to_string(path).unwrap();
     let tokens: Vec<String> = recording
         .lines()

@@ -17,10 +17,7 @@ enum Line {
 }
 
 fn recording() -> Vec<Line> {
-    let path = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/tests/data/spire/bundles.jsonl"
-    );
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/data/spire/bundles.jsonl");
     let text = std::fs::read_to_string(path).unwrap();
     text.lines()
         .map(|line| serde_json::from_str(line).unwrap())

@@ -11,8 +11,8 @@ use tower::{Layer, Service};
 use tower_spiffe::server::{Allow, ValidateJwtSvidLayer};
 use tower_spiffe::{Algorithm, ValidateReason};
 
-use super::signer::{AUDIENCE, SUBJECT, Signer};
 use super::{EXPIRY, validator};
+use tower_spiffe_test_support::signer::{AUDIENCE, SUBJECT, Signer};
 
 /// Is never called.
 struct Nobody;

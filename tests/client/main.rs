@@ -17,9 +17,6 @@ mod identity;
 mod keys;
 mod late;
 mod layer;
-#[path = "../server/log.rs"]
-#[allow(dead_code)]
-mod log;
 mod net;
 mod numbers;
 mod options;
@@ -27,9 +24,6 @@ mod origins;
 mod outage;
 mod properties;
 mod proxies;
-#[path = "../source/raw_agent.rs"]
-#[allow(dead_code)]
-mod raw_agent;
 mod recorder;
 mod redirects;
 mod refused;
@@ -38,6 +32,5 @@ mod stack;
 mod support;
 mod tonic_channel;
 mod turns;
-#[path = "../agent/wire.rs"]
-#[allow(dead_code)]
-mod wire;
+
+use tower_spiffe_test_support::{log, raw_agent};

@@ -15,8 +15,6 @@ mod extremes;
 mod golden;
 mod hyper;
 mod live_source;
-#[allow(dead_code, reason = "other tests read more of a log")]
-mod log;
 mod loopback;
 mod mending;
 mod modes;
@@ -30,3 +28,5 @@ mod telemetry;
 mod tonic;
 mod tower_http;
 mod wait;
+
+use tower_spiffe_test_support::log;

@@ -14,12 +14,8 @@ mod calls;
 mod endpoints;
 mod keepalive;
 mod lifetime;
-#[path = "../server/log.rs"]
-#[allow(dead_code, unreachable_pub)]
-mod log;
 mod memory;
 mod news;
-mod raw_agent;
 mod reconnect;
 mod staleness;
 mod start;
@@ -27,6 +23,7 @@ mod state;
 mod stream;
 mod support;
 mod updates;
-mod wire;
 mod withdrawal;
 mod worker;
+
+use tower_spiffe_test_support::{log, raw_agent, wire};

@@ -14,9 +14,12 @@ mod cache;
 mod conformance;
 mod explain;
 mod histories;
+mod ids;
 mod rule_table;
 mod rules;
 mod second_opinion;
-mod signer;
 mod support;
 mod wire;
+mod wycheproof;
+
+use tower_spiffe_test_support::signer;

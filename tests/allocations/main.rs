@@ -12,16 +12,10 @@ use serde_json::json;
 use tower_spiffe::bundle::{FixedBundles, JwtBundleSet};
 use tower_spiffe::{Algorithm, ValidateReason, Validator};
 
-#[allow(dead_code, reason = "shared")]
-#[path = "verification/signer.rs"]
-mod signer;
-
-#[path = "allocations/client.rs"]
 mod client;
-#[path = "allocations/refusals.rs"]
 mod refusals;
 
-use signer::{AUDIENCE, SUBJECT, Signer, bundle};
+use tower_spiffe_test_support::signer::{AUDIENCE, SUBJECT, Signer, bundle};
 
 /// Far enough for the machine's clock.
 const EXPIRY: i64 = 4_000_000_000;

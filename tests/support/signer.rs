@@ -109,7 +109,6 @@ impl Signer {
     }
 
     /// The public key as X.509 has it: the DER of a SubjectPublicKeyInfo.
-    #[allow(dead_code, reason = "for the attacks")]
     pub fn spki(&self) -> Vec<u8> {
         let der: PublicKeyX509Der<'_> = match &self.key {
             Key::Ec(key, _) => key.public_key().as_der().unwrap(),
@@ -119,7 +118,6 @@ impl Signer {
     }
 
     /// The crypto library's own key, parsed: the limit that we are measured against.
-    #[allow(dead_code, reason = "for the benches")]
     pub fn parsed(&self) -> ParsedPublicKey {
         let ec: &'static dyn VerificationAlgorithm = match self.algorithm {
             Algorithm::ES256 => &lc::ECDSA_P256_SHA256_FIXED,

@@ -19,7 +19,7 @@ use crate::wire::pb::{
 
 /// What it answers, and what it was asked.
 #[derive(Clone, Default)]
-pub(crate) struct RawAgent(Arc<Mutex<Desk>>);
+pub struct RawAgent(Arc<Mutex<Desk>>);
 
 #[derive(Default)]
 struct Desk {
@@ -30,7 +30,7 @@ struct Desk {
 
 impl RawAgent {
     /// From now on every fetch is answered with these: ID, token, hint.
-    pub(crate) fn answer(&self, svids: &[(&str, &str, &str)]) {
+    pub fn answer(&self, svids: &[(&str, &str, &str)]) {
         let svids = svids.iter().map(|(spiffe_id, svid, hint)| Jwtsvid {
             spiffe_id: (*spiffe_id).to_owned(),
             svid: (*svid).to_owned(),
@@ -39,24 +39,24 @@ impl RawAgent {
         self.0.lock().unwrap().svids = svids.collect();
     }
 
-    pub(crate) fn verdict(&self, verdict: ValidateJwtsvidResponse) {
+    pub fn verdict(&self, verdict: ValidateJwtsvidResponse) {
         self.0.lock().unwrap().verdict = verdict;
     }
 
     /// The requests so far.
-    pub(crate) fn asked(&self) -> Vec<JwtsvidRequest> {
+    pub fn asked(&self) -> Vec<JwtsvidRequest> {
         self.0.lock().unwrap().asked.clone()
     }
 
     /// A client on it.
-    pub(crate) fn client(&self) -> WorkloadApiClient {
+    pub fn client(&self) -> WorkloadApiClient {
         WorkloadApiClient::with_connector(self.connector())
             .build()
             .unwrap()
     }
 
     /// What leads to it.
-    pub(crate) fn connector(
+    pub fn connector(
         &self,
     ) -> impl Fn() -> Ready<std::io::Result<DuplexStream>> + Clone + Send + Sync + use<> {
         let (dialled, dials) = mpsc::unbounded_channel::<DuplexStream>();
