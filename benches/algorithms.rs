@@ -39,10 +39,11 @@ use std::process::{Command, ExitCode};
 
 use serde_json::json;
 use tower_spiffe::bundle::{FixedBundles, JwtBundleSet};
-use tower_spiffe::{Algorithm, Clock, UnixTime, Validator};
+use tower_spiffe::{Algorithm, Validator};
 
 #[path = "judging/callgrind.rs"]
 mod callgrind;
+use tower_spiffe_test_support::clock::HandClock;
 use tower_spiffe_test_support::signer;
 
 use signer::{AUDIENCE, NOW, SUBJECT, Signer, bundle};
@@ -76,18 +77,6 @@ const PS256_LONGER: Case = case("rsa4096", Algorithm::PS256);
 /// Has no bar here; the one to set PS256 beside.
 const RS256: Case = case("rsa2048", Algorithm::RS256);
 const RS256_LONGER: Case = case("rsa4096", Algorithm::RS256);
-
-struct Still;
-
-impl Clock for Still {
-    fn now(&self) -> UnixTime {
-        UnixTime::from_secs(NOW)
-    }
-
-    fn monotonic(&self) -> std::time::Duration {
-        std::time::Duration::ZERO
-    }
-}
 
 impl Case {
     /// With the same key ID for all.
@@ -126,7 +115,7 @@ fn workload(case: Case) {
     let set = JwtBundleSet::from_iter([bundle("td.test", &[signer.jwk()])]);
     let validator = Validator::builder(FixedBundles::new(set))
         .audience(AUDIENCE)
-        .clock(std::sync::Arc::new(Still))
+        .clock(HandClock::at(NOW))
         .build()
         .unwrap();
     // The first one parses an RSA key.

@@ -28,39 +28,18 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use criterion::Criterion;
 use http::header::{AUTHORIZATION, HeaderValue};
 use http::{Request, Response};
 use tower::{Layer, Service};
 use tower_spiffe::client::{AddJwtSvid, Audience};
-use tower_spiffe::svid::{FetchSvid, FetchSvidFuture};
-use tower_spiffe::{Clock, JwtSvid, SvidCache, SvidRequest, SystemClock};
+use tower_spiffe::{Clock, SvidCache, SvidRequest, SystemClock};
+use tower_spiffe_test_support::fetch::DayIssuer;
 
 #[allow(dead_code, reason = "shared with other benches")]
 mod judging;
 
 use judging::{Bar, Judge, Round, Work, difference, each, group, in_turns, repeat, two_threads};
-
-/// An issuer of tokens that live for a day, as long as those of SPIRE are.
-struct Desk;
-
-impl FetchSvid for Desk {
-    fn fetch_svid(&self, request: &SvidRequest) -> FetchSvidFuture {
-        let now = SystemClock::shared().now().secs();
-        let claims = serde_json::json!({
-            "sub": "spiffe://example.org/ns/default/sa/web", "aud": request.audiences(),
-            "iat": now, "exp": now + 86_400, "jti": "5b1dbb7a-8a37-4a3e-9b53-1f4a7f0a2c11",
-        });
-        let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
-        let header = r#"{"alg":"ES256","kid":"k2Zz0a9vQ1sT7uB3xY5wD8eF6gH4iJ0k","typ":"JWT"}"#;
-        let signature = part(&"s".repeat(64));
-        let token = format!("{}.{}.{signature}", part(header), part(&claims.to_string()));
-        let svid = JwtSvid::parse_unverified(&token, "").unwrap();
-        Box::pin(async move { Ok(svid) })
-    }
-}
 
 /// A client that answers at once, and puts the request where it can be had again. Its future is no
 /// larger than it need be, as those of real clients are, which stand behind a pointer.
@@ -160,7 +139,7 @@ fn main() -> ExitCode {
         .build()
         .unwrap();
     let _guard = runtime.enter();
-    let cache = SvidCache::builder(Desk)
+    let cache = SvidCache::builder(DayIssuer)
         .max_entries(20_000)
         .rate(1_000_000)
         .build();

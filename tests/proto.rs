@@ -35,6 +35,6 @@ fn the_generated_code_is_what_the_definition_gives() {
     assert!(
         stands == generated,
         "src/workload_api/pb.rs is not what proto/workload.proto gives; accept what it gives with\n\
-         \n    UPDATE=1 cargo test --test proto\n"
+         \n    UPDATE=1 cargo test --test repository\n"
     );
 }

@@ -10,17 +10,17 @@
     reason = "a test"
 )]
 
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use tower_spiffe::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtBundle, JwtBundleSet};
+use tower_spiffe::bundle::{CannotJudge, JwtBundle, JwtBundleSet};
 use tower_spiffe::svid::ValidateReason;
 use tower_spiffe::testing::WorkloadApi;
-use tower_spiffe::{
-    Clock, GrpcCode, JwtSource, JwtSourceErrorReason, TrustDomain, UnixTime, Validator,
-};
+use tower_spiffe::{GrpcCode, JwtSource, JwtSourceErrorReason, TrustDomain, Validator};
+use tower_spiffe_test_support::bundles::Bundles;
+use tower_spiffe_test_support::clock::HandClock;
+use tower_spiffe_test_support::wait::soon;
 
 const RUN: &str = include_str!("data/spire/run.jsonl");
 const BUNDLES: &str = include_str!("data/spire/bundles.jsonl");
@@ -73,48 +73,6 @@ fn set_of(bundles: &BTreeMap<String, String>) -> JwtBundleSet {
         .collect()
 }
 
-/// Bundles and a clock that a test sets.
-#[derive(Clone)]
-struct World(Arc<Mutex<(u64, JwtBundleSet, UnixTime)>>);
-
-impl World {
-    fn new() -> Self {
-        Self(Arc::new(Mutex::new((
-            0,
-            JwtBundleSet::default(),
-            UnixTime::from_secs(0),
-        ))))
-    }
-
-    fn set(&self, bundles: JwtBundleSet, now: i64) {
-        let mut world = self.0.lock().unwrap();
-        *world = (world.0 + 1, bundles, UnixTime::from_secs(now));
-    }
-}
-
-impl BundleSource for World {
-    fn revision(&self) -> Result<u64, CannotJudge> {
-        Ok(self.0.lock().unwrap().0)
-    }
-
-    fn bundle(&self, trust_domain: &str) -> BundleAnswer {
-        match self.0.lock().unwrap().1.get(trust_domain) {
-            Some(bundle) => BundleAnswer::Ready(bundle.clone()),
-            None => BundleAnswer::UnknownTrustDomain,
-        }
-    }
-}
-
-impl Clock for World {
-    fn now(&self) -> UnixTime {
-        self.0.lock().unwrap().2
-    }
-
-    fn monotonic(&self) -> Duration {
-        self.now().saturating_since(UnixTime::from_secs(0))
-    }
-}
-
 #[test]
 fn every_token_of_spire_verifies_in_its_time_and_not_outside_it() {
     let sets: Vec<(i64, JwtBundleSet)> = lines::<Streamed>(BUNDLES)
@@ -136,20 +94,24 @@ fn every_token_of_spire_verifies_in_its_time_and_not_outside_it() {
             continue;
         };
         tokens += 1;
-        let world = World::new();
+        let (bundles, clock) = (Bundles::of([]), HandClock::at(0));
         let validator = |audience: &str| {
-            Validator::builder(world.clone())
+            Validator::builder(bundles.clone())
                 .audience(audience)
                 .leeway(LEEWAY)
-                .clock(Arc::new(world.clone()))
+                .clock(clock.clone())
                 .build()
                 .unwrap()
+        };
+        let set = |set: &JwtBundleSet, now: i64| {
+            bundles.answer(Ok(set.clone()));
+            clock.set_elapsed(Duration::from_secs(now.unsigned_abs()));
         };
         let ours = validator(&audience[0]);
         let current = sets.iter().rposition(|(since, _)| *since <= at).unwrap();
 
         // In its time, by the bundles of its time: cold, and from the cache.
-        world.set(sets[current].1.clone(), at);
+        set(&sets[current].1, at);
         for _ in 0..2 {
             let svid = ours.validate(&token).unwrap();
             assert_eq!(svid.spiffe_id().as_str(), spiffe_id);
@@ -175,24 +137,24 @@ fn every_token_of_spire_verifies_in_its_time_and_not_outside_it() {
             set.get("example.org")
                 .is_none_or(|bundle| bundle.authority(&kid).is_none())
         });
-        if let Some((_, set)) = without {
+        if let Some((_, shrunk)) = without {
             revoked += 1;
-            world.set(set.clone(), at);
+            set(shrunk, at);
             for validator in [&ours, &validator(&audience[0])] {
                 assert_eq!(
                     validator.validate(&token).unwrap_err().reason(),
                     ValidateReason::KeyUnknown
                 );
             }
-            world.set(sets[current].1.clone(), at);
+            set(&sets[current].1, at);
             ours.validate(&token).unwrap();
         }
 
         // Until its time is up: the last second of the leeway, and the first after it.
         let end = svid.expires_at().saturating_add(LEEWAY).secs();
-        world.set(sets[current].1.clone(), end - 1);
+        set(&sets[current].1, end - 1);
         ours.validate(&token).unwrap();
-        world.set(sets[current].1.clone(), end);
+        set(&sets[current].1, end);
         for validator in [&ours, &validator(&audience[0])] {
             assert_eq!(
                 validator.validate(&token).unwrap_err().reason(),
@@ -210,13 +172,6 @@ fn every_token_of_spire_verifies_in_its_time_and_not_outside_it() {
         tokens > 30 && revoked > 10,
         "{tokens} tokens, {revoked} of a key that leaves"
     );
-}
-
-/// Waits for what must come, and not for ever.
-async fn soon<T>(what: &str, wait: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(10), wait)
-        .await
-        .unwrap_or_else(|_| panic!("{what} does not come"))
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 use tower::service_fn;
 use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe_test_support::wait;
 
 use crate::wire::pb::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use crate::wire::pb::{
@@ -163,24 +164,12 @@ pub(crate) fn claims(token: &str) -> serde_json::Value {
     crate::issuer::part(token, 1)
 }
 
-/// Waits, a second at most, until this is so.
+/// Polls until this is true.
 pub(crate) async fn eventually(so: impl Fn() -> bool) {
-    for _ in 0..200 {
-        if so() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("it never was so");
+    wait::eventually("the condition", so).await;
 }
 
-/// The same, asked anew each time.
+/// Polls until this is true.
 pub(crate) async fn eventually_async(so: impl AsyncFn() -> bool) {
-    for _ in 0..200 {
-        if so().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("it never was so");
+    wait::eventually_async("the condition", so).await;
 }

@@ -5,43 +5,15 @@ use std::future::{Ready, ready};
 use std::task::{Context, Poll, Waker};
 
 use allocation_counter::measure;
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::header::{AUTHORIZATION, HeaderValue};
 use http::{Request, Response};
-use serde_json::json;
 use tokio::runtime::Runtime;
 use tower::Service;
 use tower_spiffe::client::{AddJwtSvid, Audience};
-use tower_spiffe::svid::{FetchSvid, FetchSvidFuture};
-use tower_spiffe::{Clock, JwtSvid, SvidCache, SvidRequest, SystemClock};
+use tower_spiffe::{SvidCache, SvidRequest};
+use tower_spiffe_test_support::fetch::DayIssuer;
 
 const MANY: usize = 10_000;
-
-/// An issuer of tokens that live for a day, as long as those of SPIRE are.
-struct Desk;
-
-impl FetchSvid for Desk {
-    fn fetch_svid(&self, request: &SvidRequest) -> FetchSvidFuture {
-        let now = SystemClock::shared().now().secs();
-        let header =
-            json!({"alg": "ES256", "kid": "k2Zz0a9vQ1sT7uB3xY5wD8eF6gH4iJ0k", "typ": "JWT"});
-        let claims = json!({
-            "sub": "spiffe://example.org/ns/default/sa/web", "aud": request.audiences(),
-            "iat": now, "exp": now + 86_400, "jti": "5b1dbb7a-8a37-4a3e-9b53-1f4a7f0a2c11",
-        });
-        let part = |text: String| URL_SAFE_NO_PAD.encode(text);
-        let signature = part("s".repeat(64));
-        let token = [
-            part(header.to_string()),
-            part(claims.to_string()),
-            signature,
-        ]
-        .join(".");
-        let svid = JwtSvid::parse_unverified(&token, "").unwrap();
-        Box::pin(async move { Ok(svid) })
-    }
-}
 
 fn runtime() -> Runtime {
     tokio::runtime::Builder::new_current_thread()
@@ -51,7 +23,7 @@ fn runtime() -> Runtime {
 }
 
 fn cache() -> SvidCache {
-    let builder = SvidCache::builder(Desk).max_entries(2 * MANY);
+    let builder = SvidCache::builder(DayIssuer).max_entries(2 * MANY);
     builder.rate(1_000_000).build()
 }
 

@@ -17,7 +17,6 @@ mod identity;
 mod keys;
 mod late;
 mod layer;
-mod net;
 mod numbers;
 mod options;
 mod origins;
@@ -33,4 +32,4 @@ mod support;
 mod tonic_channel;
 mod turns;
 
-use tower_spiffe_test_support::{log, raw_agent};
+use tower_spiffe_test_support::{log, net, raw_agent};

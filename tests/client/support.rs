@@ -5,24 +5,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tower_spiffe::svid::{FetchSvid, FetchSvidFuture};
 use tower_spiffe::testing::PausedClock;
 use tower_spiffe::{
     Clock, FetchSvidError, FetchSvidReason, JwtSvid, SvidCache, SvidCacheBuilder, SvidRequest,
     UnixTime,
 };
+use tower_spiffe_test_support::signer::base64;
+pub use tower_spiffe_test_support::wait::{millis, secs, settle};
 
 pub const START: i64 = 1_790_000_000;
-
-pub fn secs(secs: u64) -> Duration {
-    Duration::from_secs(secs)
-}
-
-pub fn millis(millis: u64) -> Duration {
-    Duration::from_millis(millis)
-}
 
 pub fn request(audience: &str) -> SvidRequest {
     SvidRequest::new([audience]).unwrap()
@@ -70,7 +62,7 @@ impl Token {
         if let Some(exp) = self.exp {
             claims["exp"] = exp.into();
         }
-        let part = |json: serde_json::Value| URL_SAFE_NO_PAD.encode(json.to_string());
+        let part = |json: serde_json::Value| base64(json.to_string());
         format!("{}.{}.c2lnbmF0dXJl", part(header), part(claims))
     }
 }
@@ -328,13 +320,6 @@ impl Bench {
     pub async fn at(&self, since: Duration) {
         tokio::time::sleep_until(self.began + since).await;
         settle().await;
-    }
-}
-
-/// Lets everything run that can run without time going on.
-pub async fn settle() {
-    for _ in 0..50 {
-        tokio::task::yield_now().await;
     }
 }
 

@@ -27,6 +27,8 @@ use tower_spiffe::client::{
 use tower_spiffe::server::{Allow, GrpcPolicy, ValidateJwtSvidLayer};
 use tower_spiffe::testing::{Call, Fault, WorkloadApi};
 use tower_spiffe::{JwtSource, SvidCache, SvidRequest, Validator, VerifiedSvid};
+#[cfg(unix)]
+use tower_spiffe_test_support::temp::TempDir;
 
 use crate::net::{App, Ca, Host};
 use crate::support::{Answer, Bench, millis};
@@ -179,10 +181,8 @@ async fn a_channel_over_tls() {
 #[tokio::test]
 async fn a_channel_over_a_unix_socket() {
     let (_agent, source, app) = deployment().await;
-    let directory = std::env::temp_dir().join(format!("tower-spiffe-{}", std::process::id()));
-    std::fs::create_dir_all(&directory).unwrap();
+    let directory = TempDir::new();
     let path = Arc::new(directory.join("echo.sock"));
-    let _ = std::fs::remove_file(&*path);
     let listener = UnixListener::bind(&*path).unwrap();
     let router = axum::Router::new().fallback_service(app);
     tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
@@ -202,7 +202,6 @@ async fn a_channel_over_a_unix_socket() {
         .unwrap();
     let client = AddJwtSvid::new(channel, source, audience);
     both_work(client.allow_plaintext(Plaintext::UnixSocket)).await;
-    std::fs::remove_dir_all(directory).unwrap();
 }
 
 #[tokio::test]

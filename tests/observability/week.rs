@@ -1,7 +1,6 @@
 //! A service's week, good days and bad ones, in paused time: what is counted and logged meanwhile.
 
 use std::convert::Infallible;
-use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -21,6 +20,7 @@ use tower_spiffe::{
     AddJwtSvidLayer, Allow, AllowCallersLayer, Audience, EndAtExpiryLayer, FileBundles, GrpcCode,
     JwtSource, JwtSourceBuilder, TrustDomain, UnixTime, ValidateJwtSvidLayer, Validator,
 };
+use tower_spiffe_test_support::temp::TempDir;
 use tracing_subscriber::layer::SubscriberExt;
 
 use crate::log::{Log, Seen};
@@ -408,12 +408,12 @@ impl World {
     }
 
     async fn files(&self) {
-        let dir = Dir::new();
+        let dir = TempDir::new();
         let issuer = Issuer::new(PARTNER).unwrap();
-        let path = dir.0.join("partner.json");
+        let path = dir.join("partner.json");
         std::fs::write(&path, issuer.spiffe_bundle()).unwrap();
         // Of the other kind: its keys have no `use`.
-        let mistaken = dir.0.join("mistaken.json");
+        let mistaken = dir.join("mistaken.json");
         std::fs::write(&mistaken, Issuer::new("mistaken.test").unwrap().jwks()).unwrap();
         let domain = |name: &str| name.parse::<TrustDomain>().unwrap();
         let bundles = FileBundles::builder()
@@ -451,23 +451,5 @@ struct Panics;
 impl MetricsRecorder for Panics {
     fn record_update(&self) {
         panic!("a recorder of somebody's, which is broken on purpose");
-    }
-}
-
-/// A directory of its own, gone with it.
-struct Dir(PathBuf);
-
-impl Dir {
-    fn new() -> Self {
-        let name = format!("tower-spiffe-observability-{}", std::process::id());
-        let dir = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&dir).unwrap();
-        Self(dir)
-    }
-}
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }

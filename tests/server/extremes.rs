@@ -1,29 +1,16 @@
 //! Settings at their ends, and clocks at theirs.
 
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::{Request, Response};
 use serde_json::json;
 use tower::{Layer, ServiceExt, service_fn};
+use tower_spiffe::UnixTime;
 use tower_spiffe::server::{Allow, EndAtExpiryLayer, UnknownKeyWait, ValidateJwtSvidLayer};
-use tower_spiffe::{Clock, UnixTime};
+use tower_spiffe_test_support::clock::HandClock;
 
 use crate::support::{Signer, WEB, World, bearer, with_authorization};
-
-/// Tells what it is told.
-struct Hand(Mutex<(UnixTime, Duration)>);
-
-impl Clock for Hand {
-    fn now(&self) -> UnixTime {
-        self.0.lock().unwrap().0
-    }
-
-    fn monotonic(&self) -> Duration {
-        self.0.lock().unwrap().1
-    }
-}
 
 #[tokio::test(start_paused = true)]
 async fn no_setting_at_its_end_breaks_a_request() {
@@ -76,7 +63,7 @@ async fn no_setting_at_its_end_breaks_a_request() {
 
 #[tokio::test(start_paused = true)]
 async fn a24_no_time_that_a_clock_tells_breaks_a_request() {
-    let clock = Arc::new(Hand(Mutex::new((UnixTime::from_secs(0), Duration::ZERO))));
+    let clock = HandClock::at(0);
     let world = World::with(|builder| builder.clock(clock.clone()));
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::any_trust_domain())
         .wait_for_unknown_keys(UnknownKeyWait::new(Duration::ZERO));
@@ -96,7 +83,7 @@ async fn a24_no_time_that_a_clock_tells_breaks_a_request() {
         (UnixTime::from_secs(0), Duration::MAX, 200),
     ];
     for (wall, monotonic, expected) in moments {
-        *clock.0.lock().unwrap() = (wall, monotonic);
+        clock.set_both(wall, monotonic);
         for (token, expected) in [(&forever, expected), (&unknown, 401)] {
             let request = with_authorization(&bearer(token));
             let response = service.clone().oneshot(request).await.unwrap();

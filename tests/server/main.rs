@@ -15,7 +15,6 @@ mod extremes;
 mod golden;
 mod hyper;
 mod live_source;
-mod loopback;
 mod mending;
 mod modes;
 mod policy;
@@ -29,4 +28,4 @@ mod tonic;
 mod tower_http;
 mod wait;
 
-use tower_spiffe_test_support::log;
+use tower_spiffe_test_support::{log, loopback};

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,7 +14,8 @@ use tower_spiffe::server::{
     Allow, AllowCallersLayer, CallerState, EndAtExpiryLayer, Protocol, Rejection,
     ValidateJwtSvidLayer,
 };
-use tower_spiffe::{Clock, SystemClock, UnixTime};
+use tower_spiffe::{Clock, SystemClock};
+use tower_spiffe_test_support::clock::HandClock;
 use tracing::Level;
 
 use crate::log::Log;
@@ -278,7 +278,7 @@ async fn a_narrower_policy_keeps_to_its_own_interval_and_clock() {
     let log = Log::default();
     let _guard = log.begin(Level::INFO);
     let world = World::new();
-    let clock = Arc::new(HandClock::default());
+    let clock = HandClock::at(0);
     let narrow = AllowCallersLayer::new(Allow::id(OPS).unwrap())
         .clock(clock.clone())
         .log_interval(Duration::from_secs(60));
@@ -288,7 +288,7 @@ async fn a_narrower_policy_keeps_to_its_own_interval_and_clock() {
     })));
     // The lines that there are after so many seconds, each with two refusals before it.
     for (now, lines) in [(0, 1), (59, 1), (60, 2), (61, 2), (120, 3)] {
-        clock.0.store(now, Ordering::Relaxed);
+        clock.set_elapsed(Duration::from_secs(now));
         for _ in 0..2 {
             let response = service.clone().oneshot(world.request(WEB)).await.unwrap();
             assert_eq!(response.status(), 403);
@@ -296,20 +296,6 @@ async fn a_narrower_policy_keeps_to_its_own_interval_and_clock() {
         assert_eq!(log.lines_with("not-allowed"), lines, "{now} s");
     }
     assert_eq!(log.lines_with("suppressed=3"), 2, "{}", log.text());
-}
-
-/// A clock of whole seconds that a test sets.
-#[derive(Default)]
-struct HandClock(AtomicU64);
-
-impl Clock for HandClock {
-    fn now(&self) -> UnixTime {
-        UnixTime::from_secs(0)
-    }
-
-    fn monotonic(&self) -> Duration {
-        Duration::from_secs(self.0.load(Ordering::Relaxed))
-    }
 }
 
 #[tokio::test]

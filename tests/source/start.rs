@@ -1,5 +1,7 @@
 //! Starting: at once, in time, or with the error that says why not.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 use tower_spiffe::bundle::CannotJudge;
 use tower_spiffe::testing::{Call, Fault};
@@ -231,7 +233,7 @@ async fn a_build_that_is_given_up_leaves_nothing() {
     let agent = &world.agent;
     assert_eq!(agent.counts().connections, 1);
     eventually("the end", || agent.counts().open_connections == 0).await;
-    assert_eq!(world.openings(secs(60)).await, []);
+    assert_eq!(world.openings(secs(60)).await, [Duration::ZERO; 0]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,5 @@
 //! An agent in memory on paused time, a source on it, and waits that end.
 
-use std::future::Future;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -9,19 +8,12 @@ use tower_spiffe::testing::{Issuer, PausedClock, WorkloadApi};
 use tower_spiffe::{
     JwtSource, JwtSourceBuilder, TrustDomain, UnixTime, ValidateError, ValidateReason, Validator,
 };
+pub(crate) use tower_spiffe_test_support::wait::{eventually, millis, secs, settle, soon};
 
 pub(crate) const TD: &str = "example.org";
 pub(crate) const OTHER: &str = "other.test";
 pub(crate) const AUD: &str = "spiffe://example.org/db";
 pub(crate) const WEB: &str = "spiffe://example.org/web";
-
-pub(crate) const fn secs(secs: u64) -> Duration {
-    Duration::from_secs(secs)
-}
-
-pub(crate) const fn millis(millis: u64) -> Duration {
-    Duration::from_millis(millis)
-}
 
 /// An agent in memory, and everything else on its clock.
 pub(crate) struct World {
@@ -87,30 +79,6 @@ impl World {
             seen = now;
         }
         moments
-    }
-}
-
-/// Waits for what must come, and not for ever.
-pub(crate) async fn soon<T>(what: &str, wait: impl Future<Output = T>) -> T {
-    tokio::time::timeout(secs(20), wait)
-        .await
-        .unwrap_or_else(|_| panic!("{what} does not come"))
-}
-
-/// Waits, a while at most, until this is so.
-pub(crate) async fn eventually(what: &str, so: impl Fn() -> bool) {
-    soon(what, async {
-        while !so() {
-            tokio::time::sleep(millis(2)).await;
-        }
-    })
-    .await;
-}
-
-/// Lets everything happen that needs no time.
-pub(crate) async fn settle() {
-    for _ in 0..200 {
-        tokio::task::yield_now().await;
     }
 }
 

@@ -1,13 +1,12 @@
 //! The issuer takes its bundles back (WA-29), by each policy.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use tower_spiffe::bundle::CannotJudge;
 use tower_spiffe::metrics::MetricsRecorder;
 use tower_spiffe::testing::{Fault, WorkloadApi};
-use tower_spiffe::{Clock, GrpcCode, JwtSource, UnixTime, ValidateReason, WithdrawalPolicy};
+use tower_spiffe::{GrpcCode, JwtSource, ValidateReason, WithdrawalPolicy};
+use tower_spiffe_test_support::clock::HandClock;
 
 use crate::support::*;
 
@@ -183,19 +182,6 @@ async fn nothing_but_a_denial_withdraws() {
     }
 }
 
-/// A clock that a test moves, whatever the runtimes do.
-struct ByHand(AtomicU64);
-
-impl Clock for ByHand {
-    fn now(&self) -> UnixTime {
-        UnixTime::from_secs(1_790_000_000).saturating_add(self.monotonic())
-    }
-
-    fn monotonic(&self) -> Duration {
-        secs(self.0.load(Ordering::SeqCst))
-    }
-}
-
 /// Neither needs the task: a verdict is held against the clock by whoever asks for one.
 #[test]
 fn a_withdrawal_and_a_staleness_strike_while_the_task_hangs() {
@@ -203,7 +189,7 @@ fn a_withdrawal_and_a_staleness_strike_while_the_task_hangs() {
         .enable_all()
         .build()
         .unwrap();
-    let clock = Arc::new(ByHand(AtomicU64::new(0)));
+    let clock = HandClock::at(1_790_000_000);
     let start = async || {
         let agent = WorkloadApi::builder(TD)
             .clock(clock.clone())
@@ -235,11 +221,11 @@ fn a_withdrawal_and_a_staleness_strike_while_the_task_hangs() {
             .unwrap();
         reason(validator.validate(&agent.token(WEB, AUD)))
     };
-    clock.0.store(89, Ordering::SeqCst);
+    clock.set_elapsed(secs(89));
     assert_eq!((verdict(&withdrawn), verdict(&stale)), (None, None));
-    clock.0.store(90, Ordering::SeqCst);
+    clock.set_elapsed(secs(90));
     assert_eq!((verdict(&withdrawn), verdict(&stale)), (WITHDRAWN, None));
-    clock.0.store(200, Ordering::SeqCst);
+    clock.set_elapsed(secs(200));
     let too_old = Some(ValidateReason::CannotJudge(CannotJudge::Stale));
     assert_eq!(verdict(&stale), too_old);
     assert!(!stale.1.is_healthy() && !withdrawn.1.is_healthy());

@@ -1,4 +1,18 @@
-//! What the test suites and the benches share.
+//! Support that the test suites and the benches share.
+//!
+//! | module | what it has |
+//! | --- | --- |
+//! | `bundles` | a bundle source that a test changes |
+//! | `clock` | a clock that a test sets |
+//! | `fetch` | an issuer for the token cache |
+//! | `log` | log capture per thread |
+//! | `loopback` | HTTP/1.1 and HTTP/2 over TCP and Unix sockets, requests to them |
+//! | `net` | hosts on loopback with and without TLS, which record what they see; a CA |
+//! | `raw_agent` | an agent that answers literally what a test sets |
+//! | `signer` | tokens signed with the keys of the conformance vectors, or with a new key |
+//! | `temp` | a directory that is removed with the test |
+//! | `wait` | polling with a deadline, yielding in paused time |
+//! | `wire` | the messages and stubs of the Workload API |
 
 #![allow(
     missing_docs,
@@ -9,7 +23,14 @@
     reason = "tests"
 )]
 
+pub mod bundles;
+pub mod clock;
+pub mod fetch;
 pub mod log;
+pub mod loopback;
+pub mod net;
 pub mod raw_agent;
 pub mod signer;
+pub mod temp;
+pub mod wait;
 pub mod wire;

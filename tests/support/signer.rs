@@ -84,6 +84,16 @@ impl Signer {
         }
     }
 
+    /// A new key of an ES algorithm.
+    pub fn generate(algorithm: Algorithm, key_id: &str) -> Self {
+        let (signing, curve) = curve(algorithm);
+        Self {
+            key: Key::Ec(EcdsaKeyPair::generate(signing).unwrap(), curve),
+            algorithm,
+            key_id: key_id.to_owned(),
+        }
+    }
+
     /// A usual key for each of the nine.
     pub fn for_algorithm(algorithm: Algorithm) -> Self {
         let name = match algorithm {

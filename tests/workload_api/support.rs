@@ -8,6 +8,7 @@ use tower_spiffe::testing::WorkloadApi;
 use tower_spiffe::workload_api::{
     WorkloadApiClient, WorkloadApiClientBuilder, WorkloadApiError, WorkloadApiErrorReason,
 };
+pub(crate) use tower_spiffe_test_support::wait::eventually;
 
 pub(crate) const TD: &str = "example.org";
 pub(crate) const AUD: &str = "spiffe://example.org/db";
@@ -95,15 +96,4 @@ pub(crate) fn told(error: &WorkloadApiError, reason: WorkloadApiErrorReason, say
         assert!(!text.contains("eyJ"), "a token: {text}");
         assert!(!text.contains(char::is_control), "{text:?}");
     }
-}
-
-/// Polls with a deadline: a real peer is to act.
-pub(crate) async fn eventually(what: &str, so: impl Fn() -> bool) {
-    for _ in 0..2000 {
-        if so() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("within 10 s not: {what}");
 }

@@ -3,7 +3,7 @@
 #[cfg(unix)]
 use std::path::PathBuf;
 #[cfg(unix)]
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -13,6 +13,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 #[cfg(unix)]
 use tokio::net::{UnixListener, UnixStream};
+
+#[cfg(unix)]
+use crate::temp::TempDir;
 
 /// The two doors of one server; one alone where there are no Unix sockets.
 pub struct Doors {
@@ -28,34 +31,31 @@ pub struct At {
     pub tcp: std::net::SocketAddr,
     #[cfg(unix)]
     pub unix: PathBuf,
+    // Removes the socket with the last clone.
+    #[cfg(unix)]
+    _dir: Arc<TempDir>,
 }
 
 impl Doors {
     pub async fn open() -> Self {
         let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
         #[cfg(unix)]
-        let path = socket();
+        let dir = Arc::new(TempDir::new());
+        #[cfg(unix)]
+        let path = dir.join("server.sock");
         Self {
             at: At {
                 tcp: tcp.local_addr().unwrap(),
                 #[cfg(unix)]
                 unix: path.clone(),
+                #[cfg(unix)]
+                _dir: dir,
             },
             tcp,
             #[cfg(unix)]
             unix: UnixListener::bind(path).unwrap(),
         }
     }
-}
-
-#[cfg(unix)]
-fn socket() -> PathBuf {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let n = NEXT.fetch_add(1, Ordering::Relaxed);
-    let name = format!("tower-spiffe-server-{}-{n}.sock", std::process::id());
-    let path = std::env::temp_dir().join(name);
-    let _ = std::fs::remove_file(&path);
-    path
 }
 
 impl At {

@@ -1,0 +1,6 @@
+//! Checks of the repository: imports, generated code, and what is checked in as data.
+
+mod architecture;
+mod corpora;
+mod proto;
+mod spire;
