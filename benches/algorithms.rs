@@ -41,8 +41,7 @@ use serde_json::json;
 use tower_spiffe::bundle::{FixedBundles, JwtBundleSet};
 use tower_spiffe::{Algorithm, Validator};
 
-#[path = "judging/callgrind.rs"]
-mod callgrind;
+use judging::callgrind;
 use tower_spiffe_test_support::clock::HandClock;
 use tower_spiffe_test_support::signer;
 

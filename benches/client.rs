@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench client` measures the rows of this table, prints for each what it is, its
 //! bar and whether that is held, and fails where one is missed; `-- fixed` takes only those of that
-//! name. What allocates, and how often, is a test: `tests/allocations.rs`.
+//! name. What allocates, and how often, is a test: `tests/allocations`.
 //!
 //! | what | bar | rows |
 //! | --- | --- | --- |
@@ -35,9 +35,6 @@ use tower::{Layer, Service};
 use tower_spiffe::client::{AddJwtSvid, Audience};
 use tower_spiffe::{Clock, SvidCache, SvidRequest, SystemClock};
 use tower_spiffe_test_support::fetch::DayIssuer;
-
-#[allow(dead_code, reason = "shared with other benches")]
-mod judging;
 
 use judging::{Bar, Judge, Round, Work, difference, each, group, in_turns, repeat, two_threads};
 

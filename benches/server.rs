@@ -37,9 +37,6 @@ use tower_spiffe::server::{Allow, UnknownKeyWait, ValidateJwtSvidLayer};
 use tower_spiffe::testing::{Issuer, WorkloadApi};
 use tower_spiffe::{FixedBundles, Validator};
 
-#[allow(dead_code, reason = "shared with other benches")]
-mod judging;
-
 use judging::{Bar, Judge, Round, difference, group, in_turns, median, medians_in_turns, nanos};
 
 const AUDIENCE: &str = "spiffe://x/reports";

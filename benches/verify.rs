@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench verify` measures the rows of this table, prints for each what it is, its
 //! bar and whether that is held, and fails where one is missed; `-- hit` takes only those of that
-//! name. What allocates, and how often, is a test: `tests/allocations.rs`.
+//! name. What allocates, and how often, is a test: `tests/allocations`.
 //!
 //! | what | bar | rows |
 //! | --- | --- | --- |
@@ -35,8 +35,6 @@ use serde_json::{Value, json};
 use tower_spiffe::bundle::{FixedBundles, JwtBundleSet};
 use tower_spiffe::{Algorithm, Validator};
 
-#[allow(dead_code, reason = "shared with other benches")]
-mod judging;
 use tower_spiffe_test_support::signer;
 
 use judging::{

@@ -4,6 +4,19 @@
 //! A row whose figure is a difference or a ratio measures both sides of it in the same round, in
 //! turns, so that whatever else the machine does hits them alike.
 
+#![allow(
+    missing_docs,
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::new_without_default,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "benches"
+)]
+
+pub mod callgrind;
+
 use std::hint::black_box;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};

@@ -1,0 +1,83 @@
+//! An embedded agent removes its socket and the directory of it, however it ends.
+
+use std::path::{Path, PathBuf};
+
+use tower_spiffe::testing::WorkloadApi;
+
+use crate::support::*;
+
+fn socket(agent: &WorkloadApi) -> PathBuf {
+    PathBuf::from(agent.endpoint().strip_prefix("unix://").unwrap())
+}
+
+/// Whether the directory of this socket, which belongs to the agent alone, is gone.
+fn is_removed(socket: &Path) -> bool {
+    !socket.parent().unwrap().exists()
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn e33_dropped_agent_removes_its_directory() {
+    let agent = WorkloadApi::start(TD).await.unwrap();
+    let path = socket(&agent);
+    assert!(path.exists());
+    let client = dial(&agent).await;
+    client.token(AUD).await.unwrap();
+    drop(agent);
+    assert!(is_removed(&path), "{}", path.display());
+    assert!(client.token(AUD).await.is_err());
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn e33_stopped_and_restarted_agents_remove_it_too() {
+    let agent = WorkloadApi::start(TD).await.unwrap();
+    let path = socket(&agent);
+    agent.stop().await;
+    assert!(!path.exists() && !is_removed(&path));
+    // The socket of a process that was killed, and a file of somebody else.
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    std::fs::write(path.with_extension("txt"), "").unwrap();
+    drop(agent);
+    assert!(is_removed(&path));
+
+    let agent = WorkloadApi::start(TD).await.unwrap();
+    let path = socket(&agent);
+    agent.restart().await.unwrap();
+    assert!(path.exists());
+    drop(agent);
+    assert!(is_removed(&path));
+}
+
+#[cfg(unix)]
+#[test]
+fn e33_agent_of_an_ended_runtime_is_removed() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let path = runtime.block_on(async {
+        let agent = WorkloadApi::start(TD).await.unwrap();
+        let path = socket(&agent);
+        tokio::spawn(async move {
+            std::future::pending::<()>().await;
+            drop(agent);
+        });
+        path
+    });
+    assert!(path.exists());
+    drop(runtime);
+    assert!(is_removed(&path));
+}
+
+#[cfg(unix)]
+#[test]
+fn e33_agent_of_a_panicking_test_is_removed() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    let test = runtime.spawn(async move {
+        let agent = WorkloadApi::start(TD).await.unwrap();
+        tell.send(socket(&agent)).unwrap();
+        // No message of the panic hook: the panic is intended.
+        std::panic::resume_unwind(Box::new("intended"));
+    });
+    assert!(runtime.block_on(test).unwrap_err().is_panic());
+    assert!(is_removed(&told.recv().unwrap()));
+}
