@@ -14,7 +14,7 @@ use std::process::Output;
 use std::time::Duration;
 
 use tokio::process::Command;
-use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::testing::{Call, Fault, WorkloadApi};
 
 const WEB: &str = "spiffe://example.org/web";
 const LIFE: Duration = Duration::from_secs(300);
@@ -116,6 +116,94 @@ async fn observability_prints_a_scrape_with_those_who_were_refused() {
         assert!(said.contains(&counted), "{said}");
     }
     assert!(said.contains("spiffe_svid_fetch_duration_seconds_bucket"));
+}
+
+#[tokio::test]
+async fn e30_servers_use_their_own_agent_or_yours() {
+    // Another trust domain than that of their own agent.
+    let me = "spiffe://other.test/web";
+    let agent = WorkloadApi::start("other.test").await.unwrap();
+    agent.register(me, "", LIFE).unwrap();
+    for (name, skips) in [
+        ("server_axum", true),
+        ("server_tonic", true),
+        ("server_hyper", false),
+        ("server_tower_http", false),
+        ("proxy", false),
+    ] {
+        let (code, said) = run(&mut program(name)).await;
+        assert_eq!(code, Some(0), "{name}: {said}");
+        let own = "spiffe://example.org/workload";
+        assert!(said.contains(own), "{name}: {said}");
+        assert!(!said.contains("skipped"), "{name}: {said}");
+
+        let before = agent.counts().fetch_jwt_svid;
+        let (code, said) = run(program(name).env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint())).await;
+        assert_eq!(code, Some(0), "{name}: {said}");
+        assert!(said.contains(me) && !said.contains(own), "{name}: {said}");
+        assert_eq!(said.contains("skipped"), skips, "{name}: {said}");
+        assert!(agent.counts().fetch_jwt_svid > before, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn e30_server_that_may_do_everything_runs_too() {
+    let agent = WorkloadApi::start("other.test").await.unwrap();
+    agent.register("spiffe://other.test/ops", "", LIFE).unwrap();
+    for name in ["server_axum", "server_tonic"] {
+        let (code, said) = run(program(name).env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint())).await;
+        assert_eq!(code, Some(0), "{name}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn e30_examples_name_an_invalid_endpoint() {
+    for name in [
+        "server_axum",
+        "server_tonic",
+        "server_hyper",
+        "server_tower_http",
+        "proxy",
+    ] {
+        let (code, said) = run(program(name).env("SPIFFE_ENDPOINT_SOCKET", "")).await;
+        assert_eq!(code, Some(1), "{name}: {said}");
+        assert!(said.contains("SPIFFE_ENDPOINT_SOCKET"), "{name}: {said}");
+    }
+}
+
+#[tokio::test]
+async fn e30_quickstart_says_what_it_waits_for() {
+    use tokio::io::{AsyncBufReadExt as _, BufReader};
+
+    let socket = "unix:///nowhere/agent.sock";
+    let agent = WorkloadApi::start("example.org").await.unwrap();
+    agent.fail_call(Call::FetchJwtSvid, Fault::Hang);
+    for (endpoint, what) in [
+        (socket, format!("the first bundles from {socket}")),
+        (&agent.endpoint(), "a token from the agent".to_owned()),
+    ] {
+        let mut child = program("quickstart")
+            .env("SPIFFE_ENDPOINT_SOCKET", endpoint)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let waits = format!("quickstart: waiting for {what}");
+        let found = async {
+            while let Some(line) = lines.next_line().await.unwrap() {
+                if line.starts_with(&waits) {
+                    return true;
+                }
+            }
+            false
+        };
+        let deadline = Duration::from_secs(20);
+        assert!(
+            tokio::time::timeout(deadline, found).await.unwrap(),
+            "{waits}"
+        );
+    }
 }
 
 #[tokio::test]
