@@ -56,6 +56,9 @@ struct Identity {
     hint: String,
 }
 
+/// How long calls may take to end when the agent stops.
+const GRACE: Duration = Duration::from_secs(5);
+
 const DEFAULT_ID: &str = "spiffe://example.org/workload";
 
 /// By hand, because each `--hint` belongs to the `--id` before it.
@@ -177,7 +180,7 @@ async fn serve(args: &Args) -> Result<(), BoxError> {
     }
     rotations.shutdown().await;
     let counts = agent.counts();
-    agent.stop().await;
+    let _ = tokio::time::timeout(GRACE, agent.stop()).await;
     say!(
         "{} connections, {} bundle streams, {} token calls, {} verdicts",
         counts.connections,

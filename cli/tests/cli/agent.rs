@@ -72,11 +72,12 @@ async fn agent_explains_an_invalid_call() {
 
 #[tokio::test]
 async fn e32_agent_serves_tcp() {
-    let (_running, endpoint) = start(&["--tcp", "--id", WEB]).await;
+    let (mut running, endpoint) = start(&["--tcp", "--id", WEB]).await;
     let address = endpoint.tcp_address().unwrap();
     assert!(address.ip().is_loopback() && address.port() > 0);
     let token = source(&endpoint).await.get_jwt_svid(["x"]).await.unwrap();
     assert_eq!(token.spiffe_id().as_str(), WEB);
+    running.stop().await;
 }
 
 #[tokio::test]
@@ -93,18 +94,20 @@ async fn e32_hint_belongs_to_the_id_before_it() {
             ["day", "nightly"],
         ),
     ] {
-        let (_running, endpoint) = start(args).await;
+        let (mut running, endpoint) = start(args).await;
         let source = source(&endpoint).await;
         for (id, hint) in [WEB, cron].into_iter().zip(hints) {
             let id = id.parse().unwrap();
             let token = source.get_jwt_svid_with_id(["x"], Some(&id)).await.unwrap();
             assert_eq!(token.hint(), hint, "{args:?}");
         }
+        running.stop().await;
     }
     // The default identity has one too.
-    let (_running, endpoint) = start(&["--hint", "only"]).await;
+    let (mut running, endpoint) = start(&["--hint", "only"]).await;
     let token = source(&endpoint).await.get_jwt_svid(["x"]).await.unwrap();
     assert_eq!(token.hint(), "only");
+    running.stop().await;
 }
 
 #[tokio::test]
@@ -139,6 +142,7 @@ async fn e32_a_line_on_stdin_rotates() {
     drop(stdin);
     // The end of the input ends the last line, and not the agent.
     rotated(&mut running, &source, &before).await;
+    running.stop().await;
 }
 
 #[cfg(unix)]
@@ -151,6 +155,7 @@ async fn e32_sigusr1_rotates() {
         running.signal("-USR1");
         rotated(&mut running, &source, &before).await;
     }
+    running.stop().await;
 }
 
 #[cfg(unix)]
@@ -240,7 +245,6 @@ async fn e32_agent_survives_a_closed_output() {
         assert!(tokio::time::Instant::now() < deadline, "not rotated");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    running.signal("-TERM");
-    assert_eq!(running.code().await, Some(0));
+    running.stop().await;
     assert!(!socket.exists());
 }

@@ -120,6 +120,18 @@ impl Running {
         assert!(sent.unwrap().success());
     }
 
+    /// Ends it as an operator does. An agent that is killed leaves its socket behind.
+    #[cfg(unix)]
+    pub(crate) async fn stop(&mut self) {
+        self.signal("-TERM");
+        assert_eq!(self.code().await, Some(0));
+    }
+
+    #[cfg(not(unix))]
+    pub(crate) async fn stop(&mut self) {
+        self.child.kill().await.unwrap();
+    }
+
     pub(crate) async fn code(&mut self) -> Option<i32> {
         let ended = tokio::time::timeout(DEADLINE, self.child.wait()).await;
         ended.unwrap().unwrap().code()
