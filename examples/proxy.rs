@@ -2,7 +2,8 @@
 //! `cargo run --example proxy`.
 //!
 //! Its bodies are hyper's `Incoming`, which nobody can make: so its refusals bring a body of their
-//! own. It has an agent of its own (`testing::WorkloadApi`), calls itself, and ends.
+//! own. It uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own
+//! (`testing::WorkloadApi`); it calls itself, and ends.
 
 #![allow(clippy::print_stdout, reason = "it is there to be read")]
 
@@ -29,9 +30,14 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 
 const PROXY: &str = "spiffe://example.org/proxy";
 
-async fn proxy(listener: TcpListener, upstream: String, source: JwtSource) -> Result<(), Error> {
+async fn proxy(
+    listener: TcpListener,
+    upstream: String,
+    source: JwtSource,
+    callers: String,
+) -> Result<(), Error> {
     let validator = Validator::builder(source).audience(PROXY).build()?;
-    let layer = ValidateJwtSvidLayer::required(validator, Allow::trust_domain("example.org")?)
+    let layer = ValidateJwtSvidLayer::required(validator, Allow::trust_domain(&callers)?)
         .strip_authorization()
         .on_reject(|rejection: &Rejection, _: &Parts| {
             let body = Full::new(Bytes::from(format!("{rejection}\n")));
@@ -82,16 +88,18 @@ async fn behind(headers: HeaderMap) -> String {
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
-    let agent = WorkloadApi::start("example.org").await?;
+    let (source, _agent) = source().await?;
+    let me = source.get_jwt_svid([PROXY]).await?.spiffe_id().clone();
+    let callers = me.trust_domain_name().to_owned();
     let upstream = TcpListener::bind("127.0.0.1:0").await?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = upstream.local_addr()?.to_string();
     let base = format!("http://{}/x", listener.local_addr()?);
     tokio::spawn(axum::serve(upstream, Router::new().route("/x", any(behind))).into_future());
-    tokio::spawn(proxy(listener, address, agent.source().await?));
+    tokio::spawn(proxy(listener, address, source.clone(), callers));
 
     let client = reqwest::Client::new();
-    let token = agent.bearer("spiffe://example.org/web", PROXY);
+    let token = source.authorization(PROXY).await?;
     let known = client
         .post(&base)
         .header(AUTHORIZATION, token)
@@ -107,4 +115,14 @@ async fn main() -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// A source on the agent at `SPIFFE_ENDPOINT_SOCKET`; without one, on an agent of our own.
+async fn source() -> Result<(JwtSource, Option<WorkloadApi>), Error> {
+    if let Some(socket) = std::env::var_os("SPIFFE_ENDPOINT_SOCKET") {
+        println!("Workload API: the agent at {}", socket.display());
+        return Ok((JwtSource::new().await?, None));
+    }
+    let agent = WorkloadApi::start("example.org").await?;
+    Ok((agent.source().await?, Some(agent)))
 }

@@ -13,6 +13,7 @@
 
 use std::error::Error;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -59,7 +60,8 @@ async fn chain() -> Result<(), BoxError> {
     let (agent, source) = match std::env::var_os("SPIFFE_ENDPOINT_SOCKET") {
         Some(socket) => {
             println!("Workload API: the agent at {}", socket.display());
-            (None, JwtSource::new().await?)
+            let what = format!("the first bundles from {}, 30 s at most", socket.display());
+            (None, announced(&what, JwtSource::new()).await?)
         }
         None => {
             let agent = WorkloadApi::builder("example.org")
@@ -73,7 +75,8 @@ async fn chain() -> Result<(), BoxError> {
         }
     };
     // For an audience of its own, so that the first call below has its token to fetch.
-    let me = source.fetch_jwt_svid(["quickstart"]).await?;
+    let me = source.fetch_jwt_svid(["quickstart"]);
+    let me = announced("a token from the agent", me).await?;
     let me = me.spiffe_id().clone();
     println!("we are:       {me}\n");
 
@@ -183,6 +186,18 @@ async fn chain() -> Result<(), BoxError> {
 
     source.shutdown().await;
     run.finish()
+}
+
+/// Awaits `work`. Says what it waits for if that takes longer than half a second.
+async fn announced<T>(what: &str, work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    match tokio::time::timeout(Duration::from_millis(500), &mut work).await {
+        Ok(done) => done,
+        Err(_) => {
+            eprintln!("quickstart: waiting for {what}");
+            work.await
+        }
+    }
 }
 
 /// Serves `/whoami`, and `/ops` for others than us, on a free port of the loopback interface.

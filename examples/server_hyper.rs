@@ -1,8 +1,8 @@
 //! A plain hyper server, on a Unix socket, whose callers are known:
 //! `cargo run --example server_hyper`.
 //!
-//! It brings an agent of its own (`testing::WorkloadApi`), calls itself, and ends. In earnest the
-//! source is `JwtSource::new().await?`.
+//! It uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own (`testing::WorkloadApi`); it
+//! calls itself, and ends. In production the source is `JwtSource::new().await?`.
 
 #![allow(clippy::print_stdout, reason = "it is there to be read")]
 #![cfg_attr(not(unix), allow(unused, reason = "it needs Unix sockets"))]
@@ -38,9 +38,13 @@ async fn reports(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, In
 }
 
 #[cfg(unix)]
-async fn serve(listener: UnixListener, source: JwtSource) -> Result<(), Error> {
+async fn serve(
+    listener: UnixListener,
+    source: JwtSource,
+    trust_domain: String,
+) -> Result<(), Error> {
     let validator = Validator::builder(source).audience(REPORTS).build()?;
-    let layer = ValidateJwtSvidLayer::optional(validator, Allow::trust_domain("example.org")?);
+    let layer = ValidateJwtSvidLayer::optional(validator, Allow::trust_domain(&trust_domain)?);
     let service = TowerToHyperService::new(layer.layer(service_fn(reports)));
     loop {
         let (stream, _) = listener.accept().await?;
@@ -62,13 +66,15 @@ fn main() {
 #[cfg(unix)]
 #[tokio::main]
 async fn main() -> Result<(), Error> {
-    let agent = WorkloadApi::start("example.org").await?;
+    let (source, _agent) = source().await?;
+    let me = source.get_jwt_svid([REPORTS]).await?.spiffe_id().clone();
     let path = std::env::temp_dir().join(format!("server-hyper-{}.sock", std::process::id()));
-    tokio::spawn(serve(UnixListener::bind(&path)?, agent.source().await?));
+    let callers = me.trust_domain_name().to_owned();
+    tokio::spawn(serve(UnixListener::bind(&path)?, source.clone(), callers));
 
-    let web = agent.bearer("spiffe://example.org/web", REPORTS);
-    let for_another = agent.bearer("spiffe://example.org/web", "spiffe://example.org/ledger");
-    for (authorization, expected) in [(Some(web), 200), (None, 200), (Some(for_another), 401)] {
+    let ours = source.authorization(REPORTS).await?;
+    let for_another = source.authorization("spiffe://example.org/ledger").await?;
+    for (authorization, expected) in [(Some(ours), 200), (None, 200), (Some(for_another), 401)] {
         let stream = TokioIo::new(UnixStream::connect(&path).await?);
         let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await?;
         tokio::spawn(connection);
@@ -93,4 +99,15 @@ async fn main() -> Result<(), Error> {
     }
     std::fs::remove_file(&path)?;
     Ok(())
+}
+
+/// A source on the agent at `SPIFFE_ENDPOINT_SOCKET`; without one, on an agent of our own.
+#[cfg(unix)]
+async fn source() -> Result<(JwtSource, Option<WorkloadApi>), Error> {
+    if let Some(socket) = std::env::var_os("SPIFFE_ENDPOINT_SOCKET") {
+        println!("Workload API: the agent at {}", socket.display());
+        return Ok((JwtSource::new().await?, None));
+    }
+    let agent = WorkloadApi::start("example.org").await?;
+    Ok((agent.source().await?, Some(agent)))
 }

@@ -1,8 +1,8 @@
 //! A tonic server with a policy for each method: `cargo run --example server_tonic`.
 //!
-//! It brings an agent of its own (`testing::WorkloadApi`), calls itself, and ends. In earnest the
-//! source is `JwtSource::new().await?`, and the service is one that `tonic-prost-build` made; here
-//! it is made by hand, at the end of this file.
+//! It uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own (`testing::WorkloadApi`); it
+//! calls itself, and ends. In production the source is `JwtSource::new().await?`, and the service is
+//! one that `tonic-prost-build` made; here it is made by hand, at the end of this file.
 
 #![allow(clippy::print_stdout, reason = "it is there to be read")]
 
@@ -18,11 +18,11 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 
 const REPORTS: &str = "spiffe://example.org/reports";
 
-async fn serve(listener: TcpListener, source: JwtSource) -> Result<(), Error> {
+async fn serve(listener: TcpListener, source: JwtSource, callers: String) -> Result<(), Error> {
     let validator = Validator::builder(source).audience(REPORTS).build()?;
     let policy = GrpcPolicy::deny_by_default()
-        .method("/r.Reports/Get", Allow::trust_domain("example.org")?)
-        .method("/r.Reports/Delete", Allow::id("spiffe://example.org/ops")?)
+        .method("/r.Reports/Get", Allow::trust_domain(&callers)?)
+        .method("/r.Reports/Delete", Allow::id(ops(&callers).as_str())?)
         .public("/r.Reports/Version")
         .build()?;
     Server::builder()
@@ -33,6 +33,11 @@ async fn serve(listener: TcpListener, source: JwtSource) -> Result<(), Error> {
         .serve_with_incoming(TcpListenerStream::new(listener))
         .await?;
     Ok(())
+}
+
+/// The only caller that may delete.
+fn ops(trust_domain: &str) -> String {
+    format!("spiffe://{trust_domain}/ops")
 }
 
 /// A handler, as in any tonic service.
@@ -60,25 +65,40 @@ async fn version(_: Request<String>) -> Result<Response<String>, Status> {
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
-    let agent = WorkloadApi::start("example.org").await?;
+    let (source, agent) = source().await?;
+    let me = source.get_jwt_svid([REPORTS]).await?;
+    let callers = me.spiffe_id().trust_domain_name().to_owned();
+    let ops = ops(&callers);
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let endpoint = Endpoint::try_from(format!("http://{}", listener.local_addr()?))?;
-    tokio::spawn(serve(listener, agent.source().await?));
+    tokio::spawn(serve(listener, source, callers));
     let channel = endpoint.connect().await?;
 
-    let web = Some("spiffe://example.org/web");
-    let ops = Some("spiffe://example.org/ops");
-    for (caller, method, expected) in [
-        (web, "Get", Code::Ok),
-        (web, "Delete", Code::PermissionDenied),
-        (ops, "Delete", Code::Ok),
-        (ops, "NotInThePolicy", Code::PermissionDenied),
+    let ours = Some((me.spiffe_id().as_str(), me.token().to_owned()));
+    let may_we_delete = match me.spiffe_id().as_str() == ops {
+        true => Code::Ok,
+        false => Code::PermissionDenied,
+    };
+    let mut calls = vec![
+        (ours.clone(), "Get", Code::Ok),
+        (ours.clone(), "Delete", may_we_delete),
+        (ours, "NotInThePolicy", Code::PermissionDenied),
         (None, "Get", Code::Unauthenticated),
         (None, "Version", Code::Ok),
-    ] {
+    ];
+    match agent {
+        Some(agent) => {
+            let token = agent.token(&ops, REPORTS);
+            calls.push((Some((&ops, token)), "Delete", Code::Ok));
+        }
+        None => println!("skipped: a call of {ops}, because an agent issues only our tokens"),
+    }
+    for (caller, method, expected) in calls {
         let mut request = Request::new("march".to_owned());
-        if let Some(id) = caller {
-            let token = format!("Bearer {}", agent.token(id, REPORTS));
+        let mut name = "nobody";
+        if let Some((id, token)) = caller {
+            name = id;
+            let token = format!("Bearer {token}");
             request
                 .metadata_mut()
                 .insert("authorization", token.parse()?);
@@ -86,15 +106,22 @@ async fn main() -> Result<(), Error> {
         let answer = by_hand::call(channel.clone(), method, request).await;
         let code = answer.as_ref().map_or_else(Status::code, |_| Code::Ok);
         let text = answer.unwrap_or_else(|status| status.message().to_owned());
-        println!(
-            "{}: {method} -> {code:?}: {text}",
-            caller.unwrap_or("nobody")
-        );
+        println!("{name}: {method} -> {code:?}: {text}");
         if code != expected {
             return Err(format!("expected {expected:?}").into());
         }
     }
     Ok(())
+}
+
+/// A source on the agent at `SPIFFE_ENDPOINT_SOCKET`; without one, on an agent of our own.
+async fn source() -> Result<(JwtSource, Option<WorkloadApi>), Error> {
+    if let Some(socket) = std::env::var_os("SPIFFE_ENDPOINT_SOCKET") {
+        println!("Workload API: the agent at {}", socket.display());
+        return Ok((JwtSource::new().await?, None));
+    }
+    let agent = WorkloadApi::start("example.org").await?;
+    Ok((agent.source().await?, Some(agent)))
 }
 
 /// What `tonic-prost-build` would make from a `.proto` file.

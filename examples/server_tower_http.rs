@@ -1,8 +1,9 @@
 //! The verdict in tower-http's own `ValidateRequestHeaderLayer`, among the other layers of a stack:
 //! `cargo run --example server_tower_http`.
 //!
-//! It brings an agent of its own (`testing::WorkloadApi`), calls itself, and ends. In earnest the
-//! source is `JwtSource::new().await?`, and `main` ends with `axum::serve`.
+//! It uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own (`testing::WorkloadApi`); it
+//! calls itself, and ends. In production the source is `JwtSource::new().await?`, and `main` ends
+//! with `axum::serve`.
 
 #![allow(clippy::print_stdout, reason = "it is there to be read")]
 
@@ -18,7 +19,7 @@ use tower_http::trace::TraceLayer;
 use tower_http::validate_request::ValidateRequestHeaderLayer;
 use tower_spiffe::server::{Allow, ValidateJwtSvidLayer};
 use tower_spiffe::testing::WorkloadApi;
-use tower_spiffe::{Validator, VerifiedSvid};
+use tower_spiffe::{JwtSource, Validator, VerifiedSvid};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -30,11 +31,13 @@ async fn reports(caller: VerifiedSvid) -> String {
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
-    let agent = WorkloadApi::start("example.org").await?;
-    let validator = Validator::builder(agent.source().await?)
+    let (source, _agent) = source().await?;
+    let me = source.get_jwt_svid([REPORTS]).await?.spiffe_id().clone();
+    let validator = Validator::builder(source.clone())
         .audience(REPORTS)
         .build()?;
-    let svid = ValidateJwtSvidLayer::required(validator, Allow::trust_domain("example.org")?);
+    let callers = Allow::trust_domain(me.trust_domain_name())?;
+    let svid = ValidateJwtSvidLayer::required(validator, callers);
     let stack = ServiceBuilder::new()
         // axum serves bodies of its own type; tracing wraps them.
         .layer(MapResponseBodyLayer::new(Body::new))
@@ -53,10 +56,10 @@ async fn main() -> Result<(), Error> {
     let app = ServiceExt::<Request>::into_make_service(app);
     tokio::spawn(axum::serve(listener, app).into_future());
 
-    let web = agent.bearer("spiffe://example.org/web", REPORTS);
-    let for_another = agent.bearer("spiffe://example.org/web", "spiffe://example.org/ledger");
+    let ours = source.authorization(REPORTS).await?;
+    let for_another = source.authorization("spiffe://example.org/ledger").await?;
     for (what, token, path, expected) in [
-        ("web", Some(&web), "/reports", 200),
+        (me.as_str(), Some(&ours), "/reports", 200),
         ("for another audience", Some(&for_another), "/reports", 401),
         ("nobody", None, "/no/such/path", 401),
     ] {
@@ -72,4 +75,14 @@ async fn main() -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// A source on the agent at `SPIFFE_ENDPOINT_SOCKET`; without one, on an agent of our own.
+async fn source() -> Result<(JwtSource, Option<WorkloadApi>), Error> {
+    if let Some(socket) = std::env::var_os("SPIFFE_ENDPOINT_SOCKET") {
+        println!("Workload API: the agent at {}", socket.display());
+        return Ok((JwtSource::new().await?, None));
+    }
+    let agent = WorkloadApi::start("example.org").await?;
+    Ok((agent.source().await?, Some(agent)))
 }

@@ -95,8 +95,8 @@
 //! processes on one SPIRE agent make up to 1 / 0.55 ≈ 1.82 each, since the first of them to ask
 //! after half of the life renews the token for all. The agent signs anew once per 0.55 lives.
 //!
-//! The program `examples/agent_load` measures it with this cache, on a clock that jumps, against
-//! the agent's rule (it hands out its own copy until 45 to 55 % of the life are left). Tokens of
+//! `tower-spiffe agent-load` (crate `tower-spiffe-cli`) measures it with this cache, on a clock that
+//! jumps, against the agent's rule (it hands out its own copy until 45 to 55 % of the life are left). Tokens of
 //! 300 s where nothing else is said; no call brought a token that was there already:
 //!
 //! | processes | audiences | they begin | calls per life and audience | busiest second, against the mean |
@@ -112,11 +112,11 @@
 //! agent: they leave the tenth of a token's life between 55 and 65 % to ask in, and however apart
 //! processes began, those that share an agent soon hold the same token of each audience, so the
 //! same tenth. With many audiences these tenths lie side by side; with
-//! few, leave the agent room for six times the mean. `cargo run --release --example agent_load --
-//! --seeds 1000` gives both tables again, in about ten minutes; for numbers of your own:
+//! few, leave the agent room for six times the mean. This prints both tables again, in about ten
+//! minutes; `--help` lists the options for your own numbers:
 //!
 //! ```text
-//! cargo run --release --example agent_load -- --help
+//! tower-spiffe agent-load --seeds 1000
 //! ```
 
 use std::any::Any;

@@ -13,6 +13,7 @@
 mod as_spire;
 mod bad_days;
 mod cleanup;
+mod e32_tmpdir;
 mod e33_files;
 mod examples;
 mod issuer;

@@ -12,7 +12,6 @@ mod attacks;
 mod bundle_map;
 mod cache;
 mod conformance;
-mod explain;
 mod histories;
 mod ids;
 mod rule_table;

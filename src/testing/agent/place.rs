@@ -50,6 +50,14 @@ impl Place {
 
     /// Opens the door: the first time, or again at the same place.
     pub(super) fn open(&mut self) -> Result<Door, Error> {
+        let opened = self.listen();
+        opened.map_err(|error| Error::Listen {
+            endpoint: self.endpoint().unwrap_or_default(),
+            error: Arc::new(error),
+        })
+    }
+
+    fn listen(&mut self) -> io::Result<Door> {
         Ok(match self {
             #[cfg(unix)]
             Self::Unix(dir) => Door::Unix(UnixListener::bind(dir.socket())?),
@@ -123,12 +131,13 @@ pub(super) struct PrivateDir(PathBuf);
 
 #[cfg(unix)]
 impl PrivateDir {
-    fn make() -> io::Result<Self> {
+    fn make() -> Result<Self, Error> {
         use std::os::unix::fs::DirBuilderExt as _;
         // The path of a Unix socket has to fit into 108 bytes, on some systems into 104.
         const LONGEST_BASE: usize = 60;
         let mut base = std::env::temp_dir();
-        if base.as_os_str().len() > LONGEST_BASE {
+        // An empty `TMPDIR` is the same as none.
+        if base.as_os_str().is_empty() || base.as_os_str().len() > LONGEST_BASE {
             base = PathBuf::from("/tmp");
         }
         loop {
@@ -139,7 +148,12 @@ impl PrivateDir {
             match std::fs::DirBuilder::new().mode(0o700).create(&dir) {
                 Ok(()) => return Ok(Self(dir)),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(error),
+                Err(error) => {
+                    return Err(Error::Directory {
+                        parent: base,
+                        error: Arc::new(error),
+                    });
+                }
             }
         }
     }

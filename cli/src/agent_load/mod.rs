@@ -1,30 +1,14 @@
-//! How many calls your agents will get: a simulation, to size them by.
+//! `agent-load`: simulates how many calls agents get, to size them.
 //!
-//! ```text
-//! cargo run --release --example agent_load                            # the usual questions
-//! cargo run --release --example agent_load -- --seeds 1000            # 10,000 audiences 1,000 times
-//! cargo run --release --example agent_load -- --processes 40 --audiences 12 --life 900
-//! ```
-//!
-//! Nothing of the cache is modelled: each process is a `SvidCache` of this crate, on a clock that
-//! jumps from event to event. What is simulated is the agent, as SPIRE's behaves: it hands out its
-//! own cached token until 45 to 55 % of the life is left (drawn anew for each call), then has the
-//! server sign a new one; and the requests, at a steady rate from a random beginning. Requests for
-//! a token that is fresh change nothing, so they are counted and not made.
-//!
-//! The columns of the first table: calls to the agent per token life, for one audience of one
-//! process (mean; 5th, 50th and 95th percentile of the audiences; the most); how many of all calls
-//! brought nothing new; signings by the server per life and audience, for all processes together;
-//! and the busiest second, of all seeds together, against the mean one.
-//!
-//! The second table is an agent that is away until every token has expired: when the first request
-//! failed, what calls came to the agent once all were expired, and when the last request failed
-//! after it was back. The worst of all seeds.
+//! The cache is not modelled: each process is a `SvidCache` on a clock that jumps from event to
+//! event. The agent is simulated. It behaves like SPIRE's: it returns its own cached token until 45
+//! to 55 % of the lifetime is left (drawn for each call), then has the server sign a new one. The
+//! requests come at a steady rate from a random start. Requests for a token that is fresh change
+//! nothing, so they are skipped.
 #![allow(
     clippy::unwrap_used,
-    clippy::print_stdout,
     clippy::indexing_slicing,
-    reason = "a program"
+    reason = "a bug in the simulation must not look like a result"
 )]
 
 mod agent;
@@ -39,12 +23,68 @@ use agent::Away;
 use lives::{Begin, Question};
 use outage::Outage;
 
-const HELP: &str = "\
-usage: agent_load [--processes N] [--audiences N] [--life SECONDS] [--rate PER_SECOND]
-                  [--lives N] [--seeds N] [--together] [--quick]
-Without any but --seeds, the usual questions are answered, and the exit code is 0 only if what is
-promised of them holds; --quick asks them of fewer audiences. With --together all processes begin
-with an audience at about the same time, and the audiences one after the other.";
+/// Simulate how many calls agents get from the token cache, to size them.
+///
+/// Without options other than --seeds and --quick, answers the usual questions and checks the
+/// results against what the library promises.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{COLUMNS}"))]
+pub(crate) struct Args {
+    /// Processes that share one agent [default: 1]
+    #[arg(long, value_name = "N", value_parser = count())]
+    processes: Option<u64>,
+    /// Audiences that each process uses [default: 200]
+    #[arg(long, value_name = "N", value_parser = count())]
+    audiences: Option<u64>,
+    /// Lifetime of a token; less than 10 counts as 10 [default: 300]
+    #[arg(long, value_name = "SECONDS", value_parser = count())]
+    life: Option<u64>,
+    /// Requests per second for each audience of each process [default: 10]
+    #[arg(long, value_name = "PER_SECOND", value_parser = rate)]
+    rate: Option<f64>,
+    /// Token lifetimes to measure [default: 6]
+    #[arg(long, value_name = "N", value_parser = count())]
+    lives: Option<u64>,
+    /// Runs with different random numbers
+    #[arg(long, value_name = "N", value_parser = count())]
+    seeds: Option<u64>,
+    /// Begin with an audience in all processes at about the same time, one audience after another
+    #[arg(long)]
+    together: bool,
+    /// Use fewer audiences for the usual questions
+    #[arg(long)]
+    quick: bool,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  tower-spiffe agent-load
+  tower-spiffe agent-load --seeds 1000
+  tower-spiffe agent-load --processes 40 --audiences 12 --life 900
+
+Exit code: 0 if the results are within what the library promises, 1 if not, 2 for an invalid command
+line.";
+
+const COLUMNS: &str = "\
+The first table has one line per question:
+  calls    calls to the agent per token lifetime, for one audience of one process: the mean, the
+           5th, 50th and 95th percentile of the audiences, and the highest
+  useless  calls that returned no new token
+  signed   tokens that the server signs per lifetime and audience, for all processes together
+  peak     calls in the busiest second, divided by the mean
+The second table has an agent that is unavailable until every token has expired. It shows when the
+first request failed, the calls after all tokens had expired, and when the last request failed after
+the agent was back. Each value is the worst of all seeds.";
+
+fn count() -> clap::builder::RangedU64ValueParser {
+    clap::value_parser!(u64).range(1..)
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse().ok();
+    rate.filter(|rate: &f64| rate.is_finite() && *rate > 0.0)
+        .ok_or_else(|| "not a number above 0".to_owned())
+}
 
 /// What is promised of a question.
 #[derive(Clone, Copy)]
@@ -55,23 +95,13 @@ struct Bar {
     peak: Option<f64>,
 }
 
-fn main() -> ExitCode {
-    if std::env::args_os().skip(1).eq(["--help"]) {
-        println!("{HELP}");
-        return ExitCode::SUCCESS;
-    }
-    let asked = match Asked::read(std::env::args().skip(1)) {
-        Ok(asked) => asked,
-        Err(help) => {
-            println!("{help}");
-            return ExitCode::from(2);
-        }
-    };
+pub(crate) fn run(args: &Args) -> ExitCode {
+    let asked = Asked::new(args);
     let mut good = lives(&asked.questions);
     if !asked.outages.is_empty() {
         good &= outages(&asked.outages);
     }
-    println!(
+    say!(
         "\nTo size an agent: calls a second = processes x audiences x calls / life. For 20 processes\n\
          with 30 audiences each and tokens of 300 s that is 20 x 30 x 1.8 / 300 = 3.6; every call\n\
          attests its caller anew, and the agent keeps 1000 tokens by default."
@@ -84,7 +114,7 @@ fn main() -> ExitCode {
 }
 
 fn lives(questions: &[(Question, Option<Bar>)]) -> bool {
-    println!(
+    say!(
         "processes audiences    begin life s  seeds | calls    p5   p50   p95  most | useless  \
          signed |   peak"
     );
@@ -96,7 +126,7 @@ fn lives(questions: &[(Question, Option<Bar>)]) -> bool {
             Begin::Together => "together",
         };
         let peak = answer.peak();
-        println!(
+        say!(
             "{:>9} {:>9} {begin:>8} {:>6} {:>6} | {:>5.3} {:>5.2} {:>5.2} {:>5.2} {:>5.2} | {:>7} \
              {:>7.3} | {:>6}",
             question.processes,
@@ -119,16 +149,14 @@ fn lives(questions: &[(Question, Option<Bar>)]) -> bool {
             holds &= peak.is_some_and(|peak| peak <= most);
             text += &format!(", peak {most}x");
         }
-        println!("{:>42} | {text}: {}", "", verdict(holds));
+        say!("{:>42} | {text}: {}", "", verdict(holds));
         good &= holds;
     }
     good
 }
 
 fn outages(outages: &[(Outage, Option<Duration>)]) -> bool {
-    println!(
-        "\nthe agent  audiences  seeds | first failure | then at once  calls/s | last failure"
-    );
+    say!("\nthe agent  audiences  seeds | first failure | then at once  calls/s | last failure");
     let mut good = true;
     for (outage, recovered) in outages {
         let course = outage::simulate(*outage);
@@ -136,7 +164,7 @@ fn outages(outages: &[(Outage, Option<Duration>)]) -> bool {
             Away::Refuses => "refuses",
             Away::Hangs => "hangs",
         };
-        println!(
+        say!(
             "{away:>9} {:>10} {:>6} | {:>7.1} s off | {:>12} {:>8.2} | {:>6.1} s on",
             outage.audiences,
             outage.seeds,
@@ -153,7 +181,7 @@ fn outages(outages: &[(Outage, Option<Duration>)]) -> bool {
             holds &= course.recovered <= *most;
             text += &format!(", well after {} s", most.as_secs());
         }
-        println!("{:>27} | {text}: {}", "", verdict(holds));
+        say!("{:>27} | {text}: {}", "", verdict(holds));
         good &= holds;
     }
     good
@@ -170,46 +198,28 @@ struct Asked {
 }
 
 impl Asked {
-    fn read(mut all: impl Iterator<Item = String>) -> Result<Self, String> {
-        let mut own = USUAL;
-        let (mut seeds, mut given, mut quick) = (None, false, false);
-        while let Some(name) = all.next() {
-            match name.as_str() {
-                "--quick" => {
-                    quick = true;
-                    continue;
-                }
-                "--together" => {
-                    own.begin = Begin::Together;
-                    given = true;
-                    continue;
-                }
-                _ => {}
-            }
-            let value = all.next().and_then(|value| value.parse::<f64>().ok());
-            let Some(value) = value.filter(|value| *value > 0.0) else {
-                return Err(HELP.to_owned());
-            };
-            let whole = value as u64;
-            match name.as_str() {
-                "--processes" => own.processes = whole as usize,
-                "--audiences" => own.audiences = whole as usize,
-                "--life" => own.life = whole.max(10),
-                "--rate" => own.rate = value,
-                "--lives" => own.lives = whole.max(1),
-                "--seeds" => seeds = Some(whole.max(1)),
-                _ => return Err(HELP.to_owned()),
-            }
-            given |= name != "--seeds";
-        }
+    fn new(args: &Args) -> Self {
+        let own = Question {
+            processes: args.processes.map_or(USUAL.processes, |n| n as usize),
+            audiences: args.audiences.map_or(USUAL.audiences, |n| n as usize),
+            life: args.life.map_or(USUAL.life, |life| life.max(10)),
+            rate: args.rate.unwrap_or(USUAL.rate),
+            lives: args.lives.unwrap_or(USUAL.lives),
+            seeds: args.seeds.unwrap_or(1),
+            begin: match args.together {
+                true => Begin::Together,
+                false => USUAL.begin,
+            },
+        };
+        let counts = [args.processes, args.audiences, args.life, args.lives];
+        let given = counts.iter().any(Option::is_some) || args.rate.is_some() || args.together;
         if given {
-            own.seeds = seeds.unwrap_or(1);
-            return Ok(Self {
+            return Self {
                 questions: vec![(own, None)],
                 outages: Vec::new(),
-            });
+            };
         }
-        Ok(Self::usual(seeds, quick))
+        Self::usual(args.seeds, args.quick)
     }
 
     fn usual(seeds: Option<u64>, quick: bool) -> Self {

@@ -7,8 +7,8 @@ use serde_json::value::RawValue;
 use tower_spiffe::TrustDomain;
 use tower_spiffe::bundle::{JwtBundle, JwtBundleSet};
 
+use super::args::Format;
 use crate::BoxError;
-use crate::args::Format;
 
 /// The bundles in a document, and the form that it was read as.
 pub(crate) fn read(

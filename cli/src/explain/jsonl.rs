@@ -13,9 +13,9 @@ use serde_json::{Number, Value, json};
 use tower_spiffe::bundle::{JwtBundle, JwtBundleSet};
 use tower_spiffe::{Clock, SystemClock, TrustDomain, UnixTime, Validator};
 
+use super::beneath::{StillClock, Swapped};
+use super::bundles::Members;
 use crate::BoxError;
-use crate::beneath::{StillClock, Swapped};
-use crate::bundles::Members;
 
 pub(crate) fn run(input: &mut impl BufRead, output: &mut impl Write) -> Result<(), BoxError> {
     let mut judge = Judge::default();

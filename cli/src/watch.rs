@@ -1,23 +1,4 @@
-//! Follows an agent, for an operator: one line for each change of a source's state.
-//!
-//! ```text
-//! SPIFFE_ENDPOINT_SOCKET=unix:///run/spire/agent.sock cargo run --example watch -- [--json] [--for SECONDS]
-//! ```
-//!
-//! Ends on ctrl-c, or after `--for SECONDS`. With `--json` each line is one object:
-//!
-//! | field | what |
-//! | --- | --- |
-//! | `time` | seconds since 1970, with a fraction |
-//! | `event` | `start`, `ready`, `bundles`, `withdrawn`, `restored`, `disconnected`, `reconnected`, `reconnecting`, `error`, `recovered`, `end` |
-//! | `revision` | counts the changes in what validation answers; 0 before the first bundles |
-//! | `ready` | whether tokens can be judged |
-//! | `connected` | whether the bundle stream is open |
-//! | `withdrawn` | what the agent said when it withdrew the bundles, else `null` |
-//! | `last_contact` | seconds since something last came from the agent, or `null` |
-//! | `reconnects` | how often the stream was opened anew |
-//! | `trust_domains` | one object each: `name`, `key_ids`, `updated` (seconds since its keys last came), `changed` (seconds since they last differed), `error` |
-//! | `error` | the last trouble with the stream, or `null` |
+//! `watch`: follows an agent, with one line for each change of a source's state.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -25,71 +6,80 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use tower_spiffe::source::TrustDomainState;
+use tower_spiffe::workload_api::Endpoint;
 use tower_spiffe::{Clock, JwtSource, SourceState, SystemClock};
 
-const USAGE: &str = "usage: watch [--json] [--for SECONDS]\n\
-    Follows the agent at SPIFFE_ENDPOINT_SOCKET until ctrl-c, or for SECONDS.";
+use crate::waiting;
+
+/// Follow an agent: print one line for each change of its bundles or its state.
+///
+/// Uses the agent at SPIFFE_ENDPOINT_SOCKET. Ends on ctrl-c, or after `--for SECONDS`.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{FIELDS}"))]
+pub(crate) struct Args {
+    /// Print each line as a JSON object; `--help` lists its fields
+    #[arg(long)]
+    json: bool,
+    /// End after this time; fractions are allowed
+    #[arg(long = "for", value_name = "SECONDS", value_parser = seconds_from)]
+    duration: Option<Duration>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  export SPIFFE_ENDPOINT_SOCKET=unix:///run/spire/agent.sock
+  tower-spiffe watch
+  tower-spiffe watch --json --for 5 | jq .event";
+
+const FIELDS: &str = "\
+Fields of a JSON line:
+  time           seconds since 1970, with a fraction
+  event          start, ready, bundles, withdrawn, restored, disconnected, reconnected,
+                 reconnecting, error, recovered or end
+  revision       number of changes in what validation answers; 0 before the first bundles
+  ready          whether tokens can be validated
+  connected      whether the bundle stream is open
+  withdrawn      the agent's message when it withdrew the bundles, or null
+  last_contact   seconds since the agent last sent anything, or null
+  reconnects     number of times the stream was opened again
+  trust_domains  one object each: name, key_ids, updated (seconds since its keys last arrived),
+                 changed (seconds since they last differed), error
+  error          the last error of the stream, or null
+
+Exit code: 0 at the end, 1 if the source cannot start, 2 for an invalid command line.";
 
 /// How often to look. What answers change by is told at once all the same.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-struct Options {
-    json: bool,
-    duration: Option<Duration>,
-}
-
 #[tokio::main]
-async fn main() -> ExitCode {
-    if std::env::args_os().skip(1).eq(["--help"]) {
-        let _ = writeln!(std::io::stdout(), "{USAGE}");
-        return ExitCode::SUCCESS;
-    }
-    let options = match options(std::env::args().skip(1)) {
-        Ok(options) => options,
-        Err(text) => {
-            let _ = writeln!(std::io::stderr(), "{text}");
-            return ExitCode::from(2);
-        }
-    };
-    match watch(&options).await {
+pub(crate) async fn run(args: &Args) -> ExitCode {
+    match watch(args).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "watch: {error}");
+            warn!("watch: {error}");
             ExitCode::FAILURE
         }
     }
 }
 
-fn options(args: impl Iterator<Item = String>) -> Result<Options, String> {
-    let mut options = Options {
-        json: false,
-        duration: None,
-    };
-    let mut args = args;
-    while let Some(arg) = args.next() {
-        match arg.as_str() {
-            "--json" => options.json = true,
-            "--for" => {
-                let seconds = args.next().and_then(|text| text.parse::<f64>().ok());
-                let duration =
-                    seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-                match duration {
-                    Some(duration) => options.duration = Some(duration),
-                    None => return Err(format!("--for wants a number of seconds\n{USAGE}")),
-                }
-            }
-            other => return Err(format!("what is {other:?}?\n{USAGE}")),
-        }
-    }
-    Ok(options)
+fn seconds_from(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok();
+    seconds
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .ok_or_else(|| "not a number of seconds".to_owned())
 }
 
-async fn watch(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
+async fn watch(options: &Args) -> Result<(), crate::BoxError> {
+    let agent = Endpoint::from_env()?;
     let source = JwtSource::builder().build_lazy()?;
     let mut updates = source.updated();
     let mut known = source.state();
     tell(options, "start", &known)?;
+    for event in at_start(&known) {
+        tell(options, event, &known)?;
+    }
     let mut end = std::pin::pin!(async {
         match options.duration {
             Some(duration) => tokio::time::sleep(duration).await,
@@ -97,6 +87,7 @@ async fn watch(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
         }
     });
     let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
+    let (started, mut reported) = (Instant::now(), false);
     loop {
         tokio::select! {
             () = &mut end => break,
@@ -105,6 +96,15 @@ async fn watch(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
         let now = source.state();
+        if !reported && started.elapsed() >= waiting::PATIENCE {
+            reported = true;
+            if now.revision() == 0 {
+                warn!(
+                    "watch: waiting for {}",
+                    waiting::first_bundles(&agent, &now)
+                );
+            }
+        }
         for event in events(&known, &now) {
             tell(options, event, &now)?;
         }
@@ -115,19 +115,20 @@ async fn watch(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
+/// What the first look found: the source's task may be faster than it.
+fn at_start(now: &SourceState) -> Vec<&'static str> {
+    let found = [
+        (now.withdrawn().is_some(), "withdrawn"),
+        (!errors(now).is_empty(), "error"),
+        (now.is_ready(), "ready"),
+    ];
+    let found = found.into_iter().filter(|(found, _)| *found);
+    found.map(|(_, event)| event).collect()
+}
+
 /// What happened between two looks, in the order in which it is best read.
 fn events(before: &SourceState, now: &SourceState) -> Vec<&'static str> {
     let mut events = Vec::new();
-    // The stream's trouble and each trust domain's, whoever came or went without one.
-    let errors = |state: &SourceState| -> Vec<(String, String)> {
-        let stream = state.last_error().into_iter();
-        let stream = stream.map(|error| (error.kind().to_owned(), error.message().to_owned()));
-        let domains = state.trust_domains().iter().filter_map(|td| {
-            let error = td.last_error()?;
-            Some((td.trust_domain().name().to_owned(), error.to_owned()))
-        });
-        stream.chain(domains).collect()
-    };
     if before.is_connected() && !now.is_connected() {
         events.push("disconnected");
     }
@@ -160,6 +161,17 @@ fn events(before: &SourceState, now: &SourceState) -> Vec<&'static str> {
     events
 }
 
+/// The errors of the stream and of each trust domain, by kind and text.
+fn errors(state: &SourceState) -> Vec<(String, String)> {
+    let stream = state.last_error().into_iter();
+    let stream = stream.map(|error| (error.kind().to_owned(), error.message().to_owned()));
+    let domains = state.trust_domains().iter().filter_map(|td| {
+        let error = td.last_error()?;
+        Some((td.trust_domain().name().to_owned(), error.to_owned()))
+    });
+    stream.chain(domains).collect()
+}
+
 fn keys(state: &SourceState) -> Vec<(&str, Vec<&str>)> {
     let domains = state.trust_domains().iter();
     domains
@@ -167,7 +179,7 @@ fn keys(state: &SourceState) -> Vec<(&str, Vec<&str>)> {
         .collect()
 }
 
-fn tell(options: &Options, event: &str, state: &SourceState) -> std::io::Result<()> {
+fn tell(options: &Args, event: &str, state: &SourceState) -> std::io::Result<()> {
     let now = SystemClock::shared().now();
     let time = now.secs() as f64 + f64::from(now.subsec_nanos() / 1_000_000) / 1000.0;
     let line = match options.json {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tower_spiffe::testing::PausedClock;
 use tower_spiffe::{SvidCache, SvidRequest, UnixTime};
 
-use crate::agent::Agent;
+use super::agent::Agent;
 
 /// What is asked.
 #[derive(Clone, Copy)]
@@ -49,7 +49,7 @@ pub(crate) struct Answer {
 
 pub(crate) fn simulate(question: Question) -> Answer {
     let mut sum = Answer::default();
-    for answer in crate::for_each_seed(question.seeds, || run(question)) {
+    for answer in super::for_each_seed(question.seeds, || run(question)) {
         sum.add(answer);
     }
     sum.signed /= (question.audiences as u64 * question.seeds * question.lives) as f64;

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tower_spiffe::testing::PausedClock;
 use tower_spiffe::{SvidCache, SvidRequest, UnixTime};
 
-use crate::agent::{Agent, Away};
+use super::agent::{Agent, Away};
 
 /// What is asked.
 #[derive(Clone, Copy)]
@@ -44,7 +44,7 @@ pub(crate) fn simulate(outage: Outage) -> Course {
         most: a.most.max(b.most),
         calls: a.calls.max(b.calls),
     };
-    let all = crate::for_each_seed(outage.seeds, || run(outage));
+    let all = super::for_each_seed(outage.seeds, || run(outage));
     all.into_iter().reduce(worst).unwrap()
 }
 

@@ -1,0 +1,74 @@
+//! `explain`: each check in the order in which a server makes it, with what was found, what was
+//! expected, and how to fix it.
+//!
+//! With `--jsonl` the verdicts come from the same `Validator` as in a server, its cache on: one for
+//! each audience and leeway of the whole run, with the bundles and the clock swapped beneath it.
+
+mod args;
+mod beneath;
+mod bundles;
+mod checks;
+mod jsonl;
+
+use std::io::{self, Read as _};
+use std::process::ExitCode;
+use std::time::Duration;
+
+pub(crate) use args::Args;
+
+use args::Once;
+use tower_spiffe::bundle::FixedBundles;
+use tower_spiffe::{Clock, SystemClock, Validator};
+
+use crate::BoxError;
+
+pub(crate) fn run(args: &Args) -> ExitCode {
+    let run = match args.once() {
+        None => jsonl::run(&mut io::stdin().lock(), &mut io::stdout().lock())
+            .map(|()| ExitCode::SUCCESS),
+        Some(once) => explain(&once),
+    };
+    run.unwrap_or_else(|error| {
+        warn!("explain: {error}");
+        ExitCode::from(2)
+    })
+}
+
+fn explain(once: &Once<'_>) -> Result<ExitCode, BoxError> {
+    let document = std::fs::read(once.bundles)
+        .map_err(|error| format!("cannot read {}: {error}", once.bundles.display()))?;
+    let (set, format) = bundles::read(&document, once.format, once.trust_domain)
+        .map_err(|error| format!("{}: {error}", once.bundles.display()))?;
+    let now = once.now.unwrap_or_else(|| SystemClock::shared().now());
+
+    let mut token = Vec::new();
+    io::stdin().lock().read_to_end(&mut token)?;
+    let (token, noted) = checks::unwrap(&token);
+
+    let validator = Validator::builder(FixedBundles::new(set.clone()))
+        .audiences(once.audiences)
+        .leeway(Duration::from_secs(once.leeway))
+        .clock(beneath::StillClock::at(now))
+        .build()?;
+    say!("bundles: {}, read as {format}", once.bundles.display());
+    for bundle in set.iter() {
+        for ignored in bundle.ignored() {
+            say!(
+                "         {}: element {} ({}) is ignored: {}",
+                bundle.trust_domain(),
+                ignored.position(),
+                ignored.key_id().map_or("no kid".into(), checks::shown),
+                ignored.reason()
+            );
+        }
+    }
+    if let Some(noted) = noted {
+        say!("note:    {noted}");
+    }
+    let accepted = checks::Report::new(token, &validator, &set, now).print();
+    Ok(if accepted {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,16 @@
+//! The program, run as a user runs it, with agents of the tests.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test"
+)]
+
+mod agent;
+mod agent_load;
+mod call;
+mod command_line;
+mod explain;
+mod support;
+mod watch;

@@ -1,0 +1,188 @@
+//! `watch`.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+use tokio::process::Command;
+use tokio::time::{Instant, timeout_at};
+use tower_spiffe::testing::{Issuer, WorkloadApi};
+
+use crate::support::{DEADLINE, Running, program, run};
+
+fn watch(agent: &WorkloadApi, args: &[&str]) -> Command {
+    let mut command = program("watch");
+    command
+        .env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint())
+        .args(args);
+    command
+}
+
+/// The next JSON line with this event; the ones before it are skipped.
+async fn until(watched: &mut Running, event: &str) -> Value {
+    let deadline = Instant::now() + DEADLINE;
+    let mut seen = String::new();
+    loop {
+        let line = timeout_at(deadline, watched.line()).await;
+        let line = line.unwrap_or_else(|_| panic!("no {event}, but: {seen}"));
+        seen = format!("{seen}\n{line}");
+        let told: Value = serde_json::from_str(&line).unwrap();
+        if told["event"] == event {
+            return told;
+        }
+        assert_ne!(told["event"], "end", "it ended before {event}");
+        if event == "ready" {
+            assert_ne!(told["event"], "recovered", "from what? {line}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn watch_reports_each_change() {
+    let agent = WorkloadApi::start("example.org").await.unwrap();
+    let mut watched = Running::start(&mut watch(&agent, &["--json"]));
+    let start = until(&mut watched, "start").await;
+    let help = run(program("watch").arg("--help")).await.out;
+    let rows = help.split_once("\nFields of a JSON line:\n").unwrap().1;
+    let documented: BTreeSet<&str> = rows
+        .lines()
+        .take_while(|line| !line.is_empty())
+        .filter(|line| !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    let given = start.as_object().unwrap().keys().map(String::as_str);
+    assert_eq!(given.collect::<BTreeSet<_>>(), documented);
+    let ready = until(&mut watched, "ready").await;
+    assert_eq!(
+        (&ready["ready"], &ready["connected"]),
+        (&true.into(), &true.into())
+    );
+    let domain = &ready["trust_domains"][0];
+    assert_eq!(domain["name"], "example.org");
+    assert_eq!(domain["key_ids"][0], agent.issuer().signing_key_id());
+    assert!(domain["updated"].is_number() && domain["error"].is_null());
+
+    let new = agent.rotate_now();
+    let bundles = until(&mut watched, "bundles").await;
+    let ids = bundles["trust_domains"][0]["key_ids"].as_array().unwrap();
+    assert!(ids.contains(&new.into()), "{bundles}");
+    agent.withdraw();
+    let withdrawn = until(&mut watched, "withdrawn").await;
+    assert!(withdrawn["withdrawn"].is_string() && withdrawn["ready"] == false);
+    agent.restore();
+    let restored = until(&mut watched, "restored").await;
+    assert!(restored["withdrawn"].is_null() && restored["ready"] == true);
+    agent.restart().await.unwrap();
+    let again = until(&mut watched, "reconnected").await;
+    assert!(again["reconnects"].as_u64().unwrap() > 0, "{again}");
+
+    #[cfg(unix)]
+    {
+        watched.signal("-INT");
+        until(&mut watched, "end").await;
+        assert_eq!(watched.code().await, Some(0));
+    }
+}
+
+#[tokio::test]
+async fn watch_ends_after_its_time() {
+    let agent = WorkloadApi::start("example.org").await.unwrap();
+    let mut watched = Running::start(&mut watch(&agent, &["--json", "--for", "1"]));
+    until(&mut watched, "end").await;
+    assert_eq!(watched.code().await, Some(0));
+}
+
+#[tokio::test]
+async fn watch_explains_an_invalid_call() {
+    let said = run(&mut program("watch")).await;
+    assert_eq!(said.code, Some(1), "{}", said.all());
+    assert!(said.err.contains("SPIFFE_ENDPOINT_SOCKET"), "{}", said.err);
+    for seconds in ["soon", "-1", "NaN", "1e300"] {
+        let said = run(program("watch").arg(format!("--for={seconds}"))).await;
+        assert_eq!(said.code, Some(2), "{}", said.all());
+        assert!(said.err.contains("not a number of seconds"), "{}", said.err);
+    }
+}
+
+#[tokio::test]
+async fn watch_escapes_key_ids_of_a_peer() {
+    let agent = WorkloadApi::start("example.org").await.unwrap();
+    let peer = Issuer::new("other.test").unwrap();
+    let mut jwks: Value = serde_json::from_slice(&peer.jwks()).unwrap();
+    jwks["keys"][0]["kid"] = "x\u{1b}[2J\n1790000000.000 withdrawn".into();
+    agent.federate_raw("other.test", jwks.to_string()).unwrap();
+    let said = run(&mut watch(&agent, &["--for", "1"])).await;
+    assert_eq!(said.code, Some(0), "{}", said.all());
+    let out = said.out;
+    assert!(
+        out.contains("[x\\u{1b}[2J\\n1790000000.000 withdrawn]"),
+        "{out}"
+    );
+    assert!(!out.contains('\u{1b}') && out.lines().count() == 3, "{out}");
+}
+
+#[tokio::test]
+async fn watch_is_silent_without_changes() {
+    let agent = WorkloadApi::start("example.org").await.unwrap();
+    let said = run(&mut watch(&agent, &["--for", "1.5"])).await;
+    assert_eq!(said.code, Some(0), "{}", said.all());
+    let events: Vec<&str> = said
+        .out
+        .lines()
+        .map(|line| line.split_whitespace().nth(1).unwrap())
+        .collect();
+    assert_eq!(events, ["start", "ready", "end"], "{}", said.out);
+    let key = agent.issuer().signing_key_id();
+    assert!(
+        said.out.contains(&format!("example.org [{key}]")),
+        "{}",
+        said.out
+    );
+}
+
+#[tokio::test]
+async fn watch_waits_for_an_agent_and_names_errors() {
+    let agent = WorkloadApi::start("example.org").await.unwrap();
+    agent.stop().await;
+    let mut watched = Running::start(&mut watch(&agent, &["--json"]));
+    let error = until(&mut watched, "error").await;
+    assert_eq!(error["revision"], 0);
+    assert!(error["error"].as_str().unwrap().contains("agent.sock"));
+    agent.start_again().await.unwrap();
+    until(&mut watched, "recovered").await;
+
+    agent.federate_raw("broken.test", "no JWK Set").unwrap();
+    let error = until(&mut watched, "error").await;
+    assert_eq!(error["trust_domains"][0]["name"], "broken.test");
+    assert!(error["trust_domains"][0]["error"].is_string());
+    agent.unfederate("broken.test");
+    until(&mut watched, "recovered").await;
+}
+
+#[tokio::test]
+async fn e30_watch_says_that_the_agent_is_missing() {
+    let mut watched = Running::start(
+        program("watch").env("SPIFFE_ENDPOINT_SOCKET", "unix:///nowhere/agent.sock"),
+    );
+    let line = watched.error_line().await;
+    for part in [
+        "watch: waiting for the first bundles",
+        "unix:///nowhere/agent.sock: ",
+        "cannot connect",
+    ] {
+        assert!(line.contains(part), "no {part:?} in: {line}");
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn e30_watch_says_that_the_agent_does_not_answer() {
+    let mute = crate::support::Mute::new("watch");
+    let mut watched =
+        Running::start(program("watch").env("SPIFFE_ENDPOINT_SOCKET", mute.endpoint()));
+    let line = watched.error_line().await;
+    let waits = format!(
+        "watch: waiting for the first bundles from the agent at {}: no answer yet",
+        mute.endpoint()
+    );
+    assert_eq!(line, waits);
+}
