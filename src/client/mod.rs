@@ -101,6 +101,30 @@
 //! | any of them among timeouts, retries, limits, buffers | as below | `examples/client_stack.rs` |
 //! | anything else | [`SvidCache::header`](crate::SvidCache::header) | |
 //!
+//! # Where a token may go
+//!
+//! The origin of a request is the scheme, host and port of its URI. If the URI has no authority, it
+//! is the origin given to [`assume_origin`](UnboundAudience::assume_origin).
+//!
+//! Servers and proxies also route by the `Host` header, and hyper-util, reqwest and tonic send one
+//! that is already in the request unchanged. So every `Host` header of a request must name the host
+//! and port of its origin: case is ignored, and the default port of the scheme may be left out. If
+//! one differs, the request matches no origin: it is sent without a token, or fails with
+//! [`ForeignOrigin`](crate::TokenErrorReason::ForeignOrigin) if the layer is
+//! [`strict`](AddJwtSvidLayer::strict). A debug line names both. This holds for
+//! [`any_origin`](UnboundAudience::any_origin) too. A proxy that forwards the headers of its caller
+//! removes `Host` before this layer. `X-Forwarded-Host` and `Forwarded` are not read.
+//!
+//! An absolute host name, as in `https://reports.svc.cluster.local.`, is an origin of its own:
+//! `https://reports.svc.cluster.local` does not match it. Name both if you use both.
+//!
+//! This layer cannot see:
+//! - headers that the client adds itself: do not set `Host` by
+//!   `reqwest::ClientBuilder::default_headers`;
+//! - layers and middleware further inside that change the URI or `Host`: put them outside;
+//! - where the connection goes in the end: DNS, proxies, `reqwest::ClientBuilder::resolve`, a custom
+//!   connector, `tonic::transport::Endpoint::origin`.
+//!
 //! # Where it stands in a stack
 //!
 //! From the outside in:

@@ -54,7 +54,8 @@ pub enum TokenErrorReason {
     NoRuntime,
     /// The request shows no origin, and none was promised with `assume_origin`.
     NoOrigin,
-    /// The request's origin is none that a token may go to, and the layer is strict.
+    /// The request matches no origin that a token may go to, by its URI or by its `Host` header, and
+    /// the layer is strict.
     ForeignOrigin,
     /// The request would carry the token in the clear, and that was not allowed.
     Plaintext,

@@ -9,6 +9,9 @@
 
 mod bounds;
 mod clients;
+mod e01_host_header;
+mod e02_wildcards;
+mod e04_absolute_names;
 mod existing;
 mod hostile;
 mod hostile_agent;
