@@ -65,6 +65,13 @@ impl Decision {
     fn of(issue: Result<Issue, TokenError>) -> Self {
         issue.map_or_else(Self::Fail, Self::Token)
     }
+
+    /// A request that the settings do not allow. A gRPC peer gets a fixed text, so the details are
+    /// logged.
+    fn not_allowed(error: TokenError) -> Self {
+        tracing::debug!(reason = error.reason().as_str(), %error, "the request was not sent");
+        Self::Fail(error)
+    }
 }
 
 impl Config {
@@ -148,7 +155,7 @@ impl Config {
             Ok(None) => match own.and_then(Audience::assumed).or(self.audience.assumed()) {
                 Some(target) => target,
                 None if kept => return Decision::Pass,
-                None => return Decision::Fail(no_origin()),
+                None => return Decision::not_allowed(no_origin()),
             },
             // What cannot be read in one way only is nobody's origin.
             Err(_) => return self.unmatched(Unmatched::Ambiguous),
@@ -168,7 +175,7 @@ impl Config {
             return Decision::Pass;
         }
         if let Some(refused) = self.refused_in_the_clear(target) {
-            return Decision::Fail(refused);
+            return Decision::not_allowed(refused);
         }
         if existing {
             return self.existing();
@@ -196,7 +203,7 @@ impl Config {
 
     fn existing(&self) -> Decision {
         match self.on_existing {
-            OnExisting::Error => Decision::Fail(TokenError::new(
+            OnExisting::Error => Decision::not_allowed(TokenError::new(
                 TokenErrorReason::HeaderPresent,
                 format!(
                     "the request already has the header `{}`; leave it out, or say what to do by \

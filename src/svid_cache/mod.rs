@@ -142,6 +142,8 @@ mod hot;
 mod landing;
 mod limits;
 mod moment;
+#[cfg(any(feature = "workload-api", feature = "tonic"))]
+mod peer;
 mod pin;
 mod settings;
 mod snapshot;

@@ -296,6 +296,9 @@ impl World {
         let host = HeaderValue::from_static("elsewhere.test");
         forwarded.headers_mut().insert(HOST, host);
         assert_eq!(ask(client.clone(), forwarded).await, 401);
+        let mut unknown = request(None);
+        *unknown.uri_mut() = "/".parse().unwrap();
+        assert!(client.clone().oneshot(unknown).await.is_err());
 
         // It is due: the next request has it refreshed, and does not wait for that.
         sleep(seconds(200)).await;
