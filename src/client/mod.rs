@@ -131,7 +131,8 @@
 //!
 //! 1. **Retries** and their budget go outside: each try asks for the token anew, and the try after
 //!    a 401 gets the new one.
-//! 2. **Timeouts** go outside too, so that they bound the wait for a token as well.
+//! 2. **Timeouts** go outside too, so that they bound the wait for a token as well. The deadline of
+//!    a gRPC call does so by itself, see [Deadlines](#deadlines).
 //! 3. **What follows redirects** (`tower_http::follow_redirect`) goes outside: then each hop passes
 //!    here, and gets the token for where *it* goes, or none. Where the client beneath follows
 //!    redirects itself (`reqwest` does), only the first hop passes here; it must take
@@ -150,16 +151,29 @@
 //!    the token. A request to `http` goes to the proxy in the clear, token and all: that happens
 //!    only where [`allow_plaintext`](AddJwtSvidLayer::allow_plaintext) lets it.
 //!
+//! # Deadlines
+//!
+//! If a request is gRPC (its content type begins with `application/grpc`) and has a valid
+//! `grpc-timeout`, it waits no longer than that for its token, and 5 s at most as all others do. Then
+//! it fails with [`DeadlineExceeded`](crate::TokenErrorReason::DeadlineExceeded), in gRPC
+//! DEADLINE_EXCEEDED. After a wait, `grpc-timeout` is set to the time that is left, and a call with
+//! no time left is not sent. While an older token can still be sent, the wait for the next one takes
+//! half of the time at most. Requests whose token is in the cache are unaffected. An invalid
+//! `grpc-timeout` is ignored. `JwtSvidInterceptor` never waits.
+//!
 //! # Errors
 //!
-//! The error of the service is a [`BoxError`]: what the service beneath says passes unchanged; ours
-//! is a [`TokenError`], which [`TokenError::find`](crate::TokenError::find)
-//! finds. A request never goes out without a token where one was meant.
+//! The error of the service is a [`BoxError`]: errors of the inner service are forwarded unchanged;
+//! ours are a [`TokenError`], which [`TokenError::find`](crate::TokenError::find) finds. A request
+//! that should carry a token is never sent without one. For a gRPC peer,
+//! [`TokenError`](crate::TokenError#as-a-grpc-status) has a code and a fixed text; the details stay in
+//! this process.
 
 use crate::svid_cache::{TokenError, TokenErrorReason};
 
 mod audience;
 mod config;
+mod deadline;
 mod future;
 #[cfg(feature = "tonic")]
 mod interceptor;
