@@ -29,7 +29,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use criterion::Criterion;
-use http::header::{AUTHORIZATION, HeaderValue};
+use http::header::{AUTHORIZATION, HOST, HeaderValue};
 use http::{Request, Response};
 use tower::{Layer, Service};
 use tower_spiffe::client::{AddJwtSvid, Audience};
@@ -198,6 +198,14 @@ fn main() -> ExitCode {
     let mut group = criterion.benchmark_group("a hit consists of");
     group.bench_function("a static header", |bench| bench.iter(|| fixed.lap()));
     group.bench_function("the whole call", |bench| bench.iter(|| ours.lap()));
+    let mut with_host = Lane::new(|inner| layer.layer(inner));
+    let host = HeaderValue::from_static("reports.example.org:8443");
+    if let Some(request) = &mut with_host.request {
+        request.headers_mut().insert(HOST, host);
+    }
+    group.bench_function("the whole call, with a Host header", |bench| {
+        bench.iter(|| with_host.lap());
+    });
     group.bench_function("the pinned audience alone", |bench| {
         bench.iter(|| black_box(pinned.try_header()).is_some());
     });

@@ -30,9 +30,12 @@ use crate::svid::{Identity, SvidRequest, SvidRequestError};
 ///     ("https://ledger", "spiffe://x/ledger"),
 /// ])?;
 ///
-/// // A rule, for the origins of an allow-list.
+/// // A rule, for the origins of an allow-list. The audience names all that the wildcard matched.
 /// Audience::from_origin(
-///     |origin| format!("spiffe://x/{}", origin.host().split('.').next().unwrap_or_default()),
+///     |origin| match origin.host().strip_suffix(".svc.example.org") {
+///         Some(service) => format!("spiffe://x/{service}"),
+///         None => String::new(), // no token
+///     },
 ///     ["https://*.svc.example.org"],
 /// )?;
 ///
@@ -129,11 +132,23 @@ impl Audience {
         Self::rules(rules)
     }
 
-    /// The audience that `audience` makes of the origin, for the origins of an allow-list:
-    /// `https://host[:port]`, or `https://*.domain[:port]` for every host below a domain.
+    /// Creates the audience from the origin, for the origins of an allow-list: `https://host[:port]`,
+    /// or `https://*.domain[:port]`.
+    ///
+    /// As in TLS, `*` stands for exactly one label: `https://*.svc.example.org` matches
+    /// `https://reports.svc.example.org`, and neither `https://a.reports.svc.example.org` nor
+    /// `https://svc.example.org`. For several labels write one `*` for each, leftmost only:
+    /// `https://*.*.svc.example.org`. The domain has two labels or more. A pattern that ends with a
+    /// dot matches absolute host names only, and one without matches no absolute host name.
+    ///
+    /// If `audience` returns an empty text, requests to this origin get no token.
+    ///
+    /// **Derive the audience from everything that varies in the allowed hosts.** With
+    /// `https://*.*.svc.example.org` (`reports.team-a`, `reports.team-b`), an audience made from the
+    /// first label alone gives every namespace tokens for every other one.
     ///
     /// # Errors
-    /// A text that is no origin, or none at all.
+    /// Returns an error if a text is not an origin, or if the list is empty.
     pub fn from_origin<O: AsRef<str>>(
         audience: impl Fn(&Origin) -> String + Send + Sync + 'static,
         allowed: impl IntoIterator<Item = O>,
@@ -287,8 +302,9 @@ impl UnboundAudience {
         self.bound(Bound::Origins(origins?))
     }
 
-    /// Tokens go wherever requests go: whoever is named by a redirect or by a request's URI gets a
-    /// token that it can use against the audience.
+    /// Allows tokens to go to every origin, absolute host names included: any server that a redirect
+    /// or the URI of a request names gets a token that it can use against the audience. A `Host`
+    /// header must still match the URI.
     ///
     /// # Errors
     /// The audience is empty.
@@ -338,8 +354,9 @@ impl fmt::Display for AudienceError {
                 write!(f, "{origin:?} is no origin: {error}")?;
                 if origin.contains('*') {
                     f.write_str(
-                        "; a wildcard stands in `Audience::from_origin` alone, for all before a \
-                         domain of two labels or more: `https://*.example.org`",
+                        "; wildcards are allowed in `Audience::from_origin` only, each as a whole \
+                         label in front of a domain of two labels or more: \
+                         `https://*.example.org`, `https://*.*.example.org`",
                     )?;
                 }
                 Ok(())

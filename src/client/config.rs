@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use http::header::{AUTHORIZATION, HeaderName};
+use http::header::{AUTHORIZATION, HOST, HeaderName};
 use http::{Extensions, HeaderMap, HeaderValue};
 
 use super::audience::{Audience, Found};
@@ -64,6 +64,13 @@ pub(crate) enum Decision {
 impl Decision {
     fn of(issue: Result<Issue, TokenError>) -> Self {
         issue.map_or_else(Self::Fail, Self::Token)
+    }
+
+    /// A request that the settings do not allow. A gRPC peer gets a fixed text, so the details are
+    /// logged.
+    fn not_allowed(error: TokenError) -> Self {
+        tracing::debug!(reason = error.reason().as_str(), %error, "the request was not sent");
+        Self::Fail(error)
     }
 }
 
@@ -134,6 +141,7 @@ impl Config {
         // Most requests are written as the audience is, and need no more than a glance.
         if own.is_none()
             && let Some(authority) = destination.https_authority()
+            && is_host(headers, authority)
             && let Some((at, request)) = self.audience.find_as_written(authority)
         {
             return match (kept, existing) {
@@ -147,24 +155,27 @@ impl Config {
             Ok(None) => match own.and_then(Audience::assumed).or(self.audience.assumed()) {
                 Some(target) => target,
                 None if kept => return Decision::Pass,
-                None => return Decision::Fail(no_origin()),
+                None => return Decision::not_allowed(no_origin()),
             },
             // What cannot be read in one way only is nobody's origin.
-            Err(_) => return self.unmatched(None),
+            Err(_) => return self.unmatched(Unmatched::Ambiguous),
         };
+        if let Some(host) = other_host(headers, target) {
+            return self.unmatched(Unmatched::Host(target, host));
+        }
         // The origin before the header: what goes to somebody else may have whatever it likes.
         let found = match own {
             None => self.audience.find(target),
             Some(own) => own.find(target),
         };
         if let Found::Nothing = found {
-            return self.unmatched(Some(target));
+            return self.unmatched(Unmatched::Origin(target));
         }
         if kept {
             return Decision::Pass;
         }
         if let Some(refused) = self.refused_in_the_clear(target) {
-            return Decision::Fail(refused);
+            return Decision::not_allowed(refused);
         }
         if existing {
             return self.existing();
@@ -176,7 +187,7 @@ impl Config {
                 self.cache.issue(&self.audience.identify(request.clone()))
             }
             (Some(_), Found::Made(request)) => self.cache.issue(&self.audience.identify(request)),
-            (_, Found::Nothing) => return self.unmatched(Some(target)),
+            (_, Found::Nothing) => return self.unmatched(Unmatched::Origin(target)),
         };
         Decision::of(issue)
     }
@@ -192,7 +203,7 @@ impl Config {
 
     fn existing(&self) -> Decision {
         match self.on_existing {
-            OnExisting::Error => Decision::Fail(TokenError::new(
+            OnExisting::Error => Decision::not_allowed(TokenError::new(
                 TokenErrorReason::HeaderPresent,
                 format!(
                     "the request already has the header `{}`; leave it out, or say what to do by \
@@ -204,25 +215,14 @@ impl Config {
         }
     }
 
-    fn unmatched(&self, target: Option<Target<'_>>) -> Decision {
+    fn unmatched(&self, why: Unmatched<'_>) -> Decision {
         self.cache.passed_without_token();
-        if !self.strict {
-            // What a mistyped origin looks like from here; there all that shows is a 401.
-            tracing::debug!(
-                origin = target.map(tracing::field::display),
-                "no token for this request: no audience is named for its origin"
-            );
-            return Decision::Pass;
+        why.log();
+        if self.strict {
+            Decision::Fail(why.error())
+        } else {
+            Decision::Pass
         }
-        let message = match target {
-            Some(target) => format!("no token may go to {target}: name it with the audience"),
-            None => {
-                "no token may go where the origin can be read in more than one way: with a user \
-                     name, with an authority and no scheme, or by CONNECT"
-                    .to_owned()
-            }
-        };
-        Decision::Fail(TokenError::new(TokenErrorReason::ForeignOrigin, message))
     }
 
     fn refused_in_the_clear(&self, target: Target<'_>) -> Option<TokenError> {
@@ -235,10 +235,104 @@ impl Config {
         (!allowed).then(|| {
             TokenError::new(
                 TokenErrorReason::Plaintext,
-                format!("no token goes to {target} in the clear; use https, or `allow_plaintext`"),
+                format!(
+                    "no token goes to {target} in the clear; use https, or `allow_plaintext`{}",
+                    target.dot_note()
+                ),
             )
         })
     }
+}
+
+/// Why a request matches no origin that a token may go to.
+enum Unmatched<'a> {
+    /// Its URI can be read in more than one way.
+    Ambiguous,
+    /// No audience is bound to its origin.
+    Origin(Target<'a>),
+    /// A `Host` header names another host than its URI, or than the assumed origin.
+    Host(Target<'a>, &'a HeaderValue),
+}
+
+impl Unmatched<'_> {
+    /// Logs what a mistyped origin looks like here; on the other side it is only a 401.
+    fn log(&self) {
+        let (origin, note) = match self {
+            Self::Host(origin, host) => {
+                tracing::debug!(
+                    %origin,
+                    host = %Shown(host),
+                    "no token for this request: its Host header does not match its origin"
+                );
+                return;
+            }
+            Self::Origin(origin) => (Some(origin), origin.dot_note()),
+            Self::Ambiguous => (None, ""),
+        };
+        tracing::debug!(
+            origin = origin.map(tracing::field::display),
+            "no token for this request: no audience is named for its origin{note}"
+        );
+    }
+
+    fn error(&self) -> TokenError {
+        let message = match self {
+            Self::Ambiguous => {
+                "no token may go where the origin can be read in more than one way: with a user \
+                 name, with an authority and no scheme, or by CONNECT"
+                    .to_owned()
+            }
+            Self::Origin(origin) => format!(
+                "no token may go to {origin}: name it with the audience{}",
+                origin.dot_note()
+            ),
+            Self::Host(origin, host) => format!(
+                "no token may go to {origin}: the request has the Host header \"{}\"; remove the \
+                 header, or set it to the host and port of that origin{}",
+                Shown(host),
+                origin.dot_note()
+            ),
+        };
+        TokenError::new(TokenErrorReason::ForeignOrigin, message)
+    }
+}
+
+/// The value of a `Host` header for a message: escaped, at most 128 bytes of it. Callers of a proxy
+/// choose it.
+struct Shown<'a>(&'a HeaderValue);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const LEN: usize = 128;
+        let bytes = self.0.as_bytes();
+        let (shown, more) = match bytes.split_at_checked(LEN) {
+            Some((shown, rest)) if !rest.is_empty() => (shown, "…"),
+            _ => (bytes, ""),
+        };
+        write!(f, "{}{more}", shown.escape_ascii())
+    }
+}
+
+/// Whether the `Host` headers are literally this authority; true without any.
+#[inline]
+fn is_host(headers: &HeaderMap, authority: &str) -> bool {
+    !has(headers, &HOST)
+        || headers
+            .get_all(HOST)
+            .iter()
+            .all(|host| host.as_bytes() == authority.as_bytes())
+}
+
+/// The first `Host` header that names another host or port than `target`.
+///
+/// A proxy routes by it, and clients send one that is there as it is.
+#[inline]
+fn other_host<'a>(headers: &'a HeaderMap, target: Target<'_>) -> Option<&'a HeaderValue> {
+    if !has(headers, &HOST) {
+        return None;
+    }
+    let mut hosts = headers.get_all(HOST).iter();
+    hosts.find(|host| !target.is_host_header(host.as_bytes()))
 }
 
 fn no_origin() -> TokenError {
@@ -292,8 +386,10 @@ macro_rules! options {
                 self
             }
 
-            /// Refuses requests to origins that no token may go to, whatever header they have; by
-            /// default they pass without a token, and are counted.
+            /// Fails requests that match no origin of the audience, whatever header they have, with
+            /// [`ForeignOrigin`](crate::TokenErrorReason::ForeignOrigin): those to other origins, and
+            /// those with a `Host` header that differs from their origin. By default they are sent
+            /// without a token, and are counted.
             #[must_use]
             pub fn strict(mut self) -> Self {
                 Arc::make_mut(&mut self.config).set_strict();

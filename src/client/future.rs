@@ -8,6 +8,7 @@ use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use super::config::insert;
+use super::deadline::Deadline;
 use super::request::{IncomingResponse, OutgoingRequest, refuses};
 use super::{BoxError, no_room};
 use crate::svid::SvidRequest;
@@ -52,6 +53,7 @@ pub(super) struct Held<S, R> {
     pub(super) cache: SvidCache,
     /// What is asked for.
     pub(super) asked: SvidRequest,
+    pub(super) deadline: Option<Deadline>,
 }
 
 impl<S: Service<R>, R> ResponseFuture<S, R> {
@@ -72,7 +74,7 @@ impl<S: Service<R>, R> ResponseFuture<S, R> {
     pub(super) fn waiting(waiter: Waiter, held: Held<S, R>) -> Self {
         Self {
             state: State::Waiting {
-                token: wait(waiter),
+                token: wait(waiter, &held),
                 held: Some(Box::new(held)),
             },
             issued: None,
@@ -87,7 +89,11 @@ impl<S: Service<R>, R> ResponseFuture<S, R> {
     }
 }
 
-fn wait(waiter: Waiter) -> WaitForToken {
+fn wait<S, R>(waiter: Waiter, held: &Held<S, R>) -> WaitForToken {
+    let waiter = match held.deadline {
+        Some(deadline) => waiter.within(deadline.left(&held.cache)),
+        None => waiter,
+    };
     Box::pin(Issue::Wait(waiter).settle())
 }
 
@@ -134,7 +140,7 @@ where
                             State::Sent { response }
                         }
                         Sent::Waits(waiter, held) => State::Waiting {
-                            token: wait(waiter),
+                            token: wait(waiter, &held),
                             held: Some(held),
                         },
                     }
@@ -176,6 +182,9 @@ where
             }
         };
         let headers = self.request.headers_to_change();
+        if let Some(deadline) = self.deadline {
+            deadline.set_left(headers, &self.cache)?;
+        }
         if !insert(headers, &self.header, issued.header()) {
             return Err(no_room());
         }

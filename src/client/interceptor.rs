@@ -11,7 +11,8 @@ use crate::svid_cache::{SvidCache, TokenError, TokenErrorReason};
 
 /// A tonic interceptor that puts a token into each call, where one is there.
 ///
-/// An interceptor cannot wait: while there is no token yet, calls fail with UNAVAILABLE. Keep the
+/// An interceptor cannot wait: while there is no token yet, calls fail with UNAVAILABLE, whatever
+/// their deadline. Keep the
 /// audience warm ([`SvidCache::keep_warm`]), or use [`AddJwtSvid`](super::AddJwtSvid) around the
 /// channel, which waits, and hears of refused tokens.
 #[derive(Debug, Clone)]
@@ -40,11 +41,11 @@ impl Interceptor for JwtSvidInterceptor {
             .decide(Destination::Read(Ok(None)), &headers, Some(&extensions))
         {
             Decision::Pass => {}
-            Decision::Fail(error) => return Err(status(&error)),
+            Decision::Fail(error) => return Err(error.into()),
             Decision::Token(issue) => {
-                let issued = issue.at_once().ok_or_else(|| status(&not_there_yet()))?;
+                let issued = issue.at_once().ok_or_else(not_there_yet)?;
                 if !insert(&mut headers, self.config.header(), issued.header()) {
-                    return Err(status(&no_room()));
+                    return Err(no_room().into());
                 }
             }
         }
@@ -58,8 +59,4 @@ fn not_there_yet() -> TokenError {
         TokenErrorReason::Unavailable,
         "there is no token yet, and an interceptor cannot wait for it; it is being fetched",
     )
-}
-
-fn status(error: &TokenError) -> Status {
-    error.to_status()
 }

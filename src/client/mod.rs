@@ -101,13 +101,38 @@
 //! | any of them among timeouts, retries, limits, buffers | as below | `examples/client_stack.rs` |
 //! | anything else | [`SvidCache::header`](crate::SvidCache::header) | |
 //!
+//! # Where a token may go
+//!
+//! The origin of a request is the scheme, host and port of its URI. If the URI has no authority, it
+//! is the origin given to [`assume_origin`](UnboundAudience::assume_origin).
+//!
+//! Servers and proxies also route by the `Host` header, and hyper-util, reqwest and tonic send one
+//! that is already in the request unchanged. So every `Host` header of a request must name the host
+//! and port of its origin: case is ignored, and the default port of the scheme may be left out. If
+//! one differs, the request matches no origin: it is sent without a token, or fails with
+//! [`ForeignOrigin`](crate::TokenErrorReason::ForeignOrigin) if the layer is
+//! [`strict`](AddJwtSvidLayer::strict). A debug line names both. This holds for
+//! [`any_origin`](UnboundAudience::any_origin) too. A proxy that forwards the headers of its caller
+//! removes `Host` before this layer. `X-Forwarded-Host` and `Forwarded` are not read.
+//!
+//! An absolute host name, as in `https://reports.svc.cluster.local.`, is an origin of its own:
+//! `https://reports.svc.cluster.local` does not match it. Name both if you use both.
+//!
+//! This layer cannot see:
+//! - headers that the client adds itself: do not set `Host` by
+//!   `reqwest::ClientBuilder::default_headers`;
+//! - layers and middleware further inside that change the URI or `Host`: put them outside;
+//! - where the connection goes in the end: DNS, proxies, `reqwest::ClientBuilder::resolve`, a custom
+//!   connector, `tonic::transport::Endpoint::origin`.
+//!
 //! # Where it stands in a stack
 //!
 //! From the outside in:
 //!
 //! 1. **Retries** and their budget go outside: each try asks for the token anew, and the try after
 //!    a 401 gets the new one.
-//! 2. **Timeouts** go outside too, so that they bound the wait for a token as well.
+//! 2. **Timeouts** go outside too, so that they bound the wait for a token as well. The deadline of
+//!    a gRPC call does so by itself, see [Deadlines](#deadlines).
 //! 3. **What follows redirects** (`tower_http::follow_redirect`) goes outside: then each hop passes
 //!    here, and gets the token for where *it* goes, or none. Where the client beneath follows
 //!    redirects itself (`reqwest` does), only the first hop passes here; it must take
@@ -126,16 +151,30 @@
 //!    the token. A request to `http` goes to the proxy in the clear, token and all: that happens
 //!    only where [`allow_plaintext`](AddJwtSvidLayer::allow_plaintext) lets it.
 //!
+//! # Deadlines
+//!
+//! If a request is gRPC (its content type begins with `application/grpc`) and has a valid
+//! `grpc-timeout`, it waits no longer than that for its token, and 5 s at most as all others do. Then
+//! it fails with [`DeadlineExceeded`](crate::TokenErrorReason::DeadlineExceeded), in gRPC
+//! DEADLINE_EXCEEDED. After a wait, `grpc-timeout` is set to the time that is left, and a call with
+//! no time left is not sent. While an older token can still be sent, the wait for the next one takes
+//! half of the time at most. Requests whose token is in the cache are unaffected. An invalid
+//! `grpc-timeout` is ignored. `JwtSvidInterceptor` never waits. Timeouts of the inner service, such as
+//! `tonic::transport::Endpoint::timeout`, begin after the wait.
+//!
 //! # Errors
 //!
-//! The error of the service is a [`BoxError`]: what the service beneath says passes unchanged; ours
-//! is a [`TokenError`], which [`TokenError::find`](crate::TokenError::find)
-//! finds. A request never goes out without a token where one was meant.
+//! The error of the service is a [`BoxError`]: errors of the inner service are forwarded unchanged;
+//! ours are a [`TokenError`], which [`TokenError::find`](crate::TokenError::find) finds. A request
+//! that should carry a token is never sent without one. For a gRPC peer,
+//! [`TokenError`](crate::TokenError#as-a-grpc-status) has a code and a fixed text; the details stay in
+//! this process.
 
 use crate::svid_cache::{TokenError, TokenErrorReason};
 
 mod audience;
 mod config;
+mod deadline;
 mod future;
 #[cfg(feature = "tonic")]
 mod interceptor;

@@ -17,6 +17,10 @@ use http::uri::{Authority, Scheme};
 /// assert_eq!(origin.to_string(), "https://reports.example.org");
 /// assert_eq!((origin.host(), origin.port()), ("reports.example.org", 443));
 ///
+/// // An absolute name, with a dot at its end, is an origin of its own.
+/// let absolute: Origin = "https://reports.example.org.".parse()?;
+/// assert_ne!(absolute, origin);
+///
 /// assert_eq!("https://user@reports".parse::<Origin>(), Err(OriginError::UserInfo));
 /// assert_eq!("https://reports/v1".parse::<Origin>(), Err(OriginError::Path));
 /// # Ok::<(), OriginError>(())
@@ -42,8 +46,9 @@ pub enum OriginError {
     Scheme,
     /// It has a user name or a password.
     UserInfo,
-    /// It has no host, or one with a character that no host name or address has: a percent sign, a
-    /// wildcard where none is meant, a trailing dot.
+    /// The host is missing, has an empty label, or has a character that no host name or address
+    /// has: a percent sign, or a wildcard that is not allowed here. An absolute host name may end
+    /// with one dot; an address may not.
     Host,
     /// Its port is 0 or no number.
     Port,
@@ -123,7 +128,10 @@ impl fmt::Display for OriginError {
             Self::Malformed => "expected `https://host` or `https://host:port`, in ASCII",
             Self::Scheme => "the scheme of an origin is `https` or `http`",
             Self::UserInfo => "an origin has no user name and no password",
-            Self::Host => "the host is empty, or has a character that no host has",
+            Self::Host => {
+                "the host is missing, has an empty label, or has a character that no host has; a \
+                 host name may end with one dot, an address may not"
+            }
             Self::Port => "the port is no number from 1 to 65535",
             Self::Path => "an origin has no path; leave out what follows the host and port",
         })
@@ -213,19 +221,38 @@ impl<'a> Target<'a> {
         self.https
     }
 
-    /// Whether the host is some label below the host of `domain`, and all else is the same.
-    pub(crate) fn is_below(self, domain: Target<'_>) -> bool {
-        let (host, domain_host) = (self.host.as_bytes(), domain.host.as_bytes());
-        let Some(at) = host.len().checked_sub(domain_host.len()) else {
+    /// Whether the host is the host of `domain` with exactly this many labels in front, and scheme
+    /// and port are the same.
+    pub(crate) fn is_below(self, domain: Target<'_>, labels: usize) -> bool {
+        let at = self.host.len().checked_sub(domain.host.len());
+        let Some((front, end)) = at.and_then(|at| self.host.split_at_checked(at)) else {
             return false;
         };
-        let (label, end) = host.split_at_checked(at).unwrap_or_default();
         self.https == domain.https
             && self.port == domain.port
-            && end.eq_ignore_ascii_case(domain_host)
-            && label.len() > 1
-            && label.ends_with(b".")
-            && !label.starts_with(b".")
+            && end.eq_ignore_ascii_case(domain.host)
+            && front.strip_suffix('.').is_some_and(|front| {
+                front.split('.').count() == labels && front.split('.').all(|it| !it.is_empty())
+            })
+    }
+
+    /// Whether a `Host` header with this value names the same host and port.
+    pub(crate) fn is_host_header(self, value: &[u8]) -> bool {
+        let Some((host, port)) = value.split_at_checked(self.host.len()) else {
+            return false;
+        };
+        host.eq_ignore_ascii_case(self.host.as_bytes())
+            && read_port(port)
+                .is_ok_and(|port| port.unwrap_or(default_port(self.https)) == self.port)
+    }
+
+    /// What a message adds about an absolute host name, which is easily overlooked.
+    pub(crate) fn dot_note(self) -> &'static str {
+        if self.host.ends_with('.') {
+            "; its host ends with a dot: without the dot it is another origin"
+        } else {
+            ""
+        }
     }
 
     /// Whether the host names this machine itself, and cannot be read otherwise: 127.0.0.0/8 in
@@ -309,11 +336,18 @@ fn port_of(authority: &Authority) -> Result<Option<u16>, OriginError> {
     let Some(rest) = text.strip_prefix(authority.host()) else {
         return Err(OriginError::Host);
     };
-    match rest.strip_prefix(':') {
+    read_port(rest.as_bytes())
+}
+
+/// The port in what follows a host: nothing, or a colon and a number.
+fn read_port(rest: &[u8]) -> Result<Option<u16>, OriginError> {
+    match rest.strip_prefix(b":") {
         None if rest.is_empty() => Ok(None),
-        Some(port) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => {
-            port.parse().map(Some).map_err(|_| OriginError::Port)
-        }
+        Some(port) if port.iter().all(u8::is_ascii_digit) => str::from_utf8(port)
+            .ok()
+            .and_then(|port| port.parse().ok())
+            .map(Some)
+            .ok_or(OriginError::Port),
         _ => Err(OriginError::Port),
     }
 }
@@ -326,10 +360,30 @@ fn is_host(host: &str) -> bool {
             .strip_suffix(']')
             .is_some_and(|inner| inner.parse::<Ipv6Addr>().is_ok());
     }
-    // A trailing dot is another name to a resolver; a percent sign is decoded by some and not by
-    // others.
-    let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-    !host.is_empty() && host.len() <= 253 && !host.ends_with('.') && host.bytes().all(legal)
+    let name = match host.strip_suffix('.') {
+        // Some readers drop the dot of an address.
+        Some(name) if ends_an_address(name) => return false,
+        Some(name) => name,
+        None => host,
+    };
+    // A percent sign is decoded by some readers and not by others.
+    let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+    name.len() <= 253
+        && name
+            .split('.')
+            .all(|label| !label.is_empty() && label.bytes().all(legal))
+}
+
+/// Whether a host with this end is an address, to all readers or to some: in brackets, or with a
+/// number as its last label.
+pub(crate) fn ends_an_address(host: &str) -> bool {
+    let last = host.rsplit('.').next().unwrap_or_default();
+    let hex = last.strip_prefix("0x").or_else(|| last.strip_prefix("0X"));
+    host.starts_with('[')
+        || match hex {
+            Some(hex) => hex.bytes().all(|b| b.is_ascii_hexdigit()),
+            None => last.bytes().all(|b| b.is_ascii_digit()),
+        }
 }
 
 #[cfg(test)]

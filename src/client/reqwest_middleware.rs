@@ -6,10 +6,11 @@ use reqwest_middleware::{Error, Middleware, Next};
 
 use super::audience::{Audience, AudienceError};
 use super::config::{Config, Decision, insert, options};
+use super::deadline::Deadline;
 use super::no_room;
 use super::request::refuses;
 use super::request::sealed::Request as _;
-use crate::svid_cache::SvidCache;
+use crate::svid_cache::{Issue, SvidCache};
 
 /// A middleware of `reqwest_middleware` that puts a fresh token into each request.
 ///
@@ -58,7 +59,26 @@ impl Middleware for JwtSvidMiddleware {
         {
             Decision::Pass => return next.run(request, extensions).await,
             Decision::Fail(error) => return Err(Error::middleware(error)),
-            Decision::Token(issue) => issue.settle().await.map_err(Error::middleware)?,
+            Decision::Token(Issue::Ready(issued)) => issued,
+            Decision::Token(Issue::Wait(waiter)) => {
+                let cache = self.config.cache();
+                let deadline = Deadline::of(request.headers(), cache);
+                let waiter = match deadline {
+                    Some(deadline) => waiter.within(deadline.left(cache)),
+                    None => waiter,
+                };
+                let issued = Issue::Wait(waiter)
+                    .settle()
+                    .await
+                    .map_err(Error::middleware)?;
+                if let Some(deadline) = deadline {
+                    let headers = request.headers_mut();
+                    deadline
+                        .set_left(headers, cache)
+                        .map_err(Error::middleware)?;
+                }
+                issued
+            }
         };
         if !insert(request.headers_mut(), self.config.header(), issued.header()) {
             return Err(Error::middleware(no_room()));

@@ -6,6 +6,7 @@ use tower_service::Service;
 
 use super::audience::Audience;
 use super::config::{Config, Decision, insert, options};
+use super::deadline::Deadline;
 use super::future::{Held, ResponseFuture};
 use super::request::{IncomingResponse, OutgoingRequest};
 use super::{BoxError, no_room};
@@ -79,12 +80,14 @@ where
                 ResponseFuture::failed(no_room())
             }
             Decision::Token(Issue::Wait(waiter)) => {
+                let deadline = Deadline::of(request.view().headers, self.config.cache());
                 let held = Held {
                     inner: self.give_up(),
                     request,
                     header: self.config.header().clone(),
                     cache: self.config.cache().clone(),
                     asked: waiter.request().clone(),
+                    deadline,
                 };
                 ResponseFuture::waiting(waiter, held)
             }

@@ -52,7 +52,9 @@
 //! | `svid_cache` | warn | fetching a JWT-SVID failed | `request`, `error`, `usable` | `usable`: an older token is sent meanwhile |
 //! | `svid_cache` | debug | fetching a JWT-SVID failed again | `request`, `error`, `usable` | for the same reason |
 //! | `svid_cache` | info | the issuer of JWT-SVIDs answers again | | after it was given up for a while |
-//! | `client` | debug | no token for this request: no audience is named for its origin | `origin` | it goes out as it is; by [`strict`](crate::AddJwtSvidLayer::strict) it would be refused |
+//! | `client` | debug | no token for this request: no audience is named for its origin… | `origin` | the request is sent without a token; with [`strict`](crate::AddJwtSvidLayer::strict) it fails |
+//! | `client` | debug | no token for this request: its Host header does not match its origin | `origin`, `host` | the same; a forwarded `Host` header would route the token to another virtual host |
+//! | `client` | debug | the request was not sent | `reason`, `error` | the layer's settings do not allow it; a gRPC peer gets a fixed text without these details |
 //! | `server` | info | span `jwt_svid` | `peer.spiffe_id` | around the handling of a verified caller's request; the field is filled in the span around the layer too, where that has it |
 //! | `server` | info | requests are not admitted: … | `reason`, `enforced`, `suppressed`, `detail`, `peer.spiffe_id`, `key_id`, `trust_domain` | one line per class, caller and interval; `suppressed` were not told since the last; `detail` is what in the class it was with this token; the last two are what the token claims, told where debug lines are |
 //! | `server` | info | answers are ended: … | `reason`, `suppressed`, `peer.spiffe_id` | an `EndAtExpiryLayer` ended them with the caller's token; one line for all callers and interval |

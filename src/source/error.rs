@@ -155,6 +155,33 @@ impl fmt::Display for JwtSourceError {
 
 impl std::error::Error for JwtSourceError {}
 
+/// A code and a fixed text for each class, as for a [`TokenError`]; this error is its source.
+///
+/// `?` converts this way in a tonic handler. `tonic::Status::from_error` does not: it sends the
+/// message of this error, which names the agent, to the peer.
+#[cfg(feature = "tonic")]
+impl From<JwtSourceError> for tonic::Status {
+    fn from(error: JwtSourceError) -> Self {
+        use crate::svid_cache::TokenErrorReason as Class;
+        use JwtSourceErrorReason as Reason;
+        let class = match error.reason {
+            Reason::Token(reason) => Class::of(reason),
+            Reason::InitialSync
+            | Reason::CannotJudge(_)
+            | Reason::Closed
+            | Reason::ShutdownTimeout => Class::Unavailable,
+            Reason::Endpoint(_)
+            | Reason::NoRuntime
+            | Reason::Refused(_)
+            | Reason::UnknownTrustDomain
+            | Reason::InvalidRequest(_) => Class::InvalidRequest,
+        };
+        let mut status = class.status();
+        status.set_source(Arc::new(error));
+        status
+    }
+}
+
 impl From<EndpointError> for JwtSourceError {
     fn from(error: EndpointError) -> Self {
         Self::new(

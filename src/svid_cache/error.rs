@@ -7,12 +7,28 @@ use std::time::Duration;
 
 use crate::svid::{FetchSvidError, FetchSvidReason, SvidRequest};
 
-/// Why no token of our own could be had, or put into a request.
+/// Why no token of our own could be fetched, or put into a request.
 ///
-/// Everyone who waited for the same fetch gets a clone of the same error. Under feature
-/// `workload-api` or `tonic` its [`source`](Error::source) is a `tonic::Status`, so that a call over a tonic
-/// channel ends with the right code: UNAUTHENTICATED where the issuer denies the identity,
-/// UNAVAILABLE where it cannot be reached or does not answer in time.
+/// Requests that waited for the same fetch get clones of the same error.
+///
+/// # As a gRPC status
+///
+/// With feature `workload-api` or `tonic`, its [`source`](Error::source) is a `tonic::Status`, which
+/// `tonic::Status::from_error` finds: a call over a tonic channel ends with it. With feature `tonic`,
+/// `?` converts a `TokenError` in a handler that returns `tonic::Status`. Both give the same code and
+/// text, which are safe to forward to the caller of the handler: they depend on the class only, name
+/// neither the agent nor an audience, and are never UNAUTHENTICATED, which would blame the caller's
+/// token.
+///
+/// | code | reasons |
+/// | --- | --- |
+/// | DEADLINE_EXCEEDED | [`DeadlineExceeded`](TokenErrorReason::DeadlineExceeded) |
+/// | INTERNAL: someone has to change a registration entry or the configuration | [`Denied`](TokenErrorReason::Denied), [`InvalidRequest`](TokenErrorReason::InvalidRequest), [`NoRuntime`](TokenErrorReason::NoRuntime), [`NoOrigin`](TokenErrorReason::NoOrigin), [`ForeignOrigin`](TokenErrorReason::ForeignOrigin), [`Plaintext`](TokenErrorReason::Plaintext), [`HeaderPresent`](TokenErrorReason::HeaderPresent) |
+/// | UNAVAILABLE | all others |
+///
+/// The details are in this error, which is the `source()` of such a status
+/// ([`find`](Self::find)), and in the logs. Text made from this error's `Display` or `Debug` has them
+/// too: do not send it to peers.
 #[derive(Clone)]
 pub struct TokenError {
     inner: Arc<Inner>,
@@ -36,6 +52,8 @@ pub enum TokenErrorReason {
     Unavailable,
     /// No token came in time.
     Timeout,
+    /// The `grpc-timeout` of the call ended before the token came.
+    DeadlineExceeded,
     /// The issuer gives this workload no such identity (it may, later).
     Denied,
     /// The request can never succeed as it is.
@@ -54,7 +72,8 @@ pub enum TokenErrorReason {
     NoRuntime,
     /// The request shows no origin, and none was promised with `assume_origin`.
     NoOrigin,
-    /// The request's origin is none that a token may go to, and the layer is strict.
+    /// The request matches no origin that a token may go to, by its URI or by its `Host` header, and
+    /// the layer is strict.
     ForeignOrigin,
     /// The request would carry the token in the clear, and that was not allowed.
     Plaintext,
@@ -70,6 +89,7 @@ impl TokenErrorReason {
         match self {
             Self::Unavailable => "unavailable",
             Self::Timeout => "timeout",
+            Self::DeadlineExceeded => "deadline-exceeded",
             Self::Denied => "denied",
             Self::InvalidRequest => "invalid-request",
             Self::Unacceptable => "unacceptable",
@@ -172,7 +192,7 @@ impl TokenError {
             inner: Arc::new(Inner {
                 reason,
                 #[cfg(any(feature = "workload-api", feature = "tonic"))]
-                status: status(reason, &message, fetch.as_ref()),
+                status: status(reason, fetch.as_ref()),
                 message,
                 fetch,
             }),
@@ -209,10 +229,11 @@ impl TokenError {
         )
     }
 
-    /// As a tonic status, with the message of this error.
+    /// Returns the tonic status of the class, with this error as its source. Its text has no
+    /// details, so that it can be sent to peers.
     #[cfg(feature = "tonic")]
     pub fn to_status(&self) -> tonic::Status {
-        self.inner.status.clone()
+        self.clone().into()
     }
 
     /// The `TokenError` in an error that a client returned: itself, or anywhere among its sources.
@@ -241,34 +262,32 @@ impl TokenError {
 }
 
 #[cfg(any(feature = "workload-api", feature = "tonic"))]
-fn status(
-    reason: TokenErrorReason,
-    message: &str,
-    fetch: Option<&FetchSvidError>,
-) -> tonic::Status {
-    use TokenErrorReason as R;
-    let code = match reason {
-        R::Unavailable
-        | R::Timeout
-        | R::ClockSkew
-        | R::Unacceptable
-        | R::Other
-        | R::Panicked
-        | R::Closed => tonic::Code::Unavailable,
-        R::Denied => tonic::Code::Unauthenticated,
-        R::Full => tonic::Code::ResourceExhausted,
-        R::InvalidRequest
-        | R::NoRuntime
-        | R::NoOrigin
-        | R::ForeignOrigin
-        | R::Plaintext
-        | R::HeaderPresent => tonic::Code::FailedPrecondition,
-    };
-    let mut status = tonic::Status::new(code, message);
+impl TokenErrorReason {
+    /// The status of the class, without details.
+    pub(crate) fn status(self) -> tonic::Status {
+        let (code, text) = self.for_peer();
+        tonic::Status::new(i32::from(code.as_u8()).into(), text)
+    }
+}
+
+/// The status in the source chain of a `TokenError`, where tonic looks for one.
+#[cfg(any(feature = "workload-api", feature = "tonic"))]
+fn status(reason: TokenErrorReason, fetch: Option<&FetchSvidError>) -> tonic::Status {
+    let mut status = reason.status();
     if let Some(fetch) = fetch {
         status.set_source(Arc::new(fetch.clone()));
     }
     status
+}
+
+/// The fixed text of the class, with this error as its source.
+#[cfg(feature = "tonic")]
+impl From<TokenError> for tonic::Status {
+    fn from(error: TokenError) -> Self {
+        let mut status = error.reason().status();
+        status.set_source(Arc::new(error));
+        status
+    }
 }
 
 impl fmt::Display for TokenError {

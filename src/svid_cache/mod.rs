@@ -123,6 +123,7 @@ use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use http::HeaderValue;
 
@@ -142,6 +143,8 @@ mod hot;
 mod landing;
 mod limits;
 mod moment;
+#[cfg(any(feature = "workload-api", feature = "tonic"))]
+mod peer;
 mod pin;
 mod settings;
 mod snapshot;
@@ -343,6 +346,11 @@ impl SvidCache {
             .table
             .get(request)
             .map(|entry| AudienceSnapshot::of(&entry, now))
+    }
+
+    /// The time by the cache's clock, which only grows.
+    pub(crate) fn monotonic(&self) -> Duration {
+        self.core.cx.clock.monotonic()
     }
 
     /// A request went to an origin that no token may go to.

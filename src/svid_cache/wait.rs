@@ -19,6 +19,8 @@ pub(crate) struct Waiter {
     entry: Arc<Entry>,
     outcome: Outcome,
     wait: Duration,
+    /// Whether the deadline of the call, and not the cache, sets `wait`.
+    by_deadline: bool,
 }
 
 impl Waiter {
@@ -28,6 +30,7 @@ impl Waiter {
             entry,
             outcome,
             wait,
+            by_deadline: false,
         }
     }
 
@@ -40,6 +43,21 @@ impl Waiter {
     pub(crate) fn until(self, nanos: u64) -> Self {
         Self {
             wait: Duration::from_nanos(nanos),
+            ..self
+        }
+    }
+
+    /// Waits no longer than this, the time that the call has left. While an older token can still
+    /// be sent, half of the time is kept for the call itself.
+    pub(crate) fn within(self, left: Duration) -> Self {
+        let usable = self.entry.usable(self.entry.cx.moment()).is_some();
+        let most = if usable { left / 2 } else { left };
+        if most >= self.wait {
+            return self;
+        }
+        Self {
+            wait: most,
+            by_deadline: true,
             ..self
         }
     }
@@ -90,6 +108,12 @@ impl Waiter {
                 TokenErrorReason::ClockSkew,
                 &self.entry.request,
                 "the token that came has expired already",
+            )),
+            Err(_) if self.by_deadline => Err(TokenError::for_request(
+                TokenErrorReason::DeadlineExceeded,
+                &self.entry.request,
+                "the `grpc-timeout` of the call ended before the token came; raise it, or keep the \
+                 audience warm (`keep_warm`)",
             )),
             Err(_) => Err(TokenError::for_request(
                 TokenErrorReason::Timeout,

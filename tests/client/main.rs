@@ -9,6 +9,11 @@
 
 mod bounds;
 mod clients;
+mod e01_host_header;
+mod e02_wildcards;
+mod e04_absolute_names;
+mod e05_grpc_deadline;
+mod e07_peer_status;
 mod existing;
 mod hostile;
 mod hostile_agent;

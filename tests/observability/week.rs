@@ -5,7 +5,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use http::header::{AUTHORIZATION, HOST, WWW_AUTHENTICATE};
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Frame;
@@ -292,6 +292,13 @@ impl World {
         let mut foreign = request(None);
         *foreign.uri_mut() = "https://elsewhere.test/".parse().unwrap();
         assert_eq!(ask(client.clone(), foreign).await, 401);
+        let mut forwarded = request(None);
+        let host = HeaderValue::from_static("elsewhere.test");
+        forwarded.headers_mut().insert(HOST, host);
+        assert_eq!(ask(client.clone(), forwarded).await, 401);
+        let mut unknown = request(None);
+        *unknown.uri_mut() = "/".parse().unwrap();
+        assert!(client.clone().oneshot(unknown).await.is_err());
 
         // It is due: the next request has it refreshed, and does not wait for that.
         sleep(seconds(200)).await;

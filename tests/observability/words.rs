@@ -29,9 +29,10 @@ const VALIDATE: [ValidateReason; 13] = [
     ValidateReason::CannotJudge(CannotJudge::Stale),
 ];
 
-const TOKEN: [TokenErrorReason; 15] = [
+const TOKEN: [TokenErrorReason; 16] = [
     TokenErrorReason::Unavailable,
     TokenErrorReason::Timeout,
+    TokenErrorReason::DeadlineExceeded,
     TokenErrorReason::Denied,
     TokenErrorReason::InvalidRequest,
     TokenErrorReason::Unacceptable,

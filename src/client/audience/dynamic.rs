@@ -6,7 +6,7 @@ use std::hash::BuildHasher;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::{AudienceError, parse};
-use crate::client::origin::{Origin, OriginError, Target};
+use crate::client::origin::{Origin, OriginError, Target, ends_an_address};
 use crate::svid::{Identity, SvidRequest};
 
 /// Makes the audience of an origin.
@@ -21,42 +21,48 @@ pub(super) struct Dynamic {
     hasher: RandomState,
 }
 
-/// Origins that are allowed: one, or all those of hosts below a domain.
+/// Origins that are allowed: one, or those of all hosts with so many labels before a domain.
 #[derive(Clone)]
 pub(super) enum Allowed {
     One(Origin),
-    Below(Origin),
+    Below { labels: usize, domain: Origin },
 }
 
 impl Allowed {
     pub(super) fn parse(text: &str) -> Result<Self, AudienceError> {
-        let Some(at) = text.find("://*.") else {
+        let Some((scheme, mut domain)) = text.split_once("://") else {
             return parse(text).map(Self::One);
         };
-        let domain = [
-            text.get(..at).unwrap_or_default(),
-            text.get(at + 5..).unwrap_or_default(),
-        ];
-        match domain.join("://").parse::<Origin>() {
-            // Every host below a single label would be a whole top-level domain, an address none.
-            Ok(origin) if !origin.host().contains('.') || ends_an_address(origin.host()) => {
-                Err(AudienceError::Origin {
-                    origin: text.to_owned(),
-                    error: OriginError::Host,
-                })
-            }
-            Ok(origin) => Ok(Self::Below(origin)),
-            Err(error) => Err(AudienceError::Origin {
+        let mut labels = 0;
+        while let Some(rest) = domain.strip_prefix("*.") {
+            labels += 1;
+            domain = rest;
+        }
+        if labels == 0 {
+            return parse(text).map(Self::One);
+        }
+        format!("{scheme}://{domain}")
+            .parse()
+            .and_then(|domain: Origin| {
+                let host = domain.host();
+                let name = host.strip_suffix('.').unwrap_or(host);
+                // One label would be a whole top-level domain; an address has nothing below it.
+                if name.contains('.') && !ends_an_address(name) {
+                    Ok(Self::Below { labels, domain })
+                } else {
+                    Err(OriginError::Host)
+                }
+            })
+            .map_err(|error| AudienceError::Origin {
                 origin: text.to_owned(),
                 error,
-            }),
-        }
+            })
     }
 
     fn admits(&self, target: Target<'_>) -> bool {
         match self {
             Self::One(origin) => origin.target() == target,
-            Self::Below(domain) => target.is_below(domain.target()),
+            Self::Below { labels, domain } => target.is_below(domain.target(), *labels),
         }
     }
 }
@@ -114,16 +120,4 @@ impl Dynamic {
             hasher: self.hasher.clone(),
         }
     }
-}
-
-/// Whether what ends so is read as an address by some or by all: in brackets, or with a number for
-/// its last label.
-fn ends_an_address(host: &str) -> bool {
-    let last = host.rsplit('.').next().unwrap_or_default();
-    let hex = last.strip_prefix("0x");
-    let digits = |text: &str, hex: bool| {
-        text.bytes()
-            .all(|byte| byte.is_ascii_digit() || hex && byte.is_ascii_hexdigit())
-    };
-    host.starts_with('[') || hex.map_or_else(|| digits(last, false), |hex| digits(hex, true))
 }

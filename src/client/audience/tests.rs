@@ -74,16 +74,13 @@ fn a_rule_holds_for_the_origins_that_are_allowed() {
             found(&audience, "https://Web.Svc.example.org/").as_deref(),
             Some("web")
         );
-        assert_eq!(
-            found(&audience, "https://a.b.svc.example.org/").as_deref(),
-            Some("a")
-        );
     }
     for other in [
         "https://one/",
         "https://svc.example.org/",
         "https://.svc.example.org/",
         "https://xsvc.example.org/",
+        "https://a.b.svc.example.org/",
         "https://web.svc.example.org:8443/",
         "http://web.svc.example.org/",
         "https://web.svc.example.org.evil.test/",

@@ -1,0 +1,40 @@
+//! What a [`TokenError`](super::TokenError) tells a gRPC peer: a code and a fixed text for each
+//! class, without details.
+
+use super::error::TokenErrorReason;
+use crate::grpc_code::GrpcCode;
+
+impl TokenErrorReason {
+    /// The code and the text of the class. They reach the peer if a handler returns the error, so
+    /// they say nothing about the agent or the audience, and never blame the peer's credential.
+    pub(super) const fn for_peer(self) -> (GrpcCode, &'static str) {
+        match self {
+            Self::DeadlineExceeded => (
+                GrpcCode::DeadlineExceeded,
+                "an outgoing call was not sent: its deadline ended while it waited for a token",
+            ),
+            Self::Denied
+            | Self::InvalidRequest
+            | Self::NoRuntime
+            | Self::NoOrigin
+            | Self::ForeignOrigin
+            | Self::Plaintext
+            | Self::HeaderPresent => (
+                GrpcCode::Internal,
+                "an outgoing call was not sent: the registration or the configuration of its \
+                 sender does not allow it; see the logs of the sender",
+            ),
+            Self::Unavailable
+            | Self::Timeout
+            | Self::Unacceptable
+            | Self::ClockSkew
+            | Self::Full
+            | Self::Closed
+            | Self::Panicked
+            | Self::Other => (
+                GrpcCode::Unavailable,
+                "an outgoing call was not sent: there is no token for it now; retry later",
+            ),
+        }
+    }
+}
