@@ -13,6 +13,8 @@
 mod as_spire;
 mod bad_days;
 mod cleanup;
+#[cfg(unix)]
+mod e31_authority;
 mod examples;
 mod issuer;
 mod keepalive;
