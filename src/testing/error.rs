@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::spiffe_id::SpiffeIdError;
@@ -16,6 +17,14 @@ pub enum Error {
     ForeignTrustDomain,
     /// The socket cannot be opened.
     Io(Arc<io::Error>),
+    /// The directory for temporary files cannot hold the agent's socket.
+    #[non_exhaustive]
+    TempDir {
+        /// The directory: `TMPDIR`, or `/tmp`.
+        path: PathBuf,
+        /// What the system reports.
+        source: Arc<io::Error>,
+    },
     /// There is no tokio runtime here to serve in.
     NoRuntime,
     /// This machine has no Unix sockets: use [`start_tcp`](super::WorkloadApi::start_tcp).
@@ -30,6 +39,11 @@ impl fmt::Display for Error {
                 "the SPIFFE ID is not of the agent's trust domain; an agent gives out only its own",
             ),
             Self::Io(error) => write!(f, "the agent's socket cannot be opened: {error}"),
+            Self::TempDir { path, source } => write!(
+                f,
+                "the agent's socket cannot be created in {path:?}: {source}; set TMPDIR to a \
+                 directory that exists and is writable"
+            ),
             Self::NoRuntime => f.write_str("there is no tokio runtime here to serve in"),
             Self::NoUnixSockets => f.write_str("this machine has no Unix sockets; use `start_tcp`"),
         }
@@ -40,7 +54,7 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::SpiffeId(error) => Some(error),
-            Self::Io(error) => Some(error),
+            Self::Io(error) | Self::TempDir { source: error, .. } => Some(error),
             _ => None,
         }
     }

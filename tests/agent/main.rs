@@ -15,6 +15,7 @@ mod bad_days;
 mod cleanup;
 #[cfg(unix)]
 mod e31_authority;
+mod e32_stop;
 mod examples;
 mod issuer;
 mod keepalive;

@@ -127,11 +127,14 @@ pub(super) struct PrivateDir(PathBuf);
 
 #[cfg(unix)]
 impl PrivateDir {
-    fn make() -> io::Result<Self> {
+    fn make() -> Result<Self, Error> {
+        Self::make_in(std::env::temp_dir())
+    }
+
+    fn make_in(mut base: PathBuf) -> Result<Self, Error> {
         use std::os::unix::fs::DirBuilderExt as _;
         // The path of a Unix socket has to fit into 108 bytes, on some systems into 104.
         const LONGEST_BASE: usize = 60;
-        let mut base = std::env::temp_dir();
         if base.as_os_str().len() > LONGEST_BASE {
             base = PathBuf::from("/tmp");
         }
@@ -143,7 +146,12 @@ impl PrivateDir {
             match std::fs::DirBuilder::new().mode(0o700).create(&dir) {
                 Ok(()) => return Ok(Self(dir)),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(error),
+                Err(error) => {
+                    return Err(Error::TempDir {
+                        path: base,
+                        source: Arc::new(error),
+                    });
+                }
             }
         }
     }
@@ -161,5 +169,19 @@ impl PrivateDir {
 impl Drop for PrivateDir {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn e32_missing_temp_dir_is_named() {
+        let missing = std::env::temp_dir().join("tower-spiffe-missing");
+        let error = PrivateDir::make_in(missing.clone()).map(drop).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains(missing.to_str().unwrap()), "{text}");
+        assert!(text.contains("TMPDIR"), "{text}");
     }
 }
