@@ -275,7 +275,9 @@ where
         };
         // Only of a verified caller is the trust domain more than a claim.
         let is_verified = |_: &str| rejection.caller().is_some();
-        self.shared.telemetry.refused(&rejection, true, is_verified);
+        self.shared
+            .telemetry
+            .refused(&rejection, true, is_verified, &[]);
         let mut response = self.shared.on_reject.respond(&rejection, &parts);
         if rejection.reason() == RejectionReason::NotWired {
             let text = HeaderValue::from_static(rejection.reason().description());

@@ -156,7 +156,9 @@ impl Gate {
             Err(rejection) => {
                 let source = self.validator.source();
                 let is_known = |name: &str| matches!(source.bundle(name), BundleAnswer::Ready(_));
-                self.telemetry.refused(&rejection, enforced, is_known);
+                let accepted = self.validator.audiences();
+                self.telemetry
+                    .refused(&rejection, enforced, is_known, accepted);
                 if enforced {
                     parts.extensions.remove::<CallerState>();
                     return Err(rejection);

@@ -37,6 +37,10 @@
 //!   `LayerExt::named_layer`. [`GrpcPolicy`] says who may call which method. With feature `tonic`, a
 //!   handler asks `VerifiedSvid::of(&request)?`.
 //! - **hyper**: around the service, then hyper-util's `TowerToHyperService`.
+//! - **A Unix socket** (any of the three): grpc-java and grpcio send the path of the socket as
+//!   `:authority`, and h2 resets such requests before any layer sees them (hyperium/h2#487). Set
+//!   the client's authority to a host name: `overrideAuthority("localhost")` in grpc-java, the
+//!   channel option `grpc.default_authority` in grpcio.
 //! - **a proxy**, or anything whose body has no `Default`:
 //!   [`on_reject`](ValidateJwtSvidLayer::on_reject) brings the body of the refusals.
 //! - Beneath it, [`AllowCallersLayer`] narrows a route to fewer callers, and [`EndAtExpiryLayer`]

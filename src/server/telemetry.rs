@@ -110,6 +110,7 @@ impl Telemetry {
         rejection: &Rejection,
         enforced: bool,
         is_known: impl Fn(&str) -> bool,
+        accepted: &[Box<str>],
     ) {
         let reason = rejection.reason();
         let class = reason.as_str();
@@ -124,19 +125,30 @@ impl Telemetry {
             recorder.record_admission(&Admission::new(class, enforced, label).because(why));
         }
         let caller = rejection.caller();
-        if let Some(caller) = caller {
-            Span::current().record("peer.spiffe_id", caller.as_str());
+        let span = Span::current();
+        // Our own span has the caller already.
+        let is_ours = span.metadata().is_some_and(|it| it.name() == "jwt_svid");
+        if let Some(caller) = caller.filter(|_| !is_ours) {
+            span.record("peer.spiffe_id", caller.as_str());
         }
         let Some(suppressed) = self.log.pass(self.clock.monotonic(), class, caller) else {
             return;
         };
-        let caller = caller.map(SpiffeId::as_str);
+        // A line has the field once: from the span around it, or of its own.
+        let caller = caller
+            .filter(|_| !span.has_field("peer.spiffe_id"))
+            .map(SpiffeId::as_str);
         // What an unknown caller wrote stands in these lines only where somebody looks closely.
         let closely = tracing::enabled!(tracing::Level::DEBUG);
         let key_id = rejection.key_id().filter(|_| closely);
         let trust_domain = rejection.trust_domain().filter(|_| closely);
         // A fixed sentence: nothing of the token.
         let detail = rejection.token_error().map(ValidateError::detail);
+        let audiences = rejection
+            .token_error()
+            .and_then(ValidateError::audiences)
+            .filter(|_| closely);
+        let accepted = audiences.map(|_| accepted);
         match reason {
             RejectionReason::CannotJudge(why) => tracing::warn!(
                 reason = class,
@@ -156,6 +168,8 @@ impl Telemetry {
                 peer.spiffe_id = caller,
                 key_id = key_id.map(field::debug),
                 trust_domain = trust_domain.map(field::debug),
+                audiences = audiences.map(field::debug),
+                accepted_audiences = accepted.map(field::debug),
                 "requests are not admitted: {}",
                 reason.description()
             ),

@@ -13,6 +13,7 @@ pub struct ValidateError {
     detail: &'static str,
     key_id: Option<Box<str>>,
     trust_domain: Option<Box<str>>,
+    audiences: Option<Box<str>>,
 }
 
 /// The class of a [`ValidateError`]. All but the last are the token's fault.
@@ -84,6 +85,7 @@ impl ValidateError {
             detail,
             key_id: None,
             trust_domain: None,
+            audiences: None,
         }
     }
 
@@ -94,6 +96,20 @@ impl ValidateError {
 
     pub(super) fn with_trust_domain(mut self, trust_domain: &str) -> Self {
         self.trust_domain = Some(trust_domain.into());
+        self
+    }
+
+    pub(super) fn with_audiences(mut self, audiences: &[impl AsRef<str>]) -> Self {
+        const MOST: usize = 3;
+        let named = audiences.iter().take(MOST);
+        let mut text = named
+            .map(|audience| shown(audience.as_ref()))
+            .collect::<Vec<_>>()
+            .join(", ");
+        if audiences.len() > MOST {
+            text.push_str(", …");
+        }
+        self.audiences = Some(text.into());
         self
     }
 
@@ -116,6 +132,12 @@ impl ValidateError {
     /// can claim it.
     pub fn trust_domain(&self) -> Option<&str> {
         self.trust_domain.as_deref()
+    }
+
+    /// The audiences that the token claims, if the reason is [`Audience`](ValidateReason::Audience):
+    /// the first three, escaped, at most 64 bytes each.
+    pub fn audiences(&self) -> Option<&str> {
+        self.audiences.as_deref()
     }
 }
 

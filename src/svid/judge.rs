@@ -75,7 +75,7 @@ impl Inner {
     ) -> Result<VerifiedSvid, ValidateError> {
         let refuse = |(reason, detail): Refusal| ValidateError::new(reason, detail);
 
-        let split = Split::new(token).ok_or_else(|| refuse(PARTS))?;
+        let split = Split::new(token).ok_or_else(|| refuse(unless_bearer(token, PARTS)))?;
         let known = KnownHeader::find(split.header, self.settings.allow_unknown_headers);
         let mut header = Room::<HEADER_ROOM>::new();
         let mut payload = Room::<PAYLOAD_ROOM>::new();
@@ -84,7 +84,7 @@ impl Inner {
             Some(_) => &[],
             None => header
                 .decode(split.header)
-                .ok_or_else(|| refuse(ENCODING))?,
+                .ok_or_else(|| refuse(unless_bearer(token, ENCODING)))?,
         };
         let payload = payload
             .decode(split.payload)
@@ -118,7 +118,7 @@ impl Inner {
             return Err(refuse(refusal));
         }
         if !is_for_us(claims.audiences.as_slice(), &self.settings.audiences) {
-            return Err(refuse(AUDIENCE));
+            return Err(refuse(AUDIENCE).with_audiences(claims.audiences.as_slice()));
         }
         let (authority, revision) = self
             .authority(trust_domain, &header, revision)
@@ -230,11 +230,15 @@ fn is_for_us(audiences: &[Cow<'_, str>], ours: &[Box<str>]) -> bool {
 
 const PARTS: Refusal = (
     ValidateReason::Malformed,
-    "not exactly three parts with a dot between",
+    "not exactly three non-empty parts with dots between them",
 );
 const ENCODING: Refusal = (
     ValidateReason::Malformed,
     "a part is no base64url without padding",
+);
+const BEARER: Refusal = (
+    ValidateReason::Malformed,
+    "the text begins with `Bearer`; pass the token without it",
 );
 const ALGORITHM: Refusal = (
     ValidateReason::Algorithm,
@@ -261,6 +265,14 @@ const KEY_UNFIT: Refusal = (
     "the key's type, curve, `alg` or `key_ops` does not fit the token's `alg`",
 );
 const SIGNATURE: Refusal = (ValidateReason::Signature, "the signature is not the key's");
+
+/// A whole header value in the place of a token is a common mistake, and has a text of its own.
+fn unless_bearer(token: &str, refusal: Refusal) -> Refusal {
+    match token.trim_start().split_once(' ') {
+        Some((scheme, _)) if scheme.eq_ignore_ascii_case("bearer") => BEARER,
+        _ => refusal,
+    }
+}
 
 fn cannot_judge(why: CannotJudge) -> Refusal {
     let detail = match why {

@@ -173,7 +173,7 @@ impl fmt::Display for ParseJwtSvidError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::TooLong => "the token is longer than 8 KiB; ask the issuer for fewer claims",
-            Self::Parts => "the token has not exactly three parts",
+            Self::Parts => "the token has not exactly three non-empty parts",
             Self::Encoding => "a part of the token is no base64url",
             Self::Claims => "the token's payload has no readable `sub`, `aud` and `exp`",
             Self::Subject => "the token's `sub` is no SPIFFE ID",

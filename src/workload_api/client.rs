@@ -137,10 +137,14 @@ impl WorkloadApiClient {
                 .map(ToString::to_string)
                 .unwrap_or_default(),
         };
+        let asked_for = request.spiffe_id();
         let answer = self
-            .call(CALL, self.line.timing().call, async |mut stub| {
-                stub.fetch_jwtsvid(asking(message)).await
-            })
+            .call(
+                CALL,
+                asked_for,
+                self.line.timing().call,
+                async |mut stub| stub.fetch_jwtsvid(asking(message)).await,
+            )
             .await?;
         let mut svids = answer.svids;
         if svids.is_empty() {
@@ -161,7 +165,7 @@ impl WorkloadApiClient {
         let by = Instant::now().checked_add(within);
         let line = self.numbered(CALL)?;
         let opened = self
-            .call_on(&line, CALL, within, async |mut stub| {
+            .call_on(&line, CALL, None, within, async |mut stub| {
                 stub.fetch_jwt_bundles(asking(pb::JwtBundlesRequest {}))
                     .await
             })
@@ -198,7 +202,7 @@ impl WorkloadApiClient {
             svid: token.to_owned(),
         };
         let answer = self
-            .call(CALL, self.line.timing().call, async |mut stub| {
+            .call(CALL, None, self.line.timing().call, async |mut stub| {
                 stub.validate_jwtsvid(asking(message)).await
             })
             .await?;
@@ -212,19 +216,21 @@ impl WorkloadApiClient {
     async fn call<T>(
         &self,
         call: Call,
+        asked_for: Option<&SpiffeId>,
         within: Duration,
         ask: impl AsyncFnOnce(
             Stub<tonic::transport::Channel>,
         ) -> Result<tonic::Response<T>, tonic::Status>,
     ) -> Result<T, WorkloadApiError> {
         let line = self.numbered(call)?;
-        self.call_on(&line, call, within, ask).await
+        self.call_on(&line, call, asked_for, within, ask).await
     }
 
     async fn call_on<T>(
         &self,
         line: &Numbered,
         call: Call,
+        asked_for: Option<&SpiffeId>,
         within: Duration,
         ask: impl AsyncFnOnce(
             Stub<tonic::transport::Channel>,
@@ -239,7 +245,8 @@ impl WorkloadApiClient {
             Ok(Ok(answer)) => return Ok(answer.into_inner()),
             Ok(Err(status)) => {
                 let not_http2 = self.line.pulse().not_http2();
-                WorkloadApiError::from_status(call, self.line.place(), not_http2, &status)
+                let place = self.line.place();
+                WorkloadApiError::from_status(call, place, not_http2, &status, asked_for)
             }
             Err(_) => {
                 let text = format!(

@@ -149,7 +149,8 @@ impl fmt::Display for ConnectError {
         write!(f, "cannot connect to {}: ", self.place)?;
         match self.kind {
             io::ErrorKind::NotFound => f.write_str(
-                "there is no such socket; is the SPIFFE agent running, and its socket mounted here?",
+                "there is no such socket; is the SPIFFE agent running, and is its socket mounted here? \
+                 The agent opens it after its first sync with the server",
             ),
             io::ErrorKind::ConnectionRefused => {
                 f.write_str("nobody listens there; is the SPIFFE agent running?")

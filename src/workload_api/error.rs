@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::connect::ConnectError;
 use crate::grpc_code::GrpcCode;
 use crate::presentable::presentable;
+use crate::spiffe_id::SpiffeId;
 use crate::svid::{FetchSvidError, FetchSvidReason};
 
 /// One of the calls of the Workload API's JWT profile.
@@ -110,6 +111,7 @@ impl WorkloadApiError {
         place: &str,
         not_http2: bool,
         status: &tonic::Status,
+        asked_for: Option<&SpiffeId>,
     ) -> Self {
         use WorkloadApiErrorReason as Reason;
         if status.source().is_some() {
@@ -129,8 +131,9 @@ impl WorkloadApiError {
                 return Self::new(call, Reason::NotGrpc, text);
             }
             let text = format!(
-                "the connection to {place} broke: {}; is the agent being restarted? The next call \
-                 connects anew",
+                "the connection to {place} broke: {}; the agent may be restarting (the next call \
+                 reconnects), the endpoint may expect TLS, or the agent may have closed the \
+                 connection for too many keepalive pings",
                 innermost(status)
             );
             return Self::new(call, Reason::Disconnected, text);
@@ -153,6 +156,10 @@ impl WorkloadApiError {
                 "; it misses the header workload.spiffe.io, or finds the request wrong: does \
                  something between change requests?"
             }
+            (Reason::PermissionDenied, _) if asked_for.is_some() => {
+                "; is there a registration entry for this workload with this SPIFFE ID at the \
+                 SPIFFE server?"
+            }
             (Reason::PermissionDenied, _) => {
                 "; is there a registration entry for this workload at the SPIFFE server?"
             }
@@ -165,7 +172,10 @@ impl WorkloadApiError {
             }
             _ => "; its log may say why",
         };
-        let text = format!("the agent at {place} answered {code}: \"{said}\"{hint}");
+        let asked_for = asked_for.map_or_else(String::new, |id| {
+            format!(" for {}", presentable(id.as_str()))
+        });
+        let text = format!("the agent at {place} answered {code}{asked_for}: \"{said}\"{hint}");
         Self {
             code: Some(code),
             ..Self::new(call, reason, text)
@@ -343,7 +353,8 @@ mod tests {
                 Call::FetchJwtSvid,
                 Call::ValidateJwtSvid,
             ] {
-                let error = WorkloadApiError::from_status(call, "unix:///p", false, &status(code));
+                let error =
+                    WorkloadApiError::from_status(call, "unix:///p", false, &status(code), None);
                 assert_eq!(error.is_retryable(), retryable, "{error}");
                 assert_eq!(error.code(), Some(GrpcCode::from_i32(code as i32)));
             }

@@ -87,6 +87,7 @@ impl JwtBundleStream {
                     self.line.place(),
                     not_http2,
                     &status,
+                    None,
                 ))
             }
             Poll::Ready(None) => None,

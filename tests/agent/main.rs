@@ -15,6 +15,9 @@ mod bad_days;
 mod cleanup;
 mod e32_tmpdir;
 mod e33_files;
+#[cfg(unix)]
+mod e31_authority;
+mod e32_stop;
 mod examples;
 mod issuer;
 mod keepalive;

@@ -10,6 +10,7 @@
 
 mod axum;
 mod costs;
+mod e28_messages;
 mod end_at_expiry;
 mod extremes;
 mod golden;

@@ -97,7 +97,6 @@ async fn a28_no_part_of_a_token_is_logged_at_trace() {
     assert!(text.lines().count() > 100, "{text}");
     assert_eq!(leak_of(&tokens, &text), None);
     assert!(!text.contains("not-a-spiffe-id"));
-    assert!(!text.contains("another-audience"));
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@
 
 mod bars;
 mod calls;
+mod e28_messages;
 mod endpoints;
 mod keepalive;
 mod lifetime;

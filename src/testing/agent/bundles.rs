@@ -108,6 +108,9 @@ impl Speaker {
 
     fn decide(&self, waited: bool) -> Next {
         let mut state = self.agent.state();
+        if state.stopping {
+            return Next::End(Some(Status::unavailable("the agent is shutting down")));
+        }
         if let Some(script) = &mut state.script {
             let step = script.next();
             drop(state);

@@ -170,7 +170,8 @@ impl Agent {
     }
 }
 
-/// What a caller without an identity gets, at once and in the middle of a stream.
+/// The status for a caller without an identity, at once and in the middle of a stream, with the text
+/// that SPIRE's agent has.
 pub(super) fn denied() -> Status {
-    Status::permission_denied("this workload has no identity")
+    Status::permission_denied("no identity issued")
 }

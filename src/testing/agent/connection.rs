@@ -2,7 +2,7 @@
 
 use std::future::Future as _;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
@@ -13,6 +13,7 @@ use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep};
 
@@ -25,6 +26,8 @@ use super::state::Agent;
 /// All connections of one agent.
 pub(super) struct Connections {
     runtime: Handle,
+    /// Counts how often the open connections were told to end.
+    goodbyes: watch::Sender<u64>,
     tasks: Mutex<JoinSet<()>>,
     lives: Mutex<Vec<Weak<Life>>>,
 }
@@ -38,6 +41,7 @@ impl Connections {
     pub(super) fn new(runtime: Handle) -> Self {
         Self {
             runtime,
+            goodbyes: watch::Sender::new(0),
             tasks: Mutex::new(JoinSet::new()),
             lives: Mutex::new(Vec::new()),
         }
@@ -62,6 +66,7 @@ impl Connections {
         drop(lives);
 
         let counted = Counted::new(agent.clone());
+        let mut goodbye = self.goodbyes.subscribe();
         let agent = agent.clone();
         let connection = async move {
             let _counted = counted;
@@ -70,11 +75,14 @@ impl Connections {
             }
             let watched = TokioIo::new(WatchedIo::new(io, agent.clone(), life));
             let service = TowerToHyperService::new(Front::new(agent));
-            // However a connection ends, the client is told by its end.
-            let _ = auto::Builder::new(TokioExecutor::new())
-                .http2_only()
-                .serve_connection(watched, service)
-                .await;
+            let builder = auto::Builder::new(TokioExecutor::new()).http2_only();
+            let mut connection = pin!(builder.serve_connection(watched, service));
+            // However a connection ends, the client sees its end.
+            tokio::select! {
+                _ = connection.as_mut() => return,
+                _ = goodbye.changed() => connection.as_mut().graceful_shutdown(),
+            }
+            let _ = connection.await;
         };
         let mut tasks = lock(&self.tasks);
         while tasks.try_join_next().is_some() {}
@@ -86,6 +94,16 @@ impl Connections {
         for life in lock(&self.lives).iter().filter_map(Weak::upgrade) {
             life.dead.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// Sends GOAWAY on all of them and waits until their calls have ended; cuts what is still open
+    /// after `grace`.
+    pub(super) async fn end(&self, grace: Duration) {
+        self.goodbyes.send_modify(|count| *count += 1);
+        let mut tasks = std::mem::take(&mut *lock(&self.tasks));
+        let ended = async { while tasks.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(grace, ended).await;
+        tasks.shutdown().await;
     }
 
     /// Cuts all off, and returns when they are.

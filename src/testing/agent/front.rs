@@ -60,14 +60,22 @@ where
                     Status::invalid_argument("the request has no security header").into_http(),
                 );
             }
-            if let Some(call) = call
-                && let Some(answer) = agent.meet_faults(call).await
-            {
+            let Some(call) = call else {
+                return Ok(unimplemented(request.uri().path()).into_http());
+            };
+            if let Some(answer) = agent.meet_faults(call).await {
                 return Ok(answer);
             }
             calls.call(request).await
         })
     }
+}
+
+fn unimplemented(path: &str) -> Status {
+    Status::unimplemented(format!(
+        "{path} is not served: this embedded agent has the JWT-SVID profile only \
+         (FetchJWTSVID, FetchJWTBundles, ValidateJWTSVID)"
+    ))
 }
 
 /// Exactly once, exactly `true` (SPIFFE Workload Endpoint section 3).

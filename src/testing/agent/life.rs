@@ -4,6 +4,7 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::task::JoinHandle;
@@ -14,6 +15,9 @@ use crate::testing::error::Error;
 
 /// How much may be under way in one direction of a connection in memory.
 const IN_MEMORY: usize = 64 * 1024;
+
+/// How long calls in progress may take when the agent stops.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// Whether the agent is there, and where.
 pub(super) struct Presence {
@@ -32,8 +36,12 @@ impl Presence {
 type Dialled = Pin<Box<dyn Future<Output = io::Result<DuplexStream>> + Send>>;
 
 impl WorkloadApi {
-    /// Stops the agent as SPIRE's is stopped: nobody is let in, the socket is gone, connections
-    /// are cut. What it knows and what it counted stays.
+    /// Stops the agent. The socket is removed, each connection gets a GOAWAY, bundle streams end
+    /// with `UNAVAILABLE`, and calls in progress get their answers. What is still open after one
+    /// second is cut. What the agent knows and what it counted stays.
+    ///
+    /// For an agent that disappears without a word, see
+    /// [`cut_connections`](Self::cut_connections) and [`half_open`](Self::half_open).
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -59,7 +67,8 @@ impl WorkloadApi {
             door.abort();
             let _ = door.await;
         }
-        self.inner.connections.cut().await;
+        self.inner.agent.change(|state| state.stopping = true);
+        self.inner.connections.end(GRACE).await;
     }
 
     /// Starts the agent again at the same place. Nothing happens where it is there already.
@@ -90,6 +99,7 @@ impl WorkloadApi {
             return Ok(());
         }
         let door = presence.place.open()?;
+        self.inner.agent.change(|state| state.stopping = false);
         let welcome = door.welcome(self.inner.agent.clone(), self.inner.connections.clone());
         presence.door = Some(self.inner.runtime.spawn(welcome));
         Ok(())

@@ -1,5 +1,7 @@
 //! The Workload API of an agent that lives in the test.
 
+#[cfg(unix)]
+mod authority;
 mod builder;
 mod bundles;
 mod calls;

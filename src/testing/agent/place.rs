@@ -11,6 +11,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 #[cfg(unix)]
 use tokio::net::{UnixListener, UnixStream};
 
+#[cfg(unix)]
+use super::authority::AnyAuthority;
 use super::connection::Connections;
 use super::state::Agent;
 use crate::testing::error::Error;
@@ -104,7 +106,9 @@ impl Door {
                 #[cfg(unix)]
                 Self::Unix(door) => {
                     let come = door.accept().await;
-                    come.map(|(io, _): (UnixStream, _)| connections.serve(&agent, io))
+                    come.map(|(io, _): (UnixStream, _)| {
+                        connections.serve(&agent, AnyAuthority::new(io));
+                    })
                 }
                 Self::Tcp(door) => match door.accept().await {
                     Ok((io, _)) => serve_tcp(io, &agent, &connections),

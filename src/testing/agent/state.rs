@@ -49,6 +49,8 @@ pub(super) struct State {
     pub(super) reversed: bool,
     pub(super) faults: Faults,
     pub(super) script: Option<Script>,
+    /// Whether the agent is stopping or stopped.
+    pub(super) stopping: bool,
     pub(super) cache: TokenCache,
     /// The sources that the agent itself gave out: a rotation waits for them.
     pub(super) sources: Vec<SourceUpdates>,
@@ -98,6 +100,7 @@ impl Agent {
                 reversed: false,
                 faults: Faults::default(),
                 script: None,
+                stopping: false,
                 cache,
                 sources: Vec::new(),
                 publication: Publication {

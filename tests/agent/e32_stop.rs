@@ -1,0 +1,101 @@
+//! What clients see when the agent stops, and what it answers to calls that it does not serve.
+
+use std::time::Duration;
+
+use tonic::Code;
+use tower_spiffe::testing::{Call, Fault, WorkloadApi};
+
+use crate::support::*;
+
+#[tokio::test(start_paused = true)]
+async fn e32_stop_lets_calls_finish() {
+    let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+    let client = dial_in_memory(&agent).await;
+    let mut stream = client.bundles().await.unwrap();
+    next_key_ids(&mut stream, TD).await;
+    agent.fail_call(Call::FetchJwtSvid, Fault::Slow(Duration::from_millis(500)));
+    let call = tokio::spawn(async move { client.token(AUD).await });
+    while agent.counts().fetch_jwt_svid == 0 {
+        tokio::task::yield_now().await;
+    }
+    agent.stop().await;
+    assert!(call.await.unwrap().is_ok(), "the call was in progress");
+    let status = stream.message().await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable);
+    assert_eq!(status.message(), "the agent is shutting down");
+    assert_eq!(agent.counts().open_connections, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn e32_stop_cuts_calls_that_never_end() {
+    let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+    let client = dial_in_memory(&agent).await;
+    agent.fail(Fault::Hang);
+    let call = tokio::spawn(async move { client.token(AUD).await });
+    while agent.counts().fetch_jwt_svid == 0 {
+        tokio::task::yield_now().await;
+    }
+    let began = tokio::time::Instant::now();
+    agent.stop().await;
+    assert_eq!(began.elapsed(), Duration::from_secs(1), "of paused time");
+    assert!(call.await.unwrap().is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn e32_cut_gives_no_answer() {
+    let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+    let client = dial_in_memory(&agent).await;
+    agent.fail_call(Call::FetchJwtSvid, Fault::Slow(Duration::from_millis(500)));
+    let call = tokio::spawn(async move { client.token(AUD).await });
+    while agent.counts().fetch_jwt_svid == 0 {
+        tokio::task::yield_now().await;
+    }
+    agent.cut_connections().await;
+    assert!(call.await.unwrap().is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn e32_started_again_it_serves_streams() {
+    let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+    agent.restart().await.unwrap();
+    let mut stream = dial_in_memory(&agent).await.bundles().await.unwrap();
+    next_key_ids(&mut stream, TD).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn e32_unknown_calls_name_what_is_served() {
+    let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+    let connector = agent.connector();
+    let dial = tower::service_fn(move |_| {
+        let dialled = connector();
+        async { dialled.await.map(hyper_util::rt::TokioIo::new) }
+    });
+    let channel = plain().connect_with_connector(dial).await.unwrap();
+    for method in [
+        "FetchX509SVID",
+        "FetchX509Bundles",
+        "FetchWITSVID",
+        "FetchWITBundles",
+    ] {
+        let path = format!("/SpiffeWorkloadAPI/{method}");
+        let mut client = tonic::client::Grpc::new(channel.clone());
+        client.ready().await.unwrap();
+        let codec = tonic_prost::ProstCodec::<(), ()>::default();
+        let path = path.parse().unwrap();
+        let status = client
+            .unary(with_header(()), path, codec)
+            .await
+            .unwrap_err();
+        assert_eq!(status.code(), Code::Unimplemented);
+        assert!(status.message().contains(method), "{status}");
+        assert!(status.message().contains("FetchJWTSVID"), "{status}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn e32_missing_identity_has_the_text_of_spire() {
+    let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+    let client = dial_in_memory(&agent).await;
+    let status = client.fetch(&[AUD], "spiffe://example.org/other").await;
+    assert_eq!(status.unwrap_err().message(), "no identity issued");
+}
