@@ -1,7 +1,10 @@
 //! Doors into the crate for its own fuzz targets. Not for users: no promise is made.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
+
+use bytes::Bytes;
 
 use crate::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtBundleSet};
 use crate::clock::Clock;
@@ -9,15 +12,23 @@ use crate::source::file::{self, Format, MapRead};
 use crate::source::shared::Shared;
 use crate::source::{ResourceLimits, SourceState, WithdrawalPolicy, intake};
 use crate::workload_api::pb::JwtBundlesResponse;
-use crate::workload_api::{Call, WorkloadApiClient, WorkloadApiError, WorkloadApiErrorReason};
+use crate::workload_api::{
+    Call, JwtBundlesMessage, WorkloadApiClient, WorkloadApiError, WorkloadApiErrorReason,
+};
 
 /// What a source makes of one message of the bundle stream, as it came over the wire: the set, and
 /// how many of its parts were unreadable. `None` where the whole message is discarded.
 pub fn read_bundle_message(bytes: &[u8], known: &JwtBundleSet) -> Option<(JwtBundleSet, usize)> {
-    let message: JwtBundlesResponse = prost::Message::decode(bytes).ok()?;
-    let intake = intake::read(message.bundles, known, &ResourceLimits::default()).ok()?;
+    let bundles = read_message(bytes)?.ok()?;
+    let intake = intake::read(bundles, known, &ResourceLimits::default()).ok()?;
     let unreadable = intake.troubles.len() + intake.unnamed.len();
     Some((intake.set, unreadable))
+}
+
+/// The bundles of a message; `None` if it is malformed.
+fn read_message(bytes: &[u8]) -> Option<Result<HashMap<String, Bytes>, intake::Discarded>> {
+    let message = JwtBundlesMessage::read(Bytes::copy_from_slice(bytes)).ok()?;
+    Some(intake::unpack(message, &ResourceLimits::default()))
 }
 
 /// One message as it goes over the wire.
@@ -69,11 +80,12 @@ impl Keeper {
     /// Takes in one message of the bundle stream, as it came over the wire; `false` where all of it
     /// is discarded.
     pub fn take_in(&self, bytes: &[u8]) -> bool {
-        let Ok(message) = <JwtBundlesResponse as prost::Message>::decode(bytes) else {
+        let Some(message) = read_message(bytes) else {
             return false;
         };
         let known = self.0.known();
-        match intake::read(message.bundles, &known, &ResourceLimits::default()) {
+        let limits = ResourceLimits::default();
+        match message.and_then(|bundles| intake::read(bundles, &known, &limits)) {
             Ok(intake) => {
                 self.0.take_in(intake);
                 true
