@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::signer::{AUDIENCE, NOW, Signer, VECTORS, claims, claims_with};
 use crate::support::es256;
 
-fn run<A: AsRef<OsStr>>(args: &[A], input: &[u8]) -> (i32, String) {
+pub(crate) fn run<A: AsRef<OsStr>>(args: &[A], input: &[u8]) -> (i32, String) {
     let here = std::env::current_exe().unwrap();
     let built = here
         .parent()
@@ -458,7 +458,7 @@ fn a_line_that_cannot_be_read_is_told_and_the_next_one_judged() {
         with("leeway", json!(-1)),
         with("now", json!("noon")),
         with("bundles", json!("main")),
-        with("bundles", json!({"td.test": {"keys": null}})),
+        with("bundles", json!({"td.test": {"keys": 7}})),
         with("bundles", json!({"TD": jwks()})),
         with("token", json!(7)),
         with("token", Value::Null),

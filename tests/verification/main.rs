@@ -13,6 +13,7 @@ mod bundle_map;
 mod cache;
 mod conformance;
 mod e19_empty_bundles;
+mod e29_explain;
 mod e34_missing_key_id;
 mod explain;
 mod histories;
