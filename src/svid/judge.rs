@@ -199,11 +199,11 @@ const MOST_TRIED: usize = 4;
 /// not depend on the order: if there are too many, none is tried.
 #[cold]
 #[inline(never)]
-fn by_trial<'b>(
-    bundle: &'b JwtBundle,
+fn by_trial(
+    bundle: &JwtBundle,
     algorithm: Algorithm,
     verifies: impl Fn(&Arc<JwtAuthority>) -> bool,
-) -> Result<&'b Arc<JwtAuthority>, Refusal> {
+) -> Result<&Arc<JwtAuthority>, Refusal> {
     let fitting = || bundle.authorities().filter(|key| key.supports(algorithm));
     match fitting().take(MOST_TRIED + 1).count() {
         0 => Err(NO_KEY_FITS),
