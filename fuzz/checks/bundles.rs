@@ -104,6 +104,7 @@ fn is_what_it_says(
     unreadable: &[TrustDomain],
 ) -> usize {
     type Members = BTreeMap<String, Box<RawValue>>;
+    let document = document.strip_prefix(b"\xef\xbb\xbf").unwrap_or(document);
     let map: Members = serde_json::from_slice(document).expect("an object");
     let entries: Option<Members> =
         serde_json::from_str(map["trust_domains"].get()).expect("an object in it, or null");
