@@ -216,7 +216,14 @@ fn the_architecture_page_names_every_room_and_every_dependency() {
         );
     }
     let mut missing = Vec::new();
-    for member in ["", "cli", "tests", "tests/support", "benches", "fuzz/checks"] {
+    for member in [
+        "",
+        "cli",
+        "tests",
+        "tests/support",
+        "benches",
+        "fuzz/checks",
+    ] {
         let manifest = fs::read_to_string(root.join(member).join("Cargo.toml")).unwrap();
         let sections: Vec<_> = ["\n[dependencies]", "\n[dev-dependencies]"]
             .into_iter()

@@ -25,6 +25,24 @@ pub struct IgnoredKey {
     position: usize,
     key_id: Option<Box<str>>,
     reason: IgnoredReason,
+    x509_svid: bool,
+}
+
+/// Why an element was not read as an authority.
+pub(super) struct Rejected<'a> {
+    pub(super) key_id: Option<Cow<'a, str>>,
+    pub(super) reason: IgnoredReason,
+    pub(super) x509_svid: bool,
+}
+
+impl<'a> Rejected<'a> {
+    fn new(key_id: Option<Cow<'a, str>>, reason: IgnoredReason) -> Self {
+        Self {
+            key_id,
+            reason,
+            x509_svid: false,
+        }
+    }
 }
 
 /// Why an element of a JWK Set is no authority.
@@ -67,6 +85,14 @@ impl IgnoredKey {
             position,
             key_id,
             reason,
+            x509_svid: false,
+        }
+    }
+
+    pub(super) fn rejected(position: usize, rejected: &Rejected<'_>) -> Self {
+        Self {
+            x509_svid: rejected.x509_svid,
+            ..Self::new(position, rejected.key_id.as_deref(), rejected.reason)
         }
     }
 
@@ -83,6 +109,23 @@ impl IgnoredKey {
     /// Why it is ignored.
     pub fn reason(&self) -> IgnoredReason {
         self.reason
+    }
+
+    /// Returns whether its `use` is `x509-svid`: a key for X.509-SVIDs, which SPIFFE bundles have
+    /// beside the keys for JWT-SVIDs. The reason is then [`IgnoredReason::Use`], and nothing is
+    /// wrong with it.
+    pub fn is_x509_svid(&self) -> bool {
+        self.x509_svid
+    }
+}
+
+/// Writes the reason; a key for X.509-SVIDs is named as such.
+impl fmt::Display for IgnoredKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.x509_svid {
+            return f.write_str("an X.509-SVID key (`use` is x509-svid), not for JWT-SVIDs");
+        }
+        self.reason.fmt(f)
     }
 }
 
@@ -105,22 +148,30 @@ impl fmt::Display for IgnoredReason {
     }
 }
 
-/// Reads one element; a refusal names its key ID, where it has one. A key that `known` has under
+/// Reads one element; an error has its key ID, if there is one. A key that `known` has under
 /// this ID is not parsed again.
 pub(super) fn read<'a>(
     element: &'a str,
     rule: UseRule,
     known: Option<&JwtBundle>,
-) -> Result<JwtAuthority, (Option<Cow<'a, str>>, IgnoredReason)> {
-    let members = Members::read(element).map_err(|reason| (None, reason))?;
+) -> Result<JwtAuthority, Rejected<'a>> {
+    let members = Members::read(element).map_err(|reason| Rejected::new(None, reason))?;
     let key_id = members.key_id.and_then(read_text);
+    // First: such a key needs no `kid`.
+    if members.usage.and_then(read_text).as_deref() == Some("x509-svid") {
+        return Err(Rejected {
+            x509_svid: true,
+            ..Rejected::new(key_id, IgnoredReason::Use)
+        });
+    }
     let Some(key_id) = key_id.filter(|id| !id.is_empty() && id.len() <= MAX_KEY_ID_LEN) else {
-        return Err((members.key_id.and_then(read_text), IgnoredReason::KeyId));
+        let key_id = members.key_id.and_then(read_text);
+        return Err(Rejected::new(key_id, IgnoredReason::KeyId));
     };
     let known = known.and_then(|known| known.authority(&key_id));
     match authority(&members, &key_id, rule, known.map(|known| known.key())) {
         Ok(authority) => Ok(authority),
-        Err(reason) => Err((Some(key_id), reason)),
+        Err(reason) => Err(Rejected::new(Some(key_id), reason)),
     }
 }
 

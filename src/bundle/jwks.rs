@@ -10,18 +10,43 @@ use serde_json::value::RawValue;
 use super::JwtBundle;
 use super::authority::JwtAuthority;
 use super::jwk::{self, IgnoredKey, IgnoredReason, UseRule};
+use super::wrong_kind::{Expected, wrong_kind};
 use crate::jwt::Text;
 use crate::presentable::json_fault;
 
 /// The document is no JWK Set: not UTF-8, not one JSON object, or without exactly one `keys` that
-/// is an array. It says nothing about which keys are valid; that is another thing than a set
-/// without keys. Its text says where, and repeats nothing of the document.
+/// is an array or null. It says nothing about which keys are valid; that is another thing than a set
+/// without keys. Its text says where, and what
+/// the document is if that is known (PEM, a discovery document, a Kubernetes manifest and others);
+/// it repeats nothing of the document.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct JwksError(Box<str>);
+pub struct JwksError {
+    fault: Box<str>,
+    kind: Option<&'static str>,
+}
+
+impl JwksError {
+    fn new(fault: String, document: &[u8]) -> Self {
+        Self {
+            fault: fault.into(),
+            kind: wrong_kind(document, Expected::Keys),
+        }
+    }
+
+    /// Returns what the document is instead and what to use in its place, as a sentence; `None` if
+    /// that is not known.
+    pub fn kind_found(&self) -> Option<&'static str> {
+        self.kind
+    }
+}
 
 impl fmt::Display for JwksError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "no JWK Set (RFC 7517 section 5): {}", self.0)
+        write!(f, "no JWK Set (RFC 7517 section 5): {}", self.fault)?;
+        match self.kind {
+            Some(kind) => write!(f, "; {kind}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -42,16 +67,17 @@ pub(super) fn read(
     rule: UseRule,
     known: Option<&JwtBundle>,
 ) -> Result<Keys, JwksError> {
-    let text = std::str::from_utf8(document).map_err(|_| JwksError("not UTF-8".into()))?;
+    let text =
+        std::str::from_utf8(document).map_err(|_| JwksError::new("not UTF-8".into(), document))?;
     let elements =
-        elements(text).map_err(|error| JwksError(json_fault(&error, EXPECTED).into()))?;
+        elements(text).map_err(|error| JwksError::new(json_fault(&error, EXPECTED), document))?;
 
     let mut ignored = Vec::new();
     let mut found: Vec<(usize, JwtAuthority)> = Vec::new();
     for (position, element) in elements.into_iter().enumerate() {
         match jwk::read(element.get(), rule, known) {
             Ok(authority) => found.push((position, authority)),
-            Err((key_id, reason)) => tell(&mut ignored, position, key_id.as_deref(), reason),
+            Err(rejected) => tell(&mut ignored, IgnoredKey::rejected(position, &rejected)),
         }
     }
     let authorities = without_ambiguous(found, &mut ignored);
@@ -80,7 +106,7 @@ fn without_ambiguous(
         let key_id = authority.key_id();
         if ambiguous.contains(key_id) {
             let reason = IgnoredReason::AmbiguousKeyId;
-            tell(ignored, position, Some(key_id), reason);
+            tell(ignored, IgnoredKey::new(position, Some(key_id), reason));
         } else if let Some(twin) = authorities.last_mut()
             && twin.key_id() == key_id
         {
@@ -92,14 +118,9 @@ fn without_ambiguous(
     authorities.into_iter().map(Arc::new).collect()
 }
 
-fn tell(
-    ignored: &mut Vec<IgnoredKey>,
-    position: usize,
-    key_id: Option<&str>,
-    reason: IgnoredReason,
-) {
+fn tell(ignored: &mut Vec<IgnoredKey>, key: IgnoredKey) {
     if ignored.len() < MOST_IGNORED {
-        ignored.push(IgnoredKey::new(position, key_id, reason));
+        ignored.push(key);
     }
 }
 
@@ -133,8 +154,12 @@ impl<'de> Visitor<'de> for SetReader {
             // Other members are for others (SPIFFE Trust Domain and Bundle section 4.1).
             if name != "keys" {
                 map.next_value::<IgnoredAny>()?;
-            } else if keys.replace(map.next_value()?).is_some() {
-                return Err(A::Error::duplicate_field("keys"));
+            } else {
+                // Go writes an empty list as null. An error here would keep revoked keys.
+                let elements: Option<Vec<_>> = map.next_value()?;
+                if keys.replace(elements.unwrap_or_default()).is_some() {
+                    return Err(A::Error::duplicate_field("keys"));
+                }
             }
         }
         keys.ok_or_else(|| A::Error::missing_field("keys"))

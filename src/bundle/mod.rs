@@ -30,6 +30,7 @@ mod jwk;
 mod jwks;
 mod set;
 mod source;
+mod wrong_kind;
 
 use std::fmt;
 use std::sync::Arc;
@@ -39,6 +40,9 @@ pub use jwk::{IgnoredKey, IgnoredReason};
 pub use jwks::JwksError;
 pub use set::{FixedBundles, JwtBundleSet};
 pub use source::{BundleAnswer, BundleSource, CannotJudge};
+
+#[cfg(any(feature = "server", feature = "client"))]
+pub(crate) use wrong_kind::{BYTE_ORDER_MARK, Expected, wrong_kind};
 
 use crate::spiffe_id::TrustDomain;
 

@@ -8,7 +8,8 @@ use super::{Algorithm, MAX_KEY_ID_LEN};
 /// What a header says, once it is acceptable.
 pub(crate) struct Header<'a> {
     pub(crate) algorithm: Algorithm,
-    pub(crate) key_id: Cow<'a, str>,
+    /// `None` if the token does not name its key, which JWT-SVID section 2.2 allows.
+    pub(crate) key_id: Option<Cow<'a, str>>,
 }
 
 /// Why a header is not.
@@ -22,7 +23,7 @@ pub(crate) enum HeaderFault {
     Algorithm,
     /// `typ` is there and neither `JWT` nor `JOSE`.
     Type,
-    /// `kid` is absent, empty, no string, or too long.
+    /// `kid` is empty, not a string, or too long.
     KeyId,
     /// A field that changes how a token is read, or that brings a key: never accepted.
     Forbidden,
@@ -55,11 +56,10 @@ impl<'a> Header<'a> {
         {
             return Err(HeaderFault::Type);
         }
-        let key_id = members
-            .key_id
-            .and_then(read_text)
-            .filter(|key_id| !key_id.is_empty() && key_id.len() <= MAX_KEY_ID_LEN)
-            .ok_or(HeaderFault::KeyId)?;
+        let key_id = match members.key_id {
+            Some(raw) => Some(key_id(raw).ok_or(HeaderFault::KeyId)?),
+            None => None,
+        };
         Ok(Self { algorithm, key_id })
     }
 }
@@ -69,10 +69,11 @@ impl<'a> Header<'a> {
 pub(crate) fn key_id_unchecked(json: &[u8]) -> Option<Cow<'_, str>> {
     let mut members = Members::default();
     read_object(std::str::from_utf8(json).ok()?, &mut members).ok()?;
-    members
-        .key_id
-        .and_then(read_text)
-        .filter(|key_id| !key_id.is_empty() && key_id.len() <= MAX_KEY_ID_LEN)
+    members.key_id.and_then(key_id)
+}
+
+fn key_id(raw: &str) -> Option<Cow<'_, str>> {
+    read_text(raw).filter(|key_id| !key_id.is_empty() && key_id.len() <= MAX_KEY_ID_LEN)
 }
 
 #[derive(Default)]

@@ -19,7 +19,9 @@ use super::supervisor::Supervisor;
 use crate::clock::{Clock, SystemClock};
 use crate::metrics::{MetricsRecorder, Shielded};
 use crate::svid_cache::{SvidCache, SvidCacheBuilder};
-use crate::workload_api::{Connector, Endpoint, EndpointError, Timing, WorkloadApiClientBuilder};
+use crate::workload_api::{
+    Connector, DEFAULT_MAX_MESSAGE_BYTES, Endpoint, EndpointError, Timing, WorkloadApiClientBuilder,
+};
 
 /// Sets up a [`JwtSource`].
 #[must_use]
@@ -29,7 +31,7 @@ pub struct JwtSourceBuilder {
     backoff: (Duration, Duration),
     seed: Option<u64>,
     limits: ResourceLimits,
-    max_message: Option<usize>,
+    max_message: usize,
     withdrawal: WithdrawalPolicy,
     max_staleness: Option<Duration>,
     initial_sync: Option<Duration>,
@@ -47,7 +49,7 @@ impl JwtSourceBuilder {
             backoff: (Duration::from_millis(200), Duration::from_secs(10)),
             seed: None,
             limits: ResourceLimits::default(),
-            max_message: None,
+            max_message: DEFAULT_MAX_MESSAGE_BYTES,
             withdrawal: WithdrawalPolicy::default(),
             max_staleness: None,
             initial_sync: Some(Duration::from_secs(30)),
@@ -104,10 +106,12 @@ impl JwtSourceBuilder {
         self
     }
 
-    /// How many bytes one message of the agent may have. By default as many as fit all
-    /// [`resource_limits`](Self::resource_limits).
+    /// Limits the size of one message of the agent, in bytes. 64 MiB by default. It is checked
+    /// before the message is decoded; a larger message is discarded, the last bundles stay, and the
+    /// source is unhealthy until a message within the limit arrives. It bounds all trust domains
+    /// together, whatever [`resource_limits`](Self::resource_limits) allow each.
     pub fn max_message_bytes(mut self, bytes: usize) -> Self {
-        self.max_message = Some(bytes);
+        self.max_message = bytes;
         self
     }
 
@@ -237,10 +241,7 @@ impl JwtSourceBuilder {
         let metrics: Arc<dyn MetricsRecorder> = Arc::new(Shielded::new(self.metrics.clone()));
         let client = WorkloadApiClientBuilder::new(connector)
             .timing(self.timing)
-            .max_message_bytes(
-                self.max_message
-                    .unwrap_or_else(|| self.limits.message_bytes()),
-            )
+            .max_message_bytes(self.max_message)
             .clock(self.clock.clone())
             .build()
             .map_err(|_| JwtSourceError::no_runtime())?;

@@ -9,6 +9,7 @@ use super::limits::ResourceLimits;
 use crate::bundle::{JwtBundle, JwtBundleSet};
 use crate::presentable::presentable;
 use crate::spiffe_id::TrustDomain;
+use crate::workload_api::JwtBundlesMessage;
 
 /// A whole message, read.
 #[derive(Debug)]
@@ -28,18 +29,21 @@ pub(crate) struct Trouble {
 }
 
 /// Why a message is discarded as a whole, and what was known stays.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Discarded {
     /// A mandatory field at its default (Workload API section 4.5).
     Empty,
+    /// No name in it is a trust domain's: like an empty one, it names no bundle.
+    Unnamed { name: Box<str>, why: Box<str> },
     /// More trust domains than allowed.
     TooMany { sent: usize, limit: usize },
 }
 
 impl Discarded {
-    pub(crate) fn kind(self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Empty => "empty-message",
+            Self::Unnamed { .. } => "bundle-unnamed",
             Self::TooMany { .. } => "too-many-bundles",
         }
     }
@@ -49,6 +53,11 @@ impl std::fmt::Display for Discarded {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Empty => f.write_str("the agent sent a message without any bundle; discarded"),
+            Self::Unnamed { name, why } => write!(
+                f,
+                "the agent sent a message in which no trust domain has a valid name (\"{name}\": \
+                 {why}); discarded"
+            ),
             Self::TooMany { sent, limit } => write!(
                 f,
                 "the agent sent {sent} bundles, more than the {limit} allowed; discarded \
@@ -56,6 +65,23 @@ impl std::fmt::Display for Discarded {
             ),
         }
     }
+}
+
+/// The bundles of a message by name, if there are not too many of them: they are counted first.
+pub(crate) fn unpack(
+    message: JwtBundlesMessage,
+    limits: &ResourceLimits,
+) -> Result<HashMap<String, Bytes>, Discarded> {
+    within(message.len(), limits)?;
+    Ok(message.into_bundles())
+}
+
+fn within(sent: usize, limits: &ResourceLimits) -> Result<(), Discarded> {
+    let limit = limits.bundles();
+    if sent > limit {
+        return Err(Discarded::TooMany { sent, limit });
+    }
+    Ok(())
 }
 
 /// Reads a message against what was known before it: an unreadable part keeps its last bundle, an
@@ -68,14 +94,9 @@ pub(crate) fn read(
     if bundles.is_empty() {
         return Err(Discarded::Empty);
     }
-    if bundles.len() > limits.bundles() {
-        return Err(Discarded::TooMany {
-            sent: bundles.len(),
-            limit: limits.bundles(),
-        });
-    }
+    within(bundles.len(), limits)?;
     let mut troubles = BTreeMap::new();
-    let mut unnamed = Vec::new();
+    let mut unnamed: Vec<(Box<str>, Box<str>)> = Vec::new();
     let mut by_domain: BTreeMap<TrustDomain, (bool, Bytes)> = BTreeMap::new();
     for (name, jwks) in bundles {
         // The key is the trust domain's SPIFFE ID (section 6.2.2); some agents send the bare name.
@@ -95,6 +116,10 @@ pub(crate) fn read(
         }
     }
     unnamed.sort_unstable();
+    if let (true, Some((name, why))) = (by_domain.is_empty(), unnamed.first()) {
+        let (name, why) = (name.clone(), why.clone());
+        return Err(Discarded::Unnamed { name, why });
+    }
     let mut set: Vec<Arc<JwtBundle>> = Vec::with_capacity(by_domain.len());
     for (domain, (_, jwks)) in by_domain {
         let before = known.get(domain.name());
@@ -119,6 +144,10 @@ fn one(
     before: Option<&Arc<JwtBundle>>,
     limits: &ResourceLimits,
 ) -> Result<JwtBundle, Trouble> {
+    // The trust domain has no keys now, and the keys before it are revoked (section 4.4).
+    if jwks.is_empty() {
+        return Ok(JwtBundle::without_keys(domain.clone()));
+    }
     if jwks.len() > limits.jwks_bytes() {
         let text = format!(
             "its JWK Set has {} bytes, more than the {} allowed (see \

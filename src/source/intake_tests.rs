@@ -172,3 +172,44 @@ fn limits_are_checked_before_a_key_is_read() {
     assert_eq!(trouble.kind, "bundle-too-large");
     assert!(trouble.text.contains("1000"), "{}", trouble.text);
 }
+
+#[test]
+fn e22_entries_are_counted_before_they_are_unpacked() {
+    let limits = ResourceLimits::default().max_bundles(2);
+    let sent = |names: &[&str]| {
+        let bundles = names.iter().map(|name| (*name, "{}".as_bytes()));
+        let wire = crate::testing::internals::write_bundle_message(bundles);
+        let message = JwtBundlesMessage::read(wire.into()).expect("a message");
+        unpack(message, &limits).map(|bundles| bundles.len())
+    };
+    assert_eq!(sent(&[]), Ok(0));
+    assert_eq!(sent(&["x", "y"]), Ok(2));
+    let outcome = sent(&["x", "y", "z"]).expect_err("too many");
+    assert_eq!(outcome, Discarded::TooMany { sent: 3, limit: 2 });
+}
+
+#[test]
+fn e23_a_message_without_a_valid_name_is_discarded() {
+    let none = JwtBundleSet::default();
+    let before = take(message([("spiffe://x", jwks(&["a"]))]), &none).set;
+    let sent = message([("spiffe://X", jwks(&[])), ("http://x", jwks(&[]))]);
+    let outcome = read(sent, &before, &ResourceLimits::default()).expect_err("no name");
+    assert_eq!(outcome.kind(), "bundle-unnamed");
+    assert!(
+        outcome
+            .to_string()
+            .contains("\"http://x\": this is no trust domain")
+    );
+}
+
+#[test]
+fn e19_an_empty_value_is_a_bundle_without_keys() {
+    let none = JwtBundleSet::default();
+    let before = take(message([("spiffe://x", jwks(&["a"]))]), &none);
+    let after = take(message([("spiffe://x", String::new())]), &before.set);
+    assert!(after.set.get("x").is_some_and(|bundle| bundle.is_empty()));
+    assert!(after.troubles.is_empty() && after.unnamed.is_empty());
+    let spaces = take(message([("spiffe://x", " ".to_owned())]), &before.set);
+    assert_eq!(kids(&spaces.set, "x"), ["a"]);
+    assert_eq!(spaces.troubles.len(), 1);
+}

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-/// How much the source takes in. Checked before a key is read.
+/// Limits on each message of the agent, checked before a key is read. The size of a whole message
+/// has its own limit, checked before decoding: see
+/// [`max_message_bytes`](super::JwtSourceBuilder::max_message_bytes).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ResourceLimits {
     max_bundles: usize,
@@ -10,16 +12,16 @@ pub struct ResourceLimits {
 }
 
 impl ResourceLimits {
-    /// How many trust domains one message may hold; a message with more is discarded, and the set
-    /// before it stays. 200 by default.
+    /// Limits the trust domains in one message. 200 by default. They are counted before anything is
+    /// stored; a message with more is discarded, the last bundles stay, and the source is unhealthy.
     #[must_use]
     pub fn max_bundles(mut self, bundles: usize) -> Self {
         self.max_bundles = bundles.max(1);
         self
     }
 
-    /// How many bytes the JWK Set of one trust domain may have; of a larger one that domain's last
-    /// bundle stays, and its state says so. 4 MiB by default.
+    /// Limits the JWK Set of one trust domain, in bytes. 4 MiB by default. If it is larger, the last
+    /// bundle of that trust domain stays and its state reports the error.
     #[must_use]
     pub fn max_bundle_jwks_bytes(mut self, bytes: usize) -> Self {
         self.max_bundle_jwks_bytes = bytes.max(1);
@@ -32,20 +34,6 @@ impl ResourceLimits {
 
     pub(crate) fn jwks_bytes(&self) -> usize {
         self.max_bundle_jwks_bytes
-    }
-
-    /// A gRPC message within these limits is never larger than this: each entry holds a JWK Set,
-    /// a name, and a few bytes around them; and a set over the limit must be seen to be refused
-    /// alone, so there is room for one more of the allowed size.
-    pub(crate) fn message_bytes(&self) -> usize {
-        const NAME_AND_FRAME: usize = crate::spiffe_id::MAX_SPIFFE_ID_LEN + 64;
-        let entry = self.max_bundle_jwks_bytes.saturating_add(NAME_AND_FRAME);
-        // The length of a gRPC message is a 32-bit number.
-        let most = usize::try_from(u32::MAX).unwrap_or(usize::MAX);
-        self.max_bundles
-            .saturating_add(1)
-            .saturating_mul(entry)
-            .min(most)
     }
 }
 
@@ -71,21 +59,4 @@ pub enum WithdrawalPolicy {
     /// Validation goes on with the last set for as long as the source lives. A key that the issuer
     /// revokes in that time stays good here.
     Keep,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_message_limit_fits_the_others() {
-        let limits = ResourceLimits::default();
-        assert!(limits.message_bytes() >= 200 * (4 << 20));
-        let small = ResourceLimits::default()
-            .max_bundles(2)
-            .max_bundle_jwks_bytes(1000);
-        assert!((2000..20_000).contains(&small.message_bytes()));
-        let endless = ResourceLimits::default().max_bundles(usize::MAX);
-        assert!(endless.message_bytes() <= u32::MAX as usize);
-    }
 }

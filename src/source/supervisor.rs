@@ -248,8 +248,11 @@ impl Supervisor {
         message: JwtBundlesMessage,
     ) -> Result<Result<Intake, Discarded>, tokio::task::JoinError> {
         let known = self.shared.known();
-        let bundles = message.into_bundles();
         let limits = self.limits;
+        let bundles = match intake::unpack(message, &limits) {
+            Ok(bundles) => bundles,
+            Err(discarded) => return Ok(Err(discarded)),
+        };
         let size: usize = bundles.values().map(|jwks| jwks.len()).sum();
         if size <= READ_HERE {
             return Ok(intake::read(bundles, &known, &limits));
@@ -297,6 +300,9 @@ impl Supervisor {
             } else if judged && self.shared.revision().is_err() {
                 tracing::warn!("the withdrawal of the bundles takes effect");
             }
+        }
+        if error.reason() == WorkloadApiErrorReason::MessageTooLarge {
+            self.shared.discarding();
         }
         let kind = error.kind();
         let text = error.to_string();

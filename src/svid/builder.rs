@@ -27,6 +27,7 @@ pub(super) struct Settings {
     pub(super) leeway: Duration,
     pub(super) max_token_len: usize,
     pub(super) allow_unknown_headers: bool,
+    pub(super) require_key_id: bool,
     pub(super) algorithms: AlgorithmSet,
     pub(super) max_lifetime: Option<Duration>,
     pub(super) cache_bytes: usize,
@@ -60,6 +61,7 @@ impl ValidatorBuilder {
             leeway: DEFAULT_LEEWAY,
             max_token_len: MAX_TOKEN_LEN,
             allow_unknown_headers: false,
+            require_key_id: false,
             algorithms: AlgorithmSet::ALL,
             max_lifetime: None,
             cache_bytes: DEFAULT_CACHE_BYTES,
@@ -100,6 +102,18 @@ impl ValidatorBuilder {
     /// is read or that bring a key (`crit`, `b64`, `jku`, `jwk`, `x5…`) are refused always.
     pub fn allow_unknown_headers(mut self, allow: bool) -> Self {
         self.settings.allow_unknown_headers = allow;
+        self
+    }
+
+    /// Requires each token to name its key with `kid`; others are rejected with
+    /// [`ValidateReason::Header`](super::ValidateReason::Header). `false` by default.
+    ///
+    /// `kid` is optional in a JWT-SVID (section 2.2). Without it, the keys of the subject's trust
+    /// domain that fit `alg` are tried, if there are at most four; with more than four the token is
+    /// rejected with [`ValidateReason::KeyUnknown`](super::ValidateReason::KeyUnknown) and none is
+    /// tried. SPIRE always writes `kid`, so `true` saves these signature checks.
+    pub fn require_key_id(mut self, require: bool) -> Self {
+        self.settings.require_key_id = require;
         self
     }
 

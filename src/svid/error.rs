@@ -38,11 +38,13 @@ pub enum ValidateReason {
     Audience,
     /// There is no bundle for the trust domain of `sub`.
     TrustDomainUnknown,
-    /// The bundle has no key with this `kid`.
+    /// The bundle has no key with this `kid`. If the token has no `kid`: the bundle has no key, or
+    /// more than four, that fit its `alg`.
     KeyUnknown,
     /// The key cannot be used with this `alg`.
     KeyUnfit,
-    /// The signature is not that key's.
+    /// The signature is not that key's. If the token has no `kid`: no key that fits its `alg`
+    /// verifies the signature.
     Signature,
     /// Our side cannot judge now; the token may be good.
     CannotJudge(CannotJudge),
@@ -89,8 +91,8 @@ impl ValidateError {
         }
     }
 
-    pub(super) fn with_key_id(mut self, key_id: &str) -> Self {
-        self.key_id = Some(shown(key_id));
+    pub(super) fn with_key_id(mut self, key_id: Option<&str>) -> Self {
+        self.key_id = key_id.map(shown);
         self
     }
 
@@ -123,7 +125,8 @@ impl ValidateError {
         self.detail
     }
 
-    /// The `kid` that the token claims, where its header was read: escaped, at most 64 bytes.
+    /// The `kid` that the token claims, escaped, at most 64 bytes. `None` if the token has none or
+    /// its header was not read.
     pub fn key_id(&self) -> Option<&str> {
         self.key_id.as_deref()
     }

@@ -11,9 +11,9 @@ use super::known_header::KnownHeader;
 use super::validator::{Inner, Sight};
 use super::verified::{Signer, Verified};
 use super::{ValidateError, ValidateReason, VerifiedSvid};
-use crate::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtAuthority};
+use crate::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtAuthority, JwtBundle};
 use crate::clock::UnixTime;
-use crate::jwt::{Claims, ClaimsFault, Header, HeaderFault, Room, Split};
+use crate::jwt::{Algorithm, Claims, ClaimsFault, Header, HeaderFault, Room, Split};
 use crate::spiffe_id::SpiffeId;
 
 type Refusal = (ValidateReason, &'static str);
@@ -98,10 +98,13 @@ impl Inner {
                 .map_err(|fault| refuse(header_refusal(fault)))?,
         };
         if !self.settings.algorithms.contains(header.algorithm) {
-            return Err(refuse(ALGORITHM).with_key_id(&header.key_id));
+            return Err(refuse(ALGORITHM).with_key_id(header.key_id.as_deref()));
+        }
+        if header.key_id.is_none() && self.settings.require_key_id {
+            return Err(refuse(NO_KEY_ID));
         }
 
-        let refuse = |refusal| refuse(refusal).with_key_id(&header.key_id);
+        let refuse = |refusal| refuse(refusal).with_key_id(header.key_id.as_deref());
         let payload =
             std::str::from_utf8(payload).map_err(|_| refuse(claims_refusal(ClaimsFault::Json)))?;
         let claims = Claims::parse(payload).map_err(|fault| refuse(claims_refusal(fault)))?;
@@ -120,12 +123,16 @@ impl Inner {
         if !is_for_us(claims.audiences.as_slice(), &self.settings.audiences) {
             return Err(refuse(AUDIENCE).with_audiences(claims.audiences.as_slice()));
         }
-        let (authority, revision) = self
-            .authority(trust_domain, &header, revision)
-            .map_err(refuse)?;
-        if !authority.verify(header.algorithm, split.signed.as_bytes(), signature) {
-            return Err(refuse(SIGNATURE));
-        }
+        let (bundle, revision) = self.bundle(trust_domain, revision).map_err(refuse)?;
+        let verifies = |authority: &Arc<JwtAuthority>| {
+            authority.verify(header.algorithm, split.signed.as_bytes(), signature)
+        };
+        let signer = match header.key_id.as_deref() {
+            Some(key_id) => by_key_id(&bundle, key_id, header.algorithm)
+                .and_then(|named| verifies(named).then_some(named).ok_or(SIGNATURE)),
+            None => by_trial(&bundle, header.algorithm, verifies),
+        };
+        let authority = Arc::clone(signer.map_err(refuse)?);
         if known.is_none() {
             KnownHeader::keep(split.header, self.settings.allow_unknown_headers, &header);
         }
@@ -149,30 +156,59 @@ impl Inner {
         })))
     }
 
-    /// The authority that the bundle of the *subject's* trust domain has under the token's `kid`:
-    /// the token has no say in whose keys are asked (SPIFFE Workload API section 6.3).
-    fn authority(
+    /// The bundle of the *subject's* trust domain: the token does not choose whose keys are used
+    /// (SPIFFE Workload API section 6.3).
+    fn bundle(
         &self,
         trust_domain: &str,
-        header: &Header<'_>,
         revision: Result<u64, CannotJudge>,
-    ) -> Result<(Arc<JwtAuthority>, u64), Refusal> {
+    ) -> Result<(Arc<JwtBundle>, u64), Refusal> {
         let revision = revision.map_err(cannot_judge)?;
-        let bundle = match self.source.bundle(trust_domain) {
-            BundleAnswer::Ready(bundle) => bundle,
-            BundleAnswer::UnknownTrustDomain => return Err(TRUST_DOMAIN),
-            BundleAnswer::CannotJudge(why) => return Err(cannot_judge(why)),
-        };
-        let authority = bundle.authority(&header.key_id).ok_or(KEY_UNKNOWN)?;
-        if !authority.supports(header.algorithm) {
-            return Err(KEY_UNFIT);
+        match self.source.bundle(trust_domain) {
+            BundleAnswer::Ready(bundle) => Ok((bundle, revision)),
+            BundleAnswer::UnknownTrustDomain => Err(TRUST_DOMAIN),
+            BundleAnswer::CannotJudge(why) => Err(cannot_judge(why)),
         }
-        Ok((Arc::clone(authority), revision))
     }
 
     /// Reads the clock, which is not read before: what is no token at all has no time to judge.
     fn time_refusal(&self, life: Life) -> Option<Refusal> {
         life.refusal(&self.settings, self.settings.clock.now())
+    }
+}
+
+/// The key that the token names.
+fn by_key_id<'b>(
+    bundle: &'b JwtBundle,
+    key_id: &str,
+    algorithm: Algorithm,
+) -> Result<&'b Arc<JwtAuthority>, Refusal> {
+    let named = bundle.authority(key_id).ok_or(KEY_UNKNOWN)?;
+    if named.supports(algorithm) {
+        Ok(named)
+    } else {
+        Err(KEY_UNFIT)
+    }
+}
+
+/// The most keys that a token without `kid` is verified with. Such a token costs up to this many
+/// signature checks, and anyone can send one.
+const MOST_TRIED: usize = 4;
+
+/// The key that verifies a token without `kid`, of those that fit its algorithm. The result does
+/// not depend on the order: if there are too many, none is tried.
+#[cold]
+#[inline(never)]
+fn by_trial(
+    bundle: &JwtBundle,
+    algorithm: Algorithm,
+    verifies: impl Fn(&Arc<JwtAuthority>) -> bool,
+) -> Result<&Arc<JwtAuthority>, Refusal> {
+    let fitting = || bundle.authorities().filter(|key| key.supports(algorithm));
+    match fitting().take(MOST_TRIED + 1).count() {
+        0 => Err(NO_KEY_FITS),
+        1..=MOST_TRIED => fitting().find(|key| verifies(key)).ok_or(NO_KEY_VERIFIES),
+        _ => Err(TOO_MANY_KEYS),
     }
 }
 
@@ -260,11 +296,29 @@ const KEY_UNKNOWN: Refusal = (
     ValidateReason::KeyUnknown,
     "the bundle of the trust domain has no key with this `kid`",
 );
+const NO_KEY_ID: Refusal = (
+    ValidateReason::Header,
+    "`kid` is missing, and this validator requires it",
+);
+const NO_KEY_FITS: Refusal = (
+    ValidateReason::KeyUnknown,
+    "the token has no `kid`, and the bundle of the trust domain has no key that fits its `alg`",
+);
+const TOO_MANY_KEYS: Refusal = (
+    ValidateReason::KeyUnknown,
+    "the token has no `kid`, and more than four keys of the trust domain fit its `alg`; none was \
+     tried",
+);
 const KEY_UNFIT: Refusal = (
     ValidateReason::KeyUnfit,
     "the key's type, curve, `alg` or `key_ops` does not fit the token's `alg`",
 );
 const SIGNATURE: Refusal = (ValidateReason::Signature, "the signature is not the key's");
+const NO_KEY_VERIFIES: Refusal = (
+    ValidateReason::Signature,
+    "the token has no `kid`, and no key of the trust domain that fits its `alg` verifies the \
+     signature",
+);
 
 /// A whole header value in the place of a token is a common mistake, and has a text of its own.
 fn unless_bearer(token: &str, refusal: Refusal) -> Refusal {
@@ -295,7 +349,7 @@ fn header_refusal(fault: HeaderFault) -> Refusal {
         HeaderFault::Algorithm => return ALGORITHM,
         HeaderFault::Duplicate => "a header field comes twice",
         HeaderFault::Type => "`typ` is neither JWT nor JOSE",
-        HeaderFault::KeyId => "`kid` is absent, empty, no string, or longer than 1024 bytes",
+        HeaderFault::KeyId => "`kid` is empty, not a string, or longer than 1024 bytes",
         HeaderFault::Forbidden => {
             "a header field that is never accepted (crit, b64, jku, jwk, x5…)"
         }

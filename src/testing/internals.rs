@@ -1,7 +1,10 @@
 //! Internals of the crate for its own tests and fuzz targets. Not covered by semver.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
+
+use bytes::Bytes;
 
 use crate::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtBundleSet};
 use crate::clock::Clock;
@@ -10,7 +13,9 @@ use crate::source::file::{self, Format, MapRead};
 use crate::source::shared::Shared;
 use crate::source::{ResourceLimits, SourceState, WithdrawalPolicy, intake};
 use crate::workload_api::pb::JwtBundlesResponse;
-use crate::workload_api::{Call, WorkloadApiClient, WorkloadApiError, WorkloadApiErrorReason};
+use crate::workload_api::{
+    Call, JwtBundlesMessage, WorkloadApiClient, WorkloadApiError, WorkloadApiErrorReason,
+};
 
 /// The messages of the Workload API with their client and server stubs.
 pub mod messages {
@@ -44,10 +49,16 @@ impl Key {
 /// What a source makes of one message of the bundle stream, as it came over the wire: the set, and
 /// how many of its parts were unreadable. `None` where the whole message is discarded.
 pub fn read_bundle_message(bytes: &[u8], known: &JwtBundleSet) -> Option<(JwtBundleSet, usize)> {
-    let message: JwtBundlesResponse = prost::Message::decode(bytes).ok()?;
-    let intake = intake::read(message.bundles, known, &ResourceLimits::default()).ok()?;
+    let bundles = read_message(bytes)?.ok()?;
+    let intake = intake::read(bundles, known, &ResourceLimits::default()).ok()?;
     let unreadable = intake.troubles.len() + intake.unnamed.len();
     Some((intake.set, unreadable))
+}
+
+/// The bundles of a message; `None` if it is malformed.
+fn read_message(bytes: &[u8]) -> Option<Result<HashMap<String, Bytes>, intake::Discarded>> {
+    let message = JwtBundlesMessage::read(Bytes::copy_from_slice(bytes)).ok()?;
+    Some(intake::unpack(message, &ResourceLimits::default()))
 }
 
 /// One message as it goes over the wire.
@@ -99,11 +110,12 @@ impl Keeper {
     /// Takes in one message of the bundle stream, as it came over the wire; `false` where all of it
     /// is discarded.
     pub fn take_in(&self, bytes: &[u8]) -> bool {
-        let Ok(message) = <JwtBundlesResponse as prost::Message>::decode(bytes) else {
+        let Some(message) = read_message(bytes) else {
             return false;
         };
         let known = self.0.known();
-        match intake::read(message.bundles, &known, &ResourceLimits::default()) {
+        let limits = ResourceLimits::default();
+        match message.and_then(|bundles| intake::read(bundles, &known, &limits)) {
             Ok(intake) => {
                 self.0.take_in(intake);
                 true

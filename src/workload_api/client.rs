@@ -7,11 +7,15 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::uri::PathAndQuery;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
+use tonic::client::Grpc;
 use tonic::metadata::MetadataValue;
+use tonic::transport::Channel;
 
+use super::bundles::{BundlesCodec, JwtBundlesMessage};
 use super::channel::{Line, Numbered, Timing};
 use super::connect::Connector;
 use super::endpoint::Endpoint;
@@ -143,7 +147,7 @@ impl WorkloadApiClient {
                 CALL,
                 asked_for,
                 self.line.timing().call,
-                async |mut stub| stub.fetch_jwtsvid(asking(message)).await,
+                async |channel, most| stub(channel, most).fetch_jwtsvid(asking(message)).await,
             )
             .await?;
         let mut svids = answer.svids;
@@ -165,10 +169,7 @@ impl WorkloadApiClient {
         let by = Instant::now().checked_add(within);
         let line = self.numbered(CALL)?;
         let opened = self
-            .call_on(&line, CALL, None, within, async |mut stub| {
-                stub.fetch_jwt_bundles(asking(pb::JwtBundlesRequest {}))
-                    .await
-            })
+            .call_on(&line, CALL, None, within, open_bundles)
             .await?;
         Ok(JwtBundleStream::new(opened, self.line.clone(), line, by))
     }
@@ -202,9 +203,12 @@ impl WorkloadApiClient {
             svid: token.to_owned(),
         };
         let answer = self
-            .call(CALL, None, self.line.timing().call, async |mut stub| {
-                stub.validate_jwtsvid(asking(message)).await
-            })
+            .call(
+                CALL,
+                None,
+                self.line.timing().call,
+                async |channel, most| stub(channel, most).validate_jwtsvid(asking(message)).await,
+            )
             .await?;
         ValidatedJwtSvid::from_answer(answer, self.line.place())
     }
@@ -218,9 +222,7 @@ impl WorkloadApiClient {
         call: Call,
         asked_for: Option<&SpiffeId>,
         within: Duration,
-        ask: impl AsyncFnOnce(
-            Stub<tonic::transport::Channel>,
-        ) -> Result<tonic::Response<T>, tonic::Status>,
+        ask: impl AsyncFnOnce(Channel, usize) -> Result<tonic::Response<T>, tonic::Status>,
     ) -> Result<T, WorkloadApiError> {
         let line = self.numbered(call)?;
         self.call_on(&line, call, asked_for, within, ask).await
@@ -232,16 +234,14 @@ impl WorkloadApiClient {
         call: Call,
         asked_for: Option<&SpiffeId>,
         within: Duration,
-        ask: impl AsyncFnOnce(
-            Stub<tonic::transport::Channel>,
-        ) -> Result<tonic::Response<T>, tonic::Status>,
+        ask: impl AsyncFnOnce(Channel, usize) -> Result<tonic::Response<T>, tonic::Status>,
     ) -> Result<T, WorkloadApiError> {
         let most = match call {
             Call::FetchJwtBundles => self.max_message,
             Call::FetchJwtSvid | Call::ValidateJwtSvid => self.max_message.min(MAX_ANSWER),
         };
-        let stub = Stub::new(line.channel.clone()).max_decoding_message_size(most);
-        let outcome = match tokio::time::timeout(within, ask(stub)).await {
+        let asked = ask(line.channel.clone(), most);
+        let outcome = match tokio::time::timeout(within, asked).await {
             Ok(Ok(answer)) => return Ok(answer.into_inner()),
             Ok(Err(status)) => {
                 let not_http2 = self.line.pulse().not_http2();
@@ -332,7 +332,7 @@ impl WorkloadApiClientBuilder {
         Self {
             connector,
             timing: Timing::default(),
-            max_message: 64 << 20,
+            max_message: DEFAULT_MAX_MESSAGE_BYTES,
             clock: SystemClock::shared(),
         }
     }
@@ -365,8 +365,10 @@ impl WorkloadApiClientBuilder {
         self
     }
 
-    /// How many bytes one message of the bundle stream may have. 64 MiB by default. A single
-    /// answer may have so many too, but 4 MiB at the most.
+    /// Limits the size of one message of the bundle stream, in bytes. 64 MiB by default. It is
+    /// checked before the message is decoded; a larger message ends the stream with
+    /// [`MessageTooLarge`](super::WorkloadApiErrorReason::MessageTooLarge). Responses of the other
+    /// calls have this limit too, but never more than 4 MiB.
     pub fn max_message_bytes(mut self, bytes: usize) -> Self {
         self.max_message = bytes;
         self
@@ -410,6 +412,27 @@ impl fmt::Debug for WorkloadApiClientBuilder {
             .field("timing", &self.timing)
             .finish_non_exhaustive()
     }
+}
+
+/// The default limit of one message of the bundle stream: 64 MiB.
+pub(crate) const DEFAULT_MAX_MESSAGE_BYTES: usize = 64 << 20;
+
+fn stub(channel: Channel, max_message: usize) -> Stub<Channel> {
+    Stub::new(channel).max_decoding_message_size(max_message)
+}
+
+/// `FetchJWTBundles` with a codec of its own in place of the stub's.
+async fn open_bundles(
+    channel: Channel,
+    max_message: usize,
+) -> Result<tonic::Response<tonic::Streaming<JwtBundlesMessage>>, tonic::Status> {
+    let path = PathAndQuery::from_static("/SpiffeWorkloadAPI/FetchJWTBundles");
+    let mut calls = Grpc::new(channel).max_decoding_message_size(max_message);
+    // In the words of the generated stub.
+    let not_ready = |error| tonic::Status::unknown(format!("Service was not ready: {error}"));
+    calls.ready().await.map_err(not_ready)?;
+    let request = asking(pb::JwtBundlesRequest {});
+    calls.server_streaming(request, path, BundlesCodec).await
 }
 
 /// A request with the header that every one must carry, once (EP-5).

@@ -186,9 +186,7 @@ impl WorkloadApiError {
     fn of_tonic(call: Call, place: &str, code: GrpcCode, said: &str) -> Option<Self> {
         use WorkloadApiErrorReason as Reason;
         let mend = match call {
-            Call::FetchJwtBundles => {
-                "raise `max_message_bytes`, or the resource limits that it follows from"
-            }
+            Call::FetchJwtBundles => "raise `max_message_bytes` (64 MiB by default)",
             Call::FetchJwtSvid => "have the issuer give this workload fewer or smaller tokens",
             Call::ValidateJwtSvid => "the token has too many claims",
         };

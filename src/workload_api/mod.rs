@@ -27,6 +27,7 @@
 //! # }
 //! ```
 
+mod bundles;
 mod channel;
 mod client;
 mod connect;
@@ -49,10 +50,12 @@ mod redact;
 mod stream;
 mod validated;
 
+pub use bundles::JwtBundlesMessage;
 pub(crate) use channel::Timing;
+pub(crate) use client::DEFAULT_MAX_MESSAGE_BYTES;
 pub use client::{WorkloadApiClient, WorkloadApiClientBuilder};
 pub(crate) use connect::Connector;
 pub use endpoint::{ENDPOINT_VARIABLE, Endpoint, EndpointError, EndpointErrorReason};
 pub use error::{Call, WorkloadApiError, WorkloadApiErrorReason};
-pub use stream::{JwtBundleStream, JwtBundlesMessage};
+pub use stream::JwtBundleStream;
 pub use validated::ValidatedJwtSvid;

@@ -1,23 +1,21 @@
 //! The bundle stream, to be driven by hand.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use futures_util::Stream;
 use tokio::time::Instant;
 
+use super::bundles::JwtBundlesMessage;
 use super::channel::{Line, Numbered};
 use super::error::{Call, WorkloadApiError, WorkloadApiErrorReason as Reason};
-use super::pb::JwtBundlesResponse;
 
 /// An open `FetchJWTBundles` stream. It ends when the agent ends it (`None`), or with an error;
 /// opening another is up to whoever drives it (Workload API section 4.2), with backoff.
 pub struct JwtBundleStream {
-    inner: tonic::Streaming<JwtBundlesResponse>,
+    inner: tonic::Streaming<JwtBundlesMessage>,
     line: Arc<Line>,
     over: Arc<Numbered>,
     // Until when the first message must be here; none once it is.
@@ -25,16 +23,9 @@ pub struct JwtBundleStream {
     ended: bool,
 }
 
-/// One message of the stream: the whole set of bundles as it is now, as the agent sent it. What is
-/// not in it is withdrawn (Workload API section 4.4).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct JwtBundlesMessage {
-    bundles: HashMap<String, Bytes>,
-}
-
 impl JwtBundleStream {
     pub(crate) fn new(
-        inner: tonic::Streaming<JwtBundlesResponse>,
+        inner: tonic::Streaming<JwtBundlesMessage>,
         line: Arc<Line>,
         over: Arc<Numbered>,
         first_by: Option<Instant>,
@@ -77,8 +68,7 @@ impl JwtBundleStream {
         let outcome = match pin!(&mut self.inner).poll_next(cx) {
             Poll::Ready(Some(Ok(message))) => {
                 self.first_by = None;
-                let JwtBundlesResponse { bundles } = message;
-                return Poll::Ready(Some(Ok(JwtBundlesMessage { bundles })));
+                return Poll::Ready(Some(Ok(message)));
             }
             Poll::Ready(Some(Err(status))) => {
                 let not_http2 = self.line.pulse().not_http2();
@@ -129,30 +119,5 @@ impl fmt::Debug for JwtBundleStream {
             .field("endpoint", &self.line.place())
             .field("ended", &self.ended)
             .finish()
-    }
-}
-
-impl JwtBundlesMessage {
-    /// The bundles: the trust domain as the agent names it (its SPIFFE ID, `spiffe://example.org`)
-    /// and its JWK Set. In no order.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        self.bundles
-            .iter()
-            .map(|(name, jwks)| (name.as_str(), jwks.as_ref()))
-    }
-
-    /// How many trust domains there are.
-    pub fn len(&self) -> usize {
-        self.bundles.len()
-    }
-
-    /// Whether there is none at all: a mandatory field at its default, so a message to discard
-    /// (Workload API section 4.5).
-    pub fn is_empty(&self) -> bool {
-        self.bundles.is_empty()
-    }
-
-    pub(crate) fn into_bundles(self) -> HashMap<String, Bytes> {
-        self.bundles
     }
 }

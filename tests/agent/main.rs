@@ -13,11 +13,11 @@
 mod as_spire;
 mod bad_days;
 mod cleanup;
-mod e32_tmpdir;
-mod e33_files;
 #[cfg(unix)]
 mod e31_authority;
 mod e32_stop;
+mod e32_tmpdir;
+mod e33_files;
 mod examples;
 mod issuer;
 mod keepalive;

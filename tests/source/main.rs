@@ -11,6 +11,9 @@
 
 mod bars;
 mod calls;
+mod e19_empty_value;
+mod e22_message_limit;
+mod e23_bad_names;
 mod e28_messages;
 mod endpoints;
 mod keepalive;

@@ -12,6 +12,8 @@ mod attacks;
 mod bundle_map;
 mod cache;
 mod conformance;
+mod e19_empty_bundles;
+mod e34_missing_key_id;
 mod histories;
 mod ids;
 mod rule_table;

@@ -10,23 +10,35 @@ use tower_spiffe::bundle::{JwtBundle, JwtBundleSet};
 use super::args::Format;
 use crate::BoxError;
 
-/// The bundles in a document, and the form that it was read as.
+/// What a document says.
+pub(crate) struct Bundles {
+    pub(crate) set: JwtBundleSet,
+    /// The form that it was read as.
+    pub(crate) format: Format,
+    /// Entries of a map that cannot be read, and why.
+    pub(crate) skipped: Vec<String>,
+}
+
+/// Reads a document; a byte order mark is skipped, as in the files of a server.
 pub(crate) fn read(
     document: &[u8],
     format: Option<Format>,
     trust_domain: Option<&TrustDomain>,
-) -> Result<(JwtBundleSet, Format), BoxError> {
+) -> Result<Bundles, BoxError> {
+    let document = document.strip_prefix(b"\xef\xbb\xbf").unwrap_or(document);
     let members: Members<'_> = serde_json::from_slice(document).map_err(|error| {
+        let kind = kind_found(document).map_or_else(String::new, |kind| format!("; {kind}"));
         format!(
-            "no JSON object whose names come once (line {}, column {})",
+            "no JSON object whose names come once (line {}, column {}){kind}",
             error.line(),
             error.column()
         )
     })?;
     let format = match format {
         Some(format) => format,
-        None => guess(&members)?,
+        None => guess(&members, document)?,
     };
+    let mut skipped = Vec::new();
     let one = |read: fn(TrustDomain, &[u8]) -> _| -> Result<JwtBundleSet, BoxError> {
         let trust_domain = trust_domain
             .ok_or("--trust-domain is missing: the file does not say whose keys these are")?;
@@ -36,17 +48,27 @@ pub(crate) fn read(
     let set = match format {
         Format::Jwks => one(JwtBundle::from_jwks)?,
         Format::Bundle => one(JwtBundle::from_spiffe_bundle)?,
-        Format::Map => map(&members)?,
+        Format::Map => map(&members, &mut skipped)?,
     };
-    Ok((set, format))
+    Ok(Bundles {
+        set,
+        format,
+        skipped,
+    })
 }
 
-/// `keys` that is an array makes a JWK Set, and a SPIFFE member beside it a SPIFFE bundle.
-fn guess(members: &Members<'_>) -> Result<Format, BoxError> {
-    let is_array = |raw: &&RawValue| raw.get().starts_with('[');
+/// What the document is instead of a set of keys, as the library says it.
+fn kind_found(document: &[u8]) -> Option<&'static str> {
+    let any = TrustDomain::parse("any").ok()?;
+    JwtBundle::from_jwks(any, document).err()?.kind_found()
+}
+
+/// `keys` that is an array, or null as Go writes an empty one, makes a JWK Set, and a SPIFFE member beside it a SPIFFE bundle.
+fn guess(members: &Members<'_>, document: &[u8]) -> Result<Format, BoxError> {
+    let is_list = |raw: &&RawValue| raw.get().starts_with('[') || raw.get() == "null";
     let has = |name: &str| members.0.contains_key(name);
     match members.0.get("keys") {
-        Some(keys) if is_array(keys) => {
+        Some(keys) if is_list(keys) => {
             if has("spiffe_sequence") || has("spiffe_refresh_hint") {
                 Ok(Format::Bundle)
             } else {
@@ -54,18 +76,25 @@ fn guess(members: &Members<'_>) -> Result<Format, BoxError> {
             }
         }
         _ if members.0.values().all(|raw| raw.get().starts_with('{')) => Ok(Format::Map),
-        _ => Err("it is not plain what this is; say --format jwks, bundle or map".into()),
+        _ => Err(kind_found(document)
+            .unwrap_or("it is not plain what this is; say --format jwks, bundle or map")
+            .into()),
     }
 }
 
 /// A SPIFFE Bundle Map (SPIFFE Trust Domain and Bundle section 5.1.1), whose bundles are SPIFFE
 /// bundles, or what the Workload API gives: trust domains with JWK Sets.
-fn map(members: &Members<'_>) -> Result<JwtBundleSet, BoxError> {
+///
+/// An entry that cannot be read costs itself only, as in a server: with a wrong name it is left out,
+/// with a wrong bundle its trust domain has no keys. It is an error if no name is right.
+fn map(members: &Members<'_>, skipped: &mut Vec<String>) -> Result<JwtBundleSet, BoxError> {
     let inner: Members<'_>;
     let (members, read): (_, fn(TrustDomain, &[u8]) -> _) = match members.0.get("trust_domains") {
         Some(raw) => {
-            inner = serde_json::from_str(raw.get())
+            // Go writes an empty map as null.
+            let entries: Option<Members<'_>> = serde_json::from_str(raw.get())
                 .map_err(|_| "`trust_domains` is no object whose names come once")?;
+            inner = entries.unwrap_or_default();
             (&inner, JwtBundle::from_spiffe_bundle)
         }
         None => (members, JwtBundle::from_jwks),
@@ -73,16 +102,32 @@ fn map(members: &Members<'_>) -> Result<JwtBundleSet, BoxError> {
     let mut bundles: BTreeMap<TrustDomain, JwtBundle> = BTreeMap::new();
     for (name, raw) in &members.0 {
         let named = |why: &dyn std::fmt::Display| format!("trust domain {name:?}: {why}");
-        let trust_domain = TrustDomain::parse(name).map_err(|why| named(&why))?;
-        let bundle = read(trust_domain.clone(), raw.get().as_bytes()).map_err(|why| named(&why))?;
+        let trust_domain = match TrustDomain::parse(name) {
+            Ok(trust_domain) => trust_domain,
+            Err(why) => {
+                skipped.push(named(&why));
+                continue;
+            }
+        };
+        let bundle = match read(trust_domain.clone(), raw.get().as_bytes()) {
+            Ok(bundle) => bundle,
+            Err(why) => {
+                skipped.push(named(&why));
+                JwtBundle::from_jwks(trust_domain.clone(), br#"{"keys": []}"#)?
+            }
+        };
         if bundles.insert(trust_domain, bundle).is_some() {
             return Err(named(&"comes twice").into());
         }
     }
-    Ok(bundles.into_values().collect())
+    match skipped.first() {
+        Some(why) if bundles.is_empty() => Err(why.clone().into()),
+        _ => Ok(bundles.into_values().collect()),
+    }
 }
 
 /// An object's members, still raw; a name that comes twice is an error.
+#[derive(Default)]
 pub(crate) struct Members<'a>(pub(crate) BTreeMap<String, &'a RawValue>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {

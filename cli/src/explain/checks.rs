@@ -3,6 +3,7 @@
 //! The verdict is the validator's. What is printed of the token beside it is read here, leniently,
 //! so that something can be said of a token that is refused.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use base64::Engine as _;
@@ -13,15 +14,54 @@ use serde_json::value::RawValue;
 use tower_spiffe::bundle::JwtBundleSet;
 use tower_spiffe::{UnixTime, ValidateError, ValidateReason, Validator, VerifiedSvid};
 
+use crate::BoxError;
+
 /// The token in what came, and what was taken away around it.
-pub(crate) fn unwrap(input: &[u8]) -> (&[u8], Option<&'static str>) {
+///
+/// # Errors
+/// JSON with several tokens, as `spire-agent api fetch jwt -output json` writes it.
+pub(crate) fn unwrap(input: &[u8]) -> Result<(Cow<'_, [u8]>, Option<&'static str>), BoxError> {
     let trimmed = input.trim_ascii();
-    match trimmed.split_first_chunk::<7>() {
-        Some((scheme, token)) if scheme.eq_ignore_ascii_case(b"bearer ") => (
-            token.trim_ascii(),
-            Some("`Bearer` stood before the token; what follows it is explained"),
-        ),
-        _ => (trimmed, None),
+    if let Some((scheme, token)) = trimmed.split_first_chunk::<7>()
+        && scheme.eq_ignore_ascii_case(b"bearer ")
+    {
+        let note = "`Bearer` stood before the token; what follows it is explained";
+        return Ok((token.trim_ascii().into(), Some(note)));
+    }
+    let mut tokens = Vec::new();
+    if let Some(b'{' | b'[') = trimmed.first()
+        && let Ok(json) = serde_json::from_slice(trimmed)
+    {
+        collect_tokens(json, &mut tokens);
+    }
+    match tokens.len() {
+        0 => Ok((trimmed.into(), None)),
+        1 => {
+            let note = "the input is JSON with one token, which is explained";
+            let token = tokens.pop().unwrap_or_default();
+            Ok((token.into_bytes().into(), Some(note)))
+        }
+        several => Err(format!(
+            "standard input is JSON with {several} tokens; give one of them, for example with \
+             `jq -r '.[0].svids[0].svid'`"
+        )
+        .into()),
+    }
+}
+
+/// All strings in a JSON value that look like a token.
+fn collect_tokens(json: Value, tokens: &mut Vec<String>) {
+    match json {
+        Value::String(text) if text.starts_with("eyJ") && text.matches('.').count() == 2 => {
+            tokens.push(text);
+        }
+        Value::Array(values) => values
+            .into_iter()
+            .for_each(|value| collect_tokens(value, tokens)),
+        Value::Object(members) => members
+            .into_iter()
+            .for_each(|(_, value)| collect_tokens(value, tokens)),
+        _ => {}
     }
 }
 
@@ -208,7 +248,7 @@ impl<'a> Report<'a> {
                 "header",
                 &[R::Header],
                 self.header_found(),
-                "alg, a kid of 1 to 1024 bytes, typ absent, JWT or JOSE, and nothing else"
+                "alg, kid absent or of 1 to 1024 bytes, typ absent, JWT or JOSE, and nothing else"
                     .to_owned(),
                 "take a JWT-SVID from the Workload API; other JWTs have other headers",
             ),
@@ -358,6 +398,10 @@ impl<'a> Report<'a> {
         let keys: Vec<String> = keys.map(|key| shown(key.key_id())).collect();
         match keys.is_empty() {
             true => "a key of the trust domain, which has none that can be used".to_owned(),
+            false if self.header.text("kid").is_none() => format!(
+                "{}; without a kid, one to four of them must fit alg",
+                one_of(&keys)
+            ),
             false => one_of(&keys),
         }
     }

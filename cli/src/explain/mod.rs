@@ -37,13 +37,17 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 fn explain(once: &Once<'_>) -> Result<ExitCode, BoxError> {
     let document = std::fs::read(once.bundles)
         .map_err(|error| format!("cannot read {}: {error}", once.bundles.display()))?;
-    let (set, format) = bundles::read(&document, once.format, once.trust_domain)
+    let bundles::Bundles {
+        set,
+        format,
+        skipped,
+    } = bundles::read(&document, once.format, once.trust_domain)
         .map_err(|error| format!("{}: {error}", once.bundles.display()))?;
     let now = once.now.unwrap_or_else(|| SystemClock::shared().now());
 
     let mut token = Vec::new();
     io::stdin().lock().read_to_end(&mut token)?;
-    let (token, noted) = checks::unwrap(&token);
+    let (token, noted) = checks::unwrap(&token)?;
 
     let validator = Validator::builder(FixedBundles::new(set.clone()))
         .audiences(once.audiences)
@@ -51,6 +55,9 @@ fn explain(once: &Once<'_>) -> Result<ExitCode, BoxError> {
         .clock(beneath::StillClock::at(now))
         .build()?;
     say!("bundles: {}, read as {format}", once.bundles.display());
+    for skipped in skipped {
+        say!("         skipped: {skipped}");
+    }
     for bundle in set.iter() {
         for ignored in bundle.ignored() {
             say!(
@@ -58,14 +65,14 @@ fn explain(once: &Once<'_>) -> Result<ExitCode, BoxError> {
                 bundle.trust_domain(),
                 ignored.position(),
                 ignored.key_id().map_or("no kid".into(), checks::shown),
-                ignored.reason()
+                ignored
             );
         }
     }
     if let Some(noted) = noted {
         say!("note:    {noted}");
     }
-    let accepted = checks::Report::new(token, &validator, &set, now).print();
+    let accepted = checks::Report::new(&token, &validator, &set, now).print();
     Ok(if accepted {
         ExitCode::SUCCESS
     } else {

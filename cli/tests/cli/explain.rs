@@ -9,28 +9,28 @@ use std::sync::LazyLock;
 use serde_json::{Value, json};
 use tower_spiffe::testing::Issuer;
 
-const AUDIENCE: &str = "spiffe://td.test/reports";
+pub(crate) const AUDIENCE: &str = "spiffe://td.test/reports";
 const SUBJECT: &str = "spiffe://td.test/web";
 /// The time of the checks.
-const NOW: i64 = 1_790_000_000;
+pub(crate) const NOW: i64 = 1_790_000_000;
 
 static VECTORS: LazyLock<Value> = LazyLock::new(|| {
     serde_json::from_str(include_str!("../../../tests/data/jwt-svid.json")).unwrap()
 });
 
 /// Signs tokens of exactly these texts, under a key ID of the test's choice.
-struct Signer {
+pub(crate) struct Signer {
     issuer: &'static Issuer,
     key_id: String,
 }
 
 impl Signer {
-    fn with_key_id(mut self, key_id: &str) -> Self {
+    pub(crate) fn with_key_id(mut self, key_id: &str) -> Self {
         key_id.clone_into(&mut self.key_id);
         self
     }
 
-    fn jwk(&self) -> Value {
+    pub(crate) fn jwk(&self) -> Value {
         let mut jwks: Value = serde_json::from_slice(&self.issuer.jwks()).unwrap();
         let mut jwk = jwks["keys"][0].take();
         jwk["kid"] = json!(self.key_id);
@@ -38,26 +38,26 @@ impl Signer {
         jwk
     }
 
-    fn header(&self) -> Value {
+    pub(crate) fn header(&self) -> Value {
         json!({"alg": "ES256", "kid": self.key_id, "typ": "JWT"})
     }
 
-    fn sign_texts(&self, header: &str, payload: &str) -> String {
+    pub(crate) fn sign_texts(&self, header: &str, payload: &str) -> String {
         let token = self.issuer.token(SUBJECT, AUDIENCE);
         token.raw_header(header).raw_payload(payload).sign()
     }
 
-    fn sign(&self, claims: &Value) -> String {
+    pub(crate) fn sign(&self, claims: &Value) -> String {
         self.sign_texts(&self.header().to_string(), &claims.to_string())
     }
 
-    fn token(&self) -> String {
+    pub(crate) fn token(&self) -> String {
         self.sign(&claims())
     }
 }
 
 /// The signer whose key the bundles have.
-fn es256() -> Signer {
+pub(crate) fn es256() -> Signer {
     static ISSUER: LazyLock<Issuer> = LazyLock::new(|| Issuer::new("td.test").unwrap());
     Signer {
         issuer: &ISSUER,
@@ -75,7 +75,7 @@ fn stranger() -> Signer {
 }
 
 /// The claims of a good token.
-fn claims() -> Value {
+pub(crate) fn claims() -> Value {
     json!({"sub": SUBJECT, "aud": [AUDIENCE], "exp": NOW + 300, "iat": NOW})
 }
 
@@ -86,7 +86,7 @@ fn claims_with(name: &str, value: Value) -> Value {
     claims
 }
 
-fn run<A: AsRef<OsStr>>(args: &[A], input: &[u8]) -> (i32, String) {
+pub(crate) fn run<A: AsRef<OsStr>>(args: &[A], input: &[u8]) -> (i32, String) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_tower-spiffe"))
         .arg("explain")
         .args(args)
@@ -519,7 +519,7 @@ fn a_line_that_cannot_be_read_is_told_and_the_next_one_judged() {
         with("leeway", json!(-1)),
         with("now", json!("noon")),
         with("bundles", json!("main")),
-        with("bundles", json!({"td.test": {"keys": null}})),
+        with("bundles", json!({"td.test": {"keys": 7}})),
         with("bundles", json!({"TD": jwks()})),
         with("token", json!(7)),
         with("token", Value::Null),

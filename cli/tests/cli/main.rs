@@ -11,6 +11,7 @@ mod agent;
 mod agent_load;
 mod call;
 mod command_line;
+mod e29_explain;
 mod explain;
 mod support;
 mod watch;

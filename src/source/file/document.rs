@@ -1,6 +1,6 @@
 //! One file, and what it says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::bundle::{JwksError, JwtBundle, JwtBundleSet};
+use crate::bundle::{BYTE_ORDER_MARK, Expected, JwksError, JwtBundle, JwtBundleSet, wrong_kind};
 use crate::jwt::Text;
 use crate::presentable::{json_fault, presentable};
 use crate::spiffe_id::TrustDomain;
@@ -37,7 +37,19 @@ pub(super) struct Contents {
     pub(super) bundles: BTreeMap<TrustDomain, Arc<JwtBundle>>,
     /// Trust domains whose part of the file cannot be read, and why.
     pub(super) troubles: BTreeMap<TrustDomain, Box<str>>,
+    /// Entries of a map whose name is not a trust domain's.
+    unnamed: Unnamed,
 }
+
+/// Counted, and the first few told.
+#[derive(Debug, Default)]
+struct Unnamed {
+    told: Vec<String>,
+    count: usize,
+}
+
+/// So many of the entries that cannot be read are named in a text.
+const TOLD: usize = 2;
 
 impl Contents {
     /// Whose bundles stand there, readable or not; some come twice.
@@ -47,12 +59,14 @@ impl Contents {
 
     /// What cannot be read, for a person: a few of the trust domains, and how many more there are.
     pub(super) fn told(&self) -> Option<Box<str>> {
-        const TOLD: usize = 2;
-        let mut texts: Vec<String> = { self.troubles.iter() }
-            .take(TOLD)
+        let troubles = self.troubles.iter();
+        let mut texts: Vec<String> = troubles
             .map(|(domain, why)| format!("trust domain {domain}: {why}"))
+            .chain(self.unnamed.told.iter().cloned())
+            .take(TOLD)
             .collect();
-        let more = self.troubles.len().saturating_sub(TOLD);
+        let all = self.troubles.len() + self.unnamed.count;
+        let more = all.saturating_sub(texts.len());
         if more > 0 {
             texts.push(format!("and {more} more"));
         }
@@ -92,9 +106,10 @@ impl Document {
     }
 
     /// Reads the bytes against what was known before: an unreadable part of a map keeps its last
-    /// bundle, an equal bundle keeps its parsed keys.
+    /// bundle, an equal bundle keeps its parsed keys. A byte order mark is skipped.
     pub(super) fn parse(&self, bytes: &[u8], known: &JwtBundleSet) -> Result<Contents, String> {
         let mut contents = Contents::default();
+        let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
         match &self.trust_domain {
             Some(domain) => {
                 let bundle = self
@@ -106,10 +121,16 @@ impl Document {
             }
             None => {
                 // All of it, what is for others too: the parser asks only where it makes a text.
-                let text = std::str::from_utf8(bytes).map_err(|_| NOT_UTF8)?;
-                let map: Map<'_> =
-                    serde_json::from_str(text).map_err(|error| json_fault(&error, EXPECTED_MAP))?;
-                for (domain, raw) in map.trust_domains.by_domain()? {
+                let failed = |fault: String| match wrong_kind(bytes, Expected::Map) {
+                    Some(kind) => format!("{fault}; {kind}"),
+                    None => fault,
+                };
+                let text = std::str::from_utf8(bytes).map_err(|_| failed(NOT_UTF8.to_owned()))?;
+                let map: Map<'_> = serde_json::from_str(text)
+                    .map_err(|error| failed(json_fault(&error, EXPECTED_MAP)))?;
+                let (entries, unnamed) = map.trust_domains.by_domain()?;
+                contents.unnamed = unnamed;
+                for (domain, raw) in entries {
                     match self.one(&domain, raw.get().as_bytes(), known) {
                         Ok(bundle) => {
                             contents.bundles.insert(domain, shared(bundle, known));
@@ -175,8 +196,12 @@ impl<'de: 'a, 'a> Deserialize<'de> for Map<'a> {
                 while let Some(Text(name)) = map.next_key::<Text<'de>>()? {
                     if name != "trust_domains" {
                         map.next_value::<IgnoredAny>()?;
-                    } else if entries.replace(map.next_value()?).is_some() {
-                        return Err(A::Error::duplicate_field("trust_domains"));
+                    } else {
+                        // Go writes an empty map as null.
+                        let each: Option<Entries<'_>> = map.next_value()?;
+                        if entries.replace(each.unwrap_or_default()).is_some() {
+                            return Err(A::Error::duplicate_field("trust_domains"));
+                        }
                     }
                 }
                 let missing = || A::Error::missing_field("trust_domains");
@@ -195,21 +220,39 @@ const EXPECTED_MAP: &str =
     "it must be an object with one `trust_domains`, a map from trust domains to bundles";
 
 /// The entries as they stand there.
+#[derive(Default)]
 struct Entries<'a>(Vec<(String, &'a RawValue)>);
 
 impl<'a> Entries<'a> {
     /// Each trust domain once: a consumer must reject duplicate names (SPIFFE Trust Domain and
-    /// Bundle section 5.1.1), which a plain map would swallow.
-    fn by_domain(self) -> Result<BTreeMap<TrustDomain, &'a RawValue>, String> {
+    /// Bundle section 5.1.1), which a plain map would swallow. An entry whose name is not a trust
+    /// domain's costs itself only: the trust domain that it was meant for is not in the map.
+    fn by_domain(self) -> Result<(BTreeMap<TrustDomain, &'a RawValue>, Unnamed), String> {
         let mut entries = BTreeMap::new();
-        for (name, bundle) in self.0 {
-            let domain = TrustDomain::parse(&name)
-                .map_err(|error| format!("\"{}\": {error}", presentable(&name)))?;
-            if entries.insert(domain, bundle).is_some() {
-                return Err(format!("\"{}\" stands there twice", presentable(&name)));
+        let mut unnamed = Unnamed::default();
+        let mut names = HashSet::new();
+        for (name, bundle) in &self.0 {
+            let is_new = match TrustDomain::parse(name) {
+                Ok(domain) => entries.insert(domain, *bundle).is_none(),
+                Err(error) => {
+                    unnamed.count += 1;
+                    if unnamed.told.len() < TOLD {
+                        let name = presentable(name);
+                        unnamed
+                            .told
+                            .push(format!("trust domain \"{name}\": {error}"));
+                    }
+                    names.insert(name)
+                }
+            };
+            if !is_new {
+                return Err(format!(
+                    "the map of bundles has \"{}\" twice",
+                    presentable(name)
+                ));
             }
         }
-        Ok(entries)
+        Ok((entries, unnamed))
     }
 }
 

@@ -314,7 +314,7 @@ fn warn_of_no_keys(document: &Document, contents: &Contents) {
                 path = %document.path.display(),
                 trust_domain = bundle.trust_domain().name(),
                 ignored = bundle.ignored().len(),
-                why = %first.reason(),
+                why = %first,
                 "no key in a bundle file counts; all tokens of its trust domain are refused"
             );
         }

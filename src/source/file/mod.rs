@@ -2,6 +2,8 @@
 //! API.
 
 mod document;
+#[cfg(test)]
+mod e23_tests;
 mod error;
 mod follow;
 mod state;
@@ -29,8 +31,12 @@ use crate::spiffe_id::TrustDomain;
 /// another target of a symbolic link (as Kubernetes mounts change).
 ///
 /// A file that cannot be read, or is no bundle any more, keeps its last good bundles and says so in
-/// [`state`](Self::state). A clone is one reference count; with the last one the task behind it
-/// ends. That task lives on the tokio runtime that the source was opened on; when that ends, the
+/// [`state`](Self::state). In a map each entry stands for itself: if its bundle cannot be read, the
+/// last good one stays; if its name is not a trust domain's, the entry is skipped, and a trust
+/// domain that the map does not name is removed. A name that comes twice makes the whole map
+/// unreadable. A UTF-8 byte order mark is skipped.
+///
+/// A clone is one reference count; with the last one the task behind it ends. That task lives on the tokio runtime that the source was opened on; when that ends, the
 /// source cannot judge any more, rather than go on with bundles that nobody keeps fresh.
 ///
 /// ```

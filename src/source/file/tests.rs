@@ -8,22 +8,22 @@ const KEY: &str = r#""kty": "EC", "crv": "P-256",
     "y": "Cav0NjSa0vjokblBt6XX3cuVwwqCmhC20E0wgNmBGMU""#;
 
 /// A directory of its own for each test, gone with it.
-struct Dir(PathBuf);
+pub(super) struct Dir(PathBuf);
 
 impl Dir {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         let dir = std::env::temp_dir().join(format!("tower-spiffe-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&dir).expect("directory");
         Self(dir)
     }
 
-    fn write(&self, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
+    pub(super) fn write(&self, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
         let path = self.0.join(name);
         std::fs::write(&path, text).expect("write");
         path
     }
 
-    fn rename_over(&self, name: &str, text: impl AsRef<[u8]>) {
+    pub(super) fn rename_over(&self, name: &str, text: impl AsRef<[u8]>) {
         let fresh = self.write(&format!("{name}.new"), text);
         std::fs::rename(fresh, self.0.join(name)).expect("rename");
     }
@@ -35,7 +35,7 @@ impl Drop for Dir {
     }
 }
 
-fn jwks(kids: &[&str]) -> String {
+pub(super) fn jwks(kids: &[&str]) -> String {
     let keys: Vec<String> = kids
         .iter()
         .map(|kid| format!(r#"{{{KEY}, "kid": "{kid}"}}"#))
@@ -43,15 +43,15 @@ fn jwks(kids: &[&str]) -> String {
     format!(r#"{{"keys": [{}]}}"#, keys.join(","))
 }
 
-fn bundle(kids: &[&str]) -> String {
+pub(super) fn bundle(kids: &[&str]) -> String {
     jwks(kids).replace(r#""kty""#, r#""use": "jwt-svid", "kty""#)
 }
 
-fn td(name: &str) -> TrustDomain {
+pub(super) fn td(name: &str) -> TrustDomain {
     TrustDomain::parse(name).expect(name)
 }
 
-fn kids(source: &FileBundles, trust_domain: &str) -> Vec<String> {
+pub(super) fn kids(source: &FileBundles, trust_domain: &str) -> Vec<String> {
     match source.bundle(trust_domain) {
         BundleAnswer::Ready(bundle) => bundle
             .authorities()
@@ -61,12 +61,12 @@ fn kids(source: &FileBundles, trust_domain: &str) -> Vec<String> {
     }
 }
 
-fn quick() -> FileBundlesBuilder {
+pub(super) fn quick() -> FileBundlesBuilder {
     FileBundles::builder().poll_interval(Duration::from_millis(10))
 }
 
 /// Polls with a deadline: these tests wait for real files.
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+pub(super) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     for _ in 0..1000 {
         if holds() {
             return;
@@ -150,7 +150,7 @@ async fn tb13_a_map_that_is_none_or_names_a_domain_twice_is_refused() {
     for text in [
         format!(r#"{{"trust_domains": {{"x": {one}, "x": {one}}}}}"#),
         format!(r#"{{"trust_domains": {{"x": {one}, "spiffe://x": {one}}}}}"#),
-        format!(r#"{{"trust_domains": {{"X": {one}}}}}"#),
+        format!(r#"{{"trust_domains": {{"X": {one}, "X": {one}}}}}"#),
         format!(r#"{{"trust_domains": {{}}, "trust_domains": {{"x": {one}}}}}"#),
         r#"{"trust_domains": []}"#.to_owned(),
         // The values alone, without their names.

@@ -1,0 +1,155 @@
+//! E29, E23, E19 and E34 as `explain` tells them.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use crate::explain::{AUDIENCE, NOW, claims, es256, run};
+
+/// Explains `input` by a file with these bytes, which is gone afterwards.
+fn explain(name: &str, document: &[u8], more: &[&str], input: &str) -> (i32, String) {
+    struct File(PathBuf);
+    impl Drop for File {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+    let file = format!("explain-e29-{}-{name}", std::process::id());
+    let file = File(std::env::temp_dir().join(file));
+    std::fs::write(&file.0, document).unwrap();
+    let (path, now) = (file.0.to_str().unwrap(), NOW.to_string());
+    let mut args = vec!["--bundles", path, "--audience", AUDIENCE, "--now", &now];
+    args.extend(more);
+    run(&args, input.as_bytes())
+}
+
+const TD: [&str; 2] = ["--trust-domain", "td.test"];
+
+#[test]
+fn e29_explain_names_files_of_other_kinds() {
+    let jwk = es256().jwk().to_string();
+    let cases = [
+        (
+            "-----BEGIN CERTIFICATE-----\nMIIB\n".to_owned(),
+            "-format spiffe",
+        ),
+        (
+            r#"{"issuer": "https://x", "jwks_uri": "https://x/k"}"#.to_owned(),
+            "discovery",
+        ),
+        (jwk, "a single JWK"),
+        (
+            "apiVersion: v1\nkind: ConfigMap\ndata: {}\n".to_owned(),
+            "Kubernetes manifest",
+        ),
+        (
+            r#"{"apiVersion": "v1", "kind": "ConfigMap", "data": {}}"#.to_owned(),
+            "Kubernetes manifest",
+        ),
+        (
+            format!(r#"[{{"svids": [{{"svid": "{}"}}]}}]"#, es256().token()),
+            "tokens",
+        ),
+    ];
+    for (n, (document, why)) in cases.iter().enumerate() {
+        for more in [&TD[..], &[]] {
+            let name = format!("kind-{n}");
+            let (code, said) = explain(&name, document.as_bytes(), more, &es256().token());
+            assert!(code == 2 && said.contains(why), "{document}: {said}");
+            assert!(!said.contains("eyJ") && !said.contains("MIIB"), "{said}");
+        }
+    }
+}
+
+#[test]
+fn e29_explain_skips_a_byte_order_mark() {
+    let document = format!("\u{feff}{}", json!({"keys": [es256().jwk()]}));
+    let (code, said) = explain("bom", document.as_bytes(), &TD, &es256().token());
+    assert_eq!(code, 0, "{said}");
+}
+
+#[test]
+fn e29_explain_names_x509_keys() {
+    let mut x509 = es256().jwk();
+    x509["use"] = json!("x509-svid");
+    x509.as_object_mut().unwrap().remove("kid");
+    let document = json!({"keys": [x509, es256().jwk()]}).to_string();
+    let (code, said) = explain("x509", document.as_bytes(), &TD, &es256().token());
+    assert_eq!(code, 0, "{said}");
+    assert!(
+        said.contains("element 0 (no kid) is ignored: an X.509-SVID key"),
+        "{said}"
+    );
+    assert!(!said.contains("`kid` is absent"), "{said}");
+}
+
+#[test]
+fn e29_explain_wants_one_token() {
+    let document = json!({"td.test": {"keys": [es256().jwk()]}}).to_string();
+    let explain = |input: &str| explain("tokens", document.as_bytes(), &[], input);
+    let token = es256().token();
+    let printed = |svids: &[&str]| {
+        let svids: Vec<_> = svids.iter().map(|svid| json!({"svid": svid})).collect();
+        json!([{"svids": svids}, {"bundles": {"spiffe://td.test": "eyJrZXlzIjpbXX0="}}]).to_string()
+    };
+    let (code, said) = explain(&printed(&[&token]));
+    assert!(code == 0 && said.contains("JSON with one token"), "{said}");
+    let (code, said) = explain(&printed(&[&token, &token]));
+    assert!(code == 2 && said.contains("JSON with 2 tokens"), "{said}");
+    assert!(!said.contains("eyJ"), "{said}");
+}
+
+#[test]
+fn e23_explain_skips_bad_entries_of_a_map() {
+    let keys = json!({"keys": [es256().jwk()]});
+    let document = json!({"td.test": keys, "Other.Test": keys, "broken.test": {}}).to_string();
+    let (code, said) = explain("names", document.as_bytes(), &[], &es256().token());
+    assert_eq!(code, 0, "{said}");
+    assert!(
+        said.contains("skipped: trust domain \"Other.Test\": "),
+        "{said}"
+    );
+    assert!(
+        said.contains("skipped: trust domain \"broken.test\": "),
+        "{said}"
+    );
+}
+
+#[test]
+fn e19_explain_reads_null_as_no_keys() {
+    for (document, more) in [
+        (r#"{"keys": null}"#, &TD[..]),
+        (r#"{"td.test": {"keys": null}}"#, &[]),
+        (r#"{"trust_domains": {"td.test": {"keys": null}}}"#, &[]),
+    ] {
+        let (code, said) = explain("null", document.as_bytes(), more, &es256().token());
+        assert!(
+            code == 1 && said.ends_with("refused: key-unknown\n"),
+            "{said}"
+        );
+    }
+    let (code, said) = explain("empty", b"", &TD, &es256().token());
+    assert_eq!(code, 2, "{said}");
+}
+
+#[test]
+fn e34_explain_tells_of_a_missing_kid() {
+    let unnamed = es256().sign_texts(r#"{"alg":"ES256","typ":"JWT"}"#, &claims().to_string());
+    let keys = |count: usize| {
+        let keys: Vec<_> = (0..count)
+            .map(|n| es256().with_key_id(&format!("k{n}")).jwk())
+            .collect();
+        json!({ "keys": keys }).to_string()
+    };
+    let (code, said) = explain("four", keys(4).as_bytes(), &TD, &unnamed);
+    assert_eq!(code, 0, "{said}");
+    let (code, said) = explain("five", keys(5).as_bytes(), &TD, &unnamed);
+    assert!(
+        code == 1 && said.ends_with("refused: key-unknown\n"),
+        "{said}"
+    );
+    assert!(
+        said.contains("without a kid, one to four of them must fit alg"),
+        "{said}"
+    );
+}

@@ -1,0 +1,197 @@
+//! What a document is that is not a set of keys: files of other kinds end up in its place.
+
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use std::fmt;
+
+use crate::jwt::Text;
+
+/// The bytes with which some editors begin a UTF-8 file. JSON does not allow them.
+pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// What was expected in place of the document.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Expected {
+    /// The keys of one trust domain.
+    Keys,
+    /// A map from trust domains to their keys.
+    #[cfg(any(feature = "server", feature = "client"))]
+    Map,
+}
+
+/// What the document is, and what to use instead; `None` if it is not known. It repeats nothing of
+/// the document.
+pub(crate) fn wrong_kind(document: &[u8], expected: Expected) -> Option<&'static str> {
+    if document.starts_with(b"\xff\xfe") || document.starts_with(b"\xfe\xff") {
+        return Some("it is UTF-16, as PowerShell writes it; save it as UTF-8");
+    }
+    if let Some(rest) = document.strip_prefix(BYTE_ORDER_MARK) {
+        return Some(wrong_kind(rest, expected).unwrap_or(
+            "it begins with a UTF-8 byte order mark, which JSON does not allow; save it without one",
+        ));
+    }
+    // Only the head: no other kind hides what it is for long.
+    const HEAD: usize = 64 << 10;
+    let head = String::from_utf8_lossy(document.get(..HEAD).unwrap_or(document));
+    if head.lines().any(|line| line.starts_with("-----BEGIN ")) {
+        return Some(
+            "it is PEM, not JSON; write the bundle with `spire-server bundle show -format spiffe`",
+        );
+    }
+    let text = head.trim_start();
+    if is_token(text.trim_end()) {
+        return Some("it is a token, not a set of keys");
+    }
+    let has_line = |name: &str| text.lines().any(|line| line.starts_with(name));
+    if has_line("apiVersion:") && has_line("kind:") {
+        return Some(MANIFEST);
+    }
+    let names = serde_json::from_slice::<Names>(document).ok()?;
+    names.kind(expected)
+}
+
+const MANIFEST: &str = "it is a Kubernetes manifest; mount the ConfigMap as a volume and give the \
+                        file of one key in it, or save that key's value as a file";
+
+/// Whether it is a compact JWS or looks like one: three parts, and a header that is a JSON object.
+fn is_token(text: &str) -> bool {
+    let letter = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    text.starts_with("eyJ") && text.matches('.').count() == 2 && text.bytes().all(letter)
+}
+
+/// Which of the names that tell are in a JSON document, at its top or in the objects of a list.
+#[derive(Default)]
+struct Names {
+    in_list: bool,
+    tokens: bool,
+    seen: u16,
+}
+
+/// The names, each a bit of `seen`.
+const TELLING: [&str; 13] = [
+    "keys",
+    "kty",
+    "jwks_uri",
+    "authorization_endpoint",
+    "apiVersion",
+    "kind",
+    "trust_domains",
+    "svids",
+    "svid",
+    "x509_authorities",
+    "jwt_authorities",
+    "access_token",
+    "id_token",
+];
+
+impl Names {
+    fn note(&mut self, name: &str) {
+        if let Some(at) = TELLING.iter().position(|telling| *telling == name) {
+            self.seen |= 1 << at;
+        }
+    }
+
+    fn has(&self, name: &str) -> bool {
+        let at = TELLING.iter().position(|telling| *telling == name);
+        at.is_some_and(|at| self.seen & (1 << at) != 0)
+    }
+
+    fn kind(&self, expected: Expected) -> Option<&'static str> {
+        if self.has("apiVersion") && self.has("kind") {
+            return Some(MANIFEST);
+        }
+        if self.has("svids") || self.has("svid") {
+            return Some(
+                "it is JSON with tokens, as `spire-agent api fetch jwt` prints it; give the bundle, \
+                 not the tokens",
+            );
+        }
+        if self.tokens || self.has("access_token") || self.has("id_token") {
+            return Some("it is JSON with tokens, not with keys");
+        }
+        if self.has("jwks_uri") || self.has("authorization_endpoint") {
+            return Some(
+                "it is an OpenID discovery document; fetch the document that its `jwks_uri` names",
+            );
+        }
+        if self.has("x509_authorities") || self.has("jwt_authorities") {
+            return Some(
+                "it is a bundle in SPIRE's own JSON; write it with `spire-server bundle show \
+                 -format spiffe`",
+            );
+        }
+        if self.has("kty") && !self.has("keys") {
+            return Some(match self.in_list {
+                true => "it is a list of JWKs; put it into an object: {\"keys\": [...]}",
+                false => "it is a single JWK; put it into a set: {\"keys\": [{...}]}",
+            });
+        }
+        match expected {
+            Expected::Keys if self.has("trust_domains") => Some(
+                "it is a map of several trust domains; read it with `bundle_map` or `jwks_map`",
+            ),
+            #[cfg(any(feature = "server", feature = "client"))]
+            Expected::Map if self.has("keys") => {
+                Some("it has the keys of one trust domain; read it with `spiffe_bundle` or `jwks`")
+            }
+            _ => None,
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Names {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(NamesReader)
+    }
+}
+
+struct NamesReader;
+
+impl<'de> Visitor<'de> for NamesReader {
+    type Value = Names;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object or a list of objects")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Names, A::Error> {
+        let mut names = Names::default();
+        while let Some(Text(name)) = map.next_key::<Text<'de>>()? {
+            names.note(&name);
+            map.next_value::<IgnoredAny>()?;
+        }
+        Ok(names)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Names, A::Error> {
+        let mut all = Names::default();
+        while let Some(Element { seen, tokens }) = list.next_element()? {
+            all.seen |= seen;
+            all.tokens |= tokens;
+        }
+        all.in_list = true;
+        Ok(all)
+    }
+}
+
+/// An element of a list: the names of an object, or whether it is a token.
+struct Element {
+    seen: u16,
+    tokens: bool,
+}
+
+impl<'de> Deserialize<'de> for Element {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = <&serde_json::value::RawValue>::deserialize(deserializer)?.get();
+        let tokens = raw
+            .strip_prefix('"')
+            .and_then(|text| text.strip_suffix('"'));
+        let seen = match raw.starts_with('{') {
+            true => serde_json::from_str::<Names>(raw).map_or(0, |names| names.seen),
+            false => 0,
+        };
+        Ok(Self {
+            seen,
+            tokens: tokens.is_some_and(is_token),
+        })
+    }
+}
