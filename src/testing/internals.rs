@@ -6,7 +6,8 @@ use std::time::Duration;
 use crate::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtBundleSet};
 use crate::clock::Clock;
 use crate::source::file::{self, Format, MapRead};
-use crate::source::shared::Shared;
+use crate::source::shared::{Shared, StreamError};
+use crate::source::trust_clock::TrustClock;
 use crate::source::{ResourceLimits, SourceState, WithdrawalPolicy, intake};
 use crate::workload_api::pb::JwtBundlesResponse;
 use crate::workload_api::{Call, WorkloadApiClient, WorkloadApiError, WorkloadApiErrorReason};
@@ -59,7 +60,7 @@ impl Keeper {
         let recorder = Arc::new(());
         Self(Shared::new(
             client,
-            clock,
+            Arc::new(TrustClock::new(clock)),
             recorder,
             withdrawal,
             max_staleness,
@@ -89,7 +90,8 @@ impl Keeper {
     pub fn withdraw(&self) {
         let reason = WorkloadApiErrorReason::PermissionDenied;
         let error = WorkloadApiError::new(Call::FetchJwtBundles, reason, "withdrawn");
-        self.0.withdraw(&error);
+        self.0
+            .stream_ended(Some(&StreamError::of(&error, "withdrawn")));
     }
 
     /// As a source's.

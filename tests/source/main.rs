@@ -11,6 +11,11 @@
 
 mod bars;
 mod calls;
+mod e20_heartbeat;
+mod e21_suspend;
+mod e24_contact;
+mod e25_denied_agent;
+mod e26_runtime_end;
 mod endpoints;
 mod keepalive;
 mod lifetime;
