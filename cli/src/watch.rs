@@ -43,7 +43,9 @@ Fields of a JSON line:
   connected      whether the bundle stream is open
   withdrawn      the agent's message when it withdrew the bundles, or null
   last_contact   seconds since the agent last sent anything, or null
-  reconnects     number of times the stream was opened again
+  reconnects     number of successful reconnections
+  reconnect_attempts
+                 number of attempts to open the stream after the first one
   trust_domains  one object each: name, key_ids, updated (seconds since its keys last arrived),
                  changed (seconds since they last differed), error
   error          the last error of the stream, or null
@@ -133,7 +135,9 @@ fn events(before: &SourceState, now: &SourceState) -> Vec<&'static str> {
         events.push("disconnected");
     }
     let again = now.reconnects() > before.reconnects();
-    if again && !now.is_connected() {
+    let tried = now.reconnect_attempts() > before.reconnect_attempts();
+    // Before the first connection there is nothing to reconnect.
+    if tried && !now.is_connected() && now.last_message().is_some() {
         events.push("reconnecting");
     }
     match (before.withdrawn(), now.withdrawn()) {
@@ -216,6 +220,7 @@ fn json(time: f64, event: &str, state: &SourceState) -> Value {
         "withdrawn": state.withdrawn().map(|withdrawal| withdrawal.why().to_owned()),
         "last_contact": seconds(state.last_contact()),
         "reconnects": state.reconnects(),
+        "reconnect_attempts": state.reconnect_attempts(),
         "trust_domains": state.trust_domains().iter().map(domain).collect::<Vec<_>>(),
         "error": state.last_error().map(|error| error.message().to_owned()),
     })

@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 
 use super::table::{
     ADMISSIONS, AGE, CACHE, ENDED, ERRORS, FETCH_TIME, FETCHES, KEY_WAITS, LAST_CONTACT, METRICS,
-    READY, RECONNECTS, UPDATES, VERDICTS, WITHDRAWN,
+    READY, RECONNECT_ATTEMPTS, RECONNECTS, UPDATES, VERDICTS, WITHDRAWN,
 };
 use super::{
     Admission, KEY_WAIT_OUTCOMES, MetricsRecorder, SOURCE_ERROR_KINDS, SvidCacheEvent, Verification,
@@ -27,7 +27,8 @@ use crate::clock::UnixTime;
 /// | name | kind | unit | labels | what |
 /// | --- | --- | --- | --- | --- |
 /// | `spiffe_bundle_updates_total` | counter | count | | bundle sets taken in that differ from the one before |
-/// | `spiffe_bundle_reconnects_total` | counter | count | | times the bundle stream was opened anew |
+/// | `spiffe_bundle_reconnects_total` | counter | count | | times the bundle stream was lost and open again |
+/// | `spiffe_bundle_reconnect_attempts_total` | counter | count | | attempts to open the bundle stream after the first one |
 /// | `spiffe_bundle_ready` | gauge | count | | 1 while tokens can be judged, else 0 |
 /// | `spiffe_bundle_withdrawn` | gauge | count | | 1 while the issuer has withdrawn the bundles, else 0 |
 /// | `spiffe_bundle_age_seconds` | gauge | seconds | | time since something last came from the agent, when last looked at |
@@ -123,6 +124,7 @@ impl FacadeRecorder {
         // A counter that appears with its first count shows no rise to whoever asks for one.
         ::metrics::counter!(UPDATES).increment(0);
         ::metrics::counter!(RECONNECTS).increment(0);
+        ::metrics::counter!(RECONNECT_ATTEMPTS).increment(0);
         for kind in SOURCE_ERROR_KINDS {
             ::metrics::counter!(ERRORS, "kind" => *kind).increment(0);
         }
@@ -160,6 +162,10 @@ impl MetricsRecorder for FacadeRecorder {
 
     fn record_reconnect(&self) {
         ::metrics::counter!(RECONNECTS).increment(1);
+    }
+
+    fn record_reconnect_attempt(&self) {
+        ::metrics::counter!(RECONNECT_ATTEMPTS).increment(1);
     }
 
     fn record_error(&self, kind: &'static str) {

@@ -38,17 +38,19 @@
 //! | `source` | debug | trouble with the bundle stream, again | `kind`, `error` | the same kind once more |
 //! | `source` | debug | the agent ended the bundle stream | | without an error |
 //! | `source` | debug | reconnecting | `delay_ms` | the stream is opened anew after this wait |
+//! | `source` | debug | retrying the first connection | `delay_ms` | the stream was never open; it is opened after this wait |
+//! | `source` | debug | the wall clock jumped; asking for the bundles again | | after a suspend or a step of the clock |
 //! | `source` | warn | the issuer withdrew the bundles | `delay_ms` | it takes effect after this wait |
 //! | `source` | warn | the withdrawal of the bundles takes effect | | tokens cannot be judged from here on |
 //! | `source` | info | the issuer gave the bundles back | | the withdrawal is over |
 //! | `source` | info | its bundle is read again, or gone | `trust_domain` | the trouble with this trust domain is over |
 //! | `source` | debug | closed | | the source was shut down |
-//! | `source` | warn | the runtime of this source is gone; it answers no more | | before the source itself |
+//! | `source` | info | the source is closed: the runtime that it was built on has ended | | before the source was shut down |
 //! | `source` | error | the task of this source panicked; it answers no more | | a fault of this crate |
 //! | `source` | info | bundle files changed | `revision` | keys came or went |
 //! | `source` | warn | trouble with a bundle file; its last good bundles stay | `path`, `error` | another trouble than before |
 //! | `source` | warn | no key in a bundle file counts; all tokens of its trust domain are refused | `path`, `trust_domain`, `ignored`, `why` | so many are ignored, the first one for this reason; is the file of the kind that it was named as? |
-//! | `source` | debug | looking at the bundle files was cut short | | its runtime ends |
+//! | `source` | error | reading the bundle files panicked; their last good bundles stay | | a fault of this crate |
 //! | `svid_cache` | warn | fetching a JWT-SVID failed | `request`, `error`, `usable` | `usable`: an older token is sent meanwhile |
 //! | `svid_cache` | debug | fetching a JWT-SVID failed again | `request`, `error`, `usable` | for the same reason |
 //! | `svid_cache` | info | the issuer of JWT-SVIDs answers again | | after it was given up for a while |
@@ -139,8 +141,11 @@ pub trait MetricsRecorder: Send + Sync + 'static {
     /// The source took in a bundle set that differs from the one before.
     fn record_update(&self) {}
 
-    /// The source opened the bundle stream anew after it had ended.
+    /// The source lost the bundle stream, and has bundles over another one.
     fn record_reconnect(&self) {}
+
+    /// The source tries to open the bundle stream again, after it ended or could not be opened.
+    fn record_reconnect_attempt(&self) {}
 
     /// Something went wrong in the source; `kind` is one of [`SOURCE_ERROR_KINDS`].
     fn record_error(&self, kind: &'static str) {
@@ -342,6 +347,10 @@ impl MetricsRecorder for Shielded {
 
     fn record_reconnect(&self) {
         self.run(|inner| inner.record_reconnect());
+    }
+
+    fn record_reconnect_attempt(&self) {
+        self.run(|inner| inner.record_reconnect_attempt());
     }
 
     fn record_error(&self, kind: &'static str) {

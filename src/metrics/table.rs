@@ -22,6 +22,7 @@ pub struct MetricInfo {
 
 pub(super) const UPDATES: &str = "spiffe_bundle_updates_total";
 pub(super) const RECONNECTS: &str = "spiffe_bundle_reconnects_total";
+pub(super) const RECONNECT_ATTEMPTS: &str = "spiffe_bundle_reconnect_attempts_total";
 pub(super) const READY: &str = "spiffe_bundle_ready";
 pub(super) const WITHDRAWN: &str = "spiffe_bundle_withdrawn";
 pub(super) const AGE: &str = "spiffe_bundle_age_seconds";
@@ -54,7 +55,14 @@ pub const METRICS: &[MetricInfo] = &[
         "counter",
         "count",
         &[],
-        "times the bundle stream was opened anew",
+        "times the bundle stream was lost and open again",
+    ),
+    row(
+        RECONNECT_ATTEMPTS,
+        "counter",
+        "count",
+        &[],
+        "attempts to open the bundle stream after the first one",
     ),
     row(
         READY,

@@ -28,6 +28,18 @@ impl Backoff {
         }
     }
 
+    /// Another backoff, whose waits begin at half of `first` to `first` and grow to `most`; never
+    /// with shorter waits than this one where its shortest is longer than `first`.
+    pub(crate) fn quicker(&mut self, first: Duration, most: Duration) -> Self {
+        let shortest = if self.shortest > first {
+            self.shortest
+        } else {
+            first / 2
+        };
+        let draw = self.draw.fork();
+        Self::new(shortest, most, draw)
+    }
+
     /// The next wait.
     pub(crate) fn next(&mut self) -> Duration {
         self.ceiling = self.ceiling.saturating_mul(2).min(self.longest);

@@ -16,6 +16,7 @@ use super::jwt_source::JwtSource;
 use super::limits::{ResourceLimits, WithdrawalPolicy};
 use super::shared::Shared;
 use super::supervisor::Supervisor;
+use super::trust_clock::TrustClock;
 use crate::clock::{Clock, SystemClock};
 use crate::metrics::{MetricsRecorder, Shielded};
 use crate::svid_cache::{SvidCache, SvidCacheBuilder};
@@ -89,6 +90,10 @@ impl JwtSourceBuilder {
     /// drawn from the span between the shortest and a ceiling that doubles up to the longest.
     /// 200 ms and 10 s by default. A stream that was up for the longest wait is opened anew at
     /// once.
+    ///
+    /// In the first 10 s after the issuer withdrew the bundles, the waits grow from 250 ms to 1 s
+    /// only, unless the shortest is longer than 250 ms. A token call that succeeds while the stream
+    /// is down ends the wait, at most four times a second.
     pub fn reconnect_backoff(mut self, shortest: Duration, longest: Duration) -> Self {
         self.backoff = (shortest, longest);
         self
@@ -129,6 +134,11 @@ impl JwtSourceBuilder {
     /// answers "cannot judge" past it (held against the clock at every validation), and a quiet
     /// stream is asked anew at half of it, at the cost of an attestation each time. The keys of a
     /// trust domain that could not be read since are held to the limit by themselves.
+    ///
+    /// The age is taken on the monotonic clock and on the wall clock, whichever shows more: a
+    /// suspend counts. After a forward step of the wall clock by 1 s or more the agent is asked
+    /// within a second, with or without a limit; with one, validation answers "cannot judge" only
+    /// until the agent has answered. A backward step counts as zero.
     pub fn max_staleness(mut self, max: impl Into<Option<Duration>>) -> Self {
         self.max_staleness = max.into();
         self
@@ -177,7 +187,7 @@ impl JwtSourceBuilder {
         self
     }
 
-    /// The clock to tell the time by.
+    /// Sets the clock. The machine's own by default.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self
@@ -238,16 +248,17 @@ impl JwtSourceBuilder {
             None => Connector::to_endpoint(&Endpoint::from_env()?),
         };
         let runtime = Handle::try_current().map_err(|_| JwtSourceError::no_runtime())?;
+        let clock = Arc::new(TrustClock::new(self.clock.clone()));
         let metrics: Arc<dyn MetricsRecorder> = Arc::new(Shielded::new(self.metrics.clone()));
         let client = WorkloadApiClientBuilder::new(connector)
             .timing(self.timing)
             .max_message_bytes(self.max_message)
-            .clock(self.clock.clone())
+            .clock(clock.clone())
             .build()
             .map_err(|_| JwtSourceError::no_runtime())?;
         let shared = Arc::new(Shared::new(
             client,
-            self.clock.clone(),
+            clock,
             metrics.clone(),
             self.withdrawal,
             self.max_staleness,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::shared::Shared;
+use crate::clock::Clock as _;
 use crate::svid::{
     FetchSvid, FetchSvidError, FetchSvidFuture, FetchSvidReason, JwtSvid, SvidRequest,
 };
@@ -37,6 +38,11 @@ impl Shared {
             outcome = self.client.fetch_jwt_svid(request) => outcome,
             () = self.until_closing() => return Err(closed()),
         };
+        match &outcome {
+            Ok(_) => self.answered(true),
+            Err(error) if error.is_answer() => self.answered(false),
+            Err(_) => {}
+        }
         outcome.map_err(|error| {
             if self.is_closed() {
                 closed()

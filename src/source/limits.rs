@@ -54,7 +54,13 @@ pub enum WithdrawalPolicy {
     /// Validation answers "cannot judge" at once.
     #[default]
     Immediate,
-    /// Validation goes on for this long, should they come back.
+    /// Validation goes on for this long, should they come back. The time is taken on the monotonic
+    /// clock and on the wall clock, whichever shows more.
+    ///
+    /// Bridges a restart of a SPIRE agent, which answers `PermissionDenied` for about 5 s until it
+    /// has attested and synced again; the source retries every 125 ms to 1 s for the first 10 s. 30 s
+    /// is a good start. The cost: a workload that is really deregistered is trusted on for so long,
+    /// and so are keys that are revoked in that time.
     After(Duration),
     /// Validation goes on with the last set for as long as the source lives. A key that the issuer
     /// revokes in that time stays good here.

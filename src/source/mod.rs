@@ -42,6 +42,8 @@ mod judge;
 mod jwt_source;
 #[cfg(feature = "workload-api")]
 mod limits;
+#[cfg(any(feature = "server", feature = "client"))]
+mod own_thread;
 #[cfg(feature = "workload-api")]
 mod record;
 #[cfg(feature = "workload-api")]
@@ -50,6 +52,8 @@ pub(crate) mod shared;
 mod state;
 #[cfg(feature = "workload-api")]
 mod supervisor;
+#[cfg(any(feature = "server", feature = "client"))]
+pub(crate) mod trust_clock;
 #[cfg(feature = "workload-api")]
 mod updates;
 
@@ -75,6 +79,9 @@ pub use file::{
     FileState,
 };
 
+#[cfg(test)]
+#[cfg(feature = "testing")]
+mod heartbeat_tests;
 #[cfg(test)]
 #[cfg(feature = "testing")]
 mod rotation_tests;

@@ -12,7 +12,7 @@ use crate::spiffe_id::TrustDomain;
 use crate::svid_cache::SvidCacheStats;
 use crate::workload_api::WorkloadApiError;
 
-/// All moments are of the monotonic clock.
+/// All moments are of the [`TrustClock`](super::trust_clock::TrustClock).
 #[derive(Default)]
 pub(super) struct Record {
     pub(super) domains: BTreeMap<TrustDomain, Domain>,
@@ -25,7 +25,9 @@ pub(super) struct Record {
     pub(super) down_since: Option<Duration>,
     pub(super) last_error: Option<(Duration, LastError)>,
     pub(super) withdrawn: Option<(Duration, Box<str>)>,
+    pub(super) was_connected: bool,
     pub(super) reconnects: u64,
+    pub(super) reconnect_attempts: u64,
 }
 
 #[derive(Default)]
@@ -39,6 +41,8 @@ pub(super) struct Domain {
 pub(super) struct Noted {
     /// It ends a withdrawal, in force or not.
     pub(super) given_back: bool,
+    /// It is the first one after the stream was lost.
+    pub(super) reconnected: bool,
     /// Those whose newest keys could not be read, and when the last ones that could be came.
     pub(super) aging: Vec<(TrustDomain, Duration)>,
 }
@@ -55,6 +59,9 @@ impl Record {
     ) -> Noted {
         self.last_message = Some(now);
         self.last_contact = Some(now);
+        let reconnected = self.was_connected && !self.connected;
+        self.reconnects += u64::from(reconnected);
+        self.was_connected = true;
         self.connected = true;
         self.discarding = false;
         self.down_since = None;
@@ -81,10 +88,36 @@ impl Record {
         let in_trouble = in_trouble.filter(|(_, domain)| domain.trouble.is_some());
         Noted {
             given_back: !nothing && self.withdrawn.take().is_some(),
+            reconnected,
             aging: in_trouble
                 .filter_map(|(name, domain)| Some((name.clone(), domain.updated?)))
                 .collect(),
         }
+    }
+
+    /// The stream is not open any more.
+    pub(super) fn disconnected(&mut self, now: Duration, heard: Option<Duration>) {
+        if self.connected {
+            self.connected = false;
+            self.down_since = Some(now);
+            self.last_contact = self.last_contact.max(heard);
+        }
+    }
+
+    pub(super) fn failed(
+        &mut self,
+        now: Duration,
+        kind: &'static str,
+        text: &str,
+        rpc: Option<&WorkloadApiError>,
+    ) {
+        let error = LastError {
+            age: Duration::ZERO,
+            kind,
+            text: text.into(),
+            rpc: rpc.cloned(),
+        };
+        self.last_error = Some((now, error));
     }
 
     /// When something last came from the agent over the connection of the bundle stream, where
@@ -123,6 +156,7 @@ impl Record {
         set: &JwtBundleSet,
         revision: u64,
         verdict: Result<(), CannotJudge>,
+        overdue: bool,
     ) -> SourceState {
         let since = |then: Duration| now.saturating_sub(then);
         let domain = |(name, domain): (&TrustDomain, &Domain)| {
@@ -145,6 +179,7 @@ impl Record {
                 in_force: verdict == Err(CannotJudge::Withdrawn),
             }),
             connected: self.connected,
+            overdue,
             discarding: self.discarding,
             down_for: self.down_since.map(since),
             last_contact: self.contact(heard).map(since),
@@ -154,6 +189,7 @@ impl Record {
                 ..error.clone()
             }),
             reconnects: self.reconnects,
+            reconnect_attempts: self.reconnect_attempts,
             trust_domains: self.domains.iter().map(domain).collect(),
             unnamed: self.unnamed.clone(),
             // The cache is not ours to look into.

@@ -19,7 +19,8 @@ use serde_json::{Value, json};
 
 use super::intake;
 use super::limits::{ResourceLimits, WithdrawalPolicy};
-use super::shared::Shared;
+use super::shared::{Shared, StreamError};
+use super::trust_clock::TrustClock;
 use crate::bundle::{BundleAnswer, BundleSource, CannotJudge};
 use crate::clock::{Clock, UnixTime};
 use crate::svid::{ValidateReason, Validator};
@@ -133,7 +134,7 @@ impl World {
         });
         let shared = Shared::new(
             client.build().expect("a runtime"),
-            clock.clone(),
+            Arc::new(TrustClock::new(clock.clone())),
             Arc::new(()),
             WithdrawalPolicy::After(DELAY),
             Some(STALE),
@@ -242,15 +243,15 @@ impl World {
             }
             // The same again.
             6 => self.send(&standing),
-            7 => self.interrupt(rng, || self.shared.withdraw_now()),
+            7 => self.interrupt(rng, || _ = self.shared.withdraw_now()),
             // A withdrawal that nobody carries out: it strikes by itself.
             8 => self.interrupt(rng, || {
-                self.shared.withdraw(&denied());
+                self.withdraw();
                 self.clock.advance(DELAY);
             }),
             // One that is taken back before it strikes.
             9 => {
-                self.shared.withdraw(&denied());
+                self.withdraw();
                 self.clock.advance(DELAY / 2);
                 pause(rng);
                 self.send(&standing);
@@ -312,6 +313,14 @@ fn pause(rng: &mut fastrand::Rng) {
     }
     if rng.u8(0..4) == 0 {
         std::thread::yield_now();
+    }
+}
+
+impl World {
+    fn withdraw(&self) {
+        let denied = denied();
+        let error = StreamError::of(&denied, "no identity issued");
+        self.shared.stream_ended(Some(&error));
     }
 }
 

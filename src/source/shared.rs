@@ -5,36 +5,42 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::error::JwtSourceError;
 use super::intake::Intake;
 use super::judge::{Judge, Verdict};
 use super::limits::WithdrawalPolicy;
 use super::record::{Noted, Record};
-use super::state::{LastError, SourceState};
+use super::state::SourceState;
+use super::trust_clock::TrustClock;
 use super::updates::Notice;
 use crate::bundle::{BundleAnswer, CannotJudge, JwtBundle, JwtBundleSet};
 use crate::clock::Clock;
 use crate::grpc_code::GrpcCode;
 use crate::metrics::MetricsRecorder;
 use crate::spiffe_id::TrustDomain;
-use crate::workload_api::{WorkloadApiClient, WorkloadApiError};
+use crate::workload_api::{WorkloadApiClient, WorkloadApiError, WorkloadApiErrorReason};
 
 pub(crate) struct Shared {
     pub(crate) client: WorkloadApiClient,
-    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) clock: Arc<TrustClock>,
     pub(crate) metrics: Arc<dyn MetricsRecorder>,
     pub(crate) withdrawal: WithdrawalPolicy,
     pub(crate) max_staleness: Option<Duration>,
     snapshot: ArcSwap<Snapshot>,
     judge: Judge,
-    // Moments of the monotonic clock, in nanoseconds, from which on nothing can be judged. They
+    // Moments of the clock, in nanoseconds, from which on nothing can be judged. They
     // are held against the clock by whoever asks: a task that hangs cannot keep them from striking.
     stale_at: AtomicU64,
     withdrawn_at: AtomicU64,
     // The next of the snapshot's moments at which one trust domain's keys are older than allowed.
     aged_at: AtomicU64,
+    // When the task last ran, and since when a message has been waiting to be applied.
+    beat_at: AtomicU64,
+    reading_since: AtomicU64,
+    /// Wakes the task: the agent gave a token while the bundle stream was not open.
+    pub(crate) token_came: Notify,
     record: Mutex<Record>,
     notices: watch::Sender<Notice>,
     // How a start-up failed in a way that no retry can mend, until the agent says something else.
@@ -56,14 +62,51 @@ struct Snapshot {
 
 const NEVER: u64 = u64::MAX;
 
+/// The task reports every second; without a report for so long it is overdue.
+const OVERDUE: Duration = Duration::from_secs(5);
+
+/// How a bundle stream ended, if not cleanly, or why it could not be opened.
+pub(crate) struct StreamError<'a> {
+    pub(crate) kind: &'static str,
+    pub(crate) text: &'a str,
+    pub(crate) rpc: Option<&'a WorkloadApiError>,
+}
+
+impl<'a> StreamError<'a> {
+    pub(crate) fn of(error: &'a WorkloadApiError, text: &'a str) -> Self {
+        Self {
+            kind: error.kind(),
+            text,
+            rpc: Some(error),
+        }
+    }
+
+    fn withdraws(&self) -> bool {
+        let reason = self.rpc.map(WorkloadApiError::reason);
+        reason == Some(WorkloadApiErrorReason::PermissionDenied)
+    }
+}
+
+/// What a denial by the agent did to bundles that were in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Withdrew {
+    /// They are not used any more.
+    AtOnce,
+    /// They are used for so long.
+    After(Duration),
+    /// They are used on.
+    Never,
+}
+
 impl Shared {
     pub(crate) fn new(
         client: WorkloadApiClient,
-        clock: Arc<dyn Clock>,
+        clock: Arc<TrustClock>,
         metrics: Arc<dyn MetricsRecorder>,
         withdrawal: WithdrawalPolicy,
         max_staleness: Option<Duration>,
     ) -> Self {
+        let beat_at = nanos(clock.monotonic());
         Self {
             client,
             clock,
@@ -75,6 +118,9 @@ impl Shared {
             stale_at: AtomicU64::new(NEVER),
             withdrawn_at: AtomicU64::new(NEVER),
             aged_at: AtomicU64::new(NEVER),
+            beat_at: AtomicU64::new(beat_at),
+            reading_since: AtomicU64::new(NEVER),
+            token_came: Notify::new(),
             record: Mutex::new(Record::default()),
             notices: watch::Sender::new(Notice::default()),
             refused: watch::Sender::new(None),
@@ -87,15 +133,20 @@ impl Shared {
 
     /// The revision, if the source can judge.
     pub(crate) fn revision(&self) -> Result<u64, CannotJudge> {
+        let aged_at = self.aged_at.load(Ordering::Acquire);
+        if aged_at != NEVER {
+            self.age(aged_at);
+        }
+        self.revision_as_told()
+    }
+
+    /// The same, without looking for keys that are too old by now.
+    fn revision_as_told(&self) -> Result<u64, CannotJudge> {
         // The moments before the word, and written after it: whoever finds a moment taken back finds
         // the revision too that came with it. Otherwise a verdict of before a withdrawal could be
         // given after it, on keys that did not come back.
         let stale_at = self.stale_at.load(Ordering::Acquire);
         let withdrawn_at = self.withdrawn_at.load(Ordering::Acquire);
-        let aged_at = self.aged_at.load(Ordering::Acquire);
-        if aged_at != NEVER {
-            self.age(aged_at);
-        }
         let (verdict, revision) = self.judge.get();
         match verdict {
             Verdict::Ready => {}
@@ -203,11 +254,20 @@ impl Shared {
         // Nothing at all to judge by is no start, and gives nothing back.
         let first = self.judge.verdict() == Verdict::NotReady;
         let nothing = intake.set.is_empty() && (first || self.is_withdrawn());
-        let noted = self.record().note(now, &before.set, &intake, nothing);
+        // Held until all has changed: a state is from before or from after.
+        let mut record = self.record();
+        let noted = record.note(now, &before.set, &intake, nothing);
+        let Noted {
+            given_back,
+            reconnected,
+            aging,
+        } = noted;
         if nothing {
-            return Change::default();
+            return Change {
+                reconnected,
+                ..Change::default()
+            };
         }
-        let Noted { given_back, aging } = noted;
         let in_force = self.withdrawn_at.load(Ordering::Acquire) <= nanos(now);
         let restored = in_force || self.is_withdrawn();
         let aging: Vec<_> = self.max_staleness.map_or_else(Vec::new, |max| {
@@ -246,6 +306,7 @@ impl Shared {
         if raised.is_none() && was_stale_at <= nanos(self.clock.monotonic()) {
             raised = self.judge.turn(Verdict::Ready);
         }
+        drop(record);
         self.no_longer_refused();
         // Last: whoever is woken looks at all of it.
         if let Some(revision) = raised {
@@ -255,94 +316,157 @@ impl Shared {
             changed,
             first,
             given_back,
+            reconnected,
             lost_keys,
         }
     }
 
-    /// The issuer withdrew the bundles. When that is to take effect, where it is not at once.
-    pub(crate) fn withdraw(&self, why: &WorkloadApiError) -> Option<Duration> {
+    /// The stream ended, or could not be opened. Returns what that did to the bundles, if the agent
+    /// denied them for the first time.
+    pub(crate) fn stream_ended(&self, error: Option<&StreamError<'_>>) -> Option<Withdrew> {
         let now = self.clock.monotonic();
-        if self.judge.verdict() != Verdict::Ready {
-            return None;
+        let withdraws = error.filter(|error| error.withdraws());
+        // Only the task withdraws, and only here and in `beat`.
+        let withdraws = withdraws.filter(|_| {
+            self.judge.verdict() == Verdict::Ready && self.record().withdrawn.is_none()
+        });
+        let withdrew = withdraws.map(|_| match self.withdrawal {
+            WithdrawalPolicy::Immediate => Withdrew::AtOnce,
+            WithdrawalPolicy::After(delay) => Withdrew::After(delay),
+            WithdrawalPolicy::Keep => Withdrew::Never,
+        });
+        // Recorded before it takes effect, and without the lock: a recorder may read the state.
+        if let Some(error) = error {
+            self.metrics.record_error(error.kind);
         }
-        // Told before it takes effect: who sees the effect finds the count.
-        let new = {
-            let mut record = self.record();
-            let new = record.withdrawn.is_none();
-            record
-                .withdrawn
-                .get_or_insert_with(|| (now, why.to_string().into()));
-            new
-        };
-        if new {
+        if withdrew.is_some() {
             self.metrics.record_withdrawal(true);
         }
-        match self.withdrawal {
-            WithdrawalPolicy::Immediate => {
-                self.withdraw_now();
+        if withdrew == Some(Withdrew::AtOnce) {
+            self.metrics.record_ready(false);
+        }
+        let mut record = self.record();
+        record.disconnected(now, self.heard());
+        // A stream that ends without an error was ended by the agent.
+        if error.is_none_or(|error| error.rpc.is_some_and(WorkloadApiError::is_answer)) {
+            record.last_contact = record.last_contact.max(Some(now));
+        }
+        if let Some(error) = error {
+            record.failed(now, error.kind, error.text, error.rpc);
+        }
+        if let Some(error) = withdraws {
+            record.withdrawn = Some((now, error.text.into()));
+        }
+        let revision = match withdrew {
+            Some(Withdrew::AtOnce) => self.take_back(&mut record),
+            Some(Withdrew::After(delay)) => {
+                let at = nanos(now.saturating_add(delay));
+                self.withdrawn_at.store(at, Ordering::Release);
                 None
             }
-            WithdrawalPolicy::After(delay) if new => {
-                let at = now.saturating_add(delay);
-                self.withdrawn_at.store(nanos(at), Ordering::Release);
-                Some(delay)
-            }
-            WithdrawalPolicy::After(_) | WithdrawalPolicy::Keep => None,
+            Some(Withdrew::Never) | None => None,
+        };
+        drop(record);
+        if let Some(revision) = revision {
+            self.tell(revision);
         }
+        withdrew
     }
 
     fn is_withdrawn(&self) -> bool {
         self.judge.verdict() == Verdict::Withdrawn
     }
 
-    /// The withdrawal takes effect.
-    pub(crate) fn withdraw_now(&self) {
-        if self.judge.verdict() == Verdict::Ready {
-            self.metrics.record_ready(false);
-            // The verdict first: a set that is already gone must not look like one that never
-            // held a trust domain.
-            if let Some(revision) = self.judge.turn(Verdict::Withdrawn) {
-                self.tell(revision);
-            }
-            self.snapshot.store(Arc::new(Snapshot::default()));
-            self.record().domains.clear();
-            self.withdrawn_at.store(NEVER, Ordering::Release);
-        }
+    /// The bundles are not used any more. Returns the new revision.
+    fn take_back(&self, record: &mut Record) -> Option<u64> {
+        // The verdict first: a set that is already gone must not look like one that never held a
+        // trust domain.
+        let revision = self.judge.turn(Verdict::Withdrawn)?;
+        self.snapshot.store(Arc::new(Snapshot::default()));
+        record.domains.clear();
+        self.withdrawn_at.store(NEVER, Ordering::Release);
+        Some(revision)
     }
 
-    /// Something went wrong on the stream.
-    pub(crate) fn failed(&self, kind: &'static str, text: &str, rpc: Option<WorkloadApiError>) {
+    /// The task runs. Returns whether a withdrawal took effect by it.
+    pub(crate) fn beat(&self) -> bool {
+        let now = nanos(self.clock.monotonic());
+        self.beat_at.store(now, Ordering::Release);
+        let due = self.withdrawn_at.load(Ordering::Acquire) <= now;
+        due && self.withdraw_now()
+    }
+
+    /// A withdrawal takes effect. Returns whether the bundles were in use.
+    pub(crate) fn withdraw_now(&self) -> bool {
+        if self.judge.verdict() != Verdict::Ready {
+            return false;
+        }
+        self.metrics.record_ready(false);
+        let revision = self.take_back(&mut self.record());
+        if let Some(revision) = revision {
+            self.tell(revision);
+        }
+        revision.is_some()
+    }
+
+    /// Whether the task has not reported for too long, or a message has waited for too long.
+    fn is_overdue(&self) -> bool {
+        let now = nanos(self.clock.monotonic());
+        let since = self.beat_at.load(Ordering::Acquire);
+        let since = since.min(self.reading_since.load(Ordering::Acquire));
+        now.saturating_sub(since) > nanos(OVERDUE)
+    }
+
+    /// A message waits to be applied, until the result is dropped.
+    pub(crate) fn reading(&self) -> impl Drop + use<'_> {
+        struct Reading<'a>(&'a AtomicU64);
+        impl Drop for Reading<'_> {
+            fn drop(&mut self) {
+                self.0.store(NEVER, Ordering::Release);
+            }
+        }
+        let now = nanos(self.clock.monotonic());
+        self.reading_since.store(now, Ordering::Release);
+        Reading(&self.reading_since)
+    }
+
+    /// A message could not be used.
+    pub(crate) fn failed(&self, kind: &'static str, text: &str) {
         let now = self.clock.monotonic();
-        let error = LastError {
-            age: Duration::ZERO,
-            kind,
-            text: text.into(),
-            rpc,
-        };
-        self.record().last_error = Some((now, error));
+        self.record().failed(now, kind, text, None);
         self.metrics.record_error(kind);
+    }
+
+    /// The agent answered a call, or gave a token for it.
+    pub(crate) fn answered(&self, with_token: bool) {
+        let now = self.clock.monotonic();
+        let mut record = self.record();
+        record.last_contact = record.last_contact.max(Some(now));
+        let wakes = with_token && !record.connected;
+        drop(record);
+        if wakes {
+            self.token_came.notify_one();
+        }
     }
 
     /// A whole message was discarded: what is known is no longer what the issuer says.
     pub(crate) fn discarding(&self) {
-        self.record().discarding = true;
-    }
-
-    /// The stream is no longer open.
-    pub(crate) fn disconnected(&self) {
         let now = self.clock.monotonic();
         let mut record = self.record();
-        if record.connected {
-            record.connected = false;
-            record.down_since = Some(now);
-            record.last_contact = record.last_contact.max(self.heard());
-        }
+        record.discarding = true;
+        record.last_contact = record.last_contact.max(Some(now));
     }
 
+    /// Another attempt to open the stream.
     pub(crate) fn reconnecting(&self) {
-        self.record().reconnects += 1;
-        self.metrics.record_reconnect();
+        self.record().reconnect_attempts += 1;
+        self.metrics.record_reconnect_attempt();
         self.record_age();
+    }
+
+    /// Whether the stream ever was open and sent bundles.
+    pub(crate) fn was_connected(&self) -> bool {
+        self.record().was_connected
     }
 
     /// No retry can mend a start that fails with this.
@@ -392,8 +516,11 @@ impl Shared {
     /// The task has ended, whatever ended it.
     pub(crate) fn ended(&self) {
         self.close();
-        self.disconnected();
-        self.record().domains.clear();
+        let now = self.clock.monotonic();
+        let mut record = self.record();
+        record.disconnected(now, self.heard());
+        record.domains.clear();
+        drop(record);
         self.ended.send_replace(true);
     }
 
@@ -444,12 +571,15 @@ impl Shared {
     }
 
     pub(crate) fn state(&self) -> SourceState {
+        // Keys that are too old by now are found without the lock: watchers are woken for them.
+        let _ = self.revision();
+        let record = self.record();
         let now = self.clock.monotonic();
-        let verdict = self.revision().map(|_| ());
+        let verdict = self.revision_as_told().map(|_| ());
         let snapshot = self.snapshot.load_full();
         let revision = self.judge.revision();
-        self.record()
-            .state(now, self.heard(), &snapshot.set, revision, verdict)
+        let overdue = self.is_overdue();
+        record.state(now, self.heard(), &snapshot.set, revision, verdict, overdue)
     }
 
     fn heard(&self) -> Option<Duration> {
@@ -476,6 +606,8 @@ pub(crate) struct Change {
     pub(crate) first: bool,
     /// It ends a withdrawal.
     pub(crate) given_back: bool,
+    /// The stream was lost before.
+    pub(crate) reconnected: bool,
     /// A key that was there is gone.
     pub(crate) lost_keys: bool,
 }

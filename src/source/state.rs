@@ -15,12 +15,14 @@ pub struct SourceState {
     pub(crate) verdict: Result<(), CannotJudge>,
     pub(crate) withdrawn: Option<Withdrawal>,
     pub(crate) connected: bool,
+    pub(crate) overdue: bool,
     pub(crate) discarding: bool,
     pub(crate) down_for: Option<Duration>,
     pub(crate) last_contact: Option<Duration>,
     pub(crate) last_message: Option<Duration>,
     pub(crate) last_error: Option<LastError>,
     pub(crate) reconnects: u64,
+    pub(crate) reconnect_attempts: u64,
     pub(crate) trust_domains: Vec<TrustDomainState>,
     pub(crate) unnamed: Vec<(Box<str>, Box<str>)>,
     pub(crate) svid_cache: SvidCacheStats,
@@ -77,13 +79,24 @@ impl SourceState {
         self.withdrawn.as_ref()
     }
 
-    /// Whether the bundle stream is open and has given bundles.
+    /// Returns whether the bundle stream is open and has sent bundles. Always `false` while the
+    /// source [is overdue](Self::is_overdue).
     pub fn is_connected(&self) -> bool {
-        self.connected
+        self.connected && !self.overdue
     }
 
-    /// How long ago something last came from the agent over the connection of the bundle stream,
-    /// be it only the answer to a keepalive, which is asked for every 5 minutes and a little.
+    /// Returns whether the background task of the source is overdue: it has not run for 5 s, or a
+    /// message of the agent has waited for 5 s. Revocations may not be applied then.
+    ///
+    /// The task reports once a second. The age is taken on the monotonic clock and on the wall
+    /// clock, whichever shows more. The usual causes are a runtime that nobody drives and a task
+    /// that blocks it. After a suspend it is `true` until the task runs again.
+    pub fn is_overdue(&self) -> bool {
+        self.overdue
+    }
+
+    /// Returns the time since the agent last sent anything: a message, an error status, a token, or
+    /// the answer to a keepalive of the open bundle stream (every 305 s by default).
     pub fn last_contact(&self) -> Option<Duration> {
         self.last_contact
     }
@@ -99,9 +112,17 @@ impl SourceState {
         self.last_error.as_ref()
     }
 
-    /// How often the stream was opened anew.
+    /// Counts successful reconnections: the bundle stream was lost, and another one has sent
+    /// bundles. The first connection is not counted.
     pub fn reconnects(&self) -> u64 {
         self.reconnects
+    }
+
+    /// Counts attempts to open the bundle stream after the first one, failed ones included.
+    /// Renewals of a quiet stream, such as for
+    /// [`max_staleness`](super::JwtSourceBuilder::max_staleness), are not counted.
+    pub fn reconnect_attempts(&self) -> u64 {
+        self.reconnect_attempts
     }
 
     /// The trust domains, by name.
@@ -152,14 +173,16 @@ impl SourceState {
     }
 
     /// Whether all is as it should be: tokens can be judged, the bundle stream is open or has been
-    /// down for less than a minute, as it is while an agent is restarted, and its newest message
-    /// was taken in whole, each trust domain's keys with it.
+    /// down for less than a minute, as it is while an agent is restarted, its newest message was
+    /// taken in whole, each trust domain's keys with it, and the source is not
+    /// [overdue](Self::is_overdue).
     ///
     /// For alerts. Whether to be sent requests is [`is_ready`](Self::is_ready): with the agent
     /// away a service goes on judging by the last set.
     pub fn is_healthy(&self) -> bool {
         const RESTART: Duration = Duration::from_secs(60);
         self.is_ready()
+            && !self.overdue
             && self.withdrawn.is_none()
             && !self.discarding
             && self.unnamed.is_empty()

@@ -1,23 +1,27 @@
 //! The one task behind a source: it keeps the bundle stream open and takes in what comes.
 
-use std::future::{Future, pending};
+use std::future::pending;
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use futures_util::future::{Either, select};
-use tokio::time::Instant;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior};
 use tracing::Instrument;
 
 use super::backoff::Backoff;
 use super::intake::{self, Discarded, Intake};
 use super::limits::ResourceLimits;
-use super::shared::Shared;
-use crate::bundle::{CannotJudge, JwtBundleSet};
+use super::own_thread;
+use super::shared::{Shared, StreamError, Withdrew};
+use crate::bundle::JwtBundleSet;
 use crate::svid_cache::SvidCache;
 use crate::workload_api::{JwtBundlesMessage, WorkloadApiError, WorkloadApiErrorReason};
 
-/// Messages larger than this are read on a thread that may block: reading a key takes tens of
+/// Messages larger than this are read on a thread of our own: reading a key takes tens of
 /// microseconds, and a worker of the runtime must not be held up for long.
 const READ_HERE: usize = 8 << 10;
 
@@ -27,13 +31,29 @@ const AGE_EVERY: Duration = Duration::from_secs(60);
 /// A limit of staleness that is too short to be kept must not become a storm.
 const ASK_ANEW_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 
+/// How often the task reports that it runs, and looks at the clocks.
+const BEAT_EVERY: Duration = Duration::from_secs(1);
+
+/// After a withdrawal the waits grow from `FIRST` to `MOST` for as long as `FOR`: an agent that was
+/// restarted denies everyone for some seconds, until it has synced.
+mod quick {
+    use std::time::Duration;
+
+    pub(super) const FIRST: Duration = Duration::from_millis(250);
+    pub(super) const MOST: Duration = Duration::from_secs(1);
+    pub(super) const FOR: Duration = Duration::from_secs(10);
+}
+
 pub(crate) struct Supervisor {
     shared: Arc<Shared>,
     cache: SvidCache,
     limits: ResourceLimits,
     backoff: Backoff,
-    // When a withdrawal is to take effect.
-    withdraw_at: Option<Instant>,
+    // The waits after a withdrawal, and until when they are quick.
+    quick: Backoff,
+    quick_until: Option<Instant>,
+    jumps: watch::Receiver<u64>,
+    jumped_at: Option<Instant>,
     said: Said,
 }
 
@@ -47,6 +67,8 @@ enum End {
     Doubtful,
     /// Nothing came for so long that we ask anew.
     Quiet,
+    /// The wall clock jumped: what was revoked meanwhile is asked for at once.
+    Jumped,
 }
 
 impl Supervisor {
@@ -54,14 +76,19 @@ impl Supervisor {
         shared: Arc<Shared>,
         cache: SvidCache,
         limits: ResourceLimits,
-        backoff: Backoff,
+        mut backoff: Backoff,
     ) -> Self {
+        let jumps = shared.clock.jumps();
+        let quick = backoff.quicker(quick::FIRST, quick::MOST);
         Self {
             shared,
             cache,
             limits,
             backoff,
-            withdraw_at: None,
+            quick,
+            quick_until: None,
+            jumps,
+            jumped_at: None,
             said: Said::default(),
         }
     }
@@ -71,57 +98,76 @@ impl Supervisor {
         let ended = EndGuard {
             shared: self.shared.clone(),
             cache: self.cache.clone(),
+            known: false,
         };
         let place = self.shared.client.line().place().to_owned();
         let span = tracing::info_span!("spiffe.jwt_source", endpoint = place);
         let task = async move {
-            // Dropped last, by whatever ends the task: a shutdown, an abort, its runtime's end.
-            let _ended = ended;
+            let mut ended = ended;
             let shared = self.shared.clone();
             let closing = pin!(shared.until_closing());
-            match select(closing, pin!(self.run())).await {
+            let beating = pin!(beating(&shared));
+            let running = pin!(self.run());
+            let working = select(running, beating);
+            let working = AssertUnwindSafe(working).catch_unwind();
+            match select(closing, working).await {
                 Either::Left(_) => tracing::debug!("closed"),
-                Either::Right(((), _)) => {}
+                Either::Right((Ok(_), _)) => {}
+                Either::Right((Err(_), _)) => {
+                    tracing::error!("the task of this source panicked; it answers no more");
+                }
             }
+            // Not reached if the task is aborted, or dropped with its runtime.
+            ended.known = true;
         };
         runtime.spawn(task.instrument(span)).abort_handle()
     }
 
     async fn run(mut self) {
-        let mut quiet = true;
         loop {
-            if !quiet {
-                self.shared.reconnecting();
-            }
             let began = Instant::now();
+            // The stream that is opened now brings what was revoked before.
+            self.jumps.mark_unchanged();
             let (end, heard) = self.one_stream().await;
-            // To ask anew is no trouble, and not to be taken for one.
-            quiet = matches!(end, End::Quiet);
-            if !quiet {
-                self.shared.disconnected();
-            }
             let healthy = heard && began.elapsed() >= self.backoff.longest();
             if healthy {
                 self.backoff.reset();
             }
-            let wait = self.ended(end, healthy);
-            tracing::debug!(delay_ms = millis(wait), "reconnecting");
-            self.wait(wait).await;
+            match end {
+                // To ask anew is no trouble, and not to be taken for one.
+                End::Quiet => {}
+                End::Jumped => self.after_jump().await,
+                end => {
+                    let wait = self.ended(end, healthy);
+                    if self.shared.was_connected() {
+                        tracing::debug!(delay_ms = millis(wait), "reconnecting");
+                    } else {
+                        tracing::debug!(delay_ms = millis(wait), "retrying the first connection");
+                    }
+                    self.wait(wait).await;
+                    self.shared.reconnecting();
+                }
+            }
         }
+    }
+
+    /// A wall clock that jumps back and forth must not become a storm.
+    async fn after_jump(&mut self) {
+        let next = self.jumped_at.map(|at| at + ASK_ANEW_AT_MOST_EVERY);
+        if let Some(next) = next {
+            tokio::time::sleep_until(next).await;
+        }
+        self.jumped_at = Some(Instant::now());
+        tracing::debug!("the wall clock jumped; asking for the bundles again");
     }
 
     /// One stream from its opening to its end, and whether it gave anything.
     async fn one_stream(&mut self) -> (End, bool) {
         let mut doubts = self.shared.client.line().doubts();
-        let opened = {
-            let client = self.shared.client.clone();
-            let opening = pin!(async move { client.fetch_jwt_bundles().await });
-            match self.or_withdraw(opening).await {
-                Ok(stream) => stream,
-                Err(error) => return (End::Failed(error), false),
-            }
+        let mut stream = match self.shared.client.fetch_jwt_bundles().await {
+            Ok(stream) => stream,
+            Err(error) => return (End::Failed(error), false),
         };
-        let mut stream = opened;
         let mut heard = false;
         // A quiet stream is asked anew before it counts as stale.
         let max_staleness = self.shared.max_staleness;
@@ -140,10 +186,7 @@ impl Supervisor {
                     self.shared.record_age();
                     continue;
                 }
-                () = at(self.withdraw_at) => {
-                    self.withdraw_now();
-                    continue;
-                }
+                Ok(()) = self.jumps.changed() => return (End::Jumped, heard),
             };
             match next {
                 Ok(Some(message)) => {
@@ -158,40 +201,40 @@ impl Supervisor {
         }
     }
 
-    /// Waits for something, and lets a withdrawal take effect meanwhile.
-    async fn or_withdraw<T>(
-        &mut self,
-        mut waited: std::pin::Pin<&mut impl Future<Output = T>>,
-    ) -> T {
-        loop {
-            tokio::select! {
-                biased;
-                done = &mut waited => return done,
-                () = at(self.withdraw_at) => self.withdraw_now(),
-            }
-        }
-    }
-
+    /// Waits before the next attempt. A token that the agent gives meanwhile, or a jump of the wall
+    /// clock, cuts it short.
     async fn wait(&mut self, wait: Duration) {
-        let sleep = pin!(tokio::time::sleep(wait));
-        self.or_withdraw(sleep).await;
+        let soonest = Instant::now().checked_add(wait.min(quick::FIRST));
+        let woken = async {
+            tokio::select! {
+                () = self.shared.token_came.notified() => {}
+                Ok(()) = self.jumps.changed() => {}
+            }
+            at(soonest).await;
+        };
+        tokio::select! {
+            biased;
+            () = tokio::time::sleep(wait) => {}
+            () = woken => {}
+        }
     }
 
     /// Takes in a message; whether it was acceptable.
     async fn take_in(&mut self, message: JwtBundlesMessage) -> bool {
+        let shared = self.shared.clone();
+        let _reading = shared.reading();
         let read = match self.read(message).await {
-            Ok(Ok(intake)) => intake,
-            Ok(Err(discarded)) => {
+            Some(Ok(intake)) => intake,
+            Some(Err(discarded)) => {
                 self.shared.discarding();
-                self.failed(discarded.kind(), &discarded.to_string(), None);
+                self.failed(discarded.kind(), &discarded.to_string());
                 return false;
             }
-            Err(panicked) => {
+            None => {
                 self.shared.discarding();
                 self.failed(
                     "internal",
-                    &format!("a message could not be read: {panicked}"),
-                    None,
+                    "a message of the agent was discarded: reading it panicked; please report this",
                 );
                 return false;
             }
@@ -218,8 +261,11 @@ impl Supervisor {
         });
         let before = self.shared.known();
         let change = self.shared.take_in(read);
-        self.withdraw_at = None;
+        self.quick_until = None;
         self.shared.record_age();
+        if change.reconnected {
+            self.shared.metrics.record_reconnect();
+        }
         if change.given_back {
             self.shared.metrics.record_withdrawal(false);
             tracing::info!("the issuer gave the bundles back");
@@ -243,21 +289,18 @@ impl Supervisor {
         true
     }
 
-    async fn read(
-        &self,
-        message: JwtBundlesMessage,
-    ) -> Result<Result<Intake, Discarded>, tokio::task::JoinError> {
+    async fn read(&self, message: JwtBundlesMessage) -> Option<Result<Intake, Discarded>> {
         let known = self.shared.known();
         let limits = self.limits;
         let bundles = match intake::unpack(message, &limits) {
             Ok(bundles) => bundles,
-            Err(discarded) => return Ok(Err(discarded)),
+            Err(discarded) => return Some(Err(discarded)),
         };
         let size: usize = bundles.values().map(|jwks| jwks.len()).sum();
         if size <= READ_HERE {
-            return Ok(intake::read(bundles, &known, &limits));
+            return Some(intake::read(bundles, &known, &limits));
         }
-        tokio::task::spawn_blocking(move || intake::read(bundles, &known, &limits)).await
+        own_thread::run(move || intake::read(bundles, &known, &limits)).await
     }
 
     fn tell_of_set(&self, first: bool) {
@@ -274,43 +317,48 @@ impl Supervisor {
     /// What the end of a stream means, and how long to wait before the next.
     fn ended(&mut self, end: End, healthy: bool) -> Duration {
         let error = match end {
-            End::Quiet => return Duration::ZERO,
-            End::Clean => {
+            End::Clean | End::Quiet | End::Jumped => {
                 tracing::debug!("the agent ended the bundle stream");
+                self.shared.stream_ended(None);
                 return self.delay(healthy);
             }
             End::Doubtful => {
                 // What does not answer a call will not tell of a change either.
+                let kind = "doubtful-connection";
                 let text = "a call over the same connection got no answer; connecting anew";
-                self.failed("doubtful-connection", text, None);
+                let rpc = None;
+                self.shared
+                    .stream_ended(Some(&StreamError { kind, text, rpc }));
+                self.said.tell(kind, "", format_args!("{text}"));
                 return self.delay(healthy);
             }
             End::Failed(error) => error,
         };
-        if error.reason() == WorkloadApiErrorReason::PermissionDenied {
-            let judged = self.shared.revision().is_ok();
-            if let Some(delay) = self.shared.withdraw(&error) {
-                self.withdraw_at = Instant::now().checked_add(delay);
-                tracing::warn!(delay_ms = millis(delay), "the issuer withdrew the bundles");
-            } else if self.shared.revision() == Err(CannotJudge::Withdrawn)
-                && self.withdraw_at.is_some()
-            {
-                // Its time came in the same moment as this answer.
-                self.withdraw_now();
-            } else if judged && self.shared.revision().is_err() {
-                tracing::warn!("the withdrawal of the bundles takes effect");
-            }
-        }
         if error.reason() == WorkloadApiErrorReason::MessageTooLarge {
             self.shared.discarding();
         }
-        let kind = error.kind();
         let text = error.to_string();
-        let mendable = error.is_retryable();
-        self.failed(kind, &text, Some(error.clone()));
-        if mendable {
+        let stream_error = StreamError::of(&error, &text);
+        let withdrew = self.shared.stream_ended(Some(&stream_error));
+        match withdrew {
+            Some(Withdrew::AtOnce) => tell_of_withdrawal(),
+            Some(Withdrew::After(delay)) => {
+                tracing::warn!(delay_ms = millis(delay), "the issuer withdrew the bundles");
+            }
+            Some(Withdrew::Never) | None => {}
+        }
+        self.said.tell(error.kind(), "", format_args!("{text}"));
+        if withdrew.is_some() {
+            self.quick.reset();
+            self.quick_until = Instant::now().checked_add(quick::FOR);
+        }
+        if error.is_retryable() {
             self.shared.no_longer_refused();
-            return self.delay(healthy);
+            let denied = error.reason() == WorkloadApiErrorReason::PermissionDenied;
+            return match self.quick_until {
+                Some(until) if denied && until > Instant::now() => self.quick.next(),
+                _ => self.delay(healthy),
+            };
         }
         self.shared.refuse(error);
         self.backoff.next_longest()
@@ -325,30 +373,43 @@ impl Supervisor {
         }
     }
 
-    fn withdraw_now(&mut self) {
-        self.withdraw_at = None;
-        self.shared.withdraw_now();
-        tracing::warn!("the withdrawal of the bundles takes effect");
-    }
-
-    fn failed(&mut self, kind: &'static str, text: &str, rpc: Option<WorkloadApiError>) {
-        self.shared.failed(kind, text, rpc);
+    /// A message could not be used.
+    fn failed(&mut self, kind: &'static str, text: &str) {
+        self.shared.failed(kind, text);
         self.said.tell(kind, "", format_args!("{text}"));
     }
+}
+
+/// Reports that the task runs, and notices what the clocks bring.
+async fn beating(shared: &Shared) {
+    let mut beats = tokio::time::interval(BEAT_EVERY);
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        beats.tick().await;
+        if shared.beat() {
+            tell_of_withdrawal();
+        }
+    }
+}
+
+fn tell_of_withdrawal() {
+    tracing::warn!("the withdrawal of the bundles takes effect");
 }
 
 /// Marks the source as ended when the task goes, in whatever way.
 struct EndGuard {
     shared: Arc<Shared>,
     cache: SvidCache,
+    /// The reason was logged.
+    known: bool,
 }
 
 impl Drop for EndGuard {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            tracing::error!("the task of this source panicked; it answers no more");
-        } else if !self.shared.is_closed() {
-            tracing::warn!("the runtime of this source is gone; it answers no more");
+        // No warning: a runtime ends with each test and each program. Whoever needs the source
+        // after that gets `Closed`.
+        if !self.known && !self.shared.is_closed() {
+            tracing::info!("the source is closed: the runtime that it was built on has ended");
         }
         self.cache.close();
         self.shared.ended();

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use super::entry::Entry;
-use super::moment::nanos;
+use super::moment::Moment;
 use super::settings::Settings;
 use crate::svid::FetchSvidError;
 
@@ -18,9 +18,9 @@ struct State {
     /// Probes that failed since it opened.
     failed_probes: u32,
     /// While open: no probe before this.
-    open_until: Option<u64>,
+    open_until: Option<Moment>,
     /// The probe under way, and when it is given up for lost.
-    probe: Option<(u64, u64)>,
+    probe: Option<(u64, Moment)>,
     last_probe: u64,
     cause: Option<FetchSvidError>,
     /// Of those that were turned away, the one to go first.
@@ -66,7 +66,7 @@ impl Breaker {
 
     pub(crate) fn admit(
         &self,
-        now: u64,
+        now: Moment,
         settings: &Settings,
         entry: &Arc<Entry>,
         rank: Rank,
@@ -75,17 +75,17 @@ impl Breaker {
         let Some(open_until) = state.open_until else {
             return Admission::Go;
         };
-        let wait_until = match state.probe {
-            Some((_, lost_at)) if now < lost_at => {
-                // The answer to everyone's question is on its way.
-                open_until.max(now.saturating_add(nanos(settings.breaker.first)))
+        let wait = match state.probe {
+            // The answer to everyone's question is on its way.
+            Some((_, lost_at)) if !lost_at.reached(now) => {
+                open_until.until(now).max(settings.breaker.first)
             }
-            _ => open_until,
+            _ => open_until.until(now),
         };
-        if now < wait_until {
+        if !wait.is_zero() {
             state.turn_away(entry, rank);
             return Admission::No {
-                retry_after: Duration::from_nanos(wait_until - now),
+                retry_after: wait,
                 cause: state.cause.clone(),
                 first: None,
             };
@@ -105,9 +105,7 @@ impl Breaker {
         let deadline = doubled.min(settings.fetch_deadline);
         state.last_probe += 1;
         let id = state.last_probe;
-        let lost_at = now
-            .saturating_add(nanos(deadline))
-            .saturating_add(nanos(LOST_AFTER));
+        let lost_at = now.plus(deadline).plus(LOST_AFTER);
         state.probe = Some((id, lost_at));
         Admission::Probe { id, deadline }
     }
@@ -129,7 +127,7 @@ impl Breaker {
     /// Whether that opened the breaker.
     pub(crate) fn failed(
         &self,
-        now: u64,
+        now: Moment,
         probe: Option<u64>,
         cause: &FetchSvidError,
         settings: &Settings,
@@ -145,7 +143,7 @@ impl Breaker {
                 let delay = settings
                     .breaker
                     .after(state.failed_probes.saturating_add(1));
-                state.open_until = Some(now.saturating_add(nanos(delay)));
+                state.open_until = Some(now.plus(delay));
             }
             return false;
         }
@@ -153,7 +151,7 @@ impl Breaker {
             return false;
         }
         state.failed_probes = 0;
-        state.open_until = Some(now.saturating_add(nanos(settings.breaker.after(1))));
+        state.open_until = Some(now.plus(settings.breaker.after(1)));
         true
     }
 

@@ -212,6 +212,9 @@ impl SvidCacheBuilder {
     }
 
     /// The first and the longest delay between those calls. 250 ms and 5 s by default.
+    ///
+    /// A delay ends as soon as either the monotonic or the wall clock says so: time in which the
+    /// machine is suspended counts.
     pub fn breaker_pace(mut self, first: Duration, cap: Duration) -> Self {
         self.settings.breaker.first = first;
         self.settings.breaker.cap = cap;

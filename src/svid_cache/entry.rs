@@ -244,7 +244,7 @@ impl Entry {
             return (Attempt::NotNow { error }, After::Nothing);
         }
         let rank = self.rank(&gate);
-        let probe = match cx.breaker.admit(now.mono(), &cx.settings, self, rank) {
+        let probe = match cx.breaker.admit(now, &cx.settings, self, rank) {
             Admission::Go => None,
             Admission::Probe { id, deadline } => Some((id, deadline)),
             Admission::No {

@@ -190,7 +190,7 @@ impl Pilot {
         let admission = {
             let entry = self.entry.upgrade().ok_or(Landing::Lost)?;
             let rank = entry.rank(&entry.gate());
-            cx.breaker.admit(now.mono(), settings, &entry, rank)
+            cx.breaker.admit(now, settings, &entry, rank)
         };
         match admission {
             Admission::Go => Ok(self.call(Some(permit), settings.fetch_deadline).await),
@@ -270,7 +270,7 @@ impl Pilot {
 
     fn speak_against(&self, error: &FetchSvidError) {
         let cx = &*self.cx;
-        let now = nanos(cx.clock.monotonic());
+        let now = cx.moment();
         if cx.breaker.failed(now, self.probe, error, &cx.settings) {
             cx.breaker_opened();
         }

@@ -10,7 +10,8 @@ use crate::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtBundleSet};
 use crate::clock::Clock;
 use crate::jwt::{Algorithm, Curve, PublicKey};
 use crate::source::file::{self, Format, MapRead};
-use crate::source::shared::Shared;
+use crate::source::shared::{Shared, StreamError};
+use crate::source::trust_clock::TrustClock;
 use crate::source::{ResourceLimits, SourceState, WithdrawalPolicy, intake};
 use crate::workload_api::pb::JwtBundlesResponse;
 use crate::workload_api::{
@@ -100,7 +101,7 @@ impl Keeper {
         let recorder = Arc::new(());
         Self(Shared::new(
             client,
-            clock,
+            Arc::new(TrustClock::new(clock)),
             recorder,
             withdrawal,
             max_staleness,
@@ -131,7 +132,8 @@ impl Keeper {
     pub fn withdraw(&self) {
         let reason = WorkloadApiErrorReason::PermissionDenied;
         let error = WorkloadApiError::new(Call::FetchJwtBundles, reason, "withdrawn");
-        self.0.withdraw(&error);
+        self.0
+            .stream_ended(Some(&StreamError::of(&error, "withdrawn")));
     }
 
     /// As a source's.

@@ -234,6 +234,20 @@ impl WorkloadApiError {
         self.code
     }
 
+    /// Returns whether the agent answered: with an error status, or with an answer that cannot be
+    /// used.
+    pub(crate) fn is_answer(&self) -> bool {
+        use WorkloadApiErrorReason as Reason;
+        self.code.is_some()
+            || matches!(
+                self.reason,
+                Reason::PermissionDenied
+                    | Reason::InvalidAnswer
+                    | Reason::MessageTooLarge
+                    | Reason::NoSuchHint
+            )
+    }
+
     /// Whether the same call may succeed later, with backoff (Workload Endpoint, appendix A).
     ///
     /// It is judged per call: SPIRE answers `InvalidArgument` to `ValidateJWTSVID` for every token

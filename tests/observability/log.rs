@@ -131,7 +131,7 @@ impl Row {
 /// No test can bring these about; their texts must be in the code all the same.
 const UNSEEN: [(&str, &str); 2] = [
     (
-        "looking at the bundle files was cut short",
+        "reading the bundle files panicked; their last good bundles stay",
         include_str!("../../src/source/file/follow.rs"),
     ),
     (

@@ -367,6 +367,8 @@ impl World {
         let panics: Arc<dyn MetricsRecorder> = Arc::new(Panics);
         let source = self.source(agent, &service.clock).metrics(panics);
         drop(source.build().await.unwrap());
+        service.clock.step_wall(2);
+        sleep(seconds(60)).await;
     }
 
     async fn withdrawal(&mut self, service: &Watched) {

@@ -12,8 +12,13 @@
 mod bars;
 mod calls;
 mod e19_empty_value;
+mod e20_heartbeat;
+mod e21_suspend;
 mod e22_message_limit;
 mod e23_bad_names;
+mod e24_contact;
+mod e25_denied_agent;
+mod e26_runtime_end;
 mod e28_messages;
 mod endpoints;
 mod keepalive;

@@ -231,18 +231,3 @@ fn a_withdrawal_and_a_staleness_strike_while_the_task_hangs() {
     assert!(!stale.1.is_healthy() && !withdrawn.1.is_healthy());
     assert_eq!(stale.1.state().cannot_judge(), Some(CannotJudge::Stale));
 }
-
-#[tokio::test(start_paused = true)]
-async fn a_step_of_the_walls_time_withdraws_nothing_and_ages_nothing() {
-    let world = World::new().await;
-    let after = WithdrawalPolicy::After(secs(90));
-    let builder = world.builder().withdrawal(after).max_staleness(secs(600));
-    let source = builder.build().await.unwrap();
-    world.agent.withdraw();
-    settle().await;
-    for step in [86_400, -2 * 86_400] {
-        world.clock.step_wall(step);
-        assert!(source.is_ready());
-        assert!(source.state().last_message().unwrap() <= secs(1));
-    }
-}

@@ -9,7 +9,10 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
+use super::super::own_thread;
+use super::super::trust_clock::TrustClock;
 use super::document::{Contents, Document};
 use super::error::{FileBundlesError, FileBundlesErrorReason as Reason};
 use super::state::{FileBundlesState, FileState};
@@ -19,8 +22,9 @@ use crate::metrics::MetricsRecorder;
 use crate::spiffe_id::TrustDomain;
 
 pub(super) struct Followed {
-    clock: Arc<dyn Clock>,
+    clock: TrustClock,
     metrics: Arc<dyn MetricsRecorder>,
+    every: Duration,
     max_bytes: u64,
     hasher: RandomState,
     snapshot: ArcSwap<Snapshot>,
@@ -49,11 +53,13 @@ struct FileRecord {
 impl Followed {
     pub(super) fn open(
         documents: Vec<Document>,
+        every: Duration,
         max_bytes: u64,
         clock: Arc<dyn Clock>,
         metrics: Arc<dyn MetricsRecorder>,
     ) -> Result<Self, FileBundlesError> {
         let hasher = RandomState::new();
+        let clock = TrustClock::new(clock);
         let now = clock.monotonic();
         let mut files: Vec<FileRecord> = Vec::with_capacity(documents.len());
         for document in documents {
@@ -87,6 +93,7 @@ impl Followed {
         Ok(Self {
             clock,
             metrics,
+            every,
             max_bytes,
             hasher,
             snapshot: ArcSwap::from_pointee(snapshot),
@@ -131,17 +138,20 @@ impl Followed {
     }
 
     pub(super) fn state(&self) -> FileBundlesState {
-        let now = self.clock.monotonic();
         let files = self.files();
+        let now = self.clock.monotonic();
+        let age = |file: &FileRecord| now.saturating_sub(file.looked);
+        let overdue = overdue_after(self.every);
         FileBundlesState {
             revision: self.revision.load(Ordering::Acquire),
             following: self.following.load(Ordering::Acquire),
+            overdue: files.iter().any(|file| age(file) > overdue),
             files: files
                 .iter()
                 .map(|file| FileState {
                     path: file.document.path.clone(),
                     trust_domains: file.contents.bundles.keys().cloned().collect(),
-                    last_look: now.saturating_sub(file.looked),
+                    last_look: age(file),
                     last_change: now.saturating_sub(file.changed),
                     last_error: file.error.clone(),
                 })
@@ -223,6 +233,13 @@ impl Followed {
             // Not the hash: read again next time, it may be half written.
             Err(text) => Look::Failed(malformed(document, text).text().into()),
         }
+    }
+
+    /// How long ago the files were last looked at.
+    fn age_of_looks(&self) -> Duration {
+        let looked = self.files().iter().map(|file| file.looked).min();
+        let now = self.clock.monotonic();
+        now.saturating_sub(looked.unwrap_or(now))
     }
 
     fn files(&self) -> MutexGuard<'_, Vec<FileRecord>> {
@@ -321,22 +338,48 @@ fn warn_of_no_keys(document: &Document, contents: &Contents) {
     }
 }
 
+/// How old a look may be. Documented at `FileBundlesState::is_overdue`.
+fn overdue_after(every: Duration) -> Duration {
+    every
+        .saturating_mul(2)
+        .saturating_add(Duration::from_secs(2))
+}
+
+/// While a machine is suspended, timers stand still: the clocks are looked at in between.
+const NAP: Duration = Duration::from_secs(1);
+
 /// Looks again and again, for as long as somebody holds the source.
-pub(super) fn spawn(followed: &Arc<Followed>, every: Duration, runtime: &Handle) {
+pub(super) fn spawn(followed: &Arc<Followed>, runtime: &Handle) {
     followed.metrics.record_ready(true);
+    let every = followed.every;
+    let mut jumps = followed.clock.jumps();
     let followed = Ended(Arc::downgrade(followed));
     runtime.spawn(async move {
         loop {
-            tokio::time::sleep(every).await;
+            let mut left = every;
+            while !left.is_zero() {
+                let nap = left.min(NAP);
+                let began = Instant::now();
+                let jumped = tokio::time::timeout(nap, jumps.changed()).await;
+                let jumped = jumped.is_ok_and(|changed| changed.is_ok());
+                let Some(followed) = followed.0.upgrade() else {
+                    return;
+                };
+                // Also notices a jump.
+                let age = followed.age_of_looks();
+                left = if jumped || age >= every {
+                    Duration::ZERO
+                } else {
+                    left.saturating_sub(began.elapsed())
+                };
+            }
             let Some(followed) = followed.0.upgrade() else {
                 return;
             };
-            // A file may stand on a slow disk, and reading keys takes its time.
-            if tokio::task::spawn_blocking(move || followed.look())
-                .await
-                .is_err()
-            {
-                tracing::debug!("looking at the bundle files was cut short");
+            jumps.mark_unchanged();
+            // A file may stand on a disk that does not answer.
+            if own_thread::run(move || followed.look()).await.is_none() {
+                tracing::error!("reading the bundle files panicked; their last good bundles stay");
             }
         }
     });

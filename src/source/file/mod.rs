@@ -132,7 +132,8 @@ impl FileBundlesBuilder {
         self
     }
 
-    /// How often to look for changes. Every 5 s by default, 10 ms at the least.
+    /// Sets how often to look for changes. 5 s by default; at least 10 ms. After a suspend, or
+    /// another forward step of the wall clock, the files are looked at within a second.
     pub fn poll_interval(mut self, every: Duration) -> Self {
         self.every = every.max(Duration::from_millis(10));
         self
@@ -157,7 +158,8 @@ impl FileBundlesBuilder {
         self
     }
 
-    /// Reads the files, and follows them from then on. Reading blocks for as long as it takes.
+    /// Reads the files, and follows them from then on. Reading blocks for as long as it takes here;
+    /// later it is done on a thread of its own, never in the runtime's blocking pool.
     ///
     /// # Errors
     /// No file was named; one of them cannot be read or is no bundle; two of them are for one trust
@@ -173,9 +175,15 @@ impl FileBundlesBuilder {
             ));
         }
         let metrics = Arc::new(Shielded::new(self.metrics));
-        let followed = Followed::open(self.documents, self.max_bytes, self.clock, metrics)?;
+        let followed = Followed::open(
+            self.documents,
+            self.every,
+            self.max_bytes,
+            self.clock,
+            metrics,
+        )?;
         let followed = Arc::new(followed);
-        follow::spawn(&followed, self.every, &runtime);
+        follow::spawn(&followed, &runtime);
         Ok(FileBundles { followed })
     }
 

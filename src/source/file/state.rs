@@ -10,6 +10,7 @@ use crate::spiffe_id::TrustDomain;
 pub struct FileBundlesState {
     pub(super) revision: u64,
     pub(super) following: bool,
+    pub(super) overdue: bool,
     pub(super) files: Vec<FileState>,
 }
 
@@ -34,15 +35,24 @@ impl FileBundlesState {
         self.following
     }
 
+    /// Returns whether a file was last looked at too long ago: twice the
+    /// [`poll_interval`](super::FileBundlesBuilder::poll_interval) and 2 s, so 12 s by default. The
+    /// age is taken on the monotonic clock and on the wall clock, whichever shows more.
+    ///
+    /// The usual causes are a runtime that nobody drives and a disk that does not answer.
+    pub fn is_overdue(&self) -> bool {
+        self.overdue
+    }
+
     /// The files, as they were named.
     pub fn files(&self) -> &[FileState] {
         &self.files
     }
 
-    /// Whether all is as it should be: the files are followed, and each could be read when last
-    /// looked at.
+    /// Whether all is as it should be: the files are followed, no look at them is
+    /// [overdue](Self::is_overdue), and each could be read when last looked at.
     pub fn is_healthy(&self) -> bool {
-        self.following && self.files.iter().all(|file| file.last_error.is_none())
+        self.following && !self.overdue && self.files.iter().all(|file| file.last_error.is_none())
     }
 }
 
@@ -57,7 +67,8 @@ impl FileState {
         &self.trust_domains
     }
 
-    /// How long ago it was last looked at.
+    /// Returns the time since it was last looked at, on the monotonic or the wall clock, whichever
+    /// shows more.
     pub fn last_look(&self) -> Duration {
         self.last_look
     }
