@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
 use super::error::JwtSourceError;
+use super::hints::Hints;
 use super::intake::Intake;
 use super::judge::{Judge, Verdict};
 use super::limits::WithdrawalPolicy;
@@ -23,6 +24,7 @@ use crate::workload_api::{WorkloadApiClient, WorkloadApiError};
 
 pub(crate) struct Shared {
     pub(crate) client: WorkloadApiClient,
+    pub(crate) hints: Hints,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) metrics: Arc<dyn MetricsRecorder>,
     pub(crate) withdrawal: WithdrawalPolicy,
@@ -66,6 +68,7 @@ impl Shared {
     ) -> Self {
         Self {
             client,
+            hints: Hints::default(),
             clock,
             metrics,
             withdrawal,

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::runtime::Handle;
-
 use super::entry::{Entry, Resolved};
 use super::error::{TokenError, TokenErrorReason};
 use super::flight::{Down, Outcome};
+use super::moment::Moment;
 use super::token::{Stage, Token};
+use crate::runtime;
 use crate::svid::SvidRequest;
 
 /// One flight that was lost is bad luck; more of them in a row say that another will be, too.
@@ -19,6 +19,10 @@ pub(crate) struct Waiter {
     entry: Arc<Entry>,
     outcome: Outcome,
     wait: Duration,
+    /// The token has expired, and the issuer has not answered since this moment.
+    silent_since: Option<u64>,
+    /// It waits because the key that signed the token was removed.
+    key_removed: bool,
 }
 
 impl Waiter {
@@ -28,6 +32,15 @@ impl Waiter {
             entry,
             outcome,
             wait,
+            silent_since: None,
+            key_removed: false,
+        }
+    }
+
+    pub(crate) fn for_removed_key(self, key_removed: bool) -> Self {
+        Self {
+            key_removed,
+            ..self
         }
     }
 
@@ -40,6 +53,13 @@ impl Waiter {
     pub(crate) fn until(self, nanos: u64) -> Self {
         Self {
             wait: Duration::from_nanos(nanos),
+            ..self
+        }
+    }
+
+    pub(crate) fn silent_since(self, silent_since: Option<u64>) -> Self {
+        Self {
+            silent_since,
             ..self
         }
     }
@@ -63,9 +83,9 @@ impl Waiter {
     }
 
     async fn newest(&self) -> Result<Arc<Token>, TokenError> {
-        // Where there is none, a timer would panic.
-        if Handle::try_current().is_err() {
-            return Err(TokenError::no_runtime(&self.entry.request));
+        // Without timers the wait below would panic.
+        if let Err(missing) = runtime::with_timers() {
+            return Err(TokenError::no_runtime(&self.entry.request, missing));
         }
         let ended = tokio::time::timeout(self.wait, self.landed()).await;
         let now = self.entry.cx.moment();
@@ -91,14 +111,31 @@ impl Waiter {
                 &self.entry.request,
                 "the token that came has expired already",
             )),
-            Err(_) => Err(TokenError::for_request(
-                TokenErrorReason::Timeout,
-                &self.entry.request,
+            Err(_) => Err(self.timed_out(now)),
+        }
+    }
+
+    fn timed_out(&self, now: Moment) -> TokenError {
+        let request = &self.entry.request;
+        let reason = TokenErrorReason::Timeout;
+        match self.silent_since {
+            Some(since) => TokenError::for_request(
+                reason,
+                request,
+                format_args!(
+                    "the last one has expired, and the issuer has not answered for {} s; check \
+                     that the agent is running and reaches its server",
+                    Duration::from_nanos(now.mono().saturating_sub(since)).as_secs()
+                ),
+            ),
+            None => TokenError::for_request(
+                reason,
+                request,
                 format_args!(
                     "the issuer did not answer within {:.1} s",
                     self.wait.as_secs_f64()
                 ),
-            )),
+            ),
         }
     }
 
@@ -107,7 +144,11 @@ impl Waiter {
         let mut outcome = self.outcome.clone();
         for _ in 0..MOST_FLIGHTS {
             match outcome.await {
-                Ok(token) => return Ok(token),
+                // One that began before the signing key was removed: the next may bring more.
+                Ok(token) if !(self.key_removed && self.entry.is_key_removed()) => {
+                    return Ok(token);
+                }
+                Ok(_) => {}
                 Err(Down::Failed(error)) => return Err(error),
                 Err(Down::Lost) if self.entry.cx.is_closed() => return Err(TokenError::closed()),
                 Err(Down::Lost) => {}

@@ -9,6 +9,9 @@
 
 mod bounds;
 mod clients;
+mod e06_fail_fast;
+mod e09_removed_key;
+mod e27_old_tokens;
 mod existing;
 mod hostile;
 mod hostile_agent;

@@ -29,12 +29,13 @@ const VALIDATE: [ValidateReason; 13] = [
     ValidateReason::CannotJudge(CannotJudge::Stale),
 ];
 
-const TOKEN: [TokenErrorReason; 15] = [
+const TOKEN: [TokenErrorReason; 16] = [
     TokenErrorReason::Unavailable,
     TokenErrorReason::Timeout,
     TokenErrorReason::Denied,
     TokenErrorReason::InvalidRequest,
     TokenErrorReason::Unacceptable,
+    TokenErrorReason::StaleToken,
     TokenErrorReason::ClockSkew,
     TokenErrorReason::Full,
     TokenErrorReason::Closed,

@@ -11,6 +11,8 @@
 
 mod bars;
 mod calls;
+mod e08_runtimes;
+mod e10_identities;
 mod endpoints;
 mod keepalive;
 mod lifetime;
