@@ -51,6 +51,8 @@
 //! | `source` | debug | looking at the bundle files was cut short | | its runtime ends |
 //! | `svid_cache` | warn | fetching a JWT-SVID failed | `request`, `error`, `usable` | `usable`: an older token is sent meanwhile |
 //! | `svid_cache` | debug | fetching a JWT-SVID failed again | `request`, `error`, `usable` | for the same reason |
+//! | `svid_cache` | warn | refreshes of JWT-SVIDs have stalled; check that the agent is running and reaches its server | `request`, `why` | one line until they recover: a refresh brought no newer token, or takes longer than `slow_after` |
+//! | `svid_cache` | info | refreshes of JWT-SVIDs bring newer tokens again | `request` | they recovered |
 //! | `svid_cache` | info | the issuer of JWT-SVIDs answers again | | after it was given up for a while |
 //! | `client` | debug | no token for this request: no audience is named for its origin | `origin` | it goes out as it is; by [`strict`](crate::AddJwtSvidLayer::strict) it would be refused |
 //! | `server` | info | span `jwt_svid` | `peer.spiffe_id` | around the handling of a verified caller's request; the field is filled in the span around the layer too, where that has it |

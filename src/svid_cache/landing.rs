@@ -97,17 +97,10 @@ impl Entry {
                 let stalls = !newer && !forced && self.cx.stalls(&mut gate);
                 let recovers = newer && !slow && self.cx.recovers(&mut gate);
                 drop(gate);
-                let request = &self.request;
                 if stalls {
-                    let expires_in_s = token.expires_in(now).as_secs();
-                    tracing::warn!(
-                        ?request,
-                        expires_in_s,
-                        "refreshes of JWT-SVIDs have stalled: the agent returned the token that it \
-                         returned before; check that it reaches its server"
-                    );
+                    self.has_stalled("the agent returned the token that it returned before");
                 } else if recovers {
-                    tracing::info!(?request, "refreshes of JWT-SVIDs bring newer tokens again");
+                    tracing::info!(request = ?self.request, "refreshes of JWT-SVIDs bring newer tokens again");
                 }
                 Ok(token)
             }
@@ -137,15 +130,16 @@ impl Entry {
     pub(super) fn is_slow(&self) {
         let stalls = self.cx.stalls(&mut self.gate());
         if stalls {
-            let request = &self.request;
-            let after_s = self.cx.settings.slow_after.as_secs_f64();
-            tracing::warn!(
-                ?request,
-                after_s,
-                "refreshes of JWT-SVIDs have stalled: the agent has not answered yet; check that it \
-                 is running and reaches its server"
-            );
+            self.has_stalled("the agent has not answered yet");
         }
+    }
+
+    fn has_stalled(&self, why: &str) {
+        tracing::warn!(
+            request = ?self.request,
+            why,
+            "refreshes of JWT-SVIDs have stalled; check that the agent is running and reaches its server"
+        );
     }
 
     fn take_in(
