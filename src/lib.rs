@@ -90,6 +90,8 @@ mod grpc_code;
 mod jwt;
 pub mod metrics;
 mod presentable;
+#[cfg(any(feature = "server", feature = "client"))]
+mod runtime;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod source;

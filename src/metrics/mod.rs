@@ -53,6 +53,8 @@
 //! | `source` | error | reading the bundle files panicked; their last good bundles stay | | a fault of this crate |
 //! | `svid_cache` | warn | fetching a JWT-SVID failed | `request`, `error`, `usable` | `usable`: an older token is sent meanwhile |
 //! | `svid_cache` | debug | fetching a JWT-SVID failed again | `request`, `error`, `usable` | for the same reason |
+//! | `svid_cache` | warn | refreshes of JWT-SVIDs have stalled; check that the agent is running and reaches its server | `request`, `why` | one line until they recover: a refresh brought no newer token, or takes longer than `slow_after` |
+//! | `svid_cache` | info | refreshes of JWT-SVIDs bring newer tokens again | `request` | they recovered |
 //! | `svid_cache` | info | the issuer of JWT-SVIDs answers again | | after it was given up for a while |
 //! | `client` | debug | no token for this request: no audience is named for its origin… | `origin` | the request is sent without a token; with [`strict`](crate::AddJwtSvidLayer::strict) it fails |
 //! | `client` | debug | no token for this request: its Host header does not match its origin | `origin`, `host` | the same; a forwarded `Host` header would route the token to another virtual host |

@@ -27,6 +27,7 @@ use super::rejection::RejectionReason;
 use super::telemetry::Telemetry;
 use crate::clock::{Clock, UnixTime};
 use crate::metrics::MetricsRecorder;
+use crate::runtime::{self, Missing};
 use crate::spiffe_id::SpiffeId;
 use crate::svid::{ValidateReason, Validator};
 
@@ -200,13 +201,20 @@ impl End {
         (!left.is_zero()).then(|| left.min(MAX_SLEEP))
     }
 
-    fn poll_over(&self, sleep: &mut Option<Pin<Box<Sleep>>>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_over(
+        &self,
+        sleep: &mut Option<Pin<Box<Sleep>>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), NoTimers>> {
         while let Some(left) = self.left() {
+            if sleep.is_none() {
+                runtime::with_timers().map_err(NoTimers)?;
+            }
             let timer = sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(left)));
             ready!(timer.as_mut().poll(cx));
             *sleep = None;
         }
-        Poll::Ready(())
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -292,7 +300,10 @@ where
                 };
                 return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
             }
-            ready!(end.poll_over(this.sleep, cx));
+            if let Err(error) = ready!(end.poll_over(this.sleep, cx)) {
+                *this.ended = true;
+                return Poll::Ready(Some(Err(error.into())));
+            }
         }
         *this.ended = true;
         let place = this.frames.place();
@@ -384,3 +395,19 @@ impl fmt::Display for TokenExpired {
 }
 
 impl Error for TokenExpired {}
+
+/// Nothing would end a body that pauses.
+#[derive(Debug)]
+struct NoTimers(Missing);
+
+impl fmt::Display for NoTimers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(missing) = self;
+        write!(
+            f,
+            "the response cannot be ended when its token expires: {missing}"
+        )
+    }
+}
+
+impl Error for NoTimers {}

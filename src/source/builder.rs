@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::runtime::Handle;
 
 use super::backoff::Backoff;
 use super::error::JwtSourceError;
@@ -23,6 +22,8 @@ use crate::svid_cache::{SvidCache, SvidCacheBuilder};
 use crate::workload_api::{
     Connector, DEFAULT_MAX_MESSAGE_BYTES, Endpoint, EndpointError, Timing, WorkloadApiClientBuilder,
 };
+
+const BUILDING: &str = "a source cannot be built";
 
 /// Sets up a [`JwtSource`].
 #[must_use]
@@ -215,7 +216,7 @@ impl JwtSourceBuilder {
     ///
     /// # Errors
     /// At once where no retry can mend it: no endpoint or a malformed one, `InvalidArgument` or
-    /// `Unimplemented` from the agent, no tokio runtime. After the
+    /// `Unimplemented` from the agent, no tokio runtime with timers and I/O. After the
     /// [`initial_sync_timeout`](Self::initial_sync_timeout) otherwise, with the last error.
     pub async fn build(self) -> Result<JwtSource, JwtSourceError> {
         let within = self.initial_sync;
@@ -241,21 +242,22 @@ impl JwtSourceBuilder {
     /// validation answers "cannot judge" and [`JwtSource::ready`] waits.
     ///
     /// # Errors
-    /// No endpoint or a malformed one, no tokio runtime.
+    /// No endpoint or a malformed one, no tokio runtime with timers and I/O (a
+    /// [`connector`](Self::connector) needs timers only).
     pub fn build_lazy(self) -> Result<JwtSource, JwtSourceError> {
         let connector = match self.connector {
             Some(connector) => connector?,
             None => Connector::to_endpoint(&Endpoint::from_env()?),
         };
-        let runtime = Handle::try_current().map_err(|_| JwtSourceError::no_runtime())?;
+        let runtime = connector.runtime();
+        let runtime = runtime.map_err(|missing| JwtSourceError::no_runtime(BUILDING, missing))?;
         let clock = Arc::new(TrustClock::new(self.clock.clone()));
         let metrics: Arc<dyn MetricsRecorder> = Arc::new(Shielded::new(self.metrics.clone()));
         let client = WorkloadApiClientBuilder::new(connector)
             .timing(self.timing)
             .max_message_bytes(self.max_message)
             .clock(clock.clone())
-            .build()
-            .map_err(|_| JwtSourceError::no_runtime())?;
+            .build_on(runtime.clone());
         let shared = Arc::new(Shared::new(
             client,
             clock,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::bundle::CannotJudge;
 use crate::grpc_code::GrpcCode;
+use crate::runtime::Missing;
 use crate::spiffe_id::TrustDomain;
 use crate::svid::{FetchSvidError, FetchSvidReason, SvidRequestError};
 use crate::svid_cache::TokenError;
@@ -29,7 +30,7 @@ pub struct JwtSourceError {
 pub enum JwtSourceErrorReason {
     /// There is no endpoint, or it is malformed.
     Endpoint(EndpointErrorReason),
-    /// There is no tokio runtime here.
+    /// The call needs a tokio runtime (with timers; with I/O to build a source), and there is none.
     NoRuntime,
     /// The first bundles did not come in time.
     InitialSync,
@@ -59,12 +60,12 @@ impl JwtSourceError {
         }
     }
 
-    pub(crate) fn no_runtime() -> Self {
+    /// `call` says what the call does that needs a runtime.
+    pub(crate) fn no_runtime(call: &str, missing: Missing) -> Self {
         Self::new(
             JwtSourceErrorReason::NoRuntime,
             false,
-            "there is no tokio runtime here; build the source in async code, or inside of \
-             `runtime.enter()`",
+            format!("{call}: {missing}"),
         )
     }
 
@@ -207,13 +208,13 @@ impl From<FetchSvidError> for JwtSourceError {
         if error.reason() == FetchSvidReason::Closed {
             return Self::closed();
         }
+        let reason = match error.reason() {
+            FetchSvidReason::NoRuntime => JwtSourceErrorReason::NoRuntime,
+            reason => JwtSourceErrorReason::Token(reason),
+        };
         Self {
             code: error.code(),
-            ..Self::new(
-                JwtSourceErrorReason::Token(error.reason()),
-                error.is_retryable(),
-                error.to_string(),
-            )
+            ..Self::new(reason, error.is_retryable(), error.to_string())
         }
     }
 }
@@ -228,9 +229,12 @@ impl From<TokenError> for JwtSourceError {
             Reason::Denied => FetchSvidReason::Denied,
             Reason::InvalidRequest => FetchSvidReason::InvalidRequest,
             Reason::Unacceptable => FetchSvidReason::Unacceptable,
+            Reason::StaleToken => FetchSvidReason::Stale,
             Reason::ClockSkew => FetchSvidReason::Expired,
             Reason::Panicked => FetchSvidReason::Panicked,
-            Reason::NoRuntime => return Self::no_runtime(),
+            Reason::NoRuntime => {
+                return Self::new(JwtSourceErrorReason::NoRuntime, false, error.to_string());
+            }
             _ => FetchSvidReason::Other,
         };
         Self {

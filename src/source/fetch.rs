@@ -8,6 +8,7 @@ use crate::svid::{
     FetchSvid, FetchSvidError, FetchSvidFuture, FetchSvidReason, JwtSvid, SvidRequest,
 };
 use crate::svid_cache::TokenErrorReason;
+use crate::workload_api::{WorkloadApiError, WorkloadApiErrorReason};
 
 /// Fetches over the source's connection. Holds no handle of the source.
 pub(crate) struct Fetcher(Arc<Shared>);
@@ -35,7 +36,7 @@ impl Shared {
         }
         let outcome = tokio::select! {
             biased;
-            outcome = self.client.fetch_jwt_svid(request) => outcome,
+            outcome = self.ask(request) => outcome,
             () = self.until_closing() => return Err(closed()),
         };
         match &outcome {
@@ -50,6 +51,26 @@ impl Shared {
                 error.into()
             }
         })
+    }
+
+    /// By SPIFFE ID if the hint of the request was resolved before; by hint if it was not, or if it
+    /// belongs to another identity now.
+    async fn ask(&self, request: &SvidRequest) -> Result<JwtSvid, WorkloadApiError> {
+        let Some(hint) = request.hint() else {
+            return self.client.fetch_jwt_svid(request).await;
+        };
+        if let Some(id) = self.hints.get(hint) {
+            match self.client.fetch_jwt_svid_of(request, hint, &id).await {
+                Ok(Some(svid)) => return Ok(svid),
+                Ok(None) => {}
+                // That identity is no longer registered; another may have its hint.
+                Err(error) if error.reason() == WorkloadApiErrorReason::PermissionDenied => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let svid = self.client.fetch_jwt_svid(request).await?;
+        self.hints.learn(hint, svid.spiffe_id());
+        Ok(svid)
     }
 
     /// As [`fetch`](Self::fetch), and counted; the cache counts its own.

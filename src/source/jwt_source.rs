@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use http::HeaderValue;
 use tokio::task::AbortHandle;
 
@@ -15,6 +16,7 @@ use super::shared::Shared;
 use super::state::SourceState;
 use super::updates::{self, SourceUpdates};
 use crate::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtBundle, JwtBundleSet};
+use crate::runtime;
 use crate::spiffe_id::{SpiffeId, TrustDomain};
 use crate::svid::{FetchSvid, FetchSvidFuture, JwtSvid, SvidRequest};
 use crate::svid_cache::SvidCache;
@@ -29,6 +31,12 @@ use crate::svid_cache::SvidCache;
 /// The task and the connection live on the tokio runtime that the source was built on; it may be
 /// used from any other. When that runtime ends, the source is closed: it does not go on with
 /// bundles that nobody keeps fresh.
+///
+/// Bundles, cached tokens, [`ready`](Self::ready), [`updated`](Self::updated) and
+/// [`shutdown`](Self::shutdown) work on every thread. A call that waits for the agent has a limit, so
+/// it needs a tokio runtime with timers where it is awaited, and returns `NoRuntime` without one.
+/// tokio reports missing timers by a panic only: this crate catches it, once per thread and runtime,
+/// but under `panic = "abort"` the process aborts with tokio's message.
 #[derive(Clone)]
 pub struct JwtSource {
     inner: Arc<Inner>,
@@ -150,9 +158,23 @@ impl JwtSource {
         audiences: impl IntoIterator<Item = A>,
         id: Option<&SpiffeId>,
     ) -> Result<JwtSvid, JwtSourceError> {
-        let request = request(audiences, id)?;
-        self.open()?;
-        Ok(self.inner.cache.get(&request).await?)
+        self.get(&request(audiences, id)?).await
+    }
+
+    /// As [`get_jwt_svid`](Self::get_jwt_svid), as the identity with this hint.
+    ///
+    /// The first token of a hint costs the agent one for every identity of this workload. Later
+    /// ones are asked for by the SPIFFE ID that had the hint, for as long as it has it.
+    ///
+    /// # Errors
+    /// As there; or the hint is empty, or no identity of this workload has it.
+    pub async fn get_jwt_svid_with_hint<A: AsRef<str>>(
+        &self,
+        audiences: impl IntoIterator<Item = A>,
+        hint: &str,
+    ) -> Result<JwtSvid, JwtSourceError> {
+        self.get(&SvidRequest::new(audiences)?.with_hint(hint)?)
+            .await
     }
 
     /// A token of our own for these audiences, asked of the agent now: one call, no cache.
@@ -179,15 +201,64 @@ impl JwtSource {
         Ok(self.inner.shared.fetch_counted(&request).await?)
     }
 
+    /// As [`fetch_jwt_svid`](Self::fetch_jwt_svid), as the identity with this hint; see
+    /// [`get_jwt_svid_with_hint`](Self::get_jwt_svid_with_hint). Two calls if another identity has
+    /// the hint than before.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn fetch_jwt_svid_with_hint<A: AsRef<str>>(
+        &self,
+        audiences: impl IntoIterator<Item = A>,
+        hint: &str,
+    ) -> Result<JwtSvid, JwtSourceError> {
+        let request = SvidRequest::new(audiences)?.with_hint(hint)?;
+        Ok(self.inner.shared.fetch_counted(&request).await?)
+    }
+
     /// The value of an `authorization` header with a token for this audience, from the cache where
     /// it has a fresh one; marked sensitive. For clients that take no layer.
     ///
     /// # Errors
     /// The audience is empty, or no token could be had in time.
     pub async fn authorization(&self, audience: &str) -> Result<HeaderValue, JwtSourceError> {
-        let request = request([audience], None)?;
+        self.authorization_with_id(audience, None).await
+    }
+
+    /// As [`authorization`](Self::authorization), as this identity.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn authorization_with_id(
+        &self,
+        audience: &str,
+        id: Option<&SpiffeId>,
+    ) -> Result<HeaderValue, JwtSourceError> {
+        self.header(&request([audience], id)?).await
+    }
+
+    /// As [`authorization`](Self::authorization), as the identity with this hint; see
+    /// [`get_jwt_svid_with_hint`](Self::get_jwt_svid_with_hint).
+    ///
+    /// # Errors
+    /// As there; or the hint is empty, or no identity of this workload has it.
+    pub async fn authorization_with_hint(
+        &self,
+        audience: &str,
+        hint: &str,
+    ) -> Result<HeaderValue, JwtSourceError> {
+        self.header(&SvidRequest::new([audience])?.with_hint(hint)?)
+            .await
+    }
+
+    async fn get(&self, request: &SvidRequest) -> Result<JwtSvid, JwtSourceError> {
         self.open()?;
-        Ok(self.inner.cache.header(&request).await?)
+        Ok(self.inner.cache.get(request).await?)
+    }
+
+    async fn header(&self, request: &SvidRequest) -> Result<HeaderValue, JwtSourceError> {
+        self.open()?;
+        Ok(self.inner.cache.header(request).await?)
     }
 
     // === State ===
@@ -238,8 +309,15 @@ impl JwtSource {
     /// As [`shutdown`](Self::shutdown), within this time; past it the task is aborted.
     ///
     /// # Errors
-    /// The task had not ended by itself in time.
+    /// The task had not ended by itself in time; or the task has not ended yet and there are no
+    /// tokio timers to wait with. The source is closed all the same.
     pub async fn shutdown_with_timeout(&self, within: Duration) -> Result<(), JwtSourceError> {
+        if let Err(missing) = runtime::with_timers() {
+            const WAITING: &str = "the source is closed, but the end of its task cannot be waited \
+                                   for with a limit";
+            let ended = self.shutdown().now_or_never();
+            return ended.ok_or_else(|| JwtSourceError::no_runtime(WAITING, missing));
+        }
         match tokio::time::timeout(within, self.shutdown()).await {
             Ok(()) => Ok(()),
             Err(_) => {
@@ -252,7 +330,7 @@ impl JwtSource {
     /// As [`shutdown`](Self::shutdown), within the time that the builder was given.
     ///
     /// # Errors
-    /// The task had not ended by itself in time.
+    /// As [`shutdown_with_timeout`](Self::shutdown_with_timeout).
     pub async fn shutdown_configured(&self) -> Result<(), JwtSourceError> {
         match self.inner.shutdown_timeout {
             Some(within) => self.shutdown_with_timeout(within).await,

@@ -35,6 +35,8 @@ mod error;
 #[cfg(feature = "workload-api")]
 mod fetch;
 #[cfg(feature = "workload-api")]
+mod hints;
+#[cfg(feature = "workload-api")]
 pub(crate) mod intake;
 #[cfg(feature = "workload-api")]
 mod judge;

@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Notify, watch};
 
 use super::error::JwtSourceError;
+use super::hints::Hints;
 use super::intake::Intake;
 use super::judge::{Judge, Verdict};
 use super::limits::WithdrawalPolicy;
@@ -24,6 +25,7 @@ use crate::workload_api::{WorkloadApiClient, WorkloadApiError, WorkloadApiErrorR
 
 pub(crate) struct Shared {
     pub(crate) client: WorkloadApiClient,
+    pub(crate) hints: Hints,
     pub(crate) clock: Arc<TrustClock>,
     pub(crate) metrics: Arc<dyn MetricsRecorder>,
     pub(crate) withdrawal: WithdrawalPolicy,
@@ -109,6 +111,7 @@ impl Shared {
         let beat_at = nanos(clock.monotonic());
         Self {
             client,
+            hints: Hints::default(),
             clock,
             metrics,
             withdrawal,

@@ -247,12 +247,17 @@ pub enum FetchSvidReason {
     /// The issuer answered with something that is no acceptable token: malformed, of another
     /// identity or audience, too long.
     Unacceptable,
-    /// The issuer answered with a token that is already expired: the clocks differ.
+    /// The agent returned an old token, which has expired: the one that it returned before, or one
+    /// whose `iat` is a whole life old. Its server is probably unreachable.
+    Stale,
+    /// The issuer answered with another token that is already expired: the clocks differ.
     Expired,
     /// The source was shut down.
     Closed,
     /// The fetcher panicked.
     Panicked,
+    /// The call needs a tokio runtime with timers, and there is none.
+    NoRuntime,
     /// Anything else.
     Other,
 }
@@ -289,7 +294,7 @@ impl FetchSvidError {
     pub fn is_retryable(&self) -> bool {
         !matches!(
             self.reason,
-            FetchSvidReason::InvalidRequest | FetchSvidReason::Closed
+            FetchSvidReason::InvalidRequest | FetchSvidReason::Closed | FetchSvidReason::NoRuntime
         )
     }
 }

@@ -107,7 +107,10 @@ impl SvidCacheBuilder {
         self
     }
 
-    /// How long a request waits where there is no token to send. 5 s by default.
+    /// How long a request waits if there is no token to send. 5 s by default. If a token has expired
+    /// and the issuer does not answer, requests wait for [`soft_wait`](Self::soft_wait) only: the
+    /// call under way has taken longer than [`slow_after`](Self::slow_after), or the last one ended
+    /// without an answer.
     pub fn max_wait(mut self, wait: Duration) -> Self {
         self.settings.max_wait = wait;
         self
@@ -191,7 +194,8 @@ impl SvidCacheBuilder {
         self
     }
 
-    /// Over how long the fetches are spread after a signing key has gone. 5 s by default.
+    /// Over how long the fetches are spread that no request asks for, after a signing key was
+    /// removed. 5 s by default. A request asks at once.
     pub fn refetch_after_key_loss_within(mut self, within: Duration) -> Self {
         self.settings.gone_jitter = within;
         self

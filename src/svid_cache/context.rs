@@ -16,6 +16,7 @@ use super::settings::Settings;
 use super::token::{Subjects, Token};
 use crate::clock::Clock;
 use crate::metrics::{MetricsRecorder, Shielded, SvidCacheEvent};
+use crate::runtime::{self, Missing};
 use crate::svid::{FetchSvid, FetchSvidError, FetchSvidReason};
 
 /// Holds no entry, so that whatever holds it keeps no token alive.
@@ -32,6 +33,8 @@ pub(crate) struct Context {
     pub(crate) nudge: Notify,
     runtime: Option<Handle>,
     closed: AtomicBool,
+    /// Refreshes were reported to bring no newer tokens, or to be slow.
+    stalled: AtomicBool,
     /// Failures of the issuer as a whole that were warned of, one bit each.
     warned: AtomicU16,
 }
@@ -55,6 +58,7 @@ impl Context {
             nudge: Notify::new(),
             runtime: Handle::try_current().ok(),
             closed: AtomicBool::new(false),
+            stalled: AtomicBool::new(false),
             warned: AtomicU16::new(0),
         }
     }
@@ -75,8 +79,13 @@ impl Context {
     }
 
     /// Where to fetch: the caller's runtime, which is alive; else the one that it was built on.
-    pub(crate) fn runtime(&self) -> Option<Handle> {
-        Handle::try_current().ok().or_else(|| self.runtime.clone())
+    /// Neither without timers.
+    pub(crate) fn runtime(&self) -> Result<Handle, Missing> {
+        runtime::with_timers().or_else(|missing| {
+            let built_on = self.runtime.as_ref();
+            let built_on = built_on.filter(|runtime| runtime::has_timers(runtime));
+            built_on.cloned().ok_or(missing)
+        })
     }
 
     /// A token was there.
@@ -147,6 +156,18 @@ impl Context {
         }
     }
 
+    /// A refresh brought nothing newer, or is slow. Whether that is news, for this audience and for
+    /// all.
+    pub(crate) fn stalls(&self, gate: &mut Gate) -> bool {
+        let new = !std::mem::replace(&mut gate.stalled, true);
+        new && !self.stalled.swap(true, Ordering::Relaxed)
+    }
+
+    /// A refresh brought a newer token in time. Whether that is news.
+    pub(crate) fn recovers(&self, gate: &mut Gate) -> bool {
+        std::mem::take(&mut gate.stalled) && self.stalled.swap(false, Ordering::Relaxed)
+    }
+
     /// Whether such a failure was warned of already, here or by another audience whom it concerns
     /// as well. From now on it was.
     pub(crate) fn is_known(&self, gate: &mut Gate, reason: FetchSvidReason) -> bool {
@@ -170,6 +191,8 @@ fn class_bit(reason: FetchSvidReason) -> u16 {
         FetchSvidReason::Closed => 6,
         FetchSvidReason::Panicked => 7,
         FetchSvidReason::Other => 8,
+        FetchSvidReason::NoRuntime => 9,
+        FetchSvidReason::Stale => 10,
     };
     1 << at
 }
@@ -178,6 +201,10 @@ fn class_bit(reason: FetchSvidReason) -> u16 {
 fn concerns_all(reason: FetchSvidReason) -> bool {
     matches!(
         reason,
-        FetchSvidReason::Unavailable | FetchSvidReason::Timeout | FetchSvidReason::Closed
+        FetchSvidReason::Unavailable
+            | FetchSvidReason::Timeout
+            | FetchSvidReason::Closed
+            | FetchSvidReason::NoRuntime
+            | FetchSvidReason::Stale
     )
 }

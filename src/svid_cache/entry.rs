@@ -35,6 +35,9 @@ pub(crate) struct Entry {
     pub(super) forced: AtomicU64,
     /// A service refused the token: the next is worth a little wait.
     pub(super) rejected: AtomicBool,
+    /// The key that signed the token was removed from the bundle: the next request waits a little
+    /// for another token, once.
+    pub(super) key_removed: AtomicBool,
     /// Before this, no request need think of starting a fetch for a token that is due.
     pub(super) quiet_until: AtomicU64,
     /// When it was last asked for, about.
@@ -59,6 +62,8 @@ enum Attempt {
     Flight {
         started: u64,
         waiter: Waiter,
+        /// Since when the issuer has not answered, if the last call or this one says so.
+        silent_since: Option<u64>,
     },
     NotNow {
         error: TokenError,
@@ -87,6 +92,7 @@ impl Entry {
             token: ArcSwapOption::empty(),
             forced: AtomicU64::new(NEVER),
             rejected: AtomicBool::new(false),
+            key_removed: AtomicBool::new(false),
             quiet_until: AtomicU64::new(0),
             used: AtomicU64::new(now.mono()),
             pins: AtomicUsize::new(0),
@@ -102,13 +108,33 @@ impl Entry {
     pub(crate) fn stage(&self, token: &Token, now: Moment) -> Stage {
         match token.stage(now) {
             Stage::Fresh | Stage::Due if self.is_forced(now) => {
-                if self.rejected.load(Ordering::Relaxed) {
+                if self.rejected.load(Ordering::Relaxed) || self.is_key_removed() {
                     Stage::Critical
                 } else {
                     Stage::Due
                 }
             }
             stage => stage,
+        }
+    }
+
+    pub(super) fn is_key_removed(&self) -> bool {
+        self.key_removed.load(Ordering::Relaxed)
+    }
+
+    /// Since when requests wait for the next token, which may be a new one from here on.
+    fn waits_since(&self, token: &Token, started: u64, now: Moment) -> u64 {
+        if !self.is_key_removed() {
+            return started;
+        }
+        let mut gate = self.gate();
+        let asked = *gate.rare().asked_at.get_or_insert(now.mono());
+        let waits_anyway =
+            self.rejected.load(Ordering::Relaxed) || token.stage(now) == Stage::Critical;
+        if waits_anyway {
+            asked.max(started)
+        } else {
+            asked
         }
     }
 
@@ -119,6 +145,16 @@ impl Entry {
     /// Until when `token` is fresh, a forced refresh included.
     pub(crate) fn due(&self, token: &Token) -> Moment {
         token.due.no_later_than(self.forced.load(Ordering::Acquire))
+    }
+
+    /// The same, if no request asks for it: a removed key does not have all tokens that are kept
+    /// warm fetched at once.
+    fn due_unasked(&self, token: &Token) -> Moment {
+        if !self.is_key_removed() {
+            return self.due(token);
+        }
+        let gone_at = self.gate().rare.as_ref().and_then(|rare| rare.gone_at);
+        token.due.no_later_than(gone_at.unwrap_or(NEVER))
     }
 
     pub(crate) fn touch(&self, now: Moment) {
@@ -150,9 +186,13 @@ impl Entry {
                 Resolved::Token(token)
             }
             (Some(token), Some(Stage::Critical)) => match self.attempt(now, true) {
-                Attempt::Flight { started, waiter } => {
-                    let until = started.saturating_add(nanos(settings.soft_wait));
+                Attempt::Flight {
+                    started, waiter, ..
+                } => {
+                    let since = self.waits_since(&token, started, now);
+                    let until = since.saturating_add(nanos(settings.soft_wait));
                     if now.mono() < until {
+                        let waiter = waiter.for_removed_key(self.is_key_removed());
                         Resolved::Wait(waiter.until(until - now.mono()))
                     } else {
                         self.cx.late();
@@ -166,9 +206,19 @@ impl Entry {
                 Attempt::Landed(newer) => Resolved::Token(newer),
                 Attempt::Retired => Resolved::Retired,
             },
-            _ => match self.attempt(now, true) {
-                Attempt::Flight { waiter, .. } => {
-                    Resolved::Wait(waiter.until(nanos(settings.max_wait)))
+            (token, _) => match self.attempt(now, true) {
+                Attempt::Flight {
+                    waiter,
+                    silent_since,
+                    ..
+                } => {
+                    // An outage that outlasted a token must not pile requests up.
+                    let silent_since = token.and(silent_since);
+                    let wait = match silent_since {
+                        Some(_) => settings.soft_wait.min(settings.max_wait),
+                        None => settings.max_wait,
+                    };
+                    Resolved::Wait(waiter.until(nanos(wait)).silent_since(silent_since))
                 }
                 Attempt::NotNow { error } => Resolved::Fail(error),
                 Attempt::Landed(token) => Resolved::Token(token),
@@ -221,8 +271,16 @@ impl Entry {
                     flight.raise();
                 }
                 let waiter = Waiter::new(self.clone(), flight.outcome());
-                let started = flight.started();
-                return (Attempt::Flight { started, waiter }, After::Nothing);
+                let slow_after = nanos(cx.settings.slow_after);
+                let slow = flight
+                    .called()
+                    .filter(|called| now.mono() >= called.saturating_add(slow_after));
+                let attempt = Attempt::Flight {
+                    started: flight.started(),
+                    waiter,
+                    silent_since: gate.silent_since().or(slow),
+                };
+                return (attempt, After::Nothing);
             }
             // Its task must be gone: a runtime that was shut down takes its tasks with it.
             _lost = gate.flight.take();
@@ -262,29 +320,36 @@ impl Entry {
         };
         gate.flights += 1;
         gate.doubtful = false;
-        let Some(flight) = Flight::start(self, gate.flights, now, probe, urgent) else {
-            if let Some((id, _)) = probe {
-                cx.breaker.abandoned(id);
+        let flight = match Flight::start(self, gate.flights, now, probe, urgent) {
+            Ok(flight) => flight,
+            Err(missing) => {
+                if let Some((id, _)) = probe {
+                    cx.breaker.abandoned(id);
+                }
+                let error = TokenError::no_runtime(&self.request, missing);
+                return (Attempt::NotNow { error }, After::Nothing);
             }
-            let error = TokenError::no_runtime(&self.request);
-            return (Attempt::NotNow { error }, After::Nothing);
         };
         self.quiet_until.store(flight.lease(), Ordering::Release);
         let waiter = Waiter::new(self.clone(), flight.outcome());
-        let started = flight.started();
+        let attempt = Attempt::Flight {
+            started: flight.started(),
+            waiter,
+            silent_since: gate.silent_since(),
+        };
         gate.flight = Some(flight);
-        (Attempt::Flight { started, waiter }, After::Began)
+        (attempt, After::Began)
     }
 
     /// A flight is about to make its call, and has until `lease` for it.
-    pub(crate) fn renew_lease(&self, flight: u64, lease: u64) {
+    pub(crate) fn calls(&self, flight: u64, began: u64, lease: u64) {
         let gate = self.gate();
         if let Some(current) = gate
             .flight
             .as_ref()
             .filter(|current| current.id() == flight)
         {
-            current.renew(lease);
+            current.calls(began, lease);
             self.quiet_until.store(lease, Ordering::Release);
         }
     }
@@ -312,8 +377,8 @@ impl Entry {
         true
     }
 
-    /// Keys are gone; `gone` tells of a token's key. Due soon where it signed the token that is
-    /// there, or may have signed the one on its way.
+    /// Keys were removed; `gone` tells of a token's key. If it signed the token that is there, the
+    /// next request waits for another; it may have signed the one on its way, too.
     pub(crate) fn keys_gone(&self, gone: impl Fn(&Token) -> bool, now: Moment) {
         {
             let mut gate = self.gate();
@@ -328,9 +393,22 @@ impl Entry {
         // One that came meanwhile was asked for after the keys had gone, or is in doubt already.
         let current = self.token.load();
         if current.as_ref().is_some_and(|it| Arc::ptr_eq(it, &token)) {
-            gate.rare().gone_at.get_or_insert(at);
-            self.force(at);
+            self.key_is_removed(&mut gate, at, now);
         }
+    }
+
+    /// The key of the current token was removed. Requests ask at once, whatever failed before;
+    /// what no request asks for is asked for at `unasked_at`.
+    pub(super) fn key_is_removed(&self, gate: &mut Gate, unasked_at: u64, now: Moment) {
+        let flights = gate.flights;
+        gate.pace.with_token = 0;
+        let rare = gate.rare();
+        rare.gone_at = Some(unasked_at);
+        rare.asked_at = None;
+        rare.asked_before = flights;
+        self.key_removed.store(true, Ordering::Relaxed);
+        self.quiet_until.store(0, Ordering::Release);
+        self.force(now.mono());
     }
 
     /// Some moment soon, another for each audience, on the monotonic clock.
@@ -376,7 +454,8 @@ impl Entry {
     /// Starts what is due, as nobody waits for it.
     pub(crate) fn tend(self: &Arc<Self>, now: Moment) {
         let token = self.token.load_full();
-        let fresh = token.is_some_and(|token| self.stage(&token, now) == Stage::Fresh);
+        let fresh =
+            token.is_some_and(|token| token.usable(now) && !self.due_unasked(&token).reached(now));
         if !fresh {
             // The fetch goes on by itself.
             let _ = self.attempt(now, false);
@@ -391,7 +470,7 @@ impl Entry {
             .saturating_sub(now.mono());
         let due = self.token.load().as_ref().map_or(Duration::ZERO, |token| {
             if token.usable(now) {
-                self.due(token).until(now)
+                self.due_unasked(token).until(now)
             } else {
                 Duration::ZERO
             }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::runtime::Missing;
 use crate::svid::{FetchSvidError, FetchSvidReason, SvidRequest};
 
 /// Why no token of our own could be fetched, or put into a request.
@@ -60,7 +61,9 @@ pub enum TokenErrorReason {
     InvalidRequest,
     /// The issuer answered with something that is no acceptable token.
     Unacceptable,
-    /// The issuer answered with a token that is already expired: the clocks differ.
+    /// The agent returned an old token, which has expired: its server is probably unreachable.
+    StaleToken,
+    /// The issuer answered with another token that is already expired: the clocks differ.
     ClockSkew,
     /// The cache is full of audiences whose fetch is under way.
     Full,
@@ -68,7 +71,7 @@ pub enum TokenErrorReason {
     Closed,
     /// The fetcher panicked.
     Panicked,
-    /// There is no tokio runtime on which to fetch.
+    /// The call needs a tokio runtime with timers, and there is none.
     NoRuntime,
     /// The request shows no origin, and none was promised with `assume_origin`.
     NoOrigin,
@@ -93,6 +96,7 @@ impl TokenErrorReason {
             Self::Denied => "denied",
             Self::InvalidRequest => "invalid-request",
             Self::Unacceptable => "unacceptable",
+            Self::StaleToken => "stale-token",
             Self::ClockSkew => "clock-skew",
             Self::Full => "full",
             Self::Closed => "closed",
@@ -113,9 +117,11 @@ impl TokenErrorReason {
             FetchSvidReason::Denied => Self::Denied,
             FetchSvidReason::InvalidRequest => Self::InvalidRequest,
             FetchSvidReason::Unacceptable => Self::Unacceptable,
+            FetchSvidReason::Stale => Self::StaleToken,
             FetchSvidReason::Expired => Self::ClockSkew,
             FetchSvidReason::Closed => Self::Closed,
             FetchSvidReason::Panicked => Self::Panicked,
+            FetchSvidReason::NoRuntime => Self::NoRuntime,
             FetchSvidReason::Other => Self::Other,
         }
     }
@@ -154,11 +160,11 @@ impl TokenError {
         Self::for_request(TokenErrorReason::Timeout, request, "the fetch was given up")
     }
 
-    pub(crate) fn no_runtime(request: &SvidRequest) -> Self {
+    pub(crate) fn no_runtime(request: &SvidRequest, missing: Missing) -> Self {
         Self::for_request(
             TokenErrorReason::NoRuntime,
             request,
-            "there is no tokio runtime to fetch on; build the cache, or ask it, inside one",
+            format_args!("waiting for one needs timers, and {missing}"),
         )
     }
 

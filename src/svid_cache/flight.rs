@@ -11,13 +11,14 @@ use futures_util::future::{AbortHandle, Abortable, Shared};
 
 use super::breaker::Admission;
 use super::context::Context;
-use super::entry::Entry;
+use super::entry::{Entry, NEVER};
 use super::error::TokenError;
 use super::landing::Landing;
 use super::limits::{Permit, Urgency};
 use super::moment::{Moment, nanos};
 use super::settings::Settings;
 use super::token::Token;
+use crate::runtime::Missing;
 use crate::svid::{FetchSvidError, FetchSvidReason, JwtSvid, SvidRequest};
 
 /// What everyone who waits for a flight gets.
@@ -44,20 +45,22 @@ pub(crate) struct Flight {
     started: u64,
     /// Past this the flight is given up for lost.
     lease: AtomicU64,
+    /// When its call began; `NEVER` while it waits for its turn.
+    called: AtomicU64,
     outcome: Outcome,
     urgency: Arc<Urgency>,
     abort: AbortHandle,
 }
 
 impl Flight {
-    /// Starts one; `None` without a tokio runtime.
+    /// Starts one; an error without a tokio runtime that has timers.
     pub(crate) fn start(
         entry: &Arc<Entry>,
         id: u64,
         now: Moment,
         probe: Option<(u64, Duration)>,
         urgent: bool,
-    ) -> Option<Box<Self>> {
+    ) -> Result<Box<Self>, Missing> {
         let cx = &entry.cx;
         let runtime = cx.runtime()?;
         let urgency = Arc::new(Urgency::new(urgent));
@@ -84,10 +87,11 @@ impl Flight {
             .fetch_deadline
             .saturating_mul(2)
             .saturating_add(LEASE_SLACK);
-        Some(Box::new(Self {
+        Ok(Box::new(Self {
             id,
             started: now.mono(),
             lease: AtomicU64::new(now.plus(wait).mono()),
+            called: AtomicU64::new(NEVER),
             outcome,
             urgency,
             abort,
@@ -106,8 +110,15 @@ impl Flight {
         self.lease.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn renew(&self, lease: u64) {
+    /// The call begins, and has until `lease`.
+    pub(crate) fn calls(&self, began: u64, lease: u64) {
+        self.called.store(began, Ordering::Relaxed);
         self.lease.store(lease, Ordering::Relaxed);
+    }
+
+    /// When the call began, if it has.
+    pub(crate) fn called(&self) -> Option<u64> {
+        Some(self.called.load(Ordering::Relaxed)).filter(|called| *called != NEVER)
     }
 
     pub(crate) fn outcome(&self) -> Outcome {
@@ -223,7 +234,7 @@ impl Pilot {
         let began = cx.clock.monotonic();
         if let Some(entry) = self.entry.upgrade() {
             let lease = nanos(began.saturating_add(deadline).saturating_add(LEASE_SLACK));
-            entry.renew_lease(self.flight, lease);
+            entry.calls(self.flight, nanos(began), lease);
         }
         let is_probe = self.probe.is_some();
         let mut spoken_against = false;
@@ -237,6 +248,9 @@ impl Pilot {
         if answer.is_none() && quick < deadline {
             spoken_against = true;
             self.speak_against(&late(quick, settings));
+            if let Some(entry) = self.entry.upgrade() {
+                entry.is_slow();
+            }
             // Others get the room; the answer is awaited still, in a smaller corner.
             if let Some(_aside) = cx.limits.step_aside() {
                 drop(permit);
@@ -262,7 +276,19 @@ impl Pilot {
                 }
             }
         }
-        let accept = |svid| Token::accept(svid, &self.request, cx.moment(), settings, &cx.subjects);
+        let had = self.entry.upgrade();
+        let had = had.and_then(|entry| entry.token.load_full());
+        let accept = |svid| {
+            let had = had.as_deref();
+            Token::accept(
+                svid,
+                &self.request,
+                had,
+                cx.moment(),
+                settings,
+                &cx.subjects,
+            )
+        };
         let answer = answer.and_then(accept);
         cx.fetched(&answer, cx.clock.monotonic().saturating_sub(began));
         answer
@@ -311,7 +337,7 @@ fn late(after: Duration, settings: &Settings) -> FetchSvidError {
 
 /// No answer at all. An issuer that says itself that it cannot serve has answered, unless that is
 /// how its transport puts it: then the fetcher leaves the code out.
-fn is_silence(error: &FetchSvidError) -> bool {
+pub(super) fn is_silence(error: &FetchSvidError) -> bool {
     match error.reason() {
         FetchSvidReason::Timeout => true,
         FetchSvidReason::Unavailable => error.code().is_none(),
@@ -320,9 +346,9 @@ fn is_silence(error: &FetchSvidError) -> bool {
 }
 
 /// Says nothing about the issuer.
-fn is_our_own(error: &FetchSvidError) -> bool {
+pub(super) fn is_our_own(error: &FetchSvidError) -> bool {
     matches!(
         error.reason(),
-        FetchSvidReason::Closed | FetchSvidReason::Panicked
+        FetchSvidReason::Closed | FetchSvidReason::Panicked | FetchSvidReason::NoRuntime
     )
 }

@@ -17,6 +17,8 @@ pub(crate) struct Gate {
     pub(super) rare: Option<Box<Rare>>,
     /// The classes of failure already warned of, one bit each.
     pub(crate) warned: u16,
+    /// Its refreshes bring no newer token, or are slow.
+    pub(super) stalled: bool,
     /// Keys went while the fetch is under way: one of them may have signed what it brings.
     pub(super) doubtful: bool,
     /// Evicted: whoever still holds it must look again.
@@ -28,9 +30,15 @@ pub(crate) struct Gate {
 pub(super) struct Rare {
     pub(super) last_error: Option<TokenError>,
     pub(super) rejected_at: Option<u64>,
-    /// From when on the token is due because the key that signed it is gone.
+    /// From when on the token is due because the key that signed it was removed, even if no request
+    /// asks for it.
     pub(super) gone_at: Option<u64>,
-    /// Flights up to this one began before the token was refused: they are no answer to that.
+    /// When the first request asked for the token after its key was removed.
+    pub(super) asked_at: Option<u64>,
+    /// When the first of the calls began that were not answered; none once one is.
+    pub(super) silent_since: Option<u64>,
+    /// Flights up to this one began before the token was refused or its key removed: they are no
+    /// answer to that.
     pub(super) asked_before: u64,
 }
 
@@ -58,6 +66,10 @@ pub(super) fn count(counter: &mut u32) {
 impl Gate {
     pub(super) fn rare(&mut self) -> &mut Rare {
         self.rare.get_or_insert_default()
+    }
+
+    pub(super) fn silent_since(&self) -> Option<u64> {
+        self.rare.as_ref()?.silent_since
     }
 
     pub(crate) fn last_error(&self) -> Option<&TokenError> {

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use super::entry::{Entry, NEVER};
 use super::error::TokenError;
-use super::flight::{Down, FlightResult};
+use super::flight::{Down, FlightResult, is_our_own, is_silence};
 use super::gate::{Gate, Paced, count};
 use super::moment::{Moment, nanos};
 use super::token::Token;
-use crate::svid::{FetchSvidError, SvidRequest};
+use crate::svid::{FetchSvidError, FetchSvidReason, SvidRequest};
 
 /// How a flight ended.
 pub(crate) enum Landing {
@@ -56,13 +56,8 @@ impl Entry {
         now: Moment,
     ) -> FlightResult {
         let mut gate = self.gate();
-        if gate
-            .flight
-            .as_ref()
-            .is_some_and(|current| current.id() == flight)
-        {
-            gate.flight = None;
-        }
+        let landed = gate.flight.take_if(|current| current.id() == flight);
+        let called = landed.and_then(|landed| landed.called());
         let answer = match landing {
             Landing::Refused { retry_after, cause } => {
                 let until = now.mono().saturating_add(nanos(retry_after));
@@ -78,9 +73,50 @@ impl Entry {
             Landing::Answer(answer) => answer,
         };
         count(&mut gate.counts.fetches);
+        match (&answer, called) {
+            (Err(error), Some(called)) if is_silence(error) => {
+                gate.rare().silent_since.get_or_insert(called);
+            }
+            (Err(error), _) if is_silence(error) || is_our_own(error) => {}
+            _ => {
+                if let Some(rare) = &mut gate.rare {
+                    rare.silent_since = None;
+                }
+            }
+        }
         match answer {
-            Ok(token) => Ok(self.take_in(&mut gate, flight, token, now)),
+            Ok(token) => {
+                let slow_after = nanos(self.cx.settings.slow_after);
+                let slow =
+                    called.is_some_and(|called| now.mono() >= called.saturating_add(slow_after));
+                let forced = self.is_forced(now);
+                let before = gate.generation;
+                let token = self.take_in(&mut gate, flight, token, now);
+                let newer = gate.generation > before;
+                // A token that is refreshed early may well be the newest there is.
+                let stalls = !newer && !forced && self.cx.stalls(&mut gate);
+                let recovers = newer && !slow && self.cx.recovers(&mut gate);
+                drop(gate);
+                if stalls {
+                    self.has_stalled("the agent returned the token that it returned before");
+                } else if recovers {
+                    tracing::info!(request = ?self.request, "refreshes of JWT-SVIDs bring newer tokens again");
+                }
+                Ok(token)
+            }
             Err(error) => {
+                // Requests wait once for a removed key, whatever comes of it.
+                let answers = gate
+                    .rare
+                    .as_ref()
+                    .is_some_and(|rare| flight > rare.asked_before);
+                if answers {
+                    self.key_removed.store(false, Ordering::Relaxed);
+                }
+                if error.reason() == FetchSvidReason::Stale {
+                    // The failure is the report.
+                    self.cx.stalls(&mut gate);
+                }
                 let failure = self.failed(&mut gate, &error, now);
                 // Whoever keeps the log may look at the state, too.
                 drop(gate);
@@ -88,6 +124,22 @@ impl Entry {
                 Err(Down::Failed(failure.error))
             }
         }
+    }
+
+    /// The call under way has taken longer than `slow_after`.
+    pub(super) fn is_slow(&self) {
+        let stalls = self.cx.stalls(&mut self.gate());
+        if stalls {
+            self.has_stalled("the agent has not answered yet");
+        }
+    }
+
+    fn has_stalled(&self, why: &str) {
+        tracing::warn!(
+            request = ?self.request,
+            why,
+            "refreshes of JWT-SVIDs have stalled; check that the agent is running and reaches its server"
+        );
     }
 
     fn take_in(
@@ -113,7 +165,7 @@ impl Entry {
             if !gain {
                 count(&mut gate.counts.unchanged);
                 self.cx.counts.unchanged();
-                if self.rejected.load(Ordering::Relaxed) {
+                if self.rejected.load(Ordering::Relaxed) || self.is_key_removed() {
                     if flight <= gate.rare().asked_before {
                         // Refused while this was under way: the next request asks at once.
                         self.quiet_until.store(0, Ordering::Release);
@@ -121,6 +173,7 @@ impl Entry {
                     }
                     // The issuer was asked, and stands by it. A key that is gone is so all the same.
                     self.rejected.store(false, Ordering::Relaxed);
+                    self.key_removed.store(false, Ordering::Relaxed);
                     let gone_at = gate.rare().gone_at.unwrap_or(NEVER);
                     self.forced.store(gone_at, Ordering::Release);
                 }
@@ -137,13 +190,16 @@ impl Entry {
         let token = Arc::new(token);
         gate.pace = Paced::default();
         self.rejected.store(false, Ordering::Relaxed);
-        let gone_at = std::mem::take(&mut gate.doubtful).then(|| self.spread_out(now));
-        if gate.rare.is_some() || gone_at.is_some() {
-            gate.rare().gone_at = gone_at;
+        self.key_removed.store(false, Ordering::Relaxed);
+        if let Some(rare) = &mut gate.rare {
+            rare.gone_at = None;
         }
-        self.forced
-            .store(gone_at.unwrap_or(NEVER), Ordering::Release);
+        self.forced.store(NEVER, Ordering::Release);
         self.quiet_until.store(0, Ordering::Release);
+        if std::mem::take(&mut gate.doubtful) {
+            let unasked_at = self.spread_out(now);
+            self.key_is_removed(gate, unasked_at, now);
+        }
         self.token.store(Some(token.clone()));
         self.version.fetch_add(1, Ordering::Release);
         token

@@ -50,7 +50,10 @@
 //! | its arrival | fresh | sends it |
 //! | 55 to 65 % of L | due | sends it, and has the next one fetched in the background |
 //! | the last 10 % of L, 30 s at most | critical | waits 250 ms at most for the next one, then sends it |
-//! | the last 2 % of L, 2 s at most | expired | waits up to 5 s for the next one, or fails at once while the issuer is known to fail |
+//! | the last 2 % of L, 2 s at most | expired | waits up to 5 s for the next one; 250 ms at most if the issuer has not answered for [`slow_after`](SvidCacheBuilder::slow_after); or fails at once while the issuer is known to fail |
+//!
+//! If a service rejects a token, or the key that signed it is removed from the bundle, the token is
+//! critical from then on.
 //!
 //! An error never replaces a token, and no token is sent past its end, by the wall's clock or by
 //! the monotonic one. Nothing is refreshed that nobody asks for, but for what
@@ -264,7 +267,7 @@ impl SvidCache {
     /// It does not keep a source open: when that is shut down, the task ends.
     ///
     /// # Errors
-    /// There is no tokio runtime here, and there was none where the cache was built.
+    /// There is no tokio runtime with timers here, and there was none where the cache was built.
     pub fn keep_warm(
         &self,
         requests: impl IntoIterator<Item = SvidRequest>,
@@ -280,8 +283,10 @@ impl SvidCache {
         )
     }
 
-    /// Tells that signing keys are gone: `gone` is asked with the name of a trust domain and a key
-    /// ID. Tokens that such a key signed are refreshed within 5 s of being asked for.
+    /// Reports that signing keys were removed: `gone` is asked with the name of a trust domain and a
+    /// key ID. The next request for a token that such a key signed waits for another one, up to
+    /// [`soft_wait`](SvidCacheBuilder::soft_wait) (250 ms) and once per removal, then sends what
+    /// there is. Tokens that are only kept warm are refreshed within 5 s.
     pub fn authorities_gone(&self, gone: &dyn Fn(&str, &str) -> bool) {
         let now = self.core.cx.moment();
         let signed_by_gone = |token: &Token| {

@@ -72,6 +72,12 @@ impl Moment {
         Duration::from_nanos(wall.min(self.mono.saturating_sub(now.mono)))
     }
 
+    /// How long ago `wall` was, by the wall.
+    pub(crate) fn since_wall(self, wall: UnixTime) -> Duration {
+        let since = self.wall.saturating_sub(wall_nanos(wall));
+        Duration::from_nanos(u64::try_from(since).unwrap_or(0))
+    }
+
     /// This moment on the monotonic clock, where `wall` stands on the wall.
     pub(crate) fn at_wall(self, wall: UnixTime) -> Self {
         let wall = wall_nanos(wall);

@@ -25,6 +25,7 @@ impl TokenErrorReason {
                  sender does not allow it; see the logs of the sender",
             ),
             Self::Unavailable
+            | Self::StaleToken
             | Self::Timeout
             | Self::Unacceptable
             | Self::ClockSkew

@@ -19,7 +19,8 @@ pub enum TokenState {
     Fresh,
     /// It is sent, and the next request has it refreshed.
     Due,
-    /// It is near its end, or a service refused it: requests wait a little for the next one.
+    /// It is near its end, a service rejected it, or its signing key was removed: requests wait a
+    /// little for the next one.
     Critical,
     /// It is not sent any more.
     Expired,

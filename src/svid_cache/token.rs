@@ -10,6 +10,7 @@ use http::HeaderValue;
 use super::entry::Entry;
 use super::moment::{Moment, nanos};
 use super::settings::Settings;
+use crate::clock::UnixTime;
 use crate::svid::{FetchSvidError, FetchSvidReason, JwtSvid, Subject, SvidRequest};
 
 /// A token with its deadlines. Never changes: what happens to it later is the entry's.
@@ -41,10 +42,11 @@ pub(crate) enum Stage {
 }
 
 impl Token {
-    /// Checks what the issuer gave for `request`.
+    /// Checks what the issuer gave for `request`, which had the token `had` before.
     pub(crate) fn accept(
         mut svid: JwtSvid,
         request: &SvidRequest,
+        had: Option<&Self>,
         now: Moment,
         settings: &Settings,
         subjects: &Subjects,
@@ -53,11 +55,7 @@ impl Token {
         svid.share(request, |subject| subjects.common(subject));
         let life = Life::of(&svid, now, settings);
         if life.expiry.reached_within(life.hard, now) {
-            return Err(FetchSvidError::new(
-                FetchSvidReason::Expired,
-                "the issuer gave a token that is expired or about to be; compare the clocks of \
-                 this machine and of the issuer",
-            ));
+            return Err(expired(&svid, had, now));
         }
         Ok(Self {
             header: header(&svid)?,
@@ -157,9 +155,7 @@ impl Life {
         let until_expiry = now.at_wall(svid.expires_at()).until(now);
         // From `iat` where it makes sense; it may lie ahead of our own clock, which then is slow,
         // and the token does not live longer for it.
-        let issued = svid
-            .issued_at()
-            .filter(|iat| iat.secs() > 0 && *iat < svid.expires_at());
+        let issued = issued_at(svid);
         let life = issued.map_or(until_expiry, |iat| svid.expires_at().saturating_since(iat));
         let expiry = now
             .at_wall(svid.expires_at())
@@ -177,6 +173,38 @@ impl Life {
             soft: nanos(settings.soft_margin.of(life)),
             hard: nanos(settings.hard_margin.of(life)),
         }
+    }
+}
+
+/// Its `iat`, if it makes sense.
+fn issued_at(svid: &JwtSvid) -> Option<UnixTime> {
+    svid.issued_at()
+        .filter(|iat| iat.secs() > 0 && *iat < svid.expires_at())
+}
+
+/// Why a token is expired when it arrives: an agent without its server returns the one it has, a new
+/// one says that the clocks differ.
+fn expired(svid: &JwtSvid, had: Option<&Token>, now: Moment) -> FetchSvidError {
+    const WHAT: &str = "the agent returned an old token";
+    const FIX: &str = "its server is probably unreachable; check the agent's log and its \
+                       connection to the server";
+    if had.is_some_and(|had| had.svid.token() == svid.token()) {
+        let text = format!("{WHAT}, the one that it returned before, which has expired: {FIX}");
+        return FetchSvidError::new(FetchSvidReason::Stale, text);
+    }
+    let lived =
+        issued_at(svid).map(|iat| (now.since_wall(iat), svid.expires_at().saturating_since(iat)));
+    match lived {
+        Some((age, life)) if age >= life => {
+            let (age, life) = (age.as_secs(), life.as_secs());
+            let text = format!("{WHAT}, issued {age} s ago for {life} s: {FIX}");
+            FetchSvidError::new(FetchSvidReason::Stale, text)
+        }
+        _ => FetchSvidError::new(
+            FetchSvidReason::Expired,
+            "the issuer returned a token that is expired or about to be: the clocks differ; compare \
+             those of this machine and of the issuer",
+        ),
     }
 }
 

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::runtime::Handle;
-
 use super::entry::{Entry, Resolved};
 use super::error::{TokenError, TokenErrorReason};
 use super::flight::{Down, Outcome};
+use super::moment::Moment;
 use super::token::{Stage, Token};
+use crate::runtime;
 use crate::svid::SvidRequest;
 
 /// One flight that was lost is bad luck; more of them in a row say that another will be, too.
@@ -21,6 +21,10 @@ pub(crate) struct Waiter {
     wait: Duration,
     /// Whether the deadline of the call, and not the cache, sets `wait`.
     by_deadline: bool,
+    /// The token has expired, and the issuer has not answered since this moment.
+    silent_since: Option<u64>,
+    /// It waits because the key that signed the token was removed.
+    key_removed: bool,
 }
 
 impl Waiter {
@@ -31,6 +35,15 @@ impl Waiter {
             outcome,
             wait,
             by_deadline: false,
+            silent_since: None,
+            key_removed: false,
+        }
+    }
+
+    pub(crate) fn for_removed_key(self, key_removed: bool) -> Self {
+        Self {
+            key_removed,
+            ..self
         }
     }
 
@@ -62,6 +75,13 @@ impl Waiter {
         }
     }
 
+    pub(crate) fn silent_since(self, silent_since: Option<u64>) -> Self {
+        Self {
+            silent_since,
+            ..self
+        }
+    }
+
     /// What may be sent without waiting.
     pub(crate) fn at_once(self) -> Option<Arc<Token>> {
         let cx = &self.entry.cx;
@@ -81,9 +101,9 @@ impl Waiter {
     }
 
     async fn newest(&self) -> Result<Arc<Token>, TokenError> {
-        // Where there is none, a timer would panic.
-        if Handle::try_current().is_err() {
-            return Err(TokenError::no_runtime(&self.entry.request));
+        // Without timers the wait below would panic.
+        if let Err(missing) = runtime::with_timers() {
+            return Err(TokenError::no_runtime(&self.entry.request, missing));
         }
         let ended = tokio::time::timeout(self.wait, self.landed()).await;
         let now = self.entry.cx.moment();
@@ -115,14 +135,31 @@ impl Waiter {
                 "the `grpc-timeout` of the call ended before the token came; raise it, or keep the \
                  audience warm (`keep_warm`)",
             )),
-            Err(_) => Err(TokenError::for_request(
-                TokenErrorReason::Timeout,
-                &self.entry.request,
+            Err(_) => Err(self.timed_out(now)),
+        }
+    }
+
+    fn timed_out(&self, now: Moment) -> TokenError {
+        let request = &self.entry.request;
+        let reason = TokenErrorReason::Timeout;
+        match self.silent_since {
+            Some(since) => TokenError::for_request(
+                reason,
+                request,
+                format_args!(
+                    "the last one has expired, and the issuer has not answered for {} s; check \
+                     that the agent is running and reaches its server",
+                    Duration::from_nanos(now.mono().saturating_sub(since)).as_secs()
+                ),
+            ),
+            None => TokenError::for_request(
+                reason,
+                request,
                 format_args!(
                     "the issuer did not answer within {:.1} s",
                     self.wait.as_secs_f64()
                 ),
-            )),
+            ),
         }
     }
 
@@ -131,7 +168,11 @@ impl Waiter {
         let mut outcome = self.outcome.clone();
         for _ in 0..MOST_FLIGHTS {
             match outcome.await {
-                Ok(token) => return Ok(token),
+                // One that began before the signing key was removed: the next may bring more.
+                Ok(token) if !(self.key_removed && self.entry.is_key_removed()) => {
+                    return Ok(token);
+                }
+                Ok(_) => {}
                 Err(Down::Failed(error)) => return Err(error),
                 Err(Down::Lost) if self.entry.cx.is_closed() => return Err(TokenError::closed()),
                 Err(Down::Lost) => {}

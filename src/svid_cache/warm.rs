@@ -34,10 +34,10 @@ impl fmt::Debug for KeepWarm {
 }
 
 pub(crate) fn keep(cx: &Arc<Context>, pins: Vec<PinnedSvid>) -> Result<KeepWarm, TokenError> {
-    let runtime = cx.runtime().ok_or_else(|| {
+    let runtime = cx.runtime().map_err(|missing| {
         TokenError::new(
             TokenErrorReason::NoRuntime,
-            "tokens are kept warm on a tokio runtime",
+            format!("keeping tokens warm needs a task with timers: {missing}"),
         )
     })?;
     let cx = cx.clone();

@@ -139,6 +139,10 @@ impl Line {
         self.doubt.subscribe()
     }
 
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
     pub(crate) fn place(&self) -> &str {
         self.connector.place()
     }

@@ -26,6 +26,7 @@ use super::stream::JwtBundleStream;
 use super::validated::ValidatedJwtSvid;
 use crate::clock::{Clock, SystemClock};
 use crate::presentable::presentable;
+use crate::runtime;
 use crate::spiffe_id::SpiffeId;
 use crate::svid::{JwtSvid, SvidRequest};
 
@@ -33,6 +34,8 @@ use crate::svid::{JwtSvid, SvidRequest};
 /// the first call needs it and made anew when it broke.
 ///
 /// Each call is one request: nothing is cached, nothing is tried twice. `JwtSource` does both.
+/// A call has a limit, so it needs a tokio runtime with timers where it is awaited; without one it
+/// returns `NoRuntime`.
 #[derive(Clone)]
 pub struct WorkloadApiClient {
     line: Arc<Line>,
@@ -53,7 +56,7 @@ impl WorkloadApiClient {
     /// A client for this endpoint. Connects at the first call, so a missing agent shows there.
     ///
     /// # Errors
-    /// Outside of a tokio runtime.
+    /// As [`WorkloadApiClientBuilder::build`].
     pub fn connect(endpoint: &Endpoint) -> Result<Self, WorkloadApiError> {
         Self::builder(endpoint).build()
     }
@@ -85,7 +88,7 @@ impl WorkloadApiClient {
     /// # Errors
     /// The call failed, or no identity has this hint.
     pub async fn fetch_jwt_svid(&self, request: &SvidRequest) -> Result<JwtSvid, WorkloadApiError> {
-        let svids = self.ask_for_svids(request).await?;
+        let svids = self.ask_for_svids(request, request.spiffe_id()).await?;
         let by_id = |id: &SpiffeId| svids.iter().find(|one| one.spiffe_id == id.as_str());
         let one = match (request.hint(), request.spiffe_id()) {
             (Some(hint), _) => {
@@ -120,14 +123,29 @@ impl WorkloadApiClient {
         &self,
         request: &SvidRequest,
     ) -> Result<Vec<JwtSvid>, WorkloadApiError> {
-        let svids = self.ask_for_svids(request).await?;
+        let svids = self.ask_for_svids(request, request.spiffe_id()).await?;
         svids.iter().map(|one| self.accept(request, one)).collect()
+    }
+
+    /// As [`fetch_jwt_svid`](Self::fetch_jwt_svid), from the identity that had the hint before;
+    /// `None` if it does not have it now.
+    pub(crate) async fn fetch_jwt_svid_of(
+        &self,
+        request: &SvidRequest,
+        hint: &str,
+        id: &SpiffeId,
+    ) -> Result<Option<JwtSvid>, WorkloadApiError> {
+        let svids = self.ask_for_svids(request, Some(id)).await?;
+        let fits = |one: &&pb::Jwtsvid| one.hint == hint && one.spiffe_id == id.as_str();
+        let one = svids.iter().find(fits);
+        one.map(|one| self.accept(request, one)).transpose()
     }
 
     /// What the agent answers, of each hint the first.
     async fn ask_for_svids(
         &self,
         request: &SvidRequest,
+        id: Option<&SpiffeId>,
     ) -> Result<Vec<pb::Jwtsvid>, WorkloadApiError> {
         const CALL: Call = Call::FetchJwtSvid;
         let message = pb::JwtsvidRequest {
@@ -136,10 +154,7 @@ impl WorkloadApiClient {
                 .iter()
                 .map(ToString::to_string)
                 .collect(),
-            spiffe_id: request
-                .spiffe_id()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
+            spiffe_id: id.map(ToString::to_string).unwrap_or_default(),
         };
         let asked_for = request.spiffe_id();
         let answer = self
@@ -240,6 +255,13 @@ impl WorkloadApiClient {
             Call::FetchJwtBundles => self.max_message,
             Call::FetchJwtSvid | Call::ValidateJwtSvid => self.max_message.min(MAX_ANSWER),
         };
+        if let Err(missing) = runtime::with_timers() {
+            let text = format!(
+                "the agent at {} was not asked: {missing}",
+                self.line.place()
+            );
+            return Err(WorkloadApiError::new(call, Reason::NoRuntime, text));
+        }
         let asked = ask(line.channel.clone(), most);
         let outcome = match tokio::time::timeout(within, asked).await {
             Ok(Ok(answer)) => return Ok(answer.into_inner()),
@@ -388,20 +410,23 @@ impl WorkloadApiClientBuilder {
     /// The client. Its connections live on the tokio runtime that this is called on.
     ///
     /// # Errors
-    /// Outside of a tokio runtime.
+    /// There is no tokio runtime here, or it has no timers, or no I/O for an endpoint to connect to.
     pub fn build(self) -> Result<WorkloadApiClient, WorkloadApiError> {
-        let Ok(runtime) = Handle::try_current() else {
-            return Err(WorkloadApiError::new(
+        match self.connector.runtime() {
+            Ok(runtime) => Ok(self.build_on(runtime)),
+            Err(missing) => Err(WorkloadApiError::new(
                 Call::FetchJwtBundles,
                 Reason::NoRuntime,
-                "there is no tokio runtime here; build the client in async code, or inside of \
-                 `runtime.enter()`",
-            ));
-        };
-        Ok(WorkloadApiClient {
+                format!("a client cannot be built: {missing}"),
+            )),
+        }
+    }
+
+    pub(crate) fn build_on(self, runtime: Handle) -> WorkloadApiClient {
+        WorkloadApiClient {
             line: Arc::new(Line::new(self.connector, self.timing, runtime, self.clock)),
             max_message: self.max_message,
-        })
+        }
     }
 }
 

@@ -12,11 +12,13 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::endpoint::Endpoint;
 use crate::clock::Clock;
 use crate::presentable::presentable;
+use crate::runtime::{self, Missing};
 
 /// Anything that bytes flow over.
 pub(crate) trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -29,11 +31,20 @@ type Dialled = Pin<Box<dyn Future<Output = io::Result<BoxTransport>> + Send>>;
 #[derive(Clone)]
 pub(crate) struct Connector {
     place: Arc<str>,
+    // A given connector may bring its own transport.
+    needs_io: bool,
     dial: Arc<dyn Fn() -> Dialled + Send + Sync>,
 }
 
 impl Connector {
     pub(crate) fn to_endpoint(endpoint: &Endpoint) -> Self {
+        Self {
+            needs_io: true,
+            ..Self::dialling(endpoint)
+        }
+    }
+
+    fn dialling(endpoint: &Endpoint) -> Self {
         let place = Arc::from(endpoint.to_string());
         if let Some(address) = endpoint.tcp_address() {
             return Self::new(place, move || async move {
@@ -71,8 +82,18 @@ impl Connector {
         };
         Self {
             place,
+            needs_io: false,
             dial: Arc::new(dial),
         }
+    }
+
+    /// The runtime of this call, if it has what connecting needs.
+    pub(crate) fn runtime(&self) -> Result<Handle, Missing> {
+        let here = runtime::with_timers()?;
+        if self.needs_io && !runtime::has_io(&here) {
+            return Err(Missing::Io);
+        }
+        Ok(here)
     }
 
     pub(crate) fn place(&self) -> &Arc<str> {

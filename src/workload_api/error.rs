@@ -77,7 +77,7 @@ pub enum WorkloadApiErrorReason {
     NoSuchHint,
     /// The audience is empty: refused before asking.
     InvalidRequest,
-    /// There is no tokio runtime here.
+    /// The call needs a tokio runtime (with timers; with I/O to build a client), and there is none.
     NoRuntime,
 }
 
@@ -313,7 +313,8 @@ impl From<WorkloadApiError> for FetchSvidError {
                 FetchSvidReason::InvalidRequest
             }
             Reason::InvalidAnswer | Reason::MessageTooLarge => FetchSvidReason::Unacceptable,
-            Reason::Status | Reason::NoRuntime => FetchSvidReason::Other,
+            Reason::NoRuntime => FetchSvidReason::NoRuntime,
+            Reason::Status => FetchSvidReason::Other,
         };
         let text = error.to_string();
         match error.code {

@@ -30,6 +30,8 @@ impl JwtBundleStream {
         over: Arc<Numbered>,
         first_by: Option<Instant>,
     ) -> Self {
+        // On the runtime of the connection, which may outlive that of this call.
+        let _inside = line.runtime().enter();
         let first_by = first_by.map(|by| Box::pin(tokio::time::sleep_until(by)));
         Self {
             inner,

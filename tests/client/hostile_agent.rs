@@ -67,7 +67,7 @@ async fn what_a_hostile_agent_answers_is_a_clear_error_and_is_never_sent() {
     let endless = issuer.token(WEB, "a").without_claim("exp").sign();
     let huge = "a".repeat(1 << 20);
     let split = format!("{good}\r\nx-admin: true");
-    use TokenErrorReason::{ClockSkew, Unacceptable};
+    use TokenErrorReason::{StaleToken, Unacceptable};
     for (what, svids, reason) in [
         ("none", &[][..], Unacceptable),
         (
@@ -86,7 +86,7 @@ async fn what_a_hostile_agent_answers_is_a_clear_error_and_is_never_sent() {
             &[(WEB, for_both.as_str(), "")],
             Unacceptable,
         ),
-        ("expired", &[(WEB, expired.as_str(), "")], ClockSkew),
+        ("expired", &[(WEB, expired.as_str(), "")], StaleToken),
         (
             "without an end",
             &[(WEB, endless.as_str(), "")],

@@ -70,14 +70,41 @@ async fn delays_grow_and_scatter_as_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn tokens_of_a_key_that_is_gone_are_due_as_soon_as_told() {
-    let bench = Bench::built(
-        |call| call.fresh(300),
-        |builder| builder.refetch_after_key_loss_within(Duration::ZERO),
-    );
+async fn tokens_of_a_removed_key_are_critical_at_once() {
+    let bench = Bench::new();
     let aud = request("a");
     bench.cache.header(&aud).await.unwrap();
     bench.cache.authorities_gone(&|_, key| key == "key-1");
     let state = bench.cache.snapshot_of(&aud).unwrap().state;
-    assert_eq!(state, TokenState::Due);
+    assert_eq!(state, TokenState::Critical);
+}
+
+/// The option spreads what no request asks for: here over no time at all.
+#[tokio::test(start_paused = true)]
+async fn warm_tokens_of_a_removed_key_are_spread() {
+    for (within, most) in [(0, 200), (60_000, 60_200)] {
+        let bench = Bench::built(
+            |call| call.fresh(3600),
+            |builder| builder.refetch_after_key_loss_within(Duration::from_millis(within)),
+        );
+        let _warm = bench
+            .cache
+            .keep_warm((0..20).map(|n| request(&format!("aud-{n}"))));
+        bench.at(Duration::from_secs(1)).await;
+        let before = bench.desk.under_way(|it| it.began.len());
+        assert_eq!(before, 20);
+        bench.cache.authorities_gone(&|_, key| key == "key-1");
+        bench.at(Duration::from_secs(90)).await;
+        let began = bench.desk.under_way(|it| it.began[20..].to_vec());
+        assert_eq!(began.len(), 20, "{within}");
+        let spread = *began.last().unwrap() - began[0];
+        assert!(
+            spread <= Duration::from_millis(most),
+            "{within}: {spread:?}"
+        );
+        assert!(
+            within == 0 || spread >= Duration::from_secs(10),
+            "{spread:?}"
+        );
+    }
 }

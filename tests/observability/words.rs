@@ -29,13 +29,14 @@ const VALIDATE: [ValidateReason; 13] = [
     ValidateReason::CannotJudge(CannotJudge::Stale),
 ];
 
-const TOKEN: [TokenErrorReason; 16] = [
+const TOKEN: [TokenErrorReason; 17] = [
     TokenErrorReason::Unavailable,
     TokenErrorReason::Timeout,
     TokenErrorReason::DeadlineExceeded,
     TokenErrorReason::Denied,
     TokenErrorReason::InvalidRequest,
     TokenErrorReason::Unacceptable,
+    TokenErrorReason::StaleToken,
     TokenErrorReason::ClockSkew,
     TokenErrorReason::Full,
     TokenErrorReason::Closed,

@@ -11,6 +11,8 @@
 
 mod bars;
 mod calls;
+mod e08_runtimes;
+mod e10_identities;
 mod e19_empty_value;
 mod e20_heartbeat;
 mod e21_suspend;

@@ -13,6 +13,7 @@ use tower_service::Service;
 use tracing::Span;
 
 use super::room::{Room, Seat};
+use crate::runtime;
 use crate::server::future::ResponseFuture;
 use crate::server::gate::Judged;
 use crate::server::layer::Shared;
@@ -75,8 +76,10 @@ impl<R> Waiting<R> {
         let Some(rejection) = judged.unknown_key() else {
             return Err(judged);
         };
-        let seat = rejection
-            .trust_domain()
+        // Without timers nothing would end the wait.
+        let seat = runtime::with_timers()
+            .ok()
+            .and(rejection.trust_domain())
             .and_then(|trust_domain| room.enter(trust_domain));
         let Some(mut seat) = seat else {
             shared.gate.telemetry.key_wait("turned-away");

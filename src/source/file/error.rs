@@ -17,7 +17,7 @@ pub struct FileBundlesError {
 pub enum FileBundlesErrorReason {
     /// No file was named.
     NoFile,
-    /// There is no tokio runtime here.
+    /// There is no tokio runtime with timers here.
     NoRuntime,
     /// The file cannot be read.
     Io,
@@ -64,10 +64,6 @@ impl fmt::Display for FileBundlesError {
             FileBundlesErrorReason::NoFile => f.write_str(
                 "no bundle file was named; name one by `jwks`, `spiffe_bundle`, `jwks_map` or \
                  `bundle_map`",
-            ),
-            FileBundlesErrorReason::NoRuntime => f.write_str(
-                "there is no tokio runtime here to follow the files; open them in async code, or \
-                 inside of `runtime.enter()`",
             ),
             _ => f.write_str(&self.text),
         }

@@ -25,6 +25,7 @@ pub use self::state::{FileBundlesState, FileState};
 use crate::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtBundleSet};
 use crate::clock::{Clock, SystemClock};
 use crate::metrics::{MetricsRecorder, Shielded};
+use crate::runtime;
 use crate::spiffe_id::TrustDomain;
 
 /// Bundles from files, read anew when they change: by a rename over them, by a write in place, by
@@ -163,10 +164,12 @@ impl FileBundlesBuilder {
     ///
     /// # Errors
     /// No file was named; one of them cannot be read or is no bundle; two of them are for one trust
-    /// domain; there is no tokio runtime here.
+    /// domain; there is no tokio runtime with timers here.
     pub fn open(self) -> Result<FileBundles, FileBundlesError> {
-        let runtime = tokio::runtime::Handle::try_current()
-            .map_err(|_| FileBundlesError::new(FileBundlesErrorReason::NoRuntime, None, ""))?;
+        let runtime = runtime::with_timers().map_err(|missing| {
+            let text = format!("bundle files cannot be followed: {missing}");
+            FileBundlesError::new(FileBundlesErrorReason::NoRuntime, None, text)
+        })?;
         if self.documents.is_empty() {
             return Err(FileBundlesError::new(
                 FileBundlesErrorReason::NoFile,
