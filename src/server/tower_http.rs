@@ -14,7 +14,9 @@ use super::rejection::{DefaultOnReject, OnReject};
 /// The layer's verdict as a [`ValidateRequest`]; made by
 /// [`ValidateJwtSvidLayer::into_validate_request`].
 ///
-/// It runs outside the span that the layer serves requests in; all else is the same.
+/// It runs outside the span that the layer serves requests in, and it cannot read the request's
+/// body: over HTTP/1.x, clients can lose the rejection of a request with a body. Rejections by an
+/// extractor get the default response. All else is the same.
 pub struct JwtSvidValidateRequest<ResBody, R = DefaultOnReject> {
     shared: Arc<Shared<R>>,
     body: PhantomData<fn() -> ResBody>,
