@@ -423,6 +423,29 @@ async fn e11_raw_keep_alive_clients_lose_no_rejection() {
     }
 }
 
+/// gRPC-Web and the layer that can wait for keys, over HTTP/1.1.
+#[tokio::test]
+async fn e11_grpc_web_loses_no_rejection() {
+    let world = World::new();
+    let wait = UnknownKeyWait::new(Duration::from_millis(10));
+    let layer = layer(&world)
+        .protocol(tower_spiffe::server::Protocol::Grpc)
+        .wait_for_unknown_keys(wait);
+    let at = serve(layer.layer(service_fn(who))).await;
+    let mut stream = TcpStream::connect(at.tcp).await.unwrap();
+    let head = "POST /t.Talk/Say HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\
+                Content-Type: application/grpc-web+proto\r\n\r\n";
+    for _ in 0..100 {
+        stream.write_all(head.as_bytes()).await.unwrap();
+        for piece in [[b'x'; 10_000]; 6] {
+            stream.write_all(&piece).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        let head = read_head(&mut stream).await.unwrap();
+        assert!(head.contains("grpc-status: 16"), "{head}");
+    }
+}
+
 #[tokio::test]
 async fn e11_axum_extractors_lose_no_rejection() {
     use axum::Router;

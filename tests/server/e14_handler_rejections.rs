@@ -196,6 +196,31 @@ async fn e14_without_a_layer_the_rejection_is_in_the_extensions() {
         assert_eq!(rejection.reason(), RejectionReason::NotWired);
     }
     drop(guard);
-    // One for the process: another test may have had it.
-    assert!(log.lines_with("ValidateJwtSvidLayer") <= 1);
+    let lines = log.lines_with("ValidateJwtSvidLayer");
+    // The limit is one line for the process: another test may have had it.
+    assert!(lines <= 1, "{lines}");
+    if std::env::var_os(ALONE).is_some() {
+        assert_eq!(
+            (lines, log.levels("ValidateJwtSvidLayer")),
+            (1, vec!["ERROR".to_owned()])
+        );
+    }
+}
+
+/// Set in a process that runs one test only.
+const ALONE: &str = "E14_ALONE";
+
+#[test]
+fn e14_without_a_layer_one_error_line_is_logged() {
+    let name = "e14_handler_rejections::e14_without_a_layer_the_rejection_is_in_the_extensions";
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name])
+        .env(ALONE, "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{text}"
+    );
 }
