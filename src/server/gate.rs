@@ -94,12 +94,6 @@ impl Gate {
         }
     }
 
-    /// Lets the request through, with a [`CallerState`] in its extensions, or says why not.
-    pub(crate) fn admit(&self, parts: &mut Parts) -> Result<tracing::Span, Rejection> {
-        let judged = self.judge(parts, Sight::First);
-        self.apply(parts, judged)
-    }
-
     /// The verdict, whatever the mode. Nobody is told of it yet.
     pub(crate) fn judge(&self, parts: &mut Parts, sight: Sight) -> Judged {
         let mut cached = false;

@@ -10,6 +10,7 @@ use tower_http::validate_request::ValidateRequest;
 
 use super::layer::{Shared, ValidateJwtSvidLayer};
 use super::rejection::{DefaultOnReject, OnReject};
+use crate::svid::Sight;
 
 /// The layer's verdict as a [`ValidateRequest`]; made by
 /// [`ValidateJwtSvidLayer::into_validate_request`].
@@ -51,8 +52,8 @@ where
         // The verdict is on a request's parts, which a borrowed request cannot give away.
         let (mut parts, ()) = Request::new(()).into_parts();
         exchange(request, &mut parts);
-        let verdict = self.shared.gate.admit(&mut parts);
-        let answer = match verdict {
+        let judged = self.shared.gate.judge(&mut parts, Sight::First);
+        let answer = match self.shared.gate.apply(&mut parts, judged) {
             Ok(_) => Ok(()),
             Err(rejection) => Err(self.shared.refuse(rejection, &parts)),
         };
