@@ -47,32 +47,37 @@ const HOUR: Duration = Duration::from_secs(3600);
 #[derive(Clone)]
 struct Nothing;
 
-impl Service<Request<()>> for Nothing {
-    type Response = Response<()>;
+impl Service<Request<String>> for Nothing {
+    type Response = Response<String>;
     type Error = Infallible;
-    type Future = Ready<Result<Response<()>, Infallible>>;
+    type Future = Ready<Result<Response<String>, Infallible>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<()>) -> Self::Future {
+    fn call(&mut self, request: Request<String>) -> Self::Future {
         drop(black_box(request));
-        ready(Ok(Response::new(())))
+        ready(Ok(Response::new(String::new())))
     }
 }
 
 trait Answers:
-    Service<Request<()>, Response = Response<()>, Error = Infallible, Future: Send + 'static>
+    Service<Request<String>, Response = Response<String>, Error = Infallible, Future: Send + 'static>
 {
 }
 
 impl<S> Answers for S where
-    S: Service<Request<()>, Response = Response<()>, Error = Infallible, Future: Send + 'static>
+    S: Service<
+            Request<String>,
+            Response = Response<String>,
+            Error = Infallible,
+            Future: Send + 'static,
+        >
 {
 }
 
-fn call(service: &mut impl Answers, request: Request<()>) -> Response<()> {
+fn call(service: &mut impl Answers, request: Request<String>) -> Response<String> {
     let future = pin!(service.call(request));
     match future.poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(Ok(response)) => response,
@@ -80,8 +85,8 @@ fn call(service: &mut impl Answers, request: Request<()>) -> Response<()> {
     }
 }
 
-fn request(authorization: Option<&HeaderValue>) -> Request<()> {
-    let mut request = Request::new(());
+fn request(authorization: Option<&HeaderValue>) -> Request<String> {
+    let mut request = Request::new(String::new());
     if let Some(value) = authorization {
         request.headers_mut().insert("authorization", value.clone());
     }

@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Request, Response};
+use http_body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use super::caller;
+use super::drain::DrainLimits;
 use super::future::ResponseFuture;
 use super::layer::ValidateJwtSvidLayer;
 use super::policy::Policy;
@@ -55,6 +57,7 @@ struct Shared<R> {
     protocol: Protocol,
     realm: Realm,
     telemetry: Telemetry,
+    drain: DrainLimits,
     on_reject: Arc<R>,
 }
 
@@ -70,6 +73,7 @@ impl AllowCallersLayer {
                 protocol: Protocol::Auto,
                 realm: Realm::default(),
                 telemetry: Telemetry::new(SystemClock::shared()),
+                drain: DrainLimits::default(),
                 on_reject: Arc::new(DefaultOnReject::default()),
             }),
         }
@@ -103,6 +107,7 @@ impl<R> ValidateJwtSvidLayer<R> {
                 protocol: gate.protocol,
                 realm: gate.realm.clone(),
                 telemetry: gate.telemetry.clone(),
+                drain: gate.drain.clone(),
                 on_reject: self.shared.on_reject.clone(),
             }),
         }
@@ -167,6 +172,19 @@ impl<R> AllowCallersLayer<R> {
         }
     }
 
+    /// Limits how much of a rejected request's unread body is read over HTTP/1, and for how long.
+    /// See [`ValidateJwtSvidLayer::drain_rejected`].
+    #[must_use]
+    pub fn drain_rejected(self, max_bytes: u64, max_time: Duration) -> Self {
+        let shared = Shared {
+            drain: DrainLimits::new(max_bytes, max_time),
+            ..self.shared.copy()
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
     /// Answers those who are not admitted with this instead.
     #[must_use]
     pub fn on_reject<F, B>(self, on_reject: F) -> AllowCallersLayer<F>
@@ -178,6 +196,7 @@ impl<R> AllowCallersLayer<R> {
             protocol,
             realm,
             telemetry,
+            drain,
             ..
         } = self.shared.copy();
         let on_reject = Arc::new(on_reject);
@@ -186,6 +205,7 @@ impl<R> AllowCallersLayer<R> {
             protocol,
             realm,
             telemetry,
+            drain,
             on_reject,
         };
         AllowCallersLayer {
@@ -228,6 +248,7 @@ impl<R> Shared<R> {
             protocol: self.protocol,
             realm: self.realm.clone(),
             telemetry: self.telemetry.clone(),
+            drain: self.drain.clone(),
             on_reject: self.on_reject.clone(),
         }
     }
@@ -253,12 +274,13 @@ super::service::beneath!(AllowCallers<S, R>);
 
 impl<S, R, ReqBody, ResBody> Service<Request<ReqBody>> for AllowCallers<S, R>
 where
-    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
     R: OnReject<ResBody>,
+    ReqBody: Body,
 {
     type Response = Response<ResBody>;
     type Error = S::Error;
-    type Future = ResponseFuture<S::Future, ResBody>;
+    type Future = ResponseFuture<S::Future, ReqBody, ResBody>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.inner.poll_ready(cx)
@@ -269,7 +291,8 @@ where
         let rejection = match self.shared.judge(&parts) {
             Ok(()) => {
                 let request = Request::from_parts(parts, body);
-                return ResponseFuture::inner(self.inner.call(request), tracing::Span::none());
+                let future = self.inner.call(request);
+                return ResponseFuture::inner(future, tracing::Span::none(), None);
             }
             Err(rejection) => rejection,
         };
@@ -283,8 +306,8 @@ where
             let text = HeaderValue::from_static(rejection.reason().description());
             response.headers_mut().insert(MISWIRED, text);
         }
-        response.extensions_mut().insert(rejection);
-        ResponseFuture::refused(response)
+        rejection.settle(&mut response);
+        ResponseFuture::rejected(response, &self.shared.drain, &parts, body, &mut self.inner)
     }
 }
 

@@ -5,22 +5,20 @@ use axum_core::extract::{FromRequestParts, OptionalFromRequestParts};
 use axum_core::response::{IntoResponse, Response};
 use http::request::Parts;
 
-use super::caller::{self, Answers, CallerState};
-use super::rejection::{Rejection, RejectionReason};
+use super::caller::{self, Answers, CallerState, NoCaller};
+use super::rejection::{HandlerRejection, Rejection, RejectionReason};
 use crate::svid::VerifiedSvid;
 
-/// The verified caller. Refuses with 401 where there is none, in the realm and the protocol of the
-/// layer above, and with 500 where no layer stands above the handler.
+/// The verified caller. Rejects with 401 if there is none; the layer answers that as its own
+/// rejection. Rejects with 500 if [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer) is missing
+/// from the stack.
 impl<S: Sync> FromRequestParts<S> for VerifiedSvid {
     type Rejection = Rejection;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Rejection> {
         caller::verified(&parts.extensions)
             .cloned()
-            .map_err(|fault| {
-                let answers = Answers::of(&parts.extensions);
-                fault.into_rejection(answers.protocol.wire(parts), &answers.realm)
-            })
+            .map_err(|fault| rejection(fault, parts))
     }
 }
 
@@ -44,11 +42,12 @@ impl<S: Sync> FromRequestParts<S> for CallerState {
 }
 
 fn state(parts: &Parts) -> Result<&CallerState, Rejection> {
-    CallerState::of(&parts.extensions).ok_or_else(|| {
-        let answers = Answers::of(&parts.extensions);
-        let wire = answers.protocol.wire(parts);
-        Rejection::new(RejectionReason::NotWired, wire, &answers.realm)
-    })
+    CallerState::of(&parts.extensions).ok_or_else(|| rejection(NoCaller::NotWired, parts))
+}
+
+fn rejection(fault: NoCaller, parts: &Parts) -> Rejection {
+    let answers = Answers::of(&parts.extensions);
+    fault.into_handler_rejection(answers.protocol.wire(parts), &answers.realm)
 }
 
 /// The default answer. A server that is put together wrongly says so in the body.
@@ -58,6 +57,8 @@ impl IntoResponse for Rejection {
             RejectionReason::NotWired if !self.is_grpc() => Body::from(self.to_string()),
             _ => Body::empty(),
         };
-        self.response_with(body)
+        let mut response = self.response_with(body);
+        HandlerRejection::mark(self, &mut response);
+        response
     }
 }

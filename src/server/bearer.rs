@@ -44,7 +44,7 @@ fn read(value: &[u8], bare: bool, max_token_len: usize) -> Credential<'_> {
     let rest = match scheme(value) {
         Scheme::Bearer(rest) => rest,
         Scheme::Other if bare => value,
-        Scheme::Other if has_second_bearer(value, max_token_len) => return Credential::Malformed,
+        Scheme::Other if has_second_bearer(value) => return Credential::Malformed,
         Scheme::Other => return Credential::Missing,
         Scheme::Broken => return Credential::Malformed,
     };
@@ -90,13 +90,13 @@ fn scheme(value: &[u8]) -> Scheme<'_> {
     }
 }
 
-/// Whether a bearer credential hides behind a comma, as when two field lines were joined
-/// (RFC 9110 section 5.3). The commas of other schemes' parameters are theirs.
-fn has_second_bearer(value: &[u8], max_token_len: usize) -> bool {
-    let looked_at = value
-        .get(..max_token_len.saturating_add(PREFIX_ROOM))
-        .unwrap_or(value);
-    looked_at
+/// Returns whether a bearer credential follows a comma, as when two field lines were joined
+/// (RFC 9110 section 5.3). Commas inside the parameters of other schemes do not match.
+///
+/// Reads the whole value, however long: another server that reads this header could take the
+/// second credential. The server's limit on header sizes bounds the work, and nothing is copied.
+fn has_second_bearer(value: &[u8]) -> bool {
+    value
         .split(|byte| *byte == b',')
         .skip(1)
         .any(|part| matches!(scheme(part.trim_ascii()), Scheme::Bearer(_)))
@@ -137,7 +137,7 @@ pub(crate) fn mark_sensitive(headers: &mut HeaderMap, name: &HeaderName) {
 pub(crate) fn strip(headers: &mut HeaderMap, name: &HeaderName) {
     let ours = |value: &HeaderValue| {
         let value = value.as_bytes();
-        !matches!(scheme(value), Scheme::Other) || has_second_bearer(value, usize::MAX)
+        !matches!(scheme(value), Scheme::Other) || has_second_bearer(value)
     };
     if name != AUTHORIZATION || headers.get_all(name).iter().any(ours) {
         headers.remove(name);
@@ -277,6 +277,23 @@ mod tests {
         ] {
             let headers = headers(&[long.as_bytes()]);
             assert_eq!(of(&headers, &[long.as_bytes()]), Credential::TooLong);
+        }
+    }
+
+    #[test]
+    fn e17_long_credential_pairs_are_malformed() {
+        for len in [0, 64, MAX - 1, MAX, MAX + PREFIX_ROOM, 9000, 1 << 20] {
+            let fill = "a".repeat(len);
+            for pair in [
+                format!("Basic {fill}, Bearer a.b.c"),
+                format!("Basic {fill},bearer"),
+                format!("Digest response=\"{fill}\"\t,\tBEARER a.b.c, Basic eDp5"),
+                format!("x{fill} y, Bearer {fill}"),
+            ] {
+                assert_reads(&[pair.as_bytes()], Credential::Malformed);
+            }
+            let single = format!("Basic {fill}, Bearerx a.b.c");
+            assert_reads(&[single.as_bytes()], Credential::Missing);
         }
     }
 

@@ -77,6 +77,17 @@ pub(crate) fn verified(extensions: &Extensions) -> Result<&VerifiedSvid, NoCalle
 }
 
 impl NoCaller {
+    /// The rejection for a handler to answer with. A missing layer is logged here: no layer logs it.
+    #[cfg(any(feature = "axum", feature = "tonic"))]
+    pub(crate) fn into_handler_rejection(self, wire: Wire, realm: &Realm) -> Rejection {
+        let is_wired = !matches!(self, Self::NotWired);
+        let rejection = self.into_rejection(wire, realm);
+        if !is_wired {
+            super::telemetry::Telemetry::not_wired(&rejection);
+        }
+        rejection
+    }
+
     /// What is said where a verified caller is needed: that one is (401), whatever it was that an
     /// audit let through; or that the server is put together wrongly (500).
     pub(crate) fn into_rejection(self, wire: Wire, realm: &Realm) -> Rejection {

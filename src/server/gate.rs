@@ -11,6 +11,7 @@ use super::bearer::{self, Credential};
 #[cfg(feature = "axum")]
 use super::caller::Answers;
 use super::caller::CallerState;
+use super::drain::DrainLimits;
 use super::policy::Policy;
 use super::protocol::Protocol;
 use super::realm::Realm;
@@ -40,6 +41,8 @@ pub(crate) struct Gate {
     pub(crate) header: HeaderName,
     pub(crate) realm: Realm,
     pub(crate) strip: bool,
+    pub(crate) uniform: bool,
+    pub(crate) drain: DrainLimits,
     pub(crate) telemetry: Telemetry,
 }
 
@@ -85,14 +88,10 @@ impl Gate {
             header: AUTHORIZATION,
             realm: Realm::default(),
             strip: false,
+            uniform: false,
+            drain: DrainLimits::default(),
             telemetry,
         }
-    }
-
-    /// Lets the request through, with a [`CallerState`] in its extensions, or says why not.
-    pub(crate) fn admit(&self, parts: &mut Parts) -> Result<tracing::Span, Rejection> {
-        let judged = self.judge(parts, Sight::First);
-        self.apply(parts, judged)
     }
 
     /// The verdict, whatever the mode. Nobody is told of it yet.
@@ -132,12 +131,23 @@ impl Gate {
         };
         let wire = self.protocol.wire(parts);
         let reason = match fault {
-            Fault::Token(error) => return Err(Rejection::token(error, wire, &self.realm)),
+            Fault::Token(error) => {
+                let rejection = Rejection::token(error, wire, &self.realm);
+                return Err(self.worded(rejection));
+            }
             Fault::Missing => RejectionReason::Missing,
             Fault::Malformed => RejectionReason::Malformed,
             Fault::TooLong => RejectionReason::Token(ValidateReason::TooLong),
         };
-        Err(Rejection::new(reason, wire, &self.realm))
+        Err(self.worded(Rejection::new(reason, wire, &self.realm)))
+    }
+
+    fn worded(&self, rejection: Rejection) -> Rejection {
+        if self.uniform {
+            rejection.uniform()
+        } else {
+            rejection
+        }
     }
 
     /// Counts and logs the verdict, and does to the request what the mode says.

@@ -5,10 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::request::Parts;
-use http::{HeaderName, Response};
+use http::{HeaderName, Request, Response};
+use http_body::Body;
 use tower_layer::Layer;
+use tower_service::Service;
 
-use super::gate::{Gate, Mode};
+use super::drain::DrainLimits;
+use super::future::ResponseFuture;
+use super::gate::{Gate, Judged, Mode};
 use super::policy::Policy;
 use super::protocol::Protocol;
 use super::realm::{InvalidRealm, Realm};
@@ -99,11 +103,31 @@ impl<R> ValidateJwtSvidLayer<R> {
         self.configured(|gate| gate.telemetry.set_recorder(recorder))
     }
 
+    /// Answers every invalid token with one text, "the token is invalid". By default the text names
+    /// the class of the error.
+    ///
+    /// The default texts let a caller without any key find out which audiences and key IDs the
+    /// server accepts. Logs, metrics, [`Rejection::reason`] and [`Rejection::token_error`] keep the
+    /// details; an [`on_reject`](Self::on_reject) closure must not send them. Response times can
+    /// still differ, most of all with [`wait_for_unknown_keys`](Self::wait_for_unknown_keys).
+    #[must_use]
+    pub fn uniform_token_errors(self) -> Self {
+        self.configured(|gate| gate.uniform = true)
+    }
+
     /// At most one log line per class of refusal and caller is written in this time. The default is
     /// ten seconds.
     #[must_use]
     pub fn log_interval(self, interval: Duration) -> Self {
         self.configured(|gate| gate.telemetry.set_log_interval(interval))
+    }
+
+    /// Limits how much of a rejected request's unread body is read over HTTP/1, and for how long,
+    /// before the rejection is sent. The default is 65,536 bytes (64 KiB) within 0.5 seconds; zero
+    /// reads nothing. See [Rejections of requests with a body](super#rejections-of-requests-with-a-body).
+    #[must_use]
+    pub fn drain_rejected(self, max_bytes: u64, max_time: Duration) -> Self {
+        self.configured(|gate| gate.drain = DrainLimits::new(max_bytes, max_time))
     }
 
     /// Answers those who are not admitted with this instead. Needed where the body type of the
@@ -191,7 +215,34 @@ impl<R> Shared<R> {
         R: super::rejection::OnReject<B>,
     {
         let mut response = self.on_reject.respond(&rejection, parts);
-        response.extensions_mut().insert(rejection);
+        rejection.settle(&mut response);
         response
+    }
+
+    /// Acts on the verdict: calls the inner service, or rejects the request.
+    pub(crate) fn act<S, ReqBody, ResBody>(
+        self: &Arc<Self>,
+        inner: &mut S,
+        mut parts: Parts,
+        body: ReqBody,
+        judged: Judged,
+    ) -> ResponseFuture<S::Future, ReqBody, ResBody>
+    where
+        S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
+        R: super::rejection::OnReject<ResBody>,
+        ReqBody: Body + 'static,
+    {
+        match self.gate.apply(&mut parts, judged) {
+            Ok(span) => {
+                let mut request = Request::from_parts(parts, body);
+                let late = self.late(&mut request);
+                let future = span.in_scope(|| inner.call(request));
+                ResponseFuture::inner(future, span, late)
+            }
+            Err(rejection) => {
+                let response = self.refuse(rejection, &parts);
+                ResponseFuture::rejected(response, &self.gate.drain, &parts, body, inner)
+            }
+        }
     }
 }

@@ -130,6 +130,38 @@
 //! in the extensions of the response, for layers above. Whether a refusal speaks HTTP, gRPC or
 //! gRPC-Web is told by the request ([`Protocol::Auto`]) or chosen.
 //!
+//! One text for every invalid token, "the token is invalid", is what
+//! [`uniform_token_errors`](ValidateJwtSvidLayer::uniform_token_errors) sets.
+//!
+//! A rejection by an extractor, or by [`VerifiedSvid::of`](crate::svid::VerifiedSvid) in tonic, is
+//! answered by the layer as its own: through its `on_reject`, counted and logged. Layers between the
+//! handler and this one see the default response. Without any layer the default response is sent,
+//! with status 500 (gRPC 13), and one error line is logged in ten seconds.
+//!
+//! # Rejections of requests with a body
+//!
+//! Over HTTP/1.x, a server that rejects a request while the client still sends its body closes the
+//! connection, and many clients then report a reset instead of the response. So a rejection first
+//! reads the rest of the body and discards it: by default up to 64 KiB within 0.5 seconds, see
+//! [`drain_rejected`](ValidateJwtSvidLayer::drain_rejected). The permit of the inner service is
+//! released before.
+//!
+//! - If the end of the body is reached, the connection stays open. No rejection of a body within the
+//!   limits is lost.
+//! - If it is not reached, the response has `connection: close`. The same applies, without reading
+//!   anything, if `Content-Length` is above the limit or the client sent `Expect: 100-continue`.
+//! - **Larger bodies**: the response is sent, but a client that does not read while it sends can
+//!   still see a reset, often above 100 KB. Such clients should send `Expect: 100-continue`;
+//!   otherwise raise the limit.
+//! - Over HTTP/2, rejections are sent immediately: nothing is read, and there is no such header. The
+//!   same applies to requests without a body.
+//!
+//! This covers [`ValidateJwtSvidLayer`], [`WaitForKeyLayer`], [`AllowCallersLayer`], and extractors
+//! on the body types of axum and tonic; with other body types an extractor's rejection has
+//! `connection: close`. tower-http's `ValidateRequest` cannot read the body. The wait needs a tokio
+//! runtime with time; without one, only the part of the body that has arrived is read. The inner
+//! service must be `Clone`, and the request's body an `http_body::Body`.
+//!
 //! # What the operator sees
 //!
 //! A span `jwt_svid` with the field `peer.spiffe_id` around each admitted request, and the same
@@ -144,11 +176,13 @@ mod allow_callers;
 mod axum;
 mod bearer;
 mod caller;
+mod drain;
 mod end_at_expiry;
 mod future;
 mod gate;
 mod grpc_policy;
 mod grpc_web_frames;
+mod late;
 mod layer;
 mod policy;
 mod policy_error;

@@ -22,7 +22,9 @@ const RETRY_AFTER_SECS: HeaderValue = HeaderValue::from_static("5");
 
 /// Why a request was not admitted: to log, to count, and to answer with.
 ///
-/// None of the details stands in the answer, which has a fixed text per class. A clone is one
+/// None of the details stands in the answer, which has a fixed text per class or, with
+/// [`uniform_token_errors`](super::ValidateJwtSvidLayer::uniform_token_errors), one for every invalid
+/// token. A clone is one
 /// reference count. The layer also leaves it in the extensions of the response, for layers outside.
 #[derive(Clone, PartialEq)]
 pub struct Rejection(Arc<Inner>);
@@ -34,6 +36,8 @@ struct Inner {
     caller: Option<SpiffeId>,
     wire: Wire,
     realm: Realm,
+    /// One answer for every invalid token.
+    uniform: bool,
 }
 
 /// The class of a [`Rejection`].
@@ -156,6 +160,12 @@ impl RejectionReason {
     }
 }
 
+/// The answer for every invalid token, with
+/// [`uniform_token_errors`](super::ValidateJwtSvidLayer::uniform_token_errors).
+fn uniform_answer() -> Answer {
+    answer!("the token is invalid")
+}
+
 fn token_answer(reason: ValidateReason) -> Answer {
     match reason {
         ValidateReason::TooLong
@@ -216,7 +226,35 @@ impl Rejection {
             caller,
             wire,
             realm,
+            uniform: false,
         }))
+    }
+
+    /// The same rejection with one answer for every invalid token; `reason` and the details stay.
+    pub(crate) fn uniform(self) -> Self {
+        self.changed(|inner| inner.uniform = true)
+    }
+
+    fn changed(mut self, change: impl FnOnce(&mut Inner)) -> Self {
+        // Rarely a clone: a rejection that was just made has one owner.
+        change(Arc::make_mut(&mut self.0));
+        self
+    }
+
+    /// The same rejection in the form of another layer's answers.
+    #[cfg_attr(not(any(feature = "axum", feature = "tonic")), allow(dead_code))]
+    pub(crate) fn reworded(self, wire: Wire, realm: &Realm, uniform: bool) -> Self {
+        self.changed(|inner| {
+            inner.wire = wire;
+            inner.realm = realm.clone();
+            inner.uniform = uniform;
+        })
+    }
+
+    /// Leaves this rejection in the extensions of its response, as one that needs no other answer.
+    pub(crate) fn settle<B>(self, response: &mut Response<B>) {
+        response.extensions_mut().remove::<HandlerRejection>();
+        response.extensions_mut().insert(self);
     }
 
     /// The class.
@@ -264,15 +302,34 @@ impl Rejection {
         matches!(self.0.reason, RejectionReason::Token(_))
     }
 
+    /// Returns the text that the caller receives: a fixed text per class, or one text for every
+    /// invalid token with
+    /// [`uniform_token_errors`](super::ValidateJwtSvidLayer::uniform_token_errors).
+    pub fn description(&self) -> &'static str {
+        if self.is_uniform() {
+            uniform_answer().description
+        } else {
+            self.0.reason.description()
+        }
+    }
+
+    fn is_uniform(&self) -> bool {
+        self.0.uniform && self.is_about_the_token()
+    }
+
     /// The challenge of the answer in HTTP: none where no credential would help.
     pub fn challenge(&self) -> Option<HeaderValue> {
         let Inner { reason, realm, .. } = &*self.0;
-        let ready_made = reason.default_challenge()?;
+        let ready_made = if self.is_uniform() {
+            uniform_answer().challenge
+        } else {
+            reason.default_challenge()?
+        };
         if realm.is_default() {
             return Some(ready_made.clone());
         }
         let description = match reason {
-            RejectionReason::Token(_) => Some(reason.description()),
+            RejectionReason::Token(_) => Some(self.description()),
             _ => None,
         };
         Some(realm.challenge(reason.error_code(), description))
@@ -292,7 +349,7 @@ impl Rejection {
             let headers = response.headers_mut();
             headers.insert(CONTENT_TYPE, content_type);
             headers.insert(GRPC_STATUS, u16::from(reason.grpc_code().as_u8()).into());
-            headers.insert(GRPC_MESSAGE, HeaderValue::from_static(reason.description()));
+            headers.insert(GRPC_MESSAGE, HeaderValue::from_static(self.description()));
             return response;
         }
         *response.status_mut() = reason.status();
@@ -328,7 +385,7 @@ impl fmt::Debug for Rejection {
 /// What the caller is told; the details are for whoever asks for them.
 impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.0.reason, f)
+        f.write_str(self.description())
     }
 }
 
@@ -336,6 +393,35 @@ impl std::error::Error for Rejection {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         let error = self.0.token_error.as_ref()?;
         Some(error)
+    }
+}
+
+/// Marks the response of a handler that rejected the request: the layer replaces it by its own.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HandlerRejection;
+
+impl HandlerRejection {
+    /// Marks a response that carries a rejection in its extensions.
+    #[cfg(feature = "axum")]
+    pub(crate) fn mark<B>(rejection: Rejection, response: &mut Response<B>) {
+        response.extensions_mut().insert(rejection);
+        response.extensions_mut().insert(Self);
+    }
+
+    /// Returns the rejection if this response is a handler's and no layer has replaced it.
+    #[cfg_attr(not(any(feature = "axum", feature = "tonic")), allow(dead_code))]
+    pub(crate) fn of<B>(response: &Response<B>) -> Option<Rejection> {
+        let rejection = response.extensions().get::<Rejection>();
+        if response.extensions().get::<Self>().is_some() {
+            return rejection.cloned();
+        }
+        #[cfg(feature = "tonic")]
+        if rejection.is_none() {
+            // tonic leaves the status of a failed call there.
+            let status = response.extensions().get::<tonic::Status>()?;
+            return std::error::Error::source(status)?.downcast_ref().cloned();
+        }
+        None
     }
 }
 

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::{Request, Response};
+use http_body::Body;
 use tower_service::Service;
 
 use super::future::ResponseFuture;
 use super::layer::Shared;
 use super::rejection::{DefaultOnReject, OnReject};
+use crate::svid::Sight;
 
 /// The service that a [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer) makes.
 pub struct ValidateJwtSvid<S, R = DefaultOnReject> {
@@ -50,12 +52,13 @@ beneath!(ValidateJwtSvid<S, R>);
 
 impl<S, R, ReqBody, ResBody> Service<Request<ReqBody>> for ValidateJwtSvid<S, R>
 where
-    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
     R: OnReject<ResBody>,
+    ReqBody: Body + 'static,
 {
     type Response = Response<ResBody>;
     type Error = S::Error;
-    type Future = ResponseFuture<S::Future, ResBody>;
+    type Future = ResponseFuture<S::Future, ReqBody, ResBody>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         self.inner.poll_ready(cx)
@@ -63,14 +66,8 @@ where
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let (mut parts, body) = request.into_parts();
-        match self.shared.gate.admit(&mut parts) {
-            Ok(span) => {
-                let request = Request::from_parts(parts, body);
-                let future = span.in_scope(|| self.inner.call(request));
-                ResponseFuture::inner(future, span)
-            }
-            Err(rejection) => ResponseFuture::refused(self.shared.refuse(rejection, &parts)),
-        }
+        let judged = self.shared.gate.judge(&mut parts, Sight::First);
+        self.shared.act(&mut self.inner, parts, body, judged)
     }
 }
 

@@ -37,6 +37,16 @@ impl Telemetry {
         }
     }
 
+    /// Logs that a handler has no layer outside: one line in ten seconds for the whole process.
+    #[cfg(any(feature = "axum", feature = "tonic"))]
+    pub(crate) fn not_wired(rejection: &Rejection) {
+        use std::sync::LazyLock;
+
+        static PROCESS: LazyLock<Telemetry> =
+            LazyLock::new(|| Telemetry::new(crate::clock::SystemClock::shared()));
+        PROCESS.refused(rejection, true, |_| false);
+    }
+
     pub(crate) fn set_recorder(&mut self, recorder: Arc<dyn MetricsRecorder>) {
         self.recorder = Some(Arc::new(Shielded::new(recorder)));
     }

@@ -19,7 +19,11 @@ impl VerifiedSvid {
     pub fn of<T>(request: &tonic::Request<T>) -> Result<Self, tonic::Status> {
         caller::verified(request.extensions())
             .cloned()
-            .map_err(|fault| fault.into_rejection(Wire::Grpc, &Realm::default()).into())
+            .map_err(|fault| {
+                fault
+                    .into_handler_rejection(Wire::Grpc, &Realm::default())
+                    .into()
+            })
     }
 }
 
@@ -27,9 +31,10 @@ impl VerifiedSvid {
 impl From<Rejection> for tonic::Status {
     fn from(rejection: Rejection) -> Self {
         let reason = rejection.reason();
-        Self::new(
-            i32::from(reason.grpc_code().as_u8()).into(),
-            reason.description(),
-        )
+        let code = i32::from(reason.grpc_code().as_u8()).into();
+        let mut status = Self::new(code, rejection.description());
+        // The layer outside finds it there.
+        status.set_source(std::sync::Arc::new(rejection));
+        status
     }
 }

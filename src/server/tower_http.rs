@@ -10,11 +10,14 @@ use tower_http::validate_request::ValidateRequest;
 
 use super::layer::{Shared, ValidateJwtSvidLayer};
 use super::rejection::{DefaultOnReject, OnReject};
+use crate::svid::Sight;
 
 /// The layer's verdict as a [`ValidateRequest`]; made by
 /// [`ValidateJwtSvidLayer::into_validate_request`].
 ///
-/// It runs outside the span that the layer serves requests in; all else is the same.
+/// It runs outside the span that the layer serves requests in, and it cannot read the request's
+/// body: over HTTP/1.x, clients can lose the rejection of a request with a body. Rejections by an
+/// extractor get the default response. All else is the same.
 pub struct JwtSvidValidateRequest<ResBody, R = DefaultOnReject> {
     shared: Arc<Shared<R>>,
     body: PhantomData<fn() -> ResBody>,
@@ -49,8 +52,8 @@ where
         // The verdict is on a request's parts, which a borrowed request cannot give away.
         let (mut parts, ()) = Request::new(()).into_parts();
         exchange(request, &mut parts);
-        let verdict = self.shared.gate.admit(&mut parts);
-        let answer = match verdict {
+        let judged = self.shared.gate.judge(&mut parts, Sight::First);
+        let answer = match self.shared.gate.apply(&mut parts, judged) {
             Ok(_) => Ok(()),
             Err(rejection) => Err(self.shared.refuse(rejection, &parts)),
         };

@@ -15,19 +15,20 @@ use super::{EXPIRY, validator};
 use tower_spiffe_test_support::signer::{AUDIENCE, SUBJECT, Signer};
 
 /// Is never called.
+#[derive(Clone)]
 struct Nobody;
 
-impl Service<Request<()>> for Nobody {
-    type Response = Response<()>;
+impl Service<Request<String>> for Nobody {
+    type Response = Response<String>;
     type Error = Infallible;
-    type Future = Ready<Result<Response<()>, Infallible>>;
+    type Future = Ready<Result<Response<String>, Infallible>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, _: Request<()>) -> Self::Future {
-        ready(Ok(Response::new(())))
+    fn call(&mut self, _: Request<String>) -> Self::Future {
+        ready(Ok(Response::new(String::new())))
     }
 }
 
@@ -81,7 +82,7 @@ fn a08_an_answer_to_a_refused_request_is_ready_made() {
     let mut service = layer.layer(Nobody);
     let mut count = |token: Option<&str>| {
         let request = || {
-            let mut request = Request::new(());
+            let mut request = Request::new(String::new());
             if let Some(token) = token {
                 let value = HeaderValue::try_from(format!("Bearer {token}")).unwrap();
                 request.headers_mut().insert("authorization", value);

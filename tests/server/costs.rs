@@ -30,31 +30,31 @@ impl Clone for Nothing {
     }
 }
 
-impl Service<Request<()>> for Nothing {
-    type Response = Response<()>;
+impl Service<Request<String>> for Nothing {
+    type Response = Response<String>;
     type Error = Infallible;
-    type Future = Ready<Result<Response<()>, Infallible>>;
+    type Future = Ready<Result<Response<String>, Infallible>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<()>) -> Self::Future {
+    fn call(&mut self, request: Request<String>) -> Self::Future {
         // As a server that keeps the extensions: what is dropped was allocated all the same.
         drop(request);
-        ready(Ok(Response::new(())))
+        ready(Ok(Response::new(String::new())))
     }
 }
 
 /// How often a call on the hit path allocates.
 fn allocations(
-    service: &mut impl Service<Request<()>, Response = Response<()>, Error = Infallible>,
+    service: &mut impl Service<Request<String>, Response = Response<String>, Error = Infallible>,
     world: &World,
     with_room: bool,
 ) -> u64 {
     let bearer = world.bearer(WEB);
     let request = || {
-        let mut request = Request::new(());
+        let mut request = Request::new(String::new());
         *request.uri_mut() = Uri::from_static(METHOD);
         request
             .headers_mut()
@@ -133,12 +133,12 @@ fn a_grpc_policy_allocates_nothing_per_call() {
 #[test]
 fn a_clone_of_a_service_is_one_count_and_its_future_is_small() {
     type Plain = tower_spiffe::server::ValidateJwtSvid<Nothing>;
-    type Answer = <Plain as Service<Request<()>>>::Future;
+    type Answer = <Plain as Service<Request<String>>>::Future;
     let world = World::new();
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::id(WEB).unwrap());
     assert_eq!(size_of_val(&layer), size_of::<usize>());
     assert_eq!(measure(|| drop(layer.clone())).count_total, 0);
-    let inner = size_of::<Ready<Result<Response<()>, Infallible>>>();
+    let inner = size_of::<Ready<Result<Response<String>, Infallible>>>();
     assert!(
         size_of::<Answer>() <= inner + 64,
         "{} over {inner}",

@@ -10,6 +10,10 @@
 
 mod axum;
 mod costs;
+mod e11_rejected_bodies;
+mod e14_handler_rejections;
+mod e15_last_check;
+mod e18_uniform_answer;
 mod e28_messages;
 mod end_at_expiry;
 mod extremes;

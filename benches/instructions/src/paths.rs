@@ -160,15 +160,15 @@ fn layer_grpc(vectors: &Vectors, token: &str) {
             .version(http::Version::HTTP_2)
             .header("content-type", "application/grpc")
             .header(AUTHORIZATION, &header)
-            .body(())
+            .body(String::new())
             .unwrap()
     };
     pass(service, call, 200);
 }
 
-fn pass<S>(mut service: S, request: impl Fn() -> Request<()>, status: u16)
+fn pass<S>(mut service: S, request: impl Fn() -> Request<String>, status: u16)
 where
-    S: Service<Request<()>, Response = Response<()>, Error = Infallible>,
+    S: Service<Request<String>, Response = Response<String>, Error = Infallible>,
 {
     take(
         || Some(request()),
@@ -301,18 +301,18 @@ impl FetchSvid for Desk {
 #[derive(Clone)]
 struct Bare;
 
-impl Service<Request<()>> for Bare {
-    type Response = Response<()>;
+impl Service<Request<String>> for Bare {
+    type Response = Response<String>;
     type Error = Infallible;
-    type Future = Ready<Result<Response<()>, Infallible>>;
+    type Future = Ready<Result<Response<String>, Infallible>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<()>) -> Self::Future {
+    fn call(&mut self, request: Request<String>) -> Self::Future {
         drop(request);
-        ready(Ok(Response::new(())))
+        ready(Ok(Response::new(String::new())))
     }
 }
 
@@ -320,10 +320,10 @@ fn bearer(token: &str) -> HeaderValue {
     HeaderValue::try_from(format!("Bearer {token}")).unwrap()
 }
 
-fn request(authorization: Option<&HeaderValue>) -> Request<()> {
+fn request(authorization: Option<&HeaderValue>) -> Request<String> {
     let mut request = Request::get("https://reports/today")
         .header("accept", "application/json")
-        .body(())
+        .body(String::new())
         .unwrap();
     if let Some(value) = authorization {
         request.headers_mut().insert(AUTHORIZATION, value.clone());

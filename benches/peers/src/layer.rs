@@ -28,9 +28,9 @@ use crate::verify::refused;
 type Axum07Body = axum_07::body::Body;
 
 /// Passes requests through a service that waits for nothing; making them is not in the time.
-pub fn pass<S, F, B>(service: &mut S, requests: Vec<Request<()>>, expected: StatusCode) -> Duration
+pub fn pass<S, F, B>(service: &mut S, requests: Vec<Request<String>>, expected: StatusCode) -> Duration
 where
-    S: Service<Request<()>, Response = Response<B>, Future = F>,
+    S: Service<Request<String>, Response = Response<B>, Future = F>,
     F: Future<Output = Result<Response<B>, S::Error>>,
     S::Error: std::fmt::Debug,
 {
@@ -52,7 +52,7 @@ fn with_tokens<S, F, B>(
     expected: StatusCode,
 ) -> Duration
 where
-    S: Service<Request<()>, Response = Response<B>, Future = F>,
+    S: Service<Request<String>, Response = Response<B>, Future = F>,
     F: Future<Output = Result<Response<B>, S::Error>>,
     S::Error: std::fmt::Debug,
 {
@@ -89,7 +89,7 @@ fn contest(
     let jsonwebtoken = Arc::new(Jsonwebtoken::new(signer).unwrap());
     let string = Bare::<String>::new();
 
-    let mut by_hand = ValidateRequestHeaderLayer::custom(move |request: &mut Request<()>| {
+    let mut by_hand = ValidateRequestHeaderLayer::custom(move |request: &mut Request<String>| {
         let claims = token_of(request).and_then(|token| jsonwebtoken.verify_by_kid(token));
         request
             .extensions_mut()
@@ -97,7 +97,7 @@ fn contest(
         Ok(())
     })
     .layer(string.clone());
-    let mut by_hand_spiffe = ValidateRequestHeaderLayer::custom(move |request: &mut Request<()>| {
+    let mut by_hand_spiffe = ValidateRequestHeaderLayer::custom(move |request: &mut Request<String>| {
         let verify = |token| spiffe::JwtSvid::parse_and_validate(token, &theirs, &[AUDIENCE]).ok();
         let svid = token_of(request).and_then(verify);
         request

@@ -204,7 +204,7 @@ pub fn be_child(arguments: &[String]) {
         } else {
             let source = spiffe_source(endpoint).await;
             assert_eq!(source.bundle_set().unwrap().len(), size);
-            let layer = ValidateRequestHeaderLayer::custom(move |request: &mut Request<()>| {
+            let layer = ValidateRequestHeaderLayer::custom(move |request: &mut Request<String>| {
                 let verify =
                     |token| spiffe::JwtSvid::parse_and_validate(token, &source, &[AUDIENCE]).ok();
                 let svid = token_of(request).and_then(verify);
@@ -220,7 +220,7 @@ pub fn be_child(arguments: &[String]) {
 
 async fn serve<S>(mut service: S)
 where
-    S: Service<Request<()>, Response = Response<String>>,
+    S: Service<Request<String>, Response = Response<String>>,
     S::Error: std::fmt::Debug,
 {
     let line = async || {

@@ -214,12 +214,12 @@ pub fn bearer(token: &str) -> HeaderValue {
 }
 
 /// A request such as a server gets, with a few headers more than the one that counts.
-pub fn request(authorization: Option<&HeaderValue>) -> Request<()> {
+pub fn request(authorization: Option<&HeaderValue>) -> Request<String> {
     let mut request = Request::get("https://reports.prod.example/v1/reports/7")
         .header("accept", "application/json")
         .header("user-agent", "peers/1")
         .header("x-request-id", "0123456789abcdef")
-        .body(())
+        .body(String::new())
         .unwrap();
     if let Some(value) = authorization {
         request.headers_mut().insert(AUTHORIZATION, value.clone());

@@ -7,15 +7,15 @@ use std::task::{Context, Poll, ready};
 
 use http::request::Parts;
 use http::{Request, Response};
+use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio::time::Sleep;
 use tower_service::Service;
-use tracing::Span;
 
 use super::room::{Room, Seat};
 use crate::runtime;
 use crate::server::future::ResponseFuture;
-use crate::server::gate::Judged;
+use crate::server::gate::{Judged, Mode};
 use crate::server::layer::Shared;
 use crate::server::rejection::{OnReject, Rejection};
 use crate::svid::Sight;
@@ -42,7 +42,7 @@ pin_project! {
     enum State<S, R, ReqBody, F, ResBody> {
         // Boxed: what does not wait should not make room for it.
         Held { held: Box<Held<S, R, ReqBody>> },
-        Done { #[pin] future: ResponseFuture<F, ResBody> },
+        Done { #[pin] future: ResponseFuture<F, ReqBody, ResBody> },
     }
 }
 
@@ -51,7 +51,7 @@ struct Held<S, R, ReqBody> {
     // Until the verdict; then the service only has to become ready.
     waiting: Option<Waiting<R>>,
     service: S,
-    span: Span,
+    shared: Arc<Shared<R>>,
     // Empty once it is on its way.
     request: Option<(Parts, ReqBody)>,
 }
@@ -161,7 +161,7 @@ impl<S, R, ReqBody, ResBody> WaitFuture<S, R, ReqBody, ResBody>
 where
     S: Service<Request<ReqBody>>,
 {
-    pub(crate) fn done(future: ResponseFuture<S::Future, ResBody>) -> Self {
+    pub(crate) fn done(future: ResponseFuture<S::Future, ReqBody, ResBody>) -> Self {
         Self {
             state: State::Done { future },
         }
@@ -170,9 +170,9 @@ where
     pub(crate) fn waiting(waiting: Waiting<R>, service: S, parts: Parts, body: ReqBody) -> Self {
         let request = Some((parts, body));
         let held = Held {
+            shared: waiting.shared.clone(),
             waiting: Some(waiting),
             service,
-            span: Span::none(),
             request,
         };
         Self {
@@ -185,8 +185,9 @@ where
 
 impl<S, R, ReqBody, ResBody> Future for WaitFuture<S, R, ReqBody, ResBody>
 where
-    S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
     R: OnReject<ResBody>,
+    ReqBody: Body + 'static,
 {
     type Output = Result<Response<ResBody>, S::Error>;
 
@@ -211,29 +212,31 @@ impl<S, R, ReqBody> Held<S, R, ReqBody> {
     fn poll_future<ResBody>(
         &mut self,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<ResponseFuture<S::Future, ResBody>, S::Error>>
+    ) -> Poll<Result<ResponseFuture<S::Future, ReqBody, ResBody>, S::Error>>
     where
-        S: Service<Request<ReqBody>, Response = Response<ResBody>>,
+        S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
         R: OnReject<ResBody>,
+        ReqBody: Body + 'static,
     {
+        let mut verdict = None;
         if let (Some(waiting), Some((parts, _))) = (&mut self.waiting, &mut self.request) {
             let judged = ready!(waiting.poll_verdict(parts, cx));
-            match waiting.shared.gate.apply(parts, judged) {
-                Ok(span) => self.span = span,
-                Err(rejection) => {
-                    let response = waiting.shared.refuse(rejection, parts);
-                    return Poll::Ready(Ok(ResponseFuture::refused(response)));
-                }
+            if judged.verdict.is_err() && self.shared.gate.mode != Mode::Audit {
+                verdict = Some(judged);
             }
-            // Gives the seat back before the service is waited for.
+            // Frees the seat before the wait for the inner service.
             self.waiting = None;
         }
-        let _entered = self.span.enter();
-        ready!(self.service.poll_ready(cx))?;
+        if verdict.is_none() {
+            ready!(self.service.poll_ready(cx))?;
+        }
         match self.request.take() {
-            Some((parts, body)) => {
-                let future = self.service.call(Request::from_parts(parts, body));
-                Poll::Ready(Ok(ResponseFuture::inner(future, self.span.clone())))
+            Some((mut parts, body)) => {
+                // Both waits can be long: the token may have expired, and its key may be gone.
+                let judge = || self.shared.gate.judge(&mut parts, Sight::Again);
+                let judged = verdict.unwrap_or_else(judge);
+                let future = self.shared.act(&mut self.service, parts, body, judged);
+                Poll::Ready(Ok(future))
             }
             // Polled after it was done, which a future may answer as it likes.
             None => Poll::Pending,

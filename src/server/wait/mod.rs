@@ -3,6 +3,9 @@
 //! A new key reaches its signer and its verifiers at different moments. Where the signer is first,
 //! its tokens are refused until the bundle arrives. SPIRE publishes a key long before it signs with
 //! it, so this is for issuers that don't. Off unless asked for.
+//!
+//! A wait can be long, for the key and then for the inner service. Right before the call the token
+//! is checked again: it has not expired, and its key is still in the bundle.
 
 mod future;
 mod room;

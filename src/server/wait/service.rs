@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::{Request, Response};
+use http_body::Body;
 use tower_service::Service;
 
 use super::future::{WaitFuture, Waiting};
 use super::room::Room;
-use crate::server::future::ResponseFuture;
+use crate::server::future::release;
 use crate::server::layer::Shared;
 use crate::server::rejection::{DefaultOnReject, OnReject};
 use crate::svid::Sight;
@@ -37,6 +38,7 @@ impl<S, R, ReqBody, ResBody> Service<Request<ReqBody>> for WaitForKey<S, R>
 where
     S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
     R: OnReject<ResBody>,
+    ReqBody: Body + 'static,
 {
     type Response = Response<ResBody>;
     type Error = S::Error;
@@ -53,20 +55,12 @@ where
             Ok(waiting) => {
                 // What is ready here may hold a permit: it is given back for the time of the
                 // wait, or tokens that nobody signed would hold what others need.
-                let inner = self.inner.clone();
-                drop(std::mem::replace(&mut self.inner, inner));
+                release(&mut self.inner);
                 return WaitFuture::waiting(waiting, self.inner.clone(), parts, body);
             }
             Err(judged) => judged,
         };
-        WaitFuture::done(match self.shared.gate.apply(&mut parts, judged) {
-            Ok(span) => {
-                let request = Request::from_parts(parts, body);
-                let future = span.in_scope(|| self.inner.call(request));
-                ResponseFuture::inner(future, span)
-            }
-            Err(rejection) => ResponseFuture::refused(self.shared.refuse(rejection, &parts)),
-        })
+        WaitFuture::done(self.shared.act(&mut self.inner, parts, body, judged))
     }
 }
 

@@ -1,0 +1,3 @@
+module tower-spiffe/interop/rejections
+
+go 1.24

@@ -1,0 +1,202 @@
+//! Reads the rest of a rejected request's body, so that the rejection reaches its HTTP/1 client.
+//!
+//! A server that stops reading closes the connection while the client is still sending. The client
+//! then sees a reset instead of the response.
+
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Buf;
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT};
+use http::request::Parts;
+use http::{HeaderValue, Response, Version};
+use http_body::Body;
+use pin_project_lite::pin_project;
+use tokio::time::Sleep;
+
+const MAX_BYTES: u64 = 64 * 1024;
+const MAX_TIME: Duration = Duration::from_millis(500);
+
+/// Frames read in one poll. A body that is always ready, of empty frames even, must leave the
+/// thread to the timer.
+const MAX_FRAMES: usize = 32;
+
+/// How much of a rejected request's body is read, and for how long.
+#[derive(Debug, Clone)]
+pub(crate) struct DrainLimits {
+    max_bytes: u64,
+    max_time: Duration,
+    /// The runtime has no timers: found once, or each attempt would print a panic message.
+    no_timer: Arc<AtomicBool>,
+}
+
+/// What happens to the body of a rejected request.
+enum Plan {
+    /// The response needs nothing: the end of the body was seen, or HTTP/2 ends the stream alone.
+    Answer,
+    /// The response closes the connection, and the body is not polled.
+    Close,
+    /// The response waits until the body is read.
+    Drain,
+}
+
+pin_project! {
+    /// Reads a body within the limits. Returns whether its end was reached.
+    pub(crate) struct Drain<B> {
+        #[pin]
+        body: B,
+        bytes_left: u64,
+        limits: DrainLimits,
+        timer: Option<Pin<Box<Sleep>>>,
+    }
+}
+
+// === impl DrainLimits ===
+
+impl Default for DrainLimits {
+    fn default() -> Self {
+        Self::new(MAX_BYTES, MAX_TIME)
+    }
+}
+
+impl DrainLimits {
+    pub(crate) fn new(max_bytes: u64, max_time: Duration) -> Self {
+        Self {
+            max_bytes,
+            max_time,
+            no_timer: Arc::default(),
+        }
+    }
+
+    /// Returns the drain that the response has to wait for, if any. If the body will not be read,
+    /// the response closes the connection.
+    pub(crate) fn begin<D: Body, B>(
+        &self,
+        parts: &Parts,
+        body: D,
+        response: &mut Response<B>,
+    ) -> Option<Pin<Box<Drain<D>>>> {
+        match self.plan(parts, &body) {
+            Plan::Answer => None,
+            Plan::Close => {
+                close(response);
+                None
+            }
+            Plan::Drain => Some(Box::pin(self.drain(body))),
+        }
+    }
+
+    pub(crate) fn drain<D: Body>(&self, body: D) -> Drain<D> {
+        Drain {
+            body,
+            bytes_left: self.max_bytes,
+            limits: self.clone(),
+            timer: None,
+        }
+    }
+
+    fn plan<D: Body>(&self, parts: &Parts, body: &D) -> Plan {
+        if parts.version >= Version::HTTP_2 || body.is_end_stream() {
+            return Plan::Answer;
+        }
+        let is_too_long = self.max_bytes == 0
+            || self.max_time.is_zero()
+            || body.size_hint().lower() > self.max_bytes
+            || content_lengths(parts).any(|length| length > self.max_bytes);
+        // A server answers the first poll of such a body with `100 Continue`.
+        if is_too_long || expects_continue(parts) {
+            Plan::Close
+        } else {
+            Plan::Drain
+        }
+    }
+}
+
+fn content_lengths(parts: &Parts) -> impl Iterator<Item = u64> + '_ {
+    let values = parts.headers.get_all(CONTENT_LENGTH).iter();
+    values.filter_map(|value| value.to_str().ok()?.trim().parse().ok())
+}
+
+fn expects_continue(parts: &Parts) -> bool {
+    let values = parts.headers.get_all(EXPECT).iter();
+    values
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .any(|member| member.trim_ascii().eq_ignore_ascii_case(b"100-continue"))
+}
+
+/// Makes the server close the connection after this response.
+pub(crate) fn close<B>(response: &mut Response<B>) {
+    let close = HeaderValue::from_static("close");
+    response.headers_mut().insert(CONNECTION, close);
+}
+
+// === impl Drain ===
+
+impl<B: Body> Future for Drain<B> {
+    type Output = bool;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<bool> {
+        let mut this = self.project();
+        for _ in 0..MAX_FRAMES {
+            let Poll::Ready(frame) = this.body.as_mut().poll_frame(cx) else {
+                ready!(this.limits.poll_time_up(this.timer, cx));
+                return Poll::Ready(false);
+            };
+            match frame {
+                None => return Poll::Ready(true),
+                Some(Err(_)) => return Poll::Ready(false),
+                Some(Ok(frame)) => {
+                    let read = frame.data_ref().map_or(0, Buf::remaining);
+                    let read = u64::try_from(read).unwrap_or(u64::MAX);
+                    let Some(left) = this.bytes_left.checked_sub(read) else {
+                        return Poll::Ready(false);
+                    };
+                    *this.bytes_left = left;
+                    if this.body.is_end_stream() {
+                        return Poll::Ready(true);
+                    }
+                }
+            }
+        }
+        if this.limits.poll_time_up(this.timer, cx).is_ready() {
+            return Poll::Ready(false);
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+impl DrainLimits {
+    /// Most bodies are read before a timer is needed, so it starts with the first wait. Without a
+    /// timer there is no waiting: the time is up.
+    fn poll_time_up(&self, timer: &mut Option<Pin<Box<Sleep>>>, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(timer) = timer {
+            return timer.as_mut().poll(cx);
+        }
+        let has_runtime = tokio::runtime::Handle::try_current().is_ok();
+        if !has_runtime || self.no_timer.load(Ordering::Relaxed) {
+            return Poll::Ready(());
+        }
+        // tokio cannot report that a runtime has no timers; it panics.
+        let started = catch_unwind(AssertUnwindSafe(|| {
+            let mut timer = Box::pin(tokio::time::sleep(self.max_time));
+            let time_up = timer.as_mut().poll(cx);
+            (timer, time_up)
+        }));
+        match started {
+            Ok((started, time_up)) => {
+                *timer = Some(started);
+                time_up
+            }
+            Err(_) => {
+                self.no_timer.store(true, Ordering::Relaxed);
+                Poll::Ready(())
+            }
+        }
+    }
+}
