@@ -11,8 +11,8 @@ use super::bearer::{self, Credential};
 #[cfg(feature = "axum")]
 use super::caller::Answers;
 use super::caller::CallerState;
-use super::policy::Policy;
-use super::protocol::Protocol;
+use super::policy::{self, Decision, Policy};
+use super::protocol::{Protocol, Wire};
 use super::realm::Realm;
 use super::rejection::{Rejection, RejectionReason};
 use super::telemetry::Telemetry;
@@ -24,7 +24,7 @@ use crate::svid::{Sight, ValidateError, ValidateReason, Validator, VerifiedSvid}
 pub(crate) enum Mode {
     /// It is refused.
     Required,
-    /// It is refused, but without a credential it passes as anonymous.
+    /// It is rejected. Without a credential the policy decides.
     Optional,
     /// It passes, marked.
     Audit,
@@ -36,7 +36,8 @@ pub(crate) struct Gate {
     pub(crate) validator: Validator,
     pub(crate) policy: Arc<dyn Policy>,
     pub(crate) mode: Mode,
-    pub(crate) protocol: Protocol,
+    /// What the server speaks, if it was set.
+    pub(crate) protocol: Option<Protocol>,
     pub(crate) header: HeaderName,
     pub(crate) realm: Realm,
     pub(crate) strip: bool,
@@ -81,7 +82,7 @@ impl Gate {
             validator,
             policy,
             mode,
-            protocol: Protocol::Auto,
+            protocol: None,
             header: AUTHORIZATION,
             realm: Realm::default(),
             strip: false,
@@ -114,30 +115,50 @@ impl Gate {
             // Somebody else's credential is one, too.
             bearer::mark_sensitive(&mut parts.headers, &AUTHORIZATION);
         }
-        if self.policy.is_public(parts) {
-            return Ok(CallerState::Anonymous);
-        }
         let fault = match self.authenticate(&parts.headers, sight, cached) {
-            Ok(caller) if self.policy.allows(&caller, parts) => {
+            Ok(caller) if policy::allows_verified(&*self.policy, &caller, parts) => {
                 return Ok(CallerState::Verified(caller));
             }
             Ok(caller) => {
-                let wire = self.protocol.wire(parts);
+                let wire = self.wire(parts);
                 return Err(Rejection::not_allowed(&caller, wire, &self.realm));
-            }
-            Err(Fault::Missing) if self.mode == Mode::Optional => {
-                return Ok(CallerState::Anonymous);
             }
             Err(fault) => fault,
         };
-        let wire = self.protocol.wire(parts);
         let reason = match fault {
-            Fault::Token(error) => return Err(Rejection::token(error, wire, &self.realm)),
-            Fault::Missing => RejectionReason::Missing,
+            Fault::Token(error) => {
+                return Err(Rejection::token(error, self.wire(parts), &self.realm));
+            }
+            Fault::Missing => match self.decide_anonymous(parts) {
+                Decision::Allow => return Ok(CallerState::Anonymous),
+                Decision::Deny => RejectionReason::NotAllowed,
+                Decision::AuthenticationRequired => RejectionReason::Missing,
+            },
             Fault::Malformed => RejectionReason::Malformed,
             Fault::TooLong => RejectionReason::Token(ValidateReason::TooLong),
         };
-        Err(Rejection::new(reason, wire, &self.realm))
+        Err(Rejection::new(reason, self.wire(parts), &self.realm))
+    }
+
+    /// The policy's decision about a request without a token. `required` and `audit` ask it about
+    /// public requests only.
+    fn decide_anonymous(&self, parts: &Parts) -> Decision {
+        if self.mode == Mode::Optional || self.policy.is_public(parts) {
+            self.policy.decide(None, parts)
+        } else {
+            Decision::AuthenticationRequired
+        }
+    }
+
+    /// What the server speaks, as it was declared.
+    pub(crate) fn protocol(&self) -> Protocol {
+        self.protocol
+            .or_else(|| self.policy.protocol())
+            .unwrap_or_default()
+    }
+
+    fn wire(&self, parts: &Parts) -> Wire {
+        self.protocol().wire(parts)
     }
 
     /// Counts and logs the verdict, and does to the request what the mode says.
@@ -171,7 +192,7 @@ impl Gate {
         #[cfg(feature = "axum")]
         if state.verified().is_none() {
             parts.extensions.insert(Answers {
-                protocol: self.protocol,
+                protocol: self.protocol(),
                 realm: self.realm.clone(),
             });
         }

@@ -34,8 +34,9 @@
 //!   panics on a router without routes. With feature `axum`, a handler takes a
 //!   [`VerifiedSvid`](crate::svid::VerifiedSvid), an `Option` of it or a [`CallerState`].
 //! - **tonic**: `Server::builder().layer(layer)`, or one service by tonic's
-//!   `LayerExt::named_layer`. [`GrpcPolicy`] says who may call which method. With feature `tonic`, a
-//!   handler asks `VerifiedSvid::of(&request)?`.
+//!   `LayerExt::named_layer`. [`GrpcPolicy`] says who may call which method, and makes rejections
+//!   gRPC; with another policy, set [`protocol`](ValidateJwtSvidLayer::protocol) to
+//!   [`Protocol::Grpc`]. With feature `tonic`, a handler asks `VerifiedSvid::of(&request)?`.
 //! - **hyper**: around the service, then hyper-util's `TowerToHyperService`.
 //! - **a proxy**, or anything whose body has no `Default`:
 //!   [`on_reject`](ValidateJwtSvidLayer::on_reject) brings the body of the refusals.
@@ -54,9 +55,10 @@
 //!
 //! What is for everybody (probes, `/metrics`) stands on a router outside of the layer. Where routes
 //! have callers of their own, the layer says who may call at all, and an [`AllowCallersLayer`] on
-//! the route who may call that one. Where one of them is for callers without a token too, the layer
-//! is [`optional`](ValidateJwtSvidLayer::optional); then a route is open that has neither an
-//! [`AllowCallersLayer`] nor a [`VerifiedSvid`](crate::svid::VerifiedSvid) among its arguments.
+//! the route who may call that one. If one of them is for callers without a token too, the layer is
+//! [`optional`](ValidateJwtSvidLayer::optional) and its policy [`Allow::anyone`]; then a route is
+//! open if it has neither an [`AllowCallersLayer`] nor a
+//! [`VerifiedSvid`](crate::svid::VerifiedSvid) among its arguments.
 //!
 //! ```
 //! use axum::{Router, http::StatusCode, routing::{get, post}};
@@ -66,7 +68,7 @@
 //! # use tower::ServiceExt;
 //!
 //! fn app(validator: Validator) -> Result<Router, tower_spiffe::server::PolicyError> {
-//!     let layer = ValidateJwtSvidLayer::optional(validator, Allow::trust_domain("example.org")?);
+//!     let layer = ValidateJwtSvidLayer::optional(validator, Allow::anyone());
 //!     let web = layer.allow_callers(Allow::path_prefix("spiffe://example.org/web")?);
 //!     let ops = layer.allow_callers(Allow::id("spiffe://example.org/ops")?);
 //!     let router = Router::new()
@@ -123,8 +125,28 @@
 //!
 //! A refusal is a response, never an error of the service, and nothing that a caller sends makes it
 //! a 5xx. The texts are fixed per class; the details are in the [`Rejection`], for `on_reject` and,
-//! in the extensions of the response, for layers above. Whether a refusal speaks HTTP, gRPC or
-//! gRPC-Web is told by the request ([`Protocol::Auto`]) or chosen.
+//! in the extensions of the response, for layers above. Rejections use HTTP status codes, unless the
+//! server declares that it speaks gRPC: by a [`GrpcPolicy`], or by
+//! [`protocol`](ValidateJwtSvidLayer::protocol). The caller does not choose.
+//!
+//! # Requests without a token
+//!
+//! No caller gains by leaving its token out: what the layer allows for anonymous callers it allows
+//! for every verified caller, and a request with an invalid token is rejected in each of these
+//! cases.
+//!
+//! | policy | `required` | `optional` |
+//! | --- | --- | --- |
+//! | [`Allow::anyone`] | 401 | allowed |
+//! | a [`public`](GrpcPolicyBuilder::public) method of a [`GrpcPolicy`] | allowed | allowed |
+//! | other methods of a [`GrpcPolicy`] | 401 | 401 |
+//! | any other [`Allow`] | 401 | 401 |
+//! | a [`Policy`] of your own | 401, unless [`is_public`](Policy::is_public) | as it decides |
+//!
+//! [`audit`](ValidateJwtSvidLayer::audit) reports what `required` rejects. An [`AllowCallersLayer`]
+//! asks its policy about anonymous callers that the layer above let pass. [`SwapPolicy`] and
+//! `Arc<dyn Policy>` decide as the policy inside; [`Allow::or`] needs one rule that allows anonymous
+//! callers, [`Allow::and`] two.
 //!
 //! # What the operator sees
 //!
@@ -167,7 +189,7 @@ pub use end_at_expiry::{
 pub use future::ResponseFuture;
 pub use grpc_policy::{GrpcPolicy, GrpcPolicyBuilder};
 pub use layer::ValidateJwtSvidLayer;
-pub use policy::{Allow, Policy, SwapPolicy};
+pub use policy::{Allow, Decision, Policy, SwapPolicy};
 pub use policy_error::PolicyError;
 pub use protocol::Protocol;
 pub use realm::InvalidRealm;

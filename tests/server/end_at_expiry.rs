@@ -68,7 +68,7 @@ async fn end_of(
     Duration,
     Option<Result<Frame<Bytes>, Box<dyn std::error::Error + Send + Sync>>>,
 ) {
-    let layer = ValidateJwtSvidLayer::optional(world.validator.clone(), Allow::any_trust_domain())
+    let layer = ValidateJwtSvidLayer::optional(world.validator.clone(), Allow::anyone())
         .on_reject(|_: &_, _: &http::request::Parts| unreachable!());
     let inner = service_fn(move |_: Request<String>| async move {
         let mut response = Response::new(Box::pin(ticks_as(content_type)));
@@ -310,7 +310,7 @@ async fn a_grpc_web_message_that_is_sent_in_part_is_not_filled_up_with_the_statu
 #[tokio::test(start_paused = true)]
 async fn a_grpc_answer_that_may_end_early_promises_no_length() {
     let (world, _) = paused();
-    let layer = ValidateJwtSvidLayer::optional(world.validator.clone(), Allow::any_trust_domain());
+    let layer = ValidateJwtSvidLayer::optional(world.validator.clone(), Allow::anyone());
     let inner = service_fn(|request: Request<String>| async move {
         let mut response = Response::new(Full::<Bytes>::from("whole"));
         let content_type = request.headers()["accept"].clone();

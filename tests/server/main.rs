@@ -10,6 +10,9 @@
 
 mod axum;
 mod costs;
+mod e12_anonymous;
+mod e13_protocol;
+
 mod end_at_expiry;
 mod extremes;
 mod golden;

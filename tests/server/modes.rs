@@ -9,8 +9,8 @@ use http::{HeaderName, HeaderValue, Request, Response};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_spiffe::bundle::CannotJudge;
 use tower_spiffe::server::{
-    Allow, AllowCallersLayer, CallerState, EndAtExpiryLayer, GrpcPolicy, Policy, RejectionReason,
-    UnknownKeyWait, ValidateJwtSvidLayer,
+    Allow, AllowCallersLayer, CallerState, Decision, EndAtExpiryLayer, GrpcPolicy, Policy,
+    RejectionReason, UnknownKeyWait, ValidateJwtSvidLayer,
 };
 use tower_spiffe::svid::{ValidateReason, VerifiedSvid};
 
@@ -49,7 +49,7 @@ fn allow_web() -> Allow {
 #[tokio::test]
 async fn a19_optional_lets_the_anonymous_pass_and_nobody_with_a_bad_credential() {
     let world = World::new();
-    let layer = ValidateJwtSvidLayer::optional(world.validator.clone(), allow_web());
+    let layer = ValidateJwtSvidLayer::optional(world.validator.clone(), Allow::anyone());
 
     let (state, _) = seen(&layer, Request::default()).await.unwrap();
     assert!(matches!(state, CallerState::Anonymous));
@@ -65,7 +65,6 @@ async fn a19_optional_lets_the_anonymous_pass_and_nobody_with_a_bad_credential()
         (HeaderValue::from_static("Bearer "), 400),
         (HeaderValue::from_static(""), 400),
         (HeaderValue::from_static("Bearer a.b.c"), 401),
-        (world.bearer(OPS), 403),
     ] {
         let answer = seen(&layer, with_authorization(&value)).await;
         assert_eq!(answer.err(), Some(status), "{value:?}");
@@ -151,7 +150,7 @@ async fn a19_what_was_in_the_extensions_before_does_not_survive() {
         .build()
         .unwrap();
     for layer in [
-        ValidateJwtSvidLayer::optional(world.validator.clone(), allow_web()),
+        ValidateJwtSvidLayer::optional(world.validator.clone(), Allow::anyone()),
         ValidateJwtSvidLayer::audit(world.validator.clone(), allow_web()),
         ValidateJwtSvidLayer::required(world.validator.clone(), public),
     ] {
@@ -226,9 +225,9 @@ async fn another_header_can_carry_the_token() {
 struct Printing(Arc<Mutex<String>>);
 
 impl Policy for Printing {
-    fn allows(&self, _: &VerifiedSvid, parts: &Parts) -> bool {
+    fn decide(&self, _: Option<&VerifiedSvid>, parts: &Parts) -> Decision {
         self.0.lock().unwrap().push_str(&format!("{parts:?}"));
-        false
+        Decision::Deny
     }
 
     fn is_public(&self, parts: &Parts) -> bool {
