@@ -12,6 +12,7 @@ mod axum;
 mod costs;
 mod e12_anonymous;
 mod e13_protocol;
+mod e16_end_at_expiry;
 
 mod end_at_expiry;
 mod extremes;
