@@ -496,3 +496,10 @@ async fn agent_load_finds_that_what_is_promised_of_the_load_holds() {
     assert_eq!(code, Some(2), "{said}");
     assert!(said.contains("usage: agent_load"), "{said}");
 }
+
+#[tokio::test]
+async fn e03_the_gateway_example_keeps_tokens_inside() {
+    let (code, said) = run(&mut program("gateway")).await;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("with a token: false"), "{said}");
+}

@@ -3,14 +3,14 @@
 use std::fmt;
 use std::sync::Arc;
 
+use http::HeaderName;
 use http::header::AUTHORIZATION;
 use http::request::Parts;
-use http::{HeaderMap, HeaderName};
 
 use super::bearer::{self, Credential};
 #[cfg(feature = "axum")]
 use super::caller::Answers;
-use super::caller::CallerState;
+use super::caller::{self, CallerState, TakenFrom};
 use super::policy::{self, Decision, Policy};
 use super::protocol::{Protocol, Wire};
 use super::realm::Realm;
@@ -40,15 +40,23 @@ pub(crate) struct Gate {
     pub(crate) protocol: Option<Protocol>,
     pub(crate) header: HeaderName,
     pub(crate) realm: Realm,
-    pub(crate) strip: bool,
+    pub(crate) keep_credential: bool,
     pub(crate) telemetry: Telemetry,
 }
 
 /// What was found of a request, before anything is made of it.
 pub(crate) struct Judged {
     pub(crate) verdict: Result<CallerState, Rejection>,
-    // Whether the token was verified before.
+    read: Read,
+}
+
+/// How the token was read.
+#[derive(Debug, Clone, Copy, Default)]
+struct Read {
+    /// It was verified before.
     cached: bool,
+    /// It is in the header, not left by an outer layer.
+    in_header: bool,
 }
 
 /// Why a credential is no identity.
@@ -63,7 +71,7 @@ impl Judged {
     pub(crate) fn refused(rejection: Rejection) -> Self {
         Self {
             verdict: Err(rejection),
-            cached: false,
+            read: Read::default(),
         }
     }
 
@@ -77,6 +85,7 @@ impl Judged {
 
 impl Gate {
     pub(crate) fn new(validator: Validator, policy: Arc<dyn Policy>, mode: Mode) -> Self {
+        caller::register();
         let telemetry = Telemetry::new(validator.clock().clone());
         Self {
             validator,
@@ -85,7 +94,7 @@ impl Gate {
             protocol: None,
             header: AUTHORIZATION,
             realm: Realm::default(),
-            strip: false,
+            keep_credential: false,
             telemetry,
         }
     }
@@ -98,16 +107,16 @@ impl Gate {
 
     /// The verdict, whatever the mode. Nobody is told of it yet.
     pub(crate) fn judge(&self, parts: &mut Parts, sight: Sight) -> Judged {
-        let mut cached = false;
-        let verdict = self.verdict(parts, sight, &mut cached);
-        Judged { verdict, cached }
+        let mut read = Read::default();
+        let verdict = self.verdict(parts, sight, &mut read);
+        Judged { verdict, read }
     }
 
     fn verdict(
         &self,
         parts: &mut Parts,
         sight: Sight,
-        cached: &mut bool,
+        read: &mut Read,
     ) -> Result<CallerState, Rejection> {
         // Before anyone else sees the parts.
         bearer::mark_sensitive(&mut parts.headers, &self.header);
@@ -115,7 +124,7 @@ impl Gate {
             // Somebody else's credential is one, too.
             bearer::mark_sensitive(&mut parts.headers, &AUTHORIZATION);
         }
-        let fault = match self.authenticate(&parts.headers, sight, cached) {
+        let fault = match self.authenticate(parts, sight, read) {
             Ok(caller) if policy::allows_verified(&*self.policy, &caller, parts) => {
                 return Ok(CallerState::Verified(caller));
             }
@@ -169,6 +178,7 @@ impl Gate {
     ) -> Result<tracing::Span, Rejection> {
         self.record_token(&judged);
         let enforced = self.mode != Mode::Audit;
+        let in_header = judged.read.in_header;
         let (state, span) = match judged.verdict {
             Ok(state) => {
                 let span = self.telemetry.admitted(&state);
@@ -186,8 +196,16 @@ impl Gate {
                 (CallerState::AuditFailed(rejection), span)
             }
         };
-        if self.strip {
-            bearer::strip(&mut parts.headers, &self.header);
+        if state.verified().is_some() {
+            if in_header && enforced && !self.keep_credential {
+                parts.headers.remove(&self.header);
+            }
+            // Whose token the extensions have now, for layers inside that read the same header.
+            if self.header != AUTHORIZATION {
+                parts.extensions.insert(TakenFrom(self.header.clone()));
+            } else if !parts.extensions.is_empty() {
+                parts.extensions.remove::<TakenFrom>();
+            }
         }
         #[cfg(feature = "axum")]
         if state.verified().is_none() {
@@ -214,33 +232,39 @@ impl Gate {
                 (None, None) => return,
             },
         };
-        self.validator.record(reason, judged.cached, trust_domain);
+        self.validator
+            .record(reason, judged.read.cached, trust_domain);
     }
 
     fn authenticate(
         &self,
-        headers: &HeaderMap,
+        parts: &Parts,
         sight: Sight,
-        cached: &mut bool,
+        read: &mut Read,
     ) -> Result<VerifiedSvid, Fault> {
         let max_token_len = self.validator.max_token_len();
-        match bearer::credential(headers, &self.header, max_token_len) {
-            Credential::Missing => Err(Fault::Missing),
-            Credential::Malformed => Err(Fault::Malformed),
-            Credential::TooLong => Err(Fault::TooLong),
+        let token = match bearer::credential(&parts.headers, &self.header, max_token_len) {
             Credential::Token(token) => {
-                let (verdict, was_there) = self.validator.judge(token, sight);
-                *cached = was_there;
-                verdict.map_err(|error| {
-                    // The header's fault comes before the token's.
-                    if bearer::is_token68(token) {
-                        Fault::Token(error)
-                    } else {
-                        Fault::Malformed
-                    }
-                })
+                read.in_header = true;
+                token
             }
-        }
+            // An outer layer took it out of the header. Its verdict does not count here.
+            Credential::Missing => {
+                caller::outer_token(&parts.extensions, &self.header).ok_or(Fault::Missing)?
+            }
+            Credential::Malformed => return Err(Fault::Malformed),
+            Credential::TooLong => return Err(Fault::TooLong),
+        };
+        let (verdict, cached) = self.validator.judge(token, sight);
+        read.cached = cached;
+        verdict.map_err(|error| {
+            // The header's fault comes before the token's.
+            if bearer::is_token68(token) {
+                Fault::Token(error)
+            } else {
+                Fault::Malformed
+            }
+        })
     }
 }
 
@@ -251,7 +275,7 @@ impl fmt::Debug for Gate {
             .field("protocol", &self.protocol)
             .field("header", &self.header)
             .field("realm", &self.realm)
-            .field("strip_authorization", &self.strip)
+            .field("keep_credential", &self.keep_credential)
             .finish_non_exhaustive()
     }
 }

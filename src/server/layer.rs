@@ -99,11 +99,15 @@ impl<R> ValidateJwtSvidLayer<R> {
         Ok(self.configured(|gate| gate.realm = realm))
     }
 
-    /// Takes the bearer token out of each request that passes, so that the inner service neither
-    /// sees it nor sends it on. In `authorization`, a credential of another scheme stays.
+    /// Leaves the token in the request. By default a token is taken out of its header once it is
+    /// verified, because the inner service could forward it, and its receiver could use it here.
+    ///
+    /// A layer inside this one that reads the same header verifies the token by its own rules
+    /// either way. `audit` leaves all tokens in; a credential of another scheme or in another
+    /// header always stays.
     #[must_use]
-    pub fn strip_authorization(self) -> Self {
-        self.configured(|gate| gate.strip = true)
+    pub fn keep_credential(self) -> Self {
+        self.configured(|gate| gate.keep_credential = true)
     }
 
     /// Counts verdicts there. The validator counts its own, of tokens; these are of requests.

@@ -38,8 +38,9 @@
 //!   gRPC; with another policy, set [`protocol`](ValidateJwtSvidLayer::protocol) to
 //!   [`Protocol::Grpc`]. With feature `tonic`, a handler asks `VerifiedSvid::of(&request)?`.
 //! - **hyper**: around the service, then hyper-util's `TowerToHyperService`.
-//! - **a proxy**, or anything whose body has no `Default`:
-//!   [`on_reject`](ValidateJwtSvidLayer::on_reject) brings the body of the refusals.
+//! - **a gateway** that forwards requests: see [below](#gateways).
+//! - Anything whose body has no `Default`: [`on_reject`](ValidateJwtSvidLayer::on_reject) brings the
+//!   body of the rejections.
 //! - Beneath it, [`AllowCallersLayer`] narrows a route to fewer callers, and [`EndAtExpiryLayer`]
 //!   ends streams with the token of their caller. An upgraded connection (a WebSocket) escapes
 //!   both: ask [`expires_at`](crate::svid::VerifiedSvid::expires_at) there.
@@ -129,6 +130,26 @@
 //! server declares that it speaks gRPC: by a [`GrpcPolicy`], or by
 //! [`protocol`](ValidateJwtSvidLayer::protocol). The caller does not choose.
 //!
+//! # Gateways
+//!
+//! A token that was verified here is taken out of the request, so that it does not leave the
+//! process: its receiver could use it here until it expires.
+//! [`keep_credential`](ValidateJwtSvidLayer::keep_credential) leaves it in; `audit` always does.
+//! Credentials that were not read, of another scheme or in another header, stay.
+//!
+//! - A layer inside another one, of the same header, verifies the token that the outer layer took
+//!   out by its own rules: audience, keys, policy. It never adopts the outer verdict.
+//! - The client layer (`AddJwtSvidLayer`, also `JwtSvidMiddleware` and the interceptor) signs the
+//!   forwarded request as this service. If the extensions of the request have a verified
+//!   [`CallerState`], it replaces an existing header, and removes the caller's token from every
+//!   header, for origins without an audience too. It cannot see headers that are copied by hand
+//!   into a new request without the extensions, and `reqwest::Request` has none: copy no
+//!   credentials there.
+//! - Headers by which the upstream learns the caller are written by the gateway: remove those that
+//!   came with the request, or callers choose their own identity.
+//!
+//! `examples/gateway.rs` does all of this.
+//!
 //! # Requests without a token
 //!
 //! No caller gains by leaving its token out: what the layer allows for anonymous callers it allows
@@ -183,6 +204,8 @@ mod wait;
 
 pub use allow_callers::{AllowCallers, AllowCallersLayer};
 pub use caller::CallerState;
+#[cfg(feature = "testing")]
+pub(crate) use caller::register as register_caller;
 pub use end_at_expiry::{
     EndAtExpiry, EndAtExpiryBody, EndAtExpiryFuture, EndAtExpiryLayer, TokenExpired,
 };

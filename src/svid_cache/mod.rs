@@ -132,6 +132,7 @@ use crate::svid::{FetchSvid, JwtSvid, SvidRequest};
 
 mod breaker;
 mod builder;
+pub(crate) mod caller;
 mod context;
 mod counts;
 mod entry;

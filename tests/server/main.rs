@@ -10,6 +10,7 @@
 
 mod axum;
 mod costs;
+mod e03_forwarding;
 mod e12_anonymous;
 mod e13_protocol;
 mod e16_end_at_expiry;
