@@ -1,4 +1,4 @@
-//! A proxy that lets only known callers through, and keeps their tokens to itself:
+//! A proxy that forwards requests of known callers, without their tokens:
 //! `cargo run --example proxy`.
 //!
 //! Its bodies are hyper's `Incoming`, which nobody can make: so its refusals bring a body of their
@@ -38,7 +38,6 @@ async fn proxy(
 ) -> Result<(), Error> {
     let validator = Validator::builder(source).audience(PROXY).build()?;
     let layer = ValidateJwtSvidLayer::required(validator, Allow::trust_domain(&callers)?)
-        .strip_authorization()
         .on_reject(|rejection: &Rejection, _: &Parts| {
             let body = Full::new(Bytes::from(format!("{rejection}\n")));
             rejection.response_with(Either::<Incoming, _>::Right(body))

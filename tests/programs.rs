@@ -242,3 +242,10 @@ async fn clients_to_copy_work_on_an_agent_of_their_own_and_on_somebody_elses() {
     assert_eq!(code, Some(0), "{said}");
     assert!(said.contains("50 served, 1 call to the agent"), "{said}");
 }
+
+#[tokio::test]
+async fn e03_the_gateway_example_keeps_tokens_inside() {
+    let (code, said) = run(&mut program("gateway")).await;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("with a token: false"), "{said}");
+}

@@ -110,7 +110,7 @@ pub fn token(data: &[u8]) {
 /// Admitted is exactly one line of `Bearer`, in whatever case, and the token.
 pub fn header_line(data: &[u8]) {
     let world = world();
-    let mut request = Request::new(());
+    let mut request = Request::new(String::new());
     let mut lines = Vec::new();
     for line in data.split(|byte| *byte == b'\n') {
         let mut value = Vec::new();
@@ -127,7 +127,7 @@ pub fn header_line(data: &[u8]) {
     }
 
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::any_trust_domain());
-    let mut service = layer.layer(tower::service_fn(async |_: Request<()>| {
+    let mut service = layer.layer(tower::service_fn(async |_: Request<String>| {
         Ok::<_, Infallible>(Response::new(String::new()))
     }));
     let mut cx = Context::from_waker(Waker::noop());

@@ -8,11 +8,16 @@ use http::{Extensions, HeaderMap, HeaderValue};
 
 use super::audience::{Audience, Found};
 use super::origin::{Destination, Target};
-use crate::svid::SvidRequest;
-use crate::svid_cache::{Issue, PinnedSvid, SvidCache, TokenError, TokenErrorReason};
+use crate::svid::{SvidRequest, VerifiedSvid};
+use crate::svid_cache::{Issue, PinnedSvid, SvidCache, TokenError, TokenErrorReason, caller};
 
 /// What to do with a request that has the header already, and goes where a token may go. One that
 /// goes elsewhere passes with whatever it has, unless the layer is strict.
+///
+/// The token of a verified caller is never forwarded: if the extensions of a request have the
+/// [`CallerState`](https://docs.rs/tower-spiffe/latest/tower_spiffe/server/enum.CallerState.html)
+/// of one, `Keep` acts as `Replace`, and the caller's token is removed from all headers of the
+/// request, wherever it goes. `reqwest::Request` has no extensions: there it is not seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum OnExisting {
@@ -134,9 +139,16 @@ impl Config {
         headers: &HeaderMap,
         extensions: Option<&Extensions>,
     ) -> Decision {
-        let existing = self.on_existing != OnExisting::Replace && has(headers, &self.header);
+        let on_existing = match self.on_existing {
+            // What a gateway's caller sent is not ours to send on.
+            OnExisting::Keep if extensions.and_then(caller::verified).is_some() => {
+                OnExisting::Replace
+            }
+            other => other,
+        };
+        let existing = on_existing != OnExisting::Replace && has(headers, &self.header);
         // It goes out with what it has, and no token of ours could go astray.
-        let kept = existing && self.on_existing == OnExisting::Keep && !self.strict;
+        let kept = existing && on_existing == OnExisting::Keep && !self.strict;
         let own = extensions.and_then(|extensions| extensions.get::<Audience>());
         // Most requests are written as the audience is, and need no more than a glance.
         if own.is_none()
@@ -351,6 +363,38 @@ fn has(headers: &HeaderMap, name: &HeaderName) -> bool {
         headers.keys().any(|key| key == name)
     } else {
         headers.contains_key(name)
+    }
+}
+
+/// Removes the token of a request's verified caller, whichever header has it.
+pub(crate) fn withhold(headers: &mut HeaderMap, name: &HeaderName, caller: &VerifiedSvid) {
+    let token = caller.token().as_bytes();
+    let is_callers = |(at, value): &(&HeaderName, &HeaderValue)| {
+        let value = value.as_bytes();
+        if token.is_empty() {
+            // A caller made by `testing`: any bearer token may be the one.
+            return *at == name
+                && value
+                    .get(..7)
+                    .is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer "));
+        }
+        value.windows(token.len()).any(|part| part == token)
+    };
+    let found: Vec<HeaderName> = headers
+        .iter()
+        .filter(is_callers)
+        .map(|(at, _)| at.clone())
+        .collect();
+    for at in found {
+        let all = headers.get_all(&at).iter();
+        let others: Vec<HeaderValue> = all
+            .filter(|value| !is_callers(&(&at, value)))
+            .cloned()
+            .collect();
+        headers.remove(&at);
+        for value in others {
+            headers.append(at.clone(), value);
+        }
     }
 }
 

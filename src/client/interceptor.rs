@@ -4,10 +4,10 @@ use tonic::service::Interceptor;
 use tonic::{Request, Status};
 
 use super::audience::Audience;
-use super::config::{Config, Decision, insert, options};
+use super::config::{Config, Decision, insert, options, withhold};
 use super::no_room;
 use super::origin::Destination;
-use crate::svid_cache::{SvidCache, TokenError, TokenErrorReason};
+use crate::svid_cache::{SvidCache, TokenError, TokenErrorReason, caller};
 
 /// A tonic interceptor that puts a token into each call, where one is there.
 ///
@@ -36,10 +36,12 @@ impl Interceptor for JwtSvidInterceptor {
     fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
         let (metadata, extensions, message) = request.into_parts();
         let mut headers = metadata.into_headers();
-        match self
-            .config
-            .decide(Destination::Read(Ok(None)), &headers, Some(&extensions))
-        {
+        let destination = Destination::Read(Ok(None));
+        let decision = self.config.decide(destination, &headers, Some(&extensions));
+        if let Some(caller) = caller::verified(&extensions) {
+            withhold(&mut headers, self.config.header(), caller);
+        }
+        match decision {
             Decision::Pass => {}
             Decision::Fail(error) => return Err(error.into()),
             Decision::Token(issue) => {

@@ -5,12 +5,12 @@ use reqwest::{Request, Response};
 use reqwest_middleware::{Error, Middleware, Next};
 
 use super::audience::{Audience, AudienceError};
-use super::config::{Config, Decision, insert, options};
+use super::config::{Config, Decision, insert, options, withhold};
 use super::deadline::Deadline;
 use super::no_room;
 use super::request::refuses;
 use super::request::sealed::Request as _;
-use crate::svid_cache::{Issue, SvidCache};
+use crate::svid_cache::{Issue, SvidCache, caller};
 
 /// A middleware of `reqwest_middleware` that puts a fresh token into each request.
 ///
@@ -53,10 +53,13 @@ impl Middleware for JwtSvidMiddleware {
         next: Next<'_>,
     ) -> Result<Response, Error> {
         let view = request.view();
-        let issued = match self
+        let decision = self
             .config
-            .decide(view.destination, view.headers, Some(extensions))
-        {
+            .decide(view.destination, view.headers, Some(extensions));
+        if let Some(caller) = caller::verified(extensions) {
+            withhold(request.headers_mut(), self.config.header(), caller);
+        }
+        let issued = match decision {
             Decision::Pass => return next.run(request, extensions).await,
             Decision::Fail(error) => return Err(Error::middleware(error)),
             Decision::Token(Issue::Ready(issued)) => issued,

@@ -5,12 +5,12 @@ use std::task::{Context, Poll};
 use tower_service::Service;
 
 use super::audience::Audience;
-use super::config::{Config, Decision, insert, options};
+use super::config::{Config, Decision, insert, options, withhold};
 use super::deadline::Deadline;
 use super::future::{Held, ResponseFuture};
 use super::request::{IncomingResponse, OutgoingRequest};
 use super::{BoxError, no_room};
-use crate::svid_cache::{Issue, SvidCache};
+use crate::svid_cache::{Issue, SvidCache, caller};
 
 /// Puts a fresh token into each request. Made by [`AddJwtSvidLayer`](super::AddJwtSvidLayer).
 #[derive(Debug, Clone)]
@@ -65,10 +65,14 @@ where
 
     fn call(&mut self, mut request: R) -> Self::Future {
         let view = request.view();
-        match self
+        let caller = view.extensions.and_then(caller::verified).cloned();
+        let decision = self
             .config
-            .decide(view.destination, view.headers, view.extensions)
-        {
+            .decide(view.destination, view.headers, view.extensions);
+        if let Some(caller) = &caller {
+            withhold(request.headers_to_change(), self.config.header(), caller);
+        }
+        match decision {
             Decision::Pass => ResponseFuture::passed(self.inner.call(request)),
             Decision::Token(Issue::Ready(issued)) => {
                 let name = self.config.header();

@@ -15,7 +15,7 @@ use super::caller;
 use super::drain::DrainLimits;
 use super::future::ResponseFuture;
 use super::layer::ValidateJwtSvidLayer;
-use super::policy::Policy;
+use super::policy::{self, Decision, Policy};
 use super::protocol::Protocol;
 use super::realm::{InvalidRealm, Realm};
 use super::rejection::{DefaultOnReject, OnReject, Rejection, RejectionReason};
@@ -30,8 +30,10 @@ const MISWIRED: HeaderName = HeaderName::from_static("x-tower-spiffe-error");
 /// [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer), goes by the identity that that one left,
 /// and never reads a token.
 ///
-/// A caller without a verified identity is answered 401. Where no layer stands above, everybody is
-/// answered 500, in a log line and a header that say so.
+/// A caller without a verified identity is anonymous: it is answered 401, unless the policy allows
+/// anonymous callers ([`Allow::anyone`](super::Allow::anyone), public methods) and the layer above
+/// let it pass. If `ValidateJwtSvidLayer` is missing from the stack, every request is answered 500,
+/// with a log line and a header that say so.
 ///
 /// ```
 /// use axum::{Router, routing::post};
@@ -54,7 +56,9 @@ pub struct AllowCallers<S, R = DefaultOnReject> {
 
 struct Shared<R> {
     policy: Arc<dyn Policy>,
-    protocol: Protocol,
+    protocol: Option<Protocol>,
+    // Of the layer that this one was made by: what it implies holds here too.
+    outer: Option<Arc<dyn Policy>>,
     realm: Realm,
     telemetry: Telemetry,
     drain: DrainLimits,
@@ -70,7 +74,8 @@ impl AllowCallersLayer {
         Self {
             shared: Arc::new(Shared {
                 policy: Arc::new(policy),
-                protocol: Protocol::Auto,
+                protocol: None,
+                outer: None,
                 realm: Realm::default(),
                 telemetry: Telemetry::new(SystemClock::shared()),
                 drain: DrainLimits::default(),
@@ -105,6 +110,7 @@ impl<R> ValidateJwtSvidLayer<R> {
             shared: Arc::new(Shared {
                 policy: Arc::new(policy),
                 protocol: gate.protocol,
+                outer: Some(gate.policy.clone()),
                 realm: gate.realm.clone(),
                 telemetry: gate.telemetry.clone(),
                 drain: gate.drain.clone(),
@@ -115,11 +121,14 @@ impl<R> ValidateJwtSvidLayer<R> {
 }
 
 impl<R> AllowCallersLayer<R> {
-    /// In which protocol refusals are told. The default is [`Protocol::Auto`].
+    /// Sets the protocol of rejections: what the server speaks. The default is what the policy
+    /// implies ([`Protocol::Grpc`] for a [`GrpcPolicy`](super::GrpcPolicy)), else that of the layer
+    /// which made this one ([`allow_callers`](ValidateJwtSvidLayer::allow_callers)), else
+    /// [`Protocol::Http`].
     #[must_use]
     pub fn protocol(self, protocol: Protocol) -> Self {
         let shared = Shared {
-            protocol,
+            protocol: Some(protocol),
             ..self.shared.copy()
         };
         Self {
@@ -194,6 +203,7 @@ impl<R> AllowCallersLayer<R> {
         let Shared {
             policy,
             protocol,
+            outer,
             realm,
             telemetry,
             drain,
@@ -203,6 +213,7 @@ impl<R> AllowCallersLayer<R> {
         let shared = Shared {
             policy,
             protocol,
+            outer,
             realm,
             telemetry,
             drain,
@@ -246,6 +257,7 @@ impl<R> Shared<R> {
         Self {
             policy: self.policy.clone(),
             protocol: self.protocol,
+            outer: self.outer.clone(),
             realm: self.realm.clone(),
             telemetry: self.telemetry.clone(),
             drain: self.drain.clone(),
@@ -254,17 +266,36 @@ impl<R> Shared<R> {
     }
 
     fn judge(&self, parts: &Parts) -> Result<(), Rejection> {
-        let wire = || self.protocol.wire(parts);
-        match caller::verified(&parts.extensions) {
-            Ok(caller) if self.policy.allows(caller, parts) => Ok(()),
-            Err(fault @ caller::NoCaller::NotWired) => {
-                Err(fault.into_rejection(wire(), &self.realm))
+        let fault = match caller::verified(&parts.extensions) {
+            Ok(caller) if policy::allows_verified(&*self.policy, caller, parts) => return Ok(()),
+            Ok(caller) => {
+                let wire = self.protocol().wire(parts);
+                return Err(Rejection::not_allowed(caller, wire, &self.realm));
             }
-            // Whoever it is: who has a name is no worse off than who has none.
-            _ if self.policy.is_public(parts) => Ok(()),
-            Ok(caller) => Err(Rejection::not_allowed(caller, wire(), &self.realm)),
-            Err(fault) => Err(fault.into_rejection(wire(), &self.realm)),
+            Err(fault) => fault,
+        };
+        let decision = match fault {
+            caller::NoCaller::NotWired => Decision::AuthenticationRequired,
+            _ => self.policy.decide(None, parts),
+        };
+        let wire = self.protocol().wire(parts);
+        match decision {
+            Decision::Allow => Ok(()),
+            Decision::Deny => Err(Rejection::new(
+                RejectionReason::NotAllowed,
+                wire,
+                &self.realm,
+            )),
+            Decision::AuthenticationRequired => Err(fault.into_rejection(wire, &self.realm)),
         }
+    }
+
+    fn protocol(&self) -> Protocol {
+        let outer = || self.outer.as_ref().and_then(|policy| policy.protocol());
+        self.protocol
+            .or_else(|| self.policy.protocol())
+            .or_else(outer)
+            .unwrap_or_default()
     }
 }
 

@@ -2,7 +2,7 @@
 //! 11.6.2), borrowed.
 
 use http::header::{AUTHORIZATION, Entry};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName};
 
 const SCHEME: &[u8] = b"bearer";
 
@@ -132,20 +132,10 @@ pub(crate) fn mark_sensitive(headers: &mut HeaderMap, name: &HeaderName) {
     }
 }
 
-/// Takes bearer credentials out. Another scheme's credential in `authorization` is not ours and
-/// stays, unless a bearer credential stands beside it.
-pub(crate) fn strip(headers: &mut HeaderMap, name: &HeaderName) {
-    let ours = |value: &HeaderValue| {
-        let value = value.as_bytes();
-        !matches!(scheme(value), Scheme::Other) || has_second_bearer(value)
-    };
-    if name != AUTHORIZATION || headers.get_all(name).iter().any(ours) {
-        headers.remove(name);
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
     const MAX: usize = 8192;
@@ -327,20 +317,5 @@ mod tests {
                 .all(HeaderValue::is_sensitive)
         );
         assert!(!format!("{headers:?}").contains("a.b.c"));
-    }
-
-    #[test]
-    fn stripping_leaves_another_schemes_credential() {
-        for (values, left) in [
-            (&[b"Bearer a.b.c".as_slice()][..], 0),
-            (&[b"Bearer".as_slice()], 0),
-            (&[b"Basic eDp5".as_slice()], 1),
-            (&[b"Basic eDp5".as_slice(), b"bearer x"], 0),
-            (&[b"Basic eDp5, bearer x".as_slice()], 0),
-        ] {
-            let mut headers = headers(values);
-            strip(&mut headers, &AUTHORIZATION);
-            assert_eq!(headers.len(), left, "{values:?}");
-        }
     }
 }

@@ -1,6 +1,7 @@
 //! Who called, as the layer leaves it in the request.
 
-use http::Extensions;
+use http::header::AUTHORIZATION;
+use http::{Extensions, HeaderName};
 
 use super::protocol::Wire;
 use super::realm::Realm;
@@ -40,6 +41,28 @@ impl CallerState {
             Self::Anonymous | Self::AuditFailed(_) => None,
         }
     }
+}
+
+/// The header that the token of a verified caller was read from and taken out of, unless that is
+/// `authorization`: left out there, it costs no allocation.
+#[derive(Clone)]
+pub(crate) struct TakenFrom(pub(crate) HeaderName);
+
+/// Lets the client layer know the caller of a request that is forwarded.
+pub(crate) fn register() {
+    #[cfg(feature = "client")]
+    crate::svid_cache::caller::register(|extensions| CallerState::of(extensions)?.verified());
+}
+
+/// The token of the caller that an outer layer verified, read from this header.
+pub(crate) fn outer_token<'a>(extensions: &'a Extensions, header: &HeaderName) -> Option<&'a str> {
+    let caller = CallerState::of(extensions)?.verified()?;
+    let read_from = match extensions.get() {
+        Some(TakenFrom(name)) => name,
+        None => &AUTHORIZATION,
+    };
+    let token = caller.token();
+    (read_from == header && !token.is_empty()).then_some(token)
 }
 
 /// How the layer above refuses, for those beneath it that refuse where it did not. It stands beside

@@ -36,10 +36,23 @@ const MAX_SLEEP: Duration = Duration::from_secs(30);
 
 const EXPIRED: RejectionReason = RejectionReason::Token(ValidateReason::Expired);
 
-/// Ends the answers that are still being sent when the caller's token expires, the leeway
-/// included: in HTTP with an error of the body, which no client takes for a clean end; in gRPC and
-/// gRPC-Web with status 16 (`UNAUTHENTICATED`). A gRPC-Web answer has its status among its messages:
-/// within one that is sent in part, it ends with an error too.
+/// Ends the responses that are still being sent when the caller's token expires, the leeway
+/// included.
+///
+/// | request and response | end |
+/// | --- | --- |
+/// | both gRPC (POST over HTTP/2, both content types `application/grpc`) | status 16 (`UNAUTHENTICATED`) in the trailers |
+/// | both gRPC-Web (POST, both content types `application/grpc-web`) | status 16 in the last frame; within a message that is sent in part, an error |
+/// | anything else | an error of the body, which the client sees |
+///
+/// The content type of the response alone does not count: a file that calls itself
+/// `application/grpc` ends with an error. The error breaks off the chunked body, the promised
+/// length or the HTTP/2 stream. One kind of body has no end that a client can tell from a broken
+/// one: that of an HTTP/1.0 response without a length, which lasts until the connection closes. It
+/// looks complete when it is cut; give such responses a `content-length`.
+///
+/// Put it outside of a layer that translates gRPC-Web to gRPC (`tonic_web::GrpcWebLayer`): inside,
+/// gRPC-Web calls over HTTP/1.1 end with an error.
 ///
 /// It stands beneath a [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer), and goes by the
 /// identity that that one left; callers without one are let be. Where no such layer stands above,
@@ -161,6 +174,7 @@ where
             self.layer.shared.say_not_wired();
         }
         let caller = state.and_then(CallerState::verified);
+        let wire = Wire::of_request(request.method(), request.version(), request.headers());
         let end = caller.map(|caller| End {
             at: caller.expires_at().saturating_add(self.layer.shared.leeway),
             caller: caller.spiffe_id().clone(),
@@ -169,6 +183,7 @@ where
         EndAtExpiryFuture {
             inner: self.inner.call(request),
             end,
+            wire,
         }
     }
 }
@@ -224,6 +239,8 @@ pin_project! {
         #[pin]
         inner: F,
         end: Option<End>,
+        // Of the request.
+        wire: Wire,
     }
 }
 
@@ -236,7 +253,11 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let mut response = ready!(this.inner.poll(cx))?;
-        let wire = Wire::of_content_type(response.headers()).unwrap_or(Wire::Http);
+        let wire = match (*this.wire, Wire::of_content_type(response.headers())) {
+            (Wire::Grpc, Some(wire @ Wire::Grpc))
+            | (Wire::GrpcWeb { .. }, Some(wire @ Wire::GrpcWeb { .. })) => wire,
+            _ => Wire::Http,
+        };
         let end = this.end.take();
         if end.is_some() && wire != Wire::Http {
             // It may end with a status of ours, which stands for more or for less than is left.

@@ -3,17 +3,17 @@
 use std::fmt;
 use std::sync::Arc;
 
+use http::HeaderName;
 use http::header::AUTHORIZATION;
 use http::request::Parts;
-use http::{HeaderMap, HeaderName};
 
 use super::bearer::{self, Credential};
 #[cfg(feature = "axum")]
 use super::caller::Answers;
-use super::caller::CallerState;
+use super::caller::{self, CallerState, TakenFrom};
 use super::drain::DrainLimits;
-use super::policy::Policy;
-use super::protocol::Protocol;
+use super::policy::{self, Decision, Policy};
+use super::protocol::{Protocol, Wire};
 use super::realm::Realm;
 use super::rejection::{Rejection, RejectionReason};
 use super::telemetry::Telemetry;
@@ -25,7 +25,7 @@ use crate::svid::{Sight, ValidateError, ValidateReason, Validator, VerifiedSvid}
 pub(crate) enum Mode {
     /// It is refused.
     Required,
-    /// It is refused, but without a credential it passes as anonymous.
+    /// It is rejected. Without a credential the policy decides.
     Optional,
     /// It passes, marked.
     Audit,
@@ -37,20 +37,29 @@ pub(crate) struct Gate {
     pub(crate) validator: Validator,
     pub(crate) policy: Arc<dyn Policy>,
     pub(crate) mode: Mode,
-    pub(crate) protocol: Protocol,
+    /// What the server speaks, if it was set.
+    pub(crate) protocol: Option<Protocol>,
     pub(crate) header: HeaderName,
     pub(crate) realm: Realm,
-    pub(crate) strip: bool,
     pub(crate) uniform: bool,
     pub(crate) drain: DrainLimits,
+    pub(crate) keep_credential: bool,
     pub(crate) telemetry: Telemetry,
 }
 
 /// What was found of a request, before anything is made of it.
 pub(crate) struct Judged {
     pub(crate) verdict: Result<CallerState, Rejection>,
-    // Whether the token was verified before.
+    read: Read,
+}
+
+/// How the token was read.
+#[derive(Debug, Clone, Copy, Default)]
+struct Read {
+    /// It was verified before.
     cached: bool,
+    /// It is in the header, not left by an outer layer.
+    in_header: bool,
 }
 
 /// Why a credential is no identity.
@@ -65,7 +74,7 @@ impl Judged {
     pub(crate) fn refused(rejection: Rejection) -> Self {
         Self {
             verdict: Err(rejection),
-            cached: false,
+            read: Read::default(),
         }
     }
 
@@ -79,33 +88,34 @@ impl Judged {
 
 impl Gate {
     pub(crate) fn new(validator: Validator, policy: Arc<dyn Policy>, mode: Mode) -> Self {
+        caller::register();
         let telemetry = Telemetry::new(validator.clock().clone());
         Self {
             validator,
             policy,
             mode,
-            protocol: Protocol::Auto,
+            protocol: None,
             header: AUTHORIZATION,
             realm: Realm::default(),
-            strip: false,
             uniform: false,
             drain: DrainLimits::default(),
+            keep_credential: false,
             telemetry,
         }
     }
 
     /// The verdict, whatever the mode. Nobody is told of it yet.
     pub(crate) fn judge(&self, parts: &mut Parts, sight: Sight) -> Judged {
-        let mut cached = false;
-        let verdict = self.verdict(parts, sight, &mut cached);
-        Judged { verdict, cached }
+        let mut read = Read::default();
+        let verdict = self.verdict(parts, sight, &mut read);
+        Judged { verdict, read }
     }
 
     fn verdict(
         &self,
         parts: &mut Parts,
         sight: Sight,
-        cached: &mut bool,
+        read: &mut Read,
     ) -> Result<CallerState, Rejection> {
         // Before anyone else sees the parts.
         bearer::mark_sensitive(&mut parts.headers, &self.header);
@@ -113,33 +123,31 @@ impl Gate {
             // Somebody else's credential is one, too.
             bearer::mark_sensitive(&mut parts.headers, &AUTHORIZATION);
         }
-        if self.policy.is_public(parts) {
-            return Ok(CallerState::Anonymous);
-        }
-        let fault = match self.authenticate(&parts.headers, sight, cached) {
-            Ok(caller) if self.policy.allows(&caller, parts) => {
+        let fault = match self.authenticate(parts, sight, read) {
+            Ok(caller) if policy::allows_verified(&*self.policy, &caller, parts) => {
                 return Ok(CallerState::Verified(caller));
             }
             Ok(caller) => {
-                let wire = self.protocol.wire(parts);
+                let wire = self.wire(parts);
                 return Err(Rejection::not_allowed(&caller, wire, &self.realm));
-            }
-            Err(Fault::Missing) if self.mode == Mode::Optional => {
-                return Ok(CallerState::Anonymous);
             }
             Err(fault) => fault,
         };
-        let wire = self.protocol.wire(parts);
         let reason = match fault {
             Fault::Token(error) => {
-                let rejection = Rejection::token(error, wire, &self.realm);
+                let rejection = Rejection::token(error, self.wire(parts), &self.realm);
                 return Err(self.worded(rejection));
             }
-            Fault::Missing => RejectionReason::Missing,
+            Fault::Missing => match self.decide_anonymous(parts) {
+                Decision::Allow => return Ok(CallerState::Anonymous),
+                Decision::Deny => RejectionReason::NotAllowed,
+                Decision::AuthenticationRequired => RejectionReason::Missing,
+            },
             Fault::Malformed => RejectionReason::Malformed,
             Fault::TooLong => RejectionReason::Token(ValidateReason::TooLong),
         };
-        Err(self.worded(Rejection::new(reason, wire, &self.realm)))
+        let rejection = Rejection::new(reason, self.wire(parts), &self.realm);
+        Err(self.worded(rejection))
     }
 
     fn worded(&self, rejection: Rejection) -> Rejection {
@@ -150,6 +158,27 @@ impl Gate {
         }
     }
 
+    /// The policy's decision about a request without a token. `required` and `audit` ask it about
+    /// public requests only.
+    fn decide_anonymous(&self, parts: &Parts) -> Decision {
+        if self.mode == Mode::Optional || self.policy.is_public(parts) {
+            self.policy.decide(None, parts)
+        } else {
+            Decision::AuthenticationRequired
+        }
+    }
+
+    /// What the server speaks, as it was declared.
+    pub(crate) fn protocol(&self) -> Protocol {
+        self.protocol
+            .or_else(|| self.policy.protocol())
+            .unwrap_or_default()
+    }
+
+    fn wire(&self, parts: &Parts) -> Wire {
+        self.protocol().wire(parts)
+    }
+
     /// Counts and logs the verdict, and does to the request what the mode says.
     pub(crate) fn apply(
         &self,
@@ -158,6 +187,7 @@ impl Gate {
     ) -> Result<tracing::Span, Rejection> {
         self.record_token(&judged);
         let enforced = self.mode != Mode::Audit;
+        let in_header = judged.read.in_header;
         let (state, span) = match judged.verdict {
             Ok(state) => {
                 let span = self.telemetry.admitted(&state);
@@ -177,13 +207,21 @@ impl Gate {
                 (CallerState::AuditFailed(rejection), span)
             }
         };
-        if self.strip {
-            bearer::strip(&mut parts.headers, &self.header);
+        if state.verified().is_some() {
+            if in_header && enforced && !self.keep_credential {
+                parts.headers.remove(&self.header);
+            }
+            // Whose token the extensions have now, for layers inside that read the same header.
+            if self.header != AUTHORIZATION {
+                parts.extensions.insert(TakenFrom(self.header.clone()));
+            } else if !parts.extensions.is_empty() {
+                parts.extensions.remove::<TakenFrom>();
+            }
         }
         #[cfg(feature = "axum")]
         if state.verified().is_none() {
             parts.extensions.insert(Answers {
-                protocol: self.protocol,
+                protocol: self.protocol(),
                 realm: self.realm.clone(),
             });
         }
@@ -205,33 +243,39 @@ impl Gate {
                 (None, None) => return,
             },
         };
-        self.validator.record(reason, judged.cached, trust_domain);
+        self.validator
+            .record(reason, judged.read.cached, trust_domain);
     }
 
     fn authenticate(
         &self,
-        headers: &HeaderMap,
+        parts: &Parts,
         sight: Sight,
-        cached: &mut bool,
+        read: &mut Read,
     ) -> Result<VerifiedSvid, Fault> {
         let max_token_len = self.validator.max_token_len();
-        match bearer::credential(headers, &self.header, max_token_len) {
-            Credential::Missing => Err(Fault::Missing),
-            Credential::Malformed => Err(Fault::Malformed),
-            Credential::TooLong => Err(Fault::TooLong),
+        let token = match bearer::credential(&parts.headers, &self.header, max_token_len) {
             Credential::Token(token) => {
-                let (verdict, was_there) = self.validator.judge(token, sight);
-                *cached = was_there;
-                verdict.map_err(|error| {
-                    // The header's fault comes before the token's.
-                    if bearer::is_token68(token) {
-                        Fault::Token(error)
-                    } else {
-                        Fault::Malformed
-                    }
-                })
+                read.in_header = true;
+                token
             }
-        }
+            // An outer layer took it out of the header. Its verdict does not count here.
+            Credential::Missing => {
+                caller::outer_token(&parts.extensions, &self.header).ok_or(Fault::Missing)?
+            }
+            Credential::Malformed => return Err(Fault::Malformed),
+            Credential::TooLong => return Err(Fault::TooLong),
+        };
+        let (verdict, cached) = self.validator.judge(token, sight);
+        read.cached = cached;
+        verdict.map_err(|error| {
+            // The header's fault comes before the token's.
+            if bearer::is_token68(token) {
+                Fault::Token(error)
+            } else {
+                Fault::Malformed
+            }
+        })
     }
 }
 
@@ -242,7 +286,7 @@ impl fmt::Debug for Gate {
             .field("protocol", &self.protocol)
             .field("header", &self.header)
             .field("realm", &self.realm)
-            .field("strip_authorization", &self.strip)
+            .field("keep_credential", &self.keep_credential)
             .finish_non_exhaustive()
     }
 }

@@ -5,11 +5,16 @@ use std::collections::hash_map::Entry;
 
 use http::request::Parts;
 
-use super::policy::{Allow, Policy};
+use super::policy::{Allow, Decision, Policy};
 use super::policy_error::PolicyError;
+use super::protocol::Protocol;
 use crate::svid::VerifiedSvid;
 
-/// A policy by gRPC method. A method that it does not name is denied.
+/// A policy by gRPC method. All other methods are denied, and anonymous callers may call
+/// [`public`](GrpcPolicyBuilder::public) methods only, in every mode of the layer.
+///
+/// A server with this policy speaks gRPC: rejections use gRPC status codes, in gRPC-Web if the
+/// request does, unless the layer's `protocol` is set.
 ///
 /// Paths are compared exactly, as gRPC routes them: `/package.Service/Method`.
 ///
@@ -54,13 +59,17 @@ impl GrpcPolicy {
 }
 
 impl GrpcPolicyBuilder {
-    /// This method is for these callers.
+    /// Allows these callers to call this method. Anonymous callers are asked for a token, also by
+    /// [`Allow::anyone`]: for them the method must be [`public`](Self::public).
     pub fn method(self, path: impl Into<String>, callers: Allow) -> Self {
         self.rule(path.into(), Rule::Allow(callers))
     }
 
-    /// This method is for everybody: a token is not looked at, the caller stays anonymous. For
-    /// health checks and reflection.
+    /// Allows everyone to call this method, with or without a token, also if the layer is
+    /// [`required`](super::ValidateJwtSvidLayer::required). For health checks and reflection.
+    ///
+    /// A token is verified if the request has one: the handler sees the caller, and an invalid
+    /// token is rejected. Let probes send none.
     pub fn public(self, path: impl Into<String>) -> Self {
         self.rule(path.into(), Rule::Public)
     }
@@ -111,16 +120,22 @@ fn is_method_path(path: &str) -> bool {
 }
 
 impl Policy for GrpcPolicy {
-    fn allows(&self, caller: &VerifiedSvid, parts: &Parts) -> bool {
-        match self.methods.get(parts.uri.path()) {
-            Some(Rule::Allow(callers)) => callers.allows(caller, parts),
-            Some(Rule::Public) => true,
-            None => false,
+    fn decide(&self, caller: Option<&VerifiedSvid>, parts: &Parts) -> Decision {
+        match (self.methods.get(parts.uri.path()), caller) {
+            (Some(Rule::Public), _) => Decision::Allow,
+            // An anonymous caller does not learn which methods have a rule.
+            (_, None) => Decision::AuthenticationRequired,
+            (Some(Rule::Allow(callers)), Some(_)) => callers.decide(caller, parts),
+            (None, Some(_)) => Decision::Deny,
         }
     }
 
     fn is_public(&self, parts: &Parts) -> bool {
         matches!(self.methods.get(parts.uri.path()), Some(Rule::Public))
+    }
+
+    fn protocol(&self) -> Option<Protocol> {
+        Some(Protocol::Grpc)
     }
 }
 
@@ -133,7 +148,10 @@ mod tests {
         let Ok(request) = http::Request::builder().uri(asked).body(()) else {
             return false;
         };
-        policy.is_public(&request.into_parts().0)
+        let parts = request.into_parts().0;
+        let is_public = policy.is_public(&parts);
+        assert_eq!(policy.decide(None, &parts) == Decision::Allow, is_public);
+        is_public
     }
 
     #[test]

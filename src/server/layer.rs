@@ -37,14 +37,25 @@ pub(crate) struct Shared<R> {
 }
 
 impl ValidateJwtSvidLayer {
-    /// Refuses every request without a good token of an admitted caller.
+    /// Rejects every request without a valid token of an allowed caller.
+    ///
+    /// A request without a token is rejected (401) before the policy is asked, unless the policy
+    /// names the request public ([`GrpcPolicyBuilder::public`], or [`Policy::is_public`] of your
+    /// own). [`Allow::anyone`] alone names none.
+    ///
+    /// [`GrpcPolicyBuilder::public`]: super::GrpcPolicyBuilder::public
+    /// [`Allow::anyone`]: super::Allow::anyone
     pub fn required(validator: Validator, policy: impl Policy) -> Self {
         Self::new(validator, policy, Mode::Required)
     }
 
-    /// The same, but a request without a bearer token passes, as [`Anonymous`]. One with a bad
-    /// token is refused.
+    /// The same, but the policy decides about every request without a token: it passes, as
+    /// [`Anonymous`], only if the policy allows anonymous callers. [`Allow::anyone`] does, a
+    /// [`GrpcPolicy`] on its public methods; all other rules ask for a token (401). A request with
+    /// an invalid token is rejected.
     ///
+    /// [`Allow::anyone`]: super::Allow::anyone
+    /// [`GrpcPolicy`]: super::GrpcPolicy
     /// [`Anonymous`]: super::CallerState::Anonymous
     pub fn optional(validator: Validator, policy: impl Policy) -> Self {
         Self::new(validator, policy, Mode::Optional)
@@ -68,10 +79,12 @@ impl ValidateJwtSvidLayer {
 }
 
 impl<R> ValidateJwtSvidLayer<R> {
-    /// In which protocol refusals are told. The default is [`Protocol::Auto`].
+    /// Sets the protocol of rejections: what the server speaks. The default is what the policy
+    /// implies ([`Protocol::Grpc`] for a [`GrpcPolicy`](super::GrpcPolicy)), else
+    /// [`Protocol::Http`].
     #[must_use]
     pub fn protocol(self, protocol: Protocol) -> Self {
-        self.configured(|gate| gate.protocol = protocol)
+        self.configured(|gate| gate.protocol = Some(protocol))
     }
 
     /// Reads the token, bare or after `Bearer`, from this header, where `authorization` belongs to
@@ -90,11 +103,15 @@ impl<R> ValidateJwtSvidLayer<R> {
         Ok(self.configured(|gate| gate.realm = realm))
     }
 
-    /// Takes the bearer token out of each request that passes, so that the inner service neither
-    /// sees it nor sends it on. In `authorization`, a credential of another scheme stays.
+    /// Leaves the token in the request. By default a token is taken out of its header once it is
+    /// verified, because the inner service could forward it, and its receiver could use it here.
+    ///
+    /// A layer inside this one that reads the same header verifies the token by its own rules
+    /// either way. `audit` leaves all tokens in; a credential of another scheme or in another
+    /// header always stays.
     #[must_use]
-    pub fn strip_authorization(self) -> Self {
-        self.configured(|gate| gate.strip = true)
+    pub fn keep_credential(self) -> Self {
+        self.configured(|gate| gate.keep_credential = true)
     }
 
     /// Counts verdicts there. The validator counts its own, of tokens; these are of requests.

@@ -34,15 +34,17 @@
 //!   panics on a router without routes. With feature `axum`, a handler takes a
 //!   [`VerifiedSvid`](crate::svid::VerifiedSvid), an `Option` of it or a [`CallerState`].
 //! - **tonic**: `Server::builder().layer(layer)`, or one service by tonic's
-//!   `LayerExt::named_layer`. [`GrpcPolicy`] says who may call which method. With feature `tonic`, a
-//!   handler asks `VerifiedSvid::of(&request)?`.
+//!   `LayerExt::named_layer`. [`GrpcPolicy`] says who may call which method, and makes rejections
+//!   gRPC; with another policy, set [`protocol`](ValidateJwtSvidLayer::protocol) to
+//!   [`Protocol::Grpc`]. With feature `tonic`, a handler asks `VerifiedSvid::of(&request)?`.
 //! - **hyper**: around the service, then hyper-util's `TowerToHyperService`.
 //! - **A Unix socket** (any of the three): grpc-java and grpcio send the path of the socket as
 //!   `:authority`, and h2 resets such requests before any layer sees them (hyperium/h2#487). Set
 //!   the client's authority to a host name: `overrideAuthority("localhost")` in grpc-java, the
 //!   channel option `grpc.default_authority` in grpcio.
-//! - **a proxy**, or anything whose body has no `Default`:
-//!   [`on_reject`](ValidateJwtSvidLayer::on_reject) brings the body of the refusals.
+//! - **a gateway** that forwards requests: see [below](#gateways).
+//! - Anything whose body has no `Default`: [`on_reject`](ValidateJwtSvidLayer::on_reject) brings the
+//!   body of the rejections.
 //! - Beneath it, [`AllowCallersLayer`] narrows a route to fewer callers, and [`EndAtExpiryLayer`]
 //!   ends streams with the token of their caller. An upgraded connection (a WebSocket) escapes
 //!   both: ask [`expires_at`](crate::svid::VerifiedSvid::expires_at) there.
@@ -58,9 +60,10 @@
 //!
 //! What is for everybody (probes, `/metrics`) stands on a router outside of the layer. Where routes
 //! have callers of their own, the layer says who may call at all, and an [`AllowCallersLayer`] on
-//! the route who may call that one. Where one of them is for callers without a token too, the layer
-//! is [`optional`](ValidateJwtSvidLayer::optional); then a route is open that has neither an
-//! [`AllowCallersLayer`] nor a [`VerifiedSvid`](crate::svid::VerifiedSvid) among its arguments.
+//! the route who may call that one. If one of them is for callers without a token too, the layer is
+//! [`optional`](ValidateJwtSvidLayer::optional) and its policy [`Allow::anyone`]; then a route is
+//! open if it has neither an [`AllowCallersLayer`] nor a
+//! [`VerifiedSvid`](crate::svid::VerifiedSvid) among its arguments.
 //!
 //! ```
 //! use axum::{Router, http::StatusCode, routing::{get, post}};
@@ -70,7 +73,7 @@
 //! # use tower::ServiceExt;
 //!
 //! fn app(validator: Validator) -> Result<Router, tower_spiffe::server::PolicyError> {
-//!     let layer = ValidateJwtSvidLayer::optional(validator, Allow::trust_domain("example.org")?);
+//!     let layer = ValidateJwtSvidLayer::optional(validator, Allow::anyone());
 //!     let web = layer.allow_callers(Allow::path_prefix("spiffe://example.org/web")?);
 //!     let ops = layer.allow_callers(Allow::id("spiffe://example.org/ops")?);
 //!     let router = Router::new()
@@ -127,8 +130,48 @@
 //!
 //! A refusal is a response, never an error of the service, and nothing that a caller sends makes it
 //! a 5xx. The texts are fixed per class; the details are in the [`Rejection`], for `on_reject` and,
-//! in the extensions of the response, for layers above. Whether a refusal speaks HTTP, gRPC or
-//! gRPC-Web is told by the request ([`Protocol::Auto`]) or chosen.
+//! in the extensions of the response, for layers above. Rejections use HTTP status codes, unless the
+//! server declares that it speaks gRPC: by a [`GrpcPolicy`], or by
+//! [`protocol`](ValidateJwtSvidLayer::protocol). The caller does not choose.
+//!
+//! # Gateways
+//!
+//! A token that was verified here is taken out of the request, so that it does not leave the
+//! process: its receiver could use it here until it expires.
+//! [`keep_credential`](ValidateJwtSvidLayer::keep_credential) leaves it in; `audit` always does.
+//! Credentials that were not read, of another scheme or in another header, stay.
+//!
+//! - A layer inside another one, of the same header, verifies the token that the outer layer took
+//!   out by its own rules: audience, keys, policy. It never adopts the outer verdict.
+//! - The client layer (`AddJwtSvidLayer`, also `JwtSvidMiddleware` and the interceptor) signs the
+//!   forwarded request as this service. If the extensions of the request have a verified
+//!   [`CallerState`], it replaces an existing header, and removes the caller's token from every
+//!   header, for origins without an audience too. It cannot see headers that are copied by hand
+//!   into a new request without the extensions, and `reqwest::Request` has none: copy no
+//!   credentials there.
+//! - Headers by which the upstream learns the caller are written by the gateway: remove those that
+//!   came with the request, or callers choose their own identity.
+//!
+//! `examples/gateway.rs` does all of this.
+//!
+//! # Requests without a token
+//!
+//! No caller gains by leaving its token out: what the layer allows for anonymous callers it allows
+//! for every verified caller, and a request with an invalid token is rejected in each of these
+//! cases.
+//!
+//! | policy | `required` | `optional` |
+//! | --- | --- | --- |
+//! | [`Allow::anyone`] | 401 | allowed |
+//! | a [`public`](GrpcPolicyBuilder::public) method of a [`GrpcPolicy`] | allowed | allowed |
+//! | other methods of a [`GrpcPolicy`] | 401 | 401 |
+//! | any other [`Allow`] | 401 | 401 |
+//! | a [`Policy`] of your own | 401, unless [`is_public`](Policy::is_public) | as it decides |
+//!
+//! [`audit`](ValidateJwtSvidLayer::audit) reports what `required` rejects. An [`AllowCallersLayer`]
+//! asks its policy about anonymous callers that the layer above let pass. [`SwapPolicy`] and
+//! `Arc<dyn Policy>` decide as the policy inside; [`Allow::or`] needs one rule that allows anonymous
+//! callers, [`Allow::and`] two.
 //!
 //! One text for every invalid token, "the token is invalid", is what
 //! [`uniform_token_errors`](ValidateJwtSvidLayer::uniform_token_errors) sets.
@@ -199,13 +242,15 @@ mod wait;
 
 pub use allow_callers::{AllowCallers, AllowCallersLayer};
 pub use caller::CallerState;
+#[cfg(feature = "testing")]
+pub(crate) use caller::register as register_caller;
 pub use end_at_expiry::{
     EndAtExpiry, EndAtExpiryBody, EndAtExpiryFuture, EndAtExpiryLayer, TokenExpired,
 };
 pub use future::ResponseFuture;
 pub use grpc_policy::{GrpcPolicy, GrpcPolicyBuilder};
 pub use layer::ValidateJwtSvidLayer;
-pub use policy::{Allow, Policy, SwapPolicy};
+pub use policy::{Allow, Decision, Policy, SwapPolicy};
 pub use policy_error::PolicyError;
 pub use protocol::Protocol;
 pub use realm::InvalidRealm;

@@ -7,41 +7,100 @@ use arc_swap::ArcSwap;
 use http::request::Parts;
 
 use super::policy_error::PolicyError;
+use super::protocol::Protocol;
 use crate::spiffe_id::{SpiffeId, SpiffeIdError, SpiffeIdMatcher, TrustDomain};
 use crate::svid::VerifiedSvid;
 
-/// Decides who may call. [`Allow`], [`GrpcPolicy`](super::GrpcPolicy), [`SwapPolicy`] and closures
-/// over `(&VerifiedSvid, &Parts)` are policies. A closure has to name the types of its arguments,
-/// or stand in [`Allow::when`], which knows them.
+/// What a [`Policy`] decides about a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Decision {
+    /// The caller may make this request.
+    Allow,
+    /// The caller may not make this request: 403, in gRPC `PERMISSION_DENIED`.
+    Deny,
+    /// An anonymous caller may not make this request, a verified one may: 401, in gRPC
+    /// `UNAUTHENTICATED`. For a verified caller it is the same as `Deny`.
+    AuthenticationRequired,
+}
+
+/// Decides who may call: [`Allow`], [`GrpcPolicy`](super::GrpcPolicy), [`SwapPolicy`], an `Arc` of
+/// a policy, or a type of your own. A closure becomes a policy by [`Allow::when`].
+///
+/// No caller gains by hiding its identity: if a policy allows an anonymous caller to make a
+/// request, the layers allow every verified caller to make it, whatever `decide` returns for that
+/// caller. A request with an invalid token is rejected before the policy is asked.
+///
+/// ```
+/// use http::request::Parts;
+/// use tower_spiffe::VerifiedSvid;
+/// use tower_spiffe::server::{Decision, Policy};
+///
+/// /// Everyone may read, only operators may write.
+/// struct ReadOnly;
+///
+/// impl Policy for ReadOnly {
+///     fn decide(&self, caller: Option<&VerifiedSvid>, parts: &Parts) -> Decision {
+///         match caller {
+///             _ if parts.method.is_safe() => Decision::Allow,
+///             None => Decision::AuthenticationRequired,
+///             Some(caller) if caller.spiffe_id().path().starts_with("/ops/") => Decision::Allow,
+///             Some(_) => Decision::Deny,
+///         }
+///     }
+/// }
+/// ```
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is no policy",
-    label = "expected an `Allow`, a `GrpcPolicy`, a `SwapPolicy` or a closure \
-             `|caller: &VerifiedSvid, parts: &Parts| -> bool`",
-    note = "`Allow::id` and its like give a `Result`, and a `GrpcPolicyBuilder` becomes a policy by \
-            `.build()`: add `?`",
-    note = "to admit every workload of every known trust domain, write `Allow::any_trust_domain()`"
+    message = "`{Self}` is not a policy",
+    label = "expected an `Allow`, a `GrpcPolicy`, a `SwapPolicy` or another `Policy`",
+    note = "`Allow::id` and similar functions return a `Result`, and a `GrpcPolicyBuilder` becomes a \
+            policy by `.build()`: add `?`",
+    note = "a closure becomes a policy by `Allow::when(|caller, parts| …)`",
+    note = "to allow every workload of every known trust domain, write `Allow::any_trust_domain()`"
 )]
 pub trait Policy: Send + Sync + 'static {
-    /// Whether this verified caller may make this request.
-    fn allows(&self, caller: &VerifiedSvid, parts: &Parts) -> bool;
+    /// Decides whether `caller` may make this request. `None` is an anonymous caller: the request
+    /// has no token. `parts` are those of the request, its credential marked sensitive.
+    fn decide(&self, caller: Option<&VerifiedSvid>, parts: &Parts) -> Decision;
 
-    /// Whether this request is open to everybody, so that its credential is not even looked at.
+    /// Returns whether this request needs no token even if the layer is
+    /// [`required`](super::ValidateJwtSvidLayer::required). It opens nothing by itself: `decide`
+    /// must return [`Decision::Allow`] for an anonymous caller too. The default is `false`.
     fn is_public(&self, parts: &Parts) -> bool {
         let _ = parts;
         false
     }
-}
 
-impl<F> Policy for F
-where
-    F: Fn(&VerifiedSvid, &Parts) -> bool + Send + Sync + 'static,
-{
-    fn allows(&self, caller: &VerifiedSvid, parts: &Parts) -> bool {
-        self(caller, parts)
+    /// Returns the protocol that a server with this policy speaks, if the policy implies one.
+    /// Rejections use it unless the layer's
+    /// [`protocol`](super::ValidateJwtSvidLayer::protocol) is set. The default is `None`.
+    fn protocol(&self) -> Option<Protocol> {
+        None
     }
 }
 
-/// Which callers are admitted. Everyone whom it does not name is not.
+impl<P: Policy + ?Sized> Policy for Arc<P> {
+    fn decide(&self, caller: Option<&VerifiedSvid>, parts: &Parts) -> Decision {
+        (**self).decide(caller, parts)
+    }
+
+    fn is_public(&self, parts: &Parts) -> bool {
+        (**self).is_public(parts)
+    }
+
+    fn protocol(&self) -> Option<Protocol> {
+        (**self).protocol()
+    }
+}
+
+/// Asks the policy about a verified caller, who is never worse off than an anonymous one.
+pub(crate) fn allows_verified(policy: &dyn Policy, caller: &VerifiedSvid, parts: &Parts) -> bool {
+    policy.decide(Some(caller), parts) == Decision::Allow
+        || policy.decide(None, parts) == Decision::Allow
+}
+
+/// The callers that are allowed. All others are denied, and anonymous callers are asked for a token
+/// (401) by every rule except [`anyone`](Self::anyone).
 ///
 /// ```
 /// use tower_spiffe::server::Allow;
@@ -56,11 +115,16 @@ where
 #[derive(Clone)]
 pub struct Allow(Rule);
 
+type Closure = dyn Fn(&VerifiedSvid, &Parts) -> bool + Send + Sync;
+
 #[derive(Clone)]
 enum Rule {
+    Anyone,
     Ids(SpiffeIdMatcher),
-    Closure(Arc<dyn Policy>),
+    Closure(Arc<Closure>),
+    Policy(Arc<dyn Policy>),
     Either(Arc<(Allow, Allow)>),
+    Both(Arc<(Allow, Allow)>),
 }
 
 impl Allow {
@@ -138,8 +202,19 @@ impl Allow {
         Self(Rule::Ids(SpiffeIdMatcher::any()))
     }
 
-    /// Whomever this closure admits. The parts are those of the request, its credential marked
-    /// sensitive.
+    /// Allows everyone: anonymous callers and every verified caller, of whatever trust domain. A
+    /// request with an invalid token is still rejected.
+    ///
+    /// For [`optional`](super::ValidateJwtSvidLayer::optional) layers, over which routes or
+    /// handlers ask for an identity where they need one. A
+    /// [`required`](super::ValidateJwtSvidLayer::required) layer rejects anonymous callers before
+    /// it asks for this rule.
+    pub fn anyone() -> Self {
+        Self(Rule::Anyone)
+    }
+
+    /// Allows the verified callers for whom this closure returns `true`. The parts are those of the
+    /// request, its credential marked sensitive.
     ///
     /// ```
     /// use tower_spiffe::Allow;
@@ -149,14 +224,48 @@ impl Allow {
     /// });
     /// # drop(readers);
     /// ```
-    pub fn when(admits: impl Fn(&VerifiedSvid, &Parts) -> bool + Send + Sync + 'static) -> Self {
-        Self(Rule::Closure(Arc::new(admits)))
+    pub fn when(allows: impl Fn(&VerifiedSvid, &Parts) -> bool + Send + Sync + 'static) -> Self {
+        Self(Rule::Closure(Arc::new(allows)))
     }
 
-    /// Whomever this or the other admits.
+    /// Allows what another policy allows, to combine it by [`or`](Self::or) and
+    /// [`and`](Self::and).
+    ///
+    /// ```
+    /// use tower_spiffe::server::{Allow, GrpcPolicy};
+    ///
+    /// let methods = GrpcPolicy::deny_by_default()
+    ///     .method("/r.Reports/Get", Allow::any_trust_domain())
+    ///     .build()?;
+    /// let policy = Allow::policy(methods).and(Allow::trust_domain("example.org")?);
+    /// # drop(policy);
+    /// # Ok::<(), tower_spiffe::server::PolicyError>(())
+    /// ```
+    pub fn policy(policy: impl Policy) -> Self {
+        Self(Rule::Policy(Arc::new(policy)))
+    }
+
+    /// Allows what this rule or the other one allows. Otherwise an anonymous caller is asked for a
+    /// token if one of the two rules asks for it.
     #[must_use]
     pub fn or(self, other: Allow) -> Self {
         Self(Rule::Either(Arc::new((self, other))))
+    }
+
+    /// Allows what both rules allow. Otherwise the request is denied if one of the two rules denies
+    /// it, and an anonymous caller is asked for a token if not.
+    #[must_use]
+    pub fn and(self, other: Allow) -> Self {
+        Self(Rule::Both(Arc::new((self, other))))
+    }
+}
+
+/// [`Decision::Allow`] for a verified caller that `allows` accepts.
+fn verified(caller: Option<&VerifiedSvid>, allows: impl FnOnce(&VerifiedSvid) -> bool) -> Decision {
+    match caller {
+        None => Decision::AuthenticationRequired,
+        Some(caller) if allows(caller) => Decision::Allow,
+        Some(_) => Decision::Deny,
     }
 }
 
@@ -174,11 +283,50 @@ where
 }
 
 impl Policy for Allow {
-    fn allows(&self, caller: &VerifiedSvid, parts: &Parts) -> bool {
+    fn decide(&self, caller: Option<&VerifiedSvid>, parts: &Parts) -> Decision {
+        use Decision::{Allow, AuthenticationRequired, Deny};
+
         match &self.0 {
-            Rule::Ids(matcher) => matcher.matches(caller.spiffe_id()),
-            Rule::Closure(admits) => admits.allows(caller, parts),
-            Rule::Either(both) => both.0.allows(caller, parts) || both.1.allows(caller, parts),
+            Rule::Anyone => Allow,
+            Rule::Ids(matcher) => verified(caller, |caller| matcher.matches(caller.spiffe_id())),
+            Rule::Closure(allows) => verified(caller, |caller| allows(caller, parts)),
+            Rule::Policy(policy) => policy.decide(caller, parts),
+            Rule::Either(both) => match both.0.decide(caller, parts) {
+                Allow => Allow,
+                first => match both.1.decide(caller, parts) {
+                    Deny => first,
+                    second => second,
+                },
+            },
+            Rule::Both(both) => match both.0.decide(caller, parts) {
+                Deny => Deny,
+                Allow => both.1.decide(caller, parts),
+                AuthenticationRequired => match both.1.decide(caller, parts) {
+                    Deny => Deny,
+                    Allow | AuthenticationRequired => AuthenticationRequired,
+                },
+            },
+        }
+    }
+
+    // One public rule is enough: it exempts from the layer's mode, and `decide` still combines.
+    fn is_public(&self, parts: &Parts) -> bool {
+        match &self.0 {
+            Rule::Anyone | Rule::Ids(_) | Rule::Closure(_) => false,
+            Rule::Policy(policy) => policy.is_public(parts),
+            Rule::Either(both) | Rule::Both(both) => {
+                both.0.is_public(parts) || both.1.is_public(parts)
+            }
+        }
+    }
+
+    fn protocol(&self) -> Option<Protocol> {
+        match &self.0 {
+            Rule::Anyone | Rule::Ids(_) | Rule::Closure(_) => None,
+            Rule::Policy(policy) => policy.protocol(),
+            Rule::Either(both) | Rule::Both(both) => {
+                both.0.protocol().or_else(|| both.1.protocol())
+            }
         }
     }
 }
@@ -186,9 +334,12 @@ impl Policy for Allow {
 impl fmt::Debug for Allow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
+            Rule::Anyone => f.write_str("Allow(anyone)"),
             Rule::Ids(matcher) => f.debug_tuple("Allow").field(matcher).finish(),
             Rule::Closure(_) => f.write_str("Allow(<closure>)"),
+            Rule::Policy(_) => f.write_str("Allow(<policy>)"),
             Rule::Either(both) => write!(f, "{:?}.or({:?})", both.0, both.1),
+            Rule::Both(both) => write!(f, "{:?}.and({:?})", both.0, both.1),
         }
     }
 }
@@ -221,12 +372,16 @@ impl SwapPolicy {
 }
 
 impl Policy for SwapPolicy {
-    fn allows(&self, caller: &VerifiedSvid, parts: &Parts) -> bool {
-        self.0.load().allows(caller, parts)
+    fn decide(&self, caller: Option<&VerifiedSvid>, parts: &Parts) -> Decision {
+        self.0.load().decide(caller, parts)
     }
 
     fn is_public(&self, parts: &Parts) -> bool {
         self.0.load().is_public(parts)
+    }
+
+    fn protocol(&self) -> Option<Protocol> {
+        self.0.load().protocol()
     }
 }
 

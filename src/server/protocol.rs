@@ -1,23 +1,25 @@
-//! In which protocol a refusal is told.
+//! The protocol of rejections.
 
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Version};
 
-/// In which protocol refusals are told.
+/// The protocol of rejections. The server declares it, because a gRPC rejection has HTTP status
+/// 200: a caller must not choose that its rejections look like successes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Protocol {
-    /// As the request speaks: gRPC to a POST over HTTP/2 whose content type is `application/grpc`,
-    /// gRPC-Web to a POST whose content type is `application/grpc-web`, otherwise HTTP.
+    /// As the request: gRPC for a POST over HTTP/2 with content type `application/grpc`, gRPC-Web
+    /// for a POST with content type `application/grpc-web`, otherwise HTTP.
     ///
-    /// Nothing less is taken for gRPC: a gRPC refusal has HTTP status 200, and a caller must not
-    /// be able to choose that his refusals look like successes to whoever counts statuses.
-    #[default]
+    /// For a port that serves both gRPC and HTTP. The caller chooses: rejections of HTTP routes are
+    /// answered with status 200 if the request calls itself gRPC. Where that matters, put a layer
+    /// with a protocol of its own around each part.
     Auto,
-    /// HTTP status codes, whatever the request says of itself.
+    /// HTTP status codes, whatever the content type of the request.
+    #[default]
     Http,
-    /// gRPC status codes, whatever the request says of itself.
+    /// gRPC status codes; gRPC-Web if the content type of the request says so.
     Grpc,
 }
 
@@ -46,19 +48,24 @@ impl Protocol {
                 Some(wire) => wire,
                 None => Wire::Grpc,
             },
-            Self::Auto if parts.method == Method::POST => {
-                match Wire::of_content_type(&parts.headers) {
-                    Some(Wire::Grpc) if parts.version < Version::HTTP_2 => Wire::Http,
-                    Some(wire) => wire,
-                    None => Wire::Http,
-                }
-            }
-            Self::Auto => Wire::Http,
+            Self::Auto => Wire::of_request(&parts.method, parts.version, &parts.headers),
         }
     }
 }
 
 impl Wire {
+    /// What the request itself says that it speaks.
+    pub(crate) fn of_request(method: &Method, version: Version, headers: &HeaderMap) -> Self {
+        if method != Method::POST {
+            return Self::Http;
+        }
+        match Self::of_content_type(headers) {
+            Some(Self::Grpc) if version < Version::HTTP_2 => Self::Http,
+            Some(wire) => wire,
+            None => Self::Http,
+        }
+    }
+
     /// gRPC or gRPC-Web, by the content type alone.
     pub(crate) fn of_content_type(headers: &HeaderMap) -> Option<Self> {
         let value = headers.get(CONTENT_TYPE)?.as_bytes();

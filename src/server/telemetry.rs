@@ -44,7 +44,7 @@ impl Telemetry {
 
         static PROCESS: LazyLock<Telemetry> =
             LazyLock::new(|| Telemetry::new(crate::clock::SystemClock::shared()));
-        PROCESS.refused(rejection, true, |_| false);
+        PROCESS.refused(rejection, true, |_| false, &[]);
     }
 
     pub(crate) fn set_recorder(&mut self, recorder: Arc<dyn MetricsRecorder>) {

@@ -140,10 +140,7 @@ impl Inner {
         let audiences = claims.audiences.as_slice().iter();
         let audiences = audiences.map(|audience| audience.as_ref().into()).collect();
         Ok(VerifiedSvid::new(Arc::new(Verified {
-            token: self
-                .cache
-                .as_ref()
-                .map_or_else(Box::default, |_| token.into()),
+            token: token.into(),
             hash,
             revision: AtomicU64::new(revision),
             audiences,

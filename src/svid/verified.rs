@@ -25,7 +25,7 @@ const OVERHEAD: usize = 384;
 
 /// What is known of a verified token.
 pub(super) struct Verified {
-    /// Empty where no cache keeps it.
+    /// As it was sent; empty for callers made by `testing`.
     pub(super) token: Box<str>,
     pub(super) hash: u64,
     /// The revision of the source at which the authority was last confirmed.
@@ -72,6 +72,12 @@ impl Verified {
 impl VerifiedSvid {
     pub(super) fn new(verified: Arc<Verified>) -> Self {
         Self(Arc::new(Handle(verified)))
+    }
+
+    /// The token, for other layers of this crate. Never shown, and in no header once it is verified.
+    #[cfg(any(feature = "server", feature = "client"))]
+    pub(crate) fn token(&self) -> &str {
+        &self.0.0.token
     }
 
     pub(super) fn shared(&self) -> &Arc<Verified> {

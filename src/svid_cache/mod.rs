@@ -136,6 +136,7 @@ use crate::svid::{FetchSvid, JwtSvid, SvidRequest};
 
 mod breaker;
 mod builder;
+pub(crate) mod caller;
 mod context;
 mod counts;
 mod entry;

@@ -58,6 +58,15 @@ fn ticks_as(content_type: &'static str) -> impl Body<Data = Bytes, Error = Infal
     StreamBody::new(ticks.map(|_| Ok(Frame::data(Bytes::from_static(tick(content_type))))))
 }
 
+/// The request as one of this content type is sent.
+pub fn calling(mut request: Request<String>, content_type: &'static str) -> Request<String> {
+    *request.method_mut() = http::Method::POST;
+    *request.version_mut() = http::Version::HTTP_2;
+    let value = HeaderValue::from_static(content_type);
+    request.headers_mut().insert("content-type", value);
+    request
+}
+
 /// What comes after how many frames, and when.
 async fn end_of(
     world: &World,
@@ -68,7 +77,7 @@ async fn end_of(
     Duration,
     Option<Result<Frame<Bytes>, Box<dyn std::error::Error + Send + Sync>>>,
 ) {
-    let layer = ValidateJwtSvidLayer::optional(world.validator.clone(), Allow::any_trust_domain())
+    let layer = ValidateJwtSvidLayer::optional(world.validator.clone(), Allow::anyone())
         .on_reject(|_: &_, _: &http::request::Parts| unreachable!());
     let inner = service_fn(move |_: Request<String>| async move {
         let mut response = Response::new(Box::pin(ticks_as(content_type)));
@@ -81,6 +90,7 @@ async fn end_of(
     let service = layer.layer(EndAtExpiryLayer::new(&world.validator).layer(inner));
     let claims = json!({ "exp": exp, "iat": START });
     let request = with_authorization(&bearer(&world.issuer.token_with(WEB, claims)));
+    let request = calling(request, content_type);
     let mut body = service.oneshot(request).await.unwrap().into_body();
     let start = Instant::now();
     let mut frames = 0;
@@ -258,6 +268,7 @@ async fn what_was_sent_whole_in_time_has_no_other_end_after_it() {
         let service = layer.layer(EndAtExpiryLayer::new(&world.validator).layer(inner));
         let claims = json!({ "exp": START + 1, "iat": START });
         let request = with_authorization(&bearer(&world.issuer.token_with(WEB, claims)));
+        let request = calling(request, content_type);
         let mut body = service.oneshot(request).await.unwrap().into_body();
         let mut found = Vec::new();
         for _ in 0..frames {
@@ -297,6 +308,7 @@ async fn a_grpc_web_message_that_is_sent_in_part_is_not_filled_up_with_the_statu
         let service = layer.layer(EndAtExpiryLayer::new(&world.validator).layer(inner));
         let claims = json!({ "exp": START + 1, "iat": START });
         let request = with_authorization(&bearer(&world.issuer.token_with(WEB, claims)));
+        let request = calling(request, content_type);
         let mut body = service.oneshot(request).await.unwrap().into_body();
         let sent = body.frame().await.unwrap().unwrap();
         assert_eq!(sent.into_data().unwrap(), part);
@@ -310,7 +322,7 @@ async fn a_grpc_web_message_that_is_sent_in_part_is_not_filled_up_with_the_statu
 #[tokio::test(start_paused = true)]
 async fn a_grpc_answer_that_may_end_early_promises_no_length() {
     let (world, _) = paused();
-    let layer = ValidateJwtSvidLayer::optional(world.validator.clone(), Allow::any_trust_domain());
+    let layer = ValidateJwtSvidLayer::optional(world.validator.clone(), Allow::anyone());
     let inner = service_fn(|request: Request<String>| async move {
         let mut response = Response::new(Full::<Bytes>::from("whole"));
         let content_type = request.headers()["accept"].clone();
@@ -329,7 +341,7 @@ async fn a_grpc_answer_that_may_end_early_promises_no_length() {
         // Nothing of theirs is ended.
         ("application/grpc", None, true),
     ] {
-        let mut request = Request::new(String::new());
+        let mut request = calling(Request::new(String::new()), accept);
         let value = HeaderValue::from_static(accept);
         request.headers_mut().insert("accept", value);
         if let Some(caller) = caller {

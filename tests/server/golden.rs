@@ -6,7 +6,7 @@ use hyper::body::Body;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tower::{Layer, service_fn};
-use tower_spiffe::server::{Allow, AllowCallersLayer, ValidateJwtSvidLayer};
+use tower_spiffe::server::{Allow, AllowCallersLayer, Protocol, ValidateJwtSvidLayer};
 
 use crate::hyper::{serve, who};
 use crate::loopback::{At, stream};
@@ -14,7 +14,8 @@ use crate::refusals::{BLIND, Case, cases};
 use crate::support::{OPS, WEB, World};
 
 async fn start(world: &World) -> At {
-    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::id(WEB).unwrap());
+    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::id(WEB).unwrap())
+        .protocol(Protocol::Auto);
     serve(layer.layer(service_fn(who))).await
 }
 
@@ -229,7 +230,7 @@ async fn over_http1_there_is_no_grpc() {
 #[tokio::test]
 async fn a_server_that_is_put_together_wrongly_says_so_in_every_form() {
     let world = World::new();
-    let alone = AllowCallersLayer::new(Allow::id(WEB).unwrap());
+    let alone = AllowCallersLayer::new(Allow::id(WEB).unwrap()).protocol(Protocol::Auto);
     let at = serve(alone.layer(service_fn(who))).await;
     let [http1, http2, grpc, web1, ..] = FORMS;
     let good = world.bearer(WEB);

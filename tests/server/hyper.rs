@@ -103,11 +103,9 @@ async fn a_proxy_whose_body_is_incoming_brings_its_own_refusals() {
         let answer = client.request(request);
         async move { Ok::<_, Infallible>(answer.await.unwrap().map(Either::Left)) }
     });
-    let layer = required(&world).strip_authorization().on_reject(
-        |rejection: &Rejection, _: &http::request::Parts| {
-            rejection.response_with(Either::<Incoming, _>::Right(Full::<Bytes>::from("no\n")))
-        },
-    );
+    let layer = required(&world).on_reject(|rejection: &Rejection, _: &http::request::Parts| {
+        rejection.response_with(Either::<Incoming, _>::Right(Full::<Bytes>::from("no\n")))
+    });
     let at = serve(layer.layer(proxy)).await;
 
     let mut request = get("/x", Some(&world.bearer(WEB)));

@@ -10,9 +10,13 @@
 
 mod axum;
 mod costs;
+mod e03_forwarding;
 mod e11_rejected_bodies;
+mod e12_anonymous;
+mod e13_protocol;
 mod e14_handler_rejections;
 mod e15_last_check;
+mod e16_end_at_expiry;
 mod e18_uniform_answer;
 mod e28_messages;
 mod end_at_expiry;

@@ -7,8 +7,8 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, Version};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_spiffe::server::{
-    Allow, AllowCallersLayer, CallerState, GrpcPolicy, Policy, PolicyError, Rejection,
-    RejectionReason, SwapPolicy, ValidateJwtSvidLayer,
+    Allow, AllowCallersLayer, CallerState, Decision, GrpcPolicy, Policy, PolicyError, Protocol,
+    Rejection, RejectionReason, SwapPolicy, ValidateJwtSvidLayer,
 };
 use tower_spiffe::svid::VerifiedSvid;
 use tower_spiffe::{SpiffeId, SpiffeIdMatcher, TrustDomain};
@@ -86,10 +86,10 @@ async fn a_closure_sees_the_caller_and_the_request() {
         assert!(parts.headers.values().all(HeaderValue::is_sensitive));
         caller.spiffe_id().path() == "/web" && parts.method == Method::GET
     };
-    assert!(admits(&world, reads, WEB).await);
-    assert!(!admits(&world, reads, OPS).await);
+    assert!(admits(&world, Allow::when(reads), WEB).await);
+    assert!(!admits(&world, Allow::when(reads), OPS).await);
     assert!(admits(&world, Allow::when(reads).or(Allow::id(OPS).unwrap()), OPS).await);
-    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), reads);
+    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::when(reads));
     let mut post = world.request(WEB);
     *post.method_mut() = Method::POST;
     assert_eq!(status(&layer, post).await, 403);
@@ -149,7 +149,8 @@ async fn settings_make_a_policy_as_they_are() {
 async fn a_policy_can_be_replaced_while_requests_come() {
     let world = World::new();
     let policy = SwapPolicy::new(Allow::id(WEB).unwrap());
-    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), policy.clone());
+    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), policy.clone())
+        .protocol(Protocol::Http);
     assert_eq!(status(&layer, world.request(WEB)).await, 200);
     policy.replace(Allow::id(OPS).unwrap());
     // The token is in the verified cache; what it may do is asked anew.
@@ -217,13 +218,12 @@ async fn a_grpc_policy_denies_what_it_does_not_name() {
         (world.request(OPS), "/r.Reports/Get/", "7"),
         (world.request(OPS), "//r.Reports/Get", "7"),
         (nobody(), "/grpc.health.v1.Health/Check", "verified 0"),
-        // The token of a public method is not looked at, be it good, bad or twice there.
         (
             world.request(WEB),
             "/grpc.health.v1.Health/Check",
-            "verified 0",
+            "verified 1",
         ),
-        (bad(), "/grpc.health.v1.Health/Check", "verified 0"),
+        (bad(), "/grpc.health.v1.Health/Check", "16"),
         (nobody(), "/grpc.health.v1.Health/Watch", "16"),
     ] {
         assert_eq!(ask(grpc(request, path)).await, answer, "{path}");
@@ -247,7 +247,8 @@ async fn a20_a_public_path_is_that_path_for_that_router() {
         .public("/r.R/Open")
         .build()
         .unwrap();
-    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), policy);
+    let layer =
+        ValidateJwtSvidLayer::required(world.validator.clone(), policy).protocol(Protocol::Http);
     // What a router beneath looks at is the path that was compared.
     let inner = service_fn(|request: Request<String>| async move {
         assert_eq!(request.uri().path(), "/r.R/Open");
@@ -312,7 +313,7 @@ async fn a_narrower_policy_beneath_goes_by_the_identity_above() {
         "Bearer realm=\"spiffe\", error=\"insufficient_scope\""
     );
 
-    let optional = ValidateJwtSvidLayer::optional(world.validator.clone(), any());
+    let optional = ValidateJwtSvidLayer::optional(world.validator.clone(), Allow::anyone());
     assert_eq!(ask(&optional, Request::default()).await.status(), 401);
 
     let audit = ValidateJwtSvidLayer::audit(world.validator.clone(), Allow::id(WEB).unwrap());
@@ -327,17 +328,18 @@ async fn a_narrower_policy_beneath_goes_by_the_identity_above() {
 async fn what_is_public_is_open_to_the_caller_who_is_known_and_not_named() {
     struct Ops;
     impl Policy for Ops {
-        fn allows(&self, caller: &VerifiedSvid, _: &Parts) -> bool {
-            caller.spiffe_id().as_str() == OPS
-        }
-
-        fn is_public(&self, parts: &Parts) -> bool {
-            parts.uri.path() == "/health"
+        fn decide(&self, caller: Option<&VerifiedSvid>, parts: &Parts) -> Decision {
+            match caller {
+                None if parts.uri.path() == "/health" => Decision::Allow,
+                None => Decision::AuthenticationRequired,
+                Some(caller) if caller.spiffe_id().as_str() == OPS => Decision::Allow,
+                Some(_) => Decision::Deny,
+            }
         }
     }
 
     let world = World::new();
-    let layer = ValidateJwtSvidLayer::optional(world.validator.clone(), Allow::any_trust_domain());
+    let layer = ValidateJwtSvidLayer::optional(world.validator.clone(), Allow::anyone());
     let narrow = AllowCallersLayer::new(Ops);
     let service = layer.layer(narrow.layer(service_fn(|_: Request<String>| async {
         Ok::<_, Infallible>(Response::new(String::new()))
@@ -367,13 +369,14 @@ async fn what_is_public_is_open_to_the_caller_who_is_known_and_not_named() {
 async fn what_a_narrower_policy_has_as_public_is_open_in_an_audit_too() {
     let world = World::new();
     let policy = GrpcPolicy::deny_by_default().public("/r.R/Open").build();
-    let narrow = AllowCallersLayer::new(policy.unwrap());
+    let narrow = AllowCallersLayer::new(policy.unwrap()).protocol(Protocol::Http);
     let layer = ValidateJwtSvidLayer::audit(world.validator.clone(), Allow::id(WEB).unwrap());
     let inner = layer.layer(narrow.layer(service_fn(|_: Request<String>| async {
         Ok::<_, Infallible>(Response::new(String::new()))
     })));
     for (request, path, expected) in [
         (Request::default(), "/r.R/Open", 200),
+        // Passed by the audit, with no identity: anonymous here.
         (bad(), "/r.R/Open", 200),
         (world.request(OPS), "/r.R/Open", 200),
         (Request::default(), "/r.R/Get", 401),
@@ -404,7 +407,10 @@ async fn a_narrower_policy_without_a_layer_above_says_so() {
     let rejection = response.extensions().get::<Rejection>().unwrap();
     assert_eq!(rejection.reason(), RejectionReason::NotWired);
 
-    let response = inner
+    let policy = GrpcPolicy::deny_by_default().public("/r.R/Get").build();
+    let narrow = AllowCallersLayer::new(policy.unwrap());
+    let response = narrow
+        .layer(inner)
         .oneshot(grpc(world.request(WEB), "/r.R/Get"))
         .await
         .unwrap();

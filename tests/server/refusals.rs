@@ -229,6 +229,7 @@ async fn ask(layer: &ValidateJwtSvidLayer, request: Request<String>) -> Response
 
 fn layer(world: &World) -> ValidateJwtSvidLayer {
     ValidateJwtSvidLayer::required(world.validator.clone(), Allow::id(WEB).unwrap())
+        .protocol(Protocol::Auto)
 }
 
 fn request(authorization: Option<&HeaderValue>) -> Request<String> {

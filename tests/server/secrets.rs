@@ -32,6 +32,7 @@ use crate::tonic::channels;
 
 fn required(world: &World) -> ValidateJwtSvidLayer {
     ValidateJwtSvidLayer::required(world.validator.clone(), Allow::id(WEB).unwrap())
+        .keep_credential()
 }
 
 /// What an application beneath the layer may do: log all headers, by a layer and by itself.

@@ -52,7 +52,7 @@ struct Answer {
 
 /// Asks a server with this validator, as gRPC or as HTTP.
 async fn ask(validator: Validator, authorization: &HeaderValue, grpc: bool) -> Answer {
-    let inner = service_fn(|request: Request<()>| async move {
+    let inner = service_fn(|request: Request<String>| async move {
         let state = CallerState::of(request.extensions()).unwrap();
         let id = state.verified().unwrap().spiffe_id().to_string();
         let mut response = Response::new(id);
@@ -62,7 +62,7 @@ async fn ask(validator: Validator, authorization: &HeaderValue, grpc: bool) -> A
         }
         Ok::<_, Infallible>(response)
     });
-    let mut request = Request::new(());
+    let mut request = Request::new(String::new());
     request
         .headers_mut()
         .insert(AUTHORIZATION, authorization.clone());
