@@ -33,9 +33,10 @@ use std::time::{Duration, Instant};
 use criterion::Criterion;
 use http::{HeaderValue, Request, Response};
 use tower::{Layer, Service};
+use tower_spiffe::Validator;
+use tower_spiffe::bundle::FixedBundles;
 use tower_spiffe::server::{Allow, UnknownKeyWait, ValidateJwtSvidLayer};
 use tower_spiffe::testing::{Issuer, WorkloadApi};
-use tower_spiffe::{FixedBundles, Validator};
 
 use judging::{Bar, Judge, Round, difference, group, in_turns, median, medians_in_turns, nanos};
 

@@ -33,8 +33,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
+use tower_spiffe::bundle::Algorithm;
 use tower_spiffe::testing::{Issuer, WorkloadApi};
-use tower_spiffe::{Algorithm, JwtSource, Validator};
+use tower_spiffe::{JwtSource, Validator};
 
 const TD: &str = "example.org";
 const AUDIENCE: &str = "spiffe://example.org/db";

@@ -13,9 +13,11 @@ use reqwest::header::{AUTHORIZATION, HeaderMap};
 use reqwest::{Method, Request};
 use tokio::net::TcpListener;
 use tower::{Layer, Service, ServiceExt};
+use tower_spiffe::client::Plaintext;
 use tower_spiffe::testing::WorkloadApi;
-use tower_spiffe::{AddJwtSvid, Allow, Audience, JwtSource, Plaintext};
-use tower_spiffe::{TokenError, TokenErrorReason, ValidateJwtSvidLayer, Validator, VerifiedSvid};
+use tower_spiffe::token::{TokenError, TokenErrorReason};
+use tower_spiffe::{AddJwtSvid, Allow, Audience, JwtSource};
+use tower_spiffe::{ValidateJwtSvidLayer, Validator, VerifiedSvid};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 

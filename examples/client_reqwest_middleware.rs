@@ -11,9 +11,11 @@ use reqwest_middleware::ClientBuilder;
 use tokio::net::TcpListener;
 use tower::Layer;
 use tower_spiffe::client::JwtSvidMiddleware;
+use tower_spiffe::client::Plaintext;
 use tower_spiffe::testing::WorkloadApi;
-use tower_spiffe::{Allow, Audience, JwtSource, Plaintext};
-use tower_spiffe::{TokenError, ValidateJwtSvidLayer, Validator, VerifiedSvid};
+use tower_spiffe::token::TokenError;
+use tower_spiffe::{Allow, Audience, JwtSource};
+use tower_spiffe::{ValidateJwtSvidLayer, Validator, VerifiedSvid};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 

@@ -22,8 +22,9 @@ use hyper_util::rt::TokioExecutor;
 use tower::retry::{Policy, RetryLayer};
 use tower::util::MapResponseLayer;
 use tower::{Layer, ServiceBuilder, ServiceExt};
+use tower_spiffe::client::Plaintext;
 use tower_spiffe::testing::WorkloadApi;
-use tower_spiffe::{AddJwtSvidLayer, Allow, Audience, JwtSource, Plaintext};
+use tower_spiffe::{AddJwtSvidLayer, Allow, Audience, JwtSource};
 use tower_spiffe::{ValidateJwtSvidLayer, Validator, VerifiedSvid};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;

@@ -13,8 +13,10 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Endpoint, Server};
 use tonic::{Code, Request, Response, Status};
 use tower_spiffe::client::JwtSvidInterceptor;
+use tower_spiffe::client::Plaintext;
 use tower_spiffe::testing::WorkloadApi;
-use tower_spiffe::{AddJwtSvid, Allow, Audience, JwtSource, Plaintext, SvidCache, SvidRequest};
+use tower_spiffe::token::SvidRequest;
+use tower_spiffe::{AddJwtSvid, Allow, Audience, JwtSource, SvidCache};
 use tower_spiffe::{GrpcPolicy, ValidateJwtSvidLayer, Validator, VerifiedSvid};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;

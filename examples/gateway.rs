@@ -21,11 +21,10 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use tokio::net::TcpListener;
 use tower::{Layer, ServiceExt};
+use tower_spiffe::client::Plaintext;
 use tower_spiffe::client::{AddJwtSvid, AddJwtSvidLayer};
 use tower_spiffe::testing::WorkloadApi;
-use tower_spiffe::{
-    Allow, Audience, JwtSource, Plaintext, ValidateJwtSvidLayer, Validator, VerifiedSvid,
-};
+use tower_spiffe::{Allow, Audience, JwtSource, ValidateJwtSvidLayer, Validator, VerifiedSvid};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 type Signed = AddJwtSvid<Client<HttpConnector, Body>>;

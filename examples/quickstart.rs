@@ -25,10 +25,11 @@ use axum::{Router, ServiceExt};
 use reqwest::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt as _};
+use tower_spiffe::client::Plaintext;
 use tower_spiffe::testing::WorkloadApi;
 use tower_spiffe::{
-    AddJwtSvidLayer, Allow, AllowCallersLayer, Audience, JwtSource, Plaintext, SpiffeId,
-    ValidateJwtSvidLayer, Validator, VerifiedSvid,
+    AddJwtSvidLayer, Allow, AllowCallersLayer, Audience, JwtSource, SpiffeId, ValidateJwtSvidLayer,
+    Validator, VerifiedSvid,
 };
 
 type BoxError = Box<dyn Error + Send + Sync>;

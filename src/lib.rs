@@ -85,8 +85,9 @@
 pub mod bundle;
 #[cfg(feature = "client")]
 pub mod client;
-mod clock;
+pub mod clock;
 mod grpc_code;
+pub mod identity;
 mod jwt;
 pub mod metrics;
 mod presentable;
@@ -95,45 +96,30 @@ mod runtime;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod source;
-mod spiffe_id;
-pub mod svid;
-#[cfg(feature = "client")]
-pub mod svid_cache;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod token;
+pub mod verify;
 #[cfg(feature = "workload-api")]
 pub mod workload_api;
 
-pub use bundle::{
-    BundleAnswer, BundleSource, CannotJudge, FixedBundles, JwtAuthority, JwtBundle, JwtBundleSet,
-};
+pub use bundle::BundleSource;
 #[cfg(feature = "client")]
-pub use client::{AddJwtSvid, AddJwtSvidLayer, Audience, Origin, Plaintext};
-pub use clock::{Clock, SystemClock, UnixTime};
-pub use grpc_code::GrpcCode;
-pub use jwt::{Algorithm, UnknownAlgorithm};
+pub use client::{AddJwtSvid, AddJwtSvidLayer, Audience};
+pub use identity::{SpiffeId, TrustDomain};
 #[cfg(feature = "server")]
 pub use server::{
-    Allow, AllowCallersLayer, CallerState, EndAtExpiryLayer, GrpcPolicy, Rejection,
+    Allow, AllowCallersLayer, CallerState, EndAtExpiryLayer, GrpcPolicy, Policy, Rejection,
     ValidateJwtSvidLayer,
 };
 #[cfg(any(feature = "server", feature = "client"))]
 pub use source::FileBundles;
 #[cfg(feature = "workload-api")]
-pub use source::{
-    JwtSource, JwtSourceBuilder, JwtSourceError, JwtSourceErrorReason, ResourceLimits, SourceState,
-    SourceUpdates, WithdrawalPolicy,
-};
-pub use spiffe_id::{
-    MAX_SPIFFE_ID_LEN, MAX_TRUST_DOMAIN_LEN, SpiffeId, SpiffeIdError, SpiffeIdMatcher, TrustDomain,
-};
-pub use svid::{
-    BuildValidatorError, FetchSvid, FetchSvidError, FetchSvidFuture, FetchSvidReason, JwtSvid,
-    MAX_TOKEN_LEN, ParseJwtSvidError, SvidRequest, SvidRequestError, ValidateError, ValidateReason,
-    Validator, ValidatorBuilder, VerifiedSvid,
-};
+pub use source::JwtSource;
+pub use token::JwtSvid;
 #[cfg(feature = "client")]
-pub use svid_cache::{PinnedSvid, SvidCache, SvidCacheBuilder, TokenError, TokenErrorReason};
+pub use token::SvidCache;
+pub use verify::{Validator, VerifiedSvid};
 
 /// The README's code, compiled and run.
 #[cfg(doctest)]

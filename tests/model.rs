@@ -1,10 +1,10 @@
 //! How a change of keys reaches a verdict, in every interleaving of a writer and a reader that takes
 //! each of them off its turn up to three times: a model of what the source does
-//! (`src/source/shared.rs`, `judge.rs`) and of what a validator does (`src/svid/judge.rs`, `cache`).
+//! (`src/source/agent/shared.rs`, `judge.rs`) and of what a validator does (`src/verify/judge.rs`, `cache`).
 //!
 //! It is the order of the steps that is modelled, one atomic for one atomic, and that order is what
 //! makes it safe: each fault below is one step out of its place, and each is found. What the code
-//! itself does under load is for the stress test in `src/source/rotation_tests.rs`.
+//! itself does under load is for the stress test in `src/source/agent/rotation_tests.rs`.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 

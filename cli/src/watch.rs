@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::time::Instant;
+use tower_spiffe::JwtSource;
+use tower_spiffe::clock::{Clock, SystemClock};
+use tower_spiffe::source::SourceState;
 use tower_spiffe::source::TrustDomainState;
 use tower_spiffe::workload_api::Endpoint;
-use tower_spiffe::{Clock, JwtSource, SourceState, SystemClock};
 
 use crate::waiting;
 

@@ -17,9 +17,9 @@ use tower::Layer;
 use tower_spiffe::client::Plaintext;
 use tower_spiffe::metrics::{FacadeRecorder, METRICS, MetricsRecorder};
 use tower_spiffe::testing::{Call, Fault, WorkloadApi};
+use tower_spiffe::token::GrpcCode;
 use tower_spiffe::{
-    AddJwtSvidLayer, Allow, Audience, GrpcCode, JwtSource, ValidateJwtSvidLayer, Validator,
-    VerifiedSvid,
+    AddJwtSvidLayer, Allow, Audience, JwtSource, ValidateJwtSvidLayer, Validator, VerifiedSvid,
 };
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;

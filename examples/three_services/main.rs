@@ -30,8 +30,9 @@ use std::time::Duration;
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
 use tonic::Code;
 use tower_spiffe::client::JwtSvidMiddleware;
+use tower_spiffe::client::Plaintext;
 use tower_spiffe::testing::WorkloadApi;
-use tower_spiffe::{Audience, JwtSource, Plaintext};
+use tower_spiffe::{Audience, JwtSource};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 

@@ -17,7 +17,8 @@ use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 use tower::service_fn;
-use tower_spiffe::{AddJwtSvid, Allow, Audience, GrpcPolicy, JwtSource, Plaintext};
+use tower_spiffe::client::Plaintext;
+use tower_spiffe::{AddJwtSvid, Allow, Audience, GrpcPolicy, JwtSource};
 use tower_spiffe::{ValidateJwtSvidLayer, Validator, VerifiedSvid};
 
 use crate::{EDGE, Error, LEDGER, REPORTS, client, seen};

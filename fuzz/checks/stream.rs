@@ -4,12 +4,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use tower_spiffe::bundle::{Algorithm, BundleAnswer, CannotJudge, JwtBundleSet};
+use tower_spiffe::clock::{Clock, UnixTime};
+use tower_spiffe::source::WithdrawalPolicy;
 use tower_spiffe::testing::{Issuer, internals};
+use tower_spiffe::verify::ValidateReason;
 use tower_spiffe::workload_api::WorkloadApiClient;
-use tower_spiffe::{
-    Algorithm, BundleAnswer, BundleSource as _, CannotJudge, Clock, JwtBundleSet, UnixTime,
-    ValidateReason, Validator, WithdrawalPolicy,
-};
+use tower_spiffe::{BundleSource as _, Validator};
 
 use super::is_presentable;
 

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use self::dynamic::{Allowed, Dynamic};
 use self::rules::{Bound, Rule, Rules};
 use super::origin::{Origin, OriginError, Target};
-use crate::spiffe_id::SpiffeId;
-use crate::svid::{Identity, SvidRequest, SvidRequestError};
+use crate::identity::SpiffeId;
+use crate::token::{Identity, SvidRequest, SvidRequestError};
 
 /// Whom tokens are for, and to which origins they may go.
 ///

@@ -270,7 +270,7 @@ pub struct Verification<'a> {
     pub cached: bool,
     /// The trust domain, where it is one of our bundle set; else `unknown`.
     pub trust_domain: &'a str,
-    /// Where the outcome is `cannot-judge`, [why](crate::CannotJudge::as_str); else empty.
+    /// Where the outcome is `cannot-judge`, [why](crate::bundle::CannotJudge::as_str); else empty.
     pub why: &'static str,
 }
 
@@ -302,7 +302,7 @@ pub struct Admission<'a> {
     pub enforced: bool,
     /// The caller's trust domain, where it is one of our bundle set; else `unknown`.
     pub trust_domain: &'a str,
-    /// Where the outcome is `cannot-judge`, [why](crate::CannotJudge::as_str); else empty.
+    /// Where the outcome is `cannot-judge`, [why](crate::bundle::CannotJudge::as_str); else empty.
     pub why: &'static str,
 }
 

@@ -7,7 +7,7 @@ use http::request::Parts;
 
 use super::caller::{self, Answers, CallerState, NoCaller};
 use super::rejection::{HandlerRejection, Rejection, RejectionReason};
-use crate::svid::VerifiedSvid;
+use crate::verify::VerifiedSvid;
 
 /// The verified caller. Rejects with 401 if there is none; the layer answers that as its own
 /// rejection. Rejects with 500 if [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer) is missing

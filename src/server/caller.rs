@@ -6,7 +6,7 @@ use http::{Extensions, HeaderName};
 use super::protocol::Wire;
 use super::realm::Realm;
 use super::rejection::{Rejection, RejectionReason};
-use crate::svid::VerifiedSvid;
+use crate::verify::VerifiedSvid;
 
 /// Who called. A [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer) leaves it in the extensions
 /// of each request that it lets through, in the place of whatever was there before.
@@ -51,7 +51,7 @@ pub(crate) struct TakenFrom(pub(crate) HeaderName);
 /// Lets the client layer know the caller of a request that is forwarded.
 pub(crate) fn register() {
     #[cfg(feature = "client")]
-    crate::svid_cache::caller::register(|extensions| CallerState::of(extensions)?.verified());
+    crate::token::caller::register(|extensions| CallerState::of(extensions)?.verified());
 }
 
 /// The token of the caller that an outer layer verified, read from this header.

@@ -8,7 +8,7 @@ use http::request::Parts;
 use super::policy::{Allow, Decision, Policy};
 use super::policy_error::PolicyError;
 use super::protocol::Protocol;
-use crate::svid::VerifiedSvid;
+use crate::verify::VerifiedSvid;
 
 /// A policy by gRPC method. All other methods are denied, and anonymous callers may call
 /// [`public`](GrpcPolicyBuilder::public) methods only, in every mode of the layer.

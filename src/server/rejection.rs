@@ -11,8 +11,8 @@ use super::protocol::Wire;
 use super::realm::Realm;
 use crate::bundle::CannotJudge;
 use crate::grpc_code::GrpcCode;
-use crate::spiffe_id::SpiffeId;
-use crate::svid::{ValidateError, ValidateReason, VerifiedSvid};
+use crate::identity::SpiffeId;
+use crate::verify::{ValidateError, ValidateReason, VerifiedSvid};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");

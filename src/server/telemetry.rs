@@ -10,9 +10,9 @@ use tracing::{Span, field};
 use super::caller::CallerState;
 use super::rejection::{Rejection, RejectionReason};
 use crate::clock::Clock;
+use crate::identity::SpiffeId;
 use crate::metrics::{Admission, MetricsRecorder, Shielded};
-use crate::spiffe_id::SpiffeId;
-use crate::svid::{ValidateError, ValidateReason};
+use crate::verify::{ValidateError, ValidateReason};
 
 /// At most one log line per class and caller in this time.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);

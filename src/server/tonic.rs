@@ -4,7 +4,7 @@ use super::caller;
 use super::protocol::Wire;
 use super::realm::Realm;
 use super::rejection::Rejection;
-use crate::svid::VerifiedSvid;
+use crate::verify::VerifiedSvid;
 
 impl VerifiedSvid {
     /// The verified caller of this request.

@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::spiffe_id::SpiffeIdError;
+use crate::identity::SpiffeIdError;
 
 /// Why the embedded Workload API cannot do what the test asks of it.
 #[derive(Debug, Clone)]

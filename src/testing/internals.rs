@@ -9,10 +9,11 @@ use bytes::Bytes;
 use crate::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtBundleSet};
 use crate::clock::Clock;
 use crate::jwt::{Algorithm, Curve, PublicKey};
+use crate::source::agent::shared::{Shared, StreamError};
 use crate::source::file::{self, Format, MapRead};
-use crate::source::shared::{Shared, StreamError};
 use crate::source::trust_clock::TrustClock;
-use crate::source::{ResourceLimits, SourceState, WithdrawalPolicy, intake};
+use crate::source::agent::intake;
+use crate::source::{ResourceLimits, SourceState, WithdrawalPolicy};
 use crate::workload_api::pb::JwtBundlesResponse;
 use crate::workload_api::{
     Call, JwtBundlesMessage, WorkloadApiClient, WorkloadApiError, WorkloadApiErrorReason,

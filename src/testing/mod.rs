@@ -37,7 +37,7 @@
 //! [`WorkloadApi::bearer`] and [`token`](WorkloadApi::token) give good ones. Every wrong one comes
 //! from a [`TokenBuilder`], by [`WorkloadApi::issuer`]: expired, forged, without a claim, with a
 //! header too many. An [`Issuer`] without an agent goes with
-//! [`FixedBundles`](crate::FixedBundles).
+//! [`FixedBundles`](crate::bundle::FixedBundles).
 //!
 //! # Without a token
 //!
@@ -103,7 +103,8 @@
 //!
 //! ```
 //! use tower_spiffe::testing::{Fault, WorkloadApi};
-//! use tower_spiffe::{GrpcCode, Validator};
+//! use tower_spiffe::Validator;
+//! use tower_spiffe::token::GrpcCode;
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -143,7 +144,9 @@
 //! ```
 //! use std::time::Duration;
 //! use tower_spiffe::testing::{PausedClock, WorkloadApi};
-//! use tower_spiffe::{UnixTime, ValidateReason, Validator};
+//! use tower_spiffe::Validator;
+//! use tower_spiffe::clock::UnixTime;
+//! use tower_spiffe::verify::ValidateReason;
 //!
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -8,7 +8,7 @@
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! use tower_spiffe::testing::WorkloadApi;
 //! use tower_spiffe::workload_api::WorkloadApiClient;
-//! use tower_spiffe::SvidRequest;
+//! use tower_spiffe::token::SvidRequest;
 //!
 //! let agent = WorkloadApi::start("example.org").await?;
 //! agent.register("spiffe://example.org/web", "external", std::time::Duration::from_secs(60))?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use prost_types::value::Kind;
 use tonic::{Code, Request};
-use tower_spiffe::UnixTime;
+use tower_spiffe::clock::UnixTime;
 use tower_spiffe::testing::{Error, PausedClock, WorkloadApi};
 
 use crate::support::*;

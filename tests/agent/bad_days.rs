@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 use tonic::Code;
+use tower_spiffe::clock::UnixTime;
 use tower_spiffe::testing::{Call, Fault, PausedClock, WorkloadApi};
-use tower_spiffe::{GrpcCode, UnixTime};
+use tower_spiffe::token::GrpcCode;
 
 use crate::support::*;
 

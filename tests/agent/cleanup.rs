@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tower_spiffe::GrpcCode;
 use tower_spiffe::testing::{Fault, WorkloadApi};
+use tower_spiffe::token::GrpcCode;
 
 use crate::support::*;
 

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use serde::Deserialize;
 use tonic::Code;
-use tower_spiffe::GrpcCode;
 use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::token::GrpcCode;
 
 use crate::support::*;
 

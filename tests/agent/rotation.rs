@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use tower_spiffe::bundle::Algorithm;
+use tower_spiffe::clock::UnixTime;
 use tower_spiffe::testing::{Call, Fault, PausedClock, WorkloadApi};
-use tower_spiffe::{Algorithm, UnixTime};
 
 use crate::issuer::part;
 use crate::support::*;

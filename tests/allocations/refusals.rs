@@ -8,8 +8,9 @@ use allocation_counter::measure;
 use http::{HeaderValue, Request, Response};
 use serde_json::json;
 use tower::{Layer, Service};
+use tower_spiffe::bundle::Algorithm;
 use tower_spiffe::server::{Allow, ValidateJwtSvidLayer};
-use tower_spiffe::{Algorithm, ValidateReason};
+use tower_spiffe::verify::ValidateReason;
 
 use super::{EXPIRY, validator};
 use tower_spiffe_test_support::signer::{AUDIENCE, SUBJECT, Signer};

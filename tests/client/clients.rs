@@ -14,7 +14,8 @@ use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_spiffe::client::{AddJwtSvid, AddJwtSvidLayer, Audience, JwtSvidMiddleware, Plaintext};
 use tower_spiffe::server::{Allow, CallerState, ValidateJwtSvidLayer};
 use tower_spiffe::testing::WorkloadApi;
-use tower_spiffe::{JwtSource, TokenError, TokenErrorReason, Validator};
+use tower_spiffe::token::{TokenError, TokenErrorReason};
+use tower_spiffe::{JwtSource, Validator};
 
 use crate::net::{Ca, Host};
 

@@ -8,10 +8,10 @@ use tower::{ServiceExt, service_fn};
 use tower_spiffe::client::{
     AddJwtSvid, Audience, JwtSvidInterceptor, JwtSvidMiddleware, OnExisting,
 };
+use tower_spiffe::source::JwtSourceError;
 use tower_spiffe::testing::{Call, Fault, WorkloadApi};
-use tower_spiffe::{
-    FetchSvidReason, GrpcCode, JwtSource, JwtSourceError, SvidCache, TokenError, TokenErrorReason,
-};
+use tower_spiffe::token::{FetchSvidReason, GrpcCode, TokenError, TokenErrorReason};
+use tower_spiffe::{JwtSource, SvidCache};
 
 use crate::support::{Answer, Bench, millis, request};
 
@@ -114,8 +114,8 @@ async fn e07_settings_errors_are_internal() {
         }
         client
             .allow_plaintext(match uri {
-                "http://ledger/kept" => tower_spiffe::Plaintext::Any,
-                _ => tower_spiffe::Plaintext::Loopback,
+                "http://ledger/kept" => tower_spiffe::client::Plaintext::Any,
+                _ => tower_spiffe::client::Plaintext::Loopback,
             })
             .oneshot(request)
     };

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use http::HeaderValue;
+use tower_spiffe::clock::UnixTime;
 use tower_spiffe::testing::{PausedClock, WorkloadApi};
-use tower_spiffe::{FetchSvidReason, JwtSvid, SvidCache, UnixTime};
+use tower_spiffe::token::FetchSvidReason;
+use tower_spiffe::{JwtSvid, SvidCache};
 
 use crate::support::{Answer, Bench, START, Token, millis, request, secs, settle, timed};
 

@@ -4,8 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
+use tower_spiffe::bundle::Algorithm;
+use tower_spiffe::clock::UnixTime;
 use tower_spiffe::testing::{PausedClock, WorkloadApi};
-use tower_spiffe::{Algorithm, JwtSource, JwtSvid, SvidCache, SvidRequest, UnixTime};
+use tower_spiffe::token::SvidRequest;
+use tower_spiffe::{JwtSource, JwtSvid, SvidCache};
 
 use crate::support::{Answer, Bench, START, Token, millis, request, secs};
 

@@ -8,8 +8,9 @@ use http::header::AUTHORIZATION;
 use http::{Request, Response};
 use tower::{Service, ServiceExt, service_fn};
 use tower_spiffe::client::AddJwtSvid;
+use tower_spiffe::clock::UnixTime;
 use tower_spiffe::testing::{Fault, PausedClock, WorkloadApi};
-use tower_spiffe::{JwtSource, SvidCache, UnixTime};
+use tower_spiffe::{JwtSource, SvidCache};
 
 use crate::layer::{fixed, to};
 use crate::support::{START, millis, request, secs, timed};

@@ -26,7 +26,8 @@ use tower_spiffe::client::{
 };
 use tower_spiffe::server::{Allow, GrpcPolicy, ValidateJwtSvidLayer};
 use tower_spiffe::testing::{Call, Fault, WorkloadApi};
-use tower_spiffe::{JwtSource, SvidCache, SvidRequest, Validator, VerifiedSvid};
+use tower_spiffe::token::SvidRequest;
+use tower_spiffe::{JwtSource, SvidCache, Validator, VerifiedSvid};
 #[cfg(unix)]
 use tower_spiffe_test_support::temp::TempDir;
 
@@ -345,7 +346,7 @@ async fn what_the_issuer_says_becomes_the_status_of_the_call() {
         .assume_origin(&host.origin())
         .unwrap();
     let client = AddJwtSvid::new(channel, source, audience).allow_plaintext(Plaintext::Loopback);
-    let denied = Fault::Refuse(tower_spiffe::GrpcCode::PermissionDenied);
+    let denied = Fault::Refuse(tower_spiffe::token::GrpcCode::PermissionDenied);
     agent.fail_call(Call::FetchJwtSvid, denied);
     let status = say(client.clone(), "hello").await.unwrap_err();
     assert_eq!(status.code(), Code::Internal, "{status:?}");

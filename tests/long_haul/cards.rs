@@ -2,8 +2,9 @@
 //! of its own.
 
 use fastrand::Rng;
+use tower_spiffe::bundle::Algorithm;
 use tower_spiffe::testing::{Call, Fault};
-use tower_spiffe::{Algorithm, GrpcCode};
+use tower_spiffe::token::GrpcCode;
 
 use crate::times::Times;
 

@@ -13,10 +13,10 @@
 //! That the sets themselves are right, and soon, is for `driver.rs` to see.
 
 use http::StatusCode;
-use tower_spiffe::{
-    BundleSource as _, CannotJudge, JwtBundleSet, JwtSvid, UnixTime, ValidateError, ValidateReason,
-    VerifiedSvid,
-};
+use tower_spiffe::bundle::{CannotJudge, JwtBundleSet};
+use tower_spiffe::clock::UnixTime;
+use tower_spiffe::verify::{ValidateError, ValidateReason};
+use tower_spiffe::{BundleSource as _, JwtSvid, VerifiedSvid};
 
 use crate::world::{Station, World};
 

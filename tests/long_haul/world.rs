@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use http::{Request, Response};
 use tower::util::BoxCloneSyncService;
 use tower::{Layer, ServiceExt, service_fn};
+use tower_spiffe::clock::{Clock, UnixTime};
 use tower_spiffe::server::UnknownKeyWait;
-use tower_spiffe::svid_cache::KeepWarm;
+use tower_spiffe::source::{JwtSourceBuilder, WithdrawalPolicy};
 use tower_spiffe::testing::{Issuer, PausedClock, WorkloadApi};
-use tower_spiffe::{
-    Allow, Clock, JwtSource, JwtSourceBuilder, SvidCache, SvidRequest, UnixTime,
-    ValidateJwtSvidLayer, Validator, WithdrawalPolicy,
-};
+use tower_spiffe::token::KeepWarm;
+use tower_spiffe::token::SvidRequest;
+use tower_spiffe::{Allow, JwtSource, SvidCache, ValidateJwtSvidLayer, Validator};
 
 use crate::gate::Gate;
 use crate::log::Log;

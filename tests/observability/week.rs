@@ -12,13 +12,16 @@ use hyper::body::Frame;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::time::sleep;
 use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_spiffe::clock::UnixTime;
 use tower_spiffe::metrics::{FacadeRecorder, METRICS, MetricsRecorder};
 use tower_spiffe::server::{TokenExpired, UnknownKeyWait};
+use tower_spiffe::source::JwtSourceBuilder;
 use tower_spiffe::source::WithdrawalPolicy;
 use tower_spiffe::testing::{Call, Fault, Issuer, PausedClock, WorkloadApi};
+use tower_spiffe::token::GrpcCode;
 use tower_spiffe::{
-    AddJwtSvidLayer, Allow, AllowCallersLayer, Audience, EndAtExpiryLayer, FileBundles, GrpcCode,
-    JwtSource, JwtSourceBuilder, TrustDomain, UnixTime, ValidateJwtSvidLayer, Validator,
+    AddJwtSvidLayer, Allow, AllowCallersLayer, Audience, EndAtExpiryLayer, FileBundles, JwtSource,
+    TrustDomain, ValidateJwtSvidLayer, Validator,
 };
 use tower_spiffe_test_support::temp::TempDir;
 use tracing_subscriber::layer::SubscriberExt;

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use tower_spiffe::bundle::CannotJudge;
 use tower_spiffe::metrics::{KEY_WAIT_OUTCOMES, METRICS, SOURCE_ERROR_KINDS, SvidCacheEvent};
 use tower_spiffe::server::RejectionReason;
-use tower_spiffe::{CannotJudge, TokenErrorReason, ValidateReason};
+use tower_spiffe::token::TokenErrorReason;
+use tower_spiffe::verify::ValidateReason;
 
 const CANNOT_JUDGE: [CannotJudge; 4] = [
     CannotJudge::NotReady,

@@ -10,7 +10,7 @@ use tower::Layer;
 use tower_spiffe::server::{
     Allow, AllowCallersLayer, CallerState, Protocol, Rejection, ValidateJwtSvidLayer,
 };
-use tower_spiffe::svid::VerifiedSvid;
+use tower_spiffe::verify::VerifiedSvid;
 
 use crate::loopback::{At, Doors, get};
 use crate::support::{OPS, WEB, World, bearer};

@@ -8,8 +8,8 @@ use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Request, Response};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_spiffe::client::{AddJwtSvidLayer, Audience, OnExisting};
 use tower_spiffe::server::{Allow, CallerState, GrpcPolicy, UnknownKeyWait, ValidateJwtSvidLayer};
-use tower_spiffe::svid::Validator;
 use tower_spiffe::testing::{self, WorkloadApi};
+use tower_spiffe::verify::Validator;
 
 use crate::support::{AUDIENCE, OPS, WEB, World};
 

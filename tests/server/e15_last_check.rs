@@ -14,12 +14,12 @@ use tokio_stream::wrappers::WatchStream;
 use tower::limit::ConcurrencyLimit;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_spiffe::bundle::CannotJudge;
+use tower_spiffe::clock::{Clock, SystemClock};
 use tower_spiffe::server::{
     Allow, CallerState, Rejection, RejectionReason, UnknownKeyWait, ValidateJwtSvidLayer,
 };
-use tower_spiffe::svid::ValidateReason;
 use tower_spiffe::testing::PausedClock;
-use tower_spiffe::{Clock, SystemClock};
+use tower_spiffe::verify::ValidateReason;
 
 use crate::support::{Signer, WEB, World, bearer, bundle_of, with_authorization};
 

@@ -12,7 +12,7 @@ use tower_spiffe::metrics::{Admission, MetricsRecorder};
 use tower_spiffe::server::{
     Allow, CallerState, Rejection, RejectionReason, UnknownKeyWait, ValidateJwtSvidLayer,
 };
-use tower_spiffe::svid::ValidateReason;
+use tower_spiffe::verify::ValidateReason;
 
 use crate::log::Log;
 use crate::refusals::cases;

@@ -7,8 +7,8 @@ use http::{Request, Response};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_spiffe::Validator;
 use tower_spiffe::server::{Allow, Rejection, RejectionReason, ValidateJwtSvidLayer};
-use tower_spiffe::svid::ValidateReason;
 use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::verify::ValidateReason;
 
 use crate::support::{AUDIENCE, with_authorization};
 

@@ -12,7 +12,7 @@ use tower_spiffe::server::{
     Allow, AllowCallersLayer, CallerState, Decision, EndAtExpiryLayer, GrpcPolicy, Policy,
     RejectionReason, UnknownKeyWait, ValidateJwtSvidLayer,
 };
-use tower_spiffe::svid::{ValidateReason, VerifiedSvid};
+use tower_spiffe::verify::{ValidateReason, VerifiedSvid};
 
 use crate::support::{OPS, WEB, World, bearer, with_authorization};
 

@@ -6,12 +6,13 @@ use http::header::CONTENT_TYPE;
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, Version};
 use tower::{Layer, ServiceExt, service_fn};
+use tower_spiffe::identity::SpiffeIdMatcher;
 use tower_spiffe::server::{
     Allow, AllowCallersLayer, CallerState, Decision, GrpcPolicy, Policy, PolicyError, Protocol,
     Rejection, RejectionReason, SwapPolicy, ValidateJwtSvidLayer,
 };
-use tower_spiffe::svid::VerifiedSvid;
-use tower_spiffe::{SpiffeId, SpiffeIdMatcher, TrustDomain};
+use tower_spiffe::verify::VerifiedSvid;
+use tower_spiffe::{SpiffeId, TrustDomain};
 
 use crate::support::{OPS, WEB, World};
 

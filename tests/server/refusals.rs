@@ -6,9 +6,9 @@ use serde_json::json;
 use std::convert::Infallible;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_spiffe::bundle::CannotJudge;
+use tower_spiffe::clock::{Clock, SystemClock};
 use tower_spiffe::server::{Allow, Protocol, Rejection, RejectionReason, ValidateJwtSvidLayer};
-use tower_spiffe::svid::ValidateReason;
-use tower_spiffe::{Clock, SystemClock};
+use tower_spiffe::verify::ValidateReason;
 
 use crate::support::{AUDIENCE, OPS, Signer, WEB, World, bearer, with_authorization};
 

@@ -138,7 +138,7 @@ async fn a28_a_tonic_server_at_trace() {
         }
     }
     // One whose stream outlives it.
-    let now = tower_spiffe::Clock::now(&*tower_spiffe::SystemClock::shared()).secs();
+    let now = tower_spiffe::clock::Clock::now(&*tower_spiffe::clock::SystemClock::shared()).secs();
     let short = serde_json::json!({ "exp": now + 2 });
     let token = world.issuer.token_with(WEB, short);
     let mut talker = Talker::new(channels[0].clone(), Some(format!("Bearer {token}")));

@@ -18,7 +18,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 use tower::{Service, service_fn};
-use tower_spiffe::svid::VerifiedSvid;
+use tower_spiffe::verify::VerifiedSvid;
 
 type Codec = ProstCodec<String, String>;
 pub type Words = Pin<Box<dyn Stream<Item = Result<String, Status>> + Send>>;

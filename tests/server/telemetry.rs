@@ -9,12 +9,12 @@ use http::{HeaderValue, Request, Response};
 use serde_json::json;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_spiffe::bundle::CannotJudge;
+use tower_spiffe::clock::{Clock, SystemClock};
 use tower_spiffe::metrics::{Admission, MetricsRecorder, Verification};
 use tower_spiffe::server::{
     Allow, AllowCallersLayer, CallerState, EndAtExpiryLayer, Protocol, Rejection,
     ValidateJwtSvidLayer,
 };
-use tower_spiffe::{Clock, SystemClock};
 use tower_spiffe_test_support::clock::HandClock;
 use tracing::Level;
 

@@ -1,8 +1,10 @@
 //! The nine cases that each undid another implementation, and what happens here.
 
 use tokio::time::{Instant, timeout};
+use tower_spiffe::JwtSource;
+use tower_spiffe::source::{JwtSourceErrorReason, ResourceLimits};
 use tower_spiffe::testing::{Call, Fault};
-use tower_spiffe::{FetchSvidReason, GrpcCode, JwtSource, JwtSourceErrorReason, ResourceLimits};
+use tower_spiffe::token::{FetchSvidReason, GrpcCode};
 
 use crate::support::*;
 
@@ -116,7 +118,7 @@ async fn bar_4_an_agent_that_accepts_and_never_answers_is_met_with_deadlines() {
 type Held = std::sync::Arc<std::sync::Mutex<Vec<tokio::io::DuplexStream>>>;
 
 /// A source whose every connection is accepted and never read.
-fn silent() -> (tower_spiffe::JwtSourceBuilder, Held) {
+fn silent() -> (tower_spiffe::source::JwtSourceBuilder, Held) {
     let held = Held::default();
     let holds = held.clone();
     let builder = JwtSource::builder().connector(move || {

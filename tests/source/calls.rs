@@ -2,11 +2,12 @@
 
 use futures_util::StreamExt as _;
 use tokio::time::Instant;
+use tower_spiffe::SpiffeId;
 use tower_spiffe::testing::{Call, Fault, Issuer};
+use tower_spiffe::token::{GrpcCode, SvidRequest};
 use tower_spiffe::workload_api::{
     JwtBundlesMessage, WorkloadApiClient, WorkloadApiError, WorkloadApiErrorReason as Reason,
 };
-use tower_spiffe::{GrpcCode, SpiffeId, SvidRequest};
 
 use crate::raw_agent::RawAgent;
 use crate::support::*;
@@ -16,7 +17,7 @@ const DB: &str = "spiffe://example.org/db-user";
 
 fn client(world: &World) -> WorkloadApiClient {
     WorkloadApiClient::with_connector(world.agent.connector())
-        .clock(tower_spiffe::SystemClock::shared())
+        .clock(tower_spiffe::clock::SystemClock::shared())
         .build()
         .unwrap()
 }

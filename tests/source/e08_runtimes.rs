@@ -23,12 +23,13 @@ use http::{Request, Response};
 use http_body_util::{BodyExt as _, StreamBody};
 use tower::{Layer as _, Service as _, service_fn};
 use tower_spiffe::server::UnknownKeyWait;
+use tower_spiffe::source::JwtSourceErrorReason;
 use tower_spiffe::testing::{WorkloadApi, verified_svid};
+use tower_spiffe::token::{FetchSvid as _, SvidRequest};
 use tower_spiffe::workload_api::{JwtBundleStream, WorkloadApiClient};
 use tower_spiffe::{
     AddJwtSvidLayer, Allow, Audience, BundleSource as _, CallerState, EndAtExpiryLayer,
-    FetchSvid as _, FileBundles, JwtSource, JwtSourceErrorReason, SvidCache, SvidRequest,
-    TrustDomain, ValidateJwtSvidLayer, Validator,
+    FileBundles, JwtSource, SvidCache, TrustDomain, ValidateJwtSvidLayer, Validator,
 };
 
 const AGENT: &str = "example.org";

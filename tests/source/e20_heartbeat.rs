@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use tower_spiffe::JwtSource;
+use tower_spiffe::clock::{Clock, UnixTime};
 use tower_spiffe::source::FileBundles;
 use tower_spiffe::testing::WorkloadApi;
-use tower_spiffe::{Clock, JwtSource, UnixTime};
 
 use crate::support::*;
 

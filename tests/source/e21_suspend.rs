@@ -1,8 +1,10 @@
 //! The machine is suspended: the wall clock goes on, the monotonic clock does not.
 
+use tower_spiffe::JwtSource;
 use tower_spiffe::bundle::CannotJudge;
 use tower_spiffe::source::FileBundles;
-use tower_spiffe::{JwtSource, ValidateReason, WithdrawalPolicy};
+use tower_spiffe::source::WithdrawalPolicy;
+use tower_spiffe::verify::ValidateReason;
 
 use crate::support::*;
 

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tower_spiffe::metrics::MetricsRecorder;
+use tower_spiffe::source::SourceState;
 use tower_spiffe::testing::{Call, Fault, WorkloadApi};
-use tower_spiffe::{GrpcCode, SourceState};
+use tower_spiffe::token::GrpcCode;
 use tracing::Level;
 
 use crate::log::Log;

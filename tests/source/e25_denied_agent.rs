@@ -1,8 +1,8 @@
 //! An agent that denies its workloads for some seconds after a restart.
 
-use tower_spiffe::GrpcCode;
-use tower_spiffe::WithdrawalPolicy;
+use tower_spiffe::source::WithdrawalPolicy;
 use tower_spiffe::testing::{Call, Fault};
+use tower_spiffe::token::GrpcCode;
 
 use crate::support::*;
 

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use tower_spiffe::JwtSource;
+use tower_spiffe::clock::{Clock, SystemClock, UnixTime};
 use tower_spiffe::source::FileBundles;
 use tower_spiffe::testing::WorkloadApi;
-use tower_spiffe::{Clock, JwtSource, SystemClock, UnixTime};
 use tracing::Level;
 
 use crate::log::Log;

@@ -2,9 +2,10 @@
 
 use std::process::Command;
 
+use tower_spiffe::JwtSource;
+use tower_spiffe::source::JwtSourceErrorReason;
 use tower_spiffe::testing::{Fault, WorkloadApi};
 use tower_spiffe::workload_api::{EndpointErrorReason, WorkloadApiErrorReason};
-use tower_spiffe::{JwtSource, JwtSourceErrorReason};
 
 use crate::support::*;
 
@@ -70,7 +71,7 @@ async fn a_malformed_endpoint_that_was_given_is_told_of_as_given() {
 }
 
 /// What a start is told that gives up soon.
-async fn told(endpoint: &str) -> tower_spiffe::JwtSourceError {
+async fn told(endpoint: &str) -> tower_spiffe::source::JwtSourceError {
     let building = JwtSource::builder()
         .endpoint(endpoint)
         .reconnect_backoff(millis(1), millis(5))

@@ -51,7 +51,7 @@ async fn without_a_stream_there_is_no_ping() {
     let source = world.source().await;
     tokio::time::sleep(secs(10)).await;
     // The stream is refused for an hour; tokens are asked for over the same connection.
-    let unavailable = Fault::Refuse(tower_spiffe::GrpcCode::Unavailable);
+    let unavailable = Fault::Refuse(tower_spiffe::token::GrpcCode::Unavailable);
     world.agent.fail_call(Call::FetchJwtBundles, unavailable);
     let before = world.agent.counts().pings;
     for _ in 0..60 {

@@ -8,11 +8,13 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
 use tower_spiffe::bundle::{BundleSource, CannotJudge};
+use tower_spiffe::clock::UnixTime;
 use tower_spiffe::metrics::{MetricsRecorder, SvidCacheEvent};
+use tower_spiffe::source::JwtSourceErrorReason;
 use tower_spiffe::testing::{Call, Fault, WorkloadApi};
-use tower_spiffe::{
-    JwtSource, JwtSourceErrorReason, SvidCache, SvidRequest, UnixTime, ValidateReason, Validator,
-};
+use tower_spiffe::token::SvidRequest;
+use tower_spiffe::verify::ValidateReason;
+use tower_spiffe::{JwtSource, SvidCache, Validator};
 
 use crate::support::*;
 
@@ -86,7 +88,7 @@ async fn after_a_shutdown_every_method_of_every_clone_says_closed() {
     let mut updates = source.updated();
     source.shutdown().await;
 
-    let reason_of = |error: tower_spiffe::JwtSourceError| {
+    let reason_of = |error: tower_spiffe::source::JwtSourceError| {
         assert!(!error.is_retryable());
         assert!(error.to_string().contains("build a new one"), "{error}");
         error.reason()

@@ -6,8 +6,9 @@
 //! less than what is live: pages that are not full, and freed memory between what is live, count.
 
 use allocation_counter::measure;
+use tower_spiffe::JwtSource;
+use tower_spiffe::source::JwtSourceBuilder;
 use tower_spiffe::testing::WorkloadApi;
-use tower_spiffe::{JwtSource, JwtSourceBuilder};
 
 use crate::support::*;
 
@@ -92,7 +93,8 @@ mod process {
     use base64::Engine as _;
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;
     use tower_spiffe::testing::{Issuer, Replay, WorkloadApi};
-    use tower_spiffe::{JwtSource, ValidateReason, Validator};
+    use tower_spiffe::verify::ValidateReason;
+    use tower_spiffe::{JwtSource, Validator};
 
     use crate::support::*;
 

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tower_spiffe::JwtSource;
+use tower_spiffe::source::JwtSourceErrorReason;
 use tower_spiffe::testing::{Call, Fault};
-use tower_spiffe::{FetchSvidReason, GrpcCode, JwtSource, JwtSourceErrorReason};
+use tower_spiffe::token::{FetchSvidReason, GrpcCode};
 
 use crate::support::*;
 

@@ -3,9 +3,11 @@
 
 use std::time::Duration;
 
+use tower_spiffe::JwtSource;
 use tower_spiffe::bundle::CannotJudge;
+use tower_spiffe::source::JwtSourceErrorReason;
 use tower_spiffe::testing::Fault;
-use tower_spiffe::{JwtSource, JwtSourceErrorReason, ValidateReason};
+use tower_spiffe::verify::ValidateReason;
 
 use crate::support::*;
 

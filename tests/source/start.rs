@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tower_spiffe::bundle::CannotJudge;
+use tower_spiffe::source::{JwtSourceErrorReason, ResourceLimits};
 use tower_spiffe::testing::{Call, Fault};
+use tower_spiffe::token::{FetchSvidReason, GrpcCode};
+use tower_spiffe::verify::ValidateReason;
 use tower_spiffe::workload_api::WorkloadApiErrorReason;
-use tower_spiffe::{
-    FetchSvidReason, GrpcCode, JwtSourceErrorReason, ResourceLimits, ValidateReason,
-};
 
 use crate::support::*;
 

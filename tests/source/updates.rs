@@ -1,7 +1,7 @@
 //! `updated()`: what is told, to whom, and what is not.
 
 use futures_util::{FutureExt as _, StreamExt as _};
-use tower_spiffe::JwtSourceErrorReason;
+use tower_spiffe::source::JwtSourceErrorReason;
 
 use crate::support::*;
 

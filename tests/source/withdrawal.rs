@@ -2,10 +2,13 @@
 
 use std::sync::{Arc, Mutex};
 
+use tower_spiffe::JwtSource;
 use tower_spiffe::bundle::CannotJudge;
 use tower_spiffe::metrics::MetricsRecorder;
+use tower_spiffe::source::WithdrawalPolicy;
 use tower_spiffe::testing::{Fault, WorkloadApi};
-use tower_spiffe::{GrpcCode, JwtSource, ValidateReason, WithdrawalPolicy};
+use tower_spiffe::token::GrpcCode;
+use tower_spiffe::verify::ValidateReason;
 use tower_spiffe_test_support::clock::HandClock;
 
 use crate::support::*;

@@ -4,9 +4,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde_json::json;
+use tower_spiffe::Validator;
+use tower_spiffe::bundle::Algorithm;
 use tower_spiffe::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtBundle, JwtBundleSet};
+use tower_spiffe::clock::UnixTime;
 use tower_spiffe::metrics::{MetricsRecorder, Verification};
-use tower_spiffe::{Algorithm, UnixTime, ValidateReason, Validator};
+use tower_spiffe::verify::ValidateReason;
 
 use crate::signer::{NOW, Signer, bundle, claims_with};
 use crate::support::{Fixture, Swappable, es256, keys_of};

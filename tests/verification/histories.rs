@@ -6,8 +6,11 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use tower_spiffe::Validator;
+use tower_spiffe::bundle::Algorithm;
 use tower_spiffe::bundle::{CannotJudge, JwtBundleSet};
-use tower_spiffe::{Algorithm, UnixTime, Validator, ValidatorBuilder};
+use tower_spiffe::clock::UnixTime;
+use tower_spiffe::verify::ValidatorBuilder;
 
 use crate::signer::{AUDIENCE, NOW, Signer, bundle, claims, claims_with};
 use crate::support::{HandClock, Swappable};

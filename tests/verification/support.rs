@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use tower_spiffe::bundle::Algorithm;
 use tower_spiffe::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtBundleSet};
-use tower_spiffe::{Algorithm, ValidateReason, Validator, ValidatorBuilder, VerifiedSvid};
+use tower_spiffe::verify::{ValidateReason, ValidatorBuilder};
+use tower_spiffe::{Validator, VerifiedSvid};
 use tower_spiffe_test_support::bundles::Bundles;
 pub use tower_spiffe_test_support::clock::HandClock;
 

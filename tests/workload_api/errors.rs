@@ -1,7 +1,7 @@
 //! What an agent that is there answers, and what is made of it.
 
-use tower_spiffe::GrpcCode;
 use tower_spiffe::testing::{Call, Fault};
+use tower_spiffe::token::GrpcCode;
 use tower_spiffe::workload_api::WorkloadApiErrorReason as Reason;
 
 use crate::support::*;

@@ -1,10 +1,11 @@
 //! Answers that no agent should give.
 
+use tower_spiffe::source::JwtSourceError;
 use tower_spiffe::source::JwtSourceErrorReason;
-use tower_spiffe::svid::FetchSvidReason;
 use tower_spiffe::testing::{Call, Fault, RawSvid, WorkloadApi};
+use tower_spiffe::token::FetchSvidReason;
 use tower_spiffe::workload_api::WorkloadApiErrorReason as Reason;
-use tower_spiffe::{JwtSource, JwtSourceError, SpiffeId};
+use tower_spiffe::{JwtSource, SpiffeId};
 
 use crate::support::*;
 
@@ -124,7 +125,8 @@ async fn a_token_that_has_expired_is_given_as_it_is_and_taken_by_no_cache() {
         answer(agent, [RawSvid::new(WEB, &expired, "")]);
         let svid = place.client().fetch_jwt_svid(&request()).await.unwrap();
         assert!(
-            svid.expires_at() < tower_spiffe::Clock::now(&*tower_spiffe::SystemClock::shared())
+            svid.expires_at()
+                < tower_spiffe::clock::Clock::now(&*tower_spiffe::clock::SystemClock::shared())
         );
         let error = source(&place).await.get_jwt_svid([AUD]).await.unwrap_err();
         passed_on(&error, FetchSvidReason::Expired, &["clock"]);

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use tower_spiffe::SvidRequest;
-use tower_spiffe::svid::FetchSvidError;
 use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::token::FetchSvidError;
+use tower_spiffe::token::SvidRequest;
 use tower_spiffe::workload_api::{
     WorkloadApiClient, WorkloadApiClientBuilder, WorkloadApiError, WorkloadApiErrorReason,
 };

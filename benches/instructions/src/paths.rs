@@ -15,10 +15,10 @@ use tower_layer::Layer as _;
 use tower_service::Service;
 use tower_spiffe::client::{AddJwtSvidLayer, Audience};
 use tower_spiffe::server::{Allow, AllowCallersLayer, GrpcPolicy, ValidateJwtSvidLayer};
-use tower_spiffe::{
-    BundleAnswer, BundleSource, CannotJudge, Clock, FetchSvid, FetchSvidFuture, FixedBundles,
-    JwtBundle, JwtBundleSet, JwtSvid, SvidCache, SvidRequest, TrustDomain, UnixTime, Validator,
-};
+use tower_spiffe::{BundleSource, JwtSvid, SvidCache, TrustDomain, Validator};
+use tower_spiffe::bundle::{BundleAnswer, CannotJudge, FixedBundles, JwtBundle, JwtBundleSet};
+use tower_spiffe::clock::{Clock, UnixTime};
+use tower_spiffe::token::{FetchSvid, FetchSvidFuture, SvidRequest};
 
 pub const NAMES: &[&str] = &[
     "validate-seen",

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
 use tower_spiffe::testing::WorkloadApi;
-use tower_spiffe::{JwtSource, ResourceLimits, Validator};
+use tower_spiffe::{JwtSource, Validator};
+use tower_spiffe::source::ResourceLimits;
 
 use crate::growth::key_sets;
 use crate::inject;

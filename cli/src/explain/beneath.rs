@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use tower_spiffe::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtBundleSet};
-use tower_spiffe::{Clock, UnixTime};
+use tower_spiffe::clock::{Clock, UnixTime};
 
 /// Bundles that are swapped while validators stand on them.
 #[derive(Clone, Default)]

@@ -18,8 +18,8 @@ use super::error::{FileBundlesError, FileBundlesErrorReason as Reason};
 use super::state::{FileBundlesState, FileState};
 use crate::bundle::{BundleAnswer, CannotJudge, JwtBundle, JwtBundleSet};
 use crate::clock::Clock;
+use crate::identity::TrustDomain;
 use crate::metrics::MetricsRecorder;
-use crate::spiffe_id::TrustDomain;
 
 pub(super) struct Followed {
     clock: TrustClock,

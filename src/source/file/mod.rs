@@ -24,9 +24,9 @@ use self::follow::Followed;
 pub use self::state::{FileBundlesState, FileState};
 use crate::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtBundleSet};
 use crate::clock::{Clock, SystemClock};
+use crate::identity::TrustDomain;
 use crate::metrics::{MetricsRecorder, Shielded};
 use crate::runtime;
-use crate::spiffe_id::TrustDomain;
 
 /// Bundles from files, read anew when they change: by a rename over them, by a write in place, by
 /// another target of a symbolic link (as Kubernetes mounts change).

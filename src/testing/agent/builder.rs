@@ -13,8 +13,8 @@ use super::state::{Agent, Entry, OffsetClock};
 use super::tokens::TokenCache;
 use super::{Inner, Presence, WorkloadApi};
 use crate::clock::{Clock, SystemClock};
+use crate::identity::{SpiffeId, TrustDomain};
 use crate::jwt::Algorithm;
-use crate::spiffe_id::{SpiffeId, TrustDomain};
 use crate::testing::error::Error;
 use crate::testing::issuer::{DEFAULT_TOKEN_LIFE, Issuer};
 
@@ -22,7 +22,7 @@ use crate::testing::issuer::{DEFAULT_TOKEN_LIFE, Issuer};
 ///
 /// ```
 /// use std::time::Duration;
-/// use tower_spiffe::Algorithm;
+/// use tower_spiffe::bundle::Algorithm;
 /// use tower_spiffe::testing::WorkloadApi;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
@@ -86,7 +86,7 @@ impl WorkloadApiBuilder {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use tower_spiffe::UnixTime;
+    /// # use tower_spiffe::clock::UnixTime;
     /// # use tower_spiffe::testing::{PausedClock, WorkloadApi};
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {

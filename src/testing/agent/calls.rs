@@ -10,7 +10,7 @@ use super::fault::{Call, Fault, RawSvid};
 use super::state::{Agent, Entry};
 use super::tokens::{CachedToken, TokenKey};
 use crate::clock::Clock as _;
-use crate::spiffe_id::SpiffeId;
+use crate::identity::SpiffeId;
 use crate::testing::issuer::TokenBuilder;
 use crate::workload_api::pb::spiffe_workload_api_server::SpiffeWorkloadApi;
 use crate::workload_api::pb::{

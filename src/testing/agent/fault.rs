@@ -15,7 +15,7 @@ pub enum Fault {
     ///
     /// ```
     /// # use tower_spiffe::testing::{Fault, WorkloadApi};
-    /// # use tower_spiffe::GrpcCode;
+    /// # use tower_spiffe::token::GrpcCode;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let agent = WorkloadApi::start_in_memory("example.org").await?;
@@ -34,7 +34,8 @@ pub enum Fault {
     ///
     /// ```
     /// # use tower_spiffe::testing::{Fault, WorkloadApi};
-    /// # use tower_spiffe::{FetchSvidReason, JwtSourceErrorReason};
+    /// # use tower_spiffe::source::JwtSourceErrorReason;
+    /// # use tower_spiffe::token::FetchSvidReason;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let agent = WorkloadApi::start_in_memory("example.org").await?;
@@ -89,7 +90,7 @@ pub enum Fault {
     ///
     /// ```
     /// # use tower_spiffe::testing::{Fault, WorkloadApi};
-    /// # use tower_spiffe::GrpcCode;
+    /// # use tower_spiffe::token::GrpcCode;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let agent = WorkloadApi::start_in_memory("example.org").await?;
@@ -129,7 +130,8 @@ pub enum Fault {
     ///
     /// ```
     /// # use tower_spiffe::testing::{Fault, WorkloadApi};
-    /// # use tower_spiffe::{FetchSvidReason, JwtSourceErrorReason};
+    /// # use tower_spiffe::source::JwtSourceErrorReason;
+    /// # use tower_spiffe::token::FetchSvidReason;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let agent = WorkloadApi::start_in_memory("example.org").await?;
@@ -168,7 +170,8 @@ pub enum Fault {
     /// ```
     /// # use std::time::Duration;
     /// # use tower_spiffe::testing::{Fault, WorkloadApi};
-    /// # use tower_spiffe::{FetchSvidReason, JwtSourceErrorReason};
+    /// # use tower_spiffe::source::JwtSourceErrorReason;
+    /// # use tower_spiffe::token::FetchSvidReason;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let agent = WorkloadApi::start_in_memory("example.org").await?;

@@ -161,7 +161,7 @@ impl WorkloadApi {
     }
 
     /// Dials the agent without a socket, as often as it is called: for
-    /// [`JwtSourceBuilder::connector`](crate::JwtSourceBuilder::connector), in paused time. While
+    /// [`JwtSourceBuilder::connector`](crate::source::JwtSourceBuilder::connector), in paused time. While
     /// the agent is [stopped](Self::stop), or when it is no more, the connection is refused.
     ///
     /// ```

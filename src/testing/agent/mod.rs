@@ -40,8 +40,8 @@ use self::state::{Agent, Entry, Federated};
 use super::error::Error;
 use super::issuer::Issuer;
 use crate::clock::Clock;
+use crate::identity::{SpiffeId, TrustDomain};
 use crate::source::{JwtSource, JwtSourceError};
-use crate::spiffe_id::{SpiffeId, TrustDomain};
 
 /// A SPIFFE agent for tests and local work: the JWT profile of the Workload API with an issuer of
 /// its own, served on a Unix socket, a TCP port, or any stream of bytes. It answers as SPIRE's
@@ -135,7 +135,7 @@ impl WorkloadApi {
     /// [offset](Self::set_clock_offset)).
     ///
     /// # Errors
-    /// As [`JwtSourceBuilder::build`](crate::JwtSourceBuilder::build); the agent may be told to
+    /// As [`JwtSourceBuilder::build`](crate::source::JwtSourceBuilder::build); the agent may be told to
     /// fail.
     pub async fn source(&self) -> Result<JwtSource, JwtSourceError> {
         let builder = JwtSource::builder().clock(self.inner.agent.clock.base().clone());
@@ -217,7 +217,7 @@ impl WorkloadApi {
     ///
     /// ```
     /// # use tower_spiffe::testing::WorkloadApi;
-    /// # use tower_spiffe::GrpcCode;
+    /// # use tower_spiffe::token::GrpcCode;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let agent = WorkloadApi::start_in_memory("example.org").await?;
@@ -325,7 +325,8 @@ impl WorkloadApi {
     ///
     /// ```
     /// # use tower_spiffe::testing::WorkloadApi;
-    /// # use tower_spiffe::{ValidateReason, Validator};
+    /// # use tower_spiffe::Validator;
+    /// # use tower_spiffe::verify::ValidateReason;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let agent = WorkloadApi::start_in_memory("example.org").await?;

@@ -99,7 +99,7 @@ impl Replay {
     ///
     /// ```
     /// # use tower_spiffe::testing::WorkloadApi;
-    /// # use tower_spiffe::GrpcCode;
+    /// # use tower_spiffe::token::GrpcCode;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let agent = WorkloadApi::start_in_memory("example.org").await?;

@@ -14,8 +14,8 @@ use super::replay::Script;
 use super::tick::{Tick, Ticks};
 use super::tokens::TokenCache;
 use crate::clock::{Clock, UnixTime};
+use crate::identity::{SpiffeId, TrustDomain};
 use crate::source::SourceUpdates;
-use crate::spiffe_id::{SpiffeId, TrustDomain};
 use crate::testing::clock::stepped;
 use crate::testing::issuer::{Issuer, OnChange};
 

@@ -14,7 +14,7 @@ impl WorkloadApi {
     ///
     /// ```
     /// use tower_spiffe::testing::{Fault, WorkloadApi};
-    /// use tower_spiffe::GrpcCode;
+    /// use tower_spiffe::token::GrpcCode;
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -39,7 +39,7 @@ impl WorkloadApi {
     /// From now on, this call fails in this way.
     ///
     /// ```
-    /// use tower_spiffe::GrpcCode;
+    /// use tower_spiffe::token::GrpcCode;
     /// use tower_spiffe::testing::{Call, Fault, WorkloadApi};
     ///
     /// # #[tokio::main(flavor = "current_thread")]
@@ -89,7 +89,8 @@ impl WorkloadApi {
     ///
     /// ```
     /// # use tower_spiffe::testing::WorkloadApi;
-    /// # use tower_spiffe::{FetchSvidReason, JwtSourceErrorReason};
+    /// # use tower_spiffe::source::JwtSourceErrorReason;
+    /// # use tower_spiffe::token::FetchSvidReason;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let agent = WorkloadApi::start_in_memory("example.org").await?;
@@ -340,7 +341,8 @@ impl WorkloadApi {
     ///
     /// ```
     /// # use tower_spiffe::testing::WorkloadApi;
-    /// # use tower_spiffe::{Algorithm, Validator};
+    /// # use tower_spiffe::Validator;
+    /// # use tower_spiffe::bundle::Algorithm;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let agent = WorkloadApi::start_in_memory("example.org").await?;
@@ -365,7 +367,8 @@ impl WorkloadApi {
     ///
     /// ```
     /// # use tower_spiffe::testing::WorkloadApi;
-    /// # use tower_spiffe::{ValidateReason, Validator};
+    /// # use tower_spiffe::Validator;
+    /// # use tower_spiffe::verify::ValidateReason;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let agent = WorkloadApi::start_in_memory("example.org").await?;

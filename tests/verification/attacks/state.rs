@@ -1,9 +1,12 @@
 //! Attacks by what changes around a token: whose keys there are, what a cache holds, the time.
 
 use serde_json::json;
+use tower_spiffe::Validator;
+use tower_spiffe::bundle::Algorithm;
 use tower_spiffe::bundle::{CannotJudge, JwtBundleSet};
-use tower_spiffe::svid::BuildValidatorError;
-use tower_spiffe::{Algorithm, UnixTime, ValidateReason, Validator};
+use tower_spiffe::clock::UnixTime;
+use tower_spiffe::verify::BuildValidatorError;
+use tower_spiffe::verify::ValidateReason;
 
 use super::warm_fixture;
 use crate::signer::{NOW, Signer, base64, bundle, claims_with, set_of};
