@@ -36,7 +36,7 @@ use tower::{Layer, Service};
 use tower_spiffe::Validator;
 use tower_spiffe::bundle::FixedBundles;
 use tower_spiffe::server::{Allow, UnknownKeyWait, ValidateJwtSvidLayer};
-use tower_spiffe::testing::{Issuer, WorkloadApi};
+use tower_spiffe::testing::{FakeAgent, Issuer};
 
 use judging::{Bar, Judge, Round, difference, group, in_turns, median, medians_in_turns, nanos};
 
@@ -230,7 +230,7 @@ fn made_up_keys(criterion: &mut Criterion, judge: &mut Judge) {
         .enable_all()
         .build()
         .unwrap();
-    let agent = runtime.block_on(WorkloadApi::start("x")).unwrap();
+    let agent = runtime.block_on(FakeAgent::start("x")).unwrap();
     let server = || {
         let source = runtime.block_on(agent.source()).unwrap();
         let validator = Validator::builder(source).audience(AUDIENCE);

@@ -52,7 +52,7 @@ struct Source {
 enum Answer {
     Keys(u64),
     UnknownTrustDomain,
-    CannotJudge,
+    BundlesUnavailable,
 }
 
 impl Source {
@@ -109,7 +109,7 @@ impl Source {
     fn bundle(&self) -> Answer {
         loop {
             let Some(revision) = self.revision() else {
-                return Answer::CannotJudge;
+                return Answer::BundlesUnavailable;
             };
             let set = self.snapshot.load(Acquire);
             if set & DOMAIN != 0 {
@@ -173,7 +173,7 @@ impl Cached {
     fn has_key(&self, source: &Source) -> bool {
         match source.bundle() {
             Answer::Keys(set) => set & self.key != 0,
-            Answer::CannotJudge => false,
+            Answer::BundlesUnavailable => false,
             Answer::UnknownTrustDomain => panic!("the trust domain was there all the time"),
         }
     }

@@ -230,7 +230,7 @@ fn json(time: f64, event: &str, state: &SourceState) -> Value {
 
 fn text(time: f64, event: &str, state: &SourceState) -> String {
     let mut line = format!("{time:.3} {event:<12} revision {}", state.revision());
-    if let Some(why) = state.cannot_judge() {
+    if let Some(why) = state.bundles_unavailable() {
         let _ = write!(line, ", cannot judge: {why}");
     }
     for td in state.trust_domains() {

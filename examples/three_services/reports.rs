@@ -53,7 +53,7 @@ struct Reports {
 
 impl Reports {
     async fn today(self, request: Request<()>) -> Result<Response<String>, Status> {
-        let caller = VerifiedSvid::of(&request)?.spiffe_id().clone();
+        let caller = VerifiedSvid::from_request(&request)?.spiffe_id().clone();
         let failed = |error: String| Status::unavailable(format!("the ledger: {error}"));
         let answer = crate::call(&self.ledger, &self.entries).await;
         match answer.map_err(|error| failed(error.to_string()))? {

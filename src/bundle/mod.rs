@@ -41,7 +41,7 @@ pub use authority::JwtAuthority;
 pub use jwk::{IgnoredKey, IgnoredReason};
 pub use jwks::JwksError;
 pub use set::{FixedBundles, JwtBundleSet};
-pub use source::{BundleAnswer, BundleSource, CannotJudge};
+pub use source::{BundleAnswer, BundleSource, BundlesUnavailable};
 
 #[cfg(any(feature = "server", feature = "client"))]
 pub(crate) use wrong_kind::{BYTE_ORDER_MARK, Expected, wrong_kind};

@@ -108,7 +108,7 @@ impl Audience {
 
     /// What is asked for, in full, still to be bound to where its tokens may go: several
     /// audiences, a SPIFFE ID, a hint.
-    pub fn of(request: SvidRequest) -> UnboundAudience {
+    pub fn from_request(request: SvidRequest) -> UnboundAudience {
         UnboundAudience {
             request: Ok(request),
         }

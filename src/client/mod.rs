@@ -59,11 +59,11 @@
 //! use tower::{Layer, ServiceExt, service_fn};
 //! use tower_spiffe::client::{AddJwtSvid, Audience};
 //! use tower_spiffe::{Allow, ValidateJwtSvidLayer, Validator};
-//! # use tower_spiffe::testing::WorkloadApi;
+//! # use tower_spiffe::testing::FakeAgent;
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-//! # let agent = WorkloadApi::start("example.org").await?;
+//! # let agent = FakeAgent::start("example.org").await?;
 //! # let source = agent.source().await?;
 //! # let ledger = service_fn(async |request: Request<String>| {
 //! #     let signed = request.headers().contains_key("authorization");

@@ -42,7 +42,8 @@ impl<S: Sync> FromRequestParts<S> for CallerState {
 }
 
 fn state(parts: &Parts) -> Result<&CallerState, Rejection> {
-    CallerState::of(&parts.extensions).ok_or_else(|| rejection(NoCaller::NotWired, parts))
+    CallerState::from_extensions(&parts.extensions)
+        .ok_or_else(|| rejection(NoCaller::NotWired, parts))
 }
 
 fn rejection(fault: NoCaller, parts: &Parts) -> Rejection {

@@ -169,7 +169,7 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let state = CallerState::of(request.extensions());
+        let state = CallerState::from_extensions(request.extensions());
         if state.is_none() {
             self.layer.shared.say_not_wired();
         }

@@ -45,7 +45,7 @@ impl<R> Shared<R> {
         if !cfg!(any(feature = "axum", feature = "tonic")) {
             return None;
         }
-        match CallerState::of(request.extensions()) {
+        match CallerState::from_extensions(request.extensions()) {
             Some(state) if state.verified().is_none() => {}
             _ => return None,
         }

@@ -36,7 +36,7 @@
 //! - **tonic**: `Server::builder().layer(layer)`, or one service by tonic's
 //!   `LayerExt::named_layer`. [`GrpcPolicy`] says who may call which method, and makes rejections
 //!   gRPC; with another policy, set [`protocol`](ValidateJwtSvidLayer::protocol) to
-//!   [`Protocol::Grpc`]. With feature `tonic`, a handler asks `VerifiedSvid::of(&request)?`.
+//!   [`Protocol::Grpc`]. With feature `tonic`, a handler asks `VerifiedSvid::from_request(&request)?`.
 //! - **hyper**: around the service, then hyper-util's `TowerToHyperService`.
 //! - **A Unix socket** (any of the three): grpc-java and grpcio send the path of the socket as
 //!   `:authority`, and h2 resets such requests before any layer sees them (hyperium/h2#487). Set
@@ -95,7 +95,7 @@
 //! }
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let agent = tower_spiffe::testing::WorkloadApi::start("example.org").await?;
+//! # let agent = tower_spiffe::testing::FakeAgent::start("example.org").await?;
 //! # let validator = Validator::builder(agent.source().await?).audience("reports").build()?;
 //! # let app = app(validator)?;
 //! # for (path, caller, status) in [
@@ -176,7 +176,7 @@
 //! One text for every invalid token, "the token is invalid", is what
 //! [`uniform_token_errors`](ValidateJwtSvidLayer::uniform_token_errors) sets.
 //!
-//! A rejection by an extractor, or by [`VerifiedSvid::of`](crate::verify::VerifiedSvid) in tonic, is
+//! A rejection by an extractor, or by [`VerifiedSvid::from_request`](crate::verify::VerifiedSvid) in tonic, is
 //! answered by the layer as its own: through its `on_reject`, counted and logged. Layers between the
 //! handler and this one see the default response. Without any layer the default response is sent,
 //! with status 500 (gRPC 13), and one error line is logged in ten seconds.

@@ -9,7 +9,7 @@ use http::{HeaderName, HeaderValue, Response, StatusCode};
 
 use super::protocol::Wire;
 use super::realm::Realm;
-use crate::bundle::CannotJudge;
+use crate::bundle::BundlesUnavailable;
 use crate::grpc_code::GrpcCode;
 use crate::identity::SpiffeId;
 use crate::verify::{ValidateError, ValidateReason, VerifiedSvid};
@@ -53,7 +53,7 @@ pub enum RejectionReason {
     /// The token is good, and the policy does not admit its owner.
     NotAllowed,
     /// Nobody can be judged now: our side's trouble.
-    CannotJudge(CannotJudge),
+    BundlesUnavailable(BundlesUnavailable),
     /// No [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer) stands above: the server is put
     /// together wrongly.
     NotWired,
@@ -99,7 +99,7 @@ impl RejectionReason {
             Self::Malformed => "malformed-header",
             Self::Token(reason) => reason.as_str(),
             Self::NotAllowed => "not-allowed",
-            Self::CannotJudge(_) => "cannot-judge",
+            Self::BundlesUnavailable(_) => "cannot-judge",
             Self::NotWired => "not-wired",
         }
     }
@@ -110,7 +110,7 @@ impl RejectionReason {
             Self::Malformed => StatusCode::BAD_REQUEST,
             Self::Missing | Self::Token(_) => StatusCode::UNAUTHORIZED,
             Self::NotAllowed => StatusCode::FORBIDDEN,
-            Self::CannotJudge(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::BundlesUnavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::NotWired => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -120,7 +120,7 @@ impl RejectionReason {
         match self {
             Self::Missing | Self::Malformed | Self::Token(_) => GrpcCode::Unauthenticated,
             Self::NotAllowed => GrpcCode::PermissionDenied,
-            Self::CannotJudge(_) => GrpcCode::Unavailable,
+            Self::BundlesUnavailable(_) => GrpcCode::Unavailable,
             Self::NotWired => GrpcCode::Internal,
         }
     }
@@ -132,7 +132,7 @@ impl RejectionReason {
             Self::Malformed => "the header does not carry exactly one bearer token",
             Self::Token(reason) => token_answer(reason).description,
             Self::NotAllowed => "the caller is not allowed",
-            Self::CannotJudge(_) => "callers cannot be authenticated now",
+            Self::BundlesUnavailable(_) => "callers cannot be authenticated now",
             Self::NotWired => "no ValidateJwtSvidLayer stands above",
         }
     }
@@ -143,7 +143,7 @@ impl RejectionReason {
             Self::Malformed => Some("invalid_request"),
             Self::Token(_) => Some("invalid_token"),
             Self::NotAllowed => Some("insufficient_scope"),
-            Self::Missing | Self::CannotJudge(_) | Self::NotWired => None,
+            Self::Missing | Self::BundlesUnavailable(_) | Self::NotWired => None,
         }
     }
 
@@ -155,7 +155,7 @@ impl RejectionReason {
             Self::Malformed => Some(default_challenge!(", error=\"invalid_request\"")),
             Self::Token(reason) => Some(token_answer(reason).challenge),
             Self::NotAllowed => Some(default_challenge!(", error=\"insufficient_scope\"")),
-            Self::CannotJudge(_) | Self::NotWired => None,
+            Self::BundlesUnavailable(_) | Self::NotWired => None,
         }
     }
 }
@@ -182,7 +182,7 @@ fn token_answer(reason: ValidateReason) -> Answer {
             answer!("the token's signing key is unknown")
         }
         ValidateReason::Signature => answer!("the token's signature is wrong"),
-        ValidateReason::CannotJudge(_) => answer!("callers cannot be authenticated now"),
+        ValidateReason::BundlesUnavailable(_) => answer!("callers cannot be authenticated now"),
     }
 }
 
@@ -201,7 +201,7 @@ impl Rejection {
 
     pub(crate) fn token(error: ValidateError, wire: Wire, realm: &Realm) -> Self {
         let reason = match error.reason() {
-            ValidateReason::CannotJudge(why) => RejectionReason::CannotJudge(why),
+            ValidateReason::BundlesUnavailable(why) => RejectionReason::BundlesUnavailable(why),
             reason => RejectionReason::Token(reason),
         };
         Self::build(reason, Some(error), None, wire, realm)
@@ -356,7 +356,7 @@ impl Rejection {
         if let Some(challenge) = self.challenge() {
             response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
         }
-        if matches!(reason, RejectionReason::CannotJudge(_)) {
+        if matches!(reason, RejectionReason::BundlesUnavailable(_)) {
             response.headers_mut().insert(RETRY_AFTER, RETRY_AFTER_SECS);
         }
         response
@@ -469,7 +469,7 @@ mod tests {
     #[test]
     fn a_ready_made_challenge_is_what_would_be_written() {
         use ValidateReason as Of;
-        let cannot_judge = CannotJudge::Stale;
+        let bundles_unavailable = BundlesUnavailable::Stale;
         let tokens = [
             Of::TooLong,
             Of::Malformed,
@@ -488,7 +488,7 @@ mod tests {
             RejectionReason::Missing,
             RejectionReason::Malformed,
             RejectionReason::NotAllowed,
-            RejectionReason::CannotJudge(cannot_judge),
+            RejectionReason::BundlesUnavailable(bundles_unavailable),
             RejectionReason::NotWired,
         ];
         let named = Realm::new("spiffe").unwrap();

@@ -129,7 +129,7 @@ impl Telemetry {
             let known = rejection.trust_domain().filter(|name| is_known(name));
             let label = known.unwrap_or(UNKNOWN);
             let why = match reason {
-                RejectionReason::CannotJudge(why) => why.as_str(),
+                RejectionReason::BundlesUnavailable(why) => why.as_str(),
                 _ => "",
             };
             recorder.record_admission(&Admission::new(class, enforced, label).because(why));
@@ -160,7 +160,7 @@ impl Telemetry {
             .filter(|_| closely);
         let accepted = audiences.map(|_| accepted);
         match reason {
-            RejectionReason::CannotJudge(why) => tracing::warn!(
+            RejectionReason::BundlesUnavailable(why) => tracing::warn!(
                 reason = class,
                 enforced,
                 suppressed,

@@ -6,10 +6,10 @@
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! use tower_spiffe::testing::WorkloadApi;
+//! use tower_spiffe::testing::FakeAgent;
 //! use tower_spiffe::{JwtSource, TrustDomain};
 //!
-//! let agent = WorkloadApi::start("example.org").await?;
+//! let agent = FakeAgent::start("example.org").await?;
 //! let source = JwtSource::builder().endpoint(agent.endpoint().as_str()).build().await?;
 //!
 //! let keys = source.bundle_for_trust_domain(&TrustDomain::parse("example.org")?)?;

@@ -31,7 +31,7 @@ pub enum Error {
     },
     /// There is no tokio runtime here to serve in.
     NoRuntime,
-    /// This machine has no Unix sockets: use [`start_tcp`](super::WorkloadApi::start_tcp).
+    /// This machine has no Unix sockets: use [`start_tcp`](super::FakeAgent::start_tcp).
     NoUnixSockets,
 }
 

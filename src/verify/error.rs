@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::bundle::CannotJudge;
+use crate::bundle::BundlesUnavailable;
 
 /// A refusal: its class, a fixed sentence, and what the token claimed where that was read.
 ///
@@ -47,7 +47,7 @@ pub enum ValidateReason {
     /// verifies the signature.
     Signature,
     /// Our side cannot judge now; the token may be good.
-    CannotJudge(CannotJudge),
+    BundlesUnavailable(BundlesUnavailable),
 }
 
 impl ValidateReason {
@@ -66,7 +66,7 @@ impl ValidateReason {
             Self::KeyUnknown => "key-unknown",
             Self::KeyUnfit => "key-unfit",
             Self::Signature => "signature",
-            Self::CannotJudge(_) => "cannot-judge",
+            Self::BundlesUnavailable(_) => "cannot-judge",
         }
     }
 }
@@ -189,7 +189,7 @@ impl fmt::Debug for ValidateError {
 impl std::error::Error for ValidateError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match &self.reason {
-            ValidateReason::CannotJudge(why) => Some(why),
+            ValidateReason::BundlesUnavailable(why) => Some(why),
             _ => None,
         }
     }

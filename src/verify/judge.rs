@@ -11,7 +11,7 @@ use super::known_header::KnownHeader;
 use super::validator::{Inner, Sight};
 use super::verified::{Signer, Verified};
 use super::{ValidateError, ValidateReason, VerifiedSvid};
-use crate::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtAuthority, JwtBundle};
+use crate::bundle::{BundleAnswer, BundleSource, BundlesUnavailable, JwtAuthority, JwtBundle};
 use crate::clock::UnixTime;
 use crate::identity::SpiffeId;
 use crate::jwt::{Algorithm, Claims, ClaimsFault, Header, HeaderFault, Room, Split};
@@ -71,7 +71,7 @@ impl Inner {
         &self,
         token: &str,
         hash: u64,
-        revision: Result<u64, CannotJudge>,
+        revision: Result<u64, BundlesUnavailable>,
     ) -> Result<VerifiedSvid, ValidateError> {
         let refuse = |(reason, detail): Refusal| ValidateError::new(reason, detail);
 
@@ -158,13 +158,13 @@ impl Inner {
     fn bundle(
         &self,
         trust_domain: &str,
-        revision: Result<u64, CannotJudge>,
+        revision: Result<u64, BundlesUnavailable>,
     ) -> Result<(Arc<JwtBundle>, u64), Refusal> {
-        let revision = revision.map_err(cannot_judge)?;
+        let revision = revision.map_err(bundles_unavailable)?;
         match self.source.bundle(trust_domain) {
             BundleAnswer::Ready(bundle) => Ok((bundle, revision)),
             BundleAnswer::UnknownTrustDomain => Err(TRUST_DOMAIN),
-            BundleAnswer::CannotJudge(why) => Err(cannot_judge(why)),
+            BundleAnswer::Unavailable(why) => Err(bundles_unavailable(why)),
         }
     }
 
@@ -325,14 +325,14 @@ fn unless_bearer(token: &str, refusal: Refusal) -> Refusal {
     }
 }
 
-fn cannot_judge(why: CannotJudge) -> Refusal {
+fn bundles_unavailable(why: BundlesUnavailable) -> Refusal {
     let detail = match why {
-        CannotJudge::NotReady => "no bundles have arrived yet",
-        CannotJudge::Withdrawn => "the issuer withdrew the bundles",
-        CannotJudge::Stale => "the bundles are older than allowed",
-        CannotJudge::Closed => "the source was shut down",
+        BundlesUnavailable::NotReady => "no bundles have arrived yet",
+        BundlesUnavailable::Withdrawn => "the issuer withdrew the bundles",
+        BundlesUnavailable::Stale => "the bundles are older than allowed",
+        BundlesUnavailable::Closed => "the source was shut down",
     };
-    (ValidateReason::CannotJudge(why), detail)
+    (ValidateReason::BundlesUnavailable(why), detail)
 }
 
 fn header_refusal(fault: HeaderFault) -> Refusal {

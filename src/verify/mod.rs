@@ -1,6 +1,6 @@
-//! JWT-SVIDs: our own to send ([`JwtSvid`]), and those of callers, checked ([`VerifiedSvid`]).
+//! Verifies the JWT-SVIDs of callers: a [`Validator`] checks a token and returns a [`VerifiedSvid`].
 //!
-//! A [`Validator`] checks tokens for anything, HTTP or not:
+//! It needs neither HTTP nor a runtime:
 //!
 //! ```
 //! use tower_spiffe::bundle::{FixedBundles, JwtBundleSet};
@@ -24,7 +24,7 @@ mod verified;
 
 pub use crate::jwt::MAX_TOKEN_LEN;
 pub use builder::{BuildValidatorError, ValidatorBuilder};
-pub use cache::CacheStats;
+pub use cache::VerifiedCacheStats;
 pub use error::{ValidateError, ValidateReason};
 #[cfg(feature = "server")]
 pub(crate) use validator::Sight;

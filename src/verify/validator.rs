@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::builder::{Settings, ValidatorBuilder};
-use super::cache::{CacheStats, VerifiedCache};
+use super::cache::{VerifiedCache, VerifiedCacheStats};
 use super::{ValidateError, ValidateReason, VerifiedSvid};
 use crate::bundle::{BundleAnswer, BundleSource};
 use crate::clock::Clock;
@@ -98,7 +98,7 @@ impl Validator {
             .map_or("unknown", |bundle| bundle.trust_domain().name());
         let outcome = reason.map_or("ok", ValidateReason::as_str);
         let why = match reason {
-            Some(ValidateReason::CannotJudge(why)) => why.as_str(),
+            Some(ValidateReason::BundlesUnavailable(why)) => why.as_str(),
             _ => "",
         };
         metrics.record_verification(&Verification::new(outcome, cached, label).because(why));
@@ -130,7 +130,7 @@ impl Validator {
     }
 
     /// What the verified cache did so far; all zero where it is switched off.
-    pub fn cache_stats(&self) -> CacheStats {
+    pub fn cache_stats(&self) -> VerifiedCacheStats {
         self.0
             .cache
             .as_ref()

@@ -65,7 +65,11 @@ pub(crate) fn paths(world: &Shared) -> Vec<Path> {
         |origin| origin.host().split('.').next().unwrap_or("").to_owned(),
         ["https://*.example.org"],
     );
-    let fixed = |request: &SvidRequest| Audience::of(request.clone()).any_origin().unwrap();
+    let fixed = |request: &SvidRequest| {
+        Audience::from_request(request.clone())
+            .any_origin()
+            .unwrap()
+    };
     let kinds = [
         ("any identity", fixed(&reports), reports, "reports"),
         ("an identity", fixed(&web), web, "ledger"),

@@ -350,7 +350,7 @@ async fn a_cors_layer_outside_answers_preflights() {
 #[tokio::test]
 async fn a_rejection_is_a_response() {
     let world = World::new();
-    let rejection = match CallerState::of(&audit_failed(&world).await) {
+    let rejection = match CallerState::from_extensions(&audit_failed(&world).await) {
         Some(CallerState::AuditFailed(rejection)) => rejection.clone(),
         other => panic!("{other:?}"),
     };

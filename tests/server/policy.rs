@@ -192,7 +192,7 @@ async fn a_grpc_policy_denies_what_it_does_not_name() {
         .unwrap();
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), policy);
     let inner = service_fn(|request: Request<String>| async move {
-        let state = CallerState::of(request.extensions()).unwrap();
+        let state = CallerState::from_extensions(request.extensions()).unwrap();
         let mut response = Response::new(String::new());
         let verified = HeaderValue::from(u16::from(state.verified().is_some()));
         response.headers_mut().insert("verified", verified);

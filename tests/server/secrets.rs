@@ -38,7 +38,7 @@ fn required(world: &World) -> ValidateJwtSvidLayer {
 /// What an application beneath the layer may do: log all headers, by a layer and by itself.
 async fn loud<B>(request: Request<B>) -> Result<Response<Full<Bytes>>, Infallible> {
     let (parts, _) = request.into_parts();
-    tracing::trace!(?parts, state = ?CallerState::of(&parts.extensions), "inside");
+    tracing::trace!(?parts, state = ?CallerState::from_extensions(&parts.extensions), "inside");
     Ok(Response::new(Full::from("done")))
 }
 
@@ -204,7 +204,7 @@ async fn a28_no_type_of_the_servers_shows_a_token() {
     let mut shown = Vec::new();
     let mut show = |value: &dyn Debug| shown.push(format!("{value:?} {value:#?}"));
     let inner = service_fn(|request: Request<String>| async move {
-        let state = CallerState::of(request.extensions()).cloned();
+        let state = CallerState::from_extensions(request.extensions()).cloned();
         let mut response = Response::new(String::new());
         response
             .extensions_mut()

@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 use tower::limit::ConcurrencyLimit;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_spiffe::Validator;
-use tower_spiffe::bundle::{BundleAnswer, BundleSource, CannotJudge};
+use tower_spiffe::bundle::{BundleAnswer, BundleSource, BundlesUnavailable};
 use tower_spiffe::clock::{Clock, SystemClock};
 use tower_spiffe::metrics::{Admission, MetricsRecorder, Verification};
 use tower_spiffe::server::{
@@ -244,7 +244,7 @@ async fn a_source_that_cannot_tell_of_changes_is_not_waited_for() {
 struct Restless(Bundles);
 
 impl BundleSource for Restless {
-    fn revision(&self) -> Result<u64, CannotJudge> {
+    fn revision(&self) -> Result<u64, BundlesUnavailable> {
         self.0.revision()
     }
 
@@ -286,7 +286,7 @@ async fn a_source_that_goes_while_one_waits_is_our_trouble() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     world
         .bundles
-        .cannot_judge(tower_spiffe::bundle::CannotJudge::Withdrawn);
+        .bundles_unavailable(tower_spiffe::bundle::BundlesUnavailable::Withdrawn);
     assert_eq!(waiting.await.unwrap().unwrap().status(), 503);
 }
 

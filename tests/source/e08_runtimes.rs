@@ -24,7 +24,7 @@ use http_body_util::{BodyExt as _, StreamBody};
 use tower::{Layer as _, Service as _, service_fn};
 use tower_spiffe::server::UnknownKeyWait;
 use tower_spiffe::source::JwtSourceErrorReason;
-use tower_spiffe::testing::{WorkloadApi, verified_svid};
+use tower_spiffe::testing::{FakeAgent, verified_svid};
 use tower_spiffe::token::{FetchSvid as _, SvidRequest};
 use tower_spiffe::workload_api::{JwtBundleStream, WorkloadApiClient};
 use tower_spiffe::{
@@ -58,7 +58,7 @@ fn run(future: impl Future<Output = Outcome>) -> Outcome {
 
 /// What the calls are made on; its runtime is alive all along.
 struct World {
-    agent: Arc<WorkloadApi>,
+    agent: Arc<FakeAgent>,
     source: JwtSource,
     // One for each way to end it.
     ended: [JwtSource; 3],
@@ -68,7 +68,7 @@ struct World {
 }
 
 async fn world() -> World {
-    let agent = WorkloadApi::start(AGENT).await.unwrap();
+    let agent = FakeAgent::start(AGENT).await.unwrap();
     let source = agent.source().await.unwrap();
     let client = WorkloadApiClient::connect(&agent.endpoint().parse().unwrap()).unwrap();
     let stream = client.fetch_jwt_bundles().await.unwrap();
@@ -351,7 +351,7 @@ fn e08_without_io_only_connectors_build() {
         let error = WorkloadApiClient::connect(&endpoint).unwrap_err();
         assert!(error.to_string().contains("has no I/O"), "{error}");
 
-        let agent = WorkloadApi::start_in_memory(AGENT).await.unwrap();
+        let agent = FakeAgent::start_in_memory(AGENT).await.unwrap();
         let source = agent.source().await.unwrap();
         source.authorization("cold").await.unwrap();
     });
@@ -362,7 +362,7 @@ fn e08_without_io_only_connectors_build() {
 fn e08_cached_tokens_need_no_runtime() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (_agent, source) = runtime.block_on(async {
-        let agent = WorkloadApi::start(AGENT).await.unwrap();
+        let agent = FakeAgent::start(AGENT).await.unwrap();
         let source = agent.source().await.unwrap();
         (agent, source)
     });

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use tower_spiffe::bundle::JwtBundleSet;
 use tower_spiffe::clock::UnixTime;
 use tower_spiffe::source::JwtSourceBuilder;
-use tower_spiffe::testing::{Issuer, PausedClock, WorkloadApi};
+use tower_spiffe::testing::{FakeAgent, Issuer, PausedClock};
 use tower_spiffe::verify::{ValidateError, ValidateReason};
 use tower_spiffe::{JwtSource, TrustDomain, Validator};
 pub(crate) use tower_spiffe_test_support::wait::{eventually, millis, secs, settle, soon};
@@ -19,13 +19,13 @@ pub(crate) const WEB: &str = "spiffe://example.org/web";
 /// An agent in memory, and everything else on its clock.
 pub(crate) struct World {
     pub(crate) clock: PausedClock,
-    pub(crate) agent: WorkloadApi,
+    pub(crate) agent: FakeAgent,
 }
 
 impl World {
     pub(crate) async fn new() -> Self {
         let clock = PausedClock::new(UnixTime::from_secs(1_790_000_000));
-        let agent = WorkloadApi::builder(TD)
+        let agent = FakeAgent::builder(TD)
             .clock(clock.shared())
             .start_in_memory()
             .await

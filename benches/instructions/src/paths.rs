@@ -16,7 +16,7 @@ use tower_service::Service;
 use tower_spiffe::client::{AddJwtSvidLayer, Audience};
 use tower_spiffe::server::{Allow, AllowCallersLayer, GrpcPolicy, ValidateJwtSvidLayer};
 use tower_spiffe::{BundleSource, JwtSvid, SvidCache, TrustDomain, Validator};
-use tower_spiffe::bundle::{BundleAnswer, CannotJudge, FixedBundles, JwtBundle, JwtBundleSet};
+use tower_spiffe::bundle::{BundleAnswer, BundlesUnavailable, FixedBundles, JwtBundle, JwtBundleSet};
 use tower_spiffe::clock::{Clock, UnixTime};
 use tower_spiffe::token::{FetchSvid, FetchSvidFuture, SvidRequest};
 
@@ -266,7 +266,7 @@ impl Moving {
 }
 
 impl BundleSource for Moving {
-    fn revision(&self) -> Result<u64, CannotJudge> {
+    fn revision(&self) -> Result<u64, BundlesUnavailable> {
         Ok(self.revision.load(Ordering::Acquire))
     }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::bundle::CannotJudge;
+use crate::bundle::BundlesUnavailable;
 use crate::grpc_code::GrpcCode;
 use crate::identity::TrustDomain;
 use crate::runtime::Missing;
@@ -37,7 +37,7 @@ pub enum JwtSourceErrorReason {
     /// The agent refused the bundle stream in a way that no retry can mend.
     Refused(WorkloadApiErrorReason),
     /// The bundles cannot be used now.
-    CannotJudge(CannotJudge),
+    BundlesUnavailable(BundlesUnavailable),
     /// The bundle set does not hold this trust domain.
     UnknownTrustDomain,
     /// The request for a token is wrong: refused before asking.
@@ -113,11 +113,11 @@ impl JwtSourceError {
         )
     }
 
-    pub(crate) fn cannot_judge(why: CannotJudge) -> Self {
+    pub(crate) fn bundles_unavailable(why: BundlesUnavailable) -> Self {
         match why {
-            CannotJudge::Closed => Self::closed(),
+            BundlesUnavailable::Closed => Self::closed(),
             why => Self::new(
-                JwtSourceErrorReason::CannotJudge(why),
+                JwtSourceErrorReason::BundlesUnavailable(why),
                 true,
                 format!("bundles cannot be used: {why}; `JwtSource::state` tells more"),
             ),
@@ -168,7 +168,7 @@ impl From<JwtSourceError> for tonic::Status {
         let class = match error.reason {
             Reason::Token(reason) => Class::of(reason),
             Reason::InitialSync
-            | Reason::CannotJudge(_)
+            | Reason::BundlesUnavailable(_)
             | Reason::Closed
             | Reason::ShutdownTimeout => Class::Unavailable,
             Reason::Endpoint(_)

@@ -15,7 +15,7 @@ use super::error::JwtSourceError;
 use super::shared::Shared;
 use super::state::SourceState;
 use super::updates::{self, SourceUpdates};
-use crate::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtBundle, JwtBundleSet};
+use crate::bundle::{BundleAnswer, BundleSource, BundlesUnavailable, JwtBundle, JwtBundleSet};
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::runtime;
 use crate::token::SvidCache;
@@ -105,7 +105,7 @@ impl JwtSource {
         self.inner
             .shared
             .bundle_set()
-            .map_err(JwtSourceError::cannot_judge)
+            .map_err(JwtSourceError::bundles_unavailable)
     }
 
     /// The bundle of this trust domain, as it is now; without a key where the issuer names the
@@ -120,7 +120,7 @@ impl JwtSource {
         match self.inner.shared.bundle(trust_domain.name()) {
             BundleAnswer::Ready(bundle) => Ok(bundle),
             BundleAnswer::UnknownTrustDomain => Err(JwtSourceError::unknown(trust_domain)),
-            BundleAnswer::CannotJudge(why) => Err(JwtSourceError::cannot_judge(why)),
+            BundleAnswer::Unavailable(why) => Err(JwtSourceError::bundles_unavailable(why)),
         }
     }
 
@@ -277,7 +277,7 @@ impl JwtSource {
     }
 
     /// Whether tokens can be judged now: what a readiness probe asks. While the agent is away they
-    /// can, by the last bundles. Why they cannot be, [`SourceState::cannot_judge`] says.
+    /// can, by the last bundles. Why they cannot be, [`SourceState::bundles_unavailable`] says.
     pub fn is_ready(&self) -> bool {
         self.inner.shared.revision().is_ok()
     }
@@ -363,7 +363,7 @@ fn request<A: AsRef<str>>(
 }
 
 impl BundleSource for JwtSource {
-    fn revision(&self) -> Result<u64, CannotJudge> {
+    fn revision(&self) -> Result<u64, BundlesUnavailable> {
         self.inner.shared.revision()
     }
 

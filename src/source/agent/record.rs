@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::intake::{Intake, Trouble};
 use super::state::{LastError, SourceState, TrustDomainState, Withdrawal};
-use crate::bundle::{CannotJudge, JwtBundle, JwtBundleSet};
+use crate::bundle::{BundlesUnavailable, JwtBundle, JwtBundleSet};
 use crate::grpc_code::GrpcCode;
 use crate::identity::TrustDomain;
 use crate::token::SvidCacheStats;
@@ -155,7 +155,7 @@ impl Record {
         heard: Option<Duration>,
         set: &JwtBundleSet,
         revision: u64,
-        verdict: Result<(), CannotJudge>,
+        verdict: Result<(), BundlesUnavailable>,
         overdue: bool,
     ) -> SourceState {
         let since = |then: Duration| now.saturating_sub(then);
@@ -176,7 +176,7 @@ impl Record {
             withdrawn: self.withdrawn.as_ref().map(|(at, why)| Withdrawal {
                 age: since(*at),
                 why: why.clone(),
-                in_force: verdict == Err(CannotJudge::Withdrawn),
+                in_force: verdict == Err(BundlesUnavailable::Withdrawn),
             }),
             connected: self.connected,
             overdue,

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use super::intake;
 use super::limits::{ResourceLimits, WithdrawalPolicy};
 use super::shared::{Shared, StreamError};
-use crate::bundle::{BundleAnswer, BundleSource, CannotJudge};
+use crate::bundle::{BundleAnswer, BundleSource, BundlesUnavailable};
 use crate::clock::{Clock, UnixTime};
 use crate::source::trust_clock::TrustClock;
 use crate::testing::Issuer;
@@ -63,7 +63,7 @@ impl Clock for HandClock {
 struct Handle(Arc<Shared>);
 
 impl BundleSource for Handle {
-    fn revision(&self) -> Result<u64, CannotJudge> {
+    fn revision(&self) -> Result<u64, BundlesUnavailable> {
         self.0.revision()
     }
 
@@ -282,8 +282,11 @@ impl World {
             // The trust domain never goes, so nobody is told that it is unknown.
             let why = match reason {
                 Reason::KeyUnknown | Reason::Signature => true,
-                Reason::CannotJudge(why) => {
-                    matches!(why, CannotJudge::Withdrawn | CannotJudge::Stale)
+                Reason::BundlesUnavailable(why) => {
+                    matches!(
+                        why,
+                        BundlesUnavailable::Withdrawn | BundlesUnavailable::Stale
+                    )
                 }
                 _ => false,
             };

@@ -15,7 +15,7 @@ use super::limits::WithdrawalPolicy;
 use super::record::{Noted, Record};
 use super::state::SourceState;
 use super::updates::Notice;
-use crate::bundle::{BundleAnswer, CannotJudge, JwtBundle, JwtBundleSet};
+use crate::bundle::{BundleAnswer, BundlesUnavailable, JwtBundle, JwtBundleSet};
 use crate::clock::Clock;
 use crate::grpc_code::GrpcCode;
 use crate::identity::TrustDomain;
@@ -135,7 +135,7 @@ impl Shared {
     // === What validation asks ===
 
     /// The revision, if the source can judge.
-    pub(crate) fn revision(&self) -> Result<u64, CannotJudge> {
+    pub(crate) fn revision(&self) -> Result<u64, BundlesUnavailable> {
         let aged_at = self.aged_at.load(Ordering::Acquire);
         if aged_at != NEVER {
             self.age(aged_at);
@@ -144,7 +144,7 @@ impl Shared {
     }
 
     /// The same, without looking for keys that are too old by now.
-    fn revision_as_told(&self) -> Result<u64, CannotJudge> {
+    fn revision_as_told(&self) -> Result<u64, BundlesUnavailable> {
         // The moments before the word, and written after it: whoever finds a moment taken back finds
         // the revision too that came with it. Otherwise a verdict of before a withdrawal could be
         // given after it, on keys that did not come back.
@@ -153,17 +153,17 @@ impl Shared {
         let (verdict, revision) = self.judge.get();
         match verdict {
             Verdict::Ready => {}
-            Verdict::NotReady => return Err(CannotJudge::NotReady),
-            Verdict::Withdrawn => return Err(CannotJudge::Withdrawn),
-            Verdict::Closed => return Err(CannotJudge::Closed),
+            Verdict::NotReady => return Err(BundlesUnavailable::NotReady),
+            Verdict::Withdrawn => return Err(BundlesUnavailable::Withdrawn),
+            Verdict::Closed => return Err(BundlesUnavailable::Closed),
         }
         if stale_at != NEVER || withdrawn_at != NEVER {
             let now = nanos(self.clock.monotonic());
             if now >= withdrawn_at {
-                return Err(CannotJudge::Withdrawn);
+                return Err(BundlesUnavailable::Withdrawn);
             }
             if now >= stale_at {
-                return Err(CannotJudge::Stale);
+                return Err(BundlesUnavailable::Stale);
             }
         }
         Ok(revision)
@@ -201,12 +201,12 @@ impl Shared {
         loop {
             let revision = match self.revision() {
                 Ok(revision) => revision,
-                Err(why) => return BundleAnswer::CannotJudge(why),
+                Err(why) => return BundleAnswer::Unavailable(why),
             };
             let snapshot = self.snapshot.load();
             if let Some(bundle) = snapshot.set.get(trust_domain) {
                 return match self.has_aged(&snapshot, trust_domain) {
-                    true => BundleAnswer::CannotJudge(CannotJudge::Stale),
+                    true => BundleAnswer::Unavailable(BundlesUnavailable::Stale),
                     false => BundleAnswer::Ready(bundle.clone()),
                 };
             }
@@ -230,7 +230,7 @@ impl Shared {
             .is_some_and(|(_, at)| nanos(self.clock.monotonic()) >= *at)
     }
 
-    pub(crate) fn bundle_set(&self) -> Result<JwtBundleSet, CannotJudge> {
+    pub(crate) fn bundle_set(&self) -> Result<JwtBundleSet, BundlesUnavailable> {
         self.revision()?;
         Ok(self.snapshot.load().set.clone())
     }
@@ -548,7 +548,7 @@ impl Shared {
         loop {
             match self.revision() {
                 Ok(_) => return Ok(()),
-                Err(CannotJudge::Closed) => return Err(JwtSourceError::closed()),
+                Err(BundlesUnavailable::Closed) => return Err(JwtSourceError::closed()),
                 Err(_) => {}
             }
             if let Some(error) = &*refused.borrow_and_update() {

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::{JwtSource, JwtSourceError, JwtSourceErrorReason as Reason, ResourceLimits};
 use crate::grpc_code::GrpcCode;
-use crate::testing::{Fault, WorkloadApi};
+use crate::testing::{FakeAgent, Fault};
 
-async fn fails(agent: &WorkloadApi, limits: ResourceLimits) -> JwtSourceError {
+async fn fails(agent: &FakeAgent, limits: ResourceLimits) -> JwtSourceError {
     let built = JwtSource::builder()
         .connector(agent.connector())
         .resource_limits(limits)
@@ -21,8 +21,8 @@ async fn fails(agent: &WorkloadApi, limits: ResourceLimits) -> JwtSourceError {
     error
 }
 
-async fn agent() -> WorkloadApi {
-    WorkloadApi::start_in_memory("x").await.expect("an agent")
+async fn agent() -> FakeAgent {
+    FakeAgent::start_in_memory("x").await.expect("an agent")
 }
 
 #[tokio::test(start_paused = true)]

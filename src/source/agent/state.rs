@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::bundle::CannotJudge;
+use crate::bundle::BundlesUnavailable;
 use crate::identity::TrustDomain;
 use crate::token::{AudienceSnapshot, SvidCacheStats};
 use crate::workload_api::WorkloadApiError;
@@ -12,7 +12,7 @@ use crate::workload_api::WorkloadApiError;
 #[derive(Debug, Clone)]
 pub struct SourceState {
     pub(crate) revision: u64,
-    pub(crate) verdict: Result<(), CannotJudge>,
+    pub(crate) verdict: Result<(), BundlesUnavailable>,
     pub(crate) withdrawn: Option<Withdrawal>,
     pub(crate) connected: bool,
     pub(crate) overdue: bool,
@@ -69,7 +69,7 @@ impl SourceState {
     }
 
     /// Why tokens cannot be judged now.
-    pub fn cannot_judge(&self) -> Option<CannotJudge> {
+    pub fn bundles_unavailable(&self) -> Option<BundlesUnavailable> {
         self.verdict.err()
     }
 
@@ -148,9 +148,9 @@ impl SourceState {
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// use tower_spiffe::token::TokenState;
-    /// use tower_spiffe::testing::WorkloadApi;
+    /// use tower_spiffe::testing::FakeAgent;
     ///
-    /// let agent = WorkloadApi::start("example.org").await?;
+    /// let agent = FakeAgent::start("example.org").await?;
     /// let source = agent.source().await?;
     /// source.authorization("reports").await?;
     ///

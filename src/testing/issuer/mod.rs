@@ -193,17 +193,17 @@ impl Issuer {
     /// Signs with this key from now on; `false` where no key in the bundle has this ID.
     ///
     /// ```
-    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # use tower_spiffe::testing::FakeAgent;
     /// # use tower_spiffe::Validator;
     /// # use tower_spiffe::bundle::Algorithm;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// let source = agent.source().await?;
     /// let validator = Validator::builder(source.clone()).audience("reports").build()?;
     /// let mut updates = source.updated();
     ///
-    /// // By hand what `WorkloadApi::rotate` does: published first, then signed with.
+    /// // By hand what `FakeAgent::rotate` does: published first, then signed with.
     /// let key = agent.issuer().prepare(Algorithm::ES384);
     /// updates.changed().await?;
     /// assert!(agent.issuer().activate(&key));
@@ -225,12 +225,12 @@ impl Issuer {
     /// signs, it goes on signing: nobody will believe it any more.
     ///
     /// ```
-    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # use tower_spiffe::testing::FakeAgent;
     /// # use tower_spiffe::Validator;
     /// # use tower_spiffe::verify::ValidateReason;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// let source = agent.source().await?;
     /// let validator = Validator::builder(source.clone()).audience("reports").build()?;
     /// let token = agent.token("spiffe://example.org/web", "reports");

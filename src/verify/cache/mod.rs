@@ -17,8 +17,8 @@ use quick_cache::DefaultHashBuilder;
 
 use self::first::Owner;
 use self::second::SecondLevel;
-pub use self::stats::CacheStats;
 use self::stats::Counters;
+pub use self::stats::VerifiedCacheStats;
 use super::VerifiedSvid;
 use super::verified::Verified;
 use crate::bundle::{BundleAnswer, BundleSource};
@@ -124,7 +124,7 @@ impl VerifiedCache {
         self.second.insert(svid.shared());
     }
 
-    pub(super) fn stats(&self) -> CacheStats {
+    pub(super) fn stats(&self) -> VerifiedCacheStats {
         self.counters.read(self.second.len(), self.second.bytes())
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 /// What a verified cache did since it was made, and what it holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct CacheStats {
+pub struct VerifiedCacheStats {
     /// Tokens that were there, with an authority and a time that still count.
     pub hits: u64,
     /// Tokens that were not.
@@ -56,12 +56,12 @@ impl Counters {
         }
     }
 
-    pub(super) fn read(&self, entries: usize, bytes: u64) -> CacheStats {
+    pub(super) fn read(&self, entries: usize, bytes: u64) -> VerifiedCacheStats {
         let sum = |counter: fn(&Stripe) -> &AtomicU64| {
             let counts = self.stripes.iter().map(counter);
             counts.map(|count| count.load(Ordering::Relaxed)).sum()
         };
-        CacheStats {
+        VerifiedCacheStats {
             hits: sum(|stripe| &stripe.hits),
             misses: sum(|stripe| &stripe.misses),
             evictions: sum(|stripe| &stripe.evictions),
