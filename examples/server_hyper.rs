@@ -63,7 +63,6 @@ fn main() {
 #[tokio::main]
 async fn main() -> Result<(), Error> {
     let (source, _agent) = source().await?;
-    let me = source.get_jwt_svid([REPORTS]).await?.spiffe_id().clone();
     let path = std::env::temp_dir().join(format!("server-hyper-{}.sock", std::process::id()));
     tokio::spawn(serve(UnixListener::bind(&path)?, source.clone()));
 
