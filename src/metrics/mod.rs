@@ -69,6 +69,7 @@
 
 #[cfg(feature = "metrics")]
 mod facade;
+mod striped;
 #[cfg(feature = "metrics")]
 mod table;
 
@@ -78,6 +79,7 @@ use std::time::Duration;
 
 #[cfg(feature = "metrics")]
 pub use facade::FacadeRecorder;
+pub(crate) use striped::StripedCount;
 #[cfg(feature = "metrics")]
 pub use table::{METRICS, MetricInfo};
 

@@ -1,14 +1,13 @@
-//! Counts of a cache that threads do not fight over.
+//! Counts of the token cache.
 
-use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-const STRIPES: usize = 16;
+use crate::metrics::StripedCount;
 
 /// What a cache did since it was made.
 #[derive(Default)]
 pub(crate) struct Counters {
-    hits: [Stripe; STRIPES],
+    hits: StripedCount,
     misses: AtomicU64,
     errors: AtomicU64,
     fetches: AtomicU64,
@@ -19,11 +18,6 @@ pub(crate) struct Counters {
     breaker_opened: AtomicU64,
     unmatched: AtomicU64,
 }
-
-/// A count with a cache line of its own.
-#[derive(Default)]
-#[repr(align(128))]
-struct Stripe(AtomicU64);
 
 /// What a [`SvidCache`](super::SvidCache) did since it was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -57,26 +51,10 @@ pub struct SvidCacheStats {
     pub breaker_open: bool,
 }
 
-fn stripe() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local! {
-        static MINE: Cell<usize> = const { Cell::new(usize::MAX) };
-    }
-    MINE.try_with(|mine| {
-        if mine.get() == usize::MAX {
-            mine.set(NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES);
-        }
-        mine.get()
-    })
-    .unwrap_or(0)
-}
-
 impl Counters {
     #[inline]
     pub(crate) fn hit(&self) {
-        if let Some(stripe) = self.hits.get(stripe()) {
-            stripe.0.fetch_add(1, Ordering::Relaxed);
-        }
+        self.hits.increment();
     }
 
     pub(crate) fn missed(&self) {
@@ -117,7 +95,7 @@ impl Counters {
     pub(crate) fn stats(&self, entries: usize, evicted: u64, breaker_open: bool) -> SvidCacheStats {
         let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
         SvidCacheStats {
-            hits: self.hits.iter().map(|stripe| get(&stripe.0)).sum(),
+            hits: self.hits.sum(),
             misses: get(&self.misses),
             errors: get(&self.errors),
             fetches: get(&self.fetches),
