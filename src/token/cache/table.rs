@@ -1,8 +1,6 @@
 //! Which entry is for which request; bounded.
 
-use std::borrow::Borrow;
-use std::collections::HashSet;
-use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -26,60 +24,9 @@ pub(crate) struct Table {
 
 #[derive(Default)]
 struct Shard {
-    index: HashSet<Keyed, BuildHasherDefault<AsIs>>,
+    index: HashMap<SvidRequest, Arc<Entry>>,
     /// The same entries, to draw from; an entry knows its place here.
     slots: Vec<Arc<Entry>>,
-}
-
-/// An entry as a member of a set, by its request.
-struct Keyed(Arc<Entry>);
-
-impl Borrow<SvidRequest> for Keyed {
-    fn borrow(&self) -> &SvidRequest {
-        &self.0.request
-    }
-}
-
-impl PartialEq for Keyed {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.request == other.0.request
-    }
-}
-
-impl Eq for Keyed {}
-
-impl Hash for Keyed {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.request.hash(state);
-    }
-}
-
-/// Hashes what brings its own hash, as a request does.
-#[derive(Default)]
-struct AsIs(u64);
-
-impl Hasher for AsIs {
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
-    }
-
-    #[inline]
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
-
-    #[inline]
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
-fn hash(request: &SvidRequest) -> u64 {
-    let mut hasher = AsIs::default();
-    request.hash(&mut hasher);
-    hasher.finish()
 }
 
 impl Table {
@@ -95,18 +42,11 @@ impl Table {
 
     fn shard(&self, request: &SvidRequest) -> &RwLock<Shard> {
         let [first, ..] = &self.shards;
-        // Other bits than those that choose the place in the shard.
-        usize::try_from(hash(request) >> 32)
-            .ok()
-            .and_then(|at| self.shards.get(at % SHARDS))
-            .unwrap_or(first)
+        self.shards.get(request.shard(SHARDS)).unwrap_or(first)
     }
 
     pub(crate) fn get(&self, request: &SvidRequest) -> Option<Arc<Entry>> {
-        read(self.shard(request))
-            .index
-            .get(request)
-            .map(|keyed| keyed.0.clone())
+        read(self.shard(request)).index.get(request).cloned()
     }
 
     /// Looks at the entry of `request` without taking hold of it.
@@ -115,10 +55,7 @@ impl Table {
         request: &SvidRequest,
         look: impl FnOnce(&Arc<Entry>) -> T,
     ) -> Option<T> {
-        read(self.shard(request))
-            .index
-            .get(request)
-            .map(|keyed| look(&keyed.0))
+        read(self.shard(request)).index.get(request).map(look)
     }
 
     /// The entry of `request`, made with `make` where there is none; pinned before anyone could
@@ -140,12 +77,12 @@ impl Table {
         }
         let mut shard = write(self.shard(request));
         let entry = match shard.index.get(request) {
-            Some(keyed) => keyed.0.clone(),
+            Some(entry) => entry.clone(),
             None => {
                 let entry = make();
                 entry.place.store(shard.slots.len(), Ordering::Relaxed);
                 shard.slots.push(entry.clone());
-                shard.index.insert(Keyed(entry.clone()));
+                shard.index.insert(entry.request.clone(), entry.clone());
                 self.len.fetch_add(1, Ordering::Relaxed);
                 entry
             }
@@ -232,7 +169,7 @@ impl Table {
     fn remove(&self, entry: &Arc<Entry>, retire: impl FnOnce(&Entry) -> bool) -> bool {
         let mut shard = write(self.shard(&entry.request));
         // With the shard locked nobody can pin it; from here on it starts no fetch.
-        if !retire(entry) || !shard.index.remove(&entry.request) {
+        if !retire(entry) || shard.index.remove(&entry.request).is_none() {
             return false;
         }
         let place = entry.place.load(Ordering::Relaxed);
