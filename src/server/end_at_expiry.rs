@@ -266,7 +266,7 @@ where
         Poll::Ready(Ok(response.map(|inner| EndAtExpiryBody {
             end,
             wire,
-            ..inner.into()
+            ..EndAtExpiryBody::endless(inner)
         })))
     }
 }
@@ -354,13 +354,13 @@ where
 
 impl<B: Default> Default for EndAtExpiryBody<B> {
     fn default() -> Self {
-        B::default().into()
+        Self::endless(B::default())
     }
 }
 
-/// A body without an end set.
-impl<B> From<B> for EndAtExpiryBody<B> {
-    fn from(inner: B) -> Self {
+impl<B> EndAtExpiryBody<B> {
+    /// A body that ends by itself only.
+    fn endless(inner: B) -> Self {
         Self {
             inner,
             end: None,
