@@ -25,12 +25,18 @@ pub struct JwtSvid(Arc<Inner>);
 struct Inner {
     // `Bearer ` + the token, so that a header's value can be made over this very memory.
     bearer: Box<str>,
-    spiffe_id: SpiffeId,
-    key_id: Option<Box<str>>,
-    hint: Box<str>,
+    subject: Arc<Subject>,
     audiences: Arc<[Box<str>]>,
     expires_at: UnixTime,
     issued_at: Option<UnixTime>,
+}
+
+/// What many tokens of one workload have in common.
+#[derive(PartialEq, Eq)]
+pub(crate) struct Subject {
+    spiffe_id: SpiffeId,
+    key_id: Option<Box<str>>,
+    hint: Box<str>,
 }
 
 const BEARER: &str = "Bearer ";
@@ -74,24 +80,32 @@ impl JwtSvid {
         let audiences = claims.audiences.as_slice().iter();
         Ok(Self(Arc::new(Inner {
             bearer: [BEARER, token].concat().into(),
-            spiffe_id,
-            key_id: key_id_unchecked(&header).map(|key_id| key_id.as_ref().into()),
-            hint: hint.into(),
+            subject: Arc::new(Subject {
+                spiffe_id,
+                key_id: key_id_unchecked(&header).map(|key_id| key_id.as_ref().into()),
+                hint: hint.into(),
+            }),
             audiences: audiences.map(|audience| audience.as_ref().into()).collect(),
             expires_at: claims.expires_at,
             issued_at: claims.issued_at,
         })))
     }
 
-    /// Shares the audiences with the request that the token came for. Does nothing to a token that
-    /// has other owners.
+    /// Keeps in common with others what is the same: the audiences with the request that the token
+    /// came for, the subject with what `common` gives for it. Not for one that somebody else has.
     #[cfg(feature = "client")]
-    pub(crate) fn share_audiences(&mut self, request: &SvidRequest) {
-        if let Some(inner) = Arc::get_mut(&mut self.0)
-            && inner.audiences == *request.shared_audiences()
-        {
+    pub(crate) fn share(
+        &mut self,
+        request: &SvidRequest,
+        common: impl FnOnce(&Arc<Subject>) -> Arc<Subject>,
+    ) {
+        let Some(inner) = Arc::get_mut(&mut self.0) else {
+            return;
+        };
+        if inner.audiences == *request.shared_audiences() {
             inner.audiences = request.shared_audiences().clone();
         }
+        inner.subject = common(&inner.subject);
     }
 
     /// The token itself: whoever has it can speak as us to its audiences until it expires.
@@ -107,7 +121,7 @@ impl JwtSvid {
 
     /// Who we are, by this token: its `sub`.
     pub fn spiffe_id(&self) -> &SpiffeId {
-        &self.0.spiffe_id
+        &self.0.subject.spiffe_id
     }
 
     /// For whom the token is: its `aud`, one at least.
@@ -127,12 +141,12 @@ impl JwtSvid {
 
     /// The ID of the key that signed it, where it names one.
     pub fn key_id(&self) -> Option<&str> {
-        self.0.key_id.as_deref()
+        self.0.subject.key_id.as_deref()
     }
 
     /// The issuer's hint as to what this identity is for; empty where it gave none.
     pub fn hint(&self) -> &str {
-        &self.0.hint
+        &self.0.subject.hint
     }
 }
 

@@ -144,4 +144,5 @@ pub use fetch::{
     FetchSvid, FetchSvidError, FetchSvidFuture, FetchSvidReason, SvidRequest, SvidRequestError,
 };
 #[cfg(feature = "client")]
+pub(crate) use jwt_svid::Subject;
 pub use jwt_svid::{JwtSvid, ParseJwtSvidError};

@@ -1,7 +1,7 @@
 //! A token that was accepted: what is sent, and until when.
 
-use std::collections::BTreeSet;
-use std::sync::Weak;
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,7 +11,7 @@ use super::entry::Entry;
 use super::moment::{Moment, nanos};
 use super::settings::Settings;
 use crate::clock::UnixTime;
-use crate::token::{FetchSvidError, FetchSvidReason, JwtSvid, SvidRequest};
+use crate::token::{FetchSvidError, FetchSvidReason, JwtSvid, Subject, SvidRequest};
 
 /// A token with its deadlines. Never changes: what happens to it later is the entry's.
 pub(crate) struct Token {
@@ -49,9 +49,10 @@ impl Token {
         had: Option<&Self>,
         now: Moment,
         settings: &Settings,
+        subjects: &Subjects,
     ) -> Result<Self, FetchSvidError> {
         fits(&svid, request)?;
-        svid.share_audiences(request);
+        svid.share(request, |subject| subjects.common(subject));
         let life = Life::of(&svid, now, settings);
         if life.expiry.reached_within(life.hard, now) {
             return Err(expired(&svid, had, now));
@@ -117,6 +118,28 @@ impl Token {
     #[inline]
     pub(crate) fn is_fresh(&self, now: Moment) -> bool {
         !self.due.reached(now) && self.usable(now)
+    }
+}
+
+/// Whom the tokens of a cache name, each kept once: one process has few names.
+#[derive(Default)]
+pub(crate) struct Subjects(Mutex<VecDeque<Arc<Subject>>>);
+
+impl Subjects {
+    const MAX: usize = 8;
+
+    /// The same subject as others have it.
+    fn common(&self, subject: &Arc<Subject>) -> Arc<Subject> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.iter().find(|known| *known == subject) {
+            return known.clone();
+        }
+        // Keys rotate: the oldest goes.
+        if known.len() >= Self::MAX {
+            known.pop_front();
+        }
+        known.push_back(subject.clone());
+        subject.clone()
     }
 }
 
