@@ -1,6 +1,8 @@
 //! Which entry is for which request; bounded.
 
-use std::collections::HashMap;
+use std::borrow::Borrow;
+use std::collections::HashSet;
+use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -24,9 +26,32 @@ pub(crate) struct Table {
 
 #[derive(Default)]
 struct Shard {
-    index: HashMap<SvidRequest, Arc<Entry>>,
+    index: HashSet<Keyed>,
     /// The same entries, to draw from; an entry knows its place here.
     slots: Vec<Arc<Entry>>,
+}
+
+/// An entry as a member of a set, by its request.
+struct Keyed(Arc<Entry>);
+
+impl Borrow<SvidRequest> for Keyed {
+    fn borrow(&self) -> &SvidRequest {
+        &self.0.request
+    }
+}
+
+impl PartialEq for Keyed {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.request == other.0.request
+    }
+}
+
+impl Eq for Keyed {}
+
+impl Hash for Keyed {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.request.hash(state);
+    }
 }
 
 impl Table {
@@ -46,7 +71,10 @@ impl Table {
     }
 
     pub(crate) fn get(&self, request: &SvidRequest) -> Option<Arc<Entry>> {
-        read(self.shard(request)).index.get(request).cloned()
+        read(self.shard(request))
+            .index
+            .get(request)
+            .map(|keyed| keyed.0.clone())
     }
 
     /// Looks at the entry of `request` without taking hold of it.
@@ -55,7 +83,10 @@ impl Table {
         request: &SvidRequest,
         look: impl FnOnce(&Arc<Entry>) -> T,
     ) -> Option<T> {
-        read(self.shard(request)).index.get(request).map(look)
+        read(self.shard(request))
+            .index
+            .get(request)
+            .map(|keyed| look(&keyed.0))
     }
 
     /// The entry of `request`, made with `make` where there is none; pinned before anyone could
@@ -77,12 +108,12 @@ impl Table {
         }
         let mut shard = write(self.shard(request));
         let entry = match shard.index.get(request) {
-            Some(entry) => entry.clone(),
+            Some(keyed) => keyed.0.clone(),
             None => {
                 let entry = make();
                 entry.place.store(shard.slots.len(), Ordering::Relaxed);
                 shard.slots.push(entry.clone());
-                shard.index.insert(entry.request.clone(), entry.clone());
+                shard.index.insert(Keyed(entry.clone()));
                 self.len.fetch_add(1, Ordering::Relaxed);
                 entry
             }
@@ -169,7 +200,7 @@ impl Table {
     fn remove(&self, entry: &Arc<Entry>, retire: impl FnOnce(&Entry) -> bool) -> bool {
         let mut shard = write(self.shard(&entry.request));
         // With the shard locked nobody can pin it; from here on it starts no fetch.
-        if !retire(entry) || shard.index.remove(&entry.request).is_none() {
+        if !retire(entry) || !shard.index.remove(&entry.request) {
             return false;
         }
         let place = entry.place.load(Ordering::Relaxed);
