@@ -67,9 +67,9 @@
 //! | `server` | error | answers do not end with the caller's token: … | `reason` | the same, of an `EndAtExpiryLayer` |
 //! | `metrics` | debug | the metrics recorder panicked | | a count is lost |
 
+mod count;
 #[cfg(feature = "metrics")]
 mod facade;
-mod striped;
 #[cfg(feature = "metrics")]
 mod table;
 
@@ -77,9 +77,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) use count::{Count, StripedCount};
 #[cfg(feature = "metrics")]
 pub use facade::FacadeRecorder;
-pub(crate) use striped::StripedCount;
 #[cfg(feature = "metrics")]
 pub use table::{METRICS, MetricInfo};
 

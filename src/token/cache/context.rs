@@ -91,13 +91,13 @@ impl Context {
     /// A token was there.
     #[inline]
     pub(crate) fn hit(&self) {
-        self.counts.hit();
+        self.counts.hits.increment();
         self.record(SvidCacheEvent::Hit);
     }
 
     /// None was there.
     pub(crate) fn missed(&self) {
-        self.counts.missed();
+        self.counts.misses.increment();
         self.record(SvidCacheEvent::Miss);
     }
 
@@ -114,23 +114,23 @@ impl Context {
 
     /// A request got no token.
     pub(crate) fn no_token(&self) {
-        self.counts.error();
+        self.counts.errors.increment();
         self.record(SvidCacheEvent::Error);
     }
 
     /// A service refused a token, which is refreshed for it.
     pub(crate) fn refused(&self) {
-        self.counts.rejected();
+        self.counts.rejections.increment();
         self.record(SvidCacheEvent::Refused);
     }
 
     pub(crate) fn breaker_opened(&self) {
-        self.counts.breaker_opened();
+        self.counts.breaker_opened.increment();
         self.record(SvidCacheEvent::BreakerOpened);
     }
 
     pub(crate) fn unmatched(&self) {
-        self.counts.unmatched();
+        self.counts.unmatched.increment();
         self.record(SvidCacheEvent::Unmatched);
     }
 
@@ -147,7 +147,10 @@ impl Context {
             Ok(_) => "ok",
             Err(error) => super::error::TokenErrorReason::of(error.reason()).as_str(),
         };
-        self.counts.fetched(answer.is_ok());
+        self.counts.fetches.increment();
+        if answer.is_err() {
+            self.counts.failures.increment();
+        }
         if let Some(metrics) = &self.metrics {
             metrics.record_svid_fetch(outcome, latency);
         }

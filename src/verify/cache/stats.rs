@@ -1,8 +1,6 @@
 //! Counts of the verified cache.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use crate::metrics::StripedCount;
+use crate::metrics::{Count, StripedCount};
 
 /// What a verified cache did since it was made, and what it holds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -24,29 +22,17 @@ pub struct VerifiedCacheStats {
 /// Hits are counted on every thread's hot path; the rest comes with a signature check.
 #[derive(Default)]
 pub(super) struct Counters {
-    hits: StripedCount,
-    misses: AtomicU64,
-    evictions: AtomicU64,
+    pub(super) hits: StripedCount,
+    pub(super) misses: Count,
+    pub(super) evictions: Count,
 }
 
 impl Counters {
-    pub(super) fn hit(&self) {
-        self.hits.increment();
-    }
-
-    pub(super) fn miss(&self) {
-        self.misses.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn eviction(&self) {
-        self.evictions.fetch_add(1, Ordering::Relaxed);
-    }
-
     pub(super) fn read(&self, entries: usize, bytes: u64) -> VerifiedCacheStats {
         VerifiedCacheStats {
-            hits: self.hits.sum(),
-            misses: self.misses.load(Ordering::Relaxed),
-            evictions: self.evictions.load(Ordering::Relaxed),
+            hits: self.hits.get(),
+            misses: self.misses.get(),
+            evictions: self.evictions.get(),
             entries,
             bytes,
         }

@@ -66,7 +66,7 @@ impl Entry {
                 return Err(Down::Failed(error.retry_in(nanos(retry_after))));
             }
             Landing::Lost => {
-                self.cx.counts.lost();
+                self.cx.counts.lost.increment();
                 self.quiet_until.store(0, Ordering::Release);
                 return Err(Down::Lost);
             }
@@ -164,7 +164,7 @@ impl Entry {
             };
             if !gain {
                 count(&mut state.counts.unchanged);
-                self.cx.counts.unchanged();
+                self.cx.counts.unchanged.increment();
                 if self.rejected.load(Ordering::Relaxed) || self.is_key_removed() {
                     if flight <= state.rare().asked_before {
                         // Refused while this was under way: the next request asks at once.

@@ -288,7 +288,7 @@ impl Entry {
             }
             // Its task must be gone: a runtime that was shut down takes its tasks with it.
             _lost = state.flight.take();
-            cx.counts.lost();
+            cx.counts.lost.increment();
         }
         let token = self.token.load();
         let usable = token.as_ref().filter(|token| token.usable(now));
