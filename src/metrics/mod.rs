@@ -67,6 +67,7 @@
 //! | `server` | error | answers do not end with the caller's token: … | `reason` | the same, of an `EndAtExpiryLayer` |
 //! | `metrics` | debug | the metrics recorder panicked | | a count is lost |
 
+mod count;
 #[cfg(feature = "metrics")]
 mod facade;
 #[cfg(feature = "metrics")]
@@ -76,6 +77,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) use count::{Count, StripedCount};
 #[cfg(feature = "metrics")]
 pub use facade::FacadeRecorder;
 #[cfg(feature = "metrics")]

@@ -127,13 +127,7 @@ impl<R> AllowCallersLayer<R> {
     /// [`Protocol::Http`].
     #[must_use]
     pub fn protocol(self, protocol: Protocol) -> Self {
-        let shared = Shared {
-            protocol: Some(protocol),
-            ..self.shared.copy()
-        };
-        Self {
-            shared: Arc::new(shared),
-        }
+        self.configured(|shared| shared.protocol = Some(protocol))
     }
 
     /// The realm that challenges name. The default is `spiffe`.
@@ -141,60 +135,37 @@ impl<R> AllowCallersLayer<R> {
     /// # Errors
     /// The text cannot be quoted in a challenge.
     pub fn realm(self, realm: &str) -> Result<Self, InvalidRealm> {
-        let shared = Shared {
-            realm: Realm::new(realm)?,
-            ..self.shared.copy()
-        };
-        Ok(Self {
-            shared: Arc::new(shared),
-        })
+        let realm = Realm::new(realm)?;
+        Ok(self.configured(|shared| shared.realm = realm))
     }
 
     /// Counts refusals there. Those whom it lets through were counted by the layer above.
     #[must_use]
     pub fn metrics(self, recorder: Arc<dyn MetricsRecorder>) -> Self {
-        let mut shared = self.shared.copy();
-        shared.telemetry.set_recorder(recorder);
-        Self {
-            shared: Arc::new(shared),
-        }
+        self.configured(|shared| shared.telemetry.set_recorder(recorder))
     }
 
     /// At most one log line per class of refusal and caller is written in this time. The default is
     /// ten seconds.
     #[must_use]
     pub fn log_interval(self, interval: Duration) -> Self {
-        let mut shared = self.shared.copy();
-        shared.telemetry.set_log_interval(interval);
-        Self {
-            shared: Arc::new(shared),
-        }
+        self.configured(|shared| shared.telemetry.set_log_interval(interval))
     }
 
     /// By which clock that time goes. The default is the system's.
     #[must_use]
     pub fn clock(self, clock: Arc<dyn Clock>) -> Self {
-        let mut shared = self.shared.copy();
-        shared.telemetry.set_clock(clock);
-        Self {
-            shared: Arc::new(shared),
-        }
+        self.configured(|shared| shared.telemetry.set_clock(clock))
     }
 
     /// Limits how much of a rejected request's unread body is read over HTTP/1, and for how long.
     /// See [`ValidateJwtSvidLayer::drain_rejected`].
     #[must_use]
     pub fn drain_rejected(self, max_bytes: u64, max_time: Duration) -> Self {
-        let shared = Shared {
-            drain: DrainLimits::new(max_bytes, max_time),
-            ..self.shared.copy()
-        };
-        Self {
-            shared: Arc::new(shared),
-        }
+        self.configured(|shared| shared.drain = DrainLimits::new(max_bytes, max_time))
     }
 
-    /// Answers those who are not admitted with this instead.
+    /// Sets the response to rejected requests. See [`ValidateJwtSvidLayer::on_reject`].
     #[must_use]
     pub fn on_reject<F, B>(self, on_reject: F) -> AllowCallersLayer<F>
     where
@@ -220,6 +191,14 @@ impl<R> AllowCallersLayer<R> {
             on_reject,
         };
         AllowCallersLayer {
+            shared: Arc::new(shared),
+        }
+    }
+
+    fn configured(self, change: impl FnOnce(&mut Shared<R>)) -> Self {
+        let mut shared = self.shared.copy();
+        change(&mut shared);
+        Self {
             shared: Arc::new(shared),
         }
     }

@@ -65,10 +65,10 @@ const EXPIRED: RejectionReason = RejectionReason::Token(ValidateReason::Expired)
 /// It needs a tokio runtime with time, and a body whose data are [`Bytes`].
 #[derive(Clone)]
 pub struct EndAtExpiryLayer {
-    shared: Arc<Shared>,
+    shared: Arc<Settings>,
 }
 
-struct Shared {
+struct Settings {
     clock: Arc<dyn Clock>,
     leeway: Duration,
     telemetry: Telemetry,
@@ -96,7 +96,7 @@ impl EndAtExpiryLayer {
         let clock = validator.clock().clone();
         let telemetry = Telemetry::new(clock.clone());
         Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(Settings {
                 clock,
                 leeway: validator.leeway(),
                 telemetry,
@@ -121,7 +121,7 @@ impl EndAtExpiryLayer {
         let mut telemetry = self.shared.telemetry.clone();
         change(&mut telemetry);
         Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(Settings {
                 clock: self.shared.clock.clone(),
                 leeway: self.shared.leeway,
                 telemetry,
@@ -188,7 +188,7 @@ where
     }
 }
 
-impl Shared {
+impl Settings {
     /// Put outside of the layer that it goes by it would end nothing, and nobody would see.
     fn say_not_wired(&self) {
         if !self.said_not_wired.swap(true, Ordering::Relaxed) {
@@ -206,7 +206,7 @@ impl Shared {
 struct End {
     at: UnixTime,
     caller: SpiffeId,
-    shared: Arc<Shared>,
+    shared: Arc<Settings>,
 }
 
 impl End {
@@ -266,7 +266,7 @@ where
         Poll::Ready(Ok(response.map(|inner| EndAtExpiryBody {
             end,
             wire,
-            ..inner.into()
+            ..EndAtExpiryBody::endless(inner)
         })))
     }
 }
@@ -354,13 +354,13 @@ where
 
 impl<B: Default> Default for EndAtExpiryBody<B> {
     fn default() -> Self {
-        B::default().into()
+        Self::endless(B::default())
     }
 }
 
-/// A body without an end set.
-impl<B> From<B> for EndAtExpiryBody<B> {
-    fn from(inner: B) -> Self {
+impl<B> EndAtExpiryBody<B> {
+    /// A body that ends by itself only.
+    fn endless(inner: B) -> Self {
         Self {
             inner,
             end: None,

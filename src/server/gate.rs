@@ -266,7 +266,7 @@ impl Gate {
             Credential::Malformed => return Err(Fault::Malformed),
             Credential::TooLong => return Err(Fault::TooLong),
         };
-        let (verdict, cached) = self.validator.judge(token, sight);
+        let (verdict, cached) = self.validator.check(token, sight);
         read.cached = cached;
         verdict.map_err(|error| {
             // The header's fault comes before the token's.

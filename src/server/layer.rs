@@ -43,6 +43,9 @@ impl ValidateJwtSvidLayer {
     /// names the request public ([`GrpcPolicyBuilder::public`], or [`Policy::is_public`] of your
     /// own). [`Allow::anyone`] alone names none.
     ///
+    /// A closure becomes a policy by [`Allow::when`]; passed here, its arguments have no types.
+    ///
+    /// [`Allow::when`]: super::Allow::when
     /// [`GrpcPolicyBuilder::public`]: super::GrpcPolicyBuilder::public
     /// [`Allow::anyone`]: super::Allow::anyone
     pub fn required(validator: Validator, policy: impl Policy) -> Self {
@@ -147,11 +150,13 @@ impl<R> ValidateJwtSvidLayer<R> {
         self.configured(|gate| gate.drain = DrainLimits::new(max_bytes, max_time))
     }
 
-    /// Answers those who are not admitted with this instead. Needed where the body type of the
-    /// inner service's responses has no `Default`.
+    /// Sets the response to rejected requests: a closure or function, which returns a response with
+    /// the body type of the inner service (in axum `axum::body::Body`). The default is
+    /// [`Rejection::response`], which needs a body type with `Default`.
     ///
-    /// The body is of that type: in axum an `axum::body::Body`. What the default answer has for
-    /// headers, [`Rejection::response_with`] keeps; the type of the content is yours to name.
+    /// If that body type has neither `Default` nor a constructor, see
+    /// [Bodies without Default](super#bodies-without-default). [`Rejection::response_with`] keeps the
+    /// headers of the default response; set the `content-type` of your body.
     ///
     /// ```
     /// # use tower_spiffe::server::{Allow, ValidateJwtSvidLayer};

@@ -43,8 +43,7 @@
 //!   the client's authority to a host name: `overrideAuthority("localhost")` in grpc-java, the
 //!   channel option `grpc.default_authority` in grpcio.
 //! - **a gateway** that forwards requests: see [below](#gateways).
-//! - Anything whose body has no `Default`: [`on_reject`](ValidateJwtSvidLayer::on_reject) brings the
-//!   body of the rejections.
+//! - **Response bodies without `Default`**: see [Compile errors](#compile-errors).
 //! - Beneath it, [`AllowCallersLayer`] narrows a route to fewer callers, and [`EndAtExpiryLayer`]
 //!   ends streams with the token of their caller. An upgraded connection (a WebSocket) escapes
 //!   both: ask [`expires_at`](crate::verify::VerifiedSvid::expires_at) there.
@@ -204,6 +203,36 @@
 //! `connection: close`. tower-http's `ValidateRequest` cannot read the body. The wait needs a tokio
 //! runtime with time; without one, only the part of the body that has arrived is read. The inner
 //! service must be `Clone`, and the request's body an `http_body::Body`.
+//!
+//! # Compile errors
+//!
+//! | the compiler reports | fix |
+//! | --- | --- |
+//! | `DefaultOnReject` cannot make a rejection with a response body of type `…` | the body has no `Default`. If you can make one, set [`on_reject`](ValidateJwtSvidLayer::on_reject). If not (hyper's `Incoming`, the bodies of tower-http's `TraceLayer`, `TimeoutLayer` and others), add tower-http's `MapResponseBodyLayer::new(Body::new)` directly inside this layer, [as below](#bodies-without-default) |
+//! | a closure is not a policy, or the types of its arguments are unknown | [`Allow::when`], which knows the types |
+//! | `VerifiedSvid` or [`CallerState`] is no argument of an axum handler (`FromRequestParts`) | feature `axum` |
+//! | no function `from_request` of `VerifiedSvid` | feature `tonic` |
+//! | no method `into_validate_request` | feature `tower-http` |
+//! | no module `testing`, no `JwtSource` | features `testing`, `workload-api` |
+//! | `Clone` is missing on the inner service, `http_body::Body` on the request's body | see [Rejections of requests with a body](#rejections-of-requests-with-a-body) |
+//!
+//! ## Bodies without Default
+//!
+//! ```
+//! use axum::{Router, body::Body};
+//! use tower::ServiceBuilder;
+//! use tower_http::{map_response_body::MapResponseBodyLayer, trace::TraceLayer};
+//! use tower_spiffe::{Allow, ValidateJwtSvidLayer, Validator};
+//!
+//! fn app(validator: Validator) -> Router {
+//!     let stack = ServiceBuilder::new()
+//!         .layer(ValidateJwtSvidLayer::required(validator, Allow::any_trust_domain()))
+//!         .layer(MapResponseBodyLayer::new(Body::new))
+//!         .layer(TraceLayer::new_for_http());
+//!     Router::new().layer(stack)
+//! }
+//! # drop(app);
+//! ```
 //!
 //! # What the operator sees
 //!

@@ -35,10 +35,10 @@ use crate::clock::{Clock, UnixTime};
 /// ```
 #[derive(Clone)]
 pub struct PausedClock {
-    shared: Arc<Shared>,
+    shared: Arc<Times>,
 }
 
-struct Shared {
+struct Times {
     start: UnixTime,
     origin: Instant,
     // Seconds that the wall's time was stepped by, all together.
@@ -51,7 +51,7 @@ impl PausedClock {
     /// A clock that shows `start` now.
     pub fn new(start: UnixTime) -> Self {
         Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(Times {
                 start,
                 origin: Instant::now(),
                 stepped: AtomicI64::new(0),

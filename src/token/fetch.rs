@@ -166,6 +166,12 @@ impl SvidRequest {
         &self.audiences
     }
 
+    /// Which of so many shards has the request. At least one.
+    #[cfg(feature = "client")]
+    pub(crate) fn shard(&self, shards: usize) -> usize {
+        self.hash as usize % shards
+    }
+
     /// The identity asked for by ID.
     pub fn spiffe_id(&self) -> Option<&SpiffeId> {
         match self.asked_as()? {

@@ -6,9 +6,8 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use super::builder::Settings;
-use super::cache::Time;
-use super::known_header::KnownHeader;
-use super::validator::{Inner, Sight};
+use super::cache::{Time, VerifiedCache};
+use super::validator::Sight;
 use super::verified::{Signer, Verified};
 use super::{ValidateError, ValidateReason, VerifiedSvid};
 use crate::bundle::{BundleAnswer, BundleSource, BundlesUnavailable, JwtAuthority, JwtBundle};
@@ -24,9 +23,16 @@ const HEADER_ROOM: usize = 192;
 const PAYLOAD_ROOM: usize = 1024;
 const SIGNATURE_ROOM: usize = 512;
 
-impl Inner {
-    /// The verdict on a token, and whether the cache had it.
-    pub(super) fn judge(
+/// What a token is checked with.
+pub(super) struct Checks {
+    pub(super) source: Arc<dyn BundleSource>,
+    pub(super) settings: Settings,
+    pub(super) cache: Option<VerifiedCache>,
+}
+
+impl Checks {
+    /// Checks one token. Also returns whether the cache had it.
+    pub(super) fn check(
         &self,
         token: &str,
         sight: Sight,
@@ -41,7 +47,7 @@ impl Inner {
         // Before any bundle: see the contract of `BundleSource`.
         let revision = self.source.revision();
         let Some(cache) = &self.cache else {
-            return (self.judge_anew(token, 0, revision), false);
+            return (self.check_anew(token, 0, revision), false);
         };
         let hash = cache.hash(token);
         if let Ok(revision) = revision {
@@ -58,16 +64,16 @@ impl Inner {
                 return (Ok(svid), true);
             }
         }
-        // A hit that does not count any more is judged like a token never seen, so that a warm
+        // A hit that does not count any more is checked like a token never seen, so that a warm
         // cache changes no verdict and no word of a refusal.
-        let verdict = self.judge_anew(token, hash, revision);
+        let verdict = self.check_anew(token, hash, revision);
         if let Ok(svid) = &verdict {
             cache.insert(svid);
         }
         (verdict, false)
     }
 
-    fn judge_anew(
+    fn check_anew(
         &self,
         token: &str,
         hash: u64,
@@ -76,27 +82,20 @@ impl Inner {
         let refuse = |(reason, detail): Refusal| ValidateError::new(reason, detail);
 
         let split = Split::new(token).ok_or_else(|| refuse(unless_bearer(token, PARTS)))?;
-        let known = KnownHeader::find(split.header, self.settings.allow_unknown_headers);
         let mut header = Room::<HEADER_ROOM>::new();
         let mut payload = Room::<PAYLOAD_ROOM>::new();
         let mut signature = Room::<SIGNATURE_ROOM>::new();
-        let header = match &known {
-            Some(_) => &[],
-            None => header
-                .decode(split.header)
-                .ok_or_else(|| refuse(unless_bearer(token, ENCODING)))?,
-        };
+        let header = header
+            .decode(split.header)
+            .ok_or_else(|| refuse(unless_bearer(token, ENCODING)))?;
         let payload = payload
             .decode(split.payload)
             .ok_or_else(|| refuse(ENCODING))?;
         let signature = signature
             .decode(split.signature)
             .ok_or_else(|| refuse(ENCODING))?;
-        let header = match &known {
-            Some(known) => known.header(),
-            None => Header::parse(header, self.settings.allow_unknown_headers)
-                .map_err(|fault| refuse(header_refusal(fault)))?,
-        };
+        let header = Header::parse(header, self.settings.allow_unknown_headers)
+            .map_err(|fault| refuse(header_refusal(fault)))?;
         if !self.settings.algorithms.contains(header.algorithm) {
             return Err(refuse(ALGORITHM).with_key_id(header.key_id.as_deref()));
         }
@@ -133,9 +132,6 @@ impl Inner {
             None => by_trial(&bundle, header.algorithm, verifies),
         };
         let authority = Arc::clone(signer.map_err(refuse)?);
-        if known.is_none() {
-            KnownHeader::keep(split.header, self.settings.allow_unknown_headers, &header);
-        }
 
         let audiences = claims.audiences.as_slice().iter();
         let audiences = audiences.map(|audience| audience.as_ref().into()).collect();

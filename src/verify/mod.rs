@@ -18,7 +18,6 @@ mod builder;
 mod cache;
 mod error;
 mod judge;
-mod known_header;
 mod validator;
 mod verified;
 

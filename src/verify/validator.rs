@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::builder::{Settings, ValidatorBuilder};
 use super::cache::{VerifiedCache, VerifiedCacheStats};
+use super::judge::Checks;
 use super::{ValidateError, ValidateReason, VerifiedSvid};
 use crate::bundle::{BundleAnswer, BundleSource};
 use crate::clock::Clock;
@@ -19,7 +20,7 @@ use crate::metrics::Verification;
 /// for as long as its trust domain's bundle has the very key that it was verified with, and on
 /// every hit the time is judged anew, and whether the source can judge at all.
 #[derive(Clone)]
-pub struct Validator(Arc<Inner>);
+pub struct Validator(Arc<Checks>);
 
 /// Whether a token comes with this request for the first time, or is judged anew while its request
 /// waits. Only the first is counted.
@@ -33,12 +34,6 @@ pub(crate) enum Sight {
     Again,
 }
 
-pub(super) struct Inner {
-    pub(super) source: Arc<dyn BundleSource>,
-    pub(super) settings: Settings,
-    pub(super) cache: Option<VerifiedCache>,
-}
-
 impl Validator {
     /// Begins a validator that takes its bundles from `source`.
     pub fn builder(source: impl BundleSource) -> ValidatorBuilder {
@@ -47,7 +42,7 @@ impl Validator {
 
     pub(super) fn new(source: Arc<dyn BundleSource>, settings: Settings) -> Self {
         let cache = (settings.cache_bytes > 0).then(|| VerifiedCache::new(settings.cache_bytes));
-        Self(Arc::new(Inner {
+        Self(Arc::new(Checks {
             source,
             settings,
             cache,
@@ -59,7 +54,7 @@ impl Validator {
     /// # Errors
     /// A [`ValidateError`]; the first check that fails decides its class.
     pub fn validate(&self, token: &str) -> Result<VerifiedSvid, ValidateError> {
-        let (verdict, cached) = self.judge(token, Sight::First);
+        let (verdict, cached) = self.check(token, Sight::First);
         let (reason, claimed) = match &verdict {
             Ok(svid) => (None, Some(svid.spiffe_id().trust_domain_name())),
             Err(error) => (Some(error.reason()), error.trust_domain()),
@@ -68,13 +63,13 @@ impl Validator {
         verdict
     }
 
-    /// The verdict, and whether the cache had it; told to nobody.
-    pub(crate) fn judge(
+    /// Checks one token without recording it. Also returns whether the cache had it.
+    pub(crate) fn check(
         &self,
         token: &str,
         sight: Sight,
     ) -> (Result<VerifiedSvid, ValidateError>, bool) {
-        self.0.judge(token, sight)
+        self.0.check(token, sight)
     }
 
     /// Tells the recorder of a verdict: a refusal for this reason, or none.

@@ -11,11 +11,11 @@ use tokio::sync::Notify;
 /// of chance, and then no seed makes a test of many calls repeatable.
 #[derive(Default)]
 pub(super) struct Tick {
-    shared: Arc<Shared>,
+    shared: Arc<Count>,
 }
 
 #[derive(Default)]
-struct Shared {
+struct Count {
     count: AtomicU64,
     told: Notify,
 }
@@ -38,7 +38,7 @@ impl Tick {
 
 /// One listener.
 pub(super) struct Ticks {
-    shared: Arc<Shared>,
+    shared: Arc<Count>,
     seen: u64,
 }
 

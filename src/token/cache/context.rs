@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 
 use super::breaker::Breaker;
 use super::counts::Counters;
-use super::entry_state::Gate;
+use super::entry::EntryState;
 use super::limits::Limits;
 use super::moment::Moment;
 use super::settings::Settings;
@@ -91,13 +91,13 @@ impl Context {
     /// A token was there.
     #[inline]
     pub(crate) fn hit(&self) {
-        self.counts.hit();
+        self.counts.hits.increment();
         self.record(SvidCacheEvent::Hit);
     }
 
     /// None was there.
     pub(crate) fn missed(&self) {
-        self.counts.missed();
+        self.counts.misses.increment();
         self.record(SvidCacheEvent::Miss);
     }
 
@@ -114,23 +114,23 @@ impl Context {
 
     /// A request got no token.
     pub(crate) fn no_token(&self) {
-        self.counts.error();
+        self.counts.errors.increment();
         self.record(SvidCacheEvent::Error);
     }
 
     /// A service refused a token, which is refreshed for it.
     pub(crate) fn refused(&self) {
-        self.counts.rejected();
+        self.counts.rejections.increment();
         self.record(SvidCacheEvent::Refused);
     }
 
     pub(crate) fn breaker_opened(&self) {
-        self.counts.breaker_opened();
+        self.counts.breaker_opened.increment();
         self.record(SvidCacheEvent::BreakerOpened);
     }
 
     pub(crate) fn unmatched(&self) {
-        self.counts.unmatched();
+        self.counts.unmatched.increment();
         self.record(SvidCacheEvent::Unmatched);
     }
 
@@ -147,7 +147,10 @@ impl Context {
             Ok(_) => "ok",
             Err(error) => super::error::TokenErrorReason::of(error.reason()).as_str(),
         };
-        self.counts.fetched(answer.is_ok());
+        self.counts.fetches.increment();
+        if answer.is_err() {
+            self.counts.failures.increment();
+        }
         if let Some(metrics) = &self.metrics {
             metrics.record_svid_fetch(outcome, latency);
         }
@@ -158,22 +161,22 @@ impl Context {
 
     /// A refresh brought nothing newer, or is slow. Whether that is news, for this audience and for
     /// all.
-    pub(crate) fn stalls(&self, gate: &mut Gate) -> bool {
-        let new = !std::mem::replace(&mut gate.stalled, true);
+    pub(crate) fn stalls(&self, state: &mut EntryState) -> bool {
+        let new = !std::mem::replace(&mut state.stalled, true);
         new && !self.stalled.swap(true, Ordering::Relaxed)
     }
 
     /// A refresh brought a newer token in time. Whether that is news.
-    pub(crate) fn recovers(&self, gate: &mut Gate) -> bool {
-        std::mem::take(&mut gate.stalled) && self.stalled.swap(false, Ordering::Relaxed)
+    pub(crate) fn recovers(&self, state: &mut EntryState) -> bool {
+        std::mem::take(&mut state.stalled) && self.stalled.swap(false, Ordering::Relaxed)
     }
 
     /// Whether such a failure was warned of already, here or by another audience whom it concerns
     /// as well. From now on it was.
-    pub(crate) fn is_known(&self, gate: &mut Gate, reason: FetchSvidReason) -> bool {
+    pub(crate) fn is_known(&self, state: &mut EntryState, reason: FetchSvidReason) -> bool {
         let bit = class_bit(reason);
-        let known_here = gate.warned & bit != 0;
-        gate.warned |= bit;
+        let known_here = state.warned & bit != 0;
+        state.warned |= bit;
         // Both: one audience may fail for ever among others that clear what is known to all.
         known_here
             || concerns_all(reason) && self.warned.fetch_or(bit, Ordering::Relaxed) & bit != 0

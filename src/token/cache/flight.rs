@@ -11,9 +11,9 @@ use futures_util::future::{AbortHandle, Abortable, Shared};
 
 use super::breaker::Admission;
 use super::context::Context;
+use super::entry::Landing;
 use super::entry::{Entry, NEVER};
 use super::error::TokenError;
-use super::landing::Landing;
 use super::limits::{Permit, Urgency};
 use super::moment::{Moment, nanos};
 use super::settings::Settings;
@@ -200,7 +200,7 @@ impl Pilot {
         let now = cx.moment();
         let admission = {
             let entry = self.entry.upgrade().ok_or(Landing::Lost)?;
-            let rank = entry.rank(&entry.gate());
+            let rank = entry.rank(&entry.state());
             cx.breaker.admit(now, settings, &entry, rank)
         };
         match admission {

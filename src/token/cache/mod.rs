@@ -18,11 +18,9 @@ pub(crate) mod caller;
 mod context;
 mod counts;
 mod entry;
-mod entry_state;
 mod error;
 mod flight;
 mod hot;
-mod landing;
 mod limits;
 mod moment;
 #[cfg(any(feature = "workload-api", feature = "tonic"))]

@@ -62,12 +62,12 @@ pub struct AudienceSnapshot {
 
 impl AudienceSnapshot {
     pub(crate) fn of(entry: &Entry, now: Moment) -> Self {
-        let gate = entry.gate();
+        let state = entry.state();
         let token = entry.token.load();
         let token = token.as_deref();
         let stage = token.map(|token| entry.stage(token, now));
         let usable = stage.is_some_and(|stage| stage != Stage::Expired);
-        let next = gate.pace.next(usable);
+        let next = state.pace.next(usable);
         Self {
             request: entry.request.clone(),
             state: match stage {
@@ -81,14 +81,14 @@ impl AudienceSnapshot {
             key_id: token.and_then(|token| token.svid.key_id().map(str::to_owned)),
             expires_in: token.map(|token| token.expires_in(now)),
             refresh_in: token.map(|token| entry.due(token).until(now)),
-            fetching: gate.flight.is_some(),
-            last_error: gate.last_error().cloned(),
+            fetching: state.flight.is_some(),
+            last_error: state.last_error().cloned(),
             next_try_in: (next > now.mono()).then(|| Duration::from_nanos(next - now.mono())),
             pinned: entry.pins.load(std::sync::atomic::Ordering::Relaxed) > 0,
             generation: token.map_or(0, |token| token.generation),
-            fetches: gate.counts.fetches.into(),
-            failures: gate.counts.failures.into(),
-            unchanged: gate.counts.unchanged.into(),
+            fetches: state.counts.fetches.into(),
+            failures: state.counts.failures.into(),
+            unchanged: state.counts.unchanged.into(),
         }
     }
 }

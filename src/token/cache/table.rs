@@ -2,7 +2,7 @@
 
 use std::borrow::Borrow;
 use std::collections::HashSet;
-use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -26,7 +26,7 @@ pub(crate) struct Table {
 
 #[derive(Default)]
 struct Shard {
-    index: HashSet<Keyed, BuildHasherDefault<AsIs>>,
+    index: HashSet<Keyed>,
     /// The same entries, to draw from; an entry knows its place here.
     slots: Vec<Arc<Entry>>,
 }
@@ -54,34 +54,6 @@ impl Hash for Keyed {
     }
 }
 
-/// Hashes what brings its own hash, as a request does.
-#[derive(Default)]
-struct AsIs(u64);
-
-impl Hasher for AsIs {
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
-    }
-
-    #[inline]
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
-
-    #[inline]
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
-fn hash(request: &SvidRequest) -> u64 {
-    let mut hasher = AsIs::default();
-    request.hash(&mut hasher);
-    hasher.finish()
-}
-
 impl Table {
     pub(crate) fn new(max: usize) -> Self {
         Self {
@@ -95,11 +67,7 @@ impl Table {
 
     fn shard(&self, request: &SvidRequest) -> &RwLock<Shard> {
         let [first, ..] = &self.shards;
-        // Other bits than those that choose the place in the shard.
-        usize::try_from(hash(request) >> 32)
-            .ok()
-            .and_then(|at| self.shards.get(at % SHARDS))
-            .unwrap_or(first)
+        self.shards.get(request.shard(SHARDS)).unwrap_or(first)
     }
 
     pub(crate) fn get(&self, request: &SvidRequest) -> Option<Arc<Entry>> {

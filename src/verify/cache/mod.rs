@@ -105,9 +105,9 @@ impl VerifiedCache {
     /// Counts a look-up, where it is one of a request's own.
     pub(super) fn count(&self, hit: bool) {
         if hit {
-            self.counters.hit();
+            self.counters.hits.increment();
         } else {
-            self.counters.miss();
+            self.counters.misses.increment();
         }
     }
 

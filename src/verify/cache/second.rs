@@ -129,7 +129,7 @@ impl Lifecycle<Key, Arc<Verified>> for CountEvictions {
     type RequestState = Vec<Arc<Verified>>;
 
     fn on_evict(&self, state: &mut Self::RequestState, _: Key, verified: Arc<Verified>) {
-        self.0.eviction();
+        self.0.evictions.increment();
         state.push(verified);
     }
 }

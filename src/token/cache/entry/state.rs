@@ -1,14 +1,14 @@
 //! What an entry keeps behind its lock: the fetch under way, the pace, the counts.
 
-use super::error::TokenError;
-use super::flight::Flight;
-use super::moment::Moment;
-use super::settings::Settings;
+use super::super::error::TokenError;
+use super::super::flight::Flight;
+use super::super::moment::Moment;
+use super::super::settings::Settings;
 use crate::token::FetchSvidReason;
 
 /// What only those look at who would start a fetch, or end one.
 #[derive(Default)]
-pub(crate) struct Gate {
+pub(crate) struct EntryState {
     pub(crate) flight: Option<Box<Flight>>,
     pub(super) flights: u64,
     pub(super) generation: u64,
@@ -18,7 +18,7 @@ pub(crate) struct Gate {
     /// The classes of failure already warned of, one bit each.
     pub(crate) warned: u16,
     /// Its refreshes bring no newer token, or are slow.
-    pub(super) stalled: bool,
+    pub(crate) stalled: bool,
     /// Keys went while the fetch is under way: one of them may have signed what it brings.
     pub(super) doubtful: bool,
     /// Evicted: whoever still holds it must look again.
@@ -63,7 +63,7 @@ pub(super) fn count(counter: &mut u32) {
     *counter = counter.saturating_add(1);
 }
 
-impl Gate {
+impl EntryState {
     pub(super) fn rare(&mut self) -> &mut Rare {
         self.rare.get_or_insert_default()
     }

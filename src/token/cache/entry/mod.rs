@@ -1,14 +1,18 @@
 //! One audience: its token, its fetch under way, its pace.
 
+mod landing;
+mod state;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 
+pub(crate) use self::landing::Landing;
+pub(crate) use self::state::EntryState;
 use super::breaker::{Admission, Rank};
 use super::context::Context;
-use super::entry_state::Gate;
 use super::error::TokenError;
 use super::flight::Flight;
 use super::moment::{Moment, nanos};
@@ -45,7 +49,7 @@ pub(crate) struct Entry {
     pub(crate) pins: AtomicUsize,
     /// Its place in its shard, written under the shard's lock.
     pub(crate) place: AtomicUsize,
-    pub(crate) gate: Mutex<Gate>,
+    pub(crate) state: Mutex<EntryState>,
 }
 
 /// What a request gets.
@@ -97,12 +101,12 @@ impl Entry {
             used: AtomicU64::new(now.mono()),
             pins: AtomicUsize::new(0),
             place: AtomicUsize::new(0),
-            gate: Mutex::default(),
+            state: Mutex::default(),
         }
     }
 
-    pub(crate) fn gate(&self) -> MutexGuard<'_, Gate> {
-        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn state(&self) -> MutexGuard<'_, EntryState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn stage(&self, token: &Token, now: Moment) -> Stage {
@@ -127,8 +131,8 @@ impl Entry {
         if !self.is_key_removed() {
             return started;
         }
-        let mut gate = self.gate();
-        let asked = *gate.rare().asked_at.get_or_insert(now.mono());
+        let mut state = self.state();
+        let asked = *state.rare().asked_at.get_or_insert(now.mono());
         let waits_anyway =
             self.rejected.load(Ordering::Relaxed) || token.stage(now) == Stage::Critical;
         if waits_anyway {
@@ -153,7 +157,7 @@ impl Entry {
         if !self.is_key_removed() {
             return self.due(token);
         }
-        let gone_at = self.gate().rare.as_ref().and_then(|rare| rare.gone_at);
+        let gone_at = self.state().rare.as_ref().and_then(|rare| rare.gone_at);
         token.due.no_later_than(gone_at.unwrap_or(NEVER))
     }
 
@@ -247,8 +251,8 @@ impl Entry {
     }
 
     /// Its place among those who want to find out whether the issuer answers.
-    pub(crate) fn rank(&self, gate: &Gate) -> Rank {
-        (self.token.load().is_none(), gate.pace.failures)
+    pub(crate) fn rank(&self, state: &EntryState) -> Rank {
+        (self.token.load().is_none(), state.pace.failures)
     }
 
     /// The same as [`attempt`](Self::attempt), but for what is left to be done.
@@ -256,8 +260,8 @@ impl Entry {
         let cx = &self.cx;
         // Dropped after the lock: with it may go what a fetcher left in its future.
         let _lost;
-        let mut gate = self.gate();
-        if gate.retired {
+        let mut state = self.state();
+        if state.retired {
             return (Attempt::Retired, After::Nothing);
         }
         // Asked with the lock held: whoever closes the cache ends what began before.
@@ -265,7 +269,7 @@ impl Entry {
             let error = TokenError::closed();
             return (Attempt::NotNow { error }, After::Nothing);
         }
-        if let Some(flight) = &gate.flight {
+        if let Some(flight) = &state.flight {
             if now.mono() < flight.lease() {
                 if urgent {
                     flight.raise();
@@ -278,13 +282,13 @@ impl Entry {
                 let attempt = Attempt::Flight {
                     started: flight.started(),
                     waiter,
-                    silent_since: gate.silent_since().or(slow),
+                    silent_since: state.silent_since().or(slow),
                 };
                 return (attempt, After::Nothing);
             }
             // Its task must be gone: a runtime that was shut down takes its tasks with it.
-            _lost = gate.flight.take();
-            cx.counts.lost();
+            _lost = state.flight.take();
+            cx.counts.lost.increment();
         }
         let token = self.token.load();
         let usable = token.as_ref().filter(|token| token.usable(now));
@@ -293,15 +297,15 @@ impl Entry {
         {
             return (Attempt::Landed(token.clone()), After::Nothing);
         }
-        let next = gate.pace.next(usable.is_some());
+        let next = state.pace.next(usable.is_some());
         if now.mono() < next {
             self.quiet_until.store(next, Ordering::Release);
-            let error = gate.last_error().cloned();
+            let error = state.last_error().cloned();
             let error = error.unwrap_or_else(TokenError::closed);
             let error = error.retry_in(next - now.mono());
             return (Attempt::NotNow { error }, After::Nothing);
         }
-        let rank = self.rank(&gate);
+        let rank = self.rank(&state);
         let probe = match cx.breaker.admit(now, &cx.settings, self, rank) {
             Admission::Go => None,
             Admission::Probe { id, deadline } => Some((id, deadline)),
@@ -318,9 +322,9 @@ impl Entry {
                 return (Attempt::NotNow { error }, after);
             }
         };
-        gate.flights += 1;
-        gate.doubtful = false;
-        let flight = match Flight::start(self, gate.flights, now, probe, urgent) {
+        state.flights += 1;
+        state.doubtful = false;
+        let flight = match Flight::start(self, state.flights, now, probe, urgent) {
             Ok(flight) => flight,
             Err(missing) => {
                 if let Some((id, _)) = probe {
@@ -335,16 +339,16 @@ impl Entry {
         let attempt = Attempt::Flight {
             started: flight.started(),
             waiter,
-            silent_since: gate.silent_since(),
+            silent_since: state.silent_since(),
         };
-        gate.flight = Some(flight);
+        state.flight = Some(flight);
         (attempt, After::Began)
     }
 
     /// A flight is about to make its call, and has until `lease` for it.
     pub(crate) fn calls(&self, flight: u64, began: u64, lease: u64) {
-        let gate = self.gate();
-        if let Some(current) = gate
+        let state = self.state();
+        if let Some(current) = state
             .flight
             .as_ref()
             .filter(|current| current.id() == flight)
@@ -356,20 +360,20 @@ impl Entry {
 
     /// A service refused the token of this generation. Whether that made it due.
     pub(crate) fn reject(&self, generation: u64, now: Moment) -> bool {
-        let mut gate = self.gate();
+        let mut state = self.state();
         let token = self.token.load();
         let current = token
             .as_ref()
             .is_some_and(|token| token.generation == generation);
-        let rejected_at = gate.rare.as_ref().and_then(|rare| rare.rejected_at);
+        let rejected_at = state.rare.as_ref().and_then(|rare| rare.rejected_at);
         let lately = rejected_at.is_some_and(|at| {
             now.mono().saturating_sub(at) < nanos(self.cx.settings.rejected_every)
         });
         if !current || lately {
             return false;
         }
-        let flights = gate.flights;
-        let rare = gate.rare();
+        let flights = state.flights;
+        let rare = state.rare();
         rare.rejected_at = Some(now.mono());
         rare.asked_before = flights;
         self.rejected.store(true, Ordering::Relaxed);
@@ -381,28 +385,28 @@ impl Entry {
     /// next request waits for another; it may have signed the one on its way, too.
     pub(crate) fn keys_gone(&self, gone: impl Fn(&Token) -> bool, now: Moment) {
         {
-            let mut gate = self.gate();
-            gate.doubtful = gate.flight.is_some();
+            let mut state = self.state();
+            state.doubtful = state.flight.is_some();
         }
         // Without the lock: the answer may be one of the user's.
         let Some(token) = self.token.load_full().filter(|token| gone(token)) else {
             return;
         };
         let at = self.spread_out(now);
-        let mut gate = self.gate();
+        let mut state = self.state();
         // One that came meanwhile was asked for after the keys had gone, or is in doubt already.
         let current = self.token.load();
         if current.as_ref().is_some_and(|it| Arc::ptr_eq(it, &token)) {
-            self.key_is_removed(&mut gate, at, now);
+            self.key_is_removed(&mut state, at, now);
         }
     }
 
     /// The key of the current token was removed. Requests ask at once, whatever failed before;
     /// what no request asks for is asked for at `unasked_at`.
-    pub(super) fn key_is_removed(&self, gate: &mut Gate, unasked_at: u64, now: Moment) {
-        let flights = gate.flights;
-        gate.pace.with_token = 0;
-        let rare = gate.rare();
+    pub(super) fn key_is_removed(&self, state: &mut EntryState, unasked_at: u64, now: Moment) {
+        let flights = state.flights;
+        state.pace.with_token = 0;
+        let rare = state.rare();
         rare.gone_at = Some(unasked_at);
         rare.asked_at = None;
         rare.asked_before = flights;
@@ -425,29 +429,29 @@ impl Entry {
 
     /// Whether it may be evicted, at a glance.
     pub(crate) fn may_go(&self) -> bool {
-        self.pins.load(Ordering::Relaxed) == 0 && self.gate().flight.is_none()
+        self.pins.load(Ordering::Relaxed) == 0 && self.state().flight.is_none()
     }
 
     /// Makes it start no fetch any more, so that it can be evicted. Not while one is under way.
     pub(crate) fn retire(&self) -> bool {
-        let mut gate = self.gate();
-        if gate.retired || gate.flight.is_some() || self.pins.load(Ordering::Relaxed) > 0 {
+        let mut state = self.state();
+        if state.retired || state.flight.is_some() || self.pins.load(Ordering::Relaxed) > 0 {
             return false;
         }
-        gate.retired = true;
+        state.retired = true;
         true
     }
 
     /// The same, where it never started one.
     pub(crate) fn retire_unused(&self) -> bool {
-        let unused = self.gate().flights == 0;
+        let unused = self.state().flights == 0;
         // One that is started in between is under way, or has brought something to keep.
         unused && self.retire()
     }
 
     /// Ends the fetch under way.
     pub(crate) fn ground(&self) {
-        let flight = self.gate().flight.take();
+        let flight = self.state().flight.take();
         drop(flight);
     }
 

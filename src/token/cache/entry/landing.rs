@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::entry::{Entry, NEVER};
-use super::entry_state::{Gate, Paced, count};
-use super::error::TokenError;
-use super::flight::{Down, FlightResult, is_our_own, is_silence};
-use super::moment::{Moment, nanos};
-use super::token::Token;
+use super::super::error::TokenError;
+use super::super::flight::{Down, FlightResult, is_our_own, is_silence};
+use super::super::moment::{Moment, nanos};
+use super::super::token::Token;
+use super::state::{EntryState, Paced, count};
+use super::{Entry, NEVER};
 use crate::token::{FetchSvidError, FetchSvidReason, SvidRequest};
 
 /// How a flight ended.
@@ -55,8 +55,8 @@ impl Entry {
         landing: Landing,
         now: Moment,
     ) -> FlightResult {
-        let mut gate = self.gate();
-        let landed = gate.flight.take_if(|current| current.id() == flight);
+        let mut state = self.state();
+        let landed = state.flight.take_if(|current| current.id() == flight);
         let called = landed.and_then(|landed| landed.called());
         let answer = match landing {
             Landing::Refused { retry_after, cause } => {
@@ -66,20 +66,20 @@ impl Entry {
                 return Err(Down::Failed(error.retry_in(nanos(retry_after))));
             }
             Landing::Lost => {
-                self.cx.counts.lost();
+                self.cx.counts.lost.increment();
                 self.quiet_until.store(0, Ordering::Release);
                 return Err(Down::Lost);
             }
             Landing::Answer(answer) => answer,
         };
-        count(&mut gate.counts.fetches);
+        count(&mut state.counts.fetches);
         match (&answer, called) {
             (Err(error), Some(called)) if is_silence(error) => {
-                gate.rare().silent_since.get_or_insert(called);
+                state.rare().silent_since.get_or_insert(called);
             }
             (Err(error), _) if is_silence(error) || is_our_own(error) => {}
             _ => {
-                if let Some(rare) = &mut gate.rare {
+                if let Some(rare) = &mut state.rare {
                     rare.silent_since = None;
                 }
             }
@@ -90,13 +90,13 @@ impl Entry {
                 let slow =
                     called.is_some_and(|called| now.mono() >= called.saturating_add(slow_after));
                 let forced = self.is_forced(now);
-                let before = gate.generation;
-                let token = self.take_in(&mut gate, flight, token, now);
-                let newer = gate.generation > before;
+                let before = state.generation;
+                let token = self.take_in(&mut state, flight, token, now);
+                let newer = state.generation > before;
                 // A token that is refreshed early may well be the newest there is.
-                let stalls = !newer && !forced && self.cx.stalls(&mut gate);
-                let recovers = newer && !slow && self.cx.recovers(&mut gate);
-                drop(gate);
+                let stalls = !newer && !forced && self.cx.stalls(&mut state);
+                let recovers = newer && !slow && self.cx.recovers(&mut state);
+                drop(state);
                 if stalls {
                     self.has_stalled("the agent returned the token that it returned before");
                 } else if recovers {
@@ -106,7 +106,7 @@ impl Entry {
             }
             Err(error) => {
                 // Requests wait once for a removed key, whatever comes of it.
-                let answers = gate
+                let answers = state
                     .rare
                     .as_ref()
                     .is_some_and(|rare| flight > rare.asked_before);
@@ -115,11 +115,11 @@ impl Entry {
                 }
                 if error.reason() == FetchSvidReason::Stale {
                     // The failure is the report.
-                    self.cx.stalls(&mut gate);
+                    self.cx.stalls(&mut state);
                 }
-                let failure = self.failed(&mut gate, &error, now);
+                let failure = self.failed(&mut state, &error, now);
                 // Whoever keeps the log may look at the state, too.
-                drop(gate);
+                drop(state);
                 failure.tell(&self.request, &error);
                 Err(Down::Failed(failure.error))
             }
@@ -127,8 +127,8 @@ impl Entry {
     }
 
     /// The call under way has taken longer than `slow_after`.
-    pub(super) fn is_slow(&self) {
-        let stalls = self.cx.stalls(&mut self.gate());
+    pub(crate) fn is_slow(&self) {
+        let stalls = self.cx.stalls(&mut self.state());
         if stalls {
             self.has_stalled("the agent has not answered yet");
         }
@@ -144,16 +144,16 @@ impl Entry {
 
     fn take_in(
         self: &Arc<Self>,
-        gate: &mut Gate,
+        state: &mut EntryState,
         flight: u64,
         mut token: Token,
         now: Moment,
     ) -> Arc<Token> {
-        gate.pace.failures = 0;
-        if let Some(rare) = &mut gate.rare {
+        state.pace.failures = 0;
+        if let Some(rare) = &mut state.rare {
             rare.last_error = None;
         }
-        gate.warned = 0;
+        state.warned = 0;
         let current = self.token.load_full().filter(|current| current.usable(now));
         if let Some(current) = current {
             // One that a service refused, or whose key is gone, gives way to any other.
@@ -163,10 +163,10 @@ impl Entry {
                 !current.is_matched_by(&token)
             };
             if !gain {
-                count(&mut gate.counts.unchanged);
-                self.cx.counts.unchanged();
+                count(&mut state.counts.unchanged);
+                self.cx.counts.unchanged.increment();
                 if self.rejected.load(Ordering::Relaxed) || self.is_key_removed() {
-                    if flight <= gate.rare().asked_before {
+                    if flight <= state.rare().asked_before {
                         // Refused while this was under way: the next request asks at once.
                         self.quiet_until.store(0, Ordering::Release);
                         return current;
@@ -174,50 +174,50 @@ impl Entry {
                     // The issuer was asked, and stands by it. A key that is gone is so all the same.
                     self.rejected.store(false, Ordering::Relaxed);
                     self.key_removed.store(false, Ordering::Relaxed);
-                    let gone_at = gate.rare().gone_at.unwrap_or(NEVER);
+                    let gone_at = state.rare().gone_at.unwrap_or(NEVER);
                     self.forced.store(gone_at, Ordering::Release);
                 }
-                gate.pace.unchanged(&self.cx.settings, now);
+                state.pace.unchanged(&self.cx.settings, now);
                 self.quiet_until
-                    .store(gate.pace.with_token, Ordering::Release);
+                    .store(state.pace.with_token, Ordering::Release);
                 self.version.fetch_add(1, Ordering::Release);
                 return current;
             }
         }
-        gate.generation += 1;
-        token.generation = gate.generation;
+        state.generation += 1;
+        token.generation = state.generation;
         token.entry = Arc::downgrade(self);
         let token = Arc::new(token);
-        gate.pace = Paced::default();
+        state.pace = Paced::default();
         self.rejected.store(false, Ordering::Relaxed);
         self.key_removed.store(false, Ordering::Relaxed);
-        if let Some(rare) = &mut gate.rare {
+        if let Some(rare) = &mut state.rare {
             rare.gone_at = None;
         }
         self.forced.store(NEVER, Ordering::Release);
         self.quiet_until.store(0, Ordering::Release);
-        if std::mem::take(&mut gate.doubtful) {
+        if std::mem::take(&mut state.doubtful) {
             let unasked_at = self.spread_out(now);
-            self.key_is_removed(gate, unasked_at, now);
+            self.key_is_removed(state, unasked_at, now);
         }
         self.token.store(Some(token.clone()));
         self.version.fetch_add(1, Ordering::Release);
         token
     }
 
-    fn failed(&self, gate: &mut Gate, error: &FetchSvidError, now: Moment) -> Failure {
-        count(&mut gate.counts.failures);
+    fn failed(&self, state: &mut EntryState, error: &FetchSvidError, now: Moment) -> Failure {
+        count(&mut state.counts.failures);
         let usable = self
             .token
             .load()
             .as_ref()
             .is_some_and(|token| token.usable(now));
-        gate.pace.failed(&self.cx.settings, error.reason(), now);
-        let next = gate.pace.next(usable);
+        state.pace.failed(&self.cx.settings, error.reason(), now);
+        let next = state.pace.next(usable);
         self.quiet_until.store(next, Ordering::Release);
-        let known = self.cx.is_known(gate, error.reason());
+        let known = self.cx.is_known(state, error.reason());
         let error = TokenError::fetching(&self.request, error.clone());
-        gate.rare().last_error = Some(error.clone());
+        state.rare().last_error = Some(error.clone());
         Failure {
             error: error.retry_in(next.saturating_sub(now.mono())),
             known,
