@@ -19,7 +19,8 @@ pub type FetchSvidFuture =
 /// the refresh, so that an implementation need not.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` fetches no JWT-SVIDs",
-    label = "expected a `JwtSource`, or your own `FetchSvid`"
+    label = "expected your own `FetchSvid`",
+    note = "a `JwtSource` has a cache already: pass the source itself, or use `SvidCache::from(source)`"
 )]
 pub trait FetchSvid: Send + Sync + 'static {
     /// Asks the issuer once. The future does not borrow from `self`: it outlives its caller.
