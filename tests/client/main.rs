@@ -18,6 +18,7 @@ mod e07_peer_status;
 mod e09_removed_key;
 mod e27_old_tokens;
 mod existing;
+mod from_origin;
 mod hostile;
 mod hostile_agent;
 mod hostile_urls;
