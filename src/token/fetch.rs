@@ -157,9 +157,9 @@ impl SvidRequest {
         }
     }
 
-    /// The audiences, sorted, each once.
-    pub fn audiences(&self) -> &[Box<str>] {
-        &self.audiences
+    /// Returns the audiences: sorted, each once, never empty.
+    pub fn audiences(&self) -> impl ExactSizeIterator<Item = &str> + Clone {
+        self.audiences.iter().map(AsRef::as_ref)
     }
 
     #[cfg(feature = "client")]
@@ -261,6 +261,21 @@ pub enum FetchSvidReason {
     NoRuntime,
     /// Anything else.
     Other,
+}
+
+/// Classifies the status of a gRPC issuer: `Unavailable`, `DeadlineExceeded` (`Timeout`),
+/// `PermissionDenied` (`Denied`), `InvalidArgument` and `Unimplemented` (`InvalidRequest`); all
+/// others are `Other`.
+impl From<GrpcCode> for FetchSvidReason {
+    fn from(code: GrpcCode) -> Self {
+        match code {
+            GrpcCode::Unavailable => Self::Unavailable,
+            GrpcCode::DeadlineExceeded => Self::Timeout,
+            GrpcCode::PermissionDenied => Self::Denied,
+            GrpcCode::InvalidArgument | GrpcCode::Unimplemented => Self::InvalidRequest,
+            _ => Self::Other,
+        }
+    }
 }
 
 impl FetchSvidError {

@@ -36,6 +36,7 @@ mod recorder;
 mod redirects;
 mod refused;
 mod rules;
+mod small_gaps;
 mod stack;
 mod support;
 mod tonic_channel;

@@ -19,7 +19,7 @@ fn found(audience: &Audience, uri: &str) -> Option<String> {
     if let Some((_, at_a_glance)) = glance.and_then(|it| audience.find_as_written(it.as_str())) {
         assert_eq!(*at_a_glance, request, "{uri}");
     }
-    Some(request.audiences()[0].to_string())
+    Some(request.audiences().next()?.to_owned())
 }
 
 #[test]

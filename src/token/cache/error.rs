@@ -344,7 +344,7 @@ impl fmt::Display for Audiences<'_> {
         const SHOWN: usize = 3;
         const LEN: usize = 128;
         let audiences = self.0.audiences();
-        for (at, audience) in audiences.iter().take(SHOWN).enumerate() {
+        for (at, audience) in audiences.clone().take(SHOWN).enumerate() {
             let comma = if at == 0 { "" } else { ", " };
             write!(f, "{comma}{:?}", bounded(audience, LEN))?;
         }
