@@ -151,6 +151,34 @@ impl UnixTime {
         nanos: NANOS - 1,
     };
 
+    /// Returns the current wall time of this machine, as [`SystemClock`] reads it.
+    ///
+    /// Code that takes a [`Clock`] calls [`Clock::now`] instead, so that tests can set the time.
+    pub fn now() -> Self {
+        SystemClock.now()
+    }
+
+    /// Returns this moment as a `SystemTime`, or `None` if the platform's `SystemTime` cannot
+    /// represent it. `UnixTime::from` is the other direction.
+    ///
+    /// ```
+    /// use std::time::{Duration, UNIX_EPOCH};
+    /// use tower_spiffe::clock::UnixTime;
+    ///
+    /// let before = UnixTime::new(-2, 500_000_000).to_system_time();
+    /// assert_eq!(before, Some(UNIX_EPOCH - Duration::from_millis(1500)));
+    /// assert_eq!(before.map(UnixTime::from), Some(UnixTime::new(-2, 500_000_000)));
+    /// ```
+    pub fn to_system_time(self) -> Option<SystemTime> {
+        let whole = Duration::from_secs(self.secs.unsigned_abs());
+        let floor = if self.secs < 0 {
+            UNIX_EPOCH.checked_sub(whole)
+        } else {
+            UNIX_EPOCH.checked_add(whole)
+        };
+        floor?.checked_add(Duration::from_nanos(self.nanos.into()))
+    }
+
     /// The moment this many whole seconds after 1970 (before it, where negative).
     pub const fn from_secs(secs: i64) -> Self {
         Self { secs, nanos: 0 }

@@ -113,7 +113,7 @@ async fn calls(args: Args) -> Result<bool, BoxError> {
     say!(
         "token: sub {}, aud {:?}, {left} s left",
         svid.spiffe_id(),
-        svid.audiences()
+        svid.audiences().collect::<Vec<_>>()
     );
 
     let origin = args.url.origin().ascii_serialization();

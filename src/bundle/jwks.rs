@@ -72,17 +72,51 @@ pub(super) fn read(
     let elements =
         elements(text).map_err(|error| JwksError::new(json_fault(&error, EXPECTED), document))?;
 
-    let mut ignored = Vec::new();
-    let mut found: Vec<(usize, JwtAuthority)> = Vec::new();
+    let mut keys = Reader::default();
     for (position, element) in elements.into_iter().enumerate() {
-        match jwk::read(element.get(), rule, known) {
-            Ok(authority) => found.push((position, authority)),
-            Err(rejected) => tell(&mut ignored, IgnoredKey::rejected(position, &rejected)),
+        keys.read(position, element.get(), rule, known);
+    }
+    Ok(keys.finish())
+}
+
+/// The same for elements that come one by one.
+pub(super) fn read_each<K: AsRef<[u8]>>(
+    elements: impl IntoIterator<Item = K>,
+    rule: UseRule,
+) -> Keys {
+    let mut keys = Reader::default();
+    for (position, element) in elements.into_iter().enumerate() {
+        match std::str::from_utf8(element.as_ref()) {
+            Ok(element) => keys.read(position, element, rule, None),
+            Err(_) => {
+                let reason = IgnoredReason::Malformed;
+                tell(&mut keys.ignored, IgnoredKey::new(position, None, reason));
+            }
         }
     }
-    let authorities = without_ambiguous(found, &mut ignored);
-    ignored.sort_by_key(IgnoredKey::position);
-    Ok((authorities, ignored.into()))
+    keys.finish()
+}
+
+#[derive(Default)]
+struct Reader {
+    found: Vec<(usize, JwtAuthority)>,
+    ignored: Vec<IgnoredKey>,
+}
+
+impl Reader {
+    fn read(&mut self, position: usize, element: &str, rule: UseRule, known: Option<&JwtBundle>) {
+        match jwk::read(element, rule, known) {
+            Ok(authority) => self.found.push((position, authority)),
+            Err(rejected) => tell(&mut self.ignored, IgnoredKey::rejected(position, &rejected)),
+        }
+    }
+
+    fn finish(self) -> Keys {
+        let Self { found, mut ignored } = self;
+        let authorities = without_ambiguous(found, &mut ignored);
+        ignored.sort_by_key(IgnoredKey::position);
+        (authorities, ignored.into())
+    }
 }
 
 /// A key ID that names two different keys names none: otherwise the order of an array would decide

@@ -72,6 +72,35 @@ impl JwtBundle {
         Self::read(trust_domain, jwks, jwk::UseRule::AbsentOrJwtSvid, None)
     }
 
+    /// Reads JWKs given one by one, by the rules of [`from_jwks`](Self::from_jwks). A JWK that cannot
+    /// be used is in [`ignored`](Self::ignored), with its position in `keys`.
+    ///
+    /// ```
+    /// use tower_spiffe::TrustDomain;
+    /// use tower_spiffe::bundle::{IgnoredReason, JwtBundle};
+    ///
+    /// let key = br#"{"kty": "EC", "kid": "a", "crv": "P-256",
+    ///     "x": "bVDjA5e6fbeeyTcGBKr7nOk7JcsJBBSY5AfzijSjWi0",
+    ///     "y": "Cav0NjSa0vjokblBt6XX3cuVwwqCmhC20E0wgNmBGMU"}"#;
+    /// let keys: [&[u8]; 3] = [b"{}", key, b"\xff"];
+    /// let bundle = JwtBundle::from_keys(TrustDomain::parse("example.org")?, keys);
+    /// assert!(bundle.authority("a").is_some());
+    /// assert_eq!(bundle.ignored()[0].reason(), IgnoredReason::KeyId);
+    /// assert_eq!(bundle.ignored()[1].position(), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn from_keys<K: AsRef<[u8]>>(
+        trust_domain: TrustDomain,
+        keys: impl IntoIterator<Item = K>,
+    ) -> Self {
+        let (authorities, ignored) = jwks::read_each(keys, jwk::UseRule::AbsentOrJwtSvid);
+        Self {
+            trust_domain,
+            authorities,
+            ignored,
+        }
+    }
+
     /// Reads a SPIFFE bundle (SPIFFE Trust Domain and Bundle section 4), as a federation endpoint
     /// or a file gives it. A key is taken only where `use` is `jwt-svid`.
     ///
@@ -171,7 +200,7 @@ impl JwtBundle {
     /// This bundle, with each authority that `previous` has too taken from there: what was
     /// verified with it stays verified, and keys that are parsed stay parsed.
     #[must_use]
-    pub fn sharing_with(mut self, previous: &JwtBundle) -> Self {
+    pub(crate) fn sharing_with(mut self, previous: &JwtBundle) -> Self {
         if self.trust_domain == previous.trust_domain {
             for authority in &mut self.authorities {
                 if let Some(known) = previous.authority(authority.key_id())

@@ -10,7 +10,7 @@ use self::dynamic::{Allowed, Dynamic};
 use self::rules::{Bound, Rule, Rules};
 use super::origin::{Origin, OriginError, Target};
 use crate::identity::SpiffeId;
-use crate::token::{Identity, SvidRequest, SvidRequestError};
+use crate::token::{Identity, SvidRequest, SvidRequestError, TokenError};
 
 /// Whom tokens are for, and to which origins they may go.
 ///
@@ -33,8 +33,8 @@ use crate::token::{Identity, SvidRequest, SvidRequestError};
 /// // A rule, for the origins of an allow-list. The audience names all that the wildcard matched.
 /// Audience::from_origin(
 ///     |origin| match origin.host().strip_suffix(".svc.example.org") {
-///         Some(service) => format!("spiffe://x/{service}"),
-///         None => String::new(), // no token
+///         Some(service) => Some(format!("spiffe://x/{service}")),
+///         None => None, // no token
 ///     },
 ///     ["https://*.svc.example.org"],
 /// )?;
@@ -95,6 +95,8 @@ pub(crate) enum Found<'a> {
     /// The rule at this place of [`Audience::requests`].
     Rule(usize, &'a SvidRequest),
     Made(SvidRequest),
+    /// What [`Audience::from_origin`] made of the origin cannot be asked for.
+    Invalid(TokenError),
     Nothing,
 }
 
@@ -141,7 +143,9 @@ impl Audience {
     /// `https://*.*.svc.example.org`. The domain has two labels or more. A pattern that ends with a
     /// dot matches absolute host names only, and one without matches no absolute host name.
     ///
-    /// If `audience` returns an empty text, requests to this origin get no token.
+    /// If `audience` returns `None`, requests to this origin get no token. If it returns an invalid
+    /// audience (empty, or with white space at an end), they fail with
+    /// [`InvalidRequest`](crate::token::TokenErrorReason::InvalidRequest).
     ///
     /// **Derive the audience from everything that varies in the allowed hosts.** With
     /// `https://*.*.svc.example.org` (`reports.team-a`, `reports.team-b`), an audience made from the
@@ -150,7 +154,7 @@ impl Audience {
     /// # Errors
     /// Returns an error if a text is not an origin, or if the list is empty.
     pub fn from_origin<O: AsRef<str>>(
-        audience: impl Fn(&Origin) -> String + Send + Sync + 'static,
+        audience: impl Fn(&Origin) -> Option<String> + Send + Sync + 'static,
         allowed: impl IntoIterator<Item = O>,
     ) -> Result<Self, AudienceError> {
         let allowed: Result<Vec<_>, _> = allowed
@@ -260,7 +264,7 @@ impl Audience {
     pub(crate) fn find(&self, target: Target<'_>) -> Found<'_> {
         match &self.choice {
             Choice::Rules(rules) => rules.find(target),
-            Choice::Dynamic(dynamic) => dynamic.find(target).map_or(Found::Nothing, Found::Made),
+            Choice::Dynamic(dynamic) => dynamic.find(target),
             Choice::PerRequest => Found::Nothing,
         }
     }

@@ -200,6 +200,7 @@ impl Config {
                 self.cache.issue(&self.audience.identify(request.clone()))
             }
             (Some(_), Found::Made(request)) => self.cache.issue(&self.audience.identify(request)),
+            (_, Found::Invalid(error)) => return Decision::not_allowed(error),
             (_, Found::Nothing) => return self.unmatched(Unmatched::Origin(target)),
         };
         Decision::of(issue)

@@ -16,7 +16,7 @@
 //! # impl FetchSvid for Desk {
 //! #     fn fetch_svid(&self, request: &SvidRequest) -> FetchSvidFuture {
 //! #         let exp = SystemClock::shared().now().secs() + 300;
-//! #         let claims = format!(r#"{{"sub":"spiffe://x/web","aud":["{}"],"exp":{exp}}}"#, request.audiences()[0]);
+//! #         let claims = format!(r#"{{"sub":"spiffe://x/web","aud":["{}"],"exp":{exp}}}"#, request.audiences().next().unwrap_or_default());
 //! #         let token = format!("{}.{}.c2ln", URL_SAFE_NO_PAD.encode(r#"{"alg":"ES256","kid":"1"}"#), URL_SAFE_NO_PAD.encode(claims));
 //! #         Box::pin(async move { Ok(JwtSvid::parse_unverified(&token, "").unwrap()) })
 //! #     }
@@ -101,6 +101,11 @@
 //! | `reqwest_middleware` | `JwtSvidMiddleware` (feature `reqwest-middleware`) | `examples/client_reqwest_middleware.rs` |
 //! | any of them among timeouts, retries, limits, buffers | as below | `examples/client_stack.rs` |
 //! | anything else | [`SvidCache::header`](crate::SvidCache::header) | |
+//!
+//! A token source of your own implements [`FetchSvid`](crate::token::FetchSvid): one call for one
+//! [`SvidRequest`](crate::token::SvidRequest), which fails with a
+//! [`FetchSvidError`](crate::token::FetchSvidError). [`SvidCache::new`](crate::SvidCache::new) makes
+//! a cache of it, which every client here takes.
 //!
 //! # Where a token may go
 //!

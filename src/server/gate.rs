@@ -196,7 +196,7 @@ impl Gate {
             Err(rejection) => {
                 let source = self.validator.source();
                 let is_known = |name: &str| matches!(source.bundle(name), BundleAnswer::Ready(_));
-                let accepted = self.validator.audiences();
+                let accepted = self.validator.accepted_audiences();
                 self.telemetry
                     .refused(&rejection, enforced, is_known, accepted);
                 if enforced {

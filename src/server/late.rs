@@ -80,8 +80,12 @@ impl<B, R: OnReject<B>> Late<B> for Unverified<R> {
         let rejection = rejection.reworded(wire, &gate.realm, gate.uniform);
         let source = gate.validator.source();
         let is_known = |name: &str| matches!(source.bundle(name), BundleAnswer::Ready(_));
-        gate.telemetry
-            .refused(&rejection, true, is_known, gate.validator.audiences());
+        gate.telemetry.refused(
+            &rejection,
+            true,
+            is_known,
+            gate.validator.accepted_audiences(),
+        );
         let mut response = shared.refuse(rejection, &parts);
         let drain = kept.drain(&gate.drain, &parts, &mut response);
         (response, drain)

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::bundle::{BundleAnswer, BundleSource, BundlesUnavailable, JwtBundleSet};
+use crate::bundle::{BundleAnswer, BundleSource, BundlesUnavailable, JwtBundle, JwtBundleSet};
 use crate::clock::Clock;
 use crate::jwt::{Algorithm, Curve, PublicKey};
 use crate::source::agent::intake;
@@ -14,6 +14,7 @@ use crate::source::agent::shared::{Shared, StreamError};
 use crate::source::file::{self, Format, MapRead};
 use crate::source::trust_clock::TrustClock;
 use crate::source::{ResourceLimits, SourceState, WithdrawalPolicy};
+use crate::token::SvidCache;
 use crate::workload_api::pb::JwtBundlesResponse;
 use crate::workload_api::{
     Call, JwtBundlesMessage, WorkloadApiClient, WorkloadApiError, WorkloadApiErrorReason,
@@ -46,6 +47,18 @@ impl Key {
     pub fn verify(&self, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> bool {
         self.0.verify(algorithm, message, signature)
     }
+}
+
+/// Tells the cache which signing keys were removed, as a source does; `removed` gets the name of a
+/// trust domain and a key ID.
+pub fn remove_authorities(cache: &SvidCache, removed: &dyn Fn(&str, &str) -> bool) {
+    cache.authorities_removed(removed);
+}
+
+/// Returns `bundle` with the authorities of `previous` that it has too, as a source does for each
+/// new set: what was verified with them stays verified.
+pub fn share_authorities(bundle: JwtBundle, previous: &JwtBundle) -> JwtBundle {
+    bundle.sharing_with(previous)
 }
 
 /// What a source makes of one message of the bundle stream, as it came over the wire: the set, and

@@ -19,7 +19,8 @@ pub type FetchSvidFuture =
 /// the refresh, so that an implementation need not.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` fetches no JWT-SVIDs",
-    label = "expected a `JwtSource`, or your own `FetchSvid`"
+    label = "expected your own `FetchSvid`",
+    note = "a `JwtSource` has a cache already: pass the source itself, or use `SvidCache::from(source)`"
 )]
 pub trait FetchSvid: Send + Sync + 'static {
     /// Asks the issuer once. The future does not borrow from `self`: it outlives its caller.
@@ -156,9 +157,9 @@ impl SvidRequest {
         }
     }
 
-    /// The audiences, sorted, each once.
-    pub fn audiences(&self) -> &[Box<str>] {
-        &self.audiences
+    /// Returns the audiences: sorted, each once, never empty.
+    pub fn audiences(&self) -> impl ExactSizeIterator<Item = &str> + Clone {
+        self.audiences.iter().map(AsRef::as_ref)
     }
 
     #[cfg(feature = "client")]
@@ -266,6 +267,21 @@ pub enum FetchSvidReason {
     NoRuntime,
     /// Anything else.
     Other,
+}
+
+/// Classifies the status of a gRPC issuer: `Unavailable`, `DeadlineExceeded` (`Timeout`),
+/// `PermissionDenied` (`Denied`), `InvalidArgument` and `Unimplemented` (`InvalidRequest`); all
+/// others are `Other`.
+impl From<GrpcCode> for FetchSvidReason {
+    fn from(code: GrpcCode) -> Self {
+        match code {
+            GrpcCode::Unavailable => Self::Unavailable,
+            GrpcCode::DeadlineExceeded => Self::Timeout,
+            GrpcCode::PermissionDenied => Self::Denied,
+            GrpcCode::InvalidArgument | GrpcCode::Unimplemented => Self::InvalidRequest,
+            _ => Self::Other,
+        }
+    }
 }
 
 impl FetchSvidError {

@@ -124,9 +124,9 @@ impl JwtSvid {
         &self.0.subject.spiffe_id
     }
 
-    /// For whom the token is: its `aud`, one at least.
-    pub fn audiences(&self) -> &[Box<str>] {
-        &self.0.audiences
+    /// Returns the token's audiences (`aud`); never empty.
+    pub fn audiences(&self) -> impl ExactSizeIterator<Item = &str> + Clone {
+        self.0.audiences.iter().map(AsRef::as_ref)
     }
 
     /// When it ends: its `exp`.

@@ -19,7 +19,7 @@
 //!         let now = SystemClock::shared().now().secs();
 //!         let claims = format!(
 //!             r#"{{"sub":"spiffe://x/web","aud":["{}"],"iat":{now},"exp":{}}}"#,
-//!             request.audiences()[0],
+//!             request.audiences().next().unwrap_or_default(),
 //!             now + 300,
 //!         );
 //!         let header = URL_SAFE_NO_PAD.encode(r#"{"alg":"ES256","kid":"1"}"#);

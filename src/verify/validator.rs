@@ -99,8 +99,13 @@ impl Validator {
         metrics.record_verification(&Verification::new(outcome, cached, label).because(why));
     }
 
-    /// The audiences that we go by.
-    pub fn audiences(&self) -> &[Box<str>] {
+    /// Returns the audiences that tokens are accepted for; never empty.
+    pub fn audiences(&self) -> impl ExactSizeIterator<Item = &str> + Clone {
+        self.0.settings.audiences.iter().map(AsRef::as_ref)
+    }
+
+    #[cfg(feature = "server")]
+    pub(crate) fn accepted_audiences(&self) -> &[Box<str>] {
         &self.0.settings.audiences
     }
 

@@ -113,9 +113,9 @@ impl VerifiedSvid {
         &self.0.0.spiffe_id
     }
 
-    /// For whom the token is: its `aud`, all of it, one at least.
-    pub fn audiences(&self) -> &[Box<str>] {
-        &self.0.0.audiences
+    /// Returns the token's audiences (`aud`), all of them; never empty.
+    pub fn audiences(&self) -> impl ExactSizeIterator<Item = &str> + Clone {
+        self.0.0.audiences.iter().map(AsRef::as_ref)
     }
 
     /// When the token ends: its `exp`, without leeway. What goes on longer than that (a stream, a

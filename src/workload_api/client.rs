@@ -149,11 +149,7 @@ impl WorkloadApiClient {
     ) -> Result<Vec<pb::Jwtsvid>, WorkloadApiError> {
         const CALL: Call = Call::FetchJwtSvid;
         let message = pb::JwtsvidRequest {
-            audience: request
-                .audiences()
-                .iter()
-                .map(ToString::to_string)
-                .collect(),
+            audience: request.audiences().map(str::to_owned).collect(),
             spiffe_id: id.map(ToString::to_string).unwrap_or_default(),
         };
         let asked_for = request.spiffe_id();
@@ -327,14 +323,10 @@ impl WorkloadApiClient {
                 "asked for a token of {wanted}, it gave one of {shown}"
             )));
         }
-        let mut audiences: Vec<&str> = svid.audiences().iter().map(AsRef::as_ref).collect();
+        let mut audiences: Vec<&str> = svid.audiences().collect();
         audiences.sort_unstable();
         audiences.dedup();
-        if !audiences
-            .iter()
-            .copied()
-            .eq(request.audiences().iter().map(AsRef::as_ref))
-        {
+        if !audiences.iter().copied().eq(request.audiences()) {
             return Err(self.invalid("its token is for other audiences than asked for"));
         }
         Ok(svid)

@@ -120,7 +120,7 @@ fn a_hit_through_the_layer_costs_no_allocation() {
     assert_eq!(calls_through_the_layer(map, MANY), 0);
 
     let rule = Audience::from_origin(
-        |origin| format!("spiffe://{}", origin.host()),
+        |origin| Some(format!("spiffe://{}", origin.host())),
         ["https://*.example.org:8443"],
     );
     assert_eq!(calls_through_the_layer(rule.unwrap(), MANY), 0);

@@ -98,7 +98,7 @@ async fn an_audience_that_was_pinned_and_never_asked_for_leaves_no_trace() {
 async fn rule_14_one_audience_that_fails_among_others_that_work_is_one_warning() {
     let log = Log::default();
     let _guard = log.begin(Level::TRACE);
-    let bench = Bench::with(|call| match &*call.request.audiences()[0] {
+    let bench = Bench::with(|call| match call.request.audiences().next().unwrap() {
         "bad" => Answer::Fail(FetchSvidReason::Unavailable),
         _ => call.fresh(300),
     });

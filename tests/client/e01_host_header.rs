@@ -191,7 +191,8 @@ async fn e01_host_is_found_among_many_headers() {
 async fn e01_host_must_match_for_every_audience() {
     let bench = Bench::new();
     let any = Audience::fixed("a").any_origin().unwrap();
-    let rule = Audience::from_origin(|o| o.host().to_owned(), ["https://reports:8443"]).unwrap();
+    let rule =
+        Audience::from_origin(|o| Some(o.host().to_owned()), ["https://reports:8443"]).unwrap();
     let many = (0..20).map(|n| (format!("https://reports:{}", 8443 + n), "a"));
     let many = Audience::map(many).unwrap();
     for audience in [fixed(), any, rule, many] {

@@ -9,7 +9,7 @@ use crate::support::Bench;
 /// Asserts which of these origins get a token by this pattern.
 async fn assert_matches(pattern: &str, matched: &[&str], others: &[&str]) {
     let bench = Bench::new();
-    let audience = Audience::from_origin(|origin| origin.to_string(), [pattern]).unwrap();
+    let audience = Audience::from_origin(|origin| Some(origin.to_string()), [pattern]).unwrap();
     let layer = AddJwtSvidLayer::new(bench.cache.clone(), audience);
     for (origins, expected) in [(matched, true), (others, false)] {
         for origin in origins {
@@ -126,7 +126,7 @@ fn e02_wildcards_stand_for_leftmost_labels_only() {
         "*.example.org",
         "https://*%2eexample.org",
     ] {
-        let error = Audience::from_origin(|_| "a".into(), [bad]).unwrap_err();
+        let error = Audience::from_origin(|_| Some("a".into()), [bad]).unwrap_err();
         assert!(matches!(error, AudienceError::Origin { .. }), "{bad}");
         let text = error.to_string();
         assert!(text.contains("`https://*.*.example.org`"), "{text}");

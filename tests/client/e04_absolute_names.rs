@@ -50,7 +50,7 @@ async fn e04_absolute_names_work_in_every_binding() {
     let bench = Bench::new();
     let any = Audience::fixed("a").any_origin().unwrap();
     let assumed = Audience::fixed("a").assume_origin(ABSOLUTE).unwrap();
-    let rule = Audience::from_origin(|origin| origin.host().to_owned(), [ABSOLUTE]).unwrap();
+    let rule = Audience::from_origin(|origin| Some(origin.host().to_owned()), [ABSOLUTE]).unwrap();
     let uri = format!("{ABSOLUTE}/x");
     for (audience, uri) in [(any, uri.as_str()), (assumed, "/x"), (rule, uri.as_str())] {
         let layer = AddJwtSvidLayer::new(bench.cache.clone(), audience).strict();

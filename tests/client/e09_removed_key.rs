@@ -8,6 +8,8 @@ use tower_spiffe::testing::{FakeAgent, PausedClock};
 use tower_spiffe::token::FetchSvidReason;
 use tower_spiffe::{JwtSvid, SvidCache};
 
+use tower_spiffe::testing::internals;
+
 use crate::support::{Answer, Bench, START, Token, millis, request, secs, settle, timed};
 
 fn kid(header: &HeaderValue) -> String {
@@ -20,9 +22,9 @@ fn kid(header: &HeaderValue) -> String {
 async fn removed() -> (Bench, HeaderValue) {
     let bench = Bench::with(|call| call.fresh(3600));
     let old = bench.cache.header(&request("a")).await.unwrap();
-    bench
-        .cache
-        .authorities_gone(&|trust_domain, key| trust_domain == "x" && key == "key-1");
+    internals::remove_authorities(&bench.cache, &|trust_domain, key| {
+        trust_domain == "x" && key == "key-1"
+    });
     (bench, old)
 }
 
@@ -60,7 +62,7 @@ async fn e09_old_token_again_is_sent_without_more_waits() {
         .desk
         .then(move |_| Answer::Token(same.clone()).after(millis(20)));
     let old = bench.cache.header(&aud).await.unwrap();
-    bench.cache.authorities_gone(&|_, key| key == "key-1");
+    internals::remove_authorities(&bench.cache, &|_, key| key == "key-1");
     let (sent, took) = timed(bench.cache.header(&aud)).await;
     assert_eq!((sent.unwrap(), took), (old.clone(), millis(20)));
     for _ in 0..300 {
@@ -77,7 +79,7 @@ async fn e09_old_token_again_is_sent_without_more_waits() {
     assert_ne!(bench.cache.header(&aud).await.unwrap(), old);
     // The next removal is waited for once more.
     bench.desk.then(|call| call.fresh(3600).after(millis(100)));
-    bench.cache.authorities_gone(&|_, key| key == "key-1");
+    internals::remove_authorities(&bench.cache, &|_, key| key == "key-1");
     assert_eq!(timed(bench.cache.header(&aud)).await.1, millis(100));
 }
 
@@ -108,7 +110,7 @@ async fn e09_fetch_from_before_the_removal_is_not_enough() {
     bench.at(secs(200)).await;
     bench.cache.try_header(&aud).unwrap();
     settle().await;
-    bench.cache.authorities_gone(&|_, key| key == "key-1");
+    internals::remove_authorities(&bench.cache, &|_, key| key == "key-1");
     let (sent, took) = timed(bench.cache.header(&aud)).await;
     assert_eq!((kid(&sent.unwrap()).as_str(), took), ("key-2", millis(200)));
 }
@@ -117,10 +119,8 @@ async fn e09_fetch_from_before_the_removal_is_not_enough() {
 async fn e09_other_keys_cause_no_wait() {
     let bench = Bench::with(|call| call.fresh(3600));
     let old = bench.cache.header(&request("a")).await.unwrap();
-    bench
-        .cache
-        .authorities_gone(&|trust_domain, _| trust_domain == "other");
-    bench.cache.authorities_gone(&|_, key| key == "key-2");
+    internals::remove_authorities(&bench.cache, &|trust_domain, _| trust_domain == "other");
+    internals::remove_authorities(&bench.cache, &|_, key| key == "key-2");
     bench.desk.then(|_| Answer::Hang);
     let (sent, took) = timed(bench.cache.header(&request("a"))).await;
     assert_eq!((sent.unwrap(), took), (old, secs(0)));

@@ -1,7 +1,7 @@
 //! An agent without its server returns old tokens: the error, the metric and the log say so.
 
 use tower_spiffe::source::{JwtSourceError, JwtSourceErrorReason};
-use tower_spiffe::token::{FetchSvidReason, TokenErrorReason};
+use tower_spiffe::token::TokenErrorReason;
 use tracing::Level;
 
 use crate::log::Log;
@@ -30,7 +30,7 @@ async fn e27_token_that_we_had_names_the_server() {
     let source = JwtSourceError::from(error);
     assert_eq!(
         source.reason(),
-        JwtSourceErrorReason::Token(FetchSvidReason::Stale)
+        JwtSourceErrorReason::Token(TokenErrorReason::StaleToken)
     );
 }
 

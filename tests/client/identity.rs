@@ -41,7 +41,7 @@ async fn the_id_of_a_layer_holds_for_the_audiences_of_requests() {
     let rules = [
         Audience::per_request(),
         fixed(),
-        Audience::from_origin(|_| "o".to_owned(), ["https://other"]).unwrap(),
+        Audience::from_origin(|_| Some("o".to_owned()), ["https://other"]).unwrap(),
     ];
     for own in rules {
         // Named on the layer, or on its audience.

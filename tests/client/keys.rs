@@ -10,6 +10,8 @@ use tower_spiffe::testing::{FakeAgent, PausedClock};
 use tower_spiffe::token::SvidRequest;
 use tower_spiffe::{JwtSource, JwtSvid, SvidCache};
 
+use tower_spiffe::testing::internals;
+
 use crate::support::{Answer, Bench, START, Token, millis, request, secs};
 
 /// An agent and a source on paused time; and the token for one audience.
@@ -145,7 +147,7 @@ async fn rule_09_a_key_that_is_gone_is_so_after_a_refusal_too() {
     let sent = bench.cache.header(&aud).await.unwrap();
     assert_eq!(kid(&sent), "old");
 
-    bench.cache.authorities_gone(&|_, key| key == "old");
+    internals::remove_authorities(&bench.cache, &|_, key| key == "old");
     bench.at(secs(20)).await;
     assert!(bench.cache.report_refused(&aud, &sent));
     assert_eq!(bench.cache.header(&aud).await.unwrap(), sent);

@@ -220,7 +220,10 @@ async fn each_origin_gets_its_own_token() {
             bench.cache.header(&request(audience)).await.unwrap()
         );
     }
-    let rule = Audience::from_origin(|origin| origin.host().to_owned(), ["https://*.svc.test"]);
+    let rule = Audience::from_origin(
+        |origin| Some(origin.host().to_owned()),
+        ["https://*.svc.test"],
+    );
     let layer = AddJwtSvidLayer::new(bench.cache.clone(), rule.unwrap());
     let headers = sent(layer.clone(), to("https://web.svc.test/x"))
         .await

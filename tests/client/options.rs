@@ -5,6 +5,8 @@ use std::time::Duration;
 use tower_spiffe::token::TokenState;
 use tower_spiffe::token::{FetchSvidReason, SvidCacheBuilder};
 
+use tower_spiffe::testing::internals;
+
 use crate::support::{Answer, Bench, millis, request, secs};
 
 /// When the calls of a request began that is asked for every 10 ms, from `from` on.
@@ -74,7 +76,7 @@ async fn tokens_of_a_removed_key_are_critical_at_once() {
     let bench = Bench::new();
     let aud = request("a");
     bench.cache.header(&aud).await.unwrap();
-    bench.cache.authorities_gone(&|_, key| key == "key-1");
+    internals::remove_authorities(&bench.cache, &|_, key| key == "key-1");
     let state = bench.cache.snapshot_of(&aud).unwrap().state;
     assert_eq!(state, TokenState::Critical);
 }
@@ -93,7 +95,7 @@ async fn warm_tokens_of_a_removed_key_are_spread() {
         bench.at(Duration::from_secs(1)).await;
         let before = bench.desk.under_way(|it| it.began.len());
         assert_eq!(before, 20);
-        bench.cache.authorities_gone(&|_, key| key == "key-1");
+        internals::remove_authorities(&bench.cache, &|_, key| key == "key-1");
         bench.at(Duration::from_secs(90)).await;
         let began = bench.desk.under_way(|it| it.began[20..].to_vec());
         assert_eq!(began.len(), 20, "{within}");

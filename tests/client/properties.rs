@@ -6,6 +6,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 use tower_spiffe::token::{FetchSvidReason, SvidRequest, TokenErrorReason};
 
+use tower_spiffe::testing::internals;
+
 use crate::support::{Answer, Bench, Call, Token, millis, request, secs, settle, timed};
 
 /// More of them than the cache holds.
@@ -189,7 +191,7 @@ async fn play(deeds: Vec<(Deed, Duration)>, steps: Vec<Step>) {
                 pinned += 1;
             }
             Step::KeepCold => warm.clear(),
-            Step::KeyGone => bench.cache.authorities_gone(&|_, _| true),
+            Step::KeyGone => internals::remove_authorities(&bench.cache, &|_, _| true),
             Step::Wall(seconds) => bench.clock.step_wall(seconds),
         }
         for pin in &pins {

@@ -28,7 +28,7 @@ pub async fn source() -> (FakeAgent, JwtSource) {
 fn audience_of(seen: &Seen) -> Option<String> {
     let token = seen.authorization.as_ref()?.strip_prefix("Bearer ")?;
     let svid = JwtSvid::parse_unverified(token, "").unwrap();
-    Some(svid.audiences()[0].to_string())
+    svid.audiences().next().map(str::to_owned)
 }
 
 pub fn trusting(ca: &Ca) -> reqwest::ClientBuilder {

@@ -119,7 +119,7 @@ async fn limits_and_buffers_on_both_sides_never_hang() {
 #[tokio::test(start_paused = true)]
 async fn four_cold_starts_leave_all_four_permits_to_others() {
     let bench = Bench::with(|call| {
-        let warm = &*call.request.audiences()[0] == "aud-4";
+        let warm = call.request.audiences().eq(["aud-4"]);
         let delay = if warm { Duration::ZERO } else { secs(4) };
         call.fresh(300).after(delay)
     });
@@ -153,7 +153,7 @@ async fn four_cold_starts_leave_all_four_permits_to_others() {
 #[tokio::test(start_paused = true)]
 async fn while_one_waits_for_its_token_another_uses_the_only_permit() {
     let bench = Bench::with(|call| {
-        let slow = &*call.request.audiences()[0] == "aud-0";
+        let slow = call.request.audiences().eq(["aud-0"]);
         call.fresh(300)
             .after(if slow { secs(4) } else { millis(1) })
     });

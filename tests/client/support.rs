@@ -39,11 +39,7 @@ impl Token {
             .map_or("spiffe://x/web", |id| id.as_str());
         Self {
             sub: id.to_owned(),
-            aud: request
-                .audiences()
-                .iter()
-                .map(|audience| audience.to_string())
-                .collect(),
+            aud: request.audiences().map(str::to_owned).collect(),
             iat: Some(from),
             exp: Some(from + life),
             kid: "key-1",

@@ -16,7 +16,7 @@ fn refuses() -> Answer {
 }
 
 fn served(call: &Call<'_>, lost: Lost) -> Answer {
-    if call.request.audiences()[0].starts_with("lost") {
+    if call.request.audiences().any(|it| it.starts_with("lost")) {
         lost()
     } else {
         call.fresh(300)

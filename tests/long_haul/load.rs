@@ -62,7 +62,7 @@ pub(crate) fn paths(world: &Shared) -> Vec<Path> {
     let web = ledger.with_spiffe_id(WEB.parse().unwrap());
     let batch = orders.with_hint(BATCH_HINT).unwrap();
     let by_origin = Audience::from_origin(
-        |origin| origin.host().split('.').next().unwrap_or("").to_owned(),
+        |origin| origin.host().split('.').next().map(str::to_owned),
         ["https://*.example.org"],
     );
     let fixed = |request: &SvidRequest| {

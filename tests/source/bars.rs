@@ -4,7 +4,7 @@ use tokio::time::{Instant, timeout};
 use tower_spiffe::JwtSource;
 use tower_spiffe::source::{JwtSourceErrorReason, ResourceLimits};
 use tower_spiffe::testing::{AgentCall, Fault};
-use tower_spiffe::token::{FetchSvidReason, GrpcCode};
+use tower_spiffe::token::{GrpcCode, TokenErrorReason};
 
 use crate::support::*;
 
@@ -107,7 +107,7 @@ async fn bar_4_an_agent_that_accepts_and_never_answers_is_met_with_deadlines() {
     world.agent.fail_call(AgentCall::FetchJwtSvid, Fault::Hang);
     let began = Instant::now();
     let error = source.fetch_jwt_svid([AUD]).await.unwrap_err();
-    let timed_out = JwtSourceErrorReason::Token(FetchSvidReason::Timeout);
+    let timed_out = JwtSourceErrorReason::Token(TokenErrorReason::Timeout);
     assert_eq!(error.reason(), timed_out, "{error}");
     assert!(error.is_retryable());
     assert_eq!(began.elapsed().as_secs(), 35);

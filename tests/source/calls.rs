@@ -48,7 +48,7 @@ async fn wa20_the_token_is_for_the_audiences_asked_for_and_no_others() {
     let (world, client) = two().await;
     let both = SvidRequest::new(["z", "a", "z"]).unwrap();
     let svid = client.fetch_jwt_svid(&both).await.unwrap();
-    let mut audiences: Vec<&str> = svid.audiences().iter().map(|it| &**it).collect();
+    let mut audiences: Vec<&str> = svid.audiences().collect();
     audiences.sort_unstable();
     assert_eq!(audiences, ["a", "z"]);
     // One call each, nothing cached.

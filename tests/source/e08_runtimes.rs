@@ -25,7 +25,7 @@ use tower::{Layer as _, Service as _, service_fn};
 use tower_spiffe::server::UnknownKeyWait;
 use tower_spiffe::source::JwtSourceErrorReason;
 use tower_spiffe::testing::{FakeAgent, verified_svid};
-use tower_spiffe::token::{FetchSvid as _, SvidRequest};
+use tower_spiffe::token::SvidRequest;
 use tower_spiffe::workload_api::{JwtBundleStream, WorkloadApiClient};
 use tower_spiffe::{
     AddJwtSvidLayer, Allow, Audience, BundleSource as _, CallerState, EndAtExpiryLayer,
@@ -39,7 +39,7 @@ type Outcome = Result<(), String>;
 type Call = Pin<Box<dyn Future<Output = Outcome>>>;
 
 fn text<T>(result: Result<T, impl std::fmt::Display>) -> Outcome {
-    result.map(drop).map_err(|error| error.to_string())
+    result.map(drop).map_err(|error| format!("{error:#}"))
 }
 
 /// Polls to the end, without tokio's help.
@@ -78,7 +78,7 @@ async fn world() -> World {
             agent.source().await.unwrap(),
             agent.source().await.unwrap(),
         ],
-        cache: SvidCache::new(source.clone()),
+        cache: SvidCache::from(&source),
         agent: Arc::new(agent),
         source,
         client,
@@ -146,10 +146,6 @@ fn calls(world: &World) -> Vec<(&'static str, bool, Call)> {
     let it = source.clone();
     call!("JwtSource::fetch_jwt_svid_with_hint", works: false, async move {
         text(it.fetch_jwt_svid_with_hint([cold()], "hint").await)
-    });
-    let it = source.clone();
-    call!("FetchSvid::fetch_svid", works: false, async move {
-        text(it.fetch_svid(&request()).await)
     });
     let it = source.clone();
     call!("JwtSource::authorization", works: false, async move {
@@ -254,7 +250,7 @@ fn calls(world: &World) -> Vec<(&'static str, bool, Call)> {
             .body(String::new())
             .unwrap();
         // Rejected at once: nothing could end the wait.
-        let response = waiting.call(request).await.map_err(|error| error.to_string())?;
+        let response = waiting.call(request).await.map_err(|error| format!("{error:#}"))?;
         assert_eq!(response.status(), 401);
         Ok(())
     });
@@ -268,7 +264,7 @@ fn calls(world: &World) -> Vec<(&'static str, bool, Call)> {
         let mut request = Request::new(String::new());
         let caller = verified_svid("spiffe://example.org/web");
         request.extensions_mut().insert(CallerState::Verified(caller));
-        let response = ending.call(request).await.map_err(|error| error.to_string())?;
+        let response = ending.call(request).await.map_err(|error| format!("{error:#}"))?;
         text(response.into_body().frame().await.expect("an end"))
     });
 

@@ -1,7 +1,7 @@
 //! Identities by SPIFFE ID and by hint, on every getter; a resolved hint is asked for by ID.
 
 use tower_spiffe::source::JwtSourceErrorReason;
-use tower_spiffe::token::{FetchSvidReason, SvidRequestError};
+use tower_spiffe::token::{SvidRequestError, TokenErrorReason};
 use tower_spiffe::{JwtSvid, SpiffeId};
 
 use crate::raw_agent::RawAgent;
@@ -57,7 +57,7 @@ async fn e10_every_getter_selects_an_identity() {
         .get_jwt_svid_with_hint([AUD], "other")
         .await
         .unwrap_err();
-    let denied = JwtSourceErrorReason::Token(FetchSvidReason::Denied);
+    let denied = JwtSourceErrorReason::Token(TokenErrorReason::Denied);
     assert_eq!(error.reason(), denied);
 }
 

@@ -38,7 +38,7 @@ async fn child() {
     // No retry mends it, so nothing was waited for.
     assert!(!error.is_retryable());
     assert_eq!(began.elapsed(), secs(0));
-    println!("{TOLD}{error}");
+    println!("{TOLD}{error:#}");
 }
 
 #[test]
@@ -61,7 +61,7 @@ async fn a_malformed_endpoint_that_was_given_is_told_of_as_given() {
     let error = soon("the error", building).await.unwrap_err();
     let reason = JwtSourceErrorReason::Endpoint(EndpointErrorReason::Scheme);
     assert_eq!(error.reason(), reason);
-    let text = error.to_string();
+    let text = format!("{error:#}");
     assert!(
         text.contains("the given value is \"https://agent\""),
         "{text}"

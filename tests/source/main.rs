@@ -23,6 +23,7 @@ mod e25_denied_agent;
 mod e26_runtime_end;
 mod e28_messages;
 mod endpoints;
+mod error_chain;
 mod keepalive;
 mod lifetime;
 mod memory;

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use tower_spiffe::JwtSource;
 use tower_spiffe::source::JwtSourceErrorReason;
 use tower_spiffe::testing::{AgentCall, Fault};
-use tower_spiffe::token::{FetchSvidReason, GrpcCode};
+use tower_spiffe::token::{GrpcCode, TokenErrorReason};
 
 use crate::support::*;
 
@@ -208,7 +208,7 @@ async fn a_call_without_an_answer_shows_a_dead_connection_before_a_ping_does() {
     let new = world.agent.rotate_now();
     let began = Instant::now();
     let error = source.fetch_jwt_svid([AUD]).await.unwrap_err();
-    let timed_out = JwtSourceErrorReason::Token(FetchSvidReason::Timeout);
+    let timed_out = JwtSourceErrorReason::Token(TokenErrorReason::Timeout);
     assert_eq!(error.reason(), timed_out);
     soon("the key of meanwhile", updates.changed())
         .await
@@ -255,7 +255,7 @@ async fn a_connection_that_breaks_under_calls_costs_one_connection_and_one_strea
     agent.cut_connections().await;
     for call in calls {
         let error = soon("its end", call).await.unwrap().unwrap_err();
-        let broke = JwtSourceErrorReason::Token(FetchSvidReason::Unavailable);
+        let broke = JwtSourceErrorReason::Token(TokenErrorReason::Unavailable);
         assert_eq!(error.reason(), broke, "{error}");
     }
     tokio::time::sleep(secs(60)).await;

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use tower_spiffe::bundle::BundlesUnavailable;
 use tower_spiffe::source::{JwtSourceErrorReason, ResourceLimits};
 use tower_spiffe::testing::{AgentCall, Fault};
-use tower_spiffe::token::{FetchSvidReason, GrpcCode};
+use tower_spiffe::token::{GrpcCode, TokenErrorReason};
 use tower_spiffe::verify::ValidateReason;
 use tower_spiffe::workload_api::WorkloadApiErrorReason;
 
@@ -111,8 +111,8 @@ async fn ep12_to_ep14_each_status_stops_a_start_or_is_tried_again() {
         assert!(!error.is_retryable());
         assert!(took < millis(10), "{took:?}");
         assert_eq!(world.agent.counts().fetch_jwt_bundles, 1);
-        let text = error.to_string();
-        assert!(text.contains("no retry can mend this"), "{text}");
+        let text = format!("{error:#}");
+        assert!(text.contains("no retry can fix this"), "{text}");
         assert!(text.contains("FetchJWTBundles: the agent at"), "{text}");
     }
 }
@@ -128,7 +128,7 @@ async fn ep12_a_status_of_another_call_does_not_stop_a_start() {
         world.agent.fail_call(AgentCall::ValidateJwtSvid, refuse);
         let source = world.source().await;
         let error = source.fetch_jwt_svid([AUD]).await.unwrap_err();
-        let reason = JwtSourceErrorReason::Token(FetchSvidReason::InvalidRequest);
+        let reason = JwtSourceErrorReason::Token(TokenErrorReason::InvalidRequest);
         assert_eq!(error.reason(), reason);
         assert_eq!(error.code(), Some(code));
         assert!(!error.is_retryable());

@@ -15,7 +15,7 @@ impl FetchSvid for DayIssuer {
     fn fetch_svid(&self, request: &SvidRequest) -> FetchSvidFuture {
         let now = SystemClock::shared().now().secs();
         let claims = serde_json::json!({
-            "sub": "spiffe://example.org/ns/default/sa/web", "aud": request.audiences(),
+            "sub": "spiffe://example.org/ns/default/sa/web", "aud": request.audiences().collect::<Vec<_>>(),
             "iat": now, "exp": now + 86_400, "jti": "5b1dbb7a-8a37-4a3e-9b53-1f4a7f0a2c11",
         });
         let header = r#"{"alg":"ES256","kid":"k2Zz0a9vQ1sT7uB3xY5wD8eF6gH4iJ0k","typ":"JWT"}"#;

@@ -11,6 +11,7 @@ use tower_spiffe::bundle::{
 };
 use tower_spiffe::clock::UnixTime;
 use tower_spiffe::metrics::{MetricsRecorder, Verification};
+use tower_spiffe::testing::internals::share_authorities;
 use tower_spiffe::verify::ValidateReason;
 
 use crate::signer::{NOW, Signer, bundle, claims_with};
@@ -238,9 +239,7 @@ fn an_update_that_leaves_a_key_as_it_was_leaves_its_entries() {
     // The same key, read anew, with another beside it; shared with the bundle before or not.
     let other = Signer::new("p256-b", Algorithm::ES256);
     let anew = bundle("td.test", &[other.jwk(), signer.jwk()]);
-    let shared = anew
-        .clone()
-        .sharing_with(&bundle("td.test", &[signer.jwk()]));
+    let shared = share_authorities(anew.clone(), &bundle("td.test", &[signer.jwk()]));
     for bundle in [anew, shared] {
         fixture.source.set(Ok(JwtBundleSet::from_iter([bundle])));
         fixture.accepts(&token);
@@ -256,7 +255,7 @@ fn sharing_takes_equal_keys_and_no_others() {
     restricted["alg"] = json!("ES384");
     let after = bundle("td.test", &[restricted, signer.jwk()]);
     assert_ne!(before, after);
-    let after = after.sharing_with(&before);
+    let after = share_authorities(after, &before);
     let same = |kid: &str| {
         Arc::ptr_eq(
             before.authority(kid).unwrap(),
@@ -265,7 +264,7 @@ fn sharing_takes_equal_keys_and_no_others() {
     };
     assert!(same("p256") && !same("p256-b"));
     // Another trust domain's keys are another's.
-    let foreign = bundle("other.test", &[signer.jwk()]).sharing_with(&before);
+    let foreign = share_authorities(bundle("other.test", &[signer.jwk()]), &before);
     assert!(!Arc::ptr_eq(
         before.authority("p256").unwrap(),
         foreign.authority("p256").unwrap()

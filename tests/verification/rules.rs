@@ -185,9 +185,9 @@ fn jwt_09_aud_is_there_and_names_us() {
         ValidateReason::Audience,
     );
     let svid = fixture.accepts(&signer.sign(&claims_with("aud", json!(["x", AUDIENCE]))));
-    assert_eq!(svid.audiences(), ["x".into(), AUDIENCE.into()]);
+    assert!(svid.audiences().eq(["x", AUDIENCE]));
     let svid = fixture.accepts(&signer.sign(&claims_with("aud", json!(AUDIENCE))));
-    assert_eq!(svid.audiences(), [AUDIENCE.into()]);
+    assert!(svid.audiences().eq([AUDIENCE]));
 }
 
 #[test]
@@ -266,7 +266,7 @@ fn jwt_15_an_audience_is_configured_in_advance() {
     let empty = builder().audience("").build();
     assert_eq!(empty.unwrap_err(), BuildValidatorError::EmptyAudience);
     let two = builder().audiences(["a", "b"]).build().unwrap();
-    assert_eq!(two.audiences(), ["a".into(), "b".into()]);
+    assert!(two.audiences().eq(["a", "b"]));
 }
 
 #[test]

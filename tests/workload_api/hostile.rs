@@ -3,7 +3,7 @@
 use tower_spiffe::source::JwtSourceError;
 use tower_spiffe::source::JwtSourceErrorReason;
 use tower_spiffe::testing::{AgentCall, FakeAgent, Fault, RawSvid};
-use tower_spiffe::token::FetchSvidReason;
+use tower_spiffe::token::TokenErrorReason;
 use tower_spiffe::workload_api::WorkloadApiErrorReason as Reason;
 use tower_spiffe::{JwtSource, SpiffeId};
 
@@ -77,7 +77,7 @@ async fn an_answer_that_is_not_what_was_asked_for_is_none() {
                 assert!(error.is_retryable(), "the next answer may be a good one");
             }
             let error = source.fetch_jwt_svid([AUD]).await.unwrap_err();
-            passed_on(&error, FetchSvidReason::Unacceptable, &[&place.name, says]);
+            passed_on(&error, TokenErrorReason::Unacceptable, &[&place.name, says]);
         }
         // Good, but not who was asked for.
         answer(agent, [raw(WEB, &good, "")]);
@@ -105,13 +105,13 @@ async fn source(place: &Place) -> JwtSource {
 }
 
 #[track_caller]
-fn passed_on(error: &JwtSourceError, reason: FetchSvidReason, says: &[&str]) {
+fn passed_on(error: &JwtSourceError, reason: TokenErrorReason, says: &[&str]) {
     assert_eq!(
         error.reason(),
         JwtSourceErrorReason::Token(reason),
         "{error}"
     );
-    let text = error.to_string();
+    let text = format!("{error:#}");
     for part in says {
         assert!(text.contains(part), "no {part:?} in: {text}");
     }
@@ -135,7 +135,7 @@ async fn a_token_that_has_expired_is_given_as_it_is_and_taken_by_no_cache() {
                 < tower_spiffe::clock::Clock::now(&*tower_spiffe::clock::SystemClock::shared())
         );
         let error = source(&place).await.get_jwt_svid([AUD]).await.unwrap_err();
-        passed_on(&error, FetchSvidReason::Stale, &["old token"]);
+        passed_on(&error, TokenErrorReason::StaleToken, &["old token"]);
     }
 }
 

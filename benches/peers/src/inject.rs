@@ -31,7 +31,7 @@ pub struct Desk(pub Arc<Signer>);
 
 impl FetchSvid for Desk {
     fn fetch_svid(&self, request: &SvidRequest) -> tower_spiffe::token::FetchSvidFuture {
-        let audiences: Vec<&str> = request.audiences().iter().map(|name| &**name).collect();
+        let audiences: Vec<&str> = request.audiences().collect();
         let token = self.0.token(&serde_json::json!({
             "sub": SUBJECT, "aud": audiences, "iat": now(), "exp": now() + 24 * 3600,
         }));

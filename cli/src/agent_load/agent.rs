@@ -97,7 +97,7 @@ impl State {
         let (iat, exp) = (now.secs(), now.secs() + self.life as i64);
         let claims = format!(
             r#"{{"sub":"spiffe://x/web","aud":["{}"],"iat":{iat},"exp":{exp},"jti":"{}"}}"#,
-            request.audiences()[0],
+            request.audiences().next().unwrap_or_default(),
             self.serial,
         );
         let header = URL_SAFE_NO_PAD.encode(r#"{"alg":"ES256","kid":"1","typ":"JWT"}"#);

@@ -370,8 +370,7 @@ impl<'a> Report<'a> {
     }
 
     fn audiences(&self) -> String {
-        let ours = self.validator.audiences().iter();
-        let ours = ours.map(|audience| shown(audience)).collect::<Vec<_>>();
+        let ours = self.validator.audiences().map(shown).collect::<Vec<_>>();
         format!("one of {}", ours.join(", "))
     }
 

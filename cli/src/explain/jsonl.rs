@@ -148,7 +148,7 @@ impl Judge {
             let bundle = JwtBundle::from_jwks(trust_domain.clone(), raw.get().as_bytes())
                 .map_err(|why| named(&why))?;
             let bundle = match before.get(trust_domain.name()) {
-                Some(before) => bundle.sharing_with(before),
+                Some(before) => tower_spiffe::testing::internals::share_authorities(bundle, before),
                 None => bundle,
             };
             if set.insert(trust_domain, bundle).is_some() {

@@ -5,13 +5,13 @@ use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use super::{AudienceError, parse};
+use super::{AudienceError, Found, parse};
 use crate::client::Origin;
 use crate::client::origin::{OriginError, Target, ends_an_address};
-use crate::token::{Identity, SvidRequest};
+use crate::token::{Identity, SvidRequest, TokenError};
 
 /// Makes the audience of an origin.
-type Make = Arc<dyn Fn(&Origin) -> String + Send + Sync>;
+type Make = Arc<dyn Fn(&Origin) -> Option<String> + Send + Sync>;
 
 pub(super) struct Dynamic {
     audience: Make,
@@ -81,7 +81,7 @@ impl Dynamic {
         }
     }
 
-    pub(super) fn find(&self, target: Target<'_>) -> Option<SvidRequest> {
+    pub(super) fn find(&self, target: Target<'_>) -> Found<'static> {
         let hash = self.hasher.hash_one(target);
         let find = |known: &HashMap<u64, Vec<(Origin, SvidRequest)>>| {
             let same = known.get(&hash)?;
@@ -89,14 +89,21 @@ impl Dynamic {
             Some(request.clone())
         };
         if let Some(request) = find(&self.known.read().unwrap_or_else(PoisonError::into_inner)) {
-            return Some(request);
+            return Found::Made(request);
         }
         if !self.allowed.iter().any(|allowed| allowed.admits(target)) {
-            return None;
+            return Found::Nothing;
         }
         let origin = target.to_origin();
-        // An empty audience means: none for this origin.
-        let request = SvidRequest::new([(self.audience)(&origin)]).ok()?;
+        let Some(audience) = (self.audience)(&origin) else {
+            return Found::Nothing;
+        };
+        let request = match SvidRequest::new([&audience]) {
+            Ok(request) => request,
+            Err(error) => {
+                return Found::Invalid(TokenError::invalid_audience(&origin, &audience, error));
+            }
+        };
         let request = match &self.identity {
             Some(identity) => request.with_identity(identity.clone()),
             None => request,
@@ -109,7 +116,7 @@ impl Dynamic {
             .entry(hash)
             .or_default()
             .push((origin, request.clone()));
-        Some(request)
+        Found::Made(request)
     }
 
     pub(super) fn identified(&self, identity: &Identity) -> Self {

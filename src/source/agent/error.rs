@@ -1,5 +1,6 @@
 //! Why a source cannot start, or cannot answer.
 
+use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,20 +9,24 @@ use crate::bundle::BundlesUnavailable;
 use crate::grpc_code::GrpcCode;
 use crate::identity::TrustDomain;
 use crate::runtime::Missing;
-use crate::token::TokenError;
-use crate::token::{FetchSvidError, FetchSvidReason, SvidRequestError};
+use crate::token::{FetchSvidError, SvidRequestError, TokenError, TokenErrorReason};
 use crate::workload_api::{
     EndpointError, EndpointErrorReason, WorkloadApiError, WorkloadApiErrorReason,
 };
 
-/// Why a [`JwtSource`](crate::JwtSource) cannot start, or cannot answer. Shared by everyone who
-/// waited.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Why a [`JwtSource`](crate::JwtSource) cannot start, or cannot answer.
+///
+/// `{error}` says what failed; the cause is its [`source`](Error::source): an
+/// [`EndpointError`], a [`SvidRequestError`], a [`WorkloadApiError`], a [`BundlesUnavailable`], a
+/// [`TokenError`], or (from a direct fetch) a [`FetchSvidError`]. `{error:#}` has both in one line.
+/// Callers that waited together get clones of one error.
+#[derive(Clone)]
 pub struct JwtSourceError {
     reason: JwtSourceErrorReason,
     code: Option<GrpcCode>,
     retryable: bool,
     message: Arc<str>,
+    cause: Option<Arc<dyn Error + Send + Sync>>,
 }
 
 /// The class of a [`JwtSourceError`].
@@ -42,8 +47,8 @@ pub enum JwtSourceErrorReason {
     UnknownTrustDomain,
     /// The request for a token is wrong: refused before asking.
     InvalidRequest(SvidRequestError),
-    /// No token came.
-    Token(FetchSvidReason),
+    /// There is no token to send.
+    Token(TokenErrorReason),
     /// The source was shut down, or the runtime that it was built on is gone.
     Closed,
     /// The shutdown took longer than allowed.
@@ -57,6 +62,32 @@ impl JwtSourceError {
             code: None,
             retryable,
             message: message.into(),
+            cause: None,
+        }
+    }
+
+    fn because(self, cause: impl Error + Send + Sync + 'static) -> Self {
+        Self {
+            cause: Some(Arc::new(cause)),
+            ..self
+        }
+    }
+
+    fn token(
+        class: TokenErrorReason,
+        retryable: bool,
+        code: Option<GrpcCode>,
+        cause: impl Error + Send + Sync + 'static,
+    ) -> Self {
+        let reason = match class {
+            TokenErrorReason::Closed => return Self::closed(),
+            TokenErrorReason::NoRuntime => JwtSourceErrorReason::NoRuntime,
+            class => JwtSourceErrorReason::Token(class),
+        };
+        let text = format!("no JWT-SVID: {}", class.as_str());
+        Self {
+            code,
+            ..Self::new(reason, retryable, text).because(cause)
         }
     }
 
@@ -83,8 +114,9 @@ impl JwtSourceError {
             ..Self::new(
                 JwtSourceErrorReason::Refused(error.reason()),
                 false,
-                format!("no retry can mend this: {error}"),
+                "the agent refused the bundle stream: no retry can fix this",
             )
+            .because(error.clone())
         }
     }
 
@@ -119,8 +151,9 @@ impl JwtSourceError {
             why => Self::new(
                 JwtSourceErrorReason::BundlesUnavailable(why),
                 true,
-                format!("bundles cannot be used: {why}; `JwtSource::state` tells more"),
-            ),
+                "bundles cannot be used; `JwtSource::state` has the details",
+            )
+            .because(why),
         }
     }
 
@@ -148,25 +181,58 @@ impl JwtSourceError {
     }
 }
 
-impl fmt::Display for JwtSourceError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
+impl PartialEq for JwtSourceError {
+    fn eq(&self, other: &Self) -> bool {
+        let cause = |error: &Self| error.cause.as_ref().map(ToString::to_string);
+        self.reason == other.reason
+            && self.code == other.code
+            && self.retryable == other.retryable
+            && self.message == other.message
+            && cause(self) == cause(other)
     }
 }
 
-impl std::error::Error for JwtSourceError {}
+impl Eq for JwtSourceError {}
+
+impl fmt::Display for JwtSourceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        match &self.cause {
+            Some(cause) if f.alternate() => write!(f, ": {cause}"),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for JwtSourceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JwtSourceError")
+            .field("reason", &self.reason)
+            .field("code", &self.code)
+            .field("retryable", &self.retryable)
+            .field("message", &format_args!("{self:#}"))
+            .finish()
+    }
+}
+
+impl Error for JwtSourceError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.cause.as_deref().map(|cause| cause as _)
+    }
+}
 
 /// A code and a fixed text for each class, as for a [`TokenError`]; this error is its source.
 ///
-/// `?` converts this way in a tonic handler. `tonic::Status::from_error` does not: it sends the
-/// message of this error, which names the agent, to the peer.
+/// `?` converts this way in a tonic handler. `tonic::Status::from_error` does so only if a
+/// [`TokenError`] is the cause: otherwise it sends the message of this error, which may name the
+/// agent, to the peer.
 #[cfg(feature = "tonic")]
 impl From<JwtSourceError> for tonic::Status {
     fn from(error: JwtSourceError) -> Self {
         use crate::token::TokenErrorReason as Class;
         use JwtSourceErrorReason as Reason;
         let class = match error.reason {
-            Reason::Token(reason) => Class::of(reason),
+            Reason::Token(class) => class,
             Reason::InitialSync
             | Reason::BundlesUnavailable(_)
             | Reason::Closed
@@ -188,8 +254,9 @@ impl From<EndpointError> for JwtSourceError {
         Self::new(
             JwtSourceErrorReason::Endpoint(error.reason()),
             false,
-            error.to_string(),
+            "a source cannot be built: its endpoint is invalid",
         )
+        .because(error)
     }
 }
 
@@ -198,52 +265,22 @@ impl From<SvidRequestError> for JwtSourceError {
         Self::new(
             JwtSourceErrorReason::InvalidRequest(error),
             false,
-            error.to_string(),
+            "no JWT-SVID: the request is invalid",
         )
+        .because(error)
     }
 }
 
 impl From<FetchSvidError> for JwtSourceError {
     fn from(error: FetchSvidError) -> Self {
-        if error.reason() == FetchSvidReason::Closed {
-            return Self::closed();
-        }
-        let reason = match error.reason() {
-            FetchSvidReason::NoRuntime => JwtSourceErrorReason::NoRuntime,
-            reason => JwtSourceErrorReason::Token(reason),
-        };
-        Self {
-            code: error.code(),
-            ..Self::new(reason, error.is_retryable(), error.to_string())
-        }
+        let class = TokenErrorReason::of(error.reason());
+        Self::token(class, error.is_retryable(), error.code(), error)
     }
 }
 
 impl From<TokenError> for JwtSourceError {
     fn from(error: TokenError) -> Self {
-        use crate::token::TokenErrorReason as Reason;
-        let reason = match error.reason() {
-            Reason::Closed => return Self::closed(),
-            Reason::Unavailable => FetchSvidReason::Unavailable,
-            Reason::Timeout => FetchSvidReason::Timeout,
-            Reason::Denied => FetchSvidReason::Denied,
-            Reason::InvalidRequest => FetchSvidReason::InvalidRequest,
-            Reason::Unacceptable => FetchSvidReason::Unacceptable,
-            Reason::StaleToken => FetchSvidReason::Stale,
-            Reason::ClockSkew => FetchSvidReason::Expired,
-            Reason::Panicked => FetchSvidReason::Panicked,
-            Reason::NoRuntime => {
-                return Self::new(JwtSourceErrorReason::NoRuntime, false, error.to_string());
-            }
-            _ => FetchSvidReason::Other,
-        };
-        Self {
-            code: error.fetch_error().and_then(FetchSvidError::code),
-            ..Self::new(
-                JwtSourceErrorReason::Token(reason),
-                error.is_retryable(),
-                error.to_string(),
-            )
-        }
+        let code = error.fetch_error().and_then(FetchSvidError::code);
+        Self::token(error.reason(), error.is_retryable(), code, error)
     }
 }

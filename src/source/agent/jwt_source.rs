@@ -19,7 +19,7 @@ use crate::bundle::{BundleAnswer, BundleSource, BundlesUnavailable, JwtBundle, J
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::runtime;
 use crate::token::SvidCache;
-use crate::token::{FetchSvid, FetchSvidFuture, JwtSvid, SvidRequest};
+use crate::token::{JwtSvid, SvidRequest};
 
 /// Live bundles and tokens from the agent beside this workload. One per process is enough: a clone
 /// is cheap, and shares everything.
@@ -379,25 +379,36 @@ impl BundleSource for JwtSource {
     }
 }
 
-/// One call to the agent each time, without the cache.
-impl FetchSvid for JwtSource {
-    fn fetch_svid(&self, request: &SvidRequest) -> FetchSvidFuture {
-        let source = self.clone();
-        let request = request.clone();
-        Box::pin(async move { source.inner.shared.fetch_counted(&request).await })
-    }
-}
-
-/// The source's own cache: whoever takes it shares the tokens with everyone else, and keeps the
-/// source open.
+/// Returns the source's own cache, which shares its tokens with all other users of the source and
+/// keeps the source open.
+///
+/// A source is no [`FetchSvid`](crate::token::FetchSvid): a second cache over it would never learn of
+/// revoked keys.
+///
+/// ```no_run
+/// # async fn cache() -> Result<(), tower_spiffe::source::JwtSourceError> {
+/// use tower_spiffe::{JwtSource, SvidCache};
+///
+/// let cache = SvidCache::from(JwtSource::new().await?);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// ```compile_fail,E0277
+/// # async fn cache() -> Result<(), tower_spiffe::source::JwtSourceError> {
+/// use tower_spiffe::{JwtSource, SvidCache};
+///
+/// let cache = SvidCache::new(JwtSource::new().await?);
+/// # Ok(())
+/// # }
+/// ```
 impl From<JwtSource> for SvidCache {
     fn from(source: JwtSource) -> Self {
         Self::from(&source)
     }
 }
 
-/// The source's own cache: whoever takes it shares the tokens with everyone else, and keeps the
-/// source open.
+/// Returns the source's own cache, which keeps the source open.
 impl From<&JwtSource> for SvidCache {
     fn from(source: &JwtSource) -> Self {
         source

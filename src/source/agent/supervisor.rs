@@ -280,7 +280,7 @@ impl Supervisor {
                 set.get(trust_domain)
                     .is_some_and(|bundle| bundle.authority(key_id).is_some())
             };
-            self.cache.authorities_gone(&|trust_domain, key_id| {
+            self.cache.authorities_removed(&|trust_domain, key_id| {
                 // What a withdrawal took is not known any more: there only the new set speaks.
                 let had = change.given_back || has(&before, trust_domain, key_id);
                 had && !has(&set, trust_domain, key_id)

@@ -35,7 +35,7 @@ pub enum Fault {
     /// ```
     /// # use tower_spiffe::testing::{Fault, FakeAgent};
     /// # use tower_spiffe::source::JwtSourceErrorReason;
-    /// # use tower_spiffe::token::FetchSvidReason;
+    /// # use tower_spiffe::token::TokenErrorReason;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let agent = FakeAgent::start_in_memory("example.org").await?;
@@ -44,7 +44,7 @@ pub enum Fault {
     /// agent.fail(Fault::Hang);
     /// // The call ends at its deadline, see `JwtSourceBuilder::fetch_timeout`.
     /// let error = source.fetch_jwt_svid(["db"]).await.unwrap_err();
-    /// assert_eq!(error.reason(), JwtSourceErrorReason::Token(FetchSvidReason::Timeout));
+    /// assert_eq!(error.reason(), JwtSourceErrorReason::Token(TokenErrorReason::Timeout));
     /// # Ok(())
     /// # }
     /// ```
@@ -131,7 +131,7 @@ pub enum Fault {
     /// ```
     /// # use tower_spiffe::testing::{Fault, FakeAgent};
     /// # use tower_spiffe::source::JwtSourceErrorReason;
-    /// # use tower_spiffe::token::FetchSvidReason;
+    /// # use tower_spiffe::token::TokenErrorReason;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let agent = FakeAgent::start_in_memory("example.org").await?;
@@ -139,7 +139,7 @@ pub enum Fault {
     ///
     /// agent.fail(Fault::NotProtobuf);
     /// let error = source.fetch_jwt_svid(["db"]).await.unwrap_err();
-    /// assert_eq!(error.reason(), JwtSourceErrorReason::Token(FetchSvidReason::Unacceptable));
+    /// assert_eq!(error.reason(), JwtSourceErrorReason::Token(TokenErrorReason::Unacceptable));
     /// # Ok(())
     /// # }
     /// ```
@@ -171,7 +171,7 @@ pub enum Fault {
     /// # use std::time::Duration;
     /// # use tower_spiffe::testing::{Fault, FakeAgent};
     /// # use tower_spiffe::source::JwtSourceErrorReason;
-    /// # use tower_spiffe::token::FetchSvidReason;
+    /// # use tower_spiffe::token::TokenErrorReason;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let agent = FakeAgent::start_in_memory("example.org").await?;
@@ -179,7 +179,7 @@ pub enum Fault {
     ///
     /// agent.fail(Fault::HalfOpen);
     /// let error = source.fetch_jwt_svid(["db"]).await.unwrap_err(); // at its deadline
-    /// assert_eq!(error.reason(), JwtSourceErrorReason::Token(FetchSvidReason::Timeout));
+    /// assert_eq!(error.reason(), JwtSourceErrorReason::Token(TokenErrorReason::Timeout));
     /// // That casts doubt on the connection, and there is no better one.
     /// tokio::time::sleep(Duration::from_secs(1)).await; // of paused time
     /// assert!(!source.state().is_connected());

@@ -90,7 +90,7 @@ impl FakeAgent {
     /// ```
     /// # use tower_spiffe::testing::FakeAgent;
     /// # use tower_spiffe::source::JwtSourceErrorReason;
-    /// # use tower_spiffe::token::FetchSvidReason;
+    /// # use tower_spiffe::token::TokenErrorReason;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let agent = FakeAgent::start_in_memory("example.org").await?;
@@ -99,7 +99,7 @@ impl FakeAgent {
     /// agent.half_open();
     /// // Not even an error comes back: the deadline ends it.
     /// let error = source.fetch_jwt_svid(["db"]).await.unwrap_err();
-    /// assert_eq!(error.reason(), JwtSourceErrorReason::Token(FetchSvidReason::Timeout));
+    /// assert_eq!(error.reason(), JwtSourceErrorReason::Token(TokenErrorReason::Timeout));
     /// // That casts doubt on the connection, and the next call has another.
     /// assert!(source.fetch_jwt_svid(["db"]).await.is_ok());
     /// # Ok(())

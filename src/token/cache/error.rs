@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::runtime::Missing;
-use crate::token::{FetchSvidError, FetchSvidReason, SvidRequest};
+use crate::token::{FetchSvidError, FetchSvidReason, SvidRequest, SvidRequestError};
 
 /// Why no token of our own could be fetched, or put into a request.
 ///
-/// Requests that waited for the same fetch get clones of the same error.
+/// Requests that waited for the same fetch get clones of the same error. Its `Display` includes the
+/// text of the failed fetch, so its [`source`](Error::source) does not: the structured cause is
+/// [`fetch_error`](Self::fetch_error).
 ///
 /// # As a gRPC status
 ///
@@ -149,6 +151,21 @@ impl TokenError {
         )
     }
 
+    /// An audience that was derived from `origin` cannot be requested.
+    pub(crate) fn invalid_audience(
+        origin: &dyn fmt::Display,
+        audience: &str,
+        why: SvidRequestError,
+    ) -> Self {
+        Self::new(
+            TokenErrorReason::InvalidRequest,
+            format!(
+                "invalid audience {:?} for {origin}: {why}; return `None` for no token",
+                bounded(audience, 128)
+            ),
+        )
+    }
+
     pub(crate) fn closed() -> Self {
         Self::new(
             TokenErrorReason::Closed,
@@ -198,7 +215,7 @@ impl TokenError {
             inner: Arc::new(Inner {
                 reason,
                 #[cfg(any(feature = "workload-api", feature = "tonic"))]
-                status: status(reason, fetch.as_ref()),
+                status: reason.status(),
                 message,
                 fetch,
             }),
@@ -276,16 +293,6 @@ impl TokenErrorReason {
     }
 }
 
-/// The status in the source chain of a `TokenError`, where tonic looks for one.
-#[cfg(any(feature = "workload-api", feature = "tonic"))]
-fn status(reason: TokenErrorReason, fetch: Option<&FetchSvidError>) -> tonic::Status {
-    let mut status = reason.status();
-    if let Some(fetch) = fetch {
-        status.set_source(Arc::new(fetch.clone()));
-    }
-    status
-}
-
 /// The fixed text of the class, with this error as its source.
 #[cfg(feature = "tonic")]
 impl From<TokenError> for tonic::Status {
@@ -324,7 +331,7 @@ impl Error for TokenError {
         }
         #[cfg(not(any(feature = "workload-api", feature = "tonic")))]
         {
-            self.inner.fetch.as_ref().map(|fetch| fetch as _)
+            None
         }
     }
 }
@@ -337,7 +344,7 @@ impl fmt::Display for Audiences<'_> {
         const SHOWN: usize = 3;
         const LEN: usize = 128;
         let audiences = self.0.audiences();
-        for (at, audience) in audiences.iter().take(SHOWN).enumerate() {
+        for (at, audience) in audiences.clone().take(SHOWN).enumerate() {
             let comma = if at == 0 { "" } else { ", " };
             write!(f, "{comma}{:?}", bounded(audience, LEN))?;
         }

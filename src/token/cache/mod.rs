@@ -88,8 +88,9 @@ impl SvidCache {
 
     /// The same cache, with something that lives as long as this clone, its clones and whatever
     /// they pin.
+    #[cfg(feature = "workload-api")]
     #[must_use]
-    pub fn keeping_alive(self, alive: Arc<dyn Any + Send + Sync>) -> Self {
+    pub(crate) fn keeping_alive(self, alive: Arc<dyn Any + Send + Sync>) -> Self {
         Self {
             alive: Some(alive),
             ..self
@@ -160,23 +161,24 @@ impl SvidCache {
         )
     }
 
-    /// Reports that signing keys were removed: `gone` is asked with the name of a trust domain and a
+    /// Reports that signing keys were removed: `removed` is asked with the name of a trust domain and a
     /// key ID. The next request for a token that such a key signed waits for another one, up to
     /// [`soft_wait`](SvidCacheBuilder::soft_wait) (250 ms) and once per removal, then sends what
     /// there is. Tokens that are only kept warm are refreshed within 5 s.
-    pub fn authorities_gone(&self, gone: &dyn Fn(&str, &str) -> bool) {
+    #[cfg(feature = "workload-api")]
+    pub(crate) fn authorities_removed(&self, removed: &dyn Fn(&str, &str) -> bool) {
         let now = self.core.cx.moment();
-        let signed_by_gone = |token: &Token| {
+        let signed_by_removed = |token: &Token| {
             let trust_domain = token.svid.spiffe_id().trust_domain_name();
             let key_id = token.svid.key_id();
-            key_id.is_some_and(|key_id| gone(trust_domain, key_id))
+            key_id.is_some_and(|key_id| removed(trust_domain, key_id))
         };
         // In the order of their making: each draws a moment of its own, and a test that seeds the
         // draw must be able to repeat it.
         let mut entries = self.core.table.all();
         entries.sort_unstable_by_key(|entry| entry.id);
         for entry in entries {
-            entry.keys_gone(signed_by_gone, now);
+            entry.keys_gone(signed_by_removed, now);
         }
         self.core.cx.nudge.notify_waiters();
     }

@@ -210,12 +210,8 @@ fn expired(svid: &JwtSvid, had: Option<&Token>, now: Moment) -> FetchSvidError {
 
 fn fits(svid: &JwtSvid, request: &SvidRequest) -> Result<(), FetchSvidError> {
     let unacceptable = |what| Err(FetchSvidError::new(FetchSvidReason::Unacceptable, what));
-    let given: BTreeSet<&str> = svid.audiences().iter().map(AsRef::as_ref).collect();
-    if !given
-        .iter()
-        .copied()
-        .eq(request.audiences().iter().map(AsRef::as_ref))
-    {
+    let given: BTreeSet<&str> = svid.audiences().collect();
+    if !given.iter().copied().eq(request.audiences()) {
         return unacceptable("the issuer gave a token for other audiences than asked");
     }
     if request.spiffe_id().is_some_and(|id| id != svid.spiffe_id()) {
