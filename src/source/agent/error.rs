@@ -27,6 +27,9 @@ pub struct JwtSourceError {
     retryable: bool,
     message: Arc<str>,
     cause: Option<Arc<dyn Error + Send + Sync>>,
+    /// For a gRPC peer, where `tonic::Status::from_error` looks for it: a fixed text of the class.
+    /// The cause is its source.
+    status: Option<Arc<tonic::Status>>,
 }
 
 /// The class of a [`JwtSourceError`].
@@ -63,6 +66,7 @@ impl JwtSourceError {
             retryable,
             message: message.into(),
             cause: None,
+            status: None,
         }
     }
 
@@ -217,15 +221,17 @@ impl fmt::Debug for JwtSourceError {
 
 impl Error for JwtSourceError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.cause.as_deref().map(|cause| cause as _)
+        match &self.status {
+            Some(status) => Some(status.as_ref()),
+            None => self.cause.as_deref().map(|cause| cause as _),
+        }
     }
 }
 
 /// A code and a fixed text for each class, as for a [`TokenError`]; this error is its source.
 ///
-/// `?` converts this way in a tonic handler. `tonic::Status::from_error` does so only if a
-/// [`TokenError`] is the cause: otherwise it sends the message of this error, which may name the
-/// agent, to the peer.
+/// `?` converts this way in a tonic handler. `tonic::Status::from_error` gives the same code and
+/// text for errors of token calls; for all others it sends the message of this error to the peer.
 #[cfg(feature = "tonic")]
 impl From<JwtSourceError> for tonic::Status {
     fn from(error: JwtSourceError) -> Self {
@@ -274,7 +280,12 @@ impl From<SvidRequestError> for JwtSourceError {
 impl From<FetchSvidError> for JwtSourceError {
     fn from(error: FetchSvidError) -> Self {
         let class = TokenErrorReason::of(error.reason());
-        Self::token(class, error.is_retryable(), error.code(), error)
+        let mut status = class.status();
+        status.set_source(Arc::new(error.clone()));
+        Self {
+            status: Some(Arc::new(status)),
+            ..Self::token(class, error.is_retryable(), error.code(), error)
+        }
     }
 }
 
