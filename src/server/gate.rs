@@ -124,13 +124,14 @@ impl Gate {
             bearer::mark_sensitive(&mut parts.headers, &AUTHORIZATION);
         }
         let fault = match self.authenticate(parts, sight, read) {
-            Ok(caller) if policy::allows_verified(&*self.policy, &caller, parts) => {
-                return Ok(CallerState::Verified(caller));
-            }
-            Ok(caller) => {
-                let wire = self.wire(parts);
-                return Err(Rejection::not_allowed(&caller, wire, &self.realm));
-            }
+            Ok(caller) => match policy::decide_verified(&*self.policy, &caller, parts) {
+                Decision::Allow => return Ok(CallerState::Verified(caller)),
+                denied => {
+                    let wire = self.wire(parts);
+                    let rejection = Rejection::not_allowed(&caller, wire, &self.realm);
+                    return Err(rejection.because_of(denied));
+                }
+            },
             Err(fault) => fault,
         };
         let reason = match fault {
@@ -140,8 +141,12 @@ impl Gate {
             }
             Fault::Missing => match self.decide_anonymous(parts) {
                 Decision::Allow => return Ok(CallerState::Anonymous),
-                Decision::Deny => RejectionReason::NotAllowed,
                 Decision::AuthenticationRequired => RejectionReason::Missing,
+                denied @ (Decision::Deny | Decision::DenyBecause(_)) => {
+                    let reason = RejectionReason::NotAllowed;
+                    let rejection = Rejection::new(reason, self.wire(parts), &self.realm);
+                    return Err(rejection.because_of(denied));
+                }
             },
             Fault::Malformed => RejectionReason::Malformed,
             Fault::TooLong => RejectionReason::Token(ValidateReason::TooLong),

@@ -1,5 +1,6 @@
 //! Why a request was not admitted, and the answer that says so.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -7,6 +8,7 @@ use http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
+use super::policy::Decision;
 use super::protocol::Wire;
 use super::realm::Realm;
 use crate::bundle::CannotJudge;
@@ -19,6 +21,9 @@ const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 /// How long a caller should wait before asking again, where we cannot judge.
 const RETRY_AFTER_SECS: HeaderValue = HeaderValue::from_static("5");
+
+/// The longest reason of a policy, in bytes: one line of a log.
+const MAX_POLICY_REASON: usize = 256;
 
 /// Why a request was not admitted: to log, to count, and to answer with.
 ///
@@ -34,6 +39,8 @@ struct Inner {
     reason: RejectionReason,
     token_error: Option<ValidateError>,
     caller: Option<SpiffeId>,
+    /// For logs only.
+    policy_reason: Option<Cow<'static, str>>,
     wire: Wire,
     realm: Realm,
     /// One answer for every invalid token.
@@ -224,6 +231,7 @@ impl Rejection {
             reason,
             token_error,
             caller,
+            policy_reason: None,
             wire,
             realm,
             uniform: false,
@@ -233,6 +241,30 @@ impl Rejection {
     /// The same rejection with one answer for every invalid token; `reason` and the details stay.
     pub(crate) fn uniform(self) -> Self {
         self.changed(|inner| inner.uniform = true)
+    }
+
+    /// The same rejection with the reason of this decision, if it has one.
+    pub(crate) fn because_of(self, decision: Decision) -> Self {
+        match decision.reason() {
+            Some(reason) => self.because(reason),
+            None => self,
+        }
+    }
+
+    /// Returns the same rejection with a reason for the log line (see
+    /// [`policy_reason`](Self::policy_reason)), cut at 256 bytes.
+    #[must_use]
+    pub fn because(self, reason: impl Into<Cow<'static, str>>) -> Self {
+        let mut reason = reason.into();
+        if reason.len() > MAX_POLICY_REASON {
+            let is_end = |end: &usize| reason.is_char_boundary(*end);
+            let end = (0..=MAX_POLICY_REASON).rev().find(is_end).unwrap_or(0);
+            match &mut reason {
+                Cow::Borrowed(text) => *text = text.get(..end).unwrap_or_default(),
+                Cow::Owned(text) => text.truncate(end),
+            }
+        }
+        self.changed(|inner| inner.policy_reason = Some(reason))
     }
 
     fn changed(mut self, change: impl FnOnce(&mut Inner)) -> Self {
@@ -286,6 +318,12 @@ impl Rejection {
             .as_ref()
             .map(SpiffeId::trust_domain_name)
             .or_else(claimed)
+    }
+
+    /// Returns why the policy denied the request, in its own words, if it gave a reason: for logs.
+    /// It is part of no response.
+    pub fn policy_reason(&self) -> Option<&str> {
+        self.0.policy_reason.as_deref()
     }
 
     /// Who called, where the token verified and the policy did not admit him.
@@ -370,6 +408,7 @@ impl fmt::Debug for Rejection {
         for (name, value) in [
             ("key_id", self.key_id()),
             ("trust_domain", self.trust_domain()),
+            ("policy_reason", self.policy_reason()),
         ] {
             if let Some(value) = value {
                 out.field(name, &value);

@@ -176,6 +176,7 @@ impl Telemetry {
                 suppressed,
                 detail,
                 peer.spiffe_id = caller,
+                policy_reason = rejection.policy_reason().map(field::debug),
                 key_id = key_id.map(field::debug),
                 trust_domain = trust_domain.map(field::debug),
                 audiences = audiences.map(field::debug),
