@@ -180,7 +180,7 @@ impl Gate {
             .unwrap_or_default()
     }
 
-    fn wire(&self, parts: &Parts) -> Wire {
+    pub(crate) fn wire(&self, parts: &Parts) -> Wire {
         self.protocol().wire(parts)
     }
 

@@ -254,7 +254,7 @@ impl<R> Shared<R> {
                 let mut request = Request::from_parts(parts, body);
                 let late = self.late(&mut request);
                 let future = span.in_scope(|| inner.call(request));
-                ResponseFuture::inner(future, span, late)
+                ResponseFuture::inner(future, span, Some(late))
             }
             Err(rejection) => {
                 let response = self.refuse(rejection, &parts);

@@ -127,6 +127,7 @@
 //! | a token that does not verify | 401 | `error="invalid_token", error_description="…"` | 16 |
 //! | a caller who is not allowed | 403 | `error="insufficient_scope"` | 7 |
 //! | nobody can be judged now: no bundles, or too old | 503, `Retry-After: 5` | none | 14 |
+//! | the policy cannot decide now | 503, `Retry-After: 5` | none | 14 |
 //!
 //! A refusal is a response, never an error of the service, and nothing that a caller sends makes it
 //! a 5xx. The texts are fixed per class; the details are in the [`Rejection`], for `on_reject` and,
@@ -219,6 +220,7 @@ mod allow_callers;
 mod axum;
 mod bearer;
 mod caller;
+mod deny;
 mod drain;
 mod end_at_expiry;
 mod future;
@@ -254,7 +256,7 @@ pub use policy::{Allow, Decision, Policy, SwapPolicy};
 pub use policy_error::PolicyError;
 pub use protocol::Protocol;
 pub use realm::InvalidRealm;
-pub use rejection::{DefaultOnReject, OnReject, Rejection, RejectionReason};
+pub use rejection::{DefaultOnReject, OnReject, PolicyFailure, Rejection, RejectionReason};
 pub use service::ValidateJwtSvid;
 #[cfg(feature = "tower-http")]
 pub use tower_http::JwtSvidValidateRequest;

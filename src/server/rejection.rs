@@ -39,12 +39,57 @@ struct Inner {
     reason: RejectionReason,
     token_error: Option<ValidateError>,
     caller: Option<SpiffeId>,
+    /// The request that code inside the layer rejects, until the layer has answered.
+    request: RejectedRequest,
     /// For logs only.
     policy_reason: Option<Cow<'static, str>>,
     wire: Wire,
     realm: Realm,
     /// One answer for every invalid token.
     uniform: bool,
+}
+
+/// A request that was rejected. It says nothing about the rejection, so that all are equal.
+#[derive(Clone)]
+struct RejectedRequest(Option<Arc<Parts>>);
+
+impl PartialEq for RejectedRequest {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+/// Why a policy could not decide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum PolicyFailure {
+    /// The policy reported an error.
+    Failed,
+    /// No decision came in time.
+    TimedOut,
+    /// Too many requests wait for a decision.
+    TooManyInFlight,
+}
+
+impl PolicyFailure {
+    /// Returns a short name for labels: `failed`, `timed-out` or `too-many-in-flight`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::TimedOut => "timed-out",
+            Self::TooManyInFlight => "too-many-in-flight",
+        }
+    }
+}
+
+impl fmt::Display for PolicyFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Failed => "the policy reported an error",
+            Self::TimedOut => "the policy did not decide in time",
+            Self::TooManyInFlight => "too many requests wait for a decision",
+        })
+    }
 }
 
 /// The class of a [`Rejection`].
@@ -61,6 +106,8 @@ pub enum RejectionReason {
     NotAllowed,
     /// Nobody can be judged now: our side's trouble.
     CannotJudge(CannotJudge),
+    /// The policy could not decide.
+    PolicyUnavailable(PolicyFailure),
     /// No [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer) stands above: the server is put
     /// together wrongly.
     NotWired,
@@ -99,7 +146,8 @@ macro_rules! answer {
 
 impl RejectionReason {
     /// A short name, fit for a label: `missing`, `malformed-header`, the class of the token's
-    /// fault ([`ValidateReason::as_str`]), `not-allowed`, `cannot-judge` or `not-wired`.
+    /// fault ([`ValidateReason::as_str`]), `not-allowed`, `cannot-judge`, `policy-unavailable` or
+    /// `not-wired`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Missing => "missing",
@@ -107,6 +155,7 @@ impl RejectionReason {
             Self::Token(reason) => reason.as_str(),
             Self::NotAllowed => "not-allowed",
             Self::CannotJudge(_) => "cannot-judge",
+            Self::PolicyUnavailable(_) => "policy-unavailable",
             Self::NotWired => "not-wired",
         }
     }
@@ -117,7 +166,7 @@ impl RejectionReason {
             Self::Malformed => StatusCode::BAD_REQUEST,
             Self::Missing | Self::Token(_) => StatusCode::UNAUTHORIZED,
             Self::NotAllowed => StatusCode::FORBIDDEN,
-            Self::CannotJudge(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::CannotJudge(_) | Self::PolicyUnavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::NotWired => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -127,7 +176,7 @@ impl RejectionReason {
         match self {
             Self::Missing | Self::Malformed | Self::Token(_) => GrpcCode::Unauthenticated,
             Self::NotAllowed => GrpcCode::PermissionDenied,
-            Self::CannotJudge(_) => GrpcCode::Unavailable,
+            Self::CannotJudge(_) | Self::PolicyUnavailable(_) => GrpcCode::Unavailable,
             Self::NotWired => GrpcCode::Internal,
         }
     }
@@ -140,6 +189,7 @@ impl RejectionReason {
             Self::Token(reason) => token_answer(reason).description,
             Self::NotAllowed => "the caller is not allowed",
             Self::CannotJudge(_) => "callers cannot be authenticated now",
+            Self::PolicyUnavailable(_) => "callers cannot be authorized now",
             Self::NotWired => "no ValidateJwtSvidLayer stands above",
         }
     }
@@ -150,7 +200,9 @@ impl RejectionReason {
             Self::Malformed => Some("invalid_request"),
             Self::Token(_) => Some("invalid_token"),
             Self::NotAllowed => Some("insufficient_scope"),
-            Self::Missing | Self::CannotJudge(_) | Self::NotWired => None,
+            Self::Missing | Self::CannotJudge(_) | Self::PolicyUnavailable(_) | Self::NotWired => {
+                None
+            }
         }
     }
 
@@ -162,7 +214,7 @@ impl RejectionReason {
             Self::Malformed => Some(default_challenge!(", error=\"invalid_request\"")),
             Self::Token(reason) => Some(token_answer(reason).challenge),
             Self::NotAllowed => Some(default_challenge!(", error=\"insufficient_scope\"")),
-            Self::CannotJudge(_) | Self::NotWired => None,
+            Self::CannotJudge(_) | Self::PolicyUnavailable(_) | Self::NotWired => None,
         }
     }
 }
@@ -215,8 +267,29 @@ impl Rejection {
     }
 
     pub(crate) fn not_allowed(caller: &VerifiedSvid, wire: Wire, realm: &Realm) -> Self {
-        let caller = Some(caller.spiffe_id().clone());
-        Self::build(RejectionReason::NotAllowed, None, caller, wire, realm)
+        Self::of_caller(RejectionReason::NotAllowed, Some(caller), wire, realm)
+    }
+
+    pub(crate) fn of_caller(
+        reason: RejectionReason,
+        caller: Option<&VerifiedSvid>,
+        wire: Wire,
+        realm: &Realm,
+    ) -> Self {
+        let caller = caller.map(|caller| caller.spiffe_id().clone());
+        Self::build(reason, None, caller, wire, realm)
+    }
+
+    /// Remembers the request for `on_reject`.
+    pub(crate) fn with_request(self, parts: Parts) -> Self {
+        self.changed(|inner| inner.request = RejectedRequest(Some(Arc::new(parts))))
+    }
+
+    /// Takes the request out, so that its headers do not travel with the response.
+    pub(crate) fn take_request(self) -> (Self, Option<Arc<Parts>>) {
+        let mut request = None;
+        let rejection = self.changed(|inner| request = inner.request.0.take());
+        (rejection, request)
     }
 
     fn build(
@@ -231,6 +304,7 @@ impl Rejection {
             reason,
             token_error,
             caller,
+            request: RejectedRequest(None),
             policy_reason: None,
             wire,
             realm,
@@ -274,7 +348,6 @@ impl Rejection {
     }
 
     /// The same rejection in the form of another layer's answers.
-    #[cfg_attr(not(any(feature = "axum", feature = "tonic")), allow(dead_code))]
     pub(crate) fn reworded(self, wire: Wire, realm: &Realm, uniform: bool) -> Self {
         self.changed(|inner| {
             inner.wire = wire;
@@ -394,7 +467,7 @@ impl Rejection {
         if let Some(challenge) = self.challenge() {
             response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
         }
-        if matches!(reason, RejectionReason::CannotJudge(_)) {
+        if reason.status() == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(RETRY_AFTER, RETRY_AFTER_SECS);
         }
         response
@@ -441,14 +514,12 @@ pub(crate) struct HandlerRejection;
 
 impl HandlerRejection {
     /// Marks a response that carries a rejection in its extensions.
-    #[cfg(feature = "axum")]
     pub(crate) fn mark<B>(rejection: Rejection, response: &mut Response<B>) {
         response.extensions_mut().insert(rejection);
         response.extensions_mut().insert(Self);
     }
 
     /// Returns the rejection if this response is a handler's and no layer has replaced it.
-    #[cfg_attr(not(any(feature = "axum", feature = "tonic")), allow(dead_code))]
     pub(crate) fn of<B>(response: &Response<B>) -> Option<Rejection> {
         let rejection = response.extensions().get::<Rejection>();
         if response.extensions().get::<Self>().is_some() {
@@ -528,6 +599,7 @@ mod tests {
             RejectionReason::Malformed,
             RejectionReason::NotAllowed,
             RejectionReason::CannotJudge(cannot_judge),
+            RejectionReason::PolicyUnavailable(PolicyFailure::Failed),
             RejectionReason::NotWired,
         ];
         let named = Realm::new("spiffe").unwrap();

@@ -38,7 +38,6 @@ impl Telemetry {
     }
 
     /// Logs that a handler has no layer outside: one line in ten seconds for the whole process.
-    #[cfg(any(feature = "axum", feature = "tonic"))]
     pub(crate) fn not_wired(rejection: &Rejection) {
         use std::sync::LazyLock;
 
@@ -130,6 +129,7 @@ impl Telemetry {
             let label = known.unwrap_or(UNKNOWN);
             let why = match reason {
                 RejectionReason::CannotJudge(why) => why.as_str(),
+                RejectionReason::PolicyUnavailable(why) => why.as_str(),
                 _ => "",
             };
             recorder.record_admission(&Admission::new(class, enforced, label).because(why));
@@ -166,6 +166,15 @@ impl Telemetry {
                 suppressed,
                 why = %why,
                 "callers cannot be authenticated"
+            ),
+            RejectionReason::PolicyUnavailable(why) => tracing::warn!(
+                reason = class,
+                enforced,
+                suppressed,
+                why = %why,
+                policy_reason = rejection.policy_reason().map(field::debug),
+                peer.spiffe_id = caller,
+                "callers cannot be authorized"
             ),
             RejectionReason::NotWired => {
                 tracing::error!(reason = class, suppressed, "{}", reason.description());

@@ -29,6 +29,7 @@ mod modes;
 mod policy;
 mod policy_combinations;
 mod policy_grpc_services;
+mod policy_own_rejections;
 mod raw;
 mod refusals;
 mod secrets;
