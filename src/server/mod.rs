@@ -220,6 +220,7 @@ mod allow_callers;
 mod axum;
 mod bearer;
 mod caller;
+mod claim;
 mod deny;
 mod drain;
 mod end_at_expiry;
@@ -246,6 +247,7 @@ pub use allow_callers::{AllowCallers, AllowCallersLayer};
 pub use caller::CallerState;
 #[cfg(feature = "testing")]
 pub(crate) use caller::register as register_caller;
+pub use claim::{Claim, ClaimValue};
 pub use end_at_expiry::{
     EndAtExpiry, EndAtExpiryBody, EndAtExpiryFuture, EndAtExpiryLayer, TokenExpired,
 };

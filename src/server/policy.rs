@@ -6,6 +6,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use http::request::Parts;
 
+use super::claim::Claim;
 use super::policy_error::PolicyError;
 use super::protocol::Protocol;
 use crate::spiffe_id::{SpiffeId, SpiffeIdError, SpiffeIdMatcher, TrustDomain};
@@ -198,6 +199,7 @@ enum Rule {
     Anyone,
     Ids(SpiffeIdMatcher),
     Closure(Arc<Closure>),
+    Claim(Arc<(Box<str>, Claim)>),
     Policy(Arc<dyn Policy>),
     Either(Arc<(Allow, Allow)>),
     Both(Arc<(Allow, Allow)>),
@@ -306,6 +308,26 @@ impl Allow {
         Self(Rule::Closure(Arc::new(allows)))
     }
 
+    /// Allows the verified callers whose token has this top-level claim. Claims mean what the
+    /// caller's trust domain says that they mean: combine this rule with one of the trust domain.
+    ///
+    /// The payload is parsed once per token, when a rule first asks for a claim. For nested claims
+    /// use [`when`](Self::when) and [`VerifiedSvid::claims`].
+    ///
+    /// ```
+    /// use tower_spiffe::Allow;
+    /// use tower_spiffe::server::Claim;
+    ///
+    /// let admins = Allow::trust_domain("example.org")?
+    ///     .and(Allow::claim("groups", Claim::contains("admins")))
+    ///     .and(Allow::claim("stage", Claim::one_of(["test", "live"])?));
+    /// # drop(admins);
+    /// # Ok::<(), tower_spiffe::server::PolicyError>(())
+    /// ```
+    pub fn claim(name: impl Into<Box<str>>, claim: Claim) -> Self {
+        Self(Rule::Claim(Arc::new((name.into(), claim))))
+    }
+
     /// Allows what another policy allows, to combine it by [`or`](Self::or) and
     /// [`and`](Self::and).
     ///
@@ -402,6 +424,9 @@ impl Policy for Allow {
             Rule::Anyone => Decision::Allow,
             Rule::Ids(matcher) => verified(caller, |caller| matcher.matches(caller.spiffe_id())),
             Rule::Closure(allows) => verified(caller, |caller| allows(caller, parts)),
+            Rule::Claim(rule) => verified(caller, |caller| {
+                caller.claim(&rule.0).is_some_and(|raw| rule.1.matches(raw))
+            }),
             Rule::Policy(policy) => policy.decide(caller, parts),
             Rule::Either(both) => match both.0.decide(caller, parts) {
                 Decision::Allow => Decision::Allow,
@@ -428,7 +453,7 @@ impl Policy for Allow {
     // One public rule is enough: it exempts from the layer's mode, and `decide` still combines.
     fn is_public(&self, parts: &Parts) -> bool {
         match &self.0 {
-            Rule::Anyone | Rule::Ids(_) | Rule::Closure(_) => false,
+            Rule::Anyone | Rule::Ids(_) | Rule::Closure(_) | Rule::Claim(_) => false,
             Rule::Policy(policy) => policy.is_public(parts),
             Rule::Either(both) | Rule::Both(both) => {
                 both.0.is_public(parts) || both.1.is_public(parts)
@@ -439,7 +464,7 @@ impl Policy for Allow {
 
     fn protocol(&self) -> Option<Protocol> {
         match &self.0 {
-            Rule::Anyone | Rule::Ids(_) | Rule::Closure(_) => None,
+            Rule::Anyone | Rule::Ids(_) | Rule::Closure(_) | Rule::Claim(_) => None,
             Rule::Policy(policy) => policy.protocol(),
             Rule::Either(both) | Rule::Both(both) => {
                 both.0.protocol().or_else(|| both.1.protocol())
@@ -455,6 +480,7 @@ impl fmt::Debug for Allow {
             Rule::Anyone => f.write_str("Allow(anyone)"),
             Rule::Ids(matcher) => f.debug_tuple("Allow").field(matcher).finish(),
             Rule::Closure(_) => f.write_str("Allow(<closure>)"),
+            Rule::Claim(rule) => write!(f, "Allow(claim {:?} {:?})", rule.0, rule.1),
             Rule::Policy(_) => f.write_str("Allow(<policy>)"),
             Rule::Either(both) => write!(f, "{:?}.or({:?})", both.0, both.1),
             Rule::Both(both) => write!(f, "{:?}.and({:?})", both.0, both.1),

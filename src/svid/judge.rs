@@ -150,6 +150,8 @@ impl Inner {
             signer: Signer::Authority(authority),
             spiffe_id,
             payload: payload.into(),
+            #[cfg(feature = "server")]
+            claims: Default::default(),
         })))
     }
 
