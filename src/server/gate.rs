@@ -39,12 +39,45 @@ pub(crate) struct Gate {
     pub(crate) mode: Mode,
     /// What the server speaks, if it was set.
     pub(crate) protocol: Option<Protocol>,
-    pub(crate) header: HeaderName,
+    pub(crate) headers: TokenHeaders,
     pub(crate) realm: Realm,
     pub(crate) uniform: bool,
     pub(crate) drain: DrainLimits,
     pub(crate) keep_credential: bool,
     pub(crate) telemetry: Telemetry,
+}
+
+/// The headers that can carry the token, in order.
+#[derive(Clone)]
+pub(crate) struct TokenHeaders {
+    first: HeaderName,
+    others: Arc<[HeaderName]>,
+}
+
+impl TokenHeaders {
+    pub(crate) fn one(first: HeaderName) -> Self {
+        let others = Arc::default();
+        Self { first, others }
+    }
+
+    pub(crate) fn push(&mut self, name: HeaderName) {
+        self.others = self.others.iter().cloned().chain([name]).collect();
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &HeaderName> {
+        std::iter::once(&self.first).chain(&*self.others)
+    }
+
+    /// The header at this place in the order.
+    fn at(&self, place: usize) -> &HeaderName {
+        self.iter().nth(place).unwrap_or(&self.first)
+    }
+}
+
+impl fmt::Debug for TokenHeaders {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
 }
 
 /// What was found of a request, before anything is made of it.
@@ -58,6 +91,8 @@ pub(crate) struct Judged {
 struct Read {
     /// It was verified before.
     cached: bool,
+    /// Which header it was read from, by place in the order.
+    place: usize,
     /// It is in the header, not left by an outer layer.
     in_header: bool,
 }
@@ -95,7 +130,7 @@ impl Gate {
             policy,
             mode,
             protocol: None,
-            header: AUTHORIZATION,
+            headers: TokenHeaders::one(AUTHORIZATION),
             realm: Realm::default(),
             uniform: false,
             drain: DrainLimits::default(),
@@ -118,8 +153,10 @@ impl Gate {
         read: &mut Read,
     ) -> Result<CallerState, Rejection> {
         // Before anyone else sees the parts.
-        bearer::mark_sensitive(&mut parts.headers, &self.header);
-        if self.header != AUTHORIZATION {
+        for header in self.headers.iter() {
+            bearer::mark_sensitive(&mut parts.headers, header);
+        }
+        if self.headers.first != AUTHORIZATION {
             // Somebody else's credential is one, too.
             bearer::mark_sensitive(&mut parts.headers, &AUTHORIZATION);
         }
@@ -192,7 +229,9 @@ impl Gate {
     ) -> Result<tracing::Span, Rejection> {
         self.record_token(&judged);
         let enforced = self.mode != Mode::Audit;
-        let in_header = judged.read.in_header;
+        let Read {
+            place, in_header, ..
+        } = judged.read;
         let (state, span) = match judged.verdict {
             Ok(state) => {
                 let span = self.telemetry.admitted(&state);
@@ -213,12 +252,13 @@ impl Gate {
             }
         };
         if state.verified().is_some() {
+            let header = self.headers.at(place);
             if in_header && enforced && !self.keep_credential {
-                parts.headers.remove(&self.header);
+                parts.headers.remove(header);
             }
             // Whose token the extensions have now, for layers inside that read the same header.
-            if self.header != AUTHORIZATION {
-                parts.extensions.insert(TakenFrom(self.header.clone()));
+            if *header != AUTHORIZATION {
+                parts.extensions.insert(TakenFrom(header.clone()));
             } else if !parts.extensions.is_empty() {
                 parts.extensions.remove::<TakenFrom>();
             }
@@ -258,19 +298,7 @@ impl Gate {
         sight: Sight,
         read: &mut Read,
     ) -> Result<VerifiedSvid, Fault> {
-        let max_token_len = self.validator.max_token_len();
-        let token = match bearer::credential(&parts.headers, &self.header, max_token_len) {
-            Credential::Token(token) => {
-                read.in_header = true;
-                token
-            }
-            // An outer layer took it out of the header. Its verdict does not count here.
-            Credential::Missing => {
-                caller::outer_token(&parts.extensions, &self.header).ok_or(Fault::Missing)?
-            }
-            Credential::Malformed => return Err(Fault::Malformed),
-            Credential::TooLong => return Err(Fault::TooLong),
-        };
+        let token = self.token(parts, read)?;
         let (verdict, cached) = self.validator.judge(token, sight);
         read.cached = cached;
         verdict.map_err(|error| {
@@ -284,12 +312,39 @@ impl Gate {
     }
 }
 
+impl Gate {
+    /// Finds the token. The first header that the request has decides.
+    fn token<'a>(&self, parts: &'a Parts, read: &mut Read) -> Result<&'a str, Fault> {
+        let max_token_len = self.validator.max_token_len();
+        for (place, header) in self.headers.iter().enumerate() {
+            // An outer layer took it out of the header. Its verdict does not count here.
+            let outer = || caller::outer_token(&parts.extensions, header);
+            let token = match bearer::credential(&parts.headers, header, max_token_len) {
+                Credential::Token(token) => {
+                    read.in_header = true;
+                    token
+                }
+                Credential::Absent => match outer() {
+                    Some(token) => token,
+                    None => continue,
+                },
+                Credential::OtherScheme => outer().ok_or(Fault::Missing)?,
+                Credential::Malformed => return Err(Fault::Malformed),
+                Credential::TooLong => return Err(Fault::TooLong),
+            };
+            read.place = place;
+            return Ok(token);
+        }
+        Err(Fault::Missing)
+    }
+}
+
 impl fmt::Debug for Gate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Gate")
             .field("mode", &self.mode)
             .field("protocol", &self.protocol)
-            .field("header", &self.header)
+            .field("headers", &self.headers)
             .field("realm", &self.realm)
             .field("keep_credential", &self.keep_credential)
             .finish_non_exhaustive()

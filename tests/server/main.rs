@@ -31,6 +31,7 @@ mod policy_claims;
 mod policy_combinations;
 mod policy_grpc_services;
 mod policy_own_rejections;
+mod policy_token_headers;
 mod raw;
 mod refusals;
 mod secrets;
