@@ -113,6 +113,14 @@ impl Judged {
         }
     }
 
+    /// The same request, rejected after all.
+    pub(crate) fn denied(self, rejection: Rejection) -> Self {
+        Self {
+            verdict: Err(rejection),
+            ..self
+        }
+    }
+
     /// The refusal, where it is one for a key that may still come.
     pub(crate) fn unknown_key(&self) -> Option<&Rejection> {
         let unknown = RejectionReason::Token(ValidateReason::KeyUnknown);
@@ -202,7 +210,7 @@ impl Gate {
 
     /// The policy's decision about a request without a token. `required` and `audit` ask it about
     /// public requests only.
-    fn decide_anonymous(&self, parts: &Parts) -> Decision {
+    pub(crate) fn decide_anonymous(&self, parts: &Parts) -> Decision {
         if self.mode == Mode::Optional || self.policy.is_public(parts) {
             self.policy.decide(None, parts)
         } else {

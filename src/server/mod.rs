@@ -216,6 +216,8 @@
 //! token stands in any of them.
 
 mod allow_callers;
+mod ask;
+mod async_policy;
 #[cfg(feature = "axum")]
 mod axum;
 mod bearer;
@@ -244,6 +246,8 @@ mod tower_http;
 mod wait;
 
 pub use allow_callers::{AllowCallers, AllowCallersLayer};
+pub use ask::{AskPolicyFuture, AskPolicyLayer, AskPolicyService};
+pub use async_policy::{AskPolicy, AsyncDecision, AsyncPolicy, DecisionFuture, PolicyUnavailable};
 pub use caller::CallerState;
 #[cfg(feature = "testing")]
 pub(crate) use caller::register as register_caller;

@@ -27,6 +27,7 @@ mod live_source;
 mod mending;
 mod modes;
 mod policy;
+mod policy_async;
 mod policy_claims;
 mod policy_combinations;
 mod policy_grpc_services;
