@@ -5,6 +5,7 @@ use std::collections::hash_map::Entry;
 
 use http::request::Parts;
 
+use super::original_uri::original_uri;
 use super::policy::{Allow, Decision, Policy};
 use super::policy_error::PolicyError;
 use super::protocol::Protocol;
@@ -21,7 +22,8 @@ use crate::svid::VerifiedSvid;
 /// A server with this policy speaks gRPC: rejections use gRPC status codes, in gRPC-Web if the
 /// request does, unless the layer's `protocol` is set.
 ///
-/// Paths are compared exactly, as gRPC routes them: `/package.Service/Method`.
+/// Paths are compared exactly, as gRPC routes them: `/package.Service/Method`. If the services are
+/// behind a path prefix, see [`prefix`](GrpcPolicyBuilder::prefix).
 ///
 /// ```
 /// use tower_spiffe::server::{Allow, GrpcPolicy};
@@ -50,6 +52,7 @@ pub struct GrpcPolicyBuilder {
 
 #[derive(Debug, Clone, Default)]
 struct Rules {
+    prefix: Option<Box<str>>,
     /// By path.
     methods: HashMap<Box<str>, Rule>,
     /// By full name, for methods without a rule.
@@ -129,6 +132,27 @@ impl GrpcPolicyBuilder {
             .fold(self, |builder, name| builder.service(name, callers.clone()))
     }
 
+    /// Sets the prefix before `/package.Service/Method` in the path that clients request: `/api`.
+    /// All other paths are denied. It is compared with the [original URI](super::original_uri), so
+    /// the policy decides the same outside of a `Router::nest("/api", …)` and inside.
+    pub fn prefix(self, prefix: impl Into<String>) -> Self {
+        let prefix = prefix.into();
+        self.checked(|rules| {
+            let segments = prefix.strip_prefix('/').map(|rest| rest.split('/'));
+            let is_plain = segments.is_some_and(|mut segments| {
+                segments.all(|segment| {
+                    let is_legal = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
+                    !matches!(segment, "" | "." | "..") && segment.bytes().all(is_legal)
+                })
+            });
+            if !is_plain {
+                return Err(PolicyError::Prefix(prefix));
+            }
+            rules.prefix = Some(prefix.into());
+            Ok(())
+        })
+    }
+
     /// Returns the policy.
     ///
     /// # Errors
@@ -205,8 +229,15 @@ fn service_of(path: &str) -> Option<&str> {
 
 impl GrpcPolicy {
     fn rule(&self, parts: &Parts) -> Option<&Rule> {
-        let Rules { methods, services } = &self.rules;
-        let path = parts.uri.path();
+        let Rules {
+            prefix,
+            methods,
+            services,
+        } = &self.rules;
+        let path = match prefix {
+            None => parts.uri.path(),
+            Some(prefix) => original_uri(parts).path().strip_prefix(&**prefix)?,
+        };
         methods.get(path).or_else(|| {
             if services.is_empty() {
                 return None;

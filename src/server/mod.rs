@@ -232,6 +232,7 @@ mod grpc_policy;
 mod grpc_web_frames;
 mod late;
 mod layer;
+mod original_uri;
 mod policy;
 mod policy_error;
 mod protocol;
@@ -258,6 +259,7 @@ pub use end_at_expiry::{
 pub use future::ResponseFuture;
 pub use grpc_policy::{GrpcPolicy, GrpcPolicyBuilder};
 pub use layer::ValidateJwtSvidLayer;
+pub use original_uri::original_uri;
 pub use policy::{Allow, Decision, Policy, SwapPolicy};
 pub use policy_error::PolicyError;
 pub use protocol::Protocol;

@@ -32,6 +32,8 @@ pub enum PolicyError {
     ServiceName(String),
     /// A gRPC service has two rules.
     ServiceTwice(String),
+    /// A text is not the prefix of a path.
+    Prefix(String),
 }
 
 impl fmt::Display for PolicyError {
@@ -88,6 +90,11 @@ impl fmt::Display for PolicyError {
                 }
                 Ok(())
             }
+            Self::Prefix(prefix) => write!(
+                f,
+                "{prefix:?} is not a path prefix; write `/api`, of plain segments without a slash \
+                 at the end"
+            ),
             Self::MethodTwice(text) | Self::ServiceTwice(text) => {
                 write!(f, "{text:?} has two rules; join them with `Allow::or`")
             }
