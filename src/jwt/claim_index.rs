@@ -14,7 +14,9 @@ use super::json::Text;
 const MAX_INDEXED: usize = 64;
 
 /// Where the claims of one payload are.
-pub(crate) struct ClaimIndex(Option<Box<[(Box<str>, Range<usize>)]>>);
+pub(crate) struct ClaimIndex(Option<Box<[Member]>>);
+
+type Member = (Box<str>, Range<usize>);
 
 impl ClaimIndex {
     pub(crate) fn new(payload: &str) -> Self {

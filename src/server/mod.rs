@@ -155,6 +155,19 @@
 //!
 //! `examples/gateway.rs` does all of this.
 //!
+//! # Policies
+//!
+//! | for | use |
+//! | --- | --- |
+//! | SPIFFE IDs, trust domains, claims, closures | [`Allow`] |
+//! | gRPC services and methods | [`GrpcPolicy`] |
+//! | a policy that is replaced at runtime | [`SwapPolicy`] |
+//! | a decision that waits, such as one by OPA | [`ask`](ValidateJwtSvidLayer::ask), [`AsyncPolicy`] |
+//! | a route with fewer callers | [`AllowCallersLayer`] |
+//! | denials by a middleware or handler of your own | [`Rejection::denied`] |
+//!
+//! `docs/who-may-call.md` in the repository has the table of all decisions, and common mistakes.
+//!
 //! # Requests without a token
 //!
 //! No caller gains by leaving its token out: what the layer allows for anonymous callers it allows

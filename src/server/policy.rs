@@ -99,6 +99,15 @@ impl Decision {
 ///     }
 /// }
 /// ```
+///
+/// A bare closure is not a policy, so that no rule for anonymous callers is left open:
+///
+/// ```compile_fail,E0277
+/// # use tower_spiffe::server::ValidateJwtSvidLayer;
+/// # fn example(validator: tower_spiffe::Validator) {
+/// let layer = ValidateJwtSvidLayer::required(validator, |caller, parts| true);
+/// # }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a policy",
     label = "expected an `Allow`, a `GrpcPolicy`, a `SwapPolicy` or another `Policy`",

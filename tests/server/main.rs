@@ -31,6 +31,7 @@ mod policy_async;
 mod policy_claims;
 mod policy_combinations;
 mod policy_grpc_services;
+mod policy_mistakes;
 mod policy_opa;
 mod policy_original_uri;
 mod policy_own_rejections;
