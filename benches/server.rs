@@ -7,6 +7,7 @@
 //! | what | bar | rows |
 //! | --- | --- | --- |
 //! | a call whose token was seen before, above one of the service beneath, which does nothing | 250 ns | `layer call/hit, above the bare service`, and the same of the layer that can wait |
+//! | a call whose asynchronous policy decides at once, above one without such a policy | 500 ns | `layer call/hit, that asks a policy, above the layer` |
 //! | a refusal, answer included, with rubbish of 1 MiB, against 8 KiB and a byte | 1.1 × | `layer call/1 MiB of rubbish` |
 //! | a call of a known key, in a flood of 10,000 tokens a second of made-up keys, which wait; against the same flood at another server's layer, which refuses it at once | 1.1 × | `made-up keys/p50 of a known one`, `made-up keys/p99 of a known one` |
 //!
@@ -31,12 +32,15 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use criterion::Criterion;
+use http::request::Parts;
 use http::{HeaderValue, Request, Response};
 use tower::{Layer, Service};
-use tower_spiffe::Validator;
 use tower_spiffe::bundle::FixedBundles;
-use tower_spiffe::server::{Allow, UnknownKeyWait, ValidateJwtSvidLayer};
+use tower_spiffe::server::{
+    Allow, AskPolicy, AsyncPolicy, Decision, DecisionFuture, UnknownKeyWait, ValidateJwtSvidLayer,
+};
 use tower_spiffe::testing::{FakeAgent, Issuer};
+use tower_spiffe::{Validator, VerifiedSvid};
 
 use judging::{Bar, Judge, Round, difference, group, in_turns, median, medians_in_turns, nanos};
 
@@ -60,6 +64,15 @@ impl Service<Request<String>> for Nothing {
     fn call(&mut self, request: Request<String>) -> Self::Future {
         drop(black_box(request));
         ready(Ok(Response::new(String::new())))
+    }
+}
+
+/// A policy that decides at once.
+struct AtOnce;
+
+impl AsyncPolicy for AtOnce {
+    fn decide(&self, _: Option<&VerifiedSvid>, _: &Parts) -> DecisionFuture {
+        Box::pin(ready(Ok(Decision::Allow.into())))
     }
 }
 
@@ -130,7 +143,7 @@ fn layer_call(criterion: &mut Criterion, judge: &mut Judge) {
     let layer = ValidateJwtSvidLayer::required(validator, Allow::id(WEB).unwrap());
     let mut guarded = layer.layer(Nothing);
     let wait = UnknownKeyWait::new(Duration::from_secs(1));
-    let mut waiting = layer.wait_for_unknown_keys(wait).layer(Nothing);
+    let mut waiting = layer.clone().wait_for_unknown_keys(wait).layer(Nothing);
 
     let token = || issuer.token(WEB, AUDIENCE).expires_in(HOUR);
     let good = token().bearer();
@@ -142,6 +155,17 @@ fn layer_call(criterion: &mut Criterion, judge: &mut Judge) {
     judge.row(&mut rows, row, bar, || above(&mut guarded, Some(&good)));
     let row = (NAME, "hit, that can wait, above the bare service");
     judge.row(&mut rows, row, bar, || above(&mut waiting, Some(&good)));
+    let mut asking = layer.clone().ask(AskPolicy::new(AtOnce)).layer(Nothing);
+    let row = (NAME, "hit, that asks a policy, above the layer");
+    judge.row(&mut rows, row, Bar::Nanos(500.0), || {
+        let [plain, asking] = in_turns(
+            500,
+            [&mut |_| time(&mut guarded, Some(&good)), &mut |_| {
+                time(&mut asking, Some(&good))
+            }],
+        );
+        Round::of_nanos(difference(&plain, &asking))
+    });
     let [long, longest] = [8193, 1 << 20].map(|len| bearer(".".repeat(len)));
     let row = (NAME, "1 MiB of rubbish");
     judge.row(&mut rows, row, Bar::AtMost(1.1), || {

@@ -4,6 +4,8 @@
 
 mod algorithm;
 mod base64url;
+#[cfg(feature = "server")]
+mod claim_index;
 mod claims;
 mod header;
 mod json;
@@ -15,6 +17,8 @@ mod tests;
 pub(crate) use algorithm::AlgorithmSet;
 pub use algorithm::{Algorithm, UnknownAlgorithm};
 pub(crate) use base64url::{Room, decode};
+#[cfg(feature = "server")]
+pub(crate) use claim_index::ClaimIndex;
 pub(crate) use claims::{Claims, ClaimsFault};
 pub(crate) use header::{Header, HeaderFault, key_id_unchecked};
 pub(crate) use json::{Object, Text, read_object, read_text};

@@ -60,9 +60,10 @@
 //! | `client` | debug | no token for this request: its Host header does not match its origin | `origin`, `host` | the same; a forwarded `Host` header would route the token to another virtual host |
 //! | `client` | debug | the request was not sent | `reason`, `error` | the layer's settings do not allow it; a gRPC peer gets a fixed text without these details |
 //! | `server` | info | span `jwt_svid` | `peer.spiffe_id` | around the handling of a verified caller's request; the field is filled in the span around the layer too, where that has it |
-//! | `server` | info | requests are not admitted: … | `reason`, `enforced`, `suppressed`, `detail`, `peer.spiffe_id`, `key_id`, `trust_domain`, `audiences`, `accepted_audiences` | one line per class, caller and interval; `suppressed` lines were left out since the last one; `detail` says what in the class it was; `peer.spiffe_id` is in the span instead if the span has that field; `key_id`, `trust_domain` and `audiences` are what the token claims, logged only if debug lines are enabled; `accepted_audiences` are those of the validator |
+//! | `server` | info | requests are not admitted: … | `reason`, `enforced`, `suppressed`, `detail`, `peer.spiffe_id`, `policy_reason`, `key_id`, `trust_domain`, `audiences`, `accepted_audiences` | one line per class, caller and interval; `suppressed` lines were left out since the last one; `detail` says what in the class it was; `policy_reason` is the reason that the policy gave; `peer.spiffe_id` is in the span instead if the span has that field; `key_id`, `trust_domain` and `audiences` are what the token claims, logged only if debug lines are enabled; `accepted_audiences` are those of the validator |
 //! | `server` | info | answers are ended: … | `reason`, `suppressed`, `peer.spiffe_id` | an `EndAtExpiryLayer` ended them with the caller's token; one line for all callers and interval |
 //! | `server` | warn | callers cannot be authenticated | `reason`, `enforced`, `suppressed`, `why` | our blindness |
+//! | `server` | warn | callers cannot be authorized | `reason`, `enforced`, `suppressed`, `why`, `policy_reason`, `peer.spiffe_id` | the policy could not decide; `why` says what failed, `policy_reason` is the error that the policy gave |
 //! | `server` | error | no ValidateJwtSvidLayer stands above | `reason`, `suppressed` | the server is put together wrongly |
 //! | `server` | error | answers do not end with the caller's token: … | `reason` | the same, of an `EndAtExpiryLayer` |
 //! | `metrics` | debug | the metrics recorder panicked | | a count is lost |
@@ -304,7 +305,8 @@ pub struct Admission<'a> {
     pub enforced: bool,
     /// The caller's trust domain, where it is one of our bundle set; else `unknown`.
     pub trust_domain: &'a str,
-    /// Where the outcome is `cannot-judge`, [why](crate::bundle::BundlesUnavailable::as_str); else empty.
+    /// If the outcome is `cannot-judge`, [why](crate::bundle::BundlesUnavailable::as_str), and if it
+    /// is `policy-unavailable`, `failed`, `timed-out` or `too-many-in-flight`; otherwise empty.
     pub why: &'static str,
 }
 

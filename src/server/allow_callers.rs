@@ -246,11 +246,14 @@ impl<R> Shared<R> {
 
     fn judge(&self, parts: &Parts) -> Result<(), Rejection> {
         let fault = match caller::verified(&parts.extensions) {
-            Ok(caller) if policy::allows_verified(&*self.policy, caller, parts) => return Ok(()),
-            Ok(caller) => {
-                let wire = self.protocol().wire(parts);
-                return Err(Rejection::not_allowed(caller, wire, &self.realm));
-            }
+            Ok(caller) => match policy::decide_verified(&*self.policy, caller, parts) {
+                Decision::Allow => return Ok(()),
+                denied => {
+                    let wire = self.protocol().wire(parts);
+                    let rejection = Rejection::not_allowed(caller, wire, &self.realm);
+                    return Err(rejection.because_of(denied));
+                }
+            },
             Err(fault) => fault,
         };
         let decision = match fault {
@@ -260,11 +263,10 @@ impl<R> Shared<R> {
         let wire = self.protocol().wire(parts);
         match decision {
             Decision::Allow => Ok(()),
-            Decision::Deny => Err(Rejection::new(
-                RejectionReason::NotAllowed,
-                wire,
-                &self.realm,
-            )),
+            Decision::Deny | Decision::DenyBecause(_) => {
+                let rejection = Rejection::new(RejectionReason::NotAllowed, wire, &self.realm);
+                Err(rejection.because_of(decision))
+            }
             Decision::AuthenticationRequired => Err(fault.into_rejection(wire, &self.realm)),
         }
     }

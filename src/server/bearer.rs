@@ -12,8 +12,10 @@ const PREFIX_ROOM: usize = 64;
 /// What the header says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Credential<'a> {
-    /// There is no bearer credential: no header, or one of another scheme.
-    Missing,
+    /// There is no such header.
+    Absent,
+    /// There is a header, and its credential is of another scheme.
+    OtherScheme,
     /// There is a header, and it is not one bearer credential.
     Malformed,
     /// Longer than any token may be; nothing of it was looked at.
@@ -31,7 +33,7 @@ pub(crate) fn credential<'a>(
 ) -> Credential<'a> {
     let mut values = headers.get_all(name).iter();
     let Some(value) = values.next() else {
-        return Credential::Missing;
+        return Credential::Absent;
     };
     if values.next().is_some() {
         return Credential::Malformed;
@@ -45,7 +47,7 @@ fn read(value: &[u8], bare: bool, max_token_len: usize) -> Credential<'_> {
         Scheme::Bearer(rest) => rest,
         Scheme::Other if bare => value,
         Scheme::Other if has_second_bearer(value) => return Credential::Malformed,
-        Scheme::Other => return Credential::Missing,
+        Scheme::Other => return Credential::OtherScheme,
         Scheme::Broken => return Credential::Malformed,
     };
     if rest.len() > max_token_len.saturating_add(PREFIX_ROOM) {
@@ -195,7 +197,7 @@ mod tests {
 
     #[test]
     fn none_or_another_scheme_is_missing() {
-        assert_reads(&[], Credential::Missing);
+        assert_reads(&[], Credential::Absent);
         for value in [
             "Basic dXNlcjpwYXNz",
             "Digest username=\"a\", realm=\"b, c\", nonce=\"bearerish\"",
@@ -205,7 +207,7 @@ mod tests {
             "Bear",
             "a.b.c",
         ] {
-            assert_reads(&[value.as_bytes()], Credential::Missing);
+            assert_reads(&[value.as_bytes()], Credential::OtherScheme);
         }
     }
 
@@ -283,7 +285,7 @@ mod tests {
                 assert_reads(&[pair.as_bytes()], Credential::Malformed);
             }
             let single = format!("Basic {fill}, Bearerx a.b.c");
-            assert_reads(&[single.as_bytes()], Credential::Missing);
+            assert_reads(&[single.as_bytes()], Credential::OtherScheme);
         }
     }
 

@@ -95,7 +95,6 @@ pub(crate) fn verified(extensions: &Extensions) -> Result<&VerifiedSvid, NoCalle
 
 impl NoCaller {
     /// The rejection for a handler to answer with. A missing layer is logged here: no layer logs it.
-    #[cfg(any(feature = "axum", feature = "tonic"))]
     pub(crate) fn into_handler_rejection(self, wire: Wire, realm: &Realm) -> Rejection {
         let is_wired = !matches!(self, Self::NotWired);
         let rejection = self.into_rejection(wire, realm);

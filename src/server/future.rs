@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use http::Response;
@@ -25,7 +26,7 @@ pin_project! {
 pin_project! {
     #[project = KindProj]
     enum Kind<F, ReqBody, ResBody> {
-        Inner { #[pin] future: F, span: Span, late: Option<Box<dyn Late<ResBody>>> },
+        Inner { #[pin] future: F, span: Span, late: Option<Arc<dyn Late<ResBody>>> },
         Rejected { response: Option<Response<ResBody>>, drain: Option<Pin<Box<Drain<ReqBody>>>> },
         // A rejection made by a handler, its body kept for it.
         Late { response: Option<Response<ResBody>>, drain: AnyDrain },
@@ -33,7 +34,7 @@ pin_project! {
 }
 
 impl<F, ReqBody, ResBody> ResponseFuture<F, ReqBody, ResBody> {
-    pub(crate) fn inner(future: F, span: Span, late: Option<Box<dyn Late<ResBody>>>) -> Self {
+    pub(crate) fn inner(future: F, span: Span, late: Option<Arc<dyn Late<ResBody>>>) -> Self {
         Self {
             kind: Kind::Inner { future, span, late },
         }

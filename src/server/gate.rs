@@ -39,12 +39,45 @@ pub(crate) struct Gate {
     pub(crate) mode: Mode,
     /// What the server speaks, if it was set.
     pub(crate) protocol: Option<Protocol>,
-    pub(crate) header: HeaderName,
+    pub(crate) headers: TokenHeaders,
     pub(crate) realm: Realm,
     pub(crate) uniform: bool,
     pub(crate) drain: DrainLimits,
     pub(crate) keep_credential: bool,
     pub(crate) telemetry: Telemetry,
+}
+
+/// The headers that can carry the token, in order.
+#[derive(Clone)]
+pub(crate) struct TokenHeaders {
+    first: HeaderName,
+    others: Arc<[HeaderName]>,
+}
+
+impl TokenHeaders {
+    pub(crate) fn one(first: HeaderName) -> Self {
+        let others = Arc::default();
+        Self { first, others }
+    }
+
+    pub(crate) fn push(&mut self, name: HeaderName) {
+        self.others = self.others.iter().cloned().chain([name]).collect();
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &HeaderName> {
+        std::iter::once(&self.first).chain(&*self.others)
+    }
+
+    /// The header at this place in the order.
+    fn at(&self, place: usize) -> &HeaderName {
+        self.iter().nth(place).unwrap_or(&self.first)
+    }
+}
+
+impl fmt::Debug for TokenHeaders {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
 }
 
 /// What was found of a request, before anything is made of it.
@@ -58,6 +91,8 @@ pub(crate) struct Judged {
 struct Read {
     /// It was verified before.
     cached: bool,
+    /// Which header it was read from, by place in the order.
+    place: usize,
     /// It is in the header, not left by an outer layer.
     in_header: bool,
 }
@@ -78,6 +113,14 @@ impl Judged {
         }
     }
 
+    /// The same request, rejected after all.
+    pub(crate) fn denied(self, rejection: Rejection) -> Self {
+        Self {
+            verdict: Err(rejection),
+            ..self
+        }
+    }
+
     /// The refusal, where it is one for a key that may still come.
     pub(crate) fn unknown_key(&self) -> Option<&Rejection> {
         let unknown = RejectionReason::Token(ValidateReason::KeyUnknown);
@@ -94,7 +137,7 @@ impl Gate {
             policy,
             mode,
             protocol: None,
-            header: AUTHORIZATION,
+            headers: TokenHeaders::one(AUTHORIZATION),
             realm: Realm::default(),
             uniform: false,
             drain: DrainLimits::default(),
@@ -117,19 +160,22 @@ impl Gate {
         read: &mut Read,
     ) -> Result<CallerState, Rejection> {
         // Before anyone else sees the parts.
-        bearer::mark_sensitive(&mut parts.headers, &self.header);
-        if self.header != AUTHORIZATION {
+        for header in self.headers.iter() {
+            bearer::mark_sensitive(&mut parts.headers, header);
+        }
+        if self.headers.first != AUTHORIZATION {
             // Somebody else's credential is one, too.
             bearer::mark_sensitive(&mut parts.headers, &AUTHORIZATION);
         }
         let fault = match self.authenticate(parts, sight, read) {
-            Ok(caller) if policy::allows_verified(&*self.policy, &caller, parts) => {
-                return Ok(CallerState::Verified(caller));
-            }
-            Ok(caller) => {
-                let wire = self.wire(parts);
-                return Err(Rejection::not_allowed(&caller, wire, &self.realm));
-            }
+            Ok(caller) => match policy::decide_verified(&*self.policy, &caller, parts) {
+                Decision::Allow => return Ok(CallerState::Verified(caller)),
+                denied => {
+                    let wire = self.wire(parts);
+                    let rejection = Rejection::not_allowed(&caller, wire, &self.realm);
+                    return Err(rejection.because_of(denied));
+                }
+            },
             Err(fault) => fault,
         };
         let reason = match fault {
@@ -139,8 +185,12 @@ impl Gate {
             }
             Fault::Missing => match self.decide_anonymous(parts) {
                 Decision::Allow => return Ok(CallerState::Anonymous),
-                Decision::Deny => RejectionReason::NotAllowed,
                 Decision::AuthenticationRequired => RejectionReason::Missing,
+                denied @ (Decision::Deny | Decision::DenyBecause(_)) => {
+                    let reason = RejectionReason::NotAllowed;
+                    let rejection = Rejection::new(reason, self.wire(parts), &self.realm);
+                    return Err(rejection.because_of(denied));
+                }
             },
             Fault::Malformed => RejectionReason::Malformed,
             Fault::TooLong => RejectionReason::Token(ValidateReason::TooLong),
@@ -159,7 +209,7 @@ impl Gate {
 
     /// The policy's decision about a request without a token. `required` and `audit` ask it about
     /// public requests only.
-    fn decide_anonymous(&self, parts: &Parts) -> Decision {
+    pub(crate) fn decide_anonymous(&self, parts: &Parts) -> Decision {
         if self.mode == Mode::Optional || self.policy.is_public(parts) {
             self.policy.decide(None, parts)
         } else {
@@ -174,7 +224,7 @@ impl Gate {
             .unwrap_or_default()
     }
 
-    fn wire(&self, parts: &Parts) -> Wire {
+    pub(crate) fn wire(&self, parts: &Parts) -> Wire {
         self.protocol().wire(parts)
     }
 
@@ -186,7 +236,9 @@ impl Gate {
     ) -> Result<tracing::Span, Rejection> {
         self.record_token(&judged);
         let enforced = self.mode != Mode::Audit;
-        let in_header = judged.read.in_header;
+        let Read {
+            place, in_header, ..
+        } = judged.read;
         let (state, span) = match judged.verdict {
             Ok(state) => {
                 let span = self.telemetry.admitted(&state);
@@ -207,12 +259,13 @@ impl Gate {
             }
         };
         if state.verified().is_some() {
+            let header = self.headers.at(place);
             if in_header && enforced && !self.keep_credential {
-                parts.headers.remove(&self.header);
+                parts.headers.remove(header);
             }
             // Whose token the extensions have now, for layers inside that read the same header.
-            if self.header != AUTHORIZATION {
-                parts.extensions.insert(TakenFrom(self.header.clone()));
+            if *header != AUTHORIZATION {
+                parts.extensions.insert(TakenFrom(header.clone()));
             } else if !parts.extensions.is_empty() {
                 parts.extensions.remove::<TakenFrom>();
             }
@@ -252,19 +305,7 @@ impl Gate {
         sight: Sight,
         read: &mut Read,
     ) -> Result<VerifiedSvid, Fault> {
-        let max_token_len = self.validator.max_token_len();
-        let token = match bearer::credential(&parts.headers, &self.header, max_token_len) {
-            Credential::Token(token) => {
-                read.in_header = true;
-                token
-            }
-            // An outer layer took it out of the header. Its verdict does not count here.
-            Credential::Missing => {
-                caller::outer_token(&parts.extensions, &self.header).ok_or(Fault::Missing)?
-            }
-            Credential::Malformed => return Err(Fault::Malformed),
-            Credential::TooLong => return Err(Fault::TooLong),
-        };
+        let token = self.token(parts, read)?;
         let (verdict, cached) = self.validator.check(token, sight);
         read.cached = cached;
         verdict.map_err(|error| {
@@ -278,12 +319,39 @@ impl Gate {
     }
 }
 
+impl Gate {
+    /// Finds the token. The first header that the request has decides.
+    fn token<'a>(&self, parts: &'a Parts, read: &mut Read) -> Result<&'a str, Fault> {
+        let max_token_len = self.validator.max_token_len();
+        for (place, header) in self.headers.iter().enumerate() {
+            // An outer layer took it out of the header. Its verdict does not count here.
+            let outer = || caller::outer_token(&parts.extensions, header);
+            let token = match bearer::credential(&parts.headers, header, max_token_len) {
+                Credential::Token(token) => {
+                    read.in_header = true;
+                    token
+                }
+                Credential::Absent => match outer() {
+                    Some(token) => token,
+                    None => continue,
+                },
+                Credential::OtherScheme => outer().ok_or(Fault::Missing)?,
+                Credential::Malformed => return Err(Fault::Malformed),
+                Credential::TooLong => return Err(Fault::TooLong),
+            };
+            read.place = place;
+            return Ok(token);
+        }
+        Err(Fault::Missing)
+    }
+}
+
 impl fmt::Debug for Gate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Gate")
             .field("mode", &self.mode)
             .field("protocol", &self.protocol)
-            .field("header", &self.header)
+            .field("headers", &self.headers)
             .field("realm", &self.realm)
             .field("keep_credential", &self.keep_credential)
             .finish_non_exhaustive()

@@ -1,30 +1,37 @@
-//! Who may call which gRPC method.
+//! Who may call which gRPC service and method.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use http::request::Parts;
 
+use super::original_uri::original_uri;
 use super::policy::{Allow, Decision, Policy};
 use super::policy_error::PolicyError;
 use super::protocol::Protocol;
 use crate::verify::VerifiedSvid;
 
-/// A policy by gRPC method. All other methods are denied, and anonymous callers may call
-/// [`public`](GrpcPolicyBuilder::public) methods only, in every mode of the layer.
+/// A policy by gRPC service and method. All other methods are denied, and anonymous callers may call
+/// public methods only, in every mode of the layer.
+///
+/// The rule of a method ([`method`](GrpcPolicyBuilder::method),
+/// [`public`](GrpcPolicyBuilder::public)) overrides that of its service
+/// ([`service`](GrpcPolicyBuilder::service),
+/// [`public_service`](GrpcPolicyBuilder::public_service)). There are no wildcards.
 ///
 /// A server with this policy speaks gRPC: rejections use gRPC status codes, in gRPC-Web if the
 /// request does, unless the layer's `protocol` is set.
 ///
-/// Paths are compared exactly, as gRPC routes them: `/package.Service/Method`.
+/// Paths are compared exactly, as gRPC routes them: `/package.Service/Method`. If the services are
+/// behind a path prefix, see [`prefix`](GrpcPolicyBuilder::prefix).
 ///
 /// ```
 /// use tower_spiffe::server::{Allow, GrpcPolicy};
 ///
 /// let policy = GrpcPolicy::deny_by_default()
-///     .method("/r.Reports/Get", Allow::trust_domain("example.org")?)
+///     .service("r.Reports", Allow::trust_domain("example.org")?)
 ///     .method("/r.Reports/Delete", Allow::id("spiffe://example.org/ops")?)
-///     .public("/grpc.health.v1.Health/Check")
+///     .public_health()
 ///     .build()?;
 /// # drop(policy);
 /// let wrong = GrpcPolicy::deny_by_default().public("r.Reports/Get").build();
@@ -33,14 +40,23 @@ use crate::verify::VerifiedSvid;
 /// ```
 #[derive(Debug, Clone)]
 pub struct GrpcPolicy {
-    methods: HashMap<Box<str>, Rule>,
+    rules: Rules,
 }
 
 /// Collects the rules of a [`GrpcPolicy`].
 #[derive(Debug, Clone)]
 #[must_use = "it is a policy once `build` has checked it"]
 pub struct GrpcPolicyBuilder {
-    methods: Result<HashMap<Box<str>, Rule>, PolicyError>,
+    rules: Result<Rules, PolicyError>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Rules {
+    prefix: Option<Box<str>>,
+    /// By path.
+    methods: HashMap<Box<str>, Rule>,
+    /// By full name, for methods without a rule.
+    services: HashMap<Box<str>, Rule>,
 }
 
 #[derive(Debug, Clone)]
@@ -53,75 +69,187 @@ impl GrpcPolicy {
     /// Begins with every method denied.
     pub fn deny_by_default() -> GrpcPolicyBuilder {
         GrpcPolicyBuilder {
-            methods: Ok(HashMap::new()),
+            rules: Ok(Rules::default()),
         }
     }
 }
 
+const HEALTH: &str = "grpc.health.v1.Health";
+const REFLECTION: [&str; 2] = [
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+];
+
 impl GrpcPolicyBuilder {
-    /// Allows these callers to call this method. Anonymous callers are asked for a token, also by
-    /// [`Allow::anyone`]: for them the method must be [`public`](Self::public).
+    /// Allows these callers to call this method (`/package.Service/Method`). Overrides the rule of
+    /// its service. Anonymous callers are asked for a token, also by [`Allow::anyone`]: for them the
+    /// method must be [`public`](Self::public).
     pub fn method(self, path: impl Into<String>, callers: Allow) -> Self {
-        self.rule(path.into(), Rule::Allow(callers))
+        self.method_rule(path.into(), Rule::Allow(callers))
     }
 
-    /// Allows everyone to call this method, with or without a token, also if the layer is
-    /// [`required`](super::ValidateJwtSvidLayer::required). For health checks and reflection.
+    /// Allows everyone to call this method (`/package.Service/Method`), with or without a token,
+    /// also if the layer is [`required`](super::ValidateJwtSvidLayer::required). Overrides the rule
+    /// of its service.
     ///
     /// A token is verified if the request has one: the handler sees the caller, and an invalid
     /// token is rejected. Let probes send none.
     pub fn public(self, path: impl Into<String>) -> Self {
-        self.rule(path.into(), Rule::Public)
+        self.method_rule(path.into(), Rule::Public)
     }
 
-    /// The policy.
+    /// Allows these callers to call every method of this service (`package.Service`) that has no
+    /// rule of its own, including methods that the service gains later. Anonymous callers are asked
+    /// for a token, as by [`method`](Self::method).
+    pub fn service(self, name: impl Into<String>, callers: Allow) -> Self {
+        self.service_rule(name.into(), Rule::Allow(callers))
+    }
+
+    /// Allows everyone, as [`public`](Self::public) does, to call every method of this service
+    /// (`package.Service`) that has no rule of its own, including methods that the service gains
+    /// later.
+    pub fn public_service(self, name: impl Into<String>) -> Self {
+        self.service_rule(name.into(), Rule::Public)
+    }
+
+    /// Makes the health service public: `grpc.health.v1.Health`.
+    pub fn public_health(self) -> Self {
+        self.public_service(HEALTH)
+    }
+
+    /// Makes server reflection public: `grpc.reflection.v1.ServerReflection` and its predecessor
+    /// `grpc.reflection.v1alpha.ServerReflection`. It shows every service and message of the server
+    /// to everyone.
+    pub fn public_reflection(self) -> Self {
+        REFLECTION.into_iter().fold(self, Self::public_service)
+    }
+
+    /// Allows these callers to use server reflection, both versions of
+    /// [`public_reflection`](Self::public_reflection).
+    pub fn reflection(self, callers: Allow) -> Self {
+        REFLECTION
+            .into_iter()
+            .fold(self, |builder, name| builder.service(name, callers.clone()))
+    }
+
+    /// Sets the prefix before `/package.Service/Method` in the path that clients request: `/api`.
+    /// All other paths are denied. It is compared with the [original URI](super::original_uri), so
+    /// the policy decides the same outside of a `Router::nest("/api", …)` and inside.
+    pub fn prefix(self, prefix: impl Into<String>) -> Self {
+        let prefix = prefix.into();
+        self.checked(|rules| {
+            let segments = prefix.strip_prefix('/').map(|rest| rest.split('/'));
+            let is_plain = segments.is_some_and(|mut segments| {
+                segments.all(|segment| {
+                    let is_legal = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
+                    !matches!(segment, "" | "." | "..") && segment.bytes().all(is_legal)
+                })
+            });
+            if !is_plain {
+                return Err(PolicyError::Prefix(prefix));
+            }
+            rules.prefix = Some(prefix.into());
+            Ok(())
+        })
+    }
+
+    /// Returns the policy.
     ///
     /// # Errors
     /// The first mistake in the rules, or that there are none.
     pub fn build(self) -> Result<GrpcPolicy, PolicyError> {
-        let methods = self.methods?;
-        if methods.is_empty() {
+        let rules = self.rules?;
+        if rules.methods.is_empty() && rules.services.is_empty() {
             return Err(PolicyError::Empty);
         }
-        Ok(GrpcPolicy { methods })
+        Ok(GrpcPolicy { rules })
     }
 
-    fn rule(mut self, path: String, rule: Rule) -> Self {
-        if let Ok(methods) = &mut self.methods {
+    fn method_rule(self, path: String, rule: Rule) -> Self {
+        self.checked(|rules| {
             if !is_method_path(&path) {
-                self.methods = Err(PolicyError::MethodPath(path));
-            } else {
-                match methods.entry(path.into()) {
-                    Entry::Vacant(entry) => {
-                        entry.insert(rule);
-                    }
-                    Entry::Occupied(entry) => {
-                        let path = entry.key().to_string();
-                        self.methods = Err(PolicyError::MethodTwice(path));
-                    }
-                }
+                return Err(PolicyError::MethodPath(path));
             }
+            match rules.methods.entry(path.into()) {
+                Entry::Vacant(entry) => {
+                    entry.insert(rule);
+                    Ok(())
+                }
+                Entry::Occupied(entry) => Err(PolicyError::MethodTwice(entry.key().to_string())),
+            }
+        })
+    }
+
+    fn service_rule(self, name: String, rule: Rule) -> Self {
+        self.checked(|rules| {
+            if !is_service_name(&name) {
+                return Err(PolicyError::ServiceName(name));
+            }
+            match rules.services.entry(name.into()) {
+                Entry::Vacant(entry) => {
+                    entry.insert(rule);
+                    Ok(())
+                }
+                Entry::Occupied(entry) => Err(PolicyError::ServiceTwice(entry.key().to_string())),
+            }
+        })
+    }
+
+    /// Keeps the first error.
+    fn checked(mut self, add: impl FnOnce(&mut Rules) -> Result<(), PolicyError>) -> Self {
+        if let Ok(rules) = &mut self.rules
+            && let Err(error) = add(rules)
+        {
+            self.rules = Err(error);
         }
         self
     }
 }
 
-/// `/package.Service/Method`: what protobuf names can be, and nothing that needs an escape.
+/// What protobuf names can be, and nothing that needs an escape.
+fn is_service_name(name: &str) -> bool {
+    name.split('.').all(is_identifier)
+}
+
+fn is_identifier(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
+/// `/package.Service/Method`.
 fn is_method_path(path: &str) -> bool {
-    let name = |name: &str| {
-        !name.is_empty()
-            && name
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"._".contains(&b))
-    };
-    path.strip_prefix('/')
-        .and_then(|rest| rest.split_once('/'))
-        .is_some_and(|(service, method)| name(service) && name(method))
+    service_of(path).is_some_and(is_service_name)
+}
+
+/// The service in the path of a method. Only a plain name follows it: no router and no proxy can
+/// take such a path for another one.
+fn service_of(path: &str) -> Option<&str> {
+    let (service, method) = path.strip_prefix('/')?.split_once('/')?;
+    is_identifier(method).then_some(service)
+}
+
+impl GrpcPolicy {
+    fn rule(&self, parts: &Parts) -> Option<&Rule> {
+        let Rules {
+            prefix,
+            methods,
+            services,
+        } = &self.rules;
+        let path = match prefix {
+            None => parts.uri.path(),
+            Some(prefix) => original_uri(parts).path().strip_prefix(&**prefix)?,
+        };
+        methods.get(path).or_else(|| {
+            if services.is_empty() {
+                return None;
+            }
+            services.get(service_of(path)?)
+        })
+    }
 }
 
 impl Policy for GrpcPolicy {
     fn decide(&self, caller: Option<&VerifiedSvid>, parts: &Parts) -> Decision {
-        match (self.methods.get(parts.uri.path()), caller) {
+        match (self.rule(parts), caller) {
             (Some(Rule::Public), _) => Decision::Allow,
             // An anonymous caller does not learn which methods have a rule.
             (_, None) => Decision::AuthenticationRequired,
@@ -131,7 +259,7 @@ impl Policy for GrpcPolicy {
     }
 
     fn is_public(&self, parts: &Parts) -> bool {
-        matches!(self.methods.get(parts.uri.path()), Some(Rule::Public))
+        matches!(self.rule(parts), Some(Rule::Public))
     }
 
     fn protocol(&self) -> Option<Protocol> {

@@ -1,19 +1,23 @@
-//! Rejections made inside: by an extractor of an axum handler, or by a tonic method.
+//! Rejections made inside: by an extractor of an axum handler, by a tonic method, or by a middleware
+//! of the user ([`Rejection::denied`](super::Rejection::denied)).
 //!
-//! The layer answers them as its own: through its `on_reject`, counted, logged, and with the
-//! request's body drained. Only a request without a verified caller can be rejected that late.
+//! The layer answers them as its own: through its `on_reject`, counted, logged, and, if there is no
+//! verified caller, with the request's body drained. A middleware hands over the request that it
+//! rejects, so that requests of verified callers, which handlers do not reject, cost no copy.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::request::Parts;
-use http::{Request, Response};
+use http::{Request, Response, Version};
 
 use super::caller::CallerState;
+use super::drain;
 use super::layer::Shared;
 use super::protocol::Wire;
-use super::rejection::{HandlerRejection, OnReject};
+use super::rejection::{HandlerRejection, OnReject, Rejection};
 use crate::bundle::BundleAnswer;
 
 /// A drain of the body that the handler had.
@@ -21,9 +25,9 @@ pub(crate) type AnyDrain = Pin<Box<dyn Future<Output = bool> + Send>>;
 
 /// Looks at the response of the inner service.
 pub(crate) trait Late<B>: Send + Sync {
-    /// Returns the response, or the layer's own if a handler rejected the request; and what that
+    /// Returns the response, or the layer's own if the request was rejected inside; and what that
     /// response has to wait for.
-    fn answer(self: Box<Self>, response: Response<B>) -> (Response<B>, Option<AnyDrain>);
+    fn answer(self: Arc<Self>, response: Response<B>) -> (Response<B>, Option<AnyDrain>);
 }
 
 struct Unverified<R> {
@@ -33,50 +37,33 @@ struct Unverified<R> {
 }
 
 impl<R> Shared<R> {
-    /// Prepares for a rejection by the handler, if this request can meet one.
+    /// Prepares for a rejection inside.
     pub(crate) fn late<B, ReqBody>(
         self: &Arc<Self>,
         request: &mut Request<ReqBody>,
-    ) -> Option<Box<dyn Late<B>>>
+    ) -> Arc<dyn Late<B>>
     where
         R: OnReject<B>,
         ReqBody: http_body::Body + 'static,
     {
-        if !cfg!(any(feature = "axum", feature = "tonic")) {
-            return None;
-        }
-        match CallerState::from_extensions(request.extensions()) {
-            Some(state) if state.verified().is_none() => {}
-            _ => return None,
+        let verified =
+            CallerState::from_extensions(request.extensions()).and_then(CallerState::verified);
+        if verified.is_some() || !cfg!(any(feature = "axum", feature = "tonic")) {
+            return self.clone();
         }
         // The handler consumes the request, and `on_reject` takes its parts.
-        let (mut parts, ()) = Request::new(()).into_parts();
-        parts.method = request.method().clone();
-        parts.uri = request.uri().clone();
-        parts.version = request.version();
-        parts.headers = request.headers().clone();
-        parts.extensions = request.extensions().clone();
-        Some(Box::new(Unverified {
+        Arc::new(Unverified {
             shared: self.clone(),
+            parts: copied_parts(request),
             kept: kept::Kept::new(request),
-            parts,
-        }))
+        })
     }
-}
 
-impl<B, R: OnReject<B>> Late<B> for Unverified<R> {
-    fn answer(self: Box<Self>, response: Response<B>) -> (Response<B>, Option<AnyDrain>) {
-        let Some(rejection) = HandlerRejection::of(&response) else {
-            return (response, None);
-        };
-        let Self {
-            shared,
-            parts,
-            kept,
-        } = *self;
-        let gate = &shared.gate;
-        // The handler knows which protocol it speaks.
-        let wire = Wire::of_content_type(response.headers()).unwrap_or(Wire::Http);
+    fn answer_rejection<B>(&self, rejection: Rejection, parts: &Parts, wire: Wire) -> Response<B>
+    where
+        R: OnReject<B>,
+    {
+        let gate = &self.gate;
         let rejection = rejection.reworded(wire, &gate.realm, gate.uniform);
         let source = gate.validator.source();
         let is_known = |name: &str| matches!(source.bundle(name), BundleAnswer::Ready(_));
@@ -86,8 +73,64 @@ impl<B, R: OnReject<B>> Late<B> for Unverified<R> {
             is_known,
             gate.validator.accepted_audiences(),
         );
-        let mut response = shared.refuse(rejection, &parts);
-        let drain = kept.drain(&gate.drain, &parts, &mut response);
+        self.refuse(rejection, parts)
+    }
+}
+
+/// The parts of a request that goes on.
+pub(crate) fn copied_parts<B>(request: &Request<B>) -> Parts {
+    let (mut parts, ()) = Request::new(()).into_parts();
+    parts.method = request.method().clone();
+    parts.uri = request.uri().clone();
+    parts.version = request.version();
+    parts.headers = request.headers().clone();
+    parts.extensions = request.extensions().clone();
+    parts
+}
+
+/// Answers a middleware that handed over the request it rejects.
+impl<B, R: OnReject<B>> Late<B> for Shared<R> {
+    fn answer(self: Arc<Self>, response: Response<B>) -> (Response<B>, Option<AnyDrain>) {
+        let Some((rejection, Some(parts))) =
+            HandlerRejection::of(&response).map(Rejection::take_request)
+        else {
+            return (response, None);
+        };
+        let wire = self.gate.wire(&parts);
+        let mut response = self.answer_rejection(rejection, &parts, wire);
+        // The body went inside, and may be unread.
+        let has_body = parts.headers.contains_key(TRANSFER_ENCODING)
+            || parts
+                .headers
+                .get(CONTENT_LENGTH)
+                .is_some_and(|length| length != "0");
+        if has_body && parts.version < Version::HTTP_2 {
+            drain::close(&mut response);
+        }
+        (response, None)
+    }
+}
+
+impl<B, R: OnReject<B>> Late<B> for Unverified<R> {
+    fn answer(self: Arc<Self>, response: Response<B>) -> (Response<B>, Option<AnyDrain>) {
+        let rejection = HandlerRejection::of(&response);
+        let (Some(rejection), Some(unverified)) = (rejection, Arc::into_inner(self)) else {
+            return (response, None);
+        };
+        let Self {
+            shared,
+            parts,
+            kept,
+        } = unverified;
+        let (rejection, given) = rejection.take_request();
+        let wire = match &given {
+            Some(parts) => shared.gate.wire(parts),
+            // The handler knows which protocol it speaks.
+            None => Wire::of_content_type(response.headers()).unwrap_or(Wire::Http),
+        };
+        let seen = given.as_deref().unwrap_or(&parts);
+        let mut response = shared.answer_rejection(rejection, seen, wire);
+        let drain = kept.drain(&shared.gate.drain, &parts, &mut response);
         (response, drain)
     }
 }

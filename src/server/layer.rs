@@ -12,7 +12,7 @@ use tower_service::Service;
 
 use super::drain::DrainLimits;
 use super::future::ResponseFuture;
-use super::gate::{Gate, Judged, Mode};
+use super::gate::{Gate, Judged, Mode, TokenHeaders};
 use super::policy::Policy;
 use super::protocol::Protocol;
 use super::realm::{InvalidRealm, Realm};
@@ -91,10 +91,33 @@ impl<R> ValidateJwtSvidLayer<R> {
     }
 
     /// Reads the token, bare or after `Bearer`, from this header, where `authorization` belongs to
-    /// somebody else's credential.
+    /// somebody else's credential. The default is `authorization`.
     #[must_use]
     pub fn header(self, name: HeaderName) -> Self {
-        self.configured(|gate| gate.header = name)
+        self.configured(|gate| gate.headers = TokenHeaders::one(name))
+    }
+
+    /// Reads the token from this header if the request has none of the headers before it.
+    ///
+    /// The first header that the request has decides: an invalid token in it is rejected, two
+    /// tokens in it are an error, and a credential of another scheme is no token, whatever the
+    /// headers after it carry. Those are neither read nor changed. `authorization` takes a token
+    /// after `Bearer` only, every other header also a bare one.
+    ///
+    /// ```
+    /// use http::HeaderName;
+    /// use http::header::AUTHORIZATION;
+    /// # use tower_spiffe::server::{Allow, ValidateJwtSvidLayer};
+    ///
+    /// # fn example(validator: tower_spiffe::Validator) {
+    /// let layer = ValidateJwtSvidLayer::required(validator, Allow::any_trust_domain())
+    ///     .header(HeaderName::from_static("x-spiffe-authorization"))
+    ///     .or_header(AUTHORIZATION);
+    /// # drop(layer); }
+    /// ```
+    #[must_use]
+    pub fn or_header(self, name: HeaderName) -> Self {
+        self.configured(|gate| gate.headers.push(name))
     }
 
     /// The realm that challenges name. The default is `spiffe`.
@@ -259,7 +282,7 @@ impl<R> Shared<R> {
                 let mut request = Request::from_parts(parts, body);
                 let late = self.late(&mut request);
                 let future = span.in_scope(|| inner.call(request));
-                ResponseFuture::inner(future, span, late)
+                ResponseFuture::inner(future, span, Some(late))
             }
             Err(rejection) => {
                 let response = self.refuse(rejection, &parts);

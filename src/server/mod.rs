@@ -126,6 +126,7 @@
 //! | a token that does not verify | 401 | `error="invalid_token", error_description="…"` | 16 |
 //! | a caller who is not allowed | 403 | `error="insufficient_scope"` | 7 |
 //! | nobody can be judged now: no bundles, or too old | 503, `Retry-After: 5` | none | 14 |
+//! | the policy cannot decide now | 503, `Retry-After: 5` | none | 14 |
 //!
 //! A refusal is a response, never an error of the service, and nothing that a caller sends makes it
 //! a 5xx. The texts are fixed per class; the details are in the [`Rejection`], for `on_reject` and,
@@ -152,6 +153,19 @@
 //!   came with the request, or callers choose their own identity.
 //!
 //! `examples/gateway.rs` does all of this.
+//!
+//! # Policies
+//!
+//! | for | use |
+//! | --- | --- |
+//! | SPIFFE IDs, trust domains, claims, closures | [`Allow`] |
+//! | gRPC services and methods | [`GrpcPolicy`] |
+//! | a policy that is replaced at runtime | [`SwapPolicy`] |
+//! | a decision that waits, such as one by OPA | [`ask`](ValidateJwtSvidLayer::ask), [`AsyncPolicy`] |
+//! | a route with fewer callers | [`AllowCallersLayer`] |
+//! | denials by a middleware or handler of your own | [`Rejection::denied`] |
+//!
+//! `docs/who-may-call.md` in the repository has the table of all decisions, and common mistakes.
 //!
 //! # Requests without a token
 //!
@@ -244,10 +258,14 @@
 //! token stands in any of them.
 
 mod allow_callers;
+mod ask;
+mod async_policy;
 #[cfg(feature = "axum")]
 mod axum;
 mod bearer;
 mod caller;
+mod claim;
+mod deny;
 mod drain;
 mod end_at_expiry;
 mod future;
@@ -256,6 +274,7 @@ mod grpc_policy;
 mod grpc_web_frames;
 mod late;
 mod layer;
+mod original_uri;
 mod policy;
 mod policy_error;
 mod protocol;
@@ -270,19 +289,23 @@ mod tower_http;
 mod wait_for_key;
 
 pub use allow_callers::{AllowCallers, AllowCallersLayer};
+pub use ask::{AskPolicyFuture, AskPolicyLayer, AskPolicyService};
+pub use async_policy::{AskPolicy, AsyncDecision, AsyncPolicy, DecisionFuture, PolicyUnavailable};
 pub use caller::CallerState;
 #[cfg(feature = "testing")]
+pub use claim::{Claim, ClaimValue};
 pub use end_at_expiry::{
     EndAtExpiry, EndAtExpiryBody, EndAtExpiryFuture, EndAtExpiryLayer, TokenExpired,
 };
 pub use future::ResponseFuture;
 pub use grpc_policy::{GrpcPolicy, GrpcPolicyBuilder};
 pub use layer::ValidateJwtSvidLayer;
+pub use original_uri::original_uri;
 pub use policy::{Allow, Decision, Policy, SwapPolicy};
 pub use policy_error::PolicyError;
 pub use protocol::Protocol;
 pub use realm::InvalidRealm;
-pub use rejection::{DefaultOnReject, OnReject, Rejection, RejectionReason};
+pub use rejection::{DefaultOnReject, OnReject, PolicyFailure, Rejection, RejectionReason};
 pub use service::ValidateJwtSvid;
 #[cfg(feature = "tower-http")]
 pub use tower_http::JwtSvidValidateRequest;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use http::request::Parts;
 
+use super::claim::Claim;
 use super::policy_error::PolicyError;
 use super::protocol::Protocol;
 use crate::identity::{SpiffeId, SpiffeIdError, SpiffeIdMatcher, TrustDomain};
@@ -19,9 +20,57 @@ pub enum Decision {
     Allow,
     /// The caller may not make this request: 403, in gRPC `PERMISSION_DENIED`.
     Deny,
+    /// The same as `Deny`, with a reason for the log line ([`Rejection::policy_reason`]). The peer
+    /// never receives it.
+    ///
+    /// [`Rejection::policy_reason`]: super::Rejection::policy_reason
+    DenyBecause(&'static str),
     /// An anonymous caller may not make this request, a verified one may: 401, in gRPC
     /// `UNAUTHENTICATED`. For a verified caller it is the same as `Deny`.
     AuthenticationRequired,
+}
+
+impl Decision {
+    /// Returns whether this is [`Deny`](Self::Deny) or [`DenyBecause`](Self::DenyBecause).
+    pub fn is_deny(self) -> bool {
+        matches!(self, Self::Deny | Self::DenyBecause(_))
+    }
+
+    /// Returns the reason of [`DenyBecause`](Self::DenyBecause).
+    pub fn reason(self) -> Option<&'static str> {
+        match self {
+            Self::DenyBecause(reason) => Some(reason),
+            _ => None,
+        }
+    }
+
+    /// Combines two decisions: allowed if both allow. See [`Allow`] for the table.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::DenyBecause(reason), _) => Self::DenyBecause(reason),
+            (Self::Deny, other) if other.is_deny() => other,
+            (Self::Deny, _) => Self::Deny,
+            (_, other) if other.is_deny() => other,
+            (Self::AuthenticationRequired, _) | (_, Self::AuthenticationRequired) => {
+                Self::AuthenticationRequired
+            }
+            _ => Self::Allow,
+        }
+    }
+
+    /// Combines two decisions: allowed if one allows. See [`Allow`] for the table.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Allow, _) | (_, Self::Allow) => Self::Allow,
+            (Self::AuthenticationRequired, _) | (_, Self::AuthenticationRequired) => {
+                Self::AuthenticationRequired
+            }
+            (Self::Deny, other) => other,
+            (because, _) => because,
+        }
+    }
 }
 
 /// Decides who may call: [`Allow`], [`GrpcPolicy`](super::GrpcPolicy), [`SwapPolicy`], an `Arc` of
@@ -50,12 +99,21 @@ pub enum Decision {
 ///     }
 /// }
 /// ```
+///
+/// A bare closure is not a policy, so that no rule for anonymous callers is left open:
+///
+/// ```compile_fail,E0277
+/// # use tower_spiffe::server::ValidateJwtSvidLayer;
+/// # fn example(validator: tower_spiffe::Validator) {
+/// let layer = ValidateJwtSvidLayer::required(validator, |caller, parts| true);
+/// # }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a policy",
     label = "expected an `Allow`, a `GrpcPolicy`, a `SwapPolicy` or another `Policy`",
     note = "`Allow::id` and similar functions return a `Result`, and a `GrpcPolicyBuilder` becomes a \
             policy by `.build()`: add `?`",
-    note = "a closure becomes a policy by `Allow::when(|caller, parts| …)`",
+    note = "a closure becomes a policy by `Allow::when(|caller, parts| …)`, which needs no types",
     note = "to allow every workload of every known trust domain, write `Allow::any_trust_domain()`"
 )]
 pub trait Policy: Send + Sync + 'static {
@@ -94,9 +152,16 @@ impl<P: Policy + ?Sized> Policy for Arc<P> {
 }
 
 /// Asks the policy about a verified caller, who is never worse off than an anonymous one.
-pub(crate) fn allows_verified(policy: &dyn Policy, caller: &VerifiedSvid, parts: &Parts) -> bool {
-    policy.decide(Some(caller), parts) == Decision::Allow
-        || policy.decide(None, parts) == Decision::Allow
+pub(crate) fn decide_verified(
+    policy: &dyn Policy,
+    caller: &VerifiedSvid,
+    parts: &Parts,
+) -> Decision {
+    match policy.decide(Some(caller), parts) {
+        Decision::Allow => Decision::Allow,
+        _ if policy.decide(None, parts) == Decision::Allow => Decision::Allow,
+        denied => denied,
+    }
 }
 
 /// The callers that are allowed. All others are denied, and anonymous callers are asked for a token
@@ -112,6 +177,27 @@ pub(crate) fn allows_verified(policy: &dyn Policy, caller: &VerifiedSvid, parts:
 /// # drop(policy);
 /// # Ok::<(), tower_spiffe::server::PolicyError>(())
 /// ```
+///
+/// # Combinations
+///
+/// [`and`](Self::and), [`or`](Self::or) and [`not`](Self::not) combine [`Decision`]s. "Ask" is
+/// [`Decision::AuthenticationRequired`], which a rule returns for anonymous callers only.
+///
+/// | `a` | `b` | `a.and(b)` | `a.or(b)` | `a.not()` |
+/// | --- | --- | --- | --- | --- |
+/// | Allow | Allow | Allow | Allow | Deny |
+/// | Allow | Deny | Deny | Allow | Deny |
+/// | Allow | Ask | Ask | Allow | Deny |
+/// | Deny | Allow | Deny | Allow | Allow; for an anonymous caller Ask |
+/// | Deny | Deny | Deny | Deny | Allow; for an anonymous caller Ask |
+/// | Deny | Ask | Deny | Ask | Allow; for an anonymous caller Ask |
+/// | Ask | Allow | Ask | Allow | Ask |
+/// | Ask | Deny | Deny | Ask | Ask |
+/// | Ask | Ask | Ask | Ask | Ask |
+///
+/// [`not`](Self::not) allows verified callers only. Otherwise the opposite of a rule that denies
+/// anonymous callers would open a route to everyone, including the callers that it excludes. If
+/// both rules deny, the first reason is kept.
 #[derive(Clone)]
 pub struct Allow(Rule);
 
@@ -122,9 +208,12 @@ enum Rule {
     Anyone,
     Ids(SpiffeIdMatcher),
     Closure(Arc<Closure>),
+    Claim(Arc<(Box<str>, Claim)>),
     Policy(Arc<dyn Policy>),
     Either(Arc<(Allow, Allow)>),
     Both(Arc<(Allow, Allow)>),
+    Not(Arc<Allow>),
+    Because(Arc<Allow>, &'static str),
 }
 
 impl Allow {
@@ -228,6 +317,26 @@ impl Allow {
         Self(Rule::Closure(Arc::new(allows)))
     }
 
+    /// Allows the verified callers whose token has this top-level claim. Claims mean what the
+    /// caller's trust domain says that they mean: combine this rule with one of the trust domain.
+    ///
+    /// The payload is parsed once per token, when a rule first asks for a claim. For nested claims
+    /// use [`when`](Self::when) and [`VerifiedSvid::claims`].
+    ///
+    /// ```
+    /// use tower_spiffe::Allow;
+    /// use tower_spiffe::server::Claim;
+    ///
+    /// let admins = Allow::trust_domain("example.org")?
+    ///     .and(Allow::claim("groups", Claim::contains("admins")))
+    ///     .and(Allow::claim("stage", Claim::one_of(["test", "live"])?));
+    /// # drop(admins);
+    /// # Ok::<(), tower_spiffe::server::PolicyError>(())
+    /// ```
+    pub fn claim(name: impl Into<Box<str>>, claim: Claim) -> Self {
+        Self(Rule::Claim(Arc::new((name.into(), claim))))
+    }
+
     /// Allows what another policy allows, to combine it by [`or`](Self::or) and
     /// [`and`](Self::and).
     ///
@@ -246,17 +355,53 @@ impl Allow {
     }
 
     /// Allows what this rule or the other one allows. Otherwise an anonymous caller is asked for a
-    /// token if one of the two rules asks for it.
+    /// token if one of the two rules asks for it. See the [table](Self#combinations).
     #[must_use]
     pub fn or(self, other: Allow) -> Self {
         Self(Rule::Either(Arc::new((self, other))))
     }
 
     /// Allows what both rules allow. Otherwise the request is denied if one of the two rules denies
-    /// it, and an anonymous caller is asked for a token if not.
+    /// it, and an anonymous caller is asked for a token if not. See the [table](Self#combinations).
     #[must_use]
     pub fn and(self, other: Allow) -> Self {
         Self(Rule::Both(Arc::new((self, other))))
+    }
+
+    /// Allows the verified callers that this rule denies, and denies those that it allows.
+    /// Anonymous callers are never allowed: they are asked for a token, or denied if this rule
+    /// allows them. See the [table](Self#combinations).
+    ///
+    /// ```
+    /// use tower_spiffe::Allow;
+    ///
+    /// let all_but_batch = Allow::trust_domain("example.org")?
+    ///     .and(Allow::path_prefix("spiffe://example.org/batch")?.not());
+    /// # drop(all_but_batch);
+    /// # Ok::<(), tower_spiffe::server::PolicyError>(())
+    /// ```
+    #[must_use]
+    #[allow(
+        clippy::should_implement_trait,
+        reason = "`!allow` hides what happens to anonymous callers"
+    )]
+    pub fn not(self) -> Self {
+        Self(Rule::Not(Arc::new(self)))
+    }
+
+    /// Gives denials by this rule a reason for the log line, unless they have one. The peer never
+    /// receives it.
+    ///
+    /// ```
+    /// use tower_spiffe::Allow;
+    ///
+    /// let ops = Allow::id("spiffe://example.org/ops")?.because("only operators delete reports");
+    /// # drop(ops);
+    /// # Ok::<(), tower_spiffe::server::PolicyError>(())
+    /// ```
+    #[must_use]
+    pub fn because(self, reason: &'static str) -> Self {
+        Self(Rule::Because(Arc::new(self), reason))
     }
 }
 
@@ -284,27 +429,32 @@ where
 
 impl Policy for Allow {
     fn decide(&self, caller: Option<&VerifiedSvid>, parts: &Parts) -> Decision {
-        use Decision::{Allow, AuthenticationRequired, Deny};
-
         match &self.0 {
-            Rule::Anyone => Allow,
+            Rule::Anyone => Decision::Allow,
             Rule::Ids(matcher) => verified(caller, |caller| matcher.matches(caller.spiffe_id())),
             Rule::Closure(allows) => verified(caller, |caller| allows(caller, parts)),
+            Rule::Claim(rule) => verified(caller, |caller| {
+                caller.claim(&rule.0).is_some_and(|raw| rule.1.matches(raw))
+            }),
             Rule::Policy(policy) => policy.decide(caller, parts),
             Rule::Either(both) => match both.0.decide(caller, parts) {
-                Allow => Allow,
-                first => match both.1.decide(caller, parts) {
-                    Deny => first,
-                    second => second,
-                },
+                Decision::Allow => Decision::Allow,
+                first => first.or(both.1.decide(caller, parts)),
             },
             Rule::Both(both) => match both.0.decide(caller, parts) {
-                Deny => Deny,
-                Allow => both.1.decide(caller, parts),
-                AuthenticationRequired => match both.1.decide(caller, parts) {
-                    Deny => Deny,
-                    Allow | AuthenticationRequired => AuthenticationRequired,
-                },
+                first if first.is_deny() => first,
+                first => first.and(both.1.decide(caller, parts)),
+            },
+            Rule::Not(rule) => match (rule.decide(caller, parts), caller) {
+                (Decision::Allow, _) => Decision::Deny,
+                (Decision::AuthenticationRequired, _) | (_, None) => {
+                    Decision::AuthenticationRequired
+                }
+                _ => Decision::Allow,
+            },
+            Rule::Because(rule, reason) => match rule.decide(caller, parts) {
+                Decision::Deny => Decision::DenyBecause(reason),
+                other => other,
             },
         }
     }
@@ -312,21 +462,23 @@ impl Policy for Allow {
     // One public rule is enough: it exempts from the layer's mode, and `decide` still combines.
     fn is_public(&self, parts: &Parts) -> bool {
         match &self.0 {
-            Rule::Anyone | Rule::Ids(_) | Rule::Closure(_) => false,
+            Rule::Anyone | Rule::Ids(_) | Rule::Closure(_) | Rule::Claim(_) => false,
             Rule::Policy(policy) => policy.is_public(parts),
             Rule::Either(both) | Rule::Both(both) => {
                 both.0.is_public(parts) || both.1.is_public(parts)
             }
+            Rule::Not(rule) | Rule::Because(rule, _) => rule.is_public(parts),
         }
     }
 
     fn protocol(&self) -> Option<Protocol> {
         match &self.0 {
-            Rule::Anyone | Rule::Ids(_) | Rule::Closure(_) => None,
+            Rule::Anyone | Rule::Ids(_) | Rule::Closure(_) | Rule::Claim(_) => None,
             Rule::Policy(policy) => policy.protocol(),
             Rule::Either(both) | Rule::Both(both) => {
                 both.0.protocol().or_else(|| both.1.protocol())
             }
+            Rule::Not(rule) | Rule::Because(rule, _) => rule.protocol(),
         }
     }
 }
@@ -337,9 +489,12 @@ impl fmt::Debug for Allow {
             Rule::Anyone => f.write_str("Allow(anyone)"),
             Rule::Ids(matcher) => f.debug_tuple("Allow").field(matcher).finish(),
             Rule::Closure(_) => f.write_str("Allow(<closure>)"),
+            Rule::Claim(rule) => write!(f, "Allow(claim {:?} {:?})", rule.0, rule.1),
             Rule::Policy(_) => f.write_str("Allow(<policy>)"),
             Rule::Either(both) => write!(f, "{:?}.or({:?})", both.0, both.1),
             Rule::Both(both) => write!(f, "{:?}.and({:?})", both.0, both.1),
+            Rule::Not(rule) => write!(f, "{rule:?}.not()"),
+            Rule::Because(rule, reason) => write!(f, "{rule:?}.because({reason:?})"),
         }
     }
 }

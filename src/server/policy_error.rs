@@ -28,6 +28,12 @@ pub enum PolicyError {
     MethodPath(String),
     /// A gRPC method has two rules.
     MethodTwice(String),
+    /// A text is not the full name of a gRPC service.
+    ServiceName(String),
+    /// A gRPC service has two rules.
+    ServiceTwice(String),
+    /// A text is not the prefix of a path.
+    Prefix(String),
 }
 
 impl fmt::Display for PolicyError {
@@ -56,13 +62,61 @@ impl fmt::Display for PolicyError {
                     "the policy names {text:?}, which is no trust domain: {error}"
                 )
             }
-            Self::MethodPath(path) => write!(
-                f,
-                "{path:?} is not the path of a gRPC method; write `/package.Service/Method`"
-            ),
-            Self::MethodTwice(path) => {
-                write!(f, "{path:?} has two rules; join them with `Allow::or`")
+            Self::MethodPath(path) => {
+                write!(
+                    f,
+                    "{path:?} is not the path of a gRPC method; write `/package.Service/Method`"
+                )?;
+                if is_wildcard(path) {
+                    write!(
+                        f,
+                        "; there are no wildcards: `.service({0}, …)` or `.public_service({0})` has \
+                         one rule for all methods of a service",
+                        Named(path)
+                    )?;
+                }
+                Ok(())
             }
+            Self::ServiceName(name) => {
+                write!(
+                    f,
+                    "{name:?} is not the full name of a gRPC service; write `package.Service`"
+                )?;
+                if is_wildcard(name) {
+                    f.write_str(
+                        ", without `*`: a rule of a service is for all of its methods, and there \
+                         are no rules for whole packages",
+                    )?;
+                }
+                Ok(())
+            }
+            Self::Prefix(prefix) => write!(
+                f,
+                "{prefix:?} is not a path prefix; write `/api`, of plain segments without a slash \
+                 at the end"
+            ),
+            Self::MethodTwice(text) | Self::ServiceTwice(text) => {
+                write!(f, "{text:?} has two rules; join them with `Allow::or`")
+            }
+        }
+    }
+}
+
+/// `/package.Service/*`, `/package.Service/` and `/package.Service` are all meant as a service.
+fn is_wildcard(text: &str) -> bool {
+    let slashes = text.bytes().filter(|b| *b == b'/').count();
+    text.contains('*') || (text.starts_with('/') && (slashes == 1 || text.ends_with('/')))
+}
+
+/// The service that such a text names, if it is recognisable.
+struct Named<'a>(&'a str);
+
+impl fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.0.trim_start_matches('/').split('/').next();
+        match name.filter(|name| !name.is_empty() && !name.contains('*')) {
+            Some(name) => write!(f, "{name:?}"),
+            None => f.write_str("\"package.Service\""),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Why a request was not admitted, and the answer that says so.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -7,6 +8,7 @@ use http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 
+use super::policy::Decision;
 use super::protocol::Wire;
 use super::realm::Realm;
 use crate::bundle::BundlesUnavailable;
@@ -19,6 +21,9 @@ const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 /// How long a caller should wait before asking again, where we cannot judge.
 const RETRY_AFTER_SECS: HeaderValue = HeaderValue::from_static("5");
+
+/// The longest reason of a policy, in bytes: one line of a log.
+const MAX_POLICY_REASON: usize = 256;
 
 /// Why a request was not admitted: to log, to count, and to answer with.
 ///
@@ -34,10 +39,57 @@ struct Inner {
     reason: RejectionReason,
     token_error: Option<ValidateError>,
     caller: Option<SpiffeId>,
+    /// The request that code inside the layer rejects, until the layer has answered.
+    request: RejectedRequest,
+    /// For logs only.
+    policy_reason: Option<Cow<'static, str>>,
     wire: Wire,
     realm: Realm,
     /// One answer for every invalid token.
     uniform: bool,
+}
+
+/// A request that was rejected. It says nothing about the rejection, so that all are equal.
+#[derive(Clone)]
+struct RejectedRequest(Option<Arc<Parts>>);
+
+impl PartialEq for RejectedRequest {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+/// Why a policy could not decide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum PolicyFailure {
+    /// The policy reported an error.
+    Failed,
+    /// No decision came in time.
+    TimedOut,
+    /// Too many requests wait for a decision.
+    TooManyInFlight,
+}
+
+impl PolicyFailure {
+    /// Returns a short name for labels: `failed`, `timed-out` or `too-many-in-flight`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::TimedOut => "timed-out",
+            Self::TooManyInFlight => "too-many-in-flight",
+        }
+    }
+}
+
+impl fmt::Display for PolicyFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Failed => "the policy reported an error",
+            Self::TimedOut => "the policy did not decide in time",
+            Self::TooManyInFlight => "too many requests wait for a decision",
+        })
+    }
 }
 
 /// The class of a [`Rejection`].
@@ -54,6 +106,8 @@ pub enum RejectionReason {
     NotAllowed,
     /// Nobody can be judged now: our side's trouble.
     BundlesUnavailable(BundlesUnavailable),
+    /// The policy could not decide.
+    PolicyUnavailable(PolicyFailure),
     /// No [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer) stands above: the server is put
     /// together wrongly.
     NotWired,
@@ -92,7 +146,8 @@ macro_rules! answer {
 
 impl RejectionReason {
     /// A short name, fit for a label: `missing`, `malformed-header`, the class of the token's
-    /// fault ([`ValidateReason::as_str`]), `not-allowed`, `cannot-judge` or `not-wired`.
+    /// fault ([`ValidateReason::as_str`]), `not-allowed`, `cannot-judge`, `policy-unavailable` or
+    /// `not-wired`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Missing => "missing",
@@ -100,6 +155,7 @@ impl RejectionReason {
             Self::Token(reason) => reason.as_str(),
             Self::NotAllowed => "not-allowed",
             Self::BundlesUnavailable(_) => "cannot-judge",
+            Self::PolicyUnavailable(_) => "policy-unavailable",
             Self::NotWired => "not-wired",
         }
     }
@@ -110,7 +166,9 @@ impl RejectionReason {
             Self::Malformed => StatusCode::BAD_REQUEST,
             Self::Missing | Self::Token(_) => StatusCode::UNAUTHORIZED,
             Self::NotAllowed => StatusCode::FORBIDDEN,
-            Self::BundlesUnavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::BundlesUnavailable(_) | Self::PolicyUnavailable(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::NotWired => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -120,7 +178,7 @@ impl RejectionReason {
         match self {
             Self::Missing | Self::Malformed | Self::Token(_) => GrpcCode::Unauthenticated,
             Self::NotAllowed => GrpcCode::PermissionDenied,
-            Self::BundlesUnavailable(_) => GrpcCode::Unavailable,
+            Self::BundlesUnavailable(_) | Self::PolicyUnavailable(_) => GrpcCode::Unavailable,
             Self::NotWired => GrpcCode::Internal,
         }
     }
@@ -133,6 +191,7 @@ impl RejectionReason {
             Self::Token(reason) => token_answer(reason).description,
             Self::NotAllowed => "the caller is not allowed",
             Self::BundlesUnavailable(_) => "callers cannot be authenticated now",
+            Self::PolicyUnavailable(_) => "callers cannot be authorized now",
             Self::NotWired => "no ValidateJwtSvidLayer stands above",
         }
     }
@@ -143,7 +202,10 @@ impl RejectionReason {
             Self::Malformed => Some("invalid_request"),
             Self::Token(_) => Some("invalid_token"),
             Self::NotAllowed => Some("insufficient_scope"),
-            Self::Missing | Self::BundlesUnavailable(_) | Self::NotWired => None,
+            Self::Missing
+            | Self::BundlesUnavailable(_)
+            | Self::PolicyUnavailable(_)
+            | Self::NotWired => None,
         }
     }
 
@@ -155,7 +217,7 @@ impl RejectionReason {
             Self::Malformed => Some(default_challenge!(", error=\"invalid_request\"")),
             Self::Token(reason) => Some(token_answer(reason).challenge),
             Self::NotAllowed => Some(default_challenge!(", error=\"insufficient_scope\"")),
-            Self::BundlesUnavailable(_) | Self::NotWired => None,
+            Self::BundlesUnavailable(_) | Self::PolicyUnavailable(_) | Self::NotWired => None,
         }
     }
 }
@@ -208,8 +270,29 @@ impl Rejection {
     }
 
     pub(crate) fn not_allowed(caller: &VerifiedSvid, wire: Wire, realm: &Realm) -> Self {
-        let caller = Some(caller.spiffe_id().clone());
-        Self::build(RejectionReason::NotAllowed, None, caller, wire, realm)
+        Self::of_caller(RejectionReason::NotAllowed, Some(caller), wire, realm)
+    }
+
+    pub(crate) fn of_caller(
+        reason: RejectionReason,
+        caller: Option<&VerifiedSvid>,
+        wire: Wire,
+        realm: &Realm,
+    ) -> Self {
+        let caller = caller.map(|caller| caller.spiffe_id().clone());
+        Self::build(reason, None, caller, wire, realm)
+    }
+
+    /// Remembers the request for `on_reject`.
+    pub(crate) fn with_request(self, parts: Parts) -> Self {
+        self.changed(|inner| inner.request = RejectedRequest(Some(Arc::new(parts))))
+    }
+
+    /// Takes the request out, so that its headers do not travel with the response.
+    pub(crate) fn take_request(self) -> (Self, Option<Arc<Parts>>) {
+        let mut request = None;
+        let rejection = self.changed(|inner| request = inner.request.0.take());
+        (rejection, request)
     }
 
     fn build(
@@ -224,6 +307,8 @@ impl Rejection {
             reason,
             token_error,
             caller,
+            request: RejectedRequest(None),
+            policy_reason: None,
             wire,
             realm,
             uniform: false,
@@ -235,6 +320,30 @@ impl Rejection {
         self.changed(|inner| inner.uniform = true)
     }
 
+    /// The same rejection with the reason of this decision, if it has one.
+    pub(crate) fn because_of(self, decision: Decision) -> Self {
+        match decision.reason() {
+            Some(reason) => self.because(reason),
+            None => self,
+        }
+    }
+
+    /// Returns the same rejection with a reason for the log line (see
+    /// [`policy_reason`](Self::policy_reason)), cut at 256 bytes.
+    #[must_use]
+    pub fn because(self, reason: impl Into<Cow<'static, str>>) -> Self {
+        let mut reason = reason.into();
+        if reason.len() > MAX_POLICY_REASON {
+            let is_end = |end: &usize| reason.is_char_boundary(*end);
+            let end = (0..=MAX_POLICY_REASON).rev().find(is_end).unwrap_or(0);
+            match &mut reason {
+                Cow::Borrowed(text) => *text = text.get(..end).unwrap_or_default(),
+                Cow::Owned(text) => text.truncate(end),
+            }
+        }
+        self.changed(|inner| inner.policy_reason = Some(reason))
+    }
+
     fn changed(mut self, change: impl FnOnce(&mut Inner)) -> Self {
         // Rarely a clone: a rejection that was just made has one owner.
         change(Arc::make_mut(&mut self.0));
@@ -242,7 +351,6 @@ impl Rejection {
     }
 
     /// The same rejection in the form of another layer's answers.
-    #[cfg_attr(not(any(feature = "axum", feature = "tonic")), allow(dead_code))]
     pub(crate) fn reworded(self, wire: Wire, realm: &Realm, uniform: bool) -> Self {
         self.changed(|inner| {
             inner.wire = wire;
@@ -286,6 +394,12 @@ impl Rejection {
             .as_ref()
             .map(SpiffeId::trust_domain_name)
             .or_else(claimed)
+    }
+
+    /// Returns why the policy denied the request, in its own words, if it gave a reason: for logs.
+    /// It is part of no response.
+    pub fn policy_reason(&self) -> Option<&str> {
+        self.0.policy_reason.as_deref()
     }
 
     /// Who called, where the token verified and the policy did not admit him.
@@ -356,7 +470,7 @@ impl Rejection {
         if let Some(challenge) = self.challenge() {
             response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
         }
-        if matches!(reason, RejectionReason::BundlesUnavailable(_)) {
+        if reason.status() == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(RETRY_AFTER, RETRY_AFTER_SECS);
         }
         response
@@ -370,6 +484,7 @@ impl fmt::Debug for Rejection {
         for (name, value) in [
             ("key_id", self.key_id()),
             ("trust_domain", self.trust_domain()),
+            ("policy_reason", self.policy_reason()),
         ] {
             if let Some(value) = value {
                 out.field(name, &value);
@@ -402,14 +517,12 @@ pub(crate) struct HandlerRejection;
 
 impl HandlerRejection {
     /// Marks a response that carries a rejection in its extensions.
-    #[cfg(feature = "axum")]
     pub(crate) fn mark<B>(rejection: Rejection, response: &mut Response<B>) {
         response.extensions_mut().insert(rejection);
         response.extensions_mut().insert(Self);
     }
 
     /// Returns the rejection if this response is a handler's and no layer has replaced it.
-    #[cfg_attr(not(any(feature = "axum", feature = "tonic")), allow(dead_code))]
     pub(crate) fn of<B>(response: &Response<B>) -> Option<Rejection> {
         let rejection = response.extensions().get::<Rejection>();
         if response.extensions().get::<Self>().is_some() {
@@ -541,6 +654,7 @@ mod tests {
             RejectionReason::Malformed,
             RejectionReason::NotAllowed,
             RejectionReason::BundlesUnavailable(bundles_unavailable),
+            RejectionReason::PolicyUnavailable(PolicyFailure::Failed),
             RejectionReason::NotWired,
         ];
         let named = Realm::new("spiffe").unwrap();

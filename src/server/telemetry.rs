@@ -38,7 +38,6 @@ impl Telemetry {
     }
 
     /// Logs that a handler has no layer outside: one line in ten seconds for the whole process.
-    #[cfg(any(feature = "axum", feature = "tonic"))]
     pub(crate) fn not_wired(rejection: &Rejection) {
         use std::sync::LazyLock;
 
@@ -130,6 +129,7 @@ impl Telemetry {
             let label = known.unwrap_or(UNKNOWN);
             let why = match reason {
                 RejectionReason::BundlesUnavailable(why) => why.as_str(),
+                RejectionReason::PolicyUnavailable(why) => why.as_str(),
                 _ => "",
             };
             recorder.record_admission(&Admission::new(class, enforced, label).because(why));
@@ -167,6 +167,15 @@ impl Telemetry {
                 why = %why,
                 "callers cannot be authenticated"
             ),
+            RejectionReason::PolicyUnavailable(why) => tracing::warn!(
+                reason = class,
+                enforced,
+                suppressed,
+                why = %why,
+                policy_reason = rejection.policy_reason().map(field::debug),
+                peer.spiffe_id = caller,
+                "callers cannot be authorized"
+            ),
             RejectionReason::NotWired => {
                 tracing::error!(reason = class, suppressed, "{}", reason.description());
             }
@@ -176,6 +185,7 @@ impl Telemetry {
                 suppressed,
                 detail,
                 peer.spiffe_id = caller,
+                policy_reason = rejection.policy_reason().map(field::debug),
                 key_id = key_id.map(field::debug),
                 trust_domain = trust_domain.map(field::debug),
                 audiences = audiences.map(field::debug),

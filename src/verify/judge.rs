@@ -146,6 +146,8 @@ impl Checks {
             signer: Signer::Authority(authority),
             spiffe_id,
             payload: payload.into(),
+            #[cfg(feature = "server")]
+            claims: Default::default(),
         })))
     }
 

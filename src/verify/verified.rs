@@ -37,6 +37,9 @@ pub(super) struct Verified {
     pub(super) issued_at: Option<UnixTime>,
     pub(super) signer: Signer,
     pub(super) payload: Box<str>,
+    /// Made when a policy first asks for a claim, and shared by all requests with this token.
+    #[cfg(feature = "server")]
+    pub(super) claims: std::sync::OnceLock<crate::jwt::ClaimIndex>,
 }
 
 pub(super) enum Signer {
@@ -105,6 +108,8 @@ impl VerifiedSvid {
             issued_at,
             signer: Signer::Nobody(key_id.into()),
             payload: claims_json.into(),
+            #[cfg(feature = "server")]
+            claims: Default::default(),
         }))
     }
 
@@ -162,6 +167,16 @@ impl VerifiedSvid {
             line: error.line(),
             column: error.column(),
         })
+    }
+
+    /// Returns the JSON text of one claim. The payload is parsed once per token.
+    #[cfg(feature = "server")]
+    pub(crate) fn claim(&self, name: &str) -> Option<&str> {
+        let Verified {
+            payload, claims, ..
+        } = &*self.0.0;
+        let index = claims.get_or_init(|| crate::jwt::ClaimIndex::new(payload));
+        index.get(payload, name)
     }
 
     /// All claims, as the JSON object that was signed.

@@ -191,6 +191,10 @@ fn policies() -> impl Strategy<Value = Allow> {
         prop_oneof![
             (inner.clone(), inner.clone()).prop_map(|(one, other)| one.or(other)),
             (inner.clone(), inner.clone()).prop_map(|(one, other)| one.and(other)),
+            inner.clone().prop_map(Allow::not),
+            inner
+                .clone()
+                .prop_map(|policy| policy.because("for a reason")),
             inner
                 .clone()
                 .prop_map(|policy| Allow::policy(SwapPolicy::new(policy))),

@@ -1,0 +1,96 @@
+//! A stand-in for the Open Policy Agent: `POST /v1/data/reports/authz` with one fixed rule.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::post;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+/// What the agent does with a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mood {
+    Well,
+    /// It answers after this time.
+    Slow(Duration),
+    /// It answers with status 500.
+    Broken,
+    /// It answers with something that is not a decision.
+    Garbage(&'static str),
+    /// It answers with more than a client should read.
+    Flood,
+}
+
+pub struct Agent {
+    pub base: String,
+    mood: watch::Sender<Mood>,
+    asked: Arc<AtomicUsize>,
+    server: tokio::task::JoinHandle<()>,
+}
+
+impl Agent {
+    pub async fn start() -> Result<Self, std::io::Error> {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        let base = format!("http://{}", listener.local_addr()?);
+        let mood = watch::channel(Mood::Well).0;
+        let asked = Arc::new(AtomicUsize::new(0));
+        let app = Router::new()
+            .route("/v1/data/reports/authz", post(answer))
+            .with_state((mood.clone(), asked.clone()));
+        let server = tokio::spawn(async move { drop(axum::serve(listener, app).await) });
+        Ok(Self {
+            base,
+            mood,
+            asked,
+            server,
+        })
+    }
+
+    pub fn set(&self, mood: Mood) {
+        self.mood.send_replace(mood);
+    }
+
+    pub fn asked(&self) -> usize {
+        self.asked.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+async fn answer(
+    State((mood, asked)): State<(watch::Sender<Mood>, Arc<AtomicUsize>)>,
+    body: String,
+) -> (StatusCode, String) {
+    asked.fetch_add(1, Ordering::SeqCst);
+    let mood = *mood.borrow();
+    match mood {
+        Mood::Well => {}
+        Mood::Slow(delay) => tokio::time::sleep(delay).await,
+        Mood::Broken => return (StatusCode::INTERNAL_SERVER_ERROR, String::new()),
+        Mood::Garbage(text) => return (StatusCode::OK, text.to_owned()),
+        Mood::Flood => return (StatusCode::OK, " ".repeat(1 << 20)),
+    }
+    let Ok(asked) = serde_json::from_str::<Value>(&body) else {
+        return (StatusCode::BAD_REQUEST, String::new());
+    };
+    (StatusCode::OK, rule(&asked["input"]).to_string())
+}
+
+/// Every workload may read, and only `ops` may do anything else.
+fn rule(input: &Value) -> Value {
+    let Some(caller) = input["caller"].as_str() else {
+        return json!({ "result": { "allow": false } });
+    };
+    if input["method"] == "GET" || caller.ends_with("/ops") {
+        return json!({ "result": { "allow": true } });
+    }
+    json!({ "result": { "allow": false, "reason": "only ops may write" } })
+}

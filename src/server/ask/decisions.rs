@@ -1,0 +1,63 @@
+//! The decisions that are still good.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quick_cache::sync::Cache;
+
+use crate::clock::{Clock, UnixTime};
+use crate::identity::SpiffeId;
+use crate::server::async_policy::AsyncDecision;
+use crate::verify::VerifiedSvid;
+
+pub(super) struct Decisions {
+    entries: Cache<Key, Entry>,
+    ttl: Duration,
+    clock: Arc<dyn Clock>,
+}
+
+/// The caller, and what the policy says that its decision depends on.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) struct Key(Option<SpiffeId>, String);
+
+impl Key {
+    pub(super) fn new(caller: Option<&VerifiedSvid>, text: String) -> Self {
+        Self(caller.map(|caller| caller.spiffe_id().clone()), text)
+    }
+}
+
+#[derive(Clone)]
+struct Entry {
+    decision: AsyncDecision,
+    /// By the monotonic clock.
+    until: Duration,
+    /// Of the token that the decision was made for.
+    expires_at: UnixTime,
+}
+
+impl Decisions {
+    pub(super) fn new(capacity: usize, ttl: Duration, clock: Arc<dyn Clock>) -> Self {
+        let entries = Cache::new(capacity);
+        Self {
+            entries,
+            ttl,
+            clock,
+        }
+    }
+
+    pub(super) fn get(&self, key: &Key) -> Option<AsyncDecision> {
+        let entry = self.entries.get(key)?;
+        let (now, monotonic) = self.clock.both();
+        let is_good = monotonic < entry.until && now < entry.expires_at;
+        is_good.then_some(entry.decision)
+    }
+
+    pub(super) fn insert(&self, key: Key, caller: Option<&VerifiedSvid>, decision: &AsyncDecision) {
+        let entry = Entry {
+            decision: decision.clone(),
+            until: self.clock.monotonic().saturating_add(self.ttl),
+            expires_at: caller.map_or(UnixTime::MAX, VerifiedSvid::expires_at),
+        };
+        self.entries.insert(key, entry);
+    }
+}

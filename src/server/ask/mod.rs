@@ -1,0 +1,196 @@
+//! A layer that asks an asynchronous policy, after the token and the synchronous policy.
+//!
+//! While a request waits for its decision it holds no permit of the inner service. Right before the
+//! call its token is checked again.
+
+mod decisions;
+mod future;
+mod service;
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
+use http::request::Parts;
+use tokio::sync::Semaphore;
+use tower_layer::Layer;
+
+use self::decisions::{Decisions, Key};
+pub use self::future::AskPolicyFuture;
+pub use self::service::AskPolicyService;
+use super::async_policy::{AskPolicy, AsyncDecision, DecisionFuture};
+use super::layer::{Shared, ValidateJwtSvidLayer};
+use super::policy::{self, Decision};
+use super::rejection::{DefaultOnReject, PolicyFailure, Rejection, RejectionReason};
+use crate::verify::VerifiedSvid;
+
+/// A [`ValidateJwtSvidLayer`] that asks an asynchronous policy; made by its
+/// [`ask`](ValidateJwtSvidLayer::ask).
+pub struct AskPolicyLayer<R = DefaultOnReject> {
+    asking: Arc<Asking<R>>,
+}
+
+impl<R> ValidateJwtSvidLayer<R> {
+    /// Asks this asynchronous policy about every request that the token and the synchronous policy
+    /// allow. Comes last: what it returns is configured.
+    ///
+    /// Requests that the synchronous policy names public
+    /// ([`GrpcPolicyBuilder::public`](super::GrpcPolicyBuilder::public),
+    /// [`Policy::is_public`](super::Policy::is_public)) are not asked about: probes do not depend on
+    /// another service. While a request waits, it holds no permit of the inner service, which must
+    /// be `Clone`. After the decision the token and the synchronous policy are checked again.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_spiffe::server::{Allow, AskPolicy, AsyncPolicy, ValidateJwtSvidLayer};
+    ///
+    /// # fn example(
+    /// #     validator: tower_spiffe::Validator,
+    /// #     opa: impl AsyncPolicy,
+    /// # ) -> Result<(), tower_spiffe::server::PolicyError> {
+    /// let ask = AskPolicy::new(opa)
+    ///     .timeout(Duration::from_millis(200))
+    ///     .max_in_flight(64)
+    ///     .cache(10_000, Duration::from_secs(5));
+    /// let layer = ValidateJwtSvidLayer::required(validator, Allow::trust_domain("example.org")?)
+    ///     .ask(ask);
+    /// # drop(layer);
+    /// # Ok(()) }
+    /// ```
+    pub fn ask(self, ask: AskPolicy) -> AskPolicyLayer<R> {
+        let in_flight = ask.max_in_flight.min(Semaphore::MAX_PERMITS);
+        let clock = self.shared.gate.validator.clock().clone();
+        let cache = ask
+            .cache
+            .map(|(capacity, ttl)| Decisions::new(capacity, ttl, clock));
+        AskPolicyLayer {
+            asking: Arc::new(Asking {
+                shared: self.shared,
+                in_flight: Arc::new(Semaphore::new(in_flight)),
+                cache,
+                ask,
+            }),
+        }
+    }
+}
+
+impl<S, R> Layer<S> for AskPolicyLayer<R> {
+    type Service = AskPolicyService<S, R>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        AskPolicyService::new(inner, self.asking.clone())
+    }
+}
+
+impl<R> Clone for AskPolicyLayer<R> {
+    fn clone(&self) -> Self {
+        Self {
+            asking: self.asking.clone(),
+        }
+    }
+}
+
+impl<R> fmt::Debug for AskPolicyLayer<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AskPolicyLayer")
+            .field("gate", &self.asking.shared.gate)
+            .field("ask", &self.asking.ask)
+            .finish()
+    }
+}
+
+/// What the layer and all of its services share.
+struct Asking<R> {
+    shared: Arc<Shared<R>>,
+    ask: AskPolicy,
+    in_flight: Arc<Semaphore>,
+    cache: Option<Decisions>,
+}
+
+/// What became of one question.
+enum Outcome {
+    Decided(AsyncDecision),
+    Failed(PolicyFailure, Option<Cow<'static, str>>),
+}
+
+enum Asked {
+    Known(AsyncDecision),
+    Pending(DecisionFuture, Option<Key>),
+}
+
+impl<R> Asking<R> {
+    /// Returns whether the synchronous policy alone decides, because the request is public.
+    fn is_public(&self, parts: &Parts) -> bool {
+        let policy = &self.shared.gate.policy;
+        policy.is_public(parts) && policy.decide(None, parts) == Decision::Allow
+    }
+
+    /// Asks the cache, then the policy.
+    fn ask(&self, caller: Option<&VerifiedSvid>, parts: &Parts) -> Asked {
+        let policy = &self.ask.policy;
+        let key = self.cache.as_ref().and_then(|cache| {
+            let key = Key::new(caller, policy.cache_key(caller, parts)?);
+            Some((cache.get(&key), key))
+        });
+        match key {
+            Some((Some(decision), _)) => Asked::Known(decision),
+            Some((None, key)) => Asked::Pending(policy.decide(caller, parts), Some(key)),
+            None => Asked::Pending(policy.decide(caller, parts), None),
+        }
+    }
+
+    fn remember(&self, key: Option<Key>, caller: Option<&VerifiedSvid>, decision: &AsyncDecision) {
+        if let (Some(cache), Some(key)) = (&self.cache, key) {
+            cache.insert(key, caller, decision);
+        }
+    }
+
+    /// Returns whether an anonymous caller has to be asked about too, so that this verified caller
+    /// does not gain by hiding its identity.
+    fn asks_again(
+        &self,
+        caller: Option<&VerifiedSvid>,
+        parts: &Parts,
+        decision: &AsyncDecision,
+    ) -> bool {
+        caller.is_some()
+            && decision.decision != Decision::Allow
+            && self.shared.gate.decide_anonymous(parts) == Decision::Allow
+    }
+
+    /// Returns the rejection that follows from this outcome; `None` if the request is allowed.
+    fn rejection(
+        &self,
+        outcome: Outcome,
+        caller: Option<&VerifiedSvid>,
+        parts: &Parts,
+    ) -> Option<Rejection> {
+        let gate = &self.shared.gate;
+        let decision = match (outcome, &self.ask.fallback) {
+            (Outcome::Decided(decision), _) => decision,
+            (Outcome::Failed(..), Some(fallback)) => match caller {
+                Some(caller) => policy::decide_verified(&**fallback, caller, parts).into(),
+                None => fallback.decide(None, parts).into(),
+            },
+            (Outcome::Failed(why, detail), None) => {
+                let reason = RejectionReason::PolicyUnavailable(why);
+                let wire = gate.wire(parts);
+                let rejection = Rejection::of_caller(reason, caller, wire, &gate.realm);
+                return Some(match detail {
+                    Some(detail) => rejection.because(detail),
+                    None => rejection,
+                });
+            }
+        };
+        let reason = match (decision.decision, caller) {
+            (Decision::Allow, _) => return None,
+            (Decision::AuthenticationRequired, None) => RejectionReason::Missing,
+            _ => RejectionReason::NotAllowed,
+        };
+        let rejection = Rejection::of_caller(reason, caller, gate.wire(parts), &gate.realm);
+        Some(match decision.reason {
+            Some(reason) => rejection.because(reason),
+            None => rejection,
+        })
+    }
+}

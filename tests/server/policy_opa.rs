@@ -1,0 +1,119 @@
+//! The policy of the example `policy_opa`, against its stand-in for OPA and its faults.
+
+#[path = "../../examples/policy_opa/agent.rs"]
+mod agent;
+#[path = "../../examples/policy_opa/opa.rs"]
+mod opa;
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use http::{Request, Response};
+use tower::{Layer, ServiceExt, service_fn};
+use tower_spiffe::server::{
+    Allow, AskPolicy, AskPolicyLayer, PolicyFailure, Rejection, RejectionReason,
+    ValidateJwtSvidLayer,
+};
+
+use crate::support::{OPS, WEB, World};
+use agent::{Agent, Mood};
+use opa::Opa;
+
+async fn send(layer: &AskPolicyLayer, mut request: Request<String>, method: &str) -> Rejected {
+    *request.method_mut() = method.parse().unwrap();
+    let ok =
+        service_fn(async |_: Request<String>| Ok::<_, Infallible>(Response::new(String::new())));
+    let response = layer.layer(ok).oneshot(request).await.unwrap();
+    let rejection = response.extensions().get::<Rejection>().cloned();
+    (response.status().as_u16(), rejection)
+}
+
+type Rejected = (u16, Option<Rejection>);
+
+fn layer(world: &World, agent: &Agent, timeout: Duration) -> AskPolicyLayer {
+    let opa = Opa::new(&agent.base, "reports/authz").unwrap();
+    ValidateJwtSvidLayer::optional(world.validator.clone(), Allow::anyone())
+        .ask(AskPolicy::new(opa).timeout(timeout))
+}
+
+const LONG: Duration = Duration::from_secs(30);
+
+#[tokio::test]
+async fn opa_decides() {
+    let world = World::new();
+    let agent = Agent::start().await.unwrap();
+    let layer = layer(&world, &agent, LONG);
+    assert_eq!(send(&layer, world.request(WEB), "GET").await.0, 200);
+    assert_eq!(send(&layer, world.request(OPS), "POST").await.0, 200);
+    let (status, rejection) = send(&layer, world.request(WEB), "POST").await;
+    let rejection = rejection.unwrap();
+    assert_eq!(
+        (status, rejection.reason()),
+        (403, RejectionReason::NotAllowed)
+    );
+    assert_eq!(rejection.policy_reason(), Some("only ops may write"));
+    assert_eq!(send(&layer, Request::default(), "GET").await.0, 401);
+    // An anonymous caller is asked about too where one could pass.
+    assert_eq!(agent.asked(), 5);
+}
+
+#[tokio::test]
+async fn faults_of_opa_fail_closed() {
+    let world = World::new();
+    let agent = Agent::start().await.unwrap();
+    let layer = layer(&world, &agent, LONG);
+    for mood in [
+        Mood::Broken,
+        Mood::Flood,
+        Mood::Garbage(""),
+        Mood::Garbage("true"),
+        Mood::Garbage("{\"result\": true}"),
+        Mood::Garbage("{\"result\": {\"allow\": \"true\"}}"),
+        Mood::Garbage("{\"result\": {\"allow\": 1}}"),
+        Mood::Garbage("{\"result\": {}}"),
+        Mood::Garbage("{\"result\": {\"allow\": true}} {"),
+        Mood::Garbage("\u{0}\u{ff}"),
+    ] {
+        agent.set(mood);
+        let (status, rejection) = send(&layer, world.request(OPS), "GET").await;
+        let reason = rejection.map(|rejection| rejection.reason());
+        let failed = RejectionReason::PolicyUnavailable(PolicyFailure::Failed);
+        assert_eq!((status, reason), (503, Some(failed)), "{mood:?}");
+    }
+    // An undefined rule denies.
+    agent.set(Mood::Garbage("{}"));
+    assert_eq!(send(&layer, world.request(OPS), "GET").await.0, 403);
+    agent.set(Mood::Well);
+    assert_eq!(send(&layer, world.request(OPS), "GET").await.0, 200);
+}
+
+#[tokio::test]
+async fn a_slow_opa_is_not_waited_for() {
+    let world = World::new();
+    let agent = Agent::start().await.unwrap();
+    agent.set(Mood::Slow(Duration::from_secs(600)));
+    let layer = layer(&world, &agent, Duration::from_millis(50));
+    let (status, rejection) = send(&layer, world.request(OPS), "GET").await;
+    let timed_out = RejectionReason::PolicyUnavailable(PolicyFailure::TimedOut);
+    assert_eq!((status, rejection.unwrap().reason()), (503, timed_out));
+}
+
+#[tokio::test]
+async fn an_unreachable_opa_fails_closed() {
+    let world = World::new();
+    let agent = Agent::start().await.unwrap();
+    let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let opa = Opa::new(
+        &format!("http://{}", free.local_addr().unwrap()),
+        "reports/authz",
+    )
+    .unwrap();
+    drop(free);
+    let unreachable =
+        ValidateJwtSvidLayer::required(world.validator.clone(), Allow::any_trust_domain())
+            .ask(AskPolicy::new(opa).timeout(LONG));
+    let (status, rejection) = send(&unreachable, world.request(OPS), "GET").await;
+    let failed = RejectionReason::PolicyUnavailable(PolicyFailure::Failed);
+    assert_eq!((status, rejection.unwrap().reason()), (503, failed));
+    assert_eq!(agent.asked(), 0);
+}
