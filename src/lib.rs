@@ -133,7 +133,9 @@ pub use svid::{
     Validator, ValidatorBuilder, VerifiedSvid,
 };
 #[cfg(feature = "client")]
-pub use svid_cache::{PinnedSvid, SvidCache, SvidCacheBuilder, TokenError, TokenErrorReason};
+pub use svid_cache::{
+    PinnedSvid, SvidCache, SvidCacheBuilder, SvidUpdates, TokenError, TokenErrorReason,
+};
 
 /// The README's code, compiled and run.
 #[cfg(doctest)]

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use tokio::sync::Notify;
 
 use super::breaker::{Admission, Rank};
 use super::context::Context;
@@ -445,10 +446,21 @@ impl Entry {
         unused && self.retire()
     }
 
-    /// Ends the fetch under way.
+    /// Ends the fetch under way, and wakes those who wait for a newer token: the cache is closed.
     pub(crate) fn ground(&self) {
-        let flight = self.gate().flight.take();
+        let (flight, news) = {
+            let mut gate = self.gate();
+            (gate.flight.take(), gate.news())
+        };
         drop(flight);
+        if let Some(news) = news {
+            news.notify_waiters();
+        }
+    }
+
+    /// Wakes its waiters when a newer token is there, or the cache is closed.
+    pub(super) fn news(&self) -> Arc<Notify> {
+        self.gate().rare().news.get_or_insert_default().clone()
     }
 
     /// Starts what is due, as nobody waits for it.

@@ -1,5 +1,9 @@
 //! What an entry keeps behind its lock: the fetch under way, the pace, the counts.
 
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+
 use super::error::TokenError;
 use super::flight::Flight;
 use super::moment::Moment;
@@ -40,6 +44,8 @@ pub(super) struct Rare {
     /// Flights up to this one began before the token was refused or its key removed: they are no
     /// answer to that.
     pub(super) asked_before: u64,
+    /// Wakes those who wait for a newer token.
+    pub(super) news: Option<Arc<Notify>>,
 }
 
 /// When to ask again.
@@ -66,6 +72,10 @@ pub(super) fn count(counter: &mut u32) {
 impl Gate {
     pub(super) fn rare(&mut self) -> &mut Rare {
         self.rare.get_or_insert_default()
+    }
+
+    pub(super) fn news(&self) -> Option<Arc<Notify>> {
+        self.rare.as_ref()?.news.clone()
     }
 
     pub(super) fn silent_since(&self) -> Option<u64> {

@@ -96,7 +96,11 @@ impl Entry {
                 // A token that is refreshed early may well be the newest there is.
                 let stalls = !newer && !forced && self.cx.stalls(&mut gate);
                 let recovers = newer && !slow && self.cx.recovers(&mut gate);
+                let news = gate.news().filter(|_| newer);
                 drop(gate);
+                if let Some(news) = news {
+                    news.notify_waiters();
+                }
                 if stalls {
                     self.has_stalled("the agent returned the token that it returned before");
                 } else if recovers {

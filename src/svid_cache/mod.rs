@@ -154,6 +154,7 @@ mod settings;
 mod snapshot;
 mod table;
 mod token;
+mod updates;
 mod wait;
 mod warm;
 
@@ -169,6 +170,7 @@ pub use error::{TokenError, TokenErrorReason};
 pub use pin::PinnedSvid;
 pub(crate) use pin::{Issue, Issued};
 pub use snapshot::{AudienceSnapshot, TokenState};
+pub use updates::SvidUpdates;
 pub(crate) use wait::Waiter;
 pub use warm::KeepWarm;
 

@@ -2,8 +2,9 @@
 
 use std::any::Any;
 use std::fmt;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use http::HeaderValue;
 
@@ -14,12 +15,27 @@ use super::error::TokenError;
 use super::hot;
 use super::token::Token;
 use super::wait::Waiter;
+use crate::clock::UnixTime;
 use crate::svid::{JwtSvid, SvidRequest};
 
-/// The token of one audience, without a look-up. Clones are the same handle.
-#[derive(Clone)]
+/// A handle on the token of one audience, without a look-up. For clients that take no layer:
+/// drivers that ask for a token, and connections that authenticate again when it changes
+/// ([`changed`](Self::changed), [`updates`](Self::updates)).
+///
+/// Clones share the token. Each clone keeps for itself which token it returned last.
 pub struct PinnedSvid {
     pin: Arc<Pin>,
+    /// The generation of the newest token that this handle returned.
+    pub(super) seen: AtomicU64,
+}
+
+impl Clone for PinnedSvid {
+    fn clone(&self) -> Self {
+        Self {
+            pin: self.pin.clone(),
+            seen: AtomicU64::new(self.seen.load(Ordering::Relaxed)),
+        }
+    }
 }
 
 struct Pin {
@@ -50,6 +66,7 @@ impl PinnedSvid {
                 core,
                 _alive: alive,
             }),
+            seen: AtomicU64::new(0),
         }
     }
 
@@ -63,7 +80,47 @@ impl PinnedSvid {
     /// # Errors
     /// A [`TokenError`] where there is nothing to send, and none came in time.
     pub async fn get(&self) -> Result<JwtSvid, TokenError> {
-        Ok(self.issue()?.settle().await?.svid())
+        let issued = self.issue()?.settle().await?;
+        self.has_seen(issued.0.generation);
+        Ok(issued.svid())
+    }
+
+    /// Returns the token that can be sent at once. `None` if there is none, and then a fetch begins.
+    /// Never waits and never blocks: for synchronous callbacks of drivers.
+    ///
+    /// Without a tokio runtime, here or where the cache was built, no fetch begins.
+    pub fn try_get(&self) -> Option<JwtSvid> {
+        let issued = self.issue().ok()?.at_once()?;
+        self.has_seen(issued.0.generation);
+        Some(issued.svid())
+    }
+
+    /// Returns when the current token expires, its `exp`. `None` if no token can be sent now.
+    pub fn expires_at(&self) -> Option<UnixTime> {
+        let token = self.current()?;
+        Some(token.svid.expires_at())
+    }
+
+    /// Returns the time until the current token expires, on the wall clock or the monotonic clock,
+    /// whichever is shorter. `None` if no token can be sent now.
+    ///
+    /// A token is not sent in the last 2 % of its lifetime, 2 s at most
+    /// ([`hard_margin`](super::SvidCacheBuilder::hard_margin)).
+    pub fn expires_in(&self) -> Option<Duration> {
+        let token = self.current()?;
+        Some(token.expires_in(self.pin.entry.cx.moment()))
+    }
+
+    fn current(&self) -> Option<Arc<Token>> {
+        let cx = &self.pin.entry.cx;
+        if cx.is_closed() {
+            return None;
+        }
+        self.pin.entry.usable(cx.moment())
+    }
+
+    pub(super) fn has_seen(&self, generation: u64) {
+        self.seen.fetch_max(generation, Ordering::Relaxed);
     }
 
     /// The token as the value of an `authorization` header: `Bearer …`, marked sensitive.

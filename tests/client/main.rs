@@ -37,6 +37,7 @@ mod refused;
 mod rules;
 mod stack;
 mod support;
+mod t01_refresh_events;
 mod tonic_channel;
 mod turns;
 
