@@ -61,6 +61,7 @@
 //! | how our tokens are cached and refreshed | [`svid_cache`] |
 //! | checking tokens outside HTTP | [`svid`] |
 //! | bundles without an agent | [`bundle`] |
+//! | tokens in files | [`token_file`] |
 //! | testing your own service | [`testing`] |
 //! | what is counted and logged | [`metrics`] |
 //! | Kubernetes, probes, what an answer means and where to look | the README, *In service* |
@@ -101,6 +102,8 @@ pub mod svid;
 pub mod svid_cache;
 #[cfg(feature = "testing")]
 pub mod testing;
+#[cfg(feature = "client")]
+pub mod token_file;
 #[cfg(feature = "workload-api")]
 pub mod workload_api;
 
@@ -136,6 +139,8 @@ pub use svid::{
 pub use svid_cache::{
     PinnedSvid, SvidCache, SvidCacheBuilder, SvidUpdates, TokenError, TokenErrorReason,
 };
+#[cfg(feature = "client")]
+pub use token_file::{TokenFile, TokenFileError, TokenFileErrorReason};
 
 /// The README's code, compiled and run.
 #[cfg(doctest)]

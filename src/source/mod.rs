@@ -45,7 +45,7 @@ mod jwt_source;
 #[cfg(feature = "workload-api")]
 mod limits;
 #[cfg(any(feature = "server", feature = "client"))]
-mod own_thread;
+pub(crate) mod own_thread;
 #[cfg(feature = "workload-api")]
 mod record;
 #[cfg(feature = "workload-api")]

@@ -15,7 +15,7 @@ use super::error::TokenError;
 use super::hot;
 use super::token::Token;
 use super::wait::Waiter;
-use crate::clock::UnixTime;
+use crate::clock::{Clock, UnixTime};
 use crate::svid::{JwtSvid, SvidRequest};
 
 /// A handle on the token of one audience, without a look-up. For clients that take no layer:
@@ -142,6 +142,10 @@ impl PinnedSvid {
         let entry = &self.pin.entry;
         // A pinned entry is not evicted, so there is nothing to look up anew.
         issue(entry).unwrap_or_else(|| Err(TokenError::closed()))
+    }
+
+    pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.pin.entry.cx.clock
     }
 
     pub(crate) fn entry(&self) -> &Arc<Entry> {

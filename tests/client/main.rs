@@ -38,6 +38,8 @@ mod rules;
 mod stack;
 mod support;
 mod t01_refresh_events;
+#[cfg(unix)]
+mod t03_token_file;
 mod tonic_channel;
 mod turns;
 
