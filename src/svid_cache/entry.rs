@@ -11,7 +11,7 @@ use super::breaker::{Admission, Rank};
 use super::context::Context;
 use super::error::TokenError;
 use super::flight::Flight;
-use super::gate::Gate;
+use super::gate::{Gate, Paced};
 use super::moment::{Moment, nanos};
 use super::token::{Stage, Token};
 use super::wait::Waiter;
@@ -410,6 +410,17 @@ impl Entry {
         self.key_removed.store(true, Ordering::Relaxed);
         self.quiet_until.store(0, Ordering::Release);
         self.force(now.mono());
+    }
+
+    /// There is another token than `is_old` describes: the current one is due if it is of these.
+    pub(super) fn succeeded(&self, is_old: impl Fn(&Token) -> bool, now: Moment) {
+        let mut gate = self.gate();
+        let token = self.token.load();
+        if token.as_ref().is_none_or(|token| is_old(token)) {
+            gate.pace = Paced::default();
+            self.quiet_until.store(0, Ordering::Release);
+            self.force(now.mono());
+        }
     }
 
     /// Some moment soon, another for each audience, on the monotonic clock.

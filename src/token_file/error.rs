@@ -14,8 +14,10 @@ pub struct TokenFileError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum TokenFileErrorReason {
-    /// The path names no file.
+    /// The path names no file, or no file was named.
     Path,
+    /// The audiences of a file are missing, invalid, or those of another file.
+    Audience,
     /// The mode has other bits than those of permissions.
     Mode,
     /// There is no tokio runtime with timers.

@@ -36,6 +36,8 @@
 //! # }
 //! ```
 //!
+//! [`FileTokens`] is the other direction: a source of tokens over files that another process writes.
+//!
 //! # How a file is written
 //!
 //! The token goes into a new temporary file in the same directory, which is synced to disk and then
@@ -67,10 +69,12 @@
 //! | the action after the write of a token file failed | warn, then debug | `path`, `error` |
 //! | a token file is not refreshed any more | info | `path` |
 //! | a token file cannot be removed | warn | `path`, `error` |
+//! | trouble with a token file; its last good token is kept until it expires | warn | `path`, `error` |
 
 mod disk;
 mod error;
 mod follow;
+mod source;
 mod state;
 
 use std::fmt;
@@ -82,6 +86,7 @@ use tokio::task::AbortHandle;
 use self::disk::Target;
 pub use self::error::{TokenFileError, TokenFileErrorReason};
 use self::follow::Shared;
+pub use self::source::{FileTokenState, FileTokens, FileTokensBuilder};
 pub use self::state::TokenFileState;
 use crate::metrics::{MetricsRecorder, Shielded};
 use crate::runtime;

@@ -40,6 +40,7 @@ mod support;
 mod t01_refresh_events;
 #[cfg(unix)]
 mod t03_token_file;
+mod t04_file_tokens;
 mod tonic_channel;
 mod turns;
 
