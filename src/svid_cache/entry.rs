@@ -47,6 +47,8 @@ pub(crate) struct Entry {
     /// Its place in its shard, written under the shard's lock.
     pub(crate) place: AtomicUsize,
     pub(crate) gate: Mutex<Gate>,
+    /// The entry in the table, if this one is for a single request.
+    pub(super) shared: Option<Arc<Entry>>,
 }
 
 /// What a request gets.
@@ -99,6 +101,7 @@ impl Entry {
             pins: AtomicUsize::new(0),
             place: AtomicUsize::new(0),
             gate: Mutex::default(),
+            shared: None,
         }
     }
 
@@ -476,6 +479,9 @@ impl Entry {
 
     /// Starts what is due, as nobody waits for it.
     pub(crate) fn tend(self: &Arc<Self>, now: Moment) {
+        if self.request.is_single_use() {
+            return;
+        }
         let token = self.token.load_full();
         let fresh =
             token.is_some_and(|token| token.usable(now) && !self.due_unasked(&token).reached(now));
@@ -487,6 +493,9 @@ impl Entry {
 
     /// Until somebody should look after it again, for whoever keeps it warm.
     pub(crate) fn attention_in(&self, now: Moment) -> Duration {
+        if self.request.is_single_use() {
+            return Duration::MAX;
+        }
         let quiet = self
             .quiet_until
             .load(Ordering::Acquire)

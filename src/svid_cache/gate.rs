@@ -8,6 +8,7 @@ use super::error::TokenError;
 use super::flight::Flight;
 use super::moment::Moment;
 use super::settings::Settings;
+use super::single_use::Sent;
 use crate::svid::FetchSvidReason;
 
 /// What only those look at who would start a fetch, or end one.
@@ -46,6 +47,8 @@ pub(super) struct Rare {
     pub(super) asked_before: u64,
     /// Wakes those who wait for a newer token.
     pub(super) news: Option<Arc<Notify>>,
+    /// Single-use tokens that were sent.
+    pub(super) sent: Option<Box<Sent>>,
 }
 
 /// When to ask again.

@@ -72,6 +72,10 @@ impl Entry {
             }
             Landing::Answer(answer) => answer,
         };
+        let answer = match (&self.shared, answer) {
+            (Some(shared), Ok(token)) => shared.spend(&token, now).map(|()| token),
+            (_, answer) => answer,
+        };
         count(&mut gate.counts.fetches);
         match (&answer, called) {
             (Err(error), Some(called)) if is_silence(error) => {
@@ -124,6 +128,14 @@ impl Entry {
                 let failure = self.failed(&mut gate, &error, now);
                 // Whoever keeps the log may look at the state, too.
                 drop(gate);
+                let failure = match &self.shared {
+                    Some(shared) => {
+                        let mut gate = shared.gate();
+                        count(&mut gate.counts.fetches);
+                        shared.failed(&mut gate, &error, now)
+                    }
+                    None => failure,
+                };
                 failure.tell(&self.request, &error);
                 Err(Down::Failed(failure.error))
             }

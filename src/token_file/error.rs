@@ -16,7 +16,7 @@ pub struct TokenFileError {
 pub enum TokenFileErrorReason {
     /// The path names no file, or no file was named.
     Path,
-    /// The audiences of a file are missing, invalid, or those of another file.
+    /// The audiences of a file are missing, invalid, marked as single-use, or those of another file.
     Audience,
     /// The mode has other bits than those of permissions.
     Mode,

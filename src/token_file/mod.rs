@@ -238,10 +238,15 @@ impl TokenFileBuilder {
     /// Starts to write the file, in the background. What fails later is retried.
     ///
     /// # Errors
-    /// The path has no file name; the mode has other bits than permissions; or there is no tokio
-    /// runtime with timers here.
+    /// The path has no file name; the mode has other bits than permissions; the request is for
+    /// [`single_use`](SvidRequest::single_use) tokens; or there is no tokio runtime with timers here.
     pub fn start(self) -> Result<TokenFile, TokenFileError> {
         self.target.check()?;
+        if self.request.is_single_use() {
+            let text = "a token file cannot have single-use tokens: each is good for one request; \
+                        leave out `single_use()`";
+            return Err(TokenFileError::new(TokenFileErrorReason::Audience, text));
+        }
         let no_runtime = |why: &dyn fmt::Display| {
             let text = format!("a token file cannot be refreshed: {why}");
             TokenFileError::new(TokenFileErrorReason::NoRuntime, text)

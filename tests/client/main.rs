@@ -41,6 +41,7 @@ mod t01_refresh_events;
 #[cfg(unix)]
 mod t03_token_file;
 mod t04_file_tokens;
+mod t05_single_use;
 mod tonic_channel;
 mod turns;
 
