@@ -61,6 +61,7 @@
 //! | our own tokens: requests, the cache, refresh | [`token`] |
 //! | verifying tokens outside HTTP | [`verify`] |
 //! | bundles without an agent | [`bundle`] |
+//! | tokens in files | [`token_file`] |
 //! | testing your own service | [`testing`] |
 //! | what is counted and logged | [`metrics`] |
 //! | Kubernetes, probes, what an answer means and where to look | the README, *In service* |
@@ -102,6 +103,8 @@ pub mod source;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod token;
+#[cfg(feature = "client")]
+pub mod token_file;
 pub mod verify;
 #[cfg(feature = "workload-api")]
 pub mod workload_api;

@@ -28,6 +28,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("source", 6),
     ("server", 7),
     ("client", 7),
+    ("token_file", 7),
     ("testing", 7),
 ];
 

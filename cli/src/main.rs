@@ -22,6 +22,7 @@ mod agent_load;
 mod call;
 mod completions;
 mod explain;
+mod token_file;
 mod usage;
 mod waiting;
 mod watch;
@@ -32,8 +33,8 @@ use clap::{Parser, Subcommand};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Tools for SPIFFE JWT-SVIDs: follow an agent, explain a rejected token, call a service, run a
-/// local agent.
+/// Tools for SPIFFE JWT-SVIDs: follow an agent, explain a rejected token, call a service, keep
+/// token files, run a local agent.
 #[derive(Parser)]
 #[command(
     name = "tower-spiffe",
@@ -52,10 +53,11 @@ Examples:
   tower-spiffe watch
   tower-spiffe explain --bundles bundle.json --trust-domain example.org --audience reports < token
   tower-spiffe call --audience reports https://reports:8443/health
+  tower-spiffe token-file --file sts.amazonaws.com /run/tokens/aws
   tower-spiffe agent --id spiffe://example.org/web
   tower-spiffe completions bash > /etc/bash_completion.d/tower-spiffe
 
-`watch` and `call` use the agent at SPIFFE_ENDPOINT_SOCKET, for example
+`watch`, `call` and `token-file` use the agent at SPIFFE_ENDPOINT_SOCKET, for example
 unix:///run/spire/agent.sock. `tower-spiffe <COMMAND> --help` has more examples.";
 
 #[derive(Subcommand)]
@@ -63,6 +65,7 @@ enum Command {
     Watch(watch::Args),
     Explain(explain::Args),
     Call(call::Args),
+    TokenFile(token_file::Args),
     Agent(agent::Args),
     AgentLoad(agent_load::Args),
     Completions(completions::Args),
@@ -74,6 +77,7 @@ impl Command {
             Self::Watch(args) => watch::run(&args),
             Self::Explain(args) => explain::run(&args),
             Self::Call(args) => call::run(args),
+            Self::TokenFile(args) => token_file::run(&args),
             Self::Agent(args) => agent::run(&args),
             Self::AgentLoad(args) => agent_load::run(&args),
             Self::Completions(args) => completions::run(&args),

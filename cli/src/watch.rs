@@ -68,7 +68,7 @@ pub(crate) async fn run(args: &Args) -> ExitCode {
     }
 }
 
-fn seconds_from(text: &str) -> Result<Duration, String> {
+pub(crate) fn seconds_from(text: &str) -> Result<Duration, String> {
     let seconds = text.parse().ok();
     seconds
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())

@@ -54,6 +54,7 @@ pub struct Audience {
     assumed: Option<Origin>,
     /// Named for the whole of it, so for what a request brings along too.
     identity: Option<Identity>,
+    single_use: bool,
 }
 
 #[derive(Clone)]
@@ -202,11 +203,38 @@ impl Audience {
         Ok(self.identified(identity))
     }
 
+    /// Fetches a token of its own for each request
+    /// ([`SvidRequest::single_use`]), for what a request brings along too.
+    ///
+    /// Not for an interceptor, which cannot wait: its requests fail. Retry such requests above the
+    /// layer, so that each attempt gets another token.
+    ///
+    /// ```
+    /// use tower_spiffe::Audience;
+    ///
+    /// Audience::fixed("https://keycloak/realms/main").for_origin("https://keycloak")?.single_use();
+    /// # Ok::<(), tower_spiffe::client::AudienceError>(())
+    /// ```
+    #[must_use]
+    pub fn single_use(self) -> Self {
+        let choice = match self.choice {
+            Choice::Rules(rules) => Choice::Rules(Arc::new(rules.single_use())),
+            Choice::Dynamic(dynamic) => Choice::Dynamic(Arc::new(dynamic.single_use())),
+            Choice::PerRequest => Choice::PerRequest,
+        };
+        Self {
+            choice,
+            single_use: true,
+            ..self
+        }
+    }
+
     fn of_choice(choice: Choice) -> Self {
         Self {
             choice,
             assumed: None,
             identity: None,
+            single_use: false,
         }
     }
 
@@ -230,11 +258,16 @@ impl Audience {
     /// What the audience of one request asks for, as the identity that this one names, unless it
     /// names its own.
     pub(crate) fn identify(&self, request: SvidRequest) -> SvidRequest {
-        match &self.identity {
+        let request = match &self.identity {
             Some(identity) if !request.names_an_identity() => {
                 request.with_identity(identity.clone())
             }
             _ => request,
+        };
+        if self.single_use {
+            request.single_use()
+        } else {
+            request
         }
     }
 
@@ -283,6 +316,12 @@ impl UnboundAudience {
         self
     }
 
+    /// Fetches a token of its own for each request; see [`Audience::single_use`].
+    pub fn single_use(mut self) -> Self {
+        self.request = self.request.map(SvidRequest::single_use);
+        self
+    }
+
     /// Tokens go to this origin, and to no other.
     ///
     /// # Errors
@@ -327,7 +366,12 @@ impl UnboundAudience {
 
     fn bound(self, bound: Bound) -> Result<Audience, AudienceError> {
         let request = self.request.map_err(AudienceError::Request)?;
-        Audience::rules(vec![Rule { bound, request }])
+        let single_use = request.is_single_use();
+        let audience = Audience::rules(vec![Rule { bound, request }])?;
+        Ok(Audience {
+            single_use,
+            ..audience
+        })
     }
 }
 

@@ -190,6 +190,11 @@ pub trait MetricsRecorder: Send + Sync + 'static {
         let _ = event;
     }
 
+    /// A token file was written (`ok`), or could not be (`error`).
+    fn record_token_file(&self, outcome: &'static str) {
+        let _ = outcome;
+    }
+
     /// A request was judged by a server layer.
     fn record_admission(&self, admission: &Admission<'_>) {
         let _ = admission;
@@ -385,6 +390,10 @@ impl MetricsRecorder for Shielded {
 
     fn record_svid_cache(&self, event: SvidCacheEvent) {
         self.run(|inner| inner.record_svid_cache(event));
+    }
+
+    fn record_token_file(&self, outcome: &'static str) {
+        self.run(|inner| inner.record_token_file(outcome));
     }
 
     fn record_admission(&self, admission: &Admission<'_>) {

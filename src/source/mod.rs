@@ -31,7 +31,7 @@ pub(crate) mod agent;
 #[cfg(any(feature = "server", feature = "client"))]
 pub(crate) mod file;
 #[cfg(any(feature = "server", feature = "client"))]
-mod own_thread;
+pub(crate) mod own_thread;
 #[cfg(any(feature = "server", feature = "client"))]
 pub(crate) mod trust_clock;
 

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 ///
 /// Not on the runtime's blocking pool: the application may fill that, and a revocation would wait.
 /// If the system starts no thread, the work is done at once by the caller.
-pub(super) async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+pub(crate) async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (done, result) = oneshot::channel();
     // Shared, because a thread that cannot be started does not return its closure.
     let work = Arc::new(Mutex::new(Some(work)));

@@ -43,6 +43,7 @@ pub struct SvidRequest {
     audiences: Arc<[Box<str>]>,
     // Whatever the issuer gives first, where there is none.
     identity: Option<Identity>,
+    single_use: bool,
 }
 
 impl PartialEq for SvidRequest {
@@ -51,6 +52,7 @@ impl PartialEq for SvidRequest {
         self.hash == other.hash
             && self.audiences == other.audiences
             && self.identity == other.identity
+            && self.single_use == other.single_use
     }
 }
 
@@ -126,7 +128,7 @@ impl SvidRequest {
         }
         all.sort_unstable();
         all.dedup();
-        Ok(Self::of(all.into(), None))
+        Ok(Self::of(all.into(), None, false))
     }
 
     /// As this identity; replaces a hint.
@@ -144,16 +146,36 @@ impl SvidRequest {
     }
 
     pub(crate) fn with_identity(self, identity: Identity) -> Self {
-        Self::of(self.audiences, Some(identity))
+        Self::of(self.audiences, Some(identity), self.single_use)
     }
 
-    fn of(audiences: Arc<[Box<str>]>, identity: Option<Identity>) -> Self {
+    /// Marks the token as good for one request: a cache fetches one for each `get`, `header` and
+    /// request of a layer, and keeps none.
+    ///
+    /// For verifiers that accept a token once, by its `jti`: SPIRE issues such tokens for
+    /// registration entries with `jwt_svid_include_jti`, and its agent does not cache them. Each
+    /// request waits for a call to the issuer, within the limits of the cache: 16 calls at once, 200
+    /// per second, 5 s of waiting by default. After a failure requests fail at once until the next
+    /// try. If the issuer returns a token that was sent already, the request fails with
+    /// [`Unacceptable`](FetchSvidReason::Unacceptable).
+    #[must_use]
+    pub fn single_use(self) -> Self {
+        Self::of(self.audiences, self.identity, true)
+    }
+
+    /// Returns whether each request needs a token of its own.
+    pub fn is_single_use(&self) -> bool {
+        self.single_use
+    }
+
+    fn of(audiences: Arc<[Box<str>]>, identity: Option<Identity>, single_use: bool) -> Self {
         // Audiences may be made of what strangers say, so the key is nobody's to know.
         static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
         Self {
-            hash: KEY.hash_one((&audiences, &identity)),
+            hash: KEY.hash_one((&audiences, &identity, single_use)),
             audiences,
             identity,
+            single_use,
         }
     }
 
@@ -211,6 +233,9 @@ impl fmt::Debug for SvidRequest {
             Some(As::Hint(hint)) => {
                 out.field("hint", hint);
             }
+        }
+        if self.single_use {
+            out.field("single_use", &true);
         }
         out.finish()
     }

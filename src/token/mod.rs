@@ -133,10 +133,10 @@ pub use crate::grpc_code::GrpcCode;
 #[cfg(feature = "client")]
 pub use cache::{
     AudienceSnapshot, KeepWarm, PinnedSvid, SvidCache, SvidCacheBuilder, SvidCacheStats,
-    TokenError, TokenErrorReason, TokenState,
+    SvidUpdates, TokenError, TokenErrorReason, TokenState,
 };
 #[cfg(feature = "client")]
-pub(crate) use cache::{Issue, Issued, Waiter};
+pub(crate) use cache::{Issue, Issued, Successors, Waiter};
 #[cfg(feature = "client")]
 pub(crate) use fetch::Identity;
 pub use fetch::{

@@ -24,6 +24,7 @@ pub struct ValidatorBuilder {
 
 pub(super) struct Settings {
     pub(super) audiences: Vec<Box<str>>,
+    pub(super) sole_audience: bool,
     pub(super) leeway: Duration,
     pub(super) max_token_len: usize,
     pub(super) allow_unknown_headers: bool,
@@ -58,6 +59,7 @@ impl ValidatorBuilder {
     pub(super) fn new(source: Arc<dyn BundleSource>) -> Self {
         let settings = Settings {
             audiences: Vec::new(),
+            sole_audience: false,
             leeway: DEFAULT_LEEWAY,
             max_token_len: MAX_TOKEN_LEN,
             allow_unknown_headers: false,
@@ -82,6 +84,43 @@ impl ValidatorBuilder {
     /// Adds several.
     pub fn audiences<A: Into<String>>(self, audiences: impl IntoIterator<Item = A>) -> Self {
         audiences.into_iter().fold(self, Self::audience)
+    }
+
+    /// Requires a token to have one audience only, and that to be one of the validator's. Others are
+    /// rejected with [`ValidateReason::Audience`](super::ValidateReason::Audience). Off by default.
+    ///
+    /// For authorization servers: in a client assertion, the server's issuer identifier must be the
+    /// only `aud`, or another server that the token names too could present it here
+    /// (draft-ietf-oauth-spiffe-client-auth, RFC 7523 section 3). `iss` is not required, and `jti`
+    /// is not checked: the token can be used again until it expires.
+    ///
+    /// ```
+    /// # #[cfg(feature = "testing")] {
+    /// use tower_spiffe::testing::Issuer;
+    /// use tower_spiffe::Validator;
+    /// use tower_spiffe::bundle::FixedBundles;
+    /// use tower_spiffe::verify::ValidateReason;
+    ///
+    /// # let spire = Issuer::new("example.org")?;
+    /// # let bundles = FixedBundles::new([spire.bundle()].into_iter().collect());
+    /// const ISSUER: &str = "https://as.example.org";
+    /// let assertions = Validator::builder(bundles).audience(ISSUER).sole_audience().build()?;
+    ///
+    /// // In the token endpoint, if `client_assertion_type` is
+    /// // `urn:ietf:params:oauth:client-assertion-type:jwt-spiffe`:
+    /// let client_assertion = spire.token("spiffe://example.org/web", ISSUER).sign();
+    /// let client = assertions.validate(&client_assertion)?;
+    /// assert_eq!(client.spiffe_id().as_str(), "spiffe://example.org/web"); // the `client_id`
+    ///
+    /// let for_two = spire.token("spiffe://example.org/web", ISSUER).audience("reports").sign();
+    /// let error = assertions.validate(&for_two).unwrap_err();
+    /// assert_eq!(error.reason(), ValidateReason::Audience);
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn sole_audience(mut self) -> Self {
+        self.settings.sole_audience = true;
+        self
     }
 
     /// How far our clock and an issuer's may differ: a token is taken this much before `nbf` and

@@ -122,6 +122,9 @@ impl Checks {
         if !is_for_us(claims.audiences.as_slice(), &self.settings.audiences) {
             return Err(refuse(AUDIENCE).with_audiences(claims.audiences.as_slice()));
         }
+        if self.settings.sole_audience && claims.audiences.as_slice().len() != 1 {
+            return Err(refuse(SOLE_AUDIENCE).with_audiences(claims.audiences.as_slice()));
+        }
         let (bundle, revision) = self.bundle(trust_domain, revision).map_err(refuse)?;
         let verifies = |authority: &Arc<JwtAuthority>| {
             authority.verify(header.algorithm, split.signed.as_bytes(), signature)
@@ -283,6 +286,10 @@ const LIFETIME: Refusal = (
     "the token lives longer than allowed",
 );
 const AUDIENCE: Refusal = (ValidateReason::Audience, "`aud` names none of ours");
+const SOLE_AUDIENCE: Refusal = (
+    ValidateReason::Audience,
+    "`aud` has more than one value, and this validator requires exactly one",
+);
 const TRUST_DOMAIN: Refusal = (
     ValidateReason::TrustDomainUnknown,
     "there is no bundle for the trust domain of `sub`",

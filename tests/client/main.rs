@@ -39,6 +39,11 @@ mod rules;
 mod small_gaps;
 mod stack;
 mod support;
+mod t01_refresh_events;
+#[cfg(unix)]
+mod t03_token_file;
+mod t04_file_tokens;
+mod t05_single_use;
 mod tonic_channel;
 mod turns;
 

@@ -20,6 +20,7 @@ mod rule_table;
 mod rules;
 mod second_opinion;
 mod support;
+mod t02_sole_audience;
 mod wire;
 mod wycheproof;
 

@@ -6,10 +6,11 @@ use tokio::process::Command;
 
 use crate::support::{program, run};
 
-const SUBCOMMANDS: [&str; 6] = [
+const SUBCOMMANDS: [&str; 7] = [
     "watch",
     "explain",
     "call",
+    "token-file",
     "agent",
     "agent-load",
     "completions",

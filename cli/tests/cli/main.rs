@@ -14,4 +14,6 @@ mod command_line;
 mod e29_explain;
 mod explain;
 mod support;
+#[cfg(unix)]
+mod token_file;
 mod watch;

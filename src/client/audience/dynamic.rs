@@ -17,6 +17,7 @@ pub(super) struct Dynamic {
     audience: Make,
     allowed: Vec<Allowed>,
     identity: Option<Identity>,
+    single_use: bool,
     /// What was made of an origin, by the origin's hash; made anew where too many are known.
     known: RwLock<HashMap<u64, Vec<(Origin, SvidRequest)>>>,
     hasher: RandomState,
@@ -76,6 +77,7 @@ impl Dynamic {
             audience,
             allowed,
             identity: None,
+            single_use: false,
             known: RwLock::default(),
             hasher: RandomState::new(),
         }
@@ -108,6 +110,11 @@ impl Dynamic {
             Some(identity) => request.with_identity(identity.clone()),
             None => request,
         };
+        let request = if self.single_use {
+            request.single_use()
+        } else {
+            request
+        };
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= Self::MAX_KNOWN {
             known.clear();
@@ -121,9 +128,24 @@ impl Dynamic {
 
     pub(super) fn identified(&self, identity: &Identity) -> Self {
         Self {
+            identity: Some(identity.clone()),
+            ..self.without_known()
+        }
+    }
+
+    pub(super) fn single_use(&self) -> Self {
+        Self {
+            single_use: true,
+            ..self.without_known()
+        }
+    }
+
+    fn without_known(&self) -> Self {
+        Self {
             audience: self.audience.clone(),
             allowed: self.allowed.clone(),
-            identity: Some(identity.clone()),
+            identity: self.identity.clone(),
+            single_use: self.single_use,
             known: RwLock::default(),
             hasher: self.hasher.clone(),
         }

@@ -114,6 +114,18 @@ impl Rules {
             hasher: self.hasher.clone(),
         }
     }
+
+    pub(super) fn single_use(&self) -> Self {
+        let mut rules = self.rules.clone();
+        for rule in &mut rules {
+            rule.request = rule.request.clone().single_use();
+        }
+        Self {
+            rules,
+            index: self.index.clone(),
+            hasher: self.hasher.clone(),
+        }
+    }
 }
 
 impl Bound {

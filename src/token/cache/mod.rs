@@ -26,9 +26,12 @@ mod moment;
 mod peer;
 mod pin;
 mod settings;
+mod single_use;
 mod snapshot;
+mod successors;
 mod table;
 mod token;
+mod updates;
 mod wait;
 mod warm;
 
@@ -44,6 +47,8 @@ pub use error::{TokenError, TokenErrorReason};
 pub use pin::PinnedSvid;
 pub(crate) use pin::{Issue, Issued};
 pub use snapshot::{AudienceSnapshot, TokenState};
+pub(crate) use successors::Successors;
+pub use updates::SvidUpdates;
 pub(crate) use wait::Waiter;
 pub use warm::KeepWarm;
 
@@ -117,8 +122,12 @@ impl SvidCache {
     }
 
     /// The header that can be sent at once; `None` where there is none, and then a fetch begins.
-    /// Never waits.
+    /// Never waits. Always `None` for a [`single_use`](SvidRequest::single_use) request, without a
+    /// fetch.
     pub fn try_header(&self, request: &SvidRequest) -> Option<HeaderValue> {
+        if request.is_single_use() {
+            return None;
+        }
         if let Some(header) = self.hit(request) {
             return Some(header);
         }
@@ -141,7 +150,8 @@ impl SvidCache {
     /// Keeps the tokens for these requests fresh whether anyone asks for them or not, with one
     /// task for all of them, until what is returned is dropped.
     ///
-    /// It does not keep a source open: when that is shut down, the task ends.
+    /// It does not keep a source open: when that is shut down, the task ends. Requests for
+    /// [`single_use`](SvidRequest::single_use) tokens are ignored.
     ///
     /// # Errors
     /// There is no tokio runtime with timers here, and there was none where the cache was built.

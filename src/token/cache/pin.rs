@@ -2,8 +2,9 @@
 
 use std::any::Any;
 use std::fmt;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use http::HeaderValue;
 
@@ -12,14 +13,30 @@ use super::context::Context;
 use super::entry::{Entry, Resolved};
 use super::error::TokenError;
 use super::hot;
+use super::single_use;
 use super::token::Token;
 use super::wait::Waiter;
+use crate::clock::{Clock, UnixTime};
 use crate::token::{JwtSvid, SvidRequest};
 
-/// The token of one audience, without a look-up. Clones are the same handle.
-#[derive(Clone)]
+/// A handle on the token of one audience, without a look-up. For clients that take no layer:
+/// drivers that ask for a token, and connections that authenticate again when it changes
+/// ([`changed`](Self::changed), [`updates`](Self::updates)).
+///
+/// Clones share the token. Each clone keeps for itself which token it returned last.
 pub struct PinnedSvid {
     pin: Arc<Pin>,
+    /// The generation of the newest token that this handle returned.
+    pub(super) seen: AtomicU64,
+}
+
+impl Clone for PinnedSvid {
+    fn clone(&self) -> Self {
+        Self {
+            pin: self.pin.clone(),
+            seen: AtomicU64::new(self.seen.load(Ordering::Relaxed)),
+        }
+    }
 }
 
 struct Pin {
@@ -50,6 +67,7 @@ impl PinnedSvid {
                 core,
                 _alive: alive,
             }),
+            seen: AtomicU64::new(0),
         }
     }
 
@@ -63,7 +81,51 @@ impl PinnedSvid {
     /// # Errors
     /// A [`TokenError`] where there is nothing to send, and none came in time.
     pub async fn get(&self) -> Result<JwtSvid, TokenError> {
-        Ok(self.issue()?.settle().await?.svid())
+        let issued = self.issue()?.settle().await?;
+        self.has_seen(issued.token.generation);
+        Ok(issued.svid())
+    }
+
+    /// Returns the token that can be sent at once. `None` if there is none, and then a fetch begins.
+    /// Never waits and never blocks: for synchronous callbacks of drivers.
+    ///
+    /// Without a tokio runtime, here or where the cache was built, no fetch begins. Always `None` for
+    /// a [`single_use`](SvidRequest::single_use) request.
+    pub fn try_get(&self) -> Option<JwtSvid> {
+        if self.request().is_single_use() {
+            return None;
+        }
+        let issued = self.issue().ok()?.at_once()?;
+        self.has_seen(issued.token.generation);
+        Some(issued.svid())
+    }
+
+    /// Returns when the current token expires, its `exp`. `None` if no token can be sent now.
+    pub fn expires_at(&self) -> Option<UnixTime> {
+        let token = self.current()?;
+        Some(token.svid.expires_at())
+    }
+
+    /// Returns the time until the current token expires, on the wall clock or the monotonic clock,
+    /// whichever is shorter. `None` if no token can be sent now.
+    ///
+    /// A token is not sent in the last 2 % of its lifetime, 2 s at most
+    /// ([`hard_margin`](super::SvidCacheBuilder::hard_margin)).
+    pub fn expires_in(&self) -> Option<Duration> {
+        let token = self.current()?;
+        Some(token.expires_in(self.pin.entry.cx.moment()))
+    }
+
+    fn current(&self) -> Option<Arc<Token>> {
+        let cx = &self.pin.entry.cx;
+        if cx.is_closed() {
+            return None;
+        }
+        self.pin.entry.usable(cx.moment())
+    }
+
+    pub(super) fn has_seen(&self, generation: u64) {
+        self.seen.fetch_max(generation, Ordering::Relaxed);
     }
 
     /// The token as the value of an `authorization` header: `Bearer …`, marked sensitive.
@@ -77,6 +139,9 @@ impl PinnedSvid {
     /// The header that can be sent at once; `None` where there is none, and then a fetch begins.
     /// Never waits.
     pub fn try_header(&self) -> Option<HeaderValue> {
+        if self.request().is_single_use() {
+            return None;
+        }
         self.issue().ok()?.at_once().map(|issued| issued.header())
     }
 
@@ -85,6 +150,10 @@ impl PinnedSvid {
         let entry = &self.pin.entry;
         // A pinned entry is not evicted, so there is nothing to look up anew.
         issue(entry).unwrap_or_else(|| Err(TokenError::closed()))
+    }
+
+    pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.pin.entry.cx.clock
     }
 
     pub(crate) fn entry(&self) -> &Arc<Entry> {
@@ -107,13 +176,21 @@ pub(crate) enum Issue {
 }
 
 /// A token that goes out with one request.
-pub(crate) struct Issued(Arc<Token>);
+pub(crate) struct Issued {
+    token: Arc<Token>,
+    /// The entry of a single-use token, which nothing else keeps.
+    _own: Option<Arc<Entry>>,
+}
 
 impl Issue {
     pub(crate) async fn settle(self) -> Result<Issued, TokenError> {
         match self {
             Self::Ready(issued) => Ok(issued),
-            Self::Wait(waiter) => waiter.token().await.map(Issued),
+            Self::Wait(waiter) => {
+                let own = waiter.single_use_entry();
+                let token = waiter.token().await?;
+                Ok(Issued { token, _own: own })
+            }
         }
     }
 
@@ -121,32 +198,37 @@ impl Issue {
     pub(crate) fn at_once(self) -> Option<Issued> {
         match self {
             Self::Ready(issued) => Some(issued),
-            Self::Wait(waiter) => waiter.at_once().map(Issued),
+            Self::Wait(waiter) => waiter.at_once().map(Issued::of),
         }
     }
 }
 
 impl Issued {
     #[inline]
+    fn of(token: Arc<Token>) -> Self {
+        Self { token, _own: None }
+    }
+
+    #[inline]
     pub(crate) fn header(&self) -> HeaderValue {
-        self.0.header.clone()
+        self.token.header.clone()
     }
 
     pub(crate) fn svid(&self) -> JwtSvid {
-        self.0.svid.clone()
+        self.token.svid.clone()
     }
 
     /// Whether it may still be sent.
     pub(crate) fn is_usable(&self) -> bool {
         // Without its entry there is nobody to tell the time: another is asked for.
-        let entry = self.0.entry.upgrade();
-        entry.is_some_and(|entry| self.0.usable(entry.cx.moment()))
+        let entry = self.token.entry.upgrade();
+        entry.is_some_and(|entry| self.token.usable(entry.cx.moment()))
     }
 
     /// A service refused it.
     pub(crate) fn refused(&self) {
-        if let Some(entry) = self.0.entry.upgrade() {
-            refused(&entry, self.0.generation);
+        if let Some(entry) = self.token.entry.upgrade() {
+            refused(&entry, self.token.generation);
         }
     }
 }
@@ -162,12 +244,22 @@ pub(crate) fn issue(entry: &Arc<Entry>) -> Option<Result<Issue, TokenError>> {
     entry.touch(now);
     if let Some(token) = hot::fresh(entry, now, Arc::clone) {
         cx.hit();
-        return Some(Ok(Issue::Ready(Issued(token))));
+        return Some(Ok(Issue::Ready(Issued::of(token))));
+    }
+    if entry.request.is_single_use() {
+        cx.missed();
+        return Some(match single_use::fetch(entry, now) {
+            Ok(waiter) => Ok(Issue::Wait(waiter)),
+            Err(error) => {
+                cx.no_token();
+                Err(error)
+            }
+        });
     }
     match entry.resolve(now) {
         Resolved::Token(token) => {
             cx.hit();
-            Some(Ok(Issue::Ready(Issued(token))))
+            Some(Ok(Issue::Ready(Issued::of(token))))
         }
         Resolved::Wait(waiter) => {
             cx.missed();
@@ -185,6 +277,10 @@ fn missed(cx: &Context, error: TokenError) -> TokenError {
 }
 
 pub(crate) fn refused(entry: &Entry, generation: u64) -> bool {
+    // A single-use token has no successor.
+    if entry.shared.is_some() {
+        return false;
+    }
     let now = entry.cx.moment();
     let due = entry.reject(generation, now);
     if due {

@@ -52,6 +52,12 @@ impl Waiter {
         &self.entry.request
     }
 
+    /// The entry of a single-use token, which its token needs.
+    pub(super) fn single_use_entry(&self) -> Option<Arc<Entry>> {
+        let is_own = self.entry.shared.is_some();
+        is_own.then(|| self.entry.clone())
+    }
+
     /// Waits no longer than this many nanoseconds.
     pub(crate) fn until(self, nanos: u64) -> Self {
         Self {

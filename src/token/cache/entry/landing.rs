@@ -72,6 +72,10 @@ impl Entry {
             }
             Landing::Answer(answer) => answer,
         };
+        let answer = match (&self.shared, answer) {
+            (Some(shared), Ok(token)) => shared.spend(&token, now).map(|()| token),
+            (_, answer) => answer,
+        };
         count(&mut state.counts.fetches);
         match (&answer, called) {
             (Err(error), Some(called)) if is_silence(error) => {
@@ -96,7 +100,11 @@ impl Entry {
                 // A token that is refreshed early may well be the newest there is.
                 let stalls = !newer && !forced && self.cx.stalls(&mut state);
                 let recovers = newer && !slow && self.cx.recovers(&mut state);
+                let news = state.news().filter(|_| newer);
                 drop(state);
+                if let Some(news) = news {
+                    news.notify_waiters();
+                }
                 if stalls {
                     self.has_stalled("the agent returned the token that it returned before");
                 } else if recovers {
@@ -120,6 +128,14 @@ impl Entry {
                 let failure = self.failed(&mut state, &error, now);
                 // Whoever keeps the log may look at the state, too.
                 drop(state);
+                let failure = match &self.shared {
+                    Some(shared) => {
+                        let mut state = shared.state();
+                        count(&mut state.counts.fetches);
+                        shared.failed(&mut state, &error, now)
+                    }
+                    None => failure,
+                };
                 failure.tell(&self.request, &error);
                 Err(Down::Failed(failure.error))
             }

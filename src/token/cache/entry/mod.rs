@@ -8,9 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use tokio::sync::Notify;
 
 pub(crate) use self::landing::Landing;
 pub(crate) use self::state::EntryState;
+pub(in crate::token::cache) use self::state::{Paced, count};
 use super::breaker::{Admission, Rank};
 use super::context::Context;
 use super::error::TokenError;
@@ -50,6 +52,8 @@ pub(crate) struct Entry {
     /// Its place in its shard, written under the shard's lock.
     pub(crate) place: AtomicUsize,
     pub(crate) state: Mutex<EntryState>,
+    /// The entry in the table, if this one is for a single request.
+    pub(in crate::token::cache) shared: Option<Arc<Entry>>,
 }
 
 /// What a request gets.
@@ -102,6 +106,7 @@ impl Entry {
             pins: AtomicUsize::new(0),
             place: AtomicUsize::new(0),
             state: Mutex::default(),
+            shared: None,
         }
     }
 
@@ -415,6 +420,17 @@ impl Entry {
         self.force(now.mono());
     }
 
+    /// There is another token than `is_old` describes: the current one is due if it is of these.
+    pub(super) fn succeeded(&self, is_old: impl Fn(&Token) -> bool, now: Moment) {
+        let mut state = self.state();
+        let token = self.token.load();
+        if token.as_ref().is_none_or(|token| is_old(token)) {
+            state.pace = Paced::default();
+            self.quiet_until.store(0, Ordering::Release);
+            self.force(now.mono());
+        }
+    }
+
     /// Some moment soon, another for each audience, on the monotonic clock.
     pub(super) fn spread_out(&self, now: Moment) -> u64 {
         let jitter = self.cx.settings.gone_jitter;
@@ -449,14 +465,28 @@ impl Entry {
         unused && self.retire()
     }
 
-    /// Ends the fetch under way.
+    /// Ends the fetch under way, and wakes those who wait for a newer token: the cache is closed.
     pub(crate) fn ground(&self) {
-        let flight = self.state().flight.take();
+        let (flight, news) = {
+            let mut state = self.state();
+            (state.flight.take(), state.news())
+        };
         drop(flight);
+        if let Some(news) = news {
+            news.notify_waiters();
+        }
+    }
+
+    /// Wakes its waiters when a newer token is there, or the cache is closed.
+    pub(in crate::token::cache) fn news(&self) -> Arc<Notify> {
+        self.state().rare().news.get_or_insert_default().clone()
     }
 
     /// Starts what is due, as nobody waits for it.
     pub(crate) fn tend(self: &Arc<Self>, now: Moment) {
+        if self.request.is_single_use() {
+            return;
+        }
         let token = self.token.load_full();
         let fresh =
             token.is_some_and(|token| token.usable(now) && !self.due_unasked(&token).reached(now));
@@ -468,6 +498,9 @@ impl Entry {
 
     /// Until somebody should look after it again, for whoever keeps it warm.
     pub(crate) fn attention_in(&self, now: Moment) -> Duration {
+        if self.request.is_single_use() {
+            return Duration::MAX;
+        }
         let quiet = self
             .quiet_until
             .load(Ordering::Acquire)

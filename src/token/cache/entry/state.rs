@@ -1,53 +1,62 @@
 //! What an entry keeps behind its lock: the fetch under way, the pace, the counts.
 
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+
 use super::super::error::TokenError;
 use super::super::flight::Flight;
 use super::super::moment::Moment;
 use super::super::settings::Settings;
+use super::super::single_use::Sent;
 use crate::token::FetchSvidReason;
 
 /// What only those look at who would start a fetch, or end one.
 #[derive(Default)]
 pub(crate) struct EntryState {
     pub(crate) flight: Option<Box<Flight>>,
-    pub(super) flights: u64,
-    pub(super) generation: u64,
+    pub(in crate::token::cache) flights: u64,
+    pub(in crate::token::cache) generation: u64,
     pub(crate) pace: Paced,
     /// What most audiences never need.
-    pub(super) rare: Option<Box<Rare>>,
+    pub(in crate::token::cache) rare: Option<Box<Rare>>,
     /// The classes of failure already warned of, one bit each.
     pub(crate) warned: u16,
     /// Its refreshes bring no newer token, or are slow.
     pub(crate) stalled: bool,
     /// Keys went while the fetch is under way: one of them may have signed what it brings.
-    pub(super) doubtful: bool,
+    pub(in crate::token::cache) doubtful: bool,
     /// Evicted: whoever still holds it must look again.
-    pub(super) retired: bool,
+    pub(in crate::token::cache) retired: bool,
     pub(crate) counts: Counts,
 }
 
 #[derive(Default)]
-pub(super) struct Rare {
-    pub(super) last_error: Option<TokenError>,
-    pub(super) rejected_at: Option<u64>,
+pub(in crate::token::cache) struct Rare {
+    pub(in crate::token::cache) last_error: Option<TokenError>,
+    pub(in crate::token::cache) rejected_at: Option<u64>,
     /// From when on the token is due because the key that signed it was removed, even if no request
     /// asks for it.
-    pub(super) gone_at: Option<u64>,
+    pub(in crate::token::cache) gone_at: Option<u64>,
     /// When the first request asked for the token after its key was removed.
-    pub(super) asked_at: Option<u64>,
+    pub(in crate::token::cache) asked_at: Option<u64>,
     /// When the first of the calls began that were not answered; none once one is.
-    pub(super) silent_since: Option<u64>,
+    pub(in crate::token::cache) silent_since: Option<u64>,
     /// Flights up to this one began before the token was refused or its key removed: they are no
     /// answer to that.
-    pub(super) asked_before: u64,
+    pub(in crate::token::cache) asked_before: u64,
+    /// Wakes those who wait for a newer token.
+    pub(in crate::token::cache) news: Option<Arc<Notify>>,
+    /// Single-use tokens that were sent.
+    pub(in crate::token::cache) sent: Option<Box<Sent>>,
 }
 
 /// When to ask again.
 #[derive(Default)]
 pub(crate) struct Paced {
-    pub(super) failures: u32,
+    pub(in crate::token::cache) failures: u32,
     unchanged: u32,
-    pub(super) with_token: u64,
+    pub(in crate::token::cache) with_token: u64,
     without_token: u64,
 }
 
@@ -59,16 +68,20 @@ pub(crate) struct Counts {
 }
 
 /// One more; there is nobody left to whom it would matter where that ends.
-pub(super) fn count(counter: &mut u32) {
+pub(in crate::token::cache) fn count(counter: &mut u32) {
     *counter = counter.saturating_add(1);
 }
 
 impl EntryState {
-    pub(super) fn rare(&mut self) -> &mut Rare {
+    pub(in crate::token::cache) fn rare(&mut self) -> &mut Rare {
         self.rare.get_or_insert_default()
     }
 
-    pub(super) fn silent_since(&self) -> Option<u64> {
+    pub(in crate::token::cache) fn news(&self) -> Option<Arc<Notify>> {
+        self.rare.as_ref()?.news.clone()
+    }
+
+    pub(in crate::token::cache) fn silent_since(&self) -> Option<u64> {
         self.rare.as_ref()?.silent_since
     }
 
@@ -87,7 +100,12 @@ impl Paced {
         }
     }
 
-    pub(super) fn failed(&mut self, settings: &Settings, reason: FetchSvidReason, now: Moment) {
+    pub(in crate::token::cache) fn failed(
+        &mut self,
+        settings: &Settings,
+        reason: FetchSvidReason,
+        now: Moment,
+    ) {
         self.failures = self.failures.saturating_add(1);
         let (with, without) = match reason {
             FetchSvidReason::InvalidRequest => (settings.invalid, settings.invalid),
@@ -104,7 +122,7 @@ impl Paced {
         self.without_token = now.plus(without).mono();
     }
 
-    pub(super) fn unchanged(&mut self, settings: &Settings, now: Moment) {
+    pub(in crate::token::cache) fn unchanged(&mut self, settings: &Settings, now: Moment) {
         self.unchanged = self.unchanged.saturating_add(1);
         self.with_token = now.plus(settings.unchanged.after(self.unchanged)).mono();
         // Once it is expired, the issuer is asked at once.

@@ -1,0 +1,248 @@
+//! `token-file`.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::process::Command;
+use tower_spiffe::JwtSvid;
+use tower_spiffe::testing::FakeAgent;
+
+use crate::support::{Running, program, run};
+
+/// A directory that is removed on drop.
+struct Dir(PathBuf);
+
+impl Dir {
+    fn new(name: &str) -> Self {
+        let name = format!("token-file-{}-{name}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        fs::create_dir_all(&dir).unwrap();
+        Self(dir)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+async fn agent(life: u64) -> FakeAgent {
+    FakeAgent::builder("example.org")
+        .token_life(Duration::from_secs(life))
+        .start()
+        .await
+        .unwrap()
+}
+
+fn token_file(agent: &FakeAgent, args: &[&str]) -> Command {
+    let mut command = program("token-file");
+    command
+        .env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint())
+        .args(args);
+    command
+}
+
+fn read(path: impl AsRef<Path>) -> JwtSvid {
+    JwtSvid::parse_unverified(&fs::read_to_string(path).unwrap(), "").unwrap()
+}
+
+#[tokio::test]
+async fn t03_once_writes_each_file() {
+    let (agent, dir) = (agent(300).await, Dir::new("once"));
+    let (a, b, log) = (dir.path("a"), dir.path("b"), dir.path("log"));
+    let command = format!("echo $TOWER_SPIFFE_TOKEN_FILE >> {log}");
+    let args = [
+        "--file",
+        "aud-a",
+        &a,
+        "--file",
+        "aud-b",
+        &b,
+        "--once",
+        "--mode",
+        "640",
+        "--command",
+        &command,
+    ];
+    let said = run(&mut token_file(&agent, &args)).await;
+    assert_eq!((said.code, &*said.err), (Some(0), ""), "{}", said.all());
+    for (path, audience) in [(&a, "aud-a"), (&b, "aud-b")] {
+        assert_eq!(read(path).audiences(), [audience.into()]);
+        let mode = fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o640);
+        assert!(said.out.contains(&format!("wrote {path}")), "{}", said.out);
+    }
+    let mut acted: Vec<String> = fs::read_to_string(log)
+        .unwrap()
+        .lines()
+        .map(str::to_owned)
+        .collect();
+    acted.sort();
+    assert_eq!(acted, [a, b]);
+}
+
+#[tokio::test]
+async fn t03_file_is_refreshed_and_removed_at_the_end() {
+    let (agent, dir) = (agent(2).await, Dir::new("refresh"));
+    let path = dir.path("token");
+    let mut running = Running::start(&mut token_file(
+        &agent,
+        &["--file", "aud", &path, "--remove-on-exit"],
+    ));
+    running.line_with("wrote").await;
+    let first = read(&path);
+    running.line_with("wrote").await;
+    running.line_with("wrote").await;
+    assert_ne!(read(&path).token(), first.token());
+    running.stop().await;
+    assert!(!Path::new(&path).exists());
+}
+
+#[tokio::test]
+async fn t03_signal_follows_each_write() {
+    let (agent, dir) = (agent(300).await, Dir::new("signal"));
+    let (path, pid, ready, got) = (
+        dir.path("token"),
+        dir.path("pid"),
+        dir.path("ready"),
+        dir.path("got"),
+    );
+    let script =
+        format!("trap 'echo got > {got}; exit' HUP; echo > {ready}; while :; do sleep 0.05; done");
+    let mut reader = Command::new("sh")
+        .args(["-c", &script])
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    fs::write(&pid, format!("{}\n", reader.id().unwrap())).unwrap();
+    while !Path::new(&ready).exists() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let args = [
+        "--file",
+        "aud",
+        &path,
+        "--once",
+        "--signal",
+        "SIGHUP",
+        "--pid-file",
+        &pid,
+    ];
+    let said = run(&mut token_file(&agent, &args)).await;
+    assert_eq!(said.code, Some(0), "{}", said.all());
+    let ended = tokio::time::timeout(crate::support::DEADLINE, reader.wait()).await;
+    ended.unwrap().unwrap();
+    assert_eq!(fs::read_to_string(got).unwrap(), "got\n");
+}
+
+#[tokio::test]
+async fn t03_failed_action_fails_once() {
+    let (agent, dir) = (agent(300).await, Dir::new("action"));
+    let path = dir.path("token");
+    let args = ["--file", "aud", &path, "--once", "--command", "exit 7"];
+    let said = run(&mut token_file(&agent, &args)).await;
+    assert_eq!(said.code, Some(1), "{}", said.all());
+    assert!(said.err.contains("exit 7") && said.err.contains("7\n"));
+    for id in ["0", "-1", "x", ""] {
+        fs::write(dir.path("pid"), id).unwrap();
+        let pid = dir.path("pid");
+        let args = [
+            "--file",
+            "aud",
+            &path,
+            "--once",
+            "--signal",
+            "HUP",
+            "--pid-file",
+            &pid,
+        ];
+        let said = run(&mut token_file(&agent, &args)).await;
+        assert_eq!(said.code, Some(1), "{}", said.all());
+        assert!(said.err.contains("not a process ID"), "{}", said.err);
+    }
+}
+
+/// No byte can be written: as on a full disk, the write fails and not the creation of the file.
+#[tokio::test]
+async fn t03_full_disk_keeps_the_old_file() {
+    let (agent, dir) = (agent(300).await, Dir::new("full"));
+    let path = dir.path("token");
+    fs::write(&path, "the old token").unwrap();
+    let program = env!("CARGO_BIN_EXE_tower-spiffe");
+    let script = "trap '' XFSZ; ulimit -f 0; exec \"$@\"";
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", script, "sh", program, "token-file"])
+        .args(["--file", "aud", &path, "--for", "3"])
+        .env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint())
+        .kill_on_drop(true);
+    let said = run(&mut command).await;
+    assert_eq!(said.code, Some(1), "{}", said.all());
+    assert!(
+        said.err.contains("cannot be written (its content)"),
+        "{}",
+        said.err
+    );
+    assert!(said.err.contains("make room on its disk"), "{}", said.err);
+    assert_eq!(fs::read_to_string(&path).unwrap(), "the old token");
+    let left = fs::read_dir(&dir.0).unwrap().count();
+    assert_eq!(left, 1, "a temporary file was left");
+}
+
+#[tokio::test]
+async fn t03_missing_token_is_reported() {
+    let (agent, dir) = (agent(300).await, Dir::new("missing"));
+    let path = dir.path("token");
+    let args = [
+        "--file",
+        "aud",
+        &path,
+        "--for",
+        "2",
+        "--spiffe-id",
+        "spiffe://example.org/unknown",
+    ];
+    let said = run(&mut token_file(&agent, &args)).await;
+    assert_eq!(said.code, Some(1), "{}", said.all());
+    assert!(
+        said.err.contains("waiting for the token of"),
+        "{}",
+        said.err
+    );
+    assert!(said.err.contains("PermissionDenied"), "{}", said.err);
+    assert!(!Path::new(&path).exists());
+}
+
+#[tokio::test]
+async fn t03_invalid_command_lines_are_errors() {
+    let agent = agent(300).await;
+    for args in [
+        &["--file", "aud"][..],
+        &[],
+        &["--file", "aud", "p", "--mode", "999"],
+        &["--file", "aud", "p", "--mode", "4755"],
+        &["--file", "aud", "p", "--signal", "KILL", "--pid-file", "x"],
+        &["--file", "aud", "p", "--signal", "HUP"],
+        &["--file", "aud", "p", "--pid-file", "x"],
+        &["--file", "aud", "p", "--once", "--remove-on-exit"],
+    ] {
+        let said = run(&mut token_file(&agent, args)).await;
+        assert_eq!(said.code, Some(2), "{args:?}: {}", said.all());
+    }
+    for args in [
+        &["--file", "aud", "p", "--file", "other", "p"][..],
+        &["--file", "", "p"],
+        &["--file", "aud", "/"],
+    ] {
+        let said = run(&mut token_file(&agent, args)).await;
+        assert_eq!(said.code, Some(1), "{args:?}: {}", said.all());
+        assert!(said.err.starts_with("token-file: "), "{}", said.err);
+    }
+}

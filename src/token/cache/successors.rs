@@ -1,0 +1,39 @@
+//! Word of newer tokens, from a fetcher that notices by itself.
+
+use std::sync::{Arc, Weak};
+
+use super::{Core, SvidCache};
+use crate::token::JwtSvid;
+
+/// Where a fetcher announces newer tokens. It does not keep the cache alive.
+pub(crate) struct Successors(Weak<Core>);
+
+impl SvidCache {
+    pub(crate) fn successors(&self) -> Successors {
+        Successors(Arc::downgrade(&self.core))
+    }
+}
+
+impl Successors {
+    pub(crate) fn is_alive(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+
+    /// A fetch brings `newer`: other tokens for the same audiences are due from here on.
+    pub(crate) fn announce(&self, newer: &JwtSvid) {
+        let Some(core) = self.0.upgrade() else {
+            return;
+        };
+        let now = core.cx.moment();
+        let mut given: Vec<&str> = newer.audiences().collect();
+        given.sort_unstable();
+        given.dedup();
+        for entry in core.table.all() {
+            let audiences = entry.request.audiences();
+            if audiences.eq(given.iter().copied()) {
+                entry.succeeded(|token| token.svid.token() != newer.token(), now);
+            }
+        }
+        core.cx.nudge.notify_waiters();
+    }
+}

@@ -1,0 +1,232 @@
+//! One write: a temporary file, then a rename.
+
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use super::error::{TokenFileError, TokenFileErrorReason};
+use super::shown;
+
+/// Where the token goes, and to whom the file belongs.
+#[derive(Debug, Clone)]
+pub(super) struct Target {
+    pub(super) path: PathBuf,
+    #[cfg(unix)]
+    pub(super) mode: u32,
+    #[cfg(unix)]
+    pub(super) owner: Option<u32>,
+    #[cfg(unix)]
+    pub(super) group: Option<u32>,
+}
+
+/// A file on disk, to be known again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FileId {
+    #[cfg(unix)]
+    device: u64,
+    #[cfg(unix)]
+    inode: u64,
+}
+
+impl Target {
+    pub(super) fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            #[cfg(unix)]
+            mode: 0o600,
+            #[cfg(unix)]
+            owner: None,
+            #[cfg(unix)]
+            group: None,
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<(), TokenFileError> {
+        // `Path` leaves out a slash at the end, which asks for a directory.
+        let bytes = self.path.as_os_str().as_encoded_bytes();
+        let asks_for_directory = bytes.last().is_some_and(|last| {
+            char::from(*last) == std::path::MAIN_SEPARATOR || *last == b'/' || *last == 0
+        });
+        if self.path.file_name().is_none() || asks_for_directory || bytes.contains(&0) {
+            let text = format!(
+                "token file {} cannot be written: the path has no file name; name a file",
+                shown(&self.path)
+            );
+            return Err(TokenFileError::new(TokenFileErrorReason::Path, text));
+        }
+        #[cfg(unix)]
+        if self.mode & !0o777 != 0 {
+            let text = format!(
+                "mode {:o} of a token file is invalid: it has other bits than permissions; use 600, \
+                 or 640 with a group",
+                self.mode
+            );
+            return Err(TokenFileError::new(TokenFileErrorReason::Mode, text));
+        }
+        Ok(())
+    }
+
+    fn directory(&self) -> &Path {
+        match self.path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        }
+    }
+
+    /// Puts `token` in the place of what is at the path.
+    pub(super) fn write(&self, token: &str) -> Result<FileId, String> {
+        let (mut file, temporary) = self
+            .create()
+            .map_err(|error| self.failed("a temporary file", &error))?;
+        let written = self
+            .fill(&mut file, token)
+            .map_err(|error| self.failed("its content", &error))?;
+        // Windows renames no open file.
+        drop(file);
+        temporary
+            .rename_to(&self.path)
+            .map_err(|error| self.failed("its name", &error))?;
+        // Only a crash of the machine could tell, and a token is written again after one.
+        #[cfg(unix)]
+        let _ = File::open(self.directory()).and_then(|directory| directory.sync_all());
+        Ok(written)
+    }
+
+    fn fill(&self, file: &mut File, token: &str) -> io::Result<FileId> {
+        // Before anyone else may read it: its owner.
+        #[cfg(unix)]
+        if self.owner.is_some() || self.group.is_some() {
+            std::os::unix::fs::fchown(&*file, self.owner, self.group)?;
+        }
+        file.write_all(token.as_bytes())?;
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt as _;
+            file.set_permissions(fs::Permissions::from_mode(self.mode))?;
+        }
+        file.sync_all()?;
+        FileId::of(&file.metadata()?)
+    }
+
+    /// A new file beside the target, for this user only.
+    fn create(&self) -> io::Result<(File, Temporary)> {
+        const TRIES: u32 = 8;
+        let mut options = OpenOptions::new();
+        // Fails if anything is there already, a link included.
+        options.write(true).create_new(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let mut tries = 0;
+        loop {
+            let name = format!("{}{:016x}.tmp", self.prefix(), fastrand::u64(..));
+            let path = self.directory().join(name);
+            match options.open(&path) {
+                Ok(file) => return Ok((file, Temporary(path))),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && tries < TRIES => {
+                    tries += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// How the names of temporary files of this path begin. Short, whatever the name of the file.
+    fn prefix(&self) -> String {
+        let mut hasher = DefaultHasher::new();
+        self.path.file_name().hash(&mut hasher);
+        format!(".spiffe-token-{:016x}-", hasher.finish())
+    }
+
+    /// Removes what a crash left of this path.
+    pub(super) fn remove_leftovers(&self) {
+        let prefix = self.prefix();
+        let is_ours = |name: &OsStr| {
+            let name = name.as_encoded_bytes();
+            name.starts_with(prefix.as_bytes()) && name.ends_with(b".tmp")
+        };
+        let Ok(entries) = fs::read_dir(self.directory()) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            if is_ours(&entry.file_name()) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
+    /// Removes the file, if it is the one that was written.
+    pub(super) fn remove(&self, written: FileId) -> io::Result<()> {
+        let there = fs::symlink_metadata(&self.path).and_then(|there| FileId::of(&there));
+        match there {
+            Ok(there) if there == written => fs::remove_file(&self.path),
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn failed(&self, what: &str, error: &io::Error) -> String {
+        let fix = match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => "create its directory",
+            io::ErrorKind::PermissionDenied => {
+                "let this user write to its directory, and set only an owner and group that it may \
+                 give"
+            }
+            io::ErrorKind::ReadOnlyFilesystem => "mount its directory writable",
+            io::ErrorKind::StorageFull
+            | io::ErrorKind::QuotaExceeded
+            | io::ErrorKind::FileTooLarge => "make room on its disk",
+            io::ErrorKind::IsADirectory | io::ErrorKind::DirectoryNotEmpty => {
+                "remove the directory that is there"
+            }
+            _ => "check its directory and its disk",
+        };
+        format!(
+            "token file {} cannot be written ({what}): {error}; {fix}",
+            shown(&self.path)
+        )
+    }
+}
+
+impl FileId {
+    #[cfg_attr(
+        not(unix),
+        allow(clippy::unnecessary_wraps, reason = "the same on every system")
+    )]
+    fn of(metadata: &fs::Metadata) -> io::Result<Self> {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt as _;
+            Ok(Self {
+                device: metadata.dev(),
+                inode: metadata.ino(),
+            })
+        }
+        #[cfg(not(unix))]
+        {
+            let _ = metadata;
+            Ok(Self {})
+        }
+    }
+}
+
+/// A temporary file, removed when this is dropped.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn rename_to(mut self, path: &Path) -> io::Result<()> {
+        fs::rename(&self.0, path)?;
+        self.0 = PathBuf::new();
+        Ok(())
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if !self.0.as_os_str().is_empty() {
+            let _ = fs::remove_file(&self.0);
+        }
+    }
+}

@@ -1,0 +1,395 @@
+//! Token files as a source of tokens.
+
+mod read;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+
+use self::read::Fault;
+use super::error::{TokenFileError, TokenFileErrorReason};
+use super::shown;
+use crate::clock::{Clock, SystemClock, UnixTime};
+use crate::identity::SpiffeId;
+use crate::runtime;
+use crate::source::own_thread;
+use crate::token::{
+    FetchSvid, FetchSvidError, FetchSvidFuture, FetchSvidReason, JwtSvid, SvidRequest,
+};
+use crate::token::{Successors, SvidCache};
+
+/// Tokens from files that another process writes: a sidecar such as spiffe-helper or `tower-spiffe
+/// token-file`, or Kubernetes' projected tokens of an issuer that is compatible with SPIFFE.
+///
+/// Each file has one token, for the audiences that it was named with. Layers and caches take it in
+/// the place of a `JwtSource`, without an agent and without gRPC:
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # #[cfg(feature = "testing")] {
+/// use tower_spiffe::token_file::FileTokens;
+/// use tower_spiffe::{AddJwtSvidLayer, Audience, SvidCache};
+/// use tower_spiffe::token::SvidRequest;
+///
+/// # let dir = std::env::temp_dir().join(format!("file-tokens-{}", std::process::id()));
+/// # std::fs::create_dir_all(&dir)?;
+/// # let path = dir.join("reports");
+/// # let issuer = tower_spiffe::testing::Issuer::new("example.org")?;
+/// # std::fs::write(&path, issuer.token("spiffe://example.org/web", "reports").sign())?;
+/// let files = FileTokens::builder().file(["reports"], &path).open()?;
+/// let cache = SvidCache::from(&files);
+///
+/// let token = cache.get(&SvidRequest::new(["reports"])?).await?;
+/// assert_eq!(token.spiffe_id().as_str(), "spiffe://example.org/web");
+///
+/// let audience = Audience::fixed("reports").for_origin("https://reports:8443")?;
+/// let layer = AddJwtSvidLayer::new(cache, audience);
+/// # drop(layer);
+/// # std::fs::remove_dir_all(&dir)?;
+/// # }
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Rules
+///
+/// - A file is read when a token is due, and looked at every 5 s
+///   ([`poll_interval`](FileTokensBuilder::poll_interval)). If it has another token by then, the
+///   next request takes it.
+/// - If a file vanishes, cannot be read or is half-written, the last good token is kept until its
+///   `exp`. A file that changes while it is read, or whose signature is too short for its `alg`, is
+///   half-written.
+/// - The token's `aud` must be exactly the audiences of the file. With
+///   [`spiffe_id`](FileTokensBuilder::spiffe_id), its `sub` must be that identity. Another one is an
+///   error, and so is an expired token. The signature is not verified: the receiver does that.
+/// - White space around the token is ignored. A file larger than 16 KiB is an error. Links are
+///   followed, as Kubernetes mounts need it.
+#[derive(Clone)]
+pub struct FileTokens {
+    inner: Arc<Inner>,
+}
+
+/// Names the files of a [`FileTokens`].
+#[derive(Clone)]
+#[must_use]
+pub struct FileTokensBuilder {
+    files: Vec<(Vec<String>, PathBuf)>,
+    spiffe_id: Option<SpiffeId>,
+    every: Duration,
+    clock: Arc<dyn Clock>,
+}
+
+/// The state of one file of a [`FileTokens`] at one moment.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct FileTokenState {
+    /// The path of the file.
+    pub path: PathBuf,
+    /// The audiences of the file.
+    pub audiences: Vec<Box<str>>,
+    /// The `sub` of the last good token. `None` if there was none yet.
+    pub spiffe_id: Option<SpiffeId>,
+    /// The time until the last good token expires; zero if it has expired. `None` if there was none
+    /// yet.
+    pub expires_in: Option<Duration>,
+    /// Why the last read failed. `None` if it did not.
+    pub error: Option<Arc<str>>,
+}
+
+struct Inner {
+    files: Vec<Followed>,
+    spiffe_id: Option<SpiffeId>,
+    clock: Arc<dyn Clock>,
+    caches: Mutex<Vec<Successors>>,
+}
+
+struct Followed {
+    path: PathBuf,
+    audiences: SvidRequest,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    good: Option<JwtSvid>,
+    error: Option<Arc<str>>,
+}
+
+impl FileTokens {
+    /// Creates a builder, to be given files.
+    pub fn builder() -> FileTokensBuilder {
+        FileTokensBuilder {
+            files: Vec::new(),
+            spiffe_id: None,
+            every: Duration::from_secs(5),
+            clock: SystemClock::shared(),
+        }
+    }
+
+    /// Makes `cache`, which was built over a clone of this, take a changed file at once. The caches
+    /// of `SvidCache::from` do so already.
+    pub fn refresh(&self, cache: &SvidCache) {
+        let mut caches = self.inner.caches();
+        caches.retain(Successors::is_alive);
+        caches.push(cache.successors());
+    }
+
+    /// Returns the state of each file, in the order in which they were named.
+    pub fn state(&self) -> Vec<FileTokenState> {
+        let now = self.inner.clock.now();
+        let files = self.inner.files.iter();
+        files.map(|file| file.state(now)).collect()
+    }
+}
+
+impl FileTokensBuilder {
+    /// Adds a file with the token for these audiences, all of them together.
+    pub fn file<A: Into<String>>(
+        mut self,
+        audiences: impl IntoIterator<Item = A>,
+        path: impl AsRef<Path>,
+    ) -> Self {
+        let audiences = audiences.into_iter().map(Into::into).collect();
+        self.files.push((audiences, path.as_ref().to_owned()));
+        self
+    }
+
+    /// Requires each token to name this identity as its `sub`. Any SPIFFE ID by default.
+    pub fn spiffe_id(mut self, id: SpiffeId) -> Self {
+        self.spiffe_id = Some(id);
+        self
+    }
+
+    /// Sets how often to look for changes. 5 s by default; at least 10 ms.
+    pub fn poll_interval(mut self, every: Duration) -> Self {
+        self.every = every.max(Duration::from_millis(10));
+        self
+    }
+
+    /// Sets the clock that tells when a token expires. The machine's own by default.
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Opens the source. The files need not exist yet: they are read when a token is asked for, on a
+    /// thread of their own.
+    ///
+    /// # Errors
+    /// No file was named; audiences are missing or invalid; two files are for the same audiences; or
+    /// there is no tokio runtime with timers here.
+    pub fn open(self) -> Result<FileTokens, TokenFileError> {
+        let runtime = runtime::with_timers().map_err(|missing| {
+            let text = format!("token files cannot be followed: {missing}");
+            TokenFileError::new(TokenFileErrorReason::NoRuntime, text)
+        })?;
+        if self.files.is_empty() {
+            let text = "token files are missing: none was named; call `.file(...)`";
+            return Err(TokenFileError::new(TokenFileErrorReason::Path, text));
+        }
+        let mut files: Vec<Followed> = Vec::with_capacity(self.files.len());
+        for (audiences, path) in self.files {
+            let invalid = |why: &dyn fmt::Display| {
+                let text = format!("token file {} is invalid: {why}", shown(&path));
+                TokenFileError::new(TokenFileErrorReason::Audience, text)
+            };
+            let audiences = SvidRequest::new(&audiences).map_err(|error| invalid(&error))?;
+            if files.iter().any(|file| file.audiences == audiences) {
+                let why = "another file is for the same audiences; name one for each";
+                return Err(invalid(&why));
+            }
+            let known = Mutex::default();
+            files.push(Followed {
+                path,
+                audiences,
+                known,
+            });
+        }
+        let inner = Arc::new(Inner {
+            files,
+            spiffe_id: self.spiffe_id,
+            clock: self.clock,
+            caches: Mutex::default(),
+        });
+        follow(Arc::downgrade(&inner), self.every, &runtime);
+        Ok(FileTokens { inner })
+    }
+}
+
+/// Looks again and again, for as long as somebody holds the source.
+fn follow(inner: Weak<Inner>, every: Duration, runtime: &Handle) {
+    runtime.spawn(async move {
+        loop {
+            tokio::time::sleep(every).await;
+            let Some(inner) = inner.upgrade() else {
+                return;
+            };
+            // Without a cache nobody would take what is found.
+            inner.caches().retain(Successors::is_alive);
+            if inner.caches().is_empty() {
+                continue;
+            }
+            for at in 0..inner.files.len() {
+                let (of_thread, id) = (inner.clone(), inner.spiffe_id.clone());
+                let read = own_thread::run(move || {
+                    let file = of_thread.files.get(at)?;
+                    Some(read::read(&file.path, &file.audiences, id.as_ref()))
+                });
+                if let (Some(file), Some(Some(outcome))) = (inner.files.get(at), read.await) {
+                    file.take_in(&outcome);
+                    if let Ok(svid) = outcome {
+                        inner.succeeded(&svid);
+                    }
+                }
+            }
+        }
+    });
+}
+
+impl Inner {
+    fn caches(&self) -> MutexGuard<'_, Vec<Successors>> {
+        self.caches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Other tokens for the same audiences are due from here on.
+    fn succeeded(&self, svid: &JwtSvid) {
+        if svid.expires_at() <= self.clock.now() {
+            return;
+        }
+        for cache in self.caches().iter() {
+            cache.announce(svid);
+        }
+    }
+
+    fn find(&self, request: &SvidRequest) -> Result<usize, FetchSvidError> {
+        let is_for = |file: &Followed| file.audiences.audiences().eq(request.audiences());
+        self.files.iter().position(is_for).ok_or_else(|| {
+            FetchSvidError::new(
+                FetchSvidReason::InvalidRequest,
+                "no token file is for these audiences; name one with `FileTokensBuilder::file`",
+            )
+        })
+    }
+}
+
+impl Followed {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state(&self, now: UnixTime) -> FileTokenState {
+        let known = self.known();
+        let good = known.good.as_ref();
+        FileTokenState {
+            path: self.path.clone(),
+            audiences: self.audiences.audiences().map(Into::into).collect(),
+            spiffe_id: good.map(|svid| svid.spiffe_id().clone()),
+            expires_in: good.map(|svid| svid.expires_at().saturating_since(now)),
+            error: known.error.clone(),
+        }
+    }
+
+    fn take_in(&self, outcome: &Result<JwtSvid, Fault>) {
+        let error: Option<Arc<str>> = outcome.as_ref().err().map(|fault| fault.text().into());
+        let known_before = {
+            let mut known = self.known();
+            if let Ok(svid) = outcome {
+                known.good = Some(svid.clone());
+            }
+            std::mem::replace(&mut known.error, error.clone()) == error
+        };
+        let path = self.path.display();
+        if let (Some(error), false) = (error, known_before) {
+            tracing::warn!(%path, %error, "trouble with a token file; its last good token is kept until it expires");
+        }
+    }
+
+    /// The token to send, or why there is none.
+    fn answer(
+        &self,
+        outcome: Result<JwtSvid, Fault>,
+        now: UnixTime,
+    ) -> Result<JwtSvid, FetchSvidError> {
+        self.take_in(&outcome);
+        let alive = |svid: &JwtSvid| svid.expires_at() > now;
+        match outcome {
+            Ok(svid) if alive(&svid) => Ok(svid),
+            Ok(_) => Err(FetchSvidError::new(
+                FetchSvidReason::Stale,
+                format!(
+                    "token file {} has an expired token: check the process that writes it",
+                    shown(&self.path)
+                ),
+            )),
+            Err(fault @ Fault::Other(_)) => Err(fault.error()),
+            Err(fault) => match self.known().good.clone().filter(alive) {
+                Some(last_good) => Ok(last_good),
+                None => Err(fault.error()),
+            },
+        }
+    }
+}
+
+impl FetchSvid for FileTokens {
+    fn fetch_svid(&self, request: &SvidRequest) -> FetchSvidFuture {
+        let inner = self.inner.clone();
+        let found = inner.find(request);
+        Box::pin(async move {
+            let at = found?;
+            let of_thread = inner.clone();
+            let outcome = own_thread::run(move || {
+                let file = of_thread.files.get(at)?;
+                let id = of_thread.spiffe_id.as_ref();
+                Some(read::read(&file.path, &file.audiences, id))
+            })
+            .await;
+            match (inner.files.get(at), outcome) {
+                (Some(file), Some(Some(outcome))) => file.answer(outcome, inner.clock.now()),
+                _ => Err(FetchSvidError::new(
+                    FetchSvidReason::Panicked,
+                    "reading a token file panicked",
+                )),
+            }
+        })
+    }
+}
+
+/// A cache of its own over the files, on the same clock, which takes changed files at once.
+impl From<&FileTokens> for SvidCache {
+    fn from(files: &FileTokens) -> Self {
+        let clock = files.inner.clock.clone();
+        let cache = Self::builder(files.clone()).clock(clock).build();
+        files.refresh(&cache);
+        cache
+    }
+}
+
+/// A cache of its own over the files, on the same clock, which takes changed files at once.
+impl From<FileTokens> for SvidCache {
+    fn from(files: FileTokens) -> Self {
+        Self::from(&files)
+    }
+}
+
+impl fmt::Debug for FileTokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FileTokens")
+            .field("files", &self.state())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for FileTokensBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let files: BTreeSet<_> = self.files.iter().collect();
+        f.debug_struct("FileTokensBuilder")
+            .field("files", &files)
+            .field("spiffe_id", &self.spiffe_id)
+            .finish_non_exhaustive()
+    }
+}
