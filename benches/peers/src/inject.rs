@@ -7,8 +7,8 @@ use tokio::runtime::Runtime;
 use tower::{Layer as _, ServiceExt as _};
 use tower_http::auth::AddAuthorizationLayer;
 use tower_spiffe::client::{AddJwtSvid, AddJwtSvidLayer, Audience};
-use tower_spiffe::{JwtSvid, SvidCache};
 use tower_spiffe::token::{FetchSvid, SvidRequest};
+use tower_spiffe::{JwtSvid, SvidCache};
 
 use crate::keys::{AUDIENCE, SUBJECT, Signer, now};
 use crate::layer::pass;
@@ -53,12 +53,12 @@ fn audience(n: usize) -> String {
     }
 }
 
-fn request(origin: &str) -> Request<()> {
+fn request(origin: &str) -> Request<String> {
     Request::get(format!("{origin}/v1/reports/7"))
         .header("accept", "application/json")
         .header("user-agent", "peers/1")
         .header("x-request-id", "0123456789abcdef")
-        .body(())
+        .body(String::new())
         .unwrap()
 }
 

@@ -6,9 +6,9 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
+use tower_spiffe::source::ResourceLimits;
 use tower_spiffe::testing::FakeAgent;
 use tower_spiffe::{JwtSource, Validator};
-use tower_spiffe::source::ResourceLimits;
 
 use crate::growth::key_sets;
 use crate::inject;
