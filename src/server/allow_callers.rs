@@ -14,7 +14,7 @@ use tower_service::Service;
 use super::caller;
 use super::drain::DrainLimits;
 use super::future::ResponseFuture;
-use super::layer::ValidateJwtSvidLayer;
+use super::gate::Gate;
 use super::policy::{self, Decision, Policy};
 use super::protocol::Protocol;
 use super::realm::{InvalidRealm, Realm};
@@ -69,7 +69,7 @@ struct Shared<R> {
 
 impl AllowCallersLayer {
     /// Admits those whom this policy admits. Where the layer above is at hand, its
-    /// [`allow_callers`](ValidateJwtSvidLayer::allow_callers) makes one that answers as it does.
+    /// [`allow_callers`](super::ValidateJwtSvidLayer::allow_callers) makes one that answers as it does.
     pub fn new(policy: impl Policy) -> Self {
         Self {
             shared: Arc::new(Shared {
@@ -85,28 +85,10 @@ impl AllowCallersLayer {
     }
 }
 
-impl<R> ValidateJwtSvidLayer<R> {
-    /// An [`AllowCallersLayer`] for a part of what stands beneath: it answers, counts and logs as
-    /// this layer was set up to so far.
-    ///
-    /// ```
-    /// use axum::{Router, routing::post};
-    /// use tower::Layer;
-    /// use tower_spiffe::{Allow, ValidateJwtSvidLayer};
-    ///
-    /// # fn example(validator: tower_spiffe::Validator) -> Result<Router, Box<dyn std::error::Error>> {
-    /// let layer = ValidateJwtSvidLayer::required(validator, Allow::trust_domain("example.org")?)
-    ///     .realm("reports")?
-    ///     .on_reject(|rejection, _parts| rejection.response_with(rejection.to_string().into()));
-    /// let only_ops = layer.allow_callers(Allow::id("spiffe://example.org/ops")?);
-    /// let router = Router::new().route("/admin", post(async || "done").layer(only_ops));
-    /// # let app =
-    /// layer.layer(router)
-    /// # ; Ok(Router::new().fallback_service(app)) }
-    /// ```
-    pub fn allow_callers(&self, policy: impl Policy) -> AllowCallersLayer<R> {
-        let gate = &self.shared.gate;
-        AllowCallersLayer {
+impl<R> AllowCallersLayer<R> {
+    /// Answers, counts and logs as the layer with this gate.
+    pub(super) fn inside(gate: &Gate, on_reject: Arc<R>, policy: impl Policy) -> Self {
+        Self {
             shared: Arc::new(Shared {
                 policy: Arc::new(policy),
                 protocol: gate.protocol,
@@ -114,16 +96,14 @@ impl<R> ValidateJwtSvidLayer<R> {
                 realm: gate.realm.clone(),
                 telemetry: gate.telemetry.clone(),
                 drain: gate.drain.clone(),
-                on_reject: self.shared.on_reject.clone(),
+                on_reject,
             }),
         }
     }
-}
 
-impl<R> AllowCallersLayer<R> {
     /// Sets the protocol of rejections: what the server speaks. The default is what the policy
     /// implies ([`Protocol::Grpc`] for a [`GrpcPolicy`](super::GrpcPolicy)), else that of the layer
-    /// which made this one ([`allow_callers`](ValidateJwtSvidLayer::allow_callers)), else
+    /// which made this one ([`allow_callers`](super::ValidateJwtSvidLayer::allow_callers)), else
     /// [`Protocol::Http`].
     #[must_use]
     pub fn protocol(self, protocol: Protocol) -> Self {
@@ -159,13 +139,14 @@ impl<R> AllowCallersLayer<R> {
     }
 
     /// Limits how much of a rejected request's unread body is read over HTTP/1, and for how long.
-    /// See [`ValidateJwtSvidLayer::drain_rejected`].
+    /// See the [outer layer's method](super::ValidateJwtSvidLayer::drain_rejected).
     #[must_use]
     pub fn drain_rejected(self, max_bytes: u64, max_time: Duration) -> Self {
         self.configured(|shared| shared.drain = DrainLimits::new(max_bytes, max_time))
     }
 
-    /// Sets the response to rejected requests. See [`ValidateJwtSvidLayer::on_reject`].
+    /// Sets the response to rejected requests. See the
+    /// [outer layer's method](super::ValidateJwtSvidLayer::on_reject).
     #[must_use]
     pub fn on_reject<F, B>(self, on_reject: F) -> AllowCallersLayer<F>
     where

@@ -10,6 +10,7 @@ use http_body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
+use super::allow_callers::AllowCallersLayer;
 use super::drain::DrainLimits;
 use super::future::ResponseFuture;
 use super::gate::{Gate, Judged, Mode, TokenHeaders};
@@ -18,6 +19,8 @@ use super::protocol::Protocol;
 use super::realm::{InvalidRealm, Realm};
 use super::rejection::{DefaultOnReject, Rejection};
 use super::service::ValidateJwtSvid;
+#[cfg(feature = "tower-http")]
+use super::tower_http::JwtSvidValidateRequest;
 use super::wait_for_key::{UnknownKeyWait, WaitForKeyLayer};
 use crate::metrics::MetricsRecorder;
 use crate::verify::Validator;
@@ -217,6 +220,44 @@ impl<R> ValidateJwtSvidLayer<R> {
     #[must_use]
     pub fn wait_for_unknown_keys(self, wait: UnknownKeyWait) -> WaitForKeyLayer<R> {
         WaitForKeyLayer::new(self.shared, wait)
+    }
+
+    /// An [`AllowCallersLayer`] for a part of what stands beneath: it answers, counts and logs as
+    /// this layer was set up to so far.
+    ///
+    /// ```
+    /// use axum::{Router, routing::post};
+    /// use tower::Layer;
+    /// use tower_spiffe::{Allow, ValidateJwtSvidLayer};
+    ///
+    /// # fn example(validator: tower_spiffe::Validator) -> Result<Router, Box<dyn std::error::Error>> {
+    /// let layer = ValidateJwtSvidLayer::required(validator, Allow::trust_domain("example.org")?)
+    ///     .realm("reports")?
+    ///     .on_reject(|rejection, _parts| rejection.response_with(rejection.to_string().into()));
+    /// let only_ops = layer.allow_callers(Allow::id("spiffe://example.org/ops")?);
+    /// let router = Router::new().route("/admin", post(async || "done").layer(only_ops));
+    /// # let app =
+    /// layer.layer(router)
+    /// # ; Ok(Router::new().fallback_service(app)) }
+    /// ```
+    pub fn allow_callers(&self, policy: impl Policy) -> AllowCallersLayer<R> {
+        let on_reject = self.shared.on_reject.clone();
+        AllowCallersLayer::inside(&self.shared.gate, on_reject, policy)
+    }
+
+    /// For tower-http's `ValidateRequestHeaderLayer::custom`.
+    ///
+    /// ```
+    /// use tower_http::validate_request::ValidateRequestHeaderLayer;
+    /// use tower_spiffe::server::{Allow, ValidateJwtSvidLayer};
+    /// # fn example(validator: tower_spiffe::verify::Validator) {
+    /// let layer = ValidateJwtSvidLayer::required(validator, Allow::any_trust_domain());
+    /// let layer = ValidateRequestHeaderLayer::custom(layer.into_validate_request::<String>());
+    /// # drop(layer); }
+    /// ```
+    #[cfg(feature = "tower-http")]
+    pub fn into_validate_request<ResBody>(self) -> JwtSvidValidateRequest<ResBody, R> {
+        JwtSvidValidateRequest::new(self.shared)
     }
 
     fn configured(self, change: impl FnOnce(&mut Gate)) -> Self {

@@ -8,12 +8,12 @@ use http::request::Parts;
 use http::{Request, Response};
 use tower_http::validate_request::ValidateRequest;
 
-use super::layer::{Shared, ValidateJwtSvidLayer};
+use super::layer::Shared;
 use super::rejection::{DefaultOnReject, OnReject};
 use crate::verify::Sight;
 
 /// The layer's verdict as a [`ValidateRequest`]; made by
-/// [`ValidateJwtSvidLayer::into_validate_request`].
+/// [`into_validate_request`](super::ValidateJwtSvidLayer::into_validate_request).
 ///
 /// It runs outside the span that the layer serves requests in, and it cannot read the request's
 /// body: over HTTP/1.x, clients can lose the rejection of a request with a body. Rejections by an
@@ -23,20 +23,10 @@ pub struct JwtSvidValidateRequest<ResBody, R = DefaultOnReject> {
     body: PhantomData<fn() -> ResBody>,
 }
 
-impl<R> ValidateJwtSvidLayer<R> {
-    /// For tower-http's `ValidateRequestHeaderLayer::custom`.
-    ///
-    /// ```
-    /// use tower_http::validate_request::ValidateRequestHeaderLayer;
-    /// use tower_spiffe::server::{Allow, ValidateJwtSvidLayer};
-    /// # fn example(validator: tower_spiffe::verify::Validator) {
-    /// let layer = ValidateJwtSvidLayer::required(validator, Allow::any_trust_domain());
-    /// let layer = ValidateRequestHeaderLayer::custom(layer.into_validate_request::<String>());
-    /// # drop(layer); }
-    /// ```
-    pub fn into_validate_request<ResBody>(self) -> JwtSvidValidateRequest<ResBody, R> {
-        JwtSvidValidateRequest {
-            shared: self.shared,
+impl<ResBody, R> JwtSvidValidateRequest<ResBody, R> {
+    pub(super) fn new(shared: Arc<Shared<R>>) -> Self {
+        Self {
+            shared,
             body: PhantomData,
         }
     }
@@ -74,10 +64,7 @@ fn exchange<B>(request: &mut Request<B>, parts: &mut Parts) {
 
 impl<ResBody, R> Clone for JwtSvidValidateRequest<ResBody, R> {
     fn clone(&self) -> Self {
-        Self {
-            shared: self.shared.clone(),
-            body: PhantomData,
-        }
+        Self::new(self.shared.clone())
     }
 }
 
