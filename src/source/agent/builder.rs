@@ -39,7 +39,7 @@ pub struct JwtSourceBuilder {
     initial_sync: Option<Duration>,
     shutdown: Option<Duration>,
     clock: Arc<dyn Clock>,
-    metrics: Arc<dyn MetricsRecorder>,
+    metrics: Option<Arc<dyn MetricsRecorder>>,
     cache: Box<dyn FnOnce(SvidCacheBuilder) -> SvidCacheBuilder + Send>,
 }
 
@@ -57,7 +57,7 @@ impl JwtSourceBuilder {
             initial_sync: Some(Duration::from_secs(30)),
             shutdown: Some(Duration::from_secs(30)),
             clock: SystemClock::shared(),
-            metrics: Arc::new(()),
+            metrics: None,
             cache: Box::new(|cache| cache),
         }
     }
@@ -194,9 +194,11 @@ impl JwtSourceBuilder {
         self
     }
 
-    /// Who keeps the counts. A panic in it is caught.
+    /// Sets the recorder of the source, of its token cache, and of the validators and server layers
+    /// that are built on it, unless they are given one of their own. None by default. A panic in it
+    /// is caught.
     pub fn metrics(mut self, recorder: Arc<dyn MetricsRecorder>) -> Self {
-        self.metrics = recorder;
+        self.metrics = Some(recorder);
         self
     }
 
@@ -252,7 +254,8 @@ impl JwtSourceBuilder {
         let runtime = connector.runtime();
         let runtime = runtime.map_err(|missing| JwtSourceError::no_runtime(BUILDING, missing))?;
         let clock = Arc::new(TrustClock::new(self.clock.clone()));
-        let metrics: Arc<dyn MetricsRecorder> = Arc::new(Shielded::new(self.metrics.clone()));
+        let recorder = self.metrics.clone().unwrap_or_else(|| Arc::new(()));
+        let metrics: Arc<dyn MetricsRecorder> = Arc::new(Shielded::new(recorder.clone()));
         let client = WorkloadApiClientBuilder::new(connector)
             .timing(self.timing)
             .max_message_bytes(self.max_message)
@@ -269,7 +272,7 @@ impl JwtSourceBuilder {
         let fetcher = super::fetch::Fetcher::new(shared.clone());
         let cache = SvidCache::builder(fetcher)
             .clock(self.clock)
-            .metrics(self.metrics);
+            .metrics(recorder);
         let cache = (self.cache)(cache).build();
         let draw = self
             .seed
@@ -277,7 +280,13 @@ impl JwtSourceBuilder {
         let backoff = Backoff::new(self.backoff.0, self.backoff.1, draw);
         let task =
             Supervisor::new(shared.clone(), cache.clone(), self.limits, backoff).spawn(&runtime);
-        Ok(JwtSource::assemble(shared, cache, task, self.shutdown))
+        Ok(JwtSource::assemble(
+            shared,
+            cache,
+            task,
+            self.shutdown,
+            self.metrics,
+        ))
     }
 }
 
