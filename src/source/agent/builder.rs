@@ -19,13 +19,11 @@ use crate::clock::{Clock, SystemClock};
 use crate::metrics::{MetricsRecorder, Shielded};
 use crate::source::trust_clock::TrustClock;
 use crate::token::{SvidCache, SvidCacheBuilder};
-use crate::workload_api::{
-    Connector, DEFAULT_MAX_MESSAGE_BYTES, Endpoint, EndpointError, Timing, WorkloadApiClientBuilder,
-};
+use crate::workload_api::{Connector, Endpoint, EndpointError, Timing, WorkloadApiClientBuilder};
 
 const BUILDING: &str = "a source cannot be built";
 
-/// Sets up a [`JwtSource`].
+/// Sets up a [`JwtSource`]. All defaults are in one [table](crate::source#defaults).
 #[must_use]
 pub struct JwtSourceBuilder {
     connector: Option<Result<Connector, EndpointError>>,
@@ -33,7 +31,6 @@ pub struct JwtSourceBuilder {
     backoff: (Duration, Duration),
     seed: Option<u64>,
     limits: ResourceLimits,
-    max_message: usize,
     withdrawal: WithdrawalPolicy,
     max_staleness: Option<Duration>,
     initial_sync: Option<Duration>,
@@ -51,7 +48,6 @@ impl JwtSourceBuilder {
             backoff: (Duration::from_millis(200), Duration::from_secs(10)),
             seed: None,
             limits: ResourceLimits::default(),
-            max_message: DEFAULT_MAX_MESSAGE_BYTES,
             withdrawal: WithdrawalPolicy::default(),
             max_staleness: None,
             initial_sync: Some(Duration::from_secs(30)),
@@ -100,24 +96,9 @@ impl JwtSourceBuilder {
         self
     }
 
-    /// Draws the waits from this seed, for a test that can be repeated.
-    pub fn reconnect_seed(mut self, seed: u64) -> Self {
-        self.seed = Some(seed);
-        self
-    }
-
     /// How much the source takes in. See [`ResourceLimits`] for the defaults.
     pub fn resource_limits(mut self, limits: ResourceLimits) -> Self {
         self.limits = limits;
-        self
-    }
-
-    /// Limits the size of one message of the agent, in bytes. 64 MiB by default. It is checked
-    /// before the message is decoded; a larger message is discarded, the last bundles stay, and the
-    /// source is unhealthy until a message within the limit arrives. It bounds all trust domains
-    /// together, whatever [`resource_limits`](Self::resource_limits) allow each.
-    pub fn max_message_bytes(mut self, bytes: usize) -> Self {
-        self.max_message = bytes;
         self
     }
 
@@ -159,22 +140,14 @@ impl JwtSourceBuilder {
         self
     }
 
-    /// How long connecting to the agent may take. 5 s by default.
-    pub fn connect_timeout(mut self, within: Duration) -> Self {
-        self.timing.connect = within;
-        self
-    }
-
-    /// How long one call for a token may take. 35 s by default: SPIRE's agent takes up to 30 s
-    /// while its server is away.
-    pub fn fetch_timeout(mut self, within: Duration) -> Self {
-        self.timing.call = within;
-        self
-    }
-
-    /// How long the first message of a bundle stream may take. 10 s by default.
-    pub fn first_message_timeout(mut self, within: Duration) -> Self {
-        self.timing.first_message = within;
+    /// Limits one call to the agent for a token, that of the source and of its cache. 35 s by default:
+    /// SPIRE's agent takes up to 30 s while its server is unreachable. Within it, connecting may take
+    /// 5 s, and the first message of a bundle stream 10 s.
+    pub fn fetch_timeout(mut self, limit: Duration) -> Self {
+        let default = Timing::default();
+        self.timing.call = limit;
+        self.timing.connect = default.connect.min(limit);
+        self.timing.first_message = default.first_message.min(limit);
         self
     }
 
@@ -202,12 +175,20 @@ impl JwtSourceBuilder {
         self
     }
 
-    /// Sets up the cache of our own tokens: its clock and recorder are the source's already.
+    /// Sets up the cache of our own tokens. Its clock, recorder and fetch timeout are the source's
+    /// already.
     pub fn svid_cache(
         mut self,
         set_up: impl FnOnce(SvidCacheBuilder) -> SvidCacheBuilder + Send + 'static,
     ) -> Self {
         self.cache = Box::new(set_up);
+        self
+    }
+
+    /// Makes the waits the same in every run.
+    #[cfg(feature = "testing")]
+    pub(crate) fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
         self
     }
 
@@ -258,7 +239,7 @@ impl JwtSourceBuilder {
         let metrics: Arc<dyn MetricsRecorder> = Arc::new(Shielded::new(recorder.clone()));
         let client = WorkloadApiClientBuilder::new(connector)
             .timing(self.timing)
-            .max_message_bytes(self.max_message)
+            .max_message_bytes(self.limits.message_bytes())
             .clock(clock.clone())
             .build_on(runtime.clone());
         let shared = Arc::new(Shared::new(
@@ -272,6 +253,7 @@ impl JwtSourceBuilder {
         let fetcher = super::fetch::Fetcher::new(shared.clone());
         let cache = SvidCache::builder(fetcher)
             .clock(self.clock)
+            .fetch_timeout(self.timing.call)
             .metrics(recorder);
         let cache = (self.cache)(cache).build();
         let draw = self
