@@ -38,10 +38,10 @@ async fn main() -> Result<(), BoxError> {
     agent.register(WEB, "", std::time::Duration::from_secs(300))?;
     let source = JwtSource::builder()
         .endpoint(agent.endpoint())
-        .metrics(recorder.clone())
+        .metrics(recorder)
         .build()
         .await?;
-    let server = serve(&source, recorder, scrape).await?;
+    let server = serve(&source, scrape).await?;
 
     // A good caller: this same workload, with tokens from the agent.
     let audience = Audience::fixed(AUDIENCE).for_origin(&server)?;
@@ -84,16 +84,11 @@ fn exporter() -> Result<PrometheusHandle, BoxError> {
 }
 
 /// Reports for `web` alone; the metrics for everybody who may reach us, outside of the layer.
-async fn serve(
-    source: &JwtSource,
-    recorder: Arc<dyn MetricsRecorder>,
-    scrape: PrometheusHandle,
-) -> Result<String, BoxError> {
+async fn serve(source: &JwtSource, scrape: PrometheusHandle) -> Result<String, BoxError> {
     let validator = Validator::builder(source.clone())
         .audience(AUDIENCE)
-        .metrics(recorder.clone())
         .build()?;
-    let layer = ValidateJwtSvidLayer::required(validator, Allow::id(WEB)?).metrics(recorder);
+    let layer = ValidateJwtSvidLayer::required(validator, Allow::id(WEB)?);
     let hello = async |caller: VerifiedSvid| format!("hello, {}\n", caller.spiffe_id());
     let app = Router::new()
         .route("/reports", get(hello).layer(layer))

@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use super::JwtBundle;
+use crate::metrics::MetricsRecorder;
 
 /// A place that has bundles now, or says why it cannot judge.
 ///
@@ -37,6 +38,12 @@ pub trait BundleSource: Send + Sync + 'static {
         let _ = seen;
         None
     }
+
+    /// Returns the recorder of this source, which a validator of it and the layers of that validator
+    /// use unless they are given one of their own. `None` by default.
+    fn metrics(&self) -> Option<Arc<dyn MetricsRecorder>> {
+        None
+    }
 }
 
 impl<S: BundleSource + ?Sized> BundleSource for Arc<S> {
@@ -50,6 +57,10 @@ impl<S: BundleSource + ?Sized> BundleSource for Arc<S> {
 
     fn changed_since(&self, seen: u64) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
         (**self).changed_since(seen)
+    }
+
+    fn metrics(&self) -> Option<Arc<dyn MetricsRecorder>> {
+        (**self).metrics()
     }
 }
 

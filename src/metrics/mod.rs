@@ -53,7 +53,7 @@
 //! | `source` | error | reading the bundle files panicked; their last good bundles stay | | a fault of this crate |
 //! | `token` | warn | fetching a JWT-SVID failed | `request`, `error`, `usable` | `usable`: an older token is sent meanwhile |
 //! | `token` | debug | fetching a JWT-SVID failed again | `request`, `error`, `usable` | for the same reason |
-//! | `token` | warn | refreshes of JWT-SVIDs have stalled; check that the agent is running and reaches its server | `request`, `why` | one line until they recover: a refresh brought no newer token, or takes longer than `slow_after` |
+//! | `token` | warn | refreshes of JWT-SVIDs have stalled; check that the agent is running and reaches its server | `request`, `why` | one line until they recover: a refresh brought no newer token, or takes longer than 5 s |
 //! | `token` | info | refreshes of JWT-SVIDs bring newer tokens again | `request` | they recovered |
 //! | `token` | info | the issuer of JWT-SVIDs answers again | | after it was given up for a while |
 //! | `client` | debug | no token for this request: no audience is named for its origin… | `origin` | the request is sent without a token; with [`strict`](crate::AddJwtSvidLayer::strict) it fails |

@@ -94,7 +94,7 @@ impl EndAtExpiryLayer {
     /// Goes by the clock and the leeway of this validator.
     pub fn new(validator: &Validator) -> Self {
         let clock = validator.clock().clone();
-        let telemetry = Telemetry::new(clock.clone());
+        let telemetry = Telemetry::of(validator);
         Self {
             shared: Arc::new(Settings {
                 clock,
@@ -105,7 +105,7 @@ impl EndAtExpiryLayer {
         }
     }
 
-    /// Counts the answers that are ended there.
+    /// Sets the recorder of ended responses. By default it is that of the validator.
     #[must_use]
     pub fn metrics(self, recorder: Arc<dyn MetricsRecorder>) -> Self {
         self.configured(|telemetry| telemetry.set_recorder(recorder))

@@ -131,7 +131,7 @@ impl Judged {
 
 impl Gate {
     pub(crate) fn new(validator: Validator, policy: Arc<dyn Policy>, mode: Mode) -> Self {
-        let telemetry = Telemetry::new(validator.clock().clone());
+        let telemetry = Telemetry::of(&validator);
         Self {
             validator,
             policy,

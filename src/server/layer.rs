@@ -143,7 +143,8 @@ impl<R> ValidateJwtSvidLayer<R> {
         self.configured(|gate| gate.keep_credential = true)
     }
 
-    /// Counts verdicts there. The validator counts its own, of tokens; these are of requests.
+    /// Sets the recorder of admissions and rejections. By default it is that of the validator, which
+    /// records its own verdicts of tokens; `Arc::new(())` records nothing.
     #[must_use]
     pub fn metrics(self, recorder: Arc<dyn MetricsRecorder>) -> Self {
         self.configured(|gate| gate.telemetry.set_recorder(recorder))

@@ -12,7 +12,7 @@ use super::rejection::{Rejection, RejectionReason};
 use crate::clock::Clock;
 use crate::identity::SpiffeId;
 use crate::metrics::{Admission, MetricsRecorder, Shielded};
-use crate::verify::{ValidateError, ValidateReason};
+use crate::verify::{ValidateError, ValidateReason, Validator};
 
 /// At most one log line per class and caller in this time.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
@@ -44,6 +44,14 @@ impl Telemetry {
         static PROCESS: LazyLock<Telemetry> =
             LazyLock::new(|| Telemetry::new(crate::clock::SystemClock::shared()));
         PROCESS.refused(rejection, true, |_| false, &[]);
+    }
+
+    /// With the clock and the recorder of this validator.
+    pub(crate) fn of(validator: &Validator) -> Self {
+        Self {
+            recorder: validator.metrics(),
+            ..Self::new(validator.clock().clone())
+        }
     }
 
     pub(crate) fn set_recorder(&mut self, recorder: Arc<dyn MetricsRecorder>) {

@@ -25,6 +25,39 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Defaults
+//!
+//! | [`JwtSourceBuilder`] | default |
+//! | --- | --- |
+//! | `endpoint`, `connector` | the endpoint in `SPIFFE_ENDPOINT_SOCKET` |
+//! | `initial_sync_timeout` | 30 s |
+//! | `shutdown_timeout` | 30 s |
+//! | `fetch_timeout` | 35 s; connecting 5 s, first bundles 10 s |
+//! | `reconnect_backoff` | 200 ms to 10 s |
+//! | `keepalive` | a ping each 305 s, answered within 20 s |
+//! | `resource_limits` | 200 trust domains, 4 MiB each, 64 MiB per message |
+//! | `withdrawal` | [`WithdrawalPolicy::Immediate`] |
+//! | `max_staleness` | no limit |
+//! | `clock`, `metrics` | the system clock; no recorder |
+//!
+//! | [`SvidCacheBuilder`](crate::token::SvidCacheBuilder), in `svid_cache` | default |
+//! | --- | --- |
+//! | `max_entries` | 1024 audiences |
+//! | `fetch_timeout` | that of the source, else 35 s |
+//! | `max_wait` | 5 s |
+//! | `retry` | 250 ms to 60 s, see [Retries](crate::token#retries) |
+//! | `concurrency` | 16 calls at once |
+//! | `rate` | 200 calls per second |
+//! | `clock`, `metrics` | those of the source |
+//!
+//! | [`FileBundlesBuilder`] | default |
+//! | --- | --- |
+//! | `poll_interval` | 5 s |
+//! | `max_file_bytes` | 64 MiB |
+//! | `clock`, `metrics` | the system clock; no recorder |
+//!
+//! A token is refreshed after 55 to 65 % of its life, and is not sent in its last 2 % (2 s at most).
 
 #[cfg(feature = "workload-api")]
 pub(crate) mod agent;

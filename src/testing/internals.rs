@@ -13,7 +13,7 @@ use crate::source::agent::intake;
 use crate::source::agent::shared::{Shared, StreamError};
 use crate::source::file::{self, Format, MapRead};
 use crate::source::trust_clock::TrustClock;
-use crate::source::{ResourceLimits, SourceState, WithdrawalPolicy};
+use crate::source::{JwtSourceBuilder, ResourceLimits, SourceState, WithdrawalPolicy};
 use crate::token::SvidCache;
 use crate::workload_api::pb::JwtBundlesResponse;
 use crate::workload_api::{
@@ -47,6 +47,11 @@ impl Key {
     pub fn verify(&self, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> bool {
         self.0.verify(algorithm, message, signature)
     }
+}
+
+/// Makes the waits of the source the same in every run.
+pub fn seeded(builder: JwtSourceBuilder, seed: u64) -> JwtSourceBuilder {
+    builder.seed(seed)
 }
 
 /// Tells the cache which signing keys were removed, as a source does; `removed` gets the name of a

@@ -51,7 +51,7 @@
 //! | its arrival | fresh | sends it |
 //! | 55 to 65 % of L | due | sends it, and has the next one fetched in the background |
 //! | the last 10 % of L, 30 s at most | critical | waits 250 ms at most for the next one, then sends it |
-//! | the last 2 % of L, 2 s at most | expired | waits up to 5 s for the next one; 250 ms at most if the issuer has not answered for [`slow_after`](SvidCacheBuilder::slow_after); or fails at once while the issuer is known to fail |
+//! | the last 2 % of L, 2 s at most | expired | waits up to 5 s for the next one; 250 ms at most if the issuer has not answered for 5 s; or fails at once while the issuer is known to fail |
 //!
 //! If a service rejects a token, or the key that signed it is removed from the bundle, the token is
 //! critical from then on.
@@ -85,6 +85,21 @@
 //! | hangs | 30 | 108.2 s | 1 | 38.7 s |
 //! | refuses | 10,000 | 104.1 s | 1 | 61.5 s |
 //! | hangs | 10,000 | 104.1 s | 1 | 85.7 s |
+//!
+//! # Retries
+//!
+//! | after | first delay | longest delay |
+//! | --- | --- | --- |
+//! | a failure, while a token can be sent | 1 s | 30 s |
+//! | a failure, with no token to send | 250 ms | 5 s |
+//! | the issuer denied the identity | 1 s | 10 s |
+//! | an invalid request | 60 s | 60 s |
+//! | an answer that brought no newer token | 5 s | 30 s |
+//! | 3 calls in a row without an answer: one call at a time | 250 ms | 5 s |
+//! | a service rejected the token: at most one fetch per | 10 s | 10 s |
+//!
+//! [`retry`](SvidCacheBuilder::retry) bounds all of them. After a signing key was removed, tokens that
+//! no request asks for are fetched within 5 s.
 //!
 //! # What it keeps
 //!

@@ -193,7 +193,8 @@ impl ValidatorBuilder {
         self
     }
 
-    /// Who is told of each verdict; nobody by default.
+    /// Sets the recorder of verdicts. By default it is that of the source; `Arc::new(())` records
+    /// nothing.
     pub fn metrics(mut self, recorder: Arc<dyn MetricsRecorder>) -> Self {
         self.settings.metrics = Some(Arc::new(Shielded::new(recorder)));
         self
@@ -231,7 +232,12 @@ impl ValidatorBuilder {
         if settings.max_token_len == 0 {
             return Err(BuildValidatorError::MaxTokenLen);
         }
-        Ok(Validator::new(self.source, self.settings))
+        let mut settings = self.settings;
+        if settings.metrics.is_none() {
+            let inherited = self.source.metrics();
+            settings.metrics = inherited.map(|recorder| Arc::new(Shielded::new(recorder)) as _);
+        }
+        Ok(Validator::new(self.source, settings))
     }
 }
 

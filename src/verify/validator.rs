@@ -10,6 +10,8 @@ use super::judge::Checks;
 use super::{ValidateError, ValidateReason, VerifiedSvid};
 use crate::bundle::{BundleAnswer, BundleSource};
 use crate::clock::Clock;
+#[cfg(feature = "server")]
+use crate::metrics::MetricsRecorder;
 use crate::metrics::Verification;
 
 /// Checks callers' tokens (JWT-SVID sections 3 and 4), and remembers those that it verified.
@@ -102,6 +104,12 @@ impl Validator {
     /// Returns the audiences that tokens are accepted for; never empty.
     pub fn audiences(&self) -> impl ExactSizeIterator<Item = &str> + Clone {
         self.0.settings.audiences.iter().map(AsRef::as_ref)
+    }
+
+    /// The recorder that layers inherit.
+    #[cfg(feature = "server")]
+    pub(crate) fn metrics(&self) -> Option<Arc<dyn MetricsRecorder>> {
+        self.0.settings.metrics.clone()
     }
 
     #[cfg(feature = "server")]

@@ -1,9 +1,8 @@
-//! The numbers of the cache that are told, rather than left at their defaults.
+//! The options of the cache.
 
 use std::time::Duration;
 
-use tower_spiffe::token::TokenState;
-use tower_spiffe::token::{FetchSvidReason, SvidCacheBuilder};
+use tower_spiffe::token::{FetchSvidReason, SvidCacheBuilder, TokenErrorReason, TokenState};
 
 use tower_spiffe::testing::internals;
 
@@ -23,52 +22,49 @@ async fn calls(
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_margins_are_as_large_as_told() {
-    let bench = Bench::built(
-        |call| call.fresh(100),
-        |builder| {
-            let builder = builder.soft_margin(secs(60)).soft_margin_share(0.3);
-            builder.hard_margin(secs(60)).hard_margin_share(0.2)
-        },
-    );
-    let aud = request("a");
-    bench.cache.header(&aud).await.unwrap();
-    for (at, expected) in [
-        (69, TokenState::Due),
-        (71, TokenState::Critical),
-        (79, TokenState::Critical),
-        (81, TokenState::Expired),
+async fn retry_bounds_the_delay_of_each_failure() {
+    use FetchSvidReason as R;
+    for reason in [
+        R::Unacceptable,
+        R::Unavailable,
+        R::Denied,
+        R::InvalidRequest,
     ] {
-        bench.at(secs(at)).await;
-        let state = bench.cache.snapshot_of(&aud).unwrap().state;
-        assert_eq!(state, expected, "at {at} s");
+        let fail = move |_: &crate::support::Call<'_>| Answer::Fail(reason);
+        let began = calls(fail, |builder| builder.retry(secs(1), secs(1))).await;
+        // 20 % shorter at random, and never longer.
+        assert!((10..=13).contains(&began.len()), "{reason:?}: {began:?}");
+        // The longest is at least the shortest.
+        let began = calls(fail, |builder| builder.retry(secs(60), millis(1))).await;
+        assert_eq!(began.len(), 1, "{reason:?}: {began:?}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn delays_grow_and_scatter_as_told() {
-    let fail = |_: &crate::support::Call<'_>| Answer::Fail(FetchSvidReason::Unacceptable);
-    let began = calls(fail, |builder| {
-        let builder = builder.backoff_growth(1.0, 3.0).backoff_jitter(0.0);
-        builder.backoff_without_token(millis(100), secs(60))
-    })
-    .await;
-    // After 100, 300, 900, 2700 and 8100 ms.
-    let expected = [0, 100, 400, 1300, 4000].map(millis);
-    assert_eq!(began.len(), expected.len(), "{began:?}");
-    for (began, expected) in began.iter().zip(expected) {
-        assert!(
-            *began >= expected && *began <= expected + millis(50),
-            "{began:?}"
-        );
+async fn fetch_timeout_ends_a_call() {
+    let bench = Bench::built(|_| Answer::Hang, |builder| builder.fetch_timeout(secs(2)));
+    let began = tokio::time::Instant::now();
+    let error = bench.cache.header(&request("a")).await.unwrap_err();
+    assert_eq!(error.reason(), TokenErrorReason::Timeout);
+    assert!(began.elapsed() <= millis(2100), "{:?}", began.elapsed());
+}
+
+/// Of four calls, one is left for a request that waits.
+#[tokio::test(start_paused = true)]
+async fn concurrency_limits_calls_at_once() {
+    for calls in [1, 4] {
+        let bench = Bench::built(|_| Answer::Hang, |builder| builder.concurrency(calls));
+        let cache = bench.cache.clone();
+        let waiting = (0..20).map(|n| {
+            let (cache, request) = (cache.clone(), request(&format!("a{n}")));
+            tokio::spawn(async move { cache.header(&request).await })
+        });
+        let waiting: Vec<_> = waiting.collect();
+        bench.at(secs(1)).await;
+        let began = bench.desk.under_way(|state| state.began.len());
+        assert_eq!(began, calls);
+        waiting.iter().for_each(|task| task.abort());
     }
-    // What makes no sense is as by default, and no delay shrinks.
-    let began = calls(fail, |builder| {
-        let builder = builder.backoff_growth(f64::NAN, 0.1).backoff_jitter(0.0);
-        builder.backoff_without_token(secs(1), secs(60))
-    })
-    .await;
-    assert_eq!(began.len(), 10, "{began:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -81,32 +77,19 @@ async fn tokens_of_a_removed_key_are_critical_at_once() {
     assert_eq!(state, TokenState::Critical);
 }
 
-/// The option spreads what no request asks for: here over no time at all.
 #[tokio::test(start_paused = true)]
 async fn warm_tokens_of_a_removed_key_are_spread() {
-    for (within, most) in [(0, 200), (60_000, 60_200)] {
-        let bench = Bench::built(
-            |call| call.fresh(3600),
-            |builder| builder.refetch_after_key_loss_within(Duration::from_millis(within)),
-        );
-        let _warm = bench
-            .cache
-            .keep_warm((0..20).map(|n| request(&format!("aud-{n}"))));
-        bench.at(Duration::from_secs(1)).await;
-        let before = bench.desk.under_way(|it| it.began.len());
-        assert_eq!(before, 20);
-        internals::remove_authorities(&bench.cache, &|_, key| key == "key-1");
-        bench.at(Duration::from_secs(90)).await;
-        let began = bench.desk.under_way(|it| it.began[20..].to_vec());
-        assert_eq!(began.len(), 20, "{within}");
-        let spread = *began.last().unwrap() - began[0];
-        assert!(
-            spread <= Duration::from_millis(most),
-            "{within}: {spread:?}"
-        );
-        assert!(
-            within == 0 || spread >= Duration::from_secs(10),
-            "{spread:?}"
-        );
-    }
+    let bench = Bench::with(|call| call.fresh(3600));
+    let _warm = bench
+        .cache
+        .keep_warm((0..20).map(|n| request(&format!("aud-{n}"))));
+    bench.at(secs(1)).await;
+    let before = bench.desk.under_way(|it| it.began.len());
+    assert_eq!(before, 20);
+    internals::remove_authorities(&bench.cache, &|_, key| key == "key-1");
+    bench.at(secs(30)).await;
+    let began = bench.desk.under_way(|it| it.began[20..].to_vec());
+    assert_eq!(began.len(), 20);
+    let spread = *began.last().unwrap() - began[0];
+    assert!(spread >= secs(1) && spread <= millis(5200), "{spread:?}");
 }

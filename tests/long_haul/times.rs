@@ -117,22 +117,8 @@ impl Times {
             pace: |source| {
                 source
                     .reconnect_backoff(millis(50), secs(1))
-                    .connect_timeout(secs(2))
                     .fetch_timeout(secs(3))
-                    .first_message_timeout(secs(2))
-                    .svid_cache(|cache| {
-                        cache
-                            .fetch_deadline(secs(3))
-                            .slow_after(secs(1))
-                            .max_wait(secs(2))
-                            .backoff_with_token(millis(200), secs(2))
-                            .backoff_without_token(millis(100), secs(1))
-                            .backoff_denied(millis(200), secs(1))
-                            .backoff_unchanged(millis(500), secs(2))
-                            .backoff_invalid(secs(2))
-                            .refetch_rejected_every(secs(1))
-                            .breaker_pace(millis(100), secs(1))
-                    })
+                    .svid_cache(|cache| cache.max_wait(secs(2)).retry(millis(100), secs(1)))
             },
         }
     }

@@ -132,9 +132,8 @@ impl World {
 
     /// A source on the agent, to be set up further.
     pub(crate) fn source(&self, seed: u64) -> JwtSourceBuilder {
-        let builder = JwtSource::builder()
-            .clock(self.clock.shared())
-            .reconnect_seed(seed);
+        let builder = JwtSource::builder().clock(self.clock.shared());
+        let builder = tower_spiffe::testing::internals::seeded(builder, seed);
         let builder = match self.socket() {
             Some(endpoint) => builder.endpoint(endpoint.as_str()),
             None => builder.connector(self.agent.connector()),

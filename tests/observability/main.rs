@@ -10,6 +10,7 @@
 
 mod alerts;
 mod dashboard;
+mod inherited;
 mod log;
 mod promql;
 mod scrape;

@@ -160,7 +160,10 @@ async fn bar_6_an_agent_that_sends_one_message_and_hangs_up_is_not_stormed() {
         for seed in 0..20 {
             let world = World::new().await;
             world.agent.fail(fault.clone());
-            let source = world.builder().reconnect_seed(seed).build().await.unwrap();
+            let source = tower_spiffe::testing::internals::seeded(world.builder(), seed)
+                .build()
+                .await
+                .unwrap();
             let reconnects = world.openings(secs(10)).await.len();
             assert!((1..=10).contains(&reconnects), "{reconnects}");
             // It goes on judging by what it has.

@@ -206,7 +206,7 @@ async fn e21_breaker_closes_after_suspend() {
     let world = World::new().await;
     let source = world
         .builder()
-        .svid_cache(|cache| cache.breaker_pace(secs(300), secs(300)))
+        .svid_cache(|cache| cache.retry(secs(300), secs(300)))
         .build()
         .await
         .unwrap();

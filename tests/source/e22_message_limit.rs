@@ -9,7 +9,7 @@ async fn e22_an_oversized_message_is_discarded_and_unhealthy() {
     let world = World::new().await;
     let source = world
         .builder()
-        .max_message_bytes(50_000)
+        .resource_limits(tower_spiffe::source::ResourceLimits::default().max_message_bytes(50_000))
         .build()
         .await
         .unwrap();

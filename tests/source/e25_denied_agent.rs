@@ -11,7 +11,7 @@ use crate::support::*;
 async fn e25_restarted_agent_is_back_within_a_second() {
     for seed in 0..10 {
         let world = World::new().await;
-        let builder = world.builder().reconnect_seed(seed);
+        let builder = tower_spiffe::testing::internals::seeded(world.builder(), seed);
         let source = builder.build().await.unwrap();
         world.agent.stop().await;
         tokio::time::sleep(secs(60)).await;
@@ -31,7 +31,7 @@ async fn e25_restarted_agent_is_back_within_a_second() {
 async fn e25_waits_after_a_withdrawal_grow_from_250_ms() {
     for seed in 0..10 {
         let world = World::new().await;
-        let builder = world.builder().reconnect_seed(seed);
+        let builder = tower_spiffe::testing::internals::seeded(world.builder(), seed);
         let _source = builder.build().await.unwrap();
         world.agent.withdraw();
         let first = world.openings(secs(10)).await;

@@ -11,12 +11,13 @@ async fn e28_missing_entry_names_the_spiffe_id() {
     let source = source.build().await.unwrap();
     let id = "spiffe://example.org/other".parse().unwrap();
     let error = source.fetch_jwt_svid_with_id(["db"], Some(&id)).await;
-    let text = error.unwrap_err().to_string();
+    let text = format!("{:#}", error.unwrap_err());
     assert!(text.contains("this workload with this SPIFFE ID"), "{text}");
     assert!(text.contains("for spiffe://example.org/other"), "{text}");
 
     agent.unregister("spiffe://example.org/workload");
-    let text = source.fetch_jwt_svid(["db"]).await.unwrap_err().to_string();
+    let error = source.fetch_jwt_svid(["db"]).await.unwrap_err();
+    let text = format!("{error:#}");
     assert!(
         text.contains("for this workload at the SPIFFE server"),
         "{text}"

@@ -187,7 +187,10 @@ async fn wa9_an_agent_whose_messages_are_empty_is_told_of() {
 async fn a_message_that_is_too_large_says_which_limit_to_raise() {
     let world = World::new().await;
     world.agent.fail(Fault::Oversized(100_000));
-    let building = world.builder().max_message_bytes(50_000).build();
+    let building = world
+        .builder()
+        .resource_limits(tower_spiffe::source::ResourceLimits::default().max_message_bytes(50_000))
+        .build();
     let text = building.await.unwrap_err().to_string();
     assert!(text.contains("larger than allowed"), "{text}");
     assert!(
@@ -196,7 +199,7 @@ async fn a_message_that_is_too_large_says_which_limit_to_raise() {
     );
     let source = world
         .builder()
-        .max_message_bytes(50_000)
+        .resource_limits(tower_spiffe::source::ResourceLimits::default().max_message_bytes(50_000))
         .build_lazy()
         .unwrap();
     let agent = &world.agent;

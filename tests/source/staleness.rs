@@ -36,7 +36,10 @@ async fn past_it_nothing_is_judged_and_with_the_agent_back_everything_is() {
     let stale = JwtSourceErrorReason::BundlesUnavailable(BundlesUnavailable::Stale);
     assert_eq!(error.reason(), stale);
     assert!(error.is_retryable() && !source.is_healthy());
-    assert!(error.to_string().contains("older than allowed"), "{error}");
+    assert!(
+        format!("{error:#}").contains("older than allowed"),
+        "{error:#}"
+    );
 
     // Whoever waits for bundles to judge by is woken, though they are the same as before.
     let waits = tokio::spawn({

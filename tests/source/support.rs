@@ -35,10 +35,10 @@ impl World {
 
     /// A source on the agent, to be set up; its waits are the same in every run.
     pub(crate) fn builder(&self) -> JwtSourceBuilder {
-        JwtSource::builder()
+        let builder = JwtSource::builder()
             .connector(self.agent.connector())
-            .clock(self.clock.shared())
-            .reconnect_seed(7)
+            .clock(self.clock.shared());
+        tower_spiffe::testing::internals::seeded(builder, 7)
     }
 
     pub(crate) async fn source(&self) -> JwtSource {

@@ -19,13 +19,11 @@ use crate::clock::{Clock, SystemClock};
 use crate::metrics::{MetricsRecorder, Shielded};
 use crate::source::trust_clock::TrustClock;
 use crate::token::{SvidCache, SvidCacheBuilder};
-use crate::workload_api::{
-    Connector, DEFAULT_MAX_MESSAGE_BYTES, Endpoint, EndpointError, Timing, WorkloadApiClientBuilder,
-};
+use crate::workload_api::{Connector, Endpoint, EndpointError, Timing, WorkloadApiClientBuilder};
 
 const BUILDING: &str = "a source cannot be built";
 
-/// Sets up a [`JwtSource`].
+/// Sets up a [`JwtSource`]. All defaults are in one [table](crate::source#defaults).
 #[must_use]
 pub struct JwtSourceBuilder {
     connector: Option<Result<Connector, EndpointError>>,
@@ -33,13 +31,12 @@ pub struct JwtSourceBuilder {
     backoff: (Duration, Duration),
     seed: Option<u64>,
     limits: ResourceLimits,
-    max_message: usize,
     withdrawal: WithdrawalPolicy,
     max_staleness: Option<Duration>,
     initial_sync: Option<Duration>,
     shutdown: Option<Duration>,
     clock: Arc<dyn Clock>,
-    metrics: Arc<dyn MetricsRecorder>,
+    metrics: Option<Arc<dyn MetricsRecorder>>,
     cache: Box<dyn FnOnce(SvidCacheBuilder) -> SvidCacheBuilder + Send>,
 }
 
@@ -51,13 +48,12 @@ impl JwtSourceBuilder {
             backoff: (Duration::from_millis(200), Duration::from_secs(10)),
             seed: None,
             limits: ResourceLimits::default(),
-            max_message: DEFAULT_MAX_MESSAGE_BYTES,
             withdrawal: WithdrawalPolicy::default(),
             max_staleness: None,
             initial_sync: Some(Duration::from_secs(30)),
             shutdown: Some(Duration::from_secs(30)),
             clock: SystemClock::shared(),
-            metrics: Arc::new(()),
+            metrics: None,
             cache: Box::new(|cache| cache),
         }
     }
@@ -100,24 +96,9 @@ impl JwtSourceBuilder {
         self
     }
 
-    /// Draws the waits from this seed, for a test that can be repeated.
-    pub fn reconnect_seed(mut self, seed: u64) -> Self {
-        self.seed = Some(seed);
-        self
-    }
-
     /// How much the source takes in. See [`ResourceLimits`] for the defaults.
     pub fn resource_limits(mut self, limits: ResourceLimits) -> Self {
         self.limits = limits;
-        self
-    }
-
-    /// Limits the size of one message of the agent, in bytes. 64 MiB by default. It is checked
-    /// before the message is decoded; a larger message is discarded, the last bundles stay, and the
-    /// source is unhealthy until a message within the limit arrives. It bounds all trust domains
-    /// together, whatever [`resource_limits`](Self::resource_limits) allow each.
-    pub fn max_message_bytes(mut self, bytes: usize) -> Self {
-        self.max_message = bytes;
         self
     }
 
@@ -160,22 +141,14 @@ impl JwtSourceBuilder {
         self
     }
 
-    /// How long connecting to the agent may take. 5 s by default.
-    pub fn connect_timeout(mut self, within: Duration) -> Self {
-        self.timing.connect = within;
-        self
-    }
-
-    /// How long one call for a token may take. 35 s by default: SPIRE's agent takes up to 30 s
-    /// while its server is away.
-    pub fn fetch_timeout(mut self, within: Duration) -> Self {
-        self.timing.call = within;
-        self
-    }
-
-    /// How long the first message of a bundle stream may take. 10 s by default.
-    pub fn first_message_timeout(mut self, within: Duration) -> Self {
-        self.timing.first_message = within;
+    /// Limits one call to the agent for a token, that of the source and of its cache. 35 s by default:
+    /// SPIRE's agent takes up to 30 s while its server is unreachable. Within it, connecting may take
+    /// 5 s, and the first message of a bundle stream 10 s.
+    pub fn fetch_timeout(mut self, limit: Duration) -> Self {
+        let default = Timing::default();
+        self.timing.call = limit;
+        self.timing.connect = default.connect.min(limit);
+        self.timing.first_message = default.first_message.min(limit);
         self
     }
 
@@ -195,18 +168,28 @@ impl JwtSourceBuilder {
         self
     }
 
-    /// Who keeps the counts. A panic in it is caught.
+    /// Sets the recorder of the source, of its token cache, and of the validators and server layers
+    /// that are built on it, unless they are given one of their own. None by default. A panic in it
+    /// is caught.
     pub fn metrics(mut self, recorder: Arc<dyn MetricsRecorder>) -> Self {
-        self.metrics = recorder;
+        self.metrics = Some(recorder);
         self
     }
 
-    /// Sets up the cache of our own tokens: its clock and recorder are the source's already.
+    /// Sets up the cache of our own tokens. Its clock, recorder and fetch timeout are the source's
+    /// already.
     pub fn svid_cache(
         mut self,
         set_up: impl FnOnce(SvidCacheBuilder) -> SvidCacheBuilder + Send + 'static,
     ) -> Self {
         self.cache = Box::new(set_up);
+        self
+    }
+
+    /// Makes the waits the same in every run.
+    #[cfg(feature = "testing")]
+    pub(crate) fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
         self
     }
 
@@ -253,10 +236,11 @@ impl JwtSourceBuilder {
         let runtime = connector.runtime();
         let runtime = runtime.map_err(|missing| JwtSourceError::no_runtime(BUILDING, missing))?;
         let clock = Arc::new(TrustClock::new(self.clock.clone()));
-        let metrics: Arc<dyn MetricsRecorder> = Arc::new(Shielded::new(self.metrics.clone()));
+        let recorder = self.metrics.clone().unwrap_or_else(|| Arc::new(()));
+        let metrics: Arc<dyn MetricsRecorder> = Arc::new(Shielded::new(recorder.clone()));
         let client = WorkloadApiClientBuilder::new(connector)
             .timing(self.timing)
-            .max_message_bytes(self.max_message)
+            .max_message_bytes(self.limits.message_bytes())
             .clock(clock.clone())
             .build_on(runtime.clone());
         let shared = Arc::new(Shared::new(
@@ -270,7 +254,8 @@ impl JwtSourceBuilder {
         let fetcher = super::fetch::Fetcher::new(shared.clone());
         let cache = SvidCache::builder(fetcher)
             .clock(self.clock)
-            .metrics(self.metrics);
+            .fetch_timeout(self.timing.call)
+            .metrics(recorder);
         let cache = (self.cache)(cache).build();
         let draw = self
             .seed
@@ -278,7 +263,13 @@ impl JwtSourceBuilder {
         let backoff = Backoff::new(self.backoff.0, self.backoff.1, draw);
         let task =
             Supervisor::new(shared.clone(), cache.clone(), self.limits, backoff).spawn(&runtime);
-        Ok(JwtSource::assemble(shared, cache, task, self.shutdown))
+        Ok(JwtSource::assemble(
+            shared,
+            cache,
+            task,
+            self.shutdown,
+            self.metrics,
+        ))
     }
 }
 

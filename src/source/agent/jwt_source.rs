@@ -17,6 +17,7 @@ use super::state::SourceState;
 use super::updates::{self, SourceUpdates};
 use crate::bundle::{BundleAnswer, BundleSource, BundlesUnavailable, JwtBundle, JwtBundleSet};
 use crate::identity::{SpiffeId, TrustDomain};
+use crate::metrics::MetricsRecorder;
 use crate::runtime;
 use crate::token::SvidCache;
 use crate::token::{JwtSvid, SvidRequest};
@@ -48,6 +49,7 @@ struct Inner {
     cache: SvidCache,
     task: AbortHandle,
     shutdown_timeout: Option<Duration>,
+    metrics: Option<Arc<dyn MetricsRecorder>>,
 }
 
 impl Drop for Inner {
@@ -78,6 +80,7 @@ impl JwtSource {
         cache: SvidCache,
         task: AbortHandle,
         shutdown_timeout: Option<Duration>,
+        metrics: Option<Arc<dyn MetricsRecorder>>,
     ) -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -85,6 +88,7 @@ impl JwtSource {
                 cache,
                 task,
                 shutdown_timeout,
+                metrics,
             }),
         }
     }
@@ -376,6 +380,10 @@ impl BundleSource for JwtSource {
         Some(Box::pin(async move {
             updates::next(notices, seen).await;
         }))
+    }
+
+    fn metrics(&self) -> Option<Arc<dyn MetricsRecorder>> {
+        self.inner.metrics.clone()
     }
 }
 

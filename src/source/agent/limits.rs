@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-/// Limits on each message of the agent, checked before a key is read. The size of a whole message
-/// has its own limit, checked before decoding: see
-/// [`max_message_bytes`](super::JwtSourceBuilder::max_message_bytes).
+use crate::workload_api::DEFAULT_MAX_MESSAGE_BYTES;
+
+/// Limits on each message of the agent, checked before a key is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ResourceLimits {
     max_bundles: usize,
     max_bundle_jwks_bytes: usize,
+    max_message_bytes: usize,
 }
 
 impl ResourceLimits {
@@ -28,6 +29,19 @@ impl ResourceLimits {
         self
     }
 
+    /// Limits the size of one message, in bytes. 64 MiB by default. It is checked before the message
+    /// is decoded; a larger message is discarded, the last bundles stay, and the source is unhealthy
+    /// until a message within the limit arrives. It bounds all trust domains together.
+    #[must_use]
+    pub fn max_message_bytes(mut self, bytes: usize) -> Self {
+        self.max_message_bytes = bytes;
+        self
+    }
+
+    pub(crate) fn message_bytes(&self) -> usize {
+        self.max_message_bytes
+    }
+
     pub(crate) fn bundles(&self) -> usize {
         self.max_bundles
     }
@@ -42,6 +56,7 @@ impl Default for ResourceLimits {
         Self {
             max_bundles: 200,
             max_bundle_jwks_bytes: 4 << 20,
+            max_message_bytes: DEFAULT_MAX_MESSAGE_BYTES,
         }
     }
 }

@@ -66,6 +66,7 @@ use crate::runtime;
 #[derive(Clone)]
 pub struct FileBundles {
     followed: Arc<Followed>,
+    metrics: Option<Arc<dyn MetricsRecorder>>,
 }
 
 /// Names the files of a [`FileBundles`].
@@ -76,7 +77,7 @@ pub struct FileBundlesBuilder {
     every: Duration,
     max_bytes: u64,
     clock: Arc<dyn Clock>,
-    metrics: Arc<dyn MetricsRecorder>,
+    metrics: Option<Arc<dyn MetricsRecorder>>,
 }
 
 impl FileBundles {
@@ -87,7 +88,7 @@ impl FileBundles {
             every: Duration::from_secs(5),
             max_bytes: 64 << 20,
             clock: SystemClock::shared(),
-            metrics: Arc::new(()),
+            metrics: None,
         }
     }
 
@@ -152,10 +153,11 @@ impl FileBundlesBuilder {
         self
     }
 
-    /// Who is told of changes, of files that cannot be read (again at each look), and whether
-    /// tokens can be judged. Nobody by default.
+    /// Sets the recorder of changes, of unreadable files (again at each look) and of readiness. None
+    /// by default. Validators and server layers built on the source use it too, unless they are
+    /// given one of their own.
     pub fn metrics(mut self, recorder: Arc<dyn MetricsRecorder>) -> Self {
-        self.metrics = recorder;
+        self.metrics = Some(recorder);
         self
     }
 
@@ -177,7 +179,8 @@ impl FileBundlesBuilder {
                 "",
             ));
         }
-        let metrics = Arc::new(Shielded::new(self.metrics));
+        let recorder = self.metrics.clone().unwrap_or_else(|| Arc::new(()));
+        let metrics = Arc::new(Shielded::new(recorder));
         let followed = Followed::open(
             self.documents,
             self.every,
@@ -187,7 +190,10 @@ impl FileBundlesBuilder {
         )?;
         let followed = Arc::new(followed);
         follow::spawn(&followed, &runtime);
-        Ok(FileBundles { followed })
+        Ok(FileBundles {
+            followed,
+            metrics: self.metrics,
+        })
     }
 
     fn push(&mut self, trust_domain: Option<TrustDomain>, format: Format, path: &Path) {
@@ -223,6 +229,10 @@ pub(crate) fn read_map(
 }
 
 impl BundleSource for FileBundles {
+    fn metrics(&self) -> Option<Arc<dyn MetricsRecorder>> {
+        self.metrics.clone()
+    }
+
     fn revision(&self) -> Result<u64, BundlesUnavailable> {
         self.followed.revision()
     }

@@ -172,8 +172,7 @@ impl SvidCache {
 
     /// Reports that signing keys were removed: `removed` is asked with the name of a trust domain and a
     /// key ID. The next request for a token that such a key signed waits for another one, up to
-    /// [`soft_wait`](SvidCacheBuilder::soft_wait) (250 ms) and once per removal, then sends what
-    /// there is. Tokens that are only kept warm are refreshed within 5 s.
+    /// 250 ms and once per removal, then sends what there is. Tokens that are only kept warm are refreshed within 5 s.
     #[cfg(feature = "workload-api")]
     pub(crate) fn authorities_removed(&self, removed: &dyn Fn(&str, &str) -> bool) {
         let now = self.core.cx.moment();

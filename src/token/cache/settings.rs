@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// How the cache paces itself. Every number is an option of
-/// [`SvidCacheBuilder`](super::SvidCacheBuilder).
+/// How the cache paces itself. [`SvidCacheBuilder`](super::SvidCacheBuilder) sets some of these
+/// numbers, or bounds them; the others are constants.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     /// The share of a token's life after which it is refreshed: drawn once per token between these
