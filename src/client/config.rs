@@ -7,9 +7,10 @@ use http::header::{AUTHORIZATION, HOST, HeaderName};
 use http::{Extensions, HeaderMap, HeaderValue};
 
 use super::audience::{Audience, Found};
+use super::caller;
 use super::origin::{Destination, Target};
 use crate::token::SvidRequest;
-use crate::token::{Issue, PinnedSvid, SvidCache, TokenError, TokenErrorReason, caller};
+use crate::token::{Issue, PinnedSvid, SvidCache, TokenError, TokenErrorReason};
 use crate::verify::VerifiedSvid;
 
 /// What to do with a request that has the header already, and goes where a token may go. One that
@@ -441,7 +442,10 @@ macro_rules! options {
                 self
             }
 
-            /// Lets tokens go in the clear, as far as this says. By default they go by https alone.
+            /// Allows tokens in plaintext, as far as this says. By default tokens are sent over https
+            /// only: a request to an `http://` origin that the audience covers fails with
+            /// [`Plaintext`](crate::token::TokenErrorReason::Plaintext), and is not sent without a
+            /// token.
             #[must_use]
             pub fn allow_plaintext(mut self, plaintext: $crate::client::Plaintext) -> Self {
                 Arc::make_mut(&mut self.config).set_plaintext(plaintext);

@@ -4,10 +4,11 @@ use tonic::service::Interceptor;
 use tonic::{Request, Status};
 
 use super::audience::Audience;
+use super::caller;
 use super::config::{Config, Decision, insert, options, withhold};
 use super::no_room;
 use super::origin::Destination;
-use crate::token::{SvidCache, TokenError, TokenErrorReason, caller};
+use crate::token::{SvidCache, TokenError, TokenErrorReason};
 
 /// A tonic interceptor that puts a token into each call, where one is there.
 ///

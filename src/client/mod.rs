@@ -174,6 +174,7 @@
 use crate::token::{TokenError, TokenErrorReason};
 
 mod audience;
+mod caller;
 mod config;
 mod deadline;
 mod future;

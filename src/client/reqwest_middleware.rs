@@ -5,12 +5,13 @@ use reqwest::{Request, Response};
 use reqwest_middleware::{Error, Middleware, Next};
 
 use super::audience::{Audience, AudienceError};
+use super::caller;
 use super::config::{Config, Decision, insert, options, withhold};
 use super::deadline::Deadline;
 use super::no_room;
 use super::request::refuses;
 use super::request::sealed::Request as _;
-use crate::token::{Issue, SvidCache, caller};
+use crate::token::{Issue, SvidCache};
 
 /// A middleware of `reqwest_middleware` that puts a fresh token into each request.
 ///

@@ -5,12 +5,13 @@ use std::task::{Context, Poll};
 use tower_service::Service;
 
 use super::audience::Audience;
+use super::caller;
 use super::config::{Config, Decision, insert, options, withhold};
 use super::deadline::Deadline;
 use super::future::{Held, ResponseFuture};
 use super::request::{IncomingResponse, OutgoingRequest};
 use super::{BoxError, no_room};
-use crate::token::{Issue, SvidCache, caller};
+use crate::token::{Issue, SvidCache};
 
 /// Puts a fresh token into each request. Made by [`AddJwtSvidLayer`](super::AddJwtSvidLayer).
 #[derive(Debug, Clone)]

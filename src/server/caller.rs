@@ -48,14 +48,6 @@ impl CallerState {
 #[derive(Clone)]
 pub(crate) struct TakenFrom(pub(crate) HeaderName);
 
-/// Lets the client layer know the caller of a request that is forwarded.
-pub(crate) fn register() {
-    #[cfg(feature = "client")]
-    crate::token::caller::register(|extensions| {
-        CallerState::from_extensions(extensions)?.verified()
-    });
-}
-
 /// The token of the caller that an outer layer verified, read from this header.
 pub(crate) fn outer_token<'a>(extensions: &'a Extensions, header: &HeaderName) -> Option<&'a str> {
     let caller = CallerState::from_extensions(extensions)?.verified()?;

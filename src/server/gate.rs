@@ -88,7 +88,6 @@ impl Judged {
 
 impl Gate {
     pub(crate) fn new(validator: Validator, policy: Arc<dyn Policy>, mode: Mode) -> Self {
-        caller::register();
         let telemetry = Telemetry::new(validator.clock().clone());
         Self {
             validator,

@@ -242,8 +242,6 @@ mod wait_for_key;
 
 pub use allow_callers::{AllowCallers, AllowCallersLayer};
 pub use caller::CallerState;
-#[cfg(feature = "testing")]
-pub(crate) use caller::register as register_caller;
 pub use end_at_expiry::{
     EndAtExpiry, EndAtExpiryBody, EndAtExpiryFuture, EndAtExpiryLayer, TokenExpired,
 };

@@ -130,7 +130,6 @@ mod jwt_svid;
 
 pub use crate::grpc_code::GrpcCode;
 #[cfg(feature = "client")]
-pub(crate) use cache::caller;
 #[cfg(feature = "client")]
 pub use cache::{
     AudienceSnapshot, KeepWarm, PinnedSvid, SvidCache, SvidCacheBuilder, SvidCacheStats,

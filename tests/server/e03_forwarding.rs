@@ -11,7 +11,7 @@ use tower_spiffe::server::{Allow, CallerState, GrpcPolicy, UnknownKeyWait, Valid
 use tower_spiffe::testing::{self, FakeAgent};
 use tower_spiffe::verify::Validator;
 
-use crate::support::{AUDIENCE, OPS, WEB, World};
+use crate::support::{AUDIENCE, OPS, WEB, World, with_authorization};
 
 const X_SVID: HeaderName = HeaderName::from_static("x-jwt-svid");
 
@@ -39,6 +39,32 @@ where
 fn caller(extensions: &Extensions) -> Option<String> {
     let caller = CallerState::from_extensions(extensions)?.verified()?;
     Some(caller.spiffe_id().to_string())
+}
+
+/// A verified caller counts, whoever put it into the extensions: no server layer is built here.
+#[tokio::test]
+async fn e03_a_caller_set_by_hand_counts() {
+    let world = World::new();
+    let agent = FakeAgent::start("x").await.unwrap();
+    let source = agent.source().await.unwrap();
+    let audience = Audience::fixed("ledger").for_origin("https://ledger");
+    let client = AddJwtSvidLayer::new(source, audience.unwrap());
+    let bearer = world.bearer(WEB);
+    let token = bearer.to_str().unwrap().strip_prefix("Bearer ").unwrap();
+    let caller = CallerState::Verified(world.validator.validate(token).unwrap());
+    for (uri, signed) in [("https://ledger/", true), ("https://other/", false)] {
+        let mut request = with_authorization(&bearer);
+        *request.uri_mut() = uri.parse().unwrap();
+        request.extensions_mut().insert(caller.clone());
+        let upstream = service_fn(async |request: Request<String>| {
+            let sent = request.headers().get(AUTHORIZATION).cloned();
+            Ok::<_, Infallible>(Response::new(sent))
+        });
+        let sent = client.layer(upstream).oneshot(request).await.unwrap();
+        let sent = sent.into_body();
+        assert_eq!(sent.is_some(), signed, "{uri}");
+        assert_ne!(sent, Some(bearer.clone()), "{uri}");
+    }
 }
 
 #[tokio::test]

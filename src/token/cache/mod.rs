@@ -14,7 +14,6 @@ use crate::token::{FetchSvid, JwtSvid, SvidRequest};
 
 mod breaker;
 mod builder;
-pub(crate) mod caller;
 mod context;
 mod counts;
 mod entry;

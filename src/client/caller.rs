@@ -1,0 +1,22 @@
+//! The verified caller of a request that is forwarded: its token must not be sent on.
+//!
+//! The only place where the client knows of the server: the server layer leaves the caller in the
+//! extensions of a request as its own public type.
+
+use http::Extensions;
+
+use crate::verify::VerifiedSvid;
+
+/// The caller in these extensions, whoever put it there.
+#[cfg(feature = "server")]
+#[inline]
+pub(super) fn verified(extensions: &Extensions) -> Option<&VerifiedSvid> {
+    crate::server::CallerState::from_extensions(extensions)?.verified()
+}
+
+/// Without a server, no request has a caller.
+#[cfg(not(feature = "server"))]
+#[inline]
+pub(super) fn verified(_: &Extensions) -> Option<&VerifiedSvid> {
+    None
+}
