@@ -32,18 +32,21 @@ pub(crate) fn wrong_kind(document: &[u8], expected: Expected) -> Option<&'static
     // Only the head: no other kind hides what it is for long.
     const HEAD: usize = 64 << 10;
     let head = String::from_utf8_lossy(document.get(..HEAD).unwrap_or(document));
-    if head.lines().any(|line| line.starts_with("-----BEGIN ")) {
+    let text = head.trim_start();
+    let has_line = |name: &str| text.lines().any(|line| line.starts_with(name));
+    if has_line("apiVersion:") && has_line("kind:") {
+        return Some(MANIFEST);
+    }
+    if text
+        .lines()
+        .any(|line| line.trim_start().starts_with("-----BEGIN "))
+    {
         return Some(
             "it is PEM, not JSON; write the bundle with `spire-server bundle show -format spiffe`",
         );
     }
-    let text = head.trim_start();
     if is_token(text.trim_end()) {
         return Some("it is a token, not a set of keys");
-    }
-    let has_line = |name: &str| text.lines().any(|line| line.starts_with(name));
-    if has_line("apiVersion:") && has_line("kind:") {
-        return Some(MANIFEST);
     }
     let names = serde_json::from_slice::<Names>(document).ok()?;
     names.kind(expected)
