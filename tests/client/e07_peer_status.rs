@@ -213,6 +213,13 @@ async fn e07_source_errors_convert_to_fixed_texts() {
         assert!(!status.message().contains("ledger"), "{status:?}");
         let ours = std::error::Error::source(&status).unwrap();
         assert!(ours.downcast_ref::<JwtSourceError>().is_some());
+        // As a type-erased error, too.
+        let audience = ["spiffe://x/internal/ledger"];
+        let error = source.fetch_jwt_svid(audience).await.unwrap_err();
+        let status = Status::from_error(error.into());
+        assert_eq!(status.code(), expected, "{status:?}");
+        assert!(!status.message().contains("unix:"), "{status:?}");
+        assert!(!status.message().contains("ledger"), "{status:?}");
     }
 }
 

@@ -8,8 +8,8 @@ use crate::bundle::BundlesUnavailable;
 use crate::grpc_code::GrpcCode;
 use crate::identity::TrustDomain;
 use crate::runtime::Missing;
-use crate::token::TokenError;
 use crate::token::{FetchSvidError, FetchSvidReason, SvidRequestError};
+use crate::token::{TokenError, TokenErrorReason};
 use crate::workload_api::{
     EndpointError, EndpointErrorReason, WorkloadApiError, WorkloadApiErrorReason,
 };
@@ -154,30 +154,49 @@ impl fmt::Display for JwtSourceError {
     }
 }
 
-impl std::error::Error for JwtSourceError {}
-
-/// A code and a fixed text for each class, as for a [`TokenError`]; this error is its source.
-///
-/// `?` converts this way in a tonic handler. `tonic::Status::from_error` does not: it sends the
-/// message of this error, which names the agent, to the peer.
-#[cfg(feature = "tonic")]
-impl From<JwtSourceError> for tonic::Status {
-    fn from(error: JwtSourceError) -> Self {
-        use crate::token::TokenErrorReason as Class;
+impl JwtSourceError {
+    /// The class of what a gRPC peer is told.
+    fn class(&self) -> TokenErrorReason {
         use JwtSourceErrorReason as Reason;
-        let class = match error.reason {
-            Reason::Token(reason) => Class::of(reason),
+        match self.reason {
+            Reason::Token(reason) => TokenErrorReason::of(reason),
             Reason::InitialSync
             | Reason::BundlesUnavailable(_)
             | Reason::Closed
-            | Reason::ShutdownTimeout => Class::Unavailable,
+            | Reason::ShutdownTimeout => TokenErrorReason::Unavailable,
             Reason::Endpoint(_)
             | Reason::NoRuntime
             | Reason::Refused(_)
             | Reason::UnknownTrustDomain
-            | Reason::InvalidRequest(_) => Class::InvalidRequest,
-        };
-        let mut status = class.status();
+            | Reason::InvalidRequest(_) => TokenErrorReason::InvalidRequest,
+        }
+    }
+}
+
+impl std::error::Error for JwtSourceError {
+    /// The `tonic::Status` that [`From`] gives, for the errors of calls: `tonic::Status::from_error`
+    /// looks for it here. Errors of building and of shutting down have none.
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        use JwtSourceErrorReason as Reason;
+        match self.reason {
+            Reason::Endpoint(_)
+            | Reason::InitialSync
+            | Reason::Refused(_)
+            | Reason::ShutdownTimeout => None,
+            _ => Some(self.class().shared_status()),
+        }
+    }
+}
+
+/// A code and a fixed text for each class, as for a [`TokenError`]; this error is its source.
+///
+/// `?` converts this way in a tonic handler. `tonic::Status::from_error` gives the same code and
+/// text, but for errors of building and of shutting down a source: there it sends the message of
+/// this error, which names the agent, to the peer.
+#[cfg(feature = "tonic")]
+impl From<JwtSourceError> for tonic::Status {
+    fn from(error: JwtSourceError) -> Self {
+        let mut status = error.class().status();
         status.set_source(Arc::new(error));
         status
     }
