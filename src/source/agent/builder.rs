@@ -128,13 +128,14 @@ impl JwtSourceBuilder {
         self
     }
 
-    /// For how long the last set of bundles may be judged by without a word from the agent.
+    /// Limits the age of the bundles that validation uses. The age counts from the last bundle
+    /// message that was accepted: tokens, keepalives and discarded messages do not extend it.
     ///
-    /// `None` by default: a service stays available while its agent is away, and a key that is
-    /// revoked in that time stays good here until the agent is back. With a limit validation
-    /// answers "cannot judge" past it (held against the clock at every validation), and a quiet
-    /// stream is asked anew at half of it, at the cost of an attestation each time. The keys of a
-    /// trust domain that could not be read since are held to the limit by themselves.
+    /// `None` by default: a service stays available while its agent is unreachable, and a key that
+    /// is revoked in that time stays trusted here until the agent is back. With a limit, validation
+    /// answers "cannot judge" once it has passed (checked at every validation). If the stream is
+    /// quiet for half of the limit, the source opens it again, at the cost of an attestation each
+    /// time. The limit also applies to each trust domain whose keys could not be read since.
     ///
     /// The age is taken on the monotonic clock and on the wall clock, whichever shows more: a
     /// suspend counts. After a forward step of the wall clock by 1 s or more the agent is asked
