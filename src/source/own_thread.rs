@@ -38,17 +38,22 @@ async fn wait<T>(result: oneshot::Receiver<T>) -> Option<T> {
 }
 
 /// Paused time moves on when every task waits, and it does not see this thread: so the task does
-/// not wait at first, or timeouts would pass in no time.
+/// not wait at first, or timeouts would pass in no time. It pauses its own thread briefly between
+/// the looks, because on a busy machine a spinning task keeps the work from being scheduled.
 #[cfg(feature = "testing")]
 async fn wait<T>(mut result: oneshot::Receiver<T>) -> Option<T> {
     use crate::clock::{Clock as _, SystemClock};
     const AT_MOST: std::time::Duration = std::time::Duration::from_secs(2);
+    const PAUSE: std::time::Duration = std::time::Duration::from_micros(50);
     let began = SystemClock.monotonic();
     while SystemClock.monotonic().saturating_sub(began) < AT_MOST {
         match result.try_recv() {
             Ok(outcome) => return Some(outcome),
             Err(oneshot::error::TryRecvError::Closed) => return None,
-            Err(oneshot::error::TryRecvError::Empty) => tokio::task::yield_now().await,
+            Err(oneshot::error::TryRecvError::Empty) => {
+                std::thread::park_timeout(PAUSE);
+                tokio::task::yield_now().await;
+            }
         }
     }
     result.await.ok()
