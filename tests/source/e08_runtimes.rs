@@ -376,22 +376,9 @@ fn e08_cached_tokens_need_no_runtime() {
 /// The list above is whole: each `pub async fn` of the library is in it.
 #[test]
 fn e08_every_public_async_method_is_listed() {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut above = here.ancestors().map(|folder| folder.join("src"));
-    let src = above
-        .find(|src| src.join("svid_cache").is_dir())
-        .expect("the library");
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("../src");
     let mut found = BTreeSet::new();
-    for part in [
-        "source",
-        "svid_cache",
-        "svid",
-        "workload_api",
-        "server",
-        "client",
-    ] {
-        visit(&src.join(part), &mut found);
-    }
+    visit(&src, &mut found);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let listed: BTreeSet<String> = calls(&runtime.block_on(world()))
         .iter()
@@ -406,7 +393,10 @@ fn visit(folder: &Path, found: &mut BTreeSet<String>) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            visit(&path, found);
+            // Its agents belong to tests, which have a runtime.
+            if !path.ends_with("testing") {
+                visit(&path, found);
+            }
         } else if !path.ends_with("pb.rs") {
             let text = std::fs::read_to_string(&path).unwrap();
             let names = text.split("pub async fn ").skip(1);
