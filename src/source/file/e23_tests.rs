@@ -132,6 +132,15 @@ async fn e29_files_of_other_kinds_are_named() {
             "it is PEM",
         ),
         (
+            "\n  -----BEGIN CERTIFICATE-----\n  MIIB\n".to_owned(),
+            "it is PEM",
+        ),
+        (
+            "apiVersion: v1\nkind: ConfigMap\ndata:\n  bundle.crt: |\n    -----BEGIN CERTIFICATE-----\n"
+                .to_owned(),
+            "Kubernetes manifest",
+        ),
+        (
             r#"{"issuer": "https://x", "jwks_uri": "https://x/keys"}"#.to_owned(),
             "`jwks_uri`",
         ),
