@@ -38,8 +38,9 @@ use std::hint::black_box;
 use std::process::{Command, ExitCode};
 
 use serde_json::json;
+use tower_spiffe::Validator;
+use tower_spiffe::bundle::Algorithm;
 use tower_spiffe::bundle::{FixedBundles, JwtBundleSet};
-use tower_spiffe::{Algorithm, Validator};
 
 use judging::callgrind;
 use tower_spiffe_test_support::clock::HandClock;

@@ -32,8 +32,10 @@ use criterion::Criterion;
 use http::header::{AUTHORIZATION, HOST, HeaderValue};
 use http::{Request, Response};
 use tower::{Layer, Service};
+use tower_spiffe::SvidCache;
 use tower_spiffe::client::{AddJwtSvid, Audience};
-use tower_spiffe::{Clock, SvidCache, SvidRequest, SystemClock};
+use tower_spiffe::clock::{Clock, SystemClock};
+use tower_spiffe::token::SvidRequest;
 use tower_spiffe_test_support::fetch::DayIssuer;
 
 use judging::{Bar, Judge, Round, Work, difference, each, group, in_turns, repeat, two_threads};

@@ -35,11 +35,12 @@ use criterion::Criterion;
 use http::request::Parts;
 use http::{HeaderValue, Request, Response};
 use tower::{Layer, Service};
+use tower_spiffe::bundle::FixedBundles;
 use tower_spiffe::server::{
     Allow, AskPolicy, AsyncPolicy, Decision, DecisionFuture, UnknownKeyWait, ValidateJwtSvidLayer,
 };
-use tower_spiffe::testing::{Issuer, WorkloadApi};
-use tower_spiffe::{FixedBundles, Validator, VerifiedSvid};
+use tower_spiffe::testing::{FakeAgent, Issuer};
+use tower_spiffe::{Validator, VerifiedSvid};
 
 use judging::{Bar, Judge, Round, difference, group, in_turns, median, medians_in_turns, nanos};
 
@@ -253,7 +254,7 @@ fn made_up_keys(criterion: &mut Criterion, judge: &mut Judge) {
         .enable_all()
         .build()
         .unwrap();
-    let agent = runtime.block_on(WorkloadApi::start("x")).unwrap();
+    let agent = runtime.block_on(FakeAgent::start("x")).unwrap();
     let server = || {
         let source = runtime.block_on(agent.source()).unwrap();
         let validator = Validator::builder(source).audience(AUDIENCE);

@@ -33,8 +33,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use tower_spiffe::testing::{Issuer, WorkloadApi};
-use tower_spiffe::{Algorithm, JwtSource, Validator};
+use tower_spiffe::bundle::Algorithm;
+use tower_spiffe::testing::{FakeAgent, Issuer};
+use tower_spiffe::{JwtSource, Validator};
 
 const TD: &str = "example.org";
 const AUDIENCE: &str = "spiffe://example.org/db";
@@ -64,7 +65,7 @@ fn keys(domain: usize) -> (String, Vec<u8>) {
 struct Bench {
     agents: tokio::runtime::Runtime,
     _sources: tokio::runtime::Runtime,
-    agent: WorkloadApi,
+    agent: FakeAgent,
     source: JwtSource,
     token: String,
     /// The set and the same with one trust domain's keys, or all but our own, exchanged.
@@ -81,7 +82,7 @@ fn one_worker() -> tokio::runtime::Runtime {
 impl Bench {
     fn start() -> Self {
         let (agents, sources) = (one_worker(), one_worker());
-        let agent = agents.block_on(WorkloadApi::start(TD)).unwrap();
+        let agent = agents.block_on(FakeAgent::start(TD)).unwrap();
         let source = sources.block_on(agent.source()).unwrap();
         let token = agent.issuer().token("spiffe://example.org/web", AUDIENCE);
         let token = token.expires_in(Duration::from_secs(6 * 3600)).sign();

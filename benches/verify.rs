@@ -32,8 +32,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use criterion::Criterion;
 use serde_json::{Value, json};
+use tower_spiffe::Validator;
+use tower_spiffe::bundle::Algorithm;
 use tower_spiffe::bundle::{FixedBundles, JwtBundleSet};
-use tower_spiffe::{Algorithm, Validator};
 
 use tower_spiffe_test_support::signer;
 

@@ -1,7 +1,7 @@
 //! hyper-util's client, its requests signed, over TLS: `cargo run --example client_hyper`.
 //!
 //! Takes the agent that `SPIFFE_ENDPOINT_SOCKET` names, or brings one of its own
-//! (`testing::WorkloadApi`); brings a service to call, with a certificate authority of its own, and
+//! (`testing::FakeAgent`); brings a service to call, with a certificate authority of its own, and
 //! ends. In earnest the source is `JwtSource::new().await?`, and the certificates are yours.
 
 #![allow(clippy::print_stdout, reason = "it is there to be read")]
@@ -18,7 +18,7 @@ use hyper_util::rt::TokioExecutor;
 use tower::{Layer, ServiceBuilder, ServiceExt};
 use tower_http::decompression::DecompressionLayer;
 use tower_http::follow_redirect::FollowRedirectLayer;
-use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::testing::FakeAgent;
 use tower_spiffe::{AddJwtSvidLayer, Allow, Audience, JwtSource};
 use tower_spiffe::{ValidateJwtSvidLayer, Validator, VerifiedSvid};
 
@@ -73,11 +73,11 @@ async fn main() -> Result<(), Error> {
     Ok(())
 }
 
-async fn source() -> Result<(JwtSource, Option<WorkloadApi>), Error> {
+async fn source() -> Result<(JwtSource, Option<FakeAgent>), Error> {
     if std::env::var_os("SPIFFE_ENDPOINT_SOCKET").is_some() {
         return Ok((JwtSource::new().await?, None));
     }
-    let agent = WorkloadApi::start("example.org").await?;
+    let agent = FakeAgent::start("example.org").await?;
     Ok((agent.source().await?, Some(agent)))
 }
 

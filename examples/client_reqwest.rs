@@ -1,7 +1,7 @@
 //! `reqwest::Client` as a tower service, its requests signed: `cargo run --example client_reqwest`.
 //!
 //! Takes the agent that `SPIFFE_ENDPOINT_SOCKET` names, or brings one of its own
-//! (`testing::WorkloadApi`); brings a service to call, and ends. In earnest the source is
+//! (`testing::FakeAgent`); brings a service to call, and ends. In earnest the source is
 //! `JwtSource::new().await?`. To keep reqwest's own way of making requests, see
 //! `client_reqwest_middleware.rs`.
 
@@ -13,9 +13,11 @@ use reqwest::header::{AUTHORIZATION, HeaderMap};
 use reqwest::{Method, Request};
 use tokio::net::TcpListener;
 use tower::{Layer, Service, ServiceExt};
-use tower_spiffe::testing::WorkloadApi;
-use tower_spiffe::{AddJwtSvid, Allow, Audience, JwtSource, Plaintext};
-use tower_spiffe::{TokenError, TokenErrorReason, ValidateJwtSvidLayer, Validator, VerifiedSvid};
+use tower_spiffe::client::Plaintext;
+use tower_spiffe::testing::FakeAgent;
+use tower_spiffe::token::{TokenError, TokenErrorReason};
+use tower_spiffe::{AddJwtSvid, Allow, Audience, JwtSource};
+use tower_spiffe::{ValidateJwtSvidLayer, Validator, VerifiedSvid};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -76,11 +78,11 @@ where
     Ok(response.error_for_status()?.text().await?)
 }
 
-async fn source() -> Result<(JwtSource, Option<WorkloadApi>), Error> {
+async fn source() -> Result<(JwtSource, Option<FakeAgent>), Error> {
     if std::env::var_os("SPIFFE_ENDPOINT_SOCKET").is_some() {
         return Ok((JwtSource::new().await?, None));
     }
-    let agent = WorkloadApi::start("example.org").await?;
+    let agent = FakeAgent::start("example.org").await?;
     Ok((agent.source().await?, Some(agent)))
 }
 

@@ -1,7 +1,7 @@
 //! reqwest to two services, by a middleware: `cargo run --example client_reqwest_middleware`.
 //!
 //! Takes the agent that `SPIFFE_ENDPOINT_SOCKET` names, or brings one of its own
-//! (`testing::WorkloadApi`); brings two services to call, and ends. In earnest the source is
+//! (`testing::FakeAgent`); brings two services to call, and ends. In earnest the source is
 //! `JwtSource::new().await?`, the services are at `https://`, and nothing is said of plaintext.
 
 #![allow(clippy::print_stdout, reason = "it is there to be read")]
@@ -11,9 +11,11 @@ use reqwest_middleware::ClientBuilder;
 use tokio::net::TcpListener;
 use tower::Layer;
 use tower_spiffe::client::JwtSvidMiddleware;
-use tower_spiffe::testing::WorkloadApi;
-use tower_spiffe::{Allow, Audience, JwtSource, Plaintext};
-use tower_spiffe::{TokenError, ValidateJwtSvidLayer, Validator, VerifiedSvid};
+use tower_spiffe::client::Plaintext;
+use tower_spiffe::testing::FakeAgent;
+use tower_spiffe::token::TokenError;
+use tower_spiffe::{Allow, Audience, JwtSource};
+use tower_spiffe::{ValidateJwtSvidLayer, Validator, VerifiedSvid};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -71,11 +73,11 @@ async fn main() -> Result<(), Error> {
     Ok(())
 }
 
-async fn source() -> Result<(JwtSource, Option<WorkloadApi>), Error> {
+async fn source() -> Result<(JwtSource, Option<FakeAgent>), Error> {
     if std::env::var_os("SPIFFE_ENDPOINT_SOCKET").is_some() {
         return Ok((JwtSource::new().await?, None));
     }
-    let agent = WorkloadApi::start("example.org").await?;
+    let agent = FakeAgent::start("example.org").await?;
     Ok((agent.source().await?, Some(agent)))
 }
 

@@ -1,7 +1,7 @@
 //! A client stack with limits, buffers, timeouts and retries on both sides of the layer that signs:
 //! `cargo run --example client_stack`.
 //!
-//! It brings an agent of its own (`testing::WorkloadApi`), whose key it revokes, and a service to
+//! It brings an agent of its own (`testing::FakeAgent`), whose key it revokes, and a service to
 //! call, and ends. In earnest the source is `JwtSource::new().await?`.
 
 #![allow(clippy::print_stdout, reason = "it is there to be read")]
@@ -22,8 +22,9 @@ use hyper_util::rt::TokioExecutor;
 use tower::retry::{Policy, RetryLayer};
 use tower::util::MapResponseLayer;
 use tower::{Layer, ServiceBuilder, ServiceExt};
-use tower_spiffe::testing::WorkloadApi;
-use tower_spiffe::{AddJwtSvidLayer, Allow, Audience, JwtSource, Plaintext};
+use tower_spiffe::client::Plaintext;
+use tower_spiffe::testing::FakeAgent;
+use tower_spiffe::{AddJwtSvidLayer, Allow, Audience, JwtSource};
 use tower_spiffe::{ValidateJwtSvidLayer, Validator, VerifiedSvid};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -54,7 +55,7 @@ impl Policy<Request<Empty<Bytes>>, Response<Incoming>, Error> for OnceMore {
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
-    let agent = WorkloadApi::start("example.org").await?;
+    let agent = FakeAgent::start("example.org").await?;
     let reports = serve(agent.source().await?).await?;
     let source = agent.source().await?;
 

@@ -1,7 +1,7 @@
 //! A tonic client whose calls are signed, unary and streaming: `cargo run --example client_tonic`.
 //!
 //! Takes the agent that `SPIFFE_ENDPOINT_SOCKET` names, or brings one of its own
-//! (`testing::WorkloadApi`); brings a service to call, and ends. In earnest the source is
+//! (`testing::FakeAgent`); brings a service to call, and ends. In earnest the source is
 //! `JwtSource::new().await?`, and client and server are what `tonic-prost-build` made; here they
 //! are made by hand, at the end of this file.
 
@@ -13,8 +13,10 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Endpoint, Server};
 use tonic::{Code, Request, Response, Status};
 use tower_spiffe::client::JwtSvidInterceptor;
-use tower_spiffe::testing::WorkloadApi;
-use tower_spiffe::{AddJwtSvid, Allow, Audience, JwtSource, Plaintext, SvidCache, SvidRequest};
+use tower_spiffe::client::Plaintext;
+use tower_spiffe::testing::FakeAgent;
+use tower_spiffe::token::SvidRequest;
+use tower_spiffe::{AddJwtSvid, Allow, Audience, JwtSource, SvidCache};
 use tower_spiffe::{GrpcPolicy, ValidateJwtSvidLayer, Validator, VerifiedSvid};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -69,11 +71,11 @@ fn expect(as_it_should_be: bool) -> Result<(), Error> {
         .ok_or_else(|| "this is not as it should be".into())
 }
 
-async fn source() -> Result<(JwtSource, Option<WorkloadApi>), Error> {
+async fn source() -> Result<(JwtSource, Option<FakeAgent>), Error> {
     if std::env::var_os("SPIFFE_ENDPOINT_SOCKET").is_some() {
         return Ok((JwtSource::new().await?, None));
     }
-    let agent = WorkloadApi::start("example.org").await?;
+    let agent = FakeAgent::start("example.org").await?;
     Ok((agent.source().await?, Some(agent)))
 }
 
@@ -97,7 +99,9 @@ async fn serve(source: &JwtSource, callers: &str) -> Result<String, Error> {
 }
 
 async fn get(request: Request<String>) -> Result<Response<String>, Status> {
-    let caller = VerifiedSvid::of(&request)?.spiffe_id().to_string();
+    let caller = VerifiedSvid::from_request(&request)?
+        .spiffe_id()
+        .to_string();
     Ok(Response::new(format!("{} for {caller}", request.get_ref())))
 }
 

@@ -2,7 +2,7 @@
 //! `cargo run --example gateway`.
 //!
 //! The caller's token does not leave the gateway, and headers that name a caller are the gateway's
-//! own. It brings an agent of its own (`testing::WorkloadApi`), calls itself, and ends. In
+//! own. It brings an agent of its own (`testing::FakeAgent`), calls itself, and ends. In
 //! production the source is `JwtSource::new().await?`, and the upstream is reached over https.
 
 #![allow(clippy::print_stdout, reason = "it is there to be read")]
@@ -21,11 +21,10 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use tokio::net::TcpListener;
 use tower::{Layer, ServiceExt};
+use tower_spiffe::client::Plaintext;
 use tower_spiffe::client::{AddJwtSvid, AddJwtSvidLayer};
-use tower_spiffe::testing::WorkloadApi;
-use tower_spiffe::{
-    Allow, Audience, JwtSource, Plaintext, ValidateJwtSvidLayer, Validator, VerifiedSvid,
-};
+use tower_spiffe::testing::FakeAgent;
+use tower_spiffe::{Allow, Audience, JwtSource, ValidateJwtSvidLayer, Validator, VerifiedSvid};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 type Signed = AddJwtSvid<Client<HttpConnector, Body>>;
@@ -122,7 +121,7 @@ async fn serve(app: impl FnOnce(&str) -> Result<Router, Error>) -> Result<String
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
-    let agent = WorkloadApi::start("example.org").await?;
+    let agent = FakeAgent::start("example.org").await?;
     agent.register(GATEWAY, "", Duration::from_secs(300))?;
     let source = agent.source().await?;
     let upstream = serve(|_| ledger(source.clone())).await?;

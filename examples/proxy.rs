@@ -3,7 +3,7 @@
 //!
 //! Its bodies are hyper's `Incoming`, which nobody can make: so its refusals bring a body of their
 //! own. It uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own
-//! (`testing::WorkloadApi`); it calls itself, and ends.
+//! (`testing::FakeAgent`); it calls itself, and ends.
 
 #![allow(clippy::print_stdout, reason = "it is there to be read")]
 
@@ -23,7 +23,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tower::{Layer, service_fn};
 use tower_spiffe::server::{Allow, CallerState, Rejection, ValidateJwtSvidLayer};
-use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::testing::FakeAgent;
 use tower_spiffe::{JwtSource, Validator};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -68,7 +68,7 @@ async fn forward(
         .path_and_query()
         .map_or("/", |path| path.as_str());
     *request.uri_mut() = format!("http://{upstream}{path}").parse::<Uri>()?;
-    let state = CallerState::of(request.extensions());
+    let state = CallerState::from_extensions(request.extensions());
     let caller = state.and_then(CallerState::verified).ok_or("no caller")?;
     let caller = caller.spiffe_id().as_str().parse()?;
     request.headers_mut().remove(HOST);
@@ -117,11 +117,11 @@ async fn main() -> Result<(), Error> {
 }
 
 /// A source on the agent at `SPIFFE_ENDPOINT_SOCKET`; without one, on an agent of our own.
-async fn source() -> Result<(JwtSource, Option<WorkloadApi>), Error> {
+async fn source() -> Result<(JwtSource, Option<FakeAgent>), Error> {
     if let Some(socket) = std::env::var_os("SPIFFE_ENDPOINT_SOCKET") {
         println!("Workload API: the agent at {}", socket.display());
         return Ok((JwtSource::new().await?, None));
     }
-    let agent = WorkloadApi::start("example.org").await?;
+    let agent = FakeAgent::start("example.org").await?;
     Ok((agent.source().await?, Some(agent)))
 }

@@ -25,10 +25,11 @@ use axum::{Router, ServiceExt};
 use reqwest::header::{AUTHORIZATION, WWW_AUTHENTICATE};
 use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt as _};
-use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::client::Plaintext;
+use tower_spiffe::testing::FakeAgent;
 use tower_spiffe::{
-    AddJwtSvidLayer, Allow, AllowCallersLayer, Audience, JwtSource, Plaintext, SpiffeId,
-    ValidateJwtSvidLayer, Validator, VerifiedSvid,
+    AddJwtSvidLayer, Allow, AllowCallersLayer, Audience, JwtSource, SpiffeId, ValidateJwtSvidLayer,
+    Validator, VerifiedSvid,
 };
 
 type BoxError = Box<dyn Error + Send + Sync>;
@@ -64,7 +65,7 @@ async fn chain() -> Result<(), BoxError> {
             (None, announced(&what, JwtSource::new()).await?)
         }
         None => {
-            let agent = WorkloadApi::builder("example.org")
+            let agent = FakeAgent::builder("example.org")
                 .token_life(TOKEN_LIFE)
                 .start()
                 .await?;
@@ -279,7 +280,7 @@ async fn refused(
 /// lost.
 async fn rotation<S>(
     run: &mut Run,
-    agent: &WorkloadApi,
+    agent: &FakeAgent,
     source: &JwtSource,
     client: S,
     url: &str,

@@ -1,6 +1,6 @@
 //! An axum server whose callers are known: `cargo run --example server_axum`.
 //!
-//! It uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own (`testing::WorkloadApi`); it
+//! It uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own (`testing::FakeAgent`); it
 //! calls itself, and ends. In production the source is `JwtSource::new().await?`, and `main` ends
 //! with `axum::serve`.
 
@@ -12,7 +12,7 @@ use axum::{Router, ServiceExt};
 use reqwest::header::AUTHORIZATION;
 use tower::Layer;
 use tower_spiffe::server::{Allow, AllowCallersLayer, ValidateJwtSvidLayer};
-use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::testing::FakeAgent;
 use tower_spiffe::{JwtSource, Validator, VerifiedSvid};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -91,11 +91,11 @@ async fn main() -> Result<(), Error> {
 }
 
 /// A source on the agent at `SPIFFE_ENDPOINT_SOCKET`; without one, on an agent of our own.
-async fn source() -> Result<(JwtSource, Option<WorkloadApi>), Error> {
+async fn source() -> Result<(JwtSource, Option<FakeAgent>), Error> {
     if let Some(socket) = std::env::var_os("SPIFFE_ENDPOINT_SOCKET") {
         println!("Workload API: the agent at {}", socket.display());
         return Ok((JwtSource::new().await?, None));
     }
-    let agent = WorkloadApi::start("example.org").await?;
+    let agent = FakeAgent::start("example.org").await?;
     Ok((agent.source().await?, Some(agent)))
 }

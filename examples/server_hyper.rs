@@ -1,7 +1,7 @@
 //! A plain hyper server, on a Unix socket, whose callers are known:
 //! `cargo run --example server_hyper`.
 //!
-//! It uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own (`testing::WorkloadApi`); it
+//! It uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own (`testing::FakeAgent`); it
 //! calls itself, and ends. In production the source is `JwtSource::new().await?`.
 
 #![allow(clippy::print_stdout, reason = "it is there to be read")]
@@ -21,7 +21,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{UnixListener, UnixStream};
 use tower::{Layer, service_fn};
 use tower_spiffe::server::{Allow, CallerState, ValidateJwtSvidLayer};
-use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::testing::FakeAgent;
 use tower_spiffe::{JwtSource, Validator};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -30,7 +30,7 @@ const REPORTS: &str = "spiffe://example.org/reports";
 
 /// The layer is `optional`, and its policy allows anonymous callers too.
 async fn reports(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-    let text = match CallerState::of(request.extensions()) {
+    let text = match CallerState::from_extensions(request.extensions()) {
         Some(CallerState::Verified(caller)) => format!("reports for {}", caller.spiffe_id()),
         _ => "public reports".to_owned(),
     };
@@ -38,11 +38,7 @@ async fn reports(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, In
 }
 
 #[cfg(unix)]
-async fn serve(
-    listener: UnixListener,
-    source: JwtSource,
-    trust_domain: String,
-) -> Result<(), Error> {
+async fn serve(listener: UnixListener, source: JwtSource) -> Result<(), Error> {
     let validator = Validator::builder(source).audience(REPORTS).build()?;
     let layer = ValidateJwtSvidLayer::optional(validator, Allow::anyone());
     let service = TowerToHyperService::new(layer.layer(service_fn(reports)));
@@ -67,10 +63,8 @@ fn main() {
 #[tokio::main]
 async fn main() -> Result<(), Error> {
     let (source, _agent) = source().await?;
-    let me = source.get_jwt_svid([REPORTS]).await?.spiffe_id().clone();
     let path = std::env::temp_dir().join(format!("server-hyper-{}.sock", std::process::id()));
-    let callers = me.trust_domain_name().to_owned();
-    tokio::spawn(serve(UnixListener::bind(&path)?, source.clone(), callers));
+    tokio::spawn(serve(UnixListener::bind(&path)?, source.clone()));
 
     let ours = source.authorization(REPORTS).await?;
     let for_another = source.authorization("spiffe://example.org/ledger").await?;
@@ -103,11 +97,11 @@ async fn main() -> Result<(), Error> {
 
 /// A source on the agent at `SPIFFE_ENDPOINT_SOCKET`; without one, on an agent of our own.
 #[cfg(unix)]
-async fn source() -> Result<(JwtSource, Option<WorkloadApi>), Error> {
+async fn source() -> Result<(JwtSource, Option<FakeAgent>), Error> {
     if let Some(socket) = std::env::var_os("SPIFFE_ENDPOINT_SOCKET") {
         println!("Workload API: the agent at {}", socket.display());
         return Ok((JwtSource::new().await?, None));
     }
-    let agent = WorkloadApi::start("example.org").await?;
+    let agent = FakeAgent::start("example.org").await?;
     Ok((agent.source().await?, Some(agent)))
 }

@@ -1,6 +1,6 @@
 //! A tonic server with a policy for each method: `cargo run --example server_tonic`.
 //!
-//! It uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own (`testing::WorkloadApi`); it
+//! It uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own (`testing::FakeAgent`); it
 //! calls itself, and ends. In production the source is `JwtSource::new().await?`, and the service is
 //! one that `tonic-prost-build` made; here it is made by hand, at the end of this file.
 
@@ -11,7 +11,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Endpoint, Server};
 use tonic::{Code, Request, Response, Status};
 use tower_spiffe::server::{Allow, EndAtExpiryLayer, GrpcPolicy, ValidateJwtSvidLayer};
-use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::testing::FakeAgent;
 use tower_spiffe::{JwtSource, Validator, VerifiedSvid};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -42,7 +42,7 @@ fn ops(trust_domain: &str) -> String {
 
 /// A handler, as in any tonic service.
 async fn get(request: Request<String>) -> Result<Response<String>, Status> {
-    let caller = VerifiedSvid::of(&request)?;
+    let caller = VerifiedSvid::from_request(&request)?;
     Ok(Response::new(format!(
         "{} for {}",
         request.get_ref(),
@@ -51,7 +51,7 @@ async fn get(request: Request<String>) -> Result<Response<String>, Status> {
 }
 
 async fn delete(request: Request<String>) -> Result<Response<String>, Status> {
-    let caller = VerifiedSvid::of(&request)?;
+    let caller = VerifiedSvid::from_request(&request)?;
     Ok(Response::new(format!(
         "{} deleted by {}",
         request.get_ref(),
@@ -115,12 +115,12 @@ async fn main() -> Result<(), Error> {
 }
 
 /// A source on the agent at `SPIFFE_ENDPOINT_SOCKET`; without one, on an agent of our own.
-async fn source() -> Result<(JwtSource, Option<WorkloadApi>), Error> {
+async fn source() -> Result<(JwtSource, Option<FakeAgent>), Error> {
     if let Some(socket) = std::env::var_os("SPIFFE_ENDPOINT_SOCKET") {
         println!("Workload API: the agent at {}", socket.display());
         return Ok((JwtSource::new().await?, None));
     }
-    let agent = WorkloadApi::start("example.org").await?;
+    let agent = FakeAgent::start("example.org").await?;
     Ok((agent.source().await?, Some(agent)))
 }
 

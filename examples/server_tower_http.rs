@@ -1,7 +1,7 @@
 //! The verdict in tower-http's own `ValidateRequestHeaderLayer`, among the other layers of a stack:
 //! `cargo run --example server_tower_http`.
 //!
-//! It uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own (`testing::WorkloadApi`); it
+//! It uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own (`testing::FakeAgent`); it
 //! calls itself, and ends. In production the source is `JwtSource::new().await?`, and `main` ends
 //! with `axum::serve`.
 
@@ -18,7 +18,7 @@ use tower_http::sensitive_headers::SetSensitiveRequestHeadersLayer;
 use tower_http::trace::TraceLayer;
 use tower_http::validate_request::ValidateRequestHeaderLayer;
 use tower_spiffe::server::{Allow, ValidateJwtSvidLayer};
-use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::testing::FakeAgent;
 use tower_spiffe::{JwtSource, Validator, VerifiedSvid};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -78,11 +78,11 @@ async fn main() -> Result<(), Error> {
 }
 
 /// A source on the agent at `SPIFFE_ENDPOINT_SOCKET`; without one, on an agent of our own.
-async fn source() -> Result<(JwtSource, Option<WorkloadApi>), Error> {
+async fn source() -> Result<(JwtSource, Option<FakeAgent>), Error> {
     if let Some(socket) = std::env::var_os("SPIFFE_ENDPOINT_SOCKET") {
         println!("Workload API: the agent at {}", socket.display());
         return Ok((JwtSource::new().await?, None));
     }
-    let agent = WorkloadApi::start("example.org").await?;
+    let agent = FakeAgent::start("example.org").await?;
     Ok((agent.source().await?, Some(agent)))
 }

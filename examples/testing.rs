@@ -16,7 +16,7 @@ use axum::http::header::AUTHORIZATION;
 use axum::routing::{get, post};
 use tower::{Layer, ServiceExt as _};
 use tower_spiffe::server::AllowCallersLayer;
-use tower_spiffe::testing::{self, Fault, TokenBuilder, WorkloadApi};
+use tower_spiffe::testing::{self, FakeAgent, Fault, TokenBuilder};
 use tower_spiffe::{Allow, JwtSource, ValidateJwtSvidLayer, Validator, VerifiedSvid};
 
 type Result<T = (), E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
@@ -55,8 +55,8 @@ const WEB: &str = "spiffe://shop.test/web";
 const TILL: &str = "spiffe://shop.test/till";
 
 /// An agent of this test's own, and the service on it.
-async fn arranged() -> Result<(WorkloadApi, App)> {
-    let agent = WorkloadApi::start("shop.test").await?;
+async fn arranged() -> Result<(FakeAgent, App)> {
+    let agent = FakeAgent::start("shop.test").await?;
     let app = service(agent.source().await?)?;
     Ok((agent, app))
 }

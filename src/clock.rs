@@ -6,7 +6,7 @@
 //!
 //! ```
 //! use std::time::Duration;
-//! use tower_spiffe::{Clock, UnixTime};
+//! use tower_spiffe::clock::{Clock, UnixTime};
 //!
 //! /// A clock that stands still.
 //! struct Still;

@@ -18,18 +18,18 @@
 //! use http::{Request, Response, StatusCode};
 //! use std::convert::Infallible;
 //! use tower::{Layer, ServiceExt, service_fn};
-//! use tower_spiffe::testing::WorkloadApi;
+//! use tower_spiffe::testing::FakeAgent;
 //! use tower_spiffe::{AddJwtSvidLayer, Allow, Audience, CallerState, ValidateJwtSvidLayer, Validator};
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
 //! // In earnest: `JwtSource::new().await?`, which follows the agent at SPIFFE_ENDPOINT_SOCKET.
-//! let agent = WorkloadApi::start("example.org").await?;
+//! let agent = FakeAgent::start("example.org").await?;
 //! let source = agent.source().await?;
 //!
 //! // A service that admits callers of its own trust domain …
 //! let reports = service_fn(|request: Request<String>| async move {
-//!     let caller = CallerState::of(request.extensions()).and_then(CallerState::verified);
+//!     let caller = CallerState::from_extensions(request.extensions()).and_then(CallerState::verified);
 //!     let name = caller.map_or("nobody", |svid| svid.spiffe_id().as_str());
 //!     Ok::<_, Infallible>(Response::new(format!("hello, {name}")))
 //! });
@@ -58,12 +58,15 @@
 //! | the live source, its options, state and errors | [`source`] |
 //! | a server: modes, policies, refusals, streams, gRPC | [`server`] |
 //! | a client: audiences, origins, frameworks | [`client`] |
-//! | how our tokens are cached and refreshed | [`svid_cache`] |
-//! | checking tokens outside HTTP | [`svid`] |
+//! | our own tokens: requests, the cache, refresh | [`token`] |
+//! | verifying tokens outside HTTP | [`verify`] |
 //! | bundles without an agent | [`bundle`] |
 //! | testing your own service | [`testing`] |
 //! | what is counted and logged | [`metrics`] |
 //! | Kubernetes, probes, what an answer means and where to look | the README, *In service* |
+//!
+//! The root has the types that nearly every user names. Every other name is in the module that it
+//! belongs to, once: an error or an option is beside the type that it is of.
 //!
 //! # Features
 //!
@@ -85,8 +88,9 @@
 pub mod bundle;
 #[cfg(feature = "client")]
 pub mod client;
-mod clock;
+pub mod clock;
 mod grpc_code;
+pub mod identity;
 mod jwt;
 pub mod metrics;
 mod presentable;
@@ -95,45 +99,30 @@ mod runtime;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod source;
-mod spiffe_id;
-pub mod svid;
-#[cfg(feature = "client")]
-pub mod svid_cache;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod token;
+pub mod verify;
 #[cfg(feature = "workload-api")]
 pub mod workload_api;
 
-pub use bundle::{
-    BundleAnswer, BundleSource, CannotJudge, FixedBundles, JwtAuthority, JwtBundle, JwtBundleSet,
-};
+pub use bundle::BundleSource;
 #[cfg(feature = "client")]
-pub use client::{AddJwtSvid, AddJwtSvidLayer, Audience, Origin, Plaintext};
-pub use clock::{Clock, SystemClock, UnixTime};
-pub use grpc_code::GrpcCode;
-pub use jwt::{Algorithm, UnknownAlgorithm};
+pub use client::{AddJwtSvid, AddJwtSvidLayer, Audience};
+pub use identity::{SpiffeId, TrustDomain};
 #[cfg(feature = "server")]
 pub use server::{
-    Allow, AllowCallersLayer, CallerState, EndAtExpiryLayer, GrpcPolicy, Rejection,
+    Allow, AllowCallersLayer, CallerState, EndAtExpiryLayer, GrpcPolicy, Policy, Rejection,
     ValidateJwtSvidLayer,
 };
 #[cfg(any(feature = "server", feature = "client"))]
 pub use source::FileBundles;
 #[cfg(feature = "workload-api")]
-pub use source::{
-    JwtSource, JwtSourceBuilder, JwtSourceError, JwtSourceErrorReason, ResourceLimits, SourceState,
-    SourceUpdates, WithdrawalPolicy,
-};
-pub use spiffe_id::{
-    MAX_SPIFFE_ID_LEN, MAX_TRUST_DOMAIN_LEN, SpiffeId, SpiffeIdError, SpiffeIdMatcher, TrustDomain,
-};
-pub use svid::{
-    BuildValidatorError, FetchSvid, FetchSvidError, FetchSvidFuture, FetchSvidReason, JwtSvid,
-    MAX_TOKEN_LEN, ParseJwtSvidError, SvidRequest, SvidRequestError, ValidateError, ValidateReason,
-    Validator, ValidatorBuilder, VerifiedSvid,
-};
+pub use source::JwtSource;
+pub use token::JwtSvid;
 #[cfg(feature = "client")]
-pub use svid_cache::{PinnedSvid, SvidCache, SvidCacheBuilder, TokenError, TokenErrorReason};
+pub use token::SvidCache;
+pub use verify::{Validator, VerifiedSvid};
 
 /// The README's code, compiled and run.
 #[cfg(doctest)]

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 /// Each room and its floor. A file may name rooms of its own floor only where it is that room, and
 /// rooms of lower floors.
 const FLOORS: &[(&str, u8)] = &[
-    ("spiffe_id", 0),
+    ("identity", 0),
     ("clock", 0),
     ("grpc_code", 0),
     ("metrics", 0),
@@ -22,8 +22,8 @@ const FLOORS: &[(&str, u8)] = &[
     ("runtime", 0),
     ("jwt", 1),
     ("bundle", 2),
-    ("svid", 3),
-    ("svid_cache", 4),
+    ("verify", 3),
+    ("token", 4),
     ("workload_api", 5),
     ("source", 6),
     ("server", 7),
@@ -59,8 +59,8 @@ const SAME_FLOOR: &[(&str, &str)] = &[("testing", "server"), ("testing", "client
 /// that error is looked for inside of `reqwest_middleware`'s, which does not show it as a source.
 /// `runtime.rs` asks tokio for what every wait needs.
 const EXEMPT: &[(&str, &str)] = &[
-    ("svid_cache/error.rs", "tonic"),
-    ("svid_cache/error.rs", "reqwest_middleware"),
+    ("token/cache/error.rs", "tonic"),
+    ("token/cache/error.rs", "reqwest_middleware"),
     ("runtime.rs", "tokio"),
 ];
 

@@ -1,10 +1,10 @@
 //! How a change of keys reaches a verdict, in every interleaving of a writer and a reader that takes
 //! each of them off its turn up to three times: a model of what the source does
-//! (`src/source/shared.rs`, `judge.rs`) and of what a validator does (`src/svid/judge.rs`, `cache`).
+//! (`src/source/agent/shared.rs`, `judge.rs`) and of what a validator does (`src/verify/judge.rs`, `cache`).
 //!
 //! It is the order of the steps that is modelled, one atomic for one atomic, and that order is what
 //! makes it safe: each fault below is one step out of its place, and each is found. What the code
-//! itself does under load is for the stress test in `src/source/rotation_tests.rs`.
+//! itself does under load is for the stress test in `src/source/agent/rotation_tests.rs`.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
@@ -52,7 +52,7 @@ struct Source {
 enum Answer {
     Keys(u64),
     UnknownTrustDomain,
-    CannotJudge,
+    BundlesUnavailable,
 }
 
 impl Source {
@@ -109,7 +109,7 @@ impl Source {
     fn bundle(&self) -> Answer {
         loop {
             let Some(revision) = self.revision() else {
-                return Answer::CannotJudge;
+                return Answer::BundlesUnavailable;
             };
             let set = self.snapshot.load(Acquire);
             if set & DOMAIN != 0 {
@@ -173,7 +173,7 @@ impl Cached {
     fn has_key(&self, source: &Source) -> bool {
         match source.bundle() {
             Answer::Keys(set) => set & self.key != 0,
-            Answer::CannotJudge => false,
+            Answer::BundlesUnavailable => false,
             Answer::UnknownTrustDomain => panic!("the trust domain was there all the time"),
         }
     }

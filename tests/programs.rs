@@ -14,7 +14,7 @@ use std::process::Output;
 use std::time::Duration;
 
 use tokio::process::Command;
-use tower_spiffe::testing::{Call, Fault, WorkloadApi};
+use tower_spiffe::testing::{AgentCall, FakeAgent, Fault};
 
 const WEB: &str = "spiffe://example.org/web";
 const LIFE: Duration = Duration::from_secs(300);
@@ -60,7 +60,7 @@ async fn run(command: &mut Command) -> (Option<i32>, String) {
 
 #[tokio::test]
 async fn quickstart_against_an_agent_of_somebody_elses_skips_by_name_what_it_cannot_force() {
-    let agent = WorkloadApi::start("example.org").await.unwrap();
+    let agent = FakeAgent::start("example.org").await.unwrap();
     agent.register(WEB, "", LIFE).unwrap();
     let (code, said) =
         run(program("quickstart").env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint())).await;
@@ -122,7 +122,7 @@ async fn observability_prints_a_scrape_with_those_who_were_refused() {
 async fn e30_servers_use_their_own_agent_or_yours() {
     // Another trust domain than that of their own agent.
     let me = "spiffe://other.test/web";
-    let agent = WorkloadApi::start("other.test").await.unwrap();
+    let agent = FakeAgent::start("other.test").await.unwrap();
     agent.register(me, "", LIFE).unwrap();
     for (name, skips) in [
         ("server_axum", true),
@@ -148,7 +148,7 @@ async fn e30_servers_use_their_own_agent_or_yours() {
 
 #[tokio::test]
 async fn e30_server_that_may_do_everything_runs_too() {
-    let agent = WorkloadApi::start("other.test").await.unwrap();
+    let agent = FakeAgent::start("other.test").await.unwrap();
     agent.register("spiffe://other.test/ops", "", LIFE).unwrap();
     for name in ["server_axum", "server_tonic"] {
         let (code, said) = run(program(name).env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint())).await;
@@ -176,8 +176,8 @@ async fn e30_quickstart_says_what_it_waits_for() {
     use tokio::io::{AsyncBufReadExt as _, BufReader};
 
     let socket = "unix:///nowhere/agent.sock";
-    let agent = WorkloadApi::start("example.org").await.unwrap();
-    agent.fail_call(Call::FetchJwtSvid, Fault::Hang);
+    let agent = FakeAgent::start("example.org").await.unwrap();
+    agent.fail_call(AgentCall::FetchJwtSvid, Fault::Hang);
     for (endpoint, what) in [
         (socket, format!("the first bundles from {socket}")),
         (&agent.endpoint(), "a token from the agent".to_owned()),
@@ -221,7 +221,7 @@ async fn three_services_admit_only_whoever_calls_them_through_a_rotation_and_a_r
 
 #[tokio::test]
 async fn clients_to_copy_work_on_an_agent_of_their_own_and_on_somebody_elses() {
-    let agent = WorkloadApi::start("example.org").await.unwrap();
+    let agent = FakeAgent::start("example.org").await.unwrap();
     agent.register(WEB, "", LIFE).unwrap();
     for name in [
         "client_hyper",

@@ -14,10 +14,12 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use tower_spiffe::bundle::{CannotJudge, JwtBundle, JwtBundleSet};
-use tower_spiffe::svid::ValidateReason;
-use tower_spiffe::testing::WorkloadApi;
-use tower_spiffe::{GrpcCode, JwtSource, JwtSourceErrorReason, TrustDomain, Validator};
+use tower_spiffe::bundle::{BundlesUnavailable, JwtBundle, JwtBundleSet};
+use tower_spiffe::source::JwtSourceErrorReason;
+use tower_spiffe::testing::FakeAgent;
+use tower_spiffe::token::GrpcCode;
+use tower_spiffe::verify::ValidateReason;
+use tower_spiffe::{JwtSource, TrustDomain, Validator};
 use tower_spiffe_test_support::bundles::Bundles;
 use tower_spiffe_test_support::clock::HandClock;
 use tower_spiffe_test_support::wait::soon;
@@ -176,7 +178,7 @@ fn every_token_of_spire_verifies_in_its_time_and_not_outside_it() {
 
 #[tokio::test]
 async fn the_stream_of_spire_replayed_gives_its_changes_and_no_others() {
-    let agent = WorkloadApi::start("example.org").await.unwrap();
+    let agent = FakeAgent::start("example.org").await.unwrap();
     let replay = agent.replay();
     let mut lines = lines::<Streamed>(BUNDLES).into_iter();
     let Some(Streamed::Bundles { bundles: first, .. }) = lines.next() else {
@@ -233,7 +235,7 @@ async fn the_stream_of_spire_replayed_gives_its_changes_and_no_others() {
                 let refused = source.bundle_set().unwrap_err();
                 assert_eq!(
                     refused.reason(),
-                    JwtSourceErrorReason::CannotJudge(CannotJudge::Withdrawn)
+                    JwtSourceErrorReason::BundlesUnavailable(BundlesUnavailable::Withdrawn)
                 );
             }
         }

@@ -9,7 +9,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tower_spiffe::SpiffeId;
-use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::testing::FakeAgent;
 
 use crate::BoxError;
 
@@ -191,11 +191,11 @@ async fn serve(args: &Args) -> Result<(), BoxError> {
     Ok(())
 }
 
-async fn start(args: &Args) -> Result<WorkloadApi, BoxError> {
+async fn start(args: &Args) -> Result<FakeAgent, BoxError> {
     let identities = &args.identities.0;
     let first = identities.first().map_or(DEFAULT_ID, |first| &first.id);
     let first: SpiffeId = first.parse().map_err(|why| format!("{first}: {why}"))?;
-    let agent = WorkloadApi::builder(first.trust_domain_name()).token_life(args.token_life);
+    let agent = FakeAgent::builder(first.trust_domain_name()).token_life(args.token_life);
     let agent = match args.tcp {
         true => agent.start_tcp().await?,
         false => agent.start().await?,
@@ -208,7 +208,7 @@ async fn start(args: &Args) -> Result<WorkloadApi, BoxError> {
     Ok(agent)
 }
 
-fn rotate(agent: &WorkloadApi, rotations: &mut JoinSet<String>) {
+fn rotate(agent: &FakeAgent, rotations: &mut JoinSet<String>) {
     let agent = agent.clone();
     rotations.spawn(async move { agent.rotate().await });
 }

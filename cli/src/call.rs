@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt};
+use tower_spiffe::client::Plaintext;
+use tower_spiffe::clock::{Clock, SystemClock};
+use tower_spiffe::token::{TokenError, TokenErrorReason};
 use tower_spiffe::workload_api::Endpoint;
-use tower_spiffe::{
-    AddJwtSvidLayer, Audience, Clock, JwtSource, Plaintext, SpiffeId, SystemClock, TokenError,
-    TokenErrorReason,
-};
+use tower_spiffe::{AddJwtSvidLayer, Audience, JwtSource, SpiffeId};
 
 use crate::{BoxError, waiting};
 

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;
 
-use tower_spiffe::SourceState;
+use tower_spiffe::source::SourceState;
 use tower_spiffe::workload_api::Endpoint;
 
 /// How long a wait may take before it is reported.

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::time::Instant;
+use tower_spiffe::JwtSource;
+use tower_spiffe::clock::{Clock, SystemClock};
+use tower_spiffe::source::SourceState;
 use tower_spiffe::source::TrustDomainState;
 use tower_spiffe::workload_api::Endpoint;
-use tower_spiffe::{Clock, JwtSource, SourceState, SystemClock};
 
 use crate::waiting;
 
@@ -228,7 +230,7 @@ fn json(time: f64, event: &str, state: &SourceState) -> Value {
 
 fn text(time: f64, event: &str, state: &SourceState) -> String {
     let mut line = format!("{time:.3} {event:<12} revision {}", state.revision());
-    if let Some(why) = state.cannot_judge() {
+    if let Some(why) = state.bundles_unavailable() {
         let _ = write!(line, ", cannot judge: {why}");
     }
     for td in state.trust_domains() {

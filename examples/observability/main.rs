@@ -16,10 +16,10 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tower::Layer;
 use tower_spiffe::client::Plaintext;
 use tower_spiffe::metrics::{FacadeRecorder, METRICS, MetricsRecorder};
-use tower_spiffe::testing::{Call, Fault, WorkloadApi};
+use tower_spiffe::testing::{AgentCall, FakeAgent, Fault};
+use tower_spiffe::token::GrpcCode;
 use tower_spiffe::{
-    AddJwtSvidLayer, Allow, Audience, GrpcCode, JwtSource, ValidateJwtSvidLayer, Validator,
-    VerifiedSvid,
+    AddJwtSvidLayer, Allow, Audience, JwtSource, ValidateJwtSvidLayer, Validator, VerifiedSvid,
 };
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -34,7 +34,7 @@ async fn main() -> Result<(), BoxError> {
     let recorder: Arc<dyn MetricsRecorder> = Arc::new(FacadeRecorder::new());
 
     // In earnest: without `endpoint`, so that SPIFFE_ENDPOINT_SOCKET says where the agent is.
-    let agent = WorkloadApi::start("example.org").await?;
+    let agent = FakeAgent::start("example.org").await?;
     agent.register(WEB, "", std::time::Duration::from_secs(300))?;
     let source = JwtSource::builder()
         .endpoint(agent.endpoint())
@@ -61,7 +61,10 @@ async fn main() -> Result<(), BoxError> {
     let request = plain.get(&reports).bearer_auth(stranger);
     assert_eq!(request.send().await?.status(), 403);
     // The agent has no token for somebody whom we would call.
-    agent.fail_call(Call::FetchJwtSvid, Fault::Refuse(GrpcCode::Unavailable));
+    agent.fail_call(
+        AgentCall::FetchJwtSvid,
+        Fault::Refuse(GrpcCode::Unavailable),
+    );
     assert!(source.get_jwt_svid(["ledger"]).await.is_err());
 
     let text = plain.get(format!("{server}/metrics")).send().await?;

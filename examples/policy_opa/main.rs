@@ -16,7 +16,7 @@ use axum::routing::get;
 use axum::{Router, ServiceExt};
 use tower::Layer;
 use tower_spiffe::server::{Allow, AskPolicy, ValidateJwtSvidLayer};
-use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::testing::FakeAgent;
 use tower_spiffe::{Validator, VerifiedSvid};
 
 use agent::{Agent, Mood};
@@ -28,7 +28,7 @@ const REPORTS: &str = "spiffe://example.org/reports";
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
-    let workload_api = WorkloadApi::start("example.org").await?;
+    let workload_api = FakeAgent::start("example.org").await?;
     let agent = Agent::start().await?;
     let validator = Validator::builder(workload_api.source().await?)
         .audience(REPORTS)

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Prints the path of a request as each service saw it, and what is refused; then the issuer's key
-//! rotates and the agent restarts while calls go on. Brings its agent (`testing::WorkloadApi`), and
+//! rotates and the agent restarts while calls go on. Brings its agent (`testing::FakeAgent`), and
 //! ends by itself; the exit code is 0 only if all was as it should be.
 //!
 //! Each service has one source, which it admits by and calls by. A real agent attests who asks, and
@@ -30,8 +30,9 @@ use std::time::Duration;
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
 use tonic::Code;
 use tower_spiffe::client::JwtSvidMiddleware;
-use tower_spiffe::testing::WorkloadApi;
-use tower_spiffe::{Audience, JwtSource, Plaintext};
+use tower_spiffe::client::Plaintext;
+use tower_spiffe::testing::FakeAgent;
+use tower_spiffe::{Audience, JwtSource};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -58,13 +59,13 @@ async fn main() -> ExitCode {
 }
 
 async fn chain() -> Result<(), Error> {
-    let agent = WorkloadApi::builder("example.org").token_life(TOKEN_LIFE);
+    let agent = FakeAgent::builder("example.org").token_life(TOKEN_LIFE);
     let agent = agent.start().await?;
     for id in [WEB, EDGE, REPORTS, LEDGER] {
         agent.register(id, "", TOKEN_LIFE)?;
     }
     // Federation: the agent serves the partner's keys beside its own.
-    let partner = WorkloadApi::start("partner.test").await?;
+    let partner = FakeAgent::start("partner.test").await?;
     partner.register(SHOP, "", TOKEN_LIFE)?;
     agent.federate_with(partner.issuer());
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use reqwest_middleware::ClientWithMiddleware;
 use tower_spiffe::JwtSource;
-use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::testing::FakeAgent;
 
 use crate::{Error, call};
 
@@ -20,7 +20,7 @@ pub(crate) struct Calls {
 /// Calls without a pause while the issuer's key changes and the agent restarts, until the old key
 /// is gone and each of the sources signs with the new one.
 pub(crate) async fn rotate_and_restart(
-    agent: &WorkloadApi,
+    agent: &FakeAgent,
     sources: &[(&JwtSource, &str, &str)],
     client: ClientWithMiddleware,
     url: String,

@@ -17,7 +17,8 @@ use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 use tower::service_fn;
-use tower_spiffe::{AddJwtSvid, Allow, Audience, GrpcPolicy, JwtSource, Plaintext};
+use tower_spiffe::client::Plaintext;
+use tower_spiffe::{AddJwtSvid, Allow, Audience, GrpcPolicy, JwtSource};
 use tower_spiffe::{ValidateJwtSvidLayer, Validator, VerifiedSvid};
 
 use crate::{EDGE, Error, LEDGER, REPORTS, client, seen};
@@ -52,7 +53,7 @@ struct Reports {
 
 impl Reports {
     async fn today(self, request: Request<()>) -> Result<Response<String>, Status> {
-        let caller = VerifiedSvid::of(&request)?.spiffe_id().clone();
+        let caller = VerifiedSvid::from_request(&request)?.spiffe_id().clone();
         let failed = |error: String| Status::unavailable(format!("the ledger: {error}"));
         let answer = crate::call(&self.ledger, &self.entries).await;
         match answer.map_err(|error| failed(error.to_string()))? {

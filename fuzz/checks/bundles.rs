@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use serde_json::value::RawValue;
+use tower_spiffe::TrustDomain;
+use tower_spiffe::bundle::{Algorithm, JwtBundle, JwtBundleSet};
 use tower_spiffe::testing::internals;
-use tower_spiffe::{Algorithm, JwtBundle, JwtBundleSet, TrustDomain};
 
 use super::is_presentable;
 use super::stream::is_kept;

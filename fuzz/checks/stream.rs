@@ -4,12 +4,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use tower_spiffe::bundle::{Algorithm, BundleAnswer, BundlesUnavailable, JwtBundleSet};
+use tower_spiffe::clock::{Clock, UnixTime};
+use tower_spiffe::source::WithdrawalPolicy;
 use tower_spiffe::testing::{Issuer, internals};
+use tower_spiffe::verify::ValidateReason;
 use tower_spiffe::workload_api::WorkloadApiClient;
-use tower_spiffe::{
-    Algorithm, BundleAnswer, BundleSource as _, CannotJudge, Clock, JwtBundleSet, UnixTime,
-    ValidateReason, Validator, WithdrawalPolicy,
-};
+use tower_spiffe::{BundleSource as _, Validator};
 
 use super::is_presentable;
 
@@ -51,7 +52,9 @@ struct World {
 fn world() -> &'static World {
     static WORLD: OnceLock<World> = OnceLock::new();
     WORLD.get_or_init(|| {
-        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build();
         let runtime = runtime.expect("a runtime");
         let _inside = runtime.enter();
         let nowhere =
@@ -138,7 +141,7 @@ struct Model {
     policy: WithdrawalPolicy,
     max_staleness: u64,
     now: u64,
-    verdict: Result<(), CannotJudge>,
+    verdict: Result<(), BundlesUnavailable>,
     withdrawal_told: bool,
     withdrawn_at: u64,
     stale_at: u64,
@@ -154,7 +157,7 @@ struct Domain {
 }
 
 /// What validation gets for one trust domain.
-type Answer = Result<Option<usize>, CannotJudge>;
+type Answer = Result<Option<usize>, BundlesUnavailable>;
 
 impl Model {
     fn message(&mut self, said: [Said; 3]) {
@@ -175,7 +178,7 @@ impl Model {
         }
         self.withdrawal_told = false;
         let nothing_to_start_with = domains.iter().all(|domain| domain.keys.is_none());
-        if self.verdict == Err(CannotJudge::NotReady) && nothing_to_start_with {
+        if self.verdict == Err(BundlesUnavailable::NotReady) && nothing_to_start_with {
             return;
         }
         self.domains = domains;
@@ -191,7 +194,7 @@ impl Model {
         let new = !std::mem::replace(&mut self.withdrawal_told, true);
         match self.policy {
             WithdrawalPolicy::Immediate => {
-                self.verdict = Err(CannotJudge::Withdrawn);
+                self.verdict = Err(BundlesUnavailable::Withdrawn);
                 self.domains = Default::default();
             }
             WithdrawalPolicy::After(_) if new => self.withdrawn_at = self.now + WITHDRAWN_AFTER,
@@ -199,13 +202,13 @@ impl Model {
         }
     }
 
-    fn can_judge(&self) -> Result<(), CannotJudge> {
+    fn can_judge(&self) -> Result<(), BundlesUnavailable> {
         self.verdict?;
         if self.now >= self.withdrawn_at {
-            return Err(CannotJudge::Withdrawn);
+            return Err(BundlesUnavailable::Withdrawn);
         }
         if self.now >= self.stale_at {
-            return Err(CannotJudge::Stale);
+            return Err(BundlesUnavailable::Stale);
         }
         Ok(())
     }
@@ -214,7 +217,7 @@ impl Model {
         self.can_judge()?;
         let aged = domain.updated.saturating_add(self.max_staleness);
         match domain.keys {
-            Some(_) if domain.unreadable && self.now >= aged => Err(CannotJudge::Stale),
+            Some(_) if domain.unreadable && self.now >= aged => Err(BundlesUnavailable::Stale),
             // Named, and never readable: known, and without a key.
             None if domain.named => Ok(Some(0)),
             keys => Ok(keys),
@@ -231,7 +234,7 @@ fn asked(keeper: &internals::Keeper, domain: usize) -> Answer {
             Ok(Some(has(first) | has(second) << 1))
         }
         BundleAnswer::UnknownTrustDomain => Ok(None),
-        BundleAnswer::CannotJudge(why) => Err(why),
+        BundleAnswer::Unavailable(why) => Err(why),
         other => panic!("{other:?}"),
     }
 }
@@ -290,7 +293,7 @@ pub fn bundle_stream(data: &[u8]) {
         policy,
         max_staleness: if limited { MAX_STALENESS } else { NEVER },
         now: 0,
-        verdict: Err(CannotJudge::NotReady),
+        verdict: Err(BundlesUnavailable::NotReady),
         withdrawal_told: false,
         withdrawn_at: NEVER,
         stale_at: NEVER,
@@ -378,13 +381,13 @@ fn holds(keeper: &internals::Keeper, model: &Model, validator: &Validator, last:
             Ok(Some(keys)) if keys >> key & 1 == 1 => Ok(()),
             Ok(Some(_)) => Err(ValidateReason::KeyUnknown),
             Ok(None) => Err(ValidateReason::TrustDomainUnknown),
-            Err(why) => Err(ValidateReason::CannotJudge(why)),
+            Err(why) => Err(ValidateReason::BundlesUnavailable(why)),
         };
         assert_eq!(verdict, expected);
     }
 
     let state = keeper.state();
-    assert_eq!(state.cannot_judge(), model.can_judge().err());
+    assert_eq!(state.bundles_unavailable(), model.can_judge().err());
     assert_eq!(state.withdrawn().is_some(), model.withdrawal_told);
     if model.verdict.is_ok() {
         let named = model.domains.iter().filter(|domain| domain.named);

@@ -11,8 +11,10 @@ use http::{HeaderValue, Request, Response, StatusCode};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use tower::{Layer as _, Service as _};
+use tower_spiffe::bundle::FixedBundles;
 use tower_spiffe::testing::Issuer;
-use tower_spiffe::{Allow, FixedBundles, JwtSvid, MAX_TOKEN_LEN, ValidateJwtSvidLayer, Validator};
+use tower_spiffe::verify::MAX_TOKEN_LEN;
+use tower_spiffe::{Allow, JwtSvid, ValidateJwtSvidLayer, Validator};
 
 use super::is_presentable;
 

@@ -6,7 +6,8 @@
 //!
 //! ```
 //! use tower_spiffe::bundle::{BundleAnswer, BundleSource, FixedBundles, JwtBundle, JwtBundleSet};
-//! use tower_spiffe::{Algorithm, TrustDomain};
+//! use tower_spiffe::TrustDomain;
+//! use tower_spiffe::bundle::Algorithm;
 //!
 //! let jwks = br#"{"keys": [
 //!     {"kty": "EC", "kid": "a", "crv": "P-256",
@@ -35,16 +36,17 @@ mod wrong_kind;
 use std::fmt;
 use std::sync::Arc;
 
+pub use crate::jwt::{Algorithm, UnknownAlgorithm};
 pub use authority::JwtAuthority;
 pub use jwk::{IgnoredKey, IgnoredReason};
 pub use jwks::JwksError;
 pub use set::{FixedBundles, JwtBundleSet};
-pub use source::{BundleAnswer, BundleSource, CannotJudge};
+pub use source::{BundleAnswer, BundleSource, BundlesUnavailable};
 
 #[cfg(any(feature = "server", feature = "client"))]
 pub(crate) use wrong_kind::{BYTE_ORDER_MARK, Expected, wrong_kind};
 
-use crate::spiffe_id::TrustDomain;
+use crate::identity::TrustDomain;
 
 /// The JWT authorities of one trust domain. May be empty: then every token of that trust domain is
 /// untrusted (SPIFFE Trust Domain and Bundle section 4.1.3).

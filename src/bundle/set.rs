@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use super::source::{BundleAnswer, BundleSource, CannotJudge};
+use super::source::{BundleAnswer, BundleSource, BundlesUnavailable};
 use super::{JwtBundle, TrustDomain};
 
 /// One bundle per trust domain. A clone is one reference count.
@@ -80,7 +80,7 @@ impl FixedBundles {
 }
 
 impl BundleSource for FixedBundles {
-    fn revision(&self) -> Result<u64, CannotJudge> {
+    fn revision(&self) -> Result<u64, BundlesUnavailable> {
         Ok(0)
     }
 

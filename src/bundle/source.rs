@@ -25,8 +25,8 @@ pub trait BundleSource: Send + Sync + 'static {
     /// Whether the source can judge at all, and at which revision its bundles are.
     ///
     /// # Errors
-    /// [`CannotJudge`] where no verdict would be worth anything now.
-    fn revision(&self) -> Result<u64, CannotJudge>;
+    /// [`BundlesUnavailable`] where no verdict would be worth anything now.
+    fn revision(&self) -> Result<u64, BundlesUnavailable>;
 
     /// The bundle of the trust domain with this name.
     fn bundle(&self, trust_domain: &str) -> BundleAnswer;
@@ -40,7 +40,7 @@ pub trait BundleSource: Send + Sync + 'static {
 }
 
 impl<S: BundleSource + ?Sized> BundleSource for Arc<S> {
-    fn revision(&self) -> Result<u64, CannotJudge> {
+    fn revision(&self) -> Result<u64, BundlesUnavailable> {
         (**self).revision()
     }
 
@@ -62,13 +62,13 @@ pub enum BundleAnswer {
     /// The source can judge, and does not know this trust domain: its tokens are untrusted.
     UnknownTrustDomain,
     /// The source cannot judge.
-    CannotJudge(CannotJudge),
+    Unavailable(BundlesUnavailable),
 }
 
 /// Why a source cannot judge: our side's trouble, never the caller's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum CannotJudge {
+pub enum BundlesUnavailable {
     /// No bundles have arrived yet.
     NotReady,
     /// The issuer withdrew the bundles (Workload API section 6.2.2).
@@ -79,7 +79,7 @@ pub enum CannotJudge {
     Closed,
 }
 
-impl CannotJudge {
+impl BundlesUnavailable {
     /// The reason as a fixed, short word, fit for a label: `not-ready`, `withdrawn`, `stale` or
     /// `closed`.
     pub const fn as_str(self) -> &'static str {
@@ -92,7 +92,7 @@ impl CannotJudge {
     }
 }
 
-impl fmt::Display for CannotJudge {
+impl fmt::Display for BundlesUnavailable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NotReady => "no bundles have arrived yet",
@@ -103,4 +103,4 @@ impl fmt::Display for CannotJudge {
     }
 }
 
-impl std::error::Error for CannotJudge {}
+impl std::error::Error for BundlesUnavailable {}

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use self::dynamic::{Allowed, Dynamic};
 use self::rules::{Bound, Rule, Rules};
 use super::origin::{Origin, OriginError, Target};
-use crate::spiffe_id::SpiffeId;
-use crate::svid::{Identity, SvidRequest, SvidRequestError};
+use crate::identity::SpiffeId;
+use crate::token::{Identity, SvidRequest, SvidRequestError};
 
 /// Whom tokens are for, and to which origins they may go.
 ///
@@ -108,7 +108,7 @@ impl Audience {
 
     /// What is asked for, in full, still to be bound to where its tokens may go: several
     /// audiences, a SPIFFE ID, a hint.
-    pub fn of(request: SvidRequest) -> UnboundAudience {
+    pub fn from_request(request: SvidRequest) -> UnboundAudience {
         UnboundAudience {
             request: Ok(request),
         }

@@ -8,8 +8,9 @@ use http::{Extensions, HeaderMap, HeaderValue};
 
 use super::audience::{Audience, Found};
 use super::origin::{Destination, Target};
-use crate::svid::{SvidRequest, VerifiedSvid};
-use crate::svid_cache::{Issue, PinnedSvid, SvidCache, TokenError, TokenErrorReason, caller};
+use crate::token::SvidRequest;
+use crate::token::{Issue, PinnedSvid, SvidCache, TokenError, TokenErrorReason, caller};
+use crate::verify::VerifiedSvid;
 
 /// What to do with a request that has the header already, and goes where a token may go. One that
 /// goes elsewhere passes with whatever it has, unless the layer is strict.
@@ -431,7 +432,7 @@ macro_rules! options {
             }
 
             /// Fails requests that match no origin of the audience, whatever header they have, with
-            /// [`ForeignOrigin`](crate::TokenErrorReason::ForeignOrigin): those to other origins, and
+            /// [`ForeignOrigin`](crate::token::TokenErrorReason::ForeignOrigin): those to other origins, and
             /// those with a `Host` header that differs from their origin. By default they are sent
             /// without a token, and are counted.
             #[must_use]
@@ -452,7 +453,7 @@ macro_rules! options {
             /// registered for a workload, SPIRE's order is arbitrary, and which one comes first
             /// may change: name the one that the callee admits.
             #[must_use]
-            pub fn spiffe_id(mut self, id: $crate::spiffe_id::SpiffeId) -> Self {
+            pub fn spiffe_id(mut self, id: $crate::identity::SpiffeId) -> Self {
                 let config = Arc::make_mut(&mut self.config);
                 config.set_audience(config.audience().clone().spiffe_id(id));
                 self

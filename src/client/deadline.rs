@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::header::{CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, HeaderValue};
 
-use crate::svid_cache::{SvidCache, TokenError, TokenErrorReason};
+use crate::token::{SvidCache, TokenError, TokenErrorReason};
 
 static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 

@@ -11,8 +11,8 @@ use super::config::insert;
 use super::deadline::Deadline;
 use super::request::{IncomingResponse, OutgoingRequest, refuses};
 use super::{BoxError, no_room};
-use crate::svid::SvidRequest;
-use crate::svid_cache::{Issue, Issued, SvidCache, TokenError, Waiter};
+use crate::token::SvidRequest;
+use crate::token::{Issue, Issued, SvidCache, TokenError, Waiter};
 
 type WaitForToken = Pin<Box<dyn Future<Output = Result<Issued, TokenError>> + Send>>;
 

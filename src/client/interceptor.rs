@@ -7,7 +7,7 @@ use super::audience::Audience;
 use super::config::{Config, Decision, insert, options, withhold};
 use super::no_room;
 use super::origin::Destination;
-use crate::svid_cache::{SvidCache, TokenError, TokenErrorReason, caller};
+use crate::token::{SvidCache, TokenError, TokenErrorReason, caller};
 
 /// A tonic interceptor that puts a token into each call, where one is there.
 ///

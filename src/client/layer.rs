@@ -5,7 +5,7 @@ use tower_layer::Layer;
 use super::audience::Audience;
 use super::config::{Config, options};
 use super::service::AddJwtSvid;
-use crate::svid_cache::SvidCache;
+use crate::token::SvidCache;
 
 /// Wraps services in [`AddJwtSvid`]: each request gets a fresh token for where it goes.
 ///

@@ -2,15 +2,16 @@
 //!
 //! [`AddJwtSvidLayer`] wraps any client that is a tower service of `http::Request` or
 //! `reqwest::Request`: it looks where a request goes, takes the [`Audience`] for that place, and
-//! puts the token for it into `authorization`, from the [cache](crate::svid_cache).
+//! puts the token for it into `authorization`, from the [cache](crate::token).
 //!
 //! ```
 //! use http::{Request, Response, header::AUTHORIZATION};
 //! use tower::{Layer, ServiceExt, service_fn};
 //! use tower_spiffe::client::{AddJwtSvidLayer, Audience};
 //! # use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-//! # use tower_spiffe::svid::{FetchSvid, FetchSvidFuture, JwtSvid, SvidRequest};
-//! # use tower_spiffe::{Clock, SystemClock, SvidCache};
+//! # use tower_spiffe::token::{FetchSvid, FetchSvidFuture, JwtSvid, SvidRequest};
+//! # use tower_spiffe::SvidCache;
+//! # use tower_spiffe::clock::{Clock, SystemClock};
 //! # struct Desk;
 //! # impl FetchSvid for Desk {
 //! #     fn fetch_svid(&self, request: &SvidRequest) -> FetchSvidFuture {
@@ -58,11 +59,11 @@
 //! use tower::{Layer, ServiceExt, service_fn};
 //! use tower_spiffe::client::{AddJwtSvid, Audience};
 //! use tower_spiffe::{Allow, ValidateJwtSvidLayer, Validator};
-//! # use tower_spiffe::testing::WorkloadApi;
+//! # use tower_spiffe::testing::FakeAgent;
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-//! # let agent = WorkloadApi::start("example.org").await?;
+//! # let agent = FakeAgent::start("example.org").await?;
 //! # let source = agent.source().await?;
 //! # let ledger = service_fn(async |request: Request<String>| {
 //! #     let signed = request.headers().contains_key("authorization");
@@ -110,7 +111,7 @@
 //! that is already in the request unchanged. So every `Host` header of a request must name the host
 //! and port of its origin: case is ignored, and the default port of the scheme may be left out. If
 //! one differs, the request matches no origin: it is sent without a token, or fails with
-//! [`ForeignOrigin`](crate::TokenErrorReason::ForeignOrigin) if the layer is
+//! [`ForeignOrigin`](crate::token::TokenErrorReason::ForeignOrigin) if the layer is
 //! [`strict`](AddJwtSvidLayer::strict). A debug line names both. This holds for
 //! [`any_origin`](UnboundAudience::any_origin) too. A proxy that forwards the headers of its caller
 //! removes `Host` before this layer. `X-Forwarded-Host` and `Forwarded` are not read.
@@ -155,7 +156,7 @@
 //!
 //! If a request is gRPC (its content type begins with `application/grpc`) and has a valid
 //! `grpc-timeout`, it waits no longer than that for its token, and 5 s at most as all others do. Then
-//! it fails with [`DeadlineExceeded`](crate::TokenErrorReason::DeadlineExceeded), in gRPC
+//! it fails with [`DeadlineExceeded`](crate::token::TokenErrorReason::DeadlineExceeded), in gRPC
 //! DEADLINE_EXCEEDED. After a wait, `grpc-timeout` is set to the time that is left, and a call with
 //! no time left is not sent. While an older token can still be sent, the wait for the next one takes
 //! half of the time at most. Requests whose token is in the cache are unaffected. An invalid
@@ -165,12 +166,12 @@
 //! # Errors
 //!
 //! The error of the service is a [`BoxError`]: errors of the inner service are forwarded unchanged;
-//! ours are a [`TokenError`], which [`TokenError::find`](crate::TokenError::find) finds. A request
+//! ours are a [`TokenError`], which [`TokenError::find`](crate::token::TokenError::find) finds. A request
 //! that should carry a token is never sent without one. For a gRPC peer,
-//! [`TokenError`](crate::TokenError#as-a-grpc-status) has a code and a fixed text; the details stay in
+//! [`TokenError`](crate::token::TokenError#as-a-grpc-status) has a code and a fixed text; the details stay in
 //! this process.
 
-use crate::svid_cache::{TokenError, TokenErrorReason};
+use crate::token::{TokenError, TokenErrorReason};
 
 mod audience;
 mod config;

@@ -10,7 +10,7 @@ use super::deadline::Deadline;
 use super::no_room;
 use super::request::refuses;
 use super::request::sealed::Request as _;
-use crate::svid_cache::{Issue, SvidCache, caller};
+use crate::token::{Issue, SvidCache, caller};
 
 /// A middleware of `reqwest_middleware` that puts a fresh token into each request.
 ///

@@ -10,7 +10,7 @@ use super::deadline::Deadline;
 use super::future::{Held, ResponseFuture};
 use super::request::{IncomingResponse, OutgoingRequest};
 use super::{BoxError, no_room};
-use crate::svid_cache::{Issue, SvidCache, caller};
+use crate::token::{Issue, SvidCache, caller};
 
 /// Puts a fresh token into each request. Made by [`AddJwtSvidLayer`](super::AddJwtSvidLayer).
 #[derive(Debug, Clone)]

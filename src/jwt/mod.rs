@@ -27,3 +27,6 @@ pub(crate) use split::Split;
 
 /// The longest `kid`, in bytes; longer ones are refused in tokens and ignored in bundles.
 pub(crate) const MAX_KEY_ID_LEN: usize = 1024;
+
+/// The longest token that is accepted by default, and the longest that is ever sent, in bytes.
+pub const MAX_TOKEN_LEN: usize = 8 * 1024;

@@ -46,9 +46,9 @@ use crate::clock::UnixTime;
 ///
 /// - `kind` is one of [`SOURCE_ERROR_KINDS`](super::SOURCE_ERROR_KINDS), `event` one of
 ///   [`SvidCacheEvent::ALL`].
-/// - `outcome` of a fetch is `ok` or a [`TokenErrorReason`](crate::TokenErrorReason); of a wait, one
+/// - `outcome` of a fetch is `ok` or a [`TokenErrorReason`](crate::token::TokenErrorReason); of a wait, one
 ///   of [`KEY_WAIT_OUTCOMES`](super::KEY_WAIT_OUTCOMES); of a verification, `ok` or a
-///   [`ValidateReason`](crate::ValidateReason); of an admission, `verified`, `anonymous` or a
+///   [`ValidateReason`](crate::verify::ValidateReason); of an admission, `verified`, `anonymous` or a
 ///   [`RejectionReason`](crate::server::RejectionReason).
 /// - `enforced` is `false` where an audit let a request pass, `cached` whether the verified cache
 ///   had the token.

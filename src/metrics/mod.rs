@@ -51,11 +51,11 @@
 //! | `source` | warn | trouble with a bundle file; its last good bundles stay | `path`, `error` | another trouble than before |
 //! | `source` | warn | no key in a bundle file counts; all tokens of its trust domain are refused | `path`, `trust_domain`, `ignored`, `why` | so many are ignored, the first one for this reason; is the file of the kind that it was named as? |
 //! | `source` | error | reading the bundle files panicked; their last good bundles stay | | a fault of this crate |
-//! | `svid_cache` | warn | fetching a JWT-SVID failed | `request`, `error`, `usable` | `usable`: an older token is sent meanwhile |
-//! | `svid_cache` | debug | fetching a JWT-SVID failed again | `request`, `error`, `usable` | for the same reason |
-//! | `svid_cache` | warn | refreshes of JWT-SVIDs have stalled; check that the agent is running and reaches its server | `request`, `why` | one line until they recover: a refresh brought no newer token, or takes longer than `slow_after` |
-//! | `svid_cache` | info | refreshes of JWT-SVIDs bring newer tokens again | `request` | they recovered |
-//! | `svid_cache` | info | the issuer of JWT-SVIDs answers again | | after it was given up for a while |
+//! | `token` | warn | fetching a JWT-SVID failed | `request`, `error`, `usable` | `usable`: an older token is sent meanwhile |
+//! | `token` | debug | fetching a JWT-SVID failed again | `request`, `error`, `usable` | for the same reason |
+//! | `token` | warn | refreshes of JWT-SVIDs have stalled; check that the agent is running and reaches its server | `request`, `why` | one line until they recover: a refresh brought no newer token, or takes longer than `slow_after` |
+//! | `token` | info | refreshes of JWT-SVIDs bring newer tokens again | `request` | they recovered |
+//! | `token` | info | the issuer of JWT-SVIDs answers again | | after it was given up for a while |
 //! | `client` | debug | no token for this request: no audience is named for its origin… | `origin` | the request is sent without a token; with [`strict`](crate::AddJwtSvidLayer::strict) it fails |
 //! | `client` | debug | no token for this request: its Host header does not match its origin | `origin`, `host` | the same; a forwarded `Host` header would route the token to another virtual host |
 //! | `client` | debug | the request was not sent | `reason`, `error` | the layer's settings do not allow it; a gRPC peer gets a fixed text without these details |
@@ -271,7 +271,7 @@ pub struct Verification<'a> {
     pub cached: bool,
     /// The trust domain, where it is one of our bundle set; else `unknown`.
     pub trust_domain: &'a str,
-    /// Where the outcome is `cannot-judge`, [why](crate::CannotJudge::as_str); else empty.
+    /// Where the outcome is `cannot-judge`, [why](crate::bundle::BundlesUnavailable::as_str); else empty.
     pub why: &'static str,
 }
 
@@ -303,7 +303,7 @@ pub struct Admission<'a> {
     pub enforced: bool,
     /// The caller's trust domain, where it is one of our bundle set; else `unknown`.
     pub trust_domain: &'a str,
-    /// If the outcome is `cannot-judge`, [why](crate::CannotJudge::as_str), and if it is
+    /// If the outcome is `cannot-judge`, [why](crate::bundle::BundlesUnavailable::as_str), and if it is
     /// `policy-unavailable`, `failed`, `timed-out` or `too-many-in-flight`; otherwise empty.
     pub why: &'static str,
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use http::request::Parts;
 
 use super::policy::{Decision, Policy};
-use crate::svid::VerifiedSvid;
+use crate::verify::VerifiedSvid;
 
 /// The future of [`AsyncPolicy::decide`].
 pub type DecisionFuture =

@@ -7,7 +7,7 @@ use http::request::Parts;
 
 use super::caller::{self, Answers, CallerState, NoCaller};
 use super::rejection::{HandlerRejection, Rejection, RejectionReason};
-use crate::svid::VerifiedSvid;
+use crate::verify::VerifiedSvid;
 
 /// The verified caller. Rejects with 401 if there is none; the layer answers that as its own
 /// rejection. Rejects with 500 if [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer) is missing
@@ -42,7 +42,8 @@ impl<S: Sync> FromRequestParts<S> for CallerState {
 }
 
 fn state(parts: &Parts) -> Result<&CallerState, Rejection> {
-    CallerState::of(&parts.extensions).ok_or_else(|| rejection(NoCaller::NotWired, parts))
+    CallerState::from_extensions(&parts.extensions)
+        .ok_or_else(|| rejection(NoCaller::NotWired, parts))
 }
 
 fn rejection(fault: NoCaller, parts: &Parts) -> Rejection {

@@ -6,7 +6,7 @@ use http::{Extensions, HeaderName};
 use super::protocol::Wire;
 use super::realm::Realm;
 use super::rejection::{Rejection, RejectionReason};
-use crate::svid::VerifiedSvid;
+use crate::verify::VerifiedSvid;
 
 /// Who called. A [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer) leaves it in the extensions
 /// of each request that it lets through, in the place of whatever was there before.
@@ -28,9 +28,9 @@ impl CallerState {
     /// use tower_spiffe::server::CallerState;
     ///
     /// let request = http::Request::new(());
-    /// assert!(CallerState::of(request.extensions()).is_none());
+    /// assert!(CallerState::from_extensions(request.extensions()).is_none());
     /// ```
-    pub fn of(extensions: &Extensions) -> Option<&Self> {
+    pub fn from_extensions(extensions: &Extensions) -> Option<&Self> {
         extensions.get()
     }
 
@@ -51,12 +51,14 @@ pub(crate) struct TakenFrom(pub(crate) HeaderName);
 /// Lets the client layer know the caller of a request that is forwarded.
 pub(crate) fn register() {
     #[cfg(feature = "client")]
-    crate::svid_cache::caller::register(|extensions| CallerState::of(extensions)?.verified());
+    crate::token::caller::register(|extensions| {
+        CallerState::from_extensions(extensions)?.verified()
+    });
 }
 
 /// The token of the caller that an outer layer verified, read from this header.
 pub(crate) fn outer_token<'a>(extensions: &'a Extensions, header: &HeaderName) -> Option<&'a str> {
-    let caller = CallerState::of(extensions)?.verified()?;
+    let caller = CallerState::from_extensions(extensions)?.verified()?;
     let read_from = match extensions.get() {
         Some(TakenFrom(name)) => name,
         None => &AUTHORIZATION,
@@ -91,7 +93,7 @@ pub(crate) enum NoCaller {
 
 /// The verified caller in these extensions.
 pub(crate) fn verified(extensions: &Extensions) -> Result<&VerifiedSvid, NoCaller> {
-    match CallerState::of(extensions) {
+    match CallerState::from_extensions(extensions) {
         Some(CallerState::Verified(caller)) => Ok(caller),
         Some(CallerState::Anonymous) => Err(NoCaller::Anonymous),
         Some(CallerState::AuditFailed(rejection)) => Err(NoCaller::AuditFailed(rejection.clone())),

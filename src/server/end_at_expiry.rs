@@ -26,10 +26,10 @@ use super::protocol::Wire;
 use super::rejection::RejectionReason;
 use super::telemetry::Telemetry;
 use crate::clock::{Clock, UnixTime};
+use crate::identity::SpiffeId;
 use crate::metrics::MetricsRecorder;
 use crate::runtime::{self, Missing};
-use crate::spiffe_id::SpiffeId;
-use crate::svid::{ValidateReason, Validator};
+use crate::verify::{ValidateReason, Validator};
 
 /// How long a timer runs at most before the wall clock is asked again, which may have been stepped.
 const MAX_SLEEP: Duration = Duration::from_secs(30);
@@ -58,7 +58,7 @@ const EXPIRED: RejectionReason = RejectionReason::Token(ValidateReason::Expired)
 /// identity that that one left; callers without one are let be. Where no such layer stands above,
 /// no answer is ended, and an error is logged, once. What the caller still sends is not
 /// cut off by it, nor is a connection that was upgraded (a WebSocket): there, ask
-/// [`expires_at`](crate::svid::VerifiedSvid::expires_at).
+/// [`expires_at`](crate::verify::VerifiedSvid::expires_at).
 ///
 /// At most one log line in ten seconds says that answers are ended, and names one of the callers.
 ///
@@ -169,7 +169,7 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let state = CallerState::of(request.extensions());
+        let state = CallerState::from_extensions(request.extensions());
         if state.is_none() {
             self.layer.shared.say_not_wired();
         }

@@ -18,7 +18,7 @@ use super::realm::Realm;
 use super::rejection::{Rejection, RejectionReason};
 use super::telemetry::Telemetry;
 use crate::bundle::BundleAnswer;
-use crate::svid::{Sight, ValidateError, ValidateReason, Validator, VerifiedSvid};
+use crate::verify::{Sight, ValidateError, ValidateReason, Validator, VerifiedSvid};
 
 /// What becomes of a request that is not admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

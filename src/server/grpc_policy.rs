@@ -9,7 +9,7 @@ use super::original_uri::original_uri;
 use super::policy::{Allow, Decision, Policy};
 use super::policy_error::PolicyError;
 use super::protocol::Protocol;
-use crate::svid::VerifiedSvid;
+use crate::verify::VerifiedSvid;
 
 /// A policy by gRPC service and method. All other methods are denied, and anonymous callers may call
 /// public methods only, in every mode of the layer.

@@ -46,7 +46,8 @@ impl<R> Shared<R> {
         R: OnReject<B>,
         ReqBody: http_body::Body + 'static,
     {
-        let verified = CallerState::of(request.extensions()).and_then(CallerState::verified);
+        let verified =
+            CallerState::from_extensions(request.extensions()).and_then(CallerState::verified);
         if verified.is_some() || !cfg!(any(feature = "axum", feature = "tonic")) {
             return self.clone();
         }

@@ -18,9 +18,9 @@ use super::protocol::Protocol;
 use super::realm::{InvalidRealm, Realm};
 use super::rejection::{DefaultOnReject, Rejection};
 use super::service::ValidateJwtSvid;
-use super::wait::{UnknownKeyWait, WaitForKeyLayer};
+use super::wait_for_key::{UnknownKeyWait, WaitForKeyLayer};
 use crate::metrics::MetricsRecorder;
-use crate::svid::Validator;
+use crate::verify::Validator;
 
 /// Lets those callers through whose JWT-SVID verifies and whom the policy admits.
 ///
@@ -180,7 +180,7 @@ impl<R> ValidateJwtSvidLayer<R> {
     /// # use tower_spiffe::server::{Allow, ValidateJwtSvidLayer};
     /// use http::{HeaderValue, header::CONTENT_TYPE};
     ///
-    /// # fn example(validator: tower_spiffe::svid::Validator) {
+    /// # fn example(validator: tower_spiffe::verify::Validator) {
     /// let layer = ValidateJwtSvidLayer::required(validator, Allow::any_trust_domain())
     ///     .on_reject(|rejection, _parts| {
     ///         // One of a few fixed sentences; none of them needs an escape.

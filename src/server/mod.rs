@@ -7,7 +7,7 @@
 //! use tower::{Layer, ServiceExt, service_fn};
 //! use tower_spiffe::bundle::{FixedBundles, JwtBundleSet};
 //! use tower_spiffe::server::{Allow, ValidateJwtSvidLayer};
-//! use tower_spiffe::svid::Validator;
+//! use tower_spiffe::verify::Validator;
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -32,11 +32,11 @@
 //!   `Router::layer` as its last call does the same: every route that is added after it is open.
 //!   `Router::route_layer` leaves open the fallback and the fallbacks of nested routers as well, and
 //!   panics on a router without routes. With feature `axum`, a handler takes a
-//!   [`VerifiedSvid`](crate::svid::VerifiedSvid), an `Option` of it or a [`CallerState`].
+//!   [`VerifiedSvid`](crate::verify::VerifiedSvid), an `Option` of it or a [`CallerState`].
 //! - **tonic**: `Server::builder().layer(layer)`, or one service by tonic's
 //!   `LayerExt::named_layer`. [`GrpcPolicy`] says who may call which method, and makes rejections
 //!   gRPC; with another policy, set [`protocol`](ValidateJwtSvidLayer::protocol) to
-//!   [`Protocol::Grpc`]. With feature `tonic`, a handler asks `VerifiedSvid::of(&request)?`.
+//!   [`Protocol::Grpc`]. With feature `tonic`, a handler asks `VerifiedSvid::from_request(&request)?`.
 //! - **hyper**: around the service, then hyper-util's `TowerToHyperService`.
 //! - **A Unix socket** (any of the three): grpc-java and grpcio send the path of the socket as
 //!   `:authority`, and h2 resets such requests before any layer sees them (hyperium/h2#487). Set
@@ -47,7 +47,7 @@
 //!   body of the rejections.
 //! - Beneath it, [`AllowCallersLayer`] narrows a route to fewer callers, and [`EndAtExpiryLayer`]
 //!   ends streams with the token of their caller. An upgraded connection (a WebSocket) escapes
-//!   both: ask [`expires_at`](crate::svid::VerifiedSvid::expires_at) there.
+//!   both: ask [`expires_at`](crate::verify::VerifiedSvid::expires_at) there.
 //! - Above it: `CorsLayer`, which answers preflights (they bring no token, and there is no exemption
 //!   for them here), and, where a trace layer stands above too, `SetSensitiveRequestHeadersLayer`
 //!   outermost: this layer marks the credential sensitive only once it sees it.
@@ -63,7 +63,7 @@
 //! the route who may call that one. If one of them is for callers without a token too, the layer is
 //! [`optional`](ValidateJwtSvidLayer::optional) and its policy [`Allow::anyone`]; then a route is
 //! open if it has neither an [`AllowCallersLayer`] nor a
-//! [`VerifiedSvid`](crate::svid::VerifiedSvid) among its arguments.
+//! [`VerifiedSvid`](crate::verify::VerifiedSvid) among its arguments.
 //!
 //! ```
 //! use axum::{Router, http::StatusCode, routing::{get, post}};
@@ -95,7 +95,7 @@
 //! }
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let agent = tower_spiffe::testing::WorkloadApi::start("example.org").await?;
+//! # let agent = tower_spiffe::testing::FakeAgent::start("example.org").await?;
 //! # let validator = Validator::builder(agent.source().await?).audience("reports").build()?;
 //! # let app = app(validator)?;
 //! # for (path, caller, status) in [
@@ -190,7 +190,7 @@
 //! One text for every invalid token, "the token is invalid", is what
 //! [`uniform_token_errors`](ValidateJwtSvidLayer::uniform_token_errors) sets.
 //!
-//! A rejection by an extractor, or by [`VerifiedSvid::of`](crate::svid::VerifiedSvid) in tonic, is
+//! A rejection by an extractor, or by [`VerifiedSvid::from_request`](crate::verify::VerifiedSvid) in tonic, is
 //! answered by the layer as its own: through its `on_reject`, counted and logged. Layers between the
 //! handler and this one see the default response. Without any layer the default response is sent,
 //! with status 500 (gRPC 13), and one error line is logged in ten seconds.
@@ -257,7 +257,7 @@ mod telemetry;
 mod tonic;
 #[cfg(feature = "tower-http")]
 mod tower_http;
-mod wait;
+mod wait_for_key;
 
 pub use allow_callers::{AllowCallers, AllowCallersLayer};
 pub use ask::{AskPolicyFuture, AskPolicyLayer, AskPolicyService};
@@ -281,4 +281,4 @@ pub use rejection::{DefaultOnReject, OnReject, PolicyFailure, Rejection, Rejecti
 pub use service::ValidateJwtSvid;
 #[cfg(feature = "tower-http")]
 pub use tower_http::JwtSvidValidateRequest;
-pub use wait::{UnknownKeyWait, WaitForKey, WaitForKeyLayer, WaitFuture};
+pub use wait_for_key::{UnknownKeyWait, WaitForKey, WaitForKeyLayer, WaitFuture};

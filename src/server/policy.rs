@@ -9,8 +9,8 @@ use http::request::Parts;
 use super::claim::Claim;
 use super::policy_error::PolicyError;
 use super::protocol::Protocol;
-use crate::spiffe_id::{SpiffeId, SpiffeIdError, SpiffeIdMatcher, TrustDomain};
-use crate::svid::VerifiedSvid;
+use crate::identity::{SpiffeId, SpiffeIdError, SpiffeIdMatcher, TrustDomain};
+use crate::verify::VerifiedSvid;
 
 /// What a [`Policy`] decides about a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::spiffe_id::SpiffeIdError;
+use crate::identity::SpiffeIdError;
 
 /// Why a policy cannot be: found when it is built, never when a request comes.
 #[derive(Debug, Clone, PartialEq, Eq)]

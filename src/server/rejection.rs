@@ -11,10 +11,10 @@ use http::{HeaderName, HeaderValue, Response, StatusCode};
 use super::policy::Decision;
 use super::protocol::Wire;
 use super::realm::Realm;
-use crate::bundle::CannotJudge;
+use crate::bundle::BundlesUnavailable;
 use crate::grpc_code::GrpcCode;
-use crate::spiffe_id::SpiffeId;
-use crate::svid::{ValidateError, ValidateReason, VerifiedSvid};
+use crate::identity::SpiffeId;
+use crate::verify::{ValidateError, ValidateReason, VerifiedSvid};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
@@ -105,7 +105,7 @@ pub enum RejectionReason {
     /// The token is good, and the policy does not admit its owner.
     NotAllowed,
     /// Nobody can be judged now: our side's trouble.
-    CannotJudge(CannotJudge),
+    BundlesUnavailable(BundlesUnavailable),
     /// The policy could not decide.
     PolicyUnavailable(PolicyFailure),
     /// No [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer) stands above: the server is put
@@ -154,7 +154,7 @@ impl RejectionReason {
             Self::Malformed => "malformed-header",
             Self::Token(reason) => reason.as_str(),
             Self::NotAllowed => "not-allowed",
-            Self::CannotJudge(_) => "cannot-judge",
+            Self::BundlesUnavailable(_) => "cannot-judge",
             Self::PolicyUnavailable(_) => "policy-unavailable",
             Self::NotWired => "not-wired",
         }
@@ -166,7 +166,9 @@ impl RejectionReason {
             Self::Malformed => StatusCode::BAD_REQUEST,
             Self::Missing | Self::Token(_) => StatusCode::UNAUTHORIZED,
             Self::NotAllowed => StatusCode::FORBIDDEN,
-            Self::CannotJudge(_) | Self::PolicyUnavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::BundlesUnavailable(_) | Self::PolicyUnavailable(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::NotWired => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -176,7 +178,7 @@ impl RejectionReason {
         match self {
             Self::Missing | Self::Malformed | Self::Token(_) => GrpcCode::Unauthenticated,
             Self::NotAllowed => GrpcCode::PermissionDenied,
-            Self::CannotJudge(_) | Self::PolicyUnavailable(_) => GrpcCode::Unavailable,
+            Self::BundlesUnavailable(_) | Self::PolicyUnavailable(_) => GrpcCode::Unavailable,
             Self::NotWired => GrpcCode::Internal,
         }
     }
@@ -188,7 +190,7 @@ impl RejectionReason {
             Self::Malformed => "the header does not carry exactly one bearer token",
             Self::Token(reason) => token_answer(reason).description,
             Self::NotAllowed => "the caller is not allowed",
-            Self::CannotJudge(_) => "callers cannot be authenticated now",
+            Self::BundlesUnavailable(_) => "callers cannot be authenticated now",
             Self::PolicyUnavailable(_) => "callers cannot be authorized now",
             Self::NotWired => "no ValidateJwtSvidLayer stands above",
         }
@@ -200,9 +202,10 @@ impl RejectionReason {
             Self::Malformed => Some("invalid_request"),
             Self::Token(_) => Some("invalid_token"),
             Self::NotAllowed => Some("insufficient_scope"),
-            Self::Missing | Self::CannotJudge(_) | Self::PolicyUnavailable(_) | Self::NotWired => {
-                None
-            }
+            Self::Missing
+            | Self::BundlesUnavailable(_)
+            | Self::PolicyUnavailable(_)
+            | Self::NotWired => None,
         }
     }
 
@@ -214,7 +217,7 @@ impl RejectionReason {
             Self::Malformed => Some(default_challenge!(", error=\"invalid_request\"")),
             Self::Token(reason) => Some(token_answer(reason).challenge),
             Self::NotAllowed => Some(default_challenge!(", error=\"insufficient_scope\"")),
-            Self::CannotJudge(_) | Self::PolicyUnavailable(_) | Self::NotWired => None,
+            Self::BundlesUnavailable(_) | Self::PolicyUnavailable(_) | Self::NotWired => None,
         }
     }
 }
@@ -241,7 +244,7 @@ fn token_answer(reason: ValidateReason) -> Answer {
             answer!("the token's signing key is unknown")
         }
         ValidateReason::Signature => answer!("the token's signature is wrong"),
-        ValidateReason::CannotJudge(_) => answer!("callers cannot be authenticated now"),
+        ValidateReason::BundlesUnavailable(_) => answer!("callers cannot be authenticated now"),
     }
 }
 
@@ -260,7 +263,7 @@ impl Rejection {
 
     pub(crate) fn token(error: ValidateError, wire: Wire, realm: &Realm) -> Self {
         let reason = match error.reason() {
-            ValidateReason::CannotJudge(why) => RejectionReason::CannotJudge(why),
+            ValidateReason::BundlesUnavailable(why) => RejectionReason::BundlesUnavailable(why),
             reason => RejectionReason::Token(reason),
         };
         Self::build(reason, Some(error), None, wire, realm)
@@ -579,7 +582,7 @@ mod tests {
     #[test]
     fn a_ready_made_challenge_is_what_would_be_written() {
         use ValidateReason as Of;
-        let cannot_judge = CannotJudge::Stale;
+        let bundles_unavailable = BundlesUnavailable::Stale;
         let tokens = [
             Of::TooLong,
             Of::Malformed,
@@ -598,7 +601,7 @@ mod tests {
             RejectionReason::Missing,
             RejectionReason::Malformed,
             RejectionReason::NotAllowed,
-            RejectionReason::CannotJudge(cannot_judge),
+            RejectionReason::BundlesUnavailable(bundles_unavailable),
             RejectionReason::PolicyUnavailable(PolicyFailure::Failed),
             RejectionReason::NotWired,
         ];

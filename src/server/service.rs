@@ -11,7 +11,7 @@ use tower_service::Service;
 use super::future::ResponseFuture;
 use super::layer::Shared;
 use super::rejection::{DefaultOnReject, OnReject};
-use crate::svid::Sight;
+use crate::verify::Sight;
 
 /// The service that a [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer) makes.
 pub struct ValidateJwtSvid<S, R = DefaultOnReject> {

@@ -10,9 +10,9 @@ use tracing::{Span, field};
 use super::caller::CallerState;
 use super::rejection::{Rejection, RejectionReason};
 use crate::clock::Clock;
+use crate::identity::SpiffeId;
 use crate::metrics::{Admission, MetricsRecorder, Shielded};
-use crate::spiffe_id::SpiffeId;
-use crate::svid::{ValidateError, ValidateReason};
+use crate::verify::{ValidateError, ValidateReason};
 
 /// At most one log line per class and caller in this time.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
@@ -128,7 +128,7 @@ impl Telemetry {
             let known = rejection.trust_domain().filter(|name| is_known(name));
             let label = known.unwrap_or(UNKNOWN);
             let why = match reason {
-                RejectionReason::CannotJudge(why) => why.as_str(),
+                RejectionReason::BundlesUnavailable(why) => why.as_str(),
                 RejectionReason::PolicyUnavailable(why) => why.as_str(),
                 _ => "",
             };
@@ -160,7 +160,7 @@ impl Telemetry {
             .filter(|_| closely);
         let accepted = audiences.map(|_| accepted);
         match reason {
-            RejectionReason::CannotJudge(why) => tracing::warn!(
+            RejectionReason::BundlesUnavailable(why) => tracing::warn!(
                 reason = class,
                 enforced,
                 suppressed,

@@ -4,7 +4,7 @@ use super::caller;
 use super::protocol::Wire;
 use super::realm::Realm;
 use super::rejection::Rejection;
-use crate::svid::VerifiedSvid;
+use crate::verify::VerifiedSvid;
 
 impl VerifiedSvid {
     /// The verified caller of this request.
@@ -16,7 +16,7 @@ impl VerifiedSvid {
         clippy::result_large_err,
         reason = "it is what a tonic handler returns"
     )]
-    pub fn of<T>(request: &tonic::Request<T>) -> Result<Self, tonic::Status> {
+    pub fn from_request<T>(request: &tonic::Request<T>) -> Result<Self, tonic::Status> {
         caller::verified(request.extensions())
             .cloned()
             .map_err(|fault| {

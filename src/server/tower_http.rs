@@ -10,7 +10,7 @@ use tower_http::validate_request::ValidateRequest;
 
 use super::layer::{Shared, ValidateJwtSvidLayer};
 use super::rejection::{DefaultOnReject, OnReject};
-use crate::svid::Sight;
+use crate::verify::Sight;
 
 /// The layer's verdict as a [`ValidateRequest`]; made by
 /// [`ValidateJwtSvidLayer::into_validate_request`].
@@ -29,7 +29,7 @@ impl<R> ValidateJwtSvidLayer<R> {
     /// ```
     /// use tower_http::validate_request::ValidateRequestHeaderLayer;
     /// use tower_spiffe::server::{Allow, ValidateJwtSvidLayer};
-    /// # fn example(validator: tower_spiffe::svid::Validator) {
+    /// # fn example(validator: tower_spiffe::verify::Validator) {
     /// let layer = ValidateJwtSvidLayer::required(validator, Allow::any_trust_domain());
     /// let layer = ValidateRequestHeaderLayer::custom(layer.into_validate_request::<String>());
     /// # drop(layer); }

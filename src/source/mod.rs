@@ -6,10 +6,10 @@
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! use tower_spiffe::testing::WorkloadApi;
+//! use tower_spiffe::testing::FakeAgent;
 //! use tower_spiffe::{JwtSource, TrustDomain};
 //!
-//! let agent = WorkloadApi::start("example.org").await?;
+//! let agent = FakeAgent::start("example.org").await?;
 //! let source = JwtSource::builder().endpoint(agent.endpoint().as_str()).build().await?;
 //!
 //! let keys = source.bundle_for_trust_domain(&TrustDomain::parse("example.org")?)?;
@@ -27,66 +27,21 @@
 //! ```
 
 #[cfg(feature = "workload-api")]
-mod backoff;
-#[cfg(feature = "workload-api")]
-mod builder;
-#[cfg(feature = "workload-api")]
-mod error;
-#[cfg(feature = "workload-api")]
-mod fetch;
-#[cfg(feature = "workload-api")]
-mod hints;
-#[cfg(feature = "workload-api")]
-pub(crate) mod intake;
-#[cfg(feature = "workload-api")]
-mod judge;
-#[cfg(feature = "workload-api")]
-mod jwt_source;
-#[cfg(feature = "workload-api")]
-mod limits;
-#[cfg(any(feature = "server", feature = "client"))]
-mod own_thread;
-#[cfg(feature = "workload-api")]
-mod record;
-#[cfg(feature = "workload-api")]
-pub(crate) mod shared;
-#[cfg(feature = "workload-api")]
-mod state;
-#[cfg(feature = "workload-api")]
-mod supervisor;
-#[cfg(any(feature = "server", feature = "client"))]
-pub(crate) mod trust_clock;
-#[cfg(feature = "workload-api")]
-mod updates;
-
-#[cfg(feature = "workload-api")]
-pub use builder::JwtSourceBuilder;
-#[cfg(feature = "workload-api")]
-pub use error::{JwtSourceError, JwtSourceErrorReason};
-#[cfg(feature = "workload-api")]
-pub use jwt_source::JwtSource;
-#[cfg(feature = "workload-api")]
-pub use limits::{ResourceLimits, WithdrawalPolicy};
-#[cfg(feature = "workload-api")]
-pub use state::{LastError, SourceState, TrustDomainState, Withdrawal};
-#[cfg(feature = "workload-api")]
-pub use updates::SourceUpdates;
-
+pub(crate) mod agent;
 #[cfg(any(feature = "server", feature = "client"))]
 pub(crate) mod file;
+#[cfg(any(feature = "server", feature = "client"))]
+mod own_thread;
+#[cfg(any(feature = "server", feature = "client"))]
+pub(crate) mod trust_clock;
 
+#[cfg(feature = "workload-api")]
+pub use agent::{
+    JwtSource, JwtSourceBuilder, JwtSourceError, JwtSourceErrorReason, LastError, ResourceLimits,
+    SourceState, SourceUpdates, TrustDomainState, Withdrawal, WithdrawalPolicy,
+};
 #[cfg(any(feature = "server", feature = "client"))]
 pub use file::{
     FileBundles, FileBundlesBuilder, FileBundlesError, FileBundlesErrorReason, FileBundlesState,
     FileState,
 };
-
-#[cfg(test)]
-#[cfg(feature = "testing")]
-mod heartbeat_tests;
-#[cfg(test)]
-#[cfg(feature = "testing")]
-mod rotation_tests;
-#[cfg(test)]
-#[cfg(feature = "testing")]
-mod start_tests;

@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 
 use super::{misuse, must};
 use crate::clock::{Clock as _, SystemClock};
-use crate::spiffe_id::SpiffeId;
-use crate::svid::VerifiedSvid;
+use crate::identity::SpiffeId;
+use crate::verify::VerifiedSvid;
 
 const AUDIENCE: &str = "testing";
 const KEY_ID: &str = "testing";
@@ -45,7 +45,7 @@ pub fn verified_svid(spiffe_id: &str) -> VerifiedSvid {
 ///     Tenant { tenant: 7 },
 /// );
 /// assert_eq!(caller.claims::<Tenant>()?.tenant, 7);
-/// # Ok::<(), tower_spiffe::svid::ClaimsError>(())
+/// # Ok::<(), tower_spiffe::verify::ClaimsError>(())
 /// ```
 ///
 /// # Panics

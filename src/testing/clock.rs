@@ -19,7 +19,7 @@ use crate::clock::{Clock, UnixTime};
 /// ```
 /// use std::time::Duration;
 /// use tower_spiffe::testing::PausedClock;
-/// use tower_spiffe::{Clock, UnixTime};
+/// use tower_spiffe::clock::{Clock, UnixTime};
 ///
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
 /// # async fn main() {

@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::spiffe_id::SpiffeIdError;
+use crate::identity::SpiffeIdError;
 
 /// Why the embedded Workload API cannot do what the test asks of it.
 #[derive(Debug, Clone)]
@@ -31,7 +31,7 @@ pub enum Error {
     },
     /// There is no tokio runtime here to serve in.
     NoRuntime,
-    /// This machine has no Unix sockets: use [`start_tcp`](super::WorkloadApi::start_tcp).
+    /// This machine has no Unix sockets: use [`start_tcp`](super::FakeAgent::start_tcp).
     NoUnixSockets,
 }
 

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtBundleSet};
+use crate::bundle::{BundleAnswer, BundleSource, BundlesUnavailable, JwtBundleSet};
 use crate::clock::Clock;
 use crate::jwt::{Algorithm, Curve, PublicKey};
+use crate::source::agent::intake;
+use crate::source::agent::shared::{Shared, StreamError};
 use crate::source::file::{self, Format, MapRead};
-use crate::source::shared::{Shared, StreamError};
 use crate::source::trust_clock::TrustClock;
-use crate::source::{ResourceLimits, SourceState, WithdrawalPolicy, intake};
+use crate::source::{ResourceLimits, SourceState, WithdrawalPolicy};
 use crate::workload_api::pb::JwtBundlesResponse;
 use crate::workload_api::{
     Call, JwtBundlesMessage, WorkloadApiClient, WorkloadApiError, WorkloadApiErrorReason,
@@ -143,7 +144,7 @@ impl Keeper {
 }
 
 impl BundleSource for Keeper {
-    fn revision(&self) -> Result<u64, CannotJudge> {
+    fn revision(&self) -> Result<u64, BundlesUnavailable> {
         self.0.revision()
     }
 

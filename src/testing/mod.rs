@@ -1,13 +1,13 @@
 //! What a test needs in place of a SPIFFE deployment: a user of this crate tests a service with
 //! it, and so do we.
 //!
-//! [`WorkloadApi`] is an agent that lives in the test. It gives out tokens and bundles as SPIRE's
+//! [`FakeAgent`] is an agent that lives in the test. It gives out tokens and bundles as SPIRE's
 //! agent does, and everything else in this crate works on it as on a real one:
 //!
 //! ```
 //! use axum::{Router, body::Body, http::{Request, StatusCode, header::AUTHORIZATION}, routing::get};
 //! use tower::{Layer, ServiceExt};
-//! use tower_spiffe::testing::WorkloadApi;
+//! use tower_spiffe::testing::FakeAgent;
 //! use tower_spiffe::{Allow, ValidateJwtSvidLayer, Validator, VerifiedSvid};
 //!
 //! const AUDIENCE: &str = "spiffe://example.org/reports";
@@ -15,7 +15,7 @@
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! // The service under test.
-//! let agent = WorkloadApi::start("example.org").await?;
+//! let agent = FakeAgent::start("example.org").await?;
 //! let validator = Validator::builder(agent.source().await?).audience(AUDIENCE).build()?;
 //! let reports = Router::new().route("/", get(async |caller: VerifiedSvid| caller.spiffe_id().to_string()));
 //! let app = ValidateJwtSvidLayer::required(validator, Allow::trust_domain("example.org")?).layer(reports);
@@ -34,10 +34,10 @@
 //!
 //! # Tokens
 //!
-//! [`WorkloadApi::bearer`] and [`token`](WorkloadApi::token) give good ones. Every wrong one comes
-//! from a [`TokenBuilder`], by [`WorkloadApi::issuer`]: expired, forged, without a claim, with a
+//! [`FakeAgent::bearer`] and [`token`](FakeAgent::token) give good ones. Every wrong one comes
+//! from a [`TokenBuilder`], by [`FakeAgent::issuer`]: expired, forged, without a claim, with a
 //! header too many. An [`Issuer`] without an agent goes with
-//! [`FixedBundles`](crate::FixedBundles).
+//! [`FixedBundles`](crate::bundle::FixedBundles).
 //!
 //! # Without a token
 //!
@@ -64,7 +64,7 @@
 //!
 //! let mut request = tonic::Request::new("a message");
 //! request.extensions_mut().insert(CallerState::Verified(web));
-//! assert!(VerifiedSvid::of(&request).is_ok());
+//! assert!(VerifiedSvid::from_request(&request).is_ok());
 //! # Ok(())
 //! # }
 //! ```
@@ -73,8 +73,8 @@
 //!
 //! | what happens | how |
 //! | --- | --- |
-//! | every call is refused, with any status | [`fail`](WorkloadApi::fail)`(`[`Fault::Refuse`]`)` |
-//! | one of the three calls fails | [`fail_call`](WorkloadApi::fail_call) with any of these |
+//! | every call is refused, with any status | [`fail`](FakeAgent::fail)`(`[`Fault::Refuse`]`)` |
+//! | one of the three calls fails | [`fail_call`](FakeAgent::fail_call) with any of these |
 //! | calls are taken and never answered | [`Fault::Hang`] |
 //! | answers are late | [`Fault::Slow`] |
 //! | one message, then the agent hangs up | [`Fault::HangUp`], [`Fault::HangUpWith`] |
@@ -82,32 +82,33 @@
 //! | messages are too large | [`Fault::Oversized`] |
 //! | a fetch is answered word for word as the test says | [`Fault::Svids`] |
 //! | the agent's server is away | [`Fault::ServerAway`] |
-//! | connections are open and dead | [`half_open`](WorkloadApi::half_open), [`Fault::HalfOpen`] |
-//! | connections are cut | [`cut_connections`](WorkloadApi::cut_connections) |
-//! | identities and bundles are withdrawn | [`withdraw`](WorkloadApi::withdraw), [`restore`](WorkloadApi::restore) |
-//! | the agent is away, comes back at the same place | [`stop`](WorkloadApi::stop), [`start_again`](WorkloadApi::start_again), [`restart`](WorkloadApi::restart) |
-//! | keys rotate: quietly, the hard way, on a schedule | [`rotate`](WorkloadApi::rotate), [`rotate_now`](WorkloadApi::rotate_now), [`rotate_every`](WorkloadApi::rotate_every); step by step: [`Issuer::activate`] |
-//! | a key is tainted, then revoked | [`taint`](WorkloadApi::taint), [`Issuer::revoke`] |
-//! | a federated domain comes and goes | [`federate`](WorkloadApi::federate), [`federate_with`](WorkloadApi::federate_with), [`unfederate`](WorkloadApi::unfederate) |
-//! | one trust domain's keys are rubbish | [`federate_raw`](WorkloadApi::federate_raw) |
-//! | an equal set is sent again in another order | [`send_again`](WorkloadApi::send_again) |
-//! | the agent gives each token once, or forgets those it has | [`cache_tokens`](WorkloadApiBuilder::cache_tokens), [`forget_tokens`](WorkloadApi::forget_tokens) |
-//! | an identity comes and goes | [`register`](WorkloadApi::register), [`unregister`](WorkloadApi::unregister) |
-//! | clocks differ | [`set_clock_offset`](WorkloadApi::set_clock_offset) |
-//! | a client pings too often | cut off, as by any grpc-go server: [`enforce_keepalive`](WorkloadApiBuilder::enforce_keepalive) |
-//! | the stream says what the test says | [`replay`](WorkloadApi::replay) |
+//! | connections are open and dead | [`half_open`](FakeAgent::half_open), [`Fault::HalfOpen`] |
+//! | connections are cut | [`cut_connections`](FakeAgent::cut_connections) |
+//! | identities and bundles are withdrawn | [`withdraw`](FakeAgent::withdraw), [`restore`](FakeAgent::restore) |
+//! | the agent is away, comes back at the same place | [`stop`](FakeAgent::stop), [`start_again`](FakeAgent::start_again), [`restart`](FakeAgent::restart) |
+//! | keys rotate: quietly, the hard way, on a schedule | [`rotate`](FakeAgent::rotate), [`rotate_now`](FakeAgent::rotate_now), [`rotate_every`](FakeAgent::rotate_every); step by step: [`Issuer::activate`] |
+//! | a key is tainted, then revoked | [`taint`](FakeAgent::taint), [`Issuer::revoke`] |
+//! | a federated domain comes and goes | [`federate`](FakeAgent::federate), [`federate_with`](FakeAgent::federate_with), [`unfederate`](FakeAgent::unfederate) |
+//! | one trust domain's keys are rubbish | [`federate_raw`](FakeAgent::federate_raw) |
+//! | an equal set is sent again in another order | [`send_again`](FakeAgent::send_again) |
+//! | the agent gives each token once, or forgets those it has | [`cache_tokens`](FakeAgentBuilder::cache_tokens), [`forget_tokens`](FakeAgent::forget_tokens) |
+//! | an identity comes and goes | [`register`](FakeAgent::register), [`unregister`](FakeAgent::unregister) |
+//! | clocks differ | [`set_clock_offset`](FakeAgent::set_clock_offset) |
+//! | a client pings too often | cut off, as by any grpc-go server: [`enforce_keepalive`](FakeAgentBuilder::enforce_keepalive) |
+//! | the stream says what the test says | [`replay`](FakeAgent::replay) |
 //!
-//! [`recover`](WorkloadApi::recover) ends every [`Fault`]; [`counts`](WorkloadApi::counts) says
+//! [`recover`](FakeAgent::recover) ends every [`Fault`]; [`counts`](FakeAgent::counts) says
 //! what arrived meanwhile. Each of these has an example of its own, which says what a service sees
 //! of it. A bad day in one test:
 //!
 //! ```
-//! use tower_spiffe::testing::{Fault, WorkloadApi};
-//! use tower_spiffe::{GrpcCode, Validator};
+//! use tower_spiffe::testing::{Fault, FakeAgent};
+//! use tower_spiffe::Validator;
+//! use tower_spiffe::token::GrpcCode;
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let agent = WorkloadApi::start("example.org").await?;
+//! let agent = FakeAgent::start("example.org").await?;
 //! let source = agent.source().await?;
 //! let validator = Validator::builder(source.clone()).audience("reports").build()?;
 //! let caller = agent.token("spiffe://example.org/web", "reports");
@@ -138,17 +139,19 @@
 //!
 //! Tests of anything that takes minutes run in tokio's paused time with a [`PausedClock`]. That
 //! time runs ahead whenever everybody waits, for a real socket too: such tests use
-//! [`start_in_memory`](WorkloadApi::start_in_memory).
+//! [`start_in_memory`](FakeAgent::start_in_memory).
 //!
 //! ```
 //! use std::time::Duration;
-//! use tower_spiffe::testing::{PausedClock, WorkloadApi};
-//! use tower_spiffe::{UnixTime, ValidateReason, Validator};
+//! use tower_spiffe::testing::{PausedClock, FakeAgent};
+//! use tower_spiffe::Validator;
+//! use tower_spiffe::clock::UnixTime;
+//! use tower_spiffe::verify::ValidateReason;
 //!
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let clock = PausedClock::new(UnixTime::from_secs(1_790_000_000)).shared();
-//! let agent = WorkloadApi::builder("example.org").clock(clock.clone()).start_in_memory().await?;
+//! let agent = FakeAgent::builder("example.org").clock(clock.clone()).start_in_memory().await?;
 //! let validator = Validator::builder(agent.source().await?).audience("reports").clock(clock).build()?;
 //!
 //! let token = agent.token("spiffe://example.org/web", "reports");
@@ -168,7 +171,7 @@ pub mod internals;
 mod issuer;
 mod misuse;
 
-pub use agent::{Call, Counts, Fault, RawSvid, Replay, WorkloadApi, WorkloadApiBuilder};
+pub use agent::{AgentCall, Counts, FakeAgent, FakeAgentBuilder, Fault, RawSvid, Replay};
 pub use assumed::{verified_svid, verified_svid_with_claims};
 pub use clock::PausedClock;
 pub use error::Error;

@@ -25,10 +25,10 @@ use super::pb::spiffe_workload_api_client::SpiffeWorkloadApiClient as Stub;
 use super::stream::JwtBundleStream;
 use super::validated::ValidatedJwtSvid;
 use crate::clock::{Clock, SystemClock};
+use crate::identity::SpiffeId;
 use crate::presentable::presentable;
 use crate::runtime;
-use crate::spiffe_id::SpiffeId;
-use crate::svid::{JwtSvid, SvidRequest};
+use crate::token::{JwtSvid, SvidRequest};
 
 /// A client of the Workload API's JWT profile. A clone shares the connection, which is made when
 /// the first call needs it and made anew when it broke.

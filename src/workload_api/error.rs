@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use super::connect::ConnectError;
 use crate::grpc_code::GrpcCode;
+use crate::identity::SpiffeId;
 use crate::presentable::presentable;
-use crate::spiffe_id::SpiffeId;
-use crate::svid::{FetchSvidError, FetchSvidReason};
+use crate::token::{FetchSvidError, FetchSvidReason};
 
 /// One of the calls of the Workload API's JWT profile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -6,11 +6,11 @@
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! use tower_spiffe::testing::WorkloadApi;
+//! use tower_spiffe::testing::FakeAgent;
 //! use tower_spiffe::workload_api::WorkloadApiClient;
-//! use tower_spiffe::SvidRequest;
+//! use tower_spiffe::token::SvidRequest;
 //!
-//! let agent = WorkloadApi::start("example.org").await?;
+//! let agent = FakeAgent::start("example.org").await?;
 //! agent.register("spiffe://example.org/web", "external", std::time::Duration::from_secs(60))?;
 //! let client = WorkloadApiClient::connect(&agent.endpoint().parse()?)?;
 //!

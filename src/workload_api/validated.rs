@@ -8,8 +8,8 @@ use serde_json::{Map, Number};
 
 use super::error::{Call, WorkloadApiError};
 use super::pb::ValidateJwtsvidResponse;
+use crate::identity::SpiffeId;
 use crate::presentable::presentable;
-use crate::spiffe_id::SpiffeId;
 
 /// The answer of `ValidateJWTSVID` to a token that the agent finds good.
 #[derive(Clone, PartialEq)]

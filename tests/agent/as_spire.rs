@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use prost_types::value::Kind;
 use tonic::{Code, Request};
-use tower_spiffe::UnixTime;
-use tower_spiffe::testing::{Error, PausedClock, WorkloadApi};
+use tower_spiffe::clock::UnixTime;
+use tower_spiffe::testing::{Error, FakeAgent, PausedClock};
 
 use crate::support::*;
 use crate::wire::pb::JwtBundlesRequest;
@@ -14,7 +14,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 #[tokio::test]
 async fn ep5_a_call_without_the_security_header_is_refused() {
-    let agent = WorkloadApi::start(TD).await.unwrap();
+    let agent = FakeAgent::start(TD).await.unwrap();
     let mut client = dial(&agent).await.0;
     let code = |result: Result<_, tonic::Status>| result.map(|_| ()).unwrap_err().code();
 
@@ -50,7 +50,7 @@ async fn ep5_a_call_without_the_security_header_is_refused() {
 
 #[tokio::test]
 async fn wa20_a_call_without_an_audience_is_refused_and_an_empty_one_is_unavailable() {
-    let agent = WorkloadApi::start(TD).await.unwrap();
+    let agent = FakeAgent::start(TD).await.unwrap();
     let client = dial(&agent).await;
     let code = async |audiences: &[&str]| client.fetch(audiences, "").await.unwrap_err().code();
     assert_eq!(code(&[]).await, Code::InvalidArgument);
@@ -62,7 +62,7 @@ async fn wa20_a_call_without_an_audience_is_refused_and_an_empty_one_is_unavaila
 
 #[tokio::test]
 async fn wa21_without_an_id_every_identity_gets_a_token() {
-    let agent = WorkloadApi::start(TD).await.unwrap();
+    let agent = FakeAgent::start(TD).await.unwrap();
     agent
         .register("spiffe://example.org/web", "external", MINUTE)
         .unwrap();
@@ -108,7 +108,7 @@ async fn wa21_without_an_id_every_identity_gets_a_token() {
 
 #[tokio::test]
 async fn wa24_an_identity_that_is_not_ours_is_denied_and_a_malformed_one_refused() {
-    let agent = WorkloadApi::start(TD).await.unwrap();
+    let agent = FakeAgent::start(TD).await.unwrap();
     let client = dial(&agent).await;
     let code = async |id: &str| client.fetch(&[AUD], id).await.unwrap_err().code();
     assert_eq!(
@@ -124,7 +124,7 @@ async fn wa24_an_identity_that_is_not_ours_is_denied_and_a_malformed_one_refused
 
 #[tokio::test]
 async fn an_agent_gives_out_its_own_trust_domain_only() {
-    let agent = WorkloadApi::start(TD).await.unwrap();
+    let agent = FakeAgent::start(TD).await.unwrap();
     let refused = agent.register("spiffe://other.test/x", "", MINUTE);
     assert!(matches!(refused, Err(Error::ForeignTrustDomain)));
     assert!(matches!(
@@ -132,14 +132,14 @@ async fn an_agent_gives_out_its_own_trust_domain_only() {
         Err(Error::SpiffeId(_))
     ));
     assert!(matches!(
-        WorkloadApi::start("X").await,
+        FakeAgent::start("X").await,
         Err(Error::SpiffeId(_))
     ));
 }
 
 #[tokio::test]
 async fn wa25_the_stream_has_the_whole_set_at_once_and_at_each_change() {
-    let agent = WorkloadApi::start(TD).await.unwrap();
+    let agent = FakeAgent::start(TD).await.unwrap();
     let client = dial(&agent).await;
     let mut stream = client.bundles().await.unwrap();
     let first = stream.message().await.unwrap().unwrap();
@@ -173,7 +173,7 @@ async fn wa25_the_stream_has_the_whole_set_at_once_and_at_each_change() {
 
 #[tokio::test]
 async fn an_equal_set_in_another_order_is_sent_as_spire_sends_it() {
-    let agent = WorkloadApi::start(TD).await.unwrap();
+    let agent = FakeAgent::start(TD).await.unwrap();
     agent.issuer().rotate_now();
     let client = dial(&agent).await;
     let mut stream = client.bundles().await.unwrap();
@@ -186,7 +186,7 @@ async fn an_equal_set_in_another_order_is_sent_as_spire_sends_it() {
 
 #[tokio::test]
 async fn a_slow_reader_gets_only_the_latest() {
-    let agent = WorkloadApi::start(TD).await.unwrap();
+    let agent = FakeAgent::start(TD).await.unwrap();
     let client = dial(&agent).await;
     let mut stream = client.bundles().await.unwrap();
     next_key_ids(&mut stream, TD).await;
@@ -200,7 +200,7 @@ async fn a_slow_reader_gets_only_the_latest() {
 
 #[tokio::test]
 async fn wa29_a_withdrawal_ends_the_stream_with_permission_denied() {
-    let agent = WorkloadApi::start(TD).await.unwrap();
+    let agent = FakeAgent::start(TD).await.unwrap();
     let client = dial(&agent).await;
     let mut stream = client.bundles().await.unwrap();
     next_key_ids(&mut stream, TD).await;
@@ -227,7 +227,7 @@ async fn wa29_a_withdrawal_ends_the_stream_with_permission_denied() {
 
 #[tokio::test]
 async fn wa30_validate_gives_id_and_claims_and_refuses_with_invalid_argument() {
-    let agent = WorkloadApi::start(TD).await.unwrap();
+    let agent = FakeAgent::start(TD).await.unwrap();
     let client = dial(&agent).await;
     let web = || agent.issuer().token("spiffe://example.org/web", AUD);
 
@@ -274,7 +274,7 @@ async fn wa30_validate_gives_id_and_claims_and_refuses_with_invalid_argument() {
 
 #[tokio::test]
 async fn of_a_federated_token_only_what_spiffe_defines_is_told() {
-    let agent = WorkloadApi::start(TD).await.unwrap();
+    let agent = FakeAgent::start(TD).await.unwrap();
     let federated = agent.federate("other.test").unwrap();
     let client = dial(&agent).await;
     let token = federated
@@ -293,7 +293,7 @@ async fn of_a_federated_token_only_what_spiffe_defines_is_told() {
 #[tokio::test(start_paused = true)]
 async fn the_agents_cache_gives_the_same_token_for_about_half_of_its_life() {
     let clock = PausedClock::new(UnixTime::from_secs(1_790_000_000));
-    let agent = WorkloadApi::builder(TD)
+    let agent = FakeAgent::builder(TD)
         .clock(clock.shared())
         .token_life(Duration::from_secs(1_000))
         .start_in_memory()
@@ -318,7 +318,7 @@ async fn the_agents_cache_gives_the_same_token_for_about_half_of_its_life() {
 
 #[tokio::test]
 async fn without_its_cache_every_fetch_signs() {
-    let agent = WorkloadApi::builder(TD)
+    let agent = FakeAgent::builder(TD)
         .cache_tokens(false)
         .start()
         .await
@@ -332,7 +332,7 @@ async fn without_its_cache_every_fetch_signs() {
 #[tokio::test]
 async fn a_call_that_the_profile_has_not_is_unimplemented() {
     use tonic::codegen::http::uri::PathAndQuery;
-    let agent = WorkloadApi::start_tcp(TD).await.unwrap();
+    let agent = FakeAgent::start_tcp(TD).await.unwrap();
     let address = agent.endpoint().replace("tcp://", "http://");
     let channel = tonic::transport::Endpoint::new(address)
         .unwrap()
@@ -351,7 +351,7 @@ async fn a_call_that_the_profile_has_not_is_unimplemented() {
 
 #[tokio::test]
 async fn what_arrives_is_counted_where_it_arrives() {
-    let agent = WorkloadApi::start(TD).await.unwrap();
+    let agent = FakeAgent::start(TD).await.unwrap();
     assert_eq!(agent.counts(), tower_spiffe::testing::Counts::default());
     let client = dial(&agent).await;
     client.token(AUD).await.unwrap();
@@ -383,7 +383,7 @@ async fn what_arrives_is_counted_where_it_arrives() {
 #[tokio::test]
 async fn the_socket_is_private_and_gone_with_the_agent() {
     use std::os::unix::fs::MetadataExt as _;
-    let agent = WorkloadApi::start(TD).await.unwrap();
+    let agent = FakeAgent::start(TD).await.unwrap();
     let endpoint = agent.endpoint();
     let socket = std::path::Path::new(endpoint.strip_prefix("unix://").unwrap());
     let dir = socket.parent().unwrap();

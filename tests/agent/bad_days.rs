@@ -4,15 +4,16 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 use tonic::Code;
-use tower_spiffe::testing::{Call, Fault, PausedClock, WorkloadApi};
-use tower_spiffe::{GrpcCode, UnixTime};
+use tower_spiffe::clock::UnixTime;
+use tower_spiffe::testing::{AgentCall, FakeAgent, Fault, PausedClock};
+use tower_spiffe::token::GrpcCode;
 
 use crate::support::*;
 
 const SHORT: Duration = Duration::from_millis(150);
 
-async fn agent() -> (WorkloadApi, Client) {
-    let agent = WorkloadApi::start(TD).await.unwrap();
+async fn agent() -> (FakeAgent, Client) {
+    let agent = FakeAgent::start(TD).await.unwrap();
     let client = dial(&agent).await;
     (agent, client)
 }
@@ -40,16 +41,19 @@ async fn refuse_answers_every_call_and_ends_open_streams_with_the_status() {
 #[tokio::test]
 async fn one_call_can_fail_alone() {
     let (agent, client) = agent().await;
-    agent.fail_call(Call::FetchJwtSvid, Fault::Refuse(GrpcCode::Unavailable));
+    agent.fail_call(
+        AgentCall::FetchJwtSvid,
+        Fault::Refuse(GrpcCode::Unavailable),
+    );
     assert_eq!(
         client.token(AUD).await.unwrap_err().code(),
         Code::Unavailable
     );
     let mut stream = client.bundles().await.unwrap();
     next_key_ids(&mut stream, TD).await;
-    agent.fail_call(Call::FetchJwtBundles, Fault::Refuse(GrpcCode::Aborted));
+    agent.fail_call(AgentCall::FetchJwtBundles, Fault::Refuse(GrpcCode::Aborted));
     assert_eq!(end(&mut stream).await, Code::Aborted);
-    agent.fail_call(Call::ValidateJwtSvid, Fault::Refuse(GrpcCode::Aborted));
+    agent.fail_call(AgentCall::ValidateJwtSvid, Fault::Refuse(GrpcCode::Aborted));
     assert_eq!(
         client.validate(AUD, "x").await.unwrap_err().code(),
         Code::Aborted
@@ -78,7 +82,7 @@ async fn hang_takes_calls_and_answers_when_it_is_over() {
 
 #[tokio::test(start_paused = true)]
 async fn slow_makes_each_answer_and_each_message_late() {
-    let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+    let agent = FakeAgent::start_in_memory(TD).await.unwrap();
     let client = dial_in_memory(&agent).await;
     agent.fail(Fault::Slow(Duration::from_secs(7)));
     let began = Instant::now();
@@ -212,7 +216,7 @@ async fn oversized_messages_are_large_and_otherwise_good() {
 #[tokio::test(start_paused = true)]
 async fn with_the_server_away_a_known_audience_gets_the_same_token_and_others_wait() {
     let clock = PausedClock::new(UnixTime::from_secs(1_790_000_000));
-    let agent = WorkloadApi::builder(TD)
+    let agent = FakeAgent::builder(TD)
         .clock(clock.shared())
         .start_in_memory()
         .await
@@ -262,7 +266,7 @@ async fn a_stopped_agent_is_gone_with_its_socket_and_comes_back_to_it() {
 
 #[tokio::test]
 async fn over_tcp_and_in_memory_it_comes_back_too() {
-    let agent = WorkloadApi::start_tcp(TD).await.unwrap();
+    let agent = FakeAgent::start_tcp(TD).await.unwrap();
     let endpoint = agent.endpoint();
     let client = dial(&agent).await;
     client.token(AUD).await.unwrap();
@@ -270,7 +274,7 @@ async fn over_tcp_and_in_memory_it_comes_back_too() {
     assert_eq!(agent.endpoint(), endpoint);
     assert!(dial(&agent).await.token(AUD).await.is_ok());
 
-    let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+    let agent = FakeAgent::start_in_memory(TD).await.unwrap();
     let connector = agent.connector();
     assert!(connector().await.is_ok());
     agent.stop().await;
@@ -285,7 +289,7 @@ async fn over_tcp_and_in_memory_it_comes_back_too() {
 #[tokio::test(start_paused = true)]
 async fn an_offset_clock_dates_tokens_and_judges_them() {
     let clock = PausedClock::new(UnixTime::from_secs(1_790_000_000));
-    let agent = WorkloadApi::builder(TD)
+    let agent = FakeAgent::builder(TD)
         .clock(clock.shared())
         .start_in_memory()
         .await
@@ -307,7 +311,7 @@ async fn an_offset_clock_dates_tokens_and_judges_them() {
 #[tokio::test]
 async fn any_stream_is_served() {
     use hyper_util::rt::TokioIo;
-    let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+    let agent = FakeAgent::start_in_memory(TD).await.unwrap();
     let (ours, theirs) = tokio::io::duplex(1_000);
     agent.serve_stream(theirs);
     let mut ours = Some(ours);

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tower_spiffe::GrpcCode;
-use tower_spiffe::testing::{Fault, WorkloadApi};
+use tower_spiffe::testing::{FakeAgent, Fault};
+use tower_spiffe::token::GrpcCode;
 
 use crate::support::*;
 
@@ -14,7 +14,7 @@ fn tasks() -> usize {
 
 #[tokio::test]
 async fn calls_that_hang_end_with_their_clients() {
-    let agent = WorkloadApi::start(TD).await.unwrap();
+    let agent = FakeAgent::start(TD).await.unwrap();
     let before = tasks();
     agent.fail(Fault::Hang);
     for _ in 0..5 {
@@ -30,7 +30,7 @@ async fn calls_that_hang_end_with_their_clients() {
 #[tokio::test]
 async fn a_bad_day_leaves_no_task_and_no_connection_when_it_is_over() {
     let before = tasks();
-    let agent = WorkloadApi::start(TD).await.unwrap();
+    let agent = FakeAgent::start(TD).await.unwrap();
     for fault in [
         Fault::Slow(Duration::from_millis(1)),
         Fault::HangUp,

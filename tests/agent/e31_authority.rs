@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
-use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::testing::FakeAgent;
 
 use crate::support::*;
 
@@ -66,7 +66,7 @@ async fn answer(io: &mut UnixStream, stream: u32) -> (u8, Vec<u8>) {
 
 #[tokio::test]
 async fn e31_socket_path_as_authority_is_accepted() {
-    let agent = WorkloadApi::start(TD).await.unwrap();
+    let agent = FakeAgent::start(TD).await.unwrap();
     let endpoint = agent.endpoint();
     let path = endpoint.strip_prefix("unix://").unwrap();
     let encoded = path.replace('/', "%2F");

@@ -3,17 +3,20 @@
 use std::time::Duration;
 
 use tonic::Code;
-use tower_spiffe::testing::{Call, Fault, WorkloadApi};
+use tower_spiffe::testing::{AgentCall, FakeAgent, Fault};
 
 use crate::support::*;
 
 #[tokio::test(start_paused = true)]
 async fn e32_stop_lets_calls_finish() {
-    let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+    let agent = FakeAgent::start_in_memory(TD).await.unwrap();
     let client = dial_in_memory(&agent).await;
     let mut stream = client.bundles().await.unwrap();
     next_key_ids(&mut stream, TD).await;
-    agent.fail_call(Call::FetchJwtSvid, Fault::Slow(Duration::from_millis(500)));
+    agent.fail_call(
+        AgentCall::FetchJwtSvid,
+        Fault::Slow(Duration::from_millis(500)),
+    );
     let call = tokio::spawn(async move { client.token(AUD).await });
     while agent.counts().fetch_jwt_svid == 0 {
         tokio::task::yield_now().await;
@@ -28,7 +31,7 @@ async fn e32_stop_lets_calls_finish() {
 
 #[tokio::test(start_paused = true)]
 async fn e32_stop_cuts_calls_that_never_end() {
-    let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+    let agent = FakeAgent::start_in_memory(TD).await.unwrap();
     let client = dial_in_memory(&agent).await;
     agent.fail(Fault::Hang);
     let call = tokio::spawn(async move { client.token(AUD).await });
@@ -43,9 +46,12 @@ async fn e32_stop_cuts_calls_that_never_end() {
 
 #[tokio::test(start_paused = true)]
 async fn e32_cut_gives_no_answer() {
-    let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+    let agent = FakeAgent::start_in_memory(TD).await.unwrap();
     let client = dial_in_memory(&agent).await;
-    agent.fail_call(Call::FetchJwtSvid, Fault::Slow(Duration::from_millis(500)));
+    agent.fail_call(
+        AgentCall::FetchJwtSvid,
+        Fault::Slow(Duration::from_millis(500)),
+    );
     let call = tokio::spawn(async move { client.token(AUD).await });
     while agent.counts().fetch_jwt_svid == 0 {
         tokio::task::yield_now().await;
@@ -56,7 +62,7 @@ async fn e32_cut_gives_no_answer() {
 
 #[tokio::test(start_paused = true)]
 async fn e32_started_again_it_serves_streams() {
-    let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+    let agent = FakeAgent::start_in_memory(TD).await.unwrap();
     agent.restart().await.unwrap();
     let mut stream = dial_in_memory(&agent).await.bundles().await.unwrap();
     next_key_ids(&mut stream, TD).await;
@@ -64,7 +70,7 @@ async fn e32_started_again_it_serves_streams() {
 
 #[tokio::test(start_paused = true)]
 async fn e32_unknown_calls_name_what_is_served() {
-    let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+    let agent = FakeAgent::start_in_memory(TD).await.unwrap();
     let connector = agent.connector();
     let dial = tower::service_fn(move |_| {
         let dialled = connector();
@@ -94,7 +100,7 @@ async fn e32_unknown_calls_name_what_is_served() {
 
 #[tokio::test(start_paused = true)]
 async fn e32_missing_identity_has_the_text_of_spire() {
-    let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+    let agent = FakeAgent::start_in_memory(TD).await.unwrap();
     let client = dial_in_memory(&agent).await;
     let status = client.fetch(&[AUD], "spiffe://example.org/other").await;
     assert_eq!(status.unwrap_err().message(), "no identity issued");

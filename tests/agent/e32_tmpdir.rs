@@ -23,9 +23,9 @@ fn e32_error_names_the_directory_and_the_fix() {
 #[cfg(unix)]
 #[tokio::test]
 async fn e32_error_names_the_socket() {
-    use tower_spiffe::testing::WorkloadApi;
+    use tower_spiffe::testing::FakeAgent;
 
-    let agent = WorkloadApi::start("example.org").await.unwrap();
+    let agent = FakeAgent::start("example.org").await.unwrap();
     let endpoint = agent.endpoint();
     let socket = Path::new(endpoint.trim_start_matches("unix://"));
     agent.stop().await;
@@ -40,9 +40,9 @@ async fn e32_error_names_the_socket() {
 
 #[tokio::test]
 async fn e32_error_names_the_port() {
-    use tower_spiffe::testing::WorkloadApi;
+    use tower_spiffe::testing::FakeAgent;
 
-    let agent = WorkloadApi::start_tcp("example.org").await.unwrap();
+    let agent = FakeAgent::start_tcp("example.org").await.unwrap();
     let endpoint = agent.endpoint();
     agent.stop().await;
     let taken = tokio::net::TcpListener::bind(endpoint.trim_start_matches("tcp://")).await;

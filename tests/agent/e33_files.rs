@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::testing::FakeAgent;
 
 use crate::support::*;
 
-fn socket(agent: &WorkloadApi) -> PathBuf {
+fn socket(agent: &FakeAgent) -> PathBuf {
     PathBuf::from(agent.endpoint().strip_prefix("unix://").unwrap())
 }
 
@@ -18,7 +18,7 @@ fn is_removed(socket: &Path) -> bool {
 #[cfg(unix)]
 #[tokio::test]
 async fn e33_dropped_agent_removes_its_directory() {
-    let agent = WorkloadApi::start(TD).await.unwrap();
+    let agent = FakeAgent::start(TD).await.unwrap();
     let path = socket(&agent);
     assert!(path.exists());
     let client = dial(&agent).await;
@@ -31,7 +31,7 @@ async fn e33_dropped_agent_removes_its_directory() {
 #[cfg(unix)]
 #[tokio::test]
 async fn e33_stopped_and_restarted_agents_remove_it_too() {
-    let agent = WorkloadApi::start(TD).await.unwrap();
+    let agent = FakeAgent::start(TD).await.unwrap();
     let path = socket(&agent);
     agent.stop().await;
     assert!(!path.exists() && !is_removed(&path));
@@ -41,7 +41,7 @@ async fn e33_stopped_and_restarted_agents_remove_it_too() {
     drop(agent);
     assert!(is_removed(&path));
 
-    let agent = WorkloadApi::start(TD).await.unwrap();
+    let agent = FakeAgent::start(TD).await.unwrap();
     let path = socket(&agent);
     agent.restart().await.unwrap();
     assert!(path.exists());
@@ -54,7 +54,7 @@ async fn e33_stopped_and_restarted_agents_remove_it_too() {
 fn e33_agent_of_an_ended_runtime_is_removed() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let path = runtime.block_on(async {
-        let agent = WorkloadApi::start(TD).await.unwrap();
+        let agent = FakeAgent::start(TD).await.unwrap();
         let path = socket(&agent);
         tokio::spawn(async move {
             std::future::pending::<()>().await;
@@ -73,7 +73,7 @@ fn e33_agent_of_a_panicking_test_is_removed() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (tell, told) = std::sync::mpsc::channel();
     let test = runtime.spawn(async move {
-        let agent = WorkloadApi::start(TD).await.unwrap();
+        let agent = FakeAgent::start(TD).await.unwrap();
         tell.send(socket(&agent)).unwrap();
         // No message of the panic hook: the panic is intended.
         std::panic::resume_unwind(Box::new("intended"));

@@ -7,8 +7,10 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::jwk::{Jwk, JwkSet};
 use jsonwebtoken::{DecodingKey, Validation};
 use serde_json::{Value, json};
+use tower_spiffe::Validator;
+use tower_spiffe::bundle::{Algorithm, FixedBundles};
+use tower_spiffe::clock::{Clock, UnixTime};
 use tower_spiffe::testing::{Issuer, PausedClock};
-use tower_spiffe::{Algorithm, Clock, FixedBundles, UnixTime, Validator};
 
 const ID: &str = "spiffe://example.org/web";
 const AUD: &str = "spiffe://example.org/db";

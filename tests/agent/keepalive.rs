@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::testing::FakeAgent;
 
 use crate::support::*;
 
 /// A client that pings this often, with a stream open all the time.
-async fn pinging(agent: &WorkloadApi, every: Duration) -> Client {
+async fn pinging(agent: &FakeAgent, every: Duration) -> Client {
     let endpoint = plain()
         .http2_keep_alive_interval(every)
         .keep_alive_timeout(Duration::from_secs(20))
@@ -20,7 +20,7 @@ const HOUR: Duration = Duration::from_secs(3_600);
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_pings_too_often_is_cut_off() {
-    let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+    let agent = FakeAgent::start_in_memory(TD).await.unwrap();
     let client = pinging(&agent, Duration::from_secs(60)).await;
     let mut stream = client.bundles().await.unwrap();
     next_key_ids(&mut stream, TD).await;
@@ -34,7 +34,7 @@ async fn a_client_that_pings_too_often_is_cut_off() {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_pings_seldom_enough_is_left_alone() {
-    let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+    let agent = FakeAgent::start_in_memory(TD).await.unwrap();
     let client = pinging(&agent, Duration::from_secs(301)).await;
     let mut stream = client.bundles().await.unwrap();
     next_key_ids(&mut stream, TD).await;
@@ -47,7 +47,7 @@ async fn a_client_that_pings_seldom_enough_is_left_alone() {
 
 #[tokio::test(start_paused = true)]
 async fn a_client_without_a_call_may_ping_every_two_hours_only() {
-    let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+    let agent = FakeAgent::start_in_memory(TD).await.unwrap();
     let client = pinging(&agent, Duration::from_secs(301)).await;
     client.token(AUD).await.unwrap();
     tokio::time::sleep(5 * HOUR).await;
@@ -56,7 +56,7 @@ async fn a_client_without_a_call_may_ping_every_two_hours_only() {
 
 #[tokio::test(start_paused = true)]
 async fn the_rule_can_be_lifted() {
-    let agent = WorkloadApi::builder(TD)
+    let agent = FakeAgent::builder(TD)
         .enforce_keepalive(false)
         .start_in_memory()
         .await
@@ -76,7 +76,7 @@ async fn the_rule_can_be_lifted() {
 
 #[tokio::test(start_paused = true)]
 async fn on_a_half_open_connection_pings_go_unanswered() {
-    let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+    let agent = FakeAgent::start_in_memory(TD).await.unwrap();
     let client = pinging(&agent, Duration::from_secs(301)).await;
     let mut stream = client.bundles().await.unwrap();
     next_key_ids(&mut stream, TD).await;
@@ -87,7 +87,7 @@ async fn on_a_half_open_connection_pings_go_unanswered() {
 
 #[tokio::test(start_paused = true)]
 async fn the_last_frame_says_why() {
-    let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+    let agent = FakeAgent::start_in_memory(TD).await.unwrap();
     let mut io = agent.connector()().await.unwrap();
     let mut said = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
     for _ in 0..4 {

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Status};
-use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::testing::FakeAgent;
 
 use crate::support::*;
 use crate::wire::pb::JwtBundlesRequest;
@@ -49,7 +49,7 @@ async fn ask(client: &Client, call: &str) -> Result<(), Status> {
 
 #[tokio::test]
 async fn wrong_calls_are_refused_with_the_status_that_spire_gave() {
-    let agent = WorkloadApi::start(TD).await.unwrap();
+    let agent = FakeAgent::start(TD).await.unwrap();
     let client = dial(&agent).await;
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/data/spire/refusals.jsonl");
     let recording = std::fs::read_to_string(path).unwrap();
@@ -80,7 +80,7 @@ async fn tokens_have_the_shape_of_those_that_spire_gave() {
             .collect()
     }
 
-    let agent = WorkloadApi::start(TD).await.unwrap();
+    let agent = FakeAgent::start(TD).await.unwrap();
     let ours = dial(&agent).await.token(AUD).await.unwrap();
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/data/spire/run.jsonl");
     let recording = std::fs::read_to_string(path).unwrap();

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use serde::Deserialize;
 use tonic::Code;
-use tower_spiffe::GrpcCode;
-use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::testing::FakeAgent;
+use tower_spiffe::token::GrpcCode;
 
 use crate::support::*;
 
@@ -26,7 +26,7 @@ fn recording() -> Vec<Line> {
 
 #[tokio::test]
 async fn a_recording_is_replayed_byte_for_byte_through_its_ends() {
-    let agent = WorkloadApi::start(TD).await.unwrap();
+    let agent = FakeAgent::start(TD).await.unwrap();
     let client = dial(&agent).await;
     let replay = agent.replay();
     let told = async {
@@ -66,7 +66,7 @@ async fn a_recording_is_replayed_byte_for_byte_through_its_ends() {
 
 #[tokio::test]
 async fn a_step_waits_for_a_client_and_the_end_of_a_replay_brings_the_truth_back() {
-    let agent = WorkloadApi::start(TD).await.unwrap();
+    let agent = FakeAgent::start(TD).await.unwrap();
     let replay = agent.replay();
     let client = dial(&agent).await;
     let (_, mut stream) = tokio::join!(replay.send([("x", vec![0xff, 0])]), async {
@@ -85,7 +85,7 @@ async fn a_step_waits_for_a_client_and_the_end_of_a_replay_brings_the_truth_back
 
 #[tokio::test]
 async fn a_replayed_end_without_an_error_is_one() {
-    let agent = WorkloadApi::start(TD).await.unwrap();
+    let agent = FakeAgent::start(TD).await.unwrap();
     let replay = agent.replay();
     let client = dial(&agent).await;
     let mut stream = client.bundles().await.unwrap();

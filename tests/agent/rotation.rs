@@ -2,17 +2,18 @@
 
 use std::time::Duration;
 
-use tower_spiffe::testing::{Call, Fault, PausedClock, WorkloadApi};
-use tower_spiffe::{Algorithm, UnixTime};
+use tower_spiffe::bundle::Algorithm;
+use tower_spiffe::clock::UnixTime;
+use tower_spiffe::testing::{AgentCall, FakeAgent, Fault, PausedClock};
 
 use crate::issuer::part;
 use crate::support::*;
 
 const LIFE: Duration = Duration::from_secs(300);
 
-async fn agent() -> (PausedClock, WorkloadApi) {
+async fn agent() -> (PausedClock, FakeAgent) {
     let clock = PausedClock::new(UnixTime::from_secs(1_790_000_000));
-    let agent = WorkloadApi::builder(TD)
+    let agent = FakeAgent::builder(TD)
         .clock(clock.shared())
         .start_in_memory()
         .await
@@ -72,7 +73,7 @@ async fn a_rotation_waits_for_every_stream_that_reads_and_for_none_that_does_not
 
 #[tokio::test]
 async fn without_a_stream_a_rotation_does_not_wait() {
-    let agent = WorkloadApi::start(TD).await.unwrap();
+    let agent = FakeAgent::start(TD).await.unwrap();
     let rotated = tokio::time::timeout(Duration::from_secs(2), agent.rotate());
     assert!(rotated.await.is_ok());
 }
@@ -157,7 +158,7 @@ async fn a_taint_drops_the_tokens_of_the_key_and_keeps_the_key() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_rotation_every_source_of_the_agent_knows_the_new_key() {
-    let agent = WorkloadApi::start(TD).await.unwrap();
+    let agent = FakeAgent::start(TD).await.unwrap();
     let sources = [agent.source().await.unwrap(), agent.source().await.unwrap()];
     let trust_domain = TD.parse().unwrap();
     for _ in 0..20 {
@@ -179,8 +180,11 @@ async fn after_a_rotation_every_source_of_the_agent_knows_the_new_key() {
 }
 
 /// A rotation that is given up while an open stream keeps it waiting.
-async fn given_up(agent: &WorkloadApi) {
-    agent.fail_call(Call::FetchJwtBundles, Fault::Slow(Duration::from_secs(5)));
+async fn given_up(agent: &FakeAgent) {
+    agent.fail_call(
+        AgentCall::FetchJwtBundles,
+        Fault::Slow(Duration::from_secs(5)),
+    );
     let rotation = tokio::time::timeout(Duration::from_secs(2), agent.rotate());
     assert!(rotation.await.is_err());
     agent.recover();

@@ -10,7 +10,7 @@ use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 use tower::service_fn;
-use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::testing::FakeAgent;
 use tower_spiffe_test_support::wait;
 
 use crate::wire::pb::spiffe_workload_api_client::SpiffeWorkloadApiClient;
@@ -25,11 +25,11 @@ pub(crate) const AUD: &str = "spiffe://example.org/db";
 pub(crate) struct Client(pub(crate) SpiffeWorkloadApiClient<Channel>);
 
 /// A connection of its own over the agent's socket.
-pub(crate) async fn dial(agent: &WorkloadApi) -> Client {
+pub(crate) async fn dial(agent: &FakeAgent) -> Client {
     try_dial(agent).await.unwrap()
 }
 
-pub(crate) async fn try_dial(agent: &WorkloadApi) -> Result<Client, tonic::transport::Error> {
+pub(crate) async fn try_dial(agent: &FakeAgent) -> Result<Client, tonic::transport::Error> {
     let endpoint = agent.endpoint();
     #[cfg(unix)]
     if let Some(path) = endpoint.strip_prefix("unix://") {
@@ -51,11 +51,11 @@ pub(crate) async fn try_dial(agent: &WorkloadApi) -> Result<Client, tonic::trans
 }
 
 /// The same over memory, for paused time.
-pub(crate) async fn dial_in_memory(agent: &WorkloadApi) -> Client {
+pub(crate) async fn dial_in_memory(agent: &FakeAgent) -> Client {
     dial_in_memory_as(plain(), agent).await
 }
 
-pub(crate) async fn dial_in_memory_as(endpoint: Endpoint, agent: &WorkloadApi) -> Client {
+pub(crate) async fn dial_in_memory_as(endpoint: Endpoint, agent: &FakeAgent) -> Client {
     let connector = agent.connector();
     let channel = endpoint
         .connect_with_connector(service_fn(move |_| {

@@ -9,8 +9,9 @@ use http::header::{AUTHORIZATION, HOST, HeaderValue};
 use http::{Request, Response};
 use tokio::runtime::Runtime;
 use tower::Service;
+use tower_spiffe::SvidCache;
 use tower_spiffe::client::{AddJwtSvid, Audience};
-use tower_spiffe::{SvidCache, SvidRequest};
+use tower_spiffe::token::SvidRequest;
 use tower_spiffe_test_support::fetch::DayIssuer;
 
 const MANY: usize = 10_000;

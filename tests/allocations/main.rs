@@ -9,8 +9,10 @@
 
 use allocation_counter::measure;
 use serde_json::json;
+use tower_spiffe::Validator;
+use tower_spiffe::bundle::Algorithm;
 use tower_spiffe::bundle::{FixedBundles, JwtBundleSet};
-use tower_spiffe::{Algorithm, ValidateReason, Validator};
+use tower_spiffe::verify::ValidateReason;
 
 mod client;
 mod refusals;

@@ -4,8 +4,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use tower_spiffe::SvidCache;
 use tower_spiffe::client::AddJwtSvidLayer;
-use tower_spiffe::{Clock, FetchSvidReason, SvidCache, TokenErrorReason, UnixTime};
+use tower_spiffe::clock::{Clock, UnixTime};
+use tower_spiffe::token::{FetchSvidReason, TokenErrorReason};
 use tracing::Level;
 
 use crate::layer::fixed;

@@ -13,16 +13,17 @@ use tower::util::BoxCloneSyncService;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_spiffe::client::{AddJwtSvid, AddJwtSvidLayer, Audience, JwtSvidMiddleware, Plaintext};
 use tower_spiffe::server::{Allow, CallerState, ValidateJwtSvidLayer};
-use tower_spiffe::testing::WorkloadApi;
-use tower_spiffe::{JwtSource, TokenError, TokenErrorReason, Validator};
+use tower_spiffe::testing::FakeAgent;
+use tower_spiffe::token::{TokenError, TokenErrorReason};
+use tower_spiffe::{JwtSource, Validator};
 
 use crate::net::{Ca, Host};
 
 const AUDIENCE: &str = "spiffe://x/reports";
 
 /// An agent, a source on it, and a service that admits the callers of its trust domain.
-pub async fn deployment(ca: Option<&Ca>) -> (WorkloadApi, JwtSource, Host) {
-    let agent = WorkloadApi::start("x").await.unwrap();
+pub async fn deployment(ca: Option<&Ca>) -> (FakeAgent, JwtSource, Host) {
+    let agent = FakeAgent::start("x").await.unwrap();
     let source = agent.source().await.unwrap();
     let validator = Validator::builder(source.clone())
         .audience(AUDIENCE)
@@ -154,7 +155,7 @@ async fn reqwest_as_a_tower_service_in_the_clear_and_over_tls() {
 
 #[tokio::test]
 async fn reqwest_middleware_to_two_services_in_two_lines() {
-    let agent = WorkloadApi::start("x").await.unwrap();
+    let agent = FakeAgent::start("x").await.unwrap();
     let source = agent.source().await.unwrap();
     let (reports, ledger) = (Host::start(None).await, Host::start(None).await);
 
@@ -198,7 +199,7 @@ async fn reqwest_middleware_to_two_services_in_two_lines() {
 
 #[tokio::test]
 async fn reqwest_middleware_has_the_options_of_the_layer() {
-    let agent = WorkloadApi::start("x").await.unwrap();
+    let agent = FakeAgent::start("x").await.unwrap();
     let life = std::time::Duration::from_secs(300);
     for (id, hint) in [("spiffe://x/a", "first"), ("spiffe://x/b", "second")] {
         agent.register(id, hint, life).unwrap();

@@ -14,7 +14,7 @@ use tower_spiffe::client::{
     AddJwtSvid, AddJwtSvidLayer, Audience, JwtSvidInterceptor, JwtSvidMiddleware, OnExisting,
     Plaintext,
 };
-use tower_spiffe::{TokenError, TokenErrorReason};
+use tower_spiffe::token::{TokenError, TokenErrorReason};
 use tracing::Level;
 
 use crate::layer::{fixed, sent, to};

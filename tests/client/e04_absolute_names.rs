@@ -6,7 +6,7 @@ use http::header::AUTHORIZATION;
 use http::{Request, Response};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_spiffe::client::{AddJwtSvidLayer, Audience, Origin, OriginError, Plaintext};
-use tower_spiffe::{TokenError, TokenErrorReason};
+use tower_spiffe::token::{TokenError, TokenErrorReason};
 use tracing::Level;
 
 use crate::layer::{sent, to};

@@ -14,7 +14,7 @@ use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
 use tower_spiffe::client::{
     AddJwtSvid, AddJwtSvidLayer, Audience, JwtSvidInterceptor, JwtSvidMiddleware, Plaintext,
 };
-use tower_spiffe::{TokenError, TokenErrorReason};
+use tower_spiffe::token::{TokenError, TokenErrorReason};
 
 use crate::layer::{fixed, sent, to};
 use crate::net::Host;
@@ -186,7 +186,7 @@ async fn e05_expired_call_does_not_reach_the_service() {
 
 #[tokio::test(start_paused = true)]
 async fn e05_failed_fetches_keep_their_reason() {
-    use tower_spiffe::FetchSvidReason;
+    use tower_spiffe::token::FetchSvidReason;
     let bench = Bench::with(|_| Answer::Fail(FetchSvidReason::Denied).after(millis(100)));
     let got = sent(layer(&bench), call("application/grpc", "300m")).await;
     assert_eq!(got, Err(TokenErrorReason::Denied));

@@ -1,6 +1,6 @@
 //! An outage that outlasts a token must not have requests pile up.
 
-use tower_spiffe::TokenErrorReason;
+use tower_spiffe::token::TokenErrorReason;
 
 use crate::support::{Answer, Bench, millis, request, secs, settle, timed};
 

@@ -8,10 +8,10 @@ use tower::{ServiceExt, service_fn};
 use tower_spiffe::client::{
     AddJwtSvid, Audience, JwtSvidInterceptor, JwtSvidMiddleware, OnExisting,
 };
-use tower_spiffe::testing::{Call, Fault, WorkloadApi};
-use tower_spiffe::{
-    FetchSvidReason, GrpcCode, JwtSource, JwtSourceError, SvidCache, TokenError, TokenErrorReason,
-};
+use tower_spiffe::source::JwtSourceError;
+use tower_spiffe::testing::{AgentCall, FakeAgent, Fault};
+use tower_spiffe::token::{FetchSvidReason, GrpcCode, TokenError, TokenErrorReason};
+use tower_spiffe::{JwtSource, SvidCache};
 
 use crate::support::{Answer, Bench, millis, request};
 
@@ -114,8 +114,8 @@ async fn e07_settings_errors_are_internal() {
         }
         client
             .allow_plaintext(match uri {
-                "http://ledger/kept" => tower_spiffe::Plaintext::Any,
-                _ => tower_spiffe::Plaintext::Loopback,
+                "http://ledger/kept" => tower_spiffe::client::Plaintext::Any,
+                _ => tower_spiffe::client::Plaintext::Loopback,
             })
             .oneshot(request)
     };
@@ -134,9 +134,9 @@ async fn e07_settings_errors_are_internal() {
 
 /// A handler that calls the ledger, whose agent answers this way.
 async fn through_a_handler(fault: Fault) -> Status {
-    let agent = WorkloadApi::start("x").await.unwrap();
+    let agent = FakeAgent::start("x").await.unwrap();
     let source = agent.source().await.unwrap();
-    agent.fail_call(Call::FetchJwtSvid, fault);
+    agent.fail_call(AgentCall::FetchJwtSvid, fault);
     let audience = Audience::fixed("spiffe://x/internal/ledger").assume_origin("https://ledger");
     let channel = tonic::transport::Endpoint::from_static("https://ledger").connect_lazy();
     let client = AddJwtSvid::new(channel, source, audience.unwrap());
@@ -204,9 +204,9 @@ async fn e07_source_errors_convert_to_fixed_texts() {
         (GrpcCode::PermissionDenied, Code::Internal),
         (GrpcCode::Unavailable, Code::Unavailable),
     ] {
-        let agent = WorkloadApi::start("x").await.unwrap();
+        let agent = FakeAgent::start("x").await.unwrap();
         let source = agent.source().await.unwrap();
-        agent.fail_call(Call::FetchJwtSvid, Fault::Refuse(code));
+        agent.fail_call(AgentCall::FetchJwtSvid, Fault::Refuse(code));
         let status = handler(&source).await.unwrap_err();
         assert_eq!(status.code(), expected, "{status:?}");
         assert!(!status.message().contains("unix:"), "{status:?}");

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use http::HeaderValue;
-use tower_spiffe::testing::{PausedClock, WorkloadApi};
-use tower_spiffe::{FetchSvidReason, JwtSvid, SvidCache, UnixTime};
+use tower_spiffe::clock::UnixTime;
+use tower_spiffe::testing::{FakeAgent, PausedClock};
+use tower_spiffe::token::FetchSvidReason;
+use tower_spiffe::{JwtSvid, SvidCache};
 
 use crate::support::{Answer, Bench, START, Token, millis, request, secs, settle, timed};
 
@@ -127,7 +129,7 @@ async fn e09_other_keys_cause_no_wait() {
 #[tokio::test(start_paused = true)]
 async fn e09_no_request_carries_the_removed_key() {
     let clock = PausedClock::new(UnixTime::from_secs(START));
-    let agent = WorkloadApi::builder("x");
+    let agent = FakeAgent::builder("x");
     let agent = agent
         .clock(Arc::new(clock))
         .start_in_memory()

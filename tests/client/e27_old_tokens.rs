@@ -1,6 +1,7 @@
 //! An agent without its server returns old tokens: the error, the metric and the log say so.
 
-use tower_spiffe::{FetchSvidReason, JwtSourceError, JwtSourceErrorReason, TokenErrorReason};
+use tower_spiffe::source::{JwtSourceError, JwtSourceErrorReason};
+use tower_spiffe::token::{FetchSvidReason, TokenErrorReason};
 use tracing::Level;
 
 use crate::log::Log;

@@ -6,7 +6,7 @@ use tonic::{Code, Request};
 use tower_spiffe::client::{
     Audience, JwtSvidInterceptor, JwtSvidMiddleware, OnExisting, Plaintext,
 };
-use tower_spiffe::{TokenError, TokenErrorReason};
+use tower_spiffe::token::{TokenError, TokenErrorReason};
 
 use crate::net::Host;
 use crate::support::{Bench, request};

@@ -1,6 +1,7 @@
 //! An issuer that means harm costs a failed fetch and a clear error, never a header.
 
-use tower_spiffe::{FetchSvidReason, SpiffeId, SvidRequest, TokenErrorReason};
+use tower_spiffe::SpiffeId;
+use tower_spiffe::token::{FetchSvidReason, SvidRequest, TokenErrorReason};
 
 use crate::support::{Answer, Bench, START, Token, request};
 
@@ -116,9 +117,9 @@ async fn a_token_that_no_header_should_carry() {
     unacceptable(&aud, format!("{text}\r\nx-admin: true"), "base64url").await;
     unacceptable(&aud, format!("{text}\n"), "base64url").await;
     unacceptable(&aud, format!(" {text}"), "base64url").await;
-    unacceptable(&aud, text.replace('.', ","), "three parts").await;
-    unacceptable(&aud, format!("{text}.{text}"), "three parts").await;
-    unacceptable(&aud, String::new(), "three parts").await;
+    unacceptable(&aud, text.replace('.', ","), "three non-empty parts").await;
+    unacceptable(&aud, format!("{text}.{text}"), "three non-empty parts").await;
+    unacceptable(&aud, String::new(), "three non-empty parts").await;
     unacceptable(&aud, "a".repeat(1 << 20), "8 KiB").await;
     let long = Token {
         aud: vec!["a".repeat(9000)],

@@ -7,8 +7,10 @@ use http::header::AUTHORIZATION;
 use http::{Request, Response};
 use tower::{ServiceExt, service_fn};
 use tower_spiffe::client::{AddJwtSvid, Audience, UnboundAudience};
+use tower_spiffe::clock::UnixTime;
 use tower_spiffe::testing::{Issuer, PausedClock};
-use tower_spiffe::{JwtSource, SpiffeId, TokenError, TokenErrorReason, UnixTime};
+use tower_spiffe::token::{TokenError, TokenErrorReason};
+use tower_spiffe::{JwtSource, SpiffeId};
 
 use crate::layer::to;
 use crate::raw_agent::RawAgent;

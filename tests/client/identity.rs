@@ -2,8 +2,9 @@
 
 use http::Request;
 use http::header::AUTHORIZATION;
+use tower_spiffe::SpiffeId;
 use tower_spiffe::client::{AddJwtSvidLayer, Audience, JwtSvidMiddleware};
-use tower_spiffe::{SpiffeId, SvidRequest};
+use tower_spiffe::token::SvidRequest;
 
 use crate::layer::{fixed, sent, to};
 use crate::support::Bench;

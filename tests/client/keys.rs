@@ -4,15 +4,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
-use tower_spiffe::testing::{PausedClock, WorkloadApi};
-use tower_spiffe::{Algorithm, JwtSource, JwtSvid, SvidCache, SvidRequest, UnixTime};
+use tower_spiffe::bundle::Algorithm;
+use tower_spiffe::clock::UnixTime;
+use tower_spiffe::testing::{FakeAgent, PausedClock};
+use tower_spiffe::token::SvidRequest;
+use tower_spiffe::{JwtSource, JwtSvid, SvidCache};
 
 use crate::support::{Answer, Bench, START, Token, millis, request, secs};
 
 /// An agent and a source on paused time; and the token for one audience.
-async fn deployment() -> (WorkloadApi, JwtSource, SvidCache, SvidRequest) {
+async fn deployment() -> (FakeAgent, JwtSource, SvidCache, SvidRequest) {
     let clock = PausedClock::new(UnixTime::from_secs(START));
-    let agent = WorkloadApi::builder("x")
+    let agent = FakeAgent::builder("x")
         .clock(Arc::new(clock))
         .start_in_memory()
         .await

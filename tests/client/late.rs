@@ -8,7 +8,7 @@ use http::{Request, Response};
 use tower::limit::ConcurrencyLimitLayer;
 use tower::{Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_spiffe::client::AddJwtSvidLayer;
-use tower_spiffe::{TokenError, TokenErrorReason};
+use tower_spiffe::token::{TokenError, TokenErrorReason};
 
 use crate::layer::{fixed, to};
 use crate::support::{Answer, Bench, START, Token, millis, request, secs};

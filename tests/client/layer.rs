@@ -5,8 +5,9 @@ use http::{HeaderMap, Request, Response, StatusCode};
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_spiffe::SvidCache;
 use tower_spiffe::client::{AddJwtSvid, AddJwtSvidLayer, Audience, OnExisting, Plaintext};
-use tower_spiffe::{FetchSvidReason, SvidCache, TokenError, TokenErrorReason};
+use tower_spiffe::token::{FetchSvidReason, TokenError, TokenErrorReason};
 
 use crate::support::{Answer, Bench, millis, request, secs};
 
@@ -408,7 +409,7 @@ fn everything_is_clone_send_and_sync() {
     all::<Audience>();
     all::<SvidCache>();
     all::<TokenError>();
-    all::<tower_spiffe::PinnedSvid>();
+    all::<tower_spiffe::token::PinnedSvid>();
     all::<tower_spiffe::client::JwtSvidInterceptor>();
     all::<tower_spiffe::client::JwtSvidMiddleware>();
     let bench_free = |client: AddJwtSvid<reqwest::Client>, request: reqwest::Request| {

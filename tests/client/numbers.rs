@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use tower_spiffe::svid_cache::TokenState;
-use tower_spiffe::{FetchSvidReason, TokenErrorReason};
+use tower_spiffe::token::TokenState;
+use tower_spiffe::token::{FetchSvidReason, TokenErrorReason};
 
 use crate::support::{Answer, Bench, Token, millis, request, secs, settle, timed};
 

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use tower_spiffe::svid_cache::TokenState;
-use tower_spiffe::{FetchSvidReason, SvidCacheBuilder};
+use tower_spiffe::token::TokenState;
+use tower_spiffe::token::{FetchSvidReason, SvidCacheBuilder};
 
 use crate::support::{Answer, Bench, millis, request, secs};
 

@@ -2,8 +2,8 @@
 
 use http::header::{AUTHORIZATION, HeaderValue};
 use http::{Method, Request};
-use tower_spiffe::TokenErrorReason;
 use tower_spiffe::client::{AddJwtSvidLayer, Audience, OnExisting, Plaintext};
+use tower_spiffe::token::TokenErrorReason;
 
 use crate::layer::{fixed, sent, to};
 use crate::support::Bench;

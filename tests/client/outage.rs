@@ -8,17 +8,18 @@ use http::header::AUTHORIZATION;
 use http::{Request, Response};
 use tower::{Service, ServiceExt, service_fn};
 use tower_spiffe::client::AddJwtSvid;
-use tower_spiffe::testing::{Fault, PausedClock, WorkloadApi};
-use tower_spiffe::{JwtSource, SvidCache, UnixTime};
+use tower_spiffe::clock::UnixTime;
+use tower_spiffe::testing::{FakeAgent, Fault, PausedClock};
+use tower_spiffe::{JwtSource, SvidCache};
 
 use crate::layer::{fixed, to};
 use crate::support::{START, millis, request, secs, timed};
 
 /// An agent on paused time, and a source that does not open its bundle stream anew within the
 /// hour: whoever gets a token then dialled for it.
-async fn deployment() -> (WorkloadApi, JwtSource) {
+async fn deployment() -> (FakeAgent, JwtSource) {
     let clock = Arc::new(PausedClock::new(UnixTime::from_secs(START)));
-    let agent = WorkloadApi::builder("x")
+    let agent = FakeAgent::builder("x")
         .clock(clock.clone())
         .start_in_memory()
         .await

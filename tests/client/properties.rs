@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use proptest::prelude::*;
-use tower_spiffe::{FetchSvidReason, SvidRequest, TokenErrorReason};
+use tower_spiffe::token::{FetchSvidReason, SvidRequest, TokenErrorReason};
 
 use crate::support::{Answer, Bench, Call, Token, millis, request, secs, settle, timed};
 

@@ -10,7 +10,7 @@ use hyper_util::rt::TokioIo;
 use tower::util::BoxCloneSyncService;
 use tower::{ServiceExt, service_fn};
 use tower_spiffe::client::{AddJwtSvid, Audience, JwtSvidMiddleware, Plaintext};
-use tower_spiffe::{TokenError, TokenErrorReason};
+use tower_spiffe::token::{TokenError, TokenErrorReason};
 
 use crate::net::{Ca, Host};
 use crate::redirects::{reqwest_get, source, trusting};

@@ -3,8 +3,9 @@
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::Duration;
 
+use tower_spiffe::SvidCache;
 use tower_spiffe::metrics::{MetricsRecorder, SvidCacheEvent};
-use tower_spiffe::{FetchSvidReason, SvidCache};
+use tower_spiffe::token::FetchSvidReason;
 
 use crate::support::{Answer, Bench, millis, request, secs, settle};
 

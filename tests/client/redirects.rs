@@ -14,13 +14,13 @@ use tower::{Layer, ServiceBuilder, ServiceExt};
 use tower_http::follow_redirect::FollowRedirectLayer;
 use tower_http::follow_redirect::policy::Limited;
 use tower_spiffe::client::{AddJwtSvid, AddJwtSvidLayer, Audience, JwtSvidMiddleware};
-use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::testing::FakeAgent;
 use tower_spiffe::{JwtSource, JwtSvid};
 
 use crate::net::{Ca, Host, Seen};
 
-pub async fn source() -> (WorkloadApi, JwtSource) {
-    let agent = WorkloadApi::start("x").await.unwrap();
+pub async fn source() -> (FakeAgent, JwtSource) {
+    let agent = FakeAgent::start("x").await.unwrap();
     let source = agent.source().await.unwrap();
     (agent, source)
 }

@@ -3,8 +3,9 @@
 use std::task::Poll;
 use std::time::Duration;
 
-use tower_spiffe::svid_cache::TokenState;
-use tower_spiffe::{FetchSvidReason, SpiffeId, SvidCache, SvidRequest, TokenErrorReason};
+use tower_spiffe::token::TokenState;
+use tower_spiffe::token::{FetchSvidReason, SvidRequest, TokenErrorReason};
+use tower_spiffe::{SpiffeId, SvidCache};
 use tracing::Level;
 
 use crate::log::Log;
@@ -202,9 +203,9 @@ fn rule_05_a_waiter_on_another_runtime_outlives_the_fetchs() {
     let ours = threaded();
     for times_in_fetcher in [false, true] {
         let theirs = threaded();
-        let clock = tower_spiffe::testing::PausedClock::new(tower_spiffe::UnixTime::from_secs(
-            crate::support::START,
-        ));
+        let clock = tower_spiffe::testing::PausedClock::new(
+            tower_spiffe::clock::UnixTime::from_secs(crate::support::START),
+        );
         let desk = crate::support::Desk::new(&clock, move |call| match call.number {
             1 if times_in_fetcher => Answer::Hang.after(secs(60)),
             1 => Answer::Hang,
@@ -682,7 +683,8 @@ async fn rule_14_the_first_failure_of_a_class_is_a_warning_and_what_repeats_it_i
 /// The cache can be asked without a runtime; only a fetch needs one.
 #[test]
 fn without_a_runtime_there_is_a_clear_error() {
-    let clock = tower_spiffe::testing::PausedClock::new(tower_spiffe::UnixTime::from_secs(0));
+    let clock =
+        tower_spiffe::testing::PausedClock::new(tower_spiffe::clock::UnixTime::from_secs(0));
     let desk = crate::support::Desk::new(&clock, |call| call.fresh(300));
     let cache = SvidCache::new(desk);
     assert_eq!(cache.try_header(&request("a")), None);

@@ -12,8 +12,9 @@ use tower::retry::{Policy, RetryLayer};
 use tower::timeout::TimeoutLayer;
 use tower::util::BoxCloneService;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
+use tower_spiffe::SvidCache;
 use tower_spiffe::client::{AddJwtSvidLayer, Audience};
-use tower_spiffe::{FetchSvidReason, SvidCache, TokenError};
+use tower_spiffe::token::{FetchSvidReason, TokenError};
 
 use crate::support::{Answer, Bench, millis, request, secs, settle, timed};
 

@@ -5,12 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tower_spiffe::svid::{FetchSvid, FetchSvidFuture};
+use tower_spiffe::clock::{Clock, UnixTime};
 use tower_spiffe::testing::PausedClock;
-use tower_spiffe::{
-    Clock, FetchSvidError, FetchSvidReason, JwtSvid, SvidCache, SvidCacheBuilder, SvidRequest,
-    UnixTime,
-};
+use tower_spiffe::token::{FetchSvid, FetchSvidFuture};
+use tower_spiffe::token::{FetchSvidError, FetchSvidReason, SvidCacheBuilder, SvidRequest};
+use tower_spiffe::{JwtSvid, SvidCache};
 use tower_spiffe_test_support::signer::base64;
 pub use tower_spiffe_test_support::wait::{millis, secs, settle};
 

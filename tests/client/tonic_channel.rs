@@ -25,8 +25,9 @@ use tower_spiffe::client::{
     AddJwtSvid, Audience, BoxError, JwtSvidInterceptor, OnExisting, Plaintext,
 };
 use tower_spiffe::server::{Allow, GrpcPolicy, ValidateJwtSvidLayer};
-use tower_spiffe::testing::{Call, Fault, WorkloadApi};
-use tower_spiffe::{JwtSource, SvidCache, SvidRequest, Validator, VerifiedSvid};
+use tower_spiffe::testing::{AgentCall, FakeAgent, Fault};
+use tower_spiffe::token::SvidRequest;
+use tower_spiffe::{JwtSource, SvidCache, Validator, VerifiedSvid};
 #[cfg(unix)]
 use tower_spiffe_test_support::temp::TempDir;
 
@@ -39,7 +40,7 @@ type Texts = Pin<Box<dyn Stream<Item = Result<String, Status>> + Send>>;
 
 /// Whom the server took the caller for, before what was said.
 fn heard<T>(request: &Request<T>) -> Result<String, Status> {
-    VerifiedSvid::of(request).map(|caller| caller.spiffe_id().to_string())
+    VerifiedSvid::from_request(request).map(|caller| caller.spiffe_id().to_string())
 }
 
 async fn unary(request: HttpRequest) -> axum::response::Response {
@@ -84,8 +85,8 @@ fn app(source: &JwtSource) -> App {
     BoxCloneSyncService::new(ValidateJwtSvidLayer::required(validator, policy).layer(router))
 }
 
-async fn deployment() -> (WorkloadApi, JwtSource, App) {
-    let agent = WorkloadApi::start("x").await.unwrap();
+async fn deployment() -> (FakeAgent, JwtSource, App) {
+    let agent = FakeAgent::start("x").await.unwrap();
     let source = agent.source().await.unwrap();
     let app = app(&source);
     (agent, source, app)
@@ -333,7 +334,7 @@ async fn an_interceptor_has_the_options_of_the_layer() {
 
 #[tokio::test]
 async fn what_the_issuer_says_becomes_the_status_of_the_call() {
-    let agent = WorkloadApi::start("x").await.unwrap();
+    let agent = FakeAgent::start("x").await.unwrap();
     let source = agent.source().await.unwrap();
     let host = Host::serve(None, app(&source)).await;
     let channel = Endpoint::new(host.origin())
@@ -345,8 +346,8 @@ async fn what_the_issuer_says_becomes_the_status_of_the_call() {
         .assume_origin(&host.origin())
         .unwrap();
     let client = AddJwtSvid::new(channel, source, audience).allow_plaintext(Plaintext::Loopback);
-    let denied = Fault::Refuse(tower_spiffe::GrpcCode::PermissionDenied);
-    agent.fail_call(Call::FetchJwtSvid, denied);
+    let denied = Fault::Refuse(tower_spiffe::token::GrpcCode::PermissionDenied);
+    agent.fail_call(AgentCall::FetchJwtSvid, denied);
     let status = say(client.clone(), "hello").await.unwrap_err();
     assert_eq!(status.code(), Code::Internal, "{status:?}");
     agent.recover();

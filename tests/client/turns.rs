@@ -1,6 +1,6 @@
 //! Rule 12 among audiences of which some are never answered: they must not be the only ones to ask.
 
-use tower_spiffe::{FetchSvidReason, SvidRequest};
+use tower_spiffe::token::{FetchSvidReason, SvidRequest};
 
 use crate::support::{Answer, Bench, Call, millis, request};
 

@@ -153,7 +153,7 @@ impl Driver {
                     validate(&world, station, false, &witness.token),
                     ask(&world, station, false, &witness.token).await,
                 ] {
-                    if verdict != Verdict::CannotJudge {
+                    if verdict != Verdict::BundlesUnavailable {
                         let name = station.name;
                         world.fail(&format!("{name}, withdrawn: {}", verdict.word()));
                     }

@@ -2,8 +2,9 @@
 //! of its own.
 
 use fastrand::Rng;
-use tower_spiffe::testing::{Call, Fault};
-use tower_spiffe::{Algorithm, GrpcCode};
+use tower_spiffe::bundle::Algorithm;
+use tower_spiffe::testing::{AgentCall, Fault};
+use tower_spiffe::token::GrpcCode;
 
 use crate::times::Times;
 
@@ -156,11 +157,11 @@ fn code(rng: &mut Rng) -> GrpcCode {
 }
 
 /// The one call that is to fail, or all of them.
-pub(crate) fn scope(rng: &mut Rng) -> Option<Call> {
+pub(crate) fn scope(rng: &mut Rng) -> Option<AgentCall> {
     let calls = [
-        Call::FetchJwtSvid,
-        Call::FetchJwtBundles,
-        Call::ValidateJwtSvid,
+        AgentCall::FetchJwtSvid,
+        AgentCall::FetchJwtBundles,
+        AgentCall::ValidateJwtSvid,
     ];
     rng.bool().then(|| *rng.choice(&calls).unwrap())
 }

@@ -13,10 +13,10 @@
 //! That the sets themselves are right, and soon, is for `driver.rs` to see.
 
 use http::StatusCode;
-use tower_spiffe::{
-    BundleSource as _, CannotJudge, JwtBundleSet, JwtSvid, UnixTime, ValidateError, ValidateReason,
-    VerifiedSvid,
-};
+use tower_spiffe::bundle::{BundlesUnavailable, JwtBundleSet};
+use tower_spiffe::clock::UnixTime;
+use tower_spiffe::verify::{ValidateError, ValidateReason};
+use tower_spiffe::{BundleSource as _, JwtSvid, VerifiedSvid};
 
 use crate::world::{Station, World};
 
@@ -47,7 +47,7 @@ impl Presented {
 pub(crate) struct View {
     changes: u64,
     at: UnixTime,
-    verdict: Result<(), CannotJudge>,
+    verdict: Result<(), BundlesUnavailable>,
     set: JwtBundleSet,
 }
 
@@ -93,7 +93,7 @@ impl View {
 pub(crate) enum Verdict {
     Admitted,
     Refused,
-    CannotJudge,
+    BundlesUnavailable,
 }
 
 impl Verdict {
@@ -101,7 +101,7 @@ impl Verdict {
         match self {
             Self::Admitted => "admitted",
             Self::Refused => "refused",
-            Self::CannotJudge => "cannot-judge",
+            Self::BundlesUnavailable => "cannot-judge",
         }
     }
 }
@@ -111,7 +111,7 @@ impl From<&Result<VerifiedSvid, ValidateError>> for Verdict {
         match verdict {
             Ok(_) => Self::Admitted,
             Err(error) => match error.reason() {
-                ValidateReason::CannotJudge(_) => Self::CannotJudge,
+                ValidateReason::BundlesUnavailable(_) => Self::BundlesUnavailable,
                 _ => Self::Refused,
             },
         }
@@ -123,7 +123,7 @@ impl From<StatusCode> for Verdict {
         match status {
             StatusCode::OK => Self::Admitted,
             StatusCode::UNAUTHORIZED => Self::Refused,
-            StatusCode::SERVICE_UNAVAILABLE => Self::CannotJudge,
+            StatusCode::SERVICE_UNAVAILABLE => Self::BundlesUnavailable,
             other => panic!("no answer of ours: {other}"),
         }
     }
@@ -142,7 +142,7 @@ pub(crate) fn judge(
     match verdict {
         Verdict::Admitted => tally.admitted.up(),
         Verdict::Refused => tally.refused.up(),
-        Verdict::CannotJudge => tally.could_not_judge.up(),
+        Verdict::BundlesUnavailable => tally.could_not_judge.up(),
     }
     let broken = |what: &str| {
         world.log.broken(format_args!(
@@ -172,9 +172,13 @@ pub(crate) fn judge(
         match verdict {
             Verdict::Admitted => {}
             Verdict::Refused => broken("a good token was refused while its key is served"),
-            Verdict::CannotJudge => broken("a good token was not judged while its key is served"),
+            Verdict::BundlesUnavailable => {
+                broken("a good token was not judged while its key is served")
+            }
         }
-    } else if before.has_domain(token) && after.has_domain(token) && verdict == Verdict::CannotJudge
+    } else if before.has_domain(token)
+        && after.has_domain(token)
+        && verdict == Verdict::BundlesUnavailable
     {
         broken("a bad token was not judged while its trust domain is served");
     }

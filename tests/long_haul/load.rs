@@ -9,8 +9,10 @@ use tokio::task::JoinHandle;
 use tower::util::BoxCloneSyncService;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_spiffe::client::BoxError;
-use tower_spiffe::svid_cache::TokenState;
-use tower_spiffe::{AddJwtSvidLayer, Audience, JwtSourceError, SvidCache, SvidRequest, TokenError};
+use tower_spiffe::source::JwtSourceError;
+use tower_spiffe::token::TokenState;
+use tower_spiffe::token::{SvidRequest, TokenError};
+use tower_spiffe::{AddJwtSvidLayer, Audience, SvidCache};
 
 use crate::invariants::{Presented, Verdict, View, judge, sent};
 use crate::others::{newcomer, talker};
@@ -63,7 +65,11 @@ pub(crate) fn paths(world: &Shared) -> Vec<Path> {
         |origin| origin.host().split('.').next().unwrap_or("").to_owned(),
         ["https://*.example.org"],
     );
-    let fixed = |request: &SvidRequest| Audience::of(request.clone()).any_origin().unwrap();
+    let fixed = |request: &SvidRequest| {
+        Audience::from_request(request.clone())
+            .any_origin()
+            .unwrap()
+    };
     let kinds = [
         ("any identity", fixed(&reports), reports, "reports"),
         ("an identity", fixed(&web), web, "ledger"),

@@ -8,7 +8,7 @@
 //! by every kind of audience, servers that judge them, callers that present tokens of every kind
 //! (good, stolen, forged, short-lived), tokens taken past the layers and past the cache, calls that
 //! are abandoned, Workload API clients by hand, sources that come and go. Meanwhile `cards.rs` makes
-//! trouble: every fault of `testing::WorkloadApi` for one call or for all, with every status; dead
+//! trouble: every fault of `testing::FakeAgent` for one call or for all, with every status; dead
 //! and cut connections; an agent that goes, comes, restarts; withdrawals; rotations of every kind;
 //! keys tainted and revoked, the signing one too; federation; rubbish on the stream; clocks that
 //! differ and clocks that step; clients that ping too often.

@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use fastrand::Rng;
+use tower_spiffe::BundleSource as _;
+use tower_spiffe::token::SvidRequest;
 use tower_spiffe::workload_api::{WorkloadApiClient, WorkloadApiClientBuilder};
-use tower_spiffe::{BundleSource as _, SvidRequest};
 
 use crate::load::lost;
 use crate::times::Times;

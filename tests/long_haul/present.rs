@@ -86,7 +86,7 @@ pub(crate) async fn ask(
         world.log.broken(format_args!(
             "{name} ({how}): a request was not answered in {within:?}"
         ));
-        return Verdict::CannotJudge;
+        return Verdict::BundlesUnavailable;
     };
     let verdict = Verdict::from(status);
     let after = View::after(world, station);

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use tower_spiffe::JwtSourceBuilder;
+use tower_spiffe::source::JwtSourceBuilder;
 
 /// The same test at two paces.
 #[derive(Clone)]

@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use http::{Request, Response};
 use tower::util::BoxCloneSyncService;
 use tower::{Layer, ServiceExt, service_fn};
+use tower_spiffe::clock::{Clock, UnixTime};
 use tower_spiffe::server::UnknownKeyWait;
-use tower_spiffe::svid_cache::KeepWarm;
-use tower_spiffe::testing::{Issuer, PausedClock, WorkloadApi};
-use tower_spiffe::{
-    Allow, Clock, JwtSource, JwtSourceBuilder, SvidCache, SvidRequest, UnixTime,
-    ValidateJwtSvidLayer, Validator, WithdrawalPolicy,
-};
+use tower_spiffe::source::{JwtSourceBuilder, WithdrawalPolicy};
+use tower_spiffe::testing::{FakeAgent, Issuer, PausedClock};
+use tower_spiffe::token::KeepWarm;
+use tower_spiffe::token::SvidRequest;
+use tower_spiffe::{Allow, JwtSource, SvidCache, ValidateJwtSvidLayer, Validator};
 
 use crate::gate::Gate;
 use crate::log::Log;
@@ -52,7 +52,7 @@ pub(crate) struct World {
     pub(crate) tally: Tally,
     pub(crate) gate: Gate,
     pub(crate) clock: PausedClock,
-    pub(crate) agent: WorkloadApi,
+    pub(crate) agent: FakeAgent,
     pub(crate) foreign: Vec<Issuer>,
     /// Somebody who signs with keys that nobody serves.
     pub(crate) forger: Issuer,
@@ -80,7 +80,7 @@ impl World {
     pub(crate) async fn build(times: Times, seed: u64, socket: bool) -> Self {
         let clock = PausedClock::new(UnixTime::from_secs(1_790_000_000));
         let log = Log::new();
-        let agent = WorkloadApi::builder(TD)
+        let agent = FakeAgent::builder(TD)
             .clock(clock.shared())
             .token_life(times.token_life)
             .seed(seed);

@@ -136,7 +136,7 @@ const UNSEEN: [(&str, &str); 2] = [
     ),
     (
         "the task of this source panicked; it answers no more",
-        include_str!("../../src/source/supervisor.rs"),
+        include_str!("../../src/source/agent/supervisor.rs"),
     ),
 ];
 

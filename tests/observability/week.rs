@@ -12,13 +12,16 @@ use hyper::body::Frame;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::time::sleep;
 use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_spiffe::clock::UnixTime;
 use tower_spiffe::metrics::{FacadeRecorder, METRICS, MetricsRecorder};
 use tower_spiffe::server::{TokenExpired, UnknownKeyWait};
+use tower_spiffe::source::JwtSourceBuilder;
 use tower_spiffe::source::WithdrawalPolicy;
-use tower_spiffe::testing::{Call, Fault, Issuer, PausedClock, WorkloadApi};
+use tower_spiffe::testing::{AgentCall, FakeAgent, Fault, Issuer, PausedClock};
+use tower_spiffe::token::GrpcCode;
 use tower_spiffe::{
-    AddJwtSvidLayer, Allow, AllowCallersLayer, Audience, EndAtExpiryLayer, FileBundles, GrpcCode,
-    JwtSource, JwtSourceBuilder, TrustDomain, UnixTime, ValidateJwtSvidLayer, Validator,
+    AddJwtSvidLayer, Allow, AllowCallersLayer, Audience, EndAtExpiryLayer, FileBundles, JwtSource,
+    TrustDomain, ValidateJwtSvidLayer, Validator,
 };
 use tower_spiffe_test_support::temp::TempDir;
 use tracing_subscriber::layer::SubscriberExt;
@@ -74,7 +77,7 @@ impl Week {
         // A source whose runtime goes before it does.
         let brief = runtime();
         let source = brief.block_on(async {
-            let agent = WorkloadApi::start_in_memory(TRUST_DOMAIN).await.unwrap();
+            let agent = FakeAgent::start_in_memory(TRUST_DOMAIN).await.unwrap();
             agent.source().await.unwrap()
         });
         drop(brief);
@@ -112,7 +115,7 @@ struct World {
 
 /// The parts of a service that watches itself.
 struct Watched {
-    agent: WorkloadApi,
+    agent: FakeAgent,
     clock: PausedClock,
     source: JwtSource,
     layer: ValidateJwtSvidLayer,
@@ -161,7 +164,7 @@ impl World {
         self.judge_in_vain(&service.validator).await;
     }
 
-    fn source(&self, agent: &WorkloadApi, clock: &PausedClock) -> JwtSourceBuilder {
+    fn source(&self, agent: &FakeAgent, clock: &PausedClock) -> JwtSourceBuilder {
         JwtSource::builder()
             .connector(agent.connector())
             .clock(clock.shared())
@@ -179,7 +182,7 @@ impl World {
 
     async fn service(&self) -> Watched {
         let clock = PausedClock::new(UnixTime::from_secs(1_790_000_000));
-        let agent = WorkloadApi::builder(TRUST_DOMAIN)
+        let agent = FakeAgent::builder(TRUST_DOMAIN)
             .clock(clock.shared())
             .start_in_memory()
             .await
@@ -308,7 +311,10 @@ impl World {
         }
 
         // Its time runs out while the agent gives no other.
-        agent.fail_call(Call::FetchJwtSvid, Fault::Refuse(GrpcCode::Unavailable));
+        agent.fail_call(
+            AgentCall::FetchJwtSvid,
+            Fault::Refuse(GrpcCode::Unavailable),
+        );
         sleep(LIFE - seconds(20)).await;
         assert_eq!(ask(client.clone(), request(None)).await, 200);
         sleep(seconds(30)).await;
@@ -328,7 +334,7 @@ impl World {
         assert_eq!(ask(client, request(None)).await, 401);
 
         // The agent hangs: nobody gets a token, and it is given up for a while.
-        agent.fail_call(Call::FetchJwtSvid, Fault::Hang);
+        agent.fail_call(AgentCall::FetchJwtSvid, Fault::Hang);
         let tokens = ["a", "b", "c"].map(|audience| source.get_jwt_svid([audience]));
         let (a, b, c) = {
             let [a, b, c] = tokens;

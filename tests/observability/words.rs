@@ -2,15 +2,17 @@
 
 use std::collections::BTreeSet;
 
+use tower_spiffe::bundle::BundlesUnavailable;
 use tower_spiffe::metrics::{KEY_WAIT_OUTCOMES, METRICS, SOURCE_ERROR_KINDS, SvidCacheEvent};
 use tower_spiffe::server::RejectionReason;
-use tower_spiffe::{CannotJudge, TokenErrorReason, ValidateReason};
+use tower_spiffe::token::TokenErrorReason;
+use tower_spiffe::verify::ValidateReason;
 
-const CANNOT_JUDGE: [CannotJudge; 4] = [
-    CannotJudge::NotReady,
-    CannotJudge::Withdrawn,
-    CannotJudge::Stale,
-    CannotJudge::Closed,
+const CANNOT_JUDGE: [BundlesUnavailable; 4] = [
+    BundlesUnavailable::NotReady,
+    BundlesUnavailable::Withdrawn,
+    BundlesUnavailable::Stale,
+    BundlesUnavailable::Closed,
 ];
 
 const VALIDATE: [ValidateReason; 13] = [
@@ -26,7 +28,7 @@ const VALIDATE: [ValidateReason; 13] = [
     ValidateReason::KeyUnknown,
     ValidateReason::KeyUnfit,
     ValidateReason::Signature,
-    ValidateReason::CannotJudge(CannotJudge::Stale),
+    ValidateReason::BundlesUnavailable(BundlesUnavailable::Stale),
 ];
 
 const TOKEN: [TokenErrorReason; 17] = [

@@ -10,7 +10,7 @@ use tower::Layer;
 use tower_spiffe::server::{
     Allow, AllowCallersLayer, CallerState, Protocol, Rejection, ValidateJwtSvidLayer,
 };
-use tower_spiffe::svid::VerifiedSvid;
+use tower_spiffe::verify::VerifiedSvid;
 
 use crate::loopback::{At, Doors, get};
 use crate::support::{OPS, WEB, World, bearer};
@@ -350,7 +350,7 @@ async fn a_cors_layer_outside_answers_preflights() {
 #[tokio::test]
 async fn a_rejection_is_a_response() {
     let world = World::new();
-    let rejection = match CallerState::of(&audit_failed(&world).await) {
+    let rejection = match CallerState::from_extensions(&audit_failed(&world).await) {
         Some(CallerState::AuditFailed(rejection)) => rejection.clone(),
         other => panic!("{other:?}"),
     };

@@ -8,8 +8,8 @@ use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Request, Response};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_spiffe::client::{AddJwtSvidLayer, Audience, OnExisting};
 use tower_spiffe::server::{Allow, CallerState, GrpcPolicy, UnknownKeyWait, ValidateJwtSvidLayer};
-use tower_spiffe::svid::Validator;
-use tower_spiffe::testing::{self, WorkloadApi};
+use tower_spiffe::testing::{self, FakeAgent};
+use tower_spiffe::verify::Validator;
 
 use crate::support::{AUDIENCE, OPS, WEB, World};
 
@@ -37,7 +37,7 @@ where
 }
 
 fn caller(extensions: &Extensions) -> Option<String> {
-    let caller = CallerState::of(extensions)?.verified()?;
+    let caller = CallerState::from_extensions(extensions)?.verified()?;
     Some(caller.spiffe_id().to_string())
 }
 
@@ -124,13 +124,13 @@ async fn e03_the_token_is_not_shown() {
     let request = world.request(WEB);
     let token = request.headers()[AUTHORIZATION].to_str().unwrap()[7..].to_owned();
     let (_, _, extensions) = through(&layer, request).await;
-    let state = CallerState::of(&extensions).unwrap();
+    let state = CallerState::from_extensions(&extensions).unwrap();
     assert!(!format!("{state:?} {extensions:?}").contains(&token));
 }
 
 /// What reaches the upstream `https://ledger`, or another origin without an audience.
 async fn forwarded(
-    agent: &WorkloadApi,
+    agent: &FakeAgent,
     server: &ValidateJwtSvidLayer,
     client: &AddJwtSvidLayer,
     to: &'static str,
@@ -160,7 +160,7 @@ async fn forwarded(
 
 #[tokio::test]
 async fn e03_a_gateway_signs_as_itself() {
-    let agent = WorkloadApi::start("x").await.unwrap();
+    let agent = FakeAgent::start("x").await.unwrap();
     let source = agent.source().await.unwrap();
     let validator = Validator::builder(source.clone()).audience(AUDIENCE);
     let validator = validator.build().unwrap();
@@ -200,7 +200,7 @@ async fn e03_a_gateway_signs_as_itself() {
 
 #[tokio::test]
 async fn e03_other_credentials_stay_elsewhere() {
-    let agent = WorkloadApi::start("x").await.unwrap();
+    let agent = FakeAgent::start("x").await.unwrap();
     let source = agent.source().await.unwrap();
     let audience = Audience::fixed("ledger")
         .for_origin("https://ledger")

@@ -450,7 +450,7 @@ async fn e11_grpc_web_loses_no_rejection() {
 async fn e11_axum_extractors_lose_no_rejection() {
     use axum::Router;
     use axum::routing::post;
-    use tower_spiffe::svid::VerifiedSvid;
+    use tower_spiffe::verify::VerifiedSvid;
 
     let world = World::new();
     let optional =

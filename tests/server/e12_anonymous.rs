@@ -11,7 +11,7 @@ use tower_spiffe::server::{
     Allow, AllowCallersLayer, Decision, GrpcPolicy, Policy, Protocol, Rejection, RejectionReason,
     SwapPolicy, ValidateJwtSvidLayer,
 };
-use tower_spiffe::svid::VerifiedSvid;
+use tower_spiffe::verify::VerifiedSvid;
 
 use crate::support::{OPS, WEB, World, bearer, with_authorization};
 

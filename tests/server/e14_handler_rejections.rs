@@ -10,7 +10,7 @@ use http::{Request, Response};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_spiffe::metrics::{Admission, MetricsRecorder};
 use tower_spiffe::server::{Allow, CallerState, Rejection, RejectionReason, ValidateJwtSvidLayer};
-use tower_spiffe::svid::VerifiedSvid;
+use tower_spiffe::verify::VerifiedSvid;
 
 use crate::log::Log;
 use crate::support::{OPS, WEB, World};
@@ -167,7 +167,7 @@ async fn e14_a_tonic_method_rejects_through_on_reject() {
         });
     let method = service_fn(async |request: Request<tonic::body::Body>| {
         let request = tonic::Request::from_http(request);
-        let response: Response<tonic::body::Body> = match VerifiedSvid::of(&request) {
+        let response: Response<tonic::body::Body> = match VerifiedSvid::from_request(&request) {
             Ok(_) => Response::default(),
             Err(status) => status.into_http(),
         };

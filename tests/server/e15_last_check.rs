@@ -13,13 +13,13 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::WatchStream;
 use tower::limit::ConcurrencyLimit;
 use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_spiffe::bundle::CannotJudge;
+use tower_spiffe::bundle::BundlesUnavailable;
+use tower_spiffe::clock::{Clock, SystemClock};
 use tower_spiffe::server::{
     Allow, CallerState, Rejection, RejectionReason, UnknownKeyWait, ValidateJwtSvidLayer,
 };
-use tower_spiffe::svid::ValidateReason;
 use tower_spiffe::testing::PausedClock;
-use tower_spiffe::{Clock, SystemClock};
+use tower_spiffe::verify::ValidateReason;
 
 use crate::support::{Signer, WEB, World, bearer, bundle_of, with_authorization};
 
@@ -59,7 +59,7 @@ impl Service<Request<String>> for Gated {
 
     fn call(&mut self, request: Request<String>) -> Self::Future {
         self.calls.fetch_add(1, Ordering::SeqCst);
-        let state = CallerState::of(request.extensions()).unwrap();
+        let state = CallerState::from_extensions(request.extensions()).unwrap();
         std::future::ready(Ok(Response::new(format!(
             "{:?}",
             state.verified().is_some()
@@ -171,8 +171,10 @@ async fn e15_a_replaced_key_of_the_same_name_rejects() {
 #[tokio::test(start_paused = true)]
 async fn e15_a_source_that_became_unusable_rejects() {
     let case = key_came(false).await;
-    case.world.bundles.cannot_judge(CannotJudge::Stale);
-    let stale = RejectionReason::CannotJudge(CannotJudge::Stale);
+    case.world
+        .bundles
+        .bundles_unavailable(BundlesUnavailable::Stale);
+    let stale = RejectionReason::BundlesUnavailable(BundlesUnavailable::Stale);
     assert_eq!(case.open().await, (503, Some(stale), 0));
 }
 

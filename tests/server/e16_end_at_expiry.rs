@@ -14,9 +14,9 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_stream::StreamExt as _;
 use tower::{Layer, ServiceExt, service_fn};
+use tower_spiffe::clock::{Clock, SystemClock, UnixTime};
 use tower_spiffe::server::{Allow, EndAtExpiryLayer, TokenExpired, ValidateJwtSvidLayer};
 use tower_spiffe::testing::PausedClock;
-use tower_spiffe::{Clock, SystemClock, UnixTime};
 
 use crate::loopback::stream;
 use crate::support::{WEB, World, bearer, with_authorization};

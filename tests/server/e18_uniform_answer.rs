@@ -12,7 +12,7 @@ use tower_spiffe::metrics::{Admission, MetricsRecorder};
 use tower_spiffe::server::{
     Allow, CallerState, Rejection, RejectionReason, UnknownKeyWait, ValidateJwtSvidLayer,
 };
-use tower_spiffe::svid::ValidateReason;
+use tower_spiffe::verify::ValidateReason;
 
 use crate::log::Log;
 use crate::refusals::cases;
@@ -172,7 +172,8 @@ async fn e18_an_audited_rejection_keeps_the_text() {
     let audit = ValidateJwtSvidLayer::audit(world.validator.clone(), Allow::id(WEB).unwrap())
         .uniform_token_errors();
     let inner = service_fn(|request: Request<String>| async move {
-        let Some(CallerState::AuditFailed(rejection)) = CallerState::of(request.extensions())
+        let Some(CallerState::AuditFailed(rejection)) =
+            CallerState::from_extensions(request.extensions())
         else {
             panic!("not audited");
         };

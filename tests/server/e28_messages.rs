@@ -5,8 +5,8 @@ use std::convert::Infallible;
 use http::{Request, Response};
 use serde_json::json;
 use tower::{Layer, ServiceExt, service_fn};
-use tower_spiffe::ValidateReason;
 use tower_spiffe::server::{Allow, AllowCallersLayer, ValidateJwtSvidLayer};
+use tower_spiffe::verify::ValidateReason;
 use tracing::Level;
 
 use crate::log::Log;

@@ -18,10 +18,10 @@ use tonic::Code;
 use tonic::service::{LayerExt, Routes};
 use tonic::transport::{Channel, Server};
 use tower::{Layer, ServiceBuilder, ServiceExt, service_fn};
+use tower_spiffe::clock::{Clock, SystemClock, UnixTime};
 use tower_spiffe::metrics::MetricsRecorder;
 use tower_spiffe::server::{Allow, EndAtExpiryLayer, TokenExpired, ValidateJwtSvidLayer};
 use tower_spiffe::testing::PausedClock;
-use tower_spiffe::{Clock, SystemClock, UnixTime};
 use tracing::Level;
 
 use crate::log::Log;

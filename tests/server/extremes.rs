@@ -6,7 +6,7 @@ use std::time::Duration;
 use http::{Request, Response};
 use serde_json::json;
 use tower::{Layer, ServiceExt, service_fn};
-use tower_spiffe::UnixTime;
+use tower_spiffe::clock::UnixTime;
 use tower_spiffe::server::{Allow, EndAtExpiryLayer, UnknownKeyWait, ValidateJwtSvidLayer};
 use tower_spiffe_test_support::clock::HandClock;
 

@@ -159,8 +159,8 @@ async fn every_refusal_byte_for_byte_in_every_form() {
     }
     let good = world.bearer(WEB);
     for why in BLIND {
-        world.bundles.cannot_judge(why);
-        let case = Case::cannot_judge(why, good.clone());
+        world.bundles.bundles_unavailable(why);
+        let case = Case::bundles_unavailable(why, good.clone());
         for form in FORMS {
             let answer = form.ask(&at, case.authorization.as_ref()).await;
             assert_eq!(answer, form.expected(&case), "{why} in {form:?}");

@@ -61,7 +61,7 @@ where
 }
 
 pub async fn who(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-    let state = CallerState::of(request.extensions()).and_then(CallerState::verified);
+    let state = CallerState::from_extensions(request.extensions()).and_then(CallerState::verified);
     let name = state.map_or("nobody".to_owned(), |caller| caller.spiffe_id().to_string());
     Ok(Response::new(Full::from(name)))
 }

@@ -7,8 +7,8 @@ use http::{Request, Response};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_spiffe::Validator;
 use tower_spiffe::server::{Allow, Rejection, RejectionReason, ValidateJwtSvidLayer};
-use tower_spiffe::svid::ValidateReason;
-use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::testing::FakeAgent;
+use tower_spiffe::verify::ValidateReason;
 
 use crate::support::{AUDIENCE, with_authorization};
 
@@ -28,7 +28,7 @@ async fn inner(_: Request<String>) -> Result<Response<String>, Infallible> {
 
 #[tokio::test(start_paused = true)]
 async fn a26_a_trust_domain_whose_keys_could_never_be_read_is_no_fault_of_ours() {
-    let agent = WorkloadApi::start_in_memory("x").await.unwrap();
+    let agent = FakeAgent::start_in_memory("x").await.unwrap();
     agent.federate_raw("broken.test", "no JWK Set").unwrap();
     let source = agent.source().await.unwrap();
     let validator = Validator::builder(source.clone())

@@ -1,8 +1,8 @@
 //! Misconfiguration is an error when a thing is built, and its text says what to mend.
 
-use tower_spiffe::SpiffeIdMatcher;
+use tower_spiffe::identity::SpiffeIdMatcher;
 use tower_spiffe::server::{Allow, GrpcPolicy, ValidateJwtSvidLayer};
-use tower_spiffe::svid::{Validator, ValidatorBuilder};
+use tower_spiffe::verify::{Validator, ValidatorBuilder};
 
 use crate::support::{AUDIENCE, WEB, World};
 

@@ -7,12 +7,12 @@ use http::header::AUTHORIZATION;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Request, Response};
 use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_spiffe::bundle::CannotJudge;
+use tower_spiffe::bundle::BundlesUnavailable;
 use tower_spiffe::server::{
     Allow, AllowCallersLayer, CallerState, Decision, EndAtExpiryLayer, GrpcPolicy, Policy,
     RejectionReason, UnknownKeyWait, ValidateJwtSvidLayer,
 };
-use tower_spiffe::svid::{ValidateReason, VerifiedSvid};
+use tower_spiffe::verify::{ValidateReason, VerifiedSvid};
 
 use crate::support::{OPS, WEB, World, bearer, with_authorization};
 
@@ -22,7 +22,7 @@ async fn seen(
     request: Request<String>,
 ) -> Result<(CallerState, Vec<String>), u16> {
     let inner = service_fn(|request: Request<String>| async move {
-        let state = CallerState::of(request.extensions()).cloned();
+        let state = CallerState::from_extensions(request.extensions()).cloned();
         let values = request.headers().get_all(AUTHORIZATION).iter();
         let values: Vec<_> = values
             .map(|value| {
@@ -69,7 +69,9 @@ async fn a19_optional_lets_the_anonymous_pass_and_nobody_with_a_bad_credential()
         let answer = seen(&layer, with_authorization(&value)).await;
         assert_eq!(answer.err(), Some(status), "{value:?}");
     }
-    world.bundles.cannot_judge(CannotJudge::Withdrawn);
+    world
+        .bundles
+        .bundles_unavailable(BundlesUnavailable::Withdrawn);
     assert_eq!(seen(&layer, world.request(WEB)).await.err(), Some(503));
 }
 
@@ -135,10 +137,12 @@ async fn audit_refuses_nothing_and_says_what_it_would_have_refused() {
         assert_eq!(rejection.reason(), reason);
         assert!(state.verified().is_none());
     }
-    world.bundles.cannot_judge(CannotJudge::Closed);
+    world
+        .bundles
+        .bundles_unavailable(BundlesUnavailable::Closed);
     let (state, _) = seen(&layer, world.request(WEB)).await.unwrap();
     assert!(matches!(state, CallerState::AuditFailed(r)
-        if r.reason() == RejectionReason::CannotJudge(CannotJudge::Closed)));
+        if r.reason() == RejectionReason::BundlesUnavailable(BundlesUnavailable::Closed)));
 }
 
 #[tokio::test]

@@ -6,12 +6,13 @@ use http::header::CONTENT_TYPE;
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, Version};
 use tower::{Layer, ServiceExt, service_fn};
+use tower_spiffe::identity::SpiffeIdMatcher;
 use tower_spiffe::server::{
     Allow, AllowCallersLayer, CallerState, Decision, GrpcPolicy, Policy, PolicyError, Protocol,
     Rejection, RejectionReason, SwapPolicy, ValidateJwtSvidLayer,
 };
-use tower_spiffe::svid::VerifiedSvid;
-use tower_spiffe::{SpiffeId, SpiffeIdMatcher, TrustDomain};
+use tower_spiffe::verify::VerifiedSvid;
+use tower_spiffe::{SpiffeId, TrustDomain};
 
 use crate::support::{OPS, WEB, World};
 
@@ -191,7 +192,7 @@ async fn a_grpc_policy_denies_what_it_does_not_name() {
         .unwrap();
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), policy);
     let inner = service_fn(|request: Request<String>| async move {
-        let state = CallerState::of(request.extensions()).unwrap();
+        let state = CallerState::from_extensions(request.extensions()).unwrap();
         let mut response = Response::new(String::new());
         let verified = HeaderValue::from(u16::from(state.verified().is_some()));
         response.headers_mut().insert("verified", verified);

@@ -13,15 +13,15 @@ use serde_json::json;
 use tokio::sync::watch;
 use tower::limit::ConcurrencyLimit;
 use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_spiffe::clock::{Clock, SystemClock};
 use tower_spiffe::metrics::{Admission, MetricsRecorder};
 use tower_spiffe::server::{
     Allow, AskPolicy, AsyncDecision, AsyncPolicy, CallerState, Decision, DecisionFuture,
     GrpcPolicy, PolicyFailure, PolicyUnavailable, Protocol, Rejection, RejectionReason,
     ValidateJwtSvidLayer,
 };
-use tower_spiffe::svid::{ValidateReason, VerifiedSvid};
 use tower_spiffe::testing::PausedClock;
-use tower_spiffe::{Clock, SystemClock};
+use tower_spiffe::verify::{ValidateReason, VerifiedSvid};
 
 use crate::log::Log;
 use crate::support::{OPS, WEB, World, bearer, with_authorization};
@@ -106,7 +106,7 @@ fn unavailable() -> Fake {
 }
 
 async fn ok(request: Request<String>) -> Result<Response<String>, Infallible> {
-    let state = CallerState::of(request.extensions()).unwrap();
+    let state = CallerState::from_extensions(request.extensions()).unwrap();
     let kind = match state {
         CallerState::Verified(_) => "verified",
         CallerState::AuditFailed(_) => "audit",

@@ -3,7 +3,7 @@
 use http::Request;
 use serde_json::json;
 use tower_spiffe::server::{Allow, Claim, Decision, Policy, PolicyError};
-use tower_spiffe::svid::VerifiedSvid;
+use tower_spiffe::verify::VerifiedSvid;
 
 use crate::support::{WEB, World};
 

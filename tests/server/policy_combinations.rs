@@ -7,8 +7,8 @@ use http::request::Parts;
 use http::{Request, Response};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_spiffe::server::{Allow, Decision, Policy, Rejection, ValidateJwtSvidLayer};
-use tower_spiffe::svid::VerifiedSvid;
 use tower_spiffe::testing::verified_svid;
+use tower_spiffe::verify::VerifiedSvid;
 
 use crate::log::Log;
 use crate::support::{OPS, WEB, World};
@@ -136,7 +136,7 @@ async fn reasons_are_logged_and_never_sent() {
         service_fn(async |_: Request<String>| Ok::<_, Infallible>(Response::new(String::new())));
     let open = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::any_trust_domain());
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), ops.clone());
-    let nested = open.layer(open.allow_callers(ops).layer(ok.clone()));
+    let nested = open.layer(open.allow_callers(ops).layer(ok));
     for response in [
         layer.layer(ok).oneshot(world.request(WEB)).await.unwrap(),
         nested.oneshot(world.request(WEB)).await.unwrap(),

@@ -7,7 +7,7 @@ use http::{HeaderValue, Request};
 use serde_json::json;
 use tower::{Layer, Service, ServiceExt};
 use tower_spiffe::server::{Allow, Claim, GrpcPolicy, Protocol, ValidateJwtSvidLayer};
-use tower_spiffe::svid::VerifiedSvid;
+use tower_spiffe::verify::VerifiedSvid;
 
 use crate::support::{Signer, WEB, World, bearer};
 

@@ -39,7 +39,7 @@ type Answer = std::future::Ready<Result<Response<String>, Infallible>>;
 type Handler = tower::util::ServiceFn<fn(Request<String>) -> Answer>;
 
 fn handler(request: Request<String>) -> Answer {
-    let state = CallerState::of(request.extensions()).unwrap();
+    let state = CallerState::from_extensions(request.extensions()).unwrap();
     let caller = state
         .verified()
         .map_or("anonymous".into(), |it| it.spiffe_id().to_string());

@@ -5,10 +5,10 @@ use http::{HeaderValue, Method, Request, Response, Version};
 use serde_json::json;
 use std::convert::Infallible;
 use tower::{Layer, ServiceExt, service_fn};
-use tower_spiffe::bundle::CannotJudge;
+use tower_spiffe::bundle::BundlesUnavailable;
+use tower_spiffe::clock::{Clock, SystemClock};
 use tower_spiffe::server::{Allow, Protocol, Rejection, RejectionReason, ValidateJwtSvidLayer};
-use tower_spiffe::svid::ValidateReason;
-use tower_spiffe::{Clock, SystemClock};
+use tower_spiffe::verify::ValidateReason;
 
 use crate::support::{AUDIENCE, OPS, Signer, WEB, World, bearer, with_authorization};
 
@@ -24,16 +24,16 @@ pub struct Case {
 }
 
 /// The ways in which a source cannot judge.
-pub const BLIND: [CannotJudge; 4] = [
-    CannotJudge::NotReady,
-    CannotJudge::Withdrawn,
-    CannotJudge::Stale,
-    CannotJudge::Closed,
+pub const BLIND: [BundlesUnavailable; 4] = [
+    BundlesUnavailable::NotReady,
+    BundlesUnavailable::Withdrawn,
+    BundlesUnavailable::Stale,
+    BundlesUnavailable::Closed,
 ];
 
 impl Case {
     /// A good credential, and a source that cannot judge.
-    pub fn cannot_judge(why: CannotJudge, good: HeaderValue) -> Self {
+    pub fn bundles_unavailable(why: BundlesUnavailable, good: HeaderValue) -> Self {
         Self {
             name: why.as_str(),
             authorization: Some(good),
@@ -41,7 +41,7 @@ impl Case {
             challenge: None,
             grpc_status: "14",
             grpc_message: "callers cannot be authenticated now",
-            reason: RejectionReason::CannotJudge(why),
+            reason: RejectionReason::BundlesUnavailable(why),
         }
     }
 }
@@ -306,7 +306,7 @@ async fn a_source_that_cannot_judge_is_our_trouble_and_no_challenge() {
         world.bundles.set([world.issuer.bundle()]);
         let request = world.request(WEB);
         assert_eq!(ask(&layer, request.clone()).await.status(), 200);
-        world.bundles.cannot_judge(why);
+        world.bundles.bundles_unavailable(why);
 
         let response = ask(&layer, request.clone()).await;
         assert_eq!(response.status(), 503, "{why}");
@@ -345,7 +345,9 @@ async fn a26_no_input_of_a_callers_makes_a_5xx() {
     }
     // And what is a mistake of the caller's stays one where a header comes before the token: the
     // source that cannot judge is not asked about a header that is no credential.
-    world.bundles.cannot_judge(CannotJudge::NotReady);
+    world
+        .bundles
+        .bundles_unavailable(BundlesUnavailable::NotReady);
     for (value, status) in [("Bearer a b", 400), ("Basic eDp5", 401), ("", 400)] {
         let value = HeaderValue::from_static(value);
         assert_eq!(

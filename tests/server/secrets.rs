@@ -38,7 +38,7 @@ fn required(world: &World) -> ValidateJwtSvidLayer {
 /// What an application beneath the layer may do: log all headers, by a layer and by itself.
 async fn loud<B>(request: Request<B>) -> Result<Response<Full<Bytes>>, Infallible> {
     let (parts, _) = request.into_parts();
-    tracing::trace!(?parts, state = ?CallerState::of(&parts.extensions), "inside");
+    tracing::trace!(?parts, state = ?CallerState::from_extensions(&parts.extensions), "inside");
     Ok(Response::new(Full::from("done")))
 }
 
@@ -138,7 +138,7 @@ async fn a28_a_tonic_server_at_trace() {
         }
     }
     // One whose stream outlives it.
-    let now = tower_spiffe::Clock::now(&*tower_spiffe::SystemClock::shared()).secs();
+    let now = tower_spiffe::clock::Clock::now(&*tower_spiffe::clock::SystemClock::shared()).secs();
     let short = serde_json::json!({ "exp": now + 2 });
     let token = world.issuer.token_with(WEB, short);
     let mut talker = Talker::new(channels[0].clone(), Some(format!("Bearer {token}")));
@@ -204,7 +204,7 @@ async fn a28_no_type_of_the_servers_shows_a_token() {
     let mut shown = Vec::new();
     let mut show = |value: &dyn Debug| shown.push(format!("{value:?} {value:#?}"));
     let inner = service_fn(|request: Request<String>| async move {
-        let state = CallerState::of(request.extensions()).cloned();
+        let state = CallerState::from_extensions(request.extensions()).cloned();
         let mut response = Response::new(String::new());
         response
             .extensions_mut()

@@ -3,9 +3,11 @@
 use http::header::AUTHORIZATION;
 use http::{HeaderValue, Request};
 use serde_json::{Value, json};
+use tower_spiffe::TrustDomain;
+use tower_spiffe::bundle::Algorithm;
 use tower_spiffe::bundle::JwtBundle;
-use tower_spiffe::svid::{Validator, ValidatorBuilder};
-use tower_spiffe::{Algorithm, Clock, SystemClock, TrustDomain};
+use tower_spiffe::clock::{Clock, SystemClock};
+use tower_spiffe::verify::{Validator, ValidatorBuilder};
 pub use tower_spiffe_test_support::bundles::Bundles;
 use tower_spiffe_test_support::signer;
 

@@ -18,7 +18,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 use tower::{Service, service_fn};
-use tower_spiffe::svid::VerifiedSvid;
+use tower_spiffe::verify::VerifiedSvid;
 
 type Codec = ProstCodec<String, String>;
 pub type Words = Pin<Box<dyn Stream<Item = Result<String, Status>> + Send>>;
@@ -31,7 +31,7 @@ impl NamedService for Talk {
 }
 
 async fn say(request: Request<String>) -> Result<Response<String>, Status> {
-    let caller = VerifiedSvid::of(&request)?;
+    let caller = VerifiedSvid::from_request(&request)?;
     Ok(Response::new(format!(
         "{} says {}",
         caller.spiffe_id(),
@@ -40,7 +40,7 @@ async fn say(request: Request<String>) -> Result<Response<String>, Status> {
 }
 
 async fn listen(request: Request<Streaming<String>>) -> Result<Response<String>, Status> {
-    let caller = VerifiedSvid::of(&request)?;
+    let caller = VerifiedSvid::from_request(&request)?;
     let mut all = caller.spiffe_id().to_string();
     let mut words = request.into_inner();
     while let Some(word) = words.message().await? {
@@ -51,7 +51,7 @@ async fn listen(request: Request<Streaming<String>>) -> Result<Response<String>,
 }
 
 async fn tell(request: Request<String>) -> Result<Response<Words>, Status> {
-    VerifiedSvid::of(&request)?;
+    VerifiedSvid::from_request(&request)?;
     let ticks = tokio::time::interval(Duration::from_millis(50));
     let ticks = tokio_stream::wrappers::IntervalStream::new(ticks);
     Ok(Response::new(Box::pin(
@@ -60,7 +60,7 @@ async fn tell(request: Request<String>) -> Result<Response<Words>, Status> {
 }
 
 async fn chat(request: Request<Streaming<String>>) -> Result<Response<Words>, Status> {
-    let caller = VerifiedSvid::of(&request)?;
+    let caller = VerifiedSvid::from_request(&request)?;
     let answers = request
         .into_inner()
         .map(move |word| Ok(format!("{} says {}", caller.spiffe_id().path(), word?)));

@@ -8,13 +8,13 @@ use std::time::Duration;
 use http::{HeaderValue, Request, Response};
 use serde_json::json;
 use tower::{Layer, ServiceExt, service_fn};
-use tower_spiffe::bundle::CannotJudge;
+use tower_spiffe::bundle::BundlesUnavailable;
+use tower_spiffe::clock::{Clock, SystemClock};
 use tower_spiffe::metrics::{Admission, MetricsRecorder, Verification};
 use tower_spiffe::server::{
     Allow, AllowCallersLayer, CallerState, EndAtExpiryLayer, Protocol, Rejection,
     ValidateJwtSvidLayer,
 };
-use tower_spiffe::{Clock, SystemClock};
 use tower_spiffe_test_support::clock::HandClock;
 use tracing::Level;
 
@@ -25,7 +25,7 @@ use crate::support::{AUDIENCE, OPS, Signer, WEB, World, bearer, with_authorizati
 async fn ask(layer: &ValidateJwtSvidLayer, request: Request<String>) -> Response<String> {
     let inner = service_fn(|request: Request<String>| async move {
         tracing::info!(headers = ?request.headers(), extensions = ?request.extensions(), "inside");
-        tracing::info!(state = ?CallerState::of(request.extensions()), "inside");
+        tracing::info!(state = ?CallerState::from_extensions(request.extensions()), "inside");
         Ok::<_, Infallible>(Response::new(String::new()))
     });
     let narrow = AllowCallersLayer::new(Allow::id(WEB).unwrap());
@@ -174,7 +174,7 @@ async fn a_flood_of_refusals_is_one_line_per_class_and_caller() {
     let line = format!("reason=\"malformed-token\" enforced=true suppressed=0 detail={detail:?}");
     assert_eq!(log.lines_with(&line), 1, "{}", log.text());
     assert_eq!(log.lines_with("reason=\"not-allowed\""), 2);
-    world.bundles.cannot_judge(CannotJudge::Stale);
+    world.bundles.bundles_unavailable(BundlesUnavailable::Stale);
     for _ in 0..100 {
         ask(&layer, world.request(WEB)).await;
     }
@@ -318,7 +318,7 @@ async fn every_verdict_is_counted_under_labels_of_ours() {
         let stranger = Signer::new(&format!("evil{n}"), "k1").token(&format!("spiffe://evil{n}/w"));
         ask(&layer, with_authorization(&bearer(&stranger))).await;
     }
-    world.bundles.cannot_judge(CannotJudge::Stale);
+    world.bundles.bundles_unavailable(BundlesUnavailable::Stale);
     ask(&layer, world.request(WEB)).await;
 
     let counts: Counts = recorder.0.lock().unwrap().clone();

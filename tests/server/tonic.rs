@@ -3,7 +3,7 @@
 use tonic::Code;
 use tonic::service::{LayerExt, Routes};
 use tonic::transport::{Channel, Endpoint, Server};
-use tower_spiffe::bundle::CannotJudge;
+use tower_spiffe::bundle::BundlesUnavailable;
 use tower_spiffe::server::{Allow, GrpcPolicy, ValidateJwtSvidLayer};
 
 use crate::loopback::{At, Doors};
@@ -127,7 +127,7 @@ async fn jwt_19_a_whole_server_is_guarded_in_all_four_kinds_of_calls() {
     for channel in channels(&at).await {
         assert_guarded(&world, channel).await;
     }
-    world.bundles.cannot_judge(CannotJudge::Stale);
+    world.bundles.bundles_unavailable(BundlesUnavailable::Stale);
     for channel in channels(&at).await {
         let mut ops = Talker::new(channel, bearer(&world, OPS));
         assert_eq!(

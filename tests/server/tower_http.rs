@@ -19,7 +19,7 @@ async fn tower_https_layer_gives_the_same_answers() {
     let theirs =
         ValidateRequestHeaderLayer::custom(layer.clone().into_validate_request::<String>());
     let inner = service_fn(|request: Request<String>| async move {
-        let caller = CallerState::of(request.extensions())
+        let caller = CallerState::from_extensions(request.extensions())
             .unwrap()
             .verified()
             .unwrap();

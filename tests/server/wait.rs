@@ -10,13 +10,14 @@ use serde_json::json;
 use tokio::time::{Instant, timeout};
 use tower::limit::ConcurrencyLimit;
 use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_spiffe::bundle::{BundleAnswer, BundleSource, CannotJudge};
+use tower_spiffe::Validator;
+use tower_spiffe::bundle::{BundleAnswer, BundleSource, BundlesUnavailable};
+use tower_spiffe::clock::{Clock, SystemClock};
 use tower_spiffe::metrics::{Admission, MetricsRecorder, Verification};
 use tower_spiffe::server::{
     Allow, UnknownKeyWait, ValidateJwtSvidLayer, WaitForKey, WaitForKeyLayer,
 };
 use tower_spiffe::testing::PausedClock;
-use tower_spiffe::{Clock, SystemClock, Validator};
 
 use crate::support::{
     AUDIENCE, Bundles, Signer, WEB, World, bearer, bundle_of, with_authorization,
@@ -225,7 +226,7 @@ async fn only_keys_of_trust_domains_that_we_know_are_waited_for() {
 async fn a_source_that_cannot_tell_of_changes_is_not_waited_for() {
     let issuer = Signer::new("x", "k1");
     let set = [issuer.bundle()].into_iter().collect();
-    let validator = tower_spiffe::Validator::builder(tower_spiffe::FixedBundles::new(set))
+    let validator = tower_spiffe::Validator::builder(tower_spiffe::bundle::FixedBundles::new(set))
         .audience(AUDIENCE)
         .build()
         .unwrap();
@@ -243,7 +244,7 @@ async fn a_source_that_cannot_tell_of_changes_is_not_waited_for() {
 struct Restless(Bundles);
 
 impl BundleSource for Restless {
-    fn revision(&self) -> Result<u64, CannotJudge> {
+    fn revision(&self) -> Result<u64, BundlesUnavailable> {
         self.0.revision()
     }
 
@@ -285,7 +286,7 @@ async fn a_source_that_goes_while_one_waits_is_our_trouble() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     world
         .bundles
-        .cannot_judge(tower_spiffe::CannotJudge::Withdrawn);
+        .bundles_unavailable(tower_spiffe::bundle::BundlesUnavailable::Withdrawn);
     assert_eq!(waiting.await.unwrap().unwrap().status(), 503);
 }
 

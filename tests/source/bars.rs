@@ -1,8 +1,10 @@
 //! The nine cases that each undid another implementation, and what happens here.
 
 use tokio::time::{Instant, timeout};
-use tower_spiffe::testing::{Call, Fault};
-use tower_spiffe::{FetchSvidReason, GrpcCode, JwtSource, JwtSourceErrorReason, ResourceLimits};
+use tower_spiffe::JwtSource;
+use tower_spiffe::source::{JwtSourceErrorReason, ResourceLimits};
+use tower_spiffe::testing::{AgentCall, Fault};
+use tower_spiffe::token::{FetchSvidReason, GrpcCode};
 
 use crate::support::*;
 
@@ -34,7 +36,7 @@ async fn bar_2_fifty_equal_fetches_at_once_are_one_call() {
     let source = world.source().await;
     world
         .agent
-        .fail_call(Call::FetchJwtSvid, Fault::Slow(millis(50)));
+        .fail_call(AgentCall::FetchJwtSvid, Fault::Slow(millis(50)));
     let fetches = (0..50).map(|_| source.get_jwt_svid([AUD]));
     let tokens = futures_util::future::join_all(fetches).await;
     let first = tokens[0].as_ref().unwrap().token();
@@ -54,7 +56,7 @@ async fn bar_3_a_hundred_calls_to_an_agent_that_is_unavailable_make_no_storm() {
         let source = world.source().await;
         let before = world.agent.counts();
         let unavailable = Fault::Refuse(GrpcCode::Unavailable);
-        world.agent.fail_call(Call::FetchJwtSvid, unavailable);
+        world.agent.fail_call(AgentCall::FetchJwtSvid, unavailable);
         let calls = async {
             if one_by_one {
                 for _ in 0..100 {
@@ -102,7 +104,7 @@ async fn bar_4_an_agent_that_accepts_and_never_answers_is_met_with_deadlines() {
     // Nor does a call for a token wait for ever.
     world.agent.recover();
     let source = world.source().await;
-    world.agent.fail_call(Call::FetchJwtSvid, Fault::Hang);
+    world.agent.fail_call(AgentCall::FetchJwtSvid, Fault::Hang);
     let began = Instant::now();
     let error = source.fetch_jwt_svid([AUD]).await.unwrap_err();
     let timed_out = JwtSourceErrorReason::Token(FetchSvidReason::Timeout);
@@ -116,7 +118,7 @@ async fn bar_4_an_agent_that_accepts_and_never_answers_is_met_with_deadlines() {
 type Held = std::sync::Arc<std::sync::Mutex<Vec<tokio::io::DuplexStream>>>;
 
 /// A source whose every connection is accepted and never read.
-fn silent() -> (tower_spiffe::JwtSourceBuilder, Held) {
+fn silent() -> (tower_spiffe::source::JwtSourceBuilder, Held) {
     let held = Held::default();
     let holds = held.clone();
     let builder = JwtSource::builder().connector(move || {
@@ -201,7 +203,7 @@ async fn bar_8_a_message_of_five_megabytes_within_the_limits_works() {
     let world = World::new().await;
     world
         .agent
-        .fail_call(Call::FetchJwtBundles, Fault::Oversized(5 << 20));
+        .fail_call(AgentCall::FetchJwtBundles, Fault::Oversized(5 << 20));
     let limits = ResourceLimits::default().max_bundle_jwks_bytes(6 << 20);
     let source = world
         .builder()
@@ -218,7 +220,7 @@ async fn bar_8_a_message_of_five_megabytes_within_the_limits_works() {
     world.agent.federate_raw(OTHER, large).unwrap();
     world
         .agent
-        .fail_call(Call::FetchJwtBundles, Fault::Oversized(5 << 19));
+        .fail_call(AgentCall::FetchJwtBundles, Fault::Oversized(5 << 19));
     let source = world.source().await;
     assert_eq!(key_ids(&source, OTHER), other.key_ids());
     assert!(world.validator(&source).validate(&world.token()).is_ok());

@@ -2,11 +2,12 @@
 
 use futures_util::StreamExt as _;
 use tokio::time::Instant;
-use tower_spiffe::testing::{Call, Fault, Issuer};
+use tower_spiffe::SpiffeId;
+use tower_spiffe::testing::{AgentCall, Fault, Issuer};
+use tower_spiffe::token::{GrpcCode, SvidRequest};
 use tower_spiffe::workload_api::{
     JwtBundlesMessage, WorkloadApiClient, WorkloadApiError, WorkloadApiErrorReason as Reason,
 };
-use tower_spiffe::{GrpcCode, SpiffeId, SvidRequest};
 
 use crate::raw_agent::RawAgent;
 use crate::support::*;
@@ -16,7 +17,7 @@ const DB: &str = "spiffe://example.org/db-user";
 
 fn client(world: &World) -> WorkloadApiClient {
     WorkloadApiClient::with_connector(world.agent.connector())
-        .clock(tower_spiffe::SystemClock::shared())
+        .clock(tower_spiffe::clock::SystemClock::shared())
         .build()
         .unwrap()
 }
@@ -301,7 +302,7 @@ async fn ep12_a_token_that_the_agent_refuses_is_no_fault_of_the_client() {
     }
     // Of the other calls it is.
     let invalid = Fault::Refuse(GrpcCode::InvalidArgument);
-    world.agent.fail_call(Call::FetchJwtSvid, invalid);
+    world.agent.fail_call(AgentCall::FetchJwtSvid, invalid);
     let error = client.fetch_jwt_svid(&request()).await.unwrap_err();
     assert!(error.to_string().contains("workload.spiffe.io"), "{error}");
 }
@@ -486,13 +487,13 @@ async fn an_answer_has_a_limit_of_its_own() {
     let (world, client) = two().await;
     world
         .agent
-        .fail_call(Call::FetchJwtSvid, Fault::Oversized(5 << 20));
+        .fail_call(AgentCall::FetchJwtSvid, Fault::Oversized(5 << 20));
     let error = client.fetch_jwt_svid(&request()).await.unwrap_err();
     assert_eq!(error.reason(), Reason::MessageTooLarge);
     assert_eq!(error.code(), None, "the agent did not say so");
     world
         .agent
-        .fail_call(Call::FetchJwtBundles, Fault::Oversized(5 << 20));
+        .fail_call(AgentCall::FetchJwtBundles, Fault::Oversized(5 << 20));
     let mut stream = client.fetch_jwt_bundles().await.unwrap();
     assert!(stream.message().await.unwrap().is_some());
 }

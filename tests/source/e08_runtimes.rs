@@ -23,12 +23,13 @@ use http::{Request, Response};
 use http_body_util::{BodyExt as _, StreamBody};
 use tower::{Layer as _, Service as _, service_fn};
 use tower_spiffe::server::UnknownKeyWait;
-use tower_spiffe::testing::{WorkloadApi, verified_svid};
+use tower_spiffe::source::JwtSourceErrorReason;
+use tower_spiffe::testing::{FakeAgent, verified_svid};
+use tower_spiffe::token::{FetchSvid as _, SvidRequest};
 use tower_spiffe::workload_api::{JwtBundleStream, WorkloadApiClient};
 use tower_spiffe::{
     AddJwtSvidLayer, Allow, Audience, BundleSource as _, CallerState, EndAtExpiryLayer,
-    FetchSvid as _, FileBundles, JwtSource, JwtSourceErrorReason, SvidCache, SvidRequest,
-    TrustDomain, ValidateJwtSvidLayer, Validator,
+    FileBundles, JwtSource, SvidCache, TrustDomain, ValidateJwtSvidLayer, Validator,
 };
 
 const AGENT: &str = "example.org";
@@ -57,7 +58,7 @@ fn run(future: impl Future<Output = Outcome>) -> Outcome {
 
 /// What the calls are made on; its runtime is alive all along.
 struct World {
-    agent: Arc<WorkloadApi>,
+    agent: Arc<FakeAgent>,
     source: JwtSource,
     // One for each way to end it.
     ended: [JwtSource; 3],
@@ -67,7 +68,7 @@ struct World {
 }
 
 async fn world() -> World {
-    let agent = WorkloadApi::start(AGENT).await.unwrap();
+    let agent = FakeAgent::start(AGENT).await.unwrap();
     let source = agent.source().await.unwrap();
     let client = WorkloadApiClient::connect(&agent.endpoint().parse().unwrap()).unwrap();
     let stream = client.fetch_jwt_bundles().await.unwrap();
@@ -350,7 +351,7 @@ fn e08_without_io_only_connectors_build() {
         let error = WorkloadApiClient::connect(&endpoint).unwrap_err();
         assert!(error.to_string().contains("has no I/O"), "{error}");
 
-        let agent = WorkloadApi::start_in_memory(AGENT).await.unwrap();
+        let agent = FakeAgent::start_in_memory(AGENT).await.unwrap();
         let source = agent.source().await.unwrap();
         source.authorization("cold").await.unwrap();
     });
@@ -361,7 +362,7 @@ fn e08_without_io_only_connectors_build() {
 fn e08_cached_tokens_need_no_runtime() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (_agent, source) = runtime.block_on(async {
-        let agent = WorkloadApi::start(AGENT).await.unwrap();
+        let agent = FakeAgent::start(AGENT).await.unwrap();
         let source = agent.source().await.unwrap();
         (agent, source)
     });
@@ -378,13 +379,13 @@ fn e08_every_public_async_method_is_listed() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut above = here.ancestors().map(|folder| folder.join("src"));
     let src = above
-        .find(|src| src.join("svid_cache").is_dir())
+        .find(|src| src.join("token").is_dir())
         .expect("the library");
     let mut found = BTreeSet::new();
     for part in [
         "source",
-        "svid_cache",
-        "svid",
+        "token",
+        "verify",
         "workload_api",
         "server",
         "client",

@@ -1,6 +1,8 @@
 //! Identities by SPIFFE ID and by hint, on every getter; a resolved hint is asked for by ID.
 
-use tower_spiffe::{FetchSvidReason, JwtSourceErrorReason, JwtSvid, SpiffeId, SvidRequestError};
+use tower_spiffe::source::JwtSourceErrorReason;
+use tower_spiffe::token::{FetchSvidReason, SvidRequestError};
+use tower_spiffe::{JwtSvid, SpiffeId};
 
 use crate::raw_agent::RawAgent;
 use crate::support::*;

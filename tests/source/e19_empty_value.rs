@@ -1,7 +1,7 @@
 //! E19: an empty value on the bundle stream means that the trust domain has no keys now (Workload
 //! API section 4.4).
 
-use tower_spiffe::ValidateReason;
+use tower_spiffe::verify::ValidateReason;
 
 use crate::support::*;
 

@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use tower_spiffe::JwtSource;
+use tower_spiffe::clock::{Clock, UnixTime};
 use tower_spiffe::source::FileBundles;
-use tower_spiffe::testing::WorkloadApi;
-use tower_spiffe::{Clock, JwtSource, UnixTime};
+use tower_spiffe::testing::FakeAgent;
 
 use crate::support::*;
 
@@ -58,7 +59,7 @@ fn e20_undriven_runtime_makes_the_source_unhealthy() {
     let runtime = runtime();
     let clock = Arc::new(Hands::default());
     let (agent, source) = runtime.block_on(async {
-        let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+        let agent = FakeAgent::start_in_memory(TD).await.unwrap();
         let source = JwtSource::builder()
             .connector(agent.connector())
             .clock(clock.clone())

@@ -1,13 +1,19 @@
 //! The machine is suspended: the wall clock goes on, the monotonic clock does not.
 
-use tower_spiffe::bundle::CannotJudge;
+use tower_spiffe::JwtSource;
+use tower_spiffe::bundle::BundlesUnavailable;
 use tower_spiffe::source::FileBundles;
-use tower_spiffe::{JwtSource, ValidateReason, WithdrawalPolicy};
+use tower_spiffe::source::WithdrawalPolicy;
+use tower_spiffe::verify::ValidateReason;
 
 use crate::support::*;
 
-const STALE: Option<ValidateReason> = Some(ValidateReason::CannotJudge(CannotJudge::Stale));
-const WITHDRAWN: Option<ValidateReason> = Some(ValidateReason::CannotJudge(CannotJudge::Withdrawn));
+const STALE: Option<ValidateReason> = Some(ValidateReason::BundlesUnavailable(
+    BundlesUnavailable::Stale,
+));
+const WITHDRAWN: Option<ValidateReason> = Some(ValidateReason::BundlesUnavailable(
+    BundlesUnavailable::Withdrawn,
+));
 const NIGHT: i64 = 36_000;
 
 impl World {

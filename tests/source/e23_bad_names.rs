@@ -1,6 +1,6 @@
 //! E23: an entry whose name is not a trust domain's costs itself only.
 
-use tower_spiffe::ValidateReason;
+use tower_spiffe::verify::ValidateReason;
 
 use crate::support::*;
 

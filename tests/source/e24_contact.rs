@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tower_spiffe::metrics::MetricsRecorder;
-use tower_spiffe::testing::{Call, Fault, WorkloadApi};
-use tower_spiffe::{GrpcCode, SourceState};
+use tower_spiffe::source::SourceState;
+use tower_spiffe::testing::{AgentCall, FakeAgent, Fault};
+use tower_spiffe::token::GrpcCode;
 use tracing::Level;
 
 use crate::log::Log;
@@ -35,7 +36,9 @@ async fn e24_failed_connection_is_no_contact() {
 #[tokio::test(start_paused = true)]
 async fn e24_token_is_contact() {
     let world = World::new().await;
-    world.agent.fail_call(Call::FetchJwtBundles, Fault::Hang);
+    world
+        .agent
+        .fail_call(AgentCall::FetchJwtBundles, Fault::Hang);
     let source = world.builder().build_lazy().unwrap();
     tokio::time::sleep(secs(5)).await;
     assert_eq!(source.state().last_contact(), None);
@@ -135,7 +138,7 @@ fn is_whole(state: &SourceState) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn e24_withdrawal_is_published_whole() {
-    let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+    let agent = FakeAgent::start_in_memory(TD).await.unwrap();
     let source = agent.source().await.unwrap();
     let done = Arc::new(AtomicBool::new(false));
     let watcher = std::thread::spawn({

@@ -1,8 +1,8 @@
 //! An agent that denies its workloads for some seconds after a restart.
 
-use tower_spiffe::GrpcCode;
-use tower_spiffe::WithdrawalPolicy;
-use tower_spiffe::testing::{Call, Fault};
+use tower_spiffe::source::WithdrawalPolicy;
+use tower_spiffe::testing::{AgentCall, Fault};
+use tower_spiffe::token::GrpcCode;
 
 use crate::support::*;
 
@@ -88,7 +88,7 @@ async fn e25_many_tokens_are_no_storm() {
     let world = World::new().await;
     let source = world.source().await;
     let denied = Fault::Refuse(GrpcCode::PermissionDenied);
-    world.agent.fail_call(Call::FetchJwtBundles, denied);
+    world.agent.fail_call(AgentCall::FetchJwtBundles, denied);
     world.agent.cut_connections().await;
     tokio::time::sleep(secs(60)).await;
     let before = world.agent.counts().fetch_jwt_bundles;

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use tower_spiffe::JwtSource;
+use tower_spiffe::clock::{Clock, SystemClock, UnixTime};
 use tower_spiffe::source::FileBundles;
-use tower_spiffe::testing::WorkloadApi;
-use tower_spiffe::{Clock, JwtSource, SystemClock, UnixTime};
+use tower_spiffe::testing::FakeAgent;
 use tracing::Level;
 
 use crate::log::Log;
@@ -20,8 +21,8 @@ fn runtime() -> tokio::runtime::Runtime {
         .unwrap()
 }
 
-async fn agent_and_source() -> (WorkloadApi, JwtSource) {
-    let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+async fn agent_and_source() -> (FakeAgent, JwtSource) {
+    let agent = FakeAgent::start_in_memory(TD).await.unwrap();
     let source = agent.source().await.unwrap();
     source.get_jwt_svid([AUD]).await.unwrap();
     (agent, source)
@@ -102,7 +103,7 @@ fn e26_panic_of_the_task_is_an_error() {
     let log = Log::default();
     let _guard = log.begin(Level::DEBUG);
     runtime().block_on(async {
-        let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+        let agent = FakeAgent::start_in_memory(TD).await.unwrap();
         let clock = Arc::new(Faulty(AtomicBool::new(false)));
         let builder = JwtSource::builder().connector(agent.connector());
         let source = builder.clock(clock.clone()).build().await.unwrap();

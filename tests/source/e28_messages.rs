@@ -1,12 +1,12 @@
 //! Messages that name the cause and the fix.
 
 use tower_spiffe::JwtSource;
-use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::testing::FakeAgent;
 use tower_spiffe::workload_api::WorkloadApiClient;
 
 #[tokio::test(start_paused = true)]
 async fn e28_missing_entry_names_the_spiffe_id() {
-    let agent = WorkloadApi::start_in_memory("example.org").await.unwrap();
+    let agent = FakeAgent::start_in_memory("example.org").await.unwrap();
     let source = JwtSource::builder().connector(agent.connector());
     let source = source.build().await.unwrap();
     let id = "spiffe://example.org/other".parse().unwrap();

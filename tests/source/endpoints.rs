@@ -2,9 +2,10 @@
 
 use std::process::Command;
 
-use tower_spiffe::testing::{Fault, WorkloadApi};
+use tower_spiffe::JwtSource;
+use tower_spiffe::source::JwtSourceErrorReason;
+use tower_spiffe::testing::{FakeAgent, Fault};
 use tower_spiffe::workload_api::{EndpointErrorReason, WorkloadApiErrorReason};
-use tower_spiffe::{JwtSource, JwtSourceErrorReason};
 
 use crate::support::*;
 
@@ -70,7 +71,7 @@ async fn a_malformed_endpoint_that_was_given_is_told_of_as_given() {
 }
 
 /// What a start is told that gives up soon.
-async fn told(endpoint: &str) -> tower_spiffe::JwtSourceError {
+async fn told(endpoint: &str) -> tower_spiffe::source::JwtSourceError {
     let building = JwtSource::builder()
         .endpoint(endpoint)
         .reconnect_backoff(millis(1), millis(5))
@@ -85,7 +86,7 @@ async fn told(endpoint: &str) -> tower_spiffe::JwtSourceError {
 #[cfg(unix)]
 #[tokio::test]
 async fn ep13_a_socket_that_does_not_exist_and_one_that_nobody_listens_on() {
-    let agent = WorkloadApi::start(TD).await.unwrap();
+    let agent = FakeAgent::start(TD).await.unwrap();
     let endpoint = agent.endpoint();
     agent.stop().await;
     let text = told(&endpoint).await.to_string();
@@ -110,7 +111,7 @@ async fn ep13_a_socket_that_does_not_exist_and_one_that_nobody_listens_on() {
 #[tokio::test]
 async fn what_is_no_socket_at_all_is_told_of() {
     // A directory of nobody else's, and a file in it.
-    let agent = WorkloadApi::start(TD).await.unwrap();
+    let agent = FakeAgent::start(TD).await.unwrap();
     let socket = agent.endpoint();
     let file = format!("{}.txt", socket.strip_prefix("unix://").unwrap());
     std::fs::write(&file, "not a socket").unwrap();
@@ -134,7 +135,7 @@ async fn a_port_that_nobody_listens_on() {
 
 #[tokio::test]
 async fn what_speaks_something_else_is_told_apart() {
-    let agent = WorkloadApi::start(TD).await.unwrap();
+    let agent = FakeAgent::start(TD).await.unwrap();
     let endpoint = agent.endpoint();
     agent.fail(Fault::NotHttp2);
     let text = told(&endpoint).await.to_string();
@@ -164,7 +165,7 @@ async fn what_speaks_something_else_is_told_apart() {
 
 #[tokio::test]
 async fn wa9_an_agent_whose_messages_are_empty_is_told_of() {
-    let agent = WorkloadApi::start(TD).await.unwrap();
+    let agent = FakeAgent::start(TD).await.unwrap();
     let endpoint = agent.endpoint();
     let replay = agent.replay();
     let nothing: [(&str, &str); 0] = [];

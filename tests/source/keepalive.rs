@@ -1,7 +1,7 @@
 //! Pings, as the agent's ping rule has them: it cuts off whoever pings more often than a grpc-go
 //! server allows that nobody configured.
 
-use tower_spiffe::testing::{Call, Fault};
+use tower_spiffe::testing::{AgentCall, Fault};
 
 use crate::support::*;
 
@@ -51,8 +51,10 @@ async fn without_a_stream_there_is_no_ping() {
     let source = world.source().await;
     tokio::time::sleep(secs(10)).await;
     // The stream is refused for an hour; tokens are asked for over the same connection.
-    let unavailable = Fault::Refuse(tower_spiffe::GrpcCode::Unavailable);
-    world.agent.fail_call(Call::FetchJwtBundles, unavailable);
+    let unavailable = Fault::Refuse(tower_spiffe::token::GrpcCode::Unavailable);
+    world
+        .agent
+        .fail_call(AgentCall::FetchJwtBundles, unavailable);
     let before = world.agent.counts().pings;
     for _ in 0..60 {
         tokio::time::sleep(secs(60)).await;

@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
-use tower_spiffe::bundle::{BundleSource, CannotJudge};
+use tower_spiffe::bundle::{BundleSource, BundlesUnavailable};
+use tower_spiffe::clock::UnixTime;
 use tower_spiffe::metrics::{MetricsRecorder, SvidCacheEvent};
-use tower_spiffe::testing::{Call, Fault, WorkloadApi};
-use tower_spiffe::{
-    JwtSource, JwtSourceErrorReason, SvidCache, SvidRequest, UnixTime, ValidateReason, Validator,
-};
+use tower_spiffe::source::JwtSourceErrorReason;
+use tower_spiffe::testing::{AgentCall, FakeAgent, Fault};
+use tower_spiffe::token::SvidRequest;
+use tower_spiffe::verify::ValidateReason;
+use tower_spiffe::{JwtSource, SvidCache, Validator};
 
 use crate::support::*;
 
@@ -52,7 +54,7 @@ async fn the_last_clone_that_goes_while_the_agent_is_away_ends_the_attempts() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn many_shutdowns_at_once_all_return_after_the_end() {
-    let agent = WorkloadApi::start(TD).await.unwrap();
+    let agent = FakeAgent::start(TD).await.unwrap();
     for _ in 0..20 {
         let source = agent.source().await.unwrap();
         let shutdowns = (0..50).map(|n| {
@@ -86,7 +88,7 @@ async fn after_a_shutdown_every_method_of_every_clone_says_closed() {
     let mut updates = source.updated();
     source.shutdown().await;
 
-    let reason_of = |error: tower_spiffe::JwtSourceError| {
+    let reason_of = |error: tower_spiffe::source::JwtSourceError| {
         assert!(!error.is_retryable());
         assert!(error.to_string().contains("build a new one"), "{error}");
         error.reason()
@@ -116,13 +118,18 @@ async fn after_a_shutdown_every_method_of_every_clone_says_closed() {
         CLOSED
     );
     assert_eq!(updates.next().await, None);
-    let cannot = Some(ValidateReason::CannotJudge(CannotJudge::Closed));
+    let cannot = Some(ValidateReason::BundlesUnavailable(
+        BundlesUnavailable::Closed,
+    ));
     assert_eq!(reason(validator.validate(&token)), cannot);
-    assert_eq!(clone.revision(), Err(CannotJudge::Closed));
+    assert_eq!(clone.revision(), Err(BundlesUnavailable::Closed));
     let state = clone.state();
     assert!(!clone.is_healthy() && !state.is_connected() && !state.is_ready());
     assert_eq!(state.trust_domains(), []);
-    assert_eq!(state.cannot_judge(), Some(CannotJudge::Closed));
+    assert_eq!(
+        state.bundles_unavailable(),
+        Some(BundlesUnavailable::Closed)
+    );
     // What is wrong anyway is told as that.
     let wrong = clone.get_jwt_svid([""]).await.unwrap_err().reason();
     assert!(matches!(wrong, JwtSourceErrorReason::InvalidRequest(_)));
@@ -180,13 +187,13 @@ async fn a_call_that_nobody_polls_holds_up_no_shutdown() {
 }
 
 /// A source on a runtime that nobody drives, so that its task cannot end.
-fn stuck(shutdown: Option<Duration>) -> (tokio::runtime::Runtime, WorkloadApi, JwtSource) {
+fn stuck(shutdown: Option<Duration>) -> (tokio::runtime::Runtime, FakeAgent, JwtSource) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
     let (agent, source) = runtime.block_on(async {
-        let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+        let agent = FakeAgent::start_in_memory(TD).await.unwrap();
         let source = JwtSource::builder()
             .connector(agent.connector())
             .shutdown_timeout(shutdown)
@@ -375,7 +382,7 @@ fn on<T>(runtime: &tokio::runtime::Runtime, what: &str, wait: impl Future<Output
 #[test]
 fn with_its_runtime_gone_a_source_is_closed_and_says_so_to_whoever_waits() {
     let agents = multi_threaded();
-    let agent = on(&agents, "an agent", WorkloadApi::start(TD)).unwrap();
+    let agent = on(&agents, "an agent", FakeAgent::start(TD)).unwrap();
     let its_own = multi_threaded();
     let source = on(&its_own, "a source", agent.source()).unwrap();
     let validator = Validator::builder(source.clone())
@@ -394,7 +401,9 @@ fn with_its_runtime_gone_a_source_is_closed_and_says_so_to_whoever_waits() {
     let told = on(&other, "the end", waits).unwrap().unwrap_err();
     assert_eq!(told.reason(), CLOSED);
     // Better no verdict than one on keys that nobody keeps fresh.
-    let cannot = Some(ValidateReason::CannotJudge(CannotJudge::Closed));
+    let cannot = Some(ValidateReason::BundlesUnavailable(
+        BundlesUnavailable::Closed,
+    ));
     assert_eq!(reason(validator.validate(&token)), cannot);
     on(&other, "a shutdown", source.shutdown());
     let error = on(&other, "an error", source.get_jwt_svid([AUD])).unwrap_err();
@@ -407,7 +416,7 @@ fn with_its_runtime_gone_a_source_is_closed_and_says_so_to_whoever_waits() {
 #[test]
 fn a_source_is_used_from_two_runtimes_and_outlives_the_one_that_is_not_its_own() {
     let home = multi_threaded();
-    let agent = on(&home, "an agent", WorkloadApi::start(TD)).unwrap();
+    let agent = on(&home, "an agent", FakeAgent::start(TD)).unwrap();
     let source = on(&home, "a source", agent.source()).unwrap();
     let guest = multi_threaded();
     on(&guest, "what is there", source.ready()).unwrap();
@@ -420,7 +429,7 @@ fn a_source_is_used_from_two_runtimes_and_outlives_the_one_that_is_not_its_own()
     assert!(key_ids(&source, TD).contains(&rotated));
 
     // The guest's end in the middle of a call that others wait for too.
-    agent.fail_call(Call::FetchJwtSvid, Fault::Slow(millis(300)));
+    agent.fail_call(AgentCall::FetchJwtSvid, Fault::Slow(millis(300)));
     let begun = agent.counts().fetch_jwt_svid;
     let leader = source.clone();
     guest.spawn(async move { leader.get_jwt_svid(["another"]).await });

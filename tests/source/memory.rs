@@ -6,12 +6,13 @@
 //! less than what is live: pages that are not full, and freed memory between what is live, count.
 
 use allocation_counter::measure;
-use tower_spiffe::testing::WorkloadApi;
-use tower_spiffe::{JwtSource, JwtSourceBuilder};
+use tower_spiffe::JwtSource;
+use tower_spiffe::source::JwtSourceBuilder;
+use tower_spiffe::testing::FakeAgent;
 
 use crate::support::*;
 
-fn counted(agent: &WorkloadApi) -> JwtSourceBuilder {
+fn counted(agent: &FakeAgent) -> JwtSourceBuilder {
     JwtSource::builder().connector(agent.connector())
 }
 
@@ -23,7 +24,7 @@ fn an_update_that_changes_nothing_leaves_nothing_behind() {
         .build()
         .unwrap();
     let (agent, source) = runtime.block_on(async {
-        let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+        let agent = FakeAgent::start_in_memory(TD).await.unwrap();
         for _ in 0..5 {
             agent
                 .federate(&format!("td{}.test", agent.counts().bundle_messages))
@@ -91,8 +92,9 @@ mod process {
 
     use base64::Engine as _;
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-    use tower_spiffe::testing::{Issuer, Replay, WorkloadApi};
-    use tower_spiffe::{JwtSource, ValidateReason, Validator};
+    use tower_spiffe::testing::{FakeAgent, Issuer, Replay};
+    use tower_spiffe::verify::ValidateReason;
+    use tower_spiffe::{JwtSource, Validator};
 
     use crate::support::*;
 
@@ -113,7 +115,7 @@ mod process {
     }
 
     impl Weighed {
-        fn start(agent: &WorkloadApi) -> Self {
+        fn start(agent: &FakeAgent) -> Self {
             let mut child = Command::new(std::env::current_exe().unwrap())
                 .args([
                     "--exact",
@@ -195,7 +197,7 @@ mod process {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn two_hundred_trust_domains_with_ten_keys_each_weigh_less_than_three_mebibytes() {
-        let agent = WorkloadApi::start(TD).await.unwrap();
+        let agent = FakeAgent::start(TD).await.unwrap();
         let own = vec![entry(agent.issuer())];
         let warm = many_keys(20, KEYS);
         let replay = agent.replay();

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tower_spiffe::testing::{Call, Fault};
-use tower_spiffe::{FetchSvidReason, GrpcCode, JwtSource, JwtSourceErrorReason};
+use tower_spiffe::JwtSource;
+use tower_spiffe::source::JwtSourceErrorReason;
+use tower_spiffe::testing::{AgentCall, Fault};
+use tower_spiffe::token::{FetchSvidReason, GrpcCode};
 
 use crate::support::*;
 
@@ -154,7 +156,7 @@ async fn ep12_in_steady_state_what_no_retry_mends_backs_off_at_the_most_and_is_t
         tokio::time::sleep(HEALTHY).await;
         world
             .agent
-            .fail_call(Call::FetchJwtBundles, Fault::Refuse(code));
+            .fail_call(AgentCall::FetchJwtBundles, Fault::Refuse(code));
         let openings = world.openings(secs(60)).await;
         assert!((5..=12).contains(&openings.len()), "{openings:?}");
         for pair in openings.windows(2) {
@@ -240,7 +242,7 @@ async fn a_connection_that_breaks_under_calls_costs_one_connection_and_one_strea
     let world = World::new().await;
     let source = world.source().await;
     tokio::time::sleep(HEALTHY).await;
-    world.agent.fail_call(Call::FetchJwtSvid, Fault::Hang);
+    world.agent.fail_call(AgentCall::FetchJwtSvid, Fault::Hang);
     let calls: Vec<_> = (0..5)
         .map(|n| {
             let source = source.clone();

@@ -3,9 +3,11 @@
 
 use std::time::Duration;
 
-use tower_spiffe::bundle::CannotJudge;
+use tower_spiffe::JwtSource;
+use tower_spiffe::bundle::BundlesUnavailable;
+use tower_spiffe::source::JwtSourceErrorReason;
 use tower_spiffe::testing::Fault;
-use tower_spiffe::{JwtSource, JwtSourceErrorReason, ValidateReason};
+use tower_spiffe::verify::ValidateReason;
 
 use crate::support::*;
 
@@ -15,7 +17,9 @@ async fn good_for(max: Duration) -> (World, JwtSource) {
     (world, source)
 }
 
-const STALE: Option<ValidateReason> = Some(ValidateReason::CannotJudge(CannotJudge::Stale));
+const STALE: Option<ValidateReason> = Some(ValidateReason::BundlesUnavailable(
+    BundlesUnavailable::Stale,
+));
 
 #[tokio::test(start_paused = true)]
 async fn past_it_nothing_is_judged_and_with_the_agent_back_everything_is() {
@@ -29,7 +33,7 @@ async fn past_it_nothing_is_judged_and_with_the_agent_back_everything_is() {
     tokio::time::sleep(secs(1)).await;
     assert_eq!(reason(validator.validate(&token)), STALE);
     let error = source.bundle_set().unwrap_err();
-    let stale = JwtSourceErrorReason::CannotJudge(CannotJudge::Stale);
+    let stale = JwtSourceErrorReason::BundlesUnavailable(BundlesUnavailable::Stale);
     assert_eq!(error.reason(), stale);
     assert!(error.is_retryable() && !source.is_healthy());
     assert!(error.to_string().contains("older than allowed"), "{error}");

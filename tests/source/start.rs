@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tower_spiffe::bundle::CannotJudge;
-use tower_spiffe::testing::{Call, Fault};
+use tower_spiffe::bundle::BundlesUnavailable;
+use tower_spiffe::source::{JwtSourceErrorReason, ResourceLimits};
+use tower_spiffe::testing::{AgentCall, Fault};
+use tower_spiffe::token::{FetchSvidReason, GrpcCode};
+use tower_spiffe::verify::ValidateReason;
 use tower_spiffe::workload_api::WorkloadApiErrorReason;
-use tower_spiffe::{
-    FetchSvidReason, GrpcCode, JwtSourceErrorReason, ResourceLimits, ValidateReason,
-};
 
 use crate::support::*;
 
@@ -87,7 +87,7 @@ async fn ep12_to_ep14_each_status_stops_a_start_or_is_tried_again() {
         let world = World::new().await;
         world
             .agent
-            .fail_call(Call::FetchJwtBundles, Fault::Refuse(code));
+            .fail_call(AgentCall::FetchJwtBundles, Fault::Refuse(code));
         let began = Instant::now();
         let building = world.builder().build();
         let recovering = async {
@@ -122,8 +122,10 @@ async fn ep12_a_status_of_another_call_does_not_stop_a_start() {
     let world = World::new().await;
     for code in [GrpcCode::InvalidArgument, GrpcCode::Unimplemented] {
         let refuse = Fault::Refuse(code);
-        world.agent.fail_call(Call::FetchJwtSvid, refuse.clone());
-        world.agent.fail_call(Call::ValidateJwtSvid, refuse);
+        world
+            .agent
+            .fail_call(AgentCall::FetchJwtSvid, refuse.clone());
+        world.agent.fail_call(AgentCall::ValidateJwtSvid, refuse);
         let source = world.source().await;
         let error = source.fetch_jwt_svid([AUD]).await.unwrap_err();
         let reason = JwtSourceErrorReason::Token(FetchSvidReason::InvalidRequest);
@@ -153,10 +155,10 @@ async fn build_lazy_returns_at_once_and_cannot_judge_until_the_first_sync() {
     world.agent.stop().await;
     let source = world.builder().build_lazy().unwrap();
     let validator = world.validator(&source);
-    let not_ready = ValidateReason::CannotJudge(CannotJudge::NotReady);
+    let not_ready = ValidateReason::BundlesUnavailable(BundlesUnavailable::NotReady);
     assert_eq!(reason(validator.validate(&world.token())), Some(not_ready));
     let error = source.bundle_set().unwrap_err();
-    let cannot = JwtSourceErrorReason::CannotJudge(CannotJudge::NotReady);
+    let cannot = JwtSourceErrorReason::BundlesUnavailable(BundlesUnavailable::NotReady);
     assert_eq!(error.reason(), cannot);
     assert!(source.bundle_for_trust_domain(&td(TD)).is_err());
     assert!(source.try_bundle_for_trust_domain(&td(TD)).is_none());

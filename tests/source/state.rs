@@ -1,8 +1,9 @@
 //! What `state()` tells, and when a source counts as healthy.
 
-use tower_spiffe::bundle::CannotJudge;
+use tower_spiffe::bundle::BundlesUnavailable;
+use tower_spiffe::source::ResourceLimits;
 use tower_spiffe::testing::Fault;
-use tower_spiffe::{GrpcCode, ResourceLimits};
+use tower_spiffe::token::GrpcCode;
 
 use crate::support::*;
 
@@ -15,7 +16,10 @@ async fn before_the_first_sync_it_says_so() {
     let state = source.state();
     assert_eq!((state.revision(), state.is_ready()), (0, false));
     assert!(!source.is_ready());
-    assert_eq!(state.cannot_judge(), Some(CannotJudge::NotReady));
+    assert_eq!(
+        state.bundles_unavailable(),
+        Some(BundlesUnavailable::NotReady)
+    );
     assert!(!state.is_connected() && !state.is_healthy() && !state.is_discarding());
     assert_eq!(
         (state.last_message(), state.trust_domains().len()),
@@ -149,7 +153,7 @@ async fn a_trust_domain_whose_keys_cannot_be_read_is_not_healthy_and_goes_stale_
     assert!(validator.validate(&theirs).is_ok());
     assert_eq!(updates.last(), 1);
     tokio::time::sleep(secs(1)).await;
-    let stale = tower_spiffe::ValidateReason::CannotJudge(CannotJudge::Stale);
+    let stale = tower_spiffe::verify::ValidateReason::BundlesUnavailable(BundlesUnavailable::Stale);
     // A verdict that is cached is one on those keys too.
     assert_eq!(reason(validator.validate(&theirs)), Some(stale));
     assert!(validator.validate(&ours).is_ok());

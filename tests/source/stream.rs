@@ -5,8 +5,10 @@ use std::sync::{Arc, Mutex};
 
 use tower_spiffe::bundle::{BundleAnswer, BundleSource};
 use tower_spiffe::metrics::MetricsRecorder;
+use tower_spiffe::source::ResourceLimits;
 use tower_spiffe::testing::{Fault, Issuer};
-use tower_spiffe::{JwtSource, ResourceLimits, ValidateReason, Validator};
+use tower_spiffe::verify::ValidateReason;
+use tower_spiffe::{JwtSource, Validator};
 
 use crate::support::*;
 
@@ -275,7 +277,7 @@ async fn a_message_at_every_limit_at_once_is_taken() {
         .resource_limits(limits)
         .build_lazy()
         .unwrap();
-    let long = "t".repeat(tower_spiffe::MAX_TRUST_DOMAIN_LEN - 3);
+    let long = "t".repeat(tower_spiffe::identity::MAX_TRUST_DOMAIN_LEN - 3);
     let sets = (0..49).map(|n| {
         let issuer = Issuer::new(&format!("{long}.{n:02}")).unwrap();
         let (name, jwks) = entry(&issuer);

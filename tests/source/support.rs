@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tower_spiffe::bundle::JwtBundleSet;
-use tower_spiffe::testing::{Issuer, PausedClock, WorkloadApi};
-use tower_spiffe::{
-    JwtSource, JwtSourceBuilder, TrustDomain, UnixTime, ValidateError, ValidateReason, Validator,
-};
+use tower_spiffe::clock::UnixTime;
+use tower_spiffe::source::JwtSourceBuilder;
+use tower_spiffe::testing::{FakeAgent, Issuer, PausedClock};
+use tower_spiffe::verify::{ValidateError, ValidateReason};
+use tower_spiffe::{JwtSource, TrustDomain, Validator};
 pub(crate) use tower_spiffe_test_support::wait::{eventually, millis, secs, settle, soon};
 
 pub(crate) const TD: &str = "example.org";
@@ -18,13 +19,13 @@ pub(crate) const WEB: &str = "spiffe://example.org/web";
 /// An agent in memory, and everything else on its clock.
 pub(crate) struct World {
     pub(crate) clock: PausedClock,
-    pub(crate) agent: WorkloadApi,
+    pub(crate) agent: FakeAgent,
 }
 
 impl World {
     pub(crate) async fn new() -> Self {
         let clock = PausedClock::new(UnixTime::from_secs(1_790_000_000));
-        let agent = WorkloadApi::builder(TD)
+        let agent = FakeAgent::builder(TD)
             .clock(clock.shared())
             .start_in_memory()
             .await
@@ -124,7 +125,7 @@ pub(crate) fn many_keys(domains: usize, keys: usize) -> Vec<(String, Vec<u8>)> {
         .map(|n| {
             let issuer = Issuer::new(&format!("td{n}.test")).unwrap();
             for _ in 1..keys {
-                issuer.prepare(tower_spiffe::Algorithm::ES256);
+                issuer.prepare(tower_spiffe::bundle::Algorithm::ES256);
             }
             entry(&issuer)
         })

@@ -1,7 +1,7 @@
 //! `updated()`: what is told, to whom, and what is not.
 
 use futures_util::{FutureExt as _, StreamExt as _};
-use tower_spiffe::JwtSourceErrorReason;
+use tower_spiffe::source::JwtSourceErrorReason;
 
 use crate::support::*;
 
@@ -119,7 +119,7 @@ async fn as_a_stream_it_gives_the_same_and_ends_with_the_source() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_shutdown_is_told_as_the_end_and_never_as_a_change() {
-    let agent = tower_spiffe::testing::WorkloadApi::start(TD).await.unwrap();
+    let agent = tower_spiffe::testing::FakeAgent::start(TD).await.unwrap();
     for _ in 0..100 {
         let source = agent.source().await.unwrap();
         let waits: Vec<_> = (0..16)

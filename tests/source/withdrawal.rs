@@ -2,15 +2,20 @@
 
 use std::sync::{Arc, Mutex};
 
-use tower_spiffe::bundle::CannotJudge;
+use tower_spiffe::JwtSource;
+use tower_spiffe::bundle::BundlesUnavailable;
 use tower_spiffe::metrics::MetricsRecorder;
-use tower_spiffe::testing::{Fault, WorkloadApi};
-use tower_spiffe::{GrpcCode, JwtSource, ValidateReason, WithdrawalPolicy};
+use tower_spiffe::source::WithdrawalPolicy;
+use tower_spiffe::testing::{FakeAgent, Fault};
+use tower_spiffe::token::GrpcCode;
+use tower_spiffe::verify::ValidateReason;
 use tower_spiffe_test_support::clock::HandClock;
 
 use crate::support::*;
 
-const WITHDRAWN: Option<ValidateReason> = Some(ValidateReason::CannotJudge(CannotJudge::Withdrawn));
+const WITHDRAWN: Option<ValidateReason> = Some(ValidateReason::BundlesUnavailable(
+    BundlesUnavailable::Withdrawn,
+));
 
 #[derive(Default)]
 struct Told(Mutex<Vec<bool>>);
@@ -191,7 +196,7 @@ fn a_withdrawal_and_a_staleness_strike_while_the_task_hangs() {
         .unwrap();
     let clock = HandClock::at(1_790_000_000);
     let start = async || {
-        let agent = WorkloadApi::builder(TD)
+        let agent = FakeAgent::builder(TD)
             .clock(clock.clone())
             .start_in_memory()
             .await
@@ -213,7 +218,7 @@ fn a_withdrawal_and_a_staleness_strike_while_the_task_hangs() {
         ((agent, withdrawn), (other, stale))
     });
     // Nobody drives the runtime from here on.
-    let verdict = |(agent, source): &(WorkloadApi, JwtSource)| {
+    let verdict = |(agent, source): &(FakeAgent, JwtSource)| {
         let validator = tower_spiffe::Validator::builder(source.clone())
             .audience(AUD)
             .clock(clock.clone())
@@ -226,8 +231,13 @@ fn a_withdrawal_and_a_staleness_strike_while_the_task_hangs() {
     clock.set_elapsed(secs(90));
     assert_eq!((verdict(&withdrawn), verdict(&stale)), (WITHDRAWN, None));
     clock.set_elapsed(secs(200));
-    let too_old = Some(ValidateReason::CannotJudge(CannotJudge::Stale));
+    let too_old = Some(ValidateReason::BundlesUnavailable(
+        BundlesUnavailable::Stale,
+    ));
     assert_eq!(verdict(&stale), too_old);
     assert!(!stale.1.is_healthy() && !withdrawn.1.is_healthy());
-    assert_eq!(stale.1.state().cannot_judge(), Some(CannotJudge::Stale));
+    assert_eq!(
+        stale.1.state().bundles_unavailable(),
+        Some(BundlesUnavailable::Stale)
+    );
 }

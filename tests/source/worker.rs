@@ -2,7 +2,7 @@
 
 use std::sync::mpsc;
 
-use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::testing::FakeAgent;
 use tower_spiffe::{JwtSource, Validator};
 
 use crate::support::*;
@@ -16,7 +16,7 @@ fn e20_full_blocking_pool_delays_no_update() {
         .build()
         .unwrap();
     runtime.block_on(async {
-        let agent = WorkloadApi::start_in_memory(TD).await.unwrap();
+        let agent = FakeAgent::start_in_memory(TD).await.unwrap();
         let source = JwtSource::builder()
             .connector(agent.connector())
             .build()

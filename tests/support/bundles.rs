@@ -6,10 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
-use tower_spiffe::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtBundle, JwtBundleSet};
+use tower_spiffe::bundle::{
+    BundleAnswer, BundleSource, BundlesUnavailable, JwtBundle, JwtBundleSet,
+};
 
 /// What a source answers: a set, or why it cannot judge.
-pub type Answer = Result<JwtBundleSet, CannotJudge>;
+pub type Answer = Result<JwtBundleSet, BundlesUnavailable>;
 
 /// Bundles that a test changes. Clones share the same bundles.
 #[derive(Clone)]
@@ -38,7 +40,7 @@ impl Bundles {
         self.answer(Ok(bundles.into_iter().collect()));
     }
 
-    pub fn cannot_judge(&self, why: CannotJudge) {
+    pub fn bundles_unavailable(&self, why: BundlesUnavailable) {
         self.answer(Err(why));
     }
 
@@ -55,7 +57,7 @@ impl Bundles {
 }
 
 impl BundleSource for Bundles {
-    fn revision(&self) -> Result<u64, CannotJudge> {
+    fn revision(&self) -> Result<u64, BundlesUnavailable> {
         match &*self.0.answer.lock().unwrap() {
             Ok(_) => Ok(*self.0.revision.borrow()),
             Err(why) => Err(*why),
@@ -68,7 +70,7 @@ impl BundleSource for Bundles {
                 Some(bundle) => BundleAnswer::Ready(bundle.clone()),
                 None => BundleAnswer::UnknownTrustDomain,
             },
-            Err(why) => BundleAnswer::CannotJudge(*why),
+            Err(why) => BundleAnswer::Unavailable(*why),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use tower_spiffe::{Clock, UnixTime};
+use tower_spiffe::clock::{Clock, UnixTime};
 
 /// A clock that stands still until a test sets it.
 #[derive(Debug)]

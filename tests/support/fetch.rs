@@ -1,7 +1,9 @@
 //! An issuer of tokens for the token cache.
 
-use tower_spiffe::svid::{FetchSvid, FetchSvidFuture};
-use tower_spiffe::{Clock, JwtSvid, SvidRequest, SystemClock};
+use tower_spiffe::JwtSvid;
+use tower_spiffe::clock::{Clock, SystemClock};
+use tower_spiffe::token::SvidRequest;
+use tower_spiffe::token::{FetchSvid, FetchSvidFuture};
 
 use crate::signer::base64;
 

@@ -36,6 +36,7 @@ pub struct Ca {
 }
 
 impl Ca {
+    #[allow(clippy::new_without_default, reason = "it makes a new key")]
     pub fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

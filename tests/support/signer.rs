@@ -12,8 +12,9 @@ use aws_lc_rs::signature::{
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
+use tower_spiffe::TrustDomain;
+use tower_spiffe::bundle::Algorithm;
 use tower_spiffe::bundle::{JwtBundle, JwtBundleSet};
-use tower_spiffe::{Algorithm, TrustDomain};
 
 pub const AUDIENCE: &str = "spiffe://td.test/reports";
 pub const SUBJECT: &str = "spiffe://td.test/web";

@@ -4,9 +4,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde_json::json;
-use tower_spiffe::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtBundle, JwtBundleSet};
+use tower_spiffe::Validator;
+use tower_spiffe::bundle::Algorithm;
+use tower_spiffe::bundle::{
+    BundleAnswer, BundleSource, BundlesUnavailable, JwtBundle, JwtBundleSet,
+};
+use tower_spiffe::clock::UnixTime;
 use tower_spiffe::metrics::{MetricsRecorder, Verification};
-use tower_spiffe::{Algorithm, UnixTime, ValidateReason, Validator};
+use tower_spiffe::verify::ValidateReason;
 
 use crate::signer::{NOW, Signer, bundle, claims_with};
 use crate::support::{Fixture, Swappable, es256, keys_of};
@@ -347,7 +352,7 @@ struct Turning {
 }
 
 impl BundleSource for Turning {
-    fn revision(&self) -> Result<u64, CannotJudge> {
+    fn revision(&self) -> Result<u64, BundlesUnavailable> {
         Ok(self.generation.load(Ordering::Acquire))
     }
 
@@ -414,7 +419,7 @@ fn a22_no_hit_outlives_its_key_while_keys_turn_under_many_threads() {
 fn a_source_that_calls_back_into_a_validator_does_no_harm() {
     struct Nested(Validator, String, Arc<JwtBundle>);
     impl BundleSource for Nested {
-        fn revision(&self) -> Result<u64, CannotJudge> {
+        fn revision(&self) -> Result<u64, BundlesUnavailable> {
             self.0.validate(&self.1).unwrap();
             Ok(0)
         }

@@ -7,8 +7,10 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
+use tower_spiffe::bundle::Algorithm;
 use tower_spiffe::bundle::{JwtBundle, JwtBundleSet};
-use tower_spiffe::{Algorithm, TrustDomain, UnixTime, Validator};
+use tower_spiffe::clock::UnixTime;
+use tower_spiffe::{TrustDomain, Validator};
 
 use crate::support::{HandClock, Swappable};
 

@@ -1,9 +1,11 @@
 //! E19: an empty list of keys, in each way that issuers write it, revokes every key.
 
 use serde_json::json;
+use tower_spiffe::bundle::JwtBundle;
 use tower_spiffe::bundle::{BundleAnswer, BundleSource as _};
 use tower_spiffe::source::FileBundles;
-use tower_spiffe::{JwtBundle, TrustDomain, ValidateReason, Validator};
+use tower_spiffe::verify::ValidateReason;
+use tower_spiffe::{TrustDomain, Validator};
 
 use crate::signer::{AUDIENCE, NOW};
 use crate::support::{HandClock, es256};

@@ -1,8 +1,9 @@
 //! E34: tokens without `kid`.
 
 use serde_json::json;
+use tower_spiffe::bundle::Algorithm;
 use tower_spiffe::bundle::JwtBundleSet;
-use tower_spiffe::{Algorithm, ValidateReason};
+use tower_spiffe::verify::ValidateReason;
 
 use crate::signer::{NOW, Signer, bundle, claims, claims_with, set_of};
 use crate::support::{Fixture, es256, keys_of, rs256};

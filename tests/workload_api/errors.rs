@@ -1,7 +1,7 @@
 //! What an agent that is there answers, and what is made of it.
 
-use tower_spiffe::GrpcCode;
-use tower_spiffe::testing::{Call, Fault};
+use tower_spiffe::testing::{AgentCall, Fault};
+use tower_spiffe::token::GrpcCode;
 use tower_spiffe::workload_api::WorkloadApiErrorReason as Reason;
 
 use crate::support::*;
@@ -134,7 +134,9 @@ async fn what_is_no_message_is_an_invalid_answer() {
             told(&error, Reason::InvalidAnswer, &says);
         }
         // Rubbish in a message that is one.
-        place.agent.fail_call(Call::ValidateJwtSvid, Fault::Garbage);
+        place
+            .agent
+            .fail_call(AgentCall::ValidateJwtSvid, Fault::Garbage);
         let validate = client.validate_jwt_svid(AUD, "eyJ").await.unwrap_err();
         let says = [&place.name, "no SPIFFE ID", "the SPIFFE agent?"];
         told(&validate, Reason::InvalidAnswer, &says);

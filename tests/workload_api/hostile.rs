@@ -1,21 +1,22 @@
 //! Answers that no agent should give.
 
+use tower_spiffe::source::JwtSourceError;
 use tower_spiffe::source::JwtSourceErrorReason;
-use tower_spiffe::svid::FetchSvidReason;
-use tower_spiffe::testing::{Call, Fault, RawSvid, WorkloadApi};
+use tower_spiffe::testing::{AgentCall, FakeAgent, Fault, RawSvid};
+use tower_spiffe::token::FetchSvidReason;
 use tower_spiffe::workload_api::WorkloadApiErrorReason as Reason;
-use tower_spiffe::{JwtSource, JwtSourceError, SpiffeId};
+use tower_spiffe::{JwtSource, SpiffeId};
 
 use crate::support::*;
 
 /// From now on the agent answers with these and nothing else.
-fn answer(agent: &WorkloadApi, svids: impl IntoIterator<Item = RawSvid>) {
+fn answer(agent: &FakeAgent, svids: impl IntoIterator<Item = RawSvid>) {
     let svids = svids.into_iter().collect();
-    agent.fail_call(Call::FetchJwtSvid, Fault::Svids(svids));
+    agent.fail_call(AgentCall::FetchJwtSvid, Fault::Svids(svids));
 }
 
 /// A token of this identity for this audience, as long as it takes.
-fn padded(agent: &WorkloadApi, bytes: usize) -> String {
+fn padded(agent: &FakeAgent, bytes: usize) -> String {
     let token = agent.issuer().token(WEB, AUD);
     token.claim("padding", "x".repeat(bytes)).sign()
 }
@@ -56,8 +57,14 @@ async fn an_answer_that_is_not_what_was_asked_for_is_none() {
             (vec![raw(WEB, &header_injection, "")], "no base64url"),
             (vec![raw(WEB, &folded, "")], "no base64url"),
             (vec![raw(WEB, "eyJ\0.eyJ\0.eyJ\0", "")], "no base64url"),
-            (vec![raw(WEB, &good.replace('.', " "), "")], "three parts"),
-            (vec![raw(WEB, &format!("{good}.{good}"), "")], "three parts"),
+            (
+                vec![raw(WEB, &good.replace('.', " "), "")],
+                "three non-empty parts",
+            ),
+            (
+                vec![raw(WEB, &format!("{good}.{good}"), "")],
+                "three non-empty parts",
+            ),
         ];
         for (svids, says) in answers {
             answer(agent, svids);
@@ -82,7 +89,7 @@ async fn an_answer_that_is_not_what_was_asked_for_is_none() {
     }
 }
 
-fn two_audiences(agent: &WorkloadApi) -> String {
+fn two_audiences(agent: &FakeAgent) -> String {
     let token = agent.issuer().token(WEB, AUD);
     token.audiences([AUD, "spiffe://example.org/other"]).sign()
 }
@@ -124,10 +131,11 @@ async fn a_token_that_has_expired_is_given_as_it_is_and_taken_by_no_cache() {
         answer(agent, [RawSvid::new(WEB, &expired, "")]);
         let svid = place.client().fetch_jwt_svid(&request()).await.unwrap();
         assert!(
-            svid.expires_at() < tower_spiffe::Clock::now(&*tower_spiffe::SystemClock::shared())
+            svid.expires_at()
+                < tower_spiffe::clock::Clock::now(&*tower_spiffe::clock::SystemClock::shared())
         );
         let error = source(&place).await.get_jwt_svid([AUD]).await.unwrap_err();
-        passed_on(&error, FetchSvidReason::Expired, &["clock"]);
+        passed_on(&error, FetchSvidReason::Stale, &["old token"]);
     }
 }
 

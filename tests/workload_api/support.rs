@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use tower_spiffe::SvidRequest;
-use tower_spiffe::svid::FetchSvidError;
-use tower_spiffe::testing::WorkloadApi;
+use tower_spiffe::testing::FakeAgent;
+use tower_spiffe::token::FetchSvidError;
+use tower_spiffe::token::SvidRequest;
 use tower_spiffe::workload_api::{
     WorkloadApiClient, WorkloadApiClientBuilder, WorkloadApiError, WorkloadApiErrorReason,
 };
@@ -18,7 +18,7 @@ pub(crate) const LIFE: Duration = Duration::from_secs(300);
 
 /// An agent, and where it is.
 pub(crate) struct Place {
-    pub(crate) agent: WorkloadApi,
+    pub(crate) agent: FakeAgent,
     /// As errors are to name it.
     pub(crate) name: String,
 }
@@ -27,10 +27,10 @@ pub(crate) struct Place {
 /// identities each.
 pub(crate) async fn places() -> Vec<Place> {
     let agents = vec![
-        WorkloadApi::start_in_memory(TD).await.unwrap(),
-        WorkloadApi::start_tcp(TD).await.unwrap(),
+        FakeAgent::start_in_memory(TD).await.unwrap(),
+        FakeAgent::start_tcp(TD).await.unwrap(),
         #[cfg(unix)]
-        WorkloadApi::start(TD).await.unwrap(),
+        FakeAgent::start(TD).await.unwrap(),
     ];
     let places = agents.into_iter().enumerate().map(|(at, agent)| {
         agent.register(WEB, "external", LIFE).unwrap();

@@ -38,7 +38,7 @@ async fn ep13_an_agent_that_is_away_is_named_with_what_to_look_for() {
 #[cfg(unix)]
 #[tokio::test]
 async fn a_socket_that_its_agent_left_behind_is_told_from_a_missing_one() {
-    let agent = tower_spiffe::testing::WorkloadApi::start(TD).await.unwrap();
+    let agent = tower_spiffe::testing::FakeAgent::start(TD).await.unwrap();
     let endpoint = agent.endpoint();
     agent.stop().await;
     let path = endpoint.strip_prefix("unix://").unwrap();
@@ -56,7 +56,7 @@ async fn a_socket_that_its_agent_left_behind_is_told_from_a_missing_one() {
 #[cfg(unix)]
 #[tokio::test]
 async fn what_is_no_socket_is_told_from_an_agent_that_is_down() {
-    let agent = tower_spiffe::testing::WorkloadApi::start(TD).await.unwrap();
+    let agent = tower_spiffe::testing::FakeAgent::start(TD).await.unwrap();
     let endpoint = agent.endpoint();
     let (directory, _) = endpoint.rsplit_once('/').unwrap();
     let file = format!("{directory}/a-file");
@@ -170,7 +170,7 @@ async fn a_connection_that_breaks_under_a_call_is_named_and_replaced() {
             told(
                 &error,
                 Reason::Disconnected,
-                &[&place.name, "broke", "connects anew"],
+                &[&place.name, "broke", "reconnects"],
             );
         }
         agent.recover();

@@ -13,12 +13,14 @@ use http::{HeaderValue, Request, Response};
 use serde_json::Value;
 use tower_layer::Layer as _;
 use tower_service::Service;
-use tower_spiffe::client::{AddJwtSvidLayer, Audience};
-use tower_spiffe::server::{Allow, AllowCallersLayer, GrpcPolicy, ValidateJwtSvidLayer};
-use tower_spiffe::{
-    BundleAnswer, BundleSource, CannotJudge, Clock, FetchSvid, FetchSvidFuture, FixedBundles,
-    JwtBundle, JwtBundleSet, JwtSvid, SvidCache, SvidRequest, TrustDomain, UnixTime, Validator,
+use tower_spiffe::bundle::{
+    BundleAnswer, BundlesUnavailable, FixedBundles, JwtBundle, JwtBundleSet,
 };
+use tower_spiffe::client::{AddJwtSvidLayer, Audience};
+use tower_spiffe::clock::{Clock, UnixTime};
+use tower_spiffe::server::{Allow, AllowCallersLayer, GrpcPolicy, ValidateJwtSvidLayer};
+use tower_spiffe::token::{FetchSvid, FetchSvidFuture, SvidRequest};
+use tower_spiffe::{BundleSource, JwtSvid, SvidCache, TrustDomain, Validator};
 
 pub const NAMES: &[&str] = &[
     "validate-seen",
@@ -266,7 +268,7 @@ impl Moving {
 }
 
 impl BundleSource for Moving {
-    fn revision(&self) -> Result<u64, CannotJudge> {
+    fn revision(&self) -> Result<u64, BundlesUnavailable> {
         Ok(self.revision.load(Ordering::Acquire))
     }
 

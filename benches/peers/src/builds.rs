@@ -197,7 +197,8 @@ const OURS_SERVER: &str = r#"
 use http::{Request, Response};
 use tower::{Layer, ServiceExt};
 use tower_spiffe::server::{Allow, ValidateJwtSvidLayer};
-use tower_spiffe::{FixedBundles, JwtBundle, JwtBundleSet, Validator};
+use tower_spiffe::Validator;
+use tower_spiffe::bundle::{FixedBundles, JwtBundle, JwtBundleSet};
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

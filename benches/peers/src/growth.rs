@@ -4,7 +4,8 @@ use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tower_spiffe::{FixedBundles, JwtBundleSet, Validator};
+use tower_spiffe::Validator;
+use tower_spiffe::bundle::{FixedBundles, JwtBundleSet};
 
 use crate::inject::stride;
 use crate::keys::{AUDIENCE, Signer, TRUST_DOMAIN, claims};

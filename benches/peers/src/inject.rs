@@ -7,7 +7,8 @@ use tokio::runtime::Runtime;
 use tower::{Layer as _, ServiceExt as _};
 use tower_http::auth::AddAuthorizationLayer;
 use tower_spiffe::client::{AddJwtSvid, AddJwtSvidLayer, Audience};
-use tower_spiffe::{FetchSvid, JwtSvid, SvidCache, SvidRequest};
+use tower_spiffe::token::{FetchSvid, SvidRequest};
+use tower_spiffe::{JwtSvid, SvidCache};
 
 use crate::keys::{AUDIENCE, SUBJECT, Signer, now};
 use crate::layer::pass;
@@ -29,7 +30,7 @@ const REQUESTS: usize = 512;
 pub struct Desk(pub Arc<Signer>);
 
 impl FetchSvid for Desk {
-    fn fetch_svid(&self, request: &SvidRequest) -> tower_spiffe::FetchSvidFuture {
+    fn fetch_svid(&self, request: &SvidRequest) -> tower_spiffe::token::FetchSvidFuture {
         let audiences: Vec<&str> = request.audiences().iter().map(|name| &**name).collect();
         let token = self.0.token(&serde_json::json!({
             "sub": SUBJECT, "aud": audiences, "iat": now(), "exp": now() + 24 * 3600,
@@ -52,12 +53,12 @@ fn audience(n: usize) -> String {
     }
 }
 
-fn request(origin: &str) -> Request<()> {
+fn request(origin: &str) -> Request<String> {
     Request::get(format!("{origin}/v1/reports/7"))
         .header("accept", "application/json")
         .header("user-agent", "peers/1")
         .header("x-request-id", "0123456789abcdef")
-        .body(())
+        .body(String::new())
         .unwrap()
 }
 

@@ -11,7 +11,7 @@ use aws_lc_rs::signature::{
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
-use tower_spiffe::Algorithm;
+use tower_spiffe::bundle::Algorithm;
 
 pub const TRUST_DOMAIN: &str = "prod.example";
 pub const SUBJECT: &str = "spiffe://prod.example/web";

@@ -28,7 +28,11 @@ use crate::verify::refused;
 type Axum07Body = axum_07::body::Body;
 
 /// Passes requests through a service that waits for nothing; making them is not in the time.
-pub fn pass<S, F, B>(service: &mut S, requests: Vec<Request<String>>, expected: StatusCode) -> Duration
+pub fn pass<S, F, B>(
+    service: &mut S,
+    requests: Vec<Request<String>>,
+    expected: StatusCode,
+) -> Duration
 where
     S: Service<Request<String>, Response = Response<B>, Future = F>,
     F: Future<Output = Result<Response<B>, S::Error>>,
@@ -97,15 +101,17 @@ fn contest(
         Ok(())
     })
     .layer(string.clone());
-    let mut by_hand_spiffe = ValidateRequestHeaderLayer::custom(move |request: &mut Request<String>| {
-        let verify = |token| spiffe::JwtSvid::parse_and_validate(token, &theirs, &[AUDIENCE]).ok();
-        let svid = token_of(request).and_then(verify);
-        request
-            .extensions_mut()
-            .insert(svid.ok_or_else(unauthorized)?);
-        Ok(())
-    })
-    .layer(string.clone());
+    let mut by_hand_spiffe =
+        ValidateRequestHeaderLayer::custom(move |request: &mut Request<String>| {
+            let verify =
+                |token| spiffe::JwtSvid::parse_and_validate(token, &theirs, &[AUDIENCE]).ok();
+            let svid = token_of(request).and_then(verify);
+            request
+                .extensions_mut()
+                .insert(svid.ok_or_else(unauthorized)?);
+            Ok(())
+        })
+        .layer(string.clone());
     let authorizer = Arc::new(jwt_authorizer(signer).unwrap());
     let mut authorizer = jwt_authorizer::layer::AuthorizationLayer::new(vec![authorizer])
         .layer(Bare::<Axum07Body>::new());

@@ -6,8 +6,9 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
-use tower_spiffe::testing::WorkloadApi;
-use tower_spiffe::{JwtSource, ResourceLimits, Validator};
+use tower_spiffe::source::ResourceLimits;
+use tower_spiffe::testing::FakeAgent;
+use tower_spiffe::{JwtSource, Validator};
 
 use crate::growth::key_sets;
 use crate::inject;
@@ -21,7 +22,7 @@ pub const KEYS: usize = 2;
 
 /// An agent on a thread of its own; it is gone with this.
 pub struct Agent {
-    pub api: WorkloadApi,
+    pub api: FakeAgent,
     pub runtime: Runtime,
 }
 
@@ -29,7 +30,7 @@ impl Agent {
     /// One that serves so many trust domains.
     pub fn start(trust_domains: usize) -> Self {
         let runtime = inject::runtime();
-        let api = runtime.block_on(WorkloadApi::start(TRUST_DOMAIN)).unwrap();
+        let api = runtime.block_on(FakeAgent::start(TRUST_DOMAIN)).unwrap();
         let agent = Self { api, runtime };
         agent.federate(trust_domains);
         agent

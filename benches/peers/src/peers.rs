@@ -12,8 +12,9 @@ use futures_util::FutureExt as _;
 use http::header::AUTHORIZATION;
 use http::{HeaderValue, Request, Response};
 use serde::Deserialize;
+use tower_spiffe::bundle::{Algorithm, FixedBundles, JwtBundle, JwtBundleSet};
 use tower_spiffe::server::{Allow, ValidateJwtSvidLayer};
-use tower_spiffe::{Algorithm, FixedBundles, JwtBundle, JwtBundleSet, TrustDomain, Validator};
+use tower_spiffe::{TrustDomain, Validator};
 
 use crate::keys::{AUDIENCE, Signer, TRUST_DOMAIN};
 

@@ -2,7 +2,9 @@
 
 use futures_util::FutureExt as _;
 use serde_json::{Value, json};
-use tower_spiffe::{Algorithm, FixedBundles, ValidateReason, Validator};
+use tower_spiffe::Validator;
+use tower_spiffe::bundle::{Algorithm, FixedBundles};
+use tower_spiffe::verify::ValidateReason;
 
 use crate::keys::{ALGORITHMS, AUDIENCE, Signer, claims, now};
 use crate::measure::{Contest, Effort, Outcome, prepare, time};

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use tower_spiffe::svid::{FetchSvid, FetchSvidFuture};
+use tower_spiffe::JwtSvid;
+use tower_spiffe::clock::{Clock, UnixTime};
 use tower_spiffe::testing::PausedClock;
-use tower_spiffe::{Clock, FetchSvidError, FetchSvidReason, JwtSvid, SvidRequest, UnixTime};
+use tower_spiffe::token::{FetchSvid, FetchSvidFuture};
+use tower_spiffe::token::{FetchSvidError, FetchSvidReason, SvidRequest};
 
 /// How an agent is away.
 #[derive(Clone, Copy, PartialEq)]

@@ -4,8 +4,10 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
+use tower_spiffe::SvidCache;
+use tower_spiffe::clock::UnixTime;
 use tower_spiffe::testing::PausedClock;
-use tower_spiffe::{SvidCache, SvidRequest, UnixTime};
+use tower_spiffe::token::SvidRequest;
 
 use super::agent::Agent;
 

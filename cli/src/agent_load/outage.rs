@@ -4,8 +4,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tower_spiffe::SvidCache;
+use tower_spiffe::clock::UnixTime;
 use tower_spiffe::testing::PausedClock;
-use tower_spiffe::{SvidCache, SvidRequest, UnixTime};
+use tower_spiffe::token::SvidRequest;
 
 use super::agent::{Agent, Away};
 

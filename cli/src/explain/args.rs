@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use tower_spiffe::{TrustDomain, UnixTime};
+use tower_spiffe::TrustDomain;
+use tower_spiffe::clock::UnixTime;
 
 /// Explain why a token is accepted or rejected, check by check.
 ///

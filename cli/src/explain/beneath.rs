@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use tower_spiffe::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtBundleSet};
-use tower_spiffe::{Clock, UnixTime};
+use tower_spiffe::bundle::{BundleAnswer, BundleSource, BundlesUnavailable, JwtBundleSet};
+use tower_spiffe::clock::{Clock, UnixTime};
 
 /// Bundles that are swapped while validators stand on them.
 #[derive(Clone, Default)]
@@ -31,7 +31,7 @@ impl Swapped {
 }
 
 impl BundleSource for Swapped {
-    fn revision(&self) -> Result<u64, CannotJudge> {
+    fn revision(&self) -> Result<u64, BundlesUnavailable> {
         Ok(self.0.revision.load(Ordering::Acquire))
     }
 

@@ -12,7 +12,9 @@ use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
 use serde_json::Value;
 use serde_json::value::RawValue;
 use tower_spiffe::bundle::JwtBundleSet;
-use tower_spiffe::{UnixTime, ValidateError, ValidateReason, Validator, VerifiedSvid};
+use tower_spiffe::clock::UnixTime;
+use tower_spiffe::verify::{ValidateError, ValidateReason};
+use tower_spiffe::{Validator, VerifiedSvid};
 
 use crate::BoxError;
 
@@ -412,7 +414,7 @@ impl<'a> Report<'a> {
         let key = bundle
             .zip(key_id)
             .and_then(|(bundle, id)| bundle.authority(&id));
-        let fits = tower_spiffe::Algorithm::ALL
+        let fits = tower_spiffe::bundle::Algorithm::ALL
             .into_iter()
             .filter(|algorithm| key.is_some_and(|key| key.supports(*algorithm)))
             .map(|algorithm| algorithm.as_str())

@@ -11,7 +11,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Number, Value, json};
 use tower_spiffe::bundle::{JwtBundle, JwtBundleSet};
-use tower_spiffe::{Clock, SystemClock, TrustDomain, UnixTime, Validator};
+use tower_spiffe::clock::{Clock, SystemClock, UnixTime};
+use tower_spiffe::{TrustDomain, Validator};
 
 use super::beneath::{StillClock, Swapped};
 use super::bundles::Members;

@@ -17,8 +17,9 @@ use std::time::Duration;
 pub(crate) use args::Args;
 
 use args::Once;
+use tower_spiffe::Validator;
 use tower_spiffe::bundle::FixedBundles;
-use tower_spiffe::{Clock, SystemClock, Validator};
+use tower_spiffe::clock::{Clock, SystemClock};
 
 use crate::BoxError;
 

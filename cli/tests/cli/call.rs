@@ -6,13 +6,13 @@ use axum::extract::Request;
 use axum::routing::get;
 use axum::{Router, ServiceExt};
 use tower::Layer;
-use tower_spiffe::testing::{Call, Fault, WorkloadApi};
+use tower_spiffe::testing::{AgentCall, FakeAgent, Fault};
 use tower_spiffe::{Allow, ValidateJwtSvidLayer, Validator, VerifiedSvid};
 
 use crate::support::{LIFE, Running, Said, WEB, program, run};
 
 /// A server on the loopback interface that allows `web`.
-async fn server(agent: &WorkloadApi) -> String {
+async fn server(agent: &FakeAgent) -> String {
     async fn hello(caller: VerifiedSvid) -> String {
         format!("hello, {}", caller.spiffe_id())
     }
@@ -31,13 +31,13 @@ async fn server(agent: &WorkloadApi) -> String {
     format!("http://{address}/")
 }
 
-async fn agent() -> WorkloadApi {
-    let agent = WorkloadApi::start("example.org").await.unwrap();
+async fn agent() -> FakeAgent {
+    let agent = FakeAgent::start("example.org").await.unwrap();
     agent.register(WEB, "", LIFE).unwrap();
     agent
 }
 
-fn call(agent: &WorkloadApi, args: &[&str]) -> tokio::process::Command {
+fn call(agent: &FakeAgent, args: &[&str]) -> tokio::process::Command {
     let mut command = program("call");
     command
         .env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint())
@@ -177,7 +177,7 @@ async fn e30_call_says_that_the_agent_does_not_answer() {
 #[tokio::test]
 async fn e30_call_says_that_it_waits_for_a_token() {
     let agent = agent().await;
-    agent.fail_call(Call::FetchJwtSvid, Fault::Hang);
+    agent.fail_call(AgentCall::FetchJwtSvid, Fault::Hang);
     let args = ["--audience", "reports", "http://localhost/"];
     let mut running = Running::start(&mut call(&agent, &args));
     let line = running.error_line_with("a token").await;

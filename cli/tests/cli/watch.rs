@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 use tokio::process::Command;
 use tokio::time::{Instant, timeout_at};
-use tower_spiffe::testing::{Issuer, WorkloadApi};
+use tower_spiffe::testing::{FakeAgent, Issuer};
 
 use crate::support::{DEADLINE, Running, program, run};
 
-fn watch(agent: &WorkloadApi, args: &[&str]) -> Command {
+fn watch(agent: &FakeAgent, args: &[&str]) -> Command {
     let mut command = program("watch");
     command
         .env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint())
@@ -38,7 +38,7 @@ async fn until(watched: &mut Running, event: &str) -> Value {
 
 #[tokio::test]
 async fn watch_reports_each_change() {
-    let agent = WorkloadApi::start("example.org").await.unwrap();
+    let agent = FakeAgent::start("example.org").await.unwrap();
     let mut watched = Running::start(&mut watch(&agent, &["--json"]));
     let start = until(&mut watched, "start").await;
     let help = run(program("watch").arg("--help")).await.out;
@@ -85,7 +85,7 @@ async fn watch_reports_each_change() {
 
 #[tokio::test]
 async fn watch_ends_after_its_time() {
-    let agent = WorkloadApi::start("example.org").await.unwrap();
+    let agent = FakeAgent::start("example.org").await.unwrap();
     let mut watched = Running::start(&mut watch(&agent, &["--json", "--for", "1"]));
     until(&mut watched, "end").await;
     assert_eq!(watched.code().await, Some(0));
@@ -105,7 +105,7 @@ async fn watch_explains_an_invalid_call() {
 
 #[tokio::test]
 async fn watch_escapes_key_ids_of_a_peer() {
-    let agent = WorkloadApi::start("example.org").await.unwrap();
+    let agent = FakeAgent::start("example.org").await.unwrap();
     let peer = Issuer::new("other.test").unwrap();
     let mut jwks: Value = serde_json::from_slice(&peer.jwks()).unwrap();
     jwks["keys"][0]["kid"] = "x\u{1b}[2J\n1790000000.000 withdrawn".into();
@@ -122,7 +122,7 @@ async fn watch_escapes_key_ids_of_a_peer() {
 
 #[tokio::test]
 async fn watch_is_silent_without_changes() {
-    let agent = WorkloadApi::start("example.org").await.unwrap();
+    let agent = FakeAgent::start("example.org").await.unwrap();
     let said = run(&mut watch(&agent, &["--for", "1.5"])).await;
     assert_eq!(said.code, Some(0), "{}", said.all());
     let events: Vec<&str> = said
@@ -141,7 +141,7 @@ async fn watch_is_silent_without_changes() {
 
 #[tokio::test]
 async fn watch_waits_for_an_agent_and_names_errors() {
-    let agent = WorkloadApi::start("example.org").await.unwrap();
+    let agent = FakeAgent::start("example.org").await.unwrap();
     agent.stop().await;
     let mut watched = Running::start(&mut watch(&agent, &["--json"]));
     let error = until(&mut watched, "error").await;

@@ -6,8 +6,9 @@ use std::hash::BuildHasher;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::{AudienceError, parse};
-use crate::client::origin::{Origin, OriginError, Target, ends_an_address};
-use crate::svid::{Identity, SvidRequest};
+use crate::client::Origin;
+use crate::client::origin::{OriginError, Target, ends_an_address};
+use crate::token::{Identity, SvidRequest};
 
 /// Makes the audience of an origin.
 type Make = Arc<dyn Fn(&Origin) -> String + Send + Sync>;

@@ -5,8 +5,9 @@ use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 
 use super::{AudienceError, Found};
-use crate::client::origin::{Origin, Target};
-use crate::svid::{Identity, SvidRequest};
+use crate::client::Origin;
+use crate::client::origin::Target;
+use crate::token::{Identity, SvidRequest};
 
 pub(super) struct Rules {
     pub(super) rules: Vec<Rule>,

@@ -6,9 +6,9 @@ use std::time::Duration;
 use quick_cache::sync::Cache;
 
 use crate::clock::{Clock, UnixTime};
+use crate::identity::SpiffeId;
 use crate::server::async_policy::AsyncDecision;
-use crate::spiffe_id::SpiffeId;
-use crate::svid::VerifiedSvid;
+use crate::verify::VerifiedSvid;
 
 pub(super) struct Decisions {
     entries: Cache<Key, Entry>,

@@ -22,7 +22,7 @@ use crate::server::future::ResponseFuture;
 use crate::server::gate::{Judged, Mode};
 use crate::server::policy::Decision;
 use crate::server::rejection::{OnReject, PolicyFailure, Rejection};
-use crate::svid::{Sight, VerifiedSvid};
+use crate::verify::{Sight, VerifiedSvid};
 
 pin_project! {
     /// The future of [`AskPolicyService`](super::AskPolicyService).

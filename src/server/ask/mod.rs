@@ -22,7 +22,7 @@ use super::async_policy::{AskPolicy, AsyncDecision, DecisionFuture};
 use super::layer::{Shared, ValidateJwtSvidLayer};
 use super::policy::{self, Decision};
 use super::rejection::{DefaultOnReject, PolicyFailure, Rejection, RejectionReason};
-use crate::svid::VerifiedSvid;
+use crate::verify::VerifiedSvid;
 
 /// A [`ValidateJwtSvidLayer`] that asks an asynchronous policy; made by its
 /// [`ask`](ValidateJwtSvidLayer::ask).

@@ -12,7 +12,7 @@ use super::Asking;
 use super::future::{AskPolicyFuture, Question};
 use crate::server::future::release;
 use crate::server::rejection::{DefaultOnReject, OnReject};
-use crate::svid::Sight;
+use crate::verify::Sight;
 
 /// The service that an [`AskPolicyLayer`](super::AskPolicyLayer) makes.
 pub struct AskPolicyService<S, R = DefaultOnReject> {

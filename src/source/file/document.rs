@@ -12,9 +12,9 @@ use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::bundle::{BYTE_ORDER_MARK, Expected, JwksError, JwtBundle, JwtBundleSet, wrong_kind};
+use crate::identity::TrustDomain;
 use crate::jwt::Text;
 use crate::presentable::{json_fault, presentable};
-use crate::spiffe_id::TrustDomain;
 
 /// Where bundles stand, and how.
 #[derive(Debug, Clone)]

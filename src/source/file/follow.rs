@@ -16,10 +16,10 @@ use super::super::trust_clock::TrustClock;
 use super::document::{Contents, Document};
 use super::error::{FileBundlesError, FileBundlesErrorReason as Reason};
 use super::state::{FileBundlesState, FileState};
-use crate::bundle::{BundleAnswer, CannotJudge, JwtBundle, JwtBundleSet};
+use crate::bundle::{BundleAnswer, BundlesUnavailable, JwtBundle, JwtBundleSet};
 use crate::clock::Clock;
+use crate::identity::TrustDomain;
 use crate::metrics::MetricsRecorder;
-use crate::spiffe_id::TrustDomain;
 
 pub(super) struct Followed {
     clock: TrustClock,
@@ -104,17 +104,17 @@ impl Followed {
         })
     }
 
-    pub(super) fn revision(&self) -> Result<u64, CannotJudge> {
+    pub(super) fn revision(&self) -> Result<u64, BundlesUnavailable> {
         if self.following.load(Ordering::Acquire) {
             Ok(self.revision.load(Ordering::Acquire))
         } else {
-            Err(CannotJudge::Closed)
+            Err(BundlesUnavailable::Closed)
         }
     }
 
     pub(super) fn bundle(&self, trust_domain: &str) -> BundleAnswer {
         if let Err(why) = self.revision() {
-            return BundleAnswer::CannotJudge(why);
+            return BundleAnswer::Unavailable(why);
         }
         let snapshot = self.snapshot.load();
         if let Some(bundle) = snapshot.set.get(trust_domain) {
@@ -128,7 +128,7 @@ impl Followed {
         }
     }
 
-    pub(super) fn bundle_set(&self) -> Result<JwtBundleSet, CannotJudge> {
+    pub(super) fn bundle_set(&self) -> Result<JwtBundleSet, BundlesUnavailable> {
         self.revision()?;
         Ok(self.snapshot.load().set.clone())
     }

@@ -22,11 +22,11 @@ pub(crate) use self::document::Format;
 pub use self::error::{FileBundlesError, FileBundlesErrorReason};
 use self::follow::Followed;
 pub use self::state::{FileBundlesState, FileState};
-use crate::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtBundleSet};
+use crate::bundle::{BundleAnswer, BundleSource, BundlesUnavailable, JwtBundleSet};
 use crate::clock::{Clock, SystemClock};
+use crate::identity::TrustDomain;
 use crate::metrics::{MetricsRecorder, Shielded};
 use crate::runtime;
-use crate::spiffe_id::TrustDomain;
 
 /// Bundles from files, read anew when they change: by a rename over them, by a write in place, by
 /// another target of a symbolic link (as Kubernetes mounts change).
@@ -95,7 +95,7 @@ impl FileBundles {
     ///
     /// # Errors
     /// The runtime that the source was opened on is gone.
-    pub fn bundle_set(&self) -> Result<JwtBundleSet, CannotJudge> {
+    pub fn bundle_set(&self) -> Result<JwtBundleSet, BundlesUnavailable> {
         self.followed.bundle_set()
     }
 
@@ -223,7 +223,7 @@ pub(crate) fn read_map(
 }
 
 impl BundleSource for FileBundles {
-    fn revision(&self) -> Result<u64, CannotJudge> {
+    fn revision(&self) -> Result<u64, BundlesUnavailable> {
         self.followed.revision()
     }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::spiffe_id::TrustDomain;
+use crate::identity::TrustDomain;
 
 /// The state of a [`FileBundles`](super::FileBundles) at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]

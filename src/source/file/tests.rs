@@ -400,7 +400,7 @@ fn without_a_runtime_it_is_an_error_and_when_the_runtime_goes_it_cannot_judge() 
     };
     assert_eq!(kids(&source, "x"), ["a"]);
     drop(runtime);
-    assert_eq!(source.revision(), Err(CannotJudge::Closed));
+    assert_eq!(source.revision(), Err(BundlesUnavailable::Closed));
     assert!(!source.state().is_healthy());
 }
 

@@ -11,10 +11,10 @@ use super::connection::Connections;
 use super::place::Place;
 use super::state::{Agent, Entry, OffsetClock};
 use super::tokens::TokenCache;
-use super::{Inner, Presence, WorkloadApi};
+use super::{FakeAgent, Inner, Presence};
 use crate::clock::{Clock, SystemClock};
+use crate::identity::{SpiffeId, TrustDomain};
 use crate::jwt::Algorithm;
-use crate::spiffe_id::{SpiffeId, TrustDomain};
 use crate::testing::error::Error;
 use crate::testing::issuer::{DEFAULT_TOKEN_LIFE, Issuer};
 
@@ -22,12 +22,12 @@ use crate::testing::issuer::{DEFAULT_TOKEN_LIFE, Issuer};
 ///
 /// ```
 /// use std::time::Duration;
-/// use tower_spiffe::Algorithm;
-/// use tower_spiffe::testing::WorkloadApi;
+/// use tower_spiffe::bundle::Algorithm;
+/// use tower_spiffe::testing::FakeAgent;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let agent = WorkloadApi::builder("example.org")
+/// let agent = FakeAgent::builder("example.org")
 ///     .algorithm(Algorithm::ES384)
 ///     .token_life(Duration::from_secs(60))
 ///     .start_tcp()
@@ -37,7 +37,7 @@ use crate::testing::issuer::{DEFAULT_TOKEN_LIFE, Issuer};
 /// # }
 /// ```
 #[must_use = "nothing is started before one of the `start` methods"]
-pub struct WorkloadApiBuilder {
+pub struct FakeAgentBuilder {
     trust_domain: String,
     clock: Arc<dyn Clock>,
     algorithm: Algorithm,
@@ -47,7 +47,7 @@ pub struct WorkloadApiBuilder {
     seed: u64,
 }
 
-impl WorkloadApiBuilder {
+impl FakeAgentBuilder {
     pub(super) fn new(trust_domain: &str) -> Self {
         Self {
             trust_domain: trust_domain.to_owned(),
@@ -61,7 +61,7 @@ impl WorkloadApiBuilder {
     }
 
     /// The clock that tokens and keys live by: the machine's, unless told otherwise. Sources of
-    /// [`source`](WorkloadApi::source) get it too.
+    /// [`source`](FakeAgent::source) get it too.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self
@@ -86,12 +86,12 @@ impl WorkloadApiBuilder {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use tower_spiffe::UnixTime;
-    /// # use tower_spiffe::testing::{PausedClock, WorkloadApi};
+    /// # use tower_spiffe::clock::UnixTime;
+    /// # use tower_spiffe::testing::{PausedClock, FakeAgent};
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let clock = PausedClock::new(UnixTime::from_secs(1_790_000_000)).shared();
-    /// let builder = || WorkloadApi::builder("example.org").clock(clock.clone());
+    /// let builder = || FakeAgent::builder("example.org").clock(clock.clone());
     ///
     /// // Tokens of five minutes: the same one until 45 % to 55 % of its life are left.
     /// let agent = builder().start_in_memory().await?;
@@ -121,12 +121,12 @@ impl WorkloadApiBuilder {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # use tower_spiffe::testing::FakeAgent;
     /// # use tower_spiffe::JwtSource;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let cut_off = async |enforce| -> Result<u64, Box<dyn std::error::Error>> {
-    ///     let builder = WorkloadApi::builder("example.org").enforce_keepalive(enforce);
+    ///     let builder = FakeAgent::builder("example.org").enforce_keepalive(enforce);
     ///     let agent = builder.start_in_memory().await?;
     ///     let (often, patience) = (Duration::from_secs(60), Duration::from_secs(20));
     ///     let source = JwtSource::builder().connector(agent.connector()).keepalive(often, patience);
@@ -155,7 +155,7 @@ impl WorkloadApiBuilder {
     /// # Errors
     /// The trust domain is malformed, there are no Unix sockets here, or this one cannot be
     /// opened.
-    pub async fn start(self) -> Result<WorkloadApi, Error> {
+    pub async fn start(self) -> Result<FakeAgent, Error> {
         self.start_at(Place::unix()?).await
     }
 
@@ -163,21 +163,21 @@ impl WorkloadApiBuilder {
     ///
     /// # Errors
     /// The trust domain is malformed, or no port can be opened.
-    pub async fn start_tcp(self) -> Result<WorkloadApi, Error> {
+    pub async fn start_tcp(self) -> Result<FakeAgent, Error> {
         self.start_at(Place::tcp()).await
     }
 
-    /// Starts it without a socket: only [`connector`](WorkloadApi::connector) and
-    /// [`serve_stream`](WorkloadApi::serve_stream) lead to it. This is the one for paused time,
+    /// Starts it without a socket: only [`connector`](FakeAgent::connector) and
+    /// [`serve_stream`](FakeAgent::serve_stream) lead to it. This is the one for paused time,
     /// which runs ahead while a real socket is waited for.
     ///
     /// # Errors
     /// The trust domain is malformed, or there is no tokio runtime here.
-    pub async fn start_in_memory(self) -> Result<WorkloadApi, Error> {
+    pub async fn start_in_memory(self) -> Result<FakeAgent, Error> {
         self.start_at(Place::Memory).await
     }
 
-    async fn start_at(self, place: Place) -> Result<WorkloadApi, Error> {
+    async fn start_at(self, place: Place) -> Result<FakeAgent, Error> {
         let runtime = Handle::try_current().map_err(|_| Error::NoRuntime)?;
         let trust_domain = TrustDomain::parse(&self.trust_domain)?;
         let entry = Entry {
@@ -189,7 +189,7 @@ impl WorkloadApiBuilder {
         let issuer = Issuer::build(trust_domain, clock.clone(), self.algorithm);
         issuer.set_token_life(self.token_life);
         let cache = TokenCache::new(self.cache, self.seed);
-        let api = WorkloadApi {
+        let api = FakeAgent {
             inner: Arc::new(Inner {
                 agent: Agent::new(issuer, clock, entry, cache, self.enforce_pings),
                 connections: Arc::new(Connections::new(runtime.clone())),
@@ -204,9 +204,9 @@ impl WorkloadApiBuilder {
     }
 }
 
-impl fmt::Debug for WorkloadApiBuilder {
+impl fmt::Debug for FakeAgentBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WorkloadApiBuilder")
+        f.debug_struct("FakeAgentBuilder")
             .field("trust_domain", &self.trust_domain)
             .field("algorithm", &self.algorithm)
             .field("token_life", &self.token_life)

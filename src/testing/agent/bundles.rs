@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use tonic::Status;
 
 use super::calls::denied;
-use super::fault::{Call, Fault};
+use super::fault::{AgentCall, Fault};
 use super::replay::Step;
 use super::state::{Agent, Bundles};
 use super::tick::Ticks;
@@ -124,7 +124,7 @@ impl Speaker {
                 None => Next::Wait,
             };
         }
-        let fault = state.faults.of(Call::FetchJwtBundles).cloned();
+        let fault = state.faults.of(AgentCall::FetchJwtBundles).cloned();
         drop(state);
 
         let published = self.agent.publication();

@@ -6,11 +6,11 @@ use std::time::Duration;
 use tonic::{Request, Response, Status};
 
 use super::bundles::{BundleStream, bundle_stream};
-use super::fault::{Call, Fault, RawSvid};
+use super::fault::{AgentCall, Fault, RawSvid};
 use super::state::{Agent, Entry};
 use super::tokens::{CachedToken, TokenKey};
 use crate::clock::Clock as _;
-use crate::spiffe_id::SpiffeId;
+use crate::identity::SpiffeId;
 use crate::testing::issuer::TokenBuilder;
 use crate::workload_api::pb::spiffe_workload_api_server::SpiffeWorkloadApi;
 use crate::workload_api::pb::{
@@ -32,7 +32,7 @@ impl SpiffeWorkloadApi for Calls {
         &self,
         request: Request<JwtsvidRequest>,
     ) -> Result<Response<JwtsvidResponse>, Status> {
-        if let Some(Fault::Svids(svids)) = self.0.fault(Call::FetchJwtSvid) {
+        if let Some(Fault::Svids(svids)) = self.0.fault(AgentCall::FetchJwtSvid) {
             let svids = svids.into_iter().map(Jwtsvid::from).collect();
             return Ok(Response::new(JwtsvidResponse { svids }));
         }
@@ -72,7 +72,7 @@ impl SpiffeWorkloadApi for Calls {
         if request.svid.is_empty() {
             return Err(Status::invalid_argument("no svid is specified"));
         }
-        if self.0.fault(Call::ValidateJwtSvid) == Some(Fault::Garbage) {
+        if self.0.fault(AgentCall::ValidateJwtSvid) == Some(Fault::Garbage) {
             return Ok(Response::new(ValidateJwtsvidResponse {
                 spiffe_id: GARBAGE.to_owned(),
                 claims: None,
@@ -124,7 +124,7 @@ impl Agent {
             .map(String::as_str)
             .filter(|audience| !audience.is_empty())
             .collect();
-        let fault = self.fault(Call::FetchJwtSvid);
+        let fault = self.fault(AgentCall::FetchJwtSvid);
         let key = TokenKey::new(entry.id.clone(), audiences);
         let now = self.clock.now();
         match fault {

@@ -5,20 +5,20 @@ use std::time::Duration;
 
 use crate::grpc_code::GrpcCode;
 
-/// One way in which the agent fails. Set with [`fail`](super::WorkloadApi::fail) for everything, or
-/// with [`fail_call`](super::WorkloadApi::fail_call) for one call; it lasts until
-/// [`recover`](super::WorkloadApi::recover).
+/// One way in which the agent fails. Set with [`fail`](super::FakeAgent::fail) for everything, or
+/// with [`fail_call`](super::FakeAgent::fail_call) for one call; it lasts until
+/// [`recover`](super::FakeAgent::recover).
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fault {
     /// Every call is answered with this status, and open bundle streams end with it.
     ///
     /// ```
-    /// # use tower_spiffe::testing::{Fault, WorkloadApi};
-    /// # use tower_spiffe::GrpcCode;
+    /// # use tower_spiffe::testing::{Fault, FakeAgent};
+    /// # use tower_spiffe::token::GrpcCode;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// let source = agent.source().await?;
     ///
     /// agent.fail(Fault::Refuse(GrpcCode::Unavailable));
@@ -33,11 +33,12 @@ pub enum Fault {
     /// pings are answered.
     ///
     /// ```
-    /// # use tower_spiffe::testing::{Fault, WorkloadApi};
-    /// # use tower_spiffe::{FetchSvidReason, JwtSourceErrorReason};
+    /// # use tower_spiffe::testing::{Fault, FakeAgent};
+    /// # use tower_spiffe::source::JwtSourceErrorReason;
+    /// # use tower_spiffe::token::FetchSvidReason;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// let source = agent.source().await?;
     ///
     /// agent.fail(Fault::Hang);
@@ -52,10 +53,10 @@ pub enum Fault {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use tower_spiffe::testing::{Fault, WorkloadApi};
+    /// # use tower_spiffe::testing::{Fault, FakeAgent};
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// let source = agent.source().await?;
     ///
     /// agent.fail(Fault::Slow(Duration::from_secs(3)));
@@ -70,10 +71,10 @@ pub enum Fault {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use tower_spiffe::testing::{Fault, WorkloadApi};
+    /// # use tower_spiffe::testing::{Fault, FakeAgent};
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     ///
     /// agent.fail(Fault::HangUp);
     /// let source = agent.source().await?; // one message is enough to start
@@ -88,11 +89,11 @@ pub enum Fault {
     /// A bundle stream ends with this status after its first message.
     ///
     /// ```
-    /// # use tower_spiffe::testing::{Fault, WorkloadApi};
-    /// # use tower_spiffe::GrpcCode;
+    /// # use tower_spiffe::testing::{Fault, FakeAgent};
+    /// # use tower_spiffe::token::GrpcCode;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// let source = agent.source().await?;
     /// let mut updates = source.updated();
     ///
@@ -108,10 +109,10 @@ pub enum Fault {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use tower_spiffe::testing::{Fault, WorkloadApi};
+    /// # use tower_spiffe::testing::{Fault, FakeAgent};
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// let source = agent.source().await?;
     ///
     /// agent.fail(Fault::Garbage);
@@ -128,11 +129,12 @@ pub enum Fault {
     /// Answers are gRPC frames whose content is no message.
     ///
     /// ```
-    /// # use tower_spiffe::testing::{Fault, WorkloadApi};
-    /// # use tower_spiffe::{FetchSvidReason, JwtSourceErrorReason};
+    /// # use tower_spiffe::testing::{Fault, FakeAgent};
+    /// # use tower_spiffe::source::JwtSourceErrorReason;
+    /// # use tower_spiffe::token::FetchSvidReason;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// let source = agent.source().await?;
     ///
     /// agent.fail(Fault::NotProtobuf);
@@ -146,10 +148,10 @@ pub enum Fault {
     /// connections, whatever the call.
     ///
     /// ```
-    /// # use tower_spiffe::testing::{Fault, WorkloadApi};
+    /// # use tower_spiffe::testing::{Fault, FakeAgent};
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     ///
     /// agent.fail(Fault::NotHttp2);
     /// let error = agent.source().await.unwrap_err(); // at the end of `initial_sync_timeout`
@@ -167,11 +169,12 @@ pub enum Fault {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use tower_spiffe::testing::{Fault, WorkloadApi};
-    /// # use tower_spiffe::{FetchSvidReason, JwtSourceErrorReason};
+    /// # use tower_spiffe::testing::{Fault, FakeAgent};
+    /// # use tower_spiffe::source::JwtSourceErrorReason;
+    /// # use tower_spiffe::token::FetchSvidReason;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// let source = agent.source().await?;
     ///
     /// agent.fail(Fault::HalfOpen);
@@ -189,10 +192,10 @@ pub enum Fault {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use tower_spiffe::testing::{Fault, WorkloadApi};
+    /// # use tower_spiffe::testing::{Fault, FakeAgent};
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// let source = agent.source().await?;
     ///
     /// agent.fail(Fault::Oversized(5 << 20)); // see `ResourceLimits::max_bundle_jwks_bytes`
@@ -208,10 +211,10 @@ pub enum Fault {
     /// token for as long as it lives; others wait for 30 s and get Unavailable, as from SPIRE.
     ///
     /// ```
-    /// # use tower_spiffe::testing::{Fault, WorkloadApi};
+    /// # use tower_spiffe::testing::{Fault, FakeAgent};
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// let source = agent.source().await?;
     /// let known = source.fetch_jwt_svid(["db"]).await?;
     ///
@@ -226,17 +229,17 @@ pub enum Fault {
     /// same hint, a token of somebody else. The other calls are as they were.
     ///
     /// ```
-    /// use tower_spiffe::testing::{Call, Fault, RawSvid, WorkloadApi};
+    /// use tower_spiffe::testing::{AgentCall, Fault, RawSvid, FakeAgent};
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start("example.org").await?;
+    /// let agent = FakeAgent::start("example.org").await?;
     /// let source = agent.source().await?;
     ///
     /// // A token for another audience than asked for is none.
     /// let web = "spiffe://example.org/web";
     /// let other = RawSvid::new(web, &agent.token(web, "other"), "");
-    /// agent.fail_call(Call::FetchJwtSvid, Fault::Svids(vec![other]));
+    /// agent.fail_call(AgentCall::FetchJwtSvid, Fault::Svids(vec![other]));
     /// assert!(source.fetch_jwt_svid(["reports"]).await.is_err());
     ///
     /// agent.recover();
@@ -279,7 +282,7 @@ impl fmt::Debug for RawSvid {
 /// One call of the Workload API's JWT profile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Call {
+pub enum AgentCall {
     /// Tokens of the caller's own.
     FetchJwtSvid,
     /// The stream of bundles.
@@ -288,7 +291,7 @@ pub enum Call {
     ValidateJwtSvid,
 }
 
-impl Call {
+impl AgentCall {
     pub(super) fn of_path(path: &str) -> Option<Self> {
         match path.strip_prefix("/SpiffeWorkloadAPI/")? {
             "FetchJWTSVID" => Some(Self::FetchJwtSvid),
@@ -308,27 +311,27 @@ pub(super) struct Faults {
 }
 
 impl Faults {
-    pub(super) fn of(&self, call: Call) -> Option<&Fault> {
+    pub(super) fn of(&self, call: AgentCall) -> Option<&Fault> {
         match call {
-            Call::FetchJwtSvid => self.fetch_jwt_svid.as_ref(),
-            Call::FetchJwtBundles => self.fetch_jwt_bundles.as_ref(),
-            Call::ValidateJwtSvid => self.validate_jwt_svid.as_ref(),
+            AgentCall::FetchJwtSvid => self.fetch_jwt_svid.as_ref(),
+            AgentCall::FetchJwtBundles => self.fetch_jwt_bundles.as_ref(),
+            AgentCall::ValidateJwtSvid => self.validate_jwt_svid.as_ref(),
         }
     }
 
-    pub(super) fn set(&mut self, call: Call, fault: Fault) {
+    pub(super) fn set(&mut self, call: AgentCall, fault: Fault) {
         let place = match call {
-            Call::FetchJwtSvid => &mut self.fetch_jwt_svid,
-            Call::FetchJwtBundles => &mut self.fetch_jwt_bundles,
-            Call::ValidateJwtSvid => &mut self.validate_jwt_svid,
+            AgentCall::FetchJwtSvid => &mut self.fetch_jwt_svid,
+            AgentCall::FetchJwtBundles => &mut self.fetch_jwt_bundles,
+            AgentCall::ValidateJwtSvid => &mut self.validate_jwt_svid,
         };
         *place = Some(fault);
     }
 
     pub(super) fn set_all(&mut self, fault: Fault) {
-        self.set(Call::FetchJwtSvid, fault.clone());
-        self.set(Call::FetchJwtBundles, fault.clone());
-        self.set(Call::ValidateJwtSvid, fault);
+        self.set(AgentCall::FetchJwtSvid, fault.clone());
+        self.set(AgentCall::FetchJwtBundles, fault.clone());
+        self.set(AgentCall::ValidateJwtSvid, fault);
     }
 
     /// Whether this fault is in force for any call: those of whole connections ask so.

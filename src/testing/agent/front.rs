@@ -15,7 +15,7 @@ use tower_service::Service;
 
 use super::bundles::failed;
 use super::calls::Calls;
-use super::fault::{Call, Fault};
+use super::fault::{AgentCall, Fault};
 use super::state::Agent;
 use crate::workload_api::pb::spiffe_workload_api_server::SpiffeWorkloadApiServer;
 
@@ -51,7 +51,7 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let Self { agent, mut calls } = self.clone();
         Box::pin(async move {
-            let call = Call::of_path(request.uri().path());
+            let call = AgentCall::of_path(request.uri().path());
             if let Some(call) = call {
                 agent.count(call);
             }
@@ -85,16 +85,16 @@ fn has_security_header(headers: &HeaderMap) -> bool {
 }
 
 impl Agent {
-    fn count(&self, call: Call) {
+    fn count(&self, call: AgentCall) {
         match call {
-            Call::FetchJwtSvid => self.counters.fetch_jwt_svid.up(),
-            Call::FetchJwtBundles => self.counters.fetch_jwt_bundles.up(),
-            Call::ValidateJwtSvid => self.counters.validate_jwt_svid.up(),
+            AgentCall::FetchJwtSvid => self.counters.fetch_jwt_svid.up(),
+            AgentCall::FetchJwtBundles => self.counters.fetch_jwt_bundles.up(),
+            AgentCall::ValidateJwtSvid => self.counters.validate_jwt_svid.up(),
         }
     }
 
     /// The answer that a fault gives in place of the real one.
-    async fn meet_faults(&self, call: Call) -> Option<Answer> {
+    async fn meet_faults(&self, call: AgentCall) -> Option<Answer> {
         let mut ticks = self.ticks();
         loop {
             ticks.mark_seen();
@@ -103,7 +103,7 @@ impl Agent {
                 Some(Fault::NotProtobuf) => return Some(not_protobuf()),
                 Some(Fault::Hang) => ticks.changed().await,
                 // Of a stream, each message comes later.
-                Some(Fault::Slow(delay)) if call != Call::FetchJwtBundles => {
+                Some(Fault::Slow(delay)) if call != AgentCall::FetchJwtBundles => {
                     tokio::time::sleep(delay).await;
                     return None;
                 }

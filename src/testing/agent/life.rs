@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio::task::JoinHandle;
 
 use super::place::Place;
-use super::{Inner, WorkloadApi, lock};
+use super::{FakeAgent, Inner, lock};
 use crate::testing::error::Error;
 
 /// How much may be under way in one direction of a connection in memory.
@@ -32,10 +32,10 @@ impl Presence {
     }
 }
 
-/// The future of a [`connector`](WorkloadApi::connector).
+/// The future of a [`connector`](FakeAgent::connector).
 type Dialled = Pin<Box<dyn Future<Output = io::Result<DuplexStream>> + Send>>;
 
-impl WorkloadApi {
+impl FakeAgent {
     /// Stops the agent. The socket is removed, each connection gets a GOAWAY, bundle streams end
     /// with `UNAVAILABLE`, and calls in progress get their answers. What is still open after one
     /// second is cut. What the agent knows and what it counted stays.
@@ -46,7 +46,7 @@ impl WorkloadApi {
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = tower_spiffe::testing::WorkloadApi::start("example.org").await?;
+    /// let agent = tower_spiffe::testing::FakeAgent::start("example.org").await?;
     /// let endpoint = agent.endpoint();
     /// agent.stop().await;
     /// assert!(!std::path::Path::new(endpoint.trim_start_matches("unix://")).exists());
@@ -74,11 +74,11 @@ impl WorkloadApi {
     /// Starts the agent again at the same place. Nothing happens where it is there already.
     ///
     /// ```
-    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # use tower_spiffe::testing::FakeAgent;
     /// # use tower_spiffe::JwtSource;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     ///
     /// agent.stop().await;
     /// let source = JwtSource::builder().connector(agent.connector()).build_lazy()?;
@@ -109,10 +109,10 @@ impl WorkloadApi {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # use tower_spiffe::testing::FakeAgent;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// let source = agent.source().await?;
     ///
     /// agent.restart().await?;
@@ -135,11 +135,11 @@ impl WorkloadApi {
     ///
     /// ```
     /// # use std::sync::Mutex;
-    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # use tower_spiffe::testing::FakeAgent;
     /// # use tower_spiffe::JwtSource;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// let (ours, theirs) = tokio::io::duplex(64 * 1024);
     /// agent.serve_stream(theirs);
     ///
@@ -161,16 +161,16 @@ impl WorkloadApi {
     }
 
     /// Dials the agent without a socket, as often as it is called: for
-    /// [`JwtSourceBuilder::connector`](crate::JwtSourceBuilder::connector), in paused time. While
+    /// [`JwtSourceBuilder::connector`](crate::source::JwtSourceBuilder::connector), in paused time. While
     /// the agent is [stopped](Self::stop), or when it is no more, the connection is refused.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// use tower_spiffe::JwtSource;
-    /// use tower_spiffe::testing::WorkloadApi;
+    /// use tower_spiffe::testing::FakeAgent;
     ///
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// let source = JwtSource::builder().connector(agent.connector()).build().await?;
     /// assert_eq!(source.bundle_set()?.len(), 1);
     /// # Ok(())

@@ -30,18 +30,18 @@ use http::HeaderValue;
 use tokio::runtime::Handle;
 use tokio::task::{AbortHandle, JoinSet};
 
-pub use self::builder::WorkloadApiBuilder;
+pub use self::builder::FakeAgentBuilder;
 use self::connection::Connections;
 pub use self::counts::Counts;
-pub use self::fault::{Call, Fault, RawSvid};
+pub use self::fault::{AgentCall, Fault, RawSvid};
 use self::life::Presence;
 pub use self::replay::Replay;
 use self::state::{Agent, Entry, Federated};
 use super::error::Error;
 use super::issuer::Issuer;
 use crate::clock::Clock;
+use crate::identity::{SpiffeId, TrustDomain};
 use crate::source::{JwtSource, JwtSourceError};
-use crate::spiffe_id::{SpiffeId, TrustDomain};
 
 /// A SPIFFE agent for tests and local work: the JWT profile of the Workload API with an issuer of
 /// its own, served on a Unix socket, a TCP port, or any stream of bytes. It answers as SPIRE's
@@ -53,12 +53,12 @@ use crate::spiffe_id::{SpiffeId, TrustDomain};
 /// Until the first [`register`](Self::register), whoever asks is `spiffe://<trust domain>/workload`.
 ///
 /// ```
-/// use tower_spiffe::testing::WorkloadApi;
+/// use tower_spiffe::testing::FakeAgent;
 /// use tower_spiffe::Validator;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let agent = WorkloadApi::start("example.org").await?;
+/// let agent = FakeAgent::start("example.org").await?;
 /// let source = agent.source().await?;
 ///
 /// // Our own token, from the agent ...
@@ -73,7 +73,7 @@ use crate::spiffe_id::{SpiffeId, TrustDomain};
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct WorkloadApi {
+pub struct FakeAgent {
     inner: Arc<Inner>,
 }
 
@@ -88,7 +88,7 @@ struct Inner {
     runtime: Handle,
 }
 
-impl WorkloadApi {
+impl FakeAgent {
     /// Starts an agent of this trust domain on a Unix socket in a directory of its own.
     ///
     /// # Errors
@@ -115,8 +115,8 @@ impl WorkloadApi {
     }
 
     /// To say how it is to be: clock, algorithm, token life.
-    pub fn builder(trust_domain: &str) -> WorkloadApiBuilder {
-        WorkloadApiBuilder::new(trust_domain)
+    pub fn builder(trust_domain: &str) -> FakeAgentBuilder {
+        FakeAgentBuilder::new(trust_domain)
     }
 
     /// Where it listens, as `SPIFFE_ENDPOINT_SOCKET` would say it.
@@ -135,7 +135,7 @@ impl WorkloadApi {
     /// [offset](Self::set_clock_offset)).
     ///
     /// # Errors
-    /// As [`JwtSourceBuilder::build`](crate::JwtSourceBuilder::build); the agent may be told to
+    /// As [`JwtSourceBuilder::build`](crate::source::JwtSourceBuilder::build); the agent may be told to
     /// fail.
     pub async fn source(&self) -> Result<JwtSource, JwtSourceError> {
         let builder = JwtSource::builder().clock(self.inner.agent.clock.base().clone());
@@ -174,10 +174,10 @@ impl WorkloadApi {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # use tower_spiffe::testing::FakeAgent;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// let source = agent.source().await?;
     /// let hour = Duration::from_secs(3600);
     /// agent.register("spiffe://example.org/web", "", hour)?;
@@ -216,11 +216,11 @@ impl WorkloadApi {
     /// [`withdraw`](Self::withdraw).
     ///
     /// ```
-    /// # use tower_spiffe::testing::WorkloadApi;
-    /// # use tower_spiffe::GrpcCode;
+    /// # use tower_spiffe::testing::FakeAgent;
+    /// # use tower_spiffe::token::GrpcCode;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// let source = agent.source().await?;
     ///
     /// agent.unregister("spiffe://example.org/workload");
@@ -242,11 +242,11 @@ impl WorkloadApi {
     ///
     /// ```
     /// use tower_spiffe::Validator;
-    /// use tower_spiffe::testing::WorkloadApi;
+    /// use tower_spiffe::testing::FakeAgent;
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start("example.org").await?;
+    /// let agent = FakeAgent::start("example.org").await?;
     /// let other = agent.federate("other.test")?;
     /// let source = agent.source().await?;
     /// assert_eq!(source.bundle_set()?.len(), 2);
@@ -270,12 +270,12 @@ impl WorkloadApi {
     /// The same with an issuer that there is already: another agent's, say.
     ///
     /// ```
-    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # use tower_spiffe::testing::FakeAgent;
     /// # use tower_spiffe::Validator;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let ours = WorkloadApi::start_in_memory("example.org").await?;
-    /// let theirs = WorkloadApi::start_in_memory("other.test").await?;
+    /// let ours = FakeAgent::start_in_memory("example.org").await?;
+    /// let theirs = FakeAgent::start_in_memory("other.test").await?;
     /// ours.federate_with(theirs.issuer());
     ///
     /// let validator = Validator::builder(ours.source().await?).audience("reports").build()?;
@@ -296,10 +296,10 @@ impl WorkloadApi {
     /// The same with a JWK Set of these bytes, whatever they are.
     ///
     /// ```
-    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # use tower_spiffe::testing::FakeAgent;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// agent.federate_raw("broken.test", "{\"keys\": [7]}")?;
     ///
     /// // What is broken costs nobody else anything.
@@ -324,11 +324,12 @@ impl WorkloadApi {
     /// Ends the federation: the trust domain is no longer in the set.
     ///
     /// ```
-    /// # use tower_spiffe::testing::WorkloadApi;
-    /// # use tower_spiffe::{ValidateReason, Validator};
+    /// # use tower_spiffe::testing::FakeAgent;
+    /// # use tower_spiffe::Validator;
+    /// # use tower_spiffe::verify::ValidateReason;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// let other = agent.federate("other.test")?;
     /// let source = agent.source().await?;
     /// let validator = Validator::builder(source.clone()).audience("reports").build()?;
@@ -351,10 +352,10 @@ impl WorkloadApi {
     /// What has arrived here so far, and what is open now.
     ///
     /// ```
-    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # use tower_spiffe::testing::FakeAgent;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// let source = agent.source().await?;
     ///
     /// for _ in 0..50 {
@@ -373,9 +374,9 @@ impl WorkloadApi {
     }
 }
 
-impl fmt::Debug for WorkloadApi {
+impl fmt::Debug for FakeAgent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WorkloadApi")
+        f.debug_struct("FakeAgent")
             .field("trust_domain", self.issuer().trust_domain())
             .field("endpoint", &self.presence().place.endpoint())
             .field("counts", &self.counts())

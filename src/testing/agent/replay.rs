@@ -18,11 +18,11 @@ use crate::grpc_code::GrpcCode;
 /// publishes.
 ///
 /// ```
-/// use tower_spiffe::testing::WorkloadApi;
+/// use tower_spiffe::testing::FakeAgent;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let agent = WorkloadApi::start("example.org").await?;
+/// let agent = FakeAgent::start("example.org").await?;
 /// let source = agent.source().await?;
 /// let mut updates = source.updated();
 ///
@@ -68,10 +68,10 @@ impl Replay {
     /// Says this set: bytes by name, both as they are. Returns when a stream has taken it.
     ///
     /// ```
-    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # use tower_spiffe::testing::FakeAgent;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// let source = agent.source().await?;
     /// let mut updates = source.updated();
     ///
@@ -98,11 +98,11 @@ impl Replay {
     /// Ends the stream with this status (`Ok`: without an error). Returns when it has ended.
     ///
     /// ```
-    /// # use tower_spiffe::testing::WorkloadApi;
-    /// # use tower_spiffe::GrpcCode;
+    /// # use tower_spiffe::testing::FakeAgent;
+    /// # use tower_spiffe::token::GrpcCode;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// let source = agent.source().await?;
     ///
     /// let replay = agent.replay();

@@ -9,13 +9,13 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::counts::Counters;
-use super::fault::{Call, Fault, Faults};
+use super::fault::{AgentCall, Fault, Faults};
 use super::replay::Script;
 use super::tick::{Tick, Ticks};
 use super::tokens::TokenCache;
 use crate::clock::{Clock, UnixTime};
+use crate::identity::{SpiffeId, TrustDomain};
 use crate::source::SourceUpdates;
-use crate::spiffe_id::{SpiffeId, TrustDomain};
 use crate::testing::clock::stepped;
 use crate::testing::issuer::{Issuer, OnChange};
 
@@ -157,7 +157,7 @@ impl Agent {
         self.tick.ticks()
     }
 
-    pub(super) fn fault(&self, call: Call) -> Option<Fault> {
+    pub(super) fn fault(&self, call: AgentCall) -> Option<Fault> {
         self.state().faults.of(call).cloned()
     }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::clock::UnixTime;
-use crate::spiffe_id::SpiffeId;
+use crate::identity::SpiffeId;
 
 /// As many tokens as SPIRE's agent keeps.
 const MOST: usize = 1000;

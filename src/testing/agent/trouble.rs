@@ -3,22 +3,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::fault::{Call, Fault, Faults};
+use super::fault::{AgentCall, Fault, Faults};
 use super::replay::Replay;
 use super::state::Entry;
-use super::{WorkloadApi, lock};
+use super::{FakeAgent, lock};
 use crate::jwt::Algorithm;
 
-impl WorkloadApi {
+impl FakeAgent {
     /// From now on, everything fails in this way, open streams too.
     ///
     /// ```
-    /// use tower_spiffe::testing::{Fault, WorkloadApi};
-    /// use tower_spiffe::GrpcCode;
+    /// use tower_spiffe::testing::{Fault, FakeAgent};
+    /// use tower_spiffe::token::GrpcCode;
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start("example.org").await?;
+    /// let agent = FakeAgent::start("example.org").await?;
     /// let source = agent.source().await?;
     ///
     /// agent.fail(Fault::Refuse(GrpcCode::PermissionDenied));
@@ -39,20 +39,20 @@ impl WorkloadApi {
     /// From now on, this call fails in this way.
     ///
     /// ```
-    /// use tower_spiffe::GrpcCode;
-    /// use tower_spiffe::testing::{Call, Fault, WorkloadApi};
+    /// use tower_spiffe::token::GrpcCode;
+    /// use tower_spiffe::testing::{AgentCall, Fault, FakeAgent};
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start("example.org").await?;
-    /// agent.fail_call(Call::FetchJwtSvid, Fault::Refuse(GrpcCode::Unavailable));
+    /// let agent = FakeAgent::start("example.org").await?;
+    /// agent.fail_call(AgentCall::FetchJwtSvid, Fault::Refuse(GrpcCode::Unavailable));
     /// // Bundles come, tokens do not.
     /// let source = agent.source().await?;
     /// assert!(source.fetch_jwt_svid(["reports"]).await.is_err());
     /// # Ok(())
     /// # }
     /// ```
-    pub fn fail_call(&self, call: Call, fault: Fault) {
+    pub fn fail_call(&self, call: AgentCall, fault: Fault) {
         if fault == Fault::HalfOpen {
             self.inner.connections.go_dead();
         }
@@ -64,10 +64,10 @@ impl WorkloadApi {
     /// Ends every fault.
     ///
     /// ```
-    /// # use tower_spiffe::testing::{Fault, WorkloadApi};
+    /// # use tower_spiffe::testing::{Fault, FakeAgent};
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// let source = agent.source().await?;
     ///
     /// agent.fail(Fault::Hang);
@@ -88,11 +88,12 @@ impl WorkloadApi {
     /// it keeps its end until [`cut_connections`](Self::cut_connections).
     ///
     /// ```
-    /// # use tower_spiffe::testing::WorkloadApi;
-    /// # use tower_spiffe::{FetchSvidReason, JwtSourceErrorReason};
+    /// # use tower_spiffe::testing::FakeAgent;
+    /// # use tower_spiffe::source::JwtSourceErrorReason;
+    /// # use tower_spiffe::token::FetchSvidReason;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// let source = agent.source().await?;
     ///
     /// agent.half_open();
@@ -112,10 +113,10 @@ impl WorkloadApi {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # use tower_spiffe::testing::FakeAgent;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// let source = agent.source().await?;
     ///
     /// agent.cut_connections().await;
@@ -134,11 +135,11 @@ impl WorkloadApi {
     /// ValidateJWTSVID, as when SPIRE's entries are deleted.
     ///
     /// ```
-    /// use tower_spiffe::testing::WorkloadApi;
+    /// use tower_spiffe::testing::FakeAgent;
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start("example.org").await?;
+    /// let agent = FakeAgent::start("example.org").await?;
     /// let source = agent.source().await?;
     /// let mut updates = source.updated();
     /// agent.withdraw();
@@ -161,10 +162,10 @@ impl WorkloadApi {
     /// Gives back what was withdrawn, beside what was registered since.
     ///
     /// ```
-    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # use tower_spiffe::testing::FakeAgent;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// let source = agent.source().await?;
     /// let mut updates = source.updated();
     ///
@@ -191,10 +192,10 @@ impl WorkloadApi {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # use tower_spiffe::testing::FakeAgent;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// let source = agent.source().await?;
     /// agent.rotate().await; // to two keys, which can change places
     /// let (revision, messages) = (source.state().revision(), agent.counts().bundle_messages);
@@ -217,11 +218,11 @@ impl WorkloadApi {
     /// so that whoever asks gets one of the key that signs now. Rotate first.
     ///
     /// ```
-    /// use tower_spiffe::testing::WorkloadApi;
+    /// use tower_spiffe::testing::FakeAgent;
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start("example.org").await?;
+    /// let agent = FakeAgent::start("example.org").await?;
     /// let source = agent.source().await?;
     /// let old = source.fetch_jwt_svid(["reports"]).await?;
     /// let old_key = agent.issuer().signing_key_id();
@@ -244,10 +245,10 @@ impl WorkloadApi {
     /// Empties the agent's cache of tokens: the next fetch signs a new one.
     ///
     /// ```
-    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # use tower_spiffe::testing::FakeAgent;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// let source = agent.source().await?;
     /// let first = source.fetch_jwt_svid(["db"]).await?;
     /// assert_eq!(source.fetch_jwt_svid(["db"]).await?.token(), first.token());
@@ -266,11 +267,11 @@ impl WorkloadApi {
     ///
     /// ```
     /// use tower_spiffe::Validator;
-    /// use tower_spiffe::testing::WorkloadApi;
+    /// use tower_spiffe::testing::FakeAgent;
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start("example.org").await?;
+    /// let agent = FakeAgent::start("example.org").await?;
     /// let validator = Validator::builder(agent.source().await?).audience("reports").build()?;
     /// agent.set_clock_offset(-3600); // tokens that have expired when they arrive
     /// let token = agent.token("spiffe://example.org/web", "reports");
@@ -285,10 +286,10 @@ impl WorkloadApi {
     /// From now on, and until the replay is dropped, bundle streams say what the test says.
     ///
     /// ```
-    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # use tower_spiffe::testing::FakeAgent;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// let source = agent.source().await?;
     ///
     /// let replay = agent.replay();
@@ -316,11 +317,11 @@ impl WorkloadApi {
     ///
     /// ```
     /// use tower_spiffe::Validator;
-    /// use tower_spiffe::testing::WorkloadApi;
+    /// use tower_spiffe::testing::FakeAgent;
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start("example.org").await?;
+    /// let agent = FakeAgent::start("example.org").await?;
     /// let source = agent.source().await?;
     /// let validator = Validator::builder(source).audience("reports").build()?;
     ///
@@ -339,11 +340,12 @@ impl WorkloadApi {
     /// The same, to another algorithm.
     ///
     /// ```
-    /// # use tower_spiffe::testing::WorkloadApi;
-    /// # use tower_spiffe::{Algorithm, Validator};
+    /// # use tower_spiffe::testing::FakeAgent;
+    /// # use tower_spiffe::Validator;
+    /// # use tower_spiffe::bundle::Algorithm;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// let source = agent.source().await?;
     /// let only_es256 = Validator::builder(source).audience("reports").algorithms([Algorithm::ES256]).build()?;
     ///
@@ -364,11 +366,12 @@ impl WorkloadApi {
     /// life. Gives the new key's ID.
     ///
     /// ```
-    /// # use tower_spiffe::testing::WorkloadApi;
-    /// # use tower_spiffe::{ValidateReason, Validator};
+    /// # use tower_spiffe::testing::FakeAgent;
+    /// # use tower_spiffe::Validator;
+    /// # use tower_spiffe::verify::ValidateReason;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// let source = agent.source().await?;
     /// let validator = Validator::builder(source.clone()).audience("reports").build()?;
     /// let mut updates = source.updated();
@@ -394,11 +397,11 @@ impl WorkloadApi {
     ///
     /// ```
     /// use std::time::Duration;
-    /// use tower_spiffe::testing::WorkloadApi;
+    /// use tower_spiffe::testing::FakeAgent;
     ///
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// let first = agent.issuer().signing_key_id();
     /// agent.rotate_every(Duration::from_secs(3600));
     /// tokio::time::sleep(Duration::from_secs(3 * 3600)).await; // in paused time
@@ -426,10 +429,10 @@ impl WorkloadApi {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use tower_spiffe::testing::WorkloadApi;
+    /// # use tower_spiffe::testing::FakeAgent;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// agent.rotate_every(Duration::from_secs(3600));
     /// agent.stop_rotating();
     /// let key = agent.issuer().signing_key_id();

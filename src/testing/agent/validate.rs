@@ -7,8 +7,8 @@ use tonic::Status;
 
 use super::state::Agent;
 use crate::bundle::{FixedBundles, JwtBundle, JwtBundleSet};
-use crate::spiffe_id::TrustDomain;
-use crate::svid::Validator;
+use crate::identity::TrustDomain;
+use crate::verify::Validator;
 use crate::workload_api::pb::ValidateJwtsvidResponse;
 
 /// Of a foreign trust domain's token, the agent shows only what SPIFFE defines.

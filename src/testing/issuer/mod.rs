@@ -13,8 +13,8 @@ pub use self::token::TokenBuilder;
 use super::must;
 use crate::bundle::JwtBundle;
 use crate::clock::{Clock, SystemClock};
+use crate::identity::{SpiffeIdError, TrustDomain};
 use crate::jwt::Algorithm;
-use crate::spiffe_id::{SpiffeIdError, TrustDomain};
 
 /// How long a token lives unless told otherwise: SPIRE's default.
 pub(super) const DEFAULT_TOKEN_LIFE: Duration = Duration::from_secs(300);
@@ -32,7 +32,7 @@ pub(super) const DEFAULT_TOKEN_LIFE: Duration = Duration::from_secs(300);
 /// // The keys by which others check it: a JWK Set as SPIRE's agent serves it.
 /// let jwks = String::from_utf8(issuer.jwks()).unwrap();
 /// assert!(jwks.contains(&issuer.signing_key_id()));
-/// # Ok::<(), tower_spiffe::SpiffeIdError>(())
+/// # Ok::<(), tower_spiffe::identity::SpiffeIdError>(())
 /// ```
 #[derive(Clone)]
 pub struct Issuer {
@@ -146,7 +146,8 @@ impl Issuer {
     ///
     /// ```
     /// use tower_spiffe::testing::Issuer;
-    /// use tower_spiffe::{FixedBundles, Validator};
+    /// use tower_spiffe::Validator;
+    /// use tower_spiffe::bundle::FixedBundles;
     ///
     /// let issuer = Issuer::new("example.org")?;
     /// let bundles = FixedBundles::new([issuer.bundle()].into_iter().collect());
@@ -192,16 +193,17 @@ impl Issuer {
     /// Signs with this key from now on; `false` where no key in the bundle has this ID.
     ///
     /// ```
-    /// # use tower_spiffe::testing::WorkloadApi;
-    /// # use tower_spiffe::{Algorithm, Validator};
+    /// # use tower_spiffe::testing::FakeAgent;
+    /// # use tower_spiffe::Validator;
+    /// # use tower_spiffe::bundle::Algorithm;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// let source = agent.source().await?;
     /// let validator = Validator::builder(source.clone()).audience("reports").build()?;
     /// let mut updates = source.updated();
     ///
-    /// // By hand what `WorkloadApi::rotate` does: published first, then signed with.
+    /// // By hand what `FakeAgent::rotate` does: published first, then signed with.
     /// let key = agent.issuer().prepare(Algorithm::ES384);
     /// updates.changed().await?;
     /// assert!(agent.issuer().activate(&key));
@@ -223,11 +225,12 @@ impl Issuer {
     /// signs, it goes on signing: nobody will believe it any more.
     ///
     /// ```
-    /// # use tower_spiffe::testing::WorkloadApi;
-    /// # use tower_spiffe::{ValidateReason, Validator};
+    /// # use tower_spiffe::testing::FakeAgent;
+    /// # use tower_spiffe::Validator;
+    /// # use tower_spiffe::verify::ValidateReason;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let agent = WorkloadApi::start_in_memory("example.org").await?;
+    /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// let source = agent.source().await?;
     /// let validator = Validator::builder(source.clone()).audience("reports").build()?;
     /// let token = agent.token("spiffe://example.org/web", "reports");

@@ -31,7 +31,7 @@ use crate::testing::{misuse, must};
 /// let unsigned = web().header("alg", "none").signature(b"").sign();
 /// assert!(unsigned.ends_with('.'));
 /// # let _ = (good, expired, forged);
-/// # Ok::<(), tower_spiffe::SpiffeIdError>(())
+/// # Ok::<(), tower_spiffe::identity::SpiffeIdError>(())
 /// ```
 #[derive(Clone)]
 #[must_use = "nothing is signed before `sign` or `bearer`"]

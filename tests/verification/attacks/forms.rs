@@ -2,9 +2,10 @@
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use tower_spiffe::Validator;
 use tower_spiffe::bundle::JwtBundleSet;
-use tower_spiffe::svid::BuildValidatorError;
-use tower_spiffe::{ValidateReason, Validator};
+use tower_spiffe::verify::BuildValidatorError;
+use tower_spiffe::verify::ValidateReason;
 
 use super::warm_fixture;
 use crate::signer::{AUDIENCE, NOW, SUBJECT, base64, bundle, claims, claims_with};
@@ -399,7 +400,7 @@ proptest! {
     #[test]
     fn a21_no_document_makes_the_reader_of_keys_panic(text in any::<Vec<u8>>()) {
         let trust_domain = tower_spiffe::TrustDomain::parse("td.test").unwrap();
-        let _ = tower_spiffe::JwtBundle::from_jwks(trust_domain, &text);
+        let _ = tower_spiffe::bundle::JwtBundle::from_jwks(trust_domain, &text);
     }
 
     #[test]

@@ -8,8 +8,10 @@ use ::base64::Engine as _;
 use ::base64::engine::general_purpose::STANDARD;
 use aws_lc_rs::hmac;
 use serde_json::{Value, json};
+use tower_spiffe::Validator;
+use tower_spiffe::bundle::Algorithm;
 use tower_spiffe::bundle::{IgnoredReason, JwtBundleSet};
-use tower_spiffe::{Algorithm, ValidateReason, Validator};
+use tower_spiffe::verify::ValidateReason;
 
 use super::{header_with, warm_fixture, with_header};
 use crate::signer::{Signer, base64, bundle, claims, set_of};

@@ -1,9 +1,12 @@
 //! Attacks by what changes around a token: whose keys there are, what a cache holds, the time.
 
 use serde_json::json;
-use tower_spiffe::bundle::{CannotJudge, JwtBundleSet};
-use tower_spiffe::svid::BuildValidatorError;
-use tower_spiffe::{Algorithm, UnixTime, ValidateReason, Validator};
+use tower_spiffe::Validator;
+use tower_spiffe::bundle::Algorithm;
+use tower_spiffe::bundle::{BundlesUnavailable, JwtBundleSet};
+use tower_spiffe::clock::UnixTime;
+use tower_spiffe::verify::BuildValidatorError;
+use tower_spiffe::verify::ValidateReason;
 
 use super::warm_fixture;
 use crate::signer::{NOW, Signer, base64, bundle, claims_with, set_of};
@@ -98,12 +101,12 @@ fn a22_a_warm_cache_lets_nothing_through() {
             ValidateReason::TrustDomainUnknown,
         ),
         (
-            Err(CannotJudge::Withdrawn),
-            ValidateReason::CannotJudge(CannotJudge::Withdrawn),
+            Err(BundlesUnavailable::Withdrawn),
+            ValidateReason::BundlesUnavailable(BundlesUnavailable::Withdrawn),
         ),
         (
-            Err(CannotJudge::Closed),
-            ValidateReason::CannotJudge(CannotJudge::Closed),
+            Err(BundlesUnavailable::Closed),
+            ValidateReason::BundlesUnavailable(BundlesUnavailable::Closed),
         ),
     ] {
         fixture.source.set(set);
@@ -185,17 +188,17 @@ fn a26_no_token_makes_a_fault_of_ours() {
             && let Err(reason) = fixture.judge(token)
         {
             assert!(
-                !matches!(reason, ValidateReason::CannotJudge(_)),
+                !matches!(reason, ValidateReason::BundlesUnavailable(_)),
                 "{}",
                 case["id"]
             );
         }
     }
     // Only our own side can make one, and only for what would otherwise be asked of it.
-    fixture.source.set(Err(CannotJudge::NotReady));
+    fixture.source.set(Err(BundlesUnavailable::NotReady));
     fixture.refuses(
         &es256().token(),
-        ValidateReason::CannotJudge(CannotJudge::NotReady),
+        ValidateReason::BundlesUnavailable(BundlesUnavailable::NotReady),
     );
     fixture.refuses("rubbish", ValidateReason::Malformed);
     let expired = es256().sign(&claims_with("exp", json!(NOW - 99)));

@@ -1,0 +1,299 @@
+//! Setting up a source.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::backoff::Backoff;
+use super::error::JwtSourceError;
+use super::jwt_source::JwtSource;
+use super::limits::{ResourceLimits, WithdrawalPolicy};
+use super::shared::Shared;
+use super::supervisor::Supervisor;
+use crate::clock::{Clock, SystemClock};
+use crate::metrics::{MetricsRecorder, Shielded};
+use crate::source::trust_clock::TrustClock;
+use crate::token::{SvidCache, SvidCacheBuilder};
+use crate::workload_api::{
+    Connector, DEFAULT_MAX_MESSAGE_BYTES, Endpoint, EndpointError, Timing, WorkloadApiClientBuilder,
+};
+
+const BUILDING: &str = "a source cannot be built";
+
+/// Sets up a [`JwtSource`].
+#[must_use]
+pub struct JwtSourceBuilder {
+    connector: Option<Result<Connector, EndpointError>>,
+    timing: Timing,
+    backoff: (Duration, Duration),
+    seed: Option<u64>,
+    limits: ResourceLimits,
+    max_message: usize,
+    withdrawal: WithdrawalPolicy,
+    max_staleness: Option<Duration>,
+    initial_sync: Option<Duration>,
+    shutdown: Option<Duration>,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<dyn MetricsRecorder>,
+    cache: Box<dyn FnOnce(SvidCacheBuilder) -> SvidCacheBuilder + Send>,
+}
+
+impl JwtSourceBuilder {
+    pub(crate) fn new() -> Self {
+        Self {
+            connector: None,
+            timing: Timing::default(),
+            backoff: (Duration::from_millis(200), Duration::from_secs(10)),
+            seed: None,
+            limits: ResourceLimits::default(),
+            max_message: DEFAULT_MAX_MESSAGE_BYTES,
+            withdrawal: WithdrawalPolicy::default(),
+            max_staleness: None,
+            initial_sync: Some(Duration::from_secs(30)),
+            shutdown: Some(Duration::from_secs(30)),
+            clock: SystemClock::shared(),
+            metrics: Arc::new(()),
+            cache: Box::new(|cache| cache),
+        }
+    }
+
+    /// Where the agent is: `unix:///path/to/socket` or `tcp://IP:port`. By default what the
+    /// environment variable `SPIFFE_ENDPOINT_SOCKET` says. What is malformed shows when the source
+    /// is built.
+    pub fn endpoint<E>(mut self, endpoint: E) -> Self
+    where
+        E: TryInto<Endpoint>,
+        E::Error: Into<EndpointError>,
+    {
+        let endpoint = endpoint.try_into().map_err(Into::into);
+        self.connector = Some(endpoint.map(|endpoint| Connector::to_endpoint(&endpoint)));
+        self
+    }
+
+    /// Reaches the agent over whatever `dial` connects to, instead of an endpoint. `dial` is
+    /// called for every connection anew.
+    pub fn connector<F, Fut, T>(mut self, dial: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = io::Result<T>> + Send + 'static,
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        self.connector = Some(Ok(Connector::new("a given connector".into(), dial)));
+        self
+    }
+
+    /// The shortest and the longest wait before the bundle stream is opened anew; each wait is
+    /// drawn from the span between the shortest and a ceiling that doubles up to the longest.
+    /// 200 ms and 10 s by default. A stream that was up for the longest wait is opened anew at
+    /// once.
+    ///
+    /// In the first 10 s after the issuer withdrew the bundles, the waits grow from 250 ms to 1 s
+    /// only, unless the shortest is longer than 250 ms. A token call that succeeds while the stream
+    /// is down ends the wait, at most four times a second.
+    pub fn reconnect_backoff(mut self, shortest: Duration, longest: Duration) -> Self {
+        self.backoff = (shortest, longest);
+        self
+    }
+
+    /// Draws the waits from this seed, for a test that can be repeated.
+    pub fn reconnect_seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// How much the source takes in. See [`ResourceLimits`] for the defaults.
+    pub fn resource_limits(mut self, limits: ResourceLimits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Limits the size of one message of the agent, in bytes. 64 MiB by default. It is checked
+    /// before the message is decoded; a larger message is discarded, the last bundles stay, and the
+    /// source is unhealthy until a message within the limit arrives. It bounds all trust domains
+    /// together, whatever [`resource_limits`](Self::resource_limits) allow each.
+    pub fn max_message_bytes(mut self, bytes: usize) -> Self {
+        self.max_message = bytes;
+        self
+    }
+
+    /// What to do when the issuer withdraws the bundles. [`WithdrawalPolicy::Immediate`] by
+    /// default.
+    pub fn withdrawal(mut self, policy: WithdrawalPolicy) -> Self {
+        self.withdrawal = policy;
+        self
+    }
+
+    /// For how long the last set of bundles may be judged by without a word from the agent.
+    ///
+    /// `None` by default: a service stays available while its agent is away, and a key that is
+    /// revoked in that time stays good here until the agent is back. With a limit validation
+    /// answers "cannot judge" past it (held against the clock at every validation), and a quiet
+    /// stream is asked anew at half of it, at the cost of an attestation each time. The keys of a
+    /// trust domain that could not be read since are held to the limit by themselves.
+    ///
+    /// The age is taken on the monotonic clock and on the wall clock, whichever shows more: a
+    /// suspend counts. After a forward step of the wall clock by 1 s or more the agent is asked
+    /// within a second, with or without a limit; with one, validation answers "cannot judge" only
+    /// until the agent has answered. A backward step counts as zero.
+    pub fn max_staleness(mut self, max: impl Into<Option<Duration>>) -> Self {
+        self.max_staleness = max.into();
+        self
+    }
+
+    /// How long [`build`](Self::build) waits for the first bundles. 30 s by default; `None` waits
+    /// for as long as it takes.
+    pub fn initial_sync_timeout(mut self, within: impl Into<Option<Duration>>) -> Self {
+        self.initial_sync = within.into();
+        self
+    }
+
+    /// How long [`JwtSource::shutdown_configured`] waits. 30 s by default; `None` waits for as
+    /// long as it takes.
+    pub fn shutdown_timeout(mut self, within: impl Into<Option<Duration>>) -> Self {
+        self.shutdown = within.into();
+        self
+    }
+
+    /// How long connecting to the agent may take. 5 s by default.
+    pub fn connect_timeout(mut self, within: Duration) -> Self {
+        self.timing.connect = within;
+        self
+    }
+
+    /// How long one call for a token may take. 35 s by default: SPIRE's agent takes up to 30 s
+    /// while its server is away.
+    pub fn fetch_timeout(mut self, within: Duration) -> Self {
+        self.timing.call = within;
+        self
+    }
+
+    /// How long the first message of a bundle stream may take. 10 s by default.
+    pub fn first_message_timeout(mut self, within: Duration) -> Self {
+        self.timing.first_message = within;
+        self
+    }
+
+    /// HTTP/2 keepalive: how often to ask while the stream is open, and how long to wait for the
+    /// answer. 305 s and 20 s by default, so that a half-open connection is noticed within six
+    /// minutes; a default grpc-go server, as SPIRE's agent is one, hangs up on whoever asks more
+    /// often than every 5 minutes.
+    pub fn keepalive(mut self, interval: Duration, timeout: Duration) -> Self {
+        self.timing.ping_interval = interval;
+        self.timing.ping_timeout = timeout;
+        self
+    }
+
+    /// Sets the clock. The machine's own by default.
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Who keeps the counts. A panic in it is caught.
+    pub fn metrics(mut self, recorder: Arc<dyn MetricsRecorder>) -> Self {
+        self.metrics = recorder;
+        self
+    }
+
+    /// Sets up the cache of our own tokens: its clock and recorder are the source's already.
+    pub fn svid_cache(
+        mut self,
+        set_up: impl FnOnce(SvidCacheBuilder) -> SvidCacheBuilder + Send + 'static,
+    ) -> Self {
+        self.cache = Box::new(set_up);
+        self
+    }
+
+    /// The source, with its first bundles in.
+    ///
+    /// Retries with backoff what may pass: an agent that is not there yet or cannot serve, a
+    /// workload that is not registered yet.
+    ///
+    /// # Errors
+    /// At once where no retry can mend it: no endpoint or a malformed one, `InvalidArgument` or
+    /// `Unimplemented` from the agent, no tokio runtime with timers and I/O. After the
+    /// [`initial_sync_timeout`](Self::initial_sync_timeout) otherwise, with the last error.
+    pub async fn build(self) -> Result<JwtSource, JwtSourceError> {
+        let within = self.initial_sync;
+        let source = self.build_lazy()?;
+        let ready = source.ready();
+        let outcome = match within {
+            None => ready.await,
+            Some(within) => match tokio::time::timeout(within, ready).await {
+                Ok(outcome) => outcome,
+                Err(_) => Err(source.initial_sync_error(within)),
+            },
+        };
+        match outcome {
+            Ok(()) => Ok(source),
+            Err(error) => {
+                source.shutdown().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The source at once, whether the agent is there or not. Until the first bundles are in,
+    /// validation answers "cannot judge" and [`JwtSource::ready`] waits.
+    ///
+    /// # Errors
+    /// No endpoint or a malformed one, no tokio runtime with timers and I/O (a
+    /// [`connector`](Self::connector) needs timers only).
+    pub fn build_lazy(self) -> Result<JwtSource, JwtSourceError> {
+        let connector = match self.connector {
+            Some(connector) => connector?,
+            None => Connector::to_endpoint(&Endpoint::from_env()?),
+        };
+        let runtime = connector.runtime();
+        let runtime = runtime.map_err(|missing| JwtSourceError::no_runtime(BUILDING, missing))?;
+        let clock = Arc::new(TrustClock::new(self.clock.clone()));
+        let metrics: Arc<dyn MetricsRecorder> = Arc::new(Shielded::new(self.metrics.clone()));
+        let client = WorkloadApiClientBuilder::new(connector)
+            .timing(self.timing)
+            .max_message_bytes(self.max_message)
+            .clock(clock.clone())
+            .build_on(runtime.clone());
+        let shared = Arc::new(Shared::new(
+            client,
+            clock,
+            metrics.clone(),
+            self.withdrawal,
+            self.max_staleness,
+        ));
+        metrics.record_ready(false);
+        let fetcher = super::fetch::Fetcher::new(shared.clone());
+        let cache = SvidCache::builder(fetcher)
+            .clock(self.clock)
+            .metrics(self.metrics);
+        let cache = (self.cache)(cache).build();
+        let draw = self
+            .seed
+            .map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
+        let backoff = Backoff::new(self.backoff.0, self.backoff.1, draw);
+        let task =
+            Supervisor::new(shared.clone(), cache.clone(), self.limits, backoff).spawn(&runtime);
+        Ok(JwtSource::assemble(shared, cache, task, self.shutdown))
+    }
+}
+
+impl From<Infallible> for EndpointError {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
+}
+
+impl fmt::Debug for JwtSourceBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JwtSourceBuilder")
+            .field("connector", &self.connector)
+            .field("limits", &self.limits)
+            .field("withdrawal", &self.withdrawal)
+            .field("max_staleness", &self.max_staleness)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,182 @@
+//! From a message of the agent to a bundle set: what one bad part may cost, and no more.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::limits::ResourceLimits;
+use crate::bundle::{JwtBundle, JwtBundleSet};
+use crate::identity::TrustDomain;
+use crate::presentable::presentable;
+use crate::workload_api::JwtBundlesMessage;
+
+/// A whole message, read.
+#[derive(Debug)]
+pub(crate) struct Intake {
+    pub(crate) set: JwtBundleSet,
+    /// Trust domains that the message names and whose keys could not be read, by name.
+    pub(crate) troubles: BTreeMap<TrustDomain, Trouble>,
+    /// Entries whose name is no trust domain: the name, fit to be shown, and why.
+    pub(crate) unnamed: Vec<(Box<str>, Box<str>)>,
+}
+
+/// Why a trust domain's keys could not be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Trouble {
+    pub(crate) kind: &'static str,
+    pub(crate) text: Box<str>,
+}
+
+/// Why a message is discarded as a whole, and what was known stays.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Discarded {
+    /// A mandatory field at its default (Workload API section 4.5).
+    Empty,
+    /// No name in it is a trust domain's: like an empty one, it names no bundle.
+    Unnamed { name: Box<str>, why: Box<str> },
+    /// More trust domains than allowed.
+    TooMany { sent: usize, limit: usize },
+}
+
+impl Discarded {
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Empty => "empty-message",
+            Self::Unnamed { .. } => "bundle-unnamed",
+            Self::TooMany { .. } => "too-many-bundles",
+        }
+    }
+}
+
+impl std::fmt::Display for Discarded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Empty => f.write_str("the agent sent a message without any bundle; discarded"),
+            Self::Unnamed { name, why } => write!(
+                f,
+                "the agent sent a message in which no trust domain has a valid name (\"{name}\": \
+                 {why}); discarded"
+            ),
+            Self::TooMany { sent, limit } => write!(
+                f,
+                "the agent sent {sent} bundles, more than the {limit} allowed; discarded \
+                 (see ResourceLimits::max_bundles)"
+            ),
+        }
+    }
+}
+
+/// The bundles of a message by name, if there are not too many of them: they are counted first.
+pub(crate) fn unpack(
+    message: JwtBundlesMessage,
+    limits: &ResourceLimits,
+) -> Result<HashMap<String, Bytes>, Discarded> {
+    within(message.len(), limits)?;
+    Ok(message.into_bundles())
+}
+
+fn within(sent: usize, limits: &ResourceLimits) -> Result<(), Discarded> {
+    let limit = limits.bundles();
+    if sent > limit {
+        return Err(Discarded::TooMany { sent, limit });
+    }
+    Ok(())
+}
+
+/// Reads a message against what was known before it: an unreadable part keeps its last bundle, an
+/// equal one keeps its parsed keys.
+pub(crate) fn read(
+    bundles: HashMap<String, Bytes>,
+    known: &JwtBundleSet,
+    limits: &ResourceLimits,
+) -> Result<Intake, Discarded> {
+    if bundles.is_empty() {
+        return Err(Discarded::Empty);
+    }
+    within(bundles.len(), limits)?;
+    let mut troubles = BTreeMap::new();
+    let mut unnamed: Vec<(Box<str>, Box<str>)> = Vec::new();
+    let mut by_domain: BTreeMap<TrustDomain, (bool, Bytes)> = BTreeMap::new();
+    for (name, jwks) in bundles {
+        // The key is the trust domain's SPIFFE ID (section 6.2.2); some agents send the bare name.
+        let proper = name.starts_with("spiffe://");
+        match TrustDomain::parse(&name) {
+            // Should one domain come under both names, the one the rules ask for counts.
+            Ok(domain) => match by_domain.get(&domain) {
+                Some((true, _)) => {}
+                _ => {
+                    by_domain.insert(domain, (proper, jwks));
+                }
+            },
+            Err(error) => unnamed.push((
+                presentable(&name).into(),
+                format!("this is no trust domain: {error}").into(),
+            )),
+        }
+    }
+    unnamed.sort_unstable();
+    if let (true, Some((name, why))) = (by_domain.is_empty(), unnamed.first()) {
+        let (name, why) = (name.clone(), why.clone());
+        return Err(Discarded::Unnamed { name, why });
+    }
+    let mut set: Vec<Arc<JwtBundle>> = Vec::with_capacity(by_domain.len());
+    for (domain, (_, jwks)) in by_domain {
+        let before = known.get(domain.name());
+        match one(&domain, &jwks, before, limits) {
+            Ok(bundle) => set.push(shared(bundle, before)),
+            Err(trouble) => {
+                set.extend(before.cloned());
+                troubles.insert(domain, trouble);
+            }
+        }
+    }
+    Ok(Intake {
+        set: set.into_iter().collect(),
+        troubles,
+        unnamed,
+    })
+}
+
+fn one(
+    domain: &TrustDomain,
+    jwks: &[u8],
+    before: Option<&Arc<JwtBundle>>,
+    limits: &ResourceLimits,
+) -> Result<JwtBundle, Trouble> {
+    // The trust domain has no keys now, and the keys before it are revoked (section 4.4).
+    if jwks.is_empty() {
+        return Ok(JwtBundle::without_keys(domain.clone()));
+    }
+    if jwks.len() > limits.jwks_bytes() {
+        let text = format!(
+            "its JWK Set has {} bytes, more than the {} allowed (see \
+             ResourceLimits::max_bundle_jwks_bytes)",
+            jwks.len(),
+            limits.jwks_bytes()
+        );
+        return Err(Trouble {
+            kind: "bundle-too-large",
+            text: text.into(),
+        });
+    }
+    let before = before.map(|before| &**before);
+    JwtBundle::from_jwks_after(before, domain.clone(), jwks).map_err(|error| Trouble {
+        kind: "bundle-unreadable",
+        text: format!("its JWK Set cannot be read: {error}").into(),
+    })
+}
+
+/// The bundle, or the one before it where nothing differs.
+fn shared(bundle: JwtBundle, before: Option<&Arc<JwtBundle>>) -> Arc<JwtBundle> {
+    match before {
+        Some(before) if **before == bundle && before.ignored() == bundle.ignored() => {
+            before.clone()
+        }
+        _ => Arc::new(bundle),
+    }
+}
+
+#[cfg(test)]
+#[path = "intake_tests.rs"]
+mod tests;

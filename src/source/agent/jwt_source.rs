@@ -1,0 +1,418 @@
+//! The source's handle.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use http::HeaderValue;
+use tokio::task::AbortHandle;
+
+use super::builder::JwtSourceBuilder;
+use super::error::JwtSourceError;
+use super::shared::Shared;
+use super::state::SourceState;
+use super::updates::{self, SourceUpdates};
+use crate::bundle::{BundleAnswer, BundleSource, BundlesUnavailable, JwtBundle, JwtBundleSet};
+use crate::identity::{SpiffeId, TrustDomain};
+use crate::runtime;
+use crate::token::SvidCache;
+use crate::token::{FetchSvid, FetchSvidFuture, JwtSvid, SvidRequest};
+
+/// Live bundles and tokens from the agent beside this workload. One per process is enough: a clone
+/// is cheap, and shares everything.
+///
+/// Dropping a clone does nothing; dropping the last one, or [`shutdown`](Self::shutdown), ends the
+/// background task and the connection. What was built from a clone (a validator, a layer, a cache)
+/// counts as one.
+///
+/// The task and the connection live on the tokio runtime that the source was built on; it may be
+/// used from any other. When that runtime ends, the source is closed: it does not go on with
+/// bundles that nobody keeps fresh.
+///
+/// Bundles, cached tokens, [`ready`](Self::ready), [`updated`](Self::updated) and
+/// [`shutdown`](Self::shutdown) work on every thread. A call that waits for the agent has a limit, so
+/// it needs a tokio runtime with timers where it is awaited, and returns `NoRuntime` without one.
+/// tokio reports missing timers by a panic only: this crate catches it, once per thread and runtime,
+/// but under `panic = "abort"` the process aborts with tokio's message.
+#[derive(Clone)]
+pub struct JwtSource {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    // Its fetcher holds `shared` and never this, so that handles can be counted.
+    cache: SvidCache,
+    task: AbortHandle,
+    shutdown_timeout: Option<Duration>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.shared.close();
+        // As a shutdown does: no fetch under way is left to find it out by itself.
+        self.cache.close();
+    }
+}
+
+impl JwtSource {
+    /// A source from the agent that the environment variable `SPIFFE_ENDPOINT_SOCKET` names, with
+    /// its first bundles in. As [`builder`](Self::builder) with all defaults.
+    ///
+    /// # Errors
+    /// See [`JwtSourceBuilder::build`].
+    pub async fn new() -> Result<Self, JwtSourceError> {
+        Self::builder().build().await
+    }
+
+    /// A source, to be set up.
+    pub fn builder() -> JwtSourceBuilder {
+        JwtSourceBuilder::new()
+    }
+
+    pub(crate) fn assemble(
+        shared: Arc<Shared>,
+        cache: SvidCache,
+        task: AbortHandle,
+        shutdown_timeout: Option<Duration>,
+    ) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                shared,
+                cache,
+                task,
+                shutdown_timeout,
+            }),
+        }
+    }
+
+    pub(crate) fn initial_sync_error(&self, within: Duration) -> JwtSourceError {
+        let shared = &self.inner.shared;
+        let (code, why) = shared.why_not_ready();
+        JwtSourceError::initial_sync(within, shared.client.line().place(), code, &why)
+    }
+
+    // === Bundles ===
+
+    /// All bundles, as they are now.
+    ///
+    /// # Errors
+    /// They cannot be used now.
+    pub fn bundle_set(&self) -> Result<JwtBundleSet, JwtSourceError> {
+        self.inner
+            .shared
+            .bundle_set()
+            .map_err(JwtSourceError::bundles_unavailable)
+    }
+
+    /// The bundle of this trust domain, as it is now; without a key where the issuer names the
+    /// trust domain and its keys could never be read.
+    ///
+    /// # Errors
+    /// The issuer gives none for it, or bundles cannot be used now.
+    pub fn bundle_for_trust_domain(
+        &self,
+        trust_domain: &TrustDomain,
+    ) -> Result<Arc<JwtBundle>, JwtSourceError> {
+        match self.inner.shared.bundle(trust_domain.name()) {
+            BundleAnswer::Ready(bundle) => Ok(bundle),
+            BundleAnswer::UnknownTrustDomain => Err(JwtSourceError::unknown(trust_domain)),
+            BundleAnswer::Unavailable(why) => Err(JwtSourceError::bundles_unavailable(why)),
+        }
+    }
+
+    /// The bundle of this trust domain, if there is one that can be used now.
+    pub fn try_bundle_for_trust_domain(
+        &self,
+        trust_domain: &TrustDomain,
+    ) -> Option<Arc<JwtBundle>> {
+        self.bundle_for_trust_domain(trust_domain).ok()
+    }
+
+    // === Tokens ===
+
+    /// A token of our own for these audiences, from the cache where it has a fresh one. (The
+    /// `spiffe` crate's method of this name makes a call to the agent every time; here that is
+    /// [`fetch_jwt_svid`](Self::fetch_jwt_svid).)
+    ///
+    /// With several identities the agent chooses one, at every refresh anew.
+    ///
+    /// # Errors
+    /// No audience or an empty one, refused before asking; or no token could be had in time.
+    pub async fn get_jwt_svid<A: AsRef<str>>(
+        &self,
+        audiences: impl IntoIterator<Item = A>,
+    ) -> Result<JwtSvid, JwtSourceError> {
+        self.get_jwt_svid_with_id(audiences, None).await
+    }
+
+    /// As [`get_jwt_svid`](Self::get_jwt_svid), as this identity.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn get_jwt_svid_with_id<A: AsRef<str>>(
+        &self,
+        audiences: impl IntoIterator<Item = A>,
+        id: Option<&SpiffeId>,
+    ) -> Result<JwtSvid, JwtSourceError> {
+        self.get(&request(audiences, id)?).await
+    }
+
+    /// As [`get_jwt_svid`](Self::get_jwt_svid), as the identity with this hint.
+    ///
+    /// The first token of a hint costs the agent one for every identity of this workload. Later
+    /// ones are asked for by the SPIFFE ID that had the hint, for as long as it has it.
+    ///
+    /// # Errors
+    /// As there; or the hint is empty, or no identity of this workload has it.
+    pub async fn get_jwt_svid_with_hint<A: AsRef<str>>(
+        &self,
+        audiences: impl IntoIterator<Item = A>,
+        hint: &str,
+    ) -> Result<JwtSvid, JwtSourceError> {
+        self.get(&SvidRequest::new(audiences)?.with_hint(hint)?)
+            .await
+    }
+
+    /// A token of our own for these audiences, asked of the agent now: one call, no cache.
+    ///
+    /// # Errors
+    /// No audience or an empty one, refused before asking; or the call failed.
+    pub async fn fetch_jwt_svid<A: AsRef<str>>(
+        &self,
+        audiences: impl IntoIterator<Item = A>,
+    ) -> Result<JwtSvid, JwtSourceError> {
+        self.fetch_jwt_svid_with_id(audiences, None).await
+    }
+
+    /// As [`fetch_jwt_svid`](Self::fetch_jwt_svid), as this identity.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn fetch_jwt_svid_with_id<A: AsRef<str>>(
+        &self,
+        audiences: impl IntoIterator<Item = A>,
+        id: Option<&SpiffeId>,
+    ) -> Result<JwtSvid, JwtSourceError> {
+        let request = request(audiences, id)?;
+        Ok(self.inner.shared.fetch_counted(&request).await?)
+    }
+
+    /// As [`fetch_jwt_svid`](Self::fetch_jwt_svid), as the identity with this hint; see
+    /// [`get_jwt_svid_with_hint`](Self::get_jwt_svid_with_hint). Two calls if another identity has
+    /// the hint than before.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn fetch_jwt_svid_with_hint<A: AsRef<str>>(
+        &self,
+        audiences: impl IntoIterator<Item = A>,
+        hint: &str,
+    ) -> Result<JwtSvid, JwtSourceError> {
+        let request = SvidRequest::new(audiences)?.with_hint(hint)?;
+        Ok(self.inner.shared.fetch_counted(&request).await?)
+    }
+
+    /// The value of an `authorization` header with a token for this audience, from the cache where
+    /// it has a fresh one; marked sensitive. For clients that take no layer.
+    ///
+    /// # Errors
+    /// The audience is empty, or no token could be had in time.
+    pub async fn authorization(&self, audience: &str) -> Result<HeaderValue, JwtSourceError> {
+        self.authorization_with_id(audience, None).await
+    }
+
+    /// As [`authorization`](Self::authorization), as this identity.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn authorization_with_id(
+        &self,
+        audience: &str,
+        id: Option<&SpiffeId>,
+    ) -> Result<HeaderValue, JwtSourceError> {
+        self.header(&request([audience], id)?).await
+    }
+
+    /// As [`authorization`](Self::authorization), as the identity with this hint; see
+    /// [`get_jwt_svid_with_hint`](Self::get_jwt_svid_with_hint).
+    ///
+    /// # Errors
+    /// As there; or the hint is empty, or no identity of this workload has it.
+    pub async fn authorization_with_hint(
+        &self,
+        audience: &str,
+        hint: &str,
+    ) -> Result<HeaderValue, JwtSourceError> {
+        self.header(&SvidRequest::new([audience])?.with_hint(hint)?)
+            .await
+    }
+
+    async fn get(&self, request: &SvidRequest) -> Result<JwtSvid, JwtSourceError> {
+        self.open()?;
+        Ok(self.inner.cache.get(request).await?)
+    }
+
+    async fn header(&self, request: &SvidRequest) -> Result<HeaderValue, JwtSourceError> {
+        self.open()?;
+        Ok(self.inner.cache.header(request).await?)
+    }
+
+    // === State ===
+
+    /// Waits until tokens can be judged; returns at once where they can.
+    ///
+    /// # Errors
+    /// The source was shut down, or the agent refused the stream in a way that no retry can mend.
+    pub async fn ready(&self) -> Result<(), JwtSourceError> {
+        self.inner.shared.until_ready().await
+    }
+
+    /// Tells of changes in what the source answers, from now on.
+    pub fn updated(&self) -> SourceUpdates {
+        SourceUpdates::new(self.inner.shared.notices())
+    }
+
+    /// Whether tokens can be judged now: what a readiness probe asks. While the agent is away they
+    /// can, by the last bundles. Why they cannot be, [`SourceState::bundles_unavailable`] says.
+    pub fn is_ready(&self) -> bool {
+        self.inner.shared.revision().is_ok()
+    }
+
+    /// Whether all is as it should be, for alerts; see [`SourceState::is_healthy`].
+    pub fn is_healthy(&self) -> bool {
+        self.inner.shared.state().is_healthy()
+    }
+
+    /// The state, as it is now: of the bundles and of our own tokens.
+    pub fn state(&self) -> SourceState {
+        SourceState {
+            svid_cache: self.inner.cache.stats(),
+            audiences: self.inner.cache.snapshot(),
+            ..self.inner.shared.state()
+        }
+    }
+
+    // === Lifetime ===
+
+    /// Closes the source for all clones, and returns when its task has ended and its connection is
+    /// closed. May be called by many at once. From the first call on every method answers `Closed`.
+    pub async fn shutdown(&self) {
+        self.inner.shared.close();
+        self.inner.cache.close();
+        self.inner.shared.until_ended().await;
+    }
+
+    /// As [`shutdown`](Self::shutdown), within this time; past it the task is aborted.
+    ///
+    /// # Errors
+    /// The task had not ended by itself in time; or the task has not ended yet and there are no
+    /// tokio timers to wait with. The source is closed all the same.
+    pub async fn shutdown_with_timeout(&self, within: Duration) -> Result<(), JwtSourceError> {
+        if let Err(missing) = runtime::with_timers() {
+            const WAITING: &str = "the source is closed, but the end of its task cannot be waited \
+                                   for with a limit";
+            let ended = self.shutdown().now_or_never();
+            return ended.ok_or_else(|| JwtSourceError::no_runtime(WAITING, missing));
+        }
+        match tokio::time::timeout(within, self.shutdown()).await {
+            Ok(()) => Ok(()),
+            Err(_) => {
+                self.inner.task.abort();
+                Err(JwtSourceError::shutdown_timeout(within))
+            }
+        }
+    }
+
+    /// As [`shutdown`](Self::shutdown), within the time that the builder was given.
+    ///
+    /// # Errors
+    /// As [`shutdown_with_timeout`](Self::shutdown_with_timeout).
+    pub async fn shutdown_configured(&self) -> Result<(), JwtSourceError> {
+        match self.inner.shutdown_timeout {
+            Some(within) => self.shutdown_with_timeout(within).await,
+            None => {
+                self.shutdown().await;
+                Ok(())
+            }
+        }
+    }
+
+    /// A closed source says so, even where the cache still has a token.
+    fn open(&self) -> Result<(), JwtSourceError> {
+        if self.inner.shared.is_closed() {
+            Err(JwtSourceError::closed())
+        } else {
+            Ok(())
+        }
+    }
+}
+
+fn request<A: AsRef<str>>(
+    audiences: impl IntoIterator<Item = A>,
+    id: Option<&SpiffeId>,
+) -> Result<SvidRequest, JwtSourceError> {
+    let request = SvidRequest::new(audiences)?;
+    Ok(match id {
+        Some(id) => request.with_spiffe_id(id.clone()),
+        None => request,
+    })
+}
+
+impl BundleSource for JwtSource {
+    fn revision(&self) -> Result<u64, BundlesUnavailable> {
+        self.inner.shared.revision()
+    }
+
+    fn bundle(&self, trust_domain: &str) -> BundleAnswer {
+        self.inner.shared.bundle(trust_domain)
+    }
+
+    fn changed_since(&self, seen: u64) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
+        let notices = self.inner.shared.notices();
+        Some(Box::pin(async move {
+            updates::next(notices, seen).await;
+        }))
+    }
+}
+
+/// One call to the agent each time, without the cache.
+impl FetchSvid for JwtSource {
+    fn fetch_svid(&self, request: &SvidRequest) -> FetchSvidFuture {
+        let source = self.clone();
+        let request = request.clone();
+        Box::pin(async move { source.inner.shared.fetch_counted(&request).await })
+    }
+}
+
+/// The source's own cache: whoever takes it shares the tokens with everyone else, and keeps the
+/// source open.
+impl From<JwtSource> for SvidCache {
+    fn from(source: JwtSource) -> Self {
+        Self::from(&source)
+    }
+}
+
+/// The source's own cache: whoever takes it shares the tokens with everyone else, and keeps the
+/// source open.
+impl From<&JwtSource> for SvidCache {
+    fn from(source: &JwtSource) -> Self {
+        source
+            .inner
+            .cache
+            .clone()
+            .keeping_alive(source.inner.clone())
+    }
+}
+
+impl fmt::Debug for JwtSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JwtSource")
+            .field("endpoint", &self.inner.shared.client.line().place())
+            .field("revision", &self.inner.shared.revision())
+            .finish_non_exhaustive()
+    }
+}

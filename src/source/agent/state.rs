@@ -1,0 +1,266 @@
+//! What an operator wants to know of a source.
+
+use std::time::Duration;
+
+use crate::bundle::BundlesUnavailable;
+use crate::identity::TrustDomain;
+use crate::token::{AudienceSnapshot, SvidCacheStats};
+use crate::workload_api::WorkloadApiError;
+
+/// The state of a [`JwtSource`](crate::JwtSource) at one moment. All ages were taken at that
+/// moment.
+#[derive(Debug, Clone)]
+pub struct SourceState {
+    pub(crate) revision: u64,
+    pub(crate) verdict: Result<(), BundlesUnavailable>,
+    pub(crate) withdrawn: Option<Withdrawal>,
+    pub(crate) connected: bool,
+    pub(crate) overdue: bool,
+    pub(crate) discarding: bool,
+    pub(crate) down_for: Option<Duration>,
+    pub(crate) last_contact: Option<Duration>,
+    pub(crate) last_message: Option<Duration>,
+    pub(crate) last_error: Option<LastError>,
+    pub(crate) reconnects: u64,
+    pub(crate) reconnect_attempts: u64,
+    pub(crate) trust_domains: Vec<TrustDomainState>,
+    pub(crate) unnamed: Vec<(Box<str>, Box<str>)>,
+    pub(crate) svid_cache: SvidCacheStats,
+    pub(crate) audiences: Vec<AudienceSnapshot>,
+}
+
+/// That the issuer withdrew the bundles.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Withdrawal {
+    pub(crate) age: Duration,
+    pub(crate) why: Box<str>,
+    pub(crate) in_force: bool,
+}
+
+/// The last thing that went wrong on the bundle stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LastError {
+    pub(crate) age: Duration,
+    pub(crate) kind: &'static str,
+    pub(crate) text: Box<str>,
+    pub(crate) rpc: Option<WorkloadApiError>,
+}
+
+/// One trust domain of the set, or one that the issuer names and whose keys cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrustDomainState {
+    pub(crate) trust_domain: TrustDomain,
+    pub(crate) key_ids: Vec<Box<str>>,
+    pub(crate) ignored_keys: usize,
+    pub(crate) last_update: Option<Duration>,
+    pub(crate) last_change: Option<Duration>,
+    pub(crate) last_error: Option<Box<str>>,
+}
+
+impl SourceState {
+    /// Counts the changes in what validation answers; zero before the first sync.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Whether tokens can be judged now.
+    pub fn is_ready(&self) -> bool {
+        self.verdict.is_ok()
+    }
+
+    /// Why tokens cannot be judged now.
+    pub fn bundles_unavailable(&self) -> Option<BundlesUnavailable> {
+        self.verdict.err()
+    }
+
+    /// That the issuer withdrew the bundles and has not given them back, whatever the policy makes
+    /// of it.
+    pub fn withdrawn(&self) -> Option<&Withdrawal> {
+        self.withdrawn.as_ref()
+    }
+
+    /// Returns whether the bundle stream is open and has sent bundles. Always `false` while the
+    /// source [is overdue](Self::is_overdue).
+    pub fn is_connected(&self) -> bool {
+        self.connected && !self.overdue
+    }
+
+    /// Returns whether the background task of the source is overdue: it has not run for 5 s, or a
+    /// message of the agent has waited for 5 s. Revocations may not be applied then.
+    ///
+    /// The task reports once a second. The age is taken on the monotonic clock and on the wall
+    /// clock, whichever shows more. The usual causes are a runtime that nobody drives and a task
+    /// that blocks it. After a suspend it is `true` until the task runs again.
+    pub fn is_overdue(&self) -> bool {
+        self.overdue
+    }
+
+    /// Returns the time since the agent last sent anything: a message, an error status, a token, or
+    /// the answer to a keepalive of the open bundle stream (every 305 s by default).
+    pub fn last_contact(&self) -> Option<Duration> {
+        self.last_contact
+    }
+
+    /// How long ago the last acceptable set of bundles came. On a quiet stream this grows: an
+    /// agent sends when something changes.
+    pub fn last_message(&self) -> Option<Duration> {
+        self.last_message
+    }
+
+    /// The last thing that went wrong on the bundle stream since the last acceptable message.
+    pub fn last_error(&self) -> Option<&LastError> {
+        self.last_error.as_ref()
+    }
+
+    /// Counts successful reconnections: the bundle stream was lost, and another one has sent
+    /// bundles. The first connection is not counted.
+    pub fn reconnects(&self) -> u64 {
+        self.reconnects
+    }
+
+    /// Counts attempts to open the bundle stream after the first one, failed ones included.
+    /// Renewals of a quiet stream, such as for
+    /// [`max_staleness`](super::JwtSourceBuilder::max_staleness), are not counted.
+    pub fn reconnect_attempts(&self) -> u64 {
+        self.reconnect_attempts
+    }
+
+    /// The trust domains, by name.
+    pub fn trust_domains(&self) -> &[TrustDomainState] {
+        &self.trust_domains
+    }
+
+    /// Entries of the last message whose name is no trust domain: the name as fit to be shown, and
+    /// what is wrong with it.
+    pub fn unnamed(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
+        self.unnamed.iter().map(|(name, why)| (&**name, &**why))
+    }
+
+    /// The client side: what the cache of our own tokens did so far, and whether it has given the
+    /// agent up for a while.
+    pub fn svid_cache(&self) -> &SvidCacheStats {
+        &self.svid_cache
+    }
+
+    /// The client side: each audience that there is or was a token for, in no order.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use tower_spiffe::token::TokenState;
+    /// use tower_spiffe::testing::FakeAgent;
+    ///
+    /// let agent = FakeAgent::start("example.org").await?;
+    /// let source = agent.source().await?;
+    /// source.authorization("reports").await?;
+    ///
+    /// let state = source.state();
+    /// assert_eq!(state.svid_cache().fetches, 1);
+    /// let [reports] = state.audiences() else { panic!() };
+    /// assert_eq!(reports.state, TokenState::Fresh);
+    /// assert!(reports.refresh_in < reports.expires_in && reports.last_error.is_none());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn audiences(&self) -> &[AudienceSnapshot] {
+        &self.audiences
+    }
+
+    /// Whether the newest message of the agent was discarded as a whole, so that what is known may
+    /// no longer be what the issuer says; [`last_error`](Self::last_error) says why.
+    pub fn is_discarding(&self) -> bool {
+        self.discarding
+    }
+
+    /// Whether all is as it should be: tokens can be judged, the bundle stream is open or has been
+    /// down for less than a minute, as it is while an agent is restarted, its newest message was
+    /// taken in whole, each trust domain's keys with it, and the source is not
+    /// [overdue](Self::is_overdue).
+    ///
+    /// For alerts. Whether to be sent requests is [`is_ready`](Self::is_ready): with the agent
+    /// away a service goes on judging by the last set.
+    pub fn is_healthy(&self) -> bool {
+        const RESTART: Duration = Duration::from_secs(60);
+        self.is_ready()
+            && !self.overdue
+            && self.withdrawn.is_none()
+            && !self.discarding
+            && self.unnamed.is_empty()
+            && self.trust_domains.iter().all(|it| it.last_error.is_none())
+            && (self.connected || self.down_for.is_some_and(|down| down < RESTART))
+    }
+}
+
+impl Withdrawal {
+    /// How long ago.
+    pub fn age(&self) -> Duration {
+        self.age
+    }
+
+    /// What the agent said.
+    pub fn why(&self) -> &str {
+        &self.why
+    }
+
+    /// Whether validation already answers "cannot judge" for it (see
+    /// [`WithdrawalPolicy`](super::WithdrawalPolicy)).
+    pub fn is_in_force(&self) -> bool {
+        self.in_force
+    }
+}
+
+impl LastError {
+    /// How long ago.
+    pub fn age(&self) -> Duration {
+        self.age
+    }
+
+    /// A word for its class, as [`record_error`](crate::metrics::MetricsRecorder::record_error)
+    /// is told it.
+    pub fn kind(&self) -> &'static str {
+        self.kind
+    }
+
+    /// What happened.
+    pub fn message(&self) -> &str {
+        &self.text
+    }
+
+    /// The failed call, where it was one.
+    pub fn rpc(&self) -> Option<&WorkloadApiError> {
+        self.rpc.as_ref()
+    }
+}
+
+impl TrustDomainState {
+    /// The trust domain.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// The IDs of its keys, sorted.
+    pub fn key_ids(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.key_ids.iter().map(AsRef::as_ref)
+    }
+
+    /// How many elements of its JWK Set are no keys that a token could be verified with; 256 at
+    /// the most are counted.
+    pub fn ignored_keys(&self) -> usize {
+        self.ignored_keys
+    }
+
+    /// How long ago its keys last came, changed or not; `None` where none ever could be read.
+    pub fn last_update(&self) -> Option<Duration> {
+        self.last_update
+    }
+
+    /// How long ago its keys last changed.
+    pub fn last_change(&self) -> Option<Duration> {
+        self.last_change
+    }
+
+    /// Why the keys of the last message could not be read; those before it stay.
+    pub fn last_error(&self) -> Option<&str> {
+        self.last_error.as_deref()
+    }
+}

@@ -1,0 +1,455 @@
+//! The one task behind a source: it keeps the bundle stream open and takes in what comes.
+
+use std::future::pending;
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::{Either, select};
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior};
+use tracing::Instrument;
+
+use super::backoff::Backoff;
+use super::intake::{self, Discarded, Intake};
+use super::limits::ResourceLimits;
+use super::shared::{Shared, StreamError, Withdrew};
+use crate::bundle::JwtBundleSet;
+use crate::source::own_thread;
+use crate::token::SvidCache;
+use crate::workload_api::{JwtBundlesMessage, WorkloadApiError, WorkloadApiErrorReason};
+
+/// Messages larger than this are read on a thread of our own: reading a key takes tens of
+/// microseconds, and a worker of the runtime must not be held up for long.
+const READ_HERE: usize = 8 << 10;
+
+/// How often the age of the last contact is told while all is quiet.
+const AGE_EVERY: Duration = Duration::from_secs(60);
+
+/// A limit of staleness that is too short to be kept must not become a storm.
+const ASK_ANEW_AT_MOST_EVERY: Duration = Duration::from_secs(1);
+
+/// How often the task reports that it runs, and looks at the clocks.
+const BEAT_EVERY: Duration = Duration::from_secs(1);
+
+/// After a withdrawal the waits grow from `FIRST` to `MOST` for as long as `FOR`: an agent that was
+/// restarted denies everyone for some seconds, until it has synced.
+mod quick {
+    use std::time::Duration;
+
+    pub(super) const FIRST: Duration = Duration::from_millis(250);
+    pub(super) const MOST: Duration = Duration::from_secs(1);
+    pub(super) const FOR: Duration = Duration::from_secs(10);
+}
+
+pub(crate) struct Supervisor {
+    shared: Arc<Shared>,
+    cache: SvidCache,
+    limits: ResourceLimits,
+    backoff: Backoff,
+    // The waits after a withdrawal, and until when they are quick.
+    quick: Backoff,
+    quick_until: Option<Instant>,
+    jumps: watch::Receiver<u64>,
+    jumped_at: Option<Instant>,
+    said: Said,
+}
+
+/// How a stream ended.
+enum End {
+    /// It broke, or could not be opened.
+    Failed(WorkloadApiError),
+    /// The agent ended it without an error.
+    Clean,
+    /// A call over the same connection did not get through.
+    Doubtful,
+    /// Nothing came for so long that we ask anew.
+    Quiet,
+    /// The wall clock jumped: what was revoked meanwhile is asked for at once.
+    Jumped,
+}
+
+impl Supervisor {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        cache: SvidCache,
+        limits: ResourceLimits,
+        mut backoff: Backoff,
+    ) -> Self {
+        let jumps = shared.clock.jumps();
+        let quick = backoff.quicker(quick::FIRST, quick::MOST);
+        Self {
+            shared,
+            cache,
+            limits,
+            backoff,
+            quick,
+            quick_until: None,
+            jumps,
+            jumped_at: None,
+            said: Said::default(),
+        }
+    }
+
+    /// Spawns the task. It holds no handle of the source, so it never keeps one alive.
+    pub(crate) fn spawn(self, runtime: &tokio::runtime::Handle) -> tokio::task::AbortHandle {
+        let ended = EndGuard {
+            shared: self.shared.clone(),
+            cache: self.cache.clone(),
+            known: false,
+        };
+        let place = self.shared.client.line().place().to_owned();
+        let span = tracing::info_span!("spiffe.jwt_source", endpoint = place);
+        let task = async move {
+            let mut ended = ended;
+            let shared = self.shared.clone();
+            let closing = pin!(shared.until_closing());
+            let beating = pin!(beating(&shared));
+            let running = pin!(self.run());
+            let working = select(running, beating);
+            let working = AssertUnwindSafe(working).catch_unwind();
+            match select(closing, working).await {
+                Either::Left(_) => tracing::debug!("closed"),
+                Either::Right((Ok(_), _)) => {}
+                Either::Right((Err(_), _)) => {
+                    tracing::error!("the task of this source panicked; it answers no more");
+                }
+            }
+            // Not reached if the task is aborted, or dropped with its runtime.
+            ended.known = true;
+        };
+        runtime.spawn(task.instrument(span)).abort_handle()
+    }
+
+    async fn run(mut self) {
+        loop {
+            let began = Instant::now();
+            // The stream that is opened now brings what was revoked before.
+            self.jumps.mark_unchanged();
+            let (end, heard) = self.one_stream().await;
+            let healthy = heard && began.elapsed() >= self.backoff.longest();
+            if healthy {
+                self.backoff.reset();
+            }
+            match end {
+                // To ask anew is no trouble, and not to be taken for one.
+                End::Quiet => {}
+                End::Jumped => self.after_jump().await,
+                end => {
+                    let wait = self.ended(end, healthy);
+                    if self.shared.was_connected() {
+                        tracing::debug!(delay_ms = millis(wait), "reconnecting");
+                    } else {
+                        tracing::debug!(delay_ms = millis(wait), "retrying the first connection");
+                    }
+                    self.wait(wait).await;
+                    self.shared.reconnecting();
+                }
+            }
+        }
+    }
+
+    /// A wall clock that jumps back and forth must not become a storm.
+    async fn after_jump(&mut self) {
+        let next = self.jumped_at.map(|at| at + ASK_ANEW_AT_MOST_EVERY);
+        if let Some(next) = next {
+            tokio::time::sleep_until(next).await;
+        }
+        self.jumped_at = Some(Instant::now());
+        tracing::debug!("the wall clock jumped; asking for the bundles again");
+    }
+
+    /// One stream from its opening to its end, and whether it gave anything.
+    async fn one_stream(&mut self) -> (End, bool) {
+        let mut doubts = self.shared.client.line().doubts();
+        let mut stream = match self.shared.client.fetch_jwt_bundles().await {
+            Ok(stream) => stream,
+            Err(error) => return (End::Failed(error), false),
+        };
+        let mut heard = false;
+        // A quiet stream is asked anew before it counts as stale.
+        let max_staleness = self.shared.max_staleness;
+        let ask_anew = max_staleness.map(|max| (max / 2).max(ASK_ANEW_AT_MOST_EVERY));
+        let mut ask_anew_at = None;
+        loop {
+            let generation = stream.generation();
+            let next = tokio::select! {
+                biased;
+                message = stream.message() => message,
+                _ = doubts.wait_for(|doubted| *doubted >= generation) => {
+                    return (End::Doubtful, heard);
+                }
+                () = at(ask_anew_at) => return (End::Quiet, heard),
+                () = tokio::time::sleep(AGE_EVERY), if heard => {
+                    self.shared.record_age();
+                    continue;
+                }
+                Ok(()) = self.jumps.changed() => return (End::Jumped, heard),
+            };
+            match next {
+                Ok(Some(message)) => {
+                    if self.take_in(message).await {
+                        heard = true;
+                        ask_anew_at = ask_anew.and_then(|after| Instant::now().checked_add(after));
+                    }
+                }
+                Ok(None) => return (End::Clean, heard),
+                Err(error) => return (End::Failed(error), heard),
+            }
+        }
+    }
+
+    /// Waits before the next attempt. A token that the agent gives meanwhile, or a jump of the wall
+    /// clock, cuts it short.
+    async fn wait(&mut self, wait: Duration) {
+        let soonest = Instant::now().checked_add(wait.min(quick::FIRST));
+        let woken = async {
+            tokio::select! {
+                () = self.shared.token_came.notified() => {}
+                Ok(()) = self.jumps.changed() => {}
+            }
+            at(soonest).await;
+        };
+        tokio::select! {
+            biased;
+            () = tokio::time::sleep(wait) => {}
+            () = woken => {}
+        }
+    }
+
+    /// Takes in a message; whether it was acceptable.
+    async fn take_in(&mut self, message: JwtBundlesMessage) -> bool {
+        let shared = self.shared.clone();
+        let _reading = shared.reading();
+        let read = match self.read(message).await {
+            Some(Ok(intake)) => intake,
+            Some(Err(discarded)) => {
+                self.shared.discarding();
+                self.failed(discarded.kind(), &discarded.to_string());
+                return false;
+            }
+            None => {
+                self.shared.discarding();
+                self.failed(
+                    "internal",
+                    "a message of the agent was discarded: reading it panicked; please report this",
+                );
+                return false;
+            }
+        };
+        for (domain, trouble) in &read.troubles {
+            self.shared.metrics.record_error(trouble.kind);
+            self.said.tell(
+                trouble.kind,
+                domain.name(),
+                format_args!("trust domain {domain}: {}", trouble.text),
+            );
+        }
+        for (name, why) in &read.unnamed {
+            self.shared.metrics.record_error("bundle-unnamed");
+            self.said.tell(
+                "bundle-unnamed",
+                name,
+                format_args!("trust domain \"{name}\": {why}"),
+            );
+        }
+        self.said.keep(|about| {
+            read.troubles.contains_key(about)
+                || read.unnamed.iter().any(|(name, _)| **name == *about)
+        });
+        let before = self.shared.known();
+        let change = self.shared.take_in(read);
+        self.quick_until = None;
+        self.shared.record_age();
+        if change.reconnected {
+            self.shared.metrics.record_reconnect();
+        }
+        if change.given_back {
+            self.shared.metrics.record_withdrawal(false);
+            tracing::info!("the issuer gave the bundles back");
+        }
+        if change.changed {
+            self.shared.metrics.record_update();
+            self.tell_of_set(change.first);
+        }
+        if change.lost_keys || change.given_back {
+            let set = self.shared.known();
+            let has = |set: &JwtBundleSet, trust_domain: &str, key_id: &str| {
+                set.get(trust_domain)
+                    .is_some_and(|bundle| bundle.authority(key_id).is_some())
+            };
+            self.cache.authorities_gone(&|trust_domain, key_id| {
+                // What a withdrawal took is not known any more: there only the new set speaks.
+                let had = change.given_back || has(&before, trust_domain, key_id);
+                had && !has(&set, trust_domain, key_id)
+            });
+        }
+        true
+    }
+
+    async fn read(&self, message: JwtBundlesMessage) -> Option<Result<Intake, Discarded>> {
+        let known = self.shared.known();
+        let limits = self.limits;
+        let bundles = match intake::unpack(message, &limits) {
+            Ok(bundles) => bundles,
+            Err(discarded) => return Some(Err(discarded)),
+        };
+        let size: usize = bundles.values().map(|jwks| jwks.len()).sum();
+        if size <= READ_HERE {
+            return Some(intake::read(bundles, &known, &limits));
+        }
+        own_thread::run(move || intake::read(bundles, &known, &limits)).await
+    }
+
+    fn tell_of_set(&self, first: bool) {
+        let set = self.shared.known();
+        let keys: usize = set.iter().map(|bundle| bundle.len()).sum();
+        let revision = self.shared.revision().unwrap_or_default();
+        if first {
+            tracing::info!(revision, trust_domains = set.len(), keys, "first bundles");
+        } else {
+            tracing::info!(revision, trust_domains = set.len(), keys, "bundles changed");
+        }
+    }
+
+    /// What the end of a stream means, and how long to wait before the next.
+    fn ended(&mut self, end: End, healthy: bool) -> Duration {
+        let error = match end {
+            End::Clean | End::Quiet | End::Jumped => {
+                tracing::debug!("the agent ended the bundle stream");
+                self.shared.stream_ended(None);
+                return self.delay(healthy);
+            }
+            End::Doubtful => {
+                // What does not answer a call will not tell of a change either.
+                let kind = "doubtful-connection";
+                let text = "a call over the same connection got no answer; connecting anew";
+                let rpc = None;
+                self.shared
+                    .stream_ended(Some(&StreamError { kind, text, rpc }));
+                self.said.tell(kind, "", format_args!("{text}"));
+                return self.delay(healthy);
+            }
+            End::Failed(error) => error,
+        };
+        if error.reason() == WorkloadApiErrorReason::MessageTooLarge {
+            self.shared.discarding();
+        }
+        let text = error.to_string();
+        let stream_error = StreamError::of(&error, &text);
+        let withdrew = self.shared.stream_ended(Some(&stream_error));
+        match withdrew {
+            Some(Withdrew::AtOnce) => tell_of_withdrawal(),
+            Some(Withdrew::After(delay)) => {
+                tracing::warn!(delay_ms = millis(delay), "the issuer withdrew the bundles");
+            }
+            Some(Withdrew::Never) | None => {}
+        }
+        self.said.tell(error.kind(), "", format_args!("{text}"));
+        if withdrew.is_some() {
+            self.quick.reset();
+            self.quick_until = Instant::now().checked_add(quick::FOR);
+        }
+        if error.is_retryable() {
+            self.shared.no_longer_refused();
+            let denied = error.reason() == WorkloadApiErrorReason::PermissionDenied;
+            return match self.quick_until {
+                Some(until) if denied && until > Instant::now() => self.quick.next(),
+                _ => self.delay(healthy),
+            };
+        }
+        self.shared.refuse(error);
+        self.backoff.next_longest()
+    }
+
+    /// Immediate after a healthy stretch (Workload API section 4.2), else with backoff.
+    fn delay(&mut self, healthy: bool) -> Duration {
+        if healthy {
+            Duration::ZERO
+        } else {
+            self.backoff.next()
+        }
+    }
+
+    /// A message could not be used.
+    fn failed(&mut self, kind: &'static str, text: &str) {
+        self.shared.failed(kind, text);
+        self.said.tell(kind, "", format_args!("{text}"));
+    }
+}
+
+/// Reports that the task runs, and notices what the clocks bring.
+async fn beating(shared: &Shared) {
+    let mut beats = tokio::time::interval(BEAT_EVERY);
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        beats.tick().await;
+        if shared.beat() {
+            tell_of_withdrawal();
+        }
+    }
+}
+
+fn tell_of_withdrawal() {
+    tracing::warn!("the withdrawal of the bundles takes effect");
+}
+
+/// Marks the source as ended when the task goes, in whatever way.
+struct EndGuard {
+    shared: Arc<Shared>,
+    cache: SvidCache,
+    /// The reason was logged.
+    known: bool,
+}
+
+impl Drop for EndGuard {
+    fn drop(&mut self) {
+        // No warning: a runtime ends with each test and each program. Whoever needs the source
+        // after that gets `Closed`.
+        if !self.known && !self.shared.is_closed() {
+            tracing::info!("the source is closed: the runtime that it was built on has ended");
+        }
+        self.cache.close();
+        self.shared.ended();
+    }
+}
+
+/// Which troubles were told of, by class and by what they are about (nothing, where it is the
+/// stream): the first is a warning, repeats are not.
+#[derive(Default)]
+struct Said(Vec<(&'static str, Box<str>)>);
+
+impl Said {
+    fn tell(&mut self, kind: &'static str, about: &str, text: std::fmt::Arguments<'_>) {
+        if self.0.iter().any(|(k, a)| *k == kind && **a == *about) {
+            tracing::debug!(kind, error = %text, "trouble with the bundle stream, again");
+        } else {
+            tracing::warn!(kind, error = %text, "trouble with the bundle stream");
+            self.0.push((kind, about.into()));
+        }
+    }
+
+    /// A message came, and only these are in trouble still.
+    fn keep(&mut self, still: impl Fn(&str) -> bool) {
+        self.0.retain(|(_, about)| {
+            let keep = still(about);
+            if !keep && !about.is_empty() {
+                tracing::info!(trust_domain = %about, "its bundle is read again, or gone");
+            }
+            keep
+        });
+    }
+}
+
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => pending().await,
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

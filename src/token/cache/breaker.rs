@@ -1,0 +1,189 @@
+//! The breaker of a whole source: when the issuer does not answer, one asks for all.
+
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use super::entry::Entry;
+use super::moment::Moment;
+use super::settings::Settings;
+use crate::token::FetchSvidError;
+
+/// Opens after failures in a row to connect or to answer in time; then lets one probe through at
+/// a time, until one is answered.
+pub(crate) struct Breaker(Mutex<State>);
+
+struct State {
+    /// Failures in a row.
+    streak: u32,
+    /// Probes that failed since it opened.
+    failed_probes: u32,
+    /// While open: no probe before this.
+    open_until: Option<Moment>,
+    /// The probe under way, and when it is given up for lost.
+    probe: Option<(u64, Moment)>,
+    last_probe: u64,
+    cause: Option<FetchSvidError>,
+    /// Of those that were turned away, the one to go first.
+    next: Option<(Rank, Weak<Entry>)>,
+}
+
+/// Who is to probe first: an audience that had a token before one that never had, then the one that
+/// failed the fewest times in a row. Otherwise an audience that the issuer never answers, asked for
+/// all the time, would take every probe, and nobody would find out that others are answered.
+pub(crate) type Rank = (bool, u32);
+
+/// May a fetch start?
+pub(crate) enum Admission {
+    /// It may.
+    Go,
+    /// It may, as the one that finds out for all. It has no longer than this for it.
+    Probe { id: u64, deadline: Duration },
+    /// Not now.
+    No {
+        retry_after: Duration,
+        cause: Option<FetchSvidError>,
+        /// Who is to ask in its place.
+        first: Option<Arc<Entry>>,
+    },
+}
+
+impl Breaker {
+    pub(crate) fn new() -> Self {
+        Self(Mutex::new(State {
+            streak: 0,
+            failed_probes: 0,
+            open_until: None,
+            probe: None,
+            last_probe: 0,
+            cause: None,
+            next: None,
+        }))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn admit(
+        &self,
+        now: Moment,
+        settings: &Settings,
+        entry: &Arc<Entry>,
+        rank: Rank,
+    ) -> Admission {
+        let mut state = self.lock();
+        let Some(open_until) = state.open_until else {
+            return Admission::Go;
+        };
+        let wait = match state.probe {
+            // The answer to everyone's question is on its way.
+            Some((_, lost_at)) if !lost_at.reached(now) => {
+                open_until.until(now).max(settings.breaker.first)
+            }
+            _ => open_until.until(now),
+        };
+        if !wait.is_zero() {
+            state.turn_away(entry, rank);
+            return Admission::No {
+                retry_after: wait,
+                cause: state.cause.clone(),
+                first: None,
+            };
+        }
+        if let Some(first) = state.before(entry, rank) {
+            state.turn_away(entry, rank);
+            return Admission::No {
+                retry_after: settings.breaker.first,
+                cause: state.cause.clone(),
+                first: Some(first),
+            };
+        }
+        // A hung issuer costs a probe a little, a slow one is given time in the end.
+        let doubled = settings
+            .slow_after
+            .saturating_mul(1 << state.failed_probes.min(16));
+        let deadline = doubled.min(settings.fetch_deadline);
+        state.last_probe += 1;
+        let id = state.last_probe;
+        let lost_at = now.plus(deadline).plus(LOST_AFTER);
+        state.probe = Some((id, lost_at));
+        Admission::Probe { id, deadline }
+    }
+
+    /// The issuer answered, whatever it said. Whether that closed the breaker.
+    pub(crate) fn answered(&self) -> bool {
+        let mut state = self.lock();
+        let was_open = state.open_until.is_some();
+        state.streak = 0;
+        state.failed_probes = 0;
+        state.open_until = None;
+        state.probe = None;
+        state.cause = None;
+        state.next = None;
+        was_open
+    }
+
+    /// The issuer could not be reached, or did not answer in time; `probe` where that was one.
+    /// Whether that opened the breaker.
+    pub(crate) fn failed(
+        &self,
+        now: Moment,
+        probe: Option<u64>,
+        cause: &FetchSvidError,
+        settings: &Settings,
+    ) -> bool {
+        let mut state = self.lock();
+        state.streak = state.streak.saturating_add(1);
+        state.cause = Some(cause.clone());
+        if state.open_until.is_some() {
+            // Only the probe's word counts: what began before it says nothing new.
+            if probe.is_some() && state.probe.map(|(id, _)| id) == probe {
+                state.probe = None;
+                state.failed_probes = state.failed_probes.saturating_add(1);
+                let delay = settings
+                    .breaker
+                    .after(state.failed_probes.saturating_add(1));
+                state.open_until = Some(now.plus(delay));
+            }
+            return false;
+        }
+        if state.streak < settings.breaker_after {
+            return false;
+        }
+        state.failed_probes = 0;
+        state.open_until = Some(now.plus(settings.breaker.after(1)));
+        true
+    }
+
+    /// The probe ended without a word from the issuer, for a reason of our own.
+    pub(crate) fn abandoned(&self, probe: u64) {
+        let mut state = self.lock();
+        if state.probe.is_some_and(|(id, _)| id == probe) {
+            state.probe = None;
+        }
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.lock().open_until.is_some()
+    }
+}
+
+impl State {
+    fn turn_away(&mut self, entry: &Arc<Entry>, rank: Rank) {
+        let known = self.next.as_ref();
+        if known.is_none_or(|(before, other)| rank < *before || other.strong_count() == 0) {
+            self.next = Some((rank, Arc::downgrade(entry)));
+        }
+    }
+
+    /// Who goes before this one; its turn is now.
+    fn before(&mut self, entry: &Arc<Entry>, rank: Rank) -> Option<Arc<Entry>> {
+        let (_, first) = self
+            .next
+            .take_if(|(before, other)| *before < rank || other.as_ptr() == Arc::as_ptr(entry))?;
+        first.upgrade().filter(|first| !Arc::ptr_eq(first, entry))
+    }
+}
+
+/// Past its deadline by this much, a probe's task must be gone.
+const LOST_AFTER: Duration = Duration::from_secs(1);

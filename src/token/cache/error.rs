@@ -1,0 +1,363 @@
+//! Why a request got no token.
+
+use std::error::Error;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::runtime::Missing;
+use crate::token::{FetchSvidError, FetchSvidReason, SvidRequest};
+
+/// Why no token of our own could be fetched, or put into a request.
+///
+/// Requests that waited for the same fetch get clones of the same error.
+///
+/// # As a gRPC status
+///
+/// With feature `workload-api` or `tonic`, its [`source`](Error::source) is a `tonic::Status`, which
+/// `tonic::Status::from_error` finds: a call over a tonic channel ends with it. With feature `tonic`,
+/// `?` converts a `TokenError` in a handler that returns `tonic::Status`. Both give the same code and
+/// text, which are safe to forward to the caller of the handler: they depend on the class only, name
+/// neither the agent nor an audience, and are never UNAUTHENTICATED, which would blame the caller's
+/// token.
+///
+/// | code | reasons |
+/// | --- | --- |
+/// | DEADLINE_EXCEEDED | [`DeadlineExceeded`](TokenErrorReason::DeadlineExceeded) |
+/// | INTERNAL: someone has to change a registration entry or the configuration | [`Denied`](TokenErrorReason::Denied), [`InvalidRequest`](TokenErrorReason::InvalidRequest), [`NoRuntime`](TokenErrorReason::NoRuntime), [`NoOrigin`](TokenErrorReason::NoOrigin), [`ForeignOrigin`](TokenErrorReason::ForeignOrigin), [`Plaintext`](TokenErrorReason::Plaintext), [`HeaderPresent`](TokenErrorReason::HeaderPresent) |
+/// | UNAVAILABLE | all others |
+///
+/// The details are in this error, which is the `source()` of such a status
+/// ([`find`](Self::find)), and in the logs. Text made from this error's `Display` or `Debug` has them
+/// too: do not send it to peers.
+#[derive(Clone)]
+pub struct TokenError {
+    inner: Arc<Inner>,
+    // Told anew to each who asks; the rest is shared.
+    retry_after: Option<Duration>,
+}
+
+struct Inner {
+    reason: TokenErrorReason,
+    message: String,
+    fetch: Option<FetchSvidError>,
+    #[cfg(any(feature = "workload-api", feature = "tonic"))]
+    status: tonic::Status,
+}
+
+/// The class of a [`TokenError`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum TokenErrorReason {
+    /// The issuer could not be reached, or says that it cannot serve now.
+    Unavailable,
+    /// No token came in time.
+    Timeout,
+    /// The `grpc-timeout` of the call ended before the token came.
+    DeadlineExceeded,
+    /// The issuer gives this workload no such identity (it may, later).
+    Denied,
+    /// The request can never succeed as it is.
+    InvalidRequest,
+    /// The issuer answered with something that is no acceptable token.
+    Unacceptable,
+    /// The agent returned an old token, which has expired: its server is probably unreachable.
+    StaleToken,
+    /// The issuer answered with another token that is already expired: the clocks differ.
+    ClockSkew,
+    /// The cache is full of audiences whose fetch is under way.
+    Full,
+    /// The source was shut down.
+    Closed,
+    /// The fetcher panicked.
+    Panicked,
+    /// The call needs a tokio runtime with timers, and there is none.
+    NoRuntime,
+    /// The request shows no origin, and none was promised with `assume_origin`.
+    NoOrigin,
+    /// The request matches no origin that a token may go to, by its URI or by its `Host` header, and
+    /// the layer is strict.
+    ForeignOrigin,
+    /// The request would carry the token in the clear, and that was not allowed.
+    Plaintext,
+    /// The request already has the header, and the layer was told to refuse that.
+    HeaderPresent,
+    /// Anything else that the fetcher reported.
+    Other,
+}
+
+impl TokenErrorReason {
+    /// The class as a fixed, short text: for metrics and logs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unavailable => "unavailable",
+            Self::Timeout => "timeout",
+            Self::DeadlineExceeded => "deadline-exceeded",
+            Self::Denied => "denied",
+            Self::InvalidRequest => "invalid-request",
+            Self::Unacceptable => "unacceptable",
+            Self::StaleToken => "stale-token",
+            Self::ClockSkew => "clock-skew",
+            Self::Full => "full",
+            Self::Closed => "closed",
+            Self::Panicked => "panicked",
+            Self::NoRuntime => "no-runtime",
+            Self::NoOrigin => "no-origin",
+            Self::ForeignOrigin => "foreign-origin",
+            Self::Plaintext => "plaintext",
+            Self::HeaderPresent => "header-present",
+            Self::Other => "other",
+        }
+    }
+
+    pub(crate) const fn of(reason: FetchSvidReason) -> Self {
+        match reason {
+            FetchSvidReason::Unavailable => Self::Unavailable,
+            FetchSvidReason::Timeout => Self::Timeout,
+            FetchSvidReason::Denied => Self::Denied,
+            FetchSvidReason::InvalidRequest => Self::InvalidRequest,
+            FetchSvidReason::Unacceptable => Self::Unacceptable,
+            FetchSvidReason::Stale => Self::StaleToken,
+            FetchSvidReason::Expired => Self::ClockSkew,
+            FetchSvidReason::Closed => Self::Closed,
+            FetchSvidReason::Panicked => Self::Panicked,
+            FetchSvidReason::NoRuntime => Self::NoRuntime,
+            FetchSvidReason::Other => Self::Other,
+        }
+    }
+}
+
+impl TokenError {
+    pub(crate) fn new(reason: TokenErrorReason, message: impl Into<String>) -> Self {
+        Self::build(reason, message.into(), None)
+    }
+
+    /// A fetch for `request` that failed.
+    pub(crate) fn fetching(request: &SvidRequest, error: FetchSvidError) -> Self {
+        let message = format!("no JWT-SVID for {}: {error}", Audiences(request));
+        Self::build(TokenErrorReason::of(error.reason()), message, Some(error))
+    }
+
+    pub(crate) fn for_request(
+        reason: TokenErrorReason,
+        request: &SvidRequest,
+        what: impl fmt::Display,
+    ) -> Self {
+        Self::new(
+            reason,
+            format!("no JWT-SVID for {}: {what}", Audiences(request)),
+        )
+    }
+
+    pub(crate) fn closed() -> Self {
+        Self::new(
+            TokenErrorReason::Closed,
+            "the source of JWT-SVIDs was shut down",
+        )
+    }
+
+    pub(crate) fn aborted(request: &SvidRequest) -> Self {
+        Self::for_request(TokenErrorReason::Timeout, request, "the fetch was given up")
+    }
+
+    pub(crate) fn no_runtime(request: &SvidRequest, missing: Missing) -> Self {
+        Self::for_request(
+            TokenErrorReason::NoRuntime,
+            request,
+            format_args!("waiting for one needs timers, and {missing}"),
+        )
+    }
+
+    pub(crate) fn full(request: &SvidRequest) -> Self {
+        Self::for_request(
+            TokenErrorReason::Full,
+            request,
+            "the cache is full of audiences that are being fetched; raise `max_entries`",
+        )
+    }
+
+    /// The issuer is given up for a while, because of `cause`.
+    pub(crate) fn breaker_open(request: &SvidRequest, cause: Option<FetchSvidError>) -> Self {
+        match cause {
+            Some(cause) => Self::fetching(request, cause),
+            None => Self::for_request(
+                TokenErrorReason::Unavailable,
+                request,
+                "the issuer does not answer",
+            ),
+        }
+    }
+
+    pub(crate) fn retry_in(mut self, nanos: u64) -> Self {
+        self.retry_after = Some(Duration::from_nanos(nanos));
+        self
+    }
+
+    fn build(reason: TokenErrorReason, message: String, fetch: Option<FetchSvidError>) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                reason,
+                #[cfg(any(feature = "workload-api", feature = "tonic"))]
+                status: status(reason, fetch.as_ref()),
+                message,
+                fetch,
+            }),
+            retry_after: None,
+        }
+    }
+
+    /// The class.
+    pub fn reason(&self) -> TokenErrorReason {
+        self.inner.reason
+    }
+
+    /// The failed fetch, where there was one.
+    pub fn fetch_error(&self) -> Option<&FetchSvidError> {
+        self.inner.fetch.as_ref()
+    }
+
+    /// How long until the cache asks the issuer again; a request before that gets this same error.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
+    /// Whether the same request may succeed later without anyone changing the program.
+    pub fn is_retryable(&self) -> bool {
+        !matches!(
+            self.inner.reason,
+            TokenErrorReason::InvalidRequest
+                | TokenErrorReason::Closed
+                | TokenErrorReason::NoRuntime
+                | TokenErrorReason::NoOrigin
+                | TokenErrorReason::ForeignOrigin
+                | TokenErrorReason::Plaintext
+                | TokenErrorReason::HeaderPresent
+        )
+    }
+
+    /// Returns the tonic status of the class, with this error as its source. Its text has no
+    /// details, so that it can be sent to peers.
+    #[cfg(feature = "tonic")]
+    pub fn to_status(&self) -> tonic::Status {
+        self.clone().into()
+    }
+
+    /// The `TokenError` in an error that a client returned: itself, or anywhere among its sources.
+    pub fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
+        let mut next = Some(error);
+        while let Some(error) = next {
+            if let Some(found) = error.downcast_ref() {
+                return Some(found);
+            }
+            // These give as their source that of what they wrap, and leave itself out.
+            #[cfg(feature = "reqwest-middleware")]
+            if let Some(reqwest_middleware::Error::Middleware(inner)) = error.downcast_ref() {
+                next = Some(inner.as_ref());
+                continue;
+            }
+            next = match error
+                .downcast_ref::<std::io::Error>()
+                .and_then(std::io::Error::get_ref)
+            {
+                Some(inner) => Some(inner),
+                None => error.source(),
+            };
+        }
+        None
+    }
+}
+
+#[cfg(any(feature = "workload-api", feature = "tonic"))]
+impl TokenErrorReason {
+    /// The status of the class, without details.
+    pub(crate) fn status(self) -> tonic::Status {
+        let (code, text) = self.for_peer();
+        tonic::Status::new(i32::from(code.as_u8()).into(), text)
+    }
+}
+
+/// The status in the source chain of a `TokenError`, where tonic looks for one.
+#[cfg(any(feature = "workload-api", feature = "tonic"))]
+fn status(reason: TokenErrorReason, fetch: Option<&FetchSvidError>) -> tonic::Status {
+    let mut status = reason.status();
+    if let Some(fetch) = fetch {
+        status.set_source(Arc::new(fetch.clone()));
+    }
+    status
+}
+
+/// The fixed text of the class, with this error as its source.
+#[cfg(feature = "tonic")]
+impl From<TokenError> for tonic::Status {
+    fn from(error: TokenError) -> Self {
+        let mut status = error.reason().status();
+        status.set_source(Arc::new(error));
+        status
+    }
+}
+
+impl fmt::Display for TokenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.inner.message)?;
+        match self.retry_after {
+            Some(after) => write!(f, "; the next try is in {:.1} s", after.as_secs_f64()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for TokenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TokenError")
+            .field("reason", &self.inner.reason)
+            .field("message", &self.inner.message)
+            .field("retry_after", &self.retry_after)
+            .finish()
+    }
+}
+
+impl Error for TokenError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        #[cfg(any(feature = "workload-api", feature = "tonic"))]
+        {
+            Some(&self.inner.status)
+        }
+        #[cfg(not(any(feature = "workload-api", feature = "tonic")))]
+        {
+            self.inner.fetch.as_ref().map(|fetch| fetch as _)
+        }
+    }
+}
+
+/// The audiences of a request, bounded, for a message.
+struct Audiences<'a>(&'a SvidRequest);
+
+impl fmt::Display for Audiences<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 3;
+        const LEN: usize = 128;
+        let audiences = self.0.audiences();
+        for (at, audience) in audiences.iter().take(SHOWN).enumerate() {
+            let comma = if at == 0 { "" } else { ", " };
+            write!(f, "{comma}{:?}", bounded(audience, LEN))?;
+        }
+        if audiences.len() > SHOWN {
+            write!(f, " and {} more", audiences.len() - SHOWN)?;
+        }
+        if let Some(id) = self.0.spiffe_id() {
+            write!(f, " as {id}")?;
+        }
+        if let Some(hint) = self.0.hint() {
+            write!(f, " as hint {:?}", bounded(hint, LEN))?;
+        }
+        Ok(())
+    }
+}
+
+/// The first `len` bytes of `text`, or the few less that end at a character.
+fn bounded(text: &str, len: usize) -> &str {
+    let end = (0..=len.min(text.len()))
+        .rev()
+        .find(|at| text.is_char_boundary(*at));
+    text.get(..end.unwrap_or(0)).unwrap_or_default()
+}

@@ -1,0 +1,354 @@
+//! One fetch for everyone who waits for it.
+
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::{AbortHandle, Abortable, Shared};
+
+use super::breaker::Admission;
+use super::context::Context;
+use super::entry::{Entry, NEVER};
+use super::error::TokenError;
+use super::landing::Landing;
+use super::limits::{Permit, Urgency};
+use super::moment::{Moment, nanos};
+use super::settings::Settings;
+use super::token::Token;
+use crate::runtime::Missing;
+use crate::token::{FetchSvidError, FetchSvidReason, JwtSvid, SvidRequest};
+
+/// What everyone who waits for a flight gets.
+pub(crate) type Outcome = Shared<Pin<Box<dyn Future<Output = FlightResult> + Send>>>;
+pub(crate) type FlightResult = Result<Arc<Token>, Down>;
+
+/// Why a flight brought nothing.
+#[derive(Clone)]
+pub(crate) enum Down {
+    /// The fetch failed.
+    Failed(TokenError),
+    /// It was given up, or went down with the runtime that it was on: the issuer had no part in it.
+    Lost,
+}
+
+/// A task that overslept its deadline by this much is lost.
+const LEASE_SLACK: Duration = Duration::from_secs(2);
+
+/// A fetch under way. It belongs to nobody who waits for it: a spawned task drives it, and any
+/// waiter does too, so neither a caller that goes away nor one that is never polled again, nor a
+/// runtime that ends, holds up the others.
+pub(crate) struct Flight {
+    id: u64,
+    started: u64,
+    /// Past this the flight is given up for lost.
+    lease: AtomicU64,
+    /// When its call began; `NEVER` while it waits for its turn.
+    called: AtomicU64,
+    outcome: Outcome,
+    urgency: Arc<Urgency>,
+    abort: AbortHandle,
+}
+
+impl Flight {
+    /// Starts one; an error without a tokio runtime that has timers.
+    pub(crate) fn start(
+        entry: &Arc<Entry>,
+        id: u64,
+        now: Moment,
+        probe: Option<(u64, Duration)>,
+        urgent: bool,
+    ) -> Result<Box<Self>, Missing> {
+        let cx = &entry.cx;
+        let runtime = cx.runtime()?;
+        let urgency = Arc::new(Urgency::new(urgent));
+        let (abort, registration) = AbortHandle::new_pair();
+        let task = Arc::new(());
+        let pilot = Pilot {
+            cx: cx.clone(),
+            // Weak: an entry holds its flight, and the flight must not hold the entry.
+            entry: Arc::downgrade(entry),
+            request: entry.request.clone(),
+            flight: id,
+            urgency: urgency.clone(),
+            probe: probe.map(|(id, _)| id),
+            task: Arc::downgrade(&task),
+        };
+        let flying = Abortable::new(pilot.fly(probe.map(|(_, deadline)| deadline)), registration)
+            .map(|result| result.unwrap_or(Err(Down::Lost)));
+        let outcome = (Box::pin(flying) as Pin<Box<dyn Future<Output = _> + Send>>).shared();
+        drop(runtime.spawn(outcome.clone().map(move |_| drop(task))));
+
+        // In the queue first, then the call itself.
+        let wait = cx
+            .settings
+            .fetch_deadline
+            .saturating_mul(2)
+            .saturating_add(LEASE_SLACK);
+        Ok(Box::new(Self {
+            id,
+            started: now.mono(),
+            lease: AtomicU64::new(now.plus(wait).mono()),
+            called: AtomicU64::new(NEVER),
+            outcome,
+            urgency,
+            abort,
+        }))
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(crate) fn started(&self) -> u64 {
+        self.started
+    }
+
+    pub(crate) fn lease(&self) -> u64 {
+        self.lease.load(Ordering::Relaxed)
+    }
+
+    /// The call begins, and has until `lease`.
+    pub(crate) fn calls(&self, began: u64, lease: u64) {
+        self.called.store(began, Ordering::Relaxed);
+        self.lease.store(lease, Ordering::Relaxed);
+    }
+
+    /// When the call began, if it has.
+    pub(crate) fn called(&self) -> Option<u64> {
+        Some(self.called.load(Ordering::Relaxed)).filter(|called| *called != NEVER)
+    }
+
+    pub(crate) fn outcome(&self) -> Outcome {
+        self.outcome.clone()
+    }
+
+    /// Somebody waits for it now.
+    pub(crate) fn raise(&self) {
+        self.urgency.raise();
+    }
+}
+
+/// A flight that its entry lets go of is over: there are never two for one key.
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.abort.abort();
+    }
+}
+
+struct Pilot {
+    cx: Arc<Context>,
+    entry: Weak<Entry>,
+    request: SvidRequest,
+    flight: u64,
+    urgency: Arc<Urgency>,
+    probe: Option<u64>,
+    /// Gone with the task that was spawned for the flight.
+    task: Weak<()>,
+}
+
+impl Pilot {
+    async fn fly(mut self, probe_deadline: Option<Duration>) -> FlightResult {
+        // Timers and sockets of a runtime that was shut down panic where a waiter on another one
+        // polls them: that is the flight's end, never the waiter's.
+        let cleared = AssertUnwindSafe(self.cleared(probe_deadline));
+        let landing = match cleared.catch_unwind().await {
+            Ok(Ok(Err(error)))
+                if error.reason() == FetchSvidReason::Panicked && self.task.strong_count() == 0 =>
+            {
+                Landing::Lost
+            }
+            Ok(Ok(answer)) => Landing::Answer(answer),
+            Ok(Err(refused)) => refused,
+            Err(_) => Landing::Lost,
+        };
+        let Some(entry) = self.entry.upgrade() else {
+            return Err(Down::Lost);
+        };
+        let now = self.cx.moment();
+        let result = entry.land(self.flight, landing, now);
+        self.cx.nudge.notify_waiters();
+        result
+    }
+
+    /// Waits for its turn, then makes the call; `Err` where the breaker opened meanwhile.
+    async fn cleared(
+        &mut self,
+        probe_deadline: Option<Duration>,
+    ) -> Result<Result<Token, FetchSvidError>, Landing> {
+        let cx = self.cx.clone();
+        let settings = &cx.settings;
+        if let Some(deadline) = probe_deadline {
+            return Ok(self.call(None, deadline).await);
+        }
+        let queued = async {
+            let permit = cx.limits.room(&self.urgency).await;
+            cx.limits.turn(&*cx.clock).await;
+            permit
+        };
+        let permit = match tokio::time::timeout(settings.fetch_deadline, queued).await {
+            Ok(Ok(permit)) => permit,
+            Ok(Err(_)) | Err(_) => {
+                return Ok(Err(FetchSvidError::new(
+                    FetchSvidReason::Timeout,
+                    "too many other audiences were fetched first",
+                )));
+            }
+        };
+        let now = cx.moment();
+        let admission = {
+            let entry = self.entry.upgrade().ok_or(Landing::Lost)?;
+            let rank = entry.rank(&entry.gate());
+            cx.breaker.admit(now, settings, &entry, rank)
+        };
+        match admission {
+            Admission::Go => Ok(self.call(Some(permit), settings.fetch_deadline).await),
+            Admission::Probe { id, deadline } => {
+                drop(permit);
+                self.probe = Some(id);
+                Ok(self.call(None, deadline).await)
+            }
+            Admission::No {
+                retry_after,
+                cause,
+                first,
+            } => {
+                if let Some(first) = first {
+                    first.go_first(now);
+                }
+                Err(Landing::Refused { retry_after, cause })
+            }
+        }
+    }
+
+    /// One call to the issuer, and what it says about the issuer.
+    async fn call(
+        &self,
+        permit: Option<Permit>,
+        deadline: Duration,
+    ) -> Result<Token, FetchSvidError> {
+        let cx = &*self.cx;
+        let settings = &cx.settings;
+        let began = cx.clock.monotonic();
+        if let Some(entry) = self.entry.upgrade() {
+            let lease = nanos(began.saturating_add(deadline).saturating_add(LEASE_SLACK));
+            entry.calls(self.flight, nanos(began), lease);
+        }
+        let is_probe = self.probe.is_some();
+        let mut spoken_against = false;
+        let mut fetch = std::pin::pin!(guarded(cx, &self.request));
+        let quick = if is_probe {
+            deadline
+        } else {
+            deadline.min(settings.slow_after)
+        };
+        let mut answer = tokio::time::timeout(quick, fetch.as_mut()).await.ok();
+        if answer.is_none() && quick < deadline {
+            spoken_against = true;
+            self.speak_against(&late(quick, settings));
+            if let Some(entry) = self.entry.upgrade() {
+                entry.is_slow();
+            }
+            // Others get the room; the answer is awaited still, in a smaller corner.
+            if let Some(_aside) = cx.limits.step_aside() {
+                drop(permit);
+                answer = tokio::time::timeout(deadline - quick, fetch).await.ok();
+            }
+        }
+        let answer = answer
+            .unwrap_or_else(|| Err(late(cx.clock.monotonic().saturating_sub(began), settings)));
+        match &answer {
+            Err(error) if is_silence(error) => {
+                if !spoken_against {
+                    self.speak_against(error);
+                }
+            }
+            Err(error) if is_our_own(error) => {
+                if let Some(probe) = self.probe {
+                    cx.breaker.abandoned(probe);
+                }
+            }
+            _ => {
+                if cx.breaker.answered() {
+                    tracing::info!("the issuer of JWT-SVIDs answers again");
+                }
+            }
+        }
+        let had = self.entry.upgrade();
+        let had = had.and_then(|entry| entry.token.load_full());
+        let accept = |svid| {
+            let had = had.as_deref();
+            Token::accept(
+                svid,
+                &self.request,
+                had,
+                cx.moment(),
+                settings,
+                &cx.subjects,
+            )
+        };
+        let answer = answer.and_then(accept);
+        cx.fetched(&answer, cx.clock.monotonic().saturating_sub(began));
+        answer
+    }
+
+    fn speak_against(&self, error: &FetchSvidError) {
+        let cx = &*self.cx;
+        let now = cx.moment();
+        if cx.breaker.failed(now, self.probe, error, &cx.settings) {
+            cx.breaker_opened();
+        }
+    }
+}
+
+/// A probe whose pilot is dropped leaves its place to another.
+impl Drop for Pilot {
+    fn drop(&mut self) {
+        if let Some(probe) = self.probe {
+            self.cx.breaker.abandoned(probe);
+        }
+    }
+}
+
+/// The fetcher's call; a panic in it is an error.
+async fn guarded(cx: &Context, request: &SvidRequest) -> Result<JwtSvid, FetchSvidError> {
+    let fetcher = &cx.fetcher;
+    let answer = async { fetcher.fetch_svid(request).await };
+    AssertUnwindSafe(answer)
+        .catch_unwind()
+        .await
+        .unwrap_or_else(|_| {
+            Err(FetchSvidError::new(
+                FetchSvidReason::Panicked,
+                "the fetcher panicked",
+            ))
+        })
+}
+
+fn late(after: Duration, settings: &Settings) -> FetchSvidError {
+    let shown = after.min(settings.fetch_deadline).as_secs_f64();
+    FetchSvidError::new(
+        FetchSvidReason::Timeout,
+        format!("the issuer did not answer within {shown:.0} s"),
+    )
+}
+
+/// No answer at all. An issuer that says itself that it cannot serve has answered, unless that is
+/// how its transport puts it: then the fetcher leaves the code out.
+pub(super) fn is_silence(error: &FetchSvidError) -> bool {
+    match error.reason() {
+        FetchSvidReason::Timeout => true,
+        FetchSvidReason::Unavailable => error.code().is_none(),
+        _ => false,
+    }
+}
+
+/// Says nothing about the issuer.
+pub(super) fn is_our_own(error: &FetchSvidError) -> bool {
+    matches!(
+        error.reason(),
+        FetchSvidReason::Closed | FetchSvidReason::Panicked | FetchSvidReason::NoRuntime
+    )
+}

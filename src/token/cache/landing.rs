@@ -1,0 +1,227 @@
+//! How a fetch ends: what becomes of its token or its error.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::entry::{Entry, NEVER};
+use super::entry_state::{Gate, Paced, count};
+use super::error::TokenError;
+use super::flight::{Down, FlightResult, is_our_own, is_silence};
+use super::moment::{Moment, nanos};
+use super::token::Token;
+use crate::token::{FetchSvidError, FetchSvidReason, SvidRequest};
+
+/// How a flight ended.
+pub(crate) enum Landing {
+    /// With the issuer's answer, or for want of one.
+    Answer(Result<Token, FetchSvidError>),
+    /// The breaker did not let it begin.
+    Refused {
+        retry_after: Duration,
+        cause: Option<FetchSvidError>,
+    },
+    /// With its runtime.
+    Lost,
+}
+
+/// A fetch that failed, for those who wait and for the log.
+struct Failure {
+    error: TokenError,
+    /// A warning was given of its like already.
+    known: bool,
+    /// There is a token that may still be sent.
+    usable: bool,
+}
+
+impl Failure {
+    /// The first failure of a class is a warning; what repeats it is not.
+    fn tell(&self, request: &SvidRequest, error: &FetchSvidError) {
+        let usable = self.usable;
+        if self.known {
+            tracing::debug!(?request, %error, usable, "fetching a JWT-SVID failed again");
+        } else {
+            tracing::warn!(?request, %error, usable, "fetching a JWT-SVID failed");
+        }
+    }
+}
+
+impl Entry {
+    /// Takes in how a flight ended, and tells what those who wait for it get. The new token is
+    /// visible before this returns, so before anyone is woken.
+    pub(crate) fn land(
+        self: &Arc<Self>,
+        flight: u64,
+        landing: Landing,
+        now: Moment,
+    ) -> FlightResult {
+        let mut gate = self.gate();
+        let landed = gate.flight.take_if(|current| current.id() == flight);
+        let called = landed.and_then(|landed| landed.called());
+        let answer = match landing {
+            Landing::Refused { retry_after, cause } => {
+                let until = now.mono().saturating_add(nanos(retry_after));
+                self.quiet_until.store(until, Ordering::Release);
+                let error = TokenError::breaker_open(&self.request, cause);
+                return Err(Down::Failed(error.retry_in(nanos(retry_after))));
+            }
+            Landing::Lost => {
+                self.cx.counts.lost();
+                self.quiet_until.store(0, Ordering::Release);
+                return Err(Down::Lost);
+            }
+            Landing::Answer(answer) => answer,
+        };
+        count(&mut gate.counts.fetches);
+        match (&answer, called) {
+            (Err(error), Some(called)) if is_silence(error) => {
+                gate.rare().silent_since.get_or_insert(called);
+            }
+            (Err(error), _) if is_silence(error) || is_our_own(error) => {}
+            _ => {
+                if let Some(rare) = &mut gate.rare {
+                    rare.silent_since = None;
+                }
+            }
+        }
+        match answer {
+            Ok(token) => {
+                let slow_after = nanos(self.cx.settings.slow_after);
+                let slow =
+                    called.is_some_and(|called| now.mono() >= called.saturating_add(slow_after));
+                let forced = self.is_forced(now);
+                let before = gate.generation;
+                let token = self.take_in(&mut gate, flight, token, now);
+                let newer = gate.generation > before;
+                // A token that is refreshed early may well be the newest there is.
+                let stalls = !newer && !forced && self.cx.stalls(&mut gate);
+                let recovers = newer && !slow && self.cx.recovers(&mut gate);
+                drop(gate);
+                if stalls {
+                    self.has_stalled("the agent returned the token that it returned before");
+                } else if recovers {
+                    tracing::info!(request = ?self.request, "refreshes of JWT-SVIDs bring newer tokens again");
+                }
+                Ok(token)
+            }
+            Err(error) => {
+                // Requests wait once for a removed key, whatever comes of it.
+                let answers = gate
+                    .rare
+                    .as_ref()
+                    .is_some_and(|rare| flight > rare.asked_before);
+                if answers {
+                    self.key_removed.store(false, Ordering::Relaxed);
+                }
+                if error.reason() == FetchSvidReason::Stale {
+                    // The failure is the report.
+                    self.cx.stalls(&mut gate);
+                }
+                let failure = self.failed(&mut gate, &error, now);
+                // Whoever keeps the log may look at the state, too.
+                drop(gate);
+                failure.tell(&self.request, &error);
+                Err(Down::Failed(failure.error))
+            }
+        }
+    }
+
+    /// The call under way has taken longer than `slow_after`.
+    pub(super) fn is_slow(&self) {
+        let stalls = self.cx.stalls(&mut self.gate());
+        if stalls {
+            self.has_stalled("the agent has not answered yet");
+        }
+    }
+
+    fn has_stalled(&self, why: &str) {
+        tracing::warn!(
+            request = ?self.request,
+            why,
+            "refreshes of JWT-SVIDs have stalled; check that the agent is running and reaches its server"
+        );
+    }
+
+    fn take_in(
+        self: &Arc<Self>,
+        gate: &mut Gate,
+        flight: u64,
+        mut token: Token,
+        now: Moment,
+    ) -> Arc<Token> {
+        gate.pace.failures = 0;
+        if let Some(rare) = &mut gate.rare {
+            rare.last_error = None;
+        }
+        gate.warned = 0;
+        let current = self.token.load_full().filter(|current| current.usable(now));
+        if let Some(current) = current {
+            // One that a service refused, or whose key is gone, gives way to any other.
+            let gain = if self.is_forced(now) {
+                !current.is_same(&token)
+            } else {
+                !current.is_matched_by(&token)
+            };
+            if !gain {
+                count(&mut gate.counts.unchanged);
+                self.cx.counts.unchanged();
+                if self.rejected.load(Ordering::Relaxed) || self.is_key_removed() {
+                    if flight <= gate.rare().asked_before {
+                        // Refused while this was under way: the next request asks at once.
+                        self.quiet_until.store(0, Ordering::Release);
+                        return current;
+                    }
+                    // The issuer was asked, and stands by it. A key that is gone is so all the same.
+                    self.rejected.store(false, Ordering::Relaxed);
+                    self.key_removed.store(false, Ordering::Relaxed);
+                    let gone_at = gate.rare().gone_at.unwrap_or(NEVER);
+                    self.forced.store(gone_at, Ordering::Release);
+                }
+                gate.pace.unchanged(&self.cx.settings, now);
+                self.quiet_until
+                    .store(gate.pace.with_token, Ordering::Release);
+                self.version.fetch_add(1, Ordering::Release);
+                return current;
+            }
+        }
+        gate.generation += 1;
+        token.generation = gate.generation;
+        token.entry = Arc::downgrade(self);
+        let token = Arc::new(token);
+        gate.pace = Paced::default();
+        self.rejected.store(false, Ordering::Relaxed);
+        self.key_removed.store(false, Ordering::Relaxed);
+        if let Some(rare) = &mut gate.rare {
+            rare.gone_at = None;
+        }
+        self.forced.store(NEVER, Ordering::Release);
+        self.quiet_until.store(0, Ordering::Release);
+        if std::mem::take(&mut gate.doubtful) {
+            let unasked_at = self.spread_out(now);
+            self.key_is_removed(gate, unasked_at, now);
+        }
+        self.token.store(Some(token.clone()));
+        self.version.fetch_add(1, Ordering::Release);
+        token
+    }
+
+    fn failed(&self, gate: &mut Gate, error: &FetchSvidError, now: Moment) -> Failure {
+        count(&mut gate.counts.failures);
+        let usable = self
+            .token
+            .load()
+            .as_ref()
+            .is_some_and(|token| token.usable(now));
+        gate.pace.failed(&self.cx.settings, error.reason(), now);
+        let next = gate.pace.next(usable);
+        self.quiet_until.store(next, Ordering::Release);
+        let known = self.cx.is_known(gate, error.reason());
+        let error = TokenError::fetching(&self.request, error.clone());
+        gate.rare().last_error = Some(error.clone());
+        Failure {
+            error: error.retry_in(next.saturating_sub(now.mono())),
+            known,
+            usable,
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! A token that was accepted: what is sent, and until when.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderValue;
+
+use super::entry::Entry;
+use super::moment::{Moment, nanos};
+use super::settings::Settings;
+use crate::clock::UnixTime;
+use crate::token::{FetchSvidError, FetchSvidReason, JwtSvid, Subject, SvidRequest};
+
+/// A token with its deadlines. Never changes: what happens to it later is the entry's.
+pub(crate) struct Token {
+    /// `Bearer …`, sensitive; a clone is one reference count.
+    pub(crate) header: HeaderValue,
+    pub(crate) svid: JwtSvid,
+    pub(crate) entry: Weak<Entry>,
+    /// Counts the tokens of an entry, from 1.
+    pub(crate) generation: u64,
+    pub(crate) due: Moment,
+    expiry: Moment,
+    /// The margins before its expiry, in nanoseconds.
+    soft: u64,
+    hard: u64,
+}
+
+/// Where a token is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Send it.
+    Fresh,
+    /// Send it, and have somebody fetch the next.
+    Due,
+    /// Wait a little for the next; else send it.
+    Critical,
+    /// Never send it.
+    Expired,
+}
+
+impl Token {
+    /// Checks what the issuer gave for `request`, which had the token `had` before.
+    pub(crate) fn accept(
+        mut svid: JwtSvid,
+        request: &SvidRequest,
+        had: Option<&Self>,
+        now: Moment,
+        settings: &Settings,
+        subjects: &Subjects,
+    ) -> Result<Self, FetchSvidError> {
+        fits(&svid, request)?;
+        svid.share(request, |subject| subjects.common(subject));
+        let life = Life::of(&svid, now, settings);
+        if life.expiry.reached_within(life.hard, now) {
+            return Err(expired(&svid, had, now));
+        }
+        Ok(Self {
+            header: header(&svid)?,
+            svid,
+            entry: Weak::new(),
+            generation: 0,
+            due: life.due,
+            expiry: life.expiry,
+            soft: life.soft,
+            hard: life.hard,
+        })
+    }
+
+    pub(crate) fn stage(&self, now: Moment) -> Stage {
+        if !self.usable(now) {
+            Stage::Expired
+        } else if !self.due.reached(now) {
+            Stage::Fresh
+        } else if self.expiry.reached_within(self.soft, now) {
+            Stage::Critical
+        } else {
+            Stage::Due
+        }
+    }
+
+    /// Whether it may still be sent.
+    #[inline]
+    pub(crate) fn usable(&self, now: Moment) -> bool {
+        !self.expiry.reached_within(self.hard, now)
+    }
+
+    /// How long until it expires.
+    pub(crate) fn expires_in(&self, now: Moment) -> Duration {
+        self.expiry.until(now)
+    }
+
+    /// Whether `newer` is no gain over this one: the same, or one that ends sooner.
+    pub(crate) fn is_matched_by(&self, newer: &Self) -> bool {
+        self.is_same(newer) || newer.svid.expires_at() < self.svid.expires_at()
+    }
+
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.header == other.header
+    }
+
+    /// A copy that shares no reference count with this one: for one thread's own use, so that
+    /// threads on one hot token do not fight over a cache line. Fresh until `due`.
+    pub(crate) fn replica(&self, due: Moment) -> Self {
+        let header = HeaderValue::from_bytes(self.header.as_bytes());
+        Self {
+            header: header.map_or_else(|_| self.header.clone(), sensitive),
+            svid: self.svid.clone(),
+            entry: self.entry.clone(),
+            due,
+            ..*self
+        }
+    }
+
+    /// A fresh token is one that is sent without another thought.
+    #[inline]
+    pub(crate) fn is_fresh(&self, now: Moment) -> bool {
+        !self.due.reached(now) && self.usable(now)
+    }
+}
+
+/// Whom the tokens of a cache name, each kept once: one process has few names.
+#[derive(Default)]
+pub(crate) struct Subjects(Mutex<VecDeque<Arc<Subject>>>);
+
+impl Subjects {
+    const MAX: usize = 8;
+
+    /// The same subject as others have it.
+    fn common(&self, subject: &Arc<Subject>) -> Arc<Subject> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.iter().find(|known| *known == subject) {
+            return known.clone();
+        }
+        // Keys rotate: the oldest goes.
+        if known.len() >= Self::MAX {
+            known.pop_front();
+        }
+        known.push_back(subject.clone());
+        subject.clone()
+    }
+}
+
+struct Life {
+    due: Moment,
+    expiry: Moment,
+    soft: u64,
+    hard: u64,
+}
+
+impl Life {
+    fn of(svid: &JwtSvid, now: Moment, settings: &Settings) -> Self {
+        let until_expiry = now.at_wall(svid.expires_at()).until(now);
+        // From `iat` where it makes sense; it may lie ahead of our own clock, which then is slow,
+        // and the token does not live longer for it.
+        let issued = issued_at(svid);
+        let life = issued.map_or(until_expiry, |iat| svid.expires_at().saturating_since(iat));
+        let expiry = now
+            .at_wall(svid.expires_at())
+            .no_later_than(now.plus(life).mono());
+
+        let (from, to) = settings.refresh;
+        let refresh = (from + (to - from) * fastrand::f64()).clamp(0.0, 1.0);
+        let mut due = expiry.minus(life.mul_f64(1.0 - refresh));
+        if due.reached(now) {
+            due = now.plus(Duration::from_secs(1).max(expiry.until(now) / 10));
+        }
+        Self {
+            due,
+            expiry,
+            soft: nanos(settings.soft_margin.of(life)),
+            hard: nanos(settings.hard_margin.of(life)),
+        }
+    }
+}
+
+/// Its `iat`, if it makes sense.
+fn issued_at(svid: &JwtSvid) -> Option<UnixTime> {
+    svid.issued_at()
+        .filter(|iat| iat.secs() > 0 && *iat < svid.expires_at())
+}
+
+/// Why a token is expired when it arrives: an agent without its server returns the one it has, a new
+/// one says that the clocks differ.
+fn expired(svid: &JwtSvid, had: Option<&Token>, now: Moment) -> FetchSvidError {
+    const WHAT: &str = "the agent returned an old token";
+    const FIX: &str = "its server is probably unreachable; check the agent's log and its \
+                       connection to the server";
+    if had.is_some_and(|had| had.svid.token() == svid.token()) {
+        let text = format!("{WHAT}, the one that it returned before, which has expired: {FIX}");
+        return FetchSvidError::new(FetchSvidReason::Stale, text);
+    }
+    let lived =
+        issued_at(svid).map(|iat| (now.since_wall(iat), svid.expires_at().saturating_since(iat)));
+    match lived {
+        Some((age, life)) if age >= life => {
+            let (age, life) = (age.as_secs(), life.as_secs());
+            let text = format!("{WHAT}, issued {age} s ago for {life} s: {FIX}");
+            FetchSvidError::new(FetchSvidReason::Stale, text)
+        }
+        _ => FetchSvidError::new(
+            FetchSvidReason::Expired,
+            "the issuer returned a token that is expired or about to be: the clocks differ; compare \
+             those of this machine and of the issuer",
+        ),
+    }
+}
+
+fn fits(svid: &JwtSvid, request: &SvidRequest) -> Result<(), FetchSvidError> {
+    let unacceptable = |what| Err(FetchSvidError::new(FetchSvidReason::Unacceptable, what));
+    let given: BTreeSet<&str> = svid.audiences().iter().map(AsRef::as_ref).collect();
+    if !given
+        .iter()
+        .copied()
+        .eq(request.audiences().iter().map(AsRef::as_ref))
+    {
+        return unacceptable("the issuer gave a token for other audiences than asked");
+    }
+    if request.spiffe_id().is_some_and(|id| id != svid.spiffe_id()) {
+        return unacceptable("the issuer gave a token of another SPIFFE ID than asked");
+    }
+    if request.hint().is_some_and(|hint| hint != svid.hint()) {
+        return unacceptable("the issuer gave a token with another hint than asked");
+    }
+    Ok(())
+}
+
+/// The header's value over the token's own memory: the token is kept once.
+fn header(svid: &JwtSvid) -> Result<HeaderValue, FetchSvidError> {
+    struct Bearer(JwtSvid);
+    impl AsRef<[u8]> for Bearer {
+        fn as_ref(&self) -> &[u8] {
+            self.0.bearer().as_bytes()
+        }
+    }
+    let bytes = Bytes::from_owner(Bearer(svid.clone()));
+    HeaderValue::from_maybe_shared(bytes)
+        .map(sensitive)
+        .map_err(|_| {
+            FetchSvidError::new(
+                FetchSvidReason::Unacceptable,
+                "the issuer gave a token that no header can carry",
+            )
+        })
+}
+
+fn sensitive(mut value: HeaderValue) -> HeaderValue {
+    value.set_sensitive(true);
+    value
+}

@@ -1,0 +1,190 @@
+//! A request that waits for a fetch, and no longer than it should.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::entry::{Entry, Resolved};
+use super::error::{TokenError, TokenErrorReason};
+use super::flight::{Down, Outcome};
+use super::moment::Moment;
+use super::token::{Stage, Token};
+use crate::runtime;
+use crate::token::SvidRequest;
+
+/// One flight that was lost is bad luck; more of them in a row say that another will be, too.
+const MOST_FLIGHTS: u32 = 3;
+
+/// Waits for a flight until it ends or the wait does; then takes the newest token there is.
+pub(crate) struct Waiter {
+    entry: Arc<Entry>,
+    outcome: Outcome,
+    wait: Duration,
+    /// Whether the deadline of the call, and not the cache, sets `wait`.
+    by_deadline: bool,
+    /// The token has expired, and the issuer has not answered since this moment.
+    silent_since: Option<u64>,
+    /// It waits because the key that signed the token was removed.
+    key_removed: bool,
+}
+
+impl Waiter {
+    pub(crate) fn new(entry: Arc<Entry>, outcome: Outcome) -> Self {
+        let wait = entry.cx.settings.max_wait;
+        Self {
+            entry,
+            outcome,
+            wait,
+            by_deadline: false,
+            silent_since: None,
+            key_removed: false,
+        }
+    }
+
+    pub(crate) fn for_removed_key(self, key_removed: bool) -> Self {
+        Self {
+            key_removed,
+            ..self
+        }
+    }
+
+    /// What is asked for.
+    pub(crate) fn request(&self) -> &SvidRequest {
+        &self.entry.request
+    }
+
+    /// Waits no longer than this many nanoseconds.
+    pub(crate) fn until(self, nanos: u64) -> Self {
+        Self {
+            wait: Duration::from_nanos(nanos),
+            ..self
+        }
+    }
+
+    /// Waits no longer than this, the time that the call has left. While an older token can still
+    /// be sent, half of the time is kept for the call itself.
+    pub(crate) fn within(self, left: Duration) -> Self {
+        let usable = self.entry.usable(self.entry.cx.moment()).is_some();
+        let most = if usable { left / 2 } else { left };
+        if most >= self.wait {
+            return self;
+        }
+        Self {
+            wait: most,
+            by_deadline: true,
+            ..self
+        }
+    }
+
+    pub(crate) fn silent_since(self, silent_since: Option<u64>) -> Self {
+        Self {
+            silent_since,
+            ..self
+        }
+    }
+
+    /// What may be sent without waiting.
+    pub(crate) fn at_once(self) -> Option<Arc<Token>> {
+        let cx = &self.entry.cx;
+        let token = self.entry.usable(cx.moment());
+        if token.is_none() {
+            cx.no_token();
+        }
+        token
+    }
+
+    pub(crate) async fn token(self) -> Result<Arc<Token>, TokenError> {
+        let token = self.newest().await;
+        if token.is_err() {
+            self.entry.cx.no_token();
+        }
+        token
+    }
+
+    async fn newest(&self) -> Result<Arc<Token>, TokenError> {
+        // Without timers the wait below would panic.
+        if let Err(missing) = runtime::with_timers() {
+            return Err(TokenError::no_runtime(&self.entry.request, missing));
+        }
+        let ended = tokio::time::timeout(self.wait, self.landed()).await;
+        let now = self.entry.cx.moment();
+        if let Ok(Ok(token)) = &ended
+            && token.usable(now)
+        {
+            return Ok(token.clone());
+        }
+        if self.entry.cx.is_closed() {
+            return Err(TokenError::closed());
+        }
+        // An error, or no answer yet: never a reason not to send what may still be sent.
+        if let Some(token) = self.entry.usable(now) {
+            if self.entry.stage(&token, now) == Stage::Critical {
+                self.entry.cx.late();
+            }
+            return Ok(token);
+        }
+        match ended {
+            Ok(Err(error)) => Err(error),
+            Ok(Ok(_)) => Err(TokenError::for_request(
+                TokenErrorReason::ClockSkew,
+                &self.entry.request,
+                "the token that came has expired already",
+            )),
+            Err(_) if self.by_deadline => Err(TokenError::for_request(
+                TokenErrorReason::DeadlineExceeded,
+                &self.entry.request,
+                "the `grpc-timeout` of the call ended before the token came; raise it, or keep the \
+                 audience warm (`keep_warm`)",
+            )),
+            Err(_) => Err(self.timed_out(now)),
+        }
+    }
+
+    fn timed_out(&self, now: Moment) -> TokenError {
+        let request = &self.entry.request;
+        let reason = TokenErrorReason::Timeout;
+        match self.silent_since {
+            Some(since) => TokenError::for_request(
+                reason,
+                request,
+                format_args!(
+                    "the last one has expired, and the issuer has not answered for {} s; check \
+                     that the agent is running and reaches its server",
+                    Duration::from_nanos(now.mono().saturating_sub(since)).as_secs()
+                ),
+            ),
+            None => TokenError::for_request(
+                reason,
+                request,
+                format_args!(
+                    "the issuer did not answer within {:.1} s",
+                    self.wait.as_secs_f64()
+                ),
+            ),
+        }
+    }
+
+    /// How the flight ended; where it was lost, how the next one did.
+    async fn landed(&self) -> Result<Arc<Token>, TokenError> {
+        let mut outcome = self.outcome.clone();
+        for _ in 0..MOST_FLIGHTS {
+            match outcome.await {
+                // One that began before the signing key was removed: the next may bring more.
+                Ok(token) if !(self.key_removed && self.entry.is_key_removed()) => {
+                    return Ok(token);
+                }
+                Ok(_) => {}
+                Err(Down::Failed(error)) => return Err(error),
+                Err(Down::Lost) if self.entry.cx.is_closed() => return Err(TokenError::closed()),
+                Err(Down::Lost) => {}
+            }
+            // The next one begins on the runtime that we are on.
+            outcome = match self.entry.resolve(self.entry.cx.moment()) {
+                Resolved::Wait(next) => next.outcome,
+                Resolved::Token(token) => return Ok(token),
+                Resolved::Fail(error) => return Err(error),
+                Resolved::Retired => break,
+            };
+        }
+        Err(TokenError::aborted(&self.entry.request))
+    }
+}

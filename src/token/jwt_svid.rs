@@ -1,0 +1,184 @@
+//! A token of our own, to send.
+
+use std::fmt;
+use std::sync::Arc;
+
+#[cfg(feature = "client")]
+use super::SvidRequest;
+use crate::clock::UnixTime;
+use crate::identity::SpiffeId;
+use crate::jwt::MAX_TOKEN_LEN;
+use crate::jwt::{Claims, Split, decode, key_id_unchecked};
+
+/// A JWT-SVID that an issuer gave us. A clone is one reference count.
+///
+/// Neither `Debug` nor `Display` shows the token; [`token`](Self::token) does.
+///
+/// ```
+/// use tower_spiffe::token::{JwtSvid, ParseJwtSvidError};
+///
+/// assert_eq!(JwtSvid::parse_unverified("a.b", "").unwrap_err(), ParseJwtSvidError::Parts);
+/// ```
+#[derive(Clone)]
+pub struct JwtSvid(Arc<Inner>);
+
+struct Inner {
+    // `Bearer ` + the token, so that a header's value can be made over this very memory.
+    bearer: Box<str>,
+    subject: Arc<Subject>,
+    audiences: Arc<[Box<str>]>,
+    expires_at: UnixTime,
+    issued_at: Option<UnixTime>,
+}
+
+/// What many tokens of one workload have in common.
+#[derive(PartialEq, Eq)]
+pub(crate) struct Subject {
+    spiffe_id: SpiffeId,
+    key_id: Option<Box<str>>,
+    hint: Box<str>,
+}
+
+const BEARER: &str = "Bearer ";
+
+/// Why a text is no token that we could send. Never repeats any of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ParseJwtSvidError {
+    /// It is longer than [`MAX_TOKEN_LEN`].
+    TooLong,
+    /// It has not exactly three non-empty parts.
+    Parts,
+    /// A part is no base64url, so that it cannot stand in a header either.
+    Encoding,
+    /// The payload is no JSON object with `sub`, `aud` and `exp` of the right types.
+    Claims,
+    /// `sub` is no SPIFFE ID.
+    Subject,
+}
+
+impl JwtSvid {
+    /// Reads a token that came from our own issuer. The signature is **not** checked: the one who
+    /// receives the token does that. What is checked is that the token can be sent at all.
+    ///
+    /// # Errors
+    /// A [`ParseJwtSvidError`].
+    pub fn parse_unverified(token: &str, hint: &str) -> Result<Self, ParseJwtSvidError> {
+        if token.len() > MAX_TOKEN_LEN {
+            return Err(ParseJwtSvidError::TooLong);
+        }
+        let split = Split::new(token).ok_or(ParseJwtSvidError::Parts)?;
+        if split.signature.contains('.') {
+            return Err(ParseJwtSvidError::Parts);
+        }
+        let header = decode(split.header).ok_or(ParseJwtSvidError::Encoding)?;
+        let payload = decode(split.payload).ok_or(ParseJwtSvidError::Encoding)?;
+        decode(split.signature).ok_or(ParseJwtSvidError::Encoding)?;
+        let payload = std::str::from_utf8(&payload).map_err(|_| ParseJwtSvidError::Claims)?;
+        let claims = Claims::parse(payload).map_err(|_| ParseJwtSvidError::Claims)?;
+        let spiffe_id = SpiffeId::parse(&claims.subject).map_err(|_| ParseJwtSvidError::Subject)?;
+        let audiences = claims.audiences.as_slice().iter();
+        Ok(Self(Arc::new(Inner {
+            bearer: [BEARER, token].concat().into(),
+            subject: Arc::new(Subject {
+                spiffe_id,
+                key_id: key_id_unchecked(&header).map(|key_id| key_id.as_ref().into()),
+                hint: hint.into(),
+            }),
+            audiences: audiences.map(|audience| audience.as_ref().into()).collect(),
+            expires_at: claims.expires_at,
+            issued_at: claims.issued_at,
+        })))
+    }
+
+    /// Keeps in common with others what is the same: the audiences with the request that the token
+    /// came for, the subject with what `common` gives for it. Not for one that somebody else has.
+    #[cfg(feature = "client")]
+    pub(crate) fn share(
+        &mut self,
+        request: &SvidRequest,
+        common: impl FnOnce(&Arc<Subject>) -> Arc<Subject>,
+    ) {
+        let Some(inner) = Arc::get_mut(&mut self.0) else {
+            return;
+        };
+        if inner.audiences == *request.shared_audiences() {
+            inner.audiences = request.shared_audiences().clone();
+        }
+        inner.subject = common(&inner.subject);
+    }
+
+    /// The token itself: whoever has it can speak as us to its audiences until it expires.
+    pub fn token(&self) -> &str {
+        self.0.bearer.get(BEARER.len()..).unwrap_or_default()
+    }
+
+    /// The value of an `authorization` header with this token (RFC 6750 section 2.1).
+    #[cfg(feature = "client")]
+    pub(crate) fn bearer(&self) -> &str {
+        &self.0.bearer
+    }
+
+    /// Who we are, by this token: its `sub`.
+    pub fn spiffe_id(&self) -> &SpiffeId {
+        &self.0.subject.spiffe_id
+    }
+
+    /// For whom the token is: its `aud`, one at least.
+    pub fn audiences(&self) -> &[Box<str>] {
+        &self.0.audiences
+    }
+
+    /// When it ends: its `exp`.
+    pub fn expires_at(&self) -> UnixTime {
+        self.0.expires_at
+    }
+
+    /// When it was issued: its `iat`, where it has one.
+    pub fn issued_at(&self) -> Option<UnixTime> {
+        self.0.issued_at
+    }
+
+    /// The ID of the key that signed it, where it names one.
+    pub fn key_id(&self) -> Option<&str> {
+        self.0.subject.key_id.as_deref()
+    }
+
+    /// The issuer's hint as to what this identity is for; empty where it gave none.
+    pub fn hint(&self) -> &str {
+        &self.0.subject.hint
+    }
+}
+
+impl fmt::Debug for JwtSvid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JwtSvid")
+            .field("spiffe_id", self.spiffe_id())
+            .field("audiences", &self.0.audiences)
+            .field("expires_at", &self.0.expires_at)
+            .field("key_id", &self.key_id())
+            .field("hint", &self.hint())
+            .finish_non_exhaustive()
+    }
+}
+
+/// The SPIFFE ID.
+impl fmt::Display for JwtSvid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self.spiffe_id(), f)
+    }
+}
+
+impl fmt::Display for ParseJwtSvidError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TooLong => "the token is longer than 8 KiB; ask the issuer for fewer claims",
+            Self::Parts => "the token has not exactly three non-empty parts",
+            Self::Encoding => "a part of the token is no base64url",
+            Self::Claims => "the token's payload has no readable `sub`, `aud` and `exp`",
+            Self::Subject => "the token's `sub` is no SPIFFE ID",
+        })
+    }
+}
+
+impl std::error::Error for ParseJwtSvidError {}

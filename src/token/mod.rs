@@ -1,0 +1,148 @@
+//! Our own tokens: what to request, who fetches it, and the cache that keeps one token for each
+//! audience.
+//!
+//! A [`SvidCache`] over any [`FetchSvid`] asks the issuer once for everyone who waits, refreshes a
+//! token while the old one still serves, and keeps sending a token that is valid while the issuer
+//! is away. `JwtSource` has one inside; a fetcher of your own gets the same by a cache of its own.
+//!
+//! ```
+//! use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+//! use tower_spiffe::token::{FetchSvid, FetchSvidFuture, JwtSvid, SvidRequest};
+//! use tower_spiffe::token::SvidCache;
+//! use tower_spiffe::clock::{Clock, SystemClock};
+//!
+//! /// An issuer that lives in the same process, and signs badly.
+//! struct Desk;
+//!
+//! impl FetchSvid for Desk {
+//!     fn fetch_svid(&self, request: &SvidRequest) -> FetchSvidFuture {
+//!         let now = SystemClock::shared().now().secs();
+//!         let claims = format!(
+//!             r#"{{"sub":"spiffe://x/web","aud":["{}"],"iat":{now},"exp":{}}}"#,
+//!             request.audiences()[0],
+//!             now + 300,
+//!         );
+//!         let header = URL_SAFE_NO_PAD.encode(r#"{"alg":"ES256","kid":"1"}"#);
+//!         let token = format!("{header}.{}.c2ln", URL_SAFE_NO_PAD.encode(claims));
+//!         Box::pin(async move { Ok(JwtSvid::parse_unverified(&token, "").unwrap()) })
+//!     }
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let cache = SvidCache::new(Desk);
+//! let reports = SvidRequest::new(["spiffe://x/reports"])?;
+//!
+//! assert!(cache.try_header(&reports).is_none()); // nothing there yet; a fetch begins
+//! let header = cache.header(&reports).await?; // waits for that same fetch
+//! assert!(header.to_str()?.starts_with("Bearer ") && header.is_sensitive());
+//! assert_eq!(cache.try_header(&reports), Some(header));
+//! assert_eq!(cache.stats().fetches, 1);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # How a token lives
+//!
+//! With L the token's life (`exp` − `iat`):
+//!
+//! | from | the token is | a request |
+//! | --- | --- | --- |
+//! | its arrival | fresh | sends it |
+//! | 55 to 65 % of L | due | sends it, and has the next one fetched in the background |
+//! | the last 10 % of L, 30 s at most | critical | waits 250 ms at most for the next one, then sends it |
+//! | the last 2 % of L, 2 s at most | expired | waits up to 5 s for the next one; 250 ms at most if the issuer has not answered for [`slow_after`](SvidCacheBuilder::slow_after); or fails at once while the issuer is known to fail |
+//!
+//! If a service rejects a token, or the key that signed it is removed from the bundle, the token is
+//! critical from then on.
+//!
+//! An error never replaces a token, and no token is sent past its end, by the wall's clock or by
+//! the monotonic one. Nothing is refreshed that nobody asks for, but for what
+//! [`keep_warm`](SvidCache::keep_warm) names.
+//!
+//! # While the issuer is away
+//!
+//! A token that is due when the issuer goes has at least 35 % of its life left, less the hard
+//! margin: with tokens of 300 s no request fails for 103 s. This holds for audiences that were
+//! fetched while it was there, with tokens of their full life when they came.
+//!
+//! How soon requests go out again once it is back depends on how it was away:
+//!
+//! - It refused calls, or could not be reached: within 6 s. The breaker asks every 5 s at the
+//!   latest, with the call of one audience for all.
+//! - It took calls and never answered them: within 42 s. The call that is to find out may have just
+//!   begun, and has up to 35 s for an answer, since an agent that is merely slow needs up to 30 s.
+//! - Each of very many audiences lacks its token: the first ones so, and the last one later by one
+//!   second for each 200 audiences ([`rate`](SvidCacheBuilder::rate)).
+//!
+//! Measured, one request per second and audience, an agent that is away until every token has
+//! expired and for 120 to 240 s more, the worst of all runs (20 with 30 audiences, one with
+//! 10,000):
+//!
+//! | the agent | audiences | first failure after | calls at once, all expired | last failure, the agent back |
+//! | --- | --- | --- | --- | --- |
+//! | refuses | 30 | 108.2 s | 1 | 4.9 s |
+//! | hangs | 30 | 108.2 s | 1 | 38.7 s |
+//! | refuses | 10,000 | 104.1 s | 1 | 61.5 s |
+//! | hangs | 10,000 | 104.1 s | 1 | 85.7 s |
+//!
+//! # What it keeps
+//!
+//! For each audience its token, and about 560 bytes beside it (`cargo test --test allocations`
+//! holds it to 600); 1024 audiences by default. Each thread keeps copies of up to 8 of the tokens
+//! that it sends most, so that threads do not wait for one another. A token that is there costs no
+//! allocation.
+//!
+//! # How many calls the issuer gets
+//!
+//! A process makes 1 / 0.6 ≈ 1.67 calls per token life and audience that it uses steadily; many
+//! processes on one SPIRE agent make up to 1 / 0.55 ≈ 1.82 each, since the first of them to ask
+//! after half of the life renews the token for all. The agent signs anew once per 0.55 lives.
+//!
+//! `tower-spiffe agent-load` (crate `tower-spiffe-cli`) measures it with this cache, on a clock that
+//! jumps, against the agent's rule (it hands out its own copy until 45 to 55 % of the life are left). Tokens of
+//! 300 s where nothing else is said; no call brought a token that was there already:
+//!
+//! | processes | audiences | they begin | calls per life and audience | busiest second, against the mean |
+//! | --- | --- | --- | --- | --- |
+//! | 1 | 200 | apart | 1.665 | |
+//! | 1 | 200, tokens of 3,600 s | apart | 1.661 | |
+//! | 1 | 10,000, of 1,000 runs | apart | 1.662 (5 %: 1.67, half: 1.67, 95 %: 1.67, most: 2.00) | 1.21 times |
+//! | 100 | 200 | together, one audience after the other | 1.821 | 1.57 times |
+//! | 10 | 200 | apart | 1.827 | 3.64 times |
+//! | 100 | 10 | apart | 1.830 | 5.79 times |
+//!
+//! The last two rows follow from the two promises above, no useless call and 103 s without an
+//! agent: they leave the tenth of a token's life between 55 and 65 % to ask in, and however apart
+//! processes began, those that share an agent soon hold the same token of each audience, so the
+//! same tenth. With many audiences these tenths lie side by side; with
+//! few, leave the agent room for six times the mean. This prints both tables again, in about ten
+//! minutes; `--help` lists the options for your own numbers:
+//!
+//! ```text
+//! tower-spiffe agent-load --seeds 1000
+//! ```
+
+#[cfg(feature = "client")]
+mod cache;
+mod fetch;
+mod jwt_svid;
+
+pub use crate::grpc_code::GrpcCode;
+#[cfg(feature = "client")]
+pub(crate) use cache::caller;
+#[cfg(feature = "client")]
+pub use cache::{
+    AudienceSnapshot, KeepWarm, PinnedSvid, SvidCache, SvidCacheBuilder, SvidCacheStats,
+    TokenError, TokenErrorReason, TokenState,
+};
+#[cfg(feature = "client")]
+pub(crate) use cache::{Issue, Issued, Waiter};
+#[cfg(feature = "client")]
+pub(crate) use fetch::Identity;
+pub use fetch::{
+    FetchSvid, FetchSvidError, FetchSvidFuture, FetchSvidReason, SvidRequest, SvidRequestError,
+};
+#[cfg(feature = "client")]
+pub(crate) use jwt_svid::Subject;
+pub use jwt_svid::{JwtSvid, ParseJwtSvidError};

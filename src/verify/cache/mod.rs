@@ -1,0 +1,152 @@
+//! The verified cache: tokens that were verified, and the authorities that they were verified with.
+//!
+//! Two levels. The second is shared, bounded by bytes, and resists scans: a flood of fresh tokens
+//! does not push out the regulars. The first is each thread's own and small, because threads that
+//! count on one cache line stand in each other's way. It is smaller still where the second is: one
+//! validator's part of it is never more than what its second level may hold.
+
+mod first;
+mod second;
+mod stats;
+
+use std::hash::BuildHasher;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use quick_cache::DefaultHashBuilder;
+
+use self::first::Owner;
+use self::second::SecondLevel;
+use self::stats::Counters;
+pub use self::stats::VerifiedCacheStats;
+use super::VerifiedSvid;
+use super::verified::Verified;
+use crate::bundle::{BundleAnswer, BundleSource};
+
+pub(super) struct VerifiedCache {
+    owner: Arc<Owner>,
+    // Seeded anew for each cache.
+    hasher: DefaultHashBuilder,
+    second: SecondLevel,
+    counters: Arc<Counters>,
+}
+
+impl Drop for VerifiedCache {
+    fn drop(&mut self) {
+        self.owner.leave();
+    }
+}
+
+/// What the clock says of an entry.
+pub(super) enum Time {
+    Good,
+    /// It does not count now, and may again.
+    NotNow,
+    /// Its end is past.
+    Past,
+}
+
+impl VerifiedCache {
+    pub(super) fn new(bytes: usize) -> Self {
+        let counters = Arc::new(Counters::default());
+        Self {
+            owner: Arc::new(Owner::new(bytes)),
+            hasher: DefaultHashBuilder::default(),
+            second: SecondLevel::new(bytes, Arc::clone(&counters)),
+            counters,
+        }
+    }
+
+    pub(super) fn hash(&self, token: &str) -> u64 {
+        self.hasher.hash_one(token.as_bytes())
+    }
+
+    /// What was verified under this very text, if `time` lets it, and the authority is still the
+    /// one that the source has.
+    pub(super) fn get(
+        &self,
+        hash: u64,
+        token: &str,
+        revision: u64,
+        source: &dyn BundleSource,
+        time: impl Fn(&Verified) -> Time,
+    ) -> Option<VerifiedSvid> {
+        let found = first::get(&self.owner, hash, token);
+        let (svid, seen_at, wants_touch) = match found {
+            Some(found) => (found.svid, Some(found.revision), found.wants_touch),
+            None => {
+                let verified = self.second.get(hash, token)?;
+                (VerifiedSvid::new(verified), None, false)
+            }
+        };
+        match time(svid.shared()) {
+            Time::Good => {}
+            Time::NotNow => return None,
+            // It will not be good again, and must not stand in the way of those that are.
+            Time::Past => {
+                self.remove(hash, token);
+                return None;
+            }
+        }
+        if seen_at == Some(revision) {
+            if wants_touch {
+                self.second.touch(hash, token);
+            }
+            return Some(svid);
+        }
+        if !is_current(svid.shared(), revision, source) {
+            self.remove(hash, token);
+            return None;
+        }
+        first::put(&self.owner, revision, &svid);
+        Some(svid)
+    }
+
+    /// Counts a look-up, where it is one of a request's own.
+    pub(super) fn count(&self, hit: bool) {
+        if hit {
+            self.counters.hit();
+        } else {
+            self.counters.miss();
+        }
+    }
+
+    fn remove(&self, hash: u64, token: &str) {
+        first::remove(&self.owner, hash, token);
+        self.second.remove(hash, token);
+    }
+
+    /// Keeps what was just verified. It does not push anything out of the first level: only what
+    /// is seen again may.
+    pub(super) fn insert(&self, svid: &VerifiedSvid) {
+        let revision = svid.shared().revision.load(Ordering::Acquire);
+        first::put_if_free(&self.owner, revision, svid);
+        self.second.insert(svid.shared());
+    }
+
+    pub(super) fn stats(&self) -> VerifiedCacheStats {
+        self.counters.read(self.second.len(), self.second.bytes())
+    }
+}
+
+/// Whether the authority is still the one that the source has for this trust domain and key ID:
+/// the same key, not only the same name.
+fn is_current(verified: &Verified, revision: u64, source: &dyn BundleSource) -> bool {
+    if verified.revision.load(Ordering::Acquire) == revision {
+        return true;
+    }
+    let Some(authority) = verified.signer.authority() else {
+        return false;
+    };
+    let BundleAnswer::Ready(bundle) = source.bundle(verified.spiffe_id.trust_domain_name()) else {
+        return false;
+    };
+    let current = bundle
+        .authority(authority.key_id())
+        .is_some_and(|current| Arc::ptr_eq(current, authority) || current == authority);
+    if current {
+        // The revision was read before the bundle, so that it is never newer than it.
+        verified.revision.store(revision, Ordering::Release);
+    }
+    current
+}

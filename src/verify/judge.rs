@@ -1,0 +1,373 @@
+//! The order of checks: the cheap ones first, the signature last, and the first failure decides.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use super::builder::Settings;
+use super::cache::Time;
+use super::known_header::KnownHeader;
+use super::validator::{Inner, Sight};
+use super::verified::{Signer, Verified};
+use super::{ValidateError, ValidateReason, VerifiedSvid};
+use crate::bundle::{BundleAnswer, BundleSource, BundlesUnavailable, JwtAuthority, JwtBundle};
+use crate::clock::UnixTime;
+use crate::identity::SpiffeId;
+use crate::jwt::{Algorithm, Claims, ClaimsFault, Header, HeaderFault, Room, Split};
+
+type Refusal = (ValidateReason, &'static str);
+
+/// Room for a usual header and usual claims, and for a signature of up to 4096 bits, without an
+/// allocation: most of what is refused is not kept.
+const HEADER_ROOM: usize = 192;
+const PAYLOAD_ROOM: usize = 1024;
+const SIGNATURE_ROOM: usize = 512;
+
+impl Inner {
+    /// The verdict on a token, and whether the cache had it.
+    pub(super) fn judge(
+        &self,
+        token: &str,
+        sight: Sight,
+    ) -> (Result<VerifiedSvid, ValidateError>, bool) {
+        if token.len() > self.settings.max_token_len {
+            let (reason, detail) = (
+                ValidateReason::TooLong,
+                "the token is longer than allowed; nothing of it was read",
+            );
+            return (Err(ValidateError::new(reason, detail)), false);
+        }
+        // Before any bundle: see the contract of `BundleSource`.
+        let revision = self.source.revision();
+        let Some(cache) = &self.cache else {
+            return (self.judge_anew(token, 0, revision), false);
+        };
+        let hash = cache.hash(token);
+        if let Ok(revision) = revision {
+            let time = |verified: &Verified| match self.time_refusal(Life::of(verified)) {
+                None => Time::Good,
+                Some((ValidateReason::Expired, _)) => Time::Past,
+                Some(_) => Time::NotNow,
+            };
+            let found = cache.get(hash, token, revision, &*self.source, time);
+            if sight == Sight::First {
+                cache.count(found.is_some());
+            }
+            if let Some(svid) = found {
+                return (Ok(svid), true);
+            }
+        }
+        // A hit that does not count any more is judged like a token never seen, so that a warm
+        // cache changes no verdict and no word of a refusal.
+        let verdict = self.judge_anew(token, hash, revision);
+        if let Ok(svid) = &verdict {
+            cache.insert(svid);
+        }
+        (verdict, false)
+    }
+
+    fn judge_anew(
+        &self,
+        token: &str,
+        hash: u64,
+        revision: Result<u64, BundlesUnavailable>,
+    ) -> Result<VerifiedSvid, ValidateError> {
+        let refuse = |(reason, detail): Refusal| ValidateError::new(reason, detail);
+
+        let split = Split::new(token).ok_or_else(|| refuse(unless_bearer(token, PARTS)))?;
+        let known = KnownHeader::find(split.header, self.settings.allow_unknown_headers);
+        let mut header = Room::<HEADER_ROOM>::new();
+        let mut payload = Room::<PAYLOAD_ROOM>::new();
+        let mut signature = Room::<SIGNATURE_ROOM>::new();
+        let header = match &known {
+            Some(_) => &[],
+            None => header
+                .decode(split.header)
+                .ok_or_else(|| refuse(unless_bearer(token, ENCODING)))?,
+        };
+        let payload = payload
+            .decode(split.payload)
+            .ok_or_else(|| refuse(ENCODING))?;
+        let signature = signature
+            .decode(split.signature)
+            .ok_or_else(|| refuse(ENCODING))?;
+        let header = match &known {
+            Some(known) => known.header(),
+            None => Header::parse(header, self.settings.allow_unknown_headers)
+                .map_err(|fault| refuse(header_refusal(fault)))?,
+        };
+        if !self.settings.algorithms.contains(header.algorithm) {
+            return Err(refuse(ALGORITHM).with_key_id(header.key_id.as_deref()));
+        }
+        if header.key_id.is_none() && self.settings.require_key_id {
+            return Err(refuse(NO_KEY_ID));
+        }
+
+        let refuse = |refusal| refuse(refusal).with_key_id(header.key_id.as_deref());
+        let payload =
+            std::str::from_utf8(payload).map_err(|_| refuse(claims_refusal(ClaimsFault::Json)))?;
+        let claims = Claims::parse(payload).map_err(|fault| refuse(claims_refusal(fault)))?;
+        let spiffe_id = SpiffeId::parse(&claims.subject).map_err(|_| refuse(SUBJECT))?;
+
+        let trust_domain = spiffe_id.trust_domain_name();
+        let refuse = |refusal| refuse(refusal).with_trust_domain(trust_domain);
+        let life = Life {
+            expires_at: claims.expires_at,
+            not_before: claims.not_before,
+            issued_at: claims.issued_at,
+        };
+        if let Some(refusal) = self.time_refusal(life) {
+            return Err(refuse(refusal));
+        }
+        if !is_for_us(claims.audiences.as_slice(), &self.settings.audiences) {
+            return Err(refuse(AUDIENCE).with_audiences(claims.audiences.as_slice()));
+        }
+        let (bundle, revision) = self.bundle(trust_domain, revision).map_err(refuse)?;
+        let verifies = |authority: &Arc<JwtAuthority>| {
+            authority.verify(header.algorithm, split.signed.as_bytes(), signature)
+        };
+        let signer = match header.key_id.as_deref() {
+            Some(key_id) => by_key_id(&bundle, key_id, header.algorithm)
+                .and_then(|named| verifies(named).then_some(named).ok_or(SIGNATURE)),
+            None => by_trial(&bundle, header.algorithm, verifies),
+        };
+        let authority = Arc::clone(signer.map_err(refuse)?);
+        if known.is_none() {
+            KnownHeader::keep(split.header, self.settings.allow_unknown_headers, &header);
+        }
+
+        let audiences = claims.audiences.as_slice().iter();
+        let audiences = audiences.map(|audience| audience.as_ref().into()).collect();
+        Ok(VerifiedSvid::new(Arc::new(Verified {
+            token: token.into(),
+            hash,
+            revision: AtomicU64::new(revision),
+            audiences,
+            expires_at: claims.expires_at,
+            not_before: claims.not_before,
+            issued_at: claims.issued_at,
+            signer: Signer::Authority(authority),
+            spiffe_id,
+            payload: payload.into(),
+            #[cfg(feature = "server")]
+            claims: Default::default(),
+        })))
+    }
+
+    /// The bundle of the *subject's* trust domain: the token does not choose whose keys are used
+    /// (SPIFFE Workload API section 6.3).
+    fn bundle(
+        &self,
+        trust_domain: &str,
+        revision: Result<u64, BundlesUnavailable>,
+    ) -> Result<(Arc<JwtBundle>, u64), Refusal> {
+        let revision = revision.map_err(bundles_unavailable)?;
+        match self.source.bundle(trust_domain) {
+            BundleAnswer::Ready(bundle) => Ok((bundle, revision)),
+            BundleAnswer::UnknownTrustDomain => Err(TRUST_DOMAIN),
+            BundleAnswer::Unavailable(why) => Err(bundles_unavailable(why)),
+        }
+    }
+
+    /// Reads the clock, which is not read before: what is no token at all has no time to judge.
+    fn time_refusal(&self, life: Life) -> Option<Refusal> {
+        life.refusal(&self.settings, self.settings.clock.now())
+    }
+}
+
+/// The key that the token names.
+fn by_key_id<'b>(
+    bundle: &'b JwtBundle,
+    key_id: &str,
+    algorithm: Algorithm,
+) -> Result<&'b Arc<JwtAuthority>, Refusal> {
+    let named = bundle.authority(key_id).ok_or(KEY_UNKNOWN)?;
+    if named.supports(algorithm) {
+        Ok(named)
+    } else {
+        Err(KEY_UNFIT)
+    }
+}
+
+/// The most keys that a token without `kid` is verified with. Such a token costs up to this many
+/// signature checks, and anyone can send one.
+const MOST_TRIED: usize = 4;
+
+/// The key that verifies a token without `kid`, of those that fit its algorithm. The result does
+/// not depend on the order: if there are too many, none is tried.
+#[cold]
+#[inline(never)]
+fn by_trial(
+    bundle: &JwtBundle,
+    algorithm: Algorithm,
+    verifies: impl Fn(&Arc<JwtAuthority>) -> bool,
+) -> Result<&Arc<JwtAuthority>, Refusal> {
+    let fitting = || bundle.authorities().filter(|key| key.supports(algorithm));
+    match fitting().take(MOST_TRIED + 1).count() {
+        0 => Err(NO_KEY_FITS),
+        1..=MOST_TRIED => fitting().find(|key| verifies(key)).ok_or(NO_KEY_VERIFIES),
+        _ => Err(TOO_MANY_KEYS),
+    }
+}
+
+/// The times of a token.
+#[derive(Clone, Copy)]
+struct Life {
+    expires_at: UnixTime,
+    not_before: Option<UnixTime>,
+    issued_at: Option<UnixTime>,
+}
+
+impl Life {
+    fn of(verified: &Verified) -> Self {
+        Self {
+            expires_at: verified.expires_at,
+            not_before: verified.not_before,
+            issued_at: verified.issued_at,
+        }
+    }
+
+    fn refusal(self, settings: &Settings, now: UnixTime) -> Option<Refusal> {
+        let leeway = settings.leeway;
+        // RFC 7519 section 4.1.4: "on or after" the end is too late. The earliest moment that
+        // there is has no "after" to saturate to, and is past in any case.
+        if now >= self.expires_at.saturating_add(leeway) {
+            return Some(EXPIRED);
+        }
+        if let Some(not_before) = self.not_before
+            && now.saturating_add(leeway) < not_before
+        {
+            return Some(NOT_YET_VALID);
+        }
+        match settings.max_lifetime {
+            Some(longest) if self.is_longer_than(longest, leeway, now) => Some(LIFETIME),
+            _ => None,
+        }
+    }
+
+    fn is_longer_than(self, longest: Duration, leeway: Duration, now: UnixTime) -> bool {
+        let end = self.expires_at;
+        match self.issued_at {
+            // A token cannot make itself younger by an `iat` that is still to come.
+            Some(issued_at) if issued_at <= now => end > issued_at.saturating_add(longest),
+            _ => end > now.saturating_add(longest).saturating_add(leeway),
+        }
+    }
+}
+
+/// Any of the token's, any of ours; never normalised (JWT-SVID section 3.2).
+fn is_for_us(audiences: &[Cow<'_, str>], ours: &[Box<str>]) -> bool {
+    audiences
+        .iter()
+        .any(|audience| ours.iter().any(|our| **our == **audience))
+}
+
+const PARTS: Refusal = (
+    ValidateReason::Malformed,
+    "not exactly three non-empty parts with dots between them",
+);
+const ENCODING: Refusal = (
+    ValidateReason::Malformed,
+    "a part is no base64url without padding",
+);
+const BEARER: Refusal = (
+    ValidateReason::Malformed,
+    "the text begins with `Bearer`; pass the token without it",
+);
+const ALGORITHM: Refusal = (
+    ValidateReason::Algorithm,
+    "`alg` is absent or none of those that are allowed",
+);
+const SUBJECT: Refusal = (ValidateReason::Claims, "`sub` is no SPIFFE ID");
+const EXPIRED: Refusal = (ValidateReason::Expired, "`exp` is past");
+const NOT_YET_VALID: Refusal = (ValidateReason::NotYetValid, "`nbf` is still to come");
+const LIFETIME: Refusal = (
+    ValidateReason::Claims,
+    "the token lives longer than allowed",
+);
+const AUDIENCE: Refusal = (ValidateReason::Audience, "`aud` names none of ours");
+const TRUST_DOMAIN: Refusal = (
+    ValidateReason::TrustDomainUnknown,
+    "there is no bundle for the trust domain of `sub`",
+);
+const KEY_UNKNOWN: Refusal = (
+    ValidateReason::KeyUnknown,
+    "the bundle of the trust domain has no key with this `kid`",
+);
+const NO_KEY_ID: Refusal = (
+    ValidateReason::Header,
+    "`kid` is missing, and this validator requires it",
+);
+const NO_KEY_FITS: Refusal = (
+    ValidateReason::KeyUnknown,
+    "the token has no `kid`, and the bundle of the trust domain has no key that fits its `alg`",
+);
+const TOO_MANY_KEYS: Refusal = (
+    ValidateReason::KeyUnknown,
+    "the token has no `kid`, and more than four keys of the trust domain fit its `alg`; none was \
+     tried",
+);
+const KEY_UNFIT: Refusal = (
+    ValidateReason::KeyUnfit,
+    "the key's type, curve, `alg` or `key_ops` does not fit the token's `alg`",
+);
+const SIGNATURE: Refusal = (ValidateReason::Signature, "the signature is not the key's");
+const NO_KEY_VERIFIES: Refusal = (
+    ValidateReason::Signature,
+    "the token has no `kid`, and no key of the trust domain that fits its `alg` verifies the \
+     signature",
+);
+
+/// A whole header value in the place of a token is a common mistake, and has a text of its own.
+fn unless_bearer(token: &str, refusal: Refusal) -> Refusal {
+    match token.trim_start().split_once(' ') {
+        Some((scheme, _)) if scheme.eq_ignore_ascii_case("bearer") => BEARER,
+        _ => refusal,
+    }
+}
+
+fn bundles_unavailable(why: BundlesUnavailable) -> Refusal {
+    let detail = match why {
+        BundlesUnavailable::NotReady => "no bundles have arrived yet",
+        BundlesUnavailable::Withdrawn => "the issuer withdrew the bundles",
+        BundlesUnavailable::Stale => "the bundles are older than allowed",
+        BundlesUnavailable::Closed => "the source was shut down",
+    };
+    (ValidateReason::BundlesUnavailable(why), detail)
+}
+
+fn header_refusal(fault: HeaderFault) -> Refusal {
+    let detail = match fault {
+        HeaderFault::Json => {
+            return (
+                ValidateReason::Malformed,
+                "the header is no JSON object in UTF-8",
+            );
+        }
+        HeaderFault::Algorithm => return ALGORITHM,
+        HeaderFault::Duplicate => "a header field comes twice",
+        HeaderFault::Type => "`typ` is neither JWT nor JOSE",
+        HeaderFault::KeyId => "`kid` is empty, not a string, or longer than 1024 bytes",
+        HeaderFault::Forbidden => {
+            "a header field that is never accepted (crit, b64, jku, jwk, x5…)"
+        }
+        HeaderFault::Unknown => "a header field other than alg, kid and typ",
+    };
+    (ValidateReason::Header, detail)
+}
+
+fn claims_refusal(fault: ClaimsFault) -> Refusal {
+    let detail = match fault {
+        ClaimsFault::Json => "the payload is no JSON object in UTF-8",
+        ClaimsFault::Duplicate => "a claim comes twice",
+        ClaimsFault::Subject => "`sub` is absent or no string",
+        ClaimsFault::Audience => {
+            "`aud` is absent, empty, or neither a string nor an array of strings"
+        }
+        ClaimsFault::Expiry => "`exp` is absent or no number",
+        ClaimsFault::NotBefore => "`nbf` is no number",
+        ClaimsFault::IssuedAt => "`iat` is no number",
+    };
+    (ValidateReason::Claims, detail)
+}
