@@ -244,6 +244,13 @@ async fn clients_to_copy_work_on_an_agent_of_their_own_and_on_somebody_elses() {
 }
 
 #[tokio::test]
+async fn the_policy_example_survives_a_broken_opa() {
+    let (code, said) = run(&mut program("policy_opa")).await;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("OPA was asked"), "{said}");
+}
+
+#[tokio::test]
 async fn e03_the_gateway_example_keeps_tokens_inside() {
     let (code, said) = run(&mut program("gateway")).await;
     assert_eq!(code, Some(0), "{said}");

@@ -136,7 +136,7 @@ async fn reasons_are_logged_and_never_sent() {
         service_fn(async |_: Request<String>| Ok::<_, Infallible>(Response::new(String::new())));
     let open = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::any_trust_domain());
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), ops.clone());
-    let nested = open.layer(open.allow_callers(ops).layer(ok.clone()));
+    let nested = open.layer(open.allow_callers(ops).layer(ok));
     for response in [
         layer.layer(ok).oneshot(world.request(WEB)).await.unwrap(),
         nested.oneshot(world.request(WEB)).await.unwrap(),

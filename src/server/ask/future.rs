@@ -22,7 +22,7 @@ use crate::server::async_policy::{AsyncDecision, DecisionFuture};
 use crate::server::future::ResponseFuture;
 use crate::server::gate::{Judged, Mode};
 use crate::server::policy::Decision;
-use crate::server::rejection::{OnReject, PolicyFailure};
+use crate::server::rejection::{OnReject, PolicyFailure, Rejection};
 use crate::verify::{Sight, VerifiedSvid};
 
 pin_project! {

@@ -3,12 +3,8 @@
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
-#[cfg(feature = "workload-api")]
-use std::sync::LazyLock;
 use std::time::Duration;
 
-#[cfg(feature = "workload-api")]
-use crate::grpc_code::GrpcCode;
 use crate::runtime::Missing;
 use crate::token::{FetchSvidError, FetchSvidReason, SvidRequest, SvidRequestError};
 
@@ -294,22 +290,6 @@ impl TokenErrorReason {
     pub(crate) fn status(self) -> tonic::Status {
         let (code, text) = self.for_peer();
         tonic::Status::new(i32::from(code.as_u8()).into(), text)
-    }
-
-    /// The same, shared by all errors of a class that has no details to add.
-    #[cfg(feature = "workload-api")]
-    pub(crate) fn shared_status(self) -> &'static tonic::Status {
-        static INTERNAL: LazyLock<tonic::Status> =
-            LazyLock::new(|| TokenErrorReason::InvalidRequest.status());
-        static DEADLINE: LazyLock<tonic::Status> =
-            LazyLock::new(|| TokenErrorReason::DeadlineExceeded.status());
-        static UNAVAILABLE: LazyLock<tonic::Status> =
-            LazyLock::new(|| TokenErrorReason::Unavailable.status());
-        match self.for_peer().0 {
-            GrpcCode::DeadlineExceeded => &DEADLINE,
-            GrpcCode::Internal => &INTERNAL,
-            _ => &UNAVAILABLE,
-        }
     }
 }
 
