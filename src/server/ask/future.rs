@@ -17,7 +17,6 @@ use tower_service::Service;
 use super::decisions::Key;
 use super::{Asked, Asking, Outcome};
 use crate::runtime;
-use crate::server::Rejection;
 use crate::server::async_policy::{AsyncDecision, DecisionFuture};
 use crate::server::future::ResponseFuture;
 use crate::server::gate::{Judged, Mode};

@@ -242,40 +242,14 @@ impl From<JwtSourceError> for tonic::Status {
             Reason::InitialSync
             | Reason::BundlesUnavailable(_)
             | Reason::Closed
-            | Reason::ShutdownTimeout => TokenErrorReason::Unavailable,
+            | Reason::ShutdownTimeout => Class::Unavailable,
             Reason::Endpoint(_)
             | Reason::NoRuntime
             | Reason::Refused(_)
             | Reason::UnknownTrustDomain
-            | Reason::InvalidRequest(_) => TokenErrorReason::InvalidRequest,
-        }
-    }
-}
-
-impl std::error::Error for JwtSourceError {
-    /// The `tonic::Status` that [`From`] gives, for the errors of calls: `tonic::Status::from_error`
-    /// looks for it here. Errors of building and of shutting down have none.
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        use JwtSourceErrorReason as Reason;
-        match self.reason {
-            Reason::Endpoint(_)
-            | Reason::InitialSync
-            | Reason::Refused(_)
-            | Reason::ShutdownTimeout => None,
-            _ => Some(self.class().shared_status()),
-        }
-    }
-}
-
-/// A code and a fixed text for each class, as for a [`TokenError`]; this error is its source.
-///
-/// `?` converts this way in a tonic handler. `tonic::Status::from_error` gives the same code and
-/// text, but for errors of building and of shutting down a source: there it sends the message of
-/// this error, which names the agent, to the peer.
-#[cfg(feature = "tonic")]
-impl From<JwtSourceError> for tonic::Status {
-    fn from(error: JwtSourceError) -> Self {
-        let mut status = error.class().status();
+            | Reason::InvalidRequest(_) => Class::InvalidRequest,
+        };
+        let mut status = class.status();
         status.set_source(Arc::new(error));
         status
     }
