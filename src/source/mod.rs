@@ -79,6 +79,12 @@ pub use file::{
     FileState,
 };
 
+#[cfg(feature = "https-bundles")]
+pub mod https;
+
+#[cfg(feature = "https-bundles")]
+pub use https::HttpsBundles;
+
 #[cfg(test)]
 #[cfg(feature = "testing")]
 mod heartbeat_tests;
