@@ -21,6 +21,7 @@ mod e25_denied_agent;
 mod e26_runtime_end;
 mod e28_messages;
 mod endpoints;
+mod h_https;
 mod keepalive;
 mod lifetime;
 mod memory;

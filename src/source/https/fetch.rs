@@ -25,6 +25,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::super::own_thread;
+use super::tls;
 use super::url::Url;
 use crate::clock::UnixTime;
 use crate::presentable::presentable;
@@ -237,11 +238,11 @@ fn request(url: &Url, known: Option<&Validators>) -> Request<()> {
 }
 
 async fn send_over_own_connection(
-    tls: &Arc<ClientConfig>,
+    config: &Arc<ClientConfig>,
     request: Request<()>,
 ) -> Result<Answered, FetchError> {
     let url = Url::parse(&request.uri().to_string()).map_err(FetchError::new)?;
-    let stream = match timeout(CONNECT_WITHIN, connect(tls, &url)).await {
+    let stream = match timeout(CONNECT_WITHIN, connect(config, &url)).await {
         Ok(stream) => stream?,
         Err(_) => {
             return Err(FetchError::new(format!(
@@ -270,7 +271,10 @@ async fn send_over_own_connection(
     Ok((head, body))
 }
 
-async fn connect(tls: &Arc<ClientConfig>, url: &Url) -> Result<TlsStream<TcpStream>, FetchError> {
+async fn connect(
+    config: &Arc<ClientConfig>,
+    url: &Url,
+) -> Result<TlsStream<TcpStream>, FetchError> {
     let name = ServerName::try_from(url.host().to_owned())
         .map_err(|error| FetchError::of("the host is neither a DNS name nor an address", &error))?;
     let target = (url.host().to_owned(), url.port());
@@ -283,10 +287,13 @@ async fn connect(tls: &Arc<ClientConfig>, url: &Url) -> Result<TlsStream<TcpStre
     let tcp = TcpStream::connect(addresses.as_slice())
         .await
         .map_err(|error| FetchError::of("the connection failed", &error))?;
-    TlsConnector::from(tls.clone())
+    TlsConnector::from(config.clone())
         .connect(name, tcp)
         .await
-        .map_err(|error| FetchError::of("the TLS handshake failed", &error))
+        .map_err(|error| match tls::refusal(&error) {
+            Some(why) => FetchError::new(format!("the TLS handshake failed: {why}")),
+            None => FetchError::of("the TLS handshake failed", &error),
+        })
 }
 
 async fn read_if_ok<B: Body>(head: &http::response::Parts, body: B) -> Result<Vec<u8>, FetchError>

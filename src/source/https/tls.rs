@@ -1,6 +1,7 @@
 //! Whom a connection trusts: Web PKI roots, or exactly one SPIFFE ID.
 
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -195,6 +196,16 @@ impl fmt::Display for Refused {
 }
 
 impl std::error::Error for Refused {}
+
+/// Why our verifier rejected the server, if it did: the text of rustls for that is not readable.
+pub(super) fn refusal(error: &io::Error) -> Option<String> {
+    match error.get_ref()?.downcast_ref()? {
+        Error::InvalidCertificate(CertificateError::Other(OtherError(why))) => {
+            Some(why.to_string())
+        }
+        _ => None,
+    }
+}
 
 impl ServerCertVerifier for SpiffeVerifier {
     fn verify_server_cert(
