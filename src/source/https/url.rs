@@ -21,6 +21,10 @@ impl Url {
         if authority.host().is_empty() || authority.host() == "[]" {
             return Err("it has no host");
         }
+        let has_port = authority.as_str() != authority.host();
+        if has_port && authority.port_u16().is_none_or(|port| port == 0) {
+            return Err("its port is invalid");
+        }
         Ok(Self(uri))
     }
 
@@ -134,6 +138,9 @@ mod tests {
             "https://user@example.org/keys",
             "https://user:word@example.org/keys",
             "https:///keys",
+            "https://example.org:0/keys",
+            "https://example.org:/keys",
+            "https://example.org:65536/keys",
             "https://exa mple.org/",
         ] {
             assert!(Url::parse(bad).is_err(), "{bad}");
