@@ -60,7 +60,7 @@
 //! | a client: audiences, origins, frameworks | [`client`] |
 //! | our own tokens: requests, the cache, refresh | [`token`] |
 //! | verifying tokens outside HTTP | [`verify`] |
-//! | bundles without an agent | [`bundle`] |
+//! | bundles without an agent | [`bundle`], [`FileBundles`], and `source::https` with its feature |
 //! | tokens in files | [`token_file`] |
 //! | testing your own service | [`testing`] |
 //! | what is counted and logged | [`metrics`] |
@@ -72,8 +72,8 @@
 //! # Features
 //!
 //! `workload-api`, `server` and `client` are on by default. `axum`, `tonic`, `tower-http`, `reqwest`
-//! and `reqwest-middleware` fit the layers to these; `metrics` has a recorder for the crate of that
-//! name; `testing` has the embedded Workload API. All are additive.
+//! and `reqwest-middleware` fit the layers to these; `https-bundles` has bundles over https; `metrics` has a recorder for the crate
+//! of that name; `testing` has the embedded Workload API. All are additive.
 //!
 //! # Threats
 //!
@@ -120,6 +120,8 @@ pub use server::{
 };
 #[cfg(any(feature = "server", feature = "client"))]
 pub use source::FileBundles;
+#[cfg(feature = "https-bundles")]
+pub use source::HttpsBundles;
 #[cfg(feature = "workload-api")]
 pub use source::JwtSource;
 pub use token::JwtSvid;

@@ -119,6 +119,14 @@ async fn observability_prints_a_scrape_with_those_who_were_refused() {
 }
 
 #[tokio::test]
+async fn h10_server_without_agent_verifies_two_domains() {
+    let (code, said) = run(&mut program("server_without_agent")).await;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("200 spiffe://example.org/web"), "{said}");
+    assert!(said.contains("200 spiffe://partner.example/web"), "{said}");
+}
+
+#[tokio::test]
 async fn e30_servers_use_their_own_agent_or_yours() {
     // Another trust domain than that of their own agent.
     let me = "spiffe://other.test/web";

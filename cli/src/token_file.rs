@@ -235,7 +235,7 @@ fn report(kept: &mut Kept, state: &TokenFileState, waits: Option<(&SvidCache, &E
         let left = state.expires_in.unwrap_or_default().as_secs();
         say!(
             "wrote {path} for {:?}, expires in {left} s",
-            kept.request.audiences()
+            kept.request.audiences().collect::<Vec<_>>()
         );
     }
     let error = state

@@ -19,7 +19,7 @@ use crate::metrics::MetricsRecorder;
 /// seldom.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no source of bundles",
-    label = "expected a `JwtSource`, a `FileBundles`, a `FixedBundles`, or your own `BundleSource`",
+    label = "expected a `JwtSource`, a `FileBundles`, an `HttpsBundles`, a `FixedBundles`, or your own `BundleSource`",
     note = "it is taken by value: a clone of a `JwtSource` is the same source"
 )]
 pub trait BundleSource: Send + Sync + 'static {
@@ -44,6 +44,15 @@ pub trait BundleSource: Send + Sync + 'static {
     fn metrics(&self) -> Option<Arc<dyn MetricsRecorder>> {
         None
     }
+
+    /// Reports a token whose `kid` is not in the bundle of this trust domain. The key may be newer
+    /// than the bundle: a source that polls can poll early. Does nothing by default.
+    ///
+    /// A validator calls this for each such token, before it checks the signature: anyone can cause
+    /// a call. It must be quick, must not block, and must limit the work that it causes.
+    fn unknown_key(&self, trust_domain: &str, key_id: &str) {
+        let _ = (trust_domain, key_id);
+    }
 }
 
 impl<S: BundleSource + ?Sized> BundleSource for Arc<S> {
@@ -61,6 +70,10 @@ impl<S: BundleSource + ?Sized> BundleSource for Arc<S> {
 
     fn metrics(&self) -> Option<Arc<dyn MetricsRecorder>> {
         (**self).metrics()
+    }
+
+    fn unknown_key(&self, trust_domain: &str, key_id: &str) {
+        (**self).unknown_key(trust_domain, key_id);
     }
 }
 

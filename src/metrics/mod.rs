@@ -51,6 +51,13 @@
 //! | `source` | warn | trouble with a bundle file; its last good bundles stay | `path`, `error` | another trouble than before |
 //! | `source` | warn | no key in a bundle file counts; all tokens of its trust domain are refused | `path`, `trust_domain`, `ignored`, `why` | so many are ignored, the first one for this reason; is the file of the kind that it was named as? |
 //! | `source` | error | reading the bundle files panicked; their last good bundles stay | | a fault of this crate |
+//! | `source` | info | a polled bundle changed | `trust_domain`, `revision`, `keys` | keys came or went |
+//! | `source` | warn | polling a bundle failed | `trust_domain`, `kind`, `error` | another error than before; the last good bundle stays |
+//! | `source` | debug | polling a bundle failed again | `trust_domain`, `kind`, `error` | the same error once more |
+//! | `source` | warn | a polled bundle has new content under the same spiffe_sequence; it is accepted | `trust_domain`, `sequence` | the issuer must raise the sequence with each change |
+//! | `source` | warn | a polled bundle is stale: tokens cannot be judged | `trust_domain` | no poll succeeded for `max_staleness` |
+//! | `source` | warn | the saved bundle cannot be read | `trust_domain`, `error` | the bootstrap bundle is used |
+//! | `source` | warn | a polled bundle could not be saved | `trust_domain`, `error` | a restart may be locked out |
 //! | `token` | warn | fetching a JWT-SVID failed | `request`, `error`, `usable` | `usable`: an older token is sent meanwhile |
 //! | `token` | debug | fetching a JWT-SVID failed again | `request`, `error`, `usable` | for the same reason |
 //! | `token` | warn | refreshes of JWT-SVIDs have stalled; check that the agent is running and reaches its server | `request`, `why` | one line until they recover: a refresh brought no newer token, or takes longer than 5 s |
@@ -108,6 +115,9 @@ use crate::clock::UnixTime;
 /// | `bundle-unreadable` | a trust domain's JWK Set cannot be read; its last one stays |
 /// | `bundle-unnamed` | an entry of a message has an invalid name; if no name in it is valid, the message is discarded |
 /// | `bundle-file` | a bundle file cannot be read, or is no bundle any more; its last ones stay |
+/// | `bundle-fetch` | a bundle cannot be fetched over https: name, connection, TLS, HTTP status; the last one stays |
+/// | `bundle-unusable` | a JWK Set over https has keys, and none of them is usable; it takes effect |
+/// | `bundle-rollback` | a bundle over https has a lower `spiffe_sequence` than the last one, which stays |
 /// | `internal` | a fault of this crate |
 pub const SOURCE_ERROR_KINDS: &[&str] = &[
     "connect",
@@ -128,6 +138,9 @@ pub const SOURCE_ERROR_KINDS: &[&str] = &[
     "bundle-unreadable",
     "bundle-unnamed",
     "bundle-file",
+    "bundle-fetch",
+    "bundle-unusable",
+    "bundle-rollback",
     "internal",
 ];
 

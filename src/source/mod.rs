@@ -1,4 +1,4 @@
-//! Live bundles: from an agent, or from files.
+//! Live bundles: from an agent, from files, or over https.
 //!
 //! [`JwtSource`] follows the Workload API of the agent beside this workload: it keeps the bundle
 //! stream open, swaps each new set in whole, and caches tokens of our own.
@@ -78,3 +78,9 @@ pub use file::{
     FileBundles, FileBundlesBuilder, FileBundlesError, FileBundlesErrorReason, FileBundlesState,
     FileState,
 };
+
+#[cfg(feature = "https-bundles")]
+pub mod https;
+
+#[cfg(feature = "https-bundles")]
+pub use https::HttpsBundles;

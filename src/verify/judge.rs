@@ -130,7 +130,8 @@ impl Checks {
             authority.verify(header.algorithm, split.signed.as_bytes(), signature)
         };
         let signer = match header.key_id.as_deref() {
-            Some(key_id) => by_key_id(&bundle, key_id, header.algorithm)
+            Some(key_id) => self
+                .by_key_id(&bundle, key_id, header.algorithm)
                 .and_then(|named| verifies(named).then_some(named).ok_or(SIGNATURE)),
             None => by_trial(&bundle, header.algorithm, verifies),
         };
@@ -169,23 +170,27 @@ impl Checks {
         }
     }
 
+    /// The key that the token names.
+    fn by_key_id<'b>(
+        &self,
+        bundle: &'b JwtBundle,
+        key_id: &str,
+        algorithm: Algorithm,
+    ) -> Result<&'b Arc<JwtAuthority>, Refusal> {
+        match bundle.authority(key_id) {
+            Some(named) if named.supports(algorithm) => Ok(named),
+            Some(_) => Err(KEY_UNFIT),
+            None => {
+                let trust_domain = bundle.trust_domain().name();
+                self.source.unknown_key(trust_domain, key_id);
+                Err(KEY_UNKNOWN)
+            }
+        }
+    }
+
     /// Reads the clock, which is not read before: what is no token at all has no time to judge.
     fn time_refusal(&self, life: Life) -> Option<Refusal> {
         life.refusal(&self.settings, self.settings.clock.now())
-    }
-}
-
-/// The key that the token names.
-fn by_key_id<'b>(
-    bundle: &'b JwtBundle,
-    key_id: &str,
-    algorithm: Algorithm,
-) -> Result<&'b Arc<JwtAuthority>, Refusal> {
-    let named = bundle.authority(key_id).ok_or(KEY_UNKNOWN)?;
-    if named.supports(algorithm) {
-        Ok(named)
-    } else {
-        Err(KEY_UNFIT)
     }
 }
 

@@ -24,6 +24,7 @@ mod e26_runtime_end;
 mod e28_messages;
 mod endpoints;
 mod error_chain;
+mod h_https;
 mod keepalive;
 mod lifetime;
 mod memory;

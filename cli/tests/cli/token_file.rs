@@ -74,7 +74,7 @@ async fn t03_once_writes_each_file() {
     let said = run(&mut token_file(&agent, &args)).await;
     assert_eq!((said.code, &*said.err), (Some(0), ""), "{}", said.all());
     for (path, audience) in [(&a, "aud-a"), (&b, "aud-b")] {
-        assert_eq!(read(path).audiences(), [audience.into()]);
+        assert_eq!(read(path).audiences().collect::<Vec<_>>(), [audience]);
         let mode = fs::metadata(path).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o640);
         assert!(said.out.contains(&format!("wrote {path}")), "{}", said.out);

@@ -17,11 +17,12 @@ use tower_service::Service;
 use super::decisions::Key;
 use super::{Asked, Asking, Outcome};
 use crate::runtime;
+use crate::server::Rejection;
 use crate::server::async_policy::{AsyncDecision, DecisionFuture};
 use crate::server::future::ResponseFuture;
 use crate::server::gate::{Judged, Mode};
 use crate::server::policy::Decision;
-use crate::server::rejection::{OnReject, PolicyFailure, Rejection};
+use crate::server::rejection::{OnReject, PolicyFailure};
 use crate::verify::{Sight, VerifiedSvid};
 
 pin_project! {

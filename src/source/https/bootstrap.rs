@@ -1,0 +1,134 @@
+//! The SPIFFE bundle that an endpoint is verified with before it gave one, and its file.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::super::own_thread;
+use super::HttpsBundles;
+use super::document::About;
+use super::fetch::MAX_BODY;
+
+/// The SPIFFE bundle that an `https_spiffe` endpoint is verified with at first: of the trust domain
+/// of the endpoint's SPIFFE ID. It is read again at every poll.
+#[derive(Clone)]
+pub struct SpiffeBootstrap(Origin);
+
+#[derive(Clone)]
+enum Origin {
+    Text(Arc<[u8]>),
+    File(PathBuf),
+    Function(Arc<dyn Fn() -> Option<Arc<[u8]>> + Send + Sync>),
+}
+
+impl SpiffeBootstrap {
+    /// A SPIFFE bundle document, as `spire-server bundle show -format spiffe` prints it.
+    pub fn text(document: impl AsRef<[u8]>) -> Self {
+        Self(Origin::Text(document.as_ref().into()))
+    }
+
+    /// A file with a SPIFFE bundle document, at most 1 MiB.
+    pub fn file(path: impl AsRef<Path>) -> Self {
+        Self(Origin::File(path.as_ref().into()))
+    }
+
+    /// Another source, whose latest SPIFFE bundle is used: one of the endpoint's trust domain, if
+    /// that is not the trust domain whose bundle the endpoint serves.
+    pub fn source(bundles: HttpsBundles) -> Self {
+        Self::from_fn(move || bundles.spiffe_bundle())
+    }
+
+    /// A function that returns the SPIFFE bundle document as it is now, or `None` if it has none.
+    /// It must not block.
+    pub fn from_fn(read: impl Fn() -> Option<Arc<[u8]>> + Send + Sync + 'static) -> Self {
+        Self(Origin::Function(Arc::new(read)))
+    }
+
+    pub(super) async fn read(&self, disk: &Disk) -> Result<About, String> {
+        let document = match &self.0 {
+            Origin::Text(document) => document.clone(),
+            Origin::Function(read) => read().ok_or("the given source has no SPIFFE bundle yet")?,
+            Origin::File(path) => {
+                let path = path.clone();
+                disk.run(move || read_file(&path)).await?.into()
+            }
+        };
+        About::read(&document)
+    }
+}
+
+impl fmt::Debug for SpiffeBootstrap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Origin::Text(_) => f.write_str("SpiffeBootstrap::text"),
+            Origin::File(path) => write!(f, "SpiffeBootstrap::file({})", path.display()),
+            Origin::Function(_) => f.write_str("SpiffeBootstrap::from_fn"),
+        }
+    }
+}
+
+/// Blocking work on files, one piece at a time: a disk may never answer.
+#[derive(Clone, Default)]
+pub(super) struct Disk {
+    busy: Arc<AtomicBool>,
+}
+
+impl Disk {
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> Result<T, String> {
+        if self.busy.swap(true, Ordering::AcqRel) {
+            return Err("the disk does not answer".to_owned());
+        }
+        let busy = Busy(self.busy.clone());
+        let outcome = own_thread::run(move || {
+            let _busy = busy;
+            work()
+        });
+        let outcome = outcome.await.ok_or("reading or writing panicked")?;
+        outcome.map_err(|error| error.to_string())
+    }
+}
+
+struct Busy(Arc<AtomicBool>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+pub(super) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    // A pipe may never end.
+    if !fs::metadata(path)?.is_file() {
+        let text = "it is not a regular file";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
+    let mut bytes = Vec::new();
+    let most = MAX_BODY as u64 + 1;
+    File::open(path)?.take(most).read_to_end(&mut bytes)?;
+    if bytes.len() > MAX_BODY {
+        let text = format!("it has more than the {MAX_BODY} bytes allowed");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
+    }
+    Ok(bytes)
+}
+
+/// Replaces the file in one step: a reader or a crash finds the old or the new document.
+pub(super) fn replace_file(path: &Path, document: &[u8]) -> io::Result<()> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let mut aside = name.to_owned();
+    aside.push(format!(".{}.new", std::process::id()));
+    let aside = path.with_file_name(aside);
+    let write = || {
+        let mut file = File::create(&aside)?;
+        file.write_all(document)?;
+        file.sync_all()?;
+        fs::rename(&aside, path)
+    };
+    write().inspect_err(|_| drop(fs::remove_file(&aside)))
+}

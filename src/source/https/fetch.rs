@@ -1,0 +1,375 @@
+//! One document over https: connections, redirects, revalidation, limits.
+
+use std::error::Error as StdError;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::{Buf as _, Bytes};
+use http::header::{
+    ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, ETAG, HOST, HeaderValue, IF_MODIFIED_SINCE,
+    IF_NONE_MATCH, LAST_MODIFIED, LOCATION, RETRY_AFTER, USER_AGENT,
+};
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body::Body;
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::super::own_thread;
+use super::tls;
+use super::url::Url;
+use crate::clock::UnixTime;
+use crate::presentable::presentable;
+
+pub(super) const MAX_BODY: usize = 1 << 20;
+pub(super) const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+pub(super) const FETCH_WITHIN: Duration = Duration::from_secs(10);
+pub(super) const MAX_REDIRECTS: usize = 5;
+
+pub(super) type BoxError = Box<dyn StdError + Send + Sync>;
+type BoxBody = Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>;
+type Answer = Pin<Box<dyn Future<Output = Result<Response<BoxBody>, BoxError>> + Send>>;
+
+/// How requests are sent.
+#[derive(Clone)]
+pub(super) enum Client {
+    /// A new connection for each request, to a server that this configuration trusts.
+    Own(Arc<ClientConfig>),
+    Given(GivenClient),
+}
+
+/// A client of the user.
+#[derive(Clone)]
+pub(super) struct GivenClient(Arc<dyn Fn(Request<()>) -> Answer + Send + Sync>);
+
+impl GivenClient {
+    pub(super) fn new<F, Fut, B, E>(send: F) -> Self
+    where
+        F: Fn(Request<()>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Response<B>, E>> + Send + 'static,
+        B: Body + Send + 'static,
+        B::Error: Into<BoxError>,
+        E: Into<BoxError>,
+    {
+        Self(Arc::new(move |request| {
+            let answer = send(request);
+            Box::pin(async move {
+                let response = answer.await.map_err(Into::into)?;
+                Ok(response.map(|body| Box::pin(Erased(Box::pin(body))) as BoxBody))
+            })
+        }))
+    }
+}
+
+struct Erased<B>(Pin<Box<B>>);
+
+impl<B: Body> Body for Erased<B>
+where
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, BoxError>>> {
+        self.0.as_mut().poll_frame(context).map(|frame| {
+            let frame = frame?.map_err(Into::into);
+            Some(frame.map(|frame| frame.map_data(|mut data| data.copy_to_bytes(data.remaining()))))
+        })
+    }
+}
+
+/// Why a document could not be fetched.
+#[derive(Debug)]
+pub(super) struct FetchError {
+    pub(super) kind: &'static str,
+    pub(super) text: String,
+    pub(super) retry_after: Option<Duration>,
+}
+
+impl FetchError {
+    pub(super) fn new(text: impl Into<String>) -> Self {
+        Self {
+            kind: "bundle-fetch",
+            text: text.into(),
+            retry_after: None,
+        }
+    }
+
+    pub(super) fn too_large() -> Self {
+        Self {
+            kind: "bundle-too-large",
+            ..Self::new(format!(
+                "the response has more than the {MAX_BODY} bytes allowed"
+            ))
+        }
+    }
+
+    fn of(what: &str, error: &(dyn StdError + 'static)) -> Self {
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            let cause_text = cause.to_string();
+            if !text.contains(&cause_text) {
+                text = format!("{text}: {cause_text}");
+            }
+            source = cause.source();
+        }
+        Self::new(format!("{what}: {}", presentable(&text)))
+    }
+}
+
+/// By what a server recognizes the document that it gave last, and from which URL that came.
+#[derive(Debug, Clone)]
+pub(super) struct Validators {
+    url: Url,
+    etag: Option<HeaderValue>,
+    last_modified: Option<HeaderValue>,
+}
+
+/// What a server answered.
+#[derive(Debug)]
+pub(super) enum Fetched {
+    NotModified,
+    Document(Vec<u8>, Validators),
+}
+
+impl Client {
+    /// Fetches the document at this URL. `known` belongs to the document that was fetched last.
+    pub(super) async fn fetch(
+        &self,
+        url: &Url,
+        known: Option<&Validators>,
+        now: UnixTime,
+    ) -> Result<Fetched, FetchError> {
+        let mut url = url.clone();
+        for _ in 0..=MAX_REDIRECTS {
+            let known = known.filter(|known| known.url == url);
+            let (head, body) = self.send(request(&url, known)).await?;
+            match head.status {
+                StatusCode::OK => {
+                    let body = body?;
+                    let validators = Validators {
+                        url,
+                        etag: head.headers.get(ETAG).cloned(),
+                        last_modified: head.headers.get(LAST_MODIFIED).cloned(),
+                    };
+                    return Ok(Fetched::Document(body, validators));
+                }
+                StatusCode::NOT_MODIFIED if known.is_some_and(Validators::is_conditional) => {
+                    return Ok(Fetched::NotModified);
+                }
+                StatusCode::MOVED_PERMANENTLY
+                | StatusCode::FOUND
+                | StatusCode::SEE_OTHER
+                | StatusCode::TEMPORARY_REDIRECT
+                | StatusCode::PERMANENT_REDIRECT => {
+                    let location = head.headers.get(LOCATION).and_then(|to| to.to_str().ok());
+                    let location = location
+                        .ok_or_else(|| FetchError::new("the server redirects without a URL"))?;
+                    url = url.join(location).map_err(|why| {
+                        FetchError::new(format!("the server redirects to an invalid URL: {why}"))
+                    })?;
+                }
+                status => {
+                    return Err(FetchError {
+                        retry_after: retry_after(&head.headers, now),
+                        ..FetchError::new(format!("the server answered with HTTP status {status}"))
+                    });
+                }
+            }
+        }
+        let text = format!("the server redirects more than {MAX_REDIRECTS} times");
+        Err(FetchError::new(text))
+    }
+
+    async fn send(&self, request: Request<()>) -> Result<Answered, FetchError> {
+        match self {
+            Self::Own(tls) => send_over_own_connection(tls, request).await,
+            Self::Given(GivenClient(send)) => {
+                let response = send(request).await;
+                let response =
+                    response.map_err(|error| FetchError::of("the given client failed", &*error))?;
+                let (head, body) = response.into_parts();
+                let body = read_if_ok(&head, body).await;
+                Ok((head, body))
+            }
+        }
+    }
+}
+
+impl Validators {
+    fn is_conditional(&self) -> bool {
+        self.etag.is_some() || self.last_modified.is_some()
+    }
+}
+
+/// The head of a response, and its body, which counts for status 200 only.
+type Answered = (http::response::Parts, Result<Vec<u8>, FetchError>);
+
+fn request(url: &Url, known: Option<&Validators>) -> Request<()> {
+    let mut request = Request::new(());
+    *request.uri_mut() = url.uri().clone();
+    let headers = request.headers_mut();
+    headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+    headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    const AGENT: &str = concat!("tower-spiffe/", env!("CARGO_PKG_VERSION"));
+    headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
+    if let Some(known) = known {
+        if let Some(etag) = &known.etag {
+            headers.insert(IF_NONE_MATCH, etag.clone());
+        }
+        if let Some(date) = &known.last_modified {
+            headers.insert(IF_MODIFIED_SINCE, date.clone());
+        }
+    }
+    request
+}
+
+async fn send_over_own_connection(
+    config: &Arc<ClientConfig>,
+    request: Request<()>,
+) -> Result<Answered, FetchError> {
+    let url = Url::parse(&request.uri().to_string()).map_err(FetchError::new)?;
+    let stream = match timeout(CONNECT_WITHIN, connect(config, &url)).await {
+        Ok(stream) => stream?,
+        Err(_) => {
+            return Err(FetchError::new(format!(
+                "no connection within {CONNECT_WITHIN:?}"
+            )));
+        }
+    };
+    let failed = |error: hyper::Error| FetchError::of("the HTTP exchange failed", &error);
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(failed)?;
+    // Ends with this function, which reads the whole response.
+    let mut driver = JoinSet::new();
+    driver.spawn(connection);
+    let mut request = request.map(|()| String::new());
+    let host = HeaderValue::from_str(url.authority());
+    let host = host.map_err(|error| FetchError::of("the host is invalid", &error))?;
+    request.headers_mut().insert(HOST, host);
+    *request.uri_mut() = url
+        .path()
+        .parse()
+        .map_err(|error: http::uri::InvalidUri| FetchError::of("the path is invalid", &error))?;
+    let response = sender.send_request(request).await.map_err(failed)?;
+    let (head, body) = response.into_parts();
+    let body = read_if_ok(&head, body).await;
+    Ok((head, body))
+}
+
+async fn connect(
+    config: &Arc<ClientConfig>,
+    url: &Url,
+) -> Result<TlsStream<TcpStream>, FetchError> {
+    let name = ServerName::try_from(url.host().to_owned())
+        .map_err(|error| FetchError::of("the host is neither a DNS name nor an address", &error))?;
+    let target = (url.host().to_owned(), url.port());
+    // Not in the runtime's blocking pool, which the application may fill.
+    let resolved = own_thread::run(move || target.to_socket_addrs()).await;
+    let addresses: Vec<SocketAddr> = resolved
+        .unwrap_or_else(|| Err(io::Error::other("it panicked")))
+        .map_err(|error| FetchError::of("the host name cannot be resolved", &error))?
+        .collect();
+    let tcp = TcpStream::connect(addresses.as_slice())
+        .await
+        .map_err(|error| FetchError::of("the connection failed", &error))?;
+    TlsConnector::from(config.clone())
+        .connect(name, tcp)
+        .await
+        .map_err(|error| match tls::refusal(&error) {
+            Some(why) => FetchError::new(format!("the TLS handshake failed: {why}")),
+            None => FetchError::of("the TLS handshake failed", &error),
+        })
+}
+
+async fn read_if_ok<B: Body>(head: &http::response::Parts, body: B) -> Result<Vec<u8>, FetchError>
+where
+    B::Error: Into<BoxError>,
+{
+    if head.status != StatusCode::OK {
+        return Ok(Vec::new());
+    }
+    // Never decompressed: a small response could become a large one.
+    let encoding = head.headers.get(CONTENT_ENCODING);
+    if encoding.is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        let text = "the response is compressed, although the request did not allow it";
+        return Err(FetchError::new(text));
+    }
+    if usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX) > MAX_BODY {
+        return Err(FetchError::too_large());
+    }
+    let mut body = pin!(body);
+    let mut read = Vec::new();
+    while let Some(frame) = poll_fn(|context| body.as_mut().poll_frame(context)).await {
+        let frame = frame.map_err(|error| {
+            let error: BoxError = error.into();
+            FetchError::of("the response broke off", &*error)
+        })?;
+        if let Ok(mut data) = frame.into_data() {
+            if data.remaining() > MAX_BODY.saturating_sub(read.len()) {
+                return Err(FetchError::too_large());
+            }
+            while data.has_remaining() {
+                let chunk = data.chunk();
+                read.extend_from_slice(chunk);
+                let len = chunk.len();
+                data.advance(len);
+            }
+        }
+    }
+    Ok(read)
+}
+
+/// How long the server asks to wait, in seconds or until a date (RFC 9110 section 10.2.3).
+fn retry_after(headers: &HeaderMap, now: UnixTime) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if text.bytes().all(|byte| byte.is_ascii_digit()) && !text.is_empty() {
+        // A number that is too large for the type is a long wait.
+        return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
+    }
+    let date: SystemTime = httpdate::parse_http_date(text).ok()?;
+    Some(UnixTime::from(date).saturating_since(now))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn h01_retry_after_is_seconds_or_a_date() {
+        let now = UnixTime::from_secs(1_790_000_000);
+        let read = |text: &str| {
+            let value = HeaderValue::from_str(text).unwrap();
+            retry_after(&HeaderMap::from_iter([(RETRY_AFTER, value)]), now)
+        };
+        let date = SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_090);
+        let past = SystemTime::UNIX_EPOCH;
+        assert_eq!(read("120"), Some(Duration::from_secs(120)));
+        assert_eq!(
+            read(&httpdate::fmt_http_date(date)),
+            Some(Duration::from_secs(90))
+        );
+        assert_eq!(read(&httpdate::fmt_http_date(past)), Some(Duration::ZERO));
+        assert_eq!(
+            read("99999999999999999999999"),
+            Some(Duration::from_secs(u64::MAX))
+        );
+        for bad in ["", "-1", "1.5", "soon", "Mon"] {
+            assert_eq!(read(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,370 @@
+//! When to poll, and one poll.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::CertificateDer;
+use tokio::runtime::Handle;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, timeout};
+
+use super::bootstrap::{Disk, SpiffeBootstrap, read_file, replace_file};
+use super::document::{self, About, Document};
+use super::fetch::{Client, FETCH_WITHIN, FetchError, Fetched, Validators};
+use super::shared::{Shared, Taken};
+use super::tls;
+use super::url::Url;
+use crate::clock::Clock;
+use crate::identity::SpiffeId;
+
+/// Between two polls that no unknown key asked for.
+const SHORTEST: Duration = Duration::from_secs(60);
+const LONGEST: Duration = Duration::from_secs(300);
+
+/// The ceilings of the waits before the first success: they double from the first to the second.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = SHORTEST;
+
+/// While a machine is suspended, timers stand still: the clocks are read in between.
+const NAP: Duration = Duration::from_secs(1);
+
+/// What is polled.
+#[derive(Clone)]
+pub(super) enum Endpoint {
+    Jwks(Url),
+    Oidc { issuer: String, discovery: Url },
+    Web(Url),
+    Spiffe(Box<SpiffeEndpoint>),
+}
+
+#[derive(Clone)]
+pub(super) struct SpiffeEndpoint {
+    pub(super) url: Url,
+    pub(super) id: SpiffeId,
+    pub(super) bootstrap: SpiffeBootstrap,
+    pub(super) saved_at: Option<PathBuf>,
+}
+
+impl Endpoint {
+    pub(super) fn url(&self) -> &Url {
+        match self {
+            Self::Jwks(url) | Self::Web(url) => url,
+            Self::Oidc { discovery, .. } => discovery,
+            Self::Spiffe(spiffe) => &spiffe.url,
+        }
+    }
+}
+
+/// One poll at a time.
+#[derive(Clone)]
+struct Poller {
+    shared: Arc<Shared>,
+    endpoint: Endpoint,
+    // None for `https_spiffe`, where each poll trusts other roots.
+    client: Option<Client>,
+    disk: Disk,
+    known: Known,
+    // The file as it was at the start.
+    saved: Option<Arc<About>>,
+}
+
+/// What the server gave last.
+#[derive(Clone, Default)]
+struct Known {
+    discovery: Option<(Validators, String)>,
+    document: Option<Validators>,
+}
+
+pub(super) fn spawn(
+    shared: &Arc<Shared>,
+    endpoint: Endpoint,
+    client: Option<Client>,
+    seed: Option<u64>,
+    runtime: &Handle,
+) -> AbortHandle {
+    let mut poller = Poller {
+        shared: shared.clone(),
+        endpoint,
+        client,
+        disk: Disk::default(),
+        known: Known::default(),
+        saved: None,
+    };
+    let mut draw = seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
+    let ended = Ended(shared.clone());
+    let task = async move {
+        let shared = &ended.0;
+        let mut ceiling = FIRST_RETRY;
+        loop {
+            shared.poll_begins();
+            let outcome = poller.poll_guarded().await;
+            let retry_after = outcome.err().and_then(|error| {
+                let retry_after = error.retry_after;
+                shared.fetch_failed(error);
+                retry_after
+            });
+            let retry_after = retry_after.map(|wait| wait.min(LONGEST));
+            let wait = if shared.latest().is_some() {
+                let hint = shared
+                    .with_latest_about(|about| about.refresh_hint)
+                    .flatten();
+                interval(hint, &mut draw)
+            } else {
+                let wait = ceiling.mul_f64(draw.f64());
+                ceiling = ceiling.saturating_mul(2).min(LAST_RETRY);
+                wait
+            };
+            let wait = wait.max(retry_after.unwrap_or_default());
+            shared.poll_ends(wait, retry_after);
+            sleep(shared, wait).await;
+        }
+    };
+    runtime.spawn(task).abort_handle()
+}
+
+/// A quarter of the hint, within the bounds, with a tenth of it as jitter.
+fn interval(hint: Option<Duration>, draw: &mut fastrand::Rng) -> Duration {
+    let wanted = hint
+        .map_or(LONGEST, |hint| hint / 4)
+        .clamp(SHORTEST, LONGEST);
+    // Into the bounds from both ends: where there is no room below, the jitter is above.
+    let low = wanted.mul_f64(0.9).max(SHORTEST);
+    let high = wanted.max(SHORTEST.mul_f64(1.1));
+    low + (high - low).mul_f64(draw.f64())
+}
+
+/// Waits, until an unknown key asks for an early poll. After a suspend the trust clock, which
+/// counts it, shows that the wait is over.
+async fn sleep(shared: &Shared, wait: Duration) {
+    let (began, until) = (
+        Instant::now(),
+        shared.clock.monotonic().saturating_add(wait),
+    );
+    loop {
+        let left = wait.saturating_sub(began.elapsed());
+        if left.is_zero() || shared.clock.monotonic() >= until {
+            return;
+        }
+        if timeout(left.min(NAP), shared.early.notified())
+            .await
+            .is_ok()
+        {
+            return;
+        }
+        shared.beat();
+    }
+}
+
+impl Poller {
+    /// One poll within the time allowed. A panic in it, in a given client for example, is an error.
+    async fn poll_guarded(&mut self) -> Result<(), FetchError> {
+        let mut poller = self.clone();
+        let mut poll = JoinSet::new();
+        poll.spawn(async move {
+            let outcome = match timeout(FETCH_WITHIN, poller.poll()).await {
+                Ok(outcome) => outcome,
+                Err(_) => Err(FetchError::new(format!(
+                    "no complete response within {FETCH_WITHIN:?}"
+                ))),
+            };
+            if let Ok(Some(document)) = &outcome {
+                poller.save(document).await;
+            }
+            (poller, outcome.map(drop))
+        });
+        match poll.join_next().await {
+            Some(Ok((poller, outcome))) => {
+                *self = poller;
+                outcome
+            }
+            _ => Err(FetchError {
+                kind: "internal",
+                ..FetchError::new("the poll panicked")
+            }),
+        }
+    }
+
+    /// Returns the document if it is a new one.
+    async fn poll(&mut self) -> Result<Option<Arc<[u8]>>, FetchError> {
+        let now = self.shared.clock.now();
+        let client = self.client().await?;
+        let url = match &self.endpoint {
+            Endpoint::Oidc { issuer, discovery } => {
+                let known = self.known.discovery.as_ref().map(|(known, _)| known);
+                match client.fetch(discovery, known, now).await? {
+                    Fetched::NotModified => {}
+                    Fetched::Document(bytes, validators) => {
+                        let jwks_uri = document::discovery(&bytes, issuer).map_err(unreadable)?;
+                        self.known.discovery = Some((validators, jwks_uri));
+                    }
+                }
+                let jwks_uri = self.known.discovery.as_ref().map(|(_, jwks_uri)| jwks_uri);
+                let url = Url::parse(jwks_uri.map_or("", String::as_str));
+                url.map_err(|why| unreadable(format!("its `jwks_uri` is invalid: {why}")))?
+            }
+            endpoint => endpoint.url().clone(),
+        };
+        match client
+            .fetch(&url, self.known.document.as_ref(), now)
+            .await?
+        {
+            Fetched::NotModified => {
+                self.shared.not_modified();
+                Ok(None)
+            }
+            Fetched::Document(bytes, validators) => {
+                let bytes: Arc<[u8]> = bytes.into();
+                let document = self.read(&bytes).map_err(unreadable)?;
+                match self.shared.take(document, bytes.clone()) {
+                    Taken::Accepted => {
+                        self.known.document = Some(validators);
+                        Ok(Some(bytes))
+                    }
+                    Taken::Rollback => Ok(None),
+                }
+            }
+        }
+    }
+
+    fn read(&self, bytes: &[u8]) -> Result<Document, String> {
+        let before = self.shared.latest();
+        let read = match self.endpoint {
+            Endpoint::Jwks(_) | Endpoint::Oidc { .. } => document::jwks,
+            Endpoint::Web(_) | Endpoint::Spiffe(_) => document::spiffe_bundle,
+        };
+        read(bytes, &self.shared.trust_domain, before.as_deref())
+    }
+
+    async fn client(&mut self) -> Result<Client, FetchError> {
+        if let Some(client) = &self.client {
+            return Ok(client.clone());
+        }
+        let Endpoint::Spiffe(endpoint) = self.endpoint.clone() else {
+            return Err(FetchError::new("there is no client"));
+        };
+        let roots = self.roots(&endpoint).await?;
+        let tls = tls::spiffe_config(endpoint.id.clone(), roots, self.shared.clock.clone());
+        Ok(Client::Own(tls.map_err(FetchError::new)?))
+    }
+
+    /// The roots of the latest bundle of the endpoint's trust domain: the one that was fetched
+    /// last, unless the bootstrap bundle has a higher sequence.
+    async fn roots(
+        &mut self,
+        endpoint: &SpiffeEndpoint,
+    ) -> Result<Vec<CertificateDer<'static>>, FetchError> {
+        let serves_itself = endpoint.id.trust_domain() == self.shared.trust_domain;
+        if let (None, Some(path), true) = (&self.saved, endpoint.saved_at.clone(), serves_itself) {
+            self.saved = self.read_saved(path).await.map(Arc::new);
+        }
+        let bootstrap = endpoint.bootstrap.read(&self.disk).await;
+        let latest = || {
+            let copy = |about: &About| (about.sequence, about.roots.clone());
+            let fetched = self.shared.with_latest_about(copy);
+            fetched.or_else(|| self.saved.as_deref().map(copy))
+        };
+        let (roots, which) = match (serves_itself.then(latest).flatten(), bootstrap) {
+            (Some((sequence, _)), Ok(bootstrap))
+                if sequence.is_some() && bootstrap.sequence > sequence =>
+            {
+                (bootstrap.roots, "bootstrap")
+            }
+            (Some((_, roots)), _) => (roots, "latest"),
+            (None, Ok(bootstrap)) => (bootstrap.roots, "bootstrap"),
+            (None, Err(error)) => {
+                let text = format!("the bootstrap bundle cannot be read: {error}");
+                return Err(FetchError::new(text));
+            }
+        };
+        if roots.is_empty() {
+            let text = format!(
+                "the {which} bundle has no X.509 roots to verify the endpoint with; provide a \
+                 bootstrap bundle with keys whose `use` is x509-svid"
+            );
+            return Err(FetchError::new(text));
+        }
+        Ok(roots)
+    }
+
+    async fn read_saved(&self, path: PathBuf) -> Option<About> {
+        let read = self.disk.run(move || match read_file(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            read => read.map(Some),
+        });
+        let about = match read.await {
+            Ok(None) => return None,
+            Ok(Some(bytes)) => About::read(&bytes),
+            Err(error) => Err(error),
+        };
+        about
+            .inspect_err(|error| {
+                let trust_domain = self.shared.trust_domain.name();
+                tracing::warn!(trust_domain, %error, "the saved bundle cannot be read");
+            })
+            .ok()
+    }
+
+    async fn save(&self, document: &Arc<[u8]>) {
+        let Endpoint::Spiffe(endpoint) = &self.endpoint else {
+            return;
+        };
+        if let Some(path) = endpoint.saved_at.clone() {
+            let document = document.clone();
+            let saved = self.disk.run(move || match read_file(&path) {
+                // Written only if it changed.
+                Ok(before) if *before == *document => Ok(()),
+                _ => replace_file(&path, &document),
+            });
+            let saved = timeout(FETCH_WITHIN, saved).await;
+            let saved = saved.unwrap_or_else(|_| Err("the disk does not answer".to_owned()));
+            self.shared.saved(saved);
+        }
+    }
+}
+
+fn unreadable(text: String) -> FetchError {
+    FetchError {
+        kind: "bundle-unreadable",
+        ..FetchError::new(text)
+    }
+}
+
+/// Reports the end of the task, in whatever way it ends.
+struct Ended(Arc<Shared>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.ended();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn h01_interval_is_a_quarter_of_the_hint() {
+        let secs = Duration::from_secs;
+        for (hint, low, high) in [
+            (None, 270, 300),
+            (Some(0), 60, 66),
+            (Some(1), 60, 66),
+            (Some(240), 60, 66),
+            (Some(400), 90, 100),
+            (Some(1200), 270, 300),
+            (Some(86_400), 270, 300),
+            (Some(u64::MAX), 270, 300),
+        ] {
+            let mut drawn: Vec<_> = (0..1000)
+                .map(|seed| interval(hint.map(secs), &mut fastrand::Rng::with_seed(seed)))
+                .collect();
+            drawn.sort();
+            assert!(
+                drawn[0] >= secs(low) && drawn[999] <= secs(high),
+                "{hint:?}"
+            );
+            assert!(drawn[999] - drawn[0] > secs(high - low) / 2, "{hint:?}");
+        }
+    }
+}

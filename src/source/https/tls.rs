@@ -1,0 +1,244 @@
+//! Whom a connection trusts: Web PKI roots, or exactly one SPIFFE ID.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, WantsClientCert};
+use rustls::crypto::{
+    CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls12_signature,
+    verify_tls13_signature,
+};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::time_provider::TimeProvider;
+use rustls::{
+    CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, Error, OtherError,
+    RootCertStore, SignatureScheme, WantsVerifier,
+};
+use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+
+use crate::clock::Clock;
+use crate::identity::SpiffeId;
+
+/// The certificates that servers are verified against in the Web PKI.
+#[derive(Clone, Default)]
+pub(super) struct WebRoots {
+    added: Vec<CertificateDer<'static>>,
+    without_system: bool,
+}
+
+impl WebRoots {
+    pub(super) fn add_der(&mut self, certificate: Vec<u8>) {
+        self.added.push(CertificateDer::from(certificate));
+    }
+
+    /// Adds each certificate of the PEM text.
+    pub(super) fn add_pem(&mut self, pem: &[u8]) -> Result<(), String> {
+        let before = self.added.len();
+        for certificate in CertificateDer::pem_slice_iter(pem) {
+            let certificate =
+                certificate.map_err(|error| format!("the PEM is malformed: {error}"))?;
+            self.added.push(certificate);
+        }
+        if self.added.len() == before {
+            return Err("the PEM has no certificate".to_owned());
+        }
+        Ok(())
+    }
+
+    pub(super) fn without_system(&mut self) {
+        self.without_system = true;
+    }
+
+    /// Reads the system's certificates too, which takes a few milliseconds.
+    pub(super) fn config(&self, clock: Arc<dyn Clock>) -> Result<Arc<ClientConfig>, String> {
+        let mut roots = RootCertStore::empty();
+        if !self.without_system {
+            // One bad certificate on the machine costs itself only.
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+        for certificate in &self.added {
+            roots
+                .add(certificate.clone())
+                .map_err(|error| format!("an added root is not a certificate: {error}"))?;
+        }
+        if roots.is_empty() {
+            return Err("there is no root certificate, on this machine or added".to_owned());
+        }
+        let config = builder(clock)?.with_root_certificates(roots);
+        Ok(finish(config))
+    }
+}
+
+/// For a server with exactly this SPIFFE ID, whose certificate leads to one of these roots.
+pub(super) fn spiffe_config(
+    expected: SpiffeId,
+    roots: Vec<CertificateDer<'static>>,
+    clock: Arc<dyn Clock>,
+) -> Result<Arc<ClientConfig>, String> {
+    let verifier = SpiffeVerifier {
+        expected,
+        roots,
+        algorithms: provider().signature_verification_algorithms,
+    };
+    let config = builder(clock)?.dangerous();
+    Ok(finish(
+        config.with_custom_certificate_verifier(Arc::new(verifier)),
+    ))
+}
+
+fn provider() -> CryptoProvider {
+    aws_lc_rs::default_provider()
+}
+
+fn builder(clock: Arc<dyn Clock>) -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, String> {
+    ClientConfig::builder_with_details(Arc::new(provider()), Arc::new(Time(clock)))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())
+}
+
+fn finish(builder: ConfigBuilder<ClientConfig, WantsClientCert>) -> Arc<ClientConfig> {
+    let mut config = builder.with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // A resumed session would not verify the certificate again.
+    config.resumption = Resumption::disabled();
+    Arc::new(config)
+}
+
+struct Time(Arc<dyn Clock>);
+
+impl TimeProvider for Time {
+    fn current_time(&self) -> Option<UnixTime> {
+        let secs = u64::try_from(self.0.now().secs()).ok()?;
+        Some(UnixTime::since_unix_epoch(std::time::Duration::from_secs(
+            secs,
+        )))
+    }
+}
+
+impl fmt::Debug for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Time")
+    }
+}
+
+/// Verifies an X.509-SVID (X509-SVID section 5, SPIFFE Federation section 5.2.2). The name that was
+/// dialed does not count.
+#[derive(Debug)]
+struct SpiffeVerifier {
+    expected: SpiffeId,
+    roots: Vec<CertificateDer<'static>>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl SpiffeVerifier {
+    fn verify(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        let bad = |_| Error::InvalidCertificate(CertificateError::BadEncoding);
+        let certificate = EndEntityCert::try_from(end_entity).map_err(bad)?;
+        let anchors = self
+            .roots
+            .iter()
+            .filter_map(|root| anchor_from_trusted_cert(root).ok());
+        let anchors: Vec<_> = anchors.collect();
+        certificate
+            .verify_for_usage(
+                self.algorithms.all,
+                &anchors,
+                intermediates,
+                now,
+                KeyUsage::server_auth(),
+                None,
+                None,
+            )
+            .map_err(|error| refused(Refused::Chain(error)))?;
+        let mut names = certificate.valid_uri_names();
+        match (names.next(), names.next()) {
+            (Some(name), None) if name == self.expected.as_str() => Ok(()),
+            (Some(_), None) => Err(refused(Refused::AnotherId(self.expected.clone()))),
+            _ => Err(refused(Refused::NotAnSvid)),
+        }
+    }
+}
+
+/// Why a server's certificate is rejected. It repeats nothing of the certificate.
+#[derive(Debug)]
+enum Refused {
+    Chain(webpki::Error),
+    NotAnSvid,
+    AnotherId(SpiffeId),
+}
+
+fn refused(why: Refused) -> Error {
+    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(why))))
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Chain(error) => write!(
+                f,
+                "the server's X.509-SVID does not verify against the latest bundle: {error}"
+            ),
+            Self::NotAnSvid => f.write_str("the server's certificate does not have one SPIFFE ID"),
+            Self::AnotherId(expected) => write!(
+                f,
+                "the server's SPIFFE ID is not the configured one, \"{expected}\""
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// Why our verifier rejected the server, if it did: the text of rustls for that is not readable.
+pub(super) fn refusal(error: &io::Error) -> Option<String> {
+    match error.get_ref()?.downcast_ref()? {
+        Error::InvalidCertificate(CertificateError::Other(OtherError(why))) => {
+            Some(why.to_string())
+        }
+        _ => None,
+    }
+}
+
+impl ServerCertVerifier for SpiffeVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.verify(end_entity, intermediates, now)
+            .map(|()| ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,197 @@
+//! A TLS server that answers literally what a test sets, and keeps what it was asked.
+
+use std::sync::{Arc, Mutex};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
+};
+use rustls::ServerConfig;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+
+/// A certificate authority, of the web or of a trust domain.
+pub(super) struct Ca {
+    issuer: Issuer<'static, KeyPair>,
+    cert: CertificateDer<'static>,
+}
+
+impl Ca {
+    pub(super) fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let cert = params.self_signed(&key).unwrap().der().clone();
+        Self {
+            issuer: Issuer::new(params, key),
+            cert,
+        }
+    }
+
+    pub(super) fn der(&self) -> Vec<u8> {
+        self.cert.to_vec()
+    }
+
+    pub(super) fn for_host(&self, host: &str) -> Arc<ServerConfig> {
+        self.issue(CertificateParams::new([host.to_owned()]).unwrap())
+    }
+
+    /// An X.509-SVID with these names.
+    pub(super) fn for_ids(&self, ids: &[&str]) -> Arc<ServerConfig> {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        let uris = ids.iter().map(|id| SanType::URI((*id).try_into().unwrap()));
+        params.subject_alt_names = uris.collect();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        self.issue(params)
+    }
+
+    fn issue(&self, params: CertificateParams) -> Arc<ServerConfig> {
+        let key = KeyPair::generate().unwrap();
+        let cert = params.signed_by(&key, &self.issuer).unwrap().der().clone();
+        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![cert], key)
+            .unwrap();
+        Arc::new(config)
+    }
+}
+
+/// What the server writes, and whether it then stays silent.
+#[derive(Clone)]
+pub(super) struct Reply {
+    head: String,
+    body: Vec<u8>,
+    hangs: bool,
+}
+
+impl Reply {
+    pub(super) fn status(status: &str) -> Self {
+        Self {
+            head: format!("HTTP/1.1 {status}\r\n"),
+            body: Vec::new(),
+            hangs: false,
+        }
+        .header("connection", "close")
+    }
+
+    pub(super) fn json(body: impl AsRef<[u8]>) -> Self {
+        Self::status("200 OK")
+            .header("content-type", "application/json")
+            .body(body)
+    }
+
+    pub(super) fn redirect(to: &str) -> Self {
+        Self::status("302 Found").header("location", to)
+    }
+
+    pub(super) fn header(mut self, name: &str, value: &str) -> Self {
+        self.head += &format!("{name}: {value}\r\n");
+        self
+    }
+
+    pub(super) fn body(mut self, body: impl AsRef<[u8]>) -> Self {
+        self.body = body.as_ref().to_vec();
+        self
+    }
+
+    /// Writes this much, and nothing more.
+    pub(super) fn then_hangs(mut self) -> Self {
+        self.hangs = true;
+        self
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let length = match self.head.contains("content-length") || self.hangs {
+            true => String::new(),
+            false => format!("content-length: {}\r\n", self.body.len()),
+        };
+        [self.head.as_bytes(), length.as_bytes(), b"\r\n", &self.body].concat()
+    }
+}
+
+type Script = Arc<dyn Fn(&str) -> Reply + Send + Sync>;
+
+/// The server; it ends with its runtime.
+pub(super) struct Server {
+    port: u16,
+    seen: Arc<Mutex<Vec<String>>>,
+    script: Arc<Mutex<Script>>,
+    tls: Arc<Mutex<Arc<ServerConfig>>>,
+}
+
+impl Server {
+    pub(super) async fn start(tls: Arc<ServerConfig>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let script: Script = Arc::new(|_| Reply::status("404 Not Found"));
+        let server = Self {
+            port: listener.local_addr().unwrap().port(),
+            seen: Arc::default(),
+            script: Arc::new(Mutex::new(script)),
+            tls: Arc::new(Mutex::new(tls)),
+        };
+        let (seen, script, tls) = (
+            server.seen.clone(),
+            server.script.clone(),
+            server.tls.clone(),
+        );
+        tokio::spawn(async move {
+            while let Ok((tcp, _)) = listener.accept().await {
+                let tls = tls.lock().unwrap().clone();
+                tokio::spawn(connection(tcp, tls, seen.clone(), script.clone()));
+            }
+        });
+        server
+    }
+
+    pub(super) fn url(&self, path: &str) -> String {
+        format!("https://localhost:{}{path}", self.port)
+    }
+
+    /// Answers every request like this.
+    pub(super) fn answer(&self, reply: Reply) {
+        self.script(move |_| reply.clone());
+    }
+
+    /// Answers a request by its path.
+    pub(super) fn script(&self, script: impl Fn(&str) -> Reply + Send + Sync + 'static) {
+        *self.script.lock().unwrap() = Arc::new(script);
+    }
+
+    pub(super) fn certificate(&self, tls: Arc<ServerConfig>) {
+        *self.tls.lock().unwrap() = tls;
+    }
+
+    /// The heads of the requests so far, in lower case.
+    pub(super) fn seen(&self) -> Vec<String> {
+        self.seen.lock().unwrap().clone()
+    }
+}
+
+async fn connection(
+    tcp: TcpStream,
+    tls: Arc<ServerConfig>,
+    seen: Arc<Mutex<Vec<String>>>,
+    script: Arc<Mutex<Script>>,
+) -> std::io::Result<()> {
+    let mut stream = TlsAcceptor::from(tls).accept(tcp).await?;
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await?);
+    }
+    let head = String::from_utf8(head).unwrap();
+    let path = head.split(' ').nth(1).unwrap().to_owned();
+    seen.lock().unwrap().push(head.to_lowercase());
+    let script = script.lock().unwrap().clone();
+    let reply = script(&path);
+    stream.write_all(&reply.bytes()).await?;
+    stream.flush().await?;
+    if reply.hangs {
+        std::future::pending::<()>().await;
+    }
+    stream.shutdown().await
+}

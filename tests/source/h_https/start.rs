@@ -1,0 +1,162 @@
+//! H10: the first bundle, and settings that are wrong.
+
+use tower_spiffe::SpiffeId;
+use tower_spiffe::bundle::{BundleSource as _, BundlesUnavailable};
+use tower_spiffe::source::https::{HttpsBundlesErrorReason as Reason, SpiffeBootstrap};
+use tower_spiffe::verify::ValidateReason;
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn h10_build_waits_and_says_why_it_failed() {
+    let world = World::new().await;
+    world.server.answer(Reply::status("403 Forbidden"));
+    let build = tokio::spawn(world.jwks_builder().build());
+    until("a request", || !world.server.seen().is_empty()).await;
+    rest().await;
+    assert!(!build.is_finished());
+    advance(secs(30)).await;
+    let error = build.await.unwrap().unwrap_err();
+    assert_eq!(error.reason(), Reason::Timeout);
+    let text = error.to_string();
+    assert!(
+        text.contains("within 30s: the server answered with HTTP status 403"),
+        "{text}"
+    );
+    assert!(
+        text.contains(TD) && text.contains(&world.server.url("/keys")),
+        "{text}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn h10_build_retries_until_the_server_answers() {
+    let world = World::new().await;
+    world
+        .server
+        .answer(Reply::status("503 Service Unavailable"));
+    let build = tokio::spawn(world.jwks_builder().build());
+    until("a request", || !world.server.seen().is_empty()).await;
+    rest().await;
+    world.server.answer(Reply::json(world.issuer.jwks()));
+    advance(secs(2)).await;
+    assert!(build.await.unwrap().unwrap().is_healthy());
+}
+
+#[tokio::test(start_paused = true)]
+async fn h10_build_lazy_starts_without_a_bundle() {
+    let world = World::new().await;
+    world
+        .server
+        .answer(Reply::status("500 Internal Server Error"));
+    let bundles = world.jwks_builder().build_lazy().unwrap();
+    assert_eq!(bundles.revision(), Err(BundlesUnavailable::NotReady));
+    assert!(!bundles.is_healthy());
+    let refused = world
+        .validator(&bundles)
+        .validate(&world.token())
+        .unwrap_err();
+    assert_eq!(
+        refused.reason(),
+        ValidateReason::BundlesUnavailable(BundlesUnavailable::NotReady)
+    );
+    polls(&bundles, 1).await;
+    world.server.answer(Reply::json(world.issuer.jwks()));
+    advance(secs(1)).await;
+    bundles.ready().await.unwrap();
+    assert!(world.validator(&bundles).validate(&world.token()).is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn h10_the_task_ends_with_the_last_handle() {
+    let world = World::new().await;
+    let tasks = || {
+        tokio::runtime::Handle::current()
+            .metrics()
+            .num_alive_tasks()
+    };
+    until("the listener", || tasks() == 2).await;
+    let bundles = world.jwks().await;
+    let clone = bundles.clone();
+    drop(bundles);
+    rest().await;
+    assert!(clone.state().is_following());
+    drop(clone);
+    until("the task ends", || tasks() == 2).await;
+}
+
+#[tokio::test]
+async fn h10_wrong_settings_fail_immediately() {
+    let jwks = |url: &str| HttpsBundles::jwks_url(td(TD), url);
+    let id = SpiffeId::parse("spiffe://example.org/endpoint").unwrap();
+    let spiffe = || {
+        let bootstrap = SpiffeBootstrap::text(r#"{"keys": []}"#);
+        HttpsBundles::https_spiffe(td(TD), "https://x.test/", id.clone(), bootstrap)
+    };
+    let client = |_: http::Request<()>| async {
+        Ok::<_, std::io::Error>(http::Response::new(String::new()))
+    };
+    for (name, builder, text) in [
+        (
+            "http",
+            jwks("http://x.test/keys"),
+            "its scheme is not https",
+        ),
+        ("no url", jwks("keys"), "is invalid"),
+        ("user", jwks("https://a:b@x.test/keys"), "user information"),
+        (
+            "query",
+            HttpsBundles::oidc_issuer(td(TD), "https://x.test?y"),
+            "a query",
+        ),
+        (
+            "issuer",
+            HttpsBundles::oidc_issuer(td(TD), "http://x.test"),
+            "not https",
+        ),
+        (
+            "web",
+            HttpsBundles::https_web(td(TD), "http://x.test"),
+            "not https",
+        ),
+        (
+            "pem",
+            jwks("https://x.test").add_roots_pem("junk"),
+            "no certificate",
+        ),
+        (
+            "der",
+            jwks("https://x.test").add_root_der(b"junk".to_vec()),
+            "not a certificate",
+        ),
+        (
+            "roots",
+            jwks("https://x.test").without_system_roots(),
+            "no root certificate",
+        ),
+        (
+            "save",
+            jwks("https://x.test").save_to("/x"),
+            "`.save_to(...)`",
+        ),
+        (
+            "client",
+            spiffe().client(client),
+            "only the source verifies",
+        ),
+    ] {
+        let error = builder.clone().build_lazy().unwrap_err();
+        assert_eq!(error.reason(), Reason::Settings, "{name}");
+        assert!(error.to_string().contains(text), "{name}: {error}");
+        let error = builder.build().await.unwrap_err();
+        assert_eq!(error.reason(), Reason::Settings, "{name}");
+    }
+}
+
+#[test]
+fn h10_without_a_runtime_it_is_an_error() {
+    let error = HttpsBundles::jwks_url(td(TD), "https://x.test")
+        .build_lazy()
+        .unwrap_err();
+    assert_eq!(error.reason(), Reason::NoRuntime);
+}
