@@ -17,6 +17,8 @@ pub(super) enum UseRule {
     AbsentOrJwtSvid,
     /// SPIFFE bundles (SPIFFE Trust Domain and Bundle section 4.2.2).
     JwtSvid,
+    /// JWK Sets of OIDC issuers: some of them write `sig` for keys that sign tokens.
+    AbsentOrJwtSvidOrSig,
 }
 
 /// An element of a JWK Set that is no authority; it costs itself and nothing else.
@@ -25,14 +27,21 @@ pub struct IgnoredKey {
     position: usize,
     key_id: Option<Box<str>>,
     reason: IgnoredReason,
-    x509_svid: bool,
+    other_svid: Option<OtherSvid>,
+}
+
+/// A kind of SVID whose keys may stand beside the keys for JWT-SVIDs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OtherSvid {
+    X509,
+    Wit,
 }
 
 /// Why an element was not read as an authority.
 pub(super) struct Rejected<'a> {
     pub(super) key_id: Option<Cow<'a, str>>,
     pub(super) reason: IgnoredReason,
-    pub(super) x509_svid: bool,
+    pub(super) other_svid: Option<OtherSvid>,
 }
 
 impl<'a> Rejected<'a> {
@@ -40,7 +49,7 @@ impl<'a> Rejected<'a> {
         Self {
             key_id,
             reason,
-            x509_svid: false,
+            other_svid: None,
         }
     }
 }
@@ -85,13 +94,13 @@ impl IgnoredKey {
             position,
             key_id,
             reason,
-            x509_svid: false,
+            other_svid: None,
         }
     }
 
     pub(super) fn rejected(position: usize, rejected: &Rejected<'_>) -> Self {
         Self {
-            x509_svid: rejected.x509_svid,
+            other_svid: rejected.other_svid,
             ..Self::new(position, rejected.key_id.as_deref(), rejected.reason)
         }
     }
@@ -115,17 +124,33 @@ impl IgnoredKey {
     /// beside the keys for JWT-SVIDs. The reason is then [`IgnoredReason::Use`], and nothing is
     /// wrong with it.
     pub fn is_x509_svid(&self) -> bool {
-        self.x509_svid
+        self.other_svid == Some(OtherSvid::X509)
+    }
+
+    /// Returns whether its `use` is `wit-svid`: a key for Workload Identity Tokens. The reason is
+    /// then [`IgnoredReason::Use`], and nothing is wrong with it.
+    pub fn is_wit_svid(&self) -> bool {
+        self.other_svid == Some(OtherSvid::Wit)
+    }
+
+    /// Whether the key is not for an SVID of another kind, so that its issuer may want it used.
+    pub(super) fn is_fault(&self) -> bool {
+        self.other_svid.is_none()
     }
 }
 
-/// Writes the reason; a key for X.509-SVIDs is named as such.
+/// Writes the reason; a key for SVIDs of another kind is named as such.
 impl fmt::Display for IgnoredKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.x509_svid {
-            return f.write_str("an X.509-SVID key (`use` is x509-svid), not for JWT-SVIDs");
+        match self.other_svid {
+            Some(OtherSvid::X509) => {
+                f.write_str("an X.509-SVID key (`use` is x509-svid), not for JWT-SVIDs")
+            }
+            Some(OtherSvid::Wit) => {
+                f.write_str("a WIT-SVID key (`use` is wit-svid), not for JWT-SVIDs")
+            }
+            None => self.reason.fmt(f),
         }
-        self.reason.fmt(f)
     }
 }
 
@@ -158,9 +183,14 @@ pub(super) fn read<'a>(
     let members = Members::read(element).map_err(|reason| Rejected::new(None, reason))?;
     let key_id = members.key_id.and_then(read_text);
     // First: such a key needs no `kid`.
-    if members.usage.and_then(read_text).as_deref() == Some("x509-svid") {
+    let other_svid = match members.usage.and_then(read_text).as_deref() {
+        Some("x509-svid") => Some(OtherSvid::X509),
+        Some("wit-svid") => Some(OtherSvid::Wit),
+        _ => None,
+    };
+    if other_svid.is_some() {
         return Err(Rejected {
-            x509_svid: true,
+            other_svid,
             ..Rejected::new(key_id, IgnoredReason::Use)
         });
     }
@@ -181,10 +211,15 @@ fn authority(
     rule: UseRule,
     known: Option<&PublicKey>,
 ) -> Result<JwtAuthority, IgnoredReason> {
-    match (members.usage, rule) {
-        (None, UseRule::AbsentOrJwtSvid) => {}
-        (Some(raw), _) if read_text(raw).as_deref() == Some("jwt-svid") => {}
-        _ => return Err(IgnoredReason::Use),
+    let usage = members.usage.map(read_text);
+    let is_for_us = match usage.as_ref().map(Option::as_deref) {
+        None => !matches!(rule, UseRule::JwtSvid),
+        Some(Some("jwt-svid")) => true,
+        Some(Some("sig")) => matches!(rule, UseRule::AbsentOrJwtSvidOrSig),
+        Some(_) => false,
+    };
+    if !is_for_us {
+        return Err(IgnoredReason::Use);
     }
     let key_type = members.key_type.and_then(read_text);
     let is_ec = match key_type.as_deref() {

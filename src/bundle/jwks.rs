@@ -121,6 +121,11 @@ fn without_ambiguous(
 fn tell(ignored: &mut Vec<IgnoredKey>, key: IgnoredKey) {
     if ignored.len() < MOST_IGNORED {
         ignored.push(key);
+    } else if key.is_fault()
+        && let Some(last) = ignored.last_mut().filter(|last| !last.is_fault())
+    {
+        // Many keys for other SVIDs must not hide that something is wrong.
+        *last = key;
     }
 }
 

@@ -80,6 +80,29 @@ impl JwtBundle {
         Self::read(trust_domain, bundle, jwk::UseRule::JwtSvid, None)
     }
 
+    /// Reads a JWK Set that an OIDC issuer publishes, or another JWK Set that the user assigned to
+    /// this trust domain. A key is taken if `use` is absent, `jwt-svid` or `sig`: SPIRE's OIDC
+    /// discovery provider writes `sig` with `set_key_use`.
+    ///
+    /// # Errors
+    /// The document is not a JWK Set. A set with no usable keys is not an error: see
+    /// [`ignored`](Self::ignored).
+    pub fn from_oidc_jwks(trust_domain: TrustDomain, jwks: &[u8]) -> Result<Self, JwksError> {
+        Self::read(trust_domain, jwks, jwk::UseRule::AbsentOrJwtSvidOrSig, None)
+    }
+
+    /// As [`from_oidc_jwks`](Self::from_oidc_jwks), with what `previous` has parsed already.
+    #[cfg(any(feature = "server", feature = "client"))]
+    #[allow(dead_code, reason = "used by sources that are features")]
+    pub(crate) fn from_oidc_jwks_after(
+        previous: Option<&Self>,
+        trust_domain: TrustDomain,
+        jwks: &[u8],
+    ) -> Result<Self, JwksError> {
+        let rule = jwk::UseRule::AbsentOrJwtSvidOrSig;
+        Self::read(trust_domain, jwks, rule, previous)
+    }
+
     /// As [`from_jwks`](Self::from_jwks), where `previous` stood there before: what it has is not
     /// parsed again, and its authorities are shared. Most documents say what they said before.
     #[cfg(any(feature = "server", feature = "client"))]
@@ -164,6 +187,15 @@ impl JwtBundle {
     /// issuer; at most 256 of them.
     pub fn ignored(&self) -> &[IgnoredKey] {
         &self.ignored
+    }
+
+    /// Returns a key that was left out although it is not for SVIDs of another kind, if no key is
+    /// usable: then the issuer wanted keys to be used, and none is. `None` for an empty set.
+    #[cfg(any(feature = "server", feature = "client"))]
+    #[allow(dead_code, reason = "used by sources that are features")]
+    pub(crate) fn none_usable(&self) -> Option<&IgnoredKey> {
+        let faults = || self.ignored.iter().find(|key| key.is_fault());
+        self.is_empty().then(faults).flatten()
     }
 
     /// This bundle, with each authority that `previous` has too taken from there: what was
