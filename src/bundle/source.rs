@@ -31,11 +31,26 @@ pub trait BundleSource: Send + Sync + 'static {
     /// The bundle of the trust domain with this name.
     fn bundle(&self, trust_domain: &str) -> BundleAnswer;
 
+    /// Returns whether nothing is wrong with this source, for alerts. By default whether it can
+    /// judge.
+    fn is_healthy(&self) -> bool {
+        self.revision().is_ok()
+    }
+
     /// Resolves when the revision is no longer `seen`; `None` where this source never changes or
     /// cannot tell.
     fn changed_since(&self, seen: u64) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
         let _ = seen;
         None
+    }
+
+    /// Reports a token whose `kid` is not in the bundle of this trust domain. The key may be newer
+    /// than the bundle: a source that polls can poll early. Does nothing by default.
+    ///
+    /// A validator calls this for each such token, before it checks the signature: anyone can cause
+    /// a call. It must be quick, must not block, and must limit the work that it causes.
+    fn unknown_key(&self, trust_domain: &str, key_id: &str) {
+        let _ = (trust_domain, key_id);
     }
 }
 
@@ -48,8 +63,16 @@ impl<S: BundleSource + ?Sized> BundleSource for Arc<S> {
         (**self).bundle(trust_domain)
     }
 
+    fn is_healthy(&self) -> bool {
+        (**self).is_healthy()
+    }
+
     fn changed_since(&self, seen: u64) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
         (**self).changed_since(seen)
+    }
+
+    fn unknown_key(&self, trust_domain: &str, key_id: &str) {
+        (**self).unknown_key(trust_domain, key_id);
     }
 }
 

@@ -299,6 +299,10 @@ impl BundleSource for JwtSource {
             updates::next(notices, seen).await;
         }))
     }
+
+    fn is_healthy(&self) -> bool {
+        self.inner.shared.state().is_healthy()
+    }
 }
 
 /// One call to the agent each time, without the cache.

@@ -74,10 +74,15 @@ pub use updates::SourceUpdates;
 pub(crate) mod file;
 
 #[cfg(any(feature = "server", feature = "client"))]
+mod memory;
+
+#[cfg(any(feature = "server", feature = "client"))]
 pub use file::{
     FileBundles, FileBundlesBuilder, FileBundlesError, FileBundlesErrorReason, FileBundlesState,
     FileState,
 };
+#[cfg(any(feature = "server", feature = "client"))]
+pub use memory::MemoryBundles;
 
 #[cfg(test)]
 #[cfg(feature = "testing")]

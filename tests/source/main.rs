@@ -24,6 +24,7 @@ mod endpoints;
 mod keepalive;
 mod lifetime;
 mod memory;
+mod memory_bundles;
 mod news;
 mod reconnect;
 mod staleness;
