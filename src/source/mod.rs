@@ -78,8 +78,8 @@ mod memory;
 
 #[cfg(any(feature = "server", feature = "client"))]
 pub use file::{
-    FileBundles, FileBundlesBuilder, FileBundlesError, FileBundlesErrorReason, FileBundlesState,
-    FileState,
+    BundleDocument, BundleFormat, FileBundles, FileBundlesBuilder, FileBundlesError,
+    FileBundlesErrorReason, FileBundlesState, FileState, FileTrustDomainState,
 };
 #[cfg(any(feature = "server", feature = "client"))]
 pub use memory::MemoryBundles;

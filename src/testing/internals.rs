@@ -9,7 +9,8 @@ use bytes::Bytes;
 use crate::bundle::{BundleAnswer, BundleSource, CannotJudge, JwtBundleSet};
 use crate::clock::Clock;
 use crate::jwt::{Algorithm, Curve, PublicKey};
-use crate::source::file::{self, Format, MapRead};
+use crate::source::BundleFormat;
+use crate::source::file::{self, MapRead};
 use crate::source::shared::{Shared, StreamError};
 use crate::source::trust_clock::TrustClock;
 use crate::source::{ResourceLimits, SourceState, WithdrawalPolicy, intake};
@@ -79,11 +80,11 @@ pub fn read_bundle_map(
     known: &JwtBundleSet,
 ) -> Result<MapRead, String> {
     let format = if spiffe_bundles {
-        Format::SpiffeBundle
+        BundleFormat::BundleMap
     } else {
-        Format::Jwks
+        BundleFormat::JwksMap
     };
-    file::read_map(bytes, format, known)
+    file::read_map(bytes, &format, known)
 }
 
 /// What a source keeps of its bundle stream, without the stream: what the agent says is put in by
