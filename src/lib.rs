@@ -116,7 +116,7 @@ pub use server::{
     ValidateJwtSvidLayer,
 };
 #[cfg(any(feature = "server", feature = "client"))]
-pub use source::{FileBundles, MemoryBundles};
+pub use source::{FileBundles, MemoryBundles, MergedBundles};
 #[cfg(feature = "workload-api")]
 pub use source::{
     JwtSource, JwtSourceBuilder, JwtSourceError, JwtSourceErrorReason, ResourceLimits, SourceState,

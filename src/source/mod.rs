@@ -75,6 +75,8 @@ pub(crate) mod file;
 
 #[cfg(any(feature = "server", feature = "client"))]
 mod memory;
+#[cfg(any(feature = "server", feature = "client"))]
+mod merged;
 
 #[cfg(any(feature = "server", feature = "client"))]
 pub use file::{
@@ -83,6 +85,11 @@ pub use file::{
 };
 #[cfg(any(feature = "server", feature = "client"))]
 pub use memory::MemoryBundles;
+#[cfg(any(feature = "server", feature = "client"))]
+pub use merged::{
+    MergedBundles, MergedBundlesBuilder, MergedBundlesError, MergedBundlesErrorReason,
+    MergedMemberState, MergedState,
+};
 
 #[cfg(test)]
 #[cfg(feature = "testing")]

@@ -28,6 +28,7 @@ mod late_files;
 mod lifetime;
 mod memory;
 mod memory_bundles;
+mod merged_bundles;
 mod news;
 mod reconnect;
 mod staleness;
