@@ -49,7 +49,7 @@
 //! | `source` | error | the task of this source panicked; it answers no more | | a fault of this crate |
 //! | `source` | info | bundle files changed | `revision` | keys came or went |
 //! | `source` | warn | trouble with a bundle file; its last good bundles stay | `path`, `error` | another trouble than before |
-//! | `source` | warn | no key in a bundle file counts; all tokens of its trust domain are refused | `path`, `trust_domain`, `ignored`, `why` | so many are ignored, the first one for this reason; is the file of the kind that it was named as? |
+//! | `source` | warn | no key in a bundle file counts; all tokens of its trust domain are refused | `path`, `trust_domain`, `ignored`, `why` | so many are ignored, one of them for this reason; is the format of the file right? |
 //! | `source` | error | reading the bundle files panicked; their last good bundles stay | | a fault of this crate |
 //! | `svid_cache` | warn | fetching a JWT-SVID failed | `request`, `error`, `usable` | `usable`: an older token is sent meanwhile |
 //! | `svid_cache` | debug | fetching a JWT-SVID failed again | `request`, `error`, `usable` | for the same reason |
@@ -102,7 +102,7 @@ use crate::clock::UnixTime;
 /// | `bundle-too-large` | a trust domain's JWK Set is larger than allowed; its last one stays |
 /// | `bundle-unreadable` | a trust domain's JWK Set cannot be read; its last one stays |
 /// | `bundle-unnamed` | an entry of a message has an invalid name; if no name in it is valid, the message is discarded |
-/// | `bundle-file` | a bundle file cannot be read, or is no bundle any more; its last ones stay |
+/// | `bundle-file` | a bundle file cannot be read or is invalid, and its last bundles stay; or none of the keys of a trust domain is usable |
 /// | `internal` | a fault of this crate |
 pub const SOURCE_ERROR_KINDS: &[&str] = &[
     "connect",

@@ -310,7 +310,11 @@ impl Contents {
     fn errors(&self) -> impl Iterator<Item = String> {
         let more = self.unnamed.count.saturating_sub(self.unnamed.told.len());
         let more = (more > 0).then(|| format!("{more} more names are not trust domains"));
-        self.each().chain(more)
+        let domains = self.troubles.iter().chain(&self.unusable);
+        domains
+            .map(|(domain, why)| format!("trust domain \"{domain}\": {why}"))
+            .chain(self.unnamed.told.iter().cloned())
+            .chain(more)
     }
 
     /// Whether something cannot be read: more than keys that are not usable.
@@ -340,7 +344,7 @@ fn shared(bundle: JwtBundle, known: &JwtBundleSet) -> Arc<JwtBundle> {
 /// The bytes of base64 with padding and the standard alphabet (RFC 4648 section 4), as Go and
 /// protobuf write bytes into JSON.
 fn decode_standard(text: &str) -> Option<Vec<u8>> {
-    if text.len() % 4 != 0 || text.contains(['-', '_']) {
+    if !text.len().is_multiple_of(4) || text.contains(['-', '_']) {
         return None;
     }
     let letters = text.strip_suffix("==").or_else(|| text.strip_suffix('='));
