@@ -109,8 +109,8 @@ impl Names {
         if self.has("svids") || self.has("svid") {
             return Some(match self.has("bundles") {
                 true => {
-                    "it is JSON with tokens and bundles, the output of `spire-agent api fetch jwt \
-                     -output json`; read it with `spire_agent`"
+                    "it is JSON with tokens and bundles, as `spire-agent api fetch jwt` prints it \
+                     with `-output json`; read it with `spire_agent`"
                 }
                 false => {
                     "it is JSON with tokens, as `spire-agent api fetch jwt` prints it; give the \

@@ -1,4 +1,12 @@
-//! Live bundles: from an agent, or from files.
+//! Live bundles: from an agent, from files, from the program itself, or from several of them.
+//!
+//! | source | use it for |
+//! | --- | --- |
+//! | [`JwtSource`] | the agent beside this workload |
+//! | [`FileBundles`] | files that a sidecar, a mount or an operator writes |
+//! | [`MemoryBundles`] | bundles that the program gets by its own means |
+//! | [`MergedBundles`] | several sources, each for its own trust domains |
+//! | [`FixedBundles`](crate::FixedBundles) | bundles that never change |
 //!
 //! [`JwtSource`] follows the Workload API of the agent beside this workload: it keeps the bundle
 //! stream open, swaps each new set in whole, and caches tokens of our own.
