@@ -102,7 +102,7 @@ use crate::clock::UnixTime;
 /// | `bundle-too-large` | a trust domain's JWK Set is larger than allowed; its last one stays |
 /// | `bundle-unreadable` | a trust domain's JWK Set cannot be read; its last one stays |
 /// | `bundle-unnamed` | an entry of a message has an invalid name; if no name in it is valid, the message is discarded |
-/// | `bundle-file` | a bundle file cannot be read or is invalid, and its last bundles stay; or none of the keys of a trust domain is usable |
+/// | `bundle-file` | a bundle file cannot be read, or is no bundle any more; its last ones stay |
 /// | `internal` | a fault of this crate |
 pub const SOURCE_ERROR_KINDS: &[&str] = &[
     "connect",

@@ -448,7 +448,7 @@ impl Moved {
         let before = self.told.load(Ordering::SeqCst);
         let good = self.good.load(Ordering::SeqCst);
         let verdict = validator.validate(token);
-        let is_settled = before % 2 == 0 && self.told.load(Ordering::SeqCst) == before;
+        let is_settled = before.is_multiple_of(2) && self.told.load(Ordering::SeqCst) == before;
         if is_settled {
             assert_eq!(verdict.is_ok(), good, "at step {before}: {verdict:?}");
         }
