@@ -116,7 +116,10 @@ pub use server::{
     ValidateJwtSvidLayer,
 };
 #[cfg(any(feature = "server", feature = "client"))]
-pub use source::{FileBundles, MemoryBundles, MergedBundles};
+pub use source::{MemoryBundles, MergedBundles};
+
+#[cfg(any(feature = "server", feature = "client"))]
+pub use source::FileBundles;
 #[cfg(feature = "workload-api")]
 pub use source::{
     JwtSource, JwtSourceBuilder, JwtSourceError, JwtSourceErrorReason, ResourceLimits, SourceState,

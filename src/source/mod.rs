@@ -1,4 +1,7 @@
-//! Live bundles: from an agent, from files, from the program itself, or from several of them.
+//! Live bundles: from an agent, or from files.
+//!
+//! [`JwtSource`] follows the Workload API of the agent beside this workload: it keeps the bundle
+//! stream open, swaps each new set in whole, and caches tokens of our own.
 //!
 //! | source | use it for |
 //! | --- | --- |
@@ -7,9 +10,6 @@
 //! | [`MemoryBundles`] | bundles that the program gets by its own means |
 //! | [`MergedBundles`] | several sources, each for its own trust domains |
 //! | [`FixedBundles`](crate::FixedBundles) | bundles that never change |
-//!
-//! [`JwtSource`] follows the Workload API of the agent beside this workload: it keeps the bundle
-//! stream open, swaps each new set in whole, and caches tokens of our own.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
@@ -79,24 +79,25 @@ pub use state::{LastError, SourceState, TrustDomainState, Withdrawal};
 pub use updates::SourceUpdates;
 
 #[cfg(any(feature = "server", feature = "client"))]
-pub(crate) mod file;
-
-#[cfg(any(feature = "server", feature = "client"))]
 mod memory;
 #[cfg(any(feature = "server", feature = "client"))]
 mod merged;
 
-#[cfg(any(feature = "server", feature = "client"))]
-pub use file::{
-    BundleDocument, BundleFormat, FileBundles, FileBundlesBuilder, FileBundlesError,
-    FileBundlesErrorReason, FileBundlesState, FileState, FileTrustDomainState,
-};
 #[cfg(any(feature = "server", feature = "client"))]
 pub use memory::MemoryBundles;
 #[cfg(any(feature = "server", feature = "client"))]
 pub use merged::{
     MergedBundles, MergedBundlesBuilder, MergedBundlesError, MergedBundlesErrorReason,
     MergedMemberState, MergedState,
+};
+
+#[cfg(any(feature = "server", feature = "client"))]
+pub(crate) mod file;
+
+#[cfg(any(feature = "server", feature = "client"))]
+pub use file::{
+    BundleDocument, BundleFormat, FileBundles, FileBundlesBuilder, FileBundlesError,
+    FileBundlesErrorReason, FileBundlesState, FileState, FileTrustDomainState,
 };
 
 #[cfg(test)]
