@@ -119,6 +119,9 @@ pub use server::{
     ValidateJwtSvidLayer,
 };
 #[cfg(any(feature = "server", feature = "client"))]
+pub use source::{MemoryBundles, MergedBundles};
+
+#[cfg(any(feature = "server", feature = "client"))]
 pub use source::FileBundles;
 #[cfg(feature = "https-bundles")]
 pub use source::HttpsBundles;

@@ -32,6 +32,12 @@ pub trait BundleSource: Send + Sync + 'static {
     /// The bundle of the trust domain with this name.
     fn bundle(&self, trust_domain: &str) -> BundleAnswer;
 
+    /// Returns whether nothing is wrong with this source, for alerts. By default whether it can
+    /// judge.
+    fn is_healthy(&self) -> bool {
+        self.revision().is_ok()
+    }
+
     /// Resolves when the revision is no longer `seen`; `None` where this source never changes or
     /// cannot tell.
     fn changed_since(&self, seen: u64) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
@@ -62,6 +68,10 @@ impl<S: BundleSource + ?Sized> BundleSource for Arc<S> {
 
     fn bundle(&self, trust_domain: &str) -> BundleAnswer {
         (**self).bundle(trust_domain)
+    }
+
+    fn is_healthy(&self) -> bool {
+        (**self).is_healthy()
     }
 
     fn changed_since(&self, seen: u64) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {

@@ -16,6 +16,12 @@ pub(crate) enum Expected {
     /// A map from trust domains to their keys.
     #[cfg(any(feature = "server", feature = "client"))]
     Map,
+    /// An object whose names are trust domains.
+    #[cfg(any(feature = "server", feature = "client"))]
+    FlatMap,
+    /// The output of `spire-agent api fetch jwt -output json`.
+    #[cfg(any(feature = "server", feature = "client"))]
+    AgentOutput,
 }
 
 /// What the document is, and what to use instead; `None` if it is not known. It repeats nothing of
@@ -70,7 +76,7 @@ struct Names {
 }
 
 /// The names, each a bit of `seen`.
-const TELLING: [&str; 13] = [
+const TELLING: [&str; 14] = [
     "keys",
     "kty",
     "jwks_uri",
@@ -80,6 +86,7 @@ const TELLING: [&str; 13] = [
     "trust_domains",
     "svids",
     "svid",
+    "bundles",
     "x509_authorities",
     "jwt_authorities",
     "access_token",
@@ -103,10 +110,16 @@ impl Names {
             return Some(MANIFEST);
         }
         if self.has("svids") || self.has("svid") {
-            return Some(
-                "it is JSON with tokens, as `spire-agent api fetch jwt` prints it; give the bundle, \
-                 not the tokens",
-            );
+            return Some(match self.has("bundles") {
+                true => {
+                    "it is JSON with tokens and bundles, as `spire-agent api fetch jwt` prints it \
+                     with `-output json`; read it with `spire_agent`"
+                }
+                false => {
+                    "it is JSON with tokens, as `spire-agent api fetch jwt` prints it; give the \
+                     bundle, not the tokens"
+                }
+            });
         }
         if self.tokens || self.has("access_token") || self.has("id_token") {
             return Some("it is JSON with tokens, not with keys");
@@ -133,8 +146,12 @@ impl Names {
                 "it is a map of several trust domains; read it with `bundle_map` or `jwks_map`",
             ),
             #[cfg(any(feature = "server", feature = "client"))]
-            Expected::Map if self.has("keys") => {
+            Expected::Map | Expected::FlatMap | Expected::AgentOutput if self.has("keys") => {
                 Some("it has the keys of one trust domain; read it with `spiffe_bundle` or `jwks`")
+            }
+            #[cfg(any(feature = "server", feature = "client"))]
+            Expected::FlatMap | Expected::AgentOutput if self.has("trust_domains") => {
+                Some("it is a map with `trust_domains`; read it with `bundle_map` or `jwks_map`")
             }
             _ => None,
         }

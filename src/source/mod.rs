@@ -3,6 +3,14 @@
 //! [`JwtSource`] follows the Workload API of the agent beside this workload: it keeps the bundle
 //! stream open, swaps each new set in whole, and caches tokens of our own.
 //!
+//! | source | use it for |
+//! | --- | --- |
+//! | [`JwtSource`] | the agent beside this workload |
+//! | [`FileBundles`] | files that a sidecar, a mount or an operator writes |
+//! | [`MemoryBundles`] | bundles that the program gets by its own means |
+//! | [`MergedBundles`] | several sources, each for its own trust domains |
+//! | [`FixedBundles`](crate::bundle::FixedBundles) | bundles that never change |
+//!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -62,6 +70,19 @@
 #[cfg(feature = "workload-api")]
 pub(crate) mod agent;
 #[cfg(any(feature = "server", feature = "client"))]
+mod memory;
+#[cfg(any(feature = "server", feature = "client"))]
+mod merged;
+
+#[cfg(any(feature = "server", feature = "client"))]
+pub use memory::MemoryBundles;
+#[cfg(any(feature = "server", feature = "client"))]
+pub use merged::{
+    MergedBundles, MergedBundlesBuilder, MergedBundlesError, MergedBundlesErrorReason,
+    MergedMemberState, MergedState,
+};
+
+#[cfg(any(feature = "server", feature = "client"))]
 pub(crate) mod file;
 #[cfg(any(feature = "server", feature = "client"))]
 pub(crate) mod own_thread;
@@ -75,8 +96,8 @@ pub use agent::{
 };
 #[cfg(any(feature = "server", feature = "client"))]
 pub use file::{
-    FileBundles, FileBundlesBuilder, FileBundlesError, FileBundlesErrorReason, FileBundlesState,
-    FileState,
+    BundleDocument, BundleFormat, FileBundles, FileBundlesBuilder, FileBundlesError,
+    FileBundlesErrorReason, FileBundlesState, FileState, FileTrustDomainState,
 };
 
 #[cfg(feature = "https-bundles")]

@@ -9,9 +9,10 @@ use bytes::Bytes;
 use crate::bundle::{BundleAnswer, BundleSource, BundlesUnavailable, JwtBundle, JwtBundleSet};
 use crate::clock::Clock;
 use crate::jwt::{Algorithm, Curve, PublicKey};
+use crate::source::BundleFormat;
 use crate::source::agent::intake;
 use crate::source::agent::shared::{Shared, StreamError};
-use crate::source::file::{self, Format, MapRead};
+use crate::source::file::{self, MapRead};
 use crate::source::trust_clock::TrustClock;
 use crate::source::{JwtSourceBuilder, ResourceLimits, SourceState, WithdrawalPolicy};
 use crate::token::SvidCache;
@@ -98,11 +99,11 @@ pub fn read_bundle_map(
     known: &JwtBundleSet,
 ) -> Result<MapRead, String> {
     let format = if spiffe_bundles {
-        Format::SpiffeBundle
+        BundleFormat::BundleMap
     } else {
-        Format::Jwks
+        BundleFormat::JwksMap
     };
-    file::read_map(bytes, format, known)
+    file::read_map(bytes, &format, known)
 }
 
 /// What a source keeps of its bundle stream, without the stream: what the agent says is put in by

@@ -12,6 +12,7 @@ use serde_json::json;
 use tower_spiffe::Validator;
 use tower_spiffe::bundle::Algorithm;
 use tower_spiffe::bundle::{FixedBundles, JwtBundleSet};
+use tower_spiffe::source::{MemoryBundles, MergedBundles};
 use tower_spiffe::verify::ValidateReason;
 
 mod client;
@@ -74,6 +75,30 @@ fn an_unseen_token_costs_at_most_ten_allocations_and_a_known_one_none() {
         assert_eq!(hits.count_total, 0, "{algorithm}");
         assert!(validator.cache_stats().hits >= 2000);
     }
+}
+
+#[test]
+fn hits_of_a_merged_source_allocate_nothing() {
+    let signer = Signer::for_algorithm(Algorithm::ES256);
+    let set = JwtBundleSet::from_iter([bundle("td.test", &[signer.jwk()])]);
+    let other = tower_spiffe::TrustDomain::parse("other.test").unwrap();
+    let merged = MergedBundles::builder()
+        .default_member("agent", MemoryBundles::new(set))
+        .member("partner", MemoryBundles::default(), [other])
+        .build()
+        .unwrap();
+    let validator = Validator::builder(merged).audience(AUDIENCE);
+    let validator = validator.build().unwrap();
+    let token = token(&signer, 1);
+    for _ in 0..3 {
+        validator.validate(&token).unwrap();
+    }
+    let hits = measure(|| {
+        for _ in 0..2000 {
+            validator.validate(&token).unwrap();
+        }
+    });
+    assert_eq!(hits.count_total, 0);
 }
 
 #[test]

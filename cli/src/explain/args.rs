@@ -9,9 +9,9 @@ use tower_spiffe::clock::UnixTime;
 /// Explain why a token is accepted or rejected, check by check.
 ///
 /// Reads the token from standard input, never from an argument, and prints no part of it. FILE is
-/// what the Workload API returns for one trust domain (`jwks`) or a SPIFFE bundle (`bundle`), both
-/// with `--trust-domain`; or many of them (`map`): a JSON object from trust domain to JWK Set, or a
-/// SPIFFE Bundle Map.
+/// read as a server reads its bundle files: the JWK Set (`jwks`) or SPIFFE bundle (`bundle`) of one
+/// trust domain, both with `--trust-domain`; or bundles of many trust domains, in one of the other
+/// formats.
 #[derive(clap::Args)]
 #[command(override_usage = USAGE, after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{LINES}"))]
 pub(crate) struct Args {
@@ -71,12 +71,18 @@ pub(crate) struct Once<'a> {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// A JWK Set of one trust domain, as the Workload API returns it
+    /// The JWK Set of one trust domain; `use` may be absent, jwt-svid or sig
     Jwks,
-    /// A SPIFFE bundle of one trust domain
+    /// The SPIFFE bundle of one trust domain
     Bundle,
-    /// Bundles of many trust domains
+    /// An object from trust domain to JWK Set, or a SPIFFE Bundle Map (with `trust_domains`)
     Map,
+    /// A Bundle Map (with `trust_domains`) of JWK Sets whose `use` may be absent
+    JwksMap,
+    /// The `jwt_bundle_file_name` of spiffe-helper
+    SpiffeHelper,
+    /// The output of `spire-agent api fetch jwt -output json`
+    SpireAgent,
 }
 
 impl Args {
@@ -103,9 +109,12 @@ fn moment(text: &str) -> Result<UnixTime, String> {
 impl std::fmt::Display for Format {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Jwks => "a JWK Set of the Workload API (`use` may be absent)",
+            Self::Jwks => "a JWK Set (`use` may be absent, jwt-svid or sig)",
             Self::Bundle => "a SPIFFE bundle (only keys with `use` jwt-svid count)",
             Self::Map => "a map of trust domains",
+            Self::JwksMap => "a map of trust domains (`use` may be absent)",
+            Self::SpiffeHelper => "a file of spiffe-helper",
+            Self::SpireAgent => "the output of spire-agent",
         })
     }
 }

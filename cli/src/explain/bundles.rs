@@ -1,4 +1,4 @@
-//! The three forms in which bundles come.
+//! The formats of bundle files, read by the code that a server reads them with.
 
 use std::collections::BTreeMap;
 
@@ -6,6 +6,7 @@ use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use tower_spiffe::TrustDomain;
 use tower_spiffe::bundle::{JwtBundle, JwtBundleSet};
+use tower_spiffe::source::BundleFormat;
 
 use super::args::Format;
 use crate::BoxError;
@@ -13,48 +14,55 @@ use crate::BoxError;
 /// What a document says.
 pub(crate) struct Bundles {
     pub(crate) set: JwtBundleSet,
-    /// The form that it was read as.
+    /// The format that it was read as.
     pub(crate) format: Format,
-    /// Entries of a map that cannot be read, and why.
+    /// What cannot be used of it, and why.
     pub(crate) skipped: Vec<String>,
 }
 
-/// Reads a document; a byte order mark is skipped, as in the files of a server.
+/// Reads a document. A server never guesses a format; here it is, if it is clear.
+///
+/// An entry of a map that cannot be read costs itself only, as in a server: with a wrong name it is
+/// left out, with a wrong bundle its trust domain has no keys. It is an error if nothing is left.
 pub(crate) fn read(
     document: &[u8],
     format: Option<Format>,
     trust_domain: Option<&TrustDomain>,
 ) -> Result<Bundles, BoxError> {
-    let document = document.strip_prefix(b"\xef\xbb\xbf").unwrap_or(document);
-    let members: Members<'_> = serde_json::from_slice(document).map_err(|error| {
-        let kind = kind_found(document).map_or_else(String::new, |kind| format!("; {kind}"));
-        format!(
-            "no JSON object whose names come once (line {}, column {}){kind}",
-            error.line(),
-            error.column()
-        )
-    })?;
     let format = match format {
         Some(format) => format,
-        None => guess(&members, document)?,
+        None => guess(document.strip_prefix(b"\xef\xbb\xbf").unwrap_or(document))?,
     };
-    let mut skipped = Vec::new();
-    let one = |read: fn(TrustDomain, &[u8]) -> _| -> Result<JwtBundleSet, BoxError> {
-        let trust_domain = trust_domain
-            .ok_or("--trust-domain is missing: the file does not say whose keys these are")?;
-        let bundle: JwtBundle = read(trust_domain.clone(), document)?;
-        Ok(JwtBundleSet::from_iter([bundle]))
+    let trust_domain = || {
+        let missing = "--trust-domain is missing: the file does not say whose keys these are";
+        trust_domain.cloned().ok_or(missing)
     };
-    let set = match format {
-        Format::Jwks => one(JwtBundle::from_jwks)?,
-        Format::Bundle => one(JwtBundle::from_spiffe_bundle)?,
-        Format::Map => map(&members, &mut skipped)?,
+    let format_of_file = match format {
+        Format::Jwks => BundleFormat::Jwks(trust_domain()?),
+        Format::Bundle => BundleFormat::SpiffeBundle(trust_domain()?),
+        Format::Map if has_trust_domains(document) => BundleFormat::BundleMap,
+        Format::Map => BundleFormat::JwksByTrustDomain,
+        Format::JwksMap => BundleFormat::JwksMap,
+        Format::SpiffeHelper => BundleFormat::SpiffeHelper,
+        Format::SpireAgent => BundleFormat::SpireAgent,
     };
-    Ok(Bundles {
-        set,
-        format,
-        skipped,
-    })
+    let read = format_of_file.read(document)?;
+    let (set, skipped) = (read.bundle_set(), read.errors().collect::<Vec<_>>());
+    match skipped.first() {
+        Some(why) if set.is_empty() => Err(why.clone().into()),
+        _ => Ok(Bundles {
+            set,
+            format,
+            skipped,
+        }),
+    }
+}
+
+/// Whether a map is a SPIFFE Bundle Map.
+fn has_trust_domains(document: &[u8]) -> bool {
+    let document = document.strip_prefix(b"\xef\xbb\xbf").unwrap_or(document);
+    serde_json::from_slice::<Members<'_>>(document)
+        .is_ok_and(|members| members.0.contains_key("trust_domains"))
 }
 
 /// What the document is instead of a set of keys, as the library says it.
@@ -63,8 +71,21 @@ fn kind_found(document: &[u8]) -> Option<&'static str> {
     JwtBundle::from_jwks(any, document).err()?.kind_found()
 }
 
-/// `keys` that is an array, or null as Go writes an empty one, makes a JWK Set, and a SPIFFE member beside it a SPIFFE bundle.
-fn guess(members: &Members<'_>, document: &[u8]) -> Result<Format, BoxError> {
+/// `keys` that is an array, or null as Go writes an empty one, makes a JWK Set, and a SPIFFE member
+/// beside it a SPIFFE bundle. The others are clear by their values.
+fn guess(document: &[u8]) -> Result<Format, BoxError> {
+    let is = |format: BundleFormat| format.read(document).is_ok();
+    if document.trim_ascii_start().starts_with(b"[") && is(BundleFormat::SpireAgent) {
+        return Ok(Format::SpireAgent);
+    }
+    let members: Members<'_> = serde_json::from_slice(document).map_err(|error| {
+        let kind = kind_found(document).map_or_else(String::new, |kind| format!("; {kind}"));
+        format!(
+            "no JSON object whose names come once (line {}, column {}){kind}",
+            error.line(),
+            error.column()
+        )
+    })?;
     let is_list = |raw: &&RawValue| raw.get().starts_with('[') || raw.get() == "null";
     let has = |name: &str| members.0.contains_key(name);
     match members.0.get("keys") {
@@ -75,54 +96,12 @@ fn guess(members: &Members<'_>, document: &[u8]) -> Result<Format, BoxError> {
                 Ok(Format::Jwks)
             }
         }
+        _ if has("trust_domains") => Ok(Format::Map),
         _ if members.0.values().all(|raw| raw.get().starts_with('{')) => Ok(Format::Map),
+        _ if is(BundleFormat::SpiffeHelper) => Ok(Format::SpiffeHelper),
         _ => Err(kind_found(document)
-            .unwrap_or("it is not plain what this is; say --format jwks, bundle or map")
+            .unwrap_or("it is not plain what this is; set its format by --format")
             .into()),
-    }
-}
-
-/// A SPIFFE Bundle Map (SPIFFE Trust Domain and Bundle section 5.1.1), whose bundles are SPIFFE
-/// bundles, or what the Workload API gives: trust domains with JWK Sets.
-///
-/// An entry that cannot be read costs itself only, as in a server: with a wrong name it is left out,
-/// with a wrong bundle its trust domain has no keys. It is an error if no name is right.
-fn map(members: &Members<'_>, skipped: &mut Vec<String>) -> Result<JwtBundleSet, BoxError> {
-    let inner: Members<'_>;
-    let (members, read): (_, fn(TrustDomain, &[u8]) -> _) = match members.0.get("trust_domains") {
-        Some(raw) => {
-            // Go writes an empty map as null.
-            let entries: Option<Members<'_>> = serde_json::from_str(raw.get())
-                .map_err(|_| "`trust_domains` is no object whose names come once")?;
-            inner = entries.unwrap_or_default();
-            (&inner, JwtBundle::from_spiffe_bundle)
-        }
-        None => (members, JwtBundle::from_jwks),
-    };
-    let mut bundles: BTreeMap<TrustDomain, JwtBundle> = BTreeMap::new();
-    for (name, raw) in &members.0 {
-        let named = |why: &dyn std::fmt::Display| format!("trust domain {name:?}: {why}");
-        let trust_domain = match TrustDomain::parse(name) {
-            Ok(trust_domain) => trust_domain,
-            Err(why) => {
-                skipped.push(named(&why));
-                continue;
-            }
-        };
-        let bundle = match read(trust_domain.clone(), raw.get().as_bytes()) {
-            Ok(bundle) => bundle,
-            Err(why) => {
-                skipped.push(named(&why));
-                JwtBundle::from_jwks(trust_domain.clone(), br#"{"keys": []}"#)?
-            }
-        };
-        if bundles.insert(trust_domain, bundle).is_some() {
-            return Err(named(&"comes twice").into());
-        }
-    }
-    match skipped.first() {
-        Some(why) if bundles.is_empty() => Err(why.clone().into()),
-        _ => Ok(bundles.into_values().collect()),
     }
 }
 

@@ -153,3 +153,42 @@ fn e34_explain_tells_of_a_missing_kid() {
         "{said}"
     );
 }
+
+/// The formats of other tools, guessed and by option, each as a server reads it.
+#[test]
+fn h08_explain_reads_the_formats_of_files() {
+    use base64::Engine as _;
+
+    let mut jwk = es256().jwk();
+    let set = json!({"keys": [jwk]});
+    let base64 = base64::engine::general_purpose::STANDARD.encode(set.to_string());
+    let token = es256().token();
+    let agent = json!([{"svids": [{"svid": token}]}, {"bundles": {"spiffe://td.test": base64}}]);
+    for (format, document) in [
+        ("map", json!({"td.test": set})),
+        ("spiffe-helper", json!({"td.test": base64})),
+        ("spire-agent", agent),
+    ] {
+        for more in [&[][..], &["--format", format]] {
+            let document = document.to_string();
+            let (code, said) = explain(format, document.as_bytes(), more, &token);
+            assert_eq!(code, 0, "{format}: {said}");
+            assert!(!said.contains("eyJ"), "{said}");
+        }
+    }
+    let wrapped = json!({"trust_domains": {"td.test": set}}).to_string();
+    let by_option = ["--format", "jwks-map"];
+    let (code, said) = explain("wrapped", wrapped.as_bytes(), &by_option, &token);
+    assert_eq!(code, 0, "{said}");
+    jwk["use"] = json!("sig");
+    let of_issuer = json!({"keys": [jwk]}).to_string();
+    let (code, said) = explain("sig", of_issuer.as_bytes(), &TD, &token);
+    assert_eq!(code, 0, "{said}");
+    jwk["use"] = json!("enc");
+    let unusable = json!({"keys": [jwk]}).to_string();
+    let (code, said) = explain("enc", unusable.as_bytes(), &TD, &token);
+    assert!(
+        code == 1 && said.contains("none of its keys is usable"),
+        "{said}"
+    );
+}

@@ -381,6 +381,12 @@ fn each_format_is_read_and_guessed_where_it_is_plain() {
         ("g", json!({"x": 1}), &[], "it is not plain"),
         ("h", json!([]), &[], "no JSON object"),
         (
+            "k",
+            json!({"td.test": "not base64"}),
+            &[],
+            "it is not plain",
+        ),
+        (
             "i",
             json!({"TD": jwks()}),
             &[],
@@ -390,7 +396,7 @@ fn each_format_is_read_and_guessed_where_it_is_plain() {
             "j",
             json!({"td.test": jwks(), "spiffe://td.test": jwks()}),
             &[],
-            "comes twice",
+            "twice",
         ),
     ] {
         let (code, said) = explain(name, &document, more);

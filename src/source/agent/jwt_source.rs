@@ -382,6 +382,10 @@ impl BundleSource for JwtSource {
         }))
     }
 
+    fn is_healthy(&self) -> bool {
+        self.inner.shared.state().is_healthy()
+    }
+
     fn metrics(&self) -> Option<Arc<dyn MetricsRecorder>> {
         self.inner.metrics.clone()
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// Why a [`FileBundles`](super::FileBundles) cannot be opened.
+/// Why a [`FileBundles`](super::FileBundles) cannot be created, or a document cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileBundlesError {
     reason: FileBundlesErrorReason,
@@ -25,6 +25,10 @@ pub enum FileBundlesErrorReason {
     Malformed,
     /// Two files are for one trust domain; bundles are never merged.
     TwoForOneTrustDomain,
+    /// A file could not be read within the initial sync timeout.
+    InitialSync,
+    /// The runtime that the source was created on has ended.
+    Closed,
 }
 
 impl FileBundlesError {
@@ -62,8 +66,11 @@ impl fmt::Display for FileBundlesError {
         }
         match self.reason {
             FileBundlesErrorReason::NoFile => f.write_str(
-                "no bundle file was named; name one by `jwks`, `spiffe_bundle`, `jwks_map` or \
-                 `bundle_map`",
+                "no bundle file was named; name one by `jwks`, `spiffe_bundle`, `bundle_map` or a \
+                 method for another format",
+            ),
+            FileBundlesErrorReason::Closed => f.write_str(
+                "the runtime that the files were followed on has ended; create a new source",
             ),
             _ => f.write_str(&self.text),
         }

@@ -1,6 +1,6 @@
 //! Following the files.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -13,9 +13,10 @@ use tokio::time::Instant;
 
 use super::super::own_thread;
 use super::super::trust_clock::TrustClock;
-use super::document::{Contents, Document};
+use super::document::Document;
 use super::error::{FileBundlesError, FileBundlesErrorReason as Reason};
-use super::state::{FileBundlesState, FileState};
+use super::format::Contents;
+use super::state::{FileBundlesState, FileState, FileTrustDomainState};
 use crate::bundle::{BundleAnswer, BundlesUnavailable, JwtBundle, JwtBundleSet};
 use crate::clock::Clock;
 use crate::identity::TrustDomain;
@@ -34,81 +35,139 @@ pub(super) struct Followed {
     files: Mutex<Vec<FileRecord>>,
 }
 
+#[derive(Default)]
 struct Snapshot {
     set: JwtBundleSet,
     // Named in a map, and never readable: known, and without a key.
     unreadable: Vec<TrustDomain>,
+    // Of files that were not read yet.
+    awaited: Vec<TrustDomain>,
+    awaits_map: bool,
 }
 
 struct FileRecord {
     document: Document,
-    // Of the bytes that were last read, good or not.
-    hash: u64,
+    // Of the bytes that were last read as bundles; none before the first.
+    hash: Option<u64>,
     contents: Contents,
     error: Option<Box<str>>,
+    // Why it could not be read at the last look.
+    failure: Option<FileBundlesError>,
     looked: Duration,
     changed: Duration,
 }
 
+/// How a [`Followed`] is set up.
+pub(super) struct Settings {
+    pub(super) documents: Vec<Document>,
+    pub(super) every: Duration,
+    pub(super) max_bytes: u64,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) metrics: Arc<dyn MetricsRecorder>,
+}
+
+/// Which files a look is at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Which {
+    All,
+    /// Those that were not read yet.
+    Unread,
+}
+
 impl Followed {
-    pub(super) fn open(
-        documents: Vec<Document>,
-        every: Duration,
-        max_bytes: u64,
-        clock: Arc<dyn Clock>,
-        metrics: Arc<dyn MetricsRecorder>,
-    ) -> Result<Self, FileBundlesError> {
-        let hasher = RandomState::new();
+    /// Not one file is read yet.
+    pub(super) fn new(settings: Settings) -> Result<Self, FileBundlesError> {
+        let Settings {
+            documents,
+            every,
+            max_bytes,
+            clock,
+            metrics,
+        } = settings;
         let clock = TrustClock::new(clock);
         let now = clock.monotonic();
         let mut files: Vec<FileRecord> = Vec::with_capacity(documents.len());
         for document in documents {
-            let bytes = document.read(max_bytes).map_err(|error| {
-                FileBundlesError::new(Reason::Io, Some(&document.path), error.to_string())
-            })?;
-            let contents = document
-                .parse(&bytes, &JwtBundleSet::default())
-                .map_err(|text| malformed(&document, text))?;
-            let taken = files.iter().flat_map(|file| file.contents.domains());
-            if let Some(domain) = { taken }.find(|domain| contents.has(domain)) {
+            if let Some(domain) = document.format.trust_domain()
+                && files.iter().any(|file| file.owns(domain))
+            {
                 return Err(twice(&document, domain));
             }
-            let error = contents.told();
-            warn_of_no_keys(&document, &contents);
-            let hash = hasher.hash_one(&bytes);
-            let mut file = FileRecord {
+            files.push(FileRecord {
                 document,
-                hash,
-                contents,
+                hash: None,
+                contents: Contents::default(),
                 error: None,
+                failure: None,
                 looked: now,
                 changed: now,
-            };
-            if let Some(error) = error {
-                file.fail(error);
-            }
-            files.push(file);
+            });
         }
-        let snapshot = Snapshot::of(&files);
         Ok(Self {
             clock,
             metrics,
             every,
             max_bytes,
-            hasher,
-            snapshot: ArcSwap::from_pointee(snapshot),
-            revision: AtomicU64::new(1),
-            revisions: watch::Sender::new(1),
+            hasher: RandomState::new(),
+            snapshot: ArcSwap::from_pointee(Snapshot::of(&files)),
+            revision: AtomicU64::new(0),
+            revisions: watch::Sender::new(0),
             following: AtomicBool::new(true),
             files: Mutex::new(files),
         })
     }
 
+    /// Reads all files now. Blocks.
+    pub(super) fn read_now(&self) -> Result<(), FileBundlesError> {
+        self.look(Which::All);
+        match self.first_failure() {
+            None => Ok(()),
+            Some(failure) => Err(failure),
+        }
+    }
+
+    /// Why the first of the files that were never read cannot be; none if all were read.
+    fn first_failure(&self) -> Option<FileBundlesError> {
+        let files = self.files();
+        let unread = files.iter().find(|file| file.hash.is_none())?;
+        let not_yet = || {
+            let text = "it was not read yet";
+            FileBundlesError::new(Reason::Io, Some(&unread.document.path), text)
+        };
+        Some(unread.failure.clone().unwrap_or_else(not_yet))
+    }
+
+    /// The error of a wait for the files that ended before all were read.
+    pub(super) fn not_in_time(&self, within: Duration) -> FileBundlesError {
+        let failure = self.first_failure();
+        let path = failure.as_ref().and_then(FileBundlesError::path);
+        let why = failure.as_ref().map_or("unknown", FileBundlesError::text);
+        let text = format!(
+            "it could not be read within {within:?}: {why}; check the path and what writes the \
+             file, or raise `initial_sync_timeout`"
+        );
+        FileBundlesError::new(Reason::InitialSync, path, text)
+    }
+
+    /// Whether every file was read once.
+    pub(super) fn is_ready(&self) -> bool {
+        self.following.load(Ordering::Acquire) && self.snapshot.load().is_complete()
+    }
+
+    /// Waits until every file was read once. `false` if the runtime ended before.
+    pub(super) async fn until_ready(&self) -> bool {
+        let mut revisions = self.revisions();
+        let settled = |revision: &u64| *revision == ENDED || self.is_ready();
+        revisions.wait_for(settled).await.is_ok() && self.is_ready()
+    }
+
     pub(super) fn revision(&self) -> Result<u64, BundlesUnavailable> {
-        if self.following.load(Ordering::Acquire) {
-            Ok(self.revision.load(Ordering::Acquire))
-        } else {
-            Err(BundlesUnavailable::Closed)
+        if !self.following.load(Ordering::Acquire) {
+            return Err(BundlesUnavailable::Closed);
+        }
+        match self.revision.load(Ordering::Acquire) {
+            0 => Err(BundlesUnavailable::NotReady),
+            revision => Ok(revision),
         }
     }
 
@@ -124,6 +183,9 @@ impl Followed {
         match unreadable.find(|known| known.name() == trust_domain) {
             // All others can be judged: a caller who names this one must not make a fault of ours.
             Some(known) => BundleAnswer::Ready(Arc::new(JwtBundle::without_keys(known.clone()))),
+            None if snapshot.awaits(trust_domain) => {
+                BundleAnswer::Unavailable(BundlesUnavailable::NotReady)
+            }
             None => BundleAnswer::UnknownTrustDomain,
         }
     }
@@ -145,12 +207,14 @@ impl Followed {
         FileBundlesState {
             revision: self.revision.load(Ordering::Acquire),
             following: self.following.load(Ordering::Acquire),
+            ready: files.iter().all(|file| file.hash.is_some()),
             overdue: files.iter().any(|file| age(file) > overdue),
             files: files
                 .iter()
                 .map(|file| FileState {
                     path: file.document.path.clone(),
-                    trust_domains: file.contents.bundles.keys().cloned().collect(),
+                    is_read: file.hash.is_some(),
+                    trust_domains: domain_states(&file.contents),
                     last_look: age(file),
                     last_change: now.saturating_sub(file.changed),
                     last_error: file.error.clone(),
@@ -159,48 +223,53 @@ impl Followed {
         }
     }
 
-    /// Looks at every file once. Blocks, and keeps nobody else waiting meanwhile: a file may stand
+    /// Looks at the files once. Blocks, and keeps nobody else waiting meanwhile: a file may stand
     /// on a disk that does not answer.
-    fn look(&self) {
+    fn look(&self, which: Which) {
         let known = self.snapshot.load().set.clone();
-        let documents: Vec<(Document, u64)> = {
+        let documents: Vec<(Document, Option<u64>)> = {
             let files = self.files();
             let documents = files.iter().map(|file| (file.document.clone(), file.hash));
             documents.collect()
         };
         let looks: Vec<Look> = documents
             .iter()
-            .map(|(document, hash)| self.read(document, *hash, &known))
+            .map(|(document, hash)| match which {
+                Which::Unread if hash.is_some() => Look::Skipped,
+                _ => self.read(document, *hash, &known),
+            })
             .collect();
         let now = self.clock.monotonic();
         let mut files = self.files();
         let looks = without_conflicts(looks, &files);
         let mut changed = false;
         let mut told_otherwise = false;
+        let mut bad = 0;
         for (file, look) in files.iter_mut().zip(looks) {
+            if let Look::Skipped = look {
+                continue;
+            }
             file.looked = now;
-            match look {
-                Look::Failed(error) => file.fail(error),
-                Look::Unchanged => file.error = file.contents.told(),
+            let failure = match look {
+                Look::Failed(failure) => Some(failure),
+                Look::Unchanged | Look::Skipped => None,
                 Look::Fresh(hash, contents) => {
-                    file.hash = hash;
                     told_otherwise |= !contents.says_what(&file.contents);
-                    if contents.bundles != file.contents.bundles {
+                    let is_first = file.hash.is_none();
+                    if is_first || contents.bundles != file.contents.bundles {
                         file.changed = now;
                         changed = true;
                         warn_of_no_keys(&file.document, &contents);
                     }
                     changed |= !contents.troubles.keys().eq(file.contents.troubles.keys());
-                    let error = contents.told();
+                    file.hash = Some(hash);
                     file.contents = contents;
-                    match error {
-                        Some(error) => file.fail(error),
-                        None => file.error = None,
-                    }
+                    None
                 }
-            }
+            };
+            file.looked_at(failure);
+            bad += u32::from(file.error.is_some());
         }
-        let bad = files.iter().filter(|file| file.error.is_some()).count();
         // Another element that is ignored changes no verdict: it is shown, and announced to nobody.
         let snapshot = (changed || told_otherwise).then(|| Snapshot::of(&files));
         // The lock is let go first: a recorder may look at the state.
@@ -212,26 +281,32 @@ impl Followed {
             self.snapshot.store(Arc::new(snapshot));
         }
         if changed {
-            let revision = self.revision.fetch_add(1, Ordering::AcqRel) + 1;
+            let before = self.revision.fetch_add(1, Ordering::AcqRel);
+            let revision = before + 1;
             self.revisions.send_replace(revision);
-            self.metrics.record_update();
-            tracing::info!(revision, "bundle files changed");
+            if before > 0 {
+                self.metrics.record_update();
+                tracing::info!(revision, "bundle files changed");
+            }
         }
     }
 
-    fn read(&self, document: &Document, hash_before: u64, known: &JwtBundleSet) -> Look {
+    fn read(&self, document: &Document, hash_before: Option<u64>, known: &JwtBundleSet) -> Look {
+        let fail = |reason, text: String| {
+            Look::Failed(FileBundlesError::new(reason, Some(&document.path), text))
+        };
         let bytes = match document.read(self.max_bytes) {
             Ok(bytes) => bytes,
-            Err(error) => return Look::Failed(format!("it cannot be read: {error}").into()),
+            Err(error) => return fail(Reason::Io, format!("it cannot be read: {error}")),
         };
         let hash = self.hasher.hash_one(&bytes);
-        if hash == hash_before {
+        if hash_before == Some(hash) {
             return Look::Unchanged;
         }
-        match document.parse(&bytes, known) {
+        match document.format.parse(&bytes, known) {
             Ok(contents) => Look::Fresh(hash, contents),
             // Not the hash: read again next time, it may be half written.
-            Err(text) => Look::Failed(malformed(document, text).text().into()),
+            Err(text) => fail(Reason::Malformed, text),
         }
     }
 
@@ -248,12 +323,35 @@ impl Followed {
 }
 
 impl FileRecord {
-    fn fail(&mut self, error: Box<str>) {
-        if self.error.as_ref() != Some(&error) {
+    /// Whether the bundle of this trust domain comes from here, or will.
+    fn owns(&self, domain: &TrustDomain) -> bool {
+        self.claims().any(|claimed| claimed == domain)
+    }
+
+    fn claims(&self) -> impl Iterator<Item = &TrustDomain> {
+        // A configured trust domain is its file's also while that cannot be read.
+        let awaited = self.document.format.trust_domain();
+        let awaited = awaited.filter(|_| self.hash.is_none());
+        awaited.into_iter().chain(self.contents.domains())
+    }
+
+    /// Keeps what is wrong after a look.
+    fn looked_at(&mut self, failure: Option<FileBundlesError>) {
+        let error = match &failure {
+            Some(failure) => Some(failure.text().into()),
+            None => self.contents.told(),
+        };
+        // Keys that are not usable have a warning of their own.
+        let is_unread = failure.is_some() || self.contents.has_unread();
+        if let Some(error) = &error
+            && is_unread
+            && self.error.as_ref() != Some(error)
+        {
             let path = self.document.path.display();
             tracing::warn!(%path, %error, "trouble with a bundle file; its last good bundles stay");
-            self.error = Some(error);
         }
+        self.error = error;
+        self.failure = failure;
     }
 }
 
@@ -268,14 +366,46 @@ impl Snapshot {
             .filter(|domain| set.get(domain.name()).is_none())
             .cloned()
             .collect();
-        Self { set, unreadable }
+        let unread = || files.iter().filter(|file| file.hash.is_none());
+        let awaited = unread().filter_map(|file| file.document.format.trust_domain());
+        Self {
+            set,
+            unreadable,
+            awaited: awaited.cloned().collect(),
+            awaits_map: unread().any(|file| file.document.format.trust_domain().is_none()),
+        }
     }
+
+    fn is_complete(&self) -> bool {
+        self.awaited.is_empty() && !self.awaits_map
+    }
+
+    /// Whether a file that was not read yet may have this trust domain.
+    fn awaits(&self, trust_domain: &str) -> bool {
+        self.awaits_map || self.awaited.iter().any(|it| it.name() == trust_domain)
+    }
+}
+
+fn domain_states(contents: &Contents) -> Vec<FileTrustDomainState> {
+    let domains: BTreeSet<&TrustDomain> = contents.domains().collect();
+    let state = |domain: &TrustDomain| {
+        let bundle = contents.bundles.get(domain);
+        let error = contents.troubles.get(domain);
+        FileTrustDomainState {
+            trust_domain: domain.clone(),
+            keys: bundle.map_or(0, |bundle| bundle.len()),
+            ignored_keys: bundle.map_or(0, |bundle| bundle.ignored().len()),
+            last_error: error.or_else(|| contents.unusable.get(domain)).cloned(),
+        }
+    };
+    domains.into_iter().map(state).collect()
 }
 
 /// What looking at one file gave.
 enum Look {
+    Skipped,
     Unchanged,
-    Failed(Box<str>),
+    Failed(FileBundlesError),
     Fresh(u64, Contents),
 }
 
@@ -284,37 +414,35 @@ enum Look {
 /// what was there before it, which may turn down another.
 fn without_conflicts(mut looks: Vec<Look>, files: &[FileRecord]) -> Vec<Look> {
     loop {
-        let mut owners: BTreeMap<&TrustDomain, usize> = BTreeMap::new();
+        let mut owners: BTreeSet<&TrustDomain> = BTreeSet::new();
         let mut conflict = None;
         // Those that stay as they are come first: theirs is theirs.
         for fresh in [false, true] {
             for (at, (look, file)) in looks.iter().zip(files).enumerate() {
-                let contents = match look {
-                    Look::Fresh(_, contents) if fresh => contents,
-                    Look::Unchanged | Look::Failed(_) if !fresh => &file.contents,
-                    _ => continue,
-                };
-                let taken = contents
-                    .domains()
-                    .find(|domain| owners.contains_key(domain));
-                if let (Some(domain), true) = (taken, fresh) {
-                    conflict = conflict.or(Some((at, twice(&file.document, domain))));
-                    continue;
+                match look {
+                    Look::Fresh(_, contents) if fresh => {
+                        let mut domains = contents.domains();
+                        match domains.find(|domain| owners.contains(domain)) {
+                            Some(domain) => {
+                                conflict = conflict.or(Some((at, twice(&file.document, domain))));
+                            }
+                            None => owners.extend(contents.domains()),
+                        }
+                    }
+                    Look::Skipped | Look::Unchanged | Look::Failed(_) if !fresh => {
+                        owners.extend(file.claims());
+                    }
+                    _ => {}
                 }
-                owners.extend(contents.domains().map(|domain| (domain, at)));
             }
         }
         let Some((at, error)) = conflict else {
             return looks;
         };
         if let Some(look) = looks.get_mut(at) {
-            *look = Look::Failed(error.text().into());
+            *look = Look::Failed(error);
         }
     }
-}
-
-fn malformed(document: &Document, text: String) -> FileBundlesError {
-    FileBundlesError::new(Reason::Malformed, Some(&document.path), text)
 }
 
 fn twice(document: &Document, domain: &TrustDomain) -> FileBundlesError {
@@ -322,11 +450,11 @@ fn twice(document: &Document, domain: &TrustDomain) -> FileBundlesError {
     FileBundlesError::new(Reason::TwoForOneTrustDomain, Some(&document.path), text)
 }
 
-/// A set may well be empty, and then all tokens of its trust domain are refused. But where there are
-/// keys and none of them counts, the file is mostly of another kind than it was named as.
+/// An empty set rejects all tokens of its trust domain, on purpose. If there are keys and none of
+/// them is usable, the file is mostly of another format than configured.
 fn warn_of_no_keys(document: &Document, contents: &Contents) {
     for bundle in contents.bundles.values() {
-        if let (true, Some(first)) = (bundle.is_empty(), bundle.ignored().first()) {
+        if let Some(first) = bundle.none_usable() {
             tracing::warn!(
                 path = %document.path.display(),
                 trust_domain = bundle.trust_domain().name(),
@@ -348,19 +476,28 @@ fn overdue_after(every: Duration) -> Duration {
 /// While a machine is suspended, timers stand still: the clocks are looked at in between.
 const NAP: Duration = Duration::from_secs(1);
 
-/// Looks again and again, for as long as somebody holds the source.
-pub(super) fn spawn(followed: &Arc<Followed>, runtime: &Handle) {
-    followed.metrics.record_ready(true);
+/// How often files are looked for that were not read yet, at least.
+const SEARCH: Duration = Duration::from_millis(250);
+
+/// In place of a revision: the task has ended.
+const ENDED: u64 = u64::MAX;
+
+/// Looks again and again, for as long as somebody holds the source. With `read_first` at once, for
+/// files that were not read yet.
+pub(super) fn spawn(followed: &Arc<Followed>, runtime: &Handle, read_first: bool) {
+    let mut was_ready = followed.is_ready();
+    followed.metrics.record_ready(was_ready);
     let every = followed.every;
     let mut jumps = followed.clock.jumps();
     let followed = Ended(Arc::downgrade(followed));
     runtime.spawn(async move {
+        // Until the next look at all files.
+        let mut left = if read_first { Duration::ZERO } else { every };
         loop {
-            let mut left = every;
-            while !left.is_zero() {
-                let nap = left.min(NAP);
+            if !left.is_zero() {
+                let longest = if was_ready { NAP } else { SEARCH };
                 let began = Instant::now();
-                let jumped = tokio::time::timeout(nap, jumps.changed()).await;
+                let jumped = tokio::time::timeout(left.min(longest), jumps.changed()).await;
                 let jumped = jumped.is_ok_and(|changed| changed.is_ok());
                 let Some(followed) = followed.0.upgrade() else {
                     return;
@@ -373,13 +510,26 @@ pub(super) fn spawn(followed: &Arc<Followed>, runtime: &Handle) {
                     left.saturating_sub(began.elapsed())
                 };
             }
+            let which = match left.is_zero() {
+                true => Which::All,
+                false if was_ready => continue,
+                false => Which::Unread,
+            };
             let Some(followed) = followed.0.upgrade() else {
                 return;
             };
-            jumps.mark_unchanged();
+            if which == Which::All {
+                jumps.mark_unchanged();
+                left = every;
+            }
             // A file may stand on a disk that does not answer.
-            if own_thread::run(move || followed.look()).await.is_none() {
+            let looking = followed.clone();
+            if own_thread::run(move || looking.look(which)).await.is_none() {
                 tracing::error!("reading the bundle files panicked; their last good bundles stay");
+            }
+            if !was_ready && followed.is_ready() {
+                was_ready = true;
+                followed.metrics.record_ready(true);
             }
         }
     });
@@ -393,7 +543,7 @@ impl Drop for Ended {
         if let Some(followed) = self.0.upgrade() {
             followed.following.store(false, Ordering::Release);
             followed.metrics.record_ready(false);
-            followed.revisions.send_modify(|_| {});
+            followed.revisions.send_replace(ENDED);
         }
     }
 }

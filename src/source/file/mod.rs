@@ -6,6 +6,7 @@ mod document;
 mod e23_tests;
 mod error;
 mod follow;
+mod format;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -17,28 +18,60 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
+
 use self::document::Document;
-pub(crate) use self::document::Format;
 pub use self::error::{FileBundlesError, FileBundlesErrorReason};
-use self::follow::Followed;
-pub use self::state::{FileBundlesState, FileState};
+use self::follow::{Followed, Settings};
+pub use self::format::{BundleDocument, BundleFormat};
+pub use self::state::{FileBundlesState, FileState, FileTrustDomainState};
 use crate::bundle::{BundleAnswer, BundleSource, BundlesUnavailable, JwtBundleSet};
 use crate::clock::{Clock, SystemClock};
 use crate::identity::TrustDomain;
 use crate::metrics::{MetricsRecorder, Shielded};
 use crate::runtime;
 
-/// Bundles from files, read anew when they change: by a rename over them, by a write in place, by
-/// another target of a symbolic link (as Kubernetes mounts change).
+/// Bundles from files, which are read again when they change: by a rename over them, by a write in
+/// place, by another target of a symbolic link (as Kubernetes mounts change).
 ///
-/// A file that cannot be read, or is no bundle any more, keeps its last good bundles and says so in
-/// [`state`](Self::state). In a map each entry stands for itself: if its bundle cannot be read, the
-/// last good one stays; if its name is not a trust domain's, the entry is skipped, and a trust
-/// domain that the map does not name is removed. A name that comes twice makes the whole map
+/// # Formats
+///
+/// The builder has one method for each format; a format is never guessed.
+///
+/// | method | the file | counts if `use` is |
+/// | --- | --- | --- |
+/// | [`jwks`](FileBundlesBuilder::jwks) | the JWK Set of one trust domain | absent, `jwt-svid`, `sig` |
+/// | [`spiffe_bundle`](FileBundlesBuilder::spiffe_bundle) | the SPIFFE bundle of one trust domain | `jwt-svid` |
+/// | [`bundle_map`](FileBundlesBuilder::bundle_map) | a SPIFFE Bundle Map | `jwt-svid` |
+/// | [`jwks_map`](FileBundlesBuilder::jwks_map) | the same object with JWK Sets | absent, `jwt-svid` |
+/// | [`jwks_by_trust_domain`](FileBundlesBuilder::jwks_by_trust_domain) | an object from trust domain to JWK Set | absent, `jwt-svid` |
+/// | [`spiffe_helper`](FileBundlesBuilder::spiffe_helper) | what spiffe-helper writes | absent, `jwt-svid` |
+/// | [`spire_agent`](FileBundlesBuilder::spire_agent) | the output of `spire-agent api fetch jwt -output json` | absent, `jwt-svid` |
+///
+/// A file of one trust domain gives keys to that trust domain only. A file of several decides itself
+/// which trust domains it has: whoever can write it can speak for each of them, except for those that
+/// another file has.
+///
+/// # Files that are missing or invalid
+///
+/// [`build`](FileBundlesBuilder::build) waits until every file can be read, 30 s by default.
+/// [`build_lazy`](FileBundlesBuilder::build_lazy) does not wait: until a file was read once, tokens of
+/// its trust domain are answered with "cannot judge" (`503`), and those of all unknown trust domains
+/// if the file may have several. [`open`](FileBundlesBuilder::open) fails at once.
+///
+/// A file that cannot be read later, or is not a bundle any more, keeps its last good bundles and
+/// says so in [`state`](Self::state). In a map each entry stands for itself: if its bundle cannot be
+/// read, the last good one stays; if its name is not a trust domain's, the entry is skipped, and a
+/// trust domain that the map does not name is removed. A name that comes twice makes the whole map
 /// unreadable. A UTF-8 byte order mark is skipped.
 ///
-/// A clone is one reference count; with the last one the task behind it ends. That task lives on the tokio runtime that the source was opened on; when that ends, the
-/// source cannot judge any more, rather than go on with bundles that nobody keeps fresh.
+/// A set without keys is applied, and rejects all tokens of its trust domain. If a set has keys and
+/// none of them is usable, it is applied as well, and is an error in [`state`](Self::state); keys for
+/// other SVIDs (`x509-svid`, `wit-svid`) are not counted as such.
+///
+/// A clone is one reference count; with the last one the task behind it ends. That task lives on the
+/// tokio runtime that the source was created on; when that ends, the source cannot judge any more,
+/// rather than go on with bundles that are no longer kept fresh.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -53,12 +86,36 @@ use crate::runtime;
 ///
 /// let bundles = FileBundles::builder()
 ///     .spiffe_bundle(TrustDomain::parse("example.org")?, &path)
-///     .open()?;
+///     .build()
+///     .await?;
 /// assert_eq!(bundles.bundle_set()?.len(), 1);
-/// assert!(bundles.state().files()[0].last_error().is_none());
+/// assert!(bundles.is_healthy());
 ///
 /// let validator = Validator::builder(bundles).audience("spiffe://example.org/reports").build()?;
 /// # drop(validator);
+/// # std::fs::remove_dir_all(&dir)?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// A service that starts before its sidecar:
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use tower_spiffe::bundle::{BundleSource, BundlesUnavailable};
+/// use tower_spiffe::source::FileBundles;
+///
+/// # let dir = std::env::temp_dir().join(format!("late-bundles-{}", std::process::id()));
+/// # std::fs::create_dir_all(&dir)?;
+/// let path = dir.join("jwt_bundle.json");
+/// let bundles = FileBundles::builder().spiffe_helper(&path).build_lazy()?;
+/// assert_eq!(bundles.revision(), Err(BundlesUnavailable::NotReady));
+///
+/// // The sidecar writes its first file.
+/// std::fs::write(&path, r#"{"example.org": "eyJrZXlzIjogW119"}"#)?;
+/// bundles.ready().await?;
+/// assert_eq!(bundles.bundle_set()?.len(), 1);
 /// # std::fs::remove_dir_all(&dir)?;
 /// # Ok(())
 /// # }
@@ -76,66 +133,118 @@ pub struct FileBundlesBuilder {
     documents: Vec<Document>,
     every: Duration,
     max_bytes: u64,
+    initial_sync: Option<Duration>,
     clock: Arc<dyn Clock>,
     metrics: Option<Arc<dyn MetricsRecorder>>,
 }
 
 impl FileBundles {
-    /// A source, to be given its files.
+    /// Creates a builder; name the files on it.
     pub fn builder() -> FileBundlesBuilder {
         FileBundlesBuilder {
             documents: Vec::new(),
             every: Duration::from_secs(5),
             max_bytes: 64 << 20,
+            initial_sync: Some(Duration::from_secs(30)),
             clock: SystemClock::shared(),
             metrics: None,
         }
     }
 
-    /// All bundles, as they are now.
+    /// Returns all bundles, as they are now.
     ///
     /// # Errors
-    /// The runtime that the source was opened on is gone.
+    /// No file was read yet, or the runtime that the source was created on has ended.
     pub fn bundle_set(&self) -> Result<JwtBundleSet, BundlesUnavailable> {
         self.followed.bundle_set()
     }
 
-    /// The state, as it is now.
+    /// Returns the state, as it is now.
     pub fn state(&self) -> FileBundlesState {
         self.followed.state()
+    }
+
+    /// Waits until every file was read at least once; returns at once if it was.
+    ///
+    /// # Errors
+    /// The runtime that the source was created on has ended.
+    pub async fn ready(&self) -> Result<(), FileBundlesError> {
+        match self.followed.until_ready().await {
+            true => Ok(()),
+            false => {
+                let reason = FileBundlesErrorReason::Closed;
+                Err(FileBundlesError::new(reason, None, ""))
+            }
+        }
+    }
+
+    /// Returns whether every file was read at least once, for a readiness probe. A file that is lost
+    /// later keeps its last bundles, and stays ready.
+    pub fn is_ready(&self) -> bool {
+        self.followed.is_ready()
+    }
+
+    /// Returns whether nothing is wrong, for alerts; see [`FileBundlesState::is_healthy`].
+    pub fn is_healthy(&self) -> bool {
+        self.state().is_healthy()
     }
 }
 
 impl FileBundlesBuilder {
-    /// A file with the JWK Set of a trust domain, as a Workload API gives it: a key is taken where
-    /// `use` is absent or `jwt-svid`.
-    pub fn jwks(mut self, trust_domain: TrustDomain, path: impl AsRef<Path>) -> Self {
-        self.push(Some(trust_domain), Format::Jwks, path.as_ref());
-        self
+    /// Adds a file with the JWK Set of one trust domain: of a Workload API, or of an OIDC issuer. A
+    /// key counts if `use` is absent, `jwt-svid` or `sig`, which SPIRE's OIDC discovery provider
+    /// writes with `set_key_use`.
+    pub fn jwks(self, trust_domain: TrustDomain, path: impl AsRef<Path>) -> Self {
+        self.push(BundleFormat::Jwks(trust_domain), path.as_ref())
     }
 
-    /// A file with the SPIFFE bundle of a trust domain (SPIFFE Trust Domain and Bundle section 4),
-    /// as a federation endpoint gives it: a key is taken only where `use` is `jwt-svid`.
-    pub fn spiffe_bundle(mut self, trust_domain: TrustDomain, path: impl AsRef<Path>) -> Self {
-        self.push(Some(trust_domain), Format::SpiffeBundle, path.as_ref());
-        self
+    /// Adds a file with the SPIFFE bundle of one trust domain (SPIFFE Trust Domain and Bundle section
+    /// 4), as a bundle endpoint serves it. A key counts only if `use` is `jwt-svid`.
+    pub fn spiffe_bundle(self, trust_domain: TrustDomain, path: impl AsRef<Path>) -> Self {
+        self.push(BundleFormat::SpiffeBundle(trust_domain), path.as_ref())
     }
 
-    /// A file with the SPIFFE bundles of many trust domains (SPIFFE Trust Domain and Bundle section
-    /// 5): `{"trust_domains": {"example.org": {"keys": [..]}}}`.
-    pub fn bundle_map(mut self, path: impl AsRef<Path>) -> Self {
-        self.push(None, Format::SpiffeBundle, path.as_ref());
-        self
+    /// Adds a file with the SPIFFE bundles of several trust domains (SPIFFE Trust Domain and Bundle
+    /// section 5): `{"trust_domains": {"example.org": {"keys": [..]}}}`. A key counts only if `use`
+    /// is `jwt-svid`.
+    pub fn bundle_map(self, path: impl AsRef<Path>) -> Self {
+        self.push(BundleFormat::BundleMap, path.as_ref())
     }
 
-    /// As [`bundle_map`](Self::bundle_map), of JWK Sets as a Workload API gives them.
-    pub fn jwks_map(mut self, path: impl AsRef<Path>) -> Self {
-        self.push(None, Format::Jwks, path.as_ref());
-        self
+    /// Adds a file as [`bundle_map`](Self::bundle_map), with JWK Sets as a Workload API returns them:
+    /// a key counts if `use` is absent or `jwt-svid`.
+    pub fn jwks_map(self, path: impl AsRef<Path>) -> Self {
+        self.push(BundleFormat::JwksMap, path.as_ref())
+    }
+
+    /// Adds a file with an object from trust domain to JWK Set: `{"example.org": {"keys": [..]}}`. A
+    /// key counts if `use` is absent or `jwt-svid`.
+    ///
+    /// A file of which no entry can be read is invalid as a whole, and keeps its last good bundles;
+    /// to remove all trust domains, write `{}`.
+    pub fn jwks_by_trust_domain(self, path: impl AsRef<Path>) -> Self {
+        self.push(BundleFormat::JwksByTrustDomain, path.as_ref())
+    }
+
+    /// Adds a file that spiffe-helper writes as `jwt_bundle_file_name`: an object from trust domain
+    /// to the base64 of its JWK Set, `{"example.org": "eyJrZXlzIjogW119"}`. A key counts if `use` is
+    /// absent or `jwt-svid`.
+    ///
+    /// A file of which no entry can be read is invalid as a whole, and keeps its last good bundles.
+    pub fn spiffe_helper(self, path: impl AsRef<Path>) -> Self {
+        self.push(BundleFormat::SpiffeHelper, path.as_ref())
+    }
+
+    /// Adds a file with the output of `spire-agent api fetch jwt -output json`: a list with one
+    /// object that has `bundles`, from trust domain to the base64 of its JWK Set. The tokens in it
+    /// are not read. A key counts if `use` is absent or `jwt-svid`.
+    pub fn spire_agent(self, path: impl AsRef<Path>) -> Self {
+        self.push(BundleFormat::SpireAgent, path.as_ref())
     }
 
     /// Sets how often to look for changes. 5 s by default; at least 10 ms. After a suspend, or
-    /// another forward step of the wall clock, the files are looked at within a second.
+    /// another forward step of the wall clock, the files are looked at within a second. A file that
+    /// was not read yet is looked at every 250 ms at least.
     pub fn poll_interval(mut self, every: Duration) -> Self {
         self.every = every.max(Duration::from_millis(10));
         self
@@ -144,6 +253,13 @@ impl FileBundlesBuilder {
     /// How many bytes one file may have. 64 MiB by default.
     pub fn max_file_bytes(mut self, bytes: u64) -> Self {
         self.max_bytes = bytes;
+        self
+    }
+
+    /// Sets how long [`build`](Self::build) waits for the files. 30 s by default; `None` waits without
+    /// a limit.
+    pub fn initial_sync_timeout(mut self, within: impl Into<Option<Duration>>) -> Self {
+        self.initial_sync = within.into();
         self
     }
 
@@ -161,48 +277,77 @@ impl FileBundlesBuilder {
         self
     }
 
-    /// Reads the files, and follows them from then on. Reading blocks for as long as it takes here;
-    /// later it is done on a thread of its own, never in the runtime's blocking pool.
+    /// Waits until every file can be read, and follows them from then on. A file that is missing or
+    /// half written is read again every 250 ms.
     ///
     /// # Errors
-    /// No file was named; one of them cannot be read or is no bundle; two of them are for one trust
-    /// domain; there is no tokio runtime with timers here.
+    /// At once: no file was named, two of them are for one trust domain, or there is no tokio
+    /// runtime here. After the [`initial_sync_timeout`](Self::initial_sync_timeout): a file could
+    /// not be read, with the last error.
+    pub async fn build(self) -> Result<FileBundles, FileBundlesError> {
+        let within = self.initial_sync;
+        let source = self.build_lazy()?;
+        match within {
+            None => source.ready().await?,
+            Some(within) => match tokio::time::timeout(within, source.ready()).await {
+                Ok(outcome) => outcome?,
+                Err(_) => return Err(source.followed.not_in_time(within)),
+            },
+        }
+        Ok(source)
+    }
+
+    /// Creates the source at once, and reads the files in the background. Until a file was read,
+    /// tokens of its trust domain cannot be judged ([`BundlesUnavailable::NotReady`]), and those of unknown
+    /// trust domains if it may have several. [`FileBundles::ready`] waits for all files.
+    ///
+    /// # Errors
+    /// No file was named, two of them are for one trust domain, or there is no tokio runtime here.
+    pub fn build_lazy(self) -> Result<FileBundles, FileBundlesError> {
+        let metrics = self.metrics.clone();
+        let (followed, runtime) = self.prepare()?;
+        follow::spawn(&followed, &runtime, true);
+        Ok(FileBundles { followed, metrics })
+    }
+
+    /// Reads the files now, and follows them from then on. For programs that must not start without
+    /// them. Reading blocks the calling thread for as long as it takes; later it is done on a thread
+    /// of its own, never in the runtime's blocking pool.
+    ///
+    /// # Errors
+    /// No file was named; one of them cannot be read or is not a bundle; two of them are for one
+    /// trust domain; there is no tokio runtime here.
     pub fn open(self) -> Result<FileBundles, FileBundlesError> {
+        let metrics = self.metrics.clone();
+        let (followed, runtime) = self.prepare()?;
+        followed.read_now()?;
+        follow::spawn(&followed, &runtime, false);
+        Ok(FileBundles { followed, metrics })
+    }
+
+    fn prepare(self) -> Result<(Arc<Followed>, Handle), FileBundlesError> {
         let runtime = runtime::with_timers().map_err(|missing| {
             let text = format!("bundle files cannot be followed: {missing}");
             FileBundlesError::new(FileBundlesErrorReason::NoRuntime, None, text)
         })?;
         if self.documents.is_empty() {
-            return Err(FileBundlesError::new(
-                FileBundlesErrorReason::NoFile,
-                None,
-                "",
-            ));
+            let reason = FileBundlesErrorReason::NoFile;
+            return Err(FileBundlesError::new(reason, None, ""));
         }
-        let recorder = self.metrics.clone().unwrap_or_else(|| Arc::new(()));
-        let metrics = Arc::new(Shielded::new(recorder));
-        let followed = Followed::open(
-            self.documents,
-            self.every,
-            self.max_bytes,
-            self.clock,
-            metrics,
-        )?;
-        let followed = Arc::new(followed);
-        follow::spawn(&followed, &runtime);
-        Ok(FileBundles {
-            followed,
-            metrics: self.metrics,
-        })
+        let followed = Followed::new(Settings {
+            documents: self.documents,
+            every: self.every,
+            max_bytes: self.max_bytes,
+            clock: self.clock,
+            metrics: Arc::new(Shielded::new(self.metrics.unwrap_or_else(|| Arc::new(())))),
+        })?;
+        Ok((Arc::new(followed), runtime))
     }
 
-    fn push(&mut self, trust_domain: Option<TrustDomain>, format: Format, path: &Path) {
+    fn push(mut self, format: BundleFormat, path: &Path) -> Self {
         let path = PathBuf::from(path);
-        self.documents.push(Document {
-            path,
-            trust_domain,
-            format,
-        });
+        self.documents.push(Document { path, format });
+        self
     }
 }
 
@@ -210,19 +355,14 @@ impl FileBundlesBuilder {
 #[cfg(feature = "testing")]
 pub(crate) type MapRead = (JwtBundleSet, Vec<TrustDomain>, Option<Box<str>>);
 
-/// What a map says, read against what was known before it. For the crate's own fuzz targets.
+/// What a document says, read against what was known before it. For the crate's own fuzz targets.
 #[cfg(feature = "testing")]
 pub(crate) fn read_map(
     bytes: &[u8],
-    format: Format,
+    format: &BundleFormat,
     known: &JwtBundleSet,
 ) -> Result<MapRead, String> {
-    let map = Document {
-        path: PathBuf::new(),
-        trust_domain: None,
-        format,
-    };
-    let contents = map.parse(bytes, known)?;
+    let contents = format.parse(bytes, known)?;
     let told = contents.told();
     let unreadable = contents.troubles.into_keys().collect();
     Ok((contents.bundles.into_values().collect(), unreadable, told))
@@ -246,6 +386,10 @@ impl BundleSource for FileBundles {
         Some(Box::pin(async move {
             let _ = revisions.wait_for(|revision| *revision != seen).await;
         }))
+    }
+
+    fn is_healthy(&self) -> bool {
+        self.state().is_healthy()
     }
 }
 

@@ -10,6 +10,7 @@ use crate::identity::TrustDomain;
 pub struct FileBundlesState {
     pub(super) revision: u64,
     pub(super) following: bool,
+    pub(super) ready: bool,
     pub(super) overdue: bool,
     pub(super) files: Vec<FileState>,
 }
@@ -18,14 +19,24 @@ pub struct FileBundlesState {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileState {
     pub(super) path: PathBuf,
-    pub(super) trust_domains: Vec<TrustDomain>,
+    pub(super) is_read: bool,
+    pub(super) trust_domains: Vec<FileTrustDomainState>,
     pub(super) last_look: Duration,
     pub(super) last_change: Duration,
     pub(super) last_error: Option<Box<str>>,
 }
 
+/// A trust domain in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileTrustDomainState {
+    pub(super) trust_domain: TrustDomain,
+    pub(super) keys: usize,
+    pub(super) ignored_keys: usize,
+    pub(super) last_error: Option<Box<str>>,
+}
+
 impl FileBundlesState {
-    /// Counts the changes in what validation answers.
+    /// Counts the changes in what validation answers; zero before a file was read.
     pub fn revision(&self) -> u64 {
         self.revision
     }
@@ -49,10 +60,17 @@ impl FileBundlesState {
         &self.files
     }
 
-    /// Whether all is as it should be: the files are followed, no look at them is
-    /// [overdue](Self::is_overdue), and each could be read when last looked at.
+    /// Returns whether every file was read at least once and the files are still followed. A file
+    /// that cannot be read later keeps its last bundles, and stays ready.
+    pub fn is_ready(&self) -> bool {
+        self.following && self.ready
+    }
+
+    /// Returns whether nothing is wrong: the files are followed, no look at them is
+    /// [overdue](Self::is_overdue), each could be read when last looked at, and no trust domain has
+    /// only keys that are not usable.
     pub fn is_healthy(&self) -> bool {
-        self.following && !self.overdue && self.files.iter().all(|file| file.last_error.is_none())
+        self.is_ready() && !self.overdue && self.files.iter().all(|file| file.last_error.is_none())
     }
 }
 
@@ -62,8 +80,14 @@ impl FileState {
         &self.path
     }
 
-    /// Whose bundles come from it.
-    pub fn trust_domains(&self) -> &[TrustDomain] {
+    /// Returns whether it was read at least once.
+    pub fn is_read(&self) -> bool {
+        self.is_read
+    }
+
+    /// Returns the trust domains whose bundles come from it, by name, with those whose part of it
+    /// cannot be read. Empty before it was read.
+    pub fn trust_domains(&self) -> &[FileTrustDomainState] {
         &self.trust_domains
     }
 
@@ -73,12 +97,37 @@ impl FileState {
         self.last_look
     }
 
-    /// How long ago its bundles last changed.
+    /// Returns the time since its bundles last changed; before it was read, since the source was
+    /// created.
     pub fn last_change(&self) -> Duration {
         self.last_change
     }
 
-    /// What was wrong with it when it was last looked at; its last good bundles stay.
+    /// Returns what was wrong with it at the last look. A file that cannot be read keeps its last
+    /// good bundles.
+    pub fn last_error(&self) -> Option<&str> {
+        self.last_error.as_deref()
+    }
+}
+
+impl FileTrustDomainState {
+    /// Returns the trust domain.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// Returns the number of keys that tokens are verified with.
+    pub fn keys(&self) -> usize {
+        self.keys
+    }
+
+    /// Returns the number of elements of its JWK Set that are not used as keys; at most 256.
+    pub fn ignored_keys(&self) -> usize {
+        self.ignored_keys
+    }
+
+    /// Returns why its part of the file could not be read, or why none of its keys is usable. Keys
+    /// for other SVIDs (`use` is `x509-svid` or `wit-svid`) and an empty set are not errors.
     pub fn last_error(&self) -> Option<&str> {
         self.last_error.as_deref()
     }

@@ -493,6 +493,10 @@ impl BundleSource for HttpsBundles {
         }))
     }
 
+    fn is_healthy(&self) -> bool {
+        self.state().is_healthy()
+    }
+
     fn unknown_key(&self, trust_domain: &str, _key_id: &str) {
         self.inner.shared.unknown_key(trust_domain);
     }

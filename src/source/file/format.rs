@@ -1,0 +1,494 @@
+//! The formats of documents with bundles, and what a document says.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::error::{FileBundlesError, FileBundlesErrorReason};
+use crate::bundle::{
+    BYTE_ORDER_MARK, Expected, IgnoredReason, JwksError, JwtBundle, JwtBundleSet, wrong_kind,
+};
+use crate::identity::TrustDomain;
+use crate::jwt::{Text, decode, read_text};
+use crate::presentable::{json_fault, presentable};
+
+/// A format of a document with bundles. [`FileBundles`](super::FileBundles) has a builder method
+/// for each; the format of a document is never guessed.
+///
+/// [`read`](Self::read) reads a document that did not come from a file, for example for
+/// [`MemoryBundles`](crate::source::MemoryBundles).
+///
+/// ```
+/// use tower_spiffe::source::MemoryBundles;
+/// use tower_spiffe::source::BundleFormat;
+///
+/// // The base64 of `{"keys": []}`.
+/// let document = br#"{"example.org": "eyJrZXlzIjogW119"}"#;
+/// let read = BundleFormat::SpiffeHelper.read(document)?;
+/// assert_eq!(read.errors().count(), 0);
+/// let bundles = MemoryBundles::new(read.bundle_set());
+/// assert!(bundles.bundle_set()?.get("example.org").is_some());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BundleFormat {
+    /// The JWK Set of this trust domain. A key counts if `use` is absent, `jwt-svid` or `sig`.
+    Jwks(TrustDomain),
+    /// The SPIFFE bundle of this trust domain (SPIFFE Trust Domain and Bundle section 4). A key
+    /// counts only if `use` is `jwt-svid`.
+    SpiffeBundle(TrustDomain),
+    /// A SPIFFE Bundle Map (SPIFFE Trust Domain and Bundle section 5):
+    /// `{"trust_domains": {"example.org": {"keys": [..]}}}`, of SPIFFE bundles.
+    BundleMap,
+    /// The same object with JWK Sets: a key counts if `use` is absent or `jwt-svid`.
+    JwksMap,
+    /// An object from trust domain to JWK Set: `{"example.org": {"keys": [..]}}`. A key counts if
+    /// `use` is absent or `jwt-svid`.
+    JwksByTrustDomain,
+    /// The file that spiffe-helper writes (`jwt_bundle_file_name`): an object from trust domain to
+    /// the base64 of its JWK Set. A key counts if `use` is absent or `jwt-svid`.
+    SpiffeHelper,
+    /// The output of `spire-agent api fetch jwt -output json`, of which the `bundles` are read and
+    /// the tokens are not. A key counts if `use` is absent or `jwt-svid`.
+    SpireAgent,
+}
+
+/// What a document says.
+#[derive(Debug, Clone)]
+pub struct BundleDocument {
+    contents: Contents,
+}
+
+impl BundleFormat {
+    /// Reads a document. A UTF-8 byte order mark is skipped.
+    ///
+    /// # Errors
+    /// The document is not of this format. Its parts fail separately: see
+    /// [`BundleDocument::errors`].
+    pub fn read(&self, document: &[u8]) -> Result<BundleDocument, FileBundlesError> {
+        match self.parse(document, &JwtBundleSet::default()) {
+            Ok(contents) => Ok(BundleDocument { contents }),
+            Err(text) => {
+                let reason = FileBundlesErrorReason::Malformed;
+                Err(FileBundlesError::new(reason, None, text))
+            }
+        }
+    }
+
+    /// The trust domain of a document with one bundle.
+    pub(super) fn trust_domain(&self) -> Option<&TrustDomain> {
+        match self {
+            Self::Jwks(domain) | Self::SpiffeBundle(domain) => Some(domain),
+            _ => None,
+        }
+    }
+
+    /// Reads the bytes against what was known before: an unreadable part of a map keeps its last
+    /// bundle, an equal bundle keeps its parsed keys.
+    pub(super) fn parse(&self, bytes: &[u8], known: &JwtBundleSet) -> Result<Contents, String> {
+        let mut contents = Contents::default();
+        let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
+        if let Some(domain) = self.trust_domain() {
+            let bundle = self.one(domain, bytes, known);
+            let bundle = bundle.map_err(|error| error.to_string())?;
+            contents.add(self, shared(bundle, known));
+            return Ok(contents);
+        }
+        // Only where a text is made: it reads the whole document once more.
+        let failed = |fault: String| match wrong_kind(bytes, self.expected()) {
+            Some(kind) => format!("{fault}; {kind}"),
+            None => fault,
+        };
+        let text = std::str::from_utf8(bytes)
+            .map_err(|_| failed("the map of bundles is not UTF-8".to_owned()))?;
+        let entries = self
+            .entries(text)
+            .map_err(|error| failed(json_fault(&error, self.expected_text())))?;
+        let (entries, unnamed) = entries.by_domain()?;
+        contents.unnamed = unnamed;
+        let mut any_read = false;
+        for (domain, raw) in entries {
+            match self.entry(&domain, raw, known) {
+                Ok(bundle) => {
+                    any_read = true;
+                    contents.add(self, shared(bundle, known));
+                }
+                Err(why) => {
+                    if let Some(before) = known.get(domain.name()) {
+                        contents.bundles.insert(domain.clone(), before.clone());
+                    }
+                    contents.troubles.insert(domain, why);
+                }
+            }
+        }
+        // Every JSON object is a map of something: if nothing in it is a bundle, it is another
+        // document, and removes no trust domain.
+        let is_other = !any_read && self.is_flat();
+        match contents.told().filter(|_| is_other) {
+            Some(told) => Err(failed(format!("no entry of the map is a bundle: {told}"))),
+            None => Ok(contents),
+        }
+    }
+
+    fn entries<'a>(&self, text: &'a str) -> Result<Entries<'a>, serde_json::Error> {
+        match self {
+            Self::SpireAgent => Ok(serde_json::from_str::<AgentOutput<'a>>(text)?.0),
+            _ if self.is_flat() => serde_json::from_str(text),
+            _ => Ok(serde_json::from_str::<Map<'a>>(text)?.trust_domains),
+        }
+    }
+
+    /// Whether the trust domains are the names of the outermost object.
+    fn is_flat(&self) -> bool {
+        matches!(self, Self::JwksByTrustDomain | Self::SpiffeHelper)
+    }
+
+    fn entry(
+        &self,
+        domain: &TrustDomain,
+        raw: &RawValue,
+        known: &JwtBundleSet,
+    ) -> Result<JwtBundle, Box<str>> {
+        let decoded;
+        let bytes = match self {
+            Self::SpiffeHelper | Self::SpireAgent => {
+                decoded = read_text(raw.get())
+                    .and_then(|text| decode_standard(&text))
+                    .ok_or("its value is not the base64 of a JWK Set")?;
+                &decoded
+            }
+            _ => raw.get().as_bytes(),
+        };
+        let bundle = self.one(domain, bytes, known);
+        bundle.map_err(|error| error.to_string().into())
+    }
+
+    fn one(
+        &self,
+        domain: &TrustDomain,
+        bytes: &[u8],
+        known: &JwtBundleSet,
+    ) -> Result<JwtBundle, JwksError> {
+        let before = known.get(domain.name()).map(|before| &**before);
+        let read = match self {
+            Self::Jwks(_) => JwtBundle::from_oidc_jwks_after,
+            Self::SpiffeBundle(_) | Self::BundleMap => JwtBundle::from_spiffe_bundle_after,
+            Self::JwksMap | Self::JwksByTrustDomain | Self::SpiffeHelper | Self::SpireAgent => {
+                JwtBundle::from_jwks_after
+            }
+        };
+        read(before, domain.clone(), bytes)
+    }
+
+    fn expected(&self) -> Expected {
+        match self {
+            Self::Jwks(_) | Self::SpiffeBundle(_) => Expected::Keys,
+            Self::BundleMap | Self::JwksMap => Expected::Map,
+            Self::JwksByTrustDomain | Self::SpiffeHelper => Expected::FlatMap,
+            Self::SpireAgent => Expected::AgentOutput,
+        }
+    }
+
+    fn expected_text(&self) -> &'static str {
+        match self {
+            Self::JwksByTrustDomain => "the map must be an object from trust domain to JWK Set",
+            Self::SpiffeHelper => {
+                "the map must be an object from trust domain to the base64 of a JWK Set"
+            }
+            Self::SpireAgent => {
+                "it must be a list with one object that has `bundles`, a map from trust domains to \
+                 the base64 of a JWK Set"
+            }
+            _ => {
+                "it must be an object with one `trust_domains`, a map from trust domains to bundles; \
+                 a map without that member is read with `jwks_by_trust_domain` or `spiffe_helper`"
+            }
+        }
+    }
+
+    /// Which `use` counts.
+    fn use_rule(&self) -> &'static str {
+        match self {
+            Self::Jwks(_) => "set `use` to jwt-svid or sig, or omit it",
+            Self::SpiffeBundle(_) | Self::BundleMap => {
+                "set `use` to jwt-svid, or configure the file as a JWK Set if it is one"
+            }
+            _ => "set `use` to jwt-svid, or omit it",
+        }
+    }
+}
+
+impl BundleDocument {
+    /// Returns the bundles. A trust domain whose part of the document cannot be read has one
+    /// without keys.
+    pub fn bundle_set(&self) -> JwtBundleSet {
+        let unread = self.contents.troubles.keys().cloned();
+        let unread = unread.map(|domain| Arc::new(JwtBundle::without_keys(domain)));
+        unread
+            .chain(self.contents.bundles.values().cloned())
+            .collect()
+    }
+
+    /// Returns what is wrong with parts of the document: entries that cannot be read, trust domains
+    /// with keys of which none is usable, and entries with a name that is not a trust domain's.
+    pub fn errors(&self) -> impl Iterator<Item = String> {
+        self.contents.errors()
+    }
+}
+
+/// What a file says.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Contents {
+    pub(super) bundles: BTreeMap<TrustDomain, Arc<JwtBundle>>,
+    /// Trust domains whose part of the file cannot be read, and why.
+    pub(super) troubles: BTreeMap<TrustDomain, Box<str>>,
+    /// Trust domains with keys of which none is usable, and why.
+    pub(super) unusable: BTreeMap<TrustDomain, Box<str>>,
+    /// Entries of a map whose name is not a trust domain's.
+    unnamed: Unnamed,
+}
+
+/// Counted, and the first few told.
+#[derive(Debug, Clone, Default)]
+struct Unnamed {
+    told: Vec<String>,
+    count: usize,
+}
+
+/// So many of the entries that cannot be read are named in a text.
+const TOLD: usize = 2;
+
+impl Contents {
+    fn add(&mut self, format: &BundleFormat, bundle: Arc<JwtBundle>) {
+        let domain = bundle.trust_domain().clone();
+        if let Some(first) = bundle.none_usable() {
+            let fix = match first.reason() {
+                IgnoredReason::Use => format!("; {}", format.use_rule()),
+                _ => String::new(),
+            };
+            let key_id = first.key_id().map_or_else(
+                || "without `kid`".to_owned(),
+                |id| format!("\"{}\"", presentable(id)),
+            );
+            let text = format!(
+                "none of its keys is usable: key {key_id} at position {}: {first}{fix}",
+                first.position()
+            );
+            self.unusable.insert(domain.clone(), text.into());
+        }
+        self.bundles.insert(domain, bundle);
+    }
+
+    /// Whose bundles stand there, readable or not; some come twice.
+    pub(super) fn domains(&self) -> impl Iterator<Item = &TrustDomain> {
+        self.bundles.keys().chain(self.troubles.keys())
+    }
+
+    /// What is wrong, for a person: a few of the trust domains, and how many more there are.
+    pub(super) fn told(&self) -> Option<Box<str>> {
+        let all = self.troubles.len() + self.unusable.len() + self.unnamed.count;
+        let mut texts: Vec<String> = self.each().take(TOLD).collect();
+        let more = all.saturating_sub(texts.len());
+        if more > 0 {
+            texts.push(format!("and {more} more"));
+        }
+        (!texts.is_empty()).then(|| texts.join("; ").into())
+    }
+
+    fn each(&self) -> impl Iterator<Item = String> {
+        let domains = self.troubles.iter().chain(&self.unusable);
+        domains
+            .map(|(domain, why)| format!("trust domain {domain}: {why}"))
+            .chain(self.unnamed.told.iter().cloned())
+    }
+
+    fn errors(&self) -> impl Iterator<Item = String> {
+        let more = self.unnamed.count.saturating_sub(self.unnamed.told.len());
+        let more = (more > 0).then(|| format!("{more} more names are not trust domains"));
+        let domains = self.troubles.iter().chain(&self.unusable);
+        domains
+            .map(|(domain, why)| format!("trust domain \"{domain}\": {why}"))
+            .chain(self.unnamed.told.iter().cloned())
+            .chain(more)
+    }
+
+    /// Whether something cannot be read: more than keys that are not usable.
+    pub(super) fn has_unread(&self) -> bool {
+        !self.troubles.is_empty() || self.unnamed.count > 0
+    }
+
+    /// Whether `other` says the same of everyone, down to what is ignored.
+    pub(super) fn says_what(&self, other: &Self) -> bool {
+        let bundles = self.bundles.values().zip(other.bundles.values());
+        self.bundles == other.bundles && { bundles }.all(|(one, other)| same(one, other))
+    }
+}
+
+/// The same keys, and the same told of what is none.
+fn same(one: &JwtBundle, other: &JwtBundle) -> bool {
+    one == other && one.ignored() == other.ignored()
+}
+
+fn shared(bundle: JwtBundle, known: &JwtBundleSet) -> Arc<JwtBundle> {
+    match known.get(bundle.trust_domain().name()) {
+        Some(before) if same(before, &bundle) => before.clone(),
+        _ => Arc::new(bundle),
+    }
+}
+
+/// The bytes of base64 with padding and the standard alphabet (RFC 4648 section 4), as Go and
+/// protobuf write bytes into JSON.
+fn decode_standard(text: &str) -> Option<Vec<u8>> {
+    if !text.len().is_multiple_of(4) || text.contains(['-', '_']) {
+        return None;
+    }
+    let letters = text.strip_suffix("==").or_else(|| text.strip_suffix('='));
+    decode(&letters.unwrap_or(text).replace('+', "-").replace('/', "_"))
+}
+
+/// The map, by its one member; other members are for others. Not derived: what is derived takes a
+/// list of values for the members, too.
+struct Map<'a> {
+    trust_domains: Entries<'a>,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Map<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let entries = deserializer.deserialize_map(Member("trust_domains"))?;
+        let missing = || D::Error::missing_field("trust_domains");
+        Ok(Self {
+            trust_domains: entries.ok_or_else(missing)?,
+        })
+    }
+}
+
+/// Reads the entries in the member with this name, which may stand there once.
+struct Member(&'static str);
+
+impl<'de> Visitor<'de> for Member {
+    type Value = Option<Entries<'de>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "an object with one `{}`", self.0)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut entries = None;
+        while let Some(Text(name)) = map.next_key::<Text<'de>>()? {
+            if name != self.0 {
+                map.next_value::<IgnoredAny>()?;
+            } else {
+                // Go writes an empty map as null.
+                let each: Option<Entries<'_>> = map.next_value()?;
+                if entries.replace(each.unwrap_or_default()).is_some() {
+                    return Err(A::Error::duplicate_field(self.0));
+                }
+            }
+        }
+        Ok(entries)
+    }
+}
+
+/// A list of objects, one of which has `bundles`; the others have the tokens.
+struct AgentOutput<'a>(Entries<'a>);
+
+/// One object of the list.
+struct AgentMessage<'a>(Option<Entries<'a>>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for AgentMessage<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let entries = deserializer.deserialize_map(Member("bundles"))?;
+        Ok(Self(entries))
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for AgentOutput<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct List;
+        impl<'de> Visitor<'de> for List {
+            type Value = AgentOutput<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of objects")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+                let mut found = None;
+                while let Some(AgentMessage(entries)) = list.next_element()? {
+                    if let Some(entries) = entries
+                        && found.replace(entries).is_some()
+                    {
+                        return Err(A::Error::duplicate_field("bundles"));
+                    }
+                }
+                let missing = || A::Error::missing_field("bundles");
+                Ok(AgentOutput(found.ok_or_else(missing)?))
+            }
+        }
+        deserializer.deserialize_seq(List)
+    }
+}
+
+/// The entries as they stand there.
+#[derive(Default)]
+struct Entries<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'a> Entries<'a> {
+    /// Each trust domain once: a consumer must reject duplicate names (SPIFFE Trust Domain and
+    /// Bundle section 5.1.1), which a plain map would swallow. An entry whose name is not a trust
+    /// domain's costs itself only: the trust domain that it was meant for is not in the map.
+    fn by_domain(self) -> Result<(BTreeMap<TrustDomain, &'a RawValue>, Unnamed), String> {
+        let mut entries = BTreeMap::new();
+        let mut unnamed = Unnamed::default();
+        let mut names = HashSet::new();
+        for (name, bundle) in &self.0 {
+            let is_new = match TrustDomain::parse(name) {
+                Ok(domain) => entries.insert(domain, *bundle).is_none(),
+                Err(error) => {
+                    unnamed.count += 1;
+                    if unnamed.told.len() < TOLD {
+                        let name = presentable(name);
+                        unnamed
+                            .told
+                            .push(format!("trust domain \"{name}\": {error}"));
+                    }
+                    names.insert(name)
+                }
+            };
+            if !is_new {
+                return Err(format!(
+                    "the map of bundles has \"{}\" twice",
+                    presentable(name)
+                ));
+            }
+        }
+        Ok((entries, unnamed))
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Each;
+        impl<'de> Visitor<'de> for Each {
+            type Value = Entries<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map from trust domains to bundles")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(Entries(entries))
+            }
+        }
+        deserializer.deserialize_map(Each)
+    }
+}

@@ -1,0 +1,500 @@
+//! Several sources as one.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::time::Instant;
+
+use crate::bundle::{BundleAnswer, BundleSource, BundlesUnavailable};
+use crate::identity::TrustDomain;
+
+/// Several sources as one: each trust domain is owned by one member, and only that member is asked.
+///
+/// A member owns the trust domains that it is added with; the
+/// [default member](MergedBundlesBuilder::default_member), if there is one, owns all others. There is
+/// no fall-through: a trust domain that its owner does not know, or has withdrawn, is not looked up
+/// elsewhere. So a member can speak only for the trust domains that the routes give it.
+///
+/// A member that cannot judge affects its own trust domains only. The merged source can judge while
+/// any member can. Its revision rises if a member's revision or readiness changes.
+///
+/// A clone is one reference count. Keep a clone of each member for its own state; the state here has
+/// what all sources have in common.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use tower_spiffe::bundle::{BundleAnswer, BundleSource, JwtBundle, JwtBundleSet};
+/// use tower_spiffe::{TrustDomain, Validator};
+/// use tower_spiffe::source::{MemoryBundles, MergedBundles};
+///
+/// let set = |name: &str| {
+///     let domain = TrustDomain::parse(name).unwrap();
+///     JwtBundleSet::from_iter([JwtBundle::from_jwks(domain, br#"{"keys": []}"#).unwrap()])
+/// };
+/// // In a service: a `JwtSource` for our own trust domain, another source for a partner's.
+/// let agent = MemoryBundles::new(set("example.org"));
+/// let partner = MemoryBundles::default();
+///
+/// let bundles = MergedBundles::builder()
+///     .default_member("agent", agent)
+///     .member("partner", partner.clone(), [TrustDomain::parse("partner.test")?])
+///     .build()?;
+/// assert!(matches!(bundles.bundle("example.org"), BundleAnswer::Ready(_)));
+/// assert!(matches!(bundles.bundle("partner.test"), BundleAnswer::Unavailable(_)));
+/// assert!(!bundles.is_healthy());
+///
+/// partner.replace(set("partner.test"));
+/// assert!(matches!(bundles.bundle("partner.test"), BundleAnswer::Ready(_)));
+/// assert!(bundles.is_healthy());
+///
+/// let validator = Validator::builder(bundles).audience("spiffe://example.org/reports").build()?;
+/// # drop(validator);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct MergedBundles {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    members: Box<[Member]>,
+    routes: HashMap<TrustDomain, usize>,
+    default: Option<usize>,
+    seen: ArcSwap<Seen>,
+}
+
+struct Member {
+    name: Box<str>,
+    source: Arc<dyn BundleSource>,
+}
+
+/// What the members said at one revision, in their order.
+struct Seen {
+    revision: u64,
+    members: Box<[Result<u64, BundlesUnavailable>]>,
+}
+
+/// Collects the members of a [`MergedBundles`].
+#[must_use]
+pub struct MergedBundlesBuilder {
+    members: Vec<Member>,
+    routes: HashMap<TrustDomain, usize>,
+    default: Option<usize>,
+    fault: Option<MergedBundlesError>,
+}
+
+/// Why members cannot be merged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MergedBundlesError {
+    reason: MergedBundlesErrorReason,
+    text: Box<str>,
+}
+
+/// The class of a [`MergedBundlesError`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum MergedBundlesErrorReason {
+    /// There is no member.
+    NoMember,
+    /// A member that is not the default has no trust domain.
+    NoTrustDomain,
+    /// Two members have the same trust domain.
+    TwoForOneTrustDomain,
+    /// There are two default members.
+    TwoDefaults,
+    /// Two members have the same name.
+    SameName,
+}
+
+/// The state of a [`MergedBundles`] at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MergedState {
+    revision: Result<u64, BundlesUnavailable>,
+    members: Vec<MergedMemberState>,
+}
+
+/// One member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MergedMemberState {
+    name: Box<str>,
+    trust_domains: Vec<TrustDomain>,
+    is_default: bool,
+    revision: Result<u64, BundlesUnavailable>,
+    healthy: bool,
+}
+
+impl MergedBundles {
+    /// Creates a builder; add the members on it.
+    pub fn builder() -> MergedBundlesBuilder {
+        MergedBundlesBuilder {
+            members: Vec::new(),
+            routes: HashMap::new(),
+            default: None,
+            fault: None,
+        }
+    }
+
+    /// Returns whether any member can judge.
+    pub fn is_ready(&self) -> bool {
+        self.inner.revision().is_ok()
+    }
+
+    /// Returns whether every member is healthy, for alerts.
+    pub fn is_healthy(&self) -> bool {
+        self.inner
+            .members
+            .iter()
+            .all(|member| member.source.is_healthy())
+    }
+
+    /// Returns the state of all members, as it is now.
+    pub fn state(&self) -> MergedState {
+        let inner = &*self.inner;
+        let routed = |at: usize| {
+            let routes = inner.routes.iter().filter(move |(_, owner)| **owner == at);
+            let mut domains: Vec<_> = routes.map(|(domain, _)| domain.clone()).collect();
+            domains.sort();
+            domains
+        };
+        let members = inner.members.iter().enumerate();
+        MergedState {
+            revision: inner.revision(),
+            members: members
+                .map(|(at, member)| MergedMemberState {
+                    name: member.name.clone(),
+                    trust_domains: routed(at),
+                    is_default: inner.default == Some(at),
+                    revision: member.source.revision(),
+                    healthy: member.source.is_healthy(),
+                })
+                .collect(),
+        }
+    }
+}
+
+impl Inner {
+    /// What the members say is compared with what they said at the last revision; if it differs, a
+    /// new revision is put in its place. A revision stands for exactly what one `Seen` holds: so it
+    /// is returned only while the members still say the same, and the bundles that a caller reads
+    /// after it are at least as new. No lock: who comes second compares again.
+    fn revision(&self) -> Result<u64, BundlesUnavailable> {
+        let mut seen = self.seen.load();
+        loop {
+            let mut pairs = self.members.iter().zip(&seen.members);
+            if pairs.all(|(member, said)| member.source.revision() == *said) {
+                return seen.answer();
+            }
+            let members = self.members.iter();
+            let fresh = Arc::new(Seen {
+                revision: seen.revision.wrapping_add(1),
+                members: members.map(|member| member.source.revision()).collect(),
+            });
+            let before = self.seen.compare_and_swap(&*seen, fresh.clone());
+            if Arc::ptr_eq(&before, &seen) {
+                return fresh.answer();
+            }
+            seen = before;
+        }
+    }
+
+    fn owner(&self, trust_domain: &str) -> Option<&dyn BundleSource> {
+        let at = self.routes.get(trust_domain).copied().or(self.default)?;
+        Some(&*self.members.get(at)?.source)
+    }
+
+    /// Waits for each member that can judge and can tell of changes. `None` if the revision is not
+    /// `since`.
+    fn wait(&self, since: u64) -> Option<Vec<Changed>> {
+        let seen = self.seen.load();
+        let pairs = self.members.iter().zip(&seen.members);
+        let waits = pairs.filter_map(|(member, said)| member.source.changed_since((*said).ok()?));
+        (seen.revision == since).then(|| waits.collect())
+    }
+}
+
+impl Seen {
+    fn answer(&self) -> Result<u64, BundlesUnavailable> {
+        if self.members.iter().any(Result::is_ok) {
+            return Ok(self.revision);
+        }
+        let first = self.members.iter().find_map(|said| said.err());
+        Err(first.unwrap_or(BundlesUnavailable::NotReady))
+    }
+}
+
+type Changed = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// How often the members are compared while a change is awaited: readiness may change without a
+/// signal, as when bundles become stale.
+const TICK: Duration = Duration::from_millis(250);
+
+impl BundleSource for MergedBundles {
+    fn revision(&self) -> Result<u64, BundlesUnavailable> {
+        self.inner.revision()
+    }
+
+    fn bundle(&self, trust_domain: &str) -> BundleAnswer {
+        match self.inner.owner(trust_domain) {
+            Some(owner) => owner.bundle(trust_domain),
+            None => BundleAnswer::UnknownTrustDomain,
+        }
+    }
+
+    /// Resolves at once if a member signals a change, and within 250 ms if its readiness changes
+    /// without a signal. `None` if every member can judge and none can tell of changes. Must be
+    /// polled on a tokio runtime with time enabled.
+    fn changed_since(&self, seen: u64) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
+        let is_current = self.inner.revision() == Ok(seen);
+        let Some(mut waits) = self.inner.wait(seen).filter(|_| is_current) else {
+            return Some(Box::pin(std::future::ready(())));
+        };
+        let said = self.inner.seen.load();
+        if waits.is_empty() && said.members.iter().all(Result::is_ok) {
+            return None;
+        }
+        // A wait keeps no member alive.
+        let inner = Arc::downgrade(&self.inner);
+        Some(Box::pin(async move {
+            let mut tick = Box::pin(tokio::time::sleep(TICK));
+            poll_fn(|cx| {
+                loop {
+                    let before = waits.len();
+                    waits.retain_mut(|wait| wait.as_mut().poll(cx).is_pending());
+                    let is_signal = waits.len() < before;
+                    // After the signals: a change between the two wakes this again.
+                    let Some(inner) = inner.upgrade() else {
+                        return Poll::Ready(());
+                    };
+                    if inner.revision() != Ok(seen) {
+                        return Poll::Ready(());
+                    }
+                    // A signal of nothing is not repeated before the next tick.
+                    if is_signal {
+                        continue;
+                    }
+                    if tick.as_mut().poll(cx).is_pending() {
+                        return Poll::Pending;
+                    }
+                    tick.as_mut().reset(Instant::now() + TICK);
+                    match inner.wait(seen) {
+                        Some(anew) => waits = anew,
+                        None => return Poll::Ready(()),
+                    }
+                }
+            })
+            .await;
+        }))
+    }
+
+    fn is_healthy(&self) -> bool {
+        self.is_healthy()
+    }
+
+    /// Reaches the owner of the trust domain only.
+    fn unknown_key(&self, trust_domain: &str, key_id: &str) {
+        if let Some(owner) = self.inner.owner(trust_domain) {
+            owner.unknown_key(trust_domain, key_id);
+        }
+    }
+}
+
+impl MergedBundlesBuilder {
+    /// Adds a member that owns these trust domains. `name` stands for it in the state.
+    pub fn member(
+        mut self,
+        name: impl Into<Box<str>>,
+        source: impl BundleSource,
+        trust_domains: impl IntoIterator<Item = TrustDomain>,
+    ) -> Self {
+        let name = name.into();
+        let at = self.members.len();
+        let mut is_empty = true;
+        for domain in trust_domains {
+            is_empty = false;
+            let text = format!("member \"{name}\": {domain} is already routed to another member");
+            if self.routes.insert(domain, at).is_some_and(|it| it != at) {
+                self.fail(MergedBundlesErrorReason::TwoForOneTrustDomain, text);
+            }
+        }
+        if is_empty {
+            let text = format!(
+                "member \"{name}\" has no trust domain: it would never be asked; name its trust \
+                 domains, or add it by `default_member`"
+            );
+            self.fail(MergedBundlesErrorReason::NoTrustDomain, text);
+        }
+        self.push(name, source)
+    }
+
+    /// Adds the member that owns all trust domains which no other member owns. There can be one.
+    ///
+    /// It can speak for every trust domain without a route: use a source that you trust that far,
+    /// such as the agent of this workload.
+    pub fn default_member(mut self, name: impl Into<Box<str>>, source: impl BundleSource) -> Self {
+        let name = name.into();
+        let at = self.members.len();
+        if self.default.replace(at).is_some() {
+            let text = format!(
+                "member \"{name}\" is a second default: only one member can own the trust domains \
+                 without a route; add it by `member`"
+            );
+            self.fail(MergedBundlesErrorReason::TwoDefaults, text);
+        }
+        self.push(name, source)
+    }
+
+    /// Creates the source.
+    ///
+    /// # Errors
+    /// There is no member; a member has no trust domain and is not the default; two members have the
+    /// same trust domain or the same name; there are two defaults.
+    pub fn build(mut self) -> Result<MergedBundles, MergedBundlesError> {
+        if self.members.is_empty() {
+            let text = "a merged source has no members; add one by `member` or `default_member`";
+            self.fail(MergedBundlesErrorReason::NoMember, text);
+        }
+        if let Some(fault) = self.fault {
+            return Err(fault);
+        }
+        let members = self.members.iter();
+        let seen = Seen {
+            revision: 1,
+            members: members.map(|member| member.source.revision()).collect(),
+        };
+        Ok(MergedBundles {
+            inner: Arc::new(Inner {
+                members: self.members.into(),
+                routes: self.routes,
+                default: self.default,
+                seen: ArcSwap::from_pointee(seen),
+            }),
+        })
+    }
+
+    fn push(mut self, name: Box<str>, source: impl BundleSource) -> Self {
+        if self.members.iter().any(|member| member.name == name) {
+            let text = format!("two members have the name \"{name}\"; name each differently");
+            self.fail(MergedBundlesErrorReason::SameName, text);
+        }
+        let source = Arc::new(source);
+        self.members.push(Member { name, source });
+        self
+    }
+
+    /// The first fault stays.
+    fn fail(&mut self, reason: MergedBundlesErrorReason, text: impl Into<Box<str>>) {
+        self.fault.get_or_insert_with(|| MergedBundlesError {
+            reason,
+            text: text.into(),
+        });
+    }
+}
+
+impl MergedBundlesError {
+    /// Returns the class.
+    pub fn reason(&self) -> MergedBundlesErrorReason {
+        self.reason
+    }
+}
+
+impl fmt::Display for MergedBundlesError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for MergedBundlesError {}
+
+impl MergedState {
+    /// Returns the revision, or why no member can judge.
+    ///
+    /// # Errors
+    /// No member can judge; the reason is the first member's.
+    pub fn revision(&self) -> Result<u64, BundlesUnavailable> {
+        self.revision
+    }
+
+    /// Returns whether any member can judge.
+    pub fn is_ready(&self) -> bool {
+        self.revision.is_ok()
+    }
+
+    /// Returns whether every member is healthy.
+    pub fn is_healthy(&self) -> bool {
+        self.members.iter().all(|member| member.healthy)
+    }
+
+    /// Returns the members, in the order in which they were added.
+    pub fn members(&self) -> &[MergedMemberState] {
+        &self.members
+    }
+}
+
+impl MergedMemberState {
+    /// Returns the name that it was added with.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns the trust domains that are routed to it, by name.
+    pub fn trust_domains(&self) -> &[TrustDomain] {
+        &self.trust_domains
+    }
+
+    /// Returns whether it owns all trust domains without a route.
+    pub fn is_default(&self) -> bool {
+        self.is_default
+    }
+
+    /// Returns its own revision, or why it cannot judge.
+    ///
+    /// # Errors
+    /// The member cannot judge.
+    pub fn revision(&self) -> Result<u64, BundlesUnavailable> {
+        self.revision
+    }
+
+    /// Returns whether it can judge.
+    pub fn is_ready(&self) -> bool {
+        self.revision.is_ok()
+    }
+
+    /// Returns whether it is healthy, by [`BundleSource::is_healthy`].
+    pub fn is_healthy(&self) -> bool {
+        self.healthy
+    }
+}
+
+impl fmt::Debug for MergedBundles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MergedBundles")
+            .field("revision", &self.inner.revision())
+            .field("members", &NamesOf(&self.inner.members))
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for MergedBundlesBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MergedBundlesBuilder")
+            .field("members", &NamesOf(&self.members))
+            .finish_non_exhaustive()
+    }
+}
+
+struct NamesOf<'a>(&'a [Member]);
+
+impl fmt::Debug for NamesOf<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = self.0.iter().map(|member| &member.name);
+        f.debug_list().entries(names).finish()
+    }
+}
