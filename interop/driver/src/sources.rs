@@ -1,0 +1,86 @@
+//! Our live source on an agent, ours or of another implementation.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tower_spiffe::token::{GrpcCode, SvidRequest};
+use tower_spiffe::{JwtSource, SpiffeId, SvidCache, Validator};
+
+use crate::{Error, Made, text, text_or_none};
+
+/// Starts a source; waits for its first bundles.
+pub(crate) async fn start(made: &mut Made, command: &Value) -> Result<Value, Error> {
+    let source = JwtSource::builder()
+        .endpoint(text(command, "endpoint")?)
+        .initial_sync_timeout(Duration::from_secs(5))
+        .reconnect_backoff(Duration::from_millis(20), Duration::from_millis(100));
+    let source = match source.build().await {
+        Ok(source) => source,
+        Err(error) => {
+            let code = error.code().map(GrpcCode::as_u8);
+            return Ok(json!({ "failed": error.to_string(), "code": code }));
+        }
+    };
+    made.sources
+        .insert(text(command, "source")?.to_owned(), source);
+    Ok(json!({}))
+}
+
+/// What the source knows now.
+pub(crate) fn state(source: &JwtSource) -> Value {
+    let state = source.state();
+    let domains: serde_json::Map<String, Value> = state
+        .trust_domains()
+        .iter()
+        .map(|domain| {
+            let kids: Vec<&str> = domain.key_ids().collect();
+            (domain.trust_domain().name().to_owned(), json!(kids))
+        })
+        .collect();
+    json!({
+        "domains": domains,
+        "ready": state.is_ready(),
+        "withdrawn": state.withdrawn().is_some(),
+        "connected": state.is_connected(),
+        "reconnects": state.reconnects(),
+    })
+}
+
+/// Fetches a token, from the agent if `fresh`, else from the cache.
+pub(crate) async fn fetch(source: &JwtSource, command: &Value) -> Result<Value, Error> {
+    let audiences: Vec<&str> = match command.get("audiences").and_then(Value::as_array) {
+        Some(all) => all.iter().filter_map(Value::as_str).collect(),
+        None => vec![text(command, "audience")?],
+    };
+    if let Some(hint) = text_or_none(command, "hint") {
+        let request = SvidRequest::new(&audiences)?.with_hint(hint)?;
+        return Ok(match SvidCache::from(source).get(&request).await {
+            Ok(svid) => json!({ "token": svid.token(), "id": svid.spiffe_id().to_string() }),
+            Err(error) => json!({ "failed": error.to_string() }),
+        });
+    }
+    let svid = match text_or_none(command, "id") {
+        Some(id) => {
+            let id = SpiffeId::parse(id)?;
+            source.fetch_jwt_svid_with_id(&audiences, Some(&id)).await
+        }
+        None => source.fetch_jwt_svid(&audiences).await,
+    };
+    Ok(match svid {
+        Ok(svid) => json!({
+            "token": svid.token(),
+            "id": svid.spiffe_id().to_string(),
+            "hint": svid.hint(),
+        }),
+        Err(error) => json!({
+            "failed": error.to_string(),
+            "code": error.code().map(GrpcCode::as_u8),
+        }),
+    })
+}
+
+/// Validates a token by the source's bundles.
+pub(crate) fn check(source: &JwtSource, command: &Value) -> Result<Value, Error> {
+    let validator = Validator::builder(source.clone()).audience(text(command, "audience")?);
+    crate::tokens::verdict(validator.build()?.validate(text(command, "token")?))
+}
