@@ -48,7 +48,7 @@ async fn main() -> ExitCode {
     match chain().await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("quickstart: {error}");
+            eprintln!("quickstart: {error:#}");
             ExitCode::FAILURE
         }
     }

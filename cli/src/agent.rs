@@ -135,7 +135,7 @@ pub(crate) async fn run(args: &Args) -> ExitCode {
     match serve(args).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            warn!("agent: {error}");
+            warn!("agent: {error:#}");
             ExitCode::FAILURE
         }
     }

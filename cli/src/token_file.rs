@@ -91,7 +91,7 @@ pub(crate) async fn run(args: &Args) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            warn!("token-file: {error}");
+            warn!("token-file: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -62,7 +62,7 @@ pub(crate) async fn run(args: &Args) -> ExitCode {
     match watch(args).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            warn!("watch: {error}");
+            warn!("watch: {error:#}");
             ExitCode::FAILURE
         }
     }

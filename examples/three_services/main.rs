@@ -52,7 +52,7 @@ async fn main() -> ExitCode {
     match chain().await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("three_services: {error}");
+            eprintln!("three_services: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -190,8 +190,11 @@ impl World {
         agent.federate(PARTNER).unwrap();
         let source = self.source(&agent, &clock).build().await.unwrap();
         let validator = self.validator(source.clone(), &clock);
-        let layer = ValidateJwtSvidLayer::required(validator.clone(), Allow::id(SELF).unwrap())
-            .metrics(self.recorder.clone());
+        let layer = ValidateJwtSvidLayer::required(
+            validator.clone(),
+            Allow::id(SELF).unwrap().because("only this service"),
+        )
+        .metrics(self.recorder.clone());
         Watched {
             agent,
             clock,

@@ -59,7 +59,10 @@ async fn source_errors_keep_their_cause() {
     let error = source.fetch_jwt_svid([AUD]).await.unwrap_err();
     assert_eq!(error.reason(), Reason::Token(TokenErrorReason::Denied));
     assert_eq!(error.code(), Some(GrpcCode::PermissionDenied));
-    assert_cause::<FetchSvidError>(&error);
+    // Behind the status that a gRPC peer gets.
+    let status = error.source().unwrap();
+    let status = status.downcast_ref::<tonic::Status>().unwrap();
+    assert!(status.source().unwrap().is::<FetchSvidError>(), "{error:?}");
 
     world.agent.fail(Fault::Refuse(GrpcCode::Unimplemented));
     let lazy = world.builder().build_lazy().unwrap();

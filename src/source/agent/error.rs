@@ -18,7 +18,7 @@ use crate::workload_api::{
 ///
 /// `{error}` says what failed; the cause is its [`source`](Error::source): an
 /// [`EndpointError`], a [`SvidRequestError`], a [`WorkloadApiError`], a [`BundlesUnavailable`], a
-/// [`TokenError`], or (from a direct fetch) a [`FetchSvidError`]. `{error:#}` has both in one line.
+/// [`TokenError`], or (from a direct fetch) a `tonic::Status` for the peer, and a [`FetchSvidError`] behind it. `{error:#}` has both in one line.
 /// Callers that waited together get clones of one error.
 #[derive(Clone)]
 pub struct JwtSourceError {

@@ -271,17 +271,17 @@ impl Followed {
             bad += u32::from(file.error.is_some());
         }
         // Another element that is ignored changes no verdict: it is shown, and announced to nobody.
-        let snapshot = (changed || told_otherwise).then(|| Snapshot::of(&files));
-        // The lock is let go first: a recorder may look at the state.
+        if changed || told_otherwise {
+            self.snapshot.store(Arc::new(Snapshot::of(&files)));
+        }
+        let before = changed.then(|| self.revision.fetch_add(1, Ordering::AcqRel));
+        // Released after the bundles are in force, so that the state never shows what is not yet so,
+        // and before a recorder is called: it may read the state.
         drop(files);
         for _ in 0..bad {
             self.metrics.record_error("bundle-file");
         }
-        if let Some(snapshot) = snapshot {
-            self.snapshot.store(Arc::new(snapshot));
-        }
-        if changed {
-            let before = self.revision.fetch_add(1, Ordering::AcqRel);
+        if let Some(before) = before {
             let revision = before + 1;
             self.revisions.send_replace(revision);
             if before > 0 {

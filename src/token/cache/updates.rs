@@ -72,7 +72,7 @@ impl PinnedSvid {
     /// let mut tokens = cache.pin(database).updates();
     /// while let Some(token) = tokens.next().await {
     ///     // Authenticate the connection again with `token.token()`.
-    ///     assert!(token.audiences().iter().any(|aud| &**aud == "spiffe://example.org/db"));
+    ///     assert!(token.audiences().any(|aud| aud == "spiffe://example.org/db"));
     ///     cache.close(); // ends the stream
     /// }
     /// # Ok(())
