@@ -39,6 +39,7 @@ use context::Context;
 use entry::Entry;
 use settings::Settings;
 use table::Table;
+#[cfg(feature = "workload-api")]
 use token::Token;
 
 pub use builder::SvidCacheBuilder;

@@ -386,6 +386,7 @@ impl Entry {
         true
     }
 
+    #[cfg(feature = "workload-api")]
     /// Keys were removed; `gone` tells of a token's key. If it signed the token that is there, the
     /// next request waits for another; it may have signed the one on its way, too.
     pub(crate) fn keys_gone(&self, gone: impl Fn(&Token) -> bool, now: Moment) {
