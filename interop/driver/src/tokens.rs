@@ -120,7 +120,7 @@ pub(crate) fn verdict(svid: Result<VerifiedSvid, ValidateError>) -> Result<Value
     Ok(match svid {
         Ok(svid) => json!({
             "id": svid.spiffe_id().to_string(),
-            "audiences": svid.audiences().iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "audiences": svid.audiences().map(ToString::to_string).collect::<Vec<_>>(),
             "exp": svid.expires_at().secs(),
             "claims": svid.claims::<Value>()?,
         }),
