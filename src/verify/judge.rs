@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::builder::Settings;
 use super::cache::{Time, VerifiedCache};
+use super::known_header::KnownHeader;
 use super::validator::Sight;
 use super::verified::{Signer, Verified};
 use super::{ValidateError, ValidateReason, VerifiedSvid};
@@ -82,20 +83,27 @@ impl Checks {
         let refuse = |(reason, detail): Refusal| ValidateError::new(reason, detail);
 
         let split = Split::new(token).ok_or_else(|| refuse(unless_bearer(token, PARTS)))?;
+        let known = KnownHeader::find(split.header, self.settings.allow_unknown_headers);
         let mut header = Room::<HEADER_ROOM>::new();
         let mut payload = Room::<PAYLOAD_ROOM>::new();
         let mut signature = Room::<SIGNATURE_ROOM>::new();
-        let header = header
-            .decode(split.header)
-            .ok_or_else(|| refuse(unless_bearer(token, ENCODING)))?;
+        let header = match &known {
+            Some(_) => &[],
+            None => header
+                .decode(split.header)
+                .ok_or_else(|| refuse(unless_bearer(token, ENCODING)))?,
+        };
         let payload = payload
             .decode(split.payload)
             .ok_or_else(|| refuse(ENCODING))?;
         let signature = signature
             .decode(split.signature)
             .ok_or_else(|| refuse(ENCODING))?;
-        let header = Header::parse(header, self.settings.allow_unknown_headers)
-            .map_err(|fault| refuse(header_refusal(fault)))?;
+        let header = match &known {
+            Some(known) => known.header(),
+            None => Header::parse(header, self.settings.allow_unknown_headers)
+                .map_err(|fault| refuse(header_refusal(fault)))?,
+        };
         if !self.settings.algorithms.contains(header.algorithm) {
             return Err(refuse(ALGORITHM).with_key_id(header.key_id.as_deref()));
         }
@@ -136,6 +144,9 @@ impl Checks {
             None => by_trial(&bundle, header.algorithm, verifies),
         };
         let authority = Arc::clone(signer.map_err(refuse)?);
+        if known.is_none() {
+            KnownHeader::keep(split.header, self.settings.allow_unknown_headers, &header);
+        }
 
         let audiences = claims.audiences.as_slice().iter();
         let audiences = audiences.map(|audience| audience.as_ref().into()).collect();

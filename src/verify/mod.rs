@@ -18,6 +18,7 @@ mod builder;
 mod cache;
 mod error;
 mod judge;
+mod known_header;
 mod validator;
 mod verified;
 
