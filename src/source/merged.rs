@@ -206,8 +206,19 @@ impl Inner {
     }
 
     fn owner(&self, trust_domain: &str) -> Option<&dyn BundleSource> {
-        let at = self.routes.get(trust_domain).copied().or(self.default)?;
+        let at = self.owner_at(trust_domain)?;
         Some(&*self.members.get(at)?.source)
+    }
+
+    fn owner_at(&self, trust_domain: &str) -> Option<usize> {
+        self.routes.get(trust_domain).copied().or(self.default)
+    }
+
+    /// Why the member could not judge when the revision was last compared. "Cannot judge" has no
+    /// revision of its own: a verdict on bundles of a member that is back before the revision says so
+    /// would be taken for valid the next time that the member cannot judge.
+    fn unavailable(&self, at: usize) -> Option<BundlesUnavailable> {
+        self.seen.load().members.get(at)?.err()
     }
 
     /// Waits for each member that can judge and can tell of changes. `None` if the revision is not
@@ -242,6 +253,14 @@ impl BundleSource for MergedBundles {
     }
 
     fn bundle(&self, trust_domain: &str) -> BundleAnswer {
+        let Some(at) = self.inner.owner_at(trust_domain) else {
+            return BundleAnswer::UnknownTrustDomain;
+        };
+        // Compares now, for callers that did not ask for the revision before.
+        let _ = self.inner.revision();
+        if let Some(why) = self.inner.unavailable(at) {
+            return BundleAnswer::Unavailable(why);
+        }
         match self.inner.owner(trust_domain) {
             Some(owner) => owner.bundle(trust_domain),
             None => BundleAnswer::UnknownTrustDomain,
