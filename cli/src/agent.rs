@@ -61,7 +61,7 @@ const GRACE: Duration = Duration::from_secs(5);
 
 const DEFAULT_ID: &str = "spiffe://example.org/workload";
 
-/// By hand, because each `--hint` belongs to the `--id` before it.
+/// Implemented by hand, because each `--hint` belongs to the `--id` before it.
 impl clap::Args for Identities {
     fn augment_args(command: Command) -> Command {
         let id = Arg::new("id")
@@ -216,11 +216,11 @@ fn rotate(agent: &FakeAgent, rotations: &mut JoinSet<String>) {
 /// A `()` for each line `rotate` on standard input.
 fn commands() -> mpsc::Receiver<()> {
     let (sender, receiver) = mpsc::channel(1);
-    // A program in the background is stopped when it reads its terminal.
+    // A background process is stopped if it reads its terminal.
     if cfg!(unix) && std::io::stdin().is_terminal() {
         return receiver;
     }
-    // A thread, because a runtime would wait for the read at its end.
+    // A thread, because tokio's stdin would delay the end of the runtime.
     std::thread::spawn(move || {
         for line in std::io::stdin().lock().split(b'\n').map_while(Result::ok) {
             match line.trim_ascii() {
@@ -233,7 +233,7 @@ fn commands() -> mpsc::Receiver<()> {
     receiver
 }
 
-/// What a signal asks for.
+/// The action for a signal.
 enum Order {
     Stop,
     Rotate,

@@ -119,7 +119,7 @@ fn signal(name: &str) -> Result<rustix::process::Signal, String> {
     }
 }
 
-/// A file, and what was reported of it.
+/// A file, and what was last reported about it.
 struct Kept {
     file: TokenFile,
     request: SvidRequest,
@@ -129,7 +129,7 @@ struct Kept {
     reported: String,
 }
 
-/// Whether all files were written.
+/// Keeps the files until the end; returns whether each was written.
 async fn keep(args: &Args) -> Result<bool, BoxError> {
     // Before a file exists: no signal may leave it behind.
     let mut stop = Stop::new()?;
@@ -188,7 +188,10 @@ fn start(args: &Args, cache: &SvidCache) -> Result<Vec<Kept>, BoxError> {
             return Err("--file needs an audience and a path".into());
         };
         if !paths.insert(path) {
-            return Err(format!("two tokens have the path {path:?}; give each its own").into());
+            return Err(format!(
+                "two files have the path {path:?}; use a path of its own for each"
+            )
+            .into());
         }
         let mut request =
             SvidRequest::new([audience]).map_err(|error| format!("{audience:?}: {error}"))?;
@@ -227,7 +230,7 @@ fn start(args: &Args, cache: &SvidCache) -> Result<Vec<Kept>, BoxError> {
     Ok(kept)
 }
 
-/// Prints what is new: a write, an error, a wait for the first token.
+/// Prints changes: a write, an error, a wait for the first token.
 fn report(kept: &mut Kept, state: &TokenFileState, waits: Option<(&SvidCache, &Endpoint)>) {
     let path = state.path.display();
     if state.writes > kept.reported_writes {
@@ -272,7 +275,7 @@ impl Args {
     }
 }
 
-/// What is done after each write.
+/// The command and the signal after each write.
 struct Action {
     runtime: Handle,
     command: Option<String>,

@@ -1,4 +1,4 @@
-//! E29, E23, E19 and E34 as `explain` tells them.
+//! E29, E23, E19 and E34 in `explain`.
 
 use std::path::PathBuf;
 
@@ -84,7 +84,7 @@ fn e29_explain_names_x509_keys() {
 }
 
 #[test]
-fn e29_explain_wants_one_token() {
+fn e29_explain_requires_one_token() {
     let document = json!({"td.test": {"keys": [es256().jwk()]}}).to_string();
     let explain = |input: &str| explain("tokens", document.as_bytes(), &[], input);
     let token = es256().token();
@@ -124,7 +124,7 @@ fn e19_explain_reads_null_as_no_keys() {
     ] {
         let (code, said) = explain("null", document.as_bytes(), more, &es256().token());
         assert!(
-            code == 1 && said.ends_with("refused: key-unknown\n"),
+            code == 1 && said.ends_with("rejected: key-unknown\n"),
             "{said}"
         );
     }
@@ -133,7 +133,7 @@ fn e19_explain_reads_null_as_no_keys() {
 }
 
 #[test]
-fn e34_explain_tells_of_a_missing_kid() {
+fn e34_explain_checks_tokens_without_kid() {
     let unnamed = es256().sign_texts(r#"{"alg":"ES256","typ":"JWT"}"#, &claims().to_string());
     let keys = |count: usize| {
         let keys: Vec<_> = (0..count)
@@ -145,7 +145,7 @@ fn e34_explain_tells_of_a_missing_kid() {
     assert_eq!(code, 0, "{said}");
     let (code, said) = explain("five", keys(5).as_bytes(), &TD, &unnamed);
     assert!(
-        code == 1 && said.ends_with("refused: key-unknown\n"),
+        code == 1 && said.ends_with("rejected: key-unknown\n"),
         "{said}"
     );
     assert!(
