@@ -22,6 +22,7 @@ mod agent_load;
 mod call;
 mod completions;
 mod explain;
+mod stop;
 mod token_file;
 mod usage;
 mod waiting;

@@ -14,6 +14,7 @@ use tower_spiffe::token_file::{TokenFile, TokenFileState};
 use tower_spiffe::workload_api::Endpoint;
 use tower_spiffe::{JwtSource, SpiffeId, SvidCache};
 
+use crate::stop::Stop;
 use crate::{BoxError, waiting};
 
 /// Write tokens to files, and refresh them before they expire.
@@ -340,43 +341,4 @@ fn send(signal: rustix::process::Signal, pid_file: &Path) -> Result<(), String> 
         .and_then(Pid::from_raw)
         .ok_or_else(|| failed(&"not a process ID"))?;
     kill_process(process, signal).map_err(|error| failed(&error))
-}
-
-/// The signals that end the command.
-#[cfg(unix)]
-struct Stop {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-}
-
-#[cfg(unix)]
-impl Stop {
-    fn new() -> std::io::Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
-    }
-
-    async fn asked(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
-}
-
-#[cfg(not(unix))]
-struct Stop;
-
-#[cfg(not(unix))]
-impl Stop {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self)
-    }
-
-    async fn asked(&mut self) {
-        let _ = tokio::signal::ctrl_c().await;
-    }
 }

@@ -1,26 +1,11 @@
 //! E29, E23, E19 and E34 in `explain`.
 
-use std::path::PathBuf;
-
 use serde_json::json;
 
-use crate::explain::{AUDIENCE, NOW, claims, es256, run};
+use crate::explain::{claims, es256, explain_file};
 
-/// Explains `input` by a file with these bytes, which is gone afterwards.
 fn explain(name: &str, document: &[u8], more: &[&str], input: &str) -> (i32, String) {
-    struct File(PathBuf);
-    impl Drop for File {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_file(&self.0);
-        }
-    }
-    let file = format!("explain-e29-{}-{name}", std::process::id());
-    let file = File(std::env::temp_dir().join(file));
-    std::fs::write(&file.0, document).unwrap();
-    let (path, now) = (file.0.to_str().unwrap(), NOW.to_string());
-    let mut args = vec!["--bundles", path, "--audience", AUDIENCE, "--now", &now];
-    args.extend(more);
-    run(&args, input.as_bytes())
+    explain_file(&format!("e29-{name}"), document, more, input.as_bytes())
 }
 
 const TD: [&str; 2] = ["--trust-domain", "td.test"];

@@ -109,9 +109,9 @@ pub(crate) fn run<A: AsRef<OsStr>>(args: &[A], input: &[u8]) -> (i32, String) {
 struct File(PathBuf);
 
 impl File {
-    fn new(name: &str, content: &Value) -> Self {
+    fn new(name: &str, content: &[u8]) -> Self {
         let path = std::env::temp_dir().join(format!("explain-{}-{name}", std::process::id()));
-        std::fs::write(&path, content.to_string()).unwrap();
+        std::fs::write(&path, content).unwrap();
         Self(path)
     }
 
@@ -142,10 +142,21 @@ fn explain(more: &[&str], token: &str) -> (i32, String) {
 }
 
 fn explain_bytes(more: &[&str], token: &[u8]) -> (i32, String) {
-    let name = format!("{:?}.json", std::thread::current().id());
-    let file = File::new(&name, &jwks());
+    let name = format!("{:?}", std::thread::current().id());
+    let args = [&["--trust-domain", "td.test"], more].concat();
+    explain_file(&name, jwks().to_string().as_bytes(), &args, token)
+}
+
+/// Explains a token with a bundle file of this content.
+pub(crate) fn explain_file(
+    name: &str,
+    document: &[u8],
+    more: &[&str],
+    token: &[u8],
+) -> (i32, String) {
+    let file = File::new(name, document);
     let now = NOW.to_string();
-    let mut args = vec![
+    let args = [
         "--bundles",
         file.path(),
         "--audience",
@@ -153,9 +164,7 @@ fn explain_bytes(more: &[&str], token: &[u8]) -> (i32, String) {
         "--now",
         &now,
     ];
-    args.extend(["--trust-domain", "td.test"]);
-    args.extend(more);
-    run(&args, token)
+    run(&[&args, more].concat(), token)
 }
 
 #[test]
@@ -323,24 +332,17 @@ fn long_list_of_keys_is_shortened() {
     let signer = es256();
     let named = |n| es256().with_key_id(&format!("key-{n:03}")).jwk();
     let keys: Vec<Value> = (0..500).map(named).collect();
-    let file = File::new("hundreds", &json!({"td.test": {"keys": keys}}));
-    let now = NOW.to_string();
-    let args = [
-        "--bundles",
-        file.path(),
-        "--audience",
-        AUDIENCE,
-        "--now",
-        &now,
-    ];
-    let (code, said) = run(&args, signer.token().as_bytes());
+    let document = json!({"td.test": {"keys": keys}}).to_string();
+    let explain =
+        |token: String| explain_file("hundreds", document.as_bytes(), &[], token.as_bytes());
+    let (code, said) = explain(signer.token());
     assert!(
         code == 1 && said.ends_with("rejected: key-unknown\n"),
         "{said}"
     );
     assert!(said.contains("\"key-019\" and 480 more\n"), "{said}");
     let known = es256().with_key_id("key-499").token();
-    assert_eq!(run(&args, known.as_bytes()).0, 0);
+    assert_eq!(explain(known).0, 0);
 }
 
 #[test]
@@ -352,20 +354,14 @@ fn each_format_is_read_and_detected() {
     };
     let map = json!({"td.test": jwks(), "spiffe://other.test": jwks()});
     let bundle_map = json!({"trust_domains": {"td.test": marked}});
-    let now = NOW.to_string();
     let token = es256().token();
     let explain = |name: &str, document: &Value, more: &[&str]| {
-        let file = File::new(name, document);
-        let mut args = vec![
-            "--bundles",
-            file.path(),
-            "--audience",
-            AUDIENCE,
-            "--now",
-            &now,
-        ];
-        args.extend(more);
-        run(&args, token.as_bytes())
+        explain_file(
+            name,
+            document.to_string().as_bytes(),
+            more,
+            token.as_bytes(),
+        )
     };
     let td: &[&str] = &["--trust-domain", "spiffe://td.test"];
     assert_eq!(explain("a", &jwks(), td).0, 0);
