@@ -1,8 +1,8 @@
-//! hyper-util's client, its requests signed, over TLS: `cargo run --example client_hyper`.
+//! Signs the requests of hyper-util's client, over TLS: `cargo run --example client_hyper`.
 //!
-//! Takes the agent that `SPIFFE_ENDPOINT_SOCKET` names, or brings one of its own
-//! (`testing::FakeAgent`); brings a service to call, with a certificate authority of its own, and
-//! ends. In earnest the source is `JwtSource::new().await?`, and the certificates are yours.
+//! Uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own (`testing::FakeAgent`). Calls a service
+//! of its own, with its own certificate authority. In production the source is
+//! `JwtSource::new().await?`, and the certificates are yours.
 
 #![allow(clippy::print_stdout, reason = "it is there to be read")]
 
@@ -42,17 +42,17 @@ async fn main() -> Result<(), Error> {
         .build();
     let hyper = Client::builder(TokioExecutor::new()).build::<_, Empty<Bytes>>(connector);
 
-    // One service, bound to where its tokens may go: these two lines are all that signs.
+    // The audience, bound to the origin that its tokens may go to, and the layer: no more is needed.
     let audience = Audience::fixed(REPORTS).for_origin(&reports)?;
     let signed = AddJwtSvidLayer::new(source, audience);
     let client = ServiceBuilder::new()
-        // hyper follows no redirect; what does so for it stands outside, so that every hop passes
-        // the layer: it gets the token for where it goes, or none. Retries and timeouts stand here
-        // too: a try after a 401 then goes out with a new token.
+        // hyper follows no redirects. A layer that follows them goes outside, so that each hop gets
+        // the token for its own origin, or none. Retries and timeouts go here too: a retry after a
+        // 401 gets a new token.
         .layer(FollowRedirectLayer::new())
         .layer(signed)
-        // What changes bodies alone may stand anywhere; so may tracing, for the header is marked
-        // sensitive. A proxy is the connector's affair: it tunnels https, and sees no token.
+        // Layers that only change bodies may go anywhere. So may tracing, because the header is
+        // marked sensitive. A proxy is configured on the connector; it tunnels https and sees no token.
         .layer(DecompressionLayer::new())
         .service(hyper);
 
@@ -81,7 +81,7 @@ async fn source() -> Result<(JwtSource, Option<FakeAgent>), Error> {
     Ok((agent.source().await?, Some(agent)))
 }
 
-/// The service that is called: says who calls, or redirects, to itself or to another host.
+/// The called service: returns its caller, or redirects to itself or to another host.
 fn reports(source: &JwtSource, callers: &str, elsewhere: &str) -> Result<Router, Error> {
     let validator = Validator::builder(source.clone())
         .audience(REPORTS)
@@ -103,7 +103,7 @@ async fn whether_signed(headers: HeaderMap) -> String {
     format!("signed: {}", headers.contains_key(AUTHORIZATION))
 }
 
-/// What stands in for your certificates.
+/// Certificates for this example.
 mod tls {
     use std::io;
     use std::net::SocketAddr;
@@ -127,7 +127,7 @@ mod tls {
             Ok(Self(CertifiedIssuer::self_signed(params, key)?))
         }
 
-        /// For a client that trusts this authority alone.
+        /// Returns the configuration of a client that trusts only this authority.
         pub(super) fn client(&self) -> Result<ClientConfig, super::Error> {
             let mut roots = RootCertStore::empty();
             roots.add(self.0.der().clone())?;

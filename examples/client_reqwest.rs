@@ -1,9 +1,8 @@
-//! `reqwest::Client` as a tower service, its requests signed: `cargo run --example client_reqwest`.
+//! Signs the requests of `reqwest::Client` as a tower service: `cargo run --example client_reqwest`.
 //!
-//! Takes the agent that `SPIFFE_ENDPOINT_SOCKET` names, or brings one of its own
-//! (`testing::FakeAgent`); brings a service to call, and ends. In earnest the source is
-//! `JwtSource::new().await?`. To keep reqwest's own way of making requests, see
-//! `client_reqwest_middleware.rs`.
+//! Uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own (`testing::FakeAgent`). Calls a service
+//! of its own. In production the source is `JwtSource::new().await?`. To keep reqwest's request
+//! builder, see `client_reqwest_middleware.rs`.
 
 #![allow(clippy::print_stdout, reason = "it is there to be read")]
 
@@ -31,27 +30,26 @@ async fn main() -> Result<(), Error> {
     let reports = reports(&source, me.trust_domain_name(), &elsewhere)?;
     let reports = serve(reports).await?;
 
-    // reqwest follows redirects itself, beneath the layer: the first hop gets the token, and
-    // reqwest takes `authorization` off when a hop leads to another origin. It does so for no
-    // header that it does not know: with `.header(name)`, have it follow none
-    // (`redirect::Policy::none()`). Its retries of its own send the same token again; a retry that
-    // is to get a new one after a 401 is a layer outside of ours.
+    // reqwest follows redirects itself, inside the layer: the first hop gets the token, and reqwest
+    // removes `authorization` if a hop leads to another origin. It does not remove other headers:
+    // with `.header(name)`, disable redirects (`redirect::Policy::none()`). reqwest's own retries
+    // send the same token again. For a new token after a 401, add a retry layer outside.
     let reqwest = reqwest::Client::builder()
-        // It heeds HTTP_PROXY even for loopback, and a proxy reads what goes by http.
+        // reqwest uses HTTP_PROXY even for loopback, and a proxy can read http requests.
         .no_proxy()
         .build()?;
 
-    // One service, bound to where its tokens may go: these two lines are all that signs.
+    // The audience, bound to the origin that its tokens may go to, and the layer: no more is needed.
     let audience = Audience::fixed(REPORTS).for_origin(&reports)?;
     let client = AddJwtSvid::new(reqwest, source, audience);
 
-    // By https there would be nothing more to say; in the clear no token goes out unasked.
+    // Over https this would succeed. Over http, tokens are sent only if `allow_plaintext` permits it.
     let Err(error) = call(client.clone(), &reports).await else {
-        return Err("expected no answer".into());
+        return Err("expected an error".into());
     };
     println!("GET {reports} -> {error}");
     if TokenError::find(&*error).map(TokenError::reason) != Some(TokenErrorReason::Plaintext) {
-        return Err("expected a refusal of the layer".into());
+        return Err("expected an error of the layer".into());
     }
     let client = client.allow_plaintext(Plaintext::Loopback);
 
@@ -68,7 +66,7 @@ async fn main() -> Result<(), Error> {
     Ok(())
 }
 
-/// For code that takes any client which is a tower service of reqwest's types.
+/// Takes any client that is a tower service of reqwest's types.
 async fn call<S>(mut client: S, url: &str) -> Result<String, Error>
 where
     S: Service<Request, Response = reqwest::Response, Error = Error>,
@@ -86,7 +84,7 @@ async fn source() -> Result<(JwtSource, Option<FakeAgent>), Error> {
     Ok((agent.source().await?, Some(agent)))
 }
 
-/// The service that is called: says who calls, or redirects to another host.
+/// The called service: returns its caller, or redirects to another host.
 fn reports(source: &JwtSource, callers: &str, elsewhere: &str) -> Result<Router, Error> {
     let validator = Validator::builder(source.clone())
         .audience(REPORTS)

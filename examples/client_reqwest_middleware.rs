@@ -1,8 +1,8 @@
-//! reqwest to two services, by a middleware: `cargo run --example client_reqwest_middleware`.
+//! Calls two services with reqwest and a middleware: `cargo run --example client_reqwest_middleware`.
 //!
-//! Takes the agent that `SPIFFE_ENDPOINT_SOCKET` names, or brings one of its own
-//! (`testing::FakeAgent`); brings two services to call, and ends. In earnest the source is
-//! `JwtSource::new().await?`, the services are at `https://`, and nothing is said of plaintext.
+//! Uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own (`testing::FakeAgent`). Calls two
+//! services of its own. In production the source is `JwtSource::new().await?`, the services are at
+//! `https://`, and `allow_plaintext` is not needed.
 
 #![allow(clippy::print_stdout, reason = "it is there to be read")]
 
@@ -28,17 +28,17 @@ async fn main() -> Result<(), Error> {
     let reports = serve(&source, REPORTS).await?;
     let ledger = serve(&source, LEDGER).await?;
     let reqwest = reqwest::Client::builder()
-        // It heeds HTTP_PROXY even for loopback, and a proxy reads what goes by http.
+        // reqwest uses HTTP_PROXY even for loopback, and a proxy can read http requests.
         .no_proxy()
         .build()?;
 
-    // Two services in two lines: each origin has its audience, every other goes without a token.
+    // Each origin has its audience. Requests to other origins are sent without a token.
     let tokens = JwtSvidMiddleware::new(source, [(&reports, REPORTS), (&ledger, LEDGER)])?;
     let client = ClientBuilder::new(reqwest)
-        // Middlewares run in the order in which they are added. One that retries is added before
-        // this one, so that each try asks for the token anew; caching and tracing may stand on
-        // either side, for the header is marked sensitive. Beneath all of them reqwest follows
-        // redirects, and takes the token off when a hop leads to another origin.
+        // Middlewares run in the order in which they are added. Add retries before this one, so that
+        // each try gets the current token. Caching and tracing may go on either side, because the
+        // header is marked sensitive. reqwest follows redirects inside all of them, and removes the
+        // token if a hop leads to another origin.
         .with(tokens.allow_plaintext(Plaintext::Loopback))
         .build();
 
@@ -47,24 +47,24 @@ async fn main() -> Result<(), Error> {
         let body = response.error_for_status()?.text().await?;
         println!("GET {origin}/whoami -> {body}");
         if !body.starts_with(&format!("{service} was called by spiffe://")) {
-            return Err("expected to be admitted".into());
+            return Err("expected the name of the caller".into());
         }
     }
 
-    // Another audience for one request: the ledger refuses a token that is for somebody else.
+    // Another audience for one request: the ledger rejects a token for another service.
     let wrong = Audience::fixed(REPORTS).for_origin(&ledger)?;
     let request = client.get(format!("{ledger}/whoami")).with_extension(wrong);
     let status = request.send().await?.status();
     println!("GET {ledger}/whoami with a token for {REPORTS} -> {status}");
     if status != 401 {
-        return Err("expected a refusal".into());
+        return Err("expected a rejection".into());
     }
 
-    // Where no token can be had, the request does not go out, and the error is ours to be found.
+    // If there is no token, the request is not sent, and the error contains a `TokenError`.
     let nowhere = Audience::fixed(REPORTS).for_origin("http://reports.example.org")?;
     let request = client.get("http://reports.example.org/whoami");
     let Err(error) = request.with_extension(nowhere).send().await else {
-        return Err("expected no answer".into());
+        return Err("expected an error".into());
     };
     println!("GET http://reports.example.org/whoami -> {error}");
     if TokenError::find(&error).is_none() {
@@ -81,7 +81,7 @@ async fn source() -> Result<(JwtSource, Option<FakeAgent>), Error> {
     Ok((agent.source().await?, Some(agent)))
 }
 
-/// Serves one that says who calls; gives its origin.
+/// Serves a service that returns its caller; returns its origin.
 async fn serve(source: &JwtSource, service: &'static str) -> Result<String, Error> {
     let validator = Validator::builder(source.clone())
         .audience(service)
@@ -89,7 +89,7 @@ async fn serve(source: &JwtSource, service: &'static str) -> Result<String, Erro
     let who =
         async move |caller: VerifiedSvid| format!("{service} was called by {}", caller.spiffe_id());
     let router = Router::new().route("/whoami", get(who));
-    // An example admits whoever its agent's issuer knows; a service names its callers.
+    // An example allows every identity of its agent; a real service names its callers.
     let app = ValidateJwtSvidLayer::required(validator, Allow::any_trust_domain()).layer(router);
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let origin = format!("http://{}", listener.local_addr()?);

@@ -1,8 +1,8 @@
-//! A client stack with limits, buffers, timeouts and retries on both sides of the layer that signs:
+//! A client with retries, timeouts, buffers and limits outside and inside the layer that signs:
 //! `cargo run --example client_stack`.
 //!
-//! It brings an agent of its own (`testing::FakeAgent`), whose key it revokes, and a service to
-//! call, and ends. In earnest the source is `JwtSource::new().await?`.
+//! Starts its own agent (`testing::FakeAgent`), revokes a key of it, and calls a service of its own. In
+//! production the source is `JwtSource::new().await?`.
 
 #![allow(clippy::print_stdout, reason = "it is there to be read")]
 
@@ -31,7 +31,7 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 
 const REPORTS: &str = "spiffe://example.org/reports";
 
-/// Tries once more after a refusal: of the token, or by a service that cannot judge just now.
+/// Retries once after a 401, and after a 503 of a service that cannot authenticate callers now.
 #[derive(Clone)]
 struct OnceMore(bool);
 
@@ -44,8 +44,9 @@ impl Policy<Request<Empty<Bytes>>, Response<Incoming>, Error> for OnceMore {
         result: &mut Result<Response<Incoming>, Error>,
     ) -> Option<Ready<()>> {
         let status = result.as_ref().map_or(StatusCode::OK, Response::status);
-        let refused = [StatusCode::UNAUTHORIZED, StatusCode::SERVICE_UNAVAILABLE].contains(&status);
-        (refused && std::mem::take(&mut self.0)).then(|| ready(()))
+        let rejected =
+            [StatusCode::UNAUTHORIZED, StatusCode::SERVICE_UNAVAILABLE].contains(&status);
+        (rejected && std::mem::take(&mut self.0)).then(|| ready(()))
     }
 
     fn clone_request(&mut self, request: &Request<Empty<Bytes>>) -> Option<Request<Empty<Bytes>>> {
@@ -59,27 +60,27 @@ async fn main() -> Result<(), Error> {
     let reports = serve(agent.source().await?).await?;
     let source = agent.source().await?;
 
-    let refusals = Arc::new(AtomicU32::new(0));
-    let counted = refusals.clone();
+    let rejections = Arc::new(AtomicU32::new(0));
+    let counted = rejections.clone();
     let audience = Audience::fixed(REPORTS).for_origin(&reports)?;
     let client = ServiceBuilder::new()
-        // Outside of the layer stands what must see the wait for a token, or repeat it:
-        // a queue before everything, for callers that want to hand their request over ...
+        // Outside the layer: what covers the wait for a token, or repeats it.
+        // A queue, for callers that do not want to wait for readiness.
         .buffer(64)
-        // ... a bound for all of it, tries and waits for tokens too ...
+        // A timeout for the whole call, including retries and the wait for a token.
         .timeout(Duration::from_secs(10))
-        // ... a bound for what is under way, also while it waits for its token ...
+        // A limit for calls in flight, including those that wait for a token.
         .concurrency_limit(32)
-        // ... and retries: each try asks for the token anew, and the one after a 401 gets a new
-        // one. Beneath the layer they would send the refused token again.
+        // Retries: each try gets the current token, and a retry after a 401 a new one. Inside the
+        // layer they would send the rejected token again.
         .layer(RetryLayer::new(OnceMore(true)))
         .layer(AddJwtSvidLayer::new(source, audience).allow_plaintext(Plaintext::Loopback))
-        // Beneath it stands what a request should not hold while it waits for its token: a place
-        // in a queue, a permit. The layer gives up what it was given until the token is there.
+        // Inside the layer: what a request should not hold while it waits for its token, such as a
+        // place in a queue or a permit. The layer releases them until the token is there.
         .layer(MapResponseLayer::new(
             move |response: Response<Incoming>| {
-                let refused = response.status() == StatusCode::UNAUTHORIZED;
-                counted.fetch_add(u32::from(refused), Ordering::Relaxed);
+                let rejected = response.status() == StatusCode::UNAUTHORIZED;
+                counted.fetch_add(u32::from(rejected), Ordering::Relaxed);
                 response
             },
         ))
@@ -94,7 +95,7 @@ async fn main() -> Result<(), Error> {
         Ok::<_, Error>(response.status())
     };
 
-    // A cold start: fifty at once, one fetch, and nobody hangs.
+    // A cold start: fifty calls at once share one fetch.
     let before = agent.counts().fetch_jwt_svid;
     let all = join_all((0..50).map(|_| call())).await;
     let served = all.iter().filter(|one| matches!(one, Ok(StatusCode::OK)));
@@ -104,29 +105,28 @@ async fn main() -> Result<(), Error> {
         return Err("expected all to be served by one fetch".into());
     }
 
-    // A key is stolen and revoked, and with it the token in our cache: the service refuses it, and
-    // the next try has another.
+    // A key is revoked, so the service rejects the token in our cache. The retry gets another one.
     let stolen = agent.issuer().signing_key_id();
     agent.rotate().await;
     agent.taint(&stolen);
     agent.issuer().revoke(&stolen);
-    let mut refused = 0;
+    let mut rejected = 0;
     for _ in 0..200 {
         let status = call().await?;
         if status != StatusCode::OK {
             return Err(format!("{status} after a key was revoked").into());
         }
-        refused = refusals.load(Ordering::Relaxed);
-        if refused > 0 {
+        rejected = rejections.load(Ordering::Relaxed);
+        if rejected > 0 {
             break;
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    println!("a key was revoked: {refused} refused and tried again, none lost");
+    println!("a key was revoked: {rejected} rejected and retried, none lost");
     Ok(())
 }
 
-/// The service that is called; it follows the keys by a source of its own.
+/// Serves the called service, which has its own source; returns its origin.
 async fn serve(source: JwtSource) -> Result<String, Error> {
     let validator = Validator::builder(source).audience(REPORTS).build()?;
     let who = async |caller: VerifiedSvid| format!("reports for {}", caller.spiffe_id());

@@ -1,9 +1,8 @@
-//! A tonic client whose calls are signed, unary and streaming: `cargo run --example client_tonic`.
+//! Signs the unary and streaming calls of a tonic client: `cargo run --example client_tonic`.
 //!
-//! Takes the agent that `SPIFFE_ENDPOINT_SOCKET` names, or brings one of its own
-//! (`testing::FakeAgent`); brings a service to call, and ends. In earnest the source is
-//! `JwtSource::new().await?`, and client and server are what `tonic-prost-build` made; here they
-//! are made by hand, at the end of this file.
+//! Uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own (`testing::FakeAgent`). Calls a service
+//! of its own. In production the source is `JwtSource::new().await?`, and `tonic-prost-build`
+//! generates client and server; here they are written by hand, at the end of this file.
 
 #![allow(clippy::print_stdout, reason = "it is there to be read")]
 
@@ -28,22 +27,22 @@ async fn main() -> Result<(), Error> {
     let (source, _agent) = source().await?;
     let me = source.get_jwt_svid([REPORTS]).await?.spiffe_id().clone();
     let origin = serve(&source, me.trust_domain_name()).await?;
-    // TLS, a Unix socket, a balanced list, a proxy, timeouts: the channel's affairs, beneath the
-    // layer. A channel follows no redirects, and its retries of a connection know the same token.
+    // TLS, Unix sockets, load balancing, proxies and timeouts are configured on the channel. It
+    // follows no redirects, and reconnects with the same token.
     let channel = Endpoint::try_from(origin.clone())?.connect().await?;
 
-    // A channel shows nobody where it goes, so the audience promises it: these two lines are all
-    // that signs. What retries calls stands outside, so that the try after an UNAUTHENTICATED gets
-    // a new token; HTTP/2 keeps the header, which is marked sensitive, out of its compression.
+    // The layer cannot see where a channel connects to, so `assume_origin` names it. Retries go
+    // outside, so that a retry after UNAUTHENTICATED gets a new token. HTTP/2 does not add sensitive
+    // headers to its compression table.
     let audience = Audience::fixed(REPORTS).assume_origin(&origin)?;
     let signed = AddJwtSvid::new(channel.clone(), source.clone(), audience.clone());
-    // At `https://` there is nothing to allow.
+    // Not needed for `https://`.
     let mut reports = by_hand::Client::new(signed.allow_plaintext(Plaintext::Loopback));
 
     let report = reports.get("march").await?;
     println!("Get -> {report}");
     expect(report == format!("march for {me}"))?;
-    // A stream is signed when it begins; it may well outlive the token.
+    // A stream is signed when it begins, and may outlive the token.
     let months = reports.list("2026").await?;
     println!("List -> {months:?}");
     expect(months == ["january", "february", "march"])?;
@@ -53,8 +52,8 @@ async fn main() -> Result<(), Error> {
     println!("Get without the layer -> {code:?}");
     expect(code == Code::Unauthenticated)?;
 
-    // Where the type has to stay an interceptor: it takes the token that is there (`try_header`)
-    // and cannot wait for one, so the audience is kept warm for as long as this lives.
+    // If the client must be an interceptor: it uses the cached token (`try_header`) and cannot wait
+    // for one. `keep_warm` keeps the token in the cache until `_warm` is dropped.
     let cache = SvidCache::from(&source);
     let _warm = cache.keep_warm([SvidRequest::new([REPORTS])?])?;
     let interceptor = JwtSvidInterceptor::new(source, audience);
@@ -65,10 +64,10 @@ async fn main() -> Result<(), Error> {
     expect(report == format!("april for {me}"))
 }
 
-fn expect(as_it_should_be: bool) -> Result<(), Error> {
-    as_it_should_be
+fn expect(is_expected: bool) -> Result<(), Error> {
+    is_expected
         .then_some(())
-        .ok_or_else(|| "this is not as it should be".into())
+        .ok_or_else(|| "unexpected result".into())
 }
 
 async fn source() -> Result<(JwtSource, Option<FakeAgent>), Error> {
@@ -79,7 +78,7 @@ async fn source() -> Result<(JwtSource, Option<FakeAgent>), Error> {
     Ok((agent.source().await?, Some(agent)))
 }
 
-/// Serves the reports for those of a trust domain; gives the origin.
+/// Serves the reports to callers of a trust domain; returns the origin.
 async fn serve(source: &JwtSource, callers: &str) -> Result<String, Error> {
     let validator = Validator::builder(source.clone())
         .audience(REPORTS)

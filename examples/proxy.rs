@@ -1,8 +1,8 @@
-//! A proxy that forwards requests of known callers, without their tokens:
+//! A proxy that forwards requests of verified callers without their tokens:
 //! `cargo run --example proxy`.
 //!
-//! Its bodies are hyper's `Incoming`, which nobody can make: so its refusals bring a body of their
-//! own. It uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own
+//! Response bodies are hyper's `Incoming`, which a layer cannot create, so `on_reject` sets the body of
+//! rejections. It uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own
 //! (`testing::FakeAgent`); it calls itself, and ends.
 
 #![allow(clippy::print_stdout, reason = "it is there to be read")]
@@ -76,11 +76,11 @@ async fn forward(
     Ok(client.request(request).await?.map(Either::Left))
 }
 
-/// What stands behind the proxy, and says what came through it.
-async fn behind(headers: HeaderMap) -> String {
+/// The upstream: returns what the proxy forwarded.
+async fn upstream_handler(headers: HeaderMap) -> String {
     let token = headers.contains_key(AUTHORIZATION);
     format!(
-        "called by {:?}, the token came with it: {token}\n",
+        "called by {:?}, with a token: {token}\n",
         headers.get("x-caller")
     )
 }
@@ -94,7 +94,9 @@ async fn main() -> Result<(), Error> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = upstream.local_addr()?.to_string();
     let base = format!("http://{}/x", listener.local_addr()?);
-    tokio::spawn(axum::serve(upstream, Router::new().route("/x", any(behind))).into_future());
+    tokio::spawn(
+        axum::serve(upstream, Router::new().route("/x", any(upstream_handler))).into_future(),
+    );
     tokio::spawn(proxy(listener, address, source.clone(), callers));
 
     let client = reqwest::Client::new();

@@ -1,13 +1,12 @@
-//! The whole chain in one program: a Workload API, a server that admits callers, a client that
-//! signs its requests, what is refused and how, and a key rotation while calls go on.
+//! A Workload API, a server that verifies callers and a client that signs requests, in one program.
+//! Shows allowed calls, rejections, and a key rotation during calls.
 //!
 //! ```text
 //! cargo run --example quickstart
 //! ```
 //!
-//! Starts an embedded Workload API. With `SPIFFE_ENDPOINT_SOCKET` set it takes the agent there
-//! instead, and names what it skips, because it can't force it. Ends by itself; the exit code is 0
-//! only if all was as it should be.
+//! Starts an embedded Workload API. If `SPIFFE_ENDPOINT_SOCKET` is set, it uses that agent instead, and
+//! reports the steps that it has to skip. Ends by itself; the exit code is 0 only if all checks passed.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program")]
 
@@ -34,11 +33,11 @@ use tower_spiffe::{
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
-/// What the server answers to.
+/// The server's audience.
 const AUDIENCE: &str = "spiffe://example.org/reports";
-/// Who may call it, on the embedded Workload API.
+/// The allowed caller, with the embedded Workload API.
 const WEB: &str = "spiffe://example.org/web";
-/// Known to the same issuer, but not allowed.
+/// Another identity of the same issuer, which is not allowed.
 const BATCH: &str = "spiffe://example.org/batch";
 /// Short, so that a whole rotation fits into this program: SPIRE's default is five minutes.
 const TOKEN_LIFE: Duration = Duration::from_secs(5);
@@ -75,18 +74,18 @@ async fn chain() -> Result<(), BoxError> {
             (Some(agent), source)
         }
     };
-    // For an audience of its own, so that the first call below has its token to fetch.
+    // For another audience, so that the first call below still has to fetch its token.
     let me = source.fetch_jwt_svid(["quickstart"]);
     let me = announced("a token from the agent", me).await?;
     let me = me.spiffe_id().clone();
     println!("we are:       {me}\n");
 
-    // 2. A server that admits this one caller.
+    // 2. A server that allows this caller only.
     let address = serve(&source, me.clone()).await?;
     let url = format!("http://{address}/whoami");
 
-    // 3. A client that signs its requests to that server, and to no other; as the same identity,
-    //    should the agent have several for us.
+    // 3. A client that signs its requests to that server and to no other. It uses the same identity,
+    //    if the agent has several for this workload.
     let audience = Audience::fixed(AUDIENCE).for_origin(&format!("http://{address}"))?;
     let client = AddJwtSvidLayer::new(source.clone(), audience)
         .spiffe_id(me.clone())
@@ -101,14 +100,14 @@ async fn chain() -> Result<(), BoxError> {
         run.check(
             name,
             status == 200 && body == me.as_str(),
-            format!("{status}, admitted {body}, {took:.1?}, its token {token}"),
+            format!("{status}, caller {body}, {took:.1?}, token {token}"),
         );
     }
     cost_of_a_token(&source).await?;
 
-    println!("\nWhat is refused");
+    println!("\nRejections");
     let plain = reqwest::Client::new();
-    refused(
+    rejected(
         &mut run,
         "no token",
         &plain,
@@ -121,7 +120,7 @@ async fn chain() -> Result<(), BoxError> {
     let other = source
         .fetch_jwt_svid(["spiffe://example.org/ledger"])
         .await?;
-    refused(
+    rejected(
         &mut run,
         "for another audience",
         &plain,
@@ -138,7 +137,7 @@ async fn chain() -> Result<(), BoxError> {
                 .token(WEB, AUDIENCE)
                 .expired(Duration::from_secs(60))
                 .sign();
-            refused(
+            rejected(
                 &mut run,
                 "expired",
                 &plain,
@@ -149,7 +148,7 @@ async fn chain() -> Result<(), BoxError> {
             )
             .await?;
             let batch = agent.token(BATCH, AUDIENCE);
-            refused(
+            rejected(
                 &mut run,
                 "caller not allowed",
                 &plain,
@@ -161,10 +160,10 @@ async fn chain() -> Result<(), BoxError> {
             .await?;
         }
         None => {
-            println!("  skipped               expired token: a real agent gives out none");
-            // One identity may be all that we have, but here is a route that it may not call.
+            println!("  skipped               expired token: a real agent returns none");
+            // The only identity that we have may not call this route.
             let ours = source.fetch_jwt_svid_with_id([AUDIENCE], Some(&me)).await?;
-            refused(
+            rejected(
                 &mut run,
                 "caller not allowed",
                 &plain,
@@ -177,11 +176,11 @@ async fn chain() -> Result<(), BoxError> {
         }
     }
 
-    println!("\nA key rotation while calls go on");
+    println!("\nKey rotation during calls");
     match &agent {
         Some(agent) => rotation(&mut run, agent, &source, client, &url).await?,
         None => println!(
-            "  skipped               rotation: it is the server's operator who rotates keys"
+            "  skipped               rotation: only the operator of the issuer can rotate keys"
         ),
     }
 
@@ -189,7 +188,7 @@ async fn chain() -> Result<(), BoxError> {
     run.finish()
 }
 
-/// Awaits `work`. Says what it waits for if that takes longer than half a second.
+/// Awaits `work`. Reports what it waits for if that takes longer than half a second.
 async fn announced<T>(what: &str, work: impl Future<Output = T>) -> T {
     let mut work = pin!(work);
     match tokio::time::timeout(Duration::from_millis(500), &mut work).await {
@@ -201,7 +200,7 @@ async fn announced<T>(what: &str, work: impl Future<Output = T>) -> T {
     }
 }
 
-/// Serves `/whoami`, and `/ops` for others than us, on a free port of the loopback interface.
+/// Serves `/whoami`, and `/ops`, which our identity may not call, on a free port on loopback.
 async fn serve(source: &JwtSource, allowed: SpiffeId) -> Result<SocketAddr, BoxError> {
     async fn whoami(caller: VerifiedSvid) -> String {
         caller.spiffe_id().to_string()
@@ -209,7 +208,7 @@ async fn serve(source: &JwtSource, allowed: SpiffeId) -> Result<SocketAddr, BoxE
     let validator = Validator::builder(source.clone())
         .audience(AUDIENCE)
         .build()?;
-    let ops = format!("spiffe://{}/nobody-but-ops", allowed.trust_domain().name());
+    let ops = format!("spiffe://{}/ops-only", allowed.trust_domain().name());
     let router = Router::new().route("/whoami", get(whoami)).route(
         "/ops",
         get(whoami).layer(AllowCallersLayer::new(Allow::id(ops.as_str())?)),
@@ -234,7 +233,7 @@ where
     Ok((response.status().as_u16(), response.text().await?))
 }
 
-/// What a token costs when it must be fetched, and when it is there.
+/// Prints how long a token takes to fetch, and to read from the cache.
 async fn cost_of_a_token(source: &JwtSource) -> Result<(), BoxError> {
     source.get_jwt_svid([AUDIENCE]).await?;
     let fetch = Instant::now();
@@ -247,9 +246,8 @@ async fn cost_of_a_token(source: &JwtSource) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// One GET by an ordinary client with this token, that must be refused with this status and a
-/// challenge that says so.
-async fn refused(
+/// One GET with this token, which must be rejected with this status and challenge.
+async fn rejected(
     run: &mut Run,
     name: &str,
     client: &reqwest::Client,
@@ -276,8 +274,8 @@ async fn refused(
     Ok(())
 }
 
-/// Calls without a pause while the issuer changes its key, until the old key is gone; none may be
-/// lost.
+/// Calls without a pause while the issuer rotates its key, until the old key is removed. No call may
+/// fail.
 async fn rotation<S>(
     run: &mut Run,
     agent: &FakeAgent,
@@ -307,7 +305,9 @@ where
     };
     let old = agent.issuer().signing_key_id();
     let new = agent.rotate().await;
-    println!("  rotated               from key {old} to {new}; calls go on until {old} is retired");
+    println!(
+        "  rotated               from key {old} to {new}; calls continue until {old} is removed"
+    );
     // One token life later the old key leaves the bundle.
     let trust_domain = agent.issuer().trust_domain().clone();
     let mut updates = source.updated();
@@ -335,26 +335,24 @@ where
     Ok(())
 }
 
-/// Keeps the score.
+/// Counts failed checks.
 #[derive(Default)]
 struct Run {
-    wrong: u32,
+    failed: u32,
 }
 
 impl Run {
-    fn check(&mut self, name: &str, as_it_should_be: bool, what: String) {
-        let mark = if as_it_should_be { " " } else { "!" };
+    fn check(&mut self, name: &str, passed: bool, what: String) {
+        let mark = if passed { " " } else { "!" };
         println!("{mark} {name:<21} {what}");
-        self.wrong += u32::from(!as_it_should_be);
+        self.failed += u32::from(!passed);
     }
 
     fn finish(self) -> Result<(), BoxError> {
-        if self.wrong > 0 {
-            return Err(
-                format!("{} lines marked `!` are not as they should be", self.wrong).into(),
-            );
+        if self.failed > 0 {
+            return Err(format!("{} checks failed; they are marked with `!`", self.failed).into());
         }
-        println!("\nAll of it was as it should be.");
+        println!("\nAll checks passed.");
         Ok(())
     }
 }

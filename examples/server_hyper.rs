@@ -1,4 +1,4 @@
-//! A plain hyper server, on a Unix socket, whose callers are known:
+//! A plain hyper server on a Unix socket that verifies its callers:
 //! `cargo run --example server_hyper`.
 //!
 //! It uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own (`testing::FakeAgent`); it
@@ -56,7 +56,7 @@ async fn serve(listener: UnixListener, source: JwtSource) -> Result<(), Error> {
 
 #[cfg(not(unix))]
 fn main() {
-    println!("there are no Unix sockets here; examples/server_axum.rs serves over TCP");
+    println!("this platform has no Unix sockets; examples/server_axum.rs serves over TCP");
 }
 
 #[cfg(unix)]

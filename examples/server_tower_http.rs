@@ -1,4 +1,4 @@
-//! The verdict in tower-http's own `ValidateRequestHeaderLayer`, among the other layers of a stack:
+//! A server with tower-http's `ValidateRequestHeaderLayer`, in a stack with other layers:
 //! `cargo run --example server_tower_http`.
 //!
 //! It uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own (`testing::FakeAgent`); it
@@ -39,12 +39,12 @@ async fn main() -> Result<(), Error> {
     let callers = Allow::trust_domain(me.trust_domain_name())?;
     let svid = ValidateJwtSvidLayer::required(validator, callers);
     let stack = ServiceBuilder::new()
-        // axum serves bodies of its own type; tracing wraps them.
+        // axum needs its own body type; tracing wraps bodies.
         .layer(MapResponseBodyLayer::new(Body::new))
-        // What traces requests stands outside, so credentials are marked before it.
+        // Marks credentials as sensitive before the trace layer sees them.
         .layer(SetSensitiveRequestHeadersLayer::new([AUTHORIZATION]))
         .layer(TraceLayer::new_for_http())
-        // The body type is that of the refusals: the router's own.
+        // Rejections have the router's body type.
         .layer(ValidateRequestHeaderLayer::custom(
             svid.into_validate_request::<Body>(),
         ));
@@ -61,7 +61,7 @@ async fn main() -> Result<(), Error> {
     for (what, token, path, expected) in [
         (me.as_str(), Some(&ours), "/reports", 200),
         ("for another audience", Some(&for_another), "/reports", 401),
-        ("nobody", None, "/no/such/path", 401),
+        ("no token", None, "/no/such/path", 401),
     ] {
         let mut request = reqwest::Client::new().get(format!("{base}{path}"));
         if let Some(value) = token {

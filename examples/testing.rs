@@ -1,8 +1,7 @@
-//! How a user tests a service of their own: an axum service that knows its callers, and the tests
-//! of it, without any SPIFFE deployment.
+//! Tests of an axum service that verifies its callers, without a SPIFFE deployment.
 //!
 //! ```text
-//! cargo run --example testing     # runs the tests one by one and says what each showed
+//! cargo run --example testing     # runs the tests one by one
 //! ```
 
 use std::error::Error;
@@ -21,11 +20,11 @@ use tower_spiffe::{Allow, JwtSource, ValidateJwtSvidLayer, Validator, VerifiedSv
 
 type Result<T = (), E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E>;
 
-// ---- The service: what a user has written -------------------------------------------------------
+// ---- The service ----------------------------------------------------------------------------------
 
 const AUDIENCE: &str = "spiffe://shop.test/orders";
 
-/// Everybody of the trust domain may read; only the till may write.
+/// All callers of the trust domain may read; only the till may write.
 fn service(source: JwtSource) -> Result<App> {
     let validator = Validator::builder(source).audience(AUDIENCE).build()?;
     let till_only = AllowCallersLayer::new(Allow::id("spiffe://shop.test/till")?);
@@ -54,8 +53,8 @@ type App = <ValidateJwtSvidLayer as Layer<Router>>::Service;
 const WEB: &str = "spiffe://shop.test/web";
 const TILL: &str = "spiffe://shop.test/till";
 
-/// An agent of this test's own, and the service on it.
-async fn arranged() -> Result<(FakeAgent, App)> {
+/// Starts an agent, and the service on it.
+async fn setup() -> Result<(FakeAgent, App)> {
     let agent = FakeAgent::start("shop.test").await?;
     let app = service(agent.source().await?)?;
     Ok((agent, app))
@@ -75,7 +74,7 @@ fn write_as(token: TokenBuilder) -> Result<Request> {
     Ok(request.body(Body::empty())?)
 }
 
-/// A handler needs no token to be tested.
+/// A handler is tested without a token.
 async fn a_handler_greets_its_caller() -> Result {
     let caller = testing::verified_svid(WEB);
     expect(
@@ -85,8 +84,8 @@ async fn a_handler_greets_its_caller() -> Result {
     )
 }
 
-async fn everybody_reads_and_only_the_till_writes() -> Result {
-    let (agent, app) = arranged().await?;
+async fn only_the_till_writes() -> Result {
+    let (agent, app) = setup().await?;
     let as_who = |id| agent.issuer().token(id, AUDIENCE);
     let read = status(&app, read_as(as_who(WEB))?).await?;
     expect("a reader", read, StatusCode::OK)?;
@@ -96,8 +95,8 @@ async fn everybody_reads_and_only_the_till_writes() -> Result {
     expect("the till", write, StatusCode::CREATED)
 }
 
-async fn wrong_tokens_are_refused() -> Result {
-    let (agent, app) = arranged().await?;
+async fn invalid_tokens_are_rejected() -> Result {
+    let (agent, app) = setup().await?;
     let good = || agent.issuer().token(WEB, AUDIENCE);
     let thief = testing::Issuer::new("shop.test")?;
     for (which, token) in [
@@ -106,7 +105,7 @@ async fn wrong_tokens_are_refused() -> Result {
             "a token for another service",
             good().audiences(["spiffe://shop.test/stock"]),
         ),
-        ("a token of a key of one's own", good().signed_by(&thief)),
+        ("a token of another key", good().signed_by(&thief)),
         ("a token without an audience", good().without_claim("aud")),
         (
             "a token of a foreign trust domain",
@@ -119,16 +118,16 @@ async fn wrong_tokens_are_refused() -> Result {
             StatusCode::UNAUTHORIZED,
         )?;
     }
-    let nobody = Request::get("/orders").body(Body::empty())?;
+    let anonymous = Request::get("/orders").body(Body::empty())?;
     expect(
         "no token",
-        status(&app, nobody).await?,
+        status(&app, anonymous).await?,
         StatusCode::UNAUTHORIZED,
     )
 }
 
-async fn keys_rotate_and_nobody_is_refused() -> Result {
-    let (agent, app) = arranged().await?;
+async fn rotation_rejects_no_caller() -> Result {
+    let (agent, app) = setup().await?;
     for _ in 0..3 {
         let old = agent.issuer().token(WEB, AUDIENCE);
         agent.rotate().await;
@@ -147,8 +146,8 @@ async fn keys_rotate_and_nobody_is_refused() -> Result {
     Ok(())
 }
 
-async fn an_agent_that_fails_takes_nobody_down() -> Result {
-    let (agent, app) = arranged().await?;
+async fn agent_failure_rejects_no_caller() -> Result {
+    let (agent, app) = setup().await?;
     let caller = || agent.issuer().token(WEB, AUDIENCE);
     for fault in [Fault::Hang, Fault::Garbage, Fault::HalfOpen] {
         let which = format!("while the agent has {fault:?}");
@@ -161,8 +160,8 @@ async fn an_agent_that_fails_takes_nobody_down() -> Result {
         agent.recover();
     }
     agent.stop().await;
-    let away = status(&app, read_as(caller())?).await?;
-    expect("while the agent is away", away, StatusCode::OK)
+    let status = status(&app, read_as(caller())?).await?;
+    expect("while the agent is unavailable", status, StatusCode::OK)
 }
 
 // ---- In a user's project these are `#[tokio::test]`s --------------------------------------------
@@ -170,25 +169,17 @@ async fn an_agent_that_fails_takes_nobody_down() -> Result {
 #[tokio::main]
 async fn main() -> Result {
     run("a handler greets its caller", a_handler_greets_its_caller()).await?;
+    run("only the till writes", only_the_till_writes()).await?;
+    run("invalid tokens are rejected", invalid_tokens_are_rejected()).await?;
+    run("rotation rejects no caller", rotation_rejects_no_caller()).await?;
     run(
-        "everybody reads and only the till writes",
-        everybody_reads_and_only_the_till_writes(),
-    )
-    .await?;
-    run("wrong tokens are refused", wrong_tokens_are_refused()).await?;
-    run(
-        "keys rotate and nobody is refused",
-        keys_rotate_and_nobody_is_refused(),
-    )
-    .await?;
-    run(
-        "an agent that fails takes nobody down",
-        an_agent_that_fails_takes_nobody_down(),
+        "agent failure rejects no caller",
+        agent_failure_rejects_no_caller(),
     )
     .await
 }
 
-#[allow(clippy::print_stdout, reason = "an example says what it does")]
+#[allow(clippy::print_stdout, reason = "it is there to be read")]
 async fn run(name: &str, test: impl Future<Output = Result>) -> Result {
     test.await.map_err(|error| format!("{name}: {error}"))?;
     println!("ok: {name}");

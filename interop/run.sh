@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Runs tower-spiffe against other implementations, both ways: `bash interop/run.sh [part…]`.
 #
-# Prints one line per row, `ok|FAIL|SKIP <row> <what>`, and the totals. The parts are `go` and
-# `python`, which are required, and `rust`, `node` and `envoy`, which are skipped if their toolchain
-# is missing. A failed build is a failure. Versions are pinned by lock files; with these packages in
+# Prints one line per row, `ok|FAIL|SKIP <row> <what>`, and the totals. The parts are `go`, `python`,
+# `rust`, `rejections`, `node` and `envoy`. Go and Python are required; rows of Node and Envoy are
+# skipped if they are not installed. A failed build is a failure. Versions are pinned by lock files; with these packages in
 # the local caches no network is needed. All traffic stays on loopback.
 set -uo pipefail
 cd "$(dirname "$0")"
@@ -71,6 +71,13 @@ run_python() {
 
 run_rust() { program rust "$target/debug/interop-rust"; }
 
+# In the workspace of the crate: the server is one of its examples.
+run_rejections() {
+    prepare rejections cargo build --quiet --manifest-path ../Cargo.toml \
+        --example interop_rejections --target-dir "$target" &&
+        CARGO_TARGET_DIR=$target program rejections sh rejections.sh
+}
+
 run_node() {
     have node && have npm || { line "SKIP node Node and npm are not installed"; return; }
     local folder=$work/node
@@ -95,7 +102,7 @@ run_envoy() {
 
 # Both programs in one build: their dependencies are built once, with the features of both.
 if prepare cargo cargo build --quiet --locked --workspace --target-dir "$target"; then
-    for part in "${@:-go python rust node envoy}"; do
+    for part in "${@:-go python rust rejections node envoy}"; do
         for name in $part; do "run_$name"; done
     done
 fi

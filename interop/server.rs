@@ -1,4 +1,4 @@
-//! Rejects every request, for the client programs in this folder: `interop/rejections.sh` runs it.
+//! Rejects every request of the programs that `interop/rejections.sh` runs.
 //!
 //! Prints its address in one line, and serves until it is killed. `/layer` is rejected by the layer
 //! and `/extractor` by an extractor of the handler.

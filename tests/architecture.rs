@@ -1,4 +1,4 @@
-//! The floors of ARCHITECTURE.md: who may import whom, held against the code.
+//! Checks the imports of `src` against the floors of ARCHITECTURE.md.
 
 #![allow(
     clippy::unwrap_used,
@@ -11,8 +11,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Each room and its floor. A file may name rooms of its own floor only where it is that room, and
-/// rooms of lower floors.
+/// Each room and its floor. A file may import its own room and rooms of lower floors.
 const FLOORS: &[(&str, u8)] = &[
     ("identity", 0),
     ("clock", 0),
@@ -32,8 +31,8 @@ const FLOORS: &[(&str, u8)] = &[
     ("testing", 7),
 ];
 
-/// Crates that a floor knows nothing of, up to and with the floor named.
-const UNKNOWN_BELOW: &[(&str, u8)] = &[
+/// Crates, each with the highest floor that must not import it.
+const BANNED_UP_TO: &[(&str, u8)] = &[
     ("tower", 4),
     ("tower_layer", 4),
     ("tower_service", 4),
@@ -52,14 +51,10 @@ const UNKNOWN_BELOW: &[(&str, u8)] = &[
     ("http", 3),
 ];
 
-/// Pairs on the same floor that may be imported all the same: `testing` builds whole services.
+/// Allowed imports on the same floor: `testing` builds whole services.
 const SAME_FLOOR: &[(&str, &str)] = &[("testing", "server"), ("testing", "client")];
 
-/// What one file may know all the same. tonic finds the status of a failed call among the sources
-/// of its error, so the error of a token that could not be had carries one, under a feature; and
-/// that error is looked for inside of `reqwest_middleware`'s, which does not show it as a source.
-/// `runtime.rs` asks tokio for what every wait needs. `client/caller.rs` finds the caller that a
-/// server layer left in a request, so that its token is not sent on.
+/// Exceptions for single files; ARCHITECTURE.md has the reasons.
 const EXEMPT: &[(&str, &str)] = &[
     ("token/cache/error.rs", "tonic"),
     ("token/cache/error.rs", "reqwest_middleware"),
@@ -78,7 +73,7 @@ fn source_files(dir: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The room that a file belongs to: the first part of its path below `src`.
+/// The room of a file: the first part of its path in `src`.
 fn room_of(file: &Path, src: &Path) -> String {
     let inside = file.strip_prefix(src).unwrap();
     let first = inside
@@ -91,7 +86,7 @@ fn room_of(file: &Path, src: &Path) -> String {
     first.trim_end_matches(".rs").to_owned()
 }
 
-/// The code of a file without comments and without its unit tests.
+/// The code of a file, without comments and unit tests.
 fn code_of(text: &str) -> String {
     let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
     text.lines()
@@ -100,7 +95,7 @@ fn code_of(text: &str) -> String {
         .join("\n")
 }
 
-/// The identifiers that stand right behind `prefix` in `code`, `{a, b::c}` groups included.
+/// The identifiers right after `prefix` in `code`, including `{a, b::c}` groups.
 fn named_after(code: &str, prefix: &str) -> Vec<String> {
     let mut names = Vec::new();
     for (at, _) in code.match_indices(prefix) {
@@ -195,7 +190,7 @@ fn floors_import_only_downwards() {
                 ));
             }
         }
-        for &(krate, up_to) in UNKNOWN_BELOW {
+        for &(krate, up_to) in BANNED_UP_TO {
             let prefix = format!("{krate}::");
             if EXEMPT
                 .iter()
@@ -205,7 +200,7 @@ fn floors_import_only_downwards() {
             }
             if floor <= up_to && named_after(&code, &prefix).iter().any(|n| !n.is_empty()) {
                 broken.push(format!(
-                    "{}: `{room}` (floor {floor}) knows `{krate}`",
+                    "{}: `{room}` (floor {floor}) imports `{krate}`",
                     file.display()
                 ));
             }
@@ -215,7 +210,7 @@ fn floors_import_only_downwards() {
 }
 
 #[test]
-fn the_architecture_page_names_every_room_and_every_dependency() {
+fn architecture_page_names_every_room_and_dependency() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let page = fs::read_to_string(root.join("ARCHITECTURE.md")).unwrap();
     for (room, _) in FLOORS {

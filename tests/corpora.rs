@@ -1,4 +1,4 @@
-//! What was once found by fuzzing, or given to it to begin with, is checked by every test run.
+//! Runs the fuzz checks on the corpora.
 
 #![allow(
     clippy::unwrap_used,
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use tower_spiffe_fuzz_checks as checks;
 
-/// Names the input in the report of whatever goes wrong with it.
+/// Names the input if its check panics.
 struct Input(PathBuf);
 
 impl Drop for Input {

@@ -1,11 +1,11 @@
-//! The checked-in Rust of the Workload API is what its definition gives.
+//! Compares the checked-in Rust code of the Workload API with its definition.
 
 use std::path::Path;
 use std::{env, fs};
 
-/// Nobody who builds this crate needs `protoc`; neither does this test (protox is pure Rust).
+/// Needs no `protoc`: protox is pure Rust.
 #[test]
-fn the_generated_code_is_what_the_definition_gives() {
+fn generated_code_matches_its_definition() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let checked_in = root.join("src/workload_api/pb.rs");
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("workload-pb");

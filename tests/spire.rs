@@ -1,7 +1,7 @@
-//! What a real SPIRE said, through rotation, taint, revocation, outage and withdrawal: its tokens
-//! against its bundles, and its bundle stream replayed by the embedded Workload API.
+//! Recordings of a real SPIRE during rotation, taint, revocation, outage and withdrawal: its tokens are
+//! checked against its bundles, and the embedded Workload API replays its bundle stream.
 //!
-//! `tests/data/spire` holds the recordings; the tokens are expired and the keys are gone.
+//! The recordings are in `tests/data/spire`. The tokens have expired, and the keys no longer exist.
 
 #![allow(
     clippy::unwrap_used,
@@ -76,7 +76,7 @@ fn set_of(bundles: &BTreeMap<String, String>) -> JwtBundleSet {
 }
 
 #[test]
-fn every_token_of_spire_verifies_in_its_time_and_not_outside_it() {
+fn spire_tokens_verify_only_at_their_time() {
     let sets: Vec<(i64, JwtBundleSet)> = lines::<Streamed>(BUNDLES)
         .iter()
         .filter_map(|line| match line {
@@ -112,7 +112,7 @@ fn every_token_of_spire_verifies_in_its_time_and_not_outside_it() {
         let ours = validator(&audience[0]);
         let current = sets.iter().rposition(|(since, _)| *since <= at).unwrap();
 
-        // In its time, by the bundles of its time: cold, and from the cache.
+        // At its time, with the bundles of that time, without and with the cache.
         set(&sets[current].1, at);
         for _ in 0..2 {
             let svid = ours.validate(&token).unwrap();
@@ -121,14 +121,15 @@ fn every_token_of_spire_verifies_in_its_time_and_not_outside_it() {
         }
         let svid = ours.validate(&token).unwrap();
 
-        // For somebody else.
-        let other = validator("spiffe://example.org/somebody-else");
+        // For another audience.
+        let other = validator("spiffe://example.org/other");
         assert_eq!(
             other.validate(&token).unwrap_err().reason(),
             ValidateReason::Audience
         );
 
-        // Where its key leaves later, it is dead from the first message without it, cached or not.
+        // If its key is removed later, it is rejected from the first message without the key, cached or
+        // not.
         let kid = svid.key_id().to_owned();
         let without = sets[current..].iter().find(|(_, set)| {
             set.get("example.org")
@@ -147,7 +148,7 @@ fn every_token_of_spire_verifies_in_its_time_and_not_outside_it() {
             ours.validate(&token).unwrap();
         }
 
-        // Until its time is up: the last second of the leeway, and the first after it.
+        // The last second of the leeway, and the first after it.
         let end = svid.expires_at().saturating_add(LEEWAY).secs();
         set(&sets[current].1, end - 1);
         ours.validate(&token).unwrap();
@@ -172,7 +173,7 @@ fn every_token_of_spire_verifies_in_its_time_and_not_outside_it() {
 }
 
 #[tokio::test]
-async fn the_stream_of_spire_replayed_gives_its_changes_and_no_others() {
+async fn replayed_spire_stream_reports_each_change_once() {
     let agent = FakeAgent::start("example.org").await.unwrap();
     let replay = agent.replay();
     let mut lines = lines::<Streamed>(BUNDLES).into_iter();
@@ -235,9 +236,9 @@ async fn the_stream_of_spire_replayed_gives_its_changes_and_no_others() {
             }
         }
     }
-    // The fifth equal set is the one that comes back after the withdrawal.
+    // The fifth equal set is the one after the withdrawal.
     assert_eq!((changes, equal, withdrawals, restorations), (7, 4, 1, 1));
-    // Each is told once: what was equal, and what merely broke, is not told at all.
+    // Each change is reported once. Equal sets and broken connections are not reported.
     assert_eq!(source.updated().last(), began + 9);
     source.shutdown().await;
 }

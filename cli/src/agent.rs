@@ -12,6 +12,7 @@ use tower_spiffe::SpiffeId;
 use tower_spiffe::testing::FakeAgent;
 
 use crate::BoxError;
+use crate::stop::Stop;
 
 /// Run an agent for local work: serve the Workload API until ctrl-c or SIGTERM.
 ///
@@ -61,7 +62,7 @@ const GRACE: Duration = Duration::from_secs(5);
 
 const DEFAULT_ID: &str = "spiffe://example.org/workload";
 
-/// By hand, because each `--hint` belongs to the `--id` before it.
+/// Implemented by hand, because each `--hint` belongs to the `--id` before it.
 impl clap::Args for Identities {
     fn augment_args(command: Command) -> Command {
         let id = Arg::new("id")
@@ -143,7 +144,8 @@ pub(crate) async fn run(args: &Args) -> ExitCode {
 
 async fn serve(args: &Args) -> Result<(), BoxError> {
     // Before the socket exists: no signal may leave it behind.
-    let mut signals = Signals::new()?;
+    let mut stop = Stop::new()?;
+    let mut rotate_signal = RotateSignal::new()?;
     let agent = start(args).await?;
     if let Some(period) = args.rotate_every {
         agent.rotate_every(period);
@@ -168,10 +170,8 @@ async fn serve(args: &Args) -> Result<(), BoxError> {
     loop {
         tokio::select! {
             () = &mut end => break,
-            order = signals.next() => match order {
-                Order::Stop => break,
-                Order::Rotate => rotate(&agent, &mut rotations),
-            },
+            () = stop.asked() => break,
+            () = rotate_signal.next() => rotate(&agent, &mut rotations),
             Some(()) = commands.recv() => rotate(&agent, &mut rotations),
             Some(rotated) = rotations.join_next() => {
                 say!("rotated the signing key: the new one is {}", rotated?);
@@ -216,11 +216,11 @@ fn rotate(agent: &FakeAgent, rotations: &mut JoinSet<String>) {
 /// A `()` for each line `rotate` on standard input.
 fn commands() -> mpsc::Receiver<()> {
     let (sender, receiver) = mpsc::channel(1);
-    // A program in the background is stopped when it reads its terminal.
+    // A background process is stopped if it reads its terminal.
     if cfg!(unix) && std::io::stdin().is_terminal() {
         return receiver;
     }
-    // A thread, because a runtime would wait for the read at its end.
+    // A thread, because tokio's stdin would delay the end of the runtime.
     std::thread::spawn(move || {
         for line in std::io::stdin().lock().split(b'\n').map_while(Result::ok) {
             match line.trim_ascii() {
@@ -233,50 +233,32 @@ fn commands() -> mpsc::Receiver<()> {
     receiver
 }
 
-/// What a signal asks for.
-enum Order {
-    Stop,
-    Rotate,
-}
+/// SIGUSR1, on Unix.
+#[cfg(unix)]
+struct RotateSignal(tokio::signal::unix::Signal);
 
 #[cfg(unix)]
-struct Signals {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-    rotate: tokio::signal::unix::Signal,
-}
-
-#[cfg(unix)]
-impl Signals {
+impl RotateSignal {
     fn new() -> std::io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            rotate: signal(SignalKind::user_defined1())?,
-        })
+        signal(SignalKind::user_defined1()).map(Self)
     }
 
-    async fn next(&mut self) -> Order {
-        tokio::select! {
-            _ = self.interrupt.recv() => Order::Stop,
-            _ = self.terminate.recv() => Order::Stop,
-            _ = self.rotate.recv() => Order::Rotate,
-        }
+    async fn next(&mut self) {
+        let _ = self.0.recv().await;
     }
 }
 
 #[cfg(not(unix))]
-struct Signals;
+struct RotateSignal;
 
 #[cfg(not(unix))]
-impl Signals {
+impl RotateSignal {
     fn new() -> std::io::Result<Self> {
         Ok(Self)
     }
 
-    async fn next(&mut self) -> Order {
-        let _ = tokio::signal::ctrl_c().await;
-        Order::Stop
+    async fn next(&mut self) {
+        std::future::pending().await
     }
 }

@@ -54,15 +54,15 @@ pub(crate) async fn run(args: Args) -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            warn!("call: {}", told(error.as_ref()));
+            warn!("call: {}", text(error.as_ref()));
             ExitCode::FAILURE
         }
     }
 }
 
-/// The error in words: what a token could not be had for says all of it, others leave the cause to
-/// their sources.
-fn told(error: &(dyn Error + 'static)) -> String {
+/// The text of an error. A `TokenError` has its cause in its own text; other errors have it in their
+/// sources.
+fn text(error: &(dyn Error + 'static)) -> String {
     if let Some(token) = TokenError::find(error) {
         let hint = match token.reason() {
             TokenErrorReason::Plaintext => " (here: --allow-plaintext)",
@@ -79,7 +79,7 @@ fn told(error: &(dyn Error + 'static)) -> String {
     text
 }
 
-/// A source on the agent, with its first bundles.
+/// Returns a source that has its first bundles.
 async fn source(agent: &Endpoint) -> Result<JwtSource, BoxError> {
     let source = JwtSource::builder().build_lazy()?;
     let ready = tokio::time::timeout(INITIAL_SYNC, source.ready());
@@ -121,7 +121,7 @@ async fn calls(args: Args) -> Result<bool, BoxError> {
         source.clone(),
         Audience::fixed(&args.audience).for_origin(&origin)?,
     )
-    // Rather no call than one without a token.
+    // A call without a token is an error.
     .strict();
     if let Some(id) = args.spiffe_id {
         layer = layer.spiffe_id(id);
@@ -129,20 +129,20 @@ async fn calls(args: Args) -> Result<bool, BoxError> {
     if args.allow_plaintext {
         layer = layer.allow_plaintext(Plaintext::Any);
     }
-    // A redirect may lead to a host that must not see this token.
+    // A redirect may lead to a host that must not get this token.
     let http = reqwest::Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .build()?;
     let mut client = layer.layer(http);
 
-    let mut all_well = true;
+    let mut all_succeeded = true;
     for _ in 0..args.times {
         let started = Instant::now();
         let request = reqwest::Request::new(reqwest::Method::GET, args.url.clone());
         let sent = client.ready().await?.call(request);
         let response = waiting::announced("call", || format!("{origin} to respond"), sent).await?;
         let status = response.status();
-        all_well &= status.is_success();
+        all_succeeded &= status.is_success();
         let challenge = response
             .headers()
             .get(reqwest::header::WWW_AUTHENTICATE)
@@ -156,5 +156,5 @@ async fn calls(args: Args) -> Result<bool, BoxError> {
         }
     }
     source.shutdown().await;
-    Ok(all_well)
+    Ok(all_succeeded)
 }

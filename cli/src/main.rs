@@ -1,7 +1,7 @@
 //! The command line tool of `tower-spiffe`: one module per subcommand.
 
-/// Writes a line to standard output. A reader that is gone changes nothing: the exit code says what
-/// happened.
+/// Writes a line to standard output. Errors are ignored, for example a closed pipe: the exit code has
+/// the result.
 macro_rules! say {
     ($($what:tt)*) => {{
         use std::io::Write as _;
@@ -22,6 +22,7 @@ mod agent_load;
 mod call;
 mod completions;
 mod explain;
+mod stop;
 mod token_file;
 mod usage;
 mod waiting;

@@ -14,6 +14,7 @@ use tower_spiffe::token_file::{TokenFile, TokenFileState};
 use tower_spiffe::workload_api::Endpoint;
 use tower_spiffe::{JwtSource, SpiffeId, SvidCache};
 
+use crate::stop::Stop;
 use crate::{BoxError, waiting};
 
 /// Write tokens to files, and refresh them before they expire.
@@ -119,7 +120,7 @@ fn signal(name: &str) -> Result<rustix::process::Signal, String> {
     }
 }
 
-/// A file, and what was reported of it.
+/// A file, and what was last reported about it.
 struct Kept {
     file: TokenFile,
     request: SvidRequest,
@@ -129,7 +130,7 @@ struct Kept {
     reported: String,
 }
 
-/// Whether all files were written.
+/// Keeps the files until the end; returns whether each was written.
 async fn keep(args: &Args) -> Result<bool, BoxError> {
     // Before a file exists: no signal may leave it behind.
     let mut stop = Stop::new()?;
@@ -188,7 +189,10 @@ fn start(args: &Args, cache: &SvidCache) -> Result<Vec<Kept>, BoxError> {
             return Err("--file needs an audience and a path".into());
         };
         if !paths.insert(path) {
-            return Err(format!("two tokens have the path {path:?}; give each its own").into());
+            return Err(format!(
+                "two files have the path {path:?}; use a path of its own for each"
+            )
+            .into());
         }
         let mut request =
             SvidRequest::new([audience]).map_err(|error| format!("{audience:?}: {error}"))?;
@@ -227,7 +231,7 @@ fn start(args: &Args, cache: &SvidCache) -> Result<Vec<Kept>, BoxError> {
     Ok(kept)
 }
 
-/// Prints what is new: a write, an error, a wait for the first token.
+/// Prints changes: a write, an error, a wait for the first token.
 fn report(kept: &mut Kept, state: &TokenFileState, waits: Option<(&SvidCache, &Endpoint)>) {
     let path = state.path.display();
     if state.writes > kept.reported_writes {
@@ -272,7 +276,7 @@ impl Args {
     }
 }
 
-/// What is done after each write.
+/// The command and the signal after each write.
 struct Action {
     runtime: Handle,
     command: Option<String>,
@@ -337,43 +341,4 @@ fn send(signal: rustix::process::Signal, pid_file: &Path) -> Result<(), String> 
         .and_then(Pid::from_raw)
         .ok_or_else(|| failed(&"not a process ID"))?;
     kill_process(process, signal).map_err(|error| failed(&error))
-}
-
-/// The signals that end the command.
-#[cfg(unix)]
-struct Stop {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-}
-
-#[cfg(unix)]
-impl Stop {
-    fn new() -> std::io::Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
-    }
-
-    async fn asked(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
-}
-
-#[cfg(not(unix))]
-struct Stop;
-
-#[cfg(not(unix))]
-impl Stop {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self)
-    }
-
-    async fn asked(&mut self) {
-        let _ = tokio::signal::ctrl_c().await;
-    }
 }

@@ -1,4 +1,4 @@
-//! Says on standard error what a command waits for.
+//! Reports on standard error what a command waits for.
 
 use std::future::Future;
 use std::pin::pin;

@@ -54,7 +54,7 @@ Fields of a JSON line:
 
 Exit code: 0 at the end, 1 if the source cannot start, 2 for an invalid command line.";
 
-/// How often to look. What answers change by is told at once all the same.
+/// How often the state is compared. Changes of the bundles are reported immediately.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 #[tokio::main]
@@ -80,9 +80,9 @@ async fn watch(options: &Args) -> Result<(), crate::BoxError> {
     let source = JwtSource::builder().build_lazy()?;
     let mut updates = source.updated();
     let mut known = source.state();
-    tell(options, "start", &known)?;
+    print(options, "start", &known)?;
     for event in at_start(&known) {
-        tell(options, event, &known)?;
+        print(options, event, &known)?;
     }
     let mut end = std::pin::pin!(async {
         match options.duration {
@@ -110,16 +110,16 @@ async fn watch(options: &Args) -> Result<(), crate::BoxError> {
             }
         }
         for event in events(&known, &now) {
-            tell(options, event, &now)?;
+            print(options, event, &now)?;
         }
         known = now;
     }
-    tell(options, "end", &source.state())?;
+    print(options, "end", &source.state())?;
     source.shutdown().await;
     Ok(())
 }
 
-/// What the first look found: the source's task may be faster than it.
+/// The events before the first look: the source may have read its first message by then.
 fn at_start(now: &SourceState) -> Vec<&'static str> {
     let found = [
         (now.withdrawn().is_some(), "withdrawn"),
@@ -130,7 +130,7 @@ fn at_start(now: &SourceState) -> Vec<&'static str> {
     found.map(|(_, event)| event).collect()
 }
 
-/// What happened between two looks, in the order in which it is best read.
+/// The events between two looks, in the order in which they happened.
 fn events(before: &SourceState, now: &SourceState) -> Vec<&'static str> {
     let mut events = Vec::new();
     if before.is_connected() && !now.is_connected() {
@@ -153,13 +153,13 @@ fn events(before: &SourceState, now: &SourceState) -> Vec<&'static str> {
     } else if troubles.is_empty() && !troubles_before.is_empty() {
         events.push("recovered");
     }
-    let was_blind = before.revision() > 0 && !before.is_ready() && before.withdrawn().is_none();
-    if now.is_ready() && (before.revision() == 0 || was_blind) {
+    let was_unready = before.revision() > 0 && !before.is_ready() && before.withdrawn().is_none();
+    if now.is_ready() && (before.revision() == 0 || was_unready) {
         events.push("ready");
     } else if keys(before) != keys(now) && now.is_ready() {
         events.push("bundles");
     }
-    // Between two looks it may be gone and back.
+    // It may have disconnected and reconnected between two looks.
     let back = !before.is_connected() || again;
     if back && now.is_connected() && before.revision() > 0 {
         events.push("reconnected");
@@ -185,7 +185,7 @@ fn keys(state: &SourceState) -> Vec<(&str, Vec<&str>)> {
         .collect()
 }
 
-fn tell(options: &Args, event: &str, state: &SourceState) -> std::io::Result<()> {
+fn print(options: &Args, event: &str, state: &SourceState) -> std::io::Result<()> {
     let now = SystemClock::shared().now();
     let time = now.secs() as f64 + f64::from(now.subsec_nanos() / 1_000_000) / 1000.0;
     let line = match options.json {
@@ -234,7 +234,7 @@ fn text(time: f64, event: &str, state: &SourceState) -> String {
         let _ = write!(line, ", cannot judge: {why}");
     }
     for td in state.trust_domains() {
-        // A federated peer names its keys as it likes: no name may move the terminal or begin a line.
+        // Escaped: a federated peer chooses its key IDs, and they may contain control characters.
         let ids: Vec<String> = td
             .key_ids()
             .map(|id| id.escape_debug().to_string())

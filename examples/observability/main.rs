@@ -1,11 +1,11 @@
-//! A service that is watched: it serves `/metrics` in Prometheus' format, has a good caller and bad
-//! ones, and an agent that has a bad day. Prints one scrape, and ends.
+//! A service with Prometheus metrics at `/metrics`, allowed and rejected callers, and an agent that
+//! fails. Prints one scrape, and ends.
 //!
 //! ```text
 //! cargo run --example observability
 //! ```
 //!
-//! Beside this file: a Grafana dashboard and alert rules over what is printed.
+//! A Grafana dashboard and alert rules for these metrics are in the same folder.
 
 use std::sync::Arc;
 
@@ -29,11 +29,11 @@ const WEB: &str = "spiffe://example.org/web";
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    // The exporter first: a count that nobody takes is lost.
+    // The exporter first: counts without an exporter are lost.
     let scrape = exporter()?;
     let recorder: Arc<dyn MetricsRecorder> = Arc::new(FacadeRecorder::new());
 
-    // In earnest: without `endpoint`, so that SPIFFE_ENDPOINT_SOCKET says where the agent is.
+    // In production leave out `endpoint`: SPIFFE_ENDPOINT_SOCKET names the agent.
     let agent = FakeAgent::start("example.org").await?;
     agent.register(WEB, "", std::time::Duration::from_secs(300))?;
     let source = JwtSource::builder()
@@ -43,7 +43,7 @@ async fn main() -> Result<(), BoxError> {
         .await?;
     let server = serve(&source, scrape).await?;
 
-    // A good caller: this same workload, with tokens from the agent.
+    // An allowed caller: this workload, with tokens from the agent.
     let audience = Audience::fixed(AUDIENCE).for_origin(&server)?;
     let client = AddJwtSvidLayer::new(source.clone(), audience)
         .allow_plaintext(Plaintext::Loopback)
@@ -54,13 +54,13 @@ async fn main() -> Result<(), BoxError> {
         let answer = tower::ServiceExt::oneshot(client.clone(), request).await?;
         assert_eq!(answer.status(), 200);
     }
-    // One without a token, and one whom the policy does not admit.
+    // A caller without a token, and a caller that the policy denies.
     let plain = reqwest::Client::new();
     assert_eq!(plain.get(&reports).send().await?.status(), 401);
     let stranger = agent.token("spiffe://example.org/stranger", AUDIENCE);
     let request = plain.get(&reports).bearer_auth(stranger);
     assert_eq!(request.send().await?.status(), 403);
-    // The agent has no token for somebody whom we would call.
+    // The agent returns no token for another audience.
     agent.fail_call(
         AgentCall::FetchJwtSvid,
         Fault::Refuse(GrpcCode::Unavailable),
@@ -72,8 +72,8 @@ async fn main() -> Result<(), BoxError> {
     Ok(())
 }
 
-/// Installs the exporter. Without buckets a histogram is told as quantiles, which cannot be added
-/// up over many processes.
+/// Installs the exporter. Without buckets it exports quantiles, which cannot be added up over several
+/// processes.
 fn exporter() -> Result<PrometheusHandle, BoxError> {
     let mut exporter = PrometheusBuilder::new();
     for metric in METRICS.iter().filter(|metric| !metric.buckets.is_empty()) {
@@ -83,7 +83,7 @@ fn exporter() -> Result<PrometheusHandle, BoxError> {
     Ok(exporter.install_recorder()?)
 }
 
-/// Reports for `web` alone; the metrics for everybody who may reach us, outside of the layer.
+/// The reports, for `web` only. The metrics are outside the layer: no token is needed.
 async fn serve(source: &JwtSource, scrape: PrometheusHandle) -> Result<String, BoxError> {
     let validator = Validator::builder(source.clone())
         .audience(AUDIENCE)

@@ -1,4 +1,4 @@
-//! The first of them: an axum service that calls `reports` by tonic.
+//! The first service: an axum service that calls `reports` with tonic.
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -9,11 +9,11 @@ use tower_spiffe::{Allow, JwtSource, ValidateJwtSvidLayer, Validator, VerifiedSv
 
 use crate::{EDGE, Error, SHOP, WEB, reports, seen};
 
-/// Gives its origin.
+/// Serves it; returns its origin.
 pub(crate) async fn serve(source: JwtSource, reports_at: &str) -> Result<String, Error> {
-    // The one source: to call by ...
+    // One source for the client ...
     let reports = reports::Client::new(source.clone(), EDGE, reports_at)?;
-    // ... and to admit by.
+    // ... and the server.
     let validator = Validator::builder(source).audience(EDGE).build()?;
     let router = Router::new()
         .route("/today", get(today))

@@ -1,4 +1,4 @@
-//! The last of them: an axum service that only `reports` may call.
+//! The last service: an axum service that only `reports` may call.
 
 use axum::{Router, routing::get};
 use tokio::net::TcpListener;
@@ -7,7 +7,7 @@ use tower_spiffe::{Allow, JwtSource, ValidateJwtSvidLayer, Validator, VerifiedSv
 
 use crate::{Error, LEDGER, REPORTS, seen};
 
-/// Gives its origin.
+/// Serves it; returns its origin.
 pub(crate) async fn serve(source: JwtSource) -> Result<String, Error> {
     let validator = Validator::builder(source).audience(LEDGER).build()?;
     let router = Router::new().route("/entries", get(entries));

@@ -1,4 +1,4 @@
-//! Three services that each admit only the one before them, on one agent:
+//! Three services on one agent, each of which allows only the one before it:
 //!
 //! ```text
 //! web ── reqwest ──► edge (axum) ── tonic ──► reports (tonic) ── reqwest ──► ledger (axum)
@@ -8,14 +8,14 @@
 //! cargo run --example three_services
 //! ```
 //!
-//! Prints the path of a request as each service saw it, and what is refused; then the issuer's key
-//! rotates and the agent restarts while calls go on. Brings its agent (`testing::FakeAgent`), and
-//! ends by itself; the exit code is 0 only if all was as it should be.
+//! Prints the path of a request as each service saw it, and the rejections. Then the issuer rotates its
+//! key and the agent restarts during calls. Starts its own agent (`testing::FakeAgent`), and ends by
+//! itself; the exit code is 0 only if all checks passed.
 //!
-//! Each service has one source, which it admits by and calls by. A real agent attests who asks, and
-//! gives a service its own identity alone; the embedded one gives every identity to everybody, so
-//! that here each client says whose tokens it wants (`.spiffe_id(…)`). In earnest that is needed
-//! only where a workload has several.
+//! Each service has one source, for its server and its client. A real agent attests each process and
+//! gives it its own identity only. The embedded agent gives every identity to all callers, so each
+//! client here names its identity (`.spiffe_id(…)`). In production that is needed only if a workload
+//! has several.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program")]
 
@@ -36,12 +36,12 @@ use tower_spiffe::{Audience, JwtSource};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// A service's SPIFFE ID is also what its callers name as the audience of their tokens.
+/// The SPIFFE ID of a service is also the audience of its callers' tokens.
 const WEB: &str = "spiffe://example.org/web";
 const EDGE: &str = "spiffe://example.org/edge";
 const REPORTS: &str = "spiffe://example.org/reports";
 const LEDGER: &str = "spiffe://example.org/ledger";
-/// A caller of another trust domain, with an agent of its own.
+/// A caller of another trust domain, with its own agent.
 const SHOP: &str = "spiffe://partner.test/shop";
 
 /// Short, so that a whole rotation fits into this program: SPIRE's default is five minutes.
@@ -92,7 +92,7 @@ async fn chain() -> Result<(), Error> {
         &path,
     );
 
-    println!("\nThe same from another trust domain, which the edge admits by name");
+    println!("\nA request from another trust domain, which the edge allows");
     let shop = client(partner.source().await?, SHOP, &edge_at, EDGE)?;
     let (status, path) = call(&shop, &today).await?;
     run.check(
@@ -101,7 +101,7 @@ async fn chain() -> Result<(), Error> {
         &path,
     );
 
-    println!("\nNobody skips a service");
+    println!("\nNo caller can skip a service");
     let entries = format!("{ledger_at}/entries");
     let past_reports = client(edge.clone(), EDGE, &ledger_at, LEDGER)?;
     let (status, _) = call(&past_reports, &entries).await?;
@@ -114,27 +114,27 @@ async fn chain() -> Result<(), Error> {
         &status.to_string(),
     );
     let past_edge = reports::Client::new(web.clone(), WEB, &reports_at)?;
-    let refused = past_edge.today().await;
-    let code = refused.map_or_else(|status| status.code(), |_| Code::Ok);
+    let rejected = past_edge.today().await;
+    let code = rejected.map_or_else(|status| status.code(), |_| Code::Ok);
     run.check(
         "web calls reports",
         code == Code::PermissionDenied,
         &format!("{code:?}"),
     );
-    // Nor does it help to pass on a token that was made for somebody else.
-    let passed_on = web
+    // A forwarded token of another audience is rejected too.
+    let forwarded = web
         .get_jwt_svid_with_id([EDGE], Some(&WEB.parse()?))
         .await?;
     let plain = reqwest::Client::builder().no_proxy().build()?;
-    let response = plain.get(&entries).bearer_auth(passed_on.token()).send();
+    let response = plain.get(&entries).bearer_auth(forwarded.token()).send();
     let status = response.await?.status().as_u16();
     run.check(
-        "the edge's caller's token at the ledger",
+        "token for the edge, sent to the ledger",
         status == 401,
         &status.to_string(),
     );
 
-    println!("\nA key rotation and a restart of the agent while calls go on");
+    println!("\nA key rotation and an agent restart during calls");
     let sources = [
         (&web, WEB, EDGE),
         (&edge, EDGE, REPORTS),
@@ -154,7 +154,7 @@ async fn chain() -> Result<(), Error> {
     run.finish()
 }
 
-/// reqwest as `me`, to one service: what a service needs in order to call another.
+/// Creates a client that calls one service as `me`.
 fn client(
     source: JwtSource,
     me: &str,
@@ -163,7 +163,7 @@ fn client(
 ) -> Result<ClientWithMiddleware, Error> {
     let audience = Audience::fixed(audience).for_origin(origin)?;
     let tokens = JwtSvidMiddleware::with_audience(source, audience).spiffe_id(me.parse()?);
-    // In the clear, since all of this is on one machine.
+    // All services of this example are on loopback.
     let tokens = tokens.allow_plaintext(Plaintext::Loopback);
     let reqwest = reqwest::Client::builder().no_proxy().build()?;
     Ok(ClientBuilder::new(reqwest).with(tokens).build())
@@ -174,34 +174,32 @@ async fn call(client: &ClientWithMiddleware, url: &str) -> Result<(u16, String),
     Ok((response.status().as_u16(), response.text().await?))
 }
 
-/// What a service says of its caller.
+/// The line of a service about its caller.
 fn seen(caller: &str, service: &str) -> String {
     format!("  {caller} called {service}\n")
 }
 
-/// Keeps the score.
+/// Counts failed checks.
 #[derive(Default)]
 struct Run {
-    wrong: u32,
+    failed: u32,
 }
 
 impl Run {
-    fn check(&mut self, name: &str, as_it_should_be: bool, what: &str) {
-        let mark = if as_it_should_be { " " } else { "!" };
+    fn check(&mut self, name: &str, passed: bool, what: &str) {
+        let mark = if passed { " " } else { "!" };
         match what.strip_suffix('\n') {
             Some(lines) => println!("{mark} {name}:\n{lines}"),
             None => println!("{mark} {name}: {what}"),
         }
-        self.wrong += u32::from(!as_it_should_be);
+        self.failed += u32::from(!passed);
     }
 
     fn finish(self) -> Result<(), Error> {
-        if self.wrong > 0 {
-            return Err(
-                format!("{} lines marked `!` are not as they should be", self.wrong).into(),
-            );
+        if self.failed > 0 {
+            return Err(format!("{} checks failed; they are marked with `!`", self.failed).into());
         }
-        println!("\nAll of it was as it should be.");
+        println!("\nAll checks passed.");
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! What happens to an issuer and an agent while calls go on.
+//! A key rotation and an agent restart during calls.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,15 +10,15 @@ use tower_spiffe::testing::FakeAgent;
 
 use crate::{Error, call};
 
-/// What became of the calls.
+/// The result of the calls.
 #[derive(Default)]
 pub(crate) struct Calls {
     pub(crate) made: u32,
     pub(crate) lost: Vec<String>,
 }
 
-/// Calls without a pause while the issuer's key changes and the agent restarts, until the old key
-/// is gone and each of the sources signs with the new one.
+/// Calls without a pause while the issuer rotates its key and the agent restarts, until the old key is
+/// removed and each source has a token of the new key.
 pub(crate) async fn rotate_and_restart(
     agent: &FakeAgent,
     sources: &[(&JwtSource, &str, &str)],
@@ -51,7 +51,7 @@ pub(crate) async fn rotate_and_restart(
     agent.start_again().await?;
     println!("  the agent was away for half a second");
 
-    // One token life after the rotation the old key leaves the bundle.
+    // The old key leaves the bundle one token lifetime after the rotation.
     let trust_domain = agent.issuer().trust_domain();
     for (source, me, audience) in sources {
         let mut updates = source.updated();

@@ -1,7 +1,7 @@
-//! The one between them: a tonic service that only `edge` may call, and that calls `ledger` by
-//! reqwest; and the client for it.
+//! The service in the middle: a tonic service that only `edge` may call and that calls `ledger` with
+//! reqwest, and its client.
 //!
-//! Service and client are what `tonic-prost-build` would make from a `.proto` file, by hand.
+//! Written by hand; `tonic-prost-build` would generate service and client from a `.proto` file.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -25,14 +25,14 @@ use crate::{EDGE, Error, LEDGER, REPORTS, client, seen};
 
 const TODAY: &str = "/reports.Reports/Today";
 
-/// Gives its origin.
+/// Serves it; returns its origin.
 pub(crate) async fn serve(source: JwtSource, ledger_at: &str) -> Result<String, Error> {
-    // The one source: to call by ...
+    // One source for the client ...
     let reports = Reports {
         ledger: client(source.clone(), REPORTS, ledger_at, LEDGER)?,
         entries: format!("{ledger_at}/entries"),
     };
-    // ... and to admit by.
+    // ... and the server.
     let validator = Validator::builder(source).audience(REPORTS).build()?;
     let policy = GrpcPolicy::deny_by_default().method(TODAY, Allow::id(EDGE)?);
 
@@ -89,7 +89,7 @@ impl tower::Service<http::Request<Body>> for Reports {
     }
 }
 
-/// Calls the service as somebody.
+/// A client of the service with one identity.
 #[derive(Clone)]
 pub(crate) struct Client(AddJwtSvid<Channel>);
 

@@ -1,5 +1,5 @@
 // Sends requests with bodies that the server rejects, over keep-alive connections, and counts the
-// rejections that were lost.
+// lost rejections: one row for each path, size and transfer encoding.
 //
 //   node rejections.mjs http://127.0.0.1:1234
 import http from "node:http";
@@ -42,11 +42,12 @@ for (const path of ["/layer", "/extractor"]) {
         if (error) errors.push(error);
       }
       agent.destroy();
-      console.log(
-        `node ${path} ${size} bytes chunked=${chunked}: ${errors.length} of ${REQUESTS} lost`,
-      );
-      if (errors.length > 0) {
-        console.log("  first error:", errors[0].message);
+      const row = `e11-node-${path.slice(1)}-${size}${chunked ? "-chunked" : ""}`;
+      if (errors.length === 0) {
+        console.log(`ok ${row} 0 of ${REQUESTS} rejections lost`);
+      } else {
+        const lost = `${errors.length} of ${REQUESTS} rejections lost`;
+        console.log(`FAIL ${row} ${lost}: ${errors[0].message}`);
         failed = true;
       }
     }

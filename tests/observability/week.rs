@@ -92,7 +92,7 @@ impl Week {
     }
 }
 
-/// As the README of the example says to set one up.
+/// The setup of the example's README.
 fn exporter() -> metrics_exporter_prometheus::PrometheusRecorder {
     let histograms = METRICS.iter().filter(|metric| !metric.buckets.is_empty());
     histograms

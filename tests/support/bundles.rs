@@ -10,7 +10,7 @@ use tower_spiffe::bundle::{
     BundleAnswer, BundleSource, BundlesUnavailable, JwtBundle, JwtBundleSet,
 };
 
-/// What a source answers: a set, or why it cannot judge.
+/// The bundles of a source, or why it has none.
 pub type Answer = Result<JwtBundleSet, BundlesUnavailable>;
 
 /// Bundles that a test changes. Clones share the same bundles.

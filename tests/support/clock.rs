@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tower_spiffe::clock::{Clock, UnixTime};
 
-/// A clock that stands still until a test sets it.
+/// A clock that changes only when a test sets it.
 #[derive(Debug)]
 pub struct HandClock {
     start: UnixTime,

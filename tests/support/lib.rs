@@ -1,6 +1,6 @@
 //! Support that the test suites and the benches share.
 //!
-//! | module | what it has |
+//! | module | content |
 //! | --- | --- |
 //! | `bundles` | a bundle source that a test changes |
 //! | `clock` | a clock that a test sets |
@@ -8,7 +8,7 @@
 //! | `log` | log capture per thread |
 //! | `loopback` | HTTP/1.1 and HTTP/2 over TCP and Unix sockets, requests to them |
 //! | `net` | hosts on loopback with and without TLS, which record what they see; a CA |
-//! | `raw_agent` | an agent that answers literally what a test sets |
+//! | `raw_agent` | an agent with the exact responses that a test sets |
 //! | `signer` | tokens signed with the keys of the conformance vectors, or with a new key |
 //! | `temp` | a directory that is removed with the test |
 //! | `wait` | polling with a deadline, yielding in paused time |

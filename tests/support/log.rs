@@ -8,7 +8,7 @@ use tracing::{Dispatch, Level};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::FmtSpan;
 
-/// Where the log goes.
+/// The captured text.
 #[derive(Clone, Default)]
 pub struct Log(Arc<Mutex<Vec<u8>>>);
 
@@ -31,18 +31,18 @@ impl<'a> MakeWriter<'a> for Log {
     }
 }
 
-/// With one subscriber in the process, a place that logs asks the first thread that comes by, and
-/// where that is one of another test, which has none, it is off for everybody. With two it asks all.
+/// A second subscriber. With only one, tracing caches whether the first thread at a call site wants
+/// it, and another test's thread, which has no subscriber, would disable it for all.
 static SECOND: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(tracing_subscriber::registry()));
 
-/// From now on this thread's log goes to that subscriber.
+/// Sets the subscriber of this thread.
 pub fn listen(subscriber: impl Into<Dispatch>) -> DefaultGuard {
     LazyLock::force(&SECOND);
     tracing::dispatcher::set_default(&subscriber.into())
 }
 
 impl Log {
-    /// What this thread logs from now on, of this level and above.
+    /// Captures what this thread logs from now on, at this level or a more severe one.
     pub fn begin(&self, level: Level) -> DefaultGuard {
         let subscriber = tracing_subscriber::fmt()
             .with_max_level(level)
@@ -65,7 +65,7 @@ impl Log {
             .count()
     }
 
-    /// The levels of the lines with this text.
+    /// Returns the levels of the lines with this text.
     pub fn levels(&self, with: &str) -> Vec<String> {
         let text = self.text();
         let lines = text.lines().filter(|line| line.contains(with));

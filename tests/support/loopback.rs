@@ -17,7 +17,7 @@ use tokio::net::{UnixListener, UnixStream};
 #[cfg(unix)]
 use crate::temp::TempDir;
 
-/// The two doors of one server; one alone where there are no Unix sockets.
+/// The listeners of one server: TCP, and a Unix socket if the platform has them.
 pub struct Doors {
     pub tcp: TcpListener,
     #[cfg(unix)]
@@ -25,7 +25,7 @@ pub struct Doors {
     pub at: At,
 }
 
-/// Where the doors are.
+/// The addresses of the listeners.
 #[derive(Clone)]
 pub struct At {
     pub tcp: std::net::SocketAddr,
@@ -74,7 +74,7 @@ impl At {
         answers
     }
 
-    /// The status that all answers have.
+    /// Returns the status of the responses, which must be equal.
     pub async fn status(&self, request: Request<Bytes>) -> u16 {
         let answers = self.ask(request).await;
         let first = answers[0].status();
@@ -85,7 +85,7 @@ impl At {
         first.as_u16()
     }
 
-    /// The status and the text that all answers have.
+    /// Returns status and text of the responses, which must be equal.
     pub async fn text(&self, request: Request<Bytes>) -> (u16, String) {
         let answers = self.ask(request).await;
         let first = (answers[0].status().as_u16(), answers[0].body().clone());
@@ -109,7 +109,7 @@ where
     Response::from_parts(parts, body.collect().await.unwrap().to_bytes())
 }
 
-/// One request over one connection, its answer still coming.
+/// One request over one connection; returns the response before its body is complete.
 pub async fn stream<I>(
     io: I,
     http2: bool,

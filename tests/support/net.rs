@@ -1,4 +1,4 @@
-//! Hosts on loopback that keep what they saw, in the clear and by TLS of a CA of our own.
+//! Hosts on loopback that record requests, with and without TLS, and a CA.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceExt, service_fn};
 
-/// What a host saw of a request.
+/// A recorded request.
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub path: String,
@@ -29,7 +29,7 @@ pub struct Seen {
     pub workload: Option<String>,
 }
 
-/// A certificate authority that lives in the test.
+/// A certificate authority for tests.
 pub struct Ca {
     issuer: Issuer<'static, KeyPair>,
     cert: CertificateDer<'static>,
@@ -66,7 +66,7 @@ impl Ca {
         )
     }
 
-    /// For clients that trust this CA alone.
+    /// Returns the configuration of a client that trusts only this CA.
     pub fn client(&self) -> rustls::ClientConfig {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(self.cert.clone()).unwrap();
@@ -100,7 +100,7 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
 
 pub type App = BoxCloneSyncService<Request, Response, Infallible>;
 
-/// A host, which takes who comes without TLS too; gone with its runtime.
+/// A host that accepts connections with and without TLS. It stops with its runtime.
 #[derive(Clone)]
 pub struct Host {
     pub address: SocketAddr,
@@ -109,7 +109,7 @@ pub struct Host {
 }
 
 impl Host {
-    /// Answers everything; `/to?URL` redirects there, `/refuse` refuses.
+    /// Starts a host that answers every request; `/to?URL` redirects, `/refuse` returns 401.
     pub async fn start(ca: Option<&Ca>) -> Self {
         let app = service_fn(|request: Request| async move {
             Ok::<_, Infallible>(match (request.uri().path(), request.uri().query()) {
@@ -121,7 +121,7 @@ impl Host {
         Self::serve(ca, BoxCloneSyncService::new(app)).await
     }
 
-    /// Serves `app`, and keeps what it saw.
+    /// Serves `app`, and records its requests.
     pub async fn serve(ca: Option<&Ca>, app: App) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -157,12 +157,12 @@ impl Host {
         host
     }
 
-    /// The same host and port without TLS, whether the host has it or not.
+    /// Returns the origin with `http`.
     pub fn origin_in_the_clear(&self) -> String {
         format!("http://localhost:{}", self.address.port())
     }
 
-    /// The origin, by this name.
+    /// Returns the origin with this host name.
     pub fn origin_at(&self, name: &str) -> String {
         let scheme = if self.https { "https" } else { "http" };
         format!("{scheme}://{name}:{}", self.address.port())
@@ -176,7 +176,7 @@ impl Host {
         self.seen.lock().unwrap().clone()
     }
 
-    /// Whether it ever saw a token, in whatever header.
+    /// Returns whether any header of any request had a token.
     pub fn saw_a_token(&self) -> bool {
         self.seen()
             .iter()

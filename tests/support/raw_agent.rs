@@ -1,5 +1,5 @@
-//! An agent that answers word for word what it is told to: for answers that the embedded agent
-//! would never give.
+//! An agent with the exact responses that a test sets, for responses that the embedded agent never
+//! sends.
 
 use std::future::{Ready, ready};
 use std::pin::Pin;
@@ -17,19 +17,19 @@ use crate::wire::pb::{
     ValidateJwtsvidRequest, ValidateJwtsvidResponse,
 };
 
-/// What it answers, and what it was asked.
+/// The responses, and the requests so far. Clones share them.
 #[derive(Clone, Default)]
-pub struct RawAgent(Arc<Mutex<Desk>>);
+pub struct RawAgent(Arc<Mutex<State>>);
 
 #[derive(Default)]
-struct Desk {
+struct State {
     svids: Vec<Jwtsvid>,
     verdict: ValidateJwtsvidResponse,
     asked: Vec<JwtsvidRequest>,
 }
 
 impl RawAgent {
-    /// From now on every fetch is answered with these: ID, token, hint.
+    /// Sets the response to fetches: ID, token and hint of each entry.
     pub fn answer(&self, svids: &[(&str, &str, &str)]) {
         let svids = svids.iter().map(|(spiffe_id, svid, hint)| Jwtsvid {
             spiffe_id: (*spiffe_id).to_owned(),
@@ -43,19 +43,19 @@ impl RawAgent {
         self.0.lock().unwrap().verdict = verdict;
     }
 
-    /// The requests so far.
+    /// Returns the requests so far.
     pub fn asked(&self) -> Vec<JwtsvidRequest> {
         self.0.lock().unwrap().asked.clone()
     }
 
-    /// A client on it.
+    /// Creates a client of this agent.
     pub fn client(&self) -> WorkloadApiClient {
         WorkloadApiClient::with_connector(self.connector())
             .build()
             .unwrap()
     }
 
-    /// What leads to it.
+    /// Creates a connector to this agent.
     pub fn connector(
         &self,
     ) -> impl Fn() -> Ready<std::io::Result<DuplexStream>> + Clone + Send + Sync + use<> {
@@ -81,9 +81,9 @@ impl SpiffeWorkloadApi for RawAgent {
         &self,
         request: Request<JwtsvidRequest>,
     ) -> Result<Response<JwtsvidResponse>, Status> {
-        let mut desk = self.0.lock().unwrap();
-        desk.asked.push(request.into_inner());
-        let svids = desk.svids.clone();
+        let mut state = self.0.lock().unwrap();
+        state.asked.push(request.into_inner());
+        let svids = state.svids.clone();
         Ok(Response::new(JwtsvidResponse { svids }))
     }
 
@@ -94,7 +94,7 @@ impl SpiffeWorkloadApi for RawAgent {
         &self,
         _: Request<JwtBundlesRequest>,
     ) -> Result<Response<Self::FetchJWTBundlesStream>, Status> {
-        Err(Status::unimplemented("not here"))
+        Err(Status::unimplemented("no bundle stream"))
     }
 
     async fn validate_jwtsvid(

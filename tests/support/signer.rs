@@ -18,7 +18,7 @@ use tower_spiffe::bundle::{JwtBundle, JwtBundleSet};
 
 pub const AUDIENCE: &str = "spiffe://td.test/reports";
 pub const SUBJECT: &str = "spiffe://td.test/web";
-/// A moment for clocks to stand at.
+/// The time of the tests.
 pub const NOW: i64 = 1_790_000_000;
 
 pub static VECTORS: LazyLock<Value> =
@@ -40,7 +40,7 @@ pub fn base64(bytes: impl AsRef<[u8]>) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-/// The PKCS#8 DER of a key of the vectors, trusted or not.
+/// Returns the PKCS#8 DER of a key of the vectors, trusted or not.
 fn der(name: &str) -> Vec<u8> {
     let pem = VECTORS["keys"][name]
         .as_str()
@@ -69,7 +69,7 @@ fn padding(algorithm: Algorithm) -> &'static dyn RsaEncoding {
 }
 
 impl Signer {
-    /// The key of this name in the vectors; it is its own key ID.
+    /// The key with this name in the vectors. The name is also its key ID.
     pub fn new(name: &str, algorithm: Algorithm) -> Self {
         let der = der(name);
         let key = if algorithm.as_str().starts_with("ES") {
@@ -95,7 +95,7 @@ impl Signer {
         }
     }
 
-    /// A usual key for each of the nine.
+    /// A key of the vectors for this algorithm.
     pub fn for_algorithm(algorithm: Algorithm) -> Self {
         let name = match algorithm {
             Algorithm::ES256 => "p256",
@@ -119,7 +119,7 @@ impl Signer {
         }
     }
 
-    /// The public key as X.509 has it: the DER of a SubjectPublicKeyInfo.
+    /// The public key as the DER of a SubjectPublicKeyInfo.
     pub fn spki(&self) -> Vec<u8> {
         let der: PublicKeyX509Der<'_> = match &self.key {
             Key::Ec(key, _) => key.public_key().as_der().unwrap(),
@@ -128,7 +128,7 @@ impl Signer {
         der.as_ref().to_vec()
     }
 
-    /// The crypto library's own key, parsed: the limit that we are measured against.
+    /// The parsed key of the crypto library, for comparison in benches.
     pub fn parsed(&self) -> ParsedPublicKey {
         let ec: &'static dyn VerificationAlgorithm = match self.algorithm {
             Algorithm::ES256 => &lc::ECDSA_P256_SHA256_FIXED,
@@ -176,12 +176,12 @@ impl Signer {
         }
     }
 
-    /// A token of exactly these texts.
+    /// Signs exactly these texts.
     pub fn sign_texts(&self, header: &str, payload: &str) -> String {
         self.sign_parts(&base64(header), &base64(payload))
     }
 
-    /// A token of exactly these first two parts.
+    /// Signs exactly these two parts.
     pub fn sign_parts(&self, header: &str, payload: &str) -> String {
         let signed = format!("{header}.{payload}");
         let signature = base64(self.sign_bytes(signed.as_bytes()));
@@ -192,23 +192,23 @@ impl Signer {
         json!({"alg": self.algorithm.as_str(), "kid": self.key_id, "typ": "JWT"})
     }
 
-    /// A token with these claims and the usual header.
+    /// Signs these claims with the default header.
     pub fn sign(&self, claims: &Value) -> String {
         self.sign_texts(&self.header().to_string(), &claims.to_string())
     }
 
-    /// A good token of five minutes.
+    /// A valid token with a lifetime of five minutes.
     pub fn token(&self) -> String {
         self.sign(&claims())
     }
 }
 
-/// The claims of a good token.
+/// The claims of a valid token.
 pub fn claims() -> Value {
     json!({"sub": SUBJECT, "aud": [AUDIENCE], "exp": NOW + 300, "iat": NOW})
 }
 
-/// The claims of a good token, one of them another.
+/// The claims of a valid token with one claim changed.
 pub fn claims_with(name: &str, value: Value) -> Value {
     let mut claims = claims();
     claims[name] = value;

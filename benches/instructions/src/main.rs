@@ -108,13 +108,13 @@ fn compare() -> ExitCode {
         );
     }
     if worse {
-        println!("\nA hot path takes more instructions than on record. Mend it; or, where that is");
-        println!("what the change is worth, put the new figures on record:");
+        println!("\nA hot path takes more instructions than recorded. Fix it, or if the change is");
+        println!("worth that cost, record the new counts:");
     } else if better {
         println!(
-            "\nA hot path takes fewer instructions than on record. Put the new figures there,"
+            "\nA hot path takes fewer instructions than recorded. Record the new counts, so that"
         );
-        println!("or a later change takes them back unseen:");
+        println!("a later change cannot lose the gain unnoticed:");
     } else {
         return ExitCode::SUCCESS;
     }

@@ -107,7 +107,7 @@ impl State {
     }
 }
 
-/// A call, for as long as somebody waits for it.
+/// A call, until its caller drops it.
 struct UnderWay(Arc<AtomicUsize>);
 
 impl Drop for UnderWay {

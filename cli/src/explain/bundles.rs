@@ -1,4 +1,4 @@
-//! The formats of bundle files, read by the code that a server reads them with.
+//! Reads bundle files with the code that a server uses.
 
 use std::collections::BTreeMap;
 
@@ -11,19 +11,22 @@ use tower_spiffe::source::BundleFormat;
 use super::args::Format;
 use crate::BoxError;
 
-/// What a document says.
+/// The bundles in a document.
 pub(crate) struct Bundles {
     pub(crate) set: JwtBundleSet,
     /// The format that it was read as.
     pub(crate) format: Format,
-    /// What cannot be used of it, and why.
+    /// The entries that were skipped, and why.
     pub(crate) skipped: Vec<String>,
 }
 
-/// Reads a document. A server never guesses a format; here it is, if it is clear.
+/// Reads a document. Unlike a server, detects the format if it is not set.
 ///
-/// An entry of a map that cannot be read costs itself only, as in a server: with a wrong name it is
-/// left out, with a wrong bundle its trust domain has no keys. It is an error if nothing is left.
+/// As in a server, an invalid entry of a map does not affect the others: with an invalid name it is
+/// skipped, with an invalid bundle its trust domain has no keys.
+///
+/// # Errors
+/// The document is invalid, or no entry is left.
 pub(crate) fn read(
     document: &[u8],
     format: Option<Format>,
@@ -65,14 +68,14 @@ fn has_trust_domains(document: &[u8]) -> bool {
         .is_ok_and(|members| members.0.contains_key("trust_domains"))
 }
 
-/// What the document is instead of a set of keys, as the library says it.
+/// The library's description of a document that is something else than a set of keys.
 fn kind_found(document: &[u8]) -> Option<&'static str> {
     let any = TrustDomain::parse("any").ok()?;
     JwtBundle::from_jwks(any, document).err()?.kind_found()
 }
 
-/// `keys` that is an array, or null as Go writes an empty one, makes a JWK Set, and a SPIFFE member
-/// beside it a SPIFFE bundle. The others are clear by their values.
+/// Detects the format. An object with an array `keys` is a JWK Set (`null` is an empty array, as Go
+/// writes it); with a SPIFFE member too, it is a SPIFFE bundle. The values tell the other formats apart.
 fn guess(document: &[u8]) -> Result<Format, BoxError> {
     let is = |format: BundleFormat| format.read(document).is_ok();
     if document.trim_ascii_start().starts_with(b"[") && is(BundleFormat::SpireAgent) {
@@ -81,7 +84,7 @@ fn guess(document: &[u8]) -> Result<Format, BoxError> {
     let members: Members<'_> = serde_json::from_slice(document).map_err(|error| {
         let kind = kind_found(document).map_or_else(String::new, |kind| format!("; {kind}"));
         format!(
-            "no JSON object whose names come once (line {}, column {}){kind}",
+            "not a JSON object, or a name is there twice (line {}, column {}){kind}",
             error.line(),
             error.column()
         )
@@ -100,12 +103,12 @@ fn guess(document: &[u8]) -> Result<Format, BoxError> {
         _ if members.0.values().all(|raw| raw.get().starts_with('{')) => Ok(Format::Map),
         _ if is(BundleFormat::SpiffeHelper) => Ok(Format::SpiffeHelper),
         _ => Err(kind_found(document)
-            .unwrap_or("it is not plain what this is; set its format by --format")
+            .unwrap_or("the format is not clear; set it with --format")
             .into()),
     }
 }
 
-/// An object's members, still raw; a name that comes twice is an error.
+/// The members of an object, with raw values. A duplicate name is an error.
 #[derive(Default)]
 pub(crate) struct Members<'a>(pub(crate) BTreeMap<String, &'a RawValue>);
 
@@ -124,7 +127,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
                 let mut members = BTreeMap::new();
                 while let Some((name, value)) = map.next_entry::<String, &'de RawValue>()? {
                     if members.insert(name, value).is_some() {
-                        return Err(A::Error::custom("a name comes twice"));
+                        return Err(A::Error::custom("a name is there twice"));
                     }
                 }
                 Ok(Members(members))

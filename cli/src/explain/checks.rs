@@ -1,7 +1,7 @@
-//! The checks, in their order, told to a person.
+//! Prints the checks in their order.
 //!
-//! The verdict is the validator's. What is printed of the token beside it is read here, leniently,
-//! so that something can be said of a token that is refused.
+//! The validator decides. This module reads the token a second time, leniently, so that it can print
+//! parts of a token that is rejected.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -18,16 +18,16 @@ use tower_spiffe::{Validator, VerifiedSvid};
 
 use crate::BoxError;
 
-/// The token in what came, and what was taken away around it.
+/// Returns the token in the input, and a note on what was removed around it.
 ///
 /// # Errors
-/// JSON with several tokens, as `spire-agent api fetch jwt -output json` writes it.
+/// The input is JSON with several tokens, as `spire-agent api fetch jwt -output json` prints it.
 pub(crate) fn unwrap(input: &[u8]) -> Result<(Cow<'_, [u8]>, Option<&'static str>), BoxError> {
     let trimmed = input.trim_ascii();
     if let Some((scheme, token)) = trimmed.split_first_chunk::<7>()
         && scheme.eq_ignore_ascii_case(b"bearer ")
     {
-        let note = "`Bearer` stood before the token; what follows it is explained";
+        let note = "`Bearer` before the token is skipped";
         return Ok((token.trim_ascii().into(), Some(note)));
     }
     let mut tokens = Vec::new();
@@ -39,7 +39,7 @@ pub(crate) fn unwrap(input: &[u8]) -> Result<(Cow<'_, [u8]>, Option<&'static str
     match tokens.len() {
         0 => Ok((trimmed.into(), None)),
         1 => {
-            let note = "the input is JSON with one token, which is explained";
+            let note = "the input is JSON with one token, which is used";
             let token = tokens.pop().unwrap_or_default();
             Ok((token.into_bytes().into(), Some(note)))
         }
@@ -51,7 +51,7 @@ pub(crate) fn unwrap(input: &[u8]) -> Result<(Cow<'_, [u8]>, Option<&'static str
     }
 }
 
-/// All strings in a JSON value that look like a token.
+/// Collects all strings in a JSON value that look like a token.
 fn collect_tokens(json: Value, tokens: &mut Vec<String>) {
     match json {
         Value::String(text) if text.starts_with("eyJ") && text.matches('.').count() == 2 => {
@@ -67,7 +67,7 @@ fn collect_tokens(json: Value, tokens: &mut Vec<String>) {
     }
 }
 
-/// Text of a token's, bounded and escaped.
+/// Text from a token, limited in length and escaped.
 pub(crate) fn shown(text: &str) -> String {
     const MOST: usize = 120;
     let more = if text.chars().nth(MOST).is_some() {
@@ -79,12 +79,12 @@ pub(crate) fn shown(text: &str) -> String {
     format!("\"{}{more}\"", text.escape_debug())
 }
 
-/// What a JSON object says, its values still raw: some cannot be held that a token may have all the
-/// same (too deep, beyond every range), and each costs itself only.
+/// The members of a JSON object, with raw values: a value that cannot be parsed (too deep, out of
+/// range) does not hide the others.
 struct Part(Option<BTreeMap<String, Box<RawValue>>>);
 
 impl Part {
-    /// The object in a part, however badly it is encoded.
+    /// Reads the object in a part of a token, whether its base64 is canonical or not.
     fn read(part: Option<&[u8]>) -> Self {
         let config = GeneralPurposeConfig::new()
             .with_decode_allow_trailing_bits(true)
@@ -113,7 +113,7 @@ impl Part {
         self.0.is_some()
     }
 
-    /// All of it.
+    /// All members.
     fn all(&self) -> Option<String> {
         let members = self.0.as_ref()?.iter();
         let shown: Vec<String> = members
@@ -132,7 +132,7 @@ fn shown_raw(raw: &RawValue) -> String {
     }
 }
 
-/// So many of the names that would do; a bundle may have hundreds.
+/// Lists the first names; a bundle may have hundreds.
 fn one_of(names: &[String]) -> String {
     const MOST: usize = 20;
     let more = match names.len().saturating_sub(MOST) {
@@ -143,13 +143,13 @@ fn one_of(names: &[String]) -> String {
     format!("one of {}{more}", named.join(", "))
 }
 
-/// One check: its name, the classes of refusal that end at it, what was found and expected.
+/// One check: its name, whether it fails, what was found and expected, and how to fix it.
 struct Check {
     name: &'static str,
     ends_here: bool,
     found: String,
     expected: String,
-    mend: &'static str,
+    fix: &'static str,
 }
 
 pub(crate) struct Report<'a> {
@@ -169,7 +169,7 @@ impl<'a> Report<'a> {
         set: &'a JwtBundleSet,
         now: UnixTime,
     ) -> Self {
-        // What is no text has no verdict of its own: it is judged by its length, else as no token.
+        // The validator takes text. Bytes that are not UTF-8 become a malformed token of that length.
         let text = match std::str::from_utf8(token) {
             Ok(text) => text.to_owned(),
             Err(_) => "?".repeat(token.len()),
@@ -186,7 +186,7 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// Prints all checks; whether the token is accepted.
+    /// Prints all checks; returns whether the token is accepted.
     pub(crate) fn print(&self) -> bool {
         let mut failed = false;
         for check in self.checks() {
@@ -202,12 +202,12 @@ impl<'a> Report<'a> {
                 if let Err(error) = &self.verdict {
                     say!("         {:<13} which means: {}", "", error.detail());
                 }
-                say!("         {:<13} to mend: {}", "", check.mend);
+                say!("         {:<13} to fix: {}", "", check.fix);
             }
         }
         match &self.verdict {
             Ok(svid) => say!("accepted: {}", svid.spiffe_id()),
-            Err(error) => say!("refused: {}", error.reason()),
+            Err(error) => say!("rejected: {}", error.reason()),
         }
         self.verdict.is_ok()
     }
@@ -215,12 +215,12 @@ impl<'a> Report<'a> {
     fn checks(&self) -> Vec<Check> {
         let reason = self.verdict.as_ref().err().map(ValidateError::reason);
         let ends = |at: &[ValidateReason]| reason.is_some_and(|reason| at.contains(&reason));
-        let check = |name, at: &[ValidateReason], found, expected, mend| Check {
+        let check = |name, at: &[ValidateReason], found, expected, fix| Check {
             name,
             ends_here: ends(at),
             found,
             expected,
-            mend,
+            fix,
         };
         let leeway = self.validator.leeway().as_secs();
         use ValidateReason as R;
@@ -230,45 +230,45 @@ impl<'a> Report<'a> {
                 &[R::TooLong],
                 format!("{} bytes", self.token.len()),
                 format!("at most {}", self.validator.max_token_len()),
-                "ask the issuer for fewer or shorter claims",
+                "configure the issuer to write fewer or shorter claims",
             ),
             check(
                 "form",
                 &[R::Malformed],
                 self.form(),
                 "three parts of base64url without padding, a JSON object in the first".to_owned(),
-                "send the token as the issuer gave it, whole and unchanged, without quotes",
+                "send the whole token as the issuer returned it, without quotes",
             ),
             check(
                 "algorithm",
                 &[R::Algorithm],
                 self.header.shown("alg"),
                 "one of RS256 RS384 RS512 ES256 ES384 ES512 PS256 PS384 PS512".to_owned(),
-                "this is no JWT-SVID's algorithm; take the token from the Workload API",
+                "get the token from the Workload API; JWT-SVIDs use no other algorithms",
             ),
             check(
                 "header",
                 &[R::Header],
                 self.header_found(),
-                "alg, kid absent or of 1 to 1024 bytes, typ absent, JWT or JOSE, and nothing else"
+                "alg, kid absent or 1 to 1024 bytes, typ absent, JWT or JOSE, and no other member"
                     .to_owned(),
-                "take a JWT-SVID from the Workload API; other JWTs have other headers",
+                "get a JWT-SVID from the Workload API; other JWTs have other headers",
             ),
             check(
                 "claims",
                 &[R::Claims],
                 self.claims_found(),
-                "sub a SPIFFE ID, aud one string or more, exp a number; nbf and iat numbers if \
-                 there; no name twice"
+                "sub a SPIFFE ID, aud one or more strings, exp a number, nbf and iat absent or \
+                 numbers, no name twice"
                     .to_owned(),
-                "mend what the issuer writes; SPIRE writes all of this by itself",
+                "fix the claims that the issuer writes; SPIRE writes all of these by default",
             ),
             check(
                 "exp",
                 &[R::Expired],
                 self.moment("exp"),
                 format!("later than now, with {leeway} s of leeway"),
-                "fetch a new token for each life (a cache does); if it is new, compare the clocks",
+                "fetch a new token before this one expires; if it is new, compare the clocks",
             ),
             check(
                 "nbf",
@@ -282,7 +282,7 @@ impl<'a> Report<'a> {
                 &[R::Audience],
                 self.claims.shown("aud"),
                 self.audiences(),
-                "the caller must ask for a token for exactly this name, byte for byte",
+                "the caller must request a token for exactly one of these names, byte for byte",
             ),
             check(
                 "trust domain",
@@ -290,34 +290,34 @@ impl<'a> Report<'a> {
                 self.trust_domain()
                     .map_or("none".into(), |name| shown(&name)),
                 self.known_trust_domains(),
-                "federate with that trust domain, or give its bundle",
+                "federate with that trust domain, or add its bundle to the file",
             ),
             check(
                 "key",
                 &[R::KeyUnknown],
                 self.header.shown("kid"),
                 self.known_keys(),
-                "the bundle is older than the key or the key was withdrawn: fetch the bundle anew; \
-                 an ignored element is told above",
+                "the bundle is older than the key, or the key was revoked: fetch the bundle again; \
+                 ignored keys are listed above",
             ),
             check(
                 "key fits",
                 &[R::KeyUnfit],
                 format!("alg {}", self.header.shown("alg")),
                 self.fitting_algorithms(),
-                "the issuer signs with another key than its kid says, or the JWK forbids it",
+                "the token is signed with another key than its kid names, or the JWK forbids alg",
             ),
             check(
                 "signature",
                 &[R::Signature],
                 if self.verdict.is_ok() {
-                    "the key's"
+                    "valid"
                 } else {
-                    "another's"
+                    "invalid"
                 }
                 .to_owned(),
-                "a signature by the key named above over this header and these claims".to_owned(),
-                "the token was changed on its way, or another issuer uses the same kid",
+                "a signature of this header and these claims by the key named by kid".to_owned(),
+                "send the token unchanged; check whether another issuer uses the same kid",
             ),
         ]
     }
@@ -330,7 +330,7 @@ impl<'a> Report<'a> {
         };
         match parts.iter().position(foreign) {
             Some(at) if parts.len() == 3 => format!(
-                "3 parts; part {} is empty or has a character that base64url has not",
+                "3 parts; part {} is empty or has a character that is not base64url",
                 at + 1
             ),
             _ => format!("{} parts", parts.len()),
@@ -340,12 +340,12 @@ impl<'a> Report<'a> {
     fn header_found(&self) -> String {
         self.header
             .all()
-            .unwrap_or_else(|| "no JSON object".to_owned())
+            .unwrap_or_else(|| "not a JSON object".to_owned())
     }
 
     fn claims_found(&self) -> String {
         if !self.claims.is_object() {
-            return "no JSON object".to_owned();
+            return "not a JSON object".to_owned();
         }
         let claim = |name| format!("{name} {}", self.claims.shown(name));
         ["sub", "aud", "exp", "nbf", "iat"].map(claim).join(", ")
@@ -388,7 +388,7 @@ impl<'a> Report<'a> {
             .collect();
         names.sort();
         match names.is_empty() {
-            true => "one with a bundle, and there is none".to_owned(),
+            true => "one with a bundle; there are no bundles".to_owned(),
             false => one_of(&names),
         }
     }
@@ -398,7 +398,7 @@ impl<'a> Report<'a> {
         let keys = bundle.into_iter().flat_map(|bundle| bundle.authorities());
         let keys: Vec<String> = keys.map(|key| shown(key.key_id())).collect();
         match keys.is_empty() {
-            true => "a key of the trust domain, which has none that can be used".to_owned(),
+            true => "a key of the trust domain; none of its keys is usable".to_owned(),
             false if self.header.text("kid").is_none() => format!(
                 "{}; without a kid, one to four of them must fit alg",
                 one_of(&keys)
@@ -419,7 +419,7 @@ impl<'a> Report<'a> {
             .map(|algorithm| algorithm.as_str())
             .collect::<Vec<_>>();
         match fits.is_empty() {
-            true => "none: the JWK's own `alg` or `key_ops` forbids every one".to_owned(),
+            true => "none: the `alg` or `key_ops` of the JWK forbids all of them".to_owned(),
             false => format!("one of {}", fits.join(" ")),
         }
     }

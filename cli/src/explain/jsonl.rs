@@ -1,4 +1,4 @@
-//! Many cases, one a line, through the validator that a server has.
+//! Many tokens, one JSON object per line, checked by the `Validator` of a server.
 
 use std::collections::HashMap;
 use std::io::{BufRead, Write};
@@ -12,10 +12,10 @@ use serde_json::value::RawValue;
 use serde_json::{Number, Value, json};
 use tower_spiffe::bundle::{JwtBundle, JwtBundleSet};
 use tower_spiffe::clock::{Clock, SystemClock, UnixTime};
-use tower_spiffe::{TrustDomain, Validator};
+use tower_spiffe::{MemoryBundles, TrustDomain, Validator};
 
-use super::beneath::{StillClock, Swapped};
 use super::bundles::Members;
+use super::clock::StillClock;
 use crate::BoxError;
 
 pub(crate) fn run(input: &mut impl BufRead, output: &mut impl Write) -> Result<(), BoxError> {
@@ -32,14 +32,14 @@ pub(crate) fn run(input: &mut impl BufRead, output: &mut impl Write) -> Result<(
             |error| json!({"ok": false, "reason": "usage", "error": error.to_string()}),
         );
         writeln!(output, "{answer}")?;
-        // Whoever asks line by line has the answer before the next question.
+        // A program that writes line by line reads each result before it writes the next token.
         output.flush()?;
     }
 }
 
-/// One validator for each audience and leeway; one source and one clock beneath all.
+/// One validator per audience and leeway. All of them share the source and the clock.
 struct Judge {
-    source: Swapped,
+    source: MemoryBundles,
     bundles: String,
     clock: Arc<StillClock>,
     validators: HashMap<(Vec<String>, u64), Validator>,
@@ -48,7 +48,7 @@ struct Judge {
 impl Default for Judge {
     fn default() -> Self {
         Self {
-            source: Swapped::default(),
+            source: MemoryBundles::default(),
             bundles: String::new(),
             clock: StillClock::at(UnixTime::from_secs(0)),
             validators: HashMap::new(),
@@ -76,15 +76,15 @@ enum Audience {
 
 impl Judge {
     fn answer(&mut self, line: &[u8]) -> Result<Value, BoxError> {
-        // A list of the same values would be read as one, too.
+        // serde reads an array of the same values as a case too.
         if !line.trim_ascii_start().starts_with(b"{") {
-            return Err("not a case: it is no JSON object".into());
+            return Err("not a case: it is not a JSON object".into());
         }
-        // The parser's own words may repeat what stands in the line, a token too.
+        // serde's message may repeat a part of the line, which may be a token.
         let case: Case<'_> = serde_json::from_slice(line).map_err(|error| {
             format!(
-                "not a case (column {}): an object with token or token_b64, bundles, audience, \
-                 now and leeway is wanted",
+                "not a case (column {}): expected an object with token or token_b64, bundles, \
+                 audience, now and leeway",
                 error.column()
             )
         })?;
@@ -92,12 +92,12 @@ impl Judge {
             (Some(token), None) => token.into_bytes(),
             (None, Some(text)) => STANDARD
                 .decode(text)
-                .map_err(|_| "token_b64 is no base64")?,
-            _ => return Err("either token or token_b64 is wanted".into()),
+                .map_err(|_| "token_b64 is not valid base64")?,
+            _ => return Err("a case needs either token or token_b64".into()),
         };
         self.swap(case.bundles.get())?;
         self.clock.set(match case.now {
-            Some(now) => moment(&now).ok_or("now is no moment")?,
+            Some(now) => moment(&now).ok_or("now is out of range")?,
             None => SystemClock::shared().now(),
         });
         let audiences = match case.audience {
@@ -107,15 +107,15 @@ impl Judge {
         let validator = self.validator(audiences, case.leeway.unwrap_or(10))?;
         let token = match String::from_utf8(token) {
             Ok(token) => token,
-            // No text is no token; only its length is asked first.
+            // Bytes that are not UTF-8: only their length is checked.
             Err(bytes) if bytes.as_bytes().len() > validator.max_token_len() => {
-                return Ok(refused("too-long"));
+                return Ok(rejected("too-long"));
             }
-            Err(_) => return Ok(refused("malformed-token")),
+            Err(_) => return Ok(rejected("malformed-token")),
         };
         Ok(match validator.validate(&token) {
             Ok(svid) => json!({"ok": true, "reason": "ok", "spiffe_id": svid.spiffe_id()}),
-            Err(error) => refused(error.reason().as_str()),
+            Err(error) => rejected(error.reason().as_str()),
         })
     }
 
@@ -133,35 +133,30 @@ impl Judge {
         Ok(validator)
     }
 
-    /// Keys that stay are shared with the set before, as a source does it.
     fn swap(&mut self, bundles: &str) -> Result<(), BoxError> {
         if self.bundles == bundles {
             return Ok(());
         }
         let members: Members<'_> = serde_json::from_str(bundles)
-            .map_err(|_| "bundles is no object whose names come once")?;
-        let before = self.source.get();
+            .map_err(|_| "bundles is not an object, or has a name twice")?;
         let mut set: HashMap<TrustDomain, JwtBundle> = HashMap::new();
         for (name, raw) in &members.0 {
             let named = |why: &dyn std::fmt::Display| format!("bundle of {name:?}: {why}");
             let trust_domain = TrustDomain::parse(name).map_err(|why| named(&why))?;
             let bundle = JwtBundle::from_jwks(trust_domain.clone(), raw.get().as_bytes())
                 .map_err(|why| named(&why))?;
-            let bundle = match before.get(trust_domain.name()) {
-                Some(before) => tower_spiffe::testing::internals::share_authorities(bundle, before),
-                None => bundle,
-            };
             if set.insert(trust_domain, bundle).is_some() {
-                return Err(named(&"comes twice").into());
+                return Err(named(&"the trust domain is there twice").into());
             }
         }
-        self.source.set(set.into_values().collect::<JwtBundleSet>());
+        self.source
+            .replace(set.into_values().collect::<JwtBundleSet>());
         bundles.clone_into(&mut self.bundles);
         Ok(())
     }
 }
 
-/// Whole seconds uncut: a double does not hold all of them.
+/// Reads whole seconds as an integer, because a double cannot represent all of them.
 fn moment(now: &Number) -> Option<UnixTime> {
     match now.as_i64() {
         Some(secs) => Some(UnixTime::from_secs(secs)),
@@ -169,6 +164,6 @@ fn moment(now: &Number) -> Option<UnixTime> {
     }
 }
 
-fn refused(class: &str) -> Value {
+fn rejected(class: &str) -> Value {
     json!({"ok": false, "reason": class, "spiffe_id": null})
 }

@@ -1,13 +1,13 @@
 //! `explain`: each check in the order in which a server makes it, with what was found, what was
 //! expected, and how to fix it.
 //!
-//! With `--jsonl` the verdicts come from the same `Validator` as in a server, its cache on: one for
-//! each audience and leeway of the whole run, with the bundles and the clock swapped beneath it.
+//! With `--jsonl` the results come from the `Validator` of a server with its cache on: one validator per
+//! audience and leeway for the whole run, whose bundles and clock are replaced between lines.
 
 mod args;
-mod beneath;
 mod bundles;
 mod checks;
+mod clock;
 mod jsonl;
 
 use std::io::{self, Read as _};
@@ -53,7 +53,7 @@ fn explain(once: &Once<'_>) -> Result<ExitCode, BoxError> {
     let validator = Validator::builder(FixedBundles::new(set.clone()))
         .audiences(once.audiences)
         .leeway(Duration::from_secs(once.leeway))
-        .clock(beneath::StillClock::at(now))
+        .clock(clock::StillClock::at(now))
         .build()?;
     say!("bundles: {}, read as {format}", once.bundles.display());
     for skipped in skipped {

@@ -1,26 +1,11 @@
-//! E29, E23, E19 and E34 as `explain` tells them.
-
-use std::path::PathBuf;
+//! E29, E23, E19 and E34 in `explain`.
 
 use serde_json::json;
 
-use crate::explain::{AUDIENCE, NOW, claims, es256, run};
+use crate::explain::{claims, es256, explain_file};
 
-/// Explains `input` by a file with these bytes, which is gone afterwards.
 fn explain(name: &str, document: &[u8], more: &[&str], input: &str) -> (i32, String) {
-    struct File(PathBuf);
-    impl Drop for File {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_file(&self.0);
-        }
-    }
-    let file = format!("explain-e29-{}-{name}", std::process::id());
-    let file = File(std::env::temp_dir().join(file));
-    std::fs::write(&file.0, document).unwrap();
-    let (path, now) = (file.0.to_str().unwrap(), NOW.to_string());
-    let mut args = vec!["--bundles", path, "--audience", AUDIENCE, "--now", &now];
-    args.extend(more);
-    run(&args, input.as_bytes())
+    explain_file(&format!("e29-{name}"), document, more, input.as_bytes())
 }
 
 const TD: [&str; 2] = ["--trust-domain", "td.test"];
@@ -84,7 +69,7 @@ fn e29_explain_names_x509_keys() {
 }
 
 #[test]
-fn e29_explain_wants_one_token() {
+fn e29_explain_requires_one_token() {
     let document = json!({"td.test": {"keys": [es256().jwk()]}}).to_string();
     let explain = |input: &str| explain("tokens", document.as_bytes(), &[], input);
     let token = es256().token();
@@ -124,7 +109,7 @@ fn e19_explain_reads_null_as_no_keys() {
     ] {
         let (code, said) = explain("null", document.as_bytes(), more, &es256().token());
         assert!(
-            code == 1 && said.ends_with("refused: key-unknown\n"),
+            code == 1 && said.ends_with("rejected: key-unknown\n"),
             "{said}"
         );
     }
@@ -133,7 +118,7 @@ fn e19_explain_reads_null_as_no_keys() {
 }
 
 #[test]
-fn e34_explain_tells_of_a_missing_kid() {
+fn e34_explain_checks_tokens_without_kid() {
     let unnamed = es256().sign_texts(r#"{"alg":"ES256","typ":"JWT"}"#, &claims().to_string());
     let keys = |count: usize| {
         let keys: Vec<_> = (0..count)
@@ -145,7 +130,7 @@ fn e34_explain_tells_of_a_missing_kid() {
     assert_eq!(code, 0, "{said}");
     let (code, said) = explain("five", keys(5).as_bytes(), &TD, &unnamed);
     assert!(
-        code == 1 && said.ends_with("refused: key-unknown\n"),
+        code == 1 && said.ends_with("rejected: key-unknown\n"),
         "{said}"
     );
     assert!(

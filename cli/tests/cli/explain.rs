@@ -1,4 +1,4 @@
-//! `explain`, run as a person and as a harness run it.
+//! `explain`, with one token and with `--jsonl`.
 
 use std::ffi::OsStr;
 use std::io::Write as _;
@@ -18,7 +18,7 @@ static VECTORS: LazyLock<Value> = LazyLock::new(|| {
     serde_json::from_str(include_str!("../../../tests/data/jwt-svid.json")).unwrap()
 });
 
-/// Signs tokens of exactly these texts, under a key ID of the test's choice.
+/// Signs given header and payload texts with a given key ID.
 pub(crate) struct Signer {
     issuer: &'static Issuer,
     key_id: String,
@@ -97,7 +97,7 @@ pub(crate) fn run<A: AsRef<OsStr>>(args: &[A], input: &[u8]) -> (i32, String) {
         .unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let input = input.to_vec();
-    // Beside the reading: a pipe holds less than all cases.
+    // In parallel with reading: a pipe holds less than all cases.
     let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
     let output = child.wait_with_output().unwrap();
     writer.join().unwrap();
@@ -105,13 +105,13 @@ pub(crate) fn run<A: AsRef<OsStr>>(args: &[A], input: &[u8]) -> (i32, String) {
     (output.status.code().unwrap(), said.concat())
 }
 
-/// A file of the test's own, gone with it.
+/// A file that is removed on drop.
 struct File(PathBuf);
 
 impl File {
-    fn new(name: &str, content: &Value) -> Self {
+    fn new(name: &str, content: &[u8]) -> Self {
         let path = std::env::temp_dir().join(format!("explain-{}-{name}", std::process::id()));
-        std::fs::write(&path, content.to_string()).unwrap();
+        std::fs::write(&path, content).unwrap();
         Self(path)
     }
 
@@ -142,10 +142,21 @@ fn explain(more: &[&str], token: &str) -> (i32, String) {
 }
 
 fn explain_bytes(more: &[&str], token: &[u8]) -> (i32, String) {
-    let name = format!("{:?}.json", std::thread::current().id());
-    let file = File::new(&name, &jwks());
+    let name = format!("{:?}", std::thread::current().id());
+    let args = [&["--trust-domain", "td.test"], more].concat();
+    explain_file(&name, jwks().to_string().as_bytes(), &args, token)
+}
+
+/// Explains a token with a bundle file of this content.
+pub(crate) fn explain_file(
+    name: &str,
+    document: &[u8],
+    more: &[&str],
+    token: &[u8],
+) -> (i32, String) {
+    let file = File::new(name, document);
     let now = NOW.to_string();
-    let mut args = vec![
+    let args = [
         "--bundles",
         file.path(),
         "--audience",
@@ -153,13 +164,11 @@ fn explain_bytes(more: &[&str], token: &[u8]) -> (i32, String) {
         "--now",
         &now,
     ];
-    args.extend(["--trust-domain", "td.test"]);
-    args.extend(more);
-    run(&args, token)
+    run(&[&args, more].concat(), token)
 }
 
 #[test]
-fn a_good_token_is_accepted_with_every_check_told() {
+fn valid_token_passes_every_check() {
     for around in ["", "\n", "\r\n"] {
         let (code, said) = explain(&[], &format!("{}{around}", es256().token()));
         assert_eq!(code, 0, "{said}");
@@ -188,13 +197,13 @@ fn a_good_token_is_accepted_with_every_check_told() {
     }
     let (code, said) = explain(&[], &format!("Bearer {}", es256().token()));
     assert!(
-        code == 0 && said.contains("note:    `Bearer` stood before"),
+        code == 0 && said.contains("note:    `Bearer` before the token"),
         "{said}"
     );
 }
 
 #[test]
-fn a_refused_token_is_told_where_and_how_to_mend_it() {
+fn rejected_token_names_check_and_fix() {
     let signer = es256();
     let stranger = stranger();
     for (token, class, check) in [
@@ -235,13 +244,13 @@ fn a_refused_token_is_told_where_and_how_to_mend_it() {
     ] {
         let (code, said) = explain(&[], &token);
         assert_eq!(code, 1, "{said}");
-        assert!(said.ends_with(&format!("refused: {class}\n")), "{said}");
+        assert!(said.ends_with(&format!("rejected: {class}\n")), "{said}");
         assert!(
             said.contains(&format!("  FAILED {check:<13} found: ")),
             "{said}"
         );
         assert!(
-            said.contains("to mend: ") && said.contains("expected: "),
+            said.contains("to fix: ") && said.contains("expected: "),
             "{said}"
         );
         assert_eq!(said.matches("FAILED").count(), 1, "{said}");
@@ -258,9 +267,8 @@ fn a_refused_token_is_told_where_and_how_to_mend_it() {
     assert_eq!(code, 0);
 }
 
-/// What a verdict does not hang on does not hide what it hangs on.
 #[test]
-fn a_value_that_is_too_much_to_show_hides_no_other() {
+fn unreadable_claim_does_not_hide_others() {
     let signer = es256();
     let deep = format!("{}{}", "[".repeat(1000), "]".repeat(1000));
     for odd in [&deep, "1e999", "\"\\ud800\""] {
@@ -284,14 +292,14 @@ fn a_value_that_is_too_much_to_show_hides_no_other() {
 
         let header = put(signer.header());
         let (code, said) = explain(&[], &signer.sign_texts(&header, &claims));
-        assert!(code == 1 && said.ends_with("refused: header\n"), "{said}");
+        assert!(code == 1 && said.ends_with("rejected: header\n"), "{said}");
         assert!(
             said.contains("found: alg \"ES256\", kid \"p256\", odd "),
             "{said}"
         );
         assert!(said.len() < 3000, "{} bytes", said.len());
     }
-    // A claim that is no number that we can hold is shown as it stands.
+    // A number out of range is shown as it is written.
     let claims = claims()
         .to_string()
         .replace(&(NOW + 300).to_string(), "1e999");
@@ -299,12 +307,12 @@ fn a_value_that_is_too_much_to_show_hides_no_other() {
         &[],
         &signer.sign_texts(&signer.header().to_string(), &claims),
     );
-    assert!(code == 1 && said.ends_with("refused: claims\n"), "{said}");
+    assert!(code == 1 && said.ends_with("rejected: claims\n"), "{said}");
     assert!(said.contains("exp 1e999, nbf absent"), "{said}");
 }
 
 #[test]
-fn what_is_no_text_is_judged_by_its_own_length() {
+fn binary_token_is_checked_by_its_length() {
     for (len, class, check) in [
         (3000, "malformed-token", "form"),
         (9000, "too-long", "length"),
@@ -315,37 +323,30 @@ fn what_is_no_text_is_judged_by_its_own_length() {
             said.contains(&format!("  FAILED {check:<13} found: ")),
             "{said}"
         );
-        assert!(said.ends_with(&format!("refused: {class}\n")), "{said}");
+        assert!(said.ends_with(&format!("rejected: {class}\n")), "{said}");
     }
 }
 
 #[test]
-fn a_bundle_of_hundreds_of_keys_is_not_told_in_whole() {
+fn long_list_of_keys_is_shortened() {
     let signer = es256();
     let named = |n| es256().with_key_id(&format!("key-{n:03}")).jwk();
     let keys: Vec<Value> = (0..500).map(named).collect();
-    let file = File::new("hundreds", &json!({"td.test": {"keys": keys}}));
-    let now = NOW.to_string();
-    let args = [
-        "--bundles",
-        file.path(),
-        "--audience",
-        AUDIENCE,
-        "--now",
-        &now,
-    ];
-    let (code, said) = run(&args, signer.token().as_bytes());
+    let document = json!({"td.test": {"keys": keys}}).to_string();
+    let explain =
+        |token: String| explain_file("hundreds", document.as_bytes(), &[], token.as_bytes());
+    let (code, said) = explain(signer.token());
     assert!(
-        code == 1 && said.ends_with("refused: key-unknown\n"),
+        code == 1 && said.ends_with("rejected: key-unknown\n"),
         "{said}"
     );
     assert!(said.contains("\"key-019\" and 480 more\n"), "{said}");
     let known = es256().with_key_id("key-499").token();
-    assert_eq!(run(&args, known.as_bytes()).0, 0);
+    assert_eq!(explain(known).0, 0);
 }
 
 #[test]
-fn each_format_is_read_and_guessed_where_it_is_plain() {
+fn each_format_is_read_and_detected() {
     let marked = {
         let mut jwk = es256().jwk();
         jwk["use"] = json!("jwt-svid");
@@ -353,38 +354,35 @@ fn each_format_is_read_and_guessed_where_it_is_plain() {
     };
     let map = json!({"td.test": jwks(), "spiffe://other.test": jwks()});
     let bundle_map = json!({"trust_domains": {"td.test": marked}});
-    let now = NOW.to_string();
     let token = es256().token();
     let explain = |name: &str, document: &Value, more: &[&str]| {
-        let file = File::new(name, document);
-        let mut args = vec![
-            "--bundles",
-            file.path(),
-            "--audience",
-            AUDIENCE,
-            "--now",
-            &now,
-        ];
-        args.extend(more);
-        run(&args, token.as_bytes())
+        explain_file(
+            name,
+            document.to_string().as_bytes(),
+            more,
+            token.as_bytes(),
+        )
     };
     let td: &[&str] = &["--trust-domain", "spiffe://td.test"];
     assert_eq!(explain("a", &jwks(), td).0, 0);
     assert_eq!(explain("b", &marked, td).0, 0);
     assert_eq!(explain("c", &map, &[]).0, 0);
     assert_eq!(explain("d", &bundle_map, &[]).0, 0);
-    // A SPIFFE bundle wants `use`, where it is told to be one.
+    // A SPIFFE bundle requires `use`.
     let (code, said) = explain("e", &jwks(), &[td, &["--format", "bundle"]].concat());
-    assert!(code == 1 && said.contains("refused: key-unknown"), "{said}");
+    assert!(
+        code == 1 && said.contains("rejected: key-unknown"),
+        "{said}"
+    );
     for (name, document, more, why) in [
         ("f", jwks(), &[][..], "--trust-domain is missing"),
-        ("g", json!({"x": 1}), &[], "it is not plain"),
-        ("h", json!([]), &[], "no JSON object"),
+        ("g", json!({"x": 1}), &[], "the format is not clear"),
+        ("h", json!([]), &[], "not a JSON object"),
         (
             "k",
             json!({"td.test": "not base64"}),
             &[],
-            "it is not plain",
+            "the format is not clear",
         ),
         (
             "i",
@@ -405,7 +403,7 @@ fn each_format_is_read_and_guessed_where_it_is_plain() {
 }
 
 #[test]
-fn a_wrong_command_line_ends_with_2_and_says_why() {
+fn invalid_command_line_exits_with_2() {
     for (args, why) in [
         (&[][..], "--bundles <FILE>"),
         (&["--bundles", "x"], "--audience <AUD>"),
@@ -439,7 +437,7 @@ fn a_wrong_command_line_ends_with_2_and_says_why() {
 
 #[cfg(unix)]
 #[test]
-fn an_argument_that_is_no_text_is_a_wrong_command_line_and_a_file_may_be_named_so() {
+fn file_names_may_be_other_than_utf8() {
     use std::os::unix::ffi::OsStrExt as _;
 
     let odd = OsStr::from_bytes(b"eyJ\xff");
@@ -457,7 +455,7 @@ fn an_argument_that_is_no_text_is_a_wrong_command_line_and_a_file_may_be_named_s
 }
 
 #[test]
-fn all_vectors_as_lines_get_their_classes_in_their_order() {
+fn jsonl_gives_every_vector_its_reason() {
     let cases = VECTORS["cases"].as_array().unwrap();
     let mut lines = Vec::new();
     let mut asked = Vec::new();
@@ -471,7 +469,7 @@ fn all_vectors_as_lines_get_their_classes_in_their_order() {
                 line[name] = case[name].clone();
             }
         }
-        // Each twice, so that the cache is asked.
+        // Each twice, so that the cache is used.
         for _ in 0..2 {
             writeln!(lines, "{line}").unwrap();
             asked.push(case);
@@ -502,7 +500,7 @@ fn all_vectors_as_lines_get_their_classes_in_their_order() {
 }
 
 #[test]
-fn a_line_that_cannot_be_read_is_told_and_the_next_one_judged() {
+fn invalid_line_is_reported_and_the_next_checked() {
     let good = json!({"token": es256().token(), "bundles": {"td.test": jwks()},
                       "audience": [AUDIENCE], "now": NOW, "leeway": 10});
     let with = |name: &str, value: Value| {
@@ -514,7 +512,7 @@ fn a_line_that_cannot_be_read_is_told_and_the_next_one_judged() {
     both["token_b64"] = json!("AAAA");
     let odd = [
         String::new(),
-        "rubbish".to_owned(),
+        "not JSON".to_owned(),
         "[]".to_owned(),
         "{}".to_owned(),
         both.to_string(),
@@ -563,8 +561,8 @@ fn a_line_that_cannot_be_read_is_told_and_the_next_one_judged() {
 }
 
 #[test]
-fn a_line_says_its_time_to_the_second_however_far_it_is() {
-    // A double holds the one before and the one after it.
+fn time_of_a_line_is_exact_to_the_second() {
+    // A double cannot represent this number.
     let far = (1_i64 << 53) + 1;
     let token = es256().sign(&claims_with("exp", json!(far)));
     let answer = |now: Value| -> Value {

@@ -76,6 +76,7 @@ async fn run(made: &mut Made, command: &Value) -> Result<Value, Error> {
         "state" => Ok(sources::state(made.source(command)?)),
         "fetch" => sources::fetch(made.source(command)?, command).await,
         "check" => sources::check(made.source(command)?, command),
+        "poll" => sources::poll(command).await,
         "call" => calls::call(made.source(command)?, command).await,
         other => Err(format!("unknown command {other:?}").into()),
     }

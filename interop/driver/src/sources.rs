@@ -1,10 +1,11 @@
-//! Our live source on an agent, ours or of another implementation.
+//! Our sources, on agents and bundle endpoints of ours or of other implementations.
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tower_spiffe::source::https::SpiffeBootstrap;
 use tower_spiffe::token::{GrpcCode, SvidRequest};
-use tower_spiffe::{JwtSource, SpiffeId, SvidCache, Validator};
+use tower_spiffe::{HttpsBundles, JwtSource, SpiffeId, SvidCache, TrustDomain, Validator};
 
 use crate::{Error, Made, text, text_or_none};
 
@@ -82,5 +83,30 @@ pub(crate) async fn fetch(source: &JwtSource, command: &Value) -> Result<Value, 
 /// Validates a token by the source's bundles.
 pub(crate) fn check(source: &JwtSource, command: &Value) -> Result<Value, Error> {
     let validator = Validator::builder(source.clone()).audience(text(command, "audience")?);
+    crate::tokens::verdict(validator.build()?.validate(text(command, "token")?))
+}
+
+/// Validates a token by the bundle of an endpoint: `https_spiffe` if `bootstrap` is there, else
+/// `https_web`.
+pub(crate) async fn poll(command: &Value) -> Result<Value, Error> {
+    let trust_domain = TrustDomain::parse(text(command, "trust_domain")?)?;
+    let url = text(command, "url")?;
+    let mut builder = match text_or_none(command, "bootstrap") {
+        Some(bootstrap) => {
+            let endpoint_id = SpiffeId::parse(text(command, "endpoint_id")?)?;
+            let bootstrap = SpiffeBootstrap::text(bootstrap);
+            HttpsBundles::https_spiffe(trust_domain, url, endpoint_id, bootstrap)
+        }
+        None => HttpsBundles::https_web(trust_domain, url),
+    };
+    if let Some(roots) = text_or_none(command, "roots") {
+        builder = builder.add_roots_pem(roots);
+    }
+    let bundles = builder.initial_sync_timeout(Duration::from_secs(3)).build();
+    let bundles = match bundles.await {
+        Ok(bundles) => bundles,
+        Err(error) => return Ok(json!({ "failed": error.to_string() })),
+    };
+    let validator = Validator::builder(bundles).audience(text(command, "audience")?);
     crate::tokens::verdict(validator.build()?.validate(text(command, "token")?))
 }

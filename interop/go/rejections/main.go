@@ -1,5 +1,5 @@
 // Sends requests with bodies that the server rejects, over keep-alive connections, and counts the
-// rejections that were lost.
+// lost rejections: one row for each path, size and transfer encoding.
 //
 //	go run . http://127.0.0.1:1234
 package main
@@ -24,9 +24,14 @@ func main() {
 		for _, size := range []int{1, 8 << 10, 60_000, 64 << 10} {
 			for _, chunked := range []bool{false, true} {
 				lost, first := send(os.Args[1]+path, size, chunked)
-				fmt.Printf("go %s %d bytes chunked=%t: %d of %d lost\n", path, size, chunked, lost, requests)
-				if lost > 0 {
-					fmt.Println("  first error:", first)
+				row := fmt.Sprintf("e11-go-%s-%d", path[1:], size)
+				if chunked {
+					row += "-chunked"
+				}
+				if lost == 0 {
+					fmt.Printf("ok %s 0 of %d rejections lost\n", row, requests)
+				} else {
+					fmt.Printf("FAIL %s %d of %d rejections lost: %v\n", row, lost, requests, first)
 					failed = true
 				}
 			}

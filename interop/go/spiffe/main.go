@@ -51,6 +51,7 @@ func main() {
 	serverRows(driver, cases)
 	clientRows(driver)
 	sourceRows(driver)
+	federationRows(driver)
 	if failed {
 		driver.close()
 		os.Exit(1)
