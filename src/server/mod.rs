@@ -292,7 +292,6 @@ pub use allow_callers::{AllowCallers, AllowCallersLayer};
 pub use ask::{AskPolicyFuture, AskPolicyLayer, AskPolicyService};
 pub use async_policy::{AskPolicy, AsyncDecision, AsyncPolicy, DecisionFuture, PolicyUnavailable};
 pub use caller::CallerState;
-#[cfg(feature = "testing")]
 pub use claim::{Claim, ClaimValue};
 pub use end_at_expiry::{
     EndAtExpiry, EndAtExpiryBody, EndAtExpiryFuture, EndAtExpiryLayer, TokenExpired,
