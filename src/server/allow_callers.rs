@@ -55,14 +55,19 @@ pub struct AllowCallers<S, R = DefaultOnReject> {
 }
 
 struct Shared<R> {
+    settings: Settings,
+    on_reject: Arc<R>,
+}
+
+#[derive(Clone)]
+struct Settings {
     policy: Arc<dyn Policy>,
     protocol: Option<Protocol>,
-    // Of the layer that this one was made by: what it implies holds here too.
+    // Of the layer that made this one: its protocol is the default here too.
     outer: Option<Arc<dyn Policy>>,
     realm: Realm,
     telemetry: Telemetry,
     drain: DrainLimits,
-    on_reject: Arc<R>,
 }
 
 // === impl AllowCallersLayer ===
@@ -73,12 +78,14 @@ impl AllowCallersLayer {
     pub fn new(policy: impl Policy) -> Self {
         Self {
             shared: Arc::new(Shared {
-                policy: Arc::new(policy),
-                protocol: None,
-                outer: None,
-                realm: Realm::default(),
-                telemetry: Telemetry::new(SystemClock::shared()),
-                drain: DrainLimits::default(),
+                settings: Settings {
+                    policy: Arc::new(policy),
+                    protocol: None,
+                    outer: None,
+                    realm: Realm::default(),
+                    telemetry: Telemetry::new(SystemClock::shared()),
+                    drain: DrainLimits::default(),
+                },
                 on_reject: Arc::new(DefaultOnReject::default()),
             }),
         }
@@ -90,12 +97,14 @@ impl<R> AllowCallersLayer<R> {
     pub(super) fn inside(gate: &Gate, on_reject: Arc<R>, policy: impl Policy) -> Self {
         Self {
             shared: Arc::new(Shared {
-                policy: Arc::new(policy),
-                protocol: gate.protocol,
-                outer: Some(gate.policy.clone()),
-                realm: gate.realm.clone(),
-                telemetry: gate.telemetry.clone(),
-                drain: gate.drain.clone(),
+                settings: Settings {
+                    policy: Arc::new(policy),
+                    protocol: gate.protocol,
+                    outer: Some(gate.policy.clone()),
+                    realm: gate.realm.clone(),
+                    telemetry: gate.telemetry.clone(),
+                    drain: gate.drain,
+                },
                 on_reject,
             }),
         }
@@ -107,7 +116,7 @@ impl<R> AllowCallersLayer<R> {
     /// [`Protocol::Http`].
     #[must_use]
     pub fn protocol(self, protocol: Protocol) -> Self {
-        self.configured(|shared| shared.protocol = Some(protocol))
+        self.configured(|settings| settings.protocol = Some(protocol))
     }
 
     /// The realm that challenges name. The default is `spiffe`.
@@ -116,33 +125,33 @@ impl<R> AllowCallersLayer<R> {
     /// The text cannot be quoted in a challenge.
     pub fn realm(self, realm: &str) -> Result<Self, InvalidRealm> {
         let realm = Realm::new(realm)?;
-        Ok(self.configured(|shared| shared.realm = realm))
+        Ok(self.configured(|settings| settings.realm = realm))
     }
 
     /// Counts refusals there. Those whom it lets through were counted by the layer above.
     #[must_use]
     pub fn metrics(self, recorder: Arc<dyn MetricsRecorder>) -> Self {
-        self.configured(|shared| shared.telemetry.set_recorder(recorder))
+        self.configured(|settings| settings.telemetry.set_recorder(recorder))
     }
 
     /// At most one log line per class of refusal and caller is written in this time. The default is
     /// ten seconds.
     #[must_use]
     pub fn log_interval(self, interval: Duration) -> Self {
-        self.configured(|shared| shared.telemetry.set_log_interval(interval))
+        self.configured(|settings| settings.telemetry.set_log_interval(interval))
     }
 
     /// By which clock that time goes. The default is the system's.
     #[must_use]
     pub fn clock(self, clock: Arc<dyn Clock>) -> Self {
-        self.configured(|shared| shared.telemetry.set_clock(clock))
+        self.configured(|settings| settings.telemetry.set_clock(clock))
     }
 
     /// Limits how much of a rejected request's unread body is read over HTTP/1, and for how long.
     /// See the [outer layer's method](super::ValidateJwtSvidLayer::drain_rejected).
     #[must_use]
     pub fn drain_rejected(self, max_bytes: u64, max_time: Duration) -> Self {
-        self.configured(|shared| shared.drain = DrainLimits::new(max_bytes, max_time))
+        self.configured(|settings| settings.drain = DrainLimits::new(max_bytes, max_time))
     }
 
     /// Sets the response to rejected requests. See the
@@ -152,35 +161,23 @@ impl<R> AllowCallersLayer<R> {
     where
         F: Fn(&Rejection, &Parts) -> Response<B> + Send + Sync + 'static,
     {
-        let Shared {
-            policy,
-            protocol,
-            outer,
-            realm,
-            telemetry,
-            drain,
-            ..
-        } = self.shared.copy();
-        let on_reject = Arc::new(on_reject);
-        let shared = Shared {
-            policy,
-            protocol,
-            outer,
-            realm,
-            telemetry,
-            drain,
-            on_reject,
-        };
         AllowCallersLayer {
-            shared: Arc::new(shared),
+            shared: Arc::new(Shared {
+                settings: self.shared.settings.clone(),
+                on_reject: Arc::new(on_reject),
+            }),
         }
     }
 
-    fn configured(self, change: impl FnOnce(&mut Shared<R>)) -> Self {
-        let mut shared = self.shared.copy();
-        change(&mut shared);
+    fn configured(self, change: impl FnOnce(&mut Settings)) -> Self {
+        let mut settings = self.shared.settings.clone();
+        change(&mut settings);
+        let on_reject = self.shared.on_reject.clone();
         Self {
-            shared: Arc::new(shared),
+            shared: Arc::new(Shared {
+                settings,
+                on_reject,
+            }),
         }
     }
 }
@@ -210,29 +207,21 @@ impl<R> fmt::Debug for AllowCallersLayer<R> {
     }
 }
 
-// === impl Shared ===
+// === impl Settings ===
 
-impl<R> Shared<R> {
-    fn copy(&self) -> Self {
-        Self {
-            policy: self.policy.clone(),
-            protocol: self.protocol,
-            outer: self.outer.clone(),
-            realm: self.realm.clone(),
-            telemetry: self.telemetry.clone(),
-            drain: self.drain.clone(),
-            on_reject: self.on_reject.clone(),
-        }
-    }
-
+impl Settings {
     fn judge(&self, parts: &Parts) -> Result<(), Rejection> {
         let fault = match caller::verified(&parts.extensions) {
             Ok(caller) => match policy::decide_verified(&*self.policy, caller, parts) {
                 Decision::Allow => return Ok(()),
                 denied => {
                     let wire = self.protocol().wire(parts);
-                    let rejection = Rejection::not_allowed(caller, wire, &self.realm);
-                    return Err(rejection.because_of(denied));
+                    return Err(Rejection::by_policy(
+                        denied,
+                        Some(caller),
+                        wire,
+                        &self.realm,
+                    ));
                 }
             },
             Err(fault) => fault,
@@ -244,11 +233,8 @@ impl<R> Shared<R> {
         let wire = self.protocol().wire(parts);
         match decision {
             Decision::Allow => Ok(()),
-            Decision::Deny | Decision::DenyBecause(_) => {
-                let rejection = Rejection::new(RejectionReason::NotAllowed, wire, &self.realm);
-                Err(rejection.because_of(decision))
-            }
             Decision::AuthenticationRequired => Err(fault.into_rejection(wire, &self.realm)),
+            denied => Err(Rejection::by_policy(denied, None, wire, &self.realm)),
         }
     }
 
@@ -281,7 +267,11 @@ where
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let (parts, body) = request.into_parts();
-        let rejection = match self.shared.judge(&parts) {
+        let Shared {
+            settings,
+            on_reject,
+        } = &*self.shared;
+        let rejection = match settings.judge(&parts) {
             Ok(()) => {
                 let request = Request::from_parts(parts, body);
                 let future = self.inner.call(request);
@@ -291,16 +281,16 @@ where
         };
         // Only of a verified caller is the trust domain more than a claim.
         let is_verified = |_: &str| rejection.caller().is_some();
-        self.shared
+        settings
             .telemetry
             .refused(&rejection, true, is_verified, &[]);
-        let mut response = self.shared.on_reject.respond(&rejection, &parts);
+        let mut response = on_reject.respond(&rejection, &parts);
         if rejection.reason() == RejectionReason::NotWired {
             let text = HeaderValue::from_static(rejection.reason().description());
             response.headers_mut().insert(MISWIRED, text);
         }
         rejection.settle(&mut response);
-        ResponseFuture::rejected(response, &self.shared.drain, &parts, body, &mut self.inner)
+        ResponseFuture::rejected(response, &settings.drain, &parts, body, &mut self.inner)
     }
 }
 

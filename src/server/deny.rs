@@ -75,7 +75,9 @@ impl Rejection {
             (Err(fault @ NoCaller::NotWired), _) => {
                 return fault.into_handler_rejection(wire, realm);
             }
-            (Ok(caller), RejectionReason::Missing) => Self::not_allowed(caller, wire, realm),
+            (Ok(caller), RejectionReason::Missing) => {
+                Self::of_caller(RejectionReason::NotAllowed, Some(caller), wire, realm)
+            }
             (Ok(caller), reason) => Self::of_caller(reason, Some(caller), wire, realm),
             (Err(fault), RejectionReason::Missing) => fault.into_rejection(wire, realm),
             (Err(_), reason) => Self::new(reason, wire, realm),

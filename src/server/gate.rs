@@ -172,8 +172,12 @@ impl Gate {
                 Decision::Allow => return Ok(CallerState::Verified(caller)),
                 denied => {
                     let wire = self.wire(parts);
-                    let rejection = Rejection::not_allowed(&caller, wire, &self.realm);
-                    return Err(rejection.because_of(denied));
+                    return Err(Rejection::by_policy(
+                        denied,
+                        Some(&caller),
+                        wire,
+                        &self.realm,
+                    ));
                 }
             },
             Err(fault) => fault,
@@ -185,11 +189,9 @@ impl Gate {
             }
             Fault::Missing => match self.decide_anonymous(parts) {
                 Decision::Allow => return Ok(CallerState::Anonymous),
-                Decision::AuthenticationRequired => RejectionReason::Missing,
-                denied @ (Decision::Deny | Decision::DenyBecause(_)) => {
-                    let reason = RejectionReason::NotAllowed;
-                    let rejection = Rejection::new(reason, self.wire(parts), &self.realm);
-                    return Err(rejection.because_of(denied));
+                denied => {
+                    let wire = self.wire(parts);
+                    return Err(Rejection::by_policy(denied, None, wire, &self.realm));
                 }
             },
             Fault::Malformed => RejectionReason::Malformed,
@@ -245,11 +247,7 @@ impl Gate {
                 (state, span)
             }
             Err(rejection) => {
-                let source = self.validator.source();
-                let is_known = |name: &str| matches!(source.bundle(name), BundleAnswer::Ready(_));
-                let accepted = self.validator.accepted_audiences();
-                self.telemetry
-                    .refused(&rejection, enforced, is_known, accepted);
+                self.record_rejection(&rejection, enforced);
                 if enforced {
                     parts.extensions.remove::<CallerState>();
                     return Err(rejection);
@@ -279,6 +277,15 @@ impl Gate {
         }
         parts.extensions.insert(state);
         Ok(span)
+    }
+
+    /// Counts and logs a rejection; in `audit` one that is not enforced.
+    pub(crate) fn record_rejection(&self, rejection: &Rejection, enforced: bool) {
+        let source = self.validator.source();
+        let is_known = |name: &str| matches!(source.bundle(name), BundleAnswer::Ready(_));
+        let accepted = self.validator.accepted_audiences();
+        self.telemetry
+            .refused(rejection, enforced, is_known, accepted);
     }
 
     /// Tells the validator's recorder what became of the token: once per request, however often a

@@ -18,7 +18,6 @@ use super::drain;
 use super::layer::Shared;
 use super::protocol::Wire;
 use super::rejection::{HandlerRejection, OnReject, Rejection};
-use crate::bundle::BundleAnswer;
 
 /// A drain of the body that the handler had.
 pub(crate) type AnyDrain = Pin<Box<dyn Future<Output = bool> + Send>>;
@@ -65,14 +64,7 @@ impl<R> Shared<R> {
     {
         let gate = &self.gate;
         let rejection = rejection.reworded(wire, &gate.realm, gate.uniform);
-        let source = gate.validator.source();
-        let is_known = |name: &str| matches!(source.bundle(name), BundleAnswer::Ready(_));
-        gate.telemetry.refused(
-            &rejection,
-            true,
-            is_known,
-            gate.validator.accepted_audiences(),
-        );
+        gate.record_rejection(&rejection, true);
         self.refuse(rejection, parts)
     }
 }

@@ -269,8 +269,22 @@ impl Rejection {
         Self::build(reason, Some(error), None, wire, realm)
     }
 
-    pub(crate) fn not_allowed(caller: &VerifiedSvid, wire: Wire, realm: &Realm) -> Self {
-        Self::of_caller(RejectionReason::NotAllowed, Some(caller), wire, realm)
+    /// What follows from this decision, which is not [`Decision::Allow`].
+    pub(crate) fn by_policy(
+        decision: Decision,
+        caller: Option<&VerifiedSvid>,
+        wire: Wire,
+        realm: &Realm,
+    ) -> Self {
+        let reason = match (decision, caller) {
+            (Decision::AuthenticationRequired, None) => RejectionReason::Missing,
+            _ => RejectionReason::NotAllowed,
+        };
+        let rejection = Self::of_caller(reason, caller, wire, realm);
+        match decision.reason() {
+            Some(reason) => rejection.because(reason),
+            None => rejection,
+        }
     }
 
     pub(crate) fn of_caller(
@@ -318,14 +332,6 @@ impl Rejection {
     /// The same rejection with one answer for every invalid token; `reason` and the details stay.
     pub(crate) fn uniform(self) -> Self {
         self.changed(|inner| inner.uniform = true)
-    }
-
-    /// The same rejection with the reason of this decision, if it has one.
-    pub(crate) fn because_of(self, decision: Decision) -> Self {
-        match decision.reason() {
-            Some(reason) => self.because(reason),
-            None => self,
-        }
     }
 
     /// Returns the same rejection with a reason for the log line (see
