@@ -272,6 +272,7 @@ mod future;
 mod gate;
 mod grpc_policy;
 mod grpc_web_frames;
+mod held;
 mod late;
 mod layer;
 mod original_uri;

@@ -19,6 +19,7 @@ use self::decisions::{Decisions, Key};
 pub use self::future::AskPolicyFuture;
 pub use self::service::AskPolicyService;
 use super::async_policy::{AskPolicy, AsyncDecision, DecisionFuture};
+use super::gate::Judged;
 use super::layer::{Shared, ValidateJwtSvidLayer};
 use super::policy::{self, Decision};
 use super::rejection::{DefaultOnReject, PolicyFailure, Rejection, RejectionReason};
@@ -158,10 +159,26 @@ impl<R> Asking<R> {
             && self.shared.gate.decide_anonymous(parts) == Decision::Allow
     }
 
-    /// Returns the rejection that follows from this outcome; `None` if the request is allowed.
+    /// Returns the verdict that follows from this outcome. `denied` is the decision about the
+    /// caller, if the outcome is about an anonymous one.
+    fn verdict(
+        &self,
+        judged: Judged,
+        outcome: Outcome,
+        denied: Option<AsyncDecision>,
+        caller: Option<&VerifiedSvid>,
+        parts: &Parts,
+    ) -> Judged {
+        match self.rejection(outcome, denied, caller, parts) {
+            Some(rejection) => judged.denied(rejection),
+            None => judged,
+        }
+    }
+
     fn rejection(
         &self,
         outcome: Outcome,
+        denied: Option<AsyncDecision>,
         caller: Option<&VerifiedSvid>,
         parts: &Parts,
     ) -> Option<Rejection> {
@@ -182,12 +199,11 @@ impl<R> Asking<R> {
                 });
             }
         };
-        let reason = match (decision.decision, caller) {
-            (Decision::Allow, _) => return None,
-            (Decision::AuthenticationRequired, None) => RejectionReason::Missing,
-            _ => RejectionReason::NotAllowed,
-        };
-        let rejection = Rejection::of_caller(reason, caller, gate.wire(parts), &gate.realm);
+        if decision.decision == Decision::Allow {
+            return None;
+        }
+        let wire = gate.wire(parts);
+        let rejection = Rejection::by_policy(decision.decision, caller, wire, &gate.realm);
         Some(match decision.reason {
             Some(reason) => rejection.because(reason),
             None => rejection,
