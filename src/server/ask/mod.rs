@@ -17,6 +17,7 @@ use tower_layer::Layer;
 
 use self::decisions::{Decisions, Key};
 pub use self::future::AskPolicyFuture;
+use self::future::preferred;
 pub use self::service::AskPolicyService;
 use super::async_policy::{AskPolicy, AsyncDecision, DecisionFuture};
 use super::gate::Judged;
@@ -186,6 +187,8 @@ impl<R> Asking<R> {
         let decision = match (outcome, &self.ask.fallback) {
             (Outcome::Decided(decision), _) => decision,
             (Outcome::Failed(..), Some(fallback)) => match caller {
+                // The policy has decided about this caller.
+                _ if denied.is_some() => preferred(denied, fallback.decide(None, parts).into()),
                 Some(caller) => policy::decide_verified(&**fallback, caller, parts).into(),
                 None => fallback.decide(None, parts).into(),
             },
