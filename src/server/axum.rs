@@ -6,7 +6,8 @@ use axum_core::response::{IntoResponse, Response};
 use http::request::Parts;
 
 use super::caller::{self, Answers, CallerState, NoCaller};
-use super::rejection::{HandlerRejection, Rejection, RejectionReason};
+use super::reason::RejectionReason;
+use super::rejection::{HandlerRejection, Rejection};
 use crate::verify::VerifiedSvid;
 
 /// The verified caller. Rejects with 401 if there is none; the layer answers that as its own

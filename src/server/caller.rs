@@ -5,7 +5,8 @@ use http::{Extensions, HeaderName};
 
 use super::protocol::Wire;
 use super::realm::Realm;
-use super::rejection::{Rejection, RejectionReason};
+use super::reason::RejectionReason;
+use super::rejection::Rejection;
 use crate::verify::VerifiedSvid;
 
 /// Who called. A [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer) leaves it in the extensions

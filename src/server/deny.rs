@@ -6,7 +6,8 @@ use super::caller::{self, NoCaller};
 use super::late::copied_parts;
 use super::protocol::Wire;
 use super::realm::Realm;
-use super::rejection::{HandlerRejection, PolicyFailure, Rejection, RejectionReason};
+use super::reason::{PolicyFailure, RejectionReason};
+use super::rejection::{HandlerRejection, Rejection};
 
 /// Rejections by your own middleware or handler, inside a
 /// [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer).

@@ -23,7 +23,7 @@ use tower_service::Service;
 use super::caller::CallerState;
 use super::grpc_web_frames::{GrpcWebFrames, Place, TRAILERS};
 use super::protocol::Wire;
-use super::rejection::RejectionReason;
+use super::reason::RejectionReason;
 use super::telemetry::Telemetry;
 use crate::clock::{Clock, UnixTime};
 use crate::identity::SpiffeId;

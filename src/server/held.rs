@@ -18,7 +18,8 @@ use tower_service::Service;
 use super::future::{ResponseFuture, release};
 use super::gate::{Judged, Mode};
 use super::layer::Shared;
-use super::rejection::{OnReject, Rejection};
+use super::on_reject::OnReject;
+use super::rejection::Rejection;
 use crate::verify::Sight;
 
 /// What a request waits for. Dropping it frees what it holds.

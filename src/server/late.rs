@@ -16,8 +16,9 @@ use http::{Request, Response, Version};
 use super::caller::CallerState;
 use super::drain;
 use super::layer::Shared;
+use super::on_reject::OnReject;
 use super::protocol::Wire;
-use super::rejection::{HandlerRejection, OnReject, Rejection};
+use super::rejection::{HandlerRejection, Rejection};
 
 /// A drain of the body that the handler had.
 pub(crate) type AnyDrain = Pin<Box<dyn Future<Output = bool> + Send>>;

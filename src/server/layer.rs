@@ -14,10 +14,11 @@ use super::allow_callers::AllowCallersLayer;
 use super::drain::DrainLimits;
 use super::future::ResponseFuture;
 use super::gate::{Gate, Judged, Mode, TokenHeaders};
+use super::on_reject::DefaultOnReject;
 use super::policy::Policy;
 use super::protocol::Protocol;
 use super::realm::{InvalidRealm, Realm};
-use super::rejection::{DefaultOnReject, Rejection};
+use super::rejection::Rejection;
 use super::service::ValidateJwtSvid;
 #[cfg(feature = "tower-http")]
 use super::tower_http::JwtSvidValidateRequest;
@@ -299,7 +300,7 @@ impl<R> Shared<R> {
     /// The answer to one who is not admitted.
     pub(crate) fn refuse<B>(&self, rejection: Rejection, parts: &Parts) -> Response<B>
     where
-        R: super::rejection::OnReject<B>,
+        R: super::on_reject::OnReject<B>,
     {
         let mut response = self.on_reject.respond(&rejection, parts);
         rejection.settle(&mut response);
@@ -316,7 +317,7 @@ impl<R> Shared<R> {
     ) -> ResponseFuture<S::Future, ReqBody, ResBody>
     where
         S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
-        R: super::rejection::OnReject<ResBody>,
+        R: super::on_reject::OnReject<ResBody>,
         ReqBody: Body + 'static,
     {
         match self.gate.apply(&mut parts, judged) {

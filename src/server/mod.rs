@@ -257,6 +257,7 @@
 //! The answers that an [`EndAtExpiryLayer`] ends are counted too, and told of once in that time. No
 //! token stands in any of them.
 
+mod allow;
 mod allow_callers;
 mod ask;
 mod async_policy;
@@ -275,13 +276,16 @@ mod grpc_web_frames;
 mod held;
 mod late;
 mod layer;
+mod on_reject;
 mod original_uri;
 mod policy;
 mod policy_error;
 mod protocol;
 mod realm;
+mod reason;
 mod rejection;
 mod service;
+mod swap_policy;
 mod telemetry;
 #[cfg(feature = "tonic")]
 mod tonic;
@@ -289,6 +293,7 @@ mod tonic;
 mod tower_http;
 mod wait_for_key;
 
+pub use allow::Allow;
 pub use allow_callers::{AllowCallers, AllowCallersLayer};
 pub use ask::{AskPolicyFuture, AskPolicyLayer, AskPolicyService};
 pub use async_policy::{AskPolicy, AsyncDecision, AsyncPolicy, DecisionFuture, PolicyUnavailable};
@@ -300,13 +305,16 @@ pub use end_at_expiry::{
 pub use future::ResponseFuture;
 pub use grpc_policy::{GrpcPolicy, GrpcPolicyBuilder};
 pub use layer::ValidateJwtSvidLayer;
+pub use on_reject::{DefaultOnReject, OnReject};
 pub use original_uri::original_uri;
-pub use policy::{Allow, Decision, Policy, SwapPolicy};
+pub use policy::{Decision, Policy};
 pub use policy_error::PolicyError;
 pub use protocol::Protocol;
 pub use realm::InvalidRealm;
-pub use rejection::{DefaultOnReject, OnReject, PolicyFailure, Rejection, RejectionReason};
+pub use reason::{PolicyFailure, RejectionReason};
+pub use rejection::Rejection;
 pub use service::ValidateJwtSvid;
+pub use swap_policy::SwapPolicy;
 #[cfg(feature = "tower-http")]
 pub use tower_http::JwtSvidValidateRequest;
 pub use wait_for_key::{UnknownKeyWait, WaitForKey, WaitForKeyLayer, WaitFuture};

@@ -10,7 +10,7 @@ use tower_service::Service;
 
 use super::future::ResponseFuture;
 use super::layer::Shared;
-use super::rejection::{DefaultOnReject, OnReject};
+use super::on_reject::{DefaultOnReject, OnReject};
 use crate::verify::Sight;
 
 /// The service that a [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer) makes.

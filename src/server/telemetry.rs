@@ -8,7 +8,8 @@ use quick_cache::DefaultHashBuilder;
 use tracing::{Span, field};
 
 use super::caller::CallerState;
-use super::rejection::{Rejection, RejectionReason};
+use super::reason::RejectionReason;
+use super::rejection::Rejection;
 use crate::clock::Clock;
 use crate::identity::SpiffeId;
 use crate::metrics::{Admission, MetricsRecorder, Shielded};

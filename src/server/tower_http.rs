@@ -9,7 +9,7 @@ use http::{Request, Response};
 use tower_http::validate_request::ValidateRequest;
 
 use super::layer::Shared;
-use super::rejection::{DefaultOnReject, OnReject};
+use super::on_reject::{DefaultOnReject, OnReject};
 use crate::verify::Sight;
 
 /// The layer's verdict as a [`ValidateRequest`]; made by

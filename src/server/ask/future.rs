@@ -17,7 +17,7 @@ use crate::server::gate::Judged;
 use crate::server::held::{HeldFuture, Wait};
 use crate::server::layer::Shared;
 use crate::server::policy::Decision;
-use crate::server::rejection::PolicyFailure;
+use crate::server::reason::PolicyFailure;
 use crate::verify::VerifiedSvid;
 
 /// The future of [`AskPolicyService`](super::AskPolicyService).

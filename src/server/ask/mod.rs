@@ -22,8 +22,10 @@ pub use self::service::AskPolicyService;
 use super::async_policy::{AskPolicy, AsyncDecision, DecisionFuture};
 use super::gate::Judged;
 use super::layer::{Shared, ValidateJwtSvidLayer};
+use super::on_reject::DefaultOnReject;
 use super::policy::{self, Decision};
-use super::rejection::{DefaultOnReject, PolicyFailure, Rejection, RejectionReason};
+use super::reason::{PolicyFailure, RejectionReason};
+use super::rejection::Rejection;
 use crate::verify::VerifiedSvid;
 
 /// A [`ValidateJwtSvidLayer`] that asks an asynchronous policy; made by its

@@ -10,7 +10,7 @@ use tower_service::Service;
 
 use super::Asking;
 use super::future::{AskPolicyFuture, Question};
-use crate::server::rejection::{DefaultOnReject, OnReject};
+use crate::server::on_reject::{DefaultOnReject, OnReject};
 use crate::verify::Sight;
 
 /// The service that an [`AskPolicyLayer`](super::AskPolicyLayer) makes.

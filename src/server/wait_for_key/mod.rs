@@ -21,7 +21,7 @@ pub use self::future::WaitFuture;
 pub(crate) use self::room::Room;
 pub use self::service::WaitForKey;
 use super::layer::Shared;
-use super::rejection::DefaultOnReject;
+use super::on_reject::DefaultOnReject;
 
 /// How long, and for how many at once, an unknown key is waited for.
 ///

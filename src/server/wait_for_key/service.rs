@@ -11,7 +11,7 @@ use tower_service::Service;
 use super::future::{WaitFuture, Waiting};
 use super::room::Room;
 use crate::server::layer::Shared;
-use crate::server::rejection::{DefaultOnReject, OnReject};
+use crate::server::on_reject::{DefaultOnReject, OnReject};
 use crate::verify::Sight;
 
 /// The service that a [`WaitForKeyLayer`](super::WaitForKeyLayer) makes.
