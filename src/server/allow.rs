@@ -66,7 +66,7 @@ enum Rule {
 }
 
 impl Allow {
-    /// Exactly this SPIFFE ID.
+    /// Allows exactly this SPIFFE ID.
     ///
     /// # Errors
     /// The text is not a SPIFFE ID.
@@ -78,10 +78,10 @@ impl Allow {
         Ok(Self(Rule::Ids(SpiffeIdMatcher::id(spiffe_id(id)?))))
     }
 
-    /// Exactly these SPIFFE IDs.
+    /// Allows exactly these SPIFFE IDs.
     ///
     /// # Errors
-    /// There is none, or one of the texts is not a SPIFFE ID.
+    /// The list is empty, or one of the texts is not a SPIFFE ID.
     pub fn one_of<I>(ids: impl IntoIterator<Item = I>) -> Result<Self, PolicyError>
     where
         I: TryInto<SpiffeId> + AsRef<str>,
@@ -91,7 +91,7 @@ impl Allow {
         Self::matching(SpiffeIdMatcher::one_of(ids))
     }
 
-    /// Every ID of this trust domain (`example.org`, or its ID).
+    /// Allows every ID of this trust domain (`example.org`, or its ID).
     ///
     /// # Errors
     /// The text is not the name of a trust domain.
@@ -108,7 +108,7 @@ impl Allow {
         Ok(Self(Rule::Ids(SpiffeIdMatcher::trust_domain(trust_domain))))
     }
 
-    /// This ID and every ID below it, by whole path segments: `spiffe://x/web` admits
+    /// Allows this ID and every ID under it, by whole path segments: `spiffe://x/web` allows
     /// `spiffe://x/web` and `spiffe://x/web/1`, not `spiffe://x/webhook`.
     ///
     /// # Errors
@@ -123,10 +123,10 @@ impl Allow {
         )?))))
     }
 
-    /// Whomever this matcher matches.
+    /// Allows the callers that this matcher matches.
     ///
     /// # Errors
-    /// It matches nobody.
+    /// It can match no caller.
     pub fn matching(matcher: SpiffeIdMatcher) -> Result<Self, PolicyError> {
         if matcher.matches_nothing() {
             return Err(PolicyError::Empty);
@@ -134,24 +134,23 @@ impl Allow {
         Ok(Self(Rule::Ids(matcher)))
     }
 
-    /// Every workload that has a good token for us, of whatever trust domain. With federation that
-    /// is every workload of every federated trust domain too.
+    /// Allows every workload with a valid token, of any known trust domain. With federation this
+    /// includes every workload of every federated trust domain.
     pub fn any_trust_domain() -> Self {
         Self(Rule::Ids(SpiffeIdMatcher::any()))
     }
 
-    /// Allows everyone: anonymous callers and every verified caller, of whatever trust domain. A
-    /// request with an invalid token is still rejected.
+    /// Allows everyone: anonymous callers, and verified callers of any trust domain. A request with
+    /// an invalid token is still rejected.
     ///
-    /// For [`optional`](super::ValidateJwtSvidLayer::optional) layers, over which routes or
-    /// handlers ask for an identity where they need one. A
-    /// [`required`](super::ValidateJwtSvidLayer::required) layer rejects anonymous callers before
-    /// it asks for this rule.
+    /// It is for [`optional`](super::ValidateJwtSvidLayer::optional) layers around routes or handlers
+    /// that check the identity themselves. A [`required`](super::ValidateJwtSvidLayer::required)
+    /// layer rejects anonymous callers before it asks the policy.
     pub fn anyone() -> Self {
         Self(Rule::Anyone)
     }
 
-    /// Allows the verified callers for whom this closure returns `true`. The parts are those of the
+    /// Allows the verified callers for which this closure returns `true`. The parts are those of the
     /// request, its credential marked sensitive.
     ///
     /// ```
@@ -166,8 +165,8 @@ impl Allow {
         Self(Rule::Closure(Arc::new(allows)))
     }
 
-    /// Allows the verified callers whose token has this top-level claim. Claims mean what the
-    /// caller's trust domain says that they mean: combine this rule with one of the trust domain.
+    /// Allows the verified callers whose token has this top-level claim. Each trust domain
+    /// defines the meaning of its claims: combine this rule with one for the trust domain.
     ///
     /// The payload is parsed once per token, when a rule first asks for a claim. For nested claims
     /// use [`when`](Self::when) and [`VerifiedSvid::claims`].
@@ -268,7 +267,7 @@ where
     I: TryInto<SpiffeId> + AsRef<str>,
     SpiffeIdError: From<I::Error>,
 {
-    // A policy has many names, so the error says which one is meant.
+    // A policy has many IDs, so the error quotes the invalid one.
     let text = id.as_ref().to_owned();
     id.try_into().map_err(|error| {
         let error = error.into();

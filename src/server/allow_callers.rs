@@ -1,4 +1,4 @@
-//! A narrower policy for a part of a server: authorise again, do not authenticate again.
+//! A narrower policy for a part of a server: it authorizes again, and does not authenticate.
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,17 +25,17 @@ use super::telemetry::Telemetry;
 use crate::clock::{Clock, SystemClock};
 use crate::metrics::MetricsRecorder;
 
-/// Where a body cannot say it, this header says what is wrong with the server.
+/// The body can be of any type, so this header names the mistake in the server's stack.
 const MISWIRED: HeaderName = HeaderName::from_static("x-tower-spiffe-error");
 
-/// Narrows a route to fewer callers. It stands beneath a
-/// [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer), goes by the identity that that one left,
+/// Narrows a route to fewer callers. Put it inside a
+/// [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer): it uses the identity set by that layer,
 /// and never reads a token.
 ///
-/// A caller without a verified identity is anonymous: it is answered 401, unless the policy allows
-/// anonymous callers ([`Allow::anyone`](super::Allow::anyone), public methods) and the layer above
-/// let it pass. If `ValidateJwtSvidLayer` is missing from the stack, every request is answered 500,
-/// with a log line and a header that say so.
+/// A caller without a verified identity is anonymous. It gets 401, unless the policy allows
+/// anonymous callers ([`Allow::anyone`](super::Allow::anyone), public methods) and the outer layer
+/// let it pass. If `ValidateJwtSvidLayer` is missing from the stack, every request gets 500, with a
+/// header and a log line that name the mistake.
 ///
 /// ```
 /// use axum::{Router, routing::post};
@@ -75,8 +75,8 @@ struct Settings {
 // === impl AllowCallersLayer ===
 
 impl AllowCallersLayer {
-    /// Admits those whom this policy admits. Where the layer above is at hand, its
-    /// [`allow_callers`](super::ValidateJwtSvidLayer::allow_callers) makes one that answers as it does.
+    /// Allows the callers that this policy allows. To use the settings of the outer layer, call its
+    /// [`allow_callers`](super::ValidateJwtSvidLayer::allow_callers) instead.
     pub fn new(policy: impl Policy) -> Self {
         Self {
             shared: Arc::new(Shared {
@@ -95,7 +95,7 @@ impl AllowCallersLayer {
 }
 
 impl<R> AllowCallersLayer<R> {
-    /// Answers, counts and logs as the layer with this gate.
+    /// Responds, counts and logs as the layer with this gate.
     pub(super) fn inside(gate: &Gate, on_reject: Arc<R>, policy: impl Policy) -> Self {
         Self {
             shared: Arc::new(Shared {
@@ -121,7 +121,7 @@ impl<R> AllowCallersLayer<R> {
         self.configured(|settings| settings.protocol = Some(protocol))
     }
 
-    /// The realm that challenges name. The default is `spiffe`.
+    /// Sets the realm of challenges. The default is `spiffe`.
     ///
     /// # Errors
     /// The text cannot be quoted in a challenge.
@@ -130,20 +130,20 @@ impl<R> AllowCallersLayer<R> {
         Ok(self.configured(|settings| settings.realm = realm))
     }
 
-    /// Counts refusals there. Those whom it lets through were counted by the layer above.
+    /// Sets the recorder of rejections. The outer layer counts the requests that pass.
     #[must_use]
     pub fn metrics(self, recorder: Arc<dyn MetricsRecorder>) -> Self {
         self.configured(|settings| settings.telemetry.set_recorder(recorder))
     }
 
-    /// At most one log line per class of refusal and caller is written in this time. The default is
-    /// ten seconds.
+    /// Sets the interval in which at most one log line per class of rejection and caller is written.
+    /// The default is ten seconds.
     #[must_use]
     pub fn log_interval(self, interval: Duration) -> Self {
         self.configured(|settings| settings.telemetry.set_log_interval(interval))
     }
 
-    /// By which clock that time goes. The default is the system's.
+    /// Sets the clock of that interval. The default is the system's.
     #[must_use]
     pub fn clock(self, clock: Arc<dyn Clock>) -> Self {
         self.configured(|settings| settings.telemetry.set_clock(clock))
@@ -251,7 +251,7 @@ impl Settings {
 
 // === impl AllowCallers ===
 
-super::service::beneath!(AllowCallers<S, R>);
+super::service::inner_accessors!(AllowCallers<S, R>);
 
 impl<S, R, ReqBody, ResBody> Service<Request<ReqBody>> for AllowCallers<S, R>
 where
@@ -281,11 +281,11 @@ where
             }
             Err(rejection) => rejection,
         };
-        // Only of a verified caller is the trust domain more than a claim.
+        // Without a verified caller, the trust domain is only a claim.
         let is_verified = |_: &str| rejection.caller().is_some();
         settings
             .telemetry
-            .refused(&rejection, true, is_verified, &[]);
+            .rejected(&rejection, true, is_verified, &[]);
         let mut response = on_reject.respond(&rejection, &parts);
         if rejection.reason() == RejectionReason::NotWired {
             let text = HeaderValue::from_static(rejection.reason().description());

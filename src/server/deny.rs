@@ -12,8 +12,8 @@ use super::rejection::{HandlerRejection, Rejection};
 /// Rejections by your own middleware or handler, inside a
 /// [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer).
 ///
-/// The layer answers them as its own: through its `on_reject`, in its protocol and realm, counted
-/// and logged. In axum, return the [`Rejection`] as a response; in a tonic method, return
+/// The layer replaces them by its own responses: through its `on_reject`, in its protocol and realm,
+/// counted and logged. In axum, return the [`Rejection`] as a response; in a tonic method, return
 /// `tonic::Status::from(rejection)`; elsewhere return [`into_inner_response`].
 ///
 /// If the layer is missing from the stack, each of them is a rejection with status 500 (gRPC 13).
@@ -38,8 +38,8 @@ use super::rejection::{HandlerRejection, Rejection};
 ///
 /// [`into_inner_response`]: Rejection::into_inner_response
 impl Rejection {
-    /// Denies this request: 403, in gRPC `PERMISSION_DENIED`. The caller of the request, if it is
-    /// verified, stands in the log line.
+    /// Denies this request: 403, in gRPC `PERMISSION_DENIED`. The log line has the caller of the
+    /// request, if it is verified.
     pub fn denied<B>(request: &Request<B>) -> Self {
         Self::inside(request, RejectionReason::NotAllowed)
     }
@@ -50,7 +50,7 @@ impl Rejection {
         Self::inside(request, RejectionReason::Missing)
     }
 
-    /// Rejects this request because nobody can decide about it now: 503, in gRPC `UNAVAILABLE`.
+    /// Rejects this request because the policy cannot decide now: 503, in gRPC `UNAVAILABLE`.
     pub fn policy_unavailable<B>(request: &Request<B>) -> Self {
         let reason = RejectionReason::PolicyUnavailable(PolicyFailure::Failed);
         Self::inside(request, reason)
@@ -70,7 +70,7 @@ impl Rejection {
     }
 
     fn inside<B>(request: &Request<B>, reason: RejectionReason) -> Self {
-        // The layer rewords it: only without one is this form seen.
+        // The layer replaces this form; it is visible only without a layer.
         let (wire, realm) = (Wire::Http, &Realm::default());
         let rejection = match (caller::verified(request.extensions()), reason) {
             (Err(fault @ NoCaller::NotWired), _) => {

@@ -67,7 +67,7 @@ enum Rule {
 }
 
 impl GrpcPolicy {
-    /// Begins with every method denied.
+    /// Creates a builder that denies every method.
     pub fn deny_by_default() -> GrpcPolicyBuilder {
         GrpcPolicyBuilder {
             rules: Ok(Rules::default()),

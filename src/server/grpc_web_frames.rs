@@ -1,5 +1,5 @@
-//! Where a gRPC-Web body stands. Its trailers are a frame among the others (PROTOCOL-WEB of gRPC): put
-//! into the middle of a message they would be taken for a part of it.
+//! Finds the message boundaries of a gRPC-Web body. Its trailers are a frame in the body
+//! (PROTOCOL-WEB of gRPC); within a message, they would be read as a part of it.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -18,7 +18,7 @@ pub(crate) struct GrpcWebFrames {
     head_len: usize,
     left: usize,
     is_behind_trailers: bool,
-    // In text: letters that are no whole quad yet, and whether there was something else.
+    // In text mode: an incomplete quad of base64, and whether invalid base64 was seen.
     quad: [u8; 4],
     quad_len: usize,
     is_broken: bool,
@@ -42,7 +42,7 @@ impl GrpcWebFrames {
         }
     }
 
-    /// What is sent next; in text it is base64, each piece of it padded or not.
+    /// Reads the data that are sent next; in text mode base64, padded in pieces or as a whole.
     pub(crate) fn sent(&mut self, data: &[u8], text: bool) {
         if !text {
             self.bytes(data);

@@ -1,7 +1,7 @@
 //! Rejections made inside: by an extractor of an axum handler, by a tonic method, or by a middleware
 //! of the user ([`Rejection::denied`](super::Rejection::denied)).
 //!
-//! The layer answers them as its own: through its `on_reject`, counted, logged, and, if there is no
+//! The layer replaces them by its own: through its `on_reject`, counted, logged, and, if there is no
 //! verified caller, with the request's body drained. A middleware hands over the request that it
 //! rejects, so that requests of verified callers, which handlers do not reject, cost no copy.
 
@@ -66,7 +66,7 @@ impl<R> Shared<R> {
         let gate = &self.gate;
         let rejection = rejection.reworded(wire, &gate.realm, gate.uniform);
         gate.record_rejection(&rejection, true);
-        self.refuse(rejection, parts)
+        self.reject(rejection, parts)
     }
 }
 
@@ -81,7 +81,7 @@ pub(crate) fn copied_parts<B>(request: &Request<B>) -> Parts {
     parts
 }
 
-/// Answers a middleware that handed over the request it rejects.
+/// Replaces the response of a middleware that handed over the request it rejects.
 impl<B, R: OnReject<B>> Late<B> for Shared<R> {
     fn answer(self: Arc<Self>, response: Response<B>) -> (Response<B>, Option<AnyDrain>) {
         let Some((rejection, Some(parts))) =

@@ -9,7 +9,7 @@ use super::rejection::Rejection;
 /// [`on_reject`], or the default, [`DefaultOnReject`].
 ///
 /// The trait is sealed. It is public for bounds, and closures and functions implement it. To name
-/// the type of a layer with an answer of its own, use a function pointer:
+/// the type of a layer with its own responses, use a function pointer:
 ///
 /// ```
 /// use http::{Response, request::Parts};

@@ -1,4 +1,4 @@
-//! Who may call: the question after *who is it*.
+//! Policies: which verified or anonymous callers may make a request.
 
 use std::sync::Arc;
 
@@ -68,8 +68,8 @@ impl Decision {
     }
 }
 
-/// Decides who may call: [`Allow`](super::Allow), [`GrpcPolicy`](super::GrpcPolicy), [`SwapPolicy`](super::SwapPolicy), an `Arc` of
-/// a policy, or a type of your own. A closure becomes a policy by [`Allow::when`](super::Allow::when).
+/// Decides who may call: [`Allow`](super::Allow), [`GrpcPolicy`](super::GrpcPolicy),
+/// [`SwapPolicy`](super::SwapPolicy), an `Arc` of a policy, or a type of your own. A closure becomes a policy by [`Allow::when`](super::Allow::when).
 ///
 /// No caller gains by hiding its identity: if a policy allows an anonymous caller to make a
 /// request, the layers allow every verified caller to make it, whatever `decide` returns for that
@@ -146,7 +146,7 @@ impl<P: Policy + ?Sized> Policy for Arc<P> {
     }
 }
 
-/// Asks the policy about a verified caller, who is never worse off than an anonymous one.
+/// Asks the policy about a verified caller, which may do whatever an anonymous caller may.
 pub(crate) fn decide_verified(
     policy: &dyn Policy,
     caller: &VerifiedSvid,

@@ -14,18 +14,17 @@ use crate::verify::ValidateReason;
 pub enum RejectionReason {
     /// There is no bearer credential.
     Missing,
-    /// The header that should carry one bearer credential carries something else.
+    /// The header does not carry exactly one bearer credential.
     Malformed,
-    /// The token does not verify.
+    /// The token is invalid.
     Token(ValidateReason),
-    /// The token is good, and the policy does not admit its owner.
+    /// The policy denies this caller.
     NotAllowed,
-    /// Nobody can be judged now: our side's trouble.
+    /// Tokens cannot be verified now: the server has no bundles, or stale ones.
     BundlesUnavailable(BundlesUnavailable),
     /// The policy could not decide.
     PolicyUnavailable(PolicyFailure),
-    /// No [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer) stands above: the server is put
-    /// together wrongly.
+    /// [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer) is missing from the stack.
     NotWired,
 }
 
@@ -62,7 +61,7 @@ impl fmt::Display for PolicyFailure {
     }
 }
 
-/// What is said of a bad token.
+/// The response to an invalid token.
 pub(super) struct Answer {
     pub(super) description: &'static str,
     /// The challenge of the default realm.
@@ -71,7 +70,7 @@ pub(super) struct Answer {
 
 macro_rules! default_challenge {
     ($($more:literal),*) => {{
-        // Read through by the compiler, and once.
+        // Checked at compile time, and made once.
         static CHALLENGE: HeaderValue =
             HeaderValue::from_static(concat!("Bearer realm=\"spiffe\"", $($more),*));
         &CHALLENGE
@@ -92,8 +91,8 @@ macro_rules! answer {
 }
 
 impl RejectionReason {
-    /// A short name, fit for a label: `missing`, `malformed-header`, the class of the token's
-    /// fault ([`ValidateReason::as_str`]), `not-allowed`, `cannot-judge`, `policy-unavailable` or
+    /// Returns a short name for labels: `missing`, `malformed-header`, the class of the invalid
+    /// token ([`ValidateReason::as_str`]), `not-allowed`, `cannot-judge`, `policy-unavailable` or
     /// `not-wired`.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -107,7 +106,7 @@ impl RejectionReason {
         }
     }
 
-    /// The HTTP status that says so.
+    /// Returns the HTTP status.
     pub fn status(self) -> StatusCode {
         match self {
             Self::Malformed => StatusCode::BAD_REQUEST,
@@ -120,7 +119,7 @@ impl RejectionReason {
         }
     }
 
-    /// The gRPC status code that says so.
+    /// Returns the gRPC status code.
     pub fn grpc_code(self) -> GrpcCode {
         match self {
             Self::Missing | Self::Malformed | Self::Token(_) => GrpcCode::Unauthenticated,
@@ -130,7 +129,7 @@ impl RejectionReason {
         }
     }
 
-    /// What a caller is told, a fixed text per class.
+    /// Returns the text that the caller receives: a fixed text per class.
     pub fn description(self) -> &'static str {
         match self {
             Self::Missing => "a bearer token is required",
@@ -156,8 +155,8 @@ impl RejectionReason {
         }
     }
 
-    /// The challenge of the default realm, ready made: a flood of refusals pays for each that is
-    /// not. None where no credential would help.
+    /// The challenge of the default realm, made in advance, because rejections can come in floods.
+    /// `None` if no credential would help.
     pub(super) fn default_challenge(self) -> Option<&'static HeaderValue> {
         match self {
             Self::Missing => Some(default_challenge!()),

@@ -1,4 +1,4 @@
-//! Why a request was not admitted, and the answer that says so.
+//! Rejections: why a request was rejected, and its response.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -18,18 +18,18 @@ use crate::verify::{ValidateError, ValidateReason, VerifiedSvid};
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
-/// How long a caller should wait before asking again, where we cannot judge.
+/// How long a caller should wait before it retries a 503.
 const RETRY_AFTER_SECS: HeaderValue = HeaderValue::from_static("5");
 
 /// The longest reason of a policy, in bytes: one line of a log.
 const MAX_POLICY_REASON: usize = 256;
 
-/// Why a request was not admitted: to log, to count, and to answer with.
+/// Why a request was rejected: for logs, metrics and the response.
 ///
-/// None of the details stands in the answer, which has a fixed text per class or, with
-/// [`uniform_token_errors`](super::ValidateJwtSvidLayer::uniform_token_errors), one for every invalid
-/// token. A clone is one
-/// reference count. The layer also leaves it in the extensions of the response, for layers outside.
+/// The response contains none of the details. It has a fixed text per class or, with
+/// [`uniform_token_errors`](super::ValidateJwtSvidLayer::uniform_token_errors), one text for every
+/// invalid token. The layer also stores the rejection in the extensions of the response, for outer
+/// layers. Cloning it increments one reference count.
 #[derive(Clone, PartialEq)]
 pub struct Rejection(Arc<Inner>);
 
@@ -48,7 +48,7 @@ struct Inner {
     uniform: bool,
 }
 
-/// A request that was rejected. It says nothing about the rejection, so that all are equal.
+/// A request that was rejected. It is not a part of the rejection's value, so all are equal.
 #[derive(Clone)]
 struct RejectedRequest(Option<Arc<Parts>>);
 
@@ -73,7 +73,7 @@ impl Rejection {
         Self::build(reason, Some(error), None, wire, realm)
     }
 
-    /// What follows from this decision, which is not [`Decision::Allow`].
+    /// The rejection for this decision, which is not [`Decision::Allow`].
     pub(crate) fn by_policy(
         decision: Decision,
         caller: Option<&VerifiedSvid>,
@@ -175,23 +175,24 @@ impl Rejection {
         response.extensions_mut().insert(self);
     }
 
-    /// The class.
+    /// Returns the class.
     pub fn reason(&self) -> RejectionReason {
         self.0.reason
     }
 
-    /// What was wrong with the token, where it was looked at.
+    /// Returns the error of the token, if a token was checked.
     pub fn token_error(&self) -> Option<&ValidateError> {
         self.0.token_error.as_ref()
     }
 
-    /// The `kid` that the token named, bounded and escaped. Unverified: not for a metric's label.
+    /// Returns the `kid` of the token, bounded and escaped. It is unverified: do not use it as a
+    /// metric label.
     pub fn key_id(&self) -> Option<&str> {
         self.0.token_error.as_ref().and_then(ValidateError::key_id)
     }
 
-    /// The trust domain: of the verified caller, else the one that the token claimed, unverified
-    /// and not for a metric's label.
+    /// Returns the trust domain of the verified caller, or else the one that the token claims. The
+    /// latter is unverified: do not use it as a metric label.
     pub fn trust_domain(&self) -> Option<&str> {
         let claimed = || {
             self.0
@@ -206,13 +207,13 @@ impl Rejection {
             .or_else(claimed)
     }
 
-    /// Returns why the policy denied the request, in its own words, if it gave a reason: for logs.
-    /// It is part of no response.
+    /// Returns the policy's own reason for the denial, if it has one. It is for logs: no response
+    /// contains it.
     pub fn policy_reason(&self) -> Option<&str> {
         self.0.policy_reason.as_deref()
     }
 
-    /// Who called, where the token verified and the policy did not admit him.
+    /// Returns the caller, if its token is valid and the policy denied it.
     pub fn caller(&self) -> Option<&SpiffeId> {
         self.0.caller.as_ref()
     }
@@ -241,7 +242,7 @@ impl Rejection {
         self.0.uniform && self.is_about_the_token()
     }
 
-    /// The challenge of the answer in HTTP: none where no credential would help.
+    /// Returns the challenge of the HTTP response; `None` if no credential would help.
     pub fn challenge(&self) -> Option<HeaderValue> {
         let Inner { reason, realm, .. } = &*self.0;
         let ready_made = if self.is_uniform() {
@@ -259,17 +260,17 @@ impl Rejection {
         Some(realm.challenge(reason.error_code(), description))
     }
 
-    /// The default answer, in the protocol of the request, with an empty body.
+    /// Returns the default response, in the protocol of the server, with an empty body.
     pub fn response<B: Default>(&self) -> Response<B> {
         self.response_with(B::default())
     }
 
-    /// The default answer with a body of yours. In gRPC it should be an empty one.
+    /// Returns the default response with this body. In gRPC it should be empty.
     pub fn response_with<B>(&self, body: B) -> Response<B> {
         let reason = self.0.reason;
         let mut response = Response::new(body);
         if let Some(content_type) = self.0.wire.content_type() {
-            // Trailers only: the status stands in the headers, and the body has nothing.
+            // Trailers-only: the status is in the headers, and the body is empty.
             let headers = response.headers_mut();
             headers.insert(CONTENT_TYPE, content_type);
             headers.insert(GRPC_STATUS, u16::from(reason.grpc_code().as_u8()).into());
@@ -307,7 +308,7 @@ impl fmt::Debug for Rejection {
     }
 }
 
-/// What the caller is told; the details are for whoever asks for them.
+/// The text that the caller receives, without details.
 impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.description())

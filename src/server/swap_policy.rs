@@ -17,7 +17,7 @@ use crate::verify::VerifiedSvid;
 ///
 /// let policy = SwapPolicy::new(Allow::trust_domain("example.org")?);
 /// let in_the_layer = policy.clone();
-/// // Later, when the configuration changed: the next request is judged by the new one.
+/// // When the configuration has changed: the new policy decides from the next request on.
 /// policy.replace(Allow::id("spiffe://example.org/ops")?);
 /// # drop(in_the_layer);
 /// # Ok::<(), tower_spiffe::server::PolicyError>(())
@@ -26,12 +26,12 @@ use crate::verify::VerifiedSvid;
 pub struct SwapPolicy(Arc<ArcSwap<Box<dyn Policy>>>);
 
 impl SwapPolicy {
-    /// Begins with this policy.
+    /// Creates it with this policy.
     pub fn new(policy: impl Policy) -> Self {
         Self(Arc::new(ArcSwap::from_pointee(Box::new(policy))))
     }
 
-    /// From now on, this one decides.
+    /// Replaces the policy, from the next request on.
     pub fn replace(&self, policy: impl Policy) {
         self.0.store(Arc::new(Box::new(policy)));
     }

@@ -36,9 +36,9 @@ pub struct AskPolicyLayer<R = DefaultOnReject> {
 
 impl<R> ValidateJwtSvidLayer<R> {
     /// Asks this asynchronous policy about every request that the token and the synchronous policy
-    /// allow. Comes last: what it returns is configured.
+    /// allow. Call it last: the layer that it returns has no other settings.
     ///
-    /// Requests that the synchronous policy names public
+    /// Requests that are public by the synchronous policy
     /// ([`GrpcPolicyBuilder::public`](super::GrpcPolicyBuilder::public),
     /// [`Policy::is_public`](super::Policy::is_public)) are not asked about: probes do not depend on
     /// another service. While a request waits, it holds no permit of the inner service, which must

@@ -1,4 +1,4 @@
-//! The service that asks.
+//! The service of the layer.
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ impl<S, R> AskPolicyService<S, R> {
     }
 }
 
-crate::server::service::beneath!(AskPolicyService<S, R>);
+crate::server::service::inner_accessors!(AskPolicyService<S, R>);
 
 impl<S, R, ReqBody, ResBody> Service<Request<ReqBody>> for AskPolicyService<S, R>
 where

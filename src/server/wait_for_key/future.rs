@@ -16,8 +16,8 @@ use crate::server::held::{HeldFuture, Wait};
 use crate::server::layer::Shared;
 use crate::verify::Sight;
 
-/// So many changes of the bundles are looked at in a row. A source that tells of one after another, or
-/// of none that there is, must not keep the thread: on it the time runs that ends the wait.
+/// The most changes of the bundles that one poll handles. A source that reports changes without end
+/// must not block the thread, which also runs the timer.
 const MOST_CHANGES: usize = 16;
 
 type Changed = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -25,7 +25,7 @@ type Changed = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// The future of [`WaitForKey`](super::WaitForKey).
 pub type WaitFuture<S, R, ReqBody, ResBody> = HeldFuture<Waiting, S, R, ReqBody, ResBody>;
 
-/// A verdict that is not final before the bundles changed, or the time is up.
+/// A wait for a change of the bundles, until the time is up.
 pub struct Waiting {
     seat: Seat,
     changed: Changed,
@@ -82,7 +82,7 @@ impl<R> Wait<R> for Waiting {
     ) -> Poll<Judged> {
         for _ in 0..MOST_CHANGES {
             let is_over = self.time_up.as_mut().poll(cx).is_ready();
-            // Also when the time is up: whoever is asked late may find that the key has come.
+            // Also when the time is up: the key may have come before this poll.
             if self.changed.as_mut().poll(cx).is_ready() {
                 match judge_again(shared, parts) {
                     Ok((changed, rejection)) => {
@@ -104,18 +104,18 @@ impl<R> Wait<R> for Waiting {
             }
             self.seat.in_vain();
             shared.gate.telemetry.key_wait("in-vain");
-            return Poll::Ready(Judged::refused(self.rejection.clone()));
+            return Poll::Ready(Judged::rejected(self.rejection.clone()));
         }
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 }
 
-/// Judges anew. Where that still says *unknown key*, gives what resolves at a change of the bundles
-/// that this verdict has not seen; else the verdict.
+/// Checks the request again. If the key is still unknown, returns a future of the next change of the
+/// bundles; otherwise the verdict.
 fn judge_again<R>(shared: &Shared<R>, parts: &mut Parts) -> Result<(Changed, Rejection), Judged> {
     let source = shared.gate.validator.source();
-    // Read before the verdict: no change can fall between the two unseen.
+    // Read before the check, so that no change between the two is missed.
     let seen = source.revision();
     let judged = shared.gate.judge(parts, Sight::Again);
     let changed = judged

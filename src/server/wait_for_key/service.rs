@@ -1,4 +1,4 @@
-//! The service that can wait.
+//! The service of the layer.
 
 use std::fmt;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ impl<S, R> WaitForKey<S, R> {
     }
 }
 
-crate::server::service::beneath!(WaitForKey<S, R>);
+crate::server::service::inner_accessors!(WaitForKey<S, R>);
 
 impl<S, R, ReqBody, ResBody> Service<Request<ReqBody>> for WaitForKey<S, R>
 where
