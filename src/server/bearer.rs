@@ -143,7 +143,7 @@ mod tests {
     const MAX: usize = 8192;
 
     #[test]
-    fn token68_is_what_rfc_9110_section_11_2_says_byte_for_byte() {
+    fn token68_matches_rfc_9110_byte_for_byte() {
         let legal = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~+/";
         for byte in (0..=127).filter(|byte| *byte != b'=') {
             for at in [0, 1, 40, 64] {
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn none_or_another_scheme_is_missing() {
+    fn no_credential_or_another_scheme_is_missing() {
         assert_reads(&[], Credential::Absent);
         for value in [
             "Basic dXNlcjpwYXNz",
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a8_what_is_longer_than_a_token_may_be_is_not_looked_at() {
+    fn a8_too_long_tokens_are_not_read() {
         let exact = format!("Bearer {}", "a".repeat(MAX));
         assert_reads(&[exact.as_bytes()], Credential::Token(&"a".repeat(MAX)));
         for long in [
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn another_header_may_carry_the_token_bare() {
+    fn other_headers_may_carry_a_bare_token() {
         let name = HeaderName::from_static("x-jwt-svid");
         let read = |value: &'static str| {
             let mut headers = HeaderMap::new();

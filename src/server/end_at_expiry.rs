@@ -409,7 +409,7 @@ fn trailers() -> HeaderMap {
 
 impl fmt::Display for TokenExpired {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the caller's token expired while the answer was being sent")
+        f.write_str("the caller's token expired while the response was being sent")
     }
 }
 

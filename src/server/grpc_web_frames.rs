@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn between_two_messages_is_where_one_is_whole_however_it_is_cut() {
+    fn message_boundaries_are_found_in_any_pieces() {
         for size in 1..=BODY.len() {
             let (mut frames, mut sent) = (GrpcWebFrames::default(), 0);
             assert_eq!(frames.place(), Place::Between);
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn in_text_too_whether_it_is_padded_in_pieces_or_as_a_whole() {
+    fn text_boundaries_are_found_with_any_padding() {
         for size in 1..=BODY.len() {
             let (mut frames, mut sent) = (GrpcWebFrames::default(), 0);
             for piece in BODY.chunks(size) {
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_is_never_between() {
+    fn invalid_base64_is_within_a_message() {
         let mut frames = GrpcWebFrames::default();
         frames.sent(b"AAAA", true);
         frames.sent(b"A*==", true);

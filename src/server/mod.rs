@@ -26,9 +26,9 @@
 //! # }
 //! ```
 //!
-//! # Where it goes
+//! # Position in the stack
 //!
-//! - **axum**: around the finished router, `layer.layer(router)`, [as below](#axum).
+//! - **axum**: around the finished router, `layer.layer(router)`, see [axum](#axum).
 //!   `Router::layer` as its last call does the same: every route that is added after it is open.
 //!   `Router::route_layer` leaves open the fallback and the fallbacks of nested routers as well, and
 //!   panics on a router without routes. With feature `axum`, a handler takes a
@@ -42,7 +42,7 @@
 //!   `:authority`, and h2 resets such requests before any layer sees them (hyperium/h2#487). Set
 //!   the client's authority to a host name: `overrideAuthority("localhost")` in grpc-java, the
 //!   channel option `grpc.default_authority` in grpcio.
-//! - **a gateway** that forwards requests: see [below](#gateways).
+//! - **A gateway** that forwards requests: see [Gateways](#gateways).
 //! - **Response bodies without `Default`**: see [Compile errors](#compile-errors).
 //! - **Inside it**: [`AllowCallersLayer`] narrows a route to fewer callers, and
 //!   [`EndAtExpiryLayer`] ends streams when the token of their caller expires. Neither covers an
@@ -224,7 +224,7 @@
 //!
 //! | the compiler reports | fix |
 //! | --- | --- |
-//! | `DefaultOnReject` cannot make a rejection with a response body of type `…` | the body has no `Default`. If you can make one, set [`on_reject`](ValidateJwtSvidLayer::on_reject). If not (hyper's `Incoming`, the bodies of tower-http's `TraceLayer`, `TimeoutLayer` and others), add tower-http's `MapResponseBodyLayer::new(Body::new)` directly inside this layer, [as below](#bodies-without-default) |
+//! | `DefaultOnReject` cannot make a rejection with a response body of type `…` | the body has no `Default`. If you can make one, set [`on_reject`](ValidateJwtSvidLayer::on_reject). If not (hyper's `Incoming`, the bodies of tower-http's `TraceLayer`, `TimeoutLayer` and others), add tower-http's `MapResponseBodyLayer::new(Body::new)` directly inside this layer, see [Bodies without Default](#bodies-without-default) |
 //! | a closure is not a policy, or the types of its arguments are unknown | [`Allow::when`], which knows the types |
 //! | `VerifiedSvid` or [`CallerState`] is no argument of an axum handler (`FromRequestParts`) | feature `axum` |
 //! | no function `from_request` of `VerifiedSvid` | feature `tonic` |

@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn grpc_is_a_post_over_http2_of_that_content_type_and_nothing_else() {
+    fn only_http2_posts_of_the_content_type_are_grpc() {
         for content_type in [
             "application/grpc",
             "application/grpc+proto",
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chosen_protocol_does_not_ask_the_request() {
+    fn a_declared_protocol_ignores_the_request() {
         let grpc = parts(Method::POST, Version::HTTP_2, "application/grpc");
         assert_eq!(Protocol::Http.wire(&grpc), Wire::Http);
         let http = parts(Method::GET, Version::HTTP_11, "");

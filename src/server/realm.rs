@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a27_a_realm_that_cannot_be_quoted_is_refused() {
+    fn a27_an_unquotable_realm_is_an_error() {
         for realm in [
             "a\"b",
             "a\\b",

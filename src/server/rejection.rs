@@ -356,7 +356,7 @@ mod tests {
     use crate::server::PolicyFailure;
 
     #[test]
-    fn a_ready_made_challenge_is_what_would_be_written() {
+    fn ready_made_challenges_equal_written_ones() {
         use ValidateReason as Of;
         let bundles_unavailable = BundlesUnavailable::Stale;
         let tokens = [

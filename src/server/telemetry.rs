@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn a_federation_full_of_callers_does_not_grow_it_without_bound() {
+    fn many_callers_do_not_grow_it_without_bound() {
         let log = RejectionLog::new(10 * SECOND);
         let written = (0..10_000)
             .filter(|n| {

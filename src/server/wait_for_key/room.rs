@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a23_seats_are_bounded_and_the_door_stays_shut_after_a_wait_in_vain() {
+    fn a23_seats_are_bounded_and_a_failed_wait_pauses() {
         let clock = Arc::new(Hand(Mutex::default()));
         let wait = UnknownKeyWait::new(Duration::from_secs(1)).max_waiting(2);
         let room = Arc::new(Room::new(wait, clock.clone()));
