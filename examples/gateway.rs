@@ -2,7 +2,7 @@
 //! `cargo run --example gateway`.
 //!
 //! The caller's token does not leave the gateway, and headers that name a caller are the gateway's
-//! own. It brings an agent of its own (`testing::FakeAgent`), calls itself, and ends. In
+//! own. It starts its own agent (`testing::FakeAgent`), calls itself, and ends. In
 //! production the source is `JwtSource::new().await?`, and the upstream is reached over https.
 
 #![allow(clippy::print_stdout, reason = "it is there to be read")]
@@ -137,7 +137,7 @@ async fn main() -> Result<(), Error> {
     ] {
         let mut request = reqwest::Client::new()
             .get(format!("{base}/balance"))
-            // A caller that calls itself somebody else.
+            // A caller that claims to be another one.
             .header(CALLER, "spiffe://example.org/ops");
         if let Some(token) = token {
             request = request.header(AUTHORIZATION, token);

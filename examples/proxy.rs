@@ -1,8 +1,8 @@
 //! A proxy that forwards requests of known callers, without their tokens:
 //! `cargo run --example proxy`.
 //!
-//! Its bodies are hyper's `Incoming`, which nobody can make: so its refusals bring a body of their
-//! own. It uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own
+//! Its bodies are hyper's `Incoming`, which has no constructor, so its rejections have another body
+//! type. It uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own
 //! (`testing::FakeAgent`); it calls itself, and ends.
 
 #![allow(clippy::print_stdout, reason = "it is there to be read")]
@@ -76,7 +76,7 @@ async fn forward(
     Ok(client.request(request).await?.map(Either::Left))
 }
 
-/// What stands behind the proxy, and says what came through it.
+/// The upstream, which returns what it received.
 async fn behind(headers: HeaderMap) -> String {
     let token = headers.contains_key(AUTHORIZATION);
     format!(

@@ -1,4 +1,4 @@
-//! An axum server whose callers are known: `cargo run --example server_axum`.
+//! An axum server that authenticates its callers: `cargo run --example server_axum`.
 //!
 //! It uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own (`testing::FakeAgent`); it
 //! calls itself, and ends. In production the source is `JwtSource::new().await?`, and `main` ends
@@ -17,7 +17,7 @@ use tower_spiffe::{JwtSource, Validator, VerifiedSvid};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// What callers name as the audience of their tokens: this service.
+/// The audience of the callers' tokens: this service.
 const REPORTS: &str = "spiffe://example.org/reports";
 
 /// The service. The layer goes around the finished router: `Router::route_layer` would leave the
@@ -72,7 +72,7 @@ async fn main() -> Result<(), Error> {
     }
     for (caller, method, path, expected) in calls {
         let mut request = reqwest::Client::new().request(method.parse()?, format!("{base}{path}"));
-        let mut name = "nobody";
+        let mut name = "anonymous";
         if let Some((id, token)) = caller {
             name = id;
             request = request.header(AUTHORIZATION, token);

@@ -1,4 +1,4 @@
-//! A plain hyper server, on a Unix socket, whose callers are known:
+//! A plain hyper server, on a Unix socket, that authenticates its callers:
 //! `cargo run --example server_hyper`.
 //!
 //! It uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own (`testing::FakeAgent`); it

@@ -95,7 +95,7 @@ async fn main() -> Result<(), Error> {
     }
     for (caller, method, expected) in calls {
         let mut request = Request::new("march".to_owned());
-        let mut name = "nobody";
+        let mut name = "anonymous";
         if let Some((id, token)) = caller {
             name = id;
             let token = format!("Bearer {token}");

@@ -1,4 +1,4 @@
-//! The verdict in tower-http's own `ValidateRequestHeaderLayer`, among the other layers of a stack:
+//! The layer in tower-http's own `ValidateRequestHeaderLayer`, in a stack with other layers:
 //! `cargo run --example server_tower_http`.
 //!
 //! It uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own (`testing::FakeAgent`); it
@@ -41,10 +41,10 @@ async fn main() -> Result<(), Error> {
     let stack = ServiceBuilder::new()
         // axum serves bodies of its own type; tracing wraps them.
         .layer(MapResponseBodyLayer::new(Body::new))
-        // What traces requests stands outside, so credentials are marked before it.
+        // The trace layer is outside of ours, so credentials are marked before it.
         .layer(SetSensitiveRequestHeadersLayer::new([AUTHORIZATION]))
         .layer(TraceLayer::new_for_http())
-        // The body type is that of the refusals: the router's own.
+        // The body type of the rejections: the router's own.
         .layer(ValidateRequestHeaderLayer::custom(
             svid.into_validate_request::<Body>(),
         ));
@@ -61,7 +61,7 @@ async fn main() -> Result<(), Error> {
     for (what, token, path, expected) in [
         (me.as_str(), Some(&ours), "/reports", 200),
         ("for another audience", Some(&for_another), "/reports", 401),
-        ("nobody", None, "/no/such/path", 401),
+        ("anonymous", None, "/no/such/path", 401),
     ] {
         let mut request = reqwest::Client::new().get(format!("{base}{path}"));
         if let Some(value) = token {
