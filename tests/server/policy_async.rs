@@ -183,7 +183,7 @@ async fn only_allowed_requests_are_asked_about() {
 }
 
 #[tokio::test]
-async fn a_verified_caller_may_what_anonymous_ones_may() {
+async fn a_verified_caller_may_do_what_anonymous_callers_may() {
     let world = World::new();
     let fake = Fake::new(|caller, _| match caller {
         None => Ok(Decision::Allow.into()),
