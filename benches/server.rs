@@ -1,17 +1,17 @@
-//! What the layer costs, each figure against something measured in the same run.
+//! The cost of the layer, each figure relative to another of the same run.
 //!
-//! `cargo bench --bench server` measures the rows of this table, prints for each what it is, its
-//! bar and whether that is held, and fails where one is missed; `-- "layer call"` takes only those
-//! of that name. What allocates, and how often, is a test: `tests/server/costs.rs`.
+//! `cargo bench --bench server` measures the rows of this table, prints each with its bar, and
+//! fails if a bar is missed; `-- "layer call"` selects rows by name. Allocations are counted by a
+//! test: `tests/server/costs.rs`.
 //!
 //! | what | bar | rows |
 //! | --- | --- | --- |
-//! | a call whose token was seen before, above one of the service beneath, which does nothing | 250 ns | `layer call/hit, above the bare service`, and the same of the layer that can wait |
-//! | a call whose asynchronous policy decides at once, above one without such a policy | 500 ns | `layer call/hit, that asks a policy, above the layer` |
-//! | a refusal, answer included, with rubbish of 1 MiB, against 8 KiB and a byte | 1.1 × | `layer call/1 MiB of rubbish` |
-//! | a call of a known key, in a flood of 10,000 tokens a second of made-up keys, which wait; against the same flood at another server's layer, which refuses it at once | 1.1 × | `made-up keys/p50 of a known one`, `made-up keys/p99 of a known one` |
+//! | a call whose token was seen before, minus one of the inner service, which does nothing | 250 ns | `layer call/hit, above the bare service`, and the same of the layer that can wait |
+//! | a call whose asynchronous policy decides at once, minus one without such a policy | 500 ns | `layer call/hit, that asks a policy, above the layer` |
+//! | a rejection with its response, of an invalid token of 1 MiB, relative to 8 KiB and a byte | 1.1 × | `layer call/1 MiB of rubbish` |
+//! | a call of a known key, in a flood of 10,000 tokens a second of made-up keys, which wait; relative to the same flood at another server's layer, which rejects it immediately | 1.1 × | `made-up keys/p50 of a known one`, `made-up keys/p99 of a known one` |
 //!
-//! What stands under `refused, above the bare service` has no bar; instructions are counted of it.
+//! The rows of `refused, above the bare service` have no bar; their instructions are counted.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -123,7 +123,7 @@ fn time(service: &mut impl Answers, authorization: Option<&HeaderValue>) -> f64 
     all / CALLS as f64
 }
 
-/// What a call of the guarded takes longer than one of the bare service.
+/// The time of a guarded call, minus that of the bare service.
 fn above(guarded: &mut impl Answers, authorization: Option<&HeaderValue>) -> Round {
     let [bare, guarded] = in_turns(
         500,
@@ -199,15 +199,15 @@ fn layer_call(criterion: &mut Criterion, judge: &mut Judge) {
     }
 }
 
-/// A token that nobody signed, of a key that nobody has.
+/// A token with an invalid signature, of an unknown key.
 fn made_up(issuer: &Issuer, n: usize) -> HeaderValue {
     let token = issuer.token(WEB, AUDIENCE).expires_in(HOUR);
     let token = token.header("kid", format!("made-up-{n}"));
     token.signature([7; 64]).bearer()
 }
 
-/// Ten thousand tokens of made-up keys a second, until `done`; more of them wait than there is room
-/// for, and rooms open again and again.
+/// Sends ten thousand tokens of made-up keys a second, until `done`: more than may wait, and over
+/// several pauses.
 fn flood(service: &mut impl Answers, tokens: &[HeaderValue], done: &AtomicBool) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -221,7 +221,7 @@ fn flood(service: &mut impl Answers, tokens: &[HeaderValue], done: &AtomicBool) 
             ticks.tick().await;
             for token in tokens.by_ref().take(10) {
                 let mut answer: Pin<Box<_>> = Box::pin(service.call(request(Some(token))));
-                // Only those who wait are worth a task.
+                // Only requests that wait need a task.
                 let now = answer
                     .as_mut()
                     .poll(&mut Context::from_waker(Waker::noop()));
@@ -235,7 +235,7 @@ fn flood(service: &mut impl Answers, tokens: &[HeaderValue], done: &AtomicBool) 
     });
 }
 
-/// The p50 and p99 of calls in a spell, in nanoseconds.
+/// The p50 and p99 of calls in a period, in nanoseconds.
 fn spell(service: &mut impl Answers, authorization: &HeaderValue) -> [f64; 2] {
     let mut times = Vec::with_capacity(1 << 18);
     let end = Instant::now() + Duration::from_millis(200);

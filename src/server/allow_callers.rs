@@ -1,4 +1,4 @@
-//! A narrower policy for a part of a server: authorise again, do not authenticate again.
+//! A narrower policy for a part of a server: it authorizes again, and does not authenticate.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,25 +15,27 @@ use super::caller;
 use super::drain::DrainLimits;
 use super::future::ResponseFuture;
 use super::gate::Gate;
+use super::on_reject::{DefaultOnReject, OnReject};
 use super::policy::{self, Decision, Policy};
 use super::protocol::Protocol;
 use super::realm::{InvalidRealm, Realm};
-use super::rejection::{DefaultOnReject, OnReject, Rejection, RejectionReason};
+use super::reason::RejectionReason;
+use super::rejection::Rejection;
 use super::telemetry::Telemetry;
 use crate::clock::{Clock, SystemClock};
 use crate::metrics::MetricsRecorder;
 
-/// Where a body cannot say it, this header says what is wrong with the server.
+/// The body can be of any type, so this header names the mistake in the server's stack.
 const MISWIRED: HeaderName = HeaderName::from_static("x-tower-spiffe-error");
 
-/// Narrows a route to fewer callers. It stands beneath a
-/// [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer), goes by the identity that that one left,
+/// Narrows a route to fewer callers. Put it inside a
+/// [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer): it uses the identity set by that layer,
 /// and never reads a token.
 ///
-/// A caller without a verified identity is anonymous: it is answered 401, unless the policy allows
-/// anonymous callers ([`Allow::anyone`](super::Allow::anyone), public methods) and the layer above
-/// let it pass. If `ValidateJwtSvidLayer` is missing from the stack, every request is answered 500,
-/// with a log line and a header that say so.
+/// A caller without a verified identity is anonymous. It gets 401, unless the policy allows
+/// anonymous callers ([`Allow::anyone`](super::Allow::anyone), public methods) and the outer layer
+/// let it pass. If `ValidateJwtSvidLayer` is missing from the stack, every request gets 500, with a
+/// header and a log line that name the mistake.
 ///
 /// ```
 /// use axum::{Router, routing::post};
@@ -55,30 +57,37 @@ pub struct AllowCallers<S, R = DefaultOnReject> {
 }
 
 struct Shared<R> {
+    settings: Settings,
+    on_reject: Arc<R>,
+}
+
+#[derive(Clone)]
+struct Settings {
     policy: Arc<dyn Policy>,
     protocol: Option<Protocol>,
-    // Of the layer that this one was made by: what it implies holds here too.
+    // Of the layer that made this one: its protocol is the default here too.
     outer: Option<Arc<dyn Policy>>,
     realm: Realm,
     telemetry: Telemetry,
     drain: DrainLimits,
-    on_reject: Arc<R>,
 }
 
 // === impl AllowCallersLayer ===
 
 impl AllowCallersLayer {
-    /// Admits those whom this policy admits. Where the layer above is at hand, its
-    /// [`allow_callers`](super::ValidateJwtSvidLayer::allow_callers) makes one that answers as it does.
+    /// Allows the callers that this policy allows. To use the settings of the outer layer, call its
+    /// [`allow_callers`](super::ValidateJwtSvidLayer::allow_callers) instead.
     pub fn new(policy: impl Policy) -> Self {
         Self {
             shared: Arc::new(Shared {
-                policy: Arc::new(policy),
-                protocol: None,
-                outer: None,
-                realm: Realm::default(),
-                telemetry: Telemetry::new(SystemClock::shared()),
-                drain: DrainLimits::default(),
+                settings: Settings {
+                    policy: Arc::new(policy),
+                    protocol: None,
+                    outer: None,
+                    realm: Realm::default(),
+                    telemetry: Telemetry::new(SystemClock::shared()),
+                    drain: DrainLimits::default(),
+                },
                 on_reject: Arc::new(DefaultOnReject::default()),
             }),
         }
@@ -86,16 +95,18 @@ impl AllowCallersLayer {
 }
 
 impl<R> AllowCallersLayer<R> {
-    /// Answers, counts and logs as the layer with this gate.
+    /// Responds, counts and logs as the layer with this gate.
     pub(super) fn inside(gate: &Gate, on_reject: Arc<R>, policy: impl Policy) -> Self {
         Self {
             shared: Arc::new(Shared {
-                policy: Arc::new(policy),
-                protocol: gate.protocol,
-                outer: Some(gate.policy.clone()),
-                realm: gate.realm.clone(),
-                telemetry: gate.telemetry.clone(),
-                drain: gate.drain.clone(),
+                settings: Settings {
+                    policy: Arc::new(policy),
+                    protocol: gate.protocol,
+                    outer: Some(gate.policy.clone()),
+                    realm: gate.realm.clone(),
+                    telemetry: gate.telemetry.clone(),
+                    drain: gate.drain,
+                },
                 on_reject,
             }),
         }
@@ -107,42 +118,42 @@ impl<R> AllowCallersLayer<R> {
     /// [`Protocol::Http`].
     #[must_use]
     pub fn protocol(self, protocol: Protocol) -> Self {
-        self.configured(|shared| shared.protocol = Some(protocol))
+        self.configured(|settings| settings.protocol = Some(protocol))
     }
 
-    /// The realm that challenges name. The default is `spiffe`.
+    /// Sets the realm of challenges. The default is `spiffe`.
     ///
     /// # Errors
     /// The text cannot be quoted in a challenge.
     pub fn realm(self, realm: &str) -> Result<Self, InvalidRealm> {
         let realm = Realm::new(realm)?;
-        Ok(self.configured(|shared| shared.realm = realm))
+        Ok(self.configured(|settings| settings.realm = realm))
     }
 
-    /// Counts refusals there. Those whom it lets through were counted by the layer above.
+    /// Sets the recorder of rejections. The outer layer counts the requests that pass.
     #[must_use]
     pub fn metrics(self, recorder: Arc<dyn MetricsRecorder>) -> Self {
-        self.configured(|shared| shared.telemetry.set_recorder(recorder))
+        self.configured(|settings| settings.telemetry.set_recorder(recorder))
     }
 
-    /// At most one log line per class of refusal and caller is written in this time. The default is
-    /// ten seconds.
+    /// Sets the interval in which at most one log line per class of rejection and caller is written.
+    /// The default is ten seconds.
     #[must_use]
     pub fn log_interval(self, interval: Duration) -> Self {
-        self.configured(|shared| shared.telemetry.set_log_interval(interval))
+        self.configured(|settings| settings.telemetry.set_log_interval(interval))
     }
 
-    /// By which clock that time goes. The default is the system's.
+    /// Sets the clock of that interval. The default is the system's.
     #[must_use]
     pub fn clock(self, clock: Arc<dyn Clock>) -> Self {
-        self.configured(|shared| shared.telemetry.set_clock(clock))
+        self.configured(|settings| settings.telemetry.set_clock(clock))
     }
 
     /// Limits how much of a rejected request's unread body is read over HTTP/1, and for how long.
     /// See the [outer layer's method](super::ValidateJwtSvidLayer::drain_rejected).
     #[must_use]
     pub fn drain_rejected(self, max_bytes: u64, max_time: Duration) -> Self {
-        self.configured(|shared| shared.drain = DrainLimits::new(max_bytes, max_time))
+        self.configured(|settings| settings.drain = DrainLimits::new(max_bytes, max_time))
     }
 
     /// Sets the response to rejected requests. See the
@@ -152,35 +163,23 @@ impl<R> AllowCallersLayer<R> {
     where
         F: Fn(&Rejection, &Parts) -> Response<B> + Send + Sync + 'static,
     {
-        let Shared {
-            policy,
-            protocol,
-            outer,
-            realm,
-            telemetry,
-            drain,
-            ..
-        } = self.shared.copy();
-        let on_reject = Arc::new(on_reject);
-        let shared = Shared {
-            policy,
-            protocol,
-            outer,
-            realm,
-            telemetry,
-            drain,
-            on_reject,
-        };
         AllowCallersLayer {
-            shared: Arc::new(shared),
+            shared: Arc::new(Shared {
+                settings: self.shared.settings.clone(),
+                on_reject: Arc::new(on_reject),
+            }),
         }
     }
 
-    fn configured(self, change: impl FnOnce(&mut Shared<R>)) -> Self {
-        let mut shared = self.shared.copy();
-        change(&mut shared);
+    fn configured(self, change: impl FnOnce(&mut Settings)) -> Self {
+        let mut settings = self.shared.settings.clone();
+        change(&mut settings);
+        let on_reject = self.shared.on_reject.clone();
         Self {
-            shared: Arc::new(shared),
+            shared: Arc::new(Shared {
+                settings,
+                on_reject,
+            }),
         }
     }
 }
@@ -210,29 +209,21 @@ impl<R> fmt::Debug for AllowCallersLayer<R> {
     }
 }
 
-// === impl Shared ===
+// === impl Settings ===
 
-impl<R> Shared<R> {
-    fn copy(&self) -> Self {
-        Self {
-            policy: self.policy.clone(),
-            protocol: self.protocol,
-            outer: self.outer.clone(),
-            realm: self.realm.clone(),
-            telemetry: self.telemetry.clone(),
-            drain: self.drain.clone(),
-            on_reject: self.on_reject.clone(),
-        }
-    }
-
+impl Settings {
     fn judge(&self, parts: &Parts) -> Result<(), Rejection> {
         let fault = match caller::verified(&parts.extensions) {
             Ok(caller) => match policy::decide_verified(&*self.policy, caller, parts) {
                 Decision::Allow => return Ok(()),
                 denied => {
                     let wire = self.protocol().wire(parts);
-                    let rejection = Rejection::not_allowed(caller, wire, &self.realm);
-                    return Err(rejection.because_of(denied));
+                    return Err(Rejection::by_policy(
+                        denied,
+                        Some(caller),
+                        wire,
+                        &self.realm,
+                    ));
                 }
             },
             Err(fault) => fault,
@@ -244,11 +235,8 @@ impl<R> Shared<R> {
         let wire = self.protocol().wire(parts);
         match decision {
             Decision::Allow => Ok(()),
-            Decision::Deny | Decision::DenyBecause(_) => {
-                let rejection = Rejection::new(RejectionReason::NotAllowed, wire, &self.realm);
-                Err(rejection.because_of(decision))
-            }
             Decision::AuthenticationRequired => Err(fault.into_rejection(wire, &self.realm)),
+            denied => Err(Rejection::by_policy(denied, None, wire, &self.realm)),
         }
     }
 
@@ -263,7 +251,7 @@ impl<R> Shared<R> {
 
 // === impl AllowCallers ===
 
-super::service::beneath!(AllowCallers<S, R>);
+super::service::inner_accessors!(AllowCallers<S, R>);
 
 impl<S, R, ReqBody, ResBody> Service<Request<ReqBody>> for AllowCallers<S, R>
 where
@@ -281,7 +269,11 @@ where
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let (parts, body) = request.into_parts();
-        let rejection = match self.shared.judge(&parts) {
+        let Shared {
+            settings,
+            on_reject,
+        } = &*self.shared;
+        let rejection = match settings.judge(&parts) {
             Ok(()) => {
                 let request = Request::from_parts(parts, body);
                 let future = self.inner.call(request);
@@ -289,18 +281,18 @@ where
             }
             Err(rejection) => rejection,
         };
-        // Only of a verified caller is the trust domain more than a claim.
+        // Without a verified caller, the trust domain is only a claim.
         let is_verified = |_: &str| rejection.caller().is_some();
-        self.shared
+        settings
             .telemetry
-            .refused(&rejection, true, is_verified, &[]);
-        let mut response = self.shared.on_reject.respond(&rejection, &parts);
+            .rejected(&rejection, true, is_verified, &[]);
+        let mut response = on_reject.respond(&rejection, &parts);
         if rejection.reason() == RejectionReason::NotWired {
             let text = HeaderValue::from_static(rejection.reason().description());
             response.headers_mut().insert(MISWIRED, text);
         }
         rejection.settle(&mut response);
-        ResponseFuture::rejected(response, &self.shared.drain, &parts, body, &mut self.inner)
+        ResponseFuture::rejected(response, &settings.drain, &parts, body, &mut self.inner)
     }
 }
 

@@ -49,7 +49,7 @@ pub type DecisionFuture =
     note = "a policy that does not wait is the second argument of `ValidateJwtSvidLayer::required`"
 )]
 pub trait AsyncPolicy: Send + Sync + 'static {
-    /// Decides whether `caller` may make this request. `None` is an anonymous caller, whom the
+    /// Decides whether `caller` may make this request. `None` is an anonymous caller that the
     /// synchronous policy allows. `parts` are those of the request, its credential marked sensitive.
     ///
     /// The future can be dropped at any await point: if the caller hangs up, or the time is up.
@@ -186,10 +186,10 @@ impl AskPolicy {
     }
 
     /// Lets this policy decide if the asynchronous one does not. By default such requests are
-    /// rejected.
+    /// rejected. A denial by the asynchronous policy is final.
     ///
-    /// `Allow::any_trust_domain()` here fails open: a caller that can overload the policy decides
-    /// when it is not asked.
+    /// `Allow::any_trust_domain()` here fails open: a caller that can overload the policy can bypass
+    /// it.
     #[must_use]
     pub fn fallback(self, policy: impl Policy) -> Self {
         Self {

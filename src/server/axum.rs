@@ -6,10 +6,11 @@ use axum_core::response::{IntoResponse, Response};
 use http::request::Parts;
 
 use super::caller::{self, Answers, CallerState, NoCaller};
-use super::rejection::{HandlerRejection, Rejection, RejectionReason};
+use super::reason::RejectionReason;
+use super::rejection::{HandlerRejection, Rejection};
 use crate::verify::VerifiedSvid;
 
-/// The verified caller. Rejects with 401 if there is none; the layer answers that as its own
+/// The verified caller. Rejects with 401 if there is none; the layer replaces this by its own
 /// rejection. Rejects with 500 if [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer) is missing
 /// from the stack.
 impl<S: Sync> FromRequestParts<S> for VerifiedSvid {
@@ -22,8 +23,7 @@ impl<S: Sync> FromRequestParts<S> for VerifiedSvid {
     }
 }
 
-/// The verified caller, where there is one. Refuses with 500 where no layer stands above the
-/// handler.
+/// The verified caller, if there is one. Rejects with 500 if the layer is missing from the stack.
 impl<S: Sync> OptionalFromRequestParts<S> for VerifiedSvid {
     type Rejection = Rejection;
 
@@ -32,7 +32,7 @@ impl<S: Sync> OptionalFromRequestParts<S> for VerifiedSvid {
     }
 }
 
-/// Whatever the layer found. Refuses with 500 where no layer stands above the handler.
+/// The state that the layer stored. Rejects with 500 if the layer is missing from the stack.
 impl<S: Sync> FromRequestParts<S> for CallerState {
     type Rejection = Rejection;
 
@@ -51,7 +51,7 @@ fn rejection(fault: NoCaller, parts: &Parts) -> Rejection {
     fault.into_handler_rejection(answers.protocol.wire(parts), &answers.realm)
 }
 
-/// The default answer. A server that is put together wrongly says so in the body.
+/// The default response. If the layer is missing, the body names it.
 impl IntoResponse for Rejection {
     fn into_response(self) -> Response {
         let body = match self.reason() {

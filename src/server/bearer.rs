@@ -1,4 +1,4 @@
-//! From a header map to the one bearer credential in it (RFC 6750 section 2.1, RFC 9110 section
+//! Finds the one bearer credential in a header map (RFC 6750 section 2.1, RFC 9110 section
 //! 11.6.2), borrowed.
 
 use http::header::{AUTHORIZATION, Entry};
@@ -18,10 +18,10 @@ pub(crate) enum Credential<'a> {
     OtherScheme,
     /// There is a header, and it is not one bearer credential.
     Malformed,
-    /// Longer than any token may be; nothing of it was looked at.
+    /// Longer than a token may be; it was not read.
     TooLong,
-    /// What stands where the token should. Whether it is token68 is asked only of what does not
-    /// verify ([`is_token68`]): each verified token is, since it is three base64url parts.
+    /// The text in the place of the token. Whether it is token68 ([`is_token68`]) is checked only if
+    /// it is invalid: a valid token is three base64url parts.
     Token(&'a str),
 }
 
@@ -41,7 +41,7 @@ pub(crate) fn credential<'a>(
     read(value.as_bytes(), name != AUTHORIZATION, max_token_len)
 }
 
-/// Reads one field line. Where `bare` is allowed, the token may stand without its scheme.
+/// Reads one field line. With `bare`, the token may stand without its scheme.
 fn read(value: &[u8], bare: bool, max_token_len: usize) -> Credential<'_> {
     let rest = match scheme(value) {
         Scheme::Bearer(rest) => rest,
@@ -70,7 +70,7 @@ fn read(value: &[u8], bare: bool, max_token_len: usize) -> Credential<'_> {
 enum Scheme<'a> {
     /// `bearer`, and what follows it: nothing, or a space and more.
     Bearer(&'a [u8]),
-    /// Some other scheme.
+    /// Another scheme.
     Other,
     /// No scheme at all, or `bearer` with something else than a space after it.
     Broken,
@@ -115,14 +115,14 @@ pub(crate) fn is_token68(token: &str) -> bool {
     let legal = |b: u8| {
         b.is_ascii_alphanumeric() | matches!(b, b'-'..=b'/') | matches!(b, b'_' | b'~' | b'+')
     };
-    // To the end, and without a branch for each byte: many at a time, since each refused token is
-    // looked at whole. How long it can be is bounded.
+    // Without a branch per byte, so that the compiler checks many at a time: every invalid token is
+    // read whole. Its length is bounded.
     !body.is_empty() && body.bytes().fold(true, |all, b| all & legal(b))
 }
 
-/// Tells whoever prints headers to leave the lines of this one out.
+/// Marks all lines of this header sensitive, so that debug output hides them.
 pub(crate) fn mark_sensitive(headers: &mut HeaderMap, name: &HeaderName) {
-    // Where no header has a second line, and where all is well none has, one look-up does.
+    // The usual case: no header has a second line, and one look-up is enough.
     if headers.len() == headers.keys_len() {
         if let Some(value) = headers.get_mut(name) {
             value.set_sensitive(true);
@@ -143,7 +143,7 @@ mod tests {
     const MAX: usize = 8192;
 
     #[test]
-    fn token68_is_what_rfc_9110_section_11_2_says_byte_for_byte() {
+    fn token68_matches_rfc_9110_byte_for_byte() {
         let legal = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~+/";
         for byte in (0..=127).filter(|byte| *byte != b'=') {
             for at in [0, 1, 40, 64] {
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn none_or_another_scheme_is_missing() {
+    fn no_credential_or_another_scheme_is_missing() {
         assert_reads(&[], Credential::Absent);
         for value in [
             "Basic dXNlcjpwYXNz",
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a8_what_is_longer_than_a_token_may_be_is_not_looked_at() {
+    fn a8_too_long_tokens_are_not_read() {
         let exact = format!("Bearer {}", "a".repeat(MAX));
         assert_reads(&[exact.as_bytes()], Credential::Token(&"a".repeat(MAX)));
         for long in [
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn another_header_may_carry_the_token_bare() {
+    fn other_headers_may_carry_a_bare_token() {
         let name = HeaderName::from_static("x-jwt-svid");
         let read = |value: &'static str| {
             let mut headers = HeaderMap::new();

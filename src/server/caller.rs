@@ -1,28 +1,29 @@
-//! Who called, as the layer leaves it in the request.
+//! The caller, as the layer stores it in the request.
 
 use http::header::AUTHORIZATION;
 use http::{Extensions, HeaderName};
 
 use super::protocol::Wire;
 use super::realm::Realm;
-use super::rejection::{Rejection, RejectionReason};
+use super::reason::RejectionReason;
+use super::rejection::Rejection;
 use crate::verify::VerifiedSvid;
 
-/// Who called. A [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer) leaves it in the extensions
-/// of each request that it lets through, in the place of whatever was there before.
+/// The caller of a request. A [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer) stores it in the
+/// extensions of each request that passes, and replaces an existing one.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum CallerState {
-    /// This workload: its token verified, and the policy admits it.
+    /// This workload: its token is valid, and the policy allows it.
     Verified(VerifiedSvid),
-    /// Nobody in particular: no token was there (in `optional`), or the method is public.
+    /// A caller without a token: the layer is `optional`, or the request is public.
     Anonymous,
-    /// In `audit` only: this request would not have been admitted.
+    /// In `audit` only: another mode would have rejected this request.
     AuditFailed(Rejection),
 }
 
 impl CallerState {
-    /// The one in these extensions; `None` where no layer stands above.
+    /// Returns the state in these extensions; `None` if there is no outer layer.
     ///
     /// ```
     /// use tower_spiffe::server::CallerState;
@@ -34,7 +35,7 @@ impl CallerState {
         extensions.get()
     }
 
-    /// The verified caller.
+    /// Returns the verified caller.
     pub fn verified(&self) -> Option<&VerifiedSvid> {
         match self {
             Self::Verified(caller) => Some(caller),
@@ -43,8 +44,8 @@ impl CallerState {
     }
 }
 
-/// The header that the token of a verified caller was read from and taken out of, unless that is
-/// `authorization`: left out there, it costs no allocation.
+/// The header that the token of a verified caller was read from. Absent for `authorization`, which
+/// saves an allocation.
 #[derive(Clone)]
 pub(crate) struct TakenFrom(pub(crate) HeaderName);
 
@@ -59,8 +60,8 @@ pub(crate) fn outer_token<'a>(extensions: &'a Extensions, header: &HeaderName) -
     (read_from == header && !token.is_empty()).then_some(token)
 }
 
-/// How the layer above refuses, for those beneath it that refuse where it did not. It stands beside
-/// a [`CallerState`] without a verified caller, and counts only there.
+/// The form of the outer layer's rejections, for extractors that reject. It is stored only beside a
+/// [`CallerState`] without a verified caller.
 #[cfg(feature = "axum")]
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Answers {
@@ -70,7 +71,7 @@ pub(crate) struct Answers {
 
 #[cfg(feature = "axum")]
 impl Answers {
-    /// Those of the layer above; the defaults where none stands there.
+    /// Those of the outer layer, or the defaults if it is missing.
     pub(crate) fn of(extensions: &Extensions) -> Self {
         extensions.get().cloned().unwrap_or_default()
     }
@@ -83,7 +84,7 @@ pub(crate) enum NoCaller {
     AuditFailed(Rejection),
 }
 
-/// The verified caller in these extensions.
+/// Returns the verified caller in these extensions.
 pub(crate) fn verified(extensions: &Extensions) -> Result<&VerifiedSvid, NoCaller> {
     match CallerState::from_extensions(extensions) {
         Some(CallerState::Verified(caller)) => Ok(caller),
@@ -104,8 +105,8 @@ impl NoCaller {
         rejection
     }
 
-    /// What is said where a verified caller is needed: that one is (401), whatever it was that an
-    /// audit let through; or that the server is put together wrongly (500).
+    /// The rejection if a verified caller is needed: 401, also for a denial that `audit` let pass, or
+    /// 500 if the layer is missing.
     pub(crate) fn into_rejection(self, wire: Wire, realm: &Realm) -> Rejection {
         match self {
             Self::NotWired => Rejection::new(RejectionReason::NotWired, wire, realm),

@@ -6,13 +6,14 @@ use super::caller::{self, NoCaller};
 use super::late::copied_parts;
 use super::protocol::Wire;
 use super::realm::Realm;
-use super::rejection::{HandlerRejection, PolicyFailure, Rejection, RejectionReason};
+use super::reason::{PolicyFailure, RejectionReason};
+use super::rejection::{HandlerRejection, Rejection};
 
 /// Rejections by your own middleware or handler, inside a
 /// [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer).
 ///
-/// The layer answers them as its own: through its `on_reject`, in its protocol and realm, counted
-/// and logged. In axum, return the [`Rejection`] as a response; in a tonic method, return
+/// The layer replaces them by its own responses: through its `on_reject`, in its protocol and realm,
+/// counted and logged. In axum, return the [`Rejection`] as a response; in a tonic method, return
 /// `tonic::Status::from(rejection)`; elsewhere return [`into_inner_response`].
 ///
 /// If the layer is missing from the stack, each of them is a rejection with status 500 (gRPC 13).
@@ -37,8 +38,8 @@ use super::rejection::{HandlerRejection, PolicyFailure, Rejection, RejectionReas
 ///
 /// [`into_inner_response`]: Rejection::into_inner_response
 impl Rejection {
-    /// Denies this request: 403, in gRPC `PERMISSION_DENIED`. The caller of the request, if it is
-    /// verified, stands in the log line.
+    /// Denies this request: 403, in gRPC `PERMISSION_DENIED`. The log line has the caller of the
+    /// request, if it is verified.
     pub fn denied<B>(request: &Request<B>) -> Self {
         Self::inside(request, RejectionReason::NotAllowed)
     }
@@ -49,7 +50,7 @@ impl Rejection {
         Self::inside(request, RejectionReason::Missing)
     }
 
-    /// Rejects this request because nobody can decide about it now: 503, in gRPC `UNAVAILABLE`.
+    /// Rejects this request because the policy cannot decide now: 503, in gRPC `UNAVAILABLE`.
     pub fn policy_unavailable<B>(request: &Request<B>) -> Self {
         let reason = RejectionReason::PolicyUnavailable(PolicyFailure::Failed);
         Self::inside(request, reason)
@@ -69,13 +70,15 @@ impl Rejection {
     }
 
     fn inside<B>(request: &Request<B>, reason: RejectionReason) -> Self {
-        // The layer rewords it: only without one is this form seen.
+        // The layer replaces this form; it is visible only without a layer.
         let (wire, realm) = (Wire::Http, &Realm::default());
         let rejection = match (caller::verified(request.extensions()), reason) {
             (Err(fault @ NoCaller::NotWired), _) => {
                 return fault.into_handler_rejection(wire, realm);
             }
-            (Ok(caller), RejectionReason::Missing) => Self::not_allowed(caller, wire, realm),
+            (Ok(caller), RejectionReason::Missing) => {
+                Self::of_caller(RejectionReason::NotAllowed, Some(caller), wire, realm)
+            }
             (Ok(caller), reason) => Self::of_caller(reason, Some(caller), wire, realm),
             (Err(fault), RejectionReason::Missing) => fault.into_rejection(wire, realm),
             (Err(_), reason) => Self::new(reason, wire, realm),

@@ -4,10 +4,7 @@
 //! then sees a reset instead of the response.
 
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -19,6 +16,8 @@ use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio::time::Sleep;
 
+use crate::runtime;
+
 const MAX_BYTES: u64 = 64 * 1024;
 const MAX_TIME: Duration = Duration::from_millis(500);
 
@@ -27,12 +26,10 @@ const MAX_TIME: Duration = Duration::from_millis(500);
 const MAX_FRAMES: usize = 32;
 
 /// How much of a rejected request's body is read, and for how long.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct DrainLimits {
     max_bytes: u64,
     max_time: Duration,
-    /// The runtime has no timers: found once, or each attempt would print a panic message.
-    no_timer: Arc<AtomicBool>,
 }
 
 /// What happens to the body of a rejected request.
@@ -69,7 +66,6 @@ impl DrainLimits {
         Self {
             max_bytes,
             max_time,
-            no_timer: Arc::default(),
         }
     }
 
@@ -95,7 +91,7 @@ impl DrainLimits {
         Drain {
             body,
             bytes_left: self.max_bytes,
-            limits: self.clone(),
+            limits: *self,
             timer: None,
         }
     }
@@ -175,28 +171,11 @@ impl DrainLimits {
     /// Most bodies are read before a timer is needed, so it starts with the first wait. Without a
     /// timer there is no waiting: the time is up.
     fn poll_time_up(&self, timer: &mut Option<Pin<Box<Sleep>>>, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(timer) = timer {
-            return timer.as_mut().poll(cx);
-        }
-        let has_runtime = tokio::runtime::Handle::try_current().is_ok();
-        if !has_runtime || self.no_timer.load(Ordering::Relaxed) {
-            return Poll::Ready(());
-        }
-        // tokio cannot report that a runtime has no timers; it panics.
-        let started = catch_unwind(AssertUnwindSafe(|| {
-            let mut timer = Box::pin(tokio::time::sleep(self.max_time));
-            let time_up = timer.as_mut().poll(cx);
-            (timer, time_up)
-        }));
-        match started {
-            Ok((started, time_up)) => {
-                *timer = Some(started);
-                time_up
-            }
-            Err(_) => {
-                self.no_timer.store(true, Ordering::Relaxed);
-                Poll::Ready(())
-            }
-        }
+        let timer = match timer {
+            Some(timer) => timer,
+            None if runtime::with_timers().is_err() => return Poll::Ready(()),
+            None => timer.insert(Box::pin(tokio::time::sleep(self.max_time))),
+        };
+        timer.as_mut().poll(cx)
     }
 }

@@ -1,4 +1,4 @@
-//! Streams that must not outlive the token that opened them.
+//! Ends responses when the caller's token expires.
 
 use std::error::Error;
 use std::fmt;
@@ -23,7 +23,7 @@ use tower_service::Service;
 use super::caller::CallerState;
 use super::grpc_web_frames::{GrpcWebFrames, Place, TRAILERS};
 use super::protocol::Wire;
-use super::rejection::RejectionReason;
+use super::reason::RejectionReason;
 use super::telemetry::Telemetry;
 use crate::clock::{Clock, UnixTime};
 use crate::identity::SpiffeId;
@@ -31,13 +31,12 @@ use crate::metrics::MetricsRecorder;
 use crate::runtime::{self, Missing};
 use crate::verify::{ValidateReason, Validator};
 
-/// How long a timer runs at most before the wall clock is asked again, which may have been stepped.
+/// The longest timer. Then the wall clock is read again, because it may have been stepped.
 const MAX_SLEEP: Duration = Duration::from_secs(30);
 
 const EXPIRED: RejectionReason = RejectionReason::Token(ValidateReason::Expired);
 
-/// Ends the responses that are still being sent when the caller's token expires, the leeway
-/// included.
+/// Ends the responses that are still being sent when the caller's token expires (plus the leeway).
 ///
 /// | request and response | end |
 /// | --- | --- |
@@ -45,22 +44,21 @@ const EXPIRED: RejectionReason = RejectionReason::Token(ValidateReason::Expired)
 /// | both gRPC-Web (POST, both content types `application/grpc-web`) | status 16 in the last frame; within a message that is sent in part, an error |
 /// | anything else | an error of the body, which the client sees |
 ///
-/// The content type of the response alone does not count: a file that calls itself
-/// `application/grpc` ends with an error. The error breaks off the chunked body, the promised
-/// length or the HTTP/2 stream. One kind of body has no end that a client can tell from a broken
-/// one: that of an HTTP/1.0 response without a length, which lasts until the connection closes. It
-/// looks complete when it is cut; give such responses a `content-length`.
+/// The content type of the response alone does not count: a file of type `application/grpc` ends
+/// with an error. The error breaks the chunked body, the body
+/// with a `content-length`, or the HTTP/2 stream. The exception is an HTTP/1.0 response without a
+/// length, which lasts until the connection closes: when it is cut, it looks complete. Give such
+/// responses a `content-length`.
 ///
 /// Put it outside of a layer that translates gRPC-Web to gRPC (`tonic_web::GrpcWebLayer`): inside,
 /// gRPC-Web calls over HTTP/1.1 end with an error.
 ///
-/// It stands beneath a [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer), and goes by the
-/// identity that that one left; callers without one are let be. Where no such layer stands above,
-/// no answer is ended, and an error is logged, once. What the caller still sends is not
-/// cut off by it, nor is a connection that was upgraded (a WebSocket): there, ask
-/// [`expires_at`](crate::verify::VerifiedSvid::expires_at).
+/// Put it inside a [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer): it uses the identity set by
+/// that layer; anonymous callers are unaffected. If that layer is missing from the stack, no response
+/// is ended, and one error is logged. It does not end request bodies or upgraded connections (a
+/// WebSocket): check [`expires_at`](crate::verify::VerifiedSvid::expires_at) there.
 ///
-/// At most one log line in ten seconds says that answers are ended, and names one of the callers.
+/// At most one log line in ten seconds reports ended responses, and names one of the callers.
 ///
 /// It needs a tokio runtime with time, and a body whose data are [`Bytes`].
 #[derive(Clone)]
@@ -72,7 +70,7 @@ struct Settings {
     clock: Arc<dyn Clock>,
     leeway: Duration,
     telemetry: Telemetry,
-    // That no layer stands above was said.
+    /// The missing layer was logged.
     said_not_wired: AtomicBool,
 }
 
@@ -83,7 +81,7 @@ pub struct EndAtExpiry<S> {
     layer: EndAtExpiryLayer,
 }
 
-/// The token expired while the answer was being sent.
+/// The token expired while the response was being sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TokenExpired;
@@ -91,7 +89,7 @@ pub struct TokenExpired;
 // === impl EndAtExpiryLayer ===
 
 impl EndAtExpiryLayer {
-    /// Goes by the clock and the leeway of this validator.
+    /// Creates the layer with the clock, the leeway and the recorder of this validator.
     pub fn new(validator: &Validator) -> Self {
         let clock = validator.clock().clone();
         let telemetry = Telemetry::of(validator);
@@ -111,7 +109,7 @@ impl EndAtExpiryLayer {
         self.configured(|telemetry| telemetry.set_recorder(recorder))
     }
 
-    /// At most one log line is written in this time. The default is ten seconds.
+    /// Sets the interval in which at most one log line is written. The default is ten seconds.
     #[must_use]
     pub fn log_interval(self, interval: Duration) -> Self {
         self.configured(|telemetry| telemetry.set_log_interval(interval))
@@ -152,7 +150,7 @@ impl fmt::Debug for EndAtExpiryLayer {
 
 // === impl EndAtExpiry ===
 
-super::service::beneath!(EndAtExpiry<S>);
+super::service::inner_accessors!(EndAtExpiry<S>);
 
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for EndAtExpiry<S>
 where
@@ -189,7 +187,7 @@ where
 }
 
 impl Settings {
-    /// Put outside of the layer that it goes by it would end nothing, and nobody would see.
+    /// Otherwise a wrong order of the layers would go unnoticed.
     fn say_not_wired(&self) {
         if !self.said_not_wired.swap(true, Ordering::Relaxed) {
             let reason = RejectionReason::NotWired;
@@ -202,7 +200,7 @@ impl Settings {
     }
 }
 
-/// When an answer must end.
+/// When a response must end.
 struct End {
     at: UnixTime,
     caller: SpiffeId,
@@ -210,7 +208,7 @@ struct End {
 }
 
 impl End {
-    /// How long until then, or until the clock should be asked again; none where it is over.
+    /// The time until then, or until the clock is read again; `None` if it has passed.
     fn left(&self) -> Option<Duration> {
         let left = self.at.saturating_since(self.shared.clock.now());
         (!left.is_zero()).then(|| left.min(MAX_SLEEP))
@@ -260,7 +258,7 @@ where
         };
         let end = this.end.take();
         if end.is_some() && wire != Wire::Http {
-            // It may end with a status of ours, which stands for more or for less than is left.
+            // The body may end with our status, which changes its length.
             response.headers_mut().remove(CONTENT_LENGTH);
         }
         Poll::Ready(Ok(response.map(|inner| EndAtExpiryBody {
@@ -279,7 +277,7 @@ pin_project! {
         #[pin]
         inner: B,
         end: Option<End>,
-        // Begins when the body is first waited for: most are whole before that.
+        // Created at the first wait: most bodies end before one.
         sleep: Option<Pin<Box<Sleep>>>,
         wire: Wire,
         frames: GrpcWebFrames,
@@ -306,7 +304,7 @@ where
         let Some(end) = this.end else {
             return this.inner.poll_frame(cx).map_err(Into::into);
         };
-        // Asked before each frame: a stream that never pauses ends too.
+        // Checked before each frame, so that a stream that never pauses ends too.
         if end.left().is_some() {
             if let Poll::Ready(frame) = this.inner.as_mut().poll_frame(cx) {
                 if let (Wire::GrpcWeb { text, .. }, Some(Ok(frame))) = (*this.wire, &frame)
@@ -314,7 +312,7 @@ where
                 {
                     this.frames.sent(data, text);
                 }
-                // After its own end no other one may come.
+                // After its own end, we must not send another one.
                 *this.ended = match &frame {
                     Some(Ok(frame)) => frame.is_trailers(),
                     Some(Err(_)) | None => true,
@@ -346,7 +344,7 @@ where
     fn size_hint(&self) -> SizeHint {
         match (self.wire, &self.end) {
             (Wire::Http, _) | (_, None) => self.inner.size_hint(),
-            // Whatever the length is said to be, the end may be ours.
+            // The end may be ours, so the inner length does not count.
             _ => SizeHint::default(),
         }
     }
@@ -359,7 +357,7 @@ impl<B: Default> Default for EndAtExpiryBody<B> {
 }
 
 impl<B> EndAtExpiryBody<B> {
-    /// A body that ends by itself only.
+    /// A body that only ends by itself.
     fn endless(inner: B) -> Self {
         Self {
             inner,
@@ -372,7 +370,7 @@ impl<B> EndAtExpiryBody<B> {
     }
 }
 
-/// What is said when it is over.
+/// The last frame of an ended response.
 fn last_frame(wire: Wire) -> Result<Frame<Bytes>, Box<dyn Error + Send + Sync>> {
     let text = match wire {
         Wire::Http => return Err(TokenExpired.into()),
@@ -411,13 +409,13 @@ fn trailers() -> HeaderMap {
 
 impl fmt::Display for TokenExpired {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the caller's token expired while the answer was being sent")
+        f.write_str("the caller's token expired while the response was being sent")
     }
 }
 
 impl Error for TokenExpired {}
 
-/// Nothing would end a body that pauses.
+/// Without timers, nothing would end a body that pauses.
 #[derive(Debug)]
 struct NoTimers(Missing);
 

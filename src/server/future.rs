@@ -1,4 +1,4 @@
-//! The response: of the inner service, or a rejection.
+//! The future of the response: that of the inner service, or a rejection.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -40,8 +40,8 @@ impl<F, ReqBody, ResBody> ResponseFuture<F, ReqBody, ResBody> {
         }
     }
 
-    /// Answers with this response, after the body was read as far as the limits allow. Meanwhile
-    /// the service holds no permit of the inner one.
+    /// Returns this response after the body was read, within the limits. Meanwhile it holds no permit
+    /// of the inner service.
     pub(crate) fn rejected<S: Clone>(
         mut response: Response<ResBody>,
         limits: &DrainLimits,
@@ -63,7 +63,7 @@ impl<F, ReqBody, ResBody> ResponseFuture<F, ReqBody, ResBody> {
     }
 }
 
-/// Gives back what a ready service may hold, such as a permit of `ConcurrencyLimit`.
+/// Releases what a ready service may hold, such as a permit of `ConcurrencyLimit`.
 pub(crate) fn release<S: Clone>(service: &mut S) {
     let fresh = service.clone();
     *service = fresh;

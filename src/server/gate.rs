@@ -1,4 +1,4 @@
-//! One request, one verdict: the order of the checks, for every shape of the layer.
+//! The checks of a request and their order, shared by all services of the layer.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,15 +15,16 @@ use super::drain::DrainLimits;
 use super::policy::{self, Decision, Policy};
 use super::protocol::{Protocol, Wire};
 use super::realm::Realm;
-use super::rejection::{Rejection, RejectionReason};
+use super::reason::RejectionReason;
+use super::rejection::Rejection;
 use super::telemetry::Telemetry;
 use crate::bundle::BundleAnswer;
 use crate::verify::{Sight, ValidateError, ValidateReason, Validator, VerifiedSvid};
 
-/// What becomes of a request that is not admitted.
+/// What happens to a request that is not allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// It is refused.
+    /// It is rejected.
     Required,
     /// It is rejected. Without a credential the policy decides.
     Optional,
@@ -37,7 +38,7 @@ pub(crate) struct Gate {
     pub(crate) validator: Validator,
     pub(crate) policy: Arc<dyn Policy>,
     pub(crate) mode: Mode,
-    /// What the server speaks, if it was set.
+    /// The protocol of the server, if it was set.
     pub(crate) protocol: Option<Protocol>,
     pub(crate) headers: TokenHeaders,
     pub(crate) realm: Realm,
@@ -80,7 +81,7 @@ impl fmt::Debug for TokenHeaders {
     }
 }
 
-/// What was found of a request, before anything is made of it.
+/// The verdict about a request, before it is recorded and applied.
 pub(crate) struct Judged {
     pub(crate) verdict: Result<CallerState, Rejection>,
     read: Read,
@@ -97,7 +98,7 @@ struct Read {
     in_header: bool,
 }
 
-/// Why a credential is no identity.
+/// Why there is no verified caller.
 enum Fault {
     Missing,
     Malformed,
@@ -106,14 +107,14 @@ enum Fault {
 }
 
 impl Judged {
-    pub(crate) fn refused(rejection: Rejection) -> Self {
+    pub(crate) fn rejected(rejection: Rejection) -> Self {
         Self {
             verdict: Err(rejection),
             read: Read::default(),
         }
     }
 
-    /// The same request, rejected after all.
+    /// The same request, rejected.
     pub(crate) fn denied(self, rejection: Rejection) -> Self {
         Self {
             verdict: Err(rejection),
@@ -121,7 +122,7 @@ impl Judged {
         }
     }
 
-    /// The refusal, where it is one for a key that may still come.
+    /// Returns the rejection if its reason is an unknown key, which may still come.
     pub(crate) fn unknown_key(&self) -> Option<&Rejection> {
         let unknown = RejectionReason::Token(ValidateReason::KeyUnknown);
         let rejection = self.verdict.as_ref().err()?;
@@ -146,7 +147,7 @@ impl Gate {
         }
     }
 
-    /// The verdict, whatever the mode. Nobody is told of it yet.
+    /// Returns the verdict, in every mode the same. Nothing is recorded yet.
     pub(crate) fn judge(&self, parts: &mut Parts, sight: Sight) -> Judged {
         let mut read = Read::default();
         let verdict = self.verdict(parts, sight, &mut read);
@@ -159,12 +160,12 @@ impl Gate {
         sight: Sight,
         read: &mut Read,
     ) -> Result<CallerState, Rejection> {
-        // Before anyone else sees the parts.
+        // Before the parts reach other code.
         for header in self.headers.iter() {
             bearer::mark_sensitive(&mut parts.headers, header);
         }
         if self.headers.first != AUTHORIZATION {
-            // Somebody else's credential is one, too.
+            // It can carry another credential.
             bearer::mark_sensitive(&mut parts.headers, &AUTHORIZATION);
         }
         let fault = match self.authenticate(parts, sight, read) {
@@ -172,8 +173,12 @@ impl Gate {
                 Decision::Allow => return Ok(CallerState::Verified(caller)),
                 denied => {
                     let wire = self.wire(parts);
-                    let rejection = Rejection::not_allowed(&caller, wire, &self.realm);
-                    return Err(rejection.because_of(denied));
+                    return Err(Rejection::by_policy(
+                        denied,
+                        Some(&caller),
+                        wire,
+                        &self.realm,
+                    ));
                 }
             },
             Err(fault) => fault,
@@ -185,11 +190,9 @@ impl Gate {
             }
             Fault::Missing => match self.decide_anonymous(parts) {
                 Decision::Allow => return Ok(CallerState::Anonymous),
-                Decision::AuthenticationRequired => RejectionReason::Missing,
-                denied @ (Decision::Deny | Decision::DenyBecause(_)) => {
-                    let reason = RejectionReason::NotAllowed;
-                    let rejection = Rejection::new(reason, self.wire(parts), &self.realm);
-                    return Err(rejection.because_of(denied));
+                denied => {
+                    let wire = self.wire(parts);
+                    return Err(Rejection::by_policy(denied, None, wire, &self.realm));
                 }
             },
             Fault::Malformed => RejectionReason::Malformed,
@@ -217,7 +220,7 @@ impl Gate {
         }
     }
 
-    /// What the server speaks, as it was declared.
+    /// The protocol that the server has declared.
     pub(crate) fn protocol(&self) -> Protocol {
         self.protocol
             .or_else(|| self.policy.protocol())
@@ -228,7 +231,7 @@ impl Gate {
         self.protocol().wire(parts)
     }
 
-    /// Counts and logs the verdict, and does to the request what the mode says.
+    /// Counts and logs the verdict, and applies it to the request according to the mode.
     pub(crate) fn apply(
         &self,
         parts: &mut Parts,
@@ -245,11 +248,7 @@ impl Gate {
                 (state, span)
             }
             Err(rejection) => {
-                let source = self.validator.source();
-                let is_known = |name: &str| matches!(source.bundle(name), BundleAnswer::Ready(_));
-                let accepted = self.validator.accepted_audiences();
-                self.telemetry
-                    .refused(&rejection, enforced, is_known, accepted);
+                self.record_rejection(&rejection, enforced);
                 if enforced {
                     parts.extensions.remove::<CallerState>();
                     return Err(rejection);
@@ -263,7 +262,7 @@ impl Gate {
             if in_header && enforced && !self.keep_credential {
                 parts.headers.remove(header);
             }
-            // Whose token the extensions have now, for layers inside that read the same header.
+            // For inner layers that read the same header.
             if *header != AUTHORIZATION {
                 parts.extensions.insert(TakenFrom(header.clone()));
             } else if !parts.extensions.is_empty() {
@@ -281,8 +280,17 @@ impl Gate {
         Ok(span)
     }
 
-    /// Tells the validator's recorder what became of the token: once per request, however often a
-    /// request that waits was judged.
+    /// Counts and logs a rejection; in `audit` one that is not enforced.
+    pub(crate) fn record_rejection(&self, rejection: &Rejection, enforced: bool) {
+        let source = self.validator.source();
+        let is_known = |name: &str| matches!(source.bundle(name), BundleAnswer::Ready(_));
+        let accepted = self.validator.accepted_audiences();
+        self.telemetry
+            .rejected(rejection, enforced, is_known, accepted);
+    }
+
+    /// Records the verdict about the token with the validator's recorder: once per request, also if
+    /// a request that waits is checked several times.
     fn record_token(&self, judged: &Judged) {
         let (reason, trust_domain) = match &judged.verdict {
             Ok(CallerState::Verified(caller)) => {
@@ -309,7 +317,7 @@ impl Gate {
         let (verdict, cached) = self.validator.check(token, sight);
         read.cached = cached;
         verdict.map_err(|error| {
-            // The header's fault comes before the token's.
+            // A malformed header is reported before an invalid token.
             if bearer::is_token68(token) {
                 Fault::Token(error)
             } else {
@@ -324,7 +332,7 @@ impl Gate {
     fn token<'a>(&self, parts: &'a Parts, read: &mut Read) -> Result<&'a str, Fault> {
         let max_token_len = self.validator.max_token_len();
         for (place, header) in self.headers.iter().enumerate() {
-            // An outer layer took it out of the header. Its verdict does not count here.
+            // The token that an outer layer removed from the header; its verdict does not count here.
             let outer = || caller::outer_token(&parts.extensions, header);
             let token = match bearer::credential(&parts.headers, header, max_token_len) {
                 Credential::Token(token) => {

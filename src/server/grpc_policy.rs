@@ -5,8 +5,9 @@ use std::collections::hash_map::Entry;
 
 use http::request::Parts;
 
+use super::allow::Allow;
 use super::original_uri::original_uri;
-use super::policy::{Allow, Decision, Policy};
+use super::policy::{Decision, Policy};
 use super::policy_error::PolicyError;
 use super::protocol::Protocol;
 use crate::verify::VerifiedSvid;
@@ -66,7 +67,7 @@ enum Rule {
 }
 
 impl GrpcPolicy {
-    /// Begins with every method denied.
+    /// Creates a builder that denies every method.
     pub fn deny_by_default() -> GrpcPolicyBuilder {
         GrpcPolicyBuilder {
             rules: Ok(Rules::default()),

@@ -1,5 +1,5 @@
-//! Where a gRPC-Web body stands. Its trailers are a frame among the others (PROTOCOL-WEB of gRPC): put
-//! into the middle of a message they would be taken for a part of it.
+//! Finds the message boundaries of a gRPC-Web body. Its trailers are a frame in the body
+//! (PROTOCOL-WEB of gRPC); within a message, they would be read as a part of it.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -18,7 +18,7 @@ pub(crate) struct GrpcWebFrames {
     head_len: usize,
     left: usize,
     is_behind_trailers: bool,
-    // In text: letters that are no whole quad yet, and whether there was something else.
+    // In text mode: an incomplete quad of base64, and whether invalid base64 was seen.
     quad: [u8; 4],
     quad_len: usize,
     is_broken: bool,
@@ -42,7 +42,7 @@ impl GrpcWebFrames {
         }
     }
 
-    /// What is sent next; in text it is base64, each piece of it padded or not.
+    /// Reads the data that are sent next; in text mode base64, padded in pieces or as a whole.
     pub(crate) fn sent(&mut self, data: &[u8], text: bool) {
         if !text {
             self.bytes(data);
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn between_two_messages_is_where_one_is_whole_however_it_is_cut() {
+    fn message_boundaries_are_found_in_any_pieces() {
         for size in 1..=BODY.len() {
             let (mut frames, mut sent) = (GrpcWebFrames::default(), 0);
             assert_eq!(frames.place(), Place::Between);
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn in_text_too_whether_it_is_padded_in_pieces_or_as_a_whole() {
+    fn text_boundaries_are_found_with_any_padding() {
         for size in 1..=BODY.len() {
             let (mut frames, mut sent) = (GrpcWebFrames::default(), 0);
             for piece in BODY.chunks(size) {
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_is_never_between() {
+    fn invalid_base64_is_within_a_message() {
         let mut frames = GrpcWebFrames::default();
         frames.sent(b"AAAA", true);
         frames.sent(b"A*==", true);

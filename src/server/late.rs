@@ -1,7 +1,7 @@
 //! Rejections made inside: by an extractor of an axum handler, by a tonic method, or by a middleware
 //! of the user ([`Rejection::denied`](super::Rejection::denied)).
 //!
-//! The layer answers them as its own: through its `on_reject`, counted, logged, and, if there is no
+//! The layer replaces them by its own: through its `on_reject`, counted, logged, and, if there is no
 //! verified caller, with the request's body drained. A middleware hands over the request that it
 //! rejects, so that requests of verified callers, which handlers do not reject, cost no copy.
 
@@ -16,9 +16,9 @@ use http::{Request, Response, Version};
 use super::caller::CallerState;
 use super::drain;
 use super::layer::Shared;
+use super::on_reject::OnReject;
 use super::protocol::Wire;
-use super::rejection::{HandlerRejection, OnReject, Rejection};
-use crate::bundle::BundleAnswer;
+use super::rejection::{HandlerRejection, Rejection};
 
 /// A drain of the body that the handler had.
 pub(crate) type AnyDrain = Pin<Box<dyn Future<Output = bool> + Send>>;
@@ -65,15 +65,8 @@ impl<R> Shared<R> {
     {
         let gate = &self.gate;
         let rejection = rejection.reworded(wire, &gate.realm, gate.uniform);
-        let source = gate.validator.source();
-        let is_known = |name: &str| matches!(source.bundle(name), BundleAnswer::Ready(_));
-        gate.telemetry.refused(
-            &rejection,
-            true,
-            is_known,
-            gate.validator.accepted_audiences(),
-        );
-        self.refuse(rejection, parts)
+        gate.record_rejection(&rejection, true);
+        self.reject(rejection, parts)
     }
 }
 
@@ -88,7 +81,7 @@ pub(crate) fn copied_parts<B>(request: &Request<B>) -> Parts {
     parts
 }
 
-/// Answers a middleware that handed over the request it rejects.
+/// Replaces the response of a middleware that handed over the request it rejects.
 impl<B, R: OnReject<B>> Late<B> for Shared<R> {
     fn answer(self: Arc<Self>, response: Response<B>) -> (Response<B>, Option<AnyDrain>) {
         let Some((rejection, Some(parts))) =

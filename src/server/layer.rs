@@ -1,4 +1,4 @@
-//! The layer: how a server is put together.
+//! The layer and its settings.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,10 +14,11 @@ use super::allow_callers::AllowCallersLayer;
 use super::drain::DrainLimits;
 use super::future::ResponseFuture;
 use super::gate::{Gate, Judged, Mode, TokenHeaders};
+use super::on_reject::DefaultOnReject;
 use super::policy::Policy;
 use super::protocol::Protocol;
 use super::realm::{InvalidRealm, Realm};
-use super::rejection::{DefaultOnReject, Rejection};
+use super::rejection::Rejection;
 use super::service::ValidateJwtSvid;
 #[cfg(feature = "tower-http")]
 use super::tower_http::JwtSvidValidateRequest;
@@ -25,15 +26,15 @@ use super::wait_for_key::{UnknownKeyWait, WaitForKeyLayer};
 use crate::metrics::MetricsRecorder;
 use crate::verify::Validator;
 
-/// Lets those callers through whose JWT-SVID verifies and whom the policy admits.
+/// Allows callers whose JWT-SVID is valid and that the policy allows.
 ///
 /// See the [module](super) for how to put it around a router, a tonic server or a hyper service.
-/// `R` makes the answer to those who are not admitted.
+/// `R` makes the responses to rejected requests.
 pub struct ValidateJwtSvidLayer<R = DefaultOnReject> {
     pub(crate) shared: Arc<Shared<R>>,
 }
 
-/// What the layer and all services of it share.
+/// What the layer and all of its services share.
 pub(crate) struct Shared<R> {
     pub(crate) gate: Gate,
     pub(crate) on_reject: Arc<R>,
@@ -67,8 +68,8 @@ impl ValidateJwtSvidLayer {
         Self::new(validator, policy, Mode::Optional)
     }
 
-    /// Refuses nothing, for the time of a roll-out. What [`required`](Self::required) would refuse
-    /// passes as [`AuditFailed`], is counted and logged.
+    /// Rejects nothing, for a roll-out. Requests that [`required`](Self::required) would reject pass
+    /// as [`AuditFailed`], and are counted and logged.
     ///
     /// [`AuditFailed`]: super::CallerState::AuditFailed
     pub fn audit(validator: Validator, policy: impl Policy) -> Self {
@@ -93,8 +94,8 @@ impl<R> ValidateJwtSvidLayer<R> {
         self.configured(|gate| gate.protocol = Some(protocol))
     }
 
-    /// Reads the token, bare or after `Bearer`, from this header, where `authorization` belongs to
-    /// somebody else's credential. The default is `authorization`.
+    /// Reads the token, bare or after `Bearer`, from this header, if `authorization` carries another
+    /// credential. The default is `authorization`.
     #[must_use]
     pub fn header(self, name: HeaderName) -> Self {
         self.configured(|gate| gate.headers = TokenHeaders::one(name))
@@ -103,8 +104,8 @@ impl<R> ValidateJwtSvidLayer<R> {
     /// Reads the token from this header if the request has none of the headers before it.
     ///
     /// The first header that the request has decides: an invalid token in it is rejected, two
-    /// tokens in it are an error, and a credential of another scheme is no token, whatever the
-    /// headers after it carry. Those are neither read nor changed. `authorization` takes a token
+    /// tokens in it are an error, and a credential of another scheme counts as a missing token. The
+    /// headers after it are neither read nor changed. `authorization` takes a token
     /// after `Bearer` only, every other header also a bare one.
     ///
     /// ```
@@ -123,7 +124,7 @@ impl<R> ValidateJwtSvidLayer<R> {
         self.configured(|gate| gate.headers.push(name))
     }
 
-    /// The realm that challenges name. The default is `spiffe`.
+    /// Sets the realm of challenges. The default is `spiffe`.
     ///
     /// # Errors
     /// The text cannot be quoted in a challenge.
@@ -132,11 +133,11 @@ impl<R> ValidateJwtSvidLayer<R> {
         Ok(self.configured(|gate| gate.realm = realm))
     }
 
-    /// Leaves the token in the request. By default a token is taken out of its header once it is
-    /// verified, because the inner service could forward it, and its receiver could use it here.
+    /// Keeps the token in the request. By default a verified token is removed from its header,
+    /// because the inner service could forward it, and its receiver could use it here.
     ///
     /// A layer inside this one that reads the same header verifies the token by its own rules
-    /// either way. `audit` leaves all tokens in; a credential of another scheme or in another
+    /// either way. `audit` keeps all tokens; a credential of another scheme or in another
     /// header always stays.
     #[must_use]
     pub fn keep_credential(self) -> Self {
@@ -162,8 +163,8 @@ impl<R> ValidateJwtSvidLayer<R> {
         self.configured(|gate| gate.uniform = true)
     }
 
-    /// At most one log line per class of refusal and caller is written in this time. The default is
-    /// ten seconds.
+    /// Sets the interval in which at most one log line per class of rejection and caller is written.
+    /// The default is ten seconds.
     #[must_use]
     pub fn log_interval(self, interval: Duration) -> Self {
         self.configured(|gate| gate.telemetry.set_log_interval(interval))
@@ -213,18 +214,18 @@ impl<R> ValidateJwtSvidLayer<R> {
         }
     }
 
-    /// Waits a little for a key that a token names and the bundle of its trust domain does not have,
-    /// where that trust domain is known and the source can tell of changes. Comes last: what it
-    /// gives is configured.
+    /// Waits for a key that a token names and the bundle of its trust domain does not have yet, if
+    /// the trust domain is known and the source reports changes. Call it last: the layer that it
+    /// returns has no other settings.
     ///
-    /// The service beneath must be `Clone`. It needs a tokio runtime with time.
+    /// The inner service must be `Clone`. It needs a tokio runtime with time.
     #[must_use]
     pub fn wait_for_unknown_keys(self, wait: UnknownKeyWait) -> WaitForKeyLayer<R> {
         WaitForKeyLayer::new(self.shared, wait)
     }
 
-    /// An [`AllowCallersLayer`] for a part of what stands beneath: it answers, counts and logs as
-    /// this layer was set up to so far.
+    /// Creates an [`AllowCallersLayer`] for a part of the inner service. It responds, counts and logs
+    /// with the current settings of this layer.
     ///
     /// ```
     /// use axum::{Router, routing::post};
@@ -246,7 +247,7 @@ impl<R> ValidateJwtSvidLayer<R> {
         AllowCallersLayer::inside(&self.shared.gate, on_reject, policy)
     }
 
-    /// For tower-http's `ValidateRequestHeaderLayer::custom`.
+    /// Returns a `ValidateRequest` for tower-http's `ValidateRequestHeaderLayer::custom`.
     ///
     /// ```
     /// use tower_http::validate_request::ValidateRequestHeaderLayer;
@@ -296,10 +297,10 @@ impl<R> fmt::Debug for ValidateJwtSvidLayer<R> {
 }
 
 impl<R> Shared<R> {
-    /// The answer to one who is not admitted.
-    pub(crate) fn refuse<B>(&self, rejection: Rejection, parts: &Parts) -> Response<B>
+    /// Returns the response to a rejected request.
+    pub(crate) fn reject<B>(&self, rejection: Rejection, parts: &Parts) -> Response<B>
     where
-        R: super::rejection::OnReject<B>,
+        R: super::on_reject::OnReject<B>,
     {
         let mut response = self.on_reject.respond(&rejection, parts);
         rejection.settle(&mut response);
@@ -316,7 +317,7 @@ impl<R> Shared<R> {
     ) -> ResponseFuture<S::Future, ReqBody, ResBody>
     where
         S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
-        R: super::rejection::OnReject<ResBody>,
+        R: super::on_reject::OnReject<ResBody>,
         ReqBody: Body + 'static,
     {
         match self.gate.apply(&mut parts, judged) {
@@ -327,7 +328,7 @@ impl<R> Shared<R> {
                 ResponseFuture::inner(future, span, Some(late))
             }
             Err(rejection) => {
-                let response = self.refuse(rejection, &parts);
+                let response = self.reject(rejection, &parts);
                 ResponseFuture::rejected(response, &self.gate.drain, &parts, body, inner)
             }
         }

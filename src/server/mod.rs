@@ -1,4 +1,4 @@
-//! The layer that admits callers: it verifies their JWT-SVIDs, asks a policy, and leaves a
+//! The server layer: verifies the JWT-SVIDs of callers, asks a policy, and stores a
 //! [`CallerState`] in the request.
 //!
 //! ```
@@ -11,7 +11,7 @@
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! // In earnest the bundles come from a `JwtSource`.
+//! // In production the bundles come from a `JwtSource`.
 //! let bundles = FixedBundles::new(JwtBundleSet::default());
 //! let validator = Validator::builder(bundles).audience("spiffe://example.org/reports").build()?;
 //! let layer = ValidateJwtSvidLayer::required(validator, Allow::trust_domain("example.org")?);
@@ -26,41 +26,42 @@
 //! # }
 //! ```
 //!
-//! # Where it goes
+//! # Position in the stack
 //!
-//! - **axum**: around the finished router, `layer.layer(router)`, [as below](#axum).
+//! - **axum**: around the finished router, `layer.layer(router)`, see [axum](#axum).
 //!   `Router::layer` as its last call does the same: every route that is added after it is open.
 //!   `Router::route_layer` leaves open the fallback and the fallbacks of nested routers as well, and
 //!   panics on a router without routes. With feature `axum`, a handler takes a
 //!   [`VerifiedSvid`](crate::verify::VerifiedSvid), an `Option` of it or a [`CallerState`].
 //! - **tonic**: `Server::builder().layer(layer)`, or one service by tonic's
-//!   `LayerExt::named_layer`. [`GrpcPolicy`] says who may call which method, and makes rejections
+//!   `LayerExt::named_layer`. [`GrpcPolicy`] has a rule for each method, and its rejections use
 //!   gRPC; with another policy, set [`protocol`](ValidateJwtSvidLayer::protocol) to
-//!   [`Protocol::Grpc`]. With feature `tonic`, a handler asks `VerifiedSvid::from_request(&request)?`.
+//!   [`Protocol::Grpc`]. With feature `tonic`, a handler calls `VerifiedSvid::from_request(&request)?`.
 //! - **hyper**: around the service, then hyper-util's `TowerToHyperService`.
 //! - **A Unix socket** (any of the three): grpc-java and grpcio send the path of the socket as
 //!   `:authority`, and h2 resets such requests before any layer sees them (hyperium/h2#487). Set
 //!   the client's authority to a host name: `overrideAuthority("localhost")` in grpc-java, the
 //!   channel option `grpc.default_authority` in grpcio.
-//! - **a gateway** that forwards requests: see [below](#gateways).
+//! - **A gateway** that forwards requests: see [Gateways](#gateways).
 //! - **Response bodies without `Default`**: see [Compile errors](#compile-errors).
-//! - Beneath it, [`AllowCallersLayer`] narrows a route to fewer callers, and [`EndAtExpiryLayer`]
-//!   ends streams with the token of their caller. An upgraded connection (a WebSocket) escapes
-//!   both: ask [`expires_at`](crate::verify::VerifiedSvid::expires_at) there.
-//! - Above it: `CorsLayer`, which answers preflights (they bring no token, and there is no exemption
-//!   for them here), and, where a trace layer stands above too, `SetSensitiveRequestHeadersLayer`
-//!   outermost: this layer marks the credential sensitive only once it sees it.
-//! - Over a limit (`ConcurrencyLimit`): this layer is ready when what is beneath is, so that a
-//!   request that it refuses takes a permit as well, until the service value that was called is
-//!   dropped or called again. Servers on hyper-util drop it once the answer is made. A limit on
-//!   axum's routes is asked only for what was admitted: a `Router` is always ready.
+//! - **Inside it**: [`AllowCallersLayer`] narrows a route to fewer callers, and
+//!   [`EndAtExpiryLayer`] ends streams when the token of their caller expires. Neither covers an
+//!   upgraded connection (a WebSocket): check
+//!   [`expires_at`](crate::verify::VerifiedSvid::expires_at) there.
+//! - **Outside it**: `CorsLayer`, which answers preflights. They have no token, and this layer does
+//!   not exempt them. If a trace layer is outside too, `SetSensitiveRequestHeadersLayer` is the
+//!   outermost: this layer marks the credential sensitive only when it sees the request.
+//! - **Outside a limit** (`ConcurrencyLimit`): readiness is forwarded to the inner service, so a
+//!   rejected request takes a permit as well. The permit is released when the called service value
+//!   is dropped or called again. Servers on hyper-util drop it when the response is complete. A limit
+//!   on axum's routes counts allowed requests only: a `Router` is always ready.
 //!
 //! # axum
 //!
-//! What is for everybody (probes, `/metrics`) stands on a router outside of the layer. Where routes
-//! have callers of their own, the layer says who may call at all, and an [`AllowCallersLayer`] on
-//! the route who may call that one. If one of them is for callers without a token too, the layer is
-//! [`optional`](ValidateJwtSvidLayer::optional) and its policy [`Allow::anyone`]; then a route is
+//! Put public routes (probes, `/metrics`) on a router outside of the layer. If routes have different
+//! callers, the layer's policy allows all of them, and an [`AllowCallersLayer`] on a route narrows
+//! it. If a route also serves callers without a token, the layer is
+//! [`optional`](ValidateJwtSvidLayer::optional) and its policy [`Allow::anyone`]. Then a route is
 //! open if it has neither an [`AllowCallersLayer`] nor a
 //! [`VerifiedSvid`](crate::verify::VerifiedSvid) among its arguments.
 //!
@@ -117,7 +118,7 @@
 //! # }
 //! ```
 //!
-//! # What those are told who are not admitted
+//! # Rejection responses
 //!
 //! | reason | HTTP | challenge | gRPC |
 //! | --- | --- | --- | --- |
@@ -125,32 +126,32 @@
 //! | a header that is not exactly one bearer token | 400 | `error="invalid_request"` | 16 |
 //! | a token that does not verify | 401 | `error="invalid_token", error_description="…"` | 16 |
 //! | a caller who is not allowed | 403 | `error="insufficient_scope"` | 7 |
-//! | nobody can be judged now: no bundles, or too old | 503, `Retry-After: 5` | none | 14 |
+//! | tokens cannot be verified now: no bundles, or stale ones | 503, `Retry-After: 5` | none | 14 |
 //! | the policy cannot decide now | 503, `Retry-After: 5` | none | 14 |
 //!
-//! A refusal is a response, never an error of the service, and nothing that a caller sends makes it
-//! a 5xx. The texts are fixed per class; the details are in the [`Rejection`], for `on_reject` and,
-//! in the extensions of the response, for layers above. Rejections use HTTP status codes, unless the
+//! A rejection is a response, never an error of the service. No input of a caller causes a 5xx. The
+//! texts are fixed per class. The details are in the [`Rejection`], for `on_reject` and, in the
+//! extensions of the response, for outer layers. Rejections use HTTP status codes, unless the
 //! server declares that it speaks gRPC: by a [`GrpcPolicy`], or by
-//! [`protocol`](ValidateJwtSvidLayer::protocol). The caller does not choose.
+//! [`protocol`](ValidateJwtSvidLayer::protocol). The caller cannot choose it.
 //!
 //! # Gateways
 //!
-//! A token that was verified here is taken out of the request, so that it does not leave the
-//! process: its receiver could use it here until it expires.
-//! [`keep_credential`](ValidateJwtSvidLayer::keep_credential) leaves it in; `audit` always does.
+//! The layer removes a verified token from the request, so that it does not leave the process: its
+//! receiver could use it here until it expires.
+//! [`keep_credential`](ValidateJwtSvidLayer::keep_credential) keeps it; `audit` always does.
 //! Credentials that were not read, of another scheme or in another header, stay.
 //!
-//! - A layer inside another one, of the same header, verifies the token that the outer layer took
-//!   out by its own rules: audience, keys, policy. It never adopts the outer verdict.
+//! - An inner layer that reads the same header verifies the removed token by its own rules:
+//!   audience, keys, policy. It never adopts the outer verdict.
 //! - The client layer (`AddJwtSvidLayer`, also `JwtSvidMiddleware` and the interceptor) signs the
 //!   forwarded request as this service. If the extensions of the request have a verified
 //!   [`CallerState`], it replaces an existing header, and removes the caller's token from every
 //!   header, for origins without an audience too. It cannot see headers that are copied by hand
 //!   into a new request without the extensions, and `reqwest::Request` has none: copy no
 //!   credentials there.
-//! - Headers by which the upstream learns the caller are written by the gateway: remove those that
-//!   came with the request, or callers choose their own identity.
+//! - If the gateway names the caller to the upstream in a header, it must remove that header from
+//!   incoming requests. Otherwise callers choose their own identity.
 //!
 //! `examples/gateway.rs` does all of this.
 //!
@@ -182,17 +183,18 @@
 //! | a [`Policy`] of your own | 401, unless [`is_public`](Policy::is_public) | as it decides |
 //!
 //! [`audit`](ValidateJwtSvidLayer::audit) reports what `required` rejects. An [`AllowCallersLayer`]
-//! asks its policy about anonymous callers that the layer above let pass. [`SwapPolicy`] and
+//! asks its policy about anonymous callers that the outer layer allowed. [`SwapPolicy`] and
 //! `Arc<dyn Policy>` decide as the policy inside; [`Allow::or`] needs one rule that allows anonymous
 //! callers, [`Allow::and`] two.
 //!
-//! One text for every invalid token, "the token is invalid", is what
-//! [`uniform_token_errors`](ValidateJwtSvidLayer::uniform_token_errors) sets.
+//! [`uniform_token_errors`](ValidateJwtSvidLayer::uniform_token_errors) sets one text for every
+//! invalid token: "the token is invalid".
 //!
-//! A rejection by an extractor, or by [`VerifiedSvid::from_request`](crate::verify::VerifiedSvid) in tonic, is
-//! answered by the layer as its own: through its `on_reject`, counted and logged. Layers between the
-//! handler and this one see the default response. Without any layer the default response is sent,
-//! with status 500 (gRPC 13), and one error line is logged in ten seconds.
+//! An extractor, or [`VerifiedSvid::from_request`](crate::verify::VerifiedSvid) in tonic, can reject
+//! a request too. The layer treats this as its own rejection: through its `on_reject`, counted and
+//! logged. Layers between the handler and this one see the default response. If the layer is missing
+//! from the stack, the default response is sent with status 500 (gRPC 13), and one error line is
+//! logged in ten seconds.
 //!
 //! # Rejections of requests with a body
 //!
@@ -200,7 +202,7 @@
 //! connection, and many clients then report a reset instead of the response. So a rejection first
 //! reads the rest of the body and discards it: by default up to 64 KiB within 0.5 seconds, see
 //! [`drain_rejected`](ValidateJwtSvidLayer::drain_rejected). The permit of the inner service is
-//! released before.
+//! released first.
 //!
 //! - If the end of the body is reached, the connection stays open. No rejection of a body within the
 //!   limits is lost.
@@ -222,7 +224,7 @@
 //!
 //! | the compiler reports | fix |
 //! | --- | --- |
-//! | `DefaultOnReject` cannot make a rejection with a response body of type `…` | the body has no `Default`. If you can make one, set [`on_reject`](ValidateJwtSvidLayer::on_reject). If not (hyper's `Incoming`, the bodies of tower-http's `TraceLayer`, `TimeoutLayer` and others), add tower-http's `MapResponseBodyLayer::new(Body::new)` directly inside this layer, [as below](#bodies-without-default) |
+//! | `DefaultOnReject` cannot make a rejection with a response body of type `…` | the body has no `Default`. If you can make one, set [`on_reject`](ValidateJwtSvidLayer::on_reject). If not (hyper's `Incoming`, the bodies of tower-http's `TraceLayer`, `TimeoutLayer` and others), add tower-http's `MapResponseBodyLayer::new(Body::new)` directly inside this layer, see [Bodies without Default](#bodies-without-default) |
 //! | a closure is not a policy, or the types of its arguments are unknown | [`Allow::when`], which knows the types |
 //! | `VerifiedSvid` or [`CallerState`] is no argument of an axum handler (`FromRequestParts`) | feature `axum` |
 //! | no function `from_request` of `VerifiedSvid` | feature `tonic` |
@@ -248,15 +250,19 @@
 //! # drop(app);
 //! ```
 //!
-//! # What the operator sees
+//! # Observability
 //!
-//! A span `jwt_svid` with the field `peer.spiffe_id` around each admitted request, and the same
-//! field in the span around it, where that has one; [`Admission`](crate::metrics::Admission)s, by
-//! [`metrics`](ValidateJwtSvidLayer::metrics); and one log line per class of refusal and caller in
-//! ten seconds, with the key and the trust domain that the token claims where `DEBUG` is enabled.
-//! The answers that an [`EndAtExpiryLayer`] ends are counted too, and told of once in that time. No
-//! token stands in any of them.
+//! - **Spans**: `jwt_svid` with the field `peer.spiffe_id` around each request of a verified caller.
+//!   The same field of the outer span is set, if it has one.
+//! - **Metrics**: [`Admission`](crate::metrics::Admission)s, by
+//!   [`metrics`](ValidateJwtSvidLayer::metrics).
+//! - **Logs**: one line per class of rejection and caller in ten seconds. If `DEBUG` is enabled, it
+//!   has the key ID and the trust domain that the token claims.
+//! - Responses that an [`EndAtExpiryLayer`] ends are counted, and logged once in ten seconds.
+//!
+//! None of them contains a token.
 
+mod allow;
 mod allow_callers;
 mod ask;
 mod async_policy;
@@ -272,15 +278,19 @@ mod future;
 mod gate;
 mod grpc_policy;
 mod grpc_web_frames;
+mod held;
 mod late;
 mod layer;
+mod on_reject;
 mod original_uri;
 mod policy;
 mod policy_error;
 mod protocol;
 mod realm;
+mod reason;
 mod rejection;
 mod service;
+mod swap_policy;
 mod telemetry;
 #[cfg(feature = "tonic")]
 mod tonic;
@@ -288,11 +298,11 @@ mod tonic;
 mod tower_http;
 mod wait_for_key;
 
+pub use allow::Allow;
 pub use allow_callers::{AllowCallers, AllowCallersLayer};
 pub use ask::{AskPolicyFuture, AskPolicyLayer, AskPolicyService};
 pub use async_policy::{AskPolicy, AsyncDecision, AsyncPolicy, DecisionFuture, PolicyUnavailable};
 pub use caller::CallerState;
-#[cfg(feature = "testing")]
 pub use claim::{Claim, ClaimValue};
 pub use end_at_expiry::{
     EndAtExpiry, EndAtExpiryBody, EndAtExpiryFuture, EndAtExpiryLayer, TokenExpired,
@@ -300,13 +310,16 @@ pub use end_at_expiry::{
 pub use future::ResponseFuture;
 pub use grpc_policy::{GrpcPolicy, GrpcPolicyBuilder};
 pub use layer::ValidateJwtSvidLayer;
+pub use on_reject::{DefaultOnReject, OnReject};
 pub use original_uri::original_uri;
-pub use policy::{Allow, Decision, Policy, SwapPolicy};
+pub use policy::{Decision, Policy};
 pub use policy_error::PolicyError;
 pub use protocol::Protocol;
 pub use realm::InvalidRealm;
-pub use rejection::{DefaultOnReject, OnReject, PolicyFailure, Rejection, RejectionReason};
+pub use reason::{PolicyFailure, RejectionReason};
+pub use rejection::Rejection;
 pub use service::ValidateJwtSvid;
+pub use swap_policy::SwapPolicy;
 #[cfg(feature = "tower-http")]
 pub use tower_http::JwtSvidValidateRequest;
 pub use wait_for_key::{UnknownKeyWait, WaitForKey, WaitForKeyLayer, WaitFuture};

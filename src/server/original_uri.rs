@@ -1,4 +1,4 @@
-//! The URI before a router took a prefix off it.
+//! The URI before a router removed a prefix.
 
 use http::Uri;
 use http::request::Parts;

@@ -1,27 +1,27 @@
-//! Why a policy cannot be.
+//! The error of an invalid policy.
 
 use std::fmt;
 
 use crate::identity::SpiffeIdError;
 
-/// Why a policy cannot be: found when it is built, never when a request comes.
+/// An invalid policy. It is reported when the policy is built, never for a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PolicyError {
-    /// It would admit nobody at all.
+    /// It allows no caller.
     Empty,
     /// A text is not a SPIFFE ID.
     SpiffeId {
         /// The text, as configured.
         text: String,
-        /// What is wrong with it.
+        /// Why it is invalid.
         error: SpiffeIdError,
     },
     /// A text is not the name of a trust domain.
     TrustDomain {
         /// The text, as configured.
         text: String,
-        /// What is wrong with it.
+        /// Why it is invalid.
         error: SpiffeIdError,
     },
     /// A text is not the path of a gRPC method.
@@ -40,18 +40,18 @@ impl fmt::Display for PolicyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Empty => f.write_str(
-                "the policy admits nobody; name at least one caller or method, or write \
+                "the policy allows no caller; name at least one caller or method, or write \
                  `Allow::any_trust_domain()`",
             ),
             Self::SpiffeId { text, error } => {
                 write!(
                     f,
-                    "the policy names {text:?}, which is no SPIFFE ID: {error}"
+                    "the policy names {text:?}, which is not a SPIFFE ID: {error}"
                 )?;
                 if text.contains('*') {
                     f.write_str(
-                        "; there are no wildcards: `Allow::path_prefix` admits an ID and all below \
-                         it, `Allow::trust_domain` a whole trust domain",
+                        "; there are no wildcards: `Allow::path_prefix` allows an ID and all IDs \
+                         under it, `Allow::trust_domain` a whole trust domain",
                     )?;
                 }
                 Ok(())
@@ -59,7 +59,7 @@ impl fmt::Display for PolicyError {
             Self::TrustDomain { text, error } => {
                 write!(
                     f,
-                    "the policy names {text:?}, which is no trust domain: {error}"
+                    "the policy names {text:?}, which is not a trust domain: {error}"
                 )
             }
             Self::MethodPath(path) => {

@@ -13,8 +13,8 @@ pub enum Protocol {
     /// for a POST with content type `application/grpc-web`, otherwise HTTP.
     ///
     /// For a port that serves both gRPC and HTTP. The caller chooses: rejections of HTTP routes are
-    /// answered with status 200 if the request calls itself gRPC. Where that matters, put a layer
-    /// with a protocol of its own around each part.
+    /// answered with status 200 if the request claims to be gRPC. If that matters, put a layer with
+    /// its own protocol around each part.
     Auto,
     /// HTTP status codes, whatever the content type of the request.
     #[default]
@@ -23,7 +23,7 @@ pub enum Protocol {
     Grpc,
 }
 
-/// The form that a refusal takes.
+/// The form of a rejection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Wire {
     Http,
@@ -31,7 +31,7 @@ pub(crate) enum Wire {
     GrpcWeb { text: bool, codec: Codec },
 }
 
-/// The message format that a gRPC-Web client named, to be answered in kind.
+/// The message format that a gRPC-Web client named; the response has the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Codec {
     Unnamed,
@@ -54,7 +54,7 @@ impl Protocol {
 }
 
 impl Wire {
-    /// What the request itself says that it speaks.
+    /// The protocol by the request's own headers.
     pub(crate) fn of_request(method: &Method, version: Version, headers: &HeaderMap) -> Self {
         if method != Method::POST {
             return Self::Http;
@@ -84,7 +84,7 @@ impl Wire {
         matches!(rest.first(), None | Some(b';' | b'+')).then_some(wire)
     }
 
-    /// The content type of an answer in this form; none for plain HTTP.
+    /// The content type of a response in this form; `None` for plain HTTP.
     pub(crate) fn content_type(self) -> Option<HeaderValue> {
         let (text, codec) = match self {
             Self::Http => return None,
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn grpc_is_a_post_over_http2_of_that_content_type_and_nothing_else() {
+    fn only_http2_posts_of_the_content_type_are_grpc() {
         for content_type in [
             "application/grpc",
             "application/grpc+proto",
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chosen_protocol_does_not_ask_the_request() {
+    fn a_declared_protocol_ignores_the_request() {
         let grpc = parts(Method::POST, Version::HTTP_2, "application/grpc");
         assert_eq!(Protocol::Http.wire(&grpc), Wire::Http);
         let http = parts(Method::GET, Version::HTTP_11, "");

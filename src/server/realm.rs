@@ -12,7 +12,7 @@ const MAX_LEN: usize = 128;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Realm(Option<Arc<str>>);
 
-/// Why a text cannot be a realm.
+/// An invalid realm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum InvalidRealm {
@@ -20,14 +20,14 @@ pub enum InvalidRealm {
     Empty,
     /// It is longer than 128 bytes.
     TooLong,
-    /// It has a character that cannot stand in a quoted challenge: `"`, `\`, a line break, another
+    /// It has a character that cannot be quoted in a challenge: `"`, `\`, a line break, another
     /// control character, or one outside ASCII.
     Character,
 }
 
 impl Realm {
     pub(crate) fn new(realm: &str) -> Result<Self, InvalidRealm> {
-        // As RFC 6750 section 3 has it for the descriptions: nothing that would need an escape.
+        // The characters of descriptions in RFC 6750 section 3: none needs an escape.
         let legal = |b: u8| matches!(b, 0x20..=0x7e) && b != b'"' && b != b'\\';
         if realm.is_empty() {
             Err(InvalidRealm::Empty)
@@ -40,12 +40,12 @@ impl Realm {
         }
     }
 
-    /// Whether nobody named another.
+    /// Whether it was not set.
     pub(crate) fn is_default(&self) -> bool {
         self.0.is_none()
     }
 
-    /// The challenge, with an error code and its description where there are some.
+    /// Returns the challenge, with the error code and its description if given.
     pub(crate) fn challenge(&self, error: Option<&str>, description: Option<&str>) -> HeaderValue {
         let named = [
             (
@@ -58,7 +58,7 @@ impl Realm {
         let named = named
             .iter()
             .filter_map(|(value, before)| Some(((*value)?, *before)));
-        // One allocation of the very length: a flood of refusals pays for each one.
+        // One allocation of the exact length, because rejections can come in floods.
         let len = named
             .clone()
             .map(|(value, before)| before.len() + value.len() + 1);
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a27_a_realm_that_cannot_be_quoted_is_refused() {
+    fn a27_an_unquotable_realm_is_an_error() {
         for realm in [
             "a\"b",
             "a\\b",

@@ -1,4 +1,4 @@
-//! Why a request was not admitted, and the answer that says so.
+//! Rejections: why a request was rejected, and its response.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,26 +11,25 @@ use http::{HeaderName, HeaderValue, Response, StatusCode};
 use super::policy::Decision;
 use super::protocol::Wire;
 use super::realm::Realm;
-use crate::bundle::BundlesUnavailable;
-use crate::grpc_code::GrpcCode;
+use super::reason::{RejectionReason, uniform_answer};
 use crate::identity::SpiffeId;
 use crate::verify::{ValidateError, ValidateReason, VerifiedSvid};
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
-/// How long a caller should wait before asking again, where we cannot judge.
+/// How long a caller should wait before it retries a 503.
 const RETRY_AFTER_SECS: HeaderValue = HeaderValue::from_static("5");
 
 /// The longest reason of a policy, in bytes: one line of a log.
 const MAX_POLICY_REASON: usize = 256;
 
-/// Why a request was not admitted: to log, to count, and to answer with.
+/// Why a request was rejected: for logs, metrics and the response.
 ///
-/// None of the details stands in the answer, which has a fixed text per class or, with
-/// [`uniform_token_errors`](super::ValidateJwtSvidLayer::uniform_token_errors), one for every invalid
-/// token. A clone is one
-/// reference count. The layer also leaves it in the extensions of the response, for layers outside.
+/// The response contains none of the details. It has a fixed text per class or, with
+/// [`uniform_token_errors`](super::ValidateJwtSvidLayer::uniform_token_errors), one text for every
+/// invalid token. The layer also stores the rejection in the extensions of the response, for outer
+/// layers. Cloning it increments one reference count.
 #[derive(Clone, PartialEq)]
 pub struct Rejection(Arc<Inner>);
 
@@ -49,208 +48,13 @@ struct Inner {
     uniform: bool,
 }
 
-/// A request that was rejected. It says nothing about the rejection, so that all are equal.
+/// A request that was rejected. It is not a part of the rejection's value, so all are equal.
 #[derive(Clone)]
 struct RejectedRequest(Option<Arc<Parts>>);
 
 impl PartialEq for RejectedRequest {
     fn eq(&self, _: &Self) -> bool {
         true
-    }
-}
-
-/// Why a policy could not decide.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum PolicyFailure {
-    /// The policy reported an error.
-    Failed,
-    /// No decision came in time.
-    TimedOut,
-    /// Too many requests wait for a decision.
-    TooManyInFlight,
-}
-
-impl PolicyFailure {
-    /// Returns a short name for labels: `failed`, `timed-out` or `too-many-in-flight`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Failed => "failed",
-            Self::TimedOut => "timed-out",
-            Self::TooManyInFlight => "too-many-in-flight",
-        }
-    }
-}
-
-impl fmt::Display for PolicyFailure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Failed => "the policy reported an error",
-            Self::TimedOut => "the policy did not decide in time",
-            Self::TooManyInFlight => "too many requests wait for a decision",
-        })
-    }
-}
-
-/// The class of a [`Rejection`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum RejectionReason {
-    /// There is no bearer credential.
-    Missing,
-    /// The header that should carry one bearer credential carries something else.
-    Malformed,
-    /// The token does not verify.
-    Token(ValidateReason),
-    /// The token is good, and the policy does not admit its owner.
-    NotAllowed,
-    /// Nobody can be judged now: our side's trouble.
-    BundlesUnavailable(BundlesUnavailable),
-    /// The policy could not decide.
-    PolicyUnavailable(PolicyFailure),
-    /// No [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer) stands above: the server is put
-    /// together wrongly.
-    NotWired,
-}
-
-/// What is said of a bad token.
-struct Answer {
-    description: &'static str,
-    /// The challenge of the default realm.
-    challenge: &'static HeaderValue,
-}
-
-macro_rules! default_challenge {
-    ($($more:literal),*) => {{
-        // Read through by the compiler, and once.
-        static CHALLENGE: HeaderValue =
-            HeaderValue::from_static(concat!("Bearer realm=\"spiffe\"", $($more),*));
-        &CHALLENGE
-    }};
-}
-
-macro_rules! answer {
-    ($description:literal) => {
-        Answer {
-            description: $description,
-            challenge: default_challenge!(
-                ", error=\"invalid_token\", error_description=\"",
-                $description,
-                "\""
-            ),
-        }
-    };
-}
-
-// === impl RejectionReason ===
-
-impl RejectionReason {
-    /// A short name, fit for a label: `missing`, `malformed-header`, the class of the token's
-    /// fault ([`ValidateReason::as_str`]), `not-allowed`, `cannot-judge`, `policy-unavailable` or
-    /// `not-wired`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Missing => "missing",
-            Self::Malformed => "malformed-header",
-            Self::Token(reason) => reason.as_str(),
-            Self::NotAllowed => "not-allowed",
-            Self::BundlesUnavailable(_) => "cannot-judge",
-            Self::PolicyUnavailable(_) => "policy-unavailable",
-            Self::NotWired => "not-wired",
-        }
-    }
-
-    /// The HTTP status that says so.
-    pub fn status(self) -> StatusCode {
-        match self {
-            Self::Malformed => StatusCode::BAD_REQUEST,
-            Self::Missing | Self::Token(_) => StatusCode::UNAUTHORIZED,
-            Self::NotAllowed => StatusCode::FORBIDDEN,
-            Self::BundlesUnavailable(_) | Self::PolicyUnavailable(_) => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
-            Self::NotWired => StatusCode::INTERNAL_SERVER_ERROR,
-        }
-    }
-
-    /// The gRPC status code that says so.
-    pub fn grpc_code(self) -> GrpcCode {
-        match self {
-            Self::Missing | Self::Malformed | Self::Token(_) => GrpcCode::Unauthenticated,
-            Self::NotAllowed => GrpcCode::PermissionDenied,
-            Self::BundlesUnavailable(_) | Self::PolicyUnavailable(_) => GrpcCode::Unavailable,
-            Self::NotWired => GrpcCode::Internal,
-        }
-    }
-
-    /// What a caller is told, a fixed text per class.
-    pub fn description(self) -> &'static str {
-        match self {
-            Self::Missing => "a bearer token is required",
-            Self::Malformed => "the header does not carry exactly one bearer token",
-            Self::Token(reason) => token_answer(reason).description,
-            Self::NotAllowed => "the caller is not allowed",
-            Self::BundlesUnavailable(_) => "callers cannot be authenticated now",
-            Self::PolicyUnavailable(_) => "callers cannot be authorized now",
-            Self::NotWired => "no ValidateJwtSvidLayer stands above",
-        }
-    }
-
-    /// The error code of RFC 6750 section 3.1.
-    fn error_code(self) -> Option<&'static str> {
-        match self {
-            Self::Malformed => Some("invalid_request"),
-            Self::Token(_) => Some("invalid_token"),
-            Self::NotAllowed => Some("insufficient_scope"),
-            Self::Missing
-            | Self::BundlesUnavailable(_)
-            | Self::PolicyUnavailable(_)
-            | Self::NotWired => None,
-        }
-    }
-
-    /// The challenge of the default realm, ready made: a flood of refusals pays for each that is
-    /// not. None where no credential would help.
-    fn default_challenge(self) -> Option<&'static HeaderValue> {
-        match self {
-            Self::Missing => Some(default_challenge!()),
-            Self::Malformed => Some(default_challenge!(", error=\"invalid_request\"")),
-            Self::Token(reason) => Some(token_answer(reason).challenge),
-            Self::NotAllowed => Some(default_challenge!(", error=\"insufficient_scope\"")),
-            Self::BundlesUnavailable(_) | Self::PolicyUnavailable(_) | Self::NotWired => None,
-        }
-    }
-}
-
-/// The answer for every invalid token, with
-/// [`uniform_token_errors`](super::ValidateJwtSvidLayer::uniform_token_errors).
-fn uniform_answer() -> Answer {
-    answer!("the token is invalid")
-}
-
-fn token_answer(reason: ValidateReason) -> Answer {
-    match reason {
-        ValidateReason::TooLong
-        | ValidateReason::Malformed
-        | ValidateReason::Header
-        | ValidateReason::Claims => answer!("the token is malformed"),
-        ValidateReason::Algorithm | ValidateReason::KeyUnfit => {
-            answer!("the token's algorithm is not allowed")
-        }
-        ValidateReason::Expired => answer!("the token has expired"),
-        ValidateReason::NotYetValid => answer!("the token is not yet valid"),
-        ValidateReason::Audience => answer!("the token is for another audience"),
-        ValidateReason::TrustDomainUnknown | ValidateReason::KeyUnknown => {
-            answer!("the token's signing key is unknown")
-        }
-        ValidateReason::Signature => answer!("the token's signature is wrong"),
-        ValidateReason::BundlesUnavailable(_) => answer!("callers cannot be authenticated now"),
-    }
-}
-
-impl fmt::Display for RejectionReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.description())
     }
 }
 
@@ -269,8 +73,22 @@ impl Rejection {
         Self::build(reason, Some(error), None, wire, realm)
     }
 
-    pub(crate) fn not_allowed(caller: &VerifiedSvid, wire: Wire, realm: &Realm) -> Self {
-        Self::of_caller(RejectionReason::NotAllowed, Some(caller), wire, realm)
+    /// The rejection for this decision, which is not [`Decision::Allow`].
+    pub(crate) fn by_policy(
+        decision: Decision,
+        caller: Option<&VerifiedSvid>,
+        wire: Wire,
+        realm: &Realm,
+    ) -> Self {
+        let reason = match (decision, caller) {
+            (Decision::AuthenticationRequired, None) => RejectionReason::Missing,
+            _ => RejectionReason::NotAllowed,
+        };
+        let rejection = Self::of_caller(reason, caller, wire, realm);
+        match decision.reason() {
+            Some(reason) => rejection.because(reason),
+            None => rejection,
+        }
     }
 
     pub(crate) fn of_caller(
@@ -320,14 +138,6 @@ impl Rejection {
         self.changed(|inner| inner.uniform = true)
     }
 
-    /// The same rejection with the reason of this decision, if it has one.
-    pub(crate) fn because_of(self, decision: Decision) -> Self {
-        match decision.reason() {
-            Some(reason) => self.because(reason),
-            None => self,
-        }
-    }
-
     /// Returns the same rejection with a reason for the log line (see
     /// [`policy_reason`](Self::policy_reason)), cut at 256 bytes.
     #[must_use]
@@ -365,23 +175,24 @@ impl Rejection {
         response.extensions_mut().insert(self);
     }
 
-    /// The class.
+    /// Returns the class.
     pub fn reason(&self) -> RejectionReason {
         self.0.reason
     }
 
-    /// What was wrong with the token, where it was looked at.
+    /// Returns the error of the token, if a token was checked.
     pub fn token_error(&self) -> Option<&ValidateError> {
         self.0.token_error.as_ref()
     }
 
-    /// The `kid` that the token named, bounded and escaped. Unverified: not for a metric's label.
+    /// Returns the `kid` of the token, bounded and escaped. It is unverified: do not use it as a
+    /// metric label.
     pub fn key_id(&self) -> Option<&str> {
         self.0.token_error.as_ref().and_then(ValidateError::key_id)
     }
 
-    /// The trust domain: of the verified caller, else the one that the token claimed, unverified
-    /// and not for a metric's label.
+    /// Returns the trust domain of the verified caller, or else the one that the token claims. The
+    /// latter is unverified: do not use it as a metric label.
     pub fn trust_domain(&self) -> Option<&str> {
         let claimed = || {
             self.0
@@ -396,13 +207,13 @@ impl Rejection {
             .or_else(claimed)
     }
 
-    /// Returns why the policy denied the request, in its own words, if it gave a reason: for logs.
-    /// It is part of no response.
+    /// Returns the policy's own reason for the denial, if it has one. It is for logs: no response
+    /// contains it.
     pub fn policy_reason(&self) -> Option<&str> {
         self.0.policy_reason.as_deref()
     }
 
-    /// Who called, where the token verified and the policy did not admit him.
+    /// Returns the caller, if its token is valid and the policy denied it.
     pub fn caller(&self) -> Option<&SpiffeId> {
         self.0.caller.as_ref()
     }
@@ -431,7 +242,7 @@ impl Rejection {
         self.0.uniform && self.is_about_the_token()
     }
 
-    /// The challenge of the answer in HTTP: none where no credential would help.
+    /// Returns the challenge of the HTTP response; `None` if no credential would help.
     pub fn challenge(&self) -> Option<HeaderValue> {
         let Inner { reason, realm, .. } = &*self.0;
         let ready_made = if self.is_uniform() {
@@ -449,17 +260,17 @@ impl Rejection {
         Some(realm.challenge(reason.error_code(), description))
     }
 
-    /// The default answer, in the protocol of the request, with an empty body.
+    /// Returns the default response, in the protocol of the server, with an empty body.
     pub fn response<B: Default>(&self) -> Response<B> {
         self.response_with(B::default())
     }
 
-    /// The default answer with a body of yours. In gRPC it should be an empty one.
+    /// Returns the default response with this body. In gRPC it should be empty.
     pub fn response_with<B>(&self, body: B) -> Response<B> {
         let reason = self.0.reason;
         let mut response = Response::new(body);
         if let Some(content_type) = self.0.wire.content_type() {
-            // Trailers only: the status stands in the headers, and the body has nothing.
+            // Trailers-only: the status is in the headers, and the body is empty.
             let headers = response.headers_mut();
             headers.insert(CONTENT_TYPE, content_type);
             headers.insert(GRPC_STATUS, u16::from(reason.grpc_code().as_u8()).into());
@@ -497,7 +308,7 @@ impl fmt::Debug for Rejection {
     }
 }
 
-/// What the caller is told; the details are for whoever asks for them.
+/// The text that the caller receives, without details.
 impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.description())
@@ -538,101 +349,14 @@ impl HandlerRejection {
     }
 }
 
-// === answering ===
-
-/// A function that answers rejected requests: `Fn(&Rejection, &Parts) -> Response<B>`, set by
-/// [`on_reject`], or the default, [`DefaultOnReject`].
-///
-/// The trait is sealed. It is public for bounds, and closures and functions implement it. To name
-/// the type of a layer with an answer of its own, use a function pointer:
-///
-/// ```
-/// use http::{Response, request::Parts};
-/// use tower_spiffe::{Allow, Rejection, ValidateJwtSvidLayer, Validator};
-///
-/// type Answer = fn(&Rejection, &Parts) -> Response<String>;
-///
-/// struct Server {
-///     layer: ValidateJwtSvidLayer<Answer>,
-/// }
-///
-/// fn answer(rejection: &Rejection, _: &Parts) -> Response<String> {
-///     rejection.response_with(rejection.to_string())
-/// }
-///
-/// # fn example(validator: Validator) -> Server {
-/// let layer = ValidateJwtSvidLayer::required(validator, Allow::any_trust_domain());
-/// Server { layer: layer.on_reject(answer as Answer) }
-/// # }
-/// ```
-///
-/// Types of other crates cannot implement it:
-///
-/// ```compile_fail,E0277
-/// use http::{Response, request::Parts};
-/// use tower_spiffe::{Rejection, server::OnReject};
-///
-/// struct Answer;
-///
-/// impl OnReject<String> for Answer {
-///     fn respond(&self, rejection: &Rejection, _: &Parts) -> Response<String> {
-///         rejection.response()
-///     }
-/// }
-/// ```
-///
-/// [`on_reject`]: super::ValidateJwtSvidLayer::on_reject
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` cannot make a rejection with a response body of type `{B}`",
-    label = "the default rejection needs a response body with `Default`",
-    note = "if you can make such a body, add `.on_reject(|rejection, _parts| \
-            rejection.response_with(body))` to the layer",
-    note = "if you cannot (hyper's `Incoming`, the bodies of tower-http's layers), add \
-            `MapResponseBodyLayer::new(Body::new)` of tower-http directly inside the layer, with the \
-            `Body` of axum or tonic"
-)]
-pub trait OnReject<B>: sealed::OnReject<B> + Send + Sync + 'static {
-    /// Returns the response to a rejected request. `parts` are those of the request, its credential
-    /// marked sensitive.
-    fn respond(&self, rejection: &Rejection, parts: &Parts) -> Response<B>;
-}
-
-mod sealed {
-    use super::{DefaultOnReject, Parts, Rejection, Response};
-
-    pub trait OnReject<B> {}
-
-    impl<B: Default> OnReject<B> for DefaultOnReject {}
-
-    impl<F, B> OnReject<B> for F where F: Fn(&Rejection, &Parts) -> Response<B> {}
-}
-
-/// Answers with [`Rejection::response`].
-#[derive(Debug, Clone, Copy, Default)]
-#[non_exhaustive]
-pub struct DefaultOnReject;
-
-impl<B: Default> OnReject<B> for DefaultOnReject {
-    fn respond(&self, rejection: &Rejection, _: &Parts) -> Response<B> {
-        rejection.response()
-    }
-}
-
-impl<F, B> OnReject<B> for F
-where
-    F: Fn(&Rejection, &Parts) -> Response<B> + Send + Sync + 'static,
-{
-    fn respond(&self, rejection: &Rejection, parts: &Parts) -> Response<B> {
-        self(rejection, parts)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bundle::BundlesUnavailable;
+    use crate::server::PolicyFailure;
 
     #[test]
-    fn a_ready_made_challenge_is_what_would_be_written() {
+    fn ready_made_challenges_equal_written_ones() {
         use ValidateReason as Of;
         let bundles_unavailable = BundlesUnavailable::Stale;
         let tokens = [

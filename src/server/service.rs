@@ -1,4 +1,4 @@
-//! The service: one request at a time.
+//! The service of the layer.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tower_service::Service;
 
 use super::future::ResponseFuture;
 use super::layer::Shared;
-use super::rejection::{DefaultOnReject, OnReject};
+use super::on_reject::{DefaultOnReject, OnReject};
 use crate::verify::Sight;
 
 /// The service that a [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer) makes.
@@ -25,30 +25,30 @@ impl<S, R> ValidateJwtSvid<S, R> {
     }
 }
 
-/// What tower's middleware has: the way to the service beneath.
-macro_rules! beneath {
+/// The accessors of tower's middleware to the inner service.
+macro_rules! inner_accessors {
     ($type:ident<S $(, $generic:ident)?>) => {
         impl<S $(, $generic)?> $type<S $(, $generic)?> {
-            /// The service beneath.
+            /// Returns a reference to the inner service.
             pub fn get_ref(&self) -> &S {
                 &self.inner
             }
 
-            /// The service beneath.
+            /// Returns a mutable reference to the inner service.
             pub fn get_mut(&mut self) -> &mut S {
                 &mut self.inner
             }
 
-            /// The service beneath, freed of this one.
+            /// Returns the inner service.
             pub fn into_inner(self) -> S {
                 self.inner
             }
         }
     };
 }
-pub(super) use beneath;
+pub(super) use inner_accessors;
 
-beneath!(ValidateJwtSvid<S, R>);
+inner_accessors!(ValidateJwtSvid<S, R>);
 
 impl<S, R, ReqBody, ResBody> Service<Request<ReqBody>> for ValidateJwtSvid<S, R>
 where

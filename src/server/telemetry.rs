@@ -1,4 +1,4 @@
-//! What the operator sees: counts, spans, and log lines that no flood can multiply.
+//! Metrics, spans and rate-limited log lines.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,7 +8,8 @@ use quick_cache::DefaultHashBuilder;
 use tracing::{Span, field};
 
 use super::caller::CallerState;
-use super::rejection::{Rejection, RejectionReason};
+use super::reason::RejectionReason;
+use super::rejection::Rejection;
 use crate::clock::Clock;
 use crate::identity::SpiffeId;
 use crate::metrics::{Admission, MetricsRecorder, Shielded};
@@ -17,19 +18,19 @@ use crate::verify::{ValidateError, ValidateReason, Validator};
 /// At most one log line per class and caller in this time.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// So many callers have lines of their own; the others share one per class.
+/// The number of callers with log lines of their own; the others share one line per class.
 const MAX_CALLERS: usize = 1024;
 
 #[derive(Clone)]
 pub(crate) struct Telemetry {
     recorder: Option<Arc<dyn MetricsRecorder>>,
-    log: Arc<RefusalLog>,
+    log: Arc<RejectionLog>,
     clock: Arc<dyn Clock>,
 }
 
 impl Telemetry {
     pub(crate) fn new(clock: Arc<dyn Clock>) -> Self {
-        let log = Arc::new(RefusalLog::new(DEFAULT_INTERVAL));
+        let log = Arc::new(RejectionLog::new(DEFAULT_INTERVAL));
         Self {
             recorder: None,
             log,
@@ -43,7 +44,7 @@ impl Telemetry {
 
         static PROCESS: LazyLock<Telemetry> =
             LazyLock::new(|| Telemetry::new(crate::clock::SystemClock::shared()));
-        PROCESS.refused(rejection, true, |_| false, &[]);
+        PROCESS.rejected(rejection, true, |_| false, &[]);
     }
 
     /// With the clock and the recorder of this validator.
@@ -68,16 +69,16 @@ impl Telemetry {
 
     pub(crate) fn set_clock(&mut self, clock: Arc<dyn Clock>) {
         self.clock = clock;
-        // What was quiet by the other clock says nothing by this one.
-        self.log = Arc::new(RefusalLog::new(self.log.interval));
+        // Intervals of the other clock do not apply to this one.
+        self.log = Arc::new(RejectionLog::new(self.log.interval));
     }
 
     pub(crate) fn set_log_interval(&mut self, interval: Duration) {
-        self.log = Arc::new(RefusalLog::new(interval));
+        self.log = Arc::new(RejectionLog::new(interval));
     }
 
-    /// The span that the request is served in: the caller stands in it, and in the span around
-    /// us where that has a field of this name.
+    /// Returns the span of an allowed request, with its caller. Records the caller in the outer span
+    /// too, if that has the field.
     pub(crate) fn admitted(&self, state: &CallerState) -> Span {
         let caller = state.verified();
         if let Some(recorder) = &self.recorder {
@@ -95,14 +96,14 @@ impl Telemetry {
         tracing::info_span!("jwt_svid", peer.spiffe_id = id)
     }
 
-    /// The span of a request that an audit lets through: whoever is verified stands in it.
+    /// Returns the span of a request that `audit` lets pass, with its caller if that is verified.
     pub(crate) fn audited(rejection: &Rejection) -> Span {
         rejection.caller().map_or_else(Span::none, |caller| {
             tracing::info_span!("jwt_svid", peer.spiffe_id = caller.as_str())
         })
     }
 
-    /// Counts and logs an answer that ended before it was whole, because this caller's token did.
+    /// Counts and logs a response that ended early, because the token of this caller expired.
     pub(crate) fn ended(&self, caller: &SpiffeId) {
         if let Some(recorder) = &self.recorder {
             recorder.record_ended_answer();
@@ -121,8 +122,8 @@ impl Telemetry {
         );
     }
 
-    /// Counts and logs a refusal; in `audit` one that is not enforced.
-    pub(crate) fn refused(
+    /// Counts and logs a rejection; in `audit` one that is not enforced.
+    pub(crate) fn rejected(
         &self,
         rejection: &Rejection,
         enforced: bool,
@@ -132,7 +133,7 @@ impl Telemetry {
         let reason = rejection.reason();
         let class = reason.as_str();
         if let Some(recorder) = &self.recorder {
-            // Anyone can claim a trust domain; a label is only what we know.
+            // A token can claim any trust domain; only known ones become labels.
             let known = rejection.trust_domain().filter(|name| is_known(name));
             let label = known.unwrap_or(UNKNOWN);
             let why = match reason {
@@ -156,11 +157,11 @@ impl Telemetry {
         let caller = caller
             .filter(|_| !span.has_field("peer.spiffe_id"))
             .map(SpiffeId::as_str);
-        // What an unknown caller wrote stands in these lines only where somebody looks closely.
+        // Unverified text of callers is logged at debug level only.
         let closely = tracing::enabled!(tracing::Level::DEBUG);
         let key_id = rejection.key_id().filter(|_| closely);
         let trust_domain = rejection.trust_domain().filter(|_| closely);
-        // A fixed sentence: nothing of the token.
+        // A fixed text: nothing of the token.
         let detail = rejection.token_error().map(ValidateError::detail);
         let audiences = rejection
             .token_error()
@@ -208,17 +209,17 @@ impl Telemetry {
 const UNKNOWN: &str = "unknown";
 
 /// Lets one line per class and caller through in each interval.
-struct RefusalLog {
+struct RejectionLog {
     interval: Duration,
     lines: Mutex<Lines>,
 }
 
 #[derive(Default)]
 struct Lines {
-    // Hashed as the verified cache hashes, by a seed of its own: each refusal asks, and there are
-    // never many.
+    // The hasher of the verified cache, with a seed of its own: every rejection looks here, and the
+    // entries are few.
     by_caller: HashMap<(&'static str, Option<SpiffeId>), Line, DefaultHashBuilder>,
-    // A full table is swept once per interval, or each refusal would cost a look at all of it.
+    // A full table is swept once per interval; otherwise every rejection would scan it.
     swept: Option<Duration>,
 }
 
@@ -227,7 +228,7 @@ struct Line {
     suppressed: u64,
 }
 
-impl RefusalLog {
+impl RejectionLog {
     fn new(interval: Duration) -> Self {
         Self {
             interval,
@@ -235,7 +236,7 @@ impl RefusalLog {
         }
     }
 
-    /// Whether the line may be written, and how many were not since the last one.
+    /// Returns whether the line may be written: the number of lines suppressed since the last one.
     fn pass(&self, now: Duration, class: &'static str, caller: Option<&SpiffeId>) -> Option<u64> {
         let quiet_until = now.saturating_add(self.interval);
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
@@ -244,7 +245,7 @@ impl RefusalLog {
         if key.1.is_some() && by_caller.len() >= MAX_CALLERS && !by_caller.contains_key(&key) {
             if swept.is_none_or(|at| now >= at.saturating_add(self.interval)) {
                 *swept = Some(now);
-                // What was suppressed of a caller who is silent since is told of nowhere.
+                // The counts of suppressed lines of these callers are lost.
                 by_caller.retain(|_, line| line.quiet_until > now);
             }
             if by_caller.len() >= MAX_CALLERS {
@@ -272,7 +273,7 @@ mod tests {
 
     #[test]
     fn one_line_per_class_and_caller_and_interval() {
-        let log = RefusalLog::new(10 * SECOND);
+        let log = RejectionLog::new(10 * SECOND);
         let web: SpiffeId = "spiffe://x/web".parse().unwrap();
         let db: SpiffeId = "spiffe://x/db".parse().unwrap();
         assert_eq!(log.pass(SECOND, "expired", None), Some(0));
@@ -289,12 +290,12 @@ mod tests {
     }
 
     #[test]
-    fn a_federation_full_of_callers_does_not_grow_it_without_bound() {
-        let log = RefusalLog::new(10 * SECOND);
+    fn many_callers_do_not_grow_it_without_bound() {
+        let log = RejectionLog::new(10 * SECOND);
         let written = (0..10_000)
             .filter(|n| {
                 let caller = format!("spiffe://x/{n}").parse().unwrap();
-                // Once more each, so that there is something that was not told.
+                // Once more each, so that lines are suppressed.
                 let told = log.pass(SECOND, "not-allowed", Some(&caller)).is_some();
                 log.pass(SECOND, "not-allowed", Some(&caller));
                 told

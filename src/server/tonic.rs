@@ -1,4 +1,4 @@
-//! The caller of a tonic method, and refusals as `tonic::Status`.
+//! The caller of a tonic method, and rejections as `tonic::Status`.
 
 use super::caller;
 use super::protocol::Wire;
@@ -7,11 +7,10 @@ use super::rejection::Rejection;
 use crate::verify::VerifiedSvid;
 
 impl VerifiedSvid {
-    /// The verified caller of this request.
+    /// Returns the verified caller of this request.
     ///
     /// # Errors
-    /// `Unauthenticated` where there is none, and `Internal` where no layer stands above the
-    /// service.
+    /// `Unauthenticated` if there is none, and `Internal` if the layer is missing from the stack.
     #[allow(
         clippy::result_large_err,
         reason = "it is what a tonic handler returns"
@@ -27,7 +26,7 @@ impl VerifiedSvid {
     }
 }
 
-/// The same code and text as the layer's own answer.
+/// The same code and text as the layer's own response.
 impl From<Rejection> for tonic::Status {
     fn from(rejection: Rejection) -> Self {
         let reason = rejection.reason();

@@ -1,4 +1,4 @@
-//! The verdict for users of tower-http's `ValidateRequestHeaderLayer`.
+//! The layer for tower-http's `ValidateRequestHeaderLayer`.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -9,7 +9,7 @@ use http::{Request, Response};
 use tower_http::validate_request::ValidateRequest;
 
 use super::layer::Shared;
-use super::rejection::{DefaultOnReject, OnReject};
+use super::on_reject::{DefaultOnReject, OnReject};
 use crate::verify::Sight;
 
 /// The layer's verdict as a [`ValidateRequest`]; made by
@@ -17,7 +17,7 @@ use crate::verify::Sight;
 ///
 /// It runs outside the span that the layer serves requests in, and it cannot read the request's
 /// body: over HTTP/1.x, clients can lose the rejection of a request with a body. Rejections by an
-/// extractor get the default response. All else is the same.
+/// extractor get the default response. Everything else is the same.
 pub struct JwtSvidValidateRequest<ResBody, R = DefaultOnReject> {
     shared: Arc<Shared<R>>,
     body: PhantomData<fn() -> ResBody>,
@@ -39,13 +39,13 @@ where
     type ResponseBody = ResBody;
 
     fn validate(&mut self, request: &mut Request<B>) -> Result<(), Response<ResBody>> {
-        // The verdict is on a request's parts, which a borrowed request cannot give away.
+        // The check needs owned parts, which a borrowed request does not have.
         let (mut parts, ()) = Request::new(()).into_parts();
         exchange(request, &mut parts);
         let judged = self.shared.gate.judge(&mut parts, Sight::First);
         let answer = match self.shared.gate.apply(&mut parts, judged) {
             Ok(_) => Ok(()),
-            Err(rejection) => Err(self.shared.refuse(rejection, &parts)),
+            Err(rejection) => Err(self.shared.reject(rejection, &parts)),
         };
         exchange(request, &mut parts);
         answer

@@ -110,7 +110,7 @@ async fn probes_stand_on_a_router_outside_of_the_layer() {
 }
 
 #[tokio::test]
-async fn a_route_layer_leaves_doors_open_which_the_finished_router_has_not() {
+async fn a_route_layer_leaves_fallbacks_open() {
     let world = World::new();
     let open = || async { "open" };
     let router = Router::new()
@@ -196,7 +196,9 @@ async fn mine(Caller(caller): Caller) -> String {
 }
 
 async fn maybe(caller: Option<VerifiedSvid>) -> String {
-    caller.map_or("nobody".to_owned(), |caller| caller.spiffe_id().to_string())
+    caller.map_or("anonymous".to_owned(), |caller| {
+        caller.spiffe_id().to_string()
+    })
 }
 
 /// A rejection as the answer of a handler.
@@ -230,18 +232,18 @@ async fn the_extractors_say_who_called() {
         );
     }
     let basic = HeaderValue::from_static("Basic eDp5");
-    for nobody in [None, Some(&basic)] {
-        assert_eq!(at.text(get("/who", nobody)).await, (401, String::new()));
+    for anonymous in [None, Some(&basic)] {
+        assert_eq!(at.text(get("/who", anonymous)).await, (401, String::new()));
         assert_eq!(
-            at.text(get("/maybe", nobody)).await,
-            (200, "nobody".to_owned())
+            at.text(get("/maybe", anonymous)).await,
+            (200, "anonymous".to_owned())
         );
         assert_eq!(
-            at.text(get("/state", nobody)).await,
+            at.text(get("/state", anonymous)).await,
             (200, "anonymous".to_owned())
         );
         let sorry = "sorry: a bearer token is required".to_owned();
-        assert_eq!(at.text(get("/mine", nobody)).await, (401, sorry));
+        assert_eq!(at.text(get("/mine", anonymous)).await, (401, sorry));
     }
     let answers = at.ask(get("/who", None)).await;
     assert!(
@@ -252,7 +254,7 @@ async fn the_extractors_say_who_called() {
 }
 
 #[tokio::test]
-async fn an_extractor_refuses_as_the_layer_above_does() {
+async fn an_extractor_rejects_as_the_outer_layer() {
     let world = World::new();
     let layer = |audit: bool| {
         let (validator, web) = (world.validator.clone(), Allow::id(WEB).unwrap());
@@ -292,25 +294,25 @@ async fn an_audit_lets_the_handler_decide() {
     let audit = ValidateJwtSvidLayer::audit(world.validator.clone(), Allow::id(WEB).unwrap());
     let at = serve(audit.layer(handlers())).await;
     let ops = world.bearer(OPS);
-    let rubbish = bearer("a.b.c");
+    let invalid = bearer("a.b.c");
     let malformed = HeaderValue::from_static("Bearer");
     for (credential, as_a_rejection) in [
         (None, 401),
-        (Some(&rubbish), 401),
+        (Some(&invalid), 401),
         (Some(&malformed), 400),
         (Some(&ops), 403),
     ] {
         assert_eq!(at.status(get("/who", credential)).await, 401);
         assert_eq!(
             at.text(get("/maybe", credential)).await,
-            (200, "nobody".to_owned())
+            (200, "anonymous".to_owned())
         );
         assert_eq!(at.status(get("/state", credential)).await, as_a_rejection);
     }
 }
 
 #[tokio::test]
-async fn a_handler_without_a_layer_above_says_that_it_is_miswired() {
+async fn a_handler_without_the_layer_reports_it() {
     let world = World::new();
     let web = world.bearer(WEB);
     let at = serve(handlers()).await;

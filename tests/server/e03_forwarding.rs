@@ -41,7 +41,7 @@ fn caller(extensions: &Extensions) -> Option<String> {
     Some(caller.spiffe_id().to_string())
 }
 
-/// A verified caller counts, whoever put it into the extensions: no server layer is built here.
+/// A verified caller in the extensions counts, also without a server layer.
 #[tokio::test]
 async fn e03_a_caller_set_by_hand_counts() {
     let world = World::new();
@@ -81,7 +81,7 @@ async fn e03_a_verified_token_is_taken_out() {
         let (status, headers, _) = through(&waiting, world.request(WEB)).await;
         assert_eq!((status, headers.len()), (200, 0));
     }
-    // Only what was read: the rest is somebody else's.
+    // Only the header that was read; the others belong to other services.
     let by_header = layer.clone().header(X_SVID);
     let mut request = world.request(OPS);
     let token = world.issuer.token(WEB).parse().unwrap();

@@ -86,7 +86,7 @@ async fn e12_anonymous_callers_reach_public_methods_only() {
 }
 
 #[tokio::test]
-async fn e12_only_anyone_admits_anonymous_callers_everywhere() {
+async fn e12_only_anyone_allows_anonymous_callers_everywhere() {
     let world = World::new();
     let optional = |policy| ValidateJwtSvidLayer::optional(world.validator.clone(), policy);
     let everyone = Allow::when(|_, _| true);

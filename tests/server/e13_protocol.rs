@@ -116,7 +116,7 @@ async fn e13_a_grpc_policy_implies_grpc() {
             assert_eq!(response.headers()["grpc-status"], "16", "{policy:?}");
             assert_eq!(response.headers()["content-type"], expected, "{policy:?}");
         }
-        // Below the layer too: by its own policy, or by that of the layer that made it.
+        // Inside the layer too: by its own policy, or by that of the layer that made it.
         for service in [
             narrow(AllowCallersLayer::new(policy.clone())),
             narrow(required(policy).allow_callers(any())),

@@ -25,7 +25,7 @@ const START: i64 = 1_790_000_000;
 const MESSAGE: &[u8] = b"\0\0\0\0\x04tick";
 const WAIT: Duration = Duration::from_secs(20);
 
-/// A file that somebody uploaded, of the type that the uploader said; it never ends.
+/// An uploaded file whose type the uploader chose; it never ends.
 fn file(kind: HeaderValue, length: Option<u64>) -> Response<File> {
     let first = tokio_stream::once(Ok(Frame::data(Bytes::from_static(MESSAGE))));
     let body: File = StreamBody::new(Box::pin(first.chain(tokio_stream::pending())));
@@ -178,7 +178,7 @@ async fn e16_clients_see_every_cut_download() {
     }
 }
 
-/// The exception that is documented: nothing on the wire could tell.
+/// The documented exception: nothing on the wire can show the end.
 #[tokio::test]
 async fn e16_http10_without_length_ends_with_the_connection() {
     let (world, at) = store().await;

@@ -15,7 +15,7 @@ use tower_spiffe::server::{
 use tower_spiffe::verify::ValidateReason;
 
 use crate::log::Log;
-use crate::refusals::cases;
+use crate::rejections::cases;
 use crate::support::{WEB, World, bearer, with_authorization};
 
 const TEXT: &str = "the token is invalid";
@@ -48,7 +48,7 @@ fn forms(authorization: &HeaderValue) -> [Request<String>; 3] {
     })
 }
 
-/// What a caller can tell answers apart by.
+/// What a caller can distinguish responses by.
 fn seen(response: &Response<String>) -> String {
     format!(
         "{} {:?} {:?}",

@@ -163,7 +163,7 @@ async fn a24_a_step_of_the_wall_clock_is_noticed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_ends_before_is_left_as_it_is() {
+async fn responses_that_end_earlier_are_unchanged() {
     let (world, _) = paused();
     let inner = service_fn(|_: Request<String>| async {
         Ok::<_, Infallible>(Response::new(Full::<Bytes>::from("whole")))
@@ -246,7 +246,7 @@ fn word(content_type: &str) -> impl Body<Data = Bytes, Error = Infallible> + Unp
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_sent_whole_in_time_has_no_other_end_after_it() {
+async fn a_complete_response_gets_no_second_end() {
     for (content_type, frames) in [
         // Asked once more for the end, or left there.
         ("text/plain", 2),
@@ -285,7 +285,7 @@ async fn what_was_sent_whole_in_time_has_no_other_end_after_it() {
 
 /// Within a message, the trailers would be taken for a part of it.
 #[tokio::test(start_paused = true)]
-async fn a_grpc_web_message_that_is_sent_in_part_is_not_filled_up_with_the_status() {
+async fn a_partial_grpc_web_message_ends_with_an_error() {
     for (content_type, part) in [
         ("application/grpc-web+proto", &b"\0\0\0\0\x08part"[..]),
         ("application/grpc-web+proto", b"\0\0\0\0\x04tick\0\0\0"),
@@ -320,7 +320,7 @@ async fn a_grpc_web_message_that_is_sent_in_part_is_not_filled_up_with_the_statu
 
 /// What may end with a status of ours has no length that it would have to keep to.
 #[tokio::test(start_paused = true)]
-async fn a_grpc_answer_that_may_end_early_promises_no_length() {
+async fn a_grpc_response_has_no_content_length() {
     let (world, _) = paused();
     let layer = ValidateJwtSvidLayer::optional(world.validator.clone(), Allow::anyone());
     let inner = service_fn(|request: Request<String>| async move {
@@ -358,7 +358,7 @@ async fn a_grpc_answer_that_may_end_early_promises_no_length() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_body_that_has_nothing_left_is_not_broken_off() {
+async fn a_complete_body_ends_cleanly() {
     let (world, _) = paused();
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::any_trust_domain());
     let inner = service_fn(|_: Request<String>| async {

@@ -62,7 +62,7 @@ async fn no_setting_at_its_end_breaks_a_request() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a24_no_time_that_a_clock_tells_breaks_a_request() {
+async fn a24_extreme_clock_times_break_no_request() {
     let clock = HandClock::at(0);
     let world = World::with(|builder| builder.clock(clock.clone()));
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::any_trust_domain())
@@ -78,7 +78,7 @@ async fn a24_no_time_that_a_clock_tells_breaks_a_request() {
         (UnixTime::MIN, Duration::MAX, 200),
         (UnixTime::from_secs(-1), Duration::ZERO, 200),
         (UnixTime::from_secs(i64::MAX - 1), Duration::MAX, 200),
-        // The end of all time, and one that is as late as can be told.
+        // The latest times that can be written.
         (UnixTime::MAX, Duration::ZERO, 401),
         (UnixTime::from_secs(0), Duration::MAX, 200),
     ];

@@ -1,4 +1,4 @@
-//! Refusals as they stand on the wire, byte for byte: every class in every form.
+//! Rejections on the wire, byte for byte: every class in every form.
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request};
@@ -10,7 +10,7 @@ use tower_spiffe::server::{Allow, AllowCallersLayer, Protocol, ValidateJwtSvidLa
 
 use crate::hyper::{serve, who};
 use crate::loopback::{At, stream};
-use crate::refusals::{BLIND, Case, cases};
+use crate::rejections::{BLIND, Case, cases};
 use crate::support::{OPS, WEB, World};
 
 async fn start(world: &World) -> At {
@@ -114,7 +114,7 @@ impl Form {
     }
 }
 
-/// What an HTTP/1.1 server writes, but for the line that tells the time.
+/// What an HTTP/1.1 server writes, without the `date` line.
 async fn http1(at: &At, request: &Request<Bytes>) -> String {
     let mut stream = TcpStream::connect(at.tcp).await.unwrap();
     let mut text = format!("{} {} HTTP/1.1\r\n", request.method(), request.uri());
@@ -147,7 +147,7 @@ async fn http2(at: &At, request: Request<Bytes>) -> String {
 }
 
 #[tokio::test]
-async fn every_refusal_byte_for_byte_in_every_form() {
+async fn every_rejection_byte_for_byte_in_every_form() {
     let world = World::new();
     let at = start(&world).await;
     let cases = cases(&world);
@@ -168,9 +168,9 @@ async fn every_refusal_byte_for_byte_in_every_form() {
     }
 }
 
-/// So that what is expected is not only what a formula says: one of each form in full.
+/// One of each form in full, so that not every expectation is computed.
 #[tokio::test]
-async fn one_refusal_of_each_form_in_full() {
+async fn one_rejection_of_each_form_in_full() {
     let world = World::new();
     let at = start(&world).await;
     let ops = world.bearer(OPS);
@@ -217,7 +217,7 @@ async fn one_refusal_of_each_form_in_full() {
 
 #[tokio::test]
 async fn over_http1_there_is_no_grpc() {
-    // A caller does not choose status 200 for his refusal.
+    // A caller cannot choose status 200 for its rejection.
     let world = World::new();
     let at = start(&world).await;
     let grpc = form(false, Some("application/grpc"), None);
@@ -228,7 +228,7 @@ async fn over_http1_there_is_no_grpc() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_put_together_wrongly_says_so_in_every_form() {
+async fn a_missing_layer_is_reported_in_every_form() {
     let world = World::new();
     let alone = AllowCallersLayer::new(Allow::id(WEB).unwrap()).protocol(Protocol::Auto);
     let at = serve(alone.layer(service_fn(who))).await;

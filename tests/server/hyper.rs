@@ -84,12 +84,12 @@ async fn a_plain_hyper_server_is_guarded() {
 }
 
 #[tokio::test]
-async fn a_proxy_whose_body_is_incoming_brings_its_own_refusals() {
+async fn a_proxy_with_incoming_bodies_makes_its_rejections() {
     let world = World::new();
     let upstream = serve(service_fn(|request: Request<Incoming>| async move {
-        let told = request.headers().contains_key(AUTHORIZATION);
+        let has_token = request.headers().contains_key(AUTHORIZATION);
         let body = request.into_body().collect().await.unwrap().to_bytes();
-        let answer = format!("{} bytes, told the token: {told}", body.len());
+        let answer = format!("{} bytes, with a token: {has_token}", body.len());
         Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(answer)))
     }))
     .await;
@@ -112,6 +112,6 @@ async fn a_proxy_whose_body_is_incoming_brings_its_own_refusals() {
     *request.method_mut() = http::Method::POST;
     *request.body_mut() = Bytes::from_static(b"12345");
     let answer = at.text(request).await;
-    assert_eq!(answer, (200, "5 bytes, told the token: false".to_owned()));
+    assert_eq!(answer, (200, "5 bytes, with a token: false".to_owned()));
     assert_eq!(at.text(get("/x", None)).await, (401, "no\n".to_owned()));
 }

@@ -12,7 +12,7 @@ use tower_spiffe::verify::ValidateReason;
 
 use crate::support::{AUDIENCE, with_authorization};
 
-/// The status, and why where it is a refusal.
+/// The status, and the reason if it is a rejection.
 async fn ask<S>(service: &S, request: Request<String>) -> (u16, Option<RejectionReason>)
 where
     S: Service<Request<String>, Response = Response<String>, Error = Infallible> + Clone,
@@ -41,9 +41,9 @@ async fn a26_a_trust_domain_whose_keys_could_never_be_read_is_no_fault_of_ours()
     // Anyone can name that trust domain.
     let other = tower_spiffe::testing::Issuer::new("broken.test").unwrap();
     let token = other.token("spiffe://broken.test/web", AUDIENCE);
-    let refused = ask(&service, with_authorization(&token.bearer())).await;
+    let rejected = ask(&service, with_authorization(&token.bearer())).await;
     let unknown = RejectionReason::Token(ValidateReason::KeyUnknown);
-    assert_eq!(refused, (401, Some(unknown)));
+    assert_eq!(rejected, (401, Some(unknown)));
     let good = agent.bearer("spiffe://x/web", AUDIENCE);
     assert_eq!(ask(&service, with_authorization(&good)).await, (200, None));
 

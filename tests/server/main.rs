@@ -9,6 +9,7 @@
 )]
 
 mod axum;
+mod config_errors;
 mod costs;
 mod e03_forwarding;
 mod e11_rejected_bodies;
@@ -24,7 +25,6 @@ mod extremes;
 mod golden;
 mod hyper;
 mod live_source;
-mod mending;
 mod modes;
 mod policy;
 mod policy_async;
@@ -37,7 +37,7 @@ mod policy_original_uri;
 mod policy_own_rejections;
 mod policy_token_headers;
 mod raw;
-mod refusals;
+mod rejections;
 mod secrets;
 mod support;
 mod talk;

@@ -16,7 +16,7 @@ use tower_spiffe::verify::{ValidateReason, VerifiedSvid};
 
 use crate::support::{OPS, WEB, World, bearer, with_authorization};
 
-/// What the inner service saw, or the status of the refusal.
+/// What the inner service saw, or the status of the rejection.
 async fn seen(
     layer: &ValidateJwtSvidLayer,
     request: Request<String>,
@@ -47,7 +47,7 @@ fn allow_web() -> Allow {
 }
 
 #[tokio::test]
-async fn a19_optional_lets_the_anonymous_pass_and_nobody_with_a_bad_credential() {
+async fn a19_optional_allows_anonymous_but_rejects_invalid_credentials() {
     let world = World::new();
     let layer = ValidateJwtSvidLayer::optional(world.validator.clone(), Allow::anyone());
 
@@ -112,7 +112,7 @@ async fn a18_two_credentials_are_400_in_required_and_optional_alike() {
 }
 
 #[tokio::test]
-async fn audit_refuses_nothing_and_says_what_it_would_have_refused() {
+async fn audit_rejects_nothing_and_reports_rejections() {
     let world = World::new();
     let layer = ValidateJwtSvidLayer::audit(world.validator.clone(), allow_web());
     let (state, _) = seen(&layer, world.request(WEB)).await.unwrap();
@@ -146,7 +146,7 @@ async fn audit_refuses_nothing_and_says_what_it_would_have_refused() {
 }
 
 #[tokio::test]
-async fn a19_what_was_in_the_extensions_before_does_not_survive() {
+async fn a19_existing_caller_state_is_replaced() {
     let world = World::new();
     let earlier = tower_spiffe::testing::verified_svid(OPS);
     let public = GrpcPolicy::deny_by_default()
@@ -178,7 +178,7 @@ async fn a19_what_was_in_the_extensions_before_does_not_survive() {
 }
 
 #[tokio::test]
-async fn stripping_takes_the_token_and_leaves_what_is_not_ours() {
+async fn stripping_removes_only_the_verified_token() {
     let world = World::new();
     let validator = || world.validator.clone();
     let required = ValidateJwtSvidLayer::required(validator(), allow_web());
@@ -215,20 +215,20 @@ async fn another_header_can_carry_the_token() {
         let mut request = Request::new(String::new());
         request.headers_mut().insert(
             AUTHORIZATION,
-            HeaderValue::from_static("Bearer somebody-elses"),
+            HeaderValue::from_static("Bearer of-another-service"),
         );
         request
             .headers_mut()
             .insert(name.clone(), value.parse().unwrap());
         let (state, headers) = seen(&layer, request).await.unwrap();
         assert_eq!(state.verified().unwrap().spiffe_id().as_str(), WEB);
-        assert_eq!(headers, ["Bearer somebody-elses"]);
+        assert_eq!(headers, ["Bearer of-another-service"]);
     }
-    // A token where it is not looked for is none.
+    // A token in another header does not count.
     assert_eq!(seen(&layer, world.request(WEB)).await.err(), Some(401));
 }
 
-/// A policy that prints what it is shown, and admits nobody.
+/// A policy that records its arguments, and denies every caller.
 #[derive(Clone, Default)]
 struct Printing(Arc<Mutex<String>>);
 
@@ -245,7 +245,7 @@ impl Policy for Printing {
 }
 
 #[tokio::test]
-async fn a28_no_policy_sees_a_credential_that_prints() {
+async fn a28_policies_see_credentials_marked_sensitive() {
     let world = World::new();
     let name = HeaderName::from_static("x-jwt-svid");
     let printing = Printing::default();
@@ -261,7 +261,7 @@ async fn a28_no_policy_sees_a_credential_that_prints() {
     };
     assert_eq!(seen(&plain, two(&AUTHORIZATION)).await.err(), Some(400));
     assert_eq!(seen(&other, two(&name)).await.err(), Some(400));
-    // Somebody else's credential beside ours is one too.
+    // A credential of another service is marked too.
     assert_eq!(seen(&other, two(&AUTHORIZATION)).await.err(), Some(401));
     assert_eq!(seen(&plain, world.request(WEB)).await.err(), Some(403));
     let printed = printing.0.lock().unwrap();
@@ -278,7 +278,7 @@ async fn readiness_and_errors_are_the_inner_services() {
         layer.layer(broken).oneshot(world.request(WEB)).await.err(),
         Some("broken")
     );
-    // A refusal is an answer, never an error.
+    // A rejection is a response, never an error.
     assert!(
         layer
             .layer(broken)
@@ -293,13 +293,13 @@ async fn readiness_and_errors_are_the_inner_services() {
     let mut guarded = layer.layer(taken);
     let ready =
         std::future::poll_fn(|cx| std::task::Poll::Ready(guarded.poll_ready(cx).is_ready()));
-    assert!(!ready.await, "the permit is somebody else's");
+    assert!(!ready.await, "another request has the permit");
     drop(holder);
     assert!(guarded.ready().await.is_ok());
 }
 
 #[test]
-fn the_service_beneath_can_be_reached() {
+fn the_inner_service_is_accessible() {
     let world = World::new();
     let required = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::id(WEB).unwrap());
     let wait = UnknownKeyWait::new(std::time::Duration::from_secs(1));

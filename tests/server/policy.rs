@@ -29,7 +29,7 @@ async fn status(layer: &ValidateJwtSvidLayer, request: Request<String>) -> u16 {
         .as_u16()
 }
 
-async fn admits(world: &World, policy: impl Policy, id: &str) -> bool {
+async fn allows(world: &World, policy: impl Policy, id: &str) -> bool {
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), policy);
     match status(&layer, world.request(id)).await {
         200 => true,
@@ -39,7 +39,7 @@ async fn admits(world: &World, policy: impl Policy, id: &str) -> bool {
 }
 
 #[tokio::test]
-async fn each_allow_admits_whom_it_names_and_nobody_else() {
+async fn each_allow_matches_only_the_named_callers() {
     let world = World::new();
     let id: SpiffeId = WEB.parse().unwrap();
     let x: TrustDomain = "x".parse().unwrap();
@@ -70,12 +70,12 @@ async fn each_allow_admits_whom_it_names_and_nobody_else() {
             &["spiffe://x/db"],
         ),
     ];
-    for (policy, admitted, refused) in cases {
-        for id in admitted {
-            assert!(admits(&world, policy.clone(), id).await, "{policy:?} {id}");
+    for (policy, allowed, denied) in cases {
+        for id in allowed {
+            assert!(allows(&world, policy.clone(), id).await, "{policy:?} {id}");
         }
-        for id in refused {
-            assert!(!admits(&world, policy.clone(), id).await, "{policy:?} {id}");
+        for id in denied {
+            assert!(!allows(&world, policy.clone(), id).await, "{policy:?} {id}");
         }
     }
 }
@@ -87,9 +87,9 @@ async fn a_closure_sees_the_caller_and_the_request() {
         assert!(parts.headers.values().all(HeaderValue::is_sensitive));
         caller.spiffe_id().path() == "/web" && parts.method == Method::GET
     };
-    assert!(admits(&world, Allow::when(reads), WEB).await);
-    assert!(!admits(&world, Allow::when(reads), OPS).await);
-    assert!(admits(&world, Allow::when(reads).or(Allow::id(OPS).unwrap()), OPS).await);
+    assert!(allows(&world, Allow::when(reads), WEB).await);
+    assert!(!allows(&world, Allow::when(reads), OPS).await);
+    assert!(allows(&world, Allow::when(reads).or(Allow::id(OPS).unwrap()), OPS).await);
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::when(reads));
     let mut post = world.request(WEB);
     *post.method_mut() = Method::POST;
@@ -97,7 +97,7 @@ async fn a_closure_sees_the_caller_and_the_request() {
 }
 
 #[test]
-fn a_policy_that_admits_nobody_or_names_nonsense_is_not_built() {
+fn empty_and_invalid_policies_are_not_built() {
     let none: [&str; 0] = [];
     let error = Allow::one_of(none).unwrap_err();
     assert_eq!(error, PolicyError::Empty);
@@ -112,7 +112,7 @@ fn a_policy_that_admits_nobody_or_names_nonsense_is_not_built() {
     ] {
         assert!(Allow::id(text).is_err(), "{text}");
         assert!(Allow::path_prefix(text).is_err(), "{text}");
-        // Among many names the error says which one is meant.
+        // Among many IDs the error quotes the invalid one.
         let error = Allow::one_of([WEB, text]).unwrap_err();
         let PolicyError::SpiffeId { text: named, .. } = &error else {
             panic!("{error}")
@@ -123,11 +123,11 @@ fn a_policy_that_admits_nobody_or_names_nonsense_is_not_built() {
     let error = Allow::trust_domain("spiffe://x/web").unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the policy names \"spiffe://x/web\", which is no trust domain: a trust domain has no path; \
+        "the policy names \"spiffe://x/web\", which is not a trust domain: a trust domain has no path; \
          leave out what follows its name"
     );
     let error = Allow::id("spiffe://x/web/*").unwrap_err().to_string();
-    assert!(error.contains("`Allow::path_prefix` admits"), "{error}");
+    assert!(error.contains("`Allow::path_prefix` allows"), "{error}");
 }
 
 #[tokio::test]
@@ -142,7 +142,7 @@ async fn settings_make_a_policy_as_they_are() {
         Allow::trust_domain(&trust_domain),
         Allow::trust_domain(&domains[0]),
     ] {
-        assert!(admits(&world, policy.unwrap(), WEB).await);
+        assert!(allows(&world, policy.unwrap(), WEB).await);
     }
 }
 
@@ -182,7 +182,7 @@ fn grpc(mut request: Request<String>, path: &str) -> Request<String> {
 }
 
 #[tokio::test]
-async fn a_grpc_policy_denies_what_it_does_not_name() {
+async fn a_grpc_policy_denies_unnamed_methods() {
     let world = World::new();
     let policy = GrpcPolicy::deny_by_default()
         .method("/r.Reports/Get", Allow::trust_domain("x").unwrap())
@@ -242,7 +242,7 @@ fn bad() -> Request<String> {
 }
 
 #[tokio::test]
-async fn a20_a_public_path_is_that_path_for_that_router() {
+async fn a20_public_paths_match_as_the_router_does() {
     let world = World::new();
     let policy = GrpcPolicy::deny_by_default()
         .public("/r.R/Open")
@@ -250,7 +250,7 @@ async fn a20_a_public_path_is_that_path_for_that_router() {
         .unwrap();
     let layer =
         ValidateJwtSvidLayer::required(world.validator.clone(), policy).protocol(Protocol::Http);
-    // What a router beneath looks at is the path that was compared.
+    // An inner router uses the path that was compared.
     let inner = service_fn(|request: Request<String>| async move {
         assert_eq!(request.uri().path(), "/r.R/Open");
         Ok::<_, Infallible>(Response::new(String::new()))
@@ -294,7 +294,7 @@ async fn a20_a_public_path_is_that_path_for_that_router() {
 }
 
 #[tokio::test]
-async fn a_narrower_policy_beneath_goes_by_the_identity_above() {
+async fn an_inner_policy_uses_the_outer_identity() {
     let world = World::new();
     let narrow = AllowCallersLayer::new(Allow::id(OPS).unwrap());
     let inner = narrow.layer(service_fn(|_: Request<String>| async {
@@ -326,7 +326,7 @@ async fn a_narrower_policy_beneath_goes_by_the_identity_above() {
 
 /// Everybody means those with a name too, in a policy of a user's own as well.
 #[tokio::test]
-async fn what_is_public_is_open_to_the_caller_who_is_known_and_not_named() {
+async fn public_methods_are_open_to_unnamed_callers() {
     struct Ops;
     impl Policy for Ops {
         fn decide(&self, caller: Option<&VerifiedSvid>, parts: &Parts) -> Decision {
@@ -367,7 +367,7 @@ async fn what_is_public_is_open_to_the_caller_who_is_known_and_not_named() {
 }
 
 #[tokio::test]
-async fn what_a_narrower_policy_has_as_public_is_open_in_an_audit_too() {
+async fn public_methods_of_inner_policies_are_open_in_audit() {
     let world = World::new();
     let policy = GrpcPolicy::deny_by_default().public("/r.R/Open").build();
     let narrow = AllowCallersLayer::new(policy.unwrap()).protocol(Protocol::Http);
@@ -391,7 +391,7 @@ async fn what_a_narrower_policy_has_as_public_is_open_in_an_audit_too() {
 }
 
 #[tokio::test]
-async fn a_narrower_policy_without_a_layer_above_says_so() {
+async fn an_inner_policy_without_the_layer_reports_it() {
     let world = World::new();
     let narrow = AllowCallersLayer::new(Allow::any_trust_domain());
     let inner = narrow.layer(service_fn(|_: Request<String>| async {

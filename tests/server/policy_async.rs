@@ -183,7 +183,7 @@ async fn only_allowed_requests_are_asked_about() {
 }
 
 #[tokio::test]
-async fn a_verified_caller_may_what_anonymous_ones_may() {
+async fn a_verified_caller_may_do_what_anonymous_callers_may() {
     let world = World::new();
     let fake = Fake::new(|caller, _| match caller {
         None => Ok(Decision::Allow.into()),
@@ -320,6 +320,43 @@ async fn a_fallback_decides_if_the_policy_does_not() {
     // A denial by the policy itself is final.
     let denied = AskPolicy::new(Fake::only(OPS)).fallback(Allow::any_trust_domain());
     assert_eq!(call(any(&world), denied, world.request(WEB)).await, DENIED);
+}
+
+/// A denied caller is not better off if the question about anonymous callers fails.
+#[tokio::test]
+async fn a_fallback_does_not_overrule_a_denial() {
+    let world = World::new();
+    let open = || ValidateJwtSvidLayer::optional(world.validator.clone(), Allow::anyone());
+    let fake = Fake::new(|caller, _| match caller {
+        Some(_) => Ok(Decision::Deny.into()),
+        None => Err(PolicyUnavailable::new("connection refused")),
+    });
+    let fallback = |policy: Allow| AskPolicy::new(fake.clone()).fallback(policy);
+    let verified = fallback(Allow::any_trust_domain());
+    assert_eq!(call(open(), verified, world.request(WEB)).await, DENIED);
+    let anyone = fallback(Allow::anyone());
+    assert_eq!(call(open(), anyone, world.request(WEB)).await, (200, None));
+    let none = AskPolicy::new(fake.clone());
+    let answer = call(open(), none, world.request(WEB)).await;
+    assert_eq!(answer, down(PolicyFailure::Failed));
+
+    // The same if the denial is cached, and no further question is asked.
+    let fake = fake.keyed();
+    let ask = AskPolicy::new(fake.clone())
+        .cache(10, Duration::from_secs(9))
+        .max_in_flight(1)
+        .fallback(Allow::any_trust_domain());
+    let service = open().ask(ask).layer(service_fn(ok));
+    let send = |id: &str| service.clone().oneshot(world.request(id));
+    assert_eq!(send(WEB).await.unwrap().status(), 403);
+    fake.open.send_replace(false);
+    let asked = fake.asked();
+    let in_flight = tokio::spawn(send(OPS));
+    while fake.asked() == asked {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(send(WEB).await.unwrap().status(), 403);
+    in_flight.abort();
 }
 
 #[tokio::test(start_paused = true)]

@@ -36,7 +36,7 @@ fn decide(policy: &Allow, caller: Option<&str>) -> Decision {
 /// Each row of the table in the documentation of `Allow` holds.
 #[test]
 fn combinations_follow_the_documented_table() {
-    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../src/server/policy.rs");
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../src/server/allow.rs");
     let source = fs::read_to_string(root).unwrap();
     let word = |text: &str| match text {
         "Allow" => Some(Yes),

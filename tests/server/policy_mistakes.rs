@@ -1,4 +1,4 @@
-//! What happens if a policy says something else than its author meant: see `docs/who-may-call.md`.
+//! Common mistakes in policies, and what happens then: see `docs/who-may-call.md`.
 
 use axum::Router;
 use axum::body::Body;

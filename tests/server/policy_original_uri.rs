@@ -86,7 +86,7 @@ async fn a_grpc_policy_with_a_prefix_is_the_same_everywhere() {
             assert_eq!(status(&world, &app, caller, path).await, expected, "{path}");
         }
     }
-    // Another prefix is denied, and so is none.
+    // Another prefix is denied, and so is a path without one.
     let elsewhere = Router::new()
         .nest("/api/v2", grpc().layer(layer.clone()))
         .nest("/api/v11", grpc().layer(layer.clone()))
@@ -116,7 +116,7 @@ async fn a_grpc_policy_without_a_prefix_fits_inside_only() {
 }
 
 #[test]
-fn a_prefix_that_no_path_has_is_an_error() {
+fn an_impossible_prefix_is_an_error() {
     for prefix in [
         "",
         "/",

@@ -47,7 +47,7 @@ async fn a18_over_http1_a_credential_is_one_line_in_the_head() {
     let token = world.issuer.token(WEB);
     for (lines, status) in [
         (format!("Authorization: Bearer {token}\r\n"), "200"),
-        // The space around a value is none of it (RFC 9110 section 5.5).
+        // Space around a value is not a part of it (RFC 9110 section 5.5).
         (format!("aUTHORIZATION:\t Bearer  {token} \t\r\n"), "200"),
         (String::new(), "401"),
         (
@@ -84,7 +84,7 @@ async fn a18_over_http1_a_credential_is_one_line_in_the_head() {
 const LAST: &str = "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
 
 #[tokio::test]
-async fn a20_no_method_and_no_form_of_the_target_gets_around_it() {
+async fn a20_no_method_or_target_form_bypasses_it() {
     let world = World::new();
     let at = server(&world).await;
     let websocket = "Connection: upgrade\r\nUpgrade: websocket\r\n";
@@ -118,7 +118,7 @@ async fn a20_no_method_and_no_form_of_the_target_gets_around_it() {
 }
 
 #[tokio::test]
-async fn what_comes_behind_a_refused_head_is_no_request_and_no_credential() {
+async fn bytes_after_a_rejected_head_are_no_request() {
     let world = World::new();
     let at = server(&world).await;
     let token = world.issuer.token(WEB);
@@ -128,7 +128,7 @@ async fn what_comes_behind_a_refused_head_is_no_request_and_no_credential() {
         ["200", "401"]
     );
     let post = "POST / HTTP/1.1\r\nHost: x\r\n";
-    for refused in [
+    for rejected in [
         // A body that looks like a good request.
         format!("{post}Content-Length: {}\r\n\r\n{good}", good.len()),
         format!(
@@ -140,13 +140,16 @@ async fn what_comes_behind_a_refused_head_is_no_request_and_no_credential() {
             "{post}Transfer-Encoding: chunked\r\nTrailer: Authorization\r\n\r\n\
              3\r\nabc\r\n0\r\nAuthorization: Bearer {token}\r\n\r\n"
         ),
-        // Nobody is asked to go on with what is refused.
+        // No `100 Continue` is sent for a rejected request.
         format!("{post}Expect: 100-continue\r\nContent-Length: 3\r\n\r\nabc"),
     ] {
-        let answer = talk(&at, &format!("{refused}{LAST}")).await;
+        let answer = talk(&at, &format!("{rejected}{LAST}")).await;
         let statuses = statuses(&answer);
-        assert!(!statuses.is_empty(), "{refused}");
-        assert!(statuses.iter().all(|it| *it == "401"), "{refused} {answer}");
+        assert!(!statuses.is_empty(), "{rejected}");
+        assert!(
+            statuses.iter().all(|it| *it == "401"),
+            "{rejected} {answer}"
+        );
     }
 }
 
@@ -168,9 +171,9 @@ async fn a18_over_http2_the_space_around_a_value_is_a_part_of_it() {
     }
 }
 
-/// A permit of the service beneath that a refusal kept would be kept as long as its connection is.
+/// Otherwise a rejection would hold the permit of the inner service as long as its connection.
 #[tokio::test]
-async fn whoever_was_refused_holds_no_permit_while_the_connection_is_open() {
+async fn rejections_release_the_permit_on_open_connections() {
     let world = World::new();
     let limited = ConcurrencyLimit::new(service_fn(who), 1);
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::any_trust_domain());

@@ -1,4 +1,4 @@
-//! A28 with whole servers over real sockets: what they, and whatever stands beneath the layer, log
+//! A28 with whole servers over real sockets: what they and the inner services log
 //! at TRACE, and what our types show of themselves.
 
 use std::collections::HashSet;
@@ -35,14 +35,14 @@ fn required(world: &World) -> ValidateJwtSvidLayer {
         .keep_credential()
 }
 
-/// What an application beneath the layer may do: log all headers, by a layer and by itself.
+/// An application inside the layer may log all headers, by a layer and by itself.
 async fn loud<B>(request: Request<B>) -> Result<Response<Full<Bytes>>, Infallible> {
     let (parts, _) = request.into_parts();
     tracing::trace!(?parts, state = ?CallerState::from_extensions(&parts.extensions), "inside");
     Ok(Response::new(Full::from("done")))
 }
 
-/// The layers above need a body that can be empty.
+/// The outer layers need a body that can be empty.
 fn boxed<B>(response: Response<B>) -> Response<tonic::body::Body>
 where
     B: hyper::body::Body<Data = Bytes> + Send + 'static,

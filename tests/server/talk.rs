@@ -1,7 +1,7 @@
 //! A gRPC service made by hand, with one method of each kind, and its client.
 //!
 //! `t.Talk` has `Say` (one word, answered by the caller's ID), `Listen` (words until the client
-//! ends, answered joined), `Tell` (a tick every 50 ms until nobody listens) and `Chat` (each word
+//! ends, answered joined), `Tell` (a tick every 50 ms until the client is gone) and `Chat` (each word
 //! answered at once).
 
 use std::convert::Infallible;

@@ -1,4 +1,4 @@
-//! What the operator sees of it, and what nobody must see.
+//! Metrics, spans and log lines, and what they must not contain.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -41,7 +41,7 @@ pub fn tokens(world: &World) -> Vec<String> {
     let now = SystemClock::shared().now().secs();
     let issuer = &world.issuer;
     let mut odd = issuer.header();
-    odd["kid"] = json!("somebody-elses-key");
+    odd["kid"] = json!("unknown-key");
     let mut none = issuer.header();
     none["alg"] = json!("none");
     let claims = json!({ "sub": WEB, "aud": AUDIENCE, "exp": now + 300 });
@@ -114,7 +114,7 @@ async fn a04_a_key_id_writes_no_lines_into_the_log() {
         let response = ask(&layer, with_authorization(&bearer(&token))).await;
         assert_eq!(response.status(), 401);
         let text = log.text();
-        // One line, of its own making, whose name is shown escaped where somebody looks closely.
+        // One line of its own; its name is shown escaped at debug level.
         assert_eq!(text.lines().count(), 1, "{text}");
         assert_eq!(log.lines_with("key-unknown"), 1, "{text}");
         assert_eq!(log.lines_with("forged"), shown, "{text}");
@@ -124,7 +124,7 @@ async fn a04_a_key_id_writes_no_lines_into_the_log() {
 }
 
 #[tokio::test]
-async fn the_caller_stands_in_our_span_and_in_the_span_around_us() {
+async fn the_caller_is_in_both_spans() {
     use tracing::Instrument;
 
     let log = Log::default();
@@ -154,7 +154,7 @@ async fn the_caller_stands_in_our_span_and_in_the_span_around_us() {
 }
 
 #[tokio::test]
-async fn a_flood_of_refusals_is_one_line_per_class_and_caller() {
+async fn rejections_log_one_line_per_class_and_caller() {
     let log = Log::default();
     let _guard = log.begin(Level::INFO);
     let world = World::new();
@@ -169,7 +169,7 @@ async fn a_flood_of_refusals_is_one_line_per_class_and_caller() {
     }
     assert_eq!(log.lines_with("reason=\"missing\""), 1, "{}", log.text());
     assert_eq!(log.lines_with("reason=\"malformed-token\""), 1);
-    // What it was in the class, which the caller is not told.
+    // The details within the class, which the caller does not receive.
     let detail = world.validator.validate("a.b.c").unwrap_err().detail();
     let line = format!("reason=\"malformed-token\" enforced=true suppressed=0 detail={detail:?}");
     assert_eq!(log.lines_with(&line), 1, "{}", log.text());
@@ -207,13 +207,13 @@ async fn one_line_per_interval_is_all_at_every_level() {
         assert_eq!(log.text().lines().count(), 2, "{level}: {}", log.text());
         assert_eq!(log.lines_with("key-unknown"), 1, "{level}");
         assert_eq!(log.lines_with("not-allowed"), 1, "{level}");
-        // Whose key and which token, only where somebody looks closely.
+        // The key and the token at debug level only.
         assert_eq!(log.lines_with("no-key-of-ours"), details, "{level}");
     }
 }
 
 #[tokio::test]
-async fn an_audit_says_who_would_not_have_been_admitted() {
+async fn audit_reports_the_denied_caller() {
     let log = Log::default();
     let _guard = log.begin(Level::INFO);
     let world = World::new();
@@ -249,7 +249,7 @@ impl MetricsRecorder for Recorder {
 }
 
 #[tokio::test]
-async fn a_layer_that_ends_nothing_because_of_where_it_stands_says_so_once() {
+async fn a_wrong_layer_order_is_logged_once() {
     let log = Log::default();
     let _guard = log.begin(Level::INFO);
     let world = World::new();
@@ -273,7 +273,7 @@ async fn a_layer_that_ends_nothing_because_of_where_it_stands_says_so_once() {
 }
 
 #[tokio::test]
-async fn a_narrower_policy_keeps_to_its_own_interval_and_clock() {
+async fn an_inner_policy_has_its_own_interval_and_clock() {
     let log = Log::default();
     let _guard = log.begin(Level::INFO);
     let world = World::new();
@@ -285,7 +285,7 @@ async fn a_narrower_policy_keeps_to_its_own_interval_and_clock() {
     let service = layer.layer(narrow.layer(service_fn(|_: Request<String>| async {
         Ok::<_, Infallible>(Response::new(String::new()))
     })));
-    // The lines that there are after so many seconds, each with two refusals before it.
+    // The lines that there are after so many seconds, each with two rejections before it.
     for (now, lines) in [(0, 1), (59, 1), (60, 2), (61, 2), (120, 3)] {
         clock.set_elapsed(Duration::from_secs(now));
         for _ in 0..2 {
@@ -346,7 +346,7 @@ async fn every_verdict_is_counted_under_labels_of_ours() {
 }
 
 #[tokio::test]
-async fn refusals_of_a_narrower_policy_are_counted_too() {
+async fn rejections_of_an_inner_policy_are_counted() {
     let world = World::new();
     let recorder = Arc::new(Recorder::default());
     let narrow = AllowCallersLayer::new(Allow::id(OPS).unwrap()).metrics(recorder.clone());
@@ -375,7 +375,7 @@ async fn refusals_of_a_narrower_policy_are_counted_too() {
 }
 
 #[tokio::test]
-async fn a_narrower_policy_made_by_the_layer_answers_counts_and_logs_as_it_does() {
+async fn an_inner_policy_inherits_the_layers_settings() {
     let log = Log::default();
     let _guard = log.begin(Level::INFO);
     let world = World::new();
@@ -409,7 +409,7 @@ async fn a_narrower_policy_made_by_the_layer_answers_counts_and_logs_as_it_does(
     assert_eq!(log.lines_with("reason=\"not-allowed\""), 2);
 }
 
-/// Panics at whatever it is told.
+/// Panics at every record.
 struct Broken;
 
 impl MetricsRecorder for Broken {
@@ -423,7 +423,7 @@ impl MetricsRecorder for Broken {
 }
 
 #[tokio::test]
-async fn a_recorder_that_panics_costs_no_request_its_answer() {
+async fn a_panicking_recorder_loses_no_response() {
     let world = World::with(|builder| builder.metrics(Arc::new(Broken)));
     let validator = world.validator.clone();
     let layer = ValidateJwtSvidLayer::required(validator, Allow::id(WEB).unwrap());

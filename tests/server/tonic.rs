@@ -158,7 +158,7 @@ async fn one_service_of_a_server_is_guarded() {
 }
 
 #[tokio::test]
-async fn a_handler_without_a_layer_above_says_that_it_is_miswired() {
+async fn a_handler_without_the_layer_reports_it() {
     let at = serve!(Server::builder().add_service(Talk));
     for channel in channels(&at).await {
         let status = Talker::new(channel, None).say("hi").await.unwrap_err();

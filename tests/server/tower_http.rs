@@ -50,7 +50,7 @@ async fn tower_https_layer_gives_the_same_answers() {
 }
 
 #[tokio::test]
-async fn over_real_sockets_tower_https_layer_admits_and_refuses() {
+async fn tower_http_layer_works_over_real_sockets() {
     let world = World::new();
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::id(WEB).unwrap());
     let layer =

@@ -30,7 +30,7 @@ fn layer(world: &World, wait: UnknownKeyWait) -> WaitForKeyLayer {
         .wait_for_unknown_keys(wait)
 }
 
-/// A token that nobody signed, of a key that nobody has.
+/// A token with an invalid signature, of an unknown key.
 fn unsigned(kid: &str) -> Request<String> {
     let signer = Signer::new("x", kid);
     let claims = json!({ "sub": WEB, "aud": AUDIENCE, "exp": 9_999_999_999_i64 });
@@ -57,7 +57,7 @@ fn service(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_that_comes_in_time_admits_those_who_waited() {
+async fn a_key_in_time_allows_waiting_requests() {
     let world = World::new();
     let service = service(&layer(&world, UnknownKeyWait::new(WAIT)));
     let new = Signer::new("x", "k2");
@@ -82,7 +82,7 @@ async fn a_key_that_comes_in_time_admits_those_who_waited() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_that_does_not_come_is_refused_when_the_time_is_up_and_not_waited_for_again() {
+async fn a_failed_wait_is_rejected_and_not_repeated() {
     let world = World::new();
     let service = service(&layer(&world, UnknownKeyWait::new(WAIT)));
     let ask = async |kid: &str| {
@@ -111,11 +111,11 @@ async fn a_key_that_does_not_come_is_refused_when_the_time_is_up_and_not_waited_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a23_a_flood_of_made_up_keys_holds_bounded_room_and_nobody_else() {
+async fn a23_a_flood_of_made_up_keys_is_bounded() {
     let world = World::new();
     let wait = UnknownKeyWait::new(WAIT).max_waiting(8);
     let service = service(&layer(&world, wait));
-    // Each of a key of its own, as whoever floods would.
+    // Each with a key of its own, as in an attack.
     let flood: Vec<_> = (0..10_000)
         .map(|n| tokio::spawn(service.clone().oneshot(unsigned(&format!("made-up-{n}")))))
         .collect();
@@ -142,7 +142,7 @@ async fn a23_a_flood_of_made_up_keys_holds_bounded_room_and_nobody_else() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn unsigned_tokens_that_wait_hold_no_permit_of_the_inner_service() {
+async fn waiting_requests_hold_no_inner_permit() {
     let world = World::new();
     let inner = service_fn(|_: Request<String>| async {
         Ok::<_, Infallible>(Response::new(String::new()))
@@ -180,7 +180,7 @@ async fn unsigned_tokens_that_wait_hold_no_permit_of_the_inner_service() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_waited_gets_a_permit_before_going_on() {
+async fn a_permit_is_acquired_after_the_wait() {
     let world = World::new();
     let inner = service_fn(|_: Request<String>| async {
         tokio::time::sleep(Duration::from_secs(60)).await;
@@ -202,7 +202,7 @@ async fn whoever_waited_gets_a_permit_before_going_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_keys_of_trust_domains_that_we_know_are_waited_for() {
+async fn only_keys_of_known_trust_domains_are_waited_for() {
     let world = World::new();
     let service = service(&layer(&world, UnknownKeyWait::new(WAIT)));
     let stranger = Signer::new("y", "k1").token("spiffe://y/web");
@@ -223,7 +223,7 @@ async fn only_keys_of_trust_domains_that_we_know_are_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_source_that_cannot_tell_of_changes_is_not_waited_for() {
+async fn sources_without_change_reports_are_not_waited_for() {
     let issuer = Signer::new("x", "k1");
     let set = [issuer.bundle()].into_iter().collect();
     let validator = tower_spiffe::Validator::builder(tower_spiffe::bundle::FixedBundles::new(set))
@@ -240,7 +240,7 @@ async fn a_source_that_cannot_tell_of_changes_is_not_waited_for() {
     );
 }
 
-/// Tells of a change without end, though there is none.
+/// Reports changes without end, although nothing changes.
 struct Restless(Bundles);
 
 impl BundleSource for Restless {
@@ -259,7 +259,7 @@ impl BundleSource for Restless {
 
 /// Its time runs on the thread that waits, so that neither clock can be paused here.
 #[tokio::test]
-async fn a_source_that_never_rests_holds_up_nobody() {
+async fn a_restless_source_blocks_no_other_request() {
     let issuer = Signer::new("x", "k1");
     let source = Restless(Bundles::of([issuer.bundle()]));
     let validator = Validator::builder(source)
@@ -279,7 +279,7 @@ async fn a_source_that_never_rests_holds_up_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_source_that_goes_while_one_waits_is_our_trouble() {
+async fn a_source_lost_during_a_wait_is_503() {
     let world = World::new();
     let service = service(&layer(&world, UnknownKeyWait::new(WAIT)));
     let waiting = tokio::spawn(service.oneshot(unsigned("k2")));
@@ -290,31 +290,31 @@ async fn a_source_that_goes_while_one_waits_is_our_trouble() {
     assert_eq!(waiting.await.unwrap().unwrap().status(), 503);
 }
 
-/// What the validator told of, and the layer.
+/// What the validator and the layer record.
 #[derive(Default)]
-struct Told(std::sync::Mutex<Vec<String>>);
+struct Recorded(std::sync::Mutex<Vec<String>>);
 
-impl MetricsRecorder for Told {
+impl MetricsRecorder for Recorded {
     fn record_verification(&self, verification: &Verification<'_>) {
-        let told = format!("token {}", verification.outcome);
-        self.0.lock().unwrap().push(told);
+        let recorded = format!("token {}", verification.outcome);
+        self.0.lock().unwrap().push(recorded);
     }
 
     fn record_admission(&self, admission: &Admission<'_>) {
-        let told = format!("request {}", admission.outcome);
-        self.0.lock().unwrap().push(told);
+        let recorded = format!("request {}", admission.outcome);
+        self.0.lock().unwrap().push(recorded);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_waits_is_counted_once_however_often_it_is_judged() {
-    let told = Arc::new(Told::default());
-    let world = World::with(|builder| builder.metrics(told.clone()));
+async fn a_waiting_request_is_counted_once() {
+    let recorded = Arc::new(Recorded::default());
+    let world = World::with(|builder| builder.metrics(recorded.clone()));
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::id(WEB).unwrap())
-        .metrics(told.clone())
+        .metrics(recorded.clone())
         .wait_for_unknown_keys(UnknownKeyWait::new(WAIT));
     let service = service(&layer);
-    let told = || std::mem::take(&mut *told.0.lock().unwrap());
+    let recorded = || std::mem::take(&mut *recorded.0.lock().unwrap());
 
     // Admitted after two changes that did not bring the key.
     let new = Signer::new("x", "k2");
@@ -325,29 +325,29 @@ async fn a_request_that_waits_is_counted_once_however_often_it_is_judged() {
         world.bundles.set([world.issuer.bundle()]);
     }
     tokio::time::sleep(Duration::from_millis(100)).await;
-    assert_eq!(told(), [""; 0]);
+    assert_eq!(recorded(), [""; 0]);
     world.bundles.set([new.bundle()]);
     assert_eq!(waiting.await.unwrap().unwrap().status(), 200);
-    assert_eq!(told(), ["token ok", "request verified"]);
+    assert_eq!(recorded(), ["token ok", "request verified"]);
     let stats = world.validator.cache_stats();
     assert_eq!((stats.hits, stats.misses), (0, 1));
 
-    // Refused when the time is up; after that at once.
+    // Rejected when the time is up; after that immediately.
     for _ in 0..2 {
         let response = service.clone().oneshot(unsigned("k3")).await.unwrap();
         assert_eq!(response.status(), 401);
-        assert_eq!(told(), ["token key-unknown", "request key-unknown"]);
+        assert_eq!(recorded(), ["token key-unknown", "request key-unknown"]);
     }
     // One who is known and not allowed had a good token.
     let other = new.token("spiffe://x/other");
     let response = service.oneshot(with_authorization(&bearer(&other))).await;
     assert_eq!(response.unwrap().status(), 403);
-    assert_eq!(told(), ["token ok", "request not-allowed"]);
+    assert_eq!(recorded(), ["token ok", "request not-allowed"]);
     assert_eq!(world.validator.cache_stats().misses, 4);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_that_comes_in_the_last_moment_counts() {
+async fn a_key_at_the_last_moment_counts() {
     let world = World::new();
     let service = service(&layer(&world, UnknownKeyWait::new(WAIT)));
     let new = Signer::new("x", "k2");
@@ -355,7 +355,7 @@ async fn a_key_that_comes_in_the_last_moment_counts() {
     let mut waiting = Box::pin(service.clone().oneshot(request));
     assert!(futures_util::poll!(&mut waiting).is_pending());
     assert_eq!(world.bundles.waits(), 1);
-    // Whoever is asked late finds both: that the time is up, and that the key has come.
+    // A late poll finds both: the time is up, and the key has come.
     world.bundles.set([new.bundle()]);
     tokio::time::sleep(2 * WAIT).await;
     assert_eq!(waiting.await.unwrap().status(), 200);
@@ -370,7 +370,7 @@ async fn a_key_that_comes_in_the_last_moment_counts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_hangs_up_does_not_get_around_the_cool_down() {
+async fn cancelled_waits_count_for_the_cool_down() {
     // The door goes by the validator's clock.
     let now = SystemClock::shared().now();
     let world = World::with(|builder| builder.clock(Arc::new(PausedClock::new(now))));

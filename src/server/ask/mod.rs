@@ -17,11 +17,15 @@ use tower_layer::Layer;
 
 use self::decisions::{Decisions, Key};
 pub use self::future::AskPolicyFuture;
+use self::future::preferred;
 pub use self::service::AskPolicyService;
 use super::async_policy::{AskPolicy, AsyncDecision, DecisionFuture};
+use super::gate::Judged;
 use super::layer::{Shared, ValidateJwtSvidLayer};
+use super::on_reject::DefaultOnReject;
 use super::policy::{self, Decision};
-use super::rejection::{DefaultOnReject, PolicyFailure, Rejection, RejectionReason};
+use super::reason::{PolicyFailure, RejectionReason};
+use super::rejection::Rejection;
 use crate::verify::VerifiedSvid;
 
 /// A [`ValidateJwtSvidLayer`] that asks an asynchronous policy; made by its
@@ -32,9 +36,9 @@ pub struct AskPolicyLayer<R = DefaultOnReject> {
 
 impl<R> ValidateJwtSvidLayer<R> {
     /// Asks this asynchronous policy about every request that the token and the synchronous policy
-    /// allow. Comes last: what it returns is configured.
+    /// allow. Call it last: the layer that it returns has no other settings.
     ///
-    /// Requests that the synchronous policy names public
+    /// Requests that are public by the synchronous policy
     /// ([`GrpcPolicyBuilder::public`](super::GrpcPolicyBuilder::public),
     /// [`Policy::is_public`](super::Policy::is_public)) are not asked about: probes do not depend on
     /// another service. While a request waits, it holds no permit of the inner service, which must
@@ -158,10 +162,26 @@ impl<R> Asking<R> {
             && self.shared.gate.decide_anonymous(parts) == Decision::Allow
     }
 
-    /// Returns the rejection that follows from this outcome; `None` if the request is allowed.
+    /// Returns the verdict that follows from this outcome. `denied` is the decision about the
+    /// caller, if the outcome is about an anonymous one.
+    fn verdict(
+        &self,
+        judged: Judged,
+        outcome: Outcome,
+        denied: Option<AsyncDecision>,
+        caller: Option<&VerifiedSvid>,
+        parts: &Parts,
+    ) -> Judged {
+        match self.rejection(outcome, denied, caller, parts) {
+            Some(rejection) => judged.denied(rejection),
+            None => judged,
+        }
+    }
+
     fn rejection(
         &self,
         outcome: Outcome,
+        denied: Option<AsyncDecision>,
         caller: Option<&VerifiedSvid>,
         parts: &Parts,
     ) -> Option<Rejection> {
@@ -169,6 +189,8 @@ impl<R> Asking<R> {
         let decision = match (outcome, &self.ask.fallback) {
             (Outcome::Decided(decision), _) => decision,
             (Outcome::Failed(..), Some(fallback)) => match caller {
+                // The policy has decided about this caller.
+                _ if denied.is_some() => preferred(denied, fallback.decide(None, parts).into()),
                 Some(caller) => policy::decide_verified(&**fallback, caller, parts).into(),
                 None => fallback.decide(None, parts).into(),
             },
@@ -182,12 +204,11 @@ impl<R> Asking<R> {
                 });
             }
         };
-        let reason = match (decision.decision, caller) {
-            (Decision::Allow, _) => return None,
-            (Decision::AuthenticationRequired, None) => RejectionReason::Missing,
-            _ => RejectionReason::NotAllowed,
-        };
-        let rejection = Rejection::of_caller(reason, caller, gate.wire(parts), &gate.realm);
+        if decision.decision == Decision::Allow {
+            return None;
+        }
+        let wire = gate.wire(parts);
+        let rejection = Rejection::by_policy(decision.decision, caller, wire, &gate.realm);
         Some(match decision.reason {
             Some(reason) => rejection.because(reason),
             None => rejection,

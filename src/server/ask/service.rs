@@ -1,4 +1,4 @@
-//! The service that asks.
+//! The service of the layer.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,8 +10,7 @@ use tower_service::Service;
 
 use super::Asking;
 use super::future::{AskPolicyFuture, Question};
-use crate::server::future::release;
-use crate::server::rejection::{DefaultOnReject, OnReject};
+use crate::server::on_reject::{DefaultOnReject, OnReject};
 use crate::verify::Sight;
 
 /// The service that an [`AskPolicyLayer`](super::AskPolicyLayer) makes.
@@ -26,7 +25,7 @@ impl<S, R> AskPolicyService<S, R> {
     }
 }
 
-crate::server::service::beneath!(AskPolicyService<S, R>);
+crate::server::service::inner_accessors!(AskPolicyService<S, R>);
 
 impl<S, R, ReqBody, ResBody> Service<Request<ReqBody>> for AskPolicyService<S, R>
 where
@@ -46,16 +45,8 @@ where
         let (mut parts, body) = request.into_parts();
         let shared = &self.asking.shared;
         let judged = shared.gate.judge(&mut parts, Sight::First);
-        let judged = match Question::begin(&self.asking, &parts, judged) {
-            Ok(question) => {
-                // What is ready here may hold a permit, which others need meanwhile.
-                release(&mut self.inner);
-                let (asking, inner) = (self.asking.clone(), self.inner.clone());
-                return AskPolicyFuture::waiting(asking, question, inner, parts, body);
-            }
-            Err(judged) => judged,
-        };
-        AskPolicyFuture::done(shared.act(&mut self.inner, parts, body, judged))
+        let question = Question::begin(&self.asking, &parts, judged);
+        shared.hold(&mut self.inner, parts, body, question)
     }
 }
 

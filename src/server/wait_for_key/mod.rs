@@ -1,8 +1,8 @@
-//! Waiting a little for a key that the token has and the bundle does not have yet.
+//! Waits for a key that a token names and the bundle does not have yet.
 //!
-//! A new key reaches its signer and its verifiers at different moments. Where the signer is first,
-//! its tokens are refused until the bundle arrives. SPIRE publishes a key long before it signs with
-//! it, so this is for issuers that don't. Off unless asked for.
+//! A new key reaches its signer and its verifiers at different times. If the signer has it first, its
+//! tokens are rejected until the bundle arrives. SPIRE publishes a key long before it signs with it,
+//! so this is for other issuers. Off by default.
 //!
 //! A wait can be long, for the key and then for the inner service. Right before the call the token
 //! is checked again: it has not expired, and its key is still in the bundle.
@@ -21,14 +21,14 @@ pub use self::future::WaitFuture;
 pub(crate) use self::room::Room;
 pub use self::service::WaitForKey;
 use super::layer::Shared;
-use super::rejection::DefaultOnReject;
+use super::on_reject::DefaultOnReject;
 
-/// How long, and for how many at once, an unknown key is waited for.
+/// How long requests wait for an unknown key, and how many of them.
 ///
-/// An unsigned token with a made-up `kid` is waited for too: nothing shows yet that it is made up.
-/// So the number of waiters is bounded, and a wait in vain is followed by a pause in which none
-/// begins; several that were broken off count as one when they lasted as long. Both go by trust
-/// domain, so that made-up keys of one do not stand in the way of another's.
+/// Requests with a forged token and a made-up `kid` wait too, because nothing shows yet that the key
+/// does not exist. So the number of waiting requests is bounded, and no wait begins for some time
+/// after one that failed. Cancelled waits count as a failed one once their sum is as long. Both
+/// limits are per trust domain, so that made-up keys of one do not affect another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnknownKeyWait {
     pub(crate) max_wait: Duration,
@@ -37,8 +37,8 @@ pub struct UnknownKeyWait {
 }
 
 impl UnknownKeyWait {
-    /// Waits for at most this long; at most 64 requests at once for keys of one trust domain; and
-    /// after a wait in vain not again for ten seconds.
+    /// Waits for at most this long. By default at most 64 requests per trust domain wait, and after a
+    /// failed wait none waits for ten seconds.
     pub fn new(max_wait: Duration) -> Self {
         Self {
             max_wait,
@@ -47,14 +47,15 @@ impl UnknownKeyWait {
         }
     }
 
-    /// So many requests wait at once for keys of one trust domain; the others are refused at once.
+    /// Sets how many requests wait at the same time for keys of one trust domain. Further ones are
+    /// rejected immediately.
     #[must_use]
     pub fn max_waiting(mut self, requests: usize) -> Self {
         self.max_waiting = requests;
         self
     }
 
-    /// After a wait in vain for a key of a trust domain, none begins for this long.
+    /// Sets how long no request waits for keys of a trust domain after a failed wait.
     #[must_use]
     pub fn cool_down(mut self, pause: Duration) -> Self {
         self.cool_down = pause;

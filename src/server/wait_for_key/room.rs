@@ -1,5 +1,5 @@
-//! The waiting room: so many seats for each trust domain, and a door that stays shut for a while
-//! after a wait in vain.
+//! Bounds the waits for unknown keys: a number of seats for each trust domain, and a pause after a
+//! failed wait.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,7 +11,7 @@ use crate::clock::Clock;
 pub(crate) struct Room {
     config: UnknownKeyWait,
     clock: Arc<dyn Clock>,
-    // By trust domain: those of the bundle set only, and of them those where something is.
+    // By trust domain of the bundle set, while a request waits or no wait may begin.
     corners: Mutex<HashMap<Box<str>, Corner>>,
 }
 
@@ -19,7 +19,7 @@ pub(crate) struct Room {
 #[derive(Default)]
 struct Corner {
     seated: usize,
-    // How long, together, those sat who left before the key came.
+    // The total time of the waits that were cancelled before the key came.
     in_vain: Duration,
     // Until when no wait begins.
     shut_until: Duration,
@@ -46,7 +46,7 @@ impl Room {
         &self.config
     }
 
-    /// A seat, where there is one and the last wait for this trust domain was not just in vain.
+    /// Returns a seat, if one is free and no wait for this trust domain has failed recently.
     pub(crate) fn enter(self: &Arc<Self>, trust_domain: &str) -> Option<Seat> {
         let now = self.clock.monotonic();
         let mut corners = self.corners();
@@ -79,7 +79,7 @@ impl Room {
 }
 
 impl Seat {
-    /// Whoever sits here has a verdict that is not about an unknown key.
+    /// The request has a verdict other than unknown key.
     pub(crate) fn satisfied(&mut self) {
         self.is_satisfied = true;
     }
@@ -104,7 +104,7 @@ impl Drop for Seat {
         if self.is_satisfied {
             corner.in_vain = Duration::ZERO;
         } else if now >= corner.shut_until {
-            // Who hangs up early may come again at once: many such waits are one in vain.
+            // A client can hang up and retry at once, so cancelled waits add up to a failed one.
             let sat = now.saturating_sub(self.since);
             corner.in_vain = corner.in_vain.saturating_add(sat);
             if corner.in_vain >= self.room.config.max_wait {
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a23_seats_are_bounded_and_the_door_stays_shut_after_a_wait_in_vain() {
+    fn a23_seats_are_bounded_and_a_failed_wait_pauses() {
         let clock = Arc::new(Hand(Mutex::default()));
         let wait = UnknownKeyWait::new(Duration::from_secs(1)).max_waiting(2);
         let room = Arc::new(Room::new(wait, clock.clone()));

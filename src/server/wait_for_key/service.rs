@@ -1,4 +1,4 @@
-//! The service that can wait.
+//! The service of the layer.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,9 +10,8 @@ use tower_service::Service;
 
 use super::future::{WaitFuture, Waiting};
 use super::room::Room;
-use crate::server::future::release;
 use crate::server::layer::Shared;
-use crate::server::rejection::{DefaultOnReject, OnReject};
+use crate::server::on_reject::{DefaultOnReject, OnReject};
 use crate::verify::Sight;
 
 /// The service that a [`WaitForKeyLayer`](super::WaitForKeyLayer) makes.
@@ -32,7 +31,7 @@ impl<S, R> WaitForKey<S, R> {
     }
 }
 
-crate::server::service::beneath!(WaitForKey<S, R>);
+crate::server::service::inner_accessors!(WaitForKey<S, R>);
 
 impl<S, R, ReqBody, ResBody> Service<Request<ReqBody>> for WaitForKey<S, R>
 where
@@ -51,16 +50,8 @@ where
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let (mut parts, body) = request.into_parts();
         let judged = self.shared.gate.judge(&mut parts, Sight::First);
-        let judged = match Waiting::begin(&self.shared, &self.room, &mut parts, judged) {
-            Ok(waiting) => {
-                // What is ready here may hold a permit: it is given back for the time of the
-                // wait, or tokens that nobody signed would hold what others need.
-                release(&mut self.inner);
-                return WaitFuture::waiting(waiting, self.inner.clone(), parts, body);
-            }
-            Err(judged) => judged,
-        };
-        WaitFuture::done(self.shared.act(&mut self.inner, parts, body, judged))
+        let waiting = Waiting::begin(&self.shared, &self.room, &mut parts, judged);
+        self.shared.hold(&mut self.inner, parts, body, waiting)
     }
 }
 

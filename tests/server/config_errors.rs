@@ -1,4 +1,4 @@
-//! Misconfiguration is an error when a thing is built, and its text says what to mend.
+//! Misconfiguration is an error when a value is built, and its text says how to fix it.
 
 use tower_spiffe::identity::SpiffeIdMatcher;
 use tower_spiffe::server::{Allow, GrpcPolicy, ValidateJwtSvidLayer};
@@ -7,7 +7,7 @@ use tower_spiffe::verify::{Validator, ValidatorBuilder};
 use crate::support::{AUDIENCE, WEB, World};
 
 #[test]
-fn each_says_what_to_mend() {
+fn each_error_names_its_fix() {
     let world = World::new();
     let validator = |configure: fn(ValidatorBuilder) -> ValidatorBuilder| {
         let builder = configure(Validator::builder(world.bundles.clone()));
@@ -21,7 +21,7 @@ fn each_says_what_to_mend() {
     let none: [&str; 0] = [];
     let any = Allow::any_trust_domain;
     let new = GrpcPolicy::deny_by_default;
-    for (error, mending) in [
+    for (error, fix) in [
         (
             validator(|builder| builder),
             "name this service with `.audience(\"spiffe://…\")`",
@@ -95,8 +95,8 @@ fn each_says_what_to_mend() {
         ),
     ] {
         // What is wrong stands before it.
-        let wrong = error.strip_suffix(mending);
-        let wrong = wrong.unwrap_or_else(|| panic!("{error:?} does not end with {mending:?}"));
+        let wrong = error.strip_suffix(fix);
+        let wrong = wrong.unwrap_or_else(|| panic!("{error:?} does not end with {fix:?}"));
         assert!(wrong.len() > 10 && !error.contains('\n'), "{error}");
     }
 }

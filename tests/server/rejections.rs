@@ -1,4 +1,4 @@
-//! The table of refusals: each class, in HTTP and in gRPC, to the last byte of its headers.
+//! The table of rejections: each class, in HTTP and in gRPC, to the last byte of its headers.
 
 use http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Method, Request, Response, Version};
@@ -12,7 +12,7 @@ use tower_spiffe::verify::ValidateReason;
 
 use crate::support::{AUDIENCE, OPS, Signer, WEB, World, bearer, with_authorization};
 
-/// One class of refusal: a request that meets it, and what it is answered.
+/// One class of rejection: a request that causes it, and its response.
 pub struct Case {
     pub name: &'static str,
     pub authorization: Option<HeaderValue>,
@@ -141,7 +141,7 @@ pub fn cases(world: &World) -> Vec<Case> {
             ValidateReason::Malformed,
         ),
         bad(
-            "rubbish that is token68",
+            "an invalid token68",
             "+/~==".into(),
             MALFORMED,
             "the token is malformed",
@@ -298,7 +298,7 @@ async fn every_class_has_its_code_and_text_in_grpc() {
 }
 
 #[tokio::test]
-async fn a_source_that_cannot_judge_is_our_trouble_and_no_challenge() {
+async fn an_unavailable_source_is_503_without_challenge() {
     let world = World::new();
     let layer = layer(&world);
     for why in BLIND {
@@ -448,7 +448,7 @@ async fn on_reject_answers_with_any_body() {
 }
 
 #[tokio::test]
-async fn a_rejection_says_who_and_which_key_for_logs() {
+async fn a_rejection_has_caller_and_key_for_logs() {
     let world = World::new();
     let layer = layer(&world);
     let mut header = world.issuer.header();

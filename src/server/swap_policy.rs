@@ -1,0 +1,58 @@
+//! A policy that is replaced at runtime.
+
+use std::fmt;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use http::request::Parts;
+
+use super::policy::{Decision, Policy};
+use super::protocol::Protocol;
+use crate::verify::VerifiedSvid;
+
+/// A policy that can be replaced while requests are served. Clones are handles to the same one.
+///
+/// ```
+/// use tower_spiffe::server::{Allow, SwapPolicy};
+///
+/// let policy = SwapPolicy::new(Allow::trust_domain("example.org")?);
+/// let in_the_layer = policy.clone();
+/// // When the configuration has changed: the new policy decides from the next request on.
+/// policy.replace(Allow::id("spiffe://example.org/ops")?);
+/// # drop(in_the_layer);
+/// # Ok::<(), tower_spiffe::server::PolicyError>(())
+/// ```
+#[derive(Clone)]
+pub struct SwapPolicy(Arc<ArcSwap<Box<dyn Policy>>>);
+
+impl SwapPolicy {
+    /// Creates it with this policy.
+    pub fn new(policy: impl Policy) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(Box::new(policy))))
+    }
+
+    /// Replaces the policy, from the next request on.
+    pub fn replace(&self, policy: impl Policy) {
+        self.0.store(Arc::new(Box::new(policy)));
+    }
+}
+
+impl Policy for SwapPolicy {
+    fn decide(&self, caller: Option<&VerifiedSvid>, parts: &Parts) -> Decision {
+        self.0.load().decide(caller, parts)
+    }
+
+    fn is_public(&self, parts: &Parts) -> bool {
+        self.0.load().is_public(parts)
+    }
+
+    fn protocol(&self) -> Option<Protocol> {
+        self.0.load().protocol()
+    }
+}
+
+impl fmt::Debug for SwapPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SwapPolicy")
+    }
+}
