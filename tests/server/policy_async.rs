@@ -374,6 +374,7 @@ async fn requests_in_flight_are_bounded() {
     let rejection = turned_away.extensions().get::<Rejection>().unwrap();
     let reason = RejectionReason::PolicyUnavailable(PolicyFailure::TooManyInFlight);
     assert_eq!(rejection.reason(), reason);
+    assert_eq!(fake.asked(), 2, "the policy is not asked about it");
     fake.open.send_replace(true);
     for response in waiting {
         assert_eq!(response.await.unwrap().unwrap().status(), 200);

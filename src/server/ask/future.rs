@@ -52,17 +52,19 @@ impl<R> Question<R> {
             Err(_) => return Err(judged),
         };
         let mut denied = None;
-        let mut asked = asking.ask(caller.as_ref(), parts);
+        let mut asked = asking.known(caller.as_ref(), parts);
         if let Asked::Known(decision) = &asked
             && asking.asks_again(caller.as_ref(), parts, decision)
         {
             denied = Some(decision.clone());
-            asked = asking.ask(None, parts);
+            asked = asking.known(None, parts);
         }
         let outcome = match asked {
             Asked::Known(decision) => Outcome::Decided(preferred(denied.take(), decision)),
-            Asked::Pending(future, key) => match asking.in_flight.clone().try_acquire_owned() {
+            Asked::Unknown(key) => match asking.in_flight.clone().try_acquire_owned() {
                 Ok(permit) => {
+                    let asked_about = caller.as_ref().filter(|_| denied.is_none());
+                    let future = asking.ask.policy.decide(asked_about, parts);
                     return Ok(Self {
                         asking: asking.clone(),
                         judged: Some(judged),
@@ -100,14 +102,14 @@ impl<R> Question<R> {
                 let decision = preferred(self.denied.take(), decision);
                 return Poll::Ready(Outcome::Decided(decision));
             }
-            match asking.ask(None, parts) {
+            match asking.known(None, parts) {
                 Asked::Known(anonymous) => {
                     let decision = preferred(Some(decision), anonymous);
                     return Poll::Ready(Outcome::Decided(decision));
                 }
-                Asked::Pending(future, key) => {
+                Asked::Unknown(key) => {
                     self.denied = Some(decision);
-                    self.future = future;
+                    self.future = asking.ask.policy.decide(None, parts);
                     self.key = key;
                 }
             }

@@ -19,7 +19,7 @@ use self::decisions::{Decisions, Key};
 pub use self::future::AskPolicyFuture;
 use self::future::preferred;
 pub use self::service::AskPolicyService;
-use super::async_policy::{AskPolicy, AsyncDecision, DecisionFuture};
+use super::async_policy::{AskPolicy, AsyncDecision};
 use super::gate::Judged;
 use super::layer::{Shared, ValidateJwtSvidLayer};
 use super::on_reject::DefaultOnReject;
@@ -119,7 +119,8 @@ enum Outcome {
 
 enum Asked {
     Known(AsyncDecision),
-    Pending(DecisionFuture, Option<Key>),
+    /// The key is for the cache.
+    Unknown(Option<Key>),
 }
 
 impl<R> Asking<R> {
@@ -129,17 +130,18 @@ impl<R> Asking<R> {
         policy.is_public(parts) && policy.decide(None, parts) == Decision::Allow
     }
 
-    /// Asks the cache, then the policy.
-    fn ask(&self, caller: Option<&VerifiedSvid>, parts: &Parts) -> Asked {
-        let policy = &self.ask.policy;
-        let key = self.cache.as_ref().and_then(|cache| {
-            let key = Key::new(caller, policy.cache_key(caller, parts)?);
-            Some((cache.get(&key), key))
-        });
-        match key {
-            Some((Some(decision), _)) => Asked::Known(decision),
-            Some((None, key)) => Asked::Pending(policy.decide(caller, parts), Some(key)),
-            None => Asked::Pending(policy.decide(caller, parts), None),
+    /// Asks the cache.
+    fn known(&self, caller: Option<&VerifiedSvid>, parts: &Parts) -> Asked {
+        let Some(cache) = &self.cache else {
+            return Asked::Unknown(None);
+        };
+        let Some(key) = self.ask.policy.cache_key(caller, parts) else {
+            return Asked::Unknown(None);
+        };
+        let key = Key::new(caller, key);
+        match cache.get(&key) {
+            Some(decision) => Asked::Known(decision),
+            None => Asked::Unknown(Some(key)),
         }
     }
 
