@@ -145,7 +145,6 @@ mod jwt_svid;
 
 pub use crate::grpc_code::GrpcCode;
 #[cfg(feature = "client")]
-#[cfg(feature = "client")]
 pub use cache::{
     AudienceSnapshot, KeepWarm, PinnedSvid, SvidCache, SvidCacheBuilder, SvidCacheStats,
     SvidUpdates, TokenError, TokenErrorReason, TokenState,

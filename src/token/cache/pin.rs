@@ -109,8 +109,7 @@ impl PinnedSvid {
     /// Returns the time until the current token expires, on the wall clock or the monotonic clock,
     /// whichever is shorter. `None` if no token can be sent now.
     ///
-    /// A token is not sent in the last 2 % of its lifetime, 2 s at most
-    /// (the last 2 % of its life, 2 s at most).
+    /// A token is not sent in the last 2 % of its lifetime, 2 s at most.
     pub fn expires_in(&self) -> Option<Duration> {
         let token = self.current()?;
         Some(token.expires_in(self.pin.entry.cx.moment()))
