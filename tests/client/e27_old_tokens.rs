@@ -1,5 +1,6 @@
 //! An agent without its server returns old tokens: the error, the metric and the log say so.
 
+use tower_spiffe::clock::Clock as _;
 use tower_spiffe::source::{JwtSourceError, JwtSourceErrorReason};
 use tower_spiffe::token::TokenErrorReason;
 use tracing::Level;
@@ -121,6 +122,23 @@ async fn e27_slow_refreshes_are_logged_once_for_all() {
         "{}",
         log.text()
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn e27_evicted_audience_hides_no_later_stall() {
+    let log = Log::default();
+    let _log = log.begin(Level::INFO);
+    let bench = Bench::built(|call| call.fresh(300), |builder| builder.max_entries(1));
+    for (at, aud) in ["a", "b"].map(request).iter().enumerate() {
+        let same = Token::new(aud, bench.clock.now().secs(), 300);
+        bench.desk.then(move |_| Answer::Token(same.clone()));
+        for _ in 0..250 {
+            bench.cache.header(aud).await.unwrap();
+            tokio::time::sleep(secs(1)).await;
+        }
+        assert_eq!(bench.cache.stats().entries, 1);
+        assert_eq!(log.lines_with(STALLED), at + 1, "{}", log.text());
+    }
 }
 
 /// A token that a service rejected is refreshed early: the same one again is no news.

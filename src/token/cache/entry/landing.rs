@@ -36,7 +36,7 @@ struct Failure {
 
 impl Failure {
     /// The first failure of a class is a warning; what repeats it is not.
-    fn tell(&self, request: &SvidRequest, error: &FetchSvidError) {
+    fn log(&self, request: &SvidRequest, error: &FetchSvidError) {
         let usable = self.usable;
         if self.known {
             tracing::debug!(?request, %error, usable, "fetching a JWT-SVID failed again");
@@ -97,11 +97,13 @@ impl Entry {
                 let before = state.generation;
                 let token = self.take_in(&mut state, flight, token, now);
                 let newer = state.generation > before;
-                // A token that is refreshed early may well be the newest there is.
-                let stalls = !newer && !forced && self.cx.stalls(&mut state);
-                let recovers = newer && !slow && self.cx.recovers(&mut state);
                 let news = state.news().filter(|_| newer);
                 drop(state);
+                let mut lasting = self.lasting().state();
+                // A token that is refreshed early may well be the newest there is.
+                let stalls = !newer && !forced && self.cx.stalls(&mut lasting);
+                let recovers = newer && !slow && self.cx.recovers(&mut lasting);
+                drop(lasting);
                 if let Some(news) = news {
                     news.notify_waiters();
                 }
@@ -121,22 +123,23 @@ impl Entry {
                 if answers {
                     self.key_removed.store(false, Ordering::Relaxed);
                 }
+                let mut state = match &self.shared {
+                    Some(shared) => {
+                        drop(state);
+                        let mut state = shared.state();
+                        count(&mut state.counts.fetches);
+                        state
+                    }
+                    None => state,
+                };
                 if error.reason() == FetchSvidReason::Stale {
                     // The failure is the report.
                     self.cx.stalls(&mut state);
                 }
-                let failure = self.failed(&mut state, &error, now);
-                // Whoever keeps the log may look at the state, too.
+                let failure = self.lasting().failed(&mut state, &error, now);
+                // Without the lock: a subscriber of the log may look at the state.
                 drop(state);
-                let failure = match &self.shared {
-                    Some(shared) => {
-                        let mut state = shared.state();
-                        count(&mut state.counts.fetches);
-                        shared.failed(&mut state, &error, now)
-                    }
-                    None => failure,
-                };
-                failure.tell(&self.request, &error);
+                failure.log(&self.request, &error);
                 Err(Down::Failed(failure.error))
             }
         }
@@ -144,7 +147,7 @@ impl Entry {
 
     /// The call under way has taken longer than `slow_after`.
     pub(crate) fn is_slow(&self) {
-        let stalls = self.cx.stalls(&mut self.state());
+        let stalls = self.cx.stalls(&mut self.lasting().state());
         if stalls {
             self.has_stalled("the agent has not answered yet");
         }

@@ -79,6 +79,11 @@ impl Entry {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The entry that outlives one request: for a single-use token the one in the table.
+    fn lasting(&self) -> &Self {
+        self.shared.as_deref().unwrap_or(self)
+    }
+
     pub(crate) fn stage(&self, token: &Token, now: Moment) -> Stage {
         match token.stage(now) {
             Stage::Fresh | Stage::Due if self.is_forced(now) => {
@@ -153,6 +158,8 @@ impl Entry {
             return false;
         }
         state.retired = true;
+        // From now on it cannot report that its refreshes recovered.
+        self.cx.recovers(&mut state);
         true
     }
 
