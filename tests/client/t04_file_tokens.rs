@@ -289,7 +289,7 @@ async fn t04_our_own_writer_feeds_the_source() {
         crate::support::Answer::Text(issuer.token(WEB, "a").expires_in(secs(300)).sign())
     });
     let writer = TokenFile::builder(&bench.cache, request("a"), sidecar.path());
-    let _writer = writer.start().unwrap();
+    let writer = writer.start().unwrap();
     let files = FileTokens::builder().clock(bench.clock.shared());
     let files = files.file(["a"], sidecar.path()).open().unwrap();
     let cache = SvidCache::from(&files);
@@ -297,6 +297,15 @@ async fn t04_our_own_writer_feeds_the_source() {
         bench.at(secs(60 * minute + 1)).await;
         cache.get(&request("a")).await.unwrap();
     }
+    // The last token may be so new that the files were not polled since: a request after the next
+    // poll fetches it in the background.
+    writer.shutdown().await;
+    for _ in 0..2 {
+        tokio::time::sleep(secs(6)).await;
+        cache.get(&request("a")).await.unwrap();
+    }
+    let last = cache.get(&request("a")).await.unwrap();
+    assert_eq!(fs::read_to_string(sidecar.path()).unwrap(), last.token());
     let (read, written) = (cache.stats(), bench.cache.stats());
     assert!(
         read.fetches >= written.fetches && read.errors == 0,
