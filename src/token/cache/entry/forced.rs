@@ -7,7 +7,7 @@ use super::super::token::Token;
 use super::{Entry, EntryState, Paced};
 
 impl Entry {
-    /// A service refused the token of this generation. Whether that made it due.
+    /// A service rejected the token of this generation. Returns whether that made it due.
     pub(crate) fn reject(&self, generation: u64, now: Moment) -> bool {
         let mut state = self.state();
         let token = self.token.load();
@@ -55,8 +55,8 @@ impl Entry {
         }
     }
 
-    /// The key of the current token was removed. Requests ask at once, whatever failed before;
-    /// what no request asks for is asked for at `unasked_at`.
+    /// The key of the current token was removed. Requests fetch another one at once, even after
+    /// failures; without requests it is fetched at `unasked_at`.
     pub(in crate::token::cache) fn key_is_removed(
         &self,
         state: &mut EntryState,
@@ -74,7 +74,7 @@ impl Entry {
         self.force(now.mono());
     }
 
-    /// There is another token than `is_old` describes: the current one is due if it is of these.
+    /// There is a newer token: the current one is due if `is_old` applies to it.
     pub(in crate::token::cache) fn succeeded(&self, is_old: impl Fn(&Token) -> bool, now: Moment) {
         let mut state = self.state();
         let token = self.token.load();
@@ -85,7 +85,7 @@ impl Entry {
         }
     }
 
-    /// Some moment soon, another for each audience, on the monotonic clock.
+    /// A random moment soon, on the monotonic clock: it spreads the fetches of many audiences.
     pub(in crate::token::cache) fn spread_out(&self, now: Moment) -> u64 {
         let jitter = self.cx.settings.gone_jitter;
         now.plus(jitter.mul_f64(fastrand::f64())).mono()

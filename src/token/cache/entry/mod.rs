@@ -1,4 +1,4 @@
-//! One audience: its token, its fetch under way, its pace.
+//! One audience: its token, its fetch in progress, its pace.
 
 mod forced;
 mod landing;
@@ -21,34 +21,34 @@ use super::moment::Moment;
 use super::token::{Stage, Token};
 use crate::token::SvidRequest;
 
-/// A token that nothing forces to be refreshed early.
+/// No early refresh.
 pub(super) const NEVER: u64 = u64::MAX;
 
-/// What the cache keeps for one request.
+/// The state that the cache keeps for one request.
 ///
-/// EMPTY → fetching → FRESH → DUE → CRITICAL → EXPIRED: the state is told from the token and the
-/// time alone ([`Stage`]). There is no terminal state, and failing is none.
+/// EMPTY → fetching → FRESH → DUE → CRITICAL → EXPIRED: the stage follows from the token and the time
+/// alone ([`Stage`]). No stage is final, and a failure is not a stage.
 pub(crate) struct Entry {
     /// Never used twice in a process.
     pub(crate) id: u64,
     pub(crate) request: SvidRequest,
     pub(crate) cx: Arc<Context>,
-    /// Changes whenever what is kept elsewhere about this entry may no longer hold.
+    /// Changes whenever copies of this entry's state may no longer be valid.
     pub(crate) version: AtomicU64,
     pub(crate) token: ArcSwapOption<Token>,
-    /// From when on the monotonic clock the token is due, whatever its age.
+    /// When the token is due at any age, on the monotonic clock.
     pub(super) forced: AtomicU64,
-    /// A service refused the token: the next is worth a little wait.
+    /// A service rejected the token: requests wait briefly for the next one.
     pub(super) rejected: AtomicBool,
-    /// The key that signed the token was removed from the bundle: the next request waits a little
-    /// for another token, once.
+    /// The key that signed the token was removed from the bundle: the next request waits briefly for
+    /// another token, once.
     pub(super) key_removed: AtomicBool,
-    /// Before this, no request need think of starting a fetch for a token that is due.
+    /// Before this, no request tries to start a fetch for a token that is due.
     pub(super) quiet_until: AtomicU64,
-    /// When it was last asked for, about.
+    /// When it was last used, to about a second.
     pub(crate) used: AtomicU64,
     pub(crate) pins: AtomicUsize,
-    /// Its place in its shard, written under the shard's lock.
+    /// Its index in its shard, written with the shard locked.
     pub(crate) place: AtomicUsize,
     pub(crate) state: Mutex<EntryState>,
     /// The entry in the table, if this one is for a single request.
@@ -121,7 +121,7 @@ impl Entry {
     }
 
     pub(crate) fn touch(&self, now: Moment) {
-        // About once a second: a write per request would have threads fight over the line.
+        // Once a second: with a write per request, threads would contend for the cache line.
         let used = self.used.load(Ordering::Relaxed);
         if now.mono().saturating_sub(used) >= 1_000_000_000 {
             self.used.store(now.mono(), Ordering::Relaxed);
@@ -133,7 +133,7 @@ impl Entry {
         self.token.load_full().filter(|token| token.usable(now))
     }
 
-    /// A flight is about to make its call, and has until `lease` for it.
+    /// A flight begins its call, and has time until `lease`.
     pub(crate) fn calls(&self, flight: u64, began: u64, lease: u64) {
         let state = self.state();
         if let Some(current) = state
@@ -146,12 +146,13 @@ impl Entry {
         }
     }
 
-    /// Whether it may be evicted, at a glance.
+    /// Whether it may probably be evicted; [`retire`](Self::retire) decides.
     pub(crate) fn may_go(&self) -> bool {
         self.pins.load(Ordering::Relaxed) == 0 && self.state().flight.is_none()
     }
 
-    /// Makes it start no fetch any more, so that it can be evicted. Not while one is under way.
+    /// Prevents further fetches, so that it can be evicted. Returns `false` while a fetch is in
+    /// progress.
     pub(crate) fn retire(&self) -> bool {
         let mut state = self.state();
         if state.retired || state.flight.is_some() || self.pins.load(Ordering::Relaxed) > 0 {
@@ -163,14 +164,14 @@ impl Entry {
         true
     }
 
-    /// The same, where it never started one.
+    /// The same, only if it never started a fetch.
     pub(crate) fn retire_unused(&self) -> bool {
         let unused = self.state().flights == 0;
-        // One that is started in between is under way, or has brought something to keep.
+        // A fetch that starts in between is in progress, or has returned a token to keep.
         unused && self.retire()
     }
 
-    /// Ends the fetch under way, and wakes those who wait for a newer token: the cache is closed.
+    /// Ends the fetch in progress and wakes the waiters for a newer token: the cache is closed.
     pub(crate) fn ground(&self) {
         let (flight, news) = {
             let mut state = self.state();
@@ -187,7 +188,7 @@ impl Entry {
         self.state().rare().news.get_or_insert_default().clone()
     }
 
-    /// Until somebody should look after it again, for whoever keeps it warm.
+    /// The time until the task that keeps it warm has to look at it again.
     pub(crate) fn attention_in(&self, now: Moment) -> Duration {
         if self.request.is_single_use() {
             return Duration::MAX;

@@ -16,11 +16,11 @@ pub(crate) enum Resolved {
     Token(Arc<Token>),
     Wait(Waiter),
     Fail(TokenError),
-    /// The entry was evicted meanwhile.
+    /// The entry was evicted in the meantime.
     Retired,
 }
 
-/// What became of a wish for a fetch.
+/// The result of an attempt to fetch.
 enum Attempt {
     Flight {
         started: u64,
@@ -31,22 +31,22 @@ enum Attempt {
     NotNow {
         error: TokenError,
     },
-    /// Somebody else's fetch ended between the look and the lock.
+    /// Another request's fetch ended before the lock was taken.
     Landed(Arc<Token>),
     Retired,
 }
 
-/// What is to be done after a wish for a fetch, without the lock.
+/// What an attempt still has to do after the lock is released.
 enum After {
     Nothing,
     /// A fetch began.
     Began,
-    /// Another audience is to ask first.
+    /// Another audience has to call the issuer first.
     First(Arc<Entry>),
 }
 
 impl Entry {
-    /// What a request gets now; starts a fetch where one is due.
+    /// Returns what a request gets now; starts a fetch if one is due.
     pub(crate) fn resolve(self: &Arc<Self>, now: Moment) -> Resolved {
         let settings = &self.cx.settings;
         let token = self.token.load_full();
@@ -88,7 +88,7 @@ impl Entry {
                     silent_since,
                     ..
                 } => {
-                    // An outage that outlasted a token must not pile requests up.
+                    // Requests must not pile up in an outage that is longer than a token's life.
                     let silent_since = token.and(silent_since);
                     let wait = match silent_since {
                         Some(_) => settings.soft_wait.min(settings.max_wait),
@@ -103,40 +103,40 @@ impl Entry {
         }
     }
 
-    /// Joins the fetch under way, or starts one where the pace, the breaker and the runtime allow.
+    /// Joins the fetch in progress, or starts one if the pace, the breaker and the runtime allow it.
     fn attempt(self: &Arc<Self>, now: Moment, urgent: bool) -> Attempt {
         let (attempt, after) = self.join_or_start(now, urgent);
         match after {
             After::Nothing => {}
-            // Without the lock: a recorder may look at the state.
+            // Without the lock: a recorder may read the state.
             After::Began => self.cx.refreshing(urgent),
             After::First(other) => other.go_first(now),
         }
         attempt
     }
 
-    /// Asks the issuer in the place of another audience, which wanted to.
+    /// Calls the issuer in place of another audience.
     pub(crate) fn go_first(self: &Arc<Self>, now: Moment) {
         if let (_, After::Began) = self.join_or_start(now, false) {
             self.cx.refreshing(false);
         }
     }
 
-    /// Its place among those who want to find out whether the issuer answers.
+    /// Its rank among the audiences that may probe the issuer.
     pub(crate) fn rank(&self, state: &EntryState) -> Rank {
         (self.token.load().is_none(), state.pace.failures)
     }
 
-    /// The same as [`attempt`](Self::attempt), but for what is left to be done.
+    /// The part of [`attempt`](Self::attempt) with the lock held.
     fn join_or_start(self: &Arc<Self>, now: Moment, urgent: bool) -> (Attempt, After) {
         let cx = &self.cx;
-        // Dropped after the lock: with it may go what a fetcher left in its future.
+        // Dropped after the lock is released: it may drop values of the user's fetcher.
         let _lost;
         let mut state = self.state();
         if state.retired {
             return (Attempt::Retired, After::Nothing);
         }
-        // Asked with the lock held: whoever closes the cache ends what began before.
+        // Checked with the lock held: closing the cache ends the fetches that began before.
         if cx.is_closed() {
             let error = TokenError::closed();
             return (Attempt::NotNow { error }, After::Nothing);
@@ -158,7 +158,7 @@ impl Entry {
                 };
                 return (attempt, After::Nothing);
             }
-            // Its task must be gone: a runtime that was shut down takes its tasks with it.
+            // Its task is lost: tasks end with their runtime.
             _lost = state.flight.take();
             cx.counts.lost.increment();
         }
@@ -231,7 +231,7 @@ impl Entry {
         }
     }
 
-    /// Since when requests wait for the next token, which may be a new one from here on.
+    /// When the wait of requests for the next token began.
     fn waits_since(&self, token: &Token, started: u64, now: Moment) -> u64 {
         if !self.is_key_removed() {
             return started;
