@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 
 use super::table::{
     ADMISSIONS, AGE, CACHE, ENDED, ERRORS, FETCH_TIME, FETCHES, KEY_WAITS, LAST_CONTACT, METRICS,
-    READY, RECONNECT_ATTEMPTS, RECONNECTS, UPDATES, VERDICTS, WITHDRAWN,
+    READY, RECONNECT_ATTEMPTS, RECONNECTS, TOKEN_FILES, UPDATES, VERDICTS, WITHDRAWN,
 };
 use super::{
     Admission, KEY_WAIT_OUTCOMES, MetricsRecorder, SOURCE_ERROR_KINDS, SvidCacheEvent, Verification,
@@ -37,6 +37,7 @@ use crate::clock::UnixTime;
 /// | `spiffe_svid_fetches_total` | counter | count | `outcome` | calls to the agent for tokens of our own |
 /// | `spiffe_svid_fetch_duration_seconds` | histogram | seconds | `outcome` | how long they took |
 /// | `spiffe_svid_cache_events_total` | counter | count | `event` | what the cache of our own tokens did |
+/// | `spiffe_token_file_writes_total` | counter | count | `outcome` | writes of token files |
 /// | `spiffe_admissions_total` | counter | count | `outcome`, `enforced`, `trust_domain`, `why` | verdicts of the server layers on requests |
 /// | `spiffe_unknown_key_waits_total` | counter | count | `outcome` | requests that waited for a key that the bundle does not have |
 /// | `spiffe_ended_answers_total` | counter | count | | answers that were ended because the caller's token expired meanwhile |
@@ -46,18 +47,20 @@ use crate::clock::UnixTime;
 ///
 /// - `kind` is one of [`SOURCE_ERROR_KINDS`](super::SOURCE_ERROR_KINDS), `event` one of
 ///   [`SvidCacheEvent::ALL`].
-/// - `outcome` of a fetch is `ok` or a [`TokenErrorReason`](crate::token::TokenErrorReason); of a wait, one
-///   of [`KEY_WAIT_OUTCOMES`](super::KEY_WAIT_OUTCOMES); of a verification, `ok` or a
-///   [`ValidateReason`](crate::verify::ValidateReason); of an admission, `verified`, `anonymous` or a
-///   [`RejectionReason`](crate::server::RejectionReason).
+/// - `outcome` of a fetch is `ok` or a [`TokenErrorReason`](crate::token::TokenErrorReason); of the
+///   write of a token file, `ok` or `error`; of a wait, one of
+///   [`KEY_WAIT_OUTCOMES`](super::KEY_WAIT_OUTCOMES); of a verification, `ok` or a
+///   [`ValidateReason`](crate::verify::ValidateReason); of an admission, `verified`, `anonymous` or
+///   a [`RejectionReason`](crate::server::RejectionReason).
 /// - `enforced` is `false` where an audit let a request pass, `cached` whether the verified cache
 ///   had the token.
 /// - `why` says which blindness of ours it was, where the outcome is `cannot-judge`: `not-ready`,
 ///   `withdrawn`, `stale` or `closed`. It is empty otherwise.
 /// - `trust_domain` is one of the bundle set, or `unknown`.
 ///
-/// The errors by kind, the waits, the ended answers, what the cache did and the counts of the bundle
-/// stream begin at zero: the first of its kind is a rise too.
+/// The errors by kind, the waits, the ended answers, the events of the cache, the writes of token
+/// files and the counts of the bundle stream begin at zero, so that the first one is an increase
+/// too.
 ///
 /// A Grafana dashboard and alert rules over these names lie in `examples/observability`.
 ///
@@ -131,6 +134,9 @@ impl FacadeRecorder {
         for event in SvidCacheEvent::ALL {
             ::metrics::counter!(CACHE, "event" => event.as_str()).increment(0);
         }
+        for outcome in ["ok", "error"] {
+            ::metrics::counter!(TOKEN_FILES, "outcome" => outcome).increment(0);
+        }
         for outcome in KEY_WAIT_OUTCOMES {
             ::metrics::counter!(KEY_WAITS, "outcome" => *outcome).increment(0);
         }
@@ -198,6 +204,10 @@ impl MetricsRecorder for FacadeRecorder {
 
     fn record_svid_cache(&self, event: SvidCacheEvent) {
         ::metrics::counter!(CACHE, "event" => event.as_str()).increment(1);
+    }
+
+    fn record_token_file(&self, outcome: &'static str) {
+        ::metrics::counter!(TOKEN_FILES, "outcome" => outcome).increment(1);
     }
 
     fn record_admission(&self, admission: &Admission<'_>) {

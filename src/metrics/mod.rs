@@ -1,16 +1,17 @@
-//! What can be counted, for whoever keeps the counts.
+//! Metrics and log events.
 //!
-//! Every method has an empty default: a recorder takes what it wants. Labels come from what we
-//! know (a trust domain of the bundle set, a class of our own), never from a token.
+//! A [`MetricsRecorder`] receives the counts. Every method has an empty default, so a recorder
+//! implements only the methods that it needs. Labels are trust domains of the bundle set and fixed
+//! words of this crate, never values of a token.
 //!
 //! ```
 //! use std::sync::atomic::{AtomicU64, Ordering};
 //! use tower_spiffe::metrics::{MetricsRecorder, Verification};
 //!
 //! #[derive(Default)]
-//! struct Refusals(AtomicU64);
+//! struct Rejections(AtomicU64);
 //!
-//! impl MetricsRecorder for Refusals {
+//! impl MetricsRecorder for Rejections {
 //!     fn record_verification(&self, verification: &Verification<'_>) {
 //!         if verification.outcome != "ok" {
 //!             self.0.fetch_add(1, Ordering::Relaxed);
@@ -18,40 +19,41 @@
 //!     }
 //! }
 //!
-//! let refusals = Refusals::default();
-//! refusals.record_verification(&Verification::new("expired", false, "unknown"));
-//! assert_eq!(refusals.0.load(Ordering::Relaxed), 1);
+//! let rejections = Rejections::default();
+//! rejections.record_verification(&Verification::new("expired", false, "unknown"));
+//! assert_eq!(rejections.0.load(Ordering::Relaxed), 1);
 //! ```
 //!
 //! # Spans and events
 //!
-//! What is logged by `tracing`, under targets that begin with `tower_spiffe::` and the room. Tokens
-//! are in none of it. What an unknown caller wrote is at most in a debug line, bounded and escaped.
-//! What repeats itself is a warning once, then a debug line, until it was well in between.
+//! All spans and events of this crate. Their `tracing` targets begin with `tower_spiffe::` and the
+//! module. They never contain tokens. Values from unknown callers are in debug lines only, bounded
+//! and escaped. A failure is logged as a warning once; its repetitions are debug lines until it
+//! recovers.
 //!
-//! | room | level | message | fields | what it says |
+//! | module | level | message | fields | meaning |
 //! | --- | --- | --- | --- | --- |
-//! | `source` | info | span `spiffe.jwt_source` | `endpoint` | around everything that a source does in the background |
-//! | `source` | info | first bundles | `revision`, `trust_domains`, `keys` | tokens can be judged from here on |
-//! | `source` | info | bundles changed | `revision`, `trust_domains`, `keys` | keys came or went |
-//! | `source` | warn | trouble with the bundle stream | `kind`, `error` | [`SOURCE_ERROR_KINDS`] says whose |
+//! | `source` | info | span `spiffe.jwt_source` | `endpoint` | around the background work of a source |
+//! | `source` | info | first bundles | `revision`, `trust_domains`, `keys` | from now on tokens can be verified |
+//! | `source` | info | bundles changed | `revision`, `trust_domains`, `keys` | keys were added or removed |
+//! | `source` | warn | trouble with the bundle stream | `kind`, `error` | [`SOURCE_ERROR_KINDS`] lists the causes |
 //! | `source` | debug | trouble with the bundle stream, again | `kind`, `error` | the same kind once more |
 //! | `source` | debug | the agent ended the bundle stream | | without an error |
-//! | `source` | debug | reconnecting | `delay_ms` | the stream is opened anew after this wait |
-//! | `source` | debug | retrying the first connection | `delay_ms` | the stream was never open; it is opened after this wait |
+//! | `source` | debug | reconnecting | `delay_ms` | the stream is opened again after this delay |
+//! | `source` | debug | retrying the first connection | `delay_ms` | the stream was never open; it is opened after this delay |
 //! | `source` | debug | the wall clock jumped; asking for the bundles again | | after a suspend or a step of the clock |
-//! | `source` | warn | the issuer withdrew the bundles | `delay_ms` | it takes effect after this wait |
-//! | `source` | warn | the withdrawal of the bundles takes effect | | tokens cannot be judged from here on |
+//! | `source` | warn | the issuer withdrew the bundles | `delay_ms` | it takes effect after this delay |
+//! | `source` | warn | the withdrawal of the bundles takes effect | | from now on tokens cannot be verified |
 //! | `source` | info | the issuer gave the bundles back | | the withdrawal is over |
-//! | `source` | info | its bundle is read again, or gone | `trust_domain` | the trouble with this trust domain is over |
+//! | `source` | info | its bundle is read again, or gone | `trust_domain` | this trust domain has recovered |
 //! | `source` | debug | closed | | the source was shut down |
 //! | `source` | info | the source is closed: the runtime that it was built on has ended | | before the source was shut down |
-//! | `source` | error | the task of this source panicked; it answers no more | | a fault of this crate |
-//! | `source` | info | bundle files changed | `revision` | keys came or went |
-//! | `source` | warn | trouble with a bundle file; its last good bundles stay | `path`, `error` | another trouble than before |
-//! | `source` | warn | no key in a bundle file counts; all tokens of its trust domain are refused | `path`, `trust_domain`, `ignored`, `why` | so many are ignored, one of them for this reason; is the format of the file right? |
-//! | `source` | error | reading the bundle files panicked; their last good bundles stay | | a fault of this crate |
-//! | `source` | info | a polled bundle changed | `trust_domain`, `revision`, `keys` | keys came or went |
+//! | `source` | error | the task of this source panicked; it answers no more | | a bug of this crate |
+//! | `source` | info | bundle files changed | `revision` | keys were added or removed |
+//! | `source` | warn | trouble with a bundle file; its last good bundles stay | `path`, `error` | another error than before |
+//! | `source` | warn | no key in a bundle file counts; all tokens of its trust domain are refused | `path`, `trust_domain`, `ignored`, `why` | the number of ignored keys, and the reason of one; check the format of the file |
+//! | `source` | error | reading the bundle files panicked; their last good bundles stay | | a bug of this crate |
+//! | `source` | info | a polled bundle changed | `trust_domain`, `revision`, `keys` | keys were added or removed |
 //! | `source` | warn | polling a bundle failed | `trust_domain`, `kind`, `error` | another error than before; the last good bundle stays |
 //! | `source` | debug | polling a bundle failed again | `trust_domain`, `kind`, `error` | the same error once more |
 //! | `source` | warn | a polled bundle has new content under the same spiffe_sequence; it is accepted | `trust_domain`, `sequence` | the issuer must raise the sequence with each change |
@@ -62,17 +64,26 @@
 //! | `token` | debug | fetching a JWT-SVID failed again | `request`, `error`, `usable` | for the same reason |
 //! | `token` | warn | refreshes of JWT-SVIDs have stalled; check that the agent is running and reaches its server | `request`, `why` | one line until they recover: a refresh brought no newer token, or takes longer than 5 s |
 //! | `token` | info | refreshes of JWT-SVIDs bring newer tokens again | `request` | they recovered |
-//! | `token` | info | the issuer of JWT-SVIDs answers again | | after it was given up for a while |
+//! | `token` | info | the issuer of JWT-SVIDs answers again | | the breaker closed |
+//! | `token_file` | info | token file written | `path` | for the first time, or again after a failure |
+//! | `token_file` | debug | token file written | `path` | with a newer token |
+//! | `token_file` | warn | a token file cannot be written; its old content stays | `path`, `error` | another error than before; the write is retried |
+//! | `token_file` | debug | a token file cannot be written; its old content stays | `path`, `error` | the same error once more |
+//! | `token_file` | warn | the action after the write of a token file failed | `path`, `error` | another error than before; the action is retried |
+//! | `token_file` | debug | the action after the write of a token file failed | `path`, `error` | the same error once more |
+//! | `token_file` | info | a token file is not refreshed any more | `path` | it was shut down or dropped, or its cache was closed |
+//! | `token_file` | warn | a token file cannot be removed | `path`, `error` | it stays until its token expires, or longer |
+//! | `token_file` | warn | trouble with a token file; its last good token is kept until it expires | `path`, `error` | of a `FileTokens`: another error than before |
 //! | `client` | debug | no token for this request: no audience is named for its origin… | `origin` | the request is sent without a token; with [`strict`](crate::AddJwtSvidLayer::strict) it fails |
 //! | `client` | debug | no token for this request: its Host header does not match its origin | `origin`, `host` | the same; a forwarded `Host` header would route the token to another virtual host |
 //! | `client` | debug | the request was not sent | `reason`, `error` | the layer's settings do not allow it; a gRPC peer gets a fixed text without these details |
 //! | `server` | info | span `jwt_svid` | `peer.spiffe_id` | around the handling of a verified caller's request; the field is filled in the span around the layer too, where that has it |
-//! | `server` | info | requests are not admitted: … | `reason`, `enforced`, `suppressed`, `detail`, `peer.spiffe_id`, `policy_reason`, `key_id`, `trust_domain`, `audiences`, `accepted_audiences` | one line per class, caller and interval; `suppressed` lines were left out since the last one; `detail` says what in the class it was; `policy_reason` is the reason that the policy gave; `peer.spiffe_id` is in the span instead if the span has that field; `key_id`, `trust_domain` and `audiences` are what the token claims, logged only if debug lines are enabled; `accepted_audiences` are those of the validator |
+//! | `server` | info | requests are not admitted: … | `reason`, `enforced`, `suppressed`, `detail`, `peer.spiffe_id`, `policy_reason`, `key_id`, `trust_domain`, `audiences`, `accepted_audiences` | one line per class, caller and interval; `suppressed` lines were left out since the last one; `detail` is the exact reason within the class; `policy_reason` is the reason that the policy gave; `peer.spiffe_id` is in the span instead if the span has that field; `key_id`, `trust_domain` and `audiences` are what the token claims, logged only if debug lines are enabled; `accepted_audiences` are those of the validator |
 //! | `server` | info | answers are ended: … | `reason`, `suppressed`, `peer.spiffe_id` | an `EndAtExpiryLayer` ended them with the caller's token; one line for all callers and interval |
-//! | `server` | warn | callers cannot be authenticated | `reason`, `enforced`, `suppressed`, `why` | our blindness |
+//! | `server` | warn | callers cannot be authenticated | `reason`, `enforced`, `suppressed`, `why` | this service cannot verify tokens now |
 //! | `server` | warn | callers cannot be authorized | `reason`, `enforced`, `suppressed`, `why`, `policy_reason`, `peer.spiffe_id` | the policy could not decide; `why` says what failed, `policy_reason` is the error that the policy gave |
-//! | `server` | error | no ValidateJwtSvidLayer stands above | `reason`, `suppressed` | the server is put together wrongly |
-//! | `server` | error | answers do not end with the caller's token: … | `reason` | the same, of an `EndAtExpiryLayer` |
+//! | `server` | error | no ValidateJwtSvidLayer stands above | `reason`, `suppressed` | a layer is missing in the stack |
+//! | `server` | error | answers do not end with the caller's token: … | `reason` | the same, for an `EndAtExpiryLayer` |
 //! | `metrics` | debug | the metrics recorder panicked | | a count is lost |
 
 mod count;
@@ -170,8 +181,8 @@ pub trait MetricsRecorder: Send + Sync + 'static {
         let _ = kind;
     }
 
-    /// Tokens can be judged (`true`), or not: no bundles yet, withdrawn, older than allowed, closed.
-    /// Told when the source starts, and when it changes or is looked at.
+    /// Tokens can be judged (`true`), or not: no bundles yet, withdrawn, older than allowed,
+    /// closed. Told when the source starts, and when it changes or is looked at.
     fn record_ready(&self, ready: bool) {
         let _ = ready;
     }
@@ -203,7 +214,7 @@ pub trait MetricsRecorder: Send + Sync + 'static {
         let _ = event;
     }
 
-    /// A token file was written (`ok`), or could not be (`error`).
+    /// A write of a token file succeeded (`ok`) or failed (`error`).
     fn record_token_file(&self, outcome: &'static str) {
         let _ = outcome;
     }
@@ -291,7 +302,8 @@ pub struct Verification<'a> {
     pub cached: bool,
     /// The trust domain, where it is one of our bundle set; else `unknown`.
     pub trust_domain: &'a str,
-    /// Where the outcome is `cannot-judge`, [why](crate::bundle::BundlesUnavailable::as_str); else empty.
+    /// Where the outcome is `cannot-judge`, [why](crate::bundle::BundlesUnavailable::as_str); else
+    /// empty.
     pub why: &'static str,
 }
 
@@ -323,8 +335,8 @@ pub struct Admission<'a> {
     pub enforced: bool,
     /// The caller's trust domain, where it is one of our bundle set; else `unknown`.
     pub trust_domain: &'a str,
-    /// If the outcome is `cannot-judge`, [why](crate::bundle::BundlesUnavailable::as_str), and if it
-    /// is `policy-unavailable`, `failed`, `timed-out` or `too-many-in-flight`; otherwise empty.
+    /// If the outcome is `cannot-judge`, [why](crate::bundle::BundlesUnavailable::as_str), and if
+    /// it is `policy-unavailable`, `failed`, `timed-out` or `too-many-in-flight`; otherwise empty.
     pub why: &'static str,
 }
 

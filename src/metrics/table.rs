@@ -31,6 +31,7 @@ pub(super) const ERRORS: &str = "spiffe_source_errors_total";
 pub(super) const FETCHES: &str = "spiffe_svid_fetches_total";
 pub(super) const FETCH_TIME: &str = "spiffe_svid_fetch_duration_seconds";
 pub(super) const CACHE: &str = "spiffe_svid_cache_events_total";
+pub(super) const TOKEN_FILES: &str = "spiffe_token_file_writes_total";
 pub(super) const ADMISSIONS: &str = "spiffe_admissions_total";
 pub(super) const KEY_WAITS: &str = "spiffe_unknown_key_waits_total";
 pub(super) const ENDED: &str = "spiffe_ended_answers_total";
@@ -122,6 +123,13 @@ pub const METRICS: &[MetricInfo] = &[
         "count",
         &["event"],
         "what the cache of our own tokens did",
+    ),
+    row(
+        TOKEN_FILES,
+        "counter",
+        "count",
+        &["outcome"],
+        "writes of token files",
     ),
     row(
         ADMISSIONS,

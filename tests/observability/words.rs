@@ -62,6 +62,7 @@ pub(crate) fn of(metric: &str, label: &str) -> Option<BTreeSet<&'static str>> {
             let why = CANNOT_JUDGE.iter().map(|why| why.as_str());
             why.chain([""]).collect()
         }
+        ("spiffe_token_file_writes_total", "outcome") => vec!["ok", "error"],
         ("spiffe_unknown_key_waits_total", "outcome") => KEY_WAIT_OUTCOMES.to_vec(),
         ("spiffe_verifications_total", "outcome") => {
             let refused = VALIDATE.iter().map(|reason| reason.as_str());
