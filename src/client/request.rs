@@ -12,7 +12,7 @@ use super::origin::{Destination, OriginError};
 #[diagnostic::on_unimplemented(
     message = "no token can be put into a `{Self}`",
     label = "expected an `http::Request`, or a `reqwest::Request` (feature `reqwest`)",
-    note = "`AddJwtSvid` wraps services of HTTP requests; put it above the one that connects"
+    note = "`AddJwtSvid` wraps services of HTTP requests; put it outside the one that connects"
 )]
 pub trait OutgoingRequest: sealed::Request {}
 
@@ -65,9 +65,9 @@ use sealed::View;
 
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
-/// Whether a service refused the token that went to `place`: 401, or gRPC's UNAUTHENTICATED where
-/// it stands in the response's headers. Where the client followed a redirect, somebody else may
-/// have answered, who saw no token.
+/// Whether a service rejected the token that was sent to `place`: 401, or gRPC's UNAUTHENTICATED in
+/// the response's headers. If the client followed a redirect, the response may be from another
+/// place, which got no token.
 pub(crate) fn refuses(response: &impl sealed::Response, place: Option<u64>) -> bool {
     let (status, headers) = response.status_and_headers();
     let refuses = status == StatusCode::UNAUTHORIZED

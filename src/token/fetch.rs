@@ -15,15 +15,16 @@ use crate::identity::SpiffeId;
 pub type FetchSvidFuture =
     Pin<Box<dyn Future<Output = Result<JwtSvid, FetchSvidError>> + Send + 'static>>;
 
-/// One call to an issuer for one token. `SvidCache` adds the cache, the single flight and the refresh,
-/// so an implementation does not need them.
+/// One call to an issuer for one token. `SvidCache` adds the cache, the single flight and the
+/// refresh, so an implementation does not need them.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` fetches no JWT-SVIDs",
     label = "expected your own `FetchSvid`",
     note = "a `JwtSource` has a cache already: pass the source itself, or use `SvidCache::from(source)`"
 )]
 pub trait FetchSvid: Send + Sync + 'static {
-    /// Calls the issuer once. The future does not borrow from `self`, because it outlives its caller.
+    /// Calls the issuer once. The future does not borrow from `self`, because it outlives its
+    /// caller.
     fn fetch_svid(&self, request: &SvidRequest) -> FetchSvidFuture;
 }
 
@@ -33,8 +34,8 @@ impl<F: FetchSvid + ?Sized> FetchSvid for Arc<F> {
     }
 }
 
-/// A request for a token: its audiences, and its identity (a SPIFFE ID, a hint, or the first one that
-/// the issuer returns). The order of the audiences does not matter.
+/// A request for a token: its audiences, and its identity (a SPIFFE ID, a hint, or the first one
+/// that the issuer returns). The order of the audiences does not matter.
 #[derive(Clone)]
 pub struct SvidRequest {
     // A hash of the other fields, with a key of this process, for look-ups.
@@ -93,8 +94,8 @@ impl Identity {
 pub enum SvidRequestError {
     /// There is no audience (Workload API section 6.2.1).
     NoAudience,
-    /// An audience is the empty string. SPIRE would always answer UNAVAILABLE, so the request is not
-    /// sent.
+    /// An audience is the empty string. SPIRE would always answer UNAVAILABLE, so the request is
+    /// not sent.
     EmptyAudience,
     /// An audience begins or ends with white space, such as a line break from a file: the receiver
     /// would reject the token.
@@ -154,9 +155,9 @@ impl SvidRequest {
     ///
     /// For verifiers that accept a token once, by its `jti`: SPIRE issues such tokens for
     /// registration entries with `jwt_svid_include_jti`, and its agent does not cache them. Each
-    /// request waits for a call to the issuer, within the limits of the cache: 16 calls at once, 200
-    /// per second, 5 s of waiting by default. After a failure requests fail at once until the next
-    /// try. If the issuer returns a token that was sent already, the request fails with
+    /// request waits for a call to the issuer, within the limits of the cache: 16 calls at once,
+    /// 200 per second, 5 s of waiting by default. After a failure requests fail at once until the
+    /// next try. If the issuer returns a token that was sent already, the request fails with
     /// [`Unacceptable`](FetchSvidReason::Unacceptable).
     #[must_use]
     pub fn single_use(self) -> Self {
@@ -310,8 +311,8 @@ impl From<GrpcCode> for FetchSvidReason {
 }
 
 impl FetchSvidError {
-    /// Creates an error of this class. `message` says what happened and what to do; it must not contain
-    /// a token.
+    /// Creates an error of this class. `message` says what happened and what to do; it must not
+    /// contain a token.
     pub fn new(reason: FetchSvidReason, message: impl Into<Cow<'static, str>>) -> Self {
         Self {
             reason,

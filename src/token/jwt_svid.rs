@@ -58,8 +58,8 @@ pub enum ParseJwtSvidError {
 }
 
 impl JwtSvid {
-    /// Reads a token from the issuer of this workload. The signature is **not** verified: the receiver
-    /// of the token does that. This only checks that the token can be sent.
+    /// Reads a token from the issuer of this workload. The signature is **not** verified: the
+    /// receiver of the token does that. This only checks that the token can be sent.
     ///
     /// # Errors
     /// Returns a [`ParseJwtSvidError`] if it cannot.
@@ -108,8 +108,8 @@ impl JwtSvid {
         inner.subject = common(&inner.subject);
     }
 
-    /// Returns the token itself. Anyone who has it can act as this workload towards its audiences until
-    /// it expires.
+    /// Returns the token itself. Anyone who has it can act as this workload towards its audiences
+    /// until it expires.
     pub fn token(&self) -> &str {
         self.0.bearer.get(BEARER.len()..).unwrap_or_default()
     }

@@ -1,7 +1,8 @@
-//! Tokens of this workload: requests, fetchers, and the cache that keeps one token for each audience.
+//! Tokens of this workload: requests, fetchers, and the cache that keeps one token for each
+//! audience.
 //!
-//! A [`SvidCache`] over any [`FetchSvid`] makes one call for all waiting requests, refreshes a token
-//! while the old one can still be sent, and keeps sending a valid token while the issuer is
+//! A [`SvidCache`] over any [`FetchSvid`] makes one call for all waiting requests, refreshes a
+//! token while the old one can still be sent, and keeps sending a valid token while the issuer is
 //! unavailable. `JwtSource` has one inside; for your own fetcher, build a cache over it.
 //!
 //! ```
@@ -55,8 +56,8 @@
 //! If a service rejects a token, or the key that signed it is removed from the bundle, the token is
 //! critical from then on.
 //!
-//! An error never replaces a token. No token is sent after it has expired on the wall clock or on the
-//! monotonic clock. Without requests nothing is refreshed, except for the audiences that
+//! An error never replaces a token. No token is sent after it has expired on the wall clock or on
+//! the monotonic clock. Without requests nothing is refreshed, except for the audiences that
 //! [`keep_warm`](SvidCache::keep_warm) names.
 //!
 //! # While the issuer is unavailable
@@ -71,12 +72,12 @@
 //!   latest, with the call of one audience for all.
 //! - Calls were never answered: within 42 s. A probe may have just begun, and has up to 35 s for an
 //!   answer, since an agent that is only slow needs up to 30 s.
-//! - Very many audiences have no token: the first ones as above, and the last one later by one second
-//!   for each 200 audiences ([`rate`](SvidCacheBuilder::rate)).
+//! - Very many audiences have no token: the first ones as above, and the last one later by one
+//!   second for each 200 audiences ([`rate`](SvidCacheBuilder::rate)).
 //!
 //! Measured with one request per second and audience, and an agent that is unavailable until every
-//! token has expired and for 120 to 240 s more. The worst of all runs (20 with 30 audiences, one with
-//! 10,000):
+//! token has expired and for 120 to 240 s more. The worst of all runs (20 with 30 audiences, one
+//! with 10,000):
 //!
 //! | the agent | audiences | first failure after | calls at once, all expired | last failure after recovery |
 //! | --- | --- | --- | --- | --- |
@@ -128,8 +129,8 @@
 //! The last two rows follow from two guarantees: no useless call, and 103 s without an agent. They
 //! leave one tenth of a token's life for the refresh, between 55 and 65 %. Processes that share an
 //! agent soon have the same token of each audience, so they refresh in the same tenth. With many
-//! audiences these tenths are spread out; with few, plan for six times the mean. This command prints
-//! both tables in about ten minutes; `--help` lists its options:
+//! audiences these tenths are spread out; with few, plan for six times the mean. This command
+//! prints both tables in about ten minutes; `--help` lists its options:
 //!
 //! ```text
 //! tower-spiffe agent-load --seeds 1000

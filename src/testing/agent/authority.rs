@@ -17,8 +17,8 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const HEAD: usize = 9;
 /// The longest frame that a server without settings of its own accepts (RFC 9113 section 4.2).
 const MAX_FRAME: usize = 16 * 1024;
-/// The longest header block that is accepted, in bytes, encoded or decoded. A call's header block has
-/// about 200.
+/// The longest header block that is accepted, in bytes, encoded or decoded. A call's header block
+/// has about 200.
 const MAX_BLOCK: usize = 64 * 1024;
 /// The largest HPACK table that a client may use without settings of the server (RFC 9113 section
 /// 6.5.2).

@@ -1,4 +1,5 @@
-//! The breaker of a source: if the issuer does not answer, one audience at a time probes it for all.
+//! The breaker of a source: if the issuer does not answer, one audience at a time probes it for
+//! all.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -27,9 +28,9 @@ struct State {
     next: Option<(Rank, Weak<Entry>)>,
 }
 
-/// The order of probes: an audience that has a token before one without, then the one with the fewest
-/// failures in a row. Otherwise a busy audience that the issuer never answers would take every probe,
-/// and the breaker would stay open although others would be answered.
+/// The order of probes: an audience that has a token before one without, then the one with the
+/// fewest failures in a row. Otherwise a busy audience that the issuer never answers would take
+/// every probe, and the breaker would stay open although others would be answered.
 pub(crate) type Rank = (bool, u32);
 
 /// May a fetch start?
@@ -123,8 +124,8 @@ impl Breaker {
         was_open
     }
 
-    /// The issuer was unreachable, or did not answer in time; `probe` if the call was a probe. Returns
-    /// whether that opened the breaker.
+    /// The issuer was unreachable, or did not answer in time; `probe` if the call was a probe.
+    /// Returns whether that opened the breaker.
     pub(crate) fn failed(
         &self,
         now: Moment,

@@ -50,15 +50,15 @@ impl SvidCacheBuilder {
     }
 
     /// Limits the number of audiences. Beyond it, one that was not used for a long time is evicted.
-    /// 1024 by default. Audiences that a layer names or that are kept warm are never evicted, and do
-    /// not count.
+    /// 1024 by default. Audiences that a layer names or that are kept warm are never evicted, and
+    /// do not count.
     pub fn max_entries(mut self, max: usize) -> Self {
         self.settings.max_entries = max;
         self
     }
 
-    /// Limits one call to the issuer. 35 s by default: SPIRE's agent takes up to 30 s while its server
-    /// is unreachable.
+    /// Limits one call to the issuer. 35 s by default: SPIRE's agent takes up to 30 s while its
+    /// server is unreachable.
     ///
     /// After 5 s, or a third of this limit if that is shorter, a call counts as slow: it makes room
     /// for others, and requests whose token has expired no longer wait for it.
@@ -101,8 +101,8 @@ impl SvidCacheBuilder {
         self
     }
 
-    /// Limits the concurrent calls to the issuer. 16 by default; three quarters of them may be calls
-    /// that no request waits for. The same number of slow calls may be in progress besides.
+    /// Limits the concurrent calls to the issuer. 16 by default; three quarters of them may be
+    /// calls that no request waits for. The same number of slow calls may be in progress besides.
     pub fn concurrency(mut self, calls: usize) -> Self {
         self.settings.concurrency = calls.max(1);
         self.settings.background = (calls - calls / 4).max(1);

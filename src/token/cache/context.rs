@@ -78,8 +78,8 @@ impl Context {
         self.nudge.notify_waiters();
     }
 
-    /// The runtime for fetches: the caller's, which is alive, or the one that the cache was built on.
-    /// Neither is used without timers.
+    /// The runtime for fetches: the caller's, which is alive, or the one that the cache was built
+    /// on. Neither is used without timers.
     pub(crate) fn runtime(&self) -> Result<Handle, Missing> {
         runtime::with_timers().or_else(|missing| {
             let built_on = self.runtime.as_ref();
@@ -159,8 +159,8 @@ impl Context {
         }
     }
 
-    /// A refresh returned no newer token, or is slow. Returns whether that has to be logged: it is new
-    /// for this audience and for all.
+    /// A refresh returned no newer token, or is slow. Returns whether that has to be logged: it is
+    /// new for this audience and for all.
     pub(crate) fn stalls(&self, state: &mut EntryState) -> bool {
         let new = !std::mem::replace(&mut state.stalled, true);
         new && !self.stalled.swap(true, Ordering::Relaxed)

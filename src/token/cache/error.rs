@@ -16,12 +16,12 @@ use crate::token::{FetchSvidError, FetchSvidReason, SvidRequest, SvidRequestErro
 ///
 /// # As a gRPC status
 ///
-/// With feature `workload-api` or `tonic`, its [`source`](Error::source) is a `tonic::Status`, which
-/// `tonic::Status::from_error` finds: a call over a tonic channel ends with it. With feature `tonic`,
-/// `?` converts a `TokenError` in a handler that returns `tonic::Status`. Both give the same code and
-/// text, which are safe to forward to the caller of the handler: they depend on the class only, name
-/// neither the agent nor an audience, and are never UNAUTHENTICATED, which would blame the caller's
-/// token.
+/// With feature `workload-api` or `tonic`, its [`source`](Error::source) is a `tonic::Status`,
+/// which `tonic::Status::from_error` finds: a call over a tonic channel ends with it. With feature
+/// `tonic`, `?` converts a `TokenError` in a handler that returns `tonic::Status`. Both give the
+/// same code and text, which are safe to forward to the caller of the handler: they depend on the
+/// class only, name neither the agent nor an audience, and are never UNAUTHENTICATED, which would
+/// blame the caller's token.
 ///
 /// | code | reasons |
 /// | --- | --- |
@@ -29,9 +29,9 @@ use crate::token::{FetchSvidError, FetchSvidReason, SvidRequest, SvidRequestErro
 /// | INTERNAL: a registration entry or the configuration must be changed | [`Denied`](TokenErrorReason::Denied), [`InvalidRequest`](TokenErrorReason::InvalidRequest), [`NoRuntime`](TokenErrorReason::NoRuntime), [`NoOrigin`](TokenErrorReason::NoOrigin), [`ForeignOrigin`](TokenErrorReason::ForeignOrigin), [`Plaintext`](TokenErrorReason::Plaintext), [`HeaderPresent`](TokenErrorReason::HeaderPresent) |
 /// | UNAVAILABLE | all others |
 ///
-/// The details are in this error, which is the `source()` of such a status
-/// ([`find`](Self::find)), and in the logs. Text made from this error's `Display` or `Debug` has them
-/// too: do not send it to peers.
+/// The details are in this error, which is the `source()` of such a status ([`find`](Self::find)),
+/// and in the logs. Text made from this error's `Display` or `Debug` has them too: do not send it
+/// to peers.
 #[derive(Clone)]
 pub struct TokenError {
     inner: Arc<Inner>,
@@ -77,8 +77,8 @@ pub enum TokenErrorReason {
     NoRuntime,
     /// The request shows no origin, and none was promised with `assume_origin`.
     NoOrigin,
-    /// The request matches no origin that a token may go to, by its URI or by its `Host` header, and
-    /// the layer is strict.
+    /// The request matches no origin that a token may go to, by its URI or by its `Host` header,
+    /// and the layer is strict.
     ForeignOrigin,
     /// The request would carry the token in plaintext, which is not allowed.
     Plaintext,

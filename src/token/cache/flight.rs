@@ -37,8 +37,8 @@ pub(crate) enum Down {
 /// A task that exceeds its deadline by this much is lost.
 const LEASE_SLACK: Duration = Duration::from_secs(2);
 
-/// A fetch in progress. A spawned task drives it, and so does every waiter. A waiter that is dropped
-/// or no longer polled, or a runtime that ends, does not block the others.
+/// A fetch in progress. A spawned task drives it, and so does every waiter. A waiter that is
+/// dropped or no longer polled, or a runtime that ends, does not block the others.
 pub(crate) struct Flight {
     id: u64,
     started: u64,

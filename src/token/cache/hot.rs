@@ -1,8 +1,8 @@
 //! Each thread's own copies of the tokens that it sends most.
 //!
-//! Clones of a header share one reference count. If several threads send the same token, each request
-//! would contend for that cache line. So a thread that sends a token often gets its own copy, with its
-//! own count.
+//! Clones of a header share one reference count. If several threads send the same token, each
+//! request would contend for that cache line. So a thread that sends a token often gets its own
+//! copy, with its own count.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -37,8 +37,8 @@ thread_local! {
     static HOT: RefCell<[Slot; SLOTS]> = const { RefCell::new([Slot::EMPTY; SLOTS]) };
 }
 
-/// Looks at the token of `entry` if it is fresh. Locks nothing, and allocates only the thread's copy,
-/// once per token. After `None`, [`Entry::resolve`] decides.
+/// Looks at the token of `entry` if it is fresh. Locks nothing, and allocates only the thread's
+/// copy, once per token. After `None`, [`Entry::resolve`] decides.
 #[inline]
 pub(crate) fn fresh<T>(
     entry: &Entry,

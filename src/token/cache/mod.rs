@@ -109,8 +109,8 @@ impl SvidCache {
         Ok(self.issue(request)?.settle().await?.svid())
     }
 
-    /// Returns the token for `request` as the value of an `authorization` header: `Bearer …`, marked
-    /// sensitive.
+    /// Returns the token for `request` as the value of an `authorization` header: `Bearer …`,
+    /// marked sensitive.
     ///
     /// # Errors
     /// As [`get`](Self::get).
@@ -147,8 +147,8 @@ impl SvidCache {
         PinnedSvid::new(entry, Arc::downgrade(&self.core), self.alive.clone())
     }
 
-    /// Keeps the tokens for these requests fresh even if no request needs them, with one task for all
-    /// of them, until the returned value is dropped.
+    /// Keeps the tokens for these requests fresh even if no request needs them, with one task for
+    /// all of them, until the returned value is dropped.
     ///
     /// It does not keep a source open: when the source is shut down, the task ends. Requests for
     /// [`single_use`](SvidRequest::single_use) tokens are ignored.
@@ -170,9 +170,9 @@ impl SvidCache {
         )
     }
 
-    /// Reports that signing keys were removed: `removed` is called with the name of a trust domain and
-    /// a key ID. The next request for a token that such a key signed waits for another one, up to
-    /// 250 ms and once per removal, then sends the old one. Tokens that are only kept warm are
+    /// Reports that signing keys were removed: `removed` is called with the name of a trust domain
+    /// and a key ID. The next request for a token that such a key signed waits for another one, up
+    /// to 250 ms and once per removal, then sends the old one. Tokens that are only kept warm are
     /// refreshed within 5 s.
     #[cfg(feature = "workload-api")]
     pub(crate) fn authorities_removed(&self, removed: &dyn Fn(&str, &str) -> bool) {
@@ -191,8 +191,8 @@ impl SvidCache {
         self.core.cx.nudge.notify_waiters();
     }
 
-    /// Reports that a service rejected the token in `header`. If it is still the current one, the next
-    /// request starts a refresh, at most once per 10 s. Returns whether it does.
+    /// Reports that a service rejected the token in `header`. If it is still the current one, the
+    /// next request starts a refresh, at most once per 10 s. Returns whether it does.
     pub fn report_refused(&self, request: &SvidRequest, header: &HeaderValue) -> bool {
         let Some(entry) = self.core.table.get(request) else {
             return false;

@@ -6,8 +6,8 @@ use crate::clock::{Clock, UnixTime};
 
 /// A moment on both clocks, in nanoseconds; saturates.
 ///
-/// The wall clock may step, and the monotonic clock may stop while the machine sleeps. So a deadline
-/// is kept on both, and is [`reached`](Self::reached) as soon as either clock reaches it.
+/// The wall clock may step, and the monotonic clock may stop while the machine sleeps. So a
+/// deadline is kept on both, and is [`reached`](Self::reached) as soon as either clock reaches it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Moment {
     wall: i64,

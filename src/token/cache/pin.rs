@@ -89,8 +89,8 @@ impl PinnedSvid {
     /// Returns the token if one can be sent at once; otherwise returns `None` and starts a fetch.
     /// Never waits and never blocks: for synchronous callbacks of drivers.
     ///
-    /// Without a tokio runtime, here or where the cache was built, it starts no fetch. Always `None`
-    /// for a [`single_use`](SvidRequest::single_use) request.
+    /// Without a tokio runtime, here or where the cache was built, it starts no fetch. Always
+    /// `None` for a [`single_use`](SvidRequest::single_use) request.
     pub fn try_get(&self) -> Option<JwtSvid> {
         if self.request().is_single_use() {
             return None;

@@ -1,8 +1,8 @@
 //! Tokens for one request each.
 //!
 //! Each request has its own entry, outside of the table, so that its fetch has the same deadlines,
-//! limits and breaker as any other. The entry in the table never has a token. It keeps the pace after
-//! failures, the state of the log, and which tokens were sent.
+//! limits and breaker as any other. The entry in the table never has a token. It keeps the pace
+//! after failures, the state of the log, and which tokens were sent.
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
@@ -48,7 +48,8 @@ impl Sent {
     }
 }
 
-/// Starts a fetch for one request and returns the wait for it, or the error if no fetch may start now.
+/// Starts a fetch for one request and returns the wait for it, or the error if no fetch may start
+/// now.
 pub(super) fn fetch(shared: &Arc<Entry>, now: Moment) -> Result<Waiter, TokenError> {
     let not_now = {
         let gate = shared.state();

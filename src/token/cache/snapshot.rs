@@ -46,7 +46,8 @@ pub struct AudienceSnapshot {
     pub fetching: bool,
     /// The error of the last fetch. `None` if it succeeded.
     pub last_error: Option<TokenError>,
-    /// The time until the next call to the issuer is allowed, after a failure or an unchanged token.
+    /// The time until the next call to the issuer is allowed, after a failure or an unchanged
+    /// token.
     pub next_try_in: Option<Duration>,
     /// Whether a layer names it or it is kept warm, so that it is never evicted.
     pub pinned: bool,

@@ -89,8 +89,9 @@ impl Table {
             .map(|keyed| look(&keyed.0))
     }
 
-    /// Returns the entry of `request`; if there is none, adds the one from `make`. With `pin`, it is
-    /// pinned before it can be evicted. `None` if the table is full of entries that cannot be evicted.
+    /// Returns the entry of `request`; if there is none, adds the one from `make`. With `pin`, it
+    /// is pinned before it can be evicted. `None` if the table is full of entries that cannot be
+    /// evicted.
     pub(crate) fn get_or_insert(
         &self,
         request: &SvidRequest,

@@ -101,8 +101,8 @@ impl Token {
         self.header == other.header
     }
 
-    /// A copy with its own reference count, for one thread, so that threads do not contend for a cache
-    /// line. Fresh until `due`.
+    /// A copy with its own reference count, for one thread, so that threads do not contend for a
+    /// cache line. Fresh until `due`.
     pub(crate) fn replica(&self, due: Moment) -> Self {
         let header = HeaderValue::from_bytes(self.header.as_bytes());
         Self {
@@ -153,8 +153,8 @@ struct Life {
 impl Life {
     fn of(svid: &JwtSvid, now: Moment, settings: &Settings) -> Self {
         let until_expiry = now.at_wall(svid.expires_at()).until(now);
-        // From `iat` if it is plausible. It may be in the future if our clock is slow, and that does
-        // not make the token live longer.
+        // From `iat` if it is plausible. It may be in the future if our clock is slow, and that
+        // does not make the token live longer.
         let issued = issued_at(svid);
         let life = issued.map_or(until_expiry, |iat| svid.expires_at().saturating_since(iat));
         let expiry = now
@@ -182,8 +182,8 @@ fn issued_at(svid: &JwtSvid) -> Option<UnixTime> {
         .filter(|iat| iat.secs() > 0 && *iat < svid.expires_at())
 }
 
-/// Why a token is expired when it arrives. An old one: the agent has lost its server. A new one: the
-/// clocks differ.
+/// Why a token is expired when it arrives. An old one: the agent has lost its server. A new one:
+/// the clocks differ.
 fn expired(svid: &JwtSvid, had: Option<&Token>, now: Moment) -> FetchSvidError {
     const WHAT: &str = "the agent returned an old token";
     const FIX: &str = "its server is probably unreachable; check the agent's log and its \

@@ -15,7 +15,8 @@ const AT_MOST_EVERY: Duration = Duration::from_millis(50);
 /// The longest time between two looks: the wall clock may step, and the machine may sleep.
 const AT_LEAST_EVERY: Duration = Duration::from_secs(10);
 
-/// Keeps tokens fresh until it is dropped: see [`SvidCache::keep_warm`](super::SvidCache::keep_warm).
+/// Keeps tokens fresh until it is dropped: see
+/// [`SvidCache::keep_warm`](super::SvidCache::keep_warm).
 #[must_use = "the tokens are kept warm only as long as this lives"]
 pub struct KeepWarm {
     task: AbortHandle,

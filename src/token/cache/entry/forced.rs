@@ -30,8 +30,8 @@ impl Entry {
         true
     }
 
-    /// Keys were removed; `gone` reports whether one of them signed a token. If the current token is
-    /// one of these, the next request waits for another token. A token that is being fetched may
+    /// Keys were removed; `gone` reports whether one of them signed a token. If the current token
+    /// is one of these, the next request waits for another token. A token that is being fetched may
     /// be one, too.
     #[cfg(feature = "workload-api")]
     pub(crate) fn keys_gone(&self, gone: impl Fn(&Token) -> bool, now: Moment) {

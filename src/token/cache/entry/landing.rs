@@ -47,8 +47,8 @@ impl Failure {
 }
 
 impl Entry {
-    /// Stores the result of a flight and returns what its waiters get. The new token is visible before
-    /// this returns, so before any waiter is woken.
+    /// Stores the result of a flight and returns what its waiters get. The new token is visible
+    /// before this returns, so before any waiter is woken.
     pub(crate) fn land(
         self: &Arc<Self>,
         flight: u64,
@@ -186,11 +186,13 @@ impl Entry {
                 self.cx.counts.unchanged.increment();
                 if self.rejected.load(Ordering::Relaxed) || self.is_key_removed() {
                     if flight <= state.rare().asked_before {
-                        // Rejected while this fetch was in progress: the next request starts another.
+                        // Rejected while this fetch was in progress: the next request starts
+                        // another.
                         self.quiet_until.store(0, Ordering::Release);
                         return current;
                     }
-                    // The issuer returned it again after the rejection. A removed key stays removed.
+                    // The issuer returned it again after the rejection. A removed key stays
+                    // removed.
                     self.rejected.store(false, Ordering::Relaxed);
                     self.key_removed.store(false, Ordering::Relaxed);
                     let gone_at = state.rare().gone_at.unwrap_or(NEVER);

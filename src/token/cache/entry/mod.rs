@@ -26,8 +26,8 @@ pub(super) const NEVER: u64 = u64::MAX;
 
 /// The state that the cache keeps for one request.
 ///
-/// EMPTY → fetching → FRESH → DUE → CRITICAL → EXPIRED: the stage follows from the token and the time
-/// alone ([`Stage`]). No stage is final, and a failure is not a stage.
+/// EMPTY → fetching → FRESH → DUE → CRITICAL → EXPIRED: the stage follows from the token and the
+/// time alone ([`Stage`]). No stage is final, and a failure is not a stage.
 pub(crate) struct Entry {
     /// Never used twice in a process.
     pub(crate) id: u64,
@@ -40,8 +40,8 @@ pub(crate) struct Entry {
     pub(super) forced: AtomicU64,
     /// A service rejected the token: requests wait briefly for the next one.
     pub(super) rejected: AtomicBool,
-    /// The key that signed the token was removed from the bundle: the next request waits briefly for
-    /// another token, once.
+    /// The key that signed the token was removed from the bundle: the next request waits briefly
+    /// for another token, once.
     pub(super) key_removed: AtomicBool,
     /// Before this, no request tries to start a fetch for a token that is due.
     pub(super) quiet_until: AtomicU64,

@@ -103,7 +103,8 @@ impl Entry {
         }
     }
 
-    /// Joins the fetch in progress, or starts one if the pace, the breaker and the runtime allow it.
+    /// Joins the fetch in progress, or starts one if the pace, the breaker and the runtime allow
+    /// it.
     fn attempt(self: &Arc<Self>, now: Moment, urgent: bool) -> Attempt {
         let (attempt, after) = self.join_or_start(now, urgent);
         match after {
