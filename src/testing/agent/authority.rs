@@ -31,7 +31,7 @@ const END_HEADERS: u8 = 0x4;
 const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
 
-/// The server's side of a connection; what it reads has valid authorities.
+/// The server's side of a connection. The server reads valid authorities only.
 pub(super) struct AnyAuthority<I> {
     io: I,
     rewriter: Rewriter,
@@ -89,13 +89,13 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for AnyAuthority<I> {
 /// Rewrites the bytes of one direction.
 struct Rewriter {
     decoder: Decoder<'static>,
-    /// Bytes that came in and are not rewritten yet: at most one frame.
+    /// Received bytes that are not rewritten yet: at most one frame.
     raw: Vec<u8>,
-    /// Bytes to read, and how many of them were read.
+    /// Rewritten bytes, and how many of them the server has read.
     ready: Vec<u8>,
     given: usize,
     at: At,
-    /// The header block whose end has not come yet.
+    /// The header block that is still incomplete.
     block: Option<Block>,
 }
 
@@ -103,7 +103,7 @@ struct Rewriter {
 enum At {
     Preface,
     FrameHead,
-    /// Inside a frame that passes as it is: this many bytes are left.
+    /// Inside a frame that is forwarded unchanged: this many bytes are left.
     Content(usize),
     /// The client does not speak HTTP/2: the server decides what to do.
     NotHttp2,
@@ -129,7 +129,7 @@ impl Rewriter {
         }
     }
 
-    /// Moves what is ready into `buf`; `false` if nothing is ready.
+    /// Moves rewritten bytes into `buf`; `false` if there are none.
     fn give(&mut self, buf: &mut ReadBuf<'_>) -> bool {
         let rest = self.ready.get(self.given..).unwrap_or_default();
         let fits = rest.len().min(buf.remaining());
@@ -186,8 +186,8 @@ impl Rewriter {
         }
     }
 
-    /// Handles the frame at the front of `raw`: how many bytes of it are done, `None` if more are
-    /// needed.
+    /// Handles the frame at the start of `raw`. Returns how many of its bytes are done; `None` if
+    /// more bytes are needed.
     fn frame(&mut self) -> io::Result<Option<usize>> {
         let Some(&head) = self.raw.first_chunk::<HEAD>() else {
             return Ok(None);
@@ -233,8 +233,8 @@ impl Rewriter {
         Ok(Some(whole))
     }
 
-    /// The header block with a valid authority. It uses no table, so that the server's own decoder
-    /// needs none of the entries that this one has seen.
+    /// Returns the header block with a valid authority. It uses no table entries, because the
+    /// server's decoder does not have those of this one.
     fn rewrite(&mut self, block: &[u8]) -> io::Result<Vec<u8>> {
         const NEVER_INDEXED: u8 = 0x10;
         let mut out = Vec::with_capacity(2 * block.len());

@@ -50,7 +50,8 @@ use crate::source::{JwtSource, JwtSourceError};
 /// Clones are the same agent. When the last one is dropped, the socket goes, connections are cut
 /// and tasks end.
 ///
-/// Until the first [`register`](Self::register), whoever asks is `spiffe://<trust domain>/workload`.
+/// Until the first [`register`](Self::register), whoever asks is `spiffe://<trust
+/// domain>/workload`.
 ///
 /// ```
 /// use tower_spiffe::testing::FakeAgent;
@@ -135,8 +136,8 @@ impl FakeAgent {
     /// [offset](Self::set_clock_offset)).
     ///
     /// # Errors
-    /// As [`JwtSourceBuilder::build`](crate::source::JwtSourceBuilder::build); the agent may be told to
-    /// fail.
+    /// As [`JwtSourceBuilder::build`](crate::source::JwtSourceBuilder::build), for example during a
+    /// [`fail`](Self::fail).
     pub async fn source(&self) -> Result<JwtSource, JwtSourceError> {
         let builder = JwtSource::builder().clock(self.inner.agent.clock.base().clone());
         let endpoint = self.presence().place.endpoint();
