@@ -104,17 +104,17 @@ pub use table::{METRICS, MetricInfo};
 
 use crate::clock::UnixTime;
 
-/// What [`MetricsRecorder::record_error`] may be told.
+/// The kinds of [`MetricsRecorder::record_error`].
 ///
-/// | kind | whose fault, mostly |
+/// | kind | usual cause |
 /// | --- | --- |
 /// | `connect` | no connection to the agent: it is down, or its socket is not mounted here |
-/// | `not-grpc` | what answers at the endpoint is no Workload API |
-/// | `disconnected` | the connection broke: the agent went away |
+/// | `not-grpc` | the endpoint does not serve the Workload API |
+/// | `disconnected` | the connection broke: the agent ended |
 /// | `timeout` | the agent did not answer in time |
-/// | `unavailable` | the agent says that it cannot serve now |
-/// | `permission-denied` | this workload has no registration entry, or lost it |
-/// | `invalid-argument` | the agent calls our request wrong |
+/// | `unavailable` | the agent reports that it cannot serve now |
+/// | `permission-denied` | this workload has no registration entry, or no longer has one |
+/// | `invalid-argument` | the agent reports that our request is invalid |
 /// | `unimplemented` | the agent has no JWT profile |
 /// | `status` | another gRPC status of the agent |
 /// | `invalid-answer` | the agent's answer breaks the rules |
@@ -125,11 +125,11 @@ use crate::clock::UnixTime;
 /// | `bundle-too-large` | a trust domain's JWK Set is larger than allowed; its last one stays |
 /// | `bundle-unreadable` | a trust domain's JWK Set cannot be read; its last one stays |
 /// | `bundle-unnamed` | an entry of a message has an invalid name; if no name in it is valid, the message is discarded |
-/// | `bundle-file` | a bundle file cannot be read, or is no bundle any more; its last ones stay |
+/// | `bundle-file` | a bundle file cannot be read, or is no longer a bundle; its last ones stay |
 /// | `bundle-fetch` | a bundle cannot be fetched over https: name, connection, TLS, HTTP status; the last one stays |
 /// | `bundle-unusable` | a JWK Set over https has keys, and none of them is usable; it takes effect |
 /// | `bundle-rollback` | a bundle over https has a lower `spiffe_sequence` than the last one, which stays |
-/// | `internal` | a fault of this crate |
+/// | `internal` | a bug of this crate |
 pub const SOURCE_ERROR_KINDS: &[&str] = &[
     "connect",
     "not-grpc",
@@ -155,61 +155,61 @@ pub const SOURCE_ERROR_KINDS: &[&str] = &[
     "internal",
 ];
 
-/// What [`MetricsRecorder::record_key_wait`] may be told.
+/// The outcomes of [`MetricsRecorder::record_key_wait`].
 ///
-/// | outcome | what became of the request |
+/// | outcome | the request |
 /// | --- | --- |
-/// | `judged` | the bundles changed meanwhile, and another verdict came of it |
-/// | `in-vain` | the time was up, and the key had not come |
-/// | `turned-away` | it did not wait: too many did already, or the last wait was just in vain |
+/// | `judged` | got another verdict, because the bundles changed during its wait |
+/// | `in-vain` | waited until its limit, and the key did not come |
+/// | `turned-away` | did not wait: too many were waiting, or the last wait had just been in vain |
 pub const KEY_WAIT_OUTCOMES: &[&str] = &["judged", "in-vain", "turned-away"];
 
-/// Takes the counts. Called on hot paths: be quick, do not block. A panic in it is caught where it
-/// could end a background task.
+/// Receives the counts. It is called on hot paths, so it must be fast and must not block. A panic
+/// in it is caught if it could end a background task.
 pub trait MetricsRecorder: Send + Sync + 'static {
-    /// The source took in a bundle set that differs from the one before.
+    /// The source has a new bundle set that differs from the one before.
     fn record_update(&self) {}
 
-    /// The source lost the bundle stream, and has bundles over another one.
+    /// The source lost the bundle stream, and received bundles over a new one.
     fn record_reconnect(&self) {}
 
     /// The source tries to open the bundle stream again, after it ended or could not be opened.
     fn record_reconnect_attempt(&self) {}
 
-    /// Something went wrong in the source; `kind` is one of [`SOURCE_ERROR_KINDS`].
+    /// The source had an error; `kind` is one of [`SOURCE_ERROR_KINDS`].
     fn record_error(&self, kind: &'static str) {
         let _ = kind;
     }
 
-    /// Tokens can be judged (`true`), or not: no bundles yet, withdrawn, older than allowed,
-    /// closed. Told when the source starts, and when it changes or is looked at.
+    /// Tokens can be verified (`true`), or not (no bundles yet, withdrawn, stale, closed). Recorded
+    /// when the source starts, and when this changes or is checked.
     fn record_ready(&self, ready: bool) {
         let _ = ready;
     }
 
-    /// The issuer withdrew the bundles (`true`), or they are back (`false`).
+    /// The issuer withdrew the bundles (`true`), or restored them (`false`).
     fn record_withdrawal(&self, withdrawn: bool) {
         let _ = withdrawn;
     }
 
-    /// How long ago the source last heard from the issuer, told when that changes, once a minute
-    /// while all is quiet, and at every attempt to reach it again.
+    /// The time since the source's last contact with the issuer. Recorded when it changes, once a
+    /// minute without messages, and at every attempt to reconnect.
     fn record_bundle_age(&self, age: Duration) {
         let _ = age;
     }
 
-    /// Something came from the issuer, at this moment of the wall's time. As a moment rather than
-    /// an age, an alert on it sees even a process that hangs.
+    /// The wall time of a contact with the issuer. Because it is a timestamp and not an age, an
+    /// alert on it also covers a process that hangs.
     fn record_contact(&self, at: UnixTime) {
         let _ = at;
     }
 
-    /// One call for a token of our own ended; `outcome` is `ok` or a class of error.
+    /// One call for a token of this workload ended; `outcome` is `ok` or a class of error.
     fn record_svid_fetch(&self, outcome: &'static str, latency: Duration) {
         let _ = (outcome, latency);
     }
 
-    /// The token cache was asked or acted.
+    /// The token cache had this event.
     fn record_svid_cache(&self, event: SvidCacheEvent) {
         let _ = event;
     }
@@ -219,48 +219,48 @@ pub trait MetricsRecorder: Send + Sync + 'static {
         let _ = outcome;
     }
 
-    /// A request was judged by a server layer.
+    /// A server layer decided on a request.
     fn record_admission(&self, admission: &Admission<'_>) {
         let _ = admission;
     }
 
-    /// A request waited for a key that its token names and the bundle does not have, or would
-    /// have; `outcome` is one of [`KEY_WAIT_OUTCOMES`].
+    /// A request waited, or should have waited, for a key of its token that is not in the bundle;
+    /// `outcome` is one of [`KEY_WAIT_OUTCOMES`].
     fn record_key_wait(&self, outcome: &'static str) {
         let _ = outcome;
     }
 
-    /// An answer was ended before it was whole, because the caller's token expired meanwhile.
+    /// A response ended early because the caller's token expired.
     fn record_ended_answer(&self) {}
 
-    /// A caller's token was judged.
+    /// A caller's token was verified, or not.
     fn record_verification(&self, verification: &Verification<'_>) {
         let _ = verification;
     }
 }
 
-/// The recorder that keeps nothing.
+/// The recorder that ignores everything.
 impl MetricsRecorder for () {}
 
-/// What the cache of our own tokens did.
+/// An event of the cache of this workload's tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SvidCacheEvent {
-    /// A token was there.
+    /// A token was in the cache.
     Hit,
-    /// None was there: the caller waits or fails.
+    /// No token was in the cache: the request waits or fails.
     Miss,
     /// A background refresh began.
     Refresh,
-    /// A token was sent that should have been replaced by now: its successor does not come.
+    /// A token was sent that should have been replaced by now.
     Late,
     /// A request got no token.
     Error,
-    /// A service refused a token, which is refreshed for it.
+    /// A service rejected a token, which is refreshed early.
     Refused,
-    /// The issuer did not answer, and is given up for a while.
+    /// The breaker opened, because the issuer did not answer.
     BreakerOpened,
-    /// A request went to an origin that no token may go to.
+    /// A request went to an origin that no token may be sent to.
     Unmatched,
 }
 
@@ -277,7 +277,7 @@ impl SvidCacheEvent {
         Self::Unmatched,
     ];
 
-    /// The event as a fixed, short word.
+    /// Returns the event as a fixed, short word.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Hit => "hit",
@@ -292,23 +292,23 @@ impl SvidCacheEvent {
     }
 }
 
-/// One verdict on a caller's token.
+/// The verdict on a caller's token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Verification<'a> {
-    /// `ok`, or the class of the refusal.
+    /// `ok`, or the class of the rejection.
     pub outcome: &'static str,
-    /// Whether the verified cache had it.
+    /// Whether the token was in the verified cache.
     pub cached: bool,
-    /// The trust domain, where it is one of our bundle set; else `unknown`.
+    /// The trust domain if it is in the bundle set, otherwise `unknown`.
     pub trust_domain: &'a str,
-    /// Where the outcome is `cannot-judge`, [why](crate::bundle::BundlesUnavailable::as_str); else
-    /// empty.
+    /// [The reason](crate::bundle::BundlesUnavailable::as_str) if the outcome is `cannot-judge`,
+    /// otherwise empty.
     pub why: &'static str,
 }
 
 impl<'a> Verification<'a> {
-    /// One verdict.
+    /// Creates a verdict.
     pub fn new(outcome: &'static str, cached: bool, trust_domain: &'a str) -> Self {
         Self {
             outcome,
@@ -318,22 +318,22 @@ impl<'a> Verification<'a> {
         }
     }
 
-    /// The same, with the reason why nobody could be judged.
+    /// Returns the same with `why`.
     #[must_use]
     pub fn because(self, why: &'static str) -> Self {
         Self { why, ..self }
     }
 }
 
-/// One verdict on a request.
+/// The verdict on a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Admission<'a> {
-    /// `verified`, `anonymous`, or the class of the refusal.
+    /// `verified`, `anonymous`, or the class of the rejection.
     pub outcome: &'static str,
-    /// Whether the outcome was acted on: `false` where an audit let a request pass.
+    /// Whether the outcome was enforced: `false` if audit mode let a request pass.
     pub enforced: bool,
-    /// The caller's trust domain, where it is one of our bundle set; else `unknown`.
+    /// The caller's trust domain if it is in the bundle set, otherwise `unknown`.
     pub trust_domain: &'a str,
     /// If the outcome is `cannot-judge`, [why](crate::bundle::BundlesUnavailable::as_str), and if
     /// it is `policy-unavailable`, `failed`, `timed-out` or `too-many-in-flight`; otherwise empty.
@@ -341,7 +341,7 @@ pub struct Admission<'a> {
 }
 
 impl<'a> Admission<'a> {
-    /// One verdict.
+    /// Creates a verdict.
     pub fn new(outcome: &'static str, enforced: bool, trust_domain: &'a str) -> Self {
         Self {
             outcome,
@@ -351,15 +351,14 @@ impl<'a> Admission<'a> {
         }
     }
 
-    /// The same, with the reason why nobody could be judged.
+    /// Returns the same with `why`.
     #[must_use]
     pub fn because(self, why: &'static str) -> Self {
         Self { why, ..self }
     }
 }
 
-/// A recorder whose panics end here: a count that is lost must end neither a background task nor a
-/// request.
+/// Catches the panics of a recorder: a lost count must not end a background task or a request.
 pub(crate) struct Shielded(Arc<dyn MetricsRecorder>);
 
 impl Shielded {
@@ -368,7 +367,7 @@ impl Shielded {
     }
 
     fn run(&self, record: impl FnOnce(&dyn MetricsRecorder)) {
-        // What the recorder leaves half done is its own to see.
+        // The recorder is responsible for its own state after a panic.
         let outcome = catch_unwind(AssertUnwindSafe(|| record(&*self.0)));
         if outcome.is_err() {
             tracing::debug!("the metrics recorder panicked");
