@@ -29,11 +29,11 @@ const WEB: &str = "spiffe://example.org/web";
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    // The exporter first: a count that nobody takes is lost.
+    // The exporter first: counts without an exporter are lost.
     let scrape = exporter()?;
     let recorder: Arc<dyn MetricsRecorder> = Arc::new(FacadeRecorder::new());
 
-    // In earnest: without `endpoint`, so that SPIFFE_ENDPOINT_SOCKET says where the agent is.
+    // In production: without `endpoint`, so that SPIFFE_ENDPOINT_SOCKET names the agent.
     let agent = FakeAgent::start("example.org").await?;
     agent.register(WEB, "", std::time::Duration::from_secs(300))?;
     let source = JwtSource::builder()
@@ -54,13 +54,13 @@ async fn main() -> Result<(), BoxError> {
         let answer = tower::ServiceExt::oneshot(client.clone(), request).await?;
         assert_eq!(answer.status(), 200);
     }
-    // One without a token, and one whom the policy does not admit.
+    // One without a token, and one that the policy denies.
     let plain = reqwest::Client::new();
     assert_eq!(plain.get(&reports).send().await?.status(), 401);
     let stranger = agent.token("spiffe://example.org/stranger", AUDIENCE);
     let request = plain.get(&reports).bearer_auth(stranger);
     assert_eq!(request.send().await?.status(), 403);
-    // The agent has no token for somebody whom we would call.
+    // The agent has no token for a service that we call.
     agent.fail_call(
         AgentCall::FetchJwtSvid,
         Fault::Refuse(GrpcCode::Unavailable),

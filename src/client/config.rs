@@ -354,8 +354,8 @@ fn other_host<'a>(headers: &'a HeaderMap, target: Target<'_>) -> Option<&'a Head
 fn no_origin() -> TokenError {
     TokenError::new(
         TokenErrorReason::NoOrigin,
-        "the request shows neither scheme nor authority, so it cannot be told where its token \
-         would go; promise it with `assume_origin`",
+        "the request has neither scheme nor authority, so the destination of its token is unknown; \
+         promise it with `assume_origin`",
     )
 }
 

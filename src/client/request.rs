@@ -35,7 +35,7 @@ pub(crate) mod sealed {
         fn view(&self) -> View<'_>;
         #[doc(hidden)]
         fn headers_to_change(&mut self) -> &mut HeaderMap;
-        /// The place that the request goes to, where the response tells its own.
+        /// The place that the request goes to, if the response can report its own.
         #[doc(hidden)]
         fn place(&self) -> Option<u64> {
             None
@@ -45,7 +45,7 @@ pub(crate) mod sealed {
     pub trait Response {
         #[doc(hidden)]
         fn status_and_headers(&self) -> (StatusCode, &HeaderMap);
-        /// The place that the response is from, where it tells.
+        /// The place that the response is from, if it reports one.
         #[doc(hidden)]
         fn place(&self) -> Option<u64> {
             None

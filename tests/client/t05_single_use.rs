@@ -201,7 +201,7 @@ async fn t05_waits_end_at_their_deadline() {
     let (outcome, took) = timed(bench.cache.header(&single())).await;
     assert_eq!(outcome.unwrap_err().reason(), TokenErrorReason::Timeout);
     assert_eq!(took, secs(5));
-    // Nobody waits for it any more, and nobody else could use it.
+    // No request waits for it, and no other one could use it.
     settle().await;
     assert_eq!(bench.desk.under_way(|calls| calls.now), 0);
     let bench = Bench::with(|call| call.fresh(300).after(secs(2)));

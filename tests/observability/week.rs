@@ -338,7 +338,7 @@ impl World {
         let client = AddJwtSvidLayer::new(source.clone(), audience).layer(strange);
         assert_eq!(ask(client, request(None)).await, 401);
 
-        // The agent hangs: nobody gets a token, and it is given up for a while.
+        // The agent hangs: no request gets a token, and the breaker opens.
         agent.fail_call(AgentCall::FetchJwtSvid, Fault::Hang);
         let tokens = ["a", "b", "c"].map(|audience| source.get_jwt_svid([audience]));
         let (a, b, c) = {
@@ -405,7 +405,7 @@ impl World {
         sleep(seconds(60)).await;
         agent.start_again().await.unwrap();
         sleep(seconds(60)).await;
-        // Somebody's recorder is broken.
+        // A recorder of the user panics.
         let panics: Arc<dyn MetricsRecorder> = Arc::new(Panics);
         let source = self.source(agent, &service.clock).metrics(panics);
         drop(source.build().await.unwrap());
@@ -501,6 +501,6 @@ struct Panics;
 
 impl MetricsRecorder for Panics {
     fn record_update(&self) {
-        panic!("a recorder of somebody's, which is broken on purpose");
+        panic!("a recorder that panics on purpose");
     }
 }
