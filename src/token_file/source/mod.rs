@@ -235,13 +235,8 @@ fn follow(inner: Weak<Inner>, every: Duration, runtime: &Handle) {
             if inner.caches().is_empty() {
                 continue;
             }
-            for at in 0..inner.files.len() {
-                let (of_thread, id) = (inner.clone(), inner.spiffe_id.clone());
-                let read = own_thread::run(move || {
-                    let file = of_thread.files.get(at)?;
-                    Some(read::read(&file.path, &file.audiences, id.as_ref()))
-                });
-                if let (Some(file), Some(Some(outcome))) = (inner.files.get(at), read.await) {
+            for (at, file) in inner.files.iter().enumerate() {
+                if let Some(outcome) = inner.read(at).await {
                     file.take_in(&outcome);
                     if let Ok(svid) = outcome {
                         inner.succeeded(&svid);
@@ -265,6 +260,17 @@ impl Inner {
         for cache in self.caches().iter() {
             cache.announce(svid);
         }
+    }
+
+    /// Reads a file on a separate thread. `None` if the read panicked.
+    async fn read(self: &Arc<Self>, at: usize) -> Option<Result<JwtSvid, Fault>> {
+        let inner = self.clone();
+        let read = own_thread::run(move || {
+            let file = inner.files.get(at)?;
+            let id = inner.spiffe_id.as_ref();
+            Some(read::read(&file.path, &file.audiences, id))
+        });
+        read.await.flatten()
     }
 
     fn find(&self, request: &SvidRequest) -> Result<usize, FetchSvidError> {
@@ -342,15 +348,8 @@ impl FetchSvid for FileTokens {
         let found = inner.find(request);
         Box::pin(async move {
             let at = found?;
-            let of_thread = inner.clone();
-            let outcome = own_thread::run(move || {
-                let file = of_thread.files.get(at)?;
-                let id = of_thread.spiffe_id.as_ref();
-                Some(read::read(&file.path, &file.audiences, id))
-            })
-            .await;
-            match (inner.files.get(at), outcome) {
-                (Some(file), Some(Some(outcome))) => file.answer(outcome, inner.clock.now()),
+            match (inner.files.get(at), inner.read(at).await) {
+                (Some(file), Some(outcome)) => file.answer(outcome, inner.clock.now()),
                 _ => Err(FetchSvidError::new(
                     FetchSvidReason::Panicked,
                     "reading a token file panicked",
