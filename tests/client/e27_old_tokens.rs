@@ -12,7 +12,7 @@ use crate::support::{Answer, Bench, START, Token, request, secs, settle};
 async fn e27_token_that_we_had_names_the_server() {
     let bench = Bench::new();
     let aud = request("a");
-    // Without `iat`, only that it is the same shows that it is old.
+    // Without `iat`, only the comparison with the last one shows that it is old.
     let mut token = Token::new(&aud, START, 60);
     token.iat = None;
     bench.desk.then(move |_| Answer::Token(token.clone()));
@@ -108,7 +108,7 @@ async fn e27_slow_refreshes_are_logged_once_for_all() {
     assert_eq!(log.lines_with(STALLED), 0);
     bench.at(secs(210)).await;
     assert_eq!(log.lines_with(STALLED), 1, "{}", log.text());
-    // Newer, but late: not over yet.
+    // Newer, but late: the stall has not ended.
     assert_eq!(log.lines_with(AGAIN), 0, "{}", log.text());
     bench.desk.then(|call| call.fresh(300));
     bench.at(secs(410)).await;

@@ -242,12 +242,12 @@ async fn t04_missing_file_does_not_block_others() {
         tokio::time::sleep(secs(6)).await;
     }
     assert!(cache.get(&request("a")).await.is_ok());
-    // It comes later, and counts soon.
+    // It comes later, and is used soon.
     let token = sidecar.issuer.token(WEB, "b").sign();
     replace(&missing, &token);
     tokio::time::sleep(secs(6)).await;
     assert_eq!(cache.get(&request("b")).await.unwrap().token(), token);
-    // No file is for this one: an error that no retry can fix.
+    // No file is for this audience: an error that no retry can fix.
     let error = cache.get(&request("c")).await.unwrap_err();
     assert_eq!(error.reason(), TokenErrorReason::InvalidRequest);
 }
