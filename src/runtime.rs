@@ -1,7 +1,7 @@
-//! Checks for what a wait needs: a tokio runtime with timers, and I/O for a real endpoint.
+//! Checks for a tokio runtime with timers, and with I/O for a real endpoint.
 //!
-//! tokio reports a missing driver by a panic only. A runtime is probed once per thread with that
-//! panic caught; the panic hook still prints it. Under `panic = "abort"` nothing is probed, and the
+//! tokio reports a missing driver only by a panic. Each thread probes a runtime once and catches
+//! that panic; the panic hook still prints it. Under `panic = "abort"` nothing is probed, and the
 //! first wait aborts the process with tokio's own message.
 
 use std::cell::Cell;
@@ -11,7 +11,7 @@ use std::thread::LocalKey;
 
 use tokio::runtime::{Handle, Id};
 
-/// What is missing at a call.
+/// What a call lacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Missing {
     Runtime,
@@ -64,7 +64,7 @@ pub(crate) fn has_io(runtime: &Handle) -> bool {
     thread_local! {
         static KNOWN: Known = const { Cell::new([None; 4]) };
     }
-    // A socket that cannot be made says nothing about the runtime.
+    // A socket that cannot be created says nothing about the runtime.
     probe(&KNOWN, runtime, || {
         #[cfg(unix)]
         drop(tokio::net::UnixStream::pair());
@@ -76,7 +76,7 @@ pub(crate) fn has_io(runtime: &Handle) -> bool {
     })
 }
 
-/// The last runtimes that were probed, and whether they have it.
+/// The last probed runtimes, and whether they have the driver.
 type Known = Cell<[Option<(Id, bool)>; 4]>;
 
 fn probe(known: &'static LocalKey<Known>, runtime: &Handle, use_driver: impl FnOnce()) -> bool {

@@ -1,4 +1,4 @@
-//! Whom a token is for, by where the request goes.
+//! The audience of a token, by the origin of the request.
 
 mod dynamic;
 mod rules;
@@ -12,10 +12,10 @@ use super::origin::{Origin, OriginError, Target};
 use crate::identity::SpiffeId;
 use crate::token::{Identity, SvidRequest, SvidRequestError, TokenError};
 
-/// Whom tokens are for, and to which origins they may go.
+/// The audience of tokens, and the origins that they may be sent to.
 ///
-/// A token is good for whoever receives it, so an audience is always bound to where it may be
-/// sent; a client that follows a redirect would else sign for every host.
+/// A receiver can use the token, so an audience is always bound to origins. Otherwise a client that
+/// follows redirects would send tokens to every host.
 ///
 /// ```
 /// use tower_spiffe::client::{Audience, AudienceError};
@@ -39,20 +39,20 @@ use crate::token::{Identity, SvidRequest, SvidRequestError, TokenError};
 ///     ["https://*.svc.example.org"],
 /// )?;
 ///
-/// // Above a tonic channel, which shows no origin: a promise of where requests go.
+/// // For a tonic channel, whose requests have no origin: a promise of where they go.
 /// Audience::fixed("spiffe://x/reports").assume_origin("https://reports:8443")?;
 ///
 /// assert!(Audience::fixed("").any_origin().is_err());
 /// # Ok::<(), AudienceError>(())
 /// ```
 ///
-/// Put into the extensions of a request, it takes the place of the layer's own for that request.
-/// Where it names no identity, that of the layer stays.
+/// An `Audience` in the extensions of a request replaces that of the layer for this request. If it
+/// names no identity, that of the layer is used.
 #[derive(Clone)]
 pub struct Audience {
     choice: Choice,
     assumed: Option<Origin>,
-    /// Named for the whole of it, so for what a request brings along too.
+    /// Applies to the audience of a request, too.
     identity: Option<Identity>,
     single_use: bool,
 }
@@ -61,7 +61,7 @@ pub struct Audience {
 enum Choice {
     Rules(Arc<Rules>),
     Dynamic(Arc<Dynamic>),
-    /// Only what a request's extensions say.
+    /// Only the audience in a request's extensions.
     PerRequest,
 }
 
@@ -72,13 +72,13 @@ pub struct UnboundAudience {
     request: Result<SvidRequest, SvidRequestError>,
 }
 
-/// Why there is no such [`Audience`].
+/// Why an [`Audience`] cannot be built.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AudienceError {
     /// An audience or a hint is missing or empty.
     Request(SvidRequestError),
-    /// An origin is none.
+    /// An origin is invalid.
     Origin {
         /// The text, as configured.
         origin: String,
@@ -91,36 +91,36 @@ pub enum AudienceError {
     NoOrigin,
 }
 
-/// What a request's origin leads to.
+/// The result of a look-up by origin.
 pub(crate) enum Found<'a> {
     /// The rule at this place of [`Audience::requests`].
     Rule(usize, &'a SvidRequest),
     Made(SvidRequest),
-    /// What [`Audience::from_origin`] made of the origin cannot be asked for.
+    /// The audience that [`Audience::from_origin`] derived from the origin is invalid.
     Invalid(TokenError),
     Nothing,
 }
 
 impl Audience {
-    /// One audience, still to be bound to where its tokens may go.
+    /// Creates one audience, still to be bound to the origins of its tokens.
     pub fn fixed(audience: impl AsRef<str>) -> UnboundAudience {
         UnboundAudience {
             request: SvidRequest::new([audience]),
         }
     }
 
-    /// What is asked for, in full, still to be bound to where its tokens may go: several
-    /// audiences, a SPIFFE ID, a hint.
+    /// Creates it from a whole request (several audiences, a SPIFFE ID, a hint), still to be bound
+    /// to the origins of its tokens.
     pub fn from_request(request: SvidRequest) -> UnboundAudience {
         UnboundAudience {
             request: Ok(request),
         }
     }
 
-    /// An audience for each origin.
+    /// Creates it from pairs of an origin and its audience.
     ///
     /// # Errors
-    /// A text that is no origin, an origin named twice, an empty audience, or none at all.
+    /// An origin is invalid or named twice, an audience is empty, or there are no pairs.
     pub fn map<O: AsRef<str>, A: AsRef<str>>(
         entries: impl IntoIterator<Item = (O, A)>,
     ) -> Result<Self, AudienceError> {
@@ -135,8 +135,8 @@ impl Audience {
         Self::rules(rules)
     }
 
-    /// Creates the audience from the origin, for the origins of an allow-list: `https://host[:port]`,
-    /// or `https://*.domain[:port]`.
+    /// Creates the audience from the origin, for the origins of an allow-list:
+    /// `https://host[:port]`, or `https://*.domain[:port]`.
     ///
     /// As in TLS, `*` stands for exactly one label: `https://*.svc.example.org` matches
     /// `https://reports.svc.example.org`, and neither `https://a.reports.svc.example.org` nor
@@ -149,8 +149,8 @@ impl Audience {
     /// [`InvalidRequest`](crate::token::TokenErrorReason::InvalidRequest).
     ///
     /// **Derive the audience from everything that varies in the allowed hosts.** With
-    /// `https://*.*.svc.example.org` (`reports.team-a`, `reports.team-b`), an audience made from the
-    /// first label alone gives every namespace tokens for every other one.
+    /// `https://*.*.svc.example.org` (`reports.team-a`, `reports.team-b`), an audience made from
+    /// the first label alone gives every namespace tokens for every other one.
     ///
     /// # Errors
     /// Returns an error if a text is not an origin, or if the list is empty.
@@ -172,29 +172,29 @@ impl Audience {
         )))))
     }
 
-    /// None but what the extensions of each request say.
+    /// Uses only the audience in the extensions of each request.
     pub fn per_request() -> Self {
         Self::of_choice(Choice::PerRequest)
     }
 
-    /// Promises that requests which show no origin go to this one. A request that shows one is
-    /// judged by that.
+    /// Promises that requests without an origin go to this one. A request with an origin is matched
+    /// by its own.
     ///
     /// # Errors
-    /// The text is no origin.
+    /// The origin is invalid.
     pub fn assume_origin(mut self, origin: &str) -> Result<Self, AudienceError> {
         self.assumed = Some(parse(origin)?);
         Ok(self)
     }
 
-    /// As this identity. Where several are registered for a workload, SPIRE's order is arbitrary,
-    /// so name the one that the callee admits.
+    /// Requests tokens of this identity. If several are registered for a workload, SPIRE's order is
+    /// arbitrary, so name the one that the called service allows.
     #[must_use]
     pub fn spiffe_id(self, id: SpiffeId) -> Self {
         self.identified(Identity::id(id))
     }
 
-    /// As the identity with this hint.
+    /// Requests tokens of the identity with this hint.
     ///
     /// # Errors
     /// The hint is empty.
@@ -203,11 +203,11 @@ impl Audience {
         Ok(self.identified(identity))
     }
 
-    /// Fetches a token of its own for each request
-    /// ([`SvidRequest::single_use`]), for what a request brings along too.
+    /// Fetches a separate token for each request ([`SvidRequest::single_use`]), also for the
+    /// audience in a request's extensions.
     ///
-    /// Not for an interceptor, which cannot wait: its requests fail. Retry such requests above the
-    /// layer, so that each attempt gets another token.
+    /// Not for an interceptor, which cannot wait: its requests fail. Put retries outside the layer,
+    /// so that each attempt gets another token.
     ///
     /// ```
     /// use tower_spiffe::Audience;
@@ -255,8 +255,7 @@ impl Audience {
         }
     }
 
-    /// What the audience of one request asks for, as the identity that this one names, unless it
-    /// names its own.
+    /// Applies the identity and the single-use mark of this audience to that of a request.
     pub(crate) fn identify(&self, request: SvidRequest) -> SvidRequest {
         let request = match &self.identity {
             Some(identity) if !request.names_an_identity() => {
@@ -271,7 +270,7 @@ impl Audience {
         }
     }
 
-    /// What may be asked for, as far as that is known beforehand.
+    /// The requests that are known in advance.
     pub(crate) fn requests(&self) -> impl Iterator<Item = &SvidRequest> {
         let rules = match &self.choice {
             Choice::Rules(rules) => rules.rules.as_slice(),
@@ -284,8 +283,8 @@ impl Audience {
         self.assumed.as_ref().map(Origin::target)
     }
 
-    /// What an https URI with this authority leads to, at a glance: whoever finds nothing so has to
-    /// ask [`find`](Self::find).
+    /// Looks up an https URI by its authority as text. If it finds nothing, [`find`](Self::find)
+    /// decides.
     #[inline]
     pub(crate) fn find_as_written(&self, authority: &str) -> Option<(usize, &SvidRequest)> {
         match &self.choice {
@@ -304,36 +303,36 @@ impl Audience {
 }
 
 impl UnboundAudience {
-    /// As this identity.
+    /// Requests tokens of this identity.
     pub fn spiffe_id(mut self, id: SpiffeId) -> Self {
         self.request = self.request.map(|request| request.with_spiffe_id(id));
         self
     }
 
-    /// As the identity with this hint.
+    /// Requests tokens of the identity with this hint.
     pub fn hint(mut self, hint: &str) -> Self {
         self.request = self.request.and_then(|request| request.with_hint(hint));
         self
     }
 
-    /// Fetches a token of its own for each request; see [`Audience::single_use`].
+    /// Fetches a separate token for each request; see [`Audience::single_use`].
     pub fn single_use(mut self) -> Self {
         self.request = self.request.map(SvidRequest::single_use);
         self
     }
 
-    /// Tokens go to this origin, and to no other.
+    /// Allows tokens to go to this origin only.
     ///
     /// # Errors
-    /// The audience is empty, or the text is no origin.
+    /// The audience is empty, or the origin is invalid.
     pub fn for_origin(self, origin: &str) -> Result<Audience, AudienceError> {
         self.for_origins([origin])
     }
 
-    /// Tokens go to these origins, and to no other.
+    /// Allows tokens to go to these origins only.
     ///
     /// # Errors
-    /// The audience is empty, a text is no origin, or there is none.
+    /// The audience is empty, an origin is invalid, or there are none.
     pub fn for_origins<O: AsRef<str>>(
         self,
         origins: impl IntoIterator<Item = O>,
@@ -345,9 +344,9 @@ impl UnboundAudience {
         self.bound(Bound::Origins(origins?))
     }
 
-    /// Allows tokens to go to every origin, absolute host names included: any server that a redirect
-    /// or the URI of a request names gets a token that it can use against the audience. A `Host`
-    /// header must still match the URI.
+    /// Allows tokens to go to every origin, absolute host names included: any server that a
+    /// redirect or the URI of a request names gets a token that it can use against the audience. A
+    /// `Host` header must still match the URI.
     ///
     /// # Errors
     /// The audience is empty.
@@ -355,11 +354,11 @@ impl UnboundAudience {
         self.bound(Bound::Any)
     }
 
-    /// Tokens go to this origin, and requests that show none are promised to go there: those above
-    /// a tonic `Channel`, or above one connection.
+    /// Allows tokens to go to this origin only, and promises that requests without an origin go
+    /// there: those of a tonic `Channel`, or of a single connection.
     ///
     /// # Errors
-    /// The audience is empty, or the text is no origin.
+    /// The audience is empty, or the origin is invalid.
     pub fn assume_origin(self, origin: &str) -> Result<Audience, AudienceError> {
         self.for_origin(origin)?.assume_origin(origin)
     }

@@ -7,7 +7,7 @@ use http::Extensions;
 
 use crate::verify::VerifiedSvid;
 
-/// The caller in these extensions, whoever put it there.
+/// The verified caller in these extensions.
 #[cfg(feature = "server")]
 #[inline]
 pub(super) fn verified(extensions: &Extensions) -> Option<&VerifiedSvid> {

@@ -1,4 +1,4 @@
-//! What the layer, the middleware and the interceptor share: which token a request gets.
+//! The settings of the layer, the middleware and the interceptor: which token a request gets.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,37 +13,37 @@ use crate::token::SvidRequest;
 use crate::token::{Issue, PinnedSvid, SvidCache, TokenError, TokenErrorReason};
 use crate::verify::VerifiedSvid;
 
-/// What to do with a request that has the header already, and goes where a token may go. One that
-/// goes elsewhere passes with whatever it has, unless the layer is strict.
+/// What to do if a request already has the header and its origin may get a token. Requests to other
+/// origins are sent unchanged, unless the layer is strict.
 ///
 /// The token of a verified caller is never forwarded: if the extensions of a request have the
 /// [`CallerState`](https://docs.rs/tower-spiffe/latest/tower_spiffe/server/enum.CallerState.html)
 /// of one, `Keep` acts as `Replace`, and the caller's token is removed from all headers of the
-/// request, wherever it goes. `reqwest::Request` has no extensions: there it is not seen.
+/// request, for every origin. `reqwest::Request` has no extensions, so this does not apply to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum OnExisting {
-    /// Leave it as it is: it goes out without a token of ours.
+    /// Keep it: the request is sent without our token.
     #[default]
     Keep,
-    /// Put ours in its place.
+    /// Replace it with our token.
     Replace,
-    /// Refuse the request.
+    /// Fail the request.
     Error,
 }
 
-/// Where a token may go in the clear.
+/// Where a token may be sent in plaintext.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Plaintext {
-    /// To this machine: 127.0.0.0/8, `::1` and `localhost`, written so.
+    /// To this machine: 127.0.0.0/8, `::1` and `localhost`, in exactly this form.
     ///
     /// A client with a proxy configured (by `HTTP_PROXY` too) may send even those requests to the
     /// proxy.
     Loopback,
     /// Anywhere; a promise that the client connects to a Unix socket. The layer cannot see that.
     UnixSocket,
-    /// Anywhere: whoever is on the way can read the token and use it.
+    /// Anywhere: every hop on the way can read the token and use it.
     Any,
 }
 
@@ -51,7 +51,7 @@ pub enum Plaintext {
 pub(crate) struct Config {
     cache: SvidCache,
     audience: Audience,
-    /// One for each of the audience's requests, in their order.
+    /// One for each request of the audience, in the same order.
     pins: Arc<[PinnedSvid]>,
     header: HeaderName,
     on_existing: OnExisting,
@@ -63,7 +63,7 @@ pub(crate) struct Config {
 pub(crate) enum Decision {
     /// Send it as it is.
     Pass,
-    /// Send it with this token, or once that is there.
+    /// Send it with this token, or after the wait for it.
     Token(Issue),
     Fail(TokenError),
 }
@@ -142,17 +142,18 @@ impl Config {
         extensions: Option<&Extensions>,
     ) -> Decision {
         let on_existing = match self.on_existing {
-            // What a gateway's caller sent is not ours to send on.
+            // A gateway must not forward its caller's token.
             OnExisting::Keep if extensions.and_then(caller::verified).is_some() => {
                 OnExisting::Replace
             }
             other => other,
         };
         let existing = on_existing != OnExisting::Replace && has(headers, &self.header);
-        // It goes out with what it has, and no token of ours could go astray.
+        // It is sent unchanged, so no token of ours can reach a wrong host.
         let kept = existing && on_existing == OnExisting::Keep && !self.strict;
         let own = extensions.and_then(|extensions| extensions.get::<Audience>());
-        // Most requests are written as the audience is, and need no more than a glance.
+        // Most requests have the authority in the form of the audience, so comparing text is
+        // enough.
         if own.is_none()
             && let Some(authority) = destination.https_authority()
             && is_host(headers, authority)
@@ -171,13 +172,13 @@ impl Config {
                 None if kept => return Decision::Pass,
                 None => return Decision::not_allowed(no_origin()),
             },
-            // What cannot be read in one way only is nobody's origin.
+            // An ambiguous URI matches no origin.
             Err(_) => return self.unmatched(Unmatched::Ambiguous),
         };
         if let Some(host) = other_host(headers, target) {
             return self.unmatched(Unmatched::Host(target, host));
         }
-        // The origin before the header: what goes to somebody else may have whatever it likes.
+        // The origin is checked before the header: requests to other origins may have any header.
         let found = match own {
             None => self.audience.find(target),
             Some(own) => own.find(target),
@@ -353,8 +354,8 @@ fn other_host<'a>(headers: &'a HeaderMap, target: Target<'_>) -> Option<&'a Head
 fn no_origin() -> TokenError {
     TokenError::new(
         TokenErrorReason::NoOrigin,
-        "the request shows neither scheme nor authority, so it cannot be told where its token \
-         would go; promise it with `assume_origin`",
+        "the request has neither scheme nor authority, so the destination of its token is unknown; \
+         promise it with `assume_origin`",
     )
 }
 
@@ -369,7 +370,7 @@ fn has(headers: &HeaderMap, name: &HeaderName) -> bool {
     }
 }
 
-/// Removes the token of a request's verified caller, whichever header has it.
+/// Removes the token of a request's verified caller from all headers.
 pub(crate) fn withhold(headers: &mut HeaderMap, name: &HeaderName, caller: &VerifiedSvid) {
     let token = caller.token().as_bytes();
     let is_callers = |(at, value): &(&HeaderName, &HeaderValue)| {
@@ -401,7 +402,7 @@ pub(crate) fn withhold(headers: &mut HeaderMap, name: &HeaderName, caller: &Veri
     }
 }
 
-/// Puts the token in; `false` where there is no room for one more header.
+/// Inserts the token; `false` if the request has too many headers.
 #[inline]
 pub(crate) fn insert(headers: &mut HeaderMap, name: &HeaderName, value: HeaderValue) -> bool {
     headers.try_insert(name, value).is_ok()
@@ -411,21 +412,20 @@ pub(crate) fn insert(headers: &mut HeaderMap, name: &HeaderName, value: HeaderVa
 macro_rules! options {
     ($type:ty $(, $generic:ident)?) => {
         impl $(<$generic>)? $type {
-            /// Puts the token into this header instead of `authorization`, where that belongs to
-            /// somebody else's token, such as the end user's. The server must look there too.
-            /// A 401 may then be about the other token; ours is refreshed all the same, not more
-            /// than once per 10 s.
+            /// Puts the token into this header instead of `authorization`, if that has another
+            /// token, such as the end user's. The server must read the same header. A 401 may then
+            /// be about the other token; ours is refreshed anyway, at most once per 10 s.
             ///
-            /// **Mind redirects**: a client that follows them takes `authorization` off when it
-            /// goes to another host, but knows nothing of this header. Switch redirects off in the
-            /// client beneath, or put this beneath what follows them.
+            /// **Redirects**: a client that follows them removes `authorization` for another host,
+            /// but not this header. Disable redirects in the inner client, or put the layer that
+            /// follows them outside.
             #[must_use]
             pub fn header(mut self, name: http::header::HeaderName) -> Self {
                 Arc::make_mut(&mut self.config).set_header(name);
                 self
             }
 
-            /// What to do with a request that has the header already:
+            /// Sets what to do with a request that already has the header:
             /// [`OnExisting::Keep`](crate::client::OnExisting::Keep) by default.
             #[must_use]
             pub fn on_existing(mut self, on_existing: $crate::client::OnExisting) -> Self {
@@ -434,17 +434,17 @@ macro_rules! options {
             }
 
             /// Fails requests that match no origin of the audience, whatever header they have, with
-            /// [`ForeignOrigin`](crate::token::TokenErrorReason::ForeignOrigin): those to other origins, and
-            /// those with a `Host` header that differs from their origin. By default they are sent
-            /// without a token, and are counted.
+            /// [`ForeignOrigin`](crate::token::TokenErrorReason::ForeignOrigin): those to other
+            /// origins, and those with a `Host` header that differs from their origin. By default
+            /// they are sent without a token, and are counted.
             #[must_use]
             pub fn strict(mut self) -> Self {
                 Arc::make_mut(&mut self.config).set_strict();
                 self
             }
 
-            /// Allows tokens in plaintext, as far as this says. By default tokens are sent over https
-            /// only: a request to an `http://` origin that the audience covers fails with
+            /// Allows tokens in plaintext to these destinations. By default tokens are sent over
+            /// https only: a request to an `http://` origin that the audience covers fails with
             /// [`Plaintext`](crate::token::TokenErrorReason::Plaintext), and is not sent without a
             /// token.
             #[must_use]
@@ -453,10 +453,10 @@ macro_rules! options {
                 self
             }
 
-            /// Asks for tokens of this identity, for all audiences, those in the extensions of
-            /// requests too where they name none of their own. Where several identities are
-            /// registered for a workload, SPIRE's order is arbitrary, and which one comes first
-            /// may change: name the one that the callee admits.
+            /// Requests tokens of this identity, for all audiences, and for those in the extensions
+            /// of requests if they name no identity. If several identities are registered for a
+            /// workload, SPIRE's order is arbitrary and may change: name the one that the called
+            /// service allows.
             #[must_use]
             pub fn spiffe_id(mut self, id: $crate::identity::SpiffeId) -> Self {
                 let config = Arc::make_mut(&mut self.config);
@@ -464,7 +464,7 @@ macro_rules! options {
                 self
             }
 
-            /// Asks for tokens of the identity with this hint, for all audiences, as
+            /// Requests tokens of the identity with this hint, for all audiences, as
             /// [`spiffe_id`](Self::spiffe_id) does.
             ///
             /// # Errors

@@ -17,14 +17,14 @@ use crate::token::{Issue, Issued, SvidCache, TokenError, Waiter};
 type WaitForToken = Pin<Box<dyn Future<Output = Result<Issued, TokenError>> + Send>>;
 
 pin_project! {
-    /// The response to come of [`AddJwtSvid`](super::AddJwtSvid).
+    /// The future of [`AddJwtSvid`](super::AddJwtSvid).
     pub struct ResponseFuture<S, R>
     where
         S: Service<R>,
     {
         #[pin]
         state: State<S, R>,
-        // What went out, and where to, to be told of where it is refused.
+        // The token that was sent and its destination, to report a rejection.
         issued: Option<(Issued, Option<u64>)>,
     }
 }
@@ -35,11 +35,11 @@ pin_project! {
     where
         S: Service<R>,
     {
-        /// It is on its way.
+        /// The request was sent.
         Sent { #[pin] response: S::Future },
-        /// Somebody fetches its token.
+        /// Its token is being fetched.
         Waiting { token: WaitForToken, held: Option<Box<Held<S, R>>> },
-        /// The token came, and goes out as soon as the service is ready.
+        /// The token came, and the request is sent as soon as the service is ready.
         Late { issued: Option<Issued>, held: Option<Box<Held<S, R>>> },
         Failed { error: Option<TokenError> },
     }
@@ -51,7 +51,7 @@ pub(super) struct Held<S, R> {
     pub(super) request: R,
     pub(super) header: HeaderName,
     pub(super) cache: SvidCache,
-    /// What is asked for.
+    /// The request of the token.
     pub(super) asked: SvidRequest,
     pub(super) deadline: Option<Deadline>,
 }
@@ -165,8 +165,8 @@ where
     S: Service<R> + Clone,
     R: OutgoingRequest,
 {
-    /// Sends the request through the service, which is ready. It may have become so long after the
-    /// token was there: one that has ended meanwhile gives way to another.
+    /// Sends the request through the service, which is ready. It may have become ready long after
+    /// the token came: an expired token is replaced.
     fn send(mut self: Box<Self>, issued: Issued) -> Result<Sent<S, R>, TokenError> {
         let issued = if issued.is_usable() {
             issued
@@ -174,7 +174,7 @@ where
             match self.cache.issue(&self.asked)? {
                 Issue::Ready(issued) => issued,
                 Issue::Wait(waiter) => {
-                    // What is ready is given up while the token is waited for.
+                    // A ready service must not be held during the wait for a token.
                     let fresh = self.inner.clone();
                     drop(mem::replace(&mut self.inner, fresh));
                     return Ok(Sent::Waits(waiter, self));

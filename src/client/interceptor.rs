@@ -10,19 +10,18 @@ use super::no_room;
 use super::origin::Destination;
 use crate::token::{SvidCache, TokenError, TokenErrorReason};
 
-/// A tonic interceptor that puts a token into each call, where one is there.
+/// A tonic interceptor that puts a cached token into each call.
 ///
-/// An interceptor cannot wait: while there is no token yet, calls fail with UNAVAILABLE, whatever
-/// their deadline. Keep the
-/// audience warm ([`SvidCache::keep_warm`]), or use [`AddJwtSvid`](super::AddJwtSvid) around the
-/// channel, which waits, and hears of refused tokens.
+/// An interceptor cannot wait: while there is no token, calls fail with UNAVAILABLE, at any
+/// deadline. Keep the audience warm ([`SvidCache::keep_warm`]), or use
+/// [`AddJwtSvid`](super::AddJwtSvid) around the channel: it waits, and sees rejected tokens.
 #[derive(Debug, Clone)]
 pub struct JwtSvidInterceptor {
     config: Arc<Config>,
 }
 
 impl JwtSvidInterceptor {
-    /// Signs calls with tokens of `source`. An interceptor sees no origin, so the audience has to
+    /// Adds tokens of `source` to calls. An interceptor sees no origin, so the audience has to
     /// promise one: [`UnboundAudience::assume_origin`](super::UnboundAudience::assume_origin).
     pub fn new(source: impl Into<SvidCache>, audience: Audience) -> Self {
         Self {

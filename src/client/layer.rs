@@ -11,17 +11,17 @@ use crate::token::SvidCache;
 ///
 /// See the [module](crate::client) for an example, and for where in a stack it belongs.
 ///
-/// A token is never sent past its end, however long the service beneath takes to become ready. What
-/// happens to a request after it was handed to that service is out of our hands: in the queue of a
-/// `Buffer` beneath, a token grows older.
+/// An expired token is never sent, even if the inner service takes long to become ready. After the
+/// request was passed to the inner service, this no longer holds: in the queue of an inner
+/// `Buffer`, a token grows older.
 #[derive(Debug, Clone)]
 pub struct AddJwtSvidLayer {
     config: Arc<Config>,
 }
 
 impl AddJwtSvidLayer {
-    /// Signs requests with tokens of `source` (a `JwtSource`, or a [`SvidCache`] over a fetcher of
-    /// your own) for `audience`.
+    /// Creates a layer that adds tokens of `source` (a `JwtSource`, or a [`SvidCache`] over your
+    /// own fetcher) for `audience`.
     pub fn new(source: impl Into<SvidCache>, audience: Audience) -> Self {
         Self {
             config: Arc::new(Config::new(source.into(), audience)),
@@ -40,7 +40,7 @@ impl<S> Layer<S> for AddJwtSvidLayer {
 options!(AddJwtSvidLayer);
 
 impl<S> AddJwtSvid<S> {
-    /// The layer that makes these.
+    /// Creates the layer of this service.
     pub fn layer(source: impl Into<SvidCache>, audience: Audience) -> AddJwtSvidLayer {
         AddJwtSvidLayer::new(source, audience)
     }

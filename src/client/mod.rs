@@ -1,8 +1,8 @@
-//! The client side: requests that carry a fresh token for where they go.
+//! The client side: adds a fresh token to each request, for the origin that it goes to.
 //!
 //! [`AddJwtSvidLayer`] wraps any client that is a tower service of `http::Request` or
-//! `reqwest::Request`: it looks where a request goes, takes the [`Audience`] for that place, and
-//! puts the token for it into `authorization`, from the [cache](crate::token).
+//! `reqwest::Request`. It finds the [`Audience`] for the origin of a request, and puts the token
+//! for it into `authorization`, from the [cache](crate::token).
 //!
 //! ```
 //! use http::{Request, Response, header::AUTHORIZATION};
@@ -26,7 +26,7 @@
 //! # let source = SvidCache::new(Desk);
 //! let audience = Audience::fixed("spiffe://x/reports").for_origin("https://reports:8443")?;
 //!
-//! // `source` is your `JwtSource`; the client here says whether it got a token.
+//! // `source` is your `JwtSource`; this client returns whether it got a token.
 //! let client = AddJwtSvidLayer::new(source, audience).layer(service_fn(
 //!     |request: Request<String>| async move {
 //!         let signed = request.headers().contains_key(AUTHORIZATION);
@@ -37,11 +37,11 @@
 //! let reports = Request::get("https://reports:8443/today").body(String::new())?;
 //! assert!(client.clone().oneshot(reports).await?.into_body());
 //!
-//! // No token for anybody else.
+//! // No token for other origins.
 //! let other = Request::get("https://elsewhere/today").body(String::new())?;
 //! assert!(!client.clone().oneshot(other).await?.into_body());
 //!
-//! // And none in the clear.
+//! // And none in plaintext.
 //! let clear = Request::get("http://reports:8443/today").body(String::new())?;
 //! assert!(!client.oneshot(clear).await?.into_body());
 //! # Ok(())
@@ -50,8 +50,8 @@
 //!
 //! # One client, two lines; one source for both sides
 //!
-//! A service that admits callers and makes calls of its own has one `JwtSource`. Clones of it are
-//! the same source: one stream of bundles, one cache of tokens.
+//! A service that accepts callers and makes its own calls has one `JwtSource`. Clones of it are the
+//! same source: one stream of bundles, one cache of tokens.
 //!
 //! ```
 //! use http::{Request, Response};
@@ -73,7 +73,7 @@
 //! let audience = Audience::fixed("spiffe://example.org/ledger").for_origin("https://ledger")?;
 //! let client = AddJwtSvid::new(ledger, source.clone(), audience);
 //!
-//! // It admits those who call it, by the same source.
+//! // It verifies its callers with the same source.
 //! let validator = Validator::builder(source).audience("spiffe://example.org/reports").build()?;
 //! let reports = service_fn(move |request: Request<String>| {
 //!     let onward = Request::get("https://ledger/balance").body(request.into_body());
@@ -90,13 +90,13 @@
 //! # }
 //! ```
 //!
-//! # Which client, how
+//! # Clients
 //!
-//! | client | how | to copy |
+//! | client | how | example |
 //! | --- | --- | --- |
 //! | hyper-util's legacy client, or any tower service | [`AddJwtSvidLayer`] | `examples/client_hyper.rs` |
 //! | a tonic `Channel`: plain, TLS, Unix socket, balanced | [`AddJwtSvid`] around it, with [`assume_origin`](UnboundAudience::assume_origin) | `examples/client_tonic.rs` |
-//! | the same, where a type must stay an interceptor | `JwtSvidInterceptor` (feature `tonic`) | `examples/client_tonic.rs` |
+//! | the same, if a type must stay an interceptor | `JwtSvidInterceptor` (feature `tonic`) | `examples/client_tonic.rs` |
 //! | `reqwest::Client` as a tower service | [`AddJwtSvid`] around it (feature `reqwest`) | `examples/client_reqwest.rs` |
 //! | `reqwest_middleware` | `JwtSvidMiddleware` (feature `reqwest-middleware`) | `examples/client_reqwest_middleware.rs` |
 //! | any of them among timeouts, retries, limits, buffers | as below | `examples/client_stack.rs` |
@@ -104,8 +104,8 @@
 //!
 //! A token source of your own implements [`FetchSvid`](crate::token::FetchSvid): one call for one
 //! [`SvidRequest`](crate::token::SvidRequest), which fails with a
-//! [`FetchSvidError`](crate::token::FetchSvidError). [`SvidCache::new`](crate::SvidCache::new) makes
-//! a cache of it, which every client here takes.
+//! [`FetchSvidError`](crate::token::FetchSvidError). [`SvidCache::new`](crate::SvidCache::new)
+//! makes a cache of it, which every client here takes.
 //!
 //! # Where a token may go
 //!
@@ -128,53 +128,53 @@
 //! - headers that the client adds itself: do not set `Host` by
 //!   `reqwest::ClientBuilder::default_headers`;
 //! - layers and middleware further inside that change the URI or `Host`: put them outside;
-//! - where the connection goes in the end: DNS, proxies, `reqwest::ClientBuilder::resolve`, a custom
-//!   connector, `tonic::transport::Endpoint::origin`.
+//! - where the connection goes in the end: DNS, proxies, `reqwest::ClientBuilder::resolve`, a
+//!   custom connector, `tonic::transport::Endpoint::origin`.
 //!
-//! # Where it stands in a stack
+//! # Place in a stack
 //!
 //! From the outside in:
 //!
-//! 1. **Retries** and their budget go outside: each try asks for the token anew, and the try after
-//!    a 401 gets the new one.
-//! 2. **Timeouts** go outside too, so that they bound the wait for a token as well. The deadline of
-//!    a gRPC call does so by itself, see [Deadlines](#deadlines).
-//! 3. **What follows redirects** (`tower_http::follow_redirect`) goes outside: then each hop passes
-//!    here, and gets the token for where *it* goes, or none. Where the client beneath follows
-//!    redirects itself (`reqwest` does), only the first hop passes here; it must take
-//!    `authorization` off when it goes elsewhere. `reqwest` does, wherever scheme, host or port is
-//!    another; `tower_http` does by its default policy alone:
-//!    `FollowRedirectLayer::with_policy(Limited::new(n))` would carry it on. With
-//!    [`header`](AddJwtSvidLayer::header) it must not follow redirects at all.
+//! 1. **Retries** and their budget go outside: each attempt requests the token again, so the
+//!    attempt after a 401 gets the new one.
+//! 2. **Timeouts** go outside, so that they include the wait for a token. The deadline of a gRPC
+//!    call does so by itself, see [Deadlines](#deadlines).
+//! 3. **Redirects** (`tower_http::follow_redirect`) go outside: then each hop passes this layer,
+//!    and gets the token for its own origin, or none. If the inner client follows redirects itself
+//!    (`reqwest` does), only the first hop passes this layer, and the client must remove
+//!    `authorization` for another origin. `reqwest` does if scheme, host or port differ.
+//!    `tower_http` does with its default policy only:
+//!    `FollowRedirectLayer::with_policy(Limited::new(n))` forwards it. With
+//!    [`header`](AddJwtSvidLayer::header) the client must not follow redirects at all.
 //! 4. **This layer.**
-//! 5. **Buffers, load balancing, concurrency and rate limits** go beneath or outside, as you like:
-//!    while a request waits for its token it holds no place in what is beneath. A buffer beneath
-//!    lets tokens age in its queue: keep the queue short, or put it outside.
+//! 5. **Buffers, load balancing, concurrency and rate limits** go inside or outside: while a
+//!    request waits for its token, it holds no permit of the inner service. In the queue of an
+//!    inner buffer tokens grow older: keep the queue short, or put it outside.
 //! 6. **Tracing** may go anywhere: the header is marked sensitive, so that it is not shown.
-//!    **Compression** of bodies does not touch it; HTTP/2 keeps sensitive headers out of its
+//!    **Compression** of bodies does not affect it; HTTP/2 keeps sensitive headers out of its
 //!    compression tables.
 //! 7. **Proxies.** A request to `https` goes through a proxy's tunnel, and the proxy does not see
-//!    the token. A request to `http` goes to the proxy in the clear, token and all: that happens
-//!    only where [`allow_plaintext`](AddJwtSvidLayer::allow_plaintext) lets it.
+//!    the token. A request to `http` goes to the proxy in plaintext with its token: this needs
+//!    [`allow_plaintext`](AddJwtSvidLayer::allow_plaintext).
 //!
 //! # Deadlines
 //!
 //! If a request is gRPC (its content type begins with `application/grpc`) and has a valid
-//! `grpc-timeout`, it waits no longer than that for its token, and 5 s at most as all others do. Then
-//! it fails with [`DeadlineExceeded`](crate::token::TokenErrorReason::DeadlineExceeded), in gRPC
-//! DEADLINE_EXCEEDED. After a wait, `grpc-timeout` is set to the time that is left, and a call with
-//! no time left is not sent. While an older token can still be sent, the wait for the next one takes
-//! half of the time at most. Requests whose token is in the cache are unaffected. An invalid
-//! `grpc-timeout` is ignored. `JwtSvidInterceptor` never waits. Timeouts of the inner service, such as
-//! `tonic::transport::Endpoint::timeout`, begin after the wait.
+//! `grpc-timeout`, it waits no longer than that for its token, and 5 s at most as all others do.
+//! Then it fails with [`DeadlineExceeded`](crate::token::TokenErrorReason::DeadlineExceeded), in
+//! gRPC DEADLINE_EXCEEDED. After a wait, `grpc-timeout` is set to the time that is left, and a call
+//! with no time left is not sent. While an older token can still be sent, the wait for the next one
+//! takes half of the time at most. Requests whose token is in the cache are unaffected. An invalid
+//! `grpc-timeout` is ignored. `JwtSvidInterceptor` never waits. Timeouts of the inner service, such
+//! as `tonic::transport::Endpoint::timeout`, begin after the wait.
 //!
 //! # Errors
 //!
 //! The error of the service is a [`BoxError`]: errors of the inner service are forwarded unchanged;
-//! ours are a [`TokenError`], which [`TokenError::find`](crate::token::TokenError::find) finds. A request
-//! that should carry a token is never sent without one. For a gRPC peer,
-//! [`TokenError`](crate::token::TokenError#as-a-grpc-status) has a code and a fixed text; the details stay in
-//! this process.
+//! ours are a [`TokenError`], which [`TokenError::find`](crate::token::TokenError::find) finds. A
+//! request that should carry a token is never sent without one. For a gRPC peer,
+//! [`TokenError`](crate::token::TokenError#as-a-grpc-status) has a code and a fixed text; the
+//! details stay in this process.
 
 use crate::token::{TokenError, TokenErrorReason};
 
@@ -204,7 +204,7 @@ pub use request::{IncomingResponse, OutgoingRequest};
 pub use reqwest_middleware::JwtSvidMiddleware;
 pub use service::AddJwtSvid;
 
-/// Any error, as tower's own middleware has it.
+/// Any error, as in tower's own middleware.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 fn no_room() -> TokenError {

@@ -140,12 +140,12 @@ impl fmt::Display for OriginError {
 
 impl std::error::Error for OriginError {}
 
-/// Where a request goes, read no further than need be.
+/// Where a request goes, parsed only as far as needed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Destination<'a> {
     /// Where its URI leads.
     Uri(&'a Uri),
-    /// As somebody else has read it.
+    /// Already parsed by the client.
     Read(Result<Option<Target<'a>>, OriginError>),
 }
 

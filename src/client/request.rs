@@ -12,7 +12,7 @@ use super::origin::{Destination, OriginError};
 #[diagnostic::on_unimplemented(
     message = "no token can be put into a `{Self}`",
     label = "expected an `http::Request`, or a `reqwest::Request` (feature `reqwest`)",
-    note = "`AddJwtSvid` wraps services of HTTP requests; put it above the one that connects"
+    note = "`AddJwtSvid` wraps services of HTTP requests; put it outside the one that connects"
 )]
 pub trait OutgoingRequest: sealed::Request {}
 
@@ -35,7 +35,7 @@ pub(crate) mod sealed {
         fn view(&self) -> View<'_>;
         #[doc(hidden)]
         fn headers_to_change(&mut self) -> &mut HeaderMap;
-        /// The place that the request goes to, where the response tells its own.
+        /// The place that the request goes to, if the response can report its own.
         #[doc(hidden)]
         fn place(&self) -> Option<u64> {
             None
@@ -45,7 +45,7 @@ pub(crate) mod sealed {
     pub trait Response {
         #[doc(hidden)]
         fn status_and_headers(&self) -> (StatusCode, &HeaderMap);
-        /// The place that the response is from, where it tells.
+        /// The place that the response is from, if it reports one.
         #[doc(hidden)]
         fn place(&self) -> Option<u64> {
             None
@@ -65,9 +65,9 @@ use sealed::View;
 
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
-/// Whether a service refused the token that went to `place`: 401, or gRPC's UNAUTHENTICATED where
-/// it stands in the response's headers. Where the client followed a redirect, somebody else may
-/// have answered, who saw no token.
+/// Whether a service rejected the token that was sent to `place`: 401, or gRPC's UNAUTHENTICATED in
+/// the response's headers. If the client followed a redirect, the response may be from another
+/// place, which got no token.
 pub(crate) fn refuses(response: &impl sealed::Response, place: Option<u64>) -> bool {
     let (status, headers) = response.status_and_headers();
     let refuses = status == StatusCode::UNAUTHORIZED

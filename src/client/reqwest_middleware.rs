@@ -15,18 +15,19 @@ use crate::token::{Issue, SvidCache};
 
 /// A middleware of `reqwest_middleware` that puts a fresh token into each request.
 ///
-/// It stands above `reqwest`'s redirects: `reqwest` takes `authorization` off where a redirect
-/// leads to another origin, and the next hop gets no token.
+/// It is outside of `reqwest`'s redirects: `reqwest` removes `authorization` if a redirect leads to
+/// another origin, and the next hop gets no token.
 #[derive(Debug, Clone)]
 pub struct JwtSvidMiddleware {
     config: Arc<Config>,
 }
 
 impl JwtSvidMiddleware {
-    /// Signs requests to these origins for these audiences; others pass without a token.
+    /// Adds tokens for these audiences to requests to their origins. Other requests are sent
+    /// without a token.
     ///
     /// # Errors
-    /// A text that is no origin, an origin named twice, an empty audience, or none at all.
+    /// An origin is invalid or named twice, an audience is empty, or there are no pairs.
     pub fn new<O: AsRef<str>, A: AsRef<str>>(
         source: impl Into<SvidCache>,
         audiences: impl IntoIterator<Item = (O, A)>,
@@ -34,8 +35,8 @@ impl JwtSvidMiddleware {
         Ok(Self::with_audience(source, Audience::map(audiences)?))
     }
 
-    /// Signs requests for this audience. One in the extensions of a request
-    /// (`with_extension`) takes its place for that request.
+    /// Adds tokens for this audience. One in the extensions of a request (`with_extension`)
+    /// replaces it for that request.
     pub fn with_audience(source: impl Into<SvidCache>, audience: Audience) -> Self {
         Self {
             config: Arc::new(Config::new(source.into(), audience)),

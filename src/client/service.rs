@@ -21,8 +21,8 @@ pub struct AddJwtSvid<S> {
 }
 
 impl<S> AddJwtSvid<S> {
-    /// Signs what goes to `inner` with tokens of `source` (a `JwtSource`, or a [`SvidCache`] over
-    /// a fetcher of your own) for `audience`.
+    /// Adds tokens of `source` (a `JwtSource`, or a [`SvidCache`] over your own fetcher) for
+    /// `audience` to requests to `inner`.
     pub fn new(inner: S, source: impl Into<SvidCache>, audience: Audience) -> Self {
         Self::with_config(inner, Arc::new(Config::new(source.into(), audience)))
     }
@@ -31,17 +31,17 @@ impl<S> AddJwtSvid<S> {
         Self { inner, config }
     }
 
-    /// The service beneath.
+    /// Returns the inner service.
     pub fn get_ref(&self) -> &S {
         &self.inner
     }
 
-    /// The service beneath.
+    /// Returns the inner service.
     pub fn get_mut(&mut self) -> &mut S {
         &mut self.inner
     }
 
-    /// The service beneath.
+    /// Returns the inner service.
     pub fn into_inner(self) -> S {
         self.inner
     }
@@ -105,10 +105,10 @@ where
 }
 
 impl<S: Clone> AddJwtSvid<S> {
-    /// Gives up the service that is ready, and gives a clone that has still to become so.
+    /// Drops the ready service and returns a clone that is not ready yet.
     ///
-    /// A ready service may hold a permit, or a place in a queue. Held while a token is fetched, it
-    /// would be missing to those who could go on: beneath a concurrency limit of one, for ever.
+    /// A ready service may hold a permit or a place in a queue. If it were held during a fetch,
+    /// other requests could not use it; with a concurrency limit of one, none could ever continue.
     fn give_up(&mut self) -> S {
         let fresh = self.inner.clone();
         drop(mem::replace(&mut self.inner, fresh.clone()));

@@ -1,4 +1,4 @@
-//! A ready recorder: everything goes to the `metrics` crate.
+//! A recorder over the `metrics` crate.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,57 +9,61 @@ use arc_swap::ArcSwap;
 
 use super::table::{
     ADMISSIONS, AGE, CACHE, ENDED, ERRORS, FETCH_TIME, FETCHES, KEY_WAITS, LAST_CONTACT, METRICS,
-    READY, RECONNECT_ATTEMPTS, RECONNECTS, UPDATES, VERDICTS, WITHDRAWN,
+    READY, RECONNECT_ATTEMPTS, RECONNECTS, TOKEN_FILES, UPDATES, VERDICTS, WITHDRAWN,
 };
 use super::{
     Admission, KEY_WAIT_OUTCOMES, MetricsRecorder, SOURCE_ERROR_KINDS, SvidCacheEvent, Verification,
 };
 use crate::clock::UnixTime;
 
-/// Hands every count to the recorder that is installed for the `metrics` crate, from where an
-/// exporter takes it (feature `metrics`).
+/// Forwards every count to the recorder that is installed for the `metrics` crate, which is usually
+/// an exporter (feature `metrics`).
 ///
-/// Install the exporter first: a count that nobody takes is lost, and the counter of a verdict
-/// stays with the exporter that was there at the first of its kind. One for the whole process is
-/// enough: give clones of the same `Arc` to the source, the validator and the layers. Where there
-/// is more than one source, a gauge shows the one that told last.
+/// Install the exporter first: counts without an exporter are lost, and the counter of a verdict
+/// stays with the exporter that was installed at its first count. Use one recorder for the whole
+/// process: pass it to the source, which its validators and layers inherit, and to token files.
+/// With several sources, a gauge shows the one that was recorded last.
 ///
 /// | name | kind | unit | labels | what |
 /// | --- | --- | --- | --- | --- |
-/// | `spiffe_bundle_updates_total` | counter | count | | bundle sets taken in that differ from the one before |
-/// | `spiffe_bundle_reconnects_total` | counter | count | | times the bundle stream was lost and open again |
+/// | `spiffe_bundle_updates_total` | counter | count | | new bundle sets that differ from the one before |
+/// | `spiffe_bundle_reconnects_total` | counter | count | | times that the bundle stream was opened again after it was lost |
 /// | `spiffe_bundle_reconnect_attempts_total` | counter | count | | attempts to open the bundle stream after the first one |
-/// | `spiffe_bundle_ready` | gauge | count | | 1 while tokens can be judged, else 0 |
+/// | `spiffe_bundle_ready` | gauge | count | | 1 while tokens can be verified, else 0 |
 /// | `spiffe_bundle_withdrawn` | gauge | count | | 1 while the issuer has withdrawn the bundles, else 0 |
-/// | `spiffe_bundle_age_seconds` | gauge | seconds | | time since something last came from the agent, when last looked at |
-/// | `spiffe_bundle_last_contact_timestamp_seconds` | gauge | seconds | | when something last came from the agent, in seconds since 1970 |
-/// | `spiffe_source_errors_total` | counter | count | `kind` | troubles with the bundle stream or with what came over it |
-/// | `spiffe_svid_fetches_total` | counter | count | `outcome` | calls to the agent for tokens of our own |
-/// | `spiffe_svid_fetch_duration_seconds` | histogram | seconds | `outcome` | how long they took |
-/// | `spiffe_svid_cache_events_total` | counter | count | `event` | what the cache of our own tokens did |
+/// | `spiffe_bundle_age_seconds` | gauge | seconds | | time since the last contact with the agent, when last recorded |
+/// | `spiffe_bundle_last_contact_timestamp_seconds` | gauge | seconds | | the last contact with the agent, in seconds since 1970 |
+/// | `spiffe_source_errors_total` | counter | count | `kind` | errors of the bundle stream, and of bundles |
+/// | `spiffe_svid_fetches_total` | counter | count | `outcome` | calls to the agent for this workload's tokens |
+/// | `spiffe_svid_fetch_duration_seconds` | histogram | seconds | `outcome` | the duration of these calls |
+/// | `spiffe_svid_cache_events_total` | counter | count | `event` | events of the cache of this workload's tokens |
+/// | `spiffe_token_file_writes_total` | counter | count | `outcome` | writes of token files |
 /// | `spiffe_admissions_total` | counter | count | `outcome`, `enforced`, `trust_domain`, `why` | verdicts of the server layers on requests |
-/// | `spiffe_unknown_key_waits_total` | counter | count | `outcome` | requests that waited for a key that the bundle does not have |
-/// | `spiffe_ended_answers_total` | counter | count | | answers that were ended because the caller's token expired meanwhile |
+/// | `spiffe_unknown_key_waits_total` | counter | count | `outcome` | requests that waited for a key that is not in the bundle |
+/// | `spiffe_ended_answers_total` | counter | count | | responses that ended early because the caller's token expired |
 /// | `spiffe_verifications_total` | counter | count | `outcome`, `cached`, `trust_domain`, `why` | verdicts on callers' tokens |
 ///
-/// The labels' values are words of ours, never a caller's:
+/// The values of labels are fixed words, never values of a caller:
 ///
 /// - `kind` is one of [`SOURCE_ERROR_KINDS`](super::SOURCE_ERROR_KINDS), `event` one of
 ///   [`SvidCacheEvent::ALL`].
-/// - `outcome` of a fetch is `ok` or a [`TokenErrorReason`](crate::token::TokenErrorReason); of a wait, one
-///   of [`KEY_WAIT_OUTCOMES`](super::KEY_WAIT_OUTCOMES); of a verification, `ok` or a
-///   [`ValidateReason`](crate::verify::ValidateReason); of an admission, `verified`, `anonymous` or a
-///   [`RejectionReason`](crate::server::RejectionReason).
-/// - `enforced` is `false` where an audit let a request pass, `cached` whether the verified cache
-///   had the token.
-/// - `why` says which blindness of ours it was, where the outcome is `cannot-judge`: `not-ready`,
-///   `withdrawn`, `stale` or `closed`. It is empty otherwise.
+/// - `outcome` of a fetch is `ok` or a [`TokenErrorReason`](crate::token::TokenErrorReason); of the
+///   write of a token file, `ok` or `error`; of a wait, one of
+///   [`KEY_WAIT_OUTCOMES`](super::KEY_WAIT_OUTCOMES); of a verification, `ok` or a
+///   [`ValidateReason`](crate::verify::ValidateReason); of an admission, `verified`, `anonymous` or
+///   a [`RejectionReason`](crate::server::RejectionReason).
+/// - `enforced` is `false` if audit mode let a request pass; `cached` is `true` if the token was in
+///   the verified cache.
+/// - `why` is the reason if the outcome is `cannot-judge` (`not-ready`, `withdrawn`, `stale` or
+///   `closed`) or `policy-unavailable` (`failed`, `timed-out` or `too-many-in-flight`). It is empty
+///   otherwise.
 /// - `trust_domain` is one of the bundle set, or `unknown`.
 ///
-/// The errors by kind, the waits, the ended answers, what the cache did and the counts of the bundle
-/// stream begin at zero: the first of its kind is a rise too.
+/// The errors by kind, the waits, the ended answers, the events of the cache, the writes of token
+/// files and the counts of the bundle stream begin at zero, so that the first one is an increase
+/// too.
 ///
-/// A Grafana dashboard and alert rules over these names lie in `examples/observability`.
+/// A Grafana dashboard and alert rules over these names are in `examples/observability`.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -79,7 +83,7 @@ pub struct FacadeRecorder {
 #[derive(Default)]
 struct Verdicts(ArcSwap<HashMap<Verdict, HashMap<Box<str>, Counter>>>);
 
-/// The outcome, a yes or no about it, and why nobody could be judged.
+/// The outcome, its boolean label, and its `why`.
 type Verdict = (&'static str, bool, &'static str);
 
 impl Verdicts {
@@ -107,7 +111,7 @@ impl Verdicts {
 }
 
 impl FacadeRecorder {
-    /// A recorder; describes its metrics to the exporter that is installed.
+    /// Creates a recorder, and describes its metrics to the installed exporter.
     pub fn new() -> Self {
         for metric in METRICS {
             let unit = if metric.unit == "seconds" {
@@ -121,7 +125,7 @@ impl FacadeRecorder {
                 _ => ::metrics::describe_histogram!(metric.name, unit, metric.what),
             }
         }
-        // A counter that appears with its first count shows no rise to whoever asks for one.
+        // A counter that first appears with a count shows no increase.
         ::metrics::counter!(UPDATES).increment(0);
         ::metrics::counter!(RECONNECTS).increment(0);
         ::metrics::counter!(RECONNECT_ATTEMPTS).increment(0);
@@ -131,11 +135,14 @@ impl FacadeRecorder {
         for event in SvidCacheEvent::ALL {
             ::metrics::counter!(CACHE, "event" => event.as_str()).increment(0);
         }
+        for outcome in ["ok", "error"] {
+            ::metrics::counter!(TOKEN_FILES, "outcome" => outcome).increment(0);
+        }
         for outcome in KEY_WAIT_OUTCOMES {
             ::metrics::counter!(KEY_WAITS, "outcome" => *outcome).increment(0);
         }
         ::metrics::counter!(ENDED).increment(0);
-        // Not set: another recorder may have told of a withdrawal.
+        // Not set: another recorder may have recorded a withdrawal.
         ::metrics::gauge!(WITHDRAWN).increment(0.0);
         Self {
             verifications: Verdicts::default(),
@@ -200,6 +207,10 @@ impl MetricsRecorder for FacadeRecorder {
         ::metrics::counter!(CACHE, "event" => event.as_str()).increment(1);
     }
 
+    fn record_token_file(&self, outcome: &'static str) {
+        ::metrics::counter!(TOKEN_FILES, "outcome" => outcome).increment(1);
+    }
+
     fn record_admission(&self, admission: &Admission<'_>) {
         let Admission {
             outcome,
@@ -258,7 +269,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_documented_table_is_what_the_code_gives() {
+    fn documented_metrics_are_those_of_the_code() {
         let documented: Vec<String> = include_str!("facade.rs")
             .lines()
             .filter_map(|line| line.strip_prefix("/// | `"))

@@ -1,16 +1,17 @@
-//! What can be counted, for whoever keeps the counts.
+//! Metrics and log events.
 //!
-//! Every method has an empty default: a recorder takes what it wants. Labels come from what we
-//! know (a trust domain of the bundle set, a class of our own), never from a token.
+//! A [`MetricsRecorder`] receives the counts. Every method has an empty default, so a recorder
+//! implements only the methods that it needs. Labels are trust domains of the bundle set and fixed
+//! words of this crate, never values of a token.
 //!
 //! ```
 //! use std::sync::atomic::{AtomicU64, Ordering};
 //! use tower_spiffe::metrics::{MetricsRecorder, Verification};
 //!
 //! #[derive(Default)]
-//! struct Refusals(AtomicU64);
+//! struct Rejections(AtomicU64);
 //!
-//! impl MetricsRecorder for Refusals {
+//! impl MetricsRecorder for Rejections {
 //!     fn record_verification(&self, verification: &Verification<'_>) {
 //!         if verification.outcome != "ok" {
 //!             self.0.fetch_add(1, Ordering::Relaxed);
@@ -18,40 +19,41 @@
 //!     }
 //! }
 //!
-//! let refusals = Refusals::default();
-//! refusals.record_verification(&Verification::new("expired", false, "unknown"));
-//! assert_eq!(refusals.0.load(Ordering::Relaxed), 1);
+//! let rejections = Rejections::default();
+//! rejections.record_verification(&Verification::new("expired", false, "unknown"));
+//! assert_eq!(rejections.0.load(Ordering::Relaxed), 1);
 //! ```
 //!
 //! # Spans and events
 //!
-//! What is logged by `tracing`, under targets that begin with `tower_spiffe::` and the room. Tokens
-//! are in none of it. What an unknown caller wrote is at most in a debug line, bounded and escaped.
-//! What repeats itself is a warning once, then a debug line, until it was well in between.
+//! All spans and events of this crate. Their `tracing` targets begin with `tower_spiffe::` and the
+//! module. They never contain tokens. Values from unknown callers are in debug lines only, bounded
+//! and escaped. A failure is logged as a warning once; its repetitions are debug lines until it
+//! recovers.
 //!
-//! | room | level | message | fields | what it says |
+//! | module | level | message | fields | meaning |
 //! | --- | --- | --- | --- | --- |
-//! | `source` | info | span `spiffe.jwt_source` | `endpoint` | around everything that a source does in the background |
-//! | `source` | info | first bundles | `revision`, `trust_domains`, `keys` | tokens can be judged from here on |
-//! | `source` | info | bundles changed | `revision`, `trust_domains`, `keys` | keys came or went |
-//! | `source` | warn | trouble with the bundle stream | `kind`, `error` | [`SOURCE_ERROR_KINDS`] says whose |
+//! | `source` | info | span `spiffe.jwt_source` | `endpoint` | around the background work of a source |
+//! | `source` | info | first bundles | `revision`, `trust_domains`, `keys` | from now on tokens can be verified |
+//! | `source` | info | bundles changed | `revision`, `trust_domains`, `keys` | keys were added or removed |
+//! | `source` | warn | trouble with the bundle stream | `kind`, `error` | [`SOURCE_ERROR_KINDS`] lists the causes |
 //! | `source` | debug | trouble with the bundle stream, again | `kind`, `error` | the same kind once more |
 //! | `source` | debug | the agent ended the bundle stream | | without an error |
-//! | `source` | debug | reconnecting | `delay_ms` | the stream is opened anew after this wait |
-//! | `source` | debug | retrying the first connection | `delay_ms` | the stream was never open; it is opened after this wait |
+//! | `source` | debug | reconnecting | `delay_ms` | the stream is opened again after this delay |
+//! | `source` | debug | retrying the first connection | `delay_ms` | the stream was never open; it is opened after this delay |
 //! | `source` | debug | the wall clock jumped; asking for the bundles again | | after a suspend or a step of the clock |
-//! | `source` | warn | the issuer withdrew the bundles | `delay_ms` | it takes effect after this wait |
-//! | `source` | warn | the withdrawal of the bundles takes effect | | tokens cannot be judged from here on |
+//! | `source` | warn | the issuer withdrew the bundles | `delay_ms` | it takes effect after this delay |
+//! | `source` | warn | the withdrawal of the bundles takes effect | | from now on tokens cannot be verified |
 //! | `source` | info | the issuer gave the bundles back | | the withdrawal is over |
-//! | `source` | info | its bundle is read again, or gone | `trust_domain` | the trouble with this trust domain is over |
+//! | `source` | info | its bundle is read again, or gone | `trust_domain` | this trust domain has recovered |
 //! | `source` | debug | closed | | the source was shut down |
 //! | `source` | info | the source is closed: the runtime that it was built on has ended | | before the source was shut down |
-//! | `source` | error | the task of this source panicked; it answers no more | | a fault of this crate |
-//! | `source` | info | bundle files changed | `revision` | keys came or went |
-//! | `source` | warn | trouble with a bundle file; its last good bundles stay | `path`, `error` | another trouble than before |
-//! | `source` | warn | no key in a bundle file counts; all tokens of its trust domain are refused | `path`, `trust_domain`, `ignored`, `why` | so many are ignored, one of them for this reason; is the format of the file right? |
-//! | `source` | error | reading the bundle files panicked; their last good bundles stay | | a fault of this crate |
-//! | `source` | info | a polled bundle changed | `trust_domain`, `revision`, `keys` | keys came or went |
+//! | `source` | error | the task of this source panicked; it answers no more | | a bug of this crate |
+//! | `source` | info | bundle files changed | `revision` | keys were added or removed |
+//! | `source` | warn | trouble with a bundle file; its last good bundles stay | `path`, `error` | another error than before |
+//! | `source` | warn | no key in a bundle file counts; all tokens of its trust domain are refused | `path`, `trust_domain`, `ignored`, `why` | the number of ignored keys, and the reason of one; check the format of the file |
+//! | `source` | error | reading the bundle files panicked; their last good bundles stay | | a bug of this crate |
+//! | `source` | info | a polled bundle changed | `trust_domain`, `revision`, `keys` | keys were added or removed |
 //! | `source` | warn | polling a bundle failed | `trust_domain`, `kind`, `error` | another error than before; the last good bundle stays |
 //! | `source` | debug | polling a bundle failed again | `trust_domain`, `kind`, `error` | the same error once more |
 //! | `source` | warn | a polled bundle has new content under the same spiffe_sequence; it is accepted | `trust_domain`, `sequence` | the issuer must raise the sequence with each change |
@@ -62,17 +64,26 @@
 //! | `token` | debug | fetching a JWT-SVID failed again | `request`, `error`, `usable` | for the same reason |
 //! | `token` | warn | refreshes of JWT-SVIDs have stalled; check that the agent is running and reaches its server | `request`, `why` | one line until they recover: a refresh brought no newer token, or takes longer than 5 s |
 //! | `token` | info | refreshes of JWT-SVIDs bring newer tokens again | `request` | they recovered |
-//! | `token` | info | the issuer of JWT-SVIDs answers again | | after it was given up for a while |
+//! | `token` | info | the issuer of JWT-SVIDs answers again | | the breaker closed |
+//! | `token_file` | info | token file written | `path` | for the first time, or again after a failure |
+//! | `token_file` | debug | token file written | `path` | with a newer token |
+//! | `token_file` | warn | a token file cannot be written; its old content stays | `path`, `error` | another error than before; the write is retried |
+//! | `token_file` | debug | a token file cannot be written; its old content stays | `path`, `error` | the same error once more |
+//! | `token_file` | warn | the action after the write of a token file failed | `path`, `error` | another error than before; the action is retried |
+//! | `token_file` | debug | the action after the write of a token file failed | `path`, `error` | the same error once more |
+//! | `token_file` | info | a token file is not refreshed any more | `path` | it was shut down or dropped, or its cache was closed |
+//! | `token_file` | warn | a token file cannot be removed | `path`, `error` | it stays until its token expires, or longer |
+//! | `token_file` | warn | trouble with a token file; its last good token is kept until it expires | `path`, `error` | of a `FileTokens`: another error than before |
 //! | `client` | debug | no token for this request: no audience is named for its origin… | `origin` | the request is sent without a token; with [`strict`](crate::AddJwtSvidLayer::strict) it fails |
 //! | `client` | debug | no token for this request: its Host header does not match its origin | `origin`, `host` | the same; a forwarded `Host` header would route the token to another virtual host |
 //! | `client` | debug | the request was not sent | `reason`, `error` | the layer's settings do not allow it; a gRPC peer gets a fixed text without these details |
 //! | `server` | info | span `jwt_svid` | `peer.spiffe_id` | around the handling of a verified caller's request; the field is filled in the span around the layer too, where that has it |
-//! | `server` | info | requests are not admitted: … | `reason`, `enforced`, `suppressed`, `detail`, `peer.spiffe_id`, `policy_reason`, `key_id`, `trust_domain`, `audiences`, `accepted_audiences` | one line per class, caller and interval; `suppressed` lines were left out since the last one; `detail` says what in the class it was; `policy_reason` is the reason that the policy gave; `peer.spiffe_id` is in the span instead if the span has that field; `key_id`, `trust_domain` and `audiences` are what the token claims, logged only if debug lines are enabled; `accepted_audiences` are those of the validator |
+//! | `server` | info | requests are not admitted: … | `reason`, `enforced`, `suppressed`, `detail`, `peer.spiffe_id`, `policy_reason`, `key_id`, `trust_domain`, `audiences`, `accepted_audiences` | one line per class, caller and interval; `suppressed` lines were left out since the last one; `detail` is the exact reason within the class; `policy_reason` is the reason that the policy gave; `peer.spiffe_id` is in the span instead if the span has that field; `key_id`, `trust_domain` and `audiences` are what the token claims, logged only if debug lines are enabled; `accepted_audiences` are those of the validator |
 //! | `server` | info | answers are ended: … | `reason`, `suppressed`, `peer.spiffe_id` | an `EndAtExpiryLayer` ended them with the caller's token; one line for all callers and interval |
-//! | `server` | warn | callers cannot be authenticated | `reason`, `enforced`, `suppressed`, `why` | our blindness |
+//! | `server` | warn | callers cannot be authenticated | `reason`, `enforced`, `suppressed`, `why` | this service cannot verify tokens now |
 //! | `server` | warn | callers cannot be authorized | `reason`, `enforced`, `suppressed`, `why`, `policy_reason`, `peer.spiffe_id` | the policy could not decide; `why` says what failed, `policy_reason` is the error that the policy gave |
-//! | `server` | error | no ValidateJwtSvidLayer stands above | `reason`, `suppressed` | the server is put together wrongly |
-//! | `server` | error | answers do not end with the caller's token: … | `reason` | the same, of an `EndAtExpiryLayer` |
+//! | `server` | error | no ValidateJwtSvidLayer stands above | `reason`, `suppressed` | a layer is missing in the stack |
+//! | `server` | error | answers do not end with the caller's token: … | `reason` | the same, for an `EndAtExpiryLayer` |
 //! | `metrics` | debug | the metrics recorder panicked | | a count is lost |
 
 mod count;
@@ -93,17 +104,17 @@ pub use table::{METRICS, MetricInfo};
 
 use crate::clock::UnixTime;
 
-/// What [`MetricsRecorder::record_error`] may be told.
+/// The kinds of [`MetricsRecorder::record_error`].
 ///
-/// | kind | whose fault, mostly |
+/// | kind | usual cause |
 /// | --- | --- |
 /// | `connect` | no connection to the agent: it is down, or its socket is not mounted here |
-/// | `not-grpc` | what answers at the endpoint is no Workload API |
-/// | `disconnected` | the connection broke: the agent went away |
+/// | `not-grpc` | the endpoint does not serve the Workload API |
+/// | `disconnected` | the connection broke: the agent ended |
 /// | `timeout` | the agent did not answer in time |
-/// | `unavailable` | the agent says that it cannot serve now |
-/// | `permission-denied` | this workload has no registration entry, or lost it |
-/// | `invalid-argument` | the agent calls our request wrong |
+/// | `unavailable` | the agent reports that it cannot serve now |
+/// | `permission-denied` | this workload has no registration entry, or no longer has one |
+/// | `invalid-argument` | the agent reports that our request is invalid |
 /// | `unimplemented` | the agent has no JWT profile |
 /// | `status` | another gRPC status of the agent |
 /// | `invalid-answer` | the agent's answer breaks the rules |
@@ -114,11 +125,11 @@ use crate::clock::UnixTime;
 /// | `bundle-too-large` | a trust domain's JWK Set is larger than allowed; its last one stays |
 /// | `bundle-unreadable` | a trust domain's JWK Set cannot be read; its last one stays |
 /// | `bundle-unnamed` | an entry of a message has an invalid name; if no name in it is valid, the message is discarded |
-/// | `bundle-file` | a bundle file cannot be read, or is no bundle any more; its last ones stay |
+/// | `bundle-file` | a bundle file cannot be read, or is no longer a bundle; its last ones stay |
 /// | `bundle-fetch` | a bundle cannot be fetched over https: name, connection, TLS, HTTP status; the last one stays |
 /// | `bundle-unusable` | a JWK Set over https has keys, and none of them is usable; it takes effect |
 /// | `bundle-rollback` | a bundle over https has a lower `spiffe_sequence` than the last one, which stays |
-/// | `internal` | a fault of this crate |
+/// | `internal` | a bug of this crate |
 pub const SOURCE_ERROR_KINDS: &[&str] = &[
     "connect",
     "not-grpc",
@@ -144,112 +155,112 @@ pub const SOURCE_ERROR_KINDS: &[&str] = &[
     "internal",
 ];
 
-/// What [`MetricsRecorder::record_key_wait`] may be told.
+/// The outcomes of [`MetricsRecorder::record_key_wait`].
 ///
-/// | outcome | what became of the request |
+/// | outcome | the request |
 /// | --- | --- |
-/// | `judged` | the bundles changed meanwhile, and another verdict came of it |
-/// | `in-vain` | the time was up, and the key had not come |
-/// | `turned-away` | it did not wait: too many did already, or the last wait was just in vain |
+/// | `judged` | got another verdict, because the bundles changed during its wait |
+/// | `in-vain` | waited until its limit, and the key did not come |
+/// | `turned-away` | did not wait: too many were waiting, or the last wait had just been in vain |
 pub const KEY_WAIT_OUTCOMES: &[&str] = &["judged", "in-vain", "turned-away"];
 
-/// Takes the counts. Called on hot paths: be quick, do not block. A panic in it is caught where it
-/// could end a background task.
+/// Receives the counts. It is called on hot paths, so it must be fast and must not block. A panic
+/// in it is caught if it could end a background task.
 pub trait MetricsRecorder: Send + Sync + 'static {
-    /// The source took in a bundle set that differs from the one before.
+    /// The source has a new bundle set that differs from the one before.
     fn record_update(&self) {}
 
-    /// The source lost the bundle stream, and has bundles over another one.
+    /// The source lost the bundle stream, and received bundles over a new one.
     fn record_reconnect(&self) {}
 
     /// The source tries to open the bundle stream again, after it ended or could not be opened.
     fn record_reconnect_attempt(&self) {}
 
-    /// Something went wrong in the source; `kind` is one of [`SOURCE_ERROR_KINDS`].
+    /// The source had an error; `kind` is one of [`SOURCE_ERROR_KINDS`].
     fn record_error(&self, kind: &'static str) {
         let _ = kind;
     }
 
-    /// Tokens can be judged (`true`), or not: no bundles yet, withdrawn, older than allowed, closed.
-    /// Told when the source starts, and when it changes or is looked at.
+    /// Tokens can be verified (`true`), or not (no bundles yet, withdrawn, stale, closed). Recorded
+    /// when the source starts, and when this changes or is checked.
     fn record_ready(&self, ready: bool) {
         let _ = ready;
     }
 
-    /// The issuer withdrew the bundles (`true`), or they are back (`false`).
+    /// The issuer withdrew the bundles (`true`), or restored them (`false`).
     fn record_withdrawal(&self, withdrawn: bool) {
         let _ = withdrawn;
     }
 
-    /// How long ago the source last heard from the issuer, told when that changes, once a minute
-    /// while all is quiet, and at every attempt to reach it again.
+    /// The time since the source's last contact with the issuer. Recorded when it changes, once a
+    /// minute without messages, and at every attempt to reconnect.
     fn record_bundle_age(&self, age: Duration) {
         let _ = age;
     }
 
-    /// Something came from the issuer, at this moment of the wall's time. As a moment rather than
-    /// an age, an alert on it sees even a process that hangs.
+    /// The wall time of a contact with the issuer. Because it is a timestamp and not an age, an
+    /// alert on it also covers a process that hangs.
     fn record_contact(&self, at: UnixTime) {
         let _ = at;
     }
 
-    /// One call for a token of our own ended; `outcome` is `ok` or a class of error.
+    /// One call for a token of this workload ended; `outcome` is `ok` or a class of error.
     fn record_svid_fetch(&self, outcome: &'static str, latency: Duration) {
         let _ = (outcome, latency);
     }
 
-    /// The token cache was asked or acted.
+    /// The token cache had this event.
     fn record_svid_cache(&self, event: SvidCacheEvent) {
         let _ = event;
     }
 
-    /// A token file was written (`ok`), or could not be (`error`).
+    /// A write of a token file succeeded (`ok`) or failed (`error`).
     fn record_token_file(&self, outcome: &'static str) {
         let _ = outcome;
     }
 
-    /// A request was judged by a server layer.
+    /// A server layer decided on a request.
     fn record_admission(&self, admission: &Admission<'_>) {
         let _ = admission;
     }
 
-    /// A request waited for a key that its token names and the bundle does not have, or would
-    /// have; `outcome` is one of [`KEY_WAIT_OUTCOMES`].
+    /// A request waited, or should have waited, for a key of its token that is not in the bundle;
+    /// `outcome` is one of [`KEY_WAIT_OUTCOMES`].
     fn record_key_wait(&self, outcome: &'static str) {
         let _ = outcome;
     }
 
-    /// An answer was ended before it was whole, because the caller's token expired meanwhile.
+    /// A response ended early because the caller's token expired.
     fn record_ended_answer(&self) {}
 
-    /// A caller's token was judged.
+    /// A caller's token was verified, or not.
     fn record_verification(&self, verification: &Verification<'_>) {
         let _ = verification;
     }
 }
 
-/// The recorder that keeps nothing.
+/// The recorder that ignores everything.
 impl MetricsRecorder for () {}
 
-/// What the cache of our own tokens did.
+/// An event of the cache of this workload's tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SvidCacheEvent {
-    /// A token was there.
+    /// A token was in the cache.
     Hit,
-    /// None was there: the caller waits or fails.
+    /// No token was in the cache: the request waits or fails.
     Miss,
     /// A background refresh began.
     Refresh,
-    /// A token was sent that should have been replaced by now: its successor does not come.
+    /// A token was sent that should have been replaced by now.
     Late,
     /// A request got no token.
     Error,
-    /// A service refused a token, which is refreshed for it.
+    /// A service rejected a token, which is refreshed early.
     Refused,
-    /// The issuer did not answer, and is given up for a while.
+    /// The breaker opened, because the issuer did not answer.
     BreakerOpened,
-    /// A request went to an origin that no token may go to.
+    /// A request went to an origin that no token may be sent to.
     Unmatched,
 }
 
@@ -266,7 +277,7 @@ impl SvidCacheEvent {
         Self::Unmatched,
     ];
 
-    /// The event as a fixed, short word.
+    /// Returns the event as a fixed, short word.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Hit => "hit",
@@ -281,22 +292,23 @@ impl SvidCacheEvent {
     }
 }
 
-/// One verdict on a caller's token.
+/// The verdict on a caller's token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Verification<'a> {
-    /// `ok`, or the class of the refusal.
+    /// `ok`, or the class of the rejection.
     pub outcome: &'static str,
-    /// Whether the verified cache had it.
+    /// Whether the token was in the verified cache.
     pub cached: bool,
-    /// The trust domain, where it is one of our bundle set; else `unknown`.
+    /// The trust domain if it is in the bundle set, otherwise `unknown`.
     pub trust_domain: &'a str,
-    /// Where the outcome is `cannot-judge`, [why](crate::bundle::BundlesUnavailable::as_str); else empty.
+    /// [The reason](crate::bundle::BundlesUnavailable::as_str) if the outcome is `cannot-judge`,
+    /// otherwise empty.
     pub why: &'static str,
 }
 
 impl<'a> Verification<'a> {
-    /// One verdict.
+    /// Creates a verdict.
     pub fn new(outcome: &'static str, cached: bool, trust_domain: &'a str) -> Self {
         Self {
             outcome,
@@ -306,30 +318,30 @@ impl<'a> Verification<'a> {
         }
     }
 
-    /// The same, with the reason why nobody could be judged.
+    /// Returns the same with `why`.
     #[must_use]
     pub fn because(self, why: &'static str) -> Self {
         Self { why, ..self }
     }
 }
 
-/// One verdict on a request.
+/// The verdict on a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Admission<'a> {
-    /// `verified`, `anonymous`, or the class of the refusal.
+    /// `verified`, `anonymous`, or the class of the rejection.
     pub outcome: &'static str,
-    /// Whether the outcome was acted on: `false` where an audit let a request pass.
+    /// Whether the outcome was enforced: `false` if audit mode let a request pass.
     pub enforced: bool,
-    /// The caller's trust domain, where it is one of our bundle set; else `unknown`.
+    /// The caller's trust domain if it is in the bundle set, otherwise `unknown`.
     pub trust_domain: &'a str,
-    /// If the outcome is `cannot-judge`, [why](crate::bundle::BundlesUnavailable::as_str), and if it
-    /// is `policy-unavailable`, `failed`, `timed-out` or `too-many-in-flight`; otherwise empty.
+    /// If the outcome is `cannot-judge`, [why](crate::bundle::BundlesUnavailable::as_str), and if
+    /// it is `policy-unavailable`, `failed`, `timed-out` or `too-many-in-flight`; otherwise empty.
     pub why: &'static str,
 }
 
 impl<'a> Admission<'a> {
-    /// One verdict.
+    /// Creates a verdict.
     pub fn new(outcome: &'static str, enforced: bool, trust_domain: &'a str) -> Self {
         Self {
             outcome,
@@ -339,15 +351,14 @@ impl<'a> Admission<'a> {
         }
     }
 
-    /// The same, with the reason why nobody could be judged.
+    /// Returns the same with `why`.
     #[must_use]
     pub fn because(self, why: &'static str) -> Self {
         Self { why, ..self }
     }
 }
 
-/// A recorder whose panics end here: a count that is lost must end neither a background task nor a
-/// request.
+/// Catches the panics of a recorder: a lost count must not end a background task or a request.
 pub(crate) struct Shielded(Arc<dyn MetricsRecorder>);
 
 impl Shielded {
@@ -356,7 +367,7 @@ impl Shielded {
     }
 
     fn run(&self, record: impl FnOnce(&dyn MetricsRecorder)) {
-        // What the recorder leaves half done is its own to see.
+        // The recorder is responsible for its own state after a panic.
         let outcome = catch_unwind(AssertUnwindSafe(|| record(&*self.0)));
         if outcome.is_err() {
             tracing::debug!("the metrics recorder panicked");

@@ -12,11 +12,11 @@ pub struct MetricInfo {
     pub unit: &'static str,
     /// The names of its labels.
     pub labels: &'static [&'static str],
-    /// What it counts.
+    /// What it measures.
     pub what: &'static str,
-    /// The upper bounds that suit a histogram, in its unit, rising; empty for the other kinds. The
-    /// exporter has to be told of them, or it gives quantiles, which cannot be added up over many
-    /// processes.
+    /// Suitable upper bounds of a histogram, in its unit, in rising order; empty for the other
+    /// kinds. Pass them to the exporter. Otherwise it exports quantiles, which cannot be added up
+    /// over many processes.
     pub buckets: &'static [f64],
 }
 
@@ -31,6 +31,7 @@ pub(super) const ERRORS: &str = "spiffe_source_errors_total";
 pub(super) const FETCHES: &str = "spiffe_svid_fetches_total";
 pub(super) const FETCH_TIME: &str = "spiffe_svid_fetch_duration_seconds";
 pub(super) const CACHE: &str = "spiffe_svid_cache_events_total";
+pub(super) const TOKEN_FILES: &str = "spiffe_token_file_writes_total";
 pub(super) const ADMISSIONS: &str = "spiffe_admissions_total";
 pub(super) const KEY_WAITS: &str = "spiffe_unknown_key_waits_total";
 pub(super) const ENDED: &str = "spiffe_ended_answers_total";
@@ -41,21 +42,21 @@ const FETCH_BUCKETS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 ];
 
-/// Every metric that [`FacadeRecorder`](super::FacadeRecorder) gives.
+/// Every metric of [`FacadeRecorder`](super::FacadeRecorder).
 pub const METRICS: &[MetricInfo] = &[
     row(
         UPDATES,
         "counter",
         "count",
         &[],
-        "bundle sets taken in that differ from the one before",
+        "new bundle sets that differ from the one before",
     ),
     row(
         RECONNECTS,
         "counter",
         "count",
         &[],
-        "times the bundle stream was lost and open again",
+        "times that the bundle stream was opened again after it was lost",
     ),
     row(
         RECONNECT_ATTEMPTS,
@@ -69,7 +70,7 @@ pub const METRICS: &[MetricInfo] = &[
         "gauge",
         "count",
         &[],
-        "1 while tokens can be judged, else 0",
+        "1 while tokens can be verified, else 0",
     ),
     row(
         WITHDRAWN,
@@ -83,28 +84,28 @@ pub const METRICS: &[MetricInfo] = &[
         "gauge",
         "seconds",
         &[],
-        "time since something last came from the agent, when last looked at",
+        "time since the last contact with the agent, when last recorded",
     ),
     row(
         LAST_CONTACT,
         "gauge",
         "seconds",
         &[],
-        "when something last came from the agent, in seconds since 1970",
+        "the last contact with the agent, in seconds since 1970",
     ),
     row(
         ERRORS,
         "counter",
         "count",
         &["kind"],
-        "troubles with the bundle stream or with what came over it",
+        "errors of the bundle stream, and of bundles",
     ),
     row(
         FETCHES,
         "counter",
         "count",
         &["outcome"],
-        "calls to the agent for tokens of our own",
+        "calls to the agent for this workload's tokens",
     ),
     MetricInfo {
         buckets: FETCH_BUCKETS,
@@ -113,7 +114,7 @@ pub const METRICS: &[MetricInfo] = &[
             "histogram",
             "seconds",
             &["outcome"],
-            "how long they took",
+            "the duration of these calls",
         )
     },
     row(
@@ -121,7 +122,14 @@ pub const METRICS: &[MetricInfo] = &[
         "counter",
         "count",
         &["event"],
-        "what the cache of our own tokens did",
+        "events of the cache of this workload's tokens",
+    ),
+    row(
+        TOKEN_FILES,
+        "counter",
+        "count",
+        &["outcome"],
+        "writes of token files",
     ),
     row(
         ADMISSIONS,
@@ -135,14 +143,14 @@ pub const METRICS: &[MetricInfo] = &[
         "counter",
         "count",
         &["outcome"],
-        "requests that waited for a key that the bundle does not have",
+        "requests that waited for a key that is not in the bundle",
     ),
     row(
         ENDED,
         "counter",
         "count",
         &[],
-        "answers that were ended because the caller's token expired meanwhile",
+        "responses that ended early because the caller's token expired",
     ),
     row(
         VERDICTS,

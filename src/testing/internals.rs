@@ -50,19 +50,19 @@ impl Key {
     }
 }
 
-/// Makes the waits of the source the same in every run.
+/// Makes the random delays of the source repeatable.
 pub fn seeded(builder: JwtSourceBuilder, seed: u64) -> JwtSourceBuilder {
     builder.seed(seed)
 }
 
-/// Tells the cache which signing keys were removed, as a source does; `removed` gets the name of a
-/// trust domain and a key ID.
+/// Reports to the cache which signing keys were removed, as a source does; `removed` gets the name
+/// of a trust domain and a key ID.
 pub fn remove_authorities(cache: &SvidCache, removed: &dyn Fn(&str, &str) -> bool) {
     cache.authorities_removed(removed);
 }
 
-/// Returns `bundle` with the authorities of `previous` that it has too, as a source does for each
-/// new set: what was verified with them stays verified.
+/// Returns `bundle` with the authorities that it shares with `previous`, as a source does for each
+/// new set: tokens that were verified with them stay in the verified cache.
 pub fn share_authorities(bundle: JwtBundle, previous: &JwtBundle) -> JwtBundle {
     bundle.sharing_with(previous)
 }

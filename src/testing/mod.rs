@@ -1,8 +1,7 @@
-//! What a test needs in place of a SPIFFE deployment: a user of this crate tests a service with
-//! it, and so do we.
+//! Test doubles for a SPIFFE deployment, for tests of services and of this crate.
 //!
-//! [`FakeAgent`] is an agent that lives in the test. It gives out tokens and bundles as SPIRE's
-//! agent does, and everything else in this crate works on it as on a real one:
+//! [`FakeAgent`] is an agent inside the test. It issues tokens and bundles as SPIRE's agent does,
+//! and the rest of this crate works with it as with a real agent:
 //!
 //! ```
 //! use axum::{Router, body::Body, http::{Request, StatusCode, header::AUTHORIZATION}, routing::get};
@@ -34,15 +33,15 @@
 //!
 //! # Tokens
 //!
-//! [`FakeAgent::bearer`] and [`token`](FakeAgent::token) give good ones. Every wrong one comes
-//! from a [`TokenBuilder`], by [`FakeAgent::issuer`]: expired, forged, without a claim, with a
-//! header too many. An [`Issuer`] without an agent goes with
+//! [`FakeAgent::bearer`] and [`token`](FakeAgent::token) return valid ones. Invalid ones come from
+//! a [`TokenBuilder`] of [`FakeAgent::issuer`]: expired, forged, without a claim, with an
+//! additional header. An [`Issuer`] without an agent goes with
 //! [`FixedBundles`](crate::bundle::FixedBundles).
 //!
 //! # Without a token
 //!
-//! [`verified_svid`] is a caller for a unit test. A handler takes it as its argument; what stands
-//! beneath the layer finds it where the layer would have left it:
+//! [`verified_svid`] is a caller for a unit test. A handler takes it as its argument; services
+//! inside the layer find it in the extensions, where the layer would put it:
 //!
 //! ```
 //! use axum::{Extension, Router, body::Body, http::Request, routing::get};
@@ -69,37 +68,37 @@
 //! # }
 //! ```
 //!
-//! # Bad days
+//! # Faults
 //!
 //! | what happens | how |
 //! | --- | --- |
-//! | every call is refused, with any status | [`fail`](FakeAgent::fail)`(`[`Fault::Refuse`]`)` |
+//! | every call fails, with any status | [`fail`](FakeAgent::fail)`(`[`Fault::Refuse`]`)` |
 //! | one of the three calls fails | [`fail_call`](FakeAgent::fail_call) with any of these |
-//! | calls are taken and never answered | [`Fault::Hang`] |
+//! | calls are accepted and never answered | [`Fault::Hang`] |
 //! | answers are late | [`Fault::Slow`] |
 //! | one message, then the agent hangs up | [`Fault::HangUp`], [`Fault::HangUpWith`] |
-//! | rubbish in messages, in place of messages, in place of HTTP/2 | [`Fault::Garbage`], [`Fault::NotProtobuf`], [`Fault::NotHttp2`] |
+//! | invalid content of messages, no messages, no HTTP/2 | [`Fault::Garbage`], [`Fault::NotProtobuf`], [`Fault::NotHttp2`] |
 //! | messages are too large | [`Fault::Oversized`] |
 //! | a fetch is answered word for word as the test says | [`Fault::Svids`] |
-//! | the agent's server is away | [`Fault::ServerAway`] |
+//! | the agent's server is unavailable | [`Fault::ServerAway`] |
 //! | connections are open and dead | [`half_open`](FakeAgent::half_open), [`Fault::HalfOpen`] |
 //! | connections are cut | [`cut_connections`](FakeAgent::cut_connections) |
 //! | identities and bundles are withdrawn | [`withdraw`](FakeAgent::withdraw), [`restore`](FakeAgent::restore) |
-//! | the agent is away, comes back at the same place | [`stop`](FakeAgent::stop), [`start_again`](FakeAgent::start_again), [`restart`](FakeAgent::restart) |
-//! | keys rotate: quietly, the hard way, on a schedule | [`rotate`](FakeAgent::rotate), [`rotate_now`](FakeAgent::rotate_now), [`rotate_every`](FakeAgent::rotate_every); step by step: [`Issuer::activate`] |
+//! | the agent stops, starts again at the same place | [`stop`](FakeAgent::stop), [`start_again`](FakeAgent::start_again), [`restart`](FakeAgent::restart) |
+//! | keys rotate: gracefully, at once, on a schedule | [`rotate`](FakeAgent::rotate), [`rotate_now`](FakeAgent::rotate_now), [`rotate_every`](FakeAgent::rotate_every); step by step: [`Issuer::activate`] |
 //! | a key is tainted, then revoked | [`taint`](FakeAgent::taint), [`Issuer::revoke`] |
 //! | a federated domain comes and goes | [`federate`](FakeAgent::federate), [`federate_with`](FakeAgent::federate_with), [`unfederate`](FakeAgent::unfederate) |
-//! | one trust domain's keys are rubbish | [`federate_raw`](FakeAgent::federate_raw) |
+//! | one trust domain's keys are invalid | [`federate_raw`](FakeAgent::federate_raw) |
 //! | an equal set is sent again in another order | [`send_again`](FakeAgent::send_again) |
-//! | the agent gives each token once, or forgets those it has | [`cache_tokens`](FakeAgentBuilder::cache_tokens), [`forget_tokens`](FakeAgent::forget_tokens) |
+//! | the agent issues a new token for each call, or empties its cache | [`cache_tokens`](FakeAgentBuilder::cache_tokens), [`forget_tokens`](FakeAgent::forget_tokens) |
 //! | an identity comes and goes | [`register`](FakeAgent::register), [`unregister`](FakeAgent::unregister) |
 //! | clocks differ | [`set_clock_offset`](FakeAgent::set_clock_offset) |
 //! | a client pings too often | cut off, as by any grpc-go server: [`enforce_keepalive`](FakeAgentBuilder::enforce_keepalive) |
 //! | the stream says what the test says | [`replay`](FakeAgent::replay) |
 //!
-//! [`recover`](FakeAgent::recover) ends every [`Fault`]; [`counts`](FakeAgent::counts) says
-//! what arrived meanwhile. Each of these has an example of its own, which says what a service sees
-//! of it. A bad day in one test:
+//! [`recover`](FakeAgent::recover) ends every [`Fault`]; [`counts`](FakeAgent::counts) returns what
+//! the agent received. Each of these has an example, which shows the effect on a service. Several
+//! faults in one test:
 //!
 //! ```
 //! use tower_spiffe::testing::{Fault, FakeAgent};
@@ -113,18 +112,18 @@
 //! let validator = Validator::builder(source.clone()).audience("reports").build()?;
 //! let caller = agent.token("spiffe://example.org/web", "reports");
 //!
-//! // The agent is away: what is known is still good.
+//! // The agent has stopped: the known keys are still valid.
 //! agent.stop().await;
 //! assert!(validator.validate(&caller).is_ok());
 //! agent.start_again().await?;
 //!
-//! // It is back, and refuses; then it is well again.
+//! // It has started again and rejects calls; then it recovers.
 //! agent.fail(Fault::Refuse(GrpcCode::ResourceExhausted));
 //! assert!(source.fetch_jwt_svid(["db"]).await.is_err());
 //! agent.recover();
 //! assert!(source.fetch_jwt_svid(["db"]).await.is_ok());
 //!
-//! // A key that was stolen is revoked: its tokens are good no longer.
+//! // A stolen key is revoked: its tokens are no longer valid.
 //! let stolen = agent.issuer().signing_key_id();
 //! agent.rotate().await;
 //! let mut updates = source.updated();
@@ -137,8 +136,8 @@
 //!
 //! # Time
 //!
-//! Tests of anything that takes minutes run in tokio's paused time with a [`PausedClock`]. That
-//! time runs ahead whenever everybody waits, for a real socket too: such tests use
+//! Tests that cover minutes run in tokio's paused time with a [`PausedClock`]. Paused time advances
+//! whenever all tasks wait, also for a real socket, so such tests use
 //! [`start_in_memory`](FakeAgent::start_in_memory).
 //!
 //! ```

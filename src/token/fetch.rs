@@ -1,4 +1,4 @@
-//! What it takes to get a token of our own: one request, one answer, no cache.
+//! Fetches a token of this workload: one request, one answer, no cache.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,19 +11,20 @@ use super::JwtSvid;
 use crate::grpc_code::GrpcCode;
 use crate::identity::SpiffeId;
 
-/// The answer of [`FetchSvid`], to be awaited.
+/// The future of a call of [`FetchSvid`].
 pub type FetchSvidFuture =
     Pin<Box<dyn Future<Output = Result<JwtSvid, FetchSvidError>> + Send + 'static>>;
 
-/// One call to an issuer for one token. `SvidCache` over it adds the cache, the single flight and
-/// the refresh, so that an implementation need not.
+/// One call to an issuer for one token. `SvidCache` adds the cache, the single flight and the
+/// refresh, so an implementation does not need them.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` fetches no JWT-SVIDs",
     label = "expected your own `FetchSvid`",
     note = "a `JwtSource` has a cache already: pass the source itself, or use `SvidCache::from(source)`"
 )]
 pub trait FetchSvid: Send + Sync + 'static {
-    /// Asks the issuer once. The future does not borrow from `self`: it outlives its caller.
+    /// Calls the issuer once. The future does not borrow from `self`, because it outlives its
+    /// caller.
     fn fetch_svid(&self, request: &SvidRequest) -> FetchSvidFuture;
 }
 
@@ -33,22 +34,22 @@ impl<F: FetchSvid + ?Sized> FetchSvid for Arc<F> {
     }
 }
 
-/// Which token is wanted: for whom (audiences), and as whom (an ID, a hint, or whatever the issuer
-/// gives first). Two requests for the same audiences in another order are equal.
+/// A request for a token: its audiences, and its identity (a SPIFFE ID, a hint, or the first one
+/// that the issuer returns). The order of the audiences does not matter.
 #[derive(Clone)]
 pub struct SvidRequest {
-    // Of the rest, with a key of this process, so that a look-up need not read it.
+    // A hash of the other fields, with a key of this process, for look-ups.
     hash: u64,
     // Sorted, without duplicates, none empty, at least one.
     audiences: Arc<[Box<str>]>,
-    // Whatever the issuer gives first, where there is none.
+    // `None`: the first identity that the issuer returns.
     identity: Option<Identity>,
     single_use: bool,
 }
 
 impl PartialEq for SvidRequest {
     fn eq(&self, other: &Self) -> bool {
-        // Where the memory is the same, an `Arc` looks no further.
+        // An `Arc` compares the pointers first.
         self.hash == other.hash
             && self.audiences == other.audiences
             && self.identity == other.identity
@@ -64,7 +65,7 @@ impl Hash for SvidRequest {
     }
 }
 
-/// As whom a token is asked for. One word, since each cached token has one.
+/// The requested identity. One word in size, since each cached token has one.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Identity(Arc<As>);
 
@@ -87,27 +88,27 @@ impl Identity {
     }
 }
 
-/// Why a token cannot be asked for.
+/// Why a token cannot be requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SvidRequestError {
     /// There is no audience (Workload API section 6.2.1).
     NoAudience,
-    /// An audience is the empty string. SPIRE answers it with Unavailable for ever, so it is
-    /// refused before asking.
+    /// An audience is the empty string. SPIRE would always answer UNAVAILABLE, so the request is
+    /// not sent.
     EmptyAudience,
-    /// An audience begins or ends with white space, as what is read from a file may: whom the token
-    /// is meant for would refuse it.
+    /// An audience begins or ends with white space, such as a line break from a file: the receiver
+    /// would reject the token.
     AudienceWhitespace,
     /// The hint is empty.
     EmptyHint,
 }
 
 impl SvidRequest {
-    /// A token for these audiences.
+    /// Creates a request for a token with these audiences.
     ///
     /// # Errors
-    /// No audience, an empty one, or one that begins or ends with white space.
+    /// There is no audience, or one is empty, or begins or ends with white space.
     pub fn new<A>(audiences: impl IntoIterator<Item = A>) -> Result<Self, SvidRequestError>
     where
         A: AsRef<str>,
@@ -131,16 +132,16 @@ impl SvidRequest {
         Ok(Self::of(all.into(), None, false))
     }
 
-    /// As this identity; replaces a hint.
+    /// Requests the token of this identity; replaces a hint.
     #[must_use]
     pub fn with_spiffe_id(self, id: SpiffeId) -> Self {
         self.with_identity(Identity::id(id))
     }
 
-    /// As the identity that the issuer gives this hint; replaces an ID.
+    /// Requests the token of the identity that the issuer gives this hint; replaces an ID.
     ///
     /// # Errors
-    /// The hint is empty: the empty hint names nothing (Workload API section 6.2.1).
+    /// The hint is empty: an empty hint means no hint (Workload API section 6.2.1).
     pub fn with_hint(self, hint: &str) -> Result<Self, SvidRequestError> {
         Ok(self.with_identity(Identity::hint(hint)?))
     }
@@ -154,9 +155,9 @@ impl SvidRequest {
     ///
     /// For verifiers that accept a token once, by its `jti`: SPIRE issues such tokens for
     /// registration entries with `jwt_svid_include_jti`, and its agent does not cache them. Each
-    /// request waits for a call to the issuer, within the limits of the cache: 16 calls at once, 200
-    /// per second, 5 s of waiting by default. After a failure requests fail at once until the next
-    /// try. If the issuer returns a token that was sent already, the request fails with
+    /// request waits for a call to the issuer, within the limits of the cache: 16 calls at once,
+    /// 200 per second, 5 s of waiting by default. After a failure requests fail at once until the
+    /// next try. If the issuer returns a token that was sent already, the request fails with
     /// [`Unacceptable`](FetchSvidReason::Unacceptable).
     #[must_use]
     pub fn single_use(self) -> Self {
@@ -169,7 +170,7 @@ impl SvidRequest {
     }
 
     fn of(audiences: Arc<[Box<str>]>, identity: Option<Identity>, single_use: bool) -> Self {
-        // Audiences may be made of what strangers say, so the key is nobody's to know.
+        // Audiences may be derived from untrusted input, so the hash has a random key.
         static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
         Self {
             hash: KEY.hash_one((&audiences, &identity, single_use)),
@@ -189,13 +190,13 @@ impl SvidRequest {
         &self.audiences
     }
 
-    /// Which of so many shards has the request. At least one.
+    /// The index of the request's shard. `shards` is at least one.
     #[cfg(feature = "client")]
     pub(crate) fn shard(&self, shards: usize) -> usize {
         self.hash as usize % shards
     }
 
-    /// The identity asked for by ID.
+    /// Returns the requested identity, if it was named by ID.
     pub fn spiffe_id(&self) -> Option<&SpiffeId> {
         match self.asked_as()? {
             As::Id(id) => Some(id),
@@ -203,7 +204,7 @@ impl SvidRequest {
         }
     }
 
-    /// The identity asked for by hint.
+    /// Returns the hint of the requested identity, if it was named by hint.
     pub fn hint(&self) -> Option<&str> {
         match self.asked_as()? {
             As::Hint(hint) => Some(hint),
@@ -256,7 +257,7 @@ impl fmt::Display for SvidRequestError {
 
 impl std::error::Error for SvidRequestError {}
 
-/// Why no token came. Shared by everyone who waited for it.
+/// Why a fetch failed. Shared by all requests that waited for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FetchSvidError {
     reason: FetchSvidReason,
@@ -268,21 +269,21 @@ pub struct FetchSvidError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FetchSvidReason {
-    /// The issuer could not be reached, or says that it cannot serve now.
+    /// The issuer is unreachable, or reports that it cannot serve now.
     Unavailable,
     /// The issuer did not answer in time.
     Timeout,
-    /// The issuer gives this workload no such identity (it may, later).
+    /// The issuer denied this identity to this workload; it may grant it later.
     Denied,
     /// The request can never succeed as it is.
     InvalidRequest,
-    /// The issuer answered with something that is no acceptable token: malformed, of another
-    /// identity or audience, too long.
+    /// The issuer returned a token that cannot be accepted: malformed, too long, or for another
+    /// identity or audience.
     Unacceptable,
     /// The agent returned an old token, which has expired: the one that it returned before, or one
     /// whose `iat` is a whole life old. Its server is probably unreachable.
     Stale,
-    /// The issuer answered with another token that is already expired: the clocks differ.
+    /// The issuer returned a new token that has already expired: the clocks differ.
     Expired,
     /// The source was shut down.
     Closed,
@@ -310,8 +311,8 @@ impl From<GrpcCode> for FetchSvidReason {
 }
 
 impl FetchSvidError {
-    /// An error of this class; `message` says what happened and what to do, and never holds a
-    /// token.
+    /// Creates an error of this class. `message` says what happened and what to do; it must not
+    /// contain a token.
     pub fn new(reason: FetchSvidReason, message: impl Into<Cow<'static, str>>) -> Self {
         Self {
             reason,
@@ -320,24 +321,24 @@ impl FetchSvidError {
         }
     }
 
-    /// Adds the gRPC code that the issuer answered with.
+    /// Adds the gRPC code of the issuer's answer.
     #[must_use]
     pub fn with_code(mut self, code: GrpcCode) -> Self {
         self.code = Some(code);
         self
     }
 
-    /// The class.
+    /// Returns the class.
     pub fn reason(&self) -> FetchSvidReason {
         self.reason
     }
 
-    /// The gRPC code that the issuer answered with, where it answered with one.
+    /// Returns the gRPC code of the issuer's answer, if it had one.
     pub fn code(&self) -> Option<GrpcCode> {
         self.code
     }
 
-    /// Whether the same request may succeed later.
+    /// Returns whether the same request may succeed later.
     pub fn is_retryable(&self) -> bool {
         !matches!(
             self.reason,

@@ -1,4 +1,4 @@
-//! A token of our own, to send.
+//! A token of this workload, to send.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,9 +10,9 @@ use crate::identity::SpiffeId;
 use crate::jwt::MAX_TOKEN_LEN;
 use crate::jwt::{Claims, Split, decode, key_id_unchecked};
 
-/// A JWT-SVID that an issuer gave us. A clone is one reference count.
+/// A JWT-SVID from an issuer, for this workload. A clone is one reference count.
 ///
-/// Neither `Debug` nor `Display` shows the token; [`token`](Self::token) does.
+/// `Debug` and `Display` do not show the token; [`token`](Self::token) returns it.
 ///
 /// ```
 /// use tower_spiffe::token::{JwtSvid, ParseJwtSvidError};
@@ -23,7 +23,7 @@ use crate::jwt::{Claims, Split, decode, key_id_unchecked};
 pub struct JwtSvid(Arc<Inner>);
 
 struct Inner {
-    // `Bearer ` + the token, so that a header's value can be made over this very memory.
+    // `Bearer ` + the token, so that a header value can share this memory.
     bearer: Box<str>,
     subject: Arc<Subject>,
     audiences: Arc<[Box<str>]>,
@@ -31,7 +31,7 @@ struct Inner {
     issued_at: Option<UnixTime>,
 }
 
-/// What many tokens of one workload have in common.
+/// The part that many tokens of one workload have in common.
 #[derive(PartialEq, Eq)]
 pub(crate) struct Subject {
     spiffe_id: SpiffeId,
@@ -41,7 +41,7 @@ pub(crate) struct Subject {
 
 const BEARER: &str = "Bearer ";
 
-/// Why a text is no token that we could send. Never repeats any of it.
+/// Why a text is not a token that can be sent. Never contains a part of the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ParseJwtSvidError {
@@ -49,20 +49,20 @@ pub enum ParseJwtSvidError {
     TooLong,
     /// It has not exactly three non-empty parts.
     Parts,
-    /// A part is no base64url, so that it cannot stand in a header either.
+    /// A part is not base64url, so it cannot be sent in a header either.
     Encoding,
-    /// The payload is no JSON object with `sub`, `aud` and `exp` of the right types.
+    /// The payload is not a JSON object with `sub`, `aud` and `exp` of the right types.
     Claims,
-    /// `sub` is no SPIFFE ID.
+    /// `sub` is not a SPIFFE ID.
     Subject,
 }
 
 impl JwtSvid {
-    /// Reads a token that came from our own issuer. The signature is **not** checked: the one who
-    /// receives the token does that. What is checked is that the token can be sent at all.
+    /// Reads a token from the issuer of this workload. The signature is **not** verified: the
+    /// receiver of the token does that. This only checks that the token can be sent.
     ///
     /// # Errors
-    /// A [`ParseJwtSvidError`].
+    /// Returns a [`ParseJwtSvidError`] if it cannot.
     pub fn parse_unverified(token: &str, hint: &str) -> Result<Self, ParseJwtSvidError> {
         if token.len() > MAX_TOKEN_LEN {
             return Err(ParseJwtSvidError::TooLong);
@@ -91,8 +91,8 @@ impl JwtSvid {
         })))
     }
 
-    /// Keeps in common with others what is the same: the audiences with the request that the token
-    /// came for, the subject with what `common` gives for it. Not for one that somebody else has.
+    /// Shares memory with others: the audiences with the request of the token, the subject with the
+    /// result of `common`. Does nothing if there are clones of the token.
     #[cfg(feature = "client")]
     pub(crate) fn share(
         &mut self,
@@ -108,18 +108,19 @@ impl JwtSvid {
         inner.subject = common(&inner.subject);
     }
 
-    /// The token itself: whoever has it can speak as us to its audiences until it expires.
+    /// Returns the token itself. Anyone who has it can act as this workload towards its audiences
+    /// until it expires.
     pub fn token(&self) -> &str {
         self.0.bearer.get(BEARER.len()..).unwrap_or_default()
     }
 
-    /// The value of an `authorization` header with this token (RFC 6750 section 2.1).
+    /// Returns the value of an `authorization` header with this token (RFC 6750 section 2.1).
     #[cfg(feature = "client")]
     pub(crate) fn bearer(&self) -> &str {
         &self.0.bearer
     }
 
-    /// Who we are, by this token: its `sub`.
+    /// Returns the identity of this workload: the token's `sub`.
     pub fn spiffe_id(&self) -> &SpiffeId {
         &self.0.subject.spiffe_id
     }
@@ -129,22 +130,22 @@ impl JwtSvid {
         self.0.audiences.iter().map(AsRef::as_ref)
     }
 
-    /// When it ends: its `exp`.
+    /// Returns when it expires: its `exp`.
     pub fn expires_at(&self) -> UnixTime {
         self.0.expires_at
     }
 
-    /// When it was issued: its `iat`, where it has one.
+    /// Returns when it was issued: its `iat`, if it has one.
     pub fn issued_at(&self) -> Option<UnixTime> {
         self.0.issued_at
     }
 
-    /// The ID of the key that signed it, where it names one.
+    /// Returns the ID of the key that signed it (`kid`), if it has one.
     pub fn key_id(&self) -> Option<&str> {
         self.0.subject.key_id.as_deref()
     }
 
-    /// The issuer's hint as to what this identity is for; empty where it gave none.
+    /// Returns the issuer's hint for the use of this identity; empty if it gave none.
     pub fn hint(&self) -> &str {
         &self.0.subject.hint
     }
@@ -174,9 +175,9 @@ impl fmt::Display for ParseJwtSvidError {
         f.write_str(match self {
             Self::TooLong => "the token is longer than 8 KiB; ask the issuer for fewer claims",
             Self::Parts => "the token has not exactly three non-empty parts",
-            Self::Encoding => "a part of the token is no base64url",
+            Self::Encoding => "a part of the token is not base64url",
             Self::Claims => "the token's payload has no readable `sub`, `aud` and `exp`",
-            Self::Subject => "the token's `sub` is no SPIFFE ID",
+            Self::Subject => "the token's `sub` is not a SPIFFE ID",
         })
     }
 }

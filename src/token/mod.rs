@@ -1,9 +1,9 @@
-//! Our own tokens: what to request, who fetches it, and the cache that keeps one token for each
+//! Tokens of this workload: requests, fetchers, and the cache that keeps one token for each
 //! audience.
 //!
-//! A [`SvidCache`] over any [`FetchSvid`] asks the issuer once for everyone who waits, refreshes a
-//! token while the old one still serves, and keeps sending a token that is valid while the issuer
-//! is away. `JwtSource` has one inside; a fetcher of your own gets the same by a cache of its own.
+//! A [`SvidCache`] over any [`FetchSvid`] makes one call for all waiting requests, refreshes a
+//! token while the old one can still be sent, and keeps sending a valid token while the issuer is
+//! unavailable. `JwtSource` has one inside; for your own fetcher, build a cache over it.
 //!
 //! ```
 //! use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -11,7 +11,7 @@
 //! use tower_spiffe::token::SvidCache;
 //! use tower_spiffe::clock::{Clock, SystemClock};
 //!
-//! /// An issuer that lives in the same process, and signs badly.
+//! /// An issuer in this process, whose signatures are not valid.
 //! struct Desk;
 //!
 //! impl FetchSvid for Desk {
@@ -33,8 +33,8 @@
 //! let cache = SvidCache::new(Desk);
 //! let reports = SvidRequest::new(["spiffe://x/reports"])?;
 //!
-//! assert!(cache.try_header(&reports).is_none()); // nothing there yet; a fetch begins
-//! let header = cache.header(&reports).await?; // waits for that same fetch
+//! assert!(cache.try_header(&reports).is_none()); // no token yet; a fetch begins
+//! let header = cache.header(&reports).await?; // waits for the same fetch
 //! assert!(header.to_str()?.starts_with("Bearer ") && header.is_sensitive());
 //! assert_eq!(cache.try_header(&reports), Some(header));
 //! assert_eq!(cache.stats().fetches, 1);
@@ -49,41 +49,41 @@
 //! | from | the token is | a request |
 //! | --- | --- | --- |
 //! | its arrival | fresh | sends it |
-//! | 55 to 65 % of L | due | sends it, and has the next one fetched in the background |
+//! | 55 to 65 % of L | due | sends it, and starts a fetch of the next one in the background |
 //! | the last 10 % of L, 30 s at most | critical | waits 250 ms at most for the next one, then sends it |
 //! | the last 2 % of L, 2 s at most | expired | waits up to 5 s for the next one; 250 ms at most if the issuer has not answered for 5 s; or fails at once while the issuer is known to fail |
 //!
 //! If a service rejects a token, or the key that signed it is removed from the bundle, the token is
 //! critical from then on.
 //!
-//! An error never replaces a token, and no token is sent past its end, by the wall's clock or by
-//! the monotonic one. Nothing is refreshed that nobody asks for, but for what
+//! An error never replaces a token. No token is sent after it has expired on the wall clock or on
+//! the monotonic clock. Without requests nothing is refreshed, except for the audiences that
 //! [`keep_warm`](SvidCache::keep_warm) names.
 //!
-//! # While the issuer is away
+//! # While the issuer is unavailable
 //!
-//! A token that is due when the issuer goes has at least 35 % of its life left, less the hard
-//! margin: with tokens of 300 s no request fails for 103 s. This holds for audiences that were
-//! fetched while it was there, with tokens of their full life when they came.
+//! A token that is due when the issuer becomes unavailable has at least 35 % of its life left, less
+//! the hard margin: with tokens of 300 s no request fails for 103 s. This holds for audiences that
+//! were fetched before, with tokens that had their full life left when they came.
 //!
-//! How soon requests go out again once it is back depends on how it was away:
+//! How soon requests succeed again after the issuer has recovered depends on the outage:
 //!
-//! - It refused calls, or could not be reached: within 6 s. The breaker asks every 5 s at the
+//! - Calls failed, or the issuer was unreachable: within 6 s. The breaker probes every 5 s at the
 //!   latest, with the call of one audience for all.
-//! - It took calls and never answered them: within 42 s. The call that is to find out may have just
-//!   begun, and has up to 35 s for an answer, since an agent that is merely slow needs up to 30 s.
-//! - Each of very many audiences lacks its token: the first ones so, and the last one later by one
+//! - Calls were never answered: within 42 s. A probe may have just begun, and has up to 35 s for an
+//!   answer, since an agent that is only slow needs up to 30 s.
+//! - Very many audiences have no token: the first ones as above, and the last one later by one
 //!   second for each 200 audiences ([`rate`](SvidCacheBuilder::rate)).
 //!
-//! Measured, one request per second and audience, an agent that is away until every token has
-//! expired and for 120 to 240 s more, the worst of all runs (20 with 30 audiences, one with
-//! 10,000):
+//! Measured with one request per second and audience, and an agent that is unavailable until every
+//! token has expired and for 120 to 240 s more. The worst of all runs (20 with 30 audiences, one
+//! with 10,000):
 //!
-//! | the agent | audiences | first failure after | calls at once, all expired | last failure, the agent back |
+//! | the agent | audiences | first failure after | calls at once, all expired | last failure after recovery |
 //! | --- | --- | --- | --- | --- |
-//! | refuses | 30 | 108.2 s | 1 | 4.9 s |
+//! | rejects calls | 30 | 108.2 s | 1 | 4.9 s |
 //! | hangs | 30 | 108.2 s | 1 | 38.7 s |
-//! | refuses | 10,000 | 104.1 s | 1 | 61.5 s |
+//! | rejects calls | 10,000 | 104.1 s | 1 | 61.5 s |
 //! | hangs | 10,000 | 104.1 s | 1 | 85.7 s |
 //!
 //! # Retries
@@ -94,29 +94,28 @@
 //! | a failure, with no token to send | 250 ms | 5 s |
 //! | the issuer denied the identity | 1 s | 10 s |
 //! | an invalid request | 60 s | 60 s |
-//! | an answer that brought no newer token | 5 s | 30 s |
+//! | an answer without a newer token | 5 s | 30 s |
 //! | 3 calls in a row without an answer: one call at a time | 250 ms | 5 s |
 //! | a service rejected the token: at most one fetch per | 10 s | 10 s |
 //!
-//! [`retry`](SvidCacheBuilder::retry) bounds all of them. After a signing key was removed, tokens that
-//! no request asks for are fetched within 5 s.
+//! [`retry`](SvidCacheBuilder::retry) bounds all of them. After a signing key was removed, tokens
+//! without requests are fetched within 5 s.
 //!
-//! # What it keeps
+//! # Memory
 //!
-//! For each audience its token, and about 560 bytes beside it (`cargo test --test allocations`
-//! holds it to 600); 1024 audiences by default. Each thread keeps copies of up to 8 of the tokens
-//! that it sends most, so that threads do not wait for one another. A token that is there costs no
-//! allocation.
+//! Each audience takes its token and about 560 bytes (`cargo test --test allocations` allows 600);
+//! there are 1024 audiences by default. Each thread keeps copies of up to 8 of the tokens that it
+//! sends most, so that threads do not contend. Sending a cached token allocates nothing.
 //!
-//! # How many calls the issuer gets
+//! # Calls to the issuer
 //!
-//! A process makes 1 / 0.6 ≈ 1.67 calls per token life and audience that it uses steadily; many
-//! processes on one SPIRE agent make up to 1 / 0.55 ≈ 1.82 each, since the first of them to ask
-//! after half of the life renews the token for all. The agent signs anew once per 0.55 lives.
+//! A process makes 1 / 0.6 ≈ 1.67 calls per token life and audience that it uses steadily. Many
+//! processes on one SPIRE agent make up to 1 / 0.55 ≈ 1.82 each, since the first call after half of
+//! the life renews the token for all. The agent signs a new token once per 0.55 lives.
 //!
-//! `tower-spiffe agent-load` (crate `tower-spiffe-cli`) measures it with this cache, on a clock that
-//! jumps, against the agent's rule (it hands out its own copy until 45 to 55 % of the life are left). Tokens of
-//! 300 s where nothing else is said; no call brought a token that was there already:
+//! `tower-spiffe agent-load` (crate `tower-spiffe-cli`) measures it with this cache on a simulated
+//! clock, against the agent's rule (it returns its cached token until 45 to 55 % of the life are
+//! left). Tokens live for 300 s unless noted; no call returned a token that the cache already had:
 //!
 //! | processes | audiences | they begin | calls per life and audience | busiest second, against the mean |
 //! | --- | --- | --- | --- | --- |
@@ -127,12 +126,11 @@
 //! | 10 | 200 | apart | 1.827 | 3.64 times |
 //! | 100 | 10 | apart | 1.830 | 5.79 times |
 //!
-//! The last two rows follow from the two promises above, no useless call and 103 s without an
-//! agent: they leave the tenth of a token's life between 55 and 65 % to ask in, and however apart
-//! processes began, those that share an agent soon hold the same token of each audience, so the
-//! same tenth. With many audiences these tenths lie side by side; with
-//! few, leave the agent room for six times the mean. This prints both tables again, in about ten
-//! minutes; `--help` lists the options for your own numbers:
+//! The last two rows follow from two guarantees: no useless call, and 103 s without an agent. They
+//! leave one tenth of a token's life for the refresh, between 55 and 65 %. Processes that share an
+//! agent soon have the same token of each audience, so they refresh in the same tenth. With many
+//! audiences these tenths are spread out; with few, plan for six times the mean. This command
+//! prints both tables in about ten minutes; `--help` lists its options:
 //!
 //! ```text
 //! tower-spiffe agent-load --seeds 1000
@@ -144,7 +142,6 @@ mod fetch;
 mod jwt_svid;
 
 pub use crate::grpc_code::GrpcCode;
-#[cfg(feature = "client")]
 #[cfg(feature = "client")]
 pub use cache::{
     AudienceSnapshot, KeepWarm, PinnedSvid, SvidCache, SvidCacheBuilder, SvidCacheStats,

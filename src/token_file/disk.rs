@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::error::{TokenFileError, TokenFileErrorReason};
 use super::shown;
 
-/// Where the token goes, and to whom the file belongs.
+/// The path, the mode and the owner of a token file.
 #[derive(Debug, Clone)]
 pub(super) struct Target {
     pub(super) path: PathBuf,
@@ -21,7 +21,7 @@ pub(super) struct Target {
     pub(super) group: Option<u32>,
 }
 
-/// A file on disk, to be known again.
+/// Identifies a file on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FileId {
     #[cfg(unix)]
@@ -44,7 +44,7 @@ impl Target {
     }
 
     pub(super) fn check(&self) -> Result<(), TokenFileError> {
-        // `Path` leaves out a slash at the end, which asks for a directory.
+        // `Path` ignores a slash at the end, which names a directory.
         let bytes = self.path.as_os_str().as_encoded_bytes();
         let asks_for_directory = bytes.last().is_some_and(|last| {
             char::from(*last) == std::path::MAIN_SEPARATOR || *last == b'/' || *last == 0
@@ -75,7 +75,7 @@ impl Target {
         }
     }
 
-    /// Puts `token` in the place of what is at the path.
+    /// Replaces the file at the path with one that has `token`.
     pub(super) fn write(&self, token: &str) -> Result<FileId, String> {
         let (mut file, temporary) = self
             .create()
@@ -83,19 +83,19 @@ impl Target {
         let written = self
             .fill(&mut file, token)
             .map_err(|error| self.failed("its content", &error))?;
-        // Windows renames no open file.
+        // Windows does not rename open files.
         drop(file);
         temporary
             .rename_to(&self.path)
             .map_err(|error| self.failed("its name", &error))?;
-        // Only a crash of the machine could tell, and a token is written again after one.
+        // Matters only in a crash of the machine, and a token is written again after one.
         #[cfg(unix)]
         let _ = File::open(self.directory()).and_then(|directory| directory.sync_all());
         Ok(written)
     }
 
     fn fill(&self, file: &mut File, token: &str) -> io::Result<FileId> {
-        // Before anyone else may read it: its owner.
+        // The owner is set before others may read the file.
         #[cfg(unix)]
         if self.owner.is_some() || self.group.is_some() {
             std::os::unix::fs::fchown(&*file, self.owner, self.group)?;
@@ -110,11 +110,11 @@ impl Target {
         FileId::of(&file.metadata()?)
     }
 
-    /// A new file beside the target, for this user only.
+    /// Creates a new file in the target's directory, for this user only.
     fn create(&self) -> io::Result<(File, Temporary)> {
         const TRIES: u32 = 8;
         let mut options = OpenOptions::new();
-        // Fails if anything is there already, a link included.
+        // Fails if the path exists, even as a link.
         options.write(true).create_new(true);
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
@@ -132,14 +132,14 @@ impl Target {
         }
     }
 
-    /// How the names of temporary files of this path begin. Short, whatever the name of the file.
+    /// The first part of the names of temporary files for this path. Its length is fixed.
     fn prefix(&self) -> String {
         let mut hasher = DefaultHasher::new();
         self.path.file_name().hash(&mut hasher);
         format!(".spiffe-token-{:016x}-", hasher.finish())
     }
 
-    /// Removes what a crash left of this path.
+    /// Removes temporary files of this path that a crash left.
     pub(super) fn remove_leftovers(&self) {
         let prefix = self.prefix();
         let is_ours = |name: &OsStr| {

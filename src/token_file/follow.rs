@@ -26,7 +26,7 @@ pub(super) struct Shared {
     request: SvidRequest,
     clock: Arc<dyn Clock>,
     metrics: Arc<dyn MetricsRecorder>,
-    /// Held during a write, so that none ends after the end.
+    /// Locked during a write, so that no write ends after the end of the file's refresh.
     disk: Mutex<Disk>,
     path: Box<Path>,
     record: Mutex<Record>,
@@ -142,8 +142,8 @@ impl Shared {
         })
     }
 
-    /// Takes down how a write ended. Not on the thread of the write: a log may go by the thread.
-    /// Whether the write succeeded.
+    /// Records and logs the result of a write; returns whether it succeeded. Not called on the
+    /// thread of the write: a log subscriber may be set per thread.
     fn take_down(&self, svid: &JwtSvid, outcome: Result<(), Arc<str>>) -> bool {
         let written = outcome.is_ok();
         self.metrics
@@ -189,7 +189,7 @@ impl Shared {
         }
     }
 
-    /// Takes down how an action ended. Whether it succeeded.
+    /// Records and logs the result of an action; returns whether it succeeded.
     fn take_down_action(&self, outcome: Result<(), String>) -> bool {
         let error = outcome.err().map(Arc::from);
         let known = {
@@ -210,7 +210,7 @@ impl Shared {
         false
     }
 
-    /// Ends the refresh: from here on nothing is written. Waits for a write under way. Blocks.
+    /// Ends the refresh: no write starts after this. Waits for a write in progress. Blocks.
     pub(super) fn end(&self) -> End {
         let mut disk = self.disk();
         if std::mem::replace(&mut disk.ended, true) {
@@ -247,7 +247,7 @@ pub(super) enum End {
     NotRemoved(String),
 }
 
-/// Reports the end of the task, in whatever way it comes: its runtime may end first.
+/// Reports the end of the task, also if its runtime ends first.
 struct Ended(Arc<Shared>);
 
 impl Drop for Ended {

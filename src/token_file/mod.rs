@@ -1,4 +1,4 @@
-//! Tokens in files: for programs that read a token from a path, and from programs that write one.
+//! Tokens in files: writes them for other programs, and reads those of other programs.
 //!
 //! [`TokenFile`] keeps a file with the current token of one audience. Many programs read such a
 //! file: the AWS SDKs and the crate `object_store` (`AWS_WEB_IDENTITY_TOKEN_FILE`), Azure's and
@@ -37,13 +37,14 @@
 //! # }
 //! ```
 //!
-//! [`FileTokens`] is the other direction: a source of tokens over files that another process writes.
+//! [`FileTokens`] is the opposite direction: a source of tokens from files that another process
+//! writes.
 //!
 //! # How a file is written
 //!
 //! The token goes into a new temporary file in the same directory, which is synced to disk and then
-//! renamed over the path. A reader sees the old token or the new one, never a part and never
-//! nothing. The file has the bare token, without a line break at the end.
+//! renamed over the path. A reader always sees the whole old token or the whole new one. The file
+//! has the bare token, without a line break at the end.
 //!
 //! The temporary file is created with mode 0600 and never opened through a link. The rename
 //! replaces a symbolic link at the path and does not follow it. Links in the directory part of the
@@ -51,26 +52,20 @@
 //! steps leaves a file named `.spiffe-token-….tmp`; the next writer of the same path removes it.
 //!
 //! On Unix the file has mode 0600 unless [`mode`](TokenFileBuilder::mode) sets another. On Windows
-//! it inherits the permissions (ACL) of its directory: give that directory to the reader alone.
+//! it inherits the permissions (ACL) of its directory: let only the reader access that directory.
 //!
 //! # When a file is written
 //!
 //! At the start, and whenever the cache has a newer token: after 55 to 65 % of the lifetime, or
 //! within 5 s if the signing key is removed. If a write fails, the old file stays, and the write is
-//! retried after 1 s, then after twice as long each time, up to 30 s. The first failure of a kind is
-//! logged as a warning, its repetitions at debug level.
+//! retried after 1 s, then after twice as long each time, up to 30 s. The first failure of a kind
+//! is logged as a warning, its repetitions at debug level.
 //!
-//! If no new token comes, the file stays as it is, even after the token expired: the reader gets the
-//! error of its own server then. [`TokenFileState::expires_in`] shows it.
+//! If no new token comes, the file stays as it is, even after the token expired: the reader gets
+//! the error of its own server then. [`TokenFileState::expires_in`] shows it.
 //!
-//! | log message | level | fields |
-//! | --- | --- | --- |
-//! | token file written | info at first and after a failure, else debug | `path` |
-//! | a token file cannot be written; its old content stays | warn, then debug | `path`, `error` |
-//! | the action after the write of a token file failed | warn, then debug | `path`, `error` |
-//! | a token file is not refreshed any more | info | `path` |
-//! | a token file cannot be removed | warn | `path`, `error` |
-//! | trouble with a token file; its last good token is kept until it expires | warn | `path`, `error` |
+//! Writes are counted by [`MetricsRecorder::record_token_file`]. The log messages are in the
+//! [table of events](crate::metrics#spans-and-events).
 
 mod disk;
 mod error;
@@ -95,12 +90,12 @@ use crate::source::own_thread;
 use crate::token::SvidRequest;
 use crate::token::{KeepWarm, SvidCache};
 
-/// What is done after each write, with the path of the file.
+/// The action after each write, with the path of the file.
 type AfterWrite = Arc<dyn Fn(&Path) -> Result<(), String> + Send + Sync>;
 
 /// A file with the current token of one audience. See the [module](self) for its rules.
 ///
-/// It keeps the token fresh and the source open. Dropping it ends both, after a write under way;
+/// It keeps the token fresh and the source open. Dropping it ends both, after a write in progress;
 /// [`shutdown`](Self::shutdown) does so without blocking the thread.
 #[must_use = "the file is refreshed only as long as this lives"]
 pub struct TokenFile {
@@ -145,8 +140,8 @@ impl TokenFile {
         self.shared.path()
     }
 
-    /// Waits until the file was written for the first time. There is no limit: no token or no room
-    /// on the disk may take long, and [`state`](Self::state) has the reason.
+    /// Waits until the file was written for the first time, without a limit. If there is no token
+    /// or no space on the disk, [`state`](Self::state) has the reason.
     ///
     /// # Errors
     /// [`Closed`](TokenFileErrorReason::Closed) if the cache or its source is shut down before.
@@ -159,7 +154,7 @@ impl TokenFile {
         self.shared.state()
     }
 
-    /// Ends the refresh, waits for a write under way, and removes the file if so configured.
+    /// Ends the refresh, waits for a write in progress, and removes the file if so configured.
     pub async fn shutdown(self) {
         self.stop();
         let shared = self.shared.clone();
@@ -206,11 +201,11 @@ impl TokenFileBuilder {
         self
     }
 
-    /// Sets whether the file is removed when it is not refreshed any more: on
+    /// Sets whether the file is removed when its refresh ends: on
     /// [`shutdown`](TokenFile::shutdown), on drop, or when the source is shut down. `false` by
     /// default: the file stays, and its token expires.
     ///
-    /// A file that another process has put in its place meanwhile is not removed (on Unix).
+    /// A file that another process has put in its place is not removed (on Unix).
     pub fn remove_on_exit(mut self, remove: bool) -> Self {
         self.remove_on_exit = remove;
         self
@@ -230,7 +225,7 @@ impl TokenFileBuilder {
         self
     }
 
-    /// Sets who is told of each write ([`MetricsRecorder::record_token_file`]). Nobody by default.
+    /// Sets the recorder of the writes ([`MetricsRecorder::record_token_file`]). None by default.
     pub fn metrics(mut self, recorder: Arc<dyn MetricsRecorder>) -> Self {
         self.metrics = Arc::new(Shielded::new(recorder));
         self
@@ -240,7 +235,8 @@ impl TokenFileBuilder {
     ///
     /// # Errors
     /// The path has no file name; the mode has other bits than permissions; the request is for
-    /// [`single_use`](SvidRequest::single_use) tokens; or there is no tokio runtime with timers here.
+    /// [`single_use`](SvidRequest::single_use) tokens; or the call is made without a tokio runtime
+    /// with timers.
     pub fn start(self) -> Result<TokenFile, TokenFileError> {
         self.target.check()?;
         if self.request.is_single_use() {
@@ -292,7 +288,7 @@ impl fmt::Debug for TokenFileBuilder {
     }
 }
 
-/// Shows a path in a message.
+/// A path, quoted for a message.
 fn shown(path: &Path) -> String {
     format!("{:?}", PathBuf::from(path))
 }

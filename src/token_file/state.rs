@@ -1,4 +1,4 @@
-//! What operators look at.
+//! The state of a token file for operators.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use crate::token::SvidRequest;
 pub struct TokenFileState {
     /// The path of the file.
     pub path: PathBuf,
-    /// The token that is asked for.
+    /// The request of the token.
     pub request: SvidRequest,
     /// The `sub` of the token in the file. `None` before the first write.
     pub spiffe_id: Option<SpiffeId>,
-    /// The time until the token in the file expires; zero if it has expired. `None` before the first
-    /// write.
+    /// The time until the token in the file expires; zero if it has expired. `None` before the
+    /// first write.
     pub expires_in: Option<Duration>,
     /// The time since the last write. `None` before the first one.
     pub last_write: Option<Duration>,
@@ -26,9 +26,9 @@ pub struct TokenFileState {
     pub writes: u64,
     /// Writes that failed.
     pub failures: u64,
-    /// Why the last write failed. `None` if it did not.
+    /// The error of the last write. `None` if it succeeded.
     pub error: Option<Arc<str>>,
-    /// Why the last action after a write failed. `None` if it did not.
+    /// The error of the last action after a write. `None` if it succeeded.
     pub after_write_error: Option<Arc<str>>,
     /// Whether the file is still refreshed.
     pub refreshed: bool,

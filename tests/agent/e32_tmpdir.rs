@@ -29,7 +29,7 @@ async fn e32_error_names_the_socket() {
     let endpoint = agent.endpoint();
     let socket = Path::new(endpoint.trim_start_matches("unix://"));
     agent.stop().await;
-    // Something else is there now.
+    // The path is taken now.
     std::fs::create_dir(socket).unwrap();
     let error = agent.start_again().await.unwrap_err();
     assert!(error.to_string().contains(&endpoint), "{error}");

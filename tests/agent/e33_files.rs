@@ -35,7 +35,7 @@ async fn e33_stopped_and_restarted_agents_remove_it_too() {
     let path = socket(&agent);
     agent.stop().await;
     assert!(!path.exists() && !is_removed(&path));
-    // The socket of a process that was killed, and a file of somebody else.
+    // The socket of a process that was killed, and another file.
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     std::fs::write(path.with_extension("txt"), "").unwrap();
     drop(agent);
@@ -71,13 +71,13 @@ fn e33_agent_of_an_ended_runtime_is_removed() {
 #[test]
 fn e33_agent_of_a_panicking_test_is_removed() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let (tell, told) = std::sync::mpsc::channel();
+    let (path, paths) = std::sync::mpsc::channel();
     let test = runtime.spawn(async move {
         let agent = FakeAgent::start(TD).await.unwrap();
-        tell.send(socket(&agent)).unwrap();
+        path.send(socket(&agent)).unwrap();
         // No message of the panic hook: the panic is intended.
         std::panic::resume_unwind(Box::new("intended"));
     });
     assert!(runtime.block_on(test).unwrap_err().is_panic());
-    assert!(is_removed(&told.recv().unwrap()));
+    assert!(is_removed(&paths.recv().unwrap()));
 }

@@ -166,7 +166,7 @@ async fn e01_every_host_value_must_match() {
     }
 }
 
-/// More headers than are looked at one by one.
+/// More headers than are compared one by one.
 #[tokio::test(start_paused = true)]
 async fn e01_host_is_found_among_many_headers() {
     let bench = Bench::new();
@@ -186,7 +186,7 @@ async fn e01_host_is_found_among_many_headers() {
     }
 }
 
-/// However the audience is bound.
+/// For every binding of the audience.
 #[tokio::test(start_paused = true)]
 async fn e01_host_must_match_for_every_audience() {
     let bench = Bench::new();
@@ -307,7 +307,7 @@ async fn e01_messages_name_origin_and_host() {
     }
 }
 
-/// A proxy passes the inbound headers on, and the caller chose `Host`.
+/// A proxy forwards the inbound headers, and the caller chose `Host`.
 #[tokio::test]
 async fn e01_hyper_sends_no_token_to_another_host() {
     let ca = Ca::new();

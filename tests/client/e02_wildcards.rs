@@ -13,7 +13,7 @@ async fn assert_matches(pattern: &str, matched: &[&str], others: &[&str]) {
     let layer = AddJwtSvidLayer::new(bench.cache.clone(), audience);
     for (origins, expected) in [(matched, true), (others, false)] {
         for origin in origins {
-            // The second time from what is remembered.
+            // The second time from the cache of known origins.
             for _ in 0..2 {
                 let headers = sent(layer.clone(), to(&format!("{origin}/x")))
                     .await

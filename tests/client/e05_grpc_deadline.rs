@@ -156,7 +156,7 @@ async fn e05_the_rest_of_the_deadline_is_sent() {
     assert_eq!(headers.unwrap()[TIMEOUT], "300m");
 }
 
-/// The wait gave up the service, so the call may have to wait for it again.
+/// The wait released the service, so the call may have to wait for it again.
 #[tokio::test(start_paused = true)]
 async fn e05_expired_call_does_not_reach_the_service() {
     let bench = Bench::with(|call| call.fresh(300).after(millis(100)));

@@ -1,4 +1,4 @@
-//! An outage that outlasts a token must not have requests pile up.
+//! Requests must not pile up in an outage that is longer than a token's life.
 
 use tower_spiffe::token::TokenErrorReason;
 
@@ -74,12 +74,12 @@ async fn e06_an_answer_ends_the_wait_at_once() {
     bench.desk.then(|call| call.fresh(60).after(secs(30)));
     bench.at(secs(40)).await;
     bench.cache.try_header(&aud).unwrap();
-    // Answered at 70 s: whoever waits then gets the token.
+    // Answered at 70 s: requests that wait then get the token.
     bench.at(millis(69_900)).await;
     let (result, took) = timed(bench.cache.header(&aud)).await;
     result.unwrap();
     assert!(took <= millis(101), "{took:?}");
-    // From then on an expired token is waited for again.
+    // After that, requests wait for an expired token again.
     bench.desk.then(|call| call.fresh(60).after(secs(2)));
     bench.at(secs(200)).await;
     let (result, took) = timed(bench.cache.header(&aud)).await;

@@ -15,7 +15,7 @@ use tower_spiffe::{JwtSource, SvidCache};
 
 use crate::support::{Answer, Bench, millis, request};
 
-/// The error of a fetch that fails so.
+/// The error of a fetch that fails for this reason.
 async fn failed(reason: FetchSvidReason) -> TokenError {
     let bench = Bench::with(move |_| Answer::Fail(reason));
     bench
@@ -25,14 +25,14 @@ async fn failed(reason: FetchSvidReason) -> TokenError {
         .unwrap_err()
 }
 
-/// What `?` makes of it in a handler.
+/// The status that `?` returns in a handler.
 #[allow(clippy::result_large_err, reason = "as in a tonic handler")]
 fn handler(error: TokenError) -> Result<Response<()>, Status> {
     Err(error)?;
     Ok(Response::new(()))
 }
 
-/// The status by every way that leads to one.
+/// The statuses of all conversions.
 fn statuses(error: &TokenError) -> Vec<Status> {
     let boxed = || -> Box<dyn std::error::Error + Send + Sync> { Box::new(error.clone()) };
     vec![
@@ -53,7 +53,7 @@ fn statuses(error: &TokenError) -> Vec<Status> {
     ]
 }
 
-/// Asserts the code, one text for all ways, and that the details are in the sources alone.
+/// Asserts the code, one text for all conversions, and that only the sources have the details.
 fn assert_status(error: &TokenError, code: Code) -> String {
     let mut text = None;
     for status in statuses(error) {
@@ -140,7 +140,7 @@ async fn through_a_handler(fault: Fault) -> Status {
     let audience = Audience::fixed("spiffe://x/internal/ledger").assume_origin("https://ledger");
     let channel = tonic::transport::Endpoint::from_static("https://ledger").connect_lazy();
     let client = AddJwtSvid::new(channel, source, audience.unwrap());
-    // Buffered, as clients are that are shared.
+    // Buffered, as shared clients are.
     let client = Buffer::new(client, 8);
     let mut grpc = tonic::client::Grpc::new(client);
     grpc.ready().await.unwrap();

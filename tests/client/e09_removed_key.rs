@@ -145,7 +145,7 @@ async fn e09_no_request_carries_the_removed_key() {
     agent.taint(&old);
     agent.issuer().revoke(&old);
     updates.changed().await.unwrap();
-    // The cache is told right after the bundle is there.
+    // The cache gets the removal right after the bundle has changed.
     settle().await;
     let sent = cache.header(&aud).await.unwrap();
     assert_eq!(kid(&sent), agent.issuer().signing_key_id());

@@ -1,5 +1,6 @@
 //! An agent without its server returns old tokens: the error, the metric and the log say so.
 
+use tower_spiffe::clock::Clock as _;
 use tower_spiffe::source::{JwtSourceError, JwtSourceErrorReason};
 use tower_spiffe::token::TokenErrorReason;
 use tracing::Level;
@@ -11,7 +12,7 @@ use crate::support::{Answer, Bench, START, Token, request, secs, settle};
 async fn e27_token_that_we_had_names_the_server() {
     let bench = Bench::new();
     let aud = request("a");
-    // Without `iat`, only that it is the same shows that it is old.
+    // Without `iat`, only the comparison with the last one shows that it is old.
     let mut token = Token::new(&aud, START, 60);
     token.iat = None;
     bench.desk.then(move |_| Answer::Token(token.clone()));
@@ -107,7 +108,7 @@ async fn e27_slow_refreshes_are_logged_once_for_all() {
     assert_eq!(log.lines_with(STALLED), 0);
     bench.at(secs(210)).await;
     assert_eq!(log.lines_with(STALLED), 1, "{}", log.text());
-    // Newer, but late: not over yet.
+    // Newer, but late: the stall has not ended.
     assert_eq!(log.lines_with(AGAIN), 0, "{}", log.text());
     bench.desk.then(|call| call.fresh(300));
     bench.at(secs(410)).await;
@@ -121,6 +122,23 @@ async fn e27_slow_refreshes_are_logged_once_for_all() {
         "{}",
         log.text()
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn e27_evicted_audience_hides_no_later_stall() {
+    let log = Log::default();
+    let _log = log.begin(Level::INFO);
+    let bench = Bench::built(|call| call.fresh(300), |builder| builder.max_entries(1));
+    for (at, aud) in ["a", "b"].map(request).iter().enumerate() {
+        let same = Token::new(aud, bench.clock.now().secs(), 300);
+        bench.desk.then(move |_| Answer::Token(same.clone()));
+        for _ in 0..250 {
+            bench.cache.header(aud).await.unwrap();
+            tokio::time::sleep(secs(1)).await;
+        }
+        assert_eq!(bench.cache.stats().entries, 1);
+        assert_eq!(log.lines_with(STALLED), at + 1, "{}", log.text());
+    }
 }
 
 /// A token that a service rejected is refreshed early: the same one again is no news.

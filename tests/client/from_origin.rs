@@ -1,4 +1,4 @@
-//! What the closure of `Audience::from_origin` returns, and what becomes of the request.
+//! The results of the closure of `Audience::from_origin`, and their effect on the request.
 
 use tower::{Layer, ServiceExt, service_fn};
 use tower_spiffe::client::{AddJwtSvidLayer, Audience};
@@ -35,7 +35,7 @@ async fn invalid_audience_fails_the_request() {
         let per_request = AddJwtSvidLayer::new(bench.cache.clone(), Audience::per_request());
         for (layer, request) in [
             (layer.clone(), to(ORIGIN)),
-            // The second time from what is remembered.
+            // The same request a second time.
             (layer.clone(), to(ORIGIN)),
             (layer.strict(), to(ORIGIN)),
             (per_request, own),
@@ -58,7 +58,7 @@ async fn invalid_audience_fails_the_request() {
     }
 }
 
-/// A request elsewhere never reaches the closure.
+/// A request to another origin never reaches the closure.
 #[tokio::test(start_paused = true)]
 async fn invalid_audience_leaves_other_origins_alone() {
     let bench = Bench::new();

@@ -1,4 +1,4 @@
-//! A token that was there, and then had to wait for the service beneath.
+//! A token that came, and then waited for the inner service.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};

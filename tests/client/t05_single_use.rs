@@ -165,12 +165,43 @@ async fn t05_failures_are_paced_as_for_any_audience() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn t05_first_failure_is_a_warning() {
+    for reason in [FetchSvidReason::Unavailable, FetchSvidReason::Denied] {
+        let log = Log::default();
+        let _listening = log.begin(Level::WARN);
+        let bench = Bench::with(move |_| Answer::Fail(reason));
+        for second in 0..30 {
+            bench.at(secs(second)).await;
+            bench.cache.header(&single()).await.unwrap_err();
+        }
+        let warnings = log.lines_with("fetching a JWT-SVID failed");
+        assert_eq!(warnings, 1, "{reason:?}: {}", log.text());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn t05_each_stall_is_logged_once_until_recovery() {
+    let log = Log::default();
+    let _listening = log.begin(Level::INFO);
+    let bench = Bench::built(|call| call.fresh(300), |cache| cache.max_wait(secs(10)));
+    for stalls in 1..=3 {
+        bench.desk.then(|call| call.fresh(300).after(secs(20)));
+        bench.cache.header(&single()).await.unwrap_err();
+        bench.desk.then(|call| call.fresh(300));
+        tokio::time::sleep(secs(10)).await;
+        bench.cache.header(&single()).await.unwrap();
+        let lines = ["have stalled", "bring newer tokens again"].map(|it| log.lines_with(it));
+        assert_eq!(lines, [stalls, stalls], "{}", log.text());
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn t05_waits_end_at_their_deadline() {
     let bench = Bench::with(|_| Answer::Hang);
     let (outcome, took) = timed(bench.cache.header(&single())).await;
     assert_eq!(outcome.unwrap_err().reason(), TokenErrorReason::Timeout);
     assert_eq!(took, secs(5));
-    // Nobody waits for it any more, and nobody else could use it.
+    // No request waits for it, and no other one could use it.
     settle().await;
     assert_eq!(bench.desk.under_way(|calls| calls.now), 0);
     let bench = Bench::with(|call| call.fresh(300).after(secs(2)));

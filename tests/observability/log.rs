@@ -140,7 +140,7 @@ const UNSEEN: [(&str, &str); 2] = [
     ),
 ];
 
-/// The sources by https have a server of their own (`tests/source/h_https`), and no part in the week.
+/// Sources over https are tested with their own server (`tests/source/h_https`), not in the week.
 const BY_HTTPS: [&str; 3] = [
     include_str!("../../src/source/https/shared.rs"),
     include_str!("../../src/source/https/poll.rs"),

@@ -18,10 +18,11 @@ use tower_spiffe::server::{TokenExpired, UnknownKeyWait};
 use tower_spiffe::source::JwtSourceBuilder;
 use tower_spiffe::source::WithdrawalPolicy;
 use tower_spiffe::testing::{AgentCall, FakeAgent, Fault, Issuer, PausedClock};
-use tower_spiffe::token::GrpcCode;
+use tower_spiffe::token::{GrpcCode, SvidRequest};
+use tower_spiffe::token_file::{FileTokens, TokenFile};
 use tower_spiffe::{
     AddJwtSvidLayer, Allow, AllowCallersLayer, Audience, EndAtExpiryLayer, FileBundles, JwtSource,
-    TrustDomain, ValidateJwtSvidLayer, Validator,
+    SvidCache, TrustDomain, ValidateJwtSvidLayer, Validator,
 };
 use tower_spiffe_test_support::temp::TempDir;
 use tracing_subscriber::layer::SubscriberExt;
@@ -155,6 +156,7 @@ impl World {
         self.unknown_keys(&service).await;
         self.a_stream_that_outlives_its_token(&service).await;
         self.own_tokens(&service).await;
+        self.token_files(&service).await;
         self.bad_days_of_the_agent(&service).await;
         self.withdrawal(&service).await;
         self.blindness(&service).await;
@@ -336,7 +338,7 @@ impl World {
         let client = AddJwtSvidLayer::new(source.clone(), audience).layer(strange);
         assert_eq!(ask(client, request(None)).await, 401);
 
-        // The agent hangs: nobody gets a token, and it is given up for a while.
+        // The agent hangs: no request gets a token, and the breaker opens.
         agent.fail_call(AgentCall::FetchJwtSvid, Fault::Hang);
         let tokens = ["a", "b", "c"].map(|audience| source.get_jwt_svid([audience]));
         let (a, b, c) = {
@@ -349,6 +351,37 @@ impl World {
         sleep(seconds(60)).await;
         let token = source.get_jwt_svid(["a"]).await.unwrap();
         self.token(token.token().to_owned());
+    }
+
+    /// A token file whose directory is missing for a while, and whose action always fails.
+    async fn token_files(&mut self, service: &Watched) {
+        let dir = TempDir::new();
+        let folder = dir.join("tokens");
+        let path = folder.join("token");
+        std::fs::create_dir(&folder).unwrap();
+        let request = SvidRequest::new([REPORTS]).unwrap();
+        let cache = SvidCache::from(service.source.clone());
+        let file = TokenFile::builder(&cache, request.clone(), &path)
+            .remove_on_exit(true)
+            .after_write(|_| Err("as scripted".to_owned()))
+            .metrics(self.recorder.clone())
+            .start()
+            .unwrap();
+        file.written().await.unwrap();
+        sleep(LIFE).await;
+        self.token(std::fs::read_to_string(&path).unwrap());
+        std::fs::remove_dir_all(&folder).unwrap();
+        sleep(LIFE).await;
+        std::fs::create_dir(&folder).unwrap();
+        sleep(seconds(60)).await;
+        self.token(std::fs::read_to_string(&path).unwrap());
+        // A file in the place of the directory: the token can neither be read nor removed.
+        std::fs::remove_dir_all(&folder).unwrap();
+        std::fs::write(&folder, "").unwrap();
+        let files = FileTokens::builder().file([REPORTS], &path);
+        let files = files.clock(service.clock.shared()).open().unwrap();
+        assert!(SvidCache::from(files).get(&request).await.is_err());
+        file.shutdown().await;
     }
 
     async fn bad_days_of_the_agent(&mut self, service: &Watched) {
@@ -372,7 +405,7 @@ impl World {
         sleep(seconds(60)).await;
         agent.start_again().await.unwrap();
         sleep(seconds(60)).await;
-        // Somebody's recorder is broken.
+        // A recorder of the user panics.
         let panics: Arc<dyn MetricsRecorder> = Arc::new(Panics);
         let source = self.source(agent, &service.clock).metrics(panics);
         drop(source.build().await.unwrap());
@@ -468,6 +501,6 @@ struct Panics;
 
 impl MetricsRecorder for Panics {
     fn record_update(&self) {
-        panic!("a recorder of somebody's, which is broken on purpose");
+        panic!("a recorder that panics on purpose");
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use tower_spiffe::bundle::BundlesUnavailable;
 use tower_spiffe::metrics::{KEY_WAIT_OUTCOMES, METRICS, SOURCE_ERROR_KINDS, SvidCacheEvent};
-use tower_spiffe::server::RejectionReason;
+use tower_spiffe::server::{PolicyFailure, RejectionReason};
 use tower_spiffe::token::TokenErrorReason;
 use tower_spiffe::verify::ValidateReason;
 
@@ -13,6 +13,12 @@ const CANNOT_JUDGE: [BundlesUnavailable; 4] = [
     BundlesUnavailable::Withdrawn,
     BundlesUnavailable::Stale,
     BundlesUnavailable::Closed,
+];
+
+const POLICY: [PolicyFailure; 3] = [
+    PolicyFailure::Failed,
+    PolicyFailure::TimedOut,
+    PolicyFailure::TooManyInFlight,
 ];
 
 const VALIDATE: [ValidateReason; 13] = [
@@ -60,8 +66,11 @@ pub(crate) fn of(metric: &str, label: &str) -> Option<BTreeSet<&'static str>> {
         (_, "enforced" | "cached") => vec!["true", "false"],
         (_, "why") => {
             let why = CANNOT_JUDGE.iter().map(|why| why.as_str());
-            why.chain([""]).collect()
+            let policy = POLICY.iter().map(|why| why.as_str());
+            let policy = policy.filter(|_| metric == "spiffe_admissions_total");
+            why.chain(policy).chain([""]).collect()
         }
+        ("spiffe_token_file_writes_total", "outcome") => vec!["ok", "error"],
         ("spiffe_unknown_key_waits_total", "outcome") => KEY_WAIT_OUTCOMES.to_vec(),
         ("spiffe_verifications_total", "outcome") => {
             let refused = VALIDATE.iter().map(|reason| reason.as_str());
@@ -73,6 +82,7 @@ pub(crate) fn of(metric: &str, label: &str) -> Option<BTreeSet<&'static str>> {
                 RejectionReason::Missing,
                 RejectionReason::Malformed,
                 RejectionReason::NotAllowed,
+                RejectionReason::PolicyUnavailable(PolicyFailure::Failed),
                 RejectionReason::NotWired,
             ];
             let others = others.iter().map(|reason| reason.as_str());

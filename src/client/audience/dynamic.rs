@@ -1,4 +1,4 @@
-//! Rules that are made as requests come: an audience of the origin, for the origins of a list.
+//! Audiences that are derived from the origin of a request, for an allow-list of origins.
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
@@ -18,12 +18,12 @@ pub(super) struct Dynamic {
     allowed: Vec<Allowed>,
     identity: Option<Identity>,
     single_use: bool,
-    /// What was made of an origin, by the origin's hash; made anew where too many are known.
+    /// The derived requests, by the hash of the origin; cleared if there are too many.
     known: RwLock<HashMap<u64, Vec<(Origin, SvidRequest)>>>,
     hasher: RandomState,
 }
 
-/// Origins that are allowed: one, or those of all hosts with so many labels before a domain.
+/// Allowed origins: one, or all hosts with `labels` labels in front of a domain.
 #[derive(Clone)]
 pub(super) enum Allowed {
     One(Origin),

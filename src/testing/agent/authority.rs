@@ -17,8 +17,12 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const HEAD: usize = 9;
 /// The longest frame that a server without settings of its own accepts (RFC 9113 section 4.2).
 const MAX_FRAME: usize = 16 * 1024;
-/// The longest header block that is accepted, in bytes. A call's header block has about 200.
+/// The longest header block that is accepted, in bytes, encoded or decoded. A call's header block
+/// has about 200.
 const MAX_BLOCK: usize = 64 * 1024;
+/// The largest HPACK table that a client may use without settings of the server (RFC 9113 section
+/// 6.5.2).
+const MAX_TABLE: usize = 4096;
 
 const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
@@ -27,7 +31,7 @@ const END_HEADERS: u8 = 0x4;
 const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
 
-/// The server's side of a connection; what it reads has valid authorities.
+/// The server's side of a connection. The server reads valid authorities only.
 pub(super) struct AnyAuthority<I> {
     io: I,
     rewriter: Rewriter,
@@ -85,13 +89,13 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for AnyAuthority<I> {
 /// Rewrites the bytes of one direction.
 struct Rewriter {
     decoder: Decoder<'static>,
-    /// Bytes that came in and are not rewritten yet: at most one frame.
+    /// Received bytes that are not rewritten yet: at most one frame.
     raw: Vec<u8>,
-    /// Bytes to read, and how many of them were read.
+    /// Rewritten bytes, and how many of them the server has read.
     ready: Vec<u8>,
     given: usize,
     at: At,
-    /// The header block whose end has not come yet.
+    /// The header block that is still incomplete.
     block: Option<Block>,
 }
 
@@ -99,7 +103,7 @@ struct Rewriter {
 enum At {
     Preface,
     FrameHead,
-    /// Inside a frame that passes as it is: this many bytes are left.
+    /// Inside a frame that is forwarded unchanged: this many bytes are left.
     Content(usize),
     /// The client does not speak HTTP/2: the server decides what to do.
     NotHttp2,
@@ -113,8 +117,10 @@ struct Block {
 
 impl Rewriter {
     fn new() -> Self {
+        let mut decoder = Decoder::new();
+        decoder.set_max_allowed_table_size(MAX_TABLE);
         Self {
-            decoder: Decoder::new(),
+            decoder,
             raw: Vec::new(),
             ready: Vec::new(),
             given: 0,
@@ -123,7 +129,7 @@ impl Rewriter {
         }
     }
 
-    /// Moves what is ready into `buf`; `false` if nothing is ready.
+    /// Moves rewritten bytes into `buf`; `false` if there are none.
     fn give(&mut self, buf: &mut ReadBuf<'_>) -> bool {
         let rest = self.ready.get(self.given..).unwrap_or_default();
         let fits = rest.len().min(buf.remaining());
@@ -180,8 +186,8 @@ impl Rewriter {
         }
     }
 
-    /// Handles the frame at the front of `raw`: how many bytes of it are done, `None` if more are
-    /// needed.
+    /// Handles the frame at the start of `raw`. Returns how many of its bytes are done; `None` if
+    /// more bytes are needed.
     fn frame(&mut self) -> io::Result<Option<usize>> {
         let Some(&head) = self.raw.first_chunk::<HEAD>() else {
             return Ok(None);
@@ -227,25 +233,29 @@ impl Rewriter {
         Ok(Some(whole))
     }
 
-    /// The header block with a valid authority. It uses no table, so that the server's own decoder
-    /// needs none of the entries that this one has seen.
+    /// Returns the header block with a valid authority. It uses no table entries, because the
+    /// server's decoder does not have those of this one.
     fn rewrite(&mut self, block: &[u8]) -> io::Result<Vec<u8>> {
         const NEVER_INDEXED: u8 = 0x10;
-        let headers = self
-            .decoder
-            .decode(block)
-            .map_err(|_| malformed("a header block cannot be decoded"))?;
         let mut out = Vec::with_capacity(2 * block.len());
-        for (name, value) in &headers {
-            let value: &[u8] = match name.as_slice() {
-                b":authority" if Authority::try_from(value.as_slice()).is_err() => b"localhost",
-                _ => value,
+        let decoded = self.decoder.decode_with_cb(block, |name, value| {
+            // One byte of the block can stand for a whole entry of the table.
+            if out.len() > MAX_BLOCK {
+                return;
+            }
+            let value: &[u8] = match &*name {
+                b":authority" if Authority::try_from(&*value).is_err() => b"localhost",
+                _ => &value,
             };
             out.push(NEVER_INDEXED);
-            for text in [name, value] {
+            for text in [&*name, value] {
                 out.extend(encode_integer(text.len(), 7));
                 out.extend_from_slice(text);
             }
+        });
+        decoded.map_err(|_| malformed("a header block cannot be decoded"))?;
+        if out.len() > MAX_BLOCK {
+            return Err(malformed("a header block is longer than allowed"));
         }
         Ok(out)
     }
@@ -429,6 +439,28 @@ mod tests {
         assert_eq!(with(&many), malformed);
         let oversized = [&[0, 0x40, 1, HEADERS, 0, 0, 0, 0, 1][..]].concat();
         assert_eq!(with(&[oversized]), malformed);
+    }
+
+    #[test]
+    fn e31_decoded_headers_are_bounded() {
+        let with = |content: &[u8]| {
+            let headers = frame(HEADERS, END_HEADERS, 1, content);
+            let bytes = [PREFACE.to_vec(), headers].concat();
+            read(&bytes, 1000).map(|out| out.len())
+        };
+        // A header of 4,000 bytes that goes into the table, then its index many times.
+        let mut block = vec![0x40, 1, b'x', 0x7f];
+        block.extend([0xa1, 0x1e]);
+        block.extend([b'v'; 4000]);
+        let repeated = |count: usize| [block.clone(), vec![0xbe; count]].concat();
+        assert!(with(&repeated(9)).unwrap() > 10 * 4000);
+        for count in [16, 1000, 12_000] {
+            let error = with(&repeated(count)).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{count}");
+        }
+        // The table may have 4,096 bytes, and not 4,097.
+        assert!(with(&[0x3f, 0xe1, 0x1f, 0x82]).is_ok());
+        assert!(with(&[0x3f, 0xe2, 0x1f, 0x82]).is_err());
     }
 
     #[test]

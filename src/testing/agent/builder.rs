@@ -1,4 +1,4 @@
-//! How the agent is to be.
+//! The options of the agent.
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -18,7 +18,7 @@ use crate::jwt::Algorithm;
 use crate::testing::error::Error;
 use crate::testing::issuer::{DEFAULT_TOKEN_LIFE, Issuer};
 
-/// Says how the embedded Workload API is to be, then starts it.
+/// Options of the embedded agent; starts it.
 ///
 /// ```
 /// use std::time::Duration;
@@ -60,29 +60,28 @@ impl FakeAgentBuilder {
         }
     }
 
-    /// The clock that tokens and keys live by: the machine's, unless told otherwise. Sources of
-    /// [`source`](FakeAgent::source) get it too.
+    /// Sets the clock of tokens and keys. The machine's clock by default. Sources of
+    /// [`source`](FakeAgent::source) use it too.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self
     }
 
-    /// The algorithm of the first key: ES256, unless told otherwise.
+    /// Sets the algorithm of the first key. ES256 by default.
     pub fn algorithm(mut self, algorithm: Algorithm) -> Self {
         self.algorithm = algorithm;
         self
     }
 
-    /// How long tokens live whose entry says nothing else: five minutes, unless told otherwise.
+    /// Sets the lifetime of tokens whose entry has none. Five minutes by default.
     pub fn token_life(mut self, life: Duration) -> Self {
         self.token_life = life;
         self
     }
 
-    /// Whether the agent gives the same token again for about half of its life, as SPIRE's does: a
-    /// new one is signed when less than a share of its life is left that is drawn for each fetch
-    /// anew, between 45 % and 55 %.
-    /// It does, unless told otherwise.
+    /// Sets whether the agent returns the same token for about half of its life, as SPIRE's agent
+    /// does. It signs a new one when less than 45 % to 55 % of its life is left, drawn for each
+    /// fetch. `true` by default.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -114,10 +113,10 @@ impl FakeAgentBuilder {
         self
     }
 
-    /// Whether a client that pings too often is cut off, as by a grpc-go server that nobody
-    /// configured: at the third HTTP/2 ping that comes less than five minutes after the one
-    /// before it (two hours while no call is open), with nothing sent to the client in between.
-    /// It is, unless told otherwise.
+    /// Sets whether a client that pings too often is cut off, as by a grpc-go server with default
+    /// settings: at the third HTTP/2 ping that comes less than five minutes after the one before it
+    /// (two hours while no call is open), with nothing sent to the client in between. `true` by
+    /// default.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -144,13 +143,13 @@ impl FakeAgentBuilder {
         self
     }
 
-    /// The seed of what the agent leaves to chance: how fresh a cached token must be.
+    /// Sets the seed of the agent's random choices: how fresh a cached token must be.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
     }
 
-    /// Starts it on a Unix socket in a directory of its own, which goes when the agent does.
+    /// Starts it on a Unix socket in its own directory, which is removed with the agent.
     ///
     /// # Errors
     /// The trust domain is malformed, there are no Unix sockets here, or this one cannot be
@@ -167,9 +166,9 @@ impl FakeAgentBuilder {
         self.start_at(Place::tcp()).await
     }
 
-    /// Starts it without a socket: only [`connector`](FakeAgent::connector) and
-    /// [`serve_stream`](FakeAgent::serve_stream) lead to it. This is the one for paused time,
-    /// which runs ahead while a real socket is waited for.
+    /// Starts it without a socket: it is reached only by [`connector`](FakeAgent::connector) and
+    /// [`serve_stream`](FakeAgent::serve_stream). Use it in paused time, which advances during a
+    /// wait for a real socket.
     ///
     /// # Errors
     /// The trust domain is malformed, or there is no tokio runtime here.

@@ -170,8 +170,8 @@ impl Agent {
     }
 }
 
-/// The status for a caller without an identity, at once and in the middle of a stream, with the text
-/// that SPIRE's agent has.
+/// The status for a caller without an identity, with the text of SPIRE's agent: at once, or in the
+/// middle of a stream.
 pub(super) fn denied() -> Status {
     Status::permission_denied("no identity issued")
 }

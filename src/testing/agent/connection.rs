@@ -1,4 +1,4 @@
-//! One connection as the agent has it: counted, its frames watched, dead on demand.
+//! The connections of the agent: counted, with their frames watched, dead on demand.
 
 use std::future::Future as _;
 use std::io;
@@ -26,7 +26,7 @@ use super::state::Agent;
 /// All connections of one agent.
 pub(super) struct Connections {
     runtime: Handle,
-    /// Counts how often the open connections were told to end.
+    /// Counts the requests to end the open connections.
     goodbyes: watch::Sender<u64>,
     tasks: Mutex<JoinSet<()>>,
     lives: Mutex<Vec<Weak<Life>>>,
@@ -77,7 +77,7 @@ impl Connections {
             let service = TowerToHyperService::new(Front::new(agent));
             let builder = auto::Builder::new(TokioExecutor::new()).http2_only();
             let mut connection = pin!(builder.serve_connection(watched, service));
-            // However a connection ends, the client sees its end.
+            // An error needs no handling: the client sees the end of the connection.
             tokio::select! {
                 _ = connection.as_mut() => return,
                 _ = goodbye.changed() => connection.as_mut().graceful_shutdown(),

@@ -1,4 +1,4 @@
-//! What a bad day can do.
+//! The faults of the agent.
 
 use std::fmt;
 use std::time::Duration;
@@ -29,8 +29,8 @@ pub enum Fault {
     /// # }
     /// ```
     Refuse(GrpcCode),
-    /// Calls are taken and never answered; open bundle streams fall silent. Connections are kept,
-    /// pings are answered.
+    /// Calls are accepted and never answered; open bundle streams send nothing. Connections stay
+    /// open, and pings are answered.
     ///
     /// ```
     /// # use tower_spiffe::testing::{Fault, FakeAgent};
@@ -104,8 +104,8 @@ pub enum Fault {
     /// # }
     /// ```
     HangUpWith(GrpcCode),
-    /// Answers are well-formed messages with rubbish in them: JWKS that are no JSON, tokens that
-    /// are no tokens.
+    /// Answers are well-formed messages with invalid content: JWKS that are not JSON, tokens that
+    /// are not tokens.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -126,7 +126,7 @@ pub enum Fault {
     /// # }
     /// ```
     Garbage,
-    /// Answers are gRPC frames whose content is no message.
+    /// Answers are gRPC frames whose content is not a message.
     ///
     /// ```
     /// # use tower_spiffe::testing::{Fault, FakeAgent};
@@ -144,8 +144,8 @@ pub enum Fault {
     /// # }
     /// ```
     NotProtobuf,
-    /// Who connects is answered by something that does not speak HTTP/2, and cut off. Concerns new
-    /// connections, whatever the call.
+    /// New connections get an answer that is not HTTP/2, and are cut. Applies to new connections,
+    /// for every call.
     ///
     /// ```
     /// # use tower_spiffe::testing::{Fault, FakeAgent};
@@ -163,9 +163,9 @@ pub enum Fault {
     /// # }
     /// ```
     NotHttp2,
-    /// Connections stay open and are dead: nothing is read from them, nothing comes out. Those
-    /// that were open, or were opened meanwhile, stay dead after recovery too, as they do when a
-    /// machine between has forgotten them. Concerns whole connections, whatever the call.
+    /// Connections stay open and are dead: nothing is read from them or written to them. Those that
+    /// are open now, or are opened during the fault, stay dead after the recovery, as if a machine
+    /// in between had lost their state. Applies to whole connections, for every call.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -207,8 +207,8 @@ pub enum Fault {
     /// # }
     /// ```
     Oversized(usize),
-    /// The agent is there, its server is away: audiences that it has a token for get the same
-    /// token for as long as it lives; others wait for 30 s and get Unavailable, as from SPIRE.
+    /// The agent is available, and its server is not. Audiences with a cached token get the same
+    /// token until it expires; others wait for 30 s and get UNAVAILABLE, as from SPIRE.
     ///
     /// ```
     /// # use tower_spiffe::testing::{Fault, FakeAgent};
@@ -225,8 +225,8 @@ pub enum Fault {
     /// # }
     /// ```
     ServerAway,
-    /// FetchJWTSVID is answered with these, whatever was asked for, word for word: none, twice the
-    /// same hint, a token of somebody else. The other calls are as they were.
+    /// FetchJWTSVID always returns exactly these: none, the same hint twice, a token of another
+    /// identity. The other calls are not affected.
     ///
     /// ```
     /// use tower_spiffe::testing::{AgentCall, Fault, RawSvid, FakeAgent};
@@ -236,7 +236,7 @@ pub enum Fault {
     /// let agent = FakeAgent::start("example.org").await?;
     /// let source = agent.source().await?;
     ///
-    /// // A token for another audience than asked for is none.
+    /// // A token for another audience than the requested one is an error.
     /// let web = "spiffe://example.org/web";
     /// let other = RawSvid::new(web, &agent.token(web, "other"), "");
     /// agent.fail_call(AgentCall::FetchJwtSvid, Fault::Svids(vec![other]));
@@ -250,8 +250,8 @@ pub enum Fault {
     Svids(Vec<RawSvid>),
 }
 
-/// One entry of an answer to FetchJWTSVID, as it is to stand there: see [`Fault::Svids`]. `Debug`
-/// does not show the token.
+/// One entry of an answer to FetchJWTSVID, sent as it is: see [`Fault::Svids`]. `Debug` does not
+/// show the token.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RawSvid {
     pub(super) spiffe_id: String,
@@ -260,7 +260,7 @@ pub struct RawSvid {
 }
 
 impl RawSvid {
-    /// The three fields, whatever they are.
+    /// Creates an entry from its three fields, which are not checked.
     pub fn new(spiffe_id: &str, svid: &str, hint: &str) -> Self {
         Self {
             spiffe_id: spiffe_id.to_owned(),

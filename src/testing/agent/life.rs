@@ -37,10 +37,10 @@ type Dialled = Pin<Box<dyn Future<Output = io::Result<DuplexStream>> + Send>>;
 
 impl FakeAgent {
     /// Stops the agent. The socket is removed, each connection gets a GOAWAY, bundle streams end
-    /// with `UNAVAILABLE`, and calls in progress get their answers. What is still open after one
-    /// second is cut. What the agent knows and what it counted stays.
+    /// with `UNAVAILABLE`, and calls in progress get their answers. Connections that are still open
+    /// after one second are cut. The agent keeps its state and its counts.
     ///
-    /// For an agent that disappears without a word, see
+    /// For an agent that disappears without a GOAWAY, see
     /// [`cut_connections`](Self::cut_connections) and [`half_open`](Self::half_open).
     ///
     /// ```
@@ -161,8 +161,8 @@ impl FakeAgent {
     }
 
     /// Dials the agent without a socket, as often as it is called: for
-    /// [`JwtSourceBuilder::connector`](crate::source::JwtSourceBuilder::connector), in paused time. While
-    /// the agent is [stopped](Self::stop), or when it is no more, the connection is refused.
+    /// [`JwtSourceBuilder::connector`](crate::source::JwtSourceBuilder::connector), in paused time.
+    /// While the agent is [stopped](Self::stop), or when it is no more, the connection is refused.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]

@@ -1,4 +1,4 @@
-//! The Workload API of an agent that lives in the test.
+//! The Workload API of an agent inside the test.
 
 #[cfg(unix)]
 mod authority;
@@ -45,12 +45,13 @@ use crate::source::{JwtSource, JwtSourceError};
 
 /// A SPIFFE agent for tests and local work: the JWT profile of the Workload API with an issuer of
 /// its own, served on a Unix socket, a TCP port, or any stream of bytes. It answers as SPIRE's
-/// agent does; on demand, it has a bad day.
+/// agent does, and fails on demand.
 ///
 /// Clones are the same agent. When the last one is dropped, the socket goes, connections are cut
 /// and tasks end.
 ///
-/// Until the first [`register`](Self::register), whoever asks is `spiffe://<trust domain>/workload`.
+/// Until the first [`register`](Self::register), whoever asks is `spiffe://<trust
+/// domain>/workload`.
 ///
 /// ```
 /// use tower_spiffe::testing::FakeAgent;
@@ -65,7 +66,7 @@ use crate::source::{JwtSource, JwtSourceError};
 /// let token = source.get_jwt_svid(["reports"]).await?;
 /// assert_eq!(token.spiffe_id().as_str(), "spiffe://example.org/workload");
 ///
-/// // ... and a caller's, whoever it may be.
+/// // ... and the token of any caller.
 /// let validator = Validator::builder(source).audience("reports").build()?;
 /// let caller = validator.validate(&agent.token("spiffe://example.org/web", "reports"))?;
 /// assert_eq!(caller.spiffe_id().as_str(), "spiffe://example.org/web");
@@ -135,8 +136,8 @@ impl FakeAgent {
     /// [offset](Self::set_clock_offset)).
     ///
     /// # Errors
-    /// As [`JwtSourceBuilder::build`](crate::source::JwtSourceBuilder::build); the agent may be told to
-    /// fail.
+    /// As [`JwtSourceBuilder::build`](crate::source::JwtSourceBuilder::build), for example during a
+    /// [`fail`](Self::fail).
     pub async fn source(&self) -> Result<JwtSource, JwtSourceError> {
         let builder = JwtSource::builder().clock(self.inner.agent.clock.base().clone());
         let endpoint = self.presence().place.endpoint();
@@ -168,9 +169,9 @@ impl FakeAgent {
         issuer.token(spiffe_id, audience).bearer()
     }
 
-    /// Gives this identity to whoever asks, beside those that were registered before. Tokens live
-    /// for `token_life`. The hint may be empty; of two identities with the same one, the older
-    /// counts.
+    /// Adds an identity that every client gets, besides those that were registered before. Tokens
+    /// live for `token_life`. The hint may be empty; of two identities with the same hint, the
+    /// older one counts.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -302,7 +303,7 @@ impl FakeAgent {
     /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// agent.federate_raw("broken.test", "{\"keys\": [7]}")?;
     ///
-    /// // What is broken costs nobody else anything.
+    /// // Other trust domains are not affected.
     /// let source = agent.source().await?;
     /// assert!(source.bundle_for_trust_domain(&"broken.test".parse()?)?.is_empty());
     /// assert!(!source.bundle_for_trust_domain(&"example.org".parse()?)?.is_empty());

@@ -140,7 +140,7 @@ impl PrivateDir {
         // The path of a Unix socket has to fit into 108 bytes, on some systems into 104.
         const LONGEST_BASE: usize = 60;
         let mut base = std::env::temp_dir();
-        // An empty `TMPDIR` is the same as none.
+        // An empty `TMPDIR` counts as not set.
         if base.as_os_str().is_empty() || base.as_os_str().len() > LONGEST_BASE {
             base = PathBuf::from("/tmp");
         }

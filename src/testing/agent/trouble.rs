@@ -1,4 +1,4 @@
-//! Good days and bad days, one call each.
+//! Faults, withdrawals and rotations, one method each.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -203,7 +203,7 @@ impl FakeAgent {
     /// agent.send_again();
     /// tokio::time::sleep(Duration::from_secs(1)).await; // of paused time
     /// assert_eq!(agent.counts().bundle_messages, messages + 1);
-    /// assert_eq!(source.state().revision(), revision); // nobody is told of it
+    /// assert_eq!(source.state().revision(), revision); // not a change
     /// # Ok(())
     /// # }
     /// ```
@@ -215,7 +215,7 @@ impl FakeAgent {
 
     /// Taints this key, as SPIRE does before it revokes one: it stays in the bundle (which is sent
     /// again in another order), but the tokens that it signed are dropped from the agent's cache,
-    /// so that whoever asks gets one of the key that signs now. Rotate first.
+    /// so that the next fetch gets one of the current signing key. Rotate first.
     ///
     /// ```
     /// use tower_spiffe::testing::FakeAgent;

@@ -1,4 +1,5 @@
-//! The breaker of a whole source: when the issuer does not answer, one asks for all.
+//! The breaker of a source: if the issuer does not answer, one audience at a time probes it for
+//! all.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -8,8 +9,8 @@ use super::moment::Moment;
 use super::settings::Settings;
 use crate::token::FetchSvidError;
 
-/// Opens after failures in a row to connect or to answer in time; then lets one probe through at
-/// a time, until one is answered.
+/// Opens after several failures in a row to connect or to get an answer in time. Then it allows one
+/// probe at a time until one is answered.
 pub(crate) struct Breaker(Mutex<State>);
 
 struct State {
@@ -19,30 +20,30 @@ struct State {
     failed_probes: u32,
     /// While open: no probe before this.
     open_until: Option<Moment>,
-    /// The probe under way, and when it is given up for lost.
+    /// The probe in progress, and when it counts as lost.
     probe: Option<(u64, Moment)>,
     last_probe: u64,
     cause: Option<FetchSvidError>,
-    /// Of those that were turned away, the one to go first.
+    /// The rejected audience that probes first.
     next: Option<(Rank, Weak<Entry>)>,
 }
 
-/// Who is to probe first: an audience that had a token before one that never had, then the one that
-/// failed the fewest times in a row. Otherwise an audience that the issuer never answers, asked for
-/// all the time, would take every probe, and nobody would find out that others are answered.
+/// The order of probes: an audience that has a token before one without, then the one with the
+/// fewest failures in a row. Otherwise a busy audience that the issuer never answers would take
+/// every probe, and the breaker would stay open although others would be answered.
 pub(crate) type Rank = (bool, u32);
 
 /// May a fetch start?
 pub(crate) enum Admission {
     /// It may.
     Go,
-    /// It may, as the one that finds out for all. It has no longer than this for it.
+    /// It may, as the probe for all, and has to end within `deadline`.
     Probe { id: u64, deadline: Duration },
     /// Not now.
     No {
         retry_after: Duration,
         cause: Option<FetchSvidError>,
-        /// Who is to ask in its place.
+        /// The audience that probes in its place.
         first: Option<Arc<Entry>>,
     },
 }
@@ -76,7 +77,7 @@ impl Breaker {
             return Admission::Go;
         };
         let wait = match state.probe {
-            // The answer to everyone's question is on its way.
+            // A probe is in progress.
             Some((_, lost_at)) if !lost_at.reached(now) => {
                 open_until.until(now).max(settings.breaker.first)
             }
@@ -98,7 +99,7 @@ impl Breaker {
                 first: Some(first),
             };
         }
-        // A hung issuer costs a probe a little, a slow one is given time in the end.
+        // Short at first, for an issuer that hangs; longer later, for one that is slow.
         let doubled = settings
             .slow_after
             .saturating_mul(1 << state.failed_probes.min(16));
@@ -110,7 +111,7 @@ impl Breaker {
         Admission::Probe { id, deadline }
     }
 
-    /// The issuer answered, whatever it said. Whether that closed the breaker.
+    /// The issuer answered, even with an error. Returns whether that closed the breaker.
     pub(crate) fn answered(&self) -> bool {
         let mut state = self.lock();
         let was_open = state.open_until.is_some();
@@ -123,8 +124,8 @@ impl Breaker {
         was_open
     }
 
-    /// The issuer could not be reached, or did not answer in time; `probe` where that was one.
-    /// Whether that opened the breaker.
+    /// The issuer was unreachable, or did not answer in time; `probe` if the call was a probe.
+    /// Returns whether that opened the breaker.
     pub(crate) fn failed(
         &self,
         now: Moment,
@@ -136,7 +137,7 @@ impl Breaker {
         state.streak = state.streak.saturating_add(1);
         state.cause = Some(cause.clone());
         if state.open_until.is_some() {
-            // Only the probe's word counts: what began before it says nothing new.
+            // Only the probe counts: other calls began before it.
             if probe.is_some() && state.probe.map(|(id, _)| id) == probe {
                 state.probe = None;
                 state.failed_probes = state.failed_probes.saturating_add(1);
@@ -155,7 +156,7 @@ impl Breaker {
         true
     }
 
-    /// The probe ended without a word from the issuer, for a reason of our own.
+    /// The probe ended for a reason on our side, without an answer.
     pub(crate) fn abandoned(&self, probe: u64) {
         let mut state = self.lock();
         if state.probe.is_some_and(|(id, _)| id == probe) {
@@ -176,7 +177,7 @@ impl State {
         }
     }
 
-    /// Who goes before this one; its turn is now.
+    /// The audience that probes before this one.
     fn before(&mut self, entry: &Arc<Entry>, rank: Rank) -> Option<Arc<Entry>> {
         let (_, first) = self
             .next
@@ -185,5 +186,5 @@ impl State {
     }
 }
 
-/// Past its deadline by this much, a probe's task must be gone.
+/// A probe that exceeds its deadline by this much is lost.
 const LOST_AFTER: Duration = Duration::from_secs(1);

@@ -9,7 +9,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::metrics::MetricsRecorder;
 use crate::token::FetchSvid;
 
-/// Sets up a [`SvidCache`]. The defaults suit SPIRE's agent; they are in one table in the
+/// Options of a [`SvidCache`]. The defaults suit SPIRE's agent; they are in one table in the
 /// [`source` docs](crate::source#defaults).
 #[must_use = "a builder does nothing until it is built"]
 pub struct SvidCacheBuilder {
@@ -37,28 +37,28 @@ impl SvidCacheBuilder {
         }
     }
 
-    /// The clock that tells when a token expires. The machine's own by default.
+    /// Sets the clock by which tokens expire. The machine's clock by default.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self
     }
 
-    /// Who is told of hits, misses, refreshes and fetches. Nobody by default.
+    /// Sets the recorder of hits, misses, refreshes and fetches. None by default.
     pub fn metrics(mut self, metrics: Arc<dyn MetricsRecorder>) -> Self {
         self.metrics = Some(metrics);
         self
     }
 
-    /// The most audiences that are kept; beyond it, one that was not used for long gives way.
-    /// 1024 by default. Audiences that a layer was made for, or that are kept warm, never do, and
-    /// take nobody's place: they are kept besides.
+    /// Limits the number of audiences. Beyond it, one that was not used for a long time is evicted.
+    /// 1024 by default. Audiences that a layer names or that are kept warm are never evicted, and
+    /// do not count.
     pub fn max_entries(mut self, max: usize) -> Self {
         self.settings.max_entries = max;
         self
     }
 
-    /// Limits one call to the issuer. 35 s by default: SPIRE's agent takes up to 30 s while its server
-    /// is unreachable.
+    /// Limits one call to the issuer. 35 s by default: SPIRE's agent takes up to 30 s while its
+    /// server is unreachable.
     ///
     /// After 5 s, or a third of this limit if that is shorter, a call counts as slow: it makes room
     /// for others, and requests whose token has expired no longer wait for it.
@@ -101,8 +101,8 @@ impl SvidCacheBuilder {
         self
     }
 
-    /// Limits the calls to the issuer at one time. 16 by default; three quarters of them may be calls
-    /// that no request waits for. As many again may be under way that the issuer is slow to answer.
+    /// Limits the concurrent calls to the issuer. 16 by default; three quarters of them may be
+    /// calls that no request waits for. The same number of slow calls may be in progress besides.
     pub fn concurrency(mut self, calls: usize) -> Self {
         self.settings.concurrency = calls.max(1);
         self.settings.background = (calls - calls / 4).max(1);
@@ -115,9 +115,9 @@ impl SvidCacheBuilder {
         self
     }
 
-    /// The cache.
+    /// Builds the cache.
     ///
-    /// Built inside a tokio runtime, it can also refresh where it is asked outside of one.
+    /// If it is built inside a tokio runtime, it can also refresh for calls from outside of one.
     pub fn build(self) -> SvidCache {
         SvidCache::of(self.fetcher, self.clock, self.metrics, self.settings)
     }

@@ -1,4 +1,4 @@
-//! What all audiences of a cache share, but for the audiences themselves.
+//! What the audiences of a cache share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
@@ -19,7 +19,7 @@ use crate::metrics::{MetricsRecorder, Shielded, SvidCacheEvent};
 use crate::runtime::{self, Missing};
 use crate::token::{FetchSvid, FetchSvidError, FetchSvidReason};
 
-/// Holds no entry, so that whatever holds it keeps no token alive.
+/// Holds no entry, so that holding it does not keep any token alive.
 pub(crate) struct Context {
     pub(crate) fetcher: Arc<dyn FetchSvid>,
     pub(crate) clock: Arc<dyn Clock>,
@@ -29,13 +29,13 @@ pub(crate) struct Context {
     pub(crate) counts: Counters,
     pub(crate) subjects: Subjects,
     metrics: Option<Shielded>,
-    /// Something changed that whoever keeps tokens warm would look at.
+    /// Wakes the task that keeps tokens warm.
     pub(crate) nudge: Notify,
     runtime: Option<Handle>,
     closed: AtomicBool,
-    /// Refreshes were reported to bring no newer tokens, or to be slow.
+    /// Whether it was logged that refreshes return no newer tokens, or are slow.
     stalled: AtomicBool,
-    /// Failures of the issuer as a whole that were warned of, one bit each.
+    /// The logged classes of failures that concern all audiences, one bit each.
     warned: AtomicU16,
 }
 
@@ -78,8 +78,8 @@ impl Context {
         self.nudge.notify_waiters();
     }
 
-    /// Where to fetch: the caller's runtime, which is alive; else the one that it was built on.
-    /// Neither without timers.
+    /// The runtime for fetches: the caller's, which is alive, or the one that the cache was built
+    /// on. Neither is used without timers.
     pub(crate) fn runtime(&self) -> Result<Handle, Missing> {
         runtime::with_timers().or_else(|missing| {
             let built_on = self.runtime.as_ref();
@@ -88,14 +88,14 @@ impl Context {
         })
     }
 
-    /// A token was there.
+    /// A request got a token from the cache.
     #[inline]
     pub(crate) fn hit(&self) {
         self.counts.hits.increment();
         self.record(SvidCacheEvent::Hit);
     }
 
-    /// None was there.
+    /// A request found no token in the cache.
     pub(crate) fn missed(&self) {
         self.counts.misses.increment();
         self.record(SvidCacheEvent::Miss);
@@ -118,7 +118,7 @@ impl Context {
         self.record(SvidCacheEvent::Error);
     }
 
-    /// A service refused a token, which is refreshed for it.
+    /// A service rejected a token, which makes it due.
     pub(crate) fn refused(&self) {
         self.counts.rejections.increment();
         self.record(SvidCacheEvent::Refused);
@@ -159,25 +159,25 @@ impl Context {
         }
     }
 
-    /// A refresh brought nothing newer, or is slow. Whether that is news, for this audience and for
-    /// all.
+    /// A refresh returned no newer token, or is slow. Returns whether that has to be logged: it is
+    /// new for this audience and for all.
     pub(crate) fn stalls(&self, state: &mut EntryState) -> bool {
         let new = !std::mem::replace(&mut state.stalled, true);
         new && !self.stalled.swap(true, Ordering::Relaxed)
     }
 
-    /// A refresh brought a newer token in time. Whether that is news.
+    /// A refresh returned a newer token in time. Returns whether that ends a stall that was logged.
     pub(crate) fn recovers(&self, state: &mut EntryState) -> bool {
         std::mem::take(&mut state.stalled) && self.stalled.swap(false, Ordering::Relaxed)
     }
 
-    /// Whether such a failure was warned of already, here or by another audience whom it concerns
-    /// as well. From now on it was.
+    /// Whether such a failure was logged before, for this audience or for another one with the same
+    /// cause. Marks it as logged.
     pub(crate) fn is_known(&self, state: &mut EntryState, reason: FetchSvidReason) -> bool {
         let bit = class_bit(reason);
         let known_here = state.warned & bit != 0;
         state.warned |= bit;
-        // Both: one audience may fail for ever among others that clear what is known to all.
+        // Both: other audiences may clear the common bit while this one keeps failing.
         known_here
             || concerns_all(reason) && self.warned.fetch_or(bit, Ordering::Relaxed) & bit != 0
     }
@@ -200,7 +200,7 @@ fn class_bit(reason: FetchSvidReason) -> u16 {
     1 << at
 }
 
-/// Such a failure comes for all audiences at once; one warning will do.
+/// Whether such a failure concerns all audiences at once, so that one warning is enough.
 fn concerns_all(reason: FetchSvidReason) -> bool {
     matches!(
         reason,

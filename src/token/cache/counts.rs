@@ -2,7 +2,7 @@
 
 use crate::metrics::{Count, StripedCount};
 
-/// What a cache did since it was made.
+/// The counters of a cache.
 #[derive(Default)]
 pub(crate) struct Counters {
     pub(crate) hits: StripedCount,
@@ -17,11 +17,11 @@ pub(crate) struct Counters {
     pub(crate) unmatched: Count,
 }
 
-/// What a [`SvidCache`](super::SvidCache) did since it was made.
+/// The counts of a [`SvidCache`](super::SvidCache) since it was built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct SvidCacheStats {
-    /// Requests for which a token was there.
+    /// Requests whose token was in the cache.
     pub hits: u64,
     /// Requests that had to wait, or failed.
     pub misses: u64,
@@ -29,23 +29,23 @@ pub struct SvidCacheStats {
     pub errors: u64,
     /// Calls to the issuer that ended.
     pub fetches: u64,
-    /// Of them, those that brought no token.
+    /// Of them, those that returned no token.
     pub failures: u64,
-    /// Of them, those that brought the token that was there already.
+    /// Of them, those that returned the token that the cache already had.
     pub unchanged: u64,
-    /// Fetches whose task was lost, with its runtime.
+    /// Fetches that were lost because their runtime ended.
     pub lost: u64,
-    /// Audiences that gave way to others.
+    /// Audiences that were evicted.
     pub evicted: u64,
-    /// Tokens that were refreshed early because a service refused them.
+    /// Tokens that were refreshed early because a service rejected them.
     pub rejections: u64,
-    /// How often the issuer was given up for a while.
+    /// How often the breaker opened because the issuer did not answer.
     pub breaker_opened: u64,
-    /// Requests whose origin was none that a token may go to.
+    /// Requests to an origin that no token may be sent to.
     pub unmatched: u64,
     /// Audiences in the cache now.
     pub entries: usize,
-    /// Whether the issuer is given up for a while now.
+    /// Whether the breaker is open now.
     pub breaker_open: bool,
 }
 

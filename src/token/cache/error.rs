@@ -16,26 +16,26 @@ use crate::token::{FetchSvidError, FetchSvidReason, SvidRequest, SvidRequestErro
 ///
 /// # As a gRPC status
 ///
-/// With feature `workload-api` or `tonic`, its [`source`](Error::source) is a `tonic::Status`, which
-/// `tonic::Status::from_error` finds: a call over a tonic channel ends with it. With feature `tonic`,
-/// `?` converts a `TokenError` in a handler that returns `tonic::Status`. Both give the same code and
-/// text, which are safe to forward to the caller of the handler: they depend on the class only, name
-/// neither the agent nor an audience, and are never UNAUTHENTICATED, which would blame the caller's
-/// token.
+/// With feature `workload-api` or `tonic`, its [`source`](Error::source) is a `tonic::Status`,
+/// which `tonic::Status::from_error` finds: a call over a tonic channel ends with it. With feature
+/// `tonic`, `?` converts a `TokenError` in a handler that returns `tonic::Status`. Both give the
+/// same code and text, which are safe to forward to the caller of the handler: they depend on the
+/// class only, name neither the agent nor an audience, and are never UNAUTHENTICATED, which would
+/// blame the caller's token.
 ///
 /// | code | reasons |
 /// | --- | --- |
 /// | DEADLINE_EXCEEDED | [`DeadlineExceeded`](TokenErrorReason::DeadlineExceeded) |
-/// | INTERNAL: someone has to change a registration entry or the configuration | [`Denied`](TokenErrorReason::Denied), [`InvalidRequest`](TokenErrorReason::InvalidRequest), [`NoRuntime`](TokenErrorReason::NoRuntime), [`NoOrigin`](TokenErrorReason::NoOrigin), [`ForeignOrigin`](TokenErrorReason::ForeignOrigin), [`Plaintext`](TokenErrorReason::Plaintext), [`HeaderPresent`](TokenErrorReason::HeaderPresent) |
+/// | INTERNAL: a registration entry or the configuration must be changed | [`Denied`](TokenErrorReason::Denied), [`InvalidRequest`](TokenErrorReason::InvalidRequest), [`NoRuntime`](TokenErrorReason::NoRuntime), [`NoOrigin`](TokenErrorReason::NoOrigin), [`ForeignOrigin`](TokenErrorReason::ForeignOrigin), [`Plaintext`](TokenErrorReason::Plaintext), [`HeaderPresent`](TokenErrorReason::HeaderPresent) |
 /// | UNAVAILABLE | all others |
 ///
-/// The details are in this error, which is the `source()` of such a status
-/// ([`find`](Self::find)), and in the logs. Text made from this error's `Display` or `Debug` has them
-/// too: do not send it to peers.
+/// The details are in this error, which is the `source()` of such a status ([`find`](Self::find)),
+/// and in the logs. Text made from this error's `Display` or `Debug` has them too: do not send it
+/// to peers.
 #[derive(Clone)]
 pub struct TokenError {
     inner: Arc<Inner>,
-    // Told anew to each who asks; the rest is shared.
+    // Computed for each request; the rest is shared.
     retry_after: Option<Duration>,
 }
 
@@ -51,23 +51,23 @@ struct Inner {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum TokenErrorReason {
-    /// The issuer could not be reached, or says that it cannot serve now.
+    /// The issuer is unreachable, or reports that it cannot serve now.
     Unavailable,
     /// No token came in time.
     Timeout,
     /// The `grpc-timeout` of the call ended before the token came.
     DeadlineExceeded,
-    /// The issuer gives this workload no such identity (it may, later).
+    /// The issuer denied this identity to this workload; it may grant it later.
     Denied,
     /// The request can never succeed as it is.
     InvalidRequest,
-    /// The issuer answered with something that is no acceptable token.
+    /// The issuer returned a token that cannot be accepted.
     Unacceptable,
     /// The agent returned an old token, which has expired: its server is probably unreachable.
     StaleToken,
-    /// The issuer answered with another token that is already expired: the clocks differ.
+    /// The issuer returned a new token that has already expired: the clocks differ.
     ClockSkew,
-    /// The cache is full of audiences whose fetch is under way.
+    /// The cache is full of audiences whose fetch is in progress.
     Full,
     /// The source was shut down.
     Closed,
@@ -77,19 +77,19 @@ pub enum TokenErrorReason {
     NoRuntime,
     /// The request shows no origin, and none was promised with `assume_origin`.
     NoOrigin,
-    /// The request matches no origin that a token may go to, by its URI or by its `Host` header, and
-    /// the layer is strict.
+    /// The request matches no origin that a token may go to, by its URI or by its `Host` header,
+    /// and the layer is strict.
     ForeignOrigin,
-    /// The request would carry the token in the clear, and that was not allowed.
+    /// The request would carry the token in plaintext, which is not allowed.
     Plaintext,
-    /// The request already has the header, and the layer was told to refuse that.
+    /// The request already has the header, and the layer is configured to reject that.
     HeaderPresent,
     /// Anything else that the fetcher reported.
     Other,
 }
 
 impl TokenErrorReason {
-    /// The class as a fixed, short text: for metrics and logs.
+    /// Returns the class as a fixed, short text for metrics and logs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Unavailable => "unavailable",
@@ -193,7 +193,7 @@ impl TokenError {
         )
     }
 
-    /// The issuer is given up for a while, because of `cause`.
+    /// The breaker is open because of `cause`.
     pub(crate) fn breaker_open(request: &SvidRequest, cause: Option<FetchSvidError>) -> Self {
         match cause {
             Some(cause) => Self::fetching(request, cause),
@@ -223,22 +223,23 @@ impl TokenError {
         }
     }
 
-    /// The class.
+    /// Returns the class.
     pub fn reason(&self) -> TokenErrorReason {
         self.inner.reason
     }
 
-    /// The failed fetch, where there was one.
+    /// Returns the error of the failed fetch, if there was one.
     pub fn fetch_error(&self) -> Option<&FetchSvidError> {
         self.inner.fetch.as_ref()
     }
 
-    /// How long until the cache asks the issuer again; a request before that gets this same error.
+    /// Returns the time until the cache calls the issuer again. Requests before that get the same
+    /// error.
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }
 
-    /// Whether the same request may succeed later without anyone changing the program.
+    /// Returns whether the same request may succeed later without a change of the program.
     pub fn is_retryable(&self) -> bool {
         !matches!(
             self.inner.reason,
@@ -259,14 +260,14 @@ impl TokenError {
         self.clone().into()
     }
 
-    /// The `TokenError` in an error that a client returned: itself, or anywhere among its sources.
+    /// Finds the `TokenError` in an error of a client: the error itself, or one of its sources.
     pub fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
         let mut next = Some(error);
         while let Some(error) = next {
             if let Some(found) = error.downcast_ref() {
                 return Some(found);
             }
-            // These give as their source that of what they wrap, and leave itself out.
+            // The `source()` of these is the source of the wrapped error, not the wrapped error.
             #[cfg(feature = "reqwest-middleware")]
             if let Some(reqwest_middleware::Error::Middleware(inner)) = error.downcast_ref() {
                 next = Some(inner.as_ref());
@@ -361,7 +362,7 @@ impl fmt::Display for Audiences<'_> {
     }
 }
 
-/// The first `len` bytes of `text`, or the few less that end at a character.
+/// The first `len` bytes of `text`, cut at the end of a character.
 fn bounded(text: &str, len: usize) -> &str {
     let end = (0..=len.min(text.len()))
         .rev()

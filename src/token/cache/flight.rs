@@ -1,4 +1,4 @@
-//! One fetch for everyone who waits for it.
+//! One fetch, shared by all requests that wait for it.
 
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -21,29 +21,28 @@ use super::token::Token;
 use crate::runtime::Missing;
 use crate::token::{FetchSvidError, FetchSvidReason, JwtSvid, SvidRequest};
 
-/// What everyone who waits for a flight gets.
+/// What all waiters of a flight get.
 pub(crate) type Outcome = Shared<Pin<Box<dyn Future<Output = FlightResult> + Send>>>;
 pub(crate) type FlightResult = Result<Arc<Token>, Down>;
 
-/// Why a flight brought nothing.
+/// Why a flight ended without a token.
 #[derive(Clone)]
 pub(crate) enum Down {
     /// The fetch failed.
     Failed(TokenError),
-    /// It was given up, or went down with the runtime that it was on: the issuer had no part in it.
+    /// It was given up, or its runtime ended. This says nothing about the issuer.
     Lost,
 }
 
-/// A task that overslept its deadline by this much is lost.
+/// A task that exceeds its deadline by this much is lost.
 const LEASE_SLACK: Duration = Duration::from_secs(2);
 
-/// A fetch under way. It belongs to nobody who waits for it: a spawned task drives it, and any
-/// waiter does too, so neither a caller that goes away nor one that is never polled again, nor a
-/// runtime that ends, holds up the others.
+/// A fetch in progress. A spawned task drives it, and so does every waiter. A waiter that is
+/// dropped or no longer polled, or a runtime that ends, does not block the others.
 pub(crate) struct Flight {
     id: u64,
     started: u64,
-    /// Past this the flight is given up for lost.
+    /// After this the flight counts as lost.
     lease: AtomicU64,
     /// When its call began; `NEVER` while it waits for its turn.
     called: AtomicU64,
@@ -125,13 +124,13 @@ impl Flight {
         self.outcome.clone()
     }
 
-    /// Somebody waits for it now.
+    /// A request waits for it now.
     pub(crate) fn raise(&self) {
         self.urgency.raise();
     }
 }
 
-/// A flight that its entry lets go of is over: there are never two for one key.
+/// A flight ends when its entry drops it: there are never two for one key.
 impl Drop for Flight {
     fn drop(&mut self) {
         self.abort.abort();
@@ -145,14 +144,14 @@ struct Pilot {
     flight: u64,
     urgency: Arc<Urgency>,
     probe: Option<u64>,
-    /// Gone with the task that was spawned for the flight.
+    /// Dropped with the task that was spawned for the flight.
     task: Weak<()>,
 }
 
 impl Pilot {
     async fn fly(mut self, probe_deadline: Option<Duration>) -> FlightResult {
-        // Timers and sockets of a runtime that was shut down panic where a waiter on another one
-        // polls them: that is the flight's end, never the waiter's.
+        // If a waiter on another runtime polls timers and sockets of a runtime that was shut down,
+        // they panic: the flight ends then, and the waiter does not.
         let cleared = AssertUnwindSafe(self.cleared(probe_deadline));
         let landing = match cleared.catch_unwind().await {
             Ok(Ok(Err(error)))
@@ -173,7 +172,7 @@ impl Pilot {
         result
     }
 
-    /// Waits for its turn, then makes the call; `Err` where the breaker opened meanwhile.
+    /// Waits for its turn, then makes the call; `Err` if the breaker opened in the meantime.
     async fn cleared(
         &mut self,
         probe_deadline: Option<Duration>,
@@ -223,7 +222,7 @@ impl Pilot {
         }
     }
 
-    /// One call to the issuer, and what it says about the issuer.
+    /// Makes one call to the issuer, and reports to the breaker how it ended.
     async fn call(
         &self,
         permit: Option<Permit>,
@@ -251,7 +250,7 @@ impl Pilot {
             if let Some(entry) = self.entry.upgrade() {
                 entry.is_slow();
             }
-            // Others get the room; the answer is awaited still, in a smaller corner.
+            // Frees the permit for others and keeps waiting, with a permit for slow calls.
             if let Some(_aside) = cx.limits.step_aside() {
                 drop(permit);
                 answer = tokio::time::timeout(deadline - quick, fetch).await.ok();
@@ -303,7 +302,7 @@ impl Pilot {
     }
 }
 
-/// A probe whose pilot is dropped leaves its place to another.
+/// If the pilot of a probe is dropped, another probe may start.
 impl Drop for Pilot {
     fn drop(&mut self) {
         if let Some(probe) = self.probe {
@@ -335,8 +334,8 @@ fn late(after: Duration, settings: &Settings) -> FetchSvidError {
     )
 }
 
-/// No answer at all. An issuer that says itself that it cannot serve has answered, unless that is
-/// how its transport puts it: then the fetcher leaves the code out.
+/// Whether the issuer gave no answer. UNAVAILABLE from the issuer is an answer; if the transport
+/// reports it, the fetcher leaves the code out.
 pub(super) fn is_silence(error: &FetchSvidError) -> bool {
     match error.reason() {
         FetchSvidReason::Timeout => true,
@@ -345,7 +344,7 @@ pub(super) fn is_silence(error: &FetchSvidError) -> bool {
     }
 }
 
-/// Says nothing about the issuer.
+/// Whether the error says nothing about the issuer.
 pub(super) fn is_our_own(error: &FetchSvidError) -> bool {
     matches!(
         error.reason(),

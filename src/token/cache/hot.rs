@@ -1,8 +1,8 @@
 //! Each thread's own copies of the tokens that it sends most.
 //!
-//! A header's clone counts up in the memory of the one it was cloned from. Where several threads
-//! send the same token, they would fight over that cache line on every request, so a thread that
-//! sends a token often gets a copy of its own, with its own count.
+//! Clones of a header share one reference count. If several threads send the same token, each
+//! request would contend for that cache line. So a thread that sends a token often gets its own
+//! copy, with its own count.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::moment::Moment;
 use super::token::Token;
 
 const SLOTS: usize = 8;
-/// So many hits in a row, with no other audience in the same slot, and a copy is worth it.
+/// A copy is made after this many hits in a row, with no other audience in the same slot.
 const OFTEN: u32 = 8;
 
 struct Slot {
@@ -37,15 +37,15 @@ thread_local! {
     static HOT: RefCell<[Slot; SLOTS]> = const { RefCell::new([Slot::EMPTY; SLOTS]) };
 }
 
-/// Looks at the token of `entry` where it is fresh: nothing is locked, nothing allocated but a
-/// thread's copy, once per token. `None` leaves the question to [`Entry::resolve`].
+/// Looks at the token of `entry` if it is fresh. Locks nothing, and allocates only the thread's
+/// copy, once per token. After `None`, [`Entry::resolve`] decides.
 #[inline]
 pub(crate) fn fresh<T>(
     entry: &Entry,
     now: Moment,
     look: impl FnOnce(&Arc<Token>) -> T,
 ) -> Option<T> {
-    // Before the token: whatever changes after this makes the copy void again.
+    // Read before the token, so that any later change invalidates the copy.
     let version = entry.version.load(Ordering::Acquire);
     HOT.try_with(|slots| {
         let mut slots = slots.try_borrow_mut().ok()?;

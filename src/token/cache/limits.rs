@@ -1,4 +1,4 @@
-//! How many fetches at once, and how many per second.
+//! Limits of concurrent fetches and of fetches per second.
 
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,21 +15,21 @@ use crate::clock::Clock;
 pub(crate) struct Limits {
     all: Arc<Semaphore>,
     background: Arc<Semaphore>,
-    // Calls that the issuer is slow to answer: they wait here, out of the others' way.
+    // For slow calls, so that they do not block others.
     slow: Arc<Semaphore>,
-    /// When the next fetch may begin, were there no burst.
+    /// When the next fetch may begin without a burst.
     turn: Mutex<i64>,
     interval: i64,
     burst: i64,
 }
 
-/// The right to have one call under way.
+/// A permit for one call.
 pub(crate) struct Permit {
     _all: OwnedSemaphorePermit,
     _background: Option<OwnedSemaphorePermit>,
 }
 
-/// Whether somebody waits for a fetch.
+/// Whether a request waits for a fetch.
 #[derive(Default)]
 pub(crate) struct Urgency {
     urgent: AtomicBool,
@@ -76,7 +76,7 @@ impl Limits {
         }
     }
 
-    /// Waits for room; less of it is there for a fetch that nobody waits for.
+    /// Waits for a permit. Fewer permits are available to a fetch without a waiting request.
     pub(crate) async fn room(&self, urgency: &Urgency) -> Result<Permit, AcquireError> {
         let background = first(urgency.raised(), self.background.clone().acquire_owned()).await;
         let background = background.transpose()?;
@@ -88,7 +88,7 @@ impl Limits {
 
     /// Waits until the rate allows one more.
     pub(crate) async fn turn(&self, clock: &dyn Clock) {
-        // Signed: a clock that has just begun has a past too, for the burst.
+        // Signed: a burst is allowed right after the clock began, too.
         let now = i64::try_from(nanos(clock.monotonic())).unwrap_or(i64::MAX);
         let turn = {
             let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
@@ -105,14 +105,13 @@ impl Limits {
         }
     }
 
-    /// Moves a call that the issuer is slow to answer out of the others' way; `None` where too
-    /// many are there already.
+    /// Returns a permit for a slow call, in place of its first one; `None` if there are too many.
     pub(crate) fn step_aside(&self) -> Option<OwnedSemaphorePermit> {
         self.slow.clone().try_acquire_owned().ok()
     }
 }
 
-/// `None` where `left` is done first.
+/// Returns the output of `right`, or `None` if `left` ends first.
 async fn first<T>(left: impl Future<Output = ()>, right: impl Future<Output = T>) -> Option<T> {
     let mut left = std::pin::pin!(left);
     let mut right = std::pin::pin!(right);

@@ -57,7 +57,7 @@ pub use warm::KeepWarm;
 #[derive(Clone)]
 pub struct SvidCache {
     core: Arc<Core>,
-    // What must live as long as somebody can ask.
+    // Kept alive by this cache, its clones and its pins.
     alive: Option<Arc<dyn Any + Send + Sync>>,
 }
 
@@ -67,12 +67,12 @@ struct Core {
 }
 
 impl SvidCache {
-    /// A cache over `fetcher`, with the defaults.
+    /// Creates a cache over `fetcher` with the defaults.
     pub fn new(fetcher: impl FetchSvid) -> Self {
         Self::builder(fetcher).build()
     }
 
-    /// A cache over `fetcher`, with options.
+    /// Creates a builder for a cache over `fetcher`.
     pub fn builder(fetcher: impl FetchSvid) -> SvidCacheBuilder {
         SvidCacheBuilder::new(fetcher)
     }
@@ -91,8 +91,7 @@ impl SvidCache {
         }
     }
 
-    /// The same cache, with something that lives as long as this clone, its clones and whatever
-    /// they pin.
+    /// Returns the same cache, which keeps `alive` for this clone, its clones and their pins.
     #[cfg(feature = "workload-api")]
     #[must_use]
     pub(crate) fn keeping_alive(self, alive: Arc<dyn Any + Send + Sync>) -> Self {
@@ -102,16 +101,16 @@ impl SvidCache {
         }
     }
 
-    /// The token for `request`: the cached one, or the one that a fetch brings.
+    /// Returns the token for `request`: the cached one, or a fetched one.
     ///
     /// # Errors
-    /// A [`TokenError`] where there is nothing to send, and none came in time.
+    /// Returns a [`TokenError`] if no token can be sent and none came in time.
     pub async fn get(&self, request: &SvidRequest) -> Result<JwtSvid, TokenError> {
         Ok(self.issue(request)?.settle().await?.svid())
     }
 
-    /// The token for `request` as the value of an `authorization` header: `Bearer …`, marked
-    /// sensitive.
+    /// Returns the token for `request` as the value of an `authorization` header: `Bearer …`,
+    /// marked sensitive.
     ///
     /// # Errors
     /// As [`get`](Self::get).
@@ -122,7 +121,7 @@ impl SvidCache {
         Ok(self.issue(request)?.settle().await?.header())
     }
 
-    /// The header that can be sent at once; `None` where there is none, and then a fetch begins.
+    /// Returns the header if one can be sent at once; otherwise returns `None` and starts a fetch.
     /// Never waits. Always `None` for a [`single_use`](SvidRequest::single_use) request, without a
     /// fetch.
     pub fn try_header(&self, request: &SvidRequest) -> Option<HeaderValue> {
@@ -138,24 +137,24 @@ impl SvidCache {
             .map(|issued| issued.header())
     }
 
-    /// A handle on the token for `request` that needs no look-up, and whose audience never gives
-    /// way to another.
+    /// Returns a handle on the token for `request` that needs no look-up. Its audience is never
+    /// evicted.
     pub fn pin(&self, request: SvidRequest) -> PinnedSvid {
         let make = || self.core.entry(&request);
-        // A pin is never refused for want of room.
+        // A pin is accepted even if the table is full.
         let entry = self.core.table.get_or_insert(&request, true, make);
         let entry = entry.unwrap_or_else(|| self.core.entry(&request));
         PinnedSvid::new(entry, Arc::downgrade(&self.core), self.alive.clone())
     }
 
-    /// Keeps the tokens for these requests fresh whether anyone asks for them or not, with one
-    /// task for all of them, until what is returned is dropped.
+    /// Keeps the tokens for these requests fresh even if no request needs them, with one task for
+    /// all of them, until the returned value is dropped.
     ///
-    /// It does not keep a source open: when that is shut down, the task ends. Requests for
+    /// It does not keep a source open: when the source is shut down, the task ends. Requests for
     /// [`single_use`](SvidRequest::single_use) tokens are ignored.
     ///
     /// # Errors
-    /// There is no tokio runtime with timers here, and there was none where the cache was built.
+    /// There is no tokio runtime with timers here, and the cache was not built on one.
     pub fn keep_warm(
         &self,
         requests: impl IntoIterator<Item = SvidRequest>,
@@ -171,9 +170,10 @@ impl SvidCache {
         )
     }
 
-    /// Reports that signing keys were removed: `removed` is asked with the name of a trust domain and a
-    /// key ID. The next request for a token that such a key signed waits for another one, up to
-    /// 250 ms and once per removal, then sends what there is. Tokens that are only kept warm are refreshed within 5 s.
+    /// Reports that signing keys were removed: `removed` is called with the name of a trust domain
+    /// and a key ID. The next request for a token that such a key signed waits for another one, up
+    /// to 250 ms and once per removal, then sends the old one. Tokens that are only kept warm are
+    /// refreshed within 5 s.
     #[cfg(feature = "workload-api")]
     pub(crate) fn authorities_removed(&self, removed: &dyn Fn(&str, &str) -> bool) {
         let now = self.core.cx.moment();
@@ -182,8 +182,7 @@ impl SvidCache {
             let key_id = token.svid.key_id();
             key_id.is_some_and(|key_id| removed(trust_domain, key_id))
         };
-        // In the order of their making: each draws a moment of its own, and a test that seeds the
-        // draw must be able to repeat it.
+        // In a fixed order: each entry draws a random delay, and seeded tests must be repeatable.
         let mut entries = self.core.table.all();
         entries.sort_unstable_by_key(|entry| entry.id);
         for entry in entries {
@@ -192,8 +191,8 @@ impl SvidCache {
         self.core.cx.nudge.notify_waiters();
     }
 
-    /// Tells that a service refused the token in `header`: the next request has it refreshed,
-    /// where it is still the current one, and not more than once per 10 s. Whether it will be.
+    /// Reports that a service rejected the token in `header`. If it is still the current one, the
+    /// next request starts a refresh, at most once per 10 s. Returns whether it does.
     pub fn report_refused(&self, request: &SvidRequest, header: &HeaderValue) -> bool {
         let Some(entry) = self.core.table.get(request) else {
             return false;
@@ -205,7 +204,8 @@ impl SvidCache {
         sent.is_some_and(|token| pin::refused(&entry, token.generation))
     }
 
-    /// Ends all fetches; from now on every request fails with [`TokenErrorReason::Closed`].
+    /// Ends the fetches in progress. From now on every request fails with
+    /// [`TokenErrorReason::Closed`].
     pub fn close(&self) {
         self.core.cx.close();
         for entry in self.core.table.all() {
@@ -213,7 +213,7 @@ impl SvidCache {
         }
     }
 
-    /// What the cache did since it was made.
+    /// Returns the counts since the cache was built.
     pub fn stats(&self) -> SvidCacheStats {
         let cx = &self.core.cx;
         let table = &self.core.table;
@@ -221,7 +221,7 @@ impl SvidCache {
             .stats(table.len(), table.evicted(), cx.breaker.is_open())
     }
 
-    /// Every audience in the cache, as it is now, in no order.
+    /// Returns the current state of every audience in the cache, in no order.
     pub fn snapshot(&self) -> Vec<AudienceSnapshot> {
         let now = self.core.cx.moment();
         self.core
@@ -232,7 +232,7 @@ impl SvidCache {
             .collect()
     }
 
-    /// One audience as it is now; `None` where it is not in the cache.
+    /// Returns the current state of one audience. `None` if it is not in the cache.
     pub fn snapshot_of(&self, request: &SvidRequest) -> Option<AudienceSnapshot> {
         let now = self.core.cx.moment();
         self.core
@@ -241,17 +241,17 @@ impl SvidCache {
             .map(|entry| AudienceSnapshot::of(&entry, now))
     }
 
-    /// The time by the cache's clock, which only grows.
+    /// The time on the monotonic clock of the cache.
     pub(crate) fn monotonic(&self) -> Duration {
         self.core.cx.clock.monotonic()
     }
 
-    /// A request went to an origin that no token may go to.
+    /// Counts a request to an origin that no token may be sent to.
     pub(crate) fn passed_without_token(&self) {
         self.core.cx.unmatched();
     }
 
-    /// A fresh token, without taking hold of anything.
+    /// Returns a fresh token, without cloning its entry.
     #[inline]
     fn hit(&self, request: &SvidRequest) -> Option<HeaderValue> {
         let cx = &self.core.cx;
@@ -281,7 +281,7 @@ impl SvidCache {
                     self.core.cx.no_token();
                     TokenError::full(request)
                 })?;
-            // An entry that was evicted after it was found is looked up anew.
+            // An entry that was evicted after the look-up is looked up again.
             if let Some(issue) = pin::issue(&entry) {
                 return issue;
             }
@@ -291,7 +291,7 @@ impl SvidCache {
 
 impl Core {
     fn entry(&self, request: &SvidRequest) -> Arc<Entry> {
-        // From 1: 0 is nobody's.
+        // From 1: 0 stands for no entry.
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         Arc::new(Entry::new(

@@ -1,13 +1,13 @@
-//! A point in time on both clocks: past it as soon as either clock says so.
+//! A point in time on both clocks. It has passed as soon as it has on either clock.
 
 use std::time::Duration;
 
 use crate::clock::{Clock, UnixTime};
 
-/// A moment as both clocks tell it, in nanoseconds; saturates.
+/// A moment on both clocks, in nanoseconds; saturates.
 ///
-/// The wall may step and the monotonic clock may stand still while the machine sleeps, so a
-/// deadline is kept on both and [`reached`](Self::reached) as soon as either has come to it.
+/// The wall clock may step, and the monotonic clock may stop while the machine sleeps. So a
+/// deadline is kept on both, and is [`reached`](Self::reached) as soon as either clock reaches it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Moment {
     wall: i64,

@@ -1,4 +1,4 @@
-//! What a [`TokenError`](super::TokenError) tells a gRPC peer: a code and a fixed text for each
+//! What a gRPC peer gets for a [`TokenError`](super::TokenError): a code and a fixed text for each
 //! class, without details.
 
 use super::error::TokenErrorReason;

@@ -1,4 +1,4 @@
-//! A handle on one audience, and what it gives out.
+//! A handle on one audience, and the tokens that it returns.
 
 use std::any::Any;
 use std::fmt;
@@ -20,10 +20,10 @@ use crate::clock::{Clock, UnixTime};
 use crate::token::{JwtSvid, SvidRequest};
 
 /// A handle on the token of one audience, without a look-up. For clients that take no layer:
-/// drivers that ask for a token, and connections that authenticate again when it changes
+/// drivers that request a token, and connections that authenticate again when it changes
 /// ([`changed`](Self::changed), [`updates`](Self::updates)).
 ///
-/// Clones share the token. Each clone keeps for itself which token it returned last.
+/// Clones share the token. Each clone tracks for itself which token it returned last.
 pub struct PinnedSvid {
     pin: Arc<Pin>,
     /// The generation of the newest token that this handle returned.
@@ -55,7 +55,7 @@ impl Drop for Pin {
 }
 
 impl PinnedSvid {
-    /// Takes over a pin that was counted already.
+    /// Takes over a pin that is counted already.
     pub(super) fn new(
         entry: Arc<Entry>,
         core: Weak<Core>,
@@ -71,26 +71,26 @@ impl PinnedSvid {
         }
     }
 
-    /// What is asked for.
+    /// Returns the request of the token.
     pub fn request(&self) -> &SvidRequest {
         &self.pin.entry.request
     }
 
-    /// The token: the cached one, or the one that a fetch brings.
+    /// Returns the token: the cached one, or a fetched one.
     ///
     /// # Errors
-    /// A [`TokenError`] where there is nothing to send, and none came in time.
+    /// Returns a [`TokenError`] if no token can be sent and none came in time.
     pub async fn get(&self) -> Result<JwtSvid, TokenError> {
         let issued = self.issue()?.settle().await?;
         self.has_seen(issued.token.generation);
         Ok(issued.svid())
     }
 
-    /// Returns the token that can be sent at once. `None` if there is none, and then a fetch begins.
+    /// Returns the token if one can be sent at once; otherwise returns `None` and starts a fetch.
     /// Never waits and never blocks: for synchronous callbacks of drivers.
     ///
-    /// Without a tokio runtime, here or where the cache was built, no fetch begins. Always `None` for
-    /// a [`single_use`](SvidRequest::single_use) request.
+    /// Without a tokio runtime, here or where the cache was built, it starts no fetch. Always
+    /// `None` for a [`single_use`](SvidRequest::single_use) request.
     pub fn try_get(&self) -> Option<JwtSvid> {
         if self.request().is_single_use() {
             return None;
@@ -109,8 +109,7 @@ impl PinnedSvid {
     /// Returns the time until the current token expires, on the wall clock or the monotonic clock,
     /// whichever is shorter. `None` if no token can be sent now.
     ///
-    /// A token is not sent in the last 2 % of its lifetime, 2 s at most
-    /// (the last 2 % of its life, 2 s at most).
+    /// A token is not sent in the last 2 % of its lifetime, 2 s at most.
     pub fn expires_in(&self) -> Option<Duration> {
         let token = self.current()?;
         Some(token.expires_in(self.pin.entry.cx.moment()))
@@ -128,7 +127,7 @@ impl PinnedSvid {
         self.seen.fetch_max(generation, Ordering::Relaxed);
     }
 
-    /// The token as the value of an `authorization` header: `Bearer …`, marked sensitive.
+    /// Returns the token as the value of an `authorization` header: `Bearer …`, marked sensitive.
     ///
     /// # Errors
     /// As [`get`](Self::get).
@@ -136,7 +135,7 @@ impl PinnedSvid {
         Ok(self.issue()?.settle().await?.header())
     }
 
-    /// The header that can be sent at once; `None` where there is none, and then a fetch begins.
+    /// Returns the header if one can be sent at once; otherwise returns `None` and starts a fetch.
     /// Never waits.
     pub fn try_header(&self) -> Option<HeaderValue> {
         if self.request().is_single_use() {
@@ -148,7 +147,7 @@ impl PinnedSvid {
     #[inline]
     pub(crate) fn issue(&self) -> Result<Issue, TokenError> {
         let entry = &self.pin.entry;
-        // A pinned entry is not evicted, so there is nothing to look up anew.
+        // A pinned entry is not evicted, so it need not be looked up again.
         issue(entry).unwrap_or_else(|| Err(TokenError::closed()))
     }
 
@@ -175,10 +174,10 @@ pub(crate) enum Issue {
     Wait(Waiter),
 }
 
-/// A token that goes out with one request.
+/// A token for one request.
 pub(crate) struct Issued {
     token: Arc<Token>,
-    /// The entry of a single-use token, which nothing else keeps.
+    /// The entry of a single-use token, which nothing else holds.
     _own: Option<Arc<Entry>>,
 }
 
@@ -220,12 +219,12 @@ impl Issued {
 
     /// Whether it may still be sent.
     pub(crate) fn is_usable(&self) -> bool {
-        // Without its entry there is nobody to tell the time: another is asked for.
+        // Without its entry there is no clock: another token is requested.
         let entry = self.token.entry.upgrade();
         entry.is_some_and(|entry| self.token.usable(entry.cx.moment()))
     }
 
-    /// A service refused it.
+    /// Reports that a service rejected it.
     pub(crate) fn refused(&self) {
         if let Some(entry) = self.token.entry.upgrade() {
             refused(&entry, self.token.generation);
@@ -233,7 +232,7 @@ impl Issued {
     }
 }
 
-/// Asks an entry; `None` where it was evicted.
+/// Returns the token of an entry or the wait for it; `None` if the entry was evicted.
 #[inline]
 pub(crate) fn issue(entry: &Arc<Entry>) -> Option<Result<Issue, TokenError>> {
     let cx = &*entry.cx;

@@ -7,46 +7,46 @@ use std::time::Duration;
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     /// The share of a token's life after which it is refreshed: drawn once per token between these
-    /// two, so that many processes do not ask in step. An agent that hands out its cached token
-    /// until about half of the life is gone then never answers with the same one.
+    /// two, so that many processes do not call at the same time. An agent that returns its cached
+    /// token for about half of its life then never returns the same one.
     pub(crate) refresh: (f64, f64),
-    /// Before this much of the life is left, a request no longer just sends the token it has.
+    /// With this much of the life left or less, requests wait briefly for the next token.
     pub(crate) soft_margin: Margin,
     /// With this much left or less, a token is never sent: it could expire on its way.
     pub(crate) hard_margin: Margin,
     /// The longest that one call to the issuer may take. SPIRE's agent can take 30 s.
     pub(crate) fetch_deadline: Duration,
-    /// A call that takes longer than this makes room for others and speaks against the issuer.
+    /// A call that takes longer than this makes room for others and counts against the issuer.
     pub(crate) slow_after: Duration,
-    /// How long a caller waits when there is nothing to send.
+    /// How long a request waits if there is no token to send.
     pub(crate) max_wait: Duration,
-    /// How long after the start of a fetch a caller inside the soft margin still waits for it.
+    /// How long after the start of a fetch a request within the soft margin still waits for it.
     pub(crate) soft_wait: Duration,
     /// Between failures while there is a token to send.
     pub(crate) with_token: Pace,
-    /// Between failures while there is none.
+    /// Between failures while there is no token to send.
     pub(crate) without_token: Pace,
-    /// The same, where the issuer denies the identity.
+    /// The same, if the issuer denies the identity.
     pub(crate) denied: Pace,
     /// After a request that can never succeed.
     pub(crate) invalid: Duration,
-    /// After the issuer answered with the token that we have.
+    /// After the issuer returned the token that the cache already has.
     pub(crate) unchanged: Pace,
-    /// At most one fetch per this much because a service refused the token.
+    /// At most one fetch in this time because a service rejected the token.
     pub(crate) rejected_every: Duration,
-    /// Spreads the fetches after a key has gone.
+    /// Spreads the fetches after a key was removed.
     pub(crate) gone_jitter: Duration,
     /// Between the probes of an issuer that does not answer.
     pub(crate) breaker: Pace,
     /// Failures in a row that open the breaker.
     pub(crate) breaker_after: u32,
-    /// Fetches at once.
+    /// Concurrent fetches.
     pub(crate) concurrency: usize,
-    /// Of them, those that nobody waits for.
+    /// Of them, those without a waiting request.
     pub(crate) background: usize,
     /// Fetches per second.
     pub(crate) rate: u32,
-    /// Audiences that are kept.
+    /// Audiences in the cache.
     pub(crate) max_entries: usize,
 }
 
@@ -114,7 +114,7 @@ impl Default for Settings {
     }
 }
 
-/// The last part of a token's life: a share of it, and no more than so long.
+/// The last part of a token's life: a share of it, limited to `most`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Margin {
     pub(crate) most: Duration,
@@ -127,13 +127,13 @@ impl Margin {
     }
 }
 
-/// A delay that grows with each failure, give or take some, and is never longer than its cap.
+/// A delay that grows with each failure, with jitter, and is never longer than its cap.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pace {
     pub(crate) first: Duration,
     pub(crate) factor: f64,
     pub(crate) cap: Duration,
-    /// Give or take this share.
+    /// The delay is longer or shorter by up to this share.
     pub(crate) jitter: f64,
 }
 
@@ -144,7 +144,7 @@ impl Pace {
         let power = i32::try_from(failures.saturating_sub(1).min(64)).unwrap_or(64);
         let jitter = 1.0 + self.jitter * (2.0 * fastrand::f64() - 1.0);
         let secs = self.first.as_secs_f64() * self.factor.powi(power) * jitter;
-        // Cut after the jitter: the cap is a promise.
+        // Limited after the jitter, so that no delay is longer than the cap.
         Duration::try_from_secs_f64(secs)
             .unwrap_or(self.cap)
             .min(self.cap)

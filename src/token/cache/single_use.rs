@@ -1,8 +1,8 @@
 //! Tokens for one request each.
 //!
-//! Each request has an entry of its own, outside of the table, so that its fetch goes by the same
-//! deadlines, limits and breaker as any other. The entry in the table never has a token: it keeps
-//! the pace after failures, and which tokens were sent.
+//! Each request has its own entry, outside of the table, so that its fetch has the same deadlines,
+//! limits and breaker as any other. The entry in the table never has a token. It keeps the pace
+//! after failures, the state of the log, and which tokens were sent.
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
@@ -29,7 +29,7 @@ pub(super) struct Sent {
 }
 
 impl Sent {
-    /// Whether this token is another one than all before it.
+    /// Whether this token was not seen before.
     fn is_new(&mut self, token: &Token, now: Moment) -> bool {
         let has_ended = |end: u64| now.mono() >= end;
         while let Some((hash, end)) = self.order.front()
@@ -48,7 +48,8 @@ impl Sent {
     }
 }
 
-/// The wait for a token of this request's own, or why none is fetched now.
+/// Starts a fetch for one request and returns the wait for it, or the error if no fetch may start
+/// now.
 pub(super) fn fetch(shared: &Arc<Entry>, now: Moment) -> Result<Waiter, TokenError> {
     let not_now = {
         let gate = shared.state();
@@ -59,7 +60,7 @@ pub(super) fn fetch(shared: &Arc<Entry>, now: Moment) -> Result<Waiter, TokenErr
     if let Some(error) = not_now {
         return Err(error);
     }
-    // 0 is no entry of the table.
+    // Entries of the table have IDs from 1.
     let mut own = Entry::new(0, shared.request.clone(), shared.cx.clone(), now);
     own.shared = Some(shared.clone());
     match Arc::new(own).resolve(now) {

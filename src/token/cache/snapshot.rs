@@ -1,4 +1,4 @@
-//! What operators look at.
+//! The state of the cache for operators.
 
 use std::time::Duration;
 
@@ -9,54 +9,55 @@ use super::token::Stage;
 use crate::identity::SpiffeId;
 use crate::token::SvidRequest;
 
-/// Where an audience's token is in its life.
+/// The stage of an audience's token in its lifetime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum TokenState {
-    /// There is none yet.
+    /// There is no token yet.
     Empty,
-    /// It is sent without another thought.
+    /// It is sent as it is.
     Fresh,
-    /// It is sent, and the next request has it refreshed.
+    /// It is sent, and the next request starts a refresh.
     Due,
-    /// It is near its end, a service rejected it, or its signing key was removed: requests wait a
-    /// little for the next one.
+    /// It is near its end, a service rejected it, or its signing key was removed: requests wait
+    /// briefly for the next one.
     Critical,
-    /// It is not sent any more.
+    /// It is no longer sent.
     Expired,
 }
 
-/// One audience of a [`SvidCache`](super::SvidCache), as it was when it was looked at.
+/// The state of one audience of a [`SvidCache`](super::SvidCache) at one moment.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct AudienceSnapshot {
-    /// What is asked for.
+    /// The request of the token.
     pub request: SvidRequest,
-    /// Where its token is in its life.
+    /// The stage of its token.
     pub state: TokenState,
-    /// Whom the token names.
+    /// The `sub` of the token.
     pub spiffe_id: Option<SpiffeId>,
     /// The key that signed it.
     pub key_id: Option<String>,
-    /// How long until it expires.
+    /// The time until it expires.
     pub expires_in: Option<Duration>,
-    /// How long until it is to be refreshed; zero where it is already.
+    /// The time until it is due for a refresh; zero if it is due.
     pub refresh_in: Option<Duration>,
-    /// Whether a fetch is under way.
+    /// Whether a fetch is in progress.
     pub fetching: bool,
-    /// Why the last fetch failed; `None` where it did not.
+    /// The error of the last fetch. `None` if it succeeded.
     pub last_error: Option<TokenError>,
-    /// How long until the issuer may be asked again, after a failure or an unchanged token.
+    /// The time until the next call to the issuer is allowed, after a failure or an unchanged
+    /// token.
     pub next_try_in: Option<Duration>,
-    /// Whether a layer was made for it, or it is kept warm, so that it is never evicted.
+    /// Whether a layer names it or it is kept warm, so that it is never evicted.
     pub pinned: bool,
-    /// Tokens that it had.
+    /// The number of tokens so far.
     pub generation: u64,
     /// Fetches that ended.
     pub fetches: u64,
     /// Of them, those that failed.
     pub failures: u64,
-    /// Of them, those that brought the token that was there already.
+    /// Of them, those that returned the token that the cache already had.
     pub unchanged: u64,
 }
 

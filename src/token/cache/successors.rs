@@ -1,4 +1,4 @@
-//! Word of newer tokens, from a fetcher that notices by itself.
+//! Announcements of newer tokens by a fetcher.
 
 use std::sync::{Arc, Weak};
 
@@ -19,7 +19,7 @@ impl Successors {
         self.0.strong_count() > 0
     }
 
-    /// A fetch brings `newer`: other tokens for the same audiences are due from here on.
+    /// A fetch would return `newer`: other tokens for the same audiences are due from now on.
     pub(crate) fn announce(&self, newer: &JwtSvid) {
         let Some(core) = self.0.upgrade() else {
             return;

@@ -1,4 +1,4 @@
-//! Which entry is for which request; bounded.
+//! The entries by request; bounded.
 
 use std::borrow::Borrow;
 use std::collections::HashSet;
@@ -10,10 +10,10 @@ use super::entry::Entry;
 use crate::token::SvidRequest;
 
 const SHARDS: usize = 16;
-/// Of so many, the one that was not used for the longest time goes.
+/// Of this many, the least recently used one is evicted.
 const SAMPLE: usize = 8;
 
-/// The entries, by what they were asked for.
+/// The entries by request.
 pub(crate) struct Table {
     shards: [RwLock<Shard>; SHARDS],
     len: AtomicUsize,
@@ -27,7 +27,7 @@ pub(crate) struct Table {
 #[derive(Default)]
 struct Shard {
     index: HashSet<Keyed>,
-    /// The same entries, to draw from; an entry knows its place here.
+    /// The same entries, to pick one at random; an entry knows its index.
     slots: Vec<Arc<Entry>>,
 }
 
@@ -77,7 +77,7 @@ impl Table {
             .map(|keyed| keyed.0.clone())
     }
 
-    /// Looks at the entry of `request` without taking hold of it.
+    /// Looks at the entry of `request` without cloning it.
     pub(crate) fn with<T>(
         &self,
         request: &SvidRequest,
@@ -89,8 +89,9 @@ impl Table {
             .map(|keyed| look(&keyed.0))
     }
 
-    /// The entry of `request`, made with `make` where there is none; pinned before anyone could
-    /// evict it, where `pin`. `None` where the table is full of entries that must stay.
+    /// Returns the entry of `request`; if there is none, adds the one from `make`. With `pin`, it
+    /// is pinned before it can be evicted. `None` if the table is full of entries that cannot be
+    /// evicted.
     pub(crate) fn get_or_insert(
         &self,
         request: &SvidRequest,
@@ -128,7 +129,7 @@ impl Table {
         self.len.load(Ordering::Relaxed)
     }
 
-    /// How many gave way to others.
+    /// The number of evicted entries.
     pub(crate) fn evicted(&self) -> u64 {
         self.evicted.load(Ordering::Relaxed)
     }
@@ -141,8 +142,8 @@ impl Table {
             .collect()
     }
 
-    /// Makes room for one more. One goes for it; and another, where pins left more than there
-    /// should be. Whether there is room.
+    /// Makes room for one more entry. Evicts one, and a second one if pins left too many. Returns
+    /// whether there is room.
     fn make_room(&self) -> bool {
         let mut gone = 0;
         while gone < 2 && self.is_full() && self.evict_one() {
@@ -157,7 +158,7 @@ impl Table {
     }
 
     fn evict_one(&self) -> bool {
-        // A few at random; only where none of them may go, all.
+        // A few at random; if none of them can be evicted, all.
         let sample = (0..SAMPLE * 2)
             .filter_map(|_| self.any())
             .filter(|entry| entry.may_go());
@@ -191,7 +192,7 @@ impl Table {
         gone
     }
 
-    /// The last pin of an entry is gone; with it the entry, where it was never asked for.
+    /// The last pin of an entry was dropped. Removes the entry if it never started a fetch.
     pub(crate) fn unpinned(&self, entry: &Arc<Entry>) {
         self.pinned.fetch_sub(1, Ordering::Relaxed);
         self.remove(entry, Entry::retire_unused);
@@ -199,7 +200,7 @@ impl Table {
 
     fn remove(&self, entry: &Arc<Entry>, retire: impl FnOnce(&Entry) -> bool) -> bool {
         let mut shard = write(self.shard(&entry.request));
-        // With the shard locked nobody can pin it; from here on it starts no fetch.
+        // With the shard locked it cannot be pinned, and a retired entry starts no fetch.
         if !retire(entry) || !shard.index.remove(&entry.request) {
             return false;
         }

@@ -1,4 +1,4 @@
-//! A token that was accepted: what is sent, and until when.
+//! An accepted token, and its deadlines.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -13,7 +13,7 @@ use super::settings::Settings;
 use crate::clock::UnixTime;
 use crate::token::{FetchSvidError, FetchSvidReason, JwtSvid, Subject, SvidRequest};
 
-/// A token with its deadlines. Never changes: what happens to it later is the entry's.
+/// A token with its deadlines. It never changes; its entry tracks what happens to it later.
 pub(crate) struct Token {
     /// `Bearer …`, sensitive; a clone is one reference count.
     pub(crate) header: HeaderValue,
@@ -28,21 +28,21 @@ pub(crate) struct Token {
     hard: u64,
 }
 
-/// Where a token is in its life.
+/// The stage of a token in its lifetime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
     /// Send it.
     Fresh,
-    /// Send it, and have somebody fetch the next.
+    /// Send it, and start a fetch of the next one.
     Due,
-    /// Wait a little for the next; else send it.
+    /// Wait briefly for the next one, then send it.
     Critical,
     /// Never send it.
     Expired,
 }
 
 impl Token {
-    /// Checks what the issuer gave for `request`, which had the token `had` before.
+    /// Checks the token that the issuer returned for `request`; `had` is the one before it.
     pub(crate) fn accept(
         mut svid: JwtSvid,
         request: &SvidRequest,
@@ -87,12 +87,12 @@ impl Token {
         !self.expiry.reached_within(self.hard, now)
     }
 
-    /// How long until it expires.
+    /// The time until it expires.
     pub(crate) fn expires_in(&self, now: Moment) -> Duration {
         self.expiry.until(now)
     }
 
-    /// Whether `newer` is no gain over this one: the same, or one that ends sooner.
+    /// Whether `newer` does not improve on this one: it is the same, or expires earlier.
     pub(crate) fn is_matched_by(&self, newer: &Self) -> bool {
         self.is_same(newer) || newer.svid.expires_at() < self.svid.expires_at()
     }
@@ -101,8 +101,8 @@ impl Token {
         self.header == other.header
     }
 
-    /// A copy that shares no reference count with this one: for one thread's own use, so that
-    /// threads on one hot token do not fight over a cache line. Fresh until `due`.
+    /// A copy with its own reference count, for one thread, so that threads do not contend for a
+    /// cache line. Fresh until `due`.
     pub(crate) fn replica(&self, due: Moment) -> Self {
         let header = HeaderValue::from_bytes(self.header.as_bytes());
         Self {
@@ -114,27 +114,27 @@ impl Token {
         }
     }
 
-    /// A fresh token is one that is sent without another thought.
+    /// Whether it is sent as it is.
     #[inline]
     pub(crate) fn is_fresh(&self, now: Moment) -> bool {
         !self.due.reached(now) && self.usable(now)
     }
 }
 
-/// Whom the tokens of a cache name, each kept once: one process has few names.
+/// The subjects of the tokens of a cache, each stored once: a process has few identities.
 #[derive(Default)]
 pub(crate) struct Subjects(Mutex<VecDeque<Arc<Subject>>>);
 
 impl Subjects {
     const MAX: usize = 8;
 
-    /// The same subject as others have it.
+    /// Returns the stored subject that equals this one.
     fn common(&self, subject: &Arc<Subject>) -> Arc<Subject> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = known.iter().find(|known| *known == subject) {
             return known.clone();
         }
-        // Keys rotate: the oldest goes.
+        // Keys rotate: the oldest subject is removed.
         if known.len() >= Self::MAX {
             known.pop_front();
         }
@@ -153,8 +153,8 @@ struct Life {
 impl Life {
     fn of(svid: &JwtSvid, now: Moment, settings: &Settings) -> Self {
         let until_expiry = now.at_wall(svid.expires_at()).until(now);
-        // From `iat` where it makes sense; it may lie ahead of our own clock, which then is slow,
-        // and the token does not live longer for it.
+        // From `iat` if it is plausible. It may be in the future if our clock is slow, and that
+        // does not make the token live longer.
         let issued = issued_at(svid);
         let life = issued.map_or(until_expiry, |iat| svid.expires_at().saturating_since(iat));
         let expiry = now
@@ -176,14 +176,14 @@ impl Life {
     }
 }
 
-/// Its `iat`, if it makes sense.
+/// Its `iat`, if it is plausible.
 fn issued_at(svid: &JwtSvid) -> Option<UnixTime> {
     svid.issued_at()
         .filter(|iat| iat.secs() > 0 && *iat < svid.expires_at())
 }
 
-/// Why a token is expired when it arrives: an agent without its server returns the one it has, a new
-/// one says that the clocks differ.
+/// Why a token is expired when it arrives. An old one: the agent has lost its server. A new one:
+/// the clocks differ.
 fn expired(svid: &JwtSvid, had: Option<&Token>, now: Moment) -> FetchSvidError {
     const WHAT: &str = "the agent returned an old token";
     const FIX: &str = "its server is probably unreachable; check the agent's log and its \
@@ -223,7 +223,7 @@ fn fits(svid: &JwtSvid, request: &SvidRequest) -> Result<(), FetchSvidError> {
     Ok(())
 }
 
-/// The header's value over the token's own memory: the token is kept once.
+/// The header value over the memory of the token, so that the token is stored once.
 fn header(svid: &JwtSvid) -> Result<HeaderValue, FetchSvidError> {
     struct Bearer(JwtSvid);
     impl AsRef<[u8]> for Bearer {

@@ -37,7 +37,7 @@ impl PinnedSvid {
         let seen = self.seen.load(Ordering::Relaxed);
         let news = entry.news();
         loop {
-            // Registered before the look, so that no token in between is missed.
+            // Registered before the check, so that no token is missed.
             let mut woken = std::pin::pin!(news.notified());
             woken.as_mut().enable();
             if entry.cx.is_closed() {
@@ -110,7 +110,7 @@ impl Stream for SvidUpdates {
         let this = &mut *self;
         loop {
             let woken = this.woken.get_or_insert_with(|| {
-                // Registered before the look, so that no token in between is missed.
+                // Registered before the check, so that no token is missed.
                 let mut woken = Box::pin(this.news.clone().notified_owned());
                 woken.as_mut().enable();
                 woken

@@ -1,4 +1,4 @@
-//! A request that waits for a fetch, and no longer than it should.
+//! The wait of a request for a fetch, with its limits.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use super::token::{Stage, Token};
 use crate::runtime;
 use crate::token::SvidRequest;
 
-/// One flight that was lost is bad luck; more of them in a row say that another will be, too.
+/// After this many lost flights in a row, the next one would probably be lost too.
 const MOST_FLIGHTS: u32 = 3;
 
-/// Waits for a flight until it ends or the wait does; then takes the newest token there is.
+/// Waits until a flight ends or the time is up, then takes the newest token.
 pub(crate) struct Waiter {
     entry: Arc<Entry>,
     outcome: Outcome,
@@ -47,7 +47,7 @@ impl Waiter {
         }
     }
 
-    /// What is asked for.
+    /// The request of the token.
     pub(crate) fn request(&self) -> &SvidRequest {
         &self.entry.request
     }
@@ -169,12 +169,12 @@ impl Waiter {
         }
     }
 
-    /// How the flight ended; where it was lost, how the next one did.
+    /// The outcome of the flight, or of the next one if it was lost.
     async fn landed(&self) -> Result<Arc<Token>, TokenError> {
         let mut outcome = self.outcome.clone();
         for _ in 0..MOST_FLIGHTS {
             match outcome.await {
-                // One that began before the signing key was removed: the next may bring more.
+                // It began before the signing key was removed: the next one may have a new token.
                 Ok(token) if !(self.key_removed && self.entry.is_key_removed()) => {
                     return Ok(token);
                 }
@@ -183,7 +183,7 @@ impl Waiter {
                 Err(Down::Lost) if self.entry.cx.is_closed() => return Err(TokenError::closed()),
                 Err(Down::Lost) => {}
             }
-            // The next one begins on the runtime that we are on.
+            // The next one begins on the current runtime.
             outcome = match self.entry.resolve(self.entry.cx.moment()) {
                 Resolved::Wait(next) => next.outcome,
                 Resolved::Token(token) => return Ok(token),

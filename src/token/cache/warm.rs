@@ -1,4 +1,4 @@
-//! Tokens that are kept fresh though nobody asks.
+//! Tokens that are kept fresh even if no request needs them.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,12 +10,13 @@ use super::context::Context;
 use super::error::{TokenError, TokenErrorReason};
 use super::pin::PinnedSvid;
 
-/// Never looks more often, however much happens at once.
+/// The shortest time between two looks.
 const AT_MOST_EVERY: Duration = Duration::from_millis(50);
-/// Looks at least so often: the wall's clock may step, and a machine may have slept.
+/// The longest time between two looks: the wall clock may step, and the machine may sleep.
 const AT_LEAST_EVERY: Duration = Duration::from_secs(10);
 
-/// Keeps tokens fresh until it is dropped: see [`SvidCache::keep_warm`](super::SvidCache::keep_warm).
+/// Keeps tokens fresh until it is dropped: see
+/// [`SvidCache::keep_warm`](super::SvidCache::keep_warm).
 #[must_use = "the tokens are kept warm only as long as this lives"]
 pub struct KeepWarm {
     task: AbortHandle,
@@ -43,7 +44,7 @@ pub(crate) fn keep(cx: &Arc<Context>, pins: Vec<PinnedSvid>) -> Result<KeepWarm,
     let cx = cx.clone();
     let task = runtime.spawn(async move {
         loop {
-            // Before the look at the end, so that no word of it is missed.
+            // Created before the check, so that no wake-up is missed.
             let nudged = cx.nudge.notified();
             if cx.is_closed() {
                 return;
@@ -58,7 +59,7 @@ pub(crate) fn keep(cx: &Arc<Context>, pins: Vec<PinnedSvid>) -> Result<KeepWarm,
     })
 }
 
-/// Starts what is due; tells when to look again.
+/// Starts the refreshes that are due. Returns the time until the next look.
 fn look(cx: &Context, pins: &[PinnedSvid]) -> Duration {
     let now = cx.moment();
     let mut next = AT_LEAST_EVERY;

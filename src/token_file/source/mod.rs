@@ -1,4 +1,4 @@
-//! Token files as a source of tokens.
+//! A source of tokens from files.
 
 mod read;
 
@@ -25,8 +25,8 @@ use crate::token::{Successors, SvidCache};
 /// Tokens from files that another process writes: a sidecar such as spiffe-helper or `tower-spiffe
 /// token-file`, or Kubernetes' projected tokens of an issuer that is compatible with SPIFFE.
 ///
-/// Each file has one token, for the audiences that it was named with. Layers and caches take it in
-/// the place of a `JwtSource`, without an agent and without gRPC:
+/// Each file has one token, for the audiences given with its path. Layers and caches take it in
+/// place of a `JwtSource`, without an agent and without gRPC:
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -58,15 +58,16 @@ use crate::token::{Successors, SvidCache};
 ///
 /// # Rules
 ///
-/// - A file is read when a token is due, and looked at every 5 s
-///   ([`poll_interval`](FileTokensBuilder::poll_interval)). If it has another token by then, the
-///   next request takes it.
-/// - If a file vanishes, cannot be read or is half-written, the last good token is kept until its
+/// - A file is read when a token is due, and polled every 5 s
+///   ([`poll_interval`](FileTokensBuilder::poll_interval)). If it then has another token, the next
+///   request fetches that one.
+/// - If a file is missing, cannot be read or is half-written, the last good token is kept until its
 ///   `exp`. A file that changes while it is read, or whose signature is too short for its `alg`, is
 ///   half-written.
 /// - The token's `aud` must be exactly the audiences of the file. With
-///   [`spiffe_id`](FileTokensBuilder::spiffe_id), its `sub` must be that identity. Another one is an
-///   error, and so is an expired token. The signature is not verified: the receiver does that.
+///   [`spiffe_id`](FileTokensBuilder::spiffe_id), its `sub` must be that identity. A token for
+///   another audience or identity is an error, and so is an expired one. The signature is not
+///   verified: the receiver does that.
 /// - White space around the token is ignored. A file larger than 16 KiB is an error. Links are
 ///   followed, as Kubernetes mounts need it.
 #[derive(Clone)]
@@ -74,7 +75,7 @@ pub struct FileTokens {
     inner: Arc<Inner>,
 }
 
-/// Names the files of a [`FileTokens`].
+/// The files and options of a [`FileTokens`].
 #[derive(Clone)]
 #[must_use]
 pub struct FileTokensBuilder {
@@ -121,7 +122,7 @@ struct Known {
 }
 
 impl FileTokens {
-    /// Creates a builder, to be given files.
+    /// Creates a builder without files.
     pub fn builder() -> FileTokensBuilder {
         FileTokensBuilder {
             files: Vec::new(),
@@ -131,8 +132,8 @@ impl FileTokens {
         }
     }
 
-    /// Makes `cache`, which was built over a clone of this, take a changed file at once. The caches
-    /// of `SvidCache::from` do so already.
+    /// Makes a change of a file due at once in `cache`, which was built over a clone of this. The
+    /// caches of `SvidCache::from` have this already.
     pub fn refresh(&self, cache: &SvidCache) {
         let mut caches = self.inner.caches();
         caches.retain(Successors::is_alive);
@@ -165,24 +166,24 @@ impl FileTokensBuilder {
         self
     }
 
-    /// Sets how often to look for changes. 5 s by default; at least 10 ms.
+    /// Sets the time between two polls of the files. 5 s by default; at least 10 ms.
     pub fn poll_interval(mut self, every: Duration) -> Self {
         self.every = every.max(Duration::from_millis(10));
         self
     }
 
-    /// Sets the clock that tells when a token expires. The machine's own by default.
+    /// Sets the clock by which tokens expire. The machine's clock by default.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self
     }
 
-    /// Opens the source. The files need not exist yet: they are read when a token is asked for, on a
-    /// thread of their own.
+    /// Opens the source. The files need not exist yet: they are read when a token is requested, on
+    /// a separate thread.
     ///
     /// # Errors
-    /// No file was named; audiences are missing or invalid; two files are for the same audiences; or
-    /// there is no tokio runtime with timers here.
+    /// No file was named; audiences are missing or invalid; two files are for the same audiences;
+    /// or the call is made without a tokio runtime with timers.
     pub fn open(self) -> Result<FileTokens, TokenFileError> {
         let runtime = runtime::with_timers().map_err(|missing| {
             let text = format!("token files cannot be followed: {missing}");
@@ -221,7 +222,7 @@ impl FileTokensBuilder {
     }
 }
 
-/// Looks again and again, for as long as somebody holds the source.
+/// Polls the files until the source is dropped.
 fn follow(inner: Weak<Inner>, every: Duration, runtime: &Handle) {
     runtime.spawn(async move {
         loop {
@@ -229,18 +230,13 @@ fn follow(inner: Weak<Inner>, every: Duration, runtime: &Handle) {
             let Some(inner) = inner.upgrade() else {
                 return;
             };
-            // Without a cache nobody would take what is found.
+            // Without a cache there is no receiver of a change.
             inner.caches().retain(Successors::is_alive);
             if inner.caches().is_empty() {
                 continue;
             }
-            for at in 0..inner.files.len() {
-                let (of_thread, id) = (inner.clone(), inner.spiffe_id.clone());
-                let read = own_thread::run(move || {
-                    let file = of_thread.files.get(at)?;
-                    Some(read::read(&file.path, &file.audiences, id.as_ref()))
-                });
-                if let (Some(file), Some(Some(outcome))) = (inner.files.get(at), read.await) {
+            for (at, file) in inner.files.iter().enumerate() {
+                if let Some(outcome) = inner.read(at).await {
                     file.take_in(&outcome);
                     if let Ok(svid) = outcome {
                         inner.succeeded(&svid);
@@ -256,7 +252,7 @@ impl Inner {
         self.caches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Other tokens for the same audiences are due from here on.
+    /// Makes other tokens for the same audiences due.
     fn succeeded(&self, svid: &JwtSvid) {
         if svid.expires_at() <= self.clock.now() {
             return;
@@ -264,6 +260,17 @@ impl Inner {
         for cache in self.caches().iter() {
             cache.announce(svid);
         }
+    }
+
+    /// Reads a file on a separate thread. `None` if the read panicked.
+    async fn read(self: &Arc<Self>, at: usize) -> Option<Result<JwtSvid, Fault>> {
+        let inner = self.clone();
+        let read = own_thread::run(move || {
+            let file = inner.files.get(at)?;
+            let id = inner.spiffe_id.as_ref();
+            Some(read::read(&file.path, &file.audiences, id))
+        });
+        read.await.flatten()
     }
 
     fn find(&self, request: &SvidRequest) -> Result<usize, FetchSvidError> {
@@ -309,7 +316,7 @@ impl Followed {
         }
     }
 
-    /// The token to send, or why there is none.
+    /// Returns the token to send, or the error.
     fn answer(
         &self,
         outcome: Result<JwtSvid, Fault>,
@@ -341,15 +348,8 @@ impl FetchSvid for FileTokens {
         let found = inner.find(request);
         Box::pin(async move {
             let at = found?;
-            let of_thread = inner.clone();
-            let outcome = own_thread::run(move || {
-                let file = of_thread.files.get(at)?;
-                let id = of_thread.spiffe_id.as_ref();
-                Some(read::read(&file.path, &file.audiences, id))
-            })
-            .await;
-            match (inner.files.get(at), outcome) {
-                (Some(file), Some(Some(outcome))) => file.answer(outcome, inner.clock.now()),
+            match (inner.files.get(at), inner.read(at).await) {
+                (Some(file), Some(outcome)) => file.answer(outcome, inner.clock.now()),
                 _ => Err(FetchSvidError::new(
                     FetchSvidReason::Panicked,
                     "reading a token file panicked",
@@ -359,7 +359,7 @@ impl FetchSvid for FileTokens {
     }
 }
 
-/// A cache of its own over the files, on the same clock, which takes changed files at once.
+/// Creates a cache over the files, with the same clock. A change of a file is due in it at once.
 impl From<&FileTokens> for SvidCache {
     fn from(files: &FileTokens) -> Self {
         let clock = files.inner.clock.clone();
@@ -369,7 +369,7 @@ impl From<&FileTokens> for SvidCache {
     }
 }
 
-/// A cache of its own over the files, on the same clock, which takes changed files at once.
+/// Creates a cache over the files, with the same clock. A change of a file is due in it at once.
 impl From<FileTokens> for SvidCache {
     fn from(files: FileTokens) -> Self {
         Self::from(&files)

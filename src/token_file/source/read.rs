@@ -9,10 +9,10 @@ use crate::identity::SpiffeId;
 use crate::jwt::{Algorithm, Header, Split, decode};
 use crate::token::{FetchSvidError, FetchSvidReason, JwtSvid, SvidRequest};
 
-/// A token of the longest length, and some white space around it.
+/// Enough for the longest token and white space around it.
 const MAX_LEN: u64 = 16 * 1024;
 
-/// Why a file has no token to send.
+/// Why the token of a file cannot be sent.
 #[derive(Debug)]
 pub(super) enum Fault {
     /// It is missing or cannot be read.
@@ -92,9 +92,9 @@ pub(super) fn read(
     Ok(svid)
 }
 
-/// The bytes of the file; `None` if it changed meanwhile.
+/// Returns the bytes of the file; `None` if it changed while it was read.
 fn contents(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    // Before it is opened: opening a pipe would wait for its writer.
+    // Checked before it is opened: opening a pipe would wait for its writer.
     if !fs::metadata(path)?.is_file() {
         return Err(io::Error::other("it is not a regular file"));
     }
@@ -113,8 +113,8 @@ fn is_same(before: &Metadata, after: &Metadata) -> bool {
     before.len() == after.len() && before.modified().ok() == after.modified().ok()
 }
 
-/// Whether the signature has the length that its algorithm gives. A token that was cut in its
-/// signature looks like a whole one otherwise.
+/// Whether the signature has the length of its algorithm. Otherwise a token with a cut signature
+/// would look whole.
 fn has_whole_signature(token: &str) -> bool {
     let lengths = || {
         let split = Split::new(token)?;

@@ -1,4 +1,4 @@
-//! How a fetch ends: what becomes of its token or its error.
+//! The end of a fetch: its token or its error.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,29 +14,29 @@ use crate::token::{FetchSvidError, FetchSvidReason, SvidRequest};
 
 /// How a flight ended.
 pub(crate) enum Landing {
-    /// With the issuer's answer, or for want of one.
+    /// With the issuer's answer, or without one in time.
     Answer(Result<Token, FetchSvidError>),
     /// The breaker did not let it begin.
     Refused {
         retry_after: Duration,
         cause: Option<FetchSvidError>,
     },
-    /// With its runtime.
+    /// Its runtime ended.
     Lost,
 }
 
-/// A fetch that failed, for those who wait and for the log.
+/// A failed fetch, for the waiters and for the log.
 struct Failure {
     error: TokenError,
-    /// A warning was given of its like already.
+    /// Whether such a failure was logged before.
     known: bool,
-    /// There is a token that may still be sent.
+    /// Whether there is a token that may still be sent.
     usable: bool,
 }
 
 impl Failure {
-    /// The first failure of a class is a warning; what repeats it is not.
-    fn tell(&self, request: &SvidRequest, error: &FetchSvidError) {
+    /// Logs the first failure of a class as a warning, its repetitions at debug level.
+    fn log(&self, request: &SvidRequest, error: &FetchSvidError) {
         let usable = self.usable;
         if self.known {
             tracing::debug!(?request, %error, usable, "fetching a JWT-SVID failed again");
@@ -47,8 +47,8 @@ impl Failure {
 }
 
 impl Entry {
-    /// Takes in how a flight ended, and tells what those who wait for it get. The new token is
-    /// visible before this returns, so before anyone is woken.
+    /// Stores the result of a flight and returns what its waiters get. The new token is visible
+    /// before this returns, so before any waiter is woken.
     pub(crate) fn land(
         self: &Arc<Self>,
         flight: u64,
@@ -97,11 +97,13 @@ impl Entry {
                 let before = state.generation;
                 let token = self.take_in(&mut state, flight, token, now);
                 let newer = state.generation > before;
-                // A token that is refreshed early may well be the newest there is.
-                let stalls = !newer && !forced && self.cx.stalls(&mut state);
-                let recovers = newer && !slow && self.cx.recovers(&mut state);
                 let news = state.news().filter(|_| newer);
                 drop(state);
+                let mut lasting = self.lasting().state();
+                // A token that is refreshed early may be the newest one.
+                let stalls = !newer && !forced && self.cx.stalls(&mut lasting);
+                let recovers = newer && !slow && self.cx.recovers(&mut lasting);
+                drop(lasting);
                 if let Some(news) = news {
                     news.notify_waiters();
                 }
@@ -113,7 +115,7 @@ impl Entry {
                 Ok(token)
             }
             Err(error) => {
-                // Requests wait once for a removed key, whatever comes of it.
+                // Requests wait once for a removed key, even if the fetch fails.
                 let answers = state
                     .rare
                     .as_ref()
@@ -121,22 +123,23 @@ impl Entry {
                 if answers {
                     self.key_removed.store(false, Ordering::Relaxed);
                 }
+                let mut state = match &self.shared {
+                    Some(shared) => {
+                        drop(state);
+                        let mut state = shared.state();
+                        count(&mut state.counts.fetches);
+                        state
+                    }
+                    None => state,
+                };
                 if error.reason() == FetchSvidReason::Stale {
                     // The failure is the report.
                     self.cx.stalls(&mut state);
                 }
-                let failure = self.failed(&mut state, &error, now);
-                // Whoever keeps the log may look at the state, too.
+                let failure = self.lasting().failed(&mut state, &error, now);
+                // Without the lock: a subscriber of the log may look at the state.
                 drop(state);
-                let failure = match &self.shared {
-                    Some(shared) => {
-                        let mut state = shared.state();
-                        count(&mut state.counts.fetches);
-                        shared.failed(&mut state, &error, now)
-                    }
-                    None => failure,
-                };
-                failure.tell(&self.request, &error);
+                failure.log(&self.request, &error);
                 Err(Down::Failed(failure.error))
             }
         }
@@ -144,7 +147,7 @@ impl Entry {
 
     /// The call under way has taken longer than `slow_after`.
     pub(crate) fn is_slow(&self) {
-        let stalls = self.cx.stalls(&mut self.state());
+        let stalls = self.cx.stalls(&mut self.lasting().state());
         if stalls {
             self.has_stalled("the agent has not answered yet");
         }
@@ -172,7 +175,7 @@ impl Entry {
         state.warned = 0;
         let current = self.token.load_full().filter(|current| current.usable(now));
         if let Some(current) = current {
-            // One that a service refused, or whose key is gone, gives way to any other.
+            // A token that was rejected, or whose key was removed, is replaced by any other one.
             let gain = if self.is_forced(now) {
                 !current.is_same(&token)
             } else {
@@ -183,11 +186,13 @@ impl Entry {
                 self.cx.counts.unchanged.increment();
                 if self.rejected.load(Ordering::Relaxed) || self.is_key_removed() {
                     if flight <= state.rare().asked_before {
-                        // Refused while this was under way: the next request asks at once.
+                        // Rejected while this fetch was in progress: the next request starts
+                        // another.
                         self.quiet_until.store(0, Ordering::Release);
                         return current;
                     }
-                    // The issuer was asked, and stands by it. A key that is gone is so all the same.
+                    // The issuer returned it again after the rejection. A removed key stays
+                    // removed.
                     self.rejected.store(false, Ordering::Relaxed);
                     self.key_removed.store(false, Ordering::Relaxed);
                     let gone_at = state.rare().gone_at.unwrap_or(NEVER);

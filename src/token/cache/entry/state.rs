@@ -1,4 +1,4 @@
-//! What an entry keeps behind its lock: the fetch under way, the pace, the counts.
+//! The state behind the lock of an entry: the fetch in progress, the pace, the counts.
 
 use std::sync::Arc;
 
@@ -11,22 +11,22 @@ use super::super::settings::Settings;
 use super::super::single_use::Sent;
 use crate::token::FetchSvidReason;
 
-/// What only those look at who would start a fetch, or end one.
+/// Used only to start or end a fetch.
 #[derive(Default)]
 pub(crate) struct EntryState {
     pub(crate) flight: Option<Box<Flight>>,
     pub(in crate::token::cache) flights: u64,
     pub(in crate::token::cache) generation: u64,
     pub(crate) pace: Paced,
-    /// What most audiences never need.
+    /// State that most audiences never need.
     pub(in crate::token::cache) rare: Option<Box<Rare>>,
-    /// The classes of failure already warned of, one bit each.
+    /// The logged classes of failures, one bit each.
     pub(crate) warned: u16,
-    /// Its refreshes bring no newer token, or are slow.
+    /// Whether its refreshes return no newer token, or are slow.
     pub(crate) stalled: bool,
-    /// Keys went while the fetch is under way: one of them may have signed what it brings.
+    /// Keys were removed while the fetch is in progress: one of them may have signed its token.
     pub(in crate::token::cache) doubtful: bool,
-    /// Evicted: whoever still holds it must look again.
+    /// Evicted: a request that still holds it looks it up again.
     pub(in crate::token::cache) retired: bool,
     pub(crate) counts: Counts,
 }
@@ -35,23 +35,22 @@ pub(crate) struct EntryState {
 pub(in crate::token::cache) struct Rare {
     pub(in crate::token::cache) last_error: Option<TokenError>,
     pub(in crate::token::cache) rejected_at: Option<u64>,
-    /// From when on the token is due because the key that signed it was removed, even if no request
-    /// asks for it.
+    /// When a token without requests is due because the key that signed it was removed.
     pub(in crate::token::cache) gone_at: Option<u64>,
-    /// When the first request asked for the token after its key was removed.
+    /// When the first request came after the key of the token was removed.
     pub(in crate::token::cache) asked_at: Option<u64>,
-    /// When the first of the calls began that were not answered; none once one is.
+    /// When the first unanswered call began; `None` after an answer.
     pub(in crate::token::cache) silent_since: Option<u64>,
-    /// Flights up to this one began before the token was refused or its key removed: they are no
-    /// answer to that.
+    /// Flights up to this number began before the token was rejected or its key removed, so they do
+    /// not settle that.
     pub(in crate::token::cache) asked_before: u64,
-    /// Wakes those who wait for a newer token.
+    /// Wakes the waiters for a newer token.
     pub(in crate::token::cache) news: Option<Arc<Notify>>,
     /// Single-use tokens that were sent.
     pub(in crate::token::cache) sent: Option<Box<Sent>>,
 }
 
-/// When to ask again.
+/// When the next call to the issuer is allowed.
 #[derive(Default)]
 pub(crate) struct Paced {
     pub(in crate::token::cache) failures: u32,
@@ -67,7 +66,7 @@ pub(crate) struct Counts {
     pub(crate) unchanged: u32,
 }
 
-/// One more; there is nobody left to whom it would matter where that ends.
+/// Adds one; saturates.
 pub(in crate::token::cache) fn count(counter: &mut u32) {
     *counter = counter.saturating_add(1);
 }
@@ -91,7 +90,7 @@ impl EntryState {
 }
 
 impl Paced {
-    /// Before this, nobody asks.
+    /// No call starts before this.
     pub(crate) fn next(&self, usable: bool) -> u64 {
         if usable {
             self.with_token
@@ -125,7 +124,7 @@ impl Paced {
     pub(in crate::token::cache) fn unchanged(&mut self, settings: &Settings, now: Moment) {
         self.unchanged = self.unchanged.saturating_add(1);
         self.with_token = now.plus(settings.unchanged.after(self.unchanged)).mono();
-        // Once it is expired, the issuer is asked at once.
+        // After the token has expired, the next call is allowed at once.
         self.without_token = 0;
     }
 }
