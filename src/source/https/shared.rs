@@ -56,6 +56,9 @@ struct Record {
 
 const NEVER: u64 = u64::MAX;
 
+/// Sent in place of a revision: the task has ended.
+const ENDED: u64 = u64::MAX;
+
 /// Documented at `HttpsBundlesState::is_overdue`.
 const OVERDUE: Duration = Duration::from_secs(15);
 
@@ -280,21 +283,23 @@ impl Shared {
         Taken::Accepted
     }
 
-    /// A poll succeeded. With `changed` there are other keys, so many.
+    /// A poll succeeded. `changed` is the number of keys, if they differ from those before.
     fn contact(&self, changed: Option<usize>, error: Option<String>) {
         let (wall, now) = self.clock.both();
         let was_stale = self.revision() == Err(BundlesUnavailable::Stale);
-        let stale_at = self.max_staleness.map(|max| nanos(now.saturating_add(max)));
         let mut record = self.record();
         record.contact = Some(now);
         if error.is_none() {
             record.error = None;
         }
         drop(record);
+        // The revision before the moment: otherwise a verdict on withdrawn keys, cached before the
+        // bundle was stale, could be valid again for an instant.
+        let raised = (changed.is_some() || was_stale).then(|| self.raise_revision());
+        let stale_at = self.max_staleness.map(|max| nanos(now.saturating_add(max)));
         self.stale_at
             .store(stale_at.unwrap_or(NEVER), Ordering::Release);
-        if changed.is_some() || was_stale {
-            let revision = self.revision.fetch_add(1, Ordering::AcqRel) + 1;
+        if let Some(revision) = raised {
             self.revisions.send_replace(revision);
             if let Some(keys) = changed {
                 let trust_domain = self.trust_domain.name();
@@ -307,6 +312,10 @@ impl Shared {
             self.fail("bundle-unusable", text);
         }
         self.beat();
+    }
+
+    fn raise_revision(&self) -> u64 {
+        self.revision.fetch_add(1, Ordering::AcqRel) + 1
     }
 
     pub(super) fn fetch_failed(&self, error: FetchError) {
@@ -353,7 +362,7 @@ impl Shared {
         if self.told_ready.swap(false, Ordering::AcqRel) {
             self.metrics.record_ready(false);
         }
-        self.revisions.send_modify(|_| {});
+        self.revisions.send_replace(ENDED);
     }
 
     fn record(&self) -> MutexGuard<'_, Record> {
