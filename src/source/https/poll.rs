@@ -117,7 +117,7 @@ pub(super) fn spawn(
             };
             let wait = wait.max(retry_after.unwrap_or_default());
             shared.poll_ends(wait, retry_after);
-            sleep(shared, wait).await;
+            sleep(shared, wait, retry_after.unwrap_or_default()).await;
         }
     };
     runtime.spawn(task).abort_handle()
@@ -134,9 +134,9 @@ fn interval(hint: Option<Duration>, draw: &mut fastrand::Rng) -> Duration {
     low + (high - low).mul_f64(draw.f64())
 }
 
-/// Waits, until an unknown key asks for an early poll. After a suspend the trust clock, which
-/// counts it, shows that the wait is over.
-async fn sleep(shared: &Shared, wait: Duration) {
+/// Waits. After `not_before`, an unknown key ends the wait early. After a suspend the trust clock,
+/// which counts it, shows that the wait is over.
+async fn sleep(shared: &Shared, wait: Duration, not_before: Duration) {
     let (began, until) = (
         Instant::now(),
         shared.clock.monotonic().saturating_add(wait),
@@ -146,10 +146,9 @@ async fn sleep(shared: &Shared, wait: Duration) {
         if left.is_zero() || shared.clock.monotonic() >= until {
             return;
         }
-        if timeout(left.min(NAP), shared.early.notified())
-            .await
-            .is_ok()
-        {
+        let early = timeout(left.min(NAP), shared.early.notified()).await;
+        // An unknown key seen during the last poll does not know of its `Retry-After`.
+        if early.is_ok() && began.elapsed() >= not_before {
             return;
         }
         shared.beat();
