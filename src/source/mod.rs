@@ -87,6 +87,8 @@ pub(crate) mod file;
 #[cfg(any(feature = "server", feature = "client"))]
 pub(crate) mod own_thread;
 #[cfg(any(feature = "server", feature = "client"))]
+pub(crate) mod regular_file;
+#[cfg(any(feature = "server", feature = "client"))]
 pub(crate) mod trust_clock;
 
 #[cfg(feature = "workload-api")]

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::super::own_thread;
+use super::super::regular_file;
 use super::super::trust_clock::TrustClock;
 use super::document::Document;
 use super::error::{FileBundlesError, FileBundlesErrorReason as Reason};
@@ -295,7 +296,7 @@ impl Followed {
         let fail = |reason, text: String| {
             Look::Failed(FileBundlesError::new(reason, Some(&document.path), text))
         };
-        let bytes = match document.read(self.max_bytes) {
+        let bytes = match regular_file::read(&document.path, self.max_bytes) {
             Ok(bytes) => bytes,
             Err(error) => return fail(Reason::Io, format!("it cannot be read: {error}")),
         };

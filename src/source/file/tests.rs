@@ -469,7 +469,7 @@ async fn what_is_no_regular_file_is_refused_and_holds_up_nobody() {
     until("the trouble", || !source.state().is_healthy()).await;
     let state = source.state();
     let error = state.files()[0].last_error().expect("told");
-    assert!(error.contains("no regular file"), "{error}");
+    assert!(error.contains("not a regular file"), "{error}");
     assert_eq!(kids(&source, "x"), ["a"]);
     let refused = quick().jwks(td("x"), &path).open().expect_err("a pipe");
     assert_eq!(refused.reason(), FileBundlesErrorReason::Io);

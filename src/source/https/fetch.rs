@@ -156,7 +156,7 @@ impl Client {
         let mut url = url.clone();
         for _ in 0..=MAX_REDIRECTS {
             let known = known.filter(|known| known.url == url);
-            let (head, body) = self.send(request(&url, known)).await?;
+            let (head, body) = self.send(&url, known).await?;
             match head.status {
                 StatusCode::OK => {
                     let body = body?;
@@ -194,9 +194,10 @@ impl Client {
         Err(FetchError::new(text))
     }
 
-    async fn send(&self, request: Request<()>) -> Result<Answered, FetchError> {
+    async fn send(&self, url: &Url, known: Option<&Validators>) -> Result<Answered, FetchError> {
+        let request = request(url, known);
         match self {
-            Self::Own(tls) => send_over_own_connection(tls, request).await,
+            Self::Own(tls) => send_over_own_connection(tls, url, request).await,
             Self::Given(GivenClient(send)) => {
                 let response = send(request).await;
                 let response =
@@ -239,10 +240,10 @@ fn request(url: &Url, known: Option<&Validators>) -> Request<()> {
 
 async fn send_over_own_connection(
     config: &Arc<ClientConfig>,
+    url: &Url,
     request: Request<()>,
 ) -> Result<Answered, FetchError> {
-    let url = Url::parse(&request.uri().to_string()).map_err(FetchError::new)?;
-    let stream = match timeout(CONNECT_WITHIN, connect(config, &url)).await {
+    let stream = match timeout(CONNECT_WITHIN, connect(config, url)).await {
         Ok(stream) => stream?,
         Err(_) => {
             return Err(FetchError::new(format!(
