@@ -1,5 +1,8 @@
 //! Several sources as one.
 
+mod builder;
+mod state;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -11,6 +14,8 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
+pub use self::builder::{MergedBundlesBuilder, MergedBundlesError, MergedBundlesErrorReason};
+pub use self::state::{MergedMemberState, MergedState};
 use crate::bundle::{BundleAnswer, BundleSource, BundlesUnavailable};
 use crate::identity::TrustDomain;
 
@@ -82,64 +87,10 @@ struct Seen {
     members: Box<[Result<u64, BundlesUnavailable>]>,
 }
 
-/// Collects the members of a [`MergedBundles`].
-#[must_use]
-pub struct MergedBundlesBuilder {
-    members: Vec<Member>,
-    routes: HashMap<TrustDomain, usize>,
-    default: Option<usize>,
-    fault: Option<MergedBundlesError>,
-}
-
-/// Why members cannot be merged.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MergedBundlesError {
-    reason: MergedBundlesErrorReason,
-    text: Box<str>,
-}
-
-/// The class of a [`MergedBundlesError`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum MergedBundlesErrorReason {
-    /// There is no member.
-    NoMember,
-    /// A member that is not the default has no trust domain.
-    NoTrustDomain,
-    /// Two members have the same trust domain.
-    TwoForOneTrustDomain,
-    /// There are two default members.
-    TwoDefaults,
-    /// Two members have the same name.
-    SameName,
-}
-
-/// The state of a [`MergedBundles`] at one moment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MergedState {
-    revision: Result<u64, BundlesUnavailable>,
-    members: Vec<MergedMemberState>,
-}
-
-/// One member.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MergedMemberState {
-    name: Box<str>,
-    trust_domains: Vec<TrustDomain>,
-    is_default: bool,
-    revision: Result<u64, BundlesUnavailable>,
-    healthy: bool,
-}
-
 impl MergedBundles {
     /// Creates a builder; add the members on it.
     pub fn builder() -> MergedBundlesBuilder {
-        MergedBundlesBuilder {
-            members: Vec::new(),
-            routes: HashMap::new(),
-            default: None,
-            fault: None,
-        }
+        MergedBundlesBuilder::new()
     }
 
     /// Returns whether any member can judge.
@@ -325,186 +276,11 @@ impl BundleSource for MergedBundles {
     }
 }
 
-impl MergedBundlesBuilder {
-    /// Adds a member that owns these trust domains. `name` stands for it in the state.
-    pub fn member(
-        mut self,
-        name: impl Into<Box<str>>,
-        source: impl BundleSource,
-        trust_domains: impl IntoIterator<Item = TrustDomain>,
-    ) -> Self {
-        let name = name.into();
-        let at = self.members.len();
-        let mut is_empty = true;
-        for domain in trust_domains {
-            is_empty = false;
-            let text = format!("member \"{name}\": {domain} is already routed to another member");
-            if self.routes.insert(domain, at).is_some_and(|it| it != at) {
-                self.fail(MergedBundlesErrorReason::TwoForOneTrustDomain, text);
-            }
-        }
-        if is_empty {
-            let text = format!(
-                "member \"{name}\" has no trust domain: it would never be asked; name its trust \
-                 domains, or add it by `default_member`"
-            );
-            self.fail(MergedBundlesErrorReason::NoTrustDomain, text);
-        }
-        self.push(name, source)
-    }
-
-    /// Adds the member that owns all trust domains which no other member owns. There can be one.
-    ///
-    /// It can speak for every trust domain without a route: use a source that you trust that far,
-    /// such as the agent of this workload.
-    pub fn default_member(mut self, name: impl Into<Box<str>>, source: impl BundleSource) -> Self {
-        let name = name.into();
-        let at = self.members.len();
-        if self.default.replace(at).is_some() {
-            let text = format!(
-                "member \"{name}\" is a second default: only one member can own the trust domains \
-                 without a route; add it by `member`"
-            );
-            self.fail(MergedBundlesErrorReason::TwoDefaults, text);
-        }
-        self.push(name, source)
-    }
-
-    /// Creates the source.
-    ///
-    /// # Errors
-    /// There is no member; a member has no trust domain and is not the default; two members have the
-    /// same trust domain or the same name; there are two defaults.
-    pub fn build(mut self) -> Result<MergedBundles, MergedBundlesError> {
-        if self.members.is_empty() {
-            let text = "a merged source has no members; add one by `member` or `default_member`";
-            self.fail(MergedBundlesErrorReason::NoMember, text);
-        }
-        if let Some(fault) = self.fault {
-            return Err(fault);
-        }
-        let members = self.members.iter();
-        let seen = Seen {
-            revision: 1,
-            members: members.map(|member| member.source.revision()).collect(),
-        };
-        Ok(MergedBundles {
-            inner: Arc::new(Inner {
-                members: self.members.into(),
-                routes: self.routes,
-                default: self.default,
-                seen: ArcSwap::from_pointee(seen),
-            }),
-        })
-    }
-
-    fn push(mut self, name: Box<str>, source: impl BundleSource) -> Self {
-        if self.members.iter().any(|member| member.name == name) {
-            let text = format!("two members have the name \"{name}\"; name each differently");
-            self.fail(MergedBundlesErrorReason::SameName, text);
-        }
-        let source = Arc::new(source);
-        self.members.push(Member { name, source });
-        self
-    }
-
-    /// The first fault stays.
-    fn fail(&mut self, reason: MergedBundlesErrorReason, text: impl Into<Box<str>>) {
-        self.fault.get_or_insert_with(|| MergedBundlesError {
-            reason,
-            text: text.into(),
-        });
-    }
-}
-
-impl MergedBundlesError {
-    /// Returns the class.
-    pub fn reason(&self) -> MergedBundlesErrorReason {
-        self.reason
-    }
-}
-
-impl fmt::Display for MergedBundlesError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-impl std::error::Error for MergedBundlesError {}
-
-impl MergedState {
-    /// Returns the revision, or why no member can judge.
-    ///
-    /// # Errors
-    /// No member can judge; the reason is the first member's.
-    pub fn revision(&self) -> Result<u64, BundlesUnavailable> {
-        self.revision
-    }
-
-    /// Returns whether any member can judge.
-    pub fn is_ready(&self) -> bool {
-        self.revision.is_ok()
-    }
-
-    /// Returns whether every member is healthy.
-    pub fn is_healthy(&self) -> bool {
-        self.members.iter().all(|member| member.healthy)
-    }
-
-    /// Returns the members, in the order in which they were added.
-    pub fn members(&self) -> &[MergedMemberState] {
-        &self.members
-    }
-}
-
-impl MergedMemberState {
-    /// Returns the name that it was added with.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Returns the trust domains that are routed to it, by name.
-    pub fn trust_domains(&self) -> &[TrustDomain] {
-        &self.trust_domains
-    }
-
-    /// Returns whether it owns all trust domains without a route.
-    pub fn is_default(&self) -> bool {
-        self.is_default
-    }
-
-    /// Returns its own revision, or why it cannot judge.
-    ///
-    /// # Errors
-    /// The member cannot judge.
-    pub fn revision(&self) -> Result<u64, BundlesUnavailable> {
-        self.revision
-    }
-
-    /// Returns whether it can judge.
-    pub fn is_ready(&self) -> bool {
-        self.revision.is_ok()
-    }
-
-    /// Returns whether it is healthy, by [`BundleSource::is_healthy`].
-    pub fn is_healthy(&self) -> bool {
-        self.healthy
-    }
-}
-
 impl fmt::Debug for MergedBundles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MergedBundles")
             .field("revision", &self.inner.revision())
             .field("members", &NamesOf(&self.inner.members))
-            .finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for MergedBundlesBuilder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MergedBundlesBuilder")
-            .field("members", &NamesOf(&self.members))
             .finish_non_exhaustive()
     }
 }
