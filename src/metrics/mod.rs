@@ -49,7 +49,7 @@
 //! | `source` | error | the task of this source panicked; it answers no more | | a fault of this crate |
 //! | `source` | info | bundle files changed | `revision` | keys came or went |
 //! | `source` | warn | trouble with a bundle file; its last good bundles stay | `path`, `error` | another trouble than before |
-//! | `source` | warn | no key in a bundle file counts; all tokens of its trust domain are refused | `path`, `trust_domain`, `ignored`, `why` | so many are ignored, one of them for this reason; is the format of the file right? |
+//! | `source` | warn | no key in a bundle file is usable; all tokens of its trust domain are rejected | `path`, `trust_domain`, `ignored`, `why` | how many are ignored, and why the first of them; check the format of the file |
 //! | `source` | error | reading the bundle files panicked; their last good bundles stay | | a fault of this crate |
 //! | `source` | info | a polled bundle changed | `trust_domain`, `revision`, `keys` | keys came or went |
 //! | `source` | warn | polling a bundle failed | `trust_domain`, `kind`, `error` | another error than before; the last good bundle stays |
