@@ -1,4 +1,4 @@
-//! The SPIFFE bundle that an endpoint is verified with before it gave one, and its file.
+//! The SPIFFE bundle that verifies an endpoint at first, and the saved bundle.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -71,7 +71,7 @@ impl fmt::Debug for SpiffeBootstrap {
     }
 }
 
-/// Blocking work on files, one piece at a time: a disk may never answer.
+/// Blocking file operations, one at a time: a disk may never answer.
 #[derive(Clone, Default)]
 pub(super) struct Disk {
     busy: Arc<AtomicBool>,

@@ -22,7 +22,7 @@
 //!
 //! # Trust
 //!
-//! A bundle says whose signatures count. Whoever can forge it can forge every token of its trust
+//! The keys in a bundle verify tokens: who can forge a bundle can forge every token of its trust
 //! domain.
 //!
 //! | source | `use` of accepted keys | a bundle can be forged by |
@@ -30,7 +30,7 @@
 //! | [`jwks_url`](HttpsBundles::jwks_url) | absent, `jwt-svid`, `sig` | the owner of the URL's host or of a host that it redirects to; a public CA that issues a certificate for one of them |
 //! | [`oidc_issuer`](HttpsBundles::oidc_issuer) | absent, `jwt-svid`, `sig` | the same, of the issuer's host and of the host in `jwks_uri` |
 //! | [`https_web`](HttpsBundles::https_web) | `jwt-svid` | the same, of the endpoint's host |
-//! | [`https_spiffe`](HttpsBundles::https_spiffe) | `jwt-svid` | the owner of the endpoint's X.509-SVID or of an X.509 root of its trust domain; whoever can write the bootstrap bundle or the saved bundle |
+//! | [`https_spiffe`](HttpsBundles::https_spiffe) | `jwt-svid` | the owner of the endpoint's X.509-SVID or of an X.509 root of its trust domain; a process that can write the bootstrap bundle or the saved bundle |
 //! | a given client | as the source | whatever that client trusts |
 //!
 //! Names are resolved by the system, and TLS verifies the server: a false DNS answer leads to an
@@ -82,7 +82,7 @@ use crate::identity::{SpiffeId, TrustDomain};
 ///
 /// A failed poll keeps the last good bundle. A clone is one reference count; the last one ends the
 /// background task. The task runs on the tokio runtime that the source was built on. When that
-/// runtime ends, tokens cannot be judged: nobody would notice a revoked key.
+/// runtime ends, tokens cannot be judged: a revoked key would not be noticed.
 #[derive(Clone)]
 pub struct HttpsBundles {
     inner: Arc<Inner>,
@@ -100,13 +100,13 @@ impl Drop for Inner {
 }
 
 impl HttpsBundles {
-    /// A source that polls a JWK Set, for example of SPIRE's OIDC discovery provider (`/keys`) or
+    /// Creates a source that polls a JWK Set, for example of SPIRE's OIDC discovery provider (`/keys`) or
     /// of an object store. The server is verified in the Web PKI.
     pub fn jwks_url(trust_domain: TrustDomain, url: impl Into<String>) -> HttpsBundlesBuilder {
         HttpsBundlesBuilder::new(trust_domain, Target::Jwks, url.into())
     }
 
-    /// A source that polls the JWK Set of an OIDC issuer, which its discovery document names. The
+    /// Creates a source that polls the JWK Set of an OIDC issuer, which its discovery document names. The
     /// `issuer` in that document must be exactly this one. The servers are verified in the Web PKI.
     pub fn oidc_issuer(
         trust_domain: TrustDomain,
@@ -115,13 +115,13 @@ impl HttpsBundles {
         HttpsBundlesBuilder::new(trust_domain, Target::Oidc, issuer.into())
     }
 
-    /// A source that polls a SPIFFE bundle endpoint of profile `https_web`: the server is verified
+    /// Creates a source that polls a SPIFFE bundle endpoint of profile `https_web`: the server is verified
     /// in the Web PKI (SPIFFE Federation section 5.2.1).
     pub fn https_web(trust_domain: TrustDomain, url: impl Into<String>) -> HttpsBundlesBuilder {
         HttpsBundlesBuilder::new(trust_domain, Target::Web, url.into())
     }
 
-    /// A source that polls a SPIFFE bundle endpoint of profile `https_spiffe`: the server's
+    /// Creates a source that polls a SPIFFE bundle endpoint of profile `https_spiffe`: the server's
     /// X.509-SVID must have exactly this SPIFFE ID, also after redirects (SPIFFE Federation section
     /// 5.2.2).
     ///
@@ -138,7 +138,7 @@ impl HttpsBundles {
         HttpsBundlesBuilder::new(trust_domain, target, url.into())
     }
 
-    /// Returns the bundle as it is now.
+    /// Returns the current bundle.
     ///
     /// # Errors
     /// No bundle arrived yet, it is stale, or the runtime of the source has ended.

@@ -18,7 +18,7 @@ use super::url::Url;
 use crate::clock::Clock;
 use crate::identity::SpiffeId;
 
-/// Between two polls that no unknown key asked for.
+/// The shortest and the longest wait between two polls, unless an unknown key causes one.
 const SHORTEST: Duration = Duration::from_secs(60);
 const LONGEST: Duration = Duration::from_secs(300);
 
@@ -26,7 +26,7 @@ const LONGEST: Duration = Duration::from_secs(300);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = SHORTEST;
 
-/// While a machine is suspended, timers stand still: the clocks are read in between.
+/// Timers stop while a machine is suspended, so the clocks are read in between.
 const NAP: Duration = Duration::from_secs(1);
 
 /// What is polled.
@@ -65,7 +65,7 @@ struct Poller {
     client: Option<Client>,
     disk: Disk,
     known: Known,
-    // The file as it was at the start.
+    // The saved bundle as it was at the start.
     saved: Option<Arc<About>>,
 }
 

@@ -27,14 +27,14 @@ pub(super) struct Shared {
     // 0 before the first bundle.
     revision: AtomicU64,
     revisions: watch::Sender<u64>,
-    // Moments of the clock, in nanoseconds. They are compared by the caller, so that a task that
-    // hangs cannot delay them.
+    // Moments of the clock, in nanoseconds. The caller compares them, so a task that hangs cannot
+    // delay them.
     stale_at: AtomicU64,
     early_at: AtomicU64,
     beat_at: AtomicU64,
     following: AtomicBool,
-    // The readiness that the recorder knows.
-    told_ready: AtomicBool,
+    // The readiness that was recorded last.
+    recorded_ready: AtomicBool,
     /// Wakes the task for an early poll.
     pub(super) early: Notify,
     record: Mutex<Record>,
@@ -62,7 +62,7 @@ const ENDED: u64 = u64::MAX;
 /// Documented at `HttpsBundlesState::is_overdue`.
 const OVERDUE: Duration = Duration::from_secs(15);
 
-/// What became of a document.
+/// What was done with a document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Taken {
     Accepted,
@@ -95,13 +95,13 @@ impl Shared {
             stale_at: AtomicU64::new(NEVER),
             early_at: AtomicU64::new(0),
             following: AtomicBool::new(true),
-            told_ready: AtomicBool::new(false),
+            recorded_ready: AtomicBool::new(false),
             early: Notify::new(),
             record: Mutex::default(),
         }
     }
 
-    // === What validation asks ===
+    // === For validation ===
 
     pub(super) fn revision(&self) -> Result<u64, BundlesUnavailable> {
         if !self.following.load(Ordering::Acquire) {
@@ -134,7 +134,7 @@ impl Shared {
         self.revisions.subscribe()
     }
 
-    /// Asks for an early poll, at most once per cooldown.
+    /// Requests an early poll, at most once per cooldown.
     pub(super) fn unknown_key(&self, trust_domain: &str) {
         if trust_domain != self.trust_domain.name() {
             return;
@@ -145,7 +145,7 @@ impl Shared {
             return;
         }
         let next = nanos(now.saturating_add(self.cooldown));
-        // Of many callers at this moment one succeeds.
+        // Only one of several concurrent callers succeeds.
         let exchanged =
             self.early_at
                 .compare_exchange(early_at, next, Ordering::AcqRel, Ordering::Acquire);
@@ -182,9 +182,9 @@ impl Shared {
         }
     }
 
-    // === What the task does ===
+    // === For the task ===
 
-    /// The bundle and the roots of the document that was accepted last.
+    /// The bundle of the document that was accepted last.
     pub(super) fn latest(&self) -> Option<Arc<JwtBundle>> {
         self.bundle.load_full()
     }
@@ -194,13 +194,13 @@ impl Shared {
         record.document.as_ref().map(|_| read(&record.about))
     }
 
-    /// The task lives. Also notices that the bundle became stale.
+    /// Reports that the task runs, and records whether the bundle became stale.
     pub(super) fn beat(&self) {
         let now = self.clock.monotonic();
         self.beat_at.store(nanos(now), Ordering::Release);
         let revision = self.revision();
         let ready = revision.is_ok();
-        if self.told_ready.swap(ready, Ordering::AcqRel) != ready {
+        if self.recorded_ready.swap(ready, Ordering::AcqRel) != ready {
             self.metrics.record_ready(ready);
             if revision == Err(BundlesUnavailable::Stale) {
                 let trust_domain = self.trust_domain.name();
@@ -217,7 +217,7 @@ impl Shared {
         self.beat();
     }
 
-    /// The next poll is in so long; none earlier than `not_before`, not even for an unknown key.
+    /// The next poll begins after `wait`. An unknown key causes none before `not_before`.
     pub(super) fn poll_ends(&self, wait: Duration, not_before: Option<Duration>) {
         let now = self.clock.monotonic();
         let mut record = self.record();
@@ -276,7 +276,7 @@ impl Shared {
         }
         drop(record);
         let error = unusable(&keys);
-        // What is ignored changes no verdict, and still is what the latest document says.
+        // Stored even if only ignored elements differ: they change no verdict, but are shown.
         let known = keys.len();
         self.bundle.store(Some(Arc::new(keys)));
         self.contact((!same_keys).then_some(known), error);
@@ -329,7 +329,7 @@ impl Shared {
         };
         let trust_domain = self.trust_domain.name();
         let mut record = self.record();
-        // A rollback repeats itself with the same numbers, an outage with the same words.
+        // Logged as a warning once: a rollback and an outage repeat the same text.
         let is_new = record.error.as_ref() != Some(&error);
         let text = error.text.clone();
         record.error = Some(error);
@@ -356,10 +356,10 @@ impl Shared {
         self.record().error.clone()
     }
 
-    /// The task ended, in whatever way.
+    /// The task ended for any reason.
     pub(super) fn ended(&self) {
         self.following.store(false, Ordering::Release);
-        if self.told_ready.swap(false, Ordering::AcqRel) {
+        if self.recorded_ready.swap(false, Ordering::AcqRel) {
             self.metrics.record_ready(false);
         }
         self.revisions.send_replace(ENDED);
@@ -370,7 +370,7 @@ impl Shared {
     }
 }
 
-/// Keys were left out, and none is usable.
+/// Why no key is usable, if keys were left out.
 fn unusable(bundle: &JwtBundle) -> Option<String> {
     let first = bundle.none_usable()?;
     Some(format!(

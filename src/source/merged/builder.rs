@@ -52,7 +52,7 @@ impl MergedBundlesBuilder {
         }
     }
 
-    /// Adds a member that owns these trust domains. `name` stands for it in the state.
+    /// Adds a member that owns these trust domains. The state shows it under `name`.
     pub fn member(
         mut self,
         name: impl Into<Box<str>>,
@@ -71,7 +71,7 @@ impl MergedBundlesBuilder {
         }
         if is_empty {
             let text = format!(
-                "member \"{name}\" has no trust domain: it would never be asked; name its trust \
+                "member \"{name}\" has no trust domain, so it would never be used; name its trust \
                  domains, or add it by `default_member`"
             );
             self.fail(MergedBundlesErrorReason::NoTrustDomain, text);
@@ -79,7 +79,7 @@ impl MergedBundlesBuilder {
         self.push(name, source)
     }
 
-    /// Adds the member that owns all trust domains which no other member owns. There can be one.
+    /// Adds the member that owns all trust domains that no other member owns. There can be only one.
     ///
     /// It can speak for every trust domain without a route: use a source that you trust that far,
     /// such as the agent of this workload.
@@ -134,7 +134,7 @@ impl MergedBundlesBuilder {
         self
     }
 
-    /// The first fault stays.
+    /// Keeps the first fault.
     fn fail(&mut self, reason: MergedBundlesErrorReason, text: impl Into<Box<str>>) {
         self.fault.get_or_insert_with(|| MergedBundlesError {
             reason,

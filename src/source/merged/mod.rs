@@ -19,7 +19,7 @@ pub use self::state::{MergedMemberState, MergedState};
 use crate::bundle::{BundleAnswer, BundleSource, BundlesUnavailable};
 use crate::identity::TrustDomain;
 
-/// Several sources as one: each trust domain is owned by one member, and only that member is asked.
+/// Several sources as one: each trust domain is owned by one member, and only that member is used.
 ///
 /// A member owns the trust domains that it is added with; the
 /// [default member](MergedBundlesBuilder::default_member), if there is one, owns all others. There is
@@ -29,8 +29,8 @@ use crate::identity::TrustDomain;
 /// A member that cannot judge affects its own trust domains only. The merged source can judge while
 /// any member can. Its revision rises if a member's revision or readiness changes.
 ///
-/// A clone is one reference count. Keep a clone of each member for its own state; the state here has
-/// what all sources have in common.
+/// A clone is one reference count. For the full state of a member, keep a clone of it; the state here
+/// has what all sources have in common.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -81,7 +81,7 @@ struct Member {
     source: Arc<dyn BundleSource>,
 }
 
-/// What the members said at one revision, in their order.
+/// The revisions of the members at one merged revision, in their order.
 struct Seen {
     revision: u64,
     members: Box<[Result<u64, BundlesUnavailable>]>,
@@ -132,15 +132,15 @@ impl MergedBundles {
 }
 
 impl Inner {
-    /// What the members say is compared with what they said at the last revision; if it differs, a
-    /// new revision is put in its place. A revision stands for exactly what one `Seen` holds: so it
-    /// is returned only while the members still say the same, and the bundles that a caller reads
-    /// after it are at least as new. No lock: who comes second compares again.
+    /// Compares the members' revisions with the `Seen` ones. If they differ, a new `Seen` with the
+    /// next revision replaces it. A revision is returned only while the members match its `Seen`, so
+    /// the bundles that a caller reads afterwards are at least as new. Without a lock: a thread that
+    /// loses the exchange compares again.
     fn revision(&self) -> Result<u64, BundlesUnavailable> {
         let mut seen = self.seen.load();
         loop {
             let mut pairs = self.members.iter().zip(&seen.members);
-            if pairs.all(|(member, said)| member.source.revision() == *said) {
+            if pairs.all(|(member, seen)| member.source.revision() == *seen) {
                 return seen.answer();
             }
             let members = self.members.iter();
@@ -156,24 +156,18 @@ impl Inner {
         }
     }
 
-    fn owner(&self, trust_domain: &str) -> Option<&dyn BundleSource> {
-        let at = self.owner_at(trust_domain)?;
-        Some(&*self.members.get(at)?.source)
-    }
-
-    fn owner_at(&self, trust_domain: &str) -> Option<usize> {
+    fn owner(&self, trust_domain: &str) -> Option<usize> {
         self.routes.get(trust_domain).copied().or(self.default)
     }
 
-    /// Why the member could not judge when the revision was last compared. "Cannot judge" has no
-    /// revision of its own: a verdict on bundles of a member that is back before the revision says so
-    /// would be taken for valid the next time that the member cannot judge.
+    /// Why the member could not judge when the revisions were last compared. An unavailable member
+    /// has no revision: if its bundle were read before its return is in `Seen`, the cached verdict
+    /// would still match the current revision when the member is unavailable again.
     fn unavailable(&self, at: usize) -> Option<BundlesUnavailable> {
         self.seen.load().members.get(at)?.err()
     }
 
-    /// Waits for each member that can judge and can tell of changes. `None` if the revision is not
-    /// `since`.
+    /// Waits for each member that can judge and reports changes. `None` if the revision is not `since`.
     fn wait(&self, since: u64) -> Option<Vec<Changed>> {
         let seen = self.seen.load();
         let pairs = self.members.iter().zip(&seen.members);
@@ -194,8 +188,8 @@ impl Seen {
 
 type Changed = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// How often the members are compared while a change is awaited: readiness may change without a
-/// signal, as when bundles become stale.
+/// How often the members are compared while a change is awaited: bundles become stale without a
+/// signal, for example.
 const TICK: Duration = Duration::from_millis(250);
 
 impl BundleSource for MergedBundles {
@@ -204,23 +198,23 @@ impl BundleSource for MergedBundles {
     }
 
     fn bundle(&self, trust_domain: &str) -> BundleAnswer {
-        let Some(at) = self.inner.owner_at(trust_domain) else {
+        let Some(at) = self.inner.owner(trust_domain) else {
             return BundleAnswer::UnknownTrustDomain;
         };
-        // Compares now, for callers that did not ask for the revision before.
+        // The caller may not have read the revision just now.
         let _ = self.inner.revision();
         if let Some(why) = self.inner.unavailable(at) {
             return BundleAnswer::Unavailable(why);
         }
-        match self.inner.owner(trust_domain) {
-            Some(owner) => owner.bundle(trust_domain),
+        match self.inner.members.get(at) {
+            Some(owner) => owner.source.bundle(trust_domain),
             None => BundleAnswer::UnknownTrustDomain,
         }
     }
 
-    /// Resolves at once if a member signals a change, and within 250 ms if its readiness changes
-    /// without a signal. `None` if every member can judge and none can tell of changes. Must be
-    /// polled on a tokio runtime with time enabled.
+    /// Resolves immediately if a member signals a change, and within 250 ms if its readiness changes
+    /// without a signal. `None` if every member can judge and none reports changes. Must be polled on
+    /// a tokio runtime with timers.
     fn changed_since(&self, seen: u64) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
         let is_current = self.inner.revision() == Ok(seen);
         let Some(mut waits) = self.inner.wait(seen).filter(|_| is_current) else {
@@ -230,7 +224,7 @@ impl BundleSource for MergedBundles {
         if waits.is_empty() && said.members.iter().all(Result::is_ok) {
             return None;
         }
-        // A wait keeps no member alive.
+        // A pending wait does not keep the members alive.
         let inner = Arc::downgrade(&self.inner);
         Some(Box::pin(async move {
             let mut tick = Box::pin(tokio::time::sleep(TICK));
@@ -239,14 +233,14 @@ impl BundleSource for MergedBundles {
                     let before = waits.len();
                     waits.retain_mut(|wait| wait.as_mut().poll(cx).is_pending());
                     let is_signal = waits.len() < before;
-                    // After the signals: a change between the two wakes this again.
+                    // Compared after the signals: a change in between wakes this again.
                     let Some(inner) = inner.upgrade() else {
                         return Poll::Ready(());
                     };
                     if inner.revision() != Ok(seen) {
                         return Poll::Ready(());
                     }
-                    // A signal of nothing is not repeated before the next tick.
+                    // A signal without a change is not awaited again before the next tick.
                     if is_signal {
                         continue;
                     }
@@ -268,10 +262,11 @@ impl BundleSource for MergedBundles {
         self.is_healthy()
     }
 
-    /// Reaches the owner of the trust domain only.
+    /// Reports it to the owner of the trust domain only.
     fn unknown_key(&self, trust_domain: &str, key_id: &str) {
-        if let Some(owner) = self.inner.owner(trust_domain) {
-            owner.unknown_key(trust_domain, key_id);
+        let owner = self.inner.owner(trust_domain);
+        if let Some(owner) = owner.and_then(|at| self.inner.members.get(at)) {
+            owner.source.unknown_key(trust_domain, key_id);
         }
     }
 }

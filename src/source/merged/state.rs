@@ -1,4 +1,4 @@
-//! What an operator wants to know of a merged source.
+//! The state of a merged source, for operators.
 
 use crate::bundle::BundlesUnavailable;
 use crate::identity::TrustDomain;
