@@ -38,7 +38,7 @@ pub struct HttpsBundlesBuilder {
     initial_sync: Option<Duration>,
     seed: Option<u64>,
     clock: Arc<dyn Clock>,
-    metrics: Arc<dyn MetricsRecorder>,
+    metrics: Option<Arc<dyn MetricsRecorder>>,
 }
 
 #[derive(Clone)]
@@ -64,7 +64,7 @@ impl HttpsBundlesBuilder {
             initial_sync: Some(Duration::from_secs(30)),
             seed: None,
             clock: SystemClock::shared(),
-            metrics: Arc::new(()),
+            metrics: None,
         }
     }
 
@@ -179,9 +179,10 @@ impl HttpsBundlesBuilder {
         self
     }
 
-    /// Sets the recorder of changes, errors, contacts and readiness. None by default.
+    /// Sets the recorder of changes, errors, contacts and readiness. None by default. Validators and
+    /// server layers built on the source use it too, unless they are given one of their own.
     pub fn metrics(mut self, recorder: Arc<dyn MetricsRecorder>) -> Self {
-        self.metrics = recorder;
+        self.metrics = Some(recorder);
         self
     }
 
@@ -254,16 +255,21 @@ impl HttpsBundlesBuilder {
                 Some(Client::Own(tls))
             }
         };
+        let recorder = self.metrics.clone().unwrap_or_else(|| Arc::new(()));
         let shared = Arc::new(Shared::new(
             self.trust_domain,
             endpoint.url().to_string(),
             self.clock,
-            Arc::new(Shielded::new(self.metrics)),
+            Arc::new(Shielded::new(recorder)),
             self.max_staleness,
             self.cooldown,
         ));
         let task = poll::spawn(&shared, endpoint, client, self.seed, &runtime);
-        let inner = Arc::new(Inner { shared, task });
+        let inner = Arc::new(Inner {
+            shared,
+            task,
+            metrics: self.metrics,
+        });
         Ok(HttpsBundles { inner })
     }
 }

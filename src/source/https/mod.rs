@@ -77,6 +77,7 @@ use self::shared::Shared;
 pub use self::state::{HttpsBundlesState, PollError};
 use crate::bundle::{BundleAnswer, BundleSource, BundlesUnavailable, JwtBundle};
 use crate::identity::{SpiffeId, TrustDomain};
+use crate::metrics::MetricsRecorder;
 
 /// The bundle of one trust domain, polled over https. See the [module](self) for the rules.
 ///
@@ -91,6 +92,7 @@ pub struct HttpsBundles {
 struct Inner {
     shared: Arc<Shared>,
     task: AbortHandle,
+    metrics: Option<Arc<dyn MetricsRecorder>>,
 }
 
 impl Drop for Inner {
@@ -185,6 +187,10 @@ impl HttpsBundles {
 }
 
 impl BundleSource for HttpsBundles {
+    fn metrics(&self) -> Option<Arc<dyn MetricsRecorder>> {
+        self.inner.metrics.clone()
+    }
+
     fn revision(&self) -> Result<u64, BundlesUnavailable> {
         self.inner.shared.revision()
     }
