@@ -109,7 +109,7 @@ impl Line {
         })));
     }
 
-    /// Lets the connection go for good, whoever still waits for something on it.
+    /// Closes the connection for good, also for calls that still wait on it.
     pub(crate) fn close(&self) {
         self.renewal().closed = true;
         self.current.store(None);

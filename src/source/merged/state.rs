@@ -3,7 +3,7 @@
 use crate::bundle::BundlesUnavailable;
 use crate::identity::TrustDomain;
 
-/// The state of a [`MergedBundles`] at one moment.
+/// The state of a [`MergedBundles`](super::MergedBundles) at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MergedState {
     pub(super) revision: Result<u64, BundlesUnavailable>,
@@ -74,7 +74,7 @@ impl MergedMemberState {
         self.revision.is_ok()
     }
 
-    /// Returns whether it is healthy, by [`BundleSource::is_healthy`].
+    /// Returns whether it is healthy, by [`BundleSource::is_healthy`](crate::bundle::BundleSource::is_healthy).
     pub fn is_healthy(&self) -> bool {
         self.healthy
     }
