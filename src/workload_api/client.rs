@@ -299,7 +299,7 @@ impl WorkloadApiClient {
         request: &SvidRequest,
         answer: &pb::Jwtsvid,
     ) -> Result<JwtSvid, WorkloadApiError> {
-        // Nobody asks for a longer hint, and nobody should have to keep one (WA-12).
+        // A longer hint can never be requested, and should not be stored (WA-12).
         let hint = if answer.hint.len() <= MAX_HINT_LEN {
             &answer.hint
         } else {

@@ -185,7 +185,7 @@ impl WorkloadApiError {
     /// What tonic says in its own words where there is no answer, or one that it does not take.
     fn of_tonic(call: Call, place: &str, code: GrpcCode, said: &str) -> Option<Self> {
         use WorkloadApiErrorReason as Reason;
-        let mend = match call {
+        let fix = match call {
             Call::FetchJwtBundles => "raise `max_message_bytes` (64 MiB by default)",
             Call::FetchJwtSvid => "have the issuer give this workload fewer or smaller tokens",
             Call::ValidateJwtSvid => "the token has too many claims",
@@ -195,7 +195,7 @@ impl WorkloadApiError {
                 (
                     Reason::MessageTooLarge,
                     format!(
-                        "the agent at {place} sent a message larger than allowed ({said}); {mend}"
+                        "the agent at {place} sent a message larger than allowed ({said}); {fix}"
                     ),
                 )
             }
