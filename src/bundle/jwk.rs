@@ -30,7 +30,7 @@ pub struct IgnoredKey {
     other_svid: Option<OtherSvid>,
 }
 
-/// A kind of SVID whose keys may stand beside the keys for JWT-SVIDs.
+/// Another kind of SVID: a bundle may have its keys beside the keys for JWT-SVIDs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OtherSvid {
     X509,
@@ -64,13 +64,13 @@ pub enum IgnoredReason {
     Malformed,
     /// `kty` is neither `EC` nor `RSA`.
     KeyType,
-    /// `crv` is none of P-256, P-384, P-521.
+    /// `crv` is not P-256, P-384 or P-521.
     Curve,
     /// `kid` is absent, empty, or longer than 1024 bytes.
     KeyId,
     /// `use` is another than `jwt-svid` (or absent where it must be there).
     Use,
-    /// A private member is there: whoever reads the bundle can sign.
+    /// It has a private member: everyone who reads the bundle can sign.
     PrivateKey,
     /// A coordinate, the modulus or the exponent is absent, no base64url, or not of full length.
     Encoding,
@@ -105,7 +105,7 @@ impl IgnoredKey {
         }
     }
 
-    /// Where in `keys` it stands, counted from 0.
+    /// Returns its position in `keys`, from 0.
     pub fn position(&self) -> usize {
         self.position
     }
@@ -133,7 +133,7 @@ impl IgnoredKey {
         self.other_svid == Some(OtherSvid::Wit)
     }
 
-    /// Whether the key is not for an SVID of another kind, so that its issuer may want it used.
+    /// Whether the issuer may want the key to be used: it is not for another kind of SVID.
     pub(super) fn is_fault(&self) -> bool {
         self.other_svid.is_none()
     }
@@ -182,7 +182,7 @@ pub(super) fn read<'a>(
 ) -> Result<JwtAuthority, Rejected<'a>> {
     let members = Members::read(element).map_err(|reason| Rejected::new(None, reason))?;
     let key_id = members.key_id.and_then(read_text);
-    // First: such a key needs no `kid`.
+    // Checked first: such a key needs no `kid`.
     let other_svid = match members.usage.and_then(read_text).as_deref() {
         Some("x509-svid") => Some(OtherSvid::X509),
         Some("wit-svid") => Some(OtherSvid::Wit),

@@ -14,11 +14,11 @@ use super::wrong_kind::{Expected, wrong_kind};
 use crate::jwt::Text;
 use crate::presentable::json_fault;
 
-/// The document is no JWK Set: not UTF-8, not one JSON object, or without exactly one `keys` that
-/// is an array or null. It says nothing about which keys are valid; that is another thing than a set
-/// without keys. Its text says where, and what
-/// the document is if that is known (PEM, a discovery document, a Kubernetes manifest and others);
-/// it repeats nothing of the document.
+/// The document is not a JWK Set: it is not UTF-8, not one JSON object, or does not have exactly one
+/// `keys` that is an array or null. A set without keys is not an error.
+///
+/// The text says where the fault is, and what the document is if that is known (PEM, a discovery
+/// document, a Kubernetes manifest and others). It repeats nothing of the document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JwksError {
     fault: Box<str>,
@@ -52,7 +52,7 @@ impl fmt::Display for JwksError {
 
 impl std::error::Error for JwksError {}
 
-/// So many elements that are no authorities are told of: a document of a million numbers must not
+/// The most elements that are reported as ignored: a document of a million numbers must not
 /// leave a million reasons behind.
 pub(super) const MOST_IGNORED: usize = 256;
 
@@ -60,7 +60,7 @@ const EXPECTED: &str = "it must be an object with exactly one `keys`, an array";
 
 type Keys = (Box<[Arc<JwtAuthority>]>, Box<[IgnoredKey]>);
 
-/// The authorities in `document`, sorted by key ID, and what is none. Keys that `known` has are not
+/// The authorities in `document`, sorted by key ID, and the ignored elements. Keys that `known` has are not
 /// parsed again.
 pub(super) fn read(
     document: &[u8],
@@ -79,7 +79,7 @@ pub(super) fn read(
     Ok(keys.finish())
 }
 
-/// The same for elements that come one by one.
+/// As [`read`], for elements that are given one by one.
 pub(super) fn read_each<K: AsRef<[u8]>>(
     elements: impl IntoIterator<Item = K>,
     rule: UseRule,
@@ -90,7 +90,7 @@ pub(super) fn read_each<K: AsRef<[u8]>>(
             Ok(element) => keys.read(position, element, rule, None),
             Err(_) => {
                 let reason = IgnoredReason::Malformed;
-                tell(&mut keys.ignored, IgnoredKey::new(position, None, reason));
+                report(&mut keys.ignored, IgnoredKey::new(position, None, reason));
             }
         }
     }
@@ -107,7 +107,7 @@ impl Reader {
     fn read(&mut self, position: usize, element: &str, rule: UseRule, known: Option<&JwtBundle>) {
         match jwk::read(element, rule, known) {
             Ok(authority) => self.found.push((position, authority)),
-            Err(rejected) => tell(&mut self.ignored, IgnoredKey::rejected(position, &rejected)),
+            Err(rejected) => report(&mut self.ignored, IgnoredKey::rejected(position, &rejected)),
         }
     }
 
@@ -140,7 +140,7 @@ fn without_ambiguous(
         let key_id = authority.key_id();
         if ambiguous.contains(key_id) {
             let reason = IgnoredReason::AmbiguousKeyId;
-            tell(ignored, IgnoredKey::new(position, Some(key_id), reason));
+            report(ignored, IgnoredKey::new(position, Some(key_id), reason));
         } else if let Some(twin) = authorities.last_mut()
             && twin.key_id() == key_id
         {
@@ -152,13 +152,13 @@ fn without_ambiguous(
     authorities.into_iter().map(Arc::new).collect()
 }
 
-fn tell(ignored: &mut Vec<IgnoredKey>, key: IgnoredKey) {
+fn report(ignored: &mut Vec<IgnoredKey>, key: IgnoredKey) {
     if ignored.len() < MOST_IGNORED {
         ignored.push(key);
     } else if key.is_fault()
         && let Some(last) = ignored.last_mut().filter(|last| !last.is_fault())
     {
-        // Many keys for other SVIDs must not hide that something is wrong.
+        // Many keys for other SVIDs must not hide a faulty key.
         *last = key;
     }
 }

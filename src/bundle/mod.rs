@@ -66,7 +66,7 @@ impl JwtBundle {
     /// 6.2.2, RFC 7517). A key is taken where `use` is absent or `jwt-svid`.
     ///
     /// # Errors
-    /// The document is no JWK Set at all. A set without a usable key is none: see
+    /// The document is not a JWK Set. A set with no usable keys is not an error: see
     /// [`ignored`](Self::ignored).
     pub fn from_jwks(trust_domain: TrustDomain, jwks: &[u8]) -> Result<Self, JwksError> {
         Self::read(trust_domain, jwks, jwk::UseRule::AbsentOrJwtSvid, None)
@@ -105,7 +105,7 @@ impl JwtBundle {
     /// or a file gives it. A key is taken only where `use` is `jwt-svid`.
     ///
     /// # Errors
-    /// The document is no JWK Set at all. A set without a usable key is none: see
+    /// The document is not a JWK Set. A set with no usable keys is not an error: see
     /// [`ignored`](Self::ignored).
     pub fn from_spiffe_bundle(trust_domain: TrustDomain, bundle: &[u8]) -> Result<Self, JwksError> {
         Self::read(trust_domain, bundle, jwk::UseRule::JwtSvid, None)
@@ -122,7 +122,7 @@ impl JwtBundle {
         Self::read(trust_domain, jwks, jwk::UseRule::AbsentOrJwtSvidOrSig, None)
     }
 
-    /// As [`from_oidc_jwks`](Self::from_oidc_jwks), with what `previous` has parsed already.
+    /// As [`from_oidc_jwks`](Self::from_oidc_jwks), reusing the keys that `previous` has parsed.
     #[cfg(any(feature = "server", feature = "client"))]
     #[allow(dead_code, reason = "used by sources that are features")]
     pub(crate) fn from_oidc_jwks_after(
@@ -134,8 +134,8 @@ impl JwtBundle {
         Self::read(trust_domain, jwks, rule, previous)
     }
 
-    /// As [`from_jwks`](Self::from_jwks), where `previous` stood there before: what it has is not
-    /// parsed again, and its authorities are shared. Most documents say what they said before.
+    /// As [`from_jwks`](Self::from_jwks), reusing the keys that `previous` has parsed and sharing its
+    /// authorities. Most documents did not change.
     #[cfg(any(feature = "server", feature = "client"))]
     pub(crate) fn from_jwks_after(
         previous: Option<&Self>,
@@ -146,7 +146,7 @@ impl JwtBundle {
         Self::read(trust_domain, jwks, rule, previous)
     }
 
-    /// The same of [`from_spiffe_bundle`](Self::from_spiffe_bundle).
+    /// As [`from_spiffe_bundle`](Self::from_spiffe_bundle), reusing the keys of `previous`.
     #[cfg(any(feature = "server", feature = "client"))]
     pub(crate) fn from_spiffe_bundle_after(
         previous: Option<&Self>,
@@ -214,14 +214,14 @@ impl JwtBundle {
         self.authorities.is_empty()
     }
 
-    /// The elements of the document that are no authorities, and why, for whoever looks after the
+    /// Returns the elements of the document that are not authorities, and why, for the operator of the
     /// issuer; at most 256 of them.
     pub fn ignored(&self) -> &[IgnoredKey] {
         &self.ignored
     }
 
-    /// Returns a key that was left out although it is not for SVIDs of another kind, if no key is
-    /// usable: then the issuer wanted keys to be used, and none is. `None` for an empty set.
+    /// If no key is usable, returns the first ignored key that is not for another kind of SVID: the
+    /// issuer wanted it to be used. `None` for an empty set.
     #[cfg(any(feature = "server", feature = "client"))]
     #[allow(dead_code, reason = "used by sources that are features")]
     pub(crate) fn none_usable(&self) -> Option<&IgnoredKey> {

@@ -1,4 +1,4 @@
-//! Where bundles come from, as a validator sees it.
+//! The source of bundles of a validator.
 
 use std::fmt;
 use std::future::Future;
@@ -8,28 +8,28 @@ use std::sync::Arc;
 use super::JwtBundle;
 use crate::metrics::MetricsRecorder;
 
-/// A place that has bundles now, or says why it cannot judge.
+/// A source of bundles, which may be temporarily unavailable.
 ///
-/// A validator asks it for each token: `revision` on every one, cached or not, and `bundle` where
-/// the revision is not the one that a verdict was reached at. Both must be quick and never block.
+/// A validator calls [`revision`](Self::revision) for every token, and [`bundle`](Self::bundle) if
+/// the token is not cached or was cached at another revision. Both must be quick and never block.
 ///
-/// The contract: whoever changes what [`bundle`](Self::bundle) answers makes the change visible
-/// first and raises the revision after it. Then a revision read before a bundle is never newer
-/// than that bundle, and a verdict tied to it is re-judged once too often rather than once too
-/// seldom.
+/// The contract: if an answer of `bundle` changes, make the change visible first and raise the
+/// revision after it. Then a revision that is read before a bundle is never newer than that bundle,
+/// and a cached verdict is at most checked once too often. [`BundleAnswer::Unavailable`] for one trust
+/// domain is an answer too: raise the revision when it begins and when it ends.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is no source of bundles",
+    message = "`{Self}` is not a source of bundles",
     label = "expected a `JwtSource`, a `FileBundles`, an `HttpsBundles`, a `FixedBundles`, or your own `BundleSource`",
     note = "it is taken by value: a clone of a `JwtSource` is the same source"
 )]
 pub trait BundleSource: Send + Sync + 'static {
-    /// Whether the source can judge at all, and at which revision its bundles are.
+    /// Returns the revision of the bundles.
     ///
     /// # Errors
-    /// [`BundlesUnavailable`] where no verdict would be worth anything now.
+    /// [`BundlesUnavailable`] if no token can be judged now.
     fn revision(&self) -> Result<u64, BundlesUnavailable>;
 
-    /// The bundle of the trust domain with this name.
+    /// Returns the bundle of the trust domain with this name.
     fn bundle(&self, trust_domain: &str) -> BundleAnswer;
 
     /// Returns whether nothing is wrong with this source, for alerts. By default whether it can
@@ -38,8 +38,8 @@ pub trait BundleSource: Send + Sync + 'static {
         self.revision().is_ok()
     }
 
-    /// Resolves when the revision is no longer `seen`; `None` where this source never changes or
-    /// cannot tell.
+    /// Resolves when the revision is no longer `seen`; `None` if this source never changes or does not
+    /// report changes.
     fn changed_since(&self, seen: u64) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
         let _ = seen;
         None
@@ -87,19 +87,19 @@ impl<S: BundleSource + ?Sized> BundleSource for Arc<S> {
     }
 }
 
-/// The three answers of a [`BundleSource`]: a bare `Option` could not tell a 401 from a 503.
+/// The answer of a [`BundleSource`] for one trust domain. It distinguishes a 401 from a 503.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum BundleAnswer {
-    /// The bundle as it is now.
+    /// The current bundle.
     Ready(Arc<JwtBundle>),
-    /// The source can judge, and does not know this trust domain: its tokens are untrusted.
+    /// The source can judge and does not know this trust domain: its tokens are rejected.
     UnknownTrustDomain,
     /// The source cannot judge.
     Unavailable(BundlesUnavailable),
 }
 
-/// Why a source cannot judge: our side's trouble, never the caller's.
+/// Why a source cannot judge: a failure on the side of the validator, never of the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum BundlesUnavailable {
@@ -107,14 +107,14 @@ pub enum BundlesUnavailable {
     NotReady,
     /// The issuer withdrew the bundles (Workload API section 6.2.2).
     Withdrawn,
-    /// The last contact with the issuer is longer ago than the user allows.
+    /// The last contact with the issuer is longer ago than allowed.
     Stale,
     /// The source was shut down.
     Closed,
 }
 
 impl BundlesUnavailable {
-    /// The reason as a fixed, short word, fit for a label: `not-ready`, `withdrawn`, `stale` or
+    /// Returns the reason as a fixed, short word for labels: `not-ready`, `withdrawn`, `stale` or
     /// `closed`.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -25,7 +25,7 @@ pub(crate) use json::{Object, Text, read_object, read_text};
 pub(crate) use key::{Curve, KeyFault, PublicKey};
 pub(crate) use split::Split;
 
-/// The longest `kid`, in bytes; longer ones are refused in tokens and ignored in bundles.
+/// The longest `kid`, in bytes; longer ones are rejected in tokens and ignored in bundles.
 pub(crate) const MAX_KEY_ID_LEN: usize = 1024;
 
 /// The longest token that is accepted by default, and the longest that is ever sent, in bytes.

@@ -51,7 +51,7 @@
 //! | `source` | error | the task of this source panicked; it answers no more | | a bug of this crate |
 //! | `source` | info | bundle files changed | `revision` | keys were added or removed |
 //! | `source` | warn | trouble with a bundle file; its last good bundles stay | `path`, `error` | another error than before |
-//! | `source` | warn | no key in a bundle file counts; all tokens of its trust domain are refused | `path`, `trust_domain`, `ignored`, `why` | the number of ignored keys, and the reason of one; check the format of the file |
+//! | `source` | warn | no key in a bundle file is usable; all tokens of its trust domain are rejected | `path`, `trust_domain`, `ignored`, `why` | the number of ignored keys, and the reason of one; check the format of the file |
 //! | `source` | error | reading the bundle files panicked; their last good bundles stay | | a bug of this crate |
 //! | `source` | info | a polled bundle changed | `trust_domain`, `revision`, `keys` | keys were added or removed |
 //! | `source` | warn | polling a bundle failed | `trust_domain`, `kind`, `error` | another error than before; the last good bundle stays |

@@ -11,8 +11,8 @@ use tokio::sync::watch;
 
 use crate::bundle::{BundleAnswer, BundleSource, BundlesUnavailable, JwtBundle, JwtBundleSet};
 
-/// Bundles in memory, which the program replaces as a whole: for keys that it gets by its own means,
-/// such as a database or a configuration service.
+/// Bundles in memory, which the program replaces as a whole. For keys from a database or a
+/// configuration service, for example.
 ///
 /// The source keeps the contract of [`BundleSource`]: a new set can be seen before the revision
 /// rises, and the revision rises only if an answer changed. A key that a set no longer has is

@@ -1,13 +1,13 @@
 //! Live bundles: from an agent, from files, or over https.
 //!
-//! [`JwtSource`] follows the Workload API of the agent beside this workload: it keeps the bundle
-//! stream open, swaps each new set in whole, and caches tokens of our own.
+//! [`JwtSource`] follows the Workload API of the local agent: it keeps the bundle stream open,
+//! replaces the bundles as a whole, and caches the tokens of this workload.
 //!
 //! | source | use it for |
 //! | --- | --- |
 //! | [`JwtSource`] | the agent beside this workload |
 //! | [`FileBundles`] | files that a sidecar, a mount or an operator writes |
-//! | [`MemoryBundles`] | bundles that the program gets by its own means |
+//! | [`MemoryBundles`] | bundles that the program supplies and replaces itself |
 //! | [`MergedBundles`] | several sources, each for its own trust domains |
 //! | [`FixedBundles`](crate::bundle::FixedBundles) | bundles that never change |
 //!
@@ -86,6 +86,8 @@ pub use merged::{
 pub(crate) mod file;
 #[cfg(any(feature = "server", feature = "client"))]
 pub(crate) mod own_thread;
+#[cfg(any(feature = "server", feature = "client"))]
+pub(crate) mod regular_file;
 #[cfg(any(feature = "server", feature = "client"))]
 pub(crate) mod trust_clock;
 

@@ -1,14 +1,14 @@
-//! Blocking work on a thread of our own.
+//! Blocking work on a separate thread.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::oneshot;
 
-/// Runs `work` on a thread of its own. Returns its result, or `None` if it panicked.
+/// Runs `work` on a new thread. Returns its result, or `None` if it panicked.
 ///
-/// Not on the runtime's blocking pool: the application may fill that, and a revocation would wait.
-/// If the system starts no thread, the work is done at once by the caller.
+/// The runtime's blocking pool is not used: the application may fill it, and a revocation would wait.
+/// If no thread can be started, `work` runs on the calling thread.
 pub(crate) async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (done, result) = oneshot::channel();
     // Shared, because a thread that cannot be started does not return its closure.
@@ -37,9 +37,9 @@ async fn wait<T>(result: oneshot::Receiver<T>) -> Option<T> {
     result.await.ok()
 }
 
-/// Paused time moves on when every task waits, and it does not see this thread: so the task does
-/// not wait at first, or timeouts would pass in no time. It pauses its own thread briefly between
-/// the looks, because on a busy machine a spinning task keeps the work from being scheduled.
+/// tokio's paused time advances as soon as every task waits, because it does not know of this thread.
+/// So the task polls at first. It parks its thread between the polls: on a busy machine a spinning
+/// task would keep the work from being scheduled.
 #[cfg(feature = "testing")]
 async fn wait<T>(mut result: oneshot::Receiver<T>) -> Option<T> {
     use crate::clock::{Clock as _, SystemClock};

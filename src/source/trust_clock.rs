@@ -10,8 +10,8 @@ use crate::clock::{Clock, UnixTime};
 
 /// A clock whose monotonic time follows both clocks of the machine, whichever moved more.
 ///
-/// While a machine is suspended its monotonic clock may stand still, and only the wall clock shows
-/// that time has passed. A backward step of the wall clock counts as zero.
+/// The monotonic clock may stop while a machine is suspended; only the wall clock shows that time has
+/// passed. A backward step of the wall clock counts as zero.
 pub(crate) struct TrustClock {
     clock: Arc<dyn Clock>,
     base: ArcSwap<Base>,
@@ -48,7 +48,7 @@ impl TrustClock {
         }
     }
 
-    /// Counts the forward jumps of the wall clock. Somebody must read the clock to notice one.
+    /// Counts the forward jumps of the wall clock. A jump is noticed when the clock is read.
     pub(crate) fn jumps(&self) -> watch::Receiver<u64> {
         self.jumps.subscribe()
     }

@@ -1,4 +1,4 @@
-//! How a validator is set up.
+//! Setting up a validator.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,12 +10,12 @@ use crate::clock::{Clock, SystemClock};
 use crate::jwt::{Algorithm, AlgorithmSet};
 use crate::metrics::{MetricsRecorder, Shielded};
 
-/// The longest leeway that a validator takes.
+/// The longest leeway that is allowed.
 pub(super) const MAX_LEEWAY: Duration = Duration::from_secs(300);
 const DEFAULT_LEEWAY: Duration = Duration::from_secs(10);
 const DEFAULT_CACHE_BYTES: usize = 8 * 1024 * 1024;
 
-/// Sets up a [`Validator`]. One audience at least is needed; all else has a safe default.
+/// Sets up a [`Validator`]. At least one audience is required; everything else has a safe default.
 #[must_use = "nothing is built until `build`"]
 pub struct ValidatorBuilder {
     source: Arc<dyn BundleSource>,
@@ -40,18 +40,17 @@ pub(super) struct Settings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum BuildValidatorError {
-    /// No audience was given: every token of the trust domain, for whomever, would be accepted.
+    /// No audience was given: tokens for every audience would be accepted.
     NoAudience,
     /// An audience is the empty string.
     EmptyAudience,
-    /// An audience begins or ends with white space, as what is read from a file may: no token would
-    /// ever be for it.
+    /// An audience begins or ends with white space, as text from a file may: no token would match it.
     AudienceWhitespace,
     /// The leeway is longer than 300 s.
     LeewayTooLong,
     /// No algorithm is allowed.
     NoAlgorithm,
-    /// The longest token would have no bytes.
+    /// The longest token would have zero bytes.
     MaxTokenLen,
 }
 
@@ -73,15 +72,15 @@ impl ValidatorBuilder {
         Self { source, settings }
     }
 
-    /// Adds a name that we go by. A token is for us when one of its audiences is one of ours, byte
-    /// for byte (JWT-SVID section 3.2).
+    /// Adds a name of this service. One of the token's audiences must equal one of these names, byte for
+    /// byte (JWT-SVID section 3.2).
     pub fn audience(mut self, audience: impl Into<String>) -> Self {
         let audience: String = audience.into();
         self.settings.audiences.push(audience.into());
         self
     }
 
-    /// Adds several.
+    /// Adds several names.
     pub fn audiences<A: Into<String>>(self, audiences: impl IntoIterator<Item = A>) -> Self {
         audiences.into_iter().fold(self, Self::audience)
     }
@@ -123,22 +122,22 @@ impl ValidatorBuilder {
         self
     }
 
-    /// How far our clock and an issuer's may differ: a token is taken this much before `nbf` and
+    /// Sets how far our clock and an issuer's may differ: a token is accepted this much before `nbf` and
     /// after `exp`. 10 s by default, at most 300 s.
     pub fn leeway(mut self, leeway: Duration) -> Self {
         self.settings.leeway = leeway;
         self
     }
 
-    /// The longest token, in bytes; a longer one is refused unread. 8 KiB by default.
+    /// Sets the longest token, in bytes; a longer one is rejected unread. 8 KiB by default.
     pub fn max_token_len(mut self, bytes: usize) -> Self {
         self.settings.max_token_len = bytes;
         self
     }
 
-    /// Lets header fields pass which mean nothing to us. Issuers must not write any (JWT-SVID
-    /// section 2), so that by default a token with one is refused. Fields that change how a token
-    /// is read or that bring a key (`crit`, `b64`, `jku`, `jwk`, `x5…`) are refused always.
+    /// Allows unknown header fields. Issuers must not write any (JWT-SVID section 2), so by default a
+    /// token with one is rejected. Fields that change how a token is read or that contain a key (`crit`,
+    /// `b64`, `jku`, `jwk`, `x5…`) are always rejected.
     pub fn allow_unknown_headers(mut self, allow: bool) -> Self {
         self.settings.allow_unknown_headers = allow;
         self
@@ -164,19 +163,18 @@ impl ValidatorBuilder {
         self
     }
 
-    /// Refuses tokens that live longer than this: counted from `iat`, or from now (leeway added)
-    /// where `iat` is absent or ahead. `None`, the default, refuses none for it.
+    /// Rejects tokens with a longer lifetime, counted from `iat`, or from now (plus leeway) if `iat` is
+    /// missing or in the future. `None`, the default, sets no limit.
     pub fn max_lifetime(mut self, longest: Option<Duration>) -> Self {
         self.settings.max_lifetime = longest;
         self
     }
 
-    /// How many bytes the verified cache may hold; 8 MiB by default, 0 switches it off.
+    /// Limits the verified cache, in bytes; 8 MiB by default, 0 switches it off.
     ///
-    /// On top of that each thread that validates has the tokens at hand which it saw last: at most
-    /// as many bytes again per thread, and with all validators together at most 640 KiB. A
-    /// validator that is dropped leaves them there until that thread verifies another new token, or
-    /// ends.
+    /// In addition, each thread that validates keeps its most recent tokens: at most as many bytes per
+    /// thread again, and at most 640 KiB for all validators together. After a validator is dropped they
+    /// stay until the thread verifies another new token, or ends.
     pub fn cache_bytes(mut self, bytes: usize) -> Self {
         self.settings.cache_bytes = bytes;
         self
@@ -187,7 +185,7 @@ impl ValidatorBuilder {
         self.cache_bytes(0)
     }
 
-    /// The clock to go by; the machine's by default.
+    /// Sets the clock. The system's by default.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.settings.clock = clock;
         self
@@ -203,7 +201,7 @@ impl ValidatorBuilder {
     /// Builds the validator.
     ///
     /// # Errors
-    /// A [`BuildValidatorError`] that says what to mend.
+    /// A setting is invalid; see [`BuildValidatorError`].
     pub fn build(self) -> Result<Validator, BuildValidatorError> {
         let settings = &self.settings;
         if settings.audiences.is_empty() {
@@ -263,7 +261,9 @@ impl fmt::Display for BuildValidatorError {
                 "an audience begins or ends with white space, a line break perhaps; no token would \
                  be for it, so trim it"
             }
-            Self::LeewayTooLong => "the leeway is longer than 300 s; give less, or mend the clocks",
+            Self::LeewayTooLong => {
+                "the leeway is longer than 300 s; reduce it, or fix the clock skew"
+            }
             Self::NoAlgorithm => "no algorithm is allowed; name one, or leave `.algorithms` out",
             Self::MaxTokenLen => "the longest token has no bytes; leave `.max_token_len` out",
         })

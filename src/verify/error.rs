@@ -1,10 +1,10 @@
-//! Why a caller's token is refused.
+//! Why a caller's token is rejected.
 
 use std::fmt;
 
 use crate::bundle::BundlesUnavailable;
 
-/// A refusal: its class, a fixed sentence, and what the token claimed where that was read.
+/// Why a token was rejected: a class, a fixed sentence, and what the token claimed, if that was read.
 ///
 /// Nothing in it is a part of the token, and its texts are bounded and escaped: it can be logged.
 #[derive(Clone, PartialEq, Eq)]
@@ -16,23 +16,23 @@ pub struct ValidateError {
     audiences: Option<String>,
 }
 
-/// The class of a [`ValidateError`]. All but the last are the token's fault.
+/// The class of a [`ValidateError`]. For all but the last, the token is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ValidateReason {
     /// Longer than the validator allows; nothing of it was read.
     TooLong,
-    /// Not three parts of base64url, or a header that is no JSON object.
+    /// Not three parts of base64url, or a header that is not a JSON object.
     Malformed,
-    /// A header field is missing, wrong, twice there, or not allowed.
+    /// A header field is missing, invalid, duplicate, or not allowed.
     Header,
-    /// `alg` is none that is allowed.
+    /// `alg` is missing or not allowed.
     Algorithm,
-    /// A claim is missing, of a wrong type, twice there, or not acceptable.
+    /// A claim is missing, of a wrong type, duplicate, or not acceptable.
     Claims,
     /// `exp` is past, leeway included.
     Expired,
-    /// `nbf` is ahead, leeway included.
+    /// `nbf` is in the future, leeway included.
     NotYetValid,
     /// `aud` names none of the validator's audiences, or has other values beside one of them and
     /// the validator requires a [`sole_audience`](crate::verify::ValidatorBuilder::sole_audience).
@@ -47,12 +47,12 @@ pub enum ValidateReason {
     /// The signature is not that key's. If the token has no `kid`: no key that fits its `alg`
     /// verifies the signature.
     Signature,
-    /// Our side cannot judge now; the token may be good.
+    /// There are no usable bundles now; the token may be valid.
     BundlesUnavailable(BundlesUnavailable),
 }
 
 impl ValidateReason {
-    /// The name of the class, for logs and metrics.
+    /// Returns the name of the class, for logs and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::TooLong => "too-long",
@@ -78,7 +78,7 @@ impl fmt::Display for ValidateReason {
     }
 }
 
-/// The longest text of a caller's that an error keeps, in bytes, escapes included.
+/// The longest text of a caller that an error keeps, in bytes, escapes included.
 const SHOWN: usize = 64;
 
 impl ValidateError {
@@ -118,36 +118,36 @@ impl ValidateError {
         self
     }
 
-    /// The class.
+    /// Returns the class.
     pub fn reason(&self) -> ValidateReason {
         self.reason
     }
 
-    /// What in the class it was, in a fixed sentence.
+    /// Returns the details, a fixed sentence.
     pub fn detail(&self) -> &'static str {
         self.detail
     }
 
-    /// The `kid` that the token claims, escaped, at most 64 bytes. `None` if the token has none or
+    /// Returns the `kid` that the token claims, escaped, at most 64 bytes. `None` if the token has none or
     /// its header was not read.
     pub fn key_id(&self) -> Option<&str> {
         self.key_id.as_deref()
     }
 
-    /// The trust domain that the token claims, where its `sub` was read. A legal name, but anyone
-    /// can claim it.
+    /// Returns the trust domain that the token claims, if its `sub` was read. The name is valid, but
+    /// anyone can claim it.
     pub fn trust_domain(&self) -> Option<&str> {
         self.trust_domain.as_deref()
     }
 
-    /// The audiences that the token claims, if the reason is [`Audience`](ValidateReason::Audience):
+    /// Returns the audiences that the token claims, if the reason is [`Audience`](ValidateReason::Audience):
     /// the first three, escaped, at most 64 bytes each.
     pub fn audiences(&self) -> Option<&str> {
         self.audiences.as_deref()
     }
 }
 
-/// Printable ASCII, cut at a bound: a caller chooses neither the length nor the lines of a log.
+/// Printable ASCII of limited length: a caller must not choose the length or the lines of a log.
 fn shown(text: &str) -> Box<str> {
     let plain = |byte: u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\'' | b'\\');
     if text.len() <= SHOWN && text.bytes().all(plain) {

@@ -18,13 +18,13 @@ use crate::jwt::{Algorithm, Claims, ClaimsFault, Header, HeaderFault, Room, Spli
 
 type Refusal = (ValidateReason, &'static str);
 
-/// Room for a usual header and usual claims, and for a signature of up to 4096 bits, without an
-/// allocation: most of what is refused is not kept.
+/// Room for a usual header, usual claims and a signature of up to 4096 bits without an allocation: a
+/// rejected token is not kept.
 const HEADER_ROOM: usize = 192;
 const PAYLOAD_ROOM: usize = 1024;
 const SIGNATURE_ROOM: usize = 512;
 
-/// What a token is checked with.
+/// The source, settings and cache that tokens are checked with.
 pub(super) struct Checks {
     pub(super) source: Arc<dyn BundleSource>,
     pub(super) settings: Settings,
@@ -65,8 +65,8 @@ impl Checks {
                 return (Ok(svid), true);
             }
         }
-        // A hit that does not count any more is checked like a token never seen, so that a warm
-        // cache changes no verdict and no word of a refusal.
+        // A hit that is no longer valid is checked like a new token, so that the cache changes neither a
+        // verdict nor an error text.
         let verdict = self.check_anew(token, hash, revision);
         if let Ok(svid) = &verdict {
             cache.insert(svid);
@@ -199,7 +199,7 @@ impl Checks {
         }
     }
 
-    /// Reads the clock, which is not read before: what is no token at all has no time to judge.
+    /// Reads the clock as late as possible: malformed tokens do not need it.
     fn time_refusal(&self, life: Life) -> Option<Refusal> {
         life.refusal(&self.settings, self.settings.clock.now())
     }
@@ -245,8 +245,7 @@ impl Life {
 
     fn refusal(self, settings: &Settings, now: UnixTime) -> Option<Refusal> {
         let leeway = settings.leeway;
-        // RFC 7519 section 4.1.4: "on or after" the end is too late. The earliest moment that
-        // there is has no "after" to saturate to, and is past in any case.
+        // RFC 7519 section 4.1.4: "on or after" the end is too late.
         if now >= self.expires_at.saturating_add(leeway) {
             return Some(EXPIRED);
         }
@@ -271,7 +270,7 @@ impl Life {
     }
 }
 
-/// Any of the token's, any of ours; never normalised (JWT-SVID section 3.2).
+/// Whether one of the token's audiences is one of ours; never normalised (JWT-SVID section 3.2).
 fn is_for_us(audiences: &[Cow<'_, str>], ours: &[Box<str>]) -> bool {
     audiences
         .iter()
@@ -338,7 +337,7 @@ const NO_KEY_VERIFIES: Refusal = (
      signature",
 );
 
-/// A whole header value in the place of a token is a common mistake, and has a text of its own.
+/// Passing a whole header value instead of a token is a common mistake, with an error text of its own.
 fn unless_bearer(token: &str, refusal: Refusal) -> Refusal {
     match token.trim_start().split_once(' ') {
         Some((scheme, _)) if scheme.eq_ignore_ascii_case("bearer") => BEARER,

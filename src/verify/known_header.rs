@@ -1,9 +1,9 @@
 //! Headers that this thread has read before.
 //!
-//! An issuer writes the same header into every token that it signs with one key, so that nearly all
-//! tokens of a service begin with one of a few texts. What a header says depends on nothing but its
-//! text, and on whether unknown fields may pass: nothing here can grow stale. Only what stood in a
-//! token with a right signature is kept, so no stranger's tokens push the issuers' headers out.
+//! An issuer writes the same header into every token that it signs with one key, so nearly all tokens of
+//! a service begin with one of a few texts. A parsed header depends only on its text and on whether
+//! unknown fields are allowed, so an entry is never outdated. Only headers of tokens with a valid
+//! signature are kept, so invalid tokens cannot replace them.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -71,7 +71,7 @@ impl KnownHeader {
 }
 
 /// Which slot a text has; `None` where it is not to be kept. Two keys' headers differ in the middle,
-/// where the key ID is. Whoever wants to make them meet would have to be an issuer.
+/// where the key ID is. Only an issuer could make them collide.
 fn slot(text: &str) -> Option<usize> {
     if text.len() > MAX_LEN {
         return None;

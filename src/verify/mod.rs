@@ -9,8 +9,8 @@
 //! let bundles = FixedBundles::new(JwtBundleSet::default());
 //! let validator = Validator::builder(bundles).audience("spiffe://example.org/reports").build()?;
 //!
-//! let refused = validator.validate("no.token.").unwrap_err();
-//! assert_eq!(refused.reason(), ValidateReason::Malformed);
+//! let error = validator.validate("no.token.").unwrap_err();
+//! assert_eq!(error.reason(), ValidateReason::Malformed);
 //! # Ok::<(), tower_spiffe::verify::BuildValidatorError>(())
 //! ```
 

@@ -1,4 +1,4 @@
-//! The validator: cache, then judgement.
+//! The validator: the cache first, then the checks.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,14 +18,14 @@ use crate::metrics::Verification;
 ///
 /// A clone is one reference count and shares the cache.
 ///
-/// The cache holds verified tokens only, never a refusal, compared byte by byte. An entry counts
-/// for as long as its trust domain's bundle has the very key that it was verified with, and on
-/// every hit the time is judged anew, and whether the source can judge at all.
+/// The cache holds verified tokens only, compared byte by byte, and never a rejection. An entry is valid
+/// as long as the bundle of its trust domain has the same key. On every hit the times are checked
+/// again, and whether the source can judge.
 #[derive(Clone)]
 pub struct Validator(Arc<Checks>);
 
-/// Whether a token comes with this request for the first time, or is judged anew while its request
-/// waits. Only the first is counted.
+/// Whether a token is checked for the first time in a request, or again after the request has waited.
+/// Only the first check is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sight {
     First,
@@ -37,7 +37,7 @@ pub(crate) enum Sight {
 }
 
 impl Validator {
-    /// Begins a validator that takes its bundles from `source`.
+    /// Creates a builder of a validator with the bundles of `source`.
     pub fn builder(source: impl BundleSource) -> ValidatorBuilder {
         ValidatorBuilder::new(Arc::new(source))
     }
@@ -74,7 +74,7 @@ impl Validator {
         self.0.check(token, sight)
     }
 
-    /// Tells the recorder of a verdict: a refusal for this reason, or none.
+    /// Records a verdict: the reason of a rejection, or `None`.
     pub(crate) fn record(
         &self,
         reason: Option<ValidateReason>,
@@ -117,27 +117,27 @@ impl Validator {
         &self.0.settings.audiences
     }
 
-    /// The longest token, in bytes.
+    /// Returns the longest token that is accepted, in bytes.
     pub fn max_token_len(&self) -> usize {
         self.0.settings.max_token_len
     }
 
-    /// How much before `nbf` and after `exp` a token is taken.
+    /// Returns how much before `nbf` and after `exp` a token is accepted.
     pub fn leeway(&self) -> Duration {
         self.0.settings.leeway
     }
 
-    /// The clock that it goes by.
+    /// Returns its clock.
     pub fn clock(&self) -> &Arc<dyn Clock> {
         &self.0.settings.clock
     }
 
-    /// Where its bundles come from.
+    /// Returns its source of bundles.
     pub fn source(&self) -> &dyn BundleSource {
         &*self.0.source
     }
 
-    /// What the verified cache did so far; all zero where it is switched off.
+    /// Returns the counters of the verified cache; all zero if it is switched off.
     pub fn cache_stats(&self) -> VerifiedCacheStats {
         self.0
             .cache

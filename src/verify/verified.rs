@@ -1,4 +1,4 @@
-//! A caller's token that was checked.
+//! A verified token of a caller.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,15 +12,15 @@ use crate::identity::SpiffeId;
 
 /// The identity of a caller whose token was verified. A clone is one reference count.
 ///
-/// It is the truth of the moment of the check: [`expires_at`](Self::expires_at) says when it ends.
+/// It was valid at the time of the check; [`expires_at`](Self::expires_at) is when it ends.
 #[derive(Clone)]
 pub struct VerifiedSvid(Arc<Handle>);
 
-/// A level between, so that threads which have the same token need not count on one cache line:
-/// each has a handle of its own.
+/// Each thread has its own handle, so that threads with the same token do not share a reference count
+/// on one cache line.
 struct Handle(Arc<Verified>);
 
-/// What an entry of a cache costs beside its texts.
+/// The size of a cache entry without its texts.
 const OVERHEAD: usize = 384;
 
 /// What is known of a verified token.
@@ -44,9 +44,9 @@ pub(super) struct Verified {
 
 pub(super) enum Signer {
     Authority(Arc<JwtAuthority>),
-    /// A test said so.
+    /// Assumed by a test.
     #[cfg(feature = "testing")]
-    Nobody(Box<str>),
+    Assumed(Box<str>),
 }
 
 impl Signer {
@@ -54,14 +54,13 @@ impl Signer {
         match self {
             Self::Authority(authority) => Some(authority),
             #[cfg(feature = "testing")]
-            Self::Nobody(_) => None,
+            Self::Assumed(_) => None,
         }
     }
 }
 
 impl Verified {
-    /// What it takes in a cache, in bytes, about: its texts, the structures, their allocations, the
-    /// cache's own.
+    /// Its approximate size in a cache, in bytes: texts, structures and allocations.
     pub(super) fn weight(&self) -> usize {
         let audiences = self.audiences.iter().map(|audience| audience.len() + 32);
         OVERHEAD
@@ -77,7 +76,7 @@ impl VerifiedSvid {
         Self(Arc::new(Handle(verified)))
     }
 
-    /// The token, for other layers of this crate. Never shown, and in no header once it is verified.
+    /// The token, for other layers of this crate. It is never shown or put into a header.
     #[cfg(any(feature = "server", feature = "client"))]
     pub(crate) fn token(&self) -> &str {
         &self.0.0.token
@@ -87,7 +86,7 @@ impl VerifiedSvid {
         &self.0.0
     }
 
-    /// An identity that nobody verified, for a test of what stands behind the validation.
+    /// An identity without a token, for tests of services behind the validation.
     #[cfg(feature = "testing")]
     pub(crate) fn assumed(
         spiffe_id: SpiffeId,
@@ -106,14 +105,14 @@ impl VerifiedSvid {
             expires_at,
             not_before: None,
             issued_at,
-            signer: Signer::Nobody(key_id.into()),
+            signer: Signer::Assumed(key_id.into()),
             payload: claims_json.into(),
             #[cfg(feature = "server")]
             claims: Default::default(),
         }))
     }
 
-    /// Who the caller is: the token's `sub`.
+    /// Returns the identity of the caller: the token's `sub`.
     pub fn spiffe_id(&self) -> &SpiffeId {
         &self.0.0.spiffe_id
     }
@@ -123,8 +122,8 @@ impl VerifiedSvid {
         self.0.0.audiences.iter().map(AsRef::as_ref)
     }
 
-    /// When the token ends: its `exp`, without leeway. What goes on longer than that (a stream, a
-    /// session) should end then too.
+    /// Returns when the token expires: its `exp`, without leeway. Streams and sessions should end then
+    /// too.
     ///
     /// ```
     /// use std::time::{Duration, SystemTime};
@@ -137,31 +136,31 @@ impl VerifiedSvid {
         self.0.0.expires_at
     }
 
-    /// Its `nbf`, where it has one.
+    /// Returns its `nbf`, if it has one.
     pub fn not_before(&self) -> Option<UnixTime> {
         self.0.0.not_before
     }
 
-    /// Its `iat`, where it has one. Informative: nothing is decided by it, unless a longest life
-    /// is set.
+    /// Returns its `iat`, if it has one. It is informative unless
+    /// [`max_lifetime`](crate::verify::ValidatorBuilder::max_lifetime) is set.
     pub fn issued_at(&self) -> Option<UnixTime> {
         self.0.0.issued_at
     }
 
-    /// The ID of the key that signed it.
+    /// Returns the ID of the key that signed it.
     pub fn key_id(&self) -> &str {
         match &self.0.0.signer {
             Signer::Authority(authority) => authority.key_id(),
             #[cfg(feature = "testing")]
-            Signer::Nobody(key_id) => key_id,
+            Signer::Assumed(key_id) => key_id,
         }
     }
 
-    /// All claims, as a type of your own. They mean what the caller's trust domain says that they
-    /// mean (SPIFFE-ID section 4.1).
+    /// Returns all claims as a type of your own. Their meaning is defined by the caller's trust domain
+    /// (SPIFFE-ID section 4.1).
     ///
     /// # Errors
-    /// The claims have not that type's shape.
+    /// The claims do not fit the type.
     pub fn claims<T: DeserializeOwned>(&self) -> Result<T, ClaimsError> {
         serde_json::from_str(&self.0.0.payload).map_err(|error| ClaimsError {
             line: error.line(),
@@ -179,7 +178,7 @@ impl VerifiedSvid {
         index.get(payload, name)
     }
 
-    /// All claims, as the JSON object that was signed.
+    /// Returns all claims, as the JSON object that was signed.
     pub fn claims_json(&self) -> &str {
         &self.0.0.payload
     }
@@ -195,7 +194,7 @@ impl fmt::Debug for VerifiedSvid {
     }
 }
 
-/// The claims have not the shape that was asked for. Says where, and repeats none of them.
+/// The claims do not fit the requested type. The text says where, and repeats no claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ClaimsError {
@@ -209,7 +208,7 @@ impl fmt::Display for ClaimsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "the claims have not the expected shape (line {}, column {} of the payload)",
+            "the claims do not fit the requested type (line {}, column {} of the payload)",
             self.line, self.column
         )
     }

@@ -1,5 +1,4 @@
-//! One message of the bundle stream, read where it lies: no map is built before its entries are
-//! counted.
+//! One message of the bundle stream, read in place: its entries are counted before a map is built.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -77,7 +76,7 @@ impl fmt::Debug for JwtBundlesMessage {
     }
 }
 
-/// A field is cut short, or has another type than the definition of the message says.
+/// A field is cut short, or its type is not that of the message definition.
 #[derive(Debug)]
 pub(crate) struct Malformed;
 
@@ -108,7 +107,7 @@ impl<'a> Iterator for Entries<'a> {
     }
 }
 
-/// A map entry is a message of its key (1) and its value (2); what is missing is empty, and of two
+/// A map entry is a message of its key (1) and its value (2). A missing field is empty; of duplicates
 /// the last counts.
 fn entry(mut rest: &[u8]) -> Result<(&str, &[u8]), Malformed> {
     let (mut name, mut jwks) = ("", &[][..]);
@@ -122,8 +121,7 @@ fn entry(mut rest: &[u8]) -> Result<(&str, &[u8]), Malformed> {
     Ok((name, jwks))
 }
 
-/// The next field if its tag is known: all known ones have a length and so many bytes. `None` if it
-/// was skipped.
+/// The next field if its tag is known; all known fields are length-delimited. `None` if it was skipped.
 fn field<'a>(
     rest: &mut &'a [u8],
     known: RangeInclusive<u32>,
@@ -142,8 +140,8 @@ fn field<'a>(
     Ok(Some((tag, value)))
 }
 
-/// The codec of `FetchJWTBundles`. The generated one builds the map of a message before anyone can
-/// count its entries: two million tiny ones take 434 MB.
+/// The codec of `FetchJWTBundles`. The generated one builds the map before its entries can be counted:
+/// two million tiny entries take 434 MB.
 #[derive(Default)]
 pub(super) struct BundlesCodec;
 

@@ -109,7 +109,7 @@ impl Line {
         })));
     }
 
-    /// Lets the connection go for good, whoever still waits for something on it.
+    /// Closes the connection for good, also for calls that still wait on it.
     pub(crate) fn close(&self) {
         self.renewal().closed = true;
         self.current.store(None);
@@ -121,7 +121,7 @@ impl Line {
     }
 
     /// Says that this generation's connection did not do what it should have: the next call gets
-    /// another, and whoever follows the doubts, as a source does, is told.
+    /// another, and sources that follow the doubts are notified.
     pub(crate) fn doubt(&self, generation: u64) {
         // However many calls waited for it, it is exchanged once.
         self.renew_if(|current| current == generation);

@@ -189,10 +189,10 @@ impl WorkloadApiClient {
     ///
     /// The SPIFFE Workload API would have clients prefer this call (section 6.3). The layers of
     /// this crate validate locally all the same: the call costs a workload attestation for each
-    /// request, fails with the agent, and shows a caller's token to whoever owns the socket.
+    /// request, fails with the agent, and shows the caller's token to the owner of the socket.
     ///
     /// # Errors
-    /// The call failed; `InvalidArgument` where the agent refuses the token.
+    /// The call failed; `InvalidArgument` if the agent rejects the token.
     pub async fn validate_jwt_svid(
         &self,
         audience: &str,
@@ -299,7 +299,7 @@ impl WorkloadApiClient {
         request: &SvidRequest,
         answer: &pb::Jwtsvid,
     ) -> Result<JwtSvid, WorkloadApiError> {
-        // Nobody asks for a longer hint, and nobody should have to keep one (WA-12).
+        // A longer hint can never be requested, and should not be stored (WA-12).
         let hint = if answer.hint.len() <= MAX_HINT_LEN {
             &answer.hint
         } else {
@@ -372,7 +372,7 @@ impl WorkloadApiClientBuilder {
 
     /// HTTP/2 keepalive while a call or a stream is open: how often to ask, and how long to wait
     /// for the answer. 305 s and 20 s by default; a default grpc-go server, as SPIRE's agent is
-    /// one, hangs up on whoever asks more often than every 5 minutes.
+    /// one, closes connections that ping more often than every 5 minutes.
     pub fn keepalive(mut self, interval: Duration, timeout: Duration) -> Self {
         self.timing.ping_interval = interval;
         self.timing.ping_timeout = timeout;
@@ -393,7 +393,7 @@ impl WorkloadApiClientBuilder {
         self
     }
 
-    /// The clock to tell the time by.
+    /// Sets the clock.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self

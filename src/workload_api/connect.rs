@@ -109,7 +109,7 @@ impl Connector {
         let failed = |kind, text: &dyn fmt::Display| ConnectError {
             place: self.place.clone(),
             kind,
-            // A connector of somebody else's may say anything.
+            // A given connector may return any text.
             text: presentable(&text.to_string()).into(),
         };
         // A panic here would end the worker of the channel, which never gets another.
@@ -136,7 +136,7 @@ impl fmt::Debug for Connector {
 }
 
 /// What stands at the path, where that is no socket. The system refuses a connection to it as it
-/// does where nobody listens, and an operator would look for an agent that is down.
+/// does if no process listens, and an operator would look for an agent that is down.
 #[cfg(unix)]
 fn no_socket(path: &std::path::Path) -> Option<io::Error> {
     use std::os::unix::fs::FileTypeExt as _;

@@ -48,7 +48,7 @@ pub struct WorkloadApiError {
 pub enum WorkloadApiErrorReason {
     /// The Unix socket does not exist.
     NoSocket,
-    /// Nobody listens at the endpoint.
+    /// No process listens at the endpoint.
     Refused,
     /// No connection for another reason: not permitted, not in time.
     Connect,
@@ -62,7 +62,7 @@ pub enum WorkloadApiErrorReason {
     Unavailable,
     /// The agent gives this workload no identity; it may, later (EP-14).
     PermissionDenied,
-    /// The agent calls the request wrong. For `ValidateJWTSVID` it is the token that it refuses.
+    /// The agent answered `InvalidArgument`. For `ValidateJWTSVID` it means that the token is invalid.
     InvalidArgument,
     /// The agent does not have this call.
     Unimplemented,
@@ -75,9 +75,9 @@ pub enum WorkloadApiErrorReason {
     MessageTooLarge,
     /// No identity of this workload has the hint asked for.
     NoSuchHint,
-    /// The audience is empty: refused before asking.
+    /// The audience is empty; the agent was not called.
     InvalidRequest,
-    /// The call needs a tokio runtime (with timers; with I/O to build a client), and there is none.
+    /// The call needs a tokio runtime (with timers; with I/O to build a client).
     NoRuntime,
 }
 
@@ -185,7 +185,7 @@ impl WorkloadApiError {
     /// What tonic says in its own words where there is no answer, or one that it does not take.
     fn of_tonic(call: Call, place: &str, code: GrpcCode, said: &str) -> Option<Self> {
         use WorkloadApiErrorReason as Reason;
-        let mend = match call {
+        let fix = match call {
             Call::FetchJwtBundles => "raise `max_message_bytes` (64 MiB by default)",
             Call::FetchJwtSvid => "have the issuer give this workload fewer or smaller tokens",
             Call::ValidateJwtSvid => "the token has too many claims",
@@ -195,7 +195,7 @@ impl WorkloadApiError {
                 (
                     Reason::MessageTooLarge,
                     format!(
-                        "the agent at {place} sent a message larger than allowed ({said}); {mend}"
+                        "the agent at {place} sent a message larger than allowed ({said}); {fix}"
                     ),
                 )
             }

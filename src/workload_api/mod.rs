@@ -1,7 +1,7 @@
 //! The Workload API: what an agent beside the workload answers (SPIFFE Workload API, section 6).
 //!
 //! [`JwtSource`](crate::JwtSource) is what a service wants: it keeps bundles and tokens fresh. The
-//! client here is the bare calls beneath it, for whoever wants to drive them by hand.
+//! client here makes single calls, without reconnection and caching.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]

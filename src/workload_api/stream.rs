@@ -1,4 +1,4 @@
-//! The bundle stream, to be driven by hand.
+//! The bundle stream without reconnection.
 
 use std::fmt;
 use std::pin::{Pin, pin};
@@ -13,12 +13,12 @@ use super::channel::{Line, Numbered};
 use super::error::{Call, WorkloadApiError, WorkloadApiErrorReason as Reason};
 
 /// An open `FetchJWTBundles` stream. It ends when the agent ends it (`None`), or with an error;
-/// opening another is up to whoever drives it (Workload API section 4.2), with backoff.
+/// the caller opens another one, with backoff (Workload API section 4.2).
 pub struct JwtBundleStream {
     inner: tonic::Streaming<JwtBundlesMessage>,
     line: Arc<Line>,
     over: Arc<Numbered>,
-    // Until when the first message must be here; none once it is.
+    // When the first message must have arrived; `None` once it has.
     first_by: Option<Pin<Box<tokio::time::Sleep>>>,
     ended: bool,
 }
@@ -42,12 +42,12 @@ impl JwtBundleStream {
         }
     }
 
-    /// The next message; `None` where the agent ended the stream without an error.
+    /// Returns the next message; `None` if the agent ended the stream without an error.
     ///
     /// Dropping the future loses nothing.
     ///
     /// # Errors
-    /// The stream broke, or the first message did not come in time.
+    /// The stream broke, or the first message did not arrive in time.
     pub async fn message(&mut self) -> Result<Option<JwtBundlesMessage>, WorkloadApiError> {
         std::future::poll_fn(|cx| self.poll_message(cx))
             .await

@@ -132,7 +132,7 @@ impl Row {
 const UNSEEN: [(&str, &str); 2] = [
     (
         "reading the bundle files panicked; their last good bundles stay",
-        include_str!("../../src/source/file/follow.rs"),
+        include_str!("../../src/source/file/task.rs"),
     ),
     (
         "the task of this source panicked; it answers no more",

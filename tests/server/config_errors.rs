@@ -35,7 +35,7 @@ fn each_error_names_its_fix() {
                 let leeway = std::time::Duration::from_secs(301);
                 builder.audience(AUDIENCE).leeway(leeway)
             }),
-            "give less, or mend the clocks",
+            "reduce it, or fix the clock skew",
         ),
         (
             validator(|builder| builder.audience(AUDIENCE).algorithms([])),

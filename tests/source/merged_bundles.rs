@@ -519,3 +519,54 @@ fn no_verdict_outlives_a_change_of_any_member() {
         }
     }
 }
+
+/// Can judge except at the reads of its revision before `from` and from `to` on.
+struct ReadyBetween {
+    set: JwtBundleSet,
+    reads: AtomicU64,
+    from: u64,
+    to: u64,
+}
+
+impl BundleSource for ReadyBetween {
+    fn revision(&self) -> Result<u64, BundlesUnavailable> {
+        let read = self.reads.fetch_add(1, Ordering::Relaxed);
+        match (self.from..self.to).contains(&read) {
+            true => Ok(1),
+            false => Err(BundlesUnavailable::NotReady),
+        }
+    }
+
+    fn bundle(&self, trust_domain: &str) -> BundleAnswer {
+        match self.set.get(trust_domain) {
+            Some(bundle) => BundleAnswer::Ready(bundle.clone()),
+            None => BundleAnswer::UnknownTrustDomain,
+        }
+    }
+}
+
+/// The member becomes ready after the revision was read, and is unavailable at the next read.
+#[test]
+fn no_verdict_outlives_a_brief_return_of_a_member() {
+    let (own, other) = (Issuer::new(TD).unwrap(), Issuer::new(OTHER).unwrap());
+    for from in 0..8 {
+        for to in from..12 {
+            let member = ReadyBetween {
+                set: set(&other),
+                reads: AtomicU64::new(0),
+                from,
+                to,
+            };
+            let merged = MergedBundles::builder()
+                .default_member("agent", FixedBundles::new(set(&own)))
+                .member("partner", member, [td(OTHER)])
+                .build()
+                .unwrap();
+            let validator = validator(&merged);
+            let token = token(&other);
+            let verdicts: Vec<_> = (0..14).map(|_| reason(&validator, &token)).collect();
+            // At least one read for each check: from the 13th on the member cannot judge.
+            assert_eq!(verdicts[13], Some(NOT_READY), "{from}..{to}: {verdicts:?}");
+        }
+    }
+}

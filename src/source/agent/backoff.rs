@@ -5,8 +5,8 @@ use std::time::Duration;
 /// Exponential backoff with full jitter: each wait is drawn from the whole span between the
 /// shortest wait and a ceiling that doubles with every attempt, up to the longest.
 ///
-/// A node's workloads lose their agent at the same moment; drawn from the whole span they come
-/// back spread out, where a fixed wait with a little noise brings them back in waves.
+/// All workloads of a node lose their agent at the same moment. Full jitter spreads their
+/// reconnections; a fixed wait with little noise would bring them in waves.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     shortest: Duration,
@@ -17,7 +17,7 @@ pub(crate) struct Backoff {
 
 impl Backoff {
     pub(crate) fn new(shortest: Duration, longest: Duration, draw: fastrand::Rng) -> Self {
-        // A wait of nothing would be a storm.
+        // Without a wait, retries would be a storm.
         let shortest = shortest.max(Duration::from_millis(1));
         let longest = longest.max(shortest);
         Self {
@@ -46,7 +46,7 @@ impl Backoff {
         self.between(self.shortest)
     }
 
-    /// A wait of the longest kind, for what a retry will hardly mend.
+    /// A long wait, for an error that a retry will hardly fix.
     pub(crate) fn next_longest(&mut self) -> Duration {
         self.ceiling = self.longest;
         self.between(self.longest / 2)

@@ -58,9 +58,9 @@ impl JwtSourceBuilder {
         }
     }
 
-    /// Where the agent is: `unix:///path/to/socket` or `tcp://IP:port`. By default what the
-    /// environment variable `SPIFFE_ENDPOINT_SOCKET` says. What is malformed shows when the source
-    /// is built.
+    /// Sets the endpoint of the agent: `unix:///path/to/socket` or `tcp://IP:port`. By default it is in
+    /// the environment variable `SPIFFE_ENDPOINT_SOCKET`. A malformed endpoint is an error when the
+    /// source is built.
     pub fn endpoint<E>(mut self, endpoint: E) -> Self
     where
         E: TryInto<Endpoint>,
@@ -71,8 +71,7 @@ impl JwtSourceBuilder {
         self
     }
 
-    /// Reaches the agent over whatever `dial` connects to, instead of an endpoint. `dial` is
-    /// called for every connection anew.
+    /// Connects to the agent by `dial` instead of an endpoint. `dial` is called for every connection.
     pub fn connector<F, Fut, T>(mut self, dial: F) -> Self
     where
         F: Fn() -> Fut + Send + Sync + 'static,
@@ -96,7 +95,7 @@ impl JwtSourceBuilder {
         self
     }
 
-    /// How much the source takes in. See [`ResourceLimits`] for the defaults.
+    /// Limits the messages of the agent. See [`ResourceLimits`] for the defaults.
     pub fn resource_limits(mut self, limits: ResourceLimits) -> Self {
         self.limits = limits;
         self
@@ -154,7 +153,7 @@ impl JwtSourceBuilder {
 
     /// HTTP/2 keepalive: how often to ask while the stream is open, and how long to wait for the
     /// answer. 305 s and 20 s by default, so that a half-open connection is noticed within six
-    /// minutes; a default grpc-go server, as SPIRE's agent is one, hangs up on whoever asks more
+    /// minutes; a default grpc-go server, such as SPIRE's agent, closes connections that ping more
     /// often than every 5 minutes.
     pub fn keepalive(mut self, interval: Duration, timeout: Duration) -> Self {
         self.timing.ping_interval = interval;
@@ -193,15 +192,15 @@ impl JwtSourceBuilder {
         self
     }
 
-    /// The source, with its first bundles in.
+    /// Creates the source and waits for its first bundles.
     ///
-    /// Retries with backoff what may pass: an agent that is not there yet or cannot serve, a
+    /// Temporary errors are retried with backoff: an agent that is not running or cannot serve yet, a
     /// workload that is not registered yet.
     ///
     /// # Errors
-    /// At once where no retry can mend it: no endpoint or a malformed one, `InvalidArgument` or
-    /// `Unimplemented` from the agent, no tokio runtime with timers and I/O. After the
-    /// [`initial_sync_timeout`](Self::initial_sync_timeout) otherwise, with the last error.
+    /// Immediately for permanent errors: no endpoint or a malformed one, `InvalidArgument` or
+    /// `Unimplemented` from the agent, no tokio runtime with timers and I/O. All others after the
+    /// [`initial_sync_timeout`](Self::initial_sync_timeout), with the last error.
     pub async fn build(self) -> Result<JwtSource, JwtSourceError> {
         let within = self.initial_sync;
         let source = self.build_lazy()?;
@@ -222,8 +221,8 @@ impl JwtSourceBuilder {
         }
     }
 
-    /// The source at once, whether the agent is there or not. Until the first bundles are in,
-    /// validation answers "cannot judge" and [`JwtSource::ready`] waits.
+    /// Creates the source without waiting for the agent. Until the first bundles arrive, validation
+    /// answers "cannot judge" and [`JwtSource::ready`] waits.
     ///
     /// # Errors
     /// No endpoint or a malformed one, no tokio runtime with timers and I/O (a

@@ -1,4 +1,4 @@
-//! Why a source cannot start, or cannot answer.
+//! Errors of a source.
 
 use std::error::Error;
 use std::fmt;
@@ -16,10 +16,10 @@ use crate::workload_api::{
 
 /// Why a [`JwtSource`](crate::JwtSource) cannot start, or cannot answer.
 ///
-/// `{error}` says what failed; the cause is its [`source`](Error::source): an
-/// [`EndpointError`], a [`SvidRequestError`], a [`WorkloadApiError`], a [`BundlesUnavailable`], a
-/// [`TokenError`], or (from a direct fetch) a `tonic::Status` for the peer, and a [`FetchSvidError`] behind it. `{error:#}` has both in one line.
-/// Callers that waited together get clones of one error.
+/// `{error}` says what failed; the cause is its [`source`](Error::source): an [`EndpointError`], a
+/// [`SvidRequestError`], a [`WorkloadApiError`], a [`BundlesUnavailable`] or a [`TokenError`]. For a
+/// direct fetch it is a `tonic::Status` for the peer, whose source is a [`FetchSvidError`].
+/// `{error:#}` has both in one line. Callers that waited together get clones of one error.
 #[derive(Clone)]
 pub struct JwtSourceError {
     reason: JwtSourceErrorReason,
@@ -38,21 +38,21 @@ pub struct JwtSourceError {
 pub enum JwtSourceErrorReason {
     /// There is no endpoint, or it is malformed.
     Endpoint(EndpointErrorReason),
-    /// The call needs a tokio runtime (with timers; with I/O to build a source), and there is none.
+    /// The call needs a tokio runtime (with timers; with I/O to build a source).
     NoRuntime,
-    /// The first bundles did not come in time.
+    /// The first bundles did not arrive in time.
     InitialSync,
-    /// The agent refused the bundle stream in a way that no retry can mend.
+    /// The agent rejected the bundle stream with a permanent error.
     Refused(WorkloadApiErrorReason),
     /// The bundles cannot be used now.
     BundlesUnavailable(BundlesUnavailable),
     /// The bundle set does not hold this trust domain.
     UnknownTrustDomain,
-    /// The request for a token is wrong: refused before asking.
+    /// The request for a token is invalid; the agent was not called.
     InvalidRequest(SvidRequestError),
     /// There is no token to send.
     Token(TokenErrorReason),
-    /// The source was shut down, or the runtime that it was built on is gone.
+    /// The source was shut down, or the runtime that it was built on has ended.
     Closed,
     /// The shutdown took longer than allowed.
     ShutdownTimeout,
@@ -169,17 +169,17 @@ impl JwtSourceError {
         )
     }
 
-    /// The class.
+    /// Returns the class.
     pub fn reason(&self) -> JwtSourceErrorReason {
         self.reason
     }
 
-    /// The gRPC code that the agent answered with, where it answered with one.
+    /// Returns the gRPC code of the agent's answer, if it answered with one.
     pub fn code(&self) -> Option<GrpcCode> {
         self.code
     }
 
-    /// Whether the same call may succeed later.
+    /// Returns whether the same call may succeed later.
     pub fn is_retryable(&self) -> bool {
         self.retryable
     }

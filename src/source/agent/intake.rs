@@ -1,4 +1,4 @@
-//! From a message of the agent to a bundle set: what one bad part may cost, and no more.
+//! Reads a message of the agent as a bundle set. A bad entry affects only its own trust domain.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ pub(crate) struct Intake {
     pub(crate) set: JwtBundleSet,
     /// Trust domains that the message names and whose keys could not be read, by name.
     pub(crate) troubles: BTreeMap<TrustDomain, Trouble>,
-    /// Entries whose name is no trust domain: the name, fit to be shown, and why.
+    /// Entries whose name is not a trust domain: the escaped name, and why.
     pub(crate) unnamed: Vec<(Box<str>, Box<str>)>,
 }
 
@@ -33,7 +33,7 @@ pub(crate) struct Trouble {
 pub(crate) enum Discarded {
     /// A mandatory field at its default (Workload API section 4.5).
     Empty,
-    /// No name in it is a trust domain's: like an empty one, it names no bundle.
+    /// No name in it is that of a trust domain: like an empty message, it has no bundle.
     Unnamed { name: Box<str>, why: Box<str> },
     /// More trust domains than allowed.
     TooMany { sent: usize, limit: usize },
@@ -84,8 +84,8 @@ fn within(sent: usize, limits: &ResourceLimits) -> Result<(), Discarded> {
     Ok(())
 }
 
-/// Reads a message against what was known before it: an unreadable part keeps its last bundle, an
-/// equal one keeps its parsed keys.
+/// Reads a message after `known`: if a bundle cannot be read, the last one stays; keys that did not
+/// change are not parsed again.
 pub(crate) fn read(
     bundles: HashMap<String, Bytes>,
     known: &JwtBundleSet,
@@ -102,7 +102,7 @@ pub(crate) fn read(
         // The key is the trust domain's SPIFFE ID (section 6.2.2); some agents send the bare name.
         let proper = name.starts_with("spiffe://");
         match TrustDomain::parse(&name) {
-            // Should one domain come under both names, the one the rules ask for counts.
+            // If a trust domain has both names, the entry with the SPIFFE ID counts.
             Ok(domain) => match by_domain.get(&domain) {
                 Some((true, _)) => {}
                 _ => {
@@ -144,7 +144,7 @@ fn one(
     before: Option<&Arc<JwtBundle>>,
     limits: &ResourceLimits,
 ) -> Result<JwtBundle, Trouble> {
-    // The trust domain has no keys now, and the keys before it are revoked (section 4.4).
+    // The trust domain has no keys now: all earlier ones are revoked (section 4.4).
     if jwks.is_empty() {
         return Ok(JwtBundle::without_keys(domain.clone()));
     }
@@ -167,7 +167,7 @@ fn one(
     })
 }
 
-/// The bundle, or the one before it where nothing differs.
+/// The bundle, or the one before it if they do not differ.
 fn shared(bundle: JwtBundle, before: Option<&Arc<JwtBundle>>) -> Arc<JwtBundle> {
     match before {
         Some(before) if **before == bundle && before.ignored() == bundle.ignored() => {

@@ -36,14 +36,14 @@ impl Judge {
         self.get().1
     }
 
-    /// Sets the verdict and raises the revision, in one step, after what they stand for is visible.
-    /// The new revision; none of a source that is closed, which it is for good.
+    /// Sets the verdict and raises the revision in one step, after the change itself is visible. Returns
+    /// the new revision; `None` if the source is closed, which is final.
     pub(super) fn turn(&self, verdict: Verdict) -> Option<u64> {
         self.turn_if(|before| before != Verdict::Closed, verdict)
     }
 
-    /// Raises the revision of a source that can judge, and of no other: whoever does so beside the
-    /// task must not undo what the task says meanwhile.
+    /// Raises the revision, only if the source can judge: other threads than the task call this, and
+    /// must not undo a verdict that the task sets meanwhile.
     pub(super) fn raise_if_ready(&self) -> Option<u64> {
         self.turn_if(|before| before == Verdict::Ready, Verdict::Ready)
     }

@@ -31,7 +31,7 @@ use crate::token::{JwtSvid, SvidRequest};
 ///
 /// The task and the connection live on the tokio runtime that the source was built on; it may be
 /// used from any other. When that runtime ends, the source is closed: it does not go on with
-/// bundles that nobody keeps fresh.
+/// bundles that are no longer kept fresh.
 ///
 /// Bundles, cached tokens, [`ready`](Self::ready), [`updated`](Self::updated) and
 /// [`shutdown`](Self::shutdown) work on every thread. A call that waits for the agent has a limit, so
@@ -145,7 +145,7 @@ impl JwtSource {
     /// With several identities the agent chooses one, at every refresh anew.
     ///
     /// # Errors
-    /// No audience or an empty one, refused before asking; or no token could be had in time.
+    /// There is no audience or an empty one (the agent is not called), or no token arrived in time.
     pub async fn get_jwt_svid<A: AsRef<str>>(
         &self,
         audiences: impl IntoIterator<Item = A>,
@@ -184,7 +184,7 @@ impl JwtSource {
     /// A token of our own for these audiences, asked of the agent now: one call, no cache.
     ///
     /// # Errors
-    /// No audience or an empty one, refused before asking; or the call failed.
+    /// There is no audience or an empty one (the agent is not called), or the call failed.
     pub async fn fetch_jwt_svid<A: AsRef<str>>(
         &self,
         audiences: impl IntoIterator<Item = A>,
@@ -267,26 +267,26 @@ impl JwtSource {
 
     // === State ===
 
-    /// Waits until tokens can be judged; returns at once where they can.
+    /// Waits until tokens can be judged; returns immediately if they can.
     ///
     /// # Errors
-    /// The source was shut down, or the agent refused the stream in a way that no retry can mend.
+    /// The source was shut down, or the agent rejected the stream with a permanent error.
     pub async fn ready(&self) -> Result<(), JwtSourceError> {
         self.inner.shared.until_ready().await
     }
 
-    /// Tells of changes in what the source answers, from now on.
+    /// Returns a watcher of changes of the bundles, from now on.
     pub fn updated(&self) -> SourceUpdates {
         SourceUpdates::new(self.inner.shared.notices())
     }
 
-    /// Whether tokens can be judged now: what a readiness probe asks. While the agent is away they
-    /// can, by the last bundles. Why they cannot be, [`SourceState::bundles_unavailable`] says.
+    /// Returns whether tokens can be judged now, for a readiness probe. While the agent is unreachable
+    /// they can, by the last bundles. [`SourceState::bundles_unavailable`] has the reason if not.
     pub fn is_ready(&self) -> bool {
         self.inner.shared.revision().is_ok()
     }
 
-    /// Whether all is as it should be, for alerts; see [`SourceState::is_healthy`].
+    /// Returns whether everything is as it should be, for alerts; see [`SourceState::is_healthy`].
     pub fn is_healthy(&self) -> bool {
         self.inner.shared.state().is_healthy()
     }
@@ -394,7 +394,7 @@ impl BundleSource for JwtSource {
 /// Returns the source's own cache, which shares its tokens with all other users of the source and
 /// keeps the source open.
 ///
-/// A source is no [`FetchSvid`](crate::token::FetchSvid): a second cache over it would never learn of
+/// A source is not a [`FetchSvid`](crate::token::FetchSvid): a second cache over it would never learn of
 /// revoked keys.
 ///
 /// ```no_run

@@ -1,4 +1,4 @@
-//! What is known of the bundle stream beside the bundles: for the state, never for a verdict.
+//! What the state shows of the bundle stream; validation does not use it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ pub(super) struct Record {
     pub(super) last_message: Option<Duration>,
     pub(super) last_contact: Option<Duration>,
     pub(super) connected: bool,
-    /// The newest message was one to discard.
+    /// The newest message was discarded.
     pub(super) discarding: bool,
     pub(super) down_since: Option<Duration>,
     pub(super) last_error: Option<(Duration, LastError)>,
@@ -37,19 +37,19 @@ pub(super) struct Domain {
     trouble: Option<Trouble>,
 }
 
-/// What there was to note of a message.
+/// What a message changed in the record.
 pub(super) struct Noted {
     /// It ends a withdrawal, in force or not.
     pub(super) given_back: bool,
     /// It is the first one after the stream was lost.
     pub(super) reconnected: bool,
-    /// Those whose newest keys could not be read, and when the last ones that could be came.
+    /// Trust domains whose newest keys could not be read, and when their last good keys came.
     pub(super) aging: Vec<(TrustDomain, Duration)>,
 }
 
 impl Record {
-    /// Notes a message that was taken in, `before` being the set that it follows; `nothing` where
-    /// there is nothing in it to judge by.
+    /// Records an applied message. `before` is the set before it; `nothing` means that it has no
+    /// bundles.
     pub(super) fn note(
         &mut self,
         now: Duration,
@@ -130,8 +130,7 @@ impl Record {
         }
     }
 
-    /// Why there is nothing to judge by yet: the last answer of the agent, if it failed, and what
-    /// is known in words.
+    /// Why there are no bundles yet: the code of the agent's last error, if any, and a text.
     pub(super) fn why_not_ready(&self) -> (Option<GrpcCode>, String) {
         if let Some((_, error)) = &self.last_error {
             let code = error.rpc.as_ref().and_then(WorkloadApiError::code);

@@ -32,11 +32,11 @@ pub(crate) struct Shared {
     pub(crate) max_staleness: Option<Duration>,
     snapshot: ArcSwap<Snapshot>,
     judge: Judge,
-    // Moments of the clock, in nanoseconds, from which on nothing can be judged. They
-    // are held against the clock by whoever asks: a task that hangs cannot keep them from striking.
+    // Moments of the clock, in nanoseconds, from which on no token can be judged. The caller compares
+    // them with the clock, so a task that hangs cannot delay them.
     stale_at: AtomicU64,
     withdrawn_at: AtomicU64,
-    // The next of the snapshot's moments at which one trust domain's keys are older than allowed.
+    // The next moment at which the keys of one trust domain in the snapshot are older than allowed.
     aged_at: AtomicU64,
     // When the task last ran, and since when a message has been waiting to be applied.
     beat_at: AtomicU64,
@@ -45,20 +45,20 @@ pub(crate) struct Shared {
     pub(crate) token_came: Notify,
     record: Mutex<Record>,
     notices: watch::Sender<Notice>,
-    // How a start-up failed in a way that no retry can mend, until the agent says something else.
+    // The permanent error of a start-up, until the agent answers differently.
     refused: watch::Sender<Option<Arc<WorkloadApiError>>>,
     closing: watch::Sender<bool>,
     ended: watch::Sender<bool>,
 }
 
-/// What validation answers from.
+/// The bundles for validation.
 #[derive(Default)]
 struct Snapshot {
     set: JwtBundleSet,
-    // Named by the issuer, no keys of theirs could ever be read: known, and without a key.
+    // Named by the issuer, but their keys were never readable: known, without keys.
     unreadable: Vec<TrustDomain>,
-    // Those whose newest keys could not be read, and the moment from which on the last ones that
-    // could be are older than allowed.
+    // Trust domains whose newest keys could not be read, and the moment at which their last good keys
+    // are older than allowed.
     aging: Vec<(TrustDomain, u64)>,
 }
 
@@ -92,11 +92,11 @@ impl<'a> StreamError<'a> {
 /// What a denial by the agent did to bundles that were in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Withdrew {
-    /// They are not used any more.
+    /// They are no longer used.
     AtOnce,
-    /// They are used for so long.
+    /// They are used for this long.
     After(Duration),
-    /// They are used on.
+    /// They stay in use.
     Never,
 }
 
@@ -132,7 +132,7 @@ impl Shared {
         }
     }
 
-    // === What validation asks ===
+    // === For validation ===
 
     /// The revision, if the source can judge.
     pub(crate) fn revision(&self) -> Result<u64, BundlesUnavailable> {
@@ -143,11 +143,11 @@ impl Shared {
         self.revision_as_told()
     }
 
-    /// The same, without looking for keys that are too old by now.
+    /// As [`revision`](Self::revision), without a check for stale keys.
     fn revision_as_told(&self) -> Result<u64, BundlesUnavailable> {
-        // The moments before the word, and written after it: whoever finds a moment taken back finds
-        // the revision too that came with it. Otherwise a verdict of before a withdrawal could be
-        // given after it, on keys that did not come back.
+        // The moments are read before the revision and written after it: a reader that sees a moment
+        // reset also sees its new revision. Otherwise a verdict that was cached before a withdrawal
+        // could be valid after it, although its key did not come back.
         let stale_at = self.stale_at.load(Ordering::Acquire);
         let withdrawn_at = self.withdrawn_at.load(Ordering::Acquire);
         let (verdict, revision) = self.judge.get();
@@ -169,8 +169,8 @@ impl Shared {
         Ok(revision)
     }
 
-    /// One trust domain's keys may have become too old: then verdicts on them are of a revision of
-    /// before, whoever finds out.
+    /// Raises the revision if the keys of a trust domain have become stale, so that cached verdicts on
+    /// them are checked again. Any thread may do this.
     fn age(&self, aged_at: u64) {
         let now = nanos(self.clock.monotonic());
         if now < aged_at {
@@ -181,17 +181,16 @@ impl Shared {
             moments.filter(|at| *at > now).min().unwrap_or(NEVER)
         };
         let next = next_of(&self.snapshot.load());
-        // The revision first: who finds the moment gone finds it too. Who loses the race has raised
-        // it once more than needed.
+        // The revision first: a reader that sees the new moment also sees the new revision. A thread
+        // that loses the race has raised it once too often.
         if let Some(revision) = self.judge.raise_if_ready() {
-            self.tell(revision);
+            self.notify(revision);
         }
         let struck =
             self.aged_at
                 .compare_exchange(aged_at, next, Ordering::AcqRel, Ordering::Relaxed);
         if struck.is_ok() {
-            // A message that was taken in meanwhile may have set the same moment, and have others
-            // that come sooner than those of the set before it.
+            // A message that was applied meanwhile may have set the same moment and have earlier ones.
             let next = next_of(&self.snapshot.load());
             self.aged_at.fetch_min(next, Ordering::AcqRel);
         }
@@ -210,13 +209,13 @@ impl Shared {
                     false => BundleAnswer::Ready(bundle.clone()),
                 };
             }
-            // All others can be judged: a caller who names this one must not make a fault of ours.
+            // A caller that names it gets 401, not 503: all other trust domains can be judged.
             let mut unreadable = snapshot.unreadable.iter();
             if let Some(known) = unreadable.find(|known| known.name() == trust_domain) {
                 return BundleAnswer::Ready(Arc::new(JwtBundle::without_keys(known.clone())));
             }
-            // "Unknown" is a verdict on the caller: it must not come of a set that was being
-            // withdrawn, or given back, while we looked.
+            // "Unknown" rejects the caller: it must not come from a set that was withdrawn or restored
+            // during the lookup.
             if self.revision() == Ok(revision) {
                 return BundleAnswer::UnknownTrustDomain;
             }
@@ -235,14 +234,14 @@ impl Shared {
         Ok(self.snapshot.load().set.clone())
     }
 
-    // === What the task tells ===
+    // === For the task ===
 
-    /// The set to hold a message against.
+    /// The set that a message is compared with.
     pub(crate) fn known(&self) -> JwtBundleSet {
         self.snapshot.load().set.clone()
     }
 
-    /// Takes in a message. Whether what validation answers has changed by it.
+    /// Applies a message. Returns what it changed.
     pub(crate) fn take_in(&self, intake: Intake) -> Change {
         let now = self.clock.monotonic();
         let before = self.snapshot.load_full();
@@ -254,10 +253,10 @@ impl Shared {
             .collect();
         let same = before.set == intake.set && before.unreadable == unreadable;
         let lost_keys = before.set.iter().any(|old| lost_a_key(old, &intake.set));
-        // Nothing at all to judge by is no start, and gives nothing back.
+        // A message without any bundle neither completes a start nor ends a withdrawal.
         let first = self.judge.verdict() == Verdict::NotReady;
         let nothing = intake.set.is_empty() && (first || self.is_withdrawn());
-        // Held until all has changed: a state is from before or from after.
+        // Held until everything has changed, so that a state is from before or from after.
         let mut record = self.record();
         let noted = record.note(now, &before.set, &intake, nothing);
         let Noted {
@@ -278,12 +277,11 @@ impl Shared {
             let moments = moments.map(|(name, updated)| (name, updated.saturating_add(max)));
             moments.map(|(name, at)| (name, nanos(at))).collect()
         });
-        // Some domain's list of ignored keys may differ where the keys do not.
         let is_past = |at: u64| at <= nanos(now);
         let to_come = aging.iter().map(|(_, at)| *at).filter(|at| !is_past(*at));
         let aged_at = to_come.min().unwrap_or(NEVER);
-        // Of one that was too old the keys may be good again, though they are the same; another's may
-        // be too old now, which nobody has found out yet.
+        // Stale keys may be valid again although they are the same; others may have become stale
+        // unnoticed.
         let aged = |of: &[(TrustDomain, u64)], not_in: &[(TrustDomain, u64)]| {
             let mut aged = of.iter().filter(|(_, at)| is_past(*at));
             aged.any(|known| !not_in.contains(known))
@@ -305,15 +303,15 @@ impl Shared {
             .map_or(NEVER, |max| nanos(now.saturating_add(max)));
         let was_stale_at = self.stale_at.swap(stale_at, Ordering::AcqRel);
         self.withdrawn_at.store(NEVER, Ordering::Release);
-        // Whoever was told "stale" until this moment waits for a word that it is over.
+        // Tasks that got `Stale` until now wait for a notice that it is over.
         if raised.is_none() && was_stale_at <= nanos(self.clock.monotonic()) {
             raised = self.judge.turn(Verdict::Ready);
         }
         drop(record);
         self.no_longer_refused();
-        // Last: whoever is woken looks at all of it.
+        // Last: a woken task sees all changes.
         if let Some(revision) = raised {
-            self.tell(revision);
+            self.notify(revision);
         }
         Change {
             changed,
@@ -324,8 +322,8 @@ impl Shared {
         }
     }
 
-    /// The stream ended, or could not be opened. Returns what that did to the bundles, if the agent
-    /// denied them for the first time.
+    /// The stream ended, or could not be opened. If the agent denied the bundles for the first time,
+    /// returns what happens to them.
     pub(crate) fn stream_ended(&self, error: Option<&StreamError<'_>>) -> Option<Withdrew> {
         let now = self.clock.monotonic();
         let withdraws = error.filter(|error| error.withdraws());
@@ -371,7 +369,7 @@ impl Shared {
         };
         drop(record);
         if let Some(revision) = revision {
-            self.tell(revision);
+            self.notify(revision);
         }
         withdrew
     }
@@ -380,10 +378,9 @@ impl Shared {
         self.judge.verdict() == Verdict::Withdrawn
     }
 
-    /// The bundles are not used any more. Returns the new revision.
+    /// The bundles are no longer used. Returns the new revision.
     fn take_back(&self, record: &mut Record) -> Option<u64> {
-        // The verdict first: a set that is already gone must not look like one that never held a
-        // trust domain.
+        // The verdict first: an emptied set must not look like one without the trust domain.
         let revision = self.judge.turn(Verdict::Withdrawn)?;
         self.snapshot.store(Arc::new(Snapshot::default()));
         record.domains.clear();
@@ -391,7 +388,7 @@ impl Shared {
         Some(revision)
     }
 
-    /// The task runs. Returns whether a withdrawal took effect by it.
+    /// Reports that the task runs. Returns whether a withdrawal took effect.
     pub(crate) fn beat(&self) -> bool {
         let now = nanos(self.clock.monotonic());
         self.beat_at.store(now, Ordering::Release);
@@ -407,7 +404,7 @@ impl Shared {
         self.metrics.record_ready(false);
         let revision = self.take_back(&mut self.record());
         if let Some(revision) = revision {
-            self.tell(revision);
+            self.notify(revision);
         }
         revision.is_some()
     }
@@ -472,24 +469,24 @@ impl Shared {
         self.record().was_connected
     }
 
-    /// No retry can mend a start that fails with this.
+    /// The start failed with a permanent error.
     pub(crate) fn refuse(&self, error: WorkloadApiError) {
         if self.judge.verdict() == Verdict::NotReady {
             self.refused.send_replace(Some(Arc::new(error)));
         }
     }
 
-    /// The agent said something else since.
+    /// The agent answered differently since.
     pub(crate) fn no_longer_refused(&self) {
         self.refused
             .send_if_modified(|refused| refused.take().is_some());
     }
 
-    /// Tells the recorder how things are.
+    /// Records the readiness and the age of the last contact.
     pub(crate) fn record_age(&self) {
         self.metrics.record_ready(self.revision().is_ok());
         let now = self.clock.monotonic();
-        // The lock is let go first: a recorder may look at the state.
+        // The lock is released first: a recorder may read the state.
         let contact = self.record().contact(self.heard());
         if let Some(contact) = contact {
             let age = now.saturating_sub(contact);
@@ -501,13 +498,13 @@ impl Shared {
 
     // === Lifetime ===
 
-    /// Asks the task to end. From here on every answer is `Closed`.
+    /// Asks the task to end. From now on every answer is `Closed`.
     pub(crate) fn close(&self) {
         if !self.closing.send_replace(true) {
             self.metrics.record_ready(false);
             let revision = self.judge.turn(Verdict::Closed).unwrap_or_default();
             self.snapshot.store(Arc::new(Snapshot::default()));
-            // In one word: nobody is to take the end for a change.
+            // In one step, so that the end is not taken for a change.
             self.notices.send_modify(|notice| {
                 notice.closed = true;
                 notice.revision = notice.revision.max(revision);
@@ -516,7 +513,7 @@ impl Shared {
         }
     }
 
-    /// The task has ended, whatever ended it.
+    /// The task has ended for any reason.
     pub(crate) fn ended(&self) {
         self.close();
         let now = self.clock.monotonic();
@@ -567,14 +564,13 @@ impl Shared {
 
     // === The state ===
 
-    /// Why there is nothing to judge by yet: the last answer of the agent, if it failed, and what
-    /// is known in words.
+    /// Why there are no bundles yet: the code of the agent's last error, if any, and a text.
     pub(crate) fn why_not_ready(&self) -> (Option<GrpcCode>, String) {
         self.record().why_not_ready()
     }
 
     pub(crate) fn state(&self) -> SourceState {
-        // Keys that are too old by now are found without the lock: watchers are woken for them.
+        // Without the lock: this wakes watchers if keys have become stale.
         let _ = self.revision();
         let record = self.record();
         let now = self.clock.monotonic();
@@ -589,13 +585,13 @@ impl Shared {
         self.client.line().pulse().heard()
     }
 
-    fn tell(&self, revision: u64) {
+    fn notify(&self, revision: u64) {
         self.notices
             .send_modify(|notice| notice.revision = notice.revision.max(revision));
     }
 
     fn record(&self) -> MutexGuard<'_, Record> {
-        // Nothing that may panic runs under the lock.
+        // No code that may panic runs under the lock.
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -611,7 +607,7 @@ pub(crate) struct Change {
     pub(crate) given_back: bool,
     /// The stream was lost before.
     pub(crate) reconnected: bool,
-    /// A key that was there is gone.
+    /// A key was removed.
     pub(crate) lost_keys: bool,
 }
 

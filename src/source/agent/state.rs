@@ -1,4 +1,4 @@
-//! What an operator wants to know of a source.
+//! The state of a source, for operators.
 
 use std::time::Duration;
 
@@ -58,12 +58,12 @@ pub struct TrustDomainState {
 }
 
 impl SourceState {
-    /// Counts the changes in what validation answers; zero before the first sync.
+    /// Returns how often the bundles changed; zero before the first sync.
     pub fn revision(&self) -> u64 {
         self.revision
     }
 
-    /// Whether tokens can be judged now.
+    /// Returns whether tokens can be judged now.
     pub fn is_ready(&self) -> bool {
         self.verdict.is_ok()
     }
@@ -73,8 +73,8 @@ impl SourceState {
         self.verdict.err()
     }
 
-    /// That the issuer withdrew the bundles and has not given them back, whatever the policy makes
-    /// of it.
+    /// Returns the withdrawal of the bundles until the issuer gives them back, under every
+    /// [`WithdrawalPolicy`](super::WithdrawalPolicy).
     pub fn withdrawn(&self) -> Option<&Withdrawal> {
         self.withdrawn.as_ref()
     }
@@ -89,7 +89,7 @@ impl SourceState {
     /// message of the agent has waited for 5 s. Revocations may not be applied then.
     ///
     /// The task reports once a second. The age is taken on the monotonic clock and on the wall
-    /// clock, whichever shows more. The usual causes are a runtime that nobody drives and a task
+    /// clock, whichever shows more. The usual causes are a runtime that is not driven and a task
     /// that blocks it. After a suspend it is `true` until the task runs again.
     pub fn is_overdue(&self) -> bool {
         self.overdue
@@ -101,8 +101,8 @@ impl SourceState {
         self.last_contact
     }
 
-    /// How long ago the last acceptable set of bundles came. On a quiet stream this grows: an
-    /// agent sends when something changes.
+    /// Returns the time since the last accepted message. It grows on a quiet stream: an agent sends
+    /// only when something changes.
     pub fn last_message(&self) -> Option<Duration> {
         self.last_message
     }
@@ -130,19 +130,18 @@ impl SourceState {
         &self.trust_domains
     }
 
-    /// Entries of the last message whose name is no trust domain: the name as fit to be shown, and
-    /// what is wrong with it.
+    /// Returns the entries of the last message whose name is not a trust domain: the escaped name, and
+    /// why it is invalid.
     pub fn unnamed(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
         self.unnamed.iter().map(|(name, why)| (&**name, &**why))
     }
 
-    /// The client side: what the cache of our own tokens did so far, and whether it has given the
-    /// agent up for a while.
+    /// Returns the counters of the cache of our own tokens, and whether its circuit breaker is open.
     pub fn svid_cache(&self) -> &SvidCacheStats {
         &self.svid_cache
     }
 
-    /// The client side: each audience that there is or was a token for, in no order.
+    /// Returns each audience that there is or was a token for, in no order.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -166,19 +165,18 @@ impl SourceState {
         &self.audiences
     }
 
-    /// Whether the newest message of the agent was discarded as a whole, so that what is known may
-    /// no longer be what the issuer says; [`last_error`](Self::last_error) says why.
+    /// Returns whether the newest message of the agent was discarded as a whole: the bundles may no
+    /// longer be current. [`last_error`](Self::last_error) has the reason.
     pub fn is_discarding(&self) -> bool {
         self.discarding
     }
 
-    /// Whether all is as it should be: tokens can be judged, the bundle stream is open or has been
-    /// down for less than a minute, as it is while an agent is restarted, its newest message was
-    /// taken in whole, each trust domain's keys with it, and the source is not
-    /// [overdue](Self::is_overdue).
+    /// Returns whether everything is as it should be: tokens can be judged; the bundle stream is open,
+    /// or has been down for less than a minute, as during a restart of the agent; all of the newest
+    /// message could be read; and the source is not [overdue](Self::is_overdue).
     ///
-    /// For alerts. Whether to be sent requests is [`is_ready`](Self::is_ready): with the agent
-    /// away a service goes on judging by the last set.
+    /// For alerts. For a readiness probe use [`is_ready`](Self::is_ready): while the agent is
+    /// unreachable, tokens are verified with the last bundles.
     pub fn is_healthy(&self) -> bool {
         const RESTART: Duration = Duration::from_secs(60);
         self.is_ready()
@@ -202,7 +200,7 @@ impl Withdrawal {
         &self.why
     }
 
-    /// Whether validation already answers "cannot judge" for it (see
+    /// Returns whether validation already answers "cannot judge" because of it (see
     /// [`WithdrawalPolicy`](super::WithdrawalPolicy)).
     pub fn is_in_force(&self) -> bool {
         self.in_force
@@ -215,8 +213,8 @@ impl LastError {
         self.age
     }
 
-    /// A word for its class, as [`record_error`](crate::metrics::MetricsRecorder::record_error)
-    /// is told it.
+    /// Returns its class, the label of
+    /// [`record_error`](crate::metrics::MetricsRecorder::record_error).
     pub fn kind(&self) -> &'static str {
         self.kind
     }
@@ -226,7 +224,7 @@ impl LastError {
         &self.text
     }
 
-    /// The failed call, where it was one.
+    /// Returns the error of the call, if a call failed.
     pub fn rpc(&self) -> Option<&WorkloadApiError> {
         self.rpc.as_ref()
     }
@@ -243,13 +241,13 @@ impl TrustDomainState {
         self.key_ids.iter().map(AsRef::as_ref)
     }
 
-    /// How many elements of its JWK Set are no keys that a token could be verified with; 256 at
-    /// the most are counted.
+    /// Returns the number of elements of its JWK Set that are not used as keys; at most 256.
     pub fn ignored_keys(&self) -> usize {
         self.ignored_keys
     }
 
-    /// How long ago its keys last came, changed or not; `None` where none ever could be read.
+    /// Returns the time since its keys were last received, changed or not; `None` if they were never
+    /// readable.
     pub fn last_update(&self) -> Option<Duration> {
         self.last_update
     }
@@ -259,7 +257,7 @@ impl TrustDomainState {
         self.last_change
     }
 
-    /// Why the keys of the last message could not be read; those before it stay.
+    /// Returns why the keys of the last message could not be read; the keys before it stay.
     pub fn last_error(&self) -> Option<&str> {
         self.last_error.as_deref()
     }

@@ -1,4 +1,4 @@
-//! The one task behind a source: it keeps the bundle stream open and takes in what comes.
+//! The background task of a source: it keeps the bundle stream open and applies its messages.
 
 use std::future::pending;
 use std::panic::AssertUnwindSafe;
@@ -21,21 +21,21 @@ use crate::source::own_thread;
 use crate::token::SvidCache;
 use crate::workload_api::{JwtBundlesMessage, WorkloadApiError, WorkloadApiErrorReason};
 
-/// Messages larger than this are read on a thread of our own: reading a key takes tens of
-/// microseconds, and a worker of the runtime must not be held up for long.
+/// Larger messages are read on a separate thread: a key takes tens of microseconds, and a worker of
+/// the runtime must not be blocked for long.
 const READ_HERE: usize = 8 << 10;
 
-/// How often the age of the last contact is told while all is quiet.
+/// How often the age of the last contact is recorded on a quiet stream.
 const AGE_EVERY: Duration = Duration::from_secs(60);
 
-/// A limit of staleness that is too short to be kept must not become a storm.
+/// A very short `max_staleness` must not cause a storm of requests.
 const ASK_ANEW_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 
-/// How often the task reports that it runs, and looks at the clocks.
+/// How often the task reports that it runs, and reads the clocks.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
 
-/// After a withdrawal the waits grow from `FIRST` to `MOST` for as long as `FOR`: an agent that was
-/// restarted denies everyone for some seconds, until it has synced.
+/// For the time `FOR` after a withdrawal, the waits grow from `FIRST` to `MOST` only: a restarted agent
+/// denies all workloads for some seconds, until it has synced.
 mod quick {
     use std::time::Duration;
 
@@ -54,7 +54,7 @@ pub(crate) struct Supervisor {
     quick_until: Option<Instant>,
     jumps: watch::Receiver<u64>,
     jumped_at: Option<Instant>,
-    said: Said,
+    logged: Logged,
 }
 
 /// How a stream ended.
@@ -65,9 +65,9 @@ enum End {
     Clean,
     /// A call over the same connection did not get through.
     Doubtful,
-    /// Nothing came for so long that we ask anew.
+    /// No message came for so long that the stream is opened again.
     Quiet,
-    /// The wall clock jumped: what was revoked meanwhile is asked for at once.
+    /// The wall clock jumped: keys may have been revoked meanwhile, so the stream is opened again.
     Jumped,
 }
 
@@ -89,7 +89,7 @@ impl Supervisor {
             quick_until: None,
             jumps,
             jumped_at: None,
-            said: Said::default(),
+            logged: Logged::default(),
         }
     }
 
@@ -126,7 +126,7 @@ impl Supervisor {
     async fn run(mut self) {
         loop {
             let began = Instant::now();
-            // The stream that is opened now brings what was revoked before.
+            // The stream that is opened now includes all revocations before it.
             self.jumps.mark_unchanged();
             let (end, heard) = self.one_stream().await;
             let healthy = heard && began.elapsed() >= self.backoff.longest();
@@ -134,7 +134,7 @@ impl Supervisor {
                 self.backoff.reset();
             }
             match end {
-                // To ask anew is no trouble, and not to be taken for one.
+                // Opening the stream again is not an error.
                 End::Quiet => {}
                 End::Jumped => self.after_jump().await,
                 end => {
@@ -151,7 +151,8 @@ impl Supervisor {
         }
     }
 
-    /// A wall clock that jumps back and forth must not become a storm.
+    /// Waits if the last jump was a moment ago: a wall clock that jumps back and forth must not cause a
+    /// storm of requests.
     async fn after_jump(&mut self) {
         let next = self.jumped_at.map(|at| at + ASK_ANEW_AT_MOST_EVERY);
         if let Some(next) = next {
@@ -161,7 +162,7 @@ impl Supervisor {
         tracing::debug!("the wall clock jumped; asking for the bundles again");
     }
 
-    /// One stream from its opening to its end, and whether it gave anything.
+    /// Runs one stream until its end. Also returns whether it sent an accepted message.
     async fn one_stream(&mut self) -> (End, bool) {
         let mut doubts = self.shared.client.line().doubts();
         let mut stream = match self.shared.client.fetch_jwt_bundles().await {
@@ -169,7 +170,7 @@ impl Supervisor {
             Err(error) => return (End::Failed(error), false),
         };
         let mut heard = false;
-        // A quiet stream is asked anew before it counts as stale.
+        // A quiet stream is opened again before the bundles are stale.
         let max_staleness = self.shared.max_staleness;
         let ask_anew = max_staleness.map(|max| (max / 2).max(ASK_ANEW_AT_MOST_EVERY));
         let mut ask_anew_at = None;
@@ -201,8 +202,8 @@ impl Supervisor {
         }
     }
 
-    /// Waits before the next attempt. A token that the agent gives meanwhile, or a jump of the wall
-    /// clock, cuts it short.
+    /// Waits before the next attempt. A token from the agent or a jump of the wall clock ends the wait
+    /// early.
     async fn wait(&mut self, wait: Duration) {
         let soonest = Instant::now().checked_add(wait.min(quick::FIRST));
         let woken = async {
@@ -219,7 +220,7 @@ impl Supervisor {
         }
     }
 
-    /// Takes in a message; whether it was acceptable.
+    /// Applies a message. Returns whether it was accepted.
     async fn take_in(&mut self, message: JwtBundlesMessage) -> bool {
         let shared = self.shared.clone();
         let _reading = shared.reading();
@@ -241,7 +242,7 @@ impl Supervisor {
         };
         for (domain, trouble) in &read.troubles {
             self.shared.metrics.record_error(trouble.kind);
-            self.said.tell(
+            self.logged.log(
                 trouble.kind,
                 domain.name(),
                 format_args!("trust domain {domain}: {}", trouble.text),
@@ -249,13 +250,13 @@ impl Supervisor {
         }
         for (name, why) in &read.unnamed {
             self.shared.metrics.record_error("bundle-unnamed");
-            self.said.tell(
+            self.logged.log(
                 "bundle-unnamed",
                 name,
                 format_args!("trust domain \"{name}\": {why}"),
             );
         }
-        self.said.keep(|about| {
+        self.logged.keep(|about| {
             read.troubles.contains_key(about)
                 || read.unnamed.iter().any(|(name, _)| **name == *about)
         });
@@ -272,7 +273,7 @@ impl Supervisor {
         }
         if change.changed {
             self.shared.metrics.record_update();
-            self.tell_of_set(change.first);
+            self.log_set(change.first);
         }
         if change.lost_keys || change.given_back {
             let set = self.shared.known();
@@ -281,7 +282,7 @@ impl Supervisor {
                     .is_some_and(|bundle| bundle.authority(key_id).is_some())
             };
             self.cache.authorities_removed(&|trust_domain, key_id| {
-                // What a withdrawal took is not known any more: there only the new set speaks.
+                // The keys before a withdrawal are no longer known: only the new set counts then.
                 let had = change.given_back || has(&before, trust_domain, key_id);
                 had && !has(&set, trust_domain, key_id)
             });
@@ -303,7 +304,7 @@ impl Supervisor {
         own_thread::run(move || intake::read(bundles, &known, &limits)).await
     }
 
-    fn tell_of_set(&self, first: bool) {
+    fn log_set(&self, first: bool) {
         let set = self.shared.known();
         let keys: usize = set.iter().map(|bundle| bundle.len()).sum();
         let revision = self.shared.revision().unwrap_or_default();
@@ -314,7 +315,7 @@ impl Supervisor {
         }
     }
 
-    /// What the end of a stream means, and how long to wait before the next.
+    /// Handles the end of a stream. Returns the wait before the next one.
     fn ended(&mut self, end: End, healthy: bool) -> Duration {
         let error = match end {
             End::Clean | End::Quiet | End::Jumped => {
@@ -323,13 +324,13 @@ impl Supervisor {
                 return self.delay(healthy);
             }
             End::Doubtful => {
-                // What does not answer a call will not tell of a change either.
+                // A connection without answers to calls will not report changes either.
                 let kind = "doubtful-connection";
                 let text = "a call over the same connection got no answer; connecting anew";
                 let rpc = None;
                 self.shared
                     .stream_ended(Some(&StreamError { kind, text, rpc }));
-                self.said.tell(kind, "", format_args!("{text}"));
+                self.logged.log(kind, "", format_args!("{text}"));
                 return self.delay(healthy);
             }
             End::Failed(error) => error,
@@ -341,13 +342,13 @@ impl Supervisor {
         let stream_error = StreamError::of(&error, &text);
         let withdrew = self.shared.stream_ended(Some(&stream_error));
         match withdrew {
-            Some(Withdrew::AtOnce) => tell_of_withdrawal(),
+            Some(Withdrew::AtOnce) => log_withdrawal(),
             Some(Withdrew::After(delay)) => {
                 tracing::warn!(delay_ms = millis(delay), "the issuer withdrew the bundles");
             }
             Some(Withdrew::Never) | None => {}
         }
-        self.said.tell(error.kind(), "", format_args!("{text}"));
+        self.logged.log(error.kind(), "", format_args!("{text}"));
         if withdrew.is_some() {
             self.quick.reset();
             self.quick_until = Instant::now().checked_add(quick::FOR);
@@ -376,27 +377,27 @@ impl Supervisor {
     /// A message could not be used.
     fn failed(&mut self, kind: &'static str, text: &str) {
         self.shared.failed(kind, text);
-        self.said.tell(kind, "", format_args!("{text}"));
+        self.logged.log(kind, "", format_args!("{text}"));
     }
 }
 
-/// Reports that the task runs, and notices what the clocks bring.
+/// Reports that the task runs, and applies withdrawals that are due.
 async fn beating(shared: &Shared) {
     let mut beats = tokio::time::interval(BEAT_EVERY);
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         beats.tick().await;
         if shared.beat() {
-            tell_of_withdrawal();
+            log_withdrawal();
         }
     }
 }
 
-fn tell_of_withdrawal() {
+fn log_withdrawal() {
     tracing::warn!("the withdrawal of the bundles takes effect");
 }
 
-/// Marks the source as ended when the task goes, in whatever way.
+/// Closes the source when its task ends for any reason.
 struct EndGuard {
     shared: Arc<Shared>,
     cache: SvidCache,
@@ -406,8 +407,7 @@ struct EndGuard {
 
 impl Drop for EndGuard {
     fn drop(&mut self) {
-        // No warning: a runtime ends with each test and each program. Whoever needs the source
-        // after that gets `Closed`.
+        // Not a warning: a runtime ends with each test and each program. Later calls return `Closed`.
         if !self.known && !self.shared.is_closed() {
             tracing::info!("the source is closed: the runtime that it was built on has ended");
         }
@@ -416,13 +416,13 @@ impl Drop for EndGuard {
     }
 }
 
-/// Which troubles were told of, by class and by what they are about (nothing, where it is the
-/// stream): the first is a warning, repeats are not.
+/// The errors that were logged, by class and subject (empty for the stream itself): the first is a
+/// warning, repeats are debug lines.
 #[derive(Default)]
-struct Said(Vec<(&'static str, Box<str>)>);
+struct Logged(Vec<(&'static str, Box<str>)>);
 
-impl Said {
-    fn tell(&mut self, kind: &'static str, about: &str, text: std::fmt::Arguments<'_>) {
+impl Logged {
+    fn log(&mut self, kind: &'static str, about: &str, text: std::fmt::Arguments<'_>) {
         if self.0.iter().any(|(k, a)| *k == kind && **a == *about) {
             tracing::debug!(kind, error = %text, "trouble with the bundle stream, again");
         } else {
@@ -431,7 +431,7 @@ impl Said {
         }
     }
 
-    /// A message came, and only these are in trouble still.
+    /// A message was applied: keeps the errors that it still has.
     fn keep(&mut self, still: impl Fn(&str) -> bool) {
         self.0.retain(|(_, about)| {
             let keep = still(about);

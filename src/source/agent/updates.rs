@@ -1,4 +1,4 @@
-//! Being told when what the source answers has changed.
+//! Notices of changes of the bundles.
 
 use std::fmt;
 use std::future::Future;
@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::error::JwtSourceError;
 
-/// What everyone who watches is told.
+/// What watchers receive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Notice {
     /// Zero before the first sync, one after it.
@@ -18,13 +18,13 @@ pub(crate) struct Notice {
     pub(crate) closed: bool,
 }
 
-/// The revision of the first sync, which is not told of.
+/// The revision of the first sync, which is not reported.
 const FIRST: u64 = 1;
 
-/// Tells of changes in what a source answers: another bundle set, a withdrawal, a restoration.
+/// Reports changes of a source's bundles: another set, a withdrawal, a restoration.
 ///
-/// The first [`changed`](Self::changed) waits for the next change after this was made; the first
-/// sync of a source is none. Changes in between two calls are told as one. Also a [`Stream`] of
+/// The first [`changed`](Self::changed) waits for the next change after this was created; the first
+/// sync of a source does not count. Changes between two calls are reported as one. Also a [`Stream`] of
 /// revisions, which ends when the source is shut down.
 pub struct SourceUpdates {
     notices: watch::Receiver<Notice>,
@@ -42,7 +42,7 @@ impl SourceUpdates {
         }
     }
 
-    /// Waits for the next change and gives its revision. Dropping the future loses nothing.
+    /// Waits for the next change and returns its revision. Dropping the future loses nothing.
     ///
     /// # Errors
     /// `Closed` when the source is shut down.
@@ -57,7 +57,7 @@ impl SourceUpdates {
         }
     }
 
-    /// The revision as it is now, told or not.
+    /// Returns the current revision, reported or not.
     pub fn last(&self) -> u64 {
         self.notices.borrow().revision
     }
@@ -123,7 +123,7 @@ impl Stream for SourceUpdates {
     }
 }
 
-/// As the one it is cloned from: what that has not told yet, this will.
+/// The clone reports the same changes that the original has not reported yet.
 impl Clone for SourceUpdates {
     fn clone(&self) -> Self {
         Self {

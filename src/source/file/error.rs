@@ -1,4 +1,4 @@
-//! Why files give no source.
+//! Errors of bundle files.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,11 +17,11 @@ pub struct FileBundlesError {
 pub enum FileBundlesErrorReason {
     /// No file was named.
     NoFile,
-    /// There is no tokio runtime with timers here.
+    /// There is no tokio runtime with timers.
     NoRuntime,
     /// The file cannot be read.
     Io,
-    /// The file is no bundle, or no map of bundles.
+    /// The file is not a bundle or a map of bundles.
     Malformed,
     /// Two files are for one trust domain; bundles are never merged.
     TwoForOneTrustDomain,
@@ -44,12 +44,12 @@ impl FileBundlesError {
         }
     }
 
-    /// The class.
+    /// Returns the class.
     pub fn reason(&self) -> FileBundlesErrorReason {
         self.reason
     }
 
-    /// The file, where it is the trouble of one.
+    /// Returns the path, if the error is about one file.
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
     }

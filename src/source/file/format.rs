@@ -88,8 +88,8 @@ impl BundleFormat {
         }
     }
 
-    /// Reads the bytes against what was known before: an unreadable part of a map keeps its last
-    /// bundle, an equal bundle keeps its parsed keys.
+    /// Reads a document after `known` was read before it: if an entry of a map cannot be read, its
+    /// last bundle stays; keys that did not change are not parsed again.
     pub(super) fn parse(&self, bytes: &[u8], known: &JwtBundleSet) -> Result<Contents, String> {
         let mut contents = Contents::default();
         let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
@@ -99,7 +99,7 @@ impl BundleFormat {
             contents.add(self, shared(bundle, known));
             return Ok(contents);
         }
-        // Only where a text is made: it reads the whole document once more.
+        // For error texts only: it reads the whole document again.
         let failed = |fault: String| match wrong_kind(bytes, self.expected()) {
             Some(kind) => format!("{fault}; {kind}"),
             None => fault,
@@ -129,8 +129,10 @@ impl BundleFormat {
         // Every JSON object is a map of something: if nothing in it is a bundle, it is another
         // document, and removes no trust domain.
         let is_other = !any_read && self.is_flat();
-        match contents.told().filter(|_| is_other) {
-            Some(told) => Err(failed(format!("no entry of the map is a bundle: {told}"))),
+        match contents.summary().filter(|_| is_other) {
+            Some(summary) => Err(failed(format!(
+                "no entry of the map is a bundle: {summary}"
+            ))),
             None => Ok(contents),
         }
     }
@@ -211,7 +213,7 @@ impl BundleFormat {
         }
     }
 
-    /// Which `use` counts.
+    /// How to set `use` so that a key counts.
     fn use_rule(&self) -> &'static str {
         match self {
             Self::Jwks(_) => "set `use` to jwt-svid or sig, or omit it",
@@ -253,15 +255,15 @@ pub(super) struct Contents {
     unnamed: Unnamed,
 }
 
-/// Counted, and the first few told.
+/// How many they are, and the error texts of the first few.
 #[derive(Debug, Clone, Default)]
 struct Unnamed {
-    told: Vec<String>,
+    texts: Vec<String>,
     count: usize,
 }
 
-/// So many of the entries that cannot be read are named in a text.
-const TOLD: usize = 2;
+/// How many errors a summary names.
+const NAMED: usize = 2;
 
 impl Contents {
     fn add(&mut self, format: &BundleFormat, bundle: Arc<JwtBundle>) {
@@ -284,15 +286,15 @@ impl Contents {
         self.bundles.insert(domain, bundle);
     }
 
-    /// Whose bundles stand there, readable or not; some come twice.
+    /// The trust domains of the file, readable or not; some come twice.
     pub(super) fn domains(&self) -> impl Iterator<Item = &TrustDomain> {
         self.bundles.keys().chain(self.troubles.keys())
     }
 
-    /// What is wrong, for a person: a few of the trust domains, and how many more there are.
-    pub(super) fn told(&self) -> Option<Box<str>> {
+    /// What is wrong, in one text: the first errors, and how many more there are.
+    pub(super) fn summary(&self) -> Option<Box<str>> {
         let all = self.troubles.len() + self.unusable.len() + self.unnamed.count;
-        let mut texts: Vec<String> = self.each().take(TOLD).collect();
+        let mut texts: Vec<String> = self.each().take(NAMED).collect();
         let more = all.saturating_sub(texts.len());
         if more > 0 {
             texts.push(format!("and {more} more"));
@@ -304,32 +306,32 @@ impl Contents {
         let domains = self.troubles.iter().chain(&self.unusable);
         domains
             .map(|(domain, why)| format!("trust domain {domain}: {why}"))
-            .chain(self.unnamed.told.iter().cloned())
+            .chain(self.unnamed.texts.iter().cloned())
     }
 
     fn errors(&self) -> impl Iterator<Item = String> {
-        let more = self.unnamed.count.saturating_sub(self.unnamed.told.len());
+        let more = self.unnamed.count.saturating_sub(self.unnamed.texts.len());
         let more = (more > 0).then(|| format!("{more} more names are not trust domains"));
         let domains = self.troubles.iter().chain(&self.unusable);
         domains
             .map(|(domain, why)| format!("trust domain \"{domain}\": {why}"))
-            .chain(self.unnamed.told.iter().cloned())
+            .chain(self.unnamed.texts.iter().cloned())
             .chain(more)
     }
 
-    /// Whether something cannot be read: more than keys that are not usable.
+    /// Whether an entry cannot be read. Keys that are not usable do not count.
     pub(super) fn has_unread(&self) -> bool {
         !self.troubles.is_empty() || self.unnamed.count > 0
     }
 
-    /// Whether `other` says the same of everyone, down to what is ignored.
-    pub(super) fn says_what(&self, other: &Self) -> bool {
+    /// Whether `other` has the same bundles, including the ignored elements.
+    pub(super) fn is_shown_as(&self, other: &Self) -> bool {
         let bundles = self.bundles.values().zip(other.bundles.values());
         self.bundles == other.bundles && { bundles }.all(|(one, other)| same(one, other))
     }
 }
 
-/// The same keys, and the same told of what is none.
+/// Whether the keys and the ignored elements are the same.
 fn same(one: &JwtBundle, other: &JwtBundle) -> bool {
     one == other && one.ignored() == other.ignored()
 }
@@ -351,8 +353,8 @@ fn decode_standard(text: &str) -> Option<Vec<u8>> {
     decode(&letters.unwrap_or(text).replace('+', "-").replace('/', "_"))
 }
 
-/// The map, by its one member; other members are for others. Not derived: what is derived takes a
-/// list of values for the members, too.
+/// A map of bundles: one member counts, others are ignored. Not derived, because a derived type also
+/// accepts an array with the values of the members.
 struct Map<'a> {
     trust_domains: Entries<'a>,
 }
@@ -367,7 +369,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Map<'a> {
     }
 }
 
-/// Reads the entries in the member with this name, which may stand there once.
+/// Reads the entries in the member with this name, which may occur once.
 struct Member(&'static str);
 
 impl<'de> Visitor<'de> for Member {
@@ -394,7 +396,7 @@ impl<'de> Visitor<'de> for Member {
     }
 }
 
-/// A list of objects, one of which has `bundles`; the others have the tokens.
+/// A list of objects. One of them has `bundles`; the others have the tokens.
 struct AgentOutput<'a>(Entries<'a>);
 
 /// One object of the list.
@@ -434,14 +436,14 @@ impl<'de: 'a, 'a> Deserialize<'de> for AgentOutput<'a> {
     }
 }
 
-/// The entries as they stand there.
+/// The entries in the order of the document.
 #[derive(Default)]
 struct Entries<'a>(Vec<(String, &'a RawValue)>);
 
 impl<'a> Entries<'a> {
-    /// Each trust domain once: a consumer must reject duplicate names (SPIFFE Trust Domain and
-    /// Bundle section 5.1.1), which a plain map would swallow. An entry whose name is not a trust
-    /// domain's costs itself only: the trust domain that it was meant for is not in the map.
+    /// Rejects duplicate names, as a consumer must (SPIFFE Trust Domain and Bundle section 5.1.1); a
+    /// plain map would hide them. An entry whose name is not that of a trust domain is skipped: the
+    /// trust domain that it was meant for counts as missing.
     fn by_domain(self) -> Result<(BTreeMap<TrustDomain, &'a RawValue>, Unnamed), String> {
         let mut entries = BTreeMap::new();
         let mut unnamed = Unnamed::default();
@@ -451,10 +453,10 @@ impl<'a> Entries<'a> {
                 Ok(domain) => entries.insert(domain, *bundle).is_none(),
                 Err(error) => {
                     unnamed.count += 1;
-                    if unnamed.told.len() < TOLD {
+                    if unnamed.texts.len() < NAMED {
                         let name = presentable(name);
                         unnamed
-                            .told
+                            .texts
                             .push(format!("trust domain \"{name}\": {error}"));
                     }
                     names.insert(name)

@@ -1,5 +1,5 @@
-//! Bundles from files: for air gaps, for sidecars that write them, for issuers without a Workload
-//! API.
+//! Bundles from files: for hosts without a network, for sidecars that write them, and for issuers
+//! without a Workload API.
 
 mod document;
 #[cfg(test)]
@@ -7,7 +7,9 @@ mod e23_tests;
 mod error;
 mod follow;
 mod format;
+mod record;
 mod state;
+mod task;
 #[cfg(test)]
 mod tests;
 
@@ -48,9 +50,9 @@ use crate::runtime;
 /// | [`spiffe_helper`](FileBundlesBuilder::spiffe_helper) | what spiffe-helper writes | absent, `jwt-svid` |
 /// | [`spire_agent`](FileBundlesBuilder::spire_agent) | the output of `spire-agent api fetch jwt -output json` | absent, `jwt-svid` |
 ///
-/// A file of one trust domain gives keys to that trust domain only. A file of several decides itself
-/// which trust domains it has: whoever can write it can speak for each of them, except for those that
-/// another file has.
+/// A file of one trust domain gives keys to that trust domain only. A file of several names its trust
+/// domains itself: a process that can write it can add keys for any trust domain, except for those
+/// of another file.
 ///
 /// # Files that are missing or invalid
 ///
@@ -59,19 +61,19 @@ use crate::runtime;
 /// its trust domain are answered with "cannot judge" (`503`), and those of all unknown trust domains
 /// if the file may have several. [`open`](FileBundlesBuilder::open) fails at once.
 ///
-/// A file that cannot be read later, or is not a bundle any more, keeps its last good bundles and
-/// says so in [`state`](Self::state). In a map each entry stands for itself: if its bundle cannot be
-/// read, the last good one stays; if its name is not a trust domain's, the entry is skipped, and a
-/// trust domain that the map does not name is removed. A name that comes twice makes the whole map
+/// If a file cannot be read later, or is no longer a bundle, its last good bundles stay and
+/// [`state`](Self::state) has the error. The entries of a map are independent: if a bundle cannot be
+/// read, the last good one stays; if a name is not that of a trust domain, the entry is skipped. A
+/// trust domain that the map no longer names is removed. A duplicate name makes the whole map
 /// unreadable. A UTF-8 byte order mark is skipped.
 ///
-/// A set without keys is applied, and rejects all tokens of its trust domain. If a set has keys and
-/// none of them is usable, it is applied as well, and is an error in [`state`](Self::state); keys for
-/// other SVIDs (`x509-svid`, `wit-svid`) are not counted as such.
+/// An empty key set is applied: all tokens of its trust domain are rejected. A set that has keys but
+/// no usable one is applied too, and is an error in [`state`](Self::state). Keys for other SVIDs
+/// (`x509-svid`, `wit-svid`) do not make it an error.
 ///
-/// A clone is one reference count; with the last one the task behind it ends. That task lives on the
-/// tokio runtime that the source was created on; when that ends, the source cannot judge any more,
-/// rather than go on with bundles that are no longer kept fresh.
+/// A clone is one reference count; the background task ends with the last one. The task runs on the
+/// tokio runtime that the source was created on. When that runtime ends, tokens cannot be judged: the
+/// bundles are no longer kept fresh.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -151,7 +153,7 @@ impl FileBundles {
         }
     }
 
-    /// Returns all bundles, as they are now.
+    /// Returns all bundles.
     ///
     /// # Errors
     /// No file was read yet, or the runtime that the source was created on has ended.
@@ -242,15 +244,15 @@ impl FileBundlesBuilder {
         self.push(BundleFormat::SpireAgent, path.as_ref())
     }
 
-    /// Sets how often to look for changes. 5 s by default; at least 10 ms. After a suspend, or
-    /// another forward step of the wall clock, the files are looked at within a second. A file that
-    /// was not read yet is looked at every 250 ms at least.
+    /// Sets how often the files are checked for changes. 5 s by default; at least 10 ms. After a
+    /// suspend, or another forward step of the wall clock, they are checked within a second. A file
+    /// that was not read yet is checked every 250 ms or more often.
     pub fn poll_interval(mut self, every: Duration) -> Self {
         self.every = every.max(Duration::from_millis(10));
         self
     }
 
-    /// How many bytes one file may have. 64 MiB by default.
+    /// Limits the size of one file, in bytes. 64 MiB by default.
     pub fn max_file_bytes(mut self, bytes: u64) -> Self {
         self.max_bytes = bytes;
         self
@@ -263,27 +265,27 @@ impl FileBundlesBuilder {
         self
     }
 
-    /// The clock to tell ages by.
+    /// Sets the clock for ages. The system's by default.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self
     }
 
-    /// Sets the recorder of changes, of unreadable files (again at each look) and of readiness. None
-    /// by default. Validators and server layers built on the source use it too, unless they are
+    /// Sets the recorder of changes, of unreadable files (at every check) and of readiness. None by
+    /// default. Validators and server layers built on the source use it too, unless they are
     /// given one of their own.
     pub fn metrics(mut self, recorder: Arc<dyn MetricsRecorder>) -> Self {
         self.metrics = Some(recorder);
         self
     }
 
-    /// Waits until every file can be read, and follows them from then on. A file that is missing or
-    /// half written is read again every 250 ms.
+    /// Creates the source and waits until every file was read. A file that is missing or half
+    /// written is read again every 250 ms.
     ///
     /// # Errors
-    /// At once: no file was named, two of them are for one trust domain, or there is no tokio
-    /// runtime here. After the [`initial_sync_timeout`](Self::initial_sync_timeout): a file could
-    /// not be read, with the last error.
+    /// Immediately: no file was named, two of them are for one trust domain, or there is no tokio
+    /// runtime. After the [`initial_sync_timeout`](Self::initial_sync_timeout): a file could not be
+    /// read, with the last error.
     pub async fn build(self) -> Result<FileBundles, FileBundlesError> {
         let within = self.initial_sync;
         let source = self.build_lazy()?;
@@ -297,31 +299,32 @@ impl FileBundlesBuilder {
         Ok(source)
     }
 
-    /// Creates the source at once, and reads the files in the background. Until a file was read,
-    /// tokens of its trust domain cannot be judged ([`BundlesUnavailable::NotReady`]), and those of unknown
-    /// trust domains if it may have several. [`FileBundles::ready`] waits for all files.
+    /// Creates the source immediately, and reads the files in the background. Until a file was read,
+    /// tokens of its trust domain cannot be judged ([`BundlesUnavailable::NotReady`]); nor can those
+    /// of unknown trust domains, if the file may have several. [`FileBundles::ready`] waits for all
+    /// files.
     ///
     /// # Errors
-    /// No file was named, two of them are for one trust domain, or there is no tokio runtime here.
+    /// No file was named, two of them are for one trust domain, or there is no tokio runtime.
     pub fn build_lazy(self) -> Result<FileBundles, FileBundlesError> {
         let metrics = self.metrics.clone();
         let (followed, runtime) = self.prepare()?;
-        follow::spawn(&followed, &runtime, true);
+        task::spawn(&followed, &runtime, true);
         Ok(FileBundles { followed, metrics })
     }
 
-    /// Reads the files now, and follows them from then on. For programs that must not start without
-    /// them. Reading blocks the calling thread for as long as it takes; later it is done on a thread
-    /// of its own, never in the runtime's blocking pool.
+    /// Reads the files before it returns. For programs that must not start without them. This blocks
+    /// the calling thread; later reads are done on a separate thread, never in the runtime's blocking
+    /// pool.
     ///
     /// # Errors
     /// No file was named; one of them cannot be read or is not a bundle; two of them are for one
-    /// trust domain; there is no tokio runtime here.
+    /// trust domain; there is no tokio runtime.
     pub fn open(self) -> Result<FileBundles, FileBundlesError> {
         let metrics = self.metrics.clone();
         let (followed, runtime) = self.prepare()?;
         followed.read_now()?;
-        follow::spawn(&followed, &runtime, false);
+        task::spawn(&followed, &runtime, false);
         Ok(FileBundles { followed, metrics })
     }
 
@@ -351,11 +354,11 @@ impl FileBundlesBuilder {
     }
 }
 
-/// The bundles of a map, and whose cannot be read, with the words for it.
+/// The bundles of a map, the trust domains whose bundle cannot be read, and the error text.
 #[cfg(feature = "testing")]
 pub(crate) type MapRead = (JwtBundleSet, Vec<TrustDomain>, Option<Box<str>>);
 
-/// What a document says, read against what was known before it. For the crate's own fuzz targets.
+/// Reads a document after `known` was read before it. For the crate's own fuzz targets.
 #[cfg(feature = "testing")]
 pub(crate) fn read_map(
     bytes: &[u8],
@@ -363,9 +366,13 @@ pub(crate) fn read_map(
     known: &JwtBundleSet,
 ) -> Result<MapRead, String> {
     let contents = format.parse(bytes, known)?;
-    let told = contents.told();
+    let summary = contents.summary();
     let unreadable = contents.troubles.into_keys().collect();
-    Ok((contents.bundles.into_values().collect(), unreadable, told))
+    Ok((
+        contents.bundles.into_values().collect(),
+        unreadable,
+        summary,
+    ))
 }
 
 impl BundleSource for FileBundles {

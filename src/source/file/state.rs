@@ -1,4 +1,4 @@
-//! What an operator wants to know of the files.
+//! The state of the files, for operators.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -36,26 +36,27 @@ pub struct FileTrustDomainState {
 }
 
 impl FileBundlesState {
-    /// Counts the changes in what validation answers; zero before a file was read.
+    /// Returns how often the bundles changed; zero before a file was read.
     pub fn revision(&self) -> u64 {
         self.revision
     }
 
-    /// Whether somebody looks for changes still: the runtime that the source was opened on.
+    /// Returns whether the files are still checked for changes: until the runtime that the source was
+    /// created on ends.
     pub fn is_following(&self) -> bool {
         self.following
     }
 
-    /// Returns whether a file was last looked at too long ago: twice the
-    /// [`poll_interval`](super::FileBundlesBuilder::poll_interval) and 2 s, so 12 s by default. The
-    /// age is taken on the monotonic clock and on the wall clock, whichever shows more.
+    /// Returns whether the last check of a file is too long ago: more than twice the
+    /// [`poll_interval`](super::FileBundlesBuilder::poll_interval) plus 2 s, so 12 s by default.
+    /// The age is taken on the monotonic clock and on the wall clock, whichever shows more.
     ///
-    /// The usual causes are a runtime that nobody drives and a disk that does not answer.
+    /// The usual causes are a runtime that is not driven and a disk that does not answer.
     pub fn is_overdue(&self) -> bool {
         self.overdue
     }
 
-    /// The files, as they were named.
+    /// Returns the files, in the order of the builder.
     pub fn files(&self) -> &[FileState] {
         &self.files
     }
@@ -66,8 +67,8 @@ impl FileBundlesState {
         self.following && self.ready
     }
 
-    /// Returns whether nothing is wrong: the files are followed, no look at them is
-    /// [overdue](Self::is_overdue), each could be read when last looked at, and no trust domain has
+    /// Returns whether nothing is wrong: the files are followed, no check is
+    /// [overdue](Self::is_overdue), each file could be read at the last check, and no trust domain has
     /// only keys that are not usable.
     pub fn is_healthy(&self) -> bool {
         self.is_ready() && !self.overdue && self.files.iter().all(|file| file.last_error.is_none())
@@ -75,7 +76,7 @@ impl FileBundlesState {
 }
 
 impl FileState {
-    /// Where it is.
+    /// Returns its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -85,13 +86,13 @@ impl FileState {
         self.is_read
     }
 
-    /// Returns the trust domains whose bundles come from it, by name, with those whose part of it
-    /// cannot be read. Empty before it was read.
+    /// Returns its trust domains, sorted by name, including those whose entry cannot be read. Empty
+    /// before it was read.
     pub fn trust_domains(&self) -> &[FileTrustDomainState] {
         &self.trust_domains
     }
 
-    /// Returns the time since it was last looked at, on the monotonic or the wall clock, whichever
+    /// Returns the time since it was last checked, on the monotonic or the wall clock, whichever
     /// shows more.
     pub fn last_look(&self) -> Duration {
         self.last_look
@@ -103,8 +104,7 @@ impl FileState {
         self.last_change
     }
 
-    /// Returns what was wrong with it at the last look. A file that cannot be read keeps its last
-    /// good bundles.
+    /// Returns the error of the last check. A file that cannot be read keeps its last good bundles.
     pub fn last_error(&self) -> Option<&str> {
         self.last_error.as_deref()
     }
@@ -126,7 +126,7 @@ impl FileTrustDomainState {
         self.ignored_keys
     }
 
-    /// Returns why its part of the file could not be read, or why none of its keys is usable. Keys
+    /// Returns why its entry could not be read, or why no key of it is usable. Keys
     /// for other SVIDs (`use` is `x509-svid` or `wit-svid`) and an empty set are not errors.
     pub fn last_error(&self) -> Option<&str> {
         self.last_error.as_deref()

@@ -205,7 +205,7 @@ async fn what_is_said_of_a_map_stays_short_whatever_is_wrong_in_it() {
 }
 
 #[tokio::test]
-async fn what_is_ignored_is_told_as_it_is_now_and_announced_to_nobody() {
+async fn changed_ignored_keys_are_shown_without_an_update() {
     let dir = Dir::new("ignored");
     let with = |element: &str| {
         let one = bundle(&["a"]);
@@ -297,7 +297,7 @@ async fn a_broken_file_keeps_the_last_good_set_and_says_so() {
         assert!(said().is_some_and(|error| !error.contains("eyJ")));
         assert_eq!(kids(&source, "x"), ["a"]);
         dir.write("x", &good);
-        until("mended", || said().is_none()).await;
+        until("fixed", || said().is_none()).await;
     }
     std::fs::remove_file(&path).expect("remove");
     until("missing", || !source.state().is_healthy()).await;
@@ -446,7 +446,7 @@ async fn two_files_may_exchange_a_trust_domain() {
     assert_eq!(kids(&source, "y"), ["c"]);
     until("all is well", || source.state().is_healthy()).await;
 
-    // Both take what is nobody's yet: one has it, and says nothing; the other does.
+    // Both files add a new trust domain: one gets it, the other has the error.
     dir.rename_over("one", map("z", "e"));
     until("z is there", || kids(&source, "z") == ["e"]).await;
     dir.rename_over("two", map("z", "f"));
@@ -457,7 +457,7 @@ async fn two_files_may_exchange_a_trust_domain() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn what_is_no_regular_file_is_refused_and_holds_up_nobody() {
+async fn a_pipe_is_rejected_without_blocking() {
     let dir = Dir::new("pipe");
     let path = dir.write("jwks", jwks(&["a"]));
     let source = quick().jwks(td("x"), &path).open().expect("open");
@@ -469,7 +469,7 @@ async fn what_is_no_regular_file_is_refused_and_holds_up_nobody() {
     until("the trouble", || !source.state().is_healthy()).await;
     let state = source.state();
     let error = state.files()[0].last_error().expect("told");
-    assert!(error.contains("no regular file"), "{error}");
+    assert!(error.contains("not a regular file"), "{error}");
     assert_eq!(kids(&source, "x"), ["a"]);
     let refused = quick().jwks(td("x"), &path).open().expect_err("a pipe");
     assert_eq!(refused.reason(), FileBundlesErrorReason::Io);

@@ -1,13 +1,14 @@
-//! The SPIFFE bundle that an endpoint is verified with before it gave one, and its file.
+//! The SPIFFE bundle that verifies an endpoint at first, and the saved bundle.
 
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::super::own_thread;
+use super::super::regular_file;
 use super::HttpsBundles;
 use super::document::About;
 use super::fetch::MAX_BODY;
@@ -70,7 +71,7 @@ impl fmt::Debug for SpiffeBootstrap {
     }
 }
 
-/// Blocking work on files, one piece at a time: a disk may never answer.
+/// Blocking file operations, one at a time: a disk may never answer.
 #[derive(Clone, Default)]
 pub(super) struct Disk {
     busy: Arc<AtomicBool>,
@@ -103,19 +104,7 @@ impl Drop for Busy {
 }
 
 pub(super) fn read_file(path: &Path) -> io::Result<Vec<u8>> {
-    // A pipe may never end.
-    if !fs::metadata(path)?.is_file() {
-        let text = "it is not a regular file";
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-    }
-    let mut bytes = Vec::new();
-    let most = MAX_BODY as u64 + 1;
-    File::open(path)?.take(most).read_to_end(&mut bytes)?;
-    if bytes.len() > MAX_BODY {
-        let text = format!("it has more than the {MAX_BODY} bytes allowed");
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
-    }
-    Ok(bytes)
+    regular_file::read(path, MAX_BODY as u64)
 }
 
 /// Replaces the file in one step: a reader or a crash finds the old or the new document.

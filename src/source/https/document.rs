@@ -12,14 +12,14 @@ use crate::bundle::{BYTE_ORDER_MARK, JwtBundle};
 use crate::identity::TrustDomain;
 use crate::presentable::json_fault;
 
-/// What a document says.
+/// The content of a document.
 #[derive(Debug)]
 pub(super) struct Document {
     pub(super) keys: JwtBundle,
     pub(super) about: About,
 }
 
-/// What a SPIFFE bundle says beside its keys for JWT-SVIDs; nothing for a JWK Set.
+/// What a SPIFFE bundle has besides its keys for JWT-SVIDs; empty for a JWK Set.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct About {
     pub(super) sequence: Option<u64>,
@@ -74,7 +74,7 @@ struct Key {
 }
 
 impl About {
-    /// Reads what the bundle says; it may come from a file that was saved earlier.
+    /// Reads the bundle; it may come from a file that was saved earlier.
     pub(super) fn read(bytes: &[u8]) -> Result<Self, String> {
         const EXPECTED: &str = "it must be an object with each member once";
         let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
@@ -84,7 +84,7 @@ impl About {
         let sequence = sequence
             .transpose()
             .map_err(|_| "`spiffe_sequence` must be an integer from 0 to 2^64 - 1".to_owned())?;
-        // A hint is only that: a malformed one counts as missing.
+        // A malformed hint counts as missing.
         let hint = members.spiffe_refresh_hint;
         let hint = hint.and_then(|raw| raw.get().parse().ok());
         let keys = members.keys.unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Why there is no source.
+//! Errors of building a polled source.
 
 use std::fmt;
 

@@ -130,7 +130,7 @@ impl FetchError {
     }
 }
 
-/// By what a server recognizes the document that it gave last, and from which URL that came.
+/// The cache validators of the last document (`ETag`, `Last-Modified`), and its URL.
 #[derive(Debug, Clone)]
 pub(super) struct Validators {
     url: Url,
@@ -138,7 +138,7 @@ pub(super) struct Validators {
     last_modified: Option<HeaderValue>,
 }
 
-/// What a server answered.
+/// A successful response.
 #[derive(Debug)]
 pub(super) enum Fetched {
     NotModified,
@@ -156,7 +156,7 @@ impl Client {
         let mut url = url.clone();
         for _ in 0..=MAX_REDIRECTS {
             let known = known.filter(|known| known.url == url);
-            let (head, body) = self.send(request(&url, known)).await?;
+            let (head, body) = self.send(&url, known).await?;
             match head.status {
                 StatusCode::OK => {
                     let body = body?;
@@ -194,9 +194,10 @@ impl Client {
         Err(FetchError::new(text))
     }
 
-    async fn send(&self, request: Request<()>) -> Result<Answered, FetchError> {
+    async fn send(&self, url: &Url, known: Option<&Validators>) -> Result<Answered, FetchError> {
+        let request = request(url, known);
         match self {
-            Self::Own(tls) => send_over_own_connection(tls, request).await,
+            Self::Own(tls) => send_over_own_connection(tls, url, request).await,
             Self::Given(GivenClient(send)) => {
                 let response = send(request).await;
                 let response =
@@ -215,7 +216,7 @@ impl Validators {
     }
 }
 
-/// The head of a response, and its body, which counts for status 200 only.
+/// The head of a response, and its body, which is read for status 200 only.
 type Answered = (http::response::Parts, Result<Vec<u8>, FetchError>);
 
 fn request(url: &Url, known: Option<&Validators>) -> Request<()> {
@@ -239,10 +240,10 @@ fn request(url: &Url, known: Option<&Validators>) -> Request<()> {
 
 async fn send_over_own_connection(
     config: &Arc<ClientConfig>,
+    url: &Url,
     request: Request<()>,
 ) -> Result<Answered, FetchError> {
-    let url = Url::parse(&request.uri().to_string()).map_err(FetchError::new)?;
-    let stream = match timeout(CONNECT_WITHIN, connect(config, &url)).await {
+    let stream = match timeout(CONNECT_WITHIN, connect(config, url)).await {
         Ok(stream) => stream?,
         Err(_) => {
             return Err(FetchError::new(format!(
@@ -254,7 +255,7 @@ async fn send_over_own_connection(
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(failed)?;
-    // Ends with this function, which reads the whole response.
+    // Dropped with this function, which reads the whole response.
     let mut driver = JoinSet::new();
     driver.spawn(connection);
     let mut request = request.map(|()| String::new());
@@ -290,7 +291,7 @@ async fn connect(
     TlsConnector::from(config.clone())
         .connect(name, tcp)
         .await
-        .map_err(|error| match tls::refusal(&error) {
+        .map_err(|error| match tls::rejection(&error) {
             Some(why) => FetchError::new(format!("the TLS handshake failed: {why}")),
             None => FetchError::of("the TLS handshake failed", &error),
         })

@@ -22,7 +22,7 @@
 //!
 //! # Trust
 //!
-//! A bundle says whose signatures count. Whoever can forge it can forge every token of its trust
+//! The keys in a bundle verify tokens: who can forge a bundle can forge every token of its trust
 //! domain.
 //!
 //! | source | `use` of accepted keys | a bundle can be forged by |
@@ -30,7 +30,7 @@
 //! | [`jwks_url`](HttpsBundles::jwks_url) | absent, `jwt-svid`, `sig` | the owner of the URL's host or of a host that it redirects to; a public CA that issues a certificate for one of them |
 //! | [`oidc_issuer`](HttpsBundles::oidc_issuer) | absent, `jwt-svid`, `sig` | the same, of the issuer's host and of the host in `jwks_uri` |
 //! | [`https_web`](HttpsBundles::https_web) | `jwt-svid` | the same, of the endpoint's host |
-//! | [`https_spiffe`](HttpsBundles::https_spiffe) | `jwt-svid` | the owner of the endpoint's X.509-SVID or of an X.509 root of its trust domain; whoever can write the bootstrap bundle or the saved bundle |
+//! | [`https_spiffe`](HttpsBundles::https_spiffe) | `jwt-svid` | the owner of the endpoint's X.509-SVID or of an X.509 root of its trust domain; a process that can write the bootstrap bundle or the saved bundle |
 //! | a given client | as the source | whatever that client trusts |
 //!
 //! Names are resolved by the system, and TLS verifies the server: a false DNS answer leads to an
@@ -52,6 +52,7 @@
 //! | [`max_staleness`](HttpsBundlesBuilder::max_staleness) | none: the last good bundle stays |
 
 mod bootstrap;
+mod builder;
 mod document;
 mod error;
 mod fetch;
@@ -63,33 +64,26 @@ mod url;
 
 use std::fmt;
 use std::future::Future;
-use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
-use http::{Request, Response};
-use http_body::Body;
 use tokio::task::AbortHandle;
 
 pub use self::bootstrap::SpiffeBootstrap;
+pub use self::builder::HttpsBundlesBuilder;
+use self::builder::Target;
 pub use self::error::{HttpsBundlesError, HttpsBundlesErrorReason};
-use self::fetch::{BoxError, Client, GivenClient};
-use self::poll::{Endpoint, SpiffeEndpoint};
 use self::shared::Shared;
 pub use self::state::{HttpsBundlesState, PollError};
-use self::tls::WebRoots;
-use self::url::Url;
 use crate::bundle::{BundleAnswer, BundleSource, BundlesUnavailable, JwtBundle};
-use crate::clock::{Clock, SystemClock};
 use crate::identity::{SpiffeId, TrustDomain};
-use crate::metrics::{MetricsRecorder, Shielded};
+use crate::metrics::MetricsRecorder;
 
 /// The bundle of one trust domain, polled over https. See the [module](self) for the rules.
 ///
 /// A failed poll keeps the last good bundle. A clone is one reference count; the last one ends the
 /// background task. The task runs on the tokio runtime that the source was built on. When that
-/// runtime ends, tokens cannot be judged: nobody would notice a revoked key.
+/// runtime ends, tokens cannot be judged: a revoked key would not be noticed.
 #[derive(Clone)]
 pub struct HttpsBundles {
     inner: Arc<Inner>,
@@ -98,6 +92,7 @@ pub struct HttpsBundles {
 struct Inner {
     shared: Arc<Shared>,
     task: AbortHandle,
+    metrics: Option<Arc<dyn MetricsRecorder>>,
 }
 
 impl Drop for Inner {
@@ -106,41 +101,14 @@ impl Drop for Inner {
     }
 }
 
-/// Sets up an [`HttpsBundles`].
-#[derive(Clone)]
-#[must_use]
-pub struct HttpsBundlesBuilder {
-    trust_domain: TrustDomain,
-    target: Target,
-    url: String,
-    roots: WebRoots,
-    bad_root: Option<String>,
-    client: Option<GivenClient>,
-    saved_at: Option<PathBuf>,
-    max_staleness: Option<Duration>,
-    cooldown: Duration,
-    initial_sync: Option<Duration>,
-    seed: Option<u64>,
-    clock: Arc<dyn Clock>,
-    metrics: Arc<dyn MetricsRecorder>,
-}
-
-#[derive(Clone)]
-enum Target {
-    Jwks,
-    Oidc,
-    Web,
-    Spiffe(SpiffeId, SpiffeBootstrap),
-}
-
 impl HttpsBundles {
-    /// A source that polls a JWK Set, for example of SPIRE's OIDC discovery provider (`/keys`) or
+    /// Creates a source that polls a JWK Set, for example of SPIRE's OIDC discovery provider (`/keys`) or
     /// of an object store. The server is verified in the Web PKI.
     pub fn jwks_url(trust_domain: TrustDomain, url: impl Into<String>) -> HttpsBundlesBuilder {
         HttpsBundlesBuilder::new(trust_domain, Target::Jwks, url.into())
     }
 
-    /// A source that polls the JWK Set of an OIDC issuer, which its discovery document names. The
+    /// Creates a source that polls the JWK Set of an OIDC issuer, which its discovery document names. The
     /// `issuer` in that document must be exactly this one. The servers are verified in the Web PKI.
     pub fn oidc_issuer(
         trust_domain: TrustDomain,
@@ -149,13 +117,13 @@ impl HttpsBundles {
         HttpsBundlesBuilder::new(trust_domain, Target::Oidc, issuer.into())
     }
 
-    /// A source that polls a SPIFFE bundle endpoint of profile `https_web`: the server is verified
+    /// Creates a source that polls a SPIFFE bundle endpoint of profile `https_web`: the server is verified
     /// in the Web PKI (SPIFFE Federation section 5.2.1).
     pub fn https_web(trust_domain: TrustDomain, url: impl Into<String>) -> HttpsBundlesBuilder {
         HttpsBundlesBuilder::new(trust_domain, Target::Web, url.into())
     }
 
-    /// A source that polls a SPIFFE bundle endpoint of profile `https_spiffe`: the server's
+    /// Creates a source that polls a SPIFFE bundle endpoint of profile `https_spiffe`: the server's
     /// X.509-SVID must have exactly this SPIFFE ID, also after redirects (SPIFFE Federation section
     /// 5.2.2).
     ///
@@ -172,7 +140,7 @@ impl HttpsBundles {
         HttpsBundlesBuilder::new(trust_domain, target, url.into())
     }
 
-    /// Returns the bundle as it is now.
+    /// Returns the current bundle.
     ///
     /// # Errors
     /// No bundle arrived yet, it is stale, or the runtime of the source has ended.
@@ -218,266 +186,11 @@ impl HttpsBundles {
     }
 }
 
-impl HttpsBundlesBuilder {
-    fn new(trust_domain: TrustDomain, target: Target, url: String) -> Self {
-        Self {
-            trust_domain,
-            target,
-            url,
-            roots: WebRoots::default(),
-            bad_root: None,
-            client: None,
-            saved_at: None,
-            max_staleness: None,
-            cooldown: Duration::from_secs(10),
-            initial_sync: Some(Duration::from_secs(30)),
-            seed: None,
-            clock: SystemClock::shared(),
-            metrics: Arc::new(()),
-        }
-    }
-
-    /// Adds root certificates in PEM, beside the system's. Not for
-    /// [`https_spiffe`](HttpsBundles::https_spiffe), which has its roots from bundles. Malformed PEM
-    /// is an error when the source is built.
-    pub fn add_roots_pem(mut self, pem: impl AsRef<[u8]>) -> Self {
-        if let Err(error) = self.roots.add_pem(pem.as_ref()) {
-            self.bad_root = Some(error);
-        }
-        self
-    }
-
-    /// Adds a root certificate in DER, beside the system's.
-    pub fn add_root_der(mut self, certificate: impl Into<Vec<u8>>) -> Self {
-        self.roots.add_der(certificate.into());
-        self
-    }
-
-    /// Trusts the added root certificates only, and not the system's.
-    pub fn without_system_roots(mut self) -> Self {
-        self.roots.without_system();
-        self
-    }
-
-    /// Sends requests by this function, for a proxy or a client certificate. Its client verifies
-    /// the server, and must not follow redirects: the source does, to https URLs only. The limits
-    /// of the source apply. Not for [`https_spiffe`](HttpsBundles::https_spiffe).
-    ///
-    /// ```
-    /// use tower_spiffe::TrustDomain;
-    /// use tower_spiffe::source::HttpsBundles;
-    ///
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let client = reqwest::Client::builder()
-    ///     .redirect(reqwest::redirect::Policy::none())
-    ///     .build()?;
-    /// let partner = TrustDomain::parse("partner.example")?;
-    /// let bundles = HttpsBundles::jwks_url(partner, "https://partner.example/keys")
-    ///     .client(move |request| {
-    ///         let client = client.clone();
-    ///         async move {
-    ///             let request = reqwest::Request::try_from(request.map(|()| ""))?;
-    ///             client.execute(request).await.map(http::Response::<reqwest::Body>::from)
-    ///         }
-    ///     })
-    ///     .build_lazy()?;
-    /// # drop(bundles);
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn client<F, Fut, B, E>(mut self, send: F) -> Self
-    where
-        F: Fn(Request<()>) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = Result<Response<B>, E>> + Send + 'static,
-        B: Body + Send + 'static,
-        B::Error: Into<BoxError>,
-        E: Into<BoxError>,
-    {
-        self.client = Some(GivenClient::new(send));
-        self
-    }
-
-    /// Saves the latest bundle to this file, which is replaced in one step. After a restart the
-    /// endpoint is verified with it, so that a rotation of the roots since the bootstrap bundle was
-    /// written does not lock the source out. It gives no keys for tokens. If it is wrong, delete it,
-    /// or provide a bootstrap bundle with a higher `spiffe_sequence`.
-    ///
-    /// For [`https_spiffe`](HttpsBundles::https_spiffe) only, if the endpoint is in the trust domain
-    /// that it serves. Not saved by default.
-    pub fn save_to(mut self, path: impl AsRef<Path>) -> Self {
-        self.saved_at = Some(path.as_ref().into());
-        self
-    }
-
-    /// Sets for how long the last good bundle is used without a successful poll. No limit by
-    /// default: a key that is revoked during an outage of the endpoint stays valid here until a poll
-    /// succeeds.
-    ///
-    /// Past the limit tokens cannot be judged (`503`, [`BundlesUnavailable::Stale`]). The age is taken on
-    /// the monotonic clock and on the wall clock, whichever shows more. Below 300 s the source is
-    /// stale between two polls.
-    pub fn max_staleness(mut self, max: impl Into<Option<Duration>>) -> Self {
-        self.max_staleness = max.into();
-        self
-    }
-
-    /// Sets how often an unknown `kid` may cause an early poll. 10 s by default; at least 1 s.
-    /// Anyone can send a token with an unknown `kid`.
-    pub fn unknown_key_cooldown(mut self, cooldown: Duration) -> Self {
-        self.cooldown = cooldown.max(Duration::from_secs(1));
-        self
-    }
-
-    /// Sets how long [`build`](Self::build) waits for the first bundle. 30 s by default; `None`
-    /// waits without a limit.
-    pub fn initial_sync_timeout(mut self, within: impl Into<Option<Duration>>) -> Self {
-        self.initial_sync = within.into();
-        self
-    }
-
-    /// Draws the jitter from this seed, for a test that can be repeated.
-    pub fn poll_seed(mut self, seed: u64) -> Self {
-        self.seed = Some(seed);
-        self
-    }
-
-    /// Sets the clock, also for the validity of certificates. The system's by default.
-    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
-        self.clock = clock;
-        self
-    }
-
-    /// Sets the recorder of changes, errors, contacts and readiness. None by default.
-    pub fn metrics(mut self, recorder: Arc<dyn MetricsRecorder>) -> Self {
-        self.metrics = recorder;
-        self
-    }
-
-    /// Builds the source and waits for its first bundle. Errors of polls are retried.
-    ///
-    /// # Errors
-    /// As [`build_lazy`](Self::build_lazy), immediately. After the
-    /// [`initial_sync_timeout`](Self::initial_sync_timeout), with the last error of a poll.
-    pub async fn build(self) -> Result<HttpsBundles, HttpsBundlesError> {
-        let within = self.initial_sync;
-        let bundles = self.build_lazy()?;
-        let ready = bundles.ready();
-        let ready = match within {
-            None => Some(ready.await),
-            Some(within) => tokio::time::timeout(within, ready).await.ok(),
-        };
-        let state = bundles.state();
-        let last = bundles.inner.shared.last_error();
-        let last = last
-            .as_ref()
-            .map_or("the first poll is still running", PollError::text);
-        let (url, domain) = (state.url(), state.trust_domain());
-        let failed = format!("the bundle of {domain} could not be fetched from {url}");
-        match ready {
-            Some(Ok(())) => Ok(bundles),
-            Some(Err(_)) => Err(HttpsBundlesError::new(
-                HttpsBundlesErrorReason::Closed,
-                format!("{failed}: the tokio runtime has ended"),
-            )),
-            None => Err(HttpsBundlesError::new(
-                HttpsBundlesErrorReason::Timeout,
-                format!("{failed} within {:?}: {last}", within.unwrap_or_default()),
-            )),
-        }
-    }
-
-    /// Builds the source without waiting. Tokens cannot be judged until the first poll succeeds.
-    /// Reads the system's root certificates, which blocks for a few milliseconds.
-    ///
-    /// # Errors
-    /// The URL or the issuer is invalid; a root certificate is malformed, or there is none; a
-    /// setting does not fit the kind of source; there is no tokio runtime.
-    pub fn build_lazy(self) -> Result<HttpsBundles, HttpsBundlesError> {
-        let runtime = tokio::runtime::Handle::try_current().map_err(|_| {
-            let text = "there is no tokio runtime to poll on; build the source in async code, or \
-                        inside of `runtime.enter()`";
-            HttpsBundlesError::new(HttpsBundlesErrorReason::NoRuntime, text)
-        })?;
-        if let Some(error) = self.bad_root {
-            let text = format!("a root certificate cannot be added: {error}");
-            return Err(HttpsBundlesError::settings(text));
-        }
-        let endpoint = endpoint(&self.target, &self.url, self.saved_at.as_deref())?;
-        let client = match (&self.target, self.client) {
-            (Target::Spiffe(..), Some(_)) => {
-                let text = "an https_spiffe endpoint cannot be polled by a given client: only the \
-                            source verifies SPIFFE IDs; remove `.client(...)`";
-                return Err(HttpsBundlesError::settings(text));
-            }
-            (Target::Spiffe(..), None) => None,
-            (_, Some(given)) => Some(Client::Given(given)),
-            (_, None) => {
-                let tls = self.roots.config(self.clock.clone()).map_err(|error| {
-                    let text = format!(
-                        "the server could not be verified: {error}; add one by \
-                         `.add_roots_pem(...)`"
-                    );
-                    HttpsBundlesError::settings(text)
-                })?;
-                Some(Client::Own(tls))
-            }
-        };
-        let shared = Arc::new(Shared::new(
-            self.trust_domain,
-            endpoint.url().to_string(),
-            self.clock,
-            Arc::new(Shielded::new(self.metrics)),
-            self.max_staleness,
-            self.cooldown,
-        ));
-        let task = poll::spawn(&shared, endpoint, client, self.seed, &runtime);
-        let inner = Arc::new(Inner { shared, task });
-        Ok(HttpsBundles { inner })
-    }
-}
-
-fn endpoint(
-    target: &Target,
-    text: &str,
-    saved_at: Option<&Path>,
-) -> Result<Endpoint, HttpsBundlesError> {
-    let invalid = |what: &str, why: &str| {
-        let text = crate::presentable::presentable(text);
-        let text = format!("{what} \"{text}\" is invalid: {why}; use an https URL");
-        HttpsBundlesError::settings(text)
-    };
-    let url = |text: &str| Url::parse(text).map_err(|why| invalid("the URL", why));
-    let is_spiffe = matches!(target, Target::Spiffe(..));
-    if saved_at.is_some() && !is_spiffe {
-        let text = "only a bundle of an https_spiffe endpoint can be saved; remove `.save_to(...)`";
-        return Err(HttpsBundlesError::settings(text));
-    }
-    Ok(match target {
-        Target::Jwks => Endpoint::Jwks(url(text)?),
-        Target::Web => Endpoint::Web(url(text)?),
-        Target::Spiffe(id, bootstrap) => Endpoint::Spiffe(Box::new(SpiffeEndpoint {
-            url: url(text)?,
-            id: id.clone(),
-            bootstrap: bootstrap.clone(),
-            saved_at: saved_at.map(PathBuf::from),
-        })),
-        Target::Oidc => {
-            // OpenID Connect Discovery section 4: no query, no fragment.
-            if text.contains(['?', '#']) {
-                return Err(invalid("the issuer", "it has a query or a fragment"));
-            }
-            Url::parse(text).map_err(|why| invalid("the issuer", why))?;
-            let base = text.strip_suffix('/').unwrap_or(text);
-            Endpoint::Oidc {
-                issuer: text.to_owned(),
-                discovery: url(&format!("{base}/.well-known/openid-configuration"))?,
-            }
-        }
-    })
-}
-
 impl BundleSource for HttpsBundles {
+    fn metrics(&self) -> Option<Arc<dyn MetricsRecorder>> {
+        self.inner.metrics.clone()
+    }
+
     fn revision(&self) -> Result<u64, BundlesUnavailable> {
         self.inner.shared.revision()
     }
@@ -508,15 +221,5 @@ impl fmt::Debug for HttpsBundles {
             .field("trust_domain", &self.inner.shared.trust_domain)
             .field("revision", &self.inner.shared.revision())
             .finish()
-    }
-}
-
-impl fmt::Debug for HttpsBundlesBuilder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HttpsBundlesBuilder")
-            .field("trust_domain", &self.trust_domain)
-            .field("url", &self.url)
-            .field("max_staleness", &self.max_staleness)
-            .finish_non_exhaustive()
     }
 }

@@ -18,7 +18,7 @@ use super::url::Url;
 use crate::clock::Clock;
 use crate::identity::SpiffeId;
 
-/// Between two polls that no unknown key asked for.
+/// The shortest and the longest wait between two polls, unless an unknown key causes one.
 const SHORTEST: Duration = Duration::from_secs(60);
 const LONGEST: Duration = Duration::from_secs(300);
 
@@ -26,7 +26,7 @@ const LONGEST: Duration = Duration::from_secs(300);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = SHORTEST;
 
-/// While a machine is suspended, timers stand still: the clocks are read in between.
+/// Timers stop while a machine is suspended, so the clocks are read in between.
 const NAP: Duration = Duration::from_secs(1);
 
 /// What is polled.
@@ -65,7 +65,7 @@ struct Poller {
     client: Option<Client>,
     disk: Disk,
     known: Known,
-    // The file as it was at the start.
+    // The saved bundle as it was at the start.
     saved: Option<Arc<About>>,
 }
 
@@ -117,7 +117,7 @@ pub(super) fn spawn(
             };
             let wait = wait.max(retry_after.unwrap_or_default());
             shared.poll_ends(wait, retry_after);
-            sleep(shared, wait).await;
+            sleep(shared, wait, retry_after.unwrap_or_default()).await;
         }
     };
     runtime.spawn(task).abort_handle()
@@ -134,9 +134,9 @@ fn interval(hint: Option<Duration>, draw: &mut fastrand::Rng) -> Duration {
     low + (high - low).mul_f64(draw.f64())
 }
 
-/// Waits, until an unknown key asks for an early poll. After a suspend the trust clock, which
-/// counts it, shows that the wait is over.
-async fn sleep(shared: &Shared, wait: Duration) {
+/// Waits. After `not_before`, an unknown key ends the wait early. After a suspend the trust clock,
+/// which counts it, shows that the wait is over.
+async fn sleep(shared: &Shared, wait: Duration, not_before: Duration) {
     let (began, until) = (
         Instant::now(),
         shared.clock.monotonic().saturating_add(wait),
@@ -146,10 +146,9 @@ async fn sleep(shared: &Shared, wait: Duration) {
         if left.is_zero() || shared.clock.monotonic() >= until {
             return;
         }
-        if timeout(left.min(NAP), shared.early.notified())
-            .await
-            .is_ok()
-        {
+        let early = timeout(left.min(NAP), shared.early.notified()).await;
+        // An unknown key seen during the last poll does not know of its `Retry-After`.
+        if early.is_ok() && began.elapsed() >= not_before {
             return;
         }
         shared.beat();

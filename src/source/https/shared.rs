@@ -27,14 +27,14 @@ pub(super) struct Shared {
     // 0 before the first bundle.
     revision: AtomicU64,
     revisions: watch::Sender<u64>,
-    // Moments of the clock, in nanoseconds. They are compared by the caller, so that a task that
-    // hangs cannot delay them.
+    // Moments of the clock, in nanoseconds. The caller compares them, so a task that hangs cannot
+    // delay them.
     stale_at: AtomicU64,
     early_at: AtomicU64,
     beat_at: AtomicU64,
     following: AtomicBool,
-    // The readiness that the recorder knows.
-    told_ready: AtomicBool,
+    // The readiness that was recorded last.
+    recorded_ready: AtomicBool,
     /// Wakes the task for an early poll.
     pub(super) early: Notify,
     record: Mutex<Record>,
@@ -56,10 +56,13 @@ struct Record {
 
 const NEVER: u64 = u64::MAX;
 
+/// Sent in place of a revision: the task has ended.
+const ENDED: u64 = u64::MAX;
+
 /// Documented at `HttpsBundlesState::is_overdue`.
 const OVERDUE: Duration = Duration::from_secs(15);
 
-/// What became of a document.
+/// What was done with a document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Taken {
     Accepted,
@@ -92,13 +95,13 @@ impl Shared {
             stale_at: AtomicU64::new(NEVER),
             early_at: AtomicU64::new(0),
             following: AtomicBool::new(true),
-            told_ready: AtomicBool::new(false),
+            recorded_ready: AtomicBool::new(false),
             early: Notify::new(),
             record: Mutex::default(),
         }
     }
 
-    // === What validation asks ===
+    // === For validation ===
 
     pub(super) fn revision(&self) -> Result<u64, BundlesUnavailable> {
         if !self.following.load(Ordering::Acquire) {
@@ -131,7 +134,7 @@ impl Shared {
         self.revisions.subscribe()
     }
 
-    /// Asks for an early poll, at most once per cooldown.
+    /// Requests an early poll, at most once per cooldown.
     pub(super) fn unknown_key(&self, trust_domain: &str) {
         if trust_domain != self.trust_domain.name() {
             return;
@@ -142,7 +145,7 @@ impl Shared {
             return;
         }
         let next = nanos(now.saturating_add(self.cooldown));
-        // Of many callers at this moment one succeeds.
+        // Only one of several concurrent callers succeeds.
         let exchanged =
             self.early_at
                 .compare_exchange(early_at, next, Ordering::AcqRel, Ordering::Acquire);
@@ -179,9 +182,9 @@ impl Shared {
         }
     }
 
-    // === What the task does ===
+    // === For the task ===
 
-    /// The bundle and the roots of the document that was accepted last.
+    /// The bundle of the document that was accepted last.
     pub(super) fn latest(&self) -> Option<Arc<JwtBundle>> {
         self.bundle.load_full()
     }
@@ -191,13 +194,13 @@ impl Shared {
         record.document.as_ref().map(|_| read(&record.about))
     }
 
-    /// The task lives. Also notices that the bundle became stale.
+    /// Reports that the task runs, and records whether the bundle became stale.
     pub(super) fn beat(&self) {
         let now = self.clock.monotonic();
         self.beat_at.store(nanos(now), Ordering::Release);
         let revision = self.revision();
         let ready = revision.is_ok();
-        if self.told_ready.swap(ready, Ordering::AcqRel) != ready {
+        if self.recorded_ready.swap(ready, Ordering::AcqRel) != ready {
             self.metrics.record_ready(ready);
             if revision == Err(BundlesUnavailable::Stale) {
                 let trust_domain = self.trust_domain.name();
@@ -214,7 +217,7 @@ impl Shared {
         self.beat();
     }
 
-    /// The next poll is in so long; none earlier than `not_before`, not even for an unknown key.
+    /// The next poll begins after `wait`. An unknown key causes none before `not_before`.
     pub(super) fn poll_ends(&self, wait: Duration, not_before: Option<Duration>) {
         let now = self.clock.monotonic();
         let mut record = self.record();
@@ -273,28 +276,30 @@ impl Shared {
         }
         drop(record);
         let error = unusable(&keys);
-        // What is ignored changes no verdict, and still is what the latest document says.
+        // Stored even if only ignored elements differ: they change no verdict, but are shown.
         let known = keys.len();
         self.bundle.store(Some(Arc::new(keys)));
         self.contact((!same_keys).then_some(known), error);
         Taken::Accepted
     }
 
-    /// A poll succeeded. With `changed` there are other keys, so many.
+    /// A poll succeeded. `changed` is the number of keys, if they differ from those before.
     fn contact(&self, changed: Option<usize>, error: Option<String>) {
         let (wall, now) = self.clock.both();
         let was_stale = self.revision() == Err(BundlesUnavailable::Stale);
-        let stale_at = self.max_staleness.map(|max| nanos(now.saturating_add(max)));
         let mut record = self.record();
         record.contact = Some(now);
         if error.is_none() {
             record.error = None;
         }
         drop(record);
+        // The revision before the moment: otherwise a verdict on withdrawn keys, cached before the
+        // bundle was stale, could be valid again for an instant.
+        let raised = (changed.is_some() || was_stale).then(|| self.raise_revision());
+        let stale_at = self.max_staleness.map(|max| nanos(now.saturating_add(max)));
         self.stale_at
             .store(stale_at.unwrap_or(NEVER), Ordering::Release);
-        if changed.is_some() || was_stale {
-            let revision = self.revision.fetch_add(1, Ordering::AcqRel) + 1;
+        if let Some(revision) = raised {
             self.revisions.send_replace(revision);
             if let Some(keys) = changed {
                 let trust_domain = self.trust_domain.name();
@@ -309,6 +314,10 @@ impl Shared {
         self.beat();
     }
 
+    fn raise_revision(&self) -> u64 {
+        self.revision.fetch_add(1, Ordering::AcqRel) + 1
+    }
+
     pub(super) fn fetch_failed(&self, error: FetchError) {
         self.fail(error.kind, error.text);
     }
@@ -320,7 +329,7 @@ impl Shared {
         };
         let trust_domain = self.trust_domain.name();
         let mut record = self.record();
-        // A rollback repeats itself with the same numbers, an outage with the same words.
+        // Logged as a warning once: a rollback and an outage repeat the same text.
         let is_new = record.error.as_ref() != Some(&error);
         let text = error.text.clone();
         record.error = Some(error);
@@ -347,13 +356,13 @@ impl Shared {
         self.record().error.clone()
     }
 
-    /// The task ended, in whatever way.
+    /// The task ended for any reason.
     pub(super) fn ended(&self) {
         self.following.store(false, Ordering::Release);
-        if self.told_ready.swap(false, Ordering::AcqRel) {
+        if self.recorded_ready.swap(false, Ordering::AcqRel) {
             self.metrics.record_ready(false);
         }
-        self.revisions.send_modify(|_| {});
+        self.revisions.send_replace(ENDED);
     }
 
     fn record(&self) -> MutexGuard<'_, Record> {
@@ -361,7 +370,7 @@ impl Shared {
     }
 }
 
-/// Keys were left out, and none is usable.
+/// Why no key is usable, if keys were left out.
 fn unusable(bundle: &JwtBundle) -> Option<String> {
     let first = bundle.none_usable()?;
     Some(format!(

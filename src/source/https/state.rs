@@ -1,4 +1,4 @@
-//! What an operator wants to know of a source.
+//! The state of a polled source, for operators.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ pub struct HttpsBundlesState {
     pub(super) save_error: Option<Box<str>>,
 }
 
-/// What was wrong at the last poll.
+/// The error of the last poll.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PollError {
@@ -42,7 +42,7 @@ impl PollError {
         self.kind
     }
 
-    /// Returns the details, for a person.
+    /// Returns the details as text.
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -115,7 +115,7 @@ impl HttpsBundlesState {
         self.next_poll
     }
 
-    /// Returns what was wrong at the last poll. The last good bundle stays, with one exception:
+    /// Returns the error of the last poll. The last good bundle stays, with one exception:
     /// a valid document without any usable key (`bundle-unusable`) takes effect, because the keys
     /// that it no longer has may be revoked.
     pub fn last_error(&self) -> Option<&PollError> {

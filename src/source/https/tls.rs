@@ -1,4 +1,4 @@
-//! Whom a connection trusts: Web PKI roots, or exactly one SPIFFE ID.
+//! How a server is verified: by Web PKI roots, or by exactly one SPIFFE ID.
 
 use std::fmt;
 use std::io;
@@ -56,7 +56,7 @@ impl WebRoots {
     pub(super) fn config(&self, clock: Arc<dyn Clock>) -> Result<Arc<ClientConfig>, String> {
         let mut roots = RootCertStore::empty();
         if !self.without_system {
-            // One bad certificate on the machine costs itself only.
+            // A bad certificate on the machine is skipped.
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         }
         for certificate in &self.added {
@@ -72,7 +72,7 @@ impl WebRoots {
     }
 }
 
-/// For a server with exactly this SPIFFE ID, whose certificate leads to one of these roots.
+/// Verifies that the server's certificate has exactly this SPIFFE ID and chains to one of these roots.
 pub(super) fn spiffe_config(
     expected: SpiffeId,
     roots: Vec<CertificateDer<'static>>,
@@ -157,29 +157,29 @@ impl SpiffeVerifier {
                 None,
                 None,
             )
-            .map_err(|error| refused(Refused::Chain(error)))?;
+            .map_err(|error| rejected(Rejected::Chain(error)))?;
         let mut names = certificate.valid_uri_names();
         match (names.next(), names.next()) {
             (Some(name), None) if name == self.expected.as_str() => Ok(()),
-            (Some(_), None) => Err(refused(Refused::AnotherId(self.expected.clone()))),
-            _ => Err(refused(Refused::NotAnSvid)),
+            (Some(_), None) => Err(rejected(Rejected::AnotherId(self.expected.clone()))),
+            _ => Err(rejected(Rejected::NotAnSvid)),
         }
     }
 }
 
 /// Why a server's certificate is rejected. It repeats nothing of the certificate.
 #[derive(Debug)]
-enum Refused {
+enum Rejected {
     Chain(webpki::Error),
     NotAnSvid,
     AnotherId(SpiffeId),
 }
 
-fn refused(why: Refused) -> Error {
+fn rejected(why: Rejected) -> Error {
     Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(why))))
 }
 
-impl fmt::Display for Refused {
+impl fmt::Display for Rejected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Chain(error) => write!(
@@ -195,10 +195,10 @@ impl fmt::Display for Refused {
     }
 }
 
-impl std::error::Error for Refused {}
+impl std::error::Error for Rejected {}
 
-/// Why our verifier rejected the server, if it did: the text of rustls for that is not readable.
-pub(super) fn refusal(error: &io::Error) -> Option<String> {
+/// Why our verifier rejected the server, if it did: rustls's own text for that is not readable.
+pub(super) fn rejection(error: &io::Error) -> Option<String> {
     match error.get_ref()?.downcast_ref()? {
         Error::InvalidCertificate(CertificateError::Other(OtherError(why))) => {
             Some(why.to_string())

@@ -1,4 +1,4 @@
-//! Each thread's own level: a small table, four ways wide.
+//! The level of each thread: a small four-way table.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -38,7 +38,7 @@ impl Owner {
     }
 }
 
-/// A regular tells the second level now and then that it is in use.
+/// After so many hits, the second level learns that the entry is in use.
 const TOUCH_EVERY: u32 = 512;
 
 /// What a thread has under a token.

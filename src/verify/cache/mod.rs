@@ -1,9 +1,8 @@
 //! The verified cache: tokens that were verified, and the authorities that they were verified with.
 //!
-//! Two levels. The second is shared, bounded by bytes, and resists scans: a flood of fresh tokens
-//! does not push out the regulars. The first is each thread's own and small, because threads that
-//! count on one cache line stand in each other's way. It is smaller still where the second is: one
-//! validator's part of it is never more than what its second level may hold.
+//! Two levels. The second is shared, bounded by bytes, and resists scans: many new tokens do not evict
+//! frequent ones. The first is small and belongs to one thread, because reference counts on a shared
+//! cache line are slow. One validator never has more in it than its second level may hold.
 
 mod first;
 mod second;
@@ -37,7 +36,7 @@ impl Drop for VerifiedCache {
     }
 }
 
-/// What the clock says of an entry.
+/// Whether the times of an entry are valid.
 pub(super) enum Time {
     Good,
     /// It does not count now, and may again.
@@ -82,7 +81,7 @@ impl VerifiedCache {
         match time(svid.shared()) {
             Time::Good => {}
             Time::NotNow => return None,
-            // It will not be good again, and must not stand in the way of those that are.
+            // It will not be valid again, and takes the room of valid entries.
             Time::Past => {
                 self.remove(hash, token);
                 return None;
@@ -102,7 +101,7 @@ impl VerifiedCache {
         Some(svid)
     }
 
-    /// Counts a look-up, where it is one of a request's own.
+    /// Counts a lookup.
     pub(super) fn count(&self, hit: bool) {
         if hit {
             self.counters.hits.increment();

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures_util::FutureExt as _;
 use tower_spiffe::bundle::{BundleSource as _, BundlesUnavailable};
 use tower_spiffe::metrics::MetricsRecorder;
 use tower_spiffe::verify::ValidateReason;
@@ -463,6 +464,8 @@ async fn h02_a_runtime_that_ends_closes_the_source() {
     assert_eq!(bundles.revision(), Err(BundlesUnavailable::Closed));
     assert!(!bundles.is_healthy() && !bundles.state().is_following());
     assert_eq!(bundles.ready().await, Err(BundlesUnavailable::Closed));
+    let changed = bundles.changed_since(0).unwrap();
+    assert!(changed.now_or_never().is_some());
 }
 
 #[tokio::test(start_paused = true)]

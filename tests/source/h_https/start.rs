@@ -2,6 +2,7 @@
 
 use tower_spiffe::SpiffeId;
 use tower_spiffe::bundle::{BundleSource as _, BundlesUnavailable};
+use tower_spiffe::metrics::{MetricsRecorder, Verification};
 use tower_spiffe::source::https::{HttpsBundlesErrorReason as Reason, SpiffeBootstrap};
 use tower_spiffe::verify::ValidateReason;
 
@@ -159,4 +160,23 @@ fn h10_without_a_runtime_it_is_an_error() {
         .build_lazy()
         .unwrap_err();
     assert_eq!(error.reason(), Reason::NoRuntime);
+}
+
+#[derive(Default)]
+struct Verifications(std::sync::atomic::AtomicU64);
+
+impl MetricsRecorder for Verifications {
+    fn record_verification(&self, _: &Verification<'_>) {
+        self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn h10_validators_use_the_recorder_of_the_source() {
+    let world = World::new().await;
+    let recorder = std::sync::Arc::new(Verifications::default());
+    let builder = world.jwks_builder().metrics(recorder.clone());
+    let bundles = builder.build().await.unwrap();
+    assert!(world.validator(&bundles).validate(&world.token()).is_ok());
+    assert_eq!(recorder.0.load(std::sync::atomic::Ordering::Relaxed), 1);
 }

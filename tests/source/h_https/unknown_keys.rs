@@ -114,6 +114,25 @@ async fn h06_retry_after_delays_early_polls() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn h06_retry_after_outlasts_a_key_seen_during_the_poll() {
+    let world = World::new().await;
+    let bundles = world.jwks().await;
+    polls(&bundles, 1).await;
+    let seeing = bundles.clone();
+    world.server.script(move |_| {
+        seeing.unknown_key(TD, "x");
+        Reply::status("429 Too Many Requests").header("retry-after", "100")
+    });
+    next_poll(&bundles).await;
+    advance(secs(98)).await;
+    rest().await;
+    assert_eq!(world.server.seen().len(), 2);
+    advance(secs(2)).await;
+    bundles.unknown_key(TD, "x");
+    polls(&bundles, 3).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn h09_domains_with_the_same_kid_stay_apart() {
     let world = World::new().await;
     let other = Issuer::with_clock("other.test", world.clock.shared()).unwrap();

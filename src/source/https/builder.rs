@@ -1,0 +1,325 @@
+//! Setting up a polled source.
+
+use std::fmt;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use http_body::Body;
+
+use super::bootstrap::SpiffeBootstrap;
+use super::error::{HttpsBundlesError, HttpsBundlesErrorReason};
+use super::fetch::{BoxError, Client, GivenClient};
+use super::poll::{self, Endpoint, SpiffeEndpoint};
+use super::shared::Shared;
+use super::state::PollError;
+use super::tls::WebRoots;
+use super::url::Url;
+use super::{HttpsBundles, Inner};
+use crate::clock::{Clock, SystemClock};
+use crate::identity::{SpiffeId, TrustDomain};
+use crate::metrics::{MetricsRecorder, Shielded};
+
+/// Sets up an [`HttpsBundles`].
+#[derive(Clone)]
+#[must_use]
+pub struct HttpsBundlesBuilder {
+    trust_domain: TrustDomain,
+    target: Target,
+    url: String,
+    roots: WebRoots,
+    bad_root: Option<String>,
+    client: Option<GivenClient>,
+    saved_at: Option<PathBuf>,
+    max_staleness: Option<Duration>,
+    cooldown: Duration,
+    initial_sync: Option<Duration>,
+    seed: Option<u64>,
+    clock: Arc<dyn Clock>,
+    metrics: Option<Arc<dyn MetricsRecorder>>,
+}
+
+#[derive(Clone)]
+pub(super) enum Target {
+    Jwks,
+    Oidc,
+    Web,
+    Spiffe(SpiffeId, SpiffeBootstrap),
+}
+
+impl HttpsBundlesBuilder {
+    pub(super) fn new(trust_domain: TrustDomain, target: Target, url: String) -> Self {
+        Self {
+            trust_domain,
+            target,
+            url,
+            roots: WebRoots::default(),
+            bad_root: None,
+            client: None,
+            saved_at: None,
+            max_staleness: None,
+            cooldown: Duration::from_secs(10),
+            initial_sync: Some(Duration::from_secs(30)),
+            seed: None,
+            clock: SystemClock::shared(),
+            metrics: None,
+        }
+    }
+
+    /// Adds root certificates in PEM, beside the system's. Not for
+    /// [`https_spiffe`](HttpsBundles::https_spiffe), which has its roots from bundles. Malformed PEM
+    /// is an error when the source is built.
+    pub fn add_roots_pem(mut self, pem: impl AsRef<[u8]>) -> Self {
+        if let Err(error) = self.roots.add_pem(pem.as_ref()) {
+            self.bad_root = Some(error);
+        }
+        self
+    }
+
+    /// Adds a root certificate in DER, beside the system's.
+    pub fn add_root_der(mut self, certificate: impl Into<Vec<u8>>) -> Self {
+        self.roots.add_der(certificate.into());
+        self
+    }
+
+    /// Trusts the added root certificates only, and not the system's.
+    pub fn without_system_roots(mut self) -> Self {
+        self.roots.without_system();
+        self
+    }
+
+    /// Sends requests by this function, for a proxy or a client certificate. Its client verifies
+    /// the server, and must not follow redirects: the source does, to https URLs only. The limits
+    /// of the source apply. Not for [`https_spiffe`](HttpsBundles::https_spiffe).
+    ///
+    /// ```
+    /// use tower_spiffe::TrustDomain;
+    /// use tower_spiffe::source::HttpsBundles;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let client = reqwest::Client::builder()
+    ///     .redirect(reqwest::redirect::Policy::none())
+    ///     .build()?;
+    /// let partner = TrustDomain::parse("partner.example")?;
+    /// let bundles = HttpsBundles::jwks_url(partner, "https://partner.example/keys")
+    ///     .client(move |request| {
+    ///         let client = client.clone();
+    ///         async move {
+    ///             let request = reqwest::Request::try_from(request.map(|()| ""))?;
+    ///             client.execute(request).await.map(http::Response::<reqwest::Body>::from)
+    ///         }
+    ///     })
+    ///     .build_lazy()?;
+    /// # drop(bundles);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn client<F, Fut, B, E>(mut self, send: F) -> Self
+    where
+        F: Fn(Request<()>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Response<B>, E>> + Send + 'static,
+        B: Body + Send + 'static,
+        B::Error: Into<BoxError>,
+        E: Into<BoxError>,
+    {
+        self.client = Some(GivenClient::new(send));
+        self
+    }
+
+    /// Saves the latest bundle to this file, which is replaced in one step. After a restart the
+    /// endpoint is verified with it, so that a rotation of the roots since the bootstrap bundle was
+    /// written does not lock the source out. It gives no keys for tokens. If it is wrong, delete it,
+    /// or provide a bootstrap bundle with a higher `spiffe_sequence`.
+    ///
+    /// For [`https_spiffe`](HttpsBundles::https_spiffe) only, if the endpoint is in the trust domain
+    /// that it serves. Not saved by default.
+    pub fn save_to(mut self, path: impl AsRef<Path>) -> Self {
+        self.saved_at = Some(path.as_ref().into());
+        self
+    }
+
+    /// Sets for how long the last good bundle is used without a successful poll. No limit by
+    /// default: a key that is revoked during an outage of the endpoint stays valid here until a poll
+    /// succeeds.
+    ///
+    /// Past the limit tokens cannot be judged (`503`, [`BundlesUnavailable::Stale`](crate::bundle::BundlesUnavailable::Stale)). The age is taken on
+    /// the monotonic clock and on the wall clock, whichever shows more. Below 300 s the source is
+    /// stale between two polls.
+    pub fn max_staleness(mut self, max: impl Into<Option<Duration>>) -> Self {
+        self.max_staleness = max.into();
+        self
+    }
+
+    /// Sets how often an unknown `kid` may cause an early poll. 10 s by default; at least 1 s.
+    /// Anyone can send a token with an unknown `kid`.
+    pub fn unknown_key_cooldown(mut self, cooldown: Duration) -> Self {
+        self.cooldown = cooldown.max(Duration::from_secs(1));
+        self
+    }
+
+    /// Sets how long [`build`](Self::build) waits for the first bundle. 30 s by default; `None`
+    /// waits without a limit.
+    pub fn initial_sync_timeout(mut self, within: impl Into<Option<Duration>>) -> Self {
+        self.initial_sync = within.into();
+        self
+    }
+
+    /// Draws the jitter from this seed, for a test that can be repeated.
+    pub fn poll_seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// Sets the clock, also for the validity of certificates. The system's by default.
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Sets the recorder of changes, errors, contacts and readiness. None by default. Validators and
+    /// server layers built on the source use it too, unless they are given one of their own.
+    pub fn metrics(mut self, recorder: Arc<dyn MetricsRecorder>) -> Self {
+        self.metrics = Some(recorder);
+        self
+    }
+
+    /// Builds the source and waits for its first bundle. Errors of polls are retried.
+    ///
+    /// # Errors
+    /// As [`build_lazy`](Self::build_lazy), immediately. After the
+    /// [`initial_sync_timeout`](Self::initial_sync_timeout), with the last error of a poll.
+    pub async fn build(self) -> Result<HttpsBundles, HttpsBundlesError> {
+        let within = self.initial_sync;
+        let bundles = self.build_lazy()?;
+        let ready = bundles.ready();
+        let ready = match within {
+            None => Some(ready.await),
+            Some(within) => tokio::time::timeout(within, ready).await.ok(),
+        };
+        let state = bundles.state();
+        let last = bundles.inner.shared.last_error();
+        let last = last
+            .as_ref()
+            .map_or("the first poll is still running", PollError::text);
+        let (url, domain) = (state.url(), state.trust_domain());
+        let failed = format!("the bundle of {domain} could not be fetched from {url}");
+        match ready {
+            Some(Ok(())) => Ok(bundles),
+            Some(Err(_)) => Err(HttpsBundlesError::new(
+                HttpsBundlesErrorReason::Closed,
+                format!("{failed}: the tokio runtime has ended"),
+            )),
+            None => Err(HttpsBundlesError::new(
+                HttpsBundlesErrorReason::Timeout,
+                format!("{failed} within {:?}: {last}", within.unwrap_or_default()),
+            )),
+        }
+    }
+
+    /// Builds the source without waiting. Tokens cannot be judged until the first poll succeeds.
+    /// Reads the system's root certificates, which blocks for a few milliseconds.
+    ///
+    /// # Errors
+    /// The URL or the issuer is invalid; a root certificate is malformed, or there is none; a
+    /// setting does not fit the kind of source; there is no tokio runtime.
+    pub fn build_lazy(self) -> Result<HttpsBundles, HttpsBundlesError> {
+        let runtime = tokio::runtime::Handle::try_current().map_err(|_| {
+            let text = "there is no tokio runtime to poll on; build the source in async code, or \
+                        inside of `runtime.enter()`";
+            HttpsBundlesError::new(HttpsBundlesErrorReason::NoRuntime, text)
+        })?;
+        if let Some(error) = self.bad_root {
+            let text = format!("a root certificate cannot be added: {error}");
+            return Err(HttpsBundlesError::settings(text));
+        }
+        let endpoint = endpoint(&self.target, &self.url, self.saved_at.as_deref())?;
+        let client = match (&self.target, self.client) {
+            (Target::Spiffe(..), Some(_)) => {
+                let text = "an https_spiffe endpoint cannot be polled by a given client: only the \
+                            source verifies SPIFFE IDs; remove `.client(...)`";
+                return Err(HttpsBundlesError::settings(text));
+            }
+            (Target::Spiffe(..), None) => None,
+            (_, Some(given)) => Some(Client::Given(given)),
+            (_, None) => {
+                let tls = self.roots.config(self.clock.clone()).map_err(|error| {
+                    let text = format!(
+                        "the server could not be verified: {error}; add one by \
+                         `.add_roots_pem(...)`"
+                    );
+                    HttpsBundlesError::settings(text)
+                })?;
+                Some(Client::Own(tls))
+            }
+        };
+        let recorder = self.metrics.clone().unwrap_or_else(|| Arc::new(()));
+        let shared = Arc::new(Shared::new(
+            self.trust_domain,
+            endpoint.url().to_string(),
+            self.clock,
+            Arc::new(Shielded::new(recorder)),
+            self.max_staleness,
+            self.cooldown,
+        ));
+        let task = poll::spawn(&shared, endpoint, client, self.seed, &runtime);
+        let inner = Arc::new(Inner {
+            shared,
+            task,
+            metrics: self.metrics,
+        });
+        Ok(HttpsBundles { inner })
+    }
+}
+
+fn endpoint(
+    target: &Target,
+    text: &str,
+    saved_at: Option<&Path>,
+) -> Result<Endpoint, HttpsBundlesError> {
+    let invalid = |what: &str, why: &str| {
+        let text = crate::presentable::presentable(text);
+        let text = format!("{what} \"{text}\" is invalid: {why}; use an https URL");
+        HttpsBundlesError::settings(text)
+    };
+    let url = |text: &str| Url::parse(text).map_err(|why| invalid("the URL", why));
+    let is_spiffe = matches!(target, Target::Spiffe(..));
+    if saved_at.is_some() && !is_spiffe {
+        let text = "only a bundle of an https_spiffe endpoint can be saved; remove `.save_to(...)`";
+        return Err(HttpsBundlesError::settings(text));
+    }
+    Ok(match target {
+        Target::Jwks => Endpoint::Jwks(url(text)?),
+        Target::Web => Endpoint::Web(url(text)?),
+        Target::Spiffe(id, bootstrap) => Endpoint::Spiffe(Box::new(SpiffeEndpoint {
+            url: url(text)?,
+            id: id.clone(),
+            bootstrap: bootstrap.clone(),
+            saved_at: saved_at.map(PathBuf::from),
+        })),
+        Target::Oidc => {
+            // OpenID Connect Discovery section 4: no query, no fragment.
+            if text.contains(['?', '#']) {
+                return Err(invalid("the issuer", "it has a query or a fragment"));
+            }
+            Url::parse(text).map_err(|why| invalid("the issuer", why))?;
+            let base = text.strip_suffix('/').unwrap_or(text);
+            Endpoint::Oidc {
+                issuer: text.to_owned(),
+                discovery: url(&format!("{base}/.well-known/openid-configuration"))?,
+            }
+        }
+    })
+}
+
+impl fmt::Debug for HttpsBundlesBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpsBundlesBuilder")
+            .field("trust_domain", &self.trust_domain)
+            .field("url", &self.url)
+            .field("max_staleness", &self.max_staleness)
+            .finish_non_exhaustive()
+    }
+}
