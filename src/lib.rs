@@ -92,6 +92,8 @@ pub mod bundle;
 pub mod client;
 pub mod clock;
 mod grpc_code;
+#[cfg(any(doc, doctest))]
+pub mod guide;
 pub mod identity;
 mod jwt;
 pub mod metrics;

@@ -29,6 +29,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("client", 7),
     ("token_file", 7),
     ("testing", 7),
+    ("guide", 8),
 ];
 
 /// Crates, each with the highest floor that must not import it.

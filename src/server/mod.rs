@@ -166,7 +166,7 @@
 //! | a route with fewer callers | [`AllowCallersLayer`] |
 //! | denials by a middleware or handler of your own | [`Rejection::denied`] |
 //!
-//! `docs/who-may-call.md` in the repository has the table of all decisions, and common mistakes.
+//! The guide has the table of all decisions, and common mistakes: [Who may call](crate::guide::who_may_call).
 //!
 //! # Requests without a token
 //!

@@ -1,4 +1,4 @@
-//! Common mistakes in policies, and what happens then: see `docs/who-may-call.md`.
+//! Common mistakes in policies, and what happens then: see `docs/guide/who-may-call.md`.
 
 use axum::Router;
 use axum::body::Body;
@@ -133,7 +133,7 @@ async fn an_invalid_token_on_a_public_method_is_rejected() {
 fn the_documented_tests_exist() {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
     let read = |path: &str| std::fs::read_to_string(format!("{root}/{path}")).unwrap();
-    let page = read("docs/who-may-call.md");
+    let page = read("docs/guide/who-may-call.md");
     let named: Vec<(&str, &str)> = page
         .lines()
         .filter_map(|line| {
