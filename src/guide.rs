@@ -23,3 +23,27 @@ pub mod who_may_call {}
 /// Tokens for Kafka, NATS, Redis, Postgres, cloud SDKs, Vault, and files.
 #[doc = include_str!("../docs/guide/outside-http.md")]
 pub mod outside_http {}
+
+/// Tests of a service without SPIRE.
+#[doc = include_str!("../docs/guide/testing.md")]
+pub mod testing {}
+
+/// Startup, probes, rejections, logs, metrics, alerts and roll-out.
+#[doc = include_str!("../docs/guide/operating.md")]
+pub mod operating {}
+
+/// Causes and fixes, by message and by symptom.
+#[doc = include_str!("../docs/guide/troubleshooting.md")]
+pub mod troubleshooting {}
+
+/// Costs, sizes and measurements.
+#[doc = include_str!("../docs/guide/performance.md")]
+pub mod performance {}
+
+/// What is trusted, which attacks are stopped, and which are not.
+#[doc = include_str!("../docs/guide/threat-model.md")]
+pub mod threat_model {}
+
+/// From the `spiffe` crate, and from hand-written code.
+#[doc = include_str!("../docs/guide/migrating.md")]
+pub mod migrating {}
