@@ -2,5 +2,6 @@
 
 mod architecture;
 mod corpora;
+mod guide;
 mod proto;
 mod spire;
