@@ -2,6 +2,7 @@
 
 mod architecture;
 mod corpora;
+mod guide;
 mod proto;
 mod readme;
 mod spire;

@@ -85,6 +85,8 @@ use crate::metrics::MetricsRecorder;
 /// background task. The task runs on the tokio runtime that the source was built on. When that
 /// runtime ends, tokens cannot be judged: a revoked key would not be noticed.
 #[derive(Clone)]
+#[doc(alias = "jwks")]
+#[doc(alias = "oidc")]
 pub struct HttpsBundles {
     inner: Arc<Inner>,
 }
