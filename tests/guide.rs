@@ -235,6 +235,21 @@ fn named_metrics_files_and_commands_exist() {
 }
 
 #[test]
+fn test_codes_of_threats_are_explained() {
+    let legend = read("tests/README.md");
+    let is_code = |span: &&String| {
+        let (letter, number) = span.split_at_checked(1).unwrap_or_default();
+        ["a", "e"].contains(&letter) && number.len() == 2 && number.parse::<u8>().is_ok()
+    };
+    let spans = spans(&page("threat-model"));
+    let codes: Vec<_> = spans.iter().filter(is_code).collect();
+    assert!(codes.len() > 20, "{codes:?}");
+    for code in codes {
+        assert!(legend.contains(&format!("| `{code}` |")), "{code}");
+    }
+}
+
+#[test]
 fn words_that_users_search_are_aliases() {
     let source = source();
     for word in [
