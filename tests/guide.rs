@@ -182,6 +182,29 @@ fn every_rejection_reason_is_explained() {
 }
 
 #[test]
+fn listed_responses_exist_in_source() {
+    // These are not texts of responses.
+    const DESCRIBED: [&str; 3] = [
+        "a challenge without `error`",
+        "`invalid_request`",
+        "a layer is missing",
+    ];
+    let source = source();
+    let text = page("operating");
+    let rows = text
+        .lines()
+        .filter(|row| row.starts_with("| 4") || row.starts_with("| 5"));
+    let texts: Vec<_> = rows
+        .map(|row| row.split('|').nth(2).unwrap().trim())
+        .filter(|text| !DESCRIBED.contains(text))
+        .collect();
+    assert!(texts.len() > 8, "{texts:?}");
+    for text in texts {
+        assert!(has_message(&source, text), "not in the source: {text}");
+    }
+}
+
+#[test]
 fn listed_alerts_are_those_of_the_rules() {
     let rules = read("examples/observability/alerts.yaml");
     let rules: BTreeSet<_> = rules
@@ -232,6 +255,21 @@ fn named_metrics_files_and_commands_exist() {
         }
     }
     assert!(found.iter().all(|count| *count > 4), "{found:?}");
+}
+
+#[test]
+fn test_codes_of_threats_are_explained() {
+    let legend = read("tests/README.md");
+    let is_code = |span: &&String| {
+        let (letter, number) = span.split_at_checked(1).unwrap_or_default();
+        ["a", "e"].contains(&letter) && number.len() == 2 && number.parse::<u8>().is_ok()
+    };
+    let spans = spans(&page("threat-model"));
+    let codes: Vec<_> = spans.iter().filter(is_code).collect();
+    assert!(codes.len() > 20, "{codes:?}");
+    for code in codes {
+        assert!(legend.contains(&format!("| `{code}` |")), "{code}");
+    }
 }
 
 #[test]
