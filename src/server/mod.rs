@@ -277,7 +277,6 @@ mod end_at_expiry;
 mod future;
 mod gate;
 mod grpc_policy;
-mod grpc_web_frames;
 mod held;
 mod late;
 mod layer;
