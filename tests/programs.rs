@@ -63,7 +63,8 @@ async fn quickstart_with_external_agent_reports_skipped_steps() {
     let agent = FakeAgent::start("example.org").await.unwrap();
     agent.register(WEB, "", LIFE).unwrap();
     let (code, said) =
-        run(program("quickstart").env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint())).await;
+        run(program("quickstart").env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint().to_string()))
+            .await;
     assert_eq!(code, Some(0), "{said}");
     for skipped in ["expired token", "rotation"] {
         let line = said
@@ -146,7 +147,8 @@ async fn e30_servers_use_their_own_agent_or_yours() {
         assert!(!said.contains("skipped"), "{name}: {said}");
 
         let before = agent.counts().fetch_jwt_svid;
-        let (code, said) = run(program(name).env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint())).await;
+        let (code, said) =
+            run(program(name).env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint().to_string())).await;
         assert_eq!(code, Some(0), "{name}: {said}");
         assert!(said.contains(me) && !said.contains(own), "{name}: {said}");
         assert_eq!(said.contains("skipped"), skips, "{name}: {said}");
@@ -159,7 +161,8 @@ async fn e30_servers_run_as_ops_too() {
     let agent = FakeAgent::start("other.test").await.unwrap();
     agent.register("spiffe://other.test/ops", "", LIFE).unwrap();
     for name in ["server_axum", "server_tonic"] {
-        let (code, said) = run(program(name).env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint())).await;
+        let (code, said) =
+            run(program(name).env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint().to_string())).await;
         assert_eq!(code, Some(0), "{name}: {said}");
     }
 }
@@ -188,7 +191,10 @@ async fn e30_quickstart_reports_what_it_waits_for() {
     agent.fail_call(AgentCall::FetchJwtSvid, Fault::Hang);
     for (endpoint, what) in [
         (socket, format!("the first bundles from {socket}")),
-        (&agent.endpoint(), "a token from the agent".to_owned()),
+        (
+            &agent.endpoint().to_string(),
+            "a token from the agent".to_owned(),
+        ),
     ] {
         let mut child = program("quickstart")
             .env("SPIFFE_ENDPOINT_SOCKET", endpoint)
@@ -242,7 +248,8 @@ async fn clients_use_their_own_agent_or_yours() {
         let me = "spiffe://example.org/workload";
         assert!(said.contains(me), "{name}: {said}");
 
-        let (code, said) = run(program(name).env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint())).await;
+        let (code, said) =
+            run(program(name).env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint().to_string())).await;
         assert_eq!(code, Some(0), "{name}: {said}");
         assert!(said.contains(WEB), "{name}: {said}");
     }

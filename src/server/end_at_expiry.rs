@@ -9,9 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body::{Body, Frame, SizeHint};
@@ -21,7 +19,6 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::caller::CallerState;
-use super::grpc_web_frames::{GrpcWebFrames, Place, TRAILERS};
 use super::protocol::Wire;
 use super::reason::RejectionReason;
 use super::telemetry::Telemetry;
@@ -41,7 +38,6 @@ const EXPIRED: RejectionReason = RejectionReason::Token(ValidateReason::Expired)
 /// | request and response | end |
 /// | --- | --- |
 /// | both gRPC (POST over HTTP/2, both content types `application/grpc`) | status 16 (`UNAUTHENTICATED`) in the trailers |
-/// | both gRPC-Web (POST, both content types `application/grpc-web`) | status 16 in the last frame; within a message that is sent in part, an error |
 /// | anything else | an error of the body, which the client sees |
 ///
 /// The content type of the response alone does not count: a file of type `application/grpc` ends
@@ -50,8 +46,8 @@ const EXPIRED: RejectionReason = RejectionReason::Token(ValidateReason::Expired)
 /// length, which lasts until the connection closes: when it is cut, it looks complete. Give such
 /// responses a `content-length`.
 ///
-/// Put it outside of a layer that translates gRPC-Web to gRPC (`tonic_web::GrpcWebLayer`): inside,
-/// gRPC-Web calls over HTTP/1.1 end with an error.
+/// gRPC-Web responses end with an error. Inside a layer that translates gRPC-Web to gRPC
+/// (`tonic_web::GrpcWebLayer`), those over HTTP/2 end with the status.
 ///
 /// Put it inside a [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer): it uses the identity set by
 /// that layer; anonymous callers are unaffected. If that layer is missing from the stack, no response
@@ -173,6 +169,7 @@ where
         }
         let caller = state.and_then(CallerState::verified);
         let wire = Wire::of_request(request.method(), request.version(), request.headers());
+        let is_grpc = wire == Wire::Grpc;
         let end = caller.map(|caller| End {
             at: caller.expires_at().saturating_add(self.layer.shared.leeway),
             caller: caller.spiffe_id().clone(),
@@ -181,7 +178,7 @@ where
         EndAtExpiryFuture {
             inner: self.inner.call(request),
             end,
-            wire,
+            is_grpc,
         }
     }
 }
@@ -237,8 +234,8 @@ pin_project! {
         #[pin]
         inner: F,
         end: Option<End>,
-        // Of the request.
-        wire: Wire,
+        // The request.
+        is_grpc: bool,
     }
 }
 
@@ -251,21 +248,24 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let mut response = ready!(this.inner.poll(cx))?;
-        let wire = match (*this.wire, Wire::of_content_type(response.headers())) {
-            (Wire::Grpc, Some(wire @ Wire::Grpc))
-            | (Wire::GrpcWeb { .. }, Some(wire @ Wire::GrpcWeb { .. })) => wire,
-            _ => Wire::Http,
-        };
+        let is_grpc =
+            *this.is_grpc && Wire::of_content_type(response.headers()) == Some(Wire::Grpc);
         let end = this.end.take();
-        if end.is_some() && wire != Wire::Http {
-            // The body may end with our status, which changes its length.
+        if end.is_some() && is_grpc {
+            // A body with trailers of ours has no content length.
             response.headers_mut().remove(CONTENT_LENGTH);
         }
         Poll::Ready(Ok(response.map(|inner| EndAtExpiryBody {
             end,
-            wire,
+            is_grpc,
             ..EndAtExpiryBody::endless(inner)
         })))
+    }
+}
+
+impl<F> fmt::Debug for EndAtExpiryFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EndAtExpiryFuture").finish_non_exhaustive()
     }
 }
 
@@ -279,8 +279,7 @@ pin_project! {
         end: Option<End>,
         // Created at the first wait: most bodies end before one.
         sleep: Option<Pin<Box<Sleep>>>,
-        wire: Wire,
-        frames: GrpcWebFrames,
+        is_grpc: bool,
         ended: bool,
     }
 }
@@ -307,11 +306,6 @@ where
         // Checked before each frame, so that a stream that never pauses ends too.
         if end.left().is_some() {
             if let Poll::Ready(frame) = this.inner.as_mut().poll_frame(cx) {
-                if let (Wire::GrpcWeb { text, .. }, Some(Ok(frame))) = (*this.wire, &frame)
-                    && let Some(data) = frame.data_ref()
-                {
-                    this.frames.sent(data, text);
-                }
                 // After its own end, we must not send another one.
                 *this.ended = match &frame {
                     Some(Ok(frame)) => frame.is_trailers(),
@@ -325,15 +319,14 @@ where
             }
         }
         *this.ended = true;
-        let place = this.frames.place();
-        if this.inner.is_end_stream() || place == Place::BehindTrailers {
+        if this.inner.is_end_stream() {
             // Nothing was left to send.
             return Poll::Ready(None);
         }
         end.shared.telemetry.ended(&end.caller);
-        Poll::Ready(Some(match place {
-            Place::Between | Place::BehindTrailers => last_frame(*this.wire),
-            Place::Within => Err(TokenExpired.into()),
+        Poll::Ready(Some(match *this.is_grpc {
+            true => Ok(Frame::trailers(trailers())),
+            false => Err(TokenExpired.into()),
         }))
     }
 
@@ -342,10 +335,10 @@ where
     }
 
     fn size_hint(&self) -> SizeHint {
-        match (self.wire, &self.end) {
-            (Wire::Http, _) | (_, None) => self.inner.size_hint(),
+        match self.end {
             // The end may be ours, so the inner length does not count.
-            _ => SizeHint::default(),
+            Some(_) if self.is_grpc => SizeHint::default(),
+            _ => self.inner.size_hint(),
         }
     }
 }
@@ -363,37 +356,16 @@ impl<B> EndAtExpiryBody<B> {
             inner,
             end: None,
             sleep: None,
-            wire: Wire::Http,
-            frames: GrpcWebFrames::default(),
+            is_grpc: false,
             ended: false,
         }
     }
 }
 
-/// The last frame of an ended response.
-fn last_frame(wire: Wire) -> Result<Frame<Bytes>, Box<dyn Error + Send + Sync>> {
-    let text = match wire {
-        Wire::Http => return Err(TokenExpired.into()),
-        Wire::Grpc => return Ok(Frame::trailers(trailers())),
-        Wire::GrpcWeb { text, .. } => text,
-    };
-    // gRPC-Web has its trailers in the body.
-    let mut lines = BytesMut::new();
-    for (name, value) in &trailers() {
-        lines.put_slice(name.as_str().as_bytes());
-        lines.put_slice(b":");
-        lines.put_slice(value.as_bytes());
-        lines.put_slice(b"\r\n");
+impl<B> fmt::Debug for EndAtExpiryBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EndAtExpiryBody").finish_non_exhaustive()
     }
-    let mut frame = BytesMut::new();
-    frame.put_u8(TRAILERS);
-    frame.put_u32(u32::try_from(lines.len()).unwrap_or(u32::MAX));
-    frame.put(lines);
-    Ok(Frame::data(if text {
-        STANDARD.encode(&frame).into()
-    } else {
-        frame.freeze()
-    }))
 }
 
 fn trailers() -> HeaderMap {

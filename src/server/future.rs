@@ -1,5 +1,6 @@
 //! The future of the response: that of the inner service, or a rejection.
 
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -111,6 +112,12 @@ where
             };
             kind.set(late);
         }
+    }
+}
+
+impl<F, ReqBody, ResBody> fmt::Debug for ResponseFuture<F, ReqBody, ResBody> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
     }
 }
 

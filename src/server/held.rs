@@ -4,6 +4,7 @@
 //! inner service can both be long, so the request is checked again right before the call: the token
 //! may have expired, its key may be revoked, and the synchronous policy may have been replaced.
 
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,51 +16,39 @@ use http_body::Body;
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
+use super::async_layer::{Wait, Waits};
 use super::future::{ResponseFuture, release};
-use super::gate::{Judged, Mode};
+use super::gate::Mode;
 use super::layer::Shared;
 use super::on_reject::OnReject;
 use super::rejection::Rejection;
 use crate::verify::Sight;
 
-/// What a request waits for. Dropping it frees what it holds.
-pub(crate) trait Wait<R> {
-    /// Returns the verdict once the wait is over.
-    fn poll_verdict(
-        &mut self,
-        shared: &Shared<R>,
-        parts: &mut Parts,
-        cx: &mut Context<'_>,
-    ) -> Poll<Judged>;
-
-    /// Whether `audit` reports a rejection by this wait if the last check allows the request.
-    const IS_FINAL: bool;
-}
-
 pin_project! {
-    /// The future of a service that can wait before it calls the inner one.
-    pub struct HeldFuture<W, S, R, ReqBody, ResBody>
+    /// The future of [`AsyncValidateJwtSvid`](super::AsyncValidateJwtSvid).
+    pub struct AsyncResponseFuture<S, R, ReqBody, ResBody>
     where
         S: Service<Request<ReqBody>>,
     {
         #[pin]
-        state: State<W, S, R, ReqBody, S::Future, ResBody>,
+        state: State<S, R, ReqBody, S::Future, ResBody>,
     }
 }
 
 pin_project! {
     #[project = StateProj]
-    enum State<W, S, R, ReqBody, F, ResBody> {
+    enum State<S, R, ReqBody, F, ResBody> {
         // Boxed: requests that do not wait should not make room for it.
-        Held { held: Box<Held<W, S, R, ReqBody>> },
+        Held { held: Box<Held<S, R, ReqBody>> },
         Done { #[pin] future: ResponseFuture<F, ReqBody, ResBody> },
     }
 }
 
 /// A request that waits, and the service that it will go to.
-struct Held<W, S, R, ReqBody> {
+struct Held<S, R, ReqBody> {
     // Until the verdict; then the service only has to become ready.
-    wait: Option<W>,
+    wait: Option<Wait>,
+    waits: Waits,
     // For `audit`, which reports it after the service became ready.
     rejection: Option<Rejection>,
     service: S,
@@ -68,45 +57,43 @@ struct Held<W, S, R, ReqBody> {
     request: Option<(Parts, ReqBody)>,
 }
 
-impl<R> Shared<R> {
-    /// Lets the request wait, or acts on its verdict if that is known.
-    pub(crate) fn hold<W, S, ReqBody, ResBody>(
-        self: &Arc<Self>,
+impl<S, R, ReqBody, ResBody> AsyncResponseFuture<S, R, ReqBody, ResBody>
+where
+    S: Service<Request<ReqBody>> + Clone,
+{
+    /// Lets the request wait.
+    pub(crate) fn held(
         inner: &mut S,
-        parts: Parts,
-        body: ReqBody,
-        wait: Result<W, Judged>,
-    ) -> HeldFuture<W, S, R, ReqBody, ResBody>
-    where
-        S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
-        R: OnReject<ResBody>,
-        ReqBody: Body + 'static,
-    {
-        let state = match wait {
-            Ok(wait) => {
-                // Otherwise requests that may be rejected hold what others need.
-                release(inner);
-                State::Held {
-                    held: Box::new(Held {
-                        wait: Some(wait),
-                        rejection: None,
-                        service: inner.clone(),
-                        shared: self.clone(),
-                        request: Some((parts, body)),
-                    }),
-                }
-            }
-            Err(judged) => State::Done {
-                future: self.act(inner, parts, body, judged),
-            },
-        };
-        HeldFuture { state }
+        shared: &Arc<Shared<R>>,
+        waits: &Waits,
+        request: (Parts, ReqBody),
+        wait: Wait,
+    ) -> Self {
+        // Otherwise requests that may be rejected hold what others need.
+        release(inner);
+        let held = Box::new(Held {
+            wait: Some(wait),
+            waits: waits.clone(),
+            rejection: None,
+            service: inner.clone(),
+            shared: shared.clone(),
+            request: Some(request),
+        });
+        Self {
+            state: State::Held { held },
+        }
+    }
+
+    /// Its verdict is known.
+    pub(crate) fn done(future: ResponseFuture<S::Future, ReqBody, ResBody>) -> Self {
+        Self {
+            state: State::Done { future },
+        }
     }
 }
 
-impl<W, S, R, ReqBody, ResBody> Future for HeldFuture<W, S, R, ReqBody, ResBody>
+impl<S, R, ReqBody, ResBody> Future for AsyncResponseFuture<S, R, ReqBody, ResBody>
 where
-    W: Wait<R>,
     S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
     R: OnReject<ResBody>,
     ReqBody: Body + 'static,
@@ -125,7 +112,16 @@ where
     }
 }
 
-impl<W: Wait<R>, S, R, ReqBody> Held<W, S, R, ReqBody> {
+impl<S: Service<Request<ReqBody>>, R, ReqBody, ResBody> fmt::Debug
+    for AsyncResponseFuture<S, R, ReqBody, ResBody>
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AsyncResponseFuture")
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S, R, ReqBody> Held<S, R, ReqBody> {
     /// Returns the future of the response: a rejection, or that of the inner service.
     #[allow(
         clippy::type_complexity,
@@ -141,15 +137,26 @@ impl<W: Wait<R>, S, R, ReqBody> Held<W, S, R, ReqBody> {
         ReqBody: Body + 'static,
     {
         let shared = &self.shared;
+        let gate = &shared.gate;
         let mut verdict = None;
-        if let (Some(wait), Some((parts, _))) = (&mut self.wait, &mut self.request) {
-            let judged = ready!(wait.poll_verdict(shared, parts, cx));
+        while let (Some(wait), Some((parts, _))) = (&mut self.wait, &mut self.request) {
+            let judged = match wait {
+                Wait::Key(wait) => {
+                    let judged = ready!(wait.poll_verdict(gate, parts, cx));
+                    self.waits.ask(gate, parts, judged)
+                }
+                Wait::Decision(question) => Err(ready!(question.poll_verdict(gate, parts, cx))),
+            };
             // Frees its place before the wait for the inner service.
             self.wait = None;
-            if judged.verdict.is_err() && shared.gate.mode != Mode::Audit {
-                verdict = Some(judged);
-            } else if W::IS_FINAL {
-                self.rejection = judged.verdict.err();
+            match judged {
+                Ok(next) => self.wait = Some(next),
+                Err(judged) if judged.verdict.is_err() && gate.mode != Mode::Audit => {
+                    verdict = Some(judged);
+                }
+                // The last check does not ask the policy again.
+                Err(judged) if self.waits.asks() => self.rejection = judged.verdict.err(),
+                Err(_) => {}
             }
         }
         if verdict.is_none() {

@@ -22,7 +22,6 @@ use super::rejection::Rejection;
 use super::service::ValidateJwtSvid;
 #[cfg(feature = "tower-http")]
 use super::tower_http::JwtSvidValidateRequest;
-use super::wait_for_key::{UnknownKeyWait, WaitForKeyLayer};
 use crate::metrics::MetricsRecorder;
 use crate::verify::Validator;
 
@@ -215,16 +214,6 @@ impl<R> ValidateJwtSvidLayer<R> {
         ValidateJwtSvidLayer {
             shared: Arc::new(Shared { gate, on_reject }),
         }
-    }
-
-    /// Waits for a key that a token names and the bundle of its trust domain does not have yet, if
-    /// the trust domain is known and the source reports changes. Call it last: the layer that it
-    /// returns has no other settings.
-    ///
-    /// The inner service must be `Clone`. It needs a tokio runtime with time.
-    #[must_use]
-    pub fn wait_for_unknown_keys(self, wait: UnknownKeyWait) -> WaitForKeyLayer<R> {
-        WaitForKeyLayer::new(self.shared, wait)
     }
 
     /// Creates an [`AllowCallersLayer`] for a part of the inner service. It responds, counts and logs

@@ -214,7 +214,7 @@
 //! - Over HTTP/2, rejections are sent immediately: nothing is read, and there is no such header. The
 //!   same applies to requests without a body.
 //!
-//! This covers [`ValidateJwtSvidLayer`], [`WaitForKeyLayer`], [`AllowCallersLayer`], and extractors
+//! This covers [`ValidateJwtSvidLayer`], [`AsyncValidateJwtSvidLayer`], [`AllowCallersLayer`], and extractors
 //! on the body types of axum and tonic; with other body types an extractor's rejection has
 //! `connection: close`. tower-http's `ValidateRequest` cannot read the body. The wait needs a tokio
 //! runtime with time; without one, only the part of the body that has arrived is read. The inner
@@ -265,6 +265,7 @@
 mod allow;
 mod allow_callers;
 mod ask;
+mod async_layer;
 mod async_policy;
 #[cfg(feature = "axum")]
 mod axum;
@@ -277,7 +278,6 @@ mod end_at_expiry;
 mod future;
 mod gate;
 mod grpc_policy;
-mod grpc_web_frames;
 mod held;
 mod late;
 mod layer;
@@ -300,7 +300,7 @@ mod wait_for_key;
 
 pub use allow::Allow;
 pub use allow_callers::{AllowCallers, AllowCallersLayer};
-pub use ask::{AskPolicyFuture, AskPolicyLayer, AskPolicyService};
+pub use async_layer::{AsyncValidateJwtSvid, AsyncValidateJwtSvidLayer};
 pub use async_policy::{AskPolicy, AsyncDecision, AsyncPolicy, DecisionFuture, PolicyUnavailable};
 pub use caller::CallerState;
 pub use claim::{Claim, ClaimValue};
@@ -309,6 +309,7 @@ pub use end_at_expiry::{
 };
 pub use future::ResponseFuture;
 pub use grpc_policy::{GrpcPolicy, GrpcPolicyBuilder};
+pub use held::AsyncResponseFuture;
 pub use layer::ValidateJwtSvidLayer;
 pub use on_reject::{DefaultOnReject, OnReject};
 pub use original_uri::original_uri;
@@ -322,4 +323,4 @@ pub use service::ValidateJwtSvid;
 pub use swap_policy::SwapPolicy;
 #[cfg(feature = "tower-http")]
 pub use tower_http::JwtSvidValidateRequest;
-pub use wait_for_key::{UnknownKeyWait, WaitForKey, WaitForKeyLayer, WaitFuture};
+pub use wait_for_key::UnknownKeyWait;

@@ -18,7 +18,7 @@
 //! use tower_spiffe::{JwtSource, TrustDomain};
 //!
 //! let agent = FakeAgent::start("example.org").await?;
-//! let source = JwtSource::builder().endpoint(agent.endpoint().as_str()).build().await?;
+//! let source = JwtSource::builder().endpoint(agent.endpoint()).build().await?;
 //!
 //! let keys = source.bundle_for_trust_domain(&TrustDomain::parse("example.org")?)?;
 //! assert_eq!(keys.len(), 1);

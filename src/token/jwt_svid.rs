@@ -3,8 +3,6 @@
 use std::fmt;
 use std::sync::Arc;
 
-#[cfg(feature = "client")]
-use super::SvidRequest;
 use crate::clock::UnixTime;
 use crate::identity::SpiffeId;
 use crate::jwt::MAX_TOKEN_LEN;
@@ -25,18 +23,12 @@ pub struct JwtSvid(Arc<Inner>);
 struct Inner {
     // `Bearer ` + the token, so that a header value can share this memory.
     bearer: Box<str>,
-    subject: Arc<Subject>,
-    audiences: Arc<[Box<str>]>,
-    expires_at: UnixTime,
-    issued_at: Option<UnixTime>,
-}
-
-/// The part that many tokens of one workload have in common.
-#[derive(PartialEq, Eq)]
-pub(crate) struct Subject {
     spiffe_id: SpiffeId,
     key_id: Option<Box<str>>,
     hint: Box<str>,
+    audiences: Box<[Box<str>]>,
+    expires_at: UnixTime,
+    issued_at: Option<UnixTime>,
 }
 
 const BEARER: &str = "Bearer ";
@@ -80,32 +72,13 @@ impl JwtSvid {
         let audiences = claims.audiences.as_slice().iter();
         Ok(Self(Arc::new(Inner {
             bearer: [BEARER, token].concat().into(),
-            subject: Arc::new(Subject {
-                spiffe_id,
-                key_id: key_id_unchecked(&header).map(|key_id| key_id.as_ref().into()),
-                hint: hint.into(),
-            }),
+            spiffe_id,
+            key_id: key_id_unchecked(&header).map(|key_id| key_id.as_ref().into()),
+            hint: hint.into(),
             audiences: audiences.map(|audience| audience.as_ref().into()).collect(),
             expires_at: claims.expires_at,
             issued_at: claims.issued_at,
         })))
-    }
-
-    /// Shares memory with others: the audiences with the request of the token, the subject with the
-    /// result of `common`. Does nothing if there are clones of the token.
-    #[cfg(feature = "client")]
-    pub(crate) fn share(
-        &mut self,
-        request: &SvidRequest,
-        common: impl FnOnce(&Arc<Subject>) -> Arc<Subject>,
-    ) {
-        let Some(inner) = Arc::get_mut(&mut self.0) else {
-            return;
-        };
-        if inner.audiences == *request.shared_audiences() {
-            inner.audiences = request.shared_audiences().clone();
-        }
-        inner.subject = common(&inner.subject);
     }
 
     /// Returns the token itself. Anyone who has it can act as this workload towards its audiences
@@ -122,7 +95,7 @@ impl JwtSvid {
 
     /// Returns the identity of this workload: the token's `sub`.
     pub fn spiffe_id(&self) -> &SpiffeId {
-        &self.0.subject.spiffe_id
+        &self.0.spiffe_id
     }
 
     /// Returns the token's audiences (`aud`); never empty.
@@ -142,12 +115,12 @@ impl JwtSvid {
 
     /// Returns the ID of the key that signed it (`kid`), if it has one.
     pub fn key_id(&self) -> Option<&str> {
-        self.0.subject.key_id.as_deref()
+        self.0.key_id.as_deref()
     }
 
     /// Returns the issuer's hint for the use of this identity; empty if it gave none.
     pub fn hint(&self) -> &str {
-        &self.0.subject.hint
+        &self.0.hint
     }
 }
 

@@ -154,6 +154,4 @@ pub(crate) use fetch::Identity;
 pub use fetch::{
     FetchSvid, FetchSvidError, FetchSvidFuture, FetchSvidReason, SvidRequest, SvidRequestError,
 };
-#[cfg(feature = "client")]
-pub(crate) use jwt_svid::Subject;
 pub use jwt_svid::{JwtSvid, ParseJwtSvidError};

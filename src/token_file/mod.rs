@@ -131,7 +131,7 @@ impl TokenFile {
             target: Target::new(path.as_ref()),
             remove_on_exit: false,
             after_write: None,
-            metrics: Arc::new(()),
+            metrics: cache.recorder(),
         }
     }
 
@@ -225,7 +225,8 @@ impl TokenFileBuilder {
         self
     }
 
-    /// Sets the recorder of the writes ([`MetricsRecorder::record_token_file`]). None by default.
+    /// Sets the recorder of the writes ([`MetricsRecorder::record_token_file`]). By default it is that
+    /// of the cache; `Arc::new(())` records nothing.
     pub fn metrics(mut self, recorder: Arc<dyn MetricsRecorder>) -> Self {
         self.metrics = Arc::new(Shielded::new(recorder));
         self

@@ -72,6 +72,16 @@ impl Endpoint {
         }
     }
 
+    #[cfg(all(unix, feature = "testing"))]
+    pub(crate) fn of_path(path: PathBuf) -> Self {
+        Self(Address::Unix(path))
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn of_address(address: SocketAddr) -> Self {
+        Self(Address::Tcp(address))
+    }
+
     fn parse(value: &str, from_env: bool) -> Result<Self, EndpointError> {
         address(value)
             .map(Self)

@@ -12,7 +12,7 @@
 //!
 //! let agent = FakeAgent::start("example.org").await?;
 //! agent.register("spiffe://example.org/web", "external", std::time::Duration::from_secs(60))?;
-//! let client = WorkloadApiClient::connect(&agent.endpoint().parse()?)?;
+//! let client = WorkloadApiClient::connect(&agent.endpoint())?;
 //!
 //! let svid = client.fetch_jwt_svid(&SvidRequest::new(["reports"])?).await?;
 //! assert_eq!(svid.spiffe_id().as_str(), "spiffe://example.org/web");

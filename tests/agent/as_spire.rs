@@ -333,7 +333,7 @@ async fn without_its_cache_every_fetch_signs() {
 async fn a_call_that_the_profile_has_not_is_unimplemented() {
     use tonic::codegen::http::uri::PathAndQuery;
     let agent = FakeAgent::start_tcp(TD).await.unwrap();
-    let address = agent.endpoint().replace("tcp://", "http://");
+    let address = format!("http://{}", agent.endpoint().tcp_address().unwrap());
     let channel = tonic::transport::Endpoint::new(address)
         .unwrap()
         .connect()
@@ -385,7 +385,7 @@ async fn the_socket_is_private_and_gone_with_the_agent() {
     use std::os::unix::fs::MetadataExt as _;
     let agent = FakeAgent::start(TD).await.unwrap();
     let endpoint = agent.endpoint();
-    let socket = std::path::Path::new(endpoint.strip_prefix("unix://").unwrap());
+    let socket = endpoint.unix_path().unwrap();
     let dir = socket.parent().unwrap();
     assert_eq!(std::fs::metadata(dir).unwrap().mode() & 0o777, 0o700);
     let client = dial(&agent).await;

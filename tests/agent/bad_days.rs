@@ -247,7 +247,7 @@ async fn a_stopped_agent_is_gone_with_its_socket_and_comes_back_to_it() {
     let mut stream = client.bundles().await.unwrap();
     next_key_ids(&mut stream, TD).await;
     let endpoint = agent.endpoint();
-    let socket = std::path::Path::new(endpoint.strip_prefix("unix://").unwrap());
+    let socket = endpoint.unix_path().unwrap();
     agent.stop().await;
     assert!(!socket.exists());
     assert!(stream.message().await.is_err());

@@ -67,7 +67,7 @@ async fn answer(io: &mut UnixStream, stream: u32) -> (u8, Vec<u8>) {
 #[tokio::test]
 async fn e31_socket_path_as_authority_is_accepted() {
     let agent = FakeAgent::start(TD).await.unwrap();
-    let endpoint = agent.endpoint();
+    let endpoint = agent.endpoint().to_string();
     let path = endpoint.strip_prefix("unix://").unwrap();
     let encoded = path.replace('/', "%2F");
     let mut io = UnixStream::connect(path).await.unwrap();

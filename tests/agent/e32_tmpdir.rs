@@ -26,7 +26,7 @@ async fn e32_error_names_the_socket() {
     use tower_spiffe::testing::FakeAgent;
 
     let agent = FakeAgent::start("example.org").await.unwrap();
-    let endpoint = agent.endpoint();
+    let endpoint = agent.endpoint().to_string();
     let socket = Path::new(endpoint.trim_start_matches("unix://"));
     agent.stop().await;
     // The path is taken now.
@@ -43,7 +43,7 @@ async fn e32_error_names_the_port() {
     use tower_spiffe::testing::FakeAgent;
 
     let agent = FakeAgent::start_tcp("example.org").await.unwrap();
-    let endpoint = agent.endpoint();
+    let endpoint = agent.endpoint().to_string();
     agent.stop().await;
     let taken = tokio::net::TcpListener::bind(endpoint.trim_start_matches("tcp://")).await;
     let error = agent.start_again().await.unwrap_err();

@@ -7,7 +7,7 @@ use tower_spiffe::testing::FakeAgent;
 use crate::support::*;
 
 fn socket(agent: &FakeAgent) -> PathBuf {
-    PathBuf::from(agent.endpoint().strip_prefix("unix://").unwrap())
+    agent.endpoint().unix_path().unwrap().to_path_buf()
 }
 
 /// Whether the directory of this socket, which belongs to the agent alone, is gone.

@@ -30,7 +30,7 @@ pub(crate) async fn dial(agent: &FakeAgent) -> Client {
 }
 
 pub(crate) async fn try_dial(agent: &FakeAgent) -> Result<Client, tonic::transport::Error> {
-    let endpoint = agent.endpoint();
+    let endpoint = agent.endpoint().to_string();
     #[cfg(unix)]
     if let Some(path) = endpoint.strip_prefix("unix://") {
         let path = path.to_owned();

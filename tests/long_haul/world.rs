@@ -143,7 +143,7 @@ impl World {
 
     /// Where the agent listens; `None` where it lives in memory.
     pub(crate) fn socket(&self) -> Option<String> {
-        (self.times.name == "real").then(|| self.agent.endpoint())
+        (self.times.name == "real").then(|| self.agent.endpoint().to_string())
     }
 
     fn station(&self, name: &'static str, source: JwtSource) -> Station {

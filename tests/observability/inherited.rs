@@ -5,7 +5,12 @@ use std::sync::{Arc, Mutex};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_spiffe::metrics::{Admission, MetricsRecorder, Verification};
 use tower_spiffe::testing::FakeAgent;
-use tower_spiffe::{Allow, EndAtExpiryLayer, JwtSource, ValidateJwtSvidLayer, Validator};
+use tower_spiffe::token::SvidRequest;
+use tower_spiffe::token_file::TokenFile;
+use tower_spiffe::{
+    Allow, EndAtExpiryLayer, JwtSource, SvidCache, ValidateJwtSvidLayer, Validator,
+};
+use tower_spiffe_test_support::temp::TempDir;
 
 #[derive(Default)]
 struct Counts(Mutex<Vec<&'static str>>);
@@ -19,6 +24,9 @@ impl MetricsRecorder for Counts {
     }
     fn record_admission(&self, _: &Admission<'_>) {
         self.0.lock().unwrap().push("admission");
+    }
+    fn record_token_file(&self, _: &'static str) {
+        self.0.lock().unwrap().push("token file");
     }
 }
 
@@ -62,6 +70,18 @@ async fn recorder_of_the_source_is_inherited() {
     call(layer.clone(), &token).await;
     assert_eq!(counts.take(), ["verification", "admission"]);
     let _ = EndAtExpiryLayer::new(&validator);
+
+    let dir = TempDir::new();
+    let file = TokenFile::builder(
+        &SvidCache::from(&source),
+        SvidRequest::new(["a"]).unwrap(),
+        dir.join("token"),
+    )
+    .start()
+    .unwrap();
+    file.written().await.unwrap();
+    file.shutdown().await;
+    assert_eq!(counts.take(), ["token file"]);
 
     // A recorder of its own takes the place of the inherited one.
     let other = Arc::new(Counts::default());

@@ -18,13 +18,13 @@ use tower_spiffe::metrics::{Admission, MetricsRecorder};
 use tower_spiffe::server::{
     Allow, AskPolicy, AsyncDecision, AsyncPolicy, CallerState, Decision, DecisionFuture,
     GrpcPolicy, PolicyFailure, PolicyUnavailable, Protocol, Rejection, RejectionReason,
-    ValidateJwtSvidLayer,
+    UnknownKeyWait, ValidateJwtSvidLayer,
 };
 use tower_spiffe::testing::PausedClock;
 use tower_spiffe::verify::{ValidateReason, VerifiedSvid};
 
 use crate::log::Log;
-use crate::support::{OPS, WEB, World, bearer, with_authorization};
+use crate::support::{OPS, Signer, WEB, World, bearer, with_authorization};
 
 type Verdict = Result<AsyncDecision, PolicyUnavailable>;
 type Decide = dyn Fn(Option<&str>, &str) -> Verdict + Send + Sync;
@@ -151,6 +151,37 @@ async fn decisions_become_the_layers_responses() {
     assert_eq!(call(open(), ask(), Request::default()).await, MISSING);
     assert_eq!(call(open(), ask(), world.request(WEB)).await, (200, None));
     assert_eq!(call(open(), ask(), world.request(OPS)).await, DENIED);
+}
+
+#[tokio::test(start_paused = true)]
+async fn policy_is_asked_after_the_wait_for_a_key() {
+    let waiting_first = |world: &World, ask| {
+        let wait = UnknownKeyWait::new(Duration::from_secs(2));
+        any(world).wait_for_unknown_keys(wait).ask(ask)
+    };
+    let asking_first = |world: &World, ask| {
+        let wait = UnknownKeyWait::new(Duration::from_secs(2));
+        any(world).ask(ask).wait_for_unknown_keys(wait)
+    };
+    for build in [waiting_first as fn(&World, AskPolicy) -> _, asking_first] {
+        for (id, status) in [(WEB, 200), (OPS, 403)] {
+            let world = World::new();
+            let fake = Fake::only(WEB).closed();
+            let layer = build(&world, AskPolicy::new(fake.clone()));
+            let new = Signer::new("x", "k2");
+            let request = with_authorization(&bearer(&new.token(id)));
+            let response = tokio::spawn(layer.layer(service_fn(ok)).oneshot(request));
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            assert_eq!(fake.asked(), 0, "the key is unknown");
+            world.bundles.set([new.bundle()]);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            assert_eq!((fake.asked(), response.is_finished()), (1, false));
+            fake.open.send_replace(true);
+            let response = response.await.unwrap().unwrap();
+            assert_eq!(response.status(), status);
+            assert_eq!(fake.asked(), 1);
+        }
+    }
 }
 
 #[tokio::test]
@@ -504,7 +535,7 @@ async fn audit_reports_and_lets_pass() {
     }
 }
 
-fn cached(fake: &Fake, world: &World, ttl: u64) -> tower_spiffe::server::AskPolicyLayer {
+fn cached(fake: &Fake, world: &World, ttl: u64) -> tower_spiffe::server::AsyncValidateJwtSvidLayer {
     let ask = AskPolicy::new(fake.clone()).cache(100, Duration::from_secs(ttl));
     any(world).ask(ask)
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use http::{Request, Response};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_spiffe::server::{
-    Allow, AskPolicy, AskPolicyLayer, PolicyFailure, Rejection, RejectionReason,
+    Allow, AskPolicy, AsyncValidateJwtSvidLayer, PolicyFailure, Rejection, RejectionReason,
     ValidateJwtSvidLayer,
 };
 
@@ -19,7 +19,11 @@ use crate::support::{OPS, WEB, World};
 use agent::{Agent, Mood};
 use opa::Opa;
 
-async fn send(layer: &AskPolicyLayer, mut request: Request<String>, method: &str) -> Rejected {
+async fn send(
+    layer: &AsyncValidateJwtSvidLayer,
+    mut request: Request<String>,
+    method: &str,
+) -> Rejected {
     *request.method_mut() = method.parse().unwrap();
     let ok =
         service_fn(async |_: Request<String>| Ok::<_, Infallible>(Response::new(String::new())));
@@ -30,7 +34,7 @@ async fn send(layer: &AskPolicyLayer, mut request: Request<String>, method: &str
 
 type Rejected = (u16, Option<Rejection>);
 
-fn layer(world: &World, agent: &Agent, timeout: Duration) -> AskPolicyLayer {
+fn layer(world: &World, agent: &Agent, timeout: Duration) -> AsyncValidateJwtSvidLayer {
     let opa = Opa::new(&agent.base, "reports/authz").unwrap();
     ValidateJwtSvidLayer::optional(world.validator.clone(), Allow::anyone())
         .ask(AskPolicy::new(opa).timeout(timeout))

@@ -70,7 +70,7 @@ struct World {
 async fn world() -> World {
     let agent = FakeAgent::start(AGENT).await.unwrap();
     let source = agent.source().await.unwrap();
-    let client = WorkloadApiClient::connect(&agent.endpoint().parse().unwrap()).unwrap();
+    let client = WorkloadApiClient::connect(&agent.endpoint()).unwrap();
     let stream = client.fetch_jwt_bundles().await.unwrap();
     World {
         ended: [

@@ -87,7 +87,7 @@ async fn told(endpoint: &str) -> tower_spiffe::source::JwtSourceError {
 #[tokio::test]
 async fn ep13_a_socket_that_does_not_exist_and_one_that_nobody_listens_on() {
     let agent = FakeAgent::start(TD).await.unwrap();
-    let endpoint = agent.endpoint();
+    let endpoint = agent.endpoint().to_string();
     agent.stop().await;
     let text = told(&endpoint).await.to_string();
     assert!(text.contains("there is no such socket"), "{text}");
@@ -112,7 +112,7 @@ async fn ep13_a_socket_that_does_not_exist_and_one_that_nobody_listens_on() {
 async fn what_is_no_socket_at_all_is_told_of() {
     // A directory of nobody else's, and a file in it.
     let agent = FakeAgent::start(TD).await.unwrap();
-    let socket = agent.endpoint();
+    let socket = agent.endpoint().to_string();
     let file = format!("{}.txt", socket.strip_prefix("unix://").unwrap());
     std::fs::write(&file, "not a socket").unwrap();
     let text = told(&format!("unix://{file}")).await.to_string();
@@ -136,7 +136,7 @@ async fn a_port_that_nobody_listens_on() {
 #[tokio::test]
 async fn what_speaks_something_else_is_told_apart() {
     let agent = FakeAgent::start(TD).await.unwrap();
-    let endpoint = agent.endpoint();
+    let endpoint = agent.endpoint().to_string();
     agent.fail(Fault::NotHttp2);
     let text = told(&endpoint).await.to_string();
     assert!(text.contains("speaks no HTTP/2"), "{text}");
@@ -166,7 +166,7 @@ async fn what_speaks_something_else_is_told_apart() {
 #[tokio::test]
 async fn wa9_an_agent_whose_messages_are_empty_is_told_of() {
     let agent = FakeAgent::start(TD).await.unwrap();
-    let endpoint = agent.endpoint();
+    let endpoint = agent.endpoint().to_string();
     let replay = agent.replay();
     let nothing: [(&str, &str); 0] = [];
     let (error, ()) = tokio::join!(told(&endpoint), replay.send(nothing));

@@ -123,7 +123,7 @@ mod process {
                     "--ignored",
                     "--nocapture",
                 ])
-                .env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint())
+                .env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint().to_string())
                 // One heap, and of it what is free at its end goes back; what is large comes and
                 // goes by itself.
                 .env("MALLOC_ARENA_MAX", "1")

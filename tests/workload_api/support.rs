@@ -37,7 +37,7 @@ pub(crate) async fn places() -> Vec<Place> {
         agent.register(OPS, "internal", LIFE).unwrap();
         let name = match at {
             0 => "a given connector".to_owned(),
-            _ => agent.endpoint(),
+            _ => agent.endpoint().to_string(),
         };
         Place { agent, name }
     });

@@ -39,7 +39,7 @@ async fn ep13_an_agent_that_is_away_is_named_with_what_to_look_for() {
 #[tokio::test]
 async fn a_socket_that_its_agent_left_behind_is_told_from_a_missing_one() {
     let agent = tower_spiffe::testing::FakeAgent::start(TD).await.unwrap();
-    let endpoint = agent.endpoint();
+    let endpoint = agent.endpoint().to_string();
     agent.stop().await;
     let path = endpoint.strip_prefix("unix://").unwrap();
     drop(std::os::unix::net::UnixListener::bind(path).unwrap());
@@ -57,7 +57,7 @@ async fn a_socket_that_its_agent_left_behind_is_told_from_a_missing_one() {
 #[tokio::test]
 async fn what_is_no_socket_is_told_from_an_agent_that_is_down() {
     let agent = tower_spiffe::testing::FakeAgent::start(TD).await.unwrap();
-    let endpoint = agent.endpoint();
+    let endpoint = agent.endpoint().to_string();
     let (directory, _) = endpoint.rsplit_once('/').unwrap();
     let file = format!("{directory}/a-file");
     std::fs::write(file.strip_prefix("unix://").unwrap(), "").unwrap();

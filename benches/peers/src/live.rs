@@ -85,7 +85,7 @@ pub fn start(effort: Effort) -> Table {
     let mut rows = [Vec::new(), Vec::new()];
     for size in SIZES {
         let agent = Agent::start(size);
-        let endpoint = agent.api.endpoint();
+        let endpoint = agent.api.endpoint().to_string();
         let runtime = single_thread();
         let mut times = [Vec::new(), Vec::new()];
         for round in 0..rounds {
@@ -130,7 +130,7 @@ pub fn own_token(effort: Effort) -> Table {
         let life = Duration::from_secs(3600);
         agent.api.register(SUBJECT, "", life).unwrap();
     }
-    let endpoint = agent.api.endpoint();
+    let endpoint = agent.api.endpoint().to_string();
     let runtime = single_thread();
     let ours = runtime.block_on(our_source(&endpoint));
     let theirs = runtime.block_on(spiffe_source(&endpoint));
@@ -202,7 +202,7 @@ impl Verifier {
 pub fn update(effort: Effort) -> Table {
     const DOMAINS: usize = 200;
     let agent = Agent::start(DOMAINS);
-    let endpoint = agent.api.endpoint();
+    let endpoint = agent.api.endpoint().to_string();
     let token = {
         let _entered = agent.runtime.enter();
         agent

@@ -155,7 +155,7 @@ impl Drop for Process {
 
 /// Takes one process through its life; what it says at each moment.
 fn life(agent: &Agent, tokens: &[String], who: &str, size: usize) -> [Memory; 3] {
-    let mut service = Process::start(who, &agent.api.endpoint(), size);
+    let mut service = Process::start(who, &agent.api.endpoint().to_string(), size);
     let ready = service.says();
     service.tell(&tokens.join("\n"));
     service.tell("");

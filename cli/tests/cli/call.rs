@@ -40,7 +40,7 @@ async fn agent() -> FakeAgent {
 fn call(agent: &FakeAgent, args: &[&str]) -> tokio::process::Command {
     let mut command = program("call");
     command
-        .env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint())
+        .env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint().to_string())
         .args(args);
     command
 }

@@ -44,7 +44,7 @@ async fn agent(life: u64) -> FakeAgent {
 fn token_file(agent: &FakeAgent, args: &[&str]) -> Command {
     let mut command = program("token-file");
     command
-        .env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint())
+        .env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint().to_string())
         .args(args);
     command
 }
@@ -181,7 +181,7 @@ async fn t03_full_disk_keeps_the_old_file() {
     command
         .args(["-c", script, "sh", program, "token-file"])
         .args(["--file", "aud", &path, "--for", "3"])
-        .env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint())
+        .env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint().to_string())
         .kill_on_drop(true);
     let said = run(&mut command).await;
     assert_eq!(said.code, Some(1), "{}", said.all());

@@ -12,7 +12,7 @@ use crate::support::{DEADLINE, Running, program, run};
 fn watch(agent: &FakeAgent, args: &[&str]) -> Command {
     let mut command = program("watch");
     command
-        .env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint())
+        .env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint().to_string())
         .args(args);
     command
 }

@@ -19,7 +19,7 @@ pub(crate) async fn start(made: &mut Made, command: &Value) -> Result<Value, Err
         Some("tcp") => builder.start_tcp().await?,
         _ => builder.start().await?,
     };
-    let endpoint = agent.endpoint();
+    let endpoint = agent.endpoint().to_string();
     let issuer = agent.issuer().clone();
     let name = text(command, "agent")?.to_owned();
     made.issuers.insert(name.clone(), issuer);

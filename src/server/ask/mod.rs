@@ -1,112 +1,28 @@
-//! A layer that asks an asynchronous policy, after the token and the synchronous policy.
-//!
-//! While a request waits for its decision it holds no permit of the inner service. Right before the
-//! call its token is checked again.
+//! The question to an asynchronous policy, after the token and the synchronous policy.
 
 mod decisions;
-mod future;
-mod service;
+mod question;
 
 use std::borrow::Cow;
-use std::fmt;
 use std::sync::Arc;
 
 use http::request::Parts;
 use tokio::sync::Semaphore;
-use tower_layer::Layer;
 
 use self::decisions::{Decisions, Key};
-pub use self::future::AskPolicyFuture;
-use self::future::preferred;
-pub use self::service::AskPolicyService;
+pub(crate) use self::question::Question;
+use self::question::preferred;
 use super::async_policy::{AskPolicy, AsyncDecision};
-use super::gate::Judged;
-use super::layer::{Shared, ValidateJwtSvidLayer};
-use super::on_reject::DefaultOnReject;
+use super::gate::{Gate, Judged};
 use super::policy::{self, Decision};
 use super::reason::{PolicyFailure, RejectionReason};
 use super::rejection::Rejection;
+use crate::clock::Clock;
 use crate::verify::VerifiedSvid;
 
-/// A [`ValidateJwtSvidLayer`] that asks an asynchronous policy; made by its
-/// [`ask`](ValidateJwtSvidLayer::ask).
-pub struct AskPolicyLayer<R = DefaultOnReject> {
-    asking: Arc<Asking<R>>,
-}
-
-impl<R> ValidateJwtSvidLayer<R> {
-    /// Asks this asynchronous policy about every request that the token and the synchronous policy
-    /// allow. Call it last: the layer that it returns has no other settings.
-    ///
-    /// Requests that are public by the synchronous policy
-    /// ([`GrpcPolicyBuilder::public`](super::GrpcPolicyBuilder::public),
-    /// [`Policy::is_public`](super::Policy::is_public)) are not asked about: probes do not depend on
-    /// another service. While a request waits, it holds no permit of the inner service, which must
-    /// be `Clone`. After the decision the token and the synchronous policy are checked again.
-    ///
-    /// ```
-    /// use std::time::Duration;
-    /// use tower_spiffe::server::{Allow, AskPolicy, AsyncPolicy, ValidateJwtSvidLayer};
-    ///
-    /// # fn example(
-    /// #     validator: tower_spiffe::Validator,
-    /// #     opa: impl AsyncPolicy,
-    /// # ) -> Result<(), tower_spiffe::server::PolicyError> {
-    /// let ask = AskPolicy::new(opa)
-    ///     .timeout(Duration::from_millis(200))
-    ///     .max_in_flight(64)
-    ///     .cache(10_000, Duration::from_secs(5));
-    /// let layer = ValidateJwtSvidLayer::required(validator, Allow::trust_domain("example.org")?)
-    ///     .ask(ask);
-    /// # drop(layer);
-    /// # Ok(()) }
-    /// ```
-    pub fn ask(self, ask: AskPolicy) -> AskPolicyLayer<R> {
-        let in_flight = ask.max_in_flight.min(Semaphore::MAX_PERMITS);
-        let clock = self.shared.gate.validator.clock().clone();
-        let cache = ask
-            .cache
-            .map(|(capacity, ttl)| Decisions::new(capacity, ttl, clock));
-        AskPolicyLayer {
-            asking: Arc::new(Asking {
-                shared: self.shared,
-                in_flight: Arc::new(Semaphore::new(in_flight)),
-                cache,
-                ask,
-            }),
-        }
-    }
-}
-
-impl<S, R> Layer<S> for AskPolicyLayer<R> {
-    type Service = AskPolicyService<S, R>;
-
-    fn layer(&self, inner: S) -> Self::Service {
-        AskPolicyService::new(inner, self.asking.clone())
-    }
-}
-
-impl<R> Clone for AskPolicyLayer<R> {
-    fn clone(&self) -> Self {
-        Self {
-            asking: self.asking.clone(),
-        }
-    }
-}
-
-impl<R> fmt::Debug for AskPolicyLayer<R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AskPolicyLayer")
-            .field("gate", &self.asking.shared.gate)
-            .field("ask", &self.asking.ask)
-            .finish()
-    }
-}
-
-/// What the layer and all of its services share.
-struct Asking<R> {
-    shared: Arc<Shared<R>>,
-    ask: AskPolicy,
+/// What all services of a layer share.
+pub(crate) struct Asking {
+    pub(crate) ask: AskPolicy,
     in_flight: Arc<Semaphore>,
     cache: Option<Decisions>,
 }
@@ -123,10 +39,20 @@ enum Asked {
     Unknown(Option<Key>),
 }
 
-impl<R> Asking<R> {
+impl Asking {
+    pub(crate) fn new(ask: AskPolicy, clock: Arc<dyn Clock>) -> Self {
+        let in_flight = ask.max_in_flight.min(Semaphore::MAX_PERMITS);
+        let cache = ask.cache;
+        Self {
+            in_flight: Arc::new(Semaphore::new(in_flight)),
+            cache: cache.map(|(capacity, ttl)| Decisions::new(capacity, ttl, clock)),
+            ask,
+        }
+    }
+
     /// Returns whether the synchronous policy alone decides, because the request is public.
-    fn is_public(&self, parts: &Parts) -> bool {
-        let policy = &self.shared.gate.policy;
+    fn is_public(gate: &Gate, parts: &Parts) -> bool {
+        let policy = &gate.policy;
         policy.is_public(parts) && policy.decide(None, parts) == Decision::Allow
     }
 
@@ -154,27 +80,28 @@ impl<R> Asking<R> {
     /// Returns whether an anonymous caller has to be asked about too, so that this verified caller
     /// does not gain by hiding its identity.
     fn asks_again(
-        &self,
+        gate: &Gate,
         caller: Option<&VerifiedSvid>,
         parts: &Parts,
         decision: &AsyncDecision,
     ) -> bool {
         caller.is_some()
             && decision.decision != Decision::Allow
-            && self.shared.gate.decide_anonymous(parts) == Decision::Allow
+            && gate.decide_anonymous(parts) == Decision::Allow
     }
 
     /// Returns the verdict that follows from this outcome. `denied` is the decision about the
     /// caller, if the outcome is about an anonymous one.
     fn verdict(
         &self,
+        gate: &Gate,
         judged: Judged,
         outcome: Outcome,
         denied: Option<AsyncDecision>,
         caller: Option<&VerifiedSvid>,
         parts: &Parts,
     ) -> Judged {
-        match self.rejection(outcome, denied, caller, parts) {
+        match self.rejection(gate, outcome, denied, caller, parts) {
             Some(rejection) => judged.denied(rejection),
             None => judged,
         }
@@ -182,12 +109,12 @@ impl<R> Asking<R> {
 
     fn rejection(
         &self,
+        gate: &Gate,
         outcome: Outcome,
         denied: Option<AsyncDecision>,
         caller: Option<&VerifiedSvid>,
         parts: &Parts,
     ) -> Option<Rejection> {
-        let gate = &self.shared.gate;
         let decision = match (outcome, &self.ask.fallback) {
             (Outcome::Decided(decision), _) => decision,
             (Outcome::Failed(..), Some(fallback)) => match caller {

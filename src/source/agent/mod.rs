@@ -9,6 +9,7 @@ pub(crate) mod intake;
 mod judge;
 mod jwt_source;
 mod limits;
+mod published;
 mod record;
 pub(crate) mod shared;
 mod state;

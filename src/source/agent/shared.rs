@@ -4,15 +4,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use tokio::sync::{Notify, watch};
 
 use super::error::JwtSourceError;
 use super::hints::Hints;
 use super::intake::Intake;
-use super::judge::{Judge, Verdict};
+use super::judge::Verdict;
 use super::limits::WithdrawalPolicy;
-use super::record::{Noted, Record};
+use super::published::{NEVER, Published, Snapshot, nanos};
+use super::record::Record;
 use super::state::SourceState;
 use super::updates::Notice;
 use crate::bundle::{BundleAnswer, BundlesUnavailable, JwtBundle, JwtBundleSet};
@@ -30,39 +30,18 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<dyn MetricsRecorder>,
     pub(crate) withdrawal: WithdrawalPolicy,
     pub(crate) max_staleness: Option<Duration>,
-    snapshot: ArcSwap<Snapshot>,
-    judge: Judge,
-    // Moments of the clock, in nanoseconds, from which on no token can be judged. The caller compares
-    // them with the clock, so a task that hangs cannot delay them.
-    stale_at: AtomicU64,
-    withdrawn_at: AtomicU64,
-    // The next moment at which the keys of one trust domain in the snapshot are older than allowed.
-    aged_at: AtomicU64,
+    published: Published,
     // When the task last ran, and since when a message has been waiting to be applied.
     beat_at: AtomicU64,
     reading_since: AtomicU64,
     /// Wakes the task: the agent gave a token while the bundle stream was not open.
     pub(crate) token_came: Notify,
     record: Mutex<Record>,
-    notices: watch::Sender<Notice>,
     // The permanent error of a start-up, until the agent answers differently.
     refused: watch::Sender<Option<Arc<WorkloadApiError>>>,
     closing: watch::Sender<bool>,
     ended: watch::Sender<bool>,
 }
-
-/// The bundles for validation.
-#[derive(Default)]
-struct Snapshot {
-    set: JwtBundleSet,
-    // Named by the issuer, but their keys were never readable: known, without keys.
-    unreadable: Vec<TrustDomain>,
-    // Trust domains whose newest keys could not be read, and the moment at which their last good keys
-    // are older than allowed.
-    aging: Vec<(TrustDomain, u64)>,
-}
-
-const NEVER: u64 = u64::MAX;
 
 /// The task reports every second; without a report for so long it is overdue.
 const OVERDUE: Duration = Duration::from_secs(5);
@@ -112,20 +91,15 @@ impl Shared {
         Self {
             client,
             hints: Hints::default(),
+            published: Published::new(clock.clone()),
             clock,
             metrics,
             withdrawal,
             max_staleness,
-            snapshot: ArcSwap::from_pointee(Snapshot::default()),
-            judge: Judge::new(),
-            stale_at: AtomicU64::new(NEVER),
-            withdrawn_at: AtomicU64::new(NEVER),
-            aged_at: AtomicU64::new(NEVER),
             beat_at: AtomicU64::new(beat_at),
             reading_since: AtomicU64::new(NEVER),
             token_came: Notify::new(),
             record: Mutex::new(Record::default()),
-            notices: watch::Sender::new(Notice::default()),
             refused: watch::Sender::new(None),
             closing: watch::Sender::new(false),
             ended: watch::Sender::new(false),
@@ -136,182 +110,68 @@ impl Shared {
 
     /// The revision, if the source can judge.
     pub(crate) fn revision(&self) -> Result<u64, BundlesUnavailable> {
-        let aged_at = self.aged_at.load(Ordering::Acquire);
-        if aged_at != NEVER {
-            self.age(aged_at);
-        }
-        self.revision_as_told()
-    }
-
-    /// As [`revision`](Self::revision), without a check for stale keys.
-    fn revision_as_told(&self) -> Result<u64, BundlesUnavailable> {
-        // The moments are read before the revision and written after it: a reader that sees a moment
-        // reset also sees its new revision. Otherwise a verdict that was cached before a withdrawal
-        // could be valid after it, although its key did not come back.
-        let stale_at = self.stale_at.load(Ordering::Acquire);
-        let withdrawn_at = self.withdrawn_at.load(Ordering::Acquire);
-        let (verdict, revision) = self.judge.get();
-        match verdict {
-            Verdict::Ready => {}
-            Verdict::NotReady => return Err(BundlesUnavailable::NotReady),
-            Verdict::Withdrawn => return Err(BundlesUnavailable::Withdrawn),
-            Verdict::Closed => return Err(BundlesUnavailable::Closed),
-        }
-        if stale_at != NEVER || withdrawn_at != NEVER {
-            let now = nanos(self.clock.monotonic());
-            if now >= withdrawn_at {
-                return Err(BundlesUnavailable::Withdrawn);
-            }
-            if now >= stale_at {
-                return Err(BundlesUnavailable::Stale);
-            }
-        }
-        Ok(revision)
-    }
-
-    /// Raises the revision if the keys of a trust domain have become stale, so that cached verdicts on
-    /// them are checked again. Any thread may do this.
-    fn age(&self, aged_at: u64) {
-        let now = nanos(self.clock.monotonic());
-        if now < aged_at {
-            return;
-        }
-        let next_of = |snapshot: &Snapshot| {
-            let moments = snapshot.aging.iter().map(|(_, at)| *at);
-            moments.filter(|at| *at > now).min().unwrap_or(NEVER)
-        };
-        let next = next_of(&self.snapshot.load());
-        // The revision first: a reader that sees the new moment also sees the new revision. A thread
-        // that loses the race has raised it once too often.
-        if let Some(revision) = self.judge.raise_if_ready() {
-            self.notify(revision);
-        }
-        let struck =
-            self.aged_at
-                .compare_exchange(aged_at, next, Ordering::AcqRel, Ordering::Relaxed);
-        if struck.is_ok() {
-            // A message that was applied meanwhile may have set the same moment and have earlier ones.
-            let next = next_of(&self.snapshot.load());
-            self.aged_at.fetch_min(next, Ordering::AcqRel);
-        }
+        self.published.revision()
     }
 
     pub(crate) fn bundle(&self, trust_domain: &str) -> BundleAnswer {
-        loop {
-            let revision = match self.revision() {
-                Ok(revision) => revision,
-                Err(why) => return BundleAnswer::Unavailable(why),
-            };
-            let snapshot = self.snapshot.load();
-            if let Some(bundle) = snapshot.set.get(trust_domain) {
-                return match self.has_aged(&snapshot, trust_domain) {
-                    true => BundleAnswer::Unavailable(BundlesUnavailable::Stale),
-                    false => BundleAnswer::Ready(bundle.clone()),
-                };
-            }
-            // A caller that names it gets 401, not 503: all other trust domains can be judged.
-            let mut unreadable = snapshot.unreadable.iter();
-            if let Some(known) = unreadable.find(|known| known.name() == trust_domain) {
-                return BundleAnswer::Ready(Arc::new(JwtBundle::without_keys(known.clone())));
-            }
-            // "Unknown" rejects the caller: it must not come from a set that was withdrawn or restored
-            // during the lookup.
-            if self.revision() == Ok(revision) {
-                return BundleAnswer::UnknownTrustDomain;
-            }
-        }
-    }
-
-    fn has_aged(&self, snapshot: &Snapshot, trust_domain: &str) -> bool {
-        let mut aging = snapshot.aging.iter();
-        aging
-            .find(|(domain, _)| domain.name() == trust_domain)
-            .is_some_and(|(_, at)| nanos(self.clock.monotonic()) >= *at)
+        self.published.bundle(trust_domain)
     }
 
     pub(crate) fn bundle_set(&self) -> Result<JwtBundleSet, BundlesUnavailable> {
-        self.revision()?;
-        Ok(self.snapshot.load().set.clone())
+        self.published.bundle_set()
     }
 
     // === For the task ===
 
     /// The set that a message is compared with.
     pub(crate) fn known(&self) -> JwtBundleSet {
-        self.snapshot.load().set.clone()
+        self.published.snapshot().set.clone()
     }
 
     /// Applies a message. Returns what it changed.
     pub(crate) fn take_in(&self, intake: Intake) -> Change {
         let now = self.clock.monotonic();
-        let before = self.snapshot.load_full();
+        let before = self.published.snapshot();
         let unreadable: Vec<TrustDomain> = intake
             .troubles
             .keys()
             .filter(|domain| intake.set.get(domain.name()).is_none())
             .cloned()
             .collect();
-        let same = before.set == intake.set && before.unreadable == unreadable;
         let lost_keys = before.set.iter().any(|old| lost_a_key(old, &intake.set));
         // A message without any bundle neither completes a start nor ends a withdrawal.
-        let first = self.judge.verdict() == Verdict::NotReady;
+        let first = self.published.verdict() == Verdict::NotReady;
         let nothing = intake.set.is_empty() && (first || self.is_withdrawn());
         // Held until everything has changed, so that a state is from before or from after.
         let mut record = self.record();
         let noted = record.note(now, &before.set, &intake, nothing);
-        let Noted {
-            given_back,
-            reconnected,
-            aging,
-        } = noted;
+        let (given_back, reconnected) = (noted.given_back, noted.reconnected);
         if nothing {
             return Change {
                 reconnected,
                 ..Change::default()
             };
         }
-        let in_force = self.withdrawn_at.load(Ordering::Acquire) <= nanos(now);
-        let restored = in_force || self.is_withdrawn();
-        let aging: Vec<_> = self.max_staleness.map_or_else(Vec::new, |max| {
-            let moments = aging.into_iter();
-            let moments = moments.map(|(name, updated)| (name, updated.saturating_add(max)));
-            moments.map(|(name, at)| (name, nanos(at))).collect()
-        });
-        let is_past = |at: u64| at <= nanos(now);
-        let to_come = aging.iter().map(|(_, at)| *at).filter(|at| !is_past(*at));
-        let aged_at = to_come.min().unwrap_or(NEVER);
-        // Stale keys may be valid again although they are the same; others may have become stale
-        // unnoticed.
-        let aged = |of: &[(TrustDomain, u64)], not_in: &[(TrustDomain, u64)]| {
-            let mut aged = of.iter().filter(|(_, at)| is_past(*at));
-            aged.any(|known| !not_in.contains(known))
+        let after_max = |time: Duration| {
+            let max = self.max_staleness?;
+            Some(nanos(time.saturating_add(max)))
         };
-        let younger = aged(&before.aging, &aging);
-        let older = aged(&aging, &before.aging) || is_past(self.aged_at.load(Ordering::Acquire));
+        let aging = noted.aging.into_iter();
+        let changed = first || before.set != intake.set || before.unreadable != unreadable;
         let snapshot = Snapshot {
             set: intake.set,
             unreadable,
-            aging,
+            aging: aging
+                .filter_map(|(domain, updated)| Some((domain, after_max(updated)?)))
+                .collect(),
         };
-        self.snapshot.store(Arc::new(snapshot));
-        let changed = first || !same;
-        let told = changed || restored || younger || older;
-        let mut raised = told.then(|| self.judge.turn(Verdict::Ready)).flatten();
-        self.aged_at.store(aged_at, Ordering::Release);
-        let stale_at = self
-            .max_staleness
-            .map_or(NEVER, |max| nanos(now.saturating_add(max)));
-        let was_stale_at = self.stale_at.swap(stale_at, Ordering::AcqRel);
-        self.withdrawn_at.store(NEVER, Ordering::Release);
-        // Tasks that got `Stale` until now wait for a notice that it is over.
-        if raised.is_none() && was_stale_at <= nanos(self.clock.monotonic()) {
-            raised = self.judge.turn(Verdict::Ready);
-        }
+        let stale_at = after_max(now).unwrap_or(NEVER);
+        let raised = self.published.replace(snapshot, stale_at);
         drop(record);
         self.no_longer_refused();
         // Last: a woken task sees all changes.
         if let Some(revision) = raised {
-            self.notify(revision);
+            self.published.notify(revision);
         }
         Change {
             changed,
@@ -329,7 +189,7 @@ impl Shared {
         let withdraws = error.filter(|error| error.withdraws());
         // Only the task withdraws, and only here and in `beat`.
         let withdraws = withdraws.filter(|_| {
-            self.judge.verdict() == Verdict::Ready && self.record().withdrawn.is_none()
+            self.published.verdict() == Verdict::Ready && self.record().withdrawn.is_none()
         });
         let withdrew = withdraws.map(|_| match self.withdrawal {
             WithdrawalPolicy::Immediate => Withdrew::AtOnce,
@@ -361,30 +221,26 @@ impl Shared {
         let revision = match withdrew {
             Some(Withdrew::AtOnce) => self.take_back(&mut record),
             Some(Withdrew::After(delay)) => {
-                let at = nanos(now.saturating_add(delay));
-                self.withdrawn_at.store(at, Ordering::Release);
+                self.published.withdraw_at(now.saturating_add(delay));
                 None
             }
             Some(Withdrew::Never) | None => None,
         };
         drop(record);
         if let Some(revision) = revision {
-            self.notify(revision);
+            self.published.notify(revision);
         }
         withdrew
     }
 
     fn is_withdrawn(&self) -> bool {
-        self.judge.verdict() == Verdict::Withdrawn
+        self.published.verdict() == Verdict::Withdrawn
     }
 
     /// The bundles are no longer used. Returns the new revision.
     fn take_back(&self, record: &mut Record) -> Option<u64> {
-        // The verdict first: an emptied set must not look like one without the trust domain.
-        let revision = self.judge.turn(Verdict::Withdrawn)?;
-        self.snapshot.store(Arc::new(Snapshot::default()));
+        let revision = self.published.withdraw()?;
         record.domains.clear();
-        self.withdrawn_at.store(NEVER, Ordering::Release);
         Some(revision)
     }
 
@@ -392,19 +248,18 @@ impl Shared {
     pub(crate) fn beat(&self) -> bool {
         let now = nanos(self.clock.monotonic());
         self.beat_at.store(now, Ordering::Release);
-        let due = self.withdrawn_at.load(Ordering::Acquire) <= now;
-        due && self.withdraw_now()
+        self.published.withdrawal_is_due() && self.withdraw_now()
     }
 
     /// A withdrawal takes effect. Returns whether the bundles were in use.
     pub(crate) fn withdraw_now(&self) -> bool {
-        if self.judge.verdict() != Verdict::Ready {
+        if self.published.verdict() != Verdict::Ready {
             return false;
         }
         self.metrics.record_ready(false);
         let revision = self.take_back(&mut self.record());
         if let Some(revision) = revision {
-            self.notify(revision);
+            self.published.notify(revision);
         }
         revision.is_some()
     }
@@ -471,7 +326,7 @@ impl Shared {
 
     /// The start failed with a permanent error.
     pub(crate) fn refuse(&self, error: WorkloadApiError) {
-        if self.judge.verdict() == Verdict::NotReady {
+        if self.published.verdict() == Verdict::NotReady {
             self.refused.send_replace(Some(Arc::new(error)));
         }
     }
@@ -502,13 +357,7 @@ impl Shared {
     pub(crate) fn close(&self) {
         if !self.closing.send_replace(true) {
             self.metrics.record_ready(false);
-            let revision = self.judge.turn(Verdict::Closed).unwrap_or_default();
-            self.snapshot.store(Arc::new(Snapshot::default()));
-            // In one step, so that the end is not taken for a change.
-            self.notices.send_modify(|notice| {
-                notice.closed = true;
-                notice.revision = notice.revision.max(revision);
-            });
+            self.published.close();
             self.client.line().close();
         }
     }
@@ -540,7 +389,7 @@ impl Shared {
 
     /// Waits until tokens can be judged.
     pub(crate) async fn until_ready(&self) -> Result<(), JwtSourceError> {
-        let mut notices = self.notices.subscribe();
+        let mut notices = self.published.notices();
         let mut refused = self.refused.subscribe();
         loop {
             match self.revision() {
@@ -559,7 +408,7 @@ impl Shared {
     }
 
     pub(crate) fn notices(&self) -> watch::Receiver<Notice> {
-        self.notices.subscribe()
+        self.published.notices()
     }
 
     // === The state ===
@@ -574,20 +423,15 @@ impl Shared {
         let _ = self.revision();
         let record = self.record();
         let now = self.clock.monotonic();
-        let verdict = self.revision_as_told().map(|_| ());
-        let snapshot = self.snapshot.load_full();
-        let revision = self.judge.revision();
+        let verdict = self.published.usable().map(|_| ());
+        let snapshot = self.published.snapshot();
+        let revision = self.published.last_revision();
         let overdue = self.is_overdue();
         record.state(now, self.heard(), &snapshot.set, revision, verdict, overdue)
     }
 
     fn heard(&self) -> Option<Duration> {
         self.client.line().pulse().heard()
-    }
-
-    fn notify(&self, revision: u64) {
-        self.notices
-            .send_modify(|notice| notice.revision = notice.revision.max(revision));
     }
 
     fn record(&self) -> MutexGuard<'_, Record> {
@@ -619,8 +463,4 @@ fn lost_a_key(old: &Arc<JwtBundle>, set: &JwtBundleSet) -> bool {
         && old
             .authorities()
             .any(|key| new.authority(key.key_id()).is_none())
-}
-
-fn nanos(moment: Duration) -> u64 {
-    u64::try_from(moment.as_nanos()).unwrap_or(NEVER)
 }

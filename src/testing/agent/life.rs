@@ -49,7 +49,7 @@ impl FakeAgent {
     /// let agent = tower_spiffe::testing::FakeAgent::start("example.org").await?;
     /// let endpoint = agent.endpoint();
     /// agent.stop().await;
-    /// assert!(!std::path::Path::new(endpoint.trim_start_matches("unix://")).exists());
+    /// assert!(!endpoint.unix_path().unwrap().exists());
     ///
     /// agent.start_again().await?;
     /// assert_eq!(agent.endpoint(), endpoint);

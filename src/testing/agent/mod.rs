@@ -42,6 +42,7 @@ use super::issuer::Issuer;
 use crate::clock::Clock;
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::source::{JwtSource, JwtSourceError};
+use crate::workload_api::Endpoint;
 
 /// A SPIFFE agent for tests and local work: the JWT profile of the Workload API with an issuer of
 /// its own, served on a Unix socket, a TCP port, or any stream of bytes. It answers as SPIRE's
@@ -120,12 +121,15 @@ impl FakeAgent {
         FakeAgentBuilder::new(trust_domain)
     }
 
-    /// Where it listens, as `SPIFFE_ENDPOINT_SOCKET` would say it.
+    /// Returns where it listens, for [`JwtSourceBuilder::endpoint`]. Its `Display` is the value of
+    /// `SPIFFE_ENDPOINT_SOCKET`.
     ///
     /// # Panics
-    /// It was started in memory: nothing leads there but [`connector`](Self::connector).
+    /// Panics if the agent was started in memory: use [`connector`](Self::connector).
+    ///
+    /// [`JwtSourceBuilder::endpoint`]: crate::source::JwtSourceBuilder::endpoint
     #[track_caller]
-    pub fn endpoint(&self) -> String {
+    pub fn endpoint(&self) -> Endpoint {
         match self.presence().place.endpoint() {
             Some(endpoint) => endpoint,
             None => super::misuse("an agent in memory has no endpoint; use its `connector`"),
@@ -142,7 +146,7 @@ impl FakeAgent {
         let builder = JwtSource::builder().clock(self.inner.agent.clock.base().clone());
         let endpoint = self.presence().place.endpoint();
         let source = match endpoint {
-            Some(endpoint) => builder.endpoint(endpoint.as_str()),
+            Some(endpoint) => builder.endpoint(endpoint),
             None => builder.connector(self.connector()),
         }
         .build()

@@ -16,6 +16,7 @@ use super::authority::AnyAuthority;
 use super::connection::Connections;
 use super::state::Agent;
 use crate::testing::error::Error;
+use crate::workload_api::Endpoint;
 
 /// A place that can be listened at again after the agent has left it.
 pub(super) enum Place {
@@ -54,7 +55,7 @@ impl Place {
     pub(super) fn open(&mut self) -> Result<Door, Error> {
         let opened = self.listen();
         opened.map_err(|error| Error::Listen {
-            endpoint: self.endpoint().unwrap_or_default(),
+            endpoint: self.endpoint().map(|at| at.to_string()).unwrap_or_default(),
             error: Arc::new(error),
         })
     }
@@ -85,12 +86,12 @@ impl Place {
         }
     }
 
-    /// What to dial, as `SPIFFE_ENDPOINT_SOCKET` says it.
-    pub(super) fn endpoint(&self) -> Option<String> {
+    /// The endpoint to dial.
+    pub(super) fn endpoint(&self) -> Option<Endpoint> {
         match self {
             #[cfg(unix)]
-            Self::Unix(dir) => Some(format!("unix://{}", dir.socket().display())),
-            Self::Tcp(address) => Some(format!("tcp://{address}")),
+            Self::Unix(dir) => Some(Endpoint::of_path(dir.socket())),
+            Self::Tcp(address) => Some(Endpoint::of_address(*address)),
             Self::Memory => None,
         }
     }

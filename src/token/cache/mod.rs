@@ -242,6 +242,14 @@ impl SvidCache {
             .map(|entry| AudienceSnapshot::of(&entry, now))
     }
 
+    /// Its recorder, for what is made from it.
+    pub(crate) fn recorder(&self) -> Arc<dyn MetricsRecorder> {
+        match &self.core.cx.metrics {
+            Some(metrics) => metrics.clone(),
+            None => Arc::new(()),
+        }
+    }
+
     /// The time on the monotonic clock of the cache.
     pub(crate) fn monotonic(&self) -> Duration {
         self.core.cx.clock.monotonic()

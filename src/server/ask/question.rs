@@ -1,4 +1,4 @@
-//! The wait for a decision.
+//! One question, and the wait for its decision.
 
 use std::borrow::Cow;
 use std::pin::Pin;
@@ -13,20 +13,15 @@ use super::decisions::Key;
 use super::{Asked, Asking, Outcome};
 use crate::runtime;
 use crate::server::async_policy::{AsyncDecision, DecisionFuture};
-use crate::server::gate::Judged;
-use crate::server::held::{HeldFuture, Wait};
-use crate::server::layer::Shared;
+use crate::server::gate::{Gate, Judged};
 use crate::server::policy::Decision;
 use crate::server::reason::PolicyFailure;
 use crate::verify::VerifiedSvid;
 
-/// The future of [`AskPolicyService`](super::AskPolicyService).
-pub type AskPolicyFuture<S, R, ReqBody, ResBody> = HeldFuture<Question<R>, S, R, ReqBody, ResBody>;
-
 /// The question about one request. Dropping it cancels the policy's future and frees the place of
 /// the request.
-pub struct Question<R> {
-    asking: Arc<Asking<R>>,
+pub(crate) struct Question {
+    asking: Arc<Asking>,
     // Taken with the outcome.
     judged: Option<Judged>,
     caller: Option<VerifiedSvid>,
@@ -39,22 +34,23 @@ pub struct Question<R> {
     _in_flight: OwnedSemaphorePermit,
 }
 
-impl<R> Question<R> {
+impl Question {
     /// Begins to ask. Returns the verdict if it is known at once.
-    pub(super) fn begin(
-        asking: &Arc<Asking<R>>,
+    pub(crate) fn begin(
+        gate: &Gate,
+        asking: &Arc<Asking>,
         parts: &Parts,
         judged: Judged,
     ) -> Result<Self, Judged> {
         let caller = match &judged.verdict {
-            Ok(_) if asking.is_public(parts) => return Err(judged),
+            Ok(_) if Asking::is_public(gate, parts) => return Err(judged),
             Ok(state) => state.verified().cloned(),
             Err(_) => return Err(judged),
         };
         let mut denied = None;
         let mut asked = asking.known(caller.as_ref(), parts);
         if let Asked::Known(decision) = &asked
-            && asking.asks_again(caller.as_ref(), parts, decision)
+            && Asking::asks_again(gate, caller.as_ref(), parts, decision)
         {
             denied = Some(decision.clone());
             asked = asking.known(None, parts);
@@ -79,10 +75,10 @@ impl<R> Question<R> {
                 Err(_) => Outcome::Failed(PolicyFailure::TooManyInFlight, None),
             },
         };
-        Err(asking.verdict(judged, outcome, denied, caller.as_ref(), parts))
+        Err(asking.verdict(gate, judged, outcome, denied, caller.as_ref(), parts))
     }
 
-    fn poll_outcome(&mut self, parts: &Parts, cx: &mut Context<'_>) -> Poll<Outcome> {
+    fn poll_outcome(&mut self, gate: &Gate, parts: &Parts, cx: &mut Context<'_>) -> Poll<Outcome> {
         let asking = &self.asking;
         loop {
             let decision = match self.future.as_mut().poll(cx) {
@@ -98,7 +94,7 @@ impl<R> Question<R> {
                 None => self.caller.as_ref(),
             };
             asking.remember(self.key.take(), asked_about, &decision);
-            if !asking.asks_again(asked_about, parts, &decision) {
+            if !Asking::asks_again(gate, asked_about, parts, &decision) {
                 let decision = preferred(self.denied.take(), decision);
                 return Poll::Ready(Outcome::Decided(decision));
             }
@@ -128,6 +124,25 @@ impl<R> Question<R> {
         ready!(time_up.as_mut().poll(cx));
         failed(PolicyFailure::TimedOut, None)
     }
+
+    /// Returns the verdict once the policy has decided.
+    pub(crate) fn poll_verdict(
+        &mut self,
+        gate: &Gate,
+        parts: &Parts,
+        cx: &mut Context<'_>,
+    ) -> Poll<Judged> {
+        let outcome = ready!(self.poll_outcome(gate, parts, cx));
+        let (denied, caller) = (self.denied.take(), self.caller.as_ref());
+        match self.judged.take() {
+            Some(judged) => {
+                let asking = &self.asking;
+                Poll::Ready(asking.verdict(gate, judged, outcome, denied, caller, parts))
+            }
+            // Polled after completion, where a future may return anything.
+            None => Poll::Pending,
+        }
+    }
 }
 
 fn failed(why: PolicyFailure, detail: Option<Cow<'static, str>>) -> Poll<Outcome> {
@@ -139,27 +154,5 @@ pub(super) fn preferred(denied: Option<AsyncDecision>, last: AsyncDecision) -> A
     match denied {
         Some(denied) if last.decision != Decision::Allow => denied,
         _ => last,
-    }
-}
-
-impl<R> Wait<R> for Question<R> {
-    // The last check does not ask this policy again.
-    const IS_FINAL: bool = true;
-
-    fn poll_verdict(
-        &mut self,
-        _: &Shared<R>,
-        parts: &mut Parts,
-        cx: &mut Context<'_>,
-    ) -> Poll<Judged> {
-        let outcome = ready!(self.poll_outcome(parts, cx));
-        let (denied, caller) = (self.denied.take(), self.caller.as_ref());
-        match self.judged.take() {
-            Some(judged) => {
-                Poll::Ready(self.asking.verdict(judged, outcome, denied, caller, parts))
-            }
-            // Polled after completion, where a future may return anything.
-            None => Poll::Pending,
-        }
     }
 }

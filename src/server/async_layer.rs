@@ -1,0 +1,229 @@
+//! The layer for checks that take time: the wait for a key, and an asynchronous policy.
+
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::request::Parts;
+use http::{Request, Response};
+use http_body::Body;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::ask::{Asking, Question};
+use super::async_policy::AskPolicy;
+use super::gate::{Gate, Judged};
+use super::held::AsyncResponseFuture;
+use super::layer::{Shared, ValidateJwtSvidLayer};
+use super::on_reject::{DefaultOnReject, OnReject};
+use super::wait_for_key::{KeyWait, Room, UnknownKeyWait};
+use crate::verify::Sight;
+
+/// A [`ValidateJwtSvidLayer`] whose requests can wait: for a key
+/// ([`wait_for_unknown_keys`](Self::wait_for_unknown_keys)), and for the decision of an asynchronous
+/// policy ([`ask`](Self::ask)).
+///
+/// While a request waits, it holds no permit of the inner service, which must be `Clone`. Right before
+/// the call its token and the synchronous policy are checked again. It needs a tokio runtime with time.
+pub struct AsyncValidateJwtSvidLayer<R = DefaultOnReject> {
+    shared: Arc<Shared<R>>,
+    waits: Waits,
+}
+
+/// The service that an [`AsyncValidateJwtSvidLayer`] makes.
+pub struct AsyncValidateJwtSvid<S, R = DefaultOnReject> {
+    inner: S,
+    shared: Arc<Shared<R>>,
+    waits: Waits,
+}
+
+/// What requests can wait for.
+#[derive(Clone, Default)]
+pub(crate) struct Waits {
+    room: Option<Arc<Room>>,
+    asking: Option<Arc<Asking>>,
+}
+
+/// What a request waits for. Dropping it frees its place.
+pub(crate) enum Wait {
+    Key(KeyWait),
+    Decision(Question),
+}
+
+impl<R> ValidateJwtSvidLayer<R> {
+    /// Waits for a key that a token names and the bundle of its trust domain does not have yet, if
+    /// the trust domain is known and the source reports changes. Call it last: the layer that it
+    /// returns has only this setting and [`ask`](Self::ask).
+    #[must_use]
+    pub fn wait_for_unknown_keys(self, wait: UnknownKeyWait) -> AsyncValidateJwtSvidLayer<R> {
+        self.with_waits().wait_for_unknown_keys(wait)
+    }
+
+    /// Asks this asynchronous policy about every request that the token and the synchronous policy
+    /// allow. Call it last: the layer that it returns has only this setting and
+    /// [`wait_for_unknown_keys`](Self::wait_for_unknown_keys).
+    ///
+    /// Requests that are public by the synchronous policy
+    /// ([`GrpcPolicyBuilder::public`](super::GrpcPolicyBuilder::public),
+    /// [`Policy::is_public`](super::Policy::is_public)) are not asked about: probes do not depend on
+    /// another service.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_spiffe::server::{Allow, AskPolicy, AsyncPolicy, ValidateJwtSvidLayer};
+    ///
+    /// # fn example(
+    /// #     validator: tower_spiffe::Validator,
+    /// #     opa: impl AsyncPolicy,
+    /// # ) -> Result<(), tower_spiffe::server::PolicyError> {
+    /// let ask = AskPolicy::new(opa)
+    ///     .timeout(Duration::from_millis(200))
+    ///     .max_in_flight(64)
+    ///     .cache(10_000, Duration::from_secs(5));
+    /// let layer = ValidateJwtSvidLayer::required(validator, Allow::trust_domain("example.org")?)
+    ///     .ask(ask);
+    /// # drop(layer);
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn ask(self, ask: AskPolicy) -> AsyncValidateJwtSvidLayer<R> {
+        self.with_waits().ask(ask)
+    }
+
+    fn with_waits(self) -> AsyncValidateJwtSvidLayer<R> {
+        AsyncValidateJwtSvidLayer {
+            shared: self.shared,
+            waits: Waits::default(),
+        }
+    }
+}
+
+impl<R> AsyncValidateJwtSvidLayer<R> {
+    /// As [`ValidateJwtSvidLayer::wait_for_unknown_keys`].
+    #[must_use]
+    pub fn wait_for_unknown_keys(mut self, wait: UnknownKeyWait) -> Self {
+        let clock = self.shared.gate.validator.clock().clone();
+        self.waits.room = Some(Arc::new(Room::new(wait, clock)));
+        self
+    }
+
+    /// As [`ValidateJwtSvidLayer::ask`]. A policy that was set before is replaced.
+    #[must_use]
+    pub fn ask(mut self, ask: AskPolicy) -> Self {
+        let clock = self.shared.gate.validator.clock().clone();
+        self.waits.asking = Some(Arc::new(Asking::new(ask, clock)));
+        self
+    }
+}
+
+impl Waits {
+    /// Lets the request wait, or returns its verdict.
+    fn begin(&self, gate: &Gate, parts: &mut Parts, judged: Judged) -> Result<Wait, Judged> {
+        let judged = match &self.room {
+            Some(room) => match KeyWait::begin(gate, room, parts, judged) {
+                Ok(wait) => return Ok(Wait::Key(wait)),
+                Err(judged) => judged,
+            },
+            None => judged,
+        };
+        self.ask(gate, parts, judged)
+    }
+
+    /// Asks the asynchronous policy, or returns the verdict.
+    pub(crate) fn ask(&self, gate: &Gate, parts: &Parts, judged: Judged) -> Result<Wait, Judged> {
+        match &self.asking {
+            Some(asking) => Question::begin(gate, asking, parts, judged).map(Wait::Decision),
+            None => Err(judged),
+        }
+    }
+
+    pub(crate) fn asks(&self) -> bool {
+        self.asking.is_some()
+    }
+}
+
+impl<S, R> Layer<S> for AsyncValidateJwtSvidLayer<R> {
+    type Service = AsyncValidateJwtSvid<S, R>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        AsyncValidateJwtSvid {
+            inner,
+            shared: self.shared.clone(),
+            waits: self.waits.clone(),
+        }
+    }
+}
+
+super::service::inner_accessors!(AsyncValidateJwtSvid<S, R>);
+
+impl<S, R, ReqBody, ResBody> Service<Request<ReqBody>> for AsyncValidateJwtSvid<S, R>
+where
+    S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
+    R: OnReject<ResBody>,
+    ReqBody: Body + 'static,
+{
+    type Response = Response<ResBody>;
+    type Error = S::Error;
+    type Future = AsyncResponseFuture<S, R, ReqBody, ResBody>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        let (mut parts, body) = request.into_parts();
+        let gate = &self.shared.gate;
+        let judged = gate.judge(&mut parts, Sight::First);
+        match self.waits.begin(gate, &mut parts, judged) {
+            Ok(wait) => AsyncResponseFuture::held(
+                &mut self.inner,
+                &self.shared,
+                &self.waits,
+                (parts, body),
+                wait,
+            ),
+            Err(judged) => {
+                let future = self.shared.act(&mut self.inner, parts, body, judged);
+                AsyncResponseFuture::done(future)
+            }
+        }
+    }
+}
+
+impl<R> Clone for AsyncValidateJwtSvidLayer<R> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: self.shared.clone(),
+            waits: self.waits.clone(),
+        }
+    }
+}
+
+impl<S: Clone, R> Clone for AsyncValidateJwtSvid<S, R> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            shared: self.shared.clone(),
+            waits: self.waits.clone(),
+        }
+    }
+}
+
+impl<R> fmt::Debug for AsyncValidateJwtSvidLayer<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AsyncValidateJwtSvidLayer")
+            .field("gate", &self.shared.gate)
+            .field("wait", &self.waits.room.as_ref().map(|room| room.config()))
+            .field("ask", &self.waits.asking.as_ref().map(|asking| &asking.ask))
+            .finish()
+    }
+}
+
+impl<S: fmt::Debug, R> fmt::Debug for AsyncValidateJwtSvid<S, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AsyncValidateJwtSvid")
+            .field("inner", &self.inner)
+            .field("gate", &self.shared.gate)
+            .finish_non_exhaustive()
+    }
+}

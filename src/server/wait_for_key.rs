@@ -1,0 +1,211 @@
+//! Waits for a key that a token names and the bundle does not have yet.
+//!
+//! A new key reaches its signer and its verifiers at different times. If the signer has it first, its
+//! tokens are rejected until the bundle arrives. SPIRE publishes a key long before it signs with it,
+//! so this is for other issuers. Off by default.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::request::Parts;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Sleep;
+
+use super::gate::{Gate, Judged};
+use super::rejection::Rejection;
+use crate::clock::Clock;
+use crate::runtime;
+use crate::verify::Sight;
+
+/// How long requests wait for an unknown key, and how many of them.
+///
+/// Requests with a forged token and a made-up `kid` wait too, because nothing shows yet that the key
+/// does not exist. So the number of waiting requests is bounded, and no wait begins for some time
+/// after one that failed. Both limits are per trust domain, so that made-up keys of one do not affect
+/// another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnknownKeyWait {
+    max_wait: Duration,
+    max_waiting: usize,
+    cool_down: Duration,
+}
+
+impl UnknownKeyWait {
+    /// Waits for at most this long. By default at most 64 requests per trust domain wait, and after a
+    /// failed wait none waits for ten seconds.
+    pub fn new(max_wait: Duration) -> Self {
+        Self {
+            max_wait,
+            max_waiting: 64,
+            cool_down: Duration::from_secs(10),
+        }
+    }
+
+    /// Sets how many requests wait at the same time for keys of one trust domain. Further ones are
+    /// rejected immediately.
+    #[must_use]
+    pub fn max_waiting(mut self, requests: usize) -> Self {
+        self.max_waiting = requests;
+        self
+    }
+
+    /// Sets how long no request waits for keys of a trust domain after a failed wait.
+    #[must_use]
+    pub fn cool_down(mut self, pause: Duration) -> Self {
+        self.cool_down = pause;
+        self
+    }
+}
+
+/// The bounds of all waits of a layer.
+pub(crate) struct Room {
+    config: UnknownKeyWait,
+    clock: Arc<dyn Clock>,
+    // Only trust domains of the bundle set get in.
+    domains: Mutex<HashMap<Box<str>, Domain>>,
+}
+
+struct Domain {
+    places: Arc<Semaphore>,
+    paused_until: Duration,
+}
+
+impl Room {
+    pub(crate) fn new(config: UnknownKeyWait, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            config,
+            clock,
+            domains: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn config(&self) -> &UnknownKeyWait {
+        &self.config
+    }
+
+    /// Returns a place, if one is free and no wait for this trust domain has failed recently.
+    fn enter(&self, trust_domain: &str) -> Option<OwnedSemaphorePermit> {
+        let mut domains = self.domains();
+        let places = match domains.get(trust_domain) {
+            Some(domain) if self.clock.monotonic() < domain.paused_until => return None,
+            Some(domain) => domain.places.clone(),
+            None => {
+                let places = self.config.max_waiting.min(Semaphore::MAX_PERMITS);
+                let domain = Domain {
+                    places: Arc::new(Semaphore::new(places)),
+                    paused_until: Duration::ZERO,
+                };
+                let places = domain.places.clone();
+                domains.insert(trust_domain.into(), domain);
+                places
+            }
+        };
+        places.try_acquire_owned().ok()
+    }
+
+    /// A wait for this trust domain failed.
+    fn pause(&self, trust_domain: Option<&str>) {
+        let until = self.clock.monotonic().saturating_add(self.config.cool_down);
+        let mut domains = self.domains();
+        if let Some(domain) = trust_domain.and_then(|name| domains.get_mut(name)) {
+            domain.paused_until = until;
+        }
+    }
+
+    fn domains(&self) -> MutexGuard<'_, HashMap<Box<str>, Domain>> {
+        self.domains.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A wait for a change of the bundles, until the time is up.
+pub(crate) struct KeyWait {
+    room: Arc<Room>,
+    changed: Changed,
+    rejection: Rejection,
+    time_up: Pin<Box<Sleep>>,
+    _place: OwnedSemaphorePermit,
+}
+
+type Changed = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+impl KeyWait {
+    /// Begins to wait, if waiting can help. Returns the verdict otherwise.
+    pub(crate) fn begin(
+        gate: &Gate,
+        room: &Arc<Room>,
+        parts: &mut Parts,
+        judged: Judged,
+    ) -> Result<Self, Judged> {
+        let Some(rejection) = judged.unknown_key() else {
+            return Err(judged);
+        };
+        // Without timers nothing would end the wait.
+        let place = runtime::with_timers()
+            .ok()
+            .and(rejection.trust_domain())
+            .and_then(|trust_domain| room.enter(trust_domain));
+        let Some(place) = place else {
+            gate.telemetry.key_wait("turned-away");
+            return Err(judged);
+        };
+        let (changed, rejection) = judge_again(gate, parts)?;
+        Ok(Self {
+            room: room.clone(),
+            changed,
+            rejection,
+            time_up: Box::pin(tokio::time::sleep(room.config.max_wait)),
+            _place: place,
+        })
+    }
+
+    /// Returns the verdict once the wait is over.
+    pub(crate) fn poll_verdict(
+        &mut self,
+        gate: &Gate,
+        parts: &mut Parts,
+        cx: &mut Context<'_>,
+    ) -> Poll<Judged> {
+        let is_over = self.time_up.as_mut().poll(cx).is_ready();
+        // Also when the time is up: the key may have come before this poll.
+        if self.changed.as_mut().poll(cx).is_ready() {
+            match judge_again(gate, parts) {
+                Ok(unknown) => (self.changed, self.rejection) = unknown,
+                Err(judged) => {
+                    gate.telemetry.key_wait("judged");
+                    return Poll::Ready(judged);
+                }
+            }
+            if !is_over {
+                // One change per poll: a source that reports changes without end must leave the
+                // thread to the timer.
+                cx.waker().wake_by_ref();
+            }
+        }
+        if !is_over {
+            return Poll::Pending;
+        }
+        self.room.pause(self.rejection.trust_domain());
+        gate.telemetry.key_wait("in-vain");
+        Poll::Ready(Judged::rejected(self.rejection.clone()))
+    }
+}
+
+/// Checks the request again. If the key is still unknown, returns a future of the next change of the
+/// bundles; otherwise the verdict.
+fn judge_again(gate: &Gate, parts: &mut Parts) -> Result<(Changed, Rejection), Judged> {
+    let source = gate.validator.source();
+    // Read before the check, so that no change between the two is missed.
+    let seen = source.revision();
+    let judged = gate.judge(parts, Sight::Again);
+    let Some(rejection) = judged.unknown_key() else {
+        return Err(judged);
+    };
+    match seen.ok().and_then(|seen| source.changed_since(seen)) {
+        Some(changed) => Ok((changed, rejection.clone())),
+        None => Err(judged),
+    }
+}

@@ -1,0 +1,261 @@
+//! The bundles that validators read, and whether they may be used.
+//!
+//! Validators read without a lock, and must never accept a token because they see one part of a change
+//! and not another. Every ordering that this needs is in this file:
+//!
+//! - The task is the only writer, under the lock of its record. Any thread may raise the revision for
+//!   stale keys ([`age`](Published::age)).
+//! - A change is visible first, then the revision is raised ([`Judge`] keeps revision and verdict in one
+//!   word), then watchers are notified.
+//! - The deadlines are read before the revision and written after it: a reader that sees a deadline
+//!   reset also sees the new revision. Otherwise a verdict that was cached before a withdrawal could be
+//!   valid after it, although its key did not come back.
+//! - A withdrawal sets the verdict before it empties the set: an empty set must not look like one
+//!   without the trust domain.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
+
+use super::judge::{Judge, Verdict};
+use super::updates::Notice;
+use crate::bundle::{BundleAnswer, BundlesUnavailable, JwtBundle, JwtBundleSet};
+use crate::clock::Clock;
+use crate::identity::TrustDomain;
+use crate::source::trust_clock::TrustClock;
+
+pub(super) struct Published {
+    clock: Arc<TrustClock>,
+    snapshot: ArcSwap<Snapshot>,
+    judge: Judge,
+    // Deadlines on the monotonic clock, in nanoseconds, from which on no token can be judged. Readers
+    // compare them with the clock, so a task that hangs cannot delay them.
+    stale_at: AtomicU64,
+    withdrawn_at: AtomicU64,
+    // The next time at which the keys of one trust domain in the snapshot are older than allowed.
+    aged_at: AtomicU64,
+    notices: watch::Sender<Notice>,
+}
+
+/// The bundles for validation.
+#[derive(Default)]
+pub(super) struct Snapshot {
+    pub(super) set: JwtBundleSet,
+    /// Named by the issuer, but their keys were never readable: known, without keys.
+    pub(super) unreadable: Vec<TrustDomain>,
+    /// Trust domains whose newest keys could not be read, and when their last good keys are older than
+    /// allowed.
+    pub(super) aging: Vec<(TrustDomain, u64)>,
+}
+
+pub(super) const NEVER: u64 = u64::MAX;
+
+impl Published {
+    pub(super) fn new(clock: Arc<TrustClock>) -> Self {
+        Self {
+            clock,
+            snapshot: ArcSwap::from_pointee(Snapshot::default()),
+            judge: Judge::new(),
+            stale_at: AtomicU64::new(NEVER),
+            withdrawn_at: AtomicU64::new(NEVER),
+            aged_at: AtomicU64::new(NEVER),
+            notices: watch::Sender::new(Notice::default()),
+        }
+    }
+
+    // === Readers ===
+
+    /// The revision, if the bundles may be used.
+    pub(super) fn revision(&self) -> Result<u64, BundlesUnavailable> {
+        let aged_at = self.aged_at.load(Ordering::Acquire);
+        if aged_at != NEVER {
+            self.age(aged_at);
+        }
+        self.usable()
+    }
+
+    /// As [`revision`](Self::revision), without a check for stale keys, so that no watcher is woken.
+    pub(super) fn usable(&self) -> Result<u64, BundlesUnavailable> {
+        let stale_at = self.stale_at.load(Ordering::Acquire);
+        let withdrawn_at = self.withdrawn_at.load(Ordering::Acquire);
+        let (verdict, revision) = self.judge.get();
+        match verdict {
+            Verdict::Ready => {}
+            Verdict::NotReady => return Err(BundlesUnavailable::NotReady),
+            Verdict::Withdrawn => return Err(BundlesUnavailable::Withdrawn),
+            Verdict::Closed => return Err(BundlesUnavailable::Closed),
+        }
+        if stale_at != NEVER || withdrawn_at != NEVER {
+            let now = self.now();
+            if now >= withdrawn_at {
+                return Err(BundlesUnavailable::Withdrawn);
+            }
+            if now >= stale_at {
+                return Err(BundlesUnavailable::Stale);
+            }
+        }
+        Ok(revision)
+    }
+
+    /// Raises the revision if the keys of a trust domain have become stale, so that cached verdicts on
+    /// them are checked again.
+    fn age(&self, aged_at: u64) {
+        let now = self.now();
+        if now < aged_at {
+            return;
+        }
+        let next = self.snapshot.load().aged_after(now);
+        // The revision first: a reader that sees the new deadline also sees the new revision. A thread
+        // that loses the race has raised it once too often.
+        if let Some(revision) = self.judge.raise_if_ready() {
+            self.notify(revision);
+        }
+        let struck =
+            self.aged_at
+                .compare_exchange(aged_at, next, Ordering::AcqRel, Ordering::Relaxed);
+        if struck.is_ok() {
+            // A message that was applied meanwhile may have set the same deadline and have earlier ones.
+            let next = self.snapshot.load().aged_after(now);
+            self.aged_at.fetch_min(next, Ordering::AcqRel);
+        }
+    }
+
+    pub(super) fn bundle(&self, trust_domain: &str) -> BundleAnswer {
+        loop {
+            let revision = match self.revision() {
+                Ok(revision) => revision,
+                Err(why) => return BundleAnswer::Unavailable(why),
+            };
+            let snapshot = self.snapshot.load();
+            if let Some(bundle) = snapshot.set.get(trust_domain) {
+                return match snapshot.has_aged(trust_domain, self.now()) {
+                    true => BundleAnswer::Unavailable(BundlesUnavailable::Stale),
+                    false => BundleAnswer::Ready(bundle.clone()),
+                };
+            }
+            // A caller that names it gets 401, not 503: all other trust domains can be judged.
+            let mut unreadable = snapshot.unreadable.iter();
+            if let Some(known) = unreadable.find(|known| known.name() == trust_domain) {
+                return BundleAnswer::Ready(Arc::new(JwtBundle::without_keys(known.clone())));
+            }
+            // "Unknown" rejects the caller: it must not come from a set that was withdrawn or restored
+            // during the lookup.
+            if self.revision() == Ok(revision) {
+                return BundleAnswer::UnknownTrustDomain;
+            }
+        }
+    }
+
+    pub(super) fn bundle_set(&self) -> Result<JwtBundleSet, BundlesUnavailable> {
+        self.revision()?;
+        Ok(self.snapshot.load().set.clone())
+    }
+
+    /// The snapshot, even if it may not be used.
+    pub(super) fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    pub(super) fn verdict(&self) -> Verdict {
+        self.judge.verdict()
+    }
+
+    /// The current revision, even if the bundles may not be used.
+    pub(super) fn last_revision(&self) -> u64 {
+        self.judge.revision()
+    }
+
+    pub(super) fn notices(&self) -> watch::Receiver<Notice> {
+        self.notices.subscribe()
+    }
+
+    // === The task ===
+
+    /// Replaces the bundles, which are stale from `stale_at` on, and ends a withdrawal. Returns the new
+    /// revision, to be notified once the record has changed too; `None` if verdicts stay the same.
+    pub(super) fn replace(&self, snapshot: Snapshot, stale_at: u64) -> Option<u64> {
+        let now = self.now();
+        let before = self.snapshot();
+        let changed = self.verdict() != Verdict::Ready
+            || self.withdrawal_is_due()
+            || before.set != snapshot.set
+            || before.unreadable != snapshot.unreadable
+            // Stale keys may be valid again, others may have become stale, perhaps unnoticed.
+            || before.aged(now).ne(snapshot.aged(now))
+            || self.aged_at.load(Ordering::Acquire) <= now;
+        let aged_at = snapshot.aged_after(now);
+        self.snapshot.store(Arc::new(snapshot));
+        let mut raised = changed.then(|| self.judge.turn(Verdict::Ready)).flatten();
+        self.aged_at.store(aged_at, Ordering::Release);
+        let was_stale_at = self.stale_at.swap(stale_at, Ordering::AcqRel);
+        self.withdrawn_at.store(NEVER, Ordering::Release);
+        // Tasks that got `Stale` until now wait for a notice that it is over.
+        if raised.is_none() && was_stale_at <= self.now() {
+            raised = self.judge.turn(Verdict::Ready);
+        }
+        raised
+    }
+
+    /// Withdraws the bundles at this time.
+    pub(super) fn withdraw_at(&self, at: Duration) {
+        self.withdrawn_at.store(nanos(at), Ordering::Release);
+    }
+
+    pub(super) fn withdrawal_is_due(&self) -> bool {
+        self.withdrawn_at.load(Ordering::Acquire) <= self.now()
+    }
+
+    /// Withdraws the bundles now. Returns the new revision, to be notified.
+    pub(super) fn withdraw(&self) -> Option<u64> {
+        let revision = self.judge.turn(Verdict::Withdrawn)?;
+        self.snapshot.store(Arc::new(Snapshot::default()));
+        self.withdrawn_at.store(NEVER, Ordering::Release);
+        Some(revision)
+    }
+
+    /// From now on every answer is `Closed`.
+    pub(super) fn close(&self) {
+        let revision = self.judge.turn(Verdict::Closed).unwrap_or_default();
+        self.snapshot.store(Arc::new(Snapshot::default()));
+        // In one step, so that the end is not taken for a change.
+        self.notices.send_modify(|notice| {
+            notice.closed = true;
+            notice.revision = notice.revision.max(revision);
+        });
+    }
+
+    /// Wakes the watchers, after all changes are visible.
+    pub(super) fn notify(&self, revision: u64) {
+        self.notices
+            .send_modify(|notice| notice.revision = notice.revision.max(revision));
+    }
+
+    fn now(&self) -> u64 {
+        nanos(self.clock.monotonic())
+    }
+}
+
+impl Snapshot {
+    /// The trust domains whose keys are older than allowed.
+    fn aged(&self, now: u64) -> impl Iterator<Item = &(TrustDomain, u64)> {
+        self.aging.iter().filter(move |(_, at)| *at <= now)
+    }
+
+    /// The next time after `now` at which keys are older than allowed.
+    fn aged_after(&self, now: u64) -> u64 {
+        let times = self.aging.iter().map(|(_, at)| *at);
+        times.filter(|at| *at > now).min().unwrap_or(NEVER)
+    }
+
+    fn has_aged(&self, trust_domain: &str, now: u64) -> bool {
+        self.aged(now)
+            .any(|(domain, _)| domain.name() == trust_domain)
+    }
+}
+
+pub(super) fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(NEVER)
+}
