@@ -30,11 +30,11 @@
 //!
 //! | source | updates, readiness | errors | contact, age | reconnects, withdrawal |
 //! | --- | --- | --- | --- | --- |
-//! | `JwtSource` | yes | of the stream, `bundle-…` | messages and pings | yes |
-//! | `HttpsBundles` | yes | `bundle-fetch`, `bundle-too-large`, `bundle-unreadable`, `bundle-unusable`, `bundle-rollback` | successful polls | no |
-//! | `FileBundles` | yes | `bundle-file` | no: a file that can be read may be old | no |
-//! | `MergedBundles` | its members do, each by its own recorder | | | |
-//! | `MemoryBundles`, `FixedBundles` | no | no | no | no |
+//! | JwtSource | yes | of the stream, `bundle-…` | messages and pings | yes |
+//! | HttpsBundles | yes | `bundle-fetch`, `bundle-too-large`, `bundle-unreadable`, `bundle-unusable`, `bundle-rollback` | successful polls | no |
+//! | FileBundles | yes | `bundle-file` | no: a file that can be read may be old | no |
+//! | MergedBundles | its members do, each by its own recorder | | | |
+//! | MemoryBundles, FixedBundles | no | no | no | no |
 //!
 //! # Spans and events
 //!

@@ -22,8 +22,9 @@ fn td(name: &str) -> TrustDomain {
     TrustDomain::parse(name).unwrap()
 }
 
-/// Runs this in paused time, and returns what was recorded meanwhile.
-fn recorded<F: Future<Output = ()>>(work: impl FnOnce(PausedClock) -> F) -> Scrape {
+/// Runs this in paused time, and returns what was recorded until then. Its sources live on until the
+/// scrape.
+fn recorded<F: Future>(work: impl FnOnce(PausedClock) -> F) -> Scrape {
     let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
     metrics::with_local_recorder(&recorder, || {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -31,20 +32,19 @@ fn recorded<F: Future<Output = ()>>(work: impl FnOnce(PausedClock) -> F) -> Scra
             .start_paused(true)
             .build()
             .unwrap();
-        runtime.block_on(async {
-            work(PausedClock::new(UnixTime::from_secs(1_790_000_000))).await;
-        });
-    });
-    Scrape::read(&recorder.handle().render())
+        let clock = PausedClock::new(UnixTime::from_secs(1_790_000_000));
+        let _sources = runtime.block_on(work(clock));
+        Scrape::read(&recorder.handle().render())
+    })
 }
 
 /// A server that answers with this status and body.
 type Answer = Arc<Mutex<(u16, String)>>;
 
-/// A source of the bundle of partner.test, named `partner` in metrics.
-fn polled(answer: &Answer, clock: &PausedClock) -> HttpsBundles {
+/// A source of the bundle of this trust domain, which metrics name `name`.
+fn polled(name: &str, domain: &str, answer: &Answer, clock: &PausedClock) -> HttpsBundles {
     let answer = answer.clone();
-    HttpsBundles::https_web(td("partner.test"), "https://partner.test/bundle")
+    HttpsBundles::https_web(td(domain), format!("https://{domain}/bundle"))
         .client(move |_: Request<()>| {
             let (status, body) = answer.lock().unwrap().clone();
             let response = Response::builder().status(status).body(body);
@@ -52,7 +52,7 @@ fn polled(answer: &Answer, clock: &PausedClock) -> HttpsBundles {
         })
         .clock(clock.shared())
         .max_staleness(Duration::from_secs(3600))
-        .metrics(Arc::new(FacadeRecorder::for_source("partner")))
+        .metrics(Arc::new(FacadeRecorder::for_source(name)))
         .build_lazy()
         .unwrap()
 }
@@ -72,7 +72,7 @@ fn h13_polled_sources_record_every_metric() {
         let issuer = Issuer::new("partner.test").unwrap();
         let good = |sequence| bundle(&issuer, sequence, "jwt-svid");
         let answer = Answer::new(Mutex::new((200, good(7))));
-        let bundles = polled(&answer, &clock);
+        let bundles = polled("partner", "partner.test", &answer, &clock);
         bundles.ready().await.unwrap();
         for (status, body) in [
             (500, String::new()),
@@ -88,6 +88,7 @@ fn h13_polled_sources_record_every_metric() {
         }
         assert!(bundles.revision().is_ok());
         tokio::time::sleep(Duration::from_secs(1800)).await;
+        bundles
     });
     for (kind, least) in [
         ("bundle-fetch", 5.0),
@@ -129,10 +130,11 @@ fn h13_stale_polled_bundles_are_not_ready() {
     let scrape = recorded(|clock| async move {
         let issuer = Issuer::new("partner.test").unwrap();
         let answer = Answer::new(Mutex::new((200, bundle(&issuer, 7, "jwt-svid"))));
-        let bundles = polled(&answer, &clock);
+        let bundles = polled("partner", "partner.test", &answer, &clock);
         bundles.ready().await.unwrap();
         *answer.lock().unwrap() = (500, String::new());
         tokio::time::sleep(Duration::from_secs(4000)).await;
+        bundles
     });
     assert_eq!(scrape.sum("spiffe_bundle_ready", &[PARTNER]), 0.0);
 }
@@ -141,8 +143,9 @@ fn h13_stale_polled_bundles_are_not_ready() {
 fn h13_alert_counts_what_failed_polls_record() {
     let scrape = recorded(|clock| async move {
         let answer = Answer::new(Mutex::new((500, String::new())));
-        let _bundles = polled(&answer, &clock);
+        let bundles = polled("partner", "partner.test", &answer, &clock);
         tokio::time::sleep(Duration::from_secs(1200)).await;
+        bundles
     });
     let count = |kind: &str| {
         let labels = [PARTNER, ("kind", kind)];
@@ -162,37 +165,80 @@ fn h13_alert_counts_what_failed_polls_record() {
 #[test]
 fn h13_sources_with_names_stay_apart() {
     let scrape = recorded(|clock| async move {
-        let dir = TempDir::new();
-        let path = dir.join("own.json");
         let issuer = Issuer::new("own.test").unwrap();
-        std::fs::write(&path, issuer.spiffe_bundle()).unwrap();
-        let files = FileBundles::builder()
-            .spiffe_bundle(td("own.test"), &path)
-            .metrics(Arc::new(FacadeRecorder::for_source("own")))
-            .open()
-            .unwrap();
-        let answer = Answer::new(Mutex::new((500, String::new())));
+        let good = Answer::new(Mutex::new((200, bundle(&issuer, 7, "jwt-svid"))));
+        let down = Answer::new(Mutex::new((500, String::new())));
         let merged = MergedBundles::builder()
-            .default_member("own", files)
-            .member("partner", polled(&answer, &clock), [td("partner.test")])
+            .default_member("own", polled("own", "own.test", &good, &clock))
+            .member(
+                "partner",
+                polled("partner", "partner.test", &down, &clock),
+                [td("partner.test")],
+            )
             .build()
             .unwrap();
         tokio::time::sleep(Duration::from_secs(60)).await;
-        std::fs::write(&path, "half a bund").unwrap();
-        tokio::time::sleep(Duration::from_secs(60)).await;
         assert!(merged.is_ready() && !merged.is_healthy());
+        merged
     });
     let value = |name: &str, source: &str| scrape.sum(name, &[("source", source)]);
     assert_eq!(value("spiffe_bundle_ready", "own"), 1.0);
     assert_eq!(value("spiffe_bundle_ready", "partner"), 0.0);
-    let errors = |source, kind| {
-        let labels = [("source", source), ("kind", kind)];
-        scrape.sum("spiffe_source_errors_total", &labels)
-    };
-    assert_eq!(errors("own", "bundle-file"), 1.0);
-    assert_eq!(errors("partner", "bundle-file"), 0.0);
-    assert!(errors("partner", "bundle-fetch") > 0.0);
-    assert_eq!(errors("own", "bundle-fetch"), 0.0);
+    assert_eq!(value("spiffe_bundle_updates_total", "own"), 1.0);
+    assert_eq!(value("spiffe_bundle_updates_total", "partner"), 0.0);
+    assert_eq!(value("spiffe_source_errors_total", "own"), 0.0);
+    assert!(value("spiffe_source_errors_total", "partner") > 0.0);
+}
+
+/// Everything that a source records.
+#[derive(Default)]
+struct Everything(Mutex<Vec<String>>);
+
+impl Everything {
+    fn add(&self, what: impl Into<String>) {
+        self.0.lock().unwrap().push(what.into());
+    }
+}
+
+impl MetricsRecorder for Everything {
+    fn record_update(&self) {
+        self.add("update");
+    }
+    fn record_error(&self, kind: &'static str) {
+        self.add(kind);
+    }
+    fn record_ready(&self, ready: bool) {
+        self.add(format!("ready {ready}"));
+    }
+    fn record_bundle_age(&self, _: Duration) {
+        self.add("age");
+    }
+    fn record_contact(&self, _: UnixTime) {
+        self.add("contact");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn h13_files_record_updates_readiness_and_errors() {
+    let dir = TempDir::new();
+    let path = dir.join("own.json");
+    let issuer = Issuer::new("own.test").unwrap();
+    std::fs::write(&path, issuer.spiffe_bundle()).unwrap();
+    let recorder = Arc::new(Everything::default());
+    let files = FileBundles::builder()
+        .spiffe_bundle(td("own.test"), &path)
+        .metrics(recorder.clone())
+        .open()
+        .unwrap();
+    issuer.rotate_now();
+    for content in [issuer.spiffe_bundle(), b"half a bund".to_vec()] {
+        std::fs::write(&path, content).unwrap();
+        tokio::time::sleep(Duration::from_secs(10)).await;
+    }
+    let mut recorded = recorder.0.lock().unwrap().clone();
+    recorded.dedup();
+    assert_eq!(recorded, ["ready true", "update", "bundle-file"]);
+    drop(files);
 }
 
 #[derive(Default)]

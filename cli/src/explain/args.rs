@@ -59,7 +59,14 @@ pub(crate) struct Args {
     )]
     https_spiffe: Option<SpiffeId>,
     /// The SPIFFE bundle that the endpoint of --https-spiffe is verified with
-    #[arg(long, value_name = "FILE", help_heading = HTTPS, requires = "https_spiffe")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        help_heading = HTTPS,
+        requires = "https_spiffe",
+        // A conflict would hide that it is required.
+        conflicts_with_all = ["jwks", "oidc", "https_web"]
+    )]
     bootstrap: Option<PathBuf>,
     /// Root certificates in PEM to trust besides the system's
     #[arg(long, value_name = "FILE", help_heading = HTTPS, requires = "kind", conflicts_with = "https_spiffe")]

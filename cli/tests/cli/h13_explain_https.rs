@@ -154,13 +154,18 @@ async fn h13_explain_rejects_options_that_do_not_fit() {
         (&http, vec!["--oidc"], "its scheme is not https"),
         (&file, vec!["--jwks"], "are for URLs"),
         (&file, vec!["--ca", &ca], "required"),
+        (&file, vec!["--bootstrap", &file], "required"),
         (&url, vec!["--jwks", "--oidc"], "cannot be used with"),
         (
             &url,
             vec!["--jwks", "--format", "jwks"],
             "cannot be used with",
         ),
-        (&url, vec!["--jwks", "--bootstrap", &file], "required"),
+        (
+            &url,
+            vec!["--jwks", "--bootstrap", &file],
+            "cannot be used with",
+        ),
         (&url, vec!["--https-spiffe", ENDPOINT], "--bootstrap <FILE>"),
         (
             &url,
