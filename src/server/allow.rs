@@ -48,6 +48,8 @@ use crate::verify::VerifiedSvid;
 /// anonymous callers would open a route to everyone, including the callers that it excludes. If
 /// both rules deny, the first reason is kept.
 #[derive(Clone)]
+#[doc(alias = "authorize")]
+#[doc(alias = "authorization")]
 pub struct Allow(Rule);
 
 type Closure = dyn Fn(&VerifiedSvid, &Parts) -> bool + Send + Sync;

@@ -40,6 +40,7 @@ use crate::verify::VerifiedSvid;
 /// # Ok::<(), tower_spiffe::server::PolicyError>(())
 /// ```
 #[derive(Debug, Clone)]
+#[doc(alias = "authorize")]
 pub struct GrpcPolicy {
     rules: Rules,
 }

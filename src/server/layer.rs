@@ -30,6 +30,9 @@ use crate::verify::Validator;
 ///
 /// See the [module](super) for how to put it around a router, a tonic server or a hyper service.
 /// `R` makes the responses to rejected requests.
+#[doc(alias = "middleware")]
+#[doc(alias = "authenticate")]
+#[doc(alias = "bearer")]
 pub struct ValidateJwtSvidLayer<R = DefaultOnReject> {
     pub(crate) shared: Arc<Shared<R>>,
 }

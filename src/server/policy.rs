@@ -111,6 +111,8 @@ impl Decision {
     note = "a closure becomes a policy by `Allow::when(|caller, parts| …)`, which needs no types",
     note = "to allow every workload of every known trust domain, write `Allow::any_trust_domain()`"
 )]
+#[doc(alias = "authorize")]
+#[doc(alias = "authorization")]
 pub trait Policy: Send + Sync + 'static {
     /// Decides whether `caller` may make this request. `None` is an anonymous caller: the request
     /// has no token. `parts` are those of the request, its credential marked sensitive.

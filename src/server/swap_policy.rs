@@ -23,6 +23,7 @@ use crate::verify::VerifiedSvid;
 /// # Ok::<(), tower_spiffe::server::PolicyError>(())
 /// ```
 #[derive(Clone)]
+#[doc(alias = "reload")]
 pub struct SwapPolicy(Arc<ArcSwap<Box<dyn Policy>>>);
 
 impl SwapPolicy {

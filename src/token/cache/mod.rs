@@ -55,6 +55,7 @@ pub use warm::KeepWarm;
 
 /// A cache of our own tokens, one for each [`SvidRequest`]. Clones are the same cache.
 #[derive(Clone)]
+#[doc(alias = "refresh")]
 pub struct SvidCache {
     core: Arc<Core>,
     // Kept alive by this cache, its clones and its pins.
