@@ -16,6 +16,10 @@ pub mod clients {}
 #[doc = include_str!("../docs/guide/gateways.md")]
 pub mod gateways {}
 
+/// Bundles by https, files or memory: serverless functions, gateways, partners.
+#[doc = include_str!("../docs/guide/without-an-agent.md")]
+pub mod without_an_agent {}
+
 /// Decisions, common mistakes, policies that wait, and migration.
 #[doc = include_str!("../docs/guide/who-may-call.md")]
 pub mod who_may_call {}

@@ -13,11 +13,13 @@
 )]
 
 mod bundles;
+mod https;
 mod ids;
 mod stream;
 mod tokens;
 
 pub use bundles::{bundle_map, bundle_message, jwks};
+pub use https::https_response;
 pub use ids::{endpoint, spiffe_id};
 pub use stream::bundle_stream;
 pub use tokens::{header_line, token};

@@ -24,6 +24,18 @@
 //! assert_eq!(rejections.0.load(Ordering::Relaxed), 1);
 //! ```
 //!
+//! # Sources
+//!
+//! What the sources of bundles record:
+//!
+//! | source | updates, readiness | errors | contact, age | reconnects, withdrawal |
+//! | --- | --- | --- | --- | --- |
+//! | JwtSource | yes | of the stream, `bundle-…` | messages and pings | yes |
+//! | HttpsBundles | yes | `bundle-fetch`, `bundle-too-large`, `bundle-unreadable`, `bundle-unusable`, `bundle-rollback` | successful polls | no |
+//! | FileBundles | yes | `bundle-file` | no: a file that can be read may be old | no |
+//! | MergedBundles | its members do, each by its own recorder | | | |
+//! | MemoryBundles, FixedBundles | no | no | no | no |
+//!
 //! # Spans and events
 //!
 //! All spans and events of this crate. Their `tracing` targets begin with `tower_spiffe::` and the
@@ -193,7 +205,7 @@ pub trait MetricsRecorder: Send + Sync + 'static {
     }
 
     /// The time since the source's last contact with the issuer. Recorded when it changes, once a
-    /// minute without messages, and at every attempt to reconnect.
+    /// minute without messages, at every attempt to reconnect, and after every poll.
     fn record_bundle_age(&self, age: Duration) {
         let _ = age;
     }

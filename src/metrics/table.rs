@@ -10,7 +10,8 @@ pub struct MetricInfo {
     pub kind: &'static str,
     /// `count` or `seconds`.
     pub unit: &'static str,
-    /// The names of its labels.
+    /// The names of its labels, without `source` of a recorder
+    /// [for one source](super::FacadeRecorder::for_source).
     pub labels: &'static [&'static str],
     /// What it measures.
     pub what: &'static str,
@@ -84,21 +85,21 @@ pub const METRICS: &[MetricInfo] = &[
         "gauge",
         "seconds",
         &[],
-        "time since the last contact with the agent, when last recorded",
+        "time since the last contact with the agent or endpoint, when last recorded",
     ),
     row(
         LAST_CONTACT,
         "gauge",
         "seconds",
         &[],
-        "the last contact with the agent, in seconds since 1970",
+        "the last contact with the agent or endpoint, in seconds since 1970",
     ),
     row(
         ERRORS,
         "counter",
         "count",
         &["kind"],
-        "errors of the bundle stream, and of bundles",
+        "errors of the bundle stream, of polls, and of bundles",
     ),
     row(
         FETCHES,

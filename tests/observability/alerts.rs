@@ -148,8 +148,12 @@ fn an_annotation_shows_labels_that_its_expression_keeps() {
 fn promql_labels(expr: &str) -> BTreeSet<&'static str> {
     let metrics = promql::metrics_of(expr).unwrap();
     let own = tower_spiffe::metrics::METRICS.iter();
+    let of_source = metrics
+        .iter()
+        .any(|name| crate::words::is_of_a_source(name));
     own.filter(|metric| metrics.contains(metric.name))
         .flat_map(|metric| metric.labels.iter().copied())
+        .chain(of_source.then_some("source"))
         .chain(TARGET_LABELS)
         .collect()
 }

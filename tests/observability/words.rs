@@ -109,3 +109,8 @@ pub(crate) fn metric_of(sample: &str) -> Option<&'static tower_spiffe::metrics::
         rest.is_some_and(|rest| suffixes.contains(&rest))
     })
 }
+
+/// Whether a recorder for one source adds the label `source`.
+pub(crate) fn is_of_a_source(metric: &str) -> bool {
+    metric.starts_with("spiffe_bundle_") || metric == "spiffe_source_errors_total"
+}
