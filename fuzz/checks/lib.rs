@@ -14,11 +14,13 @@
 
 mod bundles;
 mod ids;
+mod policy;
 mod stream;
 mod tokens;
 
 pub use bundles::{bundle_map, bundle_message, jwks};
 pub use ids::{endpoint, spiffe_id};
+pub use policy::policy_file;
 pub use stream::bundle_stream;
 pub use tokens::{header_line, token};
 

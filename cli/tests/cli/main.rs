@@ -13,6 +13,7 @@ mod call;
 mod command_line;
 mod e29_explain;
 mod explain;
+mod policy;
 mod support;
 #[cfg(unix)]
 mod token_file;

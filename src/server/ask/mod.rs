@@ -127,7 +127,7 @@ impl<R> Asking<R> {
     /// Returns whether the synchronous policy alone decides, because the request is public.
     fn is_public(&self, parts: &Parts) -> bool {
         let policy = &self.shared.gate.policy;
-        policy.is_public(parts) && policy.decide(None, parts) == Decision::Allow
+        policy.is_public(parts) && policy.allows_anonymous(parts)
     }
 
     /// Asks the cache.
@@ -161,7 +161,7 @@ impl<R> Asking<R> {
     ) -> bool {
         caller.is_some()
             && decision.decision != Decision::Allow
-            && self.shared.gate.decide_anonymous(parts) == Decision::Allow
+            && self.shared.gate.allows_anonymous(parts)
     }
 
     /// Returns the verdict that follows from this outcome. `denied` is the decision about the
