@@ -8,11 +8,12 @@ use ::metrics::{Counter, Label, Unit};
 use arc_swap::ArcSwap;
 
 use super::table::{
-    ADMISSIONS, AGE, CACHE, ENDED, ERRORS, FETCH_TIME, FETCHES, KEY_WAITS, LAST_CONTACT, METRICS,
-    READY, RECONNECT_ATTEMPTS, RECONNECTS, TOKEN_FILES, UPDATES, VERDICTS, WITHDRAWN,
+    ADMISSIONS, AGE, CACHE, DRY_RUN, ENDED, ERRORS, FETCH_TIME, FETCHES, KEY_WAITS, LAST_CONTACT,
+    METRICS, READY, RECONNECT_ATTEMPTS, RECONNECTS, TOKEN_FILES, UPDATES, VERDICTS, WITHDRAWN,
 };
 use super::{
-    Admission, KEY_WAIT_OUTCOMES, MetricsRecorder, SOURCE_ERROR_KINDS, SvidCacheEvent, Verification,
+    Admission, DRY_RUN_OUTCOMES, KEY_WAIT_OUTCOMES, MetricsRecorder, SOURCE_ERROR_KINDS,
+    SvidCacheEvent, Verification,
 };
 use crate::clock::UnixTime;
 
@@ -34,13 +35,14 @@ use crate::clock::UnixTime;
 /// | `spiffe_bundle_withdrawn` | gauge | count | | 1 while the issuer has withdrawn the bundles, else 0 |
 /// | `spiffe_bundle_age_seconds` | gauge | seconds | | time since the last contact with the agent or endpoint, when last recorded |
 /// | `spiffe_bundle_last_contact_timestamp_seconds` | gauge | seconds | | the last contact with the agent or endpoint, in seconds since 1970 |
-/// | `spiffe_source_errors_total` | counter | count | `kind` | errors of the bundle stream, of polls, and of bundles |
+/// | `spiffe_source_errors_total` | counter | count | `kind` | errors of the bundle stream, of polls, of bundles, and of policy files |
 /// | `spiffe_svid_fetches_total` | counter | count | `outcome` | calls to the agent for this workload's tokens |
 /// | `spiffe_svid_fetch_duration_seconds` | histogram | seconds | `outcome` | the duration of these calls |
 /// | `spiffe_svid_cache_events_total` | counter | count | `event` | events of the cache of this workload's tokens |
 /// | `spiffe_token_file_writes_total` | counter | count | `outcome` | writes of token files |
 /// | `spiffe_admissions_total` | counter | count | `outcome`, `enforced`, `trust_domain`, `why` | verdicts of the server layers on requests |
 /// | `spiffe_unknown_key_waits_total` | counter | count | `outcome` | requests that waited for a key that is not in the bundle |
+/// | `spiffe_policy_dry_run_denials_total` | counter | count | `outcome` | requests that a policy file in a dry run would have denied |
 /// | `spiffe_ended_answers_total` | counter | count | | responses that ended early because the caller's token expired |
 /// | `spiffe_verifications_total` | counter | count | `outcome`, `cached`, `trust_domain`, `why` | verdicts on callers' tokens |
 ///
@@ -50,7 +52,8 @@ use crate::clock::UnixTime;
 ///   [`SvidCacheEvent::ALL`].
 /// - `outcome` of a fetch is `ok` or a [`TokenErrorReason`](crate::token::TokenErrorReason); of the
 ///   write of a token file, `ok` or `error`; of a wait, one of
-///   [`KEY_WAIT_OUTCOMES`](super::KEY_WAIT_OUTCOMES); of a verification, `ok` or a
+///   [`KEY_WAIT_OUTCOMES`](super::KEY_WAIT_OUTCOMES); of a dry run, one of
+///   [`DRY_RUN_OUTCOMES`](super::DRY_RUN_OUTCOMES); of a verification, `ok` or a
 ///   [`ValidateReason`](crate::verify::ValidateReason); of an admission, `verified`, `anonymous` or
 ///   a [`RejectionReason`](crate::server::RejectionReason).
 /// - `enforced` is `false` if audit mode let a request pass; `cached` is `true` if the token was in
@@ -62,7 +65,7 @@ use crate::clock::UnixTime;
 /// - `source` is an additional label of a recorder [for one source](Self::for_source), on
 ///   `spiffe_source_errors_total` and the metrics whose name begins with `spiffe_bundle_`.
 ///
-/// The errors by kind, the waits, the ended answers, the events of the cache, the writes of token
+/// The errors by kind, the waits, the denials of dry runs, the ended answers, the events of the cache, the writes of token
 /// files and the counts of the bundle stream begin at zero, so that the first one is an increase
 /// too.
 ///
@@ -182,6 +185,9 @@ impl FacadeRecorder {
         for outcome in KEY_WAIT_OUTCOMES {
             ::metrics::counter!(KEY_WAITS, "outcome" => *outcome).increment(0);
         }
+        for outcome in DRY_RUN_OUTCOMES {
+            ::metrics::counter!(DRY_RUN, "outcome" => *outcome).increment(0);
+        }
         ::metrics::counter!(ENDED).increment(0);
         // Not set: another recorder may have recorded a withdrawal.
         ::metrics::gauge!(WITHDRAWN, recorder.source.iter()).increment(0.0);
@@ -276,6 +282,10 @@ impl MetricsRecorder for FacadeRecorder {
 
     fn record_key_wait(&self, outcome: &'static str) {
         ::metrics::counter!(KEY_WAITS, "outcome" => outcome).increment(1);
+    }
+
+    fn record_dry_run_denial(&self, outcome: &'static str) {
+        ::metrics::counter!(DRY_RUN, "outcome" => outcome).increment(1);
     }
 
     fn record_ended_answer(&self) {

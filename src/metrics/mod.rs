@@ -94,6 +94,12 @@
 //! | `server` | info | answers are ended: … | `reason`, `suppressed`, `peer.spiffe_id` | an `EndAtExpiryLayer` ended them with the caller's token; one line for all callers and interval |
 //! | `server` | warn | callers cannot be authenticated | `reason`, `enforced`, `suppressed`, `why` | this service cannot verify tokens now |
 //! | `server` | warn | callers cannot be authorized | `reason`, `enforced`, `suppressed`, `why`, `policy_reason`, `peer.spiffe_id` | the policy could not decide; `why` says what failed, `policy_reason` is the error that the policy gave |
+//! | `server` | info | policy file changed | `path`, `revision`, `rules` | the policy was replaced; `rules` is their number |
+//! | `server` | warn | trouble with a policy file; its last good policy stays | `path`, `error`, `line`, `column` | another error than before |
+//! | `server` | info | the policy file can be read again | `path` | it recovered |
+//! | `server` | error | reading the policy file panicked; its last good policy stays | | a bug of this crate |
+//! | `server` | warn | a policy file is in a dry run: it denies no request | `path` | it was opened |
+//! | `server` | info | dry run: requests would be rejected: … | `reason`, `suppressed`, `peer.spiffe_id`, `policy_reason`, `request` | one line per reason, caller and ten seconds; `request` is the method and the path, for anonymous callers only if debug lines are enabled; `peer.spiffe_id` is in the span instead if the span has that field |
 //! | `server` | error | no ValidateJwtSvidLayer stands above | `reason`, `suppressed` | a layer is missing in the stack |
 //! | `server` | error | answers do not end with the caller's token: … | `reason` | the same, for an `EndAtExpiryLayer` |
 //! | `metrics` | debug | the metrics recorder panicked | | a count is lost |
@@ -141,6 +147,7 @@ use crate::clock::UnixTime;
 /// | `bundle-fetch` | a bundle cannot be fetched over https: name, connection, TLS, HTTP status; the last one stays |
 /// | `bundle-unusable` | a JWK Set over https has keys, and none of them is usable; it takes effect |
 /// | `bundle-rollback` | a bundle over https has a lower `spiffe_sequence` than the last one, which stays |
+/// | `policy-file` | a policy file cannot be read, or is not a policy; its last good policy stays |
 /// | `internal` | a bug of this crate |
 pub const SOURCE_ERROR_KINDS: &[&str] = &[
     "connect",
@@ -164,6 +171,7 @@ pub const SOURCE_ERROR_KINDS: &[&str] = &[
     "bundle-fetch",
     "bundle-unusable",
     "bundle-rollback",
+    "policy-file",
     "internal",
 ];
 
@@ -175,6 +183,15 @@ pub const SOURCE_ERROR_KINDS: &[&str] = &[
 /// | `in-vain` | waited until its limit, and the key did not come |
 /// | `turned-away` | did not wait: too many were waiting, or the last wait had just been in vain |
 pub const KEY_WAIT_OUTCOMES: &[&str] = &["judged", "in-vain", "turned-away"];
+
+/// The outcomes of [`MetricsRecorder::record_dry_run_denial`]: the rejection that the request would
+/// have got.
+///
+/// | outcome | the request |
+/// | --- | --- |
+/// | `missing` | has no token |
+/// | `not-allowed` | is of a caller who is not allowed |
+pub const DRY_RUN_OUTCOMES: &[&str] = &["missing", "not-allowed"];
 
 /// Receives the counts. It is called on hot paths, so it must be fast and must not block. A panic
 /// in it is caught if it could end a background task.
@@ -188,7 +205,7 @@ pub trait MetricsRecorder: Send + Sync + 'static {
     /// The source tries to open the bundle stream again, after it ended or could not be opened.
     fn record_reconnect_attempt(&self) {}
 
-    /// The source had an error; `kind` is one of [`SOURCE_ERROR_KINDS`].
+    /// A source or a policy file had an error; `kind` is one of [`SOURCE_ERROR_KINDS`].
     fn record_error(&self, kind: &'static str) {
         let _ = kind;
     }
@@ -239,6 +256,12 @@ pub trait MetricsRecorder: Send + Sync + 'static {
     /// A request waited, or should have waited, for a key of its token that is not in the bundle;
     /// `outcome` is one of [`KEY_WAIT_OUTCOMES`].
     fn record_key_wait(&self, outcome: &'static str) {
+        let _ = outcome;
+    }
+
+    /// A policy file in a dry run let a request pass that it denies; `outcome` is one of
+    /// [`DRY_RUN_OUTCOMES`].
+    fn record_dry_run_denial(&self, outcome: &'static str) {
         let _ = outcome;
     }
 
@@ -440,6 +463,10 @@ impl MetricsRecorder for Shielded {
         self.run(|inner| inner.record_key_wait(outcome));
     }
 
+    fn record_dry_run_denial(&self, outcome: &'static str) {
+        self.run(|inner| inner.record_dry_run_denial(outcome));
+    }
+
     fn record_ended_answer(&self) {
         self.run(|inner| inner.record_ended_answer());
     }
@@ -459,6 +486,9 @@ mod tests {
             .lines()
             .filter_map(|line| line.strip_prefix("/// | `")?.split('`').next())
             .collect();
-        assert_eq!(documented, [SOURCE_ERROR_KINDS, KEY_WAIT_OUTCOMES].concat());
+        assert_eq!(
+            documented,
+            [SOURCE_ERROR_KINDS, KEY_WAIT_OUTCOMES, DRY_RUN_OUTCOMES].concat()
+        );
     }
 }

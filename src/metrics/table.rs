@@ -35,6 +35,7 @@ pub(super) const CACHE: &str = "spiffe_svid_cache_events_total";
 pub(super) const TOKEN_FILES: &str = "spiffe_token_file_writes_total";
 pub(super) const ADMISSIONS: &str = "spiffe_admissions_total";
 pub(super) const KEY_WAITS: &str = "spiffe_unknown_key_waits_total";
+pub(super) const DRY_RUN: &str = "spiffe_policy_dry_run_denials_total";
 pub(super) const ENDED: &str = "spiffe_ended_answers_total";
 pub(super) const VERDICTS: &str = "spiffe_verifications_total";
 
@@ -99,7 +100,7 @@ pub const METRICS: &[MetricInfo] = &[
         "counter",
         "count",
         &["kind"],
-        "errors of the bundle stream, of polls, and of bundles",
+        "errors of the bundle stream, of polls, of bundles, and of policy files",
     ),
     row(
         FETCHES,
@@ -145,6 +146,13 @@ pub const METRICS: &[MetricInfo] = &[
         "count",
         &["outcome"],
         "requests that waited for a key that is not in the bundle",
+    ),
+    row(
+        DRY_RUN,
+        "counter",
+        "count",
+        &["outcome"],
+        "requests that a policy file in a dry run would have denied",
     ),
     row(
         ENDED,

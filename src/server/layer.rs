@@ -150,7 +150,10 @@ impl<R> ValidateJwtSvidLayer<R> {
     /// records its own verdicts of tokens; `Arc::new(())` records nothing.
     #[must_use]
     pub fn metrics(self, recorder: Arc<dyn MetricsRecorder>) -> Self {
-        self.configured(|gate| gate.telemetry.set_recorder(recorder))
+        self.configured(|gate| {
+            gate.telemetry.set_recorder(recorder);
+            gate.telemetry.hand_over(&*gate.policy);
+        })
     }
 
     /// Answers every invalid token with one text, "the token is invalid". By default the text names

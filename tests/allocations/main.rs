@@ -16,6 +16,7 @@ use tower_spiffe::source::{HttpsBundles, MemoryBundles, MergedBundles};
 use tower_spiffe::verify::ValidateReason;
 
 mod client;
+mod policy_file;
 mod refusals;
 
 use tower_spiffe_test_support::signer::{AUDIENCE, SUBJECT, Signer, bundle};

@@ -14,7 +14,7 @@ use tokio::time::sleep;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_spiffe::clock::UnixTime;
 use tower_spiffe::metrics::{FacadeRecorder, METRICS, MetricsRecorder};
-use tower_spiffe::server::{TokenExpired, UnknownKeyWait};
+use tower_spiffe::server::{FilePolicy, TokenExpired, UnknownKeyWait};
 use tower_spiffe::source::JwtSourceBuilder;
 use tower_spiffe::source::WithdrawalPolicy;
 use tower_spiffe::testing::{AgentCall, FakeAgent, Fault, Issuer, PausedClock};
@@ -153,6 +153,7 @@ impl World {
         let service = self.service().await;
         self.callers(&service).await;
         self.scrape_while_well = self.handle.render();
+        self.policy_file(&service).await;
         self.unknown_keys(&service).await;
         self.a_stream_that_outlives_its_token(&service).await;
         self.own_tokens(&service).await;
@@ -479,6 +480,35 @@ impl World {
             sleep(seconds(10)).await;
         }
         assert!(!bundles.state().is_healthy());
+    }
+
+    /// A policy file that breaks and recovers, and one in a dry run.
+    async fn policy_file(&mut self, service: &Watched) {
+        let dir = TempDir::new();
+        let path = dir.join("policy.toml");
+        let rule =
+            "[[rule]]\npath = \"/\"\nmethods = [\"GET\"]\nids = [\"spiffe://example.org/ops\"]\n";
+        std::fs::write(&path, rule).unwrap();
+        let followed = FilePolicy::builder(&path)
+            .metrics(self.recorder.clone())
+            .open()
+            .unwrap();
+        let changed = format!("{rule}name = \"operators\"\n");
+        for content in ["[[rule]]\n", &changed] {
+            std::fs::write(&path, content).unwrap();
+            sleep(seconds(12)).await;
+        }
+        assert!(followed.is_healthy());
+        let dry_run = FilePolicy::builder(&path).dry_run(true).open().unwrap();
+        let layer = ValidateJwtSvidLayer::required(service.validator.clone(), dry_run);
+        let token = self.token(service.agent.token(SELF, REPORTS));
+        for bearer in [Some(token.as_str()), None] {
+            let layer = layer.clone().metrics(self.recorder.clone());
+            assert_eq!(
+                ask(layer.layer(service_fn(hello)), request(bearer)).await,
+                200
+            );
+        }
     }
 
     /// Layers that stand where they cannot work.

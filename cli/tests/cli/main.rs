@@ -14,6 +14,7 @@ mod command_line;
 mod e29_explain;
 mod explain;
 mod h13_explain_https;
+mod policy;
 mod support;
 #[cfg(unix)]
 mod token_file;
