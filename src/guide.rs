@@ -3,3 +3,7 @@
 /// Decisions, common mistakes, policies that wait, and migration.
 #[doc = include_str!("../docs/guide/who-may-call.md")]
 pub mod who_may_call {}
+
+/// OAuth access tokens: settings, callers' tokens, errors, and an authorization server of your own.
+#[doc = include_str!("../docs/guide/oauth.md")]
+pub mod oauth {}

@@ -140,6 +140,10 @@
 mod cache;
 mod fetch;
 mod jwt_svid;
+#[cfg(feature = "oauth")]
+pub(crate) mod oauth_error;
+#[cfg(feature = "oauth")]
+pub(crate) mod subject;
 
 pub use crate::grpc_code::GrpcCode;
 #[cfg(feature = "client")]
@@ -157,3 +161,7 @@ pub use fetch::{
 #[cfg(feature = "client")]
 pub(crate) use jwt_svid::Subject;
 pub use jwt_svid::{JwtSvid, ParseJwtSvidError};
+#[cfg(feature = "oauth")]
+pub(crate) use oauth_error::OAuthError;
+#[cfg(feature = "oauth")]
+pub(crate) use subject::SubjectToken;

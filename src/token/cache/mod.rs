@@ -241,6 +241,11 @@ impl SvidCache {
             .map(|entry| AudienceSnapshot::of(&entry, now))
     }
 
+    #[cfg(feature = "oauth")]
+    pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.core.cx.clock
+    }
+
     /// The time on the monotonic clock of the cache.
     pub(crate) fn monotonic(&self) -> Duration {
         self.core.cx.clock.monotonic()
