@@ -268,7 +268,13 @@ impl AccessTokensBuilder {
         let endpoint = match endpoint(&url, self.plaintext) {
             Ok(endpoint) => endpoint,
             Err(why) => {
-                let text = format!("token endpoint {url:?} is invalid: {why}");
+                // Neither a password nor a query, which may be a secret.
+                let shown = url
+                    .split(['?', '#'])
+                    .next()
+                    .filter(|url| !url.contains('@'));
+                let shown = shown.map_or(String::new(), |url| format!(" {url:?}"));
+                let text = format!("token endpoint{shown} is invalid: {why}");
                 return fail(Reason::TokenEndpoint, text);
             }
         };
