@@ -4,6 +4,7 @@
 #[doc = include_str!("../docs/guide/who-may-call.md")]
 pub mod who_may_call {}
 
+#[cfg(feature = "oauth")]
 /// OAuth access tokens: settings, callers' tokens, errors, and an authorization server of your own.
 #[doc = include_str!("../docs/guide/oauth.md")]
 pub mod oauth {}

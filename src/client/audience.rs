@@ -240,7 +240,8 @@ impl Audience {
     /// caller's own, forwarded with the `authorization` header that a `ValidateJwtSvidLayer` with
     /// `keep_credential` leaves in it. Otherwise the request fails with
     /// [`InvalidRequest`](crate::token::TokenErrorReason::InvalidRequest): it is never sent with a
-    /// token of this workload. `reqwest::Request` has no extensions, so its requests fail.
+    /// token of this workload. `reqwest::Request` has no extensions, so its requests fail; those of
+    /// `reqwest_middleware` have some.
     ///
     /// Without this mark, only requests with a `SubjectToken` are on behalf of a caller.
     #[cfg(feature = "oauth")]

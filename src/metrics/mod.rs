@@ -60,8 +60,8 @@
 //! | `source` | warn | a polled bundle is stale: tokens cannot be judged | `trust_domain` | no poll succeeded for `max_staleness` |
 //! | `source` | warn | the saved bundle cannot be read | `trust_domain`, `error` | the bootstrap bundle is used |
 //! | `source` | warn | a polled bundle could not be saved | `trust_domain`, `error` | a restart may be locked out |
-//! | `token` | warn | fetching a JWT-SVID failed | `request`, `error`, `usable` | `usable`: an older token is sent meanwhile |
-//! | `token` | debug | fetching a JWT-SVID failed again | `request`, `error`, `usable` | for the same reason |
+//! | `token` | warn | fetching a JWT-SVID failed | `request`, `error`, `usable` | or an access token; `usable`: an older token is sent meanwhile |
+//! | `token` | debug | fetching a JWT-SVID failed again | `request`, `error`, `usable` | for the same reason; or the first time, for the access token of a caller |
 //! | `token` | warn | refreshes of JWT-SVIDs have stalled; check that the agent is running and reaches its server | `request`, `why` | one line until they recover: a refresh brought no newer token, or takes longer than 5 s |
 //! | `token` | info | refreshes of JWT-SVIDs bring newer tokens again | `request` | they recovered |
 //! | `token` | info | the issuer of JWT-SVIDs answers again | | the breaker closed |

@@ -268,12 +268,7 @@ impl AccessTokensBuilder {
         let endpoint = match endpoint(&url, self.plaintext) {
             Ok(endpoint) => endpoint,
             Err(why) => {
-                // Neither a password nor a query, which may be a secret.
-                let shown = url
-                    .split(['?', '#'])
-                    .next()
-                    .filter(|url| !url.contains('@'));
-                let shown = shown.map_or(String::new(), |url| format!(" {url:?}"));
+                let shown = shown(&url).map_or(String::new(), |url| format!(" {url:?}"));
                 let text = format!("token endpoint{shown} is invalid: {why}");
                 return fail(Reason::TokenEndpoint, text);
             }
@@ -364,6 +359,12 @@ fn is_scope(scope: &str) -> bool {
     names.all(|name| !name.is_empty() && name.bytes().all(allowed))
 }
 
+/// A URL without its query, which may be a secret; `None` if it has a password.
+fn shown(url: &str) -> Option<&str> {
+    let url = url.split(['?', '#']).next()?;
+    (!url.contains('@')).then_some(url)
+}
+
 fn endpoint(url: &str, plaintext: Option<Plaintext>) -> Result<Uri, String> {
     const WANTED: &str = "expected `https://host/path`";
     // A fragment is not allowed (RFC 6749 section 3.2), and `Uri` would drop it.
@@ -403,7 +404,7 @@ impl fmt::Debug for AccessTokensBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AccessTokensBuilder")
             .field("issuer", &self.issuer)
-            .field("token_endpoint", &self.endpoint)
+            .field("token_endpoint", &self.endpoint.as_deref().and_then(shown))
             .field("client_id", &self.client_id)
             .field("assertion_type", &self.assertion_type)
             .field("token_exchange", &self.exchanges)

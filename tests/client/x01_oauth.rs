@@ -1170,6 +1170,11 @@ fn x01_invalid_options_say_how_to_fix_them() {
             TokenEndpoint,
             "user name",
         ),
+        (
+            endpoint("http://as/token?key=user:pass"),
+            TokenEndpoint,
+            "plaintext",
+        ),
         (endpoint("https://as/token#x"), TokenEndpoint, "fragment"),
         (builder().client_id(""), Parameter, "client ID is empty"),
         (builder().scope(""), Parameter, "scope"),
@@ -1186,6 +1191,7 @@ fn x01_invalid_options_say_how_to_fix_them() {
         (builder().max_lifetime(Duration::ZERO), Lifetime, "zero"),
     ];
     for (builder, reason, text) in cases {
+        assert!(!format!("{builder:?}").contains("user:pass"));
         let error = builder.build().unwrap_err();
         assert_eq!(error.reason(), reason, "{error}");
         assert!(error.to_string().contains(text), "{error}");
