@@ -24,6 +24,10 @@ pub mod without_an_agent {}
 #[doc = include_str!("../docs/guide/who-may-call.md")]
 pub mod who_may_call {}
 
+/// OAuth access tokens: settings, callers' tokens, errors, and an authorization server of your own.
+#[doc = include_str!("../docs/guide/oauth.md")]
+pub mod oauth {}
+
 /// Tokens for Kafka, NATS, Redis, Postgres, cloud SDKs, Vault, and files.
 #[doc = include_str!("../docs/guide/outside-http.md")]
 pub mod outside_http {}

@@ -61,6 +61,7 @@
 //! | verifying tokens outside HTTP | [`verify`] |
 //! | bundles without an agent | [`bundle`], [`FileBundles`], and `source::https` with its feature |
 //! | tokens in files | [`token_file`] |
+//! | access tokens of an OAuth server | `oauth`, with its feature |
 //! | testing your own service | [`testing`] |
 //! | metrics, spans and log events | [`metrics`] |
 //! | pages by task: servers, clients, operating, troubleshooting and more | [`guide`] |
@@ -72,8 +73,8 @@
 //!
 //! `workload-api`, `server` and `client` are on by default. `axum`, `tonic`, `tower-http`, `reqwest`
 //! and `reqwest-middleware` adapt the layers to these crates. `https-bundles` fetches bundles over
-//! https, `metrics` has a recorder for the `metrics` crate, and `testing` has the embedded agent. All
-//! are additive.
+//! https, `oauth` gets access tokens from an OAuth authorization server, `metrics` has a recorder for the
+//! `metrics` crate, and `testing` has the embedded agent. All are additive.
 //!
 //! # Threats
 //!
@@ -97,6 +98,8 @@ pub mod guide;
 pub mod identity;
 mod jwt;
 pub mod metrics;
+#[cfg(feature = "oauth")]
+pub mod oauth;
 mod presentable;
 #[cfg(any(feature = "server", feature = "client"))]
 mod runtime;

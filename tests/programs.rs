@@ -267,6 +267,13 @@ async fn policy_file_follows_its_file() {
 }
 
 #[tokio::test]
+async fn x01_oauth_exchange_acts_for_its_caller() {
+    let (code, said) = run(&mut program("oauth_exchange")).await;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("2 exchanges, 0 failures"), "{said}");
+}
+
+#[tokio::test]
 async fn policy_opa_denies_while_opa_fails() {
     let (code, said) = run(&mut program("policy_opa")).await;
     assert_eq!(code, Some(0), "{said}");

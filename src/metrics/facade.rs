@@ -8,12 +8,13 @@ use ::metrics::{Counter, Label, Unit};
 use arc_swap::ArcSwap;
 
 use super::table::{
-    ADMISSIONS, AGE, CACHE, DRY_RUN, ENDED, ERRORS, FETCH_TIME, FETCHES, KEY_WAITS, LAST_CONTACT,
-    METRICS, READY, RECONNECT_ATTEMPTS, RECONNECTS, TOKEN_FILES, UPDATES, VERDICTS, WITHDRAWN,
+    ADMISSIONS, AGE, CACHE, DRY_RUN, ENDED, ERRORS, EXCHANGE_TIME, EXCHANGES, FETCH_TIME, FETCHES,
+    KEY_WAITS, LAST_CONTACT, METRICS, READY, RECONNECT_ATTEMPTS, RECONNECTS, TOKEN_FILES, UPDATES,
+    VERDICTS, WITHDRAWN,
 };
 use super::{
-    Admission, DRY_RUN_OUTCOMES, KEY_WAIT_OUTCOMES, MetricsRecorder, SOURCE_ERROR_KINDS,
-    SvidCacheEvent, Verification,
+    Admission, DRY_RUN_OUTCOMES, EXCHANGE_OUTCOMES, KEY_WAIT_OUTCOMES, MetricsRecorder,
+    SOURCE_ERROR_KINDS, SvidCacheEvent, Verification,
 };
 use crate::clock::UnixTime;
 
@@ -22,7 +23,8 @@ use crate::clock::UnixTime;
 ///
 /// Install the exporter first: counts without an exporter are lost, and the counter of a verdict
 /// stays with the exporter that was installed at its first count. Use one recorder for the whole
-/// process: pass it to the source, which its validators and layers inherit, and to token files.
+/// process: pass it to the source, which its validators and layers inherit, to token files and to sources
+/// of access tokens.
 /// With several sources of bundles, give each one [a recorder of its own](Self::for_source).
 /// Otherwise a gauge shows the source that was recorded last.
 ///
@@ -40,6 +42,8 @@ use crate::clock::UnixTime;
 /// | `spiffe_svid_fetch_duration_seconds` | histogram | seconds | `outcome` | the duration of these calls |
 /// | `spiffe_svid_cache_events_total` | counter | count | `event` | events of the cache of this workload's tokens |
 /// | `spiffe_token_file_writes_total` | counter | count | `outcome` | writes of token files |
+/// | `spiffe_token_exchanges_total` | counter | count | `outcome` | requests for access tokens of an OAuth authorization server |
+/// | `spiffe_token_exchange_duration_seconds` | histogram | seconds | `outcome` | the duration of these requests |
 /// | `spiffe_admissions_total` | counter | count | `outcome`, `enforced`, `trust_domain`, `why` | verdicts of the server layers on requests |
 /// | `spiffe_unknown_key_waits_total` | counter | count | `outcome` | requests that waited for a key that is not in the bundle |
 /// | `spiffe_policy_dry_run_denials_total` | counter | count | `outcome` | requests that a policy file in a dry run would have denied |
@@ -51,7 +55,8 @@ use crate::clock::UnixTime;
 /// - `kind` is one of [`SOURCE_ERROR_KINDS`](super::SOURCE_ERROR_KINDS), `event` one of
 ///   [`SvidCacheEvent::ALL`].
 /// - `outcome` of a fetch is `ok` or a [`TokenErrorReason`](crate::token::TokenErrorReason); of the
-///   write of a token file, `ok` or `error`; of a wait, one of
+///   write of a token file, `ok` or `error`; of a request for an access token, one of
+///   [`EXCHANGE_OUTCOMES`](super::EXCHANGE_OUTCOMES); of a wait, one of
 ///   [`KEY_WAIT_OUTCOMES`](super::KEY_WAIT_OUTCOMES); of a dry run, one of
 ///   [`DRY_RUN_OUTCOMES`](super::DRY_RUN_OUTCOMES); of a verification, `ok` or a
 ///   [`ValidateReason`](crate::verify::ValidateReason); of an admission, `verified`, `anonymous` or
@@ -65,8 +70,9 @@ use crate::clock::UnixTime;
 /// - `source` is an additional label of a recorder [for one source](Self::for_source), on
 ///   `spiffe_source_errors_total` and the metrics whose name begins with `spiffe_bundle_`.
 ///
-/// The errors by kind, the waits, the denials of dry runs, the ended answers, the events of the cache, the writes of token
-/// files and the counts of the bundle stream begin at zero, so that the first one is an increase
+/// The errors by kind, the waits, the denials of dry runs, the ended answers, the events of the cache,
+/// the writes of token files, the requests for access tokens and the counts of the bundle stream begin
+/// at zero, so that the first one is an increase
 /// too.
 ///
 /// A Grafana dashboard and alert rules over these names are in `examples/observability`.
@@ -182,6 +188,9 @@ impl FacadeRecorder {
         for outcome in ["ok", "error"] {
             ::metrics::counter!(TOKEN_FILES, "outcome" => outcome).increment(0);
         }
+        for outcome in EXCHANGE_OUTCOMES {
+            ::metrics::counter!(EXCHANGES, "outcome" => *outcome).increment(0);
+        }
         for outcome in KEY_WAIT_OUTCOMES {
             ::metrics::counter!(KEY_WAITS, "outcome" => *outcome).increment(0);
         }
@@ -259,6 +268,11 @@ impl MetricsRecorder for FacadeRecorder {
 
     fn record_token_file(&self, outcome: &'static str) {
         ::metrics::counter!(TOKEN_FILES, "outcome" => outcome).increment(1);
+    }
+
+    fn record_token_exchange(&self, outcome: &'static str, latency: Duration) {
+        ::metrics::counter!(EXCHANGES, "outcome" => outcome).increment(1);
+        ::metrics::histogram!(EXCHANGE_TIME, "outcome" => outcome).record(latency.as_secs_f64());
     }
 
     fn record_admission(&self, admission: &Admission<'_>) {

@@ -72,8 +72,8 @@
 //! | `source` | warn | a polled bundle is stale: tokens cannot be judged | `trust_domain` | no poll succeeded for `max_staleness` |
 //! | `source` | warn | the saved bundle cannot be read | `trust_domain`, `error` | the bootstrap bundle is used |
 //! | `source` | warn | a polled bundle could not be saved | `trust_domain`, `error` | a restart may be locked out |
-//! | `token` | warn | fetching a JWT-SVID failed | `request`, `error`, `usable` | `usable`: an older token is sent meanwhile |
-//! | `token` | debug | fetching a JWT-SVID failed again | `request`, `error`, `usable` | for the same reason |
+//! | `token` | warn | fetching a JWT-SVID failed | `request`, `error`, `usable` | or an access token; `usable`: an older token is sent meanwhile |
+//! | `token` | debug | fetching a JWT-SVID failed again | `request`, `error`, `usable` | for the same reason; or the first time, for the access token of a caller |
 //! | `token` | warn | refreshes of JWT-SVIDs have stalled; check that the agent is running and reaches its server | `request`, `why` | one line until they recover: a refresh brought no newer token, or takes longer than 5 s |
 //! | `token` | info | refreshes of JWT-SVIDs bring newer tokens again | `request` | they recovered |
 //! | `token` | info | the issuer of JWT-SVIDs answers again | | the breaker closed |
@@ -193,6 +193,43 @@ pub const KEY_WAIT_OUTCOMES: &[&str] = &["judged", "in-vain", "turned-away"];
 /// | `not-allowed` | is of a caller who is not allowed |
 pub const DRY_RUN_OUTCOMES: &[&str] = &["missing", "not-allowed"];
 
+/// The outcomes of [`MetricsRecorder::record_token_exchange`].
+///
+/// | outcome | usual cause |
+/// | --- | --- |
+/// | `ok` | an access token came |
+/// | `no-svid` | there is no token of this workload to authenticate with: the agent |
+/// | `expired-subject` | the caller's token expired; the server was not called |
+/// | `unreachable` | no response from the token endpoint: name, connection, TLS |
+/// | `abandoned` | no response within the time limit of the cache, or the cache was closed |
+/// | `invalid-client` | the server does not accept this workload: no such client, or another `issuer` |
+/// | `invalid-grant` | the server does not accept the subject token |
+/// | `denied` | the server does not allow this client the access token |
+/// | `invalid-request` | the server does not accept the parameters of the request |
+/// | `invalid-scope` | the server does not know or allow the scope |
+/// | `invalid-target` | the server does not know or allow the audience or resource |
+/// | `unavailable` | the server cannot serve now: a 5xx status or 429 |
+/// | `redirect` | the token endpoint redirects; nothing was sent there |
+/// | `unacceptable` | the response has no access token that can be sent |
+/// | `other` | any other response |
+pub const EXCHANGE_OUTCOMES: &[&str] = &[
+    "ok",
+    "no-svid",
+    "expired-subject",
+    "unreachable",
+    "abandoned",
+    "invalid-client",
+    "invalid-grant",
+    "denied",
+    "invalid-request",
+    "invalid-scope",
+    "invalid-target",
+    "unavailable",
+    "redirect",
+    "unacceptable",
+    "other",
+];
+
 /// Receives the counts. It is called on hot paths, so it must be fast and must not block. A panic
 /// in it is caught if it could end a background task.
 pub trait MetricsRecorder: Send + Sync + 'static {
@@ -246,6 +283,12 @@ pub trait MetricsRecorder: Send + Sync + 'static {
     /// A write of a token file succeeded (`ok`) or failed (`error`).
     fn record_token_file(&self, outcome: &'static str) {
         let _ = outcome;
+    }
+
+    /// One request for an access token of an OAuth authorization server ended; `outcome` is one of
+    /// [`EXCHANGE_OUTCOMES`].
+    fn record_token_exchange(&self, outcome: &'static str, latency: Duration) {
+        let _ = (outcome, latency);
     }
 
     /// A server layer decided on a request.
@@ -455,6 +498,10 @@ impl MetricsRecorder for Shielded {
         self.run(|inner| inner.record_token_file(outcome));
     }
 
+    fn record_token_exchange(&self, outcome: &'static str, latency: Duration) {
+        self.run(|inner| inner.record_token_exchange(outcome, latency));
+    }
+
     fn record_admission(&self, admission: &Admission<'_>) {
         self.run(|inner| inner.record_admission(admission));
     }
@@ -486,9 +533,12 @@ mod tests {
             .lines()
             .filter_map(|line| line.strip_prefix("/// | `")?.split('`').next())
             .collect();
-        assert_eq!(
-            documented,
-            [SOURCE_ERROR_KINDS, KEY_WAIT_OUTCOMES, DRY_RUN_OUTCOMES].concat()
-        );
+        let listed = [
+            SOURCE_ERROR_KINDS,
+            KEY_WAIT_OUTCOMES,
+            DRY_RUN_OUTCOMES,
+            EXCHANGE_OUTCOMES,
+        ];
+        assert_eq!(documented, listed.concat());
     }
 }

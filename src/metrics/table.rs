@@ -33,6 +33,8 @@ pub(super) const FETCHES: &str = "spiffe_svid_fetches_total";
 pub(super) const FETCH_TIME: &str = "spiffe_svid_fetch_duration_seconds";
 pub(super) const CACHE: &str = "spiffe_svid_cache_events_total";
 pub(super) const TOKEN_FILES: &str = "spiffe_token_file_writes_total";
+pub(super) const EXCHANGES: &str = "spiffe_token_exchanges_total";
+pub(super) const EXCHANGE_TIME: &str = "spiffe_token_exchange_duration_seconds";
 pub(super) const ADMISSIONS: &str = "spiffe_admissions_total";
 pub(super) const KEY_WAITS: &str = "spiffe_unknown_key_waits_total";
 pub(super) const DRY_RUN: &str = "spiffe_policy_dry_run_denials_total";
@@ -133,6 +135,23 @@ pub const METRICS: &[MetricInfo] = &[
         &["outcome"],
         "writes of token files",
     ),
+    row(
+        EXCHANGES,
+        "counter",
+        "count",
+        &["outcome"],
+        "requests for access tokens of an OAuth authorization server",
+    ),
+    MetricInfo {
+        buckets: FETCH_BUCKETS,
+        ..row(
+            EXCHANGE_TIME,
+            "histogram",
+            "seconds",
+            &["outcome"],
+            "the duration of these requests",
+        )
+    },
     row(
         ADMISSIONS,
         "counter",

@@ -159,6 +159,11 @@ fn the_week_moves_every_metric() {
         let count = scrape.sum("spiffe_token_file_writes_total", &labels);
         assert!(count > 1.0, "{outcome}");
     }
+    for outcome in ["ok", "invalid-client", "unavailable", "no-svid"] {
+        let labels = [("outcome", outcome)];
+        let count = scrape.sum("spiffe_token_exchanges_total", &labels);
+        assert!(count > 0.0, "{outcome}");
+    }
     for outcome in KEY_WAIT_OUTCOMES {
         let labels = [("outcome", *outcome)];
         let count = scrape.sum("spiffe_unknown_key_waits_total", &labels);
@@ -298,6 +303,10 @@ fn counters_that_may_stay_silent_for_long_begin_at_zero() {
     assert_eq!(count("spiffe_bundle_withdrawn"), 1);
     assert_eq!(count("spiffe_ended_answers_total"), 1);
     assert_eq!(count("spiffe_token_file_writes_total"), 2);
+    assert_eq!(
+        count("spiffe_token_exchanges_total"),
+        tower_spiffe::metrics::EXCHANGE_OUTCOMES.len()
+    );
     assert_eq!(
         count("spiffe_source_errors_total"),
         tower_spiffe::metrics::SOURCE_ERROR_KINDS.len()

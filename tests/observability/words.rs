@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use tower_spiffe::bundle::BundlesUnavailable;
 use tower_spiffe::metrics::{
-    DRY_RUN_OUTCOMES, KEY_WAIT_OUTCOMES, METRICS, SOURCE_ERROR_KINDS, SvidCacheEvent,
+    DRY_RUN_OUTCOMES, EXCHANGE_OUTCOMES, KEY_WAIT_OUTCOMES, METRICS, SOURCE_ERROR_KINDS,
+    SvidCacheEvent,
 };
 use tower_spiffe::server::{PolicyFailure, RejectionReason};
 use tower_spiffe::token::TokenErrorReason;
@@ -73,6 +74,9 @@ pub(crate) fn of(metric: &str, label: &str) -> Option<BTreeSet<&'static str>> {
             why.chain(policy).chain([""]).collect()
         }
         ("spiffe_token_file_writes_total", "outcome") => vec!["ok", "error"],
+        ("spiffe_token_exchanges_total" | "spiffe_token_exchange_duration_seconds", "outcome") => {
+            EXCHANGE_OUTCOMES.to_vec()
+        }
         ("spiffe_unknown_key_waits_total", "outcome") => KEY_WAIT_OUTCOMES.to_vec(),
         ("spiffe_policy_dry_run_denials_total", "outcome") => DRY_RUN_OUTCOMES.to_vec(),
         ("spiffe_verifications_total", "outcome") => {

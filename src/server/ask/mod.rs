@@ -85,9 +85,7 @@ impl Asking {
         parts: &Parts,
         decision: &AsyncDecision,
     ) -> bool {
-        caller.is_some()
-            && decision.decision != Decision::Allow
-            && gate.allows_anonymous(parts)
+        caller.is_some() && decision.decision != Decision::Allow && gate.allows_anonymous(parts)
     }
 
     /// Returns the verdict that follows from this outcome. `denied` is the decision about the

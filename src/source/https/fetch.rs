@@ -6,14 +6,14 @@ use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
 use http::header::{
     ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, ETAG, HOST, HeaderValue, IF_MODIFIED_SINCE,
-    IF_NONE_MATCH, LAST_MODIFIED, LOCATION, RETRY_AFTER, USER_AGENT,
+    IF_NONE_MATCH, LAST_MODIFIED, LOCATION, USER_AGENT,
 };
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{Request, Response, StatusCode};
 use http_body::Body;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
@@ -26,10 +26,11 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::super::own_thread;
+use super::super::retry_after::retry_after;
 use super::tls;
 use super::url::Url;
 use crate::clock::UnixTime;
-use crate::presentable::presentable;
+use crate::presentable::{chain, presentable};
 
 pub(super) const MAX_BODY: usize = 1 << 20;
 pub(super) const CONNECT_WITHIN: Duration = Duration::from_secs(5);
@@ -146,16 +147,7 @@ impl FetchError {
     }
 
     fn of(what: &str, error: &(dyn StdError + 'static)) -> Self {
-        let mut text = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            let cause_text = cause.to_string();
-            if !text.contains(&cause_text) {
-                text = format!("{text}: {cause_text}");
-            }
-            source = cause.source();
-        }
-        Self::new(format!("{what}: {}", presentable(&text)))
+        Self::new(format!("{what}: {}", presentable(&chain(error))))
     }
 }
 
@@ -398,17 +390,6 @@ where
     Ok(read)
 }
 
-/// How long the server asks to wait, in seconds or until a date (RFC 9110 section 10.2.3).
-fn retry_after(headers: &HeaderMap, now: UnixTime) -> Option<Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if text.bytes().all(|byte| byte.is_ascii_digit()) && !text.is_empty() {
-        // A number that is too large for the type is a long wait.
-        return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
-    }
-    let date: SystemTime = httpdate::parse_http_date(text).ok()?;
-    Some(UnixTime::from(date).saturating_since(now))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -432,29 +413,5 @@ mod tests {
         assert_eq!(none.kind(), io::ErrorKind::NotFound);
         let dead = timeout(CONNECT_WITHIN, first_of(vec![address(1)], connect)).await;
         assert!(dead.is_err(), "it waits without a busy loop");
-    }
-
-    #[test]
-    fn h01_retry_after_is_seconds_or_a_date() {
-        let now = UnixTime::from_secs(1_790_000_000);
-        let read = |text: &str| {
-            let value = HeaderValue::from_str(text).unwrap();
-            retry_after(&HeaderMap::from_iter([(RETRY_AFTER, value)]), now)
-        };
-        let date = SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_090);
-        let past = SystemTime::UNIX_EPOCH;
-        assert_eq!(read("120"), Some(Duration::from_secs(120)));
-        assert_eq!(
-            read(&httpdate::fmt_http_date(date)),
-            Some(Duration::from_secs(90))
-        );
-        assert_eq!(read(&httpdate::fmt_http_date(past)), Some(Duration::ZERO));
-        assert_eq!(
-            read("99999999999999999999999"),
-            Some(Duration::from_secs(u64::MAX))
-        );
-        for bad in ["", "-1", "1.5", "soon", "Mon"] {
-            assert_eq!(read(bad), None, "{bad}");
-        }
     }
 }

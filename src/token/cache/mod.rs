@@ -250,6 +250,11 @@ impl SvidCache {
         }
     }
 
+    #[cfg(feature = "oauth")]
+    pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.core.cx.clock
+    }
+
     /// The time on the monotonic clock of the cache.
     pub(crate) fn monotonic(&self) -> Duration {
         self.core.cx.clock.monotonic()
