@@ -75,12 +75,6 @@ impl Telemetry {
         }
     }
 
-    pub(crate) fn set_clock(&mut self, clock: Arc<dyn Clock>) {
-        self.clock = clock;
-        // Intervals of the other clock do not apply to this one.
-        self.log = Arc::new(RejectionLog::new(self.log.interval));
-    }
-
     pub(crate) fn set_log_interval(&mut self, interval: Duration) {
         self.log = Arc::new(RejectionLog::new(interval));
     }

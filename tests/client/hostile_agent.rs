@@ -123,7 +123,7 @@ async fn of_duplicates_the_first_is_sent_and_one_that_is_asked_for_by_id_must_be
     );
 
     let admin: SpiffeId = ADMIN.parse().unwrap();
-    let bound = audience().spiffe_id(admin).for_origin("https://reports");
-    let error = sent(&stage, bound.unwrap()).await.unwrap_err();
+    let bound = audience().for_origin("https://reports").unwrap();
+    let error = sent(&stage, bound.spiffe_id(admin)).await.unwrap_err();
     assert_eq!(error.reason(), TokenErrorReason::Unacceptable, "{error}");
 }

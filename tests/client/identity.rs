@@ -83,8 +83,9 @@ async fn the_hint_of_a_layer_is_put_on_its_own_audience() {
 #[tokio::test(start_paused = true)]
 async fn the_identity_that_a_request_names_itself_wins() {
     let (first, second) = (id("spiffe://x/first"), id("spiffe://x/second"));
-    let own_id = Audience::fixed("l").spiffe_id(first.clone());
-    let own_hint = Audience::fixed("l").hint("internal");
+    let own = || Audience::fixed("l").for_origin("https://ledger").unwrap();
+    let own_id = own().spiffe_id(first.clone());
+    let own_hint = own().hint("internal").unwrap();
     for (own, expected) in [
         (own_id, l().with_spiffe_id(first)),
         (own_hint, l().with_hint("internal").unwrap()),
@@ -92,7 +93,6 @@ async fn the_identity_that_a_request_names_itself_wins() {
         let bench = Bench::new();
         let layer = AddJwtSvidLayer::new(bench.cache.clone(), Audience::per_request());
         let layer = layer.spiffe_id(second.clone());
-        let own = own.for_origin("https://ledger").unwrap();
         let headers = sent(layer, asking(own)).await.unwrap();
         assert!(headers.contains_key(AUTHORIZATION));
         assert_eq!(asked(&bench), [expected]);

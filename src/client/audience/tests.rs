@@ -134,7 +134,11 @@ fn a_wrong_configuration_says_why() {
         no_request(SvidRequestError::AudienceWhitespace)
     );
     assert_eq!(
-        Audience::fixed("a").hint("").any_origin().unwrap_err(),
+        Audience::fixed("a")
+            .any_origin()
+            .unwrap()
+            .hint("")
+            .unwrap_err(),
         no_request(SvidRequestError::EmptyHint)
     );
     assert_eq!(

@@ -4,6 +4,7 @@ mod backoff;
 mod builder;
 mod error;
 mod fetch;
+mod heartbeat;
 mod hints;
 pub(crate) mod intake;
 mod judge;
