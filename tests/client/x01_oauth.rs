@@ -414,7 +414,7 @@ async fn x01_hostile_responses_are_unacceptable() {
             r#"{{"access_token":"abc","token_type":"Bearer","x":"{}"}}"#,
             "x".repeat(70_000)
         ),
-        format!(r#"{{"access_token":"abc","token_type":"Bearer""#),
+        r#"{"access_token":"abc","token_type":"Bearer""#.to_owned(),
     ];
     for body in bodies {
         let world = World::new().await;

@@ -266,7 +266,7 @@ async fn x01_middleware_acts_for_the_subject_in_the_extensions() {
     let tokens = builder(&source, &server)
         .token_exchange()
         .reqwest(reqwest());
-    let middleware = JwtSvidMiddleware::new(&tokens.build().unwrap(), [(api.origin(), "api")])
+    let middleware = JwtSvidMiddleware::new(tokens.build().unwrap(), [(api.origin(), "api")])
         .unwrap()
         .allow_plaintext(Plaintext::Loopback);
     let client = reqwest_middleware::ClientBuilder::new(reqwest())
