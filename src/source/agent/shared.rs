@@ -242,8 +242,16 @@ impl Shared {
     }
 
     /// Applies a message. Returns what it changed.
-    pub(crate) fn take_in(&self, intake: Intake) -> Change {
+    pub(crate) fn take_in(&self, mut intake: Intake) -> Change {
         let now = self.clock.monotonic();
+        // A withdrawal that is due takes effect first. Otherwise it depends on the moment of the next
+        // beat whether a message can bring withdrawn keys back.
+        self.withdraw_if_due(nanos(now));
+        let withdrawn = self.is_withdrawn();
+        if withdrawn {
+            // The message was read when the keys before the withdrawal were still known.
+            intake.forget_kept();
+        }
         let before = self.snapshot.load_full();
         let unreadable: Vec<TrustDomain> = intake
             .troubles
@@ -255,7 +263,7 @@ impl Shared {
         let lost_keys = before.set.iter().any(|old| lost_a_key(old, &intake.set));
         // A message without any bundle neither completes a start nor ends a withdrawal.
         let first = self.judge.verdict() == Verdict::NotReady;
-        let nothing = intake.set.is_empty() && (first || self.is_withdrawn());
+        let nothing = intake.set.is_empty() && (first || withdrawn);
         // Held until everything has changed, so that a state is from before or from after.
         let mut record = self.record();
         let noted = record.note(now, &before.set, &intake, nothing);
@@ -270,8 +278,6 @@ impl Shared {
                 ..Change::default()
             };
         }
-        let in_force = self.withdrawn_at.load(Ordering::Acquire) <= nanos(now);
-        let restored = in_force || self.is_withdrawn();
         let aging: Vec<_> = self.max_staleness.map_or_else(Vec::new, |max| {
             let moments = aging.into_iter();
             let moments = moments.map(|(name, updated)| (name, updated.saturating_add(max)));
@@ -295,16 +301,17 @@ impl Shared {
         };
         self.snapshot.store(Arc::new(snapshot));
         let changed = first || !same;
-        let told = changed || restored || younger || older;
+        let told = changed || withdrawn || younger || older;
         let mut raised = told.then(|| self.judge.turn(Verdict::Ready)).flatten();
         self.aged_at.store(aged_at, Ordering::Release);
         let stale_at = self
             .max_staleness
             .map_or(NEVER, |max| nanos(now.saturating_add(max)));
         let was_stale_at = self.stale_at.swap(stale_at, Ordering::AcqRel);
-        self.withdrawn_at.store(NEVER, Ordering::Release);
-        // Tasks that got `Stale` until now wait for a notice that it is over.
-        if raised.is_none() && was_stale_at <= nanos(self.clock.monotonic()) {
+        let was_withdrawn_at = self.withdrawn_at.swap(NEVER, Ordering::AcqRel);
+        // Tasks that got `Stale` or `Withdrawn` until now wait for a notice that it is over.
+        let blind_at = was_stale_at.min(was_withdrawn_at);
+        if raised.is_none() && blind_at <= nanos(self.clock.monotonic()) {
             raised = self.judge.turn(Verdict::Ready);
         }
         drop(record);
@@ -388,12 +395,18 @@ impl Shared {
         Some(revision)
     }
 
-    /// Reports that the task runs. Returns whether a withdrawal took effect.
-    pub(crate) fn beat(&self) -> bool {
+    /// Reports that the task runs, and applies a withdrawal that is due.
+    pub(crate) fn beat(&self) {
         let now = nanos(self.clock.monotonic());
         self.beat_at.store(now, Ordering::Release);
+        self.withdraw_if_due(now);
+    }
+
+    fn withdraw_if_due(&self, now: u64) {
         let due = self.withdrawn_at.load(Ordering::Acquire) <= now;
-        due && self.withdraw_now()
+        if due && self.withdraw_now() {
+            log_withdrawal();
+        }
     }
 
     /// A withdrawal takes effect. Returns whether the bundles were in use.
@@ -609,6 +622,10 @@ pub(crate) struct Change {
     pub(crate) reconnected: bool,
     /// A key was removed.
     pub(crate) lost_keys: bool,
+}
+
+pub(super) fn log_withdrawal() {
+    tracing::warn!("the withdrawal of the bundles takes effect");
 }
 
 fn lost_a_key(old: &Arc<JwtBundle>, set: &JwtBundleSet) -> bool {
