@@ -111,12 +111,32 @@ mod tests {
         assert!(elsewhere.join().unwrap());
     }
 
+    /// They differ in the middle only.
+    #[test]
+    fn headers_of_two_keys_are_kept_together() {
+        let texts = [
+            "eyJhbGciOiJFUzI1NiIsImtpZCI6ImtleS0xIiwidHlwIjoiSldUIn0",
+            "eyJhbGciOiJFUzI1NiIsImtpZCI6ImtleS0yIiwidHlwIjoiSldUIn0",
+        ];
+        for text in texts {
+            KnownHeader::keep(text, false, &header(text));
+        }
+        assert!(
+            texts
+                .iter()
+                .all(|text| KnownHeader::find(text, false).is_some())
+        );
+    }
+
     #[test]
     fn what_is_kept_is_bounded_in_number_and_length() {
         let long = "e".repeat(MAX_LEN + 1);
         KnownHeader::keep(&long, false, &header("long"));
         assert!(KnownHeader::find(&long, false).is_none());
         assert!(KnownHeader::find("", false).is_none());
+        let longest = "e".repeat(MAX_LEN);
+        KnownHeader::keep(&longest, false, &header("longest"));
+        assert!(KnownHeader::find(&longest, false).is_some());
         let texts: Vec<_> = (0..200)
             .map(|n| format!("eyJhbGciOiJ{n:032}IsInR5cCI6IkpXVCJ9"))
             .collect();

@@ -14,6 +14,7 @@ mod cache;
 mod conformance;
 mod e19_empty_bundles;
 mod e34_missing_key_id;
+mod error_texts;
 mod h08_key_use;
 mod histories;
 mod ids;

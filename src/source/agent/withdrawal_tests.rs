@@ -78,7 +78,12 @@ fn source() -> (Arc<ActingClock>, Arc<Shared>, Bytes) {
 fn read(shared: &Shared, bundles: &[(&str, &[u8])]) -> intake::Intake {
     let bundles = bundles.iter();
     let bundles = bundles.map(|(name, jwks)| (format!("spiffe://{name}"), jwks.to_vec().into()));
-    intake::read(bundles.collect(), &shared.known(), &ResourceLimits::default()).unwrap()
+    intake::read(
+        bundles.collect(),
+        &shared.known(),
+        &ResourceLimits::default(),
+    )
+    .unwrap()
 }
 
 fn send(shared: &Shared, bundles: &[(&str, &[u8])]) {
@@ -160,5 +165,8 @@ async fn end_of_withdrawal_while_reading_wakes_waiting_tasks() {
     });
     shared.take_in(message);
     assert_eq!(keys(&shared, "x"), Ok(1));
-    assert!(notices.has_changed().unwrap(), "they wait until the next change");
+    assert!(
+        notices.has_changed().unwrap(),
+        "they wait until the next change"
+    );
 }
