@@ -491,5 +491,6 @@ impl fmt::Debug for Config {
     }
 }
 
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
+#[cfg(feature = "testing")]
 mod tests;

@@ -84,7 +84,8 @@ fn decode_into(text: &[u8], bytes: &mut [u8]) -> bool {
     let mut wrong = 0;
     for ([a, b, c, d, e, f, g, h], six) in octets.iter().zip(sextets) {
         let (low, high) = (worth([*a, *b, *c, *d]), worth([*e, *f, *g, *h]));
-        wrong |= low | high;
+        wrong |= low;
+        wrong |= high;
         let both = u64::from(low) | u64::from(high) << 24;
         // Two stores, which the compiler does not find by itself.
         if let Some((four, two)) = six.split_first_chunk_mut::<4>() {

@@ -168,3 +168,10 @@ fn token_without_kid_and_no_fitting_key_says_so() {
     assert_eq!(error.reason(), ValidateReason::KeyUnknown);
     assert!(error.detail().contains("no key that fits"), "{error}");
 }
+
+#[test]
+fn defaults_are_the_documented_ones() {
+    let fixture = Fixture::new(&[&es256()]);
+    assert_eq!(fixture.cold.max_token_len(), 8192);
+    assert_eq!(fixture.cold.leeway(), Duration::from_secs(10));
+}
