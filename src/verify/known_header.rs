@@ -111,21 +111,17 @@ mod tests {
         assert!(elsewhere.join().unwrap());
     }
 
-    /// They differ in the middle only.
     #[test]
     fn headers_of_two_keys_are_kept_together() {
-        let texts = [
-            "eyJhbGciOiJFUzI1NiIsImtpZCI6ImtleS0xIiwidHlwIjoiSldUIn0",
-            "eyJhbGciOiJFUzI1NiIsImtpZCI6ImtleS0yIiwidHlwIjoiSldUIn0",
-        ];
-        for text in texts {
+        // They differ in the middle only, where the key ID is.
+        let texts =
+            ["a", "b"].map(|key| format!("eyJhbGciOiJFUzI1NiIs{}InR5cCI6IkpXVCJ9", key.repeat(20)));
+        for text in &texts {
             KnownHeader::keep(text, false, &header(text));
         }
-        assert!(
-            texts
-                .iter()
-                .all(|text| KnownHeader::find(text, false).is_some())
-        );
+        for text in &texts {
+            assert!(KnownHeader::find(text, false).is_some(), "{text}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@
 
 mod attacks;
 mod bundle_map;
+mod bundle_sources;
 mod cache;
 mod conformance;
 mod e19_empty_bundles;

@@ -104,10 +104,12 @@ fn first_level_takes_its_share_of_the_bytes() {
 #[test]
 fn entries_of_a_dropped_cache_go_at_the_next_insertion() {
     let (gone, ours) = (owner(), owner());
-    let (left, kept) = (svid("left", HASH), svid("kept", HASH));
-    first::put(&gone, 0, &left);
-    first::put(&ours, 0, &kept);
-    let (left, kept) = (Arc::downgrade(left.shared()), Arc::downgrade(kept.shared()));
+    let put = |owner: &Arc<Owner>, token: &str| {
+        let svid = svid(token, HASH);
+        first::put(owner, 0, &svid);
+        Arc::downgrade(svid.shared())
+    };
+    let (left, kept) = (put(&gone, "left"), put(&ours, "kept"));
     gone.leave();
     assert!(left.upgrade().is_some());
     first::put(&ours, 0, &svid("next", HASH << 1));
