@@ -33,3 +33,6 @@ mod rotation_tests;
 #[cfg(test)]
 #[cfg(feature = "testing")]
 mod start_tests;
+#[cfg(test)]
+#[cfg(feature = "testing")]
+mod withdrawal_tests;

@@ -183,7 +183,7 @@ impl Published {
         let changed = before.set != snapshot.set || before.unreadable != snapshot.unreadable;
         let raises = changed
             || self.verdict() != Verdict::Ready
-            || self.withdrawal_is_due()
+            || self.withdrawn_at.load(Ordering::Acquire) <= now
             // Stale keys may be valid again, others may have become stale, perhaps unnoticed.
             || before.aged(now).ne(snapshot.aged(now))
             || self.aged_at.load(Ordering::Acquire) <= now;
@@ -192,9 +192,9 @@ impl Published {
         let mut raised = raises.then(|| self.judge.turn(Verdict::Ready)).flatten();
         self.aged_at.store(aged_at, Ordering::Release);
         let was_stale_at = self.stale_at.swap(stale_at, Ordering::AcqRel);
-        self.withdrawn_at.store(NEVER, Ordering::Release);
-        // Tasks that got `Stale` until now wait for a notice that it is over.
-        if raised.is_none() && was_stale_at <= self.now() {
+        let was_withdrawn_at = self.withdrawn_at.swap(NEVER, Ordering::AcqRel);
+        // Tasks that got `Stale` or `Withdrawn` until now wait for a notice that it is over.
+        if raised.is_none() && was_stale_at.min(was_withdrawn_at) <= self.now() {
             raised = self.judge.turn(Verdict::Ready);
         }
         (changed, raised)
@@ -205,8 +205,8 @@ impl Published {
         self.withdrawn_at.store(nanos(at), Ordering::Release);
     }
 
-    pub(super) fn withdrawal_is_due(&self) -> bool {
-        self.withdrawn_at.load(Ordering::Acquire) <= self.now()
+    pub(super) fn withdrawal_is_due(&self, now: Duration) -> bool {
+        self.withdrawn_at.load(Ordering::Acquire) <= nanos(now)
     }
 
     /// Withdraws the bundles now. Returns the new revision, to be notified.

@@ -122,8 +122,16 @@ impl Shared {
     }
 
     /// Applies a message. Returns what it changed.
-    pub(crate) fn take_in(&self, intake: Intake) -> Change {
+    pub(crate) fn take_in(&self, mut intake: Intake) -> Change {
         let now = self.clock.monotonic();
+        // A withdrawal that is due takes effect first. Otherwise it depends on the moment of the next
+        // beat whether a message can bring withdrawn keys back.
+        self.withdraw_if_due(now);
+        let withdrawn = self.is_withdrawn();
+        if withdrawn {
+            // The message was read when the keys before the withdrawal were still known.
+            intake.forget_kept();
+        }
         let before = self.published.snapshot();
         let unreadable: Vec<TrustDomain> = intake
             .troubles
@@ -134,7 +142,7 @@ impl Shared {
         let lost_keys = before.set.iter().any(|old| lost_a_key(old, &intake.set));
         // A message without any bundle neither completes a start nor ends a withdrawal.
         let first = self.published.verdict() == Verdict::NotReady;
-        let nothing = intake.set.is_empty() && (first || self.is_withdrawn());
+        let nothing = intake.set.is_empty() && (first || withdrawn);
         // Held until everything has changed, so that a state is from before or from after.
         let mut record = self.record();
         let noted = record.note(now, &before.set, &intake, nothing);
@@ -236,10 +244,16 @@ impl Shared {
         Some(revision)
     }
 
-    /// Reports that the task runs. Returns whether a withdrawal took effect.
-    pub(crate) fn beat(&self) -> bool {
+    /// Reports that the task runs, and applies a withdrawal that is due.
+    pub(crate) fn beat(&self) {
         self.heartbeat.beat();
-        self.published.withdrawal_is_due() && self.withdraw_now()
+        self.withdraw_if_due(self.clock.monotonic());
+    }
+
+    fn withdraw_if_due(&self, now: Duration) {
+        if self.published.withdrawal_is_due(now) && self.withdraw_now() {
+            log_withdrawal();
+        }
     }
 
     /// A withdrawal takes effect. Returns whether the bundles were in use.
@@ -428,6 +442,10 @@ pub(crate) struct Change {
     pub(crate) reconnected: bool,
     /// A key was removed.
     pub(crate) lost_keys: bool,
+}
+
+pub(super) fn log_withdrawal() {
+    tracing::warn!("the withdrawal of the bundles takes effect");
 }
 
 fn lost_a_key(old: &Arc<JwtBundle>, set: &JwtBundleSet) -> bool {
