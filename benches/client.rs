@@ -7,6 +7,7 @@
 //! | what | bar | rows |
 //! | --- | --- | --- |
 //! | a hit, fixed audience, above inserting a header that never changes | 100 ns | `client/hit, fixed audience, above a static header` |
+//! | the same with an OAuth access token | 100 ns | `client/hit, access token, above a static header` |
 //! | a hit among 10,000 audiences | 200 ns | `client/hit among 10,000 audiences` |
 //! | two threads on one hot audience, against what two threads do that only compute | 0.9 × | `client/two threads through the layer`, `client/two threads on one pin` |
 //!
@@ -31,10 +32,11 @@ use std::task::{Context, Poll, Waker};
 use criterion::Criterion;
 use http::header::{AUTHORIZATION, HOST, HeaderValue};
 use http::{Request, Response};
-use tower::{Layer, Service};
+use tower::{Layer, Service, service_fn};
 use tower_spiffe::SvidCache;
-use tower_spiffe::client::{AddJwtSvid, Audience};
+use tower_spiffe::client::{AddJwtSvid, AddJwtSvidLayer, Audience};
 use tower_spiffe::clock::{Clock, SystemClock};
+use tower_spiffe::oauth::AccessTokens;
 use tower_spiffe::token::SvidRequest;
 use tower_spiffe_test_support::fetch::DayIssuer;
 
@@ -132,6 +134,26 @@ fn outgoing() -> Request<()> {
     request
 }
 
+/// A layer with an access token in its cache, and the header that it sends.
+async fn access_tokens(svids: &SvidCache) -> (AddJwtSvidLayer, HeaderValue) {
+    let endpoint = service_fn(async |_: Request<Vec<u8>>| {
+        let token = "s".repeat(64);
+        let json =
+            format!(r#"{{"access_token":"{token}","token_type":"Bearer","expires_in":86400}}"#);
+        Ok::<_, Infallible>(Response::new(json))
+    });
+    let tokens = AccessTokens::builder(svids.clone())
+        .issuer("https://as.example.org")
+        .token_endpoint("https://as.example.org/token")
+        .http_client(endpoint)
+        .build()
+        .unwrap();
+    let request = SvidRequest::new(["reports"]).unwrap();
+    let header = SvidCache::from(&tokens).header(&request).await.unwrap();
+    let audience = Audience::fixed("reports").for_origin("https://reports.example.org:8443");
+    (AddJwtSvidLayer::new(tokens, audience.unwrap()), header)
+}
+
 fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -168,6 +190,19 @@ fn main() -> ExitCode {
             400,
             [&mut |_| each(500, || fixed.lap()), &mut |_| {
                 each(500, || ours.lap())
+            }],
+        );
+        Round::of_nanos(difference(&without, &with))
+    });
+    let (access, header) = runtime.block_on(access_tokens(&cache));
+    let mut fixed_access = Lane::new(|inner| Static(inner, header));
+    let mut access = Lane::new(|inner| access.layer(inner));
+    let row = ("client", "hit, access token, above a static header");
+    judge.row(&mut group, row, Bar::Nanos(100.0), || {
+        let [without, with] = in_turns(
+            400,
+            [&mut |_| each(500, || fixed_access.lap()), &mut |_| {
+                each(500, || access.lap())
             }],
         );
         Round::of_nanos(difference(&without, &with))

@@ -11,6 +11,9 @@
 //! | the same on two threads, against what two threads do that only compute | 0.9 × | `hit/two threads, one hot token`, `hit/two threads, 50 tokens` |
 //! | a decision before the signature | 0.8 µs | `refused before the signature/expired`, `…/another audience`, `…/unknown key`, `…/malformed`, `…/too long` |
 //! | rubbish of 1 MiB, against that of 8 KiB and a byte | 1.1 × | `refused before the signature/1 MiB of rubbish` |
+//! | a token seen before, with bundles polled over https, against those of an agent | 1.1 × | `https/hit` |
+//! | the same, with an agent and an https source merged | 1.5 ×, 120 ns | `https/hit, merged`, `https/hit, merged, time` |
+//! | a token never seen, merged, against the agent alone, both above the bare check | 1.1 × | `https/cold minus raw, merged` |
 //! | 200 trust domains of ten keys, against one of one | 1.1 × | `200 trust domains × 10 keys/hit`, `…/cold minus raw` |
 //!
 //! The other algorithms are in `algorithms`, the layer is in `server`.
@@ -27,14 +30,15 @@
 use std::hint::black_box;
 use std::process::ExitCode;
 
-use aws_lc_rs::signature::ParsedPublicKey;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, ParsedPublicKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use criterion::Criterion;
 use serde_json::{Value, json};
-use tower_spiffe::Validator;
-use tower_spiffe::bundle::Algorithm;
-use tower_spiffe::bundle::{FixedBundles, JwtBundleSet};
+use tower_spiffe::bundle::{Algorithm, BundleSource, FixedBundles, JwtBundleSet};
+use tower_spiffe::source::{HttpsBundles, MergedBundles};
+use tower_spiffe::testing::FakeAgent;
+use tower_spiffe::{JwtSource, TrustDomain, Validator};
 
 use tower_spiffe_test_support::signer;
 
@@ -82,14 +86,17 @@ struct Cold {
 
 impl Cold {
     fn new(signer: &Signer) -> Self {
-        let tokens = tokens(signer, 512);
+        Self::of(tokens(signer, 512), signer.parsed())
+    }
+
+    fn of(tokens: Vec<String>, key: ParsedPublicKey) -> Self {
         let check = |token: &String| {
             let (signed, signature) = token.rsplit_once('.').unwrap();
             (signed.len(), URL_SAFE_NO_PAD.decode(signature).unwrap())
         };
         Self {
             checks: tokens.iter().map(check).collect(),
-            key: signer.parsed(),
+            key,
             tokens,
         }
     }
@@ -111,7 +118,10 @@ impl Cold {
     /// What a whole `validate` takes longer than the bare check, with either set; each token is
     /// unseen by its validator.
     fn minus_raw(&self, sets: [&JwtBundleSet; 2]) -> [f64; 2] {
-        let [a, b] = sets.map(validator);
+        self.minus_raw_of(sets.map(validator))
+    }
+
+    fn minus_raw_of(&self, [a, b]: [Validator; 2]) -> [f64; 2] {
         let [raw, a, b] = in_turns(
             self.tokens.len(),
             [
@@ -210,6 +220,130 @@ fn size(criterion: &mut Criterion, judge: &mut Judge) {
     );
 }
 
+/// An agent, and an endpoint that publishes the agent's keys.
+struct Sources {
+    runtime: tokio::runtime::Runtime,
+    agent: FakeAgent,
+    source: JwtSource,
+    polled: HttpsBundles,
+}
+
+impl Sources {
+    fn new() -> Self {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let (agent, source, polled) = runtime.block_on(async {
+            let agent = FakeAgent::start_in_memory("td.test").await.unwrap();
+            let source = agent.source().await.unwrap();
+            let jwks = String::from_utf8(agent.issuer().jwks()).unwrap();
+            let domain = TrustDomain::parse("td.test").unwrap();
+            let polled = HttpsBundles::jwks_url(domain, "https://td.test/keys")
+                .client(move |_: http::Request<()>| {
+                    let response = http::Response::new(jwks.clone());
+                    std::future::ready(Ok::<_, std::convert::Infallible>(response))
+                })
+                .build()
+                .await
+                .unwrap();
+            (agent, source, polled)
+        });
+        Self {
+            runtime,
+            agent,
+            source,
+            polled,
+        }
+    }
+
+    /// The agent, and the polled source as the owner of td.test.
+    fn merged(&self) -> MergedBundles {
+        let domain = TrustDomain::parse("td.test").unwrap();
+        MergedBundles::builder()
+            .default_member("agent", self.source.clone())
+            .member("polled", self.polled.clone(), [domain])
+            .build()
+            .unwrap()
+    }
+
+    fn tokens(&self, count: usize) -> Vec<String> {
+        let issuer = self.agent.issuer();
+        let token = |n: usize| {
+            let token = issuer
+                .token(SUBJECT, AUDIENCE)
+                .claim("jti", format!("{n:048}"));
+            token
+                .expires_in(std::time::Duration::from_secs(3600))
+                .sign()
+        };
+        (0..count).map(token).collect()
+    }
+}
+
+fn on(source: impl BundleSource) -> Validator {
+    let validator = Validator::builder(source).audience(AUDIENCE);
+    validator.build().unwrap()
+}
+
+fn https(criterion: &mut Criterion, judge: &mut Judge) {
+    const NAME: &str = "https";
+    let sources = Sources::new();
+    let _runtime = sources.runtime.enter();
+    let token = sources.tokens(1).remove(0);
+    let mut group = group(criterion, NAME);
+    let hits = |validator: Validator| {
+        let token = &token;
+        validator.validate(token).unwrap();
+        move |_| {
+            each(2000, || {
+                drop(validator.validate(black_box(token)).unwrap());
+            })
+        }
+    };
+    let mut agent = hits(on(sources.source.clone()));
+    let mut polled = hits(on(sources.polled.clone()));
+    let mut merged = hits(on(sources.merged()));
+    for (name, other, most) in [
+        ("hit", &mut polled as &mut dyn FnMut(usize) -> f64, 1.1),
+        ("hit, merged", &mut merged, 1.5),
+    ] {
+        judge.row(&mut group, (NAME, name), Bar::AtMost(most), || {
+            let [agent, other] = medians_in_turns(50, [&mut agent, &mut *other]);
+            Round {
+                nanos: other,
+                figure: other / agent,
+            }
+        });
+    }
+    let row = (NAME, "hit, merged, time");
+    judge.row(&mut group, row, Bar::Nanos(120.0), || {
+        let [merged] = medians_in_turns(50, [&mut merged]);
+        Round::of_nanos(merged)
+    });
+    let cold = Cold::of(
+        sources.tokens(512),
+        parsed_key(&sources.agent.issuer().jwks()),
+    );
+    let row = (NAME, "cold minus raw, merged");
+    judge.row(&mut group, row, Bar::AtMost(1.1), || {
+        let validators = [on(sources.source.clone()), on(sources.merged())];
+        let [agent, merged] = cold.minus_raw_of(validators);
+        Round {
+            nanos: merged,
+            figure: merged / agent,
+        }
+    });
+}
+
+/// The key of a JWK Set with one key of P-256.
+fn parsed_key(jwks: &[u8]) -> ParsedPublicKey {
+    let jwks: Value = serde_json::from_slice(jwks).unwrap();
+    let part = |name: &str| {
+        let text = jwks["keys"][0][name].as_str().unwrap();
+        URL_SAFE_NO_PAD.decode(text).unwrap()
+    };
+    let point = [&[4][..], &part("x"), &part("y")].concat();
+    ParsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point).unwrap()
+}
+
 fn early(criterion: &mut Criterion, judge: &mut Judge) {
     const NAME: &str = "refused before the signature";
     let signer = Signer::for_algorithm(Algorithm::ES256);
@@ -261,7 +395,7 @@ fn early(criterion: &mut Criterion, judge: &mut Judge) {
 fn main() -> ExitCode {
     let mut criterion = Criterion::default().configure_from_args();
     let mut judge = Judge::new();
-    for rows in [hit, early, cold, size] {
+    for rows in [hit, early, cold, size, https] {
         rows(&mut criterion, &mut judge);
     }
     criterion.final_summary();

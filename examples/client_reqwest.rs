@@ -43,7 +43,7 @@ async fn main() -> Result<(), Error> {
     let audience = Audience::fixed(REPORTS).for_origin(&reports)?;
     let client = AddJwtSvid::new(reqwest, source, audience);
 
-    // Over https this would succeed. Over http, tokens are sent only if `allow_plaintext` permits it.
+    // Over https this would succeed. Over http, it is not sent unless `allow_plaintext` permits it.
     let Err(error) = call(client.clone(), &reports).await else {
         return Err("expected an error".into());
     };

@@ -61,9 +61,10 @@
 //! | verifying tokens outside HTTP | [`verify`] |
 //! | bundles without an agent | [`bundle`], [`FileBundles`], and `source::https` with its feature |
 //! | tokens in files | [`token_file`] |
+//! | access tokens of an OAuth server | `oauth`, with its feature |
 //! | testing your own service | [`testing`] |
 //! | metrics, spans and log events | [`metrics`] |
-//! | Kubernetes, probes, the reasons of rejections | the README, *Deployment* |
+//! | pages by task: servers, clients, operating, troubleshooting and more | [`guide`] |
 //!
 //! The root has the types that nearly every user names. Every other name is in one module: errors and
 //! options are in the module of their type.
@@ -72,8 +73,8 @@
 //!
 //! `workload-api`, `server` and `client` are on by default. `axum`, `tonic`, `tower-http`, `reqwest`
 //! and `reqwest-middleware` adapt the layers to these crates. `https-bundles` fetches bundles over
-//! https, `metrics` has a recorder for the `metrics` crate, and `testing` has the embedded agent. All
-//! are additive.
+//! https, `oauth` gets access tokens from an OAuth authorization server, `metrics` has a recorder for the
+//! `metrics` crate, and `testing` has the embedded agent. All are additive.
 //!
 //! # Threats
 //!
@@ -82,7 +83,7 @@
 //! tokens. Rejecting a token costs the server little, whatever its length. A bearer token that leaks
 //! can be replayed to its audience until it expires: keep lifetimes short, use one audience per
 //! service, and send tokens over TLS only (JWT-SVID section 7). Tokens never appear in logs, spans,
-//! `Debug`, `Display`, errors or metrics.
+//! `Debug`, `Display`, errors or metrics. The [threat model](guide::threat_model) has the details.
 
 // docs.rs shows which feature each item needs.
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -97,6 +98,8 @@ pub mod guide;
 pub mod identity;
 mod jwt;
 pub mod metrics;
+#[cfg(feature = "oauth")]
+pub mod oauth;
 mod presentable;
 #[cfg(any(feature = "server", feature = "client"))]
 mod runtime;
@@ -112,24 +115,34 @@ pub mod verify;
 #[cfg(feature = "workload-api")]
 pub mod workload_api;
 
+#[doc(inline)]
 pub use bundle::BundleSource;
 #[cfg(feature = "client")]
+#[doc(inline)]
 pub use client::{AddJwtSvid, AddJwtSvidLayer, Audience};
+#[doc(inline)]
 pub use identity::{SpiffeId, TrustDomain};
 #[cfg(feature = "server")]
+#[doc(inline)]
 pub use server::{
     Allow, AllowCallersLayer, CallerState, EndAtExpiryLayer, GrpcPolicy, Policy, Rejection,
     ValidateJwtSvidLayer,
 };
 #[cfg(feature = "https-bundles")]
+#[doc(inline)]
 pub use source::HttpsBundles;
 #[cfg(feature = "workload-api")]
+#[doc(inline)]
 pub use source::JwtSource;
 #[cfg(any(feature = "server", feature = "client"))]
+#[doc(inline)]
 pub use source::{FileBundles, MemoryBundles, MergedBundles};
+#[doc(inline)]
 pub use token::JwtSvid;
 #[cfg(feature = "client")]
+#[doc(inline)]
 pub use token::SvidCache;
+#[doc(inline)]
 pub use verify::{Validator, VerifiedSvid};
 
 /// The README's code, compiled and run.

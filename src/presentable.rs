@@ -42,6 +42,21 @@ fn may_be_token(word: &str) -> bool {
     word.contains("eyJ") || word.split(|char| !letter(char)).any(is_rare)
 }
 
+/// The text of an error and of its sources, without repetitions. Not fit for a log yet.
+#[cfg(any(feature = "https-bundles", feature = "oauth"))]
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
 /// What is wrong with a JSON document, and where. The parser's own text would repeat what stands
 /// there, at any length, and that may be a token.
 pub(crate) fn json_fault(error: &serde_json::Error, expected: &str) -> String {

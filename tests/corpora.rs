@@ -44,4 +44,4 @@ macro_rules! corpora {
     )*};
 }
 
-corpora!(endpoint jwks bundle_map bundle_message bundle_stream token header_line spiffe_id);
+corpora!(endpoint jwks bundle_map bundle_message bundle_stream token header_line spiffe_id https_response policy_file);

@@ -259,6 +259,21 @@ async fn clients_use_their_own_agent_or_yours() {
 }
 
 #[tokio::test]
+async fn policy_file_follows_its_file() {
+    let (code, said) = run(&mut program("policy_file")).await;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("line 25, column 1: "), "{said}");
+    assert!(said.contains("GET /reports/7 as portal: 200"), "{said}");
+}
+
+#[tokio::test]
+async fn x01_oauth_exchange_acts_for_its_caller() {
+    let (code, said) = run(&mut program("oauth_exchange")).await;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("2 exchanges, 0 failures"), "{said}");
+}
+
+#[tokio::test]
 async fn policy_opa_denies_while_opa_fails() {
     let (code, said) = run(&mut program("policy_opa")).await;
     assert_eq!(code, Some(0), "{said}");

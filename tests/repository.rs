@@ -1,6 +1,12 @@
-//! Checks of the repository: imports, generated code, and what is checked in as data.
+//! Checks of the repository: imports, generated code, the README, and what is checked in as data.
 
 mod architecture;
 mod corpora;
+mod guide;
 mod proto;
+mod readme;
 mod spire;
+
+fn repository_root() -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}

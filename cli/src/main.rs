@@ -22,6 +22,7 @@ mod agent_load;
 mod call;
 mod completions;
 mod explain;
+mod policy;
 mod stop;
 mod token_file;
 mod usage;
@@ -34,8 +35,8 @@ use clap::{Parser, Subcommand};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Tools for SPIFFE JWT-SVIDs: follow an agent, explain a rejected token, call a service, keep
-/// token files, run a local agent.
+/// Tools for SPIFFE JWT-SVIDs: follow an agent, explain a rejected token, call a service, check a
+/// policy file, keep token files, run a local agent.
 #[derive(Parser)]
 #[command(
     name = "tower-spiffe",
@@ -54,6 +55,7 @@ Examples:
   tower-spiffe watch
   tower-spiffe explain --bundles bundle.json --trust-domain example.org --audience reports < token
   tower-spiffe call --audience reports https://reports:8443/health
+  tower-spiffe policy check policy.toml --caller spiffe://example.org/web --request \"GET /reports\"
   tower-spiffe token-file --file sts.amazonaws.com /run/tokens/aws
   tower-spiffe agent --id spiffe://example.org/web
   tower-spiffe completions bash > /etc/bash_completion.d/tower-spiffe
@@ -66,6 +68,7 @@ enum Command {
     Watch(watch::Args),
     Explain(explain::Args),
     Call(call::Args),
+    Policy(policy::Args),
     TokenFile(token_file::Args),
     Agent(agent::Args),
     AgentLoad(agent_load::Args),
@@ -78,6 +81,7 @@ impl Command {
             Self::Watch(args) => watch::run(&args),
             Self::Explain(args) => explain::run(&args),
             Self::Call(args) => call::run(args),
+            Self::Policy(args) => policy::run(&args),
             Self::TokenFile(args) => token_file::run(&args),
             Self::Agent(args) => agent::run(&args),
             Self::AgentLoad(args) => agent_load::run(&args),

@@ -13,12 +13,16 @@
 )]
 
 mod bundles;
+mod https;
 mod ids;
+mod policy;
 mod stream;
 mod tokens;
 
 pub use bundles::{bundle_map, bundle_message, jwks};
+pub use https::https_response;
 pub use ids::{endpoint, spiffe_id};
+pub use policy::policy_file;
 pub use stream::bundle_stream;
 pub use tokens::{header_line, token};
 

@@ -107,7 +107,8 @@ pub enum BundlesUnavailable {
     NotReady,
     /// The issuer withdrew the bundles (Workload API section 6.2.2).
     Withdrawn,
-    /// The last contact with the issuer is longer ago than allowed.
+    /// The last accepted bundles are older than `max_staleness` allows. Other contact with the
+    /// issuer, such as keepalives and tokens, does not count.
     Stale,
     /// The source was shut down.
     Closed,

@@ -55,6 +55,8 @@ pub struct Audience {
     /// Applies to the audience of a request, too.
     identity: Option<Identity>,
     single_use: bool,
+    #[cfg(feature = "oauth")]
+    on_behalf_of_caller: bool,
 }
 
 #[derive(Clone)]
@@ -229,12 +231,41 @@ impl Audience {
         }
     }
 
+    /// Exchanges the token of the caller for an access token, for each request: needs
+    /// [`AccessTokens`](crate::oauth::AccessTokens) as the source, with
+    /// [`token_exchange`](crate::oauth::AccessTokensBuilder::token_exchange).
+    ///
+    /// The subject token is the [`SubjectToken`](crate::oauth::SubjectToken) in the extensions of
+    /// the request. If there is none, it is the token of the verified caller, if the request is the
+    /// caller's own, forwarded with the `authorization` header that a `ValidateJwtSvidLayer` with
+    /// `keep_credential` leaves in it. Otherwise the request fails with
+    /// [`InvalidRequest`](crate::token::TokenErrorReason::InvalidRequest): it is never sent with a
+    /// token of this workload. `reqwest::Request` has no extensions, so its requests fail; those of
+    /// `reqwest_middleware` have some.
+    ///
+    /// Without this mark, only requests with a `SubjectToken` are on behalf of a caller.
+    #[cfg(feature = "oauth")]
+    #[must_use]
+    pub fn on_behalf_of_caller(self) -> Self {
+        Self {
+            on_behalf_of_caller: true,
+            ..self
+        }
+    }
+
+    #[cfg(feature = "oauth")]
+    pub(crate) fn is_on_behalf_of_caller(&self) -> bool {
+        self.on_behalf_of_caller
+    }
+
     fn of_choice(choice: Choice) -> Self {
         Self {
             choice,
             assumed: None,
             identity: None,
             single_use: false,
+            #[cfg(feature = "oauth")]
+            on_behalf_of_caller: false,
         }
     }
 

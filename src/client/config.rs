@@ -9,6 +9,8 @@ use http::{Extensions, HeaderMap, HeaderValue};
 use super::audience::{Audience, Found};
 use super::caller;
 use super::origin::{Destination, Target};
+#[cfg(feature = "oauth")]
+use crate::token::SubjectToken;
 use crate::token::SvidRequest;
 use crate::token::{Issue, PinnedSvid, SvidCache, TokenError, TokenErrorReason};
 use crate::verify::VerifiedSvid;
@@ -19,7 +21,8 @@ use crate::verify::VerifiedSvid;
 /// The token of a verified caller is never forwarded: if the extensions of a request have the
 /// [`CallerState`](https://docs.rs/tower-spiffe/latest/tower_spiffe/server/enum.CallerState.html)
 /// of one, `Keep` acts as `Replace`, and the caller's token is removed from all headers of the
-/// request, for every origin. `reqwest::Request` has no extensions, so this does not apply to it.
+/// request, for every origin. After a layer in `audit` mode, `Keep` acts as `Replace` for invalid and
+/// denied tokens too. `reqwest::Request` has no extensions, so this does not apply to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum OnExisting {
@@ -143,9 +146,7 @@ impl Config {
     ) -> Decision {
         let on_existing = match self.on_existing {
             // A gateway must not forward its caller's token.
-            OnExisting::Keep if extensions.and_then(caller::verified).is_some() => {
-                OnExisting::Replace
-            }
+            OnExisting::Keep if extensions.is_some_and(caller::is_forwarded) => OnExisting::Replace,
             other => other,
         };
         let existing = on_existing != OnExisting::Replace && has(headers, &self.header);
@@ -162,7 +163,7 @@ impl Config {
             return match (kept, existing) {
                 (true, _) => Decision::Pass,
                 (false, true) => self.existing(),
-                (false, false) => Decision::of(self.issue_rule(at, request)),
+                (false, false) => self.issue_rule(at, request, headers, extensions),
             };
         }
         let target = match destination.target() {
@@ -195,26 +196,78 @@ impl Config {
         if existing {
             return self.existing();
         }
-        let issue = match (own, found) {
-            (None, Found::Rule(at, request)) => self.issue_rule(at, request),
-            (None, Found::Made(request)) => self.cache.issue(&request),
-            (Some(_), Found::Rule(_, request)) => {
-                self.cache.issue(&self.audience.identify(request.clone()))
+        let request = match (own, found) {
+            (None, Found::Rule(at, request)) => {
+                return self.issue_rule(at, request, headers, extensions);
             }
-            (Some(_), Found::Made(request)) => self.cache.issue(&self.audience.identify(request)),
+            (None, Found::Made(request)) => request,
+            (Some(_), Found::Rule(_, request)) => self.audience.identify(request.clone()),
+            (Some(_), Found::Made(request)) => self.audience.identify(request),
             (_, Found::Invalid(error)) => return Decision::not_allowed(error),
             (_, Found::Nothing) => return self.unmatched(Unmatched::Origin(target)),
         };
-        Decision::of(issue)
+        let on_behalf = self.on_behalf_of_caller(&request, headers, extensions);
+        on_behalf.unwrap_or_else(|| Decision::of(self.cache.issue(&request)))
     }
 
     /// A token for the rule at this place of the audience's.
     #[inline]
-    fn issue_rule(&self, at: usize, request: &SvidRequest) -> Result<Issue, TokenError> {
-        match self.pins.get(at) {
+    fn issue_rule(
+        &self,
+        at: usize,
+        request: &SvidRequest,
+        headers: &HeaderMap,
+        extensions: Option<&Extensions>,
+    ) -> Decision {
+        if let Some(on_behalf) = self.on_behalf_of_caller(request, headers, extensions) {
+            return on_behalf;
+        }
+        Decision::of(match self.pins.get(at) {
             Some(pin) => pin.issue(),
             None => self.cache.issue(request),
+        })
+    }
+
+    /// A token for the caller; `None` if the request is on behalf of this workload.
+    #[cfg(feature = "oauth")]
+    #[inline]
+    fn on_behalf_of_caller(
+        &self,
+        request: &SvidRequest,
+        headers: &HeaderMap,
+        extensions: Option<&Extensions>,
+    ) -> Option<Decision> {
+        let subject = extensions.and_then(|extensions| extensions.get::<SubjectToken>());
+        let marked = |audience: &Audience| audience.is_on_behalf_of_caller();
+        let own = || extensions.and_then(|extensions| extensions.get::<Audience>());
+        if subject.is_none() && !marked(&self.audience) && !own().is_some_and(marked) {
+            return None;
         }
+        let of_caller = || {
+            let caller = extensions.and_then(caller::verified)?;
+            SubjectToken::of_caller(caller, headers)
+        };
+        let Some(subject) = subject.cloned().or_else(of_caller) else {
+            return Some(Decision::not_allowed(TokenError::new(
+                TokenErrorReason::InvalidRequest,
+                "the request is to be on behalf of its caller, and has no token of one; put a \
+                 `SubjectToken` into its extensions, or forward the caller's request with \
+                 `keep_credential`",
+            )));
+        };
+        let request = request.clone().on_behalf_of(subject);
+        Some(Decision::of(self.cache.issue(&request)))
+    }
+
+    #[cfg(not(feature = "oauth"))]
+    #[inline]
+    fn on_behalf_of_caller(
+        &self,
+        _: &SvidRequest,
+        _: &HeaderMap,
+        _: Option<&Extensions>,
+    ) -> Option<Decision> {
+        None
     }
 
     fn existing(&self) -> Decision {

@@ -15,6 +15,10 @@ use crate::token::SvidCache;
 /// request was passed to the inner service, this no longer holds: in the queue of an inner
 /// `Buffer`, a token grows older.
 #[derive(Debug, Clone)]
+#[doc(alias = "middleware")]
+#[doc(alias = "bearer")]
+#[doc(alias = "proxy")]
+#[doc(alias = "gateway")]
 pub struct AddJwtSvidLayer {
     config: Arc<Config>,
 }

@@ -24,7 +24,8 @@
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
 //! # let source = SvidCache::new(Desk);
-//! let audience = Audience::fixed("spiffe://x/reports").for_origin("https://reports:8443")?;
+//! let origins = ["https://reports:8443", "http://reports:8080"];
+//! let audience = Audience::fixed("spiffe://x/reports").for_origins(origins)?;
 //!
 //! // `source` is your `JwtSource`; this client returns whether it got a token.
 //! let client = AddJwtSvidLayer::new(source, audience).layer(service_fn(
@@ -37,13 +38,13 @@
 //! let reports = Request::get("https://reports:8443/today").body(String::new())?;
 //! assert!(client.clone().oneshot(reports).await?.into_body());
 //!
-//! // No token for other origins.
+//! // Requests to other origins are sent without a token.
 //! let other = Request::get("https://elsewhere/today").body(String::new())?;
 //! assert!(!client.clone().oneshot(other).await?.into_body());
 //!
-//! // And none in plaintext.
-//! let clear = Request::get("http://reports:8443/today").body(String::new())?;
-//! assert!(!client.oneshot(clear).await?.into_body());
+//! // A request in plaintext to an origin of the audience fails: it is not sent without a token.
+//! let clear = Request::get("http://reports:8080/today").body(String::new())?;
+//! assert!(client.oneshot(clear).await.is_err());
 //! # Ok(())
 //! # }
 //! ```
@@ -154,8 +155,8 @@
 //!    **Compression** of bodies does not affect it; HTTP/2 keeps sensitive headers out of its
 //!    compression tables.
 //! 7. **Proxies.** A request to `https` goes through a proxy's tunnel, and the proxy does not see
-//!    the token. A request to `http` goes to the proxy in plaintext with its token: this needs
-//!    [`allow_plaintext`](AddJwtSvidLayer::allow_plaintext).
+//!    the token. A request to `http` goes to the proxy in plaintext with its token: it fails unless
+//!    [`allow_plaintext`](AddJwtSvidLayer::allow_plaintext) permits it.
 //!
 //! # Deadlines
 //!

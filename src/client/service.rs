@@ -15,6 +15,8 @@ use crate::token::{Issue, SvidCache};
 
 /// Puts a fresh token into each request. Made by [`AddJwtSvidLayer`](super::AddJwtSvidLayer).
 #[derive(Debug, Clone)]
+#[doc(alias = "middleware")]
+#[doc(alias = "interceptor")]
 pub struct AddJwtSvid<S> {
     inner: S,
     config: Arc<Config>,

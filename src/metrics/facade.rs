@@ -4,15 +4,17 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::metrics::{Counter, Unit};
+use ::metrics::{Counter, Label, Unit};
 use arc_swap::ArcSwap;
 
 use super::table::{
-    ADMISSIONS, AGE, CACHE, ENDED, ERRORS, FETCH_TIME, FETCHES, KEY_WAITS, LAST_CONTACT, METRICS,
-    READY, RECONNECT_ATTEMPTS, RECONNECTS, TOKEN_FILES, UPDATES, VERDICTS, WITHDRAWN,
+    ADMISSIONS, AGE, CACHE, DRY_RUN, ENDED, ERRORS, EXCHANGE_TIME, EXCHANGES, FETCH_TIME, FETCHES,
+    KEY_WAITS, LAST_CONTACT, METRICS, READY, RECONNECT_ATTEMPTS, RECONNECTS, TOKEN_FILES, UPDATES,
+    VERDICTS, WITHDRAWN,
 };
 use super::{
-    Admission, KEY_WAIT_OUTCOMES, MetricsRecorder, SOURCE_ERROR_KINDS, SvidCacheEvent, Verification,
+    Admission, DRY_RUN_OUTCOMES, EXCHANGE_OUTCOMES, KEY_WAIT_OUTCOMES, MetricsRecorder,
+    SOURCE_ERROR_KINDS, SvidCacheEvent, Verification,
 };
 use crate::clock::UnixTime;
 
@@ -21,8 +23,10 @@ use crate::clock::UnixTime;
 ///
 /// Install the exporter first: counts without an exporter are lost, and the counter of a verdict
 /// stays with the exporter that was installed at its first count. Use one recorder for the whole
-/// process: pass it to the source, which its validators and layers inherit, and to token files.
-/// With several sources, a gauge shows the one that was recorded last.
+/// process: pass it to the source, which its validators and layers inherit, to token files and to sources
+/// of access tokens.
+/// With several sources of bundles, give each one [a recorder of its own](Self::for_source).
+/// Otherwise a gauge shows the source that was recorded last.
 ///
 /// | name | kind | unit | labels | what |
 /// | --- | --- | --- | --- | --- |
@@ -31,15 +35,18 @@ use crate::clock::UnixTime;
 /// | `spiffe_bundle_reconnect_attempts_total` | counter | count | | attempts to open the bundle stream after the first one |
 /// | `spiffe_bundle_ready` | gauge | count | | 1 while tokens can be verified, else 0 |
 /// | `spiffe_bundle_withdrawn` | gauge | count | | 1 while the issuer has withdrawn the bundles, else 0 |
-/// | `spiffe_bundle_age_seconds` | gauge | seconds | | time since the last contact with the agent, when last recorded |
-/// | `spiffe_bundle_last_contact_timestamp_seconds` | gauge | seconds | | the last contact with the agent, in seconds since 1970 |
-/// | `spiffe_source_errors_total` | counter | count | `kind` | errors of the bundle stream, and of bundles |
+/// | `spiffe_bundle_age_seconds` | gauge | seconds | | time since the last contact with the agent or endpoint, when last recorded |
+/// | `spiffe_bundle_last_contact_timestamp_seconds` | gauge | seconds | | the last contact with the agent or endpoint, in seconds since 1970 |
+/// | `spiffe_source_errors_total` | counter | count | `kind` | errors of the bundle stream, of polls, of bundles, and of policy files |
 /// | `spiffe_svid_fetches_total` | counter | count | `outcome` | calls to the agent for this workload's tokens |
 /// | `spiffe_svid_fetch_duration_seconds` | histogram | seconds | `outcome` | the duration of these calls |
 /// | `spiffe_svid_cache_events_total` | counter | count | `event` | events of the cache of this workload's tokens |
 /// | `spiffe_token_file_writes_total` | counter | count | `outcome` | writes of token files |
+/// | `spiffe_token_exchanges_total` | counter | count | `outcome` | requests for access tokens of an OAuth authorization server |
+/// | `spiffe_token_exchange_duration_seconds` | histogram | seconds | `outcome` | the duration of these requests |
 /// | `spiffe_admissions_total` | counter | count | `outcome`, `enforced`, `trust_domain`, `why` | verdicts of the server layers on requests |
 /// | `spiffe_unknown_key_waits_total` | counter | count | `outcome` | requests that waited for a key that is not in the bundle |
+/// | `spiffe_policy_dry_run_denials_total` | counter | count | `outcome` | requests that a policy file in a dry run would have denied |
 /// | `spiffe_ended_answers_total` | counter | count | | responses that ended early because the caller's token expired |
 /// | `spiffe_verifications_total` | counter | count | `outcome`, `cached`, `trust_domain`, `why` | verdicts on callers' tokens |
 ///
@@ -48,8 +55,10 @@ use crate::clock::UnixTime;
 /// - `kind` is one of [`SOURCE_ERROR_KINDS`](super::SOURCE_ERROR_KINDS), `event` one of
 ///   [`SvidCacheEvent::ALL`].
 /// - `outcome` of a fetch is `ok` or a [`TokenErrorReason`](crate::token::TokenErrorReason); of the
-///   write of a token file, `ok` or `error`; of a wait, one of
-///   [`KEY_WAIT_OUTCOMES`](super::KEY_WAIT_OUTCOMES); of a verification, `ok` or a
+///   write of a token file, `ok` or `error`; of a request for an access token, one of
+///   [`EXCHANGE_OUTCOMES`](super::EXCHANGE_OUTCOMES); of a wait, one of
+///   [`KEY_WAIT_OUTCOMES`](super::KEY_WAIT_OUTCOMES); of a dry run, one of
+///   [`DRY_RUN_OUTCOMES`](super::DRY_RUN_OUTCOMES); of a verification, `ok` or a
 ///   [`ValidateReason`](crate::verify::ValidateReason); of an admission, `verified`, `anonymous` or
 ///   a [`RejectionReason`](crate::server::RejectionReason).
 /// - `enforced` is `false` if audit mode let a request pass; `cached` is `true` if the token was in
@@ -58,9 +67,12 @@ use crate::clock::UnixTime;
 ///   `closed`) or `policy-unavailable` (`failed`, `timed-out` or `too-many-in-flight`). It is empty
 ///   otherwise.
 /// - `trust_domain` is one of the bundle set, or `unknown`.
+/// - `source` is an additional label of a recorder [for one source](Self::for_source), on
+///   `spiffe_source_errors_total` and the metrics whose name begins with `spiffe_bundle_`.
 ///
-/// The errors by kind, the waits, the ended answers, the events of the cache, the writes of token
-/// files and the counts of the bundle stream begin at zero, so that the first one is an increase
+/// The errors by kind, the waits, the denials of dry runs, the ended answers, the events of the cache,
+/// the writes of token files, the requests for access tokens and the counts of the bundle stream begin
+/// at zero, so that the first one is an increase
 /// too.
 ///
 /// A Grafana dashboard and alert rules over these names are in `examples/observability`.
@@ -74,6 +86,8 @@ use crate::clock::UnixTime;
 /// recorder.record_update();
 /// ```
 pub struct FacadeRecorder {
+    /// The labels of what a source of bundles records: none, or its name.
+    source: Vec<Label>,
     // Verdicts are counted on the hot path: their counters are looked up once.
     verifications: Verdicts,
     admissions: Verdicts,
@@ -113,6 +127,37 @@ impl Verdicts {
 impl FacadeRecorder {
     /// Creates a recorder, and describes its metrics to the installed exporter.
     pub fn new() -> Self {
+        Self::with_labels(Vec::new())
+    }
+
+    /// Creates the recorder of one of several sources of bundles. What the source records has the
+    /// label `source` with this name, so that readiness, contacts and errors of the sources stay
+    /// apart. Verdicts and our own tokens are counted without it, as by any other recorder.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use tower_spiffe::metrics::FacadeRecorder;
+    /// use tower_spiffe::source::{FileBundles, MergedBundles};
+    /// # use tower_spiffe::source::MemoryBundles;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let partner = FileBundles::builder()
+    ///     .jwks("partner.example".parse()?, "/run/partner/jwks.json")
+    ///     .metrics(Arc::new(FacadeRecorder::for_source("partner")));
+    /// # let (partner, own) = (MemoryBundles::default(), MemoryBundles::default());
+    /// let bundles = MergedBundles::builder()
+    ///     .default_member("own", own)
+    ///     .member("partner", partner, ["partner.example".parse()?])
+    ///     .metrics(Arc::new(FacadeRecorder::new()))
+    ///     .build()?;
+    /// # drop(bundles);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn for_source(name: impl Into<String>) -> Self {
+        Self::with_labels(vec![Label::new("source", name.into())])
+    }
+
+    fn with_labels(source: Vec<Label>) -> Self {
         for metric in METRICS {
             let unit = if metric.unit == "seconds" {
                 Unit::Seconds
@@ -126,11 +171,16 @@ impl FacadeRecorder {
             }
         }
         // A counter that first appears with a count shows no increase.
-        ::metrics::counter!(UPDATES).increment(0);
-        ::metrics::counter!(RECONNECTS).increment(0);
-        ::metrics::counter!(RECONNECT_ATTEMPTS).increment(0);
+        let recorder = Self {
+            source,
+            verifications: Verdicts::default(),
+            admissions: Verdicts::default(),
+        };
+        for counter in [UPDATES, RECONNECTS, RECONNECT_ATTEMPTS] {
+            ::metrics::counter!(counter, recorder.source.iter()).increment(0);
+        }
         for kind in SOURCE_ERROR_KINDS {
-            ::metrics::counter!(ERRORS, "kind" => *kind).increment(0);
+            recorder.errors(kind).increment(0);
         }
         for event in SvidCacheEvent::ALL {
             ::metrics::counter!(CACHE, "event" => event.as_str()).increment(0);
@@ -138,16 +188,25 @@ impl FacadeRecorder {
         for outcome in ["ok", "error"] {
             ::metrics::counter!(TOKEN_FILES, "outcome" => outcome).increment(0);
         }
+        for outcome in EXCHANGE_OUTCOMES {
+            ::metrics::counter!(EXCHANGES, "outcome" => *outcome).increment(0);
+        }
         for outcome in KEY_WAIT_OUTCOMES {
             ::metrics::counter!(KEY_WAITS, "outcome" => *outcome).increment(0);
         }
+        for outcome in DRY_RUN_OUTCOMES {
+            ::metrics::counter!(DRY_RUN, "outcome" => *outcome).increment(0);
+        }
         ::metrics::counter!(ENDED).increment(0);
         // Not set: another recorder may have recorded a withdrawal.
-        ::metrics::gauge!(WITHDRAWN).increment(0.0);
-        Self {
-            verifications: Verdicts::default(),
-            admissions: Verdicts::default(),
-        }
+        ::metrics::gauge!(WITHDRAWN, recorder.source.iter()).increment(0.0);
+        recorder
+    }
+
+    fn errors(&self, kind: &'static str) -> Counter {
+        let mut labels = vec![Label::from_static_parts("kind", kind)];
+        labels.extend_from_slice(&self.source);
+        ::metrics::counter!(ERRORS, labels)
     }
 }
 
@@ -164,38 +223,38 @@ impl Default for FacadeRecorder {
 
 impl MetricsRecorder for FacadeRecorder {
     fn record_update(&self) {
-        ::metrics::counter!(UPDATES).increment(1);
+        ::metrics::counter!(UPDATES, self.source.iter()).increment(1);
     }
 
     fn record_reconnect(&self) {
-        ::metrics::counter!(RECONNECTS).increment(1);
+        ::metrics::counter!(RECONNECTS, self.source.iter()).increment(1);
     }
 
     fn record_reconnect_attempt(&self) {
-        ::metrics::counter!(RECONNECT_ATTEMPTS).increment(1);
+        ::metrics::counter!(RECONNECT_ATTEMPTS, self.source.iter()).increment(1);
     }
 
     fn record_error(&self, kind: &'static str) {
-        ::metrics::counter!(ERRORS, "kind" => kind).increment(1);
+        self.errors(kind).increment(1);
     }
 
     fn record_ready(&self, ready: bool) {
-        ::metrics::gauge!(READY).set(if ready { 1.0 } else { 0.0 });
+        ::metrics::gauge!(READY, self.source.iter()).set(if ready { 1.0 } else { 0.0 });
     }
 
     fn record_withdrawal(&self, withdrawn: bool) {
-        ::metrics::gauge!(WITHDRAWN).set(if withdrawn { 1.0 } else { 0.0 });
+        ::metrics::gauge!(WITHDRAWN, self.source.iter()).set(if withdrawn { 1.0 } else { 0.0 });
     }
 
     fn record_bundle_age(&self, age: Duration) {
-        ::metrics::gauge!(AGE).set(age.as_secs_f64());
+        ::metrics::gauge!(AGE, self.source.iter()).set(age.as_secs_f64());
     }
 
     fn record_contact(&self, at: UnixTime) {
         // To the millisecond, which a double holds for longer than this crate lasts.
         let millis = at.subsec_nanos() / 1_000_000;
         let seconds = at.secs() as f64 + f64::from(millis) / 1e3;
-        ::metrics::gauge!(LAST_CONTACT).set(seconds);
+        ::metrics::gauge!(LAST_CONTACT, self.source.iter()).set(seconds);
     }
 
     fn record_svid_fetch(&self, outcome: &'static str, latency: Duration) {
@@ -209,6 +268,11 @@ impl MetricsRecorder for FacadeRecorder {
 
     fn record_token_file(&self, outcome: &'static str) {
         ::metrics::counter!(TOKEN_FILES, "outcome" => outcome).increment(1);
+    }
+
+    fn record_token_exchange(&self, outcome: &'static str, latency: Duration) {
+        ::metrics::counter!(EXCHANGES, "outcome" => outcome).increment(1);
+        ::metrics::histogram!(EXCHANGE_TIME, "outcome" => outcome).record(latency.as_secs_f64());
     }
 
     fn record_admission(&self, admission: &Admission<'_>) {
@@ -232,6 +296,10 @@ impl MetricsRecorder for FacadeRecorder {
 
     fn record_key_wait(&self, outcome: &'static str) {
         ::metrics::counter!(KEY_WAITS, "outcome" => outcome).increment(1);
+    }
+
+    fn record_dry_run_denial(&self, outcome: &'static str) {
+        ::metrics::counter!(DRY_RUN, "outcome" => outcome).increment(1);
     }
 
     fn record_ended_answer(&self) {

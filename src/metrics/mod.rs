@@ -24,6 +24,18 @@
 //! assert_eq!(rejections.0.load(Ordering::Relaxed), 1);
 //! ```
 //!
+//! # Sources
+//!
+//! What the sources of bundles record:
+//!
+//! | source | updates, readiness | errors | contact, age | reconnects, withdrawal |
+//! | --- | --- | --- | --- | --- |
+//! | JwtSource | yes | of the stream, `bundle-…` | messages and pings | yes |
+//! | HttpsBundles | yes | `bundle-fetch`, `bundle-too-large`, `bundle-unreadable`, `bundle-unusable`, `bundle-rollback` | successful polls | no |
+//! | FileBundles | yes | `bundle-file` | no: a file that can be read may be old | no |
+//! | MergedBundles | its members do, each by its own recorder | | | |
+//! | MemoryBundles, FixedBundles | no | no | no | no |
+//!
 //! # Spans and events
 //!
 //! All spans and events of this crate. Their `tracing` targets begin with `tower_spiffe::` and the
@@ -60,8 +72,8 @@
 //! | `source` | warn | a polled bundle is stale: tokens cannot be judged | `trust_domain` | no poll succeeded for `max_staleness` |
 //! | `source` | warn | the saved bundle cannot be read | `trust_domain`, `error` | the bootstrap bundle is used |
 //! | `source` | warn | a polled bundle could not be saved | `trust_domain`, `error` | a restart may be locked out |
-//! | `token` | warn | fetching a JWT-SVID failed | `request`, `error`, `usable` | `usable`: an older token is sent meanwhile |
-//! | `token` | debug | fetching a JWT-SVID failed again | `request`, `error`, `usable` | for the same reason |
+//! | `token` | warn | fetching a JWT-SVID failed | `request`, `error`, `usable` | or an access token; `usable`: an older token is sent meanwhile |
+//! | `token` | debug | fetching a JWT-SVID failed again | `request`, `error`, `usable` | for the same reason; or the first time, for the access token of a caller |
 //! | `token` | warn | refreshes of JWT-SVIDs have stalled; check that the agent is running and reaches its server | `request`, `why` | one line until they recover: a refresh brought no newer token, or takes longer than 5 s |
 //! | `token` | info | refreshes of JWT-SVIDs bring newer tokens again | `request` | they recovered |
 //! | `token` | info | the issuer of JWT-SVIDs answers again | | the breaker closed |
@@ -82,6 +94,12 @@
 //! | `server` | info | answers are ended: … | `reason`, `suppressed`, `peer.spiffe_id` | an `EndAtExpiryLayer` ended them with the caller's token; one line for all callers and interval |
 //! | `server` | warn | callers cannot be authenticated | `reason`, `enforced`, `suppressed`, `why` | this service cannot verify tokens now |
 //! | `server` | warn | callers cannot be authorized | `reason`, `enforced`, `suppressed`, `why`, `policy_reason`, `peer.spiffe_id` | the policy could not decide; `why` says what failed, `policy_reason` is the error that the policy gave |
+//! | `server` | info | policy file changed | `path`, `revision`, `rules` | the policy was replaced; `rules` is their number |
+//! | `server` | warn | trouble with a policy file; its last good policy stays | `path`, `error`, `line`, `column` | another error than before |
+//! | `server` | info | the policy file can be read again | `path` | it recovered |
+//! | `server` | error | reading the policy file panicked; its last good policy stays | | a bug of this crate |
+//! | `server` | warn | a policy file is in a dry run: it denies no request | `path` | it was opened |
+//! | `server` | info | dry run: requests would be rejected: … | `reason`, `suppressed`, `peer.spiffe_id`, `policy_reason`, `request` | one line per reason, caller and ten seconds; `request` is the method and the path, for anonymous callers only if debug lines are enabled; `peer.spiffe_id` is in the span instead if the span has that field |
 //! | `server` | error | no ValidateJwtSvidLayer stands above | `reason`, `suppressed` | a layer is missing in the stack |
 //! | `server` | error | answers do not end with the caller's token: … | `reason` | the same, for an `EndAtExpiryLayer` |
 //! | `metrics` | debug | the metrics recorder panicked | | a count is lost |
@@ -129,6 +147,7 @@ use crate::clock::UnixTime;
 /// | `bundle-fetch` | a bundle cannot be fetched over https: name, connection, TLS, HTTP status; the last one stays |
 /// | `bundle-unusable` | a JWK Set over https has keys, and none of them is usable; it takes effect |
 /// | `bundle-rollback` | a bundle over https has a lower `spiffe_sequence` than the last one, which stays |
+/// | `policy-file` | a policy file cannot be read, or is not a policy; its last good policy stays |
 /// | `internal` | a bug of this crate |
 pub const SOURCE_ERROR_KINDS: &[&str] = &[
     "connect",
@@ -152,6 +171,7 @@ pub const SOURCE_ERROR_KINDS: &[&str] = &[
     "bundle-fetch",
     "bundle-unusable",
     "bundle-rollback",
+    "policy-file",
     "internal",
 ];
 
@@ -163,6 +183,52 @@ pub const SOURCE_ERROR_KINDS: &[&str] = &[
 /// | `in-vain` | waited until its limit, and the key did not come |
 /// | `turned-away` | did not wait: too many were waiting, or the last wait had just been in vain |
 pub const KEY_WAIT_OUTCOMES: &[&str] = &["judged", "in-vain", "turned-away"];
+
+/// The outcomes of [`MetricsRecorder::record_dry_run_denial`]: the rejection that the request would
+/// have got.
+///
+/// | outcome | the request |
+/// | --- | --- |
+/// | `missing` | has no token |
+/// | `not-allowed` | is of a caller who is not allowed |
+pub const DRY_RUN_OUTCOMES: &[&str] = &["missing", "not-allowed"];
+
+/// The outcomes of [`MetricsRecorder::record_token_exchange`].
+///
+/// | outcome | usual cause |
+/// | --- | --- |
+/// | `ok` | an access token came |
+/// | `no-svid` | there is no token of this workload to authenticate with: the agent |
+/// | `expired-subject` | the caller's token expired; the server was not called |
+/// | `unreachable` | no response from the token endpoint: name, connection, TLS |
+/// | `abandoned` | no response within the time limit of the cache, or the cache was closed |
+/// | `invalid-client` | the server does not accept this workload: no such client, or another `issuer` |
+/// | `invalid-grant` | the server does not accept the subject token |
+/// | `denied` | the server does not allow this client the access token |
+/// | `invalid-request` | the server does not accept the parameters of the request |
+/// | `invalid-scope` | the server does not know or allow the scope |
+/// | `invalid-target` | the server does not know or allow the audience or resource |
+/// | `unavailable` | the server cannot serve now: a 5xx status or 429 |
+/// | `redirect` | the token endpoint redirects; nothing was sent there |
+/// | `unacceptable` | the response has no access token that can be sent |
+/// | `other` | any other response |
+pub const EXCHANGE_OUTCOMES: &[&str] = &[
+    "ok",
+    "no-svid",
+    "expired-subject",
+    "unreachable",
+    "abandoned",
+    "invalid-client",
+    "invalid-grant",
+    "denied",
+    "invalid-request",
+    "invalid-scope",
+    "invalid-target",
+    "unavailable",
+    "redirect",
+    "unacceptable",
+    "other",
+];
 
 /// Receives the counts. It is called on hot paths, so it must be fast and must not block. A panic
 /// in it is caught if it could end a background task.
@@ -176,7 +242,7 @@ pub trait MetricsRecorder: Send + Sync + 'static {
     /// The source tries to open the bundle stream again, after it ended or could not be opened.
     fn record_reconnect_attempt(&self) {}
 
-    /// The source had an error; `kind` is one of [`SOURCE_ERROR_KINDS`].
+    /// A source or a policy file had an error; `kind` is one of [`SOURCE_ERROR_KINDS`].
     fn record_error(&self, kind: &'static str) {
         let _ = kind;
     }
@@ -193,7 +259,7 @@ pub trait MetricsRecorder: Send + Sync + 'static {
     }
 
     /// The time since the source's last contact with the issuer. Recorded when it changes, once a
-    /// minute without messages, and at every attempt to reconnect.
+    /// minute without messages, at every attempt to reconnect, and after every poll.
     fn record_bundle_age(&self, age: Duration) {
         let _ = age;
     }
@@ -219,6 +285,12 @@ pub trait MetricsRecorder: Send + Sync + 'static {
         let _ = outcome;
     }
 
+    /// One request for an access token of an OAuth authorization server ended; `outcome` is one of
+    /// [`EXCHANGE_OUTCOMES`].
+    fn record_token_exchange(&self, outcome: &'static str, latency: Duration) {
+        let _ = (outcome, latency);
+    }
+
     /// A server layer decided on a request.
     fn record_admission(&self, admission: &Admission<'_>) {
         let _ = admission;
@@ -227,6 +299,12 @@ pub trait MetricsRecorder: Send + Sync + 'static {
     /// A request waited, or should have waited, for a key of its token that is not in the bundle;
     /// `outcome` is one of [`KEY_WAIT_OUTCOMES`].
     fn record_key_wait(&self, outcome: &'static str) {
+        let _ = outcome;
+    }
+
+    /// A policy file in a dry run let a request pass that it denies; `outcome` is one of
+    /// [`DRY_RUN_OUTCOMES`].
+    fn record_dry_run_denial(&self, outcome: &'static str) {
         let _ = outcome;
     }
 
@@ -420,12 +498,20 @@ impl MetricsRecorder for Shielded {
         self.run(|inner| inner.record_token_file(outcome));
     }
 
+    fn record_token_exchange(&self, outcome: &'static str, latency: Duration) {
+        self.run(|inner| inner.record_token_exchange(outcome, latency));
+    }
+
     fn record_admission(&self, admission: &Admission<'_>) {
         self.run(|inner| inner.record_admission(admission));
     }
 
     fn record_key_wait(&self, outcome: &'static str) {
         self.run(|inner| inner.record_key_wait(outcome));
+    }
+
+    fn record_dry_run_denial(&self, outcome: &'static str) {
+        self.run(|inner| inner.record_dry_run_denial(outcome));
     }
 
     fn record_ended_answer(&self) {
@@ -447,6 +533,12 @@ mod tests {
             .lines()
             .filter_map(|line| line.strip_prefix("/// | `")?.split('`').next())
             .collect();
-        assert_eq!(documented, [SOURCE_ERROR_KINDS, KEY_WAIT_OUTCOMES].concat());
+        let listed = [
+            SOURCE_ERROR_KINDS,
+            KEY_WAIT_OUTCOMES,
+            DRY_RUN_OUTCOMES,
+            EXCHANGE_OUTCOMES,
+        ];
+        assert_eq!(documented, listed.concat());
     }
 }

@@ -10,7 +10,8 @@ pub struct MetricInfo {
     pub kind: &'static str,
     /// `count` or `seconds`.
     pub unit: &'static str,
-    /// The names of its labels.
+    /// The names of its labels, without `source` of a recorder
+    /// [for one source](super::FacadeRecorder::for_source).
     pub labels: &'static [&'static str],
     /// What it measures.
     pub what: &'static str,
@@ -32,8 +33,11 @@ pub(super) const FETCHES: &str = "spiffe_svid_fetches_total";
 pub(super) const FETCH_TIME: &str = "spiffe_svid_fetch_duration_seconds";
 pub(super) const CACHE: &str = "spiffe_svid_cache_events_total";
 pub(super) const TOKEN_FILES: &str = "spiffe_token_file_writes_total";
+pub(super) const EXCHANGES: &str = "spiffe_token_exchanges_total";
+pub(super) const EXCHANGE_TIME: &str = "spiffe_token_exchange_duration_seconds";
 pub(super) const ADMISSIONS: &str = "spiffe_admissions_total";
 pub(super) const KEY_WAITS: &str = "spiffe_unknown_key_waits_total";
+pub(super) const DRY_RUN: &str = "spiffe_policy_dry_run_denials_total";
 pub(super) const ENDED: &str = "spiffe_ended_answers_total";
 pub(super) const VERDICTS: &str = "spiffe_verifications_total";
 
@@ -84,21 +88,21 @@ pub const METRICS: &[MetricInfo] = &[
         "gauge",
         "seconds",
         &[],
-        "time since the last contact with the agent, when last recorded",
+        "time since the last contact with the agent or endpoint, when last recorded",
     ),
     row(
         LAST_CONTACT,
         "gauge",
         "seconds",
         &[],
-        "the last contact with the agent, in seconds since 1970",
+        "the last contact with the agent or endpoint, in seconds since 1970",
     ),
     row(
         ERRORS,
         "counter",
         "count",
         &["kind"],
-        "errors of the bundle stream, and of bundles",
+        "errors of the bundle stream, of polls, of bundles, and of policy files",
     ),
     row(
         FETCHES,
@@ -132,6 +136,23 @@ pub const METRICS: &[MetricInfo] = &[
         "writes of token files",
     ),
     row(
+        EXCHANGES,
+        "counter",
+        "count",
+        &["outcome"],
+        "requests for access tokens of an OAuth authorization server",
+    ),
+    MetricInfo {
+        buckets: FETCH_BUCKETS,
+        ..row(
+            EXCHANGE_TIME,
+            "histogram",
+            "seconds",
+            &["outcome"],
+            "the duration of these requests",
+        )
+    },
+    row(
         ADMISSIONS,
         "counter",
         "count",
@@ -144,6 +165,13 @@ pub const METRICS: &[MetricInfo] = &[
         "count",
         &["outcome"],
         "requests that waited for a key that is not in the bundle",
+    ),
+    row(
+        DRY_RUN,
+        "counter",
+        "count",
+        &["outcome"],
+        "requests that a policy file in a dry run would have denied",
     ),
     row(
         ENDED,

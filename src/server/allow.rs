@@ -11,6 +11,7 @@ use super::protocol::Protocol;
 // By its public path: it must be exported with every set of features.
 use super::Claim;
 use crate::identity::{SpiffeId, SpiffeIdError, SpiffeIdMatcher, TrustDomain};
+use crate::metrics::MetricsRecorder;
 use crate::verify::VerifiedSvid;
 
 /// The callers that are allowed. All others are denied, and anonymous callers are asked for a token
@@ -48,6 +49,8 @@ use crate::verify::VerifiedSvid;
 /// anonymous callers would open a route to everyone, including the callers that it excludes. If
 /// both rules deny, the first reason is kept.
 #[derive(Clone)]
+#[doc(alias = "authorize")]
+#[doc(alias = "authorization")]
 pub struct Allow(Rule);
 
 type Closure = dyn Fn(&VerifiedSvid, &Parts) -> bool + Send + Sync;
@@ -319,6 +322,18 @@ impl Policy for Allow {
         }
     }
 
+    // As `decide`, see the table of combinations.
+    fn allows_anonymous(&self, parts: &Parts) -> bool {
+        match &self.0 {
+            Rule::Anyone => true,
+            Rule::Ids(_) | Rule::Closure(_) | Rule::Claim(_) | Rule::Not(_) => false,
+            Rule::Policy(policy) => policy.allows_anonymous(parts),
+            Rule::Either(both) => both.0.allows_anonymous(parts) || both.1.allows_anonymous(parts),
+            Rule::Both(both) => both.0.allows_anonymous(parts) && both.1.allows_anonymous(parts),
+            Rule::Because(rule, _) => rule.allows_anonymous(parts),
+        }
+    }
+
     fn protocol(&self) -> Option<Protocol> {
         match &self.0 {
             Rule::Anyone | Rule::Ids(_) | Rule::Closure(_) | Rule::Claim(_) => None,
@@ -327,6 +342,18 @@ impl Policy for Allow {
                 both.0.protocol().or_else(|| both.1.protocol())
             }
             Rule::Not(rule) | Rule::Because(rule, _) => rule.protocol(),
+        }
+    }
+
+    fn inherit_metrics(&self, recorder: &Arc<dyn MetricsRecorder>) {
+        match &self.0 {
+            Rule::Anyone | Rule::Ids(_) | Rule::Closure(_) | Rule::Claim(_) => {}
+            Rule::Policy(policy) => policy.inherit_metrics(recorder),
+            Rule::Either(both) | Rule::Both(both) => {
+                both.0.inherit_metrics(recorder);
+                both.1.inherit_metrics(recorder);
+            }
+            Rule::Not(rule) | Rule::Because(rule, _) => rule.inherit_metrics(recorder),
         }
     }
 }

@@ -97,6 +97,7 @@ impl AllowCallersLayer {
 impl<R> AllowCallersLayer<R> {
     /// Responds, counts and logs as the layer with this gate.
     pub(super) fn inside(gate: &Gate, on_reject: Arc<R>, policy: impl Policy) -> Self {
+        gate.telemetry.hand_over(&policy);
         Self {
             shared: Arc::new(Shared {
                 settings: Settings {
@@ -124,7 +125,10 @@ impl<R> AllowCallersLayer<R> {
     /// Sets the recorder of rejections. The outer layer counts the requests that pass.
     #[must_use]
     pub fn metrics(self, recorder: Arc<dyn MetricsRecorder>) -> Self {
-        self.configured(|settings| settings.telemetry.set_recorder(recorder))
+        self.configured(|settings| {
+            settings.telemetry.set_recorder(recorder);
+            settings.telemetry.hand_over(&*settings.policy);
+        })
     }
 
     /// Sets the response to rejected requests. See the

@@ -13,6 +13,7 @@ use crate::verify::VerifiedSvid;
 /// extensions of each request that passes, and replaces an existing one.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
+#[doc(alias = "extractor")]
 pub enum CallerState {
     /// This workload: its token is valid, and the policy allows it.
     Verified(VerifiedSvid),

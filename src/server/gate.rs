@@ -133,6 +133,7 @@ impl Judged {
 impl Gate {
     pub(crate) fn new(validator: Validator, policy: Arc<dyn Policy>, mode: Mode) -> Self {
         let telemetry = Telemetry::of(&validator);
+        telemetry.hand_over(&*policy);
         Self {
             validator,
             policy,
@@ -218,6 +219,12 @@ impl Gate {
         } else {
             Decision::AuthenticationRequired
         }
+    }
+
+    /// Whether a request without a token would be allowed.
+    pub(crate) fn allows_anonymous(&self, parts: &Parts) -> bool {
+        (self.mode == Mode::Optional || self.policy.is_public(parts))
+            && self.policy.allows_anonymous(parts)
     }
 
     /// The protocol that the server has declared.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::sync::Arc;
 
 use http::request::Parts;
 
@@ -10,6 +11,7 @@ use super::original_uri::original_uri;
 use super::policy::{Decision, Policy};
 use super::policy_error::PolicyError;
 use super::protocol::Protocol;
+use crate::metrics::MetricsRecorder;
 use crate::verify::VerifiedSvid;
 
 /// A policy by gRPC service and method. All other methods are denied, and anonymous callers may call
@@ -40,6 +42,7 @@ use crate::verify::VerifiedSvid;
 /// # Ok::<(), tower_spiffe::server::PolicyError>(())
 /// ```
 #[derive(Debug, Clone)]
+#[doc(alias = "authorize")]
 pub struct GrpcPolicy {
     rules: Rules,
 }
@@ -208,7 +211,7 @@ impl GrpcPolicyBuilder {
 }
 
 /// What protobuf names can be, and nothing that needs an escape.
-fn is_service_name(name: &str) -> bool {
+pub(super) fn is_service_name(name: &str) -> bool {
     name.split('.').all(is_identifier)
 }
 
@@ -217,7 +220,7 @@ fn is_identifier(name: &str) -> bool {
 }
 
 /// `/package.Service/Method`.
-fn is_method_path(path: &str) -> bool {
+pub(super) fn is_method_path(path: &str) -> bool {
     service_of(path).is_some_and(is_service_name)
 }
 
@@ -265,6 +268,17 @@ impl Policy for GrpcPolicy {
 
     fn protocol(&self) -> Option<Protocol> {
         Some(Protocol::Grpc)
+    }
+
+    fn inherit_metrics(&self, recorder: &Arc<dyn MetricsRecorder>) {
+        let Rules {
+            methods, services, ..
+        } = &self.rules;
+        for rule in methods.values().chain(services.values()) {
+            if let Rule::Allow(callers) = rule {
+                callers.inherit_metrics(recorder);
+            }
+        }
     }
 }
 

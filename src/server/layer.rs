@@ -29,6 +29,9 @@ use crate::verify::Validator;
 ///
 /// See the [module](super) for how to put it around a router, a tonic server or a hyper service.
 /// `R` makes the responses to rejected requests.
+#[doc(alias = "middleware")]
+#[doc(alias = "authenticate")]
+#[doc(alias = "bearer")]
 pub struct ValidateJwtSvidLayer<R = DefaultOnReject> {
     pub(crate) shared: Arc<Shared<R>>,
 }
@@ -147,7 +150,10 @@ impl<R> ValidateJwtSvidLayer<R> {
     /// records its own verdicts of tokens; `Arc::new(())` records nothing.
     #[must_use]
     pub fn metrics(self, recorder: Arc<dyn MetricsRecorder>) -> Self {
-        self.configured(|gate| gate.telemetry.set_recorder(recorder))
+        self.configured(|gate| {
+            gate.telemetry.set_recorder(recorder);
+            gate.telemetry.hand_over(&*gate.policy);
+        })
     }
 
     /// Answers every invalid token with one text, "the token is invalid". By default the text names

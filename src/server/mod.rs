@@ -161,6 +161,7 @@
 //! | --- | --- |
 //! | SPIFFE IDs, trust domains, claims, closures | [`Allow`] |
 //! | gRPC services and methods | [`GrpcPolicy`] |
+//! | rules in a file that is read again when it changes | `FilePolicy` (feature `policy-file`) |
 //! | a policy that is replaced at runtime | [`SwapPolicy`] |
 //! | a decision that waits, such as one by OPA | [`ask`](ValidateJwtSvidLayer::ask), [`AsyncPolicy`] |
 //! | a route with fewer callers | [`AllowCallersLayer`] |
@@ -275,6 +276,8 @@ mod claim;
 mod deny;
 mod drain;
 mod end_at_expiry;
+#[cfg(feature = "policy-file")]
+mod file_policy;
 mod future;
 mod gate;
 mod grpc_policy;
@@ -306,6 +309,11 @@ pub use caller::CallerState;
 pub use claim::{Claim, ClaimValue};
 pub use end_at_expiry::{
     EndAtExpiry, EndAtExpiryBody, EndAtExpiryFuture, EndAtExpiryLayer, TokenExpired,
+};
+#[cfg(feature = "policy-file")]
+pub use file_policy::{
+    FilePolicy, FilePolicyBuilder, FilePolicyError, FilePolicyErrorReason, FilePolicyState,
+    PolicyDocument, PolicyExplanation, RuleExplanation, RuleOutcome,
 };
 pub use future::ResponseFuture;
 pub use grpc_policy::{GrpcPolicy, GrpcPolicyBuilder};

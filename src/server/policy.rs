@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::request::Parts;
 
 use super::protocol::Protocol;
+use crate::metrics::MetricsRecorder;
 use crate::verify::VerifiedSvid;
 
 /// What a [`Policy`] decides about a request.
@@ -111,6 +112,8 @@ impl Decision {
     note = "a closure becomes a policy by `Allow::when(|caller, parts| …)`, which needs no types",
     note = "to allow every workload of every known trust domain, write `Allow::any_trust_domain()`"
 )]
+#[doc(alias = "authorize")]
+#[doc(alias = "authorization")]
 pub trait Policy: Send + Sync + 'static {
     /// Decides whether `caller` may make this request. `None` is an anonymous caller: the request
     /// has no token. `parts` are those of the request, its credential marked sensitive.
@@ -124,11 +127,24 @@ pub trait Policy: Send + Sync + 'static {
         false
     }
 
+    /// Returns whether `decide` allows an anonymous caller to make this request. Asked about requests
+    /// of verified callers that `decide` does not allow. The default asks `decide`; override it if
+    /// that has effects, such as a count.
+    fn allows_anonymous(&self, parts: &Parts) -> bool {
+        self.decide(None, parts) == Decision::Allow
+    }
+
     /// Returns the protocol that a server with this policy speaks, if the policy implies one.
     /// Rejections use it unless the layer's
     /// [`protocol`](super::ValidateJwtSvidLayer::protocol) is set. The default is `None`.
     fn protocol(&self) -> Option<Protocol> {
         None
+    }
+
+    /// Receives the recorder of the layer that this policy is given to, and again if the layer gets
+    /// another one. For policies that count something themselves. The default ignores it.
+    fn inherit_metrics(&self, recorder: &Arc<dyn MetricsRecorder>) {
+        let _ = recorder;
     }
 }
 
@@ -141,8 +157,16 @@ impl<P: Policy + ?Sized> Policy for Arc<P> {
         (**self).is_public(parts)
     }
 
+    fn allows_anonymous(&self, parts: &Parts) -> bool {
+        (**self).allows_anonymous(parts)
+    }
+
     fn protocol(&self) -> Option<Protocol> {
         (**self).protocol()
+    }
+
+    fn inherit_metrics(&self, recorder: &Arc<dyn MetricsRecorder>) {
+        (**self).inherit_metrics(recorder);
     }
 }
 
@@ -154,7 +178,7 @@ pub(crate) fn decide_verified(
 ) -> Decision {
     match policy.decide(Some(caller), parts) {
         Decision::Allow => Decision::Allow,
-        _ if policy.decide(None, parts) == Decision::Allow => Decision::Allow,
+        _ if policy.allows_anonymous(parts) => Decision::Allow,
         denied => denied,
     }
 }

@@ -8,6 +8,7 @@ use http::request::Parts;
 
 use super::policy::{Decision, Policy};
 use super::protocol::Protocol;
+use crate::metrics::MetricsRecorder;
 use crate::verify::VerifiedSvid;
 
 /// A policy that can be replaced while requests are served. Clones are handles to the same one.
@@ -23,6 +24,7 @@ use crate::verify::VerifiedSvid;
 /// # Ok::<(), tower_spiffe::server::PolicyError>(())
 /// ```
 #[derive(Clone)]
+#[doc(alias = "reload")]
 pub struct SwapPolicy(Arc<ArcSwap<Box<dyn Policy>>>);
 
 impl SwapPolicy {
@@ -46,8 +48,16 @@ impl Policy for SwapPolicy {
         self.0.load().is_public(parts)
     }
 
+    fn allows_anonymous(&self, parts: &Parts) -> bool {
+        self.0.load().allows_anonymous(parts)
+    }
+
     fn protocol(&self) -> Option<Protocol> {
         self.0.load().protocol()
+    }
+
+    fn inherit_metrics(&self, recorder: &Arc<dyn MetricsRecorder>) {
+        self.0.load().inherit_metrics(recorder);
     }
 }
 

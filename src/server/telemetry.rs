@@ -8,6 +8,7 @@ use quick_cache::DefaultHashBuilder;
 use tracing::{Span, field};
 
 use super::caller::CallerState;
+use super::policy::Policy;
 use super::reason::RejectionReason;
 use super::rejection::Rejection;
 use crate::clock::Clock;
@@ -16,7 +17,7 @@ use crate::metrics::{Admission, MetricsRecorder, Shielded};
 use crate::verify::{ValidateError, ValidateReason, Validator};
 
 /// At most one log line per class and caller in this time.
-const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
+pub(super) const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The number of callers with log lines of their own; the others share one line per class.
 const MAX_CALLERS: usize = 1024;
@@ -52,6 +53,13 @@ impl Telemetry {
         Self {
             recorder: validator.metrics(),
             ..Self::new(validator.clock().clone())
+        }
+    }
+
+    /// Passes the recorder to a policy, which may have none of its own.
+    pub(crate) fn hand_over(&self, policy: &dyn Policy) {
+        if let Some(recorder) = &self.recorder {
+            policy.inherit_metrics(recorder);
         }
     }
 
@@ -203,7 +211,7 @@ impl Telemetry {
 const UNKNOWN: &str = "unknown";
 
 /// Lets one line per class and caller through in each interval.
-struct RejectionLog {
+pub(super) struct RejectionLog {
     interval: Duration,
     lines: Mutex<Lines>,
 }
@@ -223,7 +231,7 @@ struct Line {
 }
 
 impl RejectionLog {
-    fn new(interval: Duration) -> Self {
+    pub(super) fn new(interval: Duration) -> Self {
         Self {
             interval,
             lines: Mutex::default(),
@@ -231,7 +239,12 @@ impl RejectionLog {
     }
 
     /// Returns whether the line may be written: the number of lines suppressed since the last one.
-    fn pass(&self, now: Duration, class: &'static str, caller: Option<&SpiffeId>) -> Option<u64> {
+    pub(super) fn pass(
+        &self,
+        now: Duration,
+        class: &'static str,
+        caller: Option<&SpiffeId>,
+    ) -> Option<u64> {
         let quiet_until = now.saturating_add(self.interval);
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let Lines { by_caller, swept } = &mut *lines;

@@ -40,6 +40,7 @@ use crate::bundle::{BundleAnswer, BundleSource, BundlesUnavailable, JwtBundle, J
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone)]
+#[doc(alias = "jwks")]
 pub struct MemoryBundles {
     inner: Arc<Inner>,
 }

@@ -88,6 +88,8 @@ pub(crate) mod file;
 pub(crate) mod own_thread;
 #[cfg(any(feature = "server", feature = "client"))]
 pub(crate) mod regular_file;
+#[cfg(any(feature = "https-bundles", feature = "oauth"))]
+pub(crate) mod retry_after;
 #[cfg(any(feature = "server", feature = "client"))]
 pub(crate) mod trust_clock;
 

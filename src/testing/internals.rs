@@ -106,6 +106,16 @@ pub fn read_bundle_map(
     file::read_map(bytes, &format, known)
 }
 
+/// Polls over streams in memory in place of connections: `open` gets the URL of a request, and returns
+/// the client's end.
+#[cfg(feature = "https-bundles")]
+pub fn over_streams(
+    builder: crate::source::https::HttpsBundlesBuilder,
+    open: impl Fn(&str) -> tokio::io::DuplexStream + Send + Sync + 'static,
+) -> crate::source::https::HttpsBundlesBuilder {
+    builder.streams(Arc::new(open))
+}
+
 /// What a source keeps of its bundle stream, without the stream: what the agent says is put in by
 /// hand, and validation asks it as it asks a source.
 pub struct Keeper(Shared);

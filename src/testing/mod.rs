@@ -134,6 +134,11 @@
 //! # }
 //! ```
 //!
+//! # OAuth
+//!
+//! With feature `oauth`, `FakeAuthorizationServer` is an authorization server inside the test. It
+//! verifies client assertions and subject tokens, issues access tokens, and fails on demand.
+//!
 //! # Time
 //!
 //! Tests that cover minutes run in tokio's paused time with a [`PausedClock`]. Paused time advances
@@ -163,6 +168,8 @@
 
 mod agent;
 mod assumed;
+#[cfg(feature = "oauth")]
+mod authorization;
 mod clock;
 mod error;
 #[doc(hidden)]
@@ -172,6 +179,11 @@ mod misuse;
 
 pub use agent::{AgentCall, Counts, FakeAgent, FakeAgentBuilder, Fault, RawSvid, Replay};
 pub use assumed::{verified_svid, verified_svid_with_claims};
+#[cfg(feature = "oauth")]
+pub use authorization::{
+    AuthorizationCounts, FakeAuthorizationServer, FakeAuthorizationServerBuilder,
+    FakeTokenEndpoint, IssuedToken, TokenEndpointFault,
+};
 pub use clock::PausedClock;
 pub use error::Error;
 pub use issuer::{Issuer, TokenBuilder};

@@ -8,6 +8,8 @@ use std::pin::Pin;
 use std::sync::{Arc, LazyLock};
 
 use super::JwtSvid;
+#[cfg(feature = "oauth")]
+use super::{OAuthError, SubjectToken};
 use crate::grpc_code::GrpcCode;
 use crate::identity::SpiffeId;
 
@@ -26,11 +28,24 @@ pub trait FetchSvid: Send + Sync + 'static {
     /// Calls the issuer once. The future does not borrow from `self`, because it outlives its
     /// caller.
     fn fetch_svid(&self, request: &SvidRequest) -> FetchSvidFuture;
+
+    /// Returns whether it exchanges the [subject token](SvidRequest::subject) of a request. `false`
+    /// by default: requests with a subject token then fail with
+    /// [`InvalidRequest`](FetchSvidReason::InvalidRequest), and `fetch_svid` is not called.
+    #[cfg(feature = "oauth")]
+    fn exchanges_subjects(&self) -> bool {
+        false
+    }
 }
 
 impl<F: FetchSvid + ?Sized> FetchSvid for Arc<F> {
     fn fetch_svid(&self, request: &SvidRequest) -> FetchSvidFuture {
         (**self).fetch_svid(request)
+    }
+
+    #[cfg(feature = "oauth")]
+    fn exchanges_subjects(&self) -> bool {
+        (**self).exchanges_subjects()
     }
 }
 
@@ -45,15 +60,20 @@ pub struct SvidRequest {
     // `None`: the first identity that the issuer returns.
     identity: Option<Identity>,
     single_use: bool,
+    #[cfg(feature = "oauth")]
+    subject: Option<SubjectToken>,
 }
 
 impl PartialEq for SvidRequest {
     fn eq(&self, other: &Self) -> bool {
         // An `Arc` compares the pointers first.
-        self.hash == other.hash
+        let same = self.hash == other.hash
             && self.audiences == other.audiences
             && self.identity == other.identity
-            && self.single_use == other.single_use
+            && self.single_use == other.single_use;
+        #[cfg(feature = "oauth")]
+        let same = same && self.subject == other.subject;
+        same
     }
 }
 
@@ -129,7 +149,15 @@ impl SvidRequest {
         }
         all.sort_unstable();
         all.dedup();
-        Ok(Self::of(all.into(), None, false))
+        let request = Self {
+            hash: 0,
+            audiences: all.into(),
+            identity: None,
+            single_use: false,
+            #[cfg(feature = "oauth")]
+            subject: None,
+        };
+        Ok(request.hashed())
     }
 
     /// Requests the token of this identity; replaces a hint.
@@ -147,7 +175,40 @@ impl SvidRequest {
     }
 
     pub(crate) fn with_identity(self, identity: Identity) -> Self {
-        Self::of(self.audiences, Some(identity), self.single_use)
+        let identity = Some(identity);
+        Self { identity, ..self }.hashed()
+    }
+
+    /// Requests the identity that `other` requests.
+    #[cfg(feature = "oauth")]
+    pub(crate) fn with_identity_of(self, other: &Self) -> Self {
+        let identity = other.identity.clone();
+        Self { identity, ..self }.hashed()
+    }
+
+    /// Requests a token for the subject of this one, by token exchange: see
+    /// [`AccessTokens`](crate::oauth::AccessTokens). The cache keeps one token for each subject
+    /// token. A source that does not exchange tokens fails the request.
+    #[cfg(feature = "oauth")]
+    #[must_use]
+    pub fn on_behalf_of(self, subject: SubjectToken) -> Self {
+        let subject = Some(subject);
+        Self { subject, ..self }.hashed()
+    }
+
+    /// Returns the token to exchange, if it is not the one of this workload.
+    #[cfg(feature = "oauth")]
+    pub fn subject(&self) -> Option<&SubjectToken> {
+        self.subject.as_ref()
+    }
+
+    /// Whether it is for the subject of another token.
+    #[cfg(feature = "client")]
+    pub(crate) fn has_subject(&self) -> bool {
+        #[cfg(feature = "oauth")]
+        return self.subject.is_some();
+        #[cfg(not(feature = "oauth"))]
+        false
     }
 
     /// Marks the token as good for one request: a cache fetches one for each `get`, `header` and
@@ -161,7 +222,8 @@ impl SvidRequest {
     /// [`Unacceptable`](FetchSvidReason::Unacceptable).
     #[must_use]
     pub fn single_use(self) -> Self {
-        Self::of(self.audiences, self.identity, true)
+        let single_use = true;
+        Self { single_use, ..self }.hashed()
     }
 
     /// Returns whether each request needs a token of its own.
@@ -169,15 +231,14 @@ impl SvidRequest {
         self.single_use
     }
 
-    fn of(audiences: Arc<[Box<str>]>, identity: Option<Identity>, single_use: bool) -> Self {
+    fn hashed(mut self) -> Self {
         // Audiences may be derived from untrusted input, so the hash has a random key.
         static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-        Self {
-            hash: KEY.hash_one((&audiences, &identity, single_use)),
-            audiences,
-            identity,
-            single_use,
-        }
+        let of = (&self.audiences, &self.identity, self.single_use);
+        #[cfg(feature = "oauth")]
+        let of = (of, &self.subject);
+        self.hash = KEY.hash_one(of);
+        self
     }
 
     /// Returns the audiences: sorted, each once, never empty.
@@ -233,6 +294,10 @@ impl fmt::Debug for SvidRequest {
         if self.single_use {
             out.field("single_use", &true);
         }
+        #[cfg(feature = "oauth")]
+        if let Some(subject) = &self.subject {
+            out.field("subject", subject);
+        }
         out.finish()
     }
 }
@@ -257,6 +322,8 @@ impl std::error::Error for SvidRequestError {}
 pub struct FetchSvidError {
     reason: FetchSvidReason,
     code: Option<GrpcCode>,
+    #[cfg(feature = "oauth")]
+    oauth: Option<Arc<OAuthError>>,
     message: Arc<str>,
 }
 
@@ -312,6 +379,8 @@ impl FetchSvidError {
         Self {
             reason,
             code: None,
+            #[cfg(feature = "oauth")]
+            oauth: None,
             message: Arc::from(message.into()),
         }
     }
@@ -321,6 +390,40 @@ impl FetchSvidError {
     pub fn with_code(mut self, code: GrpcCode) -> Self {
         self.code = Some(code);
         self
+    }
+
+    /// Adds the error response of an authorization server.
+    #[cfg(feature = "oauth")]
+    #[must_use]
+    pub(crate) fn with_oauth(mut self, error: OAuthError) -> Self {
+        self.oauth = Some(Arc::new(error));
+        self
+    }
+
+    /// Returns the error response of the authorization server, if the token was to come from one and
+    /// it responded.
+    #[cfg(feature = "oauth")]
+    pub fn oauth(&self) -> Option<&OAuthError> {
+        self.oauth.as_deref()
+    }
+
+    /// Whether the issuer gave an answer.
+    #[cfg(feature = "client")]
+    pub(crate) fn is_answer(&self) -> bool {
+        #[cfg(feature = "oauth")]
+        if self.oauth.is_some() {
+            return true;
+        }
+        self.code.is_some()
+    }
+
+    /// How long the issuer asked not to be called again.
+    #[cfg(feature = "client")]
+    pub(crate) fn retry_after(&self) -> Option<std::time::Duration> {
+        #[cfg(feature = "oauth")]
+        return self.oauth()?.retry_after();
+        #[cfg(not(feature = "oauth"))]
+        None
     }
 
     /// Returns the class.

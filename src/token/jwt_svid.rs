@@ -3,12 +3,15 @@
 use std::fmt;
 use std::sync::Arc;
 
+#[cfg(feature = "client")]
+use super::SvidRequest;
 use crate::clock::UnixTime;
 use crate::identity::SpiffeId;
 use crate::jwt::MAX_TOKEN_LEN;
 use crate::jwt::{Claims, Split, decode, key_id_unchecked};
 
-/// A JWT-SVID from an issuer, for this workload. A clone is one reference count.
+/// A JWT-SVID from an issuer, for this workload, or an
+/// [access token](JwtSvid::access_token) in its place. A clone is one reference count.
 ///
 /// `Debug` and `Display` do not show the token; [`token`](Self::token) returns it.
 ///
@@ -47,6 +50,8 @@ pub enum ParseJwtSvidError {
     Claims,
     /// `sub` is not a SPIFFE ID.
     Subject,
+    /// An access token has a character that RFC 6750 does not allow, or is empty.
+    Characters,
 }
 
 impl JwtSvid {
@@ -78,6 +83,55 @@ impl JwtSvid {
             audiences: audiences.map(|audience| audience.as_ref().into()).collect(),
             expires_at: claims.expires_at,
             issued_at: claims.issued_at,
+        })))
+    }
+
+    /// Creates a token that is not a JWT-SVID, such as an OAuth access token, for a
+    /// [`FetchSvid`](super::FetchSvid) of your own. Its content is not read: it is for the audiences
+    /// of `request`, was issued to `spiffe_id` at `issued_at`, and must not be sent after
+    /// `expires_at`.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_spiffe::JwtSvid;
+    /// use tower_spiffe::clock::UnixTime;
+    /// use tower_spiffe::token::SvidRequest;
+    ///
+    /// let request = SvidRequest::new(["https://api.example.org"])?;
+    /// let now = UnixTime::now();
+    /// let end = now.saturating_add(Duration::from_secs(3600));
+    /// let token = JwtSvid::access_token("2YotnFZFEjr1zCsi", &request, "spiffe://x/web".parse()?, now, end)?;
+    /// assert_eq!(token.token(), "2YotnFZFEjr1zCsi");
+    /// assert!(token.audiences().eq(["https://api.example.org"]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The token is longer than 8 KiB ([`TooLong`](ParseJwtSvidError::TooLong)), empty, or not in
+    /// the syntax of a bearer token, RFC 6750 section 2.1
+    /// ([`Characters`](ParseJwtSvidError::Characters)).
+    #[cfg(feature = "client")]
+    pub fn access_token(
+        token: &str,
+        request: &SvidRequest,
+        spiffe_id: SpiffeId,
+        issued_at: UnixTime,
+        expires_at: UnixTime,
+    ) -> Result<Self, ParseJwtSvidError> {
+        if token.len() > MAX_TOKEN_LEN {
+            return Err(ParseJwtSvidError::TooLong);
+        }
+        if !is_bearer_token(token) {
+            return Err(ParseJwtSvidError::Characters);
+        }
+        Ok(Self(Arc::new(Inner {
+            bearer: [BEARER, token].concat().into(),
+            spiffe_id,
+            key_id: None,
+            hint: request.hint().unwrap_or_default().into(),
+            audiences: request.audiences().map(Into::into).collect(),
+            expires_at,
+            issued_at: Some(issued_at),
         })))
     }
 
@@ -124,6 +178,14 @@ impl JwtSvid {
     }
 }
 
+/// The syntax of RFC 6750 section 2.1: letters, digits and `-._~+/`, then any number of `=`.
+#[cfg(feature = "client")]
+pub(super) fn is_bearer_token(token: &str) -> bool {
+    let text = token.trim_end_matches('=');
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/".contains(&byte);
+    !text.is_empty() && text.bytes().all(allowed)
+}
+
 impl fmt::Debug for JwtSvid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("JwtSvid")
@@ -151,6 +213,9 @@ impl fmt::Display for ParseJwtSvidError {
             Self::Encoding => "a part of the token is not base64url",
             Self::Claims => "the token's payload has no readable `sub`, `aud` and `exp`",
             Self::Subject => "the token's `sub` is not a SPIFFE ID",
+            Self::Characters => {
+                "the access token is empty, or has a character that no header can carry"
+            }
         })
     }
 }

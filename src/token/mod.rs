@@ -97,6 +97,7 @@
 //! | an answer without a newer token | 5 s | 30 s |
 //! | 3 calls in a row without an answer: one call at a time | 250 ms | 5 s |
 //! | a service rejected the token: at most one fetch per | 10 s | 10 s |
+//! | an authorization server asked for a delay by `Retry-After`: that delay | | 60 s |
 //!
 //! [`retry`](SvidCacheBuilder::retry) bounds all of them. After a signing key was removed, tokens
 //! without requests are fetched within 5 s.
@@ -140,6 +141,10 @@
 mod cache;
 mod fetch;
 mod jwt_svid;
+#[cfg(feature = "oauth")]
+pub(crate) mod oauth_error;
+#[cfg(feature = "oauth")]
+pub(crate) mod subject;
 
 pub use crate::grpc_code::GrpcCode;
 #[cfg(feature = "client")]
@@ -155,3 +160,7 @@ pub use fetch::{
     FetchSvid, FetchSvidError, FetchSvidFuture, FetchSvidReason, SvidRequest, SvidRequestError,
 };
 pub use jwt_svid::{JwtSvid, ParseJwtSvidError};
+#[cfg(feature = "oauth")]
+pub(crate) use oauth_error::OAuthError;
+#[cfg(feature = "oauth")]
+pub(crate) use subject::SubjectToken;

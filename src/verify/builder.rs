@@ -117,6 +117,7 @@ impl ValidatorBuilder {
     /// # }
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
+    #[doc(alias = "oauth")]
     pub fn sole_audience(mut self) -> Self {
         self.settings.sole_audience = true;
         self

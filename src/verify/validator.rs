@@ -22,6 +22,9 @@ use crate::metrics::Verification;
 /// as long as the bundle of its trust domain has the same key. On every hit the times are checked
 /// again, and whether the source can judge.
 #[derive(Clone)]
+#[doc(alias = "jwks")]
+#[doc(alias = "oidc")]
+#[doc(alias = "oauth")]
 pub struct Validator(Arc<Checks>);
 
 /// Whether a token is checked for the first time in a request, or again after the request has waited.

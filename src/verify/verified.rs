@@ -14,6 +14,7 @@ use crate::identity::SpiffeId;
 ///
 /// It was valid at the time of the check; [`expires_at`](Self::expires_at) is when it ends.
 #[derive(Clone)]
+#[doc(alias = "extractor")]
 pub struct VerifiedSvid(Arc<Handle>);
 
 /// Each thread has its own handle, so that threads with the same token do not share a reference count

@@ -12,10 +12,11 @@ use serde_json::json;
 use tower_spiffe::Validator;
 use tower_spiffe::bundle::Algorithm;
 use tower_spiffe::bundle::{FixedBundles, JwtBundleSet};
-use tower_spiffe::source::{MemoryBundles, MergedBundles};
+use tower_spiffe::source::{HttpsBundles, MemoryBundles, MergedBundles};
 use tower_spiffe::verify::ValidateReason;
 
 mod client;
+mod policy_file;
 mod refusals;
 
 use tower_spiffe_test_support::signer::{AUDIENCE, SUBJECT, Signer, bundle};
@@ -99,6 +100,54 @@ fn hits_of_a_merged_source_allocate_nothing() {
         }
     });
     assert_eq!(hits.count_total, 0);
+}
+
+#[test]
+fn h13_hits_with_a_polled_member_allocate_nothing() {
+    let signer = Signer::for_algorithm(Algorithm::ES256);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let jwks = json!({"keys": [signer.jwk()]}).to_string();
+    let domain = || tower_spiffe::TrustDomain::parse("td.test").unwrap();
+    let polled = HttpsBundles::jwks_url(domain(), "https://td.test/keys")
+        .client(move |_: http::Request<()>| {
+            let response = http::Response::new(jwks.clone());
+            std::future::ready(Ok::<_, std::convert::Infallible>(response))
+        })
+        .max_staleness(std::time::Duration::from_secs(3600));
+    let polled = runtime.block_on(polled.build()).unwrap();
+    let merged = MergedBundles::builder()
+        .default_member("memory", MemoryBundles::new(JwtBundleSet::default()))
+        .member("polled", polled.clone(), [domain()])
+        .build()
+        .unwrap();
+    let token = token(&signer, 1);
+    let check = |validator: Validator| {
+        for _ in 0..3 {
+            validator.validate(&token).unwrap();
+        }
+        let hits = measure(|| {
+            for _ in 0..2000 {
+                validator.validate(&token).unwrap();
+            }
+        });
+        assert_eq!(hits.count_total, 0);
+        assert!(validator.cache_stats().hits >= 2000);
+    };
+    check(
+        Validator::builder(polled)
+            .audience(AUDIENCE)
+            .build()
+            .unwrap(),
+    );
+    check(
+        Validator::builder(merged)
+            .audience(AUDIENCE)
+            .build()
+            .unwrap(),
+    );
 }
 
 #[test]

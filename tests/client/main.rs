@@ -46,5 +46,7 @@ mod t04_file_tokens;
 mod t05_single_use;
 mod tonic_channel;
 mod turns;
+mod x01_oauth;
+mod x01_oauth_http;
 
 use tower_spiffe_test_support::{log, net, raw_agent};

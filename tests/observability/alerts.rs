@@ -120,7 +120,8 @@ fn each_alert_says_whose_fault_it_is_how_bad_and_what_to_do() {
         let annotations: Vec<&str> = rule.annotations.keys().map(String::as_str).collect();
         assert_eq!(annotations, ["description", "summary"], "{name}");
     }
-    assert_eq!(faults, BTreeSet::from(["agent", "blindness", "caller"]));
+    let known = ["agent", "authorization-server", "blindness", "caller"];
+    assert_eq!(faults, BTreeSet::from(known));
 }
 
 #[test]
@@ -148,8 +149,12 @@ fn an_annotation_shows_labels_that_its_expression_keeps() {
 fn promql_labels(expr: &str) -> BTreeSet<&'static str> {
     let metrics = promql::metrics_of(expr).unwrap();
     let own = tower_spiffe::metrics::METRICS.iter();
+    let of_source = metrics
+        .iter()
+        .any(|name| crate::words::is_of_a_source(name));
     own.filter(|metric| metrics.contains(metric.name))
         .flat_map(|metric| metric.labels.iter().copied())
+        .chain(of_source.then_some("source"))
         .chain(TARGET_LABELS)
         .collect()
 }

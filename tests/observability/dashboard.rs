@@ -10,7 +10,12 @@ use crate::scrape::Scrape;
 use crate::week::WEEK;
 use crate::words;
 
-const FAULTS: [&str; 3] = ["the caller", "this service", "the agent"];
+const FAULTS: [&str; 4] = [
+    "the caller",
+    "this service",
+    "the agent",
+    "the authorization server",
+];
 
 fn dashboard() -> Value {
     let text = include_str!("../../examples/observability/dashboard.json");

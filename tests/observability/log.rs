@@ -129,10 +129,14 @@ impl Row {
 }
 
 /// No test can bring these about; their texts must be in the code all the same.
-const UNSEEN: [(&str, &str); 2] = [
+const UNSEEN: [(&str, &str); 3] = [
     (
         "reading the bundle files panicked; their last good bundles stay",
         include_str!("../../src/source/file/task.rs"),
+    ),
+    (
+        "reading the policy file panicked; its last good policy stays",
+        include_str!("../../src/server/file_policy/follow.rs"),
     ),
     (
         "the task of this source panicked; it answers no more",

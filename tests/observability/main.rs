@@ -10,6 +10,7 @@
 
 mod alerts;
 mod dashboard;
+mod h13_sources;
 mod inherited;
 mod log;
 mod promql;

@@ -116,7 +116,9 @@ pub(crate) fn metrics_of(expr: &str) -> Result<BTreeSet<&'static str>, String> {
             .iter()
             .filter(|metric| found.contains(metric.name))
             .any(|metric| {
-                metric.labels.contains(&label) || label == "le" && metric.kind == "histogram"
+                metric.labels.contains(&label)
+                    || label == "le" && metric.kind == "histogram"
+                    || label == "source" && words::is_of_a_source(metric.name)
             });
         if !of_one && !TARGET_LABELS.contains(&label) {
             return Err(format!("none of {found:?} has a label {label}"));

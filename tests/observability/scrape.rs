@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
-use tower_spiffe::metrics::{FacadeRecorder, KEY_WAIT_OUTCOMES, METRICS, SvidCacheEvent};
+use tower_spiffe::metrics::{
+    DRY_RUN_OUTCOMES, FacadeRecorder, KEY_WAIT_OUTCOMES, METRICS, SvidCacheEvent,
+};
 
 use crate::week::{PARTNER, TRUST_DOMAIN, WEEK};
 use crate::words;
@@ -157,11 +159,23 @@ fn the_week_moves_every_metric() {
         let count = scrape.sum("spiffe_token_file_writes_total", &labels);
         assert!(count > 1.0, "{outcome}");
     }
+    for outcome in ["ok", "invalid-client", "unavailable", "no-svid"] {
+        let labels = [("outcome", outcome)];
+        let count = scrape.sum("spiffe_token_exchanges_total", &labels);
+        assert!(count > 0.0, "{outcome}");
+    }
     for outcome in KEY_WAIT_OUTCOMES {
         let labels = [("outcome", *outcome)];
         let count = scrape.sum("spiffe_unknown_key_waits_total", &labels);
         assert_eq!(count, 1.0, "{outcome}");
     }
+    for outcome in DRY_RUN_OUTCOMES {
+        let labels = [("outcome", *outcome)];
+        let count = scrape.sum("spiffe_policy_dry_run_denials_total", &labels);
+        assert_eq!(count, 1.0, "{outcome}");
+    }
+    let policy = [("kind", "policy-file")];
+    assert!(scrape.sum("spiffe_source_errors_total", &policy) > 1.0);
     assert_eq!(scrape.sum("spiffe_ended_answers_total", &[]), 1.0);
     for why in ["not-ready", "withdrawn", "stale", "closed"] {
         for name in ["spiffe_admissions_total", "spiffe_verifications_total"] {
@@ -289,6 +303,10 @@ fn counters_that_may_stay_silent_for_long_begin_at_zero() {
     assert_eq!(count("spiffe_bundle_withdrawn"), 1);
     assert_eq!(count("spiffe_ended_answers_total"), 1);
     assert_eq!(count("spiffe_token_file_writes_total"), 2);
+    assert_eq!(
+        count("spiffe_token_exchanges_total"),
+        tower_spiffe::metrics::EXCHANGE_OUTCOMES.len()
+    );
     assert_eq!(
         count("spiffe_source_errors_total"),
         tower_spiffe::metrics::SOURCE_ERROR_KINDS.len()

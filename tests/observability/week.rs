@@ -14,10 +14,13 @@ use tokio::time::sleep;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_spiffe::clock::UnixTime;
 use tower_spiffe::metrics::{FacadeRecorder, METRICS, MetricsRecorder};
-use tower_spiffe::server::{TokenExpired, UnknownKeyWait};
+use tower_spiffe::oauth::AccessTokens;
+use tower_spiffe::server::{FilePolicy, TokenExpired, UnknownKeyWait};
 use tower_spiffe::source::JwtSourceBuilder;
 use tower_spiffe::source::WithdrawalPolicy;
-use tower_spiffe::testing::{AgentCall, FakeAgent, Fault, Issuer, PausedClock};
+use tower_spiffe::testing::{
+    AgentCall, FakeAgent, FakeAuthorizationServer, Fault, Issuer, PausedClock, TokenEndpointFault,
+};
 use tower_spiffe::token::{GrpcCode, SvidRequest};
 use tower_spiffe::token_file::{FileTokens, TokenFile};
 use tower_spiffe::{
@@ -153,10 +156,12 @@ impl World {
         let service = self.service().await;
         self.callers(&service).await;
         self.scrape_while_well = self.handle.render();
+        self.policy_file(&service).await;
         self.unknown_keys(&service).await;
         self.a_stream_that_outlives_its_token(&service).await;
         self.own_tokens(&service).await;
         self.token_files(&service).await;
+        self.access_tokens(&service).await;
         self.bad_days_of_the_agent(&service).await;
         self.withdrawal(&service).await;
         self.blindness(&service).await;
@@ -384,6 +389,46 @@ impl World {
         file.shutdown().await;
     }
 
+    /// Access tokens of a server that has bad days.
+    async fn access_tokens(&mut self, service: &Watched) {
+        const ISSUER: &str = "https://as.example.org";
+        let server = FakeAuthorizationServer::builder(service.source.clone())
+            .issuer(ISSUER)
+            .clock(service.clock.shared())
+            .build();
+        let tokens = AccessTokens::builder(service.source.clone())
+            .issuer(ISSUER)
+            .token_endpoint(server.token_endpoint())
+            .http_client(server.service())
+            .metrics(self.recorder.clone())
+            .build()
+            .unwrap();
+        let cache = SvidCache::from(&tokens);
+        let get = async |audience: &str| {
+            let request = SvidRequest::new([audience]).unwrap();
+            cache.get(&request).await
+        };
+        self.token(get("api").await.unwrap().token().to_owned());
+        server.fail(TokenEndpointFault::Echo);
+        assert!(get("b").await.is_err());
+        server.fail(TokenEndpointFault::TooManyRequests(1));
+        assert!(get("c").await.is_err());
+        let agent = &service.agent;
+        agent.fail_call(
+            AgentCall::FetchJwtSvid,
+            Fault::Refuse(GrpcCode::Unavailable),
+        );
+        sleep(LIFE).await;
+        assert!(get("d").await.is_err());
+        agent.recover();
+        sleep(seconds(60)).await;
+        for body in server.bodies() {
+            let assertion = body.split("client_assertion=").nth(1).unwrap();
+            let assertion = assertion.split('&').next().unwrap();
+            self.token(assertion.to_owned());
+        }
+    }
+
     async fn bad_days_of_the_agent(&mut self, service: &Watched) {
         let agent = &service.agent;
         agent.rotate().await;
@@ -479,6 +524,35 @@ impl World {
             sleep(seconds(10)).await;
         }
         assert!(!bundles.state().is_healthy());
+    }
+
+    /// A policy file that breaks and recovers, and one in a dry run.
+    async fn policy_file(&mut self, service: &Watched) {
+        let dir = TempDir::new();
+        let path = dir.join("policy.toml");
+        let rule =
+            "[[rule]]\npath = \"/\"\nmethods = [\"GET\"]\nids = [\"spiffe://example.org/ops\"]\n";
+        std::fs::write(&path, rule).unwrap();
+        let followed = FilePolicy::builder(&path)
+            .metrics(self.recorder.clone())
+            .open()
+            .unwrap();
+        let changed = format!("{rule}name = \"operators\"\n");
+        for content in ["[[rule]]\n", &changed] {
+            std::fs::write(&path, content).unwrap();
+            sleep(seconds(12)).await;
+        }
+        assert!(followed.is_healthy());
+        let dry_run = FilePolicy::builder(&path).dry_run(true).open().unwrap();
+        let layer = ValidateJwtSvidLayer::required(service.validator.clone(), dry_run);
+        let token = self.token(service.agent.token(SELF, REPORTS));
+        for bearer in [Some(token.as_str()), None] {
+            let layer = layer.clone().metrics(self.recorder.clone());
+            assert_eq!(
+                ask(layer.layer(service_fn(hello)), request(bearer)).await,
+                200
+            );
+        }
     }
 
     /// Layers that stand where they cannot work.

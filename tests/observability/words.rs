@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 
 use tower_spiffe::bundle::BundlesUnavailable;
-use tower_spiffe::metrics::{KEY_WAIT_OUTCOMES, METRICS, SOURCE_ERROR_KINDS, SvidCacheEvent};
+use tower_spiffe::metrics::{
+    DRY_RUN_OUTCOMES, EXCHANGE_OUTCOMES, KEY_WAIT_OUTCOMES, METRICS, SOURCE_ERROR_KINDS,
+    SvidCacheEvent,
+};
 use tower_spiffe::server::{PolicyFailure, RejectionReason};
 use tower_spiffe::token::TokenErrorReason;
 use tower_spiffe::verify::ValidateReason;
@@ -71,7 +74,11 @@ pub(crate) fn of(metric: &str, label: &str) -> Option<BTreeSet<&'static str>> {
             why.chain(policy).chain([""]).collect()
         }
         ("spiffe_token_file_writes_total", "outcome") => vec!["ok", "error"],
+        ("spiffe_token_exchanges_total" | "spiffe_token_exchange_duration_seconds", "outcome") => {
+            EXCHANGE_OUTCOMES.to_vec()
+        }
         ("spiffe_unknown_key_waits_total", "outcome") => KEY_WAIT_OUTCOMES.to_vec(),
+        ("spiffe_policy_dry_run_denials_total", "outcome") => DRY_RUN_OUTCOMES.to_vec(),
         ("spiffe_verifications_total", "outcome") => {
             let refused = VALIDATE.iter().map(|reason| reason.as_str());
             refused.chain(["ok"]).collect()
@@ -108,4 +115,9 @@ pub(crate) fn metric_of(sample: &str) -> Option<&'static tower_spiffe::metrics::
         let rest = sample.strip_prefix(metric.name);
         rest.is_some_and(|rest| suffixes.contains(&rest))
     })
+}
+
+/// Whether a recorder for one source adds the label `source`.
+pub(crate) fn is_of_a_source(metric: &str) -> bool {
+    metric.starts_with("spiffe_bundle_") || metric == "spiffe_source_errors_total"
 }

@@ -30,6 +30,7 @@ mod policy;
 mod policy_async;
 mod policy_claims;
 mod policy_combinations;
+mod policy_file;
 mod policy_grpc_services;
 mod policy_mistakes;
 mod policy_opa;

@@ -11,6 +11,7 @@
 //! | `raw_agent` | an agent with the exact responses that a test sets |
 //! | `signer` | tokens signed with the keys of the conformance vectors, or with a new key |
 //! | `temp` | a directory that is removed with the test |
+//! | `tls_server` | a TLS server that answers exactly what a test sets; certificates for hosts and SPIFFE IDs |
 //! | `wait` | polling with a deadline, yielding in paused time |
 //! | `wire` | the messages and stubs of the Workload API |
 
@@ -32,5 +33,6 @@ pub mod net;
 pub mod raw_agent;
 pub mod signer;
 pub mod temp;
+pub mod tls_server;
 pub mod wait;
 pub mod wire;

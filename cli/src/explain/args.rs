@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use tower_spiffe::TrustDomain;
 use tower_spiffe::clock::UnixTime;
+use tower_spiffe::{SpiffeId, TrustDomain};
 
 /// Explain why a token is accepted or rejected, check by check.
 ///
@@ -12,14 +12,17 @@ use tower_spiffe::clock::UnixTime;
 /// read as a server reads its bundle files: the JWK Set (`jwks`) or SPIFFE bundle (`bundle`) of one
 /// trust domain, both with `--trust-domain`; or bundles of many trust domains, in one of the other
 /// formats.
+///
+/// A URL is polled once, as a server polls it: add `--jwks`, `--oidc`, `--https-web` or `--https-spiffe`
+/// to say what it is, and `--trust-domain`.
 #[derive(clap::Args)]
 #[command(override_usage = USAGE, after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{LINES}"))]
 pub(crate) struct Args {
     /// Explain many tokens: read one JSON object per line, write one verdict per line
     #[arg(long, exclusive = true)]
     jsonl: bool,
-    /// The file with the bundles
-    #[arg(long, value_name = "FILE", required_unless_present = "jsonl")]
+    /// The file with the bundles, or an https URL
+    #[arg(long, value_name = "FILE|URL", required_unless_present = "jsonl")]
     bundles: Option<PathBuf>,
     /// An audience that the server accepts; may be repeated
     #[arg(long, value_name = "AUD", required_unless_present = "jsonl")]
@@ -36,10 +39,44 @@ pub(crate) struct Args {
     /// The trust domain of the keys, if the file does not name it
     #[arg(long, value_name = "TD")]
     trust_domain: Option<TrustDomain>,
+    /// The URL is that of a JWK Set
+    #[arg(long, help_heading = HTTPS, group = "kind", conflicts_with = "format")]
+    jwks: bool,
+    /// The URL is an OIDC issuer, without /.well-known/openid-configuration
+    #[arg(long, help_heading = HTTPS, group = "kind", conflicts_with = "format")]
+    oidc: bool,
+    /// The URL is a SPIFFE bundle endpoint with a certificate for its host (https_web)
+    #[arg(long, help_heading = HTTPS, group = "kind", conflicts_with = "format")]
+    https_web: bool,
+    /// The URL is a SPIFFE bundle endpoint whose X.509-SVID has this SPIFFE ID (https_spiffe)
+    #[arg(
+        long,
+        value_name = "ID",
+        help_heading = HTTPS,
+        group = "kind",
+        conflicts_with = "format",
+        requires = "bootstrap"
+    )]
+    https_spiffe: Option<SpiffeId>,
+    /// The SPIFFE bundle that the endpoint of --https-spiffe is verified with
+    #[arg(
+        long,
+        value_name = "FILE",
+        help_heading = HTTPS,
+        requires = "https_spiffe",
+        // A conflict would hide that it is required.
+        conflicts_with_all = ["jwks", "oidc", "https_web"]
+    )]
+    bootstrap: Option<PathBuf>,
+    /// Root certificates in PEM to trust besides the system's
+    #[arg(long, value_name = "FILE", help_heading = HTTPS, requires = "kind", conflicts_with = "https_spiffe")]
+    ca: Option<PathBuf>,
 }
 
+const HTTPS: &str = "Bundles over https";
+
 const USAGE: &str = "\
-tower-spiffe explain [OPTIONS] --bundles <FILE> --audience <AUD>... < token
+tower-spiffe explain [OPTIONS] --bundles <FILE|URL> --audience <AUD>... < token
        tower-spiffe explain --jsonl < cases";
 
 const EXAMPLES: &str = "\
@@ -47,10 +84,17 @@ Examples:
   spire-server bundle show -format spiffe > bundle.json
   tower-spiffe explain --bundles bundle.json --trust-domain example.org \\
       --audience spiffe://example.org/reports < token
+  tower-spiffe explain --bundles https://oidc.example.org --oidc --trust-domain example.org \\
+      --audience reports < token
+  tower-spiffe explain --bundles https://oidc.example.org/keys --jwks --ca ca.pem \\
+      --trust-domain example.org --audience reports < token
+  tower-spiffe explain --bundles https://spire.example.org:8443 --trust-domain example.org \\
+      --https-spiffe spiffe://example.org/spire/server --bootstrap bundle.json \\
+      --audience reports < token
   tower-spiffe explain --jsonl < cases
 
-Exit code: 0 if the token is accepted, 1 if it is rejected, 2 for an invalid command line or a file
-that cannot be read.";
+Exit code: 0 if the token is accepted, 1 if it is rejected, 2 for an invalid command line or bundles
+that cannot be read or fetched.";
 
 const LINES: &str = "\
 Lines of --jsonl, input and output in the same order:
@@ -67,6 +111,20 @@ pub(crate) struct Once<'a> {
     pub(crate) now: Option<UnixTime>,
     pub(crate) format: Option<Format>,
     pub(crate) trust_domain: Option<&'a TrustDomain>,
+    pub(crate) kind: Option<Kind<'a>>,
+    pub(crate) ca: Option<&'a Path>,
+}
+
+/// What a URL is.
+#[derive(Clone, Copy)]
+pub(crate) enum Kind<'a> {
+    Jwks,
+    Oidc,
+    HttpsWeb,
+    HttpsSpiffe {
+        id: &'a SpiffeId,
+        bootstrap: &'a Path,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -95,7 +153,21 @@ impl Args {
             now: self.now,
             format: self.format,
             trust_domain: self.trust_domain.as_ref(),
+            kind: self.kind(),
+            ca: self.ca.as_deref(),
         })
+    }
+
+    fn kind(&self) -> Option<Kind<'_>> {
+        if let (Some(id), Some(bootstrap)) = (&self.https_spiffe, &self.bootstrap) {
+            return Some(Kind::HttpsSpiffe { id, bootstrap });
+        }
+        match (self.jwks, self.oidc, self.https_web) {
+            (true, _, _) => Some(Kind::Jwks),
+            (_, true, _) => Some(Kind::Oidc),
+            (_, _, true) => Some(Kind::HttpsWeb),
+            _ => None,
+        }
     }
 }
 
@@ -104,6 +176,18 @@ fn moment(text: &str) -> Result<UnixTime, String> {
     whole
         .or_else(|| text.parse().ok().and_then(UnixTime::from_secs_f64))
         .ok_or_else(|| "not a number of seconds since 1970".to_owned())
+}
+
+impl std::fmt::Display for Kind<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Jwks => "a JWK Set (`use` may be absent, jwt-svid or sig)",
+            Self::Oidc => "an OIDC issuer (`use` may be absent, jwt-svid or sig)",
+            Self::HttpsWeb | Self::HttpsSpiffe { .. } => {
+                "a SPIFFE bundle endpoint (only keys with `use` jwt-svid count)"
+            }
+        })
+    }
 }
 
 impl std::fmt::Display for Format {

@@ -8,7 +8,7 @@ use tower_spiffe::TrustDomain;
 use tower_spiffe::bundle::{JwtBundle, JwtBundleSet};
 use tower_spiffe::source::BundleFormat;
 
-use super::args::Format;
+use super::args::{Format, Once};
 use crate::BoxError;
 
 /// The bundles in a document.
@@ -18,6 +18,38 @@ pub(crate) struct Bundles {
     pub(crate) format: Format,
     /// The entries that were skipped, and why.
     pub(crate) skipped: Vec<String>,
+}
+
+/// The bundles to explain a token with.
+pub(crate) struct Read {
+    pub(crate) set: JwtBundleSet,
+    /// What they were read as.
+    pub(crate) what: String,
+    /// What else the output says about them.
+    pub(crate) notes: Vec<String>,
+}
+
+/// Reads the file of `--bundles`.
+///
+/// # Errors
+/// It cannot be read, or an option is for URLs only.
+pub(crate) fn read_file(once: &Once<'_>) -> Result<Read, BoxError> {
+    if once.kind.is_some() {
+        let text = "--jwks, --oidc, --https-web and --https-spiffe are for URLs: --bundles is a file, \
+                    whose format is set with --format";
+        return Err(text.into());
+    }
+    let path = once.bundles.display();
+    let document =
+        std::fs::read(once.bundles).map_err(|error| format!("cannot read {path}: {error}"))?;
+    let bundles = read(&document, once.format, once.trust_domain)
+        .map_err(|error| format!("{path}: {error}"))?;
+    let skipped = bundles.skipped.iter();
+    Ok(Read {
+        set: bundles.set,
+        what: bundles.format.to_string(),
+        notes: skipped.map(|why| format!("skipped: {why}")).collect(),
+    })
 }
 
 /// Reads a document. Unlike a server, detects the format if it is not set.

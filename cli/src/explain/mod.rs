@@ -8,6 +8,7 @@ mod args;
 mod bundles;
 mod checks;
 mod clock;
+mod https;
 mod jsonl;
 
 use std::io::{self, Read as _};
@@ -36,14 +37,10 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 }
 
 fn explain(once: &Once<'_>) -> Result<ExitCode, BoxError> {
-    let document = std::fs::read(once.bundles)
-        .map_err(|error| format!("cannot read {}: {error}", once.bundles.display()))?;
-    let bundles::Bundles {
-        set,
-        format,
-        skipped,
-    } = bundles::read(&document, once.format, once.trust_domain)
-        .map_err(|error| format!("{}: {error}", once.bundles.display()))?;
+    let bundles::Read { set, what, notes } = match https::url(once.bundles) {
+        Some(url) => https::fetch(url, once)?,
+        None => bundles::read_file(once)?,
+    };
     let now = once.now.unwrap_or_else(|| SystemClock::shared().now());
 
     let mut token = Vec::new();
@@ -55,9 +52,9 @@ fn explain(once: &Once<'_>) -> Result<ExitCode, BoxError> {
         .leeway(Duration::from_secs(once.leeway))
         .clock(clock::StillClock::at(now))
         .build()?;
-    say!("bundles: {}, read as {format}", once.bundles.display());
-    for skipped in skipped {
-        say!("         skipped: {skipped}");
+    say!("bundles: {}, read as {what}", once.bundles.display());
+    for note in notes {
+        say!("         {note}");
     }
     for bundle in set.iter() {
         for ignored in bundle.ignored() {

@@ -6,10 +6,11 @@ use tokio::process::Command;
 
 use crate::support::{program, run};
 
-const SUBCOMMANDS: [&str; 7] = [
+const SUBCOMMANDS: [&str; 8] = [
     "watch",
     "explain",
     "call",
+    "policy",
     "token-file",
     "agent",
     "agent-load",

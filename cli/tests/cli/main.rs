@@ -13,6 +13,8 @@ mod call;
 mod command_line;
 mod e29_explain;
 mod explain;
+mod h13_explain_https;
+mod policy;
 mod support;
 #[cfg(unix)]
 mod token_file;

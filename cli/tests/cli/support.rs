@@ -10,7 +10,7 @@ pub(crate) const WEB: &str = "spiffe://example.org/web";
 pub(crate) const LIFE: Duration = Duration::from_secs(300);
 
 /// How long a test waits for the program before it fails.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(180);
 
 /// The program with this subcommand, without an agent.
 pub(crate) fn program(subcommand: &str) -> Command {

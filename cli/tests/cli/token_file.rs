@@ -115,7 +115,7 @@ async fn t03_signal_follows_each_write() {
         dir.path("got"),
     );
     let script =
-        format!("trap 'echo got > {got}; exit' HUP; echo > {ready}; while :; do sleep 0.05; done");
+        format!("trap 'echo got > {got}; exit' USR1; echo > {ready}; while :; do sleep 0.05; done");
     let mut reader = Command::new("sh")
         .args(["-c", &script])
         .kill_on_drop(true)
@@ -131,7 +131,7 @@ async fn t03_signal_follows_each_write() {
         &path,
         "--once",
         "--signal",
-        "SIGHUP",
+        "SIGUSR1",
         "--pid-file",
         &pid,
     ];

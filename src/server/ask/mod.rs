@@ -53,7 +53,7 @@ impl Asking {
     /// Returns whether the synchronous policy alone decides, because the request is public.
     fn is_public(gate: &Gate, parts: &Parts) -> bool {
         let policy = &gate.policy;
-        policy.is_public(parts) && policy.decide(None, parts) == Decision::Allow
+        policy.is_public(parts) && policy.allows_anonymous(parts)
     }
 
     /// Asks the cache.
@@ -85,9 +85,7 @@ impl Asking {
         parts: &Parts,
         decision: &AsyncDecision,
     ) -> bool {
-        caller.is_some()
-            && decision.decision != Decision::Allow
-            && gate.decide_anonymous(parts) == Decision::Allow
+        caller.is_some() && decision.decision != Decision::Allow && gate.allows_anonymous(parts)
     }
 
     /// Returns the verdict that follows from this outcome. `denied` is the decision about the

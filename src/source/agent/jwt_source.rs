@@ -276,6 +276,7 @@ impl JwtSource {
     }
 
     /// Returns a watcher of changes of the bundles, from now on.
+    #[doc(alias = "subscribe")]
     pub fn updated(&self) -> SourceUpdates {
         SourceUpdates::new(self.inner.shared.notices())
     }

@@ -123,6 +123,8 @@ use crate::runtime;
 /// # }
 /// ```
 #[derive(Clone)]
+#[doc(alias = "jwks")]
+#[doc(alias = "reload")]
 pub struct FileBundles {
     followed: Arc<Followed>,
     metrics: Option<Arc<dyn MetricsRecorder>>,

@@ -11,7 +11,9 @@ use http_body::Body;
 
 use super::bootstrap::SpiffeBootstrap;
 use super::error::{HttpsBundlesError, HttpsBundlesErrorReason};
-use super::fetch::{BoxError, Client, GivenClient};
+#[cfg(feature = "testing")]
+use super::fetch::MemoryStreams;
+use super::fetch::{BoxError, Client, GivenClient, Hosts};
 use super::poll::{self, Endpoint, SpiffeEndpoint};
 use super::shared::Shared;
 use super::state::PollError;
@@ -32,6 +34,9 @@ pub struct HttpsBundlesBuilder {
     roots: WebRoots,
     bad_root: Option<String>,
     client: Option<GivenClient>,
+    #[cfg(feature = "testing")]
+    streams: Option<MemoryStreams>,
+    hosts: Option<Vec<String>>,
     saved_at: Option<PathBuf>,
     max_staleness: Option<Duration>,
     cooldown: Duration,
@@ -58,6 +63,9 @@ impl HttpsBundlesBuilder {
             roots: WebRoots::default(),
             bad_root: None,
             client: None,
+            #[cfg(feature = "testing")]
+            streams: None,
+            hosts: None,
             saved_at: None,
             max_staleness: None,
             cooldown: Duration::from_secs(10),
@@ -78,13 +86,15 @@ impl HttpsBundlesBuilder {
         self
     }
 
-    /// Adds a root certificate in DER, beside the system's.
+    /// Adds a root certificate in DER, beside the system's. Not for
+    /// [`https_spiffe`](HttpsBundles::https_spiffe).
     pub fn add_root_der(mut self, certificate: impl Into<Vec<u8>>) -> Self {
         self.roots.add_der(certificate.into());
         self
     }
 
-    /// Trusts the added root certificates only, and not the system's.
+    /// Trusts the added root certificates only, and not the system's. Not for
+    /// [`https_spiffe`](HttpsBundles::https_spiffe).
     pub fn without_system_roots(mut self) -> Self {
         self.roots.without_system();
         self
@@ -126,6 +136,37 @@ impl HttpsBundlesBuilder {
         E: Into<BoxError>,
     {
         self.client = Some(GivenClient::new(send));
+        self
+    }
+
+    /// Replaces the connections by streams in memory, for fuzzing.
+    #[cfg(feature = "testing")]
+    pub(crate) fn streams(mut self, open: MemoryStreams) -> Self {
+        self.streams = Some(open);
+        self
+    }
+
+    /// Limits where redirects and a `jwks_uri` may lead: to the host of the URL or the issuer, and to
+    /// these hosts (`keys.example.org`, or `keys.example.org:8443` for another port than 443). An
+    /// empty list allows only the first. By default they may lead to any host that TLS verifies:
+    /// issuers often publish their keys elsewhere.
+    ///
+    /// Use it if an issuer may not choose which hosts this process connects to.
+    ///
+    /// ```
+    /// # use tower_spiffe::TrustDomain;
+    /// use tower_spiffe::source::HttpsBundles;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let partner = TrustDomain::parse("partner.example")?;
+    /// let bundles = HttpsBundles::oidc_issuer(partner, "https://oidc.partner.example")
+    ///     .allowed_hosts(["keys.partner.example"]);
+    /// # drop(bundles);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn allowed_hosts<'a>(mut self, hosts: impl IntoIterator<Item = &'a str>) -> Self {
+        self.hosts = Some(hosts.into_iter().map(str::to_owned).collect());
         self
     }
 
@@ -236,7 +277,17 @@ impl HttpsBundlesBuilder {
             return Err(HttpsBundlesError::settings(text));
         }
         let endpoint = endpoint(&self.target, &self.url, self.saved_at.as_deref())?;
+        let hosts = match &self.hosts {
+            Some(hosts) => allowed(endpoint.url(), hosts)?,
+            None => Hosts::Any,
+        };
         let client = match (&self.target, self.client) {
+            (Target::Spiffe(..), _) if self.roots.is_set() => {
+                let text = "an https_spiffe endpoint is verified by the roots of bundles only; \
+                            remove `.add_roots_pem(...)`, `.add_root_der(...)` and \
+                            `.without_system_roots()`";
+                return Err(HttpsBundlesError::settings(text));
+            }
             (Target::Spiffe(..), Some(_)) => {
                 let text = "an https_spiffe endpoint cannot be polled by a given client: only the \
                             source verifies SPIFFE IDs; remove `.client(...)`";
@@ -255,6 +306,8 @@ impl HttpsBundlesBuilder {
                 Some(Client::Own(tls))
             }
         };
+        #[cfg(feature = "testing")]
+        let client = self.streams.map(Client::Memory).or(client);
         let recorder = self.metrics.clone().unwrap_or_else(|| Arc::new(()));
         let shared = Arc::new(Shared::new(
             self.trust_domain,
@@ -264,7 +317,7 @@ impl HttpsBundlesBuilder {
             self.max_staleness,
             self.cooldown,
         ));
-        let task = poll::spawn(&shared, endpoint, client, self.seed, &runtime);
+        let task = poll::spawn(&shared, endpoint, client, hosts, self.seed, &runtime);
         let inner = Arc::new(Inner {
             shared,
             task,
@@ -272,6 +325,24 @@ impl HttpsBundlesBuilder {
         });
         Ok(HttpsBundles { inner })
     }
+}
+
+fn allowed(own: &Url, hosts: &[String]) -> Result<Hosts, HttpsBundlesError> {
+    let mut origins = vec![own.origin()];
+    for host in hosts {
+        let url = Url::parse(&format!("https://{host}/")).ok();
+        let url = url.filter(|url| url.authority() == host);
+        let origin = url.ok_or_else(|| {
+            let host = crate::presentable::presentable(host);
+            let text = format!(
+                "the allowed host \"{host}\" is invalid; give a host name or an address, and a \
+                 port if it is not 443"
+            );
+            HttpsBundlesError::settings(text)
+        })?;
+        origins.push(origin.origin());
+    }
+    Ok(Hosts::Only(origins.into()))
 }
 
 fn endpoint(

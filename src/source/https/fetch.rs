@@ -6,18 +6,19 @@ use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
 use http::header::{
     ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, ETAG, HOST, HeaderValue, IF_MODIFIED_SINCE,
-    IF_NONE_MATCH, LAST_MODIFIED, LOCATION, RETRY_AFTER, USER_AGENT,
+    IF_NONE_MATCH, LAST_MODIFIED, LOCATION, USER_AGENT,
 };
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{Request, Response, StatusCode};
 use http_body::Body;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -25,15 +26,19 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::super::own_thread;
+use super::super::retry_after::retry_after;
 use super::tls;
 use super::url::Url;
 use crate::clock::UnixTime;
-use crate::presentable::presentable;
+use crate::presentable::{chain, presentable};
 
 pub(super) const MAX_BODY: usize = 1 << 20;
 pub(super) const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 pub(super) const FETCH_WITHIN: Duration = Duration::from_secs(10);
 pub(super) const MAX_REDIRECTS: usize = 5;
+
+/// How long one address of a host may take before the next one is tried too (RFC 8305 section 5).
+const NEXT_ADDRESS: Duration = Duration::from_millis(250);
 
 pub(super) type BoxError = Box<dyn StdError + Send + Sync>;
 type BoxBody = Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>;
@@ -45,6 +50,31 @@ pub(super) enum Client {
     /// A new connection for each request, to a server that this configuration trusts.
     Own(Arc<ClientConfig>),
     Given(GivenClient),
+    /// Streams in memory in place of connections, for fuzzing.
+    #[cfg(feature = "testing")]
+    Memory(MemoryStreams),
+}
+
+/// Opens a stream in memory for a request to this URL.
+#[cfg(feature = "testing")]
+pub(crate) type MemoryStreams = Arc<dyn Fn(&str) -> tokio::io::DuplexStream + Send + Sync>;
+
+/// The hosts that redirects and a `jwks_uri` may lead to.
+#[derive(Clone, Default)]
+pub(super) enum Hosts {
+    #[default]
+    Any,
+    /// Names in lower case, and ports.
+    Only(Arc<[(String, u16)]>),
+}
+
+impl Hosts {
+    pub(super) fn allow(&self, url: &Url) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Only(origins) => origins.contains(&url.origin()),
+        }
+    }
 }
 
 /// A client of the user.
@@ -117,16 +147,7 @@ impl FetchError {
     }
 
     fn of(what: &str, error: &(dyn StdError + 'static)) -> Self {
-        let mut text = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            let cause_text = cause.to_string();
-            if !text.contains(&cause_text) {
-                text = format!("{text}: {cause_text}");
-            }
-            source = cause.source();
-        }
-        Self::new(format!("{what}: {}", presentable(&text)))
+        Self::new(format!("{what}: {}", presentable(&chain(error))))
     }
 }
 
@@ -152,6 +173,7 @@ impl Client {
         url: &Url,
         known: Option<&Validators>,
         now: UnixTime,
+        hosts: &Hosts,
     ) -> Result<Fetched, FetchError> {
         let mut url = url.clone();
         for _ in 0..=MAX_REDIRECTS {
@@ -181,6 +203,11 @@ impl Client {
                     url = url.join(location).map_err(|why| {
                         FetchError::new(format!("the server redirects to an invalid URL: {why}"))
                     })?;
+                    if !hosts.allow(&url) {
+                        let text = "the server redirects to a host that is not allowed; if it is \
+                                    the right one, add it by `.allowed_hosts(...)`";
+                        return Err(FetchError::new(text));
+                    }
                 }
                 status => {
                     return Err(FetchError {
@@ -197,7 +224,15 @@ impl Client {
     async fn send(&self, url: &Url, known: Option<&Validators>) -> Result<Answered, FetchError> {
         let request = request(url, known);
         match self {
-            Self::Own(tls) => send_over_own_connection(tls, url, request).await,
+            Self::Own(tls) => match timeout(CONNECT_WITHIN, connect(tls, url)).await {
+                Ok(stream) => exchange(stream?, url, request).await,
+                Err(_) => {
+                    let text = format!("no connection within {CONNECT_WITHIN:?}");
+                    Err(FetchError::new(text))
+                }
+            },
+            #[cfg(feature = "testing")]
+            Self::Memory(open) => exchange(open(&url.to_string()), url, request).await,
             Self::Given(GivenClient(send)) => {
                 let response = send(request).await;
                 let response =
@@ -238,19 +273,12 @@ fn request(url: &Url, known: Option<&Validators>) -> Request<()> {
     request
 }
 
-async fn send_over_own_connection(
-    config: &Arc<ClientConfig>,
+/// Sends the request over this stream and reads the response.
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     url: &Url,
     request: Request<()>,
 ) -> Result<Answered, FetchError> {
-    let stream = match timeout(CONNECT_WITHIN, connect(config, url)).await {
-        Ok(stream) => stream?,
-        Err(_) => {
-            return Err(FetchError::new(format!(
-                "no connection within {CONNECT_WITHIN:?}"
-            )));
-        }
-    };
     let failed = |error: hyper::Error| FetchError::of("the HTTP exchange failed", &error);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
@@ -285,7 +313,7 @@ async fn connect(
         .unwrap_or_else(|| Err(io::Error::other("it panicked")))
         .map_err(|error| FetchError::of("the host name cannot be resolved", &error))?
         .collect();
-    let tcp = TcpStream::connect(addresses.as_slice())
+    let tcp = first_of(addresses, TcpStream::connect)
         .await
         .map_err(|error| FetchError::of("the connection failed", &error))?;
     TlsConnector::from(config.clone())
@@ -295,6 +323,33 @@ async fn connect(
             Some(why) => FetchError::new(format!("the TLS handshake failed: {why}")),
             None => FetchError::of("the TLS handshake failed", &error),
         })
+}
+
+/// The first connection that succeeds. An address that does not answer, of a broken IPv6 network for
+/// example, delays the next one only briefly.
+async fn first_of<T, F>(
+    addresses: Vec<SocketAddr>,
+    connect: impl Fn(SocketAddr) -> F,
+) -> io::Result<T>
+where
+    T: Send + 'static,
+    F: Future<Output = io::Result<T>> + Send + 'static,
+{
+    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+    let mut addresses = addresses.into_iter();
+    let mut attempts = JoinSet::new();
+    loop {
+        if let Some(address) = addresses.next() {
+            attempts.spawn(connect(address));
+        }
+        match timeout(NEXT_ADDRESS, attempts.join_next()).await {
+            Ok(Some(Ok(Ok(connection)))) => return Ok(connection),
+            Ok(Some(Ok(Err(error)))) => failed = error,
+            Ok(Some(Err(panicked))) => failed = io::Error::other(panicked),
+            Ok(None) => return Err(failed),
+            Err(_) => {}
+        }
+    }
 }
 
 async fn read_if_ok<B: Body>(head: &http::response::Parts, body: B) -> Result<Vec<u8>, FetchError>
@@ -335,42 +390,28 @@ where
     Ok(read)
 }
 
-/// How long the server asks to wait, in seconds or until a date (RFC 9110 section 10.2.3).
-fn retry_after(headers: &HeaderMap, now: UnixTime) -> Option<Duration> {
-    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if text.bytes().all(|byte| byte.is_ascii_digit()) && !text.is_empty() {
-        // A number that is too large for the type is a long wait.
-        return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
-    }
-    let date: SystemTime = httpdate::parse_http_date(text).ok()?;
-    Some(UnixTime::from(date).saturating_since(now))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn h01_retry_after_is_seconds_or_a_date() {
-        let now = UnixTime::from_secs(1_790_000_000);
-        let read = |text: &str| {
-            let value = HeaderValue::from_str(text).unwrap();
-            retry_after(&HeaderMap::from_iter([(RETRY_AFTER, value)]), now)
+    #[tokio::test(start_paused = true)]
+    async fn h13_a_dead_address_delays_the_next_briefly() {
+        let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let connect = |address: SocketAddr| async move {
+            match address.port() {
+                1 => std::future::pending().await,
+                2 => Err(io::Error::from(io::ErrorKind::ConnectionRefused)),
+                port => Ok(port),
+            }
         };
-        let date = SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_090);
-        let past = SystemTime::UNIX_EPOCH;
-        assert_eq!(read("120"), Some(Duration::from_secs(120)));
-        assert_eq!(
-            read(&httpdate::fmt_http_date(date)),
-            Some(Duration::from_secs(90))
-        );
-        assert_eq!(read(&httpdate::fmt_http_date(past)), Some(Duration::ZERO));
-        assert_eq!(
-            read("99999999999999999999999"),
-            Some(Duration::from_secs(u64::MAX))
-        );
-        for bad in ["", "-1", "1.5", "soon", "Mon"] {
-            assert_eq!(read(bad), None, "{bad}");
-        }
+        let began = tokio::time::Instant::now();
+        let found = first_of([1, 2, 3, 4].map(address).to_vec(), connect).await;
+        assert_eq!((found.unwrap(), began.elapsed()), (3, NEXT_ADDRESS));
+        let refused = first_of(vec![address(2)], connect).await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        let none = first_of(Vec::new(), connect).await.unwrap_err();
+        assert_eq!(none.kind(), io::ErrorKind::NotFound);
+        let dead = timeout(CONNECT_WITHIN, first_of(vec![address(1)], connect)).await;
+        assert!(dead.is_err(), "it waits without a busy loop");
     }
 }

@@ -35,7 +35,9 @@
 //!
 //! Names are resolved by the system, and TLS verifies the server: a false DNS answer leads to an
 //! error. Which addresses a name may have is not checked, so a URL or an issuer must never come from
-//! a request. Error texts repeat nothing of a response's body.
+//! a request. An issuer, or a server that redirects, may lead to any https host, unless
+//! [`allowed_hosts`](HttpsBundlesBuilder::allowed_hosts) limits it. Error texts repeat nothing of a
+//! response's body.
 //!
 //! # Defaults
 //!
@@ -48,7 +50,7 @@
 //! | connection, with name and TLS | 5 s |
 //! | one poll | 10 s |
 //! | response | 1 MiB, uncompressed |
-//! | redirects | 5, to https only |
+//! | redirects | 5, to https only, to [any host](HttpsBundlesBuilder::allowed_hosts) |
 //! | [`max_staleness`](HttpsBundlesBuilder::max_staleness) | none: the last good bundle stays |
 
 mod bootstrap;
@@ -85,6 +87,8 @@ use crate::metrics::MetricsRecorder;
 /// background task. The task runs on the tokio runtime that the source was built on. When that
 /// runtime ends, tokens cannot be judged: a revoked key would not be noticed.
 #[derive(Clone)]
+#[doc(alias = "jwks")]
+#[doc(alias = "oidc")]
 pub struct HttpsBundles {
     inner: Arc<Inner>,
 }

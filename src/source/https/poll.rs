@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 
 use super::bootstrap::{Disk, SpiffeBootstrap, read_file, replace_file};
 use super::document::{self, About, Document};
-use super::fetch::{Client, FETCH_WITHIN, FetchError, Fetched, Validators};
+use super::fetch::{Client, FETCH_WITHIN, FetchError, Fetched, Hosts, Validators};
 use super::shared::{Shared, Taken};
 use super::tls;
 use super::url::Url;
@@ -63,6 +63,7 @@ struct Poller {
     endpoint: Endpoint,
     // None for `https_spiffe`, where each poll trusts other roots.
     client: Option<Client>,
+    hosts: Hosts,
     disk: Disk,
     known: Known,
     // The saved bundle as it was at the start.
@@ -80,6 +81,7 @@ pub(super) fn spawn(
     shared: &Arc<Shared>,
     endpoint: Endpoint,
     client: Option<Client>,
+    hosts: Hosts,
     seed: Option<u64>,
     runtime: &Handle,
 ) -> AbortHandle {
@@ -87,6 +89,7 @@ pub(super) fn spawn(
         shared: shared.clone(),
         endpoint,
         client,
+        hosts,
         disk: Disk::default(),
         known: Known::default(),
         saved: None,
@@ -191,7 +194,7 @@ impl Poller {
         let url = match &self.endpoint {
             Endpoint::Oidc { issuer, discovery } => {
                 let known = self.known.discovery.as_ref().map(|(known, _)| known);
-                match client.fetch(discovery, known, now).await? {
+                match client.fetch(discovery, known, now, &self.hosts).await? {
                     Fetched::NotModified => {}
                     Fetched::Document(bytes, validators) => {
                         let jwks_uri = document::discovery(&bytes, issuer).map_err(unreadable)?;
@@ -199,13 +202,19 @@ impl Poller {
                     }
                 }
                 let jwks_uri = self.known.discovery.as_ref().map(|(_, jwks_uri)| jwks_uri);
-                let url = Url::parse(jwks_uri.map_or("", String::as_str));
-                url.map_err(|why| unreadable(format!("its `jwks_uri` is invalid: {why}")))?
+                let url = Url::parse(jwks_uri.map_or("", String::as_str))
+                    .map_err(|why| unreadable(format!("its `jwks_uri` is invalid: {why}")))?;
+                if !self.hosts.allow(&url) {
+                    let text = "its `jwks_uri` has a host that is not allowed; if it is the right \
+                                one, add it by `.allowed_hosts(...)`";
+                    return Err(unreadable(text.to_owned()));
+                }
+                url
             }
             endpoint => endpoint.url().clone(),
         };
         match client
-            .fetch(&url, self.known.document.as_ref(), now)
+            .fetch(&url, self.known.document.as_ref(), now, &self.hosts)
             .await?
         {
             Fetched::NotModified => {

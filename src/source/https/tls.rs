@@ -52,6 +52,11 @@ impl WebRoots {
         self.without_system = true;
     }
 
+    /// Whether anything was set.
+    pub(super) fn is_set(&self) -> bool {
+        self.without_system || !self.added.is_empty()
+    }
+
     /// Reads the system's certificates too, which takes a few milliseconds.
     pub(super) fn config(&self, clock: Arc<dyn Clock>) -> Result<Arc<ClientConfig>, String> {
         let mut roots = RootCertStore::empty();
@@ -158,6 +163,9 @@ impl SpiffeVerifier {
                 None,
             )
             .map_err(|error| rejected(Rejected::Chain(error)))?;
+        if may_sign_certificates(end_entity) {
+            return Err(rejected(Rejected::ForSigning));
+        }
         let mut names = certificate.valid_uri_names();
         match (names.next(), names.next()) {
             (Some(name), None) if name == self.expected.as_str() => Ok(()),
@@ -167,10 +175,35 @@ impl SpiffeVerifier {
     }
 }
 
+/// Whether the certificate's key usage has `keyCertSign` or `cRLSign`, which an X.509-SVID that
+/// identifies a workload must not have (X509-SVID section 5.2). webpki checks that it is no CA, and
+/// ignores this extension. It also checked the encoding, so each extension begins with its OID in
+/// exactly this form; the same bytes elsewhere can only reject a certificate.
+fn may_sign_certificates(certificate: &[u8]) -> bool {
+    const KEY_USAGE: &[u8] = &[0x06, 0x03, 0x55, 0x1d, 0x0f];
+    const SIGNING: u8 = 0b0000_0110;
+    let extensions = certificate
+        .windows(KEY_USAGE.len())
+        .enumerate()
+        .filter(|(_, window)| *window == KEY_USAGE);
+    let mut values =
+        extensions.filter_map(|(at, _)| certificate.get(at.checked_add(KEY_USAGE.len())?..));
+    values.any(|value| {
+        let value = match value {
+            // Whether it is critical.
+            [0x01, 0x01, _, value @ ..] => value,
+            value => value,
+        };
+        // An octet string with a bit string: its length, the number of unused bits, the bits.
+        matches!(value, [0x04, _, 0x03, _, _, bits, ..] if bits & SIGNING != 0)
+    })
+}
+
 /// Why a server's certificate is rejected. It repeats nothing of the certificate.
 #[derive(Debug)]
 enum Rejected {
     Chain(webpki::Error),
+    ForSigning,
     NotAnSvid,
     AnotherId(SpiffeId),
 }
@@ -185,6 +218,9 @@ impl fmt::Display for Rejected {
             Self::Chain(error) => write!(
                 f,
                 "the server's X.509-SVID does not verify against the latest bundle: {error}"
+            ),
+            Self::ForSigning => f.write_str(
+                "the server's certificate may sign certificates, so it does not identify a workload",
             ),
             Self::NotAnSvid => f.write_str("the server's certificate does not have one SPIFFE ID"),
             Self::AnotherId(expected) => write!(

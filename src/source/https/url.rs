@@ -78,6 +78,11 @@ impl Url {
         self.0.port_u16().unwrap_or(443)
     }
 
+    /// The host in lower case, and the port.
+    pub(super) fn origin(&self) -> (String, u16) {
+        (self.host().to_ascii_lowercase(), self.port())
+    }
+
     /// The path and the query, as a request line has them.
     pub(super) fn path(&self) -> &str {
         self.0.path_and_query().map_or("/", |path| path.as_str())

@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use super::{Inner, Member, MergedBundles, NamesOf, Seen};
 use crate::bundle::BundleSource;
 use crate::identity::TrustDomain;
+use crate::metrics::MetricsRecorder;
 
 /// Collects the members of a [`MergedBundles`].
 #[must_use]
@@ -16,6 +17,7 @@ pub struct MergedBundlesBuilder {
     members: Vec<Member>,
     routes: HashMap<TrustDomain, usize>,
     default: Option<usize>,
+    metrics: Option<Arc<dyn MetricsRecorder>>,
     fault: Option<MergedBundlesError>,
 }
 
@@ -48,6 +50,7 @@ impl MergedBundlesBuilder {
             members: Vec::new(),
             routes: HashMap::new(),
             default: None,
+            metrics: None,
             fault: None,
         }
     }
@@ -96,6 +99,15 @@ impl MergedBundlesBuilder {
         self.push(name, source)
     }
 
+    /// Sets the recorder that validators and server layers built on the source use, unless they are
+    /// given one of their own. By default that of the first member that has one. The members record
+    /// their own updates, errors and readiness, each by its own recorder: give them different ones,
+    /// such as [`FacadeRecorder::for_source`](crate::metrics), so that their readiness stays apart.
+    pub fn metrics(mut self, recorder: Arc<dyn MetricsRecorder>) -> Self {
+        self.metrics = Some(recorder);
+        self
+    }
+
     /// Creates the source.
     ///
     /// # Errors
@@ -114,11 +126,13 @@ impl MergedBundlesBuilder {
             revision: 1,
             members: members.map(|member| member.source.revision()).collect(),
         };
+        let inherited = self.members.iter().find_map(|it| it.source.metrics());
         Ok(MergedBundles {
             inner: Arc::new(Inner {
                 members: self.members.into(),
                 routes: self.routes,
                 default: self.default,
+                metrics: self.metrics.or(inherited),
                 seen: ArcSwap::from_pointee(seen),
             }),
         })

@@ -18,6 +18,7 @@ pub use self::builder::{MergedBundlesBuilder, MergedBundlesError, MergedBundlesE
 pub use self::state::{MergedMemberState, MergedState};
 use crate::bundle::{BundleAnswer, BundleSource, BundlesUnavailable};
 use crate::identity::TrustDomain;
+use crate::metrics::MetricsRecorder;
 
 /// Several sources as one: each trust domain is owned by one member, and only that member is used.
 ///
@@ -73,6 +74,7 @@ struct Inner {
     members: Box<[Member]>,
     routes: HashMap<TrustDomain, usize>,
     default: Option<usize>,
+    metrics: Option<Arc<dyn MetricsRecorder>>,
     seen: ArcSwap<Seen>,
 }
 
@@ -193,6 +195,10 @@ type Changed = Pin<Box<dyn Future<Output = ()> + Send>>;
 const TICK: Duration = Duration::from_millis(250);
 
 impl BundleSource for MergedBundles {
+    fn metrics(&self) -> Option<Arc<dyn MetricsRecorder>> {
+        self.inner.metrics.clone()
+    }
+
     fn revision(&self) -> Result<u64, BundlesUnavailable> {
         self.inner.revision()
     }

@@ -17,7 +17,7 @@ use super::token::Token;
 use crate::clock::Clock;
 use crate::metrics::{MetricsRecorder, Shielded, SvidCacheEvent};
 use crate::runtime::{self, Missing};
-use crate::token::{FetchSvid, FetchSvidError, FetchSvidReason};
+use crate::token::{FetchSvid, FetchSvidError, FetchSvidReason, SvidRequest};
 
 /// Holds no entry, so that holding it does not keep any token alive.
 pub(crate) struct Context {
@@ -171,12 +171,20 @@ impl Context {
 
     /// Whether such a failure was logged before, for this audience or for another one with the same
     /// cause. Marks it as logged.
-    pub(crate) fn is_known(&self, state: &mut EntryState, reason: FetchSvidReason) -> bool {
+    pub(crate) fn is_known(
+        &self,
+        state: &mut EntryState,
+        reason: FetchSvidReason,
+        request: &SvidRequest,
+    ) -> bool {
         let bit = class_bit(reason);
         let known_here = state.warned & bit != 0;
         state.warned |= bit;
+        // One warning for each caller's token would let callers fill the log.
+        let quiet = request.has_subject() && !concerns_all(reason);
         // Both: other audiences may clear the common bit while this one keeps failing.
         known_here
+            || quiet
             || concerns_all(reason) && self.warned.fetch_or(bit, Ordering::Relaxed) & bit != 0
     }
 }

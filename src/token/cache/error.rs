@@ -358,6 +358,13 @@ impl fmt::Display for Audiences<'_> {
         if let Some(hint) = self.0.hint() {
             write!(f, " as hint {:?}", bounded(hint, LEN))?;
         }
+        #[cfg(feature = "oauth")]
+        if let Some(subject) = self.0.subject() {
+            match subject.spiffe_id() {
+                Some(id) => write!(f, " on behalf of {id}")?,
+                None => f.write_str(" on behalf of a subject token")?,
+            }
+        }
         Ok(())
     }
 }

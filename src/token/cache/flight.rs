@@ -307,6 +307,14 @@ impl Drop for Pilot {
 /// The fetcher's call; a panic in it is an error.
 async fn guarded(cx: &Context, request: &SvidRequest) -> Result<JwtSvid, FetchSvidError> {
     let fetcher = &cx.fetcher;
+    #[cfg(feature = "oauth")]
+    if request.subject().is_some() && !fetcher.exchanges_subjects() {
+        return Err(FetchSvidError::new(
+            FetchSvidReason::InvalidRequest,
+            "the source of this workload's tokens exchanges no tokens of others; use \
+             `oauth::AccessTokens` for requests on behalf of a caller",
+        ));
+    }
     let answer = async { fetcher.fetch_svid(request).await };
     AssertUnwindSafe(answer)
         .catch_unwind()
@@ -332,7 +340,7 @@ fn late(after: Duration, settings: &Settings) -> FetchSvidError {
 pub(super) fn is_silence(error: &FetchSvidError) -> bool {
     match error.reason() {
         FetchSvidReason::Timeout => true,
-        FetchSvidReason::Unavailable => error.code().is_none(),
+        FetchSvidReason::Unavailable => !error.is_answer(),
         _ => false,
     }
 }

@@ -55,6 +55,7 @@ pub use warm::KeepWarm;
 
 /// A cache of our own tokens, one for each [`SvidRequest`]. Clones are the same cache.
 #[derive(Clone)]
+#[doc(alias = "refresh")]
 pub struct SvidCache {
     core: Arc<Core>,
     // Kept alive by this cache, its clones and its pins.
@@ -247,6 +248,11 @@ impl SvidCache {
             Some(metrics) => metrics.clone(),
             None => Arc::new(()),
         }
+    }
+
+    #[cfg(feature = "oauth")]
+    pub(crate) fn clock(&self) -> &Arc<dyn Clock> {
+        &self.core.cx.clock
     }
 
     /// The time on the monotonic clock of the cache.

@@ -24,6 +24,7 @@ use crate::token::{JwtSvid, SvidRequest};
 /// ([`changed`](Self::changed), [`updates`](Self::updates)).
 ///
 /// Clones share the token. Each clone tracks for itself which token it returned last.
+#[doc(alias = "subscribe")]
 pub struct PinnedSvid {
     pin: Arc<Pin>,
     /// The generation of the newest token that this handle returned.

@@ -1,9 +1,9 @@
 //! H01 to H11: bundles over https, against a TLS server on loopback in paused time.
 
+mod attacks;
 mod content;
 mod oidc;
 mod polling;
-mod server;
 mod spiffe;
 mod start;
 mod unknown_keys;
@@ -16,8 +16,8 @@ use tower_spiffe::clock::{Clock, SystemClock, UnixTime};
 use tower_spiffe::source::HttpsBundles;
 use tower_spiffe::source::https::{HttpsBundlesBuilder, HttpsBundlesState};
 use tower_spiffe::testing::{Issuer, PausedClock};
+use tower_spiffe_test_support::tls_server::{Ca, Reply, Server};
 
-use self::server::{Ca, Reply, Server};
 use crate::support::{AUD, TD, WEB, secs, td};
 
 /// An issuer whose keys a server publishes, everything on one paused clock. The time moves only
@@ -101,7 +101,7 @@ impl World {
 }
 
 /// Waits in real time until this is so; the paused time stands still.
-async fn until(what: &str, so: impl Fn() -> bool) {
+async fn until(what: &str, mut so: impl FnMut() -> bool) {
     let began = real_now();
     while !so() {
         assert!(real_now() - began < secs(20), "{what}: not within 20 s");

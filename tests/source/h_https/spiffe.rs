@@ -1,6 +1,5 @@
 //! `https_spiffe`: whom the endpoint must be, and by which bundle.
 
-use base64::Engine as _;
 use tower_spiffe::SpiffeId;
 use tower_spiffe::source::https::SpiffeBootstrap;
 use tower_spiffe_test_support::temp::TempDir;
@@ -8,11 +7,6 @@ use tower_spiffe_test_support::temp::TempDir;
 use super::*;
 
 const ID: &str = "spiffe://example.org/spire/server";
-
-fn root(ca: &Ca) -> Value {
-    let der = base64::engine::general_purpose::STANDARD.encode(ca.der());
-    json!({"use": "x509-svid", "kty": "EC", "x5c": [der]})
-}
 
 impl World {
     /// A world whose server has the endpoint's X.509-SVID.
@@ -27,7 +21,7 @@ impl World {
     fn document(&self, sequence: u64, roots: &[&Ca]) -> String {
         let mut bundle = self.bundle(Some(sequence), None);
         let keys = bundle["keys"].as_array_mut().unwrap();
-        keys.extend(roots.iter().map(|ca| root(ca)));
+        keys.extend(roots.iter().map(|ca| ca.jwk()));
         bundle.to_string()
     }
 
@@ -44,7 +38,7 @@ impl World {
     }
 
     fn bootstrap(&self) -> SpiffeBootstrap {
-        SpiffeBootstrap::text(json!({"keys": [root(&self.ca)]}).to_string())
+        SpiffeBootstrap::text(json!({"keys": [self.ca.jwk()]}).to_string())
     }
 }
 
@@ -226,7 +220,7 @@ async fn h11_endpoint_of_another_domain_needs_its_own_bundle() {
         .unwrap();
     // The endpoint in example.org serves the bundle of other.test, whose roots do not count.
     let theirs = Ca::new();
-    let document = json!({"keys": [root(&theirs)]}).to_string();
+    let document = json!({"keys": [theirs.jwk()]}).to_string();
     world.server.answer(Reply::json(&document));
     let id = SpiffeId::parse(ID).unwrap();
     let bootstrap = SpiffeBootstrap::source(own);

@@ -141,6 +141,31 @@ async fn h10_wrong_settings_fail_immediately() {
             "`.save_to(...)`",
         ),
         (
+            "roots",
+            spiffe().add_root_der(b"junk".to_vec()),
+            "by the roots of bundles only",
+        ),
+        (
+            "no system roots",
+            spiffe().without_system_roots(),
+            "by the roots of bundles only",
+        ),
+        (
+            "allowed url",
+            jwks("https://x.test").allowed_hosts(["https://y.test"]),
+            "the allowed host \"https://y.test\" is invalid",
+        ),
+        (
+            "allowed path",
+            jwks("https://x.test").allowed_hosts(["y.test", "y.test/keys"]),
+            "the allowed host \"y.test/keys\" is invalid",
+        ),
+        (
+            "allowed port",
+            jwks("https://x.test").allowed_hosts(["y.test:0"]),
+            "is invalid",
+        ),
+        (
             "client",
             spiffe().client(client),
             "only the source verifies",

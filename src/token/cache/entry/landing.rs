@@ -233,10 +233,10 @@ impl Entry {
             .load()
             .as_ref()
             .is_some_and(|token| token.usable(now));
-        state.pace.failed(&self.cx.settings, error.reason(), now);
+        state.pace.failed(&self.cx.settings, error, now);
         let next = state.pace.next(usable);
         self.quiet_until.store(next, Ordering::Release);
-        let known = self.cx.is_known(state, error.reason());
+        let known = self.cx.is_known(state, error.reason(), &self.request);
         let error = TokenError::fetching(&self.request, error.clone());
         state.rare().last_error = Some(error.clone());
         Failure {

@@ -9,7 +9,7 @@ use super::super::flight::Flight;
 use super::super::moment::Moment;
 use super::super::settings::Settings;
 use super::super::single_use::Sent;
-use crate::token::FetchSvidReason;
+use crate::token::{FetchSvidError, FetchSvidReason};
 
 /// Used only to start or end a fetch.
 #[derive(Default)]
@@ -102,11 +102,11 @@ impl Paced {
     pub(in crate::token::cache) fn failed(
         &mut self,
         settings: &Settings,
-        reason: FetchSvidReason,
+        error: &FetchSvidError,
         now: Moment,
     ) {
         self.failures = self.failures.saturating_add(1);
-        let (with, without) = match reason {
+        let (with, without) = match error.reason() {
             FetchSvidReason::InvalidRequest => (settings.invalid, settings.invalid),
             FetchSvidReason::Denied => (
                 settings.with_token.after(self.failures),
@@ -117,8 +117,11 @@ impl Paced {
                 settings.without_token.after(self.failures),
             ),
         };
-        self.with_token = now.plus(with).mono();
-        self.without_token = now.plus(without).mono();
+        // A response may ask for a longer delay, within the longest one of the cache.
+        let asked = error.retry_after().unwrap_or_default();
+        let asked = asked.min(settings.invalid);
+        self.with_token = now.plus(with.max(asked)).mono();
+        self.without_token = now.plus(without.max(asked)).mono();
     }
 
     pub(in crate::token::cache) fn unchanged(&mut self, settings: &Settings, now: Moment) {

@@ -1,24 +1,29 @@
 //! A TLS server that answers literally what a test sets, and keeps what it was asked.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+pub use rcgen::KeyUsagePurpose;
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
 };
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
 /// A certificate authority, of the web or of a trust domain.
-pub(super) struct Ca {
+pub struct Ca {
     issuer: Issuer<'static, KeyPair>,
     cert: CertificateDer<'static>,
 }
 
 impl Ca {
-    pub(super) fn new() -> Self {
+    pub fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
@@ -29,20 +34,43 @@ impl Ca {
         }
     }
 
-    pub(super) fn der(&self) -> Vec<u8> {
+    pub fn der(&self) -> Vec<u8> {
         self.cert.to_vec()
     }
 
-    pub(super) fn for_host(&self, host: &str) -> Arc<ServerConfig> {
+    pub fn for_host(&self, host: &str) -> Arc<ServerConfig> {
         self.issue(CertificateParams::new([host.to_owned()]).unwrap())
     }
 
+    pub fn pem(&self) -> String {
+        let body = STANDARD.encode(&self.cert);
+        let lines: Vec<&str> = body
+            .as_bytes()
+            .chunks(64)
+            .map(|line| std::str::from_utf8(line).unwrap())
+            .collect();
+        format!(
+            "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
+            lines.join("\n")
+        )
+    }
+
+    /// The JWK of a SPIFFE bundle that has this root.
+    pub fn jwk(&self) -> Value {
+        json!({"use": "x509-svid", "kty": "EC", "x5c": [STANDARD.encode(&self.cert)]})
+    }
+
     /// An X.509-SVID with these names.
-    pub(super) fn for_ids(&self, ids: &[&str]) -> Arc<ServerConfig> {
+    pub fn for_ids(&self, ids: &[&str]) -> Arc<ServerConfig> {
+        self.for_ids_and_uses(ids, &[KeyUsagePurpose::DigitalSignature])
+    }
+
+    pub fn for_ids_and_uses(&self, ids: &[&str], uses: &[KeyUsagePurpose]) -> Arc<ServerConfig> {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         let uris = ids.iter().map(|id| SanType::URI((*id).try_into().unwrap()));
         params.subject_alt_names = uris.collect();
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.key_usages = uses.to_vec();
         self.issue(params)
     }
 
@@ -63,45 +91,61 @@ impl Ca {
 
 /// What the server writes, and whether it then stays silent.
 #[derive(Clone)]
-pub(super) struct Reply {
+pub struct Reply {
     head: String,
     body: Vec<u8>,
     hangs: bool,
+    is_open: bool,
+    repeats: Option<(Vec<u8>, Duration)>,
 }
 
 impl Reply {
-    pub(super) fn status(status: &str) -> Self {
+    pub fn status(status: &str) -> Self {
         Self {
             head: format!("HTTP/1.1 {status}\r\n"),
             body: Vec::new(),
             hangs: false,
+            is_open: false,
+            repeats: None,
         }
         .header("connection", "close")
     }
 
-    pub(super) fn json(body: impl AsRef<[u8]>) -> Self {
+    pub fn json(body: impl AsRef<[u8]>) -> Self {
         Self::status("200 OK")
             .header("content-type", "application/json")
             .body(body)
     }
 
-    pub(super) fn redirect(to: &str) -> Self {
+    pub fn redirect(to: &str) -> Self {
         Self::status("302 Found").header("location", to)
     }
 
-    pub(super) fn header(mut self, name: &str, value: &str) -> Self {
+    pub fn header(mut self, name: &str, value: &str) -> Self {
         self.head += &format!("{name}: {value}\r\n");
         self
     }
 
-    pub(super) fn body(mut self, body: impl AsRef<[u8]>) -> Self {
+    pub fn body(mut self, body: impl AsRef<[u8]>) -> Self {
         self.body = body.as_ref().to_vec();
         self
     }
 
     /// Writes this much, and nothing more.
-    pub(super) fn then_hangs(mut self) -> Self {
+    pub fn then_hangs(mut self) -> Self {
         self.hangs = true;
+        self
+    }
+
+    /// Writes this much, and then this again and again, each time after this pause.
+    pub fn then_repeats(mut self, bytes: impl AsRef<[u8]>, pause: Duration) -> Self {
+        self.repeats = Some((bytes.as_ref().to_vec(), pause));
+        self.then_hangs()
+    }
+
+    /// The head, without the empty line that ends it.
+    pub fn without_end(mut self) -> Self {
+        self.is_open = true;
         self
     }
 
@@ -110,14 +154,21 @@ impl Reply {
             true => String::new(),
             false => format!("content-length: {}\r\n", self.body.len()),
         };
-        [self.head.as_bytes(), length.as_bytes(), b"\r\n", &self.body].concat()
+        let end = if self.is_open { "" } else { "\r\n" };
+        [
+            self.head.as_bytes(),
+            length.as_bytes(),
+            end.as_bytes(),
+            &self.body,
+        ]
+        .concat()
     }
 }
 
 type Script = Arc<dyn Fn(&str) -> Reply + Send + Sync>;
 
 /// The server; it ends with its runtime.
-pub(super) struct Server {
+pub struct Server {
     port: u16,
     seen: Arc<Mutex<Vec<String>>>,
     script: Arc<Mutex<Script>>,
@@ -125,7 +176,7 @@ pub(super) struct Server {
 }
 
 impl Server {
-    pub(super) async fn start(tls: Arc<ServerConfig>) -> Self {
+    pub async fn start(tls: Arc<ServerConfig>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let script: Script = Arc::new(|_| Reply::status("404 Not Found"));
         let server = Self {
@@ -148,26 +199,30 @@ impl Server {
         server
     }
 
-    pub(super) fn url(&self, path: &str) -> String {
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub fn url(&self, path: &str) -> String {
         format!("https://localhost:{}{path}", self.port)
     }
 
     /// Answers every request like this.
-    pub(super) fn answer(&self, reply: Reply) {
+    pub fn answer(&self, reply: Reply) {
         self.script(move |_| reply.clone());
     }
 
     /// Answers a request by its path.
-    pub(super) fn script(&self, script: impl Fn(&str) -> Reply + Send + Sync + 'static) {
+    pub fn script(&self, script: impl Fn(&str) -> Reply + Send + Sync + 'static) {
         *self.script.lock().unwrap() = Arc::new(script);
     }
 
-    pub(super) fn certificate(&self, tls: Arc<ServerConfig>) {
+    pub fn certificate(&self, tls: Arc<ServerConfig>) {
         *self.tls.lock().unwrap() = tls;
     }
 
     /// The heads of the requests so far, in lower case.
-    pub(super) fn seen(&self) -> Vec<String> {
+    pub fn seen(&self) -> Vec<String> {
         self.seen.lock().unwrap().clone()
     }
 }
@@ -190,6 +245,17 @@ async fn connection(
     let reply = script(&path);
     stream.write_all(&reply.bytes()).await?;
     stream.flush().await?;
+    if let Some((bytes, pause)) = reply.repeats {
+        loop {
+            if pause.is_zero() {
+                tokio::task::yield_now().await;
+            } else {
+                tokio::time::sleep(pause).await;
+            }
+            stream.write_all(&bytes).await?;
+            stream.flush().await?;
+        }
+    }
     if reply.hangs {
         std::future::pending::<()>().await;
     }

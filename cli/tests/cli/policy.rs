@@ -1,0 +1,296 @@
+//! `policy check` and `policy test`.
+
+use std::path::PathBuf;
+
+use tokio::process::Command;
+
+use crate::support::{Said, WEB, program, run};
+
+const POLICY: &str = r#"
+[[rule]]
+name = "reports"
+path = "/reports/{id}"
+methods = ["GET"]
+ids = ["spiffe://example.org/web"]
+
+[[rule]]
+path = "/reports/{id}"
+methods = ["DELETE"]
+trust_domains = ["example.org"]
+claims = { groups = { contains = "ops" } }
+
+[[rule]]
+path = "/{*rest}"
+methods = "any"
+public = true
+
+[[rule]]
+grpc_service = "r.Reports"
+path_prefixes = ["spiffe://example.org/web"]
+"#;
+
+/// Files of a test, removed when it ends.
+struct Files(PathBuf);
+
+impl Files {
+    fn new(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("cli-policy-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let files = Self(dir);
+        files.write("policy.toml", POLICY);
+        files
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.0.join(name), text).unwrap();
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = program("policy");
+        command.args(args).current_dir(&self.0);
+        command
+    }
+
+    async fn check(&self, args: &[&str]) -> Said {
+        run(&mut self.command(&[&["check", "policy.toml"], args].concat())).await
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[tokio::test]
+async fn p08_check_explains_rule_by_rule() {
+    let files = Files::new("explains");
+    let said = files
+        .check(&["--caller", WEB, "--request", "GET /reports/7"])
+        .await;
+    assert_eq!((said.code, &*said.err), (Some(0), ""), "{}", said.all());
+    assert_eq!(
+        said.out,
+        "pattern: /reports/{id}\n\
+         line 2 (reports): allows the request\n\
+         line 8: is for other methods: DELETE\n\
+         line 14: does not count: its pattern /{*rest} is less specific\n\
+         1 rule is for other paths\n\
+         decision: allowed\n"
+    );
+    let said = files
+        .check(&["--caller", WEB, "--request", "DELETE /reports/7"])
+        .await;
+    assert_eq!(said.code, Some(1));
+    let claim = "line 8: requires another claim: \"groups\" contains [\"ops\"]";
+    assert!(said.out.contains(claim), "{}", said.out);
+    let denied = "decision: denied, no rule of the policy file allows the claims of this caller";
+    assert!(said.out.contains(denied), "{}", said.out);
+}
+
+#[tokio::test]
+async fn p08_check_exits_by_the_decision() {
+    let files = Files::new("codes");
+    for (args, code, part) in [
+        (
+            &["--anonymous", "--request", "GET /reports/7"][..],
+            1,
+            "a token is required",
+        ),
+        (&["--anonymous", "--request", "GET /other"], 0, "allowed"),
+        (
+            &["--anonymous", "--request", "GET //other"],
+            1,
+            "in several ways",
+        ),
+        (&["--anonymous", "--request", "GET /"], 1, "none matches"),
+        (
+            &["--caller", WEB, "--grpc-method", "/r.Reports/Get"],
+            0,
+            "allowed",
+        ),
+        (
+            &[
+                "--caller",
+                "spiffe://x/web",
+                "--grpc-method",
+                "/r.Reports/Get",
+            ],
+            1,
+            "other callers",
+        ),
+        (
+            &[
+                "--caller",
+                "spiffe://example.org/a",
+                "--claims",
+                r#"{"groups": ["ops"]}"#,
+                "--request",
+                "DELETE /reports/7",
+            ],
+            0,
+            "allowed",
+        ),
+        (&[], 0, "valid, rules: 4"),
+    ] {
+        let said = files.check(args).await;
+        assert_eq!(said.code, Some(code), "{args:?}: {}", said.all());
+        assert!(said.out.contains(part), "{args:?}: {}", said.out);
+    }
+}
+
+#[tokio::test]
+async fn p08_check_names_mistakes() {
+    let files = Files::new("mistakes");
+    for (args, part) in [
+        (&["--caller", WEB][..], "--request"),
+        (&["--request", "GET /"], "--caller"),
+        (
+            &["--anonymous", "--caller", WEB, "--request", "GET /"],
+            "cannot be used with",
+        ),
+        (
+            &["--anonymous", "--claims", "{}", "--request", "GET /"],
+            "--caller",
+        ),
+        (&["--caller", WEB, "--request", "GET"], "GET /reports/7"),
+        (&["--caller", WEB, "--request", "get /"], "upper case"),
+        (
+            &["--caller", WEB, "--grpc-method", "r.R/M"],
+            "/package.Service/Method",
+        ),
+        (
+            &["--caller", "web", "--request", "GET /"],
+            "is not a SPIFFE ID",
+        ),
+        (
+            &["--caller", WEB, "--claims", "[]", "--request", "GET /"],
+            "JSON object",
+        ),
+    ] {
+        let said = files.check(args).await;
+        assert_eq!(said.code, Some(2), "{args:?}: {}", said.all());
+        assert!(said.err.contains(part), "{args:?}: {}", said.err);
+    }
+    files.write("policy.toml", "[[rule]]\npath = '/a'\nmethod = ['GET']\n");
+    let said = files.check(&[]).await;
+    assert_eq!(said.code, Some(2));
+    let part = "policy file policy.toml: line 3, column 1: unknown key \"method\"";
+    assert!(said.err.contains(part), "{}", said.err);
+    let said = run(&mut files.command(&["check", "missing.toml"])).await;
+    assert_eq!(said.code, Some(2));
+    assert!(
+        said.err.contains("missing.toml: it cannot be read"),
+        "{}",
+        said.err
+    );
+}
+
+const EXPECTATIONS: &str = r#"
+[[expect]]
+request = "GET /reports/7"
+caller = "spiffe://example.org/web"
+decision = "allow"
+
+[[expect]]
+request = "DELETE /reports/7"
+caller = "spiffe://example.org/a"
+claims = { groups = ["ops"] }
+decision = "allow"
+
+[[expect]]
+grpc_method = "/r.Reports/Get"
+caller = "spiffe://example.org/ops"
+decision = "deny"
+
+[[expect]]
+request = "GET /reports/7"
+anonymous = true
+decision = "token-required"
+"#;
+
+#[tokio::test]
+async fn p08_test_compares_decisions() {
+    let files = Files::new("test");
+    let test = async |text: &str| {
+        files.write("expectations.toml", text);
+        run(&mut files.command(&["test", "policy.toml", "expectations.toml"])).await
+    };
+    let said = test(EXPECTATIONS).await;
+    assert_eq!((said.code, &*said.err), (Some(0), ""), "{}", said.all());
+    assert!(
+        said.out.contains("expectations: 4, failed: 0"),
+        "{}",
+        said.out
+    );
+    assert_eq!(said.out.matches("ok      line ").count(), 4);
+
+    let said = test(&EXPECTATIONS.replace("\"deny\"", "\"allow\"")).await;
+    assert_eq!(said.code, Some(1));
+    assert!(
+        said.out.contains("expectations: 4, failed: 1"),
+        "{}",
+        said.out
+    );
+    let part =
+        "FAILED  line 13: /r.Reports/Get by spiffe://example.org/ops: expected allow, got deny";
+    assert!(said.out.contains(part), "{}", said.out);
+    assert!(
+        said.out.contains("        line 19: is for other callers"),
+        "{}",
+        said.out
+    );
+
+    for (text, part) in [
+        ("", "expect"),
+        ("expect = []", "expects nothing"),
+        (
+            "[[expect]]\ndecision = 'allow'",
+            "line 1: an expectation has one of `request`",
+        ),
+        (
+            "[[expect]]\nrequest = 'GET /'\ndecision = 'allow'",
+            "line 1: an expectation has one of `caller`",
+        ),
+        (
+            "[[expect]]\nrequest = 'GET /'\nanonymous = true\nclaims = { a = 1 }\ndecision = 'deny'",
+            "no `claims`",
+        ),
+        (
+            "[[expect]]\nrequest = 'GET /'\ndecision = 'maybe'",
+            "line 3",
+        ),
+        (
+            "[[expect]]\nrequests = 'GET /'\ndecision = 'deny'",
+            "line 2",
+        ),
+    ] {
+        let said = test(text).await;
+        assert_eq!(said.code, Some(2), "{text}: {}", said.all());
+        assert!(said.err.contains(part), "{text}: {}", said.err);
+    }
+}
+
+#[tokio::test]
+async fn p08_test_passes_for_the_example() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/policy_file");
+    let mut command = program("policy");
+    command
+        .args(["test", "policy.toml", "expectations.toml"])
+        .current_dir(dir);
+    let said = run(&mut command).await;
+    assert_eq!(said.code, Some(0), "{}", said.all());
+}
+
+#[tokio::test]
+async fn p08_subcommands_have_help_and_examples() {
+    for name in ["check", "test"] {
+        let said = run(program("policy").args([name, "--help"])).await;
+        assert_eq!((said.code, &*said.err), (Some(0), ""));
+        assert!(said.out.contains("Exit code: 0 if"), "{}", said.out);
+        let example = format!("  tower-spiffe policy {name} policy.toml");
+        assert!(said.out.contains(&example), "{}", said.out);
+    }
+    let said = run(program("completions").arg("bash")).await;
+    assert!(said.out.contains("--grpc-method"), "{}", said.err);
+}

@@ -1,0 +1,415 @@
+//! The options of a source of access tokens.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Uri;
+use http::{Request, Response};
+use tower_service::Service;
+
+use super::error::{AccessTokensError, AccessTokensErrorReason as Reason};
+use super::exchange::{Exchange, Fetcher, Settings};
+use super::transport::Transport;
+use super::{AccessTokens, BoxError};
+use crate::client::{Origin, Plaintext};
+use crate::metrics::{MetricsRecorder, Shielded, SvidCacheEvent};
+use crate::token::{SvidCache, SvidCacheBuilder, SvidRequest};
+
+/// The `client_assertion_type`: how the authorization server is told what the JWT-SVID is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum AssertionType {
+    /// `urn:ietf:params:oauth:client-assertion-type:jwt-spiffe`, of
+    /// draft-ietf-oauth-spiffe-client-auth: the server knows SPIFFE.
+    #[default]
+    JwtSpiffe,
+    /// `urn:ietf:params:oauth:client-assertion-type:jwt-bearer`, of RFC 7523. Such servers may
+    /// require an `iss` claim that equals the `client_id`, which JWT-SVIDs need not have.
+    JwtBearer,
+}
+
+impl AssertionType {
+    /// Returns the URN.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::JwtSpiffe => "urn:ietf:params:oauth:client-assertion-type:jwt-spiffe",
+            Self::JwtBearer => "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
+        }
+    }
+}
+
+/// The parameter that the audiences of a request are sent in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum TargetParameter {
+    /// `audience` (RFC 8693 section 2.1), once for each.
+    #[default]
+    Audience,
+    /// `resource` (RFC 8707), once for each. They must be absolute URIs.
+    Resource,
+    /// None: the server goes by the scope. The audiences only name the access token in the cache.
+    None,
+}
+
+/// Options of [`AccessTokens`]; see the [module](crate::oauth) for what is sent.
+#[must_use = "a builder does nothing until it is built"]
+pub struct AccessTokensBuilder {
+    svids: SvidCache,
+    issuer: Option<String>,
+    endpoint: Option<String>,
+    client_id: Option<String>,
+    assertion_type: AssertionType,
+    single_use: bool,
+    exchanges: bool,
+    actor: bool,
+    target: TargetParameter,
+    scope: Option<String>,
+    scopes: Vec<(String, String)>,
+    parameters: Vec<(String, String)>,
+    default_lifetime: Duration,
+    max_lifetime: Duration,
+    plaintext: Option<Plaintext>,
+    transport: Option<Transport>,
+    metrics: Option<Arc<dyn MetricsRecorder>>,
+    cache: Option<Box<dyn FnOnce(SvidCacheBuilder) -> SvidCacheBuilder + Send>>,
+}
+
+impl AccessTokensBuilder {
+    pub(super) fn new(svids: SvidCache) -> Self {
+        Self {
+            svids,
+            issuer: None,
+            endpoint: None,
+            client_id: None,
+            assertion_type: AssertionType::default(),
+            single_use: false,
+            exchanges: false,
+            actor: false,
+            target: TargetParameter::default(),
+            scope: None,
+            scopes: Vec::new(),
+            parameters: Vec::new(),
+            default_lifetime: Duration::from_secs(300),
+            max_lifetime: Duration::from_secs(24 * 3600),
+            plaintext: None,
+            transport: None,
+            metrics: None,
+            cache: None,
+        }
+    }
+
+    /// Sets the issuer identifier of the authorization server, as its metadata names it (`issuer`).
+    /// It is the only audience of our JWT-SVIDs. Required.
+    ///
+    /// Some servers expect the URL of the token endpoint instead: pass that here.
+    pub fn issuer(mut self, issuer: impl Into<String>) -> Self {
+        self.issuer = Some(issuer.into());
+        self
+    }
+
+    /// Sets the URL of the token endpoint: https, unless
+    /// [`allow_plaintext`](Self::allow_plaintext) permits http. Required.
+    pub fn token_endpoint(mut self, url: impl Into<String>) -> Self {
+        self.endpoint = Some(url.into());
+        self
+    }
+
+    /// Sends this `client_id`. None by default: the server finds the client by the `sub` of the
+    /// JWT-SVID.
+    pub fn client_id(mut self, id: impl Into<String>) -> Self {
+        self.client_id = Some(id.into());
+        self
+    }
+
+    /// Sets the `client_assertion_type`. [`JwtSpiffe`](AssertionType::JwtSpiffe) by default.
+    pub fn assertion_type(mut self, assertion_type: AssertionType) -> Self {
+        self.assertion_type = assertion_type;
+        self
+    }
+
+    /// Fetches a separate JWT-SVID for each exchange ([`SvidRequest::single_use`]), for servers that
+    /// accept a `jti` once, such as Keycloak. By default a cached one is used until it expires.
+    pub fn single_use_assertions(mut self) -> Self {
+        self.single_use = true;
+        self
+    }
+
+    /// Uses token exchange (RFC 8693) instead of the grant `client_credentials`. The subject token is
+    /// our own JWT-SVID, or the [`SubjectToken`](super::SubjectToken) of the request.
+    pub fn token_exchange(mut self) -> Self {
+        self.exchanges = true;
+        self
+    }
+
+    /// Sends our own JWT-SVID as the `actor_token`, if the subject token is that of a caller. Not
+    /// sent by default.
+    pub fn actor_token(mut self) -> Self {
+        self.actor = true;
+        self
+    }
+
+    /// Sets the parameter of the audiences of a request. [`Audience`](TargetParameter::Audience) by
+    /// default.
+    pub fn target(mut self, target: TargetParameter) -> Self {
+        self.target = target;
+        self
+    }
+
+    /// Sets the scope of all access tokens: names, with single spaces between them. None by default.
+    pub fn scope(mut self, scope: impl Into<String>) -> Self {
+        self.scope = Some(scope.into());
+        self
+    }
+
+    /// Sets the scope of access tokens for this audience, instead of [`scope`](Self::scope).
+    pub fn scope_for(mut self, audience: impl Into<String>, scope: impl Into<String>) -> Self {
+        self.scopes.push((audience.into(), scope.into()));
+        self
+    }
+
+    /// Sends another parameter in each request, such as `requested_token_type`.
+    pub fn parameter(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.parameters.push((name.into(), value.into()));
+        self
+    }
+
+    /// Sets the lifetime of an access token if the response has no `expires_in`. 5 minutes by
+    /// default.
+    pub fn default_lifetime(mut self, lifetime: Duration) -> Self {
+        self.default_lifetime = lifetime;
+        self
+    }
+
+    /// Limits the lifetime of access tokens. 24 hours by default. They are refreshed after about
+    /// 60 % of it.
+    pub fn max_lifetime(mut self, lifetime: Duration) -> Self {
+        self.max_lifetime = lifetime;
+        self
+    }
+
+    /// Allows a token endpoint over http. By default only https is allowed: anyone on the way could
+    /// use our JWT-SVID and the access token.
+    pub fn allow_plaintext(mut self, plaintext: Plaintext) -> Self {
+        self.plaintext = Some(plaintext);
+        self
+    }
+
+    /// Sets the HTTP client: a tower service of `http` requests whose body can be made of [`Bytes`]:
+    /// `Bytes` itself, `http_body_util::Full<Bytes>`, `axum::body::Body`. Required, unless there is
+    /// a `reqwest::Client`.
+    ///
+    /// **It must not follow redirects**, or the server could have the JWT-SVID sent elsewhere.
+    pub fn http_client<S, B, R>(mut self, client: S) -> Self
+    where
+        S: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
+        S::Future: Send,
+        S::Error: Into<BoxError>,
+        B: From<Bytes> + Send + 'static,
+        R: http_body::Body + Send + 'static,
+        R::Data: Send,
+        R::Error: Into<BoxError>,
+    {
+        self.transport = Some(Transport::service(client));
+        self
+    }
+
+    /// Sets the HTTP client: a `reqwest::Client` (feature `reqwest`). Even if it follows redirects,
+    /// the JWT-SVID is not sent again, and the exchange fails.
+    #[cfg(feature = "reqwest")]
+    pub fn reqwest(mut self, client: reqwest::Client) -> Self {
+        self.transport = Some(Transport::reqwest(client));
+        self
+    }
+
+    /// Sets the recorder of exchanges, and of the events of the cache. None by default.
+    pub fn metrics(mut self, metrics: Arc<dyn MetricsRecorder>) -> Self {
+        self.metrics = Some(metrics);
+        self
+    }
+
+    /// Changes the options of the cache: its size, limits and delays. Its clock is that of the
+    /// JWT-SVIDs by default; leave it so.
+    ///
+    /// ```
+    /// # fn f(builder: tower_spiffe::oauth::AccessTokensBuilder) {
+    /// // One access token for each caller.
+    /// let builder = builder.cache(|cache| cache.max_entries(10_000));
+    /// # }
+    /// ```
+    pub fn cache(
+        mut self,
+        options: impl FnOnce(SvidCacheBuilder) -> SvidCacheBuilder + Send + 'static,
+    ) -> Self {
+        self.cache = Some(Box::new(options));
+        self
+    }
+
+    /// Builds the source. It makes no request yet.
+    ///
+    /// # Errors
+    /// Returns an [`AccessTokensError`] if an option is missing or invalid.
+    pub fn build(self) -> Result<AccessTokens, AccessTokensError> {
+        let fail = |reason, text: String| Err(AccessTokensError::new(reason, text));
+        let Some(issuer) = self.issuer else {
+            let text = "issuer is missing: our JWT-SVIDs are for it; call `.issuer(...)`";
+            return fail(Reason::Issuer, text.to_owned());
+        };
+        let assertion = match SvidRequest::new([&issuer]) {
+            Ok(request) if self.single_use => request.single_use(),
+            Ok(request) => request,
+            Err(error) => return fail(Reason::Issuer, format!("issuer is invalid: {error}")),
+        };
+        let Some(url) = self.endpoint else {
+            let text = "token endpoint is missing: call `.token_endpoint(...)`";
+            return fail(Reason::TokenEndpoint, text.to_owned());
+        };
+        let endpoint = match endpoint(&url, self.plaintext) {
+            Ok(endpoint) => endpoint,
+            Err(why) => {
+                let shown = shown(&url).map_or(String::new(), |url| format!(" {url:?}"));
+                let text = format!("token endpoint{shown} is invalid: {why}");
+                return fail(Reason::TokenEndpoint, text);
+            }
+        };
+        let Some(transport) = self.transport else {
+            let text = "HTTP client is missing: call `.http_client(...)`, or `.reqwest(...)` with \
+                        feature `reqwest`";
+            return fail(Reason::HttpClient, text.to_owned());
+        };
+        let scopes = self.scopes.iter().map(|(_, scope)| scope);
+        for scope in self.scope.iter().chain(scopes) {
+            if !is_scope(scope) {
+                let text = format!(
+                    "scope {scope:?} is invalid: expected printable ASCII without quotes and \
+                     backslashes, with single spaces between names (RFC 6749 section 3.3)"
+                );
+                return fail(Reason::Parameter, text);
+            }
+        }
+        if self.client_id.as_deref() == Some("") {
+            let text = "client ID is empty: leave it out, or set the one that the server knows";
+            return fail(Reason::Parameter, text.to_owned());
+        }
+        for (name, _) in &self.parameters {
+            if name.is_empty() || OWN_PARAMETERS.contains(&name.as_str()) {
+                let text = format!(
+                    "parameter {name:?} is invalid: it is empty, or one that this crate sends; use \
+                     its own option"
+                );
+                return fail(Reason::Parameter, text);
+            }
+        }
+        if self.default_lifetime.is_zero() || self.max_lifetime.is_zero() {
+            let text = "lifetime is zero: no access token could be sent; set a longer one";
+            return fail(Reason::Lifetime, text.to_owned());
+        }
+        let clock = self.svids.clock().clone();
+        let exchange = Arc::new(Exchange::new(Settings {
+            svids: self.svids,
+            clock: clock.clone(),
+            assertion,
+            endpoint,
+            client_id: self.client_id,
+            assertion_type: self.assertion_type,
+            exchanges: self.exchanges,
+            actor: self.actor,
+            target: self.target,
+            scope: self.scope,
+            scopes: self.scopes,
+            parameters: self.parameters,
+            default_lifetime: self.default_lifetime,
+            max_lifetime: self.max_lifetime,
+            transport,
+            metrics: self.metrics.clone().map(Shielded::new),
+        }));
+        let mut cache = SvidCache::builder(Fetcher(exchange.clone())).clock(clock);
+        if let Some(metrics) = self.metrics {
+            cache = cache.metrics(Arc::new(CacheEvents(metrics)));
+        }
+        if let Some(options) = self.cache {
+            cache = options(cache);
+        }
+        Ok(AccessTokens {
+            exchange,
+            cache: cache.build(),
+        })
+    }
+}
+
+/// The parameters with an option of their own.
+const OWN_PARAMETERS: &[&str] = &[
+    "grant_type",
+    "client_id",
+    "client_assertion",
+    "client_assertion_type",
+    "subject_token",
+    "subject_token_type",
+    "actor_token",
+    "actor_token_type",
+    "audience",
+    "resource",
+    "scope",
+];
+
+fn is_scope(scope: &str) -> bool {
+    let allowed = |byte: u8| matches!(byte, 0x21 | 0x23..=0x5b | 0x5d..=0x7e);
+    let mut names = scope.split(' ');
+    names.all(|name| !name.is_empty() && name.bytes().all(allowed))
+}
+
+/// A URL without its query, which may be a secret; `None` if it has a password.
+fn shown(url: &str) -> Option<&str> {
+    let url = url.split(['?', '#']).next()?;
+    (!url.contains('@')).then_some(url)
+}
+
+fn endpoint(url: &str, plaintext: Option<Plaintext>) -> Result<Uri, String> {
+    const WANTED: &str = "expected `https://host/path`";
+    // A fragment is not allowed (RFC 6749 section 3.2), and `Uri` would drop it.
+    if url.contains('#') {
+        return Err("a token endpoint has no fragment; remove it".to_owned());
+    }
+    let uri: Uri = url.parse().map_err(|_| WANTED.to_owned())?;
+    let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
+        return Err(WANTED.to_owned());
+    };
+    let origin: Result<Origin, _> = format!("{scheme}://{authority}").parse();
+    let origin = origin.map_err(|error| format!("{WANTED}: {error}"))?;
+    let allowed = origin.target().is_https()
+        || match plaintext {
+            Some(Plaintext::Loopback) => origin.target().is_loopback(),
+            Some(_) => true,
+            None => false,
+        };
+    if !allowed {
+        return Err(
+            "our JWT-SVID would be sent in plaintext; use https, or `allow_plaintext`".into(),
+        );
+    }
+    Ok(uri)
+}
+
+/// The recorder of the cache: its fetches are exchanges, which are counted where they are made.
+struct CacheEvents(Arc<dyn MetricsRecorder>);
+
+impl MetricsRecorder for CacheEvents {
+    fn record_svid_cache(&self, event: SvidCacheEvent) {
+        self.0.record_svid_cache(event);
+    }
+}
+
+impl fmt::Debug for AccessTokensBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AccessTokensBuilder")
+            .field("issuer", &self.issuer)
+            .field("token_endpoint", &self.endpoint.as_deref().and_then(shown))
+            .field("client_id", &self.client_id)
+            .field("assertion_type", &self.assertion_type)
+            .field("token_exchange", &self.exchanges)
+            .field("target", &self.target)
+            .field("scope", &self.scope)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,328 @@
+//! The file as it was last read, and its background task.
+
+use std::hash::{BuildHasher, RandomState};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+
+use super::document::Paths;
+use super::dry_run::DryRun;
+use super::error::{FilePolicyError, FilePolicyErrorReason as Reason};
+use super::recorder::Recorder;
+use super::rules::Rules;
+use super::state::FilePolicyState;
+use crate::clock::Clock as _;
+use crate::metrics::MetricsRecorder as _;
+use crate::source::trust_clock::TrustClock;
+use crate::source::{own_thread, regular_file};
+
+/// Timers stop while a machine is suspended, so the clocks are read in between.
+const NAP: Duration = Duration::from_secs(1);
+
+/// A change takes effect if the next check finds the same content: the file may be half written.
+const SETTLE: Duration = Duration::from_millis(250);
+
+pub(super) struct Followed {
+    pub(super) path: PathBuf,
+    pub(super) paths: Paths,
+    pub(super) every: Duration,
+    pub(super) max_bytes: u64,
+    pub(super) clock: TrustClock,
+    pub(super) recorder: Recorder,
+    pub(super) dry_run: Option<DryRun>,
+    hasher: RandomState,
+    rules: ArcSwap<Rules>,
+    following: AtomicBool,
+    record: Mutex<Record>,
+}
+
+/// How a [`Followed`] is set up.
+pub(super) struct Settings {
+    pub(super) path: PathBuf,
+    pub(super) paths: Paths,
+    pub(super) every: Duration,
+    pub(super) max_bytes: u64,
+    pub(super) clock: TrustClock,
+    pub(super) recorder: Recorder,
+    pub(super) dry_run: Option<DryRun>,
+}
+
+struct Record {
+    revision: u64,
+    /// Of the content in use.
+    hash: u64,
+    /// Of a new content or error that was seen once.
+    pending: Option<u64>,
+    /// Counts the reads that took effect, so that a slower one does not undo them.
+    reads: u64,
+    error: Option<FilePolicyError>,
+    looked: Duration,
+    changed: Duration,
+}
+
+/// What a read found.
+pub(super) enum Look {
+    Unchanged,
+    Fresh(u64, Box<Rules>),
+    Failed(u64, FilePolicyError),
+}
+
+impl Followed {
+    /// Reads the file. Blocks.
+    pub(super) fn open(settings: Settings) -> Result<Self, FilePolicyError> {
+        let Settings {
+            path,
+            paths,
+            every,
+            max_bytes,
+            clock,
+            recorder,
+            dry_run,
+        } = settings;
+        let hasher = RandomState::new();
+        let (hash, rules) = match read(&path, max_bytes, &hasher, None) {
+            Look::Fresh(hash, rules) => (hash, rules),
+            Look::Failed(_, error) => return Err(error),
+            // There is nothing to compare it with.
+            Look::Unchanged => return Err(internal().in_file(&path)),
+        };
+        let now = clock.monotonic();
+        Ok(Self {
+            path,
+            paths,
+            every,
+            max_bytes,
+            clock,
+            recorder,
+            dry_run,
+            hasher,
+            rules: ArcSwap::from_pointee(*rules),
+            following: AtomicBool::new(true),
+            record: Mutex::new(Record {
+                revision: 1,
+                hash,
+                pending: None,
+                reads: 0,
+                error: None,
+                looked: now,
+                changed: now,
+            }),
+        })
+    }
+
+    pub(super) fn rules(&self) -> arc_swap::Guard<Arc<Rules>> {
+        self.rules.load()
+    }
+
+    /// Reads the file. Blocks, without a lock: a disk may not answer.
+    fn look(&self) -> Look {
+        let hash = self.record().hash;
+        read(&self.path, self.max_bytes, &self.hasher, Some(hash))
+    }
+
+    /// Reads the file and applies it now. Blocks.
+    pub(super) fn reload(&self) -> Result<(), FilePolicyError> {
+        let reads = self.reads();
+        match self.look() {
+            Look::Failed(_, error) => {
+                self.failed(error.clone());
+                Err(error)
+            }
+            look => {
+                self.apply(look, reads, true);
+                Ok(())
+            }
+        }
+    }
+
+    fn reads(&self) -> u64 {
+        self.record().reads
+    }
+
+    /// Applies what a read found, if it began after the last one that took effect. A new content is
+    /// applied if it was found twice in a row, or if it is `settled`. Returns whether the file must be
+    /// read again soon.
+    fn apply(&self, look: Look, reads: u64, settled: bool) -> bool {
+        let now = self.clock.monotonic();
+        let mut record = self.record();
+        if record.reads != reads {
+            return true;
+        }
+        record.looked = now;
+        let seen = match &look {
+            Look::Unchanged => None,
+            Look::Fresh(hash, _) | Look::Failed(hash, _) => Some(*hash),
+        };
+        if seen.is_some() && seen != record.pending && !settled {
+            record.pending = seen;
+            return true;
+        }
+        record.reads += 1;
+        let fresh = match look {
+            Look::Failed(_, error) => {
+                drop(record);
+                self.failed(error);
+                return false;
+            }
+            Look::Unchanged => None,
+            Look::Fresh(hash, rules) => {
+                let count = rules.rules.len();
+                // While the lock is held, so that the state never shows what is not in use yet.
+                self.rules.store(Arc::from(rules));
+                record.hash = hash;
+                record.changed = now;
+                record.revision += 1;
+                Some((record.revision, count))
+            }
+        };
+        record.pending = None;
+        let recovered = record.error.take().is_some();
+        drop(record);
+        let path = self.path.display();
+        if recovered {
+            tracing::info!(%path, "the policy file can be read again");
+        }
+        if let Some((revision, rules)) = fresh {
+            tracing::info!(%path, revision, rules, "policy file changed");
+        }
+        false
+    }
+
+    /// Counts an error. Logs it if it is another one than before.
+    fn failed(&self, error: FilePolicyError) {
+        let is_news = {
+            let mut record = self.record();
+            record.looked = self.clock.monotonic();
+            let is_news = record.error.as_ref() != Some(&error);
+            record.error = Some(error.clone());
+            is_news
+        };
+        self.recorder.record_error("policy-file");
+        if is_news {
+            tracing::warn!(
+                path = %self.path.display(),
+                error = %error.text(),
+                line = error.line(),
+                column = error.column(),
+                "trouble with a policy file; its last good policy stays"
+            );
+        }
+    }
+
+    pub(super) fn state(&self) -> FilePolicyState {
+        let now = self.clock.monotonic();
+        let record = self.record();
+        let last_look = now.saturating_sub(record.looked);
+        let overdue = self
+            .every
+            .saturating_mul(2)
+            .saturating_add(Duration::from_secs(2));
+        FilePolicyState {
+            path: self.path.clone(),
+            revision: record.revision,
+            rules: self.rules.load().rules.len(),
+            dry_run: self.dry_run.is_some(),
+            following: self.following.load(Ordering::Acquire),
+            overdue: last_look > overdue,
+            last_look,
+            last_change: now.saturating_sub(record.changed),
+            last_error: record.error.clone(),
+        }
+    }
+
+    fn record(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn read(path: &Path, max_bytes: u64, hasher: &RandomState, known: Option<u64>) -> Look {
+    let failed = |error: FilePolicyError| {
+        let error = error.in_file(path);
+        Look::Failed(hasher.hash_one(error.to_string()), error)
+    };
+    let bytes = match regular_file::read(path, max_bytes) {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            let why = format!("it cannot be read: {error}");
+            return failed(FilePolicyError::new(Reason::Io, why));
+        }
+    };
+    let hash = hasher.hash_one(&bytes);
+    if known == Some(hash) {
+        return Look::Unchanged;
+    }
+    let text = match std::str::from_utf8(&bytes) {
+        Ok(text) => text,
+        Err(error) => {
+            let valid = bytes.get(..error.valid_up_to()).unwrap_or_default();
+            let text = String::from_utf8_lossy(valid);
+            let why = "this is not TOML: it is not UTF-8";
+            return failed(FilePolicyError::at(Reason::Syntax, &text, text.len(), why));
+        }
+    };
+    match Rules::read(text) {
+        Ok(rules) => Look::Fresh(hash, Box::new(rules)),
+        Err(error) => failed(error),
+    }
+}
+
+fn internal() -> FilePolicyError {
+    FilePolicyError::new(Reason::Internal, "reading it failed by a bug of this crate")
+}
+
+/// Reads the file again and again, until the last handle of the policy is dropped.
+pub(super) fn spawn(followed: &Arc<Followed>, runtime: &Handle) {
+    let every = followed.every;
+    let mut jumps = followed.clock.jumps();
+    let followed = Ended(Arc::downgrade(followed));
+    runtime.spawn(async move {
+        let mut left = every;
+        loop {
+            let began = Instant::now();
+            let jumped = tokio::time::timeout(left.min(NAP), jumps.changed()).await;
+            let jumped = jumped.is_ok_and(|changed| changed.is_ok());
+            let Some(followed) = followed.0.upgrade() else {
+                return;
+            };
+            // Also notices a jump.
+            let now = followed.clock.monotonic();
+            let age = now.saturating_sub(followed.record().looked);
+            left = left.saturating_sub(began.elapsed());
+            if !jumped && age < every && !left.is_zero() {
+                continue;
+            }
+            jumps.mark_unchanged();
+            let (looking, reads) = (followed.clone(), followed.reads());
+            let look = own_thread::run(move || looking.look()).await;
+            let is_unsettled = match look {
+                Some(look) => followed.apply(look, reads, false),
+                None => {
+                    tracing::error!("reading the policy file panicked; its last good policy stays");
+                    followed.failed(internal().in_file(&followed.path));
+                    false
+                }
+            };
+            left = if is_unsettled {
+                SETTLE.min(every)
+            } else {
+                every
+            };
+        }
+    });
+}
+
+/// Records that the task has ended, for any reason.
+struct Ended(Weak<Followed>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        if let Some(followed) = self.0.upgrade() {
+            followed.following.store(false, Ordering::Release);
+        }
+    }
+}
