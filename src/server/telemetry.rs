@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use quick_cache::DefaultHashBuilder;
-use tracing::{Span, field};
+use tracing::level_filters::LevelFilter;
+use tracing::{Level, Span, field};
 
 use super::caller::CallerState;
 use super::reason::RejectionReason;
@@ -147,6 +148,10 @@ impl Telemetry {
         if let Some(caller) = caller {
             record_caller(caller);
         }
+        // A flood of rejections takes neither the clock nor the lock if nothing would be written.
+        if LevelFilter::current() < level_of(reason) {
+            return;
+        }
         let Some(suppressed) = self.log.pass(self.clock.monotonic(), class, caller) else {
             return;
         };
@@ -155,7 +160,7 @@ impl Telemetry {
             .filter(|_| !Span::current().has_field("peer.spiffe_id"))
             .map(SpiffeId::as_str);
         // Unverified text of callers is logged at debug level only.
-        let closely = tracing::enabled!(tracing::Level::DEBUG);
+        let closely = tracing::enabled!(Level::DEBUG);
         let key_id = rejection.key_id().filter(|_| closely);
         let trust_domain = rejection.trust_domain().filter(|_| closely);
         // A fixed text: nothing of the token.
@@ -204,6 +209,17 @@ impl Telemetry {
 }
 
 const UNKNOWN: &str = "unknown";
+
+/// The level of the log line.
+fn level_of(reason: RejectionReason) -> Level {
+    match reason {
+        RejectionReason::BundlesUnavailable(_) | RejectionReason::PolicyUnavailable(_) => {
+            Level::WARN
+        }
+        RejectionReason::NotWired => Level::ERROR,
+        _ => Level::INFO,
+    }
+}
 
 fn record_caller(caller: &SpiffeId) {
     let span = Span::current();
