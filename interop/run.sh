@@ -2,9 +2,10 @@
 # Runs tower-spiffe against other implementations, both ways: `bash interop/run.sh [part…]`.
 #
 # Prints one line per row, `ok|FAIL|SKIP <row> <what>`, and the totals. The parts are `go`, `conformance`,
-# `python`, `rust`, `rejections`, `node` and `envoy`. Go and Python are required; rows of Node and Envoy are
-# skipped if they are not installed. A failed build is a failure. Versions are pinned by lock files; with these packages in
-# the local caches no network is needed. All traffic stays on loopback.
+# `python`, `rust`, `rejections`, `java`, `node` and `envoy`. Go and Python are required; rows of Java, Node
+# and Envoy are skipped if they are not installed. A failed build is a failure. Versions are pinned by lock
+# files and the POM; with these packages in the local caches no network is needed. All traffic stays on
+# loopback.
 set -uo pipefail
 cd "$(dirname "$0")"
 
@@ -89,6 +90,20 @@ run_rejections() {
         CARGO_TARGET_DIR=$target program rejections sh rejections.sh
 }
 
+run_java() {
+    have javac && have mvn || { line "SKIP java a JDK and Maven are not installed"; return; }
+    local folder=$work/java
+    if ! cmp -s java/pom.xml "$folder/installed"; then
+        rm -rf "$folder"
+        # -C: a file with a wrong checksum is an error.
+        prepare java mvn --batch-mode --strict-checksums --file java/pom.xml dependency:copy-dependencies \
+            -DoutputDirectory="$folder/libraries" || return
+        cp java/pom.xml "$folder/installed"
+    fi
+    prepare java javac -Xlint:all -cp "$folder/libraries/*" -d "$folder/classes" java/rows/*.java &&
+        program java java -cp "$folder/classes:$folder/libraries/*" Main
+}
+
 run_node() {
     have node && have npm || { line "SKIP node Node and npm are not installed"; return; }
     local folder=$work/node
@@ -113,7 +128,7 @@ run_envoy() {
 
 # All programs in one build: their dependencies are built once, with the features of all.
 if prepare cargo cargo build --quiet --locked --workspace --bins --examples --target-dir "$target"; then
-    for part in "${@:-go conformance python rust rejections node envoy}"; do
+    for part in "${@:-go conformance python rust rejections java node envoy}"; do
         for name in $part; do "run_$name"; done
     done
 fi
