@@ -66,27 +66,27 @@
 //! | ID-24 | advice to those who read further claims |
 //! | WA-1 | binds those who serve the API |
 //! | WA-2 | binds those who serve the API |
-//! | WA-3 | `wa3_after_a_healthy_stretch_the_first_attempt_is_at_once`, `wa3_a_clean_end_of_a_short_stream_is_met_with_backoff_too` |
-//! | WA-4 | `wa4_wa8_each_message_is_the_whole_set_and_what_is_not_in_it_is_unloaded` |
-//! | WA-5 | binds those who serve the API; one that does not is `wa5_a_stream_without_its_first_message_ends_in_time` |
+//! | WA-3 | `wa3_healthy_stream_reconnects_at_once`, `wa3_short_stream_reconnects_with_backoff` |
+//! | WA-4 | `wa4_wa8_each_message_replaces_the_whole_set` |
+//! | WA-5 | binds those who serve the API; one that does not is `wa5_stream_without_first_message_times_out` |
 //! | WA-6 | binds those who serve the API |
-//! | WA-7 | `wa7_an_empty_key_set_is_a_value_and_trusts_nobody` |
-//! | WA-8 | `wa8_a_trust_domain_that_is_gone_is_unloaded`, `wa4_wa8_each_message_is_the_whole_set_and_what_is_not_in_it_is_unloaded` |
-//! | WA-9 | `wa9_an_empty_map_is_discarded_and_counted_and_the_stream_goes_on`, `wa9_a_message_without_bundles_is_discarded` |
+//! | WA-7 | `wa7_an_empty_key_set_trusts_no_key` |
+//! | WA-8 | `wa8_a_trust_domain_that_is_gone_is_unloaded`, `wa4_wa8_each_message_replaces_the_whole_set` |
+//! | WA-9 | `wa9_an_empty_map_is_discarded_and_counted`, `wa9_a_message_without_bundles_is_discarded` |
 //! | WA-10 | `wa_10_wa_32_no_bundle_for_the_subject_means_untrusted` |
-//! | WA-11 | `wa21_without_an_id_all_identities_come_in_the_agents_order` |
-//! | WA-12 | `wa12_a_hint_that_is_missing_unexpected_or_too_long_is_coped_with` |
-//! | WA-20 | `wa20_what_the_agent_would_refuse_for_ever_is_refused_before_asking`, `wa20_the_token_is_for_the_audiences_asked_for_and_no_others` |
+//! | WA-11 | `wa21_all_identities_keep_the_agents_order` |
+//! | WA-12 | `wa12_missing_or_invalid_hints_are_ignored` |
+//! | WA-20 | `wa20_invalid_requests_fail_without_a_call`, `wa20_token_has_exactly_the_requested_audiences` |
 //! | WA-21 | `wa21_without_an_id_every_identity_gets_a_token` |
-//! | WA-22 | `wa22_an_answer_without_its_mandatory_fields_is_none` |
-//! | WA-23 | `wa23_of_equal_hints_the_first_counts_and_empty_ones_are_not_equal` |
-//! | WA-24 | `wa24_what_is_not_authorized_is_denied_and_may_be_later` |
+//! | WA-22 | `wa22_response_without_mandatory_fields_is_rejected` |
+//! | WA-23 | `wa23_first_of_equal_hints_counts` |
+//! | WA-24 | `wa24_unauthorized_identity_is_denied_and_retryable` |
 //! | WA-25 | `wa25_the_stream_has_the_whole_set_at_once_and_at_each_change` |
 //! | WA-26 | `wa_26_a_trust_domain_is_named_by_its_id_or_bare`, `wa26_the_name_is_the_trust_domains_id_or_its_bare_name` |
 //! | WA-27 | `wa_27_keys_of_other_uses_are_left_out` |
-//! | WA-28 | `ep12_to_ep14_each_status_stops_a_start_or_is_tried_again` |
-//! | WA-29 | `wa29_immediate_ceases_at_once_and_goes_on_when_they_are_back`, `wa29_a_denial_of_the_reconnect_withdraws_as_one_in_midstream_does` |
-//! | WA-30 | `wa30_the_agent_judges_a_token_and_gives_its_claims` |
+//! | WA-28 | `ep12_to_ep14_statuses_fail_a_start_or_are_retried` |
+//! | WA-29 | `wa29_immediate_withdrawal_stops_validation_until_restored`, `wa29_denied_reconnect_withdraws` |
+//! | WA-30 | `wa30_agent_validates_a_token_and_returns_claims` |
 //! | WA-31 | advice to ask the agent for a verdict, which the layers do not follow: the crate's docs say why |
 //! | WA-32 | `wa_10_wa_32_no_bundle_for_the_subject_means_untrusted` |
 //! | A-30 | `a30_a_token_without_kid_tries_four_keys_at_most` |
