@@ -1,4 +1,4 @@
-//! Access tokens over real connections: reqwest, hyper, TLS, redirects.
+//! Access tokens over real connections: reqwest, hyper, TLS and redirects.
 
 use std::sync::Arc;
 
@@ -45,7 +45,7 @@ fn builder(source: &JwtSource, server: &FakeAuthorizationServer) -> AccessTokens
         .allow_plaintext(Plaintext::Loopback)
 }
 
-/// A resource server that knows the tokens of the authorization server.
+/// A resource server that accepts the tokens of the authorization server.
 async fn resource(server: &FakeAuthorizationServer) -> Host {
     async fn who(
         State(server): State<FakeAuthorizationServer>,
@@ -91,7 +91,7 @@ async fn x01_reqwest_gets_and_sends_access_tokens() {
         assert_eq!(text, "spiffe://example.org/workload for api");
     }
     assert_eq!(server.counts().requests, 1);
-    // A revoked token: the request after the 401 has another one.
+    // After a revocation, the first response is 401, and the next request has another token.
     let cache = SvidCache::from(&tokens);
     let token = cache.get(&request("api")).await.unwrap();
     server.revoke(token.token());

@@ -1,11 +1,11 @@
-//! Floors 1 to 3 from outside: rules, attacks, vectors, speed that can be counted.
+//! Levels 1 to 3 through the public API: rules, attacks, vectors, costs.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
     unreachable_pub,
-    reason = "a test may"
+    reason = "tests may"
 )]
 
 mod attacks;
