@@ -262,12 +262,7 @@ async fn wa30_validate_returns_claims_or_invalid_argument() {
         ),
     ] {
         let error = client.validate(audience, &token).await.unwrap_err();
-        assert_eq!(
-            error.code(),
-            Code::InvalidArgument,
-            "{}",
-            error.message()
-        );
+        assert_eq!(error.code(), Code::InvalidArgument, "{}", error.message());
         assert!(token.is_empty() || !error.message().contains(&token));
     }
 }

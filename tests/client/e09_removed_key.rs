@@ -31,7 +31,9 @@ async fn removed() -> (Bench, HeaderValue) {
 #[tokio::test(start_paused = true)]
 async fn e09_next_request_waits_for_a_new_token() {
     let (bench, old) = removed().await;
-    bench.issuer.then(|call| call.fresh(3600).after(millis(200)));
+    bench
+        .issuer
+        .then(|call| call.fresh(3600).after(millis(200)));
     let (new, took) = timed(bench.cache.header(&request("a"))).await;
     assert_ne!(new.unwrap(), old);
     assert_eq!(took, millis(200));
@@ -78,7 +80,9 @@ async fn e09_old_token_again_is_sent_without_more_waits() {
     }
     assert_ne!(bench.cache.header(&aud).await.unwrap(), old);
     // After the next removal, one request waits again.
-    bench.issuer.then(|call| call.fresh(3600).after(millis(100)));
+    bench
+        .issuer
+        .then(|call| call.fresh(3600).after(millis(100)));
     internals::remove_authorities(&bench.cache, &|_, key| key == "key-1");
     assert_eq!(timed(bench.cache.header(&aud)).await.1, millis(100));
 }

@@ -82,7 +82,11 @@ async fn hostile_answers_are_errors_and_not_sent() {
             &[(ADMIN, good.as_str(), "")],
             Unacceptable,
         ),
-        ("another audience", &[(WEB, for_b.as_str(), "")], Unacceptable),
+        (
+            "another audience",
+            &[(WEB, for_b.as_str(), "")],
+            Unacceptable,
+        ),
         (
             "more audiences",
             &[(WEB, for_both.as_str(), "")],
@@ -115,7 +119,9 @@ async fn first_token_is_sent_and_must_match_the_id() {
         deployment.issuer.token(WEB, "a").sign(),
         deployment.issuer.token(WEB, "a").claim("n", 2).sign(),
     );
-    deployment.raw.answer(&[(WEB, &first, "x"), (WEB, &second, "x")]);
+    deployment
+        .raw
+        .answer(&[(WEB, &first, "x"), (WEB, &second, "x")]);
     let bound = audience().for_origin("https://reports").unwrap();
     assert_eq!(
         sent(&deployment, bound).await.unwrap(),

@@ -312,7 +312,10 @@ async fn token_is_refreshed_after_a_401() {
             .oneshot(to("https://reports:8443/x"))
             .await
             .unwrap();
-        assert!(rejected(&response), "the response is forwarded; the layer does not retry");
+        assert!(
+            rejected(&response),
+            "the response is forwarded; the layer does not retry"
+        );
         let response = client.oneshot(to("https://reports:8443/x")).await.unwrap();
         assert!(!rejected(&response), "the next request has the new token");
         assert_eq!(bench.issuer.calls(), 2);

@@ -511,10 +511,7 @@ async fn rule_12_three_failures_open_the_breaker() {
         all.iter().map(|aud| bench.cache.header(aud)),
     ))
     .await;
-    assert!(
-        took < millis(5),
-        "{took:?}: calls did not fail fast"
-    );
+    assert!(took < millis(5), "{took:?}: calls did not fail fast");
     for error in got.into_iter().map(Result::unwrap_err) {
         assert_eq!(error.reason(), TokenErrorReason::Unavailable);
         assert!(error.retry_after().unwrap() <= secs(5));

@@ -50,7 +50,9 @@ async fn all_are_served(client: Client, audiences: usize) {
         })
     });
     let calls = futures_util::future::join_all(calls.collect::<Vec<_>>());
-    let all = tokio::time::timeout(secs(2), calls).await.expect("the calls do not end");
+    let all = tokio::time::timeout(secs(2), calls)
+        .await
+        .expect("the calls do not end");
     for served in all {
         let (_client, response) = served.unwrap().unwrap();
         assert_eq!(response.status(), StatusCode::OK);

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use crate::incidents::algorithm;
 use crate::driver::Driver;
+use crate::incidents::algorithm;
 use crate::invariants::{Presented, Verdict};
 use crate::present::{ask, validate};
 use crate::times::Times;

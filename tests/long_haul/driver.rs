@@ -10,9 +10,9 @@ use tokio::time::{Instant, sleep, timeout};
 use tower_spiffe::JwtSource;
 use tower_spiffe::testing::{Fault, Replay};
 
-use crate::incidents::{Incident, Shuffle, algorithm, raw_messages, scope, steps};
 use crate::census::Census;
-use crate::load::{Path, spawn_callers, paths};
+use crate::incidents::{Incident, Shuffle, algorithm, raw_messages, scope, steps};
+use crate::load::{Path, paths, spawn_callers};
 use crate::times::Times;
 use crate::world::{BATCH, BATCH_HINT, FOREIGN, KeySets, Shared, TD, WEB, World};
 

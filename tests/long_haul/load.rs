@@ -152,9 +152,9 @@ impl Path {
                 match TokenError::find(&*error) {
                     Some(error) if held => {
                         let name = &self.name;
-                        world
-                            .log
-                            .broken(format_args!("{name}: failed although a token was cached: {error}"));
+                        world.log.broken(format_args!(
+                            "{name}: failed although a token was cached: {error}"
+                        ));
                         Err(error.reason().as_str())
                     }
                     Some(error) => Err(error.reason().as_str()),
@@ -183,9 +183,9 @@ impl Path {
 
 /// Reports a call without a response in time.
 pub(crate) fn lost(world: &Shared, who: &str, within: Duration) {
-    world.log.broken(format_args!(
-        "{who}: no response within {within:?}"
-    ));
+    world
+        .log
+        .broken(format_args!("{who}: no response within {within:?}"));
 }
 
 /// Sends signed requests on one path.

@@ -48,10 +48,10 @@
 )]
 
 mod calm;
-mod incidents;
 mod census;
 mod driver;
 mod gate;
+mod incidents;
 mod invariants;
 mod load;
 mod log;

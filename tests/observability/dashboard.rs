@@ -50,10 +50,7 @@ fn dashboard_can_be_imported() {
             .as_u64()
             .is_some_and(|version| version >= 36)
     );
-    assert!(
-        dashboard["id"].is_null(),
-        "an exported ID must be removed"
-    );
+    assert!(dashboard["id"].is_null(), "an exported ID must be removed");
     let variables = dashboard["templating"]["list"].as_array().unwrap();
     let datasource = &variables[0];
     assert_eq!(

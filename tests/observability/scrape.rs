@@ -230,7 +230,10 @@ struct Described(Mutex<BTreeMap<String, Description>>);
 impl Described {
     fn note(&self, kind: &'static str, key: KeyName, unit: Option<Unit>, what: SharedString) {
         let description = (kind, unit, what.to_string());
-        self.0.lock().unwrap().insert(key.as_str().to_owned(), description);
+        self.0
+            .lock()
+            .unwrap()
+            .insert(key.as_str().to_owned(), description);
     }
 }
 

@@ -116,7 +116,10 @@ fn post(body: Script) -> Request<Script> {
 }
 
 /// Returns the response's `connection` header and the elapsed time.
-async fn send(layer: &ValidateJwtSvidLayer, request: Request<Script>) -> (Option<String>, Duration) {
+async fn send(
+    layer: &ValidateJwtSvidLayer,
+    request: Request<Script>,
+) -> (Option<String>, Duration) {
     let start = Instant::now();
     let response = layer.layer(inner()).oneshot(request).await.unwrap();
     assert_eq!(response.status(), 401);

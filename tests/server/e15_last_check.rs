@@ -111,7 +111,10 @@ async fn key_came(audit: bool) -> Case {
         .bundles
         .set([bundle_of(&new.trust_domain, &[&world.issuer, &new])]);
     tokio::time::sleep(Duration::from_secs(10)).await;
-    assert!(!response.is_finished(), "a response before the inner service is ready");
+    assert!(
+        !response.is_finished(),
+        "a response before the inner service is ready"
+    );
     Case {
         world,
         clock,

@@ -60,7 +60,10 @@ async fn e28_audience_rejection_logs_both_audiences() {
 
     let log = log_of(&world, Level::INFO, &token, false).await;
     let line = rejection_line(&log);
-    assert!(!line.contains("audiences"), "audiences are logged above debug: {line}");
+    assert!(
+        !line.contains("audiences"),
+        "audiences are logged above debug: {line}"
+    );
 }
 
 #[tokio::test]

@@ -62,7 +62,9 @@ where
 
 pub async fn who(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     let state = CallerState::from_extensions(request.extensions()).and_then(CallerState::verified);
-    let name = state.map_or("no caller".to_owned(), |caller| caller.spiffe_id().to_string());
+    let name = state.map_or("no caller".to_owned(), |caller| {
+        caller.spiffe_id().to_string()
+    });
     Ok(Response::new(Full::from(name)))
 }
 

@@ -56,7 +56,11 @@ async fn a19_optional_allows_anonymous_but_rejects_invalid_credentials() {
     let basic = with_authorization(&HeaderValue::from_static("Basic eDp5"));
     let (state, headers) = seen(&layer, basic).await.unwrap();
     assert!(matches!(state, CallerState::Anonymous));
-    assert_eq!(headers, ["Basic eDp5"], "credentials of other schemes are kept");
+    assert_eq!(
+        headers,
+        ["Basic eDp5"],
+        "credentials of other schemes are kept"
+    );
     let (state, _) = seen(&layer, world.request(WEB)).await.unwrap();
     assert_eq!(state.verified().unwrap().spiffe_id().as_str(), WEB);
 

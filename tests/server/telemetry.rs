@@ -430,5 +430,8 @@ async fn panicking_recorder_loses_no_response() {
     let layer = layer.metrics(Arc::new(Broken));
     assert_eq!(send(&layer, world.request(WEB)).await.status(), 200);
     assert_eq!(send(&layer, world.request(OPS)).await.status(), 403);
-    assert_eq!(send(&layer, Request::new(String::new())).await.status(), 401);
+    assert_eq!(
+        send(&layer, Request::new(String::new())).await.status(),
+        401
+    );
 }

@@ -197,7 +197,10 @@ async fn bar_7_key_without_id_is_ignored_alone() {
     assert!(validator.validate(&theirs).is_ok());
     let state = source.state();
     let federated = &state.trust_domains()[1];
-    assert_eq!((federated.ignored_keys(), federated.last_error()), (1, None));
+    assert_eq!(
+        (federated.ignored_keys(), federated.last_error()),
+        (1, None)
+    );
 }
 
 #[tokio::test(start_paused = true)]

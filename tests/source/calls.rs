@@ -347,7 +347,9 @@ async fn wa25_wa26_bundle_stream_returns_each_message() {
     );
     assert_eq!(second.len(), 2);
     let replay = world.agent.replay();
-    replay.send([("spiffe://example.org", "not a JWK Set")]).await;
+    replay
+        .send([("spiffe://example.org", "not a JWK Set")])
+        .await;
     let raw = stream.message().await.unwrap().unwrap();
     assert_eq!(
         raw.iter().next(),

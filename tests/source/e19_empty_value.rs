@@ -28,7 +28,11 @@ async fn e19_empty_values_revoke_on_the_stream() {
         assert!(validator.validate(&world.token()).is_ok(), "{empty:?}");
         let state = source.state();
         assert!(state.is_healthy(), "{empty:?}: {state:?}");
-        assert_eq!(state.trust_domains().len(), 2, "both are known, one without keys");
+        assert_eq!(
+            state.trust_domains().len(),
+            2,
+            "both are known, one without keys"
+        );
 
         // Restored keys are valid again.
         let back = String::from_utf8(other.jwks()).unwrap();

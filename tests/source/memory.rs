@@ -231,7 +231,10 @@ mod process {
                 "{what}: {} KiB after two hundred equal updates",
                 with_holes >> 10
             );
-            println!("{what}: the second hundred updates added {} KiB", left >> 10);
+            println!(
+                "{what}: the second hundred updates added {} KiB",
+                left >> 10
+            );
             assert!(left <= MOST_LEFT, "{what}: {left}");
             let mut held = after[1];
             if what == "P-256" {

@@ -38,7 +38,10 @@ async fn each_problem_and_its_end_is_logged_once() {
     assert!(warned[0].contains("two.test"));
     // A known problem is not logged again.
     let (warned, informed) = step(&|| world.agent.send_again()).await;
-    assert!(warned.is_empty() && informed.is_empty(), "{warned:?} {informed:?}");
+    assert!(
+        warned.is_empty() && informed.is_empty(),
+        "{warned:?} {informed:?}"
+    );
     // One is fixed while the other stays broken. Then it breaks again.
     let (warned, informed) = step(&|| drop(world.agent.federate("one.test").unwrap())).await;
     assert!(warned.is_empty(), "{warned:?}");

@@ -212,9 +212,7 @@ async fn call_timeout_replaces_a_dead_connection() {
     let error = source.fetch_jwt_svid([AUD]).await.unwrap_err();
     let timed_out = JwtSourceErrorReason::Token(TokenErrorReason::Timeout);
     assert_eq!(error.reason(), timed_out);
-    soon("the new key", updates.changed())
-        .await
-        .unwrap();
+    soon("the new key", updates.changed()).await.unwrap();
     assert!(began.elapsed() <= secs(36), "{:?}", began.elapsed());
     assert!(key_ids(&source, TD).contains(&new));
     source.fetch_jwt_svid([AUD]).await.unwrap();

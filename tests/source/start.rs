@@ -122,9 +122,7 @@ async fn ep12_other_calls_do_not_stop_a_start() {
     let world = World::new().await;
     for code in [GrpcCode::InvalidArgument, GrpcCode::Unimplemented] {
         let fail = Fault::Refuse(code);
-        world
-            .agent
-            .fail_call(AgentCall::FetchJwtSvid, fail.clone());
+        world.agent.fail_call(AgentCall::FetchJwtSvid, fail.clone());
         world.agent.fail_call(AgentCall::ValidateJwtSvid, fail);
         let source = world.source().await;
         let error = source.fetch_jwt_svid([AUD]).await.unwrap_err();

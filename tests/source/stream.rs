@@ -72,7 +72,12 @@ async fn wa7_an_empty_key_set_trusts_no_key() {
 async fn wa9_an_empty_map_is_discarded_and_counted() {
     let world = World::new().await;
     let recorded = Arc::new(Recorded::default());
-    let source = world.builder().metrics(recorded.clone()).build().await.unwrap();
+    let source = world
+        .builder()
+        .metrics(recorded.clone())
+        .build()
+        .await
+        .unwrap();
     let validator = world.validator(&source);
     let replay = world.agent.replay();
     for _ in 0..3 {
@@ -104,7 +109,12 @@ async fn equal_sets_are_not_published() {
     world.agent.rotate_now();
     world.agent.federate(OTHER).unwrap();
     let recorded = Arc::new(Recorded::default());
-    let source = world.builder().metrics(recorded.clone()).build().await.unwrap();
+    let source = world
+        .builder()
+        .metrics(recorded.clone())
+        .build()
+        .await
+        .unwrap();
     let keys = |source: &tower_spiffe::JwtSource| {
         let bundle = source.bundle_for_trust_domain(&td(TD)).unwrap();
         bundle.authorities().cloned().collect::<Vec<_>>()
@@ -139,7 +149,12 @@ async fn unreadable_key_set_affects_only_its_domain() {
     let world = World::new().await;
     let other = world.agent.federate(OTHER).unwrap();
     let recorded = Arc::new(Recorded::default());
-    let source = world.builder().metrics(recorded.clone()).build().await.unwrap();
+    let source = world
+        .builder()
+        .metrics(recorded.clone())
+        .build()
+        .await
+        .unwrap();
     let validator = world.validator(&source);
     let theirs = other.token("spiffe://other.test/web", AUD).sign();
     tokio::time::sleep(secs(10)).await;
@@ -185,7 +200,13 @@ async fn unreadable_key_set_affects_only_its_domain() {
         source.bundle("unheard-of.test"),
         BundleAnswer::UnknownTrustDomain
     ));
-    assert!(recorded.errors.lock().unwrap().contains(&"bundle-unreadable"));
+    assert!(
+        recorded
+            .errors
+            .lock()
+            .unwrap()
+            .contains(&"bundle-unreadable")
+    );
     assert!(state.is_ready() && state.is_connected() && !state.is_healthy());
 
     // When it is readable again, the end of the error is published.
@@ -303,7 +324,10 @@ async fn malformed_message_keeps_the_set() {
     assert!(validator.validate(&world.token()).is_ok());
     let state = source.state();
     assert!(!state.is_connected());
-    assert_eq!(state.last_error().expect("an error").kind(), "invalid-answer");
+    assert_eq!(
+        state.last_error().expect("an error").kind(),
+        "invalid-answer"
+    );
     world.agent.recover();
     let waited = world.time_until(|| source.state().is_connected()).await;
     assert!(waited <= secs(10), "{waited:?}");

@@ -30,7 +30,12 @@ impl MetricsRecorder for Recorded {
 async fn wa29_immediate_withdrawal_stops_validation_until_restored() {
     let world = World::new().await;
     let recorded = Arc::new(Recorded::default());
-    let source = world.builder().metrics(recorded.clone()).build().await.unwrap();
+    let source = world
+        .builder()
+        .metrics(recorded.clone())
+        .build()
+        .await
+        .unwrap();
     let validator = world.validator(&source);
     let token = world.token();
     assert!(validator.validate(&token).is_ok());
@@ -65,7 +70,12 @@ async fn wa29_immediate_withdrawal_stops_validation_until_restored() {
 async fn wa29_unreadable_bundles_do_not_end_a_withdrawal() {
     let world = World::new().await;
     let recorded = Arc::new(Recorded::default());
-    let source = world.builder().metrics(recorded.clone()).build().await.unwrap();
+    let source = world
+        .builder()
+        .metrics(recorded.clone())
+        .build()
+        .await
+        .unwrap();
     let validator = world.validator(&source);
     let token = world.token();
     world.agent.withdraw();

@@ -68,7 +68,11 @@ async fn next_call_reconnects_after_a_restart() {
         place.agent.restart().await.unwrap();
         let broken = stream.message().await.unwrap_err();
         assert!(broken.to_string().contains(&place.name), "{broken}");
-        assert_eq!(stream.message().await.unwrap(), None, "the stream has not ended");
+        assert_eq!(
+            stream.message().await.unwrap(),
+            None,
+            "the stream has not ended"
+        );
 
         client.fetch_jwt_svid(&request()).await.unwrap();
         let mut next = client.fetch_jwt_bundles().await.unwrap();

@@ -83,7 +83,11 @@ pub(crate) async fn failures(client: &WorkloadApiClient, token: &str) -> [Worklo
 /// Asserts the requirements for every error: its reason, these parts of its text, a bounded size, one
 /// line, and no token.
 #[track_caller]
-pub(crate) fn assert_error(error: &WorkloadApiError, reason: WorkloadApiErrorReason, says: &[&str]) {
+pub(crate) fn assert_error(
+    error: &WorkloadApiError,
+    reason: WorkloadApiErrorReason,
+    says: &[&str],
+) {
     assert_eq!(error.reason(), reason, "{error}");
     let text = error.to_string();
     assert!(text.starts_with(&format!("{}: ", error.call())), "{text}");

@@ -125,7 +125,10 @@ async fn server_without_http2_is_not_an_agent() {
         for error in failures(&client, TOKEN).await {
             let says = [&place.name, "speaks no HTTP/2", "check the endpoint"];
             assert_error(&error, Reason::NotGrpc, &says);
-            assert!(error.is_retryable(), "another server may listen there later");
+            assert!(
+                error.is_retryable(),
+                "another server may listen there later"
+            );
         }
         place.agent.recover();
         client.fetch_jwt_svid(&request()).await.unwrap();

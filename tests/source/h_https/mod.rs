@@ -103,7 +103,10 @@ impl World {
 async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let began = real_now();
     while !condition() {
-        assert!(real_now() - began < secs(20), "{what}: not true within 20 s");
+        assert!(
+            real_now() - began < secs(20),
+            "{what}: not true within 20 s"
+        );
         tokio::task::yield_now().await;
     }
 }

@@ -52,7 +52,10 @@ fn a22_warm_cache_accepts_no_invalid_token() {
     fixture.accepts(&token);
     let hits = fixture.warm.cache_stats().hits;
     fixture.accepts(&token);
-    assert!(fixture.warm.cache_stats().hits > hits, "the cache is not warm");
+    assert!(
+        fixture.warm.cache_stats().hits > hits,
+        "the cache is not warm"
+    );
 
     // The same header and payload with another signature, a flipped byte, and a cut signature.
     let (signed, signature) = token.rsplit_once('.').unwrap();
