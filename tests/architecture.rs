@@ -1,4 +1,4 @@
-//! Checks the imports of `src` against the floors of ARCHITECTURE.md.
+//! Checks the imports of `src` against the levels in ARCHITECTURE.md.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,6 +1,5 @@
-//! The fixture itself: what `testing` gives is what SPIRE would give, or exactly the wrong thing
-//! that was asked for. Checked with foreign clients and a foreign verifier, so that our own code
-//! does not vouch for itself.
+//! Tests of `testing` itself: it behaves like SPIRE, or has exactly the requested fault. Other clients
+//! and another verifier are used, so that this crate does not check itself.
 
 #![allow(
     clippy::unwrap_used,

@@ -81,7 +81,7 @@
 //! | WA-22 | `wa22_response_without_mandatory_fields_is_rejected` |
 //! | WA-23 | `wa23_first_of_equal_hints_counts` |
 //! | WA-24 | `wa24_unauthorized_identity_is_denied_and_retryable` |
-//! | WA-25 | `wa25_the_stream_has_the_whole_set_at_once_and_at_each_change` |
+//! | WA-25 | `wa25_stream_sends_the_whole_set_each_time` |
 //! | WA-26 | `wa_26_trust_domain_is_an_id_or_a_name`, `wa26_the_name_is_the_trust_domains_id_or_its_bare_name` |
 //! | WA-27 | `wa_27_keys_for_other_uses_are_ignored` |
 //! | WA-28 | `ep12_to_ep14_statuses_fail_a_start_or_are_retried` |
