@@ -21,7 +21,8 @@ use crate::verify::VerifiedSvid;
 /// The token of a verified caller is never forwarded: if the extensions of a request have the
 /// [`CallerState`](https://docs.rs/tower-spiffe/latest/tower_spiffe/server/enum.CallerState.html)
 /// of one, `Keep` acts as `Replace`, and the caller's token is removed from all headers of the
-/// request, for every origin. `reqwest::Request` has no extensions, so this does not apply to it.
+/// request, for every origin. After a layer in `audit` mode, `Keep` acts as `Replace` for invalid and
+/// denied tokens too. `reqwest::Request` has no extensions, so this does not apply to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum OnExisting {
@@ -145,9 +146,7 @@ impl Config {
     ) -> Decision {
         let on_existing = match self.on_existing {
             // A gateway must not forward its caller's token.
-            OnExisting::Keep if extensions.and_then(caller::verified).is_some() => {
-                OnExisting::Replace
-            }
+            OnExisting::Keep if extensions.is_some_and(caller::is_forwarded) => OnExisting::Replace,
             other => other,
         };
         let existing = on_existing != OnExisting::Replace && has(headers, &self.header);
@@ -544,3 +543,7 @@ impl fmt::Debug for Config {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+#[cfg(feature = "testing")]
+mod tests;

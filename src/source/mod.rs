@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | [`JwtSource`] | the agent beside this workload |
 //! | [`FileBundles`] | files that a sidecar, a mount or an operator writes |
+//! | [`HttpsBundles`] | JWKS URLs, OIDC issuers and SPIFFE bundle endpoints (feature `https-bundles`) |
 //! | [`MemoryBundles`] | bundles that the program supplies and replaces itself |
 //! | [`MergedBundles`] | several sources, each for its own trust domains |
 //! | [`FixedBundles`](crate::bundle::FixedBundles) | bundles that never change |

@@ -129,7 +129,7 @@ async fn first_token_is_sent_and_must_match_the_id() {
     );
 
     let admin: SpiffeId = ADMIN.parse().unwrap();
-    let bound = audience().spiffe_id(admin).for_origin("https://reports");
-    let error = sent(&deployment, bound.unwrap()).await.unwrap_err();
+    let bound = audience().for_origin("https://reports").unwrap();
+    let error = sent(&deployment, bound.spiffe_id(admin)).await.unwrap_err();
     assert_eq!(error.reason(), TokenErrorReason::Unacceptable, "{error}");
 }

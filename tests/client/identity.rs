@@ -83,8 +83,9 @@ async fn layers_hint_applies_to_its_audience() {
 #[tokio::test(start_paused = true)]
 async fn identity_of_a_request_has_priority() {
     let (first, second) = (id("spiffe://x/first"), id("spiffe://x/second"));
-    let own_id = Audience::fixed("l").spiffe_id(first.clone());
-    let own_hint = Audience::fixed("l").hint("internal");
+    let own = || Audience::fixed("l").for_origin("https://ledger").unwrap();
+    let own_id = own().spiffe_id(first.clone());
+    let own_hint = own().hint("internal").unwrap();
     for (own, expected) in [
         (own_id, l().with_spiffe_id(first)),
         (own_hint, l().with_hint("internal").unwrap()),
@@ -92,7 +93,6 @@ async fn identity_of_a_request_has_priority() {
         let bench = Bench::new();
         let layer = AddJwtSvidLayer::new(bench.cache.clone(), Audience::per_request());
         let layer = layer.spiffe_id(second.clone());
-        let own = own.for_origin("https://ledger").unwrap();
         let headers = sent(layer, asking(own)).await.unwrap();
         assert!(headers.contains_key(AUTHORIZATION));
         assert_eq!(asked(&bench), [expected]);

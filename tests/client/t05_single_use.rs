@@ -71,7 +71,9 @@ async fn t05_layer_sends_distinct_tokens() {
     });
     let fixed = || Audience::fixed("a");
     let audiences = [
-        fixed().single_use().for_origin("https://x").unwrap(),
+        Audience::from_request(request("a").single_use())
+            .for_origin("https://x")
+            .unwrap(),
         fixed().for_origin("https://x").unwrap().single_use(),
         Audience::from_origin(|_| Some("a".to_owned()), ["https://x"])
             .unwrap()

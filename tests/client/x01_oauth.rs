@@ -63,6 +63,7 @@ impl World {
         let server = FakeAuthorizationServer::builder(source.clone())
             .issuer(ISSUER)
             .subject_audience("gateway")
+            .client_id("https://client.example.org/metadata.json", WORKLOAD)
             .clock(clock.shared())
             .build();
         let recorder = Arc::new(Recorder::default());
@@ -413,7 +414,7 @@ async fn x01_hostile_responses_are_unacceptable() {
             r#"{{"access_token":"abc","token_type":"Bearer","x":"{}"}}"#,
             "x".repeat(70_000)
         ),
-        format!(r#"{{"access_token":"abc","token_type":"Bearer""#),
+        r#"{"access_token":"abc","token_type":"Bearer""#.to_owned(),
     ];
     for body in bodies {
         let world = World::new().await;
@@ -690,7 +691,7 @@ async fn x01_client_assertions_follow_the_options() {
     let world = World::with(|builder| {
         builder
             .assertion_type(AssertionType::JwtBearer)
-            .client_id(WORKLOAD)
+            .client_id("https://client.example.org/metadata.json")
             .target(TargetParameter::Resource)
             .scope("read write")
             .scope_for("https://admin", "admin")
@@ -706,7 +707,10 @@ async fn x01_client_assertions_follow_the_options() {
     assert_eq!(issued.scope.as_deref(), Some("read write"));
     assert_eq!(issued.audiences, ["https://api"]);
     let form = world.last_form();
-    assert_eq!(form["client_id"], WORKLOAD);
+    assert_eq!(
+        form["client_id"],
+        "https://client.example.org/metadata.json"
+    );
     assert_eq!(form["resource"], "https://api");
     assert!(form["requested_token_type"].ends_with(":access_token"));
     let token = world.get("https://admin").await.unwrap();

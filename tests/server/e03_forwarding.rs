@@ -67,6 +67,30 @@ async fn e03_a_caller_set_by_hand_counts() {
     }
 }
 
+/// Audit mode lets invalid and denied tokens pass; a gateway still signs as itself.
+#[tokio::test]
+async fn e03_an_audited_token_is_replaced() {
+    let world = World::new();
+    let agent = FakeAgent::start("x").await.unwrap();
+    let audience = Audience::fixed("ledger").for_origin("https://ledger");
+    let client = AddJwtSvidLayer::new(agent.source().await.unwrap(), audience.unwrap());
+    let denies_web = Allow::id(OPS).unwrap();
+    let audit = ValidateJwtSvidLayer::audit(world.validator.clone(), denies_web);
+    for bearer in [world.bearer(WEB), HeaderValue::from_static("Bearer a.b.c")] {
+        let mut request = with_authorization(&bearer);
+        *request.uri_mut() = "https://ledger/".parse().unwrap();
+        let upstream = service_fn(async |request: Request<String>| {
+            let sent = request.headers().get(AUTHORIZATION).cloned();
+            let sent = sent.and_then(|sent| sent.to_str().map(str::to_owned).ok());
+            Ok::<_, tower::BoxError>(Response::new(sent.unwrap_or_default()))
+        });
+        let gateway = audit.layer(client.layer(upstream));
+        let sent = gateway.oneshot(request).await.unwrap().into_body();
+        assert!(sent.starts_with("Bearer ey"), "{sent}");
+        assert_ne!(sent.as_bytes(), bearer.as_bytes());
+    }
+}
+
 #[tokio::test]
 async fn e03_a_verified_token_is_removed() {
     let world = World::new();

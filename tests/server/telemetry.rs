@@ -15,7 +15,6 @@ use tower_spiffe::server::{
     Allow, AllowCallersLayer, CallerState, EndAtExpiryLayer, Protocol, Rejection,
     ValidateJwtSvidLayer,
 };
-use tower_spiffe_test_support::clock::HandClock;
 use tracing::Level;
 
 use crate::log::Log;
@@ -270,31 +269,6 @@ async fn wrong_layer_order_is_logged_once() {
         let _ = wrong.clone().oneshot(request).await.unwrap();
     }
     assert_eq!(log.lines_with("answers do not end"), 1);
-}
-
-#[tokio::test]
-async fn an_inner_policy_has_its_own_interval_and_clock() {
-    let log = Log::default();
-    let _guard = log.begin(Level::INFO);
-    let world = World::new();
-    let clock = HandClock::at(0);
-    let narrow = AllowCallersLayer::new(Allow::id(OPS).unwrap())
-        .clock(clock.clone())
-        .log_interval(Duration::from_secs(60));
-    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::any_trust_domain());
-    let service = layer.layer(narrow.layer(service_fn(|_: Request<String>| async {
-        Ok::<_, Infallible>(Response::new(String::new()))
-    })));
-    // The number of lines after so many seconds, with two rejections before each.
-    for (now, lines) in [(0, 1), (59, 1), (60, 2), (61, 2), (120, 3)] {
-        clock.set_elapsed(Duration::from_secs(now));
-        for _ in 0..2 {
-            let response = service.clone().oneshot(world.request(WEB)).await.unwrap();
-            assert_eq!(response.status(), 403);
-        }
-        assert_eq!(log.lines_with("not-allowed"), lines, "{now} s");
-    }
-    assert_eq!(log.lines_with("suppressed=3"), 2, "{}", log.text());
 }
 
 #[tokio::test]

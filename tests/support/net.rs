@@ -31,8 +31,8 @@ pub struct Seen {
 
 /// A certificate authority for tests.
 pub struct Ca {
-    issuer: Issuer<'static, KeyPair>,
-    cert: CertificateDer<'static>,
+    pub(crate) issuer: Issuer<'static, KeyPair>,
+    pub(crate) cert: CertificateDer<'static>,
 }
 
 impl Ca {

@@ -6,53 +6,19 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 pub use rcgen::KeyUsagePurpose;
-use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
-};
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyPair, SanType};
 use rustls::ServerConfig;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::PrivateKeyDer;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-/// A certificate authority, of the web or of a trust domain.
-pub struct Ca {
-    issuer: Issuer<'static, KeyPair>,
-    cert: CertificateDer<'static>,
-}
+pub use crate::net::Ca;
 
 impl Ca {
-    pub fn new() -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        let cert = params.self_signed(&key).unwrap().der().clone();
-        Self {
-            issuer: Issuer::new(params, key),
-            cert,
-        }
-    }
-
-    pub fn der(&self) -> Vec<u8> {
-        self.cert.to_vec()
-    }
-
     pub fn for_host(&self, host: &str) -> Arc<ServerConfig> {
         self.issue(CertificateParams::new([host.to_owned()]).unwrap())
-    }
-
-    pub fn pem(&self) -> String {
-        let body = STANDARD.encode(&self.cert);
-        let lines: Vec<&str> = body
-            .as_bytes()
-            .chunks(64)
-            .map(|line| std::str::from_utf8(line).unwrap())
-            .collect();
-        format!(
-            "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
-            lines.join("\n")
-        )
     }
 
     /// Returns the JWK for this root in a SPIFFE bundle.

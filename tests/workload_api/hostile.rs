@@ -54,9 +54,9 @@ async fn unexpected_responses_are_rejected() {
                 vec![raw(WEB, &padded(agent, 1 << 20), "")],
                 "longer than 8 KiB",
             ),
-            (vec![raw(WEB, &header_injection, "")], "no base64url"),
-            (vec![raw(WEB, &folded, "")], "no base64url"),
-            (vec![raw(WEB, "eyJ\0.eyJ\0.eyJ\0", "")], "no base64url"),
+            (vec![raw(WEB, &header_injection, "")], "is not base64url"),
+            (vec![raw(WEB, &folded, "")], "is not base64url"),
+            (vec![raw(WEB, "eyJ\0.eyJ\0.eyJ\0", "")], "is not base64url"),
             (
                 vec![raw(WEB, &good.replace('.', " "), "")],
                 "three non-empty parts",

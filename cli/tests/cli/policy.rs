@@ -151,7 +151,7 @@ async fn p08_check_names_mistakes() {
         ),
         (
             &["--anonymous", "--claims", "{}", "--request", "GET /"],
-            "--caller",
+            "cannot be used with",
         ),
         (&["--caller", WEB, "--request", "GET"], "GET /reports/7"),
         (&["--caller", WEB, "--request", "get /"], "upper case"),

@@ -51,7 +51,7 @@ impl World {
 
     fn set_up(&self, builder: HttpsBundlesBuilder) -> HttpsBundlesBuilder {
         builder
-            .add_root_der(self.ca.der())
+            .add_root_der(self.ca.der().to_vec())
             .without_system_roots()
             .clock(self.clock.shared())
             .poll_seed(7)
