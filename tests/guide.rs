@@ -59,7 +59,7 @@ fn source() -> String {
     all.replace("\\\"", "\"")
 }
 
-/// Whether the source has this message; `…` stands for any value.
+/// Whether the source has this message; `…` is any value.
 fn has_message(source: &str, message: &str) -> bool {
     const WITHIN: usize = 400;
     let mut parts = message.split('…').filter(|part| !part.trim().is_empty());

@@ -26,11 +26,11 @@ enum Fault {
     ReadsMomentLast,
     /// The validator reads the revision for its cache after the bundle.
     ReadsRevisionLast,
-    /// An age check reads the verdict first, and raises the revision in a second step.
+    /// An age check reads the status first, and raises the revision in a second step.
     AgesInTwoSteps,
-    /// An age check sets the next moment even if a message has set another one meanwhile.
+    /// An age check sets the time of the next check even if a message has set another time meanwhile.
     AgesOverMessages,
-    /// An age check does not look at the snapshot again after it has set the next moment.
+    /// An age check does not read the snapshot again after it has set the time of the next check.
     AgesWithoutSecondLook,
 }
 
@@ -51,12 +51,12 @@ struct Source {
     /// The revision and the status.
     word: AtomicU64,
     withdrawn_at: AtomicU64,
-    /// When keys are too old next, and the same as the snapshot has it after [`AGED`].
+    /// The next time at which keys become stale, and the same in the snapshot after [`AGED`].
     aged_at: AtomicU64,
     next_in_snapshot: AtomicU64,
 }
 
-/// The moment of the age checks.
+/// The time of the age checks.
 const AGED: u64 = 10;
 
 #[derive(Debug, PartialEq)]
@@ -109,8 +109,8 @@ impl Source {
         self.withdrawn_at.store(NEVER, Release);
     }
 
-    /// `Shared::take_in`, just before [`AGED`]: the keys that are too old then stay, and others are too
-    /// old earlier than before.
+    /// `Shared::take_in`, just before [`AGED`]. The stale keys are kept, and others become stale earlier
+    /// than before.
     fn take_in_aging(&self) {
         self.next_in_snapshot.store(AGED + 10, Release);
         self.aged_at.store(AGED, Release);
@@ -352,8 +352,8 @@ fn revision_read_after_bundle_is_found() {
 fn withdrawal_during_an_age_check(fault: Fault) {
     explore(move || {
         let source = Arc::new(Source::new(fault, NEVER));
-        let beside = source.clone();
-        let writer = thread::spawn(move || beside.withdraw_now());
+        let shared = source.clone();
+        let writer = thread::spawn(move || shared.withdraw_now());
         source.age();
         writer.join().unwrap();
         assert_eq!(source.revision(), None, "the withdrawal is lost");
@@ -364,12 +364,11 @@ fn withdrawal_during_an_age_check(fault: Fault) {
 fn message_during_an_age_check(fault: Fault) {
     explore(move || {
         let source = Arc::new(Source::new(fault, NEVER));
-        let beside = source.clone();
-        let writer = thread::spawn(move || beside.take_in_aging());
+        let shared = source.clone();
+        let writer = thread::spawn(move || shared.take_in_aging());
         source.age();
         writer.join().unwrap();
-        // Loom's loads may return a value that was overwritten by a thread without knowledge of it;
-        // its read-modify-writes may not.
+        // Loom's loads may return an overwritten value. Its read-modify-writes may not.
         let checked = source.aged_at.fetch_min(NEVER, AcqRel);
         let due = source.next_in_snapshot.load(Acquire);
         assert!(checked <= due, "keys are used for too long");
@@ -377,7 +376,7 @@ fn message_during_an_age_check(fault: Fault) {
 }
 
 #[test]
-fn age_check_loses_no_withdrawal_and_no_message() {
+fn age_check_loses_no_withdrawal_or_message() {
     withdrawal_during_an_age_check(Fault::None);
     message_during_an_age_check(Fault::None);
 }

@@ -10,7 +10,6 @@
 )]
 
 mod as_spire;
-mod bad_days;
 mod cleanup;
 #[cfg(unix)]
 mod e31_authority;
@@ -18,6 +17,7 @@ mod e32_stop;
 mod e32_tmpdir;
 mod e33_files;
 mod examples;
+mod faults;
 mod issuer;
 mod keepalive;
 mod rejected_calls;

@@ -74,8 +74,8 @@ fn a08_rejection_before_the_signature_keeps_no_claims() {
     }
 }
 
-/// Two for the header map and three for the extensions that the rejection is left in. A token adds the
-/// details of the rejection, and what its error has.
+/// Two allocations for the header map, and three for the extensions with the rejection. A token adds
+/// the details of the rejection and of its error.
 #[test]
 fn a08_rejection_responses_are_prebuilt() {
     let signer = Signer::for_algorithm(Algorithm::ES256);

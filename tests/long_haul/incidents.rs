@@ -1,5 +1,4 @@
 //! The incidents in shuffled order: each shuffle has all of them.
-//! of its own.
 
 use fastrand::Rng;
 use tower_spiffe::bundle::Algorithm;

@@ -162,7 +162,7 @@ impl World {
         self.own_tokens(&service).await;
         self.token_files(&service).await;
         self.access_tokens(&service).await;
-        self.bad_days_of_the_agent(&service).await;
+        self.agent_faults(&service).await;
         self.withdrawal(&service).await;
         self.unavailable_bundles(&service).await;
         self.files().await;
@@ -429,7 +429,7 @@ impl World {
         }
     }
 
-    async fn bad_days_of_the_agent(&mut self, service: &Watched) {
+    async fn agent_faults(&mut self, service: &Watched) {
         let agent = &service.agent;
         agent.rotate().await;
         sleep(seconds(60)).await;

@@ -21,7 +21,7 @@ impl Ca {
         self.issue(CertificateParams::new([host.to_owned()]).unwrap())
     }
 
-    /// The JWK of a SPIFFE bundle that has this root.
+    /// Returns the JWK for this root in a SPIFFE bundle.
     pub fn jwk(&self) -> Value {
         json!({"use": "x509-svid", "kty": "EC", "x5c": [STANDARD.encode(&self.cert)]})
     }

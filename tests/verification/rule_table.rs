@@ -38,7 +38,7 @@
 //! | TB-13 | `tb13_a_map_gives_each_trust_domain_its_bundle`, `tb13_a_map_that_is_none_or_names_a_domain_twice_is_refused` |
 //! | TB-14 | `tb_14_hint_in_a_map_does_not_change_polling` |
 //! | TB-15 | `tb_15_map_is_applied_as_a_whole` |
-//! | TB-16 | polling of bundle endpoints: this crate polls none |
+//! | TB-16 | `h01_without_a_hint_polls_every_five_minutes` |
 //! | TB-17 | `tb_17_one_key_in_two_trust_domains` |
 //! | ID-1 | `id_1_the_scheme_is_spiffe` |
 //! | ID-2 | `id_2_and_id_5_the_trust_domain_is_not_empty` |

@@ -29,9 +29,12 @@ async fn error_status_reaches_calls_and_streams() {
         (GrpcCode::Internal, Code::Internal),
     ] {
         agent.fail(Fault::Refuse(fault));
-        assert_eq!(client.token(AUD).await.unwrap_err().code(), seen);
-        assert_eq!(client.bundles().await.unwrap_err().code(), seen);
-        assert_eq!(client.validate(AUD, "x").await.unwrap_err().code(), seen);
+        assert_eq!(client.token(AUD).await.unwrap_err().code(), expected);
+        assert_eq!(client.bundles().await.unwrap_err().code(), expected);
+        assert_eq!(
+            client.validate(AUD, "x").await.unwrap_err().code(),
+            expected
+        );
     }
     assert_eq!(end(&mut stream).await, Code::ResourceExhausted);
     agent.recover();
