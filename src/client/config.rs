@@ -190,8 +190,8 @@ impl Config {
         if kept {
             return Decision::Pass;
         }
-        if let Some(refused) = self.refused_in_the_clear(target) {
-            return Decision::not_allowed(refused);
+        if let Some(error) = self.plaintext_error(target) {
+            return Decision::not_allowed(error);
         }
         if existing {
             return self.existing();
@@ -294,7 +294,7 @@ impl Config {
         }
     }
 
-    fn refused_in_the_clear(&self, target: Target<'_>) -> Option<TokenError> {
+    fn plaintext_error(&self, target: Target<'_>) -> Option<TokenError> {
         let allowed = target.is_https()
             || match self.plaintext {
                 Some(Plaintext::Loopback) => target.is_loopback(),

@@ -9,7 +9,7 @@ use tower_service::Service;
 
 use super::config::insert;
 use super::deadline::Deadline;
-use super::request::{IncomingResponse, OutgoingRequest, refuses};
+use super::request::{IncomingResponse, OutgoingRequest, rejects_token};
 use super::{BoxError, no_room};
 use crate::token::SvidRequest;
 use crate::token::{Issue, Issued, SvidCache, TokenError, Waiter};
@@ -113,9 +113,9 @@ where
                 StateProj::Sent { response } => {
                     let response = ready!(response.poll(cx)).map_err(Into::into)?;
                     if let Some((issued, place)) = this.issued.take()
-                        && refuses(&response, place)
+                        && rejects_token(&response, place)
                     {
-                        issued.refused();
+                        issued.rejected();
                     }
                     return Poll::Ready(Ok(response));
                 }

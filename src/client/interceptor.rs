@@ -45,7 +45,7 @@ impl Interceptor for JwtSvidInterceptor {
             Decision::Pass => {}
             Decision::Fail(error) => return Err(error.into()),
             Decision::Token(issue) => {
-                let issued = issue.at_once().ok_or_else(not_there_yet)?;
+                let issued = issue.at_once().ok_or_else(not_cached_yet)?;
                 if !insert(&mut headers, self.config.header(), issued.header()) {
                     return Err(no_room().into());
                 }
@@ -56,7 +56,7 @@ impl Interceptor for JwtSvidInterceptor {
     }
 }
 
-fn not_there_yet() -> TokenError {
+fn not_cached_yet() -> TokenError {
     TokenError::new(
         TokenErrorReason::Unavailable,
         "there is no token yet, and an interceptor cannot wait for it; it is being fetched",

@@ -68,13 +68,13 @@ static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// Whether a service rejected the token that was sent to `place`: 401, or gRPC's UNAUTHENTICATED in
 /// the response's headers. If the client followed a redirect, the response may be from another
 /// place, which got no token.
-pub(crate) fn refuses(response: &impl sealed::Response, place: Option<u64>) -> bool {
+pub(crate) fn rejects_token(response: &impl sealed::Response, place: Option<u64>) -> bool {
     let (status, headers) = response.status_and_headers();
-    let refuses = status == StatusCode::UNAUTHORIZED
+    let is_rejection = status == StatusCode::UNAUTHORIZED
         || headers
             .get(&GRPC_STATUS)
             .is_some_and(|status| status.as_bytes() == b"16");
-    refuses
+    is_rejection
         && match (response.place(), place) {
             (Some(from), Some(to)) => from == to,
             _ => true,

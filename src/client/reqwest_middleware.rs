@@ -9,7 +9,7 @@ use super::caller;
 use super::config::{Config, Decision, insert, options, withhold};
 use super::deadline::Deadline;
 use super::no_room;
-use super::request::refuses;
+use super::request::rejects_token;
 use super::request::sealed::Request as _;
 use crate::token::{Issue, SvidCache};
 
@@ -90,8 +90,8 @@ impl Middleware for JwtSvidMiddleware {
         }
         let place = request.place();
         let response = next.run(request, extensions).await?;
-        if refuses(&response, place) {
-            issued.refused();
+        if rejects_token(&response, place) {
+            issued.rejected();
         }
         Ok(response)
     }

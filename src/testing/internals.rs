@@ -1,6 +1,7 @@
 //! Internals of the crate for its own tests and fuzz targets. Not covered by semver.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ pub mod messages {
 }
 
 /// A public key that verifies signatures of any message, not only of tokens.
+#[derive(Debug)]
 pub struct Key(PublicKey);
 
 impl Key {
@@ -169,6 +171,12 @@ impl Keeper {
     /// As a source's.
     pub fn state(&self) -> SourceState {
         self.0.state()
+    }
+}
+
+impl fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keeper").finish_non_exhaustive()
     }
 }
 

@@ -255,7 +255,7 @@ impl SvidRequest {
 
     /// Returns the requested identity, if it was named by ID.
     pub fn spiffe_id(&self) -> Option<&SpiffeId> {
-        match self.asked_as()? {
+        match self.identity_as()? {
             As::Id(id) => Some(id),
             As::Hint(_) => None,
         }
@@ -263,7 +263,7 @@ impl SvidRequest {
 
     /// Returns the hint of the requested identity, if it was named by hint.
     pub fn hint(&self) -> Option<&str> {
-        match self.asked_as()? {
+        match self.identity_as()? {
             As::Hint(hint) => Some(hint),
             As::Id(_) => None,
         }
@@ -274,7 +274,7 @@ impl SvidRequest {
         self.identity.is_some()
     }
 
-    fn asked_as(&self) -> Option<&As> {
+    fn identity_as(&self) -> Option<&As> {
         self.identity.as_ref().map(|identity| &*identity.0)
     }
 }
@@ -283,7 +283,7 @@ impl fmt::Debug for SvidRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("SvidRequest");
         out.field("audiences", &self.audiences);
-        match self.asked_as() {
+        match self.identity_as() {
             None => {}
             Some(As::Id(id)) => {
                 out.field("spiffe_id", id);

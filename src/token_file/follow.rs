@@ -144,7 +144,7 @@ impl Shared {
 
     /// Records and logs the result of a write; returns whether it succeeded. Not called on the
     /// thread of the write: a log subscriber may be set per thread.
-    fn take_down(&self, svid: &JwtSvid, outcome: Result<(), Arc<str>>) -> bool {
+    fn record_write(&self, svid: &JwtSvid, outcome: Result<(), Arc<str>>) -> bool {
         let written = outcome.is_ok();
         self.metrics
             .record_token_file(if written { "ok" } else { "error" });
@@ -190,7 +190,7 @@ impl Shared {
     }
 
     /// Records and logs the result of an action; returns whether it succeeded.
-    fn take_down_action(&self, outcome: Result<(), String>) -> bool {
+    fn record_action(&self, outcome: Result<(), String>) -> bool {
         let error = outcome.err().map(Arc::from);
         let known = {
             let mut record = self.record();
@@ -225,7 +225,7 @@ impl Shared {
         }
     }
 
-    pub(super) fn take_down_end(&self, end: End) {
+    pub(super) fn record_end(&self, end: End) {
         self.progress.send_modify(|progress| progress.ended = true);
         let path = self.path.display();
         match end {
@@ -283,7 +283,7 @@ pub(super) async fn write(shared: Arc<Shared>, pin: PinnedSvid) {
         let Some(outcome) = outcome else {
             return;
         };
-        if shared.take_down(&svid, outcome) {
+        if shared.record_write(&svid, outcome) {
             (unwritten, failures) = (None, 0);
         } else {
             (unwritten, failures) = (Some(svid), failures.saturating_add(1));
@@ -292,7 +292,7 @@ pub(super) async fn write(shared: Arc<Shared>, pin: PinnedSvid) {
     drop(pin);
     let here = ended.0.clone();
     let end = own_thread::run(move || here.end()).await;
-    shared.take_down_end(end.unwrap_or(End::Before));
+    shared.record_end(end.unwrap_or(End::Before));
 }
 
 /// Acts after each write, until the file ends.
@@ -325,7 +325,7 @@ pub(super) async fn act(shared: Arc<Shared>, action: Option<AfterWrite>) {
         let (path, action) = (shared.path.clone(), action.clone());
         let outcome = own_thread::run(move || action(&path)).await;
         let outcome = outcome.unwrap_or_else(|| Err("the action panicked".to_owned()));
-        failures = if shared.take_down_action(outcome) {
+        failures = if shared.record_action(outcome) {
             0
         } else {
             failures.saturating_add(1)

@@ -159,7 +159,7 @@ impl TokenFile {
         self.stop();
         let shared = self.shared.clone();
         if let Some(end) = own_thread::run(move || shared.end()).await {
-            self.shared.take_down_end(end);
+            self.shared.record_end(end);
         }
     }
 
@@ -173,7 +173,7 @@ impl TokenFile {
 impl Drop for TokenFile {
     fn drop(&mut self) {
         self.stop();
-        self.shared.take_down_end(self.shared.end());
+        self.shared.record_end(self.shared.end());
     }
 }
 

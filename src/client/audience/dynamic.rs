@@ -61,7 +61,7 @@ impl Allowed {
             })
     }
 
-    fn admits(&self, target: Target<'_>) -> bool {
+    fn matches(&self, target: Target<'_>) -> bool {
         match self {
             Self::One(origin) => origin.target() == target,
             Self::Below { labels, domain } => target.is_below(domain.target(), *labels),
@@ -93,7 +93,7 @@ impl Dynamic {
         if let Some(request) = find(&self.known.read().unwrap_or_else(PoisonError::into_inner)) {
             return Found::Made(request);
         }
-        if !self.allowed.iter().any(|allowed| allowed.admits(target)) {
+        if !self.allowed.iter().any(|allowed| allowed.matches(target)) {
             return Found::Nothing;
         }
         let origin = target.to_origin();

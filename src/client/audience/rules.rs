@@ -65,7 +65,7 @@ impl Rules {
 
     pub(super) fn find(&self, target: Target<'_>) -> Found<'_> {
         let found = match &self.index {
-            None => self.rules.iter().position(|rule| rule.bound.admits(target)),
+            None => self.rules.iter().position(|rule| rule.bound.matches(target)),
             Some(index) => index
                 .get(&self.hasher.hash_one(target))
                 .into_iter()
@@ -74,7 +74,7 @@ impl Rules {
                 .find(|at| {
                     self.rules
                         .get(*at)
-                        .is_some_and(|rule| rule.bound.admits(target))
+                        .is_some_and(|rule| rule.bound.matches(target))
                 }),
         };
         match found.and_then(|at| Some((at, self.rules.get(at)?))) {
@@ -129,7 +129,7 @@ impl Rules {
 }
 
 impl Bound {
-    fn admits(&self, target: Target<'_>) -> bool {
+    fn matches(&self, target: Target<'_>) -> bool {
         match self {
             Self::Any => true,
             Self::Origins(origins) => origins.iter().any(|origin| origin.target() == target),

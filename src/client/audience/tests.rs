@@ -16,8 +16,8 @@ fn found(audience: &Audience, uri: &str) -> Option<String> {
     let glance = uri
         .authority()
         .filter(|_| uri.scheme_str() == Some("https"));
-    if let Some((_, at_a_glance)) = glance.and_then(|it| audience.find_as_written(it.as_str())) {
-        assert_eq!(*at_a_glance, request, "{uri}");
+    if let Some((_, as_written)) = glance.and_then(|it| audience.find_as_written(it.as_str())) {
+        assert_eq!(*as_written, request, "{uri}");
     }
     Some(request.audiences().next()?.to_owned())
 }

@@ -195,7 +195,7 @@ fn an_authority_as_written_leads_where_a_reading_of_it_leads() {
         "ftp://a/x",
         "/x",
     ];
-    let mut at_a_glance = 0;
+    let mut as_written = 0;
     for uri in uris {
         let Ok(uri) = uri.parse::<Uri>() else {
             continue;
@@ -206,12 +206,12 @@ fn an_authority_as_written_leads_where_a_reading_of_it_leads() {
             let glance = destination.https_authority();
             if glance.is_some_and(|authority| origin.is_https_as_written(authority)) {
                 assert_eq!(destination.target(), Ok(Some(origin.target())), "{uri}");
-                at_a_glance += 1;
+                as_written += 1;
             }
         }
     }
     // One for each https origin, and the same once more in a scheme of upper case.
-    assert_eq!(at_a_glance, 8);
+    assert_eq!(as_written, 8);
 }
 
 #[test]

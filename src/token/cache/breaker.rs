@@ -84,7 +84,7 @@ impl Breaker {
             _ => open_until.until(now),
         };
         if !wait.is_zero() {
-            state.turn_away(entry, rank);
+            state.remember_first(entry, rank);
             return Admission::No {
                 retry_after: wait,
                 cause: state.cause.clone(),
@@ -92,7 +92,7 @@ impl Breaker {
             };
         }
         if let Some(first) = state.before(entry, rank) {
-            state.turn_away(entry, rank);
+            state.remember_first(entry, rank);
             return Admission::No {
                 retry_after: settings.breaker.first,
                 cause: state.cause.clone(),
@@ -170,7 +170,7 @@ impl Breaker {
 }
 
 impl State {
-    fn turn_away(&mut self, entry: &Arc<Entry>, rank: Rank) {
+    fn remember_first(&mut self, entry: &Arc<Entry>, rank: Rank) {
         let known = self.next.as_ref();
         if known.is_none_or(|(before, other)| rank < *before || other.strong_count() == 0) {
             self.next = Some((rank, Arc::downgrade(entry)));

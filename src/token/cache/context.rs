@@ -117,7 +117,7 @@ impl Context {
     }
 
     /// A service rejected a token, which makes it due.
-    pub(crate) fn refused(&self) {
+    pub(crate) fn rejected(&self) {
         self.counts.rejections.increment();
         self.record(SvidCacheEvent::Refused);
     }

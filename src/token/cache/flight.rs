@@ -160,7 +160,7 @@ impl Pilot {
                 Landing::Lost
             }
             Ok(Ok(answer)) => Landing::Answer(answer),
-            Ok(Err(refused)) => refused,
+            Ok(Err(landing)) => landing,
             Err(_) => Landing::Lost,
         };
         let Some(entry) = self.entry.upgrade() else {
@@ -215,9 +215,9 @@ impl Pilot {
                 first,
             } => {
                 if let Some(first) = first {
-                    first.go_first(now);
+                    first.fetch_first(now);
                 }
-                Err(Landing::Refused { retry_after, cause })
+                Err(Landing::NotStarted { retry_after, cause })
             }
         }
     }
@@ -246,12 +246,12 @@ impl Pilot {
         let mut answer = tokio::time::timeout(quick, fetch.as_mut()).await.ok();
         if answer.is_none() && quick < deadline {
             spoken_against = true;
-            self.speak_against(&late(quick, settings));
+            self.count_against_issuer(&late(quick, settings));
             if let Some(entry) = self.entry.upgrade() {
                 entry.is_slow();
             }
             // Frees the permit for others and keeps waiting, with a permit for slow calls.
-            if let Some(_aside) = cx.limits.step_aside() {
+            if let Some(_aside) = cx.limits.slow_permit() {
                 drop(permit);
                 answer = tokio::time::timeout(deadline - quick, fetch).await.ok();
             }
@@ -261,7 +261,7 @@ impl Pilot {
         match &answer {
             Err(error) if is_silence(error) => {
                 if !spoken_against {
-                    self.speak_against(error);
+                    self.count_against_issuer(error);
                 }
             }
             Err(error) if is_our_own(error) => {
@@ -286,7 +286,7 @@ impl Pilot {
         answer
     }
 
-    fn speak_against(&self, error: &FetchSvidError) {
+    fn count_against_issuer(&self, error: &FetchSvidError) {
         let cx = &*self.cx;
         let now = cx.moment();
         if cx.breaker.failed(now, self.probe, error, &cx.settings) {

@@ -106,7 +106,7 @@ impl Limits {
     }
 
     /// Returns a permit for a slow call, in place of its first one; `None` if there are too many.
-    pub(crate) fn step_aside(&self) -> Option<OwnedSemaphorePermit> {
+    pub(crate) fn slow_permit(&self) -> Option<OwnedSemaphorePermit> {
         self.slow.clone().try_acquire_owned().ok()
     }
 }

@@ -187,7 +187,7 @@ impl SvidCache {
         let mut entries = self.core.table.all();
         entries.sort_unstable_by_key(|entry| entry.id);
         for entry in entries {
-            entry.keys_gone(signed_by_removed, now);
+            entry.keys_removed(signed_by_removed, now);
         }
         self.core.cx.nudge.notify_waiters();
     }
@@ -202,7 +202,7 @@ impl SvidCache {
             .token
             .load_full()
             .filter(|token| token.header == *header);
-        sent.is_some_and(|token| pin::refused(&entry, token.generation))
+        sent.is_some_and(|token| pin::rejected(&entry, token.generation))
     }
 
     /// Ends the fetches in progress. From now on every request fails with
@@ -210,7 +210,7 @@ impl SvidCache {
     pub fn close(&self) {
         self.core.cx.close();
         for entry in self.core.table.all() {
-            entry.ground();
+            entry.end_fetch();
         }
     }
 

@@ -226,9 +226,9 @@ impl Issued {
     }
 
     /// Reports that a service rejected it.
-    pub(crate) fn refused(&self) {
+    pub(crate) fn rejected(&self) {
         if let Some(entry) = self.token.entry.upgrade() {
-            refused(&entry, self.token.generation);
+            rejected(&entry, self.token.generation);
         }
     }
 }
@@ -276,7 +276,7 @@ fn missed(cx: &Context, error: TokenError) -> TokenError {
     error
 }
 
-pub(crate) fn refused(entry: &Entry, generation: u64) -> bool {
+pub(crate) fn rejected(entry: &Entry, generation: u64) -> bool {
     // A single-use token has no successor.
     if entry.shared.is_some() {
         return false;
@@ -284,7 +284,7 @@ pub(crate) fn refused(entry: &Entry, generation: u64) -> bool {
     let now = entry.cx.moment();
     let due = entry.reject(generation, now);
     if due {
-        entry.cx.refused();
+        entry.cx.rejected();
         entry.cx.nudge.notify_waiters();
     }
     due

@@ -35,7 +35,7 @@ pub(crate) struct Settings {
     /// At most one fetch in this time because a service rejected the token.
     pub(crate) rejected_every: Duration,
     /// Spreads the fetches after a key was removed.
-    pub(crate) gone_jitter: Duration,
+    pub(crate) removal_jitter: Duration,
     /// Between the probes of an issuer that does not answer.
     pub(crate) breaker: Pace,
     /// Failures in a row that open the breaker.
@@ -98,7 +98,7 @@ impl Default for Settings {
                 jitter: 0.2,
             },
             rejected_every: secs(10),
-            gone_jitter: secs(5),
+            removal_jitter: secs(5),
             breaker: Pace {
                 first: millis(250),
                 factor: 2.0,

@@ -145,11 +145,11 @@ impl Table {
     /// Makes room for one more entry. Evicts one, and a second one if pins left too many. Returns
     /// whether there is room.
     fn make_room(&self) -> bool {
-        let mut gone = 0;
-        while gone < 2 && self.is_full() && self.evict_one() {
-            gone += 1;
+        let mut evicted = 0;
+        while evicted < 2 && self.is_full() && self.evict_one() {
+            evicted += 1;
         }
-        gone > 0 || !self.is_full()
+        evicted > 0 || !self.is_full()
     }
 
     fn is_full(&self) -> bool {
@@ -161,7 +161,7 @@ impl Table {
         // A few at random; if none of them can be evicted, all.
         let sample = (0..SAMPLE * 2)
             .filter_map(|_| self.any())
-            .filter(|entry| entry.may_go());
+            .filter(|entry| entry.may_be_evicted());
         let oldest = |entries: &mut dyn Iterator<Item = Arc<Entry>>| {
             entries.min_by_key(|entry| entry.used.load(Ordering::Relaxed))
         };
@@ -185,11 +185,11 @@ impl Table {
     }
 
     fn evict(&self, entry: &Arc<Entry>) -> bool {
-        let gone = self.remove(entry, Entry::retire);
-        if gone {
+        let removed = self.remove(entry, Entry::retire);
+        if removed {
             self.evicted.fetch_add(1, Ordering::Relaxed);
         }
-        gone
+        removed
     }
 
     /// The last pin of an entry was dropped. Removes the entry if it never started a fetch.

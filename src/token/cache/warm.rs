@@ -65,7 +65,7 @@ fn look(cx: &Context, pins: &[PinnedSvid]) -> Duration {
     let mut next = AT_LEAST_EVERY;
     for pin in pins {
         let entry = pin.entry();
-        entry.tend(now);
+        entry.refresh_due(now);
         next = next.min(entry.attention_in(now));
     }
     next

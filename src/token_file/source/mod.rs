@@ -237,7 +237,7 @@ fn follow(inner: Weak<Inner>, every: Duration, runtime: &Handle) {
             }
             for (at, file) in inner.files.iter().enumerate() {
                 if let Some(outcome) = inner.read(at).await {
-                    file.take_in(&outcome);
+                    file.record_read(&outcome);
                     if let Ok(svid) = outcome {
                         inner.succeeded(&svid);
                     }
@@ -301,7 +301,7 @@ impl Followed {
         }
     }
 
-    fn take_in(&self, outcome: &Result<JwtSvid, Fault>) {
+    fn record_read(&self, outcome: &Result<JwtSvid, Fault>) {
         let error: Option<Arc<str>> = outcome.as_ref().err().map(|fault| fault.text().into());
         let known_before = {
             let mut known = self.known();
@@ -322,7 +322,7 @@ impl Followed {
         outcome: Result<JwtSvid, Fault>,
         now: UnixTime,
     ) -> Result<JwtSvid, FetchSvidError> {
-        self.take_in(&outcome);
+        self.record_read(&outcome);
         let alive = |svid: &JwtSvid| svid.expires_at() > now;
         match outcome {
             Ok(svid) if alive(&svid) => Ok(svid),

@@ -30,17 +30,17 @@ impl Entry {
         true
     }
 
-    /// Keys were removed; `gone` reports whether one of them signed a token. If the current token
+    /// Keys were removed; `signed_by_removed` reports whether one of them signed a token. If the current token
     /// is one of these, the next request waits for another token. A token that is being fetched may
     /// be one, too.
     #[cfg(feature = "workload-api")]
-    pub(crate) fn keys_gone(&self, gone: impl Fn(&Token) -> bool, now: Moment) {
+    pub(crate) fn keys_removed(&self, signed_by_removed: impl Fn(&Token) -> bool, now: Moment) {
         {
             let mut state = self.state();
             state.doubtful = state.flight.is_some();
         }
-        // Without the lock: `gone` may be code of the user.
-        let Some(token) = self.token.load_full().filter(|token| gone(token)) else {
+        // Without the lock: `signed_by_removed` may be code of the user.
+        let Some(token) = self.token.load_full().filter(|token| signed_by_removed(token)) else {
             return;
         };
         let at = self.spread_out(now);
@@ -66,7 +66,7 @@ impl Entry {
         let flights = state.flights;
         state.pace.with_token = 0;
         let rare = state.rare();
-        rare.gone_at = Some(unasked_at);
+        rare.removed_at = Some(unasked_at);
         rare.asked_at = None;
         rare.asked_before = flights;
         self.key_removed.store(true, Ordering::Relaxed);
@@ -87,7 +87,7 @@ impl Entry {
 
     /// A random moment soon, on the monotonic clock: it spreads the fetches of many audiences.
     pub(in crate::token::cache) fn spread_out(&self, now: Moment) -> u64 {
-        let jitter = self.cx.settings.gone_jitter;
+        let jitter = self.cx.settings.removal_jitter;
         now.plus(jitter.mul_f64(fastrand::f64())).mono()
     }
 

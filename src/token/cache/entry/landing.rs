@@ -17,7 +17,7 @@ pub(crate) enum Landing {
     /// With the issuer's answer, or without one in time.
     Answer(Result<Token, FetchSvidError>),
     /// The breaker did not let it begin.
-    Refused {
+    NotStarted {
         retry_after: Duration,
         cause: Option<FetchSvidError>,
     },
@@ -59,7 +59,7 @@ impl Entry {
         let landed = state.flight.take_if(|current| current.id() == flight);
         let called = landed.and_then(|landed| landed.called());
         let answer = match landing {
-            Landing::Refused { retry_after, cause } => {
+            Landing::NotStarted { retry_after, cause } => {
                 let until = now.mono().saturating_add(nanos(retry_after));
                 self.quiet_until.store(until, Ordering::Release);
                 let error = TokenError::breaker_open(&self.request, cause);
@@ -95,7 +95,7 @@ impl Entry {
                     called.is_some_and(|called| now.mono() >= called.saturating_add(slow_after));
                 let forced = self.is_forced(now);
                 let before = state.generation;
-                let token = self.take_in(&mut state, flight, token, now);
+                let token = self.store_token(&mut state, flight, token, now);
                 let newer = state.generation > before;
                 let news = state.news().filter(|_| newer);
                 drop(state);
@@ -161,7 +161,7 @@ impl Entry {
         );
     }
 
-    fn take_in(
+    fn store_token(
         self: &Arc<Self>,
         state: &mut EntryState,
         flight: u64,
@@ -195,8 +195,8 @@ impl Entry {
                     // removed.
                     self.rejected.store(false, Ordering::Relaxed);
                     self.key_removed.store(false, Ordering::Relaxed);
-                    let gone_at = state.rare().gone_at.unwrap_or(NEVER);
-                    self.forced.store(gone_at, Ordering::Release);
+                    let removed_at = state.rare().removed_at.unwrap_or(NEVER);
+                    self.forced.store(removed_at, Ordering::Release);
                 }
                 state.pace.unchanged(&self.cx.settings, now);
                 self.quiet_until
@@ -213,7 +213,7 @@ impl Entry {
         self.rejected.store(false, Ordering::Relaxed);
         self.key_removed.store(false, Ordering::Relaxed);
         if let Some(rare) = &mut state.rare {
-            rare.gone_at = None;
+            rare.removed_at = None;
         }
         self.forced.store(NEVER, Ordering::Release);
         self.quiet_until.store(0, Ordering::Release);

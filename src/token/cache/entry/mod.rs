@@ -116,8 +116,8 @@ impl Entry {
         if !self.is_key_removed() {
             return self.due(token);
         }
-        let gone_at = self.state().rare.as_ref().and_then(|rare| rare.gone_at);
-        token.due.no_later_than(gone_at.unwrap_or(NEVER))
+        let removed_at = self.state().rare.as_ref().and_then(|rare| rare.removed_at);
+        token.due.no_later_than(removed_at.unwrap_or(NEVER))
     }
 
     pub(crate) fn touch(&self, now: Moment) {
@@ -147,7 +147,7 @@ impl Entry {
     }
 
     /// Whether it may probably be evicted; [`retire`](Self::retire) decides.
-    pub(crate) fn may_go(&self) -> bool {
+    pub(crate) fn may_be_evicted(&self) -> bool {
         self.pins.load(Ordering::Relaxed) == 0 && self.state().flight.is_none()
     }
 
@@ -172,7 +172,7 @@ impl Entry {
     }
 
     /// Ends the fetch in progress and wakes the waiters for a newer token: the cache is closed.
-    pub(crate) fn ground(&self) {
+    pub(crate) fn end_fetch(&self) {
         let (flight, news) = {
             let mut state = self.state();
             (state.flight.take(), state.news())

@@ -111,13 +111,13 @@ impl Entry {
             After::Nothing => {}
             // Without the lock: a recorder may read the state.
             After::Began => self.cx.refreshing(urgent),
-            After::First(other) => other.go_first(now),
+            After::First(other) => other.fetch_first(now),
         }
         attempt
     }
 
     /// Calls the issuer in place of another audience.
-    pub(crate) fn go_first(self: &Arc<Self>, now: Moment) {
+    pub(crate) fn fetch_first(self: &Arc<Self>, now: Moment) {
         if let (_, After::Began) = self.join_or_start(now, false) {
             self.cx.refreshing(false);
         }
@@ -219,7 +219,7 @@ impl Entry {
     }
 
     /// Starts what is due, without a request that waits for it.
-    pub(crate) fn tend(self: &Arc<Self>, now: Moment) {
+    pub(crate) fn refresh_due(self: &Arc<Self>, now: Moment) {
         if self.request.is_single_use() {
             return;
         }

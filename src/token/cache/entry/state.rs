@@ -36,7 +36,7 @@ pub(in crate::token::cache) struct Rare {
     pub(in crate::token::cache) last_error: Option<TokenError>,
     pub(in crate::token::cache) rejected_at: Option<u64>,
     /// When a token without requests is due because the key that signed it was removed.
-    pub(in crate::token::cache) gone_at: Option<u64>,
+    pub(in crate::token::cache) removed_at: Option<u64>,
     /// When the first request came after the key of the token was removed.
     pub(in crate::token::cache) asked_at: Option<u64>,
     /// When the first unanswered call began; `None` after an answer.
