@@ -16,9 +16,10 @@ use crate::verify::VerifiedSvid;
 /// ```
 /// use tower_spiffe::server::{Allow, SwapPolicy};
 ///
-/// let policy = SwapPolicy::new(Allow::trust_domain("example.org")?); let layer_policy =
-/// policy.clone(); // After a configuration change: the new policy decides from the next request
-/// on. policy.replace(Allow::id("spiffe://example.org/ops")?);
+/// let policy = SwapPolicy::new(Allow::trust_domain("example.org")?);
+/// let layer_policy = policy.clone();
+/// // After a configuration change: the new policy decides from the next request on.
+/// policy.replace(Allow::id("spiffe://example.org/ops")?);
 /// # drop(layer_policy);
 /// # Ok::<(), tower_spiffe::server::PolicyError>(())
 /// ```

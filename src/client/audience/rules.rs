@@ -1,4 +1,4 @@
-//! Rules that are known beforehand: an audience for each origin, or one for several.
+//! Rules that are known in advance: an audience for each origin, or one for several.
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
@@ -11,7 +11,7 @@ use crate::token::{Identity, SvidRequest};
 
 pub(super) struct Rules {
     pub(super) rules: Vec<Rule>,
-    /// By the hash of the origin, where there are too many rules to try one after the other.
+    /// The rules by the hash of the origin, if there are too many to scan.
     index: Option<HashMap<u64, Vec<usize>>>,
     hasher: RandomState,
 }
@@ -83,7 +83,7 @@ impl Rules {
         }
     }
 
-    /// The same for an https URI that is written as its origin usually is, where the rules are few.
+    /// Looks up an https URI by its authority as text, if there are few rules.
     #[inline]
     pub(super) fn find_as_written(&self, authority: &str) -> Option<(usize, &SvidRequest)> {
         if self.index.is_some() {

@@ -11,7 +11,7 @@ fn headers<'a>(pairs: impl IntoIterator<Item = (&'a HeaderName, &'a str)>) -> He
 }
 
 #[test]
-fn callers_token_is_withheld_and_nothing_else() {
+fn only_callers_token_is_withheld() {
     let issuer = Issuer::new("x").unwrap();
     let bundles = crate::bundle::FixedBundles::new([issuer.bundle()].into_iter().collect());
     let validator = Validator::builder(bundles).audience("a").build().unwrap();
