@@ -14,9 +14,9 @@ use crate::token::{FetchSvidError, FetchSvidReason, SvidRequest};
 
 /// How a flight ended.
 pub(crate) enum Landing {
-    /// With the issuer's answer, or without one in time.
+    /// With the issuer's response, or with a timeout.
     Answer(Result<Token, FetchSvidError>),
-    /// The breaker did not let it begin.
+    /// The breaker was open, so no call was made.
     NotStarted {
         retry_after: Duration,
         cause: Option<FetchSvidError>,
@@ -47,7 +47,7 @@ impl Failure {
 }
 
 impl Entry {
-    /// Stores the result of a flight and returns what its waiters get. The new token is visible
+    /// Stores the result of a flight and returns it for the waiters. The new token is visible
     /// before this returns, so before any waiter is woken.
     pub(crate) fn land(
         self: &Arc<Self>,
@@ -110,7 +110,7 @@ impl Entry {
                 if stalls {
                     self.has_stalled("the agent returned the token that it returned before");
                 } else if recovers {
-                    tracing::info!(request = ?self.request, "refreshes of JWT-SVIDs bring newer tokens again");
+                    tracing::info!(request = ?self.request, "refreshes of JWT-SVIDs return newer tokens again");
                 }
                 Ok(token)
             }
@@ -133,11 +133,11 @@ impl Entry {
                     None => state,
                 };
                 if error.reason() == FetchSvidReason::Stale {
-                    // The failure is the report.
+                    // The failure is logged instead.
                     self.cx.stalls(&mut state);
                 }
                 let failure = self.lasting().failed(&mut state, &error, now);
-                // Without the lock: a subscriber of the log may look at the state.
+                // Without the lock, because a log subscriber may read the state.
                 drop(state);
                 failure.log(&self.request, &error);
                 Err(Down::Failed(failure.error))
@@ -145,11 +145,11 @@ impl Entry {
         }
     }
 
-    /// The call under way has taken longer than `slow_after`.
+    /// The call in progress has taken longer than `slow_after`.
     pub(crate) fn is_slow(&self) {
         let stalls = self.cx.stalls(&mut self.lasting().state());
         if stalls {
-            self.has_stalled("the agent has not answered yet");
+            self.has_stalled("the agent has not responded yet");
         }
     }
 
@@ -175,7 +175,7 @@ impl Entry {
         state.warned = 0;
         let current = self.token.load_full().filter(|current| current.usable(now));
         if let Some(current) = current {
-            // A token that was rejected, or whose key was removed, is replaced by any other one.
+            // If the token was rejected or its key was removed, any other token replaces it.
             let gain = if self.is_forced(now) {
                 !current.is_same(&token)
             } else {
@@ -186,8 +186,8 @@ impl Entry {
                 self.cx.counts.unchanged.increment();
                 if self.rejected.load(Ordering::Relaxed) || self.is_key_removed() {
                     if flight <= state.rare().asked_before {
-                        // Rejected while this fetch was in progress: the next request starts
-                        // another.
+                        // The token was rejected during this fetch: the next request starts another
+                        // one.
                         self.quiet_until.store(0, Ordering::Release);
                         return current;
                     }
