@@ -79,12 +79,12 @@
 //! | `token` | info | the issuer of JWT-SVIDs responds again | | the breaker closed |
 //! | `token_file` | info | token file written | `path` | for the first time, or again after a failure |
 //! | `token_file` | debug | token file written | `path` | with a newer token |
-//! | `token_file` | warn | a token file cannot be written; its old content stays | `path`, `error` | another error than before; the write is retried |
-//! | `token_file` | debug | a token file cannot be written; its old content stays | `path`, `error` | the same error once more |
+//! | `token_file` | warn | token file cannot be written; its old content stays | `path`, `error` | another error than before; the write is retried |
+//! | `token_file` | debug | token file cannot be written; its old content stays | `path`, `error` | the same error once more |
 //! | `token_file` | warn | the action after the write of a token file failed | `path`, `error` | another error than before; the action is retried |
 //! | `token_file` | debug | the action after the write of a token file failed | `path`, `error` | the same error once more |
-//! | `token_file` | info | a token file is no longer refreshed | `path` | it was shut down or dropped, or its cache was closed |
-//! | `token_file` | warn | a token file cannot be removed | `path`, `error` | it stays until its token expires, or longer |
+//! | `token_file` | info | token file is no longer refreshed | `path` | it was shut down or dropped, or its cache was closed |
+//! | `token_file` | warn | token file cannot be removed | `path`, `error` | it stays until its token expires, or longer |
 //! | `token_file` | warn | token file is unreadable or invalid; its last good token is kept until it expires | `path`, `error` | a file of a `FileTokens` has another error than before |
 //! | `client` | debug | no token for this request: no audience covers its origin… | `origin` | the request is sent without a token; with [`strict`](crate::AddJwtSvidLayer::strict) it fails |
 //! | `client` | debug | no token for this request: its Host header does not match its origin | `origin`, `host` | the request is sent without a token, because a forwarded `Host` header would route it to another virtual host; with `strict` it fails |

@@ -255,7 +255,8 @@ impl AccessTokensBuilder {
     pub fn build(self) -> Result<AccessTokens, AccessTokensError> {
         let fail = |reason, text: String| Err(AccessTokensError::new(reason, text));
         let Some(issuer) = self.issuer else {
-            let text = "issuer is missing: it is the audience of the JWT-SVIDs; call `.issuer(...)`";
+            let text =
+                "issuer is missing: it is the audience of the JWT-SVIDs; call `.issuer(...)`";
             return fail(Reason::Issuer, text.to_owned());
         };
         let assertion = match SvidRequest::new([&issuer]) {
@@ -291,7 +292,8 @@ impl AccessTokensBuilder {
             }
         }
         if self.client_id.as_deref() == Some("") {
-            let text = "client ID is empty: leave it out, or set the ID that is registered at the server";
+            let text =
+                "client ID is empty: leave it out, or set the ID that is registered at the server";
             return fail(Reason::Parameter, text.to_owned());
         }
         for (name, _) in &self.parameters {

@@ -12,7 +12,7 @@ use tower_service::Service;
 
 use super::ask::{Asking, Question};
 use super::async_policy::AskPolicy;
-use super::gate::{Gate, Checked};
+use super::gate::{Checked, Gate};
 use super::held::AsyncResponseFuture;
 use super::layer::{Shared, ValidateJwtSvidLayer};
 use super::on_reject::{DefaultOnReject, OnReject};
@@ -132,7 +132,12 @@ impl Waits {
     }
 
     /// Asks the asynchronous policy, or returns the verdict.
-    pub(crate) fn ask(&self, gate: &Gate, parts: &Parts, checked: Checked) -> Result<Wait, Checked> {
+    pub(crate) fn ask(
+        &self,
+        gate: &Gate,
+        parts: &Parts,
+        checked: Checked,
+    ) -> Result<Wait, Checked> {
         match &self.asking {
             Some(asking) => Question::begin(gate, asking, parts, checked).map(Wait::Decision),
             None => Err(checked),

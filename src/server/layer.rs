@@ -13,7 +13,7 @@ use tower_service::Service;
 use super::allow_callers::AllowCallersLayer;
 use super::drain::DrainLimits;
 use super::future::ResponseFuture;
-use super::gate::{Gate, Checked, Mode, TokenHeaders};
+use super::gate::{Checked, Gate, Mode, TokenHeaders};
 use super::on_reject::DefaultOnReject;
 use super::policy::Policy;
 use super::protocol::Protocol;

@@ -15,7 +15,7 @@ use http::request::Parts;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
 
-use super::gate::{Gate, Checked};
+use super::gate::{Checked, Gate};
 use super::rejection::Rejection;
 use crate::clock::Clock;
 use crate::runtime;

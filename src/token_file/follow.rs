@@ -1,4 +1,4 @@
-//! The tasks behind a file: one writes each newer token, one acts after each write.
+//! The tasks of a file: one writes each newer token, one runs the action after each write.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,7 +26,7 @@ pub(super) struct Shared {
     request: SvidRequest,
     clock: Arc<dyn Clock>,
     metrics: Arc<dyn MetricsRecorder>,
-    /// Locked during a write, so that no write ends after the end of the file's refresh.
+    /// Locked during a write, so that no write finishes after the refresh has ended.
     disk: Mutex<Disk>,
     path: Box<Path>,
     record: Mutex<Record>,
@@ -127,7 +127,7 @@ impl Shared {
         }
     }
 
-    /// Writes once. Blocks. `None` if the file has ended.
+    /// Writes once. Blocks. `None` if the refresh has ended.
     fn write(&self, svid: &JwtSvid) -> Option<Result<(), Arc<str>>> {
         let mut disk = self.disk();
         if disk.ended {
@@ -183,9 +183,9 @@ impl Shared {
         };
         let path = self.path.display();
         if known {
-            tracing::debug!(%path, %error, "a token file cannot be written; its old content stays");
+            tracing::debug!(%path, %error, "token file cannot be written; its old content stays");
         } else {
-            tracing::warn!(%path, %error, "a token file cannot be written; its old content stays");
+            tracing::warn!(%path, %error, "token file cannot be written; its old content stays");
         }
     }
 
@@ -210,7 +210,7 @@ impl Shared {
         false
     }
 
-    /// Ends the refresh: no write starts after this. Waits for a write in progress. Blocks.
+    /// Ends the refresh: no write starts after this. Waits for a write in progress, and blocks.
     pub(super) fn end(&self) -> End {
         let mut disk = self.disk();
         if std::mem::replace(&mut disk.ended, true) {
@@ -232,22 +232,22 @@ impl Shared {
             End::Before => return,
             End::Now => {}
             End::NotRemoved(error) => {
-                tracing::warn!(%path, %error, "a token file cannot be removed");
+                tracing::warn!(%path, %error, "token file cannot be removed");
             }
         }
-        tracing::info!(%path, "a token file is not refreshed any more");
+        tracing::info!(%path, "token file is no longer refreshed");
     }
 }
 
 /// How a file ended.
 pub(super) enum End {
-    /// It had ended before.
+    /// It had already ended.
     Before,
     Now,
     NotRemoved(String),
 }
 
-/// Reports the end of the task, also if its runtime ends first.
+/// Reports the end of the task, even if its runtime ends first.
 struct Ended(Arc<Shared>);
 
 impl Drop for Ended {
@@ -295,7 +295,7 @@ pub(super) async fn write(shared: Arc<Shared>, pin: PinnedSvid) {
     shared.record_end(end.unwrap_or(End::Before));
 }
 
-/// Acts after each write, until the file ends.
+/// Runs the action after each write, until the refresh ends.
 pub(super) async fn act(shared: Arc<Shared>, action: Option<AfterWrite>) {
     let Some(action) = action else {
         return;

@@ -65,7 +65,10 @@ impl Rules {
 
     pub(super) fn find(&self, target: Target<'_>) -> Found<'_> {
         let found = match &self.index {
-            None => self.rules.iter().position(|rule| rule.bound.matches(target)),
+            None => self
+                .rules
+                .iter()
+                .position(|rule| rule.bound.matches(target)),
             Some(index) => index
                 .get(&self.hasher.hash_one(target))
                 .into_iter()

@@ -13,7 +13,7 @@ use self::decisions::{Decisions, Key};
 pub(crate) use self::question::Question;
 use self::question::preferred;
 use super::async_policy::{AskPolicy, AsyncDecision};
-use super::gate::{Gate, Checked};
+use super::gate::{Checked, Gate};
 use super::policy::{self, Decision};
 use super::reason::{PolicyFailure, RejectionReason};
 use super::rejection::Rejection;

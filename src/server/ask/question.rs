@@ -13,7 +13,7 @@ use super::decisions::Key;
 use super::{Asked, Asking, Outcome};
 use crate::runtime;
 use crate::server::async_policy::{AsyncDecision, DecisionFuture};
-use crate::server::gate::{Gate, Checked};
+use crate::server::gate::{Checked, Gate};
 use crate::server::policy::Decision;
 use crate::server::reason::PolicyFailure;
 use crate::verify::VerifiedSvid;

@@ -273,7 +273,10 @@ fn read(path: &Path, max_bytes: u64, hasher: &RandomState, known: Option<u64>) -
 }
 
 fn internal() -> FilePolicyError {
-    FilePolicyError::new(Reason::Internal, "reading it failed because of a bug in this crate")
+    FilePolicyError::new(
+        Reason::Internal,
+        "reading it failed because of a bug in this crate",
+    )
 }
 
 /// Reads the file again and again, until the last handle of the policy is dropped.
@@ -303,7 +306,9 @@ pub(super) fn spawn(followed: &Arc<Followed>, runtime: &Handle) {
             let is_unsettled = match look {
                 Some(look) => followed.apply(look, reads, false),
                 None => {
-                    tracing::error!("reading the policy file panicked; its last good policy stays in use");
+                    tracing::error!(
+                        "reading the policy file panicked; its last good policy stays in use"
+                    );
                     followed.failed(internal().in_file(&followed.path));
                     false
                 }

@@ -271,7 +271,8 @@ impl<'a> Table<'a> {
                 (method, Verbs::Grpc)
             }
             (None, None, None) => {
-                let why = "the rule matches no request; add `path`, `grpc_service` or `grpc_method`";
+                let why =
+                    "the rule matches no request; add `path`, `grpc_service` or `grpc_method`";
                 return Err(self.document.error(self.at.start, why));
             }
             _ => {

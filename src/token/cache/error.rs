@@ -174,7 +174,11 @@ impl TokenError {
     }
 
     pub(crate) fn aborted(request: &SvidRequest) -> Self {
-        Self::for_request(TokenErrorReason::Timeout, request, "the fetch was cancelled")
+        Self::for_request(
+            TokenErrorReason::Timeout,
+            request,
+            "the fetch was cancelled",
+        )
     }
 
     pub(crate) fn no_runtime(request: &SvidRequest, missing: Missing) -> Self {

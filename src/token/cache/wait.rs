@@ -11,7 +11,7 @@ use super::token::{Stage, Token};
 use crate::runtime;
 use crate::token::SvidRequest;
 
-/// After this many lost flights in a row, the wait fails.
+/// The number of flights that one wait tries.
 const MOST_FLIGHTS: u32 = 3;
 
 /// Waits until a flight ends or the time limit is reached, then takes the newest token.

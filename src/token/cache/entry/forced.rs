@@ -40,7 +40,11 @@ impl Entry {
             state.doubtful = state.flight.is_some();
         }
         // Without the lock, because `signed_by_removed` may be user code.
-        let Some(token) = self.token.load_full().filter(|token| signed_by_removed(token)) else {
+        let Some(token) = self
+            .token
+            .load_full()
+            .filter(|token| signed_by_removed(token))
+        else {
             return;
         };
         let at = self.spread_out(now);
