@@ -61,11 +61,9 @@
 //! | a client: audiences, origins, frameworks | [`client`] |
 //! | this workload's tokens: requests, the cache, refresh | [`token`] |
 //! | verifying tokens outside HTTP | [`verify`] |
-//! | bundles without an agent | [`bundle`], [`FileBundles`], and `source::https` (feature
-//! `https-bundles`); [the guide](guide::without_an_agent) |
+//! | bundles without an agent | [`bundle`], [`FileBundles`], and `source::https` (feature `https-bundles`); [the guide](guide::without_an_agent) |
 //! | tokens in files | [`token_file`] |
-//! | rules for callers in a file | `server::FilePolicy` (feature `policy-file`); [the
-//! guide](guide::who_may_call) |
+//! | rules for callers in a file | `server::FilePolicy` (feature `policy-file`); [the guide](guide::who_may_call) |
 //! | access tokens of an OAuth server | `oauth` (feature `oauth`); [the guide](guide::oauth) |
 //! | testing your own service | [`testing`] |
 //! | metrics, spans and log events | [`metrics`] |

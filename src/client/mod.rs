@@ -97,12 +97,10 @@
 //! | --- | --- | --- |
 //! | hyper-util's legacy client, or any tower service | [`AddJwtSvidLayer`] | `examples/client_hyper.rs` |
 //! | a tonic `Channel`: plain, TLS, Unix socket, balanced | [`AddJwtSvid`] around it, with [`assume_origin`](UnboundAudience::assume_origin) | `examples/client_tonic.rs` |
-//! | a tonic `Channel`, if a type must stay an interceptor | `JwtSvidInterceptor` (feature `tonic`)
-//! | `examples/client_tonic.rs` |
+//! | a tonic `Channel`, if a type must stay an interceptor | `JwtSvidInterceptor` (feature `tonic`) | `examples/client_tonic.rs` |
 //! | `reqwest::Client` as a tower service | [`AddJwtSvid`] around it (feature `reqwest`) | `examples/client_reqwest.rs` |
 //! | `reqwest_middleware` | `JwtSvidMiddleware` (feature `reqwest-middleware`) | `examples/client_reqwest_middleware.rs` |
-//! | any of these with timeouts, retries, limits, buffers | see [Place in a
-//! stack](#place-in-a-stack) | `examples/client_stack.rs` |
+//! | any of these with timeouts, retries, limits, buffers | see [Place in a stack](#place-in-a-stack) | `examples/client_stack.rs` |
 //! | anything else | [`SvidCache::header`](crate::SvidCache::header) | |
 //!
 //! A token source of your own implements [`FetchSvid`](crate::token::FetchSvid): one call for one

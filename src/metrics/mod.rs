@@ -128,15 +128,15 @@ use crate::clock::UnixTime;
 /// | --- | --- |
 /// | `connect` | no connection to the agent: it is down, or its socket is not mounted here |
 /// | `not-grpc` | the endpoint does not serve the Workload API |
-/// | `disconnected` | the connection was lost: the agent stopped | | `timeout` | the agent did not
-/// respond in time |
+/// | `disconnected` | the connection was lost: the agent stopped |
+/// | `timeout` | the agent did not respond in time |
 /// | `unavailable` | the agent reports that it cannot serve now |
 /// | `permission-denied` | this workload has no registration entry, or no longer has one |
 /// | `invalid-argument` | the agent reports that the request is invalid |
 /// | `unimplemented` | the agent has no JWT profile |
 /// | `status` | another gRPC status of the agent |
-/// | `invalid-answer` | the agent's response violates the Workload API | | `doubtful-connection` |
-/// a call got no response, so the connection was closed |
+/// | `invalid-answer` | the agent's response violates the Workload API |
+/// | `doubtful-connection` | a call got no response, so the connection was closed |
 /// | `message-too-large` | a message is larger than allowed and was not read |
 /// | `empty-message` | the agent sent a message without bundles; it is discarded |
 /// | `too-many-bundles` | a message has more trust domains than allowed; it is discarded |
@@ -179,9 +179,9 @@ pub const SOURCE_ERROR_KINDS: &[&str] = &[
 ///
 /// | outcome | the request |
 /// | --- | --- |
-/// | `judged` | got another verdict, because the bundles changed while it waited | | `in-vain` |
-/// waited until its limit, and the key did not arrive | | `turned-away` | did not wait: too many
-/// requests were waiting, or a wait had just failed |
+/// | `judged` | got another verdict, because the bundles changed while it waited |
+/// | `in-vain` | waited until its limit, and the key did not arrive |
+/// | `turned-away` | did not wait: too many requests were waiting, or a wait had just failed |
 pub const KEY_WAIT_OUTCOMES: &[&str] = &["judged", "in-vain", "turned-away"];
 
 /// The outcomes of [`MetricsRecorder::record_dry_run_denial`]: the rejection that the request would
@@ -197,13 +197,12 @@ pub const DRY_RUN_OUTCOMES: &[&str] = &["missing", "not-allowed"];
 ///
 /// | outcome | usual cause |
 /// | --- | --- |
-/// | `ok` | an access token was issued | | `no-svid` | there is no token of this workload to
-/// authenticate with; check the agent | | `expired-subject` | the caller's token has expired; the
-/// server was not called |
+/// | `ok` | an access token was issued |
+/// | `no-svid` | there is no token of this workload to authenticate with; check the agent |
+/// | `expired-subject` | the caller's token has expired; the server was not called |
 /// | `unreachable` | no response from the token endpoint: DNS, connection, TLS |
 /// | `abandoned` | no response within the time limit of the cache, or the cache was closed |
-/// | `invalid-client` | the server does not accept this workload: the client is not registered, or
-/// `issuer` is wrong |
+/// | `invalid-client` | the server does not accept this workload: the client is not registered, or `issuer` is wrong |
 /// | `invalid-grant` | the server does not accept the subject token |
 /// | `denied` | the server does not issue this access token to this client |
 /// | `invalid-request` | the server does not accept the parameters of the request |

@@ -49,8 +49,7 @@
 //! | --- | --- |
 //! | `grant_type` | `client_credentials`, or token exchange ([`token_exchange`](AccessTokensBuilder::token_exchange)) |
 //! | `client_assertion_type` | `jwt-spiffe` (draft-ietf-oauth-spiffe-client-auth) or `jwt-bearer` (RFC 7523): [`assertion_type`](AccessTokensBuilder::assertion_type) |
-//! | `client_assertion` | this workload's JWT-SVID; its only audience is the
-//! [`issuer`](AccessTokensBuilder::issuer) |
+//! | `client_assertion` | this workload's JWT-SVID; its only audience is the [`issuer`](AccessTokensBuilder::issuer) |
 //! | `client_id` | if set: [`client_id`](AccessTokensBuilder::client_id) |
 //! | `subject_token`, `subject_token_type` | token exchange: this workload's JWT-SVID, or the [`SubjectToken`] of the request |
 //! | `actor_token`, `actor_token_type` | token exchange for a caller, if set: this workload's JWT-SVID ([`actor_token`](AccessTokensBuilder::actor_token)) |
@@ -69,8 +68,8 @@
 //! | `expires_in` is zero, negative, or anything else | is not accepted |
 //! | `token_type` is not `Bearer`, in any case | is not accepted: a DPoP token needs a proof in each request |
 //! | the token has characters that RFC 6750 does not allow, or more than 8 KiB | is not accepted |
-//! | to the token of a caller | is not sent after the caller's token has expired | | a redirect |
-//! is not followed: set the final URL |
+//! | to the token of a caller | is not sent after the caller's token has expired |
+//! | a redirect | is not followed: set the final URL |
 //! | more than 64 KiB, or not JSON | is not accepted |
 //!
 //! The token is opaque: its content is not read. In this crate it is a [`JwtSvid`](crate::JwtSvid)

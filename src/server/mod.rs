@@ -163,8 +163,7 @@
 //! | gRPC services and methods | [`GrpcPolicy`] |
 //! | rules in a file that is read again when it changes | `FilePolicy` (feature `policy-file`) |
 //! | a policy that is replaced at runtime | [`SwapPolicy`] |
-//! | an asynchronous decision, such as by OPA | [`ask`](ValidateJwtSvidLayer::ask), [`AsyncPolicy`]
-//! |
+//! | an asynchronous decision, such as by OPA | [`ask`](ValidateJwtSvidLayer::ask), [`AsyncPolicy`] |
 //! | a route with fewer callers | [`AllowCallersLayer`] |
 //! | denials by a middleware or handler of your own | [`Rejection::denied`] |
 //!
@@ -228,9 +227,9 @@
 //! | `DefaultOnReject` cannot make a rejection with a response body of type `…` | the body has no `Default`. If you can make one, set [`on_reject`](ValidateJwtSvidLayer::on_reject). If not (hyper's `Incoming`, the bodies of tower-http's `TraceLayer`, `TimeoutLayer` and others), add tower-http's `MapResponseBodyLayer::new(Body::new)` directly inside this layer, see [Bodies without Default](#bodies-without-default) |
 //! | a closure is not a policy, or the types of its arguments are unknown | [`Allow::when`], which knows the types |
 //! | `VerifiedSvid` or [`CallerState`] cannot be an argument of an axum handler (`FromRequestParts`) | feature `axum` |
-//! | `from_request` of `VerifiedSvid` is not found | feature `tonic` | | `into_validate_request` is
-//! not found | feature `tower-http` | | `testing` or `JwtSource` is not found | features `testing`,
-//! `workload-api` |
+//! | `from_request` of `VerifiedSvid` is not found | feature `tonic` |
+//! | `into_validate_request` is not found | feature `tower-http` |
+//! | `testing` or `JwtSource` is not found | features `testing`, `workload-api` |
 //! | `Clone` is missing on the inner service, `http_body::Body` on the request's body | see [Rejections of requests with a body](#rejections-of-requests-with-a-body) |
 //!
 //! ## Bodies without Default

@@ -28,7 +28,6 @@ pub mod messages {
 }
 
 /// A public key that verifies signatures of any message, not only of tokens.
-#[derive(Debug)]
 pub struct Key(PublicKey);
 
 impl Key {
@@ -49,6 +48,12 @@ impl Key {
     /// Returns whether the signature is valid.
     pub fn verify(&self, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> bool {
         self.0.verify(algorithm, message, signature)
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Key").finish_non_exhaustive()
     }
 }
 

@@ -50,10 +50,8 @@
 //! | --- | --- | --- |
 //! | its arrival | fresh | sends it |
 //! | 55 to 65 % of L | due | sends it, and starts a fetch of the next one in the background |
-//! | the last 10 % of L, at most 30 s | critical | waits at most 250 ms for the next one, then
-//! sends it | | the last 2 % of L, at most 2 s | expired | waits up to 5 s for the next one, or at
-//! most 250 ms if the issuer has not responded for 5 s. Fails immediately while the issuer is known
-//! to fail |
+//! | the last 10 % of L, at most 30 s | critical | waits at most 250 ms for the next one, then sends it |
+//! | the last 2 % of L, at most 2 s | expired | waits up to 5 s for the next one, or at most 250 ms if the issuer has not responded for 5 s. Fails immediately while the issuer is known to fail |
 //!
 //! If a service rejects a token, or the key that signed it is removed from the bundle, the token is
 //! critical from then on.
@@ -96,8 +94,8 @@
 //! | a failure, with no token to send | 250 ms | 5 s |
 //! | the issuer denied the identity | 1 s | 10 s |
 //! | an invalid request | 60 s | 60 s |
-//! | a response without a newer token | 5 s | 30 s | | 3 calls in a row without a response: one
-//! call at a time | 250 ms | 5 s |
+//! | a response without a newer token | 5 s | 30 s |
+//! | 3 calls in a row without a response: one call at a time | 250 ms | 5 s |
 //! | a service rejected the token: at most one fetch per | 10 s | 10 s |
 //! | a response of an authorization server with `Retry-After`: that delay | | 60 s |
 //!
@@ -121,8 +119,7 @@
 //! clock, and with the agent's rule (it returns its cached token until 45 to 55 % of the life are
 //! left). Tokens live for 300 s unless noted; no call returned a token that the cache already had:
 //!
-//! | processes | audiences | start | calls per life and audience | busiest second, against the mean
-//! |
+//! | processes | audiences | start | calls per life and audience | busiest second, against the mean |
 //! | --- | --- | --- | --- | --- |
 //! | 1 | 200 | apart | 1.665 | |
 //! | 1 | 200, tokens of 3,600 s | apart | 1.661 | |

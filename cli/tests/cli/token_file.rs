@@ -190,7 +190,7 @@ async fn t03_full_disk_keeps_the_old_file() {
         "{}",
         said.err
     );
-    assert!(said.err.contains("make room on its disk"), "{}", said.err);
+    assert!(said.err.contains("free space on its disk"), "{}", said.err);
     assert_eq!(fs::read_to_string(&path).unwrap(), "the old token");
     let left = fs::read_dir(&dir.0).unwrap().count();
     assert_eq!(left, 1, "a temporary file was left");
