@@ -127,9 +127,10 @@
 //!
 //! This layer cannot see:
 //! - headers that the client adds itself: do not set `Host` by
-//!   `reqwest::ClientBuilder::default_headers`; - inner layers and middleware that change the URI
-//!   or `Host`: put them outside; - where the connection finally goes: DNS, proxies,
-//!   `reqwest::ClientBuilder::resolve`, a custom connector, `tonic::transport::Endpoint::origin`.
+//!   `reqwest::ClientBuilder::default_headers`;
+//! - inner layers and middleware that change the URI or `Host`: put them outside;
+//! - where the connection finally goes: DNS, proxies, `reqwest::ClientBuilder::resolve`, a custom
+//!   connector, `tonic::transport::Endpoint::origin`.
 //!
 //! # Place in a stack
 //!

@@ -59,12 +59,13 @@ use crate::clock::UnixTime;
 ///   [`KEY_WAIT_OUTCOMES`](super::KEY_WAIT_OUTCOMES); of a dry run, one of
 ///   [`DRY_RUN_OUTCOMES`](super::DRY_RUN_OUTCOMES); of a verification, `ok` or a
 ///   [`ValidateReason`](crate::verify::ValidateReason); of an admission, `verified`, `anonymous` or
-///   a [`RejectionReason`](crate::server::RejectionReason). - `enforced` is `false` if audit mode
-///   allowed a request that it would reject; `cached` is `true` if the token was in the verified
-///   cache.
+///   a [`RejectionReason`](crate::server::RejectionReason).
+/// - `enforced` is `false` if audit mode allowed a request that it would reject; `cached` is `true`
+///   if the token was in the verified cache.
 /// - `why` is the reason if the outcome is `cannot-judge` (`not-ready`, `withdrawn`, `stale` or
 ///   `closed`) or `policy-unavailable` (`failed`, `timed-out` or `too-many-in-flight`). It is empty
-///   otherwise. - `trust_domain` is a trust domain of the bundle set, or `unknown`.
+///   otherwise.
+/// - `trust_domain` is a trust domain of the bundle set, or `unknown`.
 /// - `source` is an additional label of a recorder [for one source](Self::for_source), on
 ///   `spiffe_source_errors_total` and the metrics whose name begins with `spiffe_bundle_`.
 ///

@@ -37,11 +37,11 @@
 //!   `LayerExt::named_layer`. [`GrpcPolicy`] has a rule for each method, and its rejections use
 //!   gRPC; with another policy, set [`protocol`](ValidateJwtSvidLayer::protocol) to
 //!   [`Protocol::Grpc`]. With feature `tonic`, a handler calls `VerifiedSvid::from_request(&request)?`.
-//! - **hyper**: around the service, then hyper-util's `TowerToHyperService`. - **A Unix socket**
-//!   (axum, tonic or hyper): grpc-java and grpcio send the path of the socket as `:authority`, and
-//!   h2 resets such requests before any layer sees them (hyperium/h2#487). Set the client's
-//!   authority to a host name: `overrideAuthority("localhost")` in grpc-java, the channel option
-//!   `grpc.default_authority` in grpcio.
+//! - **hyper**: around the service, then hyper-util's `TowerToHyperService`.
+//! - **A Unix socket** (axum, tonic or hyper): grpc-java and grpcio send the path of the socket as
+//!   `:authority`, and h2 resets such requests before any layer sees them (hyperium/h2#487). Set
+//!   the client's authority to a host name: `overrideAuthority("localhost")` in grpc-java, the
+//!   channel option `grpc.default_authority` in grpcio.
 //! - **A gateway** that forwards requests: see [Gateways](#gateways).
 //! - **Response bodies without `Default`**: see [Compile errors](#compile-errors).
 //! - **Inside it**: [`AllowCallersLayer`] narrows a route to fewer callers, and
@@ -149,9 +149,9 @@
 //!   [`CallerState`], it replaces an existing header, and removes the caller's token from every
 //!   header, even for origins without an audience. It cannot do so if headers are copied into a new
 //!   request without the extensions, or into a `reqwest::Request`, which has no extensions: do not
-//!   copy credentials there. - If the gateway sends the caller's identity to the upstream in a
-//!   header, it must remove that header from incoming requests. Otherwise callers choose their own
-//!   identity.
+//!   copy credentials there.
+//! - If the gateway sends the caller's identity to the upstream in a header, it must remove that
+//!   header from incoming requests. Otherwise callers choose their own identity.
 //!
 //! `examples/gateway.rs` shows all of this.
 //!
@@ -211,8 +211,9 @@
 //!   the body, if `Content-Length` is above the limit or the client sent `Expect: 100-continue`.
 //! - **Larger bodies**: the response is sent, but a client that does not read while it sends can
 //!   still see a reset, often above 100 KB. Such clients should send `Expect: 100-continue`;
-//!   otherwise raise the limit. - Over HTTP/2, rejections are sent immediately: no body is read,
-//!   and `connection` is not set. The same applies to requests without a body.
+//!   otherwise raise the limit.
+//! - Over HTTP/2, rejections are sent immediately: no body is read, and `connection` is not set.
+//!   The same applies to requests without a body.
 //!
 //! This covers [`ValidateJwtSvidLayer`], [`AsyncValidateJwtSvidLayer`], [`AllowCallersLayer`], and
 //! extractors on the body types of axum and tonic; with other body types an extractor's rejection
@@ -257,8 +258,8 @@
 //! - **Metrics**: [`Admission`](crate::metrics::Admission)s, by
 //!   [`metrics`](ValidateJwtSvidLayer::metrics).
 //! - **Logs**: one line per class of rejection and caller in ten seconds. If `DEBUG` is enabled, it
-//!   has the key ID and the trust domain that the token claims. - **Ended responses** of an
-//!   [`EndAtExpiryLayer`] are counted, and logged once in ten seconds.
+//!   has the key ID and the trust domain that the token claims.
+//! - **Ended responses** of an [`EndAtExpiryLayer`] are counted, and logged once in ten seconds.
 //!
 //! Spans, metrics and logs never contain tokens.
 

@@ -70,10 +70,11 @@
 //! How soon requests succeed again after the issuer has recovered depends on the outage:
 //!
 //! - Calls failed, or the issuer was unreachable: within 6 s. The breaker probes every 5 s at the
-//!   latest, with the call of one audience for all. - Calls got no response: within 42 s. A probe
-//!   may have just begun and may take up to 35 s, because an agent that is only slow needs up to 30
-//!   s. - Very many audiences have no token: the first ones as above, and the last one one second
-//!   later for each 200 audiences ([`rate`](SvidCacheBuilder::rate)).
+//!   latest, with the call of one audience for all.
+//! - Calls got no response: within 42 s. A probe may have just begun and may take up to 35 s,
+//!   because an agent that is only slow needs up to 30 s.
+//! - Very many audiences have no token: the first ones as above, and the last one one second later
+//!   for each 200 audiences ([`rate`](SvidCacheBuilder::rate)).
 //!
 //! Measured with one request per second and audience, and an agent that is unavailable until every
 //! token has expired, and for another 120 to 240 s. The table shows the worst of all runs (20 with
