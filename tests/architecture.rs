@@ -58,6 +58,7 @@ const BANNED_UP_TO: &[(&str, u8)] = &[
 const SAME_FLOOR: &[(&str, &str)] = &[
     ("testing", "server"),
     ("testing", "client"),
+    ("testing", "oauth"),
     ("oauth", "client"),
 ];
 

@@ -45,8 +45,8 @@ async fn child() {
 #[tokio::test(flavor = "multi_thread")]
 async fn ep_1_endpoint_is_read_from_the_environment() {
     let agent = FakeAgent::start(TD).await.unwrap();
-    assert!(agent.endpoint().starts_with("unix:///"));
-    assert_eq!(found_with(&agent.endpoint()), TD);
+    assert!(agent.endpoint().to_string().starts_with("unix:///"));
+    assert_eq!(found_with(&agent.endpoint().to_string()), TD);
 }
 
 /// The embedded agent returns `InvalidArgument` for a call without the header, as an agent must.
@@ -81,8 +81,8 @@ async fn ep_2_every_call_has_the_security_header() {
 #[tokio::test(flavor = "multi_thread")]
 async fn ep_3_tcp_endpoint_is_supported() {
     let agent = FakeAgent::start_tcp(TD).await.unwrap();
-    assert!(agent.endpoint().starts_with("tcp://127.0.0.1:"));
-    assert_eq!(found_with(&agent.endpoint()), TD);
+    assert!(agent.endpoint().to_string().starts_with("tcp://127.0.0.1:"));
+    assert_eq!(found_with(&agent.endpoint().to_string()), TD);
 }
 
 #[cfg(unix)]
@@ -91,7 +91,7 @@ async fn ep_4_invalid_endpoint_is_rejected() {
     // Both name an agent that works with lenient clients.
     let unix = FakeAgent::start(TD).await.unwrap();
     let tcp = FakeAgent::start_tcp(TD).await.unwrap();
-    let path = unix.endpoint().replace("unix://", "");
+    let path = unix.endpoint().to_string().replace("unix://", "");
     for (agent, endpoint) in [
         (&unix, format!("unix://localhost{path}")),
         (&tcp, format!("{}/foo", tcp.endpoint())),
@@ -99,7 +99,7 @@ async fn ep_4_invalid_endpoint_is_rejected() {
         let found = found_with(&endpoint);
         assert!(found.starts_with("Endpoint("), "{endpoint}: {found}");
         assert_eq!(agent.counts().connections, 0, "{endpoint}");
-        assert_eq!(found_with(&agent.endpoint()), TD);
+        assert_eq!(found_with(&agent.endpoint().to_string()), TD);
     }
 }
 

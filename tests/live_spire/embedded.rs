@@ -48,7 +48,7 @@ async fn skipped_tests_are_reported() {
 async fn embedded_agent_passes_every_test() {
     let agent = FakeAgent::start("example.org").await.unwrap();
     agent.federate("partner.example").unwrap();
-    let endpoint = agent.endpoint();
+    let endpoint = agent.endpoint().to_string();
     // The first report lists the keys at the start. Each step causes the next report.
     let mut step = 0;
     let operate = async |line: &str| {
