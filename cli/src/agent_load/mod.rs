@@ -141,7 +141,8 @@ fn lives(scenarios: &[(Scenario, Option<Limit>)]) -> bool {
             peak.map_or("n/a".to_owned(), |peak| format!("{peak:.2}x")),
         );
         let Some(limit) = limit else { continue };
-        let mut holds = results.mean() <= limit.calls && results.useless == 0 && results.failed == 0;
+        let mut holds =
+            results.mean() <= limit.calls && results.useless == 0 && results.failed == 0;
         let mut text = format!("at most {} calls, none useless", limit.calls);
         if let Some(most) = limit.peak {
             holds &= peak.is_some_and(|peak| peak <= most);
@@ -174,7 +175,10 @@ fn outages(outages: &[(Outage, Option<Duration>)]) -> bool {
         // 35 % of the lifetime, minus the last 2 s, in which a token is not used.
         let lasts = Duration::from_secs(outage.life).mul_f64(0.35) - Duration::from_secs(2);
         let mut holds = results.first_failure >= lasts && results.most == 1;
-        let mut text = format!("{} s without a failure, one call at a time", lasts.as_secs());
+        let mut text = format!(
+            "{} s without a failure, one call at a time",
+            lasts.as_secs()
+        );
         if let Some(most) = recovered {
             holds &= results.recovered <= *most;
             text += &format!(", recovered after {} s", most.as_secs());
