@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Runs tower-spiffe against other implementations, both ways: `bash interop/run.sh [part…]`.
 #
-# Prints one line per row, `ok|FAIL|SKIP <row> <what>`, and the totals. The parts are `go`, `python`,
-# `rust`, `rejections`, `node` and `envoy`. Go and Python are required; rows of Node and Envoy are
-# skipped if they are not installed. A failed build is a failure. Versions are pinned by lock files; with these packages in
-# the local caches no network is needed. All traffic stays on loopback.
+# Prints one line per row, `ok|FAIL|SKIP <row> <what>`, and the totals. The parts are `go`, `conformance`,
+# `python`, `rust`, `rejections`, `java`, `node` and `envoy`. Go and Python are required; rows of Java, Node
+# and Envoy are skipped if they are not installed. A failed build is a failure. Versions are pinned by lock
+# files and the POM; with these packages in the local caches no network is needed. All traffic stays on
+# loopback.
 set -uo pipefail
 cd "$(dirname "$0")"
 
@@ -63,6 +64,17 @@ run_go() {
     prepare go sh -c "cd go/spiffe && go build -o '$work/go-rows' ." && program go "$work/go-rows"
 }
 
+# The rows that fail are recorded in docs/conformance.md; a test compares both lists.
+run_conformance() {
+    have go || { line "FAIL conformance-build go is not installed; it is required"; return; }
+    prepare conformance sh -c "cd go/conformance && go build -o '$work/conformance' ." || return
+    program conformance "$work/conformance" --fails JB-5/missing-use \
+        tower-spiffe "$target/debug/examples/conformance_harness"
+    program conformance-go "$work/conformance" \
+        --fails JV-22,JB-5/x509-svid-use,JB-5/missing-use,JB-6,WA-2/bundle,WA-4 \
+        go-spiffe "$work/conformance" harness
+}
+
 run_python() {
     have python3 || { line "FAIL python-build python3 is not installed; it is required"; return; }
     prepare python environment python requirements.txt &&
@@ -76,6 +88,20 @@ run_rejections() {
     prepare rejections cargo build --quiet --manifest-path ../Cargo.toml \
         --example interop_rejections --target-dir "$target" &&
         CARGO_TARGET_DIR=$target program rejections sh rejections.sh
+}
+
+run_java() {
+    have javac && have mvn || { line "SKIP java a JDK and Maven are not installed"; return; }
+    local folder=$work/java
+    if ! cmp -s java/pom.xml "$folder/installed"; then
+        rm -rf "$folder"
+        # -C: a file with a wrong checksum is an error.
+        prepare java mvn --batch-mode --strict-checksums --file java/pom.xml dependency:copy-dependencies \
+            -DoutputDirectory="$folder/libraries" || return
+        cp java/pom.xml "$folder/installed"
+    fi
+    prepare java javac -Xlint:all -cp "$folder/libraries/*" -d "$folder/classes" java/rows/*.java &&
+        program java java -cp "$folder/classes:$folder/libraries/*" Main
 }
 
 run_node() {
@@ -100,9 +126,9 @@ run_envoy() {
     ENVOY=$work/envoy/bin/envoy program envoy "$work/python/bin/python" -B python/envoy_rows.py
 }
 
-# Both programs in one build: their dependencies are built once, with the features of both.
-if prepare cargo cargo build --quiet --locked --workspace --target-dir "$target"; then
-    for part in "${@:-go python rust rejections node envoy}"; do
+# All programs in one build: their dependencies are built once, with the features of all.
+if prepare cargo cargo build --quiet --locked --workspace --bins --examples --target-dir "$target"; then
+    for part in "${@:-go conformance python rust rejections java node envoy}"; do
         for name in $part; do "run_$name"; done
     done
 fi

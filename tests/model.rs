@@ -10,7 +10,7 @@
 
 use loom::sync::Arc;
 use loom::sync::atomic::AtomicU64;
-use loom::sync::atomic::Ordering::{AcqRel, Acquire, Release};
+use loom::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use loom::thread;
 
 /// A step out of its place.
@@ -27,6 +27,12 @@ enum Fault {
     ReadsMomentLast,
     /// The validator reads the revision, under which it keeps a verdict, after the bundle.
     ReadsRevisionLast,
+    /// An age check reads the verdict first, and raises the revision in a second step.
+    AgesInTwoSteps,
+    /// An age check sets the next moment even if a message has set another one meanwhile.
+    AgesOverMessages,
+    /// An age check does not look at the snapshot again after it has set the next moment.
+    AgesWithoutSecondLook,
 }
 
 const READY: u64 = 0;
@@ -46,7 +52,13 @@ struct Source {
     /// The revision and the verdict.
     word: AtomicU64,
     withdrawn_at: AtomicU64,
+    /// When keys are too old next, and the same as the snapshot has it after [`AGED`].
+    aged_at: AtomicU64,
+    next_in_snapshot: AtomicU64,
 }
+
+/// The moment of the age checks.
+const AGED: u64 = 10;
 
 #[derive(Debug, PartialEq)]
 enum Answer {
@@ -62,6 +74,8 @@ impl Source {
             snapshot: AtomicU64::new(DOMAIN | KEPT | LOST),
             word: AtomicU64::new((BEGINS << BITS) | READY),
             withdrawn_at: AtomicU64::new(withdrawn_at),
+            aged_at: AtomicU64::new(AGED),
+            next_in_snapshot: AtomicU64::new(AGED + 20),
         }
     }
 
@@ -96,12 +110,41 @@ impl Source {
         self.withdrawn_at.store(NEVER, Release);
     }
 
+    /// `Shared::take_in`, just before [`AGED`]: the keys that are too old then stay, and others are too
+    /// old earlier than before.
+    fn take_in_aging(&self) {
+        self.next_in_snapshot.store(AGED + 10, Release);
+        self.aged_at.store(AGED, Release);
+    }
+
+    /// `Shared::age`, at [`AGED`].
+    fn age(&self) {
+        let next = self.next_in_snapshot.load(Acquire);
+        if self.fault == Fault::AgesInTwoSteps {
+            if is_ready(self.word.load(Acquire)) {
+                self.turn(READY);
+            }
+        } else {
+            let raised = |word| is_ready(word).then_some((((word >> BITS) + 1) << BITS) | READY);
+            let _ = self.word.fetch_update(AcqRel, Acquire, raised);
+        }
+        if self.fault == Fault::AgesOverMessages {
+            self.aged_at.store(next, Release);
+            return;
+        }
+        let set = self.aged_at.compare_exchange(AGED, next, AcqRel, Relaxed);
+        if set.is_ok() && self.fault != Fault::AgesWithoutSecondLook {
+            let next = self.next_in_snapshot.load(Acquire);
+            self.aged_at.fetch_min(next, AcqRel);
+        }
+    }
+
     /// `Shared::revision`, at a time at which every moment but `NEVER` is past.
     fn revision(&self) -> Option<u64> {
         let early = (self.fault == Fault::ReadsMomentLast).then(|| self.word.load(Acquire));
         let withdrawn_at = self.withdrawn_at.load(Acquire);
         let word = early.unwrap_or_else(|| self.word.load(Acquire));
-        let can_judge = word & ((1 << BITS) - 1) == READY && withdrawn_at == NEVER;
+        let can_judge = is_ready(word) && withdrawn_at == NEVER;
         can_judge.then_some(word >> BITS)
     }
 
@@ -120,6 +163,10 @@ impl Source {
             }
         }
     }
+}
+
+fn is_ready(word: u64) -> bool {
+    word & ((1 << BITS) - 1) == READY
 }
 
 /// The revision that the source begins at.
@@ -297,4 +344,56 @@ fn a_moment_read_after_the_revision_is_found() {
 #[should_panic(expected = "its key is gone")]
 fn a_revision_read_after_the_bundle_is_found() {
     a_key_goes(Fault::ReadsRevisionLast);
+}
+
+/// A validator checks the age of keys while the source withdraws them.
+fn withdrawal_during_an_age_check(fault: Fault) {
+    explore(move || {
+        let source = Arc::new(Source::new(fault, NEVER));
+        let beside = source.clone();
+        let writer = thread::spawn(move || beside.withdraw_now());
+        source.age();
+        writer.join().unwrap();
+        assert_eq!(source.revision(), None, "the withdrawal is lost");
+    });
+}
+
+/// A validator checks the age of keys while a message is applied.
+fn message_during_an_age_check(fault: Fault) {
+    explore(move || {
+        let source = Arc::new(Source::new(fault, NEVER));
+        let beside = source.clone();
+        let writer = thread::spawn(move || beside.take_in_aging());
+        source.age();
+        writer.join().unwrap();
+        // Loom's loads may return a value that was overwritten by a thread without knowledge of it;
+        // its read-modify-writes may not.
+        let checked = source.aged_at.fetch_min(NEVER, AcqRel);
+        let due = source.next_in_snapshot.load(Acquire);
+        assert!(checked <= due, "keys are used for too long");
+    });
+}
+
+#[test]
+fn age_check_loses_no_withdrawal_and_no_message() {
+    withdrawal_during_an_age_check(Fault::None);
+    message_during_an_age_check(Fault::None);
+}
+
+#[test]
+#[should_panic(expected = "the withdrawal is lost")]
+fn age_check_in_two_steps_is_found() {
+    withdrawal_during_an_age_check(Fault::AgesInTwoSteps);
+}
+
+#[test]
+#[should_panic(expected = "keys are used for too long")]
+fn age_check_over_a_message_is_found() {
+    message_during_an_age_check(Fault::AgesOverMessages);
+}
+
+#[test]
+#[should_panic(expected = "keys are used for too long")]
+fn age_check_without_second_look_is_found() {
+    message_during_an_age_check(Fault::AgesWithoutSecondLook);
 }

@@ -67,7 +67,7 @@ enum Choice {
     PerRequest,
 }
 
-/// An audience that is not bound to an origin yet.
+/// An audience that is not bound to an origin yet. For an identity or single-use tokens, bind it first.
 #[must_use = "bind it with `for_origin`, `any_origin` or `assume_origin`"]
 #[derive(Debug, Clone)]
 pub struct UnboundAudience {
@@ -334,24 +334,6 @@ impl Audience {
 }
 
 impl UnboundAudience {
-    /// Requests tokens of this identity.
-    pub fn spiffe_id(mut self, id: SpiffeId) -> Self {
-        self.request = self.request.map(|request| request.with_spiffe_id(id));
-        self
-    }
-
-    /// Requests tokens of the identity with this hint.
-    pub fn hint(mut self, hint: &str) -> Self {
-        self.request = self.request.and_then(|request| request.with_hint(hint));
-        self
-    }
-
-    /// Fetches a separate token for each request; see [`Audience::single_use`].
-    pub fn single_use(mut self) -> Self {
-        self.request = self.request.map(SvidRequest::single_use);
-        self
-    }
-
     /// Allows tokens to go to this origin only.
     ///
     /// # Errors

@@ -118,7 +118,7 @@ impl fmt::Display for Origin {
 
 impl fmt::Debug for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.target().fmt(f)
+        fmt::Display::fmt(self, f)
     }
 }
 

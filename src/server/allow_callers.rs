@@ -3,7 +3,6 @@
 use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Request, Response};
@@ -18,11 +17,11 @@ use super::gate::Gate;
 use super::on_reject::{DefaultOnReject, OnReject};
 use super::policy::{self, Decision, Policy};
 use super::protocol::Protocol;
-use super::realm::{InvalidRealm, Realm};
+use super::realm::Realm;
 use super::reason::RejectionReason;
 use super::rejection::Rejection;
 use super::telemetry::Telemetry;
-use crate::clock::{Clock, SystemClock};
+use crate::clock::SystemClock;
 use crate::metrics::MetricsRecorder;
 
 /// The body can be of any type, so this header names the mistake in the server's stack.
@@ -75,7 +74,8 @@ struct Settings {
 // === impl AllowCallersLayer ===
 
 impl AllowCallersLayer {
-    /// Allows the callers that this policy allows. To use the settings of the outer layer, call its
+    /// Allows the callers that this policy allows, with default settings. To use all settings of the
+    /// outer layer (realm, log interval, limits), call its
     /// [`allow_callers`](super::ValidateJwtSvidLayer::allow_callers) instead.
     pub fn new(policy: impl Policy) -> Self {
         Self {
@@ -122,15 +122,6 @@ impl<R> AllowCallersLayer<R> {
         self.configured(|settings| settings.protocol = Some(protocol))
     }
 
-    /// Sets the realm of challenges. The default is `spiffe`.
-    ///
-    /// # Errors
-    /// The text cannot be quoted in a challenge.
-    pub fn realm(self, realm: &str) -> Result<Self, InvalidRealm> {
-        let realm = Realm::new(realm)?;
-        Ok(self.configured(|settings| settings.realm = realm))
-    }
-
     /// Sets the recorder of rejections. The outer layer counts the requests that pass.
     #[must_use]
     pub fn metrics(self, recorder: Arc<dyn MetricsRecorder>) -> Self {
@@ -138,26 +129,6 @@ impl<R> AllowCallersLayer<R> {
             settings.telemetry.set_recorder(recorder);
             settings.telemetry.hand_over(&*settings.policy);
         })
-    }
-
-    /// Sets the interval in which at most one log line per class of rejection and caller is written.
-    /// The default is ten seconds.
-    #[must_use]
-    pub fn log_interval(self, interval: Duration) -> Self {
-        self.configured(|settings| settings.telemetry.set_log_interval(interval))
-    }
-
-    /// Sets the clock of that interval. The default is the system's.
-    #[must_use]
-    pub fn clock(self, clock: Arc<dyn Clock>) -> Self {
-        self.configured(|settings| settings.telemetry.set_clock(clock))
-    }
-
-    /// Limits how much of a rejected request's unread body is read over HTTP/1, and for how long.
-    /// See the [outer layer's method](super::ValidateJwtSvidLayer::drain_rejected).
-    #[must_use]
-    pub fn drain_rejected(self, max_bytes: u64, max_time: Duration) -> Self {
-        self.configured(|settings| settings.drain = DrainLimits::new(max_bytes, max_time))
     }
 
     /// Sets the response to rejected requests. See the

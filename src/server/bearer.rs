@@ -290,6 +290,19 @@ mod tests {
     }
 
     #[test]
+    fn spaces_before_a_token_are_bounded() {
+        let token = "a".repeat(MAX);
+        for (spaces, expected) in [
+            (1, Credential::Token(&*token)),
+            (PREFIX_ROOM, Credential::Token(&*token)),
+            (PREFIX_ROOM + 1, Credential::TooLong),
+        ] {
+            let value = format!("Bearer{}{token}", " ".repeat(spaces));
+            assert_reads(&[value.as_bytes()], expected);
+        }
+    }
+
+    #[test]
     fn other_headers_may_carry_a_bare_token() {
         let name = HeaderName::from_static("x-jwt-svid");
         let read = |value: &'static str| {

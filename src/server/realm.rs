@@ -26,6 +26,8 @@ pub enum InvalidRealm {
 }
 
 impl Realm {
+    pub(crate) const DEFAULT: Self = Self(None);
+
     pub(crate) fn new(realm: &str) -> Result<Self, InvalidRealm> {
         // The characters of descriptions in RFC 6750 section 3: none needs an escape.
         let legal = |b: u8| matches!(b, 0x20..=0x7e) && b != b'"' && b != b'\\';

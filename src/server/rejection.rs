@@ -29,24 +29,35 @@ const MAX_POLICY_REASON: usize = 256;
 /// The response contains none of the details. It has a fixed text per class or, with
 /// [`uniform_token_errors`](super::ValidateJwtSvidLayer::uniform_token_errors), one text for every
 /// invalid token. The layer also stores the rejection in the extensions of the response, for outer
-/// layers. Cloning it increments one reference count.
-#[derive(Clone, PartialEq)]
-pub struct Rejection(Arc<Inner>);
+/// layers. Cloning it copies no text.
+#[derive(Clone)]
+pub struct Rejection {
+    reason: RejectionReason,
+    wire: Wire,
+    /// One answer for every invalid token.
+    uniform: bool,
+    /// Most rejections of requests without a token have none, and so cost no allocation.
+    details: Option<Arc<Details>>,
+}
 
 #[derive(Clone, PartialEq)]
-struct Inner {
-    reason: RejectionReason,
+struct Details {
     token_error: Option<ValidateError>,
     caller: Option<SpiffeId>,
     /// The request that code inside the layer rejects, until the layer has answered.
     request: RejectedRequest,
     /// For logs only.
     policy_reason: Option<Cow<'static, str>>,
-    wire: Wire,
     realm: Realm,
-    /// One answer for every invalid token.
-    uniform: bool,
 }
+
+static NO_DETAILS: Details = Details {
+    token_error: None,
+    caller: None,
+    request: RejectedRequest(None),
+    policy_reason: None,
+    realm: Realm::DEFAULT,
+};
 
 /// A request that was rejected. It is not a part of the rejection's value, so all are equal.
 #[derive(Clone)]
@@ -55,6 +66,13 @@ struct RejectedRequest(Option<Arc<Parts>>);
 impl PartialEq for RejectedRequest {
     fn eq(&self, _: &Self) -> bool {
         true
+    }
+}
+
+impl PartialEq for Rejection {
+    fn eq(&self, other: &Self) -> bool {
+        (self.reason, self.wire, self.uniform) == (other.reason, other.wire, other.uniform)
+            && self.details() == other.details()
     }
 }
 
@@ -103,13 +121,16 @@ impl Rejection {
 
     /// Remembers the request for `on_reject`.
     pub(crate) fn with_request(self, parts: Parts) -> Self {
-        self.changed(|inner| inner.request = RejectedRequest(Some(Arc::new(parts))))
+        self.with(|details| details.request = RejectedRequest(Some(Arc::new(parts))))
     }
 
     /// Takes the request out, so that its headers do not travel with the response.
     pub(crate) fn take_request(self) -> (Self, Option<Arc<Parts>>) {
+        if self.details().request.0.is_none() {
+            return (self, None);
+        }
         let mut request = None;
-        let rejection = self.changed(|inner| request = inner.request.0.take());
+        let rejection = self.with(|details| request = details.request.0.take());
         (rejection, request)
     }
 
@@ -120,22 +141,31 @@ impl Rejection {
         wire: Wire,
         realm: &Realm,
     ) -> Self {
-        let realm = realm.clone();
-        Self(Arc::new(Inner {
+        let has_details = token_error.is_some() || caller.is_some() || !realm.is_default();
+        let details = has_details.then(|| {
+            Arc::new(Details {
+                token_error,
+                caller,
+                realm: realm.clone(),
+                ..NO_DETAILS.clone()
+            })
+        });
+        Self {
             reason,
-            token_error,
-            caller,
-            request: RejectedRequest(None),
-            policy_reason: None,
             wire,
-            realm,
             uniform: false,
-        }))
+            details,
+        }
+    }
+
+    fn details(&self) -> &Details {
+        self.details.as_deref().unwrap_or(&NO_DETAILS)
     }
 
     /// The same rejection with one answer for every invalid token; `reason` and the details stay.
     pub(crate) fn uniform(self) -> Self {
-        self.changed(|inner| inner.uniform = true)
+        let uniform = true;
+        Self { uniform, ..self }
     }
 
     /// Returns the same rejection with a reason for the log line (see
@@ -151,22 +181,29 @@ impl Rejection {
                 Cow::Owned(text) => text.truncate(end),
             }
         }
-        self.changed(|inner| inner.policy_reason = Some(reason))
+        self.with(|details| details.policy_reason = Some(reason))
     }
 
-    fn changed(mut self, change: impl FnOnce(&mut Inner)) -> Self {
+    fn with(mut self, change: impl FnOnce(&mut Details)) -> Self {
+        let details = self
+            .details
+            .get_or_insert_with(|| Arc::new(NO_DETAILS.clone()));
         // Rarely a clone: a rejection that was just made has one owner.
-        change(Arc::make_mut(&mut self.0));
+        change(Arc::make_mut(details));
         self
     }
 
     /// The same rejection in the form of another layer's answers.
     pub(crate) fn reworded(self, wire: Wire, realm: &Realm, uniform: bool) -> Self {
-        self.changed(|inner| {
-            inner.wire = wire;
-            inner.realm = realm.clone();
-            inner.uniform = uniform;
-        })
+        let reworded = Self {
+            wire,
+            uniform,
+            ..self
+        };
+        if reworded.details().realm == *realm {
+            return reworded;
+        }
+        reworded.with(|details| details.realm = realm.clone())
     }
 
     /// Leaves this rejection in the extensions of its response, as one that needs no other answer.
@@ -177,54 +214,46 @@ impl Rejection {
 
     /// Returns the class.
     pub fn reason(&self) -> RejectionReason {
-        self.0.reason
+        self.reason
     }
 
     /// Returns the error of the token, if a token was checked.
     pub fn token_error(&self) -> Option<&ValidateError> {
-        self.0.token_error.as_ref()
+        self.details().token_error.as_ref()
     }
 
     /// Returns the `kid` of the token, bounded and escaped. It is unverified: do not use it as a
     /// metric label.
     pub fn key_id(&self) -> Option<&str> {
-        self.0.token_error.as_ref().and_then(ValidateError::key_id)
+        self.token_error().and_then(ValidateError::key_id)
     }
 
     /// Returns the trust domain of the verified caller, or else the one that the token claims. The
     /// latter is unverified: do not use it as a metric label.
     pub fn trust_domain(&self) -> Option<&str> {
-        let claimed = || {
-            self.0
-                .token_error
-                .as_ref()
-                .and_then(ValidateError::trust_domain)
-        };
-        self.0
-            .caller
-            .as_ref()
-            .map(SpiffeId::trust_domain_name)
-            .or_else(claimed)
+        let claimed = || self.token_error().and_then(ValidateError::trust_domain);
+        let verified = self.caller().map(SpiffeId::trust_domain_name);
+        verified.or_else(claimed)
     }
 
     /// Returns the policy's own reason for the denial, if it has one. It is for logs: no response
     /// contains it.
     pub fn policy_reason(&self) -> Option<&str> {
-        self.0.policy_reason.as_deref()
+        self.details().policy_reason.as_deref()
     }
 
     /// Returns the caller, if its token is valid and the policy denied it.
     pub fn caller(&self) -> Option<&SpiffeId> {
-        self.0.caller.as_ref()
+        self.details().caller.as_ref()
     }
 
     #[cfg(feature = "axum")]
     pub(crate) fn is_grpc(&self) -> bool {
-        self.0.wire != Wire::Http
+        self.wire != Wire::Http
     }
 
     pub(crate) fn is_about_the_token(&self) -> bool {
-        matches!(self.0.reason, RejectionReason::Token(_))
+        matches!(self.reason, RejectionReason::Token(_))
     }
 
     /// Returns the text that the caller receives: a fixed text per class, or one text for every
@@ -234,17 +263,17 @@ impl Rejection {
         if self.is_uniform() {
             uniform_answer().description
         } else {
-            self.0.reason.description()
+            self.reason.description()
         }
     }
 
     fn is_uniform(&self) -> bool {
-        self.0.uniform && self.is_about_the_token()
+        self.uniform && self.is_about_the_token()
     }
 
     /// Returns the challenge of the HTTP response; `None` if no credential would help.
     pub fn challenge(&self) -> Option<HeaderValue> {
-        let Inner { reason, realm, .. } = &*self.0;
+        let (reason, realm) = (self.reason, &self.details().realm);
         let ready_made = if self.is_uniform() {
             uniform_answer().challenge
         } else {
@@ -267,17 +296,19 @@ impl Rejection {
 
     /// Returns the default response with this body. In gRPC it should be empty.
     pub fn response_with<B>(&self, body: B) -> Response<B> {
-        let reason = self.0.reason;
+        let reason = self.reason;
         let mut response = Response::new(body);
-        if let Some(content_type) = self.0.wire.content_type() {
+        if let Some(content_type) = self.wire.content_type() {
             // Trailers-only: the status is in the headers, and the body is empty.
             let headers = response.headers_mut();
+            headers.reserve(3);
             headers.insert(CONTENT_TYPE, content_type);
             headers.insert(GRPC_STATUS, u16::from(reason.grpc_code().as_u8()).into());
             headers.insert(GRPC_MESSAGE, HeaderValue::from_static(self.description()));
             return response;
         }
         *response.status_mut() = reason.status();
+        response.headers_mut().reserve(2);
         if let Some(challenge) = self.challenge() {
             response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
         }
@@ -291,7 +322,7 @@ impl Rejection {
 impl fmt::Debug for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("Rejection");
-        out.field("reason", &self.0.reason);
+        out.field("reason", &self.reason);
         for (name, value) in [
             ("key_id", self.key_id()),
             ("trust_domain", self.trust_domain()),
@@ -317,7 +348,7 @@ impl fmt::Display for Rejection {
 
 impl std::error::Error for Rejection {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        let error = self.0.token_error.as_ref()?;
+        let error = self.details().token_error.as_ref()?;
         Some(error)
     }
 }

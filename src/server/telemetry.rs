@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use quick_cache::DefaultHashBuilder;
-use tracing::{Span, field};
+use tracing::level_filters::LevelFilter;
+use tracing::{Level, Span, field};
 
 use super::caller::CallerState;
 use super::policy::Policy;
@@ -73,12 +74,6 @@ impl Telemetry {
         if let Some(recorder) = &self.recorder {
             recorder.record_key_wait(outcome);
         }
-    }
-
-    pub(crate) fn set_clock(&mut self, clock: Arc<dyn Clock>) {
-        self.clock = clock;
-        // Intervals of the other clock do not apply to this one.
-        self.log = Arc::new(RejectionLog::new(self.log.interval));
     }
 
     pub(crate) fn set_log_interval(&mut self, interval: Duration) {
@@ -152,21 +147,22 @@ impl Telemetry {
             recorder.record_admission(&Admission::new(class, enforced, label).because(why));
         }
         let caller = rejection.caller();
-        let span = Span::current();
-        // Our own span has the caller already.
-        let is_ours = span.metadata().is_some_and(|it| it.name() == "jwt_svid");
-        if let Some(caller) = caller.filter(|_| !is_ours) {
-            span.record("peer.spiffe_id", caller.as_str());
+        if let Some(caller) = caller {
+            record_caller(caller);
+        }
+        // A flood of rejections takes neither the clock nor the lock if nothing would be written.
+        if LevelFilter::current() < level_of(reason) {
+            return;
         }
         let Some(suppressed) = self.log.pass(self.clock.monotonic(), class, caller) else {
             return;
         };
         // A line has the field once: from the span around it, or of its own.
         let caller = caller
-            .filter(|_| !span.has_field("peer.spiffe_id"))
+            .filter(|_| !Span::current().has_field("peer.spiffe_id"))
             .map(SpiffeId::as_str);
         // Unverified text of callers is logged at debug level only.
-        let closely = tracing::enabled!(tracing::Level::DEBUG);
+        let closely = tracing::enabled!(Level::DEBUG);
         let key_id = rejection.key_id().filter(|_| closely);
         let trust_domain = rejection.trust_domain().filter(|_| closely);
         // A fixed text: nothing of the token.
@@ -216,6 +212,26 @@ impl Telemetry {
 
 const UNKNOWN: &str = "unknown";
 
+/// The level of the log line.
+fn level_of(reason: RejectionReason) -> Level {
+    match reason {
+        RejectionReason::BundlesUnavailable(_) | RejectionReason::PolicyUnavailable(_) => {
+            Level::WARN
+        }
+        RejectionReason::NotWired => Level::ERROR,
+        _ => Level::INFO,
+    }
+}
+
+fn record_caller(caller: &SpiffeId) {
+    let span = Span::current();
+    // Our own span has the caller already.
+    let is_ours = span.metadata().is_some_and(|it| it.name() == "jwt_svid");
+    if !is_ours {
+        span.record("peer.spiffe_id", caller.as_str());
+    }
+}
+
 /// Lets one line per class and caller through in each interval.
 pub(super) struct RejectionLog {
     interval: Duration,
@@ -224,13 +240,16 @@ pub(super) struct RejectionLog {
 
 #[derive(Default)]
 struct Lines {
-    // The hasher of the verified cache, with a seed of its own: every rejection looks here, and the
-    // entries are few.
-    by_caller: HashMap<(&'static str, Option<SpiffeId>), Line, DefaultHashBuilder>,
+    /// Of rejections without a verified caller, and of callers without lines of their own. A dozen at
+    /// most, and every such rejection looks here: a scan is faster than a hash.
+    by_class: Vec<(&'static str, Line)>,
+    // The hasher of the verified cache, with a seed of its own.
+    by_caller: HashMap<(&'static str, SpiffeId), Line, DefaultHashBuilder>,
     // A full table is swept once per interval; otherwise every rejection would scan it.
     swept: Option<Duration>,
 }
 
+#[derive(Default)]
 struct Line {
     quiet_until: Duration,
     suppressed: u64,
@@ -251,30 +270,53 @@ impl RejectionLog {
         class: &'static str,
         caller: Option<&SpiffeId>,
     ) -> Option<u64> {
-        let quiet_until = now.saturating_add(self.interval);
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let Lines { by_caller, swept } = &mut *lines;
-        let mut key = (class, caller.cloned());
-        if key.1.is_some() && by_caller.len() >= MAX_CALLERS && !by_caller.contains_key(&key) {
-            if swept.is_none_or(|at| now >= at.saturating_add(self.interval)) {
-                *swept = Some(now);
-                // The counts of suppressed lines of these callers are lost.
-                by_caller.retain(|_, line| line.quiet_until > now);
-            }
-            if by_caller.len() >= MAX_CALLERS {
-                key.1 = None;
-            }
+        let own = caller.map(|caller| (class, caller.clone()));
+        if let Some(key) = own.filter(|key| lines.has_room(key, now, self.interval)) {
+            let line = lines.by_caller.entry(key).or_default();
+            return line.pass(now, self.interval);
         }
-        let line = by_caller.entry(key).or_insert(Line {
-            quiet_until: Duration::ZERO,
-            suppressed: 0,
-        });
-        if now < line.quiet_until {
-            line.suppressed = line.suppressed.saturating_add(1);
+        let mut known = lines.by_class.iter_mut();
+        if let Some((_, line)) = known.find(|(name, _)| *name == class) {
+            return line.pass(now, self.interval);
+        }
+        let mut line = Line::default();
+        let passed = line.pass(now, self.interval);
+        lines.by_class.push((class, line));
+        passed
+    }
+}
+
+impl Line {
+    fn pass(&mut self, now: Duration, interval: Duration) -> Option<u64> {
+        if now < self.quiet_until {
+            self.suppressed = self.suppressed.saturating_add(1);
             return None;
         }
-        line.quiet_until = quiet_until;
-        Some(std::mem::take(&mut line.suppressed))
+        self.quiet_until = now.saturating_add(interval);
+        Some(std::mem::take(&mut self.suppressed))
+    }
+}
+
+impl Lines {
+    fn has_room(
+        &mut self,
+        key: &(&'static str, SpiffeId),
+        now: Duration,
+        interval: Duration,
+    ) -> bool {
+        if self.by_caller.len() < MAX_CALLERS || self.by_caller.contains_key(key) {
+            return true;
+        }
+        if self
+            .swept
+            .is_none_or(|at| now >= at.saturating_add(interval))
+        {
+            self.swept = Some(now);
+            // The counts of suppressed lines of these callers are lost.
+            self.by_caller.retain(|_, line| line.quiet_until > now);
+        }
+        self.by_caller.len() < MAX_CALLERS
     }
 }
 
@@ -315,7 +357,7 @@ mod tests {
             })
             .count();
         assert_eq!(written, MAX_CALLERS + 1);
-        assert_eq!(log.lines.lock().unwrap().by_caller.len(), MAX_CALLERS + 1);
+        assert_eq!(log.lines.lock().unwrap().by_caller.len(), MAX_CALLERS);
         // Later the old ones make room.
         let late = "spiffe://x/late".parse().unwrap();
         assert_eq!(log.pass(20 * SECOND, "not-allowed", Some(&late)), Some(0));

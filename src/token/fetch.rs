@@ -53,8 +53,9 @@ impl<F: FetchSvid + ?Sized> FetchSvid for Arc<F> {
 /// that the issuer returns). The order of the audiences does not matter.
 #[derive(Clone)]
 pub struct SvidRequest {
-    // A hash of the other fields, with a key of this process, for look-ups.
-    hash: u64,
+    // A hash of the other fields, with a key of this process, for look-ups. Short, since each cached
+    // token has one.
+    hash: u32,
     // Sorted, without duplicates, none empty, at least one.
     audiences: Arc<[Box<str>]>,
     // `None`: the first identity that the issuer returns.
@@ -81,7 +82,7 @@ impl Eq for SvidRequest {}
 
 impl Hash for SvidRequest {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.hash);
+        state.write_u32(self.hash);
     }
 }
 
@@ -237,7 +238,7 @@ impl SvidRequest {
         let of = (&self.audiences, &self.identity, self.single_use);
         #[cfg(feature = "oauth")]
         let of = (of, &self.subject);
-        self.hash = KEY.hash_one(of);
+        self.hash = KEY.hash_one(of) as u32;
         self
     }
 

@@ -112,11 +112,27 @@ mod tests {
     }
 
     #[test]
+    fn headers_of_two_keys_are_kept_together() {
+        // They differ in the middle only, where the key ID is.
+        let texts =
+            ["a", "b"].map(|key| format!("eyJhbGciOiJFUzI1NiIs{}InR5cCI6IkpXVCJ9", key.repeat(20)));
+        for text in &texts {
+            KnownHeader::keep(text, false, &header(text));
+        }
+        for text in &texts {
+            assert!(KnownHeader::find(text, false).is_some(), "{text}");
+        }
+    }
+
+    #[test]
     fn what_is_kept_is_bounded_in_number_and_length() {
         let long = "e".repeat(MAX_LEN + 1);
         KnownHeader::keep(&long, false, &header("long"));
         assert!(KnownHeader::find(&long, false).is_none());
         assert!(KnownHeader::find("", false).is_none());
+        let longest = "e".repeat(MAX_LEN);
+        KnownHeader::keep(&longest, false, &header("longest"));
+        assert!(KnownHeader::find(&longest, false).is_some());
         let texts: Vec<_> = (0..200)
             .map(|n| format!("eyJhbGciOiJ{n:032}IsInR5cCI6IkpXVCJ9"))
             .collect();

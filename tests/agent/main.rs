@@ -21,7 +21,7 @@ mod e33_files;
 mod examples;
 mod issuer;
 mod keepalive;
-mod refusals;
+mod rejected_calls;
 mod replay;
 mod rotation;
 mod support;

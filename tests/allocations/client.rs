@@ -183,7 +183,9 @@ fn x01_access_token_hit_costs_no_allocation() {
         let mut client = AddJwtSvid::new(Inner, cache.clone(), audience);
         let mut request = outgoing("https://reports/x".to_owned());
         *request.extensions_mut() = subject_in_extensions(subject);
-        runtime().block_on(client.call(request.clone())).unwrap();
+        runtime()
+            .block_on(async { client.call(request.clone()).await })
+            .unwrap();
         let mut lap = || {
             let sent = client.call(std::mem::take(&mut request));
             request = now(sent).unwrap().into_body();

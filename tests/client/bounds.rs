@@ -1,4 +1,4 @@
-//! How much the cache keeps, what it warns of, and what its end leaves behind.
+//! The bounds of the cache, its warnings, and its shutdown.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -15,7 +15,7 @@ use crate::log::Log;
 use crate::support::{Answer, Bench, millis, request, settle};
 
 #[tokio::test(start_paused = true)]
-async fn rule_11_what_pins_held_above_the_bound_goes_when_they_do() {
+async fn rule_11_unpinned_entries_above_the_limit_are_evicted() {
     let bench = Bench::built(
         |call| call.fresh(3000),
         |builder| builder.max_entries(10).rate(100_000),
@@ -40,7 +40,7 @@ async fn rule_11_what_pins_held_above_the_bound_goes_when_they_do() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn rule_11_pins_take_nobodys_place() {
+async fn rule_11_pins_do_not_evict_others() {
     let bench = Bench::built(
         |call| call.fresh(3000),
         |builder| builder.max_entries(4).rate(100_000),
@@ -55,7 +55,7 @@ async fn rule_11_pins_take_nobodys_place() {
         let other = request(&format!("aud-{n}"));
         bench.cache.header(&other).await.unwrap();
     }
-    // Ten that are pinned, however often, and four others.
+    // Ten pinned entries (pinned twice or not), and four others.
     assert_eq!(bench.cache.stats().entries, 14);
     drop(pins);
     bench.cache.header(&request("one-more")).await.unwrap();
@@ -69,7 +69,7 @@ async fn rule_11_pins_take_nobodys_place() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_audience_that_was_pinned_and_never_asked_for_leaves_no_trace() {
+async fn unused_pin_leaves_no_entry() {
     let bench = Bench::new();
     let layer = AddJwtSvidLayer::new(bench.cache.clone(), fixed());
     let layer = layer.spiffe_id("spiffe://x/second".parse().unwrap());
@@ -81,21 +81,21 @@ async fn an_audience_that_was_pinned_and_never_asked_for_leaves_no_trace() {
     drop(same);
     drop(layer);
     assert_eq!(bench.cache.snapshot().len(), 0);
-    // One with a token stays, until it has to give way.
+    // An entry with a token is kept until it is evicted.
     let asked = bench.cache.pin(request("b"));
     asked.header().await.unwrap();
     drop(asked);
     assert_eq!(bench.cache.snapshot().len(), 1);
-    // And one whose fetch is under way.
-    bench.desk.then(|call| call.fresh(300).after(millis(50)));
+    // So is an entry whose fetch is running.
+    bench.issuer.then(|call| call.fresh(300).after(millis(50)));
     assert!(bench.cache.pin(request("c")).try_header().is_none());
     assert_eq!(bench.cache.snapshot().len(), 2);
     assert!(bench.cache.header(&request("c")).await.is_ok());
-    assert_eq!(bench.desk.calls(), 2);
+    assert_eq!(bench.issuer.calls(), 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn rule_14_one_audience_that_fails_among_others_that_work_is_one_warning() {
+async fn rule_14_failing_audience_is_one_warning() {
     let log = Log::default();
     let _guard = log.begin(Level::TRACE);
     let bench = Bench::with(|call| match call.request.audiences().next().unwrap() {
@@ -114,7 +114,7 @@ async fn rule_14_one_audience_that_fails_among_others_that_work_is_one_warning()
     );
 }
 
-/// Closes the cache in the very moment at which a request looks at the time.
+/// Closes the cache while a request reads the time.
 struct Closing {
     clock: Arc<dyn Clock>,
     cache: OnceLock<SvidCache>,
@@ -135,14 +135,14 @@ impl Clock for Closing {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_fetch_begins_in_a_cache_that_is_closed_meanwhile() {
+async fn closed_cache_starts_no_fetch() {
     let bench = Bench::with(|call| call.fresh(300).after(millis(50)));
     let clock = Arc::new(Closing {
         clock: bench.clock.shared(),
         cache: OnceLock::new(),
         now: AtomicBool::new(false),
     });
-    let cache = SvidCache::builder(bench.desk.clone())
+    let cache = SvidCache::builder(bench.issuer.clone())
         .clock(clock.clone())
         .build();
     assert!(clock.cache.set(cache.clone()).is_ok());
@@ -152,6 +152,6 @@ async fn no_fetch_begins_in_a_cache_that_is_closed_meanwhile() {
     let error = pin.header().await.unwrap_err();
     assert_eq!(error.reason(), TokenErrorReason::Closed);
     settle().await;
-    assert_eq!(bench.desk.calls(), 0);
+    assert_eq!(bench.issuer.calls(), 0);
     assert!(!cache.snapshot_of(&aud).unwrap().fetching);
 }

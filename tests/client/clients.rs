@@ -1,4 +1,4 @@
-//! Real clients through our layer to real servers behind ours, on one agent.
+//! Real clients with the client layer, real servers with the server layer, and one agent.
 
 use axum::body::Body;
 use axum::extract::Request;
@@ -21,7 +21,7 @@ use crate::net::{Ca, Host};
 
 const AUDIENCE: &str = "spiffe://x/reports";
 
-/// An agent, a source on it, and a service that admits the callers of its trust domain.
+/// An agent, a source, and a service that allows the callers of its trust domain.
 pub async fn deployment(ca: Option<&Ca>) -> (FakeAgent, JwtSource, Host) {
     let agent = FakeAgent::start("x").await.unwrap();
     let source = agent.source().await.unwrap();
@@ -41,7 +41,7 @@ pub async fn deployment(ca: Option<&Ca>) -> (FakeAgent, JwtSource, Host) {
 fn caller(request: &Request) -> String {
     match request.extensions().get::<CallerState>() {
         Some(CallerState::Verified(caller)) => caller.spiffe_id().to_string(),
-        _ => "nobody".to_owned(),
+        _ => "no caller".to_owned(),
     }
 }
 
@@ -50,7 +50,7 @@ fn get<B: Default>(uri: String) -> http::Request<B> {
 }
 
 #[tokio::test]
-async fn a_hyper_client_in_the_clear() {
+async fn hyper_client_over_plaintext() {
     let (_agent, source, host) = deployment(None).await;
     let audience = Audience::fixed(AUDIENCE)
         .for_origin(&host.origin())
@@ -67,7 +67,7 @@ async fn a_hyper_client_in_the_clear() {
     assert_eq!(response.status(), StatusCode::OK);
     let body = response.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(body, "spiffe://x/workload");
-    // By its other name it is another origin.
+    // Another name of the host is another origin.
     let other = get(host.origin_at("127.0.0.1") + "/today");
     assert_eq!(
         client.oneshot(other).await.unwrap().status(),
@@ -76,7 +76,7 @@ async fn a_hyper_client_in_the_clear() {
 }
 
 #[tokio::test]
-async fn a_hyper_client_over_tls_by_http_1_and_2() {
+async fn hyper_client_over_tls_with_http_1_and_2() {
     let ca = Ca::new();
     let (_agent, source, host) = deployment(Some(&ca)).await;
     let audience = Audience::fixed(AUDIENCE)
@@ -121,7 +121,7 @@ fn reqwest_get(url: &str) -> reqwest::Request {
 }
 
 #[tokio::test]
-async fn reqwest_as_a_tower_service_in_the_clear_and_over_tls() {
+async fn reqwest_as_a_service_over_plaintext_and_tls() {
     let ca = Ca::new();
     for ca in [None, Some(&ca)] {
         let (_agent, source, host) = deployment(ca).await;
@@ -144,7 +144,7 @@ async fn reqwest_as_a_tower_service_in_the_clear_and_over_tls() {
             assert_eq!(host.seen().last().unwrap().version, version);
         }
         let client = layer.layer(reqwest_client(ca).build().unwrap());
-        // A look-alike: the user name is the host's, the host another.
+        // A similar URL: the host is the user name, and another host follows.
         let alike = format!("{}@127.0.0.1:{}/", host.origin(), host.address.port());
         if ca.is_none() {
             let response = client.oneshot(reqwest_get(&alike)).await.unwrap();
@@ -154,7 +154,7 @@ async fn reqwest_as_a_tower_service_in_the_clear_and_over_tls() {
 }
 
 #[tokio::test]
-async fn reqwest_middleware_to_two_services_in_two_lines() {
+async fn reqwest_middleware_to_two_services() {
     let agent = FakeAgent::start("x").await.unwrap();
     let source = agent.source().await.unwrap();
     let (reports, ledger) = (Host::start(None).await, Host::start(None).await);
@@ -174,7 +174,7 @@ async fn reqwest_middleware_to_two_services_in_two_lines() {
         let svid = tower_spiffe::JwtSvid::parse_unverified(token, "").unwrap();
         assert!(svid.audiences().eq([audience]));
     }
-    // An audience for one request; and an error of ours, found again.
+    // An audience for one request; and a typed error inside the client's error.
     let other = Host::start(None).await;
     let own = Audience::fixed("o").for_origin(&other.origin()).unwrap();
     client
@@ -216,11 +216,11 @@ async fn reqwest_middleware_has_the_options_of_the_layer() {
         let client = reqwest_middleware::ClientBuilder::new(reqwest_client(None).build().unwrap())
             .with(tokens)
             .build();
-        // Beside the end user's token, which stays what it is.
-        let request = client.get(host.origin()).bearer_auth("the end user's");
+        // The end user's token is sent unchanged, with the workload's token in another header.
+        let request = client.get(host.origin()).bearer_auth("end-user");
         request.send().await.unwrap();
         let seen = host.seen().pop().unwrap();
-        assert_eq!(seen.authorization.unwrap(), "Bearer the end user's");
+        assert_eq!(seen.authorization.unwrap(), "Bearer end-user");
         let token = seen.workload.unwrap();
         let token = token.strip_prefix("Bearer ").unwrap();
         let svid = tower_spiffe::JwtSvid::parse_unverified(token, "").unwrap();
@@ -229,8 +229,8 @@ async fn reqwest_middleware_has_the_options_of_the_layer() {
 }
 
 #[tokio::test]
-async fn one_source_admits_and_calls() {
-    // A service that admits callers, and calls the next with tokens of the same source.
+async fn one_source_for_callers_and_calls() {
+    // A service that verifies callers, and calls the next service with tokens of the same source.
     let (agent, source, reports) = deployment(None).await;
     let audience = Audience::fixed(AUDIENCE)
         .for_origin(&reports.origin())

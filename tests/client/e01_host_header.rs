@@ -1,4 +1,4 @@
-//! The `Host` header: a proxy routes by it, so it must name the origin that the token is for.
+//! Proxies route by the `Host` header, so it must match the origin that the token is for.
 
 use std::convert::Infallible;
 
@@ -33,7 +33,7 @@ fn with_hosts(uri: &str, hosts: &[&[u8]]) -> Request<()> {
     request
 }
 
-/// Asserts that such a request gets a token, or none; a strict layer fails it instead.
+/// Asserts whether this request gets a token. If not, a strict layer must return an error.
 async fn assert_signed(layer: &AddJwtSvidLayer, uri: &str, hosts: &[&[u8]], signed: bool) {
     let shown: Vec<_> = hosts.iter().map(|host| host.escape_ascii()).collect();
     let headers = sent(layer.clone(), with_hosts(uri, hosts)).await.unwrap();
@@ -166,7 +166,7 @@ async fn e01_every_host_value_must_match() {
     }
 }
 
-/// More headers than are compared one by one.
+/// With many headers, another lookup is used.
 #[tokio::test(start_paused = true)]
 async fn e01_host_is_found_among_many_headers() {
     let bench = Bench::new();
@@ -186,7 +186,7 @@ async fn e01_host_is_found_among_many_headers() {
     }
 }
 
-/// For every binding of the audience.
+/// The check applies to every kind of audience.
 #[tokio::test(start_paused = true)]
 async fn e01_host_must_match_for_every_audience() {
     let bench = Bench::new();
@@ -226,7 +226,7 @@ async fn e01_host_must_match_the_assumed_origin() {
     let bound = AddJwtSvidLayer::new(bench.cache.clone(), fixed());
     let got = sent(bound, with_hosts("/x", &[b"reports:8443"])).await;
     assert_eq!(got, Err(TokenErrorReason::NoOrigin));
-    // The audience of one request brings its own.
+    // An audience in the request has its own origin.
     let mut request = with_hosts("/x", &[b"ledger"]);
     let own = Audience::fixed("b")
         .assume_origin("https://ledger")
@@ -271,7 +271,7 @@ async fn e01_existing_credential_stays_on_host_mismatch() {
         assert_eq!(strict, Err(TokenErrorReason::ForeignOrigin));
     }
     assert_eq!(bench.cache.stats().unmatched, 6);
-    assert_eq!(bench.desk.calls(), 0);
+    assert_eq!(bench.issuer.calls(), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -307,7 +307,7 @@ async fn e01_messages_name_origin_and_host() {
     }
 }
 
-/// A proxy forwards the inbound headers, and the caller chose `Host`.
+/// A proxy forwards the inbound headers, so the caller controls `Host`.
 #[tokio::test]
 async fn e01_hyper_sends_no_token_to_another_host() {
     let ca = Ca::new();
@@ -388,7 +388,7 @@ async fn e01_reqwest_sends_no_token_to_another_host() {
     }
 }
 
-/// The metadata of a call may come from another one, `host` included.
+/// Metadata may be copied from another call, including `host`.
 #[tokio::test]
 async fn e01_tonic_sends_no_token_to_another_host() {
     let bench = Bench::new();
@@ -407,7 +407,7 @@ async fn e01_tonic_sends_no_token_to_another_host() {
         grpc.ready().await.unwrap();
         let path = http::uri::PathAndQuery::from_static("/a.B/C");
         let codec = tonic_prost::ProstCodec::<String, String>::default();
-        // The host does not speak gRPC; what it saw is enough.
+        // The host does not speak gRPC, but records the request.
         let _ = grpc.unary(request, path, codec).await;
         let seen = host.seen().pop().unwrap();
         assert_eq!(

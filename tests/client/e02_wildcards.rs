@@ -6,14 +6,14 @@ use tower_spiffe::client::{AddJwtSvidLayer, Audience, AudienceError, OriginError
 use crate::layer::{sent, to};
 use crate::support::Bench;
 
-/// Asserts which of these origins get a token by this pattern.
+/// Asserts which of these origins get a token with this pattern.
 async fn assert_matches(pattern: &str, matched: &[&str], others: &[&str]) {
     let bench = Bench::new();
     let audience = Audience::from_origin(|origin| Some(origin.to_string()), [pattern]).unwrap();
     let layer = AddJwtSvidLayer::new(bench.cache.clone(), audience);
     for (origins, expected) in [(matched, true), (others, false)] {
         for origin in origins {
-            // The second time from the cache of known origins.
+            // The second request uses the cache of known origins.
             for _ in 0..2 {
                 let headers = sent(layer.clone(), to(&format!("{origin}/x")))
                     .await
@@ -98,7 +98,7 @@ async fn e02_absolute_pattern_matches_absolute_names_only() {
 }
 
 #[test]
-fn e02_wildcards_stand_for_leftmost_labels_only() {
+fn e02_wildcards_are_leftmost_labels_only() {
     for bad in [
         "https://*",
         "https://*.*",

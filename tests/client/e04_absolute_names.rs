@@ -1,4 +1,4 @@
-//! Absolute host names, with a dot at their end: each is an origin of its own.
+//! Absolute host names end with a dot. They are separate origins.
 
 use std::convert::Infallible;
 
@@ -77,7 +77,7 @@ async fn e04_reqwest_signs_absolute_names() {
 }
 
 #[test]
-fn e04_one_dot_after_a_name_only() {
+fn e04_only_one_dot_after_a_name() {
     for good in [ABSOLUTE, "https://reports.", "https://reports.:8443"] {
         let origin: Origin = good.parse().unwrap();
         assert_eq!(origin.to_string(), good);
@@ -104,7 +104,7 @@ fn e04_one_dot_after_a_name_only() {
     assert!(message.contains("may end with one dot"), "{message}");
 }
 
-/// `localhost.` may be resolved by a server.
+/// A DNS server may resolve `localhost.`.
 #[tokio::test(start_paused = true)]
 async fn e04_absolute_localhost_is_not_loopback() {
     let bench = Bench::new();

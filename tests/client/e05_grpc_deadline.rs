@@ -113,7 +113,7 @@ async fn e05_cached_tokens_ignore_the_deadline() {
     }
 }
 
-/// In the last 10 % of its life a token waits 250 ms for the next one.
+/// In the last 10 % of its lifetime, a token is sent after a wait of at most 250 ms for the next one.
 #[tokio::test(start_paused = true)]
 async fn e05_old_token_is_sent_before_the_deadline() {
     for (timeout, wait) in [
@@ -124,7 +124,7 @@ async fn e05_old_token_is_sent_before_the_deadline() {
         let bench = Bench::new();
         let header = bench.cache.header(&request("a")).await.unwrap();
         bench.at(secs(290)).await;
-        bench.desk.then(|_| Answer::Hang);
+        bench.issuer.then(|_| Answer::Hang);
         let request = call("application/grpc", timeout);
         let (headers, took) = timed(sent(layer(&bench), request)).await;
         let headers = headers.unwrap();
@@ -156,7 +156,7 @@ async fn e05_the_rest_of_the_deadline_is_sent() {
     assert_eq!(headers.unwrap()[TIMEOUT], "300m");
 }
 
-/// The wait released the service, so the call may have to wait for it again.
+/// The wait for a token released the service, so the call may wait for the service again.
 #[tokio::test(start_paused = true)]
 async fn e05_expired_call_does_not_reach_the_service() {
     let bench = Bench::with(|call| call.fresh(300).after(millis(100)));
@@ -213,7 +213,7 @@ async fn e05_tonic_call_ends_with_deadline_exceeded() {
     assert!(ours.is_retryable());
 }
 
-/// An interceptor never waits, so a deadline does not change its answer.
+/// An interceptor never waits, so a deadline does not change its result.
 #[tokio::test(start_paused = true)]
 async fn e05_interceptor_does_not_wait() {
     let bench = Bench::with(|_| Answer::Hang);
@@ -272,7 +272,7 @@ async fn e05_reqwest_middleware_sends_the_rest() {
     assert!(left < 89.951 && left > 0.0, "{left}");
 }
 
-/// Keeps the headers that go out.
+/// Records the headers of outgoing requests.
 struct Keep(Arc<Mutex<HeaderMap>>);
 
 #[async_trait::async_trait]

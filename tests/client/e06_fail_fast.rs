@@ -1,14 +1,14 @@
-//! Requests must not pile up in an outage that is longer than a token's life.
+//! Requests must not pile up in an outage that is longer than a token's lifetime.
 
 use tower_spiffe::token::TokenErrorReason;
 
 use crate::support::{Answer, Bench, millis, request, secs, settle, timed};
 
-/// A token of 60 s whose issuer hangs from then on; `slow_after` is 5 s, a call ends after 35 s.
+/// A token of 60 s; its issuer hangs afterwards. `slow_after` is 5 s, and a call times out after 35 s.
 async fn outage() -> Bench {
     let bench = Bench::with(|call| call.fresh(60));
     bench.cache.header(&request("a")).await.unwrap();
-    bench.desk.then(|_| Answer::Hang);
+    bench.issuer.then(|_| Answer::Hang);
     bench
 }
 
@@ -16,7 +16,7 @@ async fn outage() -> Bench {
 async fn e06_slow_fetch_of_expired_token_fails_fast() {
     let bench = outage().await;
     let aud = request("a");
-    // Due from 33 s on: this call is the one that hangs, until 75 s.
+    // Due from 33 s on. This call hangs until 75 s.
     bench.at(secs(40)).await;
     assert!(bench.cache.try_header(&aud).is_some());
     bench.at(secs(60)).await;
@@ -27,21 +27,21 @@ async fn e06_slow_fetch_of_expired_token_fails_fast() {
         assert!(error.to_string().contains("not answered for"), "{error}");
         assert!(took <= millis(250), "{took:?}");
     }
-    assert_eq!(bench.desk.calls(), 2);
+    assert_eq!(bench.issuer.calls(), 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn e06_unanswered_flight_before_makes_the_next_fail_fast() {
+async fn e06_after_a_timeout_the_next_fetch_fails_fast() {
     let bench = outage().await;
     let aud = request("a");
     bench.at(secs(40)).await;
     bench.cache.try_header(&aud).unwrap();
-    // The first call ended at 75 s; the next has just begun.
+    // The first call timed out at 75 s; the next one has just started.
     bench.at(secs(85)).await;
-    let before = bench.desk.calls();
+    let before = bench.issuer.calls();
     let (result, took) = timed(bench.cache.header(&aud)).await;
     assert_eq!(result.unwrap_err().reason(), TokenErrorReason::Timeout);
-    assert_eq!(bench.desk.calls(), before + 1);
+    assert_eq!(bench.issuer.calls(), before + 1);
     assert!(took <= millis(250), "{took:?}");
 }
 
@@ -67,20 +67,20 @@ async fn e06_few_requests_are_pending_during_an_outage() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn e06_an_answer_ends_the_wait_at_once() {
+async fn e06_response_ends_the_wait_at_once() {
     let bench = Bench::with(|call| call.fresh(60));
     let aud = request("a");
     bench.cache.header(&aud).await.unwrap();
-    bench.desk.then(|call| call.fresh(60).after(secs(30)));
+    bench.issuer.then(|call| call.fresh(60).after(secs(30)));
     bench.at(secs(40)).await;
     bench.cache.try_header(&aud).unwrap();
-    // Answered at 70 s: requests that wait then get the token.
+    // The response arrives at 70 s, and waiting requests get the token.
     bench.at(millis(69_900)).await;
     let (result, took) = timed(bench.cache.header(&aud)).await;
     result.unwrap();
     assert!(took <= millis(101), "{took:?}");
-    // After that, requests wait for an expired token again.
-    bench.desk.then(|call| call.fresh(60).after(secs(2)));
+    // Later requests wait for an expired token again.
+    bench.issuer.then(|call| call.fresh(60).after(secs(2)));
     bench.at(secs(200)).await;
     let (result, took) = timed(bench.cache.header(&aud)).await;
     result.unwrap();
@@ -88,7 +88,7 @@ async fn e06_an_answer_ends_the_wait_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn e06_first_token_is_waited_for_as_before() {
+async fn e06_requests_wait_for_the_first_token() {
     let bench = Bench::with(|_| Answer::Hang);
     for _ in 0..2 {
         let (result, took) = timed(bench.cache.header(&request("a"))).await;

@@ -1,4 +1,4 @@
-//! What a gRPC peer gets of a [`TokenError`]: a code and a fixed text.
+//! The gRPC status for a peer from a [`TokenError`]: a code and a fixed text.
 
 use http::{Request, Response};
 use tonic::service::Interceptor;
@@ -15,7 +15,7 @@ use tower_spiffe::{JwtSource, SvidCache};
 
 use crate::support::{Answer, Bench, millis, request};
 
-/// The error of a fetch that fails for this reason.
+/// Returns the error of a fetch that fails for this reason.
 async fn failed(reason: FetchSvidReason) -> TokenError {
     let bench = Bench::with(move |_| Answer::Fail(reason));
     bench
@@ -25,14 +25,14 @@ async fn failed(reason: FetchSvidReason) -> TokenError {
         .unwrap_err()
 }
 
-/// The status that `?` returns in a handler.
+/// Returns the status that `?` returns in a handler.
 #[allow(clippy::result_large_err, reason = "as in a tonic handler")]
 fn handler(error: TokenError) -> Result<Response<()>, Status> {
     Err(error)?;
     Ok(Response::new(()))
 }
 
-/// The statuses of all conversions.
+/// Returns the statuses of all conversions.
 fn statuses(error: &TokenError) -> Vec<Status> {
     let boxed = || -> Box<dyn std::error::Error + Send + Sync> { Box::new(error.clone()) };
     vec![
@@ -53,7 +53,7 @@ fn statuses(error: &TokenError) -> Vec<Status> {
     ]
 }
 
-/// Asserts the code, one text for all conversions, and that only the sources have the details.
+/// Asserts the code, the same text from all conversions, and that only the sources have details.
 fn assert_status(error: &TokenError, code: Code) -> String {
     let mut text = None;
     for status in statuses(error) {
@@ -108,7 +108,7 @@ async fn e07_settings_errors_are_internal() {
             .on_existing(OnExisting::Error)
             .strict();
         let mut request = Request::get(uri).body(()).unwrap();
-        let theirs = http::HeaderValue::from_static("Bearer theirs");
+        let theirs = http::HeaderValue::from_static("Bearer end-user");
         if uri.starts_with("http://ledger/kept") {
             request.headers_mut().insert("authorization", theirs);
         }
@@ -132,7 +132,7 @@ async fn e07_settings_errors_are_internal() {
     }
 }
 
-/// A handler that calls the ledger, whose agent answers this way.
+/// Returns the status of a handler that calls the ledger while the agent has this fault.
 async fn through_a_handler(fault: Fault) -> Status {
     let agent = FakeAgent::start("x").await.unwrap();
     let source = agent.source().await.unwrap();
@@ -140,7 +140,7 @@ async fn through_a_handler(fault: Fault) -> Status {
     let audience = Audience::fixed("spiffe://x/internal/ledger").assume_origin("https://ledger");
     let channel = tonic::transport::Endpoint::from_static("https://ledger").connect_lazy();
     let client = AddJwtSvid::new(channel, source, audience.unwrap());
-    // Buffered, as shared clients are.
+    // Buffered, like shared clients.
     let client = Buffer::new(client, 8);
     let mut grpc = tonic::client::Grpc::new(client);
     grpc.ready().await.unwrap();
@@ -165,7 +165,7 @@ async fn e07_handlers_never_forward_agent_details() {
         for secret in ["unix:", "ledger", "agent", "spiffe"] {
             assert!(!status.message().contains(secret), "{status:?}");
         }
-        // The details are there for this process.
+        // The details are available in this process.
         let ours = TokenError::find(&status).unwrap().to_string();
         assert!(ours.contains("internal/ledger"), "{ours}");
     }
@@ -213,7 +213,7 @@ async fn e07_source_errors_convert_to_fixed_texts() {
         assert!(!status.message().contains("ledger"), "{status:?}");
         let ours = std::error::Error::source(&status).unwrap();
         assert!(ours.downcast_ref::<JwtSourceError>().is_some());
-        // As a type-erased error, too.
+        // The same as a type-erased error.
         let audience = ["spiffe://x/internal/ledger"];
         let error = source.fetch_jwt_svid(audience).await.unwrap_err();
         let status = Status::from_error(error.into());

@@ -1,4 +1,4 @@
-//! The key that signed our own token is removed: the next request waits for another token, once.
+//! The key that signed a cached token is removed: the next request waits for a new token, once.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ fn kid(header: &HeaderValue) -> String {
     svid.key_id().unwrap().to_owned()
 }
 
-/// A cache with a token by a key that is removed now.
+/// Returns a cache and its token, whose key was just removed.
 async fn removed() -> (Bench, HeaderValue) {
     let bench = Bench::with(|call| call.fresh(3600));
     let old = bench.cache.header(&request("a")).await.unwrap();
@@ -31,19 +31,21 @@ async fn removed() -> (Bench, HeaderValue) {
 #[tokio::test(start_paused = true)]
 async fn e09_next_request_waits_for_a_new_token() {
     let (bench, old) = removed().await;
-    bench.desk.then(|call| call.fresh(3600).after(millis(200)));
+    bench
+        .issuer
+        .then(|call| call.fresh(3600).after(millis(200)));
     let (new, took) = timed(bench.cache.header(&request("a"))).await;
     assert_ne!(new.unwrap(), old);
     assert_eq!(took, millis(200));
-    // It is signed by a key of the same name, which is not removed again.
+    // The new key has the same name, and is not treated as removed.
     assert_eq!(timed(bench.cache.header(&request("a"))).await.1, secs(0));
-    assert_eq!(bench.desk.calls(), 2);
+    assert_eq!(bench.issuer.calls(), 2);
 }
 
 #[tokio::test(start_paused = true)]
 async fn e09_wait_is_bounded_and_happens_once() {
     let (bench, old) = removed().await;
-    bench.desk.then(|_| Answer::Hang);
+    bench.issuer.then(|_| Answer::Hang);
     let (sent, took) = timed(bench.cache.header(&request("a"))).await;
     assert_eq!((sent.unwrap(), took), (old.clone(), millis(250)));
     for _ in 0..600 {
@@ -59,7 +61,7 @@ async fn e09_old_token_again_is_sent_without_more_waits() {
     let aud = request("a");
     let same = Token::new(&aud, START, 3600);
     bench
-        .desk
+        .issuer
         .then(move |_| Answer::Token(same.clone()).after(millis(20)));
     let old = bench.cache.header(&aud).await.unwrap();
     internals::remove_authorities(&bench.cache, &|_, key| key == "key-1");
@@ -70,15 +72,17 @@ async fn e09_old_token_again_is_sent_without_more_waits() {
         assert_eq!((sent.unwrap(), took), (old.clone(), secs(0)));
         tokio::time::sleep(millis(100)).await;
     }
-    // It is asked for in the background until another comes.
-    bench.desk.then(|call| call.fresh(3600));
+    // It is refreshed in the background until another token arrives.
+    bench.issuer.then(|call| call.fresh(3600));
     for _ in 0..400 {
         bench.cache.header(&aud).await.unwrap();
         tokio::time::sleep(millis(100)).await;
     }
     assert_ne!(bench.cache.header(&aud).await.unwrap(), old);
-    // The next removal is waited for once more.
-    bench.desk.then(|call| call.fresh(3600).after(millis(100)));
+    // After the next removal, one request waits again.
+    bench
+        .issuer
+        .then(|call| call.fresh(3600).after(millis(100)));
     internals::remove_authorities(&bench.cache, &|_, key| key == "key-1");
     assert_eq!(timed(bench.cache.header(&aud)).await.1, millis(100));
 }
@@ -87,7 +91,7 @@ async fn e09_old_token_again_is_sent_without_more_waits() {
 async fn e09_failed_refresh_sends_the_old_token() {
     let (bench, old) = removed().await;
     bench
-        .desk
+        .issuer
         .then(|_| Answer::Fail(FetchSvidReason::Unavailable));
     for _ in 0..100 {
         let (sent, took) = timed(bench.cache.header(&request("a"))).await;
@@ -96,13 +100,13 @@ async fn e09_failed_refresh_sends_the_old_token() {
     }
 }
 
-/// A fetch that began before the removal may bring a token by the removed key: it is not the end.
+/// A fetch that began before the removal may return a token of the removed key; another one follows.
 #[tokio::test(start_paused = true)]
 async fn e09_fetch_from_before_the_removal_is_not_enough() {
     let bench = Bench::with(|call| call.fresh(300));
     let aud = request("a");
     bench.cache.header(&aud).await.unwrap();
-    bench.desk.then(|call| {
+    bench.issuer.then(|call| {
         let mut token = Token::new(call.request, call.now, 300);
         token.kid = if call.number == 2 { "key-1" } else { "key-2" };
         Answer::Token(token).after(millis(100))
@@ -121,7 +125,7 @@ async fn e09_other_keys_cause_no_wait() {
     let old = bench.cache.header(&request("a")).await.unwrap();
     internals::remove_authorities(&bench.cache, &|trust_domain, _| trust_domain == "other");
     internals::remove_authorities(&bench.cache, &|_, key| key == "key-2");
-    bench.desk.then(|_| Answer::Hang);
+    bench.issuer.then(|_| Answer::Hang);
     let (sent, took) = timed(bench.cache.header(&request("a"))).await;
     assert_eq!((sent.unwrap(), took), (old, secs(0)));
 }
@@ -145,7 +149,7 @@ async fn e09_no_request_carries_the_removed_key() {
     agent.taint(&old);
     agent.issuer().revoke(&old);
     updates.changed().await.unwrap();
-    // The cache gets the removal right after the bundle has changed.
+    // The cache learns of the removal right after the bundle has changed.
     settle().await;
     let sent = cache.header(&aud).await.unwrap();
     assert_eq!(kid(&sent), agent.issuer().signing_key_id());

@@ -1,4 +1,4 @@
-//! An agent without its server returns old tokens: the error, the metric and the log say so.
+//! An agent without its server returns old tokens: reported by the error, the metric and the log.
 
 use tower_spiffe::clock::Clock as _;
 use tower_spiffe::source::{JwtSourceError, JwtSourceErrorReason};
@@ -9,13 +9,13 @@ use crate::log::Log;
 use crate::support::{Answer, Bench, START, Token, request, secs, settle};
 
 #[tokio::test(start_paused = true)]
-async fn e27_token_that_we_had_names_the_server() {
+async fn e27_repeated_token_names_the_server() {
     let bench = Bench::new();
     let aud = request("a");
-    // Without `iat`, only the comparison with the last one shows that it is old.
+    // Without `iat`, only a comparison with the last token shows that it is old.
     let mut token = Token::new(&aud, START, 60);
     token.iat = None;
-    bench.desk.then(move |_| Answer::Token(token.clone()));
+    bench.issuer.then(move |_| Answer::Token(token.clone()));
     bench.cache.header(&aud).await.unwrap();
     bench.at(secs(90)).await;
     let error = bench.cache.header(&aud).await.unwrap_err();
@@ -36,7 +36,7 @@ async fn e27_token_that_we_had_names_the_server() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn e27_token_a_whole_life_old_names_the_server() {
+async fn e27_token_from_a_lifetime_ago_names_the_server() {
     let bench = Bench::with(|call| Answer::Token(Token::new(call.request, call.now - 300, 300)));
     let error = bench.cache.header(&request("a")).await.unwrap_err();
     assert_eq!(error.reason(), TokenErrorReason::StaleToken);
@@ -73,14 +73,14 @@ async fn e27_refreshes_without_newer_tokens_are_logged_once() {
     let _log = log.begin(Level::INFO);
     let bench = Bench::new();
     let same = Token::new(&request("a"), START, 300);
-    bench.desk.then(move |_| Answer::Token(same.clone()));
+    bench.issuer.then(move |_| Answer::Token(same.clone()));
     for second in 0..280 {
         bench.at(secs(second)).await;
         bench.cache.header(&request("a")).await.unwrap();
     }
     assert_eq!(log.lines_with(STALLED), 1, "{}", log.text());
     assert_eq!(log.lines_with(AGAIN), 0);
-    bench.desk.then(|call| call.fresh(300));
+    bench.issuer.then(|call| call.fresh(300));
     for second in 280..460 {
         bench.at(secs(second)).await;
         let _ = bench.cache.header(&request("a")).await;
@@ -99,7 +99,7 @@ async fn e27_slow_refreshes_are_logged_once_for_all() {
     for aud in &all {
         bench.cache.header(aud).await.unwrap();
     }
-    bench.desk.then(|call| call.fresh(300).after(secs(6)));
+    bench.issuer.then(|call| call.fresh(300).after(secs(6)));
     bench.at(secs(200)).await;
     for aud in &all {
         bench.cache.try_header(aud).unwrap();
@@ -108,9 +108,9 @@ async fn e27_slow_refreshes_are_logged_once_for_all() {
     assert_eq!(log.lines_with(STALLED), 0);
     bench.at(secs(210)).await;
     assert_eq!(log.lines_with(STALLED), 1, "{}", log.text());
-    // Newer, but late: the stall has not ended.
+    // A newer token that is late does not end the stall.
     assert_eq!(log.lines_with(AGAIN), 0, "{}", log.text());
-    bench.desk.then(|call| call.fresh(300));
+    bench.issuer.then(|call| call.fresh(300));
     bench.at(secs(410)).await;
     for aud in &all {
         bench.cache.try_header(aud).unwrap();
@@ -125,13 +125,13 @@ async fn e27_slow_refreshes_are_logged_once_for_all() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn e27_evicted_audience_hides_no_later_stall() {
+async fn e27_evicted_audience_does_not_hide_a_stall() {
     let log = Log::default();
     let _log = log.begin(Level::INFO);
     let bench = Bench::built(|call| call.fresh(300), |builder| builder.max_entries(1));
     for (at, aud) in ["a", "b"].map(request).iter().enumerate() {
         let same = Token::new(aud, bench.clock.now().secs(), 300);
-        bench.desk.then(move |_| Answer::Token(same.clone()));
+        bench.issuer.then(move |_| Answer::Token(same.clone()));
         for _ in 0..250 {
             bench.cache.header(aud).await.unwrap();
             tokio::time::sleep(secs(1)).await;
@@ -141,7 +141,7 @@ async fn e27_evicted_audience_hides_no_later_stall() {
     }
 }
 
-/// A token that a service rejected is refreshed early: the same one again is no news.
+/// A rejected token is refreshed early. The same token again is not reported as a stall.
 #[tokio::test(start_paused = true)]
 async fn e27_early_refresh_of_the_newest_token_is_quiet() {
     let log = Log::default();
@@ -149,7 +149,7 @@ async fn e27_early_refresh_of_the_newest_token_is_quiet() {
     let bench = Bench::new();
     let aud = request("a");
     let same = Token::new(&aud, START, 300);
-    bench.desk.then(move |_| Answer::Token(same.clone()));
+    bench.issuer.then(move |_| Answer::Token(same.clone()));
     let sent = bench.cache.header(&aud).await.unwrap();
     assert!(bench.cache.report_refused(&aud, &sent));
     bench.cache.header(&aud).await.unwrap();

@@ -1,4 +1,4 @@
-//! The options that the layer has, on the middleware and on the interceptor.
+//! The options of the layer, on the middleware and on the interceptor.
 
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use tonic::service::Interceptor;
@@ -22,7 +22,7 @@ fn client(tokens: JwtSvidMiddleware) -> reqwest_middleware::ClientWithMiddleware
 }
 
 #[tokio::test]
-async fn the_middleware_puts_the_token_beside_the_end_users() {
+async fn middleware_keeps_the_end_users_token() {
     let (bench, host) = (Bench::new(), Host::start(None).await);
     let tokens = JwtSvidMiddleware::new(bench.cache.clone(), [(host.origin(), "a")]).unwrap();
     let signed = |tokens: JwtSvidMiddleware| {
@@ -34,7 +34,7 @@ async fn the_middleware_puts_the_token_beside_the_end_users() {
     assert_eq!(seen.authorization.as_deref(), Some("Bearer end-user"));
     assert!(seen.workload.unwrap().starts_with("Bearer ey"));
 
-    // In one header: kept, replaced, refused.
+    // In the same header: kept, replaced, or an error.
     signed(tokens.clone()).await.unwrap();
     let seen = host.seen().pop().unwrap();
     assert_eq!(seen.authorization.as_deref(), Some("Bearer end-user"));
@@ -42,12 +42,12 @@ async fn the_middleware_puts_the_token_beside_the_end_users() {
     signed(replace).await.unwrap();
     let seen = host.seen().pop().unwrap();
     assert!(seen.authorization.unwrap().starts_with("Bearer ey"));
-    let refuse = tokens.clone().on_existing(OnExisting::Error);
-    let error = signed(refuse).await.unwrap_err();
+    let error_on_existing = tokens.clone().on_existing(OnExisting::Error);
+    let error = signed(error_on_existing).await.unwrap_err();
     let reason = TokenError::find(&error).unwrap().reason();
     assert_eq!(reason, TokenErrorReason::HeaderPresent);
 
-    // And nothing goes to another origin, where the middleware is strict.
+    // A strict middleware rejects other origins.
     let strict = client(tokens.strict());
     let elsewhere = strict.get(host.origin_at("127.0.0.1"));
     let error = elsewhere.send().await.unwrap_err();
@@ -57,7 +57,7 @@ async fn the_middleware_puts_the_token_beside_the_end_users() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_interceptor_puts_the_token_beside_the_end_users() {
+async fn interceptor_keeps_the_end_users_token() {
     let bench = Bench::new();
     let token = bench.cache.header(&request("a")).await.unwrap();
     let audience = || {
@@ -84,15 +84,15 @@ async fn the_interceptor_puts_the_token_beside_the_end_users() {
         call(interceptor().on_existing(OnExisting::Replace)).unwrap(),
         [Some(token), None]
     );
-    let refused = call(interceptor().on_existing(OnExisting::Error)).unwrap_err();
-    assert_eq!(refused.code(), Code::Internal);
+    let error = call(interceptor().on_existing(OnExisting::Error)).unwrap_err();
+    assert_eq!(error.code(), Code::Internal);
 
-    // A call that no token is meant for passes without one, or does not pass.
+    // Without an audience, a call is sent without a token, or fails if strict.
     let none = Audience::per_request()
         .assume_origin("https://reports")
         .unwrap();
     let none = || JwtSvidInterceptor::new(bench.cache.clone(), none.clone());
     assert_eq!(call(none().header(WORKLOAD)).unwrap(), [Some(THEIRS), None]);
-    let refused = call(none().strict()).unwrap_err();
-    assert_eq!(refused.code(), Code::Internal);
+    let error = call(none().strict()).unwrap_err();
+    assert_eq!(error.code(), Code::Internal);
 }

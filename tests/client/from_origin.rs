@@ -35,7 +35,7 @@ async fn invalid_audience_fails_the_request() {
         let per_request = AddJwtSvidLayer::new(bench.cache.clone(), Audience::per_request());
         for (layer, request) in [
             (layer.clone(), to(ORIGIN)),
-            // The same request a second time.
+            // The same request again.
             (layer.clone(), to(ORIGIN)),
             (layer.strict(), to(ORIGIN)),
             (per_request, own),
@@ -58,7 +58,7 @@ async fn invalid_audience_fails_the_request() {
     }
 }
 
-/// A request to another origin never reaches the closure.
+/// The closure is not called for other origins.
 #[tokio::test(start_paused = true)]
 async fn invalid_audience_leaves_other_origins_alone() {
     let bench = Bench::new();

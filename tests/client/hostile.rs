@@ -1,12 +1,12 @@
-//! An issuer that means harm costs a failed fetch and a clear error, never a header.
+//! A malicious issuer causes a failed fetch and a clear error. Its data is never sent.
 
 use tower_spiffe::SpiffeId;
 use tower_spiffe::token::{FetchSvidReason, SvidRequest, TokenErrorReason};
 
 use crate::support::{Answer, Bench, START, Token, request};
 
-/// What a request gets from an issuer that answers so; none of it may ever be in a header.
-async fn refused(aud: &SvidRequest, answer: Answer) -> (TokenErrorReason, String) {
+/// Returns the error of a request for this answer. The answer must not be sent in a header.
+async fn failed(aud: &SvidRequest, answer: Answer) -> (TokenErrorReason, String) {
     let bench = Bench::with(move |_| answer.clone());
     let error = bench.cache.header(aud).await.unwrap_err();
     assert_eq!(bench.cache.try_header(aud), None);
@@ -19,14 +19,14 @@ fn good() -> Token {
 }
 
 async fn unacceptable(aud: &SvidRequest, text: String, says: &str) {
-    let (reason, message) = refused(aud, Answer::Text(text)).await;
+    let (reason, message) = failed(aud, Answer::Text(text)).await;
     assert_eq!(reason, TokenErrorReason::Unacceptable, "{message}");
     assert!(message.contains(says), "{message}");
     assert!(!message.contains("eyJ") && message.len() < 400, "{message}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_without_life() {
+async fn token_without_lifetime_is_unacceptable() {
     let aud = request("a");
     unacceptable(
         &aud,
@@ -38,7 +38,7 @@ async fn a_token_without_life() {
         "`exp`",
     )
     .await;
-    let (reason, _) = refused(
+    let (reason, _) = failed(
         &aud,
         Answer::Token(Token {
             exp: Some(i64::MIN),
@@ -50,7 +50,7 @@ async fn a_token_without_life() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_that_is_expired_or_about_to_be() {
+async fn expired_or_expiring_token_is_unacceptable() {
     let aud = request("a");
     use TokenErrorReason::{ClockSkew, StaleToken};
     for (exp, expected, word) in [
@@ -58,7 +58,7 @@ async fn a_token_that_is_expired_or_about_to_be() {
         (START, StaleToken, "server"),
         (START + 1, ClockSkew, "clock"),
     ] {
-        let (reason, message) = refused(
+        let (reason, message) = failed(
             &aud,
             Answer::Token(Token {
                 exp: Some(exp),
@@ -72,7 +72,7 @@ async fn a_token_that_is_expired_or_about_to_be() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_of_another_subject() {
+async fn token_of_another_subject_is_unacceptable() {
     let id: SpiffeId = "spiffe://x/web".parse().unwrap();
     let asked = request("a").with_spiffe_id(id);
     let other = Token {
@@ -88,30 +88,30 @@ async fn a_token_of_another_subject() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_with_another_hint() {
+async fn token_with_another_hint_is_unacceptable() {
     let asked = request("a").with_hint("internal").unwrap();
     unacceptable(&asked, good().text(), "another hint").await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_for_other_audiences() {
+async fn token_for_other_audiences_is_unacceptable() {
     let aud = |all: &[&str]| Token {
         aud: all.iter().map(|a| a.to_string()).collect(),
         ..good()
     };
     for other in [&["b"][..], &["a", "b"], &["A"], &["a/"], &[]] {
-        let (reason, _) = refused(&request("a"), Answer::Token(aud(other))).await;
+        let (reason, _) = failed(&request("a"), Answer::Token(aud(other))).await;
         assert_eq!(reason, TokenErrorReason::Unacceptable, "{other:?}");
     }
     let both = SvidRequest::new(["a", "b"]).unwrap();
     unacceptable(&both, aud(&["a"]).text(), "other audiences").await;
-    // In another order, and twice, they are the same.
+    // Another order and duplicates are equal.
     let bench = Bench::with(move |_| Answer::Token(aud(&["b", "a", "b"])));
     assert!(bench.cache.header(&both).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_that_no_header_should_carry() {
+async fn malformed_token_is_unacceptable() {
     let aud = request("a");
     let text = good().text();
     unacceptable(&aud, format!("{text}\r\nx-admin: true"), "base64url").await;
@@ -129,7 +129,7 @@ async fn a_token_that_no_header_should_carry() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_that_says_something_twice() {
+async fn token_with_duplicate_claims_is_unacceptable() {
     use base64::Engine;
     let engine = base64::engine::general_purpose::URL_SAFE_NO_PAD;
     let header = engine.encode(r#"{"alg":"ES256","kid":"1"}"#);
@@ -153,11 +153,11 @@ async fn a_token_that_says_something_twice() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hostile_answer_does_not_take_the_place_of_a_token() {
+async fn invalid_answer_does_not_replace_a_token() {
     let bench = Bench::new();
     let aud = request("a");
     let first = bench.cache.header(&aud).await.unwrap();
-    bench.desk.then(|_| Answer::Text("a.b.c\r\n".into()));
+    bench.issuer.then(|_| Answer::Text("a.b.c\r\n".into()));
     bench.at(crate::support::secs(200)).await;
     for _ in 0..10 {
         tokio::time::sleep(crate::support::secs(5)).await;
@@ -171,11 +171,11 @@ async fn a_hostile_answer_does_not_take_the_place_of_a_token() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_names_the_audience_and_bounds_it() {
+async fn error_names_a_bounded_audience() {
     let long = "x".repeat(5000);
     let all = (0..20).map(|n| format!("{n}{long}"));
     let aud = SvidRequest::new(all).unwrap();
-    let (_, message) = refused(&aud, Answer::Fail(FetchSvidReason::Other)).await;
+    let (_, message) = failed(&aud, Answer::Fail(FetchSvidReason::Other)).await;
     assert!(
         message.contains("and 17 more") && message.len() < 800,
         "{}",

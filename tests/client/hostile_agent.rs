@@ -1,4 +1,4 @@
-//! An agent that means harm, through a source and the layer: a failed call, and never a header.
+//! A malicious agent, with a source and the layer: a failed call, and nothing is sent.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -19,13 +19,13 @@ use crate::support::{START, secs};
 const WEB: &str = "spiffe://x/web";
 const ADMIN: &str = "spiffe://x/admin";
 
-struct Stage {
+struct Deployment {
     raw: RawAgent,
     source: JwtSource,
     issuer: Issuer,
 }
 
-async fn stage() -> Stage {
+async fn deployment() -> Deployment {
     let clock = Arc::new(PausedClock::new(UnixTime::from_secs(START)));
     let raw = RawAgent::default();
     let source = JwtSource::builder()
@@ -34,7 +34,7 @@ async fn stage() -> Stage {
         .build_lazy()
         .unwrap();
     let issuer = Issuer::with_clock("x", clock).unwrap();
-    Stage {
+    Deployment {
         raw,
         source,
         issuer,
@@ -45,13 +45,13 @@ fn audience() -> UnboundAudience {
     Audience::fixed("a")
 }
 
-/// What a request is sent with; or why it is not sent.
-async fn sent(stage: &Stage, audience: Audience) -> Result<String, TokenError> {
+/// Returns the header that is sent, or the error.
+async fn sent(deployment: &Deployment, audience: Audience) -> Result<String, TokenError> {
     let echo = service_fn(|request: Request<()>| async move {
         let token = request.headers()[AUTHORIZATION].to_str().unwrap();
         Ok::<_, Infallible>(Response::new(token.to_owned()))
     });
-    let client = AddJwtSvid::new(echo, &stage.source, audience);
+    let client = AddJwtSvid::new(echo, &deployment.source, audience);
     match client.oneshot(to("https://reports/x")).await {
         Ok(response) => Ok(response.into_body()),
         Err(error) => Err(TokenError::find(&*error).unwrap().clone()),
@@ -59,8 +59,8 @@ async fn sent(stage: &Stage, audience: Audience) -> Result<String, TokenError> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_a_hostile_agent_answers_is_a_clear_error_and_is_never_sent() {
-    let Stage { issuer, .. } = stage().await;
+async fn hostile_answers_are_errors_and_not_sent() {
+    let Deployment { issuer, .. } = deployment().await;
     let good = issuer.token(WEB, "a").sign();
     let of_admin = issuer.token(ADMIN, "a").sign();
     let for_b = issuer.token(WEB, "b").sign();
@@ -73,57 +73,63 @@ async fn what_a_hostile_agent_answers_is_a_clear_error_and_is_never_sent() {
     for (what, svids, reason) in [
         ("none", &[][..], Unacceptable),
         (
-            "another's beside the ID",
+            "second token of another identity",
             &[(WEB, of_admin.as_str(), "")],
             Unacceptable,
         ),
         (
-            "another ID beside it",
+            "first token of another identity",
             &[(ADMIN, good.as_str(), "")],
             Unacceptable,
         ),
-        ("for another", &[(WEB, for_b.as_str(), "")], Unacceptable),
         (
-            "for others too",
+            "another audience",
+            &[(WEB, for_b.as_str(), "")],
+            Unacceptable,
+        ),
+        (
+            "more audiences",
             &[(WEB, for_both.as_str(), "")],
             Unacceptable,
         ),
         ("expired", &[(WEB, expired.as_str(), "")], StaleToken),
         (
-            "without an end",
+            "without expiry",
             &[(WEB, endless.as_str(), "")],
             Unacceptable,
         ),
         ("1 MiB", &[(WEB, huge.as_str(), "")], Unacceptable),
         ("two lines", &[(WEB, split.as_str(), "")], Unacceptable),
     ] {
-        let stage = stage().await;
-        stage.raw.answer(svids);
+        let deployment = deployment().await;
+        deployment.raw.answer(svids);
         let bound = audience().for_origin("https://reports").unwrap();
-        let error = sent(&stage, bound).await.expect_err(what);
+        let error = sent(&deployment, bound).await.expect_err(what);
         assert_eq!(error.reason(), reason, "{what}: {error}");
         let text = format!("{error} {error:?}");
         assert!(!text.contains("eyJ") && text.len() < 1500, "{what}: {text}");
-        assert_eq!(stage.raw.asked().len(), 1, "{what}");
+        assert_eq!(deployment.raw.asked().len(), 1, "{what}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn of_duplicates_the_first_is_sent_and_one_that_is_asked_for_by_id_must_be_it() {
-    let stage = stage().await;
+async fn first_token_is_sent_and_must_match_the_id() {
+    let deployment = deployment().await;
     let (first, second) = (
-        stage.issuer.token(WEB, "a").sign(),
-        stage.issuer.token(WEB, "a").claim("n", 2).sign(),
+        deployment.issuer.token(WEB, "a").sign(),
+        deployment.issuer.token(WEB, "a").claim("n", 2).sign(),
     );
-    stage.raw.answer(&[(WEB, &first, "x"), (WEB, &second, "x")]);
+    deployment
+        .raw
+        .answer(&[(WEB, &first, "x"), (WEB, &second, "x")]);
     let bound = audience().for_origin("https://reports").unwrap();
     assert_eq!(
-        sent(&stage, bound).await.unwrap(),
+        sent(&deployment, bound).await.unwrap(),
         format!("Bearer {first}")
     );
 
     let admin: SpiffeId = ADMIN.parse().unwrap();
-    let bound = audience().spiffe_id(admin).for_origin("https://reports");
-    let error = sent(&stage, bound.unwrap()).await.unwrap_err();
+    let bound = audience().for_origin("https://reports").unwrap();
+    let error = sent(&deployment, bound.spiffe_id(admin)).await.unwrap_err();
     assert_eq!(error.reason(), TokenErrorReason::Unacceptable, "{error}");
 }

@@ -1,4 +1,4 @@
-//! Look-alikes as `reqwest` reads them: what is compared is where it goes.
+//! Similar URLs as `reqwest` parses them: the actual destination is compared.
 
 use std::convert::Infallible;
 
@@ -9,7 +9,7 @@ use tower_spiffe::client::{AddJwtSvidLayer, Audience, Plaintext};
 use crate::redirects::reqwest_get;
 use crate::support::Bench;
 
-/// Whether a request to this URL gets a token; `None` where it is not sent.
+/// Returns whether a request to this URL gets a token; `None` if it is not sent.
 async fn signed(layer: AddJwtSvidLayer, url: &str) -> Option<bool> {
     let look = service_fn(|request: reqwest::Request| async move {
         let signed = request.headers().contains_key(AUTHORIZATION);
@@ -27,7 +27,7 @@ fn layer(bench: &Bench, origin: &str) -> AddJwtSvidLayer {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_url_that_is_the_same_place_however_it_is_written_gets_the_token() {
+async fn equivalent_urls_get_the_token() {
     let bench = Bench::new();
     for (origin, same) in [
         (
@@ -62,7 +62,7 @@ async fn a_url_that_is_the_same_place_however_it_is_written_gets_the_token() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_url_that_only_looks_alike_gets_none() {
+async fn similar_urls_get_no_token() {
     let bench = Bench::new();
     for (origin, others) in [
         (
@@ -110,11 +110,11 @@ async fn a_url_that_only_looks_alike_gets_none() {
             assert_eq!(signed(strict, url).await, None, "{url}");
         }
     }
-    assert_eq!(bench.desk.calls(), 0);
+    assert_eq!(bench.issuer.calls(), 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn in_the_clear_only_what_goes_to_this_machine_is_loopback() {
+async fn only_this_machine_is_loopback() {
     let bench = Bench::new();
     let any = Audience::fixed("a").any_origin().unwrap();
     let layer = AddJwtSvidLayer::new(bench.cache.clone(), any);
@@ -128,9 +128,9 @@ async fn in_the_clear_only_what_goes_to_this_machine_is_loopback() {
         ("http://0/", None),
         ("http://127.0.0.1.evil.test/", None),
         ("http://localhost.evil.test/", None),
-        // An origin of its own, and not loopback.
+        // A separate origin that is not loopback.
         ("http://localhost./", None),
-        // Not readable in one way only, so nobody's: it passes without.
+        // An ambiguous URL matches no origin, so it is sent without a token.
         ("http://127.0.0.1@evil.test/", Some(false)),
     ] {
         assert_eq!(signed(layer.clone(), url).await, expected, "{url}");

@@ -1,4 +1,4 @@
-//! As whom tokens are asked for: what a layer names holds for whatever a request asks.
+//! The identity of requested tokens: a layer's identity applies to audiences in requests too.
 
 use http::Request;
 use http::header::AUTHORIZATION;
@@ -17,14 +17,14 @@ fn ledger() -> Audience {
     Audience::fixed("l").for_origin("https://ledger").unwrap()
 }
 
-/// A request to the ledger that brings its audience along.
+/// Returns a request to the ledger with its own audience.
 fn asking(audience: Audience) -> Request<()> {
     let mut request = to("https://ledger/x");
     request.extensions_mut().insert(audience);
     request
 }
 
-/// What the issuer was asked for.
+/// Returns the requests that the issuer received.
 fn asked(bench: &Bench) -> Vec<SvidRequest> {
     let mut all = bench.cache.snapshot();
     all.retain(|snapshot| snapshot.generation > 0);
@@ -36,7 +36,7 @@ fn l() -> SvidRequest {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_id_of_a_layer_holds_for_the_audiences_of_requests() {
+async fn layers_id_applies_to_audiences_in_requests() {
     let second = id("spiffe://x/second");
     let rules = [
         Audience::per_request(),
@@ -44,7 +44,7 @@ async fn the_id_of_a_layer_holds_for_the_audiences_of_requests() {
         Audience::from_origin(|_| Some("o".to_owned()), ["https://other"]).unwrap(),
     ];
     for own in rules {
-        // Named on the layer, or on its audience.
+        // Set on the layer, or on its audience.
         for on_layer in [true, false] {
             let bench = Bench::new();
             let layer = if on_layer {
@@ -60,7 +60,7 @@ async fn the_id_of_a_layer_holds_for_the_audiences_of_requests() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_hint_of_a_layer_holds_for_the_audiences_of_requests() {
+async fn layers_hint_applies_to_audiences_in_requests() {
     let bench = Bench::new();
     let layer = AddJwtSvidLayer::new(bench.cache.clone(), Audience::per_request());
     let layer = layer.hint("internal").unwrap();
@@ -70,7 +70,7 @@ async fn the_hint_of_a_layer_holds_for_the_audiences_of_requests() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_hint_of_a_layer_is_put_on_its_own_audience() {
+async fn layers_hint_applies_to_its_audience() {
     let bench = Bench::new();
     let layer = AddJwtSvidLayer::new(bench.cache.clone(), fixed());
     let layer = layer.hint("internal").unwrap();
@@ -81,10 +81,11 @@ async fn the_hint_of_a_layer_is_put_on_its_own_audience() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_identity_that_a_request_names_itself_wins() {
+async fn identity_of_a_request_has_priority() {
     let (first, second) = (id("spiffe://x/first"), id("spiffe://x/second"));
-    let own_id = Audience::fixed("l").spiffe_id(first.clone());
-    let own_hint = Audience::fixed("l").hint("internal");
+    let own = || Audience::fixed("l").for_origin("https://ledger").unwrap();
+    let own_id = own().spiffe_id(first.clone());
+    let own_hint = own().hint("internal").unwrap();
     for (own, expected) in [
         (own_id, l().with_spiffe_id(first)),
         (own_hint, l().with_hint("internal").unwrap()),
@@ -92,7 +93,6 @@ async fn the_identity_that_a_request_names_itself_wins() {
         let bench = Bench::new();
         let layer = AddJwtSvidLayer::new(bench.cache.clone(), Audience::per_request());
         let layer = layer.spiffe_id(second.clone());
-        let own = own.for_origin("https://ledger").unwrap();
         let headers = sent(layer, asking(own)).await.unwrap();
         assert!(headers.contains_key(AUTHORIZATION));
         assert_eq!(asked(&bench), [expected]);
@@ -100,7 +100,7 @@ async fn the_identity_that_a_request_names_itself_wins() {
 }
 
 #[tokio::test]
-async fn the_middleware_keeps_the_identity_of_its_audience() {
+async fn middleware_uses_the_identity_of_its_audience() {
     let bench = Bench::new();
     let host = crate::net::Host::start(None).await;
     let second = id("spiffe://x/second");

@@ -1,4 +1,4 @@
-//! Rule 9 from end to end: an agent's keys go, and the headers of a source follow.
+//! Rule 9 end to end: an agent removes keys, and a source sends tokens of other keys.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tower_spiffe::testing::internals;
 
 use crate::support::{Answer, Bench, START, Token, millis, request, secs};
 
-/// An agent and a source on paused time; and the token for one audience.
+/// Returns an agent and a source on paused time, its cache, and a request.
 async fn deployment() -> (FakeAgent, JwtSource, SvidCache, SvidRequest) {
     let clock = PausedClock::new(UnixTime::from_secs(START));
     let agent = FakeAgent::builder("x")
@@ -35,11 +35,11 @@ fn kid(header: &HeaderValue) -> String {
     svid.key_id().unwrap().to_owned()
 }
 
-/// The key of what is sent, asked for every 100 ms until it is `wanted`; and after how long.
+/// Requests a token every 100 ms until it is signed by `wanted`; returns the elapsed time.
 async fn signed_by(cache: &SvidCache, aud: &SvidRequest, wanted: &str) -> Option<Duration> {
     let began = tokio::time::Instant::now();
     while began.elapsed() < secs(30) {
-        let header = cache.try_header(aud).expect("a token all along");
+        let header = cache.try_header(aud).expect("a token at any time");
         if kid(&header) == wanted {
             return Some(began.elapsed());
         }
@@ -49,7 +49,7 @@ async fn signed_by(cache: &SvidCache, aud: &SvidRequest, wanted: &str) -> Option
 }
 
 #[tokio::test(start_paused = true)]
-async fn rule_09_when_an_agents_key_is_gone_headers_are_signed_by_the_new_one_within_5_s() {
+async fn rule_09_removed_key_is_replaced_within_5_s() {
     let (agent, _source, cache, aud) = deployment().await;
     let old = agent.issuer().signing_key_id();
     agent.rotate().await;
@@ -62,10 +62,10 @@ async fn rule_09_when_an_agents_key_is_gone_headers_are_signed_by_the_new_one_wi
 }
 
 #[tokio::test(start_paused = true)]
-async fn rule_09_a_key_of_a_federated_domain_that_is_gone_has_nothing_refreshed() {
+async fn rule_09_federated_key_removal_refreshes_nothing() {
     let (agent, source, cache, aud) = deployment().await;
     let other = agent.federate("other.test").unwrap();
-    let gone = other.signing_key_id();
+    let revoked = other.signing_key_id();
     let domain = other.trust_domain().clone();
     let has = |key: &str| {
         let bundle = source.try_bundle_for_trust_domain(&domain);
@@ -73,14 +73,14 @@ async fn rule_09_a_key_of_a_federated_domain_that_is_gone_has_nothing_refreshed(
     };
     for expected in [true, false] {
         for _ in 0..100 {
-            if has(&gone) == expected {
+            if has(&revoked) == expected {
                 break;
             }
             tokio::time::sleep(millis(20)).await;
         }
-        assert_eq!(has(&gone), expected);
+        assert_eq!(has(&revoked), expected);
         other.rotate_now();
-        other.revoke(&gone);
+        other.revoke(&revoked);
     }
     let before = cache.stats().fetches;
     for _ in 0..100 {
@@ -91,7 +91,7 @@ async fn rule_09_a_key_of_a_federated_domain_that_is_gone_has_nothing_refreshed(
 }
 
 #[tokio::test(start_paused = true)]
-async fn rule_09_a_key_that_goes_during_a_withdrawal_is_gone_all_the_same() {
+async fn rule_09_key_removed_during_a_withdrawal_is_noticed() {
     let (agent, source, cache, aud) = deployment().await;
     let old = agent.issuer().signing_key_id();
     agent.withdraw();
@@ -108,7 +108,7 @@ async fn rule_09_a_key_that_goes_during_a_withdrawal_is_gone_all_the_same() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn rule_09_a_withdrawal_that_takes_no_key_has_nothing_refreshed() {
+async fn rule_09_withdrawal_without_key_removal_refreshes_nothing() {
     let (agent, source, cache, aud) = deployment().await;
     agent.withdraw();
     until(|| source.bundle_set().is_err()).await;
@@ -122,27 +122,27 @@ async fn rule_09_a_withdrawal_that_takes_no_key_has_nothing_refreshed() {
     assert_eq!(cache.stats().fetches, before);
 }
 
-async fn until(mut come: impl FnMut() -> bool) {
+async fn until(mut condition: impl FnMut() -> bool) {
     for _ in 0..3000 {
-        if come() {
+        if condition() {
             return;
         }
         tokio::time::sleep(millis(20)).await;
     }
-    panic!("it never came");
+    panic!("the condition was never true");
 }
 
-/// A service that knows of the key's end refuses the token, and the issuer, which does not yet,
-/// gives the same one again: it is asked again all the same.
+/// A service that knows of the removal rejects the token. The issuer returns the same token, because
+/// it does not know yet. The token is refreshed again.
 #[tokio::test(start_paused = true)]
-async fn rule_09_a_key_that_is_gone_is_so_after_a_refusal_too() {
+async fn rule_09_removed_key_is_noticed_after_a_rejection() {
     let bench = Bench::new();
     let aud = request("a");
     let first = bench.cache.header(&aud).await.unwrap();
     let mut stale = Token::new(&aud, START, 3600);
     stale.kid = "old";
     let again = stale.clone();
-    bench.desk.then(move |_| Answer::Token(again.clone()));
+    bench.issuer.then(move |_| Answer::Token(again.clone()));
     bench.cache.report_refused(&aud, &first);
     let sent = bench.cache.header(&aud).await.unwrap();
     assert_eq!(kid(&sent), "old");
@@ -152,7 +152,7 @@ async fn rule_09_a_key_that_is_gone_is_so_after_a_refusal_too() {
     assert!(bench.cache.report_refused(&aud, &sent));
     assert_eq!(bench.cache.header(&aud).await.unwrap(), sent);
     assert_eq!(bench.cache.stats().unchanged, 1);
-    bench.desk.then(|call| call.fresh(3600));
+    bench.issuer.then(|call| call.fresh(3600));
     let mut renewed = false;
     for _ in 0..70 {
         tokio::time::sleep(millis(100)).await;

@@ -1,4 +1,4 @@
-//! The layer over a service that only looks: what it puts where, and what it refuses.
+//! The layer with a recording service: the headers it sets, and the requests it rejects.
 
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use http::{HeaderMap, Request, Response, StatusCode};
@@ -13,8 +13,8 @@ use crate::support::{Answer, Bench, millis, request, secs};
 
 type Seen = Arc<Mutex<Vec<HeaderMap>>>;
 
-/// A service that keeps what it saw, and answers with a status.
-fn looking(
+/// Returns a service that records headers, and responds with this status.
+fn recording(
     status: StatusCode,
 ) -> (
     Seen,
@@ -43,23 +43,23 @@ pub fn fixed() -> Audience {
         .unwrap()
 }
 
-/// What a request is sent with by this layer; or why it is not sent.
+/// Returns the headers that this layer sends, or the error.
 pub async fn sent(
     layer: AddJwtSvidLayer,
     request: Request<()>,
 ) -> Result<HeaderMap, TokenErrorReason> {
-    let (seen, inner) = looking(StatusCode::OK);
+    let (seen, inner) = recording(StatusCode::OK);
     match layer.layer(inner).oneshot(request).await {
         Ok(_) => Ok(seen.lock().unwrap().pop().unwrap()),
         Err(error) => {
-            assert!(seen.lock().unwrap().is_empty(), "refused, and yet sent");
+            assert!(seen.lock().unwrap().is_empty(), "failed, but sent");
             Err(TokenError::find(&*error).unwrap().reason())
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_gets_the_token_of_its_audience_marked_sensitive() {
+async fn token_header_is_marked_sensitive() {
     let bench = Bench::new();
     let layer = AddJwtSvidLayer::new(bench.cache.clone(), fixed());
     let headers = sent(layer, to("https://reports:8443/x")).await.unwrap();
@@ -70,7 +70,7 @@ async fn a_request_gets_the_token_of_its_audience_marked_sensitive() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_origin_that_is_not_named_gets_no_token_and_is_counted() {
+async fn other_origins_get_no_token_and_are_counted() {
     let bench = Bench::new();
     let layer = AddJwtSvidLayer::new(bench.cache.clone(), fixed());
     let others = [
@@ -88,11 +88,11 @@ async fn an_origin_that_is_not_named_gets_no_token_and_is_counted() {
         assert_eq!(strict, Err(TokenErrorReason::ForeignOrigin), "{other}");
     }
     assert_eq!(bench.cache.stats().unmatched, 2 * others.len() as u64);
-    assert_eq!(bench.desk.calls(), 0);
+    assert_eq!(bench.issuer.calls(), 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_shows_no_origin_needs_a_promise() {
+async fn request_without_origin_needs_an_assumed_origin() {
     let bench = Bench::new();
     let any = Audience::fixed("a").any_origin().unwrap();
     for audience in [fixed(), any] {
@@ -112,14 +112,14 @@ async fn a_request_that_shows_no_origin_needs_a_promise() {
             .unwrap()
             .contains_key(AUTHORIZATION)
     );
-    // A request that shows where it goes is judged by that.
+    // If a request has an origin, that origin is checked.
     assert!(
         sent(layer, to("https://elsewhere/x"))
             .await
             .unwrap()
             .is_empty()
     );
-    // A promise of plaintext is no leave for it.
+    // An assumed http origin does not allow plaintext.
     let promised = Audience::fixed("a")
         .assume_origin("http://reports")
         .unwrap();
@@ -131,7 +131,7 @@ async fn a_request_that_shows_no_origin_needs_a_promise() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_token_goes_in_the_clear_unless_that_is_allowed() {
+async fn plaintext_must_be_allowed() {
     let bench = Bench::new();
     let any = Audience::fixed("a").any_origin().unwrap();
     let layer = AddJwtSvidLayer::new(bench.cache.clone(), any);
@@ -178,7 +178,7 @@ async fn no_token_goes_in_the_clear_unless_that_is_allowed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_header_that_is_there_is_kept_replaced_or_refused() {
+async fn existing_header_is_kept_replaced_or_an_error() {
     let bench = Bench::new();
     let layer = AddJwtSvidLayer::new(bench.cache.clone(), fixed());
     let signed = || {
@@ -199,9 +199,9 @@ async fn a_header_that_is_there_is_kept_replaced_or_refused() {
         .unwrap();
     assert_eq!(replaced.get_all(AUTHORIZATION).iter().count(), 1);
     assert!(replaced[AUTHORIZATION].is_sensitive());
-    let refused = sent(layer.clone().on_existing(OnExisting::Error), signed()).await;
-    assert_eq!(refused, Err(TokenErrorReason::HeaderPresent));
-    // Another header: both go.
+    let error = sent(layer.clone().on_existing(OnExisting::Error), signed()).await;
+    assert_eq!(error, Err(TokenErrorReason::HeaderPresent));
+    // With another header, both are sent.
     let name = HeaderName::from_static("x-workload");
     let both = sent(layer.header(name.clone()), signed()).await.unwrap();
     assert!(both[name].to_str().unwrap().starts_with("Bearer "));
@@ -239,7 +239,7 @@ async fn each_origin_gets_its_own_token() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_audience_in_the_extensions_takes_the_place_of_the_layers_own() {
+async fn audience_in_the_extensions_replaces_the_layers() {
     let bench = Bench::new();
     for own in [fixed(), Audience::per_request()] {
         let layer = AddJwtSvidLayer::new(bench.cache.clone(), own);
@@ -252,7 +252,7 @@ async fn an_audience_in_the_extensions_takes_the_place_of_the_layers_own() {
             headers[AUTHORIZATION],
             bench.cache.header(&request("l")).await.unwrap()
         );
-        // It is bound as any other.
+        // Its origins are checked like those of other audiences.
         let mut redirected = to("https://elsewhere/x");
         redirected
             .extensions_mut()
@@ -269,7 +269,7 @@ async fn an_audience_in_the_extensions_takes_the_place_of_the_layers_own() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn tokens_are_asked_for_as_the_identity_that_is_named() {
+async fn tokens_are_requested_for_the_configured_identity() {
     let bench = Bench::new();
     let layer = AddJwtSvidLayer::new(bench.cache.clone(), fixed());
     let layer = layer.spiffe_id("spiffe://x/second".parse().unwrap());
@@ -284,26 +284,26 @@ async fn tokens_are_asked_for_as_the_identity_that_is_named() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_401_has_the_token_refreshed_for_whoever_tries_again() {
+async fn token_is_refreshed_after_a_401() {
     for grpc in [false, true] {
         let bench = Bench::new();
         let first = bench.cache.header(&request("a")).await.unwrap();
         let inner = service_fn(move |request: Request<()>| {
-            let refused = request.headers()[AUTHORIZATION] == first;
+            let rejected = request.headers()[AUTHORIZATION] == first;
             async move {
                 let mut response = Response::new(());
-                if refused && grpc {
+                if rejected && grpc {
                     response
                         .headers_mut()
                         .insert("grpc-status", HeaderValue::from_static("16"));
-                } else if refused {
+                } else if rejected {
                     *response.status_mut() = StatusCode::UNAUTHORIZED;
                 }
                 Ok::<_, Infallible>(response)
             }
         });
         let client = AddJwtSvid::new(inner, bench.cache.clone(), fixed());
-        let refused = |response: &Response<()>| {
+        let rejected = |response: &Response<()>| {
             response.status() == StatusCode::UNAUTHORIZED
                 || response.headers().contains_key("grpc-status")
         };
@@ -312,18 +312,21 @@ async fn a_401_has_the_token_refreshed_for_whoever_tries_again() {
             .oneshot(to("https://reports:8443/x"))
             .await
             .unwrap();
-        assert!(refused(&response), "passed on as it is: no replay of ours");
+        assert!(
+            rejected(&response),
+            "the response is forwarded; the layer does not retry"
+        );
         let response = client.oneshot(to("https://reports:8443/x")).await.unwrap();
-        assert!(!refused(&response), "the next try has the new token");
-        assert_eq!(bench.desk.calls(), 2);
+        assert!(!rejected(&response), "the next request has the new token");
+        assert_eq!(bench.issuer.calls(), 2);
         assert_eq!(bench.cache.stats().rejections, 1);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_to_a_token_that_came_late_is_heard_too() {
+async fn token_that_came_late_is_refreshed_after_a_401() {
     let bench = Bench::with(|call| call.fresh(300).after(millis(10)));
-    let (_, inner) = looking(StatusCode::UNAUTHORIZED);
+    let (_, inner) = recording(StatusCode::UNAUTHORIZED);
     let client = AddJwtSvid::new(inner, bench.cache.clone(), fixed());
     client.oneshot(to("https://reports:8443/x")).await.unwrap();
     assert_eq!(bench.cache.stats().rejections, 1);
@@ -333,13 +336,13 @@ async fn an_answer_to_a_token_that_came_late_is_heard_too() {
 struct Broken;
 impl std::fmt::Display for Broken {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("the wire is cut")
+        f.write_str("connection lost")
     }
 }
 impl std::error::Error for Broken {}
 
 #[tokio::test(start_paused = true)]
-async fn the_inner_error_passes_unchanged_and_ours_can_be_told_from_it() {
+async fn inner_error_is_unchanged_and_distinguishable() {
     let bench = Bench::new();
     let inner = service_fn(|_: Request<()>| async { Err::<Response<()>, _>(Broken) });
     let client = AddJwtSvid::new(inner, bench.cache.clone(), fixed());
@@ -352,7 +355,7 @@ async fn the_inner_error_passes_unchanged_and_ours_can_be_told_from_it() {
         assert_eq!(error.downcast_ref(), Some(&Broken));
         assert!(TokenError::find(&*error).is_none());
     }
-    bench.desk.then(|_| Answer::Fail(FetchSvidReason::Denied));
+    bench.issuer.then(|_| Answer::Fail(FetchSvidReason::Denied));
     tokio::time::sleep(secs(400)).await;
     let error = client
         .oneshot(to("https://reports:8443/x"))
@@ -364,13 +367,13 @@ async fn the_inner_error_passes_unchanged_and_ours_can_be_told_from_it() {
         ours.fetch_error().unwrap().reason(),
         FetchSvidReason::Denied
     );
-    // Wrapped by others, it is still found.
+    // It is found inside other errors.
     let wrapped = std::io::Error::other(error);
     assert!(TokenError::find(&wrapped).is_some());
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_is_a_grpc_status_with_the_right_code() {
+async fn error_converts_to_a_grpc_status() {
     for (reason, code) in [
         (FetchSvidReason::Denied, tonic::Code::Internal),
         (FetchSvidReason::Unavailable, tonic::Code::Unavailable),
@@ -388,7 +391,7 @@ async fn an_error_is_a_grpc_status_with_the_right_code() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_the_source_is_closed_requests_fail_and_none_waits() {
+async fn requests_fail_at_once_after_shutdown() {
     let bench = Bench::with(|call| call.fresh(300).after(secs(3)));
     let layer = AddJwtSvidLayer::new(bench.cache.clone(), fixed());
     let waiting = tokio::spawn(sent(layer.clone(), to("https://reports:8443/x")));
@@ -404,7 +407,7 @@ async fn after_the_source_is_closed_requests_fail_and_none_waits() {
 }
 
 #[test]
-fn everything_is_clone_send_and_sync() {
+fn types_are_clone_send_and_sync() {
     fn all<T: Clone + Send + Sync + 'static>() {}
     fn send<T: Send>(_: T) {}
     all::<AddJwtSvidLayer>();
@@ -422,10 +425,10 @@ fn everything_is_clone_send_and_sync() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_shows_a_token() {
+async fn debug_and_log_show_no_token() {
     let bench = Bench::new();
     let layer = AddJwtSvidLayer::new(bench.cache.clone(), fixed());
-    let (_, inner) = looking(StatusCode::OK);
+    let (_, inner) = recording(StatusCode::OK);
     let client = layer.layer(inner);
     client.oneshot(to("https://reports:8443/x")).await.unwrap();
     let aud = request("a");

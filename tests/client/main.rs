@@ -1,4 +1,4 @@
-//! The client side: the token cache by its rules, the layer, and real clients over loopback.
+//! The client side: the rules of the token cache, the layer, and real clients over loopback.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -34,7 +34,7 @@ mod properties;
 mod proxies;
 mod recorder;
 mod redirects;
-mod refused;
+mod rejected_tokens;
 mod rules;
 mod small_gaps;
 mod stack;

@@ -1,4 +1,4 @@
-//! The numbers of a token's life, of waiting and of pacing.
+//! Numbers of the token lifetime, waits and backoff.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ fn state(bench: &Bench) -> TokenState {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_is_due_at_a_point_drawn_once_between_55_and_65_percent() {
+async fn refresh_is_due_between_55_and_65_percent() {
     let mut points = Vec::new();
     for n in 0..200 {
         let bench = Bench::new();
@@ -42,12 +42,12 @@ async fn a_token_is_due_at_a_point_drawn_once_between_55_and_65_percent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_states_follow_one_another() {
+async fn token_states_in_order() {
     let bench = Bench::new();
     let aud = request("a");
     bench.cache.header(&aud).await.unwrap();
     bench
-        .desk
+        .issuer
         .then(|_| Answer::Fail(FetchSvidReason::Unavailable));
     for (at, expected) in [
         (millis(164_900), TokenState::Fresh),
@@ -60,15 +60,15 @@ async fn the_states_follow_one_another() {
         bench.at(at).await;
         assert_eq!(state(&bench), expected, "{at:?}");
     }
-    // Nobody asked, so nothing was fetched; and it is no terminal state.
-    assert_eq!(bench.desk.calls(), 1);
-    bench.desk.then(|call| call.fresh(300));
+    // Without requests there is no refresh; the next request recovers.
+    assert_eq!(bench.issuer.calls(), 1);
+    bench.issuer.then(|call| call.fresh(300));
     assert!(bench.cache.header(&aud).await.is_ok());
     assert_eq!(state(&bench), TokenState::Fresh);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_short_life_has_margins_of_its_share() {
+async fn short_lifetime_has_smaller_margins() {
     // 20 s: soft in the last 2 s, hard in the last 0.4 s.
     let bench = Bench::with(|call| call.fresh(20));
     bench.cache.header(&request("a")).await.unwrap();
@@ -84,8 +84,8 @@ async fn a_short_life_has_margins_of_its_share() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_that_is_already_past_its_point_is_due_in_a_tenth_of_what_is_left() {
-    // Handed out from the agent's cache, 250 of its 300 s gone.
+async fn late_token_is_due_after_a_tenth() {
+    // From the agent's cache, after 250 of its 300 s.
     let bench = Bench::with(|call| Answer::Token(Token::new(call.request, call.now - 250, 300)));
     bench.cache.header(&request("a")).await.unwrap();
     let due = bench
@@ -95,7 +95,7 @@ async fn a_token_that_is_already_past_its_point_is_due_in_a_tenth_of_what_is_lef
         .refresh_in
         .unwrap();
     assert!(due > millis(4_900) && due <= secs(5), "{due:?}");
-    // And no sooner than in a second.
+    // But not within a second.
     let bench = Bench::with(|call| Answer::Token(Token::new(call.request, call.now - 294, 300)));
     bench.cache.header(&request("a")).await.unwrap();
     let due = bench
@@ -108,7 +108,7 @@ async fn a_token_that_is_already_past_its_point_is_due_in_a_tenth_of_what_is_lef
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_sane_iat_the_life_is_counted_from_receipt() {
+async fn without_valid_iat_lifetime_starts_at_receipt() {
     for iat in [None, Some(0), Some(-5), Some(i64::MAX)] {
         let bench = Bench::with(move |call| {
             Answer::Token(Token {
@@ -128,8 +128,8 @@ async fn without_a_sane_iat_the_life_is_counted_from_receipt() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_clock_that_is_behind_does_not_lengthen_a_tokens_life() {
-    // The issuer is an hour ahead of us.
+async fn clock_skew_does_not_extend_a_lifetime() {
+    // The clock of the issuer is an hour ahead.
     let bench = Bench::with(|call| Answer::Token(Token::new(call.request, call.now + 3600, 300)));
     bench.cache.header(&request("a")).await.unwrap();
     let snapshot = bench.cache.snapshot_of(&request("a")).unwrap();
@@ -138,7 +138,7 @@ async fn a_clock_that_is_behind_does_not_lengthen_a_tokens_life() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn due_a_request_sends_what_is_there_and_one_fetch_goes_on_behind() {
+async fn due_token_is_sent_and_refreshed_once() {
     let bench = Bench::with(|call| {
         call.fresh(300).after(if call.number == 1 {
             Duration::ZERO
@@ -154,22 +154,22 @@ async fn due_a_request_sends_what_is_there_and_one_fetch_goes_on_behind() {
         assert_eq!((got.unwrap(), took), (first.clone(), Duration::ZERO));
     }
     settle().await;
-    assert_eq!(bench.desk.calls(), 2);
+    assert_eq!(bench.issuer.calls(), 2);
     bench.at(secs(207)).await;
     assert_ne!(bench.cache.header(&aud).await.unwrap(), first);
 }
 
 #[tokio::test(start_paused = true)]
-async fn critical_a_hung_issuer_costs_one_wait_per_flight_not_one_per_request() {
+async fn critical_token_causes_one_wait_per_fetch() {
     let bench = Bench::new();
     let aud = request("a");
     let first = bench.cache.header(&aud).await.unwrap();
-    bench.desk.then(|_| Answer::Hang);
+    bench.issuer.then(|_| Answer::Hang);
     bench.at(secs(271)).await;
     let (got, took) = timed(bench.cache.header(&aud)).await;
     assert_eq!(got.unwrap(), first);
     assert!(took >= millis(249) && took <= millis(252), "{took:?}");
-    // One that comes 100 ms into a flight waits 150 ms; those after it do not wait.
+    // A request that starts 100 ms into a fetch waits 150 ms; later requests do not wait.
     let mut waited = 0;
     for _ in 0..200 {
         let (got, took) = timed(bench.cache.header(&aud)).await;
@@ -178,16 +178,16 @@ async fn critical_a_hung_issuer_costs_one_wait_per_flight_not_one_per_request() 
         tokio::time::sleep(millis(50)).await;
     }
     assert_eq!(waited, 0);
-    assert_eq!(bench.desk.calls(), 2);
+    assert_eq!(bench.issuer.calls(), 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn critical_a_quick_issuer_is_waited_for_and_in_backoff_nobody_waits() {
+async fn critical_token_causes_no_wait_in_backoff() {
     let bench = Bench::new();
     let aud = request("a");
     let first = bench.cache.header(&aud).await.unwrap();
     bench
-        .desk
+        .issuer
         .then(|_| Answer::Fail(FetchSvidReason::Unavailable).after(millis(100)));
     bench.at(secs(271)).await;
     let (got, took) = timed(bench.cache.header(&aud)).await;
@@ -198,42 +198,42 @@ async fn critical_a_quick_issuer_is_waited_for_and_in_backoff_nobody_waits() {
         let (got, took) = timed(bench.cache.header(&aud)).await;
         assert_eq!((got.unwrap(), took), (first.clone(), Duration::ZERO));
     }
-    bench.desk.then(|call| call.fresh(300).after(millis(100)));
+    bench.issuer.then(|call| call.fresh(300).after(millis(100)));
     tokio::time::sleep(secs(2)).await;
     assert_ne!(bench.cache.header(&aud).await.unwrap(), first);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_with_nothing_to_send_waits_5_s() {
+async fn caller_without_a_token_waits_5_s() {
     let bench = Bench::with(|_| Answer::Hang);
     let (got, took) = timed(bench.cache.header(&request("a"))).await;
     assert_eq!(got.unwrap_err().reason(), TokenErrorReason::Timeout);
     assert!(took >= secs(5) && took < millis(5010), "{took:?}");
-    // The fetch goes on, up to its own deadline.
+    // The fetch continues until its own deadline.
     bench.at(millis(34_900)).await;
-    assert_eq!(bench.desk.under_way(|state| state.now), 1);
+    assert_eq!(bench.issuer.under_way(|state| state.now), 1);
     bench.at(millis(35_100)).await;
-    assert_eq!(bench.desk.under_way(|state| state.now), 0);
+    assert_eq!(bench.issuer.under_way(|state| state.now), 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_after_30_s_is_taken_in() {
-    // As SPIRE's agent while its server is away.
+async fn response_after_30_s_is_used() {
+    // SPIRE's agent does this while its server is unavailable.
     let bench = Bench::with(|call| call.fresh(300).after(secs(30)));
     assert!(bench.cache.header(&request("a")).await.is_err());
     bench.at(secs(31)).await;
     assert!(bench.cache.try_header(&request("a")).is_some());
-    assert_eq!(bench.desk.calls(), 1);
+    assert_eq!(bench.issuer.calls(), 1);
 }
 
-/// The delays between the calls of a request that is asked for every 10 ms.
+/// Returns the delays between fetches, with a request every 10 ms.
 async fn delays(bench: &Bench, during: Duration) -> Vec<Duration> {
     let until = tokio::time::Instant::now() + during;
     while tokio::time::Instant::now() < until {
         let _ = bench.cache.try_header(&request("a"));
         tokio::time::sleep(millis(10)).await;
     }
-    bench.desk.under_way(|state| {
+    bench.issuer.under_way(|state| {
         state
             .began
             .windows(2)
@@ -242,8 +242,8 @@ async fn delays(bench: &Bench, during: Duration) -> Vec<Duration> {
     })
 }
 
-/// From `first` on by a factor, a fifth more or less, up to `most`; a call may be late by two of
-/// the requests, which come every 10 ms.
+/// Asserts that delays grow from `first` by this factor, with 20 % jitter, up to `most`. A fetch may
+/// be late by two requests, which come every 10 ms.
 fn assert_grow(delays: &[Duration], first: Duration, factor: f64, most: Duration) {
     let late = millis(21);
     for (at, delay) in delays.iter().enumerate() {
@@ -258,7 +258,7 @@ fn assert_grow(delays: &[Duration], first: Duration, factor: f64, most: Duration
 }
 
 #[tokio::test(start_paused = true)]
-async fn backoff_with_none_grows_from_250_ms_and_ends_at_5_s() {
+async fn backoff_without_a_token_is_250_ms_to_5_s() {
     let bench = Bench::with(|_| Answer::Fail(FetchSvidReason::Unacceptable));
     let all = delays(&bench, secs(60)).await;
     assert_grow(&all, millis(250), 2.0, secs(5));
@@ -266,7 +266,7 @@ async fn backoff_with_none_grows_from_250_ms_and_ends_at_5_s() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn backoff_when_denied_is_1_to_10_s_and_when_invalid_60_s() {
+async fn backoff_after_denied_and_invalid_requests() {
     let bench = Bench::with(|_| Answer::Fail(FetchSvidReason::Denied));
     let all = delays(&bench, secs(100)).await;
     assert_grow(&all, secs(1), 2.0, secs(10));
@@ -280,7 +280,7 @@ async fn backoff_when_denied_is_1_to_10_s_and_when_invalid_60_s() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn backoff_with_a_valid_token_grows_from_1_s_and_ends_at_30_s() {
+async fn backoff_with_a_token_is_1_to_30_s() {
     let bench = Bench::with(|call| match call.number {
         1 => call.fresh(3600),
         _ => Answer::Fail(FetchSvidReason::Other),
@@ -293,7 +293,7 @@ async fn backoff_with_a_valid_token_grows_from_1_s_and_ends_at_30_s() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_same_token_again_is_kept_and_paced_from_5_s_and_no_error() {
+async fn repeated_token_is_kept_and_paced() {
     let mut kept = None;
     let bench = Bench::with(move |call| {
         let token = kept.get_or_insert_with(|| Token::new(call.request, call.now, 300));
@@ -307,37 +307,37 @@ async fn the_same_token_again_is_kept_and_paced_from_5_s_and_no_error() {
     assert_eq!((stats.failures, stats.errors), (0, 0));
     assert_eq!(stats.unchanged, stats.fetches - 1);
     assert_eq!(bench.cache.try_header(&request("a")), Some(first));
-    // Once it is expired there is nothing to pace.
-    bench.desk.then(|call| call.fresh(300));
+    // An expired token has no delay.
+    bench.issuer.then(|call| call.fresh(300));
     bench.at(millis(298_100)).await;
     assert!(bench.cache.header(&request("a")).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
-async fn at_most_16_fetches_at_once_and_12_that_nobody_waits_for() {
+async fn at_most_16_fetches_and_12_in_background() {
     let slow = |call: &crate::support::Call<'_>| call.fresh(100).after(millis(10));
     let bench = Bench::built(slow, |builder| builder.rate(100_000));
     let all: Vec<_> = (0..100).map(|n| request(&format!("aud-{n}"))).collect();
     futures_util::future::join_all(all.iter().map(|aud| bench.cache.header(aud))).await;
-    assert_eq!(bench.desk.under_way(|state| state.most), 16);
-    bench.desk.then(|call| call.fresh(100).after(secs(1)));
+    assert_eq!(bench.issuer.under_way(|state| state.most), 16);
+    bench.issuer.then(|call| call.fresh(100).after(secs(1)));
     bench.at(secs(70)).await;
     for aud in &all {
         assert!(bench.cache.try_header(aud).is_some());
     }
     settle().await;
-    assert_eq!(bench.desk.under_way(|state| state.now), 12);
-    // There is room for somebody who waits.
+    assert_eq!(bench.issuer.under_way(|state| state.now), 12);
+    // Requests that wait have reserved places.
     let (got, took) = timed(bench.cache.header(&request("urgent"))).await;
     assert!(got.is_ok() && took <= millis(1010), "{took:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_waits_takes_a_background_fetch_out_of_its_queue() {
+async fn waiting_request_moves_its_fetch_forward() {
     let bench = Bench::built(|call| call.fresh(100), |builder| builder.rate(100_000));
     let all: Vec<_> = (0..40).map(|n| request(&format!("aud-{n}"))).collect();
     futures_util::future::join_all(all.iter().map(|aud| bench.cache.header(aud))).await;
-    bench.desk.then(|call| call.fresh(100).after(secs(2)));
+    bench.issuer.then(|call| call.fresh(100).after(secs(2)));
     bench.at(secs(70)).await;
     for aud in &all {
         bench.cache.try_header(aud);
@@ -345,12 +345,12 @@ async fn one_that_waits_takes_a_background_fetch_out_of_its_queue() {
     settle().await;
     let last = &all[39];
     assert!(bench.cache.snapshot_of(last).unwrap().fetching);
-    // Refused by a service: now somebody waits for it, though 12 are in its way.
+    // A service rejects it: now a request waits for it, although 12 fetches are queued first.
     let sent = bench.cache.header(last).await.unwrap();
     bench.cache.report_refused(last, &sent);
     let _ = bench.cache.header(last).await;
     settle().await;
-    assert_eq!(bench.desk.under_way(|state| state.now), 13);
+    assert_eq!(bench.issuer.under_way(|state| state.now), 13);
 }
 
 #[tokio::test(start_paused = true)]
@@ -363,27 +363,27 @@ async fn at_most_200_fetches_a_second() {
     .await;
     assert!(got.iter().all(Result::is_ok));
     assert!(took > millis(4800) && took < millis(5000), "{took:?}");
-    let began = bench.desk.under_way(|state| state.began.clone());
+    let began = bench.issuer.under_way(|state| state.began.clone());
     for (at, moment) in began.iter().enumerate() {
         let within = began[at..]
             .iter()
             .take_while(|other| **other < *moment + secs(1))
             .count();
-        assert!(within <= 217, "{within} in a second");
+        assert!(within <= 217, "{within} fetches in a second");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn agent_away_no_request_fails_for_103_s_and_it_is_back_within_6_s() {
+async fn outage_fails_no_request_for_103_s() {
     for round in 0..20 {
         let bench = Bench::new();
         let aud = request("a");
         bench.cache.header(&aud).await.unwrap();
-        // Away from the worst moment on: just before the refresh.
+        // Unavailable from the worst moment on: just before the refresh.
         let due = bench.cache.snapshot_of(&aud).unwrap().refresh_in.unwrap();
         bench.at(due - millis(1)).await;
         bench
-            .desk
+            .issuer
             .then(|_| Answer::Fail(FetchSvidReason::Unavailable));
         let away = tokio::time::Instant::now();
         while bench.cache.header(&aud).await.is_ok() {
@@ -391,10 +391,10 @@ async fn agent_away_no_request_fails_for_103_s_and_it_is_back_within_6_s() {
         }
         let lasted = away.elapsed();
         assert!(lasted >= secs(103) - millis(1), "{round}: {lasted:?}");
-        // Away for a while longer, until every pace is at its longest.
+        // Unavailable longer, until every delay is at its maximum.
         tokio::time::sleep(secs(60 + round)).await;
         let _ = bench.cache.header(&aud).await;
-        bench.desk.then(|call| call.fresh(300));
+        bench.issuer.then(|call| call.fresh(300));
         let (back, took) = timed(async {
             while bench.cache.header(&aud).await.is_err() {
                 tokio::time::sleep(millis(100)).await;
@@ -407,11 +407,11 @@ async fn agent_away_no_request_fails_for_103_s_and_it_is_back_within_6_s() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_snapshot_tells_what_an_operator_asks() {
+async fn snapshot_has_the_state_of_each_entry() {
     let bench = Bench::new();
     let aud = request("a");
     bench.cache.header(&aud).await.unwrap();
-    bench.desk.then(|_| Answer::Fail(FetchSvidReason::Denied));
+    bench.issuer.then(|_| Answer::Fail(FetchSvidReason::Denied));
     bench.at(secs(200)).await;
     bench.cache.header(&aud).await.unwrap();
     settle().await;

@@ -8,7 +8,7 @@ use tower_spiffe::testing::internals;
 
 use crate::support::{Answer, Bench, millis, request, secs};
 
-/// When the calls of a request began that is asked for every 10 ms, from `from` on.
+/// Returns the start times of fetches after `from`, with a request every 10 ms.
 async fn calls(
     script: impl FnMut(&crate::support::Call<'_>) -> Answer + Send + 'static,
     set_up: impl FnOnce(SvidCacheBuilder) -> SvidCacheBuilder,
@@ -18,7 +18,7 @@ async fn calls(
         let _ = bench.cache.try_header(&request("a"));
         tokio::time::sleep(millis(10)).await;
     }
-    bench.desk.under_way(|state| state.began.clone())
+    bench.issuer.under_way(|state| state.began.clone())
 }
 
 #[tokio::test(start_paused = true)]
@@ -32,9 +32,9 @@ async fn retry_bounds_the_delay_of_each_failure() {
     ] {
         let fail = move |_: &crate::support::Call<'_>| Answer::Fail(reason);
         let began = calls(fail, |builder| builder.retry(secs(1), secs(1))).await;
-        // 20 % shorter at random, and never longer.
+        // Jitter shortens a delay by up to 20 %, and never extends it.
         assert!((10..=13).contains(&began.len()), "{reason:?}: {began:?}");
-        // The longest is at least the shortest.
+        // The maximum is at least the minimum.
         let began = calls(fail, |builder| builder.retry(secs(60), millis(1))).await;
         assert_eq!(began.len(), 1, "{reason:?}: {began:?}");
     }
@@ -49,7 +49,7 @@ async fn fetch_timeout_ends_a_call() {
     assert!(began.elapsed() <= millis(2100), "{:?}", began.elapsed());
 }
 
-/// Of four calls, one is left for a request that waits.
+/// One of four calls is reserved for requests that wait.
 #[tokio::test(start_paused = true)]
 async fn concurrency_limits_calls_at_once() {
     for calls in [1, 4] {
@@ -61,7 +61,7 @@ async fn concurrency_limits_calls_at_once() {
         });
         let waiting: Vec<_> = waiting.collect();
         bench.at(secs(1)).await;
-        let began = bench.desk.under_way(|state| state.began.len());
+        let began = bench.issuer.under_way(|state| state.began.len());
         assert_eq!(began, calls);
         waiting.iter().for_each(|task| task.abort());
     }
@@ -84,11 +84,11 @@ async fn warm_tokens_of_a_removed_key_are_spread() {
         .cache
         .keep_warm((0..20).map(|n| request(&format!("aud-{n}"))));
     bench.at(secs(1)).await;
-    let before = bench.desk.under_way(|it| it.began.len());
+    let before = bench.issuer.under_way(|it| it.began.len());
     assert_eq!(before, 20);
     internals::remove_authorities(&bench.cache, &|_, key| key == "key-1");
     bench.at(secs(30)).await;
-    let began = bench.desk.under_way(|it| it.began[20..].to_vec());
+    let began = bench.issuer.under_way(|it| it.began[20..].to_vec());
     assert_eq!(began.len(), 20);
     let spread = *began.last().unwrap() - began[0];
     assert!(spread >= secs(1) && spread <= millis(5200), "{spread:?}");

@@ -1,4 +1,4 @@
-//! Where a request goes, where that can be read in more than one way; and whose header it has.
+//! Ambiguous destinations of requests, and existing headers.
 
 use http::header::{AUTHORIZATION, HeaderValue};
 use http::{Method, Request};
@@ -8,8 +8,8 @@ use tower_spiffe::token::TokenErrorReason;
 use crate::layer::{fixed, sent, to};
 use crate::support::Bench;
 
-/// For requests that show no origin: they go to `https://reports:8443`.
-fn promised() -> Audience {
+/// For requests without an origin, which go to `https://reports:8443`.
+fn assumed() -> Audience {
     Audience::fixed("a")
         .assume_origin("https://reports:8443")
         .unwrap()
@@ -21,13 +21,13 @@ fn with_method(method: Method, uri: &str) -> Request<()> {
     request
 }
 
-/// An authority without a scheme is dialled in the clear by some, and by TLS by others.
+/// Clients disagree on an authority without a scheme: some use plaintext, others TLS.
 #[tokio::test(start_paused = true)]
-async fn an_authority_without_a_scheme_is_not_what_was_promised() {
+async fn authority_without_a_scheme_gets_no_token() {
     let bench = Bench::new();
     let any = Audience::fixed("a").any_origin().unwrap();
     let any = any.assume_origin("https://reports:8443").unwrap();
-    for audience in [promised(), any] {
+    for audience in [assumed(), any] {
         let layer = AddJwtSvidLayer::new(bench.cache.clone(), audience);
         let layer = layer.allow_plaintext(Plaintext::Any);
         for uri in ["evil.test:3128", "evil.test:443", "reports:8443", "reports"] {
@@ -40,14 +40,14 @@ async fn an_authority_without_a_scheme_is_not_what_was_promised() {
             }
         }
     }
-    assert_eq!(bench.desk.calls(), 0);
+    assert_eq!(bench.issuer.calls(), 0);
 }
 
-/// CONNECT is read by a proxy, whatever its URI names.
+/// A proxy reads CONNECT, for any URI.
 #[tokio::test(start_paused = true)]
-async fn a_request_for_a_tunnel_gets_no_token() {
+async fn connect_requests_get_no_token() {
     let bench = Bench::new();
-    let layer = AddJwtSvidLayer::new(bench.cache.clone(), promised());
+    let layer = AddJwtSvidLayer::new(bench.cache.clone(), assumed());
     for uri in ["https://reports:8443/", "/x"] {
         let request = || with_method(Method::CONNECT, uri);
         let headers = sent(layer.clone(), request()).await.unwrap();
@@ -55,7 +55,7 @@ async fn a_request_for_a_tunnel_gets_no_token() {
         let strict = sent(layer.clone().strict(), request()).await;
         assert_eq!(strict, Err(TokenErrorReason::ForeignOrigin), "{uri}");
     }
-    assert_eq!(bench.desk.calls(), 0);
+    assert_eq!(bench.issuer.calls(), 0);
 }
 
 fn with_their_own(uri: &str) -> Request<()> {
@@ -66,7 +66,7 @@ fn with_their_own(uri: &str) -> Request<()> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_header_of_a_request_to_somebody_else_is_no_concern_of_ours() {
+async fn headers_for_other_origins_are_unchanged() {
     let bench = Bench::new();
     let layer = AddJwtSvidLayer::new(bench.cache.clone(), fixed());
     for on_existing in [OnExisting::Keep, OnExisting::Replace, OnExisting::Error] {
@@ -83,7 +83,7 @@ async fn the_header_of_a_request_to_somebody_else_is_no_concern_of_ours() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_strict_layer_refuses_foreign_origins_whatever_header_a_request_has() {
+async fn strict_layer_rejects_foreign_origins_with_any_header() {
     let bench = Bench::new();
     let both = Audience::fixed("a")
         .for_origins(["https://reports:8443", "http://reports"])
@@ -104,14 +104,14 @@ async fn a_strict_layer_refuses_foreign_origins_whatever_header_a_request_has() 
             assert_eq!(got, Err(reason), "{on_existing:?} {uri}");
         }
     }
-    // Where a token may go, the header that is there is kept as ever.
+    // If a token may be sent, the existing header is kept.
     let kept = sent(
         layer.clone().strict(),
         with_their_own("https://reports:8443/x"),
     )
     .await;
     assert_eq!(kept.unwrap()[AUTHORIZATION], "Basic dXNlcg==");
-    // And without `strict`, what needs no token of ours needs no leave either.
+    // Without `strict`, requests that need no token are always allowed.
     for uri in ["http://reports/x", "/x"] {
         let kept = sent(layer.clone(), with_their_own(uri)).await;
         assert_eq!(kept.unwrap()[AUTHORIZATION], "Basic dXNlcg==", "{uri}");

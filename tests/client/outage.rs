@@ -1,4 +1,4 @@
-//! An agent that is away, or hangs: what a source with a layer above it makes of that.
+//! An unavailable or hanging agent, with a source and a layer.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -15,8 +15,8 @@ use tower_spiffe::{JwtSource, SvidCache};
 use crate::layer::{fixed, to};
 use crate::support::{START, millis, request, secs, timed};
 
-/// An agent on paused time, and a source that does not open its bundle stream anew within the
-/// hour: whoever gets a token then dialled for it.
+/// Returns an agent on paused time, and a source that does not reconnect its bundle stream within
+/// the hour. So fetches of tokens must connect by themselves.
 async fn deployment() -> (FakeAgent, JwtSource) {
     let clock = Arc::new(PausedClock::new(UnixTime::from_secs(START)));
     let agent = FakeAgent::builder("x")
@@ -34,7 +34,7 @@ async fn deployment() -> (FakeAgent, JwtSource) {
     (agent, source)
 }
 
-/// Sends a request through the layer; whether it went out, with a token.
+/// Sends a request through the layer; returns whether it was sent with a token.
 async fn call(source: &JwtSource) -> bool {
     let look = service_fn(|request: Request<()>| async move {
         assert!(request.headers().contains_key(AUTHORIZATION));
@@ -45,7 +45,7 @@ async fn call(source: &JwtSource) -> bool {
     ready.call(to("https://reports:8443/x")).await.is_ok()
 }
 
-/// Until the token is about to be refreshed: the worst moment for the agent to go.
+/// Waits until a refresh is due: the worst moment for an outage.
 async fn until_due(source: &JwtSource) {
     assert!(call(source).await);
     let cache = SvidCache::from(source);
@@ -53,7 +53,7 @@ async fn until_due(source: &JwtSource) {
     tokio::time::sleep(due.unwrap() - millis(1)).await;
 }
 
-/// For how long requests went out, ten a second, before the first that did not.
+/// Returns how long requests succeeded, at ten per second.
 async fn lasted(source: &JwtSource) -> Duration {
     let began = tokio::time::Instant::now();
     while call(source).await {
@@ -62,7 +62,7 @@ async fn lasted(source: &JwtSource) -> Duration {
     began.elapsed()
 }
 
-/// How long it takes until one goes out again.
+/// Returns the time until a request succeeds again.
 async fn back(source: &JwtSource) -> Duration {
     let ((), took) = timed(async {
         while !call(source).await {
@@ -74,13 +74,13 @@ async fn back(source: &JwtSource) -> Duration {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_agent_that_is_away_fails_no_request_for_103_s_and_is_back_within_6_s() {
+async fn unavailable_agent_fails_no_request_for_103_s() {
     let (agent, source) = deployment().await;
     until_due(&source).await;
     agent.stop().await;
     let lasted = lasted(&source).await;
     assert!(lasted >= secs(103) - millis(1), "{lasted:?}");
-    // Away for long, so that every pace is at its longest.
+    // Unavailable for long, so that every delay is at its maximum.
     for _ in 0..600 {
         assert!(!call(&source).await);
         tokio::time::sleep(millis(500)).await;
@@ -88,13 +88,13 @@ async fn an_agent_that_is_away_fails_no_request_for_103_s_and_is_back_within_6_s
     agent.start_again().await.unwrap();
     let back = back(&source).await;
     assert!(back <= secs(6), "{back:?}");
-    // The fetch dialled by itself, and its token woke the bundle stream.
+    // The fetch connected by itself, and its token triggered the bundle stream.
     tokio::time::sleep(millis(300)).await;
     assert_eq!(agent.counts().open_streams, 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_that_is_due_is_fetched_at_once_whatever_the_bundle_stream_waits_for() {
+async fn due_token_is_fetched_without_the_bundle_stream() {
     let (agent, source) = deployment().await;
     until_due(&source).await;
     agent.restart().await.unwrap();
@@ -102,7 +102,7 @@ async fn a_token_that_is_due_is_fetched_at_once_whatever_the_bundle_stream_waits
     let before = cache.header(&request("a")).await.unwrap();
     tokio::time::sleep(millis(2)).await;
     assert!(call(&source).await);
-    // One failed call on the connection that was cut, at the most, and the delay after it.
+    // At most one failed call on the broken connection, and the delay after it.
     tokio::time::sleep(millis(1300)).await;
     assert!(call(&source).await);
     tokio::time::sleep(millis(100)).await;
@@ -111,10 +111,10 @@ async fn a_token_that_is_due_is_fetched_at_once_whatever_the_bundle_stream_waits
     assert_eq!(agent.counts().open_streams, 1);
 }
 
-/// The call that found out that the agent hangs ends at its deadline, which grows to 35 s; the
-/// next comes 5 s after that at the latest.
+/// The call that detects the hanging agent ends at its deadline, which grows to 35 s. The next call
+/// follows within 5 s.
 #[tokio::test(start_paused = true)]
-async fn an_agent_that_hangs_fails_no_request_for_103_s_and_is_back_within_42_s() {
+async fn hanging_agent_fails_no_request_for_103_s() {
     let (agent, source) = deployment().await;
     until_due(&source).await;
     agent.fail(Fault::Hang);

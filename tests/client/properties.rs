@@ -1,4 +1,4 @@
-//! Whatever the issuer, the callers and the clock do: the invariants of the cache.
+//! Invariants of the cache, for random issuers, callers and clocks.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -10,19 +10,19 @@ use tower_spiffe::testing::internals;
 
 use crate::support::{Answer, Bench, Call, Token, millis, request, secs, settle, timed};
 
-/// More of them than the cache holds.
+/// More than the cache holds.
 const AUDIENCES: usize = 7;
 const ENTRIES: usize = 5;
 
 /// What the issuer does with one call.
 #[derive(Debug, Clone)]
-enum Deed {
-    /// A token that began so long ago, of this life.
+enum Action {
+    /// A token of this age and lifetime.
     Token {
         age: i64,
         life: i64,
     },
-    /// The same token as the last time, whoever asks.
+    /// The same token as before, for any request.
     Again,
     Fail(FetchSvidReason),
     Hang,
@@ -32,9 +32,9 @@ enum Deed {
 /// What happens next.
 #[derive(Debug, Clone)]
 enum Step {
-    /// Time goes on.
+    /// Advances the time.
     Sleep(Duration),
-    /// Callers ask, for this audience; some give up.
+    /// Callers request this audience; some give up.
     Ask {
         audience: usize,
         callers: usize,
@@ -43,9 +43,9 @@ enum Step {
     Try {
         audience: usize,
     },
-    /// Everyone wants something at once.
+    /// Requests every audience at once.
     TryAll,
-    Refused {
+    Rejected {
         audience: usize,
     },
     Pin {
@@ -56,11 +56,11 @@ enum Step {
         audience: usize,
     },
     KeepCold,
-    KeyGone,
+    KeyRemoved,
     Wall(i64),
 }
 
-fn deed() -> impl Strategy<Value = (Deed, Duration)> {
+fn action() -> impl Strategy<Value = (Action, Duration)> {
     let reason = prop_oneof![
         3 => Just(FetchSvidReason::Unavailable),
         3 => Just(FetchSvidReason::Timeout),
@@ -71,11 +71,11 @@ fn deed() -> impl Strategy<Value = (Deed, Duration)> {
         1 => Just(FetchSvidReason::Other),
     ];
     let what = prop_oneof![
-        6 => (0..100_i64, 5..400_i64).prop_map(|(age, life)| Deed::Token { age, life }),
-        1 => Just(Deed::Again),
-        3 => reason.prop_map(Deed::Fail),
-        1 => Just(Deed::Hang),
-        1 => Just(Deed::Panic),
+        6 => (0..100_i64, 5..400_i64).prop_map(|(age, life)| Action::Token { age, life }),
+        1 => Just(Action::Again),
+        3 => reason.prop_map(Action::Fail),
+        1 => Just(Action::Hang),
+        1 => Just(Action::Panic),
     ];
     let delay = prop_oneof![
         4 => Just(Duration::ZERO),
@@ -97,43 +97,43 @@ fn step() -> impl Strategy<Value = Step> {
         }),
         4 => audience().prop_map(|audience| Step::Try { audience }),
         1 => Just(Step::TryAll),
-        2 => audience().prop_map(|audience| Step::Refused { audience }),
+        2 => audience().prop_map(|audience| Step::Rejected { audience }),
         1 => audience().prop_map(|audience| Step::Pin { audience }),
         1 => Just(Step::Unpin),
         1 => audience().prop_map(|audience| Step::KeepWarm { audience }),
         1 => Just(Step::KeepCold),
-        1 => Just(Step::KeyGone),
+        1 => Just(Step::KeyRemoved),
         1 => (-400..400_i64).prop_map(Step::Wall),
     ]
 }
 
-/// An issuer that does one deed after the other.
-fn by_deeds(deeds: Vec<(Deed, Duration)>) -> impl FnMut(&Call<'_>) -> Answer {
-    let mut script = deeds.into_iter().cycle();
+/// Returns an issuer that does these actions in order.
+fn by_actions(actions: Vec<(Action, Duration)>) -> impl FnMut(&Call<'_>) -> Answer {
+    let mut script = actions.into_iter().cycle();
     let mut last: HashMap<SvidRequest, Token> = HashMap::new();
     move |call| {
-        let (deed, delay) = script.next().unwrap();
+        let (action, delay) = script.next().unwrap();
         let mut token = |age, life| {
             let token = Token::new(call.request, call.now - age, life);
             last.insert(call.request.clone(), token.clone());
             token
         };
-        let answer = match deed {
-            Deed::Token { age, life } => Answer::Token(token(age, life)),
-            Deed::Again => {
+        let answer = match action {
+            Action::Token { age, life } => Answer::Token(token(age, life)),
+            Action::Again => {
                 let again = last.get(call.request).cloned();
                 Answer::Token(again.unwrap_or_else(|| Token::new(call.request, call.now, 300)))
             }
-            Deed::Fail(reason) => Answer::Fail(reason),
-            Deed::Hang => Answer::Hang,
-            Deed::Panic => Answer::Panic,
+            Action::Fail(reason) => Answer::Fail(reason),
+            Action::Hang => Answer::Hang,
+            Action::Panic => Answer::Panic,
         };
         answer.after(delay)
     }
 }
 
-async fn play(deeds: Vec<(Deed, Duration)>, steps: Vec<Step>) {
-    let bench = Bench::built(by_deeds(deeds), |builder| builder.max_entries(ENTRIES));
+async fn play(actions: Vec<(Action, Duration)>, steps: Vec<Step>) {
+    let bench = Bench::built(by_actions(actions), |builder| builder.max_entries(ENTRIES));
     let audiences: Vec<_> = (0..AUDIENCES)
         .map(|n| request(&format!("aud-{n}")))
         .collect();
@@ -148,23 +148,23 @@ async fn play(deeds: Vec<(Deed, Duration)>, steps: Vec<Step>) {
                 patience,
             } => {
                 for caller in 0..callers {
-                    let (cache, desk) = (bench.cache.clone(), bench.desk.clone());
+                    let (cache, issuer) = (bench.cache.clone(), bench.issuer.clone());
                     let aud = audiences[audience].clone();
-                    // The first leaves early, the others stay.
+                    // The first caller leaves early, the others wait.
                     let patience = if caller == 0 { patience } else { secs(6) };
                     asking.push(tokio::spawn(async move {
                         let asked = tokio::time::timeout(patience, cache.header(&aud)).await;
                         if let Ok(Ok(header)) = &asked {
-                            desk.assert_alive(header);
+                            issuer.assert_alive(header);
                         }
-                        // Whoever waits is answered within the wait.
-                        assert!(asked.is_ok() || patience < secs(6), "nobody answered");
+                        // A waiting caller gets a result within 6 s.
+                        assert!(asked.is_ok() || patience < secs(6), "no result within 6 s");
                     }));
                 }
             }
             Step::Try { audience } => {
                 if let Some(header) = bench.cache.try_header(&audiences[audience]) {
-                    bench.desk.assert_alive(&header);
+                    bench.issuer.assert_alive(&header);
                 }
             }
             Step::TryAll => {
@@ -172,10 +172,10 @@ async fn play(deeds: Vec<(Deed, Duration)>, steps: Vec<Step>) {
                     .iter()
                     .filter_map(|aud| bench.cache.try_header(aud))
                 {
-                    bench.desk.assert_alive(&header);
+                    bench.issuer.assert_alive(&header);
                 }
             }
-            Step::Refused { audience } => {
+            Step::Rejected { audience } => {
                 if let Some(header) = bench.cache.try_header(&audiences[audience]) {
                     bench.cache.report_refused(&audiences[audience], &header);
                 }
@@ -191,12 +191,12 @@ async fn play(deeds: Vec<(Deed, Duration)>, steps: Vec<Step>) {
                 pinned += 1;
             }
             Step::KeepCold => warm.clear(),
-            Step::KeyGone => internals::remove_authorities(&bench.cache, &|_, _| true),
+            Step::KeyRemoved => internals::remove_authorities(&bench.cache, &|_, _| true),
             Step::Wall(seconds) => bench.clock.step_wall(seconds),
         }
         for pin in &pins {
             if let Some(header) = pin.try_header() {
-                bench.desk.assert_alive(&header);
+                bench.issuer.assert_alive(&header);
             }
         }
         let entries = bench.cache.stats().entries;
@@ -206,15 +206,15 @@ async fn play(deeds: Vec<(Deed, Duration)>, steps: Vec<Step>) {
         asked.await.unwrap();
     }
 
-    // No terminal state: as soon as the issuer is well, everyone is served.
-    bench.desk.then(|call| call.fresh(300));
+    // No terminal state: when the issuer works, every request succeeds.
+    bench.issuer.then(|call| call.fresh(300));
     drop((pins, warm));
     tokio::time::sleep(secs(75)).await;
     for aud in &audiences {
         let mut served = false;
         for _ in 0..600 {
             if let Ok(header) = bench.cache.header(aud).await {
-                bench.desk.assert_alive(&header);
+                bench.issuer.assert_alive(&header);
                 served = true;
                 break;
             }
@@ -224,8 +224,8 @@ async fn play(deeds: Vec<(Deed, Duration)>, steps: Vec<Step>) {
     }
     settle().await;
 
-    // But for the one that is wanted: a closed cache asks and waits no more.
-    let calls = bench.desk.calls();
+    // A closed cache sends no requests, and calls return at once.
+    let calls = bench.issuer.calls();
     bench.cache.close();
     for aud in &audiences {
         let (closed, took) = timed(bench.cache.header(aud)).await;
@@ -233,15 +233,15 @@ async fn play(deeds: Vec<(Deed, Duration)>, steps: Vec<Step>) {
         assert_eq!(took, Duration::ZERO);
     }
     settle().await;
-    assert_eq!(bench.desk.calls(), calls);
-    assert_eq!(bench.desk.under_way(|state| state.now), 0);
+    assert_eq!(bench.issuer.calls(), calls);
+    assert_eq!(bench.issuer.under_way(|state| state.now), 0);
     assert!(
-        !bench.desk.under_way(|state| state.doubled),
-        "two fetches of a key at once"
+        !bench.issuer.under_way(|state| state.doubled),
+        "two concurrent fetches for one request"
     );
 }
 
-/// So many schedules: 400, or what `PROPTEST_CASES` says.
+/// The number of schedules: 400, or `PROPTEST_CASES`.
 fn schedules() -> u32 {
     let asked = std::env::var("PROPTEST_CASES").ok();
     asked.map_or(400, |cases| {
@@ -253,10 +253,10 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: schedules(), ..ProptestConfig::default() })]
 
     #[test]
-    fn no_schedule_breaks_an_invariant(
-        deeds in prop::collection::vec(deed(), 1..12),
+    fn any_schedule_keeps_the_invariants(
+        actions in prop::collection::vec(action(), 1..12),
         steps in prop::collection::vec(step(), 1..60),
-        // What the cache leaves to chance is part of the case; only who is evicted is not.
+        // The randomness of the cache is part of the case, except for evictions.
         seed in any::<u64>(),
     ) {
         fastrand::seed(seed);
@@ -265,6 +265,6 @@ proptest! {
             .start_paused(true)
             .build()
             .unwrap();
-        runtime.block_on(play(deeds, steps));
+        runtime.block_on(play(actions, steps));
     }
 }

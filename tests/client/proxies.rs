@@ -1,4 +1,4 @@
-//! Proxies: none gets a token in the clear unless the user said so.
+//! Proxies get no plaintext token, unless the user allows it.
 
 use std::convert::Infallible;
 
@@ -15,12 +15,12 @@ use tower_spiffe::token::{TokenError, TokenErrorReason};
 use crate::net::{Ca, Host};
 use crate::redirects::{reqwest_get, source, trusting};
 
-/// A proxy that keeps what it saw. It opens tunnels, whatever they are said to lead to, to this
-/// port of the machine; what comes in the clear goes no further.
+/// A proxy that records requests. It connects each tunnel to this port of the machine. It does not
+/// forward plaintext requests.
 async fn proxy(tunnels_to: Option<u16>) -> Host {
     let app = service_fn(move |request: Request| async move {
         let (&Method::CONNECT, Some(port)) = (request.method(), tunnels_to) else {
-            return Ok::<_, Infallible>((StatusCode::BAD_GATEWAY, "no further").into_response());
+            return Ok::<_, Infallible>((StatusCode::BAD_GATEWAY, "not forwarded").into_response());
         };
         tokio::spawn(async move {
             let upgraded = hyper::upgrade::on(request).await.unwrap();
@@ -44,7 +44,7 @@ fn reason(error: &(dyn std::error::Error + 'static)) -> TokenErrorReason {
 }
 
 #[tokio::test]
-async fn a_proxy_never_gets_a_token_in_the_clear_unless_the_user_said_so() {
+async fn proxy_gets_no_plaintext_token_unless_allowed() {
     let (_agent, source) = source().await;
     let proxy = proxy(None).await;
     let audience = Audience::fixed("a")
@@ -54,26 +54,26 @@ async fn a_proxy_never_gets_a_token_in_the_clear_unless_the_user_said_so() {
     let client = AddJwtSvid::new(client, source, audience);
     let get = || reqwest_get("http://reports.test/x".into());
 
-    // http goes to the proxy in the clear: refused.
+    // http is sent to the proxy in plaintext: an error.
     let error = client.clone().oneshot(get()).await.unwrap_err();
     assert_eq!(reason(&*error), TokenErrorReason::Plaintext);
-    // https asks for a tunnel, which this proxy does not open.
+    // https needs a tunnel, which this proxy does not open.
     let https = reqwest_get("https://reports.test/x".into());
     assert!(client.clone().oneshot(https).await.is_err());
     assert_eq!(proxy.seen().pop().unwrap().method, Method::CONNECT);
     assert_eq!(proxy.seen().len(), 1);
-    // Leave for loopback is no leave for others that happen to go to a proxy.
+    // `Plaintext::Loopback` does not allow requests to other hosts through a proxy.
     let loopback = client.clone().allow_plaintext(Plaintext::Loopback);
     assert!(loopback.oneshot(get()).await.is_err());
     assert!(!proxy.saw_a_token());
-    // The user said so.
+    // The user allows it.
     let any = client.allow_plaintext(Plaintext::Any);
     any.oneshot(get()).await.unwrap();
     assert!(proxy.saw_a_token());
 }
 
 #[tokio::test]
-async fn a_tunnel_carries_the_token_to_its_end_and_shows_the_proxy_nothing() {
+async fn tunnel_hides_the_token_from_the_proxy() {
     let ca = Ca::new();
     let (_agent, source) = source().await;
     let reports = Host::start(Some(&ca)).await;
@@ -104,7 +104,7 @@ async fn a_tunnel_carries_the_token_to_its_end_and_shows_the_proxy_nothing() {
 }
 
 #[tokio::test]
-async fn the_middleware_refuses_a_proxy_in_the_clear_too() {
+async fn middleware_sends_no_plaintext_token_to_a_proxy() {
     let (_agent, source) = source().await;
     let proxy = proxy(None).await;
     let tokens = JwtSvidMiddleware::new(source, [("http://reports.test", "a")]).unwrap();
@@ -121,9 +121,9 @@ async fn the_middleware_refuses_a_proxy_in_the_clear_too() {
     assert!(proxy.seen().is_empty());
 }
 
-/// This is what the documentation warns of.
+/// The documentation warns of this.
 #[tokio::test]
-async fn leave_for_loopback_lets_a_proxy_see_what_goes_to_this_machine() {
+async fn plaintext_loopback_shows_tokens_to_a_proxy() {
     let (_agent, source) = source().await;
     let (reports, proxy) = (Host::start(None).await, proxy(None).await);
     let audience = Audience::fixed("a").for_origin(&reports.origin()).unwrap();
@@ -137,9 +137,9 @@ async fn leave_for_loopback_lets_a_proxy_see_what_goes_to_this_machine() {
         .unwrap();
     assert!(
         proxy.saw_a_token() && reports.seen().is_empty(),
-        "the client has learnt it: mend the docs"
+        "the client has changed: update the docs"
     );
-    // The way out that it names.
+    // The documented solution.
     let seen = proxy.seen().len();
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     tower::Layer::layer(&layer, client)
@@ -150,9 +150,9 @@ async fn leave_for_loopback_lets_a_proxy_see_what_goes_to_this_machine() {
     assert_eq!(proxy.seen().len(), seen);
 }
 
-/// In a process of its own: the environment of this one is everyone's.
+/// In a child process, because environment variables are shared.
 #[tokio::test]
-async fn a_proxy_of_the_environment_is_as_one_that_is_named() {
+async fn proxy_of_the_environment_is_treated_alike() {
     const CHILD: &str = "TOWER_SPIFFE_PROXIED_CHILD";
     if std::env::var_os(CHILD).is_some() {
         let (_agent, source) = source().await;
@@ -160,14 +160,14 @@ async fn a_proxy_of_the_environment_is_as_one_that_is_named() {
         let audience = Audience::fixed("a").for_origins(origins).unwrap();
         let client = AddJwtSvid::new(reqwest::Client::new(), source, audience)
             .allow_plaintext(Plaintext::Loopback);
-        let refused = client
+        let failed = client
             .clone()
             .oneshot(reqwest_get("http://reports.test/x".into()));
         assert_eq!(
-            reason(&*refused.await.unwrap_err()),
+            reason(&*failed.await.unwrap_err()),
             TokenErrorReason::Plaintext
         );
-        // As documented: what is said to go to this machine goes to the proxy.
+        // As documented, requests to this machine go to the proxy.
         let response = client
             .oneshot(reqwest_get("http://localhost:9/x".into()))
             .await;
@@ -178,7 +178,7 @@ async fn a_proxy_of_the_environment_is_as_one_that_is_named() {
     let mut child = tokio::process::Command::new(std::env::current_exe().unwrap());
     child.args([
         "--exact",
-        "proxies::a_proxy_of_the_environment_is_as_one_that_is_named",
+        "proxies::proxy_of_the_environment_is_treated_alike",
     ]);
     for name in ["no_proxy", "NO_PROXY", "http_proxy", "REQUEST_METHOD"] {
         child.env_remove(name);

@@ -1,4 +1,4 @@
-//! Whoever is told of the cache may look into it.
+//! A metrics recorder and a log subscriber may call the cache.
 
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::Duration;
@@ -9,16 +9,16 @@ use tower_spiffe::token::FetchSvidReason;
 
 use crate::support::{Answer, Bench, millis, request, secs, settle};
 
-/// Looks at the cache whenever it is told something.
+/// Reads the cache in every callback.
 #[derive(Default)]
-struct Curious {
+struct Reader {
     cache: OnceLock<SvidCache>,
-    told: Mutex<Vec<&'static str>>,
+    events: Mutex<Vec<&'static str>>,
 }
 
-impl Curious {
-    fn look(&self, told: &'static str) {
-        self.told.lock().unwrap().push(told);
+impl Reader {
+    fn look(&self, events: &'static str) {
+        self.events.lock().unwrap().push(events);
         let cache = self.cache.get().unwrap();
         assert!(cache.snapshot().len() <= 1);
         assert!(cache.snapshot_of(&request("b")).is_none());
@@ -26,7 +26,7 @@ impl Curious {
     }
 }
 
-impl MetricsRecorder for Curious {
+impl MetricsRecorder for Reader {
     fn record_svid_cache(&self, event: SvidCacheEvent) {
         self.look(event.as_str());
     }
@@ -36,10 +36,10 @@ impl MetricsRecorder for Curious {
     }
 }
 
-/// The same as a subscriber of the log.
-struct CuriousLog(Arc<Curious>);
+/// Does the same as a subscriber of the log.
+struct LogReader(Arc<Reader>);
 
-impl std::io::Write for CuriousLog {
+impl std::io::Write for LogReader {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.0.look("log");
         Ok(bytes.len())
@@ -50,7 +50,7 @@ impl std::io::Write for CuriousLog {
     }
 }
 
-/// Runs `play` on paused time in a thread of its own, so that a deadlock is a failure.
+/// Runs `play` on paused time in a thread, so that a deadlock fails the test.
 fn on_a_thread(play: impl AsyncFnOnce() + Send + 'static) {
     let (done, ended) = mpsc::channel();
     let thread = std::thread::spawn(move || {
@@ -70,40 +70,40 @@ fn on_a_thread(play: impl AsyncFnOnce() + Send + 'static) {
 }
 
 #[test]
-fn a_recorder_and_a_log_may_look_at_the_cache() {
+fn recorder_and_log_may_read_the_cache() {
     on_a_thread(async || {
-        let curious = Arc::new(Curious::default());
-        let log = curious.clone();
+        let reader = Arc::new(Reader::default());
+        let log = reader.clone();
         let subscriber = tracing_subscriber::fmt()
             .with_max_level(tracing::Level::TRACE)
-            .with_writer(move || CuriousLog(log.clone()))
+            .with_writer(move || LogReader(log.clone()))
             .finish();
-        let recorder: Arc<dyn MetricsRecorder> = curious.clone();
+        let recorder: Arc<dyn MetricsRecorder> = reader.clone();
         let bench = Bench::built(|call| call.fresh(300), |builder| builder.metrics(recorder));
-        assert!(curious.cache.set(bench.cache.clone()).is_ok());
+        assert!(reader.cache.set(bench.cache.clone()).is_ok());
         let _guard = crate::log::listen(subscriber);
         let aud = request("a");
         bench.cache.header(&aud).await.unwrap();
         bench.cache.header(&aud).await.unwrap();
-        // Due: a refresh that fails, then one that does not.
+        // A refresh that fails, then one that succeeds.
         bench.at(secs(200)).await;
-        bench.desk.then(|_| Answer::Fail(FetchSvidReason::Denied));
+        bench.issuer.then(|_| Answer::Fail(FetchSvidReason::Denied));
         bench.cache.header(&aud).await.unwrap();
         settle().await;
-        bench.desk.then(|call| call.fresh(300));
+        bench.issuer.then(|call| call.fresh(300));
         tokio::time::sleep(millis(1300)).await;
         bench.cache.try_header(&aud).unwrap();
         settle().await;
-        // Refused by a service; then away until it is late, and until nothing can be sent.
+        // A service rejects the token. Then the issuer is unavailable until the token is late, then expired.
         let sent = bench.cache.header(&aud).await.unwrap();
         assert!(bench.cache.report_refused(&aud, &sent));
         let unavailable = FetchSvidReason::Unavailable;
-        bench.desk.then(move |_| Answer::Fail(unavailable));
+        bench.issuer.then(move |_| Answer::Fail(unavailable));
         for _ in 0..400 {
             let _ = bench.cache.header(&aud).await;
             tokio::time::sleep(secs(1)).await;
         }
-        let told = curious.told.lock().unwrap().clone();
+        let events = reader.events.lock().unwrap().clone();
         for word in [
             "miss",
             "hit",
@@ -116,14 +116,14 @@ fn a_recorder_and_a_log_may_look_at_the_cache() {
             "denied",
             "log",
         ] {
-            assert!(told.contains(&word), "{word}: {told:?}");
+            assert!(events.contains(&word), "{word}: {events:?}");
         }
     });
 }
 
-/// Whoever cannot wait for a token goes without one, and that is counted as such.
+/// A request that cannot wait is sent without a token, and counted as an error.
 #[tokio::test(start_paused = true)]
-async fn one_that_cannot_wait_is_counted_as_one_without_a_token() {
+async fn request_without_a_token_is_counted() {
     let bench = Bench::new();
     let aud = request("a");
     assert_eq!(bench.cache.try_header(&aud), None);

@@ -1,4 +1,4 @@
-//! Redirects: nobody sees a token that is not meant for it.
+//! Redirects: no other host gets the token.
 
 use http::StatusCode;
 use http::header::HeaderName;
@@ -40,9 +40,9 @@ pub fn reqwest_get(url: String) -> reqwest::Request {
     reqwest::Request::new(http::Method::GET, url.parse().unwrap())
 }
 
-/// A, by TLS, and where it redirects to: another port, another name, another scheme and port, and
-/// another scheme alone.
-async fn places(ca: &Ca) -> (Host, Vec<(Host, String)>) {
+/// Returns A over TLS, and the targets of its redirects: another port, another name, another scheme
+/// and port, and another scheme only.
+async fn redirect_targets(ca: &Ca) -> (Host, Vec<(Host, String)>) {
     let a = Host::start(Some(ca)).await;
     let port = Host::start(Some(ca)).await;
     let clear = Host::start(None).await;
@@ -55,8 +55,8 @@ async fn places(ca: &Ca) -> (Host, Vec<(Host, String)>) {
     (a, others)
 }
 
-/// The last request but one went to A, with its token; the last to B, with none.
-fn a_got_its_token_and_b_none(a: &Host, b: &Host, from: &str) {
+/// Asserts that A got its token, and that the next request went to B without a token.
+fn assert_only_a_got_its_token(a: &Host, b: &Host, from: &str) {
     let at_b = b.seen().pop().unwrap();
     assert_eq!(
         (at_b.path.as_str(), at_b.tls),
@@ -68,19 +68,19 @@ fn a_got_its_token_and_b_none(a: &Host, b: &Host, from: &str) {
 }
 
 #[tokio::test]
-async fn reqwest_as_a_service_takes_the_token_off_when_it_goes_elsewhere() {
+async fn reqwest_service_removes_the_token_on_redirects() {
     let ca = Ca::new();
     let (_agent, source) = source().await;
-    let (a, others) = places(&ca).await;
+    let (a, others) = redirect_targets(&ca).await;
     let audience = Audience::fixed("a").for_origin(&a.origin()).unwrap();
     let client = AddJwtSvid::new(trusting(&ca).build().unwrap(), source, audience);
     for (b, origin) in &others {
         let url = format!("{}/to?{origin}/b", a.origin());
         let response = client.clone().oneshot(reqwest_get(url)).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
-        a_got_its_token_and_b_none(&a, b, origin);
+        assert_only_a_got_its_token(&a, b, origin);
     }
-    // There and back again: what was taken off stays off.
+    // Back at A, the removed token is not added again.
     let b = &others[0].0;
     let url = format!("{}/to?{}/to?{}/back", a.origin(), b.origin(), a.origin());
     client.oneshot(reqwest_get(url)).await.unwrap();
@@ -89,10 +89,10 @@ async fn reqwest_as_a_service_takes_the_token_off_when_it_goes_elsewhere() {
 }
 
 #[tokio::test]
-async fn reqwest_middleware_takes_the_token_off_when_it_goes_elsewhere() {
+async fn reqwest_middleware_removes_the_token_on_redirects() {
     let ca = Ca::new();
     let (_agent, source) = source().await;
-    let (a, others) = places(&ca).await;
+    let (a, others) = redirect_targets(&ca).await;
     let tokens = JwtSvidMiddleware::new(source, [(a.origin(), "a")]).unwrap();
     let client = trusting(&ca).build().unwrap();
     let client = reqwest_middleware::ClientBuilder::new(client)
@@ -104,9 +104,9 @@ async fn reqwest_middleware_takes_the_token_off_when_it_goes_elsewhere() {
             .send()
             .await
             .unwrap();
-        a_got_its_token_and_b_none(&a, b, origin);
+        assert_only_a_got_its_token(&a, b, origin);
     }
-    // There and back again.
+    // Back at A.
     let b = &others[0].0;
     let url = format!("{}/to?{}/to?{}/back", a.origin(), b.origin(), a.origin());
     client.get(url).send().await.unwrap();
@@ -115,9 +115,9 @@ async fn reqwest_middleware_takes_the_token_off_when_it_goes_elsewhere() {
     assert!(!b.saw_a_token());
 }
 
-/// Only the first hop passes the layer: an audience of its own does B no good.
+/// Only the first request passes the layer, so the audience of B is not used.
 #[tokio::test]
-async fn a_client_that_follows_by_itself_gives_the_next_hop_nothing_even_where_it_is_in_the_map() {
+async fn redirected_request_gets_no_token_for_the_target() {
     let ca = Ca::new();
     let (_agent, source) = source().await;
     let (a, b) = (Host::start(Some(&ca)).await, Host::start(Some(&ca)).await);
@@ -127,15 +127,15 @@ async fn a_client_that_follows_by_itself_gives_the_next_hop_nothing_even_where_i
     let map = Audience::map(both.clone()).unwrap();
     let client = AddJwtSvid::new(trusting(&ca).build().unwrap(), source.clone(), map);
     client.oneshot(reqwest_get(url.clone())).await.unwrap();
-    a_got_its_token_and_b_none(&a, &b, &b.origin());
+    assert_only_a_got_its_token(&a, &b, &b.origin());
 
     let tokens = JwtSvidMiddleware::new(source, both).unwrap();
     let client = reqwest_middleware::ClientBuilder::new(trusting(&ca).build().unwrap());
     client.with(tokens).build().get(url).send().await.unwrap();
-    a_got_its_token_and_b_none(&a, &b, &b.origin());
+    assert_only_a_got_its_token(&a, &b, &b.origin());
 }
 
-/// A hyper client that goes by TLS or in the clear.
+/// Returns a hyper client for TLS and plaintext.
 fn hyper(ca: &Ca) -> Client<HttpsConnector<HttpConnector>, Empty<&'static [u8]>> {
     let connector = HttpsConnectorBuilder::new()
         .with_tls_config(ca.client())
@@ -149,10 +149,10 @@ fn get(url: String) -> http::Request<Empty<&'static [u8]>> {
 }
 
 #[tokio::test]
-async fn what_follows_redirects_beneath_takes_the_token_off_by_its_standard_policy_only() {
+async fn inner_redirects_remove_the_token_with_standard_policy() {
     let ca = Ca::new();
     let (_agent, source) = source().await;
-    let (a, others) = places(&ca).await;
+    let (a, others) = redirect_targets(&ca).await;
     let audience = Audience::fixed("a").for_origin(&a.origin()).unwrap();
     let layer = AddJwtSvidLayer::new(source, audience);
     let standard = layer.layer(FollowRedirectLayer::new().layer(hyper(&ca)));
@@ -160,9 +160,9 @@ async fn what_follows_redirects_beneath_takes_the_token_off_by_its_standard_poli
         let url = format!("{}/to?{origin}/b", a.origin());
         let response = standard.clone().oneshot(get(url)).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
-        a_got_its_token_and_b_none(&a, b, origin);
+        assert_only_a_got_its_token(&a, b, origin);
     }
-    // This is what the documentation warns of: a policy that only counts.
+    // The documentation warns of policies that only count.
     let counting = FollowRedirectLayer::with_policy(Limited::new(5));
     let counting = layer.layer(counting.layer(hyper(&ca)));
     let (b, origin) = &others[0];
@@ -171,15 +171,15 @@ async fn what_follows_redirects_beneath_takes_the_token_off_by_its_standard_poli
     assert_eq!(
         audience_of(&b.seen().pop().unwrap()).as_deref(),
         Some("a"),
-        "the policy has learnt it: mend the docs"
+        "the policy has changed: update the docs"
     );
 }
 
 #[tokio::test]
-async fn a_bare_hyper_client_and_a_tonic_channel_follow_no_redirect() {
+async fn hyper_and_tonic_follow_no_redirects() {
     let ca = Ca::new();
     let (_agent, source) = source().await;
-    let (a, others) = places(&ca).await;
+    let (a, others) = redirect_targets(&ca).await;
     let b = &others[0].0;
     let audience = || Audience::fixed("a").assume_origin(&a.origin()).unwrap();
     let client = AddJwtSvidLayer::new(source.clone(), audience()).layer(hyper(&ca));
@@ -196,7 +196,7 @@ async fn a_bare_hyper_client_and_a_tonic_channel_follow_no_redirect() {
     let codec = ProstCodec::<String, String>::default();
     let call = grpc.unary(tonic::Request::new(String::new()), path, codec);
     assert!(call.await.is_err());
-    // Both got as far as to A, and no further.
+    // Both requests reached A only.
     let at_a = a.seen();
     assert_eq!(at_a.len(), 2);
     assert!(
@@ -207,10 +207,10 @@ async fn a_bare_hyper_client_and_a_tonic_channel_follow_no_redirect() {
 }
 
 #[tokio::test]
-async fn what_follows_redirects_outside_gives_each_hop_its_own_token() {
+async fn outer_redirects_give_each_hop_its_token() {
     let ca = Ca::new();
     let (_agent, source) = source().await;
-    let (a, others) = places(&ca).await;
+    let (a, others) = redirect_targets(&ca).await;
     let b = &others[0].0;
     let map = Audience::map([(a.origin(), "a"), (b.origin(), "b")]).unwrap();
     let client = ServiceBuilder::new()
@@ -225,15 +225,15 @@ async fn what_follows_redirects_outside_gives_each_hop_its_own_token() {
     );
     assert_eq!(audience_of(&b.seen().pop().unwrap()).as_deref(), Some("b"));
 
-    // Another name, another scheme: not in the map.
+    // Another name or scheme is not in the map.
     for (c, origin) in &others[1..] {
         let url = format!("{}/to?{origin}/b", a.origin());
         let response = client.clone().oneshot(get(url)).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
-        a_got_its_token_and_b_none(&a, c, origin);
+        assert_only_a_got_its_token(&a, c, origin);
     }
 
-    // There and back again: A gets its own once more.
+    // Back at A, its own token is added again.
     let url = format!("{}/to?{}/to?{}/back", a.origin(), b.origin(), a.origin());
     client.oneshot(get(url)).await.unwrap();
     let back = a.seen().pop().unwrap();
@@ -249,16 +249,16 @@ async fn what_follows_redirects_outside_gives_each_hop_its_own_token() {
 }
 
 #[tokio::test]
-async fn a_header_of_its_own_is_not_taken_off_by_a_client_so_redirects_must_be_off() {
+async fn custom_header_needs_redirects_off() {
     let ca = Ca::new();
     let (_agent, source) = source().await;
-    let (a, others) = places(&ca).await;
+    let (a, others) = redirect_targets(&ca).await;
     let b = &others[0].0;
     let audience = || Audience::fixed("a").for_origin(&a.origin()).unwrap();
     let name = HeaderName::from_static("x-workload");
     let url = || format!("{}/to?{}/b", a.origin(), b.origin());
 
-    // This is what the documentation warns of: a client that follows redirects beneath.
+    // The documentation warns of inner clients that follow redirects.
     let following = AddJwtSvid::new(trusting(&ca).build().unwrap(), source.clone(), audience());
     following
         .header(name.clone())
@@ -267,10 +267,10 @@ async fn a_header_of_its_own_is_not_taken_off_by_a_client_so_redirects_must_be_o
         .unwrap();
     assert!(
         b.seen().pop().unwrap().workload.is_some(),
-        "reqwest has learnt it: mend the docs"
+        "reqwest has changed: update the docs"
     );
 
-    // And these are the two ways that it names.
+    // The two documented solutions.
     let staying = trusting(&ca)
         .redirect(reqwest::redirect::Policy::none())
         .build()
@@ -284,11 +284,11 @@ async fn a_header_of_its_own_is_not_taken_off_by_a_client_so_redirects_must_be_o
     );
 
     let layer = AddJwtSvidLayer::new(source, audience()).header(name);
-    let beneath = FollowRedirectLayer::with_policy(Limited::new(5)).layer(layer.layer(hyper(&ca)));
-    let response = beneath.oneshot(get(url())).await.unwrap();
+    let outside = FollowRedirectLayer::with_policy(Limited::new(5)).layer(layer.layer(hyper(&ca)));
+    let response = outside.oneshot(get(url())).await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
     let hop = b.seen().pop().unwrap();
-    // What follows outside kept the request as it was before the layer had put anything in.
+    // An outer redirect layer keeps the request without the token.
     assert_eq!(hop.path, "/b");
     assert!(hop.workload.is_none(), "a token for A at B");
 }

@@ -1,4 +1,4 @@
-//! The fourteen rules of the cache, one by one.
+//! The fourteen rules of the cache.
 
 use std::task::Poll;
 use std::time::Duration;
@@ -21,9 +21,9 @@ async fn rule_01_an_error_never_replaces_a_token() {
     let aud = request("a");
     let first = bench.cache.header(&aud).await.unwrap();
     bench
-        .desk
+        .issuer
         .then(|_| Answer::Fail(FetchSvidReason::Unavailable));
-    // Through due and critical, once a second up to the hard margin at 298 s... of 300.
+    // Once a second, up to the hard margin at 298 of 300 s.
     for second in 1..298 {
         bench.at(secs(second)).await;
         assert_eq!(
@@ -32,7 +32,7 @@ async fn rule_01_an_error_never_replaces_a_token() {
             "at {second} s"
         );
     }
-    assert!(bench.desk.calls() > 3);
+    assert!(bench.issuer.calls() > 3);
     bench.at(millis(298_100)).await;
     let error = bench.cache.header(&aud).await.unwrap_err();
     assert_eq!(error.reason(), TokenErrorReason::Unavailable);
@@ -40,9 +40,9 @@ async fn rule_01_an_error_never_replaces_a_token() {
 
 // === 2: visible before the waiters wake ===
 
-/// On several threads, so that a waiter can run between the two.
+/// With several threads, a waiter can run between the two steps.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn rule_02_the_new_token_is_visible_before_waiters_wake() {
+async fn rule_02_new_token_is_visible_before_waiters_wake() {
     let bench = Bench::built(
         |call| call.fresh(300).after(millis(1)),
         |builder| builder.rate(100_000),
@@ -53,7 +53,7 @@ async fn rule_02_the_new_token_is_visible_before_waiters_wake() {
             let (cache, aud) = (bench.cache.clone(), aud.clone());
             tokio::spawn(async move {
                 let got = cache.header(&aud).await.unwrap();
-                // Nothing was awaited in between: whoever wakes finds it.
+                // There is no await in between, so a woken waiter finds the token.
                 assert_eq!(cache.try_header(&aud), Some(got));
             })
         });
@@ -61,24 +61,24 @@ async fn rule_02_the_new_token_is_visible_before_waiters_wake() {
             waiter.await.unwrap();
         }
     }
-    assert_eq!(bench.desk.calls(), 200);
+    assert_eq!(bench.issuer.calls(), 200);
 }
 
 // === 3: one fetch, one result ===
 
 #[tokio::test(start_paused = true)]
-async fn rule_03_a_thousand_cold_callers_make_one_call_and_share_its_token() {
+async fn rule_03_concurrent_misses_share_one_fetch() {
     let bench = Bench::with(|call| call.fresh(300).after(millis(20)));
     let aud = request("a");
     let all = (0..1000).map(|_| bench.cache.header(&aud));
     let all = futures_util::future::join_all(all).await;
     let first = all[0].as_ref().unwrap();
     assert!(all.iter().all(|got| got.as_ref().unwrap() == first));
-    assert_eq!(bench.desk.calls(), 1);
+    assert_eq!(bench.issuer.calls(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn rule_03_everyone_who_waits_shares_the_error() {
+async fn rule_03_all_waiters_share_the_error() {
     let bench = Bench::with(|_| Answer::Fail(FetchSvidReason::Denied).after(millis(20)));
     let aud = request("a");
     let all = futures_util::future::join_all((0..100).map(|_| bench.cache.header(&aud))).await;
@@ -87,11 +87,11 @@ async fn rule_03_everyone_who_waits_shares_the_error() {
         assert_eq!(error.reason(), TokenErrorReason::Denied);
         assert!(error.retry_after().is_some());
     }
-    assert_eq!(bench.desk.calls(), 1);
+    assert_eq!(bench.issuer.calls(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn rule_03_keys_are_structured_and_order_free() {
+async fn rule_03_order_of_audiences_does_not_matter() {
     let bench = Bench::new();
     let id: SpiffeId = "spiffe://x/web".parse().unwrap();
     let ab = SvidRequest::new(["a", "b"]).unwrap();
@@ -102,42 +102,42 @@ async fn rule_03_keys_are_structured_and_order_free() {
     assert_eq!(bench.cache.header(&ba).await.unwrap(), first);
     assert_ne!(bench.cache.header(&joined).await.unwrap(), first);
     assert_ne!(bench.cache.header(&as_web).await.unwrap(), first);
-    assert_eq!(bench.desk.calls(), 3);
+    assert_eq!(bench.issuer.calls(), 3);
 }
 
-// === 4: a caller that goes away ===
+// === 4: a caller that cancels ===
 
 #[tokio::test(start_paused = true)]
-async fn rule_04_a_caller_that_goes_away_never_cancels_the_fetch() {
+async fn rule_04_cancelled_caller_does_not_cancel_the_fetch() {
     let bench = Bench::with(|call| call.fresh(300).after(secs(1)));
     let aud = request("a");
-    // The leader, and a follower, give up after 100 ms.
+    // The leader and a follower give up after 100 ms.
     for _ in 0..2 {
-        let gone = tokio::time::timeout(millis(100), bench.cache.header(&aud)).await;
-        assert!(gone.is_err());
+        let cancelled = tokio::time::timeout(millis(100), bench.cache.header(&aud)).await;
+        assert!(cancelled.is_err());
     }
     let (got, took) = timed(bench.cache.header(&aud)).await;
     assert!(got.is_ok() && took <= millis(810), "{took:?}");
-    assert_eq!(bench.desk.calls(), 1);
+    assert_eq!(bench.issuer.calls(), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn rule_04_a_leader_that_is_never_polled_again_holds_nobody_up() {
+async fn rule_04_unpolled_leader_blocks_no_other_caller() {
     let bench = Bench::with(|call| call.fresh(300).after(millis(50)));
     let aud = request("a");
     let mut leader = Box::pin(bench.cache.header(&aud));
     assert!(futures_util::poll!(leader.as_mut()).is_pending());
-    // It stands in somebody's buffer; the others go on.
+    // The leader is kept without being polled; the others continue.
     let (got, took) = timed(bench.cache.header(&aud)).await;
     assert!(got.is_ok() && took <= millis(60));
     assert!(matches!(futures_util::poll!(leader), Poll::Ready(Ok(_))));
-    assert_eq!(bench.desk.calls(), 1);
+    assert_eq!(bench.issuer.calls(), 1);
 }
 
 // === 5: the lease ===
 
 #[test]
-fn rule_05_a_task_that_was_lost_with_its_runtime_heals() {
+fn rule_05_lost_fetch_is_replaced_after_its_lease() {
     let paused = || {
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -150,7 +150,7 @@ fn rule_05_a_task_that_was_lost_with_its_runtime_heals() {
         let aud = request("a");
         bench.cache.header(&aud).await.unwrap();
         bench.at(secs(200)).await;
-        // The background fetch begins on a runtime that ends before it does.
+        // The background fetch is spawned on a runtime that ends first.
         let cache = bench.cache.clone();
         let (asked, aud_there) = (cache.clone(), aud.clone());
         std::thread::spawn(move || {
@@ -163,19 +163,19 @@ fn rule_05_a_task_that_was_lost_with_its_runtime_heals() {
         .join()
         .unwrap();
         assert!(cache.snapshot_of(&aud).unwrap().fetching);
-        // Requests go on with the token that is there; past the lease another fetch begins.
+        // Requests use the current token; after the lease, another fetch begins.
         for second in 201..297 {
             bench.at(secs(second)).await;
             assert!(cache.try_header(&aud).is_some(), "at {second} s");
         }
         assert_eq!(cache.stats().lost, 1);
         assert_eq!(cache.snapshot_of(&aud).unwrap().generation, 2);
-        assert!(!bench.desk.under_way(|state| state.doubled));
+        assert!(!bench.issuer.under_way(|state| state.doubled));
     });
 }
 
 #[tokio::test(start_paused = true)]
-async fn rule_05_a_waiter_drives_a_fetch_whose_own_task_is_lost() {
+async fn rule_05_waiter_drives_a_lost_fetch() {
     let bench = Bench::with(|call| call.fresh(300).after(millis(50)));
     let aud = request("a");
     let (cache, aud_there) = (bench.cache.clone(), aud.clone());
@@ -189,12 +189,12 @@ async fn rule_05_a_waiter_drives_a_fetch_whose_own_task_is_lost() {
     .join()
     .unwrap();
     assert!(bench.cache.header(&aud).await.is_ok());
-    assert_eq!(bench.desk.calls(), 1);
+    assert_eq!(bench.issuer.calls(), 1);
 }
 
-/// The timers of a runtime that is gone panic where another runtime's task polls them.
+/// The timers of an ended runtime panic if another runtime polls them.
 #[test]
-fn rule_05_a_waiter_on_another_runtime_outlives_the_fetchs() {
+fn rule_05_waiter_survives_the_fetchs_runtime() {
     let threaded = || {
         tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -208,18 +208,18 @@ fn rule_05_a_waiter_on_another_runtime_outlives_the_fetchs() {
         let clock = tower_spiffe::testing::PausedClock::new(
             tower_spiffe::clock::UnixTime::from_secs(crate::support::START),
         );
-        let desk = crate::support::Desk::new(&clock, move |call| match call.number {
+        let issuer = crate::support::ScriptedIssuer::new(&clock, move |call| match call.number {
             1 if times_in_fetcher => Answer::Hang.after(secs(60)),
             1 => Answer::Hang,
             _ => call.fresh(300),
         });
-        let cache = SvidCache::builder(desk.clone())
+        let cache = SvidCache::builder(issuer.clone())
             .clock(clock.shared())
             .build();
         let aud = request("a");
         theirs.block_on(async {
             assert!(cache.try_header(&aud).is_none());
-            while desk.calls() == 0 {
+            while issuer.calls() == 0 {
                 tokio::time::sleep(millis(5)).await;
             }
         });
@@ -235,14 +235,14 @@ fn rule_05_a_waiter_on_another_runtime_outlives_the_fetchs() {
         let now_there = ours.block_on(async { cache.header(&aud).await });
         assert_eq!(waited.unwrap(), now_there.unwrap());
         assert_eq!(cache.stats().lost, 1);
-        assert_eq!(desk.calls(), 2);
+        assert_eq!(issuer.calls(), 2);
     }
 }
 
 // === 6: two clocks ===
 
 #[tokio::test(start_paused = true)]
-async fn rule_06_a_token_is_expired_if_the_wall_says_so() {
+async fn rule_06_token_expires_by_the_wall_clock() {
     let bench = Bench::new();
     let aud = request("a");
     let old = bench.cache.header(&aud).await.unwrap();
@@ -252,14 +252,14 @@ async fn rule_06_a_token_is_expired_if_the_wall_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn rule_06_a_token_is_expired_if_the_monotonic_clock_says_so() {
+async fn rule_06_token_expires_by_the_monotonic_clock() {
     let bench = Bench::new();
     let aud = request("a");
     let old = bench.cache.header(&aud).await.unwrap();
     bench
-        .desk
+        .issuer
         .then(|_| Answer::Fail(FetchSvidReason::Unavailable));
-    // The wall goes back an hour; the token does not live an hour longer.
+    // The wall clock steps back an hour; this does not extend the token's lifetime.
     bench.clock.step_wall(-3600);
     bench.at(secs(297)).await;
     assert_eq!(bench.cache.try_header(&aud), Some(old));
@@ -270,38 +270,38 @@ async fn rule_06_a_token_is_expired_if_the_monotonic_clock_says_so() {
 // === 7: arrives expired ===
 
 #[tokio::test(start_paused = true)]
-async fn rule_07_a_token_that_arrives_expired_is_a_failure_with_backoff() {
+async fn rule_07_token_that_arrives_expired_is_a_failure() {
     let bench = Bench::with(|call| Answer::Token(Token::new(call.request, call.now - 400, 300)));
     let aud = request("a");
     let error = bench.cache.header(&aud).await.unwrap_err();
     assert_eq!(error.reason(), TokenErrorReason::StaleToken);
-    // Paced: 250 ms and growing, never beyond 5 s.
+    // Delayed by 250 ms, growing to at most 5 s.
     for _ in 0..600 {
         tokio::time::sleep(millis(100)).await;
         let _ = bench.cache.header(&aud).await;
     }
     assert!(
-        (12..=24).contains(&bench.desk.calls()),
+        (12..=24).contains(&bench.issuer.calls()),
         "{}",
-        bench.desk.calls()
+        bench.issuer.calls()
     );
 }
 
-// === 8: refused by a service ===
+// === 8: rejected by a service ===
 
 #[tokio::test(start_paused = true)]
-async fn rule_08_a_refused_token_is_refreshed_only_if_it_is_the_current_one() {
+async fn rule_08_only_the_current_rejected_token_is_refreshed() {
     let bench = Bench::new();
     let aud = request("a");
     let first = bench.cache.header(&aud).await.unwrap();
     assert!(bench.cache.report_refused(&aud, &first));
     let second = bench.cache.header(&aud).await.unwrap();
-    assert_ne!(first, second, "a retry outside gets the new token");
+    assert_ne!(first, second, "an outer retry gets the new token");
     tokio::time::sleep(secs(60)).await;
-    // The late echo of a request that went out with the first.
+    // A late response to a request with the first token.
     assert!(!bench.cache.report_refused(&aud, &first));
     assert_eq!(bench.cache.header(&aud).await.unwrap(), second);
-    assert_eq!(bench.desk.calls(), 2);
+    assert_eq!(bench.issuer.calls(), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -310,22 +310,22 @@ async fn rule_08_at_most_one_forced_fetch_per_10_s() {
     let aud = request("a");
     for _ in 0..400 {
         let sent = bench.cache.header(&aud).await.unwrap();
-        // A service that refuses every token.
+        // A service that rejects every token.
         bench.cache.report_refused(&aud, &sent);
         tokio::time::sleep(millis(100)).await;
     }
-    // 40 s: the first, and one for each 10 s.
+    // In 40 s: the first, and one per 10 s.
     assert!(
-        (4..=6).contains(&bench.desk.calls()),
+        (4..=6).contains(&bench.issuer.calls()),
         "{}",
-        bench.desk.calls()
+        bench.issuer.calls()
     );
 }
 
-// === 9: a key is gone ===
+// === 9: a key is removed ===
 
 #[tokio::test(start_paused = true)]
-async fn rule_09_a_key_may_go_while_a_token_that_it_signed_is_on_its_way() {
+async fn rule_09_key_is_removed_during_a_fetch() {
     let bench = Bench::with(|call| {
         let mut token = Token::new(call.request, call.now, 300);
         token.kid = if call.number == 1 { "old" } else { "new" };
@@ -341,11 +341,11 @@ async fn rule_09_a_key_may_go_while_a_token_that_it_signed_is_on_its_way() {
     }
     let state = bench.cache.snapshot_of(&aud).unwrap();
     assert_eq!(state.key_id.as_deref(), Some("new"));
-    assert_eq!(bench.desk.calls(), 2);
+    assert_eq!(bench.issuer.calls(), 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn rule_09_when_a_key_is_gone_its_tokens_are_due_within_5_s() {
+async fn rule_09_tokens_of_removed_keys_refresh_within_5_s() {
     let bench = Bench::with(|call| {
         let mut token = Token::new(call.request, call.now, 300);
         token.kid = if call.number <= 40 { "old" } else { "new" };
@@ -363,7 +363,7 @@ async fn rule_09_when_a_key_is_gone_its_tokens_are_due_within_5_s() {
     for aud in &all {
         bench.cache.header(aud).await.unwrap();
     }
-    assert_eq!(bench.desk.calls(), 40);
+    assert_eq!(bench.issuer.calls(), 40);
 
     internals::remove_authorities(&bench.cache, &|trust_domain, key| {
         trust_domain == "x" && key == "old"
@@ -380,7 +380,7 @@ async fn rule_09_when_a_key_is_gone_its_tokens_are_due_within_5_s() {
     let half = refreshed().count();
     assert!(
         (8..=32).contains(&half),
-        "spread over 5 s: {half} of 40 after 2.5 s"
+        "not spread over 5 s: {half} of 40 after 2.5 s"
     );
     tokio::time::sleep(millis(2600)).await;
     let _ = refreshed().count();
@@ -391,12 +391,12 @@ async fn rule_09_when_a_key_is_gone_its_tokens_are_due_within_5_s() {
 // === 10: idle ===
 
 #[tokio::test(start_paused = true)]
-async fn rule_10_what_nobody_asks_for_is_not_refreshed() {
+async fn rule_10_unused_tokens_are_not_refreshed() {
     let bench = Bench::new();
     bench.cache.header(&request("a")).await.unwrap();
     tokio::time::sleep(secs(3600)).await;
-    assert_eq!(bench.desk.calls(), 1);
-    // And there is no task that could.
+    assert_eq!(bench.issuer.calls(), 1);
+    // No task does it either.
     assert_eq!(
         tokio::runtime::Handle::current()
             .metrics()
@@ -406,7 +406,7 @@ async fn rule_10_what_nobody_asks_for_is_not_refreshed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn rule_10_what_is_kept_warm_is_fresh_by_one_task_for_all() {
+async fn rule_10_one_task_keeps_tokens_warm() {
     let bench = Bench::new();
     let all: Vec<_> = (0..50).map(|n| request(&format!("aud-{n}"))).collect();
     let warm = bench.cache.keep_warm(all.clone()).unwrap();
@@ -428,20 +428,20 @@ async fn rule_10_what_is_kept_warm_is_fresh_by_one_task_for_all() {
             assert!(snapshot.expires_in.unwrap() > secs(90), "{snapshot:?}");
         }
     }
-    // An hour is 12 lives of 300 s: each was refreshed about 20 times, at 60 % of its life.
-    let per_life = bench.desk.calls() as f64 / 50.0 / (3602.0 / 300.0);
+    // An hour is 12 lifetimes of 300 s. Each token was refreshed about 20 times, at 60 % of its lifetime.
+    let per_life = bench.issuer.calls() as f64 / 50.0 / (3602.0 / 300.0);
     assert!((1.5..=1.85).contains(&per_life), "{per_life}");
     drop(warm);
     tokio::time::sleep(secs(600)).await;
-    let calls = bench.desk.calls();
+    let calls = bench.issuer.calls();
     tokio::time::sleep(secs(600)).await;
-    assert_eq!(bench.desk.calls(), calls);
+    assert_eq!(bench.issuer.calls(), calls);
 }
 
 // === 11: bounded ===
 
 #[tokio::test(start_paused = true)]
-async fn rule_11_the_least_recently_used_gives_way() {
+async fn rule_11_least_recently_used_entry_is_evicted() {
     let bench = Bench::built(
         |call| call.fresh(3000),
         |builder| builder.max_entries(100).rate(10_000),
@@ -459,7 +459,7 @@ async fn rule_11_the_least_recently_used_gives_way() {
             .await
             .unwrap();
         tokio::time::sleep(millis(1500)).await;
-        // And the pinned one.
+        // So is the pinned one.
         assert!(bench.cache.stats().entries <= 101);
     }
     let kept = |aud: &SvidRequest| {
@@ -474,7 +474,7 @@ async fn rule_11_the_least_recently_used_gives_way() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn rule_11_an_entry_with_a_fetch_in_flight_stays() {
+async fn rule_11_entry_with_a_fetch_is_not_evicted() {
     let bench = Bench::built(
         |call| call.fresh(300).after(secs(1)),
         |builder| builder.max_entries(4),
@@ -490,15 +490,15 @@ async fn rule_11_an_entry_with_a_fetch_in_flight_stays() {
     tokio::time::sleep(secs(2)).await;
     assert!(bench.cache.header(&request("one-more")).await.is_ok());
     assert_eq!(bench.cache.stats().entries, 4);
-    assert!(!bench.desk.under_way(|state| state.doubled));
+    assert!(!bench.issuer.under_way(|state| state.doubled));
 }
 
 // === 12: the breaker ===
 
 #[tokio::test(start_paused = true)]
-async fn rule_12_three_failures_in_a_row_open_the_breaker_and_one_probes() {
+async fn rule_12_three_failures_open_the_breaker() {
     let bench = Bench::built(
-        // Not at once: who comes meanwhile could start another.
+        // Not concurrently: a later call could start another fetch.
         |_| Answer::Fail(FetchSvidReason::Unavailable).after(millis(200)),
         |builder| builder.max_entries(10_000),
     );
@@ -506,31 +506,28 @@ async fn rule_12_three_failures_in_a_row_open_the_breaker_and_one_probes() {
     for aud in &all[..3] {
         bench.cache.header(aud).await.unwrap_err();
     }
-    assert_eq!(bench.desk.calls(), 3);
+    assert_eq!(bench.issuer.calls(), 3);
     let (got, took) = timed(futures_util::future::join_all(
         all.iter().map(|aud| bench.cache.header(aud)),
     ))
     .await;
-    assert!(
-        took < millis(5),
-        "{took:?}: with the breaker open they fail at once"
-    );
+    assert!(took < millis(5), "{took:?}: calls did not fail fast");
     for error in got.into_iter().map(Result::unwrap_err) {
         assert_eq!(error.reason(), TokenErrorReason::Unavailable);
         assert!(error.retry_after().unwrap() <= secs(5));
     }
-    assert_eq!(bench.desk.calls(), 3);
+    assert_eq!(bench.issuer.calls(), 3);
     assert!(bench.cache.stats().breaker_open);
-    // A minute of everyone asking ten times a second: one probe per 250 ms to 5 s, one at a time.
+    // A minute with ten requests per second and audience: one probe at a time, every 250 ms to 5 s.
     for _ in 0..120 {
         tokio::time::sleep(millis(500)).await;
         futures_util::future::join_all(all[..500].iter().map(|aud| bench.cache.header(aud))).await;
     }
-    let probes = bench.desk.calls() - 3;
+    let probes = bench.issuer.calls() - 3;
     assert!((12..=25).contains(&probes), "{probes}");
-    assert_eq!(bench.desk.under_way(|state| state.most), 1);
-    // It is back: the next probe finds out, for everyone.
-    bench.desk.then(|call| call.fresh(300));
+    assert_eq!(bench.issuer.under_way(|state| state.most), 1);
+    // The issuer is available again; the next probe closes the breaker for all audiences.
+    bench.issuer.then(|call| call.fresh(300));
     tokio::time::sleep(millis(5001)).await;
     let _ = bench.cache.header(&all[0]).await;
     tokio::time::sleep(secs(5)).await;
@@ -541,8 +538,8 @@ async fn rule_12_three_failures_in_a_row_open_the_breaker_and_one_probes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn rule_12_sixteen_hung_calls_do_not_starve_the_rest() {
-    // An issuer that hangs for some audiences, and answers for the others.
+async fn rule_12_sixteen_hung_calls_do_not_block_others() {
+    // The issuer hangs for some audiences, and responds for the others.
     let bench = Bench::with(|call| {
         if call.request.audiences().any(|it| it.starts_with("hung")) {
             Answer::Hang
@@ -559,27 +556,27 @@ async fn rule_12_sixteen_hung_calls_do_not_starve_the_rest() {
         );
     }
     settle().await;
-    assert_eq!(bench.desk.calls(), 16);
-    // All the room is taken for 5 s, no longer; then one probe finds that there is an answer.
+    assert_eq!(bench.issuer.calls(), 16);
+    // All places are taken for 5 s at most; then one probe gets a response.
     bench.at(millis(5300)).await;
     let (got, took) = timed(bench.cache.header(&request("good-1"))).await;
     assert!(got.is_ok() && took < millis(50), "{took:?} {got:?}");
     let (got, took) = timed(bench.cache.header(&request("good-2"))).await;
     assert!(got.is_ok() && took < millis(50), "{took:?} {got:?}");
-    // The hung ones end at their deadline.
+    // The hung calls end at their deadline.
     bench.at(secs(41)).await;
-    assert_eq!(bench.desk.under_way(|state| state.now), 0);
+    assert_eq!(bench.issuer.under_way(|state| state.now), 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn rule_12_a_hung_issuer_and_ten_thousand_expired_audiences_make_one_probe_at_a_time() {
+async fn rule_12_hung_issuer_gets_one_probe_at_a_time() {
     let bench = Bench::built(
         |call| call.fresh(60),
         |builder| builder.max_entries(10_000).rate(100_000),
     );
     let all: Vec<_> = (0..10_000).map(|n| request(&format!("aud-{n}"))).collect();
     futures_util::future::join_all(all.iter().map(|aud| bench.cache.header(aud))).await;
-    bench.desk.then(|_| Answer::Hang);
+    bench.issuer.then(|_| Answer::Hang);
     bench.at(secs(100)).await;
     let ask_all = || async {
         futures_util::future::join_all(all.iter().map(|aud| bench.cache.header(aud))).await
@@ -587,15 +584,15 @@ async fn rule_12_a_hung_issuer_and_ten_thousand_expired_audiences_make_one_probe
     let (_, took) = timed(ask_all()).await;
     assert!(took <= millis(5100), "{took:?}");
     assert!(bench.cache.stats().breaker_open);
-    // What was under way when it opened ends within its deadline; then it is one at a time.
+    // Calls from before the breaker opened end at their deadline. Then there is one at a time.
     bench.at(secs(150)).await;
     for _ in 0..60 {
         tokio::time::sleep(secs(1)).await;
         let (got, _) = timed(ask_all()).await;
         assert!(got.iter().all(Result::is_err));
-        assert!(bench.desk.under_way(|state| state.now) <= 1);
+        assert!(bench.issuer.under_way(|state| state.now) <= 1);
     }
-    bench.desk.then(|call| call.fresh(300));
+    bench.issuer.then(|call| call.fresh(300));
     let mut recovered = false;
     for _ in 0..450 {
         tokio::time::sleep(millis(100)).await;
@@ -605,7 +602,7 @@ async fn rule_12_a_hung_issuer_and_ten_thousand_expired_audiences_make_one_probe
 }
 
 #[tokio::test(start_paused = true)]
-async fn rule_12_an_issuer_that_is_only_slow_is_given_time_in_the_end() {
+async fn rule_12_slow_issuer_succeeds() {
     let bench = Bench::with(|call| call.fresh(300).after(secs(12)));
     let all: Vec<_> = (0..8).map(|n| request(&format!("aud-{n}"))).collect();
     let mut served = false;
@@ -621,19 +618,19 @@ async fn rule_12_an_issuer_that_is_only_slow_is_given_time_in_the_end() {
 // === 13: a panic ===
 
 #[tokio::test(start_paused = true)]
-async fn rule_13_a_panic_in_a_source_is_an_error_to_the_waiters_not_theirs() {
+async fn rule_13_panic_in_a_source_is_an_error() {
     let bench = Bench::with(|_| Answer::Panic.after(millis(10)));
     let aud = request("a");
     let all = futures_util::future::join_all((0..10).map(|_| bench.cache.header(&aud))).await;
     for got in all {
         assert_eq!(got.unwrap_err().reason(), TokenErrorReason::Panicked);
     }
-    bench.desk.then(|call| call.fresh(300));
+    bench.issuer.then(|call| call.fresh(300));
     tokio::time::sleep(secs(1)).await;
     assert!(bench.cache.header(&aud).await.is_ok());
 
-    // In the call itself, before there is a future.
-    bench.desk.then(|_| panic!("before the future"));
+    // A panic in `fetch_svid`, before it returns a future.
+    bench.issuer.then(|_| panic!("before the future"));
     let got = bench.cache.header(&request("b")).await;
     assert_eq!(got.unwrap_err().reason(), TokenErrorReason::Panicked);
 }
@@ -641,7 +638,7 @@ async fn rule_13_a_panic_in_a_source_is_an_error_to_the_waiters_not_theirs() {
 // === 14: the log ===
 
 #[tokio::test(start_paused = true)]
-async fn rule_14_the_first_failure_of_a_class_is_a_warning_and_what_repeats_it_is_not() {
+async fn rule_14_repeated_failures_are_one_warning() {
     let log = Log::default();
     let _guard = log.begin(Level::TRACE);
     let bench = Bench::with(|call| match call.number {
@@ -659,17 +656,17 @@ async fn rule_14_the_first_failure_of_a_class_is_a_warning_and_what_repeats_it_i
         levels(&log),
         ["WARN", "DEBUG", "DEBUG", "DEBUG", "WARN", "DEBUG"]
     );
-    // After a success, it is news again.
+    // After a success, the next failure is a warning again.
     tokio::time::sleep(secs(250)).await;
     let _ = bench.cache.header(&aud).await;
     settle().await;
     assert_eq!(levels(&log).last().unwrap(), "WARN");
     assert_eq!(bench.cache.stats().failures, 7);
 
-    // What concerns every audience is one warning for all of them.
+    // One warning for failures that affect all audiences.
     let before = levels(&log).len();
     bench
-        .desk
+        .issuer
         .then(|_| Answer::Fail(FetchSvidReason::Unavailable));
     for n in 0..3 {
         bench
@@ -682,13 +679,13 @@ async fn rule_14_the_first_failure_of_a_class_is_a_warning_and_what_repeats_it_i
     assert!(!log.text().contains("eyJ"), "a token is in the log");
 }
 
-/// The cache can be asked without a runtime; only a fetch needs one.
+/// Without a runtime, cached tokens are available; only a fetch needs a runtime.
 #[test]
-fn without_a_runtime_there_is_a_clear_error() {
+fn fetch_without_a_runtime_is_a_clear_error() {
     let clock =
         tower_spiffe::testing::PausedClock::new(tower_spiffe::clock::UnixTime::from_secs(0));
-    let desk = crate::support::Desk::new(&clock, |call| call.fresh(300));
-    let cache = SvidCache::new(desk);
+    let issuer = crate::support::ScriptedIssuer::new(&clock, |call| call.fresh(300));
+    let cache = SvidCache::new(issuer);
     assert_eq!(cache.try_header(&request("a")), None);
     let waker = std::task::Waker::noop();
     let future = std::pin::pin!(async { cache.header(&request("a")).await });

@@ -1,4 +1,4 @@
-//! Conversions that a fetcher of one's own needs.
+//! Conversions for custom fetchers.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -29,7 +29,7 @@ fn unix_time_converts_both_ways() {
     ] {
         assert_eq!(UnixTime::from(time).to_system_time(), Some(time));
     }
-    // The ends do not panic, on any platform.
+    // Extreme values do not panic on any platform.
     for end in [UnixTime::MIN, UnixTime::MAX] {
         let there = end.to_system_time();
         assert!(there.is_none_or(|time| UnixTime::from(time) == end));

@@ -1,4 +1,4 @@
-//! Tower's own middleware around ours: cold starts never hang, nothing holds a place in vain.
+//! Tower's middleware around the layer: cold starts never hang, and unused permits are released.
 
 use std::convert::Infallible;
 use std::future::ready;
@@ -27,7 +27,7 @@ fn to(n: usize) -> Request<()> {
     Request::get(format!("https://s{n}/x")).body(()).unwrap()
 }
 
-/// Answers after 5 ms; 200 to a request with a token.
+/// Responds after 5 ms; 200 if the request has a token.
 async fn serve(request: Request<()>) -> Result<Response<()>, Infallible> {
     tokio::time::sleep(millis(5)).await;
     let mut response = Response::new(());
@@ -39,8 +39,8 @@ async fn serve(request: Request<()>) -> Result<Response<()>, Infallible> {
 
 type Client = BoxCloneService<Request<()>, Response<()>, BoxError>;
 
-/// Sends to `audiences` cold services at once; all must be served. Each call is made on a clone of
-/// its own that lives on, as in a program: what it holds without need is missing to the others.
+/// Sends requests to cold services at once; all must succeed. Each call keeps its clone of the client,
+/// as programs do, so permits that a clone holds are not available to others.
 async fn all_are_served(client: Client, audiences: usize) {
     let calls = (0..audiences * 4).map(|n| {
         let mut client = client.clone();
@@ -50,7 +50,9 @@ async fn all_are_served(client: Client, audiences: usize) {
         })
     });
     let calls = futures_util::future::join_all(calls.collect::<Vec<_>>());
-    let all = tokio::time::timeout(secs(2), calls).await.expect("a hang");
+    let all = tokio::time::timeout(secs(2), calls)
+        .await
+        .expect("the calls do not end");
     for served in all {
         let (_client, response) = served.unwrap().unwrap();
         assert_eq!(response.status(), StatusCode::OK);
@@ -61,18 +63,18 @@ fn slow_issuer() -> Bench {
     Bench::with(|call| call.fresh(300).after(millis(30)))
 }
 
-/// What lets few through at once.
+/// A service that limits concurrency.
 #[derive(Debug, Clone, Copy)]
-enum Narrow {
+enum Limiter {
     Limit(usize),
-    /// A buffer for one, above one call at a time.
+    /// A buffer of one, outside a limit of one.
     Buffer,
 }
 
-impl Narrow {
+impl Limiter {
     const ALL: [Self; 3] = [Self::Limit(1), Self::Limit(4), Self::Buffer];
 
-    fn above<S>(self, inner: S) -> Client
+    fn around<S>(self, inner: S) -> Client
     where
         S: Service<Request<()>, Response = Response<()>, Future: Send> + Clone + Send + 'static,
         S::Error: Into<BoxError> + Send + Sync,
@@ -90,23 +92,23 @@ fn signing(bench: &Bench, inner: Client) -> Client {
 }
 
 #[tokio::test(start_paused = true)]
-async fn cold_starts_over_a_limit_of_one_or_four_or_a_buffer_of_one_never_hang() {
-    for beneath in Narrow::ALL {
+async fn cold_starts_with_limits_and_buffers_never_hang() {
+    for limit in Limiter::ALL {
         for audiences in [1, 4, 5, 16] {
             let bench = slow_issuer();
-            let inner = beneath.above(service_fn(serve));
+            let inner = limit.around(service_fn(serve));
             all_are_served(signing(&bench, inner), audiences).await;
-            assert_eq!(bench.desk.calls(), audiences as u64);
+            assert_eq!(bench.issuer.calls(), audiences as u64);
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn limits_and_buffers_on_both_sides_never_hang() {
-    for outside in Narrow::ALL {
-        for beneath in Narrow::ALL {
+    for outside in Limiter::ALL {
+        for limit in Limiter::ALL {
             let bench = slow_issuer();
-            let client = signing(&bench, beneath.above(service_fn(serve)));
+            let client = signing(&bench, limit.around(service_fn(serve)));
             let client = ServiceBuilder::new()
                 .layer(TimeoutLayer::new(secs(2)))
                 .service(client);
@@ -115,17 +117,17 @@ async fn limits_and_buffers_on_both_sides_never_hang() {
     }
 }
 
-/// Four callers wait for their tokens, each on a client that lives on; the fifth has one.
+/// Four callers wait for tokens, each on its own clone; the fifth has a token.
 #[tokio::test(start_paused = true)]
-async fn four_cold_starts_leave_all_four_permits_to_others() {
+async fn four_cold_starts_release_their_permits() {
     let bench = Bench::with(|call| {
         let warm = call.request.audiences().eq(["aud-4"]);
         let delay = if warm { Duration::ZERO } else { secs(4) };
         call.fresh(300).after(delay)
     });
     bench.cache.header(&request("aud-4")).await.unwrap();
-    for beneath in Narrow::ALL {
-        let client = signing(&bench, beneath.above(service_fn(serve)));
+    for limit in Limiter::ALL {
+        let client = signing(&bench, limit.around(service_fn(serve)));
         let cold = (0..4).map(|n| {
             let mut client = client.clone();
             tokio::spawn(async move {
@@ -138,20 +140,20 @@ async fn four_cold_starts_leave_all_four_permits_to_others() {
         for _ in 0..4 {
             let fifth = client.clone().oneshot(to(4));
             let fifth = tokio::time::timeout(millis(100), fifth).await;
-            let response = fifth.expect("the permits are held").unwrap();
+            let response = fifth.expect("the permits are not released").unwrap();
             assert_eq!(response.status(), StatusCode::OK);
         }
         for served in cold {
             served.await.unwrap().unwrap();
         }
-        // The next time they are cold again.
+        // Next time they are cold again.
         tokio::time::sleep(secs(400)).await;
         bench.cache.header(&request("aud-4")).await.unwrap();
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_one_waits_for_its_token_another_uses_the_only_permit() {
+async fn waiting_request_releases_the_only_permit() {
     let bench = Bench::with(|call| {
         let slow = call.request.audiences().eq(["aud-0"]);
         call.fresh(300)
@@ -183,14 +185,14 @@ async fn a_request_that_fails_holds_no_permit() {
     for _ in 0..3 {
         let error = client.ready().await.unwrap().call(to(0)).await.unwrap_err();
         assert!(TokenError::find(&*error).is_some());
-        // `client` lives on; the permit is free for the other one.
+        // `client` still exists, but its permit is released.
         let other = tokio::time::timeout(secs(1), inner.clone().oneshot(to(0))).await;
-        assert!(other.is_ok(), "the permit is held");
+        assert!(other.is_ok(), "the permit is not released");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_timeout_outside_bounds_the_wait_for_the_token() {
+async fn outer_timeout_bounds_the_wait_for_a_token() {
     let bench = Bench::with(|_| Answer::Hang);
     let client = ServiceBuilder::new()
         .layer(TimeoutLayer::new(millis(300)))
@@ -201,7 +203,7 @@ async fn a_timeout_outside_bounds_the_wait_for_the_token() {
     assert!(took < millis(310));
 }
 
-/// Tries once more after a 401.
+/// Retries once after a 401.
 #[derive(Clone)]
 struct Once(bool);
 
@@ -213,8 +215,8 @@ impl Policy<Request<()>, Response<()>, BoxError> for Once {
         _: &mut Request<()>,
         result: &mut Result<Response<()>, BoxError>,
     ) -> Option<Self::Future> {
-        let refused = matches!(result, Ok(r) if r.status() == StatusCode::UNAUTHORIZED);
-        (refused && std::mem::take(&mut self.0)).then(|| ready(()))
+        let rejected = matches!(result, Ok(r) if r.status() == StatusCode::UNAUTHORIZED);
+        (rejected && std::mem::take(&mut self.0)).then(|| ready(()))
     }
 
     fn clone_request(&mut self, request: &Request<()>) -> Option<Request<()>> {
@@ -223,14 +225,14 @@ impl Policy<Request<()>, Response<()>, BoxError> for Once {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_retry_outside_gets_the_new_token_after_a_401() {
-    // The service knows a key that the issuer uses from its second token on.
+async fn outer_retry_gets_the_new_token_after_401() {
+    // The service accepts only the issuer's second and later tokens.
     let bench = Bench::with(|call| call.fresh(300).after(millis(20)));
     let first = bench.cache.header(&request("aud-0")).await.unwrap();
     let inner = service_fn(move |request: Request<()>| {
-        let refused = request.headers()[AUTHORIZATION] == first;
+        let rejected = request.headers()[AUTHORIZATION] == first;
         let mut response = Response::new(());
-        if refused {
+        if rejected {
             *response.status_mut() = StatusCode::UNAUTHORIZED;
         }
         ready(Ok::<_, Infallible>(response))
@@ -241,10 +243,10 @@ async fn a_retry_outside_gets_the_new_token_after_a_401() {
         .service(inner);
     let response = client.oneshot(to(0)).await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
-    assert_eq!(bench.desk.calls(), 2);
+    assert_eq!(bench.issuer.calls(), 2);
 }
 
-/// Panics where the contract of readiness is broken: a call without `poll_ready` before it.
+/// Panics if it is called without `poll_ready`.
 #[derive(Default)]
 struct Strict {
     ready: bool,
@@ -279,19 +281,19 @@ impl Service<Request<()>> for Strict {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_contract_of_readiness_is_kept_on_every_path() {
+async fn service_is_ready_before_each_call() {
     let bench = slow_issuer();
     let mut client = ServiceBuilder::new()
         .layer(layer(&bench.cache))
         .service(Strict::default());
     for n in [0, 0, 1, 0, 1, 2] {
-        // Miss, hit, miss, ...
+        // Alternate cache misses and hits.
         client.ready().await.unwrap().call(to(n)).await.unwrap();
     }
-    // No audience, and a failure.
+    // A request without an audience, and a failed one.
     let elsewhere = Request::get("https://elsewhere/").body(()).unwrap();
     client.ready().await.unwrap().call(elsewhere).await.unwrap();
-    bench.desk.then(|_| Answer::Fail(FetchSvidReason::Denied));
+    bench.issuer.then(|_| Answer::Fail(FetchSvidReason::Denied));
     client.ready().await.unwrap().call(to(3)).await.unwrap_err();
     client.ready().await.unwrap().call(to(3)).await.unwrap_err();
     client.ready().await.unwrap().call(to(0)).await.unwrap();

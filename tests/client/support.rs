@@ -1,4 +1,4 @@
-//! An issuer that does as it is told, and a cache over it on tokio's paused time.
+//! A scripted issuer, and a cache that uses it on tokio's paused time.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +19,7 @@ pub fn request(audience: &str) -> SvidRequest {
     SvidRequest::new([audience]).unwrap()
 }
 
-/// A token as text; its signature says nothing.
+/// A token as text, with an invalid signature.
 #[derive(Clone, Debug)]
 pub struct Token {
     pub sub: String,
@@ -31,7 +31,7 @@ pub struct Token {
 }
 
 impl Token {
-    /// A token for `request` that lives from `from` for `life` seconds, like no other.
+    /// Creates a unique token for `request` that is valid from `from` for `life` seconds.
     pub fn new(request: &SvidRequest, from: i64, life: i64) -> Self {
         static SERIAL: AtomicU64 = AtomicU64::new(0);
         let id = request
@@ -62,16 +62,16 @@ impl Token {
     }
 }
 
-/// What the issuer does with a call.
+/// The result of a call to the issuer.
 #[derive(Clone, Debug)]
 pub enum Answer {
     Token(Token),
-    /// This very text as the token.
+    /// This text as the token.
     Text(String),
     Fail(FetchSvidReason),
     Hang,
     Panic,
-    /// The answer, after a while.
+    /// The answer after a delay.
     After(Duration, Box<Answer>),
 }
 
@@ -91,7 +91,7 @@ pub struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// A new token that lives for so long.
+    /// Returns a new token with this lifetime.
     pub fn fresh(&self, life: i64) -> Answer {
         Answer::Token(Token::new(self.request, self.now, life))
     }
@@ -99,9 +99,9 @@ impl Call<'_> {
 
 type Script = Box<dyn FnMut(&Call<'_>) -> Answer + Send>;
 
-/// An issuer by script.
+/// An issuer that runs a script.
 #[derive(Clone)]
-pub struct Desk {
+pub struct ScriptedIssuer {
     script: Arc<Mutex<Script>>,
     clock: PausedClock,
     calls: Arc<AtomicU64>,
@@ -109,7 +109,7 @@ pub struct Desk {
     given: Arc<Mutex<HashMap<String, Given>>>,
 }
 
-/// When a token was given, by both clocks, and what it says of its life.
+/// The times at which a token was issued, and its lifetime.
 #[derive(Clone, Copy, Debug)]
 pub struct Given {
     wall: UnixTime,
@@ -119,14 +119,14 @@ pub struct Given {
 }
 
 impl Given {
-    /// Its end by the monotonic clock: as long after it was given as it had left then.
+    /// Its expiry on the monotonic clock: the time it was issued plus its remaining lifetime.
     fn end(&self) -> Duration {
         let had = self.exp.saturating_since(self.wall).min(self.life);
         self.mono.saturating_add(had)
     }
 
-    /// How long until it must not be sent any more, by the wall or by the monotonic clock,
-    /// whichever is sooner; less the hard margin.
+    /// Returns how long it may be sent: until it expires by the wall or the monotonic clock, whichever
+    /// is earlier, less the hard margin.
     fn left(&self, clock: &PausedClock) -> Option<Duration> {
         let margin = secs(2).min(self.life.mul_f64(0.02));
         let by_wall = self.exp.saturating_since(clock.now());
@@ -140,13 +140,13 @@ pub struct UnderWay {
     pub now: usize,
     pub most: usize,
     pub by_request: HashMap<String, usize>,
-    /// Whether there ever were two for the same request.
+    /// Whether there were two concurrent calls for one request.
     pub doubled: bool,
-    /// When each call began, since the test began.
+    /// The start times of all calls, since the start of the test.
     pub began: Vec<Duration>,
 }
 
-impl Desk {
+impl ScriptedIssuer {
     pub fn new(
         clock: &PausedClock,
         script: impl FnMut(&Call<'_>) -> Answer + Send + 'static,
@@ -160,14 +160,14 @@ impl Desk {
         }
     }
 
-    /// Whether this header may be sent now, by what the issuer knows of it.
+    /// Asserts that this header may be sent now, from the times the issuer recorded.
     pub fn assert_alive(&self, header: &http::HeaderValue) {
         let token = header.to_str().unwrap().strip_prefix("Bearer ").unwrap();
         let given = self.given.lock().unwrap()[token];
         let left = given.left(&self.clock);
         assert!(
             left.is_some_and(|left| left > Duration::ZERO),
-            "sent at {} past its end: {given:?}",
+            "sent at {} after its expiry: {given:?}",
             self.clock.now()
         );
     }
@@ -185,7 +185,7 @@ impl Desk {
     }
 }
 
-/// Counts a call for as long as its future lives.
+/// Counts a call while its future exists.
 struct Counted(Arc<Mutex<UnderWay>>, String);
 
 impl Counted {
@@ -214,7 +214,7 @@ impl Drop for Counted {
     }
 }
 
-impl FetchSvid for Desk {
+impl FetchSvid for ScriptedIssuer {
     fn fetch_svid(&self, request: &SvidRequest) -> FetchSvidFuture {
         let number = self.calls.fetch_add(1, Ordering::SeqCst) + 1;
         let now = self.clock.now().secs();
@@ -242,7 +242,7 @@ impl FetchSvid for Desk {
                     .issued_at()
                     .map_or(Duration::MAX, |iat| exp.saturating_since(iat)),
             };
-            // Whenever it was given the issuer took it for a good one: the longest life counts.
+            // If it was issued more than once, keep the longest lifetime.
             let mut given = given.lock().unwrap();
             let known = given.entry(svid.token().to_owned()).or_insert(now);
             if known.end() < now.end() {
@@ -253,7 +253,7 @@ impl FetchSvid for Desk {
     }
 }
 
-/// A token is given with the hint that was asked for; a text has none.
+/// Returns a token with the requested hint; a text has no hint.
 async fn give(mut answer: Answer, hint: &str) -> Result<JwtSvid, FetchSvidError> {
     loop {
         match answer {
@@ -261,7 +261,7 @@ async fn give(mut answer: Answer, hint: &str) -> Result<JwtSvid, FetchSvidError>
             Answer::Text(text) => return read(&text, ""),
             Answer::Fail(reason) => return Err(FetchSvidError::new(reason, "as scripted")),
             Answer::Hang => std::future::pending().await,
-            // Without a word from the hook: it is part of the play.
+            // `resume_unwind` does not call the panic hook.
             Answer::Panic => std::panic::resume_unwind(Box::new("as scripted")),
             Answer::After(delay, then) => {
                 tokio::time::sleep(delay).await;
@@ -271,22 +271,22 @@ async fn give(mut answer: Answer, hint: &str) -> Result<JwtSvid, FetchSvidError>
     }
 }
 
-/// As the client of a real issuer does.
+/// Parses like the client of a real issuer.
 fn read(text: &str, hint: &str) -> Result<JwtSvid, FetchSvidError> {
     JwtSvid::parse_unverified(text, hint)
         .map_err(|error| FetchSvidError::new(FetchSvidReason::Unacceptable, error.to_string()))
 }
 
-/// A clock, an issuer and a cache over it.
+/// A clock, an issuer and a cache.
 pub struct Bench {
     pub clock: PausedClock,
-    pub desk: Desk,
+    pub issuer: ScriptedIssuer,
     pub cache: SvidCache,
     began: tokio::time::Instant,
 }
 
 impl Bench {
-    /// With an issuer that gives a new 300 s token to each call.
+    /// Creates a bench whose issuer returns a new 300 s token for each call.
     pub fn new() -> Self {
         Self::with(|call| call.fresh(300))
     }
@@ -300,25 +300,25 @@ impl Bench {
         set_up: impl FnOnce(SvidCacheBuilder) -> SvidCacheBuilder,
     ) -> Self {
         let clock = PausedClock::new(UnixTime::from_secs(START));
-        let desk = Desk::new(&clock, script);
-        let builder = SvidCache::builder(desk.clone()).clock(clock.shared());
+        let issuer = ScriptedIssuer::new(&clock, script);
+        let builder = SvidCache::builder(issuer.clone()).clock(clock.shared());
         let cache = set_up(builder).build();
         Self {
             clock,
-            desk,
+            issuer,
             cache,
             began: tokio::time::Instant::now(),
         }
     }
 
-    /// Sleeps until so long after the beginning.
+    /// Sleeps until this time since the start.
     pub async fn at(&self, since: Duration) {
         tokio::time::sleep_until(self.began + since).await;
         settle().await;
     }
 }
 
-/// How long something takes.
+/// Returns the result and the elapsed time.
 pub async fn timed<T>(work: impl Future<Output = T>) -> (T, Duration) {
     let began = tokio::time::Instant::now();
     let value = work.await;

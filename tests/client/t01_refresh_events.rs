@@ -32,13 +32,13 @@ async fn t01_rotation_is_reported_once_each() {
         let token = token.unwrap();
         assert!(seen.iter().all(|old| old.token() != token.token()));
         if !seen.is_empty() {
-            // 55 to 65 % of 300 s; the task that keeps it warm looks every 50 ms.
+            // Due at 55 to 65 % of 300 s; the warm task checks every 50 ms.
             assert!(took >= secs(165) && took <= secs(196), "{took:?}");
         }
         assert!(is_waiting(&pin), "one event per token");
         seen.push(token);
     }
-    assert_eq!(bench.desk.calls(), 10);
+    assert_eq!(bench.issuer.calls(), 10);
 }
 
 #[tokio::test(start_paused = true)]
@@ -48,7 +48,7 @@ async fn t01_get_and_try_get_count_as_seen() {
     let other = pin.clone();
     let first = pin.get().await.unwrap();
     assert!(is_waiting(&pin));
-    // Clones count for themselves.
+    // Each clone has its own position.
     assert_eq!(other.changed().await.unwrap().token(), first.token());
     bench.at(secs(200)).await;
     assert!(pin.try_get().is_some());
@@ -67,7 +67,7 @@ async fn t01_slow_receivers_get_the_latest() {
     let _warm = bench.cache.keep_warm([request("a")]).unwrap();
     let first = tokens.next().await.unwrap();
     bench.at(secs(3600)).await;
-    assert!(bench.desk.calls() > 10);
+    assert!(bench.issuer.calls() > 10);
     let now = pin.try_get().unwrap();
     assert_eq!(tokens.next().await.unwrap().token(), now.token());
     assert_ne!(first.token(), now.token());
@@ -85,7 +85,7 @@ async fn t01_every_waiter_is_woken() {
         })
         .collect();
     settle().await;
-    assert!(bench.desk.calls() == 0, "a subscriber starts no fetch");
+    assert!(bench.issuer.calls() == 0, "a subscriber starts no fetch");
     let token = pin.get().await.unwrap();
     for wait in waits {
         assert_eq!(wait.await.unwrap().unwrap(), token.token());
@@ -99,21 +99,21 @@ async fn t01_outage_is_no_event_until_recovery() {
     let _warm = bench.cache.keep_warm([request("a")]).unwrap();
     let first = pin.changed().await.unwrap();
     bench
-        .desk
+        .issuer
         .then(|_| Answer::Fail(FetchSvidReason::Unavailable));
     bench.at(secs(290)).await;
     assert!(is_waiting(&pin));
     assert_eq!(pin.try_get().unwrap().token(), first.token());
     assert_eq!(pin.expires_at(), Some(UnixTime::from_secs(START + 300)));
     assert_eq!(pin.expires_in(), Some(secs(10)));
-    // The last 2 s are not sent.
+    // A token is not sent in its last 2 s.
     bench.at(secs(299)).await;
     assert!(pin.try_get().is_none());
     assert_eq!((pin.expires_at(), pin.expires_in()), (None, None));
     assert!(is_waiting(&pin));
     bench.at(secs(900)).await;
     assert!(is_waiting(&pin));
-    bench.desk.then(|call| call.fresh(300));
+    bench.issuer.then(|call| call.fresh(300));
     let (second, took) = timed(pin.changed()).await;
     assert_ne!(second.unwrap().token(), first.token());
     assert!(took <= secs(6), "{took:?}");
@@ -123,12 +123,12 @@ async fn t01_outage_is_no_event_until_recovery() {
 async fn t01_same_token_again_is_no_event() {
     let bench = Bench::new();
     let token = crate::support::Token::new(&request("a"), START, 300);
-    bench.desk.then(move |_| Answer::Token(token.clone()));
+    bench.issuer.then(move |_| Answer::Token(token.clone()));
     let pin = bench.cache.pin(request("a"));
     let _warm = bench.cache.keep_warm([request("a")]).unwrap();
     pin.changed().await.unwrap();
     bench.at(secs(290)).await;
-    assert!(bench.desk.calls() > 3);
+    assert!(bench.issuer.calls() > 3);
     assert!(is_waiting(&pin));
 }
 
@@ -203,7 +203,7 @@ async fn t01_closed_cache_hides_a_live_token() {
     assert!(pin.changed().await.is_err());
 }
 
-/// No runtime at all: waits are woken from another thread.
+/// Without a runtime, another thread wakes the waits.
 #[test]
 fn t01_waits_work_outside_of_a_runtime() {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -219,7 +219,7 @@ fn t01_waits_work_outside_of_a_runtime() {
     let (waiting, mut tokens) = (pin.clone(), pin.updates());
     let wait = std::thread::spawn(move || futures_executor(waiting.changed()).unwrap());
     let next = std::thread::spawn(move || futures_executor(tokens.next()).unwrap());
-    // Begins a fetch on the runtime that the cache was built on.
+    // Starts a fetch on the cache's own runtime.
     assert!(pin.try_get().is_none());
     let token = runtime.block_on(pin.get()).unwrap();
     assert_eq!(wait.join().unwrap().token(), token.token());
@@ -253,7 +253,7 @@ async fn t01_debug_shows_no_token() {
     }
 }
 
-/// Drives a future on this thread alone.
+/// Runs a future on this thread.
 fn futures_executor<F: Future>(future: F) -> F::Output {
     struct Unpark(std::thread::Thread);
     impl std::task::Wake for Unpark {
@@ -294,8 +294,8 @@ async fn t01_waiters_are_polled_for_events_only() {
         bench.at(secs(second)).await;
         pin.get().await.unwrap();
     }
-    // One poll at the start, one for each token.
-    assert_eq!(polls.load(Ordering::SeqCst), 1 + bench.desk.calls());
+    // One poll at the start, and one per token.
+    assert_eq!(polls.load(Ordering::SeqCst), 1 + bench.issuer.calls());
     bench.cache.close();
     task.await.unwrap();
 }

@@ -1,4 +1,4 @@
-//! Token files: what a reader sees, and what happens if a write fails.
+//! Token files: what readers see, and failed writes.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
@@ -32,7 +32,7 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// Waits in paused time until the file has been written this often.
+/// Waits in paused time until the file was written this many times.
 async fn writes(file: &TokenFile, count: u64) {
     for _ in 0..100_000 {
         if file.state().writes >= count {
@@ -84,7 +84,7 @@ async fn t03_readers_see_whole_tokens_only() {
     let state = file.state();
     assert_eq!((state.failures, state.error), (0, None));
     // Each token was written once.
-    assert_eq!(state.writes, bench.desk.calls());
+    assert_eq!(state.writes, bench.issuer.calls());
     assert_eq!(names(dir.path()), ["token"]);
 }
 
@@ -119,7 +119,7 @@ async fn t03_planted_links_are_not_followed() {
     for write in 2..4 {
         assert!(!fs::symlink_metadata(&path).unwrap().is_symlink());
         assert_eq!(fs::read_to_string(&victim).unwrap(), "untouched");
-        // Planted again, dangling and to a directory.
+        // Again, as a dangling link and as a link to a directory.
         fs::remove_file(&path).unwrap();
         let to = if write == 2 { "nowhere" } else { "." };
         symlink(to, &path).unwrap();
@@ -143,7 +143,7 @@ async fn t03_permissions_are_set_on_every_write() {
         .group(group)
         .start()
         .unwrap();
-    // More than any usual umask leaves.
+    // More permissions than a usual umask allows.
     let open = builder("open").mode(0o666).start().unwrap();
     for write in 1..4 {
         for (file, expected) in [(&private, 0o600), (&shared, 0o640), (&open, 0o666)] {
@@ -169,14 +169,14 @@ async fn t03_failed_writes_keep_the_old_file() {
         .unwrap();
     file.written().await.unwrap();
     let old = fs::read_to_string(&path).unwrap();
-    // Not by its mode: these tests may run as root.
+    // Permissions do not work, because these tests may run as root.
     fs::rename(&inside, &away).unwrap();
     bench.at(secs(250)).await;
     let state = file.state();
     let error = state.error.unwrap();
     assert!(error.contains("create its directory"), "{error}");
     assert!(!error.contains("eyJ"));
-    // After 1 s, 2 s, 4 s, … 30 s.
+    // Retries after 1 s, 2 s, 4 s, … 30 s.
     assert!((6..=12).contains(&state.failures), "{}", state.failures);
     assert_eq!(state.writes, 1);
     assert_eq!(fs::read_to_string(away.join("token")).unwrap(), old);
@@ -215,7 +215,7 @@ impl MetricsRecorder for Counts {
 #[tokio::test(start_paused = true)]
 async fn t03_read_only_directory_is_retried() {
     let (bench, dir) = (Bench::new(), TempDir::new());
-    // For root it is the kernel's own directory that is not writable.
+    // For root, only directories of the kernel are read-only.
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o555)).unwrap();
     let is_root = fs::write(dir.join("probe"), "").is_ok();
     let path = match is_root {
@@ -261,13 +261,13 @@ async fn t03_outage_keeps_the_file() {
     file.written().await.unwrap();
     let old = fs::read_to_string(&path).unwrap();
     bench
-        .desk
+        .issuer
         .then(|_| Answer::Fail(FetchSvidReason::Unavailable));
     bench.at(secs(1000)).await;
     assert_eq!(fs::read_to_string(&path).unwrap(), old);
     let state = file.state();
     assert_eq!((state.writes, state.expires_in), (1, Some(secs(0))));
-    bench.desk.then(|call| call.fresh(300));
+    bench.issuer.then(|call| call.fresh(300));
     writes(&file, 2).await;
     assert_ne!(fs::read_to_string(&path).unwrap(), old);
 }
@@ -323,12 +323,12 @@ async fn t03_successors_file_is_not_removed() {
 #[tokio::test(start_paused = true)]
 async fn t03_action_runs_after_each_write() {
     let (bench, dir) = (Bench::new(), TempDir::new());
-    let (told, seen) = mpsc::channel();
-    let told = std::sync::Mutex::new(told);
+    let (sender, seen) = mpsc::channel();
+    let sender = std::sync::Mutex::new(sender);
     let file = TokenFile::builder(&bench.cache, request("a"), dir.join("token"))
         .after_write(move |path| {
             let text = fs::read_to_string(path).unwrap();
-            told.lock().unwrap().send(text).unwrap();
+            sender.lock().unwrap().send(text).unwrap();
             Ok(())
         })
         .start()
@@ -433,7 +433,7 @@ async fn t03_several_audiences_in_one_process() {
 async fn t03_leftovers_of_a_crash_are_removed() {
     let (bench, dir) = (Bench::new(), TempDir::new());
     let path = dir.join("token");
-    // What a crash leaves: the write fails between its two steps, as the name is taken.
+    // A crash between the two steps: the final name is taken, so the rename fails.
     let left: Vec<String> = {
         let file = TokenFile::builder(&bench.cache, request("a"), &path)
             .start()
@@ -449,7 +449,7 @@ async fn t03_leftovers_of_a_crash_are_removed() {
         fs::write(dir.join(name), "old token").unwrap();
     }
     let foreign = ".spiffe-token-0000000000000000-0000000000000000.tmp";
-    fs::write(dir.join(foreign), "another path's").unwrap();
+    fs::write(dir.join(foreign), "of another path").unwrap();
     let file = TokenFile::builder(&bench.cache, request("a"), &path)
         .start()
         .unwrap();
@@ -457,7 +457,7 @@ async fn t03_leftovers_of_a_crash_are_removed() {
     assert_eq!(names(dir.path()), [foreign, "token"]);
 }
 
-/// As the writer names its temporary files.
+/// Returns the prefix of the writer's temporary files.
 fn prefix(path: &Path) -> String {
     use std::hash::{DefaultHasher, Hash as _, Hasher as _};
     let mut hasher = DefaultHasher::new();
@@ -478,7 +478,7 @@ async fn t03_invalid_options_are_errors_at_start() {
     for mode in [0o4600, 0o1_000, 0o100_600] {
         assert_eq!(reason("token", mode), TokenFileErrorReason::Mode);
     }
-    assert_eq!(bench.desk.calls(), 0);
+    assert_eq!(bench.issuer.calls(), 0);
 }
 
 #[test]
@@ -525,7 +525,7 @@ async fn t03_shutdown_of_the_source_ends_the_file() {
     settle().await;
     tokio::time::sleep(secs(1)).await;
     assert!(!file.state().refreshed && !path.exists());
-    // Never written: the wait ends.
+    // It was never written, and the wait ends.
     let late = TokenFile::builder(&cache, request("b"), dir.join("late"));
     let late = late.start().unwrap();
     let error = late.written().await.unwrap_err();

@@ -1,4 +1,4 @@
-//! Token files as a source: what is read, what is kept, what is an error.
+//! Token files as a source: reads, kept tokens and errors.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -46,7 +46,7 @@ impl Sidecar {
         self.builder().open().unwrap()
     }
 
-    /// A new token for this audience, in the file.
+    /// Writes a new token for this audience to the file, and returns it.
     fn write(&self, audience: &str) -> String {
         let token = self
             .issuer
@@ -81,7 +81,7 @@ async fn t04_changed_file_is_taken_within_seconds() {
     let _warm = cache.keep_warm([request("a")]).unwrap();
     assert_eq!(pin.changed().await.unwrap().token(), first);
     for _ in 0..5 {
-        // Long before the token is due.
+        // Long before the refresh.
         tokio::time::sleep(secs(20)).await;
         let newer = sidecar.write("a");
         let changed = tokio::time::timeout(secs(6), pin.changed()).await;
@@ -97,7 +97,7 @@ async fn t04_next_request_takes_a_changed_file() {
     cache.get(&request("a")).await.unwrap();
     let newer = sidecar.write("a");
     tokio::time::sleep(secs(6)).await;
-    // This one begins the read in the background.
+    // This request starts the read in the background.
     cache.get(&request("a")).await.unwrap();
     tokio::time::sleep(secs(1)).await;
     assert_eq!(cache.get(&request("a")).await.unwrap().token(), newer);
@@ -117,7 +117,7 @@ async fn t04_last_good_token_outlives_its_file() {
         Some("\n".to_owned()),
         Some(token[..10].to_owned()),
         Some(token[..signature_at].to_owned()),
-        // Each a token of its own, by its form.
+        // Each line is a token of another form.
         Some(token[..signature_at + 5].to_owned()),
         Some(token[..token.len() - 1].to_owned()),
         Some(token[..token.len() - 4].to_owned()),
@@ -137,7 +137,7 @@ async fn t04_last_good_token_outlives_its_file() {
     }
     assert!(log.lines_with("trouble with a token file") > 3);
     assert!(!log.text().contains(&token[..30]));
-    // Until its `exp`, and no longer.
+    // Until its `exp`, and not longer.
     tokio::time::sleep(millis(299_999)).await;
     assert!(fetch(&files).await.is_ok());
     tokio::time::sleep(millis(1)).await;
@@ -194,7 +194,7 @@ async fn t04_other_audience_or_identity_is_an_error() {
         issuer.token("spiffe://other.test/web", "a").sign(),
     ] {
         replace(&sidecar.path(), &token);
-        // Although there is a good token.
+        // Also if there is a good token.
         assert_eq!(
             fetch(&files).await.unwrap_err(),
             FetchSvidReason::Unacceptable
@@ -242,12 +242,12 @@ async fn t04_missing_file_does_not_block_others() {
         tokio::time::sleep(secs(6)).await;
     }
     assert!(cache.get(&request("a")).await.is_ok());
-    // It comes later, and is used soon.
+    // It appears later, and is used soon.
     let token = sidecar.issuer.token(WEB, "b").sign();
     replace(&missing, &token);
     tokio::time::sleep(secs(6)).await;
     assert_eq!(cache.get(&request("b")).await.unwrap().token(), token);
-    // No file is for this audience: an error that no retry can fix.
+    // No file has this audience: a permanent error.
     let error = cache.get(&request("c")).await.unwrap_err();
     assert_eq!(error.reason(), TokenErrorReason::InvalidRequest);
 }
@@ -256,7 +256,7 @@ async fn t04_missing_file_does_not_block_others() {
 #[tokio::test(start_paused = true)]
 async fn t04_links_are_followed_and_pipes_are_not_opened() {
     let sidecar = Sidecar::new();
-    // As Kubernetes mounts: the link's target changes.
+    // As in Kubernetes volumes, the target of the link changes.
     let (one, two) = (sidecar.dir.join("one"), sidecar.dir.join("two"));
     let token = |_| sidecar.issuer.token(WEB, "a").sign();
     let [first, second] = [1, 2].map(token);
@@ -285,7 +285,7 @@ async fn t04_links_are_followed_and_pipes_are_not_opened() {
 async fn t04_our_own_writer_feeds_the_source() {
     let (bench, sidecar) = (crate::support::Bench::new(), Sidecar::new());
     let issuer = Issuer::with_clock("example.org", bench.clock.shared()).unwrap();
-    bench.desk.then(move |_| {
+    bench.issuer.then(move |_| {
         crate::support::Answer::Text(issuer.token(WEB, "a").expires_in(secs(300)).sign())
     });
     let writer = TokenFile::builder(&bench.cache, request("a"), sidecar.path());
@@ -297,8 +297,8 @@ async fn t04_our_own_writer_feeds_the_source() {
         bench.at(secs(60 * minute + 1)).await;
         cache.get(&request("a")).await.unwrap();
     }
-    // The last token may be so new that the files were not polled since: a request after the next
-    // poll fetches it in the background.
+    // The last token may be newer than the last poll of the files. A request after the next poll fetches
+    // it in the background.
     writer.shutdown().await;
     for _ in 0..2 {
         tokio::time::sleep(secs(6)).await;
@@ -307,7 +307,7 @@ async fn t04_our_own_writer_feeds_the_source() {
     let last = cache.get(&request("a")).await.unwrap();
     assert_eq!(fs::read_to_string(sidecar.path()).unwrap(), last.token());
     let (read, written) = (cache.stats(), bench.cache.stats());
-    // Each token that was written was read, but for one that another replaced before.
+    // Each written token was read, except for one that was replaced before.
     let new = read.fetches - read.unchanged;
     assert!(
         new > 15 && new.abs_diff(written.fetches) <= 1,

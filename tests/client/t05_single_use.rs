@@ -1,4 +1,4 @@
-//! Audiences that are marked as single-use: one token for each request.
+//! Single-use audiences: one token per request.
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -19,7 +19,7 @@ fn single() -> SvidRequest {
     request("a").single_use()
 }
 
-/// Sends this many requests at once; the headers that came, and the errors.
+/// Sends this many requests at once; returns the headers and the errors.
 async fn send(bench: &Bench, count: usize) -> (Vec<String>, Vec<TokenErrorReason>) {
     let sent: Vec<_> = (0..count)
         .map(|_| {
@@ -46,12 +46,12 @@ async fn t05_each_request_has_a_token_of_its_own() {
     let (tokens, errors) = send(&bench, 100).await;
     assert!(errors.is_empty(), "{errors:?}");
     assert_eq!(tokens.iter().collect::<HashSet<_>>().len(), 100);
-    assert_eq!(bench.desk.calls(), 100);
-    assert!(bench.desk.under_way(|calls| calls.most <= 16));
-    // The same audience without the mark has a token that is shared.
+    assert_eq!(bench.issuer.calls(), 100);
+    assert!(bench.issuer.under_way(|calls| calls.most <= 16));
+    // Without the mark, the audience has a shared token.
     let shared = bench.cache.header(&request("a")).await.unwrap();
     assert_eq!(bench.cache.header(&request("a")).await.unwrap(), shared);
-    assert_eq!(bench.desk.calls(), 101);
+    assert_eq!(bench.issuer.calls(), 101);
 }
 
 #[tokio::test(start_paused = true)]
@@ -64,14 +64,16 @@ async fn t05_layer_sends_distinct_tokens() {
             let header = request.headers()[AUTHORIZATION].clone();
             assert!(header.is_sensitive());
             seen.lock().unwrap().push(header);
-            // Rejected: there is no token that could be refreshed for it.
+            // After a rejection, there is no cached token to refresh.
             let response = Response::builder().status(StatusCode::UNAUTHORIZED);
             async move { Ok::<_, Infallible>(response.body(()).unwrap()) }
         }
     });
     let fixed = || Audience::fixed("a");
     let audiences = [
-        fixed().single_use().for_origin("https://x").unwrap(),
+        Audience::from_request(request("a").single_use())
+            .for_origin("https://x")
+            .unwrap(),
         fixed().for_origin("https://x").unwrap().single_use(),
         Audience::from_origin(|_| Some("a".to_owned()), ["https://x"])
             .unwrap()
@@ -83,7 +85,7 @@ async fn t05_layer_sends_distinct_tokens() {
         let client = AddJwtSvidLayer::new(bench.cache.clone(), audience).layer(service.clone());
         for n in 0..20 {
             let mut request = Request::get("https://x/").body(()).unwrap();
-            // The layer's mark counts for an audience that a request brings along.
+            // The layer's mark applies to an audience in a request too.
             if at == 4 || n % 2 == 0 {
                 let own = fixed().for_origin("https://x").unwrap();
                 request.extensions_mut().insert(own);
@@ -103,7 +105,7 @@ async fn t05_same_token_twice_is_a_clear_error() {
     let _listening = log.begin(Level::WARN);
     let token = Token::new(&single(), START, 300);
     let again = token.clone();
-    bench.desk.then(move |_| Answer::Token(again.clone()));
+    bench.issuer.then(move |_| Answer::Token(again.clone()));
     let (tokens, errors) = send(&bench, 10).await;
     assert_eq!((tokens.len(), errors.len()), (1, 9));
     assert!(
@@ -119,9 +121,9 @@ async fn t05_same_token_twice_is_a_clear_error() {
         "{error}"
     );
     assert_eq!(log.lines_with("fetching a JWT-SVID failed"), 1);
-    // A token that came back between others is noticed too.
+    // An earlier token is noticed too.
     let mut number = 0;
-    bench.desk.then(move |call| {
+    bench.issuer.then(move |call| {
         number += 1;
         match number {
             1 | 2 => call.fresh(300),
@@ -146,14 +148,14 @@ async fn t05_failures_are_paced_as_for_any_audience() {
         errors += 1;
         tokio::time::sleep(millis(100)).await;
     }
-    // 1, 2, 4, 8, 10, 10, … s.
+    // Delays of 1, 2, 4, 8, 10, 10, … s.
     assert!(
-        (8..=12).contains(&bench.desk.calls()),
+        (8..=12).contains(&bench.issuer.calls()),
         "{}",
-        bench.desk.calls()
+        bench.issuer.calls()
     );
     assert_eq!(bench.cache.stats().errors, errors);
-    bench.desk.then(|call| call.fresh(300));
+    bench.issuer.then(|call| call.fresh(300));
     tokio::time::sleep(secs(11)).await;
     let (tokens, errors) = send(&bench, 20).await;
     assert_eq!((tokens.len(), errors.len()), (20, 0));
@@ -185,9 +187,9 @@ async fn t05_each_stall_is_logged_once_until_recovery() {
     let _listening = log.begin(Level::INFO);
     let bench = Bench::built(|call| call.fresh(300), |cache| cache.max_wait(secs(10)));
     for stalls in 1..=3 {
-        bench.desk.then(|call| call.fresh(300).after(secs(20)));
+        bench.issuer.then(|call| call.fresh(300).after(secs(20)));
         bench.cache.header(&single()).await.unwrap_err();
-        bench.desk.then(|call| call.fresh(300));
+        bench.issuer.then(|call| call.fresh(300));
         tokio::time::sleep(secs(10)).await;
         bench.cache.header(&single()).await.unwrap();
         let lines = ["have stalled", "bring newer tokens again"].map(|it| log.lines_with(it));
@@ -201,9 +203,9 @@ async fn t05_waits_end_at_their_deadline() {
     let (outcome, took) = timed(bench.cache.header(&single())).await;
     assert_eq!(outcome.unwrap_err().reason(), TokenErrorReason::Timeout);
     assert_eq!(took, secs(5));
-    // No request waits for it, and no other one could use it.
+    // No request waits for it, and no other request may use it.
     settle().await;
-    assert_eq!(bench.desk.under_way(|calls| calls.now), 0);
+    assert_eq!(bench.issuer.under_way(|calls| calls.now), 0);
     let bench = Bench::with(|call| call.fresh(300).after(secs(2)));
     let (outcome, took) = timed(bench.cache.header(&single())).await;
     assert!(outcome.is_ok());
@@ -218,9 +220,9 @@ async fn t05_silent_issuer_opens_the_breaker() {
         tokio::time::sleep(millis(300)).await;
     }
     assert!(bench.cache.stats().breaker_open);
-    // The first five at once, then one each 5 s at most.
-    assert!(bench.desk.calls() <= 20, "{}", bench.desk.calls());
-    bench.desk.then(|call| call.fresh(300));
+    // The first five at once, then at most one per 5 s.
+    assert!(bench.issuer.calls() <= 20, "{}", bench.issuer.calls());
+    bench.issuer.then(|call| call.fresh(300));
     tokio::time::sleep(secs(6)).await;
     assert!(bench.cache.header(&single()).await.is_ok());
     let (tokens, _) = send(&bench, 10).await;
@@ -234,15 +236,15 @@ async fn t05_cancelled_requests_end_their_fetch() {
         let cache = bench.cache.clone();
         let wait = tokio::spawn(async move { cache.header(&single()).await });
         settle().await;
-        assert_eq!(bench.desk.under_way(|calls| calls.now), 1);
+        assert_eq!(bench.issuer.under_way(|calls| calls.now), 1);
         wait.abort();
         settle().await;
     }
-    assert_eq!(bench.desk.under_way(|calls| calls.now), 0);
+    assert_eq!(bench.issuer.under_way(|calls| calls.now), 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn t05_nothing_is_kept_ahead() {
+async fn t05_no_token_is_prefetched() {
     let bench = Bench::new();
     let pin = bench.cache.pin(single());
     let _warm = bench.cache.keep_warm([single()]).unwrap();
@@ -252,7 +254,7 @@ async fn t05_nothing_is_kept_ahead() {
     let file = TokenFile::builder(&bench.cache, single(), "token");
     assert!(file.start().is_err());
     settle().await;
-    assert_eq!(bench.desk.calls(), 0);
+    assert_eq!(bench.issuer.calls(), 0);
     let (one, other) = (pin.get().await.unwrap(), pin.get().await.unwrap());
     assert_ne!(one.token(), other.token());
 }

@@ -1,4 +1,4 @@
-//! A tonic channel through our layer, to a gRPC server behind ours.
+//! A tonic channel with the client layer, to a gRPC server with the server layer.
 
 use std::pin::Pin;
 #[cfg(unix)]
@@ -38,7 +38,7 @@ const AUDIENCE: &str = "spiffe://x/echo";
 
 type Texts = Pin<Box<dyn Stream<Item = Result<String, Status>> + Send>>;
 
-/// Whom the server took the caller for, before what was said.
+/// Returns the verified caller, followed by the message.
 fn heard<T>(request: &Request<T>) -> Result<String, Status> {
     VerifiedSvid::from_request(request).map(|caller| caller.spiffe_id().to_string())
 }
@@ -92,7 +92,7 @@ async fn deployment() -> (FakeAgent, JwtSource, App) {
     (agent, source, app)
 }
 
-/// One unary and one streaming call.
+/// Makes one unary and one streaming call.
 async fn both_work<S, B>(service: S)
 where
     S: tonic::client::GrpcService<tonic::body::Body, ResponseBody = B> + Clone,
@@ -137,7 +137,7 @@ where
 }
 
 #[tokio::test]
-async fn a_channel_in_the_clear() {
+async fn channel_over_plaintext() {
     let (_agent, source, app) = deployment().await;
     let host = Host::serve(None, app).await;
     let channel = Endpoint::new(host.origin())
@@ -152,7 +152,7 @@ async fn a_channel_in_the_clear() {
     };
     let client = AddJwtSvid::new(channel.clone(), source.clone(), audience());
     both_work(client.clone().allow_plaintext(Plaintext::Loopback)).await;
-    // Without leave, and without a token.
+    // Plaintext is not allowed here, so no call is sent.
     let status = say(client, "hello").await.unwrap_err();
     assert_eq!(status.code(), Code::Internal);
     assert_eq!(
@@ -217,7 +217,7 @@ async fn a_balanced_channel() {
             .iter()
             .map(|host| Endpoint::new(host.origin_at("127.0.0.1")).unwrap()),
     );
-    // One audience for all of them: the promise is the service's name, not a server's.
+    // One audience for all servers: the assumed origin is the name of the service.
     let audience = Audience::fixed(AUDIENCE)
         .assume_origin("http://localhost")
         .unwrap();
@@ -250,7 +250,7 @@ async fn a_balanced_channel_and_an_interceptor_over_tls() {
     for _ in 0..20 {
         both_work(client.clone()).await;
     }
-    // The token is there now, so the interceptor has one.
+    // The token is cached now, so the interceptor has one.
     let interceptor = JwtSvidInterceptor::new(source, audience());
     let client = tonic::service::interceptor::InterceptedService::new(channel, interceptor);
     for _ in 0..20 {
@@ -263,7 +263,7 @@ async fn a_balanced_channel_and_an_interceptor_over_tls() {
 }
 
 #[tokio::test]
-async fn an_interceptor_over_what_is_there() {
+async fn interceptor_uses_cached_tokens() {
     let (_agent, source, app) = deployment().await;
     let host = Host::serve(None, app).await;
     let channel = Endpoint::new(host.origin())
@@ -278,7 +278,7 @@ async fn an_interceptor_over_what_is_there() {
     let interceptor =
         JwtSvidInterceptor::new(cache.clone(), audience).allow_plaintext(Plaintext::Loopback);
     let client = tonic::service::interceptor::InterceptedService::new(channel, interceptor);
-    // Nothing there yet: an interceptor cannot wait, and says so.
+    // Without a cached token the interceptor fails, because it cannot wait.
     let status = say(client.clone(), "hello").await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
     let _warm = cache
@@ -297,7 +297,7 @@ async fn an_interceptor_over_what_is_there() {
 }
 
 #[tokio::test]
-async fn an_interceptor_has_the_options_of_the_layer() {
+async fn interceptor_has_the_options_of_the_layer() {
     use tonic::service::Interceptor;
     let bench = Bench::new();
     let audience = Audience::fixed(AUDIENCE).assume_origin("https://echo");
@@ -309,7 +309,7 @@ async fn an_interceptor_has_the_options_of_the_layer() {
     let header = bench.cache.header(&asked).await.unwrap();
     let request = || {
         let mut request = Request::new(());
-        let end_user = "Bearer the end user's".parse().unwrap();
+        let end_user = "Bearer end-user".parse().unwrap();
         request.metadata_mut().insert("authorization", end_user);
         request
     };
@@ -317,7 +317,7 @@ async fn an_interceptor_has_the_options_of_the_layer() {
     let name = http::HeaderName::from_static("x-workload");
     let sent = as_b.clone().header(name).call(request()).unwrap();
     let sent = sent.metadata();
-    assert_eq!(sent.get("authorization").unwrap(), "Bearer the end user's");
+    assert_eq!(sent.get("authorization").unwrap(), "Bearer end-user");
     assert_eq!(
         sent.get("x-workload").unwrap().as_bytes(),
         header.as_bytes()
@@ -328,12 +328,12 @@ async fn an_interceptor_has_the_options_of_the_layer() {
     let sent = sent.metadata().get("authorization").unwrap();
     assert_eq!(sent.as_bytes(), header.as_bytes());
 
-    let mut refusing = as_b.on_existing(OnExisting::Error);
-    assert!(refusing.call(request()).is_err());
+    let mut strict = as_b.on_existing(OnExisting::Error);
+    assert!(strict.call(request()).is_err());
 }
 
 #[tokio::test]
-async fn what_the_issuer_says_becomes_the_status_of_the_call() {
+async fn issuer_errors_become_statuses() {
     let agent = FakeAgent::start("x").await.unwrap();
     let source = agent.source().await.unwrap();
     let host = Host::serve(None, app(&source)).await;
@@ -356,8 +356,8 @@ async fn what_the_issuer_says_becomes_the_status_of_the_call() {
 }
 
 #[tokio::test]
-async fn a_call_that_is_unauthenticated_has_the_token_refreshed() {
-    // A server that trusts another agent refuses our tokens.
+async fn token_is_refreshed_after_unauthenticated() {
+    // The server trusts another agent, and rejects these tokens.
     let (_other, _source, app) = deployment().await;
     let host = Host::serve(None, app).await;
     let bench =

@@ -1,17 +1,17 @@
-//! Rule 12 among audiences of which some are never answered: they must not be the only ones to ask.
+//! Rule 12 with audiences that never get a response: they must not use all probes.
 
 use tower_spiffe::token::{FetchSvidReason, SvidRequest};
 
 use crate::support::{Answer, Bench, Call, millis, request};
 
-/// What the issuer does with those that it does not serve.
+/// The answer for audiences that are not served.
 type Lost = fn() -> Answer;
 
 fn hangs() -> Answer {
     Answer::Hang
 }
 
-fn refuses() -> Answer {
+fn denied() -> Answer {
     Answer::Fail(FetchSvidReason::Unavailable).after(millis(20))
 }
 
@@ -29,8 +29,8 @@ fn requests(name: &str, count: usize) -> Vec<SvidRequest> {
         .collect()
 }
 
-/// Each of `often` twenty times a second, each of `seldom` once a second, for so many seconds. How
-/// often one of `seldom` had no token, of the last `counted` seconds.
+/// Requests each of `often` 20 times per second, and each of `seldom` once per second. Returns how
+/// often one of `seldom` had no token in the last `counted` seconds.
 async fn failures(
     bench: &Bench,
     often: &[SvidRequest],
@@ -58,8 +58,8 @@ async fn failures(
 }
 
 #[tokio::test(start_paused = true)]
-async fn rule_12_an_audience_that_is_never_answered_does_not_take_every_probe() {
-    for lost in [hangs as Lost, refuses] {
+async fn rule_12_failing_audience_does_not_take_every_probe() {
+    for lost in [hangs as Lost, denied] {
         let bench = Bench::with(move |call| served(call, lost));
         let (bad, good) = (requests("lost", 4), requests("good", 3));
         for one in &good {
@@ -67,31 +67,31 @@ async fn rule_12_an_audience_that_is_never_answered_does_not_take_every_probe() 
         }
         assert_eq!(failures(&bench, &bad, &good, 1200, 1200).await, 0);
         assert!(bench.cache.stats().breaker_opened > 1);
-        assert!(!bench.desk.under_way(|state| state.doubled));
+        assert!(!bench.issuer.under_way(|state| state.doubled));
     }
 }
 
-/// After an outage every audience has failed, and every one had a token before: then it is the turn
-/// of the one that failed the fewest times.
+/// After an outage all audiences have failed, and all had a token before. The audience with the fewest
+/// failures is first.
 #[tokio::test(start_paused = true)]
-async fn rule_12_after_an_outage_each_has_its_turn() {
-    for lost in [hangs as Lost, refuses] {
+async fn rule_12_after_an_outage_each_audience_has_its_turn() {
+    for lost in [hangs as Lost, denied] {
         let bench = Bench::new();
         let (bad, good) = (requests("lost", 4), requests("good", 3));
         for one in bad.iter().chain(&good) {
             bench.cache.header(one).await.unwrap();
         }
-        bench.desk.then(move |_| lost());
+        bench.issuer.then(move |_| lost());
         let away = failures(&bench, &bad, &good, 400, 10).await;
         assert_eq!(away, 30, "every token has expired");
-        bench.desk.then(move |call| served(call, lost));
+        bench.issuer.then(move |call| served(call, lost));
         assert_eq!(failures(&bench, &bad, &good, 900, 600).await, 0);
     }
 }
 
-/// One that never had a token, asked for all the time, goes after one that had.
+/// An audience that never had a token comes after those that had one.
 #[tokio::test(start_paused = true)]
-async fn rule_12_ever_new_audiences_do_not_take_every_probe() {
+async fn rule_12_new_audiences_do_not_take_every_probe() {
     let bench = Bench::with(|call| served(call, hangs));
     let good = request("good");
     bench.cache.header(&good).await.unwrap();

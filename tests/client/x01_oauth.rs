@@ -39,7 +39,7 @@ const WORKLOAD: &str = "spiffe://example.org/workload";
 const WEB: &str = "spiffe://example.org/web";
 const CRON: &str = "spiffe://example.org/cron";
 
-/// An agent, an authorization server, and a source of access tokens over both.
+/// An agent, an authorization server, and a source of access tokens.
 struct World {
     clock: PausedClock,
     agent: FakeAgent,
@@ -63,6 +63,7 @@ impl World {
         let server = FakeAuthorizationServer::builder(source.clone())
             .issuer(ISSUER)
             .subject_audience("gateway")
+            .client_id("https://client.example.org/metadata.json", WORKLOAD)
             .clock(clock.shared())
             .build();
         let recorder = Arc::new(Recorder::default());
@@ -222,7 +223,7 @@ async fn x01_token_is_refreshed_before_it_expires() {
     let second = world.get("api").await.unwrap();
     assert_ne!(first.token(), second.token());
     assert_eq!(world.requests(), 2);
-    // Kept warm, and events, as with any token.
+    // It works with `keep_warm` and refresh events.
     let _warm = world.cache.keep_warm([request("api")]).unwrap();
     let pin = world.cache.pin(request("api"));
     pin.get().await.unwrap();
@@ -413,7 +414,7 @@ async fn x01_hostile_responses_are_unacceptable() {
             r#"{{"access_token":"abc","token_type":"Bearer","x":"{}"}}"#,
             "x".repeat(70_000)
         ),
-        format!(r#"{{"access_token":"abc","token_type":"Bearer""#),
+        r#"{"access_token":"abc","token_type":"Bearer""#.to_owned(),
     ];
     for body in bodies {
         let world = World::new().await;
@@ -428,13 +429,13 @@ async fn x01_hostile_responses_are_unacceptable() {
         let oauth = error.fetch_error().unwrap().oauth();
         assert!(oauth.is_none_or(|oauth| oauth.status() == 200));
     }
-    // Members that are not read are skipped, at any depth.
+    // Unknown members are skipped at any depth.
     let world = World::new().await;
     let deep = format!("{}{}", "[".repeat(30_000), "]".repeat(30_000));
     let body = format!(r#"{{"x":{deep},"access_token":"abc","token_type":"Bearer"}}"#);
     world.server.fail(TokenEndpointFault::json(200, body));
     assert_eq!(world.get("api").await.unwrap().token(), "abc");
-    // The longest token, and the type in any case.
+    // The longest token, and the type in upper case.
     for kind in ["Bearer", "bearer", "BEARER"] {
         let world = World::new().await;
         let long = "x".repeat(8192);
@@ -471,7 +472,7 @@ async fn x01_tokens_and_assertions_never_leak() {
     let for_caller = world.cache.get(&on_behalf).await.unwrap();
     let assertion = world.last_form()["client_assertion"].clone();
     let parts: Vec<&str> = assertion.split('.').collect();
-    // What a server that wants the assertion in our log would say.
+    // Error texts of a server that tries to get the assertion logged.
     let says = [
         assertion.clone(),
         format!("invalid assertion: {assertion}!"),
@@ -490,7 +491,7 @@ async fn x01_tokens_and_assertions_never_leak() {
                 description: Some(text.clone()),
             });
             for request in [&on_behalf, &opaque] {
-                // A server that repeats the tokens of other requests cannot be helped.
+                // Tokens of other requests cannot be redacted.
                 if text.contains("0paque") && request == &on_behalf {
                     continue;
                 }
@@ -581,13 +582,13 @@ async fn x01_rejections_cause_one_exchange_per_10_s() {
         sent.unwrap().status()
     };
     assert_eq!(send().await, StatusCode::OK);
-    // A token that the resource does not know any more is replaced at once.
+    // A token that the resource rejects is replaced at once.
     let token = world.get("api").await.unwrap();
     assert!(world.server.revoke(token.token()));
     assert_eq!(send().await, StatusCode::UNAUTHORIZED);
     assert_eq!(send().await, StatusCode::OK);
     assert_eq!(world.requests(), 2);
-    // A resource that rejects each token.
+    // A resource that rejects every token.
     for _ in 0..600 {
         let token = world.get("api").await.unwrap();
         world.server.revoke(token.token());
@@ -607,7 +608,7 @@ async fn x01_agent_outage_leaves_access_tokens_in_use() {
         AgentCall::FetchJwtSvid,
         Fault::Refuse(GrpcCode::Unavailable),
     );
-    // Longer than the life of the JWT-SVID.
+    // Longer than the lifetime of the JWT-SVID.
     for _ in 0..85 {
         tokio::time::sleep(secs(10)).await;
         assert_eq!(world.get("api").await.unwrap().token(), token.token());
@@ -639,7 +640,7 @@ async fn x01_exchange_after_a_rotation_uses_a_new_svid() {
     let world = World::new().await;
     world.get("a").await.unwrap();
     let first = world.last_form()["client_assertion"].clone();
-    // The SVID is cached for exchanges, too.
+    // The SVID is cached for exchanges too.
     world.get("b").await.unwrap();
     assert_eq!(world.last_form()["client_assertion"], first);
     world.agent.rotate().await;
@@ -649,7 +650,7 @@ async fn x01_exchange_after_a_rotation_uses_a_new_svid() {
     world.get("d").await.unwrap();
     assert_ne!(world.last_form()["client_assertion"], first);
     assert_eq!(world.server.counts().rejected, 0);
-    // The server lost the key of our SVID: the next exchange has another one.
+    // The server lost the key of the SVID: the next exchange uses another SVID.
     world.agent.forget_tokens();
     let before = world.last_form()["client_assertion"].clone();
     world
@@ -690,7 +691,7 @@ async fn x01_client_assertions_follow_the_options() {
     let world = World::with(|builder| {
         builder
             .assertion_type(AssertionType::JwtBearer)
-            .client_id(WORKLOAD)
+            .client_id("https://client.example.org/metadata.json")
             .target(TargetParameter::Resource)
             .scope("read write")
             .scope_for("https://admin", "admin")
@@ -706,7 +707,10 @@ async fn x01_client_assertions_follow_the_options() {
     assert_eq!(issued.scope.as_deref(), Some("read write"));
     assert_eq!(issued.audiences, ["https://api"]);
     let form = world.last_form();
-    assert_eq!(form["client_id"], WORKLOAD);
+    assert_eq!(
+        form["client_id"],
+        "https://client.example.org/metadata.json"
+    );
     assert_eq!(form["resource"], "https://api");
     assert!(form["requested_token_type"].ends_with(":access_token"));
     let token = world.get("https://admin").await.unwrap();
@@ -743,7 +747,7 @@ async fn x01_single_use_assertions_are_distinct() {
     let mut sent = Vec::new();
     for n in 0..5 {
         world.agent.forget_tokens();
-        // Another `iat`, so another token.
+        // Another `iat` makes another token.
         tokio::time::sleep(secs(2)).await;
         world.get(&format!("api-{n}")).await.unwrap();
         sent.push(world.last_form()["client_assertion"].clone());
@@ -797,7 +801,7 @@ async fn x01_each_caller_has_its_own_token() {
     seen.sort();
     seen.dedup();
     assert_eq!((seen.len(), world.requests()), (3, 3));
-    // Never after the caller's token has expired, and without a call.
+    // Not after the caller's token has expired; no request is sent.
     tokio::time::sleep(secs(60)).await;
     let request = request("api").on_behalf_of(cron);
     let before = world.requests();
@@ -826,7 +830,7 @@ async fn x01_callers_token_is_not_reused_for_another() {
     get(&good).await.unwrap();
     let error = get(&forged).await.unwrap_err();
     assert_eq!(error.reason(), TokenErrorReason::InvalidRequest);
-    // The same token as another type is another subject.
+    // The same token with another type is another subject.
     let as_other = good.clone().token_type("urn:example:other");
     assert_ne!(as_other, good);
     assert!(get(&as_other).await.is_err());
@@ -874,7 +878,7 @@ async fn x01_subject_needs_a_source_that_exchanges() {
     let error = world.cache.get(&on_behalf).await.unwrap_err();
     assert_eq!(error.reason(), TokenErrorReason::InvalidRequest);
     assert!(error.to_string().contains(".token_exchange()"), "{error}");
-    // A JWT-SVID of ours is not sent in the caller's name.
+    // The workload's own JWT-SVID is not sent for the caller.
     let svids = SvidCache::from(world.source.clone());
     let error = svids.get(&on_behalf).await.unwrap_err();
     assert_eq!(error.reason(), TokenErrorReason::InvalidRequest);
@@ -882,7 +886,7 @@ async fn x01_subject_needs_a_source_that_exchanges() {
     assert_eq!(world.requests(), 0);
 }
 
-/// The request of a caller, as the layer of a gateway leaves it.
+/// Returns a caller's request, as the server layer of a gateway leaves it.
 async fn arrived(world: &World, keep: bool) -> Request<()> {
     let taken = Arc::new(Mutex::new(None));
     let gateway = service_fn({
@@ -924,23 +928,23 @@ async fn x01_layer_exchanges_the_kept_token_of_the_caller() {
             .find(&sent.unwrap()["Bearer ".len()..])
             .unwrap();
         assert_eq!(issued.subject.as_str(), WEB);
-        // Not kept: the request fails, and is not sent with our own token.
+        // Without the kept token, the request fails, and the workload's own token is not sent.
         let request = arrived(&world, false).await;
         let error = client.clone().oneshot(request).await.unwrap_err();
         let error = TokenError::find(&*error).unwrap();
         assert_eq!(error.reason(), TokenErrorReason::InvalidRequest);
         assert!(error.to_string().contains("keep_credential"), "{error}");
-        // Neither is a request without any caller.
+        // So does a request without a caller.
         assert!(client.oneshot(to("https://api/")).await.is_err());
     }
-    // The mark on the audience of a request counts, too.
+    // The mark also works on the audience of a request.
     let client = AddJwtSvidLayer::new(&world.tokens, Audience::per_request()).layer(echo());
     let mut request = arrived(&world, false).await;
     request
         .extensions_mut()
         .insert(audience().on_behalf_of_caller());
     assert!(client.oneshot(request).await.is_err());
-    // Without the mark, the token is ours, and the caller's is withheld.
+    // Without the mark, the workload's token is sent, and the caller's token is not.
     let client = AddJwtSvidLayer::new(&world.tokens, audience()).layer(echo());
     let request = arrived(&world, true).await;
     let sent = client.oneshot(request).await.unwrap().into_body().unwrap();
@@ -967,11 +971,11 @@ async fn x01_layer_exchanges_the_subject_in_the_extensions() {
         .find(&sent.unwrap()["Bearer ".len()..])
         .unwrap();
     assert_eq!(issued.subject.as_str(), WEB);
-    // Not to another origin.
+    // It is not sent to another origin.
     let mut onward = to("https://other/");
     onward.extensions_mut().insert(subject);
     assert_eq!(client.oneshot(onward).await.unwrap().into_body(), None);
-    // Another token in the header than that of the verified caller.
+    // The header has another token than the verified caller.
     let mut other = request.headers().clone();
     other.insert(AUTHORIZATION, world.agent.bearer(CRON, "gateway"));
     assert!(SubjectToken::of_caller(caller, &other).is_none());
@@ -1019,7 +1023,7 @@ async fn x01_error_responses_do_not_open_the_breaker() {
     }
     assert_eq!(world.cache.stats().breaker_opened, 0);
     assert_eq!(world.requests(), 10);
-    // Without responses it opens.
+    // Without responses, the breaker opens.
     world.server.fail(TokenEndpointFault::Down);
     for n in 10..20 {
         assert!(world.get(&format!("api-{n}")).await.is_err());
@@ -1205,7 +1209,7 @@ fn x01_invalid_options_say_how_to_fix_them() {
     assert!(any.build().is_ok());
 }
 
-/// Fetches nothing.
+/// A fetcher that is never called.
 struct Nothing;
 
 impl tower_spiffe::token::FetchSvid for Nothing {

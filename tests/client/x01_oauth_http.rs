@@ -1,4 +1,4 @@
-//! Access tokens over real connections: reqwest, hyper, TLS, redirects.
+//! Access tokens over real connections: reqwest, hyper, TLS and redirects.
 
 use std::sync::Arc;
 
@@ -13,8 +13,8 @@ use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use tower::util::BoxCloneSyncService;
 use tower::{ServiceExt, service_fn};
-use tower_spiffe::client::Plaintext;
-use tower_spiffe::oauth::{AccessTokens, AccessTokensBuilder};
+use tower_spiffe::client::{JwtSvidMiddleware, Plaintext};
+use tower_spiffe::oauth::{AccessTokens, AccessTokensBuilder, SubjectToken};
 use tower_spiffe::testing::{FakeAgent, FakeAuthorizationServer, TokenEndpointFault};
 use tower_spiffe::token::{TokenError, TokenErrorReason};
 use tower_spiffe::{AddJwtSvid, Audience, JwtSource, SvidCache};
@@ -45,7 +45,7 @@ fn builder(source: &JwtSource, server: &FakeAuthorizationServer) -> AccessTokens
         .allow_plaintext(Plaintext::Loopback)
 }
 
-/// A resource server that knows the tokens of the authorization server.
+/// A resource server that accepts the tokens of the authorization server.
 async fn resource(server: &FakeAuthorizationServer) -> Host {
     async fn who(
         State(server): State<FakeAuthorizationServer>,
@@ -91,7 +91,7 @@ async fn x01_reqwest_gets_and_sends_access_tokens() {
         assert_eq!(text, "spiffe://example.org/workload for api");
     }
     assert_eq!(server.counts().requests, 1);
-    // A revoked token: the request after the 401 has another one.
+    // After a revocation, the first response is 401, and the next request has another token.
     let cache = SvidCache::from(&tokens);
     let token = cache.get(&request("api")).await.unwrap();
     server.revoke(token.token());
@@ -257,6 +257,34 @@ async fn x01_reqwest_requests_have_no_caller() {
     let reason = TokenError::find(&*error).unwrap().reason();
     assert_eq!(reason, TokenErrorReason::InvalidRequest);
     assert_eq!(server.counts().requests, 0);
+}
+
+#[tokio::test]
+async fn x01_middleware_acts_for_the_subject_in_the_extensions() {
+    let (agent, source, server) = world().await;
+    let api = resource(&server).await;
+    let tokens = builder(&source, &server)
+        .token_exchange()
+        .reqwest(reqwest());
+    let middleware = JwtSvidMiddleware::new(tokens.build().unwrap(), [(api.origin(), "api")])
+        .unwrap()
+        .allow_plaintext(Plaintext::Loopback);
+    let client = reqwest_middleware::ClientBuilder::new(reqwest())
+        .with(middleware)
+        .build();
+    let token = agent.token("spiffe://example.org/web", server.issuer());
+    let exp = tower_spiffe::JwtSvid::parse_unverified(&token, "").unwrap();
+    let subject = SubjectToken::new(&token, exp.expires_at()).unwrap();
+    let sent = client
+        .get(api.origin())
+        .with_extension(subject)
+        .send()
+        .await;
+    assert_eq!(sent.unwrap().status(), StatusCode::OK);
+    let sent = api.seen().pop().unwrap().authorization.unwrap();
+    let issued = server.find(sent.strip_prefix("Bearer ").unwrap()).unwrap();
+    assert_eq!(issued.subject.as_str(), "spiffe://example.org/web");
+    assert_eq!(issued.client.as_str(), "spiffe://example.org/workload");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! An axum server behind the layer.
+//! An axum server with the layer.
 
 use axum::extract::{FromRequestParts, Request};
 use axum::response::{IntoResponse, Response};
@@ -15,7 +15,7 @@ use tower_spiffe::verify::VerifiedSvid;
 use crate::loopback::{At, Doors, get};
 use crate::support::{OPS, WEB, World, bearer};
 
-/// Serves through both doors.
+/// Serves over TCP and a Unix socket.
 pub async fn serve<S>(service: S) -> At
 where
     S: tower::Service<Request, Response = Response, Error = std::convert::Infallible>
@@ -41,7 +41,7 @@ async fn who(caller: VerifiedSvid) -> String {
 }
 
 #[tokio::test]
-async fn a_finished_router_is_guarded_as_a_whole() {
+async fn finished_router_is_protected() {
     let world = World::new();
     let router = Router::new()
         .route("/who", on_get(who))
@@ -75,9 +75,9 @@ async fn a_finished_router_is_guarded_as_a_whole() {
     }
 }
 
-/// What stands on the outer router is open, all else is not: probes of a kubelet bring no token.
+/// Routes of the outer router are open, all others are protected. Probes of a kubelet send no token.
 #[tokio::test]
-async fn probes_stand_on_a_router_outside_of_the_layer() {
+async fn probes_are_on_an_outer_router() {
     let world = World::new();
     let inner = || {
         Router::new().route("/who", on_get(who)).nest(
@@ -89,7 +89,7 @@ async fn probes_stand_on_a_router_outside_of_the_layer() {
     let web = world.bearer(WEB);
     for (how, app) in [
         (
-            "around it",
+            "outside the layer",
             probes().fallback_service(required(&world).layer(inner())),
         ),
         (
@@ -110,7 +110,7 @@ async fn probes_stand_on_a_router_outside_of_the_layer() {
 }
 
 #[tokio::test]
-async fn a_route_layer_leaves_fallbacks_open() {
+async fn route_layer_does_not_protect_fallbacks() {
     let world = World::new();
     let open = || async { "open" };
     let router = Router::new()
@@ -129,7 +129,7 @@ async fn a_route_layer_leaves_fallbacks_open() {
         assert_eq!(
             at.status(get(path, None)).await,
             200,
-            "{path}: `route_layer` leaves it open"
+            "{path}: `route_layer` does not protect it"
         );
     }
     let at = serve(required(&world).layer(router)).await;
@@ -146,13 +146,13 @@ async fn a_route_layer_leaves_fallbacks_open() {
 
 #[test]
 #[should_panic(expected = "route_layer")]
-fn a_route_layer_on_a_router_without_routes_panics() {
+fn route_layer_without_routes_panics() {
     let world = World::new();
     drop(Router::<()>::new().route_layer(required(&world)));
 }
 
 #[tokio::test]
-async fn a_single_route_can_be_guarded_and_narrowed() {
+async fn single_route_can_be_protected_and_restricted() {
     let world = World::new();
     let only_ops = AllowCallersLayer::new(Allow::id(OPS).unwrap());
     let router = Router::new()
@@ -177,7 +177,7 @@ async fn a_single_route_can_be_guarded_and_narrowed() {
     );
 }
 
-/// A rejection of the application's own, from ours.
+/// A custom extractor with its own rejection, made from the layer's.
 struct Caller(VerifiedSvid);
 
 impl<S: Sync> FromRequestParts<S> for Caller {
@@ -201,7 +201,7 @@ async fn maybe(caller: Option<VerifiedSvid>) -> String {
     })
 }
 
-/// A rejection as the answer of a handler.
+/// Returns a rejection from a handler.
 async fn state(state: CallerState) -> Result<String, Rejection> {
     match state {
         CallerState::Verified(caller) => Ok(caller.spiffe_id().to_string()),
@@ -219,7 +219,7 @@ fn handlers() -> Router {
 }
 
 #[tokio::test]
-async fn the_extractors_say_who_called() {
+async fn extractors_return_the_caller() {
     let world = World::new();
     let web = world.bearer(WEB);
     let optional = ValidateJwtSvidLayer::optional(world.validator.clone(), Allow::anyone());
@@ -254,7 +254,7 @@ async fn the_extractors_say_who_called() {
 }
 
 #[tokio::test]
-async fn an_extractor_rejects_as_the_outer_layer() {
+async fn extractor_rejects_like_the_outer_layer() {
     let world = World::new();
     let layer = |audit: bool| {
         let (validator, web) = (world.validator.clone(), Allow::id(WEB).unwrap());
@@ -279,7 +279,7 @@ async fn an_extractor_rejects_as_the_outer_layer() {
             assert_eq!(answer.status(), 200);
             assert_eq!(answer.headers()["grpc-status"], "16");
         }
-        // The layer next to the handler is the one that counts, though it is silent about it.
+        // The innermost layer counts, even if it leaves the request unchanged.
         let outer = layer(mode).realm("reports").unwrap();
         let both = outer.layer(layer(mode).layer(handlers()));
         let answers = serve(both).await.ask(get("/who", None)).await;
@@ -289,7 +289,7 @@ async fn an_extractor_rejects_as_the_outer_layer() {
 }
 
 #[tokio::test]
-async fn an_audit_lets_the_handler_decide() {
+async fn audit_forwards_to_the_handler() {
     let world = World::new();
     let audit = ValidateJwtSvidLayer::audit(world.validator.clone(), Allow::id(WEB).unwrap());
     let at = serve(audit.layer(handlers())).await;
@@ -326,7 +326,7 @@ async fn a_handler_without_the_layer_reports_it() {
 }
 
 #[tokio::test]
-async fn a_cors_layer_outside_answers_preflights() {
+async fn outer_cors_layer_handles_preflights() {
     use tower_http::cors::{Any, CorsLayer};
 
     let world = World::new();
@@ -344,7 +344,7 @@ async fn a_cors_layer_outside_answers_preflights() {
         .headers_mut()
         .insert(name, HeaderValue::from_static("GET"));
     assert_eq!(at.status(preflight.clone()).await, 200);
-    // Of ours there is no exemption.
+    // The layer itself has no exemption for preflights.
     let at = serve(required(&world).layer(handlers())).await;
     assert_eq!(at.status(preflight).await, 401);
 }

@@ -1,4 +1,4 @@
-//! Misconfiguration is an error when a value is built, and its text says how to fix it.
+//! Invalid configuration is an error when a value is built. Its text says how to fix it.
 
 use tower_spiffe::identity::SpiffeIdMatcher;
 use tower_spiffe::server::{Allow, GrpcPolicy, ValidateJwtSvidLayer};
@@ -94,7 +94,7 @@ fn each_error_names_its_fix() {
             "join them with `Allow::or`",
         ),
     ] {
-        // What is wrong stands before it.
+        // The text ends with the fix.
         let wrong = error.strip_suffix(fix);
         let wrong = wrong.unwrap_or_else(|| panic!("{error:?} does not end with {fix:?}"));
         assert!(wrong.len() > 10 && !error.contains('\n'), "{error}");

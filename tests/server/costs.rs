@@ -1,4 +1,4 @@
-//! What the layer costs for allowed requests: allocations, and clones of the inner service.
+//! Costs of the layer for allowed requests: allocations, and clones of the inner service.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -13,15 +13,15 @@ use tower_spiffe::server::{Allow, GrpcPolicy, UnknownKeyWait, ValidateJwtSvidLay
 
 use crate::support::{WEB, World};
 
-/// Where the calls go.
+/// The path of all calls.
 const METHOD: &str = "/r.R/Get";
 
-/// Does nothing, and counts its clones.
-struct Nothing {
+/// Counts its clones, and does nothing else.
+struct CountClones {
     clones: Arc<AtomicUsize>,
 }
 
-impl Clone for Nothing {
+impl Clone for CountClones {
     fn clone(&self) -> Self {
         self.clones.fetch_add(1, Ordering::Relaxed);
         Self {
@@ -30,7 +30,7 @@ impl Clone for Nothing {
     }
 }
 
-impl Service<Request<String>> for Nothing {
+impl Service<Request<String>> for CountClones {
     type Response = Response<String>;
     type Error = Infallible;
     type Future = Ready<Result<Response<String>, Infallible>>;
@@ -40,13 +40,13 @@ impl Service<Request<String>> for Nothing {
     }
 
     fn call(&mut self, request: Request<String>) -> Self::Future {
-        // As a server that keeps the extensions: what is dropped was allocated all the same.
+        // Servers keep the extensions. Dropping them here does not hide their allocations.
         drop(request);
         ready(Ok(Response::new(String::new())))
     }
 }
 
-/// How often a call on the hit path allocates.
+/// Returns the number of allocations of a call with a cached token.
 fn allocations(
     service: &mut impl Service<Request<String>, Response = Response<String>, Error = Infallible>,
     world: &World,
@@ -70,10 +70,10 @@ fn allocations(
         match future.poll(&mut context) {
             Poll::Ready(Ok(response)) => assert_eq!(response.status(), 200),
             Poll::Ready(Err(never)) => match never {},
-            Poll::Pending => panic!("it waits"),
+            Poll::Pending => panic!("the call is pending"),
         }
     };
-    // Twice: the second call finds the token in the thread's own level of the cache.
+    // Twice: the second call finds the token in the per-thread level of the cache.
     call(request());
     call(request());
     let request = request();
@@ -81,14 +81,14 @@ fn allocations(
 }
 
 #[test]
-fn a_call_allocates_only_for_the_extensions() {
+fn calls_allocate_only_for_the_extensions() {
     assert_eq!(
         measure(|| drop(std::hint::black_box(Box::new(1)))).count_total,
         1
     );
     let world = World::new();
     let clones = Arc::new(AtomicUsize::new(0));
-    let inner = Nothing {
+    let inner = CountClones {
         clones: clones.clone(),
     };
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::id(WEB).unwrap());
@@ -104,11 +104,11 @@ fn a_call_allocates_only_for_the_extensions() {
     let mut waiting_service = waiting.layer(inner);
     let cloned = clones.load(Ordering::Relaxed);
     let room = allocations(&mut waiting_service, &world, true);
-    assert!(room <= 1, "{room} in the layer that can wait");
+    assert!(room <= 1, "{room} in the async layer");
     assert_eq!(
         (before, cloned),
         (1, clones.load(Ordering::Relaxed)),
-        "on the hit path"
+        "with a cached token"
     );
     waiting = waiting.clone();
     drop(waiting);
@@ -124,15 +124,15 @@ fn a_grpc_policy_allocates_nothing_per_call() {
         .build()
         .unwrap();
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), policy);
-    let inner = Nothing {
+    let inner = CountClones {
         clones: Arc::default(),
     };
     assert!(allocations(&mut layer.layer(inner), &world, true) <= 1);
 }
 
 #[test]
-fn a_clone_of_a_service_is_one_count_and_its_future_is_small() {
-    type Plain = tower_spiffe::server::ValidateJwtSvid<Nothing>;
+fn service_clones_and_futures_are_small() {
+    type Plain = tower_spiffe::server::ValidateJwtSvid<CountClones>;
     type Answer = <Plain as Service<Request<String>>>::Future;
     let world = World::new();
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::id(WEB).unwrap());

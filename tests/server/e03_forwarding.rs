@@ -1,4 +1,4 @@
-//! A caller's token does not leave the process through a gateway.
+//! Gateways do not forward a caller's token.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
@@ -15,7 +15,7 @@ use crate::support::{AUDIENCE, OPS, WEB, World, with_authorization};
 
 const X_SVID: HeaderName = HeaderName::from_static("x-jwt-svid");
 
-/// What the service inside a layer saw.
+/// What the inner service received.
 type Seen = Arc<Mutex<Option<(HeaderMap, Extensions)>>>;
 
 async fn through<L>(layer: &L, request: Request<String>) -> (u16, HeaderMap, Extensions)
@@ -41,7 +41,7 @@ fn caller(extensions: &Extensions) -> Option<String> {
     Some(caller.spiffe_id().to_string())
 }
 
-/// A verified caller in the extensions counts, also without a server layer.
+/// A verified caller in the extensions is recognized, also without a server layer.
 #[tokio::test]
 async fn e03_a_caller_set_by_hand_counts() {
     let world = World::new();
@@ -92,7 +92,7 @@ async fn e03_an_audited_token_is_replaced() {
 }
 
 #[tokio::test]
-async fn e03_a_verified_token_is_taken_out() {
+async fn e03_a_verified_token_is_removed() {
     let world = World::new();
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::anyone());
     let waiting = layer
@@ -105,7 +105,7 @@ async fn e03_a_verified_token_is_taken_out() {
         let (status, headers, _) = through(&waiting, world.request(WEB)).await;
         assert_eq!((status, headers.len()), (200, 0));
     }
-    // Only the header that was read; the others belong to other services.
+    // Only the header that was read is removed; other headers belong to other services.
     let by_header = layer.clone().header(X_SVID);
     let mut request = world.request(OPS);
     let token = world.issuer.token(WEB).parse().unwrap();
@@ -113,7 +113,7 @@ async fn e03_a_verified_token_is_taken_out() {
     let (_, headers, _) = through(&by_header, request).await;
     assert_eq!(headers.len(), 1);
     assert!(headers.contains_key(AUTHORIZATION));
-    // A public method reads it too.
+    // Public methods read and remove it too.
     let policy = GrpcPolicy::deny_by_default().public("/r.R/Open").build();
     let public = ValidateJwtSvidLayer::required(world.validator.clone(), policy.unwrap());
     let mut request = world.request(WEB);
@@ -141,7 +141,7 @@ async fn e03_an_inner_layer_decides_by_its_own_rules() {
             (strict, 401),
             // A token for another audience is not anonymous.
             (optional, 401),
-            // It reads another header, in which nothing is.
+            // It reads another header, which is missing.
             (elsewhere, 401),
         ] {
             let stack = tower::layer::layer_fn(|service| outer.layer(inner.layer(service)));
@@ -152,14 +152,14 @@ async fn e03_an_inner_layer_decides_by_its_own_rules() {
             }
         }
     }
-    // Both of the same other header.
+    // Both layers read the same other header.
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), allow()).header(X_SVID);
     let stack = tower::layer::layer_fn(|service| layer.layer(layer.layer(service)));
     let mut request = Request::new(String::new());
     let token = world.issuer.token(WEB).parse().unwrap();
     request.headers_mut().insert(X_SVID, token);
     assert_eq!(through(&stack, request).await.0, 200);
-    // A state without a token is no credential.
+    // A state without a token is not a credential.
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), allow());
     let mut request = Request::new(String::new());
     let assumed = CallerState::Verified(testing::verified_svid(WEB));
@@ -178,7 +178,7 @@ async fn e03_the_token_is_not_shown() {
     assert!(!format!("{state:?} {extensions:?}").contains(&token));
 }
 
-/// What reaches the upstream `https://ledger`, or another origin without an audience.
+/// Returns the headers that the upstream `https://ledger`, or another origin without an audience, gets.
 async fn forwarded(
     agent: &FakeAgent,
     server: &ValidateJwtSvidLayer,
@@ -193,7 +193,7 @@ async fn forwarded(
         let copy = copy.clone();
         server.layer(service_fn(move |mut request: Request<String>| {
             *request.uri_mut() = to.parse().unwrap();
-            // A gateway that puts the token back, or copies it, in the same request.
+            // A gateway that puts the token back into the same request, or copies it.
             for name in copies {
                 request.headers_mut().append(*name, copy.clone());
             }
@@ -209,7 +209,7 @@ async fn forwarded(
 }
 
 #[tokio::test]
-async fn e03_a_gateway_signs_as_itself() {
+async fn e03_a_gateway_sends_its_own_token() {
     let agent = FakeAgent::start("x").await.unwrap();
     let source = agent.source().await.unwrap();
     let validator = Validator::builder(source.clone()).audience(AUDIENCE);
@@ -274,7 +274,7 @@ async fn e03_other_credentials_stay_elsewhere() {
         seen.lock().unwrap().take().unwrap()
     };
     assert_eq!(send("https://elsewhere", Some(caller.clone())).await, basic);
-    // Where a token of ours goes, a caller's header makes way for it, and only a caller's.
+    // If the layer adds its token, it replaces the header of a caller, and only of a caller.
     assert_ne!(send("https://ledger", Some(caller)).await, basic);
     assert_eq!(
         send("https://ledger", Some(CallerState::Anonymous)).await,

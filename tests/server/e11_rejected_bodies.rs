@@ -1,4 +1,4 @@
-//! Rejections of requests whose body was not read: they reach the client over HTTP/1.
+//! Rejections of requests with unread bodies reach the client over HTTP/1.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -26,11 +26,11 @@ use crate::support::{OPS, WEB, World};
 const LIMIT: usize = 64 * 1024;
 const TIME: Duration = Duration::from_millis(500);
 
-/// A body that a test describes, and what was read of it.
+/// A scripted body, and how much of it was read.
 struct Script {
-    /// Sizes of the frames that are left; then the end.
+    /// Sizes of the remaining frames, before the end.
     frames: Vec<usize>,
-    /// Each frame comes after this time.
+    /// The delay before each frame.
     pause: Duration,
     sleep: Option<Pin<Box<tokio::time::Sleep>>>,
     endless: bool,
@@ -90,7 +90,7 @@ impl Body for Script {
     }
 
     fn is_end_stream(&self) -> bool {
-        // As hyper does for chunked bodies: the end shows only when it is read.
+        // Like hyper's chunked bodies, which show the end only when it is read.
         false
     }
 
@@ -115,8 +115,11 @@ fn post(body: Script) -> Request<Script> {
     Request::post("/").body(body).unwrap()
 }
 
-/// The response's `connection` header, and how long it took.
-async fn ask(layer: &ValidateJwtSvidLayer, request: Request<Script>) -> (Option<String>, Duration) {
+/// Returns the response's `connection` header and the elapsed time.
+async fn send(
+    layer: &ValidateJwtSvidLayer,
+    request: Request<Script>,
+) -> (Option<String>, Duration) {
     let start = Instant::now();
     let response = layer.layer(inner()).oneshot(request).await.unwrap();
     assert_eq!(response.status(), 401);
@@ -142,20 +145,20 @@ async fn e11_a_body_within_the_limit_keeps_the_connection() {
     ] {
         let body = Script::of(frames);
         assert_eq!(
-            ask(&layer(&world), post(body)).await,
+            send(&layer(&world), post(body)).await,
             (None, Duration::ZERO)
         );
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn e11_a_body_over_the_limit_closes_and_is_not_read_on() {
+async fn e11_a_body_over_the_limit_closes() {
     let world = World::new();
     for frames in [&[LIMIT + 1][..], &[LIMIT, 1], &[1024; 100]] {
         let body = Script::of(frames);
         let read = body.read.clone();
         assert_eq!(
-            ask(&layer(&world), post(body)).await,
+            send(&layer(&world), post(body)).await,
             (closed(), Duration::ZERO)
         );
         assert!(read.load(Ordering::SeqCst) <= 66 * 1024, "{frames:?}");
@@ -165,26 +168,26 @@ async fn e11_a_body_over_the_limit_closes_and_is_not_read_on() {
 #[tokio::test(start_paused = true)]
 async fn e11_a_slow_body_closes_after_half_a_second() {
     let world = World::new();
-    let (connection, took) = ask(&layer(&world), post(Script::never())).await;
+    let (connection, took) = send(&layer(&world), post(Script::never())).await;
     assert_eq!(connection, closed());
     assert!(
         took >= TIME && took < TIME + Duration::from_millis(50),
         "{took:?}"
     );
-    // Drips of a byte do not extend it.
+    // Single bytes do not extend the time.
     let mut body = Script::of(&[1; 1000]);
     body.pause = Duration::from_millis(100);
-    let (connection, took) = ask(&layer(&world), post(body)).await;
+    let (connection, took) = send(&layer(&world), post(body)).await;
     assert_eq!(connection, closed());
     assert!(
         took >= TIME && took < TIME + Duration::from_millis(50),
         "{took:?}"
     );
-    // And one that ends just in time keeps the connection.
+    // A body that ends just in time keeps the connection.
     let mut body = Script::of(&[1; 3]);
     body.pause = Duration::from_millis(100);
     assert_eq!(
-        ask(&layer(&world), post(body)).await,
+        send(&layer(&world), post(body)).await,
         (None, Duration::from_millis(400))
     );
 }
@@ -195,25 +198,25 @@ async fn e11_endless_empty_frames_end_in_time() {
     let layer = layer(&world).drain_rejected(1024, Duration::from_millis(20));
     let mut body = Script::of(&[0]);
     body.endless = true;
-    let asked = timeout(Duration::from_secs(10), ask(&layer, post(body))).await;
+    let asked = timeout(Duration::from_secs(10), send(&layer, post(body))).await;
     assert_eq!(asked.unwrap().0, closed());
 }
 
 #[tokio::test(start_paused = true)]
-async fn e11_a_body_that_fails_closes() {
+async fn e11_a_failed_body_closes_the_connection() {
     let world = World::new();
     let mut body = Script::of(&[]);
     body.failing = true;
-    assert_eq!(ask(&layer(&world), post(body)).await.0, closed());
+    assert_eq!(send(&layer(&world), post(body)).await.0, closed());
 }
 
 #[tokio::test(start_paused = true)]
 async fn e11_the_limits_are_configurable() {
     let world = World::new();
     let layer = layer(&world).drain_rejected(10, Duration::from_secs(3));
-    assert_eq!(ask(&layer, post(Script::of(&[10]))).await.0, None);
-    assert_eq!(ask(&layer, post(Script::of(&[11]))).await.0, closed());
-    let took = ask(&layer, post(Script::never())).await.1;
+    assert_eq!(send(&layer, post(Script::of(&[10]))).await.0, None);
+    assert_eq!(send(&layer, post(Script::of(&[11]))).await.0, closed());
+    let took = send(&layer, post(Script::never())).await.1;
     assert!(
         took >= Duration::from_secs(3) && took < Duration::from_secs(4),
         "{took:?}"
@@ -221,7 +224,7 @@ async fn e11_the_limits_are_configurable() {
     let none = layer.drain_rejected(0, TIME);
     let body = Script::of(&[1]);
     let polls = body.polls.clone();
-    assert_eq!(ask(&none, post(body)).await, (closed(), Duration::ZERO));
+    assert_eq!(send(&none, post(body)).await, (closed(), Duration::ZERO));
     assert_eq!(polls.load(Ordering::SeqCst), 0);
 }
 
@@ -241,7 +244,7 @@ async fn e11_expect_continue_and_long_bodies_are_not_polled() {
             .insert(name, HeaderValue::from_static(value));
         let polls = request.body().polls.clone();
         assert_eq!(
-            ask(&layer(&world), request).await,
+            send(&layer(&world), request).await,
             (closed(), Duration::ZERO)
         );
         assert_eq!(polls.load(Ordering::SeqCst), 0, "{value}");
@@ -250,23 +253,23 @@ async fn e11_expect_continue_and_long_bodies_are_not_polled() {
     request
         .headers_mut()
         .insert(CONTENT_LENGTH, HeaderValue::from_static("65536"));
-    assert_eq!(ask(&layer(&world), request).await.0, None);
+    assert_eq!(send(&layer(&world), request).await.0, None);
 }
 
 #[tokio::test(start_paused = true)]
-async fn e11_http2_is_answered_at_once() {
+async fn e11_http2_responds_at_once() {
     let world = World::new();
     for version in [Version::HTTP_2, Version::HTTP_3] {
         let mut request = post(Script::never());
         *request.version_mut() = version;
         let polls = request.body().polls.clone();
-        assert_eq!(ask(&layer(&world), request).await, (None, Duration::ZERO));
+        assert_eq!(send(&layer(&world), request).await, (None, Duration::ZERO));
         assert_eq!(polls.load(Ordering::SeqCst), 0);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn e11_a_drain_holds_no_permit_of_the_inner_service() {
+async fn e11_a_drain_holds_no_inner_permit() {
     let world = World::new();
     let limited = ConcurrencyLimit::new(inner(), 1);
     let policy = Allow::id(OPS).unwrap();
@@ -296,7 +299,7 @@ async fn e11_a_drain_holds_no_permit_of_the_inner_service() {
     assert_eq!(second.await.unwrap().headers()[CONNECTION], "close");
 }
 
-/// No runtime, or one without timers: the body is read only as far as it is there.
+/// Without a runtime or timers, only the available part of the body is read.
 #[test]
 fn e11_without_timers_nothing_panics() {
     let world = World::new();
@@ -310,7 +313,7 @@ fn e11_without_timers_nothing_panics() {
         }));
         let request = Request::post("/").body(Pending).unwrap();
         let response = futures_util::FutureExt::now_or_never(service.oneshot(request));
-        let response = response.expect("it does not wait").unwrap();
+        let response = response.expect("the call is ready").unwrap();
         assert_eq!(response.headers()[CONNECTION], "close");
     }
 }
@@ -330,7 +333,7 @@ impl Body for Pending {
 }
 
 #[test]
-fn e11_a_request_without_a_body_allocates_nothing_more() {
+fn e11_requests_without_bodies_allocate_no_more() {
     let world = World::new();
     let mut service = layer(&world).layer(service_fn(|_: Request<String>| async {
         Ok::<_, Infallible>(Response::<String>::default())
@@ -354,14 +357,14 @@ fn e11_a_request_without_a_body_allocates_nothing_more() {
     assert_eq!(count(Version::HTTP_2, "body"), http2);
     assert!(
         count(Version::HTTP_11, "body") > http2,
-        "the count sees a drain"
+        "a drain does not allocate"
     );
 }
 
-// === over sockets ===
+// === Over sockets ===
 
-/// Sends requests over one connection, each body in pieces, and never reads before all is written,
-/// as a client does that does not expect an early answer. Returns how many got a 401.
+/// Sends requests over one connection, each body in pieces, and reads only after everything is written,
+/// like clients that expect no early response. Returns how many got a 401.
 async fn hammer(at: &At, requests: usize, size: usize, chunked: bool, path: &str) -> usize {
     let mut answered = 0;
     let mut stream = TcpStream::connect(at.tcp).await.unwrap();
@@ -423,7 +426,7 @@ async fn e11_raw_keep_alive_clients_lose_no_rejection() {
     }
 }
 
-/// gRPC-Web and the layer that can wait for keys, over HTTP/1.1.
+/// gRPC-Web and the async layer, over HTTP/1.1.
 #[tokio::test]
 async fn e11_grpc_web_loses_no_rejection() {
     let world = World::new();

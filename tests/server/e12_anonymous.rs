@@ -1,4 +1,4 @@
-//! What a caller without a token may do: never more than one with a valid token.
+//! Anonymous callers are never allowed more than callers with a valid token.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ async fn ok(_: Request<String>) -> Result<Response<String>, Infallible> {
     Ok(Response::new(String::new()))
 }
 
-/// The status of one request, in HTTP.
+/// Returns the HTTP status of one request.
 async fn status(layer: &ValidateJwtSvidLayer, mut request: Request<String>, path: &str) -> u16 {
     *request.uri_mut() = path.parse().unwrap();
     let service = layer.clone().protocol(Protocol::Http).layer(service_fn(ok));
@@ -72,14 +72,14 @@ async fn e12_anonymous_callers_reach_public_methods_only() {
                 "{path}"
             );
         }
-        // An invalid token is never taken for none.
+        // An invalid token is not treated as a missing token.
         for bad in ["Bearer a.b.c", "Bearer", "Bearer x, Bearer y"] {
             let request = with_authorization(&HeaderValue::from_static(bad));
             let answer = status(&layer, request, HEALTH).await;
             assert!(matches!(answer, 400 | 401), "{bad}: {answer}");
         }
     }
-    // One rule of two that asks for a token is enough.
+    // It is enough that one of two rules requires a token.
     let both = ValidateJwtSvidLayer::optional(validator(), Allow::policy(methods()).and(any()));
     assert_eq!(status(&both, Request::default(), HEALTH).await, 401);
     assert_eq!(status(&both, world.request(WEB), HEALTH).await, 200);
@@ -111,13 +111,13 @@ async fn e12_only_anyone_allows_anonymous_callers_everywhere() {
         assert_eq!(status(&layer, other, "/").await, anonymous, "{policy:?}");
         let request = with_authorization(&bearer("a.b.c"));
         assert_eq!(status(&layer, request, "/").await, 401, "{policy:?}");
-        // `required` rejects before it asks.
+        // `required` rejects before the policy is called.
         let required = ValidateJwtSvidLayer::required(world.validator.clone(), policy);
         assert_eq!(status(&required, Request::default(), "/").await, 401);
     }
 }
 
-/// A policy that breaks the rule: strangers may, known callers may not.
+/// An invalid policy: anonymous callers are allowed, verified callers are denied.
 struct Inverted(Decision);
 
 impl Policy for Inverted {
@@ -214,7 +214,7 @@ fn policies() -> impl Strategy<Value = Allow> {
 
 proptest! {
     #[test]
-    fn e12_what_anonymous_callers_may_everyone_may(
+    fn e12_verified_callers_may_do_the_same(
         policy in policies(),
         path in prop::sample::select(&[GET, DELETE, UNNAMED, HEALTH][..]),
     ) {
@@ -227,7 +227,7 @@ proptest! {
                 prop_assert_eq!(decision, Decision::Allow, "{:?} {}", policy, path);
             }
         }
-        // A verified caller is never asked for a token that it has shown.
+        // A rejection of a verified caller never says that a token is required.
         for caller in &verified {
             let decision = policy.decide(Some(caller), &parts);
             prop_assert_ne!(decision, Decision::AuthenticationRequired);

@@ -1,4 +1,4 @@
-//! The protocol of rejections: declared by the server, never chosen by the caller.
+//! The protocol of rejections is set by the server, not by the caller.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -116,7 +116,7 @@ async fn e13_a_grpc_policy_implies_grpc() {
             assert_eq!(response.headers()["grpc-status"], "16", "{policy:?}");
             assert_eq!(response.headers()["content-type"], expected, "{policy:?}");
         }
-        // Inside the layer too: by its own policy, or by that of the layer that made it.
+        // Inside the layer too: by its own policy, or by the outer layer's policy.
         for service in [
             narrow(AllowCallersLayer::new(policy.clone())),
             narrow(required(policy).allow_callers(any())),

@@ -1,4 +1,4 @@
-//! Rejections by extractors: answered, counted and logged as the layer's own.
+//! Rejections by extractors have the same responses, metrics and logs as the layer's.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -93,16 +93,16 @@ async fn e14_an_extractor_rejects_through_on_reject() {
         assert_eq!(body, "GET /who 7: a bearer token is required");
     }
     assert_eq!((counts.of("missing"), counts.of("anonymous")), (3, 3));
-    // One line, the others suppressed.
+    // One line; the others are suppressed.
     assert_eq!(log.lines_with("a bearer token is required"), 1);
-    // A handler that takes the rejection as a value rejected nothing.
+    // A handler that takes the rejection as a value does not reject.
     let response = app.oneshot(get("/mine")).await.unwrap();
     assert_eq!((response.status().as_u16(), counts.of("missing")), (200, 3));
     drop(guard);
 }
 
 #[tokio::test]
-async fn e14_an_audited_rejection_is_answered_and_counted() {
+async fn e14_audited_rejection_is_sent_and_counted() {
     let world = World::new();
     let counts = Arc::new(Counts::default());
     let audit = ValidateJwtSvidLayer::audit(world.validator.clone(), Allow::id(OPS).unwrap())
@@ -120,9 +120,9 @@ async fn e14_an_audited_rejection_is_answered_and_counted() {
     assert_eq!((&*body, counts.of("not-allowed")), (&b"mine"[..], 1));
 }
 
-/// The layer next to the handler answers; one further out does not answer or count again.
+/// The innermost layer responds. Outer layers do not respond or count again.
 #[tokio::test]
-async fn e14_only_the_nearest_layer_answers() {
+async fn e14_only_the_innermost_layer_responds() {
     let world = World::new();
     let (near, far) = (Arc::new(Counts::default()), Arc::new(Counts::default()));
     let inner = optional(&world)
@@ -139,7 +139,7 @@ async fn e14_only_the_nearest_layer_answers() {
     assert_eq!(body, "near");
     assert_eq!((near.of("missing"), far.of("missing")), (1, 0));
 
-    // Nor does a layer outside of an `AllowCallersLayer` whose `on_reject` makes a response of it.
+    // Nor does a layer outside an `AllowCallersLayer` whose `on_reject` returns a rejection.
     let counts = Arc::new(Counts::default());
     let layer = optional(&world).metrics(counts.clone());
     let narrow = layer
@@ -197,7 +197,7 @@ async fn e14_without_a_layer_the_rejection_is_in_the_extensions() {
     }
     drop(guard);
     let lines = log.lines_with("ValidateJwtSvidLayer");
-    // The limit is one line for the process: another test may have had it.
+    // The log limit is per process, so another test may have used it.
     assert!(lines <= 1, "{lines}");
     if std::env::var_os(ALONE).is_some() {
         assert_eq!(
@@ -207,7 +207,7 @@ async fn e14_without_a_layer_the_rejection_is_in_the_extensions() {
     }
 }
 
-/// Set in a process that runs one test only.
+/// Set in a process that runs only this test.
 const ALONE: &str = "E14_ALONE";
 
 #[test]

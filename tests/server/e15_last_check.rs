@@ -1,4 +1,4 @@
-//! After the wait for a key and for the inner service, the token is checked once more.
+//! After waits for a key and for the inner service, the token is checked again.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::support::{Signer, WEB, World, bearer, bundle_of, with_authorization};
 
 const WAIT: Duration = Duration::from_secs(2);
 
-/// Becomes ready when the gate opens, and counts its calls.
+/// Becomes ready when the gate opens, and counts calls.
 struct Gated {
     open: WatchStream<bool>,
     gate: watch::Receiver<bool>,
@@ -76,7 +76,7 @@ struct Case {
     response: tokio::task::JoinHandle<Response<String>>,
 }
 
-/// A request whose key has come, and whose inner service is not ready yet.
+/// A request whose key has arrived, and whose inner service is not ready.
 async fn key_came(audit: bool) -> Case {
     let clock = PausedClock::new(SystemClock::shared().now());
     let world = World::with(|builder| builder.clock(clock.shared()));
@@ -111,7 +111,10 @@ async fn key_came(audit: bool) -> Case {
         .bundles
         .set([bundle_of(&new.trust_domain, &[&world.issuer, &new])]);
     tokio::time::sleep(Duration::from_secs(10)).await;
-    assert!(!response.is_finished(), "the inner service is not ready");
+    assert!(
+        !response.is_finished(),
+        "a response before the inner service is ready"
+    );
     Case {
         world,
         clock,
@@ -136,13 +139,13 @@ impl Case {
 }
 
 #[tokio::test(start_paused = true)]
-async fn e15_a_token_that_is_still_good_is_served() {
+async fn e15_a_valid_token_is_allowed() {
     let case = key_came(false).await;
     assert_eq!(case.open().await, (200, None, 1));
 }
 
 #[tokio::test(start_paused = true)]
-async fn e15_a_token_that_expired_meanwhile_is_rejected() {
+async fn e15_a_token_that_expired_is_rejected() {
     let case = key_came(false).await;
     case.clock.step_wall(120);
     let expired = RejectionReason::Token(ValidateReason::Expired);
@@ -150,7 +153,7 @@ async fn e15_a_token_that_expired_meanwhile_is_rejected() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn e15_a_key_that_was_removed_meanwhile_rejects() {
+async fn e15_a_removed_key_rejects() {
     let case = key_came(false).await;
     case.world.bundles.set([case.world.issuer.bundle()]);
     let unknown = RejectionReason::Token(ValidateReason::KeyUnknown);
@@ -158,7 +161,7 @@ async fn e15_a_key_that_was_removed_meanwhile_rejects() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn e15_a_replaced_key_of_the_same_name_rejects() {
+async fn e15_a_replaced_key_rejects() {
     let case = key_came(false).await;
     let other = Signer::new("x", "k2");
     case.world
@@ -169,7 +172,7 @@ async fn e15_a_replaced_key_of_the_same_name_rejects() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn e15_a_source_that_became_unusable_rejects() {
+async fn e15_an_unavailable_source_rejects() {
     let case = key_came(false).await;
     case.world
         .bundles
@@ -179,7 +182,7 @@ async fn e15_a_source_that_became_unusable_rejects() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn e15_audit_marks_what_the_last_check_found() {
+async fn e15_audit_reports_the_last_check() {
     let case = key_came(true).await;
     case.clock.step_wall(120);
     case.gate.send_replace(true);
@@ -190,7 +193,7 @@ async fn e15_audit_marks_what_the_last_check_found() {
     );
 }
 
-/// A rejection by the last check gives back the permit that the request already had.
+/// A rejection by the last check releases the permit that the request holds.
 #[tokio::test(start_paused = true)]
 async fn e15_a_late_rejection_holds_no_permit() {
     let world = World::new();

@@ -1,4 +1,5 @@
-//! Responses that the token's expiry ends: never cleanly, unless the client reads a gRPC status.
+//! Responses that end when the token expires. They end with an error, unless the client reads a gRPC
+//! status.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -25,7 +26,7 @@ const START: i64 = 1_790_000_000;
 const MESSAGE: &[u8] = b"\0\0\0\0\x04tick";
 const WAIT: Duration = Duration::from_secs(20);
 
-/// An uploaded file whose type the uploader chose; it never ends.
+/// An uploaded file with a user-defined type; it never ends.
 fn file(kind: HeaderValue, length: Option<u64>) -> Response<File> {
     let first = tokio_stream::once(Ok(Frame::data(Bytes::from_static(MESSAGE))));
     let body: File = StreamBody::new(Box::pin(first.chain(tokio_stream::pending())));
@@ -43,7 +44,7 @@ type File = StreamBody<
     std::pin::Pin<Box<dyn tokio_stream::Stream<Item = Result<Frame<Bytes>, Infallible>> + Send>>,
 >;
 
-/// How the response ends after its first message: cleanly, with this status, or with an error.
+/// Returns how the response ends after its first message: cleanly, with a status, or with an error.
 async fn end(version: Version, method: Method, asked: &str, answered: &'static str) -> String {
     let clock = std::sync::Arc::new(PausedClock::new(UnixTime::from_secs(START)));
     let world = World::with(|builder| builder.clock(clock.clone()));
@@ -90,7 +91,7 @@ async fn e16_a_status_needs_grpc_on_both_sides() {
             "application/grpc+proto",
             "trailers 16",
         ),
-        // gRPC-Web has its status in the body, where a message may be unfinished.
+        // gRPC-Web has its status in the body, and a message may be incomplete there.
         (
             one,
             Method::POST,
@@ -99,10 +100,10 @@ async fn e16_a_status_needs_grpc_on_both_sides() {
             "error",
         ),
         (two, Method::POST, WEB_PROTO, WEB_PROTO, "error"),
-        // HTTP/1.1 has no trailers that a client would miss.
+        // Over HTTP/1.1, a client does not notice missing trailers.
         (one, Method::POST, GRPC, GRPC, "error"),
         (Version::HTTP_10, Method::POST, GRPC, GRPC, "error"),
-        // Only the response calls itself so, or only the request.
+        // Only the request or only the response is gRPC.
         (one, Method::GET, PLAIN, GRPC, "error"),
         (two, Method::GET, PLAIN, GRPC, "error"),
         (two, Method::POST, PLAIN, GRPC, "error"),
@@ -111,7 +112,7 @@ async fn e16_a_status_needs_grpc_on_both_sides() {
         (one, Method::GET, WEB_PROTO, WEB_PROTO, "error"),
         (two, Method::POST, GRPC, PLAIN, "error"),
         (one, Method::POST, WEB_PROTO, PLAIN, "error"),
-        // One of the two forms of gRPC each.
+        // The request and the response are different forms of gRPC.
         (two, Method::POST, GRPC, WEB_PROTO, "error"),
         (two, Method::POST, WEB_PROTO, GRPC, "error"),
     ] {
@@ -124,7 +125,7 @@ async fn e16_a_status_needs_grpc_on_both_sides() {
     }
 }
 
-/// A store whose files are of the type in the path, and as long as the query says.
+/// A file server: the path sets the type, the query sets the length.
 async fn store() -> (World, SocketAddr) {
     let world = World::with(|builder| builder.leeway(Duration::ZERO));
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::any_trust_domain())
@@ -145,7 +146,7 @@ fn soon(world: &World) -> HeaderValue {
 }
 
 #[tokio::test]
-async fn e16_clients_see_every_cut_download() {
+async fn e16_clients_notice_every_cut_download() {
     let (world, at) = store().await;
     let token = soon(&world);
     let mut downloads = tokio::task::JoinSet::new();
@@ -168,7 +169,7 @@ async fn e16_clients_see_every_cut_download() {
                     let response = stream(io, http2, request).await;
                     assert_eq!(response.status(), 200);
                     let whole = timeout(WAIT, response.into_body().collect()).await;
-                    let whole = whole.expect("the response ends");
+                    let whole = whole.expect("the response does not end");
                     assert!(whole.is_err(), "{path} over HTTP/2: {http2}");
                 });
             }
@@ -179,7 +180,7 @@ async fn e16_clients_see_every_cut_download() {
     }
 }
 
-/// The documented exception: nothing on the wire can show the end.
+/// The documented exception: nothing on the wire can show the cut.
 #[tokio::test]
 async fn e16_http10_without_length_ends_with_the_connection() {
     let (world, at) = store().await;
@@ -203,7 +204,7 @@ async fn e16_http10_without_length_ends_with_the_connection() {
 }
 
 #[tokio::test]
-async fn e16_complete_responses_are_left_alone() {
+async fn e16_complete_responses_are_unchanged() {
     let world = World::new();
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::any_trust_domain());
     let inner = service_fn(|_: Request<String>| async {
@@ -215,7 +216,7 @@ async fn e16_complete_responses_are_left_alone() {
     });
     let service = layer.layer(EndAtExpiryLayer::new(&world.validator).layer(inner));
     let response = service.oneshot(world.request(WEB)).await.unwrap();
-    // A download that is called gRPC keeps its length.
+    // A download with a gRPC type keeps its length.
     assert_eq!(response.headers()["content-length"], "5");
     let body = response.into_body().collect().await.unwrap();
     assert_eq!(body.to_bytes(), "whole");

@@ -1,4 +1,4 @@
-//! One answer for every invalid token; the details stay in logs, metrics and the [`Rejection`].
+//! One response for every invalid token. Logs, metrics and the [`Rejection`] keep the details.
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
@@ -25,7 +25,7 @@ fn layer(world: &World) -> ValidateJwtSvidLayer {
         .uniform_token_errors()
 }
 
-async fn ask(layer: &ValidateJwtSvidLayer, request: Request<String>) -> Response<String> {
+async fn send(layer: &ValidateJwtSvidLayer, request: Request<String>) -> Response<String> {
     let inner = service_fn(|_: Request<String>| async { Ok::<_, Infallible>(Response::default()) });
     layer.layer(inner).oneshot(request).await.unwrap()
 }
@@ -48,7 +48,7 @@ fn forms(authorization: &HeaderValue) -> [Request<String>; 3] {
     })
 }
 
-/// What a caller can distinguish responses by.
+/// Returns everything that distinguishes responses for a caller.
 fn seen(response: &Response<String>) -> String {
     format!(
         "{} {:?} {:?}",
@@ -59,7 +59,7 @@ fn seen(response: &Response<String>) -> String {
 }
 
 #[tokio::test]
-async fn e18_every_invalid_token_gets_one_answer() {
+async fn e18_all_invalid_tokens_get_one_response() {
     let world = World::new();
     for realm in ["spiffe", "reports"] {
         for protocol in [None, Some(tower_spiffe::server::Protocol::Auto)] {
@@ -78,7 +78,7 @@ async fn e18_every_invalid_token_gets_one_answer() {
                 reasons.insert(reason.as_str());
                 let forms = forms(case.authorization.as_ref().unwrap());
                 for (form, answers) in forms.into_iter().zip(&mut answers) {
-                    let response = ask(&layer, form).await;
+                    let response = send(&layer, form).await;
                     let rejection = response.extensions().get::<Rejection>().unwrap();
                     assert_eq!(rejection.reason(), case.reason, "{}", case.name);
                     assert_eq!(
@@ -98,7 +98,7 @@ async fn e18_every_invalid_token_gets_one_answer() {
 }
 
 #[tokio::test]
-async fn e18_other_rejections_keep_their_answers() {
+async fn e18_other_rejections_keep_their_responses() {
     let world = World::new();
     let (uniform, default) = (
         layer(&world),
@@ -110,8 +110,8 @@ async fn e18_other_rejections_keep_their_answers() {
             None => Request::default(),
         };
         let (ours, theirs) = (
-            ask(&uniform, request()).await,
-            ask(&default, request()).await,
+            send(&uniform, request()).await,
+            send(&default, request()).await,
         );
         let same = seen(&ours) == seen(&theirs);
         let is_token = matches!(case.reason, RejectionReason::Token(_));
@@ -156,7 +156,7 @@ async fn e18_logs_and_metrics_keep_the_details() {
         .token_with(WEB, json!({ "exp": 1_000_000_000 }));
     let log = Log::default();
     let guard = log.begin(tracing::Level::INFO);
-    let response = ask(&layer, with_authorization(&bearer(&expired))).await;
+    let response = send(&layer, with_authorization(&bearer(&expired))).await;
     drop(guard);
     assert!(seen(&response).contains(TEXT));
     let reason = ValidateReason::Expired.as_str();
@@ -165,7 +165,7 @@ async fn e18_logs_and_metrics_keep_the_details() {
     assert!(lines.contains("the token has expired"), "{lines}");
 }
 
-/// A handler behind `audit` that answers with the rejection it finds.
+/// With `audit`, a handler returns the rejection it finds.
 #[tokio::test]
 async fn e18_an_audited_rejection_keeps_the_text() {
     let world = World::new();

@@ -12,7 +12,7 @@ use tracing::Level;
 use crate::log::Log;
 use crate::support::{AUDIENCE, OPS, WEB, World, bearer, with_authorization};
 
-/// The log of one request with this token, at this level.
+/// Returns the log of one request with this token, at this level.
 async fn log_of(world: &World, level: Level, token: &str, in_span: bool) -> String {
     let log = Log::default();
     let guard = log.begin(level);
@@ -36,7 +36,7 @@ async fn log_of(world: &World, level: Level, token: &str, in_span: bool) -> Stri
 
 fn rejection_line(log: &str) -> &str {
     let mut lines = log.lines().filter(|line| line.contains("not admitted"));
-    let line = lines.next().expect("a rejection is logged");
+    let line = lines.next().expect("no rejection is logged");
     assert_eq!(lines.next(), None);
     line
 }
@@ -60,7 +60,10 @@ async fn e28_audience_rejection_logs_both_audiences() {
 
     let log = log_of(&world, Level::INFO, &token, false).await;
     let line = rejection_line(&log);
-    assert!(!line.contains("audiences"), "only at debug: {line}");
+    assert!(
+        !line.contains("audiences"),
+        "audiences are logged above debug: {line}"
+    );
 }
 
 #[tokio::test]
@@ -82,7 +85,7 @@ async fn e28_rejection_line_names_the_caller_once() {
     let log = log_of(&world, Level::INFO, &token, false).await;
     let line = rejection_line(&log);
     assert_eq!(line.matches("peer.spiffe_id").count(), 1, "{line}");
-    // Each span that has the field names the caller once; the line itself adds no third.
+    // Each span that has the field names the caller once; the line itself does not.
     let log = log_of(&world, Level::INFO, &token, true).await;
     let line = rejection_line(&log);
     assert_eq!(line.matches("peer.spiffe_id").count(), 2, "{line}");

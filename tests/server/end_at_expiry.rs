@@ -1,4 +1,4 @@
-//! Streams that end with the token that opened them.
+//! Streams end when their token expires.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -32,19 +32,19 @@ use crate::tonic::channels;
 
 const START: i64 = 1_790_000_000;
 
-/// A world whose time is tokio's, paused.
+/// A world on tokio's paused time.
 fn paused() -> (World, Arc<PausedClock>) {
     let clock = Arc::new(PausedClock::new(UnixTime::from_secs(START)));
     let world = World::with(|builder| builder.clock(clock.clone()));
     (world, clock)
 }
 
-/// A frame each second, for ever.
+/// A body with one frame per second, without end.
 fn ticks() -> impl Body<Data = Bytes, Error = Infallible> {
     ticks_as("")
 }
 
-/// A word as an answer of this type has it: in gRPC a message, in text base64 of that.
+/// Returns a chunk for this content type: a gRPC message, in base64 for text.
 fn tick(content_type: &str) -> &'static [u8] {
     match content_type {
         "" => b"tick",
@@ -57,7 +57,7 @@ fn ticks_as(content_type: &'static str) -> impl Body<Data = Bytes, Error = Infal
     StreamBody::new(ticks.map(|_| Ok(Frame::data(Bytes::from_static(tick(content_type))))))
 }
 
-/// The request as one of this content type is sent.
+/// Sets the content type of a request.
 pub fn calling(mut request: Request<String>, content_type: &'static str) -> Request<String> {
     *request.method_mut() = http::Method::POST;
     *request.version_mut() = http::Version::HTTP_2;
@@ -66,7 +66,7 @@ pub fn calling(mut request: Request<String>, content_type: &'static str) -> Requ
     request
 }
 
-/// What comes after how many frames, and when.
+/// Returns the number of frames, the elapsed time, and how the stream ends.
 async fn end_of(
     world: &World,
     content_type: &'static str,
@@ -110,7 +110,7 @@ async fn end_of(
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_http_stream_ends_with_an_error_at_exp_and_leeway() {
+async fn http_stream_ends_with_an_error_at_expiry() {
     let (world, _) = paused();
     let (frames, after, end) = end_of(&world, "", START + 90).await;
     assert_eq!((frames, after), (100, Duration::from_secs(100)));
@@ -119,7 +119,7 @@ async fn an_http_stream_ends_with_an_error_at_exp_and_leeway() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_grpc_stream_ends_with_status_16_in_the_trailers() {
+async fn grpc_stream_ends_with_status_16() {
     let (world, _) = paused();
     let (frames, after, end) = end_of(&world, "application/grpc", START + 2).await;
     assert_eq!((frames, after), (12, Duration::from_secs(12)));
@@ -129,13 +129,13 @@ async fn a_grpc_stream_ends_with_status_16_in_the_trailers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a24_a_step_of_the_wall_clock_is_noticed() {
+async fn a24_wall_clock_step_is_noticed() {
     let (world, clock) = paused();
     let stepping = tokio::spawn(async move {
         tokio::time::sleep(Duration::from_millis(5500)).await;
         clock.step_wall(3610);
     });
-    // Before the next frame, though it comes long before the timer would.
+    // Before the next frame, long before the timer.
     let (frames, after, end) = end_of(&world, "", START + 3600).await;
     assert_eq!((frames, after), (6, Duration::from_secs(6)));
     assert!(end.unwrap().is_err());
@@ -169,7 +169,7 @@ impl MetricsRecorder for Ended {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_end_is_counted_and_a_line_in_an_interval_tells_of_it() {
+async fn ended_streams_are_counted_and_logged() {
     let log = Log::default();
     let _guard = log.begin(Level::INFO);
     let (world, _) = paused();
@@ -189,12 +189,12 @@ async fn each_end_is_counted_and_a_line_in_an_interval_tells_of_it() {
         let claims = json!({ "exp": exp, "iat": START });
         with_authorization(&bearer(&world.issuer.token_with(WEB, claims)))
     };
-    // One ends at 12 s; three more at 71 s, less than the interval later; and one at 72 s.
+    // One ends at 12 s; three more at 71 s, within the log interval; and one at 72 s.
     let mut answers = Vec::new();
     for exp in [2, 61, 61, 61, 62] {
         let answer = endless.clone().oneshot(request(START + exp)).await.unwrap();
         answers.push(answer.into_body());
-        // What ends by itself is no such end.
+        // A response that ends by itself is not counted.
         let answer = whole.clone().oneshot(request(START + exp)).await.unwrap();
         assert!(answer.into_body().collect().await.is_ok());
     }
@@ -203,14 +203,14 @@ async fn each_end_is_counted_and_a_line_in_an_interval_tells_of_it() {
     }
     assert_eq!(ended.0.load(Ordering::Relaxed), 5);
     assert_eq!(log.lines_with("answers are ended"), 2, "{}", log.text());
-    let told = |suppressed| {
+    let lines = |suppressed| {
         let fields = format!("reason=\"expired\" suppressed={suppressed} peer.spiffe_id=\"{WEB}\"");
         log.lines_with(&fields)
     };
-    assert_eq!((told(0), told(3)), (1, 1), "{}", log.text());
+    assert_eq!((lines(0), lines(3)), (1, 1), "{}", log.text());
 }
 
-/// An answer of one word and, in gRPC, trailers.
+/// A body with one chunk and, in gRPC, trailers.
 fn word(content_type: &str) -> impl Body<Data = Bytes, Error = Infallible> + Unpin {
     let data = |bytes| Ok(Frame::data(Bytes::from_static(bytes)));
     let mut trailers = http::HeaderMap::new();
@@ -224,7 +224,7 @@ fn word(content_type: &str) -> impl Body<Data = Bytes, Error = Infallible> + Unp
 #[tokio::test(start_paused = true)]
 async fn a_complete_response_gets_no_second_end() {
     for (content_type, frames) in [
-        // Asked once more for the end, or left there.
+        // The body is polled after its end, or not.
         ("text/plain", 2),
         ("application/grpc", 2),
         ("application/grpc", 3),
@@ -257,7 +257,7 @@ async fn a_complete_response_gets_no_second_end() {
     }
 }
 
-/// What may end with a status of ours has no length that it would have to keep to.
+/// A response that may end with a gRPC status has no fixed length.
 #[tokio::test(start_paused = true)]
 async fn a_grpc_response_has_no_content_length() {
     let (world, _) = paused();
@@ -277,7 +277,7 @@ async fn a_grpc_response_has_no_content_length() {
         ("text/plain", Some(&known), true),
         ("application/grpc", Some(&known), false),
         ("application/grpc-web-text", Some(&known), true),
-        // Nothing of theirs is ended.
+        // None of these responses is ended.
         ("application/grpc", None, true),
     ] {
         let mut request = calling(Request::new(String::new()), accept);
@@ -313,23 +313,23 @@ async fn a_complete_body_ends_cleanly() {
     assert!(body.frame().await.is_none());
 }
 
-/// That what streams on this channel ends with its token, and nothing else does.
+/// Asserts that streams on this channel end when their token expires, and that other calls do not.
 async fn assert_ends(world: &World, channel: Channel) {
     let exp = SystemClock::shared().now().secs() + 2;
     let token = world.issuer.token_with(WEB, json!({ "exp": exp }));
     let mut talker = Talker::new(channel.clone(), Some(format!("Bearer {token}")));
-    let mut told = talker.tell().await.unwrap();
-    // A call both ways in which nothing is said.
+    let mut stream = talker.tell().await.unwrap();
+    // A bidirectional call without messages.
     let mut silent = talker.chat(tokio_stream::pending()).await.unwrap();
     let mut words = 0;
     let status = loop {
-        match told.message().await {
+        match stream.message().await {
             Ok(Some(_)) => words += 1,
             Ok(None) => panic!("a clean end"),
             Err(status) => break status,
         }
     };
-    // Not at once, and not before its time; how soon after is for the paused clocks.
+    // Not before the token expires. The exact time is tested with paused clocks.
     assert!(words > 0);
     assert!(SystemClock::shared().now() >= UnixTime::from_secs(exp));
     assert_eq!(
@@ -338,12 +338,12 @@ async fn assert_ends(world: &World, channel: Channel) {
     );
     let status = silent.message().await.unwrap_err();
     assert_eq!(status.code(), Code::Unauthenticated);
-    // The connection goes on for others.
+    // The connection stays open for others.
     let fresh = Some(world.bearer(WEB).to_str().unwrap().to_owned());
     assert!(Talker::new(channel, fresh).say("hello").await.is_ok());
 }
 
-/// Of a whole server and of one service, over TCP and over a Unix socket.
+/// For a whole server and for one service, over TCP and over a Unix socket.
 #[tokio::test]
 async fn a_real_tonic_stream_ends_with_unauthenticated() {
     let world = World::with(|builder| builder.leeway(Duration::ZERO));

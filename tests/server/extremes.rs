@@ -1,4 +1,4 @@
-//! Settings at their ends, and clocks at theirs.
+//! Extreme settings and extreme clock times.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tower_spiffe_test_support::clock::HandClock;
 use crate::support::{Signer, WEB, World, bearer, with_authorization};
 
 #[tokio::test(start_paused = true)]
-async fn no_setting_at_its_end_breaks_a_request() {
+async fn extreme_settings_break_no_request() {
     const ENDS: [Duration; 2] = [Duration::ZERO, Duration::MAX];
     let stranger = Signer::new("x", "k2");
     for end in ENDS {
@@ -35,20 +35,20 @@ async fn no_setting_at_its_end_breaks_a_request() {
                     Ok::<_, Infallible>(Response::new(http_body_util::Full::from("whole")))
                 })));
             let ask = |token: &str| service.clone().oneshot(with_authorization(&bearer(token)));
-            let admitted = if end.is_zero() { 401 } else { 200 };
+            let expected = if end.is_zero() { 401 } else { 200 };
             for exp in [json!(i64::MAX), json!(1e300), json!(4_000_000_000_u32)] {
                 let token = world.issuer.token_with(WEB, json!({ "exp": exp }));
                 for _ in 0..2 {
                     assert_eq!(
                         ask(&token).await.unwrap().status(),
-                        admitted,
+                        expected,
                         "{exp} {bytes}"
                     );
                 }
             }
             let past = world.issuer.token_with(WEB, json!({ "exp": i64::MIN }));
             assert_eq!(ask(&past).await.unwrap().status(), 401);
-            // What has no end is waited for, for half a year at least.
+            // Infinite durations must last at least half a year.
             let unknown = stranger.token(WEB);
             if end.is_zero() {
                 assert_eq!(ask(&unknown).await.unwrap().status(), 401);
@@ -78,7 +78,7 @@ async fn a24_extreme_clock_times_break_no_request() {
         (UnixTime::MIN, Duration::MAX, 200),
         (UnixTime::from_secs(-1), Duration::ZERO, 200),
         (UnixTime::from_secs(i64::MAX - 1), Duration::MAX, 200),
-        // The latest times that can be written.
+        // The latest times that can be represented.
         (UnixTime::MAX, Duration::ZERO, 401),
         (UnixTime::from_secs(0), Duration::MAX, 200),
     ];

@@ -1,4 +1,4 @@
-//! Rejections on the wire, byte for byte: every class in every form.
+//! Rejections on the wire, byte for byte: every reason in every protocol.
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request};
@@ -19,12 +19,12 @@ async fn start(world: &World) -> At {
     serve(layer.layer(service_fn(who))).await
 }
 
-/// A way to ask, and what is answered in it.
+/// A form of a request, and the form of its response.
 #[derive(Debug, Clone, Copy)]
 struct Form {
     http2: bool,
     content_type: Option<&'static str>,
-    /// In gRPC and gRPC-Web.
+    /// For gRPC and gRPC-Web.
     answered: Option<&'static str>,
 }
 
@@ -59,7 +59,7 @@ const fn in_kind(http2: bool, content_type: &'static str) -> Form {
 }
 
 impl Form {
-    /// All that is answered to this case, but for the time.
+    /// Returns the expected response to this case, without the date.
     fn expected(self, case: &Case) -> String {
         let reason = match case.status {
             400 => "Bad Request",
@@ -92,8 +92,8 @@ impl Form {
         }
     }
 
-    /// Asks, and gives all that is answered, but for the time.
-    async fn ask(self, at: &At, authorization: Option<&HeaderValue>) -> String {
+    /// Sends a request, and returns the response without the date.
+    async fn send(self, at: &At, authorization: Option<&HeaderValue>) -> String {
         let mut request = Request::new(Bytes::new());
         *request.uri_mut() = "/r.R/M".parse().unwrap();
         let headers = request.headers_mut();
@@ -114,7 +114,7 @@ impl Form {
     }
 }
 
-/// What an HTTP/1.1 server writes, without the `date` line.
+/// Returns what an HTTP/1.1 server writes, without the `date` line.
 async fn http1(at: &At, request: &Request<Bytes>) -> String {
     let mut stream = TcpStream::connect(at.tcp).await.unwrap();
     let mut text = format!("{} {} HTTP/1.1\r\n", request.method(), request.uri());
@@ -131,8 +131,8 @@ async fn http1(at: &At, request: &Request<Bytes>) -> String {
     answer
 }
 
-/// The header block of an HTTP/2 answer, but for the time. It is all that comes: no body, no
-/// trailers after it.
+/// Returns the header block of an HTTP/2 response, without the date. Asserts that there is neither a
+/// body nor trailers.
 async fn http2(at: &At, request: Request<Bytes>) -> String {
     let io = TcpStream::connect(at.tcp).await.unwrap();
     let response = stream(io, true, request).await;
@@ -147,13 +147,13 @@ async fn http2(at: &At, request: Request<Bytes>) -> String {
 }
 
 #[tokio::test]
-async fn every_rejection_byte_for_byte_in_every_form() {
+async fn every_rejection_in_every_form() {
     let world = World::new();
     let at = start(&world).await;
     let cases = cases(&world);
     for form in FORMS {
         for case in &cases {
-            let answer = form.ask(&at, case.authorization.as_ref()).await;
+            let answer = form.send(&at, case.authorization.as_ref()).await;
             assert_eq!(answer, form.expected(case), "{} in {form:?}", case.name);
         }
     }
@@ -162,13 +162,13 @@ async fn every_rejection_byte_for_byte_in_every_form() {
         world.bundles.bundles_unavailable(why);
         let case = Case::bundles_unavailable(why, good.clone());
         for form in FORMS {
-            let answer = form.ask(&at, case.authorization.as_ref()).await;
+            let answer = form.send(&at, case.authorization.as_ref()).await;
             assert_eq!(answer, form.expected(&case), "{why} in {form:?}");
         }
     }
 }
 
-/// One of each form in full, so that not every expectation is computed.
+/// One response per form in full, so that not all expected texts are computed.
 #[tokio::test]
 async fn one_rejection_of_each_form_in_full() {
     let world = World::new();
@@ -176,7 +176,7 @@ async fn one_rejection_of_each_form_in_full() {
     let ops = world.bearer(OPS);
     let [http1, http2, grpc, web1, web2, ..] = FORMS;
     assert_eq!(
-        http1.ask(&at, Some(&ops)).await,
+        http1.send(&at, Some(&ops)).await,
         "HTTP/1.1 403 Forbidden\r\n\
          www-authenticate: Bearer realm=\"spiffe\", error=\"insufficient_scope\"\r\n\
          connection: close\r\n\
@@ -184,21 +184,21 @@ async fn one_rejection_of_each_form_in_full() {
     );
     assert_eq!(
         http2
-            .ask(&at, Some(&HeaderValue::from_static("Bearer a.b.c")))
+            .send(&at, Some(&HeaderValue::from_static("Bearer a.b.c")))
             .await,
         ":status: 401\r\n\
          www-authenticate: Bearer realm=\"spiffe\", error=\"invalid_token\", \
          error_description=\"the token is malformed\"\r\n\r\n"
     );
     assert_eq!(
-        grpc.ask(&at, Some(&ops)).await,
+        grpc.send(&at, Some(&ops)).await,
         ":status: 200\r\n\
          content-type: application/grpc\r\n\
          grpc-status: 7\r\n\
          grpc-message: the caller is not allowed\r\n\r\n"
     );
     assert_eq!(
-        web1.ask(&at, None).await,
+        web1.send(&at, None).await,
         "HTTP/1.1 200 OK\r\n\
          content-type: application/grpc-web+proto\r\n\
          grpc-status: 16\r\n\
@@ -207,7 +207,7 @@ async fn one_rejection_of_each_form_in_full() {
          content-length: 0\r\n\r\n"
     );
     assert_eq!(
-        web2.ask(&at, None).await,
+        web2.send(&at, None).await,
         ":status: 200\r\n\
          content-type: application/grpc-web+proto\r\n\
          grpc-status: 16\r\n\
@@ -216,13 +216,13 @@ async fn one_rejection_of_each_form_in_full() {
 }
 
 #[tokio::test]
-async fn over_http1_there_is_no_grpc() {
+async fn grpc_is_not_used_over_http1() {
     // A caller cannot choose status 200 for its rejection.
     let world = World::new();
     let at = start(&world).await;
     let grpc = form(false, Some("application/grpc"), None);
     for case in &cases(&world) {
-        let answer = grpc.ask(&at, case.authorization.as_ref()).await;
+        let answer = grpc.send(&at, case.authorization.as_ref()).await;
         assert_eq!(answer, grpc.expected(case), "{}", case.name);
     }
 }
@@ -259,7 +259,7 @@ async fn a_missing_layer_is_reported_in_every_form() {
             "connection: close\r\ncontent-length: 0\r\n\r\n",
         ),
     ] {
-        let answer = form.ask(&at, Some(&good)).await;
+        let answer = form.send(&at, Some(&good)).await;
         assert_eq!(answer, format!("{begin}{WHY}{end}"), "{form:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! A plain hyper server, and a proxy, behind the layer.
+//! A plain hyper server and a proxy, with the layer.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -19,7 +19,7 @@ use tower_spiffe::server::{Allow, CallerState, Rejection, ValidateJwtSvidLayer};
 use crate::loopback::{At, Doors, get};
 use crate::support::{OPS, WEB, World, bearer};
 
-/// Serves through both doors, each connection in the version of HTTP that it begins with.
+/// Serves over TCP and a Unix socket, in the HTTP version that the client uses.
 pub async fn serve<S, B>(service: S) -> At
 where
     S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
@@ -62,7 +62,9 @@ where
 
 pub async fn who(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     let state = CallerState::from_extensions(request.extensions()).and_then(CallerState::verified);
-    let name = state.map_or("nobody".to_owned(), |caller| caller.spiffe_id().to_string());
+    let name = state.map_or("no caller".to_owned(), |caller| {
+        caller.spiffe_id().to_string()
+    });
     Ok(Response::new(Full::from(name)))
 }
 
@@ -71,7 +73,7 @@ fn required(world: &World) -> ValidateJwtSvidLayer {
 }
 
 #[tokio::test]
-async fn a_plain_hyper_server_is_guarded() {
+async fn plain_hyper_server_is_protected() {
     let world = World::new();
     let at = serve(required(&world).layer(service_fn(who))).await;
     assert_eq!(at.status(get("/", None)).await, 401);
@@ -84,7 +86,7 @@ async fn a_plain_hyper_server_is_guarded() {
 }
 
 #[tokio::test]
-async fn a_proxy_with_incoming_bodies_makes_its_rejections() {
+async fn proxy_builds_its_rejections() {
     let world = World::new();
     let upstream = serve(service_fn(|request: Request<Incoming>| async move {
         let has_token = request.headers().contains_key(AUTHORIZATION);

@@ -1,4 +1,4 @@
-//! The layer on a `JwtSource`, as servers run it: what an agent's bad day makes of callers.
+//! The layer with a `JwtSource`, as in production, and faults of the agent.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -12,8 +12,8 @@ use tower_spiffe::verify::ValidateReason;
 
 use crate::support::{AUDIENCE, with_authorization};
 
-/// The status, and the reason if it is a rejection.
-async fn ask<S>(service: &S, request: Request<String>) -> (u16, Option<RejectionReason>)
+/// Returns the status, and the reason if it is a rejection.
+async fn send<S>(service: &S, request: Request<String>) -> (u16, Option<RejectionReason>)
 where
     S: Service<Request<String>, Response = Response<String>, Error = Infallible> + Clone,
 {
@@ -27,7 +27,7 @@ async fn inner(_: Request<String>) -> Result<Response<String>, Infallible> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a26_a_trust_domain_whose_keys_could_never_be_read_is_no_fault_of_ours() {
+async fn a26_unreadable_trust_domain_is_not_a_5xx() {
     let agent = FakeAgent::start_in_memory("x").await.unwrap();
     agent.federate_raw("broken.test", "no JWK Set").unwrap();
     let source = agent.source().await.unwrap();
@@ -38,16 +38,16 @@ async fn a26_a_trust_domain_whose_keys_could_never_be_read_is_no_fault_of_ours()
     let layer = ValidateJwtSvidLayer::required(validator, Allow::any_trust_domain());
     let service = layer.layer(service_fn(inner));
 
-    // Anyone can name that trust domain.
+    // Any caller can name that trust domain.
     let other = tower_spiffe::testing::Issuer::new("broken.test").unwrap();
     let token = other.token("spiffe://broken.test/web", AUDIENCE);
-    let rejected = ask(&service, with_authorization(&token.bearer())).await;
+    let rejected = send(&service, with_authorization(&token.bearer())).await;
     let unknown = RejectionReason::Token(ValidateReason::KeyUnknown);
     assert_eq!(rejected, (401, Some(unknown)));
     let good = agent.bearer("spiffe://x/web", AUDIENCE);
-    assert_eq!(ask(&service, with_authorization(&good)).await, (200, None));
+    assert_eq!(send(&service, with_authorization(&good)).await, (200, None));
 
-    // Whose trouble it is stands in the state.
+    // The state has the error of that trust domain.
     let state = source.state();
     let broken = state
         .trust_domains()
@@ -55,14 +55,14 @@ async fn a26_a_trust_domain_whose_keys_could_never_be_read_is_no_fault_of_ours()
         .find(|domain| domain.trust_domain().name() == "broken.test");
     assert!(broken.unwrap().last_error().is_some());
 
-    // When its keys come, its callers do.
+    // When its keys arrive, its callers are allowed.
     let mut updates = source.updated();
     agent.federate_with(&other);
     tokio::time::timeout(Duration::from_secs(10), updates.changed())
         .await
-        .expect("the keys come")
+        .expect("no keys arrive")
         .unwrap();
     let token = other.token("spiffe://broken.test/web", AUDIENCE);
-    let admitted = ask(&service, with_authorization(&token.bearer())).await;
-    assert_eq!(admitted, (200, None));
+    let allowed = send(&service, with_authorization(&token.bearer())).await;
+    assert_eq!(allowed, (200, None));
 }

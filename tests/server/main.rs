@@ -40,6 +40,7 @@ mod policy_token_headers;
 mod raw;
 mod rejections;
 mod secrets;
+mod small_rules;
 mod support;
 mod talk;
 mod telemetry;

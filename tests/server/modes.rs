@@ -1,4 +1,4 @@
-//! Required, optional and audit, and what each leaves in the request.
+//! The modes `required`, `optional` and `audit`, and the state each leaves in the request.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
@@ -16,7 +16,7 @@ use tower_spiffe::verify::{ValidateReason, VerifiedSvid};
 
 use crate::support::{OPS, WEB, World, bearer, with_authorization};
 
-/// What the inner service saw, or the status of the rejection.
+/// Returns what the inner service received, or the status of the rejection.
 async fn seen(
     layer: &ValidateJwtSvidLayer,
     request: Request<String>,
@@ -56,7 +56,11 @@ async fn a19_optional_allows_anonymous_but_rejects_invalid_credentials() {
     let basic = with_authorization(&HeaderValue::from_static("Basic eDp5"));
     let (state, headers) = seen(&layer, basic).await.unwrap();
     assert!(matches!(state, CallerState::Anonymous));
-    assert_eq!(headers, ["Basic eDp5"], "another scheme's credential stays");
+    assert_eq!(
+        headers,
+        ["Basic eDp5"],
+        "credentials of other schemes are kept"
+    );
     let (state, _) = seen(&layer, world.request(WEB)).await.unwrap();
     assert_eq!(state.verified().unwrap().spiffe_id().as_str(), WEB);
 
@@ -76,7 +80,7 @@ async fn a19_optional_allows_anonymous_but_rejects_invalid_credentials() {
 }
 
 #[tokio::test]
-async fn a18_two_credentials_are_400_in_required_and_optional_alike() {
+async fn a18_two_credentials_are_400() {
     let world = World::new();
     let good = world.bearer(WEB);
     let bad = HeaderValue::from_static("Bearer a.b.c");
@@ -97,7 +101,7 @@ async fn a18_two_credentials_are_400_in_required_and_optional_alike() {
         ValidateJwtSvidLayer::required(world.validator.clone(), allow_web()),
         ValidateJwtSvidLayer::optional(world.validator.clone(), allow_web()),
     ] {
-        // Cold, and with the good token in the cache.
+        // Without a cache, and with the good token in the cache.
         for _ in 0..2 {
             for lines in lines {
                 let mut request = Request::new(String::new());
@@ -191,7 +195,7 @@ async fn stripping_removes_only_the_verified_token() {
         (&optional, &web, 0),
         (&optional, &basic, 1),
         (&required.clone().keep_credential(), &web, 1),
-        // An audit changes nothing.
+        // An audit removes nothing.
         (&audit, &web, 1),
         (&audit, &world.bearer(OPS), 1),
         (&audit, &HeaderValue::from_static("Bearer a.b.c"), 1),
@@ -224,7 +228,7 @@ async fn another_header_can_carry_the_token() {
         assert_eq!(state.verified().unwrap().spiffe_id().as_str(), WEB);
         assert_eq!(headers, ["Bearer of-another-service"]);
     }
-    // A token in another header does not count.
+    // A token in another header is ignored.
     assert_eq!(seen(&layer, world.request(WEB)).await.err(), Some(401));
 }
 
@@ -270,7 +274,7 @@ async fn a28_policies_see_credentials_marked_sensitive() {
 }
 
 #[tokio::test]
-async fn readiness_and_errors_are_the_inner_services() {
+async fn readiness_and_errors_come_from_the_inner_service() {
     let world = World::new();
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), allow_web());
     let broken = service_fn(|_: Request<String>| async { Err::<Response<String>, _>("broken") });
@@ -278,7 +282,7 @@ async fn readiness_and_errors_are_the_inner_services() {
         layer.layer(broken).oneshot(world.request(WEB)).await.err(),
         Some("broken")
     );
-    // A rejection is a response, never an error.
+    // A rejection is a response, not an error.
     assert!(
         layer
             .layer(broken)
@@ -293,7 +297,7 @@ async fn readiness_and_errors_are_the_inner_services() {
     let mut guarded = layer.layer(taken);
     let ready =
         std::future::poll_fn(|cx| std::task::Poll::Ready(guarded.poll_ready(cx).is_ready()));
-    assert!(!ready.await, "another request has the permit");
+    assert!(!ready.await, "ready without a permit");
     drop(holder);
     assert!(guarded.ready().await.is_ok());
 }

@@ -1,4 +1,4 @@
-//! Who may call, once it is known who calls.
+//! Policies: which verified callers are allowed.
 
 use std::convert::Infallible;
 
@@ -81,7 +81,7 @@ async fn each_allow_matches_only_the_named_callers() {
 }
 
 #[tokio::test]
-async fn a_closure_sees_the_caller_and_the_request() {
+async fn closure_gets_the_caller_and_request() {
     let world = World::new();
     let reads = |caller: &VerifiedSvid, parts: &Parts| {
         assert!(parts.headers.values().all(HeaderValue::is_sensitive));
@@ -112,7 +112,7 @@ fn empty_and_invalid_policies_are_not_built() {
     ] {
         assert!(Allow::id(text).is_err(), "{text}");
         assert!(Allow::path_prefix(text).is_err(), "{text}");
-        // Among many IDs the error quotes the invalid one.
+        // The error quotes the invalid ID, also among many.
         let error = Allow::one_of([WEB, text]).unwrap_err();
         let PolicyError::SpiffeId { text: named, .. } = &error else {
             panic!("{error}")
@@ -131,7 +131,7 @@ fn empty_and_invalid_policies_are_not_built() {
 }
 
 #[tokio::test]
-async fn settings_make_a_policy_as_they_are() {
+async fn allow_accepts_strings_and_parsed_ids() {
     let world = World::new();
     let (callers, trust_domain) = (vec![WEB.to_owned()], "x".to_owned());
     let parsed: Vec<SpiffeId> = vec![WEB.parse().unwrap()];
@@ -147,14 +147,14 @@ async fn settings_make_a_policy_as_they_are() {
 }
 
 #[tokio::test]
-async fn a_policy_can_be_replaced_while_requests_come() {
+async fn policy_can_be_replaced_during_requests() {
     let world = World::new();
     let policy = SwapPolicy::new(Allow::id(WEB).unwrap());
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), policy.clone())
         .protocol(Protocol::Http);
     assert_eq!(status(&layer, world.request(WEB)).await, 200);
     policy.replace(Allow::id(OPS).unwrap());
-    // The token is in the verified cache; what it may do is asked anew.
+    // The token is in the cache, but the policy is evaluated again.
     assert_eq!(status(&layer, world.request(WEB)).await, 403);
     assert_eq!(status(&layer, world.request(OPS)).await, 200);
     policy.replace(
@@ -208,24 +208,24 @@ async fn a_grpc_policy_denies_unnamed_methods() {
         };
         header("grpc-status").unwrap_or_else(|| format!("verified {}", header("verified").unwrap()))
     };
-    let nobody = || Request::new(String::new());
+    let anonymous = || Request::new(String::new());
     for (request, path, answer) in [
         (world.request(WEB), "/r.Reports/Get", "verified 1"),
         (world.request(OPS), "/r.Reports/Get", "verified 1"),
-        (nobody(), "/r.Reports/Get", "16"),
+        (anonymous(), "/r.Reports/Get", "16"),
         (world.request(WEB), "/r.Reports/Delete", "7"),
         (world.request(OPS), "/r.Reports/Delete", "verified 1"),
         (world.request(OPS), "/r.Reports/Other", "7"),
         (world.request(OPS), "/r.Reports/Get/", "7"),
         (world.request(OPS), "//r.Reports/Get", "7"),
-        (nobody(), "/grpc.health.v1.Health/Check", "verified 0"),
+        (anonymous(), "/grpc.health.v1.Health/Check", "verified 0"),
         (
             world.request(WEB),
             "/grpc.health.v1.Health/Check",
             "verified 1",
         ),
         (bad(), "/grpc.health.v1.Health/Check", "16"),
-        (nobody(), "/grpc.health.v1.Health/Watch", "16"),
+        (anonymous(), "/grpc.health.v1.Health/Watch", "16"),
     ] {
         assert_eq!(ask(grpc(request, path)).await, answer, "{path}");
     }
@@ -250,7 +250,7 @@ async fn a20_public_paths_match_as_the_router_does() {
         .unwrap();
     let layer =
         ValidateJwtSvidLayer::required(world.validator.clone(), policy).protocol(Protocol::Http);
-    // An inner router uses the path that was compared.
+    // An inner router uses the path that the policy compared.
     let inner = service_fn(|request: Request<String>| async move {
         assert_eq!(request.uri().path(), "/r.R/Open");
         Ok::<_, Infallible>(Response::new(String::new()))
@@ -258,7 +258,7 @@ async fn a20_public_paths_match_as_the_router_does() {
     for (path, expected) in [
         ("/r.R/Open", 200),
         ("/r.R/Open?x=/r.R/Shut", 200),
-        // A fragment is no part of a request's path.
+        // A request's path has no fragment.
         ("/r.R/Open#x", 200),
         ("/r.R/Open#/../Shut", 200),
         ("/r.R/Shut#/r.R/Open", 401),
@@ -324,7 +324,7 @@ async fn an_inner_policy_uses_the_outer_identity() {
     assert_eq!(ask(&audit, world.request(WEB)).await.status(), 403);
 }
 
-/// Everybody means those with a name too, in a policy of a user's own as well.
+/// Public methods allow verified callers too, also with a custom policy.
 #[tokio::test]
 async fn public_methods_are_open_to_unnamed_callers() {
     struct Ops;
@@ -377,7 +377,7 @@ async fn public_methods_of_inner_policies_are_open_in_audit() {
     })));
     for (request, path, expected) in [
         (Request::default(), "/r.R/Open", 200),
-        // Passed by the audit, with no identity: anonymous here.
+        // The audit forwards it without an identity, so it is anonymous here.
         (bad(), "/r.R/Open", 200),
         (world.request(OPS), "/r.R/Open", 200),
         (Request::default(), "/r.R/Get", 401),
@@ -397,7 +397,7 @@ async fn an_inner_policy_without_the_layer_reports_it() {
     let inner = narrow.layer(service_fn(|_: Request<String>| async {
         Ok::<_, Infallible>(Response::new(String::new()))
     }));
-    // It never reads a token itself.
+    // The inner policy never reads a token itself.
     let response = inner.clone().oneshot(world.request(WEB)).await.unwrap();
     assert_eq!(response.status(), 500);
     assert_eq!(response.headers().len(), 1);

@@ -1,4 +1,4 @@
-//! Policies that wait for their decision.
+//! Asynchronous policies.
 
 use std::convert::Infallible;
 use std::pin::pin;
@@ -29,14 +29,14 @@ use crate::support::{OPS, Signer, WEB, World, bearer, with_authorization};
 type Verdict = Result<AsyncDecision, PolicyUnavailable>;
 type Decide = dyn Fn(Option<&str>, &str) -> Verdict + Send + Sync;
 
-/// A policy whose decisions come when its gate is open.
+/// A policy that decides when its gate is open.
 #[derive(Clone)]
 struct Fake {
     decide: Arc<Decide>,
     open: watch::Sender<bool>,
     key: bool,
     asked: Arc<Mutex<Vec<Option<String>>>>,
-    /// Futures that are neither done nor dropped.
+    /// The number of futures that are neither completed nor dropped.
     alive: Arc<AtomicUsize>,
 }
 
@@ -119,7 +119,7 @@ fn any(world: &World) -> ValidateJwtSvidLayer {
     ValidateJwtSvidLayer::required(world.validator.clone(), Allow::any_trust_domain())
 }
 
-/// The status and the reason of the rejection.
+/// Returns the status, and the reason of the rejection.
 async fn call(
     layer: ValidateJwtSvidLayer,
     ask: AskPolicy,
@@ -172,7 +172,7 @@ async fn policy_is_asked_after_the_wait_for_a_key() {
             let request = with_authorization(&bearer(&new.token(id)));
             let response = tokio::spawn(layer.layer(service_fn(ok)).oneshot(request));
             tokio::time::sleep(Duration::from_millis(100)).await;
-            assert_eq!(fake.asked(), 0, "the key is unknown");
+            assert_eq!(fake.asked(), 0, "asked before the key is known");
             world.bundles.set([new.bundle()]);
             tokio::time::sleep(Duration::from_millis(100)).await;
             assert_eq!((fake.asked(), response.is_finished()), (1, false));
@@ -214,7 +214,7 @@ async fn only_allowed_requests_are_asked_about() {
 }
 
 #[tokio::test]
-async fn a_verified_caller_may_do_what_anonymous_callers_may() {
+async fn verified_callers_may_do_what_anonymous_may() {
     let world = World::new();
     let fake = Fake::new(|caller, _| match caller {
         None => Ok(Decision::Allow.into()),
@@ -232,7 +232,7 @@ async fn a_verified_caller_may_do_what_anonymous_callers_may() {
                 (200, "verified")
             );
         }
-        // A layer that does not let anonymous callers pass does not ask about them.
+        // A layer that rejects anonymous callers does not ask about them.
         assert_eq!(call(any(&world), ask(), world.request(WEB)).await, DENIED);
     }
 }
@@ -261,12 +261,12 @@ async fn a_late_decision_is_a_rejection() {
         assert_eq!(
             fake.alive.load(Ordering::SeqCst),
             0,
-            "the policy's future is dropped"
+            "the policy's future is not dropped"
         );
     }
 }
 
-/// Without timers a policy that decides at once works, and one that waits fails closed.
+/// Without timers, a policy that decides at once works. One that waits fails closed.
 #[test]
 fn a_runtime_without_timers_fails_closed() {
     let world = World::new();
@@ -333,7 +333,7 @@ async fn an_error_fails_closed_and_is_logged() {
     assert_eq!(
         *counts.0.lock().unwrap(),
         [counted],
-        "one request is counted once"
+        "a request is counted twice"
     );
 }
 
@@ -348,12 +348,12 @@ async fn a_fallback_decides_if_the_policy_does_not() {
     assert_eq!(call(any(&world), ask(), world.request(OPS)).await, DENIED);
     let open = ValidateJwtSvidLayer::optional(world.validator.clone(), Allow::anyone());
     assert_eq!(call(open, ask(), Request::default()).await, MISSING);
-    // A denial by the policy itself is final.
+    // A denial by the policy is final.
     let denied = AskPolicy::new(Fake::only(OPS)).fallback(Allow::any_trust_domain());
     assert_eq!(call(any(&world), denied, world.request(WEB)).await, DENIED);
 }
 
-/// A denied caller is not better off if the question about anonymous callers fails.
+/// If the check for anonymous callers fails, a denied caller is still denied.
 #[tokio::test]
 async fn a_fallback_does_not_overrule_a_denial() {
     let world = World::new();
@@ -371,7 +371,7 @@ async fn a_fallback_does_not_overrule_a_denial() {
     let answer = call(open(), none, world.request(WEB)).await;
     assert_eq!(answer, down(PolicyFailure::Failed));
 
-    // The same if the denial is cached, and no further question is asked.
+    // The same with a cached denial; the policy is not called again.
     let fake = fake.keyed();
     let ask = AskPolicy::new(fake.clone())
         .cache(10, Duration::from_secs(9))
@@ -382,12 +382,12 @@ async fn a_fallback_does_not_overrule_a_denial() {
     assert_eq!(send(WEB).await.unwrap().status(), 403);
     fake.open.send_replace(false);
     let asked = fake.asked();
-    let in_flight = tokio::spawn(send(OPS));
+    let running = tokio::spawn(send(OPS));
     while fake.asked() == asked {
         tokio::task::yield_now().await;
     }
     assert_eq!(send(WEB).await.unwrap().status(), 403);
-    in_flight.abort();
+    running.abort();
 }
 
 #[tokio::test(start_paused = true)]
@@ -405,7 +405,7 @@ async fn requests_in_flight_are_bounded() {
     let rejection = turned_away.extensions().get::<Rejection>().unwrap();
     let reason = RejectionReason::PolicyUnavailable(PolicyFailure::TooManyInFlight);
     assert_eq!(rejection.reason(), reason);
-    assert_eq!(fake.asked(), 2, "the policy is not asked about it");
+    assert_eq!(fake.asked(), 2, "the policy is asked about it");
     fake.open.send_replace(true);
     for response in waiting {
         assert_eq!(response.await.unwrap().unwrap().status(), 200);
@@ -447,7 +447,7 @@ async fn no_permit_is_held_while_the_policy_waits() {
     tokio::task::yield_now().await;
     assert_eq!(fake.asked(), 1);
     let permit = tokio::time::timeout(Duration::from_millis(1), limited.clone().ready_oneshot());
-    drop(permit.await.expect("the permit is free").unwrap());
+    drop(permit.await.expect("the permit is not released").unwrap());
     fake.open.send_replace(true);
     assert_eq!(waiting.await.unwrap().unwrap().status(), 200);
     let permit = tokio::time::timeout(Duration::from_millis(1), limited.ready_oneshot());
@@ -483,7 +483,7 @@ async fn late() -> Late {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_token_is_checked_again_after_the_decision() {
+async fn token_is_checked_again_after_the_decision() {
     let Late { fake, response, .. } = late().await;
     fake.open.send_replace(true);
     assert_eq!(response.await.unwrap(), (200, None));
@@ -513,7 +513,7 @@ async fn the_token_is_checked_again_after_the_decision() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn audit_reports_and_lets_pass() {
+async fn audit_reports_and_forwards() {
     let world = World::new();
     let fakes = [Fake::only(OPS), unavailable(), Fake::only(WEB).closed()];
     let outcomes = ["not-allowed", "policy-unavailable", "policy-unavailable"];
@@ -566,7 +566,7 @@ async fn decisions_are_cached_by_key_and_caller() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_decision_outlives_the_token_it_was_made_for() {
+async fn no_decision_outlives_its_token() {
     let clock = PausedClock::new(SystemClock::shared().now());
     let world = World::with(|builder| builder.clock(clock.shared()));
     let now = clock.now().secs();
@@ -587,7 +587,7 @@ async fn no_decision_outlives_the_token_it_was_made_for() {
 }
 
 #[tokio::test]
-async fn nothing_is_cached_without_a_key_or_a_decision() {
+async fn only_keyed_decisions_are_cached() {
     let world = World::new();
     for (fake, asked) in [
         (Fake::only(WEB), 3),
@@ -634,7 +634,7 @@ async fn the_decision_cache_is_bounded() {
     assert!(fake.asked() - before >= 900, "{}", fake.asked() - before);
 }
 
-/// A policy that decides at once, without anything of its own.
+/// A policy that decides at once and allocates nothing itself.
 struct AtOnce;
 
 impl AsyncPolicy for AtOnce {
@@ -644,7 +644,7 @@ impl AsyncPolicy for AtOnce {
 }
 
 #[test]
-fn a_decision_at_once_costs_two_allocations() {
+fn immediate_decision_costs_two_allocations() {
     let world = World::new();
     let inner = service_fn(|request: Request<String>| {
         drop(request);
@@ -658,7 +658,7 @@ fn a_decision_at_once_costs_two_allocations() {
             let future = pin!(service.call(request));
             match future.poll(&mut Context::from_waker(Waker::noop())) {
                 Poll::Ready(Ok(response)) => assert_eq!(response.status(), 200),
-                _ => panic!("it waits"),
+                _ => panic!("the call is pending"),
             }
         };
         let value = world.bearer(WEB);

@@ -30,7 +30,7 @@ fn claims_are_compared_by_type_and_value() {
     );
     let caller = world.validator.validate(&token).unwrap();
     let is = |name: &str, claim: Claim| allows(claim, name, &caller);
-    // Twice: the second question is answered from the index.
+    // Twice, because the second call uses the index.
     for _ in 0..2 {
         for (name, claim) in [
             ("tenant", Claim::equals("acme")),
@@ -83,9 +83,9 @@ fn a_claim_rule_without_values_is_not_built() {
     assert_eq!(Claim::contains_any(none).unwrap_err(), PolicyError::Empty);
 }
 
-/// A payload is parsed for the first question, and not again.
+/// A payload is parsed by the first call only.
 #[test]
-fn a_later_question_allocates_nothing() {
+fn later_checks_allocate_nothing() {
     let world = World::new();
     let changes = json!({ "groups": ["a", "b"], "tenant": "acme" });
     let caller = world
@@ -98,9 +98,9 @@ fn a_later_question_allocates_nothing() {
     let decide = || assert_eq!(policy.decide(Some(&caller), &parts), Decision::Allow);
     let count = |ask: &dyn Fn()| allocation_counter::measure(ask).count_total;
     let first = count(&decide);
-    assert!(first > 0, "the index is made on demand");
+    assert!(first > 0, "the index was not made on demand");
     assert_eq!(count(&decide), 0);
-    // Another request with the same token shares the index.
+    // Other requests with the same token share the index.
     let caller = caller.clone();
     let decide = || assert_eq!(policy.decide(Some(&caller), &parts), Decision::Allow);
     assert_eq!(count(&decide), 0);

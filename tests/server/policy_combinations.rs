@@ -15,7 +15,7 @@ use crate::support::{OPS, WEB, World};
 
 use Decision::{Allow as Yes, AuthenticationRequired as Ask, Deny as No};
 
-/// Decides the same about everyone.
+/// A policy with a fixed decision.
 struct Always(Decision);
 
 impl Policy for Always {
@@ -33,7 +33,7 @@ fn decide(policy: &Allow, caller: Option<&str>) -> Decision {
     policy.decide(caller.map(verified_svid).as_ref(), &parts)
 }
 
-/// Each row of the table in the documentation of `Allow` holds.
+/// Checks each row of the table in the documentation of `Allow`.
 #[test]
 fn combinations_follow_the_documented_table() {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../src/server/allow.rs");

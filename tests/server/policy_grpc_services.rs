@@ -1,4 +1,4 @@
-//! Rules for whole gRPC services, and what a path must be to fall under one.
+//! Rules for whole gRPC services, and the paths that match them.
 
 use http::Request;
 use http::request::Parts;
@@ -16,7 +16,7 @@ fn parts(path: &str) -> Option<Parts> {
     Some(request.into_parts().0)
 }
 
-/// What an anonymous caller, `web` and `ops` are answered.
+/// Returns the decisions for an anonymous caller, `web` and `ops`.
 fn decisions(policy: &GrpcPolicy, path: &str) -> [Decision; 3] {
     let parts = parts(path).unwrap();
     let of = |caller| policy.decide(Some(&verified_svid(caller)), &parts);
@@ -50,7 +50,7 @@ fn method_rules_override_service_rules() {
 }
 
 #[test]
-fn only_a_plain_method_falls_under_its_service() {
+fn only_plain_methods_match_their_service() {
     let policy = new().public_service("r.Docs").build().unwrap();
     assert!(policy.is_public(&parts("/r.Docs/Read?x=1").unwrap()));
     assert!(policy.is_public(&parts("http://host:1/r.Docs/Read").unwrap()));
@@ -101,7 +101,7 @@ fn presets_are_the_standard_services() {
 }
 
 #[test]
-fn wildcards_name_the_service_rules() {
+fn wildcard_errors_suggest_service_rules() {
     let any = Allow::any_trust_domain;
     for path in [
         "/r.Docs/*",
@@ -152,7 +152,7 @@ fn two_rules_of_a_service_are_an_error() {
         .public_health()
         .service("grpc.health.v1.Health", Allow::any_trust_domain());
     assert_eq!(builder.build().unwrap_err(), twice);
-    // The first mistake is the one that is reported.
+    // The first error is reported.
     let builder = new().public("x").public_health().public_health();
     assert_eq!(
         builder.build().unwrap_err(),

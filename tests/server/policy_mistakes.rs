@@ -1,4 +1,4 @@
-//! Common mistakes in policies, and what happens then: see `docs/guide/who-may-call.md`.
+//! Common mistakes in policies, and their effects: see `docs/guide/who-may-call.md`.
 
 use axum::Router;
 use axum::body::Body;
@@ -60,7 +60,7 @@ async fn a_forgotten_extractor_leaves_the_route_open() {
     }
 }
 
-/// A world that federates with the trust domain `y`, and a token of it.
+/// A world that federates with the trust domain `y`, and a token of `y`.
 fn federated(claims: serde_json::Value) -> (World, HeaderValue) {
     let world = World::new();
     let foreign = Signer::new("y", "k1");
@@ -128,7 +128,7 @@ async fn an_invalid_token_on_a_public_method_is_rejected() {
     assert_eq!(status(&app, Some(malformed), path).await, 400);
 }
 
-/// The page names tests that exist.
+/// Checks that the tests named in the documentation exist.
 #[test]
 fn the_documented_tests_exist() {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/..");

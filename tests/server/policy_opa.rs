@@ -1,4 +1,4 @@
-//! The policy of the example `policy_opa`, against its stand-in for OPA and its faults.
+//! The policy of the example `policy_opa`, with its fake OPA server and its faults.
 
 #[path = "../../examples/policy_opa/agent.rs"]
 mod agent;
@@ -57,7 +57,7 @@ async fn opa_decides() {
     );
     assert_eq!(rejection.policy_reason(), Some("only ops may write"));
     assert_eq!(send(&layer, Request::default(), "GET").await.0, 401);
-    // An anonymous caller is asked about too where one could pass.
+    // The policy is also asked about an anonymous caller, if one could be allowed.
     assert_eq!(agent.asked(), 5);
 }
 
@@ -92,7 +92,7 @@ async fn faults_of_opa_fail_closed() {
 }
 
 #[tokio::test]
-async fn a_slow_opa_is_not_waited_for() {
+async fn slow_opa_times_out() {
     let world = World::new();
     let agent = Agent::start().await.unwrap();
     agent.set(Mood::Slow(Duration::from_secs(600)));

@@ -1,4 +1,4 @@
-//! Policies inside `Router::nest` and behind a prefix.
+//! Policies in nested routers and with a path prefix.
 
 use axum::Router;
 use axum::body::Body;
@@ -25,7 +25,7 @@ fn required(world: &World, policy: impl Policy) -> ValidateJwtSvidLayer {
     ValidateJwtSvidLayer::required(world.validator.clone(), policy).protocol(Protocol::Http)
 }
 
-/// Inside two nested routers a rule on `parts.uri` is a rule for both.
+/// In two nested routers, a rule on `parts.uri` applies in both.
 #[tokio::test]
 async fn a_nested_policy_sees_the_path_without_prefix() {
     let world = World::new();
@@ -42,7 +42,7 @@ async fn a_nested_policy_sees_the_path_without_prefix() {
         assert_eq!(status(&world, &app, WEB, "/v1/me").await, v1);
         assert_eq!(status(&world, &app, WEB, "/v2/me").await, v2);
         assert_eq!(status(&world, &app, WEB, "/v2/me?/v1/me").await, v2);
-        // One level more changes nothing about the original.
+        // Another level does not change the original URI.
         let deep = Router::new().nest("/v1", Router::new().nest("/x", inner()));
         let expected = if v2 == 200 { 200 } else { 403 };
         assert_eq!(status(&world, &deep, WEB, "/v1/x/me").await, expected);
@@ -66,7 +66,7 @@ fn grpc() -> Router {
 }
 
 #[tokio::test]
-async fn a_grpc_policy_with_a_prefix_is_the_same_everywhere() {
+async fn grpc_policy_with_a_prefix_works_everywhere() {
     let world = World::new();
     let layer = required(&world, methods().prefix("/api/v1").build().unwrap());
     let inside = Router::new().nest("/api/v1", grpc().layer(layer.clone()));
@@ -86,7 +86,7 @@ async fn a_grpc_policy_with_a_prefix_is_the_same_everywhere() {
             assert_eq!(status(&world, &app, caller, path).await, expected, "{path}");
         }
     }
-    // Another prefix is denied, and so is a path without one.
+    // Paths with another prefix, or without one, are denied.
     let elsewhere = Router::new()
         .nest("/api/v2", grpc().layer(layer.clone()))
         .nest("/api/v11", grpc().layer(layer.clone()))
@@ -100,9 +100,9 @@ async fn a_grpc_policy_with_a_prefix_is_the_same_everywhere() {
     }
 }
 
-/// Without the prefix, the policy fits the nested router only.
+/// Without the prefix, the policy works in the nested router only.
 #[tokio::test]
-async fn a_grpc_policy_without_a_prefix_fits_inside_only() {
+async fn grpc_policy_without_a_prefix_works_inside() {
     let world = World::new();
     let layer = required(&world, methods().build().unwrap());
     let inside = Router::new().nest("/api", grpc().layer(layer.clone()));

@@ -1,4 +1,4 @@
-//! Rejections by a middleware of the user, inside the layer.
+//! Rejections by a user's middleware inside the layer.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
@@ -42,7 +42,7 @@ fn optional(world: &World) -> ValidateJwtSvidLayer {
 
 type Reject = fn(&Request<String>) -> Rejection;
 
-/// What the layer answers if a middleware inside makes this rejection.
+/// Returns the layer's response if a middleware inside returns this rejection.
 async fn rejected(
     layer: ValidateJwtSvidLayer,
     reject: Reject,
@@ -56,7 +56,7 @@ async fn rejected(
 }
 
 #[tokio::test]
-async fn own_rejections_are_answered_like_the_layers() {
+async fn own_rejections_get_the_layers_response() {
     let world = World::new();
     let counts = Arc::new(Counts::default());
     let log = Log::default();
@@ -109,7 +109,7 @@ async fn own_rejections_are_answered_like_the_layers() {
     assert!(text.contains("policy_reason=\"no route\""), "{text}");
 }
 
-/// `on_reject` gets the request that the middleware saw, and only the nearest layer answers.
+/// `on_reject` gets the request that the middleware received, and only the innermost layer responds.
 #[tokio::test]
 async fn own_rejections_go_through_on_reject() {
     let world = World::new();
@@ -149,7 +149,7 @@ async fn own_rejections_use_the_layers_protocol() {
     assert_eq!(response.headers()["grpc-status"], "7");
     let response = rejected(grpc, Rejection::policy_unavailable, Request::default()).await;
     assert_eq!(response.headers()["grpc-status"], "14");
-    // A caller does not choose gRPC.
+    // A caller cannot select gRPC.
     let mut request = world.request(WEB);
     let content_type = "application/grpc".parse().unwrap();
     request.headers_mut().insert("content-type", content_type);
@@ -193,7 +193,7 @@ async fn own_rejections_without_a_layer_are_miswired() {
     }
 }
 
-/// A rejection in audit mode is the middleware's own and is enforced.
+/// In audit mode, rejections by middleware are still enforced.
 #[tokio::test]
 async fn own_rejections_are_enforced_in_audit_mode() {
     let world = World::new();

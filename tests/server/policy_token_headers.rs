@@ -1,4 +1,4 @@
-//! Several headers that can carry the token: the first one present decides.
+//! Several headers may carry the token: the first header that is present decides.
 
 use std::convert::Infallible;
 
@@ -13,7 +13,7 @@ const FIRST: HeaderName = HeaderName::from_static("x-spiffe-authorization");
 
 type Lines<'a> = &'a [(HeaderName, &'a str)];
 
-/// The caller, or the status of the rejection; and the headers that the inner service got.
+/// Returns the caller or the status of the rejection, and the headers for the inner service.
 async fn seen<L>(layer: L, lines: Lines<'_>) -> (String, Vec<(String, String)>)
 where
     L: Layer<Handler>,
@@ -89,7 +89,7 @@ async fn the_first_header_present_decides() {
         ),
         (&[(AUTHORIZATION, &*ops)], OPS, vec![]),
         (&[], "anonymous", vec![]),
-        // `authorization` takes no bare token.
+        // `authorization` does not accept a bare token.
         (
             &[(AUTHORIZATION, &*bare)],
             "anonymous",
@@ -105,7 +105,7 @@ async fn the_first_header_present_decides() {
 }
 
 #[tokio::test]
-async fn an_invalid_first_header_hides_no_fault() {
+async fn invalid_first_header_is_rejected() {
     let world = World::new();
     let [web, ops] = [WEB, OPS].map(|id| format!("Bearer {}", world.issuer.token(id)));
     for (lines, status) in [
@@ -134,7 +134,7 @@ async fn an_invalid_first_header_hides_no_fault() {
 }
 
 #[tokio::test]
-async fn another_scheme_in_the_first_header_is_no_token() {
+async fn other_scheme_in_the_first_header_is_ignored() {
     let world = World::new();
     let bare = world.issuer.token(WEB);
     let lines: Lines<'_> = &[(AUTHORIZATION, "Basic eDp5"), (FIRST, &bare)];
@@ -143,7 +143,7 @@ async fn another_scheme_in_the_first_header_is_no_token() {
     assert_eq!(seen(first, lines).await.0, "401");
 }
 
-/// A layer inside finds the token that the outer layer took out of either header.
+/// An inner layer finds the token that the outer layer removed, from either header.
 #[tokio::test]
 async fn nested_layers_find_the_token_of_each_header() {
     let world = World::new();
@@ -157,7 +157,7 @@ async fn nested_layers_find_the_token_of_each_header() {
     let lines: Lines<'_> = &[(FIRST, &*web), (AUTHORIZATION, &*ops)];
     let (caller, left) = seen(both(), lines).await;
     assert_eq!((&*caller, left), (WEB, vec![pair(&AUTHORIZATION, &ops)]));
-    // Which header it was counts: an inner layer of the other header reads that one.
+    // The header matters: an inner layer of another header reads that header.
     let other = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::any_trust_domain());
     let stack = || tower::layer::util::Stack::new(other.clone(), layer(&world));
     assert_eq!(seen(stack(), lines).await.0, OPS);

@@ -1,4 +1,4 @@
-//! What a caller can write on the wire by hand, where no client's care stands between.
+//! Raw bytes on the wire, which no HTTP client would send.
 
 use std::time::Duration;
 
@@ -18,8 +18,8 @@ async fn server(world: &World) -> At {
     serve(layer.layer(service_fn(who))).await
 }
 
-/// All that comes back for these bytes until the server closes; each connection ends with a request
-/// that asks for that.
+/// Sends these bytes, and returns everything until the server closes. The last request asks the
+/// server to close the connection.
 async fn talk(at: &At, bytes: &str) -> String {
     let mut stream = TcpStream::connect(at.tcp).await.unwrap();
     stream.write_all(bytes.as_bytes()).await.unwrap();
@@ -30,7 +30,7 @@ async fn talk(at: &At, bytes: &str) -> String {
     String::from_utf8(answer).unwrap()
 }
 
-/// The statuses of all answers.
+/// Returns the statuses of all responses.
 fn statuses(answers: &str) -> Vec<&str> {
     let answers = answers
         .match_indices("HTTP/1.")
@@ -41,13 +41,13 @@ fn statuses(answers: &str) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn a18_over_http1_a_credential_is_one_line_in_the_head() {
+async fn a18_http1_credential_is_one_header_line() {
     let world = World::new();
     let at = server(&world).await;
     let token = world.issuer.token(WEB);
     for (lines, status) in [
         (format!("Authorization: Bearer {token}\r\n"), "200"),
-        // Space around a value is not a part of it (RFC 9110 section 5.5).
+        // Whitespace around a value is not part of it (RFC 9110 section 5.5).
         (format!("aUTHORIZATION:\t Bearer  {token} \t\r\n"), "200"),
         (String::new(), "401"),
         (
@@ -64,7 +64,7 @@ async fn a18_over_http1_a_credential_is_one_line_in_the_head() {
         ),
         (format!("Authorization: Bearer\t{token}\r\n"), "400"),
         (format!("Authorization: Bearer {token}\u{e9}\r\n"), "400"),
-        // A line that is folded, a name with a space: no HTTP at all.
+        // A folded line, or a name with a space, is invalid HTTP.
         (format!("Authorization: Bearer\r\n {token}\r\n"), "400"),
         (format!("Authorization : Bearer {token}\r\n"), "400"),
         (format!("Authorization: Bearer {token}\0\r\n"), "400"),
@@ -80,11 +80,11 @@ async fn a18_over_http1_a_credential_is_one_line_in_the_head() {
     }
 }
 
-/// Asks for the end of the connection, and has no credential.
+/// A request without a credential that closes the connection.
 const LAST: &str = "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
 
 #[tokio::test]
-async fn a20_no_method_or_target_form_bypasses_it() {
+async fn a20_no_method_or_target_bypasses_the_layer() {
     let world = World::new();
     let at = server(&world).await;
     let websocket = "Connection: upgrade\r\nUpgrade: websocket\r\n";
@@ -118,7 +118,7 @@ async fn a20_no_method_or_target_form_bypasses_it() {
 }
 
 #[tokio::test]
-async fn bytes_after_a_rejected_head_are_no_request() {
+async fn bytes_after_a_rejected_head_are_not_a_request() {
     let world = World::new();
     let at = server(&world).await;
     let token = world.issuer.token(WEB);
@@ -129,18 +129,18 @@ async fn bytes_after_a_rejected_head_are_no_request() {
     );
     let post = "POST / HTTP/1.1\r\nHost: x\r\n";
     for rejected in [
-        // A body that looks like a good request.
+        // A body that looks like a valid request.
         format!("{post}Content-Length: {}\r\n\r\n{good}", good.len()),
         format!(
             "{post}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{good}\r\n0\r\n\r\n",
             good.len()
         ),
-        // Trailers are not the head.
+        // Trailers are not part of the head.
         format!(
             "{post}Transfer-Encoding: chunked\r\nTrailer: Authorization\r\n\r\n\
              3\r\nabc\r\n0\r\nAuthorization: Bearer {token}\r\n\r\n"
         ),
-        // No `100 Continue` is sent for a rejected request.
+        // `100 Continue` is not sent for a rejected request.
         format!("{post}Expect: 100-continue\r\nContent-Length: 3\r\n\r\nabc"),
     ] {
         let answer = talk(&at, &format!("{rejected}{LAST}")).await;
@@ -154,7 +154,7 @@ async fn bytes_after_a_rejected_head_are_no_request() {
 }
 
 #[tokio::test]
-async fn a18_over_http2_the_space_around_a_value_is_a_part_of_it() {
+async fn a18_http2_whitespace_is_part_of_a_value() {
     let world = World::new();
     let at = server(&world).await;
     let token = world.issuer.token(WEB);
@@ -171,7 +171,7 @@ async fn a18_over_http2_the_space_around_a_value_is_a_part_of_it() {
     }
 }
 
-/// Otherwise a rejection would hold the permit of the inner service as long as its connection.
+/// If not, a rejection would hold the permit of the inner service until its connection closes.
 #[tokio::test]
 async fn rejections_release_the_permit_on_open_connections() {
     let world = World::new();

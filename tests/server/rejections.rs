@@ -1,4 +1,4 @@
-//! The table of rejections: each class, in HTTP and in gRPC, to the last byte of its headers.
+//! The table of rejections: every reason in HTTP and gRPC, with exact headers.
 
 use http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Method, Request, Response, Version};
@@ -12,7 +12,7 @@ use tower_spiffe::verify::ValidateReason;
 
 use crate::support::{AUDIENCE, OPS, Signer, WEB, World, bearer, with_authorization};
 
-/// One class of rejection: a request that causes it, and its response.
+/// One reason for rejection: a request that causes it, and its response.
 pub struct Case {
     pub name: &'static str,
     pub authorization: Option<HeaderValue>,
@@ -23,8 +23,8 @@ pub struct Case {
     pub reason: RejectionReason,
 }
 
-/// The ways in which a source cannot judge.
-pub const BLIND: [BundlesUnavailable; 4] = [
+/// The reasons for unavailable bundles.
+pub const UNAVAILABLE: [BundlesUnavailable; 4] = [
     BundlesUnavailable::NotReady,
     BundlesUnavailable::Withdrawn,
     BundlesUnavailable::Stale,
@@ -32,7 +32,7 @@ pub const BLIND: [BundlesUnavailable; 4] = [
 ];
 
 impl Case {
-    /// A good credential, and a source that cannot judge.
+    /// A valid credential, and unavailable bundles.
     pub fn bundles_unavailable(why: BundlesUnavailable, good: HeaderValue) -> Self {
         Self {
             name: why.as_str(),
@@ -109,7 +109,7 @@ pub fn cases(world: &World) -> Vec<Case> {
             RejectionReason::Missing,
         ),
         case(
-            "a header that is no bearer credential",
+            "not a bearer credential",
             Some(HeaderValue::from_static("Bearer a b")),
             400,
             Some("Bearer realm=\"spiffe\", error=\"invalid_request\""),
@@ -118,7 +118,7 @@ pub fn cases(world: &World) -> Vec<Case> {
             RejectionReason::Malformed,
         ),
         case(
-            "a good token of another caller",
+            "a valid token of another caller",
             token(issuer.token(OPS)),
             403,
             Some("Bearer realm=\"spiffe\", error=\"insufficient_scope\""),
@@ -220,7 +220,7 @@ pub fn cases(world: &World) -> Vec<Case> {
     ]
 }
 
-async fn ask(layer: &ValidateJwtSvidLayer, request: Request<String>) -> Response<String> {
+async fn send(layer: &ValidateJwtSvidLayer, request: Request<String>) -> Response<String> {
     let inner = service_fn(|_: Request<String>| async {
         Ok::<_, Infallible>(Response::new("inside".to_owned()))
     });
@@ -240,11 +240,11 @@ fn request(authorization: Option<&HeaderValue>) -> Request<String> {
 }
 
 #[tokio::test]
-async fn every_class_has_its_status_and_challenge_in_http() {
+async fn http_status_and_challenge_of_every_reason() {
     let world = World::new();
     let layer = layer(&world);
     for case in cases(&world) {
-        let response = ask(&layer, request(case.authorization.as_ref())).await;
+        let response = send(&layer, request(case.authorization.as_ref())).await;
         assert_eq!(response.status(), case.status, "{}", case.name);
         let mut headers = response.headers().clone();
         assert_eq!(
@@ -261,11 +261,11 @@ async fn every_class_has_its_status_and_challenge_in_http() {
         let rejection = response.extensions().get::<Rejection>().unwrap();
         assert_eq!(rejection.reason(), case.reason, "{}", case.name);
     }
-    assert_eq!(ask(&layer, world.request(WEB)).await.body(), "inside");
+    assert_eq!(send(&layer, world.request(WEB)).await.body(), "inside");
 }
 
 #[tokio::test]
-async fn every_class_has_its_code_and_text_in_grpc() {
+async fn grpc_code_and_message_of_every_reason() {
     let world = World::new();
     let layer = layer(&world);
     for case in cases(&world) {
@@ -275,7 +275,7 @@ async fn every_class_has_its_code_and_text_in_grpc() {
         request
             .headers_mut()
             .insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        let response = ask(&layer, request).await;
+        let response = send(&layer, request).await;
         assert_eq!(response.status(), 200, "{}", case.name);
         assert_eq!(response.body(), "", "{}", case.name);
         let mut headers: Vec<_> = response
@@ -301,14 +301,14 @@ async fn every_class_has_its_code_and_text_in_grpc() {
 async fn an_unavailable_source_is_503_without_challenge() {
     let world = World::new();
     let layer = layer(&world);
-    for why in BLIND {
-        // With a warm cache too.
+    for why in UNAVAILABLE {
+        // Also with a warm cache.
         world.bundles.set([world.issuer.bundle()]);
         let request = world.request(WEB);
-        assert_eq!(ask(&layer, request.clone()).await.status(), 200);
+        assert_eq!(send(&layer, request.clone()).await.status(), 200);
         world.bundles.bundles_unavailable(why);
 
-        let response = ask(&layer, request.clone()).await;
+        let response = send(&layer, request.clone()).await;
         assert_eq!(response.status(), 503, "{why}");
         assert_eq!(response.headers().len(), 1);
         assert_eq!(response.headers()[RETRY_AFTER], "5");
@@ -318,7 +318,7 @@ async fn an_unavailable_source_is_503_without_challenge() {
         *grpc.version_mut() = Version::HTTP_2;
         grpc.headers_mut()
             .insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        let response = ask(&layer, grpc).await;
+        let response = send(&layer, grpc).await;
         assert_eq!(
             (response.status().as_u16(), response.headers().len()),
             (200, 3)
@@ -332,26 +332,26 @@ async fn an_unavailable_source_is_503_without_challenge() {
 }
 
 #[tokio::test]
-async fn a26_no_input_of_a_callers_makes_a_5xx() {
+async fn a26_no_input_causes_a_5xx() {
     let world = World::new();
     let layer = layer(&world);
     for case in cases(&world) {
-        let response = ask(&layer, request(case.authorization.as_ref())).await;
+        let response = send(&layer, request(case.authorization.as_ref())).await;
         assert!(
             (400..500).contains(&response.status().as_u16()),
             "{}",
             case.name
         );
     }
-    // And what is a mistake of the caller's stays one where a header comes before the token: the
-    // source that cannot judge is not asked about a header that is no credential.
+    // Caller errors in the header stay caller errors: the header is checked before the bundles are
+    // needed.
     world
         .bundles
         .bundles_unavailable(BundlesUnavailable::NotReady);
     for (value, status) in [("Bearer a b", 400), ("Basic eDp5", 401), ("", 400)] {
         let value = HeaderValue::from_static(value);
         assert_eq!(
-            ask(&layer, request(Some(&value))).await.status(),
+            send(&layer, request(Some(&value))).await.status(),
             status,
             "{value:?}"
         );
@@ -359,14 +359,14 @@ async fn a26_no_input_of_a_callers_makes_a_5xx() {
 }
 
 #[tokio::test]
-async fn a27_nothing_of_the_request_stands_in_the_answer() {
+async fn a27_responses_contain_nothing_of_the_request() {
     let world = World::new();
     let layer = layer(&world).realm("reports (v2)").unwrap();
     let mut header = world.issuer.header();
     header["kid"] = json!("evil\r\nset-cookie: x\"");
     let claims = json!({ "sub": "spiffe://evil/evil", "aud": "evil", "exp": 9_999_999_999_i64 });
     let token = world.issuer.sign(&header, &claims);
-    let response = ask(&layer, with_authorization(&bearer(&token))).await;
+    let response = send(&layer, with_authorization(&bearer(&token))).await;
     assert!(!format!("{:?}", response.headers()).contains("evil"));
     let challenge = response.headers()[WWW_AUTHENTICATE].to_str().unwrap();
     assert!(
@@ -383,9 +383,9 @@ async fn a27_nothing_of_the_request_stands_in_the_answer() {
 }
 
 #[tokio::test]
-async fn a_chosen_protocol_is_kept_to() {
+async fn chosen_protocol_is_used() {
     let world = World::new();
-    let response = ask(&layer(&world).protocol(Protocol::Grpc), Request::default()).await;
+    let response = send(&layer(&world).protocol(Protocol::Grpc), Request::default()).await;
     assert_eq!(response.status(), 200);
     assert_eq!(response.headers()["grpc-status"], "16");
 
@@ -395,12 +395,12 @@ async fn a_chosen_protocol_is_kept_to() {
     request
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    let response = ask(&layer(&world).protocol(Protocol::Http), request).await;
+    let response = send(&layer(&world).protocol(Protocol::Http), request).await;
     assert_eq!(response.status(), 401);
 }
 
 #[tokio::test]
-async fn grpc_web_is_answered_in_kind() {
+async fn grpc_web_gets_grpc_web_responses() {
     let world = World::new();
     for content_type in ["application/grpc-web+proto", "application/grpc-web-text"] {
         let mut request = Request::new(String::new());
@@ -408,7 +408,7 @@ async fn grpc_web_is_answered_in_kind() {
         request
             .headers_mut()
             .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-        let response = ask(&layer(&world), request).await;
+        let response = send(&layer(&world), request).await;
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()[CONTENT_TYPE], content_type);
         assert_eq!(response.headers()["grpc-status"], "16");
@@ -420,8 +420,8 @@ async fn grpc_web_is_answered_in_kind() {
 }
 
 #[tokio::test]
-async fn on_reject_answers_with_any_body() {
-    /// A body type without a default.
+async fn on_reject_may_return_any_body() {
+    /// A body type without `Default`.
     #[derive(Debug, PartialEq)]
     struct Page(String);
 
@@ -436,26 +436,26 @@ async fn on_reject_answers_with_any_body() {
     let inner = service_fn(|_: Request<String>| async {
         Ok::<_, Infallible>(Response::new(Page("inside".to_owned())))
     });
-    let ask = |request| layer.layer(inner).oneshot(request);
-    let response = ask(with_authorization(&bearer("a.b.c"))).await.unwrap();
+    let send = |request| layer.layer(inner).oneshot(request);
+    let response = send(with_authorization(&bearer("a.b.c"))).await.unwrap();
     assert_eq!(response.status(), 401);
     assert_eq!(
         response.body(),
         &Page("malformed-token: the token is malformed".to_owned())
     );
-    let response = ask(world.request(WEB)).await.unwrap();
+    let response = send(world.request(WEB)).await.unwrap();
     assert_eq!(response.body(), &Page("inside".to_owned()));
 }
 
 #[tokio::test]
-async fn a_rejection_has_caller_and_key_for_logs() {
+async fn rejection_has_caller_and_key_for_logs() {
     let world = World::new();
     let layer = layer(&world);
     let mut header = world.issuer.header();
     header["kid"] = json!("k\n2".repeat(300));
     let claims = json!({ "sub": WEB, "aud": AUDIENCE, "exp": 9_999_999_999_i64 });
     let request = with_authorization(&bearer(&world.issuer.sign(&header, &claims)));
-    let response = ask(&layer, request).await;
+    let response = send(&layer, request).await;
     let rejection = response.extensions().get::<Rejection>().unwrap();
     assert_eq!(rejection.trust_domain(), Some("x"));
     let key_id = rejection.key_id().unwrap();
@@ -464,7 +464,7 @@ async fn a_rejection_has_caller_and_key_for_logs() {
         "{key_id}"
     );
 
-    let response = ask(&layer, world.request(OPS)).await;
+    let response = send(&layer, world.request(OPS)).await;
     let rejection = response.extensions().get::<Rejection>().unwrap();
     assert_eq!(rejection.caller().map(AsRef::as_ref), Some(OPS));
     assert_eq!(rejection.trust_domain(), Some("x"));

@@ -1,5 +1,5 @@
-//! A28 with whole servers over real sockets: what they and the inner services log
-//! at TRACE, and what our types show of themselves.
+//! A28 with whole servers over real sockets: what servers and inner services log at TRACE, and the
+//! `Debug` output of public types.
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -35,14 +35,14 @@ fn required(world: &World) -> ValidateJwtSvidLayer {
         .keep_credential()
 }
 
-/// An application inside the layer may log all headers, by a layer and by itself.
+/// An inner application that logs all headers, by itself and through a layer.
 async fn loud<B>(request: Request<B>) -> Result<Response<Full<Bytes>>, Infallible> {
     let (parts, _) = request.into_parts();
     tracing::trace!(?parts, state = ?CallerState::from_extensions(&parts.extensions), "inside");
     Ok(Response::new(Full::from("done")))
 }
 
-/// The outer layers need a body that can be empty.
+/// Converts the body, because outer layers need an empty one.
 fn boxed<B>(response: Response<B>) -> Response<tonic::body::Body>
 where
     B: hyper::body::Body<Data = Bytes> + Send + 'static,
@@ -68,8 +68,8 @@ fn with_headers<C>(trace: TraceLayer<C>) -> TraceLayer<C, DefaultMakeSpan> {
     trace.make_span_with(span.level(Level::TRACE))
 }
 
-/// Each token through both doors in both versions of HTTP; once alone, once twice.
-async fn ask_all(at: &At, tokens: &[String]) {
+/// Sends each token over TCP and a Unix socket, with HTTP/1 and HTTP/2; once alone, once twice.
+async fn send_all(at: &At, tokens: &[String]) {
     for token in tokens {
         let mut request = get("/", Some(&bearer(token)));
         at.ask(request.clone()).await;
@@ -78,7 +78,7 @@ async fn ask_all(at: &At, tokens: &[String]) {
     }
 }
 
-/// That so much was logged that a leak would be in it, and is not.
+/// Asserts that the log is long enough to show a leak, and contains no token.
 #[track_caller]
 fn assert_clean(log: &Log, tokens: &[String], inside: &str) {
     let text = log.text();
@@ -105,7 +105,7 @@ async fn a28_a_hyper_server_at_trace() {
         let end = EndAtExpiryLayer::new(&world.validator);
         let inner = end.layer(traced());
         let at = crate::hyper::serve(layer.layer(narrow.layer(inner))).await;
-        ask_all(&at, &tokens).await;
+        send_all(&at, &tokens).await;
     }
     assert_clean(&log, &tokens, "\"authorization\": Sensitive");
 }
@@ -137,14 +137,14 @@ async fn a28_a_tonic_server_at_trace() {
             let _ = talker.chat(tokio_stream::empty()).await;
         }
     }
-    // One whose stream outlives it.
+    // A token that expires during its stream.
     let now = tower_spiffe::clock::Clock::now(&*tower_spiffe::clock::SystemClock::shared()).secs();
     let short = serde_json::json!({ "exp": now + 2 });
     let token = world.issuer.token_with(WEB, short);
     let mut talker = Talker::new(channels[0].clone(), Some(format!("Bearer {token}")));
     tokens.push(token);
-    let mut told = talker.tell().await.unwrap();
-    while let Ok(Some(_)) = told.message().await {}
+    let mut ticks = talker.tell().await.unwrap();
+    while let Ok(Some(_)) = ticks.message().await {}
     assert_clean(&log, &tokens, "\"authorization\": Sensitive");
 }
 
@@ -168,12 +168,12 @@ async fn a28_an_axum_server_that_waits_for_keys_at_trace() {
         )
         .layer(with_headers(TraceLayer::new_for_http()));
     let at = crate::axum::serve(layer.layer(router)).await;
-    ask_all(&at, &tokens).await;
+    send_all(&at, &tokens).await;
     assert_clean(&log, &tokens, "\"authorization\": Sensitive");
 }
 
 #[tokio::test]
-async fn a28_tower_https_own_layer_at_trace() {
+async fn a28_tower_http_layer_at_trace() {
     let log = Log::default();
     let _guard = log.begin(Level::TRACE);
     let world = World::new();
@@ -181,24 +181,24 @@ async fn a28_tower_https_own_layer_at_trace() {
     let verdict = required(&world).into_validate_request::<tonic::body::Body>();
     let layer = ValidateRequestHeaderLayer::custom(verdict);
     let at = crate::hyper::serve(layer.layer(traced())).await;
-    ask_all(&at, &tokens).await;
+    send_all(&at, &tokens).await;
     assert_clean(&log, &tokens, "\"authorization\": Sensitive");
 }
 
-/// The check is no good where nothing would be found: a server that marks nothing is found out.
+/// Checks the check: a server that does not mark headers as sensitive leaks.
 #[tokio::test]
-async fn a_server_without_the_layer_leaks_to_this_check() {
+async fn server_without_the_layer_fails_this_check() {
     let log = Log::default();
     let _guard = log.begin(Level::TRACE);
     let world = World::new();
     let tokens = tokens(&world);
     let at = crate::hyper::serve(traced()).await;
-    ask_all(&at, &tokens).await;
+    send_all(&at, &tokens).await;
     assert!(leak_of(&tokens, &log.text()).is_some());
 }
 
 #[tokio::test]
-async fn a28_no_type_of_the_servers_shows_a_token() {
+async fn a28_debug_output_shows_no_token() {
     let world = World::new();
     let tokens = tokens(&world);
     let mut shown = Vec::new();
@@ -262,10 +262,10 @@ fn two(token: &str) -> HeaderValue {
     HeaderValue::from_str(&format!("Bearer {token}, Bearer {token}")).unwrap()
 }
 
-/// How much of a token in a row is found again; less is the same in tokens of different secrets.
+/// The length of a token part that counts as a leak. Shorter parts may be equal in unrelated tokens.
 const WINDOW: usize = 16;
 
-/// What of these tokens stands in this text.
+/// Returns the part of these tokens that is in this text.
 pub fn leak_of(tokens: &[String], text: &str) -> Option<String> {
     let segments = tokens.iter().flat_map(|token| token.split('.'));
     let secret: HashSet<_> = segments
@@ -278,7 +278,7 @@ pub fn leak_of(tokens: &[String], text: &str) -> Option<String> {
 }
 
 #[test]
-fn a_leak_is_found_wherever_it_stands() {
+fn leak_check_finds_any_part() {
     let token = "abcdefghijklmnopqrstuvwxyz.0123456789ABCDEFGHIJ.short".to_owned();
     let tokens = [token];
     for leak in ["abcdefghijklmnop", "x klmnopqrstuvwxyz", "456789ABCDEFGHIJ"] {

@@ -1,4 +1,4 @@
-//! What the tests of this area share: an issuer with one key, bundles that change, and requests.
+//! Shared helpers: an issuer with one key, bundles that change, and requests.
 
 use http::header::AUTHORIZATION;
 use http::{HeaderValue, Request};
@@ -15,7 +15,7 @@ pub const AUDIENCE: &str = "spiffe://x/reports";
 pub const WEB: &str = "spiffe://x/web";
 pub const OPS: &str = "spiffe://x/ops";
 
-/// An issuer with one ES256 key of its own.
+/// An issuer with its own ES256 key.
 pub struct Signer {
     key: signer::Signer,
     pub trust_domain: TrustDomain,
@@ -46,7 +46,7 @@ impl Signer {
         self.key.header()
     }
 
-    /// A token for us, good for five minutes, with these claims put in or (null) taken out.
+    /// Returns a token for this service, valid for five minutes, with changed or (null) removed claims.
     pub fn token_with(&self, id: &str, changes: Value) -> String {
         let now = SystemClock::shared().now().secs();
         let mut claims = json!({ "sub": id, "aud": [AUDIENCE], "iat": now, "exp": now + 300 });

@@ -1,8 +1,8 @@
-//! A gRPC service made by hand, with one method of each kind, and its client.
+//! A handwritten gRPC service with one method of each kind, and its client.
 //!
-//! `t.Talk` has `Say` (one word, answered by the caller's ID), `Listen` (words until the client
-//! ends, answered joined), `Tell` (a tick every 50 ms until the client is gone) and `Chat` (each word
-//! answered at once).
+//! `t.Talk` has `Say` (one word, returns the caller's ID), `Listen` (words until the client ends,
+//! returned joined), `Tell` (a tick every 50 ms until the client disconnects) and `Chat` (each word is
+//! returned at once).
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -89,13 +89,13 @@ impl Service<http::Request<Body>> for Talk {
                 "/t.Talk/Listen" => grpc.client_streaming(service_fn(listen), request).await,
                 "/t.Talk/Tell" => grpc.server_streaming(service_fn(tell), request).await,
                 "/t.Talk/Chat" => grpc.streaming(service_fn(chat), request).await,
-                _ => Status::unimplemented("no such method").into_http(),
+                _ => Status::unimplemented("unknown method").into_http(),
             })
         })
     }
 }
 
-/// The same service under another name.
+/// The same service with another name.
 #[derive(Clone)]
 pub struct Other;
 

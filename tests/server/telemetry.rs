@@ -1,4 +1,4 @@
-//! Metrics, spans and log lines, and what they must not contain.
+//! Metrics, spans and log lines, and data that they must not contain.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -15,14 +15,13 @@ use tower_spiffe::server::{
     Allow, AllowCallersLayer, CallerState, EndAtExpiryLayer, Protocol, Rejection,
     ValidateJwtSvidLayer,
 };
-use tower_spiffe_test_support::clock::HandClock;
 use tracing::Level;
 
 use crate::log::Log;
 use crate::secrets::leak_of;
 use crate::support::{AUDIENCE, OPS, Signer, WEB, World, bearer, with_authorization};
 
-async fn ask(layer: &ValidateJwtSvidLayer, request: Request<String>) -> Response<String> {
+async fn send(layer: &ValidateJwtSvidLayer, request: Request<String>) -> Response<String> {
     let inner = service_fn(|request: Request<String>| async move {
         tracing::info!(headers = ?request.headers(), extensions = ?request.extensions(), "inside");
         tracing::info!(state = ?CallerState::from_extensions(request.extensions()), "inside");
@@ -36,7 +35,7 @@ async fn ask(layer: &ValidateJwtSvidLayer, request: Request<String>) -> Response
         .unwrap()
 }
 
-/// One token of every class, good and bad.
+/// One token per reason, valid and invalid.
 pub fn tokens(world: &World) -> Vec<String> {
     let now = SystemClock::shared().now().secs();
     let issuer = &world.issuer;
@@ -76,9 +75,9 @@ async fn a28_no_part_of_a_token_is_logged_at_trace() {
         ValidateJwtSvidLayer::audit(world.validator.clone(), allow()),
     ] {
         for token in &tokens {
-            // Cold and cached; one credential, two, and what is no credential.
+            // Without and with a cache; with one, two and invalid credentials.
             for _ in 0..2 {
-                let response = ask(&layer, with_authorization(&bearer(token))).await;
+                let response = send(&layer, with_authorization(&bearer(token))).await;
                 let rejection = response.extensions().get::<Rejection>();
                 tracing::info!(?response, ?rejection, "outside");
                 if let Some(rejection) = rejection {
@@ -87,9 +86,9 @@ async fn a28_no_part_of_a_token_is_logged_at_trace() {
             }
             let mut twice = with_authorization(&bearer(token));
             twice.headers_mut().append("authorization", bearer(token));
-            ask(&layer, twice).await;
+            send(&layer, twice).await;
             let odd = HeaderValue::from_str(&format!("Bearer {token}, x")).unwrap();
-            ask(&layer, with_authorization(&odd)).await;
+            send(&layer, with_authorization(&odd)).await;
         }
         tracing::info!(?layer, validator = ?world.validator, "outside");
     }
@@ -100,7 +99,7 @@ async fn a28_no_part_of_a_token_is_logged_at_trace() {
 }
 
 #[tokio::test]
-async fn a04_a_key_id_writes_no_lines_into_the_log() {
+async fn a04_key_id_cannot_forge_log_lines() {
     let world = World::new();
     let mut header = world.issuer.header();
     let claims = json!({ "sub": WEB, "aud": AUDIENCE, "exp": 9_999_999_999_i64 });
@@ -111,10 +110,10 @@ async fn a04_a_key_id_writes_no_lines_into_the_log() {
             ValidateJwtSvidLayer::required(world.validator.clone(), Allow::id(WEB).unwrap());
         header["kid"] = json!("k\r\n2026-01-01T00:00:00Z ERROR forged: line\u{1b}[31m\u{2028}");
         let token = world.issuer.sign(&header, &claims);
-        let response = ask(&layer, with_authorization(&bearer(&token))).await;
+        let response = send(&layer, with_authorization(&bearer(&token))).await;
         assert_eq!(response.status(), 401);
         let text = log.text();
-        // One line of its own; its name is shown escaped at debug level.
+        // Its own line; the name is escaped, at debug level.
         assert_eq!(text.lines().count(), 1, "{text}");
         assert_eq!(log.lines_with("key-unknown"), 1, "{text}");
         assert_eq!(log.lines_with("forged"), shown, "{text}");
@@ -132,22 +131,22 @@ async fn the_caller_is_in_both_spans() {
     let world = World::new();
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::id(WEB).unwrap());
     let around = tracing::info_span!("around", peer.spiffe_id = tracing::field::Empty);
-    ask(&layer, world.request(WEB)).instrument(around).await;
+    send(&layer, world.request(WEB)).instrument(around).await;
     let inside = format!(
         "around{{peer.spiffe_id=\"{WEB}\"}}:jwt_svid{{peer.spiffe_id=\"{WEB}\"}}: server::telemetry: inside"
     );
     assert!(log.text().contains(&inside), "{}", log.text());
 
-    // One who is known and not allowed stands there too; one who is not known does not.
-    let around = || tracing::info_span!("refused", peer.spiffe_id = tracing::field::Empty);
-    ask(&layer, world.request(OPS)).instrument(around()).await;
+    // A verified caller that is denied is in the span; an unverified caller is not.
+    let around = || tracing::info_span!("rejected", peer.spiffe_id = tracing::field::Empty);
+    send(&layer, world.request(OPS)).instrument(around()).await;
     assert!(
         log.text()
-            .contains(&format!("refused{{peer.spiffe_id=\"{OPS}\"}}"))
+            .contains(&format!("rejected{{peer.spiffe_id=\"{OPS}\"}}"))
     );
     let claims = json!({ "aud": "another" });
     let stranger = bearer(&world.issuer.token_with("spiffe://x/liar", claims));
-    ask(&layer, with_authorization(&stranger))
+    send(&layer, with_authorization(&stranger))
         .instrument(around())
         .await;
     assert!(!log.text().contains("spiffe://x/liar"));
@@ -161,35 +160,35 @@ async fn rejections_log_one_line_per_class_and_caller() {
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::id(WEB).unwrap());
     let others = ["spiffe://x/a", "spiffe://x/b"].map(|id| world.request(id));
     for _ in 0..100 {
-        ask(&layer, Request::default()).await;
-        ask(&layer, with_authorization(&bearer("a.b.c"))).await;
+        send(&layer, Request::default()).await;
+        send(&layer, with_authorization(&bearer("a.b.c"))).await;
         for other in &others {
-            ask(&layer, other.clone()).await;
+            send(&layer, other.clone()).await;
         }
     }
     assert_eq!(log.lines_with("reason=\"missing\""), 1, "{}", log.text());
     assert_eq!(log.lines_with("reason=\"malformed-token\""), 1);
-    // The details within the class, which the caller does not receive.
+    // The details of the reason, which the caller does not receive.
     let detail = world.validator.validate("a.b.c").unwrap_err().detail();
     let line = format!("reason=\"malformed-token\" enforced=true suppressed=0 detail={detail:?}");
     assert_eq!(log.lines_with(&line), 1, "{}", log.text());
     assert_eq!(log.lines_with("reason=\"not-allowed\""), 2);
     world.bundles.bundles_unavailable(BundlesUnavailable::Stale);
     for _ in 0..100 {
-        ask(&layer, world.request(WEB)).await;
+        send(&layer, world.request(WEB)).await;
     }
     assert_eq!(log.lines_with("WARN"), 1);
     assert_eq!(log.lines_with("the bundles are older than allowed"), 1);
 
     let layer = layer.log_interval(Duration::ZERO);
     for _ in 0..3 {
-        ask(&layer, Request::default()).await;
+        send(&layer, Request::default()).await;
     }
     assert_eq!(log.lines_with("reason=\"missing\""), 4);
 }
 
 #[tokio::test]
-async fn one_line_per_interval_is_all_at_every_level() {
+async fn one_line_per_interval_at_every_level() {
     let world = World::new();
     let mut header = world.issuer.header();
     header["kid"] = json!("no-key-of-ours");
@@ -201,13 +200,13 @@ async fn one_line_per_interval_is_all_at_every_level() {
         let layer =
             ValidateJwtSvidLayer::required(world.validator.clone(), Allow::id(WEB).unwrap());
         for _ in 0..100 {
-            ask(&layer, request.clone()).await;
-            ask(&layer, world.request(OPS)).await;
+            send(&layer, request.clone()).await;
+            send(&layer, world.request(OPS)).await;
         }
         assert_eq!(log.text().lines().count(), 2, "{level}: {}", log.text());
         assert_eq!(log.lines_with("key-unknown"), 1, "{level}");
         assert_eq!(log.lines_with("not-allowed"), 1, "{level}");
-        // The key and the token at debug level only.
+        // The key and the token are logged at debug level only.
         assert_eq!(log.lines_with("no-key-of-ours"), details, "{level}");
     }
 }
@@ -226,7 +225,7 @@ async fn audit_reports_the_denied_caller() {
     service.clone().oneshot(world.request(OPS)).await.unwrap();
     let inside = format!("jwt_svid{{peer.spiffe_id=\"{OPS}\"}}: server::telemetry: inside");
     assert_eq!(log.lines_with(&inside), 1, "{}", log.text());
-    // Who is not known has no span.
+    // An unverified caller has no span.
     service.oneshot(Request::default()).await.unwrap();
     assert_eq!(log.lines_with("new"), 1, "{}", log.text());
 }
@@ -249,7 +248,7 @@ impl MetricsRecorder for Recorder {
 }
 
 #[tokio::test]
-async fn a_wrong_layer_order_is_logged_once() {
+async fn wrong_layer_order_is_logged_once() {
     let log = Log::default();
     let _guard = log.begin(Level::INFO);
     let world = World::new();
@@ -273,32 +272,7 @@ async fn a_wrong_layer_order_is_logged_once() {
 }
 
 #[tokio::test]
-async fn an_inner_policy_has_its_own_interval_and_clock() {
-    let log = Log::default();
-    let _guard = log.begin(Level::INFO);
-    let world = World::new();
-    let clock = HandClock::at(0);
-    let narrow = AllowCallersLayer::new(Allow::id(OPS).unwrap())
-        .clock(clock.clone())
-        .log_interval(Duration::from_secs(60));
-    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::any_trust_domain());
-    let service = layer.layer(narrow.layer(service_fn(|_: Request<String>| async {
-        Ok::<_, Infallible>(Response::new(String::new()))
-    })));
-    // The lines that there are after so many seconds, each with two rejections before it.
-    for (now, lines) in [(0, 1), (59, 1), (60, 2), (61, 2), (120, 3)] {
-        clock.set_elapsed(Duration::from_secs(now));
-        for _ in 0..2 {
-            let response = service.clone().oneshot(world.request(WEB)).await.unwrap();
-            assert_eq!(response.status(), 403);
-        }
-        assert_eq!(log.lines_with("not-allowed"), lines, "{now} s");
-    }
-    assert_eq!(log.lines_with("suppressed=3"), 2, "{}", log.text());
-}
-
-#[tokio::test]
-async fn every_verdict_is_counted_under_labels_of_ours() {
+async fn every_result_is_counted_with_fixed_labels() {
     let world = World::new();
     let recorder = Arc::new(Recorder::default());
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::id(WEB).unwrap())
@@ -308,18 +282,18 @@ async fn every_verdict_is_counted_under_labels_of_ours() {
     let audit = ValidateJwtSvidLayer::audit(world.validator.clone(), Allow::id(WEB).unwrap())
         .metrics(recorder.clone());
     for token in tokens(&world) {
-        ask(&layer, with_authorization(&bearer(&token))).await;
+        send(&layer, with_authorization(&bearer(&token))).await;
     }
-    ask(&layer, Request::default()).await;
-    ask(&optional, Request::default()).await;
-    ask(&audit, Request::default()).await;
-    // A name that anyone can make up is no label.
+    send(&layer, Request::default()).await;
+    send(&optional, Request::default()).await;
+    send(&audit, Request::default()).await;
+    // A name that anyone can make up is not a label.
     for n in 0..50 {
         let stranger = Signer::new(&format!("evil{n}"), "k1").token(&format!("spiffe://evil{n}/w"));
-        ask(&layer, with_authorization(&bearer(&stranger))).await;
+        send(&layer, with_authorization(&bearer(&stranger))).await;
     }
     world.bundles.bundles_unavailable(BundlesUnavailable::Stale);
-    ask(&layer, world.request(WEB)).await;
+    send(&layer, world.request(WEB)).await;
 
     let counts: Counts = recorder.0.lock().unwrap().clone();
     let expected: Counts = [
@@ -404,12 +378,12 @@ async fn an_inner_policy_inherits_the_layers_settings() {
         assert_eq!(response.into_body(), "not-allowed");
     }
     let counts = recorder.0.lock().unwrap().clone();
-    let refused = ("not-allowed".to_owned(), true, "x".to_owned());
-    assert_eq!(counts.get(&refused), Some(&2));
+    let denied = ("not-allowed".to_owned(), true, "x".to_owned());
+    assert_eq!(counts.get(&denied), Some(&2));
     assert_eq!(log.lines_with("reason=\"not-allowed\""), 2);
 }
 
-/// Panics at every record.
+/// Panics in every method.
 struct Broken;
 
 impl MetricsRecorder for Broken {
@@ -423,12 +397,15 @@ impl MetricsRecorder for Broken {
 }
 
 #[tokio::test]
-async fn a_panicking_recorder_loses_no_response() {
+async fn panicking_recorder_loses_no_response() {
     let world = World::with(|builder| builder.metrics(Arc::new(Broken)));
     let validator = world.validator.clone();
     let layer = ValidateJwtSvidLayer::required(validator, Allow::id(WEB).unwrap());
     let layer = layer.metrics(Arc::new(Broken));
-    assert_eq!(ask(&layer, world.request(WEB)).await.status(), 200);
-    assert_eq!(ask(&layer, world.request(OPS)).await.status(), 403);
-    assert_eq!(ask(&layer, Request::new(String::new())).await.status(), 401);
+    assert_eq!(send(&layer, world.request(WEB)).await.status(), 200);
+    assert_eq!(send(&layer, world.request(OPS)).await.status(), 403);
+    assert_eq!(
+        send(&layer, Request::new(String::new())).await.status(),
+        401
+    );
 }

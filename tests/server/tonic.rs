@@ -1,4 +1,4 @@
-//! A tonic server behind the layer: as a whole, and one service of it.
+//! A tonic server with the layer: for the whole server, and for one service.
 
 use tonic::Code;
 use tonic::service::{LayerExt, Routes};
@@ -10,7 +10,7 @@ use crate::loopback::{At, Doors};
 use crate::support::{OPS, WEB, World};
 use crate::talk::{Other, Talk, Talker};
 
-/// Serves a router of tonic's through both doors.
+/// Serves a tonic router over TCP and a Unix socket.
 macro_rules! serve {
     ($server:expr) => {{
         let doors = Doors::open().await;
@@ -64,8 +64,8 @@ fn policy() -> GrpcPolicy {
         .unwrap()
 }
 
-/// That the [`policy`] stands before the methods of [`Talk`], of each kind.
-async fn assert_guarded(world: &World, channel: Channel) {
+/// Asserts that the [`policy`] applies to the methods of [`Talk`], of each kind.
+async fn assert_protected(world: &World, channel: Channel) {
     let mut ops = Talker::new(channel.clone(), bearer(world, OPS));
     assert_eq!(ops.say("hello").await.unwrap(), "spiffe://x/ops says hello");
     assert_eq!(ops.listen(&["a", "b"]).await.unwrap(), "spiffe://x/ops a b");
@@ -83,7 +83,7 @@ async fn assert_guarded(world: &World, channel: Channel) {
     );
     assert_eq!(answers.message().await.unwrap(), None);
 
-    // By method: the same caller may say and may not listen.
+    // By method: the same caller may call `Say`, but not `Listen`.
     let mut web = Talker::new(channel.clone(), bearer(world, WEB));
     assert_eq!(web.say("hi").await.unwrap(), "spiffe://x/web says hi");
     let status = web.listen(&["a"]).await.unwrap_err();
@@ -92,19 +92,19 @@ async fn assert_guarded(world: &World, channel: Channel) {
         (Code::PermissionDenied, "the caller is not allowed")
     );
     assert_eq!(web.tell().await.unwrap_err().code(), Code::PermissionDenied);
-    // What the policy does not name is denied before it is found not to exist.
+    // Methods that the policy does not list are denied, even if they do not exist.
     assert_eq!(
         web.unary("Nothing", "").await.unwrap_err().code(),
         Code::PermissionDenied
     );
 
-    let mut nobody = Talker::new(channel.clone(), None);
-    assert_eq!(nobody.unary("Open", "").await.unwrap(), "open");
+    let mut anonymous = Talker::new(channel.clone(), None);
+    assert_eq!(anonymous.unary("Open", "").await.unwrap(), "open");
     for status in [
-        nobody.say("hello").await.unwrap_err(),
-        nobody.listen(&["a"]).await.unwrap_err(),
-        nobody.tell().await.unwrap_err(),
-        nobody.chat(tokio_stream::empty()).await.unwrap_err(),
+        anonymous.say("hello").await.unwrap_err(),
+        anonymous.listen(&["a"]).await.unwrap_err(),
+        anonymous.tell().await.unwrap_err(),
+        anonymous.chat(tokio_stream::empty()).await.unwrap_err(),
     ] {
         assert_eq!(
             (status.code(), status.message()),
@@ -120,12 +120,12 @@ async fn assert_guarded(world: &World, channel: Channel) {
 }
 
 #[tokio::test]
-async fn jwt_19_a_whole_server_is_guarded_in_all_four_kinds_of_calls() {
+async fn jwt_19_all_four_kinds_of_calls_are_protected() {
     let world = World::new();
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), policy());
     let at = serve!(Server::builder().layer(layer.clone()).add_service(Talk));
     for channel in channels(&at).await {
-        assert_guarded(&world, channel).await;
+        assert_protected(&world, channel).await;
     }
     world.bundles.bundles_unavailable(BundlesUnavailable::Stale);
     for channel in channels(&at).await {
@@ -138,18 +138,18 @@ async fn jwt_19_a_whole_server_is_guarded_in_all_four_kinds_of_calls() {
 }
 
 #[tokio::test]
-async fn one_service_of_a_server_is_guarded() {
+async fn one_service_of_a_server_is_protected() {
     let world = World::new();
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), policy());
     let routes = Routes::new(layer.named_layer(Talk)).add_service(Other);
     let at = serve!(Server::builder().add_routes(routes.clone()));
     for channel in channels(&at).await {
-        assert_guarded(&world, channel.clone()).await;
-        // The other services of that server are not behind it.
-        let mut nobody = Talker::new(channel, None);
+        assert_protected(&world, channel.clone()).await;
+        // The other services of that server are not protected.
+        let mut anonymous = Talker::new(channel, None);
         let path = |method: &str| format!("/t.Other/{method}").parse().unwrap();
-        assert_eq!(nobody.call(path("Open"), "").await.unwrap(), "open");
-        let status = nobody.call(path("Say"), "hi").await.unwrap_err();
+        assert_eq!(anonymous.call(path("Open"), "").await.unwrap(), "open");
+        let status = anonymous.call(path("Say"), "hi").await.unwrap_err();
         assert_eq!(
             (status.code(), status.message()),
             (Code::Internal, "no ValidateJwtSvidLayer stands above")
@@ -170,7 +170,7 @@ async fn a_handler_without_the_layer_reports_it() {
 }
 
 #[tokio::test]
-async fn an_anonymous_caller_is_unauthenticated_in_the_handler() {
+async fn anonymous_caller_is_unauthenticated_in_the_handler() {
     let world = World::new();
     let layer = ValidateJwtSvidLayer::optional(world.validator.clone(), Allow::anyone());
     let at = serve!(Server::builder().layer(layer.clone()).add_service(Talk));

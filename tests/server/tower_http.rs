@@ -1,4 +1,4 @@
-//! The verdict in tower-http's own layer.
+//! The validation in tower-http's own layer.
 
 use std::convert::Infallible;
 
@@ -13,7 +13,7 @@ use crate::loopback::get;
 use crate::support::{OPS, WEB, World};
 
 #[tokio::test]
-async fn tower_https_layer_gives_the_same_answers() {
+async fn tower_http_layer_gives_the_same_responses() {
     let world = World::new();
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::id(WEB).unwrap());
     let theirs =
@@ -65,7 +65,7 @@ async fn tower_http_layer_works_over_real_sockets() {
         let challenge = &answer.headers()["www-authenticate"];
         assert_eq!(challenge, "Bearer realm=\"spiffe\"");
     }
-    // Two lines are one too many, through this layer too.
+    // Two header lines are rejected, through this layer too.
     let mut two = get("/", Some(&world.bearer(WEB)));
     let again = two.headers()["authorization"].clone();
     two.headers_mut().append("authorization", again);

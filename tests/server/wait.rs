@@ -1,4 +1,4 @@
-//! The wait for an unknown key: what it waits for, and what it must not cost.
+//! The wait for an unknown key: what ends it, and what it must not hold.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -68,7 +68,7 @@ async fn a_key_in_time_allows_waiting_requests() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert!(waiting.iter().all(|request| !request.is_finished()));
 
-    // A change that does not bring the key does not end the wait.
+    // A change without the key does not end the wait.
     world.bundles.set([world.issuer.bundle()]);
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert!(waiting.iter().all(|request| !request.is_finished()));
@@ -104,7 +104,7 @@ async fn a_failed_wait_is_rejected_and_not_repeated() {
         "{waited:?}"
     );
     assert_eq!(world.bundles.waits(), 1);
-    // The cool-down is for every key of that trust domain: names can be made up.
+    // The cool-down applies to all keys of a trust domain, because key IDs can be made up.
     for n in 0..100 {
         assert_eq!(ask(&format!("other{n}")).await, Duration::ZERO);
     }
@@ -114,11 +114,11 @@ async fn a_failed_wait_is_rejected_and_not_repeated() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a23_a_flood_of_made_up_keys_is_bounded() {
+async fn a23_flood_of_unknown_keys_is_bounded() {
     let world = World::new();
     let wait = UnknownKeyWait::new(WAIT).max_waiting(8);
     let service = service(&layer(&world, wait));
-    // Each with a key of its own, as in an attack.
+    // Each token has another key ID, as in an attack.
     let flood: Vec<_> = (0..10_000)
         .map(|n| tokio::spawn(service.clone().oneshot(unsigned(&format!("made-up-{n}")))))
         .collect();
@@ -152,7 +152,7 @@ async fn waiting_requests_hold_no_inner_permit() {
     });
     let guarded = layer(&world, UnknownKeyWait::new(WAIT)).layer(ConcurrencyLimit::new(inner, 1));
 
-    // As a server does it: one clone per request, made ready, then called.
+    // Like a server: one clone per request, made ready, then called.
     let mut first = guarded.clone();
     let waiting = first.ready().await.unwrap().call(unsigned("made-up"));
     let waiting = tokio::spawn(waiting);
@@ -163,13 +163,13 @@ async fn waiting_requests_hold_no_inner_permit() {
         let good = guarded.clone().oneshot(world.request(WEB));
         let response = timeout(Duration::from_millis(10), good)
             .await
-            .expect("the permit is free");
+            .expect("the permit is not released");
         assert_eq!(response.unwrap().status(), 200);
     }
-    // And the service that answered the waiting one can be used again meanwhile.
+    // The clone that is waiting can be used again meanwhile.
     let again = timeout(Duration::from_millis(10), first.ready())
         .await
-        .expect("the permit is free");
+        .expect("the permit is not released");
     assert_eq!(
         again
             .unwrap()
@@ -205,7 +205,7 @@ async fn a_permit_is_acquired_after_the_wait() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_keys_of_known_trust_domains_are_waited_for() {
+async fn waits_need_a_known_trust_domain() {
     let world = World::new();
     let service = service(&layer(&world, UnknownKeyWait::new(WAIT)));
     let stranger = Signer::new("y", "k1").token("spiffe://y/web");
@@ -226,7 +226,7 @@ async fn only_keys_of_known_trust_domains_are_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn sources_without_change_reports_are_not_waited_for() {
+async fn sources_without_change_reports_cause_no_wait() {
     let issuer = Signer::new("x", "k1");
     let set = [issuer.bundle()].into_iter().collect();
     let validator = tower_spiffe::Validator::builder(tower_spiffe::bundle::FixedBundles::new(set))
@@ -243,7 +243,7 @@ async fn sources_without_change_reports_are_not_waited_for() {
     );
 }
 
-/// Reports changes without end, although nothing changes.
+/// Reports endless changes, although nothing changes.
 struct Restless(Bundles);
 
 impl BundleSource for Restless {
@@ -260,7 +260,7 @@ impl BundleSource for Restless {
     }
 }
 
-/// Its time runs on the thread that waits, so that neither clock can be paused here.
+/// It uses real time, because paused clocks do not advance on a blocked thread.
 #[tokio::test]
 async fn a_restless_source_blocks_no_other_request() {
     let issuer = Signer::new("x", "k1");
@@ -274,7 +274,7 @@ async fn a_restless_source_blocks_no_other_request() {
     let service = service(&layer);
     let waiting = tokio::spawn(service.clone().oneshot(unsigned("k2")));
     tokio::task::yield_now().await;
-    // Others are served meanwhile, and the wait has its end.
+    // Others are served meanwhile, and the wait times out.
     let good = with_authorization(&bearer(&issuer.token(WEB)));
     assert_eq!(service.oneshot(good).await.unwrap().status(), 200);
     let response = timeout(Duration::from_secs(10), waiting).await.unwrap();
@@ -293,7 +293,7 @@ async fn a_source_lost_during_a_wait_is_503() {
     assert_eq!(waiting.await.unwrap().unwrap().status(), 503);
 }
 
-/// What the validator and the layer record.
+/// Records calls of the validator and of the layer.
 #[derive(Default)]
 struct Recorded(std::sync::Mutex<Vec<String>>);
 
@@ -319,7 +319,7 @@ async fn a_waiting_request_is_counted_once() {
     let service = service(&layer);
     let recorded = || std::mem::take(&mut *recorded.0.lock().unwrap());
 
-    // Admitted after two changes that did not bring the key.
+    // Allowed after two changes without the key.
     let new = Signer::new("x", "k2");
     let request = with_authorization(&bearer(&new.token(WEB)));
     let waiting = tokio::spawn(service.clone().oneshot(request));
@@ -335,13 +335,13 @@ async fn a_waiting_request_is_counted_once() {
     let stats = world.validator.cache_stats();
     assert_eq!((stats.hits, stats.misses), (0, 1));
 
-    // Rejected when the time is up; after that immediately.
+    // Rejected when the time is up; later requests are rejected immediately.
     for _ in 0..2 {
         let response = service.clone().oneshot(unsigned("k3")).await.unwrap();
         assert_eq!(response.status(), 401);
         assert_eq!(recorded(), ["token key-unknown", "request key-unknown"]);
     }
-    // One who is known and not allowed had a good token.
+    // A caller that is denied had a valid token.
     let other = new.token("spiffe://x/other");
     let response = service.oneshot(with_authorization(&bearer(&other))).await;
     assert_eq!(response.unwrap().status(), 403);
@@ -358,12 +358,12 @@ async fn a_key_at_the_last_moment_counts() {
     let mut waiting = Box::pin(service.clone().oneshot(request));
     assert!(futures_util::poll!(&mut waiting).is_pending());
     assert_eq!(world.bundles.waits(), 1);
-    // A late poll finds both: the time is up, and the key has come.
+    // A late poll finds both: the time is up, and the key has arrived.
     world.bundles.set([new.bundle()]);
     tokio::time::sleep(2 * WAIT).await;
     assert_eq!(waiting.await.unwrap().status(), 200);
 
-    // And the door is not shut for it.
+    // There is no cool-down for it.
     let last = Signer::new("x", "k3");
     let request = with_authorization(&bearer(&last.token(WEB)));
     let waiting = tokio::spawn(service.oneshot(request));
@@ -387,7 +387,7 @@ async fn cancelled_waits_free_their_place() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_seats_of_one_trust_domain_are_not_anothers() {
+async fn wait_limit_is_per_trust_domain() {
     let world = World::new();
     let other = Signer::new("y", "k1");
     world.bundles.set([world.issuer.bundle(), other.bundle()]);

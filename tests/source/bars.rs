@@ -1,4 +1,4 @@
-//! The nine cases that each undid another implementation, and what happens here.
+//! Nine cases that broke other implementations, and their results here.
 
 use tokio::time::{Instant, timeout};
 use tower_spiffe::JwtSource;
@@ -9,12 +9,12 @@ use tower_spiffe::token::{GrpcCode, TokenErrorReason};
 use crate::support::*;
 
 #[tokio::test(start_paused = true)]
-async fn bar_1_dropping_one_of_many_clones_closes_nothing() {
+async fn bar_1_dropping_a_clone_closes_nothing() {
     let world = World::new().await;
     let source = world.source().await;
     let clones = vec![source.clone(); 20];
     drop(clones);
-    // Not only "still open": it still learns of a new key, over the same stream.
+    // The stream must still deliver new keys, not only stay open.
     let mut updates = source.updated();
     let new = world.agent.rotate_now();
     soon("the new key", updates.changed()).await.unwrap();
@@ -31,7 +31,7 @@ async fn bar_1_dropping_one_of_many_clones_closes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn bar_2_fifty_equal_fetches_at_once_are_one_call() {
+async fn bar_2_fifty_equal_fetches_share_one_call() {
     let world = World::new().await;
     let source = world.source().await;
     world
@@ -50,7 +50,7 @@ async fn bar_2_fifty_equal_fetches_at_once_are_one_call() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn bar_3_a_hundred_calls_to_an_agent_that_is_unavailable_make_no_storm() {
+async fn bar_3_unavailable_agent_gets_few_calls() {
     for one_by_one in [false, true] {
         let world = World::new().await;
         let source = world.source().await;
@@ -67,7 +67,7 @@ async fn bar_3_a_hundred_calls_to_an_agent_that_is_unavailable_make_no_storm() {
                 futures_util::future::join_all(calls).await;
             }
         };
-        // For as long as others were watched; what comes later is paced.
+        // Counted over 15 seconds, like the other implementations. Later retries are paced.
         let _ = timeout(millis(100), calls).await;
         let counts = world.agent.counts();
         let calls = counts.fetch_jwt_svid - before.fetch_jwt_svid;
@@ -77,8 +77,8 @@ async fn bar_3_a_hundred_calls_to_an_agent_that_is_unavailable_make_no_storm() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn bar_4_an_agent_that_accepts_and_never_answers_is_met_with_deadlines() {
-    // It speaks HTTP/2 and answers no call ...
+async fn bar_4_unresponsive_agent_times_out() {
+    // It accepts HTTP/2 and answers no call ...
     let world = World::new().await;
     world.agent.fail(Fault::Hang);
     let began = Instant::now();
@@ -87,21 +87,21 @@ async fn bar_4_an_agent_that_accepts_and_never_answers_is_met_with_deadlines() {
     assert!(began.elapsed() <= secs(31));
     assert!(error.to_string().contains("gave no answer"), "{error}");
 
-    // ... or says nothing at all, ...
+    // ... or sends nothing at all, ...
     let (builder, _held) = silent();
     let began = Instant::now();
     let error = builder.build().await.unwrap_err();
     assert_eq!(error.reason(), JwtSourceErrorReason::InitialSync);
     assert!(began.elapsed() <= secs(31));
-    // ... for longer than one attempt: each ends, and the next one is on another connection.
+    // ... for longer than one attempt. Each attempt ends, and the next one uses a new connection.
     let (builder, held) = silent();
     let source = builder.build_lazy().unwrap();
     tokio::time::sleep(secs(100)).await;
-    let last = source.state().last_error().expect("told").clone();
+    let last = source.state().last_error().expect("an error").clone();
     assert_eq!(last.kind(), "timeout", "{}", last.message());
     assert!(held.lock().unwrap().len() >= 3);
 
-    // Nor does a call for a token wait for ever.
+    // A call for a token times out too.
     world.agent.recover();
     let source = world.source().await;
     world.agent.fail_call(AgentCall::FetchJwtSvid, Fault::Hang);
@@ -117,7 +117,7 @@ async fn bar_4_an_agent_that_accepts_and_never_answers_is_met_with_deadlines() {
 
 type Held = std::sync::Arc<std::sync::Mutex<Vec<tokio::io::DuplexStream>>>;
 
-/// A source whose every connection is accepted and never read.
+/// A source whose connections are accepted and never read.
 fn silent() -> (tower_spiffe::source::JwtSourceBuilder, Held) {
     let held = Held::default();
     let holds = held.clone();
@@ -130,20 +130,20 @@ fn silent() -> (tower_spiffe::source::JwtSourceBuilder, Held) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn bar_5_a_half_open_connection_is_noticed_within_six_minutes_and_told() {
+async fn bar_5_half_open_connection_is_reported_within_six_minutes() {
     let world = World::new().await;
     let source = world.source().await;
-    // At the worst moment: the last ping has just been answered.
+    // The worst moment: the last ping has just been answered.
     tokio::time::sleep(secs(306)).await;
     assert!(source.is_healthy());
     world.agent.fail(Fault::HalfOpen);
     let noticed = world.time_until(|| !source.state().is_connected()).await;
     assert!(noticed <= secs(360), "{noticed:?}");
     let state = source.state();
-    let last = state.last_error().expect("told");
+    let last = state.last_error().expect("an error");
     assert!(last.message().contains("connection"), "{}", last.message());
     assert!(state.last_contact().expect("once") >= secs(300));
-    // With nothing behind the new connections either, it is unhealthy until there is.
+    // New connections get no response either. The source is unhealthy until one does.
     tokio::time::sleep(secs(61)).await;
     assert!(!source.is_healthy() && source.is_ready());
     world.agent.recover();
@@ -155,7 +155,7 @@ async fn bar_5_a_half_open_connection_is_noticed_within_six_minutes_and_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn bar_6_an_agent_that_sends_one_message_and_hangs_up_is_not_stormed() {
+async fn bar_6_agent_that_disconnects_gets_few_calls() {
     for fault in [Fault::HangUp, Fault::HangUpWith(GrpcCode::Unavailable)] {
         for seed in 0..20 {
             let world = World::new().await;
@@ -166,7 +166,7 @@ async fn bar_6_an_agent_that_sends_one_message_and_hangs_up_is_not_stormed() {
                 .unwrap();
             let reconnects = world.openings(secs(10)).await.len();
             assert!((1..=10).contains(&reconnects), "{reconnects}");
-            // It goes on judging by what it has.
+            // It keeps validating with the bundles it has.
             assert!(world.validator(&source).validate(&world.token()).is_ok());
             assert!(world.agent.counts().connections <= 11);
         }
@@ -174,7 +174,7 @@ async fn bar_6_an_agent_that_sends_one_message_and_hangs_up_is_not_stormed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn bar_7_a_key_without_an_id_in_a_federated_bundle_costs_that_key_alone() {
+async fn bar_7_key_without_id_is_ignored_alone() {
     let world = World::new().await;
     let other = world.agent.federate(OTHER).unwrap();
     let source = world.source().await;
@@ -187,7 +187,7 @@ async fn bar_7_a_key_without_an_id_in_a_federated_bundle_costs_that_key_alone() 
     world.agent.federate_raw(OTHER, jwks.to_string()).unwrap();
     let mut updates = source.updated();
     let new = world.agent.rotate_now();
-    soon("our own rotation", updates.changed()).await.unwrap();
+    soon("the rotation", updates.changed()).await.unwrap();
 
     assert!(key_ids(&source, TD).contains(&new));
     assert_eq!(key_ids(&source, OTHER), [good]);
@@ -196,13 +196,16 @@ async fn bar_7_a_key_without_an_id_in_a_federated_bundle_costs_that_key_alone() 
     let theirs = other.token("spiffe://other.test/web", AUD).sign();
     assert!(validator.validate(&theirs).is_ok());
     let state = source.state();
-    let told = &state.trust_domains()[1];
-    assert_eq!((told.ignored_keys(), told.last_error()), (1, None));
+    let federated = &state.trust_domains()[1];
+    assert_eq!(
+        (federated.ignored_keys(), federated.last_error()),
+        (1, None)
+    );
 }
 
 #[tokio::test(start_paused = true)]
-async fn bar_8_a_message_of_five_megabytes_within_the_limits_works() {
-    // Of one trust domain that is allowed so much ...
+async fn bar_8_message_of_five_megabytes_is_accepted() {
+    // One trust domain with a raised limit ...
     let world = World::new().await;
     world
         .agent
@@ -216,7 +219,7 @@ async fn bar_8_a_message_of_five_megabytes_within_the_limits_works() {
         .unwrap();
     assert!(world.validator(&source).validate(&world.token()).is_ok());
 
-    // ... and of two, with nothing but the defaults.
+    // ... and two trust domains with the default limits.
     let world = World::new().await;
     let other = world.agent.federate(OTHER).unwrap();
     let large = padded(&other.jwks(), 5 << 19);
@@ -232,8 +235,8 @@ async fn bar_8_a_message_of_five_megabytes_within_the_limits_works() {
 }
 
 #[test]
-fn bar_9_an_unset_endpoint_variable_is_an_error_at_once() {
-    let told = crate::endpoints::told_with(None);
-    assert!(told.contains("SPIFFE_ENDPOINT_SOCKET is unset"), "{told}");
-    assert!(told.contains("set it to unix:///"), "{told}");
+fn bar_9_unset_endpoint_variable_fails_at_once() {
+    let text = crate::endpoints::error_of_new(None);
+    assert!(text.contains("SPIFFE_ENDPOINT_SOCKET is unset"), "{text}");
+    assert!(text.contains("set it to unix:///"), "{text}");
 }

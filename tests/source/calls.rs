@@ -1,4 +1,4 @@
-//! The Workload API client by itself: the three calls, driven by hand.
+//! The three calls of the Workload API client, without a source.
 
 use futures_util::StreamExt as _;
 use tokio::time::Instant;
@@ -30,7 +30,7 @@ fn id(id: &str) -> SpiffeId {
     SpiffeId::parse(id).unwrap()
 }
 
-/// Two identities, and a client.
+/// An agent with two identities, and its client.
 async fn two() -> (World, WorkloadApiClient) {
     let world = World::new().await;
     world.agent.register(WEB, "external", secs(300)).unwrap();
@@ -44,7 +44,7 @@ fn issuer() -> Issuer {
 }
 
 #[tokio::test(start_paused = true)]
-async fn wa20_the_token_is_for_the_audiences_asked_for_and_no_others() {
+async fn wa20_token_has_exactly_the_requested_audiences() {
     let (world, client) = two().await;
     let both = SvidRequest::new(["z", "a", "z"]).unwrap();
     let svid = client.fetch_jwt_svid(&both).await.unwrap();
@@ -56,7 +56,7 @@ async fn wa20_the_token_is_for_the_audiences_asked_for_and_no_others() {
     assert_eq!(world.agent.counts().fetch_jwt_svid, 2);
     assert_eq!(world.agent.counts().connections, 1);
 
-    // An agent that gives others, more or fewer is not believed.
+    // A token for other, more or fewer audiences is rejected.
     let raw = RawAgent::default();
     let raw_client = raw.client();
     for audiences in [&["other"][..], &["a"], &["a", "z", "more"], &[]] {
@@ -72,7 +72,7 @@ async fn wa20_the_token_is_for_the_audiences_asked_for_and_no_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn wa20_what_the_agent_would_refuse_for_ever_is_refused_before_asking() {
+async fn wa20_invalid_requests_fail_without_a_call() {
     let none: [&str; 0] = [];
     assert!(SvidRequest::new(none).is_err());
     assert!(SvidRequest::new(["a", ""]).is_err());
@@ -87,7 +87,7 @@ async fn wa20_what_the_agent_would_refuse_for_ever_is_refused_before_asking() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn wa21_without_an_id_all_identities_come_in_the_agents_order() {
+async fn wa21_all_identities_keep_the_agents_order() {
     let (_world, client) = two().await;
     let svids = client.fetch_jwt_svids(&request()).await.unwrap();
     let all: Vec<_> = svids
@@ -95,7 +95,7 @@ async fn wa21_without_an_id_all_identities_come_in_the_agents_order() {
         .map(|svid| (svid.spiffe_id().as_str(), svid.hint()))
         .collect();
     assert_eq!(all, [(WEB, "external"), (DB, "internal")]);
-    // One alone: the first (WA-11), or the one that is named.
+    // `fetch_jwt_svid` returns the first (WA-11), or the one with this SPIFFE ID.
     let first = client.fetch_jwt_svid(&request()).await.unwrap();
     assert_eq!(first.spiffe_id().as_str(), WEB);
     let named = request().with_spiffe_id(id(DB));
@@ -105,22 +105,22 @@ async fn wa21_without_an_id_all_identities_come_in_the_agents_order() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_identity_is_chosen_by_its_hint() {
+async fn hint_selects_an_identity() {
     let (world, client) = two().await;
     let by = |hint| request().with_hint(hint).unwrap();
     let svid = client.fetch_jwt_svid(&by("internal")).await.unwrap();
     assert_eq!((svid.spiffe_id().as_str(), svid.hint()), (DB, "internal"));
-    let error = client.fetch_jwt_svid(&by("no such")).await.unwrap_err();
+    let error = client.fetch_jwt_svid(&by("unknown")).await.unwrap_err();
     assert_eq!(error.reason(), Reason::NoSuchHint);
-    assert!(error.to_string().contains("\"no such\""), "{error}");
-    // It may be registered yet.
+    assert!(error.to_string().contains("\"unknown\""), "{error}");
+    // The entry may be registered later.
     assert!(error.is_retryable());
-    // Each is one call: the hint is no field of it.
+    // Each is one call: the request message has no field for the hint.
     assert_eq!(world.agent.counts().fetch_jwt_svid, 2);
 }
 
 #[tokio::test(start_paused = true)]
-async fn wa22_an_answer_without_its_mandatory_fields_is_none() {
+async fn wa22_response_without_mandatory_fields_is_rejected() {
     let raw = RawAgent::default();
     let client = raw.client();
     let good = issuer().token(WEB, AUD).sign();
@@ -133,7 +133,7 @@ async fn wa22_an_answer_without_its_mandatory_fields_is_none() {
         (&[("", good.as_str(), "")], "another identity"),
         (&[(DB, good.as_str(), "")], "another identity"),
         (&[(WEB, "", "")], "cannot be used"),
-        (&[(WEB, "rubbish", "")], "cannot be used"),
+        (&[(WEB, "not a token", "")], "cannot be used"),
         (&[(WEB, long.as_str(), "")], "cannot be used"),
     ] {
         raw.answer(svids);
@@ -148,7 +148,7 @@ async fn wa22_an_answer_without_its_mandatory_fields_is_none() {
             assert!(error.is_retryable());
         }
     }
-    // One that was asked for by ID must be that one.
+    // A response must be for the SPIFFE ID in the request.
     raw.answer(&[(WEB, &good, "")]);
     let named = request().with_spiffe_id(id(DB));
     let error = client.fetch_jwt_svid(&named).await.unwrap_err();
@@ -160,7 +160,7 @@ async fn wa22_an_answer_without_its_mandatory_fields_is_none() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn wa23_of_equal_hints_the_first_counts_and_empty_ones_are_not_equal() {
+async fn wa23_first_of_equal_hints_counts() {
     let raw = RawAgent::default();
     let client = raw.client();
     let issuer = issuer();
@@ -178,7 +178,7 @@ async fn wa23_of_equal_hints_the_first_counts_and_empty_ones_are_not_equal() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn wa12_a_hint_that_is_missing_unexpected_or_too_long_is_coped_with() {
+async fn wa12_missing_or_invalid_hints_are_ignored() {
     let raw = RawAgent::default();
     let client = raw.client();
     let token = issuer().token(WEB, AUD).sign();
@@ -187,7 +187,7 @@ async fn wa12_a_hint_that_is_missing_unexpected_or_too_long_is_coped_with() {
         ("", ""),
         ("of another \u{1b}[1mkind", "of another \u{1b}[1mkind"),
         (&just, &just),
-        // Nobody has to keep what nobody should send; the token is good all the same.
+        // An invalid hint is ignored; the token is valid.
         (&long, ""),
     ] {
         raw.answer(&[(WEB, &token, hint)]);
@@ -202,26 +202,26 @@ async fn wa12_a_hint_that_is_missing_unexpected_or_too_long_is_coped_with() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_odd_token_of_another_identity_is_no_matter_of_the_one_asked_for() {
+async fn invalid_token_affects_only_its_identity() {
     let raw = RawAgent::default();
     let client = raw.client();
     let token = issuer().token(WEB, AUD).sign();
-    raw.answer(&[(WEB, &token, "mine"), (DB, "rubbish", "theirs")]);
+    raw.answer(&[(WEB, &token, "mine"), (DB, "not a token", "theirs")]);
     let svid = client.fetch_jwt_svid(&request()).await.unwrap();
     assert_eq!(svid.token(), token);
-    raw.answer(&[(DB, "rubbish", "theirs"), (WEB, &token, "mine")]);
+    raw.answer(&[(DB, "not a token", "theirs"), (WEB, &token, "mine")]);
     let by_hint = request().with_hint("mine").unwrap();
     let found = client.fetch_jwt_svid(&by_hint).await.unwrap();
     assert_eq!(found.token(), token);
     let by_id = request().with_spiffe_id(id(WEB));
     let found = client.fetch_jwt_svid(&by_id).await.unwrap();
     assert_eq!(found.token(), token);
-    // Whoever asks for all is told.
+    // `fetch_jwt_svids` returns the error.
     assert!(client.fetch_jwt_svids(&request()).await.is_err());
 }
 
 #[tokio::test(start_paused = true)]
-async fn wa24_what_is_not_authorized_is_denied_and_may_be_later() {
+async fn wa24_unauthorized_identity_is_denied_and_retryable() {
     let (world, client) = two().await;
     let other = request().with_spiffe_id(id("spiffe://example.org/not-ours"));
     let not_ours = client.fetch_jwt_svid(&other).await.unwrap_err();
@@ -236,7 +236,7 @@ async fn wa24_what_is_not_authorized_is_denied_and_may_be_later() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn ep12_to_ep14_each_status_of_each_call_has_its_class() {
+async fn ep12_to_ep14_each_status_is_classified() {
     let (world, client) = two().await;
     for (code, reason, retryable) in [
         (GrpcCode::InvalidArgument, Reason::InvalidArgument, false),
@@ -271,28 +271,28 @@ async fn ep12_to_ep14_each_status_of_each_call_has_its_class() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn wa30_the_agent_judges_a_token_and_gives_its_claims() {
+async fn wa30_agent_validates_a_token_and_returns_claims() {
     let (world, client) = two().await;
-    let judged = client.validate_jwt_svid(AUD, &world.token()).await.unwrap();
-    assert_eq!(judged.spiffe_id().as_str(), WEB);
-    assert_eq!(judged.claims()["sub"], WEB);
-    assert_eq!(judged.claims()["aud"], serde_json::json!([AUD]));
-    assert!(judged.claims()["exp"].is_i64());
+    let validated = client.validate_jwt_svid(AUD, &world.token()).await.unwrap();
+    assert_eq!(validated.spiffe_id().as_str(), WEB);
+    assert_eq!(validated.claims()["sub"], WEB);
+    assert_eq!(validated.claims()["aud"], serde_json::json!([AUD]));
+    assert!(validated.claims()["exp"].is_i64());
     assert_eq!(world.agent.counts().validate_jwt_svid, 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn ep12_a_token_that_the_agent_refuses_is_no_fault_of_the_client() {
+async fn ep12_rejected_token_is_not_a_client_error() {
     let (world, client) = two().await;
     let good = world.token();
     for bad in [
-        world.agent.token(WEB, "somebody-else"),
+        world.agent.token(WEB, "another-audience"),
         good[..good.len() - 4].to_owned(),
-        "rubbish".to_owned(),
+        "not a token".to_owned(),
     ] {
         let error = client.validate_jwt_svid(AUD, &bad).await.unwrap_err();
         assert_eq!(error.reason(), Reason::InvalidArgument);
-        // Final for this token, and for no other one.
+        // Permanent for this token, but not for others.
         assert!(!error.is_retryable());
         let text = error.to_string();
         assert!(text.contains("refuses the token"), "{text}");
@@ -300,7 +300,7 @@ async fn ep12_a_token_that_the_agent_refuses_is_no_fault_of_the_client() {
         assert!(!text.contains("eyJ"), "{text}");
         client.validate_jwt_svid(AUD, &good).await.unwrap();
     }
-    // Of the other calls it is.
+    // For the other calls, the status is an error of the client.
     let invalid = Fault::Refuse(GrpcCode::InvalidArgument);
     world.agent.fail_call(AgentCall::FetchJwtSvid, invalid);
     let error = client.fetch_jwt_svid(&request()).await.unwrap_err();
@@ -308,7 +308,7 @@ async fn ep12_a_token_that_the_agent_refuses_is_no_fault_of_the_client() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn wa30_a_verdict_without_its_mandatory_fields_is_none() {
+async fn wa30_result_without_mandatory_fields_is_rejected() {
     let raw = RawAgent::default();
     let client = raw.client();
     let claims = Some(prost_types::Struct::default());
@@ -329,7 +329,7 @@ fn names(message: &JwtBundlesMessage) -> Vec<&str> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn wa25_wa26_the_bundle_stream_is_driven_by_hand() {
+async fn wa25_wa26_bundle_stream_returns_each_message() {
     let (world, client) = two().await;
     let mut stream = client.fetch_jwt_bundles().await.unwrap();
     let first = stream.message().await.unwrap().unwrap();
@@ -338,7 +338,7 @@ async fn wa25_wa26_the_bundle_stream_is_driven_by_hand() {
     assert_eq!(jwks, world.agent.issuer().jwks());
     assert!(!first.is_empty());
 
-    // As it comes: the whole set each time, equal sets and empty ones too.
+    // Messages are returned unchanged: the whole set each time, also if it is equal or empty.
     world.agent.federate(OTHER).unwrap();
     let second = stream.message().await.unwrap().unwrap();
     assert_eq!(
@@ -347,11 +347,13 @@ async fn wa25_wa26_the_bundle_stream_is_driven_by_hand() {
     );
     assert_eq!(second.len(), 2);
     let replay = world.agent.replay();
-    replay.send([("spiffe://example.org", "rubbish")]).await;
+    replay
+        .send([("spiffe://example.org", "not a JWK Set")])
+        .await;
     let raw = stream.message().await.unwrap().unwrap();
     assert_eq!(
         raw.iter().next(),
-        Some(("spiffe://example.org", &b"rubbish"[..]))
+        Some(("spiffe://example.org", &b"not a JWK Set"[..]))
     );
     let nothing: [(&str, &str); 0] = [];
     replay.send(nothing).await;
@@ -359,7 +361,7 @@ async fn wa25_wa26_the_bundle_stream_is_driven_by_hand() {
     drop(replay);
     stream.message().await.unwrap().unwrap();
 
-    // A dropped wait loses nothing; as a `Stream` it gives the same.
+    // Dropping a wait loses no message. The `Stream` implementation returns the same messages.
     assert!(
         tokio::time::timeout(secs(60), stream.message())
             .await
@@ -368,7 +370,7 @@ async fn wa25_wa26_the_bundle_stream_is_driven_by_hand() {
     world.agent.unfederate(OTHER);
     let third = stream.next().await.unwrap().unwrap();
     assert_eq!(names(&third), ["spiffe://example.org"]);
-    // Its end is an error, then nothing more; the next one is up to whoever drives it.
+    // The stream ends with one error. It does not reconnect by itself.
     world.agent.withdraw();
     let error: WorkloadApiError = stream.next().await.unwrap().unwrap_err();
     assert_eq!(error.reason(), Reason::PermissionDenied);
@@ -384,7 +386,7 @@ async fn wa25_wa26_the_bundle_stream_is_driven_by_hand() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_clean_end_of_the_stream_is_none_and_no_error() {
+async fn clean_end_of_the_stream_is_not_an_error() {
     let (world, client) = two().await;
     world.agent.fail(Fault::HangUp);
     let mut stream = client.fetch_jwt_bundles().await.unwrap();
@@ -393,9 +395,9 @@ async fn a_clean_end_of_the_stream_is_none_and_no_error() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn wa5_a_stream_without_its_first_message_ends_in_time() {
+async fn wa5_stream_without_first_message_times_out() {
     let (world, client) = two().await;
-    // The stream is opened, and says nothing.
+    // The stream opens, and sends nothing.
     let _replay = world.agent.replay();
     let began = Instant::now();
     let mut stream = client.fetch_jwt_bundles().await.unwrap();
@@ -439,11 +441,11 @@ async fn every_call_has_its_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_is_dead_is_exchanged_after_the_first_call_that_shows_it() {
+async fn dead_connection_is_replaced_after_one_timeout() {
     let (world, client) = two().await;
     client.fetch_jwt_svid(&request()).await.unwrap();
     world.agent.half_open();
-    // However many wait on it, it is exchanged once.
+    // Many calls wait on it; it is replaced once.
     let wanted = request();
     let calls = (0..20).map(|_| client.fetch_jwt_svid(&wanted));
     for call in futures_util::future::join_all(calls).await {
@@ -453,7 +455,7 @@ async fn a_connection_that_is_dead_is_exchanged_after_the_first_call_that_shows_
         client.fetch_jwt_svid(&request()).await.unwrap();
     }
     assert_eq!(world.agent.counts().connections, 2);
-    // The same for a stream that says nothing.
+    // The same for a stream that sends nothing.
     world.agent.half_open();
     client.fetch_jwt_bundles().await.map(drop).unwrap_err();
     client.fetch_jwt_bundles().await.unwrap();
@@ -461,7 +463,7 @@ async fn a_connection_that_is_dead_is_exchanged_after_the_first_call_that_shows_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connector_that_panics_costs_its_call_and_no_other() {
+async fn panic_of_a_connector_fails_its_call_only() {
     let world = World::new().await;
     let dial = world.agent.connector();
     let dials = std::sync::atomic::AtomicU64::new(0);
@@ -483,14 +485,14 @@ async fn a_connector_that_panics_costs_its_call_and_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_has_a_limit_of_its_own() {
+async fn response_size_is_limited() {
     let (world, client) = two().await;
     world
         .agent
         .fail_call(AgentCall::FetchJwtSvid, Fault::Oversized(5 << 20));
     let error = client.fetch_jwt_svid(&request()).await.unwrap_err();
     assert_eq!(error.reason(), Reason::MessageTooLarge);
-    assert_eq!(error.code(), None, "the agent did not say so");
+    assert_eq!(error.code(), None, "not a status from the agent");
     world
         .agent
         .fail_call(AgentCall::FetchJwtBundles, Fault::Oversized(5 << 20));
@@ -499,7 +501,7 @@ async fn an_answer_has_a_limit_of_its_own() {
 }
 
 #[test]
-fn outside_of_a_runtime_a_client_is_an_error() {
+fn client_without_a_runtime_is_an_error() {
     let endpoint = "unix:///nowhere.sock".parse().unwrap();
     let error = WorkloadApiClient::connect(&endpoint).unwrap_err();
     assert_eq!(error.reason(), Reason::NoRuntime);

@@ -1,9 +1,9 @@
 //! Every public async method on a thread without tokio, and on a runtime without timers: it works,
-//! or its error says what the call needs. Nothing panics.
+//! or its error names what the call needs. Nothing panics.
 
 #![allow(
     clippy::disallowed_methods,
-    reason = "these threads have no tokio time to wait by"
+    reason = "these threads have no tokio time to wait with"
 )]
 
 use std::collections::BTreeSet;
@@ -34,7 +34,7 @@ use tower_spiffe::{
 
 const AGENT: &str = "example.org";
 
-/// What a call came to: it worked, or the text of its error.
+/// The outcome of a call: success, or the text of its error.
 type Outcome = Result<(), String>;
 type Call = Pin<Box<dyn Future<Output = Outcome>>>;
 
@@ -53,14 +53,14 @@ fn run(future: impl Future<Output = Outcome>) -> Outcome {
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-    Err("it never ended".to_owned())
+    Err("the future did not end".to_owned())
 }
 
-/// What the calls are made on; its runtime is alive all along.
+/// The objects that are called; their runtime stays alive.
 struct World {
     agent: Arc<FakeAgent>,
     source: JwtSource,
-    // One for each way to end it.
+    // One for each way to close a source.
     ended: [JwtSource; 3],
     client: WorkloadApiClient,
     stream: Mutex<Option<JwtBundleStream>>,
@@ -86,7 +86,7 @@ async fn world() -> World {
     }
 }
 
-/// One that is not in the cache: a call that fails may begin a fetch all the same.
+/// Returns an audience that is not cached. A failed call may have started a fetch of the others.
 fn cold() -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     format!("cold-{}", COUNT.fetch_add(1, Ordering::Relaxed))
@@ -192,7 +192,7 @@ fn calls(world: &World) -> Vec<(&'static str, bool, Call)> {
     let it = cache.pin(request());
     call!("PinnedSvid::header", works: false, async move { text(it.header().await) });
     let it = cache.clone();
-    // Its task lives on the runtime that the cache was built on.
+    // Its task runs on the runtime that built the cache.
     call!("SvidCache::keep_warm", works: true, async move { text(it.keep_warm([request()])) });
 
     let it = client.clone();
@@ -268,7 +268,7 @@ fn calls(world: &World) -> Vec<(&'static str, bool, Call)> {
         text(response.into_body().frame().await.expect("an end"))
     });
 
-    // Cut short or not, each leaves a closed source.
+    // Even when cancelled, each closes its source.
     let it = first.clone();
     call!("JwtSource::shutdown", works: true, async move {
         it.shutdown().await;
@@ -302,7 +302,7 @@ fn check(missing: &str, inside: Option<&tokio::runtime::Runtime>) {
         let right = match &outcome {
             Ok(Ok(())) => works,
             Ok(Err(text)) => {
-                // `new` finds no endpoint first.
+                // `new` may fail earlier, because no endpoint is set.
                 let says = text.contains(missing) && !text.contains("build the source");
                 !works && (says || text.contains("SPIFFE_ENDPOINT_SOCKET"))
             }
@@ -353,7 +353,7 @@ fn e08_without_io_only_connectors_build() {
     });
 }
 
-/// A source on a live runtime: what was fetched in the background is there for the next call.
+/// The background task on a live runtime fetches the token; the next call finds it.
 #[test]
 fn e08_cached_tokens_need_no_runtime() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -364,12 +364,12 @@ fn e08_cached_tokens_need_no_runtime() {
     });
     let deadline = Instant::now() + Duration::from_secs(20);
     while run(async { text(source.authorization("warm").await) }).is_err() {
-        assert!(Instant::now() < deadline, "it never comes");
+        assert!(Instant::now() < deadline, "the token is not cached in time");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// The list above is whole: each `pub async fn` of the library is in it.
+/// Fails if a `pub async fn` of the library is missing from the list above.
 #[test]
 fn e08_every_public_async_method_is_listed() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -402,7 +402,7 @@ fn visit(folder: &Path, found: &mut BTreeSet<String>) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            // Its agents belong to tests, which have a runtime.
+            // Test agents always have a runtime.
             if !path.ends_with("testing") {
                 visit(&path, found);
             }

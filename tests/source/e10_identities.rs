@@ -1,4 +1,4 @@
-//! Identities by SPIFFE ID and by hint, on every getter; a resolved hint is asked for by ID.
+//! Identities are selected by SPIFFE ID or hint, on every getter. A resolved hint is requested by ID.
 
 use tower_spiffe::source::JwtSourceErrorReason;
 use tower_spiffe::token::{SvidRequestError, TokenErrorReason};
@@ -61,7 +61,7 @@ async fn e10_every_getter_selects_an_identity() {
     assert_eq!(error.reason(), denied);
 }
 
-/// An agent by script, and a source over it.
+/// A scripted agent, and a source that uses it.
 async fn raw() -> (World, RawAgent, tower_spiffe::JwtSource) {
     let world = World::new().await;
     let raw = RawAgent::default();
@@ -92,7 +92,7 @@ async fn e10_resolved_hint_is_asked_for_by_id() {
         assert_eq!(svid.spiffe_id().as_str(), DB);
         assert_eq!(raw.asked().last().unwrap().spiffe_id, expected);
     }
-    // The cache asks in the same way, for every audience.
+    // The cache sends the same requests, for every audience.
     source
         .get_jwt_svid_with_hint([AUD], "internal")
         .await
@@ -110,7 +110,7 @@ async fn e10_moved_hint_is_resolved_again() {
         .fetch_jwt_svid_with_hint([AUD], "internal")
         .await
         .unwrap();
-    // The hint belongs to the other identity now.
+    // Another identity has the hint now.
     raw.answer(&[(WEB, &web, "internal"), (DB, &db, "other")]);
     let svid = source
         .fetch_jwt_svid_with_hint([AUD], "internal")

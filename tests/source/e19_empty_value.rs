@@ -28,9 +28,13 @@ async fn e19_empty_values_revoke_on_the_stream() {
         assert!(validator.validate(&world.token()).is_ok(), "{empty:?}");
         let state = source.state();
         assert!(state.is_healthy(), "{empty:?}: {state:?}");
-        assert_eq!(state.trust_domains().len(), 2, "known, and without a key");
+        assert_eq!(
+            state.trust_domains().len(),
+            2,
+            "both are known, one without keys"
+        );
 
-        // Keys that come back are good again.
+        // Restored keys are valid again.
         let back = String::from_utf8(other.jwks()).unwrap();
         replay
             .send([(own.as_str(), full.clone()), (&name, back)])
@@ -40,7 +44,7 @@ async fn e19_empty_values_revoke_on_the_stream() {
     }
 }
 
-/// Both the only trust domain and the first message: an empty set is a start.
+/// The only trust domain is empty in the first message. The source still starts.
 #[tokio::test(start_paused = true)]
 async fn e19_a_source_starts_with_an_empty_value() {
     let world = World::new().await;

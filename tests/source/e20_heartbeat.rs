@@ -1,4 +1,4 @@
-//! A source that nobody drives, or whose looks are overdue, is not healthy.
+//! A source is unhealthy if its task does not run, or its polls are overdue.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -12,7 +12,7 @@ use tower_spiffe::testing::FakeAgent;
 
 use crate::support::*;
 
-/// Both clocks, in seconds.
+/// The wall clock and the monotonic clock, in seconds.
 #[derive(Default)]
 struct Hands {
     wall: AtomicI64,
@@ -37,7 +37,7 @@ fn runtime() -> tokio::runtime::Runtime {
         .unwrap()
 }
 
-/// A file that goes with the test.
+/// A file that is deleted on drop.
 struct File(PathBuf);
 
 impl File {
@@ -106,7 +106,7 @@ fn e20_undriven_runtime_makes_files_unhealthy() {
     runtime.block_on(eventually("a look", || files.state().is_healthy()));
 }
 
-/// The only thread for blocking work is busy.
+/// All threads for blocking work are busy.
 #[test]
 fn e20_full_blocking_pool_delays_no_file() {
     runtime().block_on(async {

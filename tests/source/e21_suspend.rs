@@ -1,4 +1,4 @@
-//! The machine is suspended: the wall clock goes on, the monotonic clock does not.
+//! The machine is suspended: the wall clock moves on, the monotonic clock does not.
 
 use tower_spiffe::JwtSource;
 use tower_spiffe::bundle::BundlesUnavailable;
@@ -22,7 +22,7 @@ impl World {
         builder.build().await.unwrap()
     }
 
-    /// What validation says to a caller whose token was signed now.
+    /// Validates a token that was signed now.
     fn verdict(&self, source: &JwtSource) -> Option<ValidateReason> {
         reason(self.validator(source).validate(&self.token()))
     }
@@ -68,7 +68,7 @@ async fn e21_suspend_with_agent_is_stale_until_asked() {
     assert_eq!((state.reconnects(), state.reconnect_attempts()), (0, 0));
 }
 
-/// No request comes that would notice it.
+/// No request comes in during the suspend.
 #[tokio::test(start_paused = true)]
 async fn e21_idle_source_asks_within_a_second() {
     let world = World::new().await;
@@ -78,7 +78,7 @@ async fn e21_idle_source_asks_within_a_second() {
     world.clock.step_wall(NIGHT);
     let asked = || world.agent.counts().fetch_jwt_bundles > before;
     assert!(world.time_until(asked).await <= millis(1010));
-    // Without a limit, tokens are judged all the while.
+    // Without a limit, tokens are validated all the time.
     assert!(source.is_ready());
     world.agent.stop().await;
     world.clock.step_wall(NIGHT);
@@ -114,7 +114,7 @@ async fn e21_withdrawal_takes_effect_after_suspend() {
     world.clock.step_wall(NIGHT);
     assert_eq!(world.verdict(&source), WITHDRAWN);
     assert!(!source.is_ready());
-    soon("the news", updates.changed()).await.unwrap();
+    soon("the withdrawal", updates.changed()).await.unwrap();
     tokio::time::sleep(secs(60)).await;
     assert_eq!(world.verdict(&source), WITHDRAWN);
     world.agent.restore();
@@ -148,7 +148,7 @@ async fn e21_backward_step_counts_as_zero() {
     assert!(source.is_ready());
     let age = source.state().last_message().unwrap();
     assert!((secs(10)..secs(11)).contains(&age), "{age:?}");
-    // The monotonic clock goes on, and a suspend is still noticed.
+    // The monotonic clock moves on, and a suspend is still noticed.
     tokio::time::sleep(secs(30)).await;
     assert!(source.is_ready());
     world.clock.step_wall(19);
@@ -157,7 +157,7 @@ async fn e21_backward_step_counts_as_zero() {
     assert!(!source.is_ready());
 }
 
-/// A wall clock that is stepped to and fro asks the agent once a second at the most.
+/// A wall clock that jumps back and forth causes at most one call per second.
 #[tokio::test(start_paused = true)]
 async fn e21_restless_wall_clock_is_no_storm() {
     let world = World::new().await;
@@ -190,7 +190,7 @@ async fn e21_files_are_read_after_suspend() {
     assert_eq!(files.state().revision(), 1);
     assert!(files.state().is_healthy());
     world.clock.step_wall(NIGHT);
-    // Read again neither an hour nor a night ago, by one clock.
+    // The next read is due by the monotonic clock or by the wall clock.
     let state = files.state();
     assert!(state.is_overdue() && !state.is_healthy());
     assert!(state.files()[0].last_look() >= secs(36_000));

@@ -29,9 +29,9 @@ async fn e22_an_oversized_message_is_discarded_and_unhealthy() {
     );
     assert!(
         validator.validate(&world.token()).is_ok(),
-        "the last set stays"
+        "the last set is kept"
     );
-    // Attempts go on, and change nothing.
+    // The source keeps trying, and the set is unchanged.
     tokio::time::sleep(secs(600)).await;
     assert!(!source.is_healthy() && source.state().is_discarding());
 
@@ -40,7 +40,7 @@ async fn e22_an_oversized_message_is_discarded_and_unhealthy() {
     assert!(!source.state().is_discarding());
 }
 
-/// The limits of each trust domain allow 800 MiB together.
+/// The limits of all trust domains together would allow 800 MiB.
 #[tokio::test(start_paused = true)]
 async fn e22_the_default_limit_is_64_mib() {
     let world = World::new().await;

@@ -1,4 +1,4 @@
-//! E23: an entry whose name is not a trust domain's costs itself only.
+//! E23: an entry with an invalid trust domain name does not affect other entries.
 
 use tower_spiffe::verify::ValidateReason;
 
@@ -15,7 +15,7 @@ async fn e23_a_bad_name_on_the_stream_costs_itself() {
     let theirs = other.token("spiffe://other.test/web", AUD).sign();
     let replay = world.agent.replay();
     let jwks = String::from_utf8(other.jwks()).unwrap();
-    // Our own keys are revoked, and the name of the other is mistyped.
+    // The keys of this trust domain are revoked, and the other name is mistyped.
     let own = format!("spiffe://{TD}");
     replay
         .send([
@@ -42,14 +42,14 @@ async fn e23_a_message_without_a_valid_name_is_discarded() {
     eventually("the discarding", || source.state().is_discarding()).await;
     assert!(
         validator.validate(&world.token()).is_ok(),
-        "the last set stays"
+        "the last set is kept"
     );
     let state = source.state();
     assert!(!state.is_healthy() && state.is_connected());
     let error = state.last_error().unwrap();
     assert_eq!(error.kind(), "bundle-unnamed");
     assert!(error.message().contains("no trust domain has a valid name"));
-    // One name is enough.
+    // One valid name is enough.
     let own = format!("spiffe://{TD}");
     replay
         .send([(own.as_str(), NO_KEYS), ("spiffe://X", NO_KEYS)])

@@ -81,7 +81,7 @@ async fn e24_reconnects_counts_only_successes() {
     tokio::time::sleep(secs(60)).await;
     world.agent.start_again().await.unwrap();
     world.time_until(|| source.state().is_connected()).await;
-    // The first connection is no reconnection, however many attempts it took.
+    // The first connection is not a reconnection, even after many attempts.
     let (reconnects, first_attempts) = seen(&source.state());
     assert_eq!(reconnects, 0);
     assert!(first_attempts >= 5);
@@ -115,7 +115,7 @@ async fn e24_no_reconnecting_before_the_first_connection() {
     assert_eq!(log.lines_with("retrying the first connection"), 0);
 }
 
-/// Every part of the state is from before the change or from after it.
+/// Checks that all parts of the state are from the same side of the change.
 fn is_whole(state: &SourceState) {
     let keys: usize = state
         .trust_domains()

@@ -6,7 +6,7 @@ use tower_spiffe::token::GrpcCode;
 
 use crate::support::*;
 
-/// As a SPIRE agent does: it is down for a while, then it denies for 5 s.
+/// SPIRE agents do this: down for some time, then "permission denied" for 5 s.
 #[tokio::test(start_paused = true)]
 async fn e25_restarted_agent_is_back_within_a_second() {
     for seed in 0..10 {
@@ -44,7 +44,7 @@ async fn e25_waits_after_a_withdrawal_grow_from_250_ms() {
             before = *opened;
         }
         assert!(longest > millis(400), "{first:?}");
-        // A workload that stays denied is no load.
+        // A workload that stays denied causes little load.
         tokio::time::sleep(secs(60)).await;
         let before = world.agent.counts().fetch_jwt_bundles;
         tokio::time::sleep(secs(600)).await;

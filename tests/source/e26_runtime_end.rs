@@ -43,7 +43,7 @@ fn e26_failed_assertion_is_no_panic_of_the_source() {
     let _guard = log.begin(Level::DEBUG);
     let mut kept = None;
     let failed = catch_unwind(AssertUnwindSafe(|| {
-        // Dropped while the test's own panic unwinds.
+        // Dropped while the panic of the test unwinds.
         let runtime = runtime();
         runtime.block_on(async {
             kept = Some(agent_and_source().await.1);
@@ -67,7 +67,7 @@ fn e26_dropped_runtime_is_no_warning() {
     let (agent, source, files) = runtime.block_on(async {
         let (agent, source) = agent_and_source().await;
         let files = FileBundles::builder().jwks(td(TD), &path).open().unwrap();
-        // One that a task of the runtime holds.
+        // Here a task of the runtime holds the source.
         let held = source.clone();
         tokio::spawn(async move {
             std::future::pending::<()>().await;
@@ -109,8 +109,8 @@ fn e26_panic_of_the_task_is_an_error() {
         let source = builder.clock(clock.clone()).build().await.unwrap();
         let mut updates = source.updated();
         clock.0.store(true, Ordering::SeqCst);
-        let told = soon("the end", updates.changed()).await;
-        assert!(told.is_err() && !source.is_ready());
+        let ended = soon("the end", updates.changed()).await;
+        assert!(ended.is_err() && !source.is_ready());
         soon("a shutdown", source.shutdown()).await;
     });
     let message = "the task of this source panicked; it answers no more";

@@ -1,4 +1,4 @@
-//! The sources of a `JwtSourceError`: typed, and without a text twice.
+//! The sources of a `JwtSourceError` are typed, and repeat no text.
 
 use std::error::Error;
 
@@ -15,7 +15,7 @@ use crate::support::World;
 
 const AUD: &str = "reports";
 
-/// Asserts that the cause is a `T`, and that no text of the chain is part of another.
+/// Asserts that the cause is a `T`, and that no text of the chain contains another.
 #[track_caller]
 fn assert_cause<T: Error + 'static>(error: &JwtSourceError) {
     let source = error
@@ -50,8 +50,8 @@ async fn source_errors_keep_their_cause() {
     let error = source.get_jwt_svid([""]).await.unwrap_err();
     assert_cause::<SvidRequestError>(&error);
 
-    let refuse = Fault::Refuse(GrpcCode::PermissionDenied);
-    world.agent.fail_call(AgentCall::FetchJwtSvid, refuse);
+    let fault = Fault::Refuse(GrpcCode::PermissionDenied);
+    world.agent.fail_call(AgentCall::FetchJwtSvid, fault);
     let error = source.get_jwt_svid([AUD]).await.unwrap_err();
     assert_eq!(error.reason(), Reason::Token(TokenErrorReason::Denied));
     assert_eq!(error.code(), Some(GrpcCode::PermissionDenied));
@@ -59,7 +59,7 @@ async fn source_errors_keep_their_cause() {
     let error = source.fetch_jwt_svid([AUD]).await.unwrap_err();
     assert_eq!(error.reason(), Reason::Token(TokenErrorReason::Denied));
     assert_eq!(error.code(), Some(GrpcCode::PermissionDenied));
-    // Behind the status that a gRPC peer gets.
+    // Inside the error that a gRPC peer gets.
     let status = error.source().unwrap();
     let status = status.downcast_ref::<tonic::Status>().unwrap();
     assert!(status.source().unwrap().is::<FetchSvidError>(), "{error:?}");
@@ -72,7 +72,7 @@ async fn source_errors_keep_their_cause() {
     assert_cause::<BundlesUnavailable>(&error);
 }
 
-/// Reasons that a fetch does not know.
+/// Reasons that the cache adds, unknown to a fetch.
 #[tokio::test(start_paused = true)]
 async fn token_reasons_stay_distinct() {
     let full = {
@@ -107,8 +107,8 @@ async fn token_reasons_stay_distinct() {
 async fn token_error_source_repeats_no_text() {
     let world = World::new().await;
     let source = world.source().await;
-    let refuse = Fault::Refuse(GrpcCode::Unavailable);
-    world.agent.fail_call(AgentCall::FetchJwtSvid, refuse);
+    let fault = Fault::Refuse(GrpcCode::Unavailable);
+    world.agent.fail_call(AgentCall::FetchJwtSvid, fault);
     let cache = SvidCache::from(&source);
     let request = tower_spiffe::token::SvidRequest::new([AUD]).unwrap();
     let error = cache.get(&request).await.unwrap_err();

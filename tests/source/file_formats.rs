@@ -1,4 +1,4 @@
-//! The formats of bundle files: what other tools write, and documents of another kind.
+//! The formats of bundle files, as other tools write them, and other documents.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE};
@@ -42,7 +42,7 @@ async fn each_format_is_read_and_followed() {
     }
 }
 
-/// Half a file in any format is not one: the last good bundles stay.
+/// A truncated file is an error in each format; the last good bundles are kept.
 #[tokio::test]
 async fn half_a_file_keeps_the_last_bundles() {
     let dir = TempDir::new();
@@ -84,8 +84,8 @@ async fn an_agent_output_shows_no_token() {
     ] {
         publish(&path, &bad);
         eventually("an error", || !files.is_healthy()).await;
-        let told = format!("{:?}{files:?}", files.state());
-        assert!(!told.contains(&token[..16]), "{told}");
+        let text = format!("{:?}{files:?}", files.state());
+        assert!(!text.contains(&token[..16]), "{text}");
         publish(&path, &good);
         eventually("recovery", || files.is_healthy()).await;
     }
@@ -124,7 +124,7 @@ async fn one_bad_entry_costs_itself() {
             let files = builder(format, &path).open().unwrap();
             publish(&path, &map(bad.clone()));
             eventually("an error", || !files.is_healthy()).await;
-            // Its last bundle stays; the other entry is as it is now.
+            // Its last bundle is kept; the other entry is updated.
             assert_eq!(
                 (keys(&files, TD), keys(&files, OTHER)),
                 (Some(1), Some(1)),
@@ -140,7 +140,7 @@ async fn one_bad_entry_costs_itself() {
     }
 }
 
-/// One text for each byte string: padding and the standard alphabet, as Go writes it.
+/// One valid text per byte string: padding and the standard alphabet, as Go writes it.
 #[test]
 fn base64_is_read_in_one_spelling() {
     // Its base64 has `+`, `/` and padding.
@@ -164,7 +164,7 @@ fn base64_is_read_in_one_spelling() {
     }
 }
 
-/// A JSON object that is no map of bundles removes no trust domain.
+/// A JSON object that is not a map of bundles removes no trust domain.
 #[tokio::test]
 async fn another_document_keeps_the_last_bundles() {
     let dir = TempDir::new();

@@ -1,4 +1,4 @@
-//! H08: which keys of a bundle file count, and what is an error if none does.
+//! H08: which keys of a bundle file are used, and the error if no key is.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,7 +25,7 @@ pub(crate) const FORMATS: [&str; 7] = [
     "spire_agent",
 ];
 
-/// The document of this format in which `example.org` has this JWK Set.
+/// Returns the document in this format that contains this JWK Set for `example.org`.
 pub(crate) fn document(format: &str, set: &Value) -> String {
     let base64 = STANDARD.encode(set.to_string());
     match format {
@@ -54,7 +54,7 @@ pub(crate) fn builder(format: &str, path: &std::path::Path) -> FileBundlesBuilde
     }
 }
 
-/// The issuer's set, each key with this member; none removes it.
+/// Returns the issuer's set with this member on each key; `None` removes the member.
 pub(crate) fn set_with(issuer: &Issuer, member: &str, value: Option<&str>) -> Value {
     let mut set: Value = serde_json::from_slice(&issuer.jwks()).unwrap();
     for key in set["keys"].as_array_mut().unwrap() {
@@ -103,7 +103,7 @@ async fn h08_each_format_has_its_use_rule() {
             let files = open(format, &dir, &set_with(&issuer, "use", usage));
             let expected = (!counts).then_some(ValidateReason::KeyUnknown);
             assert_eq!(verdict(&files, &issuer), expected, "{format}: {usage:?}");
-            // Keys for other SVIDs are no fault of the file.
+            // A file with keys for other SVIDs only is not an error.
             let other_svid = matches!(usage, Some("x509-svid" | "wit-svid"));
             let state = files.state();
             assert_eq!(
@@ -134,7 +134,7 @@ impl MetricsRecorder for Errors {
     }
 }
 
-/// The keys before are revoked all the same: the set is applied, and is an error while it stands.
+/// Earlier keys are revoked: the set is applied, and is reported as an error.
 #[tokio::test]
 async fn h08_no_usable_key_is_an_error() {
     let dir = TempDir::new();
@@ -166,7 +166,7 @@ async fn h08_no_usable_key_is_an_error() {
             assert!(error.contains(part), "{format}: {error}");
         }
         assert!(file.trust_domains()[0].last_error().is_some());
-        // At each look, as long as it stands.
+        // Reported at each poll, until it is fixed.
         let counted = errors.0.load(Ordering::SeqCst);
         eventually("more", || errors.0.load(Ordering::SeqCst) > counted + 2).await;
 
@@ -205,7 +205,7 @@ async fn h08_one_usable_key_is_enough() {
     );
 }
 
-/// Unusable for another reason than `use`, beside keys that are not meant for tokens.
+/// Keys that are unusable for other reasons, next to keys for other SVIDs.
 #[tokio::test]
 async fn h08_other_faults_are_errors_too() {
     let dir = TempDir::new();
@@ -227,7 +227,7 @@ async fn h08_other_faults_are_errors_too() {
 async fn h08_alg_restricts_the_key() {
     let dir = TempDir::new();
     let issuer = Issuer::new(TD).unwrap();
-    for (alg, refused) in [
+    for (alg, rejected) in [
         (Some("ES256"), false),
         (None, false),
         (Some("ES384"), true),
@@ -237,12 +237,12 @@ async fn h08_alg_restricts_the_key() {
         (Some(""), true),
     ] {
         let files = open("jwks", &dir, &set_with(&issuer, "alg", alg));
-        assert_eq!(verdict(&files, &issuer).is_some(), refused, "{alg:?}");
+        assert_eq!(verdict(&files, &issuer).is_some(), rejected, "{alg:?}");
     }
 }
 
 #[tokio::test]
-async fn h08_a_file_speaks_for_its_domain_only() {
+async fn h08_a_file_affects_its_domain_only() {
     let dir = TempDir::new();
     let issuer = Issuer::new(TD).unwrap();
     let path = dir.join("jwks");

@@ -1,12 +1,11 @@
-//! Pings, as the agent's ping rule has them: it cuts off whoever pings more often than a grpc-go
-//! server allows that nobody configured.
+//! Keepalive pings. A grpc-go server with default settings disconnects clients that ping too often.
 
 use tower_spiffe::testing::{AgentCall, Fault};
 
 use crate::support::*;
 
 #[tokio::test(start_paused = true)]
-async fn a_quiet_day_is_pinged_through_and_never_too_often() {
+async fn pings_on_a_quiet_day_are_spaced() {
     let world = World::new().await;
     let source = world.source().await;
     tokio::time::sleep(secs(24 * 3600)).await;
@@ -17,7 +16,7 @@ async fn a_quiet_day_is_pinged_through_and_never_too_often() {
         "{counts:?}"
     );
     assert!((200..=290).contains(&counts.pings), "{counts:?}");
-    // Its answers are word from the agent, though no message came all day.
+    // Answered pings count as contact, although no message came all day.
     let state = source.state();
     assert!(state.last_contact().unwrap() <= secs(306));
     assert!(state.last_message().unwrap() >= secs(24 * 3600));
@@ -25,7 +24,7 @@ async fn a_quiet_day_is_pinged_through_and_never_too_often() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_busy_day_keeps_the_rule_too() {
+async fn pings_on_a_busy_day_are_spaced() {
     let world = World::new().await;
     let source = world.source().await;
     for n in 0..400u64 {
@@ -50,7 +49,7 @@ async fn without_a_stream_there_is_no_ping() {
     let world = World::new().await;
     let source = world.source().await;
     tokio::time::sleep(secs(10)).await;
-    // The stream is refused for an hour; tokens are asked for over the same connection.
+    // The stream fails for an hour; tokens are fetched over the same connection.
     let unavailable = Fault::Refuse(tower_spiffe::token::GrpcCode::Unavailable);
     world
         .agent

@@ -1,4 +1,4 @@
-//! Bundle files that appear after the service has started.
+//! Bundle files that appear after the service starts.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -23,7 +23,7 @@ fn jwks(issuer: &Issuer) -> String {
     document("jwks", &set_with(issuer, "use", None))
 }
 
-/// Writes a file at this time from now.
+/// Writes a file after this delay.
 fn later(path: &Path, at: std::time::Duration, text: impl Into<Vec<u8>>) {
     let (path, text) = (path.to_owned(), text.into());
     tokio::spawn(async move {
@@ -32,11 +32,11 @@ fn later(path: &Path, at: std::time::Duration, text: impl Into<Vec<u8>>) {
     });
 }
 
-/// Waits until this is so; returns how long it took in paused time.
-async fn time_until(so: impl Fn() -> bool) -> std::time::Duration {
+/// Waits for the condition; returns the elapsed paused time.
+async fn time_until(condition: impl Fn() -> bool) -> std::time::Duration {
     let began = Instant::now();
-    while !so() {
-        assert!(began.elapsed() < secs(3600), "it never was so");
+    while !condition() {
+        assert!(began.elapsed() < secs(3600), "the condition was never true");
         tokio::time::sleep(millis(1)).await;
     }
     began.elapsed()
@@ -89,7 +89,7 @@ async fn build_gives_up_and_says_why() {
     let error = files.initial_sync_timeout(secs(2)).build().await;
     assert!(error.is_err() && began.elapsed() < secs(3));
 
-    // Without a limit it waits for as long as it takes.
+    // Without a limit it waits until the file appears.
     later(&missing, secs(40), r#"{"keys": []}"#);
     let files = FileBundles::builder().jwks(td(TD), &missing);
     assert!(files.initial_sync_timeout(None).build().await.is_ok());
@@ -132,7 +132,7 @@ async fn a_lazy_source_cannot_judge_at_first() {
     assert_eq!(verdict(), None);
     assert!(files.is_ready() && files.is_healthy() && files.state().files()[0].is_read());
 
-    // Once it was read, its loss is unhealthy and not more.
+    // After the first read, a missing file makes the source unhealthy, not unready.
     std::fs::remove_file(&path).unwrap();
     time_until(|| !files.is_healthy()).await;
     assert!(files.is_ready() && verdict().is_none());
@@ -163,7 +163,7 @@ async fn a_missing_file_affects_its_domain_only() {
     assert_eq!(reason(&files, &other), None);
 }
 
-/// It may have any trust domain: nobody is told that one is unknown.
+/// A missing map may contain any trust domain: no caller's trust domain is reported as unknown.
 #[tokio::test(start_paused = true)]
 async fn a_missing_map_leaves_unknown_domains_open() {
     let dir = TempDir::new();
@@ -192,9 +192,9 @@ fn reason(files: &FileBundles, issuer: &Issuer) -> Option<ValidateReason> {
     verdict.err().map(|error| error.reason())
 }
 
-/// A map that comes first does not take over the trust domain of a file that is not there yet.
+/// A map that is read first does not claim the trust domain of a missing file.
 #[tokio::test(start_paused = true)]
-async fn a_configured_domain_stays_its_files() {
+async fn a_configured_domain_belongs_to_its_file() {
     let dir = TempDir::new();
     let (issuer, intruder) = (Issuer::new(TD).unwrap(), Issuer::new(TD).unwrap());
     let (own, map) = (dir.join("own"), dir.join("map"));
@@ -287,7 +287,7 @@ async fn readiness_is_recorded() {
     assert!(files.is_ready());
 }
 
-/// A file that is there already is read in the background, without a wait.
+/// A file that exists is read in the background, without a delay.
 #[tokio::test(start_paused = true)]
 async fn a_lazy_source_reads_at_once() {
     let dir = TempDir::new();

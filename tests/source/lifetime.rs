@@ -1,4 +1,4 @@
-//! How a source ends, and who may use it until then.
+//! How a source ends, and who can use it until then.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::support::*;
 const CLOSED: JwtSourceErrorReason = JwtSourceErrorReason::Closed;
 
 #[tokio::test(start_paused = true)]
-async fn what_was_built_from_a_clone_keeps_the_source_open_and_lets_it_go() {
+async fn dependents_keep_the_source_open_until_dropped() {
     let world = World::new().await;
     let source = world.source().await;
     let validator = world.validator(&source);
@@ -40,7 +40,7 @@ async fn what_was_built_from_a_clone_keeps_the_source_open_and_lets_it_go() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_last_clone_that_goes_while_the_agent_is_away_ends_the_attempts() {
+async fn dropping_the_last_clone_ends_connection_attempts() {
     let world = World::new().await;
     let source = world.source().await;
     world.agent.stop().await;
@@ -53,7 +53,7 @@ async fn the_last_clone_that_goes_while_the_agent_is_away_ends_the_attempts() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn many_shutdowns_at_once_all_return_after_the_end() {
+async fn concurrent_shutdowns_all_return_after_the_end() {
     let agent = FakeAgent::start(TD).await.unwrap();
     for _ in 0..20 {
         let source = agent.source().await.unwrap();
@@ -70,14 +70,14 @@ async fn many_shutdowns_at_once_all_return_after_the_end() {
         });
         let ended = soon("every shutdown", join_all(shutdowns)).await;
         assert!(ended.iter().all(Result::is_ok), "{ended:?}");
-        // Again, it is no different.
+        // Another shutdown returns too.
         soon("one more", source.shutdown()).await;
     }
     eventually("the sockets' end", || agent.counts().open_connections == 0).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_a_shutdown_every_method_of_every_clone_says_closed() {
+async fn after_shutdown_every_method_returns_closed() {
     let world = World::new().await;
     let source = world.source().await;
     let clone = source.clone();
@@ -98,7 +98,7 @@ async fn after_a_shutdown_every_method_of_every_clone_says_closed() {
     let asked = clone.bundle_for_trust_domain(&trust_domain);
     assert_eq!(reason_of(asked.unwrap_err()), CLOSED);
     assert!(clone.try_bundle_for_trust_domain(&trust_domain).is_none());
-    // The token that is cached is no exception.
+    // A cached token is not returned either.
     assert_eq!(
         reason_of(clone.get_jwt_svid([AUD]).await.unwrap_err()),
         CLOSED
@@ -130,13 +130,13 @@ async fn after_a_shutdown_every_method_of_every_clone_says_closed() {
         state.bundles_unavailable(),
         Some(BundlesUnavailable::Closed)
     );
-    // What is wrong anyway is told as that.
+    // Other errors of the arguments are still reported.
     let wrong = clone.get_jwt_svid([""]).await.unwrap_err().reason();
     assert!(matches!(wrong, JwtSourceErrorReason::InvalidRequest(_)));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shutdown_ends_what_is_waited_for() {
+async fn shutdown_ends_all_waits() {
     let world = World::new().await;
     let source = world.source().await;
     world.agent.fail(Fault::Hang);
@@ -162,7 +162,7 @@ async fn a_shutdown_ends_what_is_waited_for() {
         wait.await.unwrap();
     }
     assert!(began.elapsed() <= millis(1), "{:?}", began.elapsed());
-    // A connection that is dead is let go of all the same.
+    // A dead connection is closed too.
     let source = {
         world.agent.recover();
         world.source().await
@@ -173,7 +173,7 @@ async fn a_shutdown_ends_what_is_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_nobody_polls_holds_up_no_shutdown() {
+async fn unpolled_calls_do_not_block_shutdown() {
     let world = World::new().await;
     let source = world.source().await;
     world.agent.fail(Fault::Hang);
@@ -186,7 +186,7 @@ async fn a_call_that_nobody_polls_holds_up_no_shutdown() {
     assert_eq!(call.await.unwrap_err().reason(), CLOSED);
 }
 
-/// A source on a runtime that nobody drives, so that its task cannot end.
+/// A source on a runtime that is not driven, so its task cannot end.
 fn stuck(shutdown: Option<Duration>) -> (tokio::runtime::Runtime, FakeAgent, JwtSource) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -206,7 +206,7 @@ fn stuck(shutdown: Option<Duration>) -> (tokio::runtime::Runtime, FakeAgent, Jwt
 }
 
 #[test]
-fn a_timed_shutdown_gives_up_in_time_and_aborts_the_task() {
+fn timed_shutdown_aborts_the_task() {
     let paused = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .start_paused(true)
@@ -225,15 +225,15 @@ fn a_timed_shutdown_gives_up_in_time_and_aborts_the_task() {
         });
         assert_eq!(error.reason(), JwtSourceErrorReason::ShutdownTimeout);
         assert!(error.to_string().contains("within 5s"), "{error}");
-        // Closed it is from the first moment on.
+        // The source is closed from the start of the shutdown.
         assert_eq!(source.bundle_set().unwrap_err().reason(), CLOSED);
-        // Driven again, the task goes, and whoever asks is told.
+        // When the runtime runs again, the task ends, and a shutdown returns.
         runtime.block_on(async {
             soon("the end", source.shutdown_configured()).await.unwrap();
             eventually("the connection's", || agent.counts().open_connections == 0).await;
         });
     }
-    // Without a time it waits for as long as it takes.
+    // Without a timeout, shutdown waits until the task ends.
     let (runtime, _agent, source) = stuck(None);
     paused.block_on(async {
         let ended = tokio::time::timeout(secs(86_400), source.shutdown_configured());
@@ -251,7 +251,7 @@ struct Panics(AtomicU64);
 impl Panics {
     fn now(&self) -> ! {
         self.0.fetch_add(1, Ordering::Relaxed);
-        // Without the noise of a panic that nobody expected.
+        // `resume_unwind` prints no panic message.
         std::panic::resume_unwind(Box::new("the recorder's own fault"));
     }
 }
@@ -304,7 +304,7 @@ async fn a_recorder_that_panics_ends_nothing() {
     soon("the restoration", updates.changed()).await.unwrap();
     tokio::time::sleep(secs(120)).await;
     world.agent.cut_connections().await;
-    world.agent.federate_raw(OTHER, "rubbish").unwrap();
+    world.agent.federate_raw(OTHER, "not a JWK Set").unwrap();
     tokio::time::sleep(secs(10)).await;
     assert!(key_ids(&source, TD).contains(&new));
     assert!(source.is_ready() && source.state().is_connected());
@@ -312,7 +312,7 @@ async fn a_recorder_that_panics_ends_nothing() {
     source.shutdown().await;
 }
 
-/// Looks at the source from within, as a recorder may that shows more than it is told.
+/// A recorder that reads the state of its source.
 #[derive(Default)]
 struct Looks(std::sync::Mutex<Option<JwtSource>>, AtomicU64);
 
@@ -345,7 +345,7 @@ impl MetricsRecorder for Looks {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_recorder_that_looks_at_the_source_neither_recurses_nor_deadlocks() {
+async fn recorder_may_read_the_source() {
     let world = World::new().await;
     let looks = Arc::new(Looks::default());
     let source = world
@@ -374,13 +374,13 @@ fn multi_threaded() -> tokio::runtime::Runtime {
         .unwrap()
 }
 
-/// Waits on a runtime for what must come.
+/// Runs a future on a runtime, with a time limit.
 fn on<T>(runtime: &tokio::runtime::Runtime, what: &str, wait: impl Future<Output = T>) -> T {
     runtime.block_on(soon(what, wait))
 }
 
 #[test]
-fn with_its_runtime_gone_a_source_is_closed_and_says_so_to_whoever_waits() {
+fn ended_runtime_closes_its_source() {
     let agents = multi_threaded();
     let agent = on(&agents, "an agent", FakeAgent::start(TD)).unwrap();
     let its_own = multi_threaded();
@@ -398,9 +398,9 @@ fn with_its_runtime_gone_a_source_is_closed_and_says_so_to_whoever_waits() {
         async move { source.updated().changed().await }
     });
     its_own.shutdown_timeout(secs(10));
-    let told = on(&other, "the end", waits).unwrap().unwrap_err();
-    assert_eq!(told.reason(), CLOSED);
-    // Better no verdict than one on keys that nobody keeps fresh.
+    let error = on(&other, "the end", waits).unwrap().unwrap_err();
+    assert_eq!(error.reason(), CLOSED);
+    // No validation with keys that are no longer updated.
     let cannot = Some(ValidateReason::BundlesUnavailable(
         BundlesUnavailable::Closed,
     ));
@@ -414,7 +414,7 @@ fn with_its_runtime_gone_a_source_is_closed_and_says_so_to_whoever_waits() {
 }
 
 #[test]
-fn a_source_is_used_from_two_runtimes_and_outlives_the_one_that_is_not_its_own() {
+fn source_is_usable_from_two_runtimes() {
     let home = multi_threaded();
     let agent = on(&home, "an agent", FakeAgent::start(TD)).unwrap();
     let source = on(&home, "a source", agent.source()).unwrap();
@@ -425,10 +425,10 @@ fn a_source_is_used_from_two_runtimes_and_outlives_the_one_that_is_not_its_own()
     on(&guest, "a cached one", source.get_jwt_svid([AUD])).unwrap();
     let mut updates = source.updated();
     let rotated = on(&home, "a rotation", agent.rotate());
-    on(&guest, "the news", updates.changed()).unwrap();
+    on(&guest, "the rotation", updates.changed()).unwrap();
     assert!(key_ids(&source, TD).contains(&rotated));
 
-    // The guest's end in the middle of a call that others wait for too.
+    // The guest runtime ends during a call that others wait for too.
     agent.fail_call(AgentCall::FetchJwtSvid, Fault::Slow(millis(300)));
     let begun = agent.counts().fetch_jwt_svid;
     let leader = source.clone();
@@ -442,7 +442,7 @@ fn a_source_is_used_from_two_runtimes_and_outlives_the_one_that_is_not_its_own()
     });
     guest.shutdown_timeout(secs(10));
     on(&home, "the token", follower).unwrap().unwrap();
-    // The connection is where the source was built, and stays.
+    // The connection runs on the runtime that built the source.
     on(&home, "a token", source.fetch_jwt_svid([AUD])).unwrap();
     assert_eq!(agent.counts().connections, 1);
     on(&home, "the end", source.shutdown());

@@ -1,5 +1,5 @@
-//! The source and the Workload API client beneath it, by their rules and over every bad day that
-//! the embedded agent can have. Calls and connections are counted at the agent, not here.
+//! The source and the Workload API client, tested against their rules and the faults of the
+//! embedded agent. Calls and connections are counted by the agent.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,9 +1,9 @@
-//! What a source's keys weigh, and that what is replaced is given back.
+//! The memory of a source's keys, and that replaced keys are freed.
 //!
-//! Parsed keys live in the C library's heap, which no counter of Rust's allocations sees. So the
-//! process is measured, as the kernel has it: its anonymous memory, before and after, in a process
-//! of its own whose `malloc` is told to give free memory back. What is reported is therefore no
-//! less than what is live: pages that are not full, and freed memory between what is live, count.
+//! Parsed keys are allocated by C code, outside Rust's allocation counters. So these tests measure
+//! the anonymous memory of a child process, as the kernel reports it. The child's `malloc` is
+//! configured to return free memory. The measured memory includes fragmentation, so it is an upper
+//! bound of the live memory.
 
 use allocation_counter::measure;
 use tower_spiffe::JwtSource;
@@ -16,9 +16,9 @@ fn counted(agent: &FakeAgent) -> JwtSourceBuilder {
     JwtSource::builder().connector(agent.connector())
 }
 
-/// Everything runs on the thread of the test, where allocations are counted.
+/// Runs everything on the test thread, where allocations are counted.
 #[test]
-fn an_update_that_changes_nothing_leaves_nothing_behind() {
+fn equal_updates_leave_no_allocations() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -44,13 +44,13 @@ fn an_update_that_changes_nothing_leaves_nothing_behind() {
             }
         });
     };
-    // Buffers grow to the size that they need.
+    // Buffers grow to their final size.
     equal_updates(100);
     let before = source.bundle_set().unwrap();
-    // What a thread keeps of its own comes once.
+    // Thread-local allocations happen once.
     measure(|| equal_updates(100));
     let counted = measure(|| equal_updates(100));
-    assert!(counted.count_total > 5_000, "it has worked: {counted:?}");
+    assert!(counted.count_total > 5_000, "no work was done: {counted:?}");
     assert_eq!(counted.bytes_current, 0, "{counted:?}");
     assert_eq!(source.state().revision(), 1);
     let after = source.bundle_set().unwrap();
@@ -61,7 +61,7 @@ fn an_update_that_changes_nothing_leaves_nothing_behind() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_set_that_is_replaced_is_held_by_nobody() {
+async fn replaced_set_is_freed() {
     let world = World::new().await;
     world.agent.federate(OTHER).unwrap();
     let source = world.source().await;
@@ -73,16 +73,16 @@ async fn a_set_that_is_replaced_is_held_by_nobody() {
     let other = set.get(OTHER).unwrap().authorities().next().unwrap();
     let key = std::sync::Arc::downgrade(other);
     drop(set);
-    let gone = || bundles.iter().filter(|it| it.upgrade().is_none()).count();
+    let freed = || bundles.iter().filter(|it| it.upgrade().is_none()).count();
     let mut updates = source.updated();
     world.agent.unfederate(OTHER);
     soon("the smaller set", updates.changed()).await.unwrap();
     settle().await;
-    assert_eq!((gone(), key.upgrade().is_none()), (1, true));
+    assert_eq!((freed(), key.upgrade().is_none()), (1, true));
     world.agent.withdraw();
     soon("the withdrawal", updates.changed()).await.unwrap();
     settle().await;
-    assert_eq!(gone(), 2);
+    assert_eq!(freed(), 2);
 }
 
 #[cfg(target_os = "linux")]
@@ -102,12 +102,12 @@ mod process {
     const KEYS: usize = 10;
     const MIB: usize = 1 << 20;
 
-    /// What two hundred trust domains with ten keys each may weigh.
+    /// The limit for two hundred trust domains with ten keys each.
     const MOST: usize = 3 * MIB;
-    /// What a hundred updates that change nothing may leave: pages that are not full.
+    /// The limit for growth after a hundred equal updates (fragmentation).
     const MOST_LEFT: usize = MIB / 4;
 
-    /// The child and its standard streams: it says what it weighs, we say when to go on.
+    /// The child process and its standard streams. It prints its memory; the parent controls the steps.
     struct Weighed {
         child: Child,
         stdin: ChildStdin,
@@ -124,8 +124,7 @@ mod process {
                     "--nocapture",
                 ])
                 .env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint().to_string())
-                // One heap, and of it what is free at its end goes back; what is large comes and
-                // goes by itself.
+                // One heap that returns its free end, and large allocations outside of it.
                 .env("MALLOC_ARENA_MAX", "1")
                 .env("MALLOC_TRIM_THRESHOLD_", "0")
                 .env("MALLOC_TOP_PAD_", "0")
@@ -144,8 +143,8 @@ mod process {
             }
         }
 
-        /// What it weighs when it holds so many trust domains, at the least: freed memory goes back
-        /// a little later.
+        /// Returns the lowest memory with so many trust domains. Freed memory is returned a little
+        /// later.
         fn with(&mut self, trust_domains: usize) -> usize {
             writeln!(self.stdin, "{trust_domains}").unwrap();
             self.lines.next().expect("a weight").parse().unwrap()
@@ -162,8 +161,8 @@ mod process {
     type Sets = Vec<(String, Vec<u8>)>;
 
     fn rsa_keys() -> Sets {
-        // The modulus is never parsed by the library before a token asks for it, and parsing does
-        // not look for its factors: any odd number of 2048 bits weighs the same.
+        // The modulus is not parsed until a token uses the key, and parsing does not factor it:
+        // any odd number of 2048 bits has the same size.
         let mut draw = fastrand::Rng::with_seed(5);
         let mut key = |td: usize, n: usize| {
             let mut modulus: Vec<u8> = std::iter::repeat_with(|| draw.u8(..)).take(256).collect();
@@ -196,7 +195,7 @@ mod process {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn two_hundred_trust_domains_with_ten_keys_each_weigh_less_than_three_mebibytes() {
+    async fn two_thousand_keys_weigh_less_than_three_mebibytes() {
         let agent = FakeAgent::start(TD).await.unwrap();
         let own = vec![entry(agent.issuer())];
         let warm = many_keys(20, KEYS);
@@ -206,7 +205,7 @@ mod process {
             ("P-256", many_keys(DOMAINS, KEYS)),
             ("RSA-2048", rsa_keys()),
         ] {
-            // The paths and the threads are there before anything is weighed.
+            // Allocate paths and threads before the first measurement.
             say(&replay, &warm).await;
             child.with(20);
             say(&replay, &own).await;
@@ -216,7 +215,7 @@ mod process {
             let weight = full.saturating_sub(empty);
             println!("{what}: {DOMAINS} x {KEYS} keys weigh {} KiB", weight >> 10);
 
-            // The heap has to find its shape first: what is free between what is live counts too.
+            // Let fragmentation of the heap settle first.
             let again = reordered(&keys);
             let mut after = [full; 2];
             for weight in &mut after {
@@ -229,27 +228,30 @@ mod process {
             let left = after[1].saturating_sub(after[0]);
             let with_holes = after[1].saturating_sub(empty);
             println!(
-                "{what}: after two hundred equal updates {} KiB",
+                "{what}: {} KiB after two hundred equal updates",
                 with_holes >> 10
             );
-            println!("{what}: of that a hundred updates left {} KiB", left >> 10);
+            println!(
+                "{what}: the second hundred updates added {} KiB",
+                left >> 10
+            );
             assert!(left <= MOST_LEFT, "{what}: {left}");
             let mut held = after[1];
             if what == "P-256" {
-                assert!(weight > MIB / 4, "it is weighed: {weight}");
+                assert!(weight > MIB / 4, "too little was measured: {weight}");
                 assert!(weight <= MOST, "{weight}");
             } else {
-                // One token for each key, so that each is parsed for one algorithm.
+                // One token per key, so that each key is parsed for one algorithm.
                 held = child.with(0);
                 let parsed = held.saturating_sub(empty) >> 10;
                 println!("{what}: parsed for one algorithm, they weigh {parsed} KiB");
             }
-            // Replaced and back again: what was freed is used again.
+            // Replace the set and restore it: freed memory is used again.
             say(&replay, &own).await;
             child.with(1);
             say(&replay, &keys).await;
             let again = child.with(DOMAINS).saturating_sub(held);
-            println!("{what}: taken in anew {} KiB more", again >> 10);
+            println!("{what}: {} KiB more after a replacement", again >> 10);
             assert!(again <= MOST_LEFT, "{what}: {again}");
         }
     }
@@ -265,7 +267,7 @@ mod process {
     }
 
     #[tokio::test]
-    #[ignore = "the child that is weighed"]
+    #[ignore = "a child process of another test"]
     async fn child() {
         let source = JwtSource::new().await.unwrap();
         let (asked, mut asks) = tokio::sync::mpsc::channel::<usize>(1);
@@ -290,7 +292,7 @@ mod process {
         }
     }
 
-    /// Has every key judge a token that it did not sign.
+    /// Verifies a token with every key; no key signed it.
     fn parse_all(source: &JwtSource) {
         let validator = Validator::builder(source.clone())
             .audience(AUD)
@@ -306,8 +308,8 @@ mod process {
                     .header("alg", "RS256")
                     .signature([7; 256])
                     .sign();
-                let refused = validator.validate(&token).unwrap_err();
-                assert_eq!(refused.reason(), ValidateReason::Signature);
+                let error = validator.validate(&token).unwrap_err();
+                assert_eq!(error.reason(), ValidateReason::Signature);
             }
         }
     }

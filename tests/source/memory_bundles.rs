@@ -16,12 +16,12 @@ fn set(issuers: &[&Issuer]) -> JwtBundleSet {
 }
 
 #[test]
-fn nothing_is_judged_before_the_first_set() {
+fn before_the_first_set_nothing_validates() {
     let source = MemoryBundles::default();
     assert_eq!(source.revision(), Err(BundlesUnavailable::NotReady));
     assert!(matches!(source.bundle(TD), BundleAnswer::Unavailable(_)));
     assert!(source.bundle_set().is_err() && !source.is_healthy());
-    // An empty set is a set.
+    // An empty set counts as a set.
     assert!(source.replace(JwtBundleSet::default()));
     assert_eq!(source.revision(), Ok(1));
     assert!(matches!(
@@ -54,7 +54,7 @@ fn the_revision_rises_only_with_a_change() {
     let (own, other) = (Issuer::new(TD).unwrap(), Issuer::new(OTHER).unwrap());
     let source = MemoryBundles::new(set(&[&own, &other]));
     assert!(!source.replace(set(&[&other, &own])));
-    // What is ignored changes no verdict.
+    // An ignored change affects no result.
     let mut jwks: Value = serde_json::from_slice(&own.jwks()).unwrap();
     jwks["keys"]
         .as_array_mut()
@@ -86,7 +86,7 @@ fn keys_that_stay_are_shared() {
 }
 
 #[tokio::test]
-async fn a_change_wakes_those_who_wait() {
+async fn a_change_wakes_all_waits() {
     let source = MemoryBundles::default();
     let first = source.changed_since(0).unwrap();
     source.replace(JwtBundleSet::default());

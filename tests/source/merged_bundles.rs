@@ -1,4 +1,4 @@
-//! Several sources as one.
+//! Several sources, merged into one.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -39,7 +39,7 @@ fn reason(validator: &Validator, token: &str) -> Option<ValidateReason> {
     validator.validate(token).err().map(|error| error.reason())
 }
 
-/// Two trust domains, the first by the default member.
+/// Two trust domains. The first belongs to the default member.
 struct Two {
     own: Issuer,
     other: Issuer,
@@ -83,7 +83,7 @@ fn a_down_member_affects_its_domains_only() {
             (None, None)
         );
         two.partner.bundles_unavailable(why);
-        // With a warm cache, too.
+        // Also with a warm cache.
         let down = Some(ValidateReason::BundlesUnavailable(why));
         assert_eq!(
             (reason(&validator, &own), reason(&validator, &other)),
@@ -103,9 +103,9 @@ fn a_down_member_affects_its_domains_only() {
     assert_eq!(reason(&validator, &other), None);
 }
 
-/// A member that knows another's trust domain, or all of them, is not asked for it.
+/// Other members are never queried, even if they know the trust domain.
 #[test]
-fn no_other_member_is_ever_asked() {
+fn only_the_owner_is_queried() {
     let (own, other) = (Issuer::new(TD).unwrap(), Issuer::new(OTHER).unwrap());
     let false_other = Issuer::new(OTHER).unwrap();
     let greedy = JwtBundleSet::from_iter([own.bundle(), false_other.bundle()]);
@@ -119,7 +119,7 @@ fn no_other_member_is_ever_asked() {
     let by_key = reason(&validator, &token(&false_other));
     assert!(by_key.is_some());
     assert_eq!(reason(&validator, &token(&other)), None);
-    // Withdrawn by its owner, or down there, it is looked up nowhere else.
+    // Also if the owner has withdrawn it, or is unavailable.
     partner.set([]);
     let unknown = Some(ValidateReason::TrustDomainUnknown);
     assert_eq!(reason(&validator, &token(&other)), unknown);
@@ -225,12 +225,12 @@ fn members_that_cannot_be_merged_are_errors() {
         assert_eq!(error.reason(), reason);
         assert!(error.to_string().contains(part), "{error}");
     }
-    // The same trust domain twice in one list is one route.
+    // A trust domain that is listed twice is one route.
     let twice = builder().member("a", one(), [td(TD), td(TD)]);
     assert!(twice.build().is_ok());
 }
 
-/// Counts the hooks that reach it.
+/// Counts calls of the `unknown_key` hook.
 #[derive(Clone, Default)]
 struct Counting(Arc<AtomicU64>);
 
@@ -284,7 +284,7 @@ async fn any_members_change_wakes() {
     tokio::task::yield_now().await;
     two.agent.set([]);
     resolves_within(secs(0), async { waiting.await.unwrap() }).await;
-    // Ready again: without a signal that could be waited for.
+    // Ready again, without a change signal.
     two.partner
         .bundles_unavailable(BundlesUnavailable::NotReady);
     let waiting = tokio::spawn(wait());
@@ -292,7 +292,7 @@ async fn any_members_change_wakes() {
     assert!(!waiting.is_finished());
     two.partner.set([]);
     resolves_within(millis(250), async { waiting.await.unwrap() }).await;
-    // What was seen long ago.
+    // A revision from long ago.
     resolves_within(secs(0), two.merged.changed_since(0).unwrap()).await;
 }
 
@@ -324,7 +324,7 @@ async fn sources_that_never_change_are_not_awaited() {
     assert!(merged.changed_since(merged.revision().unwrap()).is_none());
 }
 
-/// A signal that stands for nothing: it must not keep the thread.
+/// Signals that have no change; they must not block the thread.
 struct Restless(AtomicU64);
 
 impl BundleSource for Restless {
@@ -343,7 +343,7 @@ impl BundleSource for Restless {
 }
 
 #[tokio::test(start_paused = true)]
-async fn false_signals_are_no_storm() {
+async fn false_signals_cause_few_wakes() {
     let restless = Arc::new(Restless(AtomicU64::new(0)));
     let memory = MemoryBundles::default();
     let merged = MergedBundles::builder()
@@ -360,7 +360,7 @@ async fn false_signals_are_no_storm() {
     resolves_within(millis(250), async { wait.await.unwrap() }).await;
 }
 
-/// A wait keeps no member open, and ends with the source.
+/// A wait does not keep a member open, and ends with the source.
 #[tokio::test]
 async fn a_wait_keeps_no_member_alive() {
     let dir = TempDir::new();
@@ -375,9 +375,9 @@ async fn a_wait_keeps_no_member_alive() {
     soon("the end", wait).await.unwrap();
 }
 
-/// Agent and files together, by the public API.
+/// An agent and files together, through the public API.
 #[tokio::test(start_paused = true)]
-async fn an_agent_and_a_partners_file_go_together() {
+async fn agent_and_partner_file_work_together() {
     let world = World::new().await;
     let dir = TempDir::new();
     let path = dir.join("partner");
@@ -402,7 +402,7 @@ async fn an_agent_and_a_partners_file_go_together() {
     files.ready().await.unwrap();
     assert_eq!(reason(&validator, &of_partner), None);
     assert!(merged.is_healthy());
-    // The agent withdraws; the partner's stay.
+    // The agent withdraws its bundles; the partner's are kept.
     world.agent.withdraw();
     world
         .time_until(|| !merged.state().members()[0].is_ready())
@@ -413,15 +413,15 @@ async fn an_agent_and_a_partners_file_go_together() {
     assert!(WEB.contains(TD));
 }
 
-// === The contract, under load ===
+// === The contract under load ===
 
-/// A member as a writer moves it: ready or not, with a key or without. `told` counts the steps,
-/// two for each change: odd while it is under way.
+/// A member that a writer changes: ready or not, with a key or without. `steps` is incremented before
+/// and after each change, so it is odd during a change.
 struct Moved {
     source: Bundles,
     with: JwtBundle,
     without: JwtBundle,
-    told: AtomicU64,
+    steps: AtomicU64,
     good: AtomicBool,
 }
 
@@ -432,13 +432,13 @@ impl Moved {
             source: Bundles::of([issuer.bundle()]),
             with: issuer.bundle(),
             without: JwtBundle::from_jwks(name, br#"{"keys": []}"#).unwrap(),
-            told: AtomicU64::new(0),
+            steps: AtomicU64::new(0),
             good: AtomicBool::new(true),
         }
     }
 
     fn step(&self, rng: &mut fastrand::Rng) {
-        self.told.fetch_add(1, Ordering::SeqCst);
+        self.steps.fetch_add(1, Ordering::SeqCst);
         let good = rng.bool();
         match (good, rng.bool()) {
             (true, _) => self.source.set([self.with.clone()]),
@@ -446,15 +446,15 @@ impl Moved {
             (false, false) => self.source.bundles_unavailable(BundlesUnavailable::Stale),
         }
         self.good.store(good, Ordering::SeqCst);
-        self.told.fetch_add(1, Ordering::SeqCst);
+        self.steps.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// The verdict must be the one that stood from before it began until after it ended.
+    /// If no change happened during validation, the result must match the state.
     fn check(&self, validator: &Validator, token: &str) -> bool {
-        let before = self.told.load(Ordering::SeqCst);
+        let before = self.steps.load(Ordering::SeqCst);
         let good = self.good.load(Ordering::SeqCst);
         let verdict = validator.validate(token);
-        let is_settled = before.is_multiple_of(2) && self.told.load(Ordering::SeqCst) == before;
+        let is_settled = before.is_multiple_of(2) && self.steps.load(Ordering::SeqCst) == before;
         if is_settled {
             assert_eq!(verdict.is_ok(), good, "at step {before}: {verdict:?}");
         }
@@ -463,7 +463,7 @@ impl Moved {
 }
 
 #[test]
-fn no_verdict_outlives_a_change_of_any_member() {
+fn no_result_outlives_a_change() {
     let issuers: Vec<_> = (0..3)
         .map(|n| Issuer::new(&format!("td{n}.test")).unwrap())
         .collect();
@@ -520,7 +520,7 @@ fn no_verdict_outlives_a_change_of_any_member() {
     }
 }
 
-/// Can judge except at the reads of its revision before `from` and from `to` on.
+/// Ready, except for reads of its revision before `from` and from `to` on.
 struct ReadyBetween {
     set: JwtBundleSet,
     reads: AtomicU64,
@@ -545,9 +545,9 @@ impl BundleSource for ReadyBetween {
     }
 }
 
-/// The member becomes ready after the revision was read, and is unavailable at the next read.
+/// The member becomes ready after its revision was read, and is unavailable at the next read.
 #[test]
-fn no_verdict_outlives_a_brief_return_of_a_member() {
+fn no_result_outlives_a_brief_return() {
     let (own, other) = (Issuer::new(TD).unwrap(), Issuer::new(OTHER).unwrap());
     for from in 0..8 {
         for to in from..12 {
@@ -565,7 +565,7 @@ fn no_verdict_outlives_a_brief_return_of_a_member() {
             let validator = validator(&merged);
             let token = token(&other);
             let verdicts: Vec<_> = (0..14).map(|_| reason(&validator, &token)).collect();
-            // At least one read for each check: from the 13th on the member cannot judge.
+            // At least one read per check, so the member is unavailable from the 13th on.
             assert_eq!(verdicts[13], Some(NOT_READY), "{from}..{to}: {verdicts:?}");
         }
     }

@@ -1,11 +1,11 @@
-//! What is told in the log, once for each trouble.
+//! Each problem is logged once.
 
 use tracing::Level;
 
 use crate::log::Log;
 use crate::support::*;
 
-/// The lines of this level that name any of these trust domains.
+/// Returns the lines of this level that name one of these trust domains.
 fn lines(log: &Log, level: &str) -> Vec<String> {
     let text = log.text();
     let lines = text.lines().filter(|line| {
@@ -16,7 +16,7 @@ fn lines(log: &Log, level: &str) -> Vec<String> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_trust_domain_in_trouble_is_a_warning_once_and_so_is_its_mending() {
+async fn each_problem_and_its_end_is_logged_once() {
     let log = Log::default();
     let _guard = log.begin(Level::DEBUG);
     let world = World::new().await;
@@ -32,18 +32,21 @@ async fn each_trust_domain_in_trouble_is_a_warning_once_and_so_is_its_mending() 
     let (warned, _) = step(&|| broken("one.test")).await;
     assert_eq!(warned.len(), 1, "{warned:?}");
     assert!(warned[0].contains("one.test"));
-    // The second has the same kind of trouble, and is another matter.
+    // The second trust domain has the same problem, but is logged separately.
     let (warned, _) = step(&|| broken("two.test")).await;
     assert_eq!(warned.len(), 1, "{warned:?}");
     assert!(warned[0].contains("two.test"));
-    // What is known already is none.
-    let (warned, told) = step(&|| world.agent.send_again()).await;
-    assert!(warned.is_empty() && told.is_empty(), "{warned:?} {told:?}");
-    // One mends while the other stays in trouble; then it is in trouble anew.
-    let (warned, told) = step(&|| drop(world.agent.federate("one.test").unwrap())).await;
+    // A known problem is not logged again.
+    let (warned, informed) = step(&|| world.agent.send_again()).await;
+    assert!(
+        warned.is_empty() && informed.is_empty(),
+        "{warned:?} {informed:?}"
+    );
+    // One is fixed while the other stays broken. Then it breaks again.
+    let (warned, informed) = step(&|| drop(world.agent.federate("one.test").unwrap())).await;
     assert!(warned.is_empty(), "{warned:?}");
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert!(told[0].contains("one.test"));
+    assert_eq!(informed.len(), 1, "{informed:?}");
+    assert!(informed[0].contains("one.test"));
     let (warned, _) = step(&|| broken("one.test")).await;
     assert_eq!(warned.len(), 1, "{warned:?}");
     assert!(warned[0].contains("one.test"));

@@ -1,4 +1,4 @@
-//! Coming back: at once where that is right, with backoff where it is not, and never in a storm.
+//! Reconnects: immediate after a long connection, otherwise with backoff, and never in a storm.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use tower_spiffe::token::{GrpcCode, TokenErrorReason};
 
 use crate::support::*;
 
-/// A stream that is up for as long has had a healthy stretch.
+/// A stream that stays open this long counts as healthy.
 const HEALTHY: Duration = secs(10);
 
 #[tokio::test(start_paused = true)]
-async fn wa3_after_a_healthy_stretch_the_first_attempt_is_at_once() {
+async fn wa3_healthy_stream_reconnects_at_once() {
     let world = World::new().await;
     let source = world.source().await;
     for code in [
@@ -32,7 +32,7 @@ async fn wa3_after_a_healthy_stretch_the_first_attempt_is_at_once() {
         let waited = world.time_until(opened).await;
         assert!(waited <= millis(5), "{code}: {waited:?}");
     }
-    // The same where the whole connection goes.
+    // The same if the whole connection closes.
     tokio::time::sleep(HEALTHY).await;
     let before = world.agent.counts();
     world.agent.cut_connections().await;
@@ -47,7 +47,7 @@ async fn wa3_after_a_healthy_stretch_the_first_attempt_is_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn wa3_a_clean_end_of_a_short_stream_is_met_with_backoff_too() {
+async fn wa3_short_stream_reconnects_with_backoff() {
     let world = World::new().await;
     let _source = world.source().await;
     tokio::time::sleep(HEALTHY - millis(50)).await;
@@ -62,7 +62,7 @@ async fn wa3_a_clean_end_of_a_short_stream_is_met_with_backoff_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn waits_double_with_full_jitter_and_a_stream_of_one_message_does_not_reset_them() {
+async fn single_messages_do_not_reset_backoff() {
     let (mut shortest, mut longest) = (Duration::MAX, Duration::ZERO);
     for seed in 0..12 {
         let world = World::new().await;
@@ -77,7 +77,7 @@ async fn waits_double_with_full_jitter_and_a_stream_of_one_message_does_not_rese
             let wait = *opened - before;
             before = *opened;
             let ceiling = millis(200 << (n + 1).min(6)).min(secs(10));
-            // As the watching goes, to some milliseconds.
+            // Observed to within some milliseconds.
             assert!(wait + millis(3) >= millis(200), "{n}: {wait:?}");
             assert!(wait <= ceiling + millis(3), "{n}: {wait:?} of {ceiling:?}");
             if n >= 5 {
@@ -87,7 +87,7 @@ async fn waits_double_with_full_jitter_and_a_stream_of_one_message_does_not_rese
         }
         assert!(source.state().reconnects() as usize >= openings.len());
     }
-    // From the whole span, not from around its end.
+    // Spread over the whole range, not only near its end.
     assert!(
         shortest < secs(2) && longest > secs(8),
         "{shortest:?} {longest:?}"
@@ -95,7 +95,7 @@ async fn waits_double_with_full_jitter_and_a_stream_of_one_message_does_not_rese
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stream_that_stayed_up_resets_the_waits() {
+async fn a_healthy_stream_resets_backoff() {
     let world = World::new().await;
     let source = world.source().await;
     world.agent.stop().await;
@@ -103,7 +103,7 @@ async fn a_stream_that_stayed_up_resets_the_waits() {
     world.agent.start_again().await.unwrap();
     world.time_until(|| source.state().is_connected()).await;
     tokio::time::sleep(HEALTHY).await;
-    // Down again: the waits begin from the shortest.
+    // Unavailable again: backoff starts at the shortest wait.
     world.agent.fail(Fault::Refuse(GrpcCode::Unavailable));
     let openings = world.openings(secs(1)).await;
     assert!(openings[0] <= millis(5), "{openings:?}");
@@ -112,7 +112,7 @@ async fn a_stream_that_stayed_up_resets_the_waits() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_agent_that_is_away_for_an_hour_costs_no_key_and_a_few_calls_a_minute() {
+async fn hour_without_agent_keeps_keys_with_few_calls() {
     let world = World::new().await;
     let source = world.source().await;
     let validator = world.validator(&source);
@@ -131,12 +131,12 @@ async fn an_agent_that_is_away_for_an_hour_costs_no_key_and_a_few_calls_a_minute
         }
         let before = world.agent.counts();
         tokio::time::sleep(secs(59)).await;
-        assert!(source.is_healthy(), "as long as a restart may take");
+        assert!(source.is_healthy(), "healthy during a restart");
         tokio::time::sleep(secs(3541)).await;
         let counts = world.agent.counts();
         let calls = counts.fetch_jwt_bundles - before.fetch_jwt_bundles;
         let connections = counts.connections - before.connections;
-        // Five seconds apart in the mean.
+        // Five seconds apart on average.
         assert!(
             calls < 1200 && connections < 1200,
             "{trouble:?}: {counts:?}"
@@ -152,7 +152,7 @@ async fn an_agent_that_is_away_for_an_hour_costs_no_key_and_a_few_calls_a_minute
 }
 
 #[tokio::test(start_paused = true)]
-async fn ep12_in_steady_state_what_no_retry_mends_backs_off_at_the_most_and_is_told() {
+async fn ep12_permanent_errors_back_off_and_are_reported() {
     for code in [GrpcCode::InvalidArgument, GrpcCode::Unimplemented] {
         let world = World::new().await;
         let source = world.source().await;
@@ -166,7 +166,7 @@ async fn ep12_in_steady_state_what_no_retry_mends_backs_off_at_the_most_and_is_t
             let wait = pair[1] - pair[0];
             assert!(wait >= millis(4990) && wait <= millis(10_010), "{wait:?}");
         }
-        // The set stays, and the state says what is wrong.
+        // The set is kept, and the state has the error.
         assert!(world.validator(&source).validate(&world.token()).is_ok());
         let state = source.state();
         let rpc = state.last_error().unwrap().rpc().unwrap().clone();
@@ -180,7 +180,7 @@ async fn ep12_in_steady_state_what_no_retry_mends_backs_off_at_the_most_and_is_t
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_is_not_made_in_time_is_given_up() {
+async fn slow_connection_attempt_times_out() {
     let dials = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
     let dialled = dials.clone();
     let source = JwtSource::builder()
@@ -192,7 +192,7 @@ async fn a_connection_that_is_not_made_in_time_is_given_up() {
         .unwrap();
     tokio::time::sleep(millis(5100)).await;
     let state = source.state();
-    let last = state.last_error().expect("told");
+    let last = state.last_error().expect("an error");
     assert_eq!(last.kind(), "connect");
     let text = last.message();
     assert!(text.contains("no connection within 5s"), "{text}");
@@ -202,7 +202,7 @@ async fn a_connection_that_is_not_made_in_time_is_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_without_an_answer_shows_a_dead_connection_before_a_ping_does() {
+async fn call_timeout_replaces_a_dead_connection() {
     let world = World::new().await;
     let source = world.source().await;
     let mut updates = source.updated();
@@ -212,18 +212,16 @@ async fn a_call_without_an_answer_shows_a_dead_connection_before_a_ping_does() {
     let error = source.fetch_jwt_svid([AUD]).await.unwrap_err();
     let timed_out = JwtSourceErrorReason::Token(TokenErrorReason::Timeout);
     assert_eq!(error.reason(), timed_out);
-    soon("the key of meanwhile", updates.changed())
-        .await
-        .unwrap();
+    soon("the new key", updates.changed()).await.unwrap();
     assert!(began.elapsed() <= secs(36), "{:?}", began.elapsed());
     assert!(key_ids(&source, TD).contains(&new));
     source.fetch_jwt_svid([AUD]).await.unwrap();
     assert_eq!(world.agent.counts().connections, 2);
 }
 
-/// Whoever asks again at once must not wait for a second deadline on the connection that is dead.
+/// An immediate retry must not wait for a second deadline on the dead connection.
 #[tokio::test(start_paused = true)]
-async fn after_a_call_without_an_answer_the_next_one_goes_over_another_connection() {
+async fn retry_after_timeout_uses_a_new_connection() {
     let world = World::new().await;
     let source = world.source().await;
     world.agent.half_open();
@@ -231,16 +229,16 @@ async fn after_a_call_without_an_answer_the_next_one_goes_over_another_connectio
     source.fetch_jwt_svid([AUD]).await.unwrap_err();
     source.fetch_jwt_svid([AUD]).await.unwrap();
     assert_eq!(began.elapsed().as_secs(), 35);
-    // And the stream comes over the same one.
+    // The stream uses the same new connection.
     tokio::time::sleep(secs(60)).await;
     let counts = world.agent.counts();
     assert_eq!((counts.connections, counts.fetch_jwt_bundles), (2, 2));
     assert!(source.is_healthy());
 }
 
-/// A call that breaks with its connection says nothing about the next connection.
+/// Calls that fail with their connection do not count against the next connection.
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_breaks_under_calls_costs_one_connection_and_one_stream() {
+async fn broken_connection_is_replaced_once() {
     let world = World::new().await;
     let source = world.source().await;
     tokio::time::sleep(HEALTHY).await;
@@ -267,7 +265,7 @@ async fn a_connection_that_breaks_under_calls_costs_one_connection_and_one_strea
 }
 
 #[tokio::test(start_paused = true)]
-async fn clients_that_lose_their_agent_at_once_come_back_spread_out() {
+async fn many_clients_reconnect_spread_out() {
     let world = World::new().await;
     let mut sources = Vec::new();
     for _ in 0..100 {
@@ -276,7 +274,7 @@ async fn clients_that_lose_their_agent_at_once_come_back_spread_out() {
         sources.push(builder.build().await.unwrap());
     }
     tokio::time::sleep(HEALTHY).await;
-    // Away for two minutes: when it is back, everyone waits somewhere in the longest span.
+    // Unavailable for two minutes: afterwards every client waits within the longest span.
     world.agent.stop().await;
     tokio::time::sleep(secs(120)).await;
     world.agent.start_again().await.unwrap();
@@ -286,7 +284,7 @@ async fn clients_that_lose_their_agent_at_once_come_back_spread_out() {
     for opened in openings {
         in_each_second[opened.as_secs() as usize] += 1;
     }
-    // A wave would have most of them in one.
+    // Without jitter most would be in one second.
     assert!(
         in_each_second.iter().all(|&some| some <= 35),
         "{in_each_second:?}"

@@ -1,5 +1,5 @@
-//! `max_staleness`: for how long the last word of the agent is good. (That it strikes while the
-//! task hangs is tested beside the withdrawal, which does so too.)
+//! `max_staleness`: how long bundles are used without a message from the agent. The effect on a
+//! hanging task is tested next to the withdrawal.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tower_spiffe::verify::ValidateReason;
 
 use crate::support::*;
 
-async fn good_for(max: Duration) -> (World, JwtSource) {
+async fn with_limit(max: Duration) -> (World, JwtSource) {
     let world = World::new().await;
     let source = world.builder().max_staleness(max).build().await.unwrap();
     (world, source)
@@ -22,8 +22,8 @@ const STALE: Option<ValidateReason> = Some(ValidateReason::BundlesUnavailable(
 ));
 
 #[tokio::test(start_paused = true)]
-async fn past_it_nothing_is_judged_and_with_the_agent_back_everything_is() {
-    let (world, source) = good_for(secs(60)).await;
+async fn stale_source_recovers_with_its_agent() {
+    let (world, source) = with_limit(secs(60)).await;
     let validator = world.validator(&source);
     let token = world.token();
     let mut updates = source.updated();
@@ -41,7 +41,7 @@ async fn past_it_nothing_is_judged_and_with_the_agent_back_everything_is() {
         "{error:#}"
     );
 
-    // Whoever waits for bundles to judge by is woken, though they are the same as before.
+    // Waits for usable bundles end, although the bundles are the same as before.
     let waits = tokio::spawn({
         let source = source.clone();
         async move { source.ready().await }
@@ -50,28 +50,28 @@ async fn past_it_nothing_is_judged_and_with_the_agent_back_everything_is() {
     assert!(!waits.is_finished());
     world.agent.start_again().await.unwrap();
     soon("a set that is fresh", waits).await.unwrap().unwrap();
-    soon("the news", updates.changed()).await.unwrap();
+    soon("the update", updates.changed()).await.unwrap();
     assert!(validator.validate(&token).is_ok());
     assert!(source.is_healthy());
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_it_a_day_without_the_agent_is_judged_through() {
+async fn without_a_limit_a_day_offline_validates() {
     let world = World::new().await;
     let source = world.source().await;
     let validator = world.validator(&source);
     world.agent.stop().await;
     tokio::time::sleep(secs(86_400)).await;
     assert!(validator.validate(&world.token()).is_ok());
-    // The age is there to see.
+    // The age is still reported.
     let state = source.state();
     assert!(state.is_ready() && !state.is_healthy());
     assert!(state.last_contact().unwrap() >= secs(86_399));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_quiet_stream_is_asked_anew_in_time_and_nobody_is_told() {
-    let (world, source) = good_for(secs(60)).await;
+async fn quiet_stream_is_reopened_silently() {
+    let (world, source) = with_limit(secs(60)).await;
     let updates = source.updated();
     for _ in 0..3600 {
         tokio::time::sleep(secs(1)).await;
@@ -88,8 +88,8 @@ async fn a_quiet_stream_is_asked_anew_in_time_and_nobody_is_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_agent_that_hangs_behind_an_open_stream_ages_too() {
-    let (world, source) = good_for(secs(60)).await;
+async fn bundles_of_a_hanging_agent_become_stale() {
+    let (world, source) = with_limit(secs(60)).await;
     let validator = world.validator(&source);
     let token = world.token();
     world.agent.fail(Fault::Hang);
@@ -100,31 +100,31 @@ async fn an_agent_that_hangs_behind_an_open_stream_ages_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_that_is_too_short_to_be_kept_is_no_storm() {
-    let (world, source) = good_for(millis(1)).await;
+async fn limit_below_the_reopen_time_causes_few_calls() {
+    let (world, source) = with_limit(millis(1)).await;
     let openings = world.openings(secs(60)).await;
     assert!(openings.len() <= 60, "{}", openings.len());
     assert!(!source.is_ready());
 }
 
-/// The keys of one that cannot be read are held to the limit by themselves; that they are too old is
-/// told once, however often the agent says the same again.
+/// The limit applies to an unreadable trust domain alone. Its staleness is published once, even if
+/// the agent repeats the message.
 #[tokio::test(start_paused = true)]
-async fn one_trust_domain_that_is_too_old_is_told_of_once() {
-    let (world, source) = good_for(secs(60)).await;
+async fn staleness_of_one_domain_is_published_once() {
+    let (world, source) = with_limit(secs(60)).await;
     let mut updates = source.updated();
     world.agent.federate(OTHER).unwrap();
     soon("its keys", updates.changed()).await.unwrap();
     world.agent.federate_raw(OTHER, "{").unwrap();
     let other = td(OTHER);
-    let judged = || source.try_bundle_for_trust_domain(&other).is_some();
-    // Somebody has to ask: no task strikes.
-    assert!(world.time_until(|| !judged()).await <= secs(60));
-    let told = source.state().revision();
+    let has_bundle = || source.try_bundle_for_trust_domain(&other).is_some();
+    // Staleness is noticed when a bundle is looked up; no task checks it.
+    assert!(world.time_until(|| !has_bundle()).await <= secs(60));
+    let revision = source.state().revision();
     for _ in 0..600 {
         tokio::time::sleep(secs(1)).await;
-        assert!(!judged() && source.is_ready());
+        assert!(!has_bundle() && source.is_ready());
     }
     assert!(world.agent.counts().fetch_jwt_bundles >= 20);
-    assert_eq!(source.state().revision(), told);
+    assert_eq!(source.state().revision(), revision);
 }

@@ -1,4 +1,4 @@
-//! Starting: at once, in time, or with the error that says why not.
+//! Starting a source: immediate, delayed, or failed with the cause.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ async fn build_waits_for_an_agent_that_comes_late() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn build_gives_up_after_the_initial_sync_timeout_and_leaves_nothing() {
+async fn build_fails_after_the_initial_sync_timeout() {
     let world = World::new().await;
     world.agent.fail(Fault::Refuse(GrpcCode::Unavailable));
     for (set, waited) in [(None, 30), (Some(3), 3)] {
@@ -59,7 +59,7 @@ async fn build_gives_up_after_the_initial_sync_timeout_and_leaves_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn build_without_a_timeout_waits_for_as_long_as_it_takes() {
+async fn build_without_a_timeout_keeps_waiting() {
     let world = World::new().await;
     world.agent.withdraw();
     let building = world.builder().initial_sync_timeout(None).build();
@@ -70,9 +70,9 @@ async fn build_without_a_timeout_waits_for_as_long_as_it_takes() {
     assert!(source.unwrap().is_healthy());
 }
 
-/// EP-12 to EP-14, appendix A: what stops a start at once, and what is tried again.
+/// EP-12 to EP-14, appendix A: which statuses fail a start, and which are retried.
 #[tokio::test(start_paused = true)]
-async fn ep12_to_ep14_each_status_stops_a_start_or_is_tried_again() {
+async fn ep12_to_ep14_statuses_fail_a_start_or_are_retried() {
     for code in [
         GrpcCode::InvalidArgument,
         GrpcCode::Unimplemented,
@@ -118,14 +118,12 @@ async fn ep12_to_ep14_each_status_stops_a_start_or_is_tried_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn ep12_a_status_of_another_call_does_not_stop_a_start() {
+async fn ep12_other_calls_do_not_stop_a_start() {
     let world = World::new().await;
     for code in [GrpcCode::InvalidArgument, GrpcCode::Unimplemented] {
-        let refuse = Fault::Refuse(code);
-        world
-            .agent
-            .fail_call(AgentCall::FetchJwtSvid, refuse.clone());
-        world.agent.fail_call(AgentCall::ValidateJwtSvid, refuse);
+        let fail = Fault::Refuse(code);
+        world.agent.fail_call(AgentCall::FetchJwtSvid, fail.clone());
+        world.agent.fail_call(AgentCall::ValidateJwtSvid, fail);
         let source = world.source().await;
         let error = source.fetch_jwt_svid([AUD]).await.unwrap_err();
         let reason = JwtSourceErrorReason::Token(TokenErrorReason::InvalidRequest);
@@ -137,7 +135,7 @@ async fn ep12_a_status_of_another_call_does_not_stop_a_start() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn ep14_no_identity_yet_is_told_with_where_to_look() {
+async fn ep14_missing_identity_error_says_where_to_look() {
     let world = World::new().await;
     world.agent.withdraw();
     let error = world.builder().build().await.unwrap_err();
@@ -150,7 +148,7 @@ async fn ep14_no_identity_yet_is_told_with_where_to_look() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn build_lazy_returns_at_once_and_cannot_judge_until_the_first_sync() {
+async fn build_lazy_is_not_ready_until_the_first_sync() {
     let world = World::new().await;
     world.agent.stop().await;
     let source = world.builder().build_lazy().unwrap();
@@ -172,18 +170,18 @@ async fn build_lazy_returns_at_once_and_cannot_judge_until_the_first_sync() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn ready_tells_of_a_refusal_for_as_long_as_it_is_the_last_word() {
+async fn ready_reports_only_the_latest_permanent_error() {
     let world = World::new().await;
-    let refuse = |code| world.agent.fail(Fault::Refuse(code));
-    refuse(GrpcCode::Unimplemented);
+    let fail = |code| world.agent.fail(Fault::Refuse(code));
+    fail(GrpcCode::Unimplemented);
     let source = world.builder().build_lazy().unwrap();
     for _ in 0..3 {
         let error = source.ready().await.unwrap_err();
         let reason = WorkloadApiErrorReason::Unimplemented;
         assert_eq!(error.reason(), JwtSourceErrorReason::Refused(reason));
     }
-    // The agent is exchanged for one that may serve yet.
-    refuse(GrpcCode::Unavailable);
+    // The agent is replaced by one that starts later.
+    fail(GrpcCode::Unavailable);
     tokio::time::sleep(secs(11)).await;
     assert!(
         tokio::time::timeout(secs(30), source.ready())
@@ -192,7 +190,7 @@ async fn ready_tells_of_a_refusal_for_as_long_as_it_is_the_last_word() {
     );
     world.agent.recover();
     soon("a start after all", source.ready()).await.unwrap();
-    // An old refusal is no answer to a new question.
+    // An old error is not reported later.
     world.agent.withdraw();
     let mut updates = source.updated();
     soon("the withdrawal", updates.wait_for(|revision| revision > 1))
@@ -206,7 +204,7 @@ async fn ready_tells_of_a_refusal_for_as_long_as_it_is_the_last_word() {
 }
 
 #[test]
-fn outside_of_a_runtime_a_build_is_an_error_that_says_what_to_do() {
+fn build_without_a_runtime_says_what_to_do() {
     let error = tower_spiffe::JwtSource::builder()
         .endpoint("unix:///nowhere.sock")
         .build_lazy()
@@ -218,7 +216,7 @@ fn outside_of_a_runtime_a_build_is_an_error_that_says_what_to_do() {
         text.contains("no tokio runtime") && text.contains("runtime.enter()"),
         "{text}"
     );
-    // The same where it is awaited by something else.
+    // The same outside tokio.
     let builder = tower_spiffe::JwtSource::builder().endpoint("unix:///nowhere.sock");
     let error = futures_util::FutureExt::now_or_never(builder.build())
         .expect("no wait")
@@ -227,7 +225,7 @@ fn outside_of_a_runtime_a_build_is_an_error_that_says_what_to_do() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_build_that_is_given_up_leaves_nothing() {
+async fn cancelled_build_leaves_nothing() {
     let world = World::new().await;
     world.agent.fail(Fault::Hang);
     let building = world.builder().build();
@@ -239,7 +237,7 @@ async fn a_build_that_is_given_up_leaves_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn too_many_bundles_at_the_start_are_told_with_the_limit() {
+async fn too_many_bundles_at_start_name_the_limit() {
     let world = World::new().await;
     world.agent.federate(OTHER).unwrap();
     let limits = ResourceLimits::default().max_bundles(1);

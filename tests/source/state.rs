@@ -1,4 +1,4 @@
-//! What `state()` tells, and when a source counts as healthy.
+//! `state()`, and when a source is healthy.
 
 use tower_spiffe::bundle::BundlesUnavailable;
 use tower_spiffe::source::ResourceLimits;
@@ -8,7 +8,7 @@ use tower_spiffe::token::GrpcCode;
 use crate::support::*;
 
 #[tokio::test(start_paused = true)]
-async fn before_the_first_sync_it_says_so() {
+async fn state_before_the_first_sync() {
     let world = World::new().await;
     world.agent.fail(Fault::Refuse(GrpcCode::Unavailable));
     let source = world.builder().build_lazy().unwrap();
@@ -42,7 +42,7 @@ async fn before_the_first_sync_it_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_age_is_counted_from_its_own_moment() {
+async fn each_age_has_its_own_start() {
     let world = World::new().await;
     let other = world.agent.federate(OTHER).unwrap();
     let source = world.source().await;
@@ -63,7 +63,7 @@ async fn every_age_is_counted_from_its_own_moment() {
     assert_eq!(own.key_ids().len(), 2);
     assert!(own.key_ids().any(|kid| kid == new));
     assert!(own.key_ids().is_sorted());
-    // Its keys came with every message, and changed with the second.
+    // Its keys came with every message, and changed in the second one.
     assert_eq!(
         (own.last_update(), own.last_change()),
         (Some(secs(10)), Some(secs(10)))
@@ -72,23 +72,23 @@ async fn every_age_is_counted_from_its_own_moment() {
     assert_eq!(theirs.last_update(), Some(secs(10)));
     assert_eq!(theirs.last_change(), Some(secs(110)));
     assert_eq!((theirs.ignored_keys(), theirs.last_error()), (0, None));
-    // The ages are of the moment that the state was taken at.
+    // Ages are relative to the time of the snapshot.
     tokio::time::sleep(secs(5)).await;
     assert_eq!(state.last_message(), Some(secs(10)));
     assert_eq!(source.state().last_message(), Some(secs(15)));
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_the_agent_is_away_it_counts_since_when_and_why() {
+async fn state_without_agent_has_duration_and_cause() {
     let world = World::new().await;
     let source = world.source().await;
     tokio::time::sleep(secs(50)).await;
     world.agent.stop().await;
     tokio::time::sleep(secs(59)).await;
-    // As long as a restart may take, all is well.
+    // Healthy for as long as a restart may take.
     let state = source.state();
     assert!(!state.is_connected() && state.is_healthy() && state.is_ready());
-    // The agent's last word was that it stops.
+    // The agent announced that it stops.
     let contact = state.last_contact().unwrap();
     assert!((secs(59)..=secs(60)).contains(&contact), "{contact:?}");
     assert!(state.reconnect_attempts() >= 5);
@@ -105,7 +105,7 @@ async fn while_the_agent_is_away_it_counts_since_when_and_why() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_set_that_is_no_longer_what_the_issuer_says_is_not_healthy() {
+async fn discarded_updates_make_a_source_unhealthy() {
     let world = World::new().await;
     let limits = ResourceLimits::default().max_bundles(1);
     let source = world
@@ -117,7 +117,7 @@ async fn a_set_that_is_no_longer_what_the_issuer_says_is_not_healthy() {
     assert!(source.is_healthy());
     world.agent.federate(OTHER).unwrap();
     eventually("the discarding", || source.state().is_discarding()).await;
-    // The stream is open, and brings nothing that is taken.
+    // The stream is open, but its messages are discarded.
     let state = source.state();
     assert!(state.is_connected() && state.is_ready() && !state.is_healthy());
     tokio::time::sleep(secs(3600)).await;
@@ -128,7 +128,7 @@ async fn a_set_that_is_no_longer_what_the_issuer_says_is_not_healthy() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_trust_domain_whose_keys_cannot_be_read_is_not_healthy_and_goes_stale_alone() {
+async fn unreadable_domain_becomes_stale_alone() {
     let world = World::new().await;
     let other = world.agent.federate(OTHER).unwrap();
     let builder = world.builder().max_staleness(secs(600));
@@ -144,33 +144,33 @@ async fn a_trust_domain_whose_keys_cannot_be_read_is_not_healthy_and_goes_stale_
     let theirs = theirs.expires_in(secs(9000)).sign();
     tokio::time::sleep(secs(100)).await;
     let mut updates = source.updated();
-    world.agent.federate_raw(OTHER, "rubbish").unwrap();
-    let troubled = || source.state().trust_domains()[1].last_error().is_some();
-    eventually("the trouble", troubled).await;
+    world.agent.federate_raw(OTHER, "not a JWK Set").unwrap();
+    let has_error = || source.state().trust_domains()[1].last_error().is_some();
+    eventually("the error", has_error).await;
     assert!(!source.is_healthy());
-    // Its last keys are from the start. Until they are too old, they count.
+    // The last readable keys count until they are stale.
     tokio::time::sleep(secs(499)).await;
     assert!(validator.validate(&theirs).is_ok());
     assert_eq!(updates.last(), 1);
     tokio::time::sleep(secs(1)).await;
     let stale = tower_spiffe::verify::ValidateReason::BundlesUnavailable(BundlesUnavailable::Stale);
-    // A verdict that is cached is one on those keys too.
+    // Cached results for those keys are rejected too.
     assert_eq!(reason(validator.validate(&theirs)), Some(stale));
     assert!(validator.validate(&ours).is_ok());
-    soon("the news", updates.changed()).await.unwrap();
-    // It stays so while messages come, and is over with the first that can be read.
+    soon("the update", updates.changed()).await.unwrap();
+    // It stays so until the first readable message.
     tokio::time::sleep(secs(3000)).await;
     assert_eq!(reason(validator.validate(&theirs)), Some(stale));
     assert!(validator.validate(&ours).is_ok());
     let mut updates = source.updated();
     world.agent.federate_with(&other);
-    soon("the news", updates.changed()).await.unwrap();
+    soon("the update", updates.changed()).await.unwrap();
     assert!(validator.validate(&theirs).is_ok());
     assert!(source.is_healthy());
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_client_side_is_in_it_too() {
+async fn state_includes_the_client_side() {
     let world = World::new().await;
     let source = world.source().await;
     source.get_jwt_svid([AUD]).await.unwrap();

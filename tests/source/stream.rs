@@ -1,5 +1,4 @@
-//! What the source makes of each message, end to end. (How one message is read is tested where it
-//! is read.)
+//! The effect of each bundle message on a source. Parsing has its own unit tests.
 
 use std::sync::{Arc, Mutex};
 
@@ -14,14 +13,14 @@ use crate::support::*;
 
 const NOTHING: [(&str, &str); 0] = [];
 
-/// Keeps every kind of error and counts the updates.
+/// Records error kinds and counts updates.
 #[derive(Default)]
-struct Told {
+struct Recorded {
     errors: Mutex<Vec<&'static str>>,
     updates: Mutex<u32>,
 }
 
-impl MetricsRecorder for Told {
+impl MetricsRecorder for Recorded {
     fn record_error(&self, kind: &'static str) {
         self.errors.lock().unwrap().push(kind);
     }
@@ -31,7 +30,7 @@ impl MetricsRecorder for Told {
     }
 }
 
-/// A source that knows another trust domain too, and one of its tokens, which is good.
+/// A source with a federated trust domain, and a valid token of that domain.
 async fn federated() -> (World, JwtSource, Validator, String) {
     let world = World::new().await;
     let other = world.agent.federate(OTHER).unwrap();
@@ -43,7 +42,7 @@ async fn federated() -> (World, JwtSource, Validator, String) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn wa4_wa8_each_message_is_the_whole_set_and_what_is_not_in_it_is_unloaded() {
+async fn wa4_wa8_each_message_replaces_the_whole_set() {
     let (world, source, validator, theirs) = federated().await;
 
     let mut updates = source.updated();
@@ -57,7 +56,7 @@ async fn wa4_wa8_each_message_is_the_whole_set_and_what_is_not_in_it_is_unloaded
 }
 
 #[tokio::test(start_paused = true)]
-async fn wa7_an_empty_key_set_is_a_value_and_trusts_nobody() {
+async fn wa7_an_empty_key_set_trusts_no_key() {
     let (world, source, validator, theirs) = federated().await;
 
     let mut updates = source.updated();
@@ -70,25 +69,30 @@ async fn wa7_an_empty_key_set_is_a_value_and_trusts_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn wa9_an_empty_map_is_discarded_and_counted_and_the_stream_goes_on() {
+async fn wa9_an_empty_map_is_discarded_and_counted() {
     let world = World::new().await;
-    let told = Arc::new(Told::default());
-    let source = world.builder().metrics(told.clone()).build().await.unwrap();
+    let recorded = Arc::new(Recorded::default());
+    let source = world
+        .builder()
+        .metrics(recorded.clone())
+        .build()
+        .await
+        .unwrap();
     let validator = world.validator(&source);
     let replay = world.agent.replay();
     for _ in 0..3 {
         replay.send(NOTHING).await;
     }
     settle().await;
-    assert_eq!(*told.errors.lock().unwrap(), ["empty-message"; 3]);
+    assert_eq!(*recorded.errors.lock().unwrap(), ["empty-message"; 3]);
     assert!(validator.validate(&world.token()).is_ok());
     let state = source.state();
     assert_eq!(state.revision(), 1);
     assert!(state.is_discarding() && state.is_ready() && state.is_connected());
-    let last = state.last_error().expect("told");
+    let last = state.last_error().expect("an error");
     assert_eq!(last.kind(), "empty-message");
     assert!(last.message().contains("discarded"), "{}", last.message());
-    // The same stream brings the next good set, which ends the trouble.
+    // The same stream delivers the next good set, which clears the error.
     let other = Issuer::new(OTHER).unwrap();
     let sets = [entry(world.agent.issuer()), entry(&other)];
     let mut updates = source.updated();
@@ -100,12 +104,17 @@ async fn wa9_an_empty_map_is_discarded_and_counted_and_the_stream_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_equal_set_is_told_to_nobody_and_the_keys_stay_the_same_ones() {
+async fn equal_sets_are_not_published() {
     let world = World::new().await;
     world.agent.rotate_now();
     world.agent.federate(OTHER).unwrap();
-    let told = Arc::new(Told::default());
-    let source = world.builder().metrics(told.clone()).build().await.unwrap();
+    let recorded = Arc::new(Recorded::default());
+    let source = world
+        .builder()
+        .metrics(recorded.clone())
+        .build()
+        .await
+        .unwrap();
     let keys = |source: &tower_spiffe::JwtSource| {
         let bundle = source.bundle_for_trust_domain(&td(TD)).unwrap();
         bundle.authorities().cloned().collect::<Vec<_>>()
@@ -124,23 +133,28 @@ async fn an_equal_set_is_told_to_nobody_and_the_keys_stay_the_same_ones() {
         assert!(source.state().last_message().unwrap() <= millis(5));
         tokio::time::sleep(secs(1)).await;
     }
-    assert_eq!((updates.last(), *told.updates.lock().unwrap()), (1, 1));
+    assert_eq!((updates.last(), *recorded.updates.lock().unwrap()), (1, 1));
     let after = keys(&source);
     assert_eq!(before.len(), 2);
     assert!(before.iter().zip(&after).all(|(a, b)| Arc::ptr_eq(a, b)));
-    // Nor is one that comes over another stream.
+    // The same for an equal set on another stream.
     world.agent.cut_connections().await;
     tokio::time::sleep(secs(2)).await;
     assert!(source.state().is_connected() && source.state().reconnects() > 0);
-    assert_eq!((updates.last(), *told.updates.lock().unwrap()), (1, 1));
+    assert_eq!((updates.last(), *recorded.updates.lock().unwrap()), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unreadable_key_set_costs_its_trust_domain_the_update_and_no_other() {
+async fn unreadable_key_set_affects_only_its_domain() {
     let world = World::new().await;
     let other = world.agent.federate(OTHER).unwrap();
-    let told = Arc::new(Told::default());
-    let source = world.builder().metrics(told.clone()).build().await.unwrap();
+    let recorded = Arc::new(Recorded::default());
+    let source = world
+        .builder()
+        .metrics(recorded.clone())
+        .build()
+        .await
+        .unwrap();
     let validator = world.validator(&source);
     let theirs = other.token("spiffe://other.test/web", AUD).sign();
     tokio::time::sleep(secs(10)).await;
@@ -153,7 +167,7 @@ async fn an_unreadable_key_set_costs_its_trust_domain_the_update_and_no_other() 
     world.agent.federate_raw("new.test", "nonsense").unwrap();
     let new = world.agent.rotate_now();
     soon(
-        "our own rotation",
+        "the rotation",
         updates.wait_for({
             let source = source.clone();
             move |_| key_ids(&source, TD).contains(&new)
@@ -163,7 +177,7 @@ async fn an_unreadable_key_set_costs_its_trust_domain_the_update_and_no_other() 
     .unwrap();
     settle().await;
 
-    // The other domain: its last good bundle, and the state says so.
+    // The other domain keeps its last good bundle, and the state has the error.
     assert!(validator.validate(&theirs).is_ok());
     assert!(validator.validate(&world.token()).is_ok());
     let state = source.state();
@@ -173,10 +187,10 @@ async fn an_unreadable_key_set_costs_its_trust_domain_the_update_and_no_other() 
     assert_eq!(own.last_error(), None);
     assert_eq!(own.last_update(), Some(secs(0)));
     assert_eq!(theirs.trust_domain().name(), OTHER);
-    let why = theirs.last_error().expect("told");
+    let why = theirs.last_error().expect("an error");
     assert!(why.contains("its JWK Set cannot be read"), "{why}");
     assert_eq!(theirs.last_update(), Some(secs(10)));
-    // One that never had a bundle is not unknown: the trouble is on our side.
+    // A domain that never had a bundle is not unknown: its error is temporary.
     assert_eq!(unread.trust_domain().name(), "new.test");
     assert_eq!((unread.last_update(), unread.key_ids().len()), (None, 0));
     let answer = source.bundle("new.test");
@@ -186,41 +200,47 @@ async fn an_unreadable_key_set_costs_its_trust_domain_the_update_and_no_other() 
         source.bundle("unheard-of.test"),
         BundleAnswer::UnknownTrustDomain
     ));
-    assert!(told.errors.lock().unwrap().contains(&"bundle-unreadable"));
+    assert!(
+        recorded
+            .errors
+            .lock()
+            .unwrap()
+            .contains(&"bundle-unreadable")
+    );
     assert!(state.is_ready() && state.is_connected() && !state.is_healthy());
 
-    // Readable again, it is told as mended.
+    // When it is readable again, the end of the error is published.
     world.agent.federate_with(&other);
     world.agent.unfederate("new.test");
-    let mended = || {
+    let readable = || {
         source
             .state()
             .trust_domains()
             .iter()
             .all(|it| it.last_error().is_none())
     };
-    eventually("a good set", mended).await;
+    eventually("a good set", readable).await;
     assert_eq!(world.agent.counts().fetch_jwt_bundles, 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn limits_hold_before_work_and_cost_no_more_than_they_say() {
+async fn exceeded_limits_discard_only_what_they_cover() {
     let world = World::new().await;
     let other = world.agent.federate(OTHER).unwrap();
-    let told = Arc::new(Told::default());
+    let recorded = Arc::new(Recorded::default());
     let limits = ResourceLimits::default()
         .max_bundles(2)
         .max_bundle_jwks_bytes(2000);
     let builder = world.builder().resource_limits(limits);
-    let source = builder.metrics(told.clone()).build().await.unwrap();
+    let source = builder.metrics(recorded.clone()).build().await.unwrap();
     let mut updates = source.updated();
 
-    // One domain over its limit: the others update.
+    // One domain exceeds its limit; the others update.
     let large = padded(&other.jwks(), 2001);
     world.agent.federate_raw(OTHER, large).unwrap();
     let new = world.agent.rotate_now();
     soon(
-        "our own rotation",
+        "the rotation",
         updates.wait_for({
             let source = source.clone();
             move |_| key_ids(&source, TD).contains(&new)
@@ -232,17 +252,17 @@ async fn limits_hold_before_work_and_cost_no_more_than_they_say() {
     let state = source.state();
     let why = state.trust_domains()[1]
         .last_error()
-        .expect("told")
+        .expect("an error")
         .to_owned();
     assert!(why.contains("2001 bytes") && why.contains("2000"), "{why}");
     assert!(why.contains("max_bundle_jwks_bytes"), "{why}");
-    // Just so many bytes are within it.
+    // Exactly at the limit is allowed.
     let just = padded(&other.jwks(), 2000);
     world.agent.federate_raw(OTHER, just).unwrap();
-    let mended = || source.state().trust_domains()[1].last_error().is_none();
-    eventually("the mended set", mended).await;
+    let readable = || source.state().trust_domains()[1].last_error().is_none();
+    eventually("the readable set", readable).await;
 
-    // A domain too many: the message is discarded whole, and the set before it stays.
+    // With one domain too many, the whole message is discarded, and the last set is kept.
     let revision = updates.last();
     let third = world.agent.federate("third.test").unwrap();
     let discarded = || source.state().last_error().is_some();
@@ -260,14 +280,14 @@ async fn limits_hold_before_work_and_cost_no_more_than_they_say() {
             .bundle_for_trust_domain(third.trust_domain())
             .is_err()
     );
-    let errors = told.errors.lock().unwrap().clone();
+    let errors = recorded.errors.lock().unwrap().clone();
     assert_eq!(errors.last(), Some(&"too-many-bundles"));
     assert!(errors.contains(&"bundle-too-large"));
     assert_eq!(world.agent.counts().fetch_jwt_bundles, 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_message_at_every_limit_at_once_is_taken() {
+async fn message_at_every_limit_is_accepted() {
     let world = World::new().await;
     let limits = ResourceLimits::default()
         .max_bundles(50)
@@ -293,7 +313,7 @@ async fn a_message_at_every_limit_at_once_is_taken() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn rubbish_in_place_of_a_message_keeps_the_set_and_the_next_stream_mends_it() {
+async fn malformed_message_keeps_the_set() {
     let world = World::new().await;
     let source = world.source().await;
     let validator = world.validator(&source);
@@ -304,7 +324,10 @@ async fn rubbish_in_place_of_a_message_keeps_the_set_and_the_next_stream_mends_i
     assert!(validator.validate(&world.token()).is_ok());
     let state = source.state();
     assert!(!state.is_connected());
-    assert_eq!(state.last_error().expect("told").kind(), "invalid-answer");
+    assert_eq!(
+        state.last_error().expect("an error").kind(),
+        "invalid-answer"
+    );
     world.agent.recover();
     let waited = world.time_until(|| source.state().is_connected()).await;
     assert!(waited <= secs(10), "{waited:?}");

@@ -1,4 +1,4 @@
-//! An agent in memory on paused time, a source on it, and waits that end.
+//! An agent in memory on paused time, a source that uses it, and waits with time limits.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub(crate) const OTHER: &str = "other.test";
 pub(crate) const AUD: &str = "spiffe://example.org/db";
 pub(crate) const WEB: &str = "spiffe://example.org/web";
 
-/// An agent in memory, and everything else on its clock.
+/// An agent in memory; everything runs on its clock.
 pub(crate) struct World {
     pub(crate) clock: PausedClock,
     pub(crate) agent: FakeAgent,
@@ -33,7 +33,7 @@ impl World {
         Self { clock, agent }
     }
 
-    /// A source on the agent, to be set up; its waits are the same in every run.
+    /// Returns a builder for a source of this agent, with deterministic backoff.
     pub(crate) fn builder(&self) -> JwtSourceBuilder {
         let builder = JwtSource::builder()
             .connector(self.agent.connector())
@@ -53,22 +53,22 @@ impl World {
             .unwrap()
     }
 
-    /// A caller's token that the key of now signed.
+    /// Returns a caller's token that the current key signed.
     pub(crate) fn token(&self) -> String {
         self.agent.token(WEB, AUD)
     }
 
-    /// How long it takes until this is so, to the millisecond.
-    pub(crate) async fn time_until(&self, so: impl Fn() -> bool) -> Duration {
+    /// Returns how long the condition takes to become true, to the millisecond.
+    pub(crate) async fn time_until(&self, condition: impl Fn() -> bool) -> Duration {
         let began = Instant::now();
-        while !so() {
-            assert!(began.elapsed() < secs(3600), "it never was so");
+        while !condition() {
+            assert!(began.elapsed() < secs(3600), "the condition was never true");
             tokio::time::sleep(millis(1)).await;
         }
         began.elapsed()
     }
 
-    /// When the bundle stream was opened in this time, counted from now, to the millisecond.
+    /// Returns when the bundle stream was opened within this time, from now, to the millisecond.
     pub(crate) async fn openings(&self, within: Duration) -> Vec<Duration> {
         let began = Instant::now();
         let mut seen = self.agent.counts().fetch_jwt_bundles;
@@ -101,7 +101,7 @@ pub(crate) fn reason<T>(outcome: Result<T, ValidateError>) -> Option<ValidateRea
     outcome.err().map(|error| error.reason())
 }
 
-/// A trust domain's name as the agent gives it, and its keys.
+/// Returns a trust domain as the agent sends it: its name and its keys.
 pub(crate) fn entry(issuer: &Issuer) -> (String, Vec<u8>) {
     (
         issuer.trust_domain().to_spiffe_id().to_string(),
@@ -109,7 +109,7 @@ pub(crate) fn entry(issuer: &Issuer) -> (String, Vec<u8>) {
     )
 }
 
-/// A JWK Set that has so many bytes, with the keys of this one.
+/// Returns this JWK Set, padded to this size.
 pub(crate) fn padded(jwks: &[u8], bytes: usize) -> Vec<u8> {
     let mut padded = jwks.to_vec();
     assert_eq!(padded.pop(), Some(b'}'));
@@ -119,7 +119,7 @@ pub(crate) fn padded(jwks: &[u8], bytes: usize) -> Vec<u8> {
     padded
 }
 
-/// So many trust domains with so many P-256 keys each, by name.
+/// Returns trust domains with P-256 keys, by name.
 pub(crate) fn many_keys(domains: usize, keys: usize) -> Vec<(String, Vec<u8>)> {
     (0..domains)
         .map(|n| {

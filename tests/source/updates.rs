@@ -1,4 +1,4 @@
-//! `updated()`: what is told, to whom, and what is not.
+//! `updated()`: which changes it reports, and to which handles.
 
 use futures_util::{FutureExt as _, StreamExt as _};
 use tower_spiffe::source::JwtSourceErrorReason;
@@ -21,7 +21,7 @@ async fn the_first_sync_is_no_change() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn changed_waits_for_the_next_change_after_the_handle_was_made() {
+async fn changed_waits_for_changes_after_its_creation() {
     let world = World::new().await;
     let source = world.source().await;
     world.agent.rotate_now();
@@ -34,12 +34,12 @@ async fn changed_waits_for_the_next_change_after_the_handle_was_made() {
     );
     world.agent.rotate_now();
     assert_eq!(soon("the change", late.changed()).await.unwrap(), 3);
-    // Told once.
+    // Reported once.
     assert!(late.changed().now_or_never().is_none());
 }
 
 #[tokio::test(start_paused = true)]
-async fn changes_between_two_calls_are_told_as_one_and_a_dropped_wait_loses_none() {
+async fn missed_changes_are_reported_as_one() {
     let world = World::new().await;
     let source = world.source().await;
     let mut updates = source.updated();
@@ -63,27 +63,27 @@ async fn a_withdrawal_and_a_restoration_are_changes() {
     let mut updates = source.updated();
     for n in 0..3 {
         world.agent.withdraw();
-        let told = soon("the withdrawal", updates.changed()).await.unwrap();
-        assert_eq!(told, 2 + 2 * n);
-        // By then it is in force.
+        let revision = soon("the withdrawal", updates.changed()).await.unwrap();
+        assert_eq!(revision, 2 + 2 * n);
+        // The withdrawal is in force when it is reported.
         assert!(source.bundle_set().is_err());
         world.agent.restore();
-        let told = soon("the restoration", updates.changed()).await.unwrap();
-        assert_eq!(told, 3 + 2 * n);
+        let revision = soon("the restoration", updates.changed()).await.unwrap();
+        assert_eq!(revision, 3 + 2 * n);
         assert!(source.bundle_set().is_ok());
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn wait_for_looks_at_once_and_then_at_each_change() {
+async fn wait_for_checks_at_once_and_at_each_change() {
     let world = World::new().await;
     let source = world.source().await;
     let mut updates = source.updated();
     let at_once = updates.wait_for(|revision| revision == 1).now_or_never();
     assert_eq!(at_once.unwrap().unwrap(), 1);
     let waits = tokio::spawn(async move {
-        let told = updates.wait_for(|revision| revision >= 3).await.unwrap();
-        (told, updates)
+        let revision = updates.wait_for(|revision| revision >= 3).await.unwrap();
+        (revision, updates)
     });
     for revision in 2..=3 {
         settle().await;
@@ -93,20 +93,20 @@ async fn wait_for_looks_at_once_and_then_at_each_change() {
             .time_until(|| source.state().revision() == revision)
             .await;
     }
-    let (told, mut updates) = soon("the third", waits).await.unwrap();
-    assert_eq!(told, 3);
+    let (revision, mut updates) = soon("the third", waits).await.unwrap();
+    assert_eq!(revision, 3);
     assert!(updates.changed().now_or_never().is_none());
 }
 
 #[tokio::test(start_paused = true)]
-async fn as_a_stream_it_gives_the_same_and_ends_with_the_source() {
+async fn as_a_stream_it_ends_with_the_source() {
     let world = World::new().await;
     let source = world.source().await;
     let mut stream = source.updated();
     assert!(stream.next().now_or_never().is_none());
     world.agent.rotate_now();
-    assert_eq!(soon("the change", stream.next()).await, Some(2));
-    // Handle and stream are one: what was told by one is not told by the other.
+    // A handle and its stream share one position.
+    // Handle and stream are one: what was revision by one is not revision by the other.
     assert!(stream.changed().now_or_never().is_none());
     let mut clone = stream.clone();
     world.agent.withdraw();
@@ -118,7 +118,7 @@ async fn as_a_stream_it_gives_the_same_and_ends_with_the_source() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_shutdown_is_told_as_the_end_and_never_as_a_change() {
+async fn shutdown_ends_updates_without_a_change() {
     let agent = tower_spiffe::testing::FakeAgent::start(TD).await.unwrap();
     for _ in 0..100 {
         let source = agent.source().await.unwrap();
@@ -131,8 +131,8 @@ async fn a_shutdown_is_told_as_the_end_and_never_as_a_change() {
         tokio::task::yield_now().await;
         source.shutdown().await;
         for wait in waits {
-            let told = soon("the end", wait).await.unwrap();
-            let reason = told.map_err(|error| error.reason());
+            let ended = soon("the end", wait).await.unwrap();
+            let reason = ended.map_err(|error| error.reason());
             assert_eq!(reason, Err(JwtSourceErrorReason::Closed));
         }
     }

@@ -1,4 +1,4 @@
-//! The issuer takes its bundles back (WA-29), by each policy.
+//! The issuer withdraws its bundles (WA-29), with each policy.
 
 use std::sync::{Arc, Mutex};
 
@@ -18,29 +18,34 @@ const WITHDRAWN: Option<ValidateReason> = Some(ValidateReason::BundlesUnavailabl
 ));
 
 #[derive(Default)]
-struct Told(Mutex<Vec<bool>>);
+struct Recorded(Mutex<Vec<bool>>);
 
-impl MetricsRecorder for Told {
+impl MetricsRecorder for Recorded {
     fn record_withdrawal(&self, withdrawn: bool) {
         self.0.lock().unwrap().push(withdrawn);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn wa29_immediate_ceases_at_once_and_goes_on_when_they_are_back() {
+async fn wa29_immediate_withdrawal_stops_validation_until_restored() {
     let world = World::new().await;
-    let told = Arc::new(Told::default());
-    let source = world.builder().metrics(told.clone()).build().await.unwrap();
+    let recorded = Arc::new(Recorded::default());
+    let source = world
+        .builder()
+        .metrics(recorded.clone())
+        .build()
+        .await
+        .unwrap();
     let validator = world.validator(&source);
     let token = world.token();
     assert!(validator.validate(&token).is_ok());
     let mut updates = source.updated();
     world.agent.withdraw();
-    assert_eq!(soon("the news", updates.changed()).await.unwrap(), 2);
-    // A verdict that is cached is withdrawn too.
+    assert_eq!(soon("the withdrawal", updates.changed()).await.unwrap(), 2);
+    // Cached results are withdrawn too.
     assert_eq!(reason(validator.validate(&token)), WITHDRAWN);
     let state = source.state();
-    let withdrawal = state.withdrawn().expect("told");
+    let withdrawal = state.withdrawn().expect("a withdrawal");
     assert!(withdrawal.is_in_force());
     assert!(
         withdrawal.why().contains("PermissionDenied"),
@@ -53,19 +58,24 @@ async fn wa29_immediate_ceases_at_once_and_goes_on_when_they_are_back() {
     assert_eq!(source.state().withdrawn().unwrap().age(), secs(60));
 
     world.agent.restore();
-    assert_eq!(soon("the news", updates.changed()).await.unwrap(), 3);
+    assert_eq!(soon("the restoration", updates.changed()).await.unwrap(), 3);
     assert!(validator.validate(&token).is_ok());
     assert!(source.state().withdrawn().is_none());
-    assert_eq!(*told.0.lock().unwrap(), [true, false]);
+    assert_eq!(*recorded.0.lock().unwrap(), [true, false]);
 }
 
-/// What cannot be read gives nothing back: a caller is told that nobody can be judged, as at a
-/// start, and not that its key is unknown.
+/// Unreadable bundles do not end a withdrawal. Callers get 503, as before the first sync, and not
+/// "unknown key".
 #[tokio::test(start_paused = true)]
-async fn wa29_bundles_that_come_back_unreadable_are_withdrawn_still() {
+async fn wa29_unreadable_bundles_do_not_end_a_withdrawal() {
     let world = World::new().await;
-    let told = Arc::new(Told::default());
-    let source = world.builder().metrics(told.clone()).build().await.unwrap();
+    let recorded = Arc::new(Recorded::default());
+    let source = world
+        .builder()
+        .metrics(recorded.clone())
+        .build()
+        .await
+        .unwrap();
     let validator = world.validator(&source);
     let token = world.token();
     world.agent.withdraw();
@@ -81,11 +91,11 @@ async fn wa29_bundles_that_come_back_unreadable_are_withdrawn_still() {
     world.agent.recover();
     world.time_until(|| source.is_healthy()).await;
     assert!(validator.validate(&token).is_ok());
-    assert_eq!(*told.0.lock().unwrap(), [true, false]);
+    assert_eq!(*recorded.0.lock().unwrap(), [true, false]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn wa29_a_denial_of_the_reconnect_withdraws_as_one_in_midstream_does() {
+async fn wa29_denied_reconnect_withdraws() {
     let world = World::new().await;
     let source = world.source().await;
     world.agent.stop().await;
@@ -93,12 +103,12 @@ async fn wa29_a_denial_of_the_reconnect_withdraws_as_one_in_midstream_does() {
     world.agent.start_again().await.unwrap();
     let validator = world.validator(&source);
     let token = world.token();
-    let in_force = || reason(validator.validate(&token)) == WITHDRAWN;
-    assert!(world.time_until(in_force).await <= secs(1));
+    let is_withdrawn = || reason(validator.validate(&token)) == WITHDRAWN;
+    assert!(world.time_until(is_withdrawn).await <= secs(1));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_withdrawal_after_a_while_takes_effect_then_and_not_later() {
+async fn delayed_withdrawal_takes_effect_on_time() {
     let world = World::new().await;
     let after = WithdrawalPolicy::After(secs(90));
     let source = world.builder().withdrawal(after).build().await.unwrap();
@@ -109,21 +119,21 @@ async fn a_withdrawal_after_a_while_takes_effect_then_and_not_later() {
     world.agent.withdraw();
     settle().await;
     assert!(validator.validate(&token).is_ok());
-    let withdrawn = source.state().withdrawn().cloned().expect("told at once");
+    let withdrawn = source.state().withdrawn().cloned().expect("a withdrawal");
     assert!(!withdrawn.is_in_force());
     assert!(!source.is_healthy() && source.is_ready());
-    // The denials of meanwhile do not put it off.
+    // Later denials do not delay it.
     tokio::time::sleep(secs(89)).await;
     assert!(world.agent.counts().fetch_jwt_bundles > 5);
     assert!(validator.validate(&token).is_ok());
     tokio::time::sleep(secs(1)).await;
     assert_eq!(reason(validator.validate(&token)), WITHDRAWN);
-    assert_eq!(soon("the news", updates.changed()).await.unwrap(), 2);
+    assert_eq!(soon("the withdrawal", updates.changed()).await.unwrap(), 2);
     assert!(source.state().withdrawn().expect("still").is_in_force());
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_comes_back_in_time_was_never_gone() {
+async fn restored_in_time_nothing_is_withdrawn() {
     let world = World::new().await;
     let after = WithdrawalPolicy::After(secs(90));
     let source = world.builder().withdrawal(after).build().await.unwrap();
@@ -136,7 +146,7 @@ async fn what_comes_back_in_time_was_never_gone() {
         world
             .time_until(|| source.state().withdrawn().is_none())
             .await;
-        // The next one has the whole time again.
+        // The next withdrawal has the full delay again.
         tokio::time::sleep(secs(29)).await;
         assert!(validator.validate(&world.token()).is_ok());
     }
@@ -146,27 +156,27 @@ async fn what_comes_back_in_time_was_never_gone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn keep_goes_on_and_tells_all_the_same() {
+async fn keep_policy_validates_and_reports() {
     let world = World::new().await;
-    let told = Arc::new(Told::default());
+    let recorded = Arc::new(Recorded::default());
     let builder = world.builder().withdrawal(WithdrawalPolicy::Keep);
-    let source = builder.metrics(told.clone()).build().await.unwrap();
+    let source = builder.metrics(recorded.clone()).build().await.unwrap();
     let validator = world.validator(&source);
     let updates = source.updated();
     world.agent.withdraw();
     tokio::time::sleep(secs(24 * 3600)).await;
     assert!(validator.validate(&world.token()).is_ok());
     let state = source.state();
-    assert!(!state.withdrawn().expect("told").is_in_force());
+    assert!(!state.withdrawn().expect("a withdrawal").is_in_force());
     assert!(state.is_ready() && !state.is_healthy());
-    assert_eq!((updates.last(), told.0.lock().unwrap().len()), (1, 1));
+    assert_eq!((updates.last(), recorded.0.lock().unwrap().len()), (1, 1));
     world.agent.restore();
     world.time_until(|| source.is_healthy()).await;
-    assert_eq!(*told.0.lock().unwrap(), [true, false]);
+    assert_eq!(*recorded.0.lock().unwrap(), [true, false]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_but_a_denial_withdraws() {
+async fn only_denials_withdraw() {
     let world = World::new().await;
     let source = world.source().await;
     let validator = world.validator(&source);
@@ -187,9 +197,9 @@ async fn nothing_but_a_denial_withdraws() {
     }
 }
 
-/// Neither needs the task: a verdict is held against the clock by whoever asks for one.
+/// Both are checked against the clock at each validation; neither needs the task.
 #[test]
-fn a_withdrawal_and_a_staleness_strike_while_the_task_hangs() {
+fn withdrawal_and_staleness_apply_without_the_task() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -211,13 +221,13 @@ fn a_withdrawal_and_a_staleness_strike_while_the_task_hangs() {
         let after = WithdrawalPolicy::After(secs(90));
         let withdrawn = builder.withdrawal(after).build().await.unwrap();
         agent.withdraw();
-        let told = || withdrawn.state().withdrawn().is_some();
-        eventually("the withdrawal", told).await;
+        let withdrawn = || withdrawn.state().withdrawn().is_some();
+        eventually("the withdrawal", withdrawn).await;
         let (other, builder) = start().await;
         let stale = builder.max_staleness(secs(200)).build().await.unwrap();
         ((agent, withdrawn), (other, stale))
     });
-    // Nobody drives the runtime from here on.
+    // The runtime is not driven from here on.
     let verdict = |(agent, source): &(FakeAgent, JwtSource)| {
         let validator = tower_spiffe::Validator::builder(source.clone())
             .audience(AUD)

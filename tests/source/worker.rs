@@ -1,4 +1,4 @@
-//! Messages are read although the runtime's blocking pool is full.
+//! Messages are read even if the runtime's blocking pool is full.
 
 use std::sync::mpsc;
 
@@ -7,7 +7,7 @@ use tower_spiffe::{JwtSource, Validator};
 
 use crate::support::*;
 
-/// The only thread for blocking work is busy: no message waits for it, of whatever size.
+/// All threads for blocking work are busy. No message of any size waits for them.
 #[test]
 fn e20_full_blocking_pool_delays_no_update() {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -42,7 +42,7 @@ fn e20_full_blocking_pool_delays_no_update() {
         assert_eq!(set.iter().map(|bundle| bundle.len()).sum::<usize>(), 1991);
         assert!(validator.validate(&token).is_ok());
 
-        // One large document, without the key.
+        // One large document without the key.
         let empty = padded(br#"{"keys": []}"#, 100_000);
         soon("a reader", replay.send([(own.0, empty)])).await;
         soon("the revocation", updates.changed()).await.unwrap();

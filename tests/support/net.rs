@@ -109,12 +109,12 @@ pub struct Host {
 }
 
 impl Host {
-    /// Starts a host that answers every request; `/to?URL` redirects, `/refuse` returns 401.
+    /// Starts a host that answers every request; `/to?URL` redirects, `/reject` returns 401.
     pub async fn start(ca: Option<&Ca>) -> Self {
         let app = service_fn(|request: Request| async move {
             Ok::<_, Infallible>(match (request.uri().path(), request.uri().query()) {
                 ("/to", Some(url)) => Redirect::temporary(url).into_response(),
-                ("/refuse", _) => StatusCode::UNAUTHORIZED.into_response(),
+                ("/reject", _) => StatusCode::UNAUTHORIZED.into_response(),
                 _ => "welcome".into_response(),
             })
         });

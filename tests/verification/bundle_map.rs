@@ -1,5 +1,4 @@
-//! The rules of Bundle Maps that show only while a map changes (the others have their tests with
-//! `FileBundles` itself).
+//! Rules of bundle maps that need a map that changes. `FileBundles` has tests for the others.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,7 +8,7 @@ use tower_spiffe::source::FileBundles;
 
 use crate::support::es256;
 
-/// A map file of its own, gone with the test.
+/// A map file, deleted on drop.
 struct Map(PathBuf);
 
 impl Map {
@@ -18,7 +17,7 @@ impl Map {
         Self(std::env::temp_dir().join(name))
     }
 
-    /// As a publisher does it: written aside, and renamed.
+    /// Writes a temporary file and renames it, as publishers do.
     fn publish(&self, kid: &str, hint: &Value) {
         let mut jwk = es256().with_key_id(kid).jwk();
         jwk["use"] = json!("jwt-svid");
@@ -44,7 +43,7 @@ impl Drop for Map {
     }
 }
 
-/// The name of the one key that both trust domains have; nothing where they differ.
+/// Returns the name of the key that both trust domains have, or `None` if they differ.
 fn both(source: &FileBundles) -> Option<String> {
     let set = source.bundle_set().unwrap();
     let name = |trust_domain| {
@@ -57,7 +56,7 @@ fn both(source: &FileBundles) -> Option<String> {
     (one == other).then_some(one)
 }
 
-/// Waits for this key with a deadline, asking `each` all the while.
+/// Waits for this key with a deadline; calls `each` meanwhile.
 async fn until(source: &FileBundles, kid: &str, mut each: impl FnMut()) {
     let coming = async {
         while both(source).as_deref() != Some(kid) {
@@ -70,9 +69,9 @@ async fn until(source: &FileBundles, kid: &str, mut each: impl FnMut()) {
 }
 
 #[tokio::test]
-async fn tb_14_a_hint_in_a_map_does_not_change_how_often_it_is_looked_at() {
+async fn tb_14_hint_in_a_map_does_not_change_polling() {
     let map = Map::new("hint");
-    // Not by a day, and by nothing that is no hint.
+    // Neither a long nor an invalid hint changes it.
     for (n, hint) in [json!(86_400), json!(0), json!(-1), json!("x")]
         .iter()
         .enumerate()
@@ -87,14 +86,14 @@ async fn tb_14_a_hint_in_a_map_does_not_change_how_often_it_is_looked_at() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tb_15_a_map_is_taken_in_whole() {
+async fn tb_15_map_is_applied_as_a_whole() {
     let map = Map::new("whole");
     map.publish("key-0", &Value::Null);
     let source = map.open();
     for n in 1..=50 {
         let kid = format!("key-{n}");
         map.publish(&kid, &Value::Null);
-        let torn = || assert!(both(&source).is_some(), "of two states of the world");
+        let torn = || assert!(both(&source).is_some(), "the map was applied partly");
         until(&source, &kid, torn).await;
     }
 }

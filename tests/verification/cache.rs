@@ -1,4 +1,4 @@
-//! The verified cache: bounded, scan-resistant, counted, and never a way in.
+//! The cache of verified tokens: bounded, scan-resistant, counted, and never a bypass.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -22,7 +22,7 @@ fn numbered(signer: &Signer, n: usize) -> String {
 }
 
 #[test]
-fn a_second_sight_is_a_hit_and_counted() {
+fn second_validation_is_a_counted_hit() {
     let signer = es256();
     let fixture = Fixture::new(&[&signer]);
     let token = signer.token();
@@ -30,7 +30,7 @@ fn a_second_sight_is_a_hit_and_counted() {
         fixture.warm.validate(&token).unwrap();
         fixture.cold.validate(&token).unwrap();
     }
-    fixture.warm.validate("rubbish").unwrap_err();
+    fixture.warm.validate("not a token").unwrap_err();
     let stats = fixture.warm.cache_stats();
     assert_eq!((stats.hits, stats.misses, stats.entries), (2, 2, 1));
     assert!(stats.bytes > token.len() as u64);
@@ -51,7 +51,7 @@ fn a_clone_and_another_thread_share_the_cache() {
 }
 
 #[test]
-fn no_refusal_is_kept() {
+fn rejections_are_not_cached() {
     let signer = es256();
     let fixture = Fixture::new(&[&signer]);
     for n in 0..100 {
@@ -62,7 +62,7 @@ fn no_refusal_is_kept() {
 }
 
 #[test]
-fn a_hit_that_is_past_its_end_is_none_and_makes_room() {
+fn expired_entry_is_removed() {
     let signer = es256();
     let fixture = Fixture::new(&[&signer]);
     let (short, long) = (
@@ -84,14 +84,14 @@ fn a_hit_that_is_past_its_end_is_none_and_makes_room() {
     }
     let after = fixture.warm.cache_stats();
     assert_eq!((after.hits, after.misses, after.entries), (2, 4, 1));
-    // Nor is it in this thread's own level: with the clock set back it is verified anew.
+    // Nor is it cached per thread: with the clock set back, it is verified again.
     fixture.clock.set(UnixTime::from_secs(NOW));
     fixture.warm.validate(&short).unwrap();
     assert_eq!(fixture.warm.cache_stats().misses, 5);
 }
 
 #[test]
-fn a_hit_that_is_not_valid_yet_is_none_and_stays() {
+fn entry_that_is_not_yet_valid_is_kept() {
     let signer = es256();
     let fixture = Fixture::new(&[&signer]);
     let token = signer.sign(&claims_with("nbf", json!(NOW)));
@@ -101,20 +101,20 @@ fn a_hit_that_is_not_valid_yet_is_none_and_stays() {
     assert_eq!(error.reason(), ValidateReason::NotYetValid);
     let stats = fixture.warm.cache_stats();
     assert_eq!((stats.hits, stats.misses, stats.entries), (0, 2, 1));
-    // The clock that was set back comes forward again.
+    // The clock that was set back advances again.
     fixture.clock.set(UnixTime::from_secs(NOW));
     fixture.warm.validate(&token).unwrap();
     assert_eq!(fixture.warm.cache_stats().hits, 1);
 }
 
 #[test]
-fn it_is_bounded_by_bytes_and_regulars_survive_a_flood() {
+fn cache_is_bounded_and_keeps_frequent_tokens() {
     let signer = es256();
     let small = Fixture::with(keys_of(&[&signer]), |builder| {
         builder.cache_bytes(128 * 1024)
     });
     let regulars: Vec<String> = (0..20).map(|n| numbered(&signer, n)).collect();
-    // Two threads, so that the shared level is asked as well as the threads' own.
+    // Two threads, so that the shared level is used as well as the per-thread level.
     let use_regulars = || {
         for token in &regulars {
             small.warm.validate(token).unwrap();
@@ -138,7 +138,7 @@ fn it_is_bounded_by_bytes_and_regulars_survive_a_flood() {
     }
     let stats = small.warm.cache_stats();
     assert!(stats.evictions > 1000, "{stats:?}");
-    // A thread of its own has no first level: what it finds is in the shared one.
+    // A new thread has an empty first level, so its hits come from the shared level.
     let before = stats.hits;
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -152,7 +152,7 @@ fn it_is_bounded_by_bytes_and_regulars_survive_a_flood() {
 }
 
 #[test]
-fn a_token_longer_than_the_cache_is_verified_all_the_same() {
+fn token_larger_than_the_cache_is_verified() {
     let signer = es256();
     let tiny = Fixture::with(keys_of(&[&signer]), |builder| builder.cache_bytes(1024));
     let long = signer.sign(&claims_with("fill", json!("x".repeat(4000))));
@@ -162,7 +162,7 @@ fn a_token_longer_than_the_cache_is_verified_all_the_same() {
     assert_eq!(tiny.warm.cache_stats().entries, 0);
 }
 
-/// Bytes that are held more after this than before it, by this thread's doing.
+/// Returns the bytes that this work allocates on this thread and does not free.
 fn held(work: impl FnOnce()) -> i64 {
     allocation_counter::measure(work).bytes_current
 }
@@ -179,7 +179,7 @@ fn a_small_cache_is_small_on_every_thread() {
     };
     let fill = |validator: &Validator| {
         for token in &tokens {
-            // At second sight a token may push another one out of the thread's own level.
+            // A second use may evict another token from the per-thread level.
             validator.validate(token).unwrap();
             validator.validate(token).unwrap();
         }
@@ -188,18 +188,18 @@ fn a_small_cache_is_small_on_every_thread() {
     let bytes = held(|| fill(&small));
     assert!(bytes <= 48 * 1024, "{bytes} bytes for a cache of 16 KiB");
 
-    // What is documented for a thread.
+    // The documented size of the per-thread level.
     let large = build(8 * 1024 * 1024);
     let bytes = held(|| fill(&large));
     let shared = i64::try_from(large.cache_stats().bytes).unwrap();
     assert!(
         bytes <= shared + 640 * 1024,
-        "{bytes} bytes, {shared} of them shared"
+        "{bytes} bytes, {shared} bytes shared"
     );
 }
 
 #[test]
-fn a_validator_that_is_dropped_leaves_nothing_behind() {
+fn dropped_validator_frees_its_memory() {
     let signer = es256();
     let source = Swappable::new(keys_of(&[&signer]));
     let tokens: Vec<String> = (0..256).map(|n| numbered(&signer, n)).collect();
@@ -212,13 +212,13 @@ fn a_validator_that_is_dropped_leaves_nothing_behind() {
         }
         validator.validate(&tokens[0]).unwrap();
     };
-    // The thread's table is made once.
+    // The per-thread table is allocated once.
     use_one();
     let few = held(|| (0..2).for_each(|_| use_one()));
     assert!(few <= 8 * 1024, "{few} bytes after two more validators");
     let bytes = held(|| {
         (0..20).for_each(|_| use_one());
-        // The first sight of a token after that clears what the dropped ones left.
+        // The next verification of a new token clears the entries of dropped validators.
         let other = Validator::builder(source.clone())
             .audience(crate::signer::AUDIENCE)
             .clock(crate::support::HandClock::at(NOW))
@@ -230,13 +230,13 @@ fn a_validator_that_is_dropped_leaves_nothing_behind() {
 }
 
 #[test]
-fn an_update_that_leaves_a_key_as_it_was_leaves_its_entries() {
+fn update_keeps_entries_of_unchanged_keys() {
     let signer = es256();
     let fixture = Fixture::new(&[&signer]);
     let token = signer.token();
     fixture.accepts(&token);
     let misses = fixture.warm.cache_stats().misses;
-    // The same key, read anew, with another beside it; shared with the bundle before or not.
+    // The same key, parsed again, next to another key; shared with the previous bundle or not.
     let other = Signer::new("p256-b", Algorithm::ES256);
     let anew = bundle("td.test", &[other.jwk(), signer.jwk()]);
     let shared = share_authorities(anew.clone(), &bundle("td.test", &[signer.jwk()]));
@@ -248,7 +248,7 @@ fn an_update_that_leaves_a_key_as_it_was_leaves_its_entries() {
 }
 
 #[test]
-fn sharing_takes_equal_keys_and_no_others() {
+fn only_equal_keys_are_shared() {
     let (signer, other) = (es256(), Signer::new("p256-b", Algorithm::ES256));
     let before = bundle("td.test", &[signer.jwk(), other.jwk()]);
     let mut restricted = other.jwk();
@@ -263,20 +263,20 @@ fn sharing_takes_equal_keys_and_no_others() {
         )
     };
     assert!(same("p256") && !same("p256-b"));
-    // Another trust domain's keys are another's.
+    // Keys of another trust domain are not shared.
     let foreign = share_authorities(bundle("other.test", &[signer.jwk()]), &before);
     assert!(!Arc::ptr_eq(
         before.authority("p256").unwrap(),
         foreign.authority("p256").unwrap()
     ));
-    // Order and what was ignored do not count.
+    // Order and ignored keys do not matter.
     let turned = bundle("td.test", &[json!(7), other.jwk(), signer.jwk()]);
     assert_eq!(before, turned);
     assert_ne!(before, bundle("other.test", &[signer.jwk(), other.jwk()]));
 }
 
 #[test]
-fn nothing_shown_has_a_token_in_it() {
+fn debug_output_contains_no_token() {
     let signer = es256();
     let fixture = Fixture::new(&[&signer]);
     let token = signer.token();
@@ -286,9 +286,9 @@ fn nothing_shown_has_a_token_in_it() {
         fixture.warm,
         fixture.warm.validate(&token)
     );
-    let refused = format!("{:?}", fixture.cold.validate(&format!("{token}x")));
+    let error = format!("{:?}", fixture.cold.validate(&format!("{token}x")));
     for part in token.split('.') {
-        assert!(!shown.contains(&part[..16]) && !refused.contains(&part[..16]));
+        assert!(!shown.contains(&part[..16]) && !error.contains(&part[..16]));
     }
     let own = tower_spiffe::JwtSvid::parse_unverified(&token, "hint").unwrap();
     assert_eq!(
@@ -314,7 +314,7 @@ impl MetricsRecorder for Labels {
 }
 
 #[test]
-fn a_label_is_a_trust_domain_that_we_know_and_never_a_tokens_word() {
+fn labels_contain_only_known_trust_domains() {
     let signer = es256();
     let labels = Arc::new(Labels::default());
     let fixture = Fixture::with(keys_of(&[&signer]), |builder| {
@@ -323,7 +323,7 @@ fn a_label_is_a_trust_domain_that_we_know_and_never_a_tokens_word() {
     let foreign = signer.sign(&claims_with("sub", json!("spiffe://attacker.test/web")));
     let expired = signer.sign(&claims_with("exp", json!(0)));
     let token = signer.token();
-    for token in [&token, &token, &foreign, &expired, "rubbish"] {
+    for token in [&token, &token, &foreign, &expired, "not a token"] {
         let _ = fixture.warm.validate(token);
     }
     let seen = std::mem::take(&mut *labels.0.lock().unwrap());
@@ -343,14 +343,14 @@ fn a_label_is_a_trust_domain_that_we_know_and_never_a_tokens_word() {
     );
 }
 
-/// A source that publishes generations of keys: `kid` p256 is one key in even generations and
-/// another in odd ones.
-struct Turning {
+/// A source that publishes generations of keys: `kid` p256 is one key in even generations, and
+/// another key in odd generations.
+struct Rotating {
     generation: AtomicU64,
     bundles: [Arc<JwtBundle>; 2],
 }
 
-impl BundleSource for Turning {
+impl BundleSource for Rotating {
     fn revision(&self) -> Result<u64, BundlesUnavailable> {
         Ok(self.generation.load(Ordering::Acquire))
     }
@@ -362,13 +362,13 @@ impl BundleSource for Turning {
 }
 
 #[test]
-fn a22_no_hit_outlives_its_key_while_keys_turn_under_many_threads() {
+fn a22_no_hit_outlives_its_key_under_load() {
     let signers = [
         es256(),
         Signer::new("p256-b", Algorithm::ES256).with_key_id("p256"),
     ];
     let bundles = [0, 1].map(|n| Arc::new(bundle("td.test", &[signers[n].jwk()])));
-    let source = Arc::new(Turning {
+    let source = Arc::new(Rotating {
         generation: AtomicU64::new(0),
         bundles,
     });
@@ -388,7 +388,7 @@ fn a22_no_hit_outlives_its_key_while_keys_turn_under_many_threads() {
                         let before = source.generation.load(Ordering::SeqCst);
                         let verdict = validator.validate(token);
                         let after = source.generation.load(Ordering::SeqCst);
-                        // Where no turn happened meanwhile, the verdict can be only one.
+                        // If no change happened during validation, the result must match the generation.
                         if before == after {
                             let good = before % 2 == n as u64;
                             assert_eq!(verdict.is_ok(), good, "token {n} in generation {before}");
@@ -415,7 +415,7 @@ fn a22_no_hit_outlives_its_key_while_keys_turn_under_many_threads() {
 }
 
 #[test]
-fn a_source_that_calls_back_into_a_validator_does_no_harm() {
+fn source_may_call_its_validator() {
     struct Nested(Validator, String, Arc<JwtBundle>);
     impl BundleSource for Nested {
         fn revision(&self) -> Result<u64, BundlesUnavailable> {
@@ -444,31 +444,31 @@ fn a_source_that_calls_back_into_a_validator_does_no_harm() {
     }
 }
 
-/// A header that was read once is known again, by this thread. It must open nothing.
+/// Headers are cached per thread. A cached header must not change a result.
 #[test]
-fn a_header_that_was_seen_before_is_judged_as_one_that_was_not() {
+fn a_known_header_changes_no_result() {
     let signer = es256();
     let usual = Fixture::new(&[&signer]);
     usual.accepts(&signer.token());
-    // The same header over other claims, with another signature, and under a key of that name
-    // which is another.
+    // The same header with other claims, with another signature, and with another key of that
+    // name.
     let expired = signer.sign(&claims_with("exp", json!(NOW - 1000)));
-    usual.refuses(&expired, ValidateReason::Expired);
+    usual.rejects(&expired, ValidateReason::Expired);
     let (signed, _) = expired.rsplit_once('.').unwrap();
     let (_, signature) = signer.token().rsplit_once('.').map(own).unwrap();
-    usual.refuses(&format!("{signed}.{signature}"), ValidateReason::Expired);
+    usual.rejects(&format!("{signed}.{signature}"), ValidateReason::Expired);
     let altered = signer.sign(&claims_with("jti", json!(1)));
     let (signed, _) = altered.rsplit_once('.').unwrap();
-    usual.refuses(&format!("{signed}.{signature}"), ValidateReason::Signature);
+    usual.rejects(&format!("{signed}.{signature}"), ValidateReason::Signature);
     let namesake = Signer::new("p256-b", Algorithm::ES256).with_key_id(&signer.key_id);
     let other_key = Fixture::new(&[&namesake]);
-    other_key.refuses(&signer.token(), ValidateReason::Signature);
+    other_key.rejects(&signer.token(), ValidateReason::Signature);
     let none = Fixture::with(keys_of(&[&signer]), |builder| {
         builder.algorithms([Algorithm::RS256])
     });
-    none.refuses(&signer.token(), ValidateReason::Algorithm);
+    none.rejects(&signer.token(), ValidateReason::Algorithm);
 
-    // One that a lax validator takes is not one for a strict one, and it stays so.
+    // A header that a lax validator accepted is still rejected by a strict one.
     let mut header = signer.header();
     header["more"] = json!(1);
     let token = signer.sign_texts(
@@ -479,7 +479,7 @@ fn a_header_that_was_seen_before_is_judged_as_one_that_was_not() {
         builder.allow_unknown_headers(true)
     });
     for _ in 0..2 {
-        usual.refuses(&token, ValidateReason::Header);
+        usual.rejects(&token, ValidateReason::Header);
         lax.accepts(&token);
     }
 }

@@ -1,4 +1,4 @@
-//! The conformance vectors: each verdict right, cold and warm, in order and shuffled.
+//! The conformance vectors have the expected results: cold and warm, in order and shuffled.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -58,8 +58,8 @@ impl Harness {
         }
     }
 
-    /// The validator for this case: one per audiences and leeway for the whole run, the bundles
-    /// and the clock swapped beneath it.
+    /// Returns the validator for this case. Validators are kept per audiences and leeway; the bundles
+    /// and the clock are swapped in them.
     pub fn validator(&mut self, case: &Value) -> Validator {
         let audiences: Vec<String> = serde_json::from_value(case["audience"].clone()).unwrap();
         let leeway = case["leeway"].as_u64().unwrap();
@@ -86,10 +86,10 @@ impl Harness {
         validator.clone()
     }
 
-    /// The class, or the identity.
-    fn judge(&mut self, case: &Value) -> Result<String, &'static str> {
+    /// Returns the SPIFFE ID, or the reason string.
+    fn validate(&mut self, case: &Value) -> Result<String, &'static str> {
         let validator = self.validator(case);
-        // The type of `validate` keeps other bytes out.
+        // `validate` accepts only UTF-8.
         let token = String::from_utf8(token_of(case)).map_err(|_| "malformed-token")?;
         match validator.validate(&token) {
             Ok(svid) => {
@@ -119,9 +119,9 @@ impl Harness {
         for &at in order {
             let case = &cases[at];
             if let Some(first) = case["after"].as_str() {
-                assert!(self.judge(by_id[first]).is_ok(), "{first}");
+                assert!(self.validate(by_id[first]).is_ok(), "{first}");
             }
-            let verdict = self.judge(case);
+            let verdict = self.validate(case);
             if let Some(problem) = self.problem(case, &verdict) {
                 wrong.push(format!("{}: {problem}", case["id"]));
             }
@@ -132,7 +132,7 @@ impl Harness {
     fn problem(&self, case: &Value, verdict: &Result<String, &'static str>) -> Option<String> {
         let expect = match case["unknown_headers_ignored"].as_str() {
             Some(expect) if self.allow_unknown_headers => expect,
-            // Its field is unknown and nothing else is wrong; the vectors name no verdict here.
+            // Only its unknown field is invalid; the vectors have no result for this mode.
             None if self.allow_unknown_headers && case["id"] == "header-deep" => "ok",
             _ => case["expect"].as_str().unwrap(),
         };
@@ -144,7 +144,7 @@ impl Harness {
             }
             Ok(id) => Some(format!("accepted as {id}, expected {expect}")),
             Err(class) if *class == expect => None,
-            // Other classes are as well founded; accept or refuse is what binds then.
+            // Other listed reasons are also correct.
             Err(class)
                 if expect != "ok"
                     && case["or"]
@@ -153,7 +153,7 @@ impl Harness {
             {
                 None
             }
-            Err(class) => Some(format!("refused as {class}, expected {expect}")),
+            Err(class) => Some(format!("rejected as {class}, expected {expect}")),
         }
     }
 }
@@ -169,7 +169,7 @@ fn shuffled(mut order: Vec<usize>, seed: u64) -> Vec<usize> {
 }
 
 #[test]
-fn every_token_gets_its_verdict_in_order_and_again_with_a_warm_cache() {
+fn vectors_in_order_and_with_a_warm_cache() {
     let mut harness = Harness::new(false, true);
     let order = in_order(&harness);
     assert_eq!(order.len(), 625);
@@ -180,11 +180,11 @@ fn every_token_gets_its_verdict_in_order_and_again_with_a_warm_cache() {
         .values()
         .map(|validator| validator.cache_stats().hits)
         .sum();
-    assert!(hits > 100, "the cache was warm: {hits} hits");
+    assert!(hits > 100, "too few cache hits: {hits}");
 }
 
 #[test]
-fn every_token_gets_its_verdict_shuffled() {
+fn vectors_shuffled() {
     let mut harness = Harness::new(false, true);
     for seed in 0..8 {
         let order = shuffled(in_order(&harness), seed);
@@ -193,14 +193,14 @@ fn every_token_gets_its_verdict_shuffled() {
 }
 
 #[test]
-fn every_token_gets_its_verdict_without_a_cache() {
+fn vectors_without_a_cache() {
     let mut harness = Harness::new(false, false);
     let order = in_order(&harness);
     assert_eq!(harness.run(&order), Vec::<String>::new());
 }
 
 #[test]
-fn every_token_gets_its_verdict_with_unknown_headers_ignored() {
+fn vectors_with_unknown_headers_allowed() {
     let mut harness = Harness::new(true, true);
     let order = in_order(&harness);
     assert_eq!(harness.run(&order), Vec::<String>::new());
@@ -208,7 +208,7 @@ fn every_token_gets_its_verdict_with_unknown_headers_ignored() {
 }
 
 #[test]
-fn every_jwks_gives_the_keys_that_may_be_used() {
+fn vectors_of_jwk_sets_have_their_usable_keys() {
     let vectors: Value = serde_json::from_str(VECTORS).unwrap();
     let documents = vectors["jwks"].as_array().unwrap();
     assert_eq!(documents.len(), 83);

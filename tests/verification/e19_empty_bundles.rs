@@ -70,14 +70,14 @@ impl Drop for File {
     }
 }
 
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     for _ in 0..1000 {
-        if holds() {
+        if condition() {
             return;
         }
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
-    panic!("within 10 s not: {what}");
+    panic!("not within 10 s: {what}");
 }
 
 fn keys(files: &FileBundles, trust_domain: &str) -> Option<usize> {
@@ -87,7 +87,7 @@ fn keys(files: &FileBundles, trust_domain: &str) -> Option<usize> {
     }
 }
 
-/// A file of one trust domain and a map of two, and what each says of td.test.
+/// A file with one trust domain, a map with two, and the keys of td.test in each.
 #[tokio::test]
 async fn e19_empty_keys_in_files_revoke() {
     let mut jwk = es256().jwk();
@@ -144,7 +144,7 @@ async fn e19_a_zero_byte_file_keeps_its_keys() {
     assert_eq!(keys(&files, "td.test"), Some(1));
 }
 
-/// A nil map in Go is `null`, too: no trust domain is left.
+/// A nil map in Go is also `null`: no trust domain is left.
 #[tokio::test]
 async fn e19_null_trust_domains_are_an_empty_map() {
     let file = File::new("null-map");

@@ -17,7 +17,7 @@ fn unnamed_with(signer: &Signer, claims: &serde_json::Value) -> String {
     signer.sign_texts(&header.to_string(), &claims.to_string())
 }
 
-/// The names under which the vectors have their P-256 keys that td.test may use.
+/// Returns a P-256 key by its name in the vectors.
 fn p256(name: &str) -> Signer {
     Signer::new(name, Algorithm::ES256)
 }
@@ -28,7 +28,7 @@ fn e34_every_algorithm_works_without_kid() {
         let signer = Signer::for_algorithm(algorithm);
         let fixture = Fixture::new(&[&signer]);
         let svid = fixture.accepts(&unnamed(&signer));
-        assert_eq!(svid.key_id(), signer.key_id, "the key that verified");
+        assert_eq!(svid.key_id(), signer.key_id, "the ID of the verifying key");
     }
 }
 
@@ -43,9 +43,9 @@ fn e34_only_keys_that_fit_are_counted() {
     let fixture = Fixture::with(set_of("td.test", &keys), |builder| builder);
     fixture.accepts(&unnamed(&signer));
     // Twenty keys fit RS256.
-    fixture.refuses(&unnamed(&rs256()), ValidateReason::KeyUnknown);
+    fixture.rejects(&unnamed(&rs256()), ValidateReason::KeyUnknown);
     fixture.accepts(&rs256().with_key_id("rsa-07").token());
-    // None fits PS512 once the JWKs allow RS256 only.
+    // No key fits PS512 if the JWKs allow RS256 only.
     let only: Vec<_> = rsa
         .into_iter()
         .map(|mut jwk| {
@@ -55,7 +55,7 @@ fn e34_only_keys_that_fit_are_counted() {
         .collect();
     fixture.source.set(Ok(set_of("td.test", &only)));
     let ps512 = Signer::for_algorithm(Algorithm::PS512);
-    fixture.refuses(&unnamed(&ps512), ValidateReason::KeyUnknown);
+    fixture.rejects(&unnamed(&ps512), ValidateReason::KeyUnknown);
 }
 
 #[test]
@@ -66,9 +66,9 @@ fn e34_keys_of_other_trust_domains_are_not_tried() {
         bundle("other.test", &[signer.jwk()]),
     ]);
     let fixture = Fixture::with(set, |builder| builder);
-    fixture.refuses(&unnamed(&signer), ValidateReason::KeyUnknown);
+    fixture.rejects(&unnamed(&signer), ValidateReason::KeyUnknown);
     let elsewhere = claims_with("sub", json!("spiffe://unknown.test/web"));
-    fixture.refuses(
+    fixture.rejects(
         &unnamed_with(&signer, &elsewhere),
         ValidateReason::TrustDomainUnknown,
     );
@@ -76,13 +76,13 @@ fn e34_keys_of_other_trust_domains_are_not_tried() {
         bundle("td.test", &[]),
         bundle("other.test", &[signer.jwk()]),
     ])));
-    fixture.refuses(&unnamed(&signer), ValidateReason::KeyUnknown);
+    fixture.rejects(&unnamed(&signer), ValidateReason::KeyUnknown);
 }
 
 #[test]
 fn e34_a_wrong_signature_is_rejected() {
     let fixture = Fixture::new(&[&es256()]);
-    fixture.refuses(&unnamed(&p256("evil-p256")), ValidateReason::Signature);
+    fixture.rejects(&unnamed(&p256("evil-p256")), ValidateReason::Signature);
     let error = fixture.cold.validate(&unnamed(&p256("evil-p256")));
     assert_eq!(error.unwrap_err().key_id(), None);
 }
@@ -97,31 +97,31 @@ fn e34_other_checks_come_first() {
         (claims_with("sub", json!("web")), ValidateReason::Claims),
     ];
     for (claims, reason) in cases {
-        fixture.refuses(&unnamed_with(&signer, &claims), reason);
+        fixture.rejects(&unnamed_with(&signer, &claims), reason);
     }
     for unfit in [json!(""), json!(null), json!(7), json!(["p256"])] {
         let mut header = signer.header();
         header["kid"] = unfit;
         let token = signer.sign_texts(&header.to_string(), &claims().to_string());
-        fixture.refuses(&token, ValidateReason::Header);
+        fixture.rejects(&token, ValidateReason::Header);
     }
 }
 
 #[test]
-fn e34_a_cached_token_falls_with_its_key() {
+fn e34_cached_token_is_rejected_without_its_key() {
     let (signer, other) = (es256(), p256("evil-p256"));
     let other = other.with_key_id("other");
     let fixture = Fixture::new(&[&signer, &other]);
     let token = unnamed(&signer);
     assert_eq!(fixture.accepts(&token).key_id(), signer.key_id);
-    // The key is gone; one that fits is left.
+    // The key is removed; another key fits.
     fixture.source.set(Ok(keys_of(&[&other])));
-    fixture.refuses(&token, ValidateReason::Signature);
-    // The name is there again, over another key.
+    fixture.rejects(&token, ValidateReason::Signature);
+    // The name is used again, for another key.
     let reused = p256("evil-p256").with_key_id(&signer.key_id);
     fixture.source.set(Ok(keys_of(&[&reused])));
-    fixture.refuses(&token, ValidateReason::Signature);
-    // The key is there again, under another name.
+    fixture.rejects(&token, ValidateReason::Signature);
+    // The key is restored, with another name.
     let renamed = es256().with_key_id("renamed");
     fixture.source.set(Ok(keys_of(&[&renamed, &other])));
     assert_eq!(fixture.accepts(&token).key_id(), "renamed");
@@ -129,7 +129,7 @@ fn e34_a_cached_token_falls_with_its_key() {
 
 #[test]
 fn e34_cached_tokens_survive_new_keys() {
-    // A token that was verified stays verified when a fifth key arrives: its key is still trusted.
+    // A verified token stays valid when a fifth key is added, because its key is still trusted.
     let signer = es256();
     let fixture = Fixture::new(&[&signer]);
     let token = unnamed(&signer);
@@ -147,19 +147,19 @@ fn e34_cached_tokens_survive_new_keys() {
 #[test]
 fn e34_kid_can_be_required() {
     let signer = es256();
-    // Another validator of this thread has read the same header before.
+    // Another validator on this thread has cached the same header.
     Fixture::new(&[&signer]).accepts(&unnamed(&signer));
     let strict = Fixture::with(keys_of(&[&signer]), |builder| builder.require_key_id(true));
-    strict.refuses(&unnamed(&signer), ValidateReason::Header);
+    strict.rejects(&unnamed(&signer), ValidateReason::Header);
     strict.accepts(&signer.token());
     let error = strict.cold.validate(&unnamed(&signer)).unwrap_err();
     assert!(error.detail().contains("requires"), "{}", error.detail());
 }
 
-/// The work that one token without `kid` causes, seen from which bundles it can be verified with:
-/// four keys may hold its key in any place; with a fifth none is tried, not even the right one.
+/// A token without `kid` causes a bounded number of signature checks: with up to four keys that fit,
+/// any of them can verify it. With a fifth key, no key is tried.
 #[test]
-fn a30_a_token_without_kid_tries_four_keys_at_most() {
+fn a30_token_without_kid_tries_at_most_four_keys() {
     let signer = es256();
     let token = unnamed(&signer);
     let evil = p256("evil-p256");
@@ -176,8 +176,8 @@ fn a30_a_token_without_kid_tries_four_keys_at_most() {
                 let svid = fixture.accepts(&token);
                 assert_eq!(svid.key_id(), format!("k{place}"));
             } else {
-                fixture.refuses(&token, ValidateReason::KeyUnknown);
-                fixture.refuses(&unnamed(&evil), ValidateReason::KeyUnknown);
+                fixture.rejects(&token, ValidateReason::KeyUnknown);
+                fixture.rejects(&unnamed(&evil), ValidateReason::KeyUnknown);
             }
         }
     }

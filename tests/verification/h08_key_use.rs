@@ -1,4 +1,4 @@
-//! H08: which `use` counts in which kind of document.
+//! H08: the accepted values of `use`, by document type.
 
 use serde_json::{Value, json};
 use tower_spiffe::TrustDomain;
@@ -6,7 +6,7 @@ use tower_spiffe::bundle::IgnoredReason;
 use tower_spiffe::bundle::JwtBundle;
 use tower_spiffe::testing::Issuer;
 
-/// A set with one good key, whose `use` is this.
+/// A set with one valid key that has this `use`.
 fn set(usage: Option<Value>) -> Vec<u8> {
     let issuer = Issuer::new("td.test").unwrap();
     let mut set: Value = serde_json::from_slice(&issuer.jwks()).unwrap();
@@ -69,9 +69,9 @@ fn h08_alg_restricts_an_oidc_key() {
     assert!(!key.supports(tower_spiffe::bundle::Algorithm::ES256));
 }
 
-/// A bad key behind many keys of another kind is still shown.
+/// An invalid key after many keys of another kind is still reported.
 #[test]
-fn h08_many_other_keys_hide_no_fault() {
+fn h08_other_keys_do_not_hide_an_invalid_key() {
     let mut keys = vec![json!({"kty": "EC", "use": "x509-svid"}); 300];
     keys.push(json!({"kty": "EC", "use": "enc", "kid": "bad"}));
     let set = json!({ "keys": keys }).to_string();

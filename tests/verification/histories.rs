@@ -1,5 +1,5 @@
-//! What a validator remembers changes no verdict, whatever happened before: bundles and clocks move at
-//! random beneath pairs of validators, of which one remembers and the other one does not.
+//! The cache changes no result, for any history. Bundles and clocks change at random;
+//! a validator with a cache and one without must agree.
 
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use tower_spiffe::verify::ValidatorBuilder;
 use crate::signer::{AUDIENCE, NOW, Signer, bundle, claims, claims_with};
 use crate::support::{HandClock, Swappable};
 
-/// Two keys under one name, one under another in three moods, and one that is never published.
+/// Two keys with one name, one key with two algorithms, and one key that is never published.
 static SIGNERS: LazyLock<[Signer; 5]> = LazyLock::new(|| {
     [
         Signer::new("p256", Algorithm::ES256).with_key_id("a"),
@@ -45,7 +45,7 @@ static TOKENS: LazyLock<Vec<String>> = LazyLock::new(|| {
         let sign = |claims| signer.sign(claims);
         said.iter().map(sign).collect::<Vec<_>>()
     });
-    // A field that means nothing to us, which one of the validators lets pass.
+    // An unknown header field, which one of the validators allows.
     let with_field = SIGNERS[..2].iter().map(|signer| {
         let mut header = signer.header();
         header["cty"] = json!("x");
@@ -54,7 +54,7 @@ static TOKENS: LazyLock<Vec<String>> = LazyLock::new(|| {
     with_field.chain(plain).collect()
 });
 
-/// What can be published under the names.
+/// The JWKs that can be published.
 static ELEMENTS: LazyLock<Vec<Value>> = LazyLock::new(|| {
     let with = |at: usize, name: &str, value: Value| {
         let mut jwk = SIGNERS[at].jwk();
@@ -76,14 +76,14 @@ static ELEMENTS: LazyLock<Vec<Value>> = LazyLock::new(|| {
 
 #[derive(Debug, Clone)]
 enum Step {
-    /// These elements for the one trust domain and for the other; read anew, or on top of what was.
+    /// The elements of both trust domains; parsed from scratch, or as an update.
     Publish(Vec<usize>, Option<Vec<usize>>, bool),
     BundlesUnavailable(BundlesUnavailable),
     Clock(UnixTime),
     Ask(usize),
 }
 
-/// Around the ends and the beginnings of the tokens, with each leeway.
+/// Times around the start and end of the tokens, with each leeway.
 static MOMENTS: [i64; 18] = [
     -1000, -60, -1, 0, 1, 49, 50, 60, 290, 299, 300, 309, 310, 600, 1009, 1010, 1300, 5000,
 ];
@@ -101,13 +101,13 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => prop::sample::select(why).prop_map(Step::BundlesUnavailable),
         2 => prop_oneof![4 => near, 4 => exact, 1 => far].prop_map(Step::Clock),
         8 => (0..TOKENS.len()).prop_map(Step::Ask),
-        // Some are seen often.
+        // Some tokens are used often.
         8 => (0..4_usize).prop_map(Step::Ask),
     ];
     prop::collection::vec(step, 1..80)
 }
 
-/// One that remembers, and one that does not.
+/// A validator with a cache, and one without.
 struct Pair(Validator, Validator);
 
 impl Pair {
@@ -133,7 +133,7 @@ impl Pair {
                 (id, exp, key, svid.claims_json().to_owned())
             })
         };
-        // The whole error, not its class alone. A new thread, because each one remembers headers.
+        // Compare whole errors. Use a new thread, because headers are cached per thread.
         let (first, again) = (said(warm), said(warm));
         let expected = std::thread::scope(|scope| scope.spawn(|| said(cold)).join().unwrap());
         assert_eq!(first, expected);
@@ -145,7 +145,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn a22_no_history_changes_a_verdict(steps in steps()) {
+    fn a22_no_history_changes_a_result(steps in steps()) {
         let source = Swappable::new(JwtBundleSet::default());
         let clock = HandClock::at(NOW);
         let pairs = [

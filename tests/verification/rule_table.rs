@@ -1,45 +1,45 @@
-//! Which test each SPIFFE rule has, or why none can fail for it.
+//! The test of each SPIFFE rule, or the reason why it has none.
 //!
 //! | rule | test, or the reason |
 //! | --- | --- |
 //! | JWT-1 | `jwt_01_compact_serialisation_only` |
-//! | JWT-2 | `jwt_02_a_jwe_is_no_svid` |
-//! | JWT-3 | `jwt_03_no_header_but_alg_kid_typ` |
-//! | JWT-4 | `jwt_04_the_nine_algorithms_and_no_other` |
-//! | JWT-5 | `jwt_05_the_algorithm_is_checked_before_all_else_in_the_token` |
+//! | JWT-2 | `jwt_02_jwe_is_rejected` |
+//! | JWT-3 | `jwt_03_only_alg_kid_and_typ_are_allowed` |
+//! | JWT-4 | `jwt_04_only_the_nine_algorithms` |
+//! | JWT-5 | `jwt_05_algorithm_is_checked_first` |
 //! | JWT-6 | `jwt_06_kid_is_optional` |
-//! | JWT-7 | `jwt_07_typ_is_absent_or_jwt_or_jose` |
+//! | JWT-7 | `jwt_07_typ_is_missing_or_jwt_or_jose` |
 //! | JWT-8 | `jwt_08_sub_is_a_spiffe_id` |
-//! | JWT-9 | `jwt_09_aud_is_there_and_names_us` |
-//! | JWT-10 | advice to issuers and their users: one audience; any number must be taken (`jwt_09_aud_is_there_and_names_us`) |
-//! | JWT-11 | advice to users: an audience that is one service's |
-//! | JWT-12 | `jwt_12_exp_is_there` |
-//! | JWT-13 | `jwt_13_a_token_ends_on_its_exp` |
-//! | JWT-14 | `jwt_14_a_small_leeway_is_ten_seconds` |
-//! | JWT-15 | `jwt_15_an_audience_is_configured_in_advance` |
+//! | JWT-9 | `jwt_09_aud_must_contain_the_audience` |
+//! | JWT-10 | advice to issuers and their users: one audience; any number must be accepted (`jwt_09_aud_must_contain_the_audience`) |
+//! | JWT-11 | advice to users: an audience of a single service |
+//! | JWT-12 | `jwt_12_exp_is_required` |
+//! | JWT-13 | `jwt_13_token_expires_at_exp` |
+//! | JWT-14 | `jwt_14_default_leeway_is_ten_seconds` |
+//! | JWT-15 | `jwt_15_validator_needs_an_audience` |
 //! | JWT-16 | `jwt_16_other_claims_are_kept` |
-//! | JWT-17 | `jwt_17_nbf_binds_and_iat_iss_jti_do_not` |
+//! | JWT-17 | `jwt_17_nbf_is_checked_but_not_iat_iss_jti` |
 //! | JWT-18 | `jwt18_a_bearer_credential_is_read_in_any_case_after_one_or_more_spaces` |
-//! | JWT-19 | `jwt_19_a_whole_server_is_guarded_in_all_four_kinds_of_calls` |
-//! | JWT-20 | `jwt_20_a_spiffe_bundle_marks_its_jwt_keys` |
-//! | JWT-21 | `jwt_21_only_jwt_entries_of_a_spiffe_bundle_are_taken` |
-//! | TB-1 | `tb_01_the_bundle_is_that_of_the_subjects_trust_domain` |
-//! | TB-2 | says for whom bundles are meant |
+//! | JWT-19 | `jwt_19_all_four_kinds_of_calls_are_protected` |
+//! | JWT-20 | `jwt_20_spiffe_bundle_marks_jwt_keys` |
+//! | JWT-21 | `jwt_21_only_jwt_entries_are_used` |
+//! | TB-1 | `tb_01_bundle_is_selected_by_trust_domain_of_sub` |
+//! | TB-2 | defines the meaning of a bundle |
 //! | TB-3 | `tb_03_a_bundle_is_a_jwk_set` |
-//! | TB-4 | `tb_04_other_members_of_a_set_do_nothing` |
-//! | TB-5 | `tb_05_any_sequence_number_passes` |
-//! | TB-6 | `tb_06_any_refresh_hint_passes` |
-//! | TB-7 | `tb_07_keys_is_there_once_and_a_list` |
-//! | TB-8 | `tb_08_an_unknown_element_is_ignored_and_not_the_set` |
-//! | TB-9 | `tb_09_without_a_usable_key_every_token_is_untrusted` |
-//! | TB-10 | binds publishers; that extra members do no harm is `tb_04_other_members_of_a_set_do_nothing` |
-//! | TB-11 | `tb_11_kty_is_set` |
-//! | TB-12 | `tb_12_use_is_set_in_a_spiffe_bundle` |
+//! | TB-4 | `tb_04_other_members_are_ignored` |
+//! | TB-5 | `tb_05_any_sequence_number_is_accepted` |
+//! | TB-6 | `tb_06_any_refresh_hint_is_accepted` |
+//! | TB-7 | `tb_07_keys_is_one_list` |
+//! | TB-8 | `tb_08_only_unknown_elements_are_ignored` |
+//! | TB-9 | `tb_09_without_usable_keys_every_token_is_rejected` |
+//! | TB-10 | binds publishers; extra members are harmless: `tb_04_other_members_are_ignored` |
+//! | TB-11 | `tb_11_kty_is_required` |
+//! | TB-12 | `tb_12_use_is_required_in_a_spiffe_bundle` |
 //! | TB-13 | `tb13_a_map_gives_each_trust_domain_its_bundle`, `tb13_a_map_that_is_none_or_names_a_domain_twice_is_refused` |
-//! | TB-14 | `tb_14_a_hint_in_a_map_does_not_change_how_often_it_is_looked_at` |
-//! | TB-15 | `tb_15_a_map_is_taken_in_whole` |
+//! | TB-14 | `tb_14_hint_in_a_map_does_not_change_polling` |
+//! | TB-15 | `tb_15_map_is_applied_as_a_whole` |
 //! | TB-16 | polling of bundle endpoints: this crate polls none |
-//! | TB-17 | `tb_17_one_key_in_two_trust_domains_makes_two_identities` |
+//! | TB-17 | `tb_17_one_key_in_two_trust_domains` |
 //! | ID-1 | `id_1_the_scheme_is_spiffe` |
 //! | ID-2 | `id_2_and_id_5_the_trust_domain_is_not_empty` |
 //! | ID-3 | `id_3_no_query_and_no_fragment` |
@@ -62,40 +62,40 @@
 //! | ID-20 | `id_20_the_path_is_case_sensitive` |
 //! | ID-21 | binds the operator of a trust domain |
 //! | ID-22 | a JWS signs `sub` by its form (`jwt_01_compact_serialisation_only`) |
-//! | ID-23 | names the document types; what is no JWT-SVID is refused (`jwt_02_a_jwe_is_no_svid`) |
-//! | ID-24 | advice to those who read further claims |
-//! | WA-1 | binds those who serve the API |
-//! | WA-2 | binds those who serve the API |
-//! | WA-3 | `wa3_after_a_healthy_stretch_the_first_attempt_is_at_once`, `wa3_a_clean_end_of_a_short_stream_is_met_with_backoff_too` |
-//! | WA-4 | `wa4_wa8_each_message_is_the_whole_set_and_what_is_not_in_it_is_unloaded` |
-//! | WA-5 | binds those who serve the API; one that does not is `wa5_a_stream_without_its_first_message_ends_in_time` |
-//! | WA-6 | binds those who serve the API |
-//! | WA-7 | `wa7_an_empty_key_set_is_a_value_and_trusts_nobody` |
-//! | WA-8 | `wa8_a_trust_domain_that_is_gone_is_unloaded`, `wa4_wa8_each_message_is_the_whole_set_and_what_is_not_in_it_is_unloaded` |
-//! | WA-9 | `wa9_an_empty_map_is_discarded_and_counted_and_the_stream_goes_on`, `wa9_a_message_without_bundles_is_discarded` |
-//! | WA-10 | `wa_10_wa_32_no_bundle_for_the_subject_means_untrusted` |
-//! | WA-11 | `wa21_without_an_id_all_identities_come_in_the_agents_order` |
-//! | WA-12 | `wa12_a_hint_that_is_missing_unexpected_or_too_long_is_coped_with` |
-//! | WA-20 | `wa20_what_the_agent_would_refuse_for_ever_is_refused_before_asking`, `wa20_the_token_is_for_the_audiences_asked_for_and_no_others` |
+//! | ID-23 | names the document types; other documents are rejected (`jwt_02_jwe_is_rejected`) |
+//! | ID-24 | advice to readers of other claims |
+//! | WA-1 | binds servers of the API |
+//! | WA-2 | binds servers of the API |
+//! | WA-3 | `wa3_healthy_stream_reconnects_at_once`, `wa3_short_stream_reconnects_with_backoff` |
+//! | WA-4 | `wa4_wa8_each_message_replaces_the_whole_set` |
+//! | WA-5 | binds servers of the API; a server without it is in `wa5_stream_without_first_message_times_out` |
+//! | WA-6 | binds servers of the API |
+//! | WA-7 | `wa7_an_empty_key_set_trusts_no_key` |
+//! | WA-8 | `wa8_a_trust_domain_that_is_gone_is_unloaded`, `wa4_wa8_each_message_replaces_the_whole_set` |
+//! | WA-9 | `wa9_an_empty_map_is_discarded_and_counted`, `wa9_a_message_without_bundles_is_discarded` |
+//! | WA-10 | `wa_10_wa_32_unknown_trust_domain_is_rejected` |
+//! | WA-11 | `wa21_all_identities_keep_the_agents_order` |
+//! | WA-12 | `wa12_missing_or_invalid_hints_are_ignored` |
+//! | WA-20 | `wa20_invalid_requests_fail_without_a_call`, `wa20_token_has_exactly_the_requested_audiences` |
 //! | WA-21 | `wa21_without_an_id_every_identity_gets_a_token` |
-//! | WA-22 | `wa22_an_answer_without_its_mandatory_fields_is_none` |
-//! | WA-23 | `wa23_of_equal_hints_the_first_counts_and_empty_ones_are_not_equal` |
-//! | WA-24 | `wa24_what_is_not_authorized_is_denied_and_may_be_later` |
+//! | WA-22 | `wa22_response_without_mandatory_fields_is_rejected` |
+//! | WA-23 | `wa23_first_of_equal_hints_counts` |
+//! | WA-24 | `wa24_unauthorized_identity_is_denied_and_retryable` |
 //! | WA-25 | `wa25_the_stream_has_the_whole_set_at_once_and_at_each_change` |
-//! | WA-26 | `wa_26_a_trust_domain_is_named_by_its_id_or_bare`, `wa26_the_name_is_the_trust_domains_id_or_its_bare_name` |
-//! | WA-27 | `wa_27_keys_of_other_uses_are_left_out` |
-//! | WA-28 | `ep12_to_ep14_each_status_stops_a_start_or_is_tried_again` |
-//! | WA-29 | `wa29_immediate_ceases_at_once_and_goes_on_when_they_are_back`, `wa29_a_denial_of_the_reconnect_withdraws_as_one_in_midstream_does` |
-//! | WA-30 | `wa30_the_agent_judges_a_token_and_gives_its_claims` |
-//! | WA-31 | advice to ask the agent for a verdict, which the layers do not follow: the crate's docs say why |
-//! | WA-32 | `wa_10_wa_32_no_bundle_for_the_subject_means_untrusted` |
-//! | A-30 | `a30_a_token_without_kid_tries_four_keys_at_most` |
+//! | WA-26 | `wa_26_trust_domain_is_an_id_or_a_name`, `wa26_the_name_is_the_trust_domains_id_or_its_bare_name` |
+//! | WA-27 | `wa_27_keys_for_other_uses_are_ignored` |
+//! | WA-28 | `ep12_to_ep14_statuses_fail_a_start_or_are_retried` |
+//! | WA-29 | `wa29_immediate_withdrawal_stops_validation_until_restored`, `wa29_denied_reconnect_withdraws` |
+//! | WA-30 | `wa30_agent_validates_a_token_and_returns_claims` |
+//! | WA-31 | advice to validate through the agent. The layers validate locally; the crate's docs say why |
+//! | WA-32 | `wa_10_wa_32_unknown_trust_domain_is_rejected` |
+//! | A-30 | `a30_token_without_kid_tries_at_most_four_keys` |
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-/// The names of all test functions beneath this directory.
+/// Collects the names of all test functions in this directory.
 fn tests_in(dir: &Path, found: &mut BTreeSet<String>) {
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
@@ -118,7 +118,7 @@ fn tests_in(dir: &Path, found: &mut BTreeSet<String>) {
     }
 }
 
-/// The rows of the table above: the rule, and what stands beside it.
+/// Returns the rows of the table above: the rule and the second column.
 fn rows() -> Vec<(&'static str, &'static str)> {
     let lines = include_str!("rule_table.rs").lines();
     let rows = lines.filter_map(|line| line.strip_prefix("//! | "));
@@ -135,7 +135,7 @@ fn each_rule_has_a_row() {
         ("ID", 1..=24),
         ("WA", 1..=12),
         ("WA", 20..=32),
-        // The attacks A1 to A29 have their codes in the names of their tests.
+        // The attacks A1 to A29 are listed in `tests/README.md` and in the names of their tests.
         ("A", 30..=30),
     ];
     let all = areas

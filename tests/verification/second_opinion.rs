@@ -1,5 +1,5 @@
-//! Another validator's opinion: `jsonwebtoken`, on the eight algorithms that it knows. What it and
-//! we both judge, both judge alike; where it is laxer by its nature, we are stricter.
+//! Compares results with `jsonwebtoken`, for the eight algorithms it supports. Results must agree,
+//! except for tokens that it does not check as strictly.
 
 use jsonwebtoken::{Algorithm as Theirs, DecodingKey, Validation, decode};
 use serde_json::{Value, json};
@@ -21,19 +21,19 @@ fn theirs(signer: &Signer, token: &str) -> bool {
     let mut validation = Validation::new(algorithm);
     validation.set_audience(&[AUDIENCE]);
     validation.set_required_spec_claims(&["exp", "sub", "aud"]);
-    // It reads the machine's clock; time is ours to test.
+    // It reads the machine's clock, which these tests cannot set.
     validation.validate_exp = false;
     decode::<Value>(token, &key.unwrap(), &validation).is_ok()
 }
 
 #[test]
-fn it_agrees_on_good_and_on_bad_tokens_of_eight_algorithms() {
+fn results_agree_for_eight_algorithms() {
     for algorithm in Algorithm::ALL {
         if algorithm == Algorithm::ES512 {
             continue;
         }
         let signer = Signer::for_algorithm(algorithm);
-        // The vectors have a stranger's key of each kind but P-384.
+        // The vectors have a second key of each kind, except P-384.
         let stranger = match algorithm {
             Algorithm::ES256 => Some("evil-p256"),
             Algorithm::ES384 => None,
@@ -66,7 +66,7 @@ fn it_agrees_on_good_and_on_bad_tokens_of_eight_algorithms() {
                 "theirs, {algorithm}: {token}"
             );
             assert_eq!(
-                fixture.judge(token).is_ok(),
+                fixture.validate(token).is_ok(),
                 *expected,
                 "ours, {algorithm}: {token}"
             );
@@ -76,7 +76,7 @@ fn it_agrees_on_good_and_on_bad_tokens_of_eight_algorithms() {
                 .with_key_id(&signer.key_id)
                 .token();
             assert!(!theirs(&signer, &forged));
-            fixture.refuses(&forged, ValidateReason::Signature);
+            fixture.rejects(&forged, ValidateReason::Signature);
         }
     }
 }

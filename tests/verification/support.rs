@@ -1,4 +1,4 @@
-//! What these tests share: a source and a clock that can be swapped beneath a validator.
+//! Shared helpers: a source and a clock that tests can change while a validator uses them.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ pub use tower_spiffe_test_support::clock::HandClock;
 
 use crate::signer::{AUDIENCE, NOW, Signer, set_of};
 
-/// Bundles that a test swaps, of a source whose changes cannot be waited for.
+/// Bundles that a test can replace, without change notifications.
 #[derive(Clone)]
 pub struct Swappable(Bundles);
 
@@ -35,7 +35,7 @@ impl BundleSource for Swappable {
     }
 }
 
-/// A source, a clock, and two validators on them: one without a cache, and one whose cache is warm.
+/// A source, a clock, and two validators that use them: one without a cache, one with a warm cache.
 pub struct Fixture {
     pub source: Swappable,
     pub clock: Arc<HandClock>,
@@ -44,7 +44,7 @@ pub struct Fixture {
 }
 
 impl Fixture {
-    /// For `td.test`, which has the keys of these signers.
+    /// Creates a fixture for `td.test` with the keys of these signers.
     pub fn new(signers: &[&Signer]) -> Self {
         Self::with(keys_of(signers), |builder| builder)
     }
@@ -69,9 +69,9 @@ impl Fixture {
         }
     }
 
-    /// The verdict, which must be one: without a cache, at first sight, and at second.
+    /// Validates without a cache and twice with one, and asserts that the results agree.
     #[track_caller]
-    pub fn judge(&self, token: &str) -> Result<VerifiedSvid, ValidateReason> {
+    pub fn validate(&self, token: &str) -> Result<VerifiedSvid, ValidateReason> {
         let cold = self.cold.validate(token);
         for sight in ["first", "second"] {
             let warm = self.warm.validate(token);
@@ -88,22 +88,22 @@ impl Fixture {
 
     #[track_caller]
     pub fn accepts(&self, token: &str) -> VerifiedSvid {
-        match self.judge(token) {
+        match self.validate(token) {
             Ok(svid) => svid,
-            Err(reason) => panic!("refused: {reason}: {token}"),
+            Err(reason) => panic!("rejected: {reason}: {token}"),
         }
     }
 
     #[track_caller]
-    pub fn refuses(&self, token: &str, reason: ValidateReason) {
-        match self.judge(token) {
+    pub fn rejects(&self, token: &str, reason: ValidateReason) {
+        match self.validate(token) {
             Ok(_) => panic!("accepted: {token}"),
             Err(got) => assert_eq!(got, reason, "{token}"),
         }
     }
 }
 
-/// A bundle of `td.test` with the keys of these signers.
+/// Returns the bundle of `td.test` with the keys of these signers.
 pub fn keys_of(signers: &[&Signer]) -> JwtBundleSet {
     let keys: Vec<_> = signers.iter().map(|signer| signer.jwk()).collect();
     set_of("td.test", &keys)

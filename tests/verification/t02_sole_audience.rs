@@ -1,4 +1,4 @@
-//! `sole_audience`: the validator's audience is the only one that a token has.
+//! `sole_audience`: a token must not have other audiences.
 
 use serde_json::json;
 use tower_spiffe::Validator;
@@ -33,7 +33,7 @@ fn t02_second_audience_is_rejected() {
         let token = signer.sign(&claims_with("aud", aud.clone()));
         assert!(
             matches!(
-                fixture.judge(&token),
+                fixture.validate(&token),
                 Err(ValidateReason::Audience | ValidateReason::Claims)
             ),
             "{aud}"
@@ -49,12 +49,12 @@ fn t02_one_of_several_own_audiences_suffices() {
     });
     fixture.accepts(&signer.sign(&claims_with("aud", json!([OTHER]))));
     fixture.accepts(&signer.sign(&claims_with("aud", json!(AUDIENCE))));
-    // Both are ours, and it is one too many all the same.
+    // Both are audiences of this validator, but the token has more than one.
     let both = signer.sign(&claims_with("aud", json!([AUDIENCE, OTHER])));
-    fixture.refuses(&both, ValidateReason::Audience);
+    fixture.rejects(&both, ValidateReason::Audience);
 }
 
-/// The thread's cache is shared by validators; what one has verified says nothing to the other.
+/// Validators share the cache of a thread. A result of one validator does not apply to another.
 #[test]
 fn t02_other_validators_cache_does_not_count() {
     let signer = es256();

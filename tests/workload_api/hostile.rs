@@ -1,4 +1,4 @@
-//! Answers that no agent should give.
+//! Invalid responses of an agent.
 
 use tower_spiffe::source::JwtSourceError;
 use tower_spiffe::source::JwtSourceErrorReason;
@@ -9,20 +9,20 @@ use tower_spiffe::{JwtSource, SpiffeId};
 
 use crate::support::*;
 
-/// From now on the agent answers with these and nothing else.
+/// Makes the agent return only these from now on.
 fn answer(agent: &FakeAgent, svids: impl IntoIterator<Item = RawSvid>) {
     let svids = svids.into_iter().collect();
     agent.fail_call(AgentCall::FetchJwtSvid, Fault::Svids(svids));
 }
 
-/// A token of this identity for this audience, as long as it takes.
+/// Returns a token for this identity and audience, padded to this size.
 fn padded(agent: &FakeAgent, bytes: usize) -> String {
     let token = agent.issuer().token(WEB, AUD);
     token.claim("padding", "x".repeat(bytes)).sign()
 }
 
 #[tokio::test]
-async fn an_answer_that_is_not_what_was_asked_for_is_none() {
+async fn unexpected_responses_are_rejected() {
     for place in places().await {
         let (agent, client) = (&place.agent, place.client());
         let source = source(&place).await;
@@ -54,9 +54,9 @@ async fn an_answer_that_is_not_what_was_asked_for_is_none() {
                 vec![raw(WEB, &padded(agent, 1 << 20), "")],
                 "longer than 8 KiB",
             ),
-            (vec![raw(WEB, &header_injection, "")], "no base64url"),
-            (vec![raw(WEB, &folded, "")], "no base64url"),
-            (vec![raw(WEB, "eyJ\0.eyJ\0.eyJ\0", "")], "no base64url"),
+            (vec![raw(WEB, &header_injection, "")], "is not base64url"),
+            (vec![raw(WEB, &folded, "")], "is not base64url"),
+            (vec![raw(WEB, "eyJ\0.eyJ\0.eyJ\0", "")], "is not base64url"),
             (
                 vec![raw(WEB, &good.replace('.', " "), "")],
                 "three non-empty parts",
@@ -73,18 +73,18 @@ async fn an_answer_that_is_not_what_was_asked_for_is_none() {
                 client.fetch_jwt_svids(&request()).await.unwrap_err(),
             ] {
                 let says = [&place.name, says, "the SPIFFE agent?"];
-                told(&error, Reason::InvalidAnswer, &says);
-                assert!(error.is_retryable(), "the next answer may be a good one");
+                assert_error(&error, Reason::InvalidAnswer, &says);
+                assert!(error.is_retryable(), "the next response may be valid");
             }
             let error = source.fetch_jwt_svid([AUD]).await.unwrap_err();
-            passed_on(&error, TokenErrorReason::Unacceptable, &[&place.name, says]);
+            assert_source_error(&error, TokenErrorReason::Unacceptable, &[&place.name, says]);
         }
-        // Good, but not who was asked for.
+        // Valid, but for another identity.
         answer(agent, [raw(WEB, &good, "")]);
         let by_id = request().with_spiffe_id(SpiffeId::parse(OPS).unwrap());
         let error = client.fetch_jwt_svid(&by_id).await.unwrap_err();
-        told(&error, Reason::InvalidAnswer, &[&place.name, OPS, WEB]);
-        // And what was asked for is taken.
+        assert_error(&error, Reason::InvalidAnswer, &[&place.name, OPS, WEB]);
+        // The requested one is accepted.
         client.fetch_jwt_svid(&request()).await.unwrap();
     }
 }
@@ -94,7 +94,7 @@ fn two_audiences(agent: &FakeAgent) -> String {
     token.audiences([AUD, "spiffe://example.org/other"]).sign()
 }
 
-/// A source on the agent.
+/// Returns a source for this agent.
 async fn source(place: &Place) -> JwtSource {
     let builder = JwtSource::builder();
     let builder = match place.name.parse::<tower_spiffe::workload_api::Endpoint>() {
@@ -105,7 +105,7 @@ async fn source(place: &Place) -> JwtSource {
 }
 
 #[track_caller]
-fn passed_on(error: &JwtSourceError, reason: TokenErrorReason, says: &[&str]) {
+fn assert_source_error(error: &JwtSourceError, reason: TokenErrorReason, says: &[&str]) {
     assert_eq!(
         error.reason(),
         JwtSourceErrorReason::Token(reason),
@@ -121,10 +121,10 @@ fn passed_on(error: &JwtSourceError, reason: TokenErrorReason, says: &[&str]) {
     }
 }
 
-/// Whether a token is in time is not asked here: the bare call has no leeway and no retries. The
-/// cache, and so a source's `get_jwt_svid`, takes none that has expired.
+/// The client does not check expiry: it has no leeway and no retries. The cache, and so the source's
+/// `get_jwt_svid`, rejects expired tokens.
 #[tokio::test]
-async fn a_token_that_has_expired_is_given_as_it_is_and_taken_by_no_cache() {
+async fn expired_token_is_returned_but_not_cached() {
     for place in places().await {
         let agent = &place.agent;
         let expired = agent.issuer().token(WEB, AUD).expired(LIFE).sign();
@@ -135,12 +135,12 @@ async fn a_token_that_has_expired_is_given_as_it_is_and_taken_by_no_cache() {
                 < tower_spiffe::clock::Clock::now(&*tower_spiffe::clock::SystemClock::shared())
         );
         let error = source(&place).await.get_jwt_svid([AUD]).await.unwrap_err();
-        passed_on(&error, TokenErrorReason::StaleToken, &["old token"]);
+        assert_source_error(&error, TokenErrorReason::StaleToken, &["old token"]);
     }
 }
 
 #[tokio::test]
-async fn wa12_wa23_hints_that_are_too_long_or_there_twice_are_coped_with() {
+async fn wa12_wa23_long_and_duplicate_hints_are_handled() {
     for place in places().await {
         let (agent, client) = (&place.agent, place.client());
         let long = "\r\n\u{1b}[2Jh".repeat(1000);
@@ -172,14 +172,14 @@ async fn wa12_wa23_hints_that_are_too_long_or_there_twice_are_coped_with() {
         }
         let by_long = request().with_hint(&long).unwrap();
         let error = client.fetch_jwt_svid(&by_long).await.unwrap_err();
-        told(&error, Reason::NoSuchHint, &[&place.name]);
+        assert_error(&error, Reason::NoSuchHint, &[&place.name]);
     }
 }
 
-/// A thousand identities are an agent's good right; one odd entry among them costs whoever asks
-/// for it, and nobody else.
+/// Agents may have a thousand identities. An invalid one among them affects only calls for all of them
+/// or for that identity.
 #[tokio::test]
-async fn many_identities_come_in_order_and_an_odd_one_costs_itself_alone() {
+async fn many_identities_keep_order_and_isolate_errors() {
     for place in places().await {
         let (agent, client) = (&place.agent, place.client());
         let entry = |n: usize| {
@@ -190,7 +190,7 @@ async fn many_identities_come_in_order_and_an_odd_one_costs_itself_alone() {
         let all = client.fetch_jwt_svids(&request()).await.unwrap();
         assert_eq!((all.len(), all[999].hint()), (1000, "h999"));
 
-        let odd = RawSvid::new(OPS, "rubbish\r\n", "odd");
+        let odd = RawSvid::new(OPS, "not a token\r\n", "odd");
         answer(
             agent,
             (0..10).map(entry).chain([odd]).chain((10..20).map(entry)),
@@ -203,7 +203,7 @@ async fn many_identities_come_in_order_and_an_odd_one_costs_itself_alone() {
             client.fetch_jwt_svid(&by_hint("odd")).await.unwrap_err(),
             client.fetch_jwt_svids(&request()).await.unwrap_err(),
         ] {
-            told(
+            assert_error(
                 &error,
                 Reason::InvalidAnswer,
                 &[&place.name, "cannot be used"],

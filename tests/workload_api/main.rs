@@ -1,5 +1,5 @@
-//! The Workload API client by itself, over each kind of place that an agent can be at: what it
-//! gives, and what it says where it gives nothing. (Its rules call by call: `tests/source/calls.rs`.)
+//! The Workload API client with each kind of endpoint: results and errors. The rules of each call are
+//! tested in `tests/source/calls.rs`.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,13 +1,13 @@
-//! Every call over every place.
+//! Every call with every kind of endpoint.
 
 use tower_spiffe::SpiffeId;
 
 use crate::support::*;
 
-/// The embedded agent turns down whatever carries `workload.spiffe.io: true` not exactly once
-/// (`tests/agent/refusals.rs`): each call that is answered here has carried it.
+/// The embedded agent rejects calls without exactly one `workload.spiffe.io: true`
+/// (`tests/agent/rejected_calls.rs`), so each successful call has sent it.
 #[tokio::test]
-async fn ep5_every_call_of_every_place_is_answered_over_one_connection() {
+async fn ep5_all_calls_share_one_connection() {
     for place in places().await {
         let Place { agent, name } = &place;
         let client = place.client();
@@ -24,8 +24,8 @@ async fn ep5_every_call_of_every_place_is_answered_over_one_connection() {
             assert_eq!(svid.spiffe_id().as_str(), OPS);
         }
 
-        let judged = client.validate_jwt_svid(AUD, svid.token()).await.unwrap();
-        assert_eq!(judged.spiffe_id(), svid.spiffe_id());
+        let validated = client.validate_jwt_svid(AUD, svid.token()).await.unwrap();
+        assert_eq!(validated.spiffe_id(), svid.spiffe_id());
 
         let mut stream = client.fetch_jwt_bundles().await.unwrap();
         let message = stream.message().await.unwrap().unwrap();
@@ -44,7 +44,7 @@ async fn ep5_every_call_of_every_place_is_answered_over_one_connection() {
             [4, 1, 1, 1],
             "{name}"
         );
-        // A clone is the same client; with the last one, and the stream, the connection goes.
+        // Clones share one connection, which closes with the last clone and stream.
         let clone = client.clone();
         drop(client);
         clone.fetch_jwt_svid(&request()).await.unwrap();
@@ -60,7 +60,7 @@ async fn ep5_every_call_of_every_place_is_answered_over_one_connection() {
 }
 
 #[tokio::test]
-async fn after_a_restart_of_the_agent_the_next_call_connects_anew() {
+async fn next_call_reconnects_after_a_restart() {
     for place in places().await {
         let client = place.client();
         let mut stream = client.fetch_jwt_bundles().await.unwrap();
@@ -68,7 +68,11 @@ async fn after_a_restart_of_the_agent_the_next_call_connects_anew() {
         place.agent.restart().await.unwrap();
         let broken = stream.message().await.unwrap_err();
         assert!(broken.to_string().contains(&place.name), "{broken}");
-        assert_eq!(stream.message().await.unwrap(), None, "it has ended");
+        assert_eq!(
+            stream.message().await.unwrap(),
+            None,
+            "the stream has not ended"
+        );
 
         client.fetch_jwt_svid(&request()).await.unwrap();
         let mut next = client.fetch_jwt_bundles().await.unwrap();

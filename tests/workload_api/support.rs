@@ -1,4 +1,4 @@
-//! Agents at every kind of place, and what every error has to hold to.
+//! Agents at every kind of endpoint, and the requirements for every error.
 
 use std::time::Duration;
 
@@ -16,14 +16,14 @@ pub(crate) const WEB: &str = "spiffe://example.org/web";
 pub(crate) const OPS: &str = "spiffe://example.org/ops";
 pub(crate) const LIFE: Duration = Duration::from_secs(300);
 
-/// An agent, and where it is.
+/// An agent and its endpoint.
 pub(crate) struct Place {
     pub(crate) agent: FakeAgent,
-    /// As errors are to name it.
+    /// Its name in errors.
     pub(crate) name: String,
 }
 
-/// An agent in memory, one on a TCP port, and one on a Unix socket, where there are such: with two
+/// Returns an agent in memory, one on TCP and, if supported, one on a Unix socket, with two
 /// identities each.
 pub(crate) async fn places() -> Vec<Place> {
     let agents = vec![
@@ -56,7 +56,7 @@ impl Place {
         self.builder().build().unwrap()
     }
 
-    /// One that waits for no answer for long.
+    /// Returns a client with short timeouts.
     pub(crate) fn impatient(&self) -> WorkloadApiClient {
         let short = Duration::from_millis(100);
         self.builder()
@@ -71,7 +71,7 @@ pub(crate) fn request() -> SvidRequest {
     SvidRequest::new([AUD]).unwrap()
 }
 
-/// How each of the three calls fails.
+/// Returns the errors of the three calls.
 pub(crate) async fn failures(client: &WorkloadApiClient, token: &str) -> [WorkloadApiError; 3] {
     [
         client.fetch_jwt_svid(&request()).await.unwrap_err(),
@@ -80,18 +80,22 @@ pub(crate) async fn failures(client: &WorkloadApiClient, token: &str) -> [Worklo
     ]
 }
 
-/// Holds an error to what each must be: of this class, and saying all of this, whatever was sent;
-/// bounded, on one line, without a token.
+/// Asserts the requirements for every error: its reason, these parts of its text, a bounded size, one
+/// line, and no token.
 #[track_caller]
-pub(crate) fn told(error: &WorkloadApiError, reason: WorkloadApiErrorReason, says: &[&str]) {
+pub(crate) fn assert_error(
+    error: &WorkloadApiError,
+    reason: WorkloadApiErrorReason,
+    says: &[&str],
+) {
     assert_eq!(error.reason(), reason, "{error}");
     let text = error.to_string();
     assert!(text.starts_with(&format!("{}: ", error.call())), "{text}");
     for part in says {
         assert!(text.contains(part), "no {part:?} in: {text}");
     }
-    let passed_on = FetchSvidError::from(error.clone()).to_string();
-    for text in [text, format!("{error:?}"), passed_on] {
+    let converted = FetchSvidError::from(error.clone()).to_string();
+    for text in [text, format!("{error:?}"), converted] {
         assert!(text.len() < 900, "{} bytes: {text}", text.len());
         assert!(!text.contains("eyJ"), "a token: {text}");
         assert!(!text.contains(char::is_control), "{text:?}");

@@ -1,4 +1,4 @@
-//! No connection, one to somebody else, or one that breaks: what is said of it.
+//! Errors of connections that cannot be made, reach another server, or break.
 
 use std::future::pending;
 use std::io;
@@ -13,7 +13,7 @@ use crate::support::*;
 const TOKEN: &str = "eyJhbGciOiJFUzI1NiJ9.e30.c2ln";
 
 #[tokio::test]
-async fn ep13_an_agent_that_is_away_is_named_with_what_to_look_for() {
+async fn ep13_unavailable_agent_error_says_what_to_check() {
     for place in places().await {
         let client = place.client();
         place.agent.stop().await;
@@ -26,10 +26,10 @@ async fn ep13_an_agent_that_is_away_is_named_with_what_to_look_for() {
             (Reason::Refused, ["nobody listens there", "running?"])
         };
         for error in failures(&client, TOKEN).await {
-            told(&error, reason, &[&place.name, says[0], says[1]]);
+            assert_error(&error, reason, &[&place.name, says[0], says[1]]);
             assert!(error.is_retryable());
         }
-        // It is there again, and the same client finds it.
+        // When the agent is available again, the same client connects.
         place.agent.start_again().await.unwrap();
         client.fetch_jwt_svid(&request()).await.unwrap();
     }
@@ -37,7 +37,7 @@ async fn ep13_an_agent_that_is_away_is_named_with_what_to_look_for() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn a_socket_that_its_agent_left_behind_is_told_from_a_missing_one() {
+async fn stale_and_missing_sockets_differ() {
     let agent = tower_spiffe::testing::FakeAgent::start(TD).await.unwrap();
     let endpoint = agent.endpoint().to_string();
     agent.stop().await;
@@ -45,7 +45,7 @@ async fn a_socket_that_its_agent_left_behind_is_told_from_a_missing_one() {
     drop(std::os::unix::net::UnixListener::bind(path).unwrap());
     let client = WorkloadApiClient::connect(&endpoint.parse().unwrap()).unwrap();
     for error in failures(&client, TOKEN).await {
-        told(
+        assert_error(
             &error,
             Reason::Refused,
             &[&endpoint, "nobody listens there"],
@@ -55,7 +55,7 @@ async fn a_socket_that_its_agent_left_behind_is_told_from_a_missing_one() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn what_is_no_socket_is_told_from_an_agent_that_is_down() {
+async fn other_files_are_not_sockets() {
     let agent = tower_spiffe::testing::FakeAgent::start(TD).await.unwrap();
     let endpoint = agent.endpoint().to_string();
     let (directory, _) = endpoint.rsplit_once('/').unwrap();
@@ -67,12 +67,12 @@ async fn what_is_no_socket_is_told_from_an_agent_that_is_down() {
     ] {
         let client = WorkloadApiClient::connect(&place.parse().unwrap()).unwrap();
         for error in failures(&client, TOKEN).await {
-            told(&error, Reason::Connect, &[place, says]);
+            assert_error(&error, Reason::Connect, &[place, says]);
         }
     }
 }
 
-/// A client whose connector fails in this way.
+/// Returns a client whose connector fails in this way.
 fn failing(with: impl Fn() -> io::Error + Send + Sync + 'static) -> WorkloadApiClient {
     WorkloadApiClient::with_connector(move || {
         let error = with();
@@ -83,28 +83,28 @@ fn failing(with: impl Fn() -> io::Error + Send + Sync + 'static) -> WorkloadApiC
 }
 
 #[tokio::test]
-async fn a_connection_that_is_not_permitted_says_so() {
+async fn permission_error_is_reported() {
     let client = failing(|| io::ErrorKind::PermissionDenied.into());
     for error in failures(&client, TOKEN).await {
         let says = ["a given connector", "may not open it", "permissions"];
-        told(&error, Reason::Connect, &says);
+        assert_error(&error, Reason::Connect, &says);
     }
 }
 
 #[tokio::test]
-async fn whatever_a_connector_says_is_bounded_and_shows_no_token() {
+async fn connector_errors_are_bounded_without_tokens() {
     let client = failing(|| {
         let said = format!("proxy said:\r\n{TOKEN} {}", "no ".repeat(1 << 20));
         io::Error::other(said)
     });
     for error in failures(&client, TOKEN).await {
         let says = ["a given connector", "[redacted]", "endpoint?"];
-        told(&error, Reason::Connect, &says);
+        assert_error(&error, Reason::Connect, &says);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_is_not_made_in_time_says_for_how_long() {
+async fn connection_timeout_names_its_duration() {
     let client = WorkloadApiClient::with_connector(pending::<io::Result<DuplexStream>>)
         .connect_timeout(Duration::from_secs(3))
         .build()
@@ -112,20 +112,23 @@ async fn a_connection_that_is_not_made_in_time_says_for_how_long() {
     let began = tokio::time::Instant::now();
     for error in failures(&client, TOKEN).await {
         let says = ["a given connector", "within 3s", "healthy"];
-        told(&error, Reason::Connect, &says);
+        assert_error(&error, Reason::Connect, &says);
     }
     assert_eq!(began.elapsed().as_secs(), 9);
 }
 
 #[tokio::test]
-async fn what_speaks_no_http2_is_no_agent_and_is_told_to_be_none() {
+async fn server_without_http2_is_not_an_agent() {
     for place in places().await {
         place.agent.fail(Fault::NotHttp2);
         let client = place.client();
         for error in failures(&client, TOKEN).await {
             let says = [&place.name, "speaks no HTTP/2", "check the endpoint"];
-            told(&error, Reason::NotGrpc, &says);
-            assert!(error.is_retryable(), "another may listen there later");
+            assert_error(&error, Reason::NotGrpc, &says);
+            assert!(
+                error.is_retryable(),
+                "another server may listen there later"
+            );
         }
         place.agent.recover();
         client.fetch_jwt_svid(&request()).await.unwrap();
@@ -133,7 +136,7 @@ async fn what_speaks_no_http2_is_no_agent_and_is_told_to_be_none() {
 }
 
 #[tokio::test]
-async fn a_connection_that_breaks_under_a_call_is_named_and_replaced() {
+async fn broken_connection_is_reported_and_replaced() {
     for place in places().await {
         let (agent, client) = (&place.agent, place.client());
         agent.fail(Fault::Hang);
@@ -154,7 +157,7 @@ async fn a_connection_that_breaks_under_a_call_is_named_and_replaced() {
                 )
             }
         });
-        eventually("the calls are there", || {
+        eventually("the calls", || {
             let counts = agent.counts();
             let there = [
                 counts.fetch_jwt_svid,
@@ -167,7 +170,7 @@ async fn a_connection_that_breaks_under_a_call_is_named_and_replaced() {
         agent.cut_connections().await;
         let (fetch, validate, bundles) = calls.await.unwrap();
         for error in [fetch, validate, bundles] {
-            told(
+            assert_error(
                 &error,
                 Reason::Disconnected,
                 &[&place.name, "broke", "reconnects"],
@@ -180,21 +183,21 @@ async fn a_connection_that_breaks_under_a_call_is_named_and_replaced() {
 }
 
 #[tokio::test]
-async fn an_agent_that_does_not_answer_is_named_with_the_time_it_had() {
+async fn unresponsive_agent_times_out() {
     for place in places().await {
         let client = place.impatient();
         place.agent.fail(Fault::Hang);
         for error in failures(&client, TOKEN).await {
             let says = [&place.name, "no answer within 100ms", "healthy"];
-            told(&error, Reason::Timeout, &says);
+            assert_error(&error, Reason::Timeout, &says);
             assert!(error.is_retryable());
         }
         place.agent.recover();
-        // Opened, and then silent.
+        // Opened, then silent.
         let replay = place.agent.replay();
         let silent = client.fetch_jwt_bundles().await.unwrap().message().await;
         let says = [&place.name, "no bundles within 100ms", "healthy"];
-        told(&silent.unwrap_err(), Reason::Timeout, &says);
+        assert_error(&silent.unwrap_err(), Reason::Timeout, &says);
         drop(replay);
     }
 }

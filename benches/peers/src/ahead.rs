@@ -56,16 +56,15 @@ const REASONS: &[Reason] = &[
         ],
         columns: &[],
         peer: "",
-        why: "The refusal of ours is a fuller one: it carries the challenge that RFC 9110 section \
-              15.5.2 asks of each 401 (by hand there is none, jwt-authorizer's names no error \
-              description), has the reason in the response's extensions for layers outside, and \
-              goes through the log that lets one line per class and interval through. That is what \
-              *no header* costs, where no token is looked at: six allocations, of which one is the \
-              reason, two are http's header map with its first header and three http's extensions \
-              with their first entry. The challenge itself is ready made. On top comes what the \
-              token itself costs, see the refusals above. It is a small part of the signature \
-              check that those who verify first pay for a token that is expired or for another \
-              audience.",
+        why: "Our rejection contains more: the challenge that RFC 9110 section 15.5.2 requires of \
+              each 401 (by hand, and with axum-jwt-auth and agntcy-slim-auth, there is none, and \
+              jwt-authorizer's has no error description), the reason in the response's extensions \
+              for outer layers, and a log that writes one line per class and interval. *no header* \
+              shows what that costs if there is no token: five allocations, two of http's header \
+              map with its first header and three of http's extensions with their first entry. The \
+              challenge itself is made in advance. A token adds its own cost, see the refusals \
+              above. All of it is small against the signature check that others pay before they \
+              find that a token is expired or for another audience.",
     },
     Reason {
         tables: &["start"],
@@ -119,6 +118,12 @@ const REASONS: &[Reason] = &[
         columns: &["ES384"],
         peer: "jwt-authorizer",
         why: "Its check is ring's, not aws-lc's.",
+    },
+    Reason {
+        tables: &["cold", "cold-above", "cold-allocations", "cold-bytes"],
+        columns: &[],
+        peer: "axum-jwt-auth",
+        why: "Its check is RustCrypto's, not aws-lc's.",
     },
 ];
 

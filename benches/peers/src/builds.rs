@@ -42,11 +42,11 @@ fn programs() -> Vec<Program> {
             SPIFFE,
         ),
         program(
-            Who::peer("tower-http 0.7 + jsonwebtoken 11.1 [^by-hand]").job("server"),
+            Who::peer("tower-http 0.7 + jsonwebtoken 12.0 [^by-hand]").job("server"),
             r#"tower-http = { version = "=0.7.1", features = ["auth"] }
 serde = { version = "1", features = ["derive"] }
 serde_json = "1"
-jsonwebtoken = { version = "=11.1.0", default-features = false, features = ["aws_lc_rs"] }"#,
+jsonwebtoken = { version = "=12.0.0", default-features = false, features = ["aws_lc_rs"] }"#,
             BY_HAND,
         ),
         program(

@@ -10,6 +10,7 @@ pub fn take_away(report: &Report) -> String {
         new(report),
         refused(report),
         more(report),
+        full_load(report),
         backend(report),
     ];
     let lines = sentences.into_iter().flatten();
@@ -80,6 +81,26 @@ fn more(report: &Report) -> Option<String> {
         tokens("1")?,
         threads("**tower-spiffe**, 50 tokens")?,
         threads("arithmetic")?,
+    ))
+}
+
+fn full_load(report: &Report) -> Option<String> {
+    let of = |row, column| report.cell("full-load", row, column).map(Cell::text);
+    const LAYERS: &str = "**tower-spiffe**, client and server layer";
+    const ROTATING: &str = "**tower-spiffe**, client and server layer, keys rotate";
+    Some(format!(
+        "**At full load both layers together leave {} of the requests per second** ({} without \
+         them), and {} while keys rotate ten times a second; p50 is {} ({} without them, {} while \
+         keys rotate), p99.9 {} ({}, {}).",
+        of(LAYERS, "to no layers")?,
+        of("no layers", "requests")?,
+        of(ROTATING, "to no layers")?,
+        of(LAYERS, "p50")?,
+        of("no layers", "p50")?,
+        of(ROTATING, "p50")?,
+        of(LAYERS, "p99.9")?,
+        of("no layers", "p99.9")?,
+        of(ROTATING, "p99.9")?,
     ))
 }
 

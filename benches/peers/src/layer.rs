@@ -1,9 +1,11 @@
 //! A request through a server layer: let in, or turned away.
 
 use std::future::Future;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use axum::middleware::from_extractor_with_state;
 use futures_util::FutureExt as _;
 use http::header::AUTHORIZATION;
 use http::{Request, Response, StatusCode};
@@ -15,13 +17,14 @@ use tower_oauth2_resource_server::error_handler::ErrorHandler;
 use crate::keys::{AUDIENCE, Signer};
 use crate::measure::{Contest, Effort, Outcome, prepare};
 use crate::names::{
-    HAND_MADE, HAND_MADE_SPIFFE, JWT_AUTHORIZER, NO_LAYER, NO_LAYER_AGAIN, NO_LAYER_AXUM_07,
-    OAUTH2, OURS, STATIC,
+    AXUM_JWT_AUTH, HAND_MADE, HAND_MADE_SPIFFE, JWT_AUTHORIZER, NO_LAYER, NO_LAYER_AGAIN,
+    NO_LAYER_AXUM_07, OAUTH2, OURS, SLIM, STATIC,
 };
 use crate::peers::{
-    Bare, Jsonwebtoken, bearer, jwt_authorizer, oauth2_server, our_bundles, our_layer, request,
-    spiffe_bundles, validator,
+    AxumJwtAuthClaims, Bare, Jsonwebtoken, axum_jwt_auth, bearer, jwt_authorizer, oauth2_server,
+    our_bundles, our_layer, request, spiffe_bundles, validator,
 };
+use crate::process::{self, Process};
 use crate::table::{ALLOCATIONS, BYTES, OVER_BASE, TIME, Table};
 use crate::verify::refused;
 
@@ -79,10 +82,28 @@ pub fn token_of<B>(request: &Request<B>) -> Option<&str> {
     value.strip_prefix("Bearer ")
 }
 
-/// Everybody's layer, with these headers in turn.
+/// The state of axum-jwt-auth's extractor.
+pub fn decoder(signer: &Signer) -> axum_jwt_auth::Decoder<crate::peers::Claims> {
+    Arc::new(axum_jwt_auth(signer).unwrap())
+}
+
+/// agntcy-slim-auth's program, given the key and these tokens.
+fn slim(program: &Path, signer: &Signer, headers: &[http::HeaderValue]) -> Process {
+    let jwk = signer.jwk();
+    let mut lines = format!("{AUDIENCE}\n{jwk}\n");
+    for header in headers {
+        let token = header.to_str().unwrap().trim_start_matches("Bearer ");
+        lines.push_str(token);
+        lines.push('\n');
+    }
+    Process::start(program, &lines).expect("it knows ES256")
+}
+
+/// Everybody's layer, with these headers in turn. `slim_auth` is the program of agntcy-slim-auth.
 fn contest(
     effort: Effort,
     signer: &Signer,
+    slim_auth: Option<&Path>,
     headers: &[http::HeaderValue],
     fresh: bool,
     expected: StatusCode,
@@ -164,6 +185,23 @@ fn contest(
         .batch(OAUTH2, move |count| {
             with_tokens(&mut oauth2, headers, count, expected)
         });
+    let extractor = from_extractor_with_state::<AxumJwtAuthClaims, _>(decoder(signer));
+    let mut extractor = extractor.layer(Bare::<axum::body::Body>::new());
+    // It has another status for some.
+    let answer = extractor.call(request(headers.first())).now_or_never();
+    if answer.expect("it waits for nothing").unwrap().status() == expected {
+        contest = contest.batch(AXUM_JWT_AUTH, move |count| {
+            with_tokens(&mut extractor, headers, count, expected)
+        });
+    }
+    if let Some(program) = slim_auth {
+        let mut process = slim(program, signer, headers);
+        let verifier = if fresh { "fresh" } else { "kept" };
+        let status = expected.as_u16();
+        contest = contest.batch(SLIM, move |count| {
+            process.time(&format!("{verifier} {status} {count}"))
+        });
+    }
     // Last, because it has a bare service of its own to be compared with.
     if good {
         let mut bare = Bare::<Axum07Body>::new();
@@ -185,10 +223,18 @@ pub fn calls(effort: Effort) -> Vec<Table> {
     let signer = Signer::usual();
     let tokens = signer.tokens(512);
     let headers: Vec<_> = tokens.iter().map(|token| bearer(token)).collect();
-    let outcomes = [
-        contest(effort, &signer, &headers[..1], false, StatusCode::OK),
-        contest(effort, &signer, &headers, true, StatusCode::OK),
-    ];
+    let slim = slim_auth_program();
+    let contest = |headers, fresh| {
+        contest(
+            effort,
+            &signer,
+            slim.as_deref(),
+            headers,
+            fresh,
+            StatusCode::OK,
+        )
+    };
+    let outcomes = [contest(&headers[..1], false), contest(&headers, true)];
     let columns = ["token seen before", "token never seen"];
     let table = |id, title, of| Table::beside(id, title, &columns, &outcomes, of);
     vec![
@@ -203,9 +249,20 @@ pub fn calls(effort: Effort) -> Vec<Table> {
             OVER_BASE,
         )
         .without(&[NO_LAYER, NO_LAYER_AXUM_07]),
-        table("layer-allocations", "The same: allocations", ALLOCATIONS).without(&[NO_LAYER_AGAIN]),
-        table("layer-bytes", "The same: bytes allocated", BYTES).without(&[NO_LAYER_AGAIN]),
+        // Those of another process are not counted.
+        table("layer-allocations", "The same: allocations", ALLOCATIONS)
+            .without(&[NO_LAYER_AGAIN, SLIM]),
+        table("layer-bytes", "The same: bytes allocated", BYTES).without(&[NO_LAYER_AGAIN, SLIM]),
     ]
+}
+
+/// Built by this program, where libclang is installed; a whole run needs it.
+fn slim_auth_program() -> Option<std::path::PathBuf> {
+    let program = process::build("slim");
+    if program.is_none() {
+        eprintln!("agntcy-slim-auth does not build here: install libclang, set LIBCLANG_PATH");
+    }
+    program
 }
 
 /// Lets a refusal be told from another one.
@@ -234,9 +291,13 @@ pub fn refusals(effort: Effort) -> Vec<Table> {
         let response = oauth2.call(request(headers.first())).now_or_never();
         case.expect_jsonwebtoken(response.unwrap().unwrap().body());
     }
+    let slim = slim_auth_program();
     let outcomes: Vec<_> = headers
         .iter()
-        .map(|headers| contest(effort, &signer, headers, false, StatusCode::UNAUTHORIZED))
+        .map(|headers| {
+            let expected = StatusCode::UNAUTHORIZED;
+            contest(effort, &signer, slim.as_deref(), headers, false, expected)
+        })
         .collect();
     let table = |id, title, of| Table::beside(id, title, &titles, &outcomes, of);
     vec![
@@ -249,7 +310,8 @@ pub fn refusals(effort: Effort) -> Vec<Table> {
             "layer-refusals-allocations",
             "The same: allocations",
             ALLOCATIONS,
-        ),
-        table("layer-refusals-bytes", "The same: bytes allocated", BYTES),
+        )
+        .without(&[SLIM]),
+        table("layer-refusals-bytes", "The same: bytes allocated", BYTES).without(&[SLIM]),
     ]
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::Request;
+use axum::middleware::from_extractor_with_state;
 use axum::routing::get;
 use axum::{ServiceExt as _, body::Body};
 use bytes::Bytes;
@@ -23,26 +24,29 @@ use tower_http::validate_request::ValidateRequestHeaderLayer;
 use tower_spiffe::server::{Allow, GrpcPolicy, ValidateJwtSvidLayer};
 
 use crate::keys::{AUDIENCE, Signer, TRUST_DOMAIN};
-use crate::layer::token_of;
+use crate::layer::{decoder, token_of};
 use crate::measure::{Effort, Spread, quantile, shuffled};
-use crate::names::{HAND_MADE, HAND_MADE_SPIFFE, NO_LAYER, NO_LAYER_AGAIN, OAUTH2, OURS, Who};
+use crate::names::{
+    AXUM_JWT_AUTH, HAND_MADE, HAND_MADE_SPIFFE, NO_LAYER, NO_LAYER_AGAIN, OAUTH2, OURS, Who,
+};
 use crate::peers::{
-    Jsonwebtoken, bearer, oauth2_server, our_bundles, our_layer, spiffe_bundles, validator,
+    AxumJwtAuthClaims, Jsonwebtoken, bearer, oauth2_server, our_bundles, our_layer, spiffe_bundles,
+    validator,
 };
 use crate::table::{Better, Cell, Table};
 
 /// So many requests are under way at any time.
-const CONCURRENCY: usize = 16;
+pub const CONCURRENCY: usize = 16;
 
 /// A server on a thread of its own.
-struct Server {
-    address: SocketAddr,
+pub struct Server {
+    pub address: SocketAddr,
     /// Of its thread.
     id: String,
 }
 
 impl Server {
-    fn start<F>(serve: impl FnOnce(TcpListener) -> F + Send + 'static) -> Self
+    pub fn start<F>(serve: impl FnOnce(TcpListener) -> F + Send + 'static) -> Self
     where
         F: Future<Output = ()>,
     {
@@ -64,7 +68,7 @@ impl Server {
         Self { address, id }
     }
 
-    fn axum<S>(app: S) -> Self
+    pub fn axum<S>(app: S) -> Self
     where
         S: Service<Request, Response = axum::response::Response, Error = std::convert::Infallible>
             + Clone
@@ -87,7 +91,7 @@ impl Server {
     }
 }
 
-fn router() -> Router {
+pub fn router() -> Router {
     Router::new().route("/v1/reports/{id}", get(async || "the report"))
 }
 
@@ -274,6 +278,7 @@ async fn axum_table(effort: Effort, id: &str, seen: bool) -> Table {
         Ok(())
     });
     let oauth2 = oauth2_server(&signer).unwrap().into_layer::<Body>();
+    let extractor = from_extractor_with_state::<AxumJwtAuthClaims, _>(decoder(&signer));
     let ours = our_layer(validator(&our_bundles(&signer)));
     let entrants = vec![
         (NO_LAYER, Server::axum(router())),
@@ -285,6 +290,7 @@ async fn axum_table(effort: Effort, id: &str, seen: bool) -> Table {
             Server::axum(by_hand_spiffe.layer(router())),
         ),
         (OAUTH2, Server::axum(oauth2.layer(router()))),
+        (AXUM_JWT_AUTH, Server::axum(extractor.layer(router()))),
     ];
     let mut connected = Vec::new();
     for (who, server) in entrants {
@@ -359,6 +365,7 @@ fn table(id: &str, title: &str) -> Table {
             "to no layer",
             "p50",
             "p99",
+            "p99.9",
         ],
     )
     .better("requests", Better::More)
@@ -417,6 +424,7 @@ async fn compare(
                 Cell::ratio(against_first(at, |slice, first| slice.rate / first.rate)),
                 Cell::nanos(latency(0.5)),
                 Cell::nanos(latency(0.99)),
+                Cell::nanos(latency(0.999)),
             ],
         );
     }

@@ -17,6 +17,7 @@ mod bars;
 mod builds;
 mod claims;
 mod draw;
+mod full_load;
 mod growth;
 mod inject;
 mod keys;
@@ -27,6 +28,7 @@ mod measure;
 mod memory;
 mod names;
 mod peers;
+mod process;
 mod report;
 mod run;
 mod table;
@@ -66,6 +68,7 @@ const SECTIONS: &[Measured] = &[
     ("memory", memory::memory),
     ("axum", loopback::axum),
     ("tonic", loopback::tonic),
+    ("full-load", |effort| vec![full_load::run(effort)]),
     ("backends", |effort| vec![backends::run(effort)]),
     ("builds", |effort| vec![builds::run(effort)]),
 ];

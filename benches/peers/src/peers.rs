@@ -139,6 +139,38 @@ pub fn oauth2_server(signer: &Signer) -> Option<OAuth2Server> {
         .ok()
 }
 
+// === axum-jwt-auth ===
+
+pub type AxumJwtAuth = axum_jwt_auth::LocalDecoder;
+
+/// `None` if it does not know the algorithm.
+pub fn axum_jwt_auth(signer: &Signer) -> Option<AxumJwtAuth> {
+    let algorithm = signer.algorithm.as_str().parse().ok()?;
+    let jwk = serde_json::from_value(signer.jwk()).ok()?;
+    let mut validation = jsonwebtoken_10::Validation::new(algorithm);
+    validation.set_audience(&[AUDIENCE]);
+    AxumJwtAuth::builder()
+        .keys(vec![jsonwebtoken_10::DecodingKey::from_jwk(&jwk).ok()?])
+        .validation(validation)
+        .build()
+        .ok()
+}
+
+/// Its verdict on a token, with the claims as users name them.
+pub fn decode_by_axum_jwt_auth(
+    decoder: &AxumJwtAuth,
+    token: &str,
+) -> Result<Claims, axum_jwt_auth::Error> {
+    use axum_jwt_auth::JwtDecoder as _;
+
+    let decoded = decoder.decode(token).now_or_never();
+    let data = decoded.expect("it waits for nothing")?;
+    Ok(data.claims)
+}
+
+/// Its extractor as a layer; its state is the decoder.
+pub type AxumJwtAuthClaims = axum_jwt_auth::Claims<Claims>;
+
 // === aws-lc-rs alone ===
 
 /// The least that anyone must do: one check of one signature, with a key that was parsed before.

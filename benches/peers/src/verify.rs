@@ -8,9 +8,10 @@ use tower_spiffe::verify::ValidateReason;
 
 use crate::keys::{ALGORITHMS, AUDIENCE, Signer, claims, now};
 use crate::measure::{Contest, Effort, Outcome, prepare, time};
-use crate::names::{JSONWEBTOKEN, JWT_AUTHORIZER, OURS, RAW, RAW_AGAIN, SPIFFE};
+use crate::names::{AXUM_JWT_AUTH, JSONWEBTOKEN, JWT_AUTHORIZER, OURS, RAW, RAW_AGAIN, SPIFFE};
 use crate::peers::{
-    Jsonwebtoken, Raw, RawToken, jwt_authorizer, our_bundles, spiffe_bundles, validator,
+    Jsonwebtoken, Raw, RawToken, axum_jwt_auth, decode_by_axum_jwt_auth, jwt_authorizer,
+    our_bundles, spiffe_bundles, validator,
 };
 use crate::table::{ALLOCATIONS, BYTES, OVER_BASE, TIME, Table};
 
@@ -125,6 +126,12 @@ fn cold_of(effort: Effort, algorithm: Algorithm) -> Vec<Outcome> {
             verdict.expect("it waits for nothing").unwrap()
         });
     }
+    if let Some(decoder) = axum_jwt_auth(&signer) {
+        let tokens = &tokens;
+        contest = contest.each(AXUM_JWT_AUTH, move |n| {
+            decode_by_axum_jwt_auth(&decoder, &tokens[n]).unwrap()
+        });
+    }
     contest.run()
 }
 
@@ -138,6 +145,7 @@ pub fn repeated(effort: Effort) -> Table {
     let theirs = spiffe_bundles(&signer);
     let jsonwebtoken = Jsonwebtoken::new(&signer).unwrap();
     let authorizer = jwt_authorizer(&signer).unwrap();
+    let decoder = axum_jwt_auth(&signer).unwrap();
     let outcomes = Contest::new(effort)
         .each(OURS, |_| validator.validate(token).unwrap())
         .each(RAW, |_| raw.verify(&raw_token))
@@ -152,6 +160,9 @@ pub fn repeated(effort: Effort) -> Table {
                 .now_or_never()
                 .unwrap()
                 .unwrap()
+        })
+        .each(AXUM_JWT_AUTH, |_| {
+            decode_by_axum_jwt_auth(&decoder, token).unwrap()
         })
         .run();
     assert!(validator.cache_stats().misses <= 1);
@@ -260,6 +271,7 @@ pub fn refusals(effort: Effort) -> Vec<Table> {
     let theirs = spiffe_bundles(&signer);
     let jsonwebtoken = Jsonwebtoken::new(&signer).unwrap();
     let authorizer = jwt_authorizer(&signer).unwrap();
+    let decoder = axum_jwt_auth(&signer).unwrap();
 
     let cases = refused(&signer);
     let titles: Vec<&str> = cases.iter().map(|case| case.title).collect();
@@ -275,13 +287,15 @@ pub fn refusals(effort: Effort) -> Vec<Table> {
                 let verdict = authorizer.check_auth(token).now_or_never();
                 verdict.unwrap().err().unwrap()
             };
-            // It looks for no key: it was given one.
+            let decoder = || decode_by_axum_jwt_auth(&decoder, token).unwrap_err();
+            // They look for no key: they were given one.
             let looks_for_key = case.reason == ValidateReason::KeyUnknown;
             assert_eq!(ours().reason(), case.reason, "{}", case.title);
             case.expect(case.spiffe, &spiffe());
             case.expect_jsonwebtoken(&authorizer());
             if !looks_for_key {
                 case.expect_jsonwebtoken(&by_hand());
+                case.expect_jsonwebtoken(&decoder());
             }
             let mut contest = Contest::new(effort)
                 .each(OURS, |_| ours())
@@ -290,7 +304,9 @@ pub fn refusals(effort: Effort) -> Vec<Table> {
                 })
                 .each(SPIFFE, |_| spiffe());
             if !looks_for_key {
-                contest = contest.each(JSONWEBTOKEN, |_| by_hand());
+                contest = contest
+                    .each(JSONWEBTOKEN, |_| by_hand())
+                    .each(AXUM_JWT_AUTH, |_| decoder());
             }
             contest.each(JWT_AUTHORIZER, |_| authorizer()).run()
         })

@@ -22,7 +22,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ID", group = "who", requires = "what")]
     caller: Option<String>,
     /// The claims of the caller's token, a JSON object
-    #[arg(long, value_name = "JSON", requires = "caller")]
+    #[arg(
+        long,
+        value_name = "JSON",
+        requires = "caller",
+        conflicts_with = "anonymous"
+    )]
     claims: Option<String>,
     /// The request has no token
     #[arg(long, group = "who", requires = "what")]

@@ -156,7 +156,7 @@ async fn p08_check_reports_mistakes() {
         ),
         (
             &["--anonymous", "--claims", "{}", "--request", "GET /"],
-            "--caller",
+            "cannot be used with",
         ),
         (&["--caller", WEB, "--request", "GET"], "GET /reports/7"),
         (&["--caller", WEB, "--request", "get /"], "upper case"),

@@ -7,13 +7,15 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
+use tonic_web::GrpcWebLayer;
 use tower::Layer as _;
 use tower_spiffe::server::{AllowCallersLayer, EndAtExpiryLayer};
 use tower_spiffe::{Allow, GrpcPolicy, JwtSource, ValidateJwtSvidLayer, Validator, VerifiedSvid};
 
 use crate::{Error, Made, text};
 
-/// Serves callers of the agent's trust domain, by HTTP/1.1 and HTTP/2 without TLS, or by gRPC.
+/// Serves callers of the agent's trust domain, by HTTP/1.1 and HTTP/2 without TLS, or by gRPC and
+/// gRPC-Web.
 pub(crate) async fn serve(made: &Made, command: &Value) -> Result<Value, Error> {
     let agent = made.agent(command)?;
     let source = agent.source().await?;
@@ -42,7 +44,10 @@ fn serve_http(
     let router = Router::new()
         .route("/who", get(who))
         .route("/echo", post(async |_: VerifiedSvid, body: String| body))
-        .route("/ops", get(who).layer(ops));
+        .route("/ops", get(who).layer(ops.clone()))
+        // Calls of the Connect protocol, whose messages are texts in JSON.
+        .route("/interop.Interop/Who", post(greet))
+        .route("/interop.Interop/Ops", post(greet).layer(ops));
     let layer = ValidateJwtSvidLayer::required(validator, Allow::trust_domain(callers)?);
     let app = axum::ServiceExt::<Request>::into_make_service(layer.layer(router));
     tokio::spawn(axum::serve(listener, app).into_future());
@@ -51,6 +56,10 @@ fn serve_http(
 
 async fn who(caller: VerifiedSvid) -> Json<Value> {
     Json(json!({ "id": caller.spiffe_id().to_string() }))
+}
+
+async fn greet(caller: VerifiedSvid, Json(greeting): Json<String>) -> Json<String> {
+    Json(format!("{greeting} {}", caller.spiffe_id()))
 }
 
 fn serve_grpc(
@@ -74,8 +83,10 @@ fn serve_grpc(
         .public("/interop.Interop/Version")
         .build()?;
     let server = Server::builder()
+        .accept_http1(true)
         .layer(ValidateJwtSvidLayer::required(validator.clone(), policy))
         .layer(EndAtExpiryLayer::new(&validator))
+        .layer(GrpcWebLayer::new())
         .add_service(grpc::Interop);
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
     Ok(())

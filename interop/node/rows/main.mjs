@@ -1,10 +1,12 @@
-// Runs tower-spiffe against jose, grpc-js and fetch.
+// Runs tower-spiffe against jose, grpc-js, fetch, connect and grpc-web.
 //
 // Prints one line per row: `ok|FAIL <row> <what>`. INTEROP_DRIVER names the driver, INTEROP_CASES
 // the table of tokens, INTEROP_PROTO the Workload API's definition.
 import * as grpc from "@grpc/grpc-js";
 import protoLoader from "@grpc/proto-loader";
 import * as jose from "jose";
+import * as connect from "./connect.mjs";
+import * as grpcWeb from "./grpc-web.mjs";
 import * as harness from "./harness.mjs";
 import { ALGORITHMS, AUDIENCE, DOMAIN, Driver, OPS, PATIENCE, WEB } from "./harness.mjs";
 import { acceptedBy, equal, readCases, rejects, row, until } from "./harness.mjs";
@@ -221,6 +223,8 @@ try {
   await servers(driver);
   await agent(driver, "unix");
   await agent(driver, "tcp");
+  await connect.run(driver);
+  await grpcWeb.run(driver);
 } finally {
   driver.close();
 }

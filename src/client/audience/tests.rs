@@ -134,7 +134,11 @@ fn a_wrong_configuration_says_why() {
         no_request(SvidRequestError::AudienceWhitespace)
     );
     assert_eq!(
-        Audience::fixed("a").hint("").any_origin().unwrap_err(),
+        Audience::fixed("a")
+            .any_origin()
+            .unwrap()
+            .hint("")
+            .unwrap_err(),
         no_request(SvidRequestError::EmptyHint)
     );
     assert_eq!(
@@ -186,4 +190,36 @@ fn an_identity_is_put_on_every_request() {
         panic!()
     };
     assert_eq!(request.spiffe_id(), Some(&id));
+}
+
+#[test]
+fn audience_is_derived_once_for_each_origin() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = calls.clone();
+    let made = move |origin: &Origin| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        Some(origin.host().to_owned())
+    };
+    let audience = Audience::from_origin(made, ["https://a", "https://b"]).unwrap();
+    for _ in 0..3 {
+        assert_eq!(found(&audience, "https://a/").as_deref(), Some("a"));
+        assert_eq!(found(&audience, "https://b/").as_deref(), Some("b"));
+    }
+    assert_eq!(calls.load(Ordering::Relaxed), 2);
+}
+
+#[test]
+fn audience_error_has_its_source() {
+    use std::error::Error as _;
+
+    let request = Audience::fixed("").any_origin().unwrap_err();
+    let source = request.source().and_then(|source| source.downcast_ref());
+    assert_eq!(source, Some(&SvidRequestError::EmptyAudience));
+    let origin = Audience::fixed("a").for_origin("ftp://a").unwrap_err();
+    let source = origin.source().and_then(|source| source.downcast_ref());
+    assert_eq!(source, Some(&OriginError::Scheme));
+    assert!(AudienceError::NoOrigin.source().is_none());
 }

@@ -213,3 +213,75 @@ fn an_authority_as_written_leads_where_a_reading_of_it_leads() {
     // One for each https origin, and the same once more in a scheme of upper case.
     assert_eq!(at_a_glance, 8);
 }
+
+#[test]
+fn origin_has_scheme_host_and_port() {
+    for (text, scheme, host, port) in [
+        ("https://Reports", "https", "reports", 443),
+        ("https://reports:8443/", "https", "reports", 8443),
+        ("http://reports.", "http", "reports.", 80),
+        ("http://[::1]:443", "http", "[::1]", 443),
+    ] {
+        let origin: Origin = text.parse().unwrap();
+        assert_eq!(origin.scheme(), scheme, "{text}");
+        assert_eq!(origin.host(), host, "{text}");
+        assert_eq!(origin.port(), port, "{text}");
+        assert_eq!(format!("{origin:?}"), origin.to_string());
+        assert_eq!(origin.to_string().parse(), Ok(origin), "{text}");
+    }
+}
+
+#[test]
+fn below_means_exactly_this_many_whole_labels() {
+    let domain: Origin = "https://svc.example.org".parse().unwrap();
+    for (uri, labels) in [
+        ("https://svc.example.org", None),
+        ("https://a.svc.example.org", Some(1)),
+        ("https://A.SVC.example.org:443", Some(1)),
+        ("https://a.b.svc.example.org", Some(2)),
+        ("https://asvc.example.org", None),
+        ("https://example.org", None),
+        ("https://a.svc.example.com", None),
+        ("http://a.svc.example.org", None),
+        ("https://a.svc.example.org:8443", None),
+        ("https://a.svc.example.org.", None),
+    ] {
+        let uri: Uri = uri.parse().unwrap();
+        let target = Target::of_uri(&uri).unwrap().unwrap();
+        for n in 0..4 {
+            let below = target.is_below(domain.target(), n);
+            assert_eq!(below, labels == Some(n), "{uri} with {n} labels");
+        }
+    }
+}
+
+#[test]
+fn user_name_is_found_in_a_whole_uri() {
+    for uri in ["https://user@reports", "https://user:1@reports:443/x"] {
+        assert_eq!(target(uri), Err(OriginError::UserInfo), "{uri}");
+    }
+}
+
+#[test]
+fn host_header_names_the_same_host_and_port() {
+    let reports: Origin = "https://reports".parse().unwrap();
+    for same in ["reports", "REPORTS", "reports:443", "reports:0443"] {
+        assert!(reports.target().is_host_header(same.as_bytes()), "{same}");
+    }
+    for other in [
+        "reports.evil.test",
+        "reports443",
+        "reports:",
+        "reports:+443",
+        "reports:443x",
+        "reports:80",
+        "report",
+        "xreports",
+        "",
+    ] {
+        assert!(
+            !reports.target().is_host_header(other.as_bytes()),
+            "{other}"
+        );
+    }
+}

@@ -67,6 +67,15 @@ impl std::fmt::Display for Discarded {
     }
 }
 
+impl Intake {
+    /// Removes the bundles that were kept from before because the newest ones could not be read.
+    pub(crate) fn forget_kept(&mut self) {
+        let read = self.set.iter();
+        let read = read.filter(|bundle| !self.troubles.contains_key(bundle.trust_domain()));
+        self.set = read.cloned().collect();
+    }
+}
+
 /// The bundles of a message by name, if there are not too many of them: they are counted first.
 pub(crate) fn unpack(
     message: JwtBundlesMessage,

@@ -213,3 +213,33 @@ fn e19_an_empty_value_is_a_bundle_without_keys() {
     assert_eq!(kids(&spaces.set, "x"), ["a"]);
     assert_eq!(spaces.troubles.len(), 1);
 }
+
+#[test]
+fn jwks_of_exactly_the_limit_is_read() {
+    let jwks = jwks(&["a"]);
+    for (limit, is_read) in [(jwks.len(), true), (jwks.len() - 1, false)] {
+        let limits = ResourceLimits::default().max_bundle_jwks_bytes(limit);
+        let message = message([("spiffe://x", jwks.clone())]);
+        let taken = read(message, &JwtBundleSet::default(), &limits).expect("a message");
+        assert_eq!(taken.troubles.is_empty(), is_read, "{limit}");
+        assert_eq!(taken.set.get("x").is_some(), is_read, "{limit}");
+    }
+}
+
+#[test]
+fn forgetting_leaves_what_the_message_has() {
+    let none = JwtBundleSet::default();
+    let before = take(
+        message([("spiffe://x", jwks(&["a"])), ("spiffe://y", jwks(&["b"]))]),
+        &none,
+    );
+    let unreadable = "no JWK Set".to_owned();
+    let mut after = take(
+        message([("spiffe://x", unreadable), ("spiffe://y", jwks(&["c"]))]),
+        &before.set,
+    );
+    assert_eq!(kids(&after.set, "x"), ["a"]);
+    after.forget_kept();
+    assert!(after.set.get("x").is_none());
+    assert_eq!(kids(&after.set, "y"), ["c"]);
+}

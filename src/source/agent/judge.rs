@@ -97,6 +97,7 @@ mod tests {
         for (revision, verdict) in (1..).zip(ALL) {
             assert_eq!(judge.turn(verdict), Some(revision));
             assert_eq!(judge.get(), (verdict, revision));
+            assert_eq!((judge.verdict(), judge.revision()), judge.get());
         }
         for verdict in ALL {
             assert_eq!(judge.turn(verdict), None);

@@ -4,6 +4,7 @@ mod backoff;
 mod builder;
 mod error;
 mod fetch;
+mod heartbeat;
 mod hints;
 pub(crate) mod intake;
 mod judge;
@@ -32,3 +33,6 @@ mod rotation_tests;
 #[cfg(test)]
 #[cfg(feature = "testing")]
 mod start_tests;
+#[cfg(test)]
+#[cfg(feature = "testing")]
+mod withdrawal_tests;

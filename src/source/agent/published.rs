@@ -174,29 +174,30 @@ impl Published {
 
     // === The task ===
 
-    /// Replaces the bundles, which are stale from `stale_at` on, and ends a withdrawal. Returns the new
-    /// revision, to be notified once the record has changed too; `None` if verdicts stay the same.
-    pub(super) fn replace(&self, snapshot: Snapshot, stale_at: u64) -> Option<u64> {
+    /// Replaces the bundles, which are stale from `stale_at` on, and ends a withdrawal. Returns whether
+    /// they differ, and the new revision, to be notified once the record has changed too; `None` if
+    /// verdicts stay the same.
+    pub(super) fn replace(&self, snapshot: Snapshot, stale_at: u64) -> (bool, Option<u64>) {
         let now = self.now();
         let before = self.snapshot();
-        let changed = self.verdict() != Verdict::Ready
-            || self.withdrawal_is_due()
-            || before.set != snapshot.set
-            || before.unreadable != snapshot.unreadable
+        let changed = before.set != snapshot.set || before.unreadable != snapshot.unreadable;
+        let raises = changed
+            || self.verdict() != Verdict::Ready
+            || self.withdrawn_at.load(Ordering::Acquire) <= now
             // Stale keys may be valid again, others may have become stale, perhaps unnoticed.
             || before.aged(now).ne(snapshot.aged(now))
             || self.aged_at.load(Ordering::Acquire) <= now;
         let aged_at = snapshot.aged_after(now);
         self.snapshot.store(Arc::new(snapshot));
-        let mut raised = changed.then(|| self.judge.turn(Verdict::Ready)).flatten();
+        let mut raised = raises.then(|| self.judge.turn(Verdict::Ready)).flatten();
         self.aged_at.store(aged_at, Ordering::Release);
         let was_stale_at = self.stale_at.swap(stale_at, Ordering::AcqRel);
-        self.withdrawn_at.store(NEVER, Ordering::Release);
-        // Tasks that got `Stale` until now wait for a notice that it is over.
-        if raised.is_none() && was_stale_at <= self.now() {
+        let was_withdrawn_at = self.withdrawn_at.swap(NEVER, Ordering::AcqRel);
+        // Tasks that got `Stale` or `Withdrawn` until now wait for a notice that it is over.
+        if raised.is_none() && was_stale_at.min(was_withdrawn_at) <= self.now() {
             raised = self.judge.turn(Verdict::Ready);
         }
-        raised
+        (changed, raised)
     }
 
     /// Withdraws the bundles at this time.
@@ -204,8 +205,8 @@ impl Published {
         self.withdrawn_at.store(nanos(at), Ordering::Release);
     }
 
-    pub(super) fn withdrawal_is_due(&self) -> bool {
-        self.withdrawn_at.load(Ordering::Acquire) <= self.now()
+    pub(super) fn withdrawal_is_due(&self, now: Duration) -> bool {
+        self.withdrawn_at.load(Ordering::Acquire) <= nanos(now)
     }
 
     /// Withdraws the bundles now. Returns the new revision, to be notified.

@@ -1,12 +1,12 @@
 //! What the source's handles and its background task share.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
 use super::error::JwtSourceError;
+use super::heartbeat::Heartbeat;
 use super::hints::Hints;
 use super::intake::Intake;
 use super::judge::Verdict;
@@ -31,9 +31,7 @@ pub(crate) struct Shared {
     pub(crate) withdrawal: WithdrawalPolicy,
     pub(crate) max_staleness: Option<Duration>,
     published: Published,
-    // When the task last ran, and since when a message has been waiting to be applied.
-    beat_at: AtomicU64,
-    reading_since: AtomicU64,
+    heartbeat: Heartbeat,
     /// Wakes the task: the agent gave a token while the bundle stream was not open.
     pub(crate) token_came: Notify,
     record: Mutex<Record>,
@@ -42,9 +40,6 @@ pub(crate) struct Shared {
     closing: watch::Sender<bool>,
     ended: watch::Sender<bool>,
 }
-
-/// The task reports every second; without a report for so long it is overdue.
-const OVERDUE: Duration = Duration::from_secs(5);
 
 /// How a bundle stream ended, if not cleanly, or why it could not be opened.
 pub(crate) struct StreamError<'a> {
@@ -87,17 +82,15 @@ impl Shared {
         withdrawal: WithdrawalPolicy,
         max_staleness: Option<Duration>,
     ) -> Self {
-        let beat_at = nanos(clock.monotonic());
         Self {
             client,
             hints: Hints::default(),
             published: Published::new(clock.clone()),
+            heartbeat: Heartbeat::new(clock.clone()),
             clock,
             metrics,
             withdrawal,
             max_staleness,
-            beat_at: AtomicU64::new(beat_at),
-            reading_since: AtomicU64::new(NEVER),
             token_came: Notify::new(),
             record: Mutex::new(Record::default()),
             refused: watch::Sender::new(None),
@@ -129,8 +122,16 @@ impl Shared {
     }
 
     /// Applies a message. Returns what it changed.
-    pub(crate) fn take_in(&self, intake: Intake) -> Change {
+    pub(crate) fn take_in(&self, mut intake: Intake) -> Change {
         let now = self.clock.monotonic();
+        // A withdrawal that is due takes effect first. Otherwise it depends on the moment of the next
+        // beat whether a message can bring withdrawn keys back.
+        self.withdraw_if_due(now);
+        let withdrawn = self.is_withdrawn();
+        if withdrawn {
+            // The message was read when the keys before the withdrawal were still known.
+            intake.forget_kept();
+        }
         let before = self.published.snapshot();
         let unreadable: Vec<TrustDomain> = intake
             .troubles
@@ -141,7 +142,7 @@ impl Shared {
         let lost_keys = before.set.iter().any(|old| lost_a_key(old, &intake.set));
         // A message without any bundle neither completes a start nor ends a withdrawal.
         let first = self.published.verdict() == Verdict::NotReady;
-        let nothing = intake.set.is_empty() && (first || self.is_withdrawn());
+        let nothing = intake.set.is_empty() && (first || withdrawn);
         // Held until everything has changed, so that a state is from before or from after.
         let mut record = self.record();
         let noted = record.note(now, &before.set, &intake, nothing);
@@ -157,7 +158,6 @@ impl Shared {
             Some(nanos(time.saturating_add(max)))
         };
         let aging = noted.aging.into_iter();
-        let changed = first || before.set != intake.set || before.unreadable != unreadable;
         let snapshot = Snapshot {
             set: intake.set,
             unreadable,
@@ -166,7 +166,7 @@ impl Shared {
                 .collect(),
         };
         let stale_at = after_max(now).unwrap_or(NEVER);
-        let raised = self.published.replace(snapshot, stale_at);
+        let (changed, raised) = self.published.replace(snapshot, stale_at);
         drop(record);
         self.no_longer_refused();
         // Last: a woken task sees all changes.
@@ -174,7 +174,7 @@ impl Shared {
             self.published.notify(revision);
         }
         Change {
-            changed,
+            changed: first || changed,
             first,
             given_back,
             reconnected,
@@ -244,11 +244,16 @@ impl Shared {
         Some(revision)
     }
 
-    /// Reports that the task runs. Returns whether a withdrawal took effect.
-    pub(crate) fn beat(&self) -> bool {
-        let now = nanos(self.clock.monotonic());
-        self.beat_at.store(now, Ordering::Release);
-        self.published.withdrawal_is_due() && self.withdraw_now()
+    /// Reports that the task runs, and applies a withdrawal that is due.
+    pub(crate) fn beat(&self) {
+        self.heartbeat.beat();
+        self.withdraw_if_due(self.clock.monotonic());
+    }
+
+    fn withdraw_if_due(&self, now: Duration) {
+        if self.published.withdrawal_is_due(now) && self.withdraw_now() {
+            log_withdrawal();
+        }
     }
 
     /// A withdrawal takes effect. Returns whether the bundles were in use.
@@ -264,25 +269,9 @@ impl Shared {
         revision.is_some()
     }
 
-    /// Whether the task has not reported for too long, or a message has waited for too long.
-    fn is_overdue(&self) -> bool {
-        let now = nanos(self.clock.monotonic());
-        let since = self.beat_at.load(Ordering::Acquire);
-        let since = since.min(self.reading_since.load(Ordering::Acquire));
-        now.saturating_sub(since) > nanos(OVERDUE)
-    }
-
     /// A message waits to be applied, until the result is dropped.
     pub(crate) fn reading(&self) -> impl Drop + use<'_> {
-        struct Reading<'a>(&'a AtomicU64);
-        impl Drop for Reading<'_> {
-            fn drop(&mut self) {
-                self.0.store(NEVER, Ordering::Release);
-            }
-        }
-        let now = nanos(self.clock.monotonic());
-        self.reading_since.store(now, Ordering::Release);
-        Reading(&self.reading_since)
+        self.heartbeat.reading()
     }
 
     /// A message could not be used.
@@ -426,7 +415,7 @@ impl Shared {
         let verdict = self.published.usable().map(|_| ());
         let snapshot = self.published.snapshot();
         let revision = self.published.last_revision();
-        let overdue = self.is_overdue();
+        let overdue = self.heartbeat.is_overdue();
         record.state(now, self.heard(), &snapshot.set, revision, verdict, overdue)
     }
 
@@ -453,6 +442,10 @@ pub(crate) struct Change {
     pub(crate) reconnected: bool,
     /// A key was removed.
     pub(crate) lost_keys: bool,
+}
+
+pub(super) fn log_withdrawal() {
+    tracing::warn!("the withdrawal of the bundles takes effect");
 }
 
 fn lost_a_key(old: &Arc<JwtBundle>, set: &JwtBundleSet) -> bool {

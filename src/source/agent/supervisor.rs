@@ -15,7 +15,7 @@ use tracing::Instrument;
 use super::backoff::Backoff;
 use super::intake::{self, Discarded, Intake};
 use super::limits::ResourceLimits;
-use super::shared::{Shared, StreamError, Withdrew};
+use super::shared::{Shared, StreamError, Withdrew, log_withdrawal};
 use crate::bundle::JwtBundleSet;
 use crate::source::own_thread;
 use crate::token::SvidCache;
@@ -387,14 +387,8 @@ async fn beating(shared: &Shared) {
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         beats.tick().await;
-        if shared.beat() {
-            log_withdrawal();
-        }
+        shared.beat();
     }
-}
-
-fn log_withdrawal() {
-    tracing::warn!("the withdrawal of the bundles takes effect");
 }
 
 /// Closes the source when its task ends for any reason.

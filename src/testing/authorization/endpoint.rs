@@ -138,10 +138,11 @@ impl State {
             .map_err(|_| (401, "invalid_client", "the client assertion is invalid"))?
             .spiffe_id()
             .clone();
-        if form
-            .get("client_id")
-            .is_some_and(|id| id != client.as_str())
-        {
+        let is_clients = |client_id: &str| {
+            let registered = self.client_ids.get(client_id).map(String::as_str);
+            registered.unwrap_or(client_id) == client.as_str()
+        };
+        if form.get("client_id").is_some_and(|id| !is_clients(id)) {
             return Err((401, "invalid_client", "the client_id is of another client"));
         }
         let grant_type = form.required("grant_type")?;

@@ -72,6 +72,7 @@ pub struct FakeAuthorizationServerBuilder {
     issuer: Option<String>,
     token_life: Duration,
     subject_audiences: Vec<String>,
+    client_ids: HashMap<String, String>,
 }
 
 /// An access token that a [`FakeAuthorizationServer`] issued.
@@ -115,6 +116,8 @@ struct State {
     clients: Validator,
     /// Verifies subject tokens.
     subjects: Validator,
+    /// The SPIFFE IDs of clients by `client_id`.
+    client_ids: HashMap<String, String>,
     inner: Mutex<Inner>,
 }
 
@@ -163,6 +166,7 @@ impl FakeAuthorizationServer {
             issuer: None,
             token_life: Duration::from_secs(300),
             subject_audiences: Vec::new(),
+            client_ids: HashMap::new(),
         }
     }
 
@@ -247,6 +251,13 @@ impl FakeAuthorizationServerBuilder {
         self
     }
 
+    /// Accepts this `client_id` from the workload with this SPIFFE ID. Its SPIFFE ID is always
+    /// accepted.
+    pub fn client_id(mut self, client_id: impl Into<String>, spiffe_id: impl Into<String>) -> Self {
+        self.client_ids.insert(client_id.into(), spiffe_id.into());
+        self
+    }
+
     /// Builds the server without a port.
     ///
     /// # Panics
@@ -286,6 +297,7 @@ impl FakeAuthorizationServerBuilder {
             subjects: must(subjects.build(), "the subject audiences can be audiences"),
             issuer,
             clock: self.clock.clone(),
+            client_ids: self.client_ids,
             inner: Mutex::new(Inner {
                 token_life: self.token_life,
                 fault: None,

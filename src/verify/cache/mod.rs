@@ -7,6 +7,9 @@
 mod first;
 mod second;
 mod stats;
+#[cfg(test)]
+#[cfg(feature = "testing")]
+mod tests;
 
 use std::hash::BuildHasher;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Which callers a rule allows.
+//! The callers that a rule allows.
 
 use http::{Request, Response};
 use serde_json::json;

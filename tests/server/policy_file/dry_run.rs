@@ -53,14 +53,14 @@ async fn p05_a_dry_run_opens_everything_and_counts() {
             assert_eq!(status(&layer, path, token.cloned()).await, 200, "{path}");
             assert_eq!(counts.take(), Vec::from_iter(counted), "{path}");
         }
-        // An invalid token is rejected all the same.
+        // Invalid tokens are still rejected.
         assert_eq!(status(&layer, "/a", Some(bearer("a.b.c"))).await, 401);
         assert!(counts.take().is_empty());
     }
 }
 
 #[tokio::test]
-async fn p05_the_current_policy_decides_beside_a_dry_run() {
+async fn p05_current_policy_decides_during_a_dry_run() {
     let counts = Arc::new(Counts::default());
     let world = World::with(|builder| builder.metrics(counts.clone()));
     let dir = TempDir::new();
@@ -104,7 +104,7 @@ async fn p05_a_dry_run_logs_one_line_per_caller() {
             text.contains("no rule of the policy file allows this caller"),
             "{text}"
         );
-        // Text of unknown callers.
+        // Text from unknown callers.
         assert!(!text.contains("secret"), "{text}");
     }
     let _listening = log.begin(Level::DEBUG);
@@ -118,7 +118,7 @@ async fn p05_a_dry_run_logs_one_line_per_caller() {
 }
 
 #[tokio::test]
-async fn p05_a_document_knows_no_dry_run() {
+async fn p05_documents_have_no_dry_run() {
     let dir = TempDir::new();
     let policy = open(&dir);
     let decision = super::decide(&policy.document(), None, "/b");

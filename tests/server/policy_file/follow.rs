@@ -1,4 +1,4 @@
-//! A file that changes.
+//! Changes of a policy file.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,7 +60,7 @@ fn ops() -> String {
     ops_rule("/a")
 }
 
-/// More than a check and the one after it.
+/// Waits for longer than a check interval, twice.
 async fn next_checks() {
     sleep(6 * SECOND).await;
 }
@@ -76,7 +76,7 @@ async fn p04_a_change_takes_effect_within_the_interval() {
     sleep(2 * SECOND).await;
     assert!(!allows(&policy, WEB) && allows(&policy, OPS));
     assert_eq!((policy.state().revision(), policy.state().rules()), (2, 1));
-    // A document is what it was.
+    // A document does not change.
     let document = policy.document();
     file.write(web());
     next_checks().await;
@@ -90,7 +90,7 @@ async fn p04_a_half_written_file_is_not_used() {
     let all = format!("{}{}", web_rule("/{*rest}", "['GET']"), ops());
     let file = File::new(&all);
     let policy = file.open();
-    // Cut off after a rule, it is a policy that allows more.
+    // Truncated after a rule, the policy would allow more.
     file.write(web_rule("/{*rest}", "['GET']"));
     sleep(5 * SECOND + Duration::from_millis(100)).await;
     assert!(!allows(&policy, WEB));
@@ -121,19 +121,19 @@ async fn p04_a_broken_file_keeps_the_policy() {
     assert_eq!(error.reason(), FilePolicyErrorReason::Invalid);
     assert_eq!((error.line(), error.column()), (Some(3), Some(1)));
     assert_eq!(error.path(), Some(file.path().as_path()));
-    let trouble = "trouble with a policy file; its last good policy stays";
-    assert_eq!(log.levels(trouble), ["WARN"]);
+    let problem = "problem with a policy file; its last good policy stays";
+    assert_eq!(log.levels(problem), ["WARN"]);
     assert!(log.text().contains("line=3 column=1"), "{}", log.text());
-    // Each check counts it, and one line is enough.
+    // Each check counts it, but one line is logged.
     let before = counts.count("policy-file");
     sleep(50 * SECOND).await;
     assert!(counts.count("policy-file") >= before + 9);
-    assert_eq!(log.lines_with(trouble), 1);
-    // Another error is another line.
+    assert_eq!(log.lines_with(problem), 1);
+    // Another error is logged separately.
     file.write("");
     next_checks().await;
-    assert_eq!(log.lines_with(trouble), 2);
-    // It recovers with another policy, then with the same one.
+    assert_eq!(log.lines_with(problem), 2);
+    // It recovers with a new policy, then with the same policy.
     let recovered = "the policy file can be read again";
     file.replace(&ops());
     next_checks().await;
@@ -220,7 +220,7 @@ fn p04_without_a_runtime_it_is_not_opened() {
     let file = File::new(&web());
     let error = FilePolicy::builder(file.path()).open().unwrap_err();
     assert_eq!(error.reason(), FilePolicyErrorReason::NoRuntime);
-    // When the runtime ends, the policy stays and the state shows it.
+    // After the runtime ends, the policy is kept, and the state reports it.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

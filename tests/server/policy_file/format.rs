@@ -1,4 +1,4 @@
-//! The format, and errors in it.
+//! The format, and its errors.
 
 use std::error::Error as _;
 
@@ -127,7 +127,7 @@ fn p01_errors_have_line_and_column() {
         assert!(said.contains(part), "{text}: {said}");
         assert_eq!((at, in_line), (Some(line), Some(column)), "{text}: {said}");
     }
-    // Of callers.
+    // Errors in callers.
     let cases = [
         ("ids = ['spiffe://X/web']", 8, "is not a SPIFFE ID"),
         ("ids = ['spiffe://x/*']", 8, "is not a SPIFFE ID"),
@@ -203,7 +203,7 @@ fn p01_conflicting_patterns_are_errors() {
         "{said}"
     );
     assert_eq!(line, Some(5));
-    // Other names, other places.
+    // Other parameter names at other positions.
     for (one, other) in [
         ("/a/{x}", "/a/{y}/b"),
         ("/a/{x}", "/a/b/{*rest}"),
@@ -235,14 +235,14 @@ fn p01_rules_without_effect_are_errors() {
             ids("path_prefixes = ['spiffe://x/web']"),
             1,
         ),
-        // A required claim narrows.
+        // A required claim restricts a rule.
         (ids(web), ids(&format!("{web}\nclaims = {{ a = 1 }}")), 2),
         (
             ids(&format!("{web}\nclaims = {{ a = 1 }}")),
             ids("any_trust_domain = true\nclaims = { a = 1 }"),
             1,
         ),
-        // Other names of parameters are the same pattern.
+        // Patterns are equal if only parameter names differ.
         (ids(web), web_rule("/a/{y}", "['GET']"), 2),
         // GET includes HEAD, `any` includes all but CONNECT.
         (ids(web), web_rule("/a/{x}", "['HEAD']"), 2),
@@ -286,7 +286,7 @@ fn p01_rules_without_effect_are_errors() {
     ] {
         document(&format!("{one}{other}"));
     }
-    // Two rules together allow all of the third.
+    // Two rules together allow everything that the third allows.
     let (said, line, _) = error(&format!(
         "{}{}{}",
         web_rule("/a", "['GET']"),

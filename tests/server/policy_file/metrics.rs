@@ -54,7 +54,7 @@ async fn p04_the_layers_recorder_is_inherited() {
     };
     let layer = |policy: Allow| ValidateJwtSvidLayer::required(world.validator.clone(), policy);
 
-    // Through every policy around it.
+    // Through all combinators around it.
     let policy = open().open().unwrap();
     errors(&policy);
     assert!(counts.take().is_empty());
@@ -67,7 +67,7 @@ async fn p04_the_layers_recorder_is_inherited() {
     errors(&policy);
     assert_eq!(counts.take(), ["policy-file"]);
 
-    // That of the layer takes the place of the validator's, its own that of both.
+    // The layer's recorder replaces the validator's; the policy's own recorder replaces both.
     let other = Arc::new(Counts::default());
     let policy = open().open().unwrap();
     let _ = layer(Allow::policy(policy.clone())).metrics(other.clone());

@@ -21,7 +21,7 @@ fn document(text: &str) -> PolicyDocument {
         .unwrap_or_else(|error| panic!("{error}: {text}"))
 }
 
-/// The parts of `GET /path`, or of `/path` with GET.
+/// Returns the parts of a request like `GET /path`; the default method is GET.
 fn parts(request: &str) -> Parts {
     let (method, path) = request.split_once(' ').unwrap_or(("GET", request));
     let request = Request::builder()
@@ -32,7 +32,7 @@ fn parts(request: &str) -> Parts {
     request.into_parts().0
 }
 
-/// What the policy decides, asked as the layer asks it; the explanation must agree.
+/// Returns the decision for a request, as the layer gets it. The explanation must agree.
 fn decide(policy: &PolicyDocument, caller: Option<&VerifiedSvid>, request: &str) -> Decision {
     let parts = parts(request);
     let decision = policy.decide(caller, &parts);

@@ -1,4 +1,4 @@
-//! Which requests a rule is for.
+//! The requests that a rule applies to.
 
 use axum::Router;
 use axum::body::Body;
@@ -31,7 +31,7 @@ fn p02_the_most_specific_pattern_decides() {
         ("/reports/export", ""),
         ("POST /reports/export", WEB),
         ("/reports/7/pages", OPS),
-        // Static first, as in axum, but with a way back.
+        // Static segments first, as in axum, but with backtracking.
         ("/reports/export/pages", OPS),
         ("/reports/exports", OPS),
         ("/reports/7/other", WEB),
@@ -93,7 +93,7 @@ fn p02_ambiguous_paths_are_denied() {
         "/public/%2e%2e/admin/x",
         "/public//x",
         "/public%2F%2E%2E%2Fx",
-        // Not under a pattern at all.
+        // Paths that match no pattern.
         "/admin/x",
         "/exact",
     ] {
@@ -151,7 +151,7 @@ fn p02_get_includes_head_only() {
     ] {
         assert_eq!(allows(&policy, WEB, request), expected, "{request}");
     }
-    // Targets without a path.
+    // Request targets without a path.
     let policy = document(&web_rule("/{*rest}", "'any'"));
     for target in ["CONNECT host:443", "OPTIONS *"] {
         assert!(!allows(&policy, WEB, target), "{target}");
@@ -189,7 +189,7 @@ fn p07_grpc_rules_are_exact_and_post() {
         &policy,
         "GET /grpc.health.v1.Health/Check"
     ));
-    // A rule for the same pattern over HTTP is an alternative.
+    // A rule with the same pattern over HTTP is an alternative.
     let both = format!(
         "[[rule]]\ngrpc_service = 'r.R'\nids = [{WEB:?}]\n{}",
         rule("/r.R/{method}", "['POST']", OPS)
@@ -241,7 +241,7 @@ async fn p02_router_and_policy_agree_on_patterns() {
         "/v{n}/x",
         "/{top}",
     ];
-    // Each rule is for another ID, and each route answers with its pattern.
+    // Each rule allows another ID, and each route returns its pattern.
     let rules = patterns.iter().enumerate();
     let text: String = rules
         .map(|(n, pattern)| rule(pattern, "['GET']", &format!("spiffe://x/{n}")))

@@ -1,4 +1,4 @@
-//! Each request is decided by one whole file, whatever happens to the file meanwhile.
+//! Each request is decided by one version of the file, even if the file changes meanwhile.
 
 use std::convert::Infallible;
 use std::sync::Barrier;
@@ -50,7 +50,7 @@ fn policies() -> impl Strategy<Value = (String, PolicyDocument)> {
 }
 
 #[test]
-fn p06_no_request_sees_half_a_policy() {
+fn p06_no_request_uses_a_partial_policy() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let _inside = runtime.enter();
     let callers = [None, Some(WEB), Some(OPS)].map(|id| id.map(verified_svid));
@@ -98,7 +98,7 @@ fn p06_no_request_sees_half_a_policy() {
                 }
                 start.wait();
                 for n in 0..SWAPS {
-                    // The next swap only after some questions.
+                    // Wait for some decisions before the next change.
                     let before = rounds.load(Ordering::Relaxed);
                     match n % 3 {
                         0 => put(&b),
@@ -137,7 +137,7 @@ async fn p06_responses_are_those_of_one_file() {
         std::fs::write(&next, text).unwrap();
         std::fs::rename(&next, &path).unwrap();
     };
-    // In both files web may not POST and ops may not GET, for another reason in each.
+    // Both files deny POST for web and GET for ops, each with another reason.
     let file = |id: &str, method: &str| {
         format!(
             "[[rule]]\npath = '/a/{{x}}'\nmethods = [{method:?}]\nids = [{id:?}]\n\

@@ -1,4 +1,4 @@
-//! H13: attacks on bundles over https that no other rule here covers.
+//! H13: attacks on bundles over https that other rules do not cover.
 
 use std::convert::Infallible;
 use std::io::Read as _;
@@ -37,7 +37,7 @@ async fn first_poll(builder: &HttpsBundlesBuilder) -> HttpsBundlesState {
 }
 
 #[tokio::test(start_paused = true)]
-async fn h13_allowed_hosts_limit_where_an_issuer_leads() {
+async fn h13_allowed_hosts_limit_an_issuer() {
     let world = World::new().await;
     let other = Server::start(world.ca.for_host("localhost")).await;
     other.answer(Reply::json(world.issuer.jwks()));
@@ -104,7 +104,7 @@ async fn h13_an_issuer_reaches_https_servers_only() {
     plain.set_nonblocking(true).unwrap();
     assert!(plain.accept().is_err(), "a connection");
 
-    // An https URL of an internal service without TLS: it sees a TLS greeting and no request.
+    // An internal service without TLS, by https URL: it gets a TLS greeting and no request.
     world.serve_issuer(&format!("https://localhost:{port}/admin?delete=all"));
     let bundles = builder.build_lazy().unwrap();
     let mut stream = None;
@@ -131,7 +131,7 @@ async fn h13_an_issuer_reaches_https_servers_only() {
 
 #[tokio::test(start_paused = true)]
 async fn h13_false_names_reach_no_request() {
-    // A name that resolves to another machine, as after DNS rebinding: here to this one.
+    // A name that resolves to another machine, as after DNS rebinding. Here it is this machine.
     let world = World::new().await;
     let internal = Server::start(world.ca.for_host("internal.test")).await;
     world.serve_issuer(&internal.url("/keys"));
@@ -186,7 +186,7 @@ async fn h13_revalidation_stays_with_the_last_hop() {
         panic!("four requests")
     };
     assert!(!first.contains("if-none-match") && last.contains("if-none-match: \"1\""));
-    // A 304 of a URL that the document did not come from.
+    // A 304 from a URL that did not send the document.
     for to in ["/keys", "/other"] {
         world.server.script(move |path| match (path, to) {
             ("/keys", "/other") => Reply::redirect("/other"),
@@ -219,7 +219,7 @@ async fn h13_only_contacts_end_staleness() {
     for _ in 0..4 {
         assert!(next_poll(&bundles).await.is_healthy());
     }
-    // An older document is no contact, however often it arrives.
+    // An older document does not count as contact, even if it arrives often.
     serve(6, "\"6\"");
     for _ in 0..2 {
         assert_eq!(next_poll(&bundles).await.revision(), Ok(1));
@@ -306,7 +306,7 @@ async fn h13_endless_responses_end() {
     let chunks = Reply::json("").header("transfer-encoding", "chunked");
     let fetch = "bundle-fetch";
     let large = "bundle-too-large";
-    // What ends it: its size, or the time.
+    // The limit that ends it: size or time.
     for (name, reply, kind, by_time) in [
         ("redirects", loops, fetch, false),
         (
@@ -323,7 +323,7 @@ async fn h13_endless_responses_end() {
             false,
         ),
         (
-            "no length",
+            "no content length",
             Reply::status("200 OK").then_repeats(" ".repeat(8000), secs(0)),
             large,
             false,
@@ -442,7 +442,7 @@ async fn h13_retry_after_counts_before_the_first_success() {
     world.server.answer(busy);
     let bundles = world.jwks_builder().build_lazy().unwrap();
     assert_eq!(polls(&bundles, 1).await.next_poll(), Some(secs(120)));
-    // Neither requests nor unknown keys shorten it.
+    // Neither requests nor unknown keys shorten the wait.
     bundles.unknown_key(TD, "x");
     advance(secs(118)).await;
     rest().await;

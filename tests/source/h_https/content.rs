@@ -1,4 +1,4 @@
-//! H08 and H11: what responses may be.
+//! H08 and H11: valid and invalid responses.
 
 use tower_spiffe::bundle::BundlesUnavailable;
 
@@ -35,14 +35,14 @@ async fn h08_a_set_without_usable_keys_is_an_error() {
         let state = next_poll(&bundles).await;
         assert!(!state.is_healthy() && state.keys() == 0);
         assert_eq!(error_of(&state).0, "bundle-unusable");
-        // The key may be revoked: it takes effect, and the poll is a contact.
+        // The keys may be revoked: the set takes effect, and the poll counts as contact.
         assert!(validator.validate(&world.token()).is_err());
         assert_eq!(
             (state.revision(), state.last_success()),
             (Ok(2), Some(secs(0)))
         );
     }
-    // Keys for other SVIDs only, or none: that is what the issuer says.
+    // No keys, or only keys for other SVIDs: the issuer may publish that.
     for usage in ["x509-svid", "wit-svid"] {
         world.server.answer(Reply::json(with_use(&world, usage)));
         let state = next_poll(&bundles).await;

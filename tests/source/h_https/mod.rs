@@ -20,9 +20,8 @@ use tower_spiffe_test_support::tls_server::{Ca, Reply, Server};
 
 use crate::support::{AUD, TD, WEB, secs, td};
 
-/// An issuer whose keys a server publishes, everything on one paused clock. The time moves only
-/// where a test moves it: a task that never rests keeps the runtime from moving it while it waits
-/// for the network.
+/// A server that publishes the keys of an issuer, on one paused clock. Only tests advance the time:
+/// a task that never rests stops the runtime from advancing it during network waits.
 struct World {
     clock: PausedClock,
     issuer: Issuer,
@@ -100,11 +99,14 @@ impl World {
     }
 }
 
-/// Waits in real time until this is so; the paused time stands still.
-async fn until(what: &str, mut so: impl FnMut() -> bool) {
+/// Waits in real time for the condition; the paused time does not advance.
+async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let began = real_now();
-    while !so() {
-        assert!(real_now() - began < secs(20), "{what}: not within 20 s");
+    while !condition() {
+        assert!(
+            real_now() - began < secs(20),
+            "{what}: not true within 20 s"
+        );
         tokio::task::yield_now().await;
     }
 }
@@ -119,14 +121,14 @@ async fn polls(bundles: &HttpsBundles, count: u64) -> HttpsBundlesState {
     bundles.state()
 }
 
-/// Lets the next poll begin and end.
+/// Waits for the next poll to begin and end.
 async fn next_poll(bundles: &HttpsBundles) -> HttpsBundlesState {
     let state = bundles.state();
     advance(state.next_poll().unwrap()).await;
     polls(bundles, state.polls() + 1).await
 }
 
-/// Lets everything run that may run now, the network too.
+/// Waits until all tasks are idle, including network I/O.
 async fn rest() {
     let began = real_now();
     while real_now() - began < Duration::from_millis(50) {
@@ -139,12 +141,12 @@ fn error_of(state: &HttpsBundlesState) -> (&'static str, String) {
     (error.kind(), error.text().to_owned())
 }
 
-/// The machine's time, which a paused runtime does not stop.
+/// The time of the machine, which advances when the runtime is paused.
 fn real_now() -> Duration {
     SystemClock::default().monotonic()
 }
 
-/// Moves the time by this much, and by what a timer may be late.
+/// Advances the time by this duration and by the tolerance of timers.
 async fn advance(by: Duration) {
     tokio::time::advance(by + Duration::from_millis(2)).await;
 }

@@ -1,4 +1,4 @@
-//! The OIDC issuer: its discovery document, and the client that a user gives.
+//! The OIDC issuer: its discovery document, and user-supplied clients.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,7 +29,7 @@ async fn h02_oidc_keys_come_from_jwks_uri() {
         .unwrap();
     assert!(world.validator(&bundles).validate(&world.token()).is_ok());
     polls(&bundles, 1).await;
-    // Discovery is read again at each poll: the keys may move.
+    // Each poll reads discovery again, because the keys may move.
     world.serve_discovery(&issuer, &world.server.url("/moved"));
     let state = next_poll(&bundles).await;
     assert!(error_of(&state).1.contains("404"), "{state:?}");
@@ -68,7 +68,7 @@ async fn h05_oidc_rejects_other_issuers_and_schemes() {
     }
 }
 
-/// A client that answers by itself, or fails.
+/// A client that returns its own responses and errors.
 #[tokio::test(start_paused = true)]
 async fn h11_a_given_client_is_bounded_too() {
     let world = World::new().await;

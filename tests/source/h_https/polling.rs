@@ -1,4 +1,4 @@
-//! H01 to H05 and H07: when polls happen, and what they change.
+//! H01 to H05 and H07: when polls run, and what they change.
 
 use std::sync::Arc;
 
@@ -78,7 +78,7 @@ async fn h02_failed_polls_keep_the_bundle() {
         let state = next_poll(&bundles).await;
         assert!(!state.is_healthy() && state.revision() == Ok(1));
         assert_eq!(error_of(&state).0, "bundle-fetch");
-        // Not retried faster.
+        // The retry is not earlier.
         assert!(state.next_poll().unwrap() >= secs(270));
         assert!(validator.validate(&world.token()).is_ok());
     }
@@ -215,15 +215,15 @@ async fn h03_lower_sequence_is_kept_out() {
         "{}",
         log.text()
     );
-    let told = kinds.0.lock().unwrap().clone();
-    let rollbacks = told
+    let events = kinds.0.lock().unwrap().clone();
+    let rollbacks = events
         .iter()
         .filter(|kind| *kind == "bundle-rollback")
         .count();
     assert_eq!(rollbacks, 3);
-    assert_eq!(told[..3], ["ready false", "update", "ready true"]);
+    assert_eq!(events[..3], ["ready false", "update", "ready true"]);
 
-    // A restart accepts it.
+    // After a restart it is accepted.
     let anew = world.web().await;
     assert_eq!(anew.state().sequence(), Some(7));
 }
@@ -238,7 +238,7 @@ async fn h03_equal_or_missing_sequence_is_accepted() {
     polls(&bundles, 1).await;
     assert_eq!(next_poll(&bundles).await.revision(), Ok(1));
     assert_eq!(log.text(), "");
-    // A revocation under the same sequence is not lost.
+    // A revocation with the same sequence takes effect.
     let first = world.issuer.signing_key_id();
     world.issuer.rotate_now();
     world.issuer.revoke(&first);
@@ -252,7 +252,7 @@ async fn h03_equal_or_missing_sequence_is_accepted() {
         "{}",
         log.text()
     );
-    // Without one it is accepted; an older one after it is not.
+    // A document without a sequence is accepted; one with a lower sequence after it is rejected.
     world.issuer.rotate_now();
     world.serve_bundle(None, None);
     assert_eq!(next_poll(&bundles).await.revision(), Ok(3));
@@ -284,7 +284,7 @@ async fn h04_unmodified_documents_count_as_contact() {
     assert!(second.contains("if-none-match: w/\"1\"\r\n"), "{second}");
     assert!(second.contains(&format!("if-modified-since: {}\r\n", date.to_lowercase())));
 
-    // Nothing to compare with: such an answer says nothing.
+    // Without a previous document, a 304 is an error.
     world.server.answer(document);
     next_poll(&bundles).await;
     world.server.answer(Reply::status("304 Not Modified"));
@@ -400,7 +400,7 @@ async fn h05_slow_servers_time_out_and_block_nothing() {
 #[tokio::test(start_paused = true)]
 async fn h05_connections_time_out_after_five_seconds() {
     let world = World::new().await;
-    // Accepts no connection: the system does, and the TLS handshake never begins.
+    // The system accepts the connection, but the TLS handshake never begins.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!(
         "https://localhost:{}/keys",
@@ -427,7 +427,7 @@ async fn h07_removed_key_is_rejected_with_a_warm_cache() {
     polls(&bundles, 1).await;
     let token = world.issuer.token(WEB, AUD).expires_in(secs(3600)).sign();
     assert!(validator.validate(&token).is_ok() && validator.validate(&token).is_ok());
-    // The same keys in another order, other white space: nothing changed.
+    // The same keys in another order and with other whitespace are no change.
     world.issuer.prepare(tower_spiffe::bundle::Algorithm::ES256);
     world.server.answer(Reply::json(world.issuer.jwks()));
     assert_eq!(next_poll(&bundles).await.revision(), Ok(2));
@@ -444,8 +444,8 @@ async fn h07_removed_key_is_rejected_with_a_warm_cache() {
     let changed = bundles.changed_since(2).expect("it changes");
     assert_eq!(next_poll(&bundles).await.revision(), Ok(3));
     changed.await;
-    let refused = validator.validate(&token).unwrap_err();
-    assert_eq!(refused.reason(), ValidateReason::KeyUnknown);
+    let error = validator.validate(&token).unwrap_err();
+    assert_eq!(error.reason(), ValidateReason::KeyUnknown);
 }
 
 #[tokio::test(start_paused = true)]
@@ -474,7 +474,7 @@ async fn h02_an_undriven_task_is_overdue() {
     let bundles = world.jwks().await;
     polls(&bundles, 1).await;
     assert!(bundles.is_healthy());
-    // Nothing runs between these two lines.
+    // No task runs between these two lines.
     world.clock.step_wall(16);
     assert!(bundles.state().is_overdue() && !bundles.is_healthy());
     advance(secs(1)).await;

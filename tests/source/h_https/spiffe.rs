@@ -1,4 +1,4 @@
-//! `https_spiffe`: whom the endpoint must be, and by which bundle.
+//! `https_spiffe`: the required SPIFFE ID of the endpoint, and the bundle that verifies it.
 
 use tower_spiffe::SpiffeId;
 use tower_spiffe::source::https::SpiffeBootstrap;
@@ -9,7 +9,7 @@ use super::*;
 const ID: &str = "spiffe://example.org/spire/server";
 
 impl World {
-    /// A world whose server has the endpoint's X.509-SVID.
+    /// Creates a world whose server uses the endpoint's X.509-SVID.
     async fn spiffe() -> Self {
         let world = Self::new().await;
         world.server.certificate(world.ca.for_ids(&[ID]));
@@ -17,7 +17,7 @@ impl World {
         world
     }
 
-    /// The issuer's bundle with these roots.
+    /// Returns the issuer's bundle with these roots.
     fn document(&self, sequence: u64, roots: &[&Ca]) -> String {
         let mut bundle = self.bundle(Some(sequence), None);
         let keys = bundle["keys"].as_array_mut().unwrap();
@@ -120,7 +120,7 @@ async fn h11_latest_bundle_verifies_the_next_connection() {
         .await
         .unwrap();
     polls(&bundles, 1).await;
-    // The new root is published, then used; then the old one is gone.
+    // The new root is published, then used; then the old root is removed.
     world.serve(2, &[&world.ca, &next]);
     assert!(next_poll(&bundles).await.is_healthy());
     world.server.certificate(next.for_ids(&[ID]));
@@ -153,13 +153,13 @@ async fn h10_saved_bundle_survives_a_root_rotation() {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
     world.server.certificate(next.for_ids(&[ID]));
-    // Without the file it is locked out, with it not.
+    // Without the saved file it cannot connect; with it, it can.
     let locked_out = builder().build_lazy().unwrap();
     let (_, text) = error_of(&polls(&locked_out, 1).await);
     assert!(text.contains("does not verify"), "{text}");
     let bundles = builder().save_to(&path).build().await.unwrap();
     assert!(bundles.is_healthy());
-    // A file that cannot be read counts for nothing; one that cannot be written is an error.
+    // An unreadable file is ignored; a failed write is an error.
     std::fs::write(&path, "junk").unwrap();
     let locked_out = builder().save_to(&path).build_lazy().unwrap();
     assert!(polls(&locked_out, 1).await.last_error().is_some());
@@ -196,7 +196,7 @@ async fn h10_bootstrap_file_is_read_at_every_poll() {
     );
     std::fs::write(&path, world.document(1, &[&world.ca])).unwrap();
     assert!(next_poll(&bundles).await.is_healthy());
-    // After a rotation that was missed, a newer bootstrap bundle lets it in again.
+    // After a missed rotation, a newer bootstrap bundle restores access.
     let next = Ca::new();
     world.server.certificate(next.for_ids(&[ID]));
     world.serve(5, &[&next]);
@@ -218,7 +218,7 @@ async fn h11_endpoint_of_another_domain_needs_its_own_bundle() {
         .build()
         .await
         .unwrap();
-    // The endpoint in example.org serves the bundle of other.test, whose roots do not count.
+    // The endpoint in example.org serves the bundle of other.test, whose roots are not trusted here.
     let theirs = Ca::new();
     let document = json!({"keys": [theirs.jwk()]}).to_string();
     world.server.answer(Reply::json(&document));

@@ -1,4 +1,4 @@
-//! H10: the first bundle, and settings that are wrong.
+//! H10: the first bundle, and invalid settings.
 
 use tower_spiffe::SpiffeId;
 use tower_spiffe::bundle::{BundleSource as _, BundlesUnavailable};
@@ -53,12 +53,12 @@ async fn h10_build_lazy_starts_without_a_bundle() {
     let bundles = world.jwks_builder().build_lazy().unwrap();
     assert_eq!(bundles.revision(), Err(BundlesUnavailable::NotReady));
     assert!(!bundles.is_healthy());
-    let refused = world
+    let error = world
         .validator(&bundles)
         .validate(&world.token())
         .unwrap_err();
     assert_eq!(
-        refused.reason(),
+        error.reason(),
         ValidateReason::BundlesUnavailable(BundlesUnavailable::NotReady)
     );
     polls(&bundles, 1).await;

@@ -23,8 +23,8 @@ async fn h06_many_unknown_kids_cause_one_request() {
             .token(WEB, AUD)
             .header("kid", format!("unknown-{kid}"))
             .sign();
-        let refused = validator.validate(&token).unwrap_err();
-        assert_eq!(refused.reason(), ValidateReason::KeyUnknown);
+        let error = validator.validate(&token).unwrap_err();
+        assert_eq!(error.reason(), ValidateReason::KeyUnknown);
     };
     for kid in 0..10_000 {
         unknown(kid);
@@ -35,7 +35,7 @@ async fn h06_many_unknown_kids_cause_one_request() {
     (0..1_000).for_each(&unknown);
     rest().await;
     assert_eq!(world.server.seen().len(), 2);
-    // The next one after the cooldown, also before the minute is over.
+    // The next poll waits for the cooldown, which may be shorter than a minute.
     advance(secs(1)).await;
     (0..1_000).for_each(&unknown);
     let state = polls(&bundles, 3).await;
@@ -54,8 +54,8 @@ async fn h06_known_keys_and_other_domains_cause_no_request() {
     assert!(validator.validate(&altered).is_err());
     let other = Issuer::with_clock("other.test", world.clock.shared()).unwrap();
     let foreign = other.token("spiffe://other.test/web", AUD).sign();
-    let refused = validator.validate(&foreign).unwrap_err();
-    assert_eq!(refused.reason(), ValidateReason::TrustDomainUnknown);
+    let error = validator.validate(&foreign).unwrap_err();
+    assert_eq!(error.reason(), ValidateReason::TrustDomainUnknown);
     bundles.unknown_key("other.test", "kid");
     let expired = world
         .issuer

@@ -1,5 +1,5 @@
-//! Attacks on what a token is verified with: its algorithm, its key, its signature, and the header
-//! that names them.
+//! Attacks on the inputs of verification: algorithm, key, signature, and the header fields that
+//! name them.
 
 use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream};
@@ -17,7 +17,7 @@ use super::{header_with, warm_fixture, with_header};
 use crate::signer::{Signer, base64, bundle, claims, set_of};
 use crate::support::{Fixture, es256, keys_of, rs256};
 
-/// As `openssl` writes it.
+/// Encodes like `openssl`.
 fn pem(label: &str, der: &[u8]) -> String {
     let text = STANDARD.encode(der).into_bytes();
     let lines = text
@@ -31,7 +31,7 @@ fn pem(label: &str, der: &[u8]) -> String {
 }
 
 #[test]
-fn a01_a_public_key_is_no_hmac_secret() {
+fn a01_public_key_as_hmac_secret_is_rejected() {
     let (ec, rsa) = (es256(), rs256());
     let fixture = warm_fixture(&[&ec, &rsa]);
     for signer in [&ec, &rsa] {
@@ -62,17 +62,17 @@ fn a01_a_public_key_is_no_hmac_secret() {
                 let signed = format!("{}.{}", base64(header), base64(claims().to_string()));
                 let tag = hmac::sign(&hmac::Key::new(algorithm, &secret), signed.as_bytes());
                 let token = format!("{signed}.{}", base64(tag));
-                fixture.refuses(&token, ValidateReason::Algorithm);
+                fixture.rejects(&token, ValidateReason::Algorithm);
             }
         }
     }
-    // The type has no place for them.
+    // `Algorithm` has no values for them.
     assert!("HS256".parse::<Algorithm>().is_err());
     assert_eq!(Algorithm::ALL.len(), 9);
 }
 
 #[test]
-fn a02_no_algorithm_is_none() {
+fn a02_algorithm_none_is_rejected() {
     let signer = es256();
     let fixture = warm_fixture(&[&signer]);
     let names = [
@@ -87,16 +87,16 @@ fn a02_no_algorithm_is_none() {
     for name in names {
         let header = header_with(&signer, "alg", name);
         let token = with_header(&signer, &header);
-        fixture.refuses(&token, ValidateReason::Algorithm);
+        fixture.rejects(&token, ValidateReason::Algorithm);
         let (signed, _) = token.rsplit_once('.').unwrap();
-        fixture.refuses(&format!("{signed}."), ValidateReason::Malformed);
+        fixture.rejects(&format!("{signed}."), ValidateReason::Malformed);
         let good = signer.token();
         let (_, signature) = good.rsplit_once('.').unwrap();
-        fixture.refuses(&format!("{signed}.{signature}"), ValidateReason::Algorithm);
+        fixture.rejects(&format!("{signed}.{signature}"), ValidateReason::Algorithm);
     }
     let mut header = signer.header();
     header.as_object_mut().unwrap().remove("alg");
-    fixture.refuses(&with_header(&signer, &header), ValidateReason::Algorithm);
+    fixture.rejects(&with_header(&signer, &header), ValidateReason::Algorithm);
 }
 
 #[test]
@@ -121,9 +121,9 @@ fn a03_only_the_algorithm_of_the_key_passes() {
             if other == signer.algorithm {
                 fixture.accepts(&token);
             } else if fits(other) == fits(signer.algorithm) {
-                fixture.refuses(&token, ValidateReason::Signature);
+                fixture.rejects(&token, ValidateReason::Signature);
             } else {
-                fixture.refuses(&token, ValidateReason::KeyUnfit);
+                fixture.rejects(&token, ValidateReason::KeyUnfit);
             }
         }
     }
@@ -131,12 +131,12 @@ fn a03_only_the_algorithm_of_the_key_passes() {
     let mut jwk = ps256.jwk();
     jwk["alg"] = json!("RS256");
     fixture.source.set(Ok(set_of("td.test", &[jwk])));
-    fixture.refuses(&ps256.token(), ValidateReason::KeyUnfit);
+    fixture.rejects(&ps256.token(), ValidateReason::KeyUnfit);
     fixture.accepts(&rs256().token());
 }
 
 #[test]
-fn a04_a_kid_is_an_opaque_name_within_one_trust_domain() {
+fn a04_kid_is_an_opaque_name() {
     let signer = es256();
     let elsewhere = es256().with_key_id("elsewhere");
     let fixture = Fixture::with(
@@ -159,7 +159,7 @@ fn a04_a_kid_is_an_opaque_name_within_one_trust_domain() {
         "elsewhere",
     ] {
         let token = es256().with_key_id(unknown).token();
-        fixture.refuses(&token, ValidateReason::KeyUnknown);
+        fixture.rejects(&token, ValidateReason::KeyUnknown);
         let error = fixture.cold.validate(&token).unwrap_err();
         let shown = error.key_id().unwrap();
         assert!(shown.bytes().all(|b| (b' '..=b'~').contains(&b)), "{shown}");
@@ -172,16 +172,16 @@ fn a04_a_kid_is_an_opaque_name_within_one_trust_domain() {
         json!("k".repeat(1025)),
     ] {
         let header = header_with(&signer, "kid", unfit);
-        fixture.refuses(&with_header(&signer, &header), ValidateReason::Header);
+        fixture.rejects(&with_header(&signer, &header), ValidateReason::Header);
     }
     let long = es256().with_key_id(&"k".repeat(5000)).token();
-    fixture.refuses(&long, ValidateReason::Header);
-    // 8 KiB of it: too long for the usual limit, and for a header where that is raised.
+    fixture.rejects(&long, ValidateReason::Header);
+    // A `kid` of 8 KiB: too long for the default limit, and for a header under a higher limit.
     let longer = es256().with_key_id(&"k".repeat(8192)).token();
-    fixture.refuses(&longer, ValidateReason::TooLong);
+    fixture.rejects(&longer, ValidateReason::TooLong);
     let wide = Fixture::with(keys_of(&[&signer]), |b| b.max_token_len(1 << 20));
-    wide.refuses(&longer, ValidateReason::Header);
-    // What is shown of a name is bounded and escaped.
+    wide.rejects(&longer, ValidateReason::Header);
+    // Names in errors are bounded and escaped.
     let odd = es256().with_key_id(&"\u{1b}[31m\n\"".repeat(100)).token();
     let error = fixture.cold.validate(&odd).unwrap_err();
     assert!(error.key_id().unwrap().len() <= 64);
@@ -189,11 +189,11 @@ fn a04_a_kid_is_an_opaque_name_within_one_trust_domain() {
 }
 
 #[test]
-fn a05_a_key_that_the_token_brings_is_not_looked_at() {
+fn a05_keys_in_the_header_are_rejected() {
     let (trusted, evil) = (es256(), Signer::new("evil-p256", Algorithm::ES256));
     let fixture = warm_fixture(&[&trusted]);
     let lax = Fixture::with(keys_of(&[&trusted]), |b| b.allow_unknown_headers(true));
-    // Somebody listens there, so that a look at it would be seen.
+    // A listener would notice any request to these URLs.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let at = listener.local_addr().unwrap();
@@ -213,26 +213,26 @@ fn a05_a_key_that_the_token_brings_is_not_looked_at() {
             let mut header = header_with(signer, name, value.clone());
             header["kid"] = json!("p256");
             let token = with_header(signer, &header);
-            fixture.refuses(&token, ValidateReason::Header);
-            lax.refuses(&token, ValidateReason::Header);
+            fixture.rejects(&token, ValidateReason::Header);
+            lax.rejects(&token, ValidateReason::Header);
         }
     }
-    let nobody = listener.accept().unwrap_err();
-    assert_eq!(nobody.kind(), ErrorKind::WouldBlock);
-    // Who does look is seen.
+    let no_request = listener.accept().unwrap_err();
+    assert_eq!(no_request.kind(), ErrorKind::WouldBlock);
+    // Check that the listener notices a connection.
     drop(TcpStream::connect(at).unwrap());
     listener.set_nonblocking(false).unwrap();
     listener.accept().unwrap();
-    // Any other field is refused as well, unless it is asked for that it passes.
+    // Unknown fields are rejected too, unless they are allowed.
     for name in ["cty", "zip", "private", "Alg", ""] {
         let token = with_header(&trusted, &header_with(&trusted, name, json!("x")));
-        fixture.refuses(&token, ValidateReason::Header);
+        fixture.rejects(&token, ValidateReason::Header);
         lax.accepts(&token);
     }
 }
 
 #[test]
-fn a06_crit_is_refused_whatever_it_says() {
+fn a06_crit_is_always_rejected() {
     let signer = es256();
     let fixture = warm_fixture(&[&signer]);
     let lax = Fixture::with(keys_of(&[&signer]), |b| b.allow_unknown_headers(true));
@@ -245,27 +245,27 @@ fn a06_crit_is_refused_whatever_it_says() {
         Value::Null,
     ] {
         let token = with_header(&signer, &header_with(&signer, "crit", value));
-        fixture.refuses(&token, ValidateReason::Header);
-        lax.refuses(&token, ValidateReason::Header);
+        fixture.rejects(&token, ValidateReason::Header);
+        lax.rejects(&token, ValidateReason::Header);
     }
 }
 
 #[test]
-fn a07_an_unencoded_payload_is_refused() {
+fn a07_unencoded_payload_is_rejected() {
     let signer = es256();
     let fixture = warm_fixture(&[&signer]);
     let header = header_with(&signer, "b64", json!(false)).to_string();
     let encoded = signer.sign_texts(&header, &claims().to_string());
-    fixture.refuses(&encoded, ValidateReason::Header);
+    fixture.rejects(&encoded, ValidateReason::Header);
     let unencoded = signer.sign_parts(&base64(&header), &claims().to_string());
-    assert!(fixture.judge(&unencoded).is_err());
+    assert!(fixture.validate(&unencoded).is_err());
     let (start, signature) = encoded.rsplit_once('.').unwrap();
     let (header, _) = start.split_once('.').unwrap();
-    fixture.refuses(&format!("{header}..{signature}"), ValidateReason::Malformed);
+    fixture.rejects(&format!("{header}..{signature}"), ValidateReason::Malformed);
 }
 
 #[test]
-fn a10_an_ecdsa_signature_is_two_numbers_of_full_length() {
+fn a10_malformed_ecdsa_signatures_are_rejected() {
     let signer = es256();
     let fixture = warm_fixture(&[&signer]);
     let token = signer.token();
@@ -300,19 +300,19 @@ fn a10_an_ecdsa_signature_is_two_numbers_of_full_length() {
         [&good[..], &good[..]].concat(),
         vec![0xff; 1100],
     ] {
-        fixture.refuses(
+        fixture.rejects(
             &format!("{signed}.{}", base64(bad)),
             ValidateReason::Signature,
         );
     }
-    fixture.refuses(&format!("{signed}."), ValidateReason::Malformed);
+    fixture.rejects(&format!("{signed}."), ValidateReason::Malformed);
     fixture.accepts(&format!("{signed}.{}", base64(good)));
 }
 
 #[test]
-fn a11_two_spellings_of_one_signature_are_two_tokens_with_one_verdict() {
-    // Both are valid by the standard. Nothing is ever decided by the token's text: the cache holds
-    // no refusals, and what ends one ends the other.
+fn a11_both_ecdsa_signature_forms_have_one_result() {
+    // Both are valid signatures. No decision depends on the token's text: the cache holds no
+    // rejections, and a revoked key ends both entries.
     let cases = crate::signer::VECTORS["cases"].as_array().unwrap();
     let find = |id: &str| cases.iter().find(|case| case["id"] == id).unwrap();
     let (low, high) = (find("ecdsa-low-s"), find("ecdsa-high-s"));
@@ -337,10 +337,10 @@ fn a11_two_spellings_of_one_signature_are_two_tokens_with_one_verdict() {
     }
 }
 
-/// What is compared with a token is public, so the time that a comparison takes tells nothing. That
-/// stays so as long as no secret can come in: neither as an algorithm nor as a key.
+/// Tokens are compared with public values only, so timing reveals no secret. This test fails if
+/// a secret key or algorithm becomes possible.
 #[test]
-fn a25_there_is_no_secret_to_compare() {
+fn a25_no_secret_is_compared() {
     for algorithm in Algorithm::ALL {
         assert!(["RS", "ES", "PS"].contains(&&algorithm.as_str()[..2]));
     }
@@ -360,15 +360,15 @@ fn a25_there_is_no_secret_to_compare() {
             let key = hmac::Key::new(hmac::HMAC_SHA256, &secret);
             let tag = hmac::sign(&key, signed.as_bytes());
             let token = format!("{signed}.{}", base64(tag));
-            fixture.refuses(&token, ValidateReason::Algorithm);
-            // Nor is it a key for the algorithms that there are.
-            fixture.refuses(&es256().token(), ValidateReason::KeyUnknown);
+            fixture.rejects(&token, ValidateReason::Algorithm);
+            // Nor is a secret key accepted under an existing algorithm.
+            fixture.rejects(&es256().token(), ValidateReason::KeyUnknown);
         }
     }
 }
 
 #[test]
-fn a29_a_bad_element_costs_itself_and_no_other() {
+fn a29_invalid_key_is_ignored_alone() {
     let good = es256();
     let with = |name: &str, value: Value| {
         let mut jwk = Signer::new("p256-b", Algorithm::ES256)
@@ -425,7 +425,7 @@ fn a29_a_bad_element_costs_itself_and_no_other() {
         let fixture = Fixture::with(JwtBundleSet::from_iter([bundle]), |b| b);
         fixture.accepts(&good.token());
     }
-    // One name, two keys: none of them, whichever comes first.
+    // Two keys with one name: both are ignored, in either order.
     let (a, b) = (
         good.jwk(),
         Signer::new("p256-b", Algorithm::ES256)
@@ -434,7 +434,7 @@ fn a29_a_bad_element_costs_itself_and_no_other() {
     );
     for keys in [[a.clone(), b.clone()], [b.clone(), a.clone()]] {
         let fixture = Fixture::with(set_of("td.test", &keys), |b| b);
-        fixture.refuses(&good.token(), ValidateReason::KeyUnknown);
+        fixture.rejects(&good.token(), ValidateReason::KeyUnknown);
     }
     let fixture = Fixture::with(set_of("td.test", &[a.clone(), a]), |b| b);
     fixture.accepts(&good.token());

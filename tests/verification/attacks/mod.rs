@@ -1,8 +1,8 @@
-//! The attacks on validators of bearer tokens, each with the cases that are known of it, without a
-//! cache and with a warm one.
+//! Attacks on validators of bearer tokens, with their known variants, without a cache and with a warm
+//! cache.
 //!
-//! Those of transport (A18 to A20, A27), of logs (A28) and of the wait for keys (A23) have their
-//! tests where those things stand, in the server's tests.
+//! Attacks on transport (A18 to A20, A27), logs (A28) and waits for keys (A23) are tested with the
+//! server.
 
 mod forms;
 mod keys;
@@ -21,7 +21,7 @@ fn warm_fixture(signers: &[&Signer]) -> Fixture {
     fixture
 }
 
-/// A good token of this signer, its header another.
+/// Returns a valid token of this signer with another header.
 fn with_header(signer: &Signer, header: &Value) -> String {
     signer.sign_texts(&header.to_string(), &claims().to_string())
 }

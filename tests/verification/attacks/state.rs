@@ -1,4 +1,4 @@
-//! Attacks by what changes around a token: whose keys there are, what a cache holds, the time.
+//! Attacks that use changes: of keys, of the cache and of time.
 
 use serde_json::json;
 use tower_spiffe::Validator;
@@ -13,7 +13,7 @@ use crate::signer::{NOW, Signer, base64, bundle, claims_with, set_of};
 use crate::support::{Fixture, es256, keys_of, rs256};
 
 #[test]
-fn a17_same_kid_in_two_trust_domains_is_two_keys() {
+fn a17_same_kid_in_two_trust_domains() {
     let (ours, theirs) = (
         es256(),
         Signer::new("p256-b", Algorithm::ES256).with_key_id("p256"),
@@ -27,24 +27,24 @@ fn a17_same_kid_in_two_trust_domains_is_two_keys() {
     );
     let of = |trust_domain: &str| claims_with("sub", json!(format!("spiffe://{trust_domain}/web")));
     let (a, b) = (of("td.test"), of("other.test"));
-    fixture.refuses(&ours.sign(&b), ValidateReason::Signature);
-    fixture.refuses(&theirs.sign(&a), ValidateReason::Signature);
+    fixture.rejects(&ours.sign(&b), ValidateReason::Signature);
+    fixture.rejects(&theirs.sign(&a), ValidateReason::Signature);
     fixture.accepts(&ours.sign(&a));
     fixture.accepts(&theirs.sign(&b));
-    fixture.refuses(&ours.sign(&b), ValidateReason::Signature);
-    fixture.refuses(&theirs.sign(&a), ValidateReason::Signature);
-    // Whatever else in the token names a trust domain has no say.
+    fixture.rejects(&ours.sign(&b), ValidateReason::Signature);
+    fixture.rejects(&theirs.sign(&a), ValidateReason::Signature);
+    // Other claims that name a trust domain are ignored.
     let mut issued = b.clone();
     issued["iss"] = json!("spiffe://td.test");
-    fixture.refuses(&ours.sign(&issued), ValidateReason::Signature);
-    fixture.refuses(
+    fixture.rejects(&ours.sign(&issued), ValidateReason::Signature);
+    fixture.rejects(
         &ours.sign(&of("third.test")),
         ValidateReason::TrustDomainUnknown,
     );
 }
 
 #[test]
-fn a22_a_warm_cache_lets_nothing_through() {
+fn a22_warm_cache_accepts_no_invalid_token() {
     let signer = es256();
     let other = Signer::new("p256-b", Algorithm::ES256);
     let fixture = warm_fixture(&[&signer]);
@@ -52,20 +52,23 @@ fn a22_a_warm_cache_lets_nothing_through() {
     fixture.accepts(&token);
     let hits = fixture.warm.cache_stats().hits;
     fixture.accepts(&token);
-    assert!(fixture.warm.cache_stats().hits > hits, "it is warm");
+    assert!(
+        fixture.warm.cache_stats().hits > hits,
+        "the cache is not warm"
+    );
 
-    // Another signature under the same header and payload; one byte flipped; one cut.
+    // The same header and payload with another signature, a flipped byte, and a cut signature.
     let (signed, signature) = token.rsplit_once('.').unwrap();
     let evil = base64(other.sign_bytes(signed.as_bytes()));
-    fixture.refuses(&format!("{signed}.{evil}"), ValidateReason::Signature);
+    fixture.rejects(&format!("{signed}.{evil}"), ValidateReason::Signature);
     let mut flipped = signature.to_owned().into_bytes();
     flipped[10] = if flipped[10] == b'A' { b'B' } else { b'A' };
     let flipped = String::from_utf8(flipped).unwrap();
-    fixture.refuses(&format!("{signed}.{flipped}"), ValidateReason::Signature);
+    fixture.rejects(&format!("{signed}.{flipped}"), ValidateReason::Signature);
     let cut = base64(&signer.sign_bytes(signed.as_bytes())[..60]);
-    fixture.refuses(&format!("{signed}.{cut}"), ValidateReason::Signature);
+    fixture.rejects(&format!("{signed}.{cut}"), ValidateReason::Signature);
 
-    // Another validator does not see this one's cache.
+    // Another validator does not use this cache.
     let stranger = Validator::builder(fixture.source.clone())
         .audience("spiffe://td.test/other")
         .clock(fixture.clock.clone())
@@ -76,14 +79,14 @@ fn a22_a_warm_cache_lets_nothing_through() {
         ValidateReason::Audience
     );
 
-    // The clock goes on, and back.
+    // The clock advances, then steps back.
     fixture.clock.set(UnixTime::from_secs(NOW + 310));
-    fixture.refuses(&token, ValidateReason::Expired);
+    fixture.rejects(&token, ValidateReason::Expired);
     fixture.clock.set(UnixTime::from_secs(NOW));
     fixture.accepts(&token);
 
-    // The key goes, comes back, is another under the same name, of another type, the trust domain
-    // goes, the source cannot judge.
+    // The key is removed, restored, or replaced by another key with its name; the trust domain is
+    // removed; the bundles are unavailable.
     let same_name = other.jwk();
     let mut same_name_other_key = same_name.clone();
     same_name_other_key["kid"] = json!("p256");
@@ -110,15 +113,15 @@ fn a22_a_warm_cache_lets_nothing_through() {
         ),
     ] {
         fixture.source.set(set);
-        fixture.refuses(&token, reason);
+        fixture.rejects(&token, reason);
         fixture.source.set(Ok(keys_of(&[&signer])));
         fixture.accepts(&token);
     }
-    // A key whose JWK now forbids what it allowed.
+    // The JWK now forbids an operation that it allowed.
     let mut restricted = signer.jwk();
     restricted["key_ops"] = json!(["sign"]);
     fixture.source.set(Ok(set_of("td.test", &[restricted])));
-    fixture.refuses(&token, ValidateReason::KeyUnfit);
+    fixture.rejects(&token, ValidateReason::KeyUnfit);
 }
 
 #[test]
@@ -128,7 +131,7 @@ fn a24_time_saturates_and_never_wraps() {
     let exp = |exp: i64| signer.sign(&claims_with("exp", json!(exp)));
     let nbf = |nbf: i64| signer.sign(&claims_with("nbf", json!(nbf)));
     // 10 s of leeway.
-    for (token, refused) in [
+    for (token, expected) in [
         (exp(NOW + 1), None),
         (exp(NOW), None),
         (exp(NOW - 9), None),
@@ -142,17 +145,17 @@ fn a24_time_saturates_and_never_wraps() {
         (signer.sign(&claims_with("iat", json!(NOW + 9999))), None),
         (signer.sign(&claims_with("iat", json!(i64::MAX))), None),
     ] {
-        match refused {
+        match expected {
             None => drop(fixture.accepts(&token)),
-            Some(reason) => fixture.refuses(&token, reason),
+            Some(reason) => fixture.rejects(&token, reason),
         }
     }
-    // Between two seconds.
+    // Fractions of a second.
     fixture.clock.set(UnixTime::new(NOW + 9, 999_999_999));
     fixture.accepts(&exp(NOW));
     fixture.clock.set(UnixTime::new(NOW + 10, 0));
-    fixture.refuses(&exp(NOW), ValidateReason::Expired);
-    // A clock before 1970, at both ends, and one that steps back.
+    fixture.rejects(&exp(NOW), ValidateReason::Expired);
+    // A clock before 1970, both extremes, and a step back.
     let far = exp(i64::MAX - 1000);
     for now in [
         UnixTime::MIN,
@@ -164,10 +167,10 @@ fn a24_time_saturates_and_never_wraps() {
         fixture.accepts(&exp(NOW));
     }
     fixture.clock.set(UnixTime::MAX);
-    fixture.refuses(&far, ValidateReason::Expired);
+    fixture.rejects(&far, ValidateReason::Expired);
     fixture.clock.set(UnixTime::from_secs(NOW));
     fixture.accepts(&far);
-    // A leeway that is no leeway any more is refused when the validator is built.
+    // The builder rejects an excessive leeway.
     for leeway in [
         std::time::Duration::from_secs(301),
         std::time::Duration::MAX,
@@ -181,11 +184,11 @@ fn a24_time_saturates_and_never_wraps() {
 }
 
 #[test]
-fn a26_no_token_makes_a_fault_of_ours() {
+fn a26_no_token_causes_a_server_error() {
     let fixture = warm_fixture(&[&es256()]);
     for case in crate::signer::VECTORS["cases"].as_array().unwrap() {
         if let Some(token) = case["token"].as_str()
-            && let Err(reason) = fixture.judge(token)
+            && let Err(reason) = fixture.validate(token)
         {
             assert!(
                 !matches!(reason, ValidateReason::BundlesUnavailable(_)),
@@ -194,13 +197,13 @@ fn a26_no_token_makes_a_fault_of_ours() {
             );
         }
     }
-    // Only our own side can make one, and only for what would otherwise be asked of it.
+    // Only unavailable bundles are a server error, and only for tokens that need them.
     fixture.source.set(Err(BundlesUnavailable::NotReady));
-    fixture.refuses(
+    fixture.rejects(
         &es256().token(),
         ValidateReason::BundlesUnavailable(BundlesUnavailable::NotReady),
     );
-    fixture.refuses("rubbish", ValidateReason::Malformed);
+    fixture.rejects("not a token", ValidateReason::Malformed);
     let expired = es256().sign(&claims_with("exp", json!(NOW - 99)));
-    fixture.refuses(&expired, ValidateReason::Expired);
+    fixture.rejects(&expired, ValidateReason::Expired);
 }

@@ -1,0 +1,57 @@
+//! Whether the task runs, as its handles see it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::published::{NEVER, nanos};
+use crate::clock::Clock;
+use crate::source::trust_clock::TrustClock;
+
+/// The task reports every second; without a report for so long it is overdue.
+const OVERDUE: Duration = Duration::from_secs(5);
+
+pub(super) struct Heartbeat {
+    clock: Arc<TrustClock>,
+    // When the task last ran, and since when a message has been waiting to be applied.
+    beat_at: AtomicU64,
+    reading_since: AtomicU64,
+}
+
+impl Heartbeat {
+    pub(super) fn new(clock: Arc<TrustClock>) -> Self {
+        Self {
+            beat_at: AtomicU64::new(nanos(clock.monotonic())),
+            reading_since: AtomicU64::new(NEVER),
+            clock,
+        }
+    }
+
+    /// Reports that the task runs.
+    pub(super) fn beat(&self) {
+        self.beat_at.store(self.now(), Ordering::Release);
+    }
+
+    /// A message waits to be applied, until the result is dropped.
+    pub(super) fn reading(&self) -> impl Drop + use<'_> {
+        struct Reading<'a>(&'a AtomicU64);
+        impl Drop for Reading<'_> {
+            fn drop(&mut self) {
+                self.0.store(NEVER, Ordering::Release);
+            }
+        }
+        self.reading_since.store(self.now(), Ordering::Release);
+        Reading(&self.reading_since)
+    }
+
+    /// Whether the task has not reported for too long, or a message has waited for too long.
+    pub(super) fn is_overdue(&self) -> bool {
+        let since = self.beat_at.load(Ordering::Acquire);
+        let since = since.min(self.reading_since.load(Ordering::Acquire));
+        self.now().saturating_sub(since) > nanos(OVERDUE)
+    }
+
+    fn now(&self) -> u64 {
+        nanos(self.clock.monotonic())
+    }
+}

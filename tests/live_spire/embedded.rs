@@ -1,0 +1,82 @@
+//! The live tests on the embedded agent, so that they run everywhere.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::Command;
+use tower_spiffe::testing::FakeAgent;
+use tower_spiffe::workload_api::ENDPOINT_VARIABLE;
+use tower_spiffe_test_support::wait::soon;
+
+/// Runs the tests of this binary whose names begin with this, and returns the lines of their reports.
+/// `operate` is called at each line.
+async fn run(filter: &str, endpoint: Option<&str>, mut operate: impl AsyncFnMut(&str)) -> String {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .arg(filter)
+        .env_remove(ENDPOINT_VARIABLE)
+        .env("TOWER_SPIFFE_LIVE_SECONDS", "5")
+        .stderr(Stdio::piped())
+        .stdout(Stdio::inherit())
+        .kill_on_drop(true);
+    if let Some(endpoint) = endpoint {
+        command.env(ENDPOINT_VARIABLE, endpoint);
+    }
+    let mut child = command.spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut said = String::new();
+    while let Some(line) = lines.next_line().await.unwrap() {
+        operate(&line).await;
+        said.push_str(&line);
+        said.push('\n');
+    }
+    let status = child.wait().await.unwrap();
+    assert!(status.success(), "{said}");
+    assert!(!said.contains("eyJ"), "a token was printed");
+    said
+}
+
+#[tokio::test]
+async fn skipped_tests_are_reported() {
+    let said = soon("the tests", run("live_", None, async |_| ())).await;
+    assert_eq!(said.matches("is skipped").count(), 5, "{said}");
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn embedded_agent_passes_every_test() {
+    let agent = FakeAgent::start("example.org").await.unwrap();
+    agent.federate("partner.example").unwrap();
+    let endpoint = agent.endpoint();
+    // The first report is that of the keys at the start; each step causes the next one.
+    let mut step = 0;
+    let operate = async |line: &str| {
+        if !line.contains(" s: ") {
+            return;
+        }
+        step += 1;
+        match step {
+            1 => drop(agent.rotate().await),
+            2 => agent.withdraw(),
+            3 => {
+                agent.restore();
+                agent.restart().await.unwrap();
+            }
+            4 => drop(agent.rotate_now()),
+            _ => {}
+        }
+    };
+    let run = run("live_", Some(&endpoint), operate);
+    let said = tokio::time::timeout(Duration::from_secs(60), run).await;
+    let said = said.unwrap();
+    assert!(!said.contains("is skipped"), "{said}");
+    for expected in [
+        "ready: false, withdrawn: Some",
+        "ready: true",
+        "done: revision",
+    ] {
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
+    assert!(said.matches(", keys {").count() >= 3, "{said}");
+}
