@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use tower_spiffe_fuzz_checks as checks;
 
-/// Names the input if its check panics.
+/// Prints the path of the input if its check panics.
 struct Input(PathBuf);
 
 impl Drop for Input {

@@ -1,4 +1,4 @@
-//! The guide: its pages are shown and listed, and what they quote exists.
+//! Checks that all pages of the guide are shown and listed, and that quoted items exist.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -16,7 +16,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap()
 }
 
-/// The names of the pages, without `.md`.
+/// Returns the names of the pages, without `.md`.
 fn pages() -> Vec<String> {
     let files = fs::read_dir(root().join("docs/guide")).unwrap();
     let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
@@ -42,7 +42,7 @@ fn rust_files(dir: PathBuf, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// All string literals of the library in one text, each as it is printed.
+/// Returns all string literals of the library in one text, as they are printed.
 fn source() -> String {
     let mut files = Vec::new();
     rust_files(root().join("src"), &mut files);
@@ -79,7 +79,7 @@ fn has_message(source: &str, message: &str) -> bool {
     })
 }
 
-/// The lines of the blocks with this language.
+/// Returns the lines of the blocks in this language.
 fn blocks(text: &str, language: &str) -> Vec<String> {
     let mut found = Vec::new();
     let mut inside = false;
@@ -93,7 +93,7 @@ fn blocks(text: &str, language: &str) -> Vec<String> {
     found
 }
 
-/// The code spans outside of blocks.
+/// Returns the code spans outside of blocks.
 fn spans(text: &str) -> Vec<String> {
     let mut outside = String::new();
     let mut inside = false;

@@ -1,10 +1,9 @@
-//! How a change of keys reaches a verdict, in every interleaving of a writer and a reader that takes
-//! each of them off its turn up to three times: a model of what the source does
-//! (`src/source/agent/shared.rs`, `judge.rs`) and of what a validator does (`src/verify/judge.rs`, `cache`).
+//! A model of a key change: every interleaving of a writer and a reader with up to three preemptions.
+//! It models the source (`src/source/agent/shared.rs`) and a validator with its cache (`src/verify`).
 //!
-//! It is the order of the steps that is modelled, one atomic for one atomic, and that order is what
-//! makes it safe: each fault below is one step out of its place, and each is found. What the code
-//! itself does under load is for the stress test in `src/source/agent/rotation_tests.rs`.
+//! The model has one atomic per atomic of the code, because safety depends on the order of the steps.
+//! Each fault below changes the position of one step, and each must be found. The code itself is
+//! tested under load in `src/source/agent/rotation_tests.rs`.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 
@@ -13,25 +12,25 @@ use loom::sync::atomic::AtomicU64;
 use loom::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use loom::thread;
 
-/// A step out of its place.
+/// A step in the wrong position.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fault {
     None,
-    /// The source raises its revision before the new keys can be seen.
+    /// The source raises its revision before it publishes the new keys.
     RaisesFirst,
-    /// The source takes the moment of a withdrawal back before it raises its revision.
+    /// The source resets the time of a withdrawal before it raises its revision.
     TakesBackFirst,
-    /// The source lets the keys go before it says that they are withdrawn.
+    /// The source removes its keys before it publishes the withdrawal.
     EmptiesFirst,
-    /// The revision is read before the moment from which on nothing can be judged.
+    /// The reader reads the revision before the time of a withdrawal.
     ReadsMomentLast,
-    /// The validator reads the revision, under which it keeps a verdict, after the bundle.
+    /// The validator reads the revision for its cache after the bundle.
     ReadsRevisionLast,
-    /// An age check reads the verdict first, and raises the revision in a second step.
+    /// An age check reads the status first, and raises the revision in a second step.
     AgesInTwoSteps,
-    /// An age check sets the next moment even if a message has set another one meanwhile.
+    /// An age check sets the time of the next check even if a message has set another time meanwhile.
     AgesOverMessages,
-    /// An age check does not look at the snapshot again after it has set the next moment.
+    /// An age check does not read the snapshot again after it has set the time of the next check.
     AgesWithoutSecondLook,
 }
 
@@ -40,7 +39,7 @@ const WITHDRAWN: u64 = 2;
 const BITS: u32 = 2;
 const NEVER: u64 = u64::MAX;
 
-/// A set of keys: the trust domain is in it, and which keys it has.
+/// A set of keys: whether it has the trust domain, and its keys.
 const NOTHING: u64 = 0;
 const DOMAIN: u64 = 1;
 const KEPT: u64 = 2;
@@ -49,15 +48,15 @@ const LOST: u64 = 4;
 struct Source {
     fault: Fault,
     snapshot: AtomicU64,
-    /// The revision and the verdict.
+    /// The revision and the status.
     word: AtomicU64,
     withdrawn_at: AtomicU64,
-    /// When keys are too old next, and the same as the snapshot has it after [`AGED`].
+    /// The next time at which keys become stale, and the same in the snapshot after [`AGED`].
     aged_at: AtomicU64,
     next_in_snapshot: AtomicU64,
 }
 
-/// The moment of the age checks.
+/// The time of the age checks.
 const AGED: u64 = 10;
 
 #[derive(Debug, PartialEq)]
@@ -79,9 +78,9 @@ impl Source {
         }
     }
 
-    /// `Judge::turn`.
-    fn turn(&self, verdict: u64) {
-        let raised = |word| Some((((word >> BITS) + 1) << BITS) | verdict);
+    /// Raises the revision and sets the status, like the source.
+    fn turn(&self, status: u64) {
+        let raised = |word| Some((((word >> BITS) + 1) << BITS) | status);
         self.word.fetch_update(AcqRel, Acquire, raised).unwrap();
     }
 
@@ -110,11 +109,12 @@ impl Source {
         self.withdrawn_at.store(NEVER, Release);
     }
 
-    /// `Shared::take_in`, just before [`AGED`]: the keys that are too old then stay, and others are too
-    /// old earlier than before.
+    /// `Shared::take_in`, just before [`AGED`]. The stale keys are kept, and others become stale earlier
+    /// than before.
     fn take_in_aging(&self) {
         self.next_in_snapshot.store(AGED + 10, Release);
-        self.aged_at.store(AGED, Release);
+        // A store in the source. For loom it could come before an exchange that did not see it.
+        self.aged_at.swap(AGED, AcqRel);
     }
 
     /// `Shared::age`, at [`AGED`].
@@ -139,13 +139,13 @@ impl Source {
         }
     }
 
-    /// `Shared::revision`, at a time at which every moment but `NEVER` is past.
+    /// `Shared::revision`, at a time after every withdrawal time except `NEVER`.
     fn revision(&self) -> Option<u64> {
         let early = (self.fault == Fault::ReadsMomentLast).then(|| self.word.load(Acquire));
         let withdrawn_at = self.withdrawn_at.load(Acquire);
         let word = early.unwrap_or_else(|| self.word.load(Acquire));
-        let can_judge = is_ready(word) && withdrawn_at == NEVER;
-        can_judge.then_some(word >> BITS)
+        let is_usable = is_ready(word) && withdrawn_at == NEVER;
+        is_usable.then_some(word >> BITS)
     }
 
     /// `Shared::bundle`.
@@ -169,19 +169,19 @@ fn is_ready(word: u64) -> bool {
     word & ((1 << BITS) - 1) == READY
 }
 
-/// The revision that the source begins at.
+/// The first revision of the source.
 const BEGINS: u64 = 1;
 
-/// A validator's cache on one thread, with one token in it, that was verified before.
+/// A validator's cache on one thread, with one verified token.
 struct Cached {
     key: u64,
-    /// The thread's own level, and the entry that all threads share.
+    /// The entry of this thread, and the entry that all threads share.
     first: Option<u64>,
     entry: Option<Arc<AtomicU64>>,
 }
 
 impl Cached {
-    /// As of another thread: the entry is not in this one's own level.
+    /// Creates the cache of another thread, which has no entry of its own.
     fn new(key: u64, entry: &Arc<AtomicU64>) -> Self {
         Self {
             key,
@@ -207,7 +207,7 @@ impl Cached {
             }
             (self.first, self.entry) = (None, None);
         }
-        // Judged like a token never seen.
+        // Validated like a new token.
         if !self.has_key(source) {
             return false;
         }
@@ -221,12 +221,12 @@ impl Cached {
         match source.bundle() {
             Answer::Keys(set) => set & self.key != 0,
             Answer::BundlesUnavailable => false,
-            Answer::UnknownTrustDomain => panic!("the trust domain was there all the time"),
+            Answer::UnknownTrustDomain => panic!("the trust domain was never removed"),
         }
     }
 }
 
-/// The revision that a verdict is kept under.
+/// Returns the revision that a result is cached for.
 fn under(source: &Source, revision: u64) -> u64 {
     match source.fault {
         Fault::ReadsRevisionLast => source.revision().unwrap_or(revision),
@@ -234,8 +234,8 @@ fn under(source: &Source, revision: u64) -> u64 {
     }
 }
 
-/// So often a thread is taken off its turn at most. Without a bound the right order takes five
-/// minutes, and passes too.
+/// The maximum number of preemptions. Without a limit the correct order takes five minutes, and passes
+/// too.
 const SWITCHES: usize = 3;
 
 fn explore(run: impl Fn() + Send + Sync + 'static) {
@@ -246,31 +246,34 @@ fn explore(run: impl Fn() + Send + Sync + 'static) {
 
 type Write = fn(&Source, &dyn Fn());
 
-/// A reader beside a writer. A verdict on the key that is lost, begun after the writer told so, is
-/// a refusal; and the key that is kept is refused only where the source `may_be_blind`.
-fn check(fault: Fault, withdrawn_at: u64, may_be_blind: bool, write: Write) {
-    // Verified at the revision that there is, and before.
+/// Runs a reader and a writer. After the writer reports the change, a token of the removed key must be
+/// rejected. A token of the kept key may be rejected only if bundles `may_be_unavailable`.
+fn check(fault: Fault, withdrawn_at: u64, may_be_unavailable: bool, write: Write) {
+    // Cached at the current revision, and at an older one.
     for verified_at in [BEGINS, BEGINS - 1] {
         explore(move || {
-            let (source, told, writer) = start(fault, withdrawn_at, write);
+            let (source, reported, writer) = start(fault, withdrawn_at, write);
             let entry = Arc::new(AtomicU64::new(verified_at));
             let mut lost = Cached::new(LOST, &entry);
             for _ in 0..2 {
-                let gone = told.load(Acquire) == 1;
-                assert!(!(lost.validate(&source) && gone), "its key is gone");
+                let removed = reported.load(Acquire) == 1;
+                assert!(!(lost.validate(&source) && removed), "its key is removed");
             }
             writer.join().unwrap();
-            assert!(!lost.validate(&source), "its key is gone");
-            // What yet another thread finds.
+            assert!(!lost.validate(&source), "its key is removed");
+            // Another thread.
             let mut other = Cached::new(LOST, &entry);
-            assert!(!other.validate(&source), "its key is gone");
+            assert!(!other.validate(&source), "its key is removed");
         });
         explore(move || {
             let (source, _, writer) = start(fault, withdrawn_at, write);
             let mut kept = Cached::new(KEPT, &Arc::new(AtomicU64::new(verified_at)));
-            assert!(kept.validate(&source) || may_be_blind, "its key stands");
+            assert!(
+                kept.validate(&source) || may_be_unavailable,
+                "its key is still trusted"
+            );
             writer.join().unwrap();
-            assert!(kept.validate(&source), "its key stands");
+            assert!(kept.validate(&source), "its key is still trusted");
         });
     }
 }
@@ -281,77 +284,77 @@ fn start(
     write: Write,
 ) -> (Arc<Source>, Arc<AtomicU64>, thread::JoinHandle<()>) {
     let source = Arc::new(Source::new(fault, withdrawn_at));
-    let told = Arc::new(AtomicU64::new(u64::from(withdrawn_at != NEVER)));
-    let (beside, tells) = (source.clone(), told.clone());
-    let writer = thread::spawn(move || write(&beside, &|| tells.store(1, Release)));
-    (source, told, writer)
+    let reported = Arc::new(AtomicU64::new(u64::from(withdrawn_at != NEVER)));
+    let (shared, report) = (source.clone(), reported.clone());
+    let writer = thread::spawn(move || write(&shared, &|| report.store(1, Release)));
+    (source, reported, writer)
 }
 
-/// A key goes.
-fn a_key_goes(fault: Fault) {
-    check(fault, NEVER, false, |source, tell| {
+/// A key is removed.
+fn key_is_removed(fault: Fault) {
+    check(fault, NEVER, false, |source, report| {
         source.take_in(DOMAIN | KEPT);
-        tell();
+        report();
     });
 }
 
-/// A withdrawal that struck by itself is taken back, and not all keys come back with it.
-fn a_withdrawal_that_struck_is_taken_back(fault: Fault) {
+/// A withdrawal that took effect by its time is restored with fewer keys.
+fn past_withdrawal_is_restored(fault: Fault) {
     check(fault, 0, true, |source, _| source.take_in(DOMAIN | KEPT));
 }
 
-/// A withdrawal takes effect, and is taken back in the same way.
-fn a_withdrawal_takes_effect(fault: Fault) {
-    check(fault, NEVER, true, |source, tell| {
+/// A withdrawal takes effect, and is restored with fewer keys.
+fn withdrawal_is_restored(fault: Fault) {
+    check(fault, NEVER, true, |source, report| {
         source.withdraw_now();
-        tell();
+        report();
         source.take_in(DOMAIN | KEPT);
     });
 }
 
 #[test]
-fn a22_no_verdict_outlives_its_key_in_any_interleaving() {
-    a_key_goes(Fault::None);
-    a_withdrawal_that_struck_is_taken_back(Fault::None);
-    a_withdrawal_takes_effect(Fault::None);
+fn a22_no_result_outlives_its_key_in_any_interleaving() {
+    key_is_removed(Fault::None);
+    past_withdrawal_is_restored(Fault::None);
+    withdrawal_is_restored(Fault::None);
 }
 
 #[test]
-#[should_panic(expected = "its key is gone")]
-fn a_revision_raised_before_the_keys_can_be_seen_is_found() {
-    a_key_goes(Fault::RaisesFirst);
+#[should_panic(expected = "its key is removed")]
+fn revision_before_keys_is_found() {
+    key_is_removed(Fault::RaisesFirst);
 }
 
 #[test]
-#[should_panic(expected = "its key is gone")]
-fn a_moment_taken_back_before_the_revision_is_raised_is_found() {
-    a_withdrawal_that_struck_is_taken_back(Fault::TakesBackFirst);
+#[should_panic(expected = "its key is removed")]
+fn reset_before_revision_is_found() {
+    past_withdrawal_is_restored(Fault::TakesBackFirst);
 }
 
 #[test]
-#[should_panic(expected = "the trust domain was there all the time")]
-fn keys_that_go_before_it_is_said_are_found() {
-    a_withdrawal_takes_effect(Fault::EmptiesFirst);
+#[should_panic(expected = "the trust domain was never removed")]
+fn keys_removed_before_withdrawal_are_found() {
+    withdrawal_is_restored(Fault::EmptiesFirst);
 }
 
 #[test]
-#[should_panic(expected = "its key is gone")]
-fn a_moment_read_after_the_revision_is_found() {
-    a_withdrawal_that_struck_is_taken_back(Fault::ReadsMomentLast);
+#[should_panic(expected = "its key is removed")]
+fn withdrawal_time_read_last_is_found() {
+    past_withdrawal_is_restored(Fault::ReadsMomentLast);
 }
 
 #[test]
-#[should_panic(expected = "its key is gone")]
-fn a_revision_read_after_the_bundle_is_found() {
-    a_key_goes(Fault::ReadsRevisionLast);
+#[should_panic(expected = "its key is removed")]
+fn revision_read_after_bundle_is_found() {
+    key_is_removed(Fault::ReadsRevisionLast);
 }
 
 /// A validator checks the age of keys while the source withdraws them.
 fn withdrawal_during_an_age_check(fault: Fault) {
     explore(move || {
         let source = Arc::new(Source::new(fault, NEVER));
-        let beside = source.clone();
-        let writer = thread::spawn(move || beside.withdraw_now());
+        let shared = source.clone();
+        let writer = thread::spawn(move || shared.withdraw_now());
         source.age();
         writer.join().unwrap();
         assert_eq!(source.revision(), None, "the withdrawal is lost");
@@ -362,20 +365,18 @@ fn withdrawal_during_an_age_check(fault: Fault) {
 fn message_during_an_age_check(fault: Fault) {
     explore(move || {
         let source = Arc::new(Source::new(fault, NEVER));
-        let beside = source.clone();
-        let writer = thread::spawn(move || beside.take_in_aging());
+        let shared = source.clone();
+        let writer = thread::spawn(move || shared.take_in_aging());
         source.age();
         writer.join().unwrap();
-        // Loom's loads may return a value that was overwritten by a thread without knowledge of it;
-        // its read-modify-writes may not.
-        let checked = source.aged_at.fetch_min(NEVER, AcqRel);
+        let checked = source.aged_at.load(Acquire);
         let due = source.next_in_snapshot.load(Acquire);
         assert!(checked <= due, "keys are used for too long");
     });
 }
 
 #[test]
-fn age_check_loses_no_withdrawal_and_no_message() {
+fn age_check_loses_no_withdrawal_or_message() {
     withdrawal_during_an_age_check(Fault::None);
     message_during_an_age_check(Fault::None);
 }

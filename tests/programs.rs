@@ -1,6 +1,6 @@
 //! Runs the examples as a user does, with their own agent and with an external one.
 //!
-//! `cargo test` builds the examples before it runs this.
+//! `cargo test` builds the examples first.
 
 #![allow(
     clippy::unwrap_used,
@@ -129,7 +129,7 @@ async fn h10_server_without_agent_verifies_two_domains() {
 
 #[tokio::test]
 async fn e30_servers_use_their_own_agent_or_yours() {
-    // Another trust domain than that of their own agent.
+    // Another trust domain than the one of their own agent.
     let me = "spiffe://other.test/web";
     let agent = FakeAgent::start("other.test").await.unwrap();
     agent.register(me, "", LIFE).unwrap();

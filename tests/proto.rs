@@ -16,11 +16,11 @@ fn generated_code_matches_its_definition() {
     tonic_prost_build::configure()
         .build_transport(false)
         .emit_rerun_if_changed(false)
-        // A server is only for tests; a client is what everybody else builds.
+        // Only tests need a server; the crate's users need the client.
         .server_mod_attribute(".", "#[cfg(feature = \"testing\")]")
-        // Bundles can be large: not copied out of the message.
+        // Bundles can be large, so they are not copied out of the message.
         .bytes(".")
-        // Tokens: their `Debug` is written by hand.
+        // These contain tokens, so `Debug` is implemented by hand.
         .skip_debug([".JWTSVID", ".ValidateJWTSVIDRequest"])
         .out_dir(&out)
         .compile_fds(definition)

@@ -1,4 +1,4 @@
-//! Checks of README.md: code can be pasted as shown, and links lead somewhere.
+//! Checks README.md: code can be pasted as shown, and links work.
 
 use std::path::Path;
 
@@ -32,7 +32,7 @@ fn blocks<'a>(text: &'a str, language: &str) -> Vec<(usize, Vec<&'a str>)> {
     found
 }
 
-/// The doctests compile each block; hidden lines would make what is shown incomplete.
+/// The doctests compile each block. With hidden lines, the shown code would be incomplete.
 #[test]
 fn readme_code_has_no_hidden_lines() {
     let readme = readme();
@@ -50,7 +50,7 @@ fn readme_code_has_no_hidden_lines() {
 }
 
 #[test]
-fn readme_links_lead_somewhere() {
+fn readme_links_exist() {
     let readme = readme();
     let headings: Vec<String> = readme
         .lines()

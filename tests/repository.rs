@@ -1,4 +1,4 @@
-//! Checks of the repository: imports, generated code, the README, and what is checked in as data.
+//! Checks of the repository: imports, generated code, the README, and checked-in data.
 
 mod architecture;
 mod corpora;

@@ -212,7 +212,7 @@ async fn replayed_spire_stream_reports_each_change_once() {
                 }
                 known = set;
                 assert_eq!(
-                    soon("the news", updates.changed()).await.unwrap(),
+                    soon("the change", updates.changed()).await.unwrap(),
                     before + 1
                 );
                 assert_eq!(source.bundle_set().unwrap(), known);
@@ -225,12 +225,12 @@ async fn replayed_spire_stream_reports_each_change_once() {
                 }
                 withdrawals += 1;
                 assert_eq!(
-                    soon("the news", updates.changed()).await.unwrap(),
+                    soon("the change", updates.changed()).await.unwrap(),
                     before + 1
                 );
-                let refused = source.bundle_set().unwrap_err();
+                let error = source.bundle_set().unwrap_err();
                 assert_eq!(
-                    refused.reason(),
+                    error.reason(),
                     JwtSourceErrorReason::BundlesUnavailable(BundlesUnavailable::Withdrawn)
                 );
             }

@@ -1,4 +1,4 @@
-//! The embedded Workload API on a good day: it answers as SPIRE's agent does.
+//! The embedded Workload API without faults: it behaves like SPIRE's agent.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::wire::pb::JwtBundlesRequest;
 const MINUTE: Duration = Duration::from_secs(60);
 
 #[tokio::test]
-async fn ep5_a_call_without_the_security_header_is_refused() {
+async fn ep5_call_without_the_security_header_is_rejected() {
     let agent = FakeAgent::start(TD).await.unwrap();
     let mut client = dial(&agent).await.0;
     let code = |result: Result<_, tonic::Status>| result.map(|_| ()).unwrap_err().code();
@@ -49,13 +49,13 @@ async fn ep5_a_call_without_the_security_header_is_refused() {
 }
 
 #[tokio::test]
-async fn wa20_a_call_without_an_audience_is_refused_and_an_empty_one_is_unavailable() {
+async fn wa20_missing_and_empty_audiences_are_errors() {
     let agent = FakeAgent::start(TD).await.unwrap();
     let client = dial(&agent).await;
     let code = async |audiences: &[&str]| client.fetch(audiences, "").await.unwrap_err().code();
     assert_eq!(code(&[]).await, Code::InvalidArgument);
     assert_eq!(code(&[""]).await, Code::Unavailable);
-    // Beside another one, the empty one is left out.
+    // Next to another audience, the empty one is removed.
     let token = client.fetch(&["", AUD], "").await.unwrap().remove(0).svid;
     assert_eq!(claims(&token)["aud"], serde_json::json!([AUD]));
 }
@@ -77,13 +77,13 @@ async fn wa21_without_an_id_every_identity_gets_a_token() {
         .unwrap();
     let client = dial(&agent).await;
     let svids = client.fetch(&[AUD, "b"], "").await.unwrap();
-    let told: Vec<_> = svids
+    let received: Vec<_> = svids
         .iter()
         .map(|svid| (svid.spiffe_id.as_str(), svid.hint.as_str()))
         .collect();
-    // WA-23: of two with one hint, the older.
+    // WA-23: of two identities with one hint, the older one.
     assert_eq!(
-        told,
+        received,
         [
             ("spiffe://example.org/web", "external"),
             ("spiffe://example.org/jobs", ""),
@@ -107,12 +107,12 @@ async fn wa21_without_an_id_every_identity_gets_a_token() {
 }
 
 #[tokio::test]
-async fn wa24_an_identity_that_is_not_ours_is_denied_and_a_malformed_one_refused() {
+async fn wa24_foreign_and_malformed_identities_are_errors() {
     let agent = FakeAgent::start(TD).await.unwrap();
     let client = dial(&agent).await;
     let code = async |id: &str| client.fetch(&[AUD], id).await.unwrap_err().code();
     assert_eq!(
-        code("spiffe://example.org/nobody").await,
+        code("spiffe://example.org/unregistered").await,
         Code::PermissionDenied
     );
     assert_eq!(
@@ -123,10 +123,10 @@ async fn wa24_an_identity_that_is_not_ours_is_denied_and_a_malformed_one_refused
 }
 
 #[tokio::test]
-async fn an_agent_gives_out_its_own_trust_domain_only() {
+async fn agent_registers_only_its_own_trust_domain() {
     let agent = FakeAgent::start(TD).await.unwrap();
-    let refused = agent.register("spiffe://other.test/x", "", MINUTE);
-    assert!(matches!(refused, Err(Error::ForeignTrustDomain)));
+    let error = agent.register("spiffe://other.test/x", "", MINUTE);
+    assert!(matches!(error, Err(Error::ForeignTrustDomain)));
     assert!(matches!(
         agent.register("x", "", MINUTE),
         Err(Error::SpiffeId(_))
@@ -138,7 +138,7 @@ async fn an_agent_gives_out_its_own_trust_domain_only() {
 }
 
 #[tokio::test]
-async fn wa25_the_stream_has_the_whole_set_at_once_and_at_each_change() {
+async fn wa25_stream_sends_the_whole_set_each_time() {
     let agent = FakeAgent::start(TD).await.unwrap();
     let client = dial(&agent).await;
     let mut stream = client.bundles().await.unwrap();
@@ -162,7 +162,7 @@ async fn wa25_the_stream_has_the_whole_set_at_once_and_at_each_change() {
     agent.unfederate("other.test");
     let alone = stream.message().await.unwrap().unwrap();
     assert_eq!(alone, first);
-    // What is no longer served is no longer followed.
+    // A trust domain that is not federated any more is not followed.
     federated.rotate_now();
     assert!(silent(&mut stream).await);
 
@@ -172,7 +172,7 @@ async fn wa25_the_stream_has_the_whole_set_at_once_and_at_each_change() {
 }
 
 #[tokio::test]
-async fn an_equal_set_in_another_order_is_sent_as_spire_sends_it() {
+async fn reordered_set_is_sent_like_spire() {
     let agent = FakeAgent::start(TD).await.unwrap();
     agent.issuer().rotate_now();
     let client = dial(&agent).await;
@@ -185,12 +185,12 @@ async fn an_equal_set_in_another_order_is_sent_as_spire_sends_it() {
 }
 
 #[tokio::test]
-async fn a_slow_reader_gets_only_the_latest() {
+async fn slow_reader_gets_only_the_latest_set() {
     let agent = FakeAgent::start(TD).await.unwrap();
     let client = dial(&agent).await;
     let mut stream = client.bundles().await.unwrap();
     next_key_ids(&mut stream, TD).await;
-    // All within one poll of ours: the agent has no chance to speak in between.
+    // All within one poll of this task, so the agent cannot send in between.
     for _ in 0..10 {
         agent.issuer().rotate_now();
     }
@@ -199,7 +199,7 @@ async fn a_slow_reader_gets_only_the_latest() {
 }
 
 #[tokio::test]
-async fn wa29_a_withdrawal_ends_the_stream_with_permission_denied() {
+async fn wa29_withdrawal_ends_the_stream() {
     let agent = FakeAgent::start(TD).await.unwrap();
     let client = dial(&agent).await;
     let mut stream = client.bundles().await.unwrap();
@@ -212,7 +212,7 @@ async fn wa29_a_withdrawal_ends_the_stream_with_permission_denied() {
     );
     let mut denied = client.bundles().await.unwrap();
     assert_eq!(end(&mut denied).await, Code::PermissionDenied);
-    // A verdict needs no identity.
+    // Validation needs no identity.
     let token = agent.token("spiffe://example.org/web", AUD);
     assert!(client.validate(AUD, &token).await.is_ok());
 
@@ -226,17 +226,17 @@ async fn wa29_a_withdrawal_ends_the_stream_with_permission_denied() {
 }
 
 #[tokio::test]
-async fn wa30_validate_gives_id_and_claims_and_refuses_with_invalid_argument() {
+async fn wa30_validate_returns_claims_or_invalid_argument() {
     let agent = FakeAgent::start(TD).await.unwrap();
     let client = dial(&agent).await;
     let web = || agent.issuer().token("spiffe://example.org/web", AUD);
 
-    let told = client
+    let response = client
         .validate(AUD, &web().claim("tenant", 7).sign())
         .await
         .unwrap();
-    assert_eq!(told.spiffe_id, "spiffe://example.org/web");
-    let fields = told.claims.unwrap().fields;
+    assert_eq!(response.spiffe_id, "spiffe://example.org/web");
+    let fields = response.claims.unwrap().fields;
     assert_eq!(fields["tenant"].kind, Some(Kind::NumberValue(7.0)));
     assert!(matches!(fields["aud"].kind, Some(Kind::ListValue(_))));
     let listed = client
@@ -252,7 +252,7 @@ async fn wa30_validate_gives_id_and_claims_and_refuses_with_invalid_argument() {
     for (audience, token) in [
         ("", web().sign()),
         (AUD, String::new()),
-        (AUD, "rubbish".to_owned()),
+        (AUD, "not a token".to_owned()),
         ("other", web().sign()),
         (AUD, web().expired(Duration::from_secs(90)).sign()),
         (AUD, web().signed_by(&stranger).sign()),
@@ -261,19 +261,14 @@ async fn wa30_validate_gives_id_and_claims_and_refuses_with_invalid_argument() {
             agent.issuer().token("spiffe://unknown.test/x", AUD).sign(),
         ),
     ] {
-        let refused = client.validate(audience, &token).await.unwrap_err();
-        assert_eq!(
-            refused.code(),
-            Code::InvalidArgument,
-            "{}",
-            refused.message()
-        );
-        assert!(token.is_empty() || !refused.message().contains(&token));
+        let error = client.validate(audience, &token).await.unwrap_err();
+        assert_eq!(error.code(), Code::InvalidArgument, "{}", error.message());
+        assert!(token.is_empty() || !error.message().contains(&token));
     }
 }
 
 #[tokio::test]
-async fn of_a_federated_token_only_what_spiffe_defines_is_told() {
+async fn federated_tokens_return_only_spiffe_claims() {
     let agent = FakeAgent::start(TD).await.unwrap();
     let federated = agent.federate("other.test").unwrap();
     let client = dial(&agent).await;
@@ -281,17 +276,17 @@ async fn of_a_federated_token_only_what_spiffe_defines_is_told() {
         .token("spiffe://other.test/x", AUD)
         .claim("tenant", 7)
         .sign();
-    let told = client.validate(AUD, &token).await.unwrap().claims.unwrap();
-    let mut names: Vec<_> = told.fields.keys().collect();
+    let claims = client.validate(AUD, &token).await.unwrap().claims.unwrap();
+    let mut names: Vec<_> = claims.fields.keys().collect();
     names.sort();
     assert_eq!(names, ["aud", "exp", "sub"]);
-    // And `token` signs with the federated domain's key for a federated ID.
+    // `token` signs with the federated domain's key for a federated ID.
     let token = agent.token("spiffe://other.test/x", AUD);
     assert!(client.validate(AUD, &token).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_agents_cache_gives_the_same_token_for_about_half_of_its_life() {
+async fn agent_caches_tokens_for_half_their_lifetime() {
     let clock = PausedClock::new(UnixTime::from_secs(1_790_000_000));
     let agent = FakeAgent::builder(TD)
         .clock(clock.shared())
@@ -303,7 +298,7 @@ async fn the_agents_cache_gives_the_same_token_for_about_half_of_its_life() {
     let first = client.token(AUD).await.unwrap();
     tokio::time::advance(Duration::from_secs(440)).await;
     assert_eq!(client.token(AUD).await.unwrap(), first);
-    // The order of audiences does not matter; which ones does.
+    // Only the set of audiences matters, not their order.
     let ab = client.fetch(&["a", "b"], "").await.unwrap().remove(0).svid;
     let ba = client.fetch(&["b", "a"], "").await.unwrap().remove(0).svid;
     assert_eq!(ab, ba);
@@ -317,7 +312,7 @@ async fn the_agents_cache_gives_the_same_token_for_about_half_of_its_life() {
 }
 
 #[tokio::test]
-async fn without_its_cache_every_fetch_signs() {
+async fn without_a_cache_every_fetch_signs() {
     let agent = FakeAgent::builder(TD)
         .cache_tokens(false)
         .start()
@@ -330,7 +325,7 @@ async fn without_its_cache_every_fetch_signs() {
 }
 
 #[tokio::test]
-async fn a_call_that_the_profile_has_not_is_unimplemented() {
+async fn unknown_call_is_unimplemented() {
     use tonic::codegen::http::uri::PathAndQuery;
     let agent = FakeAgent::start_tcp(TD).await.unwrap();
     let address = format!("http://{}", agent.endpoint().tcp_address().unwrap());
@@ -350,7 +345,7 @@ async fn a_call_that_the_profile_has_not_is_unimplemented() {
 }
 
 #[tokio::test]
-async fn what_arrives_is_counted_where_it_arrives() {
+async fn agent_counts_its_calls() {
     let agent = FakeAgent::start(TD).await.unwrap();
     assert_eq!(agent.counts(), tower_spiffe::testing::Counts::default());
     let client = dial(&agent).await;
@@ -381,7 +376,7 @@ async fn what_arrives_is_counted_where_it_arrives() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn the_socket_is_private_and_gone_with_the_agent() {
+async fn socket_is_private_and_removed() {
     use std::os::unix::fs::MetadataExt as _;
     let agent = FakeAgent::start(TD).await.unwrap();
     let endpoint = agent.endpoint();

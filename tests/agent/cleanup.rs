@@ -1,4 +1,4 @@
-//! Nothing is left behind.
+//! Tasks and connections end.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ async fn calls_that_hang_end_with_their_clients() {
 }
 
 #[tokio::test]
-async fn a_bad_day_leaves_no_task_and_no_connection_when_it_is_over() {
+async fn faults_leave_no_tasks_or_connections() {
     let before = tasks();
     let agent = FakeAgent::start(TD).await.unwrap();
     for fault in [

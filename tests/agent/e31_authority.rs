@@ -1,4 +1,4 @@
-//! Clients that send the path of the Unix socket as `:authority`, as grpc-java and grpcio do.
+//! Clients that send the path of the Unix socket as `:authority`, like grpc-java and grpcio.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ fn frame(kind: u8, flags: u8, stream: u32, content: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// A call without compression (RFC 7541 section 6.2.2), with a request message of no bytes.
+/// A call without header compression (RFC 7541 section 6.2.2), with an empty request message.
 fn call(stream: u32, authority: &str) -> Vec<u8> {
     let headers = [
         (":method", "POST"),
@@ -36,7 +36,7 @@ fn call(stream: u32, authority: &str) -> Vec<u8> {
     for (name, value) in headers {
         block.push(0);
         for text in [name, value] {
-            assert!(text.len() < 127, "one byte of length is written here");
+            assert!(text.len() < 127, "the length must fit one byte");
             block.push(text.len() as u8);
             block.extend(text.as_bytes());
         }
@@ -48,7 +48,7 @@ fn call(stream: u32, authority: &str) -> Vec<u8> {
     .concat()
 }
 
-/// The first frame that the agent sends on this stream with content, or that ends it.
+/// Returns the first frame of this stream that has content or ends it.
 async fn answer(io: &mut UnixStream, stream: u32) -> (u8, Vec<u8>) {
     loop {
         let mut head = [0; 9];

@@ -1,4 +1,4 @@
-//! What clients see when the agent stops, and what it answers to calls that it does not serve.
+//! What clients receive when the agent stops, and errors for unknown calls.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tower_spiffe::testing::{AgentCall, FakeAgent, Fault};
 use crate::support::*;
 
 #[tokio::test(start_paused = true)]
-async fn e32_stop_lets_calls_finish() {
+async fn e32_stop_waits_for_calls() {
     let agent = FakeAgent::start_in_memory(TD).await.unwrap();
     let client = dial_in_memory(&agent).await;
     let mut stream = client.bundles().await.unwrap();
@@ -22,7 +22,7 @@ async fn e32_stop_lets_calls_finish() {
         tokio::task::yield_now().await;
     }
     agent.stop().await;
-    assert!(call.await.unwrap().is_ok(), "the call was in progress");
+    assert!(call.await.unwrap().is_ok(), "a call in progress was cut");
     let status = stream.message().await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
     assert_eq!(status.message(), "the agent is shutting down");
@@ -40,12 +40,12 @@ async fn e32_stop_cuts_calls_that_never_end() {
     }
     let began = tokio::time::Instant::now();
     agent.stop().await;
-    assert_eq!(began.elapsed(), Duration::from_secs(1), "of paused time");
+    assert_eq!(began.elapsed(), Duration::from_secs(1), "paused time");
     assert!(call.await.unwrap().is_err());
 }
 
 #[tokio::test(start_paused = true)]
-async fn e32_cut_gives_no_answer() {
+async fn e32_cut_sends_no_response() {
     let agent = FakeAgent::start_in_memory(TD).await.unwrap();
     let client = dial_in_memory(&agent).await;
     agent.fail_call(
@@ -61,7 +61,7 @@ async fn e32_cut_gives_no_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn e32_started_again_it_serves_streams() {
+async fn e32_restarted_agent_serves_streams() {
     let agent = FakeAgent::start_in_memory(TD).await.unwrap();
     agent.restart().await.unwrap();
     let mut stream = dial_in_memory(&agent).await.bundles().await.unwrap();

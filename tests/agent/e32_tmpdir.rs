@@ -1,4 +1,4 @@
-//! E32: a temporary directory that cannot be used is named.
+//! E32: the error names an unusable temporary directory.
 
 use std::io;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tower_spiffe::testing::Error;
 
-// The `agent` command's tests set TMPDIR for a process; here it cannot be set for one thread.
+// The tests of the `agent` command set TMPDIR for a process. It cannot be set for one thread.
 #[test]
 fn e32_error_names_the_directory_and_the_fix() {
     let error = Error::Directory {

@@ -1,4 +1,4 @@
-//! An embedded agent removes its socket and the directory of it, however it ends.
+//! An embedded agent removes its socket and its directory, however it ends.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ fn socket(agent: &FakeAgent) -> PathBuf {
     agent.endpoint().unix_path().unwrap().to_path_buf()
 }
 
-/// Whether the directory of this socket, which belongs to the agent alone, is gone.
+/// Whether the directory of this socket, which only the agent uses, is removed.
 fn is_removed(socket: &Path) -> bool {
     !socket.parent().unwrap().exists()
 }
@@ -35,7 +35,7 @@ async fn e33_stopped_and_restarted_agents_remove_it_too() {
     let path = socket(&agent);
     agent.stop().await;
     assert!(!path.exists() && !is_removed(&path));
-    // The socket of a process that was killed, and another file.
+    // The socket of a killed process, and another file.
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     std::fs::write(path.with_extension("txt"), "").unwrap();
     drop(agent);
@@ -75,7 +75,7 @@ fn e33_agent_of_a_panicking_test_is_removed() {
     let test = runtime.spawn(async move {
         let agent = FakeAgent::start(TD).await.unwrap();
         path.send(socket(&agent)).unwrap();
-        // No message of the panic hook: the panic is intended.
+        // `resume_unwind` prints no panic message.
         std::panic::resume_unwind(Box::new("intended"));
     });
     assert!(runtime.block_on(test).unwrap_err().is_panic());

@@ -1,8 +1,8 @@
-//! Every way to a bad day has an example of its own, which says what a service sees of it.
+//! Every method that causes a fault has an example that shows its effect on a service.
 
 use std::collections::BTreeMap;
 
-/// All that these files offer makes days good or bad.
+/// All methods in these files control faults.
 const WHOLE: [&str; 4] = [
     include_str!("../../src/testing/agent/fault.rs"),
     include_str!("../../src/testing/agent/life.rs"),
@@ -10,17 +10,17 @@ const WHOLE: [&str; 4] = [
     include_str!("../../src/testing/agent/trouble.rs"),
 ];
 
-/// Of these only what the table of bad days names.
+/// In these files, only the methods in the table of faults.
 const IN_PART: [&str; 3] = [
     include_str!("../../src/testing/agent/builder.rs"),
     include_str!("../../src/testing/agent/mod.rs"),
     include_str!("../../src/testing/issuer/mod.rs"),
 ];
 
-/// Where the table of bad days is.
+/// The module with the table of faults.
 const MODULE: &str = include_str!("../../src/testing/mod.rs");
 
-/// The documentation of each method and of each variant, by `Type::name`.
+/// Returns the documentation of each method and variant, by `Type::name`.
 fn documented(file: &str) -> BTreeMap<String, String> {
     let (mut of, mut docs, mut found) = (None, String::new(), BTreeMap::new());
     for line in file.lines() {
@@ -28,7 +28,7 @@ fn documented(file: &str) -> BTreeMap<String, String> {
             .strip_prefix("impl ")
             .or(line.strip_prefix("pub enum "))
         {
-            // Of traits for a type nothing is asked.
+            // Trait implementations are skipped.
             of = head.strip_suffix(" {").filter(|name| !name.contains(' '));
         }
         let Some(line) = line.strip_prefix("    ") else {
@@ -59,7 +59,7 @@ fn documented(file: &str) -> BTreeMap<String, String> {
     found
 }
 
-/// Whether an example stands there, and fails where it is not so.
+/// Whether the documentation has an example with an assertion.
 fn has_example(docs: &str) -> bool {
     docs.split("```")
         .skip(1)
@@ -68,9 +68,9 @@ fn has_example(docs: &str) -> bool {
 }
 
 #[test]
-fn each_way_to_a_bad_day_has_an_example_that_can_fail() {
+fn each_fault_has_an_example_with_an_assertion() {
     let mut ways: BTreeMap<_, _> = WHOLE.into_iter().flat_map(documented).collect();
-    // Not ways by themselves: the example of `Fault::Svids` has the one, `fail_call` the others.
+    // These are covered by the examples of `Fault::Svids` and `fail_call`.
     ways.retain(|name, _| !name.starts_with("AgentCall::") && name != "RawSvid::new");
     assert!(
         ways.keys()
@@ -97,7 +97,7 @@ fn each_way_to_a_bad_day_has_an_example_that_can_fail() {
         .map(|(name, _)| name)
         .collect();
     assert!(without.is_empty(), "without an example: {without:?}");
-    // And the table names every fault.
+    // The table names every fault.
     let unnamed: Vec<_> = ways
         .keys()
         .filter(|name| name.starts_with("Fault::") && !named(name))

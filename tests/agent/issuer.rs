@@ -38,7 +38,7 @@ fn verifies(issuer: &Issuer, token: &str) -> bool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_is_as_spire_writes_it() {
+async fn token_has_the_format_of_spire() {
     let clock = PausedClock::new(UnixTime::from_secs(1_790_000_000));
     let issuer = Issuer::with_clock("example.org", clock.shared()).unwrap();
     let token = issuer.token(ID, AUD).sign();
@@ -56,7 +56,7 @@ async fn a_token_is_as_spire_writes_it() {
 }
 
 #[test]
-fn jwks_is_as_spires_agent_serves_it() {
+fn jwks_has_the_format_of_spires_agent() {
     let issuer = Issuer::new("example.org").unwrap();
     issuer.prepare(Algorithm::RS256);
     let text = String::from_utf8(issuer.jwks()).unwrap();
@@ -82,7 +82,7 @@ fn jwks_is_as_spires_agent_serves_it() {
 }
 
 #[test]
-fn a_spiffe_bundle_says_what_its_keys_are_for() {
+fn spiffe_bundle_sets_the_use_of_keys() {
     let issuer = Issuer::new("example.org").unwrap();
     let bundle =
         |issuer: &Issuer| -> Value { serde_json::from_slice(&issuer.spiffe_bundle()).unwrap() };
@@ -95,12 +95,12 @@ fn a_spiffe_bundle_says_what_its_keys_are_for() {
 }
 
 #[test]
-fn all_nine_algorithms_sign_what_another_library_verifies() {
+fn tokens_of_nine_algorithms_verify_elsewhere() {
     let issuer = Issuer::new("example.org").unwrap();
     for algorithm in Algorithm::ALL {
         let token = issuer.token(ID, AUD).algorithm(algorithm).sign();
         assert_eq!(part(&token, 0)["alg"], algorithm.as_str());
-        // The other library has no ES512: ours judges that one.
+        // The other library has no ES512, so this crate verifies it.
         if algorithm == Algorithm::ES512 {
             let bundles = FixedBundles::new([issuer.bundle()].into_iter().collect());
             let ours = Validator::builder(bundles).audience(AUD).build().unwrap();
@@ -109,12 +109,12 @@ fn all_nine_algorithms_sign_what_another_library_verifies() {
             assert!(verifies(&issuer, &token), "{algorithm}");
         }
     }
-    // One key for each curve, and one RSA key for all six.
+    // One key per curve, and one RSA key for its six algorithms.
     assert_eq!(issuer.key_ids().len(), 4);
 }
 
 #[test]
-fn wrong_tokens_are_wrong_in_just_the_one_way() {
+fn invalid_tokens_have_exactly_one_fault() {
     let issuer = Issuer::new("example.org").unwrap();
     let stranger = Issuer::new("example.org").unwrap();
     let good = || issuer.token(ID, AUD);
@@ -151,21 +151,21 @@ fn wrong_tokens_are_wrong_in_just_the_one_way() {
 }
 
 #[test]
-fn a_key_is_prepared_then_signs_then_goes() {
+fn key_is_prepared_activated_and_revoked() {
     let issuer = Issuer::new("example.org").unwrap();
     let old = issuer.signing_key_id();
     let new = issuer.prepare(Algorithm::ES384);
     assert_eq!(issuer.signing_key_id(), old);
     assert_eq!(issuer.key_ids(), [old.clone(), new.clone()]);
     assert!(issuer.activate(&new));
-    assert!(!issuer.activate("nobody"));
+    assert!(!issuer.activate("unknown"));
     assert_eq!(part(&issuer.token(ID, AUD).sign(), 0)["alg"], "ES384");
     assert!(verifies(&issuer, &issuer.token(ID, AUD).key(&old).sign()));
 
     assert!(issuer.revoke(&old));
     assert!(!issuer.revoke(&old));
     assert_eq!(issuer.key_ids(), [new]);
-    // A thief goes on with it, and is believed by nobody.
+    // A stolen key still signs, but its tokens are rejected.
     let stolen = issuer.token(ID, AUD).key(&old).sign();
     assert_eq!(part(&stolen, 0)["kid"], old.as_str());
     assert!(!verifies(&issuer, &stolen));
@@ -173,7 +173,7 @@ fn a_key_is_prepared_then_signs_then_goes() {
 
 #[test]
 #[should_panic(expected = "never had a key")]
-fn a_key_that_never_was_ends_the_test() {
+fn unknown_key_panics() {
     let _ = Issuer::new("example.org")
         .unwrap()
         .token(ID, AUD)
@@ -182,7 +182,7 @@ fn a_key_that_never_was_ends_the_test() {
 }
 
 #[test]
-fn nothing_shows_a_token_or_a_key() {
+fn debug_output_shows_no_token_or_key() {
     let issuer = Issuer::new("example.org").unwrap();
     let builder = issuer.token(ID, AUD);
     let header = builder.clone().bearer();
@@ -193,13 +193,13 @@ fn nothing_shows_a_token_or_a_key() {
 }
 
 #[test]
-fn a_malformed_trust_domain_is_an_error() {
+fn malformed_trust_domain_is_an_error() {
     assert!(Issuer::new("Example.org").is_err());
     assert!(Issuer::new("").is_err());
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_follows_the_issuers_clock() {
+async fn token_uses_the_issuers_clock() {
     let clock = PausedClock::new(UnixTime::from_secs(5_000));
     let issuer = Issuer::with_clock("example.org", clock.shared()).unwrap();
     issuer.set_token_life(Duration::from_secs(60));

@@ -1,4 +1,4 @@
-//! The ping rule of a grpc-go server that nobody configured, against real HTTP/2 clients.
+//! The ping limits of a grpc-go server with default settings, with real HTTP/2 clients.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tower_spiffe::testing::FakeAgent;
 
 use crate::support::*;
 
-/// A client that pings this often, with a stream open all the time.
+/// A client that pings at this interval, with an open stream.
 async fn pinging(agent: &FakeAgent, every: Duration) -> Client {
     let endpoint = plain()
         .http2_keep_alive_interval(every)
@@ -19,7 +19,7 @@ async fn pinging(agent: &FakeAgent, every: Duration) -> Client {
 const HOUR: Duration = Duration::from_secs(3_600);
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_pings_too_often_is_cut_off() {
+async fn client_that_pings_too_often_is_disconnected() {
     let agent = FakeAgent::start_in_memory(TD).await.unwrap();
     let client = pinging(&agent, Duration::from_secs(60)).await;
     let mut stream = client.bundles().await.unwrap();
@@ -28,12 +28,12 @@ async fn a_client_that_pings_too_often_is_cut_off() {
     assert!(ended.is_err());
     let counts = agent.counts();
     assert_eq!(counts.too_many_pings, 1);
-    // The first has the message before it; then three are early.
+    // The first ping follows a message; the next three are too early.
     assert_eq!(counts.pings, 4);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_pings_seldom_enough_is_left_alone() {
+async fn client_that_pings_rarely_stays_connected() {
     let agent = FakeAgent::start_in_memory(TD).await.unwrap();
     let client = pinging(&agent, Duration::from_secs(301)).await;
     let mut stream = client.bundles().await.unwrap();
@@ -46,7 +46,7 @@ async fn a_client_that_pings_seldom_enough_is_left_alone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_without_a_call_may_ping_every_two_hours_only() {
+async fn idle_client_may_ping_every_two_hours() {
     let agent = FakeAgent::start_in_memory(TD).await.unwrap();
     let client = pinging(&agent, Duration::from_secs(301)).await;
     client.token(AUD).await.unwrap();
@@ -55,7 +55,7 @@ async fn a_client_without_a_call_may_ping_every_two_hours_only() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_rule_can_be_lifted() {
+async fn ping_limit_can_be_disabled() {
     let agent = FakeAgent::builder(TD)
         .enforce_keepalive(false)
         .start_in_memory()
@@ -75,18 +75,18 @@ async fn the_rule_can_be_lifted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn on_a_half_open_connection_pings_go_unanswered() {
+async fn half_open_connection_answers_no_pings() {
     let agent = FakeAgent::start_in_memory(TD).await.unwrap();
     let client = pinging(&agent, Duration::from_secs(301)).await;
     let mut stream = client.bundles().await.unwrap();
     next_key_ids(&mut stream, TD).await;
     agent.half_open();
     let ended = tokio::time::timeout(Duration::from_secs(6 * 60), stream.message()).await;
-    assert!(ended.expect("noticed within six minutes").is_err());
+    assert!(ended.expect("not noticed within six minutes").is_err());
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_last_frame_says_why() {
+async fn goaway_frame_has_the_reason() {
     let agent = FakeAgent::start_in_memory(TD).await.unwrap();
     let mut io = agent.connector()().await.unwrap();
     let mut said = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
@@ -96,7 +96,7 @@ async fn the_last_frame_says_why() {
     io.write_all(&said).await.unwrap();
     let mut heard = Vec::new();
     io.read_to_end(&mut heard).await.unwrap();
-    // GOAWAY, no stream seen, ENHANCE_YOUR_CALM.
+    // GOAWAY, last stream 0, ENHANCE_YOUR_CALM.
     let goaway = b"\0\0\x16\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0btoo_many_pings";
     assert!(heard.ends_with(goaway), "{heard:?}");
 }

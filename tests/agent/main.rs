@@ -1,6 +1,5 @@
-//! The fixture itself: what `testing` gives is what SPIRE would give, or exactly the wrong thing
-//! that was asked for. Checked with foreign clients and a foreign verifier, so that our own code
-//! does not vouch for itself.
+//! Tests of `testing` itself: it behaves like SPIRE, or has exactly the requested fault. Other clients
+//! and another verifier are used, so that this crate does not check itself.
 
 #![allow(
     clippy::unwrap_used,
@@ -11,7 +10,6 @@
 )]
 
 mod as_spire;
-mod bad_days;
 mod cleanup;
 #[cfg(unix)]
 mod e31_authority;
@@ -19,6 +17,7 @@ mod e32_stop;
 mod e32_tmpdir;
 mod e33_files;
 mod examples;
+mod faults;
 mod issuer;
 mod keepalive;
 mod rejected_calls;

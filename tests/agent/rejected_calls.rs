@@ -1,4 +1,4 @@
-//! Every wrong call that a real SPIRE agent was asked, asked here: the same status.
+//! Every invalid call that was recorded with a SPIRE agent gets the same status here.
 
 use serde::Deserialize;
 use tonic::metadata::MetadataValue;
@@ -9,12 +9,12 @@ use crate::support::*;
 use crate::wire::pb::JwtBundlesRequest;
 
 #[derive(Deserialize)]
-struct Refusal {
+struct RejectedCall {
     call: String,
     code: i32,
 }
 
-/// The call that the recording describes.
+/// Makes the call that the recording describes.
 async fn ask(client: &Client, call: &str) -> Result<(), Status> {
     let mut raw = client.0.clone();
     match call {
@@ -32,7 +32,7 @@ async fn ask(client: &Client, call: &str) -> Result<(), Status> {
         "FetchJWTSVID with an empty audience" => client.fetch(&[""], "").await.map(drop),
         "FetchJWTSVID with a malformed spiffe_id" => client.fetch(&[AUD], "x").await.map(drop),
         "FetchJWTSVID with an unregistered spiffe_id" => {
-            let id = "spiffe://example.org/nobody";
+            let id = "spiffe://example.org/unregistered";
             client.fetch(&[AUD], id).await.map(drop)
         }
         "FetchJWTBundles without the security header" => raw
@@ -43,19 +43,19 @@ async fn ask(client: &Client, call: &str) -> Result<(), Status> {
         "ValidateJWTSVID without an audience" => client.validate("", "x").await.map(drop),
         "ValidateJWTSVID without a token" => client.validate(AUD, "").await.map(drop),
         "ValidateJWTSVID of rubbish" => client.validate(AUD, "rubbish").await.map(drop),
-        other => panic!("the recording has a call that is not known here: {other}"),
+        other => panic!("unknown call in the recording: {other}"),
     }
 }
 
 #[tokio::test]
-async fn wrong_calls_are_refused_with_the_status_that_spire_gave() {
+async fn invalid_calls_get_the_status_of_spire() {
     let agent = FakeAgent::start(TD).await.unwrap();
     let client = dial(&agent).await;
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/data/spire/refusals.jsonl");
     let recording = std::fs::read_to_string(path).unwrap();
     assert_eq!(recording.lines().count(), 11);
     for line in recording.lines() {
-        let recorded: Refusal = serde_json::from_str(line).unwrap();
+        let recorded: RejectedCall = serde_json::from_str(line).unwrap();
         let code = match ask(&client, &recorded.call).await {
             Ok(()) => Code::Ok,
             Err(status) => status.code(),
@@ -64,10 +64,10 @@ async fn wrong_calls_are_refused_with_the_status_that_spire_gave() {
     }
 }
 
-/// Header and claims have the members of a recorded token, of the same types; `iss` and `jti` are a
-/// deployment's own.
+/// Header and claims have the members of a recorded token, with the same types. `iss` and `jti` are
+/// deployment-specific.
 #[tokio::test]
-async fn tokens_have_the_shape_of_those_that_spire_gave() {
+async fn tokens_have_the_members_of_spires() {
     use crate::issuer::part;
     use serde_json::Value;
 

@@ -1,4 +1,4 @@
-//! Streams that say what the test says: a recording of a real SPIRE agent, byte for byte.
+//! Streams that send recorded messages of a real SPIRE agent, byte for byte.
 
 use std::collections::HashMap;
 
@@ -25,11 +25,11 @@ fn recording() -> Vec<Line> {
 }
 
 #[tokio::test]
-async fn a_recording_is_replayed_byte_for_byte_through_its_ends() {
+async fn recording_is_replayed_byte_for_byte() {
     let agent = FakeAgent::start(TD).await.unwrap();
     let client = dial(&agent).await;
     let replay = agent.replay();
-    let told = async {
+    let sent = async {
         for line in recording() {
             match line {
                 Line::Bundles { bundles } => replay.send(bundles).await,
@@ -60,12 +60,12 @@ async fn a_recording_is_replayed_byte_for_byte_through_its_ends() {
             }
         }
     };
-    tokio::join!(told, heard);
+    tokio::join!(sent, heard);
     assert_eq!(recording().len(), 16);
 }
 
 #[tokio::test]
-async fn a_step_waits_for_a_client_and_the_end_of_a_replay_brings_the_truth_back() {
+async fn replay_waits_for_clients_and_ends() {
     let agent = FakeAgent::start(TD).await.unwrap();
     let replay = agent.replay();
     let client = dial(&agent).await;
@@ -76,7 +76,7 @@ async fn a_step_waits_for_a_client_and_the_end_of_a_replay_brings_the_truth_back
         assert_eq!(said.bundles["x"], vec![0xff, 0]);
         stream
     });
-    // What is published meanwhile is not said.
+    // Changes that are published meanwhile are not sent.
     agent.issuer().rotate_now();
     assert!(silent(&mut stream).await);
     drop(replay);
@@ -84,7 +84,7 @@ async fn a_step_waits_for_a_client_and_the_end_of_a_replay_brings_the_truth_back
 }
 
 #[tokio::test]
-async fn a_replayed_end_without_an_error_is_one() {
+async fn replayed_clean_end_is_clean() {
     let agent = FakeAgent::start(TD).await.unwrap();
     let replay = agent.replay();
     let client = dial(&agent).await;

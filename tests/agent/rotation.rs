@@ -1,4 +1,4 @@
-//! Keys that come and go.
+//! Key rotation.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ fn kid(token: &str) -> String {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rotation_publishes_before_it_signs_and_retires_after_one_life() {
+async fn rotation_publishes_signs_then_retires() {
     let (_clock, agent) = agent().await;
     let client = dial_in_memory(&agent).await;
     let mut stream = client.bundles().await.unwrap();
@@ -34,7 +34,7 @@ async fn a_rotation_publishes_before_it_signs_and_retires_after_one_life() {
 
     let (new, seen) = tokio::join!(agent.rotate(), async {
         let seen = next_key_ids(&mut stream, TD).await;
-        // The key is there; nothing is signed with it yet.
+        // The key is published, but does not sign yet.
         (
             seen,
             kid(&client.token("while it is prepared").await.unwrap()),
@@ -50,12 +50,12 @@ async fn a_rotation_publishes_before_it_signs_and_retires_after_one_life() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rotation_waits_for_every_stream_that_reads_and_for_none_that_does_not() {
+async fn rotation_waits_for_reading_streams_only() {
     let (_clock, agent) = agent().await;
     let client = dial_in_memory(&agent).await;
     let mut reading = client.bundles().await.unwrap();
     next_key_ids(&mut reading, TD).await;
-    // A stream on a connection that is dead.
+    // A stream on a dead connection.
     let dead = dial_in_memory(&agent).await;
     let mut stuck = dead.bundles().await.unwrap();
     next_key_ids(&mut stuck, TD).await;
@@ -72,14 +72,14 @@ async fn a_rotation_waits_for_every_stream_that_reads_and_for_none_that_does_not
 }
 
 #[tokio::test]
-async fn without_a_stream_a_rotation_does_not_wait() {
+async fn rotation_without_streams_does_not_wait() {
     let agent = FakeAgent::start(TD).await.unwrap();
     let rotated = tokio::time::timeout(Duration::from_secs(2), agent.rotate());
     assert!(rotated.await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_hard_rotation_signs_at_once() {
+async fn rotate_now_signs_at_once() {
     let (_clock, agent) = agent().await;
     let old = agent.issuer().signing_key_id();
     let new = agent.rotate_now();
@@ -90,7 +90,7 @@ async fn the_hard_rotation_signs_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_old_key_outlives_the_longest_token() {
+async fn old_key_outlives_the_longest_token() {
     let (_clock, agent) = agent().await;
     agent
         .register("spiffe://example.org/long", "", 4 * LIFE)
@@ -103,7 +103,7 @@ async fn the_old_key_outlives_the_longest_token() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rotation_may_change_the_algorithm() {
+async fn rotation_may_change_the_algorithm() {
     let (_clock, agent) = agent().await;
     for algorithm in [Algorithm::ES384, Algorithm::RS256, Algorithm::ES512] {
         let kid = agent.rotate_to(algorithm).await;
@@ -111,13 +111,13 @@ async fn a_rotation_may_change_the_algorithm() {
         assert_eq!(header["alg"], algorithm.as_str());
         assert_eq!(header["kid"], kid.as_str());
     }
-    // What it rotates to next is what it has.
+    // The next rotation keeps the algorithm.
     agent.rotate().await;
     assert_eq!(agent.issuer().algorithm(), Algorithm::ES512);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_schedule_rotates_until_it_is_stopped() {
+async fn schedule_rotates_until_stopped() {
     let (_clock, agent) = agent().await;
     let mut seen = vec![agent.issuer().signing_key_id()];
     agent.rotate_every(Duration::from_secs(60));
@@ -133,7 +133,7 @@ async fn a_schedule_rotates_until_it_is_stopped() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_taint_drops_the_tokens_of_the_key_and_keeps_the_key() {
+async fn taint_drops_tokens_and_keeps_the_key() {
     let (_clock, agent) = agent().await;
     let client = dial_in_memory(&agent).await;
     let mut stream = client.bundles().await.unwrap();
@@ -142,10 +142,10 @@ async fn a_taint_drops_the_tokens_of_the_key_and_keeps_the_key() {
     let old = client.token(AUD).await.unwrap();
     let new_kid = agent.rotate().await;
     let mut both = next_key_ids(&mut stream, TD).await;
-    // The agent's cache goes on with the old key's token ...
+    // The agent's cache still returns the old key's token ...
     assert_eq!(client.token(AUD).await.unwrap(), old);
     agent.taint(&old_kid);
-    // ... until now; and the set is said again in another order.
+    // ... until now. The set is sent again in another order.
     assert_eq!(kid(&client.token(AUD).await.unwrap()), new_kid);
     both.reverse();
     assert_eq!(next_key_ids(&mut stream, TD).await, both);
@@ -157,7 +157,7 @@ async fn a_taint_drops_the_tokens_of_the_key_and_keeps_the_key() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_rotation_every_source_of_the_agent_knows_the_new_key() {
+async fn after_a_rotation_all_sources_have_the_key() {
     let agent = FakeAgent::start(TD).await.unwrap();
     let sources = [agent.source().await.unwrap(), agent.source().await.unwrap()];
     let trust_domain = TD.parse().unwrap();
@@ -168,19 +168,19 @@ async fn after_a_rotation_every_source_of_the_agent_knows_the_new_key() {
             assert!(bundle.authority(&kid).is_some());
         }
     }
-    // One that is gone is not waited for, nor one that is away for long.
-    let [gone, away] = sources;
-    gone.shutdown().await;
+    // A closed source is not waited for. An unavailable one is waited for only briefly.
+    let [closed, unavailable] = sources;
+    closed.shutdown().await;
     agent.stop().await;
     let began = tokio::time::Instant::now();
     agent.rotate().await;
     agent.start_again().await.unwrap();
     assert!(began.elapsed() < Duration::from_secs(8));
-    drop(away);
+    drop(unavailable);
 }
 
-/// A rotation that is given up while an open stream keeps it waiting.
-async fn given_up(agent: &FakeAgent) {
+/// A rotation that is cancelled while it waits for an open stream.
+async fn cancel_rotation(agent: &FakeAgent) {
     agent.fail_call(
         AgentCall::FetchJwtBundles,
         Fault::Slow(Duration::from_secs(5)),
@@ -191,31 +191,31 @@ async fn given_up(agent: &FakeAgent) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rotation_that_is_given_up_takes_its_key_along() {
+async fn cancelled_rotation_removes_its_key() {
     let (_clock, agent) = agent().await;
     let client = dial_in_memory(&agent).await;
     let mut stream = client.bundles().await.unwrap();
     let before = next_key_ids(&mut stream, TD).await;
-    given_up(&agent).await;
+    cancel_rotation(&agent).await;
     assert_eq!(agent.issuer().key_ids(), before);
     assert_eq!(agent.issuer().signing_key_id(), before[0]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_a_rotation_that_was_given_up_the_next_still_waits_for_the_sources() {
+async fn next_rotation_waits_after_a_cancelled_one() {
     let (_clock, agent) = agent().await;
     let source = agent.source().await.unwrap();
     let trust_domain = TD.parse().unwrap();
-    given_up(&agent).await;
+    cancel_rotation(&agent).await;
     agent.cut_connections().await;
-    // No stream is open now: only the source itself can be waited for.
+    // No stream is open now, so the rotation can only wait for the source.
     let kid = agent.rotate().await;
     let bundle = source.bundle_for_trust_domain(&trust_domain).unwrap();
     assert!(bundle.authority(&kid).is_some());
 }
 
 #[tokio::test(start_paused = true)]
-async fn rotations_at_once_take_turns_and_every_key_is_retired() {
+async fn concurrent_rotations_run_one_after_another() {
     let (_clock, agent) = agent().await;
     let source = agent.source().await.unwrap();
     let first = agent.issuer().signing_key_id();
@@ -223,7 +223,7 @@ async fn rotations_at_once_take_turns_and_every_key_is_retired() {
     assert_eq!(
         agent.issuer().key_ids(),
         [first, one, two, three.clone()],
-        "in turn"
+        "one after another"
     );
     assert_eq!(agent.issuer().signing_key_id(), three);
     let bundle = source.bundle_for_trust_domain(&TD.parse().unwrap());

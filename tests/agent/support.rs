@@ -1,4 +1,4 @@
-//! A Workload API client that shares nothing with ours but the generated messages.
+//! A Workload API client that shares only the generated messages with this crate.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ pub(crate) const AUD: &str = "spiffe://example.org/db";
 
 pub(crate) struct Client(pub(crate) SpiffeWorkloadApiClient<Channel>);
 
-/// A connection of its own over the agent's socket.
+/// Connects to the agent's socket, with a new connection.
 pub(crate) async fn dial(agent: &FakeAgent) -> Client {
     try_dial(agent).await.unwrap()
 }
@@ -50,7 +50,7 @@ pub(crate) async fn try_dial(agent: &FakeAgent) -> Result<Client, tonic::transpo
     Ok(Client(SpiffeWorkloadApiClient::new(channel)))
 }
 
-/// The same over memory, for paused time.
+/// The same over an in-memory connection, for paused time.
 pub(crate) async fn dial_in_memory(agent: &FakeAgent) -> Client {
     dial_in_memory_as(plain(), agent).await
 }
@@ -122,12 +122,12 @@ impl Client {
     }
 }
 
-/// The key IDs of this trust domain in the next message; an end is an error or a clean `None`.
+/// Returns the key IDs of this trust domain in the next message; a clean end is `None`.
 pub(crate) async fn next_key_ids(
     stream: &mut Streaming<JwtBundlesResponse>,
     trust_domain: &str,
 ) -> Vec<String> {
-    let message = stream.message().await.unwrap().expect("the stream goes on");
+    let message = stream.message().await.unwrap().expect("the stream ended");
     key_ids(&message, trust_domain)
 }
 
@@ -142,14 +142,14 @@ pub(crate) fn key_ids(message: &JwtBundlesResponse, trust_domain: &str) -> Vec<S
         .collect()
 }
 
-/// The message after which nothing comes for a while.
+/// Whether no message arrives for some time.
 pub(crate) async fn silent(stream: &mut Streaming<JwtBundlesResponse>) -> bool {
     tokio::time::timeout(Duration::from_millis(150), stream.message())
         .await
         .is_err()
 }
 
-/// How the stream ends: `Ok` where without an error.
+/// Returns how the stream ends: `Ok` if without an error.
 pub(crate) async fn end(stream: &mut Streaming<JwtBundlesResponse>) -> Code {
     loop {
         match stream.message().await {
@@ -164,12 +164,12 @@ pub(crate) fn claims(token: &str) -> serde_json::Value {
     crate::issuer::part(token, 1)
 }
 
-/// Polls until this is true.
-pub(crate) async fn eventually(so: impl Fn() -> bool) {
-    wait::eventually("the condition", so).await;
+/// Waits until this is true.
+pub(crate) async fn eventually(condition: impl Fn() -> bool) {
+    wait::eventually("the condition", condition).await;
 }
 
-/// Polls until this is true.
-pub(crate) async fn eventually_async(so: impl AsyncFn() -> bool) {
-    wait::eventually_async("the condition", so).await;
+/// Waits until this is true.
+pub(crate) async fn eventually_async(condition: impl AsyncFn() -> bool) {
+    wait::eventually_async("the condition", condition).await;
 }

@@ -1,4 +1,4 @@
-//! What a token costs on its way out, and what the cache keeps for each audience.
+//! Allocations per request of the client layer, and the memory of the cache per audience.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -43,7 +43,7 @@ fn origin(n: usize) -> String {
     format!("https://service-{n:05}.example.org:8443")
 }
 
-/// Gives the request back.
+/// Returns the request in its response.
 #[derive(Clone)]
 struct Inner;
 
@@ -61,7 +61,7 @@ impl Service<Request<()>> for Inner {
     }
 }
 
-/// Polls what is ready.
+/// Polls a future that is ready.
 fn now<F: Future>(future: F) -> F::Output {
     let mut future = std::pin::pin!(future);
     match future
@@ -69,11 +69,11 @@ fn now<F: Future>(future: F) -> F::Output {
         .poll(&mut Context::from_waker(Waker::noop()))
     {
         Poll::Ready(output) => output,
-        Poll::Pending => unreachable!("a hit is ready"),
+        Poll::Pending => unreachable!("a cached token is ready"),
     }
 }
 
-/// A request to this URI, with a header already, so that the map has its memory.
+/// Returns a request to this URI with a header, so that the header map has allocated.
 fn outgoing(uri: String) -> Request<()> {
     let mut request = Request::get(uri).body(()).unwrap();
     let any = HeaderValue::from_static("*/*");
@@ -81,11 +81,11 @@ fn outgoing(uri: String) -> Request<()> {
     request
 }
 
-/// Requests to these places, one after the other, each once before and many times counted.
-fn calls_through_the_layer(audience: Audience, places: usize) -> u64 {
+/// Returns the allocations of many requests to these origins, after one uncounted request to each.
+fn calls_through_the_layer(audience: Audience, origins: usize) -> u64 {
     let cache = cache();
     let mut client = AddJwtSvid::new(Inner, cache.clone(), audience);
-    let mut requests: Vec<_> = (0..places).map(|n| outgoing(origin(n) + "/x")).collect();
+    let mut requests: Vec<_> = (0..origins).map(|n| outgoing(origin(n) + "/x")).collect();
     runtime().block_on(async {
         for request in &requests {
             client.call(request.clone()).await.unwrap();
@@ -98,7 +98,7 @@ fn calls_through_the_layer(audience: Audience, places: usize) -> u64 {
             assert!(request.headers_mut().remove(AUTHORIZATION).is_some());
         }
     };
-    // A thread's own copy of a token that it sends often is made at the eighth time.
+    // A thread makes its own copy of a frequent token at the eighth use.
     for _ in 0..20 {
         lap(&mut requests);
     }
@@ -109,13 +109,13 @@ fn calls_through_the_layer(audience: Audience, places: usize) -> u64 {
         }
     });
     let after = cache.stats();
-    assert_eq!(after.hits - before.hits, 3 * places as u64);
-    assert_eq!(after.fetches, places as u64);
+    assert_eq!(after.hits - before.hits, 3 * origins as u64);
+    assert_eq!(after.fetches, origins as u64);
     count.count_total
 }
 
 #[test]
-fn a_hit_through_the_layer_costs_no_allocation() {
+fn layer_with_cached_token_allocates_nothing() {
     let fixed = Audience::fixed(audience(0)).for_origin(&origin(0)).unwrap();
     assert_eq!(calls_through_the_layer(fixed, 1), 0);
 
@@ -130,7 +130,7 @@ fn a_hit_through_the_layer_costs_no_allocation() {
 }
 
 #[test]
-fn e01_a_host_header_costs_no_allocation() {
+fn e01_host_header_allocates_nothing() {
     let audience = Audience::fixed("a").for_origin("https://reports:8443");
     let cache = cache();
     let svid = SvidRequest::new(["a"]).unwrap();
@@ -150,7 +150,7 @@ fn e01_a_host_header_costs_no_allocation() {
             let token = request.headers_mut().remove(AUTHORIZATION);
             assert_eq!(token.is_some(), signed);
         };
-        // A thread's own copy of a token that it sends often is made at the eighth time.
+        // A thread makes its own copy of a frequent token at the eighth use.
         for _ in 0..20 {
             lap();
         }
@@ -158,7 +158,7 @@ fn e01_a_host_header_costs_no_allocation() {
     }
 }
 
-/// A cache of access tokens, of a server that answers at once.
+/// Returns a cache of access tokens; its server responds at once.
 fn access_tokens() -> SvidCache {
     let endpoint = service_fn(async |_: Request<Vec<u8>>| {
         let json = r#"{"access_token":"abc","token_type":"Bearer","expires_in":86400}"#;
@@ -173,7 +173,7 @@ fn access_tokens() -> SvidCache {
 }
 
 #[test]
-fn x01_access_token_hit_costs_no_allocation() {
+fn x01_cached_access_token_allocates_nothing() {
     let cache = access_tokens();
     let end = UnixTime::now().saturating_add(Duration::from_secs(3_600));
     let subject = SubjectToken::new("xyz", end).unwrap();
@@ -191,7 +191,7 @@ fn x01_access_token_hit_costs_no_allocation() {
             request = now(sent).unwrap().into_body();
             assert!(request.headers_mut().remove(AUTHORIZATION).is_some());
         };
-        // A thread's own copy of a token that it sends often is made at the eighth time.
+        // A thread makes its own copy of a frequent token at the eighth use.
         for _ in 0..20 {
             lap();
         }
@@ -209,7 +209,7 @@ fn subject_in_extensions(subject: Option<SubjectToken>) -> http::Extensions {
 }
 
 #[test]
-fn a_hit_in_the_cache_costs_no_allocation() {
+fn cached_token_allocates_nothing() {
     let cache = cache();
     let requests: Vec<_> = (0..MANY).map(request).collect();
     let pinned = cache.pin(request(7));
@@ -233,21 +233,21 @@ fn a_hit_in_the_cache_costs_no_allocation() {
     lap();
     assert_eq!(measure(lap).count_total, 0, "among {MANY}");
     hot();
-    assert_eq!(measure(hot).count_total, 0, "one again and again");
+    assert_eq!(measure(hot).count_total, 0, "the same one repeatedly");
     assert_eq!(cache.stats().fetches, MANY as u64);
 }
 
 #[test]
-fn an_audience_in_the_cache_costs_its_token_and_800_bytes() {
+fn audience_takes_its_token_and_800_bytes() {
     let (runtime, cache) = (runtime(), cache());
-    // The first makes what all share.
+    // The first audience allocates what all audiences share.
     let first = runtime.block_on(cache.header(&request(MANY))).unwrap();
     let count = measure(|| {
         runtime.block_on(async {
             for n in 0..MANY {
                 cache.header(&request(n)).await.unwrap();
             }
-            // The fetches' own tasks end.
+            // Let the tasks of the fetches end.
             while runtime.metrics().num_alive_tasks() > 0 {
                 tokio::task::yield_now().await;
             }

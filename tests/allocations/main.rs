@@ -1,10 +1,10 @@
-//! How often verification and our own tokens allocate, counted: what no clock can tell on a busy
-//! machine.
+//! Counts the allocations of verification and of the client layer, which timing cannot measure on a
+//! busy machine.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
     unreachable_pub,
-    reason = "a test may"
+    reason = "tests may"
 )]
 
 use allocation_counter::measure;
@@ -17,11 +17,11 @@ use tower_spiffe::verify::ValidateReason;
 
 mod client;
 mod policy_file;
-mod refusals;
+mod rejections;
 
 use tower_spiffe_test_support::signer::{AUDIENCE, SUBJECT, Signer, bundle};
 
-/// Far enough for the machine's clock.
+/// Later than the machine's clock.
 const EXPIRY: i64 = 4_000_000_000;
 
 fn token(signer: &Signer, n: usize) -> String {
@@ -40,7 +40,7 @@ fn validator(signer: &Signer) -> Validator {
 }
 
 #[test]
-fn an_unseen_token_costs_at_most_ten_allocations_and_a_known_one_none() {
+fn new_token_costs_at_most_ten_allocations() {
     for algorithm in [
         Algorithm::ES256,
         Algorithm::RS256,
@@ -50,7 +50,7 @@ fn an_unseen_token_costs_at_most_ten_allocations_and_a_known_one_none() {
     ] {
         let signer = Signer::for_algorithm(algorithm);
         let validator = validator(&signer);
-        // The first parses an RSA key and makes the thread's table; the next grow the cache's.
+        // The first token parses an RSA key and allocates the table of the thread; later ones grow the cache.
         let tokens: Vec<String> = (0..200).map(|n| token(&signer, n)).collect();
         for token in &tokens[..100] {
             validator.validate(token).unwrap();
@@ -151,20 +151,20 @@ fn h13_hits_with_a_polled_member_allocate_nothing() {
 }
 
 #[test]
-fn a08_a_token_that_is_too_long_costs_no_allocation() {
+fn a08_too_long_token_allocates_nothing() {
     let signer = Signer::for_algorithm(Algorithm::ES256);
     let validator = validator(&signer);
-    for rubbish in [".".repeat(1 << 20), "A".repeat(8193), "eyJ".repeat(1 << 18)] {
+    for invalid in [".".repeat(1 << 20), "A".repeat(8193), "eyJ".repeat(1 << 18)] {
         let count = measure(|| {
-            let refused = validator.validate(&rubbish).unwrap_err();
-            assert_eq!(refused.reason(), ValidateReason::TooLong);
+            let error = validator.validate(&invalid).unwrap_err();
+            assert_eq!(error.reason(), ValidateReason::TooLong);
         });
         assert_eq!(count.count_total, 0);
     }
 }
 
 #[test]
-fn a08_what_a_refusal_allocates_is_bounded_by_the_token() {
+fn a08_rejection_allocations_are_bounded() {
     let signer = Signer::for_algorithm(Algorithm::ES256);
     let validator = validator(&signer);
     let fill = "x".repeat(5000);

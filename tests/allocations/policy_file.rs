@@ -1,4 +1,4 @@
-//! What a decision by a policy file allocates.
+//! Allocations of a decision by a policy file.
 
 use allocation_counter::measure;
 use http::Request;
@@ -8,7 +8,7 @@ use tower_spiffe_test_support::temp::TempDir;
 
 const WEB: &str = "spiffe://x/web/1";
 
-/// 1,000 rules, and some whose decisions are counted.
+/// 1,000 rules, and some rules for the counted decisions.
 fn text() -> String {
     let others = (0..1000).map(|n| {
         format!(
@@ -73,7 +73,7 @@ fn count(policy: &impl Policy) {
         let request = Request::builder().method(method).uri(path).body(());
         let (parts, ()) = request.unwrap().into_parts();
         let decide = || policy.decide(Some(&caller), &parts);
-        // The first finds the claims of the token.
+        // The first decision parses the claims of the token.
         assert_eq!(decide() == Decision::Allow, allowed, "{method} {path}");
         let allocations = measure(|| {
             for _ in 0..100 {

@@ -112,7 +112,7 @@ async fn limits_and_buffers_on_both_sides_never_hang() {
             let client = ServiceBuilder::new()
                 .layer(TimeoutLayer::new(secs(2)))
                 .service(client);
-            all_are_served(outside.above(client), 8).await;
+            all_are_served(outside.around(client), 8).await;
         }
     }
 }

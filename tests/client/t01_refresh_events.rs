@@ -93,7 +93,7 @@ async fn t01_every_waiter_is_woken() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn t01_outage_is_no_event_until_recovery() {
+async fn t01_outage_is_not_an_event() {
     let bench = Bench::new();
     let pin = bench.cache.pin(request("a"));
     let _warm = bench.cache.keep_warm([request("a")]).unwrap();
@@ -120,7 +120,7 @@ async fn t01_outage_is_no_event_until_recovery() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn t01_same_token_again_is_no_event() {
+async fn t01_same_token_again_is_not_an_event() {
     let bench = Bench::new();
     let token = crate::support::Token::new(&request("a"), START, 300);
     bench.issuer.then(move |_| Answer::Token(token.clone()));

@@ -1,5 +1,5 @@
-//! JB: bundles that change on the stream. Each row ends with a valid token of the last update, so
-//! that the update has taken effect.
+//! JB: bundles that change on the stream. Each row ends with a valid token of the last update, which
+//! shows that the update has taken effect.
 
 use serde_json::json;
 use tower_spiffe::verify::ValidateReason;
@@ -29,7 +29,7 @@ async fn jb_02_removed_key_is_rejected() {
     let (kept, removed, added) = (key("key-0"), key("key-1"), key("key-2"));
     let before = [kept.jwk(), removed.jwk()];
     live.push(&replay, &[(TD, &before)]).await;
-    // Its verdict is cached when the key is removed.
+    // Its result is cached when the key is removed.
     let token = removed.sign(&claims(WORKLOAD));
     assert!(live.validator.validate(&token).is_ok());
     let after = [kept.jwk(), added.jwk()];
@@ -63,7 +63,7 @@ async fn jb_04_key_is_selected_by_kid() {
     for key in &keys {
         live.accepts(key, WORKLOAD);
     }
-    // The right key under the name of another.
+    // The right key with another key's name.
     let [one, two, _] = keys;
     let wrong = two.with_key_id(&one.key_id);
     live.rejects(&wrong, WORKLOAD, ValidateReason::Signature);
@@ -81,8 +81,8 @@ async fn jb_05_key_of_another_use_is_ignored() {
     live.rejects(&other, WORKLOAD, ValidateReason::KeyUnknown);
 }
 
-/// The optional half of the row fails: SPIRE leaves `use` out of the Workload API's bundles, so a
-/// client that ignores such keys trusts no SPIRE.
+/// This part of the row is optional and fails: SPIRE sets no `use` in the Workload API's bundles, so a
+/// client that ignores such keys cannot be used with SPIRE.
 #[tokio::test(start_paused = true)]
 async fn jb_05_key_without_use_is_used() {
     let mut live = Live::start().await;
@@ -94,7 +94,7 @@ async fn jb_05_key_without_use_is_used() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn jb_06_unknown_key_type_costs_itself() {
+async fn jb_06_unknown_key_type_is_ignored_alone() {
     let mut live = Live::start().await;
     let replay = live.agent.replay();
     let (before, after) = (key("key-1"), key("key-2"));

@@ -12,7 +12,7 @@ use crate::support::*;
 
 const FOUND: &str = "found: ";
 
-/// The environment belongs to a whole process, so `JwtSource::new` runs in one of its own.
+/// Environment variables are shared by a whole process, so `JwtSource::new` runs in a child process.
 fn found_with(endpoint: &str) -> String {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "endpoint::child", "--ignored", "--nocapture"])
@@ -25,7 +25,7 @@ fn found_with(endpoint: &str) -> String {
 }
 
 #[tokio::test]
-#[ignore = "the child of the tests here"]
+#[ignore = "a child process of other tests"]
 async fn child() {
     let source = soon("a result", JwtSource::new()).await;
     match source {
@@ -45,11 +45,11 @@ async fn child() {
 #[tokio::test(flavor = "multi_thread")]
 async fn ep_1_endpoint_is_read_from_the_environment() {
     let agent = FakeAgent::start(TD).await.unwrap();
-    assert!(agent.endpoint().starts_with("unix:///"));
-    assert_eq!(found_with(&agent.endpoint()), TD);
+    assert!(agent.endpoint().to_string().starts_with("unix:///"));
+    assert_eq!(found_with(&agent.endpoint().to_string()), TD);
 }
 
-/// The embedded agent answers a call without the header with `InvalidArgument`, as an agent must.
+/// The embedded agent returns `InvalidArgument` for a call without the header, as an agent must.
 #[tokio::test(start_paused = true)]
 async fn ep_2_every_call_has_the_security_header() {
     let live = Live::start().await;
@@ -58,7 +58,7 @@ async fn ep_2_every_call_has_the_security_header() {
     assert_eq!(live.agent.counts().fetch_jwt_svid, 1);
     assert!(live.validator.validate(token.token()).is_ok());
 
-    // The agent does require it.
+    // Check that the agent requires it.
     let dial = live.agent.connector();
     let channel = tonic::transport::Endpoint::from_static("http://agent.test");
     let channel = channel
@@ -81,17 +81,17 @@ async fn ep_2_every_call_has_the_security_header() {
 #[tokio::test(flavor = "multi_thread")]
 async fn ep_3_tcp_endpoint_is_supported() {
     let agent = FakeAgent::start_tcp(TD).await.unwrap();
-    assert!(agent.endpoint().starts_with("tcp://127.0.0.1:"));
-    assert_eq!(found_with(&agent.endpoint()), TD);
+    assert!(agent.endpoint().to_string().starts_with("tcp://127.0.0.1:"));
+    assert_eq!(found_with(&agent.endpoint().to_string()), TD);
 }
 
 #[cfg(unix)]
 #[tokio::test(flavor = "multi_thread")]
 async fn ep_4_invalid_endpoint_is_rejected() {
-    // Both name an agent that works, for a client that is lenient.
+    // Both name an agent that works with lenient clients.
     let unix = FakeAgent::start(TD).await.unwrap();
     let tcp = FakeAgent::start_tcp(TD).await.unwrap();
-    let path = unix.endpoint().replace("unix://", "");
+    let path = unix.endpoint().to_string().replace("unix://", "");
     for (agent, endpoint) in [
         (&unix, format!("unix://localhost{path}")),
         (&tcp, format!("{}/foo", tcp.endpoint())),
@@ -99,7 +99,7 @@ async fn ep_4_invalid_endpoint_is_rejected() {
         let found = found_with(&endpoint);
         assert!(found.starts_with("Endpoint("), "{endpoint}: {found}");
         assert_eq!(agent.counts().connections, 0, "{endpoint}");
-        assert_eq!(found_with(&agent.endpoint()), TD);
+        assert_eq!(found_with(&agent.endpoint().to_string()), TD);
     }
 }
 
@@ -113,8 +113,7 @@ async fn ep_6_permission_denied_is_retried_with_backoff() {
     retried(GrpcCode::PermissionDenied).await;
 }
 
-/// Three calls fail, then the source becomes ready; the waits between calls are 50 ms or more on
-/// average.
+/// Three calls fail, then the source becomes ready. The average wait between calls is at least 50 ms.
 async fn retried(code: GrpcCode) {
     let clock = clock();
     let agent = agent(&clock).await;

@@ -8,14 +8,14 @@ use tower_spiffe_test_support::signer::NOW;
 
 use crate::support::*;
 
-/// A token that the agent gives out as it is; it expires in 2100.
+/// Returns a token that the agent returns unchanged; it expires in 2100.
 fn token(sub: &str, audiences: &[&str]) -> String {
     let claims =
         serde_json::json!({"sub": sub, "aud": audiences, "iat": NOW, "exp": 4_102_444_800_i64});
     key("key-1").sign(&claims)
 }
 
-async fn passes_on(audiences: &[&str]) {
+async fn forwards(audiences: &[&str]) {
     let agent = RawAgent::default();
     let served = token(WORKLOAD, audiences);
     agent.answer(&[(WORKLOAD, &served, "")]);
@@ -32,20 +32,20 @@ async fn passes_on(audiences: &[&str]) {
 
 #[tokio::test]
 async fn jf_01_audience_is_requested_and_token_returned() {
-    passes_on(&[AUDIENCE]).await;
+    forwards(&[AUDIENCE]).await;
 }
 
 #[tokio::test]
-async fn jf_02_several_audiences_are_passed_on() {
-    passes_on(&[AUDIENCE, "spiffe://test.example.org/backend", "another"]).await;
+async fn jf_02_several_audiences_are_forwarded() {
+    forwards(&[AUDIENCE, "spiffe://test.example.org/backend", "another"]).await;
 }
 
 #[tokio::test]
-async fn jf_03_spiffe_id_is_passed_on() {
+async fn jf_03_spiffe_id_is_forwarded() {
     let other = "spiffe://test.example.org/other";
     let agent = RawAgent::default();
     let (theirs, served) = (token(WORKLOAD, &[AUDIENCE]), token(other, &[AUDIENCE]));
-    // The agent of the suite returns both, whatever was asked for.
+    // The agent of the suite returns both, for any request.
     agent.answer(&[(WORKLOAD, &theirs, ""), (other, &served, "")]);
     let request = SvidRequest::new([AUDIENCE]).unwrap();
     let request = request.with_spiffe_id(other.parse().unwrap());

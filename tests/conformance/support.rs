@@ -47,7 +47,7 @@ fn changed(mut object: Value, name: &str, value: Value) -> Value {
     object
 }
 
-/// Two validators, without a cache and with one, on bundles that the row sets.
+/// Two validators, without a cache and with one, that use the bundles of a row.
 pub struct Suite {
     pub signer: Signer,
     bundles: Bundles,
@@ -93,7 +93,7 @@ impl Suite {
         }
     }
 
-    /// Accepts a valid token first: a validator that rejects everything passes no row.
+    /// Accepts a valid token first, because a validator that rejects everything must not pass a row.
     #[track_caller]
     pub fn rejects(&self, token: &str, reason: ValidateReason) {
         self.accepts(&self.signer.sign(&claims(WORKLOAD)), WORKLOAD);
@@ -106,7 +106,7 @@ impl Suite {
     }
 }
 
-/// An agent on paused time, a source on it, and a validator on the source.
+/// An agent on paused time, a source for it, and a validator for the source.
 pub struct Live {
     pub agent: FakeAgent,
     pub source: JwtSource,
@@ -166,7 +166,7 @@ pub async fn agent(clock: &PausedClock) -> FakeAgent {
         .unwrap()
 }
 
-/// A source of this agent; its waits are the same in every run.
+/// Returns a builder for a source of this agent, with deterministic backoff.
 pub fn builder(agent: &FakeAgent, clock: &PausedClock) -> JwtSourceBuilder {
     let builder = JwtSource::builder()
         .connector(agent.connector())

@@ -1,4 +1,4 @@
-//! The table of `docs/conformance.md` is whole: every row of the suite that applies, with its tests.
+//! The table of `docs/conformance.md` is complete: every row of the suite that applies, with its tests.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -118,7 +118,7 @@ fn every_must_row_passes() {
     }
 }
 
-/// `interop/run.sh` runs the rows by the harness contract, and names those that have to fail.
+/// `interop/run.sh` runs the rows with the harness contract, and lists the rows that must fail.
 #[test]
 fn conformance_runs_expect_the_tables_results() {
     let script = include_str!("../../interop/run.sh");

@@ -75,7 +75,7 @@ fn jv_05_eddsa_key_in_bundle_is_rejected() {
     let key = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();
     let jwk = json!({"kty": "OKP", "crv": "Ed25519", "kid": "ed", "use": "jwt-svid",
                      "x": base64(key.public_key())});
-    // The rest of the bundle keeps working.
+    // The other keys of the bundle still work.
     let last = crate::support::key("key-2");
     suite.serve(&[(TD, &[suite.signer.jwk(), jwk, last.jwk()])]);
     suite.accepts(&last.sign(&claims(WORKLOAD)), WORKLOAD);
@@ -169,7 +169,7 @@ fn jv_16_unknown_key_is_rejected() {
     let stranger = key("key-2");
     let token = stranger.sign(&claims(WORKLOAD));
     suite.rejects(&token, ValidateReason::KeyUnknown);
-    // Under the name of a key that is in the bundle.
+    // With the name of a key that is in the bundle.
     let token = stranger.with_key_id("key-1").sign(&claims(WORKLOAD));
     suite.rejects(&token, ValidateReason::Signature);
 }
@@ -258,7 +258,7 @@ fn jv_25_malformed_token_is_rejected() {
     suite.rejects(&two, ValidateReason::Malformed);
     suite.rejects(&format!("{token}.{}", parts[2]), ValidateReason::Malformed);
     suite.rejects("", ValidateReason::Malformed);
-    // The signature is over the text as it is; only the encoding is wrong.
+    // The signature is over this text, so that only the encoding is invalid.
     let payload = format!("{}!{}", &parts[1][..8], &parts[1][8..]);
     let bad = suite.signer.sign_parts(parts[0], &payload);
     suite.rejects(&bad, ValidateReason::Malformed);

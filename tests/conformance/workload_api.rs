@@ -16,7 +16,7 @@ async fn wa_1_closed_stream_is_opened_again() {
     live.accepts(&before, WORKLOAD);
     let streams = live.agent.counts().fetch_jwt_bundles;
     replay.end(GrpcCode::Unavailable, "restarting").await;
-    // The last set is trusted until the stream is back.
+    // The last set is trusted until the stream is open again.
     live.accepts(&before, WORKLOAD);
     live.push(&replay, &[(TD, &[after.jwk()])]).await;
     live.accepts(&after, WORKLOAD);
@@ -76,8 +76,8 @@ async fn wa_4_denied_stream_withdraws_bundles() {
     replay
         .end(GrpcCode::PermissionDenied, "no identity issued")
         .await;
-    let gone = async { eventually("the withdrawal", || !live.source.is_ready()).await };
-    soon("the withdrawal", gone).await;
+    let withdrawn = async { eventually("the withdrawal", || !live.source.is_ready()).await };
+    soon("the withdrawal", withdrawn).await;
     let error = live.validator.validate(&signer.sign(&claims(WORKLOAD)));
     let reason = error.unwrap_err().reason();
     assert!(

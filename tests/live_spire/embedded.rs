@@ -1,4 +1,4 @@
-//! The live tests on the embedded agent, so that they run everywhere.
+//! Runs the live tests with the embedded agent, so that they run everywhere.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -9,8 +9,8 @@ use tower_spiffe::testing::FakeAgent;
 use tower_spiffe::workload_api::ENDPOINT_VARIABLE;
 use tower_spiffe_test_support::wait::soon;
 
-/// Runs the tests of this binary whose names begin with this, and returns the lines of their reports.
-/// `operate` is called at each line.
+/// Runs the tests of this binary whose names begin with `filter`, and returns their reports. Calls
+/// `operate` for each line.
 async fn run(filter: &str, endpoint: Option<&str>, mut operate: impl AsyncFnMut(&str)) -> String {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
@@ -48,8 +48,8 @@ async fn skipped_tests_are_reported() {
 async fn embedded_agent_passes_every_test() {
     let agent = FakeAgent::start("example.org").await.unwrap();
     agent.federate("partner.example").unwrap();
-    let endpoint = agent.endpoint();
-    // The first report is that of the keys at the start; each step causes the next one.
+    let endpoint = agent.endpoint().to_string();
+    // The first report lists the keys at the start. Each step causes the next report.
     let mut step = 0;
     let operate = async |line: &str| {
         if !line.contains(" s: ") {

@@ -23,10 +23,10 @@ use crate::{AUDIENCE, source};
 
 const ORIGIN: &str = "http://reports.test";
 
-/// A client of one door and one version of HTTP.
+/// A client of one listener and one HTTP version.
 pub(crate) type Client = BoxCloneSyncService<Request<Bytes>, Response<Bytes>, BoxError>;
 
-/// The layer that allows our own trust domain.
+/// Returns the layer that allows the source's trust domain.
 fn validate(source: &JwtSource, trust_domain: &str) -> ValidateJwtSvidLayer {
     let validator = Validator::builder(source.clone()).audience(AUDIENCE);
     let policy = Allow::trust_domain(trust_domain).unwrap();
@@ -38,7 +38,7 @@ async fn trust_domain(source: &JwtSource) -> String {
     svid.spiffe_id().trust_domain_name().to_owned()
 }
 
-/// An axum server that returns its caller's ID.
+/// Returns an axum server that responds with its caller's ID.
 pub(crate) async fn axum_server(source: &JwtSource) -> At {
     let layer = validate(source, &trust_domain(source).await);
     let whoami = async |caller: VerifiedSvid| caller.spiffe_id().to_string();
@@ -50,7 +50,7 @@ pub(crate) async fn axum_server(source: &JwtSource) -> At {
     doors.at
 }
 
-/// Unsigned clients: each door, HTTP/1.1 and HTTP/2.
+/// Clients without tokens: each listener, HTTP/1.1 and HTTP/2.
 fn doors(at: &At) -> Vec<Client> {
     let mut clients = Vec::new();
     for http2 in [false, true] {
@@ -86,7 +86,7 @@ fn sign(source: &JwtSource) -> AddJwtSvidLayer {
     AddJwtSvidLayer::new(source.clone(), audience).allow_plaintext(Plaintext::Any)
 }
 
-/// Signed clients: each door, HTTP/1.1 and HTTP/2.
+/// Clients with tokens: each listener, HTTP/1.1 and HTTP/2.
 pub(crate) fn signed(source: &JwtSource, at: &At) -> Vec<Client> {
     let layer = sign(source);
     let clients = doors(at).into_iter();
@@ -95,7 +95,7 @@ pub(crate) fn signed(source: &JwtSource, at: &At) -> Vec<Client> {
         .collect()
 }
 
-/// Status and text of one request.
+/// Returns status and text of one request.
 pub(crate) async fn ask(
     client: &Client,
     authorization: Option<&str>,
@@ -115,8 +115,8 @@ pub(crate) async fn ask(
 }
 
 #[tokio::test]
-async fn live_axum_server_knows_its_caller() {
-    let Some(source) = source("live_axum_server_knows_its_caller").await else {
+async fn live_axum_server_returns_its_caller() {
+    let Some(source) = source("live_axum_server_returns_its_caller").await else {
         return;
     };
     let at = axum_server(&source).await;
@@ -139,8 +139,8 @@ async fn live_axum_server_knows_its_caller() {
 }
 
 #[tokio::test]
-async fn live_tonic_server_knows_its_caller() {
-    let Some(source) = source("live_tonic_server_knows_its_caller").await else {
+async fn live_tonic_server_returns_its_caller() {
+    let Some(source) = source("live_tonic_server_returns_its_caller").await else {
         return;
     };
     let layer = validate(&source, &trust_domain(&source).await);

@@ -1,4 +1,4 @@
-//! Runs the source and both layers on a real agent, if `SPIFFE_ENDPOINT_SOCKET` is set:
+//! Runs the source and both layers with a real agent, if `SPIFFE_ENDPOINT_SOCKET` is set:
 //!
 //! ```sh
 //! cargo test --test live_spire
@@ -29,12 +29,12 @@ use tower_spiffe_test_support::wait::soon;
 
 const AUDIENCE: &str = "spiffe://example.org/live";
 
-/// Prints past the capture of the test harness, so that a skipped test is seen.
+/// Prints a line that the test harness does not capture, so that skipped tests are visible.
 fn report(line: &str) {
     let _ = writeln!(std::io::stderr(), "live_spire: {line}");
 }
 
-/// A source on the agent of the environment, or `None` if there is none.
+/// Returns a source for the agent of the environment, or `None` if the variable is not set.
 async fn source(test: &str) -> Option<JwtSource> {
     if std::env::var_os(ENDPOINT_VARIABLE).is_none() {
         report(&format!(

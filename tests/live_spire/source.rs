@@ -23,14 +23,14 @@ async fn live_tokens_are_valid() {
         builder.build().unwrap()
     };
     for svid in &svids {
-        // Our verdict, twice for the cache, and the agent's.
+        // Validated twice, because of the cache, and by the agent.
         for _ in 0..2 {
             let verified = validator(AUDIENCE).validate(svid.token()).unwrap();
             assert_eq!(verified.spiffe_id(), svid.spiffe_id());
         }
         let theirs = client.validate_jwt_svid(AUDIENCE, svid.token()).await;
         assert_eq!(theirs.unwrap().spiffe_id(), svid.spiffe_id());
-        // For another audience, and with another signature.
+        // Another audience, and another signature.
         let other = validator("spiffe://example.org/other").validate(svid.token());
         assert_eq!(other.unwrap_err().reason(), ValidateReason::Audience);
         let (signed, signature) = svid.token().rsplit_once('.').unwrap();

@@ -33,20 +33,20 @@ async fn live_watch_keeps_invariants() {
     let began = Instant::now();
     let mut turn = 0;
     while began.elapsed() < secs(seconds) {
-        watch.look();
+        watch.check_results();
         watch.fetch().await;
         let client = turn % clients.len();
         watch.request(client, ask(&clients[client], None).await);
         turn += 1;
         tokio::time::sleep(millis(100)).await;
     }
-    // All is well again at the end.
+    // Everything works at the end.
     eventually_async("a healthy source", async || source.is_healthy()).await;
     for client in &clients {
         let works = async || matches!(ask(client, None).await, Ok((200, _)));
         eventually_async("an allowed request", works).await;
     }
-    watch.look();
+    watch.check_results();
     watch.summary();
 }
 
@@ -59,7 +59,7 @@ struct Watch {
     revision: u64,
     keys: BTreeSet<String>,
     ready: bool,
-    /// Since when something is rejected that a healthy source should accept.
+    /// The time since which something is rejected that a healthy source should accept.
     rejected: BTreeMap<String, Instant>,
     counts: BTreeMap<String, u64>,
 }
@@ -94,8 +94,8 @@ impl Watch {
         *self.counts.entry(what).or_default() += 1;
     }
 
-    /// Verdicts follow the bundles, without a cache and with one, and the revision only grows.
-    fn look(&mut self) {
+    /// Checks that results follow the bundles, with and without a cache, and that the revision only grows.
+    fn check_results(&mut self) {
         let soon = SystemClock::shared().now().saturating_add(secs(15));
         self.tokens.retain(|_, (svid, _)| svid.expires_at() > soon);
         let seen = self.revision();
@@ -113,7 +113,7 @@ impl Watch {
             .collect();
         self.changes(set.as_ref().ok());
         if seen != self.revision() {
-            // The bundles changed in between: the next look checks the new ones.
+            // The bundles changed meanwhile: the next call checks the new ones.
             return;
         }
         for (svid, key, verdicts) in verdicts {
@@ -165,7 +165,7 @@ impl Watch {
         }
     }
 
-    /// A new token is valid, at the latest when its key has arrived.
+    /// Checks that a new token is valid, at the latest when its key has arrived.
     async fn fetch(&mut self) {
         match self.source.fetch_jwt_svid([AUDIENCE]).await {
             Ok(svid) => {
@@ -186,7 +186,7 @@ impl Watch {
         }
     }
 
-    /// Signed requests are allowed. A server without bundles answers 503, and no other does.
+    /// Checks that signed requests are allowed. Only a server without bundles may respond with 503.
     fn request(&mut self, client: usize, outcome: Result<(u16, String), tower::BoxError>) {
         let what = format!("requests of client {client}");
         match outcome {
@@ -206,7 +206,7 @@ impl Watch {
         }
     }
 
-    /// Fails if this is rejected for longer than a healthy source may.
+    /// Fails if something is rejected for longer than a healthy source may reject it.
     fn lag(&mut self, what: &str, accepted: bool) {
         if accepted || !self.source.is_healthy() {
             self.rejected.remove(what);

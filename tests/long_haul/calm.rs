@@ -1,18 +1,18 @@
-//! A calm stretch: nothing is wrong, and what the agent publishes is taken in promptly. A key that
-//! is gone is good no longer, a key that is served is.
+//! A calm phase without faults: sources apply what the agent publishes in time. A removed key is
+//! rejected, a published key is accepted.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use crate::cards::algorithm;
 use crate::driver::Driver;
+use crate::incidents::algorithm;
 use crate::invariants::{Presented, Verdict};
 use crate::present::{ask, validate};
 use crate::times::Times;
 use crate::world::{AUDIENCES, FOREIGN, Key};
 
-/// What an agent does on a good day.
+/// Changes that an agent makes without faults.
 #[derive(Debug, Clone, Copy)]
 enum Change {
     Rotate,
@@ -42,8 +42,8 @@ const CHANGES: [Change; 11] = [
     Change::Eager,
 ];
 
-/// A token that was good once.
-pub(crate) struct Witness {
+/// A token that was valid once.
+pub(crate) struct Sample {
     key: Key,
     token: Presented,
 }
@@ -51,22 +51,22 @@ pub(crate) struct Witness {
 impl Driver {
     pub(crate) async fn calm(&mut self) {
         let changes = match self.rounds {
-            // The first time, all of them.
+            // In the first round, all changes.
             0 => CHANGES.to_vec(),
             _ => self.rng.choose_multiple(CHANGES, 3),
         };
         for change in changes {
-            let witnesses = self.witnesses();
-            self.confront(&witnesses).await;
+            let samples = self.samples();
+            self.check_samples(&samples).await;
             self.say(format_args!("calm: {change:?}"));
             self.change(change).await;
             self.world.note_keys();
             let prompt = self.world.times.prompt;
             let what = format!("{change:?}");
-            self.taken_in_within(prompt, Duration::from_millis(20), &what)
+            self.wait_until_up_to_date(prompt, Duration::from_millis(20), &what)
                 .await;
-            self.confront(&witnesses).await;
-            self.confront(&self.witnesses()).await;
+            self.check_samples(&samples).await;
+            self.check_samples(&self.samples()).await;
             self.check();
             let rest = Times::draw(&mut self.rng, &self.world.times.step) / 4;
             sleep(rest).await;
@@ -105,11 +105,11 @@ impl Driver {
             }
             Change::SendAgain => self.send_again().await,
             Change::WithdrawAndRestore => self.withdraw_and_restore().await,
-            Change::Eager => self.eager_is_cut_off().await,
+            Change::Eager => self.eager_client_is_disconnected().await,
         }
     }
 
-    /// An equal set in another order is no change.
+    /// An equal set in another order is not a change.
     async fn send_again(&self) {
         let changes = || {
             let stations = self.world.stations.iter();
@@ -124,15 +124,15 @@ impl Driver {
         let after = changes();
         // A key may have been retired meanwhile.
         if before.0 == after.0 && before.1 != after.1 {
-            self.world.fail("an equal set was told of as a change");
+            self.world.fail("an equal set was reported as a change");
         }
     }
 
-    /// Over a healthy stream, a withdrawal is taken in promptly: at once by the one source, after
-    /// its grace by the other.
+    /// With a healthy stream, a withdrawal takes effect in time: at once for one source, after its grace
+    /// period for the other.
     async fn withdraw_and_restore(&mut self) {
         let world = self.world.clone();
-        let witnesses = self.witnesses();
+        let samples = self.samples();
         world.agent.withdraw();
         let began = Instant::now();
         for (station, grace) in world
@@ -143,15 +143,15 @@ impl Driver {
             while station.key_sets().is_some() {
                 if began.elapsed() > grace + world.times.prompt {
                     let name = station.name;
-                    world.fail(&format!("{name} still judges by what was withdrawn"));
+                    world.fail(&format!("{name} still validates with withdrawn bundles"));
                 }
                 sleep(Duration::from_millis(20)).await;
             }
-            for witness in &witnesses {
+            for sample in &samples {
                 for verdict in [
-                    validate(&world, station, true, &witness.token),
-                    validate(&world, station, false, &witness.token),
-                    ask(&world, station, false, &witness.token).await,
+                    validate(&world, station, true, &sample.token),
+                    validate(&world, station, false, &sample.token),
+                    ask(&world, station, false, &sample.token).await,
                 ] {
                     if verdict != Verdict::BundlesUnavailable {
                         let name = station.name;
@@ -162,28 +162,28 @@ impl Driver {
         }
         world.agent.restore();
         let times = &world.times;
-        self.taken_in_within(times.recovery, times.poll, "restored")
+        self.wait_until_up_to_date(times.recovery, times.poll, "restored")
             .await;
     }
 
-    /// Who pings too often is cut off, and comes back.
-    async fn eager_is_cut_off(&mut self) {
+    /// A client that pings too often is disconnected, and reconnects.
+    async fn eager_client_is_disconnected(&mut self) {
         let world = self.world.clone();
         let source = self.eager_source();
         self.eager = Some(source.clone());
         let before = world.agent.counts().too_many_pings;
         let began = Instant::now();
-        // At the fourth ping; a change of the bundles in between would forgive the first ones.
+        // After the fourth ping. A change of the bundles would reset the count.
         let within = world.times.eager * 20 + world.times.prompt;
         while world.agent.counts().too_many_pings == before || source.state().reconnects() == 0 {
             if began.elapsed() > within {
-                world.fail("who pings too often is not cut off");
+                world.fail("a client that pings too often is not disconnected");
             }
             sleep(world.times.poll).await;
         }
         while !source.is_healthy() || !source.state().is_connected() {
             if began.elapsed() > within + world.times.recovery {
-                world.fail("who was cut off for its pings does not come back");
+                world.fail("a client does not reconnect after too many pings");
             }
             sleep(world.times.poll).await;
         }
@@ -192,8 +192,8 @@ impl Driver {
         self.eager = None;
     }
 
-    /// A token by each key that is served.
-    pub(crate) fn witnesses(&self) -> Vec<Witness> {
+    /// Returns a token for each published key.
+    pub(crate) fn samples(&self) -> Vec<Sample> {
         let published = self.published();
         let (keys, _) = self.world.known_keys();
         let served = keys.into_iter().filter(|key| {
@@ -203,7 +203,7 @@ impl Driver {
                 .is_some_and(|kids| kids.contains(&key.kid))
         });
         served
-            .map(|key| Witness {
+            .map(|key| Sample {
                 token: self.token(&key),
                 key,
             })
@@ -212,29 +212,28 @@ impl Driver {
 
     fn token(&self, key: &Key) -> Presented {
         let issuer = self.world.issuer(key.issuer);
-        let id = format!("spiffe://{}/witness", issuer.trust_domain());
+        let id = format!("spiffe://{}/sample", issuer.trust_domain());
         let token = issuer.token(&id, AUDIENCES[0]).key(&key.kid);
         Presented::new(token.sign(), false)
     }
 
-    /// Every source says of each witness, and of a new token by the same key, what the agent's own
-    /// books say.
-    pub(crate) async fn confront(&self, witnesses: &[Witness]) {
+    /// Checks that every source agrees with the agent about each sample, and about a new token of its key.
+    pub(crate) async fn check_samples(&self, samples: &[Sample]) {
         let world = &self.world;
-        for witness in witnesses {
-            let anew = self.token(&witness.key);
-            for token in [&witness.token, &anew] {
+        for sample in samples {
+            let new_token = self.token(&sample.key);
+            for token in [&sample.token, &new_token] {
                 for station in &world.stations {
-                    // A key may be retired in the middle of this: then it is looked at again.
+                    // A key may be retired meanwhile; then check again.
                     for attempt in 0.. {
                         let published = self.published();
-                        let taken_in = self.is_taken_in();
+                        let taken_in = self.is_up_to_date();
                         let expected = match published
                             .get(&token.trust_domain)
                             .is_some_and(|kids| kids.contains(&token.kid))
                         {
-                            true => Verdict::Admitted,
-                            false => Verdict::Refused,
+                            true => Verdict::Accepted,
+                            false => Verdict::Rejected,
                         };
                         let verdicts = [
                             validate(world, station, true, token),
@@ -242,19 +241,19 @@ impl Driver {
                             ask(world, station, false, token).await,
                             ask(world, station, true, token).await,
                         ];
-                        let in_time = token.expires_at > world.now();
-                        if !in_time || verdicts.iter().all(|verdict| *verdict == expected) {
-                            if in_time && expected == Verdict::Refused {
-                                world.tally.gone.up();
+                        let is_current = token.expires_at > world.now();
+                        if !is_current || verdicts.iter().all(|verdict| *verdict == expected) {
+                            if is_current && expected == Verdict::Rejected {
+                                world.tally.removed_keys.up();
                             }
                             break;
                         }
                         let steady =
-                            taken_in && published == self.published() && self.is_taken_in();
+                            taken_in && published == self.published() && self.is_up_to_date();
                         if steady || attempt > 20 {
                             world.fail(&format!(
-                                "{}: key {} of {}: expected {expected:?}, and it was {verdicts:?}",
-                                station.name, witness.key.number, token.trust_domain,
+                                "{}: key {} of {}: expected {expected:?}, got {verdicts:?}",
+                                station.name, sample.key.number, token.trust_domain,
                             ));
                         }
                         sleep(world.times.poll).await;

@@ -1,4 +1,4 @@
-//! What is there: tasks, connections, file descriptors. Nothing of a trouble stays behind.
+//! Counts tasks, connections and file descriptors. Faults must not leak any of them.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ pub(crate) struct Census {
     pub(crate) tasks: usize,
     pub(crate) connections: u64,
     pub(crate) streams: u64,
-    /// Of the whole process; `None` where the machine does not tell.
+    /// Of the whole process; `None` if the system does not report it.
     pub(crate) files: Option<usize>,
 }
 
@@ -28,8 +28,8 @@ impl Census {
         }
     }
 
-    /// No more than there was, but for so many tasks of the agent's own that wait for the end of a
-    /// key.
+    /// Whether there are no more than in `base`, except for tasks of the agent that wait for a key to
+    /// expire.
     fn fits(&self, base: &Self, retiring: usize) -> bool {
         self.tasks <= base.tasks + retiring
             && self.connections == base.connections
@@ -47,7 +47,7 @@ pub(crate) fn files() -> Option<usize> {
     Some(std::fs::read_dir("/proc/self/fd").ok()?.count())
 }
 
-/// What this process has of the machine's memory, in KiB.
+/// Returns the resident memory of this process, in KiB.
 pub(crate) fn memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
@@ -55,13 +55,13 @@ pub(crate) fn memory() -> Option<u64> {
 }
 
 impl Driver {
-    /// Counts; with nobody at work, and no dead connection left at the agent's side. Where `last`,
-    /// to the last task.
+    /// Counts while no caller is active, and no dead connection is left at the agent. With `last`, every
+    /// task must have ended.
     pub(crate) async fn census(&mut self, last: bool) {
         self.quiet().await;
         let times = self.world.times.clone();
         if last {
-            // Until every key's end has come.
+            // Until all keys have expired.
             sleep(times.token_life + times.step.end).await;
         }
         let retiring = self.retiring(if last {
@@ -69,7 +69,7 @@ impl Driver {
         } else {
             times.token_life + times.step.end
         });
-        // Calls under way that nobody waits for any more.
+        // Cancelled calls that still run.
         let within = times.call * 2;
         let began = Instant::now();
         loop {
@@ -84,7 +84,7 @@ impl Driver {
             if began.elapsed() > within {
                 let base = self.base;
                 self.world.fail(&format!(
-                    "something stayed behind: {now:?}, where there was {base:?}, \
+                    "leaked: {now:?}, started with {base:?}, \
                      and {retiring} keys wait for their end at most"
                 ));
             }
@@ -94,7 +94,7 @@ impl Driver {
         self.world.gate.open();
     }
 
-    /// Nobody is at work any more, and the connections are new.
+    /// Waits until no caller is active, and replaces all connections.
     pub(crate) async fn quiet(&mut self) {
         self.world.gate.hold();
         if let Some(eager) = self.eager.take() {
@@ -105,27 +105,27 @@ impl Driver {
         let began = Instant::now();
         while self.world.gate.inside() > 0 {
             if began.elapsed() > within {
-                self.world.fail("a caller does not come to an end");
+                self.world.fail("a caller does not finish");
             }
             self.check();
             sleep(times.poll).await;
         }
         self.world.agent.cut_connections().await;
-        // Not before the sources have learnt of it, and are back.
+        // Only after the sources have noticed it and reconnected.
         sleep(times.poll).await;
-        self.taken_in_within(times.recovery, times.poll, "connections cut")
+        self.wait_until_up_to_date(times.recovery, times.poll, "connections cut")
             .await;
         let began = Instant::now();
         let sources = self.world.stations.iter().map(|station| &station.source);
         while !sources.clone().all(|source| source.state().is_connected()) {
             if began.elapsed() > times.recovery {
-                self.world.fail("a source does not connect again");
+                self.world.fail("a source does not reconnect");
             }
             sleep(times.poll).await;
         }
     }
 
-    /// How many keys were made within this time: their timers may still run.
+    /// Returns how many keys were created within this time. Their timers may still run.
     fn retiring(&mut self, within: Duration) -> usize {
         let now = Instant::now();
         let made = self.world.known_keys().1;

@@ -1,4 +1,4 @@
-//! The course of a run: trouble, recovery, a count of what is left, a calm stretch; and again.
+//! The phases of a run: incidents, recovery, a count of resources, a calm phase; repeated.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -10,9 +10,9 @@ use tokio::time::{Instant, sleep, timeout};
 use tower_spiffe::JwtSource;
 use tower_spiffe::testing::{Fault, Replay};
 
-use crate::cards::{Card, Deck, algorithm, rubbish, scope, steps};
 use crate::census::Census;
-use crate::load::{Path, everybody, paths};
+use crate::incidents::{Incident, Shuffle, algorithm, raw_messages, scope, steps};
+use crate::load::{Path, paths, spawn_callers};
 use crate::times::Times;
 use crate::world::{BATCH, BATCH_HINT, FOREIGN, KeySets, Shared, TD, WEB, World};
 
@@ -22,35 +22,35 @@ pub(crate) struct Driver {
     pub(crate) paths: Vec<Path>,
     pub(crate) rounds: u64,
     callers: Vec<JoinHandle<()>>,
-    deck: Deck,
-    driven: BTreeMap<Card, u64>,
+    shuffle: Shuffle,
+    happened: BTreeMap<Incident, u64>,
     began: Instant,
     pub(crate) base: Census,
-    /// How many keys there were, and when.
+    /// The number of keys at each time.
     pub(crate) made: Vec<(Instant, u64)>,
-    /// Who of [`FOREIGN`] the agent federates with.
+    /// The members of [`FOREIGN`] that the agent federates with.
     pub(crate) federated: [bool; 2],
     pub(crate) eager: Option<JwtSource>,
     too_many_pings: Cell<u64>,
     replay: Option<Replay>,
-    /// Connections were left open and dead.
+    /// Connections are open but dead.
     dead: bool,
-    /// The agent called a request wrong.
+    /// The agent reported a request as invalid.
     invalid: bool,
 }
 
 impl Driver {
-    /// Starts everybody who calls, and sees that all is well before there is any trouble.
+    /// Starts all callers, and checks that everything works before the first incident.
     pub(crate) async fn begin(world: World) -> Self {
         let world = Shared::new(world);
-        let callers = everybody(&world);
+        let callers = spawn_callers(&world);
         let mut driver = Self {
             rng: Rng::with_seed(world.seed),
             paths: paths(&world),
             rounds: 0,
             callers,
-            deck: Deck::new(),
-            driven: BTreeMap::new(),
+            shuffle: Shuffle::new(),
+            happened: BTreeMap::new(),
             began: Instant::now(),
             base: Census::default(),
             made: vec![(Instant::now(), world.known_keys().1)],
@@ -71,50 +71,50 @@ impl Driver {
         driver
     }
 
-    /// One round. Whether it was the last: the time is up and every trouble was made.
+    /// Runs one round. Returns whether it was the last: the time is up and every incident happened.
     pub(crate) async fn round(&mut self) -> bool {
         self.rounds += 1;
         self.say(format_args!("round {}", self.rounds));
-        self.trouble().await;
+        self.incidents().await;
         self.recover().await;
         self.converge().await;
         self.census(false).await;
         self.calm().await;
         self.check();
-        self.began.elapsed() >= self.world.times.total && self.deck.dealt > 0
+        self.began.elapsed() >= self.world.times.total && self.shuffle.dealt > 0
     }
 
-    async fn trouble(&mut self) {
+    async fn incidents(&mut self) {
         for _ in 0..steps(&mut self.rng) {
-            let card = self.deck.deal(&mut self.rng);
-            *self.driven.entry(card).or_default() += 1;
-            self.play(card).await;
+            let incident = self.shuffle.deal(&mut self.rng);
+            *self.happened.entry(incident).or_default() += 1;
+            self.play(incident).await;
             self.check();
             let rest = Times::draw(&mut self.rng, &self.world.times.step);
             sleep(rest).await;
             self.check();
         }
-        // Now and then for so long that every token comes to its end.
+        // Sometimes until every token expires.
         if self.rng.u8(..4) == 0 {
-            self.say("the trouble lasts");
+            self.say("the incidents last");
             sleep(self.world.times.token_life).await;
             self.check();
         }
     }
 
-    async fn play(&mut self, card: Card) {
+    async fn play(&mut self, incident: Incident) {
         let world = self.world.clone();
         let (agent, rng) = (&world.agent, &mut self.rng);
         let issuer = agent.issuer();
-        if let Some(fault) = card.fault(&world.times, rng) {
+        if let Some(fault) = incident.fault(&world.times, rng) {
             let scope = scope(rng);
             self.dead |= fault == Fault::HalfOpen;
             if let Fault::Refuse(code) = fault {
                 // InvalidArgument and Unimplemented.
                 self.invalid |= [3, 12].contains(&code.as_u8());
             }
-            // Faults of new connections are met sooner where the old ones go.
-            let cut = matches!(card, Card::NotHttp2 | Card::HalfOpen) && rng.bool();
+            // Faults of new connections take effect sooner if the old ones are cut.
+            let cut = matches!(incident, Incident::NotHttp2 | Incident::HalfOpen) && rng.bool();
             self.say(format_args!("{fault:?} of {scope:?}, cut {cut}"));
             match scope {
                 Some(call) => agent.fail_call(call, fault),
@@ -127,30 +127,30 @@ impl Driver {
         }
         let foreign = rng.usize(..FOREIGN.len());
         let mut what = String::new();
-        match card {
-            Card::HalfOpenNow => {
+        match incident {
+            Incident::HalfOpenNow => {
                 self.dead = true;
                 agent.half_open();
             }
-            Card::Cut => agent.cut_connections().await,
-            Card::Stop => agent.stop().await,
-            Card::StartAgain => agent.start_again().await.unwrap(),
-            Card::Restart => agent.restart().await.unwrap(),
-            Card::ForgetTokens => agent.forget_tokens(),
-            Card::Withdraw => agent.withdraw(),
-            Card::Restore => agent.restore(),
-            Card::Unregister => agent.unregister(rng.choice([WEB, BATCH]).unwrap()),
-            Card::Register => self.register(),
-            Card::Rotate => drop(agent.rotate().await),
-            Card::RotateTo => {
+            Incident::Cut => agent.cut_connections().await,
+            Incident::Stop => agent.stop().await,
+            Incident::StartAgain => agent.start_again().await.unwrap(),
+            Incident::Restart => agent.restart().await.unwrap(),
+            Incident::ForgetTokens => agent.forget_tokens(),
+            Incident::Withdraw => agent.withdraw(),
+            Incident::Restore => agent.restore(),
+            Incident::Unregister => agent.unregister(rng.choice([WEB, BATCH]).unwrap()),
+            Incident::Register => self.register(),
+            Incident::Rotate => drop(agent.rotate().await),
+            Incident::RotateTo => {
                 let algorithm = algorithm(rng);
                 what = format!("{algorithm}");
                 agent.rotate_to(algorithm).await;
             }
-            Card::RotateNow => drop(agent.rotate_now()),
-            Card::RotateEvery => agent.rotate_every(world.times.rotation),
-            Card::StopRotating => agent.stop_rotating(),
-            Card::TaintAndRevoke => {
+            Incident::RotateNow => drop(agent.rotate_now()),
+            Incident::RotateEvery => agent.rotate_every(world.times.rotation),
+            Incident::StopRotating => agent.stop_rotating(),
+            Incident::TaintAndRevoke => {
                 let kids = issuer.key_ids();
                 if let Some(kid) = kids.iter().find(|kid| **kid != issuer.signing_key_id()) {
                     what = format!("key {}", world.number_of(kid));
@@ -158,20 +158,20 @@ impl Driver {
                     issuer.revoke(kid);
                 }
             }
-            Card::Revoke => {
-                // Be it the one that signs.
+            Incident::Revoke => {
+                // Also if it is the signing key.
                 if let Some(kid) = rng.choice(issuer.key_ids()) {
                     what = format!("key {}", world.number_of(&kid));
                     issuer.revoke(&kid);
                 }
             }
-            Card::Federate => self.federate(foreign),
-            Card::Unfederate => self.unfederate(foreign),
-            Card::FederateRubbish => {
+            Incident::Federate => self.federate(foreign),
+            Incident::Unfederate => self.unfederate(foreign),
+            Incident::FederateInvalid => {
                 self.federated[foreign] = false;
                 agent.federate_raw(FOREIGN[foreign], "{\"keys\"").unwrap();
             }
-            Card::ForeignRotates => {
+            Incident::ForeignRotates => {
                 let issuer = &world.foreign[foreign];
                 let old = issuer.signing_key_id();
                 issuer.rotate_now();
@@ -179,38 +179,38 @@ impl Driver {
                     issuer.revoke(&old);
                 }
             }
-            Card::SendAgain => agent.send_again(),
-            Card::Replay => {
+            Incident::SendAgain => agent.send_again(),
+            Incident::Replay => {
                 let replay = self.replay.take().unwrap_or_else(|| agent.replay());
                 for _ in 0..rng.usize(1..4) {
                     let patience = Times::draw(rng, &world.times.step) / 4;
-                    let sent = timeout(patience, replay.send(rubbish(rng))).await;
-                    what.push_str(if sent.is_ok() { "taken " } else { "not taken " });
+                    let sent = timeout(patience, replay.send(raw_messages(rng))).await;
+                    what.push_str(if sent.is_ok() { "read " } else { "not read " });
                 }
                 self.replay = Some(replay);
             }
-            Card::AgentsClock => {
+            Incident::AgentsClock => {
                 let skew = rng.i64(-world.times.skew..=world.times.skew) * 3;
                 what = format!("{skew} s");
                 agent.set_clock_offset(skew);
             }
-            Card::WallSteps => {
+            Incident::WallSteps => {
                 let step = rng.i64(-world.times.skew..=world.times.skew);
                 what = format!("{step} s");
                 world.clock.step_wall(step);
             }
-            Card::Eager => self.eager = Some(self.eager_source()),
-            Card::Recover => {
+            Incident::Eager => self.eager = Some(self.eager_source()),
+            Incident::Recover => {
                 agent.recover();
                 self.replay = None;
             }
-            _ => unreachable!("{card:?} is a fault"),
+            _ => unreachable!("{incident:?} is a fault"),
         }
-        self.say(format_args!("{card:?} {what}"));
+        self.say(format_args!("{incident:?} {what}"));
         world.note_keys();
     }
 
-    /// Ends all trouble. Connections that are dead stay so, half of the time.
+    /// Ends all faults. Half of the time, dead connections stay open.
     async fn recover(&mut self) {
         let world = self.world.clone();
         let agent = &world.agent;
@@ -228,7 +228,7 @@ impl Driver {
             }
         }
         self.tidy_keys();
-        // What SPIRE's agent does when a key is tainted, for all keys.
+        // SPIRE's agent does this when a key is tainted, for all keys.
         agent.forget_tokens();
         let cut = self.rng.bool();
         if cut {
@@ -236,10 +236,10 @@ impl Driver {
             self.dead = false;
         }
         world.note_keys();
-        self.say(format_args!("all trouble ends, cut {cut}"));
+        self.say(format_args!("all faults end, cut {cut}"));
     }
 
-    /// A key signs that is served, and no more than a few are.
+    /// Ensures that the signing key is published, and that there are only a few keys.
     fn tidy_keys(&self) {
         const MOST: usize = 5;
         for (number, issuer) in self.world.issuers() {
@@ -273,14 +273,14 @@ impl Driver {
         self.world.agent.unfederate(FOREIGN[foreign]);
     }
 
-    /// A source that pings far too often.
+    /// Returns a source that pings too often.
     pub(crate) fn eager_source(&self) -> JwtSource {
         let often = self.world.times.eager;
         let source = self.world.source(1).keepalive(often, often);
         source.build_lazy().unwrap()
     }
 
-    /// What the agent publishes, while there is no trouble.
+    /// Returns what the agent publishes without faults.
     pub(crate) fn published(&self) -> KeySets {
         let sorted = |mut kids: Vec<String>| {
             kids.sort_unstable();
@@ -297,17 +297,17 @@ impl Driver {
         sets
     }
 
-    /// Whether every source has what is published, and knows that it is well.
-    pub(crate) fn is_taken_in(&self) -> bool {
+    /// Whether every source has the published bundles, and is healthy.
+    pub(crate) fn is_up_to_date(&self) -> bool {
         let published = self.published();
         self.world.stations.iter().all(|station| {
             station.source.is_healthy() && station.key_sets().as_ref() == Some(&published)
         })
     }
 
-    pub(crate) async fn taken_in_within(&self, within: Duration, step: Duration, what: &str) {
+    pub(crate) async fn wait_until_up_to_date(&self, within: Duration, step: Duration, what: &str) {
         let began = Instant::now();
-        while !self.is_taken_in() {
+        while !self.is_up_to_date() {
             if began.elapsed() > within {
                 for station in &self.world.stations {
                     let state = station.source.state();
@@ -324,7 +324,7 @@ impl Driver {
         }
     }
 
-    /// All is well again, for servers and for clients, within the time that it may take.
+    /// Waits until servers and clients work again, within the allowed time.
     pub(crate) async fn converge(&mut self) {
         let times = self.world.times.clone();
         let began = Instant::now();
@@ -333,7 +333,7 @@ impl Driver {
         } else {
             times.recovery
         };
-        self.taken_in_within(within, times.poll, "after trouble")
+        self.wait_until_up_to_date(within, times.poll, "after the incidents")
             .await;
         let bundles = began.elapsed();
         let later = if self.invalid {
@@ -353,10 +353,10 @@ impl Driver {
                 sleep(times.poll).await;
             }
         }
-        self.confront(&self.witnesses()).await;
+        self.check_samples(&self.samples()).await;
         let tokens = began.elapsed();
         self.say(format_args!(
-            "well again: bundles after {bundles:?}, tokens after {tokens:?}"
+            "working again: bundles after {bundles:?}, tokens after {tokens:?}"
         ));
         (self.dead, self.invalid) = (false, false);
         self.check();
@@ -366,34 +366,34 @@ impl Driver {
         self.world.log.say("driver", what);
     }
 
-    /// Everything that must hold at every step.
+    /// Checks all invariants that hold at every step.
     pub(crate) fn check(&self) {
         self.world.check();
         if let Some(caller) = self.callers.iter().position(JoinHandle::is_finished) {
-            self.world.fail(&format!("caller {caller} has gone"));
+            self.world.fail(&format!("caller {caller} has ended"));
         }
-        // Who pings as seldom as by default is never cut off for it.
+        // A client with the default ping interval is never disconnected for it.
         let too_many = self.world.agent.counts().too_many_pings;
         if self.eager.is_none() && too_many > self.too_many_pings.get() {
-            self.world.fail("a client was cut off for its pings");
+            self.world.fail("a client was disconnected for its pings");
         }
         self.too_many_pings.set(too_many);
     }
 
-    /// Everybody goes; what stays behind is for the caller to count.
+    /// Ends all callers. The caller of this function counts what is left.
     pub(crate) async fn finish(mut self) -> World {
         self.census(true).await;
         self.check();
         if self.world.agent.counts().too_many_pings == 0 {
             self.world
-                .fail("nobody was ever cut off for too many pings");
+                .fail("no client was disconnected for too many pings");
         }
         if let Some(what) = self.world.tally.missing() {
             self.world.fail(&format!("there were no {what}"));
         }
-        for card in Card::ALL {
-            if !self.driven.contains_key(&card) {
-                self.world.fail(&format!("{card:?} was never driven"));
+        for incident in Incident::ALL {
+            if !self.happened.contains_key(&incident) {
+                self.world.fail(&format!("{incident:?} never happened"));
             }
         }
         self.world.gate.close();
@@ -406,7 +406,7 @@ impl Driver {
         drop(self);
         match Shared::try_unwrap(world) {
             Ok(world) => world,
-            Err(world) => world.fail("somebody still holds on to the world"),
+            Err(world) => world.fail("the world is still in use"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Where callers stop: for a count of what is left behind, and at the end.
+//! A gate that stops callers, for counts of resources and at the end.
 
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -9,14 +9,14 @@ const HELD: u8 = 0;
 const OPEN: u8 = 1;
 const OVER: u8 = 2;
 
-/// Wakes those who wait in the order in which they came, as tokio's `watch` does not.
+/// Wakes waiting callers in their order, unlike tokio's `watch`.
 pub(crate) struct Gate {
     way: AtomicU8,
     turned: Notify,
     inside: AtomicUsize,
 }
 
-/// Somebody is at it.
+/// A caller that is working.
 pub(crate) struct Inside<'a>(&'a AtomicUsize);
 
 impl Drop for Inside<'_> {
@@ -26,7 +26,7 @@ impl Drop for Inside<'_> {
 }
 
 impl Gate {
-    /// Held at first.
+    /// Creates a closed gate.
     pub(crate) fn new() -> Self {
         Self {
             way: AtomicU8::new(HELD),
@@ -35,11 +35,11 @@ impl Gate {
         }
     }
 
-    /// In, as soon as it is open; `None` when all is over.
+    /// Waits until the gate is open; returns `None` at the end of the run.
     pub(crate) async fn enter(&self) -> Option<Inside<'_>> {
         loop {
             let turned = self.turned.notified();
-            // Counted before the look, so that nobody slips through behind a hold.
+            // Counted before the check, so that no caller passes a closed gate.
             self.inside.fetch_add(1, Ordering::SeqCst);
             let inside = Inside(&self.inside);
             match self.way.load(Ordering::SeqCst) {
@@ -51,7 +51,7 @@ impl Gate {
         }
     }
 
-    /// Sleeps; ends early when all is over.
+    /// Sleeps; returns early at the end of the run.
     pub(crate) async fn rest(&self, time: Duration) {
         let over = async {
             loop {

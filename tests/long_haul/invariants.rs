@@ -1,16 +1,16 @@
-//! What must hold of every verdict and of every token that is sent.
+//! Invariants of every validation and of every token that is sent.
 //!
-//! **A key is served** while the source's set has it. What a source answers is looked at before and
-//! after each validation; its number of changes, read first and last, tells whether the set can
-//! have changed in between: each change is told of after it is made and before the next begins, so
-//! where the number is the same, the set was the one before or the one after.
+//! **A key is published** while the source's set has it. The set is read before and after each
+//! validation, together with its number of changes (read first before, and last after). The number
+//! is incremented after each change and before the next. If it is equal, the set during the
+//! validation was one of the two.
 //!
-//! - A token whose key is in neither set is refused, by a cache that knows it and without one.
-//! - A token whose key is in both, and that is in time, is admitted.
-//! - A token that is past its time at both looks is refused, and so is a forged one always.
-//! - No token is sent that is past its time.
+//! - A token whose key is in neither set is rejected, with a cache that has it and without a cache.
+//! - A token whose key is in both sets, and that has not expired, is accepted.
+//! - A token that has expired at both reads is rejected. A forged token is always rejected.
+//! - No expired token is sent.
 //!
-//! That the sets themselves are right, and soon, is for `driver.rs` to see.
+//! `driver.rs` checks that the sets themselves are correct and up to date.
 
 use http::StatusCode;
 use tower_spiffe::bundle::{BundlesUnavailable, JwtBundleSet};
@@ -20,7 +20,7 @@ use tower_spiffe::{BundleSource as _, JwtSvid, VerifiedSvid};
 
 use crate::world::{Station, World};
 
-/// A token as somebody presents it.
+/// A token that a caller sends.
 #[derive(Clone)]
 pub(crate) struct Presented {
     pub(crate) text: String,
@@ -32,7 +32,7 @@ pub(crate) struct Presented {
 
 impl Presented {
     pub(crate) fn new(text: String, forged: bool) -> Self {
-        let svid = JwtSvid::parse_unverified(&text, "").expect("the fixture's tokens are tokens");
+        let svid = JwtSvid::parse_unverified(&text, "").expect("a valid token");
         Self {
             trust_domain: svid.spiffe_id().trust_domain_name().to_owned(),
             kid: svid.key_id().unwrap_or_default().to_owned(),
@@ -43,7 +43,7 @@ impl Presented {
     }
 }
 
-/// What a source answers at one moment.
+/// What a source has at one moment.
 pub(crate) struct View {
     changes: u64,
     at: UnixTime,
@@ -52,7 +52,7 @@ pub(crate) struct View {
 }
 
 impl View {
-    /// To be taken before a validation: the number first.
+    /// Reads before a validation: the number of changes first.
     pub(crate) fn before(world: &World, station: &Station) -> Self {
         let changes = station.source.updated().last();
         Self {
@@ -61,7 +61,7 @@ impl View {
         }
     }
 
-    /// To be taken after one: the number last.
+    /// Reads after a validation: the number of changes last.
     pub(crate) fn after(world: &World, station: &Station) -> Self {
         let view = Self::of(world, station);
         let changes = station.source.updated().last();
@@ -91,17 +91,17 @@ impl View {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    Admitted,
-    Refused,
+    Accepted,
+    Rejected,
     BundlesUnavailable,
 }
 
 impl Verdict {
     pub(crate) fn word(self) -> &'static str {
         match self {
-            Self::Admitted => "admitted",
-            Self::Refused => "refused",
-            Self::BundlesUnavailable => "cannot-judge",
+            Self::Accepted => "accepted",
+            Self::Rejected => "rejected",
+            Self::BundlesUnavailable => "cannot-check_verdict",
         }
     }
 }
@@ -109,10 +109,10 @@ impl Verdict {
 impl From<&Result<VerifiedSvid, ValidateError>> for Verdict {
     fn from(verdict: &Result<VerifiedSvid, ValidateError>) -> Self {
         match verdict {
-            Ok(_) => Self::Admitted,
+            Ok(_) => Self::Accepted,
             Err(error) => match error.reason() {
                 ValidateReason::BundlesUnavailable(_) => Self::BundlesUnavailable,
-                _ => Self::Refused,
+                _ => Self::Rejected,
             },
         }
     }
@@ -121,16 +121,16 @@ impl From<&Result<VerifiedSvid, ValidateError>> for Verdict {
 impl From<StatusCode> for Verdict {
     fn from(status: StatusCode) -> Self {
         match status {
-            StatusCode::OK => Self::Admitted,
-            StatusCode::UNAUTHORIZED => Self::Refused,
+            StatusCode::OK => Self::Accepted,
+            StatusCode::UNAUTHORIZED => Self::Rejected,
             StatusCode::SERVICE_UNAVAILABLE => Self::BundlesUnavailable,
-            other => panic!("no answer of ours: {other}"),
+            other => panic!("unexpected status: {other}"),
         }
     }
 }
 
-/// Holds a verdict against what was served around it.
-pub(crate) fn judge(
+/// Checks a result against the sets before and after it.
+pub(crate) fn check_verdict(
     world: &World,
     station: &Station,
     how: &str,
@@ -140,9 +140,9 @@ pub(crate) fn judge(
 ) {
     let tally = &world.tally;
     match verdict {
-        Verdict::Admitted => tally.admitted.up(),
-        Verdict::Refused => tally.refused.up(),
-        Verdict::BundlesUnavailable => tally.could_not_judge.up(),
+        Verdict::Accepted => tally.accepted.up(),
+        Verdict::Rejected => tally.rejected.up(),
+        Verdict::BundlesUnavailable => tally.unavailable.up(),
     }
     let broken = |what: &str| {
         world.log.broken(format_args!(
@@ -154,42 +154,42 @@ pub(crate) fn judge(
             after.at.secs(),
         ));
     };
-    if token.forged && verdict == Verdict::Admitted {
-        return broken("a forged token was admitted");
+    if token.forged && verdict == Verdict::Accepted {
+        return broken("a forged token was accepted");
     }
     let end = token.expires_at.saturating_add(world.times.leeway);
-    if before.at >= end && after.at >= end && verdict == Verdict::Admitted {
-        return broken("an expired token was admitted");
+    if before.at >= end && after.at >= end && verdict == Verdict::Accepted {
+        return broken("an expired token was accepted");
     }
     if before.changes != after.changes {
         return tally.unclear.up();
     }
     let (served_before, served_after) = (before.serves(token), after.serves(token));
-    if !served_before && !served_after && verdict == Verdict::Admitted {
-        return broken("a token was admitted whose key is not served");
+    if !served_before && !served_after && verdict == Verdict::Accepted {
+        return broken("a token was accepted whose key is not published");
     }
     if served_before && served_after && !token.forged && before.at < end && after.at < end {
         match verdict {
-            Verdict::Admitted => {}
-            Verdict::Refused => broken("a good token was refused while its key is served"),
+            Verdict::Accepted => {}
+            Verdict::Rejected => broken("a valid token was rejected while its key is published"),
             Verdict::BundlesUnavailable => {
-                broken("a good token was not judged while its key is served")
+                broken("a valid token was not validated while its key is published")
             }
         }
     } else if before.has_domain(token)
         && after.has_domain(token)
         && verdict == Verdict::BundlesUnavailable
     {
-        broken("a bad token was not judged while its trust domain is served");
+        broken("an invalid token was not validated while its trust domain is published");
     }
 }
 
-/// A token goes out.
+/// Checks a token that is sent.
 pub(crate) fn sent(world: &World, who: &str, token: &Presented) {
     world.tally.sent.up();
     if token.expires_at <= world.now() {
         world.log.broken(format_args!(
-            "{who}: sent a token that expired at {}, and it is {}",
+            "{who}: sent a token that expired at {}; now {}",
             token.expires_at.secs(),
             world.now().secs()
         ));

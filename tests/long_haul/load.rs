@@ -1,4 +1,4 @@
-//! Those who ask for tokens and send them, and what they must get: an answer, in time.
+//! Callers that request tokens and send them. Each must get a response in time.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -14,30 +14,30 @@ use tower_spiffe::token::TokenState;
 use tower_spiffe::token::{SvidRequest, TokenError};
 use tower_spiffe::{AddJwtSvidLayer, Audience, SvidCache};
 
-use crate::invariants::{Presented, Verdict, View, judge, sent};
+use crate::invariants::{Presented, Verdict, View, check_verdict, sent};
 use crate::others::{newcomer, talker};
 use crate::present::presenter;
 use crate::times::Times;
-use crate::world::{AUDIENCES, BATCH_HINT, Shared, WEB, knock};
+use crate::world::{AUDIENCES, BATCH_HINT, Shared, WEB, status_of};
 
 type Client = BoxCloneSyncService<Request<String>, Response<String>, BoxError>;
 
-/// A way from a client of one source to a service of the other, signed.
+/// A signed path from a client of one source to a service of the other.
 pub(crate) struct Path {
     pub(crate) name: String,
-    /// The station whose source signs.
+    /// The station of the client.
     from: usize,
     request: SvidRequest,
     client: Client,
 }
 
-/// A caller's name, the same in every run.
+/// Returns a caller's name, the same in every run.
 pub(crate) fn who(what: &str, number: usize) -> String {
     format!("{what} {number}")
 }
 
-/// Everybody who calls, each a task with a seed of its own; and the paths that some of them go.
-pub(crate) fn everybody(world: &Shared) -> Vec<JoinHandle<()>> {
+/// Starts all callers, each a task with its own seed.
+pub(crate) fn spawn_callers(world: &Shared) -> Vec<JoinHandle<()>> {
     let mut seeds = Rng::with_seed(world.seed ^ 0x10ad);
     let mut rng = || seeds.fork();
     let mut tasks = Vec::new();
@@ -49,14 +49,14 @@ pub(crate) fn everybody(world: &Shared) -> Vec<JoinHandle<()>> {
     }
     for number in 0..2 {
         tasks.push(tokio::spawn(asker(world.clone(), number, rng())));
-        tasks.push(tokio::spawn(abandoner(world.clone(), number, rng())));
+        tasks.push(tokio::spawn(canceller(world.clone(), number, rng())));
     }
     tasks.push(tokio::spawn(talker(world.clone(), rng())));
     tasks.push(tokio::spawn(newcomer(world.clone(), rng())));
     tasks
 }
 
-/// Every kind of audience, from each source to a service that judges by the other.
+/// Every kind of audience, from each source to a service of the other source.
 pub(crate) fn paths(world: &Shared) -> Vec<Path> {
     let [reports, ledger, orders, stock] = AUDIENCES.map(|name| SvidRequest::new([name]).unwrap());
     let web = ledger.with_spiffe_id(WEB.parse().unwrap());
@@ -98,8 +98,8 @@ pub(crate) fn paths(world: &Shared) -> Vec<Path> {
     paths
 }
 
-/// The layer, and beneath it somebody who looks at what goes out, at what comes back, and at what
-/// the other source served meanwhile.
+/// The client layer, with an inner service that checks outgoing requests and their responses, and reads
+/// the other source meanwhile.
 fn client(world: Shared, name: String, (from, to): (usize, usize), audience: Audience) -> Client {
     let layer = AddJwtSvidLayer::new(&world.stations[from].source, audience);
     let wire = service_fn(move |request: Request<String>| {
@@ -117,10 +117,10 @@ fn client(world: Shared, name: String, (from, to): (usize, usize), audience: Aud
             let token = Presented::new(text.to_owned(), false);
             sent(&world, &name, &token);
             let before = View::before(&world, station);
-            let status = knock(&station.door, request).await;
+            let status = status_of(&station.door, request).await;
             let after = View::after(&world, station);
             let verdict = Verdict::from(status);
-            judge(&world, station, &name, &token, (&before, &after), verdict);
+            check_verdict(&world, station, &name, &token, (&before, &after), verdict);
             let mut response = Response::new(String::new());
             *response.status_mut() = status;
             Ok(response)
@@ -130,10 +130,10 @@ fn client(world: Shared, name: String, (from, to): (usize, usize), audience: Aud
 }
 
 impl Path {
-    /// One request from end to end: the status of its answer, or a word for the error.
+    /// Sends one request; returns its status, or a word for the error.
     pub(crate) async fn go(&self, world: &Shared) -> Result<StatusCode, &'static str> {
         let cache = SvidCache::from(&world.stations[self.from].source);
-        // So much life that no clock's step takes it away.
+        // Enough lifetime for any clock step.
         let enough = Duration::from_secs(2 * world.times.skew.unsigned_abs() + 2);
         let held = cache.snapshot_of(&self.request).is_some_and(|held| {
             held.state != TokenState::Expired && held.expires_in.is_some_and(|left| left > enough)
@@ -152,9 +152,9 @@ impl Path {
                 match TokenError::find(&*error) {
                     Some(error) if held => {
                         let name = &self.name;
-                        world
-                            .log
-                            .broken(format_args!("{name}: failed with a token at hand: {error}"));
+                        world.log.broken(format_args!(
+                            "{name}: failed although a token was cached: {error}"
+                        ));
                         Err(error.reason().as_str())
                     }
                     Some(error) => Err(error.reason().as_str()),
@@ -162,7 +162,7 @@ impl Path {
                         let name = &self.name;
                         world
                             .log
-                            .broken(format_args!("{name}: no `TokenError`: {error}"));
+                            .broken(format_args!("{name}: not a `TokenError`: {error}"));
                         Err("untyped")
                     }
                 }
@@ -181,14 +181,14 @@ impl Path {
     }
 }
 
-/// A call was not answered in time.
+/// Reports a call without a response in time.
 pub(crate) fn lost(world: &Shared, who: &str, within: Duration) {
-    world.log.broken(format_args!(
-        "{who}: a request was not answered in {within:?}"
-    ));
+    world
+        .log
+        .broken(format_args!("{who}: no response within {within:?}"));
 }
 
-/// Sends signed requests along one path.
+/// Sends signed requests on one path.
 async fn signer(world: Shared, number: usize, path: Path, mut rng: Rng) {
     let _ = number;
     loop {
@@ -201,7 +201,7 @@ async fn signer(world: Shared, number: usize, path: Path, mut rng: Rng) {
     }
 }
 
-/// Takes tokens for clients without a layer, from the cache or past it.
+/// Fetches tokens without a layer, with or without the cache.
 async fn asker(world: Shared, number: usize, mut rng: Rng) {
     let me = who("asker", number);
     loop {
@@ -212,7 +212,7 @@ async fn asker(world: Shared, number: usize, mut rng: Rng) {
         };
         let station = rng.choice(&world.stations).unwrap();
         let source = &station.source;
-        // Some audiences of its own, so that the cache has more than the layers'.
+        // Some audiences of its own, to exceed the size of the cache.
         let audience = format!("{}-{}", rng.choice(AUDIENCES).unwrap(), rng.u8(..6));
         let kind = rng.u8(..8);
         let within = match kind {
@@ -236,7 +236,7 @@ async fn asker(world: Shared, number: usize, mut rng: Rng) {
         let taken: Result<Result<_, JwtSourceError>, _> = tokio::time::timeout(within, taken).await;
         let word = match &taken {
             Ok(Ok(svid)) => {
-                // Past the cache, a token comes as the agent gave it.
+                // Without the cache, a token is returned as the agent sent it.
                 if kind != 0 {
                     let token = Presented::new(svid.token().to_owned(), false);
                     sent(&world, &me, &token);
@@ -257,9 +257,9 @@ async fn asker(world: Shared, number: usize, mut rng: Rng) {
     }
 }
 
-/// Begins to ask, and goes away in the middle.
-async fn abandoner(world: Shared, number: usize, mut rng: Rng) {
-    let me = who("abandoner", number);
+/// Starts requests, and cancels them.
+async fn canceller(world: Shared, number: usize, mut rng: Rng) {
+    let me = who("canceller", number);
     let paths = paths(&world);
     loop {
         let rest = Times::draw(&mut rng, &world.times.think) * 2;

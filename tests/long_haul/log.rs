@@ -1,8 +1,7 @@
-//! What happened, in order: the tail of it for whoever reads a failure, a hash of all of it for
-//! whoever repeats one.
+//! The log of a run: its last lines for failures, and a hash of all lines to compare runs.
 //!
-//! Lines of the same millisecond are hashed as if in any order: tokio wakes those who wait for one
-//! change in an order of chance. (What follows from it must be the same all the same.)
+//! Lines of the same millisecond are hashed in any order, because tokio wakes tasks that wait for the
+//! same change in random order. Everything else must be the same.
 
 use std::collections::VecDeque;
 use std::fmt::{Display, Write as _};
@@ -25,11 +24,11 @@ struct Inner {
     line: String,
     tail: VecDeque<String>,
     broken: Vec<String>,
-    // All of it, for a comparison of two runs by eye.
+    // All lines, to compare two runs by hand.
     file: Option<std::fs::File>,
 }
 
-/// How much was logged, and what it hashes to.
+/// The number of lines, and their hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Digest {
     pub(crate) lines: u64,
@@ -37,14 +36,14 @@ pub(crate) struct Digest {
 }
 
 impl Log {
-    /// Appends to the file that `TOWER_SPIFFE_LOG` names, where it names one.
+    /// Appends to the file in `TOWER_SPIFFE_LOG`, if set.
     pub(crate) fn new() -> Self {
         let file = std::env::var_os("TOWER_SPIFFE_LOG").map(|path| {
             std::fs::File::options()
                 .create(true)
                 .append(true)
                 .open(path)
-                .expect("TOWER_SPIFFE_LOG names a file that can be written")
+                .expect("TOWER_SPIFFE_LOG is a writable file")
         });
         Self {
             began: Instant::now(),
@@ -70,13 +69,13 @@ impl Log {
             file,
             ..
         } = &mut *inner;
-        // The oldest line's room is the newest one's.
+        // Reuse the memory of the oldest line.
         if tail.len() >= TAIL {
             *line = tail.pop_front().unwrap_or_default();
         }
         line.clear();
         let _ = write!(line, "{at:>8} ms  {who}: {what}");
-        // A line says when, so a sum does.
+        // Each line has its time, so a sum of hashes keeps the order.
         *hash = hash.wrapping_add(fnv1a(line));
         *lines += 1;
         if let Some(file) = file {
@@ -85,7 +84,7 @@ impl Log {
         tail.push_back(std::mem::take(line));
     }
 
-    /// An invariant does not hold. The test ends at its next step.
+    /// Reports a broken invariant. The test fails at its next step.
     pub(crate) fn broken(&self, what: impl Display) {
         let text = what.to_string();
         self.say("BROKEN", &text);
@@ -107,7 +106,7 @@ impl Log {
         }
     }
 
-    /// What is broken, after the last lines of the log.
+    /// Returns the broken invariants, after the last lines of the log.
     pub(crate) fn report(&self) -> String {
         let inner = self.inner();
         let mut text = String::new();
@@ -125,7 +124,7 @@ impl Log {
     }
 }
 
-/// Nothing here is hostile, and this is the same on every machine.
+/// A simple hash that is the same on every machine.
 fn fnv1a(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)

@@ -1,42 +1,42 @@
-//! The long haul: everything that an agent can do wrong, in random order, under load; for an hour
-//! of paused time over memory, and for a minute of real time over a Unix socket.
+//! The long haul: all faults of an agent in random order, under load. It runs for an hour of paused
+//! time in memory, and for a minute of real time over a Unix socket.
 //!
-//! # What it drives
+//! # What it runs
 //!
-//! One agent, two sources on it (one with the defaults, one with a grace after a withdrawal and a
-//! limit of staleness), and on them some twenty callers at once: clients that sign their requests
-//! by every kind of audience, servers that judge them, callers that present tokens of every kind
-//! (good, stolen, forged, short-lived), tokens taken past the layers and past the cache, calls that
-//! are abandoned, Workload API clients by hand, sources that come and go. Meanwhile `cards.rs` makes
-//! trouble: every fault of `testing::FakeAgent` for one call or for all, with every status; dead
-//! and cut connections; an agent that goes, comes, restarts; withdrawals; rotations of every kind;
-//! keys tainted and revoked, the signing one too; federation; rubbish on the stream; clocks that
-//! differ and clocks that step; clients that ping too often.
+//! One agent; two sources (one with defaults, one with a delayed withdrawal and `max_staleness`); and
+//! about twenty concurrent callers: clients that sign requests with every kind of audience, servers
+//! that validate them, callers that send tokens of every kind (valid, stolen, forged, short-lived),
+//! tokens fetched without layers and without the cache, cancelled calls, Workload API clients, and
+//! sources that start and stop. Meanwhile `incidents.rs` causes incidents: every fault of
+//! `testing::FakeAgent` for one call or for all, with every status; dead and cut connections; an agent
+//! that stops, starts, restarts; withdrawals; rotations of every kind; keys tainted and revoked,
+//! including the signing key; federation; invalid messages on the stream; clock skew and clock steps;
+//! clients that ping too often.
 //!
-//! A run is a row of rounds: trouble; its end; all must be well again within the documented time;
-//! a count of what is left; a calm stretch in which each change must be taken in promptly.
+//! A run has rounds: incidents; their end; everything must work again within the documented time; a
+//! count of resources; a calm phase in which each change must take effect in time.
 //!
 //! # What must hold
 //!
-//! - **No revoked key is accepted** once the source has a set without it: `invariants.rs`, at each
-//!   verdict, with a cache that knows the token and without. And over a healthy stream the source
-//!   has that set promptly: `calm.rs`, by the agent's own books.
-//! - **No good token is refused** while its key is served: the same two.
-//! - **No request is lost**: each gets its response or a `TokenError` in time, succeeds where a token
-//!   was at hand, and carries no expired token: `load.rs`.
-//! - **Nothing is left behind**: tasks, connections, file descriptors in `census.rs`, memory here.
+//! - **No revoked key is accepted** once the source has a set without it: `invariants.rs`, for each
+//!   validation, with a cache that has the token and without. With a healthy stream the source has
+//!   that set in time: `calm.rs` compares it with the agent.
+//! - **No valid token is rejected** while its key is published: the same two files.
+//! - **No request is lost**: each gets its response or a `TokenError` in time, succeeds if a token was
+//!   cached, and sends no expired token: `load.rs`.
+//! - **Nothing leaks**: tasks, connections and file descriptors in `census.rs`, memory here.
 //!
-//! # To repeat a failure
+//! # Repeating a failure
 //!
-//! The seed is printed first, and again where an invariant is broken, with the last lines of the log:
+//! The seed is printed first, and again if an invariant is broken, with the last lines of the log:
 //!
 //! ```text
 //! TOWER_SPIFFE_SEED=7 cargo test --test long_haul -- --nocapture
 //! ```
 //!
-//! In paused time the same seed gives the same log to the last line (a test here); with
-//! `TOWER_SPIFFE_LOG=FILE` all of it is appended to a file. In real time the seed decides what is
-//! done, and the machine when.
+//! In paused time the same seed gives the same log, to the last line (tested here). With
+//! `TOWER_SPIFFE_LOG=FILE` the whole log is appended to a file. In real time the seed decides the
+//! actions, but not their timing.
 
 #![allow(
     clippy::unwrap_used,
@@ -48,10 +48,10 @@
 )]
 
 mod calm;
-mod cards;
 mod census;
 mod driver;
 mod gate;
+mod incidents;
 mod invariants;
 mod load;
 mod log;
@@ -74,7 +74,7 @@ use crate::world::World;
 
 const SEED: u64 = 5;
 
-/// The seed that the environment asks for, or the usual one; said aloud.
+/// Returns the seed from the environment, or the default, and prints it.
 fn seed(what: &str) -> u64 {
     let seed = match std::env::var("TOWER_SPIFFE_SEED") {
         Ok(seed) => seed.parse().expect("TOWER_SPIFFE_SEED is a number"),
@@ -84,7 +84,7 @@ fn seed(what: &str) -> u64 {
     seed
 }
 
-/// One at a time: file descriptors are the whole process's.
+/// Runs one test at a time, because file descriptors are counted per process.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -93,16 +93,16 @@ fn alone() -> MutexGuard<'static, ()> {
 fn paused() -> Runtime {
     Builder::new_current_thread()
         .enable_all()
-        // Large messages are read there: in the order in which they came.
+        // Large messages are parsed there, in their order.
         .max_blocking_threads(1)
         .start_paused(true)
         .build()
         .unwrap()
 }
 
-/// Runs for so long in paused time. Gives what was logged.
+/// Runs for this long in paused time. Returns the digest of the log.
 fn run_paused(seed: u64, total: Duration) -> Digest {
-    // What the crate leaves to chance, it draws from this thread's generator.
+    // The crate's random numbers come from this thread's generator.
     fastrand::seed(seed);
     let runtime = paused();
     let times = Times::paused(total);
@@ -127,18 +127,18 @@ fn run_paused(seed: u64, total: Duration) -> Digest {
     })
 }
 
-/// What lives on this thread's heap from round to round stays within what caches may fill and what
-/// the issuers keep of their old keys: a leak of some bytes per request is more.
+/// Checks that heap growth per round fits caches and old keys of issuers. A leak of some bytes per
+/// request would exceed this.
 fn stays_small(growth: &[i64], keys: u64) {
     const CACHES: i64 = 256 << 10;
     const KEY: i64 = 3 << 10;
     let grown: i64 = growth.iter().sum();
     let allowed = CACHES + KEY * i64::try_from(keys).unwrap();
-    eprintln!("{grown} bytes more on the heap, {allowed} allowed");
+    eprintln!("the heap grew by {grown} bytes, {allowed} allowed");
     assert!(grown <= allowed, "grown by {grown} bytes: {growth:?}");
 }
 
-/// The sources go, then the agent; tasks, connections and files with them.
+/// Drops the sources, then the agent. Tasks, connections and files must end with them.
 async fn nothing_is_left(mut world: World) {
     let within = world.times.recovery;
     let last = world.stations.pop().unwrap();
@@ -157,7 +157,7 @@ async fn nothing_is_left(mut world: World) {
     drop(world);
     let began = Instant::now();
     while census::tasks() > 0 {
-        assert!(began.elapsed() < within, "tasks outlive everything");
+        assert!(began.elapsed() < within, "tasks are left");
         sleep(Duration::from_millis(20)).await;
     }
 }
@@ -178,9 +178,9 @@ fn the_same_seed_gives_the_same_log() {
     let mut second = None;
     let heap = allocation_counter::measure(|| second = Some(run()));
     assert_eq!(Some(first), second, "seed {seed}");
-    // The first run has filled what is kept per thread and process.
+    // The first run allocates per thread and per process.
     let left = heap.bytes_current;
-    assert!(left < 64 << 10, "{left} bytes outlive everything");
+    assert!(left < 64 << 10, "{left} bytes are left");
 }
 
 #[test]
@@ -203,15 +203,15 @@ fn a_minute_of_real_time() {
             done = driver.round().await;
             memory.push(census::memory());
         }
-        // It has run on all threads by the end of the first round.
+        // All threads have run by the end of the first round.
         if let [Some(first), .., Some(last)] = memory[..] {
-            eprintln!("{first} KiB in the process after a round, {last} KiB in the end");
+            eprintln!("{first} KiB resident after a round, {last} KiB at the end");
             assert!(last < first + (16 << 10), "grown, in KiB: {memory:?}");
         }
         let rounds = driver.rounds;
         let world = driver.finish().await;
         eprintln!("{rounds} rounds: {}", world.tally);
         nothing_is_left(world).await;
-        assert_eq!(census::files(), files, "files outlive everything");
+        assert_eq!(census::files(), files, "files are left");
     });
 }

@@ -1,5 +1,4 @@
-//! Those who come and go: clients that talk to the agent themselves, and sources that live for a
-//! moment.
+//! Workload API clients without a source, and short-lived sources.
 
 use std::time::Duration;
 
@@ -25,7 +24,7 @@ fn client(world: &World) -> WorkloadApiClientBuilder {
         .first_message_timeout(within)
 }
 
-/// Makes the calls by hand, over a connection of its own each time.
+/// Makes the calls directly, with a new connection each time.
 pub(crate) async fn talker(world: Shared, mut rng: Rng) {
     let me = "talker";
     loop {
@@ -45,8 +44,8 @@ pub(crate) async fn talker(world: Shared, mut rng: Rng) {
                     }
                     1 => {
                         let token = world.agent.token(WEB, AUDIENCES[0]);
-                        let judged = client.validate_jwt_svid(AUDIENCES[0], &token).await;
-                        judged.map(drop)
+                        let validated = client.validate_jwt_svid(AUDIENCES[0], &token).await;
+                        validated.map(drop)
                     }
                     _ => match client.fetch_jwt_bundles().await {
                         Ok(mut stream) => stream.message().await.map(drop),
@@ -58,7 +57,7 @@ pub(crate) async fn talker(world: Shared, mut rng: Rng) {
                     Err(error) => format!("{:?}", error.reason()),
                 }
             };
-            // A stream is opened, and then it says something.
+            // A stream is opened, then returns a message.
             let within = world.times.call * 2;
             let word = match tokio::time::timeout(within, said).await {
                 Ok(word) => word,
@@ -73,7 +72,7 @@ pub(crate) async fn talker(world: Shared, mut rng: Rng) {
     }
 }
 
-/// Starts sources in the middle of whatever there is, uses them, and ends them in every way.
+/// Starts sources at any time, uses them, and ends them in every way.
 pub(crate) async fn newcomer(world: Shared, mut rng: Rng) {
     let me = "newcomer";
     loop {
@@ -94,8 +93,8 @@ pub(crate) async fn newcomer(world: Shared, mut rng: Rng) {
             match built {
                 Ok(source) if source.revision().is_ok() => source,
                 Ok(_) => {
-                    // It may have been withdrawn since.
-                    world.log.say(me, "started, cannot judge");
+                    // The bundles may have been withdrawn since.
+                    world.log.say(me, "started, bundles unavailable");
                     continue;
                 }
                 Err(error) => {

@@ -1,16 +1,16 @@
-//! Callers of ours, seen from the server: tokens of every kind, presented again and again.
+//! Callers as seen by the server: they send tokens of every kind repeatedly.
 
 use fastrand::Rng;
 
-use crate::invariants::{Presented, Verdict, View, judge};
+use crate::invariants::{Presented, Verdict, View, check_verdict};
 use crate::load::who;
 use crate::times::Times;
-use crate::world::{AUDIENCES, Shared, Station, World, bearing, knock};
+use crate::world::{AUDIENCES, Shared, Station, World, bearing, status_of};
 
-/// So many tokens one presenter has in hand.
+/// The number of tokens of one presenter.
 const HAND: usize = 24;
 
-/// Presents tokens to everything that judges, until all is over.
+/// Sends tokens to every validator and service until the end.
 pub(crate) async fn presenter(world: Shared, number: usize, mut rng: Rng) {
     let me = who("presenter", number);
     let mut hand: Vec<Presented> = Vec::new();
@@ -49,7 +49,7 @@ pub(crate) async fn presenter(world: Shared, number: usize, mut rng: Rng) {
     }
 }
 
-/// By the validator, with its cache or without.
+/// Validates with the cache or without.
 pub(crate) fn validate(
     world: &World,
     station: &Station,
@@ -63,11 +63,11 @@ pub(crate) fn validate(
     let before = View::before(world, station);
     let verdict = Verdict::from(&validator.validate(&token.text));
     let after = View::after(world, station);
-    judge(world, station, how, token, (&before, &after), verdict);
+    check_verdict(world, station, how, token, (&before, &after), verdict);
     verdict
 }
 
-/// By the service, at once or after a little wait for an unknown key.
+/// Sends to the service that rejects at once, or to the one that waits for unknown keys.
 pub(crate) async fn ask(
     world: &World,
     station: &Station,
@@ -80,22 +80,22 @@ pub(crate) async fn ask(
     };
     let before = View::before(world, station);
     let within = world.times.key_wait + world.times.answer;
-    let answer = knock(door, bearing(&token.text));
+    let answer = status_of(door, bearing(&token.text));
     let Ok(status) = tokio::time::timeout(within, answer).await else {
         let name = station.name;
         world.log.broken(format_args!(
-            "{name} ({how}): a request was not answered in {within:?}"
+            "{name} ({how}): no response within {within:?}"
         ));
         return Verdict::BundlesUnavailable;
     };
     let verdict = Verdict::from(status);
     let after = View::after(world, station);
-    judge(world, station, how, token, (&before, &after), verdict);
+    check_verdict(world, station, how, token, (&before, &after), verdict);
     verdict
 }
 
-/// A token of any kind: of the key that signs now, of one that signed once, of one that is not
-/// served any more (a thief has it), forged, short of life.
+/// Returns a token of any kind: of the signing key, of an older key, of a removed key (stolen), forged,
+/// or short-lived.
 fn draw(world: &World, rng: &mut Rng) -> Presented {
     let key = world.draw_key(rng);
     let issuer = world.issuer(key.issuer);

@@ -1,4 +1,4 @@
-//! What was done, to show that the test did something.
+//! Counts of what happened, to show that the test did something.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,7 +8,7 @@ macro_rules! tally {
         pub(crate) struct Tally { $(pub(crate) $name: Count,)* }
 
         impl Tally {
-            /// What never happened, of all that must in any long run.
+            /// Returns a count that is zero but must not be in a long run.
             pub(crate) fn missing(&self) -> Option<&'static str> {
                 let all = [$((&self.$name, stringify!($name), $what),)*];
                 all.into_iter()
@@ -26,22 +26,22 @@ macro_rules! tally {
     };
 }
 
-/// A matter of luck.
+/// These may be zero.
 const MAYBE: [&str; 3] = ["unclear", "failed", "starts_failed"];
 
 tally! {
-    admitted: "verdicts that admitted",
-    refused: "that refused",
-    could_not_judge: "that could not judge",
-    unclear: "while the set changed",
-    gone: "refusals of a key that was served before",
+    accepted: "accepted tokens",
+    rejected: "rejected tokens",
+    unavailable: "results without bundles",
+    unclear: "results while the set changed",
+    removed_keys: "rejected tokens of removed keys",
     sent: "tokens sent",
-    answered: "requests answered",
-    failed: "failed with an error of ours",
+    answered: "responses",
+    failed: "requests that failed with a `TokenError`",
     abandoned: "abandoned",
     calls: "calls without the cache",
     starts: "sources started",
-    starts_failed: "that could not start",
+    starts_failed: "sources that failed to start",
 }
 
 #[derive(Default)]

@@ -1,50 +1,50 @@
-//! How long things take: in an hour of paused time, and in a minute of real time.
+//! Durations, for an hour of paused time and for a minute of real time.
 
 use std::ops::Range;
 use std::time::Duration;
 
 use tower_spiffe::source::JwtSourceBuilder;
 
-/// The same test at two paces.
+/// The durations of one kind of run.
 #[derive(Clone)]
 pub(crate) struct Times {
     pub(crate) name: &'static str,
-    /// For how long trouble is made.
+    /// The length of a run.
     pub(crate) total: Duration,
     pub(crate) token_life: Duration,
     pub(crate) leeway: Duration,
-    /// Between two acts of one caller.
+    /// Between two actions of one caller.
     pub(crate) think: Range<Duration>,
-    /// Between two steps of trouble.
+    /// Between two incidents.
     pub(crate) step: Range<Duration>,
-    /// An answer of the agent that is late.
+    /// The delay of a slow response of the agent.
     pub(crate) slow: Range<Duration>,
-    /// By how many seconds a clock may be off.
+    /// The maximum clock skew in seconds.
     pub(crate) skew: i64,
-    /// Between the keys of a rotation schedule.
+    /// The interval of scheduled rotations.
     pub(crate) rotation: Duration,
-    /// How long the second source goes on with what was withdrawn.
+    /// The withdrawal delay of the second source.
     pub(crate) grace: Duration,
     pub(crate) max_staleness: Duration,
-    /// How long a server waits for a key that it does not know.
+    /// How long a server waits for an unknown key.
     pub(crate) key_wait: Duration,
-    /// The keepalive of a client that pings too often.
+    /// The keepalive interval of a client that pings too often.
     pub(crate) eager: Duration,
-    /// A request through the client layer is answered within this.
+    /// The limit for a request through the client layer.
     pub(crate) answer: Duration,
-    /// A call to the agent without the cache is answered within this.
+    /// The limit for a call to the agent without the cache.
     pub(crate) call: Duration,
-    /// The first bundles of a source are here, or its start has failed, within this.
+    /// The limit for the start of a source, successful or not.
     pub(crate) start: Duration,
-    /// A change is taken in over a healthy stream within this.
+    /// The limit for a change to take effect with a healthy stream.
     pub(crate) prompt: Duration,
-    /// All is well again, so long after trouble has ended ...
+    /// The limit for everything to work again after the incidents ...
     pub(crate) recovery: Duration,
-    /// ... and so long, where connections were left open and dead ...
+    /// ... if connections were left open and dead ...
     pub(crate) recovery_dead: Duration,
-    /// ... and so much later for tokens, where the agent called a request wrong.
+    /// ... and the additional time for tokens, if the agent reported a request as invalid.
     pub(crate) recovery_invalid: Duration,
-    /// How often one looks whether it is.
+    /// The interval of checks.
     pub(crate) poll: Duration,
     pub(crate) pace: fn(JwtSourceBuilder) -> JwtSourceBuilder,
 }
@@ -58,7 +58,7 @@ const fn millis(millis: u64) -> Duration {
 }
 
 impl Times {
-    /// Everything as it comes, in paused time: every bound is exact.
+    /// Paused time: every limit is exact.
     pub(crate) fn paused(total: Duration) -> Self {
         Self {
             name: "paused",
@@ -74,15 +74,15 @@ impl Times {
             max_staleness: secs(240),
             key_wait: secs(2),
             eager: secs(15),
-            // A wait of 5 s where there is no token, and a moment.
+            // A wait of 5 s without a token, and some tolerance.
             answer: millis(5_500),
             // The deadline of a call.
             call: millis(35_500),
             start: secs(25),
             prompt: secs(1),
-            // A stream that hangs is given up after 30 s, and opened anew within 10 s.
+            // A hanging stream times out after 30 s, and is reopened within 10 s.
             recovery: secs(45),
-            // Keepalive asks after 305 s and gives up after 20 s.
+            // Keepalive pings after 305 s and times out after 20 s.
             recovery_dead: secs(325 + 45),
             recovery_invalid: secs(65),
             poll: millis(500),
@@ -90,7 +90,7 @@ impl Times {
         }
     }
 
-    /// The same in a hurry, over a real socket. Bounds are for a machine that has more to do.
+    /// Shorter durations for real time over a socket. Limits allow for a busy machine.
     pub(crate) fn real(total: Duration) -> Self {
         Self {
             name: "real",
@@ -123,7 +123,7 @@ impl Times {
         }
     }
 
-    /// A time between these two, short ones as often as long ones.
+    /// Returns a random time in this range; short times are as likely as long ones.
     pub(crate) fn draw(rng: &mut fastrand::Rng, range: &Range<Duration>) -> Duration {
         let (low, high) = (range.start.as_secs_f64(), range.end.as_secs_f64());
         Duration::from_secs_f64(low * (high / low).powf(rng.f64()))

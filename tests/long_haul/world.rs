@@ -1,4 +1,4 @@
-//! What stands: one agent, two sources on it, and before each of them the services that judge by it.
+//! The setup: one agent, two sources, and the services of each source.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -25,22 +25,22 @@ pub(crate) const WEB: &str = "spiffe://example.org/web";
 pub(crate) const BATCH: &str = "spiffe://example.org/batch";
 /// The hint of [`BATCH`].
 pub(crate) const BATCH_HINT: &str = "batch";
-/// Trust domains that the agent federates with, now and then.
+/// Trust domains that the agent federates with at times.
 pub(crate) const FOREIGN: [&str; 2] = ["other.test", "third.test"];
-/// What the services are called.
+/// The names of the services.
 pub(crate) const AUDIENCES: [&str; 4] = ["reports", "ledger", "orders", "stock"];
 
-/// A service that admits by token.
+/// A service with the server layer.
 pub(crate) type Door = BoxCloneSyncService<Request<String>, Response<String>, Infallible>;
 
-/// A source, and who judges by it.
+/// A source, and the validators and services that use it.
 pub(crate) struct Station {
     pub(crate) name: &'static str,
     pub(crate) source: JwtSource,
     pub(crate) cached: Validator,
     pub(crate) cold: Validator,
     pub(crate) door: Door,
-    /// Waits a little for a key that it does not know.
+    /// Waits for unknown keys for a short time.
     pub(crate) patient: Door,
     _warm: KeepWarm,
 }
@@ -54,13 +54,13 @@ pub(crate) struct World {
     pub(crate) clock: PausedClock,
     pub(crate) agent: FakeAgent,
     pub(crate) foreign: Vec<Issuer>,
-    /// Somebody who signs with keys that nobody serves.
+    /// Signs with keys that no source trusts.
     pub(crate) forger: Issuer,
     pub(crate) stations: Vec<Station>,
     keys: Mutex<Keys>,
 }
 
-/// The keys that there were lately, served or not, in the order of their making.
+/// Recent keys, published or not, in the order of their creation.
 #[derive(Default)]
 pub(crate) struct Keys {
     all: Vec<Key>,
@@ -70,9 +70,9 @@ pub(crate) struct Keys {
 #[derive(Clone)]
 pub(crate) struct Key {
     pub(crate) kid: String,
-    /// Fit for a log that is the same in every run.
+    /// A number for the log that is the same in every run.
     pub(crate) number: u64,
-    /// 0 for the agent's own, else one of [`FOREIGN`].
+    /// 0 for the agent's own trust domain, else one of [`FOREIGN`].
     pub(crate) issuer: usize,
 }
 
@@ -130,7 +130,7 @@ impl World {
         world
     }
 
-    /// A source on the agent, to be set up further.
+    /// Returns a builder for a source of the agent.
     pub(crate) fn source(&self, seed: u64) -> JwtSourceBuilder {
         let builder = JwtSource::builder().clock(self.clock.shared());
         let builder = tower_spiffe::testing::internals::seeded(builder, seed);
@@ -141,7 +141,7 @@ impl World {
         (self.times.pace)(builder)
     }
 
-    /// Where the agent listens; `None` where it lives in memory.
+    /// Returns the agent's address; `None` if it is in memory.
     pub(crate) fn socket(&self) -> Option<String> {
         (self.times.name == "real").then(|| self.agent.endpoint().to_string())
     }
@@ -153,7 +153,7 @@ impl World {
                 .leeway(self.times.leeway)
                 .clock(self.clock.shared())
         };
-        // Small, so that it is full early and has to let go.
+        // Small, so that entries are evicted.
         let cached = validator().cache_bytes(64 << 10).build().unwrap();
         let cold = validator().no_cache().build().unwrap();
         let layer = ValidateJwtSvidLayer::required(cached.clone(), Allow::any_trust_domain());
@@ -192,7 +192,7 @@ impl World {
         (0..=self.foreign.len()).map(|number| (number, self.issuer(number)))
     }
 
-    /// Takes down what keys there are new.
+    /// Records new keys.
     pub(crate) fn note_keys(&self) {
         const MOST: usize = 24;
         let mut keys = self.keys();
@@ -210,14 +210,14 @@ impl World {
             }
         }
         while keys.all.len() > MOST {
-            // The oldest that nobody serves, where there is one.
+            // Remove the oldest key that is not published, if any.
             let served = |key: &Key| self.issuer(key.issuer).key_ids().contains(&key.kid);
             let oldest = keys.all.iter().position(|key| !served(key)).unwrap_or(0);
             keys.all.remove(oldest);
         }
     }
 
-    /// The keys that there were lately, and how many there ever were.
+    /// Returns the recent keys, and the number of all keys ever.
     pub(crate) fn known_keys(&self) -> (Vec<Key>, u64) {
         let keys = self.keys();
         (keys.all.clone(), keys.made)
@@ -228,7 +228,7 @@ impl World {
         keys.all[rng.usize(..keys.all.len())].clone()
     }
 
-    /// A key's number, for the log.
+    /// Returns a key's number, for the log.
     pub(crate) fn number_of(&self, kid: &str) -> u64 {
         let keys = self.keys();
         let known = keys.all.iter().find(|key| key.kid == kid);
@@ -239,7 +239,7 @@ impl World {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends the test where an invariant is broken.
+    /// Fails the test if an invariant is broken.
     pub(crate) fn check(&self) {
         if self.log.is_broken() {
             self.fail("an invariant is broken");
@@ -261,7 +261,7 @@ impl World {
 pub(crate) type KeySets = BTreeMap<String, Vec<String>>;
 
 impl Station {
-    /// The keys that it judges by, or nothing where it cannot judge.
+    /// Returns the keys of this source, or `None` if its bundles are unavailable.
     pub(crate) fn key_sets(&self) -> Option<KeySets> {
         let set = self.source.bundle_set().ok()?;
         let key_sets = set.iter().map(|bundle| {
@@ -276,7 +276,7 @@ impl Station {
     }
 }
 
-/// A request that bears this token.
+/// Returns a request with this token.
 pub(crate) fn bearing(token: &str) -> Request<String> {
     Request::get("https://reports.example.org/")
         .header(http::header::AUTHORIZATION, format!("Bearer {token}"))
@@ -284,8 +284,8 @@ pub(crate) fn bearing(token: &str) -> Request<String> {
         .unwrap()
 }
 
-/// Answers, whatever it was asked.
-pub(crate) async fn knock(door: &Door, request: Request<String>) -> http::StatusCode {
+/// Returns the status of the response.
+pub(crate) async fn status_of(door: &Door, request: Request<String>) -> http::StatusCode {
     match door.clone().oneshot(request).await {
         Ok(response) => response.status(),
         Err(never) => match never {},

@@ -1,4 +1,4 @@
-//! The alert rules, held against the scrape.
+//! Checks the alert rules against the scrape.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +16,7 @@ struct Rule {
     annotations: BTreeMap<String, String>,
 }
 
-/// Reads the rules, which keep to one shape of YAML; any other line is an error.
+/// Parses the rules. They use a small part of YAML; any other line is an error.
 fn rules() -> Vec<Rule> {
     let mut rules: Vec<Rule> = Vec::new();
     let mut section = "";
@@ -58,7 +58,7 @@ fn rules() -> Vec<Rule> {
                 let rule = rules.last_mut().unwrap();
                 let (map, value) = match section {
                     "labels" => (&mut rule.labels, Some(value)),
-                    // Quoted: they hold colons and braces.
+                    // Quoted, because they contain colons and braces.
                     "annotations" => {
                         let bare = value.strip_prefix('"').and_then(|v| v.strip_suffix('"'));
                         (
@@ -85,7 +85,7 @@ fn skip_comments<'a>(lines: &mut impl Iterator<Item = (usize, &'a str)>) -> &'a 
 }
 
 #[test]
-fn every_name_label_and_word_that_an_alert_uses_is_one_of_a_scrape() {
+fn alerts_use_only_names_of_the_scrape() {
     let rules = rules();
     assert!(rules.len() >= 10);
     for Rule { name, expr, .. } in &rules {
@@ -95,10 +95,10 @@ fn every_name_label_and_word_that_an_alert_uses_is_one_of_a_scrape() {
 }
 
 #[test]
-fn each_alert_says_whose_fault_it_is_how_bad_and_what_to_do() {
+fn each_alert_has_cause_severity_and_action() {
     let rules = rules();
     let names: BTreeSet<&str> = rules.iter().map(|rule| rule.name.as_str()).collect();
-    assert_eq!(names.len(), rules.len(), "no name twice");
+    assert_eq!(names.len(), rules.len(), "duplicate name");
     let mut faults = BTreeSet::new();
     for rule in &rules {
         let name = &rule.name;
@@ -125,7 +125,7 @@ fn each_alert_says_whose_fault_it_is_how_bad_and_what_to_do() {
 }
 
 #[test]
-fn an_annotation_shows_labels_that_its_expression_keeps() {
+fn annotations_use_labels_of_their_expression() {
     for rule in rules() {
         let kept = |label: &str| {
             let known = promql_labels(&rule.expr);
@@ -145,7 +145,7 @@ fn an_annotation_shows_labels_that_its_expression_keeps() {
     }
 }
 
-/// The labels that any metric of this expression has.
+/// Returns the labels that any metric of this expression has.
 fn promql_labels(expr: &str) -> BTreeSet<&'static str> {
     let metrics = promql::metrics_of(expr).unwrap();
     let own = tower_spiffe::metrics::METRICS.iter();
@@ -160,7 +160,7 @@ fn promql_labels(expr: &str) -> BTreeSet<&'static str> {
 }
 
 #[test]
-fn the_readme_tells_of_every_alert_and_of_no_metric_that_is_not_there() {
+fn readme_lists_every_alert_and_only_existing_metrics() {
     let readme = include_str!("../../examples/observability/README.md");
     for rule in rules() {
         assert!(

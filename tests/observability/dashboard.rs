@@ -1,4 +1,4 @@
-//! The Grafana dashboard, held against the scrape.
+//! Checks the Grafana dashboard against the scrape.
 
 use std::collections::BTreeSet;
 
@@ -22,7 +22,7 @@ fn dashboard() -> Value {
     serde_json::from_str(text).unwrap()
 }
 
-/// The panels that show something.
+/// Returns the panels with data.
 fn panels(dashboard: &Value) -> Vec<&Value> {
     let panels = dashboard["panels"].as_array().unwrap().iter();
     panels.filter(|panel| panel["type"] != "row").collect()
@@ -37,7 +37,7 @@ fn exprs(dashboard: &Value) -> Vec<&str> {
 }
 
 #[test]
-fn the_dashboard_can_be_imported() {
+fn dashboard_can_be_imported() {
     let dashboard = dashboard();
     assert!(
         dashboard["uid"]
@@ -50,10 +50,7 @@ fn the_dashboard_can_be_imported() {
             .as_u64()
             .is_some_and(|version| version >= 36)
     );
-    assert!(
-        dashboard["id"].is_null(),
-        "an ID is for the Grafana that it came from"
-    );
+    assert!(dashboard["id"].is_null(), "an exported ID must be removed");
     let variables = dashboard["templating"]["list"].as_array().unwrap();
     let datasource = &variables[0];
     assert_eq!(
@@ -103,7 +100,7 @@ fn each_panel_names_its_cause_and_unit() {
 }
 
 #[test]
-fn every_name_that_the_dashboard_uses_is_in_the_scrape_and_the_other_way_round() {
+fn dashboard_and_scrape_have_the_same_names() {
     let dashboard = dashboard();
     let mut used = BTreeSet::new();
     for expr in exprs(&dashboard) {
@@ -130,7 +127,7 @@ fn every_name_that_the_dashboard_uses_is_in_the_scrape_and_the_other_way_round()
 }
 
 #[test]
-fn a_legend_shows_labels_that_its_expression_keeps() {
+fn legends_use_labels_of_their_expression() {
     let dashboard = dashboard();
     for panel in panels(&dashboard) {
         for target in panel["targets"].as_array().unwrap() {
@@ -144,7 +141,7 @@ fn a_legend_shows_labels_that_its_expression_keeps() {
     }
 }
 
-/// Whether the outermost aggregation keeps this label; without one, all labels stay.
+/// Whether the outermost aggregation keeps this label; without an aggregation, all labels stay.
 pub(crate) fn keeps(expr: &str, label: &str) -> bool {
     let grouped: Vec<&str> = expr.split(" by (").skip(1).collect();
     let kept = |group: &&str| {
@@ -158,7 +155,7 @@ pub(crate) fn keeps(expr: &str, label: &str) -> bool {
 }
 
 #[test]
-fn no_kind_of_trouble_and_no_event_is_left_out() {
+fn dashboard_covers_every_reason_and_event() {
     let exprs = exprs(&dashboard()).join(" ");
     let shown: BTreeSet<&str> = exprs
         .split(|c: char| !c.is_ascii_lowercase() && c != '-')

@@ -1,4 +1,4 @@
-//! What the sources of bundles without an agent record.
+//! Metrics of bundle sources without an agent.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
@@ -22,7 +22,7 @@ fn td(name: &str) -> TrustDomain {
     TrustDomain::parse(name).unwrap()
 }
 
-/// Runs this in paused time, and returns what was recorded until then. Its sources live on until the
+/// Runs this in paused time, and returns the metrics until then. Its sources are kept until the
 /// scrape.
 fn recorded<F: Future>(work: impl FnOnce(PausedClock) -> F) -> Scrape {
     let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
@@ -38,10 +38,10 @@ fn recorded<F: Future>(work: impl FnOnce(PausedClock) -> F) -> Scrape {
     })
 }
 
-/// A server that answers with this status and body.
+/// A server that returns this status and body.
 type Answer = Arc<Mutex<(u16, String)>>;
 
-/// A source of the bundle of this trust domain, which metrics name `name`.
+/// A source for the bundle of this trust domain, with this name in metrics.
 fn polled(name: &str, domain: &str, answer: &Answer, clock: &PausedClock) -> HttpsBundles {
     let answer = answer.clone();
     HttpsBundles::https_web(td(domain), format!("https://{domain}/bundle"))
@@ -108,7 +108,7 @@ fn h13_polled_sources_record_every_metric() {
     assert!((1500.0..3600.0).contains(&age), "{age}");
     let contact = value("spiffe_bundle_last_contact_timestamp_seconds") - 1_790_000_000.0;
     assert!((1500.0..2200.0).contains(&contact), "{contact}");
-    // Each metric of a source, and no other, has the label.
+    // Each metric of a source has the label; no other metric has it.
     let of_source = METRICS.iter().filter(|it| words::is_of_a_source(it.name));
     for metric in of_source {
         assert!(scrape.kinds.contains_key(metric.name), "{}", metric.name);
@@ -190,7 +190,7 @@ fn h13_sources_with_names_stay_apart() {
     assert!(value("spiffe_source_errors_total", "partner") > 0.0);
 }
 
-/// Everything that a source records.
+/// Records every call of a source.
 #[derive(Default)]
 struct Everything(Mutex<Vec<String>>);
 
@@ -253,7 +253,7 @@ impl MetricsRecorder for Count {
     }
 }
 
-/// What a layer on this source counted of one request.
+/// Returns what a layer with this source counts for one request.
 async fn one_request(source: MergedBundles, counts: [&Count; 3]) -> [u64; 3] {
     let validator = Validator::builder(source)
         .audience("reports")
@@ -271,7 +271,7 @@ async fn one_request(source: MergedBundles, counts: [&Count; 3]) -> [u64; 3] {
 }
 
 #[tokio::test]
-async fn h13_merged_sources_pass_on_a_recorder() {
+async fn h13_merged_sources_share_a_recorder() {
     let [first, second, own] = [(); 3].map(|()| Arc::new(Count::default()));
     let dir = TempDir::new();
     let path = dir.join("own.json");
@@ -287,7 +287,7 @@ async fn h13_merged_sources_pass_on_a_recorder() {
             .member("second", file(&second, "other.test"), [td("other.test")])
     };
     let counts = || [&*first, &*second, &*own];
-    // Of the first member that has one.
+    // Of the first member with a recorder.
     let merged = builder().build().unwrap();
     assert_eq!(one_request(merged, counts()).await, [2, 0, 0]);
     let merged = builder().metrics(own.clone()).build().unwrap();

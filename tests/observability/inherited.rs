@@ -1,4 +1,4 @@
-//! One recorder, set on the source alone.
+//! One recorder that is set on the source only.
 
 use std::sync::{Arc, Mutex};
 
@@ -83,7 +83,7 @@ async fn recorder_of_the_source_is_inherited() {
     file.shutdown().await;
     assert_eq!(counts.take(), ["token file"]);
 
-    // A recorder of its own takes the place of the inherited one.
+    // Its own recorder replaces the inherited one.
     let other = Arc::new(Counts::default());
     call(layer.clone().metrics(other.clone()), &token).await;
     assert_eq!(counts.take(), ["verification"]);

@@ -1,4 +1,4 @@
-//! The log of the week, held against the documented list of spans and events.
+//! Checks the log of the week against the documented list of spans and events.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -12,20 +12,20 @@ use tracing_subscriber::layer::Context;
 
 use crate::week::WEEK;
 
-/// A span that was opened, or an event.
+/// A span or an event.
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
-    /// The module below the crate.
-    room: String,
+    /// The module in the crate.
+    module: String,
     level: String,
     /// `span` and its name, or the message.
     what: String,
     declared: BTreeSet<&'static str>,
-    /// The fields that had a value, and the values.
+    /// The fields with a value, and their values.
     values: BTreeMap<&'static str, String>,
 }
 
-/// Keeps what this crate logs, of every level and thread.
+/// Records what this crate logs, at every level and on every thread.
 #[derive(Clone, Default)]
 pub(crate) struct Log(Arc<Mutex<Vec<Seen>>>);
 
@@ -44,7 +44,7 @@ impl Log {
         let fields = metadata.fields().iter().map(|field| field.name());
         let path = metadata.target().strip_prefix("tower_spiffe::").unwrap();
         self.0.lock().unwrap().push(Seen {
-            room: path.split("::").next().unwrap().to_owned(),
+            module: path.split("::").next().unwrap().to_owned(),
             level: metadata.level().as_str().to_lowercase(),
             what,
             declared: fields.filter(|name| *name != "message").collect(),
@@ -78,7 +78,7 @@ impl<S: Subscriber> Layer<S> for Log {
     }
 
     fn on_record(&self, _: &Id, values: &Record<'_>, _: Context<'_, S>) {
-        panic!("nothing is put into our spans later: {values:?}");
+        panic!("a span was changed later: {values:?}");
     }
 
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
@@ -91,9 +91,9 @@ impl<S: Subscriber> Layer<S> for Log {
 /// A row of the documented table.
 #[derive(Debug)]
 struct Row {
-    room: &'static str,
+    module: &'static str,
     level: &'static str,
-    /// Ends in `…` where something follows.
+    /// Ends in `…` if more text follows.
     what: &'static str,
     fields: BTreeSet<&'static str>,
 }
@@ -104,12 +104,12 @@ fn documented() -> Vec<Row> {
         .map(|row| {
             let row = row.strip_suffix('|').unwrap();
             let cells: Vec<&str> = row.split('|').map(str::trim).collect();
-            let [room, level, what, fields, _] = cells[..] else {
+            let [module, level, what, fields, _] = cells[..] else {
                 panic!("{row}");
             };
             let names = fields.split(", ").filter(|name| !name.is_empty());
             Row {
-                room: room.strip_suffix('`').unwrap(),
+                module: module.strip_suffix('`').unwrap(),
                 level,
                 what,
                 fields: names.map(|name| name.trim_matches('`')).collect(),
@@ -124,11 +124,11 @@ impl Row {
             Some(begins) => seen.what.starts_with(begins),
             None => seen.what == self.what,
         };
-        says && self.room == seen.room && self.level == seen.level
+        says && self.module == seen.module && self.level == seen.level
     }
 }
 
-/// No test can bring these about; their texts must be in the code all the same.
+/// Tests cannot cause these. Their texts must be in the code.
 const UNSEEN: [(&str, &str); 3] = [
     (
         "reading the bundle files panicked; their last good bundles stay",
@@ -144,7 +144,7 @@ const UNSEEN: [(&str, &str); 3] = [
     ),
 ];
 
-/// Sources over https are tested with their own server (`tests/source/h_https`), not in the week.
+/// Sources over https are tested in `tests/source/h_https`, not in the week.
 const BY_HTTPS: [&str; 3] = [
     include_str!("../../src/source/https/shared.rs"),
     include_str!("../../src/source/https/poll.rs"),
@@ -152,7 +152,7 @@ const BY_HTTPS: [&str; 3] = [
 ];
 
 #[test]
-fn each_span_and_event_of_the_week_is_documented_with_its_fields() {
+fn logged_spans_and_events_are_documented() {
     let rows = documented();
     for seen in &WEEK.log {
         let row = rows.iter().find(|row| row.is_of(seen));
@@ -162,12 +162,12 @@ fn each_span_and_event_of_the_week_is_documented_with_its_fields() {
 }
 
 #[test]
-fn each_documented_span_event_and_field_is_in_the_log_of_the_week() {
+fn documented_spans_and_events_are_logged() {
     for row in documented() {
         let seen = WEEK.log.iter().filter(|seen| row.is_of(seen));
         let mut seen = seen.peekable();
         if let Some((what, code)) = UNSEEN.iter().find(|(what, _)| *what == row.what) {
-            assert!(seen.peek().is_none(), "{what}: it can be seen");
+            assert!(seen.peek().is_none(), "{what}: it was logged");
             assert!(code.contains(&format!("\"{what}\"")), "{what}");
             continue;
         }
@@ -175,7 +175,7 @@ fn each_documented_span_event_and_field_is_in_the_log_of_the_week() {
         if seen.peek().is_none() && BY_HTTPS.iter().any(|code| code.contains(&text)) {
             continue;
         }
-        // Asynchronous policies are in `tests/server/policy_async.rs`.
+        // Asynchronous policies are tested in `tests/server/policy_async.rs`.
         if seen.peek().is_none() && row.what == "callers cannot be authorized" {
             continue;
         }
@@ -187,10 +187,10 @@ fn each_documented_span_event_and_field_is_in_the_log_of_the_week() {
 }
 
 #[test]
-fn no_token_is_in_the_log_of_the_week_nor_in_its_scrape() {
+fn log_and_scrape_contain_no_token() {
     assert!(WEEK.tokens.len() >= 8);
     let log = format!("{:?}{}", WEEK.log, WEEK.scrape);
-    // How the header and the claims of every token begin.
+    // The first characters of the header and the claims of every token.
     assert!(!log.contains("eyJ"));
     for token in &WEEK.tokens {
         let signature = token.rsplit('.').next().unwrap();
@@ -199,11 +199,11 @@ fn no_token_is_in_the_log_of_the_week_nor_in_its_scrape() {
 }
 
 #[test]
-fn nothing_that_repeats_is_a_warning() {
+fn repeated_events_are_not_warnings() {
     let warnings = WEEK.log.iter().filter(|seen| seen.level == "warn");
     assert!(warnings.clone().count() > 5);
     assert!(warnings.clone().all(|seen| !seen.what.ends_with("again")));
-    // The agent was down for minutes, and asked again and again.
+    // The agent was unavailable for minutes, with many retries.
     let again = WEEK
         .log
         .iter()

@@ -1,5 +1,4 @@
-//! What an operator sees of a good day and of bad ones: the scrape, the dashboard and the alerts
-//! that stand on it, and the log.
+//! What an operator sees: the scrape, the dashboard and the alerts that use it, and the log.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,5 +1,5 @@
-//! Which metrics, labels and words an expression in PromQL uses. Not a parser: it knows what our
-//! own expressions are made of, and refuses the rest.
+//! Finds the metrics, labels and words that a PromQL expression uses. It is not a complete parser: it
+//! supports this repository's expressions, and returns an error for others.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use tower_spiffe::metrics::METRICS;
 
 use crate::words;
 
-/// Labels that Prometheus puts on what it scrapes.
+/// Labels that Prometheus adds.
 pub(crate) const TARGET_LABELS: [&str; 2] = ["job", "instance"];
 
 const FUNCTIONS: [&str; 13] = [
@@ -66,8 +66,8 @@ fn pieces(expr: &str) -> Result<Vec<Piece<'_>>, String> {
     Ok(pieces)
 }
 
-/// The metrics that an expression is about; an error where it names one, a label or a word that
-/// no scrape of ours can have.
+/// Returns the metrics of an expression. Metrics, labels and words that a scrape cannot have are
+/// errors.
 pub(crate) fn metrics_of(expr: &str) -> Result<BTreeSet<&'static str>, String> {
     let pieces = pieces(expr)?;
     let mut found = BTreeSet::new();
@@ -78,7 +78,7 @@ pub(crate) fn metrics_of(expr: &str) -> Result<BTreeSet<&'static str>, String> {
         let &Piece::Name(name) = piece else { continue };
         let next = pieces.get(at);
         if WITH_LABELS.contains(&name) {
-            // `group_left` may stand alone.
+            // `group_left` may have no list of labels.
             if next == Some(&Piece::Sign('(')) && name != "group_left" {
                 let end = pieces[at..]
                     .iter()
@@ -96,10 +96,10 @@ pub(crate) fn metrics_of(expr: &str) -> Result<BTreeSet<&'static str>, String> {
         } else if OPERATORS.contains(&name) {
         } else if next == Some(&Piece::Sign('(')) || is_grouping(next) {
             if !FUNCTIONS.contains(&name) {
-                return Err(format!("{name} is no function that we use"));
+                return Err(format!("unknown function {name}"));
             }
         } else {
-            let metric = words::metric_of(name).ok_or(format!("there is no metric {name}"))?;
+            let metric = words::metric_of(name).ok_or(format!("no metric {name}"))?;
             found.insert(metric.name);
             if next == Some(&Piece::Sign('{')) {
                 let end = pieces[at..]
@@ -121,13 +121,13 @@ pub(crate) fn metrics_of(expr: &str) -> Result<BTreeSet<&'static str>, String> {
                     || label == "source" && words::is_of_a_source(metric.name)
             });
         if !of_one && !TARGET_LABELS.contains(&label) {
-            return Err(format!("none of {found:?} has a label {label}"));
+            return Err(format!("no metric of {found:?} has a label {label}"));
         }
     }
     Ok(found)
 }
 
-/// Whether labels to group by come next: `sum by (job) (…)`.
+/// Whether grouping labels follow: `sum by (job) (…)`.
 fn is_grouping(next: Option<&Piece<'_>>) -> bool {
     matches!(next, Some(Piece::Name("by" | "without")))
 }
@@ -136,7 +136,7 @@ fn is_grouping(next: Option<&Piece<'_>>) -> bool {
 fn matchers(metric: &'static str, pieces: &[Piece<'_>]) -> Result<(), String> {
     for matcher in pieces.split(|piece| *piece == Piece::Sign(',')) {
         let [Piece::Name(label), signs @ .., Piece::Text(text)] = matcher else {
-            return Err(format!("{matcher:?} is no matcher"));
+            return Err(format!("{matcher:?} is not a matcher"));
         };
         let by_regex = match signs {
             [Piece::Sign('=')] | [Piece::Sign('!'), Piece::Sign('=')] => false,
@@ -145,14 +145,14 @@ fn matchers(metric: &'static str, pieces: &[Piece<'_>]) -> Result<(), String> {
         };
         if TARGET_LABELS.contains(label) {
             if *text != format!("${label}") {
-                return Err(format!("{label} is the operator's to choose"));
+                return Err(format!("{label} is set by the operator"));
             }
             continue;
         }
         let known = words::metric_of(metric)
             .filter(|metric| metric.labels.contains(label))
             .and_then(|metric| words::of(metric.name, label))
-            .ok_or(format!("{metric} has no label {label} of words of ours"))?;
+            .ok_or(format!("{metric} has no label {label} with fixed values"))?;
         let parts = if by_regex {
             text.split('|')
         } else {
@@ -168,7 +168,7 @@ fn matchers(metric: &'static str, pieces: &[Piece<'_>]) -> Result<(), String> {
 }
 
 #[test]
-fn what_an_expression_uses_is_found() {
+fn used_metrics_are_found() {
     let expr = "sum by (job, outcome) (rate(spiffe_svid_fetches_total{job=~\"$job\", \
                 outcome!=\"ok\"}[5m])) / ignoring (outcome) group_left sum by (job) \
                 (rate(spiffe_svid_fetch_duration_seconds_count[$__rate_interval])) > 0.2e1 \
@@ -185,19 +185,19 @@ fn what_an_expression_uses_is_found() {
 }
 
 #[test]
-fn what_no_scrape_can_have_is_an_error() {
+fn unknown_names_are_errors() {
     for (wrong, says) in [
         (
             "rate(spiffe_svid_fetch_total[5m])",
             "no metric spiffe_svid_fetch_total",
         ),
         ("spiffe_bundle_ready_total", "no metric"),
-        // A histogram has no sample under its own name.
+        // A histogram has no sample with its own name.
         ("spiffe_svid_fetch_duration_seconds", "no metric"),
         ("spiffe_bundle_ready_count", "no metric"),
         (
             "sum(rates(spiffe_svid_fetches_total[5m]))",
-            "rates is no function",
+            "unknown function rates",
         ),
         (
             "sum by (outcom) (spiffe_svid_fetches_total)",
@@ -217,15 +217,15 @@ fn what_no_scrape_can_have_is_an_error() {
             "spiffe_svid_fetches_total{outcome!~\"ok|timeouts\"}",
             "never \"timeouts\"",
         ),
-        // A word of another metric's.
+        // A word of another metric.
         ("spiffe_verifications_total{outcome=\"verified\"}", "never"),
         ("spiffe_source_errors_total{kind=~\"bundle-.*\"}", "never"),
         (
             "spiffe_admissions_total{trust_domain=\"example.org\"}",
-            "of words",
+            "with fixed values",
         ),
-        ("spiffe_bundle_ready{job=\"web\"}", "the operator's"),
-        ("spiffe_bundle_ready{job}", "no matcher"),
+        ("spiffe_bundle_ready{job=\"web\"}", "set by the operator"),
+        ("spiffe_bundle_ready{job}", "not a matcher"),
         ("spiffe_bundle_ready @ 5", "'@'"),
     ] {
         let error = metrics_of(wrong).expect_err(wrong);

@@ -1,4 +1,4 @@
-//! A Prometheus-format scrape of the week, held against the documented table.
+//! Checks a Prometheus scrape of the week against the documented table.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
@@ -25,7 +25,7 @@ pub(crate) struct Sample {
 }
 
 impl Scrape {
-    /// Reads the text format, as much of it as our labels need: no value has a quote or a comma.
+    /// Parses the text format as far as these labels need it: no value has a quote or a comma.
     pub(crate) fn read(text: &str) -> Self {
         let mut scrape = Self {
             kinds: BTreeMap::new(),
@@ -46,7 +46,7 @@ impl Scrape {
         scrape
     }
 
-    /// All that is counted under this name, where the labels say so.
+    /// Returns the sum of all samples with this name and these labels.
     pub(crate) fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let wanted = |sample: &&Sample| {
             let says = |(label, value): &(&str, &str)| {
@@ -84,7 +84,7 @@ impl Sample {
 }
 
 #[test]
-fn a_scrape_shows_the_documented_names_kinds_labels_and_texts() {
+fn scrape_matches_the_documented_metrics() {
     let scrape = Scrape::read(&WEEK.scrape);
     let documented: BTreeMap<&str, &str> = METRICS.iter().map(|m| (m.name, m.kind)).collect();
     let seen: BTreeMap<&str, &str> = scrape
@@ -113,7 +113,7 @@ fn a_scrape_shows_the_documented_names_kinds_labels_and_texts() {
 }
 
 #[test]
-fn labels_say_the_documented_words_and_the_names_of_our_trust_domains() {
+fn labels_have_only_documented_values() {
     for sample in Scrape::read(&WEEK.scrape).samples {
         let metric = words::metric_of(&sample.name).unwrap();
         for (label, value) in sample.labels.iter().filter(|(label, _)| *label != "le") {
@@ -127,7 +127,7 @@ fn labels_say_the_documented_words_and_the_names_of_our_trust_domains() {
 }
 
 #[test]
-fn the_week_moves_every_metric() {
+fn week_changes_every_metric() {
     let scrape = Scrape::read(&WEEK.scrape);
     for metric in METRICS {
         let name = match metric.kind {
@@ -221,16 +221,19 @@ fn the_week_moves_every_metric() {
 }
 
 /// The kind, the unit and the text.
-type Told = (&'static str, Option<Unit>, String);
+type Description = (&'static str, Option<Unit>, String);
 
-/// What is told of a metric before it has a value.
+/// The descriptions of metrics before they have a value.
 #[derive(Default)]
-struct Described(Mutex<BTreeMap<String, Told>>);
+struct Described(Mutex<BTreeMap<String, Description>>);
 
 impl Described {
     fn note(&self, kind: &'static str, key: KeyName, unit: Option<Unit>, what: SharedString) {
-        let told = (kind, unit, what.to_string());
-        self.0.lock().unwrap().insert(key.as_str().to_owned(), told);
+        let description = (kind, unit, what.to_string());
+        self.0
+            .lock()
+            .unwrap()
+            .insert(key.as_str().to_owned(), description);
     }
 }
 
@@ -261,7 +264,7 @@ impl Recorder for Described {
 }
 
 #[test]
-fn an_exporter_is_told_of_the_documented_kinds_and_units() {
+fn exporter_gets_the_documented_kinds_and_units() {
     let described = Described::default();
     metrics::with_local_recorder(&described, FacadeRecorder::new);
     let documented = METRICS.iter().map(|metric| {
@@ -270,12 +273,12 @@ fn an_exporter_is_told_of_the_documented_kinds_and_units() {
             "count" => Unit::Count,
             other => panic!("{other}"),
         };
-        let told = (metric.kind, Some(unit), metric.what.to_owned());
-        (metric.name.to_owned(), told)
+        let description = (metric.kind, Some(unit), metric.what.to_owned());
+        (metric.name.to_owned(), description)
     });
     assert_eq!(described.0.into_inner().unwrap(), documented.collect());
     for metric in METRICS {
-        // As Prometheus would have names, which an exporter may see to.
+        // Names follow Prometheus conventions.
         assert_eq!(
             metric.name.ends_with("_total"),
             metric.kind == "counter",
@@ -294,7 +297,7 @@ fn an_exporter_is_told_of_the_documented_kinds_and_units() {
 }
 
 #[test]
-fn counters_that_may_stay_silent_for_long_begin_at_zero() {
+fn rare_counters_start_at_zero() {
     let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
     metrics::with_local_recorder(&recorder, FacadeRecorder::new);
     let scrape = Scrape::read(&recorder.handle().render());
@@ -315,7 +318,7 @@ fn counters_that_may_stay_silent_for_long_begin_at_zero() {
 }
 
 #[test]
-fn a_second_recorder_does_not_end_a_withdrawal_that_the_first_told_of() {
+fn second_recorder_keeps_the_withdrawal_of_the_first() {
     use tower_spiffe::metrics::MetricsRecorder as _;
     let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
     metrics::with_local_recorder(&recorder, || {

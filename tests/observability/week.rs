@@ -1,4 +1,4 @@
-//! A service's week, good days and bad ones, in paused time: what is counted and logged meanwhile.
+//! A week of a service, with and without faults, in paused time: its metrics and its log.
 
 use std::convert::Infallible;
 use std::sync::{Arc, LazyLock};
@@ -40,18 +40,18 @@ const REPORTS: &str = "spiffe://example.org/reports";
 const ORIGIN: &str = "https://reports.example.org";
 const LIFE: Duration = Duration::from_secs(300);
 
-/// What the week leaves behind.
+/// The results of the week.
 pub(crate) struct Week {
     /// The last scrape.
     pub(crate) scrape: String,
     pub(crate) scrape_while_well: String,
     pub(crate) scrape_while_withdrawn: String,
     pub(crate) log: Vec<Seen>,
-    /// Every token that went about.
+    /// Every token that was used.
     pub(crate) tokens: Vec<String>,
 }
 
-/// One for the whole process: an exporter and a log are there once.
+/// One per process, because the exporter and the log are global.
 pub(crate) static WEEK: LazyLock<Week> = LazyLock::new(Week::live);
 
 impl Week {
@@ -78,7 +78,7 @@ impl Week {
                 .unwrap()
         };
         runtime().block_on(world.week());
-        // A source whose runtime goes before it does.
+        // A source whose runtime ends first.
         let brief = runtime();
         let source = brief.block_on(async {
             let agent = FakeAgent::start_in_memory(TRUST_DOMAIN).await.unwrap();
@@ -117,7 +117,7 @@ struct World {
     scrape_while_withdrawn: String,
 }
 
-/// The parts of a service that watches itself.
+/// The parts of an observed service.
 struct Watched {
     agent: FakeAgent,
     clock: PausedClock,
@@ -139,7 +139,7 @@ fn request(bearer: Option<&str>) -> Request<String> {
     request
 }
 
-async fn ask<S>(service: S, request: Request<String>) -> StatusCode
+async fn send<S>(service: S, request: Request<String>) -> StatusCode
 where
     S: Service<Request<String>, Response = Response<String>>,
     S::Error: std::fmt::Debug,
@@ -158,17 +158,17 @@ impl World {
         self.scrape_while_well = self.handle.render();
         self.policy_file(&service).await;
         self.unknown_keys(&service).await;
-        self.a_stream_that_outlives_its_token(&service).await;
+        self.stream_outlives_its_token(&service).await;
         self.own_tokens(&service).await;
         self.token_files(&service).await;
         self.access_tokens(&service).await;
-        self.bad_days_of_the_agent(&service).await;
+        self.agent_faults(&service).await;
         self.withdrawal(&service).await;
-        self.blindness(&service).await;
+        self.unavailable_bundles(&service).await;
         self.files().await;
         self.miswired(&service).await;
         service.source.shutdown().await;
-        self.judge_in_vain(&service.validator).await;
+        self.reject_without_bundles(&service.validator).await;
     }
 
     fn source(&self, agent: &FakeAgent, clock: &PausedClock) -> JwtSourceBuilder {
@@ -216,13 +216,13 @@ impl World {
         token
     }
 
-    /// Those who are admitted, and those who are not.
+    /// Callers that are allowed, and callers that are not.
     async fn callers(&mut self, service: &Watched) {
         let required = service.layer.layer(service_fn(hello));
         let issuer = service.agent.issuer();
         let good = self.token(issuer.token(SELF, REPORTS).sign());
         for _ in 0..2 {
-            assert_eq!(ask(required.clone(), request(Some(&good))).await, 200);
+            assert_eq!(send(required.clone(), request(Some(&good))).await, 200);
         }
         let elsewhere = Issuer::with_clock(TRUST_DOMAIN, service.clock.shared()).unwrap();
         let partner = service.agent.token("spiffe://partner.test/web", REPORTS);
@@ -236,27 +236,27 @@ impl World {
         ];
         for token in bad {
             let token = self.token(token);
-            assert_eq!(ask(required.clone(), request(Some(&token))).await, 401);
+            assert_eq!(send(required.clone(), request(Some(&token))).await, 401);
         }
         let partner = self.token(partner);
-        assert_eq!(ask(required.clone(), request(Some(&partner))).await, 403);
-        assert_eq!(ask(required.clone(), request(None)).await, 401);
+        assert_eq!(send(required.clone(), request(Some(&partner))).await, 403);
+        assert_eq!(send(required.clone(), request(None)).await, 401);
         let mut two = request(Some(&good));
         two.headers_mut()
             .append(AUTHORIZATION, HeaderValue::from_static("Basic eA=="));
-        assert_eq!(ask(required, two).await, 400);
+        assert_eq!(send(required, two).await, 400);
 
         let allow = || Allow::id(SELF).unwrap();
         let optional = ValidateJwtSvidLayer::optional(service.validator.clone(), Allow::anyone())
             .metrics(self.recorder.clone());
         assert_eq!(
-            ask(optional.layer(service_fn(hello)), request(None)).await,
+            send(optional.layer(service_fn(hello)), request(None)).await,
             200
         );
         let audit = ValidateJwtSvidLayer::audit(service.validator.clone(), allow())
             .metrics(self.recorder.clone());
         assert_eq!(
-            ask(audit.layer(service_fn(hello)), request(None)).await,
+            send(audit.layer(service_fn(hello)), request(None)).await,
             200
         );
     }
@@ -268,16 +268,16 @@ impl World {
         let issuer = service.agent.issuer();
         let unknown = issuer.token(SELF, REPORTS).header("kid", "made-up").sign();
         for _ in 0..2 {
-            assert_eq!(ask(waiting.clone(), request(Some(&unknown))).await, 401);
+            assert_eq!(send(waiting.clone(), request(Some(&unknown))).await, 401);
         }
         sleep(seconds(11)).await;
-        // Signed with a key that is on its way to us.
+        // Signed with a key that is not published yet.
         issuer.rotate_now();
         let new = self.token(issuer.token(SELF, REPORTS).sign());
-        assert_eq!(ask(waiting, request(Some(&new))).await, 200);
+        assert_eq!(send(waiting, request(Some(&new))).await, 200);
     }
 
-    async fn a_stream_that_outlives_its_token(&mut self, service: &Watched) {
+    async fn stream_outlives_its_token(&mut self, service: &Watched) {
         let layer = service.layer.clone();
         let layer = layer.on_reject(|_: &_, _: &http::request::Parts| unreachable!());
         let ends = EndAtExpiryLayer::new(&service.validator).metrics(self.recorder.clone());
@@ -293,55 +293,55 @@ impl World {
         assert!(error.is::<TokenExpired>());
     }
 
-    /// Tokens that come, come late, are refused, or do not come.
+    /// Tokens that are fetched, late, rejected or missing.
     async fn own_tokens(&mut self, service: &Watched) {
         let Watched { agent, source, .. } = service;
         let audience = Audience::fixed(REPORTS).for_origin(ORIGIN).unwrap();
         let client = AddJwtSvidLayer::new(source.clone(), audience.clone());
         let client = client.layer(service.layer.layer(service_fn(hello)));
         for _ in 0..2 {
-            assert_eq!(ask(client.clone(), request(None)).await, 200);
+            assert_eq!(send(client.clone(), request(None)).await, 200);
         }
         let mut foreign = request(None);
         *foreign.uri_mut() = "https://elsewhere.test/".parse().unwrap();
-        assert_eq!(ask(client.clone(), foreign).await, 401);
+        assert_eq!(send(client.clone(), foreign).await, 401);
         let mut forwarded = request(None);
         let host = HeaderValue::from_static("elsewhere.test");
         forwarded.headers_mut().insert(HOST, host);
-        assert_eq!(ask(client.clone(), forwarded).await, 401);
+        assert_eq!(send(client.clone(), forwarded).await, 401);
         let mut unknown = request(None);
         *unknown.uri_mut() = "/".parse().unwrap();
         assert!(client.clone().oneshot(unknown).await.is_err());
 
-        // It is due: the next request has it refreshed, and does not wait for that.
+        // A refresh is due: the next request starts it in the background.
         sleep(seconds(200)).await;
         for _ in 0..2 {
-            assert_eq!(ask(client.clone(), request(None)).await, 200);
+            assert_eq!(send(client.clone(), request(None)).await, 200);
             sleep(seconds(1)).await;
         }
 
-        // Its time runs out while the agent gives no other.
+        // It expires while the agent returns no other token.
         agent.fail_call(
             AgentCall::FetchJwtSvid,
             Fault::Refuse(GrpcCode::Unavailable),
         );
         sleep(LIFE - seconds(20)).await;
-        assert_eq!(ask(client.clone(), request(None)).await, 200);
+        assert_eq!(send(client.clone(), request(None)).await, 200);
         sleep(seconds(30)).await;
         assert!(client.clone().oneshot(request(None)).await.is_err());
         agent.recover();
         sleep(seconds(10)).await;
-        assert_eq!(ask(client, request(None)).await, 200);
+        assert_eq!(send(client, request(None)).await, 200);
 
-        // A service refuses it.
+        // A service rejects it.
         let strange = service_fn(|_: Request<String>| async {
-            let refused = Response::builder()
+            let rejected = Response::builder()
                 .status(StatusCode::UNAUTHORIZED)
                 .header(WWW_AUTHENTICATE, "Bearer error=\"invalid_token\"");
-            Ok::<_, Infallible>(refused.body(String::new()).unwrap())
+            Ok::<_, Infallible>(rejected.body(String::new()).unwrap())
         });
         let client = AddJwtSvidLayer::new(source.clone(), audience).layer(strange);
-        assert_eq!(ask(client, request(None)).await, 401);
+        assert_eq!(send(client, request(None)).await, 401);
 
         // The agent hangs: no request gets a token, and the breaker opens.
         agent.fail_call(AgentCall::FetchJwtSvid, Fault::Hang);
@@ -358,7 +358,7 @@ impl World {
         self.token(token.token().to_owned());
     }
 
-    /// A token file whose directory is missing for a while, and whose action always fails.
+    /// A token file whose directory is missing for some time, and whose action always fails.
     async fn token_files(&mut self, service: &Watched) {
         let dir = TempDir::new();
         let folder = dir.join("tokens");
@@ -380,7 +380,7 @@ impl World {
         std::fs::create_dir(&folder).unwrap();
         sleep(seconds(60)).await;
         self.token(std::fs::read_to_string(&path).unwrap());
-        // A file in the place of the directory: the token can neither be read nor removed.
+        // A file in place of the directory: the token can be neither read nor removed.
         std::fs::remove_dir_all(&folder).unwrap();
         std::fs::write(&folder, "").unwrap();
         let files = FileTokens::builder().file([REPORTS], &path);
@@ -389,7 +389,7 @@ impl World {
         file.shutdown().await;
     }
 
-    /// Access tokens of a server that has bad days.
+    /// Access tokens of a server with faults.
     async fn access_tokens(&mut self, service: &Watched) {
         const ISSUER: &str = "https://as.example.org";
         let server = FakeAuthorizationServer::builder(service.source.clone())
@@ -429,7 +429,7 @@ impl World {
         }
     }
 
-    async fn bad_days_of_the_agent(&mut self, service: &Watched) {
+    async fn agent_faults(&mut self, service: &Watched) {
         let agent = &service.agent;
         agent.rotate().await;
         sleep(seconds(60)).await;
@@ -442,8 +442,8 @@ impl World {
         }
         agent.recover();
         sleep(seconds(60)).await;
-        let rubbish = "no JWK Set";
-        agent.federate_raw("broken.test", rubbish).unwrap();
+        let unreadable = "no JWK Set";
+        agent.federate_raw("broken.test", unreadable).unwrap();
         sleep(seconds(60)).await;
         agent.unfederate("broken.test");
         agent.stop().await;
@@ -468,15 +468,15 @@ impl World {
             .unwrap();
         agent.withdraw();
         sleep(seconds(60)).await;
-        self.judge_in_vain(&service.validator).await;
+        self.reject_without_bundles(&service.validator).await;
         self.scrape_while_withdrawn = self.handle.render();
         agent.restore();
         sleep(seconds(60)).await;
         later.shutdown().await;
     }
 
-    /// No bundles yet, and none for too long.
-    async fn blindness(&mut self, service: &Watched) {
+    /// No bundles yet, and stale bundles.
+    async fn unavailable_bundles(&mut self, service: &Watched) {
         let Watched { agent, clock, .. } = service;
         let stale = self.source(agent, clock).max_staleness(seconds(60));
         let stale = stale.build().await.unwrap();
@@ -485,13 +485,13 @@ impl World {
         sleep(seconds(90)).await;
         for source in [stale, lazy] {
             let validator = self.validator(source, clock);
-            self.judge_in_vain(&validator).await;
+            self.reject_without_bundles(&validator).await;
         }
         agent.start_again().await.unwrap();
         sleep(seconds(60)).await;
     }
 
-    async fn judge_in_vain(&self, validator: &Validator) {
+    async fn reject_without_bundles(&self, validator: &Validator) {
         let token = Issuer::new(TRUST_DOMAIN)
             .unwrap()
             .token(SELF, REPORTS)
@@ -499,7 +499,7 @@ impl World {
             .sign();
         let layer = ValidateJwtSvidLayer::required(validator.clone(), Allow::any_trust_domain())
             .metrics(self.recorder.clone());
-        let status = ask(layer.layer(service_fn(hello)), request(Some(&token))).await;
+        let status = send(layer.layer(service_fn(hello)), request(Some(&token))).await;
         assert_eq!(status, 503);
     }
 
@@ -508,7 +508,7 @@ impl World {
         let issuer = Issuer::new(PARTNER).unwrap();
         let path = dir.join("partner.json");
         std::fs::write(&path, issuer.spiffe_bundle()).unwrap();
-        // Of the other kind: its keys have no `use`.
+        // For the other kind of source: its keys have no `use`.
         let mistaken = dir.join("mistaken.json");
         std::fs::write(&mistaken, Issuer::new("mistaken.test").unwrap().jwks()).unwrap();
         let domain = |name: &str| name.parse::<TrustDomain>().unwrap();
@@ -526,7 +526,7 @@ impl World {
         assert!(!bundles.state().is_healthy());
     }
 
-    /// A policy file that breaks and recovers, and one in a dry run.
+    /// A policy file that becomes invalid and recovers, and one in a dry run.
     async fn policy_file(&mut self, service: &Watched) {
         let dir = TempDir::new();
         let path = dir.join("policy.toml");
@@ -549,18 +549,18 @@ impl World {
         for bearer in [Some(token.as_str()), None] {
             let layer = layer.clone().metrics(self.recorder.clone());
             assert_eq!(
-                ask(layer.layer(service_fn(hello)), request(bearer)).await,
+                send(layer.layer(service_fn(hello)), request(bearer)).await,
                 200
             );
         }
     }
 
-    /// Layers that stand where they cannot work.
+    /// Layers in places where they cannot work.
     async fn miswired(&self, service: &Watched) {
         let narrow = AllowCallersLayer::new(Allow::id(SELF).unwrap());
         let narrow = narrow.metrics(self.recorder.clone());
         assert_eq!(
-            ask(narrow.layer(service_fn(hello)), request(None)).await,
+            send(narrow.layer(service_fn(hello)), request(None)).await,
             500
         );
         let ends = EndAtExpiryLayer::new(&service.validator);
@@ -575,6 +575,6 @@ struct Panics;
 
 impl MetricsRecorder for Panics {
     fn record_update(&self) {
-        panic!("a recorder that panics on purpose");
+        panic!("an intended panic of a recorder");
     }
 }

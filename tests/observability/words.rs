@@ -1,4 +1,4 @@
-//! The words that may stand in a label.
+//! The allowed label values.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use tower_spiffe::server::{PolicyFailure, RejectionReason};
 use tower_spiffe::token::TokenErrorReason;
 use tower_spiffe::verify::ValidateReason;
 
-const CANNOT_JUDGE: [BundlesUnavailable; 4] = [
+const UNAVAILABLE: [BundlesUnavailable; 4] = [
     BundlesUnavailable::NotReady,
     BundlesUnavailable::Withdrawn,
     BundlesUnavailable::Stale,
@@ -60,7 +60,7 @@ const TOKEN: [TokenErrorReason; 17] = [
     TokenErrorReason::Other,
 ];
 
-/// What this label of this metric may say; `None` where it is a name that an issuer gave.
+/// Returns the allowed values of a label; `None` if it is a name from an issuer.
 pub(crate) fn of(metric: &str, label: &str) -> Option<BTreeSet<&'static str>> {
     let words: Vec<&'static str> = match (metric, label) {
         (_, "trust_domain") => return None,
@@ -68,7 +68,7 @@ pub(crate) fn of(metric: &str, label: &str) -> Option<BTreeSet<&'static str>> {
         (_, "event") => SvidCacheEvent::ALL.iter().map(|e| e.as_str()).collect(),
         (_, "enforced" | "cached") => vec!["true", "false"],
         (_, "why") => {
-            let why = CANNOT_JUDGE.iter().map(|why| why.as_str());
+            let why = UNAVAILABLE.iter().map(|why| why.as_str());
             let policy = POLICY.iter().map(|why| why.as_str());
             let policy = policy.filter(|_| metric == "spiffe_admissions_total");
             why.chain(policy).chain([""]).collect()
@@ -80,8 +80,8 @@ pub(crate) fn of(metric: &str, label: &str) -> Option<BTreeSet<&'static str>> {
         ("spiffe_unknown_key_waits_total", "outcome") => KEY_WAIT_OUTCOMES.to_vec(),
         ("spiffe_policy_dry_run_denials_total", "outcome") => DRY_RUN_OUTCOMES.to_vec(),
         ("spiffe_verifications_total", "outcome") => {
-            let refused = VALIDATE.iter().map(|reason| reason.as_str());
-            refused.chain(["ok"]).collect()
+            let rejected = VALIDATE.iter().map(|reason| reason.as_str());
+            rejected.chain(["ok"]).collect()
         }
         ("spiffe_admissions_total", "outcome") => {
             let token = VALIDATE.iter().map(|reason| reason.as_str());
@@ -105,7 +105,7 @@ pub(crate) fn of(metric: &str, label: &str) -> Option<BTreeSet<&'static str>> {
     Some(words.into_iter().collect())
 }
 
-/// The metric that a sample belongs to: a histogram has several samples.
+/// Returns the metric of a sample. A histogram has several samples.
 pub(crate) fn metric_of(sample: &str) -> Option<&'static tower_spiffe::metrics::MetricInfo> {
     METRICS.iter().find(|metric| {
         let suffixes: &[&str] = match metric.kind {

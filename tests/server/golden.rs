@@ -10,7 +10,7 @@ use tower_spiffe::server::{Allow, AllowCallersLayer, Protocol, ValidateJwtSvidLa
 
 use crate::hyper::{serve, who};
 use crate::loopback::{At, stream};
-use crate::rejections::{BLIND, Case, cases};
+use crate::rejections::{Case, UNAVAILABLE, cases};
 use crate::support::{OPS, WEB, World};
 
 async fn start(world: &World) -> At {
@@ -158,7 +158,7 @@ async fn every_rejection_in_every_form() {
         }
     }
     let good = world.bearer(WEB);
-    for why in BLIND {
+    for why in UNAVAILABLE {
         world.bundles.bundles_unavailable(why);
         let case = Case::bundles_unavailable(why, good.clone());
         for form in FORMS {

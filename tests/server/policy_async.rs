@@ -154,7 +154,7 @@ async fn decisions_become_the_layers_responses() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn policy_is_asked_after_the_wait_for_a_key() {
+async fn policy_is_called_after_the_wait_for_a_key() {
     let waiting_first = |world: &World, ask| {
         let wait = UnknownKeyWait::new(Duration::from_secs(2));
         any(world).wait_for_unknown_keys(wait).ask(ask)
@@ -185,7 +185,7 @@ async fn policy_is_asked_after_the_wait_for_a_key() {
 }
 
 #[tokio::test]
-async fn only_allowed_requests_are_asked_about() {
+async fn policy_is_called_only_if_it_can_matter() {
     let world = World::new();
     let fake = Fake::only(WEB);
     let methods = GrpcPolicy::deny_by_default()
@@ -415,7 +415,7 @@ async fn requests_in_flight_are_bounded() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dropped_request_cancels_its_question() {
+async fn dropped_request_cancels_its_decision() {
     let world = World::new();
     let fake = Fake::only(WEB).closed();
     let layer = any(&world).ask(AskPolicy::new(fake.clone()).max_in_flight(1));

@@ -1,4 +1,4 @@
-//! Small rules of policies and layers: defaults, tables, and what is not asked.
+//! Small rules of policies and layers: defaults, tables, and calls that do not happen.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -45,7 +45,7 @@ fn decisions_combine_as_in_the_table() {
         assert_eq!(first.or(second), or, "{first:?} or {second:?}");
         assert_eq!(second.or(first), or, "{second:?} or {first:?}");
     }
-    // Of two reasons the first counts.
+    // The first of two reasons is kept.
     let other = DenyBecause("b");
     assert_eq!((because.and(other), because.or(other)), (because, because));
     for (decision, denies, reason) in [
@@ -59,7 +59,7 @@ fn decisions_combine_as_in_the_table() {
 }
 
 #[test]
-fn second_policy_is_not_asked_after_a_denial() {
+fn second_policy_is_not_called_after_a_denial() {
     let asked = Arc::new(AtomicUsize::new(0));
     let counted = asked.clone();
     let second = Allow::when(move |_, _| {
@@ -78,22 +78,22 @@ fn second_policy_is_not_asked_after_a_denial() {
     assert_eq!(asked.load(Ordering::Relaxed), 1);
 }
 
-/// Only what a policy must have.
-struct Least;
+/// Only the required methods.
+struct Minimal;
 
-impl Policy for Least {
+impl Policy for Minimal {
     fn decide(&self, _: Option<&VerifiedSvid>, _: &Parts) -> Decision {
         Decision::Allow
     }
 }
 
-impl AsyncPolicy for Least {
+impl AsyncPolicy for Minimal {
     fn decide(&self, _: Option<&VerifiedSvid>, _: &Parts) -> DecisionFuture {
         Box::pin(async { Ok(Decision::Allow.into()) })
     }
 }
 
-/// Caches by a key.
+/// A policy with a cache key.
 struct Keyed;
 
 impl AsyncPolicy for Keyed {
@@ -107,11 +107,11 @@ impl AsyncPolicy for Keyed {
 }
 
 #[test]
-fn least_policy_opens_nothing_and_caches_nothing() {
-    assert!(!Policy::is_public(&Least, &parts()));
-    assert_eq!(Policy::protocol(&Least), None);
-    assert_eq!(Least.cache_key(None, &parts()), None);
-    // An `Arc` of a policy is that policy.
+fn minimal_policy_denies_and_caches_nothing() {
+    assert!(!Policy::is_public(&Minimal, &parts()));
+    assert_eq!(Policy::protocol(&Minimal), None);
+    assert_eq!(Minimal.cache_key(None, &parts()), None);
+    // An `Arc` of a policy forwards to it.
     let shared: Arc<dyn AsyncPolicy> = Arc::new(Keyed);
     let key = AsyncPolicy::cache_key(&shared, None, &parts());
     assert_eq!(key.as_deref(), Some("/"));
@@ -119,7 +119,7 @@ fn least_policy_opens_nothing_and_caches_nothing() {
     assert_eq!(error.to_string(), "the policy cannot decide: no answer");
 }
 
-/// A layer that reads another header removes the note about the header of an outer one.
+/// A layer of another header removes the note of an outer layer about its header.
 #[tokio::test]
 async fn identity_of_another_header_is_not_taken_over() {
     let world = World::new();
@@ -137,7 +137,7 @@ async fn identity_of_another_header_is_not_taken_over() {
     assert_eq!(service.oneshot(request).await.unwrap().status(), 401);
 }
 
-/// Never ready.
+/// A service that is never ready.
 #[derive(Clone)]
 struct Busy;
 

@@ -80,7 +80,7 @@ fn token(of: &str) -> String {
 }
 
 #[tokio::test(start_paused = true)]
-async fn e10_resolved_hint_is_asked_for_by_id() {
+async fn e10_resolved_hint_is_requested_by_id() {
     let (_world, raw, source) = raw().await;
     let (web, db) = (token(WEB), token(DB));
     raw.answer(&[(WEB, &web, "external"), (DB, &db, "internal")]);

@@ -51,7 +51,7 @@ async fn e21_suspend_without_agent_makes_bundles_stale() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn e21_suspend_with_agent_is_stale_until_asked() {
+async fn e21_suspend_with_agent_is_stale_until_refreshed() {
     let world = World::new().await;
     let source = world.limited().await;
     tokio::time::sleep(secs(5)).await;
@@ -70,7 +70,7 @@ async fn e21_suspend_with_agent_is_stale_until_asked() {
 
 /// No request comes in during the suspend.
 #[tokio::test(start_paused = true)]
-async fn e21_idle_source_asks_within_a_second() {
+async fn e21_idle_source_refreshes_within_a_second() {
     let world = World::new().await;
     let source = world.source().await;
     tokio::time::sleep(secs(5)).await;
@@ -159,7 +159,7 @@ async fn e21_backward_step_counts_as_zero() {
 
 /// A wall clock that jumps back and forth causes at most one call per second.
 #[tokio::test(start_paused = true)]
-async fn e21_restless_wall_clock_is_no_storm() {
+async fn e21_jumping_wall_clock_causes_few_calls() {
     let world = World::new().await;
     let source = world.source().await;
     let before = world.agent.counts().fetch_jwt_bundles;

@@ -7,7 +7,7 @@ use crate::support::*;
 const NO_KEYS: &str = r#"{"keys": []}"#;
 
 #[tokio::test(start_paused = true)]
-async fn e23_a_bad_name_on_the_stream_costs_itself() {
+async fn e23_invalid_name_affects_only_its_entry() {
     let world = World::new().await;
     let other = world.agent.federate(OTHER).unwrap();
     let source = world.source().await;

@@ -25,7 +25,7 @@ async fn e24_error_status_is_contact() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn e24_failed_connection_is_no_contact() {
+async fn e24_failed_connection_is_not_contact() {
     let world = World::new().await;
     world.agent.stop().await;
     let source = world.builder().build_lazy().unwrap();
@@ -137,7 +137,7 @@ fn is_whole(state: &SourceState) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn e24_withdrawal_is_published_whole() {
+async fn e24_withdrawal_is_published_at_once() {
     let agent = FakeAgent::start_in_memory(TD).await.unwrap();
     let source = agent.source().await.unwrap();
     let done = Arc::new(AtomicBool::new(false));

@@ -84,7 +84,7 @@ async fn e25_failed_token_calls_wake_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn e25_many_tokens_are_no_storm() {
+async fn e25_many_tokens_cause_few_reconnects() {
     let world = World::new().await;
     let source = world.source().await;
     let denied = Fault::Refuse(GrpcCode::PermissionDenied);

@@ -38,7 +38,7 @@ fn warnings(log: &Log) -> Vec<String> {
 }
 
 #[test]
-fn e26_failed_assertion_is_no_panic_of_the_source() {
+fn e26_failed_test_is_not_a_panic_of_the_source() {
     let log = Log::default();
     let _guard = log.begin(Level::DEBUG);
     let mut kept = None;
@@ -58,7 +58,7 @@ fn e26_failed_assertion_is_no_panic_of_the_source() {
 }
 
 #[test]
-fn e26_dropped_runtime_is_no_warning() {
+fn e26_dropped_runtime_is_not_a_warning() {
     let log = Log::default();
     let _guard = log.begin(Level::DEBUG);
     let path = std::env::temp_dir().join(format!("e26-files-{}.json", std::process::id()));

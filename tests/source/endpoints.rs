@@ -14,7 +14,6 @@ const ERROR: &str = "child error: ";
 
 /// Returns the error of `JwtSource::new` with this endpoint variable. It runs in a child process,
 /// since environment variables are shared by all threads.
-/// since the environment belongs to all threads of one.
 pub(crate) fn error_of_new(variable: Option<&str>) -> String {
     let mut child = Command::new(std::env::current_exe().unwrap());
     child

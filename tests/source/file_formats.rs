@@ -96,7 +96,7 @@ async fn an_agent_output_shows_no_token() {
 }
 
 #[tokio::test]
-async fn one_bad_entry_costs_itself() {
+async fn invalid_entry_affects_only_itself() {
     let dir = TempDir::new();
     let (issuer, other) = (Issuer::new(TD).unwrap(), Issuer::new(OTHER).unwrap());
     let jwks = other.jwks();

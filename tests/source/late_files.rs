@@ -61,7 +61,7 @@ async fn build_waits_for_a_late_file() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn build_gives_up_and_says_why() {
+async fn build_times_out_with_the_cause() {
     let dir = TempDir::new();
     let missing = dir.join("missing");
     let half = dir.join("half");

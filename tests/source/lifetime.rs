@@ -284,7 +284,7 @@ impl MetricsRecorder for Panics {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_recorder_that_panics_ends_nothing() {
+async fn panicking_recorder_stops_nothing() {
     let world = World::new().await;
     let panics = Arc::new(Panics::default());
     let source = world

@@ -33,7 +33,7 @@ mod lifetime;
 mod memory;
 mod memory_bundles;
 mod merged_bundles;
-mod news;
+mod problem_log;
 mod reconnect;
 mod staleness;
 mod start;

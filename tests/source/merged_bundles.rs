@@ -68,7 +68,7 @@ impl Two {
 }
 
 #[test]
-fn a_down_member_affects_its_domains_only() {
+fn unavailable_member_affects_its_domains_only() {
     let two = Two::new();
     let validator = validator(&two.merged);
     let (own, other) = (token(&two.own), token(&two.other));

@@ -13,7 +13,7 @@ use tower_spiffe::workload_api::WorkloadApiErrorReason;
 use crate::support::*;
 
 #[tokio::test(start_paused = true)]
-async fn build_gives_a_source_that_has_its_bundles() {
+async fn build_returns_a_source_with_bundles() {
     let world = World::new().await;
     let source = world.source().await;
     let state = source.state();
@@ -24,7 +24,7 @@ async fn build_gives_a_source_that_has_its_bundles() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn build_waits_for_an_agent_that_comes_late() {
+async fn build_waits_for_a_late_agent() {
     let world = World::new().await;
     world.agent.stop().await;
     let (source, ()) = tokio::join!(world.builder().build(), async {

@@ -6,7 +6,7 @@ use tower_spiffe::source::JwtSourceErrorReason;
 use crate::support::*;
 
 #[tokio::test(start_paused = true)]
-async fn the_first_sync_is_no_change() {
+async fn first_sync_is_not_a_change() {
     let world = World::new().await;
     world.agent.stop().await;
     let source = world.builder().build_lazy().unwrap();

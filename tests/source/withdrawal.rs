@@ -221,8 +221,8 @@ fn withdrawal_and_staleness_apply_without_the_task() {
         let after = WithdrawalPolicy::After(secs(90));
         let withdrawn = builder.withdrawal(after).build().await.unwrap();
         agent.withdraw();
-        let withdrawn = || withdrawn.state().withdrawn().is_some();
-        eventually("the withdrawal", withdrawn).await;
+        let is_withdrawn = || withdrawn.state().withdrawn().is_some();
+        eventually("the withdrawal", is_withdrawn).await;
         let (other, builder) = start().await;
         let stale = builder.max_staleness(secs(200)).build().await.unwrap();
         ((agent, withdrawn), (other, stale))

@@ -59,7 +59,7 @@ impl Doors {
 }
 
 impl At {
-    /// The same request through each door, in both versions of HTTP; all answers.
+    /// Sends the request over each listener, in both versions of HTTP; returns all responses.
     pub async fn ask(&self, request: Request<Bytes>) -> Vec<Response<Bytes>> {
         let mut answers = Vec::new();
         for http2 in [false, true] {

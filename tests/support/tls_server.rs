@@ -1,4 +1,4 @@
-//! A TLS server that answers literally what a test sets, and keeps what it was asked.
+//! A TLS server that sends exactly what a test sets, and records its requests.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -21,12 +21,12 @@ impl Ca {
         self.issue(CertificateParams::new([host.to_owned()]).unwrap())
     }
 
-    /// The JWK of a SPIFFE bundle that has this root.
+    /// Returns the JWK for this root in a SPIFFE bundle.
     pub fn jwk(&self) -> Value {
         json!({"use": "x509-svid", "kty": "EC", "x5c": [STANDARD.encode(&self.cert)]})
     }
 
-    /// An X.509-SVID with these names.
+    /// Issues an X.509-SVID with these names.
     pub fn for_ids(&self, ids: &[&str]) -> Arc<ServerConfig> {
         self.for_ids_and_uses(ids, &[KeyUsagePurpose::DigitalSignature])
     }
@@ -55,7 +55,7 @@ impl Ca {
     }
 }
 
-/// What the server writes, and whether it then stays silent.
+/// What the server writes, and whether the connection then stays open.
 #[derive(Clone)]
 pub struct Reply {
     head: String,
@@ -97,19 +97,19 @@ impl Reply {
         self
     }
 
-    /// Writes this much, and nothing more.
+    /// Writes only this, and keeps the connection open.
     pub fn then_hangs(mut self) -> Self {
         self.hangs = true;
         self
     }
 
-    /// Writes this much, and then this again and again, each time after this pause.
+    /// Writes this, then repeats these bytes after each pause.
     pub fn then_repeats(mut self, bytes: impl AsRef<[u8]>, pause: Duration) -> Self {
         self.repeats = Some((bytes.as_ref().to_vec(), pause));
         self.then_hangs()
     }
 
-    /// The head, without the empty line that ends it.
+    /// Returns the head without the empty line at its end.
     pub fn without_end(mut self) -> Self {
         self.is_open = true;
         self
@@ -133,7 +133,7 @@ impl Reply {
 
 type Script = Arc<dyn Fn(&str) -> Reply + Send + Sync>;
 
-/// The server; it ends with its runtime.
+/// A server that stops with its runtime.
 pub struct Server {
     port: u16,
     seen: Arc<Mutex<Vec<String>>>,
@@ -173,12 +173,12 @@ impl Server {
         format!("https://localhost:{}{path}", self.port)
     }
 
-    /// Answers every request like this.
+    /// Sends this response to every request.
     pub fn answer(&self, reply: Reply) {
         self.script(move |_| reply.clone());
     }
 
-    /// Answers a request by its path.
+    /// Sends a response by path.
     pub fn script(&self, script: impl Fn(&str) -> Reply + Send + Sync + 'static) {
         *self.script.lock().unwrap() = Arc::new(script);
     }
@@ -187,7 +187,7 @@ impl Server {
         *self.tls.lock().unwrap() = tls;
     }
 
-    /// The heads of the requests so far, in lower case.
+    /// Returns the heads of the requests so far, in lower case.
     pub fn seen(&self) -> Vec<String> {
         self.seen.lock().unwrap().clone()
     }

@@ -1,4 +1,4 @@
-//! The contract of `BundleSource`: what a source inherits, and what an `Arc` of it forwards.
+//! The contract of `BundleSource`: default methods, and forwarding by `Arc`.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -14,10 +14,10 @@ use crate::support::{es256, keys_of};
 
 type Change = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Only what a source must have.
-struct Least(Result<u64, BundlesUnavailable>);
+/// Only the required methods.
+struct Minimal(Result<u64, BundlesUnavailable>);
 
-impl BundleSource for Least {
+impl BundleSource for Minimal {
     fn revision(&self) -> Result<u64, BundlesUnavailable> {
         self.0
     }
@@ -27,14 +27,14 @@ impl BundleSource for Least {
     }
 }
 
-/// Everything that a source may have, unlike the defaults.
-struct Most {
+/// All methods, with results unlike the defaults.
+struct Complete {
     revision: Result<u64, BundlesUnavailable>,
     recorder: Arc<Recorder>,
     unknown: Mutex<Vec<String>>,
 }
 
-impl BundleSource for Most {
+impl BundleSource for Complete {
     fn revision(&self) -> Result<u64, BundlesUnavailable> {
         self.revision
     }
@@ -77,8 +77,8 @@ impl MetricsRecorder for Recorder {
     }
 }
 
-fn most(revision: Result<u64, BundlesUnavailable>) -> Arc<Most> {
-    Arc::new(Most {
+fn complete(revision: Result<u64, BundlesUnavailable>) -> Arc<Complete> {
+    Arc::new(Complete {
         revision,
         recorder: Arc::default(),
         unknown: Mutex::default(),
@@ -86,20 +86,20 @@ fn most(revision: Result<u64, BundlesUnavailable>) -> Arc<Most> {
 }
 
 #[test]
-fn least_source_is_healthy_if_it_can_judge() {
-    assert!(Least(Ok(0)).is_healthy());
-    assert!(!Least(Err(BundlesUnavailable::NotReady)).is_healthy());
-    assert!(Least(Ok(0)).changed_since(0).is_none());
-    assert!(Least(Ok(0)).metrics().is_none());
+fn minimal_source_is_healthy_if_it_has_bundles() {
+    assert!(Minimal(Ok(0)).is_healthy());
+    assert!(!Minimal(Err(BundlesUnavailable::NotReady)).is_healthy());
+    assert!(Minimal(Ok(0)).changed_since(0).is_none());
+    assert!(Minimal(Ok(0)).metrics().is_none());
 }
 
 #[test]
-fn arc_of_a_source_forwards_every_question() {
+fn arc_of_a_source_forwards_every_method() {
     let why = BundlesUnavailable::Stale;
-    let shared: Arc<dyn BundleSource> = most(Ok(7));
+    let shared: Arc<dyn BundleSource> = complete(Ok(7));
     assert_eq!(BundleSource::revision(&shared), Ok(7));
     assert!(!BundleSource::is_healthy(&shared));
-    let unwell: Arc<dyn BundleSource> = most(Err(why));
+    let unwell: Arc<dyn BundleSource> = complete(Err(why));
     assert_eq!(BundleSource::revision(&unwell), Err(why));
     assert!(BundleSource::is_healthy(&unwell));
     assert!(matches!(
@@ -116,8 +116,8 @@ fn arc_of_a_source_forwards_every_question() {
 }
 
 #[test]
-fn unknown_keys_and_verdicts_reach_the_source() {
-    let source = most(Ok(7));
+fn unknown_keys_and_results_are_recorded() {
+    let source = complete(Ok(7));
     let validator = Validator::builder(source.clone()).audience(AUDIENCE);
     let clock = crate::support::HandClock::at(crate::signer::NOW);
     let validator = validator.clock(clock).build().unwrap();
@@ -126,8 +126,8 @@ fn unknown_keys_and_verdicts_reach_the_source() {
     assert_eq!(error.key_id(), Some("missing"));
     assert_eq!(*source.unknown.lock().unwrap(), ["td.test missing"]);
     assert_eq!(source.recorder.verdicts.load(Ordering::Relaxed), 1);
-    // Why the source cannot judge is recorded too.
-    let source = most(Err(BundlesUnavailable::Withdrawn));
+    // The reason for unavailable bundles is recorded too.
+    let source = complete(Err(BundlesUnavailable::Withdrawn));
     let clock = crate::support::HandClock::at(crate::signer::NOW);
     let validator = Validator::builder(source.clone()).audience(AUDIENCE);
     let validator = validator.clock(clock).build().unwrap();
@@ -136,7 +136,7 @@ fn unknown_keys_and_verdicts_reach_the_source() {
 }
 
 #[test]
-fn reasons_have_a_word_and_a_sentence() {
+fn reasons_have_a_label_and_a_sentence() {
     for (why, word, sentence) in [
         (BundlesUnavailable::NotReady, "not-ready", "no bundles"),
         (BundlesUnavailable::Withdrawn, "withdrawn", "withdrew"),
@@ -149,7 +149,7 @@ fn reasons_have_a_word_and_a_sentence() {
 }
 
 #[test]
-fn fixed_bundles_are_those_given() {
+fn fixed_bundles_do_not_change() {
     let set = keys_of(&[&es256()]);
     assert_eq!(set.len(), 1);
     let fixed = FixedBundles::new(set.clone());

@@ -1,4 +1,4 @@
-//! What errors say: enough to find the cause, bounded and escaped where a caller chose the text.
+//! Error texts name the cause. Text from a caller is bounded and escaped.
 
 use std::error::Error as _;
 use std::time::Duration;
@@ -57,7 +57,7 @@ fn first_three_audiences_are_shown() {
     }
 }
 
-/// Escapes count, and are not cut.
+/// The limit counts escaped text, and an escape is not cut.
 #[test]
 fn callers_text_is_cut_at_64_bytes() {
     let a = |n: usize| "a".repeat(n);
@@ -131,7 +131,7 @@ fn build_error_says_how_to_fix_it() {
 }
 
 #[test]
-fn header_value_instead_of_a_token_is_named() {
+fn header_value_instead_of_a_token_is_reported() {
     let signer = es256();
     let fixture = Fixture::new(&[&signer]);
     let token = signer.token();
@@ -159,7 +159,7 @@ fn header_value_instead_of_a_token_is_named() {
 }
 
 #[test]
-fn token_without_kid_and_no_fitting_key_says_so() {
+fn token_without_kid_or_fitting_key_is_reported() {
     let rs256 = crate::support::rs256();
     let fixture = Fixture::new(&[&rs256]);
     let signer = es256();
@@ -170,7 +170,7 @@ fn token_without_kid_and_no_fitting_key_says_so() {
 }
 
 #[test]
-fn defaults_are_the_documented_ones() {
+fn defaults_are_as_documented() {
     let fixture = Fixture::new(&[&es256()]);
     assert_eq!(fixture.cold.max_token_len(), 8192);
     assert_eq!(fixture.cold.leeway(), Duration::from_secs(10));

@@ -1,4 +1,4 @@
-//! JWKs with a member twice: two readers could take different keys from them.
+//! JWKs with a duplicate member: different parsers could choose different keys.
 
 use serde_json::json;
 use tower_spiffe::bundle::{IgnoredReason, JwtBundle};
@@ -6,7 +6,7 @@ use tower_spiffe::bundle::{IgnoredReason, JwtBundle};
 use crate::support::{es256, rs256};
 
 #[test]
-fn key_with_a_member_twice_is_ignored() {
+fn key_with_a_duplicate_member_is_ignored() {
     for (signer, names) in [
         (es256(), &["kty", "kid", "use", "crv", "x", "y"][..]),
         (rs256(), &["kty", "kid", "use", "n", "e"]),
@@ -17,7 +17,7 @@ fn key_with_a_member_twice_is_ignored() {
         for name in names {
             let value = &jwk[*name];
             assert!(value.is_string(), "{name}");
-            // The same value, and another one: neither is chosen.
+            // The same value, and another value: the key is ignored.
             for first in [value.clone(), json!("other")] {
                 let twice = format!("{{\"{name}\":{first},{}", &whole[1..]);
                 let bundle = read(&twice);
@@ -26,7 +26,7 @@ fn key_with_a_member_twice_is_ignored() {
                 assert_eq!(ignored, Some(IgnoredReason::Malformed), "{name}");
             }
         }
-        // Members that are not read may come twice.
+        // Unknown members may be duplicated.
         let twice = format!("{{\"a\":1,\"a\":2,{}", &whole[1..]);
         assert_eq!(read(&twice).len(), 1);
     }

@@ -38,7 +38,7 @@
 //! | TB-13 | `tb13_a_map_gives_each_trust_domain_its_bundle`, `tb13_a_map_that_is_none_or_names_a_domain_twice_is_refused` |
 //! | TB-14 | `tb_14_hint_in_a_map_does_not_change_polling` |
 //! | TB-15 | `tb_15_map_is_applied_as_a_whole` |
-//! | TB-16 | polling of bundle endpoints: this crate polls none |
+//! | TB-16 | `h01_without_a_hint_polls_every_five_minutes` |
 //! | TB-17 | `tb_17_one_key_in_two_trust_domains` |
 //! | ID-1 | `id_1_the_scheme_is_spiffe` |
 //! | ID-2 | `id_2_and_id_5_the_trust_domain_is_not_empty` |
@@ -81,7 +81,7 @@
 //! | WA-22 | `wa22_response_without_mandatory_fields_is_rejected` |
 //! | WA-23 | `wa23_first_of_equal_hints_counts` |
 //! | WA-24 | `wa24_unauthorized_identity_is_denied_and_retryable` |
-//! | WA-25 | `wa25_the_stream_has_the_whole_set_at_once_and_at_each_change` |
+//! | WA-25 | `wa25_stream_sends_the_whole_set_each_time` |
 //! | WA-26 | `wa_26_trust_domain_is_an_id_or_a_name`, `wa26_the_name_is_the_trust_domains_id_or_its_bare_name` |
 //! | WA-27 | `wa_27_keys_for_other_uses_are_ignored` |
 //! | WA-28 | `ep12_to_ep14_statuses_fail_a_start_or_are_retried` |

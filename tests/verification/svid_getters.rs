@@ -1,4 +1,4 @@
-//! What a service reads from a verified token.
+//! The getters of a verified token.
 
 use serde_json::json;
 use tower_spiffe::clock::UnixTime;
@@ -23,7 +23,7 @@ fn svid_has_the_claims_of_the_token() {
 }
 
 #[test]
-fn claims_error_says_where_and_repeats_nothing() {
+fn claims_error_has_a_position_and_no_values() {
     let signer = es256();
     let fixture = Fixture::new(&[&signer]);
     let svid = fixture.accepts(&signer.sign(&claims_with("team", json!("secret"))));

@@ -176,7 +176,7 @@ async fn p04_a_missing_file_keeps_the_policy() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn p04_large_and_odd_files_are_errors() {
+async fn p04_large_and_unreadable_files_are_errors() {
     let file = File::new(&web());
     let policy = FilePolicy::builder(file.path())
         .max_file_bytes(1000)

@@ -130,7 +130,7 @@ async fn h13_an_issuer_reaches_https_servers_only() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn h13_false_names_reach_no_request() {
+async fn h13_wrong_certificate_names_get_no_request() {
     // A name that resolves to another machine, as after DNS rebinding. Here it is this machine.
     let world = World::new().await;
     let internal = Server::start(world.ca.for_host("internal.test")).await;

@@ -58,7 +58,7 @@ async fn h08_a_set_without_usable_keys_is_an_error() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn h11_wrong_content_keeps_the_last_good_bundle() {
+async fn h11_invalid_content_keeps_the_last_bundle() {
     let world = World::new().await;
     let bundles = world.web_builder().build_lazy().unwrap();
     world.serve_bundle(Some(1), Some(1));

@@ -173,7 +173,7 @@ impl MetricsRecorder for Kinds {
 }
 
 #[tokio::test(start_paused = true)]
-async fn h03_lower_sequence_is_kept_out() {
+async fn h03_lower_sequence_is_rejected() {
     let world = World::new().await;
     let log = Log::default();
     let _log = log.begin(tracing::Level::WARN);

@@ -31,7 +31,7 @@ async fn h10_build_waits_and_says_why_it_failed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn h10_build_retries_until_the_server_answers() {
+async fn h10_build_retries_until_the_server_responds() {
     let world = World::new().await;
     world
         .server

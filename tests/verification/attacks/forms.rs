@@ -91,7 +91,7 @@ fn a09_deep_json_and_extreme_numbers_are_handled() {
 fn a12_other_base64url_spellings_are_rejected() {
     let signer = es256();
     let fixture = warm_fixture(&[&signer]);
-    // Texts whose encoding leaves bits over.
+    // Texts whose encoding has unused bits.
     let header = signer.header().to_string() + " ";
     let payload = claims().to_string();
     let payload = payload.clone() + &" ".repeat((4 - payload.len() % 3) % 3);
@@ -225,7 +225,7 @@ fn a14_duplicate_names_are_rejected() {
             fixture.rejects(&token, ValidateReason::Claims);
         }
     }
-    // Many names, of which the last repeats the first.
+    // Many names. The last one repeats the first.
     let mut many = claims();
     for n in 0..200 {
         many[format!("c{n}")] = json!(n);

@@ -1,4 +1,4 @@
-//! The embedded Workload API on a bad day: each fault does what its name says, and ends.
+//! Faults of the embedded Workload API: each has the effect that its name says, and ends.
 
 use std::time::Duration;
 
@@ -19,19 +19,22 @@ async fn agent() -> (FakeAgent, Client) {
 }
 
 #[tokio::test]
-async fn refuse_answers_every_call_and_ends_open_streams_with_the_status() {
+async fn error_status_reaches_calls_and_streams() {
     let (agent, client) = agent().await;
     let mut stream = client.bundles().await.unwrap();
     next_key_ids(&mut stream, TD).await;
-    for (told, seen) in [
+    for (fault, expected) in [
         (GrpcCode::ResourceExhausted, Code::ResourceExhausted),
         (GrpcCode::Unauthenticated, Code::Unauthenticated),
         (GrpcCode::Internal, Code::Internal),
     ] {
-        agent.fail(Fault::Refuse(told));
-        assert_eq!(client.token(AUD).await.unwrap_err().code(), seen);
-        assert_eq!(client.bundles().await.unwrap_err().code(), seen);
-        assert_eq!(client.validate(AUD, "x").await.unwrap_err().code(), seen);
+        agent.fail(Fault::Refuse(fault));
+        assert_eq!(client.token(AUD).await.unwrap_err().code(), expected);
+        assert_eq!(client.bundles().await.unwrap_err().code(), expected);
+        assert_eq!(
+            client.validate(AUD, "x").await.unwrap_err().code(),
+            expected
+        );
     }
     assert_eq!(end(&mut stream).await, Code::ResourceExhausted);
     agent.recover();
@@ -61,7 +64,7 @@ async fn one_call_can_fail_alone() {
 }
 
 #[tokio::test]
-async fn hang_takes_calls_and_answers_when_it_is_over() {
+async fn hang_delays_calls_until_recovery() {
     let (agent, client) = agent().await;
     let mut stream = client.bundles().await.unwrap();
     next_key_ids(&mut stream, TD).await;
@@ -81,7 +84,7 @@ async fn hang_takes_calls_and_answers_when_it_is_over() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn slow_makes_each_answer_and_each_message_late() {
+async fn slow_delays_responses_and_messages() {
     let agent = FakeAgent::start_in_memory(TD).await.unwrap();
     let client = dial_in_memory(&agent).await;
     agent.fail(Fault::Slow(Duration::from_secs(7)));
@@ -98,7 +101,7 @@ async fn slow_makes_each_answer_and_each_message_late() {
 }
 
 #[tokio::test]
-async fn hang_up_says_one_message_on_each_stream() {
+async fn hang_up_sends_one_message_per_stream() {
     let (agent, client) = agent().await;
     agent.fail(Fault::HangUp);
     for _ in 0..3 {
@@ -111,12 +114,12 @@ async fn hang_up_says_one_message_on_each_stream() {
     let mut stream = client.bundles().await.unwrap();
     next_key_ids(&mut stream, TD).await;
     assert_eq!(end(&mut stream).await, Code::Unavailable);
-    // Tokens come as ever.
+    // Tokens still work.
     assert!(client.token(AUD).await.is_ok());
 }
 
 #[tokio::test]
-async fn garbage_is_well_formed_messages_with_rubbish_in_them() {
+async fn garbage_is_invalid_data_in_valid_messages() {
     let (agent, client) = agent().await;
     agent.federate("other.test").unwrap();
     let mut stream = client.bundles().await.unwrap();
@@ -125,33 +128,33 @@ async fn garbage_is_well_formed_messages_with_rubbish_in_them() {
     let bad = stream.message().await.unwrap().unwrap();
     let own = &bad.bundles["spiffe://example.org"];
     assert!(serde_json::from_slice::<serde_json::Value>(own).is_err());
-    // The other domain is whole.
+    // The other trust domain is unchanged.
     assert_eq!(
         bad.bundles["spiffe://other.test"],
         good.bundles["spiffe://other.test"]
     );
     assert!(!client.token(AUD).await.unwrap().contains('.'));
-    let told = client.validate(AUD, "x").await.unwrap();
-    assert!(tower_spiffe::SpiffeId::parse(&told.spiffe_id).is_err());
+    let response = client.validate(AUD, "x").await.unwrap();
+    assert!(tower_spiffe::SpiffeId::parse(&response.spiffe_id).is_err());
     agent.recover();
     assert_eq!(stream.message().await.unwrap().unwrap(), good);
 }
 
 #[tokio::test]
-async fn not_protobuf_is_a_frame_that_nobody_can_read() {
+async fn not_protobuf_cannot_be_decoded() {
     let (agent, client) = agent().await;
     agent.fail(Fault::NotProtobuf);
-    let refused = client.token(AUD).await.unwrap_err();
-    assert!(refused.message().contains("decode"), "{refused}");
-    let refused = client.validate(AUD, "x").await.unwrap_err();
-    assert!(refused.message().contains("decode"), "{refused}");
+    let error = client.token(AUD).await.unwrap_err();
+    assert!(error.message().contains("decode"), "{error}");
+    let error = client.validate(AUD, "x").await.unwrap_err();
+    assert!(error.message().contains("decode"), "{error}");
     let mut stream = client.bundles().await.unwrap();
-    let refused = stream.message().await.unwrap_err();
-    assert!(refused.message().contains("decode"), "{refused}");
+    let error = stream.message().await.unwrap_err();
+    assert!(error.message().contains("decode"), "{error}");
 }
 
 #[tokio::test]
-async fn not_http2_is_somebody_else_on_the_socket() {
+async fn not_http2_affects_only_new_connections() {
     let (agent, old) = agent().await;
     old.token(AUD).await.unwrap();
     agent.fail(Fault::NotHttp2);
@@ -161,14 +164,14 @@ async fn not_http2_is_somebody_else_on_the_socket() {
         Err(_) => true,
     };
     assert!(failed);
-    // Who was there before is served on.
+    // Existing connections still work.
     assert!(old.token(AUD).await.is_ok());
     agent.recover();
     assert!(dial(&agent).await.token(AUD).await.is_ok());
 }
 
 #[tokio::test]
-async fn half_open_connections_stay_dead_and_new_ones_work_after_recovery() {
+async fn half_open_connections_stay_dead_after_recovery() {
     let (agent, client) = agent().await;
     let mut stream = client.bundles().await.unwrap();
     next_key_ids(&mut stream, TD).await;
@@ -189,20 +192,20 @@ async fn half_open_connections_stay_dead_and_new_ones_work_after_recovery() {
 }
 
 #[tokio::test]
-async fn cut_connections_end_and_new_ones_work() {
+async fn cut_connections_are_replaced() {
     let (agent, client) = agent().await;
     let mut stream = client.bundles().await.unwrap();
     next_key_ids(&mut stream, TD).await;
     agent.cut_connections().await;
     assert_eq!(agent.counts().open_connections, 0);
     assert!(stream.message().await.is_err());
-    // tonic's channel dials again of its own accord.
+    // tonic's channel reconnects automatically.
     eventually_async(async || client.token(AUD).await.is_ok()).await;
     assert_eq!(agent.counts().connections, 2);
 }
 
 #[tokio::test]
-async fn oversized_messages_are_large_and_otherwise_good() {
+async fn oversized_messages_are_valid() {
     let (agent, client) = agent().await;
     agent.fail(Fault::Oversized(5_000_000));
     let mut stream = client.bundles().await.unwrap();
@@ -214,7 +217,7 @@ async fn oversized_messages_are_large_and_otherwise_good() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn with_the_server_away_a_known_audience_gets_the_same_token_and_others_wait() {
+async fn without_its_server_the_agent_returns_cached_tokens() {
     let clock = PausedClock::new(UnixTime::from_secs(1_790_000_000));
     let agent = FakeAgent::builder(TD)
         .clock(clock.shared())
@@ -224,25 +227,25 @@ async fn with_the_server_away_a_known_audience_gets_the_same_token_and_others_wa
     let client = dial_in_memory(&agent).await;
     let known = client.token(AUD).await.unwrap();
     agent.fail(Fault::ServerAway);
-    // Past its half: the agent would have fetched a new one.
+    // After half its lifetime, SPIRE's agent would have fetched a new token.
     tokio::time::advance(Duration::from_secs(290)).await;
     assert_eq!(client.token(AUD).await.unwrap(), known);
     let began = Instant::now();
-    let refused = client.token("never asked for").await.unwrap_err();
-    assert_eq!(refused.code(), Code::Unavailable);
+    let error = client.token("never asked for").await.unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable);
     assert_eq!(began.elapsed().as_secs(), 30);
-    // By now the known one has expired, and is not handed out any more.
+    // The known token has expired by now, and is not returned any more.
     assert_eq!(
         client.token(AUD).await.unwrap_err().code(),
         Code::Unavailable
     );
-    // The stream does not care: the agent is there.
+    // The stream is not affected: the agent is running.
     let mut stream = client.bundles().await.unwrap();
     next_key_ids(&mut stream, TD).await;
 }
 
 #[tokio::test]
-async fn a_stopped_agent_is_gone_with_its_socket_and_comes_back_to_it() {
+async fn stopped_agent_reuses_its_socket() {
     let (agent, client) = agent().await;
     let mut stream = client.bundles().await.unwrap();
     next_key_ids(&mut stream, TD).await;
@@ -265,7 +268,7 @@ async fn a_stopped_agent_is_gone_with_its_socket_and_comes_back_to_it() {
 }
 
 #[tokio::test]
-async fn over_tcp_and_in_memory_it_comes_back_too() {
+async fn restart_works_over_tcp_and_in_memory() {
     let agent = FakeAgent::start_tcp(TD).await.unwrap();
     let endpoint = agent.endpoint();
     let client = dial(&agent).await;
@@ -278,8 +281,8 @@ async fn over_tcp_and_in_memory_it_comes_back_too() {
     let connector = agent.connector();
     assert!(connector().await.is_ok());
     agent.stop().await;
-    let refused = connector().await.unwrap_err();
-    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    let error = connector().await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
     agent.start_again().await.unwrap();
     assert!(connector().await.is_ok());
     drop(agent);
@@ -287,7 +290,7 @@ async fn over_tcp_and_in_memory_it_comes_back_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_offset_clock_dates_tokens_and_judges_them() {
+async fn clock_offset_applies_to_tokens_and_validation() {
     let clock = PausedClock::new(UnixTime::from_secs(1_790_000_000));
     let agent = FakeAgent::builder(TD)
         .clock(clock.shared())
@@ -328,7 +331,7 @@ async fn any_stream_is_served() {
 }
 
 #[tokio::test]
-async fn what_is_registered_while_withdrawn_stands_beside_what_comes_back() {
+async fn registrations_during_a_withdrawal_are_kept() {
     let (agent, client) = agent().await;
     let id = |name: &str| format!("spiffe://{TD}/{name}");
     let register = |name: &str, hint: &str| {
@@ -344,7 +347,7 @@ async fn what_is_registered_while_withdrawn_stands_beside_what_comes_back() {
     };
     let entry = |name: &str, hint: &str| (id(name), hint.to_owned());
 
-    // The stand-in goes with the first identity, also where it is withdrawn.
+    // Its replacement is removed with the first identity, also if that is withdrawn.
     agent.withdraw();
     register("web", "old");
     assert_eq!(given().await, [entry("web", "old")]);
@@ -361,7 +364,7 @@ async fn what_is_registered_while_withdrawn_stands_beside_what_comes_back() {
     let all = [entry("cron", ""), entry("web", "new"), entry("ops", "")];
     agent.restore();
     assert_eq!(given().await, all);
-    // Twice takes away what came in between, and loses nothing.
+    // A second withdrawal also withdraws new entries, and loses nothing.
     agent.withdraw();
     register("ops", "");
     agent.withdraw();

@@ -1,5 +1,4 @@
-//! The troubles, one card each, dealt from a shuffled deck: every deck has all of them, in an order
-//! of its own.
+//! The incidents in shuffled order: each shuffle has all of them.
 
 use fastrand::Rng;
 use tower_spiffe::bundle::Algorithm;
@@ -8,11 +7,11 @@ use tower_spiffe::token::GrpcCode;
 
 use crate::times::Times;
 
-/// One step of trouble.
+/// One incident.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Card {
-    // Faults, of all calls or of one, until something ends them.
-    Refuse,
+pub(crate) enum Incident {
+    // Faults of all calls or of one, until they end.
+    ErrorStatus,
     Hang,
     Slow,
     HangUp,
@@ -47,9 +46,9 @@ pub(crate) enum Card {
     // Federation.
     Federate,
     Unfederate,
-    FederateRubbish,
+    FederateInvalid,
     ForeignRotates,
-    // The stream's words.
+    // Raw stream messages.
     SendAgain,
     Replay,
     // Clocks.
@@ -57,13 +56,13 @@ pub(crate) enum Card {
     WallSteps,
     // Clients that ping too often.
     Eager,
-    // A better moment between two bad ones.
+    // Ends all faults.
     Recover,
 }
 
-impl Card {
+impl Incident {
     pub(crate) const ALL: [Self; 38] = [
-        Self::Refuse,
+        Self::ErrorStatus,
         Self::Hang,
         Self::Slow,
         Self::HangUp,
@@ -93,7 +92,7 @@ impl Card {
         Self::Revoke,
         Self::Federate,
         Self::Unfederate,
-        Self::FederateRubbish,
+        Self::FederateInvalid,
         Self::ForeignRotates,
         Self::SendAgain,
         Self::Replay,
@@ -103,10 +102,10 @@ impl Card {
         Self::Recover,
     ];
 
-    /// The fault that this card stands for.
+    /// Returns the fault of this incident.
     pub(crate) fn fault(self, times: &Times, rng: &mut Rng) -> Option<Fault> {
         Some(match self {
-            Self::Refuse => Fault::Refuse(code(rng)),
+            Self::ErrorStatus => Fault::Refuse(code(rng)),
             Self::Hang => Fault::Hang,
             Self::Slow => Fault::Slow(Times::draw(rng, &times.slow)),
             Self::HangUp => Fault::HangUp,
@@ -115,7 +114,7 @@ impl Card {
             Self::NotProtobuf => Fault::NotProtobuf,
             Self::NotHttp2 => Fault::NotHttp2,
             Self::HalfOpen => Fault::HalfOpen,
-            // Beyond what a token may have, or beyond what one JWK Set may have.
+            // Larger than a token may be, or larger than a JWK Set may be.
             Self::Oversized => Fault::Oversized(*rng.choice(&[9_000, 70_000, 5 << 20]).unwrap()),
             Self::ServerAway => Fault::ServerAway,
             _ => return None,
@@ -123,14 +122,14 @@ impl Card {
     }
 }
 
-/// The cards in the order in which they come.
-pub(crate) struct Deck {
-    left: Vec<Card>,
-    /// Decks that were dealt to the last card.
+/// The incidents in their order.
+pub(crate) struct Shuffle {
+    left: Vec<Incident>,
+    /// The number of completed shuffles.
     pub(crate) dealt: u64,
 }
 
-impl Deck {
+impl Shuffle {
     pub(crate) fn new() -> Self {
         Self {
             left: Vec::new(),
@@ -138,25 +137,25 @@ impl Deck {
         }
     }
 
-    pub(crate) fn deal(&mut self, rng: &mut Rng) -> Card {
+    pub(crate) fn deal(&mut self, rng: &mut Rng) -> Incident {
         if self.left.is_empty() {
-            self.left = Card::ALL.to_vec();
+            self.left = Incident::ALL.to_vec();
             rng.shuffle(&mut self.left);
         }
-        let card = self.left.pop().unwrap();
+        let incident = self.left.pop().unwrap();
         if self.left.is_empty() {
             self.dealt += 1;
         }
-        card
+        incident
     }
 }
 
-/// Any status but OK.
+/// Returns any status except OK.
 fn code(rng: &mut Rng) -> GrpcCode {
     GrpcCode::from_i32(rng.i32(1..=16))
 }
 
-/// The one call that is to fail, or all of them.
+/// Returns the one call that fails, or `None` for all.
 pub(crate) fn scope(rng: &mut Rng) -> Option<AgentCall> {
     let calls = [
         AgentCall::FetchJwtSvid,
@@ -176,9 +175,9 @@ pub(crate) fn algorithm(rng: &mut Rng) -> Algorithm {
     *rng.choice(&all).unwrap()
 }
 
-/// What a stream says that no agent should: some of it is to be discarded as a whole, some in part,
-/// some is a set like any other.
-pub(crate) fn rubbish(rng: &mut Rng) -> Vec<(String, Vec<u8>)> {
+/// Returns raw stream messages. A source discards some completely and some in part; others are valid.
+/// No agent should send them.
+pub(crate) fn raw_messages(rng: &mut Rng) -> Vec<(String, Vec<u8>)> {
     let own = || "spiffe://example.org".to_owned();
     let empty = br#"{"keys": []}"#;
     match rng.u8(..5) {
@@ -198,7 +197,7 @@ pub(crate) fn rubbish(rng: &mut Rng) -> Vec<(String, Vec<u8>)> {
     }
 }
 
-/// So many steps of trouble at one time.
+/// Returns the number of incidents at one time.
 pub(crate) fn steps(rng: &mut Rng) -> usize {
     rng.usize(2..8)
 }

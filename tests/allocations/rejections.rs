@@ -1,4 +1,4 @@
-//! What is turned away before its signature is looked at, which anybody can send any number of.
+//! Tokens that are rejected before their signature is verified. Any caller can send many of them.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -15,11 +15,11 @@ use tower_spiffe::verify::ValidateReason;
 use super::{EXPIRY, validator};
 use tower_spiffe_test_support::signer::{AUDIENCE, SUBJECT, Signer};
 
-/// Is never called.
+/// An inner service that is never called.
 #[derive(Clone)]
-struct Nobody;
+struct NeverCalled;
 
-impl Service<Request<String>> for Nobody {
+impl Service<Request<String>> for NeverCalled {
     type Response = Response<String>;
     type Error = Infallible;
     type Future = Ready<Result<Response<String>, Infallible>>;
@@ -33,7 +33,7 @@ impl Service<Request<String>> for Nobody {
     }
 }
 
-fn refused(signer: &Signer) -> [(ValidateReason, String); 4] {
+fn rejected_tokens(signer: &Signer) -> [(ValidateReason, String); 4] {
     let claims = |audience, expiry: i64| json!({"sub": SUBJECT, "aud": [audience], "exp": expiry});
     let unknown = Signer::for_algorithm(Algorithm::ES256).with_key_id("another");
     [
@@ -53,12 +53,12 @@ fn refused(signer: &Signer) -> [(ValidateReason, String); 4] {
     ]
 }
 
-/// The SPIFFE ID for as long as it is judged, then the two names that the error shows.
+/// One allocation for the SPIFFE ID during validation, and two for the names in the error.
 #[test]
-fn a08_what_is_refused_before_the_signature_keeps_no_claims() {
+fn a08_rejection_before_the_signature_keeps_no_claims() {
     let signer = Signer::for_algorithm(Algorithm::ES256);
     let validator = validator(&signer);
-    for (reason, token) in refused(&signer) {
+    for (reason, token) in rejected_tokens(&signer) {
         let _ = validator.validate(&token);
         let count = measure(|| {
             let error = validator.validate(&token).unwrap_err();
@@ -66,7 +66,7 @@ fn a08_what_is_refused_before_the_signature_keeps_no_claims() {
         });
         let most = match reason {
             ValidateReason::Malformed => 0,
-            // The audiences that the token claims are kept for the log.
+            // The audiences of the token are kept for the log.
             ValidateReason::Audience => 4,
             _ => 3,
         };
@@ -74,14 +74,14 @@ fn a08_what_is_refused_before_the_signature_keeps_no_claims() {
     }
 }
 
-/// Two for the header map and three for the extensions that the rejection is left in. A token adds the
-/// details of the rejection, and what its error has.
+/// Two allocations for the header map, and three for the extensions with the rejection. A token adds
+/// the details of the rejection and of its error.
 #[test]
-fn a08_an_answer_to_a_refused_request_is_ready_made() {
+fn a08_rejection_responses_are_prebuilt() {
     let signer = Signer::for_algorithm(Algorithm::ES256);
     let allowed = Allow::id(SUBJECT).unwrap();
     let layer = ValidateJwtSvidLayer::required(validator(&signer), allowed);
-    let mut service = layer.layer(Nobody);
+    let mut service = layer.layer(NeverCalled);
     let mut count = |token: Option<&str>| {
         let request = || {
             let mut request = Request::new(String::new());
@@ -95,16 +95,16 @@ fn a08_an_answer_to_a_refused_request_is_ready_made() {
             let future = std::pin::pin!(service.call(request));
             match future.poll(&mut Context::from_waker(Waker::noop())) {
                 Poll::Ready(Ok(response)) => assert_eq!(response.status(), 401),
-                _ => unreachable!("it waits for nothing"),
+                _ => unreachable!("the call is ready"),
             }
         };
-        // The first of a class makes room for its line in the log.
+        // The first rejection of a reason allocates its log state.
         call(request());
         let request = request();
         measure(|| call(request)).count_total
     };
     assert!(count(None) <= 5, "{}", count(None));
-    for (reason, token) in refused(&signer) {
+    for (reason, token) in rejected_tokens(&signer) {
         let most = match reason {
             ValidateReason::Malformed => 6,
             ValidateReason::Audience => 10,
