@@ -160,6 +160,11 @@ type Keys = Result<Option<usize>, BundlesUnavailable>;
 
 impl Model {
     fn message(&mut self, entries: [Entry; 3]) {
+        // A withdrawal that is due takes effect before the message.
+        if self.bundles.is_ok() && self.now >= self.withdrawn_at {
+            self.bundles = Err(BundlesUnavailable::Withdrawn);
+            self.domains = Default::default();
+        }
         let mut domains = self.domains;
         for (domain, entry) in domains.iter_mut().zip(entries) {
             match entry {

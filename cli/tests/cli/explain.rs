@@ -422,7 +422,7 @@ fn each_format_is_read_and_detected() {
 #[test]
 fn invalid_command_line_exits_with_2() {
     for (args, why) in [
-        (&[][..], "--bundles <FILE>"),
+        (&[][..], "--bundles <FILE|URL>"),
         (&["--bundles", "x"], "--audience <AUD>"),
         (&["--bundles"], "a value is required"),
         (
