@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::builder::{Settings, ValidatorBuilder};
 use super::cache::{VerifiedCache, VerifiedCacheStats};
-use super::judge::Checks;
+use super::check::Checks;
 use super::{ValidateError, ValidateReason, VerifiedSvid};
 use crate::bundle::{BundleAnswer, BundleSource};
 use crate::clock::Clock;

@@ -167,7 +167,7 @@ impl Followed {
         }
         let mut unreadable = snapshot.unreadable.iter();
         match unreadable.find(|known| known.name() == trust_domain) {
-            // A caller that names it gets 401, not 503: all other trust domains can be judged.
+            // A caller that names it gets 401, not 503: all other trust domains are usable.
             Some(known) => BundleAnswer::Ready(Arc::new(JwtBundle::without_keys(known.clone()))),
             None if snapshot.awaits(trust_domain) => {
                 BundleAnswer::Unavailable(BundlesUnavailable::NotReady)
@@ -209,7 +209,7 @@ impl Followed {
         }
     }
 
-    /// Reads the files once. Blocks, without the lock: a disk may not answer.
+    /// Reads the files once. Blocks, without the lock: a disk may not respond.
     pub(super) fn look(&self, which: Which) {
         let known = self.snapshot.load().set.clone();
         let documents: Vec<(Document, Option<u64>)> = {
@@ -255,8 +255,8 @@ impl Followed {
             file.looked_at(failure);
             bad += u32::from(file.error.is_some());
         }
-        // A change of ignored elements is shown in the state; it changes no verdict, so the revision
-        // stays.
+        // A change of ignored elements is shown in the state; it changes no result of a validation,
+        // so the revision stays.
         if changed || shown_changed {
             self.snapshot.store(Arc::new(Snapshot::of(&files)));
         }

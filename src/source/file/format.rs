@@ -1,4 +1,4 @@
-//! The formats of documents with bundles, and what a document says.
+//! The formats of documents with bundles, and the content of a document.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -53,12 +53,12 @@ pub enum BundleFormat {
     /// The file that spiffe-helper writes (`jwt_bundle_file_name`): an object from trust domain to
     /// the base64 of its JWK Set. A key counts if `use` is absent or `jwt-svid`.
     SpiffeHelper,
-    /// The output of `spire-agent api fetch jwt -output json`, of which the `bundles` are read and
-    /// the tokens are not. A key counts if `use` is absent or `jwt-svid`.
+    /// The output of `spire-agent api fetch jwt -output json`, with `bundles` and tokens. The tokens are not
+    /// read. A key counts if `use` is absent or `jwt-svid`.
     SpireAgent,
 }
 
-/// What a document says.
+/// The content of a document.
 #[derive(Debug, Clone)]
 pub struct BundleDocument {
     contents: Contents,
@@ -237,21 +237,21 @@ impl BundleDocument {
     }
 
     /// Returns what is wrong with parts of the document: entries that cannot be read, trust domains
-    /// with keys of which none is usable, and entries with a name that is not a trust domain's.
+    /// whose keys are all unusable, and entries whose name is not that of a trust domain.
     pub fn errors(&self) -> impl Iterator<Item = String> {
         self.contents.errors()
     }
 }
 
-/// What a file says.
+/// The content of a file.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Contents {
     pub(super) bundles: BTreeMap<TrustDomain, Arc<JwtBundle>>,
     /// Trust domains whose part of the file cannot be read, and why.
     pub(super) troubles: BTreeMap<TrustDomain, Box<str>>,
-    /// Trust domains with keys of which none is usable, and why.
+    /// Trust domains whose keys are all unusable, and why.
     pub(super) unusable: BTreeMap<TrustDomain, Box<str>>,
-    /// Entries of a map whose name is not a trust domain's.
+    /// Entries of a map whose name is not that of a trust domain.
     unnamed: Unnamed,
 }
 
@@ -278,7 +278,7 @@ impl Contents {
                 |id| format!("\"{}\"", presentable(id)),
             );
             let text = format!(
-                "none of its keys is usable: key {key_id} at position {}: {first}{fix}",
+                "no key is usable: key {key_id} at position {}: {first}{fix}",
                 first.position()
             );
             self.unusable.insert(domain.clone(), text.into());

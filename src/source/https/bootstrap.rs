@@ -26,23 +26,23 @@ enum Origin {
 }
 
 impl SpiffeBootstrap {
-    /// A SPIFFE bundle document, as `spire-server bundle show -format spiffe` prints it.
+    /// Uses a SPIFFE bundle document, as `spire-server bundle show -format spiffe` prints it.
     pub fn text(document: impl AsRef<[u8]>) -> Self {
         Self(Origin::Text(document.as_ref().into()))
     }
 
-    /// A file with a SPIFFE bundle document, at most 1 MiB.
+    /// Uses a file with a SPIFFE bundle document, at most 1 MiB.
     pub fn file(path: impl AsRef<Path>) -> Self {
         Self(Origin::File(path.as_ref().into()))
     }
 
-    /// Another source, whose latest SPIFFE bundle is used: one of the endpoint's trust domain, if
-    /// that is not the trust domain whose bundle the endpoint serves.
+    /// Uses the latest SPIFFE bundle of another source. That source must be for the endpoint's own
+    /// trust domain, if it differs from the trust domain whose bundle the endpoint serves.
     pub fn source(bundles: HttpsBundles) -> Self {
         Self::from_fn(move || bundles.spiffe_bundle())
     }
 
-    /// A function that returns the SPIFFE bundle document as it is now, or `None` if it has none.
+    /// Uses a function that returns the SPIFFE bundle document as it is now, or `None` if it has none.
     /// It must not block.
     pub fn from_fn(read: impl Fn() -> Option<Arc<[u8]>> + Send + Sync + 'static) -> Self {
         Self(Origin::Function(Arc::new(read)))
@@ -71,7 +71,7 @@ impl fmt::Debug for SpiffeBootstrap {
     }
 }
 
-/// Blocking file operations, one at a time: a disk may never answer.
+/// Blocking file operations, one at a time: a disk may never respond.
 #[derive(Clone, Default)]
 pub(super) struct Disk {
     busy: Arc<AtomicBool>,
@@ -83,7 +83,7 @@ impl Disk {
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> Result<T, String> {
         if self.busy.swap(true, Ordering::AcqRel) {
-            return Err("the disk does not answer".to_owned());
+            return Err("the disk does not respond".to_owned());
         }
         let busy = Busy(self.busy.clone());
         let outcome = own_thread::run(move || {

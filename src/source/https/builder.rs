@@ -186,7 +186,7 @@ impl HttpsBundlesBuilder {
     /// default: a key that is revoked during an outage of the endpoint stays valid here until a poll
     /// succeeds.
     ///
-    /// Past the limit tokens cannot be judged (`503`, [`BundlesUnavailable::Stale`](crate::bundle::BundlesUnavailable::Stale)). The age is taken on
+    /// Past the limit tokens cannot be verified (`503`, [`BundlesUnavailable::Stale`](crate::bundle::BundlesUnavailable::Stale)). The age is taken on
     /// the monotonic clock and on the wall clock, whichever shows more. Below 300 s the source is
     /// stale between two polls.
     pub fn max_staleness(mut self, max: impl Into<Option<Duration>>) -> Self {
@@ -260,11 +260,11 @@ impl HttpsBundlesBuilder {
         }
     }
 
-    /// Builds the source without waiting. Tokens cannot be judged until the first poll succeeds.
+    /// Builds the source without waiting. Tokens cannot be verified until the first poll succeeds.
     /// Reads the system's root certificates, which blocks for a few milliseconds.
     ///
     /// # Errors
-    /// The URL or the issuer is invalid; a root certificate is malformed, or there is none; a
+    /// The URL or the issuer is invalid; root certificates are malformed or missing; a
     /// setting does not fit the kind of source; there is no tokio runtime.
     pub fn build_lazy(self) -> Result<HttpsBundles, HttpsBundlesError> {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| {

@@ -212,7 +212,7 @@ impl Client {
                 status => {
                     return Err(FetchError {
                         retry_after: retry_after(&head.headers, now),
-                        ..FetchError::new(format!("the server answered with HTTP status {status}"))
+                        ..FetchError::new(format!("the server returned HTTP status {status}"))
                     });
                 }
             }
@@ -325,7 +325,7 @@ async fn connect(
         })
 }
 
-/// The first connection that succeeds. An address that does not answer, of a broken IPv6 network for
+/// The first connection that succeeds. An address that does not respond, of a broken IPv6 network for
 /// example, delays the next one only briefly.
 async fn first_of<T, F>(
     addresses: Vec<SocketAddr>,
@@ -407,8 +407,8 @@ mod tests {
         let began = tokio::time::Instant::now();
         let found = first_of([1, 2, 3, 4].map(address).to_vec(), connect).await;
         assert_eq!((found.unwrap(), began.elapsed()), (3, NEXT_ADDRESS));
-        let refused = first_of(vec![address(2)], connect).await.unwrap_err();
-        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        let error = first_of(vec![address(2)], connect).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
         let none = first_of(Vec::new(), connect).await.unwrap_err();
         assert_eq!(none.kind(), io::ErrorKind::NotFound);
         let dead = timeout(CONNECT_WITHIN, first_of(vec![address(1)], connect)).await;

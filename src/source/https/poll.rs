@@ -325,7 +325,7 @@ impl Poller {
                 _ => replace_file(&path, &document),
             });
             let saved = timeout(FETCH_WITHIN, saved).await;
-            let saved = saved.unwrap_or_else(|_| Err("the disk does not answer".to_owned()));
+            let saved = saved.unwrap_or_else(|_| Err("the disk does not respond".to_owned()));
             self.shared.saved(saved);
         }
     }
@@ -338,7 +338,7 @@ fn unreadable(text: String) -> FetchError {
     }
 }
 
-/// Reports the end of the task, in whatever way it ends.
+/// Reports the end of the task, also after a panic or an abort.
 struct Ended(Arc<Shared>);
 
 impl Drop for Ended {

@@ -206,7 +206,7 @@ impl Shared {
                 let trust_domain = self.trust_domain.name();
                 tracing::warn!(
                     trust_domain,
-                    "a polled bundle is stale: tokens cannot be judged"
+                    "a polled bundle is stale: tokens cannot be verified"
                 );
             }
         }
@@ -276,7 +276,7 @@ impl Shared {
         }
         drop(record);
         let error = unusable(&keys);
-        // Stored even if only ignored elements differ: they change no verdict, but are shown.
+        // Stored even if only ignored elements differ: they are visible in the state.
         let known = keys.len();
         self.bundle.store(Some(Arc::new(keys)));
         self.contact((!same_keys).then_some(known), error);
@@ -293,8 +293,8 @@ impl Shared {
             record.error = None;
         }
         drop(record);
-        // The revision before the moment: otherwise a verdict on withdrawn keys, cached before the
-        // bundle was stale, could be valid again for an instant.
+        // The revision before the moment: otherwise a token of a withdrawn key, cached before
+        // the bundle was stale, could be accepted again for a moment.
         let raised = (changed.is_some() || was_stale).then(|| self.raise_revision());
         let stale_at = self.max_staleness.map(|max| nanos(now.saturating_add(max)));
         self.stale_at

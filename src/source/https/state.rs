@@ -59,7 +59,7 @@ impl HttpsBundlesState {
         &self.url
     }
 
-    /// Returns the revision, or why tokens cannot be judged.
+    /// Returns the revision, or why tokens cannot be verified.
     ///
     /// # Errors
     /// As [`BundleSource::revision`](crate::BundleSource::revision).
@@ -127,7 +127,7 @@ impl HttpsBundlesState {
         self.save_error.as_deref()
     }
 
-    /// Returns whether everything is as it should be: tokens can be judged, the task is not
+    /// Returns whether everything is as it should be: tokens can be verified, the task is not
     /// [overdue](Self::is_overdue), and the last poll and the last save had no error.
     pub fn is_healthy(&self) -> bool {
         self.revision.is_ok()
