@@ -41,7 +41,7 @@ impl Checks {
         if token.len() > self.settings.max_token_len {
             let (reason, detail) = (
                 ValidateReason::TooLong,
-                "the token is longer than allowed; nothing of it was read",
+                "the token is longer than allowed; it was not read",
             );
             return (Err(ValidateError::new(reason, detail)), false);
         }
@@ -53,7 +53,7 @@ impl Checks {
         let hash = cache.hash(token);
         if let Ok(revision) = revision {
             let time = |verified: &Verified| match self.time_failure(Life::of(verified)) {
-                None => Time::Good,
+                None => Time::Valid,
                 Some((ValidateReason::Expired, _)) => Time::Past,
                 Some(_) => Time::NotNow,
             };
@@ -66,7 +66,7 @@ impl Checks {
             }
         }
         // A hit that is no longer valid is checked like a new token, so that the cache changes neither a
-        // verdict nor an error text.
+        // result nor an error text.
         let result = self.check_uncached(token, hash, revision);
         if let Ok(svid) = &result {
             cache.insert(svid);
@@ -127,7 +127,7 @@ impl Checks {
         if let Some(failure) = self.time_failure(life) {
             return Err(fail(failure));
         }
-        if !is_for_us(claims.audiences.as_slice(), &self.settings.audiences) {
+        if !has_audience(claims.audiences.as_slice(), &self.settings.audiences) {
             return Err(fail(AUDIENCE).with_audiences(claims.audiences.as_slice()));
         }
         if self.settings.sole_audience && claims.audiences.as_slice().len() != 1 {
@@ -166,7 +166,7 @@ impl Checks {
         })))
     }
 
-    /// The bundle of the *subject's* trust domain: the token does not choose whose keys are used
+    /// The bundle of the *subject's* trust domain: the token does not select the keys
     /// (SPIFFE Workload API section 6.3).
     fn bundle(
         &self,
@@ -205,8 +205,8 @@ impl Checks {
     }
 }
 
-/// The most keys that a token without `kid` is verified with. Such a token costs up to this many
-/// signature checks, and anyone can send one.
+/// The most keys that are tried on a token without `kid`. Anyone can send one, and it costs a
+/// signature check per key.
 const MOST_TRIED: usize = 4;
 
 /// The key that verifies a token without `kid`, of those that fit its algorithm. The result does
@@ -245,7 +245,7 @@ impl Life {
 
     fn failure(self, settings: &Settings, now: UnixTime) -> Option<Failure> {
         let leeway = settings.leeway;
-        // RFC 7519 section 4.1.4: "on or after" the end is too late.
+        // RFC 7519 section 4.1.4: a token has expired "on or after" `exp`.
         if now >= self.expires_at.saturating_add(leeway) {
             return Some(EXPIRED);
         }
@@ -263,18 +263,18 @@ impl Life {
     fn is_longer_than(self, longest: Duration, leeway: Duration, now: UnixTime) -> bool {
         let end = self.expires_at;
         match self.issued_at {
-            // A token cannot make itself younger by an `iat` that is still to come.
+            // An `iat` in the future must not extend the limit.
             Some(issued_at) if issued_at <= now => end > issued_at.saturating_add(longest),
             _ => end > now.saturating_add(longest).saturating_add(leeway),
         }
     }
 }
 
-/// Whether one of the token's audiences is one of ours; never normalised (JWT-SVID section 3.2).
-fn is_for_us(audiences: &[Cow<'_, str>], ours: &[Box<str>]) -> bool {
+/// Whether one of the token's audiences is one of these, byte for byte (JWT-SVID section 3.2).
+fn has_audience(audiences: &[Cow<'_, str>], accepted: &[Box<str>]) -> bool {
     audiences
         .iter()
-        .any(|audience| ours.iter().any(|our| **our == **audience))
+        .any(|audience| accepted.iter().any(|one| **one == **audience))
 }
 
 const PARTS: Failure = (
@@ -283,7 +283,7 @@ const PARTS: Failure = (
 );
 const ENCODING: Failure = (
     ValidateReason::Malformed,
-    "a part is no base64url without padding",
+    "a part is not base64url without padding",
 );
 const BEARER: Failure = (
     ValidateReason::Malformed,
@@ -291,16 +291,16 @@ const BEARER: Failure = (
 );
 const ALGORITHM: Failure = (
     ValidateReason::Algorithm,
-    "`alg` is absent or none of those that are allowed",
+    "`alg` is missing or not allowed",
 );
-const SUBJECT: Failure = (ValidateReason::Claims, "`sub` is no SPIFFE ID");
-const EXPIRED: Failure = (ValidateReason::Expired, "`exp` is past");
-const NOT_YET_VALID: Failure = (ValidateReason::NotYetValid, "`nbf` is still to come");
+const SUBJECT: Failure = (ValidateReason::Claims, "`sub` is not a SPIFFE ID");
+const EXPIRED: Failure = (ValidateReason::Expired, "`exp` has passed");
+const NOT_YET_VALID: Failure = (ValidateReason::NotYetValid, "`nbf` is in the future");
 const LIFETIME: Failure = (
     ValidateReason::Claims,
-    "the token lives longer than allowed",
+    "the token is valid for longer than allowed",
 );
-const AUDIENCE: Failure = (ValidateReason::Audience, "`aud` names none of ours");
+const AUDIENCE: Failure = (ValidateReason::Audience, "`aud` has none of this validator's audiences");
 const SOLE_AUDIENCE: Failure = (
     ValidateReason::Audience,
     "`aud` has more than one value, and this validator requires exactly one",
@@ -330,14 +330,14 @@ const KEY_UNFIT: Failure = (
     ValidateReason::KeyUnfit,
     "the key's type, curve, `alg` or `key_ops` does not fit the token's `alg`",
 );
-const SIGNATURE: Failure = (ValidateReason::Signature, "the signature is not the key's");
+const SIGNATURE: Failure = (ValidateReason::Signature, "the signature does not verify with this key");
 const NO_KEY_VERIFIES: Failure = (
     ValidateReason::Signature,
     "the token has no `kid`, and no key of the trust domain that fits its `alg` verifies the \
      signature",
 );
 
-/// Passing a whole header value instead of a token is a common mistake, with an error text of its own.
+/// Users often pass a whole header value instead of a token; that has its own error text.
 fn unless_bearer(token: &str, failure: Failure) -> Failure {
     match token.trim_start().split_once(' ') {
         Some((scheme, _)) if scheme.eq_ignore_ascii_case("bearer") => BEARER,
@@ -360,32 +360,32 @@ fn header_failure(fault: HeaderFault) -> Failure {
         HeaderFault::Json => {
             return (
                 ValidateReason::Malformed,
-                "the header is no JSON object in UTF-8",
+                "the header is not a JSON object in UTF-8",
             );
         }
         HeaderFault::Algorithm => return ALGORITHM,
-        HeaderFault::Duplicate => "a header field comes twice",
+        HeaderFault::Duplicate => "a header field is duplicate",
         HeaderFault::Type => "`typ` is neither JWT nor JOSE",
         HeaderFault::KeyId => "`kid` is empty, not a string, or longer than 1024 bytes",
         HeaderFault::Forbidden => {
-            "a header field that is never accepted (crit, b64, jku, jwk, x5…)"
+            "it has a header field that is never accepted (crit, b64, jku, jwk, x5…)"
         }
-        HeaderFault::Unknown => "a header field other than alg, kid and typ",
+        HeaderFault::Unknown => "it has a header field other than alg, kid and typ",
     };
     (ValidateReason::Header, detail)
 }
 
 fn claims_failure(fault: ClaimsFault) -> Failure {
     let detail = match fault {
-        ClaimsFault::Json => "the payload is no JSON object in UTF-8",
-        ClaimsFault::Duplicate => "a claim comes twice",
-        ClaimsFault::Subject => "`sub` is absent or no string",
+        ClaimsFault::Json => "the payload is not a JSON object in UTF-8",
+        ClaimsFault::Duplicate => "a claim is duplicate",
+        ClaimsFault::Subject => "`sub` is missing or not a string",
         ClaimsFault::Audience => {
-            "`aud` is absent, empty, or neither a string nor an array of strings"
+            "`aud` is missing, empty, or neither a string nor an array of strings"
         }
-        ClaimsFault::Expiry => "`exp` is absent or no number",
-        ClaimsFault::NotBefore => "`nbf` is no number",
-        ClaimsFault::IssuedAt => "`iat` is no number",
+        ClaimsFault::Expiry => "`exp` is missing or not a number",
+        ClaimsFault::NotBefore => "`nbf` is not a number",
+        ClaimsFault::IssuedAt => "`iat` is not a number",
     };
     (ValidateReason::Claims, detail)
 }

@@ -1,4 +1,5 @@
-//! Whether the source can availability at all, and at which revision: what validation asks for each token.
+//! Whether the bundles of the source are usable, and their revision. Validation reads both for each
+//! token.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -42,8 +43,8 @@ impl Availability {
         self.set_if(|before| before != Status::Closed, status)
     }
 
-    /// Raises the revision, only if the source can availability: other threads than the task call this, and
-    /// must not undo a status that the task sets meanwhile.
+    /// Raises the revision if the source is ready. Other threads than the task call this, and must not
+    /// undo a status that the task sets meanwhile.
     pub(super) fn raise_if_ready(&self) -> Option<u64> {
         self.set_if(|before| before == Status::Ready, Status::Ready)
     }
