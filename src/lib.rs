@@ -89,6 +89,8 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod bundle;
+#[cfg(any(feature = "server", feature = "client"))]
+mod cause;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod clock;

@@ -163,7 +163,9 @@ impl fmt::Display for IgnoredReason {
             Self::Curve => "`crv` is not P-256, P-384 or P-521",
             Self::KeyId => "`kid` is missing, empty or longer than 1024 bytes",
             Self::Use => "`use` is not jwt-svid",
-            Self::PrivateKey => "it has a private member, so the private key is public; replace the key",
+            Self::PrivateKey => {
+                "it has a private member, so the private key is public; replace the key"
+            }
             Self::Encoding => "a number is missing, not base64url, or not of full length",
             Self::NotOnCurve => "the point is not on the curve",
             Self::Modulus => "the RSA modulus is even or does not have 2048 to 8192 bits",

@@ -68,7 +68,10 @@ static VALUES: [[u32; 256]; 4] = {
 };
 
 #[inline]
-#[allow(clippy::indexing_slicing, reason = "a byte is a valid index of a table of 256")]
+#[allow(
+    clippy::indexing_slicing,
+    reason = "a byte is a valid index of a table of 256"
+)]
 fn value([a, b, c, d]: [u8; 4]) -> u32 {
     VALUES[0][usize::from(a)]
         | VALUES[1][usize::from(b)]

@@ -289,10 +289,7 @@ const BEARER: Failure = (
     ValidateReason::Malformed,
     "the text begins with `Bearer`; pass the token without it",
 );
-const ALGORITHM: Failure = (
-    ValidateReason::Algorithm,
-    "`alg` is missing or not allowed",
-);
+const ALGORITHM: Failure = (ValidateReason::Algorithm, "`alg` is missing or not allowed");
 const SUBJECT: Failure = (ValidateReason::Claims, "`sub` is not a SPIFFE ID");
 const EXPIRED: Failure = (ValidateReason::Expired, "`exp` has passed");
 const NOT_YET_VALID: Failure = (ValidateReason::NotYetValid, "`nbf` is in the future");
@@ -300,7 +297,10 @@ const LIFETIME: Failure = (
     ValidateReason::Claims,
     "the token is valid for longer than allowed",
 );
-const AUDIENCE: Failure = (ValidateReason::Audience, "`aud` has none of this validator's audiences");
+const AUDIENCE: Failure = (
+    ValidateReason::Audience,
+    "`aud` has none of this validator's audiences",
+);
 const SOLE_AUDIENCE: Failure = (
     ValidateReason::Audience,
     "`aud` has more than one value, and this validator requires exactly one",
@@ -330,7 +330,10 @@ const KEY_UNFIT: Failure = (
     ValidateReason::KeyUnfit,
     "the key's type, curve, `alg` or `key_ops` does not fit the token's `alg`",
 );
-const SIGNATURE: Failure = (ValidateReason::Signature, "the signature does not verify with this key");
+const SIGNATURE: Failure = (
+    ValidateReason::Signature,
+    "the signature does not verify with this key",
+);
 const NO_KEY_VERIFIES: Failure = (
     ValidateReason::Signature,
     "the token has no `kid`, and no key of the trust domain that fits its `alg` verifies the \

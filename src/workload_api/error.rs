@@ -187,7 +187,9 @@ impl WorkloadApiError {
         use WorkloadApiErrorReason as Reason;
         let fix = match call {
             Call::FetchJwtBundles => "raise `max_message_bytes` (64 MiB by default)",
-            Call::FetchJwtSvid => "configure the issuer to return fewer or smaller tokens to this workload",
+            Call::FetchJwtSvid => {
+                "configure the issuer to return fewer or smaller tokens to this workload"
+            }
             Call::ValidateJwtSvid => "the token has too many claims",
         };
         let (reason, text) = match code {

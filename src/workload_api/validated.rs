@@ -27,9 +27,7 @@ impl ValidatedJwtSvid {
             |what: String| WorkloadApiError::invalid_answer(Call::ValidateJwtSvid, place, what);
         let spiffe_id = SpiffeId::parse(&answer.spiffe_id).map_err(|error| {
             let shown = presentable(&answer.spiffe_id);
-            invalid(format!(
-                "\"{shown}\" is not a SPIFFE ID: {error}"
-            ))
+            invalid(format!("\"{shown}\" is not a SPIFFE ID: {error}"))
         })?;
         let claims = answer
             .claims

@@ -98,7 +98,10 @@ mod tests {
         for (revision, status) in (1..).zip(ALL) {
             assert_eq!(availability.set(status), Some(revision));
             assert_eq!(availability.get(), (status, revision));
-            assert_eq!((availability.status(), availability.revision()), availability.get());
+            assert_eq!(
+                (availability.status(), availability.revision()),
+                availability.get()
+            );
         }
         for status in ALL {
             assert_eq!(availability.set(status), None);

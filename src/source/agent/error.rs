@@ -130,8 +130,7 @@ impl JwtSourceError {
         code: Option<GrpcCode>,
         why: &str,
     ) -> Self {
-        let text =
-            format!("no bundles from the agent at {place} within {within:?}: {why}");
+        let text = format!("no bundles from the agent at {place} within {within:?}: {why}");
         Self {
             code,
             ..Self::new(JwtSourceErrorReason::InitialSync, true, text)

@@ -119,11 +119,7 @@ fn wa26_name_is_a_spiffe_id_or_bare() {
             message([("x", jwks(&["bare"])), ("spiffe://x", jwks(&["id"]))]),
             &none,
         );
-        assert_eq!(
-            kids(&both.set, "x"),
-            ["id"],
-            "the form of section 6.2.2"
-        );
+        assert_eq!(kids(&both.set, "x"), ["id"], "the form of section 6.2.2");
     }
 }
 

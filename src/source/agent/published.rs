@@ -189,7 +189,9 @@ impl Published {
             || self.aged_at.load(Ordering::Acquire) <= now;
         let aged_at = snapshot.aged_after(now);
         self.snapshot.store(Arc::new(snapshot));
-        let mut raised = raises.then(|| self.availability.set(Status::Ready)).flatten();
+        let mut raised = raises
+            .then(|| self.availability.set(Status::Ready))
+            .flatten();
         self.aged_at.store(aged_at, Ordering::Release);
         let was_stale_at = self.stale_at.swap(stale_at, Ordering::AcqRel);
         let was_withdrawn_at = self.withdrawn_at.swap(NEVER, Ordering::AcqRel);

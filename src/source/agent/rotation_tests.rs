@@ -191,7 +191,9 @@ impl Setup {
     }
 
     fn present(&self) -> Vec<usize> {
-        (0..KEYS).filter(|key| self.states[*key].is_present()).collect()
+        (0..KEYS)
+            .filter(|key| self.states[*key].is_present())
+            .collect()
     }
 
     /// Changes these keys by `how`, and no others.
@@ -301,7 +303,10 @@ impl Setup {
                 self.outcomes[0].fetch_add(1, Ordering::Relaxed);
             }
             Phase::Present => {
-                assert!(result.is_ok(), "key {key} is present at {before}: {result:?}");
+                assert!(
+                    result.is_ok(),
+                    "key {key} is present at {before}: {result:?}"
+                );
                 self.outcomes[1].fetch_add(1, Ordering::Relaxed);
             }
             Phase::Changing => {}

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
+use super::availability::Status;
 use super::error::JwtSourceError;
 use super::heartbeat::Heartbeat;
 use super::hints::Hints;
 use super::intake::Intake;
-use super::availability::Status;
 use super::limits::WithdrawalPolicy;
 use super::published::{NEVER, Published, Snapshot, nanos};
 use super::record::Record;

@@ -367,7 +367,9 @@ pub(crate) fn read_map(
     format: &BundleFormat,
     known: &JwtBundleSet,
 ) -> Result<MapRead, String> {
-    let contents = format.parse(bytes, known)?;
+    let contents = format
+        .parse(bytes, known)
+        .map_err(|malformed| format!("{:#}", malformed.into_error(None)))?;
     let summary = contents.summary();
     let unreadable = contents.troubles.into_keys().collect();
     Ok((

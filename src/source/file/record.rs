@@ -38,7 +38,7 @@ impl FileRecord {
     /// Keeps the error of a read, or removes it.
     pub(super) fn looked_at(&mut self, failure: Option<FileBundlesError>) {
         let error = match &failure {
-            Some(failure) => Some(failure.text().into()),
+            Some(failure) => Some(failure.full_text().into()),
             None => self.contents.summary(),
         };
         // `warn_of_no_keys` logs keys that are not usable.

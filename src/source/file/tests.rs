@@ -127,7 +127,10 @@ async fn tb13_map_has_a_bundle_per_trust_domain() {
         "map",
         format!(r#"{{"trust_domains": {{"y": {}}}}}"#, bundle(&["c"])),
     );
-    until("x is removed", || kids(&source, "x") == ["UnknownTrustDomain"]).await;
+    until("x is removed", || {
+        kids(&source, "x") == ["UnknownTrustDomain"]
+    })
+    .await;
     assert!(source.state().is_healthy());
 }
 

@@ -11,7 +11,7 @@ use super::super::own_thread;
 use super::super::regular_file;
 use super::HttpsBundles;
 use super::document::About;
-use super::fetch::MAX_BODY;
+use super::fetch::{BoxError, MAX_BODY};
 
 /// The SPIFFE bundle that an `https_spiffe` endpoint is verified with at first: of the trust domain
 /// of the endpoint's SPIFFE ID. It is read again at every poll.
@@ -48,7 +48,7 @@ impl SpiffeBootstrap {
         Self(Origin::Function(Arc::new(read)))
     }
 
-    pub(super) async fn read(&self, disk: &Disk) -> Result<About, String> {
+    pub(super) async fn read(&self, disk: &Disk) -> Result<About, BoxError> {
         let document = match &self.0 {
             Origin::Text(document) => document.clone(),
             Origin::Function(read) => read().ok_or("the given source has no SPIFFE bundle yet")?,
@@ -81,18 +81,22 @@ impl Disk {
     pub(super) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
-    ) -> Result<T, String> {
+    ) -> io::Result<T> {
         if self.busy.swap(true, Ordering::AcqRel) {
-            return Err("the disk does not respond".to_owned());
+            return Err(disk_timeout());
         }
         let busy = Busy(self.busy.clone());
         let outcome = own_thread::run(move || {
             let _busy = busy;
             work()
         });
-        let outcome = outcome.await.ok_or("reading or writing panicked")?;
-        outcome.map_err(|error| error.to_string())
+        let panicked = || Err(io::Error::other("reading or writing panicked"));
+        outcome.await.unwrap_or_else(panicked)
     }
+}
+
+pub(super) fn disk_timeout() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "the disk does not respond")
 }
 
 struct Busy(Arc<AtomicBool>);

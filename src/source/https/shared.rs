@@ -1,5 +1,6 @@
 //! What the handles and the background task share.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -319,14 +320,25 @@ impl Shared {
     }
 
     pub(super) fn fetch_failed(&self, error: FetchError) {
-        self.fail(error.kind, error.text);
+        self.record_failure(PollError {
+            kind: error.kind,
+            text: error.text().into(),
+            failed: error.failed.into(),
+            cause: error.cause,
+        });
     }
 
     pub(super) fn fail(&self, kind: &'static str, text: String) {
-        let error = PollError {
+        self.record_failure(PollError {
             kind,
+            failed: text.clone().into(),
             text: text.into(),
-        };
+            cause: None,
+        });
+    }
+
+    fn record_failure(&self, error: PollError) {
+        let kind = error.kind;
         let trust_domain = self.trust_domain.name();
         let mut record = self.record();
         // Logged as a warning once: a rollback and an outage repeat the same text.
@@ -343,8 +355,10 @@ impl Shared {
         self.metrics.record_error(kind);
     }
 
-    pub(super) fn saved(&self, outcome: Result<(), String>) {
-        let error = outcome.err().map(String::into_boxed_str);
+    pub(super) fn saved(&self, outcome: io::Result<()>) {
+        let error = outcome
+            .err()
+            .map(|error| error.to_string().into_boxed_str());
         if let Some(error) = &error {
             let trust_domain = self.trust_domain.name();
             tracing::warn!(trust_domain, %error, "a polled bundle could not be saved");

@@ -35,13 +35,13 @@ pub(super) struct VerifiedCache {
 
 impl Drop for VerifiedCache {
     fn drop(&mut self) {
-        self.owner.leave();
+        self.owner.mark_dropped();
     }
 }
 
 /// Whether the times of an entry are valid.
 pub(super) enum Time {
-    Good,
+    Valid,
     /// It is not valid now, but may be later.
     NotNow,
     /// It has expired.
@@ -82,7 +82,7 @@ impl VerifiedCache {
             }
         };
         match time(svid.shared()) {
-            Time::Good => {}
+            Time::Valid => {}
             Time::NotNow => return None,
             // It will not be valid again, and takes space from valid entries.
             Time::Past => {
