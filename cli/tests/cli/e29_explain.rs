@@ -65,7 +65,7 @@ fn e29_explain_names_x509_keys() {
         said.contains("element 0 (no kid) is ignored: an X.509-SVID key"),
         "{said}"
     );
-    assert!(!said.contains("`kid` is absent"), "{said}");
+    assert!(!said.contains("`kid` is missing"), "{said}");
 }
 
 #[test]

@@ -53,7 +53,7 @@ async fn start_timeout_reports_the_last_response() {
             unavailable,
             default(),
             Some(GrpcCode::Unavailable),
-            "answered Unavailable",
+            "returned Unavailable",
         ),
         (hanging, default(), None, "10s"),
     ] {

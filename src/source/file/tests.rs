@@ -371,6 +371,44 @@ async fn two_files_for_one_trust_domain_are_rejected() {
 }
 
 #[tokio::test]
+async fn errors_have_their_causes() {
+    use std::error::Error as _;
+    let dir = Dir::new("causes");
+    let missing = dir.0.join("missing");
+    let error = quick().jwks(td("x"), &missing).open().expect_err("missing");
+    let error = error.clone();
+    let io = error
+        .source()
+        .and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    assert_eq!(
+        io.map(std::io::Error::kind),
+        Some(std::io::ErrorKind::NotFound)
+    );
+    assert!(error.to_string().ends_with("it cannot be read"), "{error}");
+
+    let timeout = quick()
+        .jwks(td("x"), &missing)
+        .initial_sync_timeout(Duration::from_millis(50));
+    let timeout = timeout.build().await.expect_err("missing");
+    let read = timeout
+        .source()
+        .and_then(|cause| cause.downcast_ref::<FileBundlesError>());
+    assert_eq!(read, Some(&error));
+    assert!(format!("{timeout:#}").contains(&io.expect("an I/O error").to_string()));
+
+    let malformed = dir.write("malformed", "{}");
+    let error = quick()
+        .jwks(td("x"), &malformed)
+        .open()
+        .expect_err("malformed");
+    let jwks = error
+        .source()
+        .and_then(|cause| cause.downcast_ref::<crate::bundle::JwksError>());
+    let jwks = jwks.expect("a `JwksError`").to_string();
+    assert!(!error.to_string().contains(&jwks) && format!("{error:#}").ends_with(&jwks));
+}
+
+#[tokio::test]
 async fn open_error_names_path_or_fix() {
     let dir = Dir::new("open");
     let missing = dir.0.join("missing");
