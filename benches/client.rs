@@ -1,17 +1,17 @@
-//! What a token costs on its way out.
+//! The cost of adding a token to a request.
 //!
-//! `cargo bench --bench client` measures the rows of this table, prints for each what it is, its
-//! bar and whether that is held, and fails where one is missed; `-- fixed` takes only those of that
-//! name. What allocates, and how often, is a test: `tests/allocations`.
+//! `cargo bench --bench client` measures the rows of this table, prints each with its limit, and fails
+//! if a limit is missed; `-- fixed` selects rows by name. Allocations are counted by a test:
+//! `tests/allocations`.
 //!
-//! | what | bar | rows |
+//! | what | limit | rows |
 //! | --- | --- | --- |
-//! | a hit, fixed audience, above inserting a header that never changes | 100 ns | `client/hit, fixed audience, above a static header` |
-//! | the same with an OAuth access token | 100 ns | `client/hit, access token, above a static header` |
+//! | a hit with a fixed audience, minus the insertion of a static header | 100 ns | `client/hit, fixed audience, minus a static header` |
+//! | the same with an OAuth access token | 100 ns | `client/hit, access token, minus a static header` |
 //! | a hit among 10,000 audiences | 200 ns | `client/hit among 10,000 audiences` |
-//! | two threads on one hot audience, against what two threads do that only compute | 0.9 × | `client/two threads through the layer`, `client/two threads on one pin` |
+//! | the speed-up of two threads with one audience, relative to two threads that only compute | 0.9 × | `client/two threads through the layer`, `client/two threads on one pin` |
 //!
-//! The rest has no bar: what a hit consists of.
+//! The rows of `parts of a hit` have no limit.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -40,10 +40,10 @@ use tower_spiffe::oauth::AccessTokens;
 use tower_spiffe::token::SvidRequest;
 use tower_spiffe_test_support::fetch::DayIssuer;
 
-use judging::{Bar, Judge, Round, Work, difference, each, group, in_turns, repeat, two_threads};
+use limits::{Limit, Limits, Round, Work, difference, each, group, in_turns, repeat, two_threads};
 
-/// A client that answers at once, and puts the request where it can be had again. Its future is no
-/// larger than it need be, as those of real clients are, which stand behind a pointer.
+/// A client that responds immediately and stores the request for reuse. Its future is small, as in real
+/// clients, which box theirs.
 #[derive(Clone, Default)]
 struct Inner(Rc<Cell<Option<Request<()>>>>);
 
@@ -62,7 +62,7 @@ impl Service<Request<()>> for Inner {
     }
 }
 
-/// The same with a header that never changes.
+/// Adds a static header.
 #[derive(Clone)]
 struct Static(Inner, HeaderValue);
 
@@ -81,7 +81,7 @@ impl Service<Request<()>> for Static {
     }
 }
 
-/// Polls what is ready.
+/// Returns the output of a future that is ready.
 fn now<F: Future>(future: F) -> F::Output {
     let mut future = std::pin::pin!(future);
     match future
@@ -89,18 +89,18 @@ fn now<F: Future>(future: F) -> F::Output {
         .poll(&mut Context::from_waker(Waker::noop()))
     {
         Poll::Ready(output) => output,
-        Poll::Pending => unreachable!("a hit is ready"),
+        Poll::Pending => unreachable!("a cache hit is ready"),
     }
 }
 
-/// A service, and the request that goes through it again and again.
-struct Lane<S> {
+/// A service, and the request that is sent repeatedly.
+struct Loop<S> {
     service: S,
     request: Option<Request<()>>,
     sent: Rc<Cell<Option<Request<()>>>>,
 }
 
-impl<S> Lane<S>
+impl<S> Loop<S>
 where
     S: Service<Request<()>, Response = Response<()>>,
 {
@@ -114,9 +114,15 @@ where
     }
 
     /// Sends the request, and takes it back without its token.
-    fn lap(&mut self) {
-        let request = self.request.take().expect("the request of the lap before");
-        assert!(now(self.service.call(request)).is_ok(), "a hit fails");
+    fn send(&mut self) {
+        let request = self
+            .request
+            .take()
+            .expect("the request that was sent before");
+        assert!(
+            now(self.service.call(request)).is_ok(),
+            "a cache hit is not an error"
+        );
         let mut request = self.sent.take().expect("the request that was sent");
         assert!(request.headers_mut().remove(AUTHORIZATION).is_some());
         self.request = Some(request);
@@ -127,7 +133,7 @@ fn outgoing() -> Request<()> {
     let mut request = Request::get("https://reports.example.org:8443/v1/today")
         .body(())
         .unwrap();
-    // As a real request, it has a header already, so that the map has its memory.
+    // Like a real request it has another header, so that the map is already allocated.
     request
         .headers_mut()
         .insert("accept", HeaderValue::from_static("*/*"));
@@ -180,45 +186,45 @@ fn main() -> ExitCode {
     }
 
     let mut criterion = Criterion::default().configure_from_args();
-    let mut judge = Judge::new();
+    let mut limits = Limits::new();
     let mut group = group(&mut criterion, "client");
-    let mut fixed = Lane::new(|inner| Static(inner, header));
-    let mut ours = Lane::new(|inner| layer.layer(inner));
-    let row = ("client", "hit, fixed audience, above a static header");
-    judge.row(&mut group, row, Bar::Nanos(100.0), || {
+    let mut fixed = Loop::new(|inner| Static(inner, header));
+    let mut layered = Loop::new(|inner| layer.layer(inner));
+    let row = ("client", "hit, fixed audience, minus a static header");
+    limits.row(&mut group, row, Limit::Nanos(100.0), || {
         let [without, with] = in_turns(
             400,
-            [&mut |_| each(500, || fixed.lap()), &mut |_| {
-                each(500, || ours.lap())
+            [&mut |_| each(500, || fixed.send()), &mut |_| {
+                each(500, || layered.send())
             }],
         );
         Round::of_nanos(difference(&without, &with))
     });
     let (access, header) = runtime.block_on(access_tokens(&cache));
-    let mut fixed_access = Lane::new(|inner| Static(inner, header));
-    let mut access = Lane::new(|inner| access.layer(inner));
-    let row = ("client", "hit, access token, above a static header");
-    judge.row(&mut group, row, Bar::Nanos(100.0), || {
+    let mut fixed_access = Loop::new(|inner| Static(inner, header));
+    let mut access = Loop::new(|inner| access.layer(inner));
+    let row = ("client", "hit, access token, minus a static header");
+    limits.row(&mut group, row, Limit::Nanos(100.0), || {
         let [without, with] = in_turns(
             400,
-            [&mut |_| each(500, || fixed_access.lap()), &mut |_| {
-                each(500, || access.lap())
+            [&mut |_| each(500, || fixed_access.send()), &mut |_| {
+                each(500, || access.send())
             }],
         );
         Round::of_nanos(difference(&without, &with))
     });
     let mut at = 0;
     let row = ("client", "hit among 10,000 audiences");
-    judge.row(&mut group, row, Bar::Nanos(200.0), || {
+    limits.row(&mut group, row, Limit::Nanos(200.0), || {
         Round::of_nanos(each(200_000, || {
-            // A large stride: no two in a row are neighbours in memory.
+            // A large stride, so that consecutive entries are not neighblayered in memory.
             at = (at + 7_919) % many.len();
             assert!(black_box(cache.try_header(&many[at])).is_some());
         }))
     });
     let through_the_layer = |_, end| {
-        let mut ours = Lane::new(|inner| layer.layer(inner));
-        repeat(end, |_| ours.lap())
+        let mut layered = Loop::new(|inner| layer.layer(inner));
+        repeat(end, |_| layered.send())
     };
     let on_one_pin = |_, end| repeat(end, |_| drop(black_box(pinned.try_header())));
     let works: [(&str, &Work<'_>); 2] = [
@@ -226,34 +232,34 @@ fn main() -> ExitCode {
         ("two threads on one pin", &on_one_pin),
     ];
     for (name, work) in works {
-        judge.row(&mut group, ("client", name), Bar::AtLeast(0.9), || {
+        limits.row(&mut group, ("client", name), Limit::AtLeast(0.9), || {
             two_threads(work)
         });
     }
     group.finish();
 
-    let mut group = criterion.benchmark_group("a hit consists of");
-    group.bench_function("a static header", |bench| bench.iter(|| fixed.lap()));
-    group.bench_function("the whole call", |bench| bench.iter(|| ours.lap()));
-    let mut with_host = Lane::new(|inner| layer.layer(inner));
+    let mut group = criterion.benchmark_group("parts of a hit");
+    group.bench_function("a static header", |bench| bench.iter(|| fixed.send()));
+    group.bench_function("the whole call", |bench| bench.iter(|| layered.send()));
+    let mut with_host = Loop::new(|inner| layer.layer(inner));
     let host = HeaderValue::from_static("reports.example.org:8443");
     if let Some(request) = &mut with_host.request {
         request.headers_mut().insert(HOST, host);
     }
     group.bench_function("the whole call, with a Host header", |bench| {
-        bench.iter(|| with_host.lap());
+        bench.iter(|| with_host.send());
     });
-    group.bench_function("the pinned audience alone", |bench| {
+    group.bench_function("the pinned audience", |bench| {
         bench.iter(|| black_box(pinned.try_header()).is_some());
     });
     group.bench_function("both clocks", |bench| {
         let clock = SystemClock::shared();
         bench.iter(|| black_box(clock.both()));
     });
-    group.bench_function("a look-up, where it is not pinned", |bench| {
+    group.bench_function("a lookup, if it is not pinned", |bench| {
         bench.iter(|| black_box(cache.try_header(&hot)).is_some());
     });
     group.finish();
     criterion.final_summary();
-    judge.verdict()
+    limits.finish()
 }

@@ -1,18 +1,19 @@
 //! The cost of the layer, each figure relative to another of the same run.
 //!
-//! `cargo bench --bench server` measures the rows of this table, prints each with its bar, and
-//! fails if a bar is missed; `-- "layer call"` selects rows by name. Allocations are counted by a
+//! `cargo bench --bench server` measures the rows of this table, prints each with its limit, and
+//! fails if a limit is missed; `-- "layer call"` selects rows by name. Allocations are counted by a
 //! test: `tests/server/costs.rs`.
 //!
-//! | what | bar | rows |
+//! | what | limit | rows |
 //! | --- | --- | --- |
-//! | a call whose token was seen before, minus one of the inner service, which does nothing | 250 ns | `layer call/hit, above the bare service`, and the same of the layer that can wait |
-//! | a call with a policy file of 1,000 rules, minus one with the policy of one ID | 300 ns | `layer call/hit, policy file, …`: on paths, with parameters, and all on one path |
-//! | a call whose asynchronous policy decides at once, minus one without such a policy | 500 ns | `layer call/hit, that asks a policy, above the layer` |
-//! | a rejection with its response, of an invalid token of 1 MiB, relative to 8 KiB and a byte | 1.1 × | `layer call/1 MiB of rubbish` |
-//! | a call of a known key, in a flood of 10,000 tokens a second of made-up keys, which wait; relative to the same flood at another server's layer, which rejects it immediately | 1.1 × | `made-up keys/p50 of a known one`, `made-up keys/p99 of a known one` |
+//! | a call with a known token, minus a call of the inner service, which does nothing | 250 ns | `layer call/hit, minus the inner service`, and the same with a layer that can wait |
+//! | a call with a policy file of 1,000 rules, minus a call with the policy of one ID | 300 ns | `layer call/hit, policy file, …`: on paths, with parameters, and all on one path |
+//! | a call whose asynchronous policy decides immediately, minus a call without such a policy | 500 ns | `layer call/hit, asynchronous policy, minus the layer` |
+//! | a rejection, with its response, of a malformed token of 1 MiB, relative to one of 8 KiB and 1 byte | 1.1 × | `layer call/malformed, 1 MiB` |
+//! | a call with a known key during a flood of 10,000 tokens per second with unknown keys, which wait; relative to the same flood at another server's layer, which rejects the tokens immediately | 1.1 × | `unknown keys/p50 of a known key`, `unknown keys/p99 of a known key` |
 //!
-//! The rows of `refused, above the bare service` have no bar; their instructions are counted.
+//! The rows of `rejected, minus the inner service` have no limit; `benches/instructions` counts their
+//! instructions.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -44,7 +45,7 @@ use tower_spiffe::server::{
 use tower_spiffe::testing::{FakeAgent, Issuer};
 use tower_spiffe::{Validator, VerifiedSvid};
 
-use judging::{Bar, Judge, Round, difference, group, in_turns, median, medians_in_turns, nanos};
+use limits::{Limit, Limits, Round, difference, group, in_turns, median, medians_in_turns, nanos};
 
 const AUDIENCE: &str = "spiffe://x/reports";
 const WEB: &str = "spiffe://x/web";
@@ -70,21 +71,21 @@ impl Service<Request<String>> for Nothing {
     }
 }
 
-/// A policy that decides at once.
-struct AtOnce;
+/// A policy that decides immediately.
+struct Immediate;
 
-impl AsyncPolicy for AtOnce {
+impl AsyncPolicy for Immediate {
     fn decide(&self, _: Option<&VerifiedSvid>, _: &Parts) -> DecisionFuture {
         Box::pin(ready(Ok(Decision::Allow.into())))
     }
 }
 
-trait Answers:
+trait HttpService:
     Service<Request<String>, Response = Response<String>, Error = Infallible, Future: Send + 'static>
 {
 }
 
-impl<S> Answers for S where
+impl<S> HttpService for S where
     S: Service<
             Request<String>,
             Response = Response<String>,
@@ -94,7 +95,7 @@ impl<S> Answers for S where
 {
 }
 
-/// 1,000 rules, of which one allows `GET` of this path to WEB.
+/// 1,000 rules. One of them allows WEB to `GET` this path.
 fn thousand_rules(path: &str, pattern: impl Fn(usize) -> String) -> PolicyDocument {
     let rule = |path: &str, id: &str| {
         format!("[[rule]]\npath = {path:?}\nmethods = [\"GET\"]\nids = [{id:?}]\n")
@@ -104,11 +105,11 @@ fn thousand_rules(path: &str, pattern: impl Fn(usize) -> String) -> PolicyDocume
     text.parse().unwrap()
 }
 
-fn call(service: &mut impl Answers, request: Request<String>) -> Response<String> {
+fn call(service: &mut impl HttpService, request: Request<String>) -> Response<String> {
     let future = pin!(service.call(request));
     match future.poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(Ok(response)) => response,
-        _ => unreachable!("it waits for nothing"),
+        _ => unreachable!("the response is ready"),
     }
 }
 
@@ -129,15 +130,15 @@ fn bearer(token: impl AsRef<str>) -> HeaderValue {
     HeaderValue::try_from(format!("Bearer {}", token.as_ref())).unwrap()
 }
 
-/// Nanoseconds of a call.
-fn time(service: &mut impl Answers, authorization: Option<&HeaderValue>) -> f64 {
+/// Returns the nanoseconds of a call.
+fn time(service: &mut impl HttpService, authorization: Option<&HeaderValue>) -> f64 {
     time_to("/", service, authorization)
 }
 
-/// Nanoseconds of a call to this path; requests are made before the clock runs.
+/// Returns the nanoseconds of a call to this path, without the creation of the request.
 fn time_to(
     path: &'static str,
-    service: &mut impl Answers,
+    service: &mut impl HttpService,
     authorization: Option<&HeaderValue>,
 ) -> f64 {
     const CALLS: usize = 64;
@@ -152,18 +153,18 @@ fn time_to(
     all / CALLS as f64
 }
 
-/// The time of a guarded call, minus that of the bare service.
-fn above(guarded: &mut impl Answers, authorization: Option<&HeaderValue>) -> Round {
-    let [bare, guarded] = in_turns(
+/// Returns the time of a guarded call, minus the time of the inner service.
+fn overhead(guarded: &mut impl HttpService, authorization: Option<&HeaderValue>) -> Round {
+    let [inner, guarded] = in_turns(
         500,
         [&mut |_| time(&mut Nothing, authorization), &mut |_| {
             time(guarded, authorization)
         }],
     );
-    Round::of_nanos(difference(&bare, &guarded))
+    Round::of_nanos(difference(&inner, &guarded))
 }
 
-fn layer_call(criterion: &mut Criterion, judge: &mut Judge) {
+fn layer_call(criterion: &mut Criterion, limits: &mut Limits) {
     const NAME: &str = "layer call";
     let issuer = Issuer::new("x").unwrap();
     let bundles = FixedBundles::new([issuer.bundle()].into_iter().collect());
@@ -180,14 +181,18 @@ fn layer_call(criterion: &mut Criterion, judge: &mut Judge) {
     assert_eq!(call(&mut guarded, request(Some(&good))).status(), 200);
 
     let mut rows = group(criterion, NAME);
-    let bar = Bar::Nanos(250.0);
-    let row = (NAME, "hit, above the bare service");
-    judge.row(&mut rows, row, bar, || above(&mut guarded, Some(&good)));
-    let row = (NAME, "hit, that can wait, above the bare service");
-    judge.row(&mut rows, row, bar, || above(&mut waiting, Some(&good)));
-    let mut asking = layer.clone().ask(AskPolicy::new(AtOnce)).layer(Nothing);
-    let row = (NAME, "hit, that asks a policy, above the layer");
-    judge.row(&mut rows, row, Bar::Nanos(500.0), || {
+    let limit = Limit::Nanos(250.0);
+    let row = (NAME, "hit, minus the inner service");
+    limits.row(&mut rows, row, limit, || {
+        overhead(&mut guarded, Some(&good))
+    });
+    let row = (NAME, "hit, can wait, minus the inner service");
+    limits.row(&mut rows, row, limit, || {
+        overhead(&mut waiting, Some(&good))
+    });
+    let mut asking = layer.clone().ask(AskPolicy::new(Immediate)).layer(Nothing);
+    let row = (NAME, "hit, asynchronous policy, minus the layer");
+    limits.row(&mut rows, row, Limit::Nanos(500.0), || {
         let [plain, asking] = in_turns(
             500,
             [&mut |_| time(&mut guarded, Some(&good)), &mut |_| {
@@ -216,8 +221,8 @@ fn layer_call(criterion: &mut Criterion, judge: &mut Judge) {
             call(&mut by_file, request_to(REPORT, Some(&good))).status(),
             200
         );
-        let name = format!("hit, policy file, {name}, above the layer");
-        judge.row(&mut rows, (NAME, &name), Bar::Nanos(300.0), || {
+        let name = format!("hit, policy file, {name}, minus the layer");
+        limits.row(&mut rows, (NAME, &name), Limit::Nanos(300.0), || {
             let [plain, by_file] = in_turns(
                 500,
                 [
@@ -229,8 +234,8 @@ fn layer_call(criterion: &mut Criterion, judge: &mut Judge) {
         });
     }
     let [long, longest] = [8193, 1 << 20].map(|len| bearer(".".repeat(len)));
-    let row = (NAME, "1 MiB of rubbish");
-    judge.row(&mut rows, row, Bar::AtMost(1.1), || {
+    let row = (NAME, "malformed, 1 MiB");
+    limits.row(&mut rows, row, Limit::AtMost(1.1), || {
         let mut other = guarded.clone();
         let [long, longest] = medians_in_turns(
             200,
@@ -245,32 +250,32 @@ fn layer_call(criterion: &mut Criterion, judge: &mut Judge) {
     });
     drop(rows);
 
-    let mut rows = group(criterion, "refused, above the bare service");
+    let mut rows = group(criterion, "rejected, minus the inner service");
     for (name, authorization) in [
         ("no header", None),
-        ("rubbish", Some(bearer("a.b.c"))),
+        ("malformed", Some(bearer("a.b.c"))),
         ("expired", Some(token().expired(HOUR).bearer())),
-        ("unknown key", Some(made_up(&issuer, 0))),
+        ("unknown key", Some(unknown_key(&issuer, 0))),
     ] {
         rows.bench_function(name, |b| {
             b.iter_custom(|times| {
-                let round = above(&mut guarded, authorization.as_ref());
+                let round = overhead(&mut guarded, authorization.as_ref());
                 Duration::from_secs_f64(round.nanos.max(0.01) * 1e-9 * times as f64)
             });
         });
     }
 }
 
-/// A token with an invalid signature, of an unknown key.
-fn made_up(issuer: &Issuer, n: usize) -> HeaderValue {
+/// A token with an unknown key and an invalid signature.
+fn unknown_key(issuer: &Issuer, n: usize) -> HeaderValue {
     let token = issuer.token(WEB, AUDIENCE).expires_in(HOUR);
-    let token = token.header("kid", format!("made-up-{n}"));
+    let token = token.header("kid", format!("unknown-{n}"));
     token.signature([7; 64]).bearer()
 }
 
-/// Sends ten thousand tokens of made-up keys a second, until `done`: more than may wait, and over
-/// several pauses.
-fn flood(service: &mut impl Answers, tokens: &[HeaderValue], done: &AtomicBool) {
+/// Sends 10,000 tokens per second with unknown keys until `done`. They exceed the number of waiting
+/// requests, and the flood lasts for several cooldowns.
+fn flood(service: &mut impl HttpService, tokens: &[HeaderValue], done: &AtomicBool) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
@@ -282,14 +287,14 @@ fn flood(service: &mut impl Answers, tokens: &[HeaderValue], done: &AtomicBool) 
         while !done.load(Ordering::Relaxed) {
             ticks.tick().await;
             for token in tokens.by_ref().take(10) {
-                let mut answer: Pin<Box<_>> = Box::pin(service.call(request(Some(token))));
+                let mut response: Pin<Box<_>> = Box::pin(service.call(request(Some(token))));
                 // Only requests that wait need a task.
-                let now = answer
+                let now = response
                     .as_mut()
                     .poll(&mut Context::from_waker(Waker::noop()));
                 match now {
                     Poll::Ready(response) => assert_eq!(response.unwrap().status(), 401),
-                    Poll::Pending => drop(waiting.spawn(answer)),
+                    Poll::Pending => drop(waiting.spawn(response)),
                 }
             }
             while waiting.try_join_next().is_some() {}
@@ -297,8 +302,8 @@ fn flood(service: &mut impl Answers, tokens: &[HeaderValue], done: &AtomicBool) 
     });
 }
 
-/// The p50 and p99 of calls in a period, in nanoseconds.
-fn spell(service: &mut impl Answers, authorization: &HeaderValue) -> [f64; 2] {
+/// Returns the p50 and p99 of the calls in 200 ms, in nanoseconds.
+fn percentiles(service: &mut impl HttpService, authorization: &HeaderValue) -> [f64; 2] {
     let mut times = Vec::with_capacity(1 << 18);
     let end = Instant::now() + Duration::from_millis(200);
     while Instant::now() < end {
@@ -309,8 +314,8 @@ fn spell(service: &mut impl Answers, authorization: &HeaderValue) -> [f64; 2] {
     [0.5, 0.99].map(|q| times[(times.len() as f64 * q) as usize])
 }
 
-fn made_up_keys(criterion: &mut Criterion, judge: &mut Judge) {
-    const NAME: &str = "made-up keys";
+fn unknown_keys(criterion: &mut Criterion, limits: &mut Limits) {
+    const NAME: &str = "unknown keys";
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -329,24 +334,24 @@ fn made_up_keys(criterion: &mut Criterion, judge: &mut Judge) {
 
     let good = agent.issuer().token(WEB, AUDIENCE).expires_in(HOUR);
     let good = good.bearer();
-    let tokens: Vec<_> = (0..1000).map(|n| made_up(agent.issuer(), n)).collect();
-    let quiet = || spell(&mut guarded.clone(), &good);
+    let tokens: Vec<_> = (0..1000).map(|n| unknown_key(agent.issuer(), n)).collect();
+    let quiet = || percentiles(&mut guarded.clone(), &good);
     let beside = |flood: &(dyn Fn(&AtomicBool) + Sync)| {
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| flood(&done));
-            let spell = spell(&mut guarded.clone(), &good);
+            let result = percentiles(&mut guarded.clone(), &good);
             done.store(true, Ordering::Relaxed);
-            spell
+            result
         })
     };
     let mut rows = group(criterion, NAME);
-    for (at, name) in ["p50 of a known one", "p99 of a known one"]
+    for (at, name) in ["p50 of a known key", "p99 of a known key"]
         .into_iter()
         .enumerate()
     {
         let mut quiets = Vec::new();
-        judge.row(&mut rows, (NAME, name), Bar::AtMost(1.1), || {
+        limits.row(&mut rows, (NAME, name), Limit::AtMost(1.1), || {
             let [quiet, control, flooded] = medians_in_turns(
                 3,
                 [
@@ -372,10 +377,10 @@ fn made_up_keys(criterion: &mut Criterion, judge: &mut Judge) {
 
 fn main() -> ExitCode {
     let mut criterion = Criterion::default().configure_from_args();
-    let mut judge = Judge::new();
-    for rows in [layer_call, made_up_keys] {
-        rows(&mut criterion, &mut judge);
+    let mut limits = Limits::new();
+    for rows in [layer_call, unknown_keys] {
+        rows(&mut criterion, &mut limits);
     }
     criterion.final_summary();
-    judge.verdict()
+    limits.finish()
 }

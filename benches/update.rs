@@ -1,22 +1,20 @@
-//! What verification costs while bundles are exchanged: 200 trust domains with ten P-256 keys each,
-//! ten times a second. Ends with 1 where a bar is missed, with 2 where the machine is too restless
-//! to tell.
+//! The cost of verification during updates of 200 trust domains with ten P-256 keys each, ten times
+//! per second. Exits with 1 if a limit is missed, and with 2 if the results vary too much.
 //!
-//! An update takes processor time from whoever shares the cores, whatever it does. So beside the
-//! quiet there is a job: a thread that only computes, for as long in every tenth of a second as an
-//! update takes all threads together (as measured in the spells with updates, verification going
-//! on). The bars: with updates the p50 is within 10 % of the quiet one's, and the p99 no worse than
-//! beside the job.
+//! Any update takes processor time from other threads on the same cores. The control is a job: a
+//! thread that only computes, and uses as much processor time in each 100 ms as an update takes in all
+//! threads together (measured during verification). The limits: with updates, the p50 is at most 10 %
+//! above the p50 without load, and the p99 is not above the p99 with the job.
 //!
-//! Each case is measured in rounds of four spells: quiet, the job, updates, the job again, in an
-//! order that changes from round to round. A round gives a ratio: what came later on a machine that
-//! grew slower is held against what came later too. The figure is the median of the rounds' ratios,
-//! the span beside it is where the true median is with 95 % confidence, and a bar is missed where the
-//! whole span is beyond it. The job held against itself shows what the method makes of nothing. A span
-//! that is wider than a tenth tells nothing.
+//! Each case is measured in rounds of four periods: no load, the job, updates, the job again. Their
+//! order changes from round to round. Each round gives a ratio, so that a machine that becomes slower
+//! affects both sides. The result is the median of the ratios with its 95 % confidence interval. A
+//! limit is missed if the whole interval is above it. The ratio of the two job periods shows the noise
+//! of the method. If the interval contains the limit and is wider than 0.1, the result is inconclusive.
 //!
-//! `held` measures for how long, at a stretch, the worker of the source's runtime does nothing else:
-//! not for more than 5 ms in 95 of 100 updates, where it does not without any update too.
+//! `blocked` measures the longest time in which the worker of the source's runtime runs nothing else
+//! during an update. The limit is 5 ms in 95 of 100 updates. It is inconclusive if the machine exceeds
+//! the limit without updates.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -42,8 +40,8 @@ const AUDIENCE: &str = "spiffe://example.org/db";
 const DOMAINS: usize = 200;
 const KEYS: usize = 10;
 const PERIOD: Duration = Duration::from_millis(100);
-/// Three updates long.
-const SPELL: Duration = Duration::from_millis(300);
+/// Three updates.
+const MEASURED: Duration = Duration::from_millis(300);
 const ROUNDS: usize = 31;
 
 type Set = Vec<(String, Vec<u8>)>;
@@ -61,14 +59,15 @@ fn keys(domain: usize) -> (String, Vec<u8>) {
     entry(&issuer)
 }
 
-/// An agent on a thread of its own, and a source on another, as an application has it.
+/// An agent and a source, each with its own runtime of one worker thread.
 struct Bench {
     agents: tokio::runtime::Runtime,
     _sources: tokio::runtime::Runtime,
     agent: FakeAgent,
     source: JwtSource,
     token: String,
-    /// The set and the same with one trust domain's keys, or all but our own, exchanged.
+    /// Pairs of sets: with one trust domain's keys replaced, all keys except our own replaced, and
+    /// nothing replaced.
     one_changes: [Set; 2],
     all_change: [Set; 2],
     none_changes: [Set; 2],
@@ -105,17 +104,17 @@ impl Bench {
         }
     }
 
-    /// Updates whenever it is their turn, until it is over. One replay for all of it: at its end the
-    /// agent says its own set again, and the next one would begin with every key new.
-    fn updates(&self, sets: &[Set; 2], turns: &Turns) {
+    /// Sends updates in each period for updates. Uses one replay: at its end the agent sends its own
+    /// set again, and with another replay all keys would be new.
+    fn updates(&self, sets: &[Set; 2], loads: &Loads) {
         self.agents.block_on(async {
             let replay = self.agent.replay();
             let mut ticks = tokio::time::interval(PERIOD);
             ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             let mut sets = sets.iter().cycle();
-            while turns.go_on() {
+            while loads.is_running() {
                 ticks.tick().await;
-                if turns.now() == Turn::Updates {
+                if loads.now() == Load::Updates {
                     let set = sets.next().unwrap();
                     replay.send(set.iter().cloned()).await;
                 }
@@ -124,36 +123,36 @@ impl Bench {
     }
 }
 
-/// What goes on beside verification.
+/// The load during verification.
 #[derive(Clone, Copy, PartialEq)]
-enum Turn {
+enum Load {
     Quiet,
     Job,
     Updates,
     Over,
 }
 
-/// Whose turn it is, and how many steps the job computes in a period.
-struct Turns {
-    turn: Mutex<Turn>,
+/// The current load, and the number of steps that the job computes in a period.
+struct Loads {
+    load: Mutex<Load>,
     work: AtomicU64,
 }
 
-impl Turns {
-    fn now(&self) -> Turn {
-        *self.turn.lock().unwrap()
+impl Loads {
+    fn now(&self) -> Load {
+        *self.load.lock().unwrap()
     }
 
-    fn go_on(&self) -> bool {
-        self.now() != Turn::Over
+    fn is_running(&self) -> bool {
+        self.now() != Load::Over
     }
 
-    fn set(&self, turn: Turn) {
-        *self.turn.lock().unwrap() = turn;
+    fn set(&self, load: Load) {
+        *self.load.lock().unwrap() = load;
     }
 }
 
-/// The processor time of this process's threads but this one, as the kernel's scheduler has it.
+/// Returns the processor time of all other threads of this process, from the kernel's scheduler.
 fn processor_time_of_others() -> Duration {
     let me = std::fs::read_link("/proc/thread-self").unwrap();
     let me = me.file_name().unwrap().to_owned();
@@ -169,14 +168,14 @@ fn processor_time_of_others() -> Duration {
     Duration::from_nanos(nanos.sum())
 }
 
-/// Computes in every period of its turn, as much as it is told: not for so long, since others may have
-/// the processor meanwhile.
-fn job(turns: &Turns) {
+/// Computes a fixed number of steps in each period of the job. A fixed time would not work, because
+/// other threads may use the processor in that time.
+fn job(loads: &Loads) {
     let mut next = Instant::now();
-    while turns.go_on() {
-        if turns.now() == Turn::Job {
+    while loads.is_running() {
+        if loads.now() == Load::Job {
             let mut state = 1_u64;
-            for _ in 0..turns.work.load(Ordering::Relaxed) {
+            for _ in 0..loads.work.load(Ordering::Relaxed) {
                 state = black_box(
                     state
                         .wrapping_mul(6_364_136_223_846_793_005)
@@ -189,23 +188,23 @@ fn job(turns: &Turns) {
     }
 }
 
-/// What a spell gave: nanoseconds, and the others' processor time for each period.
+/// The results of a period: percentiles in nanoseconds, and the processor time of other threads.
 #[derive(Clone, Copy)]
-struct Spell {
+struct Sample {
     p50: f64,
     p99: f64,
     others: Duration,
 }
 
-/// A spell of verification beside this, begun when it is under way and let run out.
-fn spell(turns: &Turns, turn: Turn, times: &mut Vec<u64>, verify: &dyn Fn()) -> Spell {
-    turns.set(turn);
+/// Measures verification under a load. Starts one period after the load, and waits for its end.
+fn sample(loads: &Loads, load: Load, times: &mut Vec<u64>, verify: &dyn Fn()) -> Sample {
+    loads.set(load);
     std::thread::sleep(PERIOD);
     times.clear();
     let before = processor_time_of_others();
     let start = Instant::now();
     let mut last = start;
-    while last - start < SPELL {
+    while last - start < MEASURED {
         verify();
         let now = Instant::now();
         times.push((now - last).as_nanos() as u64);
@@ -213,19 +212,19 @@ fn spell(turns: &Turns, turn: Turn, times: &mut Vec<u64>, verify: &dyn Fn()) -> 
     }
     let others = processor_time_of_others() - before;
     let took = last - start;
-    turns.set(Turn::Quiet);
+    loads.set(Load::Quiet);
     std::thread::sleep(PERIOD);
     times.sort_unstable();
     let quantile = |q: f64| quantile(times, q);
-    Spell {
+    Sample {
         p50: quantile(0.5),
         p99: quantile(0.99),
         others: others.mul_f64(PERIOD.as_secs_f64() / took.as_secs_f64()),
     }
 }
 
-/// The clock ticks coarsely, so that many times are the same one: each stands for the span around
-/// it, and the quantile is where in its span the rank falls.
+/// Returns a quantile. The clock is coarse, so many times are equal. The quantile is interpolated
+/// within the interval around a time.
 fn quantile(sorted: &[u64], q: f64) -> f64 {
     let rank = (sorted.len() as f64 * q) as usize;
     let time = sorted[rank];
@@ -237,8 +236,7 @@ fn quantile(sorted: &[u64], q: f64) -> f64 {
     low + (high - low) * (rank - first) as f64 / (beyond - first) as f64
 }
 
-/// The median of some ratios, and between which of them the true one is with 95 % confidence: so
-/// many of them from the middle, whatever they are distributed like.
+/// The median of ratios with its 95 % confidence interval, for any distribution.
 struct Median {
     low: f64,
     middle: f64,
@@ -250,21 +248,21 @@ impl Median {
         let mut values: Vec<f64> = values.collect();
         values.sort_by(f64::total_cmp);
         let count = values.len() as f64;
-        let away = 0.98 * count.sqrt();
+        let distance = 0.98 * count.sqrt();
         let at = |rank: f64| values[(rank.max(0.0) as usize).min(values.len() - 1)];
         Self {
-            low: at((count / 2.0 - away).floor()),
+            low: at((count / 2.0 - distance).floor()),
             middle: at((count / 2.0).floor()),
-            high: at((count / 2.0 + away).floor()),
+            high: at((count / 2.0 + distance).floor()),
         }
     }
 
-    /// What is to be said of a bar.
-    fn held_to(&self, bar: f64) -> Verdict {
-        if self.low > bar {
+    /// Compares the interval with a limit.
+    fn compare(&self, limit: f64) -> Verdict {
+        if self.low > limit {
             Verdict::Missed
-        } else if self.high > bar && self.high - self.low > 0.1 {
-            Verdict::TooRestless
+        } else if self.high > limit && self.high - self.low > 0.1 {
+            Verdict::Inconclusive
         } else {
             Verdict::Held
         }
@@ -278,11 +276,11 @@ impl fmt::Display for Median {
     }
 }
 
-/// The better ones first.
+/// From best to worst.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Verdict {
     Held,
-    TooRestless,
+    Inconclusive,
     Missed,
 }
 
@@ -290,13 +288,13 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Held => "held",
-            Self::TooRestless => "TOO RESTLESS TO TELL",
+            Self::Inconclusive => "INCONCLUSIVE",
             Self::Missed => "MISSED",
         })
     }
 }
 
-/// Keeps the job at what an update costs, both by the same clock: the kernel's.
+/// Adjusts the job to the processor time of an update. Both are measured by the kernel.
 #[derive(Default)]
 struct Meter {
     updates: Vec<f64>,
@@ -304,12 +302,12 @@ struct Meter {
 }
 
 impl Meter {
-    fn note(&mut self, turn: Turn, spell: &Spell, work: &AtomicU64) {
-        let took = spell.others.as_secs_f64();
-        match turn {
-            Turn::Updates => self.updates.push(took),
-            Turn::Job => self.steps.push(took / work.load(Ordering::Relaxed) as f64),
-            Turn::Quiet | Turn::Over => {}
+    fn note(&mut self, load: Load, sample: &Sample, work: &AtomicU64) {
+        let took = sample.others.as_secs_f64();
+        match load {
+            Load::Updates => self.updates.push(took),
+            Load::Job => self.steps.push(took / work.load(Ordering::Relaxed) as f64),
+            Load::Quiet | Load::Over => {}
         }
         if !self.updates.is_empty() && !self.steps.is_empty() {
             let middle = |of: &[f64]| Median::of(of.iter().copied()).middle;
@@ -319,25 +317,25 @@ impl Meter {
     }
 }
 
-/// The spells of a round.
+/// The samples of a round.
 struct Round {
-    quiet: Spell,
-    jobs: [Spell; 2],
-    updates: Spell,
+    quiet: Sample,
+    jobs: [Sample; 2],
+    updates: Sample,
 }
 
 impl Round {
-    fn measure(nth: usize, mut spell: impl FnMut(Turn) -> Spell) -> Self {
-        const ORDER: [Turn; 4] = [Turn::Quiet, Turn::Job, Turn::Updates, Turn::Job];
-        let mut of: [Option<Spell>; 4] = [None; 4];
+    fn measure(nth: usize, mut sample: impl FnMut(Load) -> Sample) -> Self {
+        const ORDER: [Load; 4] = [Load::Quiet, Load::Job, Load::Updates, Load::Job];
+        let mut of: [Option<Sample>; 4] = [None; 4];
         for step in 0..4 {
-            // Round about, and every other time backwards.
+            // Start at another sample each time, and reverse every second round.
             let at = if nth.is_multiple_of(2) {
                 nth / 2 + step
             } else {
                 nth / 2 + 4 - step
             } % 4;
-            of[at] = Some(spell(ORDER[at]));
+            of[at] = Some(sample(ORDER[at]));
         }
         let [quiet, job, updates, again] = of.map(Option::unwrap);
         Self {
@@ -347,67 +345,67 @@ impl Round {
         }
     }
 
-    /// Of the two jobs' figures the one in the middle.
-    fn job(&self, figure: impl Fn(&Spell) -> f64) -> f64 {
+    /// Returns the geometric mean of both jobs.
+    fn job(&self, figure: impl Fn(&Sample) -> f64) -> f64 {
         (figure(&self.jobs[0]) * figure(&self.jobs[1])).sqrt()
     }
 }
 
 fn measure(bench: &Bench, name: &str, sets: &[Set; 2], verify: &dyn Fn()) -> Verdict {
-    let turns = Turns {
-        turn: Mutex::new(Turn::Quiet),
+    let loads = Loads {
+        load: Mutex::new(Load::Quiet),
         work: AtomicU64::new(1 << 20),
     };
     let mut times = Vec::with_capacity(1 << 22);
     let rounds: Vec<Round> = std::thread::scope(|scope| {
-        scope.spawn(|| bench.updates(sets, &turns));
-        scope.spawn(|| job(&turns));
-        // The first one brings the keys in; the others show what an update costs, and what a step.
-        spell(&turns, Turn::Updates, &mut times, verify);
+        scope.spawn(|| bench.updates(sets, &loads));
+        scope.spawn(|| job(&loads));
+        // The first one loads the keys. The others measure the cost of an update and of a step.
+        sample(&loads, Load::Updates, &mut times, verify);
         let mut meter = Meter::default();
-        for turn in [Turn::Updates, Turn::Job] {
-            let spell = spell(&turns, turn, &mut times, verify);
-            meter.note(turn, &spell, &turns.work);
+        for load in [Load::Updates, Load::Job] {
+            let sample = sample(&loads, load, &mut times, verify);
+            meter.note(load, &sample, &loads.work);
         }
         let rounds = (0..ROUNDS).map(|nth| {
-            Round::measure(nth, |turn| {
-                let spell = spell(&turns, turn, &mut times, verify);
-                meter.note(turn, &spell, &turns.work);
-                spell
+            Round::measure(nth, |load| {
+                let sample = sample(&loads, load, &mut times, verify);
+                meter.note(load, &sample, &loads.work);
+                sample
             })
         });
         let rounds = rounds.collect();
-        turns.set(Turn::Over);
+        loads.set(Load::Over);
         rounds
     });
 
     let of = |figure: &dyn Fn(&Round) -> f64| Median::of(rounds.iter().map(figure));
-    let millis = |spell: &Spell| spell.others.as_secs_f64() * 1e3;
+    let millis = |sample: &Sample| sample.others.as_secs_f64() * 1e3;
     let p50 = of(&|round| round.updates.p50 / round.quiet.p50);
-    let p99 = of(&|round| round.updates.p99 / round.job(|spell| spell.p99));
+    let p99 = of(&|round| round.updates.p99 / round.job(|sample| sample.p99));
     let cost = of(&|round| millis(&round.updates) / round.job(millis));
-    let of_itself = of(&|round| round.jobs[0].p99 / round.jobs[1].p99);
-    // Beside a job that took less or more, nothing would be shown.
-    let beside_the_job = match cost.low <= 1.1 && cost.high >= 0.9 {
-        true => p99.held_to(1.0),
-        false => Verdict::TooRestless,
+    let noise = of(&|round| round.jobs[0].p99 / round.jobs[1].p99);
+    // The comparison needs a job with the same cost as an update.
+    let relative_to_job = match cost.low <= 1.1 && cost.high >= 0.9 {
+        true => p99.compare(1.0),
+        false => Verdict::Inconclusive,
     };
     println!(
-        "{name}: {:.1} ms of processor time for an update, {cost} of the job's\n    \
-         p50 {:.0} ns quiet, {:.0} beside the job, {:.0} with updates; of quiet {p50}: {}\n    \
-         p99 {:.0} ns quiet, {:.0} beside the job, {:.0} with updates; of the job {p99}: {}\n    \
-         the job's p99 of its own in the same round {of_itself}",
+        "{name}: {:.1} ms of processor time per update, ratio to the job {cost}\n    \
+         p50: no load {:.0} ns, job {:.0} ns, updates {:.0} ns, ratio to no load {p50}: {}\n    \
+         p99: no load {:.0} ns, job {:.0} ns, updates {:.0} ns, ratio to the job {p99}: {}\n    \
+         p99 of the job, ratio of both periods {noise}",
         of(&|round| millis(&round.updates)).middle,
         of(&|round| round.quiet.p50).middle,
-        of(&|round| round.job(|spell| spell.p50)).middle,
+        of(&|round| round.job(|sample| sample.p50)).middle,
         of(&|round| round.updates.p50).middle,
-        p50.held_to(1.1),
+        p50.compare(1.1),
         of(&|round| round.quiet.p99).middle,
-        of(&|round| round.job(|spell| spell.p99)).middle,
+        of(&|round| round.job(|sample| sample.p99)).middle,
         of(&|round| round.updates.p99).middle,
-        beside_the_job,
+        relative_to_job,
     );
-    p50.held_to(1.1).max(beside_the_job)
+    p50.compare(1.1).max(relative_to_job)
 }
 
 fn verification() -> Verdict {
@@ -420,21 +418,21 @@ fn verification() -> Verdict {
     let cold = || drop(black_box(fresh.validate(&bench.token).unwrap()));
     let mut worst = Verdict::Held;
     for (what, sets) in [
-        ("nothing changes", &bench.none_changes),
+        ("no key changes", &bench.none_changes),
         ("one of 200 trust domains changes", &bench.one_changes),
-        ("every key but ours changes", &bench.all_change),
+        ("all other keys change", &bench.all_change),
     ] {
-        let hit = measure(&bench, &format!("seen before, {what}"), sets, &hit);
-        let cold = measure(&bench, &format!("verified anew, {what}"), sets, &cold);
+        let hit = measure(&bench, &format!("known token, {what}"), sets, &hit);
+        let cold = measure(&bench, &format!("no cache, {what}"), sets, &cold);
         worst = worst.max(hit).max(cold);
     }
     worst
 }
 
-/// For how long nothing else runs on the runtime's only worker, at the most in each update.
-fn held() -> Verdict {
+/// Measures the longest time in each update in which the runtime's only worker runs nothing else.
+fn blocked() -> Verdict {
     let bench = Bench::start();
-    let (told, ready) = mpsc::channel();
+    let (sender, ready) = mpsc::channel();
     let longest = Arc::new(AtomicU64::new(0));
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -445,7 +443,7 @@ fn held() -> Verdict {
                 .unwrap();
             runtime.block_on(async {
                 let source = bench.agent.source().await.unwrap();
-                told.send(source.clone()).unwrap();
+                sender.send(source.clone()).unwrap();
                 let mut last = Instant::now();
                 while !done.load(Ordering::Relaxed) {
                     tokio::task::yield_now().await;
@@ -457,9 +455,9 @@ fn held() -> Verdict {
             });
         });
         let watched = ready.recv().unwrap();
-        // The other source must not share the cores.
+        // The other source must not use the cores.
         bench._sources.block_on(bench.source.shutdown());
-        let spell = |sets: Option<&[Set; 2]>| -> Vec<f64> {
+        let measure = |sets: Option<&[Set; 2]>| -> Vec<f64> {
             let replay = bench.agent.replay();
             let mut worst = Vec::new();
             for n in 0..60 {
@@ -482,20 +480,20 @@ fn held() -> Verdict {
         for (what, sets) in [
             ("no update", None),
             ("one trust domain changes", Some(&bench.one_changes)),
-            ("every key but ours changes", Some(&bench.all_change)),
+            ("all other keys change", Some(&bench.all_change)),
         ] {
-            let mut worst = spell(sets);
+            let mut worst = measure(sets);
             worst.sort_by(f64::total_cmp);
-            // What takes the processor away from all of us now and then is not ours.
+            // The worst 5 % may come from other processes.
             let most = worst[worst.len() * 95 / 100];
             verdicts.push(match most <= 5.0 {
                 true => Verdict::Held,
-                false if sets.is_none() || verdicts[0] != Verdict::Held => Verdict::TooRestless,
+                false if sets.is_none() || verdicts[0] != Verdict::Held => Verdict::Inconclusive,
                 false => Verdict::Missed,
             });
             println!(
-                "held, {what}: the longest stretch of an update is {:.2} ms in the median, \
-                 {most:.2} ms in 95 of 100, {:.2} ms at the worst: {}",
+                "blocked, {what}: longest time per update: median {:.2} ms, p95 {most:.2} ms, \
+                 maximum {:.2} ms: {}",
                 worst[worst.len() / 2],
                 worst[worst.len() - 1],
                 verdicts[verdicts.len() - 1],
@@ -506,22 +504,22 @@ fn held() -> Verdict {
     })
 }
 
-/// All of it, or what is asked for by name.
+/// Runs both benches, or the one that is named.
 fn main() -> ExitCode {
-    let asked_for = |name: &str| {
+    let is_selected = |name: &str| {
         let mut filters = std::env::args().skip(1).filter(|arg| !arg.starts_with('-'));
         filters.next().is_none_or(|filter| filter == name)
     };
     let mut verdict = Verdict::Held;
-    if asked_for("held") {
-        verdict = verdict.max(held());
+    if is_selected("blocked") {
+        verdict = verdict.max(blocked());
     }
-    if asked_for("verification") {
+    if is_selected("verification") {
         verdict = verdict.max(verification());
     }
     ExitCode::from(match verdict {
         Verdict::Held => 0,
         Verdict::Missed => 1,
-        Verdict::TooRestless => 2,
+        Verdict::Inconclusive => 2,
     })
 }

@@ -1,22 +1,22 @@
-//! What verification costs, each figure against something measured in the same run.
+//! The cost of verification, each figure relative to another of the same run.
 //!
-//! `cargo bench --bench verify` measures the rows of this table, prints for each what it is, its
-//! bar and whether that is held, and fails where one is missed; `-- hit` takes only those of that
-//! name. What allocates, and how often, is a test: `tests/allocations`.
+//! `cargo bench --bench verify` measures the rows of this table, prints each with its limit, and fails
+//! if a limit is missed; `-- hit` selects rows by name. Allocations are counted by a test:
+//! `tests/allocations`.
 //!
-//! | what | bar | rows |
+//! | what | limit | rows |
 //! | --- | --- | --- |
-//! | a token never seen, cache on, insertion included, above the bare check with a parsed key | 1.0 µs | `cold/ES256 minus raw`, `cold/RS256 minus raw` |
-//! | a token seen before | 120 ns | `hit/350-byte token` |
-//! | the same on two threads, against what two threads do that only compute | 0.9 × | `hit/two threads, one hot token`, `hit/two threads, 50 tokens` |
-//! | a decision before the signature | 0.8 µs | `refused before the signature/expired`, `…/another audience`, `…/unknown key`, `…/malformed`, `…/too long` |
-//! | rubbish of 1 MiB, against that of 8 KiB and a byte | 1.1 × | `refused before the signature/1 MiB of rubbish` |
-//! | a token seen before, with bundles polled over https, against those of an agent | 1.1 × | `https/hit` |
+//! | a new token with its insertion into the cache, minus the signature check with a parsed key | 1.0 µs | `cold/ES256 minus raw`, `cold/RS256 minus raw` |
+//! | a known token | 120 ns | `hit/350-byte token` |
+//! | the speed-up of two threads with known tokens, relative to two threads that only compute | 0.9 × | `hit/two threads, one hot token`, `hit/two threads, 50 tokens` |
+//! | a rejection before the signature check | 0.8 µs | `rejected before the signature/expired`, `…/another audience`, `…/unknown key`, `…/malformed`, `…/too long` |
+//! | a malformed token of 1 MiB, relative to one of 8 KiB and 1 byte | 1.1 × | `rejected before the signature/malformed, 1 MiB` |
+//! | a known token with bundles polled over https, relative to the bundles of an agent | 1.1 × | `https/hit` |
 //! | the same, with an agent and an https source merged | 1.5 ×, 120 ns | `https/hit, merged`, `https/hit, merged, time` |
-//! | a token never seen, merged, against the agent alone, both above the bare check | 1.1 × | `https/cold minus raw, merged` |
-//! | 200 trust domains of ten keys, against one of one | 1.1 × | `200 trust domains × 10 keys/hit`, `…/cold minus raw` |
+//! | a new token with merged sources, relative to the agent alone, both minus the signature check | 1.1 × | `https/cold minus raw, merged` |
+//! | 200 trust domains with 10 keys each, relative to one trust domain with one key | 1.1 × | `200 trust domains × 10 keys/hit`, `…/cold minus raw` |
 //!
-//! The other algorithms are in `algorithms`, the layer is in `server`.
+//! `algorithms` has the other algorithms, `server` has the layer.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -42,8 +42,8 @@ use tower_spiffe::{JwtSource, TrustDomain, Validator};
 
 use tower_spiffe_test_support::signer;
 
-use judging::{
-    Bar, Judge, Round, difference, each, group, in_turns, medians_in_turns, nanos, repeat,
+use limits::{
+    Limit, Limits, Round, difference, each, group, in_turns, medians_in_turns, nanos, repeat,
     two_threads,
 };
 use signer::{AUDIENCE, SUBJECT, Signer, bundle};
@@ -53,7 +53,7 @@ fn now() -> i64 {
     i64::try_from(since.unwrap().as_secs()).unwrap()
 }
 
-/// Claims of which an ES256 token gets 350 bytes.
+/// Claims for an ES256 token of 350 bytes.
 fn claims(audience: &str, expires_at: i64, n: usize) -> Value {
     json!({"sub": SUBJECT, "aud": [audience], "exp": expires_at, "iat": now(),
            "jti": format!("{n:048}")})
@@ -77,7 +77,7 @@ fn one_key(signer: &Signer) -> JwtBundleSet {
     JwtBundleSet::from_iter([bundle("td.test", &[signer.jwk()])])
 }
 
-/// Tokens, with all that the bare check wants.
+/// Tokens, with the input of the signature check.
 struct Cold {
     tokens: Vec<String>,
     checks: Vec<(usize, Vec<u8>)>,
@@ -107,7 +107,8 @@ impl Cold {
         nanos(|| black_box(self.key.verify_sig(black_box(signed), black_box(signature))).unwrap())
     }
 
-    /// Dropped after the time was taken: the cache has the token by then.
+    /// Returns the time of a validation, without the drop of its result: in a service the cache keeps the
+    /// result.
     fn validate(&self, validator: &Validator, n: usize) -> f64 {
         let mut svid = None;
         let time = nanos(|| svid = Some(black_box(validator.validate(black_box(&self.tokens[n])))));
@@ -115,8 +116,8 @@ impl Cold {
         time
     }
 
-    /// What a whole `validate` takes longer than the bare check, with either set; each token is
-    /// unseen by its validator.
+    /// Returns the time of `validate` minus the signature check, for each of two sets. Each token is new
+    /// to its validator.
     fn minus_raw(&self, sets: [&JwtBundleSet; 2]) -> [f64; 2] {
         self.minus_raw_of(sets.map(validator))
     }
@@ -134,20 +135,20 @@ impl Cold {
     }
 }
 
-fn cold(criterion: &mut Criterion, judge: &mut Judge) {
+fn cold(criterion: &mut Criterion, limits: &mut Limits) {
     let mut group = group(criterion, "cold");
     for algorithm in [Algorithm::ES256, Algorithm::RS256] {
         let signer = Signer::for_algorithm(algorithm);
         let (cold, set) = (Cold::new(&signer), one_key(&signer));
         let name = format!("{algorithm} minus raw");
-        judge.row(&mut group, ("cold", &name), Bar::Nanos(1000.0), || {
+        limits.row(&mut group, ("cold", &name), Limit::Nanos(1000.0), || {
             let [one, other] = cold.minus_raw([&set, &set]);
             Round::of_nanos((one + other) / 2.0)
         });
     }
 }
 
-fn hit(criterion: &mut Criterion, judge: &mut Judge) {
+fn hit(criterion: &mut Criterion, limits: &mut Limits) {
     let mut group = group(criterion, "hit");
     let signer = Signer::for_algorithm(Algorithm::ES256);
     let tokens = tokens(&signer, 50);
@@ -157,7 +158,7 @@ fn hit(criterion: &mut Criterion, judge: &mut Judge) {
         validator.validate(token).unwrap();
     }
     let row = ("hit", "350-byte token");
-    judge.row(&mut group, row, Bar::Nanos(120.0), || {
+    limits.row(&mut group, row, Limit::Nanos(120.0), || {
         Round::of_nanos(each(50_000, || {
             drop(validator.validate(black_box(&tokens[0])).unwrap());
         }))
@@ -172,13 +173,13 @@ fn hit(criterion: &mut Criterion, judge: &mut Judge) {
                 drop(validator.validate(&tokens[n % count]).unwrap())
             })
         };
-        judge.row(&mut group, ("hit", name), Bar::AtLeast(0.9), || {
+        limits.row(&mut group, ("hit", name), Limit::AtLeast(0.9), || {
             two_threads(&hits)
         });
     }
 }
 
-fn size(criterion: &mut Criterion, judge: &mut Judge) {
+fn size(criterion: &mut Criterion, limits: &mut Limits) {
     const NAME: &str = "200 trust domains × 10 keys";
     let signer = Signer::for_algorithm(Algorithm::ES256);
     let small = one_key(&signer);
@@ -199,17 +200,17 @@ fn size(criterion: &mut Criterion, judge: &mut Judge) {
         }
     });
     let [mut one, mut many] = hits;
-    judge.row(&mut group, (NAME, "hit"), Bar::AtMost(1.1), || {
+    limits.row(&mut group, (NAME, "hit"), Limit::AtMost(1.1), || {
         let [one, many] = medians_in_turns(50, [&mut one, &mut many]);
         Round {
             nanos: many,
             figure: many / one,
         }
     });
-    judge.row(
+    limits.row(
         &mut group,
         (NAME, "cold minus raw"),
-        Bar::AtMost(1.1),
+        Limit::AtMost(1.1),
         || {
             let [one, many] = cold.minus_raw([&small, &large]);
             Round {
@@ -254,7 +255,7 @@ impl Sources {
         }
     }
 
-    /// The agent, and the polled source as the owner of td.test.
+    /// Merges the agent and the polled source, which owns td.test.
     fn merged(&self) -> MergedBundles {
         let domain = TrustDomain::parse("td.test").unwrap();
         MergedBundles::builder()
@@ -283,7 +284,7 @@ fn on(source: impl BundleSource) -> Validator {
     validator.build().unwrap()
 }
 
-fn https(criterion: &mut Criterion, judge: &mut Judge) {
+fn https(criterion: &mut Criterion, limits: &mut Limits) {
     const NAME: &str = "https";
     let sources = Sources::new();
     let _runtime = sources.runtime.enter();
@@ -305,7 +306,7 @@ fn https(criterion: &mut Criterion, judge: &mut Judge) {
         ("hit", &mut polled as &mut dyn FnMut(usize) -> f64, 1.1),
         ("hit, merged", &mut merged, 1.5),
     ] {
-        judge.row(&mut group, (NAME, name), Bar::AtMost(most), || {
+        limits.row(&mut group, (NAME, name), Limit::AtMost(most), || {
             let [agent, other] = medians_in_turns(50, [&mut agent, &mut *other]);
             Round {
                 nanos: other,
@@ -314,7 +315,7 @@ fn https(criterion: &mut Criterion, judge: &mut Judge) {
         });
     }
     let row = (NAME, "hit, merged, time");
-    judge.row(&mut group, row, Bar::Nanos(120.0), || {
+    limits.row(&mut group, row, Limit::Nanos(120.0), || {
         let [merged] = medians_in_turns(50, [&mut merged]);
         Round::of_nanos(merged)
     });
@@ -323,7 +324,7 @@ fn https(criterion: &mut Criterion, judge: &mut Judge) {
         parsed_key(&sources.agent.issuer().jwks()),
     );
     let row = (NAME, "cold minus raw, merged");
-    judge.row(&mut group, row, Bar::AtMost(1.1), || {
+    limits.row(&mut group, row, Limit::AtMost(1.1), || {
         let validators = [on(sources.source.clone()), on(sources.merged())];
         let [agent, merged] = cold.minus_raw_of(validators);
         Round {
@@ -333,7 +334,7 @@ fn https(criterion: &mut Criterion, judge: &mut Judge) {
     });
 }
 
-/// The key of a JWK Set with one key of P-256.
+/// Parses the only key of a JWK Set, a P-256 key.
 fn parsed_key(jwks: &[u8]) -> ParsedPublicKey {
     let jwks: Value = serde_json::from_slice(jwks).unwrap();
     let part = |name: &str| {
@@ -344,16 +345,16 @@ fn parsed_key(jwks: &[u8]) -> ParsedPublicKey {
     ParsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point).unwrap()
 }
 
-fn early(criterion: &mut Criterion, judge: &mut Judge) {
-    const NAME: &str = "refused before the signature";
+fn rejections(criterion: &mut Criterion, limits: &mut Limits) {
+    const NAME: &str = "rejected before the signature";
     let signer = Signer::for_algorithm(Algorithm::ES256);
     let validator = validator(&one_key(&signer));
     let good = signer.sign(&claims(AUDIENCE, now() + 3600, 0));
     let (signed, _) = good.rsplit_once('.').unwrap();
     let unknown = Signer::for_algorithm(Algorithm::ES256).with_key_id("another");
     let other = "spiffe://td.test/another";
-    let rubbish = |len: usize| "eyJ".repeat(len / 3 + 1)[..len].to_owned();
-    let refuse = |token: &str, times| {
+    let malformed = |len: usize| "eyJ".repeat(len / 3 + 1)[..len].to_owned();
+    let reject = |token: &str, times| {
         each(times, || {
             drop(validator.validate(black_box(token)).unwrap_err());
         })
@@ -370,19 +371,19 @@ fn early(criterion: &mut Criterion, judge: &mut Judge) {
             unknown.sign(&claims(AUDIENCE, now() + 3600, 0)),
         ),
         ("malformed", signed.to_owned()),
-        ("too long", rubbish(8193)),
+        ("too long", malformed(8193)),
     ] {
-        judge.row(&mut group, (NAME, name), Bar::Nanos(800.0), || {
-            Round::of_nanos(refuse(&token, 20_000))
+        limits.row(&mut group, (NAME, name), Limit::Nanos(800.0), || {
+            Round::of_nanos(reject(&token, 20_000))
         });
     }
-    let (long, longest) = (rubbish(8193), rubbish(1 << 20));
-    let row = (NAME, "1 MiB of rubbish");
-    judge.row(&mut group, row, Bar::AtMost(1.1), || {
+    let (long, longest) = (malformed(8193), malformed(1 << 20));
+    let row = (NAME, "malformed, 1 MiB");
+    limits.row(&mut group, row, Limit::AtMost(1.1), || {
         let [long, longest] = medians_in_turns(
             50,
-            [&mut |_| refuse(&long, 2000), &mut |_| {
-                refuse(&longest, 2000)
+            [&mut |_| reject(&long, 2000), &mut |_| {
+                reject(&longest, 2000)
             }],
         );
         Round {
@@ -394,10 +395,10 @@ fn early(criterion: &mut Criterion, judge: &mut Judge) {
 
 fn main() -> ExitCode {
     let mut criterion = Criterion::default().configure_from_args();
-    let mut judge = Judge::new();
-    for rows in [hit, early, cold, size, https] {
-        rows(&mut criterion, &mut judge);
+    let mut limits = Limits::new();
+    for rows in [hit, rejections, cold, size, https] {
+        rows(&mut criterion, &mut limits);
     }
     criterion.final_summary();
-    judge.verdict()
+    limits.finish()
 }

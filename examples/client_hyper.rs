@@ -4,7 +4,7 @@
 //! of its own, with its own certificate authority. In production the source is
 //! `JwtSource::new().await?`, and the certificates are yours.
 
-#![allow(clippy::print_stdout, reason = "it is there to be read")]
+#![allow(clippy::print_stdout, reason = "the output is for users")]
 
 use axum::response::Redirect;
 use axum::{Router, http::HeaderMap, routing::get};
@@ -42,12 +42,12 @@ async fn main() -> Result<(), Error> {
         .build();
     let hyper = Client::builder(TokioExecutor::new()).build::<_, Empty<Bytes>>(connector);
 
-    // The audience, bound to the origin that its tokens may go to, and the layer: no more is needed.
+    // The audience is bound to an origin: its tokens are sent only to that origin.
     let audience = Audience::fixed(REPORTS).for_origin(&reports)?;
     let signed = AddJwtSvidLayer::new(source, audience);
     let client = ServiceBuilder::new()
         // hyper follows no redirects. A layer that follows them goes outside, so that each hop gets
-        // the token for its own origin, or none. Retries and timeouts go here too: a retry after a
+        // the token for its own origin, or no token. Retries and timeouts go here too: a retry after a
         // 401 gets a new token.
         .layer(FollowRedirectLayer::new())
         .layer(signed)
@@ -149,7 +149,7 @@ mod tls {
         }
     }
 
-    /// Serves `app` on a free port; gives its origin.
+    /// Serves `app` on a free port. Returns its origin.
     pub(super) async fn serve(ca: &Ca, app: Router) -> Result<String, super::Error> {
         let tcp = TcpListener::bind("127.0.0.1:0").await?;
         let origin = format!("https://localhost:{}", tcp.local_addr()?.port());

@@ -4,7 +4,7 @@
 //! of its own. In production the source is `JwtSource::new().await?`. To keep reqwest's request
 //! builder, see `client_reqwest_middleware.rs`.
 
-#![allow(clippy::print_stdout, reason = "it is there to be read")]
+#![allow(clippy::print_stdout, reason = "the output is for users")]
 
 use axum::response::Redirect;
 use axum::{Router, routing::get};
@@ -39,11 +39,11 @@ async fn main() -> Result<(), Error> {
         .no_proxy()
         .build()?;
 
-    // The audience, bound to the origin that its tokens may go to, and the layer: no more is needed.
+    // The audience is bound to an origin: its tokens are sent only to that origin.
     let audience = Audience::fixed(REPORTS).for_origin(&reports)?;
     let client = AddJwtSvid::new(reqwest, source, audience);
 
-    // Over https this would succeed. Over http, it is not sent unless `allow_plaintext` permits it.
+    // Over https this request would succeed. Over http it fails unless `allow_plaintext` permits it.
     let Err(error) = call(client.clone(), &reports).await else {
         return Err("expected an error".into());
     };
@@ -66,7 +66,7 @@ async fn main() -> Result<(), Error> {
     Ok(())
 }
 
-/// Takes any client that is a tower service of reqwest's types.
+/// Sends a request with any tower service that uses reqwest's types.
 async fn call<S>(mut client: S, url: &str) -> Result<String, Error>
 where
     S: Service<Request, Response = reqwest::Response, Error = Error>,

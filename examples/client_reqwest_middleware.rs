@@ -4,7 +4,7 @@
 //! services of its own. In production the source is `JwtSource::new().await?`, the services are at
 //! `https://`, and `allow_plaintext` is not needed.
 
-#![allow(clippy::print_stdout, reason = "it is there to be read")]
+#![allow(clippy::print_stdout, reason = "the output is for users")]
 
 use axum::{Router, routing::get};
 use reqwest_middleware::ClientBuilder;
@@ -81,7 +81,7 @@ async fn source() -> Result<(JwtSource, Option<FakeAgent>), Error> {
     Ok((agent.source().await?, Some(agent)))
 }
 
-/// Serves a service that returns its caller; returns its origin.
+/// Serves a service that returns its caller. Returns its origin.
 async fn serve(source: &JwtSource, service: &'static str) -> Result<String, Error> {
     let validator = Validator::builder(source.clone())
         .audience(service)

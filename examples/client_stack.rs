@@ -1,10 +1,10 @@
 //! A client with retries, timeouts, buffers and limits outside and inside the layer that signs:
 //! `cargo run --example client_stack`.
 //!
-//! Starts its own agent (`testing::FakeAgent`), revokes a key of it, and calls a service of its own. In
+//! Starts its own agent (`testing::FakeAgent`), revokes one of its keys, and calls a service of its own. In
 //! production the source is `JwtSource::new().await?`.
 
-#![allow(clippy::print_stdout, reason = "it is there to be read")]
+#![allow(clippy::print_stdout, reason = "the output is for users")]
 
 use std::future::{Ready, ready};
 use std::sync::Arc;
@@ -31,11 +31,11 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 
 const REPORTS: &str = "spiffe://example.org/reports";
 
-/// Retries once after a 401, and after a 503 of a service that cannot authenticate callers now.
+/// Retries once after a 401, or after a 503 of a service that cannot verify callers now.
 #[derive(Clone)]
-struct OnceMore(bool);
+struct RetryOnce(bool);
 
-impl Policy<Request<Empty<Bytes>>, Response<Incoming>, Error> for OnceMore {
+impl Policy<Request<Empty<Bytes>>, Response<Incoming>, Error> for RetryOnce {
     type Future = Ready<()>;
 
     fn retry(
@@ -64,7 +64,7 @@ async fn main() -> Result<(), Error> {
     let counted = rejections.clone();
     let audience = Audience::fixed(REPORTS).for_origin(&reports)?;
     let client = ServiceBuilder::new()
-        // Outside the layer: what covers the wait for a token, or repeats it.
+        // Outside the layer: layers that include the wait for a token, or repeat it.
         // A queue, for callers that do not want to wait for readiness.
         .buffer(64)
         // A timeout for the whole call, including retries and the wait for a token.
@@ -73,10 +73,10 @@ async fn main() -> Result<(), Error> {
         .concurrency_limit(32)
         // Retries: each try gets the current token, and a retry after a 401 a new one. Inside the
         // layer they would send the rejected token again.
-        .layer(RetryLayer::new(OnceMore(true)))
+        .layer(RetryLayer::new(RetryOnce(true)))
         .layer(AddJwtSvidLayer::new(source, audience).allow_plaintext(Plaintext::Loopback))
-        // Inside the layer: what a request should not hold while it waits for its token, such as a
-        // place in a queue or a permit. The layer releases them until the token is there.
+        // Inside the layer: layers that reserve a resource, such as a place in a queue or a permit. While
+        // a request waits for its token, the layer releases them.
         .layer(MapResponseLayer::new(
             move |response: Response<Incoming>| {
                 let rejected = response.status() == StatusCode::UNAUTHORIZED;
@@ -95,7 +95,7 @@ async fn main() -> Result<(), Error> {
         Ok::<_, Error>(response.status())
     };
 
-    // A cold start: fifty calls at once share one fetch.
+    // A cold start: fifty concurrent calls share one fetch.
     let before = agent.counts().fetch_jwt_svid;
     let all = join_all((0..50).map(|_| call())).await;
     let served = all.iter().filter(|one| matches!(one, Ok(StatusCode::OK)));
@@ -105,11 +105,11 @@ async fn main() -> Result<(), Error> {
         return Err("expected all to be served by one fetch".into());
     }
 
-    // A key is revoked, so the service rejects the token in our cache. The retry gets another one.
-    let stolen = agent.issuer().signing_key_id();
+    // A key is revoked, so the service rejects the cached token. The retry gets a new token.
+    let revoked = agent.issuer().signing_key_id();
     agent.rotate().await;
-    agent.taint(&stolen);
-    agent.issuer().revoke(&stolen);
+    agent.taint(&revoked);
+    agent.issuer().revoke(&revoked);
     let mut rejected = 0;
     for _ in 0..200 {
         let status = call().await?;
@@ -122,11 +122,11 @@ async fn main() -> Result<(), Error> {
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    println!("a key was revoked: {rejected} rejected and retried, none lost");
+    println!("a key was revoked: {rejected} rejected and retried, 0 failed");
     Ok(())
 }
 
-/// Serves the called service, which has its own source; returns its origin.
+/// Starts the called service, which has its own source. Returns its origin.
 async fn serve(source: JwtSource) -> Result<String, Error> {
     let validator = Validator::builder(source).audience(REPORTS).build()?;
     let who = async |caller: VerifiedSvid| format!("reports for {}", caller.spiffe_id());

@@ -4,7 +4,7 @@
 //! of its own. In production the source is `JwtSource::new().await?`, and `tonic-prost-build`
 //! generates client and server; here they are written by hand, at the end of this file.
 
-#![allow(clippy::print_stdout, reason = "it is there to be read")]
+#![allow(clippy::print_stdout, reason = "the output is for users")]
 
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -42,7 +42,7 @@ async fn main() -> Result<(), Error> {
     let report = reports.get("march").await?;
     println!("Get -> {report}");
     expect(report == format!("march for {me}"))?;
-    // A stream is signed when it begins, and may outlive the token.
+    // A stream is signed when it starts, and may last longer than the token.
     let months = reports.list("2026").await?;
     println!("List -> {months:?}");
     expect(months == ["january", "february", "march"])?;
@@ -52,15 +52,15 @@ async fn main() -> Result<(), Error> {
     println!("Get without the layer -> {code:?}");
     expect(code == Code::Unauthenticated)?;
 
-    // If the client must be an interceptor: it uses the cached token (`try_header`) and cannot wait
-    // for one. `keep_warm` keeps the token in the cache until `_warm` is dropped.
+    // An interceptor, for clients that need one. It uses the cached token (`try_header`) and cannot wait
+    // for a token. `keep_warm` keeps the token in the cache until `_warm` is dropped.
     let cache = SvidCache::from(&source);
     let _warm = cache.keep_warm([SvidRequest::new([REPORTS])?])?;
     let interceptor = JwtSvidInterceptor::new(source, audience);
     let interceptor = interceptor.allow_plaintext(Plaintext::Loopback);
     let mut reports = by_hand::Client::new(InterceptedService::new(channel, interceptor));
     let report = reports.get("april").await?;
-    println!("Get by the interceptor -> {report}");
+    println!("Get with the interceptor -> {report}");
     expect(report == format!("april for {me}"))
 }
 
@@ -78,7 +78,7 @@ async fn source() -> Result<(JwtSource, Option<FakeAgent>), Error> {
     Ok((agent.source().await?, Some(agent)))
 }
 
-/// Serves the reports to callers of a trust domain; returns the origin.
+/// Serves the reports to callers of a trust domain. Returns the origin.
 async fn serve(source: &JwtSource, callers: &str) -> Result<String, Error> {
     let validator = Validator::builder(source.clone())
         .audience(REPORTS)
@@ -109,7 +109,7 @@ async fn list(_: Request<String>) -> Result<Response<by_hand::Months>, Status> {
     Ok(Response::new(tokio_stream::iter(months)))
 }
 
-/// What `tonic-prost-build` would make from a `.proto` file.
+/// The code that `tonic-prost-build` would generate from a `.proto` file.
 mod by_hand {
     use std::convert::Infallible;
     use std::pin::Pin;
@@ -190,7 +190,7 @@ mod by_hand {
                         let list = service_fn(super::list);
                         grpc.server_streaming(list, request).await
                     }
-                    _ => Status::unimplemented("no such method").into_http(),
+                    _ => Status::unimplemented("unknown method").into_http(),
                 })
             })
         }

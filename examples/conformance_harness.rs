@@ -4,7 +4,7 @@
 //! cargo build --manifest-path interop/Cargo.toml -p tower-spiffe-conformance-harness --examples
 //! ```
 //!
-//! The control port validates and fetches JWT-SVIDs by this crate. The contract also requires an
+//! The control port validates and fetches JWT-SVIDs with this crate. The contract also requires an
 //! X.509 port, which the `spiffe` and `spiffe-rustls` crates serve. The suite starts the program with
 //! `SPIFFE_ENDPOINT_SOCKET` and reads the two ports from its output.
 
@@ -43,8 +43,8 @@ async fn main() -> Result<(), Error> {
 }
 
 async fn run() -> Result<(), Error> {
-    // Both sources find the agent by SPIFFE_ENDPOINT_SOCKET. Ours does not wait for its first bundles,
-    // because the suite has tests without any.
+    // Both sources use the agent at SPIFFE_ENDPOINT_SOCKET. The JWT source does not wait for its first
+    // bundles, because the suite has tests without bundles.
     let jwt = JwtSource::builder().build_lazy()?;
     let x509 = X509Source::new().await?;
     let server = mtls_server(x509.clone()).authorize(authorizer::any());
@@ -127,7 +127,7 @@ async fn validate(
     State(harness): State<Arc<Harness>>,
     Json(request): Json<ValidateRequest>,
 ) -> Answer {
-    // The first bundles may be on their way.
+    // The first bundles may still arrive.
     match tokio::time::timeout(Duration::from_secs(8), harness.jwt.ready()).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => return failed(&error),
@@ -213,7 +213,7 @@ async fn info() -> Answer {
     }))
 }
 
-/// Writes each client's SPIFFE ID to it, after the handshake.
+/// Sends each client its SPIFFE ID after the handshake.
 async fn serve_x509(listener: TcpListener, acceptor: TlsAcceptor) {
     while let Ok((tcp, _)) = listener.accept().await {
         let acceptor = acceptor.clone();

@@ -1,11 +1,11 @@
 //! A gateway: it verifies its callers, forwards their requests, and signs them as itself:
 //! `cargo run --example gateway`.
 //!
-//! The caller's token does not leave the gateway, and headers that name a caller are the gateway's
-//! own. It starts its own agent (`testing::FakeAgent`), calls itself, and ends. In
+//! The caller's token is not forwarded, and only the gateway sets headers that name a caller. It
+//! starts its own agent (`testing::FakeAgent`), sends requests to itself, and ends. In
 //! production the source is `JwtSource::new().await?`, and the upstream is reached over https.
 
-#![allow(clippy::print_stdout, reason = "it is there to be read")]
+#![allow(clippy::print_stdout, reason = "the output is for users")]
 
 use std::time::Duration;
 
@@ -33,8 +33,8 @@ const GATEWAY: &str = "spiffe://example.org/gateway";
 const LEDGER: &str = "spiffe://example.org/ledger";
 const CALLER: HeaderName = HeaderName::from_static("x-caller");
 
-/// Headers by which an upstream could take a request for that of another caller: never forwarded
-/// from outside.
+/// Headers that an upstream could use as the identity of the caller. The gateway removes them from
+/// requests.
 const IDENTITY: [HeaderName; 3] = [
     CALLER,
     HeaderName::from_static("x-forwarded-client-cert"),
@@ -67,7 +67,7 @@ fn gateway(source: JwtSource, origin: String) -> Result<Router, Error> {
         .fallback_service(layer.layer(router)))
 }
 
-/// The layer took the caller's token out of the request. The request keeps its extensions, so that
+/// The layer removed the caller's token from the request. The request keeps its extensions, so that
 /// the client layer knows that it is forwarded.
 async fn forward(
     State(upstream): State<Upstream>,
@@ -93,7 +93,7 @@ async fn forward(
         .map(Body::new))
 }
 
-/// The upstream: it allows the gateway, and reads from it who called there.
+/// The upstream. It allows only the gateway, which names the original caller in a header.
 fn ledger(source: JwtSource) -> Result<Router, Error> {
     let validator = Validator::builder(source).audience(LEDGER).build()?;
     let router = Router::new().route(
@@ -137,7 +137,7 @@ async fn main() -> Result<(), Error> {
     ] {
         let mut request = reqwest::Client::new()
             .get(format!("{base}/balance"))
-            // The caller claims to be another one.
+            // The caller claims another identity.
             .header(CALLER, "spiffe://example.org/ops");
         if let Some(token) = token {
             request = request.header(AUTHORIZATION, token);

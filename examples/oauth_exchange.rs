@@ -1,13 +1,12 @@
-//! Access tokens of an OAuth server, with JWT-SVIDs in place of client secrets:
+//! Access tokens of an OAuth server, with JWT-SVIDs instead of client secrets:
 //! `cargo run --example oauth_exchange`.
 //!
-//! A gateway calls an API that accepts access tokens only: once in its own name, and once in the
-//! name of its caller. The authorization server is `testing::FakeAuthorizationServer`; in production
+//! A gateway calls an API that accepts access tokens only: as itself, and on behalf of its caller. The authorization server is `testing::FakeAuthorizationServer`; in production
 //! it is Keycloak or any other server that accepts JWT client assertions.
 //!
 //! Uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own (`testing::FakeAgent`).
 
-#![allow(clippy::print_stdout, reason = "it is there to be read")]
+#![allow(clippy::print_stdout, reason = "the output is for users")]
 
 use axum::Router;
 use axum::extract::State;
@@ -55,7 +54,7 @@ async fn main() -> Result<(), Error> {
         .reqwest(reqwest.clone())
         .build()?;
 
-    // In our own name: as with JWT-SVIDs, an audience that is bound to an origin.
+    // As the gateway itself. As with JWT-SVIDs, the audience is bound to an origin.
     let audience = Audience::fixed(API).for_origin(&api)?;
     let client = AddJwtSvid::new(reqwest.clone(), &tokens, audience);
     let client = client.allow_plaintext(Plaintext::Loopback);
@@ -67,9 +66,9 @@ async fn main() -> Result<(), Error> {
             return Err(format!("unexpected response: {text}").into());
         }
     }
-    println!("10 requests of {me}: {} exchange", server.counts().requests);
+    println!("10 requests by {me}: {} exchange", server.counts().requests);
 
-    // In the name of a caller, whose token the gateway's layer keeps.
+    // On behalf of a caller: the gateway's layer keeps the caller's token in the request.
     let gateway = gateway(
         &source,
         &tokens,
@@ -119,7 +118,7 @@ fn gateway(
             Ok::<_, Error>(sent.error_for_status()?.text().await?)
         };
         onward.await.map_err(|error| {
-            println!("the call of the API failed: {error}");
+            println!("the call to the API failed: {error}");
             StatusCode::BAD_GATEWAY
         })
     };
@@ -131,7 +130,7 @@ fn gateway(
     Ok(Router::new().fallback_service(layer.keep_credential().layer(router)))
 }
 
-/// The API: accepts tokens of the authorization server only.
+/// The API. It accepts only tokens of the authorization server.
 async fn who(
     State(server): State<FakeAuthorizationServer>,
     headers: HeaderMap,

@@ -3,9 +3,9 @@
 //!
 //! Response bodies are hyper's `Incoming`, which a layer cannot create, so `on_reject` sets the body of
 //! rejections. It uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own
-//! (`testing::FakeAgent`); it calls itself, and ends.
+//! (`testing::FakeAgent`). It sends requests to itself, and ends.
 
-#![allow(clippy::print_stdout, reason = "it is there to be read")]
+#![allow(clippy::print_stdout, reason = "the output is for users")]
 
 use axum::Router;
 use axum::routing::any;
@@ -118,7 +118,7 @@ async fn main() -> Result<(), Error> {
     Ok(())
 }
 
-/// A source on the agent at `SPIFFE_ENDPOINT_SOCKET`; without one, on an agent of our own.
+/// Returns a source on the agent at `SPIFFE_ENDPOINT_SOCKET`, or on an embedded agent if it is not set.
 async fn source() -> Result<(JwtSource, Option<FakeAgent>), Error> {
     if let Some(socket) = std::env::var_os("SPIFFE_ENDPOINT_SOCKET") {
         println!("Workload API: the agent at {}", socket.display());

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Starts an embedded Workload API. If `SPIFFE_ENDPOINT_SOCKET` is set, it uses that agent instead, and
-//! reports the steps that it has to skip. Ends by itself; the exit code is 0 only if all checks passed.
+//! reports the steps that it skips. The exit code is 0 only if all checks passed.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program")]
 
@@ -74,17 +74,17 @@ async fn chain() -> Result<(), BoxError> {
             (Some(agent), source)
         }
     };
-    // For another audience, so that the first call below still has to fetch its token.
+    // For another audience, so that the first call below fetches its token.
     let me = source.fetch_jwt_svid(["quickstart"]);
     let me = announced("a token from the agent", me).await?;
     let me = me.spiffe_id().clone();
-    println!("we are:       {me}\n");
+    println!("our identity: {me}\n");
 
-    // 2. A server that allows this caller only.
+    // 2. A server that allows only this caller.
     let address = serve(&source, me.clone()).await?;
     let url = format!("http://{address}/whoami");
 
-    // 3. A client that signs its requests to that server and to no other. It uses the same identity,
+    // 3. A client that signs its requests to that server only. It uses the same identity,
     //    if the agent has several for this workload.
     let audience = Audience::fixed(AUDIENCE).for_origin(&format!("http://{address}"))?;
     let client = AddJwtSvidLayer::new(source.clone(), audience)
@@ -103,7 +103,7 @@ async fn chain() -> Result<(), BoxError> {
             format!("{status}, caller {body}, {took:.1?}, token {token}"),
         );
     }
-    cost_of_a_token(&source).await?;
+    token_times(&source).await?;
 
     println!("\nRejections");
     let plain = reqwest::Client::new();
@@ -161,7 +161,7 @@ async fn chain() -> Result<(), BoxError> {
         }
         None => {
             println!("  skipped               expired token: a real agent returns none");
-            // The only identity that we have may not call this route.
+            // The policy of this route denies the only identity of this workload.
             let ours = source.fetch_jwt_svid_with_id([AUDIENCE], Some(&me)).await?;
             rejected(
                 &mut run,
@@ -188,7 +188,7 @@ async fn chain() -> Result<(), BoxError> {
     run.finish()
 }
 
-/// Awaits `work`. Reports what it waits for if that takes longer than half a second.
+/// Awaits `work`. If it takes longer than half a second, prints what it waits for.
 async fn announced<T>(what: &str, work: impl Future<Output = T>) -> T {
     let mut work = pin!(work);
     match tokio::time::timeout(Duration::from_millis(500), &mut work).await {
@@ -200,7 +200,7 @@ async fn announced<T>(what: &str, work: impl Future<Output = T>) -> T {
     }
 }
 
-/// Serves `/whoami`, and `/ops`, which our identity may not call, on a free port on loopback.
+/// Serves `/whoami` and `/ops` on a free loopback port. The policy of `/ops` denies this workload.
 async fn serve(source: &JwtSource, allowed: SpiffeId) -> Result<SocketAddr, BoxError> {
     async fn whoami(caller: VerifiedSvid) -> String {
         caller.spiffe_id().to_string()
@@ -223,7 +223,7 @@ async fn serve(source: &JwtSource, allowed: SpiffeId) -> Result<SocketAddr, BoxE
     Ok(address)
 }
 
-/// One GET through the signing client.
+/// Sends a GET with the signing client.
 async fn call<S>(mut client: S, url: &str) -> Result<(u16, String), BoxError>
 where
     S: Service<reqwest::Request, Response = reqwest::Response, Error = BoxError>,
@@ -233,8 +233,8 @@ where
     Ok((response.status().as_u16(), response.text().await?))
 }
 
-/// Prints how long a token takes to fetch, and to read from the cache.
-async fn cost_of_a_token(source: &JwtSource) -> Result<(), BoxError> {
+/// Prints the time to fetch a token, and to read it from the cache.
+async fn token_times(source: &JwtSource) -> Result<(), BoxError> {
     source.get_jwt_svid([AUDIENCE]).await?;
     let fetch = Instant::now();
     source.fetch_jwt_svid([AUDIENCE]).await?;
@@ -246,7 +246,7 @@ async fn cost_of_a_token(source: &JwtSource) -> Result<(), BoxError> {
     Ok(())
 }
 
-/// One GET with this token, which must be rejected with this status and challenge.
+/// Sends a GET with this token, and checks that it is rejected with this status and challenge.
 async fn rejected(
     run: &mut Run,
     name: &str,
@@ -262,20 +262,20 @@ async fn rejected(
     }
     let response = request.send().await?;
     let got = response.status().as_u16();
-    let said = match response.headers().get(WWW_AUTHENTICATE) {
+    let challenge_sent = match response.headers().get(WWW_AUTHENTICATE) {
         Some(value) => value.to_str()?.to_owned(),
         None => "no challenge".to_owned(),
     };
     run.check(
         name,
-        got == status && said.contains(challenge),
-        format!("{got}, {said}"),
+        got == status && challenge_sent.contains(challenge),
+        format!("{got}, {challenge_sent}"),
     );
     Ok(())
 }
 
-/// Calls without a pause while the issuer rotates its key, until the old key is removed. No call may
-/// fail.
+/// Sends requests continuously during a key rotation, until the old key is removed. Checks that no
+/// request fails.
 async fn rotation<S>(
     run: &mut Run,
     agent: &FakeAgent,
@@ -308,7 +308,7 @@ where
     println!(
         "  rotated               from key {old} to {new}; calls continue until {old} is removed"
     );
-    // One token life later the old key leaves the bundle.
+    // The old key is removed from the bundle one token lifetime after the rotation.
     let trust_domain = agent.issuer().trust_domain().clone();
     let mut updates = source.updated();
     while source
@@ -328,7 +328,7 @@ where
     done.store(true, Ordering::Relaxed);
     let (calls, lost) = caller.await?;
     run.check(
-        "calls meanwhile",
+        "calls in this time",
         lost == 0 && calls > 100 && signed_by == new,
         format!("{calls}, of which {lost} were lost; they are signed with {signed_by} now"),
     );

@@ -1,10 +1,10 @@
 //! An axum server that verifies its callers: `cargo run --example server_axum`.
 //!
-//! It uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own (`testing::FakeAgent`); it
-//! calls itself, and ends. In production the source is `JwtSource::new().await?`, and `main` ends
+//! It uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own (`testing::FakeAgent`). It
+//! sends requests to itself, and ends. In production the source is `JwtSource::new().await?`, and `main` ends
 //! with `axum::serve`.
 
-#![allow(clippy::print_stdout, reason = "it is there to be read")]
+#![allow(clippy::print_stdout, reason = "the output is for users")]
 
 use axum::extract::Request;
 use axum::routing::{get, post};
@@ -17,11 +17,11 @@ use tower_spiffe::{JwtSource, Validator, VerifiedSvid};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// The audience of this service's callers' tokens.
+/// The audience of this service: callers request tokens for it.
 const REPORTS: &str = "spiffe://example.org/reports";
 
-/// The service. The layer goes around the finished router: `Router::route_layer` would leave the
-/// fallback, nested fallbacks and every later route open.
+/// The service. The layer wraps the complete router: `Router::route_layer` would not cover the
+/// fallback, nested fallbacks and routes that are added later.
 fn app(source: JwtSource, trust_domain: &str) -> Result<ValidatedRouter, Error> {
     let validator = Validator::builder(source).audience(REPORTS).build()?;
     let everyone = Allow::trust_domain(trust_domain)?;
@@ -68,7 +68,9 @@ async fn main() -> Result<(), Error> {
             let token = agent.bearer(&ops, REPORTS);
             calls.push((Some((&ops, token)), "POST", "/reports/delete", 200));
         }
-        None => println!("skipped: a call of {ops}, because an agent issues only our tokens"),
+        None => println!(
+            "skipped: a call of {ops}, because a real agent issues only this workload's tokens"
+        ),
     }
     for (caller, method, path, expected) in calls {
         let mut request = reqwest::Client::new().request(method.parse()?, format!("{base}{path}"));
@@ -90,7 +92,7 @@ async fn main() -> Result<(), Error> {
     Ok(())
 }
 
-/// A source on the agent at `SPIFFE_ENDPOINT_SOCKET`; without one, on an agent of our own.
+/// Returns a source on the agent at `SPIFFE_ENDPOINT_SOCKET`, or on an embedded agent if it is not set.
 async fn source() -> Result<(JwtSource, Option<FakeAgent>), Error> {
     if let Some(socket) = std::env::var_os("SPIFFE_ENDPOINT_SOCKET") {
         println!("Workload API: the agent at {}", socket.display());

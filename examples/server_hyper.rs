@@ -1,10 +1,10 @@
 //! A plain hyper server on a Unix socket that verifies its callers:
 //! `cargo run --example server_hyper`.
 //!
-//! It uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own (`testing::FakeAgent`); it
-//! calls itself, and ends. In production the source is `JwtSource::new().await?`.
+//! It uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own (`testing::FakeAgent`). It
+//! sends requests to itself, and ends. In production the source is `JwtSource::new().await?`.
 
-#![allow(clippy::print_stdout, reason = "it is there to be read")]
+#![allow(clippy::print_stdout, reason = "the output is for users")]
 #![cfg_attr(not(unix), allow(unused, reason = "it needs Unix sockets"))]
 
 use std::convert::Infallible;
@@ -28,7 +28,7 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 
 const REPORTS: &str = "spiffe://example.org/reports";
 
-/// The layer is `optional`, and its policy allows anonymous callers too.
+/// The layer is `optional`, and its policy also allows anonymous callers.
 async fn reports(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     let text = match CallerState::from_extensions(request.extensions()) {
         Some(CallerState::Verified(caller)) => format!("reports for {}", caller.spiffe_id()),
@@ -95,7 +95,7 @@ async fn main() -> Result<(), Error> {
     Ok(())
 }
 
-/// A source on the agent at `SPIFFE_ENDPOINT_SOCKET`; without one, on an agent of our own.
+/// Returns a source on the agent at `SPIFFE_ENDPOINT_SOCKET`, or on an embedded agent if it is not set.
 #[cfg(unix)]
 async fn source() -> Result<(JwtSource, Option<FakeAgent>), Error> {
     if let Some(socket) = std::env::var_os("SPIFFE_ENDPOINT_SOCKET") {

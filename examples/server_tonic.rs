@@ -1,10 +1,10 @@
 //! A tonic server with a policy for each method: `cargo run --example server_tonic`.
 //!
-//! It uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own (`testing::FakeAgent`); it
-//! calls itself, and ends. In production the source is `JwtSource::new().await?`, and the service is
-//! one that `tonic-prost-build` made; here it is made by hand, at the end of this file.
+//! It uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own (`testing::FakeAgent`). It
+//! sends requests to itself, and ends. In production the source is `JwtSource::new().await?`, and
+//! `tonic-prost-build` generates the service; here it is written by hand, at the end of this file.
 
-#![allow(clippy::print_stdout, reason = "it is there to be read")]
+#![allow(clippy::print_stdout, reason = "the output is for users")]
 
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -26,7 +26,7 @@ async fn serve(listener: TcpListener, source: JwtSource, callers: String) -> Res
         .public("/r.Reports/Version")
         .build()?;
     Server::builder()
-        // Streams end with the token of their caller.
+        // Ends streams when the caller's token expires.
         .layer(ValidateJwtSvidLayer::required(validator.clone(), policy))
         .layer(EndAtExpiryLayer::new(&validator))
         .add_service(by_hand::Reports)
@@ -35,7 +35,7 @@ async fn serve(listener: TcpListener, source: JwtSource, callers: String) -> Res
     Ok(())
 }
 
-/// The only caller that may delete.
+/// The only caller that is allowed to delete.
 fn ops(trust_domain: &str) -> String {
     format!("spiffe://{trust_domain}/ops")
 }
@@ -91,7 +91,9 @@ async fn main() -> Result<(), Error> {
             let token = agent.token(&ops, REPORTS);
             calls.push((Some((&ops, token)), "Delete", Code::Ok));
         }
-        None => println!("skipped: a call of {ops}, because an agent issues only our tokens"),
+        None => println!(
+            "skipped: a call of {ops}, because a real agent issues only this workload's tokens"
+        ),
     }
     for (caller, method, expected) in calls {
         let mut request = Request::new("march".to_owned());
@@ -114,7 +116,7 @@ async fn main() -> Result<(), Error> {
     Ok(())
 }
 
-/// A source on the agent at `SPIFFE_ENDPOINT_SOCKET`; without one, on an agent of our own.
+/// Returns a source on the agent at `SPIFFE_ENDPOINT_SOCKET`, or on an embedded agent if it is not set.
 async fn source() -> Result<(JwtSource, Option<FakeAgent>), Error> {
     if let Some(socket) = std::env::var_os("SPIFFE_ENDPOINT_SOCKET") {
         println!("Workload API: the agent at {}", socket.display());
@@ -124,7 +126,7 @@ async fn source() -> Result<(JwtSource, Option<FakeAgent>), Error> {
     Ok((agent.source().await?, Some(agent)))
 }
 
-/// What `tonic-prost-build` would make from a `.proto` file.
+/// The code that `tonic-prost-build` would generate from a `.proto` file.
 mod by_hand {
     use std::convert::Infallible;
     use std::pin::Pin;
@@ -160,7 +162,7 @@ mod by_hand {
                     "/r.Reports/Get" => grpc.unary(service_fn(super::get), request).await,
                     "/r.Reports/Delete" => grpc.unary(service_fn(super::delete), request).await,
                     "/r.Reports/Version" => grpc.unary(service_fn(super::version), request).await,
-                    _ => Status::unimplemented("no such method").into_http(),
+                    _ => Status::unimplemented("unknown method").into_http(),
                 })
             })
         }

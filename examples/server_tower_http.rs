@@ -1,11 +1,11 @@
 //! A server with tower-http's `ValidateRequestHeaderLayer`, in a stack with other layers:
 //! `cargo run --example server_tower_http`.
 //!
-//! It uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own (`testing::FakeAgent`); it
-//! calls itself, and ends. In production the source is `JwtSource::new().await?`, and `main` ends
+//! It uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own (`testing::FakeAgent`). It
+//! sends requests to itself, and ends. In production the source is `JwtSource::new().await?`, and `main` ends
 //! with `axum::serve`.
 
-#![allow(clippy::print_stdout, reason = "it is there to be read")]
+#![allow(clippy::print_stdout, reason = "the output is for users")]
 
 use axum::body::Body;
 use axum::extract::Request;
@@ -39,7 +39,7 @@ async fn main() -> Result<(), Error> {
     let callers = Allow::trust_domain(me.trust_domain_name())?;
     let svid = ValidateJwtSvidLayer::required(validator, callers);
     let stack = ServiceBuilder::new()
-        // axum needs its own body type; tracing wraps bodies.
+        // axum needs its own body type, but the trace layer wraps bodies.
         .layer(MapResponseBodyLayer::new(Body::new))
         // Marks credentials as sensitive before the trace layer sees them.
         .layer(SetSensitiveRequestHeadersLayer::new([AUTHORIZATION]))
@@ -48,7 +48,7 @@ async fn main() -> Result<(), Error> {
         .layer(ValidateRequestHeaderLayer::custom(
             svid.into_validate_request::<Body>(),
         ));
-    // Around the finished router, so that its fallback is guarded too.
+    // Wrap the complete router, so that its fallback is guarded too.
     let app = stack.service(Router::new().route("/reports", get(reports)));
 
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
@@ -77,7 +77,7 @@ async fn main() -> Result<(), Error> {
     Ok(())
 }
 
-/// A source on the agent at `SPIFFE_ENDPOINT_SOCKET`; without one, on an agent of our own.
+/// Returns a source on the agent at `SPIFFE_ENDPOINT_SOCKET`, or on an embedded agent if it is not set.
 async fn source() -> Result<(JwtSource, Option<FakeAgent>), Error> {
     if let Some(socket) = std::env::var_os("SPIFFE_ENDPOINT_SOCKET") {
         println!("Workload API: the agent at {}", socket.display());

@@ -1,11 +1,11 @@
-//! Verifies callers of two trust domains without an agent, by bundles over https:
+//! Verifies callers of two trust domains without an agent, with bundles over https:
 //! `cargo run --example server_without_agent`.
 //!
-//! Both endpoints are embedded, with a certificate authority of their own. In production the URLs
-//! are those of SPIRE's OIDC discovery provider and of a partner's bundle endpoint, whose
-//! certificates the system's roots verify.
+//! Both endpoints are embedded and use their own certificate authority. In production use the URLs
+//! of SPIRE's OIDC discovery provider and of a partner's bundle endpoint, with certificates that the
+//! system trusts.
 
-#![allow(clippy::print_stdout, reason = "it is there to be read")]
+#![allow(clippy::print_stdout, reason = "the output is for users")]
 
 use std::convert::Infallible;
 
@@ -141,7 +141,7 @@ mod tls {
         }
     }
 
-    /// Serves an app on a free port; returns its origin.
+    /// Serves an app on a free port. Returns its origin.
     pub(super) async fn serve(
         ca: &Ca,
         app: impl FnOnce(&str) -> Router,

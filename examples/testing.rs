@@ -24,7 +24,7 @@ type Result<T = (), E = Box<dyn Error + Send + Sync>> = std::result::Result<T, E
 
 const AUDIENCE: &str = "spiffe://shop.test/orders";
 
-/// All callers of the trust domain may read; only the till may write.
+/// All callers of the trust domain may read orders; only the till may write them.
 fn service(source: JwtSource) -> Result<App> {
     let validator = Validator::builder(source).audience(AUDIENCE).build()?;
     let till_only = AllowCallersLayer::new(Allow::id("spiffe://shop.test/till")?);
@@ -74,7 +74,7 @@ fn write_as(token: TokenBuilder) -> Result<Request> {
     Ok(request.body(Body::empty())?)
 }
 
-/// A handler is tested without a token.
+/// Tests a handler without a token.
 async fn a_handler_greets_its_caller() -> Result {
     let caller = testing::verified_svid(WEB);
     expect(
@@ -98,17 +98,20 @@ async fn only_the_till_writes() -> Result {
 async fn invalid_tokens_are_rejected() -> Result {
     let (agent, app) = setup().await?;
     let good = || agent.issuer().token(WEB, AUDIENCE);
-    let thief = testing::Issuer::new("shop.test")?;
+    let other_issuer = testing::Issuer::new("shop.test")?;
     for (which, token) in [
         ("an expired token", good().expired(Duration::from_secs(120))),
         (
             "a token for another service",
             good().audiences(["spiffe://shop.test/stock"]),
         ),
-        ("a token of another key", good().signed_by(&thief)),
+        (
+            "a token signed by another key",
+            good().signed_by(&other_issuer),
+        ),
         ("a token without an audience", good().without_claim("aud")),
         (
-            "a token of a foreign trust domain",
+            "a token of another trust domain",
             good().claim("sub", "spiffe://evil.test/web"),
         ),
     ] {
@@ -179,7 +182,7 @@ async fn main() -> Result {
     .await
 }
 
-#[allow(clippy::print_stdout, reason = "it is there to be read")]
+#[allow(clippy::print_stdout, reason = "the output is for users")]
 async fn run(name: &str, test: impl Future<Output = Result>) -> Result {
     test.await.map_err(|error| format!("{name}: {error}"))?;
     println!("ok: {name}");
@@ -190,5 +193,5 @@ fn expect<T: PartialEq + std::fmt::Debug>(what: &str, is: T, should: T) -> Resul
     if is == should {
         return Ok(());
     }
-    Err(format!("{what}: {is:?}, not {should:?}").into())
+    Err(format!("{what}: got {is:?}, expected {should:?}").into())
 }

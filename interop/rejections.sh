@@ -1,5 +1,5 @@
 #!/bin/sh
-# Shows that Go and Node clients lose no rejection of a request with a body of up to 64 KiB (E11).
+# Checks that Go and Node clients receive every rejection of a request with a body of up to 64 KiB (E11).
 #
 # Prints one line per row, `ok|FAIL|SKIP <row> <what>`, and fails if a row fails. Go is required;
 # Node is skipped if it is missing.
@@ -9,7 +9,7 @@ out=$(mktemp -d)
 server=
 trap '[ -z "$server" ] || kill "$server" 2>/dev/null || true; rm -rf "$out"' EXIT
 
-# With the default members' features, so that `cargo test` has built it already.
+# With the features of the default members, so that the build of `cargo test` is reused.
 cargo build --quiet --manifest-path ../Cargo.toml --example interop_rejections
 target=${CARGO_TARGET_DIR:-../target}
 "$target/debug/examples/interop_rejections" >"$out/address" &

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs tower-spiffe against other implementations, both ways: `bash interop/run.sh [part…]`.
+# Runs tower-spiffe against other implementations, in both directions: `bash interop/run.sh [part…]`.
 #
 # Prints one line per row, `ok|FAIL|SKIP <row> <what>`, and the totals. The parts are `go`, `conformance`,
 # `python`, `rust`, `rejections`, `java`, `node` and `envoy`. Go and Python are required; rows of Java, Node
@@ -16,7 +16,7 @@ export INTEROP_DRIVER=$target/debug/interop-driver INTEROP_CASES=$PWD/cases.json
 export INTEROP_PROTO=$PWD/../proto/workload.proto
 # No proxy for loopback addresses.
 export no_proxy=127.0.0.1,localhost NO_PROXY=127.0.0.1,localhost
-# A listing of the rows of this run.
+# The rows of this run.
 rows=$work/rows
 : >"$rows"
 

@@ -1,7 +1,7 @@
 //! Rejects every request of the programs that `interop/rejections.sh` runs.
 //!
-//! Prints its address in one line, and serves until it is killed. `/layer` is rejected by the layer
-//! and `/extractor` by an extractor of the handler.
+//! Prints its address on one line, and runs until it is killed. The layer rejects requests to
+//! `/layer`; an extractor of the handler rejects requests to `/extractor`.
 
 #![allow(clippy::print_stdout, reason = "the script reads it")]
 

@@ -16,12 +16,12 @@ use crate::stop::Stop;
 
 /// Run an agent for local work: serve the Workload API until ctrl-c or SIGTERM.
 ///
-/// The first line of output is what other programs need: SPIFFE_ENDPOINT_SOCKET=<endpoint>. Every
-/// process that can open the socket gets the identities; only this user can. Use it for tests and
-/// local work only: the keys are in this process, and no caller is attested.
+/// The first line of output is SPIFFE_ENDPOINT_SOCKET=<endpoint>, for other programs. Every process
+/// that can open the socket gets all identities; file permissions restrict the socket to this user.
+/// Use it for tests and local work only: callers are not attested.
 ///
-/// SIGUSR1 or the line `rotate` on standard input rotates the signing key. A terminal is not read,
-/// so that the agent can run in the background: send SIGUSR1 there.
+/// SIGUSR1 or the line `rotate` on standard input rotates the signing key. If standard input is a
+/// terminal, it is not read, so that the agent can run in the background: send SIGUSR1 instead.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -57,7 +57,7 @@ struct Identity {
     hint: String,
 }
 
-/// How long calls may take to end when the agent stops.
+/// How long calls may continue when the agent stops.
 const GRACE: Duration = Duration::from_secs(5);
 
 const DEFAULT_ID: &str = "spiffe://example.org/workload";
@@ -100,13 +100,13 @@ impl FromArgMatches for Identities {
         let mut hints: Vec<Option<String>> = vec![None; ids.len()];
         for (at, hint) in placed("hint") {
             let before = ids.iter().take_while(|(id, _)| *id < at).count();
-            let wrong = |why| clap::Error::raw(ErrorKind::ArgumentConflict, why);
+            let invalid = |why| clap::Error::raw(ErrorKind::ArgumentConflict, why);
             let place = before.checked_sub(1).and_then(|n| hints.get_mut(n));
             let place = place.ok_or_else(|| {
-                wrong("--hint comes before the first --id; put it after the --id it belongs to")
+                invalid("--hint comes before the first --id; put it after the --id it belongs to")
             })?;
             if place.replace(hint).is_some() {
-                return Err(wrong(
+                return Err(invalid(
                     "an --id has two hints; give one --hint for each --id",
                 ));
             }
@@ -143,7 +143,7 @@ pub(crate) async fn run(args: &Args) -> ExitCode {
 }
 
 async fn serve(args: &Args) -> Result<(), BoxError> {
-    // Before the socket exists: no signal may leave it behind.
+    // Before the socket is created, so that a signal cannot leave it behind.
     let mut stop = Stop::new()?;
     let mut rotate_signal = RotateSignal::new()?;
     let agent = start(args).await?;
@@ -159,7 +159,7 @@ async fn serve(args: &Args) -> Result<(), BoxError> {
     }
 
     let mut commands = commands();
-    // A rotation waits for the streams that are open; meanwhile signals are still handled.
+    // A rotation waits for all open streams, so it runs in a task: signals are still handled.
     let mut rotations = JoinSet::new();
     let mut end = std::pin::pin!(async {
         match args.duration {
@@ -170,11 +170,11 @@ async fn serve(args: &Args) -> Result<(), BoxError> {
     loop {
         tokio::select! {
             () = &mut end => break,
-            () = stop.asked() => break,
+            () = stop.requested() => break,
             () = rotate_signal.next() => rotate(&agent, &mut rotations),
             Some(()) = commands.recv() => rotate(&agent, &mut rotations),
             Some(rotated) = rotations.join_next() => {
-                say!("rotated the signing key: the new one is {}", rotated?);
+                say!("rotated the signing key: the new key is {}", rotated?);
             }
         }
     }
@@ -182,7 +182,7 @@ async fn serve(args: &Args) -> Result<(), BoxError> {
     let counts = agent.counts();
     let _ = tokio::time::timeout(GRACE, agent.stop()).await;
     say!(
-        "{} connections, {} bundle streams, {} token calls, {} verdicts",
+        "{} connections, {} bundle streams, {} token calls, {} validations",
         counts.connections,
         counts.fetch_jwt_bundles,
         counts.fetch_jwt_svid,
@@ -213,14 +213,14 @@ fn rotate(agent: &FakeAgent, rotations: &mut JoinSet<String>) {
     rotations.spawn(async move { agent.rotate().await });
 }
 
-/// A `()` for each line `rotate` on standard input.
+/// Returns a channel with one `()` for each line `rotate` on standard input.
 fn commands() -> mpsc::Receiver<()> {
     let (sender, receiver) = mpsc::channel(1);
-    // A background process is stopped if it reads its terminal.
+    // The system stops a background process that reads its terminal.
     if cfg!(unix) && std::io::stdin().is_terminal() {
         return receiver;
     }
-    // A thread, because tokio's stdin would delay the end of the runtime.
+    // A thread, because tokio's stdin would delay the shutdown of the runtime.
     std::thread::spawn(move || {
         for line in std::io::stdin().lock().split(b'\n').map_while(Result::ok) {
             match line.trim_ascii() {

@@ -16,13 +16,13 @@ use crate::{BoxError, waiting};
 
 /// Call a URL with GET, signed with a token from the agent.
 ///
-/// Uses the agent at SPIFFE_ENDPOINT_SOCKET. Prints status and body, and of the token only its
-/// subject, its audiences and its remaining lifetime, never the token itself. Redirects are not
-/// followed.
+/// Uses the agent at SPIFFE_ENDPOINT_SOCKET. Prints the status and the body, and the subject,
+/// audiences and remaining lifetime of the token, but never the token itself. Does not follow
+/// redirects.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The audience of the token: the service that the call is for
+    /// The audience of the token: the service to call
     #[arg(long, value_name = "AUD")]
     audience: String,
     /// The identity to use, if the agent has several
@@ -43,7 +43,7 @@ Examples:
   tower-spiffe call --audience spiffe://example.org/reports https://reports:8443/health
   tower-spiffe call --audience reports --allow-plaintext -n 3 http://127.0.0.1:8080/
 
-Exit code: 0 if every response has a status of success, 1 if not, 2 for an invalid command line.";
+Exit code: 0 if every response has a 2xx status, 1 if not, 2 for an invalid command line.";
 
 /// How long to wait for the agent, as `JwtSource::new` does.
 const INITIAL_SYNC: Duration = Duration::from_secs(30);
@@ -60,12 +60,11 @@ pub(crate) async fn run(args: Args) -> ExitCode {
     }
 }
 
-/// The text of an error. A `TokenError` has its cause in its own text; other errors have it in their
-/// sources.
+/// Returns the text of an error with its causes. The text of a `TokenError` already has its cause.
 fn text(error: &(dyn Error + 'static)) -> String {
     if let Some(token) = TokenError::find(error) {
         let hint = match token.reason() {
-            TokenErrorReason::Plaintext => " (here: --allow-plaintext)",
+            TokenErrorReason::Plaintext => " (use --allow-plaintext)",
             _ => "",
         };
         return format!("{token}{hint}");

@@ -1,6 +1,6 @@
 //! The command line tool of `tower-spiffe`: one module per subcommand.
 
-/// Writes a line to standard output. Errors are ignored, for example a closed pipe: the exit code has
+/// Writes a line to standard output. Ignores errors, for example a closed pipe: the exit code reports
 /// the result.
 macro_rules! say {
     ($($what:tt)*) => {{
@@ -36,12 +36,12 @@ use clap::{Parser, Subcommand};
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Tools for SPIFFE JWT-SVIDs: follow an agent, explain a rejected token, call a service, check a
-/// policy file, keep token files, run a local agent.
+/// policy file, write token files, run a local agent.
 #[derive(Parser)]
 #[command(
     name = "tower-spiffe",
     version,
-    // The last value of an option counts, so that scripts can append to a command line.
+    // The last value of an option is used, so that scripts can append to a command line.
     args_override_self = true,
     after_help = EXAMPLES
 )]

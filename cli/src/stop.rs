@@ -8,7 +8,7 @@ pub(crate) struct Stop {
 
 #[cfg(unix)]
 impl Stop {
-    /// From now on the signals do not end the process by themselves.
+    /// Registers handlers. From now on the signals do not end the process.
     pub(crate) fn new() -> std::io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
         Ok(Self {
@@ -17,7 +17,7 @@ impl Stop {
         })
     }
 
-    pub(crate) async fn asked(&mut self) {
+    pub(crate) async fn requested(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
@@ -34,7 +34,7 @@ impl Stop {
         Ok(Self)
     }
 
-    pub(crate) async fn asked(&mut self) {
+    pub(crate) async fn requested(&mut self) {
         let _ = tokio::signal::ctrl_c().await;
     }
 }

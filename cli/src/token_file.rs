@@ -1,4 +1,4 @@
-//! `token-file`: keeps files with the current tokens of one or more audiences.
+//! `token-file`: writes tokens to files and refreshes them.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -19,11 +19,11 @@ use crate::{BoxError, waiting};
 
 /// Write tokens to files, and refresh them before they expire.
 ///
-/// Uses the agent at SPIFFE_ENDPOINT_SOCKET. Each file has the bare token. It is replaced as a whole
-/// (temporary file, fsync, rename) and has mode 0600 unless `--mode` sets another. A symbolic link
-/// at the path is replaced, not followed. On Windows a file inherits the permissions of its
-/// directory. A write that fails leaves the old file, and is retried after 1 to 30 s. Ends on
-/// ctrl-c, on SIGTERM, or after `--for SECONDS`.
+/// Uses the agent at SPIFFE_ENDPOINT_SOCKET. Each file contains only the token. It is replaced
+/// atomically (temporary file, fsync, rename), with mode 0600 unless `--mode` is given. A symbolic
+/// link at the path is replaced, not followed. On Windows a file inherits the permissions of its
+/// directory. If a write fails, the old file stays, and the write is retried after 1 to 30 s. Ends
+/// on ctrl-c, on SIGTERM, or after `--for SECONDS`.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{DETAILS}"))]
 pub(crate) struct Args {
@@ -52,14 +52,14 @@ pub(crate) struct Args {
     #[cfg(unix)]
     #[arg(long, value_name = "NAME", value_parser = signal, requires = "pid_file")]
     signal: Option<rustix::process::Signal>,
-    /// The file with the ID of the process to signal; read at each write
+    /// The file with the ID of the process to signal; read after each write
     #[cfg(unix)]
     #[arg(long, value_name = "PATH", requires = "signal")]
     pid_file: Option<PathBuf>,
     /// Remove the files at the end
     #[arg(long, conflicts_with = "once")]
     remove_on_exit: bool,
-    /// End when each file was written once, for an init container
+    /// End after each file was written once, for an init container
     #[arg(long)]
     once: bool,
     /// End after this time; fractions are allowed
@@ -82,7 +82,8 @@ Prints a line for each write to standard output, errors to standard error, never
 Exit code: 0 at the end, 1 if a file was never written, if the command or the signal failed with
 `--once`, or if the source cannot start, 2 for an invalid command line.";
 
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How often the state of the files is checked.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// The longest that `--command` may run.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -120,24 +121,24 @@ fn signal(name: &str) -> Result<rustix::process::Signal, String> {
     }
 }
 
-/// A file, and what was last reported about it.
-struct Kept {
+/// A token file, and the state that was last reported.
+struct WrittenFile {
     file: TokenFile,
     request: SvidRequest,
-    /// Actions after a write that succeeded.
+    /// The number of successful actions after a write.
     acted: Arc<AtomicU64>,
     reported_writes: u64,
     reported: String,
 }
 
-/// Keeps the files until the end; returns whether each was written.
+/// Writes and refreshes the files until the command ends. Returns whether each was written.
 async fn keep(args: &Args) -> Result<bool, BoxError> {
-    // Before a file exists: no signal may leave it behind.
+    // Before a file is created, so that a signal cannot leave it behind.
     let mut stop = Stop::new()?;
     let agent = Endpoint::from_env()?;
     let source = JwtSource::builder().build_lazy()?;
     let cache = SvidCache::from(&source);
-    let mut kept = start(args, &cache)?;
+    let mut files = start(args, &cache)?;
     let mut end = std::pin::pin!(async {
         match args.duration {
             Some(duration) => tokio::time::sleep(duration).await,
@@ -148,51 +149,51 @@ async fn keep(args: &Args) -> Result<bool, BoxError> {
     let failed = loop {
         tokio::select! {
             () = &mut end => break false,
-            () = stop.asked() => break false,
-            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = stop.requested() => break false,
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
         }
-        let mut states = Vec::with_capacity(kept.len());
-        for kept in &mut kept {
-            let state = kept.file.state();
-            let patient = started.elapsed() < waiting::PATIENCE;
-            report(kept, &state, (!patient).then_some((&cache, &agent)));
+        let mut states = Vec::with_capacity(files.len());
+        for written in &mut files {
+            let state = written.file.state();
+            let waits = started.elapsed() >= waiting::REPORT_AFTER;
+            report(written, &state, waits.then_some((&cache, &agent)));
             states.push(state);
         }
         if args.once {
             if states.iter().any(|state| state.after_write_error.is_some()) {
                 break true;
             }
-            let done = |(kept, state): (&Kept, &TokenFileState)| {
-                state.writes > 0 && (!args.acts() || kept.acted.load(Ordering::Acquire) > 0)
+            let done = |(written, state): (&WrittenFile, &TokenFileState)| {
+                state.writes > 0
+                    && (!args.has_action() || written.acted.load(Ordering::Acquire) > 0)
             };
-            if kept.iter().zip(&states).all(done) {
+            if files.iter().zip(&states).all(done) {
                 break false;
             }
         }
     };
     let mut all_written = true;
-    for mut kept in kept {
-        let state = kept.file.state();
-        report(&mut kept, &state, None);
+    for mut written in files {
+        let state = written.file.state();
+        report(&mut written, &state, None);
         all_written &= state.writes > 0;
-        kept.file.shutdown().await;
+        written.file.shutdown().await;
     }
     source.shutdown().await;
     Ok(all_written && !failed)
 }
 
-fn start(args: &Args, cache: &SvidCache) -> Result<Vec<Kept>, BoxError> {
+fn start(args: &Args, cache: &SvidCache) -> Result<Vec<WrittenFile>, BoxError> {
     let mut paths = BTreeSet::new();
-    let mut kept = Vec::new();
+    let mut files = Vec::new();
     for pair in args.files.chunks(2) {
         let [audience, path] = pair else {
             return Err("--file needs an audience and a path".into());
         };
         if !paths.insert(path) {
-            return Err(format!(
-                "two files have the path {path:?}; use a path of its own for each"
-            )
-            .into());
+            return Err(
+                format!("two files have the path {path:?}; use a different path for each").into(),
+            );
         }
         let mut request =
             SvidRequest::new([audience]).map_err(|error| format!("{audience:?}: {error}"))?;
@@ -212,7 +213,7 @@ fn start(args: &Args, cache: &SvidCache) -> Result<Vec<Kept>, BoxError> {
                 builder = builder.group(group);
             }
         }
-        if args.acts() {
+        if args.has_action() {
             let (action, counted) = (Action::new(args), acted.clone());
             builder = builder.after_write(move |path| {
                 action.run(path)?;
@@ -220,7 +221,7 @@ fn start(args: &Args, cache: &SvidCache) -> Result<Vec<Kept>, BoxError> {
                 Ok(())
             });
         }
-        kept.push(Kept {
+        files.push(WrittenFile {
             file: builder.start()?,
             request,
             acted,
@@ -228,18 +229,22 @@ fn start(args: &Args, cache: &SvidCache) -> Result<Vec<Kept>, BoxError> {
             reported: String::new(),
         });
     }
-    Ok(kept)
+    Ok(files)
 }
 
-/// Prints changes: a write, an error, a wait for the first token.
-fn report(kept: &mut Kept, state: &TokenFileState, waits: Option<(&SvidCache, &Endpoint)>) {
+/// Prints a write, an error, or a wait for the first token, if it is new.
+fn report(
+    written: &mut WrittenFile,
+    state: &TokenFileState,
+    waits: Option<(&SvidCache, &Endpoint)>,
+) {
     let path = state.path.display();
-    if state.writes > kept.reported_writes {
-        kept.reported_writes = state.writes;
+    if state.writes > written.reported_writes {
+        written.reported_writes = state.writes;
         let left = state.expires_in.unwrap_or_default().as_secs();
         say!(
             "wrote {path} for {:?}, expires in {left} s",
-            kept.request.audiences().collect::<Vec<_>>()
+            written.request.audiences().collect::<Vec<_>>()
         );
     }
     let error = state
@@ -249,25 +254,25 @@ fn report(kept: &mut Kept, state: &TokenFileState, waits: Option<(&SvidCache, &E
     let text = match (error, waits) {
         (Some(error), _) => error.to_owned(),
         (None, Some((cache, agent))) if state.writes == 0 => {
-            let snapshot = cache.snapshot_of(&kept.request);
+            let snapshot = cache.snapshot_of(&written.request);
             let why = snapshot.and_then(|snapshot| snapshot.last_error);
             let why = why.as_ref().and_then(|error| error.fetch_error());
-            let why = why.map_or("no answer yet".to_owned(), ToString::to_string);
+            let why = why.map_or("no response yet".to_owned(), ToString::to_string);
             format!("waiting for the token of {path} from the agent at {agent}: {why}")
         }
         _ => String::new(),
     };
-    if text != kept.reported {
+    if text != written.reported {
         if !text.is_empty() {
             warn!("token-file: {text}");
         }
-        kept.reported = text;
+        written.reported = text;
     }
 }
 
 impl Args {
-    /// Whether something is done after each write.
-    fn acts(&self) -> bool {
+    /// Whether there is a command or a signal after each write.
+    fn has_action(&self) -> bool {
         #[cfg(unix)]
         if self.signal.is_some() {
             return true;
@@ -323,7 +328,7 @@ async fn execute(command: &str, path: &Path) -> Result<(), String> {
         Ok(Ok(status)) => Err(format!("command {command:?} failed: {status}")),
         Ok(Err(error)) => Err(format!("command {command:?} failed: {error}")),
         Err(_) => Err(format!(
-            "command {command:?} failed: it took longer than {} s and was killed",
+            "command {command:?} failed: it ran longer than {} s and was killed",
             COMMAND_TIMEOUT.as_secs()
         )),
     }

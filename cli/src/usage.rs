@@ -1,4 +1,4 @@
-//! Reports on the command line, without a token that was given as an argument by mistake.
+//! Prints errors in the command line. Hides tokens that were passed as arguments by mistake.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -33,7 +33,7 @@ fn without_tokens(text: &str, args: impl Iterator<Item = OsString>) -> String {
     text
 }
 
-/// A token has a signature of more than 64 bytes; `eyJ` is how a JSON object begins in base64.
+/// A token is longer than 64 bytes; `eyJ` is the start of a JSON object in base64.
 fn may_be_token(part: &str) -> bool {
     part.len() > 64 || part.contains("eyJ")
 }

@@ -1,4 +1,4 @@
-//! Reports on standard error what a command waits for.
+//! Prints to standard error what a command waits for.
 
 use std::future::Future;
 use std::pin::pin;
@@ -7,11 +7,11 @@ use std::time::Duration;
 use tower_spiffe::source::SourceState;
 use tower_spiffe::workload_api::Endpoint;
 
-/// How long a wait may take before it is reported.
-pub(crate) const PATIENCE: Duration = Duration::from_millis(500);
+/// A wait is reported after this time.
+pub(crate) const REPORT_AFTER: Duration = Duration::from_millis(500);
 
-/// Awaits `work`. If it takes longer than [`PATIENCE`], reports `what` it waits for, and again when
-/// that text changes.
+/// Awaits `work`. If it takes longer than [`REPORT_AFTER`], prints `what` it waits for, and prints it
+/// again when that text changes.
 pub(crate) async fn announced<T>(
     command: &str,
     what: impl Fn() -> String,
@@ -23,7 +23,7 @@ pub(crate) async fn announced<T>(
         tokio::select! {
             biased;
             done = &mut work => return done,
-            () = tokio::time::sleep(PATIENCE) => {
+            () = tokio::time::sleep(REPORT_AFTER) => {
                 let text = what();
                 if text != reported {
                     warn!("{command}: waiting for {text}");
@@ -34,7 +34,7 @@ pub(crate) async fn announced<T>(
     }
 }
 
-/// The first bundles, and why they are not here yet.
+/// Describes a wait for the first bundles, with its reason.
 pub(crate) fn first_bundles(agent: &Endpoint, state: &SourceState) -> String {
     format!(
         "the first bundles from the agent at {agent}: {}",
@@ -42,9 +42,9 @@ pub(crate) fn first_bundles(agent: &Endpoint, state: &SourceState) -> String {
     )
 }
 
-/// Why there are no bundles yet.
+/// Returns the reason why there are no bundles yet.
 pub(crate) fn why(state: &SourceState) -> &str {
     state
         .last_error()
-        .map_or("no answer yet", |error| error.message())
+        .map_or("no response yet", |error| error.message())
 }

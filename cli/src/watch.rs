@@ -1,4 +1,4 @@
-//! `watch`: follows an agent, with one line for each change of a source's state.
+//! `watch`: follows an agent and prints one line for each change.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -40,11 +40,11 @@ Fields of a JSON line:
   time           seconds since 1970, with a fraction
   event          start, ready, bundles, withdrawn, restored, disconnected, reconnected,
                  reconnecting, error, recovered or end
-  revision       number of changes in what validation answers; 0 before the first bundles
+  revision       number of changes that affect validation; 0 before the first bundles
   ready          whether tokens can be validated
   connected      whether the bundle stream is open
   withdrawn      the agent's message when it withdrew the bundles, or null
-  last_contact   seconds since the agent last sent anything, or null
+  last_contact   seconds since the agent's last response or message, or null
   reconnects     number of successful reconnections
   reconnect_attempts
                  number of attempts to open the stream after the first one
@@ -54,8 +54,8 @@ Fields of a JSON line:
 
 Exit code: 0 at the end, 1 if the source cannot start, 2 for an invalid command line.";
 
-/// How often the state is compared. Changes of the bundles are reported immediately.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How often the state is checked. Changes of the bundles are reported immediately.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 #[tokio::main]
 pub(crate) async fn run(args: &Args) -> ExitCode {
@@ -97,10 +97,10 @@ async fn watch(options: &Args) -> Result<(), crate::BoxError> {
             () = &mut end => break,
             _ = &mut interrupted => break,
             changed = updates.changed() => { changed?; }
-            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
         }
         let now = source.state();
-        if !reported && started.elapsed() >= waiting::PATIENCE {
+        if !reported && started.elapsed() >= waiting::REPORT_AFTER {
             reported = true;
             if now.revision() == 0 {
                 warn!(
@@ -119,7 +119,7 @@ async fn watch(options: &Args) -> Result<(), crate::BoxError> {
     Ok(())
 }
 
-/// The events before the first look: the source may have read its first message by then.
+/// The events before the first check: the source may already have read its first message.
 fn at_start(now: &SourceState) -> Vec<&'static str> {
     let found = [
         (now.withdrawn().is_some(), "withdrawn"),
@@ -130,7 +130,7 @@ fn at_start(now: &SourceState) -> Vec<&'static str> {
     found.map(|(_, event)| event).collect()
 }
 
-/// The events between two looks, in the order in which they happened.
+/// The events between two checks, in the order in which they happened.
 fn events(before: &SourceState, now: &SourceState) -> Vec<&'static str> {
     let mut events = Vec::new();
     if before.is_connected() && !now.is_connected() {
@@ -138,7 +138,7 @@ fn events(before: &SourceState, now: &SourceState) -> Vec<&'static str> {
     }
     let again = now.reconnects() > before.reconnects();
     let tried = now.reconnect_attempts() > before.reconnect_attempts();
-    // Before the first connection there is nothing to reconnect.
+    // Before the first message it is a first connection, not a reconnection.
     if tried && !now.is_connected() && now.last_message().is_some() {
         events.push("reconnecting");
     }
@@ -147,10 +147,10 @@ fn events(before: &SourceState, now: &SourceState) -> Vec<&'static str> {
         (Some(_), None) => events.push("restored"),
         _ => {}
     }
-    let (troubles_before, troubles) = (errors(before), errors(now));
-    if !troubles.is_empty() && troubles != troubles_before {
+    let (errors_before, errors_now) = (errors(before), errors(now));
+    if !errors_now.is_empty() && errors_now != errors_before {
         events.push("error");
-    } else if troubles.is_empty() && !troubles_before.is_empty() {
+    } else if errors_now.is_empty() && !errors_before.is_empty() {
         events.push("recovered");
     }
     let was_unready = before.revision() > 0 && !before.is_ready() && before.withdrawn().is_none();
@@ -159,9 +159,9 @@ fn events(before: &SourceState, now: &SourceState) -> Vec<&'static str> {
     } else if keys(before) != keys(now) && now.is_ready() {
         events.push("bundles");
     }
-    // It may have disconnected and reconnected between two looks.
-    let back = !before.is_connected() || again;
-    if back && now.is_connected() && before.revision() > 0 {
+    // The source may have disconnected and reconnected between two checks.
+    let reconnected = !before.is_connected() || again;
+    if reconnected && now.is_connected() && before.revision() > 0 {
         events.push("reconnected");
     }
     events
@@ -231,10 +231,10 @@ fn json(time: f64, event: &str, state: &SourceState) -> Value {
 fn text(time: f64, event: &str, state: &SourceState) -> String {
     let mut line = format!("{time:.3} {event:<12} revision {}", state.revision());
     if let Some(why) = state.bundles_unavailable() {
-        let _ = write!(line, ", cannot judge: {why}");
+        let _ = write!(line, ", bundles unavailable: {why}");
     }
     for td in state.trust_domains() {
-        // Escaped: a federated peer chooses its key IDs, and they may contain control characters.
+        // Escaped: the key IDs of a federated trust domain may contain control characters.
         let ids: Vec<String> = td
             .key_ids()
             .map(|id| id.escape_debug().to_string())

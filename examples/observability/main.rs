@@ -40,11 +40,11 @@ async fn main() -> Result<(), BoxError> {
             return Err(format!("unknown argument `{other}`; use `--serve [ADDRESS]`").into());
         }
     };
-    // The exporter first: counts without an exporter are lost.
+    // Install the exporter first: earlier counts would be lost.
     let scrape = exporter()?;
     let recorder: Arc<dyn MetricsRecorder> = Arc::new(FacadeRecorder::new());
 
-    // In production leave out `endpoint`: SPIFFE_ENDPOINT_SOCKET names the agent.
+    // In production omit `endpoint`: the source uses SPIFFE_ENDPOINT_SOCKET.
     let agent = FakeAgent::start("example.org").await?;
     agent.register(WEB, "", Duration::from_secs(300))?;
     let source = JwtSource::builder()
@@ -98,8 +98,8 @@ impl Traffic {
         // A caller without a token, and a caller that the policy denies.
         let response = self.plain.get(&self.reports).send().await?;
         assert_eq!(response.status(), 401);
-        let stranger = agent.token("spiffe://example.org/stranger", AUDIENCE);
-        let request = self.plain.get(&self.reports).bearer_auth(stranger);
+        let denied = agent.token("spiffe://example.org/unknown", AUDIENCE);
+        let request = self.plain.get(&self.reports).bearer_auth(denied);
         assert_eq!(request.send().await?.status(), 403);
         Ok(())
     }
@@ -114,7 +114,8 @@ impl Traffic {
         agent.recover();
     }
 
-    /// Some requests each second, a key rotation every minute, and a restart of the agent every two.
+    /// Sends requests each second, rotates the key every minute, and restarts the agent every two
+    /// minutes.
     async fn continued(&self, agent: &FakeAgent, source: &JwtSource) -> Result<(), BoxError> {
         let mut ticks = tokio::time::interval(Duration::from_secs(1));
         for second in 1_u64.. {
@@ -134,7 +135,7 @@ impl Traffic {
     }
 }
 
-/// Installs the exporter. Without buckets it exports quantiles, which cannot be added up over several
+/// Installs the exporter. Without buckets it exports quantiles, which cannot be aggregated over several
 /// processes.
 fn exporter() -> Result<PrometheusHandle, BoxError> {
     let mut exporter = PrometheusBuilder::new();
@@ -145,7 +146,7 @@ fn exporter() -> Result<PrometheusHandle, BoxError> {
     Ok(exporter.install_recorder()?)
 }
 
-/// The reports, for `web` only. The metrics are outside the layer: no token is needed.
+/// Serves the reports, for `web` only, and the metrics outside the layer, without a token.
 async fn serve(
     source: &JwtSource,
     scrape: PrometheusHandle,

@@ -1,9 +1,9 @@
 //! An axum server whose policy is a file: `cargo run --example policy_file`.
 //!
-//! It starts an embedded Workload API, calls itself by each rule of `policy.toml`, changes a copy of
-//! the file while it runs, and ends. In production the source is `JwtSource::new().await?`.
+//! It starts an embedded Workload API, sends requests for each rule of `policy.toml`, changes a copy of
+//! the file at run time, and ends. In production the source is `JwtSource::new().await?`.
 
-#![allow(clippy::print_stdout, reason = "it is there to be read")]
+#![allow(clippy::print_stdout, reason = "the output is for users")]
 
 use std::time::Duration;
 
@@ -65,7 +65,10 @@ async fn serve(dir: &std::path::Path) -> Result<(), Error> {
             request = request.header("authorization", token.bearer());
         }
         let status = request.send().await?.status().as_u16();
-        println!("{method} {path} as {}: {status}", name.unwrap_or("nobody"));
+        println!(
+            "{method} {path} as {}: {status}",
+            name.unwrap_or("anonymous")
+        );
         Ok::<u16, Error>(status)
     };
     use reqwest::Method;
@@ -79,7 +82,7 @@ async fn serve(dir: &std::path::Path) -> Result<(), Error> {
     assert_eq!(call(Method::DELETE, "/reports/7", Some("web")).await?, 403);
     assert_eq!(call(Method::DELETE, "/reports/7", Some("ops")).await?, 200);
 
-    println!("a broken file: the last good policy stays");
+    println!("an invalid file: the last valid policy stays in use");
     replace(&path, &format!("{text}[[rule]]\npath = \"/reports\"\n"))?;
     until(|| !policy.is_healthy()).await;
     if let Some(error) = policy.state().last_error() {
@@ -87,7 +90,7 @@ async fn serve(dir: &std::path::Path) -> Result<(), Error> {
     }
     assert_eq!(call(Method::GET, "/reports/7", Some("web")).await?, 200);
 
-    println!("a new file: readers are not web any more");
+    println!("a new file: web is no longer a reader");
     replace(
         &path,
         &text.replace("example.org/web", "example.org/portal"),
@@ -98,7 +101,7 @@ async fn serve(dir: &std::path::Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Replaces the file by a rename, so that it is complete whenever it is read.
+/// Replaces the file atomically with a rename, so that no partial file is read.
 fn replace(path: &std::path::Path, text: &str) -> std::io::Result<()> {
     let next = path.with_extension("next");
     std::fs::write(&next, text)?;

@@ -1,4 +1,4 @@
-//! A stand-in for the Open Policy Agent: `POST /v1/data/reports/authz` with one fixed rule.
+//! A fake Open Policy Agent: `POST /v1/data/reports/authz` with one fixed rule.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,17 +11,17 @@ use axum::routing::post;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-/// What the agent does with a request.
+/// The behavior of the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mood {
     Well,
-    /// It answers after this time.
+    /// Responds after this time.
     Slow(Duration),
-    /// It answers with status 500.
+    /// Responds with status 500.
     Broken,
-    /// It answers with something that is not a decision.
+    /// Responds with an invalid decision.
     Garbage(&'static str),
-    /// It answers with more than a client should read.
+    /// Responds with a body above the client's limit.
     Flood,
 }
 
@@ -84,7 +84,7 @@ async fn answer(
     (StatusCode::OK, rule(&asked["input"]).to_string())
 }
 
-/// Every workload may read, and only `ops` may do anything else.
+/// All workloads may read; only `ops` may do anything else.
 fn rule(input: &Value) -> Value {
     let Some(caller) = input["caller"].as_str() else {
         return json!({ "result": { "allow": false } });

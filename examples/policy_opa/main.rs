@@ -1,9 +1,9 @@
-//! An axum server that asks the Open Policy Agent who may call: `cargo run --example policy_opa`.
+//! An axum server whose policy queries the Open Policy Agent: `cargo run --example policy_opa`.
 //!
-//! It starts an embedded Workload API and a stand-in for OPA, calls itself, and ends. In production
+//! It starts an embedded Workload API and a fake OPA, sends requests to itself, and ends. In production
 //! the source is `JwtSource::new().await?`, and OPA runs beside the server.
 
-#![allow(clippy::print_stdout, reason = "it is there to be read")]
+#![allow(clippy::print_stdout, reason = "the output is for users")]
 #![allow(clippy::indexing_slicing, reason = "a missing JSON member is null")]
 #![allow(unreachable_pub, reason = "the modules are shared with a test")]
 
@@ -38,7 +38,7 @@ async fn main() -> Result<(), Error> {
         .timeout(Duration::from_millis(500))
         .max_in_flight(64)
         .cache(10_000, Duration::from_secs(5));
-    // The synchronous policy keeps other trust domains away from OPA.
+    // The synchronous policy denies other trust domains without a query.
     let layer =
         ValidateJwtSvidLayer::required(validator, Allow::trust_domain("example.org")?).ask(ask);
     let router = Router::new().route("/reports", get(reports).post(async || "written"));
@@ -60,7 +60,7 @@ async fn main() -> Result<(), Error> {
     assert_eq!(call(reqwest::Method::GET, "web").await?, 200);
     assert_eq!(call(reqwest::Method::POST, "web").await?, 403);
     assert_eq!(call(reqwest::Method::POST, "ops").await?, 200);
-    println!("OPA fails: no decision, no access");
+    println!("OPA fails: requests without a cached decision are rejected");
     for (mood, name) in [
         (Mood::Broken, "a"),
         (Mood::Garbage("yes"), "b"),
@@ -70,7 +70,7 @@ async fn main() -> Result<(), Error> {
         agent.set(mood);
         assert_eq!(call(reqwest::Method::GET, name).await?, 503, "{mood:?}");
     }
-    println!("decisions in the cache stay good");
+    println!("cached decisions stay valid");
     assert_eq!(call(reqwest::Method::POST, "ops").await?, 200);
     println!("OPA was asked {} times", agent.asked());
     Ok(())

@@ -1,4 +1,4 @@
-//! An asynchronous policy that asks the Open Policy Agent.
+//! An asynchronous policy that queries the Open Policy Agent.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tower_spiffe::server::{
 /// The longest response of OPA, in bytes.
 const MAX_RESPONSE: usize = 64 * 1024;
 
-/// Asks the rule at `POST <base>/v1/data/<rule>`, which returns `{"allow": …, "reason": …}`.
+/// Queries the rule at `POST <base>/v1/data/<rule>`, which returns `{"allow": …, "reason": …}`.
 pub struct Opa {
     client: Client,
     url: String,
@@ -31,7 +31,7 @@ impl Opa {
     }
 }
 
-/// OPA leaves `result` out if the rule is undefined.
+/// OPA omits `result` if the rule is undefined.
 #[derive(Deserialize)]
 struct Answer {
     result: Option<RuleResult>,
@@ -45,7 +45,7 @@ struct RuleResult {
 
 impl AsyncPolicy for Opa {
     fn decide(&self, caller: Option<&VerifiedSvid>, parts: &Parts) -> DecisionFuture {
-        // What OPA decides by. The token is not a part of it.
+        // The input of the decision. It does not contain the token.
         let input = serde_json::json!({ "input": {
             "caller": caller.map(|caller| caller.spiffe_id().as_str()),
             "method": parts.method.as_str(),
@@ -87,7 +87,7 @@ impl AsyncPolicy for Opa {
         })
     }
 
-    /// The rule depends on nothing else.
+    /// The rule depends only on these values.
     fn cache_key(&self, _: Option<&VerifiedSvid>, parts: &Parts) -> Option<String> {
         Some(format!("{} {}", parts.method, parts.uri.path()))
     }

@@ -9,7 +9,7 @@ use tower_spiffe::{Allow, JwtSource, ValidateJwtSvidLayer, Validator, VerifiedSv
 
 use crate::{EDGE, Error, SHOP, WEB, reports, seen};
 
-/// Serves it; returns its origin.
+/// Starts the service. Returns its origin.
 pub(crate) async fn serve(source: JwtSource, reports_at: &str) -> Result<String, Error> {
     // One source for the client ...
     let reports = reports::Client::new(source.clone(), EDGE, reports_at)?;

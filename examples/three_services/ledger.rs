@@ -7,7 +7,7 @@ use tower_spiffe::{Allow, JwtSource, ValidateJwtSvidLayer, Validator, VerifiedSv
 
 use crate::{Error, LEDGER, REPORTS, seen};
 
-/// Serves it; returns its origin.
+/// Starts the service. Returns its origin.
 pub(crate) async fn serve(source: JwtSource) -> Result<String, Error> {
     let validator = Validator::builder(source).audience(LEDGER).build()?;
     let router = Router::new().route("/entries", get(entries));

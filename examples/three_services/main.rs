@@ -1,4 +1,4 @@
-//! Three services on one agent, each of which allows only the one before it:
+//! Three services on one agent. Each allows only the service before it:
 //!
 //! ```text
 //! web ── reqwest ──► edge (axum) ── tonic ──► reports (tonic) ── reqwest ──► ledger (axum)
@@ -9,20 +9,20 @@
 //! ```
 //!
 //! Prints the path of a request as each service saw it, and the rejections. Then the issuer rotates its
-//! key and the agent restarts during calls. Starts its own agent (`testing::FakeAgent`), and ends by
-//! itself; the exit code is 0 only if all checks passed.
+//! key and the agent restarts during calls. Starts its own agent (`testing::FakeAgent`), and
+//! ends. The exit code is 0 only if all checks passed.
 //!
 //! Each service has one source, for its server and its client. A real agent attests each process and
-//! gives it its own identity only. The embedded agent gives every identity to all callers, so each
-//! client here names its identity (`.spiffe_id(…)`). In production that is needed only if a workload
-//! has several.
+//! gives it only its own identity. The embedded agent gives all identities to every process, so each
+//! client here selects one (`.spiffe_id(…)`). In production this is needed only if a workload has
+//! several identities.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program")]
 
 mod edge;
 mod ledger;
-mod meanwhile;
 mod reports;
+mod rotation;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -64,12 +64,12 @@ async fn chain() -> Result<(), Error> {
     for id in [WEB, EDGE, REPORTS, LEDGER] {
         agent.register(id, "", TOKEN_LIFE)?;
     }
-    // Federation: the agent serves the partner's keys beside its own.
+    // Federation: the agent also serves the partner's keys.
     let partner = FakeAgent::start("partner.test").await?;
     partner.register(SHOP, "", TOKEN_LIFE)?;
     agent.federate_with(partner.issuer());
 
-    // One source for each process; here all of them are in this one.
+    // One source for each service, as if each were a process.
     let [web, edge, reports, ledger] = [
         agent.source().await?,
         agent.source().await?,
@@ -82,12 +82,12 @@ async fn chain() -> Result<(), Error> {
     let today = format!("{edge_at}/today");
     let mut run = Run::default();
 
-    println!("A request, as each service saw it");
+    println!("The callers of a request, as reported by each service");
     let browser = client(web.clone(), WEB, &edge_at, EDGE)?;
     let (status, path) = call(&browser, &today).await?;
     let expected = [seen(WEB, EDGE), seen(EDGE, REPORTS), seen(REPORTS, LEDGER)];
     run.check(
-        "through all three",
+        "all three services",
         status == 200 && path == expected.concat(),
         &path,
     );
@@ -121,7 +121,7 @@ async fn chain() -> Result<(), Error> {
         code == Code::PermissionDenied,
         &format!("{code:?}"),
     );
-    // A forwarded token of another audience is rejected too.
+    // A forwarded token with another audience is also rejected.
     let forwarded = web
         .get_jwt_svid_with_id([EDGE], Some(&WEB.parse()?))
         .await?;
@@ -140,10 +140,10 @@ async fn chain() -> Result<(), Error> {
         (&edge, EDGE, REPORTS),
         (&reports, REPORTS, LEDGER),
     ];
-    let calls = meanwhile::rotate_and_restart(&agent, &sources, browser, today).await?;
+    let calls = rotation::rotate_and_restart(&agent, &sources, browser, today).await?;
     let first = calls.lost.first().map_or("", String::as_str);
     run.check(
-        "calls meanwhile",
+        "calls in this time",
         calls.made > 100 && calls.lost.is_empty(),
         &format!(
             "{}, of which {} were lost {first}",
@@ -174,7 +174,7 @@ async fn call(client: &ClientWithMiddleware, url: &str) -> Result<(u16, String),
     Ok((response.status().as_u16(), response.text().await?))
 }
 
-/// The line of a service about its caller.
+/// Returns the line in which a service reports its caller.
 fn seen(caller: &str, service: &str) -> String {
     format!("  {caller} called {service}\n")
 }

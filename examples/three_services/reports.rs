@@ -1,5 +1,5 @@
-//! The service in the middle: a tonic service that only `edge` may call and that calls `ledger` with
-//! reqwest, and its client.
+//! The second service, a tonic service, and its client. Only `edge` may call it; it calls `ledger`
+//! with reqwest.
 //!
 //! Written by hand; `tonic-prost-build` would generate service and client from a `.proto` file.
 
@@ -25,7 +25,7 @@ use crate::{EDGE, Error, LEDGER, REPORTS, client, seen};
 
 const TODAY: &str = "/reports.Reports/Today";
 
-/// Serves it; returns its origin.
+/// Starts the service. Returns its origin.
 pub(crate) async fn serve(source: JwtSource, ledger_at: &str) -> Result<String, Error> {
     // One source for the client ...
     let reports = Reports {
@@ -80,7 +80,7 @@ impl tower::Service<http::Request<Body>> for Reports {
         let reports = self.clone();
         Box::pin(async move {
             if request.uri().path() != TODAY {
-                return Ok(Status::unimplemented("no such method").into_http());
+                return Ok(Status::unimplemented("unknown method").into_http());
             }
             let mut grpc = tonic::server::Grpc::new(ProstCodec::<String, ()>::default());
             let today = service_fn(|request| reports.clone().today(request));

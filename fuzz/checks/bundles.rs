@@ -8,50 +8,50 @@ use tower_spiffe::TrustDomain;
 use tower_spiffe::bundle::{Algorithm, IgnoredKey, JwtBundle, JwtBundleSet};
 use tower_spiffe::testing::internals;
 
-use super::is_presentable;
-use super::stream::is_kept;
+use super::check_error_text;
+use super::stream::check_source;
 
 fn trust_domain() -> TrustDomain {
     TrustDomain::parse("example.org").expect("a trust domain")
 }
 
-/// A set is read whatever its keys are; each key that is taken has a name; read twice, it is the
-/// same. A SPIFFE bundle takes no key that the Workload API would not.
+/// Checks a JWK Set: each key has a key ID, and reading it twice gives equal bundles. The reader of
+/// SPIFFE bundles accepts no more keys than the reader of JWK Sets.
 pub fn jwks(data: &[u8]) {
     let read = JwtBundle::from_jwks(trust_domain(), data);
     let strict = JwtBundle::from_spiffe_bundle(trust_domain(), data);
     match &read {
         Ok(bundle) => {
-            is_sound(bundle);
-            let again = JwtBundle::from_jwks(trust_domain(), data).expect("read before");
+            check_bundle(bundle);
+            let again = JwtBundle::from_jwks(trust_domain(), data).expect("it was read before");
             assert!(again == *bundle);
             assert!(internals::share_authorities(again, bundle) == *bundle);
         }
-        Err(error) => is_presentable(error),
+        Err(error) => check_error_text(error),
     }
     match &strict {
         Ok(strict) => {
-            is_sound(strict);
-            let bundle = read.expect("the stricter reader took it");
+            check_bundle(strict);
+            let bundle = read.expect("the strict reader accepted it");
             assert!(strict.len() <= bundle.len());
         }
-        Err(error) => is_presentable(error),
+        Err(error) => check_error_text(error),
     }
 }
 
-fn is_sound(bundle: &JwtBundle) {
+fn check_bundle(bundle: &JwtBundle) {
     assert_eq!(bundle.authorities().count(), bundle.len());
     assert_eq!(bundle.is_empty(), bundle.authorities().next().is_none());
     for authority in bundle.authorities() {
         assert!(!authority.key_id().is_empty());
-        // None, where the key says that it is for something else; six at most, for RSA.
+        // An RSA key supports six algorithms. A key for another use supports none.
         let supported = Algorithm::ALL
             .iter()
             .filter(|algorithm| authority.supports(**algorithm));
         assert!(supported.count() <= 6);
         let found = bundle
             .authority(authority.key_id())
-            .expect("found by its name");
+            .expect("found by its key ID");
         assert!(found == authority);
     }
     for ignored in bundle.ignored() {
@@ -59,54 +59,55 @@ fn is_sound(bundle: &JwtBundle) {
     }
 }
 
-/// A message is a set or is discarded; read again on top of itself, it changes nothing; and a source
-/// answers by it.
+/// Checks a message of the bundle stream: if it is read again as an update, it changes nothing, and a
+/// source returns its bundles.
 pub fn bundle_message(data: &[u8]) {
-    let nothing = JwtBundleSet::default();
-    let Some((set, unreadable)) = internals::read_bundle_message(data, &nothing) else {
+    let empty = JwtBundleSet::default();
+    let Some((set, unreadable)) = internals::read_bundle_message(data, &empty) else {
         return;
     };
-    set.iter().for_each(|bundle| is_sound(bundle));
+    set.iter().for_each(|bundle| check_bundle(bundle));
     let (again, unreadable_again) =
         internals::read_bundle_message(data, &set).expect("it was read before");
     assert!(again == set);
     assert_eq!(unreadable_again, unreadable);
-    is_kept(data, &set);
+    check_source(data, &set);
 }
 
-/// The input is a map of bundles, as a file has it, and where it has a zero byte, another one that is
-/// read on top of what the first gave. Each trust domain has what its own entry says, the one before
-/// where that cannot be read, and nothing of what other entries say.
+/// Checks a map of bundles, as in a file. After a zero byte follows a second map, which is read as an
+/// update. Each trust domain has the keys of its own entry, or its previous keys if that entry is
+/// unreadable.
 pub fn bundle_map(data: &[u8]) {
     for spiffe_bundles in [false, true] {
         let mut known = JwtBundleSet::default();
         for document in data.splitn(2, |byte| *byte == 0) {
             let read = |known| internals::read_bundle_map(document, spiffe_bundles, known);
             match read(&known) {
-                Ok((set, unreadable, told)) => {
-                    let unnamed =
-                        is_what_it_says(document, spiffe_bundles, &known, &set, &unreadable);
+                Ok((set, unreadable, error)) => {
+                    let invalid_names =
+                        check_entries(document, spiffe_bundles, &known, &set, &unreadable);
                     let is_unusable = |bundle: &Arc<JwtBundle>| {
-                        let is_fault = |key: &IgnoredKey| !key.is_x509_svid() && !key.is_wit_svid();
-                        bundle.is_empty() && bundle.ignored().iter().any(is_fault)
+                        let is_error = |key: &IgnoredKey| !key.is_x509_svid() && !key.is_wit_svid();
+                        bundle.is_empty() && bundle.ignored().iter().any(is_error)
                     };
                     let is_unusable = set.iter().any(|bundle| {
                         is_unusable(bundle) && !unreadable.contains(bundle.trust_domain())
                     });
-                    let is_told = unnamed > 0 || !unreadable.is_empty() || is_unusable;
-                    assert_eq!(told.is_some(), is_told);
-                    told.iter().for_each(|told| is_presentable(told));
+                    let is_reported = invalid_names > 0 || !unreadable.is_empty() || is_unusable;
+                    assert_eq!(error.is_some(), is_reported);
+                    error.iter().for_each(|error| check_error_text(error));
                     let again = read(&set).expect("it was read before");
-                    assert!(again == (set.clone(), unreadable, told));
+                    assert!(again == (set.clone(), unreadable, error));
                     known = set;
                 }
-                Err(error) => is_presentable(&error),
+                Err(error) => check_error_text(&error),
             }
         }
     }
 }
 
-fn is_what_it_says(
+/// Checks each trust domain against its entry. Returns the number of entries with an invalid name.
+fn check_entries(
     document: &[u8],
     spiffe_bundles: bool,
     known: &JwtBundleSet,
@@ -117,32 +118,32 @@ fn is_what_it_says(
     let document = document.strip_prefix(b"\xef\xbb\xbf").unwrap_or(document);
     let map: Members = serde_json::from_slice(document).expect("an object");
     let entries: Option<Members> =
-        serde_json::from_str(map["trust_domains"].get()).expect("an object in it, or null");
+        serde_json::from_str(map["trust_domains"].get()).expect("an object or null");
     let mut left = set.len();
-    let mut unnamed = 0;
+    let mut invalid_names = 0;
     for (name, entry) in entries.iter().flatten() {
         let Ok(domain) = TrustDomain::parse(name) else {
-            unnamed += 1;
+            invalid_names += 1;
             continue;
         };
         let found = set.get(domain.name());
-        let alone = if spiffe_bundles {
+        let own = if spiffe_bundles {
             JwtBundle::from_spiffe_bundle(domain.clone(), entry.get().as_bytes())
         } else {
             JwtBundle::from_jwks(domain.clone(), entry.get().as_bytes())
         };
-        assert_eq!(alone.is_err(), unreadable.contains(&domain), "{name}");
-        match alone {
-            Ok(alone) => {
-                let found = found.expect("what can be read is there");
-                is_sound(found);
-                assert!(**found == alone && found.ignored() == alone.ignored());
+        assert_eq!(own.is_err(), unreadable.contains(&domain), "{name}");
+        match own {
+            Ok(own) => {
+                let found = found.expect("a readable entry is in the set");
+                check_bundle(found);
+                assert!(**found == own && found.ignored() == own.ignored());
             }
             Err(_) => assert!(found == known.get(domain.name())),
         }
         left -= usize::from(found.is_some());
     }
-    // Nobody twice under two names, and nobody else.
+    // The set has no other trust domains, and no trust domain has two entries.
     assert_eq!(left, 0);
-    unnamed
+    invalid_names
 }

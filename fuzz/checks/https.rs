@@ -13,7 +13,7 @@ use tower_spiffe::clock::UnixTime;
 use tower_spiffe::source::HttpsBundles;
 use tower_spiffe::testing::{PausedClock, internals};
 
-use super::is_presentable;
+use super::check_error_text;
 
 const ISSUER: &str = "https://issuer.test";
 
@@ -24,12 +24,12 @@ enum Kind {
     Web,
 }
 
-/// The input is the kind of source, the limit of the hosts, and the bytes that servers send for one
-/// request after another, with a zero byte between two. The source polls while there are responses.
+/// Checks polls of an https source. The first byte is the kind of source and whether its hosts are
+/// limited. The rest are the responses of servers, separated by zero bytes; the source polls until
+/// all are used.
 ///
-/// Requests go to https URLs of allowed hosts only, six for a document at most. A bundle is that of
-/// the document it came from, as the reader of that format reads it. A poll that failed changes
-/// nothing, and a lower sequence is never accepted.
+/// Requests are sent only to https URLs of allowed hosts, at most six for a document. The bundle has
+/// the keys of the document. A failed poll changes nothing, and a lower sequence is not accepted.
 pub fn https_response(data: &[u8]) {
     let Some((&settings, bytes)) = data.split_first() else {
         return;
@@ -52,7 +52,7 @@ pub fn https_response(data: &[u8]) {
     RUNTIME.with_borrow_mut(|runtime| runtime.block_on(polls(kind, own_hosts_only, bytes)));
 }
 
-/// What a server does with a request.
+/// The responses to send, and the URLs of the requests.
 #[derive(Default)]
 struct Servers {
     responses: VecDeque<Vec<u8>>,
@@ -76,7 +76,7 @@ async fn polls(kind: Kind, own_hosts_only: bool, bytes: &[u8]) {
     let mut builder = builder
         .clock(clock.shared())
         .poll_seed(7)
-        // Never called: it keeps the system's roots from being read.
+        // Not called. With a client, the system's root certificates are not read.
         .client(|_| std::future::ready(Ok::<_, Infallible>(http::Response::new(String::new()))));
     if own_hosts_only {
         builder = builder.allowed_hosts([]);
@@ -90,7 +90,7 @@ async fn polls(kind: Kind, own_hosts_only: bool, bytes: &[u8]) {
         tokio::spawn(async move {
             let _ = server.write_all(&response).await;
             let _ = server.shutdown().await;
-            // Until the client has read the response.
+            // Wait until the client has read the response.
             let _ = tokio::io::copy(&mut server, &mut tokio::io::sink()).await;
         });
         client
@@ -110,10 +110,10 @@ async fn polls(kind: Kind, own_hosts_only: bool, bytes: &[u8]) {
         }
         let state = bundles.state();
         let requests = std::mem::take(&mut servers.lock().expect("no panic").requests);
-        are_allowed(&requests, kind, own_hosts_only);
+        check_requests(&requests, kind, own_hosts_only);
         let after = bundles.spiffe_bundle();
         if let Some(error) = state.last_error() {
-            is_presentable(&error.text());
+            check_error_text(&error.text());
             assert_ne!(error.kind(), "internal");
             if error.kind() != "bundle-unusable" {
                 assert!(after == before.0 && state.revision() == before.1);
@@ -140,11 +140,11 @@ async fn polls(kind: Kind, own_hosts_only: bool, bytes: &[u8]) {
         }
     }
     drop(bundles);
-    // The task and its streams end.
+    // Let the task and its streams end.
     tokio::task::yield_now().await;
 }
 
-fn are_allowed(requests: &[String], kind: Kind, own_hosts_only: bool) {
+fn check_requests(requests: &[String], kind: Kind, own_hosts_only: bool) {
     let documents = if kind == Kind::Oidc { 2 } else { 1 };
     assert!((1..=6 * documents).contains(&requests.len()));
     for url in requests {

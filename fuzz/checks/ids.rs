@@ -3,10 +3,10 @@
 use tower_spiffe::workload_api::Endpoint;
 use tower_spiffe::{SpiffeId, TrustDomain};
 
-use super::is_presentable;
+use super::check_error_text;
 
-/// Accepted is exactly what the rules allow, written down here a second time; what is accepted is
-/// given back byte for byte.
+/// Checks that the parser accepts exactly the IDs that a second implementation allows, and returns
+/// them unchanged.
 pub fn spiffe_id(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
@@ -19,13 +19,13 @@ pub fn spiffe_id(data: &[u8]) {
             assert!(id.is_member_of(&id.trust_domain()));
             let parts = format!("spiffe://{}{}", id.trust_domain_name(), id.path());
             assert_eq!(parts, text);
-            let json = serde_json::to_string(&id).expect("an ID has JSON");
-            let back: SpiffeId = serde_json::from_str(&json).expect("and comes back");
-            assert_eq!(back, id);
+            let json = serde_json::to_string(&id).expect("an ID can be serialized");
+            let read: SpiffeId = serde_json::from_str(&json).expect("JSON of an ID can be read");
+            assert_eq!(read, id);
         }
         Err(error) => {
-            assert!(!allowed(text), "{text:?} was refused: {error}");
-            is_presentable(&error);
+            assert!(!allowed(text), "{text:?} was rejected: {error}");
+            check_error_text(&error);
         }
     }
     if let Ok(trust_domain) = TrustDomain::parse(text) {
@@ -36,7 +36,7 @@ pub fn spiffe_id(data: &[u8]) {
     }
 }
 
-/// SPIFFE-ID sections 2.1 to 2.3, strictly.
+/// The rules of SPIFFE-ID sections 2.1 to 2.3, without exceptions.
 fn allowed(text: &str) -> bool {
     let Some(rest) = text.strip_prefix("spiffe://") else {
         return false;
@@ -56,8 +56,8 @@ fn allowed(text: &str) -> bool {
         })
 }
 
-/// What is accepted is a Unix path or an IP address with a port, and means the same when it is
-/// written down and read again.
+/// Checks that an accepted endpoint is a Unix path or an IP address with a port, and that printing and
+/// parsing it gives an equal endpoint.
 pub fn endpoint(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
@@ -68,9 +68,9 @@ pub fn endpoint(data: &[u8]) {
             assert!(path.is_some() != endpoint.tcp_address().is_some());
             assert!(path.is_none_or(|path| path.is_absolute()));
             let written = endpoint.to_string();
-            let again: Endpoint = written.parse().expect("what is written can be read");
+            let again: Endpoint = written.parse().expect("a printed endpoint can be parsed");
             assert_eq!(again, endpoint, "{written:?}");
         }
-        Err(error) => is_presentable(&error),
+        Err(error) => check_error_text(&error),
     }
 }

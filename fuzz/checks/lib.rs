@@ -1,7 +1,6 @@
-//! Checks that hold for any input. Each check is a fuzz target; `tests/corpora.rs` runs it on its
-//! corpus.
+//! One check for each fuzz target. `tests/corpora.rs` runs each check on its corpus.
 //!
-//! A check fails by panicking: in the crate or in the check itself.
+//! A check fails if it panics, or if the crate does.
 
 #![allow(
     missing_docs,
@@ -26,9 +25,9 @@ pub use policy::policy_file;
 pub use stream::bundle_stream;
 pub use tokens::{header_line, token};
 
-/// An error says what is wrong in a few words, whatever was read: no line of it can fill a log or
-/// forge another one.
-fn is_presentable(error: &dyn std::fmt::Display) {
+/// Checks that an error is short and has no control characters, so that it cannot flood a log or forge
+/// a log line.
+fn check_error_text(error: &dyn std::fmt::Display) {
     let text = error.to_string();
     assert!(!text.is_empty());
     assert!(text.len() < 1_024, "{} bytes of error", text.len());

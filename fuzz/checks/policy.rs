@@ -6,10 +6,10 @@ use tower_spiffe::VerifiedSvid;
 use tower_spiffe::server::{Decision, Policy, PolicyDocument, RuleOutcome};
 use tower_spiffe::testing::verified_svid_with_claims;
 
-use super::is_presentable;
+use super::check_error_text;
 
-/// What is accepted answers every request, and explains it with the same result. What an anonymous
-/// caller may do, every caller may do.
+/// Checks a policy file: decisions and explanations agree, and every caller may do what an anonymous
+/// caller may do.
 ///
 /// After a zero byte follows a request: the method, a space and the path.
 pub fn policy_file(data: &[u8]) {
@@ -20,7 +20,7 @@ pub fn policy_file(data: &[u8]) {
     let policy = match PolicyDocument::parse(text) {
         Ok(policy) => policy,
         Err(error) => {
-            is_presentable(&error);
+            check_error_text(&error);
             let lines = text.lines().count().max(1) + 1;
             assert!(error.line().is_some_and(|line| (1..=lines).contains(&line)));
             assert!(error.column().is_some_and(|column| column >= 1));
@@ -36,7 +36,7 @@ pub fn policy_file(data: &[u8]) {
     let (method, path) = request.split_once(' ').unwrap_or(("GET", request));
     let method = Method::from_bytes(method.as_bytes()).unwrap_or(Method::GET);
     let mut requests = vec![(method.clone(), path.to_owned())];
-    // Paths from the texts in the document, so that rules are hit.
+    // Paths from the strings in the document, so that rules match.
     for part in text
         .split(['"', '\''])
         .filter(|part| part.starts_with('/'))
@@ -51,12 +51,12 @@ pub fn policy_file(data: &[u8]) {
         if let Ok(uri) = path.parse::<Uri>() {
             let mut parts = Request::new(()).into_parts().0;
             (parts.method, parts.uri) = (method, uri);
-            answers(&policy, &callers, &parts);
+            check_decisions(&policy, &callers, &parts);
         }
     }
 }
 
-fn answers(policy: &PolicyDocument, callers: &[VerifiedSvid], parts: &Parts) {
+fn check_decisions(policy: &PolicyDocument, callers: &[VerifiedSvid], parts: &Parts) {
     let decide = |caller: Option<&VerifiedSvid>| {
         let decision = policy.decide(caller, parts);
         let explained = policy.explain(caller, parts);
@@ -65,14 +65,14 @@ fn answers(policy: &PolicyDocument, callers: &[VerifiedSvid], parts: &Parts) {
         let allows = rules.any(|rule| *rule.outcome() == RuleOutcome::Allows);
         assert_eq!(allows, decision == Decision::Allow, "{explained}");
         for rule in explained.rules() {
-            is_presentable(rule);
+            check_error_text(rule);
         }
         decision
     };
     let anonymous = decide(None);
     assert!(
         !anonymous.is_deny(),
-        "an anonymous caller is asked for a token"
+        "an anonymous caller is denied instead of asked for a token"
     );
     assert_eq!(policy.is_public(parts), anonymous == Decision::Allow);
     for caller in callers {

@@ -1,4 +1,4 @@
-//! What a source keeps of a bundle stream, held against a model of the rules.
+//! The state of a source after events of a bundle stream, compared with a model of the rules.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -12,23 +12,23 @@ use tower_spiffe::verify::ValidateReason;
 use tower_spiffe::workload_api::WorkloadApiClient;
 use tower_spiffe::{BundleSource as _, Validator};
 
-use super::is_presentable;
+use super::check_error_text;
 
 const AUDIENCE: &str = "spiffe://example.org/reports";
 const NAMES: [&str; 3] = ["one.test", "two.test", "three.test"];
 const BOTH: usize = 0b11;
-/// Seconds.
+/// In seconds, as all times here.
 const MAX_STALENESS: u64 = 100;
 const WITHDRAWN_AFTER: u64 = 50;
 const NEVER: u64 = u64::MAX;
 
-/// A clock that is moved by hand, in seconds.
+/// A clock that the test sets, in seconds.
 #[derive(Default)]
-struct Hands(AtomicU64);
+struct TestClock(AtomicU64);
 
 const START: i64 = 1_790_000_000;
 
-impl Clock for Hands {
+impl Clock for TestClock {
     fn now(&self) -> UnixTime {
         UnixTime::from_secs(START).saturating_add(self.monotonic())
     }
@@ -38,30 +38,29 @@ impl Clock for Hands {
     }
 }
 
-/// Three trust domains with two keys each, by which keys are in it: none, the first, the second,
-/// both.
-struct World {
+/// Three trust domains with two keys each.
+struct Fixture {
     client: WorkloadApiClient,
+    /// The JWK Sets of each trust domain: no key, the first, the second, both.
     key_sets: [[Vec<u8>; 4]; 3],
     key_ids: [[String; 2]; 3],
-    /// Of the first trust domain, one for each key.
+    /// Tokens of the first trust domain, one for each key.
     tokens: [String; 2],
 }
 
-/// Made once for the whole process.
-fn world() -> &'static World {
-    static WORLD: OnceLock<World> = OnceLock::new();
-    WORLD.get_or_init(|| {
+/// Created once for the whole process.
+fn fixture() -> &'static Fixture {
+    static FIXTURE: OnceLock<Fixture> = OnceLock::new();
+    FIXTURE.get_or_init(|| {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build();
         let runtime = runtime.expect("a runtime");
         let _inside = runtime.enter();
-        let nowhere =
-            async || Err::<tokio::io::DuplexStream, _>(std::io::Error::other("nobody calls"));
-        let client = WorkloadApiClient::with_connector(nowhere);
+        let connect = async || Err::<tokio::io::DuplexStream, _>(std::io::Error::other("not used"));
+        let client = WorkloadApiClient::with_connector(connect);
         let issuers = NAMES.map(|name| {
-            let clock = Arc::new(Hands::default());
+            let clock = Arc::new(TestClock::default());
             Issuer::with_clock(name, clock).expect("a trust domain")
         });
         let key_ids = issuers.each_ref().map(|issuer| {
@@ -91,8 +90,8 @@ fn world() -> &'static World {
                 .to_string()
                 .into_bytes();
         }
-        World {
-            client: client.build().expect("inside of a runtime"),
+        Fixture {
+            client: client.build().expect("inside a runtime"),
             key_sets,
             key_ids,
             tokens,
@@ -100,20 +99,20 @@ fn world() -> &'static World {
     })
 }
 
-/// What one byte of the input does.
+/// The event that one byte of the input stands for.
 enum Step {
-    /// A message: what it says of each trust domain.
-    Message([Said; 3]),
+    /// A message with an entry for each trust domain.
+    Message([Entry; 3]),
     Withdraw,
-    /// A message without any bundle.
-    Nothing,
-    /// No message at all.
-    Rubbish,
+    /// A message without bundles.
+    Empty,
+    /// Bytes that are not a message.
+    Malformed,
     Wait(u64),
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Said {
+enum Entry {
     Absent,
     Unreadable,
     Keys(usize),
@@ -121,28 +120,28 @@ enum Said {
 
 impl Step {
     fn of(byte: u8) -> Self {
-        let said = |digit: u8| match digit % 6 {
-            0 => Said::Absent,
-            1 => Said::Unreadable,
-            keys => Said::Keys(usize::from(keys - 2)),
+        let entry = |digit: u8| match digit % 6 {
+            0 => Entry::Absent,
+            1 => Entry::Unreadable,
+            keys => Entry::Keys(usize::from(keys - 2)),
         };
         match byte {
-            0 | 216..=219 => Self::Nothing,
-            1..=215 => Self::Message([said(byte), said(byte / 6), said(byte / 36)]),
+            0 | 216..=219 => Self::Empty,
+            1..=215 => Self::Message([entry(byte), entry(byte / 6), entry(byte / 36)]),
             220..=227 => Self::Withdraw,
-            228..=230 => Self::Rubbish,
+            228..=230 => Self::Malformed,
             231.. => Self::Wait(10 * u64::from(byte - 230)),
         }
     }
 }
 
-/// The rules, written down a second time.
+/// A second implementation of the rules.
 struct Model {
     policy: WithdrawalPolicy,
     max_staleness: u64,
     now: u64,
-    verdict: Result<(), BundlesUnavailable>,
-    withdrawal_told: bool,
+    bundles: Result<(), BundlesUnavailable>,
+    withdrawal_reported: bool,
     withdrawn_at: u64,
     stale_at: u64,
     domains: [Domain; 3],
@@ -156,17 +155,22 @@ struct Domain {
     unreadable: bool,
 }
 
-/// What validation gets for one trust domain.
-type Answer = Result<Option<usize>, BundlesUnavailable>;
+/// The keys of one trust domain, as validation gets them.
+type Keys = Result<Option<usize>, BundlesUnavailable>;
 
 impl Model {
-    fn message(&mut self, said: [Said; 3]) {
+    fn message(&mut self, entries: [Entry; 3]) {
+        // A withdrawal that is due takes effect before the message.
+        if self.bundles.is_ok() && self.now >= self.withdrawn_at {
+            self.bundles = Err(BundlesUnavailable::Withdrawn);
+            self.domains = Default::default();
+        }
         let mut domains = self.domains;
-        for (domain, said) in domains.iter_mut().zip(said) {
-            match said {
-                Said::Absent => *domain = Domain::default(),
-                Said::Unreadable => (domain.named, domain.unreadable) = (true, true),
-                Said::Keys(keys) => {
+        for (domain, entry) in domains.iter_mut().zip(entries) {
+            match entry {
+                Entry::Absent => *domain = Domain::default(),
+                Entry::Unreadable => (domain.named, domain.unreadable) = (true, true),
+                Entry::Keys(keys) => {
                     *domain = Domain {
                         named: true,
                         keys: Some(keys),
@@ -176,25 +180,25 @@ impl Model {
                 }
             }
         }
-        self.withdrawal_told = false;
-        let nothing_to_start_with = domains.iter().all(|domain| domain.keys.is_none());
-        if self.verdict == Err(BundlesUnavailable::NotReady) && nothing_to_start_with {
+        self.withdrawal_reported = false;
+        let no_keys = domains.iter().all(|domain| domain.keys.is_none());
+        if self.bundles == Err(BundlesUnavailable::NotReady) && no_keys {
             return;
         }
         self.domains = domains;
-        self.verdict = Ok(());
+        self.bundles = Ok(());
         self.withdrawn_at = NEVER;
         self.stale_at = self.now.saturating_add(self.max_staleness);
     }
 
     fn withdraw(&mut self) {
-        if self.verdict.is_err() {
+        if self.bundles.is_err() {
             return;
         }
-        let new = !std::mem::replace(&mut self.withdrawal_told, true);
+        let new = !std::mem::replace(&mut self.withdrawal_reported, true);
         match self.policy {
             WithdrawalPolicy::Immediate => {
-                self.verdict = Err(BundlesUnavailable::Withdrawn);
+                self.bundles = Err(BundlesUnavailable::Withdrawn);
                 self.domains = Default::default();
             }
             WithdrawalPolicy::After(_) if new => self.withdrawn_at = self.now + WITHDRAWN_AFTER,
@@ -202,8 +206,8 @@ impl Model {
         }
     }
 
-    fn can_judge(&self) -> Result<(), BundlesUnavailable> {
-        self.verdict?;
+    fn available(&self) -> Result<(), BundlesUnavailable> {
+        self.bundles?;
         if self.now >= self.withdrawn_at {
             return Err(BundlesUnavailable::Withdrawn);
         }
@@ -213,22 +217,22 @@ impl Model {
         Ok(())
     }
 
-    fn answer(&self, domain: &Domain) -> Answer {
-        self.can_judge()?;
-        let aged = domain.updated.saturating_add(self.max_staleness);
+    fn keys(&self, domain: &Domain) -> Keys {
+        self.available()?;
+        let stale_at = domain.updated.saturating_add(self.max_staleness);
         match domain.keys {
-            Some(_) if domain.unreadable && self.now >= aged => Err(BundlesUnavailable::Stale),
-            // Named, and never readable: known, and without a key.
+            Some(_) if domain.unreadable && self.now >= stale_at => Err(BundlesUnavailable::Stale),
+            // An entry that was never readable is a known trust domain without keys.
             None if domain.named => Ok(Some(0)),
             keys => Ok(keys),
         }
     }
 }
 
-fn asked(keeper: &internals::Keeper, domain: usize) -> Answer {
+fn keys_of(keeper: &internals::Keeper, domain: usize) -> Keys {
     match keeper.bundle(NAMES[domain]) {
         BundleAnswer::Ready(bundle) => {
-            let [first, second] = &world().key_ids[domain];
+            let [first, second] = &fixture().key_ids[domain];
             let has = |key_id: &str| usize::from(bundle.authority(key_id).is_some());
             assert_eq!(bundle.len(), has(first) + has(second));
             Ok(Some(has(first) | has(second) << 1))
@@ -239,12 +243,11 @@ fn asked(keeper: &internals::Keeper, domain: usize) -> Answer {
     }
 }
 
-/// A source that is given this message answers by the set that was read from it, and shows what is
-/// wrong with it in few words.
-pub(crate) fn is_kept(message: &[u8], set: &JwtBundleSet) {
-    let clock = Arc::new(Hands::default());
+/// Checks that a source returns the bundles of this message, and that its errors are short.
+pub(crate) fn check_source(message: &[u8], set: &JwtBundleSet) {
+    let clock = Arc::new(TestClock::default());
     let keeper = internals::Keeper::new(
-        world().client.clone(),
+        fixture().client.clone(),
         clock,
         WithdrawalPolicy::default(),
         None,
@@ -253,39 +256,41 @@ pub(crate) fn is_kept(message: &[u8], set: &JwtBundleSet) {
     assert_eq!(keeper.revision().is_ok(), !set.is_empty());
     for bundle in set.iter() {
         match keeper.bundle(bundle.trust_domain().name()) {
-            BundleAnswer::Ready(kept) => assert!(kept == *bundle),
+            BundleAnswer::Ready(found) => assert!(found == *bundle),
             other => panic!("{other:?}"),
         }
     }
     let state = keeper.state();
     for (name, why) in state.unnamed() {
         assert!(name.len() < 1_024 && !name.chars().any(char::is_control));
-        is_presentable(&why);
+        check_error_text(&why);
     }
     let errors = state.trust_domains().iter();
     errors
         .filter_map(|domain| domain.last_error())
-        .for_each(|error| is_presentable(&error));
+        .for_each(|error| check_error_text(&error));
 }
 
-/// The first byte says how the source is set up, each other one what happens to it: a message of
-/// three trust domains, a withdrawal, a message to discard, time that passes. After each it answers
-/// as the rules say; no verdict outlives its revision; and what is the same is told to nobody.
+/// Checks a source against the model. The first byte is the configuration of the source. Each other
+/// byte is an event: a message with three trust domains, a withdrawal, an invalid message, or elapsed
+/// time. After each event the source behaves like the model. A cached result is not used after a
+/// change, and equal bundles are not reported as an update.
 pub fn bundle_stream(data: &[u8]) {
-    let Some((set_up, steps)) = data.split_first() else {
+    let Some((settings, steps)) = data.split_first() else {
         return;
     };
-    let world = world();
-    let policy = match set_up % 3 {
+    let fixture = fixture();
+    let policy = match settings % 3 {
         0 => WithdrawalPolicy::Immediate,
         1 => WithdrawalPolicy::After(Duration::from_secs(WITHDRAWN_AFTER)),
         _ => WithdrawalPolicy::Keep,
     };
-    let limited = set_up / 3 % 2 == 0;
+    let limited = settings / 3 % 2 == 0;
     let max_staleness = limited.then_some(Duration::from_secs(MAX_STALENESS));
-    let hands = Arc::new(Hands::default());
-    let clock: Arc<dyn Clock> = hands.clone();
-    let keeper = internals::Keeper::new(world.client.clone(), clock.clone(), policy, max_staleness);
+    let time = Arc::new(TestClock::default());
+    let clock: Arc<dyn Clock> = time.clone();
+    let keeper =
+        internals::Keeper::new(fixture.client.clone(), clock.clone(), policy, max_staleness);
     let keeper = Arc::new(keeper);
     let validator = Validator::builder(keeper.clone()).audience(AUDIENCE);
     let validator = validator.clock(clock).build().expect("an audience");
@@ -293,103 +298,110 @@ pub fn bundle_stream(data: &[u8]) {
         policy,
         max_staleness: if limited { MAX_STALENESS } else { NEVER },
         now: 0,
-        verdict: Err(BundlesUnavailable::NotReady),
-        withdrawal_told: false,
+        bundles: Err(BundlesUnavailable::NotReady),
+        withdrawal_reported: false,
         withdrawn_at: NEVER,
         stale_at: NEVER,
         domains: Default::default(),
     };
 
     let mut last = Last::default();
-    // As many as say something new.
+    // More steps add no coverage.
     for byte in steps.iter().take(64) {
         match Step::of(*byte) {
-            Step::Message(said) => {
-                model.message(said);
-                let message = message(said);
+            Step::Message(entries) => {
+                model.message(entries);
+                let message = message(entries);
                 assert!(keeper.take_in(&message));
                 let revision = keeper.state().revision();
                 assert!(keeper.take_in(&message));
-                assert_eq!(keeper.state().revision(), revision, "told of nothing");
+                assert_eq!(
+                    keeper.state().revision(),
+                    revision,
+                    "equal bundles are reported as an update"
+                );
             }
             Step::Withdraw => {
                 model.withdraw();
                 keeper.withdraw();
             }
-            Step::Nothing => assert!(!keeper.take_in(&[])),
-            Step::Rubbish => assert!(!keeper.take_in(b"\x0f rubbish")),
+            Step::Empty => assert!(!keeper.take_in(&[])),
+            Step::Malformed => assert!(!keeper.take_in(b"\x0f malformed")),
             Step::Wait(seconds) => {
                 model.now += seconds;
-                hands.0.store(model.now, Ordering::Relaxed);
+                time.0.store(model.now, Ordering::Relaxed);
             }
         }
-        holds(&keeper, &model, &validator, &mut last);
+        compare(&keeper, &model, &validator, &mut last);
     }
 }
 
-fn message(said: [Said; 3]) -> Vec<u8> {
-    let named = NAMES.iter().zip(&world().key_sets).zip(said);
-    let bundles = named.filter_map(|((name, key_sets), said)| match said {
-        Said::Absent => None,
-        Said::Unreadable => Some((*name, &b"{\"keys\": ["[..])),
-        Said::Keys(keys) => Some((*name, &key_sets[keys][..])),
+fn message(entries: [Entry; 3]) -> Vec<u8> {
+    let named = NAMES.iter().zip(&fixture().key_sets).zip(entries);
+    let bundles = named.filter_map(|((name, key_sets), entry)| match entry {
+        Entry::Absent => None,
+        Entry::Unreadable => Some((*name, &b"{\"keys\": ["[..])),
+        Entry::Keys(keys) => Some((*name, &key_sets[keys][..])),
     });
     internals::write_bundle_message(bundles)
 }
 
-/// What it answered when it last could judge, and whether it could not since.
+/// The keys when bundles were last available, and whether they were unavailable after that.
 struct Last {
     revision: u64,
-    answers: [Answer; 3],
-    blind: bool,
+    keys: [Keys; 3],
+    unavailable: bool,
 }
 
 impl Default for Last {
     fn default() -> Self {
         Self {
             revision: 0,
-            answers: [Ok(None); 3],
-            blind: true,
+            keys: [Ok(None); 3],
+            unavailable: true,
         }
     }
 }
 
-fn holds(keeper: &internals::Keeper, model: &Model, validator: &Validator, last: &mut Last) {
+fn compare(keeper: &internals::Keeper, model: &Model, validator: &Validator, last: &mut Last) {
     let revision = keeper.revision();
-    assert_eq!(revision.map(drop), model.can_judge());
-    let answers = [0, 1, 2].map(|domain| asked(keeper, domain));
-    assert_eq!(answers, model.domains.map(|domain| model.answer(&domain)));
+    assert_eq!(revision.map(drop), model.available());
+    let keys = [0, 1, 2].map(|domain| keys_of(keeper, domain));
+    assert_eq!(keys, model.domains.map(|domain| model.keys(&domain)));
     if let Ok(revision) = revision {
         assert!(revision >= last.revision, "revisions only rise");
-        let told = revision > last.revision;
+        let raised = revision > last.revision;
         assert!(
-            told || answers == last.answers,
-            "another answer, the same revision"
+            raised || keys == last.keys,
+            "the keys changed, but not the revision"
         );
-        assert!(told || !last.blind, "it can judge again, and tells nobody");
-        (last.revision, last.answers) = (revision, answers);
+        assert!(
+            raised || !last.unavailable,
+            "bundles are available again, with the same revision"
+        );
+        (last.revision, last.keys) = (revision, keys);
     }
-    last.blind = revision.is_err();
+    last.unavailable = revision.is_err();
 
-    // What validation makes of it, verdicts of before included.
-    for (key, token) in world().tokens.iter().enumerate() {
-        let verdict = validator
+    // The results of validation, which may be cached.
+    for (key, token) in fixture().tokens.iter().enumerate() {
+        let result = validator
             .validate(token)
             .map(drop)
             .map_err(|error| error.reason());
-        let expected = match answers[0] {
+        let expected = match keys[0] {
             Ok(Some(keys)) if keys >> key & 1 == 1 => Ok(()),
             Ok(Some(_)) => Err(ValidateReason::KeyUnknown),
             Ok(None) => Err(ValidateReason::TrustDomainUnknown),
             Err(why) => Err(ValidateReason::BundlesUnavailable(why)),
         };
-        assert_eq!(verdict, expected);
+        assert_eq!(result, expected);
     }
 
     let state = keeper.state();
-    assert_eq!(state.bundles_unavailable(), model.can_judge().err());
-    assert_eq!(state.withdrawn().is_some(), model.withdrawal_told);
-    if model.verdict.is_ok() {
+    assert_eq!(state.bundles_unavailable(), model.available().err());
+    assert_eq!(state.withdrawn().is_some(), model.withdrawal_reported);
+    if model.bundles.is_ok() {
         let named = model.domains.iter().filter(|domain| domain.named);
         assert_eq!(state.trust_domains().len(), named.count());
     }

@@ -1,4 +1,4 @@
-//! Tokens, and the header that brings them.
+//! Tokens, and the `Authorization` header.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -16,54 +16,54 @@ use tower_spiffe::testing::Issuer;
 use tower_spiffe::verify::MAX_TOKEN_LEN;
 use tower_spiffe::{Allow, JwtSvid, ValidateJwtSvidLayer, Validator};
 
-use super::is_presentable;
+use super::check_error_text;
 
 const AUDIENCE: &str = "spiffe://example.org/reports";
 
-struct World {
+struct Fixture {
     issuer: Issuer,
     validator: Validator,
-    good: String,
+    valid: String,
 }
 
 /// One issuer and one validator for the whole process.
-fn world() -> &'static World {
-    static WORLD: OnceLock<World> = OnceLock::new();
-    WORLD.get_or_init(|| {
+fn fixture() -> &'static Fixture {
+    static FIXTURE: OnceLock<Fixture> = OnceLock::new();
+    FIXTURE.get_or_init(|| {
         let issuer = Issuer::new("example.org").expect("a trust domain");
         let bundles = FixedBundles::new([issuer.bundle()].into_iter().collect());
         let validator = Validator::builder(bundles)
             .audience(AUDIENCE)
             .build()
-            .expect("an audience is there");
-        // As long as anybody may want to fuzz.
-        let good = issuer
+            .expect("a valid audience");
+        // Longer than any fuzzing run.
+        let valid = issuer
             .token("spiffe://example.org/web", AUDIENCE)
             .expires_in(Duration::from_secs(30 * 24 * 3_600))
             .sign();
-        World {
+        Fixture {
             issuer,
             validator,
-            good,
+            valid,
         }
     })
 }
 
-/// The input is a token, and is not admitted: nobody guesses a signature. It is also the claims of
-/// a token that is signed well, and the header of one: then what is admitted says who, for whom and
-/// until when, exactly once each.
+/// Checks the input as a token, which is rejected because it has no valid signature. Then checks it as
+/// the claims and as the header of a signed token: if that is accepted, it has a subject, an audience
+/// and an expiry.
 pub fn token(data: &[u8]) {
-    let world = world();
+    let fixture = fixture();
     if let Ok(text) = std::str::from_utf8(data) {
-        let refused = world.validator.validate(text).expect_err("unsigned");
-        is_presentable(&refused);
+        let error = fixture.validator.validate(text).expect_err("unsigned");
+        check_error_text(&error);
         if let Err(error) = JwtSvid::parse_unverified(text, "") {
-            is_presentable(&error);
+            check_error_text(&error);
         }
     }
 
     let signed = |claims: bool| {
-        let token = world.issuer.token("spiffe://example.org/web", AUDIENCE);
+        let token = fixture.issuer.token("spiffe://example.org/web", AUDIENCE);
         if claims {
             token.raw_payload(data).sign()
         } else {
@@ -71,54 +71,54 @@ pub fn token(data: &[u8]) {
         }
     };
     let claims = signed(true);
-    match world.validator.validate(&claims) {
+    match fixture.validator.validate(&claims) {
         Ok(svid) => {
-            // Each on its own: a claim that means nothing to us may be a number beyond every range.
+            // Claims are read one by one, because an unknown claim may be an out-of-range number.
             let claims: BTreeMap<String, Box<RawValue>> =
-                serde_json::from_slice(data).expect("admitted claims are JSON");
+                serde_json::from_slice(data).expect("accepted claims are JSON");
             let claim = |name: &str| -> Value {
-                serde_json::from_str(claims[name].get()).expect("a claim that counts can be read")
+                serde_json::from_str(claims[name].get()).expect("a checked claim can be read")
             };
             assert_eq!(claim("sub"), svid.spiffe_id().as_str());
             let audience = claim("aud");
-            let ours = audience == AUDIENCE
+            let accepted = audience == AUDIENCE
                 || audience
                     .as_array()
                     .is_some_and(|all| all.contains(&AUDIENCE.into()));
-            assert!(ours, "{audience}");
+            assert!(accepted, "{audience}");
             assert!(claim("exp").is_number());
             assert!(svid.spiffe_id().trust_domain_name() == "example.org");
         }
-        Err(error) => is_presentable(&error),
+        Err(error) => check_error_text(&error),
     }
-    // Our own token is read without a signature: it must not be read differently.
+    // A token that can be parsed without verification keeps its text and has an audience.
     if let Ok(own) = JwtSvid::parse_unverified(&claims, "") {
         assert_eq!(own.token(), claims);
         assert!(own.audiences().len() > 0);
         assert!(HeaderValue::try_from(own.token()).is_ok());
     }
-    match world.validator.validate(&signed(false)) {
+    match fixture.validator.validate(&signed(false)) {
         Ok(_) => {
-            let header: Value = serde_json::from_slice(data).expect("an admitted header is JSON");
+            let header: Value = serde_json::from_slice(data).expect("an accepted header is JSON");
             assert_eq!(header["alg"], "ES256");
-            assert_eq!(header["kid"], world.issuer.signing_key_id());
+            assert_eq!(header["kid"], fixture.issuer.signing_key_id());
             assert!(header.get("crit").is_none());
         }
-        Err(error) => is_presentable(&error),
+        Err(error) => check_error_text(&error),
     }
 }
 
-/// The input is what stands in `authorization`, line by line; a byte 1 stands for a good token.
-/// Admitted is exactly one line of `Bearer`, in whatever case, and the token.
+/// Checks the lines of the `Authorization` header. A byte 1 is replaced by a valid token. Only a
+/// single line with `Bearer`, in any case, and the token is accepted.
 pub fn header_line(data: &[u8]) {
-    let world = world();
+    let fixture = fixture();
     let mut request = Request::new(String::new());
     let mut lines = Vec::new();
     for line in data.split(|byte| *byte == b'\n') {
         let mut value = Vec::new();
         for byte in line {
             match byte {
-                1 => value.extend_from_slice(world.good.as_bytes()),
+                1 => value.extend_from_slice(fixture.valid.as_bytes()),
                 other => value.push(*other),
             }
         }
@@ -128,28 +128,29 @@ pub fn header_line(data: &[u8]) {
         }
     }
 
-    let layer = ValidateJwtSvidLayer::required(world.validator.clone(), Allow::any_trust_domain());
+    let layer =
+        ValidateJwtSvidLayer::required(fixture.validator.clone(), Allow::any_trust_domain());
     let mut service = layer.layer(tower::service_fn(async |_: Request<String>| {
         Ok::<_, Infallible>(Response::new(String::new()))
     }));
     let mut cx = Context::from_waker(Waker::noop());
     assert!(service.poll_ready(&mut cx).is_ready());
-    let mut answer = Box::pin(service.call(request));
-    let status = match answer.as_mut().poll(&mut cx) {
+    let mut response = Box::pin(service.call(request));
+    let status = match response.as_mut().poll(&mut cx) {
         Poll::Ready(Ok(response)) => response.status(),
         Poll::Ready(Err(never)) => match never {},
-        Poll::Pending => panic!("nothing is waited for"),
+        Poll::Pending => panic!("the service is always ready"),
     };
 
-    let admitted = match lines.as_slice() {
-        [line] => is_bearer(line.as_bytes(), &world.good),
+    let valid = match lines.as_slice() {
+        [line] => is_bearer(line.as_bytes(), &fixture.valid),
         _ => false,
     };
-    if admitted {
+    if valid {
         assert_eq!(status, StatusCode::OK, "{lines:?}");
     } else if lines.iter().all(|line| line.len() <= MAX_TOKEN_LEN) {
-        let refused = [StatusCode::UNAUTHORIZED, StatusCode::BAD_REQUEST];
-        assert!(refused.contains(&status), "{status}: {lines:?}");
+        let rejections = [StatusCode::UNAUTHORIZED, StatusCode::BAD_REQUEST];
+        assert!(rejections.contains(&status), "{status}: {lines:?}");
     }
 }
 
@@ -162,6 +163,6 @@ fn is_bearer(line: &[u8], token: &str) -> bool {
     scheme.eq_ignore_ascii_case(b"bearer")
         && spaces > 0
         && rest.get(spaces..) == Some(token.as_bytes())
-        // Many spaces are too long, as a whole.
+        // The limit includes the spaces.
         && rest.len() <= MAX_TOKEN_LEN
 }

@@ -1,4 +1,4 @@
-"""py-spiffe and grpcio as clients of our embedded agent."""
+"""py-spiffe and grpcio as clients of the embedded agent."""
 
 import queue
 import threading
@@ -75,7 +75,7 @@ def by_spiffe(driver):
             error = raises(lambda: client.validate_jwt_svid(token, audience))
             equal("INVALID_ARGUMENT is named", "INVALID_ARGUMENT" in str(error), True)
 
-        row(name(f"validate-{what}"), "validate_jwt_svid's result by our agent", validate)
+        row(name(f"validate-{what}"), "validate_jwt_svid's result from our agent", validate)
 
     def x509():
         equal("UNIMPLEMENTED is named", "UNIMPLEMENTED" in str(raises(client.fetch_x509_svid)), True)
@@ -89,12 +89,12 @@ def by_spiffe(driver):
         def rotate():
             old = source.fetch_svid({AUDIENCE}).token
             kid = driver.change("py", "rotate", algorithm=algorithm)["kid"]
-            until(lambda: equal("new key is there", kid in bundle().jwt_authorities, True))
+            until(lambda: equal("new key has arrived", kid in bundle().jwt_authorities, True))
             verified(old)
             fresh = client.fetch_jwt_svid({AUDIENCE, algorithm}).token
             equal("ID", str(JwtSvid.parse_and_validate(fresh, bundle(), {AUDIENCE}).spiffe_id), WEB)
 
-        row(name(f"rotate-{algorithm}"), "rotation is followed, old tokens stay valid", rotate)
+        row(name(f"rotate-{algorithm}"), "the source follows a rotation, old tokens stay valid", rotate)
 
     def revoke():
         token = driver.token("py")
@@ -103,7 +103,7 @@ def by_spiffe(driver):
         driver.change("py", "revoke", kid=kid)
         until(lambda: raises(lambda: verified(token)))
 
-    row(name("revoke"), "a revoked key is gone, and its tokens are rejected", revoke)
+    row(name("revoke"), "a revoked key is removed, and its tokens are rejected", revoke)
 
     def foreign():
         return source.get_bundle_for_trust_domain(TrustDomain("example.com"))
@@ -120,7 +120,7 @@ def by_spiffe(driver):
         driver.change("py", "unfederate", trust_domain="example.com")
         until(lambda: equal("bundle", foreign(), None))
 
-    row(name("unfederate"), "a bundle that is no longer federated is gone", unfederate)
+    row(name("unfederate"), "a bundle that is no longer federated is removed", unfederate)
 
     updates = queue.Queue()
     errors = queue.Queue()
@@ -136,7 +136,7 @@ def by_spiffe(driver):
                 updates.get()
             break_()
             if code:
-                # Another audience: the answer is not from a cache.
+                # Another audience, so that no cached token is returned.
                 error = until(lambda: raises(lambda: client.fetch_jwt_svid({"uncached"})))
                 equal(f"{code} is named", code in str(error), True)
             restore()
@@ -148,19 +148,19 @@ def by_spiffe(driver):
     def change(what, **arguments):
         return lambda: driver.change("py", what, **arguments)
 
-    recovers("withdraw", "withdrawal and restoration are followed",
+    recovers("withdraw", "the watch follows a withdrawal and a restoration",
              change("withdraw"), change("restore"), "PERMISSION_DENIED")
-    recovers("stop", "an agent that stops and starts is followed",
+    recovers("stop", "the watch follows an agent that stops and starts",
              change("stop"), change("start"), "UNAVAILABLE")
-    recovers("restart", "a restarted agent is followed", change("restart"), lambda: None, None)
-    recovers("cut", "cut connections are made again", change("cut"), lambda: None, None)
+    recovers("restart", "the watch follows a restarted agent", change("restart"), lambda: None, None)
+    recovers("cut", "the watch reconnects after closed connections", change("cut"), lambda: None, None)
     for number, code in [(7, "PERMISSION_DENIED"), (8, "RESOURCE_EXHAUSTED"), (13, "INTERNAL"),
                          (14, "UNAVAILABLE"), (16, "UNAUTHENTICATED")]:
-        recovers(f"refuse-{code}", "the status arrives, recovery is followed",
+        recovers(f"status-{code}", "the status is returned, the client recovers",
                  change("fail", fault="refuse", code=number), change("recover"), code)
-    recovers("hang-up", "a stream that ends is opened again",
+    recovers("hang-up", "the watch opens a new stream when one ends",
              change("fail", fault="hang_up"), change("recover"), None)
-    row(name("watch-goes-on"), "no error ended the watch", lambda: equal("errors", list(errors.queue), []))
+    row(name("watch-continues"), "no error ended the watch", lambda: equal("errors", list(errors.queue), []))
     watch.cancel()
 
     def garbage():
@@ -169,7 +169,7 @@ def by_spiffe(driver):
         driver.change("py", "recover")
         client.fetch_jwt_svid({AUDIENCE})
 
-    row(name("garbage"), "a token that is not one is an error, and the agent recovers", garbage)
+    row(name("garbage"), "a malformed token is an error, and the agent recovers", garbage)
 
     def hang():
         driver.change("py", "fail", fault="hang", call="fetch_svid")
@@ -177,7 +177,7 @@ def by_spiffe(driver):
         driver.change("py", "recover")
         equal("DEADLINE_EXCEEDED is named", "DEADLINE_EXCEEDED" in str(error), True)
 
-    row(name("hang"), "an agent that does not answer runs into the deadline", hang)
+    row(name("hang"), "a call to a silent agent exceeds the deadline", hang)
     source.close()
     client.close()
 
@@ -219,7 +219,7 @@ def by_grpcio(driver, transport):
     ]
     for call in [fetch, bundles, validate]:
         for what, metadata, want in headers:
-            row(f"py-grpcio-{transport}-{call.__name__}-{what}", "the security header is required, as by SPIRE",
+            row(f"py-grpcio-{transport}-{call.__name__}-{what}", "the security header is required, as in SPIRE",
                 lambda: equal("code", code(lambda: call(metadata)), want))
     requests = [
         ("no-audience", lambda: fetch(HEADER, audience=()), "INVALID_ARGUMENT"),
@@ -263,7 +263,7 @@ def by_grpcio(driver, transport):
             request = workload_pb2.JWTSVIDRequest(audience=[AUDIENCE])
             for _ in range(100):
                 idle.FetchJWTSVID(request, metadata=HEADER, timeout=PATIENCE)
-        equal("connections cut off", driver.do("counts", agent=agent)["too_many_pings"], 0)
+        equal("connections closed", driver.do("counts", agent=agent)["too_many_pings"], 0)
 
     row(f"py-grpcio-{transport}-pings", "grpcio's own pings do not end connections", pings)
     channel.close()

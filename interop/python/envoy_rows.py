@@ -1,6 +1,6 @@
-"""Envoy's jwt_authn with our keys, our tokens and our servers behind it.
+"""Envoy's jwt_authn with keys and tokens of tower-spiffe, in front of its servers.
 
-ENVOY names the program. Prints one line per row: `ok|FAIL <row> <what>`.
+ENVOY is the path of the program. Prints one line per row: `ok|FAIL <row> <what>`.
 """
 
 import http.client
@@ -37,7 +37,7 @@ def cluster(name, address):
 
 
 def config(jwks, web, tonic):
-    """Envoy checks tokens of the provider, except below /unchecked/, which only our layer checks."""
+    """Envoy verifies tokens, except under /unchecked/, where only the layer does."""
     provider = {
         "audiences": [AUDIENCE],
         "forward": True,
@@ -90,7 +90,7 @@ def config(jwks, web, tonic):
 
 
 class Envoy:
-    """The program on a configuration, as a child process."""
+    """Envoy with a configuration, as a child process."""
 
     def __init__(self, folder, made):
         path = os.path.join(folder, "envoy.json")
@@ -159,24 +159,24 @@ def rows(driver, address):
 
         def checked():
             status, headers, body = get("/who", token)
-            # Our challenge has a description, Envoy's has none.
-            answered_by = "ours" if "error_description" in str(headers["WWW-Authenticate"]) else "envoy"
+            # Only our challenge has a description.
+            rejected_by = "ours" if "error_description" in str(headers["WWW-Authenticate"]) else "envoy"
             if not accepted_by(case, "envoy"):
-                equal("rejection and its author", (status in (401, 403), answered_by, body != ""), (True, "envoy", True))
+                equal("rejection and its origin", (status in (401, 403), rejected_by, body != ""), (True, "envoy", True))
             elif "rejected" in case:
-                equal("rejection and its author", (status, answered_by), (401, "ours"))
+                equal("rejection and its origin", (status, rejected_by), (401, "ours"))
             else:
                 equal("answer", (status, json.loads(body)), (200, {"id": id}))
 
-        row(f"envoy-token-{case['case']}", "Envoy's and our result on our token", checked)
+        row(f"envoy-token-{case['case']}", "results of Envoy and the layer on our token", checked)
 
         def unchecked():
             status, headers, _ = get("/unchecked/who", token)
             equal("status", status, 401 if "rejected" in case else 200)
             if status == 401:
-                equal("our challenge is passed on", 'error="invalid_token"' in headers["WWW-Authenticate"], True)
+                equal("our challenge is forwarded", 'error="invalid_token"' in headers["WWW-Authenticate"], True)
 
-        row(f"envoy-proxy-{case['case']}", "our answer through Envoy", unchecked)
+        row(f"envoy-proxy-{case['case']}", "our response through Envoy", unchecked)
 
     channel = grpc.insecure_channel(address)
 

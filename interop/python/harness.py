@@ -20,7 +20,7 @@ def row(name, what, check):
     global failed
     try:
         check()
-    except Exception as error:  # Whatever a peer raises is the row's failure.
+    except Exception as error:  # Any exception of a peer is a failure of the row.
         failed = True
         text = f"{type(error).__name__}: {error}".replace("\n", " ")
         print(f"FAIL {name} {what}: {text}", flush=True)
@@ -43,7 +43,7 @@ def raises(call):
 
 
 def until(condition):
-    """Polls a condition: the other side needs a moment."""
+    """Polls a condition until it holds."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
@@ -66,7 +66,7 @@ def accepted_by(case, peer):
 
 
 class Driver:
-    """tower-spiffe's side, as a child process."""
+    """The driver, which runs tower-spiffe, as a child process."""
 
     def __init__(self):
         self.child = subprocess.Popen(
@@ -96,7 +96,7 @@ class Driver:
         return self.do("change", agent=agent, what=what, **arguments)
 
     def all_algorithms(self, issuer):
-        """Lets the issuer make a key of each kind."""
+        """Makes the issuer create a key for each algorithm."""
         for algorithm in ALGORITHMS:
             self.token(issuer, {"algorithm": algorithm})
 

@@ -1,7 +1,7 @@
-"""Runs tower-spiffe against py-spiffe, PyJWT, grpcio and http.client, both ways.
+"""Runs tower-spiffe against py-spiffe, PyJWT, grpcio and http.client, in both directions.
 
-Prints one line per row: `ok|FAIL <row> <what>`. INTEROP_DRIVER names the driver, INTEROP_CASES the
-table of tokens.
+Prints one line per row: `ok|FAIL <row> <what>`. INTEROP_DRIVER is the path of the driver,
+INTEROP_CASES the path of the table of tokens.
 """
 
 import logging
@@ -13,7 +13,7 @@ import server_rows
 import source_rows
 import token_rows
 
-# py-spiffe logs each error of a stream that we break.
+# py-spiffe logs an error for each stream that a row breaks.
 logging.disable(logging.CRITICAL)
 
 with harness.Driver() as driver:

@@ -1,4 +1,4 @@
-"""http.client and grpcio as clients of our axum and tonic servers."""
+"""http.client and grpcio as clients of axum and tonic servers with the layer."""
 
 import http.client
 import json
@@ -58,7 +58,7 @@ def run(driver):
             equal("status", status, 401)
             challenge = headers["WWW-Authenticate"]
             equal("challenge names invalid_token", 'error="invalid_token"' in challenge, True)
-            equal("token is in the answer", token in body + challenge, False)
+            equal("token is in the response", token in body + challenge, False)
 
         def by_grpc():
             if "rejected" not in case:
@@ -66,8 +66,8 @@ def run(driver):
             else:
                 equal("code", code("Who", [f"Bearer {token}"]), "UNAUTHENTICATED")
 
-        row(f"py-http-{case['case']}", "axum's answer to http.client", by_http)
-        row(f"py-grpc-{case['case']}", "tonic's answer to grpcio", by_grpc)
+        row(f"py-http-{case['case']}", "axum's response to http.client", by_http)
+        row(f"py-grpc-{case['case']}", "tonic's response to grpcio", by_grpc)
 
     good = driver.token("servers")
     admin = driver.token("servers", id=OPS)
@@ -93,8 +93,8 @@ def run(driver):
             else:
                 equal("challenge", challenge.startswith("Bearer ") and "error=" not in challenge, True)
 
-        row(f"py-http-credential-{what}", "axum's answer to http.client", credential)
-        row(f"py-grpc-credential-{what}", "tonic's answer to grpcio",
+        row(f"py-http-credential-{what}", "axum's response to http.client", credential)
+        row(f"py-grpc-credential-{what}", "tonic's response to grpcio",
             lambda: equal("code", code("Who", values), grpc_code))
 
     paths = [
@@ -118,7 +118,7 @@ def run(driver):
             if what == "body":
                 equal("body", text, "the body")
 
-        row(f"py-http-{what}", "axum's answer to http.client", path_row)
+        row(f"py-http-{what}", "axum's response to http.client", path_row)
 
     methods = [
         ("policy-denies", "Ops", good, "PERMISSION_DENIED"),
@@ -129,10 +129,10 @@ def run(driver):
         ("public-method", "Version", None, "OK"),
     ]
     for what, method, token, want in methods:
-        row(f"py-grpc-{what}", "tonic's answer to grpcio",
+        row(f"py-grpc-{what}", "tonic's response to grpcio",
             lambda: equal("code", code(method, [f"Bearer {token}"] if token else []), want))
 
-    row("py-grpc-stream", "a stream of tonic arrives whole",
+    row("py-grpc-stream", "a tonic stream arrives completely",
         lambda: equal("messages", call("List", [f"Bearer {good}"], stream=True), ["first", "second", WEB]))
     row("py-grpc-stream-rejected", "a rejected stream is Unauthenticated",
         lambda: equal("code", code("List", ["Bearer x.y.z"], stream=True), "UNAUTHENTICATED"))
@@ -153,16 +153,16 @@ def run(driver):
             equal("status", response.status, want)
         connection.close()
 
-    row("py-http-keep-alive", "rejections do not disturb later requests of a connection", one_connection)
+    row("py-http-keep-alive", "rejections do not affect later requests of a connection", one_connection)
 
     driver.change("servers", "withdraw")
 
     def withdrawn():
         status, headers, _ = get("/who", [f"Bearer {good}"])
         equal("status", status, 503)
-        equal("Retry-After is there", headers["Retry-After"] is not None, True)
+        equal("Retry-After is present", headers["Retry-After"] is not None, True)
 
-    row("py-http-withdrawn", "without usable bundles the answer is 503 with Retry-After",
+    row("py-http-withdrawn", "without usable bundles the response is 503 with Retry-After",
         lambda: until(withdrawn))
     row("py-grpc-withdrawn", "without usable bundles the code is Unavailable",
         lambda: until(lambda: equal("code", code("Who", [f"Bearer {good}"]), "UNAVAILABLE")))

@@ -1,4 +1,4 @@
-"""Our source on a grpcio agent, our clients on http.server and grpcio servers."""
+"""JwtSource with a grpcio agent, and the client layer with http.server and grpcio servers."""
 
 import json
 import threading
@@ -18,13 +18,13 @@ from harness import AUDIENCE, DOMAIN, OPS, PATIENCE, WEB, equal, row, until
 
 
 class Agent(workload_pb2_grpc.SpiffeWorkloadAPIServicer):
-    """A Workload API server with tokens and keys of PyJWT."""
+    """A Workload API server with tokens and keys from PyJWT."""
 
     def __init__(self):
         self.changed = threading.Condition()
         self.keys = {}
         self.version = 0
-        self.refuse = None
+        self.error = None
         self.header = None
         self.rotate("first")
 
@@ -38,12 +38,12 @@ class Agent(workload_pb2_grpc.SpiffeWorkloadAPIServicer):
         key = ec.generate_private_key(ec.SECP256R1())
         self.change(lambda: self.keys.update({kid: key}))
 
-    def set_refusal(self, code):
-        self.change(lambda: setattr(self, "refuse", code))
+    def set_error(self, code):
+        self.change(lambda: setattr(self, "error", code))
 
     def check(self, context):
-        if self.refuse:
-            context.abort(self.refuse, "refused")
+        if self.error:
+            context.abort(self.error, "error of the test")
 
     def FetchJWTSVID(self, request, context):
         metadata = context.invocation_metadata()
@@ -109,7 +109,7 @@ def our_source(driver):
     def state():
         return driver.do("state", source="grpcio")
 
-    row("py-source-fetch", "a fetched token verifies by the fetched bundles", check)
+    row("py-source-fetch", "the fetched bundles verify a fetched token", check)
     row("py-source-header", "the security header is sent once", lambda: equal("header", agent.header, ["true"]))
     row("py-source-id", "the requested SPIFFE ID is sent", lambda: equal("ID", fetch(id=OPS)["id"], OPS))
     row("py-source-hint", "the hint selects the identity", lambda: equal("ID", fetch(hint="external")["id"], OPS))
@@ -122,7 +122,7 @@ def our_source(driver):
         keys("first", "second")
         check()
 
-    row("py-source-rotate", "a rotation is followed", rotate)
+    row("py-source-rotate", "the source follows a rotation", rotate)
     codes = [
         grpc.StatusCode.PERMISSION_DENIED,
         grpc.StatusCode.UNAVAILABLE,
@@ -131,16 +131,16 @@ def our_source(driver):
     ]
     for code in codes:
 
-        def refused():
-            agent.set_refusal(code)
+        def reported():
+            agent.set_error(code)
             equal("code", fetch().get("code"), code.value[0])
             if code is grpc.StatusCode.PERMISSION_DENIED:
                 until(lambda: equal("withdrawn", state()["withdrawn"], True))
-            agent.set_refusal(None)
+            agent.set_error(None)
             until(lambda: equal("withdrawn", state()["withdrawn"], False))
             until(check)
 
-        row(f"py-source-refuse-{code.name}", "the status is reported, recovery is followed", refused)
+        row(f"py-source-status-{code.name}", "the status is reported, the source recovers", reported)
 
     def restart():
         nonlocal server
@@ -150,7 +150,7 @@ def our_source(driver):
         keys("first", "second", "third")
         until(check)
 
-    row("py-source-restart", "a restarted grpcio server is followed", restart)
+    row("py-source-restart", "the source follows a restarted grpcio server", restart)
     server.stop(0)
 
 

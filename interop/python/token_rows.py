@@ -1,4 +1,4 @@
-"""Our tokens by py-spiffe and PyJWT, their tokens by our validator."""
+"""Our tokens verified by py-spiffe and PyJWT, and their tokens verified by our validator."""
 
 import json
 import time
@@ -52,7 +52,7 @@ def ours(driver, keys):
             else:
                 raises(parse)
 
-        row(f"py-token-{case['case']}", "our result and py-spiffe's on our token", by_spiffe)
+        row(f"py-token-{case['case']}", "our result and py-spiffe's result on our token", by_spiffe)
 
         def by_pyjwt():
             def decode():
@@ -107,7 +107,7 @@ def theirs(driver):
                 equal("ID", answer.get("id"), WEB)
                 equal("number of keys", answer["keys"], len(ALGORITHMS))
 
-            what = "our validator accepts PyJWT's token by PyJWT's JWK"
+            what = "our validator accepts PyJWT's token with PyJWT's JWK"
             row(f"py-signed-{form}-{algorithm}", what, accepted)
 
     now = int(time.time())
@@ -129,7 +129,7 @@ def theirs(driver):
 
     other = ec.generate_private_key(ec.SECP256R1())
     rs_as_es = sign("RS256", kid="kid-ES256")
-    # PyJWT refuses a PEM, DER or JWK text as a secret.
+    # PyJWT does not accept PEM, DER or JWK text as a secret.
     point = private["ES256"].public_key().public_bytes(
         serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint
     )

@@ -5,39 +5,39 @@ pub struct JwtsvidRequest {
     /// The audiences of the tokens. At least one; each is not empty.
     #[prost(string, repeated, tag = "1")]
     pub audience: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// The identity; empty requests a token for every identity of the caller.
+    /// The requested identity. If empty, a token for each identity of the caller is returned.
     #[prost(string, tag = "2")]
     pub spiffe_id: ::prost::alloc::string::String,
 }
 /// The requested tokens.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct JwtsvidResponse {
-    /// At least one.
+    /// At least one token.
     #[prost(message, repeated, tag = "1")]
     pub svids: ::prost::alloc::vec::Vec<Jwtsvid>,
 }
-/// One token with its metadata.
+/// A token with its identity and hint.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct Jwtsvid {
-    /// The `sub` of the token.
+    /// The SPIFFE ID of the token's subject.
     #[prost(string, tag = "1")]
     pub spiffe_id: ::prost::alloc::string::String,
-    /// The token, in JWS compact serialization. A secret until it expires.
+    /// The token, in JWS compact serialization. It is a secret until it expires.
     #[prost(string, tag = "2")]
     pub svid: ::prost::alloc::string::String,
-    /// What this identity is for, set by the operator; may be empty. Of two tokens with the
-    /// same hint, the first counts.
+    /// The operator's hint about the purpose of this identity; may be empty. If two tokens have the
+    /// same hint, the first is used.
     #[prost(string, tag = "3")]
     pub hint: ::prost::alloc::string::String,
 }
 /// A request for the bundles.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct JwtBundlesRequest {}
-/// All bundles that the caller may use now. Bundles that are not in it are withdrawn.
+/// All bundles that the caller may use now. Bundles that are not included are withdrawn.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct JwtBundlesResponse {
-    /// JWK Sets (RFC 7517), keyed by the SPIFFE ID of the trust domain, as `spiffe://example.org`.
+    /// JWK Sets (RFC 7517) by the SPIFFE ID of the trust domain, for example `spiffe://example.org`.
     #[prost(map = "string, bytes", tag = "1")]
     pub bundles: ::std::collections::HashMap<
         ::prost::alloc::string::String,
@@ -48,20 +48,20 @@ pub struct JwtBundlesResponse {
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 #[prost(skip_debug)]
 pub struct ValidateJwtsvidRequest {
-    /// The name of the caller of this method: must be one of the token's audiences.
+    /// The caller's audience. It must be one of the token's audiences.
     #[prost(string, tag = "1")]
     pub audience: ::prost::alloc::string::String,
-    /// The token, in JWS compact serialization. A secret until it expires.
+    /// The token, in JWS compact serialization. It is a secret until it expires.
     #[prost(string, tag = "2")]
     pub svid: ::prost::alloc::string::String,
 }
-/// The response for a valid token.
+/// The result for a valid token.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ValidateJwtsvidResponse {
-    /// The `sub` of the token.
+    /// The SPIFFE ID of the token's subject.
     #[prost(string, tag = "1")]
     pub spiffe_id: ::prost::alloc::string::String,
-    /// Its claims. Numbers are doubles here, `exp` too.
+    /// The claims of the token. Numbers are doubles here, also `exp`.
     #[prost(message, optional, tag = "2")]
     pub claims: ::core::option::Option<::prost_types::Struct>,
 }
@@ -76,7 +76,7 @@ pub mod spiffe_workload_api_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
-    /// Every call carries the metadata `workload.spiffe.io: true`, once.
+    /// Each call has the metadata `workload.spiffe.io: true` exactly once.
     #[derive(Debug, Clone)]
     pub struct SpiffeWorkloadApiClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -146,8 +146,8 @@ pub mod spiffe_workload_api_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Tokens that the caller may send to the named audiences, one for each of its identities
-        /// or for the requested one.
+        /// Returns tokens for the given audiences: one for each identity of the caller, or one for the
+        /// requested identity.
         pub async fn fetch_jwtsvid(
             &mut self,
             request: impl tonic::IntoRequest<super::JwtsvidRequest>,
@@ -172,8 +172,8 @@ pub mod spiffe_workload_api_client {
                 .insert(GrpcMethod::new("SpiffeWorkloadAPI", "FetchJWTSVID"));
             self.inner.unary(req, path, codec).await
         }
-        /// The keys that JWT-SVIDs are verified with: the whole set at once, and the whole set again
-        /// whenever it changes.
+        /// Returns the keys that verify JWT-SVIDs: all bundles immediately, and all bundles again
+        /// after each change.
         pub async fn fetch_jwt_bundles(
             &mut self,
             request: impl tonic::IntoRequest<super::JwtBundlesRequest>,
@@ -198,7 +198,7 @@ pub mod spiffe_workload_api_client {
                 .insert(GrpcMethod::new("SpiffeWorkloadAPI", "FetchJWTBundles"));
             self.inner.server_streaming(req, path, codec).await
         }
-        /// Validates a token of any caller.
+        /// Validates a token by the agent.
         pub async fn validate_jwtsvid(
             &mut self,
             request: impl tonic::IntoRequest<super::ValidateJwtsvidRequest>,
@@ -239,8 +239,8 @@ pub mod spiffe_workload_api_server {
     /// Generated trait containing gRPC methods that should be implemented for use with SpiffeWorkloadApiServer.
     #[async_trait]
     pub trait SpiffeWorkloadApi: std::marker::Send + std::marker::Sync + 'static {
-        /// Tokens that the caller may send to the named audiences, one for each of its identities
-        /// or for the requested one.
+        /// Returns tokens for the given audiences: one for each identity of the caller, or one for the
+        /// requested identity.
         async fn fetch_jwtsvid(
             &self,
             request: tonic::Request<super::JwtsvidRequest>,
@@ -251,8 +251,8 @@ pub mod spiffe_workload_api_server {
             >
             + std::marker::Send
             + 'static;
-        /// The keys that JWT-SVIDs are verified with: the whole set at once, and the whole set again
-        /// whenever it changes.
+        /// Returns the keys that verify JWT-SVIDs: all bundles immediately, and all bundles again
+        /// after each change.
         async fn fetch_jwt_bundles(
             &self,
             request: tonic::Request<super::JwtBundlesRequest>,
@@ -260,7 +260,7 @@ pub mod spiffe_workload_api_server {
             tonic::Response<Self::FetchJWTBundlesStream>,
             tonic::Status,
         >;
-        /// Validates a token of any caller.
+        /// Validates a token by the agent.
         async fn validate_jwtsvid(
             &self,
             request: tonic::Request<super::ValidateJwtsvidRequest>,
@@ -269,7 +269,7 @@ pub mod spiffe_workload_api_server {
             tonic::Status,
         >;
     }
-    /// Every call carries the metadata `workload.spiffe.io: true`, once.
+    /// Each call has the metadata `workload.spiffe.io: true` exactly once.
     #[derive(Debug)]
     pub struct SpiffeWorkloadApiServer<T> {
         inner: Arc<T>,

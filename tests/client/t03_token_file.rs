@@ -1,6 +1,8 @@
 //! Token files: what readers see, and failed writes.
 
+use std::error::Error as _;
 use std::fs;
+use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 use std::sync::Arc;

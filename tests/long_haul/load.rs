@@ -18,7 +18,7 @@ use crate::invariants::{Presented, Verdict, View, check_verdict, sent};
 use crate::others::{newcomer, talker};
 use crate::present::presenter;
 use crate::times::Times;
-use crate::world::{AUDIENCES, BATCH_HINT, Shared, WEB, knock};
+use crate::world::{AUDIENCES, BATCH_HINT, Shared, WEB, status_of};
 
 type Client = BoxCloneSyncService<Request<String>, Response<String>, BoxError>;
 
@@ -117,7 +117,7 @@ fn client(world: Shared, name: String, (from, to): (usize, usize), audience: Aud
             let token = Presented::new(text.to_owned(), false);
             sent(&world, &name, &token);
             let before = View::before(&world, station);
-            let status = knock(&station.door, request).await;
+            let status = status_of(&station.door, request).await;
             let after = View::after(&world, station);
             let verdict = Verdict::from(status);
             check_verdict(&world, station, &name, &token, (&before, &after), verdict);

@@ -5,7 +5,7 @@ use fastrand::Rng;
 use crate::invariants::{Presented, Verdict, View, check_verdict};
 use crate::load::who;
 use crate::times::Times;
-use crate::world::{AUDIENCES, Shared, Station, World, bearing, knock};
+use crate::world::{AUDIENCES, Shared, Station, World, bearing, status_of};
 
 /// The number of tokens of one presenter.
 const HAND: usize = 24;
@@ -80,7 +80,7 @@ pub(crate) async fn ask(
     };
     let before = View::before(world, station);
     let within = world.times.key_wait + world.times.answer;
-    let answer = knock(door, bearing(&token.text));
+    let answer = status_of(door, bearing(&token.text));
     let Ok(status) = tokio::time::timeout(within, answer).await else {
         let name = station.name;
         world.log.broken(format_args!(

@@ -105,8 +105,8 @@ async fn as_a_stream_it_ends_with_the_source() {
     let mut stream = source.updated();
     assert!(stream.next().now_or_never().is_none());
     world.agent.rotate_now();
+    assert_eq!(soon("the change", stream.next()).await, Some(2));
     // A handle and its stream share one position.
-    // Handle and stream are one: what was revision by one is not revision by the other.
     assert!(stream.changed().now_or_never().is_none());
     let mut clone = stream.clone();
     world.agent.withdraw();

@@ -60,7 +60,7 @@ fn first_three_audiences_are_shown() {
     }
 }
 
-/// The limit includes escapes, and cuts none of them.
+/// The limit counts escaped text, and an escape is not cut.
 #[test]
 fn callers_text_is_cut_at_64_bytes() {
     let a = |n: usize| "a".repeat(n);

@@ -27,6 +27,7 @@ mod support;
 mod svid_getters;
 mod t02_sole_audience;
 mod wire;
+mod wrong_documents;
 mod wycheproof;
 
 use tower_spiffe_test_support::signer;

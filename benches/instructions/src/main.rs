@@ -1,19 +1,18 @@
-//! Instruction counts of the hot paths: what a change costs, told without the noise of a clock.
+//! Instruction counts of the hot paths. They show the cost of a change without the noise of a clock.
 //!
-//! `cargo run --release` counts each path under callgrind and compares it with `counts.txt`: a path
-//! that takes more than 3 % more than on record fails, and so does one that takes 3 % less, because
-//! a later change could take all of that back unseen. `cargo run --release -- accept` writes what
-//! was counted to the record. On another compiler, C library or valgrind than the record's the
-//! counts mean nothing: the comparison is skipped, and says so.
+//! `cargo run --release` counts each path under callgrind and compares it with `counts.txt`. A path
+//! fails if its count is more than 3 % above the recorded count. It also fails if it is more than 3 %
+//! below, because a later change could lose that gain unnoticed. `cargo run --release -- accept`
+//! records new counts. With another compiler, C library or valgrind the counts are not comparable: the
+//! comparison is skipped, and a message is printed.
 //!
-//! Counted is everything that runs between call and return, the allocator and the wrapper
-//! aws-lc-rs included; the C code of aws-lc is not. Tokens, keys and the time are those of the
-//! conformance vectors, so no signature differs from one run to the next. Hashes are seeded by
-//! each process: a seed decides where an entry lies in a table, not how long its hash takes. The
-//! spread in the record is what three runs, three seeds, differ by; what is out of tolerance is
-//! counted twice more, and the median decides.
+//! A count includes everything between call and return, with the allocator and the wrapper
+//! aws-lc-rs, but not the C code of aws-lc. Tokens, keys and the time are from the conformance
+//! vectors, so all runs have the same signatures. Each process seeds its hashes: the seed changes the
+//! place of an entry in a table, but not the cost of its hash. The recorded spread is the difference
+//! between three runs. A count outside the tolerance is repeated twice, and the median is used.
 
-#[path = "../../judging/callgrind.rs"]
+#[path = "../../limits/callgrind.rs"]
 mod callgrind;
 mod paths;
 mod record;
@@ -22,7 +21,7 @@ use std::process::ExitCode;
 
 use record::Record;
 
-/// A path may take this much more or less than on record.
+/// The allowed difference from the recorded count.
 const TOLERANCE: f64 = 0.03;
 
 fn main() -> ExitCode {
@@ -31,7 +30,7 @@ fn main() -> ExitCode {
     match *arguments {
         [] => compare(),
         ["accept"] => accept(),
-        // What callgrind runs.
+        // Run by callgrind.
         ["path", name] => {
             paths::run(name);
             ExitCode::SUCCESS
@@ -43,9 +42,9 @@ fn main() -> ExitCode {
     }
 }
 
-/// The instructions of one time through this path, without aws-lc's C code.
+/// Returns the instructions of one run of this path, without the C code of aws-lc.
 fn count(name: &str) -> f64 {
-    // aws_lc_0_47_0_…: the version is in each name.
+    // The names of C functions contain the version: `aws_lc_0_47_0_…`.
     let library = |name: &str| {
         let versioned = name.strip_prefix("aws_lc_");
         versioned.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
@@ -72,20 +71,20 @@ fn compare() -> ExitCode {
         let now = now.map_or("absent", String::as_str);
         if what == "lock" {
             println!(
-                "The lock file is another one than the record's: that may be why counts differ."
+                "The lock file differs from the recorded one: the counts may differ for that reason."
             );
             continue;
         }
-        println!("SKIPPED: instruction counts are on record for {what} {then}; here is {now}.");
-        println!("`bash .ci/instructions accept` makes a record for what is here.");
+        println!("SKIPPED: the counts are recorded with {what} {then}, but this is {now}.");
+        println!("`bash .ci/instructions accept` records counts for this environment.");
         return ExitCode::SUCCESS;
     }
     let (mut worse, mut better) = (false, false);
-    println!("{:>10} {:>10} {:>8}  path", "on record", "now", "change");
+    println!("{:>10} {:>10} {:>8}  path", "recorded", "now", "change");
     for &name in paths::NAMES {
         let mut now = count(name);
         let Some(then) = record.count(name) else {
-            println!("{:>10} {now:>10.0} {:>8}  {name}: NOT ON RECORD", "", "");
+            println!("{:>10} {now:>10.0} {:>8}  {name}: NOT RECORDED", "", "");
             worse = true;
             continue;
         };
@@ -98,7 +97,7 @@ fn compare() -> ExitCode {
             ": MORE THAN ALLOWED"
         } else if change < -TOLERANCE {
             better = true;
-            ": LESS THAN ON RECORD"
+            ": LESS THAN RECORDED"
         } else {
             ""
         };
@@ -119,11 +118,11 @@ fn compare() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     println!("run `bash .ci/instructions accept`, commit benches/instructions/counts.txt with the");
-    println!("change, and say why in the message.");
+    println!("change, and give the reason in the commit message.");
     ExitCode::FAILURE
 }
 
-/// The middle one of three, and what they differ by, of it.
+/// Returns the median, and the difference between the extremes relative to it.
 fn median(mut runs: [f64; 3]) -> (f64, f64) {
     runs.sort_by(f64::total_cmp);
     let [least, middle, most] = runs;
@@ -132,7 +131,7 @@ fn median(mut runs: [f64; 3]) -> (f64, f64) {
 
 fn accept() -> ExitCode {
     let counts = paths::NAMES.iter().map(|&name| {
-        // Each process seeds its hashes anew.
+        // Three processes, because each has another hash seed.
         let (count, spread) = median([(); 3].map(|()| count(name)));
         println!("{count:>10.0} ± {:.2} %  {name}", spread * 50.0);
         (name.to_owned(), count, spread)

@@ -30,10 +30,10 @@ pub const NAMES: &[&str] = &[
     "validate-new-es384",
     "validate-new-rs256",
     "validate-new-ps512",
-    "refuse-expired",
-    "refuse-audience",
-    "refuse-key-unknown",
-    "refuse-signature",
+    "reject-expired",
+    "reject-audience",
+    "reject-key-unknown",
+    "reject-signature",
     "layer-seen",
     "layer-seen-grpc",
     "layer-seen-allow-callers",
@@ -45,10 +45,10 @@ pub const NAMES: &[&str] = &[
     "bundle-read",
 ];
 
-/// So often each path is taken while it is counted.
+/// The number of counted runs of a path.
 pub const TIMES: usize = 16;
 
-/// Takes each path a few times uncounted, so that everything that is done once is done.
+/// The number of runs before the count, for work that is done only once.
 const WARM: usize = 4;
 
 #[inline(never)]
@@ -58,8 +58,8 @@ fn counted<T>(all: &mut [T], mut path: impl FnMut(&mut T)) {
     }
 }
 
-/// Prepares each time, then takes the path so often: first uncounted, then counted.
-fn take<T, R>(mut prepare: impl FnMut() -> T, mut path: impl FnMut(&mut T) -> R) {
+/// Runs a path, first uncounted, then counted. `prepare` creates the input of each run.
+fn measure<T, R>(mut prepare: impl FnMut() -> T, mut path: impl FnMut(&mut T) -> R) {
     for _ in 0..WARM {
         black_box(path(&mut prepare()));
     }
@@ -71,56 +71,56 @@ fn take<T, R>(mut prepare: impl FnMut() -> T, mut path: impl FnMut(&mut T) -> R)
 
 pub fn run(name: &str) {
     let vectors = Vectors::read();
-    let good = vectors.token("alg-es256-p256");
+    let valid = vectors.token("alg-es256-p256");
     let validator = || vectors.validator();
     let warm = validator();
-    warm.validate(&good).expect("a good token");
+    warm.validate(&valid).expect("a valid token");
     match name {
-        "validate-seen" => take(|| (), |()| warm.validate(black_box(&good)).unwrap()),
-        "validate-seen-by-another-thread" => take(
+        "validate-seen" => measure(|| (), |()| warm.validate(black_box(&valid)).unwrap()),
+        "validate-seen-by-another-thread" => measure(
             || {
-                // This thread has nothing of it yet: what all threads share answers.
+                // Another thread validates the token, so that this thread finds it only in the shared cache.
                 let validator = validator();
                 std::thread::scope(|scope| {
-                    scope.spawn(|| validator.validate(&good).expect("a good token"));
+                    scope.spawn(|| validator.validate(&valid).expect("a valid token"));
                 });
                 validator
             },
-            |validator| validator.validate(black_box(&good)).unwrap(),
+            |validator| validator.validate(black_box(&valid)).unwrap(),
         ),
-        "validate-seen-before-an-update" => take(
+        "validate-seen-before-an-update" => measure(
             || {
-                let source = Arc::new(Moving::new(vectors.bundles()));
+                let source = Arc::new(NewRevisions::new(vectors.bundles()));
                 let validator = vectors.validator_of(source.clone());
-                validator.validate(&good).expect("a good token");
+                validator.validate(&valid).expect("a valid token");
                 // The same keys, in a newer set.
                 source.revision.fetch_add(1, Ordering::Release);
                 validator
             },
-            |validator| validator.validate(black_box(&good)).unwrap(),
+            |validator| validator.validate(black_box(&valid)).unwrap(),
         ),
-        "refuse-expired" => refuse(&vectors, "time-exp-year-ago"),
-        "refuse-audience" => refuse(&vectors, "aud-other"),
-        "refuse-key-unknown" => refuse(&vectors, "kid-unknown"),
-        "refuse-signature" => refuse(&vectors, "sig-flipped-bit"),
-        "layer-seen" => layer(&vectors, Some(&good), 200),
-        "layer-seen-grpc" => layer_grpc(&vectors, &good),
+        "reject-expired" => reject(&vectors, "time-exp-year-ago"),
+        "reject-audience" => reject(&vectors, "aud-other"),
+        "reject-key-unknown" => reject(&vectors, "kid-unknown"),
+        "reject-signature" => reject(&vectors, "sig-flipped-bit"),
+        "layer-seen" => layer(&vectors, Some(&valid), 200),
+        "layer-seen-grpc" => layer_grpc(&vectors, &valid),
         "layer-seen-allow-callers" => {
             let policy = Allow::trust_domain("td.test").unwrap();
             let inner = AllowCallersLayer::new(policy.clone()).layer(Bare);
             let layer = ValidateJwtSvidLayer::required(vectors.validator(), policy);
-            let header = bearer(&good);
-            pass(layer.layer(inner), || request(Some(&header)), 200);
+            let header = bearer(&valid);
+            measure_calls(layer.layer(inner), || request(Some(&header)), 200);
         }
         "layer-no-header" => layer(&vectors, None, 401),
         "layer-expired" => layer(&vectors, Some(&vectors.token("time-exp-year-ago")), 401),
-        "inject-fixed" | "inject-map" | "inject-pinned" => inject(name, good),
+        "inject-fixed" | "inject-map" | "inject-pinned" => inject(name, valid),
         "bundle-read" => {
             let jwks = vectors.0["bundles"]["main"]["td.test"].to_string();
-            take(|| (), |()| bundle("td.test", black_box(&jwks)));
+            measure(|| (), |()| bundle("td.test", black_box(&jwks)));
         }
         name => {
-            // A token new to its validator, kept by it in the end.
+            // The token is new to the validator, which adds it to its cache.
             let case = match name.rsplit('-').next() {
                 Some("es384") => "alg-es384-p384",
                 Some("rs256") => "alg-rs256-rsa2048",
@@ -128,15 +128,15 @@ pub fn run(name: &str) {
                 _ => "alg-es256-p256",
             };
             let token = vectors.token(case);
-            take(validator, |validator| validator.validate(&token).unwrap());
+            measure(validator, |validator| validator.validate(&token).unwrap());
         }
     }
 }
 
-fn refuse(vectors: &Vectors, case: &str) {
+fn reject(vectors: &Vectors, case: &str) {
     let token = vectors.token(case);
     let validator = vectors.validator();
-    take(
+    measure(
         || (),
         |()| validator.validate(black_box(&token)).unwrap_err(),
     );
@@ -146,7 +146,7 @@ fn layer(vectors: &Vectors, token: Option<&str>, status: u16) {
     let policy = Allow::trust_domain("td.test").unwrap();
     let service = ValidateJwtSvidLayer::required(vectors.validator(), policy).layer(Bare);
     let header = token.map(bearer);
-    pass(service, || request(header.as_ref()), status);
+    measure_calls(service, || request(header.as_ref()), status);
 }
 
 fn layer_grpc(vectors: &Vectors, token: &str) {
@@ -165,18 +165,20 @@ fn layer_grpc(vectors: &Vectors, token: &str) {
             .body(String::new())
             .unwrap()
     };
-    pass(service, call, 200);
+    measure_calls(service, call, 200);
 }
 
-fn pass<S>(mut service: S, request: impl Fn() -> Request<String>, status: u16)
+fn measure_calls<S>(mut service: S, request: impl Fn() -> Request<String>, status: u16)
 where
     S: Service<Request<String>, Response = Response<String>, Error = Infallible>,
 {
-    take(
+    measure(
         || Some(request()),
         |request| {
-            let response = service.call(request.take().expect("once")).now_or_never();
-            let Ok(response) = response.expect("it waits for nothing");
+            let response = service
+                .call(request.take().expect("one request"))
+                .now_or_never();
+            let Ok(response) = response.expect("the response is ready");
             assert_eq!(response.status(), status);
         },
     );
@@ -188,14 +190,14 @@ fn inject(name: &str, token: String) {
         .build()
         .unwrap();
     let _entered = runtime.enter();
-    let cache = SvidCache::builder(Desk(token))
+    let cache = SvidCache::builder(SameToken(token))
         .clock(Arc::new(Stopped))
         .build();
     let wanted = SvidRequest::new(["reports"]).unwrap();
     let pinned = cache.pin(wanted.clone());
     runtime.block_on(cache.header(&wanted)).expect("a token");
     if name == "inject-pinned" {
-        return take(|| (), |()| pinned.try_header().expect("a token"));
+        return measure(|| (), |()| pinned.try_header().expect("a token"));
     }
     let audience = if name == "inject-map" {
         let others = (0..15).map(|n| (format!("https://other{n}"), format!("other{n}")));
@@ -206,11 +208,13 @@ fn inject(name: &str, token: String) {
         fixed.for_origin("https://reports").unwrap()
     };
     let mut service = AddJwtSvidLayer::new(cache, audience).layer(Bare);
-    take(
+    measure(
         || Some(request(None)),
         |request| {
-            let response = service.call(request.take().expect("once")).now_or_never();
-            assert!(response.expect("it waits for nothing").is_ok());
+            let response = service
+                .call(request.take().expect("one request"))
+                .now_or_never();
+            assert!(response.expect("the response is ready").is_ok());
         },
     );
 }
@@ -252,13 +256,13 @@ fn bundle(trust_domain: &str, jwks: &str) -> JwtBundle {
     JwtBundle::from_jwks(TrustDomain::parse(trust_domain).unwrap(), jwks.as_bytes()).unwrap()
 }
 
-/// Bundles that stay what they are, in sets that get newer.
-struct Moving {
+/// Constant bundles whose revision can be raised.
+struct NewRevisions {
     bundles: FixedBundles,
     revision: AtomicU64,
 }
 
-impl Moving {
+impl NewRevisions {
     fn new(bundles: JwtBundleSet) -> Self {
         Self {
             bundles: FixedBundles::new(bundles),
@@ -267,7 +271,7 @@ impl Moving {
     }
 }
 
-impl BundleSource for Moving {
+impl BundleSource for NewRevisions {
     fn revision(&self) -> Result<u64, BundlesUnavailable> {
         Ok(self.revision.load(Ordering::Acquire))
     }
@@ -277,7 +281,7 @@ impl BundleSource for Moving {
     }
 }
 
-/// Stands at the vectors' time.
+/// A clock that is stopped at the time of the vectors.
 struct Stopped;
 
 impl Clock for Stopped {
@@ -290,10 +294,10 @@ impl Clock for Stopped {
     }
 }
 
-/// Has one token for everybody.
-struct Desk(String);
+/// An issuer that returns the same token for every request.
+struct SameToken(String);
 
-impl FetchSvid for Desk {
+impl FetchSvid for SameToken {
     fn fetch_svid(&self, _: &SvidRequest) -> FetchSvidFuture {
         let svid = JwtSvid::parse_unverified(&self.0, "").unwrap();
         Box::pin(async move { Ok(svid) })

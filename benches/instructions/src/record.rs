@@ -4,10 +4,10 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// What was counted, and with what.
+/// The recorded counts, and the environment they were made in.
 pub struct Record {
     pub made_with: Vec<(String, String)>,
-    /// Path, instructions for one, and how much runs differ.
+    /// Path, instructions of one run, and the spread between runs.
     pub counts: Vec<(String, f64, f64)>,
 }
 
@@ -18,7 +18,7 @@ fn folder() -> PathBuf {
 impl Record {
     pub fn read() -> Self {
         let text = std::fs::read_to_string(folder().join("counts.txt"));
-        let text = text.expect("counts.txt is there; `accept` makes it");
+        let text = text.expect("counts.txt is missing; `accept` creates it");
         let mut record = Self {
             made_with: Vec::new(),
             counts: Vec::new(),
@@ -56,11 +56,11 @@ impl Record {
     }
 }
 
-/// What the counts depend on beside our code.
+/// Returns what the counts depend on besides the code of this crate.
 pub fn here() -> Vec<(String, String)> {
     let compiler = first_lines("rustc", &["-vV"], &["release:", "host:"]);
     let lock = std::fs::read(folder().join("Cargo.lock")).expect("the lock file is there");
-    // FNV-1a: enough to tell one lock file from another.
+    // FNV-1a is sufficient to detect another lock file.
     let lock = lock.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
     });
@@ -78,7 +78,7 @@ pub fn here() -> Vec<(String, String)> {
     ]
 }
 
-/// The lines of a program's output that begin so.
+/// Returns the lines of a program's output that start with one of `beginnings`.
 fn first_lines(program: &str, arguments: &[&str], beginnings: &[&str]) -> String {
     let Ok(output) = Command::new(program).args(arguments).output() else {
         return "absent".to_owned();

@@ -34,9 +34,9 @@ const ROTATION: Duration = Duration::from_millis(100);
 
 type Plain = Client<HttpConnector, Empty<Bytes>>;
 
-enum Entrant {
+enum Entrant<'a> {
     Plain(Plain),
-    Signed(AddJwtSvid<Plain>, Agent, Keys),
+    Signed(AddJwtSvid<Plain>, &'a Agent, Keys),
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -52,13 +52,16 @@ fn client() -> Plain {
     Client::builder(TokioExecutor::new()).build(connector)
 }
 
-/// A server and a client with a live source each, of an agent that only they use.
-async fn signed(keys: Keys) -> (Server, Entrant) {
+fn agent() -> Agent {
     let agent = Agent::start(1);
-    {
-        let _entered = agent.runtime.enter();
-        agent.api.register(SUBJECT, "", LIFE).unwrap();
-    }
+    let entered = agent.runtime.enter();
+    agent.api.register(SUBJECT, "", LIFE).unwrap();
+    drop(entered);
+    agent
+}
+
+/// A server and a client with a live source each, of an agent that only they use.
+async fn signed(agent: &Agent, keys: Keys) -> (Server, Entrant<'_>) {
     let endpoint = agent.api.endpoint();
     let source: JwtSource = our_source(&endpoint).await;
     let server = Server::start(async move |listener| {
@@ -79,7 +82,7 @@ struct Slice {
     latencies: Vec<f64>,
 }
 
-impl Entrant {
+impl Entrant<'_> {
     async fn slice(&self, url: &str, count: usize) -> Slice {
         match self {
             Self::Plain(client) => slice(client, url, count).await,
@@ -125,10 +128,12 @@ where
 }
 
 pub fn run(effort: Effort) -> Table {
-    single_thread().block_on(table(effort))
+    // With runtimes of their own, so not inside of one.
+    let agents = [agent(), agent()];
+    single_thread().block_on(table(effort, &agents))
 }
 
-async fn table(effort: Effort) -> Table {
+async fn table(effort: Effort, [stays, rotates]: &[Agent; 2]) -> Table {
     // Long enough for some rotations in each slice.
     let (count, rounds) = match effort.quick {
         true => (CONCURRENCY * 20, 2),
@@ -140,11 +145,11 @@ async fn table(effort: Effort) -> Table {
         (NO_LAYERS_AGAIN, plain()),
         (
             OURS.with(", client and server layer"),
-            signed(Keys::Stay).await,
+            signed(stays, Keys::Stay).await,
         ),
         (
             OURS.with(", client and server layer, keys rotate 10 times a second"),
-            signed(Keys::Rotate).await,
+            signed(rotates, Keys::Rotate).await,
         ),
     ];
     let mut slices: Vec<Vec<Slice>> = entrants.iter().map(|_| Vec::new()).collect();

@@ -1,4 +1,4 @@
-//! An agent by SPIRE's rule, on the simulation's clock.
+//! A simulated agent that caches tokens as SPIRE's agent does.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,13 +13,12 @@ use tower_spiffe::testing::PausedClock;
 use tower_spiffe::token::{FetchSvid, FetchSvidFuture};
 use tower_spiffe::token::{FetchSvidError, FetchSvidReason, SvidRequest};
 
-/// How an agent is away.
+/// How an unavailable agent fails.
 #[derive(Clone, Copy, PartialEq)]
-pub(crate) enum Away {
-    /// Connections are refused, after a moment: a call in the same instant could not be counted as
-    /// one beside others.
-    Refuses,
-    /// Calls are taken and never answered, not even when it is back.
+pub(crate) enum Failure {
+    /// Connections fail after 50 ms. A call that fails in the same instant would not count as concurrent.
+    Unreachable,
+    /// Calls never return, also after the agent has recovered.
     Hangs,
 }
 
@@ -31,13 +30,13 @@ pub(crate) struct State {
     life: u64,
     tokens: HashMap<SvidRequest, (i64, String)>,
     serial: u64,
-    pub(crate) away: Option<Away>,
+    pub(crate) failure: Option<Failure>,
     pub(crate) calls: HashMap<(usize, SvidRequest), u64>,
     pub(crate) signed: u64,
-    /// When each call came, in seconds since the beginning.
+    /// The time of each call, in seconds since the start.
     pub(crate) seconds: Vec<u64>,
-    under_way: Arc<AtomicUsize>,
-    /// The most that were under way at once.
+    running: Arc<AtomicUsize>,
+    /// The highest number of concurrent calls.
     pub(crate) most: usize,
 }
 
@@ -48,16 +47,16 @@ impl Agent {
             life,
             tokens: HashMap::new(),
             serial: 0,
-            away: None,
+            failure: None,
             calls: HashMap::new(),
             signed: 0,
             seconds: Vec::new(),
-            under_way: Arc::default(),
+            running: Arc::default(),
             most: 0,
         })))
     }
 
-    /// As the issuer of one process.
+    /// Returns the agent as the issuer of one process.
     pub(crate) fn caller(&self, process: usize) -> Caller {
         Caller {
             agent: self.clone(),
@@ -67,23 +66,23 @@ impl Agent {
 }
 
 impl State {
-    /// Begins to count anew.
-    pub(crate) fn forget(&mut self) {
+    /// Resets the counts.
+    pub(crate) fn reset_counts(&mut self) {
         self.calls.clear();
         self.signed = 0;
         self.seconds.clear();
-        self.most = self.under_way.load(Ordering::Relaxed);
+        self.most = self.running.load(Ordering::Relaxed);
     }
 
-    fn begin(&mut self, process: usize, request: &SvidRequest) -> UnderWay {
+    fn begin(&mut self, process: usize, request: &SvidRequest) -> RunningCall {
         *self.calls.entry((process, request.clone())).or_default() += 1;
         self.seconds.push(self.clock.monotonic().as_secs());
-        let others = self.under_way.fetch_add(1, Ordering::Relaxed);
+        let others = self.running.fetch_add(1, Ordering::Relaxed);
         self.most = self.most.max(others + 1);
-        UnderWay(self.under_way.clone())
+        RunningCall(self.running.clone())
     }
 
-    fn answer(&mut self, request: &SvidRequest) -> String {
+    fn token(&mut self, request: &SvidRequest) -> String {
         let now = self.clock.now();
         let life = Duration::from_secs(self.life);
         if let Some((exp, token)) = self.tokens.get(request) {
@@ -107,16 +106,16 @@ impl State {
     }
 }
 
-/// A call, until its caller drops it.
-struct UnderWay(Arc<AtomicUsize>);
+/// A running call. It ends when its caller drops it.
+struct RunningCall(Arc<AtomicUsize>);
 
-impl Drop for UnderWay {
+impl Drop for RunningCall {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// One process on the agent.
+/// One process that uses the agent.
 pub(crate) struct Caller {
     agent: Agent,
     process: usize,
@@ -124,22 +123,22 @@ pub(crate) struct Caller {
 
 impl FetchSvid for Caller {
     fn fetch_svid(&self, request: &SvidRequest) -> FetchSvidFuture {
-        let mut desk = self.agent.0.lock().unwrap();
-        let under_way = desk.begin(self.process, request);
-        let answer = match desk.away {
-            None => Ok(desk.answer(request)),
-            Some(away) => Err(away),
+        let mut state = self.agent.0.lock().unwrap();
+        let running = state.begin(self.process, request);
+        let result = match state.failure {
+            None => Ok(state.token(request)),
+            Some(failure) => Err(failure),
         };
         Box::pin(async move {
-            let _under_way = under_way;
-            match answer {
+            let _running = running;
+            match result {
                 Ok(token) => Ok(JwtSvid::parse_unverified(&token, "").unwrap()),
-                Err(Away::Refuses) => {
+                Err(Failure::Unreachable) => {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     let reason = FetchSvidReason::Unavailable;
                     Err(FetchSvidError::new(reason, "connection refused"))
                 }
-                Err(Away::Hangs) => std::future::pending().await,
+                Err(Failure::Hangs) => std::future::pending().await,
             }
         })
     }

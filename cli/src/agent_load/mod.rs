@@ -1,10 +1,9 @@
 //! `agent-load`: simulates how many calls agents get, to size them.
 //!
-//! The cache is not modelled: each process is a `SvidCache` on a clock that jumps from event to
-//! event. The agent is simulated. It behaves like SPIRE's: it returns its own cached token until 45
-//! to 55 % of the lifetime is left (drawn for each call), then has the server sign a new one. The
-//! requests come at a steady rate from a random start. Requests for a token that is fresh change
-//! nothing, so they are skipped.
+//! Each process is a real `SvidCache` on a clock that jumps from event to event. The agent is
+//! simulated. It behaves like SPIRE's: it returns its cached token until 45 to 55 % of the lifetime is
+//! left (a random share for each call), then the server signs a new one. Requests come at a steady
+//! rate from a random start. Requests that find a fresh token change nothing, so they are skipped.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -19,14 +18,14 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use agent::Away;
-use lives::{Begin, Question};
+use agent::Failure;
+use lives::{Begin, Scenario};
 use outage::Outage;
 
 /// Simulate how many calls agents get from the token cache, to size them.
 ///
-/// Without options other than --seeds and --quick, answers the usual questions and checks the
-/// results against what the library promises.
+/// With no options, or only --seeds and --quick, runs a default set of scenarios and checks the
+/// results against the limits that the library documents.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{COLUMNS}"))]
 pub(crate) struct Args {
@@ -36,7 +35,7 @@ pub(crate) struct Args {
     /// Audiences that each process uses [default: 200]
     #[arg(long, value_name = "N", value_parser = count())]
     audiences: Option<u64>,
-    /// Lifetime of a token; less than 10 counts as 10 [default: 300]
+    /// Lifetime of a token; at least 10 [default: 300]
     #[arg(long, value_name = "SECONDS", value_parser = count())]
     life: Option<u64>,
     /// Requests per second for each audience of each process [default: 10]
@@ -48,10 +47,10 @@ pub(crate) struct Args {
     /// Runs with different random numbers
     #[arg(long, value_name = "N", value_parser = count())]
     seeds: Option<u64>,
-    /// Begin with an audience in all processes at about the same time, one audience after another
+    /// Start each audience in all processes at about the same time, one audience after another
     #[arg(long)]
     together: bool,
-    /// Use fewer audiences for the usual questions
+    /// Use fewer audiences in the default scenarios
     #[arg(long)]
     quick: bool,
 }
@@ -62,19 +61,18 @@ Examples:
   tower-spiffe agent-load --seeds 1000
   tower-spiffe agent-load --processes 40 --audiences 12 --life 900
 
-Exit code: 0 if the results are within what the library promises, 1 if not, 2 for an invalid command
-line.";
+Exit code: 0 if the results are within the documented limits, 1 if not, 2 for an invalid command line.";
 
 const COLUMNS: &str = "\
-The first table has one line per question:
+The first table has one line per scenario:
   calls    calls to the agent per token lifetime, for one audience of one process: the mean, the
            5th, 50th and 95th percentile of the audiences, and the highest
   useless  calls that returned no new token
   signed   tokens that the server signs per lifetime and audience, for all processes together
   peak     calls in the busiest second, divided by the mean
-The second table has an agent that is unavailable until every token has expired. It shows when the
-first request failed, the calls after all tokens had expired, and when the last request failed after
-the agent was back. Each value is the worst of all seeds.";
+The second table simulates an outage that lasts until every token has expired. It shows the time from
+the start of the outage to the first failed request, the calls after all tokens had expired, and the
+time from the end of the outage to the last failed request. Each value is the worst of all seeds.";
 
 fn count() -> clap::builder::RangedU64ValueParser {
     clap::value_parser!(u64).range(1..)
@@ -86,25 +84,25 @@ fn rate(text: &str) -> Result<f64, String> {
         .ok_or_else(|| "not a number above 0".to_owned())
 }
 
-/// What is promised of a question.
+/// The documented limits for a scenario.
 #[derive(Clone, Copy)]
-struct Bar {
-    /// The most calls per life and audience.
+struct Limit {
+    /// Calls per lifetime and audience.
     calls: f64,
-    /// The busiest second, against the mean one.
+    /// Calls in the busiest second, divided by the mean.
     peak: Option<f64>,
 }
 
 pub(crate) fn run(args: &Args) -> ExitCode {
-    let asked = Asked::new(args);
-    let mut good = lives(&asked.questions);
-    if !asked.outages.is_empty() {
-        good &= outages(&asked.outages);
+    let all = Scenarios::new(args);
+    let mut good = lives(&all.scenarios);
+    if !all.outages.is_empty() {
+        good &= outages(&all.outages);
     }
     say!(
         "\nTo size an agent: calls a second = processes x audiences x calls / life. For 20 processes\n\
-         with 30 audiences each and tokens of 300 s that is 20 x 30 x 1.8 / 300 = 3.6; every call\n\
-         attests its caller anew, and the agent keeps 1000 tokens by default."
+         with 30 audiences each and tokens of 300 s this is 20 x 30 x 1.8 / 300 = 3.6. The agent\n\
+         attests the caller of each call, and caches 1000 tokens by default."
     );
     if good {
         ExitCode::SUCCESS
@@ -113,177 +111,181 @@ pub(crate) fn run(args: &Args) -> ExitCode {
     }
 }
 
-fn lives(questions: &[(Question, Option<Bar>)]) -> bool {
+fn lives(scenarios: &[(Scenario, Option<Limit>)]) -> bool {
     say!(
         "processes audiences    begin life s  seeds | calls    p5   p50   p95  most | useless  \
          signed |   peak"
     );
     let mut good = true;
-    for (question, bar) in questions {
-        let answer = lives::simulate(*question);
-        let begin = match question.begin {
+    for (scenario, limit) in scenarios {
+        let results = lives::simulate(*scenario);
+        let begin = match scenario.begin {
             Begin::Apart => "apart",
             Begin::Together => "together",
         };
-        let peak = answer.peak();
+        let peak = results.peak();
         say!(
             "{:>9} {:>9} {begin:>8} {:>6} {:>6} | {:>5.3} {:>5.2} {:>5.2} {:>5.2} {:>5.2} | {:>7} \
              {:>7.3} | {:>6}",
-            question.processes,
-            question.audiences,
-            question.life,
-            question.seeds,
-            answer.mean(),
-            answer.share(0.05),
-            answer.share(0.50),
-            answer.share(0.95),
-            answer.share(1.0),
-            answer.useless,
-            answer.signed,
+            scenario.processes,
+            scenario.audiences,
+            scenario.life,
+            scenario.seeds,
+            results.mean(),
+            results.share(0.05),
+            results.share(0.50),
+            results.share(0.95),
+            results.share(1.0),
+            results.useless,
+            results.signed,
             peak.map_or("n/a".to_owned(), |peak| format!("{peak:.2}x")),
         );
-        let Some(bar) = bar else { continue };
-        let mut holds = answer.mean() <= bar.calls && answer.useless == 0 && answer.failed == 0;
-        let mut text = format!("at most {} calls, none useless", bar.calls);
-        if let Some(most) = bar.peak {
+        let Some(limit) = limit else { continue };
+        let mut holds =
+            results.mean() <= limit.calls && results.useless == 0 && results.failed == 0;
+        let mut text = format!("at most {} calls, none useless", limit.calls);
+        if let Some(most) = limit.peak {
             holds &= peak.is_some_and(|peak| peak <= most);
             text += &format!(", peak {most}x");
         }
-        say!("{:>42} | {text}: {}", "", verdict(holds));
+        say!("{:>42} | {text}: {}", "", outcome(holds));
         good &= holds;
     }
     good
 }
 
 fn outages(outages: &[(Outage, Option<Duration>)]) -> bool {
-    say!("\nthe agent  audiences  seeds | first failure | then at once  calls/s | last failure");
+    say!("\n  the agent  audiences  seeds | first failure | at once  calls/s | last failure");
     let mut good = true;
     for (outage, recovered) in outages {
-        let course = outage::simulate(*outage);
-        let away = match outage.away {
-            Away::Refuses => "refuses",
-            Away::Hangs => "hangs",
+        let results = outage::simulate(*outage);
+        let failure = match outage.failure {
+            Failure::Unreachable => "unreachable",
+            Failure::Hangs => "hangs",
         };
         say!(
-            "{away:>9} {:>10} {:>6} | {:>7.1} s off | {:>12} {:>8.2} | {:>6.1} s on",
+            "{failure:>11} {:>10} {:>6} | {:>11.1} s | {:>7} {:>8.2} | {:>10.1} s",
             outage.audiences,
             outage.seeds,
-            course.first_failure.as_secs_f64(),
-            course.most,
-            course.calls,
-            course.recovered.as_secs_f64(),
+            results.first_failure.as_secs_f64(),
+            results.most,
+            results.calls,
+            results.recovered.as_secs_f64(),
         );
-        // 35 % of the life, less the last 2 s, which are never used.
+        // 35 % of the lifetime, minus the last 2 s, in which a token is not used.
         let lasts = Duration::from_secs(outage.life).mul_f64(0.35) - Duration::from_secs(2);
-        let mut holds = course.first_failure >= lasts && course.most == 1;
-        let mut text = format!("{} s without a failure, one call at once", lasts.as_secs());
+        let mut holds = results.first_failure >= lasts && results.most == 1;
+        let mut text = format!(
+            "{} s without a failure, one call at a time",
+            lasts.as_secs()
+        );
         if let Some(most) = recovered {
-            holds &= course.recovered <= *most;
-            text += &format!(", well after {} s", most.as_secs());
+            holds &= results.recovered <= *most;
+            text += &format!(", recovered after {} s", most.as_secs());
         }
-        say!("{:>27} | {text}: {}", "", verdict(holds));
+        say!("{:>29} | {text}: {}", "", outcome(holds));
         good &= holds;
     }
     good
 }
 
-fn verdict(holds: bool) -> &'static str {
+fn outcome(holds: bool) -> &'static str {
     if holds { "holds" } else { "FAILS" }
 }
 
-struct Asked {
-    questions: Vec<(Question, Option<Bar>)>,
-    /// Each with the longest that a request may fail after the agent is back.
+struct Scenarios {
+    scenarios: Vec<(Scenario, Option<Limit>)>,
+    /// Each with the longest time that requests may fail after the outage.
     outages: Vec<(Outage, Option<Duration>)>,
 }
 
-impl Asked {
+impl Scenarios {
     fn new(args: &Args) -> Self {
-        let own = Question {
-            processes: args.processes.map_or(USUAL.processes, |n| n as usize),
-            audiences: args.audiences.map_or(USUAL.audiences, |n| n as usize),
-            life: args.life.map_or(USUAL.life, |life| life.max(10)),
-            rate: args.rate.unwrap_or(USUAL.rate),
-            lives: args.lives.unwrap_or(USUAL.lives),
+        let own = Scenario {
+            processes: args.processes.map_or(DEFAULT.processes, |n| n as usize),
+            audiences: args.audiences.map_or(DEFAULT.audiences, |n| n as usize),
+            life: args.life.map_or(DEFAULT.life, |life| life.max(10)),
+            rate: args.rate.unwrap_or(DEFAULT.rate),
+            lives: args.lives.unwrap_or(DEFAULT.lives),
             seeds: args.seeds.unwrap_or(1),
             begin: match args.together {
                 true => Begin::Together,
-                false => USUAL.begin,
+                false => DEFAULT.begin,
             },
         };
         let counts = [args.processes, args.audiences, args.life, args.lives];
         let given = counts.iter().any(Option::is_some) || args.rate.is_some() || args.together;
         if given {
             return Self {
-                questions: vec![(own, None)],
+                scenarios: vec![(own, None)],
                 outages: Vec::new(),
             };
         }
-        Self::usual(args.seeds, args.quick)
+        Self::defaults(args.seeds, args.quick)
     }
 
-    fn usual(seeds: Option<u64>, quick: bool) -> Self {
-        let bar = |calls, peak| Some(Bar { calls, peak });
+    fn defaults(seeds: Option<u64>, quick: bool) -> Self {
+        let limit = |calls, peak| Some(Limit { calls, peak });
         let many = if quick { 1_000 } else { 10_000 };
-        let one = USUAL;
-        let hundred = Question {
+        let one = DEFAULT;
+        let hundred = Scenario {
             processes: 100,
             audiences: if quick { 3 } else { 10 },
-            ..USUAL
+            ..DEFAULT
         };
-        let one_by_one = Question {
+        let one_by_one = Scenario {
             processes: 100,
             audiences: if quick { 60 } else { 200 },
             begin: Begin::Together,
             seeds: 1,
-            ..USUAL
+            ..DEFAULT
         };
-        let ten = Question {
+        let ten = Scenario {
             processes: 10,
-            ..USUAL
+            ..DEFAULT
         };
-        let an_hour = Question {
+        let an_hour = Scenario {
             life: 3600,
-            ..USUAL
+            ..DEFAULT
         };
-        let thousands = Question {
+        let thousands = Scenario {
             audiences: many,
             lives: 3,
             seeds: seeds.unwrap_or(3),
-            ..USUAL
+            ..DEFAULT
         };
-        let mut questions = vec![
-            (one, bar(1.7, None)),
-            (hundred, bar(1.85, None)),
-            (one_by_one, bar(1.85, Some(3.0))),
+        let mut scenarios = vec![
+            (one, limit(1.7, None)),
+            (hundred, limit(1.85, None)),
+            (one_by_one, limit(1.85, Some(3.0))),
             (ten, None),
             (an_hour, None),
-            (thousands, bar(1.7, Some(3.0))),
+            (thousands, limit(1.7, Some(3.0))),
         ];
         if quick {
-            questions.retain(|(_, bar)| bar.is_some());
+            scenarios.retain(|(_, limit)| limit.is_some());
         }
-        let outage = |away, audiences, seeds| Outage {
+        let outage = |failure, audiences, seeds| Outage {
             audiences,
-            life: USUAL.life,
-            away,
+            life: DEFAULT.life,
+            failure,
             seeds,
         };
         let (few, crowd) = if quick { (3, 300) } else { (20, many) };
         let soon = Some(Duration::from_secs(6));
         Self {
-            questions,
+            scenarios,
             outages: vec![
-                (outage(Away::Refuses, 30, few), soon),
-                (outage(Away::Hangs, 30, few), None),
-                (outage(Away::Refuses, crowd, 1), None),
-                (outage(Away::Hangs, crowd, 1), None),
+                (outage(Failure::Unreachable, 30, few), soon),
+                (outage(Failure::Hangs, 30, few), None),
+                (outage(Failure::Unreachable, crowd, 1), None),
+                (outage(Failure::Hangs, crowd, 1), None),
             ],
         }
     }
 }
 
-const USUAL: Question = Question {
+const DEFAULT: Scenario = Scenario {
     processes: 1,
     audiences: 200,
     life: 300,
@@ -293,8 +295,8 @@ const USUAL: Question = Question {
     begin: Begin::Apart,
 };
 
-/// What `work` gives for each seed, in their order, each in paused time on one thread of its own,
-/// so that a seed gives the same run again.
+/// Runs `work` for each seed and returns the results in order of the seeds. Each run has paused time
+/// and a single-threaded runtime, so that a seed always gives the same result.
 fn for_each_seed<T: Send, F: Future<Output = T>>(
     seeds: u64,
     work: impl Fn() -> F + Sync,
@@ -327,5 +329,5 @@ fn for_each_seed<T: Send, F: Future<Output = T>>(
         all.collect()
     });
     all.sort_by_key(|(seed, _)| *seed);
-    all.into_iter().map(|(_, answer)| answer).collect()
+    all.into_iter().map(|(_, results)| results).collect()
 }

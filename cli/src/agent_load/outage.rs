@@ -1,4 +1,4 @@
-//! An agent that is away until every token has expired, and comes back.
+//! An agent that is unavailable until every token has expired, and then recovers.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,38 +9,38 @@ use tower_spiffe::clock::UnixTime;
 use tower_spiffe::testing::PausedClock;
 use tower_spiffe::token::SvidRequest;
 
-use super::agent::{Agent, Away};
+use super::agent::{Agent, Failure};
 
-/// What is asked.
+/// The parameters of a simulation.
 #[derive(Clone, Copy)]
 pub(crate) struct Outage {
     pub(crate) audiences: usize,
-    /// Seconds that a token lives.
+    /// The lifetime of a token in seconds.
     pub(crate) life: u64,
-    pub(crate) away: Away,
+    pub(crate) failure: Failure,
     pub(crate) seeds: u64,
 }
 
-/// What came of it, the worst of all seeds.
+/// The worst results of all seeds.
 #[derive(Clone, Copy)]
-pub(crate) struct Course {
-    /// From the moment that the agent went to the first request that failed.
+pub(crate) struct OutageResults {
+    /// The time from the start of the outage to the first failed request.
     pub(crate) first_failure: Duration,
-    /// From the moment that it was back to the last request that failed.
+    /// The time from the end of the outage to the last failed request.
     pub(crate) recovered: Duration,
-    /// Calls at once, when every token had expired.
+    /// The highest number of concurrent calls after every token had expired.
     pub(crate) most: usize,
-    /// Calls per second in that time.
+    /// Calls per second after every token had expired.
     pub(crate) calls: f64,
 }
 
 /// One request per second and audience.
 const PERIOD: Duration = Duration::from_secs(1);
-/// How long is looked for requests that fail after the agent is back.
+/// How long requests continue after the outage.
 const AFTER: Duration = Duration::from_secs(150);
 
-pub(crate) fn simulate(outage: Outage) -> Course {
-    let worst = |a: Course, b: Course| Course {
+pub(crate) fn simulate(outage: Outage) -> OutageResults {
+    let worst = |a: OutageResults, b: OutageResults| OutageResults {
         first_failure: a.first_failure.min(b.first_failure),
         recovered: a.recovered.max(b.recovered),
         most: a.most.max(b.most),
@@ -50,14 +50,14 @@ pub(crate) fn simulate(outage: Outage) -> Course {
     all.into_iter().reduce(worst).unwrap()
 }
 
-async fn run(outage: Outage) -> Course {
+async fn run(outage: Outage) -> OutageResults {
     let clock = PausedClock::new(UnixTime::from_secs(1_790_000_000));
     let agent = Agent::new(&clock, outage.life);
     let cache = SvidCache::builder(agent.caller(0)).clock(clock.shared());
     let cache = cache.max_entries(outage.audiences + 1).build();
     let life = Duration::from_secs(outage.life);
 
-    // When requests failed: the first since the agent went, and the last.
+    // The times of the first and the last failed request of the outage.
     let failures: Arc<Mutex<Option<(Instant, Instant)>>> = Arc::default();
     let mut services = tokio::task::JoinSet::new();
     for n in 0..outage.audiences {
@@ -78,28 +78,28 @@ async fn run(outage: Outage) -> Course {
         });
     }
 
-    // Away at some moment in the second life.
+    // The outage starts at a random time in the second lifetime.
     tokio::time::sleep(life.mul_f64(1.0 + fastrand::f64())).await;
     *failures.lock().unwrap() = None;
-    let went = Instant::now();
-    agent.0.lock().unwrap().away = Some(outage.away);
-    // Every token expires, and then some, until every pace is at its longest.
+    let started = Instant::now();
+    agent.0.lock().unwrap().failure = Some(outage.failure);
+    // Until every token has expired and every retry delay has reached its maximum.
     tokio::time::sleep(life).await;
-    agent.0.lock().unwrap().forget();
+    agent.0.lock().unwrap().reset_counts();
     let expired = Duration::from_secs(120).mul_f64(1.0 + fastrand::f64());
     tokio::time::sleep(expired).await;
     let (most, calls) = {
-        let mut desk = agent.0.lock().unwrap();
-        desk.away = None;
-        (desk.most, desk.seconds.len())
+        let mut state = agent.0.lock().unwrap();
+        state.failure = None;
+        (state.most, state.seconds.len())
     };
-    let back = Instant::now();
+    let ended = Instant::now();
     tokio::time::sleep(AFTER).await;
 
     let (first, last) = failures.lock().unwrap().unwrap();
-    Course {
-        first_failure: first - went,
-        recovered: last.saturating_duration_since(back),
+    OutageResults {
+        first_failure: first - started,
+        recovered: last.saturating_duration_since(ended),
         most,
         calls: calls as f64 / expired.as_secs_f64(),
     }

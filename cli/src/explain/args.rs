@@ -8,17 +8,16 @@ use tower_spiffe::{SpiffeId, TrustDomain};
 
 /// Explain why a token is accepted or rejected, check by check.
 ///
-/// Reads the token from standard input, never from an argument, and prints no part of it. FILE is
-/// read as a server reads its bundle files: the JWK Set (`jwks`) or SPIFFE bundle (`bundle`) of one
-/// trust domain, both with `--trust-domain`; or bundles of many trust domains, in one of the other
-/// formats.
+/// Reads the token from standard input and never prints it. Reads FILE as a server reads its bundle
+/// files: either the JWK Set (`jwks`) or SPIFFE bundle (`bundle`) of one trust domain, which need
+/// `--trust-domain`, or the bundles of several trust domains in one of the other formats.
 ///
-/// A URL is polled once, as a server polls it: add `--jwks`, `--oidc`, `--https-web` or `--https-spiffe`
-/// to say what it is, and `--trust-domain`.
+/// Polls a URL once, as a server does. A URL needs `--trust-domain`, and `--jwks`, `--oidc`,
+/// `--https-web` or `--https-spiffe` for its kind.
 #[derive(clap::Args)]
 #[command(override_usage = USAGE, after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{LINES}"))]
 pub(crate) struct Args {
-    /// Explain many tokens: read one JSON object per line, write one verdict per line
+    /// Explain many tokens: read one JSON object per line, write one result per line
     #[arg(long, exclusive = true)]
     jsonl: bool,
     /// The file with the bundles, or an https URL
@@ -27,7 +26,7 @@ pub(crate) struct Args {
     /// An audience that the server accepts; may be repeated
     #[arg(long, value_name = "AUD", required_unless_present = "jsonl")]
     audience: Vec<String>,
-    /// The clock skew that the server allows, in whole seconds
+    /// The clock skew that the server accepts, in whole seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     leeway: u64,
     /// The time to check at, in seconds since 1970 [default: now]
@@ -58,17 +57,17 @@ pub(crate) struct Args {
         requires = "bootstrap"
     )]
     https_spiffe: Option<SpiffeId>,
-    /// The SPIFFE bundle that the endpoint of --https-spiffe is verified with
+    /// The SPIFFE bundle that verifies the endpoint of --https-spiffe
     #[arg(
         long,
         value_name = "FILE",
         help_heading = HTTPS,
         requires = "https_spiffe",
-        // A conflict would hide that it is required.
+        // With these, "conflicts with" is a clearer error than "requires --https-spiffe".
         conflicts_with_all = ["jwks", "oidc", "https_web"]
     )]
     bootstrap: Option<PathBuf>,
-    /// Root certificates in PEM to trust besides the system's
+    /// More root certificates to trust, in PEM
     #[arg(long, value_name = "FILE", help_heading = HTTPS, requires = "kind", conflicts_with = "https_spiffe")]
     ca: Option<PathBuf>,
 }
@@ -100,8 +99,8 @@ const LINES: &str = "\
 Lines of --jsonl, input and output in the same order:
   {\"token\": …, \"bundles\": {\"<trust domain>\": <JWK Set>}, \"audience\": […], \"now\": N, \"leeway\": S}
   {\"ok\": bool, \"reason\": \"<class>\", \"spiffe_id\": …}
-`token_b64` in place of `token` holds bytes that are not UTF-8. A line that cannot be read gives
-{\"ok\": false, \"reason\": \"usage\", \"error\": …}, and the next line follows.";
+Use `token_b64` instead of `token` for bytes that are not UTF-8. For an invalid line the output is
+{\"ok\": false, \"reason\": \"usage\", \"error\": …}.";
 
 /// One token to explain.
 pub(crate) struct Once<'a> {
@@ -115,7 +114,7 @@ pub(crate) struct Once<'a> {
     pub(crate) ca: Option<&'a Path>,
 }
 
-/// What a URL is.
+/// The kind of a URL.
 #[derive(Clone, Copy)]
 pub(crate) enum Kind<'a> {
     Jwks,
@@ -144,7 +143,7 @@ pub(crate) enum Format {
 }
 
 impl Args {
-    /// `None` for `--jsonl`.
+    /// Returns the options for one token; `None` for `--jsonl`.
     pub(crate) fn once(&self) -> Option<Once<'_>> {
         Some(Once {
             bundles: self.bundles.as_deref()?,

@@ -23,16 +23,16 @@ pub(crate) struct Bundles {
 /// The bundles to explain a token with.
 pub(crate) struct Read {
     pub(crate) set: JwtBundleSet,
-    /// What they were read as.
+    /// A description of the format that was read.
     pub(crate) what: String,
-    /// What else the output says about them.
+    /// More lines about them for the output.
     pub(crate) notes: Vec<String>,
 }
 
 /// Reads the file of `--bundles`.
 ///
 /// # Errors
-/// It cannot be read, or an option is for URLs only.
+/// The file cannot be read, or an option is for URLs only.
 pub(crate) fn read_file(once: &Once<'_>) -> Result<Read, BoxError> {
     if once.kind.is_some() {
         let text = "--jwks, --oidc, --https-web and --https-spiffe are for URLs: --bundles is a file, \
@@ -66,7 +66,7 @@ pub(crate) fn read(
 ) -> Result<Bundles, BoxError> {
     let format = match format {
         Some(format) => format,
-        None => guess(document.strip_prefix(b"\xef\xbb\xbf").unwrap_or(document))?,
+        None => detect(document.strip_prefix(b"\xef\xbb\xbf").unwrap_or(document))?,
     };
     let trust_domain = || {
         let missing = "--trust-domain is missing: the file does not say whose keys these are";
@@ -101,15 +101,15 @@ fn has_trust_domains(document: &[u8]) -> bool {
         .is_ok_and(|members| members.0.contains_key("trust_domains"))
 }
 
-/// The library's description of a document that is something else than a set of keys.
+/// The library's description of a document that is not a set of keys.
 fn kind_found(document: &[u8]) -> Option<&'static str> {
     let any = TrustDomain::parse("any").ok()?;
     JwtBundle::from_jwks(any, document).err()?.kind_found()
 }
 
 /// Detects the format. An object with an array `keys` is a JWK Set (`null` is an empty array, as Go
-/// writes it); with a SPIFFE member too, it is a SPIFFE bundle. The values tell the other formats apart.
-fn guess(document: &[u8]) -> Result<Format, BoxError> {
+/// writes it), or a SPIFFE bundle if it also has a SPIFFE member. Other formats differ in their values.
+fn detect(document: &[u8]) -> Result<Format, BoxError> {
     let is = |format: BundleFormat| format.read(document).is_ok();
     if document.trim_ascii_start().starts_with(b"[") && is(BundleFormat::SpireAgent) {
         return Ok(Format::SpireAgent);
@@ -117,7 +117,7 @@ fn guess(document: &[u8]) -> Result<Format, BoxError> {
     let members: Members<'_> = serde_json::from_slice(document).map_err(|error| {
         let kind = kind_found(document).map_or_else(String::new, |kind| format!("; {kind}"));
         format!(
-            "not a JSON object, or a name is there twice (line {}, column {}){kind}",
+            "not a JSON object, or it has a duplicate name (line {}, column {}){kind}",
             error.line(),
             error.column()
         )
@@ -160,7 +160,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
                 let mut members = BTreeMap::new();
                 while let Some((name, value)) = map.next_entry::<String, &'de RawValue>()? {
                     if members.insert(name, value).is_some() {
-                        return Err(A::Error::custom("a name is there twice"));
+                        return Err(A::Error::custom("duplicate name"));
                     }
                 }
                 Ok(Members(members))

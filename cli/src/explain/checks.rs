@@ -1,7 +1,7 @@
 //! Prints the checks in their order.
 //!
-//! The validator decides. This module reads the token a second time, leniently, so that it can print
-//! parts of a token that is rejected.
+//! The validator decides. This module also parses the token leniently, so that it can print parts of
+//! a rejected token.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ use tower_spiffe::{Validator, VerifiedSvid};
 
 use crate::BoxError;
 
-/// Returns the token in the input, and a note on what was removed around it.
+/// Returns the token in the input, and a note if something around it was removed.
 ///
 /// # Errors
 /// The input is JSON with several tokens, as `spire-agent api fetch jwt -output json` prints it.
@@ -67,7 +67,7 @@ fn collect_tokens(json: Value, tokens: &mut Vec<String>) {
     }
 }
 
-/// Text from a token, limited in length and escaped.
+/// Quotes text from a token, escaped and limited in length.
 pub(crate) fn shown(text: &str) -> String {
     const MOST: usize = 120;
     let more = if text.chars().nth(MOST).is_some() {
@@ -79,12 +79,12 @@ pub(crate) fn shown(text: &str) -> String {
     format!("\"{}{more}\"", text.escape_debug())
 }
 
-/// The members of a JSON object, with raw values: a value that cannot be parsed (too deep, out of
-/// range) does not hide the others.
+/// The members of a JSON object, with raw values, so that a value that cannot be parsed (too deep,
+/// out of range) does not affect the others.
 struct Part(Option<BTreeMap<String, Box<RawValue>>>);
 
 impl Part {
-    /// Reads the object in a part of a token, whether its base64 is canonical or not.
+    /// Reads the object in a part of a token. Accepts base64 that is not canonical.
     fn read(part: Option<&[u8]>) -> Self {
         let config = GeneralPurposeConfig::new()
             .with_decode_allow_trailing_bits(true)
@@ -113,7 +113,7 @@ impl Part {
         self.0.is_some()
     }
 
-    /// All members.
+    /// Returns the text of all members.
     fn all(&self) -> Option<String> {
         let members = self.0.as_ref()?.iter();
         let shown: Vec<String> = members
@@ -132,7 +132,7 @@ fn shown_raw(raw: &RawValue) -> String {
     }
 }
 
-/// Lists the first names; a bundle may have hundreds.
+/// Lists the first 20 names: a bundle may have hundreds.
 fn one_of(names: &[String]) -> String {
     const MOST: usize = 20;
     let more = match names.len().saturating_sub(MOST) {
@@ -143,7 +143,7 @@ fn one_of(names: &[String]) -> String {
     format!("one of {}{more}", named.join(", "))
 }
 
-/// One check: its name, whether it fails, what was found and expected, and how to fix it.
+/// One check: the name, whether it fails, the actual and the expected value, and how to fix it.
 struct Check {
     name: &'static str,
     ends_here: bool,
@@ -200,7 +200,7 @@ impl<'a> Report<'a> {
             if failed {
                 say!("         {:<13} expected: {}", "", check.expected);
                 if let Err(error) = &self.verdict {
-                    say!("         {:<13} which means: {}", "", error.detail());
+                    say!("         {:<13} reason: {}", "", error.detail());
                 }
                 say!("         {:<13} to fix: {}", "", check.fix);
             }
@@ -230,7 +230,7 @@ impl<'a> Report<'a> {
                 &[R::TooLong],
                 format!("{} bytes", self.token.len()),
                 format!("at most {}", self.validator.max_token_len()),
-                "configure the issuer to write fewer or shorter claims",
+                "configure the issuer to issue tokens with fewer or shorter claims",
             ),
             check(
                 "form",
@@ -250,7 +250,7 @@ impl<'a> Report<'a> {
                 "header",
                 &[R::Header],
                 self.header_found(),
-                "alg, kid absent or 1 to 1024 bytes, typ absent, JWT or JOSE, and no other member"
+                "alg; kid of 1 to 1024 bytes or absent; typ JWT, JOSE or absent; no other member"
                     .to_owned(),
                 "get a JWT-SVID from the Workload API; other JWTs have other headers",
             ),
@@ -258,17 +258,17 @@ impl<'a> Report<'a> {
                 "claims",
                 &[R::Claims],
                 self.claims_found(),
-                "sub a SPIFFE ID, aud one or more strings, exp a number, nbf and iat absent or \
-                 numbers, no name twice"
+                "sub a SPIFFE ID; aud one or more strings; exp a number; nbf and iat numbers or \
+                 absent; no duplicate names"
                     .to_owned(),
-                "fix the claims that the issuer writes; SPIRE writes all of these by default",
+                "fix the claims that the issuer writes; SPIRE writes them correctly by default",
             ),
             check(
                 "exp",
                 &[R::Expired],
                 self.moment("exp"),
                 format!("later than now, with {leeway} s of leeway"),
-                "fetch a new token before this one expires; if it is new, compare the clocks",
+                "fetch a new token before this one expires; if the token is new, compare the clocks",
             ),
             check(
                 "nbf",
@@ -305,7 +305,7 @@ impl<'a> Report<'a> {
                 &[R::KeyUnfit],
                 format!("alg {}", self.header.shown("alg")),
                 self.fitting_algorithms(),
-                "the token is signed with another key than its kid names, or the JWK forbids alg",
+                "the token is signed with another key than the one in kid, or the JWK does not allow alg",
             ),
             check(
                 "signature",
@@ -324,11 +324,11 @@ impl<'a> Report<'a> {
 
     fn form(&self) -> String {
         let parts: Vec<&[u8]> = self.token.split(|byte| *byte == b'.').collect();
-        let foreign = |part: &&[u8]| {
+        let invalid = |part: &&[u8]| {
             let letter = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
             part.is_empty() || !part.iter().all(letter)
         };
-        match parts.iter().position(foreign) {
+        match parts.iter().position(invalid) {
             Some(at) if parts.len() == 3 => format!(
                 "3 parts; part {} is empty or has a character that is not base64url",
                 at + 1
@@ -370,8 +370,8 @@ impl<'a> Report<'a> {
     }
 
     fn audiences(&self) -> String {
-        let ours = self.validator.audiences().map(shown).collect::<Vec<_>>();
-        format!("one of {}", ours.join(", "))
+        let accepted = self.validator.audiences().map(shown).collect::<Vec<_>>();
+        format!("one of {}", accepted.join(", "))
     }
 
     fn trust_domain(&self) -> Option<String> {
@@ -388,7 +388,7 @@ impl<'a> Report<'a> {
             .collect();
         names.sort();
         match names.is_empty() {
-            true => "one with a bundle; there are no bundles".to_owned(),
+            true => "a trust domain with a bundle; there are no bundles".to_owned(),
             false => one_of(&names),
         }
     }
@@ -419,7 +419,7 @@ impl<'a> Report<'a> {
             .map(|algorithm| algorithm.as_str())
             .collect::<Vec<_>>();
         match fits.is_empty() {
-            true => "none: the `alg` or `key_ops` of the JWK forbids all of them".to_owned(),
+            true => "none: the `alg` or `key_ops` of the JWK allows no algorithm".to_owned(),
             false => format!("one of {}", fits.join(" ")),
         }
     }

@@ -1,4 +1,4 @@
-//! A clock that shows the time that it was set to.
+//! A clock that returns the time that was set.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;

@@ -23,10 +23,10 @@ pub(crate) fn url(bundles: &Path) -> Option<&str> {
 #[tokio::main(flavor = "current_thread")]
 pub(crate) async fn fetch(url: &str, once: &Once<'_>) -> Result<Read, BoxError> {
     let kind = once.kind.ok_or(
-        "--bundles is a URL: add --jwks, --oidc, --https-web or --https-spiffe to say what it is",
+        "--bundles is a URL: add --jwks, --oidc, --https-web or --https-spiffe for its kind",
     )?;
     let trust_domain = once.trust_domain.cloned().ok_or(
-        "--trust-domain is missing: it decides whose tokens the keys at the URL can verify",
+        "--trust-domain is missing: the keys at the URL verify only tokens of that trust domain",
     )?;
     let mut builder = match kind {
         Kind::Jwks => HttpsBundles::jwks_url(trust_domain, url),
@@ -45,7 +45,7 @@ pub(crate) async fn fetch(url: &str, once: &Once<'_>) -> Result<Read, BoxError> 
     let bundles = builder.build_lazy();
     let bundles = bundles.map_err(|error| format!("{error:#}"))?;
     let first = async {
-        // One poll takes 10 s at most. A server would retry; here its error is the answer.
+        // One poll takes 10 s at most. A server would retry; here its error is the result.
         while bundles.state().polls() == 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -58,9 +58,9 @@ pub(crate) async fn fetch(url: &str, once: &Once<'_>) -> Result<Read, BoxError> 
             let text = error.text();
             let hint = match error.kind() {
                 "bundle-unreadable" if !matches!(kind, Kind::Oidc) => {
-                    "; check whether the URL is what the option says"
+                    "; check whether the URL is of the kind that the option names"
                 }
-                _ if text.contains("UnknownIssuer") => "; add its root certificate by --ca",
+                _ if text.contains("UnknownIssuer") => "; add its root certificate with --ca",
                 _ => "",
             };
             format!("{url}: {text}{hint}")

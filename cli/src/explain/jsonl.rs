@@ -19,7 +19,7 @@ use super::clock::StillClock;
 use crate::BoxError;
 
 pub(crate) fn run(input: &mut impl BufRead, output: &mut impl Write) -> Result<(), BoxError> {
-    let mut judge = Judge::default();
+    let mut checker = Checker::default();
     let mut output = std::io::BufWriter::new(output);
     let mut line = Vec::new();
     loop {
@@ -28,24 +28,24 @@ pub(crate) fn run(input: &mut impl BufRead, output: &mut impl Write) -> Result<(
             output.flush()?;
             return Ok(());
         }
-        let answer = judge.answer(&line).unwrap_or_else(
+        let result = checker.check(&line).unwrap_or_else(
             |error| json!({"ok": false, "reason": "usage", "error": error.to_string()}),
         );
-        writeln!(output, "{answer}")?;
-        // A program that writes line by line reads each result before it writes the next token.
+        writeln!(output, "{result}")?;
+        // The other program may wait for this result before it writes the next line.
         output.flush()?;
     }
 }
 
 /// One validator per audience and leeway. All of them share the source and the clock.
-struct Judge {
+struct Checker {
     source: MemoryBundles,
     bundles: String,
     clock: Arc<StillClock>,
     validators: HashMap<(Vec<String>, u64), Validator>,
 }
 
-impl Default for Judge {
+impl Default for Checker {
     fn default() -> Self {
         Self {
             source: MemoryBundles::default(),
@@ -74,13 +74,13 @@ enum Audience {
     Many(Vec<String>),
 }
 
-impl Judge {
-    fn answer(&mut self, line: &[u8]) -> Result<Value, BoxError> {
-        // serde reads an array of the same values as a case too.
+impl Checker {
+    fn check(&mut self, line: &[u8]) -> Result<Value, BoxError> {
+        // serde would also accept an array of the same values.
         if !line.trim_ascii_start().starts_with(b"{") {
             return Err("not a case: it is not a JSON object".into());
         }
-        // serde's message may repeat a part of the line, which may be a token.
+        // serde's message may contain a part of the line, which may be a token.
         let case: Case<'_> = serde_json::from_slice(line).map_err(|error| {
             format!(
                 "not a case (column {}): expected an object with token or token_b64, bundles, \
@@ -95,7 +95,7 @@ impl Judge {
                 .map_err(|_| "token_b64 is not valid base64")?,
             _ => return Err("a case needs either token or token_b64".into()),
         };
-        self.swap(case.bundles.get())?;
+        self.replace_bundles(case.bundles.get())?;
         self.clock.set(match case.now {
             Some(now) => moment(&now).ok_or("now is out of range")?,
             None => SystemClock::shared().now(),
@@ -133,12 +133,12 @@ impl Judge {
         Ok(validator)
     }
 
-    fn swap(&mut self, bundles: &str) -> Result<(), BoxError> {
+    fn replace_bundles(&mut self, bundles: &str) -> Result<(), BoxError> {
         if self.bundles == bundles {
             return Ok(());
         }
         let members: Members<'_> = serde_json::from_str(bundles)
-            .map_err(|_| "bundles is not an object, or has a name twice")?;
+            .map_err(|_| "bundles is not an object, or it has a duplicate name")?;
         let mut set: HashMap<TrustDomain, JwtBundle> = HashMap::new();
         for (name, raw) in &members.0 {
             let named = |why: &dyn std::fmt::Display| format!("bundle of {name:?}: {why}");
@@ -146,7 +146,7 @@ impl Judge {
             let bundle = JwtBundle::from_jwks(trust_domain.clone(), raw.get().as_bytes())
                 .map_err(|why| named(&why))?;
             if set.insert(trust_domain, bundle).is_some() {
-                return Err(named(&"the trust domain is there twice").into());
+                return Err(named(&"duplicate trust domain").into());
             }
         }
         self.source

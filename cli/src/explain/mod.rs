@@ -1,8 +1,8 @@
-//! `explain`: each check in the order in which a server makes it, with what was found, what was
-//! expected, and how to fix it.
+//! `explain`: runs each check in the server's order, and prints the actual value, the expected value
+//! and how to fix it.
 //!
-//! With `--jsonl` the results come from the `Validator` of a server with its cache on: one validator per
-//! audience and leeway for the whole run, whose bundles and clock are replaced between lines.
+//! With `--jsonl` the results come from a `Validator` with its cache enabled. There is one validator per
+//! audience and leeway for the whole run; its bundles and clock are replaced between lines.
 
 mod args;
 mod bundles;

@@ -9,10 +9,10 @@ use tower_spiffe::server::Decision;
 use super::{read, request};
 use crate::BoxError;
 
-/// Check a policy file, and explain its decision about a request.
+/// Check a policy file, and explain its decision on a request.
 ///
-/// Prints the pattern that decides, and what each rule says whose pattern matches the path. Without
-/// a request, only the file is checked.
+/// Prints the pattern that decides, and the outcome of each rule whose pattern matches the path.
+/// Without a request, checks only the file.
 #[derive(clap::Args)]
 #[command(override_usage = USAGE, after_help = EXAMPLES)]
 pub(crate) struct Args {

@@ -1,4 +1,4 @@
-//! `policy`: explains and tests the decisions of a policy file, by the code of a server.
+//! `policy`: explains and tests the decisions of a policy file, with the code of a server.
 
 mod check;
 mod request;
@@ -12,7 +12,7 @@ use tower_spiffe::server::{FilePolicy, PolicyDocument};
 
 use crate::BoxError;
 
-/// Check a policy file, explain its decisions, test them.
+/// Check a policy file, explain its decisions, compare them with expected decisions.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {

@@ -1,4 +1,4 @@
-//! `policy test`: compares decisions with expected ones.
+//! `policy test`: compares decisions with expected decisions.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use tower_spiffe::server::{Decision, PolicyDocument};
 use super::{read, request};
 use crate::BoxError;
 
-/// Compare the decisions of a policy file with expected ones.
+/// Compare the decisions of a policy file with expected decisions.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
@@ -71,7 +71,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode, BoxError> {
     let all: Expectations = toml::from_str(&text)
         .map_err(|error| format!("{path}: {}", error.to_string().trim_end()))?;
     if all.expect.is_empty() {
-        return Err(format!("{path} expects nothing; add an `[[expect]]`").into());
+        return Err(format!("{path} has no expectations; add an `[[expect]]`").into());
     }
     let mut failed = 0;
     for expectation in &all.expect {
@@ -93,13 +93,15 @@ impl Expectation {
         let (parts, request) = match (&self.request, &self.grpc_method) {
             (Some(text), None) => (request::request(text)?, text),
             (None, Some(path)) => (request::grpc(path)?, path),
-            _ => return Err("an expectation has one of `request` and `grpc_method`".to_owned()),
+            _ => return Err("an expectation needs either `request` or `grpc_method`".to_owned()),
         };
         let caller = match (&self.caller, self.anonymous) {
             (Some(id), false) => Some(request::caller(id, self.claims.clone())?),
             (None, true) if self.claims.is_empty() => None,
-            (None, true) => return Err("an anonymous caller has no `claims`".to_owned()),
-            _ => return Err("an expectation has one of `caller` and `anonymous = true`".to_owned()),
+            (None, true) => return Err("an anonymous caller cannot have `claims`".to_owned()),
+            _ => {
+                return Err("an expectation needs either `caller` or `anonymous = true`".to_owned());
+            }
         };
         let explanation = policy.explain(caller.as_ref(), &parts);
         let decision = Expected::of(explanation.decision());

@@ -35,47 +35,54 @@ fn key_ids(source: &JwtSource) -> Vec<String> {
 async fn eventually(holds: impl Fn() -> bool) {
     let deadline = tokio::time::Instant::now() + DEADLINE;
     while !holds() {
-        assert!(tokio::time::Instant::now() < deadline, "it did not happen");
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "the condition is not met"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
-/// Waits until a rotation is reported, and checks that the new key has arrived and signs.
+/// Waits until a rotation is reported, and checks that the new key arrives and signs tokens.
 async fn rotated(running: &mut Running, source: &JwtSource, before: &[String]) {
     let line = running.line_with("rotated the signing key").await;
     let new = line.split_whitespace().last().unwrap().to_owned();
     assert!(!before.contains(&new), "{line}");
-    // The agent has sent the key; this source takes it in on its own.
+    // This source may not have received the key yet.
     eventually(|| key_ids(source).contains(&new)).await;
-    // An audience that the agent has no token for yet.
+    // An audience for which the agent has no cached token.
     let token = source.fetch_jwt_svid([&new]).await.unwrap();
     assert_eq!(token.key_id(), Some(&*new));
 }
 
 #[tokio::test]
 async fn agent_prints_its_endpoint_and_its_counts() {
-    let said = run(program("agent").args(["--for", "1", "--id", WEB])).await;
-    assert_eq!(said.code, Some(0), "{}", said.all());
+    let output = run(program("agent").args(["--for", "1", "--id", WEB])).await;
+    assert_eq!(output.code, Some(0), "{}", output.all());
     assert!(
-        said.out.starts_with("SPIFFE_ENDPOINT_SOCKET=unix:///"),
+        output.out.starts_with("SPIFFE_ENDPOINT_SOCKET=unix:///"),
         "{}",
-        said.out
+        output.out
     );
-    assert!(said.out.contains("0 connections"), "{}", said.out);
+    assert!(output.out.contains("0 connections"), "{}", output.out);
 }
 
 #[tokio::test]
-async fn agent_explains_an_invalid_call() {
-    let said = run(program("agent").args(["--id", "nobody"])).await;
-    assert_eq!(said.code, Some(1), "{}", said.all());
-    assert!(said.err.contains("nobody: "), "{}", said.err);
-    let said = run(program("agent").args(["--id", WEB, "--id", "spiffe://other.test/x"])).await;
-    assert_eq!(said.code, Some(1), "{}", said.all());
-    assert!(said.err.contains("spiffe://other.test/x: "), "{}", said.err);
+async fn agent_reports_invalid_arguments() {
+    let output = run(program("agent").args(["--id", "web"])).await;
+    assert_eq!(output.code, Some(1), "{}", output.all());
+    assert!(output.err.contains("web: "), "{}", output.err);
+    let output = run(program("agent").args(["--id", WEB, "--id", "spiffe://other.test/x"])).await;
+    assert_eq!(output.code, Some(1), "{}", output.all());
+    assert!(
+        output.err.contains("spiffe://other.test/x: "),
+        "{}",
+        output.err
+    );
     for args in [&["--for"][..], &["--for", "0"], &["--token-life", "1.5"]] {
-        let said = run(program("agent").args(args)).await;
-        assert_eq!(said.code, Some(2), "{}", said.all());
-        assert!(said.err.contains(args[0]), "{}", said.err);
+        let output = run(program("agent").args(args)).await;
+        assert_eq!(output.code, Some(2), "{}", output.all());
+        assert!(output.err.contains(args[0]), "{}", output.err);
     }
 }
 
@@ -112,7 +119,7 @@ async fn e32_hint_belongs_to_the_id_before_it() {
         }
         running.stop().await;
     }
-    // The default identity has one too.
+    // A hint for the default identity.
     let (mut running, endpoint) = start(&["--hint", "only"]).await;
     let token = source(&endpoint).await.get_jwt_svid(["x"]).await.unwrap();
     assert_eq!(token.hint(), "only");
@@ -126,14 +133,14 @@ async fn e32_misplaced_hints_are_errors() {
         (&["--id", WEB, "--hint", "a", "--hint", "b"], "two hints"),
         (&["--hint", "a", "--hint", "b"], "two hints"),
     ] {
-        let said = run(program("agent").args(args)).await;
-        assert_eq!(said.code, Some(2), "{args:?}: {}", said.all());
-        assert!(said.err.contains(why), "{args:?}: {}", said.err);
+        let output = run(program("agent").args(args)).await;
+        assert_eq!(output.code, Some(2), "{args:?}: {}", output.all());
+        assert!(output.err.contains(why), "{args:?}: {}", output.err);
     }
 }
 
 #[tokio::test]
-async fn e32_a_line_on_stdin_rotates() {
+async fn e32_stdin_line_rotates_the_key() {
     let (mut running, endpoint) = start(&[]).await;
     let source = source(&endpoint).await;
     let mut stdin = running.child.stdin.take().unwrap();
@@ -142,21 +149,21 @@ async fn e32_a_line_on_stdin_rotates() {
         stdin.write_all(line.as_bytes()).await.unwrap();
         rotated(&mut running, &source, &before).await;
     }
-    // An unknown line, a secret perhaps, is named and not repeated; the agent goes on.
+    // An unknown line may be a secret: the warning does not repeat it. The agent keeps running.
     stdin.write_all(b"\xff\xfe hunter2\n").await.unwrap();
     let line = running.error_line_with("standard input").await;
     assert!(!line.contains("hunter2"), "{line}");
     let before = key_ids(&source);
     stdin.write_all(b"rotate").await.unwrap();
     drop(stdin);
-    // The end of the input ends the last line, and not the agent.
+    // The end of the input ends the last line, but not the agent.
     rotated(&mut running, &source, &before).await;
     running.stop().await;
 }
 
 #[cfg(unix)]
 #[tokio::test]
-async fn e32_sigusr1_rotates() {
+async fn e32_sigusr1_rotates_the_key() {
     let (mut running, endpoint) = start(&[]).await;
     let source = source(&endpoint).await;
     for _ in 0..2 {
@@ -173,7 +180,7 @@ async fn e32_signals_remove_the_socket() {
     for signal in ["-TERM", "-INT"] {
         let (mut running, endpoint) = start(&[]).await;
         let socket = endpoint.unix_path().unwrap().to_owned();
-        // With a client, whose stream is open.
+        // A client with an open stream.
         let source = source(&endpoint).await;
         assert!(socket.exists());
         running.signal(signal);
@@ -209,8 +216,8 @@ async fn e32_failed_start_leaves_nothing_behind() {
         &["--id", WEB, "--id", "spiffe://other.test/x"][..],
         &["--id", "spiffe://example.org//"],
     ] {
-        let said = run(program("agent").args(args).env("TMPDIR", &dir.0)).await;
-        assert_eq!(said.code, Some(1), "{}", said.all());
+        let output = run(program("agent").args(args).env("TMPDIR", &dir.0)).await;
+        assert_eq!(output.code, Some(1), "{}", output.all());
         assert_eq!(std::fs::read_dir(&dir.0).unwrap().count(), 0, "{args:?}");
     }
 }
@@ -222,22 +229,24 @@ async fn e32_unusable_tmpdir_is_named() {
     let file = dir.0.join("file");
     std::fs::write(&file, "").unwrap();
     for path in [dir.0.join("absent"), file] {
-        let said = run(program("agent").env("TMPDIR", &path)).await;
-        assert_eq!(said.code, Some(1), "{}", said.all());
+        let output = run(program("agent").env("TMPDIR", &path)).await;
+        assert_eq!(output.code, Some(1), "{}", output.all());
         let named = format!("{path:?}");
         assert!(
-            said.err.contains(&named) && said.err.contains("TMPDIR"),
+            output.err.contains(&named) && output.err.contains("TMPDIR"),
             "no {named} in: {}",
-            said.err
+            output.err
         );
     }
-    // An empty value is the same as none.
-    let said = run(program("agent").args(["--for", "1"]).env("TMPDIR", "")).await;
-    assert_eq!(said.code, Some(0), "{}", said.all());
+    // An empty value is the same as an unset variable.
+    let output = run(program("agent").args(["--for", "1"]).env("TMPDIR", "")).await;
+    assert_eq!(output.code, Some(0), "{}", output.all());
     assert!(
-        said.out.starts_with("SPIFFE_ENDPOINT_SOCKET=unix:///tmp/"),
+        output
+            .out
+            .starts_with("SPIFFE_ENDPOINT_SOCKET=unix:///tmp/"),
         "{}",
-        said.out
+        output.out
     );
 }
 

@@ -3,26 +3,31 @@
 use crate::support::{program, run};
 
 #[tokio::test]
-async fn agent_load_finds_that_the_promises_hold() {
-    let said = run(program("agent-load").arg("--quick")).await;
-    assert_eq!(said.code, Some(0), "{}", said.all());
-    assert_eq!(said.out.matches(": holds").count(), 8, "{}", said.out);
+async fn agent_load_default_scenarios_pass() {
+    let output = run(program("agent-load").arg("--quick")).await;
+    assert_eq!(output.code, Some(0), "{}", output.all());
+    assert_eq!(output.out.matches(": holds").count(), 8, "{}", output.out);
 }
 
 #[tokio::test]
-async fn agent_load_answers_own_questions() {
+async fn agent_load_runs_a_given_scenario() {
     let args = ["--processes", "2", "--audiences", "3", "--life", "60"];
-    let said = run(program("agent-load").args(args).arg("--together")).await;
-    assert_eq!(said.code, Some(0), "{}", said.all());
-    let row: Vec<&str> = said
+    let output = run(program("agent-load").args(args).arg("--together")).await;
+    assert_eq!(output.code, Some(0), "{}", output.all());
+    let row: Vec<&str> = output
         .out
         .lines()
         .nth(1)
         .unwrap()
         .split_whitespace()
         .collect();
-    assert_eq!(row[..5], ["2", "3", "together", "60", "1"], "{}", said.out);
-    assert!(!said.out.contains("holds"), "{}", said.out);
+    assert_eq!(
+        row[..5],
+        ["2", "3", "together", "60", "1"],
+        "{}",
+        output.out
+    );
+    assert!(!output.out.contains("holds"), "{}", output.out);
 }
 
 #[tokio::test]
@@ -34,12 +39,12 @@ async fn agent_load_rejects_invalid_numbers() {
         ["--rate", "inf"],
         ["--seeds", "1.5"],
     ] {
-        let said = run(program("agent-load").args(args)).await;
-        assert_eq!(said.code, Some(2), "{args:?}: {}", said.all());
+        let output = run(program("agent-load").args(args)).await;
+        assert_eq!(output.code, Some(2), "{args:?}: {}", output.all());
         assert!(
-            said.err.contains(args[0]) && said.out.is_empty(),
+            output.err.contains(args[0]) && output.out.is_empty(),
             "{}",
-            said.err
+            output.err
         );
     }
 }

@@ -9,7 +9,7 @@ use tower::Layer;
 use tower_spiffe::testing::{AgentCall, FakeAgent, Fault};
 use tower_spiffe::{Allow, ValidateJwtSvidLayer, Validator, VerifiedSvid};
 
-use crate::support::{LIFE, Running, Said, WEB, program, run};
+use crate::support::{Finished, LIFE, Running, WEB, program, run};
 
 /// A server on the loopback interface that allows `web`.
 async fn server(agent: &FakeAgent) -> String {
@@ -51,7 +51,7 @@ async fn call_signs_and_describes_the_token() {
     let url = server(&agent).await;
     let before = agent.counts();
     let args = ["--audience", "reports", "--spiffe-id", WEB];
-    let Said { code, out, err } =
+    let Finished { code, out, err } =
         run(call(&agent, &args).args(["--allow-plaintext", "-n", "3", &url])).await;
     assert_eq!(code, Some(0), "{out}{err}");
     assert!(
@@ -61,7 +61,7 @@ async fn call_signs_and_describes_the_token() {
     assert_eq!(out.matches("200 OK").count(), 3, "{out}");
     assert_eq!(out.matches(&format!("hello, {WEB}")).count(), 3, "{out}");
     let fetched = agent.counts().fetch_jwt_svid - before.fetch_jwt_svid;
-    assert_eq!(fetched, 1, "one client, one token");
+    assert_eq!(fetched, 1, "one token for three calls");
 }
 
 #[tokio::test]
@@ -69,7 +69,7 @@ async fn call_fails_on_a_rejection_and_shows_the_challenge() {
     let agent = agent().await;
     let url = server(&agent).await;
     let args = ["--audience", "ledger", "--allow-plaintext", &url];
-    let Said { code, out, .. } = run(&mut call(&agent, &args)).await;
+    let Finished { code, out, .. } = run(&mut call(&agent, &args)).await;
     assert_eq!(code, Some(1), "{out}");
     assert!(
         out.contains("401") && out.contains("another audience"),
@@ -78,10 +78,11 @@ async fn call_fails_on_a_rejection_and_shows_the_challenge() {
 }
 
 #[tokio::test]
-async fn call_sends_no_token_in_plaintext_unasked() {
+async fn call_over_plaintext_fails_by_default() {
     let agent = agent().await;
     let url = server(&agent).await;
-    let Said { code, out, err } = run(&mut call(&agent, &["--audience", "reports", &url])).await;
+    let Finished { code, out, err } =
+        run(&mut call(&agent, &["--audience", "reports", &url])).await;
     assert_eq!(code, Some(1), "{out}{err}");
     assert_eq!(out.lines().count(), 1, "the token only: {out}");
     let errors: Vec<&str> = err
@@ -91,12 +92,16 @@ async fn call_sends_no_token_in_plaintext_unasked() {
     assert_eq!(errors.len(), 1, "{err}");
     assert!(errors[0].starts_with("call: ") && errors[0].contains("--allow-plaintext"));
 
-    // An origin that can be read in two ways gets no token, and no call without one.
+    // An ambiguous origin gets neither a token nor a request without a token.
     let confused = url.replace("http://", "http://user@");
     let args = ["--audience", "reports", "--allow-plaintext", &confused];
-    let said = run(&mut call(&agent, &args)).await;
-    assert_eq!(said.code, Some(1), "{}", said.all());
-    assert!(!said.all().contains("401"), "it was sent: {}", said.all());
+    let output = run(&mut call(&agent, &args)).await;
+    assert_eq!(output.code, Some(1), "{}", output.all());
+    assert!(
+        !output.all().contains("401"),
+        "it was sent: {}",
+        output.all()
+    );
 }
 
 #[tokio::test]
@@ -113,16 +118,16 @@ async fn call_names_an_invalid_endpoint() {
         if let Some(endpoint) = endpoint {
             command.env("SPIFFE_ENDPOINT_SOCKET", endpoint);
         }
-        let said = run(command.args(["--audience", "reports", "http://localhost/"])).await;
-        assert_eq!(said.code, Some(1), "{}", said.all());
+        let output = run(command.args(["--audience", "reports", "http://localhost/"])).await;
+        assert_eq!(output.code, Some(1), "{}", output.all());
         for why in whys {
-            assert!(said.err.contains(why), "no {why:?} in: {}", said.err);
+            assert!(output.err.contains(why), "no {why:?} in: {}", output.err);
         }
     }
 }
 
 #[tokio::test]
-async fn call_explains_an_invalid_command_line() {
+async fn call_reports_an_invalid_command_line() {
     for (args, why) in [
         (&["http://localhost/"][..], "--audience <AUD>"),
         (&["--audience", "a"], "<URL>"),
@@ -134,14 +139,14 @@ async fn call_explains_an_invalid_command_line() {
         (&["--audience", "a", "-n", "x", "http://x/"], "'-n <N>'"),
         (&["--colour"], "'--colour'"),
     ] {
-        let said = run(program("call").args(args)).await;
-        assert_eq!(said.code, Some(2), "{}", said.all());
-        assert!(said.err.contains(why), "no {why} in: {}", said.err);
+        let output = run(program("call").args(args)).await;
+        assert_eq!(output.code, Some(2), "{}", output.all());
+        assert!(output.err.contains(why), "no {why} in: {}", output.err);
     }
 }
 
 #[tokio::test]
-async fn e30_call_says_that_the_agent_is_missing() {
+async fn e30_call_reports_a_missing_agent() {
     let mut running = Running::start(
         program("call")
             .env("SPIFFE_ENDPOINT_SOCKET", "unix:///nowhere/agent.sock")
@@ -159,23 +164,23 @@ async fn e30_call_says_that_the_agent_is_missing() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn e30_call_says_that_the_agent_does_not_answer() {
-    let mute = crate::support::Mute::new("call");
+async fn e30_call_reports_a_silent_agent() {
+    let silent = crate::support::SilentSocket::new("call");
     let mut running = Running::start(
         program("call")
-            .env("SPIFFE_ENDPOINT_SOCKET", mute.endpoint())
+            .env("SPIFFE_ENDPOINT_SOCKET", silent.endpoint())
             .args(["--audience", "reports", "http://localhost/"]),
     );
     let line = running.error_line().await;
     let waits = format!(
         "the first bundles from the agent at {}: no",
-        mute.endpoint()
+        silent.endpoint()
     );
     assert!(line.contains(&waits), "{line}");
 }
 
 #[tokio::test]
-async fn e30_call_says_that_it_waits_for_a_token() {
+async fn e30_call_reports_a_wait_for_a_token() {
     let agent = agent().await;
     agent.fail_call(AgentCall::FetchJwtSvid, Fault::Hang);
     let args = ["--audience", "reports", "http://localhost/"];
@@ -189,7 +194,7 @@ async fn e30_call_says_that_it_waits_for_a_token() {
 }
 
 #[tokio::test]
-async fn e30_call_says_that_the_server_does_not_respond() {
+async fn e30_call_reports_a_silent_server() {
     let agent = agent().await;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let origin = format!("http://{}", listener.local_addr().unwrap());
@@ -201,16 +206,16 @@ async fn e30_call_says_that_the_server_does_not_respond() {
 }
 
 #[tokio::test]
-async fn e30_call_that_is_quick_says_nothing() {
+async fn e30_quick_call_reports_no_wait() {
     let agent = agent().await;
     let url = server(&agent).await;
     let args = ["--audience", "reports", "--allow-plaintext", &url];
-    // A busy machine may be slow once, but not five times.
+    // On a busy machine one call may be slow, but not five.
     for _ in 0..5 {
         if run(&mut call(&agent, &args)).await.err.is_empty() {
             return;
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    panic!("each call reported that it waits");
+    panic!("each call reported a wait");
 }

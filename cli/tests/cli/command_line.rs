@@ -19,56 +19,60 @@ const SUBCOMMANDS: [&str; 8] = [
 
 #[tokio::test]
 async fn help_has_examples_that_parse() {
-    let said = run(&mut program("--help")).await;
-    assert_eq!((said.code, &*said.err), (Some(0), ""));
+    let output = run(&mut program("--help")).await;
+    assert_eq!((output.code, &*output.err), (Some(0), ""));
     for name in SUBCOMMANDS {
-        assert!(said.out.contains(&format!("\n  {name} ")), "{}", said.out);
-        let said = run(program(name).arg("--help")).await;
-        assert_eq!((said.code, &*said.err), (Some(0), ""));
+        assert!(
+            output.out.contains(&format!("\n  {name} ")),
+            "{}",
+            output.out
+        );
+        let output = run(program(name).arg("--help")).await;
+        assert_eq!((output.code, &*output.err), (Some(0), ""));
         let usage = format!("Usage: tower-spiffe {name} ");
-        assert!(said.out.contains(&usage), "{}", said.out);
-        let examples = said.out.split_once("\nExamples:\n").unwrap().1;
+        assert!(output.out.contains(&usage), "{}", output.out);
+        let examples = output.out.split_once("\nExamples:\n").unwrap().1;
         let prefix = format!("  tower-spiffe {name}");
         let mut examples = examples.lines().filter(|line| line.starts_with(&prefix));
-        assert!(examples.next().is_some(), "{}", said.out);
-        // `help` behind an example: every option before it is known.
+        assert!(examples.next().is_some(), "{}", output.out);
+        // With `--help` at the end, an example is parsed but not run.
         for example in examples.filter(|line| !line.contains(['<', '>', '|', '\\'])) {
             let args = example.trim().split(' ').skip(2);
-            let said = run(program(name).args(args).arg("--help")).await;
-            assert_eq!(said.code, Some(0), "{example}: {}", said.err);
+            let output = run(program(name).args(args).arg("--help")).await;
+            assert_eq!(output.code, Some(0), "{example}: {}", output.err);
         }
     }
 }
 
 #[tokio::test]
-async fn version_is_that_of_the_package() {
-    let said = run(&mut program("--version")).await;
+async fn version_is_the_package_version() {
+    let output = run(&mut program("--version")).await;
     let version = format!("tower-spiffe {}\n", env!("CARGO_PKG_VERSION"));
-    assert_eq!((said.code, said.out), (Some(0), version));
+    assert_eq!((output.code, output.out), (Some(0), version));
 }
 
 #[tokio::test]
-async fn completions_know_every_subcommand() {
+async fn completions_contain_every_subcommand() {
     for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
-        let said = run(program("completions").arg(shell)).await;
-        assert_eq!(said.code, Some(0), "{shell}: {}", said.err);
+        let output = run(program("completions").arg(shell)).await;
+        assert_eq!(output.code, Some(0), "{shell}: {}", output.err);
         for name in SUBCOMMANDS {
-            assert!(said.out.contains(name), "{shell}: no {name}");
+            assert!(output.out.contains(name), "{shell}: no {name}");
         }
-        assert!(said.out.contains("trust-domain"), "{shell}");
+        assert!(output.out.contains("trust-domain"), "{shell}");
     }
-    let said = run(program("completions").arg("tcsh")).await;
-    assert_eq!(said.code, Some(2), "{}", said.all());
+    let output = run(program("completions").arg("tcsh")).await;
+    assert_eq!(output.code, Some(2), "{}", output.all());
 }
 
 #[tokio::test]
 async fn no_command_is_an_error_with_help() {
-    let said = run(&mut Command::new(env!("CARGO_BIN_EXE_tower-spiffe"))).await;
-    assert_eq!(said.code, Some(2));
-    assert!(said.err.contains("Usage: tower-spiffe <COMMAND>"));
-    let said = run(&mut program("look")).await;
-    assert_eq!(said.code, Some(2));
-    assert!(said.err.contains("'look'"), "{}", said.err);
+    let output = run(&mut Command::new(env!("CARGO_BIN_EXE_tower-spiffe"))).await;
+    assert_eq!(output.code, Some(2));
+    assert!(output.err.contains("Usage: tower-spiffe <COMMAND>"));
+    let output = run(&mut program("look")).await;
+    assert_eq!(output.code, Some(2));
+    assert!(output.err.contains("'look'"), "{}", output.err);
 }
 
 #[tokio::test]
@@ -92,21 +96,21 @@ async fn errors_do_not_repeat_tokens() {
             vec!["agent", "--token-life", token],
             vec!["completions", token],
         ] {
-            let said = run(program(args[0]).args(&args[1..])).await;
-            assert_eq!(said.code, Some(2), "{args:?}: {}", said.all());
-            assert!(!said.all().contains(token), "{args:?}: {}", said.err);
-            assert!(said.err.contains("hidden"), "{args:?}: {}", said.err);
+            let output = run(program(args[0]).args(&args[1..])).await;
+            assert_eq!(output.code, Some(2), "{args:?}: {}", output.all());
+            assert!(!output.all().contains(token), "{args:?}: {}", output.err);
+            assert!(output.err.contains("hidden"), "{args:?}: {}", output.err);
         }
     }
-    // Other values are named.
-    let said = run(program("explain").args(["--leeway", "ten"])).await;
-    assert!(said.err.contains("'ten'"), "{}", said.err);
+    // Other values are printed.
+    let output = run(program("explain").args(["--leeway", "ten"])).await;
+    assert!(output.err.contains("'ten'"), "{}", output.err);
 }
 
 #[tokio::test]
-async fn last_value_of_an_option_counts() {
-    let said = run(program("agent").args(["--for", "600", "--for", "1", "--tcp", "--tcp"])).await;
-    assert_eq!(said.code, Some(0), "{}", said.all());
+async fn last_value_of_an_option_is_used() {
+    let output = run(program("agent").args(["--for", "600", "--for", "1", "--tcp", "--tcp"])).await;
+    assert_eq!(output.code, Some(0), "{}", output.all());
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ fn explain(name: &str, document: &[u8], more: &[&str], input: &str) -> (i32, Str
 const TD: [&str; 2] = ["--trust-domain", "td.test"];
 
 #[test]
-fn e29_explain_names_files_of_other_kinds() {
+fn e29_explain_identifies_other_file_kinds() {
     let jwk = es256().jwk().to_string();
     let cases = [
         (
@@ -39,9 +39,12 @@ fn e29_explain_names_files_of_other_kinds() {
     for (n, (document, why)) in cases.iter().enumerate() {
         for more in [&TD[..], &[]] {
             let name = format!("kind-{n}");
-            let (code, said) = explain(&name, document.as_bytes(), more, &es256().token());
-            assert!(code == 2 && said.contains(why), "{document}: {said}");
-            assert!(!said.contains("eyJ") && !said.contains("MIIB"), "{said}");
+            let (code, output) = explain(&name, document.as_bytes(), more, &es256().token());
+            assert!(code == 2 && output.contains(why), "{document}: {output}");
+            assert!(
+                !output.contains("eyJ") && !output.contains("MIIB"),
+                "{output}"
+            );
         }
     }
 }
@@ -49,8 +52,8 @@ fn e29_explain_names_files_of_other_kinds() {
 #[test]
 fn e29_explain_skips_a_byte_order_mark() {
     let document = format!("\u{feff}{}", json!({"keys": [es256().jwk()]}));
-    let (code, said) = explain("bom", document.as_bytes(), &TD, &es256().token());
-    assert_eq!(code, 0, "{said}");
+    let (code, output) = explain("bom", document.as_bytes(), &TD, &es256().token());
+    assert_eq!(code, 0, "{output}");
 }
 
 #[test]
@@ -59,13 +62,13 @@ fn e29_explain_names_x509_keys() {
     x509["use"] = json!("x509-svid");
     x509.as_object_mut().unwrap().remove("kid");
     let document = json!({"keys": [x509, es256().jwk()]}).to_string();
-    let (code, said) = explain("x509", document.as_bytes(), &TD, &es256().token());
-    assert_eq!(code, 0, "{said}");
+    let (code, output) = explain("x509", document.as_bytes(), &TD, &es256().token());
+    assert_eq!(code, 0, "{output}");
     assert!(
-        said.contains("element 0 (no kid) is ignored: an X.509-SVID key"),
-        "{said}"
+        output.contains("element 0 (no kid) is ignored: an X.509-SVID key"),
+        "{output}"
     );
-    assert!(!said.contains("`kid` is missing"), "{said}");
+    assert!(!output.contains("`kid` is missing"), "{output}");
 }
 
 #[test]
@@ -77,26 +80,32 @@ fn e29_explain_requires_one_token() {
         let svids: Vec<_> = svids.iter().map(|svid| json!({"svid": svid})).collect();
         json!([{"svids": svids}, {"bundles": {"spiffe://td.test": "eyJrZXlzIjpbXX0="}}]).to_string()
     };
-    let (code, said) = explain(&printed(&[&token]));
-    assert!(code == 0 && said.contains("JSON with one token"), "{said}");
-    let (code, said) = explain(&printed(&[&token, &token]));
-    assert!(code == 2 && said.contains("JSON with 2 tokens"), "{said}");
-    assert!(!said.contains("eyJ"), "{said}");
+    let (code, output) = explain(&printed(&[&token]));
+    assert!(
+        code == 0 && output.contains("JSON with one token"),
+        "{output}"
+    );
+    let (code, output) = explain(&printed(&[&token, &token]));
+    assert!(
+        code == 2 && output.contains("JSON with 2 tokens"),
+        "{output}"
+    );
+    assert!(!output.contains("eyJ"), "{output}");
 }
 
 #[test]
 fn e23_explain_skips_bad_entries_of_a_map() {
     let keys = json!({"keys": [es256().jwk()]});
     let document = json!({"td.test": keys, "Other.Test": keys, "broken.test": {}}).to_string();
-    let (code, said) = explain("names", document.as_bytes(), &[], &es256().token());
-    assert_eq!(code, 0, "{said}");
+    let (code, output) = explain("names", document.as_bytes(), &[], &es256().token());
+    assert_eq!(code, 0, "{output}");
     assert!(
-        said.contains("skipped: trust domain \"Other.Test\": "),
-        "{said}"
+        output.contains("skipped: trust domain \"Other.Test\": "),
+        "{output}"
     );
     assert!(
-        said.contains("skipped: trust domain \"broken.test\": "),
-        "{said}"
+        output.contains("skipped: trust domain \"broken.test\": "),
+        "{output}"
     );
 }
 
@@ -107,14 +116,14 @@ fn e19_explain_reads_null_as_no_keys() {
         (r#"{"td.test": {"keys": null}}"#, &[]),
         (r#"{"trust_domains": {"td.test": {"keys": null}}}"#, &[]),
     ] {
-        let (code, said) = explain("null", document.as_bytes(), more, &es256().token());
+        let (code, output) = explain("null", document.as_bytes(), more, &es256().token());
         assert!(
-            code == 1 && said.ends_with("rejected: key-unknown\n"),
-            "{said}"
+            code == 1 && output.ends_with("rejected: key-unknown\n"),
+            "{output}"
         );
     }
-    let (code, said) = explain("empty", b"", &TD, &es256().token());
-    assert_eq!(code, 2, "{said}");
+    let (code, output) = explain("empty", b"", &TD, &es256().token());
+    assert_eq!(code, 2, "{output}");
 }
 
 #[test]
@@ -126,20 +135,20 @@ fn e34_explain_checks_tokens_without_kid() {
             .collect();
         json!({ "keys": keys }).to_string()
     };
-    let (code, said) = explain("four", keys(4).as_bytes(), &TD, &unnamed);
-    assert_eq!(code, 0, "{said}");
-    let (code, said) = explain("five", keys(5).as_bytes(), &TD, &unnamed);
+    let (code, output) = explain("four", keys(4).as_bytes(), &TD, &unnamed);
+    assert_eq!(code, 0, "{output}");
+    let (code, output) = explain("five", keys(5).as_bytes(), &TD, &unnamed);
     assert!(
-        code == 1 && said.ends_with("rejected: key-unknown\n"),
-        "{said}"
+        code == 1 && output.ends_with("rejected: key-unknown\n"),
+        "{output}"
     );
     assert!(
-        said.contains("without a kid, one to four of them must fit alg"),
-        "{said}"
+        output.contains("without a kid, one to four of them must fit alg"),
+        "{output}"
     );
 }
 
-/// The formats of other tools, guessed and by option, each as a server reads it.
+/// The formats of other tools, detected and by option.
 #[test]
 fn h08_explain_reads_the_formats_of_files() {
     use base64::Engine as _;
@@ -156,24 +165,24 @@ fn h08_explain_reads_the_formats_of_files() {
     ] {
         for more in [&[][..], &["--format", format]] {
             let document = document.to_string();
-            let (code, said) = explain(format, document.as_bytes(), more, &token);
-            assert_eq!(code, 0, "{format}: {said}");
-            assert!(!said.contains("eyJ"), "{said}");
+            let (code, output) = explain(format, document.as_bytes(), more, &token);
+            assert_eq!(code, 0, "{format}: {output}");
+            assert!(!output.contains("eyJ"), "{output}");
         }
     }
     let wrapped = json!({"trust_domains": {"td.test": set}}).to_string();
     let by_option = ["--format", "jwks-map"];
-    let (code, said) = explain("wrapped", wrapped.as_bytes(), &by_option, &token);
-    assert_eq!(code, 0, "{said}");
+    let (code, output) = explain("wrapped", wrapped.as_bytes(), &by_option, &token);
+    assert_eq!(code, 0, "{output}");
     jwk["use"] = json!("sig");
     let of_issuer = json!({"keys": [jwk]}).to_string();
-    let (code, said) = explain("sig", of_issuer.as_bytes(), &TD, &token);
-    assert_eq!(code, 0, "{said}");
+    let (code, output) = explain("sig", of_issuer.as_bytes(), &TD, &token);
+    assert_eq!(code, 0, "{output}");
     jwk["use"] = json!("enc");
     let unusable = json!({"keys": [jwk]}).to_string();
-    let (code, said) = explain("enc", unusable.as_bytes(), &TD, &token);
+    let (code, output) = explain("enc", unusable.as_bytes(), &TD, &token);
     assert!(
-        code == 1 && said.contains("none of its keys is usable"),
-        "{said}"
+        code == 1 && output.contains("none of its keys is usable"),
+        "{output}"
     );
 }

@@ -56,7 +56,7 @@ impl Signer {
     }
 }
 
-/// The signer whose key the bundles have.
+/// A signer whose key is in the bundles.
 pub(crate) fn es256() -> Signer {
     static ISSUER: LazyLock<Issuer> = LazyLock::new(|| Issuer::new("td.test").unwrap());
     Signer {
@@ -65,8 +65,8 @@ pub(crate) fn es256() -> Signer {
     }
 }
 
-/// A signer whose key no bundle has.
-fn stranger() -> Signer {
+/// A signer whose key is not in the bundles.
+fn unknown_signer() -> Signer {
     static ISSUER: LazyLock<Issuer> = LazyLock::new(|| Issuer::new("td.test").unwrap());
     Signer {
         issuer: &ISSUER,
@@ -74,12 +74,12 @@ fn stranger() -> Signer {
     }
 }
 
-/// The claims of a good token.
+/// The claims of a valid token.
 pub(crate) fn claims() -> Value {
     json!({"sub": SUBJECT, "aud": [AUDIENCE], "exp": NOW + 300, "iat": NOW})
 }
 
-/// The claims of a good token, one of them changed.
+/// The claims of a valid token, with one changed.
 fn claims_with(name: &str, value: Value) -> Value {
     let mut claims = claims();
     claims[name] = value;
@@ -97,12 +97,12 @@ pub(crate) fn run<A: AsRef<OsStr>>(args: &[A], input: &[u8]) -> (i32, String) {
         .unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let input = input.to_vec();
-    // In parallel with reading: a pipe holds less than all cases.
+    // On a thread, because a pipe cannot hold all cases.
     let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
-    let output = child.wait_with_output().unwrap();
+    let ended = child.wait_with_output().unwrap();
     writer.join().unwrap();
-    let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
-    (output.status.code().unwrap(), said.concat())
+    let output = [ended.stdout, ended.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+    (ended.status.code().unwrap(), output.concat())
 }
 
 /// A file that is removed on drop.
@@ -131,14 +131,14 @@ fn jwks() -> Value {
 }
 
 fn explain(more: &[&str], token: &str) -> (i32, String) {
-    let (code, said) = explain_bytes(more, token.as_bytes());
+    let (code, output) = explain_bytes(more, token.as_bytes());
     for part in token.split('.').filter(|part| part.len() >= 16) {
         assert!(
-            !said.contains(&part[..16]),
-            "a part of the token was printed: {said}"
+            !output.contains(&part[..16]),
+            "a part of the token was printed: {output}"
         );
     }
-    (code, said)
+    (code, output)
 }
 
 fn explain_bytes(more: &[&str], token: &[u8]) -> (i32, String) {
@@ -170,9 +170,12 @@ pub(crate) fn explain_file(
 #[test]
 fn valid_token_passes_every_check() {
     for around in ["", "\n", "\r\n"] {
-        let (code, said) = explain(&[], &format!("{}{around}", es256().token()));
-        assert_eq!(code, 0, "{said}");
-        assert!(said.contains("accepted: spiffe://td.test/web"), "{said}");
+        let (code, output) = explain(&[], &format!("{}{around}", es256().token()));
+        assert_eq!(code, 0, "{output}");
+        assert!(
+            output.contains("accepted: spiffe://td.test/web"),
+            "{output}"
+        );
         let checks = [
             "length",
             "form",
@@ -189,23 +192,25 @@ fn valid_token_passes_every_check() {
         ];
         for check in checks {
             assert!(
-                said.contains(&format!("  ok     {check:<13} found: ")),
-                "{check}: {said}"
+                output.contains(&format!("  ok     {check:<13} found: ")),
+                "{check}: {output}"
             );
         }
-        assert!(said.contains("element 1 (\"tomorrow\") is ignored: `kty` is neither EC nor RSA"));
+        assert!(
+            output.contains("element 1 (\"tomorrow\") is ignored: `kty` is neither EC nor RSA")
+        );
     }
-    let (code, said) = explain(&[], &format!("Bearer {}", es256().token()));
+    let (code, output) = explain(&[], &format!("Bearer {}", es256().token()));
     assert!(
-        code == 0 && said.contains("note:    `Bearer` before the token"),
-        "{said}"
+        code == 0 && output.contains("note:    `Bearer` before the token"),
+        "{output}"
     );
 }
 
 #[test]
 fn rejected_token_names_check_and_fix() {
     let signer = es256();
-    let stranger = stranger();
+    let unknown = unknown_signer();
     for (token, class, check) in [
         (
             signer.sign(&claims_with("exp", json!(NOW - 40))),
@@ -232,9 +237,9 @@ fn rejected_token_names_check_and_fix() {
             "trust-domain-unknown",
             "trust domain",
         ),
-        (stranger.token(), "key-unknown", "key"),
+        (unknown.token(), "key-unknown", "key"),
         (
-            self::stranger().with_key_id("p256").token(),
+            unknown_signer().with_key_id("p256").token(),
             "signature",
             "signature",
         ),
@@ -242,23 +247,26 @@ fn rejected_token_names_check_and_fix() {
         (String::new(), "malformed-token", "form"),
         ("x".repeat(9000), "too-long", "length"),
     ] {
-        let (code, said) = explain(&[], &token);
-        assert_eq!(code, 1, "{said}");
-        assert!(said.ends_with(&format!("rejected: {class}\n")), "{said}");
+        let (code, output) = explain(&[], &token);
+        assert_eq!(code, 1, "{output}");
         assert!(
-            said.contains(&format!("  FAILED {check:<13} found: ")),
-            "{said}"
+            output.ends_with(&format!("rejected: {class}\n")),
+            "{output}"
         );
         assert!(
-            said.contains("to fix: ") && said.contains("expected: "),
-            "{said}"
+            output.contains(&format!("  FAILED {check:<13} found: ")),
+            "{output}"
         );
-        assert_eq!(said.matches("FAILED").count(), 1, "{said}");
+        assert!(
+            output.contains("to fix: ") && output.contains("expected: "),
+            "{output}"
+        );
+        assert_eq!(output.matches("FAILED").count(), 1, "{output}");
     }
-    let (_, said) = explain(&[], &signer.sign(&claims_with("exp", json!(NOW - 40))));
+    let (_, output) = explain(&[], &signer.sign(&claims_with("exp", json!(NOW - 40))));
     assert!(
-        said.contains("40 s ago (now is 1790000000)") && said.contains("10 s of leeway"),
-        "{said}"
+        output.contains("40 s ago (now is 1790000000)") && output.contains("10 s of leeway"),
+        "{output}"
     );
     let (code, _) = explain(
         &["--leeway", "41"],
@@ -279,36 +287,42 @@ fn unreadable_claim_does_not_hide_others() {
             )
         };
         let claims = put(claims_with("n", json!(1)));
-        let (code, said) = explain(
+        let (code, output) = explain(
             &[],
             &signer.sign_texts(&signer.header().to_string(), &claims),
         );
-        assert_eq!(code, 0, "{said}");
+        assert_eq!(code, 0, "{output}");
         assert!(
-            said.contains("found: sub \"spiffe://td.test/web\", aud"),
-            "{said}"
+            output.contains("found: sub \"spiffe://td.test/web\", aud"),
+            "{output}"
         );
-        assert!(said.contains("300 s from now"), "{said}");
+        assert!(output.contains("300 s from now"), "{output}");
 
         let header = put(signer.header());
-        let (code, said) = explain(&[], &signer.sign_texts(&header, &claims));
-        assert!(code == 1 && said.ends_with("rejected: header\n"), "{said}");
+        let (code, output) = explain(&[], &signer.sign_texts(&header, &claims));
         assert!(
-            said.contains("found: alg \"ES256\", kid \"p256\", odd "),
-            "{said}"
+            code == 1 && output.ends_with("rejected: header\n"),
+            "{output}"
         );
-        assert!(said.len() < 3000, "{} bytes", said.len());
+        assert!(
+            output.contains("found: alg \"ES256\", kid \"p256\", odd "),
+            "{output}"
+        );
+        assert!(output.len() < 3000, "{} bytes", output.len());
     }
-    // A number out of range is shown as it is written.
+    // A number out of range is printed as written.
     let claims = claims()
         .to_string()
         .replace(&(NOW + 300).to_string(), "1e999");
-    let (code, said) = explain(
+    let (code, output) = explain(
         &[],
         &signer.sign_texts(&signer.header().to_string(), &claims),
     );
-    assert!(code == 1 && said.ends_with("rejected: claims\n"), "{said}");
-    assert!(said.contains("exp 1e999, nbf absent"), "{said}");
+    assert!(
+        code == 1 && output.ends_with("rejected: claims\n"),
+        "{output}"
+    );
+    assert!(output.contains("exp 1e999, nbf absent"), "{output}");
 }
 
 #[test]
@@ -317,13 +331,16 @@ fn binary_token_is_checked_by_its_length() {
         (3000, "malformed-token", "form"),
         (9000, "too-long", "length"),
     ] {
-        let (code, said) = explain_bytes(&[], &vec![0xff; len]);
-        assert_eq!(code, 1, "{said}");
+        let (code, output) = explain_bytes(&[], &vec![0xff; len]);
+        assert_eq!(code, 1, "{output}");
         assert!(
-            said.contains(&format!("  FAILED {check:<13} found: ")),
-            "{said}"
+            output.contains(&format!("  FAILED {check:<13} found: ")),
+            "{output}"
         );
-        assert!(said.ends_with(&format!("rejected: {class}\n")), "{said}");
+        assert!(
+            output.ends_with(&format!("rejected: {class}\n")),
+            "{output}"
+        );
     }
 }
 
@@ -335,12 +352,12 @@ fn long_list_of_keys_is_shortened() {
     let document = json!({"td.test": {"keys": keys}}).to_string();
     let explain =
         |token: String| explain_file("hundreds", document.as_bytes(), &[], token.as_bytes());
-    let (code, said) = explain(signer.token());
+    let (code, output) = explain(signer.token());
     assert!(
-        code == 1 && said.ends_with("rejected: key-unknown\n"),
-        "{said}"
+        code == 1 && output.ends_with("rejected: key-unknown\n"),
+        "{output}"
     );
-    assert!(said.contains("\"key-019\" and 480 more\n"), "{said}");
+    assert!(output.contains("\"key-019\" and 480 more\n"), "{output}");
     let known = es256().with_key_id("key-499").token();
     assert_eq!(explain(known).0, 0);
 }
@@ -369,10 +386,10 @@ fn each_format_is_read_and_detected() {
     assert_eq!(explain("c", &map, &[]).0, 0);
     assert_eq!(explain("d", &bundle_map, &[]).0, 0);
     // A SPIFFE bundle requires `use`.
-    let (code, said) = explain("e", &jwks(), &[td, &["--format", "bundle"]].concat());
+    let (code, output) = explain("e", &jwks(), &[td, &["--format", "bundle"]].concat());
     assert!(
-        code == 1 && said.contains("rejected: key-unknown"),
-        "{said}"
+        code == 1 && output.contains("rejected: key-unknown"),
+        "{output}"
     );
     for (name, document, more, why) in [
         ("f", jwks(), &[][..], "--trust-domain is missing"),
@@ -397,15 +414,15 @@ fn each_format_is_read_and_detected() {
             "twice",
         ),
     ] {
-        let (code, said) = explain(name, &document, more);
-        assert!(code == 2 && said.contains(why), "{why}: {said}");
+        let (code, output) = explain(name, &document, more);
+        assert!(code == 2 && output.contains(why), "{why}: {output}");
     }
 }
 
 #[test]
 fn invalid_command_line_exits_with_2() {
     for (args, why) in [
-        (&[][..], "--bundles <FILE>"),
+        (&[][..], "--bundles <FILE|URL>"),
         (&["--bundles", "x"], "--audience <AUD>"),
         (&["--bundles"], "a value is required"),
         (
@@ -428,37 +445,40 @@ fn invalid_command_line_exits_with_2() {
         ),
         (&["eyJhbGciOiJFUzI1NiJ9"], "unexpected argument"),
     ] {
-        let (code, said) = run(args, b"");
-        assert_eq!(code, 2, "{said}");
-        assert!(said.contains(why), "{why}: {said}");
-        assert!(!said.contains("eyJ"), "an argument was repeated");
+        let (code, output) = run(args, b"");
+        assert_eq!(code, 2, "{output}");
+        assert!(output.contains(why), "{why}: {output}");
+        assert!(!output.contains("eyJ"), "an argument was repeated");
     }
 }
 
 #[cfg(unix)]
 #[test]
-fn file_names_may_be_other_than_utf8() {
+fn file_names_may_be_invalid_utf8() {
     use std::os::unix::ffi::OsStrExt as _;
 
     let odd = OsStr::from_bytes(b"eyJ\xff");
-    let (code, said) = run(&[odd], b"");
-    assert!(code == 2 && said.contains("unexpected argument"), "{said}");
-    assert!(!said.contains("eyJ"), "an argument was repeated");
+    let (code, output) = run(&[odd], b"");
+    assert!(
+        code == 2 && output.contains("unexpected argument"),
+        "{output}"
+    );
+    assert!(!output.contains("eyJ"), "an argument was repeated");
     let args = [
         "--bundles".as_ref(),
         odd,
         "--audience".as_ref(),
         "a".as_ref(),
     ];
-    let (code, said) = run::<&OsStr>(&args, b"");
-    assert!(code == 2 && said.contains("cannot read eyJ"), "{said}");
+    let (code, output) = run::<&OsStr>(&args, b"");
+    assert!(code == 2 && output.contains("cannot read eyJ"), "{output}");
 }
 
 #[test]
-fn jsonl_gives_every_vector_its_reason() {
+fn jsonl_returns_the_reason_of_every_vector() {
     let cases = VECTORS["cases"].as_array().unwrap();
     let mut lines = Vec::new();
-    let mut asked = Vec::new();
+    let mut sent = Vec::new();
     for case in cases {
         let mut line = json!({
             "bundles": VECTORS["bundles"][case["bundles"].as_str().unwrap()],
@@ -469,20 +489,20 @@ fn jsonl_gives_every_vector_its_reason() {
                 line[name] = case[name].clone();
             }
         }
-        // Each twice, so that the cache is used.
+        // Each case twice, so that the second one uses the cache.
         for _ in 0..2 {
             writeln!(lines, "{line}").unwrap();
-            asked.push(case);
+            sent.push(case);
         }
     }
-    let (code, said) = run::<&str>(&["--jsonl"], &lines);
+    let (code, output) = run::<&str>(&["--jsonl"], &lines);
     assert_eq!(code, 0);
-    let answers: Vec<Value> = said
+    let answers: Vec<Value> = output
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
-    assert_eq!(answers.len(), asked.len());
-    for (case, answer) in asked.iter().zip(&answers) {
+    assert_eq!(answers.len(), sent.len());
+    for (case, answer) in sent.iter().zip(&answers) {
         let expect = &case["expect"];
         assert_eq!(answer["ok"], json!(expect == "ok"), "{}", case["id"]);
         let or = case["or"]
@@ -535,12 +555,12 @@ fn invalid_line_is_reported_and_the_next_checked() {
         writeln!(lines, "{line}\n{good}").unwrap();
     }
     lines.extend(b"\xff\xfe\n");
-    // The last line may have no end.
+    // The last line may have no newline.
     lines.extend(good.to_string().as_bytes());
-    let (code, said) = run::<&str>(&["--jsonl"], &lines);
+    let (code, output) = run::<&str>(&["--jsonl"], &lines);
     assert_eq!(code, 0);
-    assert!(!said.contains("eyJ"), "a token was printed");
-    let answers: Vec<Value> = said
+    assert!(!output.contains("eyJ"), "a token was printed");
+    let answers: Vec<Value> = output
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
@@ -568,9 +588,9 @@ fn time_of_a_line_is_exact_to_the_second() {
     let answer = |now: Value| -> Value {
         let line = json!({"token": token, "bundles": {"td.test": jwks()},
                           "audience": AUDIENCE, "now": now, "leeway": 0});
-        let (code, said) = run::<&str>(&["--jsonl"], line.to_string().as_bytes());
+        let (code, output) = run::<&str>(&["--jsonl"], line.to_string().as_bytes());
         assert_eq!(code, 0);
-        serde_json::from_str::<Value>(&said).unwrap()["reason"].clone()
+        serde_json::from_str::<Value>(&output).unwrap()["reason"].clone()
     };
     assert_eq!(answer(json!(far - 1)), "ok");
     assert_eq!(answer(json!(far)), "expired");

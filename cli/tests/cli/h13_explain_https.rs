@@ -8,13 +8,13 @@ use crate::explain::{AUDIENCE, NOW, es256, run};
 
 const ENDPOINT: &str = "spiffe://td.test/spire/server";
 
-struct World {
+struct Fixture {
     ca: Ca,
     server: Server,
     dir: TempDir,
 }
 
-impl World {
+impl Fixture {
     async fn new() -> Self {
         let ca = Ca::new();
         let server = Server::start(ca.for_host("localhost")).await;
@@ -34,7 +34,7 @@ impl World {
         self.dir.join(name).to_str().unwrap().to_owned()
     }
 
-    /// Explains a valid token with the bundles at this URL.
+    /// Explains a valid token with the bundles at `url`.
     async fn explain(&self, url: &str, more: &[&str]) -> (i32, String) {
         let now = NOW.to_string();
         let args = ["--audience", AUDIENCE, "--now", &now, "--bundles", url];
@@ -42,9 +42,9 @@ impl World {
         let token = es256().token().into_bytes();
         // The server runs on this thread.
         let ended = tokio::task::spawn_blocking(move || run(&args, &token));
-        let (code, said) = ended.await.unwrap();
-        assert!(!said.contains("eyJ"), "a token was printed");
-        (code, said)
+        let (code, output) = ended.await.unwrap();
+        assert!(!output.contains("eyJ"), "a token was printed");
+        (code, output)
     }
 }
 
@@ -52,63 +52,68 @@ const TD: [&str; 2] = ["--trust-domain", "td.test"];
 
 #[tokio::test]
 async fn h13_explain_reads_each_kind_of_url() {
-    let world = World::new().await;
-    let (ca, bootstrap) = (world.path("ca.pem"), world.path("bootstrap.json"));
-    std::fs::write(&bootstrap, world.bundle()).unwrap();
+    let fixture = Fixture::new().await;
+    let (ca, bootstrap) = (fixture.path("ca.pem"), fixture.path("bootstrap.json"));
+    std::fs::write(&bootstrap, fixture.bundle()).unwrap();
     let mut sig = es256().jwk();
     sig["use"] = json!("sig");
     let jwks = json!({"keys": [sig, {"kty": "AKP", "kid": "tomorrow"}]}).to_string();
     let discovery = json!({
-        "issuer": world.server.url(""), "jwks_uri": world.server.url("/keys"),
+        "issuer": fixture.server.url(""), "jwks_uri": fixture.server.url("/keys"),
     });
-    let bundle = world.bundle();
-    world.server.script(move |path| match path {
+    let bundle = fixture.bundle();
+    fixture.server.script(move |path| match path {
         "/keys" => Reply::json(&jwks),
         "/.well-known/openid-configuration" => Reply::json(discovery.to_string()),
         _ => Reply::json(&bundle),
     });
     for (url, kind, what) in [
-        (world.server.url("/keys"), "--jwks", "read as a JWK Set"),
-        (world.server.url(""), "--oidc", "read as an OIDC issuer"),
+        (fixture.server.url("/keys"), "--jwks", "read as a JWK Set"),
+        (fixture.server.url(""), "--oidc", "read as an OIDC issuer"),
     ] {
         let args = [&TD[..], &[kind, "--ca", &ca]].concat();
-        let (code, said) = world.explain(&url, &args).await;
-        assert_eq!(code, 0, "{said}");
-        assert!(said.contains(what) && said.contains(&url), "{said}");
-        assert!(said.contains("(\"tomorrow\") is ignored"), "{said}");
+        let (code, output) = fixture.explain(&url, &args).await;
+        assert_eq!(code, 0, "{output}");
+        assert!(output.contains(what) && output.contains(&url), "{output}");
+        assert!(output.contains("(\"tomorrow\") is ignored"), "{output}");
     }
-    let endpoint = world.server.url("/bundle");
+    let endpoint = fixture.server.url("/bundle");
     let web = [&TD[..], &["--https-web", "--ca", &ca]].concat();
-    let (code, said) = world.explain(&endpoint, &web).await;
-    assert_eq!(code, 0, "{said}");
-    assert!(said.contains("  spiffe_sequence 7\n"), "{said}");
+    let (code, output) = fixture.explain(&endpoint, &web).await;
+    assert_eq!(code, 0, "{output}");
+    assert!(output.contains("  spiffe_sequence 7\n"), "{output}");
     // A bundle endpoint is strict about `use`.
-    let (code, said) = world.explain(&world.server.url("/keys"), &web).await;
-    assert_eq!(code, 1, "{said}");
-    assert!(said.contains("no key of the document is usable"), "{said}");
+    let (code, output) = fixture.explain(&fixture.server.url("/keys"), &web).await;
+    assert_eq!(code, 1, "{output}");
+    assert!(
+        output.contains("no key of the document is usable"),
+        "{output}"
+    );
 
-    world.server.certificate(world.ca.for_ids(&[ENDPOINT]));
+    fixture.server.certificate(fixture.ca.for_ids(&[ENDPOINT]));
     let spiffe = ["--https-spiffe", ENDPOINT, "--bootstrap", &bootstrap];
-    let (code, said) = world.explain(&endpoint, &[&TD[..], &spiffe].concat()).await;
-    assert_eq!(code, 0, "{said}");
+    let (code, output) = fixture
+        .explain(&endpoint, &[&TD[..], &spiffe].concat())
+        .await;
+    assert_eq!(code, 0, "{output}");
     let other = "spiffe://td.test/other";
     let args = ["--https-spiffe", other, "--bootstrap", &bootstrap];
-    let (code, said) = world.explain(&endpoint, &[&TD[..], &args].concat()).await;
-    assert_eq!(code, 2, "{said}");
-    assert!(said.contains("is not the configured one"), "{said}");
+    let (code, output) = fixture.explain(&endpoint, &[&TD[..], &args].concat()).await;
+    assert_eq!(code, 2, "{output}");
+    assert!(output.contains("is not the configured one"), "{output}");
 }
 
 #[tokio::test]
 async fn h13_explain_names_the_cause_of_failed_polls() {
-    let world = World::new().await;
-    let ca = world.path("ca.pem");
-    let url = world.server.url("/keys");
+    let fixture = Fixture::new().await;
+    let ca = fixture.path("ca.pem");
+    let url = fixture.server.url("/keys");
     let jwks = [&TD[..], &["--jwks", "--ca", &ca]].concat();
     for (reply, why) in [
         (Reply::status("403 Forbidden"), "HTTP status 403"),
         (
             Reply::json("<html>log in</html>"),
-            "check whether the URL is what the option says",
+            "check whether the URL is of the kind that the option names",
         ),
         (Reply::redirect("http://localhost/"), "scheme is not https"),
         (
@@ -116,37 +121,42 @@ async fn h13_explain_names_the_cause_of_failed_polls() {
             "compressed",
         ),
     ] {
-        world.server.answer(reply);
-        let (code, said) = world.explain(&url, &jwks).await;
-        assert_eq!(code, 2, "{said}");
-        assert!(said.starts_with(&format!("explain: {url}: ")), "{said}");
-        assert!(said.contains(why), "{said}");
+        fixture.server.answer(reply);
+        let (code, output) = fixture.explain(&url, &jwks).await;
+        assert_eq!(code, 2, "{output}");
+        assert!(output.starts_with(&format!("explain: {url}: ")), "{output}");
+        assert!(output.contains(why), "{output}");
     }
     let discovery = json!({"issuer": "https://x.test", "jwks_uri": url});
-    world.server.answer(Reply::json(discovery.to_string()));
+    fixture.server.answer(Reply::json(discovery.to_string()));
     let oidc = [&TD[..], &["--oidc", "--ca", &ca]].concat();
-    let (_, said) = world.explain(&world.server.url(""), &oidc).await;
-    assert!(said.contains("`issuer` is not exactly"), "{said}");
+    let (_, output) = fixture.explain(&fixture.server.url(""), &oidc).await;
+    assert!(output.contains("`issuer` is not exactly"), "{output}");
     // Without the CA.
-    let (code, said) = world.explain(&url, &[&TD[..], &["--jwks"]].concat()).await;
-    assert_eq!(code, 2, "{said}");
-    assert!(said.contains("TLS handshake failed"), "{said}");
-    assert!(said.contains("add its root certificate by --ca"), "{said}");
-    let (_, said) = world
+    let (code, output) = fixture
+        .explain(&url, &[&TD[..], &["--jwks"]].concat())
+        .await;
+    assert_eq!(code, 2, "{output}");
+    assert!(output.contains("TLS handshake failed"), "{output}");
+    assert!(
+        output.contains("add its root certificate with --ca"),
+        "{output}"
+    );
+    let (_, output) = fixture
         .explain("https://localhost:1/", &[&TD[..], &["--jwks"]].concat())
         .await;
-    assert!(said.contains("the connection failed"), "{said}");
+    assert!(output.contains("the connection failed"), "{output}");
 }
 
 #[tokio::test]
 async fn h13_explain_rejects_options_that_do_not_fit() {
-    let world = World::new().await;
-    let file = world.path("bundle.json");
-    let ca = world.path("ca.pem");
+    let fixture = Fixture::new().await;
+    let file = fixture.path("bundle.json");
+    let ca = fixture.path("ca.pem");
     std::fs::write(&file, json!({"keys": [es256().jwk()]}).to_string()).unwrap();
-    let url = world.server.url("/keys");
+    let url = fixture.server.url("/keys");
     let http = url.replace("https", "http");
-    let missing = world.path("missing");
+    let missing = fixture.path("missing");
     for (bundles, args, why) in [
         (&url, vec![], "--bundles is a URL: add --jwks"),
         (&url, vec!["--format", "jwks"], "--bundles is a URL"),
@@ -184,12 +194,12 @@ async fn h13_explain_rejects_options_that_do_not_fit() {
             "the PEM has no certificate",
         ),
     ] {
-        let (code, said) = world.explain(bundles, &[&TD[..], &args].concat()).await;
-        assert_eq!(code, 2, "{args:?}: {said}");
-        assert!(said.contains(why), "{args:?}: {said}");
+        let (code, output) = fixture.explain(bundles, &[&TD[..], &args].concat()).await;
+        assert_eq!(code, 2, "{args:?}: {output}");
+        assert!(output.contains(why), "{args:?}: {output}");
     }
-    let (code, said) = world.explain(&url, &["--jwks"]).await;
-    assert_eq!(code, 2, "{said}");
-    assert!(said.contains("--trust-domain is missing"), "{said}");
-    assert!(world.server.seen().is_empty());
+    let (code, output) = fixture.explain(&url, &["--jwks"]).await;
+    assert_eq!(code, 2, "{output}");
+    assert!(output.contains("--trust-domain is missing"), "{output}");
+    assert!(fixture.server.seen().is_empty());
 }

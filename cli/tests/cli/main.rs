@@ -1,4 +1,4 @@
-//! The program, run as a user runs it, with agents of the tests.
+//! Runs the program with embedded agents.
 
 #![allow(
     clippy::unwrap_used,

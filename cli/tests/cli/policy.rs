@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use tokio::process::Command;
 
-use crate::support::{Said, WEB, program, run};
+use crate::support::{Finished, WEB, program, run};
 
 const POLICY: &str = r#"
 [[rule]]
@@ -51,7 +51,7 @@ impl Files {
         command
     }
 
-    async fn check(&self, args: &[&str]) -> Said {
+    async fn check(&self, args: &[&str]) -> Finished {
         run(&mut self.command(&[&["check", "policy.toml"], args].concat())).await
     }
 }
@@ -65,12 +65,17 @@ impl Drop for Files {
 #[tokio::test]
 async fn p08_check_explains_rule_by_rule() {
     let files = Files::new("explains");
-    let said = files
+    let output = files
         .check(&["--caller", WEB, "--request", "GET /reports/7"])
         .await;
-    assert_eq!((said.code, &*said.err), (Some(0), ""), "{}", said.all());
     assert_eq!(
-        said.out,
+        (output.code, &*output.err),
+        (Some(0), ""),
+        "{}",
+        output.all()
+    );
+    assert_eq!(
+        output.out,
         "pattern: /reports/{id}\n\
          line 2 (reports): allows the request\n\
          line 8: is for other methods: DELETE\n\
@@ -78,18 +83,18 @@ async fn p08_check_explains_rule_by_rule() {
          1 rule is for other paths\n\
          decision: allowed\n"
     );
-    let said = files
+    let output = files
         .check(&["--caller", WEB, "--request", "DELETE /reports/7"])
         .await;
-    assert_eq!(said.code, Some(1));
+    assert_eq!(output.code, Some(1));
     let claim = "line 8: requires another claim: \"groups\" contains [\"ops\"]";
-    assert!(said.out.contains(claim), "{}", said.out);
+    assert!(output.out.contains(claim), "{}", output.out);
     let denied = "decision: denied, no rule of the policy file allows the claims of this caller";
-    assert!(said.out.contains(denied), "{}", said.out);
+    assert!(output.out.contains(denied), "{}", output.out);
 }
 
 #[tokio::test]
-async fn p08_check_exits_by_the_decision() {
+async fn p08_check_exit_code_is_the_decision() {
     let files = Files::new("codes");
     for (args, code, part) in [
         (
@@ -133,14 +138,14 @@ async fn p08_check_exits_by_the_decision() {
         ),
         (&[], 0, "valid, rules: 4"),
     ] {
-        let said = files.check(args).await;
-        assert_eq!(said.code, Some(code), "{args:?}: {}", said.all());
-        assert!(said.out.contains(part), "{args:?}: {}", said.out);
+        let output = files.check(args).await;
+        assert_eq!(output.code, Some(code), "{args:?}: {}", output.all());
+        assert!(output.out.contains(part), "{args:?}: {}", output.out);
     }
 }
 
 #[tokio::test]
-async fn p08_check_names_mistakes() {
+async fn p08_check_reports_mistakes() {
     let files = Files::new("mistakes");
     for (args, part) in [
         (&["--caller", WEB][..], "--request"),
@@ -168,21 +173,21 @@ async fn p08_check_names_mistakes() {
             "JSON object",
         ),
     ] {
-        let said = files.check(args).await;
-        assert_eq!(said.code, Some(2), "{args:?}: {}", said.all());
-        assert!(said.err.contains(part), "{args:?}: {}", said.err);
+        let output = files.check(args).await;
+        assert_eq!(output.code, Some(2), "{args:?}: {}", output.all());
+        assert!(output.err.contains(part), "{args:?}: {}", output.err);
     }
     files.write("policy.toml", "[[rule]]\npath = '/a'\nmethod = ['GET']\n");
-    let said = files.check(&[]).await;
-    assert_eq!(said.code, Some(2));
+    let output = files.check(&[]).await;
+    assert_eq!(output.code, Some(2));
     let part = "policy file policy.toml: line 3, column 1: unknown key \"method\"";
-    assert!(said.err.contains(part), "{}", said.err);
-    let said = run(&mut files.command(&["check", "missing.toml"])).await;
-    assert_eq!(said.code, Some(2));
+    assert!(output.err.contains(part), "{}", output.err);
+    let output = run(&mut files.command(&["check", "missing.toml"])).await;
+    assert_eq!(output.code, Some(2));
     assert!(
-        said.err.contains("missing.toml: it cannot be read"),
+        output.err.contains("missing.toml: it cannot be read"),
         "{}",
-        said.err
+        output.err
     );
 }
 
@@ -216,45 +221,50 @@ async fn p08_test_compares_decisions() {
         files.write("expectations.toml", text);
         run(&mut files.command(&["test", "policy.toml", "expectations.toml"])).await
     };
-    let said = test(EXPECTATIONS).await;
-    assert_eq!((said.code, &*said.err), (Some(0), ""), "{}", said.all());
-    assert!(
-        said.out.contains("expectations: 4, failed: 0"),
+    let output = test(EXPECTATIONS).await;
+    assert_eq!(
+        (output.code, &*output.err),
+        (Some(0), ""),
         "{}",
-        said.out
+        output.all()
     );
-    assert_eq!(said.out.matches("ok      line ").count(), 4);
-
-    let said = test(&EXPECTATIONS.replace("\"deny\"", "\"allow\"")).await;
-    assert_eq!(said.code, Some(1));
     assert!(
-        said.out.contains("expectations: 4, failed: 1"),
+        output.out.contains("expectations: 4, failed: 0"),
         "{}",
-        said.out
+        output.out
+    );
+    assert_eq!(output.out.matches("ok      line ").count(), 4);
+
+    let output = test(&EXPECTATIONS.replace("\"deny\"", "\"allow\"")).await;
+    assert_eq!(output.code, Some(1));
+    assert!(
+        output.out.contains("expectations: 4, failed: 1"),
+        "{}",
+        output.out
     );
     let part =
         "FAILED  line 13: /r.Reports/Get by spiffe://example.org/ops: expected allow, got deny";
-    assert!(said.out.contains(part), "{}", said.out);
+    assert!(output.out.contains(part), "{}", output.out);
     assert!(
-        said.out.contains("        line 19: is for other callers"),
+        output.out.contains("        line 19: is for other callers"),
         "{}",
-        said.out
+        output.out
     );
 
     for (text, part) in [
         ("", "expect"),
-        ("expect = []", "expects nothing"),
+        ("expect = []", "no expectations"),
         (
             "[[expect]]\ndecision = 'allow'",
-            "line 1: an expectation has one of `request`",
+            "line 1: an expectation needs either `request`",
         ),
         (
             "[[expect]]\nrequest = 'GET /'\ndecision = 'allow'",
-            "line 1: an expectation has one of `caller`",
+            "line 1: an expectation needs either `caller`",
         ),
         (
             "[[expect]]\nrequest = 'GET /'\nanonymous = true\nclaims = { a = 1 }\ndecision = 'deny'",
-            "no `claims`",
+            "cannot have `claims`",
         ),
         (
             "[[expect]]\nrequest = 'GET /'\ndecision = 'maybe'",
@@ -265,9 +275,9 @@ async fn p08_test_compares_decisions() {
             "line 2",
         ),
     ] {
-        let said = test(text).await;
-        assert_eq!(said.code, Some(2), "{text}: {}", said.all());
-        assert!(said.err.contains(part), "{text}: {}", said.err);
+        let output = test(text).await;
+        assert_eq!(output.code, Some(2), "{text}: {}", output.all());
+        assert!(output.err.contains(part), "{text}: {}", output.err);
     }
 }
 
@@ -278,19 +288,19 @@ async fn p08_test_passes_for_the_example() {
     command
         .args(["test", "policy.toml", "expectations.toml"])
         .current_dir(dir);
-    let said = run(&mut command).await;
-    assert_eq!(said.code, Some(0), "{}", said.all());
+    let output = run(&mut command).await;
+    assert_eq!(output.code, Some(0), "{}", output.all());
 }
 
 #[tokio::test]
 async fn p08_subcommands_have_help_and_examples() {
     for name in ["check", "test"] {
-        let said = run(program("policy").args([name, "--help"])).await;
-        assert_eq!((said.code, &*said.err), (Some(0), ""));
-        assert!(said.out.contains("Exit code: 0 if"), "{}", said.out);
+        let output = run(program("policy").args([name, "--help"])).await;
+        assert_eq!((output.code, &*output.err), (Some(0), ""));
+        assert!(output.out.contains("Exit code: 0 if"), "{}", output.out);
         let example = format!("  tower-spiffe policy {name} policy.toml");
-        assert!(said.out.contains(&example), "{}", said.out);
+        assert!(output.out.contains(&example), "{}", output.out);
     }
-    let said = run(program("completions").arg("bash")).await;
-    assert!(said.out.contains("--grpc-method"), "{}", said.err);
+    let output = run(program("completions").arg("bash")).await;
+    assert!(output.out.contains("--grpc-method"), "{}", output.err);
 }

@@ -23,20 +23,20 @@ pub(crate) fn program(subcommand: &str) -> Command {
     command
 }
 
-/// What the program printed until its end.
-pub(crate) struct Said {
+/// The exit code and the output of the program.
+pub(crate) struct Finished {
     pub(crate) code: Option<i32>,
     pub(crate) out: String,
     pub(crate) err: String,
 }
 
-impl Said {
+impl Finished {
     pub(crate) fn all(&self) -> String {
         format!("{}{}", self.out, self.err)
     }
 }
 
-pub(crate) async fn run(command: &mut Command) -> Said {
+pub(crate) async fn run(command: &mut Command) -> Finished {
     let Output {
         status,
         stdout,
@@ -46,13 +46,13 @@ pub(crate) async fn run(command: &mut Command) -> Said {
         .unwrap()
         .unwrap();
     let [out, err] = [stdout, stderr].map(|bytes| String::from_utf8(bytes).unwrap());
-    let said = Said {
+    let output = Finished {
         code: status.code(),
         out,
         err,
     };
-    assert!(!said.all().contains("eyJ"), "a token was printed");
-    said
+    assert!(!output.all().contains("eyJ"), "a token was printed");
+    output
 }
 
 /// The program while it runs.
@@ -85,7 +85,7 @@ impl Running {
         self.out = None;
     }
 
-    /// The next line of standard output that contains this.
+    /// The next line of standard output that contains `part`.
     pub(crate) async fn line_with(&mut self, part: &str) -> String {
         loop {
             let line = self.line().await;
@@ -101,7 +101,7 @@ impl Running {
         line.unwrap().unwrap().unwrap()
     }
 
-    /// The next line of standard error that contains this.
+    /// The next line of standard error that contains `part`.
     pub(crate) async fn error_line_with(&mut self, part: &str) -> String {
         loop {
             let line = self.error_line().await;
@@ -120,7 +120,7 @@ impl Running {
         assert!(sent.unwrap().success());
     }
 
-    /// Ends it as an operator does. An agent that is killed leaves its socket behind.
+    /// Ends the program with SIGTERM. An agent that is killed leaves its socket behind.
     #[cfg(unix)]
     pub(crate) async fn stop(&mut self) {
         self.signal("-TERM");
@@ -138,17 +138,17 @@ impl Running {
     }
 }
 
-/// A Unix socket that accepts connections and never answers. It is removed on drop.
+/// A Unix socket that accepts connections and never responds. It is removed on drop.
 #[cfg(unix)]
-pub(crate) struct Mute {
+pub(crate) struct SilentSocket {
     path: std::path::PathBuf,
     _listener: std::os::unix::net::UnixListener,
 }
 
 #[cfg(unix)]
-impl Mute {
+impl SilentSocket {
     pub(crate) fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("mute-{}-{name}", std::process::id()));
+        let path = std::env::temp_dir().join(format!("silent-{}-{name}", std::process::id()));
         Self {
             _listener: std::os::unix::net::UnixListener::bind(&path).unwrap(),
             path,
@@ -161,7 +161,7 @@ impl Mute {
 }
 
 #[cfg(unix)]
-impl Drop for Mute {
+impl Drop for SilentSocket {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
     }

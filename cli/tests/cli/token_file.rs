@@ -71,13 +71,22 @@ async fn t03_once_writes_each_file() {
         "--command",
         &command,
     ];
-    let said = run(&mut token_file(&agent, &args)).await;
-    assert_eq!((said.code, &*said.err), (Some(0), ""), "{}", said.all());
+    let output = run(&mut token_file(&agent, &args)).await;
+    assert_eq!(
+        (output.code, &*output.err),
+        (Some(0), ""),
+        "{}",
+        output.all()
+    );
     for (path, audience) in [(&a, "aud-a"), (&b, "aud-b")] {
         assert_eq!(read(path).audiences().collect::<Vec<_>>(), [audience]);
         let mode = fs::metadata(path).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o640);
-        assert!(said.out.contains(&format!("wrote {path}")), "{}", said.out);
+        assert!(
+            output.out.contains(&format!("wrote {path}")),
+            "{}",
+            output.out
+        );
     }
     let mut acted: Vec<String> = fs::read_to_string(log)
         .unwrap()
@@ -135,21 +144,21 @@ async fn t03_signal_follows_each_write() {
         "--pid-file",
         &pid,
     ];
-    let said = run(&mut token_file(&agent, &args)).await;
-    assert_eq!(said.code, Some(0), "{}", said.all());
+    let output = run(&mut token_file(&agent, &args)).await;
+    assert_eq!(output.code, Some(0), "{}", output.all());
     let ended = tokio::time::timeout(crate::support::DEADLINE, reader.wait()).await;
     ended.unwrap().unwrap();
     assert_eq!(fs::read_to_string(got).unwrap(), "got\n");
 }
 
 #[tokio::test]
-async fn t03_failed_action_fails_once() {
+async fn t03_once_fails_if_the_action_fails() {
     let (agent, dir) = (agent(300).await, Dir::new("action"));
     let path = dir.path("token");
     let args = ["--file", "aud", &path, "--once", "--command", "exit 7"];
-    let said = run(&mut token_file(&agent, &args)).await;
-    assert_eq!(said.code, Some(1), "{}", said.all());
-    assert!(said.err.contains("exit 7") && said.err.contains("7\n"));
+    let output = run(&mut token_file(&agent, &args)).await;
+    assert_eq!(output.code, Some(1), "{}", output.all());
+    assert!(output.err.contains("exit 7") && output.err.contains("7\n"));
     for id in ["0", "-1", "x", ""] {
         fs::write(dir.path("pid"), id).unwrap();
         let pid = dir.path("pid");
@@ -163,13 +172,14 @@ async fn t03_failed_action_fails_once() {
             "--pid-file",
             &pid,
         ];
-        let said = run(&mut token_file(&agent, &args)).await;
-        assert_eq!(said.code, Some(1), "{}", said.all());
-        assert!(said.err.contains("not a process ID"), "{}", said.err);
+        let output = run(&mut token_file(&agent, &args)).await;
+        assert_eq!(output.code, Some(1), "{}", output.all());
+        assert!(output.err.contains("not a process ID"), "{}", output.err);
     }
 }
 
-/// No byte can be written: as on a full disk, the write fails and not the creation of the file.
+/// With a file size limit of 0, the write fails but the creation of the file does not, as on a full
+/// disk.
 #[tokio::test]
 async fn t03_full_disk_keeps_the_old_file() {
     let (agent, dir) = (agent(300).await, Dir::new("full"));
@@ -183,14 +193,18 @@ async fn t03_full_disk_keeps_the_old_file() {
         .args(["--file", "aud", &path, "--for", "3"])
         .env("SPIFFE_ENDPOINT_SOCKET", agent.endpoint().to_string())
         .kill_on_drop(true);
-    let said = run(&mut command).await;
-    assert_eq!(said.code, Some(1), "{}", said.all());
+    let output = run(&mut command).await;
+    assert_eq!(output.code, Some(1), "{}", output.all());
     assert!(
-        said.err.contains("cannot be written (its content)"),
+        output.err.contains("cannot be written (its content)"),
         "{}",
-        said.err
+        output.err
     );
-    assert!(said.err.contains("make room on its disk"), "{}", said.err);
+    assert!(
+        output.err.contains("make room on its disk"),
+        "{}",
+        output.err
+    );
     assert_eq!(fs::read_to_string(&path).unwrap(), "the old token");
     let left = fs::read_dir(&dir.0).unwrap().count();
     assert_eq!(left, 1, "a temporary file was left");
@@ -209,14 +223,14 @@ async fn t03_missing_token_is_reported() {
         "--spiffe-id",
         "spiffe://example.org/unknown",
     ];
-    let said = run(&mut token_file(&agent, &args)).await;
-    assert_eq!(said.code, Some(1), "{}", said.all());
+    let output = run(&mut token_file(&agent, &args)).await;
+    assert_eq!(output.code, Some(1), "{}", output.all());
     assert!(
-        said.err.contains("waiting for the token of"),
+        output.err.contains("waiting for the token of"),
         "{}",
-        said.err
+        output.err
     );
-    assert!(said.err.contains("PermissionDenied"), "{}", said.err);
+    assert!(output.err.contains("PermissionDenied"), "{}", output.err);
     assert!(!Path::new(&path).exists());
 }
 
@@ -233,16 +247,16 @@ async fn t03_invalid_command_lines_are_errors() {
         &["--file", "aud", "p", "--pid-file", "x"],
         &["--file", "aud", "p", "--once", "--remove-on-exit"],
     ] {
-        let said = run(&mut token_file(&agent, args)).await;
-        assert_eq!(said.code, Some(2), "{args:?}: {}", said.all());
+        let output = run(&mut token_file(&agent, args)).await;
+        assert_eq!(output.code, Some(2), "{args:?}: {}", output.all());
     }
     for args in [
         &["--file", "aud", "p", "--file", "other", "p"][..],
         &["--file", "", "p"],
         &["--file", "aud", "/"],
     ] {
-        let said = run(&mut token_file(&agent, args)).await;
-        assert_eq!(said.code, Some(1), "{args:?}: {}", said.all());
-        assert!(said.err.starts_with("token-file: "), "{}", said.err);
+        let output = run(&mut token_file(&agent, args)).await;
+        assert_eq!(output.code, Some(1), "{args:?}: {}", output.all());
+        assert!(output.err.starts_with("token-file: "), "{}", output.err);
     }
 }

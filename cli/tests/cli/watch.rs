@@ -17,7 +17,7 @@ fn watch(agent: &FakeAgent, args: &[&str]) -> Command {
     command
 }
 
-/// The next JSON line with this event; the ones before it are skipped.
+/// The next JSON line with this event. Skips other lines.
 async fn until(watched: &mut Running, event: &str) -> Value {
     let deadline = Instant::now() + DEADLINE;
     let mut seen = String::new();
@@ -25,13 +25,13 @@ async fn until(watched: &mut Running, event: &str) -> Value {
         let line = timeout_at(deadline, watched.line()).await;
         let line = line.unwrap_or_else(|_| panic!("no {event}, but: {seen}"));
         seen = format!("{seen}\n{line}");
-        let told: Value = serde_json::from_str(&line).unwrap();
-        if told["event"] == event {
-            return told;
+        let printed: Value = serde_json::from_str(&line).unwrap();
+        if printed["event"] == event {
+            return printed;
         }
-        assert_ne!(told["event"], "end", "it ended before {event}");
+        assert_ne!(printed["event"], "end", "ended before {event}");
         if event == "ready" {
-            assert_ne!(told["event"], "recovered", "from what? {line}");
+            assert_ne!(printed["event"], "recovered", "no error before: {line}");
         }
     }
 }
@@ -92,14 +92,22 @@ async fn watch_ends_after_its_time() {
 }
 
 #[tokio::test]
-async fn watch_explains_an_invalid_call() {
-    let said = run(&mut program("watch")).await;
-    assert_eq!(said.code, Some(1), "{}", said.all());
-    assert!(said.err.contains("SPIFFE_ENDPOINT_SOCKET"), "{}", said.err);
+async fn watch_reports_invalid_arguments() {
+    let output = run(&mut program("watch")).await;
+    assert_eq!(output.code, Some(1), "{}", output.all());
+    assert!(
+        output.err.contains("SPIFFE_ENDPOINT_SOCKET"),
+        "{}",
+        output.err
+    );
     for seconds in ["soon", "-1", "NaN", "1e300"] {
-        let said = run(program("watch").arg(format!("--for={seconds}"))).await;
-        assert_eq!(said.code, Some(2), "{}", said.all());
-        assert!(said.err.contains("not a number of seconds"), "{}", said.err);
+        let output = run(program("watch").arg(format!("--for={seconds}"))).await;
+        assert_eq!(output.code, Some(2), "{}", output.all());
+        assert!(
+            output.err.contains("not a number of seconds"),
+            "{}",
+            output.err
+        );
     }
 }
 
@@ -110,9 +118,9 @@ async fn watch_escapes_key_ids_of_a_peer() {
     let mut jwks: Value = serde_json::from_slice(&peer.jwks()).unwrap();
     jwks["keys"][0]["kid"] = "x\u{1b}[2J\n1790000000.000 withdrawn".into();
     agent.federate_raw("other.test", jwks.to_string()).unwrap();
-    let said = run(&mut watch(&agent, &["--for", "1"])).await;
-    assert_eq!(said.code, Some(0), "{}", said.all());
-    let out = said.out;
+    let output = run(&mut watch(&agent, &["--for", "1"])).await;
+    assert_eq!(output.code, Some(0), "{}", output.all());
+    let out = output.out;
     assert!(
         out.contains("[x\\u{1b}[2J\\n1790000000.000 withdrawn]"),
         "{out}"
@@ -123,24 +131,24 @@ async fn watch_escapes_key_ids_of_a_peer() {
 #[tokio::test]
 async fn watch_is_silent_without_changes() {
     let agent = FakeAgent::start("example.org").await.unwrap();
-    let said = run(&mut watch(&agent, &["--for", "1.5"])).await;
-    assert_eq!(said.code, Some(0), "{}", said.all());
-    let events: Vec<&str> = said
+    let output = run(&mut watch(&agent, &["--for", "1.5"])).await;
+    assert_eq!(output.code, Some(0), "{}", output.all());
+    let events: Vec<&str> = output
         .out
         .lines()
         .map(|line| line.split_whitespace().nth(1).unwrap())
         .collect();
-    assert_eq!(events, ["start", "ready", "end"], "{}", said.out);
+    assert_eq!(events, ["start", "ready", "end"], "{}", output.out);
     let key = agent.issuer().signing_key_id();
     assert!(
-        said.out.contains(&format!("example.org [{key}]")),
+        output.out.contains(&format!("example.org [{key}]")),
         "{}",
-        said.out
+        output.out
     );
 }
 
 #[tokio::test]
-async fn watch_waits_for_an_agent_and_names_errors() {
+async fn watch_waits_and_reports_errors() {
     let agent = FakeAgent::start("example.org").await.unwrap();
     agent.stop().await;
     let mut watched = Running::start(&mut watch(&agent, &["--json"]));
@@ -159,7 +167,7 @@ async fn watch_waits_for_an_agent_and_names_errors() {
 }
 
 #[tokio::test]
-async fn e30_watch_says_that_the_agent_is_missing() {
+async fn e30_watch_reports_a_missing_agent() {
     let mut watched = Running::start(
         program("watch").env("SPIFFE_ENDPOINT_SOCKET", "unix:///nowhere/agent.sock"),
     );
@@ -175,14 +183,14 @@ async fn e30_watch_says_that_the_agent_is_missing() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn e30_watch_says_that_the_agent_does_not_answer() {
-    let mute = crate::support::Mute::new("watch");
+async fn e30_watch_reports_a_silent_agent() {
+    let silent = crate::support::SilentSocket::new("watch");
     let mut watched =
-        Running::start(program("watch").env("SPIFFE_ENDPOINT_SOCKET", mute.endpoint()));
+        Running::start(program("watch").env("SPIFFE_ENDPOINT_SOCKET", silent.endpoint()));
     let line = watched.error_line().await;
     let waits = format!(
-        "watch: waiting for the first bundles from the agent at {}: no answer yet",
-        mute.endpoint()
+        "watch: waiting for the first bundles from the agent at {}: no response yet",
+        silent.endpoint()
     );
     assert_eq!(line, waits);
 }

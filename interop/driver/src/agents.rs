@@ -1,4 +1,4 @@
-//! Embedded agents, and what befalls them.
+//! Embedded agents, their changes and faults.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tower_spiffe::token::GrpcCode;
 
 use crate::{Error, Made, text, text_or_none};
 
-/// Starts an agent on a Unix socket, or by TCP if `transport` says so.
+/// Starts an agent on a Unix socket, or on TCP if `transport` is `tcp`.
 pub(crate) async fn start(made: &mut Made, command: &Value) -> Result<Value, Error> {
     let mut builder = FakeAgent::builder(text(command, "trust_domain")?);
     if let Some(algorithm) = text_or_none(command, "algorithm") {
@@ -27,7 +27,7 @@ pub(crate) async fn start(made: &mut Made, command: &Value) -> Result<Value, Err
     Ok(json!({ "endpoint": endpoint }))
 }
 
-/// Changes the agent as `what` says.
+/// Applies the change `what` to the agent.
 pub(crate) async fn change(agent: &FakeAgent, command: &Value) -> Result<Value, Error> {
     let mut answer = json!({});
     match text(command, "what")? {
@@ -70,7 +70,7 @@ async fn rotate(agent: &FakeAgent, command: &Value) -> Result<String, Error> {
     })
 }
 
-/// Federates a trust domain, whose issuer is then named like it.
+/// Federates a trust domain. Its issuer gets the same name.
 pub(crate) fn federate(made: &mut Made, command: &Value) -> Result<Value, Error> {
     let trust_domain = text(command, "trust_domain")?;
     let issuer = made.agent(command)?.federate(trust_domain)?;

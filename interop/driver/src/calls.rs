@@ -1,4 +1,4 @@
-//! Calls by our client layer to servers of other implementations.
+//! Calls from the client layer to servers of other implementations.
 
 use serde_json::{Value, json};
 use tonic::transport::Endpoint;
@@ -9,7 +9,7 @@ use tower_spiffe::{AddJwtSvid, Audience, JwtSource};
 
 use crate::{Error, text, text_or_none};
 
-/// Calls a server with tokens for `audience`; by gRPC if `method` is there.
+/// Calls a server with tokens for `audience`. Uses gRPC if there is a `method`.
 pub(crate) async fn call(source: &JwtSource, command: &Value) -> Result<Value, Error> {
     let url = text(command, "url")?;
     let audience = text(command, "audience")?;

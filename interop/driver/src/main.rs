@@ -1,8 +1,8 @@
 //! Runs tower-spiffe for the interop programs in other languages.
 //!
-//! Each line on standard input is a JSON object with the command in `do`; each answer is one line:
-//! the command's result, or `{"error": …}`. It ends when standard input is closed, so that it does
-//! not outlive the program that started it.
+//! Each line on standard input is a JSON object with the command in `do`. Each response is one line:
+//! the result of the command, or `{"error": …}`. The driver ends when standard input is closed, so that
+//! it ends with the program that started it.
 
 mod agents;
 mod calls;
@@ -20,7 +20,7 @@ use tower_spiffe::testing::{FakeAgent, Issuer};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// What the commands have made so far, by name.
+/// The agents, issuers and sources that commands have created, by name.
 #[derive(Default)]
 struct Made {
     agents: HashMap<String, FakeAgent>,
@@ -33,14 +33,14 @@ impl Made {
         let name = text(command, "agent")?;
         self.agents
             .get(name)
-            .ok_or_else(|| format!("no agent is named {name:?}").into())
+            .ok_or_else(|| format!("unknown agent {name:?}").into())
     }
 
     fn source(&self, command: &Value) -> Result<&JwtSource, Error> {
         let name = text(command, "source")?;
         self.sources
             .get(name)
-            .ok_or_else(|| format!("no source is named {name:?}").into())
+            .ok_or_else(|| format!("unknown source {name:?}").into())
     }
 }
 
@@ -82,7 +82,7 @@ async fn run(made: &mut Made, command: &Value) -> Result<Value, Error> {
     }
 }
 
-/// The text under this name.
+/// Returns the string with this name.
 fn text<'a>(command: &'a Value, name: &str) -> Result<&'a str, Error> {
     text_or_none(command, name).ok_or_else(|| format!("the command has no {name:?}").into())
 }

@@ -1,4 +1,5 @@
-//! Our sources, on agents and bundle endpoints of ours or of other implementations.
+//! Sources of tower-spiffe, on its own agents and bundle endpoints and on those of other
+//! implementations.
 
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use tower_spiffe::{HttpsBundles, JwtSource, SpiffeId, SvidCache, TrustDomain, Va
 
 use crate::{Error, Made, text, text_or_none};
 
-/// Starts a source; waits for its first bundles.
+/// Starts a source and waits for its first bundles.
 pub(crate) async fn start(made: &mut Made, command: &Value) -> Result<Value, Error> {
     let source = JwtSource::builder()
         .endpoint(text(command, "endpoint")?)
@@ -27,7 +28,7 @@ pub(crate) async fn start(made: &mut Made, command: &Value) -> Result<Value, Err
     Ok(json!({}))
 }
 
-/// What the source knows now.
+/// Returns the state of the source.
 pub(crate) fn state(source: &JwtSource) -> Value {
     let state = source.state();
     let domains: serde_json::Map<String, Value> = state
@@ -47,7 +48,7 @@ pub(crate) fn state(source: &JwtSource) -> Value {
     })
 }
 
-/// Fetches a token, from the agent if `fresh`, else from the cache.
+/// Fetches a token for the SPIFFE ID or the hint, if there is one.
 pub(crate) async fn fetch(source: &JwtSource, command: &Value) -> Result<Value, Error> {
     let audiences: Vec<&str> = match command.get("audiences").and_then(Value::as_array) {
         Some(all) => all.iter().filter_map(Value::as_str).collect(),
@@ -80,13 +81,13 @@ pub(crate) async fn fetch(source: &JwtSource, command: &Value) -> Result<Value, 
     })
 }
 
-/// Validates a token by the source's bundles.
+/// Validates a token with the source's bundles.
 pub(crate) fn check(source: &JwtSource, command: &Value) -> Result<Value, Error> {
     let validator = Validator::builder(source.clone()).audience(text(command, "audience")?);
     crate::tokens::verdict(validator.build()?.validate(text(command, "token")?))
 }
 
-/// Validates a token by the bundle of an endpoint: `https_spiffe` if `bootstrap` is there, else
+/// Validates a token with the bundle of an endpoint: `https_spiffe` if there is a `bootstrap`, else
 /// `https_web`.
 pub(crate) async fn poll(command: &Value) -> Result<Value, Error> {
     let trust_domain = TrustDomain::parse(text(command, "trust_domain")?)?;

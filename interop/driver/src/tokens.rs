@@ -1,4 +1,4 @@
-//! Tokens of our issuers, and our validator's result on any token.
+//! Tokens of the embedded issuers, and the validator's result on any token.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tower_spiffe::{TrustDomain, Validator, VerifiedSvid};
 
 use crate::{Error, Made, text, text_or_none};
 
-/// Makes an issuer without an agent.
+/// Creates an issuer without an agent.
 pub(crate) fn issuer(made: &mut Made, command: &Value) -> Result<Value, Error> {
     let issuer = Issuer::new(text(command, "trust_domain")?)?;
     made.issuers
@@ -23,10 +23,10 @@ fn issuer_of<'a>(made: &'a Made, command: &Value) -> Result<&'a Issuer, Error> {
     let name = text(command, "issuer")?;
     made.issuers
         .get(name)
-        .ok_or_else(|| format!("no issuer is named {name:?}").into())
+        .ok_or_else(|| format!("unknown issuer {name:?}").into())
 }
 
-/// The issuer's keys in both forms.
+/// Returns the issuer's keys as a JWK Set and as a SPIFFE bundle.
 pub(crate) fn keys(made: &Made, command: &Value) -> Result<Value, Error> {
     let issuer = issuer_of(made, command)?;
     Ok(json!({
@@ -36,7 +36,7 @@ pub(crate) fn keys(made: &Made, command: &Value) -> Result<Value, Error> {
     }))
 }
 
-/// Signs a token, good unless `spec` says otherwise. Times are seconds from now.
+/// Signs a token. `spec` changes it; without changes it is valid. Times are seconds from now.
 pub(crate) fn sign(made: &Made, command: &Value) -> Result<Value, Error> {
     let issuer = issuer_of(made, command)?;
     let spec = command.get("spec").unwrap_or(&Value::Null);
@@ -94,7 +94,7 @@ fn members<'a>(spec: &'a Value, name: &str) -> impl Iterator<Item = (&'a String,
         .flatten()
 }
 
-/// Validates a token by a JWKS or SPIFFE bundle of one trust domain.
+/// Validates a token with a JWKS or a SPIFFE bundle of one trust domain.
 pub(crate) fn validate(command: &Value) -> Result<Value, Error> {
     let trust_domain = TrustDomain::parse(text(command, "trust_domain")?)?;
     let bundle = match text_or_none(command, "spiffe_bundle") {

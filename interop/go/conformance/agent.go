@@ -34,7 +34,7 @@ type agent struct {
 
 type fault struct {
 	code codes.Code
-	// How often; below 0: for ever.
+	// The number of failures; below 0: no limit.
 	left int
 }
 
@@ -96,7 +96,7 @@ func (a *agent) enter(ctx context.Context, method string, asked proto.Message) e
 	return nil
 }
 
-// stream sends the current state at once and after each change.
+// stream sends the current state immediately and after each change.
 func (a *agent) stream(ctx context.Context, send func() error) error {
 	a.mutex.Lock()
 	ends := a.ends
@@ -168,7 +168,7 @@ func (a *agent) FetchJWTSVID(ctx context.Context, r *api.JWTSVIDRequest) (*api.J
 	return answer, nil
 }
 
-// ValidateJWTSVID is recorded and fails: a row on validation does not test the agent.
+// ValidateJWTSVID records the call and fails: harnesses must not validate with the agent.
 func (a *agent) ValidateJWTSVID(ctx context.Context, r *api.ValidateJWTSVIDRequest) (*api.ValidateJWTSVIDResponse, error) {
 	if err := a.enter(ctx, "ValidateJWTSVID", r); err != nil {
 		return nil, err

@@ -25,7 +25,7 @@ const (
 	poll     = 50 * time.Millisecond
 )
 
-// env is what one row has: an agent with a certificate authority and a key, and a harness.
+// env has the parts of one row: an agent with a certificate authority and a key, and a harness.
 type env struct {
 	agent    *agent
 	ca       *authority
@@ -121,7 +121,7 @@ var errNotReady = errors.New("the harness did not become ready")
 
 func (e *env) start(within time.Duration) error { return e.startAt(e.endpoint, within) }
 
-// startAt starts the harness, again if it runs, and waits for its ports.
+// startAt starts or restarts the harness, and waits for its ports.
 func (e *env) startAt(endpoint string, within time.Duration) error {
 	e.stop()
 	e.stderr = &tail{}
@@ -187,7 +187,7 @@ type answer struct {
 	SVIDs           []struct{ Token string }
 }
 
-// post calls the control port. Statuses and envelopes have to fit each other.
+// post calls the control port. The status and the envelope of a response must match.
 func (e *env) post(path string, body any) (*answer, error) {
 	text, err := json.Marshal(body)
 	if err != nil {
@@ -222,7 +222,7 @@ func (e *env) validate(token string) (*answer, error) {
 	return a, err
 }
 
-// accepts waits until the token is accepted: a bundle may be on its way.
+// accepts waits until the token is accepted, because a bundle may still arrive.
 func (e *env) accepts(token, id string) error {
 	return eventually(updateIn, func() error {
 		a, err := e.validate(token)
@@ -250,7 +250,7 @@ func (e *env) rejectsNow(token string) error {
 	return nil
 }
 
-// rejects has a valid token accepted first, so that no harness passes by rejecting everything.
+// rejects first checks that a valid token is accepted, so that a harness that rejects everything fails.
 func (e *env) rejects(token string) error {
 	if err := e.accepts(e.key.sign(nil, claims(workload)), workload); err != nil {
 		return fmt.Errorf("positive control: %w", err)

@@ -27,7 +27,7 @@ func serveHarness() {
 	defer cancel()
 	go func() { <-ctx.Done(); os.Exit(0) }()
 	x509 := must(workloadapi.NewX509Source(ctx))
-	// The first call of the control port makes the source: rows without bundles need none.
+	// The first call of the control port creates the source, because some rows have no bundles.
 	source := sync.OnceValues(func() (*workloadapi.JWTSource, error) {
 		starting, cancel := context.WithTimeout(ctx, 8*time.Second)
 		defer cancel()

@@ -68,7 +68,7 @@ func claims(sub string) object {
 	return object{"sub": sub, "aud": []string{audience}, "iat": now, "exp": now + 300}
 }
 
-// with changes or, by nil, removes fields.
+// with changes fields; nil removes a field.
 func with(fields, changes object) object {
 	changed := object{}
 	for _, from := range []object{fields, changes} {
@@ -86,7 +86,7 @@ func base64url(bytes []byte) string { return base64.RawURLEncoding.EncodeToStrin
 
 func part(fields object) string { return base64url(must(json.Marshal(fields))) }
 
-// sign gives a token with these changes to the header.
+// sign returns a token with these changes to the header.
 func (k *jwtKey) sign(header, claims object) string {
 	header = with(object{"alg": k.alg, "kid": k.id, "typ": "JWT"}, header)
 	return k.signInput(part(header) + "." + part(claims))
@@ -179,12 +179,12 @@ func (s *svid) tls() tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{s.der}, PrivateKey: s.key}
 }
 
-// probe connects to the X.509 port, and gives the server's ID and the line that it writes.
+// probe connects to the X.509 port, and returns the server's ID and the line that it writes.
 func (e *env) probe(client *svid) (id, line string, err error) {
 	dialer := &net.Dialer{Timeout: 5 * time.Second}
 	connection, err := tls.DialWithDialer(dialer, "tcp", e.x509, &tls.Config{
 		Certificates:       []tls.Certificate{client.tls()},
-		InsecureSkipVerify: true, // The row looks at the certificate.
+		InsecureSkipVerify: true, // The row checks the certificate.
 	})
 	if err != nil {
 		return "", "", err

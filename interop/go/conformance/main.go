@@ -1,11 +1,11 @@
-// Rows of the public conformance suite for SPIFFE SDKs, run on a program that speaks its harness
-// contract v1. The suite itself runs in .github/workflows/conformance.yml; this program has its JWT
-// rows, its EP and WA rows, and one row for each use of the X.509 port.
+// Rows of the public conformance suite for SPIFFE SDKs, for programs that implement its harness contract
+// v1. The suite itself runs in .github/workflows/conformance.yml. This program has its JWT, EP and WA
+// rows, and one row for each use of the X.509 port.
 //
 //	conformance <name> <harness> [arguments…]   one line per row: ok|FAIL <name>-<row> <what>
-//	conformance harness                         is itself a harness, of go-spiffe
+//	conformance harness                         runs a harness of go-spiffe
 //
-// With `--fails ROW,…` these rows have to fail.
+// With `--fails ROW,…` these rows must fail.
 package main
 
 import (
@@ -25,7 +25,7 @@ const (
 
 type row struct {
 	id, what string
-	// The row starts the harness by itself.
+	// The row starts the harness itself.
 	starts bool
 	tcp    bool
 	late   bool
@@ -34,8 +34,8 @@ type row struct {
 
 var rows []row
 
-// judge runs a row. A panic is a failure of this program, which is a failed row too.
-func judge(r row, command []string) (failure error) {
+// runRow runs a row. A panic fails the row.
+func runRow(r row, command []string) (failure error) {
 	defer func() {
 		if problem := recover(); problem != nil {
 			failure = fmt.Errorf("the row panicked: %v", problem)
@@ -55,7 +55,7 @@ func judge(r row, command []string) (failure error) {
 }
 
 func main() {
-	fails := flag.String("fails", "", "rows that have to fail, separated by commas")
+	fails := flag.String("fails", "", "rows that must fail, separated by commas")
 	flag.Parse()
 	if flag.Arg(0) == "harness" {
 		serveHarness()
@@ -80,7 +80,7 @@ func main() {
 			defer wait.Done()
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			results[at] = judge(r, command)
+			results[at] = runRow(r, command)
 		}()
 	}
 	wait.Wait()
@@ -89,7 +89,7 @@ func main() {
 		err := results[at]
 		if expected[r.id] {
 			if err == nil {
-				err = errors.New("passes, and is listed as a row that fails")
+				err = errors.New("passes, but is listed in --fails")
 			} else {
 				fmt.Printf("ok %s-%s %s: fails, as recorded (%v)\n", name, r.id, r.what, err)
 				continue

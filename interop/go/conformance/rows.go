@@ -32,7 +32,7 @@ func add(id, what string, run func(*env) error) {
 	rows = append(rows, row{id: id, what: what, run: run})
 }
 
-// accepted and rejected are rows on one token.
+// accepted and rejected add rows for one token.
 func accepted(id, what, sub string, token func(*env) string) {
 	add(id, what, func(e *env) error { return e.accepts(token(e), sub) })
 }
@@ -164,7 +164,7 @@ func tokenRows() {
 	})
 }
 
-// signed gives what the signature of a valid token is over.
+// signed returns the signed part of a valid token.
 func signed(e *env) string {
 	parts := valid(e)
 	return parts[0] + "." + parts[1]
@@ -209,7 +209,7 @@ func idRows() {
 // push streams these keys, and waits until a token by the barrier key is accepted.
 type push = func(keys map[string][]*jwtKey, barrier *jwtKey, sub string) error
 
-// bundleRow has the first key accepted, then runs the row.
+// bundleRow waits until the first key is accepted, then runs the row.
 func bundleRow(id, what string, run func(*env, push) error) {
 	add(id, what, func(e *env) error {
 		if err := e.accepts(claim(nil)(e), workload); err != nil {
@@ -296,7 +296,7 @@ func bundleRows() {
 	})
 }
 
-// fetch calls the harness, and gives the requests that the agent saw.
+// fetch calls the harness, and returns the requests that the agent received.
 func fetch(e *env, audiences []string, id string) (*answer, []*api.JWTSVIDRequest, error) {
 	before := len(e.agent.recorded("FetchJWTSVID"))
 	a, err := e.post("/v1/jwt/fetch", object{"audience": audiences, "spiffe_id": id})

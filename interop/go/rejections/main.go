@@ -59,7 +59,7 @@ func send(url string, size int, chunked bool) (lost int, first error) {
 func one(client *http.Client, url string, size int, chunked bool) error {
 	var body io.Reader = bytes.NewReader(make([]byte, size))
 	if chunked {
-		// A reader of a type that net/http does not know has no length.
+		// net/http sends a reader of an unknown type without a length.
 		body = struct{ io.Reader }{body}
 	}
 	request, err := http.NewRequest(http.MethodPost, url, body)

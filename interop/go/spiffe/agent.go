@@ -20,7 +20,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// quickly replaces go-spiffe's pause of 1 s and more between two tries.
+// quickly replaces go-spiffe's backoff, which starts at 1 s.
 type quickly struct{}
 
 func (quickly) NewBackoff() workloadapi.Backoff { return quickly{} }
@@ -46,11 +46,11 @@ func (w watcher) update() (*jwtbundle.Set, error) {
 	case set := <-w.updates:
 		return set, nil
 	case <-time.After(patience):
-		return nil, errors.New("no update came")
+		return nil, errors.New("no update received")
 	}
 }
 
-// failure waits for an error with this code; others are of the way there.
+// failure waits for an error with this code. Other errors may come before it.
 func (w watcher) failure(code codes.Code) error {
 	deadline := time.After(patience)
 	var last error
@@ -66,7 +66,7 @@ func (w watcher) failure(code codes.Code) error {
 	}
 }
 
-// agentRows runs go-spiffe's client and source on our agent.
+// agentRows runs go-spiffe's client and source on the embedded agent.
 func agentRows(driver *driver, transport string) {
 	agent := "agent-" + transport
 	name := func(row string) string { return "go-agent-" + transport + "-" + row }
@@ -170,7 +170,7 @@ func agentRows(driver *driver, transport string) {
 		{"alg-none", audience, object{"header": object{"alg": "none"}, "signature": ""}, codes.InvalidArgument},
 	}
 	for _, v := range validations {
-		row(name("validate-"+v.name), "ValidateJWTSVID's result by our agent", func() error {
+		row(name("validate-"+v.name), "ValidateJWTSVID's result from our agent", func() error {
 			token, err := driver.token(agent, web, audience, v.spec)
 			if err != nil {
 				return err
@@ -228,7 +228,7 @@ func agentRows(driver *driver, transport string) {
 		return equal("number of keys", len(has), len(keys["kids"].([]any)))
 	})
 	for _, algorithm := range algorithms {
-		row(name("rotate-"+string(algorithm)), "rotation is followed, old tokens stay valid", func() error {
+		row(name("rotate-"+string(algorithm)), "the source follows a rotation, old tokens stay valid", func() error {
 			old, err := fetch(params)
 			if err != nil {
 				return err
@@ -242,7 +242,7 @@ func agentRows(driver *driver, transport string) {
 				if err != nil {
 					return err
 				}
-				return equal("new key is there", has[answer["kid"].(string)], true)
+				return equal("new key has arrived", has[answer["kid"].(string)], true)
 			}); err != nil {
 				return err
 			}
@@ -256,7 +256,7 @@ func agentRows(driver *driver, transport string) {
 			return verified(fresh.Marshal(), web)
 		})
 	}
-	row(name("revoke"), "a revoked key is gone, and its tokens are rejected", func() error {
+	row(name("revoke"), "a revoked key is removed, and its tokens are rejected", func() error {
 		token, err := driver.token(agent, web, audience, object{})
 		if err != nil {
 			return err
@@ -296,13 +296,13 @@ func agentRows(driver *driver, transport string) {
 			return equal("number of keys", len(bundle.JWTAuthorities()), 1)
 		})
 	})
-	row(name("unfederate"), "a bundle that is no longer federated is gone", func() error {
+	row(name("unfederate"), "a bundle that is no longer federated is removed", func() error {
 		if err := driver.change(agent, "unfederate", object{"trust_domain": "example.com"}); err != nil {
 			return err
 		}
 		return until(func() error {
 			if _, err := source.GetJWTBundleForTrustDomain(foreign); err == nil {
-				return errors.New("it is still there")
+				return errors.New("the bundle is still present")
 			}
 			return nil
 		})
@@ -332,7 +332,7 @@ func agentRows(driver *driver, transport string) {
 				return err
 			}
 			if fetchCode != codes.OK {
-				// Another audience: the answer is not from a cache.
+				// Another audience, so that no cached token is returned.
 				if err := until(func() error {
 					_, err := fetch(jwtsvid.Params{Audience: "uncached"})
 					return equal("code", status.Code(err), fetchCode)
@@ -359,28 +359,28 @@ func agentRows(driver *driver, transport string) {
 		return func() error { return driver.change(agent, what, arguments) }
 	}
 	nothing := func() error { return nil }
-	recovers("withdraw", "withdrawal and restoration are followed", codes.PermissionDenied,
+	recovers("withdraw", "the watch follows a withdrawal and a restoration", codes.PermissionDenied,
 		change("withdraw", nil), change("restore", nil), codes.PermissionDenied)
-	recovers("stop", "an agent that stops and starts is followed", codes.Unavailable,
+	recovers("stop", "the watch follows an agent that stops and starts", codes.Unavailable,
 		change("stop", nil), change("start", nil), codes.Unavailable)
-	recovers("restart", "a restarted agent is followed", codes.Unavailable,
+	recovers("restart", "the watch follows a restarted agent", codes.Unavailable,
 		change("restart", nil), nothing, codes.OK)
-	recovers("cut", "cut connections are made again", codes.Unavailable,
+	recovers("cut", "the watch reconnects after closed connections", codes.Unavailable,
 		change("cut", nil), nothing, codes.OK)
 	for _, code := range []codes.Code{
 		codes.Unavailable, codes.PermissionDenied, codes.Internal, codes.ResourceExhausted,
 		codes.Unauthenticated, codes.DeadlineExceeded, codes.FailedPrecondition, codes.Unknown,
 	} {
 		fault := object{"fault": "refuse", "code": int(code)}
-		recovers("refuse-"+code.String(), "the status arrives, recovery is followed", code,
+		recovers("status-"+code.String(), "the status is returned, the client recovers", code,
 			change("fail", fault), change("recover", nil), code)
 	}
-	row(name("garbage"), "a token that is not one is an error, and the agent recovers", func() error {
+	row(name("garbage"), "a malformed token is an error, and the agent recovers", func() error {
 		if err := driver.change(agent, "fail", object{"fault": "garbage", "call": "fetch_svid"}); err != nil {
 			return err
 		}
 		if _, err := fetch(params); err == nil {
-			return errors.New("go-spiffe took it")
+			return errors.New("go-spiffe accepted it")
 		}
 		if err := driver.change(agent, "recover", nil); err != nil {
 			return err
@@ -388,7 +388,7 @@ func agentRows(driver *driver, transport string) {
 		_, err := fetch(params)
 		return err
 	})
-	row(name("hang"), "an agent that does not answer runs into the deadline", func() error {
+	row(name("hang"), "a call to a silent agent exceeds the deadline", func() error {
 		if err := driver.change(agent, "fail", object{"fault": "hang", "call": "fetch_svid"}); err != nil {
 			return err
 		}
@@ -400,7 +400,7 @@ func agentRows(driver *driver, transport string) {
 		}
 		return equal("code", status.Code(err), codes.DeadlineExceeded)
 	})
-	row(name("many-sources"), "20 sources at once follow a rotation", func() error {
+	row(name("many-sources"), "20 concurrent sources follow a rotation", func() error {
 		within, stop := withDeadline()
 		defer stop()
 		var sources []*workloadapi.JWTSource
@@ -423,23 +423,23 @@ func agentRows(driver *driver, transport string) {
 				if err != nil {
 					return err
 				}
-				return equal("new key is there", bundle.HasJWTAuthority(answer["kid"].(string)), true)
+				return equal("new key has arrived", bundle.HasJWTAuthority(answer["kid"].(string)), true)
 			}); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
-	row(name("no-goaway"), "no client was cut off for pinging too often", func() error {
+	row(name("no-goaway"), "the agent closes no connection because of too many pings", func() error {
 		counts, err := driver.do("counts", object{"agent": agent})
 		if err != nil {
 			return err
 		}
-		return equal("connections cut off", counts["too_many_pings"], any(0.0))
+		return equal("connections closed", counts["too_many_pings"], any(0.0))
 	})
 }
 
-// rawAgentRows makes calls that go-spiffe does not make.
+// rawAgentRows makes calls that go-spiffe does not support.
 func rawAgentRows(driver *driver) {
 	started := driver.must("agent", object{"agent": "raw", "trust_domain": domain, "transport": "tcp"})
 	address := strings.TrimPrefix(started["endpoint"].(string), "tcp://")
@@ -488,7 +488,7 @@ func rawAgentRows(driver *driver) {
 	}
 	for _, call := range calls {
 		for _, header := range headers {
-			row("go-raw-"+call.name+"-"+header.name, "the security header is required, as by SPIRE", func() error {
+			row("go-raw-"+call.name+"-"+header.name, "the security header is required, as in SPIRE", func() error {
 				ctx, stop := withDeadline()
 				defer stop()
 				ctx = metadata.AppendToOutgoingContext(ctx, header.values...)
@@ -551,7 +551,7 @@ func rawAgentRows(driver *driver) {
 		list, _ := claims["aud"].([]any)
 		return equal("aud is a list with the audience", slices.Contains(list, any(audience)), true)
 	})
-	row("go-raw-bundle-names", "bundles are named by SPIFFE ID, as by SPIRE", func() error {
+	row("go-raw-bundle-names", "bundles are named by SPIFFE ID, as in SPIRE", func() error {
 		ctx, stop := withDeadline()
 		defer stop()
 		ctx = metadata.AppendToOutgoingContext(ctx, "workload.spiffe.io", "true")
@@ -564,6 +564,6 @@ func rawAgentRows(driver *driver) {
 			return err
 		}
 		_, is := message.Bundles["spiffe://example.org"]
-		return equal("spiffe://example.org is there", is, true)
+		return equal("spiffe://example.org is present", is, true)
 	})
 }

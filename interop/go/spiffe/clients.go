@@ -17,7 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// clientRows lets our client layer call net/http and grpc-go servers that verify by go-spiffe.
+// clientRows calls net/http and grpc-go servers, which verify tokens with go-spiffe, through the client layer.
 func clientRows(driver *driver) {
 	endpoint := driver.must("agent", object{"agent": "clients", "trust_domain": domain})["endpoint"].(string)
 	driver.must("change", object{"agent": "clients", "what": "register", "id": web})

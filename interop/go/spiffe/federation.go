@@ -87,13 +87,13 @@ func (a *authority) serve(handler http.Handler, dns []string, uris []*url.URL) (
 	if err != nil {
 		return "", err
 	}
-	// Two rows break the handshake.
+	// The handshake of two rows fails.
 	server := &http.Server{Handler: handler, ErrorLog: log.New(io.Discard, "", 0)}
 	go server.Serve(listener)
 	return fmt.Sprintf("https://localhost:%d/", listener.Addr().(*net.TCPAddr).Port), nil
 }
 
-// federationRows polls go-spiffe's federation handler by our HttpsBundles, in both profiles.
+// federationRows polls go-spiffe's federation handler with HttpsBundles, in both profiles.
 func federationRows(driver *driver) {
 	if err := federationRowsOf(driver); err != nil {
 		row("h12-go-setup", "go-spiffe's federation handler serves our bundle", func() error { return err })

@@ -1,7 +1,7 @@
-// Runs tower-spiffe against go-spiffe, go-jose, grpc-go and net/http, both ways.
+// Runs tower-spiffe against go-spiffe, go-jose, grpc-go and net/http, in both directions.
 //
-// Prints one line per row: `ok|FAIL <row> <what>`. INTEROP_DRIVER names the driver, INTEROP_CASES
-// the table of tokens.
+// Prints one line per row: `ok|FAIL <row> <what>`. INTEROP_DRIVER is the path of the driver,
+// INTEROP_CASES the path of the table of tokens.
 package main
 
 import (
@@ -70,7 +70,7 @@ func row(name, what string, check func() error) {
 	fmt.Printf("ok %s %s\n", name, what)
 }
 
-// until polls a condition: the other side needs a moment.
+// until polls a condition until it holds.
 func until(condition func() error) error {
 	deadline := time.Now().Add(patience)
 	for {
@@ -117,7 +117,7 @@ func readCases() ([]tokenCase, error) {
 		return nil, err
 	}
 	if len(cases) == 0 {
-		return nil, errors.New("it has no cases")
+		return nil, errors.New("the table of tokens is empty")
 	}
 	return cases, nil
 }
@@ -177,7 +177,7 @@ func (d *driver) do(command string, arguments object) (object, error) {
 	return answer, nil
 }
 
-// must is for what the rows stand on; without it there is nothing to run.
+// must runs a command that the rows depend on, and panics if it fails.
 func (d *driver) must(command string, arguments object) object {
 	answer, err := d.do(command, arguments)
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// httpClient speaks HTTP/1.1, or HTTP/2 without TLS.
+// httpClient uses HTTP/1.1, or HTTP/2 without TLS.
 func httpClient(version string) *http.Client {
 	protocols := new(http.Protocols)
 	if version == "2" {
@@ -27,7 +27,7 @@ func httpClient(version string) *http.Client {
 	return &http.Client{Timeout: patience, Transport: &http.Transport{Protocols: protocols}}
 }
 
-// reply is what the rows look at.
+// reply has the parts of a response that the rows check.
 type reply struct {
 	status    int
 	challenge string
@@ -52,7 +52,7 @@ func get(client *http.Client, method, url, body string, authorization ...string)
 	}, err
 }
 
-// serverRows calls our axum and tonic servers.
+// serverRows calls axum and tonic servers with the layer.
 func serverRows(driver *driver, cases []tokenCase) {
 	driver.must("agent", object{"agent": "servers", "trust_domain": domain})
 	driver.must("federate", object{"agent": "servers", "trust_domain": "example.net"})
@@ -78,7 +78,7 @@ func serverRows(driver *driver, cases []tokenCase) {
 		err := connection.Invoke(ctx, "/interop.Interop/"+method, wrapperspb.String("hello"), answer)
 		return answer.Value, err
 	}
-	// The source of the servers follows; it may not have all keys yet.
+	// The source of the servers may not have all keys yet.
 	last := driver.must("token", object{"issuer": "servers", "id": web, "audience": audience,
 		"spec": object{"algorithm": "PS512"}})["token"].(string)
 	if err := until(func() error {
@@ -103,7 +103,7 @@ func serverRows(driver *driver, cases []tokenCase) {
 			id = sub
 		}
 		for _, version := range []string{"1", "2"} {
-			row("go-http"+version+"-"+c.Case, "axum's answer to net/http", func() error {
+			row("go-http"+version+"-"+c.Case, "axum's response to net/http", func() error {
 				r, err := get(clients[version], "GET", base+"/who", "", "Bearer "+token)
 				if err != nil {
 					return err
@@ -118,12 +118,12 @@ func serverRows(driver *driver, cases []tokenCase) {
 					return fmt.Errorf("the challenge is %q", r.challenge)
 				}
 				if strings.Contains(r.body, token) || strings.Contains(r.challenge, token) {
-					return errors.New("the answer contains the token")
+					return errors.New("the response contains the token")
 				}
 				return nil
 			})
 		}
-		row("go-grpc-"+c.Case, "tonic's answer to grpc-go", func() error {
+		row("go-grpc-"+c.Case, "tonic's response to grpc-go", func() error {
 			answer, err := call("Who", "Bearer "+token)
 			if c.Rejected == "" {
 				if err != nil {
@@ -163,7 +163,7 @@ func serverRows(driver *driver, cases []tokenCase) {
 	}
 	for _, c := range credentials {
 		for _, version := range []string{"1", "2"} {
-			row("go-http"+version+"-credential-"+c.name, "axum's answer to net/http", func() error {
+			row("go-http"+version+"-credential-"+c.name, "axum's response to net/http", func() error {
 				r, err := get(clients[version], "GET", base+"/who", "", c.values...)
 				if err != nil {
 					return err
@@ -187,7 +187,7 @@ func serverRows(driver *driver, cases []tokenCase) {
 				return nil
 			})
 		}
-		row("go-grpc-credential-"+c.name, "tonic's answer to grpc-go", func() error {
+		row("go-grpc-credential-"+c.name, "tonic's response to grpc-go", func() error {
 			_, err := call("Who", c.values...)
 			return equal("code", status.Code(err), c.code)
 		})
@@ -207,7 +207,7 @@ func serverRows(driver *driver, cases []tokenCase) {
 			{"body-anonymous", "POST", "/echo", "", 401, ""},
 		}
 		for _, p := range paths {
-			row("go-http"+version+"-"+p.name, "axum's answer to net/http", func() error {
+			row("go-http"+version+"-"+p.name, "axum's response to net/http", func() error {
 				var authorization []string
 				if p.token != "" {
 					authorization = []string{"Bearer " + p.token}
@@ -240,7 +240,7 @@ func serverRows(driver *driver, cases []tokenCase) {
 		{"public-method-bad-token", "Version", "x.y.z", codes.Unauthenticated},
 	}
 	for _, m := range methods {
-		row("go-grpc-"+m.name, "tonic's answer to grpc-go", func() error {
+		row("go-grpc-"+m.name, "tonic's response to grpc-go", func() error {
 			var authorization []string
 			if m.token != "" {
 				authorization = []string{"Bearer " + m.token}
@@ -271,7 +271,7 @@ func serverRows(driver *driver, cases []tokenCase) {
 			all = append(all, message.Value)
 		}
 	}
-	row("go-grpc-stream", "a stream of tonic arrives whole", func() error {
+	row("go-grpc-stream", "a tonic stream arrives completely", func() error {
 		s, stop, err := stream("List", good)
 		defer stop()
 		if err != nil {
@@ -313,7 +313,7 @@ func serverRows(driver *driver, cases []tokenCase) {
 		_, err := call("Who", "Bearer "+foreign)
 		return equal("code", status.Code(err), codes.PermissionDenied)
 	})
-	row("go-http-many", "200 requests at once over one HTTP/2 connection", func() error {
+	row("go-http-many", "200 concurrent requests over one HTTP/2 connection", func() error {
 		results := make(chan error, 200)
 		for i := range 200 {
 			go func() {
@@ -336,7 +336,7 @@ func serverRows(driver *driver, cases []tokenCase) {
 	})
 
 	driver.must("change", object{"agent": "servers", "what": "withdraw"})
-	row("go-http-withdrawn", "without usable bundles the answer is 503 with Retry-After", func() error {
+	row("go-http-withdrawn", "without usable bundles the response is 503 with Retry-After", func() error {
 		return until(func() error {
 			r, err := get(clients["1"], "GET", base+"/who", "", "Bearer "+good)
 			if err != nil {

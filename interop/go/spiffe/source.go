@@ -18,7 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// agent is a Workload API server on grpc-go, with bundles of go-spiffe and tokens of go-jose.
+// agent is a Workload API server on grpc-go, with bundles from go-spiffe and tokens from go-jose.
 type agent struct {
 	workload.UnimplementedSpiffeWorkloadAPIServer
 	mutex   sync.Mutex
@@ -26,8 +26,8 @@ type agent struct {
 	kid     string
 	bundle  *jwtbundle.Bundle
 	changed chan struct{}
-	refuse  codes.Code
-	// What the client sent as its security header.
+	failure codes.Code
+	// The security header that the client sent.
 	header []string
 }
 
@@ -60,8 +60,8 @@ func (a *agent) FetchJWTSVID(ctx context.Context, request *workload.JWTSVIDReque
 	a.mutex.Lock()
 	defer a.mutex.Unlock()
 	a.header = metadata.ValueFromIncomingContext(ctx, "workload.spiffe.io")
-	if a.refuse != codes.OK {
-		return nil, status.Error(a.refuse, "refused")
+	if a.failure != codes.OK {
+		return nil, status.Error(a.failure, "error of the test")
 	}
 	answer := &workload.JWTSVIDResponse{}
 	for _, entry := range [][2]string{{web, "internal"}, {ops, "external"}} {
@@ -76,11 +76,11 @@ func (a *agent) FetchJWTSVID(ctx context.Context, request *workload.JWTSVIDReque
 func (a *agent) FetchJWTBundles(_ *workload.JWTBundlesRequest, stream workload.SpiffeWorkloadAPI_FetchJWTBundlesServer) error {
 	for {
 		a.mutex.Lock()
-		refuse, changed := a.refuse, a.changed
+		failure, changed := a.failure, a.changed
 		text, err := a.bundle.Marshal()
 		a.mutex.Unlock()
-		if refuse != codes.OK {
-			return status.Error(refuse, "refused")
+		if failure != codes.OK {
+			return status.Error(failure, "error of the test")
 		}
 		if err != nil {
 			return err
@@ -108,7 +108,7 @@ func serveAgent(a *agent, network, address string) (*grpc.Server, string, error)
 	return server, listener.Addr().String(), nil
 }
 
-// sourceRows runs our JwtSource on a Workload API server of grpc-go.
+// sourceRows runs JwtSource on a Workload API server of grpc-go.
 func sourceRows(driver *driver) {
 	a := newAgent()
 	server, address, err := serveAgent(a, "tcp", "127.0.0.1:0")
@@ -142,7 +142,7 @@ func sourceRows(driver *driver) {
 		}
 		return equal("ID", result["id"], answer["id"])
 	}
-	row("go-source-fetch", "a fetched token verifies by the fetched bundles", func() error {
+	row("go-source-fetch", "the fetched bundles verify a fetched token", func() error {
 		return check(object{})
 	})
 	row("go-source-header", "the security header is sent once", func() error {
@@ -164,7 +164,7 @@ func sourceRows(driver *driver) {
 		}
 		return equal("ID", answer["id"], any(ops))
 	})
-	row("go-source-rotate", "a rotation is followed", func() error {
+	row("go-source-rotate", "the source follows a rotation", func() error {
 		a.rotate("second")
 		if err := until(func() error {
 			now, err := state()
@@ -177,9 +177,9 @@ func sourceRows(driver *driver) {
 		}
 		return check(object{})
 	})
-	refused := func(code codes.Code, withdrawn bool) {
-		row("go-source-refuse-"+code.String(), "the status is reported, recovery is followed", func() error {
-			a.change(func() { a.refuse = code })
+	reported := func(code codes.Code, withdrawn bool) {
+		row("go-source-status-"+code.String(), "the status is reported, the source recovers", func() error {
+			a.change(func() { a.failure = code })
 			answer, err := fetch(object{})
 			if err != nil {
 				return err
@@ -198,7 +198,7 @@ func sourceRows(driver *driver) {
 					return err
 				}
 			}
-			a.change(func() { a.refuse = codes.OK })
+			a.change(func() { a.failure = codes.OK })
 			return until(func() error {
 				now, err := state()
 				if err != nil {
@@ -211,11 +211,11 @@ func sourceRows(driver *driver) {
 			})
 		})
 	}
-	refused(codes.PermissionDenied, true)
+	reported(codes.PermissionDenied, true)
 	for _, code := range []codes.Code{codes.Unavailable, codes.Internal, codes.ResourceExhausted, codes.Unknown} {
-		refused(code, false)
+		reported(code, false)
 	}
-	row("go-source-restart", "a restarted grpc-go server is followed", func() error {
+	row("go-source-restart", "the source follows a restarted grpc-go server", func() error {
 		server.Stop()
 		a.rotate("third")
 		server, _, err = serveAgent(a, "tcp", address)
@@ -230,13 +230,13 @@ func sourceRows(driver *driver) {
 			return equal("keys", fmt.Sprint(now["domains"]), "map[example.org:[first second third]]")
 		})
 	})
-	row("go-source-graceful", "a GOAWAY of grpc-go is followed", func() error {
-		// A graceful stop waits for the stream, which ends with a refusal.
+	row("go-source-graceful", "the source reconnects after a GOAWAY of grpc-go", func() error {
+		// A graceful stop waits for the stream, which ends with an error status.
 		done := make(chan struct{})
 		go func() { server.GracefulStop(); close(done) }()
-		a.change(func() { a.refuse = codes.Unavailable })
+		a.change(func() { a.failure = codes.Unavailable })
 		<-done
-		a.change(func() { a.refuse = codes.OK })
+		a.change(func() { a.failure = codes.OK })
 		server, _, err = serveAgent(a, "tcp", address)
 		if err != nil {
 			return err

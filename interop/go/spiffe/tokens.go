@@ -27,10 +27,10 @@ var algorithms = []jose.SignatureAlgorithm{
 	jose.PS256, jose.PS384, jose.PS512,
 }
 
-// tokenRows validates our tokens by go-spiffe and go-jose.
+// tokenRows validates our tokens with go-spiffe and go-jose.
 func tokenRows(driver *driver, cases []tokenCase) {
 	driver.must("issuer", object{"issuer": "tokens", "trust_domain": domain})
-	// Their keys are in the bundle only after they have signed.
+	// A key is added to the bundle when it signs for the first time.
 	for _, algorithm := range algorithms {
 		driver.must("token", object{"issuer": "tokens", "id": web, "audience": audience,
 			"spec": object{"algorithm": string(algorithm)}})
@@ -54,7 +54,7 @@ func tokenRows(driver *driver, cases []tokenCase) {
 		return nil
 	})
 	for _, c := range cases {
-		row("go-token-"+c.Case, "our result and go-spiffe's on our token", func() error {
+		row("go-token-"+c.Case, "our result and go-spiffe's result on our token", func() error {
 			token, err := driver.token("tokens", web, audience, c.Spec)
 			if err != nil {
 				return err
@@ -84,7 +84,7 @@ func tokenRows(driver *driver, cases []tokenCase) {
 		})
 	}
 	for _, algorithm := range algorithms {
-		row("go-jose-"+string(algorithm), "go-jose verifies our token by our JWK", func() error {
+		row("go-jose-"+string(algorithm), "go-jose verifies our token with our JWK", func() error {
 			token, err := driver.token("tokens", web, audience, object{"algorithm": string(algorithm)})
 			if err != nil {
 				return err
@@ -95,7 +95,7 @@ func tokenRows(driver *driver, cases []tokenCase) {
 			}
 			key, is := bundle.FindJWTAuthority(parsed.Headers[0].KeyID)
 			if !is {
-				return errors.New("its key is not in the bundle")
+				return errors.New("the key is not in the bundle")
 			}
 			var claims jwt.Claims
 			if err := parsed.Claims(key, &claims); err != nil {
@@ -112,7 +112,7 @@ func claim(spec object, name string) (string, bool) {
 	return value, is
 }
 
-// signedByGo validates tokens of go-jose by our validator.
+// signedByGo validates go-jose's tokens with our validator.
 func signedByGo(driver *driver) {
 	signers := map[jose.SignatureAlgorithm]crypto.Signer{}
 	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
@@ -152,7 +152,7 @@ func signedByGo(driver *driver) {
 			"spiffe": {"spiffe_bundle": string(full)},
 		} {
 			name := fmt.Sprintf("go-signed-%s-%s", form, algorithm)
-			row(name, "our validator accepts go-jose's token by go-spiffe's bundle", func() error {
+			row(name, "our validator accepts go-jose's token with go-spiffe's bundle", func() error {
 				answer, err := validate(driver, keys, token)
 				if err != nil {
 					return err

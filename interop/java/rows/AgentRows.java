@@ -24,7 +24,7 @@ import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.TimeUnit;
 import java.util.function.Function;
 
-/** java-spiffe and grpc-java as clients of our embedded agent. */
+/** java-spiffe and grpc-java as clients of the embedded agent. */
 final class AgentRows {
     static void run(Harness.Driver driver) throws Exception {
         for (String transport : List.of("unix", "tcp")) {
@@ -55,7 +55,7 @@ final class AgentRows {
     }
 
     static WorkloadApiClient client(String endpoint) throws Exception {
-        // java-spiffe's own pause between two tries is 1 s and more.
+        // The backoff of java-spiffe starts at 1 s.
         var quickly = ExponentialBackoffPolicy.builder()
                 .initialDelay(Duration.ofMillis(20))
                 .maxDelay(Duration.ofMillis(20))
@@ -114,15 +114,15 @@ final class AgentRows {
             Harness.equal("keys", bundle(Harness.DOMAIN).getJwtAuthorities().keySet(), kids);
         });
         for (String algorithm : Harness.ALGORITHMS) {
-            row("rotate-" + algorithm, "rotation is followed, old tokens stay valid", () -> {
+            row("rotate-" + algorithm, "the source follows a rotation, old tokens stay valid", () -> {
                 String old = client.fetchJwtSvid(Harness.AUDIENCE).getToken();
                 String kid = Harness.text(driver.change(agent, "rotate", "algorithm", algorithm), "kid");
-                Harness.until(() -> Harness.equal("new key is there", bundle(Harness.DOMAIN).hasJwtAuthority(kid), true));
+                Harness.until(() -> Harness.equal("new key has arrived", bundle(Harness.DOMAIN).hasJwtAuthority(kid), true));
                 verified(old, Harness.WEB);
                 verified(client.fetchJwtSvid(Harness.AUDIENCE, algorithm).getToken(), Harness.WEB);
             });
         }
-        row("revoke", "a revoked key is gone, and its tokens are rejected", () -> {
+        row("revoke", "a revoked key is removed, and its tokens are rejected", () -> {
             String token = driver.token(agent);
             verified(token, Harness.WEB);
             var kids = Harness.texts(driver.run("keys", "issuer", agent), "kids");
@@ -135,25 +135,25 @@ final class AgentRows {
             Harness.until(() -> Harness.equal("number of keys", bundle("example.com").getJwtAuthorities().size(), 1));
             verified(driver.token("example.com", "spiffe://example.com/db", Harness.object()), "spiffe://example.com/db");
         });
-        row("unfederate", "a bundle that is no longer federated is gone", () -> {
+        row("unfederate", "a bundle that is no longer federated is removed", () -> {
             driver.change(agent, "unfederate", "trust_domain", "example.com");
             Harness.until(() -> Harness.fails(() -> bundle("example.com")));
         });
         watch();
-        row("garbage", "a token that is not one is an error, and the agent recovers", () -> {
+        row("garbage", "a malformed token is an error, and the agent recovers", () -> {
             driver.change(agent, "fail", "fault", "garbage", "call", "fetch_svid");
             Harness.fails(() -> client.fetchJwtSvid(Harness.AUDIENCE));
             driver.change(agent, "recover");
             client.fetchJwtSvid(Harness.AUDIENCE);
         });
-        row("no-goaway", "no client was cut off for pinging too often", () ->
-                Harness.equal("connections cut off", driver.run("counts", "agent", agent).get("too_many_pings").getAsInt(), 0));
+        row("no-goaway", "the agent closes no connection because of too many pings", () ->
+                Harness.equal("connections closed", driver.run("counts", "agent", agent).get("too_many_pings").getAsInt(), 0));
         source.close();
         client.close();
     }
 
     private void validate(String name, Object spec, String audience, Code code) {
-        row("validate-" + name, "validateJwtSvid's result by our agent", () -> {
+        row("validate-" + name, "validateJwtSvid's result from our agent", () -> {
             String token = driver.token(agent, Harness.WEB, (com.google.gson.JsonObject) spec);
             Callable<JwtSvid> call = () -> client.validateJwtSvid(token, audience);
             if (code == Code.OK) {
@@ -164,7 +164,7 @@ final class AgentRows {
         });
     }
 
-    /** Rotation is in other rows; here the stream ends and comes back. */
+    /** The stream ends, and the client opens a new one. Other rows test rotation. */
     private void watch() {
         BlockingQueue<JwtBundleSet> updates = new LinkedBlockingQueue<>();
         client.watchJwtBundles(new Watcher<>() {
@@ -181,7 +181,7 @@ final class AgentRows {
         Callable<JwtBundleSet> next = () -> {
             var update = updates.poll(Harness.PATIENCE.toMillis(), TimeUnit.MILLISECONDS);
             if (update == null) {
-                throw new AssertionError("no update came");
+                throw new AssertionError("no update received");
             }
             return update;
         };
@@ -189,13 +189,13 @@ final class AgentRows {
                 Harness.equal("number of bundles", next.call().getBundles().size(), 1));
 
         class Recovery {
-            /** Without a code only the stream is checked. */
+            /** If there is no code, only the stream is checked. */
             void row(String name, String what, Harness.Check fail, Harness.Check restore, Code code) {
                 AgentRows.this.row(name, what, () -> {
                     updates.clear();
                     fail.run();
                     if (code != null) {
-                        // Another audience: the answer is not from a cache.
+                        // Another audience, so that no cached token is returned.
                         Harness.until(() -> Harness.equal("code", Grpc.code(() -> client.fetchJwtSvid("uncached")), code));
                     }
                     restore.run();
@@ -207,21 +207,21 @@ final class AgentRows {
         var recovery = new Recovery();
         Harness.Check nothing = () -> {};
         Function<String, Harness.Check> change = what -> () -> driver.change(agent, what);
-        recovery.row("withdraw", "withdrawal and restoration are followed", change.apply("withdraw"), change.apply("restore"), Code.PERMISSION_DENIED);
-        recovery.row("stop", "an agent that stops and starts is followed", change.apply("stop"), change.apply("start"), Code.UNAVAILABLE);
-        recovery.row("restart", "a restarted agent is followed", change.apply("restart"), nothing, null);
-        recovery.row("cut", "cut connections are made again", change.apply("cut"), nothing, null);
+        recovery.row("withdraw", "the watch follows a withdrawal and a restoration", change.apply("withdraw"), change.apply("restore"), Code.PERMISSION_DENIED);
+        recovery.row("stop", "the watch follows an agent that stops and starts", change.apply("stop"), change.apply("start"), Code.UNAVAILABLE);
+        recovery.row("restart", "the watch follows a restarted agent", change.apply("restart"), nothing, null);
+        recovery.row("cut", "the watch reconnects after closed connections", change.apply("cut"), nothing, null);
         for (Code code : List.of(Code.UNAVAILABLE, Code.PERMISSION_DENIED, Code.INTERNAL, Code.RESOURCE_EXHAUSTED, Code.UNAUTHENTICATED)) {
             recovery.row(
-                    "refuse-" + code,
-                    "the status arrives, recovery is followed",
+                    "status-" + code,
+                    "the status is returned, the client recovers",
                     () -> driver.change(agent, "fail", "fault", "refuse", "code", code.value()),
                     change.apply("recover"),
                     code);
         }
     }
 
-    /** Calls that java-spiffe does not make. */
+    /** Calls that java-spiffe does not support. */
     private static void byGrpc(Harness.Driver driver, String transport) throws Exception {
         String agent = "grpc-java-" + transport;
         var channel = Grpc.channel(start(driver, agent, transport));
@@ -260,7 +260,7 @@ final class AgentRows {
             Harness.row("java-grpc-" + transport + "-" + request[0], "the status is SPIRE's", () ->
                     Harness.equal("code", Grpc.code(() -> stub.apply(good).fetchJWTSVID((Workload.JWTSVIDRequest) request[1])), request[2]));
         }
-        Harness.row("java-grpc-" + transport + "-hang", "an agent that does not answer runs into the deadline", () -> {
+        Harness.row("java-grpc-" + transport + "-hang", "a call to a silent agent exceeds the deadline", () -> {
             driver.change(agent, "fail", "fault", "hang", "call", "fetch_svid");
             var soon = stub.apply(good).withDeadlineAfter(100, TimeUnit.MILLISECONDS);
             var code = Grpc.code(() -> soon.fetchJWTSVID(svid));

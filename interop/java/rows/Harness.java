@@ -66,7 +66,7 @@ final class Harness {
         throw new AssertionError("no error, expected one instead of " + result);
     }
 
-    /** Polls a condition: the other side needs a moment. */
+    /** Polls a condition until it holds. */
     static void until(Check condition) throws Exception {
         long deadline = System.nanoTime() + PATIENCE.toNanos();
         while (true) {
@@ -82,7 +82,7 @@ final class Harness {
         }
     }
 
-    /** An object with these members: names and values in turn. */
+    /** An object with these members: names and values alternate. */
     static JsonObject object(Object... members) {
         JsonObject object = new JsonObject();
         for (int at = 0; at < members.length; at += 2) {
@@ -130,7 +130,7 @@ final class Harness {
         return cases;
     }
 
-    /** tower-spiffe's side, as a child process. */
+    /** The driver, which runs tower-spiffe, as a child process. */
     static final class Driver implements AutoCloseable {
         private final Process child;
         private final Writer input;
@@ -171,14 +171,14 @@ final class Harness {
             return run("change", all);
         }
 
-        /** Lets the issuer make a key of each kind. */
+        /** Makes the issuer create a key for each algorithm. */
         void allAlgorithms(String issuer) throws IOException {
             for (String algorithm : ALGORITHMS) {
                 token(issuer, WEB, object("algorithm", algorithm));
             }
         }
 
-        /** Validates the token by keys in this form, `jwks` or `spiffe_bundle`. */
+        /** Validates the token with keys in this form, `jwks` or `spiffe_bundle`. */
         JsonObject validate(String token, String form, String keys) throws IOException {
             return run("validate", "trust_domain", DOMAIN, "audience", AUDIENCE, "token", token, form, keys);
         }

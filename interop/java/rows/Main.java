@@ -17,7 +17,7 @@ final class Main {
             ServerRows.run(driver);
             SourceRows.run(driver);
         }
-        // Threads of clients whose rows failed do not keep the program.
+        // Exit even if clients of failed rows have running threads.
         System.exit(Harness.failed ? 1 : 0);
     }
 

@@ -8,7 +8,7 @@ import java.net.http.HttpResponse;
 import java.net.http.HttpResponse.BodyHandlers;
 import java.util.List;
 
-/** java.net.http and grpc-java as clients of our axum and tonic servers. */
+/** java.net.http and grpc-java as clients of axum and tonic servers with the layer. */
 final class ServerRows {
     private static final HttpClient CLIENT =
             HttpClient.newBuilder().version(HttpClient.Version.HTTP_1_1).build();
@@ -59,7 +59,7 @@ final class ServerRows {
         for (var entry : Harness.cases()) {
             String token = driver.token("servers", Harness.WEB, entry.spec());
             var bearer = List.of("Bearer " + token);
-            Harness.row("java-http-" + entry.name(), "axum's answer to java.net.http", () -> {
+            Harness.row("java-http-" + entry.name(), "axum's response to java.net.http", () -> {
                 var response = send("/who", bearer, null);
                 if (entry.rejected() == null) {
                     Harness.equal("answer", response.body(), Harness.object("id", entry.id()).toString());
@@ -69,7 +69,7 @@ final class ServerRows {
                 Harness.equal("challenge names invalid_token", challenge(response).contains("error=\"invalid_token\""), true);
                 Harness.equal("token is in the answer", (challenge(response) + response.body()).contains(token), false);
             });
-            Harness.row("java-rpc-" + entry.name(), "tonic's answer to grpc-java", () -> {
+            Harness.row("java-rpc-" + entry.name(), "tonic's response to grpc-java", () -> {
                 if (entry.rejected() == null) {
                     Harness.equal("answer", Grpc.call(with(bearer), "Who"), "hello " + entry.id());
                 } else {
@@ -105,7 +105,7 @@ final class ServerRows {
         method("unlisted-method-anonymous", "Unlisted", null, Code.UNAUTHENTICATED);
         method("public-method", "Version", null, Code.OK);
 
-        Harness.row("java-rpc-stream", "a stream of tonic arrives whole", () ->
+        Harness.row("java-rpc-stream", "a tonic stream arrives completely", () ->
                 Harness.equal("messages", Grpc.stream(with(List.of(good)), "List"), List.of("first", "second", Harness.WEB, "OK")));
         Harness.row("java-rpc-stream-rejected", "a rejected stream is Unauthenticated", () ->
                 Harness.equal("messages", Grpc.stream(with(List.of("Bearer x.y.z")), "List"), List.of("UNAUTHENTICATED")));
@@ -114,7 +114,7 @@ final class ServerRows {
             String token = driver.token("servers", Harness.WEB, Harness.object("exp_in", -8, "iat_in", -60));
             Harness.equal("messages", Grpc.stream(with(List.of("Bearer " + token)), "Wait"), List.of("first", "UNAUTHENTICATED"));
         });
-        Harness.row("java-http-keep-alive", "rejections do not disturb later requests of a connection", () -> {
+        Harness.row("java-http-keep-alive", "rejections do not affect later requests of a connection", () -> {
             for (int n = 0; n < 20; n++) {
                 Harness.equal("status", send("/echo", List.of(good), "x".repeat(1000)).statusCode(), 200);
                 Harness.equal("status", send("/echo", List.of("Bearer x.y.z"), "x".repeat(1000)).statusCode(), 401);
@@ -122,7 +122,7 @@ final class ServerRows {
         });
 
         driver.change("servers", "withdraw");
-        Harness.row("java-http-withdrawn", "without usable bundles the answer is 503 with Retry-After", () -> Harness.until(() -> {
+        Harness.row("java-http-withdrawn", "without usable bundles the response is 503 with Retry-After", () -> Harness.until(() -> {
             var response = send("/who", List.of(good), null);
             Harness.equal("status", response.statusCode(), 503);
             Harness.equal("Retry-After is there", response.headers().firstValue("Retry-After").isPresent(), true);
@@ -137,7 +137,7 @@ final class ServerRows {
     }
 
     private void credential(String name, List<String> values, int status, String error, Code code) {
-        Harness.row("java-http-credential-" + name, "axum's answer to java.net.http", () -> {
+        Harness.row("java-http-credential-" + name, "axum's response to java.net.http", () -> {
             var response = send("/who", values, null);
             Harness.equal("status", response.statusCode(), status);
             String challenge = challenge(response);
@@ -149,12 +149,12 @@ final class ServerRows {
                 Harness.equal("error is in the challenge", challenge.contains("error=\"" + error + "\""), true);
             }
         });
-        Harness.row("java-rpc-credential-" + name, "tonic's answer to grpc-java", () ->
+        Harness.row("java-rpc-credential-" + name, "tonic's response to grpc-java", () ->
                 Harness.equal("code", code("Who", values), code));
     }
 
     private void path(String name, String path, String token, String body, int status) {
-        Harness.row("java-http-" + name, "axum's answer to java.net.http", () -> {
+        Harness.row("java-http-" + name, "axum's response to java.net.http", () -> {
             var response = send(path, token == null ? List.of() : List.of(token), body);
             Harness.equal("status", response.statusCode(), status);
             if (status == 403) {
@@ -167,7 +167,7 @@ final class ServerRows {
     }
 
     private void method(String name, String method, String token, Code code) {
-        Harness.row("java-rpc-" + name, "tonic's answer to grpc-java", () ->
+        Harness.row("java-rpc-" + name, "tonic's response to grpc-java", () ->
                 Harness.equal("code", code(method, token == null ? List.of() : List.of(token)), code));
     }
 }

@@ -38,7 +38,7 @@ import java.util.Map;
 import java.util.Set;
 import java.util.concurrent.Executors;
 
-/** Our source on a grpc-java agent, our clients on java.net's and grpc-java's servers. */
+/** JwtSource with a grpc-java agent, and the client layer with servers of java.net and grpc-java. */
 final class SourceRows {
     static void run(Harness.Driver driver) throws Exception {
         Path folder = Files.createTempDirectory("interop-java");
@@ -49,11 +49,11 @@ final class SourceRows {
         ourClients(driver);
     }
 
-    /** A Workload API server with tokens and keys of nimbus. */
+    /** A Workload API server with tokens and keys from nimbus. */
     private static final class Agent extends SpiffeWorkloadAPIImplBase implements ServerInterceptor {
         private final List<JWK> keys = new ArrayList<>();
         private final List<StreamObserver<Workload.JWTBundlesResponse>> streams = new ArrayList<>();
-        private Status refusal;
+        private Status failure;
         private List<String> header;
 
         Agent() throws Exception {
@@ -65,14 +65,14 @@ final class SourceRows {
             streams.forEach(stream -> stream.onNext(bundles()));
         }
 
-        synchronized void refuse(Status status) {
-            refusal = status;
+        synchronized void fail(Status status) {
+            failure = status;
             streams.forEach(stream -> stream.onError(status.asException()));
             streams.clear();
         }
 
         synchronized void accept() {
-            refusal = null;
+            failure = null;
         }
 
         synchronized List<String> header() {
@@ -98,8 +98,8 @@ final class SourceRows {
 
         @Override
         public synchronized void fetchJWTSVID(Workload.JWTSVIDRequest request, StreamObserver<Workload.JWTSVIDResponse> answer) {
-            if (refusal != null) {
-                answer.onError(refusal.asException());
+            if (failure != null) {
+                answer.onError(failure.asException());
                 return;
             }
             var svids = Workload.JWTSVIDResponse.newBuilder();
@@ -123,8 +123,8 @@ final class SourceRows {
 
         @Override
         public synchronized void fetchJWTBundles(Workload.JWTBundlesRequest request, StreamObserver<Workload.JWTBundlesResponse> stream) {
-            if (refusal != null) {
-                stream.onError(refusal.asException());
+            if (failure != null) {
+                stream.onError(failure.asException());
                 return;
             }
             stream.onNext(bundles());
@@ -132,7 +132,7 @@ final class SourceRows {
         }
     }
 
-    /** Serves the agent on this socket, or on a port if there is none. */
+    /** Serves the agent on this socket, or on a port if {@code socket} is null. */
     private static Server serve(Agent agent, Path socket, int port) throws Exception {
         agent.streams.clear();
         var service = ServerInterceptors.intercept(agent, agent);
@@ -162,7 +162,7 @@ final class SourceRows {
             var result = driver.run("check", "source", name, "audience", Harness.AUDIENCE, "token", Harness.text(svid, "token"));
             Harness.equal("ID", Harness.text(result, "id"), Harness.WEB);
         };
-        Harness.row(prefix + "fetch", "a fetched token verifies by the fetched bundles", check);
+        Harness.row(prefix + "fetch", "the fetched bundles verify a fetched token", check);
         Harness.row(prefix + "header", "the security header is sent once", () ->
                 Harness.equal("header", agent.header(), List.of("true")));
         Harness.row(prefix + "id", "the requested SPIFFE ID is sent", () -> {
@@ -173,14 +173,14 @@ final class SourceRows {
             var svid = driver.run("fetch", "source", name, "audience", Harness.AUDIENCE, "hint", "external");
             Harness.equal("ID", Harness.text(svid, "id"), Harness.OPS);
         });
-        Harness.row(prefix + "rotate", "a rotation is followed", () -> {
+        Harness.row(prefix + "rotate", "the source follows a rotation", () -> {
             agent.rotate("second");
             keys(driver, name, List.of("first", "second"));
             check.run();
         });
         for (Status status : List.of(Status.PERMISSION_DENIED, Status.UNAVAILABLE, Status.INTERNAL, Status.RESOURCE_EXHAUSTED)) {
-            Harness.row(prefix + "refuse-" + status.getCode(), "the status is reported, recovery is followed", () -> {
-                agent.refuse(status);
+            Harness.row(prefix + "status-" + status.getCode(), "the status is reported, the source recovers", () -> {
+                agent.fail(status);
                 var answer = driver.run("fetch", "source", name, "audience", Harness.AUDIENCE);
                 Harness.equal("code", answer.get("code").getAsInt(), status.getCode().value());
                 boolean withdrawn = status.getCode() == Status.Code.PERMISSION_DENIED;
@@ -194,7 +194,7 @@ final class SourceRows {
                 });
             });
         }
-        Harness.row(prefix + "restart", "a restarted grpc-java server is followed", () -> {
+        Harness.row(prefix + "restart", "the source follows a restarted grpc-java server", () -> {
             int port = server[0].getPort();
             server[0].shutdownNow().awaitTermination();
             server[0] = serve(agent, socket, port);

@@ -35,7 +35,7 @@ import java.util.Set;
 import java.util.TreeSet;
 import java.util.stream.Collectors;
 
-/** Our tokens by java-spiffe and nimbus, nimbus' tokens by our validator. */
+/** Our tokens verified by java-spiffe and nimbus, and nimbus' tokens verified by our validator. */
 final class TokenRows {
     static final TrustDomain TRUST_DOMAIN = TrustDomain.parse(Harness.DOMAIN);
 
@@ -65,7 +65,7 @@ final class TokenRows {
         var processor = processor(JWKSet.parse(jwks));
         for (var entry : Harness.cases()) {
             String token = driver.token("tokens", Harness.WEB, entry.spec());
-            Harness.row("java-token-" + entry.name(), "our result and java-spiffe's on our token", () -> {
+            Harness.row("java-token-" + entry.name(), "our result and java-spiffe's result on our token", () -> {
                 Harness.equal("our reason", Harness.text(driver.validate(token, "jwks", jwks), "rejected"), entry.rejected());
                 if (entry.acceptedBy("java-spiffe")) {
                     var svid = JwtSvid.parseAndValidate(token, bundle, Set.of(Harness.AUDIENCE));
@@ -84,7 +84,7 @@ final class TokenRows {
         }
     }
 
-    /** Set up as JWT-SVID needs it: nine algorithms, an audience, the required claims. */
+    /** Configured for JWT-SVIDs: nine algorithms, an audience, the required claims. */
     private static DefaultJWTProcessor<SecurityContext> processor(JWKSet keys) {
         var algorithms = Harness.ALGORITHMS.stream().map(JWSAlgorithm::parse).collect(Collectors.toSet());
         var claims = new DefaultJWTClaimsVerifier<>(Harness.AUDIENCE, null, Set.of("sub", "exp"));
@@ -153,7 +153,7 @@ final class TokenRows {
         for (String algorithm : Harness.ALGORITHMS) {
             String token = sign(algorithm, "kid-" + algorithm, signers.get(algorithm), claims(Map.of()));
             Map.of("jwks", jwks, "spiffe_bundle", spiffe).forEach((form, keys) ->
-                    Harness.row("java-signed-" + form + "-" + algorithm, "our validator accepts nimbus' token by nimbus' JWK", () -> {
+                    Harness.row("java-signed-" + form + "-" + algorithm, "our validator accepts nimbus' token with nimbus' JWK", () -> {
                         var answer = driver.validate(token, form, keys);
                         Harness.equal("ID", Harness.text(answer, "id"), Harness.WEB);
                         Harness.equal("number of keys", answer.get("keys").getAsInt(), Harness.ALGORITHMS.size());

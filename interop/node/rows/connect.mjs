@@ -1,5 +1,5 @@
-// connect-node: its three protocols against our servers, its gRPC against our agent, our clients
-// against its server.
+// connect-node: a client of our servers with three protocols, a gRPC client of the embedded agent, and a
+// server for our clients.
 import * as http from "node:http";
 import * as http2 from "node:http2";
 import { Code, ConnectError, createClient } from "@connectrpc/connect";
@@ -22,7 +22,7 @@ const headers = (values) => {
 
 const code = (error) => Code[ConnectError.from(error).code];
 
-/** Returns the text of the answer, or the code. */
+/** Returns the text of the response, or the code. */
 async function call(client, method, values) {
   try {
     const answer = await client[method]({ value: "hello" }, { headers: headers(values), timeoutMs: PATIENCE });
@@ -58,7 +58,7 @@ async function servers(driver) {
     `http://${(await driver.do("serve", { agent: "connect", kind, audience: AUDIENCE })).address}`;
   const axum = await serve("http");
   const tonic = await serve("grpc");
-  // Streams are not for the Connect protocol: our server for it answers unary calls only.
+  // No streams in the Connect protocol: the server of the driver supports only unary calls there.
   const protocols = [
     ["connect", createConnectTransport({ baseUrl: axum, httpVersion: "1.1", useBinaryFormat: false }), false],
     ["connect-h2", createConnectTransport({ baseUrl: axum, httpVersion: "2", useBinaryFormat: false }), false],
@@ -71,7 +71,7 @@ async function servers(driver) {
     const bearer = `Bearer ${await driver.token("connect", entry.spec)}`;
     const want = entry.rejected === undefined ? `hello ${entry.spec.claims?.sub ?? WEB}` : "Unauthenticated";
     for (const [name, client] of clients) {
-      await row(`node-${name}-${entry.case}`, "our server's answer to connect", async () =>
+      await row(`node-${name}-${entry.case}`, "our server's response to connect", async () =>
         equal("answer", await call(client, "who", [bearer]), want));
     }
   }
@@ -97,16 +97,16 @@ async function servers(driver) {
       calls.push(["public-method", "version", [], "1"]);
     }
     for (const [what, method, values, want] of calls) {
-      await row(`node-${name}-${what}`, "our server's answer to connect", async () =>
+      await row(`node-${name}-${what}`, "our server's response to connect", async () =>
         equal("answer", await call(client, method, values), want));
     }
     if (!grpc) continue;
-    await row(`node-${name}-stream`, "a stream of tonic arrives whole", async () =>
+    await row(`node-${name}-stream`, "a tonic stream arrives completely", async () =>
       equal("messages", await stream(client, "list", [good]), ["first", "second", WEB, "OK"]));
     await row(`node-${name}-stream-rejected`, "a rejected stream is Unauthenticated", async () =>
       equal("messages", await stream(client, "list", ["Bearer x.y.z"]), ["Unauthenticated"]));
   }
-  // The leeway is 10 s: 8 s past the expiry leaves 1 to 2 s, for all of them at once.
+  // The leeway is 10 s: 8 s past the expiry leaves 1 to 2 s, so all of them run at once.
   const ends = clients.filter(([, , grpc]) => grpc).map(([name, client]) =>
     row(`node-${name}-stream-expires`, "a stream ends with its token", async () =>
       equal("messages", await stream(client, "wait", [short]), ["first", "Unauthenticated"])));
@@ -123,7 +123,7 @@ async function servers(driver) {
   }
 }
 
-/** connect's gRPC as a client of our agent. */
+/** connect's gRPC client with the embedded agent. */
 async function agent(driver, transport) {
   const name = `connect-agent-${transport}`;
   const { endpoint } = await driver.do("agent", { agent: name, trust_domain: DOMAIN, transport });
@@ -172,14 +172,14 @@ async function agent(driver, transport) {
     await driver.change(name, "withdraw");
     equal("end", await messages.next().catch(code), "PermissionDenied");
   });
-  await row(rowName("restart"), "a restarted agent is followed", async () => {
+  await row(rowName("restart"), "the watch follows a restarted agent", async () => {
     await driver.change(name, "restore");
     await driver.change(name, "restart");
     await until(async () => equal("code", await result({ audience: [AUDIENCE] }), "OK"));
   });
 }
 
-/** Our reqwest and tonic clients on connect's server, which verifies by jose. */
+/** Our reqwest and tonic clients with connect's server, which verifies tokens with jose. */
 async function ourClients(driver) {
   const { endpoint } = await driver.do("agent", { agent: "connect-clients", trust_domain: DOMAIN });
   await driver.change("connect-clients", "register", { id: WEB });

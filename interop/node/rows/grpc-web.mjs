@@ -9,7 +9,7 @@ const grpcWeb = require("grpc-web");
 
 const codes = Object.fromEntries(Object.entries(grpcWeb.StatusCode).map(([name, number]) => [number, name]));
 
-// google.protobuf.StringValue by hand: field 1, of fewer than 128 bytes.
+// Encodes a google.protobuf.StringValue of fewer than 128 bytes: field 1.
 const encode = (text) => Uint8Array.from([10, text.length, ...Buffer.from(text)]);
 const decode = (bytes) => Buffer.from(bytes).subarray(2).toString();
 const descriptor = (method, type) =>
@@ -51,7 +51,7 @@ export async function run(driver) {
     const bearer = `Bearer ${await driver.token("web", entry.spec)}`;
     const want = entry.rejected === undefined ? `hello ${entry.spec.claims?.sub ?? WEB}` : "UNAUTHENTICATED";
     for (const [format, client] of clients) {
-      await row(`node-web-${format}-${entry.case}`, "tonic's answer to grpc-web", async () =>
+      await row(`node-web-${format}-${entry.case}`, "tonic's response to grpc-web", async () =>
         equal("answer", await call(client, url, "Who", bearer), want));
     }
   }
@@ -70,15 +70,15 @@ export async function run(driver) {
   ];
   for (const [format, client] of clients) {
     for (const [what, method, authorization, want] of calls) {
-      await row(`node-web-${format}-${what}`, "tonic's answer to grpc-web", async () =>
+      await row(`node-web-${format}-${what}`, "tonic's response to grpc-web", async () =>
         equal("answer", await call(client, url, method, authorization), want));
     }
     await row(`node-web-${format}-stream-rejected`, "a rejected stream is Unauthenticated", async () =>
       equal("messages", await stream(client, url, "List", "Bearer x.y.z"), ["UNAUTHENTICATED"]));
   }
-  // In binary form the client shows no message of a stream before its end.
+  // In binary form the client returns no message before the end of the stream.
   const [[, text]] = clients;
-  await row("node-web-text-stream", "a stream of tonic arrives whole", async () =>
+  await row("node-web-text-stream", "a tonic stream arrives completely", async () =>
     equal("messages", await stream(text, url, "List", good), ["first", "second", WEB, "OK"]));
   const short = `Bearer ${await driver.token("web", { exp_in: -8, iat_in: -60 })}`;
   await row("node-web-text-stream-expires", "a stream ends with its token", async () =>

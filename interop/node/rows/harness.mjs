@@ -40,7 +40,7 @@ export async function rejects(call) {
   throw new Error(`no error, expected one instead of ${JSON.stringify(result)}`);
 }
 
-/** Polls a condition: the other side needs a moment. */
+/** Polls a condition until it holds. */
 export async function until(condition) {
   const deadline = Date.now() + PATIENCE;
   for (;;) {
@@ -61,7 +61,7 @@ export function acceptedBy(peer, { rejected, differs = {} }) {
   return (rejected === undefined) !== peer in differs;
 }
 
-/** tower-spiffe's side, as a child process. */
+/** The driver, which runs tower-spiffe, as a child process. */
 export class Driver {
   #child = spawn(process.env.INTEROP_DRIVER, { stdio: ["pipe", "pipe", "inherit"] });
   #answers = createInterface({ input: this.#child.stdout })[Symbol.asyncIterator]();

@@ -1,7 +1,7 @@
 // Runs tower-spiffe against jose, grpc-js, fetch, connect and grpc-web.
 //
-// Prints one line per row: `ok|FAIL <row> <what>`. INTEROP_DRIVER names the driver, INTEROP_CASES
-// the table of tokens, INTEROP_PROTO the Workload API's definition.
+// Prints one line per row: `ok|FAIL <row> <what>`. INTEROP_DRIVER, INTEROP_CASES and INTEROP_PROTO are
+// the paths of the driver, the table of tokens and the definition of the Workload API.
 import * as grpc from "@grpc/grpc-js";
 import protoLoader from "@grpc/proto-loader";
 import * as jose from "jose";
@@ -13,7 +13,7 @@ import { acceptedBy, equal, readCases, rejects, row, until } from "./harness.mjs
 
 const plaintext = grpc.credentials.createInsecure();
 
-/** Our tokens by jose. */
+/** Our tokens, verified by jose. */
 async function ourTokens(driver) {
   await driver.do("issuer", { issuer: "tokens", trust_domain: DOMAIN });
   await driver.allAlgorithms("tokens");
@@ -30,7 +30,7 @@ async function ourTokens(driver) {
   }
 }
 
-/** jose's tokens by our validator. */
+/** jose's tokens, verified by our validator. */
 async function theirTokens(driver) {
   const now = Math.floor(Date.now() / 1000);
   const pairs = {};
@@ -49,7 +49,7 @@ async function theirTokens(driver) {
     driver.do("validate", { trust_domain: DOMAIN, audience: AUDIENCE, token, ...keys });
   for (const algorithm of ALGORITHMS) {
     for (const form of ["jwks", "spiffe_bundle"]) {
-      await row(`node-signed-${form}-${algorithm}`, "our validator accepts jose's token by jose's JWK", async () => {
+      await row(`node-signed-${form}-${algorithm}`, "our validator accepts jose's token with jose's JWK", async () => {
         equal("ID", (await validate(await sign(algorithm), { [form]: jwks })).id, WEB);
       });
     }
@@ -73,7 +73,7 @@ async function theirTokens(driver) {
   }
 }
 
-/** fetch and grpc-js as clients of our servers. */
+/** fetch and grpc-js as clients of axum and tonic servers with the layer. */
 async function servers(driver) {
   await driver.do("agent", { agent: "servers", trust_domain: DOMAIN });
   await driver.allAlgorithms("servers");
@@ -114,14 +114,14 @@ async function servers(driver) {
   for (const entry of readCases()) {
     const bearer = `Bearer ${await driver.token("servers", entry.spec)}`;
     const id = entry.spec.claims?.sub ?? WEB;
-    await row(`node-http-${entry.case}`, "axum's answer to fetch", async () => {
+    await row(`node-http-${entry.case}`, "axum's response to fetch", async () => {
       const response = await get("/who", [bearer]);
       if (entry.rejected === undefined) return equal("answer", await response.json(), { id });
       equal("status", response.status, 401);
       const challenge = response.headers.get("www-authenticate");
       equal("challenge names invalid_token", challenge.includes('error="invalid_token"'), true);
     });
-    await row(`node-grpc-${entry.case}`, "tonic's answer to grpc-js", async () => {
+    await row(`node-grpc-${entry.case}`, "tonic's response to grpc-js", async () => {
       equal("answer", await call("Who", [bearer]), entry.rejected === undefined ? `hello ${id}` : "UNAUTHENTICATED");
     });
   }
@@ -139,15 +139,15 @@ async function servers(driver) {
   ];
   for (const [name, method, values, answer, path, status] of calls) {
     if (method) {
-      await row(`node-grpc-${name}`, "tonic's answer to grpc-js", async () => equal("answer", await call(method, values), answer));
+      await row(`node-grpc-${name}`, "tonic's response to grpc-js", async () => equal("answer", await call(method, values), answer));
     }
-    await row(`node-http-${name}`, "axum's answer to fetch", async () => equal("status", (await get(path, values)).status, status));
+    await row(`node-http-${name}`, "axum's response to fetch", async () => equal("status", (await get(path, values)).status, status));
   }
   await row("node-http-body", "a body is echoed", async () => {
     const response = await get("/echo", [good], { method: "POST", body: "the body" });
     equal("body", await response.text(), "the body");
   });
-  await row("node-grpc-stream", "a stream of tonic arrives whole", async () =>
+  await row("node-grpc-stream", "a tonic stream arrives completely", async () =>
     equal("messages", await stream("List", [good]), ["OK", "first", "second", WEB]));
   await row("node-grpc-stream-rejected", "a rejected stream is Unauthenticated", async () =>
     equal("messages", await stream("List", ["Bearer x.y.z"]), ["UNAUTHENTICATED"]));
@@ -156,7 +156,7 @@ async function servers(driver) {
   await row("node-grpc-stream-expires", "a stream ends with its token", async () =>
     equal("messages", await stream("Wait", [short]), ["UNAUTHENTICATED", "first"]));
   await driver.change("servers", "withdraw");
-  await row("node-http-withdrawn", "without usable bundles the answer is 503 with Retry-After", () =>
+  await row("node-http-withdrawn", "without usable bundles the response is 503 with Retry-After", () =>
     until(async () => {
       const response = await get("/who", [good]);
       equal("answer", [response.status, response.headers.has("retry-after")], [503, true]);
@@ -166,7 +166,7 @@ async function servers(driver) {
   client.close();
 }
 
-/** grpc-js as a client of our agent. */
+/** grpc-js as a client of the embedded agent. */
 async function agent(driver, transport) {
   const name = `agent-${transport}`;
   const { endpoint } = await driver.do("agent", { agent: name, trust_domain: DOMAIN, transport });
@@ -187,14 +187,14 @@ async function agent(driver, transport) {
     const { payload } = await jose.jwtVerify(svids[0].svid, jose.createLocalJWKSet(JSON.parse(jwks)), { audience: AUDIENCE });
     equal("ID", payload.sub, svids[0].spiffeId);
   });
-  const refusals = [
+  const errors = [
     ["no-header", "FetchJWTSVID", { audience: [AUDIENCE] }, new grpc.Metadata(), "INVALID_ARGUMENT"],
     ["no-audience", "FetchJWTSVID", {}, security, "INVALID_ARGUMENT"],
     ["malformed-id", "FetchJWTSVID", { audience: [AUDIENCE], spiffeId: "web" }, security, "INVALID_ARGUMENT"],
     ["unregistered", "FetchJWTSVID", { audience: [AUDIENCE], spiffeId: "spiffe://example.org/unknown" }, security, "PERMISSION_DENIED"],
     ["malformed-token", "ValidateJWTSVID", { audience: AUDIENCE, svid: "secret" }, security, "INVALID_ARGUMENT"],
   ];
-  for (const [what, method, request, metadata, code] of refusals) {
+  for (const [what, method, request, metadata, code] of errors) {
     await row(rowName(what), "the status is SPIRE's", async () => equal("code", await call(method, request, metadata), code));
   }
   await row(rowName("validate"), "ValidateJWTSVID accepts our token", async () => {

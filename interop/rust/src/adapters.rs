@@ -1,5 +1,5 @@
-//! tower-spiffe on the `spiffe` crate: its live bundles as a `BundleSource`, its client as a
-//! `FetchSvid`. For programs that already run a `spiffe::JwtSource`.
+//! Adapters from the `spiffe` crate: a `BundleSource` on its `JwtSource` and a `FetchSvid` on its
+//! client. For programs that already use a `spiffe::JwtSource`.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -55,9 +55,9 @@ impl SpiffeBundles {
 
 fn bundles_of(source: &spiffe::JwtSource) -> Option<HashMap<String, Arc<JwtBundle>>> {
     let set = source.bundle_set().ok()?;
-    let all = set.iter().filter_map(|(name, theirs)| {
-        // Theirs are the keys' JSON, which is all that ours are made of.
-        let keys: Vec<&str> = theirs
+    let all = set.iter().filter_map(|(name, bundle)| {
+        // The bundle has the JSON of each key, which `JwtBundle` can parse.
+        let keys: Vec<&str> = bundle
             .jwt_authorities()
             .filter_map(|key| std::str::from_utf8(key.jwk_json()).ok())
             .collect();
@@ -96,7 +96,7 @@ impl BundleSource for SpiffeBundles {
     }
 }
 
-/// Fetches tokens by the client of the `spiffe` crate, which has no cache.
+/// Fetches tokens with the client of the `spiffe` crate, which has no cache.
 pub(crate) struct SpiffeFetcher(pub(crate) spiffe::WorkloadApiClient);
 
 impl FetchSvid for SpiffeFetcher {

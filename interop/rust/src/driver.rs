@@ -1,4 +1,4 @@
-//! The driver as a child process, and the lines of rows.
+//! The driver as a child process, and the output of rows.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 pub(crate) type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// tower-spiffe's side.
+/// The driver, which runs tower-spiffe.
 pub(crate) struct Driver {
     child: Child,
     input: Option<ChildStdin>,
@@ -31,7 +31,7 @@ impl Driver {
         })
     }
 
-    /// Runs a command; answers come at once, so that blocking for them does no harm.
+    /// Runs a command. Blocks until the response, which takes little time.
     pub(crate) fn run(&mut self, command: Value) -> Result<Value, Error> {
         let input = self.input.as_mut().ok_or("the driver has no input")?;
         writeln!(input, "{command}")?;
@@ -60,7 +60,7 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        // It ends when its input does.
+        // The driver ends when its input is closed.
         self.input = None;
         let _ = self.child.wait();
     }
@@ -81,7 +81,7 @@ pub(crate) fn equal<T: PartialEq<U> + std::fmt::Debug, U: std::fmt::Debug>(
     Err(format!("{what} is {got:?}, expected {want:?}").into())
 }
 
-/// Prints the line of a row; gives whether it passed.
+/// Prints the line of a row. Returns whether it passed.
 pub(crate) fn row(name: &str, what: &str, result: Result<(), Error>) -> bool {
     match &result {
         Ok(()) => println!("ok {name} {what}"),
@@ -93,7 +93,7 @@ pub(crate) fn row(name: &str, what: &str, result: Result<(), Error>) -> bool {
     result.is_ok()
 }
 
-/// Polls a condition: the other side needs a moment.
+/// Polls a condition until it holds.
 pub(crate) async fn until<F>(mut condition: impl FnMut() -> F) -> Result<(), Error>
 where
     F: Future<Output = Result<(), Error>>,

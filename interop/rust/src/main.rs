@@ -1,4 +1,4 @@
-//! Runs the `spiffe` crate, versions 0.13 and 0.19, against tower-spiffe, both ways.
+//! Runs the `spiffe` crate, versions 0.13 and 0.19, against tower-spiffe in both directions.
 //!
 //! Prints one line per row: `ok|FAIL <row> <what>`. `INTEROP_DRIVER` names the driver,
 //! `INTEROP_CASES` the table of tokens.

@@ -1,4 +1,4 @@
-//! Our validator and token cache on the `spiffe` crate, by the adapters.
+//! The validator and the token cache of tower-spiffe on the `spiffe` crate, with the adapters.
 
 use std::time::Duration;
 
@@ -44,19 +44,19 @@ pub(crate) async fn run(driver: &mut Driver) -> Result<bool, Error> {
     };
     passed &= row(
         "rust-adapter-default",
-        "our cache and validator work on the spiffe crate",
+        "cache and validator work on the spiffe crate",
         validated(&request, WEB).await,
     );
     let hinted = request.clone().with_hint("external")?;
     passed &= row(
         "rust-adapter-hint",
-        "the hint is passed on",
+        "the hint is forwarded",
         validated(&hinted, OPS).await,
     );
     let named = request.clone().with_spiffe_id(OPS.parse()?);
     passed &= row(
         "rust-adapter-id",
-        "the SPIFFE ID is passed on",
+        "the SPIFFE ID is forwarded",
         validated(&named, OPS).await,
     );
 
@@ -122,7 +122,7 @@ pub(crate) async fn run(driver: &mut Driver) -> Result<bool, Error> {
     });
     passed &= row(
         "rust-adapter-closed",
-        "after a shutdown the validator cannot decide",
+        "after a shutdown bundles are unavailable",
         closed.await,
     );
     Ok(passed)

@@ -13,7 +13,7 @@ macro_rules! version {
             use crate::driver::{Driver, Error, equal, row, text, until};
             use crate::{AUDIENCE, DOMAIN, OPS, WEB};
 
-            /// This version verifies no ES512.
+            /// This version does not support ES512.
             const ALGORITHMS: [&str; 8] =
                 ["RS256", "RS384", "RS512", "ES256", "ES384", "PS256", "PS384", "PS512"];
 
@@ -25,7 +25,7 @@ macro_rules! version {
                 Ok(passed)
             }
 
-            /// Our tokens by this version.
+            /// Verifies tokens of tower-spiffe with this version.
             fn tokens(driver: &mut Driver, cases: &[Value]) -> Result<bool, Error> {
                 let issuer = concat!("tokens-", $name);
                 driver.run(json!({ "do": "issuer", "issuer": issuer, "trust_domain": DOMAIN }))?;
@@ -70,7 +70,7 @@ macro_rules! version {
                 }
             }
 
-            /// This version's client and source on our agent.
+            /// Runs this version's client and source on the embedded agent.
             async fn agent(driver: &mut Driver, transport: &str) -> Result<bool, Error> {
                 let agent = format!(concat!("spiffe-", $name, "-{}"), transport);
                 let agent = agent.as_str();
@@ -104,7 +104,7 @@ macro_rules! version {
                 };
                 passed &= row(
                     &name("fetch"),
-                    "a fetched token verifies by JwtSource's bundles",
+                    "JwtSource's bundles verify a fetched token",
                     fetched(None, WEB).await,
                 );
                 passed &= row(
@@ -148,7 +148,7 @@ macro_rules! version {
                         Err(_) => Ok(()),
                     };
                     let name = name(&format!("validate-{case}"));
-                    passed &= row(&name, "validate_jwt_token's result by our agent", result);
+                    passed &= row(&name, "validate_jwt_token's result from our agent", result);
                 }
 
                 let kids = || -> Result<HashSet<String>, Error> {
@@ -161,7 +161,7 @@ macro_rules! version {
                         let old = source.$fetch([AUDIENCE]).await?;
                         let change = json!({ "what": "rotate", "algorithm": algorithm });
                         let kid = text(&driver.change(agent, change)?["kid"]);
-                        until(async || equal("new key is there", kids()?.contains(&kid), true)).await?;
+                        until(async || equal("new key has arrived", kids()?.contains(&kid), true)).await?;
                         verified(old.token(), WEB)?;
                         let fresh = source.$fetch([AUDIENCE, algorithm]).await?;
                         equal("kid", fresh.key_id(), kid.as_str())?;
@@ -169,16 +169,16 @@ macro_rules! version {
                     };
                     let result = rotated().await;
                     let name = name(&format!("rotate-{algorithm}"));
-                    passed &= row(&name, "rotation is followed, old tokens stay valid", result);
+                    passed &= row(&name, "the source follows a rotation, old tokens stay valid", result);
                 }
 
-                let troubles = [
+                let faults = [
                     ("withdraw", json!({ "what": "withdraw" }), json!({ "what": "restore" }), true),
                     ("stop", json!({ "what": "stop" }), json!({ "what": "start" }), true),
                     ("restart", json!({ "what": "restart" }), Value::Null, false),
                     ("cut", json!({ "what": "cut" }), Value::Null, false),
                     (
-                        "refuse-internal",
+                        "status-internal",
                         json!({ "what": "fail", "fault": "refuse", "code": 13 }),
                         json!({ "what": "recover" }),
                         true,
@@ -190,7 +190,7 @@ macro_rules! version {
                         true,
                     ),
                 ];
-                for (case, start, end, fails) in troubles {
+                for (case, start, end, fails) in faults {
                     let recovered = async || -> Result<(), Error> {
                         driver.change(agent, start)?;
                         if fails && source.$fetch(["uncached"]).await.is_ok() {
@@ -200,7 +200,7 @@ macro_rules! version {
                             driver.change(agent, end)?;
                         }
                         let kid = text(&driver.change(agent, json!({ "what": "rotate_now" }))?["kid"]);
-                        until(async || equal("new key is there", kids()?.contains(&kid), true)).await?;
+                        until(async || equal("new key has arrived", kids()?.contains(&kid), true)).await?;
                         until(async || {
                             let svid = source.$fetch([AUDIENCE, case]).await?;
                             verified(svid.token(), WEB)
@@ -208,7 +208,7 @@ macro_rules! version {
                         .await
                     };
                     let result = recovered().await;
-                    passed &= row(&name(case), "the trouble shows, recovery is followed", result);
+                    passed &= row(&name(case), "the fault is reported, the source recovers", result);
                 }
                 source.shutdown().await;
                 Ok(passed)

@@ -1,26 +1,26 @@
-//! Runs this very program under callgrind and reads what it wrote.
+//! Runs the current program under callgrind and reads the output.
 
 use std::collections::HashMap;
 use std::process::{Command, Stdio};
 
-/// What is counted.
+/// The code path to count.
 pub struct Path<'a> {
-    /// What this program is told, so that it takes the path.
+    /// The arguments that make this program run the path.
     pub arguments: &'a [&'a str],
-    /// The function that takes it, as callgrind's `--toggle-collect` wants it.
+    /// The function that runs it, for callgrind's `--toggle-collect`.
     pub toggle: &'a str,
-    /// How often it does.
+    /// The number of runs.
     pub times: usize,
-    /// Whose functions, by their names, are not counted, nor what they call.
+    /// Returns true for functions that are not counted, together with their callees.
     pub library: fn(&str) -> bool,
 }
 
-/// The instructions of one time through this path, without the library's.
+/// Returns the instructions of one run of this path, without the library's.
 pub fn count(path: &Path<'_>) -> f64 {
     let name = path.arguments.join("-");
     let out = std::env::temp_dir().join(format!("callgrind.{}.{name}", std::process::id()));
-    let program = std::env::current_exe().expect("we know where we are");
-    let status = Command::new("valgrind")
+    let program = std::env::current_exe().expect("the path of this program");
+    let output = Command::new("valgrind")
         .arg("--tool=callgrind")
         .arg(format!("--toggle-collect={}", path.toggle))
         .arg(format!("--callgrind-out-file={}", out.display()))
@@ -30,24 +30,24 @@ pub fn count(path: &Path<'_>) -> f64 {
         .output()
         .expect("valgrind is installed");
     assert!(
-        status.status.success(),
+        output.status.success(),
         "{}",
-        String::from_utf8_lossy(&status.stderr)
+        String::from_utf8_lossy(&output.stderr)
     );
-    let text = std::fs::read_to_string(&out).expect("callgrind wrote a file");
+    let text = std::fs::read_to_string(&out).expect("the output of callgrind");
     let _ = std::fs::remove_file(&out);
-    let count = ours(&text, path.library);
+    let count = without_library(&text, path.library);
     assert!(count > 0, "nothing was collected for {name}");
     count as f64 / path.times as f64
 }
 
-/// Everything, less what Rust's calls into the library cost.
+/// Returns the total cost minus the cost of calls from Rust into the library.
 ///
-/// The format: `fn=` begins a function, lines of numbers are its own cost, `cfn=` names whom it
-/// calls, and the line after `calls=` is what that cost altogether.
-fn ours(text: &str, library: fn(&str) -> bool) -> u64 {
+/// The format: `fn=` begins a function, and lines of numbers are its own cost. `cfn=` names a callee,
+/// and the line after `calls=` is the total cost of that call.
+fn without_library(text: &str, library: fn(&str) -> bool) -> u64 {
     let mut kinds = HashMap::new();
-    let (mut total, mut foreign) = (0, 0);
+    let (mut total, mut library_cost) = (0, 0);
     let (mut caller, mut callee) = (Kind::Other, Kind::Other);
     let mut after_calls = false;
     for line in text.lines() {
@@ -63,22 +63,22 @@ fn ours(text: &str, library: fn(&str) -> bool) -> u64 {
             if !std::mem::take(&mut after_calls) {
                 total += cost;
             } else if caller == Kind::Rust && callee == Kind::Library {
-                foreign += cost;
+                library_cost += cost;
             }
         }
     }
-    total - foreign
+    total - library_cost
 }
 
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Rust,
     Library,
-    /// C: what the library calls, and what everybody does.
+    /// C functions outside the library.
     Other,
 }
 
-/// Whose function this is; names are written out once and numbered after that.
+/// Returns the kind of a function. A name is written in full once; after that its number is used.
 fn kind<'a>(kinds: &mut HashMap<&'a str, Kind>, name: &'a str, library: fn(&str) -> bool) -> Kind {
     let Some((number, name)) = name.split_once(' ') else {
         return kinds.get(name).copied().unwrap_or(Kind::Other);

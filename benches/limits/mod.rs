@@ -1,8 +1,8 @@
-//! Bars, beside criterion's figures: each row measures in rounds that criterion shows as they come,
-//! and when all rows are through, the median round of each is held against its bar.
+//! Limits for criterion benches. Each row is measured in rounds, which criterion shows. At the end the
+//! median round of each row is compared with its limit.
 //!
-//! A row whose figure is a difference or a ratio measures both sides of it in the same round, in
-//! turns, so that whatever else the machine does hits them alike.
+//! If the result of a row is a difference or a ratio, each round measures both sides alternately, so
+//! that other load on the machine affects both.
 
 #![allow(
     missing_docs,
@@ -24,18 +24,18 @@ use std::time::{Duration, Instant};
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, SamplingMode};
 
-/// What one round found.
+/// The result of one round.
 #[derive(Clone, Copy)]
 pub struct Round {
-    /// What criterion shows.
+    /// The time that criterion shows.
     pub nanos: f64,
-    /// What is judged.
+    /// The value that is compared with the limit.
     pub figure: f64,
 }
 
-/// What a figure must keep to.
+/// The limit of a figure.
 #[derive(Clone, Copy)]
-pub enum Bar {
+pub enum Limit {
     /// Nanoseconds, at most.
     Nanos(f64),
     /// A ratio, at most.
@@ -44,20 +44,20 @@ pub enum Bar {
     AtLeast(f64),
 }
 
-/// Collects figures, and judges them in the end.
-pub struct Judge {
-    judged: Vec<(String, f64, Bar)>,
+/// Collects figures, and compares them with their limits at the end.
+pub struct Limits {
+    rows: Vec<(String, f64, Limit)>,
 }
 
 impl Round {
-    /// Where the time itself is judged.
+    /// Creates a round whose figure is its time.
     pub fn of_nanos(nanos: f64) -> Self {
         let figure = nanos;
         Self { nanos, figure }
     }
 }
 
-impl Bar {
+impl Limit {
     pub fn holds(self, figure: f64) -> bool {
         match self {
             Self::Nanos(most) | Self::AtMost(most) => figure <= most,
@@ -74,17 +74,17 @@ impl Bar {
     }
 }
 
-impl Judge {
+impl Limits {
     pub fn new() -> Self {
-        Self { judged: Vec::new() }
+        Self { rows: Vec::new() }
     }
 
-    /// Lets criterion run `round` so often, as `group/name`.
+    /// Runs `round` with criterion as `group/name`, and records the median figure.
     pub fn row(
         &mut self,
         group: &mut BenchmarkGroup<'_, WallTime>,
         (of, name): (&str, &str),
-        bar: Bar,
+        limit: Limit,
         mut round: impl FnMut() -> Round,
     ) {
         let mut figures = Vec::new();
@@ -92,44 +92,44 @@ impl Judge {
             b.iter_custom(|times| {
                 let round = round();
                 figures.push(round.figure);
-                // Criterion knows no difference below nothing.
+                // Criterion does not accept times below 0.
                 Duration::from_secs_f64(round.nanos.max(0.01) * 1e-9 * times as f64)
             });
         });
-        // None where criterion was asked for other rows.
+        // Empty if the command line selects other rows.
         if !figures.is_empty() {
             let figure = median(&mut figures);
-            self.judged.push((format!("{of}/{name}"), figure, bar));
+            self.rows.push((format!("{of}/{name}"), figure, limit));
         }
     }
 
-    /// One line for each bar; fails where one is missed. Says nothing where criterion only looked
-    /// whether the benches work.
-    pub fn verdict(&self) -> ExitCode {
+    /// Prints one line for each limit; fails if one is missed. Prints nothing if the benches were only
+    /// tested.
+    pub fn finish(&self) -> ExitCode {
         if !is_measured() {
             return ExitCode::SUCCESS;
         }
         let mut missed = false;
         println!();
-        for (name, figure, bar) in &self.judged {
-            let (is, should) = bar.texts(*figure);
-            let held = bar.holds(*figure);
-            missed |= !held;
-            let held = if held { "held" } else { "MISSED" };
-            println!("{name:<64} {is:>10}, {should:<16} {held}");
+        for (name, figure, limit) in &self.rows {
+            let (is, should) = limit.texts(*figure);
+            let holds = limit.holds(*figure);
+            missed |= !holds;
+            let outcome = if holds { "held" } else { "MISSED" };
+            println!("{name:<64} {is:>10}, {should:<16} {outcome}");
         }
         ExitCode::from(u8::from(missed))
     }
 }
 
-/// Whether this is a `cargo bench`, and not a look at whether the benches work or what there are.
+/// Whether this is a measurement, not a test or a list of the benches.
 pub fn is_measured() -> bool {
     let args: Vec<String> = std::env::args().collect();
     let has = |name: &str| args.iter().any(|arg| arg == name);
     has("--bench") && !has("--test") && !has("--list")
 }
 
-/// A group whose rows take a fixed number of rounds, whatever they find.
+/// Creates a group with a fixed number of rounds for each row.
 pub fn group<'a>(criterion: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
     let mut group = criterion.benchmark_group(name);
     group.sample_size(15);
@@ -138,20 +138,20 @@ pub fn group<'a>(criterion: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a,
     group
 }
 
-/// The middle one.
+/// Returns the median.
 pub fn median(of: &mut [f64]) -> f64 {
     of.sort_by(f64::total_cmp);
     of[of.len() / 2]
 }
 
-/// How long it takes, in nanoseconds.
+/// Returns the time of `work` in nanoseconds.
 pub fn nanos(work: impl FnOnce()) -> f64 {
     let start = Instant::now();
     work();
     start.elapsed().as_nanos() as f64
 }
 
-/// Nanoseconds for each of so many times.
+/// Runs `work` repeatedly; returns the nanoseconds of one run.
 pub fn each(times: usize, mut work: impl FnMut()) -> f64 {
     let all = nanos(|| {
         for _ in 0..times {
@@ -161,43 +161,43 @@ pub fn each(times: usize, mut work: impl FnMut()) -> f64 {
     all / times as f64
 }
 
-/// Takes each of the works so often, in turns; what each gave, turn by turn. Who begins changes from
-/// turn to turn, and so does the direction: each follows each of the others as often.
+/// Runs all `works` in each turn; returns the results of each. The first one and the direction change
+/// from turn to turn, so that each runs after each other one equally often.
 pub fn in_turns<const N: usize>(
     turns: usize,
     works: [&mut dyn FnMut(usize) -> f64; N],
 ) -> [Vec<f64>; N] {
-    let mut gave = [const { Vec::new() }; N];
+    let mut results = [const { Vec::new() }; N];
     for turn in 0..turns {
         for at in 0..N {
             let at = match turn / N % 2 {
                 0 => (turn + at) % N,
                 _ => (turn + N - at) % N,
             };
-            gave[at].push(works[at](turn));
+            results[at].push(works[at](turn));
         }
     }
-    gave
+    results
 }
 
-/// The same, with the median of what each gave.
+/// Like [`in_turns`], with the median result of each.
 pub fn medians_in_turns<const N: usize>(
     turns: usize,
     works: [&mut dyn FnMut(usize) -> f64; N],
 ) -> [f64; N] {
-    in_turns(turns, works).map(|mut gave| median(&mut gave))
+    in_turns(turns, works).map(|mut results| median(&mut results))
 }
 
-/// The median of what `b` took longer than `a`, turn by turn.
+/// Returns the median of `b` minus `a` over all turns.
 pub fn difference(a: &[f64], b: &[f64]) -> f64 {
     let mut differences: Vec<f64> = a.iter().zip(b).map(|(a, b)| b - a).collect();
     median(&mut differences)
 }
 
-/// What a thread does until then, and how often it did it.
+/// The work of a thread until a deadline; returns the number of repetitions.
 pub type Work<'a> = dyn Fn(usize, Instant) -> u64 + Sync + 'a;
 
-/// Does it again and again until then; how often.
+/// Repeats `work` until `end`; returns the number of repetitions.
 pub fn repeat(end: Instant, mut work: impl FnMut(usize)) -> u64 {
     let mut done = 0;
     while Instant::now() < end {
@@ -207,7 +207,8 @@ pub fn repeat(end: Instant, mut work: impl FnMut(usize)) -> u64 {
     done
 }
 
-/// How much more two threads do than one, against what two threads do more that only compute.
+/// Returns the speed-up of two threads over one, relative to the speed-up of threads that only
+/// compute.
 pub fn two_threads(work: &Work<'_>) -> Round {
     let [control, controls, one, both] = medians_in_turns(
         2,
@@ -224,7 +225,7 @@ pub fn two_threads(work: &Work<'_>) -> Round {
     }
 }
 
-/// The control: only computes.
+/// The control: a pure computation.
 fn compute(seed: usize, end: Instant) -> u64 {
     let mut state = seed as u64;
     repeat(end, |_| {
@@ -235,16 +236,16 @@ fn compute(seed: usize, end: Instant) -> u64 {
     })
 }
 
-/// How often in a second so many threads together do this.
+/// Returns the repetitions per second of all threads together.
 fn rate(threads: usize, work: &Work<'_>) -> f64 {
-    let spell = Duration::from_millis(50);
+    let period = Duration::from_millis(50);
     let done: u64 = std::thread::scope(|scope| {
-        let end = Instant::now() + spell;
+        let end = Instant::now() + period;
         let threads: Vec<_> = (0..threads)
             .map(|n| scope.spawn(move || work(n, end)))
             .collect();
         let done = threads.into_iter().map(|thread| thread.join().unwrap());
         done.sum()
     });
-    done as f64 / spell.as_secs_f64()
+    done as f64 / period.as_secs_f64()
 }

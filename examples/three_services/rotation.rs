@@ -17,8 +17,8 @@ pub(crate) struct Calls {
     pub(crate) lost: Vec<String>,
 }
 
-/// Calls without a pause while the issuer rotates its key and the agent restarts, until the old key is
-/// removed and each source has a token of the new key.
+/// Sends requests continuously during a key rotation and an agent restart, until the old key is
+/// removed and each source has a token that is signed by the new key.
 pub(crate) async fn rotate_and_restart(
     agent: &FakeAgent,
     sources: &[(&JwtSource, &str, &str)],
@@ -45,13 +45,13 @@ pub(crate) async fn rotate_and_restart(
 
     let old = agent.issuer().signing_key_id();
     let new = agent.rotate().await;
-    println!("  rotated from key {old} to {new}; calls go on until {old} is retired");
+    println!("  rotated from key {old} to {new}; calls continue until {old} is removed");
     agent.stop().await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     agent.start_again().await?;
-    println!("  the agent was away for half a second");
+    println!("  the agent was stopped for half a second");
 
-    // The old key leaves the bundle one token lifetime after the rotation.
+    // The old key is removed from the bundle one token lifetime after the rotation.
     let trust_domain = agent.issuer().trust_domain();
     for (source, me, audience) in sources {
         let mut updates = source.updated();
@@ -62,10 +62,10 @@ pub(crate) async fn rotate_and_restart(
         let id = me.parse()?;
         let svid = source.get_jwt_svid_with_id([audience], Some(&id)).await?;
         if svid.key_id() != Some(&new) {
-            return Err(format!("{me} goes on signing with a key that is gone").into());
+            return Err(format!("{me} still has a token signed by the removed key").into());
         }
     }
-    println!("  {old} is gone, and everybody signs with {new}");
+    println!("  {old} is removed, and all tokens are signed by {new}");
     tokio::time::sleep(Duration::from_millis(200)).await;
     done.store(true, Ordering::Relaxed);
     Ok(caller.await?)
