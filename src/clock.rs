@@ -1,6 +1,6 @@
-//! Time, handed in: one clock for the wall and the monotonic time of everything in this crate.
+//! The clock of this crate: wall time and monotonic time.
 //!
-//! Nothing here reads the machine's time by itself. A test hands in a clock that it moves
+//! Everything in this crate reads the time from a [`Clock`]. A test can pass its own
 //! (`testing::PausedClock` follows tokio's paused time), so every rule about time can be tested
 //! without waiting.
 //!
@@ -8,7 +8,7 @@
 //! use std::time::Duration;
 //! use tower_spiffe::clock::{Clock, UnixTime};
 //!
-//! /// A clock that stands still.
+//! /// A clock that never advances.
 //! struct Still;
 //! impl Clock for Still {
 //!     fn now(&self) -> UnixTime { UnixTime::from_secs(1_790_000_000) }
@@ -24,15 +24,15 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// A clock: the wall's time, by which tokens live, and a monotonic one, by which waits end.
+/// A clock. Wall time is used for the times of tokens, monotonic time for waits.
 pub trait Clock: Send + Sync + 'static {
-    /// The wall's time. It may step, backwards too.
+    /// Returns the wall time. It may step forwards or backwards.
     fn now(&self) -> UnixTime;
 
-    /// The time since some fixed moment of this clock's own; it never goes backwards.
+    /// Returns the time since a fixed moment of this clock. It never decreases.
     fn monotonic(&self) -> Duration;
 
-    /// Both at once: for a clock that has them cheaper together than one by one.
+    /// Returns both. Override it if reading them together is cheaper.
     fn both(&self) -> (UnixTime, Duration) {
         (self.now(), self.monotonic())
     }
@@ -52,16 +52,16 @@ impl<C: Clock + ?Sized> Clock for Arc<C> {
     }
 }
 
-/// The machine's own clock.
+/// The clock of the system.
 ///
-/// [`both`](Clock::both) reads the wall's time once a millisecond and thread, and counts on from
-/// there by the monotonic clock in between: a wall that steps is noticed a millisecond later.
+/// [`both`](Clock::both) reads the wall time once per millisecond and thread. In between it adds the
+/// monotonic time, so a step of the wall clock is noticed within a millisecond.
 #[derive(Debug, Clone, Copy, Default)]
 #[non_exhaustive]
 pub struct SystemClock;
 
 impl SystemClock {
-    /// The machine's clock, shared.
+    /// Returns the system clock as a shared handle.
     pub fn shared() -> Arc<dyn Clock> {
         static CLOCK: OnceLock<Arc<dyn Clock>> = OnceLock::new();
         CLOCK.get_or_init(|| Arc::new(SystemClock)).clone()
@@ -71,7 +71,7 @@ impl SystemClock {
 impl Clock for SystemClock {
     #[allow(
         clippy::disallowed_methods,
-        reason = "the one place that reads the machine's wall time"
+        reason = "the one place that reads the system's wall time"
     )]
     fn now(&self) -> UnixTime {
         UnixTime::from(SystemTime::now())
@@ -79,7 +79,7 @@ impl Clock for SystemClock {
 
     #[allow(
         clippy::disallowed_methods,
-        reason = "the one place that reads the machine's monotonic time"
+        reason = "the one place that reads the system's monotonic time"
     )]
     fn monotonic(&self) -> Duration {
         static ORIGIN: OnceLock<Instant> = OnceLock::new();
@@ -103,7 +103,7 @@ impl Clock for SystemClock {
     }
 }
 
-/// What the wall's clock said when the monotonic one said something.
+/// The wall time at a moment of the monotonic clock.
 #[derive(Clone, Copy)]
 struct WallReading {
     wall: UnixTime,
@@ -111,16 +111,16 @@ struct WallReading {
 }
 
 impl WallReading {
-    /// How long one is good for.
+    /// How long a reading is used.
     const SPAN: Duration = Duration::from_millis(1);
 
-    /// One that is good for no time.
+    /// A reading that is never used.
     const NONE: Self = Self {
         wall: UnixTime::MIN,
         monotonic: Duration::MAX,
     };
 
-    /// The wall's time at `monotonic`, where this is no older than its span.
+    /// The wall time at `monotonic`, if this reading is not older than its span.
     #[inline]
     fn wall_at(self, monotonic: Duration) -> Option<UnixTime> {
         let since = monotonic.checked_sub(self.monotonic)?;
@@ -128,11 +128,11 @@ impl WallReading {
     }
 }
 
-/// A moment of wall time: seconds since 1970-01-01T00:00:00Z, leap seconds left out, as a
-/// NumericDate counts them (RFC 7519 section 2). Saturates at both ends; may lie before 1970.
+/// A moment of wall time: seconds since 1970-01-01T00:00:00Z without leap seconds, as a NumericDate
+/// (RFC 7519 section 2). It may be before 1970. Arithmetic saturates at both ends.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UnixTime {
-    // Floored; `nanos` counts upwards from it, before 1970 too.
+    // Rounded down; `nanos` is added, also before 1970.
     secs: i64,
     nanos: u32,
 }
@@ -179,12 +179,13 @@ impl UnixTime {
         floor?.checked_add(Duration::from_nanos(self.nanos.into()))
     }
 
-    /// The moment this many whole seconds after 1970 (before it, where negative).
+    /// Creates the moment this many whole seconds after 1970, or before it if negative.
     pub const fn from_secs(secs: i64) -> Self {
         Self { secs, nanos: 0 }
     }
 
-    /// The moment `secs` + `nanos`; nanoseconds of a second or more saturate just below the next.
+    /// Creates the moment `secs` + `nanos`. Nanoseconds of a second or more saturate just below the next
+    /// second.
     pub const fn new(secs: i64, nanos: u32) -> Self {
         Self {
             secs,
@@ -192,14 +193,14 @@ impl UnixTime {
         }
     }
 
-    /// The moment of a NumericDate with a fraction, uncut; beyond `i64` it saturates.
-    /// `None` for what is not a finite number.
+    /// Creates the moment of a NumericDate with a fraction; beyond `i64` it saturates. `None` if the
+    /// number is not finite.
     pub fn from_secs_f64(secs: f64) -> Option<Self> {
         if !secs.is_finite() {
             return None;
         }
         let floor = secs.floor();
-        // `as` saturates, which is what is wanted here.
+        // `as` saturates, as intended.
         let whole = floor as i64;
         if floor >= i64::MAX as f64 {
             return Some(Self::MAX);
@@ -211,17 +212,17 @@ impl UnixTime {
         Some(Self::new(whole, nanos))
     }
 
-    /// Whole seconds since 1970, rounded down.
+    /// Returns the whole seconds since 1970, rounded down.
     pub const fn secs(self) -> i64 {
         self.secs
     }
 
-    /// Nanoseconds past [`secs`](Self::secs).
+    /// Returns the nanoseconds after [`secs`](Self::secs).
     pub const fn subsec_nanos(self) -> u32 {
         self.nanos
     }
 
-    /// This moment and `duration` more.
+    /// Returns the moment `duration` later.
     #[must_use]
     pub fn saturating_add(self, duration: Duration) -> Self {
         let nanos = self.nanos + duration.subsec_nanos();
@@ -239,7 +240,7 @@ impl UnixTime {
         }
     }
 
-    /// This moment, `duration` earlier.
+    /// Returns the moment `duration` earlier.
     #[must_use]
     pub fn saturating_sub(self, duration: Duration) -> Self {
         let borrow = i64::from(self.nanos < duration.subsec_nanos());
@@ -254,7 +255,7 @@ impl UnixTime {
         }
     }
 
-    /// How long after `earlier` this is; zero where it is not after it. Saturates.
+    /// Returns how long this is after `earlier`; zero if it is not later. Saturates.
     pub fn saturating_since(self, earlier: Self) -> Duration {
         if self <= earlier {
             return Duration::ZERO;
@@ -282,7 +283,7 @@ impl fmt::Debug for UnixTime {
     }
 }
 
-/// Seconds since 1970, with a fraction only where there is one.
+/// Writes the seconds since 1970, with a fraction only if there is one.
 impl fmt::Display for UnixTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.nanos == 0 {
@@ -333,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn a24_a_fraction_is_kept_and_the_far_saturates() {
+    fn a24_fractions_are_kept_and_extremes_saturate() {
         assert_eq!(
             UnixTime::from_secs_f64(1.5),
             Some(UnixTime::new(1, 500_000_000))
@@ -349,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wall_reading_is_good_for_a_millisecond() {
+    fn wall_reading_is_used_for_a_millisecond() {
         let at = Duration::from_secs(7);
         let reading = WallReading {
             wall: UnixTime::from_secs(100),
@@ -368,12 +369,12 @@ mod tests {
     }
 
     #[test]
-    fn both_clocks_of_the_machine_tell_what_each_tells() {
+    fn both_matches_the_separate_clocks() {
         for _ in 0..1000 {
             let (before, began) = (SystemClock.now(), SystemClock.monotonic());
             let (wall, monotonic) = SystemClock.both();
             assert!(began <= monotonic && monotonic <= SystemClock.monotonic());
-            // The two clocks of a machine may drift apart a little within the millisecond.
+            // The two clocks of a system may drift apart a little within the millisecond.
             let drift = Duration::from_micros(100);
             assert!(wall.saturating_add(drift) >= before, "{wall} {before}");
             assert!(wall <= SystemClock.now().saturating_add(drift));
@@ -381,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn a24_a_machine_clock_before_1970_is_told() {
+    fn a24_system_time_before_1970_is_converted() {
         let before = UNIX_EPOCH - Duration::from_millis(1500);
         assert_eq!(UnixTime::from(before), UnixTime::new(-2, 500_000_000));
     }

@@ -1,8 +1,8 @@
-//! The status codes of gRPC, as a type of this crate's own.
+//! The status codes of gRPC.
 
 use std::fmt;
 
-/// A gRPC status code. `tonic::Status` shows only under feature `tonic`; errors keep this.
+/// A gRPC status code. Errors use it, because `tonic::Status` is public under feature `tonic` only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 #[allow(missing_docs, reason = "the names are gRPC's")]
@@ -28,12 +28,12 @@ pub enum GrpcCode {
 }
 
 impl GrpcCode {
-    /// The code as it stands in `grpc-status`.
+    /// Returns the number of the code, as in `grpc-status`.
     pub const fn as_u8(self) -> u8 {
         self as u8
     }
 
-    /// The code with this number; a number that gRPC does not have is `Unknown`, as gRPC says.
+    /// Returns the code with this number; `Unknown` for other numbers, as gRPC requires.
     pub const fn from_i32(code: i32) -> Self {
         match code {
             0 => Self::Ok,

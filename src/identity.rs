@@ -1,8 +1,8 @@
 //! SPIFFE IDs and trust domains, parsed strictly, and matchers over them.
 //!
 //! The rules are those of the SPIFFE-ID document, sections 2 to 2.4. Where it leaves a choice, this
-//! crate takes the strict side: upper case in the scheme or the trust domain is refused (every
-//! issuer writes lower case), a trust domain has at most 255 bytes and an ID at most 2048.
+//! crate is strict: upper case in the scheme or the trust domain is rejected (every issuer writes
+//! lower case), a trust domain has at most 255 bytes and an ID at most 2048.
 //!
 //! ```
 //! use tower_spiffe::{SpiffeId, TrustDomain};
@@ -51,9 +51,9 @@ pub struct SpiffeId {
 
 /// The name of a trust domain, such as `example.org` (SPIFFE-ID section 2.1).
 ///
-/// Parses from the bare name and from the ID of the trust domain (`spiffe://example.org`).
-/// Compares, orders and hashes as its name does, and borrows as `str`, so that a map keyed by
-/// trust domains is asked with a `&str`.
+/// It is parsed from the bare name or from the ID of the trust domain (`spiffe://example.org`).
+/// It compares, orders and hashes as its name, and borrows as `str`: a map from trust domains can be
+/// searched with a `&str`.
 #[derive(Clone)]
 pub struct TrustDomain {
     // A SPIFFE ID of this trust domain, often shared with the `SpiffeId` that it came from.
@@ -63,7 +63,7 @@ pub struct TrustDomain {
 
 /// Why a text is not a SPIFFE ID or a trust domain name.
 ///
-/// The text itself is not repeated: it may be an attacker's.
+/// It does not repeat the text, which may come from an attacker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SpiffeIdError {
@@ -88,7 +88,7 @@ pub enum SpiffeIdError {
     TrailingSlash,
     /// A segment is `.` or `..`.
     DotSegment,
-    /// A path stands where only a trust domain may.
+    /// The text has a path, but only a trust domain is allowed.
     UnexpectedPath,
 }
 
@@ -109,16 +109,16 @@ impl fmt::Display for SpiffeIdError {
                 "the path may have only `a-z`, `A-Z`, `0-9`, `.`, `-` and `_` between its slashes"
             }
             Self::EmptySegment => "the path has an empty segment (`//`)",
-            Self::TrailingSlash => "the path ends with `/`; leave that slash out",
+            Self::TrailingSlash => "the path ends with `/`; remove that slash",
             Self::DotSegment => "the path has a segment `.` or `..`",
-            Self::UnexpectedPath => "a trust domain has no path; leave out what follows its name",
+            Self::UnexpectedPath => "a trust domain has no path; remove what follows its name",
         })
     }
 }
 
 impl std::error::Error for SpiffeIdError {}
 
-/// So that what takes a text takes a `SpiffeId` or a `TrustDomain` as well.
+/// For functions that take text: they also accept a `SpiffeId` or a `TrustDomain`.
 impl From<Infallible> for SpiffeIdError {
     fn from(never: Infallible) -> Self {
         match never {}
@@ -140,17 +140,17 @@ impl SpiffeId {
         })
     }
 
-    /// The whole ID, `spiffe://…`.
+    /// Returns the whole ID, `spiffe://…`.
     pub fn as_str(&self) -> &str {
         &self.uri
     }
 
-    /// The name of its trust domain, without scheme.
+    /// Returns the name of its trust domain, without scheme.
     pub fn trust_domain_name(&self) -> &str {
         name_in(&self.uri, self.trust_domain_len)
     }
 
-    /// Its trust domain, sharing this ID's memory.
+    /// Returns its trust domain, which shares the memory of this ID.
     pub fn trust_domain(&self) -> TrustDomain {
         TrustDomain {
             uri: self.uri.clone(),
@@ -158,14 +158,14 @@ impl SpiffeId {
         }
     }
 
-    /// The path, with its leading `/`; empty where there is none.
+    /// Returns the path, with its leading `/`; empty if the ID has no path.
     pub fn path(&self) -> &str {
         self.uri
             .get(SCHEME.len() + usize::from(self.trust_domain_len)..)
             .unwrap_or_default()
     }
 
-    /// Whether the ID lies in `trust_domain`.
+    /// Returns whether the ID belongs to `trust_domain`.
     pub fn is_member_of(&self, trust_domain: &TrustDomain) -> bool {
         self.trust_domain_name() == trust_domain.name()
     }
@@ -195,7 +195,7 @@ impl TryFrom<String> for SpiffeId {
     }
 }
 
-/// As a list of settings is read: `Allow::one_of(&settings.callers)`.
+/// For a list in settings: `Allow::one_of(&settings.callers)`.
 impl TryFrom<&String> for SpiffeId {
     type Error = SpiffeIdError;
 
@@ -269,12 +269,12 @@ impl TrustDomain {
         })
     }
 
-    /// The name, without scheme.
+    /// Returns the name, without scheme.
     pub fn name(&self) -> &str {
         name_in(&self.uri, self.len)
     }
 
-    /// The SPIFFE ID of the trust domain itself, `spiffe://<name>`.
+    /// Returns the SPIFFE ID of the trust domain itself, `spiffe://<name>`.
     pub fn to_spiffe_id(&self) -> SpiffeId {
         let end = SCHEME.len() + usize::from(self.len);
         let uri = match self.uri.get(..end) {
@@ -392,7 +392,7 @@ impl<'de> Deserialize<'de> for TrustDomain {
 
 // === matchers ===
 
-/// Which SPIFFE IDs are meant. Matches nothing that it does not name.
+/// Matches SPIFFE IDs. It matches only IDs that it names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SpiffeIdMatcher(Matcher);
 
@@ -405,33 +405,33 @@ enum Matcher {
 }
 
 impl SpiffeIdMatcher {
-    /// Every SPIFFE ID, of whatever trust domain.
+    /// Matches every SPIFFE ID of every trust domain.
     pub fn any() -> Self {
         Self(Matcher::Any)
     }
 
-    /// Exactly this ID.
+    /// Matches exactly this ID.
     pub fn id(id: SpiffeId) -> Self {
         Self(Matcher::OneOf(Arc::from([id])))
     }
 
-    /// Exactly these IDs; none, where the list is empty.
+    /// Matches exactly these IDs. An empty list matches no ID.
     pub fn one_of(ids: impl IntoIterator<Item = SpiffeId>) -> Self {
         Self(Matcher::OneOf(ids.into_iter().collect()))
     }
 
-    /// Every ID of this trust domain.
+    /// Matches every ID of this trust domain.
     pub fn trust_domain(trust_domain: TrustDomain) -> Self {
         Self(Matcher::TrustDomain(trust_domain))
     }
 
-    /// This ID and every ID below it, by whole path segments: `spiffe://x/web` means
-    /// `spiffe://x/web` and `spiffe://x/web/1`, not `spiffe://x/webhook`.
+    /// Matches this ID and every ID below it, by whole path segments: `spiffe://x/web` matches
+    /// `spiffe://x/web` and `spiffe://x/web/1`, but not `spiffe://x/webhook`.
     pub fn path_prefix(prefix: SpiffeId) -> Self {
         Self(Matcher::PathPrefix(prefix))
     }
 
-    /// Whether `id` is meant.
+    /// Returns whether `id` matches.
     pub fn matches(&self, id: &SpiffeId) -> bool {
         match &self.0 {
             Matcher::Any => true,
@@ -444,7 +444,7 @@ impl SpiffeIdMatcher {
         }
     }
 
-    /// Whether no ID at all can match.
+    /// Whether no ID can match.
     pub fn matches_nothing(&self) -> bool {
         matches!(&self.0, Matcher::OneOf(ids) if ids.is_empty())
     }
@@ -457,7 +457,7 @@ fn name_in(uri: &str, len: u8) -> &str {
         .unwrap_or_default()
 }
 
-/// Checks a whole ID and gives the length of its trust domain name.
+/// Checks a whole ID and returns the length of its trust domain name.
 fn check_id(text: &str) -> Result<u8, SpiffeIdError> {
     if text.is_empty() {
         return Err(SpiffeIdError::Empty);
@@ -468,7 +468,7 @@ fn check_id(text: &str) -> Result<u8, SpiffeIdError> {
     if text.len() > MAX_SPIFFE_ID_LEN {
         return Err(SpiffeIdError::TooLong);
     }
-    // By bytes: a search for a `char` costs more than such short texts are worth.
+    // By bytes: faster than a search for a `char` in such short texts.
     let rest = rest.as_bytes();
     let end = rest.iter().position(|b| *b == b'/').unwrap_or(rest.len());
     let (name, path) = rest.split_at_checked(end).unwrap_or_default();

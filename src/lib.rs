@@ -106,6 +106,8 @@
 )]
 
 pub mod bundle;
+#[cfg(any(feature = "server", feature = "client"))]
+mod cause;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod clock;

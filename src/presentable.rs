@@ -1,9 +1,8 @@
-//! What others said, fit to be shown: in an error, a log, a state.
+//! Makes foreign text safe for errors, logs and states.
 
 use serde_json::error::Category;
 
-/// What an agent, a file or a caller said, fit for a log: bounded, escaped, and without any word
-/// that may be a token.
+/// Bounds and escapes text of an agent, a file or a caller, and removes words that may be tokens.
 #[cfg(any(feature = "server", feature = "client"))]
 pub(crate) fn presentable(text: &str) -> String {
     const SHOWN: usize = 300;
@@ -30,19 +29,19 @@ pub(crate) fn presentable(text: &str) -> String {
     out
 }
 
-/// Whether something in it begins as a JOSE header does: with `{"` and a letter, in base64url `eyJ`;
-/// or, as no issuer writes it and a stranger may, with space before the name or another character in it.
+/// Whether a part of it begins like an encoded JOSE header: `{"` and a letter, `eyJ` in base64url. An
+/// attacker may write other forms: white space before the name, or another first character.
 #[cfg(any(feature = "server", feature = "client"))]
 fn may_be_token(word: &str) -> bool {
     // `{` and: a space, a tab, a line's end, `"`.
     const RARE: [&str; 7] = ["eyA", "ewk", "ewo", "ew0", "eyI", "eyK", "eyL"];
     let letter = |char: char| char.is_ascii_alphanumeric() || matches!(char, '-' | '_' | '.');
-    // Those are in words too, so that they count only where a text with dots begins.
+    // Normal words have them too, so they count only at the start of a text with dots.
     let is_rare = |run: &str| run.contains('.') && RARE.iter().any(|head| run.starts_with(head));
     word.contains("eyJ") || word.split(|char| !letter(char)).any(is_rare)
 }
 
-/// The text of an error and of its sources, without repetitions. Not fit for a log yet.
+/// The text of an error and of its sources, without repetitions. Use [`presentable`] before it is logged.
 #[cfg(any(feature = "https-bundles", feature = "oauth"))]
 pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
@@ -57,8 +56,8 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
-/// What is wrong with a JSON document, and where. The parser's own text would repeat what stands
-/// there, at any length, and that may be a token.
+/// Describes an error in a JSON document and its position. The parser's own text may quote the
+/// document, at any length, and that may be a token.
 pub(crate) fn json_fault(error: &serde_json::Error, expected: &str) -> String {
     let what = match error.classify() {
         Category::Syntax | Category::Io => "this is not JSON",
@@ -74,7 +73,7 @@ mod tests {
 
     #[test]
     #[cfg(any(feature = "server", feature = "client"))]
-    fn what_the_agent_says_is_bounded_escaped_and_holds_no_token() {
+    fn text_is_bounded_escaped_and_without_tokens() {
         assert_eq!(presentable("no identity issued"), "no identity issued");
         assert_eq!(presentable("bad \u{1b}[0m\n"), "bad \\u{1b}[0m\\n");
         let echoed = presentable("token \"eyJhbGciOiJFUzI1NiJ9.e30.c2ln\": expired");
@@ -90,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_json_fault_says_where_and_repeats_nothing() {
+    fn json_fault_has_a_position_and_no_quotes() {
         let expected = "an array was expected";
         let fault = |json: &str| {
             let error = serde_json::from_str::<Vec<u8>>(json).expect_err(json);

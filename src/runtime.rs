@@ -11,7 +11,7 @@ use std::thread::LocalKey;
 
 use tokio::runtime::{Handle, Id};
 
-/// What a call lacks.
+/// What is missing for a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Missing {
     Runtime,

@@ -18,6 +18,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("grpc_code", 0),
     ("metrics", 0),
     ("presentable", 0),
+    ("cause", 0),
     ("runtime", 0),
     ("jwt", 1),
     ("bundle", 2),

@@ -1,4 +1,4 @@
-//! One key that may sign a trust domain's tokens.
+//! A public key of a trust domain.
 
 use std::fmt;
 
@@ -6,8 +6,7 @@ use crate::jwt::{Algorithm, AlgorithmSet, PublicKey};
 
 /// A JWT authority: a public key, its ID, and the algorithms that it may be used with.
 ///
-/// Two authorities are equal when ID, key and algorithms are: the same ID over another key is
-/// another authority.
+/// Two authorities are equal if their ID, key and algorithms are.
 #[derive(PartialEq)]
 pub struct JwtAuthority {
     key_id: Box<str>,
@@ -24,18 +23,18 @@ impl JwtAuthority {
         }
     }
 
-    /// The key ID, an opaque string that the issuer chose.
+    /// Returns the key ID, an opaque string that the issuer chose.
     pub fn key_id(&self) -> &str {
         &self.key_id
     }
 
-    /// Whether a token of this algorithm can be accepted with this key: its type and curve fit,
-    /// and the JWK's own `alg` and `key_ops`, where it has them, allow it.
+    /// Returns whether this key can verify tokens with this algorithm: its type and curve fit, and the
+    /// `alg` and `key_ops` of the JWK, if present, allow it.
     pub fn supports(&self, algorithm: Algorithm) -> bool {
         self.algorithms.contains(algorithm)
     }
 
-    /// Whether `signature` over `message` is this authority's.
+    /// Whether `signature` over `message` is by this key.
     pub(crate) fn verify(&self, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> bool {
         self.supports(algorithm) && self.key.verify(algorithm, message, signature)
     }
@@ -44,7 +43,7 @@ impl JwtAuthority {
         &self.key
     }
 
-    /// Whether it is the same key, whatever else differs.
+    /// Whether it is the same key. The ID and the algorithms do not count.
     pub(super) fn has_same_key(&self, other: &Self) -> bool {
         self.key == other.key
     }

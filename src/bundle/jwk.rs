@@ -13,7 +13,7 @@ use crate::jwt::{
 /// What `use` must be.
 #[derive(Clone, Copy)]
 pub(super) enum UseRule {
-    /// Workload API: issuers leave it out there, and no rule asks for it.
+    /// Workload API: issuers omit it there, and no rule requires it.
     AbsentOrJwtSvid,
     /// SPIFFE bundles (SPIFFE Trust Domain and Bundle section 4.2.2).
     JwtSvid,
@@ -21,7 +21,7 @@ pub(super) enum UseRule {
     AbsentOrJwtSvidOrSig,
 }
 
-/// An element of a JWK Set that is no authority; it costs itself and nothing else.
+/// An element of a JWK Set that is not used as an authority. It does not affect the others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IgnoredKey {
     position: usize,
@@ -30,7 +30,7 @@ pub struct IgnoredKey {
     other_svid: Option<OtherSvid>,
 }
 
-/// Another kind of SVID: a bundle may have its keys beside the keys for JWT-SVIDs.
+/// Another kind of SVID. A bundle may have keys for it too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OtherSvid {
     X509,
@@ -54,25 +54,25 @@ impl<'a> Rejected<'a> {
     }
 }
 
-/// Why an element of a JWK Set is no authority.
+/// Why an element of a JWK Set is not used as an authority.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum IgnoredReason {
     /// Not a JSON object.
     NotAnObject,
-    /// A member that we read comes twice, or has a wrong type.
+    /// A member that matters is a duplicate or has a wrong type.
     Malformed,
     /// `kty` is neither `EC` nor `RSA`.
     KeyType,
     /// `crv` is not P-256, P-384 or P-521.
     Curve,
-    /// `kid` is absent, empty, or longer than 1024 bytes.
+    /// `kid` is missing, empty, or longer than 1024 bytes.
     KeyId,
-    /// `use` is another than `jwt-svid` (or absent where it must be there).
+    /// `use` is not `jwt-svid`, or is missing where it is required.
     Use,
-    /// It has a private member: everyone who reads the bundle can sign.
+    /// It has a private member: anyone who can read the bundle can sign.
     PrivateKey,
-    /// A coordinate, the modulus or the exponent is absent, no base64url, or not of full length.
+    /// A coordinate, the modulus or the exponent is missing, not base64url, or not of full length.
     Encoding,
     /// The point is not on the curve.
     NotOnCurve,
@@ -80,7 +80,7 @@ pub enum IgnoredReason {
     Modulus,
     /// The RSA exponent is even, below 3, or longer than 33 bits.
     Exponent,
-    /// Two different keys have this key ID, so that it names none.
+    /// Two different keys have this key ID, so it is ambiguous.
     AmbiguousKeyId,
 }
 
@@ -110,25 +110,25 @@ impl IgnoredKey {
         self.position
     }
 
-    /// Its key ID, where one could be read; at most 64 characters of it.
+    /// Returns its key ID, at most 64 characters of it; `None` if it could not be read.
     pub fn key_id(&self) -> Option<&str> {
         self.key_id.as_deref()
     }
 
-    /// Why it is ignored.
+    /// Returns why it is ignored.
     pub fn reason(&self) -> IgnoredReason {
         self.reason
     }
 
     /// Returns whether its `use` is `x509-svid`: a key for X.509-SVIDs, which SPIFFE bundles have
-    /// beside the keys for JWT-SVIDs. The reason is then [`IgnoredReason::Use`], and nothing is
-    /// wrong with it.
+    /// in addition to the keys for JWT-SVIDs. The reason is then [`IgnoredReason::Use`], and the key
+    /// is not faulty.
     pub fn is_x509_svid(&self) -> bool {
         self.other_svid == Some(OtherSvid::X509)
     }
 
     /// Returns whether its `use` is `wit-svid`: a key for Workload Identity Tokens. The reason is
-    /// then [`IgnoredReason::Use`], and nothing is wrong with it.
+    /// then [`IgnoredReason::Use`], and the key is not faulty.
     pub fn is_wit_svid(&self) -> bool {
         self.other_svid == Some(OtherSvid::Wit)
     }
@@ -139,7 +139,7 @@ impl IgnoredKey {
     }
 }
 
-/// Writes the reason; a key for SVIDs of another kind is named as such.
+/// Writes the reason, or the kind of SVID that the key is for.
 impl fmt::Display for IgnoredKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.other_svid {
@@ -158,15 +158,17 @@ impl fmt::Display for IgnoredReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NotAnObject => "not a JSON object",
-            Self::Malformed => "a member comes twice or has a wrong type",
+            Self::Malformed => "a member is a duplicate or has a wrong type",
             Self::KeyType => "`kty` is neither EC nor RSA",
-            Self::Curve => "`crv` is none of P-256, P-384, P-521",
-            Self::KeyId => "`kid` is absent, empty or longer than 1024 bytes",
-            Self::Use => "`use` does not say jwt-svid",
-            Self::PrivateKey => "a private member is there; this key is no secret any more",
-            Self::Encoding => "a number is absent, no base64url, or not of full length",
+            Self::Curve => "`crv` is not P-256, P-384 or P-521",
+            Self::KeyId => "`kid` is missing, empty or longer than 1024 bytes",
+            Self::Use => "`use` is not jwt-svid",
+            Self::PrivateKey => {
+                "it has a private member, so the private key is public; replace the key"
+            }
+            Self::Encoding => "a number is missing, not base64url, or not of full length",
             Self::NotOnCurve => "the point is not on the curve",
-            Self::Modulus => "the RSA modulus is even or not of 2048 to 8192 bits",
+            Self::Modulus => "the RSA modulus is even or does not have 2048 to 8192 bits",
             Self::Exponent => "the RSA exponent is even, below 3 or longer than 33 bits",
             Self::AmbiguousKeyId => "two different keys have this `kid`",
         })
@@ -212,13 +214,13 @@ fn authority(
     known: Option<&PublicKey>,
 ) -> Result<JwtAuthority, IgnoredReason> {
     let usage = members.usage.map(read_text);
-    let is_for_us = match usage.as_ref().map(Option::as_deref) {
+    let is_for_jwt_svids = match usage.as_ref().map(Option::as_deref) {
         None => !matches!(rule, UseRule::JwtSvid),
         Some(Some("jwt-svid")) => true,
         Some(Some("sig")) => matches!(rule, UseRule::AbsentOrJwtSvidOrSig),
         Some(_) => false,
     };
-    if !is_for_us {
+    if !is_for_jwt_svids {
         return Err(IgnoredReason::Use);
     }
     let key_type = members.key_type.and_then(read_text);
@@ -254,8 +256,8 @@ fn number(raw: Option<&str>) -> Result<Vec<u8>, IgnoredReason> {
         .ok_or(IgnoredReason::Encoding)
 }
 
-/// An `alg` that is there allows itself; one that is none of the nine, or no string, allows
-/// nothing. The key stays known, so that its tokens are refused for what is wrong with them.
+/// An `alg` allows itself only; an unknown one, or one that is not a string, allows nothing. The key
+/// stays known, so that the error of its tokens is about the algorithm.
 fn allowed_by_alg(raw: Option<&str>) -> AlgorithmSet {
     match raw {
         None => AlgorithmSet::ALL,
@@ -265,7 +267,7 @@ fn allowed_by_alg(raw: Option<&str>) -> AlgorithmSet {
     }
 }
 
-/// `key_ops` that are there must name `verify` (RFC 7517 section 4.3).
+/// `key_ops`, if present, must name `verify` (RFC 7517 section 4.3).
 fn allowed_by_key_ops(raw: Option<&str>) -> AlgorithmSet {
     let allows = |raw| {
         serde_json::from_str::<Vec<Text<'_>>>(raw)
@@ -277,7 +279,7 @@ fn allowed_by_key_ops(raw: Option<&str>) -> AlgorithmSet {
     }
 }
 
-/// The members that we read, still raw: what is wrong with one is found where it is used.
+/// The raw values of the members that matter. Each is checked when it is used.
 #[derive(Default)]
 struct Members<'a> {
     key_type: Option<&'a str>,
@@ -324,7 +326,7 @@ impl<'a> Object<'a> for Members<'a> {
             "n" => &mut self.n,
             "e" => &mut self.e,
             other => {
-                // RFC 7518 sections 6.2.2, 6.3.2 and 6.4: present, whatever the value.
+                // RFC 7518 sections 6.2.2, 6.3.2 and 6.4. The value does not matter.
                 self.private |= matches!(other, "d" | "p" | "q" | "dp" | "dq" | "qi" | "oth" | "k");
                 return None;
             }

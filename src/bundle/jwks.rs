@@ -17,8 +17,9 @@ use crate::presentable::json_fault;
 /// The document is not a JWK Set: it is not UTF-8, not one JSON object, or does not have exactly one
 /// `keys` that is an array or null. A set without keys is not an error.
 ///
-/// The text says where the fault is, and what the document is if that is known (PEM, a discovery
-/// document, a Kubernetes manifest and others). It repeats nothing of the document.
+/// The text names the position of the fault. If the document has another known format (PEM, a
+/// discovery document, a Kubernetes manifest and others), it names that too. It repeats nothing of the
+/// document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JwksError {
     fault: Box<str>,
@@ -33,8 +34,8 @@ impl JwksError {
         }
     }
 
-    /// Returns what the document is instead and what to use in its place, as a sentence; `None` if
-    /// that is not known.
+    /// Returns the actual format of the document and what to use instead, as a sentence; `None` if the
+    /// format is not known.
     pub fn kind_found(&self) -> Option<&'static str> {
         self.kind
     }
@@ -42,7 +43,7 @@ impl JwksError {
 
 impl fmt::Display for JwksError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "no JWK Set (RFC 7517 section 5): {}", self.fault)?;
+        write!(f, "not a JWK Set (RFC 7517 section 5): {}", self.fault)?;
         match self.kind {
             Some(kind) => write!(f, "; {kind}"),
             None => Ok(()),
@@ -52,8 +53,8 @@ impl fmt::Display for JwksError {
 
 impl std::error::Error for JwksError {}
 
-/// The most elements that are reported as ignored: a document of a million numbers must not
-/// leave a million reasons behind.
+/// The most elements that are reported as ignored: a document with a million invalid elements must
+/// not fill the memory.
 pub(super) const MOST_IGNORED: usize = 256;
 
 const EXPECTED: &str = "it must be an object with exactly one `keys`, an array";
@@ -79,7 +80,7 @@ pub(super) fn read(
     Ok(keys.finish())
 }
 
-/// As [`read`], for elements that are given one by one.
+/// Reads as [`read`] does, from separate elements.
 pub(super) fn read_each<K: AsRef<[u8]>>(
     elements: impl IntoIterator<Item = K>,
     rule: UseRule,
@@ -119,8 +120,8 @@ impl Reader {
     }
 }
 
-/// A key ID that names two different keys names none: otherwise the order of an array would decide
-/// who is trusted. The same key twice is one key, with what both elements allow.
+/// Drops keys whose key ID two different keys have: otherwise the order of an array would decide
+/// which one is trusted. The same key twice is one key, with what both elements allow.
 fn without_ambiguous(
     mut found: Vec<(usize, JwtAuthority)>,
     ignored: &mut Vec<IgnoredKey>,
@@ -190,7 +191,7 @@ impl<'de> Visitor<'de> for SetReader {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut keys = None;
         while let Some(Text(name)) = map.next_key::<Text<'de>>()? {
-            // Other members are for others (SPIFFE Trust Domain and Bundle section 4.1).
+            // Other members do not matter (SPIFFE Trust Domain and Bundle section 4.1).
             if name != "keys" {
                 map.next_value::<IgnoredAny>()?;
             } else {

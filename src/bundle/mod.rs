@@ -1,8 +1,8 @@
 //! JWT bundles: the public keys that a trust domain's tokens are verified with.
 //!
-//! A [`JwtBundle`] is read from a JWK Set, element by element: one bad key costs that key and
-//! nothing else. A [`JwtBundleSet`] holds one bundle per trust domain, and a [`BundleSource`]
-//! answers with the bundle of a trust domain as it is now.
+//! A [`JwtBundle`] is read from a JWK Set, element by element: an invalid key does not
+//! affect the others. A [`JwtBundleSet`] has one bundle per trust domain, and a [`BundleSource`]
+//! returns the current bundle of a trust domain.
 //!
 //! ```
 //! use tower_spiffe::bundle::{BundleAnswer, BundleSource, FixedBundles, JwtBundle, JwtBundleSet};
@@ -51,8 +51,8 @@ use crate::identity::TrustDomain;
 /// The JWT authorities of one trust domain. May be empty: then every token of that trust domain is
 /// untrusted (SPIFFE Trust Domain and Bundle section 4.1.3).
 ///
-/// Two bundles are equal when they have the same trust domain and the same authorities, in
-/// whatever order the documents had them, and whatever else was ignored.
+/// Two bundles are equal if they have the same trust domain and the same authorities. The order in the
+/// documents and the ignored elements do not count.
 #[derive(Clone)]
 pub struct JwtBundle {
     trust_domain: TrustDomain,
@@ -62,8 +62,8 @@ pub struct JwtBundle {
 }
 
 impl JwtBundle {
-    /// Reads the JWK Set that a Workload API gives for a trust domain (SPIFFE Workload API section
-    /// 6.2.2, RFC 7517). A key is taken where `use` is absent or `jwt-svid`.
+    /// Reads the JWK Set that a Workload API returns for a trust domain (SPIFFE Workload API section
+    /// 6.2.2, RFC 7517). A key counts if `use` is missing or `jwt-svid`.
     ///
     /// # Errors
     /// The document is not a JWK Set. A set with no usable keys is not an error: see
@@ -101,8 +101,8 @@ impl JwtBundle {
         }
     }
 
-    /// Reads a SPIFFE bundle (SPIFFE Trust Domain and Bundle section 4), as a federation endpoint
-    /// or a file gives it. A key is taken only where `use` is `jwt-svid`.
+    /// Reads a SPIFFE bundle (SPIFFE Trust Domain and Bundle section 4), from a federation endpoint
+    /// or a file. A key counts only if `use` is `jwt-svid`.
     ///
     /// # Errors
     /// The document is not a JWK Set. A set with no usable keys is not an error: see
@@ -112,7 +112,7 @@ impl JwtBundle {
     }
 
     /// Reads a JWK Set that an OIDC issuer publishes, or another JWK Set that the user assigned to
-    /// this trust domain. A key is taken if `use` is absent, `jwt-svid` or `sig`: SPIRE's OIDC
+    /// this trust domain. A key counts if `use` is missing, `jwt-svid` or `sig`: SPIRE's OIDC
     /// discovery provider writes `sig` with `set_key_use`.
     ///
     /// # Errors
@@ -122,7 +122,7 @@ impl JwtBundle {
         Self::read(trust_domain, jwks, jwk::UseRule::AbsentOrJwtSvidOrSig, None)
     }
 
-    /// As [`from_oidc_jwks`](Self::from_oidc_jwks), reusing the keys that `previous` has parsed.
+    /// Reads as [`from_oidc_jwks`](Self::from_oidc_jwks), reusing the keys that `previous` has parsed.
     #[cfg(any(feature = "server", feature = "client"))]
     #[allow(dead_code, reason = "used by sources that are features")]
     pub(crate) fn from_oidc_jwks_after(
@@ -134,7 +134,7 @@ impl JwtBundle {
         Self::read(trust_domain, jwks, rule, previous)
     }
 
-    /// As [`from_jwks`](Self::from_jwks), reusing the keys that `previous` has parsed and sharing its
+    /// Reads as [`from_jwks`](Self::from_jwks), reusing the keys that `previous` has parsed and sharing its
     /// authorities. Most documents did not change.
     #[cfg(any(feature = "server", feature = "client"))]
     pub(crate) fn from_jwks_after(
@@ -146,7 +146,7 @@ impl JwtBundle {
         Self::read(trust_domain, jwks, rule, previous)
     }
 
-    /// As [`from_spiffe_bundle`](Self::from_spiffe_bundle), reusing the keys of `previous`.
+    /// Reads as [`from_spiffe_bundle`](Self::from_spiffe_bundle), reusing the keys of `previous`.
     #[cfg(any(feature = "server", feature = "client"))]
     pub(crate) fn from_spiffe_bundle_after(
         previous: Option<&Self>,
@@ -175,7 +175,7 @@ impl JwtBundle {
         })
     }
 
-    /// The bundle of a trust domain that is known, and whose keys are not.
+    /// The bundle of a trust domain that is known, but whose keys are not.
     #[cfg(any(feature = "server", feature = "client"))]
     pub(crate) fn without_keys(trust_domain: TrustDomain) -> Self {
         Self {
@@ -185,12 +185,12 @@ impl JwtBundle {
         }
     }
 
-    /// The trust domain that these authorities speak for.
+    /// Returns the trust domain of these authorities.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
     }
 
-    /// The authority with this key ID, compared byte for byte.
+    /// Returns the authority with this key ID, compared byte for byte.
     pub fn authority(&self, key_id: &str) -> Option<&Arc<JwtAuthority>> {
         let at = self
             .authorities
@@ -199,17 +199,17 @@ impl JwtBundle {
         self.authorities.get(at)
     }
 
-    /// All authorities, by key ID.
+    /// Returns all authorities, sorted by key ID.
     pub fn authorities(&self) -> impl ExactSizeIterator<Item = &Arc<JwtAuthority>> {
         self.authorities.iter()
     }
 
-    /// How many authorities there are.
+    /// Returns the number of authorities.
     pub fn len(&self) -> usize {
         self.authorities.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether there is no authority.
     pub fn is_empty(&self) -> bool {
         self.authorities.is_empty()
     }
@@ -229,8 +229,8 @@ impl JwtBundle {
         self.is_empty().then(faults).flatten()
     }
 
-    /// This bundle, with each authority that `previous` has too taken from there: what was
-    /// verified with it stays verified, and keys that are parsed stay parsed.
+    /// Shares the authorities that `previous` has too: tokens verified with them stay cached, and parsed
+    /// keys stay parsed.
     #[must_use]
     pub(crate) fn sharing_with(mut self, previous: &JwtBundle) -> Self {
         if self.trust_domain == previous.trust_domain {

@@ -16,28 +16,28 @@ pub struct JwtBundleSet {
 }
 
 impl JwtBundleSet {
-    /// The bundle of the trust domain with this name.
+    /// Returns the bundle of the trust domain with this name.
     pub fn get(&self, trust_domain: &str) -> Option<&Arc<JwtBundle>> {
         self.bundles.get(trust_domain)
     }
 
-    /// All bundles, in no order.
+    /// Returns all bundles, in no order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Arc<JwtBundle>> {
         self.bundles.values()
     }
 
-    /// How many bundles there are.
+    /// Returns the number of bundles.
     pub fn len(&self) -> usize {
         self.bundles.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether there is no bundle.
     pub fn is_empty(&self) -> bool {
         self.bundles.is_empty()
     }
 }
 
-/// Of two bundles for one trust domain the later one stays.
+/// If two bundles are for one trust domain, the later one stays.
 impl FromIterator<Arc<JwtBundle>> for JwtBundleSet {
     fn from_iter<I: IntoIterator<Item = Arc<JwtBundle>>>(bundles: I) -> Self {
         let by_name = |bundle: Arc<JwtBundle>| (bundle.trust_domain().clone(), bundle);
@@ -47,7 +47,7 @@ impl FromIterator<Arc<JwtBundle>> for JwtBundleSet {
     }
 }
 
-/// Of two bundles for one trust domain the later one stays.
+/// If two bundles are for one trust domain, the later one stays.
 impl FromIterator<JwtBundle> for JwtBundleSet {
     fn from_iter<I: IntoIterator<Item = JwtBundle>>(bundles: I) -> Self {
         bundles.into_iter().map(Arc::new).collect()
@@ -60,20 +60,20 @@ impl fmt::Debug for JwtBundleSet {
     }
 }
 
-/// A source whose bundles never change and which can always judge: for tests, and for programs
-/// that get their bundles by other means and start anew for others.
+/// A source whose bundles never change and are always available. For tests, and for programs that
+/// restart to get other bundles.
 #[derive(Debug, Clone, Default)]
 pub struct FixedBundles {
     set: JwtBundleSet,
 }
 
 impl FixedBundles {
-    /// A source of exactly these.
+    /// Creates a source with these bundles.
     pub fn new(set: JwtBundleSet) -> Self {
         Self { set }
     }
 
-    /// The bundles.
+    /// Returns the bundles.
     pub fn bundle_set(&self) -> &JwtBundleSet {
         &self.set
     }

@@ -1,4 +1,4 @@
-//! The source of bundles of a validator.
+//! Where a validator gets its bundles.
 
 use std::fmt;
 use std::future::Future;
@@ -13,27 +13,27 @@ use crate::metrics::MetricsRecorder;
 /// A validator calls [`revision`](Self::revision) for every token, and [`bundle`](Self::bundle) if
 /// the token is not cached or was cached at another revision. Both must be quick and never block.
 ///
-/// The contract: if an answer of `bundle` changes, make the change visible first and raise the
+/// The contract: if a result of `bundle` changes, make the change visible first and raise the
 /// revision after it. Then a revision that is read before a bundle is never newer than that bundle,
-/// and a cached verdict is at most checked once too often. [`BundleAnswer::Unavailable`] for one trust
-/// domain is an answer too: raise the revision when it begins and when it ends.
+/// and a cached token is at most checked once too often. [`BundleAnswer::Unavailable`] for one trust
+/// domain counts too: raise the revision when it begins and when it ends.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a source of bundles",
     label = "expected a `JwtSource`, a `FileBundles`, an `HttpsBundles`, a `FixedBundles`, or your own `BundleSource`",
-    note = "it is taken by value: a clone of a `JwtSource` is the same source"
+    note = "pass it by value: a clone of a `JwtSource` is the same source"
 )]
 pub trait BundleSource: Send + Sync + 'static {
     /// Returns the revision of the bundles.
     ///
     /// # Errors
-    /// [`BundlesUnavailable`] if no token can be judged now.
+    /// [`BundlesUnavailable`] if no token can be verified now.
     fn revision(&self) -> Result<u64, BundlesUnavailable>;
 
     /// Returns the bundle of the trust domain with this name.
     fn bundle(&self, trust_domain: &str) -> BundleAnswer;
 
-    /// Returns whether nothing is wrong with this source, for alerts. By default whether it can
-    /// judge.
+    /// Returns whether nothing is wrong with this source, for alerts. By default, whether
+    /// [`revision`](Self::revision) succeeds.
     fn is_healthy(&self) -> bool {
         self.revision().is_ok()
     }
@@ -87,19 +87,19 @@ impl<S: BundleSource + ?Sized> BundleSource for Arc<S> {
     }
 }
 
-/// The answer of a [`BundleSource`] for one trust domain. It distinguishes a 401 from a 503.
+/// The result of a [`BundleSource`] for one trust domain. It decides between a 401 and a 503.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum BundleAnswer {
     /// The current bundle.
     Ready(Arc<JwtBundle>),
-    /// The source can judge and does not know this trust domain: its tokens are rejected.
+    /// The source is available and does not know this trust domain: its tokens are rejected.
     UnknownTrustDomain,
-    /// The source cannot judge.
+    /// The source has no usable bundle now.
     Unavailable(BundlesUnavailable),
 }
 
-/// Why a source cannot judge: a failure on the side of the validator, never of the caller.
+/// Why tokens cannot be verified now. The cause is on the side of the validator, never of the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum BundlesUnavailable {

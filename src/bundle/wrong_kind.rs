@@ -1,4 +1,4 @@
-//! What a document is that is not a set of keys: files of other kinds end up in its place.
+//! Recognizes documents that are not sets of keys: users sometimes configure the wrong file.
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::fmt;
@@ -8,7 +8,7 @@ use crate::jwt::Text;
 /// The bytes with which some editors begin a UTF-8 file. JSON does not allow them.
 pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// What was expected in place of the document.
+/// What was expected instead of the document.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Expected {
     /// The keys of one trust domain.
@@ -35,7 +35,7 @@ pub(crate) fn wrong_kind(document: &[u8], expected: Expected) -> Option<&'static
             "it begins with a UTF-8 byte order mark, which JSON does not allow; save it without one",
         ));
     }
-    // Only the head: no other kind hides what it is for long.
+    // Only the head: all kinds are recognized there.
     const HEAD: usize = 64 << 10;
     let head = String::from_utf8_lossy(document.get(..HEAD).unwrap_or(document));
     let text = head.trim_start();
@@ -67,7 +67,7 @@ fn is_token(text: &str) -> bool {
     text.starts_with("eyJ") && text.matches('.').count() == 2 && text.bytes().all(letter)
 }
 
-/// Which of the names that tell are in a JSON document, at its top or in the objects of a list.
+/// Which of the known names are in a JSON document, at its top or in the objects of a list.
 #[derive(Default)]
 struct Names {
     in_list: bool,

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 /// A signature algorithm that a JWT-SVID may have (JWT-SVID section 2.1, RFC 7518 section 3.1).
 ///
-/// There are nine and no others: `none` and the HMAC algorithms cannot even be named.
+/// There are exactly nine: `none` and the HMAC algorithms have no variant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 #[allow(missing_docs, reason = "the names are the registry's")]
@@ -22,7 +22,7 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// All nine.
+    /// All nine algorithms.
     pub const ALL: [Self; 9] = [
         Self::RS256,
         Self::RS384,
@@ -35,7 +35,7 @@ impl Algorithm {
         Self::PS512,
     ];
 
-    /// The name as it stands in a header's `alg`.
+    /// Returns the name, as in the `alg` of a header.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::RS256 => "RS256",
@@ -50,7 +50,7 @@ impl Algorithm {
         }
     }
 
-    /// The algorithm of exactly this name, case and all.
+    /// The algorithm with exactly this name, case-sensitive.
     pub(crate) fn from_name(name: &str) -> Option<Self> {
         Self::ALL
             .into_iter()
@@ -58,7 +58,7 @@ impl Algorithm {
     }
 }
 
-/// The name is none of the nine.
+/// The name is not that of a supported algorithm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct UnknownAlgorithm;
@@ -79,13 +79,13 @@ impl fmt::Display for Algorithm {
 
 impl fmt::Display for UnknownAlgorithm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("none of RS256, RS384, RS512, ES256, ES384, ES512, PS256, PS384, PS512")
+        f.write_str("unknown algorithm; use RS256, RS384, RS512, ES256, ES384, ES512, PS256, PS384 or PS512")
     }
 }
 
 impl std::error::Error for UnknownAlgorithm {}
 
-/// Which of the nine a validator or a key allows.
+/// The algorithms that a validator or a key allows.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct AlgorithmSet(u16);
 

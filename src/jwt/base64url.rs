@@ -1,12 +1,12 @@
-//! base64url as JOSE has it: the URL-safe alphabet, no padding, no whitespace, unused bits zero
-//! (RFC 7515 section 2, RFC 4648 sections 3.5 and 5). So one byte string has one text, and a token
-//! has no second spelling.
+//! base64url as in JOSE: the URL-safe alphabet, no padding, no whitespace, unused bits zero (RFC 7515
+//! section 2, RFC 4648 sections 3.5 and 5). So each byte string has exactly one encoding, and so has a
+//! token.
 //!
-//! Our own because it stands in the way of every token: it takes half the instructions of the
-//! general one, which the tests hold it against.
+//! Every token is decoded by it. It takes half the instructions of the `base64` crate, which the tests
+//! compare it with.
 
-/// Room for decoded bytes: on the stack where they fit, so that a usual header or signature costs
-/// no allocation.
+/// A buffer for decoded bytes: on the stack if they fit, so that a usual header or signature needs no
+/// allocation.
 pub(crate) struct Room<const N: usize> {
     inline: [u8; N],
     heap: Vec<u8>,
@@ -20,7 +20,7 @@ impl<const N: usize> Room<N> {
         }
     }
 
-    /// The bytes that `text` stands for, if it is base64url.
+    /// The decoded bytes of `text`, if it is base64url.
     pub(crate) fn decode(&mut self, text: &str) -> Option<&[u8]> {
         let len = decoded_len(text);
         let room = match self.inline.get_mut(..len) {
@@ -34,60 +34,63 @@ impl<const N: usize> Room<N> {
     }
 }
 
-/// The bytes that `text` stands for, if it is base64url.
+/// The decoded bytes of `text`, if it is base64url.
 pub(crate) fn decode(text: &str) -> Option<Vec<u8>> {
     let mut bytes = vec![0; decoded_len(text)];
     decode_into(text.as_bytes(), &mut bytes).then_some(bytes)
 }
 
-/// Three bytes for four letters; two and three letters more are one byte and two.
+/// Four letters are three bytes. Two or three letters at the end are one or two bytes.
 const fn decoded_len(text: &str) -> usize {
     text.len() / 4 * 3 + text.len() % 4 * 3 / 4
 }
 
-/// Above the 24 bits of a quad: what is no letter.
+/// A bit above the 24 bits of a quad: set for bytes that are not in the alphabet.
 const NO_LETTER: u32 = 1 << 31;
 
-/// What each byte is worth as the first to the fourth letter of a quad, its bits where the three
-/// bytes want them: the first byte lowest.
+/// The value of each byte as the first to the fourth letter of a quad. The bits are in the order of the
+/// three decoded bytes, the first byte lowest.
 #[allow(clippy::indexing_slicing, reason = "computed by the compiler")]
-static WORTH: [[u32; 256]; 4] = {
+static VALUES: [[u32; 256]; 4] = {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let mut worth = [[NO_LETTER; 256]; 4];
+    let mut values = [[NO_LETTER; 256]; 4];
     let mut n = 0;
     while n < LETTERS.len() {
         let mut place = 0;
         while place < 4 {
             let bits = (n as u32) << (18 - 6 * place);
-            worth[place][LETTERS[n] as usize] = bits.swap_bytes() >> 8;
+            values[place][LETTERS[n] as usize] = bits.swap_bytes() >> 8;
             place += 1;
         }
         n += 1;
     }
-    worth
+    values
 };
 
 #[inline]
-#[allow(clippy::indexing_slicing, reason = "no byte is beyond a table of 256")]
-fn worth([a, b, c, d]: [u8; 4]) -> u32 {
-    WORTH[0][usize::from(a)]
-        | WORTH[1][usize::from(b)]
-        | WORTH[2][usize::from(c)]
-        | WORTH[3][usize::from(d)]
+#[allow(
+    clippy::indexing_slicing,
+    reason = "a byte is a valid index of a table of 256"
+)]
+fn value([a, b, c, d]: [u8; 4]) -> u32 {
+    VALUES[0][usize::from(a)]
+        | VALUES[1][usize::from(b)]
+        | VALUES[2][usize::from(c)]
+        | VALUES[3][usize::from(d)]
 }
 
-/// Fills `bytes`, which is as long as `text` wants; false where `text` is no base64url.
+/// Fills `bytes`, which has the decoded length of `text`. Returns false if `text` is not base64url.
 fn decode_into(text: &[u8], bytes: &mut [u8]) -> bool {
     let (octets, rest) = text.as_chunks::<8>();
     let (sextets, last) = bytes.as_chunks_mut::<6>();
-    // Looked at once, at the end: a branch for each letter would cost more than it saves.
+    // Checked once at the end: a branch for each letter would cost more than it saves.
     let mut wrong = 0;
     for ([a, b, c, d, e, f, g, h], six) in octets.iter().zip(sextets) {
-        let (low, high) = (worth([*a, *b, *c, *d]), worth([*e, *f, *g, *h]));
+        let (low, high) = (value([*a, *b, *c, *d]), value([*e, *f, *g, *h]));
         wrong |= low;
         wrong |= high;
         let both = u64::from(low) | u64::from(high) << 24;
-        // Two stores, which the compiler does not find by itself.
+        // Two stores: the compiler does not combine them by itself.
         if let Some((four, two)) = six.split_first_chunk_mut::<4>() {
             *four = (both as u32).to_le_bytes();
             two.copy_from_slice(&((both >> 32) as u16).to_le_bytes());
@@ -96,26 +99,26 @@ fn decode_into(text: &[u8], bytes: &mut [u8]) -> bool {
     let (quads, rest) = rest.as_chunks::<4>();
     let (triples, last) = last.as_chunks_mut::<3>();
     for (quad, triple) in quads.iter().zip(triples) {
-        let worth = worth(*quad);
-        wrong |= worth;
-        let [first, second, third, _] = worth.to_le_bytes();
+        let value = value(*quad);
+        wrong |= value;
+        let [first, second, third, _] = value.to_le_bytes();
         *triple = [first, second, third];
     }
-    // Letters left out are worth nothing, and so must the unused bits be.
+    // Missing letters count as zero. The unused bits must be zero too.
     let quad = match *rest {
         [] => [b'A'; 4],
         [a, b] => [a, b, b'A', b'A'],
         [a, b, c] => [a, b, c, b'A'],
-        // One letter more is no whole byte.
+        // A single letter is not a whole byte.
         _ => return false,
     };
-    let worth = worth(quad);
+    let value = value(quad);
     let filled = last.len();
-    let used = worth.to_le_bytes();
+    let used = value.to_le_bytes();
     for (byte, used) in last.iter_mut().zip(used) {
         *byte = used;
     }
-    // The fourth of these bytes is where `NO_LETTER` shows.
+    // The fourth byte has the bit of `NO_LETTER`.
     wrong & NO_LETTER == 0 && used.iter().skip(filled).all(|byte| *byte == 0)
 }
 
@@ -134,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a12_what_is_no_base64url_is_refused() {
+    fn a12_invalid_base64url_is_rejected() {
         for text in [
             "Zg==",
             "Zg=",
@@ -171,9 +174,9 @@ mod tests {
         }
     }
 
-    /// Texts of at most 40 characters: of the alphabet, and with some that are not in it.
+    /// Texts of at most 40 characters, half of them with characters outside of the alphabet.
     #[test]
-    fn a12_any_text_is_judged_as_by_the_general_decoder() {
+    fn a12_random_texts_match_the_base64_crate() {
         const LETTERS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
         let mut random = fastrand::Rng::with_seed(2);
         let (mut valid, mut invalid) = (0, 0);

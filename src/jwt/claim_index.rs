@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 
 use super::json::Text;
 
-/// Payloads with more claims are read anew for each question, so that an index stays small.
+/// Payloads with more claims are parsed at each lookup, so that an index stays small.
 const MAX_INDEXED: usize = 64;
 
 /// Where the claims of one payload are.

@@ -8,7 +8,7 @@ use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
 use super::json::{Object, Text, read_numeric_date, read_object, read_text};
 use crate::clock::UnixTime;
 
-/// What a payload says of the five claims that we know; the others stay in it.
+/// The five claims that are checked. The others stay in the payload.
 pub(crate) struct Claims<'a> {
     pub(crate) subject: Cow<'a, str>,
     /// At least one.
@@ -18,22 +18,22 @@ pub(crate) struct Claims<'a> {
     pub(crate) issued_at: Option<UnixTime>,
 }
 
-/// Why claims are not acceptable; a wrong type is a fault and never counts as absent.
+/// Why claims are invalid. A wrong type is a fault and never counts as missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ClaimsFault {
-    /// No JSON object in UTF-8.
+    /// Not a JSON object in UTF-8.
     Json,
-    /// A top-level name comes twice, with or without escapes.
+    /// A top-level name is duplicate, with or without escapes.
     Duplicate,
-    /// `sub` is absent or no string.
+    /// `sub` is missing or not a string.
     Subject,
-    /// `aud` is absent, empty, or neither a string nor an array of strings.
+    /// `aud` is missing, empty, or neither a string nor an array of strings.
     Audience,
-    /// `exp` is absent or no number that a double holds.
+    /// `exp` is missing, not a number, or a number that overflows a double.
     Expiry,
-    /// `nbf` is there and no such number.
+    /// `nbf` is present and not such a number.
     NotBefore,
-    /// `iat` is there and no such number.
+    /// `iat` is present and not such a number.
     IssuedAt,
 }
 
@@ -133,7 +133,7 @@ impl<'de> Visitor<'de> for AudienceReader {
     type Value = Audiences<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an array of strings, one at least")
+        f.write_str("an array of at least one string")
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {

@@ -5,34 +5,34 @@ use std::borrow::Cow;
 use super::json::{Object, read_object, read_text};
 use super::{Algorithm, MAX_KEY_ID_LEN};
 
-/// What a header says, once it is acceptable.
+/// The fields of a valid header.
 pub(crate) struct Header<'a> {
     pub(crate) algorithm: Algorithm,
     /// `None` if the token does not name its key, which JWT-SVID section 2.2 allows.
     pub(crate) key_id: Option<Cow<'a, str>>,
 }
 
-/// Why a header is not.
+/// Why a header is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum HeaderFault {
-    /// No JSON object in UTF-8.
+    /// Not a JSON object in UTF-8.
     Json,
-    /// A member name comes twice.
+    /// A member name is duplicate.
     Duplicate,
-    /// `alg` is absent, no string, or none of the nine.
+    /// `alg` is missing, not a string, or unknown.
     Algorithm,
-    /// `typ` is there and neither `JWT` nor `JOSE`.
+    /// `typ` is present and neither `JWT` nor `JOSE`.
     Type,
     /// `kid` is empty, not a string, or too long.
     KeyId,
-    /// A field that changes how a token is read, or that brings a key: never accepted.
+    /// A field that changes how a token is read, or that contains a key: never accepted.
     Forbidden,
-    /// Another field than `alg`, `kid`, `typ`.
+    /// A field other than `alg`, `kid` and `typ`.
     Unknown,
 }
 
 impl<'a> Header<'a> {
-    /// Reads a header; `allow_unknown` lets fields pass that mean nothing to us.
+    /// Reads a header; `allow_unknown` ignores unknown fields.
     pub(crate) fn parse(json: &'a [u8], allow_unknown: bool) -> Result<Self, HeaderFault> {
         let json = std::str::from_utf8(json).map_err(|_| HeaderFault::Json)?;
         let mut members = Members::default();
@@ -40,7 +40,7 @@ impl<'a> Header<'a> {
         if members.duplicate {
             return Err(HeaderFault::Duplicate);
         }
-        // JWT-5: whether the algorithm is supported comes before everything else in it.
+        // JWT-5: the algorithm is checked before all other fields.
         let algorithm = members
             .algorithm
             .and_then(|raw| Algorithm::from_name(&read_text(raw)?))
@@ -64,8 +64,7 @@ impl<'a> Header<'a> {
     }
 }
 
-/// The `kid` of a header that is not judged, only looked at; `None` where it has none that can be
-/// read.
+/// The `kid` of a header without any other check; `None` if it cannot be read.
 pub(crate) fn key_id_unchecked(json: &[u8]) -> Option<Cow<'_, str>> {
     let mut members = Members::default();
     read_object(std::str::from_utf8(json).ok()?, &mut members).ok()?;
@@ -95,7 +94,7 @@ impl<'a> Object<'a> for Members<'a> {
             "typ" => &mut self.typ,
             "kid" => &mut self.key_id,
             other => {
-                // Any `x5…` brings certificates, under names of today or of tomorrow.
+                // Every `x5…` field contains certificates, including fields that may be defined later.
                 self.forbidden |=
                     other.starts_with("x5") || matches!(other, "crit" | "b64" | "jku" | "jwk");
                 self.unknown = true;

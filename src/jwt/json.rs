@@ -1,4 +1,4 @@
-//! The JSON that tokens and keys need: text without copying, names seen once, numbers uncut.
+//! JSON of tokens and keys: strings without copies, unique names, exact numbers.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -38,12 +38,11 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     }
 }
 
-/// The string that a raw JSON value is; `None` where it is no string, or no text (a lone
-/// surrogate).
+/// The string in a raw JSON value; `None` if it is not a string, or not valid text (a lone surrogate).
 pub(crate) fn read_text(raw: &str) -> Option<Cow<'_, str>> {
-    // What is no string is told by its first byte: a parser's error would cost an allocation.
+    // Checked by the first byte: a parser's error would need an allocation.
     let inner = raw.strip_prefix('"')?.strip_suffix('"')?;
-    // The value was read by a parser already, so that what has no escape is the text as it stands.
+    // A parser has read the value already: without an escape, it is the text itself.
     if !inner.as_bytes().contains(&b'\\') {
         return Some(Cow::Borrowed(inner));
     }
@@ -52,13 +51,13 @@ pub(crate) fn read_text(raw: &str) -> Option<Cow<'_, str>> {
         .map(|text| text.0)
 }
 
-/// The NumericDate (RFC 7519 section 2) that a raw JSON value is: whole or not, with an exponent
-/// or not, never cut; beyond `i64` it saturates, and what no double holds is none.
+/// The NumericDate (RFC 7519 section 2) in a raw JSON value: with or without a fraction or an exponent,
+/// never rounded to seconds. Beyond `i64` it saturates; `None` if it overflows a double.
 pub(crate) fn read_numeric_date(raw: &str) -> Option<UnixTime> {
     if let Ok(secs) = raw.parse::<i64>() {
         return Some(UnixTime::from_secs(secs));
     }
-    // Rust's own reader would take `inf` and `NaN`, which JSON has not.
+    // Rust's parser accepts `inf` and `NaN`, which JSON does not.
     if !raw.starts_with(|first: char| first == '-' || first.is_ascii_digit()) {
         return None;
     }
@@ -68,8 +67,8 @@ pub(crate) fn read_numeric_date(raw: &str) -> Option<UnixTime> {
     raw.parse::<f64>().ok().and_then(UnixTime::from_secs_f64)
 }
 
-/// `123.456` read digit by digit: a double holds ten digits of seconds and nanoseconds only
-/// nearly.
+/// `123.456` read digit by digit: a double cannot represent ten digits of seconds with nanoseconds
+/// exactly.
 fn read_fraction(raw: &str) -> Option<UnixTime> {
     let (whole, fraction) = raw.split_once('.')?;
     if whole.starts_with('-') || !fraction.bytes().all(|b| b.is_ascii_digit()) {
@@ -81,22 +80,22 @@ fn read_fraction(raw: &str) -> Option<UnixTime> {
     Some(UnixTime::new(secs, nanos))
 }
 
-/// What is kept of a JSON object: raw values. What is wrong with one is found where it is used.
+/// The raw values of a JSON object that are kept. Each is checked when it is used.
 pub(crate) trait Object<'a> {
-    /// Whether those that are passed over may not be there twice either.
+    /// Whether skipped members must be unique too.
     const ALL_ONCE: bool;
 
-    /// Where the value of the member of this name is kept; `None` where it is passed over.
+    /// Where the value of the member with this name is kept; `None` if it is skipped.
     fn place(&mut self, name: &str) -> Option<&mut Option<&'a str>>;
 
-    /// A member is there again.
+    /// Called for a duplicate member.
     fn repeated(&mut self);
 }
 
-/// Reads all of `json` into `object`, in one pass; nothing recurses on what is passed over.
+/// Reads all of `json` into `object`, in one pass and without recursion into skipped members.
 ///
 /// # Errors
-/// It is not one JSON object. The error may quote: it must reach nobody.
+/// It is not one JSON object. The error may quote the text: it must not be shown.
 pub(crate) fn read_object<'a>(
     json: &'a str,
     object: &mut impl Object<'a>,
@@ -142,8 +141,8 @@ impl<'de, O: Object<'de>> Visitor<'de> for ObjectReader<'_, O> {
     }
 }
 
-/// Names seen in one object, to find one that comes twice. Few names are compared with each other,
-/// many go into a set, so that no object costs more than its length.
+/// The names of one object, to find duplicates. A few names are compared with each other; further ones
+/// go into a set, so that the cost is linear in the length of the object.
 struct Names<'a> {
     few: [Option<Cow<'a, str>>; FEW],
     count: usize,
@@ -161,7 +160,7 @@ impl<'a> Names<'a> {
         }
     }
 
-    /// Whether `name` was not there yet; it is now.
+    /// Inserts `name`. Returns false if it was there already.
     fn insert(&mut self, name: Cow<'a, str>) -> bool {
         let mut seen = self.few.iter().take(self.count).flatten();
         if seen.any(|seen| *seen == name) {

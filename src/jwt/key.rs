@@ -1,4 +1,4 @@
-//! Public keys, parsed once, and signatures checked with them.
+//! Public keys, parsed once, and verification of signatures.
 
 use std::sync::{Arc, OnceLock};
 
@@ -11,15 +11,14 @@ use aws_lc_rs::signature::{
 
 use super::{Algorithm, AlgorithmSet};
 
-/// A public key of one of the two types that the nine algorithms use. A clone is the same key,
-/// parsed once for both.
+/// An EC or RSA public key. A clone shares the parsed key.
 #[derive(Clone)]
 pub(crate) enum PublicKey {
     Ec(Arc<EcKey>),
     Rsa(Arc<RsaKey>),
 }
 
-/// A curve of the nine algorithms; each has one algorithm and each algorithm one curve.
+/// A curve. Each one belongs to exactly one algorithm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Curve {
     P256,
@@ -27,10 +26,10 @@ pub(crate) enum Curve {
     P521,
 }
 
-/// Why bytes are no key for us.
+/// Why bytes are not a valid key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum KeyFault {
-    /// A coordinate has not the curve's full length.
+    /// A coordinate does not have the full length of the curve.
     CoordinateLength,
     /// The point is not on the curve.
     NotOnCurve,
@@ -47,8 +46,8 @@ pub(crate) struct EcKey {
     parsed: ParsedPublicKey,
 }
 
-/// The library ties a parsed RSA key to one algorithm, and a JWK seldom says which it is for:
-/// each is parsed when a token first wants it.
+/// aws-lc ties a parsed RSA key to one algorithm, and a JWK rarely has `alg`: so the key is parsed for
+/// each algorithm when a token first needs it.
 pub(crate) struct RsaKey {
     modulus: Box<[u8]>,
     exponent: Box<[u8]>,
@@ -58,7 +57,7 @@ pub(crate) struct RsaKey {
 // === impl Curve ===
 
 impl Curve {
-    /// The curve of this name (RFC 7518 section 6.2.1.1), case and all.
+    /// The curve with exactly this name (RFC 7518 section 6.2.1.1), case-sensitive.
     pub(crate) fn from_name(name: &str) -> Option<Self> {
         match name {
             "P-256" => Some(Self::P256),
@@ -96,8 +95,7 @@ impl Curve {
 // === impl PublicKey ===
 
 impl PublicKey {
-    /// The point with these coordinates, big-endian and at full length; `known` where it is that
-    /// one.
+    /// The key with these coordinates, big-endian and at full length. Shares `known` if it is equal.
     pub(crate) fn ec(
         curve: Curve,
         x: &[u8],
@@ -121,7 +119,7 @@ impl PublicKey {
         Ok(Self::Ec(Arc::new(EcKey { curve, parsed })))
     }
 
-    /// The key with this modulus and this exponent, big-endian; `known` where it is that one.
+    /// The key with this modulus and this exponent, big-endian. Shares `known` if it is equal.
     pub(crate) fn rsa(
         modulus: &[u8],
         exponent: &[u8],
@@ -137,7 +135,7 @@ impl PublicKey {
         if modulus.last().is_none_or(|last| last & 1 == 0) {
             return Err(KeyFault::Modulus);
         }
-        // The library would take 1024 bits, and no upper bound lets a bundle make each check dear.
+        // aws-lc accepts 1024 bits. Without an upper limit, a bundle could make each check slow.
         if !(2048..=8192).contains(&bits(modulus)) {
             return Err(KeyFault::ModulusLength);
         }
@@ -165,7 +163,7 @@ impl PublicKey {
         }
     }
 
-    /// Whether `signature` is this key's over `message`; false where the algorithm does not fit.
+    /// Whether `signature` over `message` is by this key; false if the algorithm does not fit.
     pub(crate) fn verify(&self, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> bool {
         match self {
             Self::Ec(key) => {
@@ -200,7 +198,7 @@ impl PublicKey {
     }
 }
 
-/// The same key, whatever is parsed of it so far.
+/// The key itself is compared, not which algorithms it was parsed for.
 impl PartialEq for PublicKey {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
@@ -232,7 +230,7 @@ impl RsaKey {
     }
 }
 
-/// The salt of PS… is as long as the hash (RFC 7518 section 3.5); the library checks that.
+/// The salt of PS… is as long as the hash (RFC 7518 section 3.5); aws-lc checks that.
 const fn rsa_verifier(algorithm: Algorithm) -> Option<(usize, &'static RsaParameters)> {
     match algorithm {
         Algorithm::RS256 => Some((0, &RSA_PKCS1_2048_8192_SHA256)),

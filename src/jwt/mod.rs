@@ -1,6 +1,6 @@
 //! Compact JWS, as JWT-SVIDs use it: split, header, claims, algorithms, keys, signatures.
 //!
-//! Pure computation: no I/O, no clock, no async. What a name or a time means is decided above.
+//! Pure computation: no I/O, no clock, no async. `verify` checks names and times.
 
 mod algorithm;
 mod base64url;

@@ -1,4 +1,4 @@
-//! Keys of this module against each other.
+//! Keys, algorithms and numbers of this module.
 
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 
@@ -13,7 +13,7 @@ fn point() -> Vec<u8> {
 }
 
 #[test]
-fn a03_a_key_verifies_with_its_own_algorithm_only() {
+fn a03_key_verifies_only_with_its_algorithms() {
     let key = PublicKey::rsa(&[0xff; 256], &[1, 0, 1], None).unwrap();
     for algorithm in [Algorithm::ES256, Algorithm::ES384, Algorithm::ES512] {
         assert!(!key.algorithms().contains(algorithm));
@@ -21,9 +21,9 @@ fn a03_a_key_verifies_with_its_own_algorithm_only() {
     }
 }
 
-/// A key that is known is shared, and no other is taken for it.
+/// A known key is shared; another key is not mistaken for it.
 #[test]
-fn only_the_very_key_that_is_known_is_taken_for_it() {
+fn only_equal_keys_are_shared() {
     let (one, two) = (point(), point());
     let (x, y) = one.split_at(32);
     let (other_x, other_y) = two.split_at(32);
@@ -32,7 +32,7 @@ fn only_the_very_key_that_is_known_is_taken_for_it() {
     let other = PublicKey::ec(Curve::P256, other_x, other_y, Some(&key)).unwrap();
     assert!(key.is_one_with(&again) && key == again);
     assert!(!key.is_one_with(&other) && key != other);
-    // What is refused is refused whatever is known.
+    // Invalid keys are rejected, also with a known key.
     assert!(PublicKey::ec(Curve::P256, x, x, Some(&key)).is_err());
     for (x, y) in [(&x[1..], y), (x, &y[1..]), (&one, y), (x, &one)] {
         let fault = PublicKey::ec(Curve::P256, x, y, Some(&key)).err();
@@ -41,7 +41,7 @@ fn only_the_very_key_that_is_known_is_taken_for_it() {
 
     let modulus = [0xff; 256];
     let key = PublicKey::rsa(&modulus, &[1, 0, 1], None).unwrap();
-    // Leading zeros are no part of a number.
+    // Leading zeros do not count.
     let again = PublicKey::rsa(&modulus, &[0, 1, 0, 1], Some(&key)).unwrap();
     assert!(key.is_one_with(&again) && key == again);
     // Two that were parsed separately are equal.
@@ -56,7 +56,7 @@ fn only_the_very_key_that_is_known_is_taken_for_it() {
 }
 
 #[test]
-fn algorithm_is_read_as_it_is_shown() {
+fn algorithm_parses_from_its_display_text() {
     for algorithm in Algorithm::ALL {
         assert_eq!(algorithm.to_string().parse(), Ok(algorithm));
     }

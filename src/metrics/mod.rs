@@ -48,28 +48,28 @@
 //! | `source` | info | span `spiffe.jwt_source` | `endpoint` | around the background work of a source |
 //! | `source` | info | first bundles | `revision`, `trust_domains`, `keys` | tokens can be verified from now on |
 //! | `source` | info | bundles changed | `revision`, `trust_domains`, `keys` | keys were added or removed |
-//! | `source` | warn | trouble with the bundle stream | `kind`, `error` | [`SOURCE_ERROR_KINDS`] lists the causes |
-//! | `source` | debug | trouble with the bundle stream, again | `kind`, `error` | the same kind once more |
+//! | `source` | warn | error of the bundle stream | `kind`, `error` | [`SOURCE_ERROR_KINDS`] lists the causes |
+//! | `source` | debug | error of the bundle stream, again | `kind`, `error` | the same kind once more |
 //! | `source` | debug | the agent ended the bundle stream | | without an error |
 //! | `source` | debug | reconnecting | `delay_ms` | the stream is opened again after this delay |
 //! | `source` | debug | retrying the first connection | `delay_ms` | the stream was never open; it is opened after this delay |
-//! | `source` | debug | the wall clock jumped; asking for the bundles again | | after a suspend or a step of the clock |
+//! | `source` | debug | the wall clock jumped; opening the bundle stream again | | after a suspend or a step of the clock |
 //! | `source` | warn | the issuer withdrew the bundles | `delay_ms` | it takes effect after this delay |
 //! | `source` | warn | the withdrawal of the bundles takes effect | | from now on tokens cannot be verified |
-//! | `source` | info | the issuer gave the bundles back | | the withdrawal is over |
-//! | `source` | info | its bundle is read again, or gone | `trust_domain` | this trust domain has recovered |
+//! | `source` | info | the issuer restored the bundles | | the withdrawal is over |
+//! | `source` | info | its bundle is readable again, or removed | `trust_domain` | this trust domain has recovered |
 //! | `source` | debug | closed | | the source was shut down |
 //! | `source` | info | the source is closed: the runtime that it was built on has ended | | before the source was shut down |
-//! | `source` | error | the task of this source panicked; it answers no more | | a bug of this crate |
+//! | `source` | error | the task of this source panicked; the source is closed | | a bug of this crate |
 //! | `source` | info | bundle files changed | `revision` | keys were added or removed |
-//! | `source` | warn | trouble with a bundle file; its last good bundles stay | `path`, `error` | another error than before |
+//! | `source` | warn | a bundle file cannot be read; its last good bundles stay | `path`, `error` | another error than before |
 //! | `source` | warn | no key in a bundle file is usable; all tokens of its trust domain are rejected | `path`, `trust_domain`, `ignored`, `why` | the number of ignored keys, and the reason of one; check the format of the file |
 //! | `source` | error | reading the bundle files panicked; their last good bundles stay | | a bug of this crate |
 //! | `source` | info | a polled bundle changed | `trust_domain`, `revision`, `keys` | keys were added or removed |
 //! | `source` | warn | polling a bundle failed | `trust_domain`, `kind`, `error` | another error than before; the last good bundle stays |
 //! | `source` | debug | polling a bundle failed again | `trust_domain`, `kind`, `error` | the same error once more |
 //! | `source` | warn | a polled bundle has new content under the same spiffe_sequence; it is accepted | `trust_domain`, `sequence` | the issuer must raise the sequence with each change |
-//! | `source` | warn | a polled bundle is stale: tokens cannot be judged | `trust_domain` | no poll succeeded for `max_staleness` |
+//! | `source` | warn | a polled bundle is stale: tokens cannot be verified | `trust_domain` | no poll succeeded for `max_staleness` |
 //! | `source` | warn | the saved bundle cannot be read | `trust_domain`, `error` | the bootstrap bundle is used |
 //! | `source` | warn | a polled bundle could not be saved | `trust_domain`, `error` | a restart may be locked out |
 //! | `token` | warn | fetching a JWT-SVID failed | `request`, `error`, `usable` | also for access tokens; `usable`: an older token can still be sent |

@@ -41,6 +41,22 @@ pub(crate) fn credential<'a>(
     read(value.as_bytes(), name != AUTHORIZATION, max_token_len)
 }
 
+/// As [`credential`], and marks all lines of this header sensitive, so that debug output hides them.
+/// Returns `None` if [`credential`] must be asked. In the usual case, one line, this is one look-up.
+pub(crate) fn mark_and_read<'a>(
+    headers: &'a mut HeaderMap,
+    name: &HeaderName,
+    max_token_len: usize,
+) -> Option<Credential<'a>> {
+    if headers.len() != headers.keys_len() {
+        mark_sensitive(headers, name);
+        return None;
+    }
+    let value = headers.get_mut(name)?;
+    value.set_sensitive(true);
+    Some(read(value.as_bytes(), name != AUTHORIZATION, max_token_len))
+}
+
 /// Reads one field line. With `bare`, the scheme may be missing.
 fn read(value: &[u8], bare: bool, max_token_len: usize) -> Credential<'_> {
     let rest = match scheme(value) {
@@ -122,12 +138,7 @@ pub(crate) fn is_token68(token: &str) -> bool {
 
 /// Marks all lines of this header sensitive, so that debug output hides them.
 pub(crate) fn mark_sensitive(headers: &mut HeaderMap, name: &HeaderName) {
-    // The usual case: there is no second line, and one look-up is enough.
-    if headers.len() == headers.keys_len() {
-        if let Some(value) = headers.get_mut(name) {
-            value.set_sensitive(true);
-        }
-    } else if headers.contains_key(name)
+    if headers.contains_key(name)
         && let Entry::Occupied(mut entry) = headers.entry(name)
     {
         entry.iter_mut().for_each(|value| value.set_sensitive(true));

@@ -87,6 +87,12 @@ pub(crate) struct Checked {
     read: Read,
 }
 
+impl Checked {
+    pub(crate) fn is_verified(&self) -> bool {
+        matches!(self.verdict, Ok(CallerState::Verified(_)))
+    }
+}
+
 /// How the token was read.
 #[derive(Debug, Clone, Copy, Default)]
 struct Read {
@@ -161,8 +167,8 @@ impl Gate {
         sight: Sight,
         read: &mut Read,
     ) -> Result<CallerState, Rejection> {
-        // Done before the parts reach other code.
-        for header in self.headers.iter() {
+        // Done before the parts reach other code. The first header is marked when it is read.
+        for header in self.headers.iter().skip(1) {
             bearer::mark_sensitive(&mut parts.headers, header);
         }
         if self.headers.first != AUTHORIZATION {
@@ -316,11 +322,22 @@ impl Gate {
 
     fn authenticate(
         &self,
-        parts: &Parts,
+        parts: &mut Parts,
         sight: Sight,
         read: &mut Read,
     ) -> Result<VerifiedSvid, Fault> {
+        let (first, max_token_len) = (&self.headers.first, self.validator.max_token_len());
+        if let Some(Credential::Token(token)) =
+            bearer::mark_and_read(&mut parts.headers, first, max_token_len)
+        {
+            read.in_header = true;
+            return self.validate(token, sight, read);
+        }
         let token = self.token(parts, read)?;
+        self.validate(token, sight, read)
+    }
+
+    fn validate(&self, token: &str, sight: Sight, read: &mut Read) -> Result<VerifiedSvid, Fault> {
         let (verdict, cached) = self.validator.check(token, sight);
         read.cached = cached;
         verdict.map_err(|error| {

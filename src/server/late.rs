@@ -13,7 +13,6 @@ use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{Request, Response, Version};
 
-use super::caller::CallerState;
 use super::drain;
 use super::layer::Shared;
 use super::on_reject::OnReject;
@@ -41,14 +40,13 @@ impl<R> Shared<R> {
     pub(crate) fn late<B, ReqBody>(
         self: &Arc<Self>,
         request: &mut Request<ReqBody>,
+        is_verified: bool,
     ) -> Arc<dyn Late<B>>
     where
         R: OnReject<B>,
         ReqBody: http_body::Body + 'static,
     {
-        let verified =
-            CallerState::from_extensions(request.extensions()).and_then(CallerState::verified);
-        if verified.is_some() || !cfg!(any(feature = "axum", feature = "tonic")) {
+        if is_verified || !cfg!(any(feature = "axum", feature = "tonic")) {
             return self.clone();
         }
         // The handler consumes the request, and `on_reject` takes its parts.

@@ -317,10 +317,11 @@ impl<R> Shared<R> {
         R: super::on_reject::OnReject<ResBody>,
         ReqBody: Body + 'static,
     {
+        let is_verified = checked.is_verified();
         match self.gate.apply(&mut parts, checked) {
             Ok(span) => {
                 let mut request = Request::from_parts(parts, body);
-                let late = self.late(&mut request);
+                let late = self.late(&mut request, is_verified);
                 let future = span.in_scope(|| inner.call(request));
                 ResponseFuture::inner(future, span, Some(late))
             }

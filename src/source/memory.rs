@@ -19,7 +19,7 @@ use crate::bundle::{BundleAnswer, BundleSource, BundlesUnavailable, JwtBundle, J
 /// rejected from the moment at which [`replace`](Self::replace) returns, also for cached tokens.
 ///
 /// A clone is one reference count, and has the same bundles. [`default`](Self::default) has no set
-/// yet: tokens cannot be judged before the first [`replace`](Self::replace).
+/// yet: tokens cannot be verified before the first [`replace`](Self::replace).
 ///
 /// ```
 /// use tower_spiffe::bundle::{BundleSource, BundlesUnavailable, JwtBundle, JwtBundleSet};

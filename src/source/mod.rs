@@ -5,7 +5,7 @@
 //!
 //! | source | use it for |
 //! | --- | --- |
-//! | [`JwtSource`] | the agent beside this workload |
+//! | [`JwtSource`] | the local agent |
 //! | [`FileBundles`] | files that a sidecar, a mount or an operator writes |
 //! | [`HttpsBundles`] | JWKS URLs, OIDC issuers and SPIFFE bundle endpoints (feature `https-bundles`) |
 //! | [`MemoryBundles`] | bundles that the program supplies and replaces itself |
@@ -44,7 +44,7 @@
 //! | `shutdown_timeout` | 30 s |
 //! | `fetch_timeout` | 35 s; connecting 5 s, first bundles 10 s |
 //! | `reconnect_backoff` | 200 ms to 10 s |
-//! | `keepalive` | a ping each 305 s, answered within 20 s |
+//! | `keepalive` | a ping each 305 s, response within 20 s |
 //! | `resource_limits` | 200 trust domains, 4 MiB each, 64 MiB per message |
 //! | `withdrawal` | [`WithdrawalPolicy::Immediate`] |
 //! | `max_staleness` | no limit |

@@ -1,4 +1,4 @@
-//! Callers for unit tests: nobody verified them.
+//! Callers for unit tests, without verification.
 
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ use crate::verify::VerifiedSvid;
 const AUDIENCE: &str = "testing";
 const KEY_ID: &str = "testing";
 
-/// A caller with this SPIFFE ID, for a unit test of a handler: no token, no key, no check. It
-/// expires in five minutes.
+/// Creates a caller with this SPIFFE ID for a unit test of a handler, without a token, a key or a check.
+/// It expires in five minutes.
 ///
 /// ```
 /// use tower_spiffe::{VerifiedSvid, testing};
@@ -34,7 +34,7 @@ pub fn verified_svid(spiffe_id: &str) -> VerifiedSvid {
     verified_svid_with_claims(spiffe_id, Map::new())
 }
 
-/// The same with claims of its own, beside `sub`, `aud`, `iat` and `exp`.
+/// Creates such a caller with additional claims, besides `sub`, `aud`, `iat` and `exp`.
 ///
 /// ```
 /// #[derive(serde::Serialize, serde::Deserialize)]
@@ -49,12 +49,12 @@ pub fn verified_svid(spiffe_id: &str) -> VerifiedSvid {
 /// ```
 ///
 /// # Panics
-/// The SPIFFE ID is malformed, or the claims are no JSON object.
+/// The SPIFFE ID is malformed, or the claims are not a JSON object.
 #[track_caller]
 pub fn verified_svid_with_claims(spiffe_id: &str, claims: impl Serialize) -> VerifiedSvid {
     let id = must(SpiffeId::parse(spiffe_id), "the SPIFFE ID is well-formed");
     let Ok(Value::Object(mut all)) = serde_json::to_value(claims) else {
-        misuse("claims are a JSON object");
+        misuse("claims must be a JSON object");
     };
     let now = SystemClock.now();
     let expires_at = now.saturating_add(Duration::from_secs(300));

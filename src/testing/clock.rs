@@ -1,4 +1,4 @@
-//! Time that a test moves.
+//! A clock for tests.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,11 +10,11 @@ use tokio::time::Instant;
 
 use crate::clock::{Clock, UnixTime};
 
-/// A clock that follows tokio's: in a runtime whose time is paused, it moves only when the test
-/// moves it, or when everything sleeps. Clones are the same clock.
+/// A clock that follows tokio's: in a runtime with paused time, it advances only when the test advances
+/// time, or when all tasks sleep. Clones are the same clock.
 ///
-/// It tells the time of the runtime that it was made in, from whatever thread it is asked. Made
-/// outside a runtime, it runs with the machine's time from `start` on.
+/// On every thread it shows the time of the runtime that it was created in. Created outside a runtime,
+/// it runs with the system's time from `start` on.
 ///
 /// ```
 /// use std::time::Duration;
@@ -27,7 +27,7 @@ use crate::clock::{Clock, UnixTime};
 /// tokio::time::sleep(Duration::from_secs(60)).await; // takes no time
 /// assert_eq!(clock.now().secs(), 1_790_000_060);
 ///
-/// // The wall's time can step; the monotonic one cannot.
+/// // Wall time can step; monotonic time cannot.
 /// clock.step_wall(-30);
 /// assert_eq!(clock.now().secs(), 1_790_000_030);
 /// assert_eq!(clock.monotonic(), Duration::from_secs(60));
@@ -41,14 +41,14 @@ pub struct PausedClock {
 struct Times {
     start: UnixTime,
     origin: Instant,
-    // Seconds that the wall's time was stepped by, all together.
+    // The sum of all steps of the wall time, in seconds.
     stepped: AtomicI64,
-    // tokio's time is paused per runtime, and shows only to a thread that is in that runtime.
+    // tokio's time is paused per runtime, and is visible only inside that runtime.
     runtime: Option<Handle>,
 }
 
 impl PausedClock {
-    /// A clock that shows `start` now.
+    /// Creates a clock that shows `start` now.
     pub fn new(start: UnixTime) -> Self {
         Self {
             shared: Arc::new(Times {
@@ -60,8 +60,8 @@ impl PausedClock {
         }
     }
 
-    /// Steps the wall's time by this many seconds, backwards where negative, as an administrator
-    /// or a time server does. The monotonic time goes on as if nothing had happened.
+    /// Steps the wall time by this many seconds, backwards if negative, as an administrator or a time
+    /// server does. The monotonic time is not affected.
     pub fn step_wall(&self, seconds: i64) {
         // Saturating, so that many huge steps do not wrap around.
         let _ = self
@@ -72,7 +72,7 @@ impl PausedClock {
             });
     }
 
-    /// This clock, as everything that takes a clock wants it.
+    /// Returns this clock as a shared handle, for functions that take a clock.
     pub fn shared(&self) -> Arc<dyn Clock> {
         Arc::new(self.clone())
     }
@@ -99,7 +99,7 @@ impl fmt::Debug for PausedClock {
     }
 }
 
-/// `time`, this many seconds later, or earlier where negative.
+/// `time`, this many seconds later, or earlier if negative.
 pub(super) fn stepped(time: UnixTime, seconds: i64) -> UnixTime {
     let step = Duration::from_secs(seconds.unsigned_abs());
     if seconds < 0 {
@@ -116,14 +116,14 @@ mod tests {
     const START: UnixTime = UnixTime::from_secs(1_000);
 
     #[tokio::test(start_paused = true)]
-    async fn a_paused_clock_tells_its_runtimes_time_from_any_thread() {
+    async fn paused_clock_works_on_any_thread() {
         let clock = PausedClock::new(START);
         tokio::time::advance(Duration::from_secs(5)).await;
         let elsewhere = clock.clone();
-        let told = std::thread::spawn(move || (elsewhere.now(), elsewhere.monotonic()))
+        let seen = std::thread::spawn(move || (elsewhere.now(), elsewhere.monotonic()))
             .join()
             .unwrap();
-        assert_eq!(told, (UnixTime::from_secs(1_005), Duration::from_secs(5)));
+        assert_eq!(seen, (UnixTime::from_secs(1_005), Duration::from_secs(5)));
     }
 
     #[tokio::test(start_paused = true)]

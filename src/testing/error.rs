@@ -1,4 +1,4 @@
-//! What keeps the fixture from standing up.
+//! Errors of the embedded agent.
 
 use std::fmt;
 use std::io;
@@ -7,29 +7,29 @@ use std::sync::Arc;
 
 use crate::identity::SpiffeIdError;
 
-/// Why the embedded Workload API cannot do what the test asks of it.
+/// Why the embedded agent cannot start, or cannot apply a setting.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Error {
     /// A trust domain or SPIFFE ID is malformed.
     SpiffeId(SpiffeIdError),
-    /// The SPIFFE ID is of another trust domain than the agent's: no agent gives such a one out.
+    /// The SPIFFE ID belongs to another trust domain than the agent. An agent issues only its own.
     ForeignTrustDomain,
     /// The directory for the socket cannot be created in `parent`, which is `TMPDIR` or `/tmp`.
     Directory {
         /// Where the directory would be created.
         parent: PathBuf,
-        /// Why it cannot be.
+        /// The cause.
         error: Arc<io::Error>,
     },
     /// The socket or the port cannot be opened.
     Listen {
-        /// The endpoint, as `SPIFFE_ENDPOINT_SOCKET` would name it.
+        /// The endpoint, in the form of `SPIFFE_ENDPOINT_SOCKET`.
         endpoint: String,
-        /// Why it cannot be opened.
+        /// The cause.
         error: Arc<io::Error>,
     },
-    /// There is no tokio runtime here to serve in.
+    /// There is no tokio runtime here.
     NoRuntime,
     /// This machine has no Unix sockets: use [`start_tcp`](super::FakeAgent::start_tcp).
     NoUnixSockets,
@@ -40,7 +40,7 @@ impl fmt::Display for Error {
         match self {
             Self::SpiffeId(error) => error.fmt(f),
             Self::ForeignTrustDomain => f.write_str(
-                "the SPIFFE ID is not of the agent's trust domain; an agent gives out only its own",
+                "the SPIFFE ID belongs to another trust domain; use one of the agent's trust domain",
             ),
             Self::Directory { parent, error } => write!(
                 f,
@@ -50,7 +50,7 @@ impl fmt::Display for Error {
             Self::Listen { endpoint, error } => {
                 write!(f, "the agent cannot listen at {endpoint}: {error}")
             }
-            Self::NoRuntime => f.write_str("there is no tokio runtime here to serve in"),
+            Self::NoRuntime => f.write_str("there is no tokio runtime here; start the agent in async code"),
             Self::NoUnixSockets => f.write_str("this machine has no Unix sockets; use `start_tcp`"),
         }
     }

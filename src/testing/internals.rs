@@ -74,8 +74,8 @@ pub fn share_authorities(bundle: JwtBundle, previous: &JwtBundle) -> JwtBundle {
     bundle.sharing_with(previous)
 }
 
-/// What a source makes of one message of the bundle stream, as it came over the wire: the set, and
-/// how many of its parts were unreadable. `None` where the whole message is discarded.
+/// Reads one encoded message of the bundle stream as a source does: the set, and how many of its parts
+/// were unreadable. `None` if the whole message is discarded.
 pub fn read_bundle_message(bytes: &[u8], known: &JwtBundleSet) -> Option<(JwtBundleSet, usize)> {
     let bundles = read_message(bytes)?.ok()?;
     let intake = intake::read(bundles, known, &ResourceLimits::default()).ok()?;
@@ -89,7 +89,7 @@ fn read_message(bytes: &[u8]) -> Option<Result<HashMap<String, Bytes>, intake::D
     Some(intake::unpack(message, &ResourceLimits::default()))
 }
 
-/// One message as it goes over the wire.
+/// One encoded message.
 pub fn write_bundle_message<'a>(bundles: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Vec<u8> {
     let bundles = bundles
         .into_iter()
@@ -98,8 +98,8 @@ pub fn write_bundle_message<'a>(bundles: impl IntoIterator<Item = (&'a str, &'a 
     prost::Message::encode_to_vec(&JwtBundlesResponse { bundles })
 }
 
-/// What files give of a map of bundles, SPIFFE bundles or JWK Sets, read on top of what was known:
-/// the set, and whose bundle cannot be read, with the words for it.
+/// Reads a map of SPIFFE bundles or JWK Sets as files do, after `known`: the set, the trust domains
+/// whose bundle cannot be read, and the error text.
 pub fn read_bundle_map(
     bytes: &[u8],
     spiffe_bundles: bool,
@@ -123,12 +123,12 @@ pub fn over_streams(
     builder.streams(Arc::new(open))
 }
 
-/// What a source keeps of its bundle stream, without the stream: what the agent says is put in by
-/// hand, and validation asks it as it asks a source.
+/// The state of a source without its stream: messages of the agent are put in by hand, and validators
+/// read it like a source.
 pub struct Keeper(Shared);
 
 impl Keeper {
-    /// One that knows nothing yet. The client is never called.
+    /// Creates one without bundles. The client is never called.
     pub fn new(
         client: WorkloadApiClient,
         clock: Arc<dyn Clock>,
@@ -145,8 +145,7 @@ impl Keeper {
         ))
     }
 
-    /// Takes in one message of the bundle stream, as it came over the wire; `false` where all of it
-    /// is discarded.
+    /// Applies one encoded message of the bundle stream. Returns false if all of it is discarded.
     pub fn take_in(&self, bytes: &[u8]) -> bool {
         let Some(message) = read_message(bytes) else {
             return false;
@@ -165,7 +164,7 @@ impl Keeper {
         }
     }
 
-    /// The agent answers PermissionDenied.
+    /// Ends the stream with PermissionDenied.
     pub fn withdraw(&self) {
         let reason = WorkloadApiErrorReason::PermissionDenied;
         let error = WorkloadApiError::new(Call::FetchJwtBundles, reason, "withdrawn");
@@ -173,7 +172,7 @@ impl Keeper {
             .stream_ended(Some(&StreamError::of(&error, "withdrawn")));
     }
 
-    /// As a source's.
+    /// The same as for a source.
     pub fn state(&self) -> SourceState {
         self.0.state()
     }

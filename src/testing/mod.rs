@@ -74,12 +74,12 @@
 //! | --- | --- |
 //! | every call fails, with any status | [`fail`](FakeAgent::fail)`(`[`Fault::Refuse`]`)` |
 //! | one of the three calls fails | [`fail_call`](FakeAgent::fail_call) with any of these |
-//! | calls are accepted and never answered | [`Fault::Hang`] |
-//! | answers are late | [`Fault::Slow`] |
-//! | one message, then the agent hangs up | [`Fault::HangUp`], [`Fault::HangUpWith`] |
+//! | calls are accepted and get no response | [`Fault::Hang`] |
+//! | responses are late | [`Fault::Slow`] |
+//! | one message, then the stream ends | [`Fault::HangUp`], [`Fault::HangUpWith`] |
 //! | invalid content of messages, no messages, no HTTP/2 | [`Fault::Garbage`], [`Fault::NotProtobuf`], [`Fault::NotHttp2`] |
 //! | messages are too large | [`Fault::Oversized`] |
-//! | a fetch is answered word for word as the test says | [`Fault::Svids`] |
+//! | a fetch returns exactly the given tokens | [`Fault::Svids`] |
 //! | the agent's server is unavailable | [`Fault::ServerAway`] |
 //! | connections are open and dead | [`half_open`](FakeAgent::half_open), [`Fault::HalfOpen`] |
 //! | connections are cut | [`cut_connections`](FakeAgent::cut_connections) |
@@ -87,14 +87,14 @@
 //! | the agent stops, starts again at the same place | [`stop`](FakeAgent::stop), [`start_again`](FakeAgent::start_again), [`restart`](FakeAgent::restart) |
 //! | keys rotate: gracefully, at once, on a schedule | [`rotate`](FakeAgent::rotate), [`rotate_now`](FakeAgent::rotate_now), [`rotate_every`](FakeAgent::rotate_every); step by step: [`Issuer::activate`] |
 //! | a key is tainted, then revoked | [`taint`](FakeAgent::taint), [`Issuer::revoke`] |
-//! | a federated domain comes and goes | [`federate`](FakeAgent::federate), [`federate_with`](FakeAgent::federate_with), [`unfederate`](FakeAgent::unfederate) |
+//! | a federated trust domain is added and removed | [`federate`](FakeAgent::federate), [`federate_with`](FakeAgent::federate_with), [`unfederate`](FakeAgent::unfederate) |
 //! | one trust domain's keys are invalid | [`federate_raw`](FakeAgent::federate_raw) |
 //! | an equal set is sent again in another order | [`send_again`](FakeAgent::send_again) |
 //! | the agent issues a new token for each call, or empties its cache | [`cache_tokens`](FakeAgentBuilder::cache_tokens), [`forget_tokens`](FakeAgent::forget_tokens) |
-//! | an identity comes and goes | [`register`](FakeAgent::register), [`unregister`](FakeAgent::unregister) |
+//! | an identity is added and removed | [`register`](FakeAgent::register), [`unregister`](FakeAgent::unregister) |
 //! | clocks differ | [`set_clock_offset`](FakeAgent::set_clock_offset) |
 //! | a client pings too often | cut off, as by any grpc-go server: [`enforce_keepalive`](FakeAgentBuilder::enforce_keepalive) |
-//! | the stream says what the test says | [`replay`](FakeAgent::replay) |
+//! | the stream sends given messages | [`replay`](FakeAgent::replay) |
 //!
 //! [`recover`](FakeAgent::recover) ends every [`Fault`]; [`counts`](FakeAgent::counts) returns what
 //! the agent received. Each of these has an example, which shows the effect on a service. Several

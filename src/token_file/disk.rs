@@ -5,9 +5,11 @@ use std::fs::{self, File, OpenOptions};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::error::{TokenFileError, TokenFileErrorReason};
 use super::shown;
+use crate::cause::Cause;
 
 /// The path, the mode and the owner of a token file.
 #[derive(Debug, Clone)]
@@ -28,6 +30,22 @@ pub(super) struct FileId {
     device: u64,
     #[cfg(unix)]
     inode: u64,
+}
+
+/// Why a write failed.
+pub(super) struct WriteError {
+    /// What failed, the cause and a fix.
+    pub(super) text: Arc<str>,
+    pub(super) cause: Option<Cause>,
+}
+
+impl WriteError {
+    pub(super) fn panicked() -> Self {
+        Self {
+            text: Arc::from("the write panicked"),
+            cause: None,
+        }
+    }
 }
 
 impl Target {
@@ -76,18 +94,18 @@ impl Target {
     }
 
     /// Replaces the file at the path with one that has `token`.
-    pub(super) fn write(&self, token: &str) -> Result<FileId, String> {
+    pub(super) fn write(&self, token: &str) -> Result<FileId, WriteError> {
         let (mut file, temporary) = self
             .create()
-            .map_err(|error| self.failed("a temporary file", &error))?;
+            .map_err(|error| self.failed("a temporary file", error))?;
         let written = self
             .fill(&mut file, token)
-            .map_err(|error| self.failed("its content", &error))?;
+            .map_err(|error| self.failed("its content", error))?;
         // Windows does not rename open files.
         drop(file);
         temporary
             .rename_to(&self.path)
-            .map_err(|error| self.failed("its name", &error))?;
+            .map_err(|error| self.failed("its name", error))?;
         // Matters only if the machine crashes, and after a crash the token is written again.
         #[cfg(unix)]
         let _ = File::open(self.directory()).and_then(|directory| directory.sync_all());
@@ -167,7 +185,7 @@ impl Target {
         }
     }
 
-    fn failed(&self, what: &str, error: &io::Error) -> String {
+    fn failed(&self, what: &str, error: io::Error) -> WriteError {
         let fix = match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => "create its directory",
             io::ErrorKind::PermissionDenied => {
@@ -183,10 +201,14 @@ impl Target {
             }
             _ => "check its directory and its disk",
         };
-        format!(
+        let text = format!(
             "token file {} cannot be written ({what}): {error}; {fix}",
             shown(&self.path)
-        )
+        );
+        WriteError {
+            text: text.into(),
+            cause: Some(error.into()),
+        }
     }
 }
 

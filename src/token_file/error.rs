@@ -1,13 +1,20 @@
 //! Why a token file cannot be used.
 
+use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
+use crate::cause::Cause;
+
 /// Why a token file cannot be written or read.
+///
+/// `{error}` says what failed; the cause, if there is one, is its [`source`](Error::source).
+/// `{error:#}` has both in one line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenFileError {
     reason: TokenFileErrorReason,
     text: Arc<str>,
+    cause: Option<Cause>,
 }
 
 /// The class of a [`TokenFileError`].
@@ -32,6 +39,14 @@ impl TokenFileError {
         Self {
             reason,
             text: text.into(),
+            cause: None,
+        }
+    }
+
+    pub(super) fn because(self, cause: impl Into<Cause>) -> Self {
+        Self {
+            cause: Some(cause.into()),
+            ..self
         }
     }
 
@@ -43,8 +58,16 @@ impl TokenFileError {
 
 impl fmt::Display for TokenFileError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        f.write_str(&self.text)?;
+        match &self.cause {
+            Some(cause) if f.alternate() => write!(f, ": {cause:#}"),
+            _ => Ok(()),
+        }
     }
 }
 
-impl std::error::Error for TokenFileError {}
+impl Error for TokenFileError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.cause.as_ref().map(Cause::as_error)
+    }
+}

@@ -8,9 +8,10 @@ use futures_util::StreamExt as _;
 use tokio::sync::watch;
 
 use super::AfterWrite;
-use super::disk::{FileId, Target};
+use super::disk::{FileId, Target, WriteError};
 use super::error::{TokenFileError, TokenFileErrorReason};
 use super::state::TokenFileState;
+use crate::cause::Cause;
 use crate::clock::Clock;
 use crate::metrics::MetricsRecorder;
 use crate::source::own_thread;
@@ -46,6 +47,7 @@ struct Record {
     written_at: Option<Duration>,
     failures: u64,
     error: Option<Arc<str>>,
+    cause: Option<Cause>,
     after_write_error: Option<Arc<str>>,
 }
 
@@ -119,16 +121,20 @@ impl Shared {
             Ok(progress) if progress.writes > 0 => Ok(()),
             _ => {
                 let text = format!(
-                    "token file {} was not written: the source of its tokens was shut down",
+                    "token file {} was not written before the source of its tokens was shut down",
                     super::shown(&self.path)
                 );
-                Err(TokenFileError::new(TokenFileErrorReason::Closed, text))
+                let error = TokenFileError::new(TokenFileErrorReason::Closed, text);
+                Err(match self.record().cause.clone() {
+                    Some(cause) => error.because(cause),
+                    None => error,
+                })
             }
         }
     }
 
     /// Writes once. Blocks. `None` if the refresh has ended.
-    fn write(&self, svid: &JwtSvid) -> Option<Result<(), Arc<str>>> {
+    fn write(&self, svid: &JwtSvid) -> Option<Result<(), WriteError>> {
         let mut disk = self.disk();
         if disk.ended {
             return None;
@@ -138,13 +144,13 @@ impl Shared {
                 disk.written = Some(written);
                 Ok(())
             }
-            Err(error) => Err(error.into()),
+            Err(error) => Err(error),
         })
     }
 
     /// Records and logs the result of a write; returns whether it succeeded. Not called on the
     /// thread of the write: a log subscriber may be set per thread.
-    fn record_write(&self, svid: &JwtSvid, outcome: Result<(), Arc<str>>) -> bool {
+    fn record_write(&self, svid: &JwtSvid, outcome: Result<(), WriteError>) -> bool {
         let written = outcome.is_ok();
         self.metrics
             .record_token_file(if written { "ok" } else { "error" });
@@ -162,6 +168,7 @@ impl Shared {
             record.svid = Some(svid.clone());
             record.written_at = Some(self.clock.monotonic());
             record.error = None;
+            record.cause = None;
             news
         };
         self.progress.send_modify(|progress| progress.writes += 1);
@@ -173,12 +180,14 @@ impl Shared {
         }
     }
 
-    fn failed(&self, error: Arc<str>) {
+    fn failed(&self, failure: WriteError) {
+        let error = failure.text;
         let known = {
             let mut record = self.record();
             record.failures += 1;
             let known = record.error.as_ref() == Some(&error);
             record.error = Some(error.clone());
+            record.cause = failure.cause;
             known
         };
         let path = self.path.display();
@@ -279,7 +288,7 @@ pub(super) async fn write(shared: Arc<Shared>, pin: PinnedSvid) {
         };
         let (here, token) = (shared.clone(), svid.clone());
         let outcome = own_thread::run(move || here.write(&token)).await;
-        let outcome = outcome.unwrap_or_else(|| Some(Err(Arc::from("the write panicked"))));
+        let outcome = outcome.unwrap_or_else(|| Some(Err(WriteError::panicked())));
         let Some(outcome) = outcome else {
             return;
         };

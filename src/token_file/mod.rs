@@ -249,15 +249,14 @@ impl TokenFileBuilder {
                         leave out `single_use()`";
             return Err(TokenFileError::new(TokenFileErrorReason::Audience, text));
         }
-        let no_runtime = |why: &dyn fmt::Display| {
-            let text = format!("a token file cannot be refreshed: {why}");
-            TokenFileError::new(TokenFileErrorReason::NoRuntime, text)
-        };
-        let runtime = runtime::with_timers().map_err(|missing| no_runtime(&missing))?;
+        const FAILED: &str = "a token file cannot be refreshed";
+        let no_runtime = |text| TokenFileError::new(TokenFileErrorReason::NoRuntime, text);
+        let runtime =
+            runtime::with_timers().map_err(|missing| no_runtime(format!("{FAILED}: {missing}")))?;
         let warm = self
             .cache
             .keep_warm([self.request.clone()])
-            .map_err(|error| no_runtime(&error))?;
+            .map_err(|error| no_runtime(FAILED.to_owned()).because(error))?;
         let pin = self.cache.pin(self.request);
         let shared = Arc::new(Shared::new(
             &pin,

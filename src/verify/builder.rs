@@ -1,4 +1,4 @@
-//! Setting up a validator.
+//! The builder of a validator.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ pub(super) const MAX_LEEWAY: Duration = Duration::from_secs(300);
 const DEFAULT_LEEWAY: Duration = Duration::from_secs(10);
 const DEFAULT_CACHE_BYTES: usize = 8 * 1024 * 1024;
 
-/// Sets up a [`Validator`]. At least one audience is required; everything else has a safe default.
+/// The options of a [`Validator`]. At least one audience is required; everything else has a safe default.
 #[must_use = "nothing is built until `build`"]
 pub struct ValidatorBuilder {
     source: Arc<dyn BundleSource>,
@@ -85,11 +85,11 @@ impl ValidatorBuilder {
         audiences.into_iter().fold(self, Self::audience)
     }
 
-    /// Requires a token to have one audience only, and that to be one of the validator's. Others are
+    /// Requires a token to have exactly one audience, one of the validator's. Other tokens are
     /// rejected with [`ValidateReason::Audience`](super::ValidateReason::Audience). Off by default.
     ///
     /// For authorization servers: in a client assertion, the server's issuer identifier must be the
-    /// only `aud`, or another server that the token names too could present it here
+    /// only `aud`. Otherwise another server that the token names could present it here
     /// (draft-ietf-oauth-spiffe-client-auth, RFC 7523 section 3). `iss` is not required, and `jti`
     /// is not checked: the token can be used again until it expires.
     ///
@@ -123,7 +123,7 @@ impl ValidatorBuilder {
         self
     }
 
-    /// Sets how far our clock and an issuer's may differ: a token is accepted this much before `nbf` and
+    /// Sets how far the clocks of this service and of an issuer may differ: a token is accepted this much before `nbf` and
     /// after `exp`. 10 s by default, at most 300 s.
     pub fn leeway(mut self, leeway: Duration) -> Self {
         self.settings.leeway = leeway;
@@ -192,7 +192,7 @@ impl ValidatorBuilder {
         self
     }
 
-    /// Sets the recorder of verdicts. By default it is that of the source; `Arc::new(())` records
+    /// Sets the recorder of validations. By default it is that of the source; `Arc::new(())` records
     /// nothing.
     pub fn metrics(mut self, recorder: Arc<dyn MetricsRecorder>) -> Self {
         self.settings.metrics = Some(Arc::new(Shielded::new(recorder)));
@@ -256,17 +256,17 @@ impl fmt::Display for BuildValidatorError {
                 "no audience given; name this service with `.audience(\"spiffe://…\")`"
             }
             Self::EmptyAudience => {
-                "an audience is empty; give the name that callers ask tokens for"
+                "an audience is empty; use the name that callers request tokens for"
             }
             Self::AudienceWhitespace => {
-                "an audience begins or ends with white space, a line break perhaps; no token would \
-                 be for it, so trim it"
+                "an audience begins or ends with white space, such as a line break, and would match no \
+                 token; trim it"
             }
             Self::LeewayTooLong => {
                 "the leeway is longer than 300 s; reduce it, or fix the clock skew"
             }
-            Self::NoAlgorithm => "no algorithm is allowed; name one, or leave `.algorithms` out",
-            Self::MaxTokenLen => "the longest token has no bytes; leave `.max_token_len` out",
+            Self::NoAlgorithm => "no algorithm is allowed; name one, or remove `.algorithms`",
+            Self::MaxTokenLen => "the longest token has no bytes; remove `.max_token_len`",
         })
     }
 }

@@ -20,7 +20,7 @@ pub struct ValidateError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ValidateReason {
-    /// Longer than the validator allows; nothing of it was read.
+    /// The token is longer than the validator allows; it was not read.
     TooLong,
     /// Not three parts of base64url, or a header that is not a JSON object.
     Malformed,
@@ -30,7 +30,7 @@ pub enum ValidateReason {
     Algorithm,
     /// A claim is missing, of a wrong type, duplicate, or not acceptable.
     Claims,
-    /// `exp` is past, leeway included.
+    /// `exp` has passed, leeway included.
     Expired,
     /// `nbf` is in the future, leeway included.
     NotYetValid,
@@ -44,7 +44,7 @@ pub enum ValidateReason {
     KeyUnknown,
     /// The key cannot be used with this `alg`.
     KeyUnfit,
-    /// The signature is not that key's. If the token has no `kid`: no key that fits its `alg`
+    /// The signature does not verify with that key. If the token has no `kid`: no key that fits its `alg`
     /// verifies the signature.
     Signature,
     /// There are no usable bundles now; the token may be valid.
@@ -78,7 +78,7 @@ impl fmt::Display for ValidateReason {
     }
 }
 
-/// The longest text of a caller that an error keeps, in bytes, escapes included.
+/// The longest text of a caller in an error, in bytes, escapes included.
 const SHOWN: usize = 64;
 
 impl ValidateError {

@@ -20,7 +20,7 @@ const MAX_LEN: usize = 512;
 pub(super) struct KnownHeader(Arc<Known>);
 
 struct Known {
-    /// As the token has it.
+    /// The encoded text.
     text: Box<str>,
     allow_unknown: bool,
     algorithm: Algorithm,
@@ -32,7 +32,7 @@ thread_local! {
 }
 
 impl KnownHeader {
-    /// The header of this text, where it was read under the same rule.
+    /// The header with this text, if it was read under the same rule.
     pub(super) fn find(text: &str, allow_unknown: bool) -> Option<Self> {
         let at = slot(text)?;
         let find = |known: &RefCell<[Option<Self>; SLOTS]>| {
@@ -44,7 +44,7 @@ impl KnownHeader {
         KNOWN.try_with(find).ok().flatten()
     }
 
-    /// Keeps what this text says, in the place of another.
+    /// Stores the header of this text, in place of another one.
     pub(super) fn keep(text: &str, allow_unknown: bool, header: &Header<'_>) {
         let Some(at) = slot(text) else {
             return;
@@ -55,7 +55,7 @@ impl KnownHeader {
             algorithm: header.algorithm,
             key_id: header.key_id.as_deref().map(Into::into),
         }));
-        // A thread that is ending keeps nothing.
+        // A thread that is ending stores nothing.
         let _ = KNOWN.try_with(|all| {
             let mut all = all.try_borrow_mut().ok()?;
             all.get_mut(at)?.replace(known)
@@ -70,8 +70,8 @@ impl KnownHeader {
     }
 }
 
-/// Which slot a text has; `None` where it is not to be kept. Two keys' headers differ in the middle,
-/// where the key ID is. Only an issuer could make them collide.
+/// The slot of a text; `None` if it is not stored. Headers of two keys differ in the middle, where the
+/// key ID is. Only an issuer could make them collide.
 fn slot(text: &str) -> Option<usize> {
     if text.len() > MAX_LEN {
         return None;
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_is_found_under_its_whole_text_and_its_rule_alone() {
+    fn header_is_found_by_whole_text_and_rule() {
         let text = "eyJhbGciOiJFUzI1NiIsImtpZCI6ImtleS0xIiwidHlwIjoiSldUIn0";
         assert!(KnownHeader::find(text, false).is_none());
         KnownHeader::keep(text, false, &header("key-1"));
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_bounded_in_number_and_length() {
+    fn stored_headers_are_bounded_in_number_and_length() {
         let long = "e".repeat(MAX_LEN + 1);
         KnownHeader::keep(&long, false, &header("long"));
         assert!(KnownHeader::find(&long, false).is_none());

@@ -16,8 +16,8 @@
 
 mod builder;
 mod cache;
+mod check;
 mod error;
-mod judge;
 mod known_header;
 mod validator;
 mod verified;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::builder::{Settings, ValidatorBuilder};
 use super::cache::{VerifiedCache, VerifiedCacheStats};
-use super::judge::Checks;
+use super::check::Checks;
 use super::{ValidateError, ValidateReason, VerifiedSvid};
 use crate::bundle::{BundleAnswer, BundleSource};
 use crate::clock::Clock;
@@ -19,8 +19,8 @@ use crate::metrics::Verification;
 /// A clone is one reference count and shares the cache.
 ///
 /// The cache holds verified tokens only, compared byte by byte, and never a rejection. An entry is valid
-/// as long as the bundle of its trust domain has the same key. On every hit the times are checked
-/// again, and whether the source can judge.
+/// as long as the bundle of its trust domain has the same key. Every hit checks the times again, and
+/// that the source is available.
 #[derive(Clone)]
 #[doc(alias = "jwks")]
 #[doc(alias = "oidc")]
@@ -77,7 +77,7 @@ impl Validator {
         self.0.check(token, sight)
     }
 
-    /// Records a verdict: the reason of a rejection, or `None`.
+    /// Records a validation: the reason of a rejection, or `None`.
     pub(crate) fn record(
         &self,
         reason: Option<ValidateReason>,
@@ -88,7 +88,7 @@ impl Validator {
         let Some(metrics) = &inner.settings.metrics else {
             return;
         };
-        // Anyone can claim a name; a label is only what we know.
+        // Anyone can claim a name: only known ones become labels.
         let known = claimed.and_then(|name| match inner.source.bundle(name) {
             BundleAnswer::Ready(bundle) => Some(bundle),
             _ => None,

@@ -12,7 +12,7 @@ use crate::identity::SpiffeId;
 
 /// The identity of a caller whose token was verified. A clone is one reference count.
 ///
-/// It was valid at the time of the check; [`expires_at`](Self::expires_at) is when it ends.
+/// The token was valid at the time of the check, and ends at [`expires_at`](Self::expires_at).
 #[derive(Clone)]
 #[doc(alias = "extractor")]
 pub struct VerifiedSvid(Arc<Handle>);
@@ -24,7 +24,7 @@ struct Handle(Arc<Verified>);
 /// The size of a cache entry without its texts.
 const OVERHEAD: usize = 384;
 
-/// What is known of a verified token.
+/// A verified token and its claims.
 pub(super) struct Verified {
     /// As it was sent; empty for callers made by `testing`.
     pub(super) token: Box<str>,
@@ -38,7 +38,7 @@ pub(super) struct Verified {
     pub(super) issued_at: Option<UnixTime>,
     pub(super) signer: Signer,
     pub(super) payload: Box<str>,
-    /// Made when a policy first asks for a claim, and shared by all requests with this token.
+    /// Created when a policy first reads a claim, and shared by all requests with this token.
     #[cfg(feature = "server")]
     pub(super) claims: std::sync::OnceLock<crate::jwt::ClaimIndex>,
 }

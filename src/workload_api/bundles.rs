@@ -13,7 +13,7 @@ use tonic_prost::ProstEncoder;
 
 use super::pb::JwtBundlesRequest;
 
-/// One message of the stream: the whole set of bundles as it is now, as the agent sent it. A trust
+/// One message of the stream: the whole current set of bundles, as the agent sent it. A trust
 /// domain that is not in it is withdrawn (Workload API section 4.4).
 #[derive(Clone)]
 pub struct JwtBundlesMessage {
@@ -33,8 +33,8 @@ impl JwtBundlesMessage {
     }
 
     /// Returns the entries in the order of the message: the trust domain as the agent names it
-    /// (its SPIFFE ID, `spiffe://example.org`) and its JWK Set. If a name comes twice, the last
-    /// entry counts.
+    /// (its SPIFFE ID, `spiffe://example.org`) and its JWK Set. If a name is duplicate, the
+    /// last entry counts.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
         // Errors were reported by `read`.
         Entries(&self.wire).filter_map(Result::ok)
@@ -46,7 +46,7 @@ impl JwtBundlesMessage {
     }
 
     /// Returns whether the message has no entry: a mandatory field at its default, so the message
-    /// is to be discarded (Workload API section 4.5).
+    /// must be discarded (Workload API section 4.5).
     pub fn is_empty(&self) -> bool {
         self.entries == 0
     }

@@ -1,4 +1,4 @@
-//! The one connection that every call goes over, and how it is exchanged for a fresh one.
+//! The connection that all calls share, and its replacement by a new one.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,18 +13,18 @@ use tonic::transport::{Channel, Endpoint as TonicEndpoint};
 use super::connect::{Connector, Pulse};
 use crate::clock::Clock;
 
-/// How long things may take, and how much may come.
+/// Time and size limits.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Timing {
-    /// Until a connection stands.
+    /// Until a connection is open.
     pub(crate) connect: Duration,
-    /// Until a single answer is complete. An agent may take 30 s while its server is away.
+    /// Until a single response is complete. An agent may take 30 s while its server is unreachable.
     pub(crate) call: Duration,
     /// Until the first message of a stream.
     pub(crate) first_message: Duration,
     /// Between two HTTP/2 pings while a stream is open.
     pub(crate) ping_interval: Duration,
-    /// Until a ping's answer.
+    /// Until the response to a ping.
     pub(crate) ping_timeout: Duration,
 }
 
@@ -35,19 +35,19 @@ impl Default for Timing {
             call: Duration::from_secs(35),
             // The first message is sent without delay (SPIFFE Workload API section 4.3).
             first_message: Duration::from_secs(10),
-            // A default grpc-go server hangs up at the third ping that comes less than five minutes
-            // after the one before; the rest is for a timer that fires early at either end.
+            // A default grpc-go server closes the connection at the third ping that comes less than
+            // five minutes after the previous one. The extra seconds allow for inexact timers.
             ping_interval: Duration::from_secs(305),
             ping_timeout: Duration::from_secs(20),
         }
     }
 }
 
-/// A connection that is made when the first call needs it, and made anew when it broke.
+/// A connection that the first call opens, and that is reopened after it broke.
 pub(crate) struct Line {
     connector: Connector,
     timing: Timing,
-    // Connections live on the runtime that the client was made on, whichever one calls.
+    // Connections live on the runtime that the client was built on, also for calls from another one.
     runtime: Handle,
     pulse: Arc<Pulse>,
     current: ArcSwapOption<Numbered>,
@@ -55,15 +55,15 @@ pub(crate) struct Line {
     doubt: watch::Sender<u64>,
 }
 
-/// What exchanging a channel goes by: two at once must not put the older one last, and one that
-/// races with the end must not undo it.
+/// Orders replacements of the channel: of two concurrent ones the newer must win, and none may undo
+/// the end.
 #[derive(Default)]
 struct Renewal {
     generation: u64,
     closed: bool,
 }
 
-/// A channel, and which one it is.
+/// A channel and its generation.
 pub(crate) struct Numbered {
     pub(crate) generation: u64,
     pub(crate) channel: Channel,
@@ -89,13 +89,13 @@ impl Line {
         line
     }
 
-    /// The channel as it is now; `None` after [`close`](Self::close).
+    /// The current channel; `None` after [`close`](Self::close).
     pub(crate) fn current(&self) -> Option<Arc<Numbered>> {
         self.current.load_full()
     }
 
-    /// Lets the connection go and has the next call make a new one. Calls under way on the old one
-    /// end as they would have.
+    /// Replaces the connection: the next call opens a new one. Calls in progress on the old one are not
+    /// affected.
     fn renew_if(&self, generation_is: impl FnOnce(u64) -> bool) {
         let mut renewal = self.renewal();
         if renewal.closed || !generation_is(renewal.generation) {
@@ -109,7 +109,7 @@ impl Line {
         })));
     }
 
-    /// Closes the connection for good, also for calls that still wait on it.
+    /// Closes the connection permanently, also for calls that still wait on it.
     pub(crate) fn close(&self) {
         self.renewal().closed = true;
         self.current.store(None);
@@ -120,10 +120,10 @@ impl Line {
         self.renewal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says that this generation's connection did not do what it should have: the next call gets
-    /// another, and sources that follow the doubts are notified.
+    /// Reports that the connection of this generation may be broken: the next call uses a new one, and
+    /// sources are notified by [`doubts`](Self::doubts).
     pub(crate) fn doubt(&self, generation: u64) {
-        // However many calls waited for it, it is exchanged once.
+        // It is replaced once, also if several calls report it.
         self.renew_if(|current| current == generation);
         self.doubt.send_if_modified(|doubted| {
             let newer = generation > *doubted;
@@ -134,7 +134,7 @@ impl Line {
         });
     }
 
-    /// Tells of doubts: the newest generation in doubt.
+    /// Watches reports of connections that may be broken: the newest such generation.
     pub(crate) fn doubts(&self) -> watch::Receiver<u64> {
         self.doubt.subscribe()
     }

@@ -30,10 +30,10 @@ use crate::presentable::presentable;
 use crate::runtime;
 use crate::token::{JwtSvid, SvidRequest};
 
-/// A client of the Workload API's JWT profile. A clone shares the connection, which is made when
-/// the first call needs it and made anew when it broke.
+/// A client of the Workload API's JWT profile. A clone shares the connection. The first call opens it,
+/// and a later one reopens it after it broke.
 ///
-/// Each call is one request: nothing is cached, nothing is tried twice. `JwtSource` does both.
+/// Each call is one request, without caching or retries. `JwtSource` does both.
 /// A call has a limit, so it needs a tokio runtime with timers where it is awaited; without one it
 /// returns `NoRuntime`.
 #[derive(Clone)]
@@ -42,7 +42,7 @@ pub struct WorkloadApiClient {
     max_message: usize,
 }
 
-/// Sets up a [`WorkloadApiClient`].
+/// The options of a [`WorkloadApiClient`].
 #[derive(Clone)]
 #[must_use]
 pub struct WorkloadApiClientBuilder {
@@ -53,7 +53,7 @@ pub struct WorkloadApiClientBuilder {
 }
 
 impl WorkloadApiClient {
-    /// A client for this endpoint. Connects at the first call, so a missing agent shows there.
+    /// Creates a client for this endpoint. It connects at the first call, which fails if there is no agent.
     ///
     /// # Errors
     /// As [`WorkloadApiClientBuilder::build`].
@@ -61,13 +61,13 @@ impl WorkloadApiClient {
         Self::builder(endpoint).build()
     }
 
-    /// A client for this endpoint, to be set up.
+    /// Creates a builder of a client for this endpoint.
     pub fn builder(endpoint: &Endpoint) -> WorkloadApiClientBuilder {
         WorkloadApiClientBuilder::new(Connector::to_endpoint(endpoint))
     }
 
-    /// A client over whatever `dial` connects to: a `tokio::io::duplex` in a test, a proxied
-    /// socket. `dial` is called for every connection anew.
+    /// Creates a builder of a client that connects by `dial`: to a `tokio::io::duplex` in a test or a
+    /// proxied socket, for example. `dial` is called for every connection.
     pub fn with_connector<F, Fut, T>(dial: F) -> WorkloadApiClientBuilder
     where
         F: Fn() -> Fut + Send + Sync + 'static,
@@ -77,26 +77,25 @@ impl WorkloadApiClient {
         WorkloadApiClientBuilder::new(Connector::new("a given connector".into(), dial))
     }
 
-    /// `FetchJWTSVID` for one token. Without an ID or a hint in the request it is the first that
-    /// the agent names, and with several identities SPIRE's order says nothing.
+    /// Calls `FetchJWTSVID` for one token. If the request has neither an ID nor a hint, it returns the
+    /// first token of the response. With several identities, SPIRE's order is not defined.
     ///
-    /// A hint is looked for among all identities' tokens: the call has no field for it.
+    /// A hint is searched in the tokens of all identities: the call has no field for it.
     ///
-    /// Whether the token has expired is not looked at here: the clocks may differ, and a cache has
-    /// its own rules for it.
+    /// The expiry of the token is not checked: the clocks may differ, and a cache has its own rules.
     ///
     /// # Errors
     /// The call failed, or no identity has this hint.
     pub async fn fetch_jwt_svid(&self, request: &SvidRequest) -> Result<JwtSvid, WorkloadApiError> {
-        let svids = self.ask_for_svids(request, request.spiffe_id()).await?;
+        let svids = self.request_svids(request, request.spiffe_id()).await?;
         let by_id = |id: &SpiffeId| svids.iter().find(|one| one.spiffe_id == id.as_str());
         let one = match (request.hint(), request.spiffe_id()) {
             (Some(hint), _) => {
                 let fits = |one: &&pb::Jwtsvid| one.hint == hint && hint.len() <= MAX_HINT_LEN;
                 svids.iter().find(fits).ok_or_else(|| {
                     let text = format!(
-                        "the agent at {} gives this workload no identity with the hint \"{}\"; put \
-                         the hint into its registration entry, or ask by SPIFFE ID",
+                        "the agent at {} has no identity with the hint \"{}\" for this workload; add \
+                         the hint to its registration entry, or request by SPIFFE ID",
                         self.line.place(),
                         presentable(hint)
                     );
@@ -108,41 +107,40 @@ impl WorkloadApiClient {
                 .or(svids.first())
                 .ok_or_else(|| self.invalid(NO_TOKEN))?,
         };
-        // What the agent says of other identities is no matter here.
+        // Tokens of other identities are not checked.
         self.accept(request, one)
     }
 
-    /// `FetchJWTSVID` for the tokens of all identities, or of the one that the request names; a
-    /// hint in the request selects nothing here.
+    /// Calls `FetchJWTSVID` for the tokens of all identities, or of the one that the request names. A
+    /// hint in the request is ignored.
     ///
     /// Of several tokens with the same hint the first stays (WA-23); without a hint all stay.
     ///
     /// # Errors
-    /// The call failed, or one of the tokens is not what was asked for.
+    /// The call failed, or a token does not match the request.
     pub async fn fetch_jwt_svids(
         &self,
         request: &SvidRequest,
     ) -> Result<Vec<JwtSvid>, WorkloadApiError> {
-        let svids = self.ask_for_svids(request, request.spiffe_id()).await?;
+        let svids = self.request_svids(request, request.spiffe_id()).await?;
         svids.iter().map(|one| self.accept(request, one)).collect()
     }
 
-    /// As [`fetch_jwt_svid`](Self::fetch_jwt_svid), from the identity that had the hint before;
-    /// `None` if it does not have it now.
+    /// Fetches a token of the identity that had the hint before; `None` if it no longer has it.
     pub(crate) async fn fetch_jwt_svid_of(
         &self,
         request: &SvidRequest,
         hint: &str,
         id: &SpiffeId,
     ) -> Result<Option<JwtSvid>, WorkloadApiError> {
-        let svids = self.ask_for_svids(request, Some(id)).await?;
+        let svids = self.request_svids(request, Some(id)).await?;
         let fits = |one: &&pb::Jwtsvid| one.hint == hint && one.spiffe_id == id.as_str();
         let one = svids.iter().find(fits);
         one.map(|one| self.accept(request, one)).transpose()
     }
 
-    /// What the agent answers, of each hint the first.
-    async fn ask_for_svids(
+    /// The tokens of the response; of several with the same hint, the first.
+    async fn request_svids(
         &self,
         request: &SvidRequest,
         id: Option<&SpiffeId>,
@@ -170,7 +168,7 @@ impl WorkloadApiClient {
         Ok(svids)
     }
 
-    /// `FetchJWTBundles`: every message is the whole set of bundles.
+    /// Calls `FetchJWTBundles`: every message is the whole set of bundles.
     ///
     /// # Errors
     /// The stream could not be opened.
@@ -185,11 +183,11 @@ impl WorkloadApiClient {
         Ok(JwtBundleStream::new(opened, self.line.clone(), line, by))
     }
 
-    /// `ValidateJWTSVID`: has the agent judge a token.
+    /// Calls `ValidateJWTSVID`: the agent validates a token.
     ///
-    /// The SPIFFE Workload API would have clients prefer this call (section 6.3). The layers of
-    /// this crate validate locally all the same: the call costs a workload attestation for each
-    /// request, fails with the agent, and shows the caller's token to the owner of the socket.
+    /// The SPIFFE Workload API prefers this call (section 6.3). The layers of this crate validate
+    /// locally anyway: the call costs a workload attestation for each request, fails while the agent is
+    /// unavailable, and shows the caller's token to the owner of the socket.
     ///
     /// # Errors
     /// The call failed; `InvalidArgument` if the agent rejects the token.
@@ -201,12 +199,12 @@ impl WorkloadApiClient {
         const CALL: Call = Call::ValidateJwtSvid;
         let missing = match (audience, token) {
             ("", _) => Some("the audience is empty; name the service that the token is for"),
-            (_, "") => Some("the token is empty; give the one that the caller sent"),
+            (_, "") => Some("the token is empty; pass the one that the caller sent"),
             _ => None,
         };
         if let Some(missing) = missing {
             let place = self.line.place();
-            let text = format!("the agent at {place} was not asked: {missing}");
+            let text = format!("the agent at {place} was not called: {missing}");
             return Err(WorkloadApiError::new(CALL, Reason::InvalidRequest, text));
         }
         let message = pb::ValidateJwtsvidRequest {
@@ -253,7 +251,7 @@ impl WorkloadApiClient {
         };
         if let Err(missing) = runtime::with_timers() {
             let text = format!(
-                "the agent at {} was not asked: {missing}",
+                "the agent at {} was not called: {missing}",
                 self.line.place()
             );
             return Err(WorkloadApiError::new(call, Reason::NoRuntime, text));
@@ -268,8 +266,8 @@ impl WorkloadApiClient {
             }
             Err(_) => {
                 let text = format!(
-                    "the agent at {} gave no answer within {within:?}; is it healthy, and its \
-                     server within its reach?",
+                    "the agent at {} did not respond within {within:?}; check that it is healthy \
+                     and can reach its server",
                     self.line.place()
                 );
                 WorkloadApiError::new(call, Reason::Timeout, text)
@@ -288,12 +286,12 @@ impl WorkloadApiClient {
         })
     }
 
-    /// What the agent must not answer.
+    /// The error for an invalid response.
     fn invalid(&self, what: impl fmt::Display) -> WorkloadApiError {
         WorkloadApiError::invalid_answer(Call::FetchJwtSvid, self.line.place(), what)
     }
 
-    /// One token of an answer, if it is what was asked for.
+    /// Returns one token of a response, if it matches the request.
     fn accept(
         &self,
         request: &SvidRequest,
@@ -312,7 +310,7 @@ impl WorkloadApiClient {
         let shown = presentable(id.as_str());
         if answer.spiffe_id != id.as_str() {
             return Err(self.invalid(format_args!(
-                "it names another identity than its token, {shown}"
+                "its SPIFFE ID is not the `sub` of its token, {shown}"
             )));
         }
         if let Some(wanted) = request.spiffe_id()
@@ -320,14 +318,14 @@ impl WorkloadApiClient {
         {
             let wanted = presentable(wanted.as_str());
             return Err(self.invalid(format_args!(
-                "asked for a token of {wanted}, it gave one of {shown}"
+                "the request is for {wanted}, but the token is for {shown}"
             )));
         }
         let mut audiences: Vec<&str> = svid.audiences().collect();
         audiences.sort_unstable();
         audiences.dedup();
         if !audiences.iter().copied().eq(request.audiences()) {
-            return Err(self.invalid("its token is for other audiences than asked for"));
+            return Err(self.invalid("its token is for other audiences than requested"));
         }
         Ok(svid)
     }
@@ -351,28 +349,28 @@ impl WorkloadApiClientBuilder {
         }
     }
 
-    /// How long connecting may take. 5 s by default.
+    /// Limits the time to connect. 5 s by default.
     pub fn connect_timeout(mut self, within: Duration) -> Self {
         self.timing.connect = within;
         self
     }
 
-    /// How long a single answer may take. 35 s by default: SPIRE's agent takes up to 30 s while
-    /// its server is away.
+    /// Limits the time to a single response. 35 s by default: SPIRE's agent takes up to 30 s while its
+    /// server is unreachable.
     pub fn call_timeout(mut self, within: Duration) -> Self {
         self.timing.call = within;
         self
     }
 
-    /// How long the first message of a stream may take. 10 s by default.
+    /// Limits the time to the first message of a stream. 10 s by default.
     pub fn first_message_timeout(mut self, within: Duration) -> Self {
         self.timing.first_message = within;
         self
     }
 
-    /// HTTP/2 keepalive while a call or a stream is open: how often to ask, and how long to wait
-    /// for the answer. 305 s and 20 s by default; a default grpc-go server, as SPIRE's agent is
-    /// one, closes connections that ping more often than every 5 minutes.
+    /// Sets the HTTP/2 keepalive while a call or a stream is open: the interval of pings, and how long to
+    /// wait for the response. 305 s and 20 s by default. A default grpc-go server, such as SPIRE's agent,
+    /// closes connections that ping more often than every 5 minutes.
     pub fn keepalive(mut self, interval: Duration, timeout: Duration) -> Self {
         self.timing.ping_interval = interval;
         self.timing.ping_timeout = timeout;
@@ -399,10 +397,10 @@ impl WorkloadApiClientBuilder {
         self
     }
 
-    /// The client. Its connections live on the tokio runtime that this is called on.
+    /// Builds the client. Its connections live on the tokio runtime of this call.
     ///
     /// # Errors
-    /// There is no tokio runtime here, or it has no timers, or no I/O for an endpoint to connect to.
+    /// There is no tokio runtime here, or it has no timers, or no I/O for an endpoint.
     pub fn build(self) -> Result<WorkloadApiClient, WorkloadApiError> {
         match self.connector.runtime() {
             Ok(runtime) => Ok(self.build_on(runtime)),
@@ -438,21 +436,21 @@ fn stub(channel: Channel, max_message: usize) -> Stub<Channel> {
     Stub::new(channel).max_decoding_message_size(max_message)
 }
 
-/// `FetchJWTBundles` with a codec of its own in place of the stub's.
+/// Calls `FetchJWTBundles` with another codec than the generated stub.
 async fn open_bundles(
     channel: Channel,
     max_message: usize,
 ) -> Result<tonic::Response<tonic::Streaming<JwtBundlesMessage>>, tonic::Status> {
     let path = PathAndQuery::from_static("/SpiffeWorkloadAPI/FetchJWTBundles");
     let mut calls = Grpc::new(channel).max_decoding_message_size(max_message);
-    // In the words of the generated stub.
+    // The text of the generated stub.
     let not_ready = |error| tonic::Status::unknown(format!("Service was not ready: {error}"));
     calls.ready().await.map_err(not_ready)?;
     let request = asking(pb::JwtBundlesRequest {});
     calls.server_streaming(request, path, BundlesCodec).await
 }
 
-/// A request with the header that every one must carry, once (EP-5).
+/// A request with the header that each must have once (EP-5).
 fn asking<T>(message: T) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
     let header = MetadataValue::from_static("true");
@@ -460,11 +458,11 @@ fn asking<T>(message: T) -> tonic::Request<T> {
     request
 }
 
-/// A single answer holds a token for each identity, or the claims of one: tonic's own limit is
-/// ample.
+/// A single response has a token per identity, or the claims of one token: tonic's default limit is
+/// enough.
 const MAX_ANSWER: usize = 4 << 20;
 
-const NO_TOKEN: &str = "it holds no token";
+const NO_TOKEN: &str = "it has no token";
 
-/// Issuers should give no longer ones (SPIFFE Workload API section 8).
+/// Issuers should not use longer ones (SPIFFE Workload API section 8).
 const MAX_HINT_LEN: usize = 1024;

@@ -1,4 +1,4 @@
-//! From an endpoint to a connection: one way to dial, whatever is dialled.
+//! Opens connections: to an endpoint, or by a given connector.
 
 use std::fmt;
 use std::future::Future;
@@ -20,18 +20,18 @@ use crate::clock::Clock;
 use crate::presentable::presentable;
 use crate::runtime::{self, Missing};
 
-/// Anything that bytes flow over.
+/// A byte stream.
 pub(crate) trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
 
 type BoxTransport = Box<dyn Transport>;
 type Dialled = Pin<Box<dyn Future<Output = io::Result<BoxTransport>> + Send>>;
 
-/// Dials. A clone dials the same place.
+/// Opens connections to one place.
 #[derive(Clone)]
 pub(crate) struct Connector {
     place: Arc<str>,
-    // A given connector may bring its own transport.
+    // A given connector may have its own transport.
     needs_io: bool,
     dial: Arc<dyn Fn() -> Dialled + Send + Sync>,
 }
@@ -60,7 +60,7 @@ impl Connector {
                 let path = path.clone();
                 async move {
                     let connected = tokio::net::UnixStream::connect(&path).await;
-                    connected.map_err(|error| no_socket(&path).unwrap_or(error))
+                    connected.map_err(|error| not_a_socket(&path).unwrap_or(error))
                 }
             })
         }
@@ -100,7 +100,7 @@ impl Connector {
         &self.place
     }
 
-    /// Dials once, and gives up after `within`.
+    /// Opens one connection within this time.
     pub(crate) async fn connect(
         &self,
         within: Duration,
@@ -135,10 +135,10 @@ impl fmt::Debug for Connector {
     }
 }
 
-/// What stands at the path, where that is no socket. The system refuses a connection to it as it
-/// does if no process listens, and an operator would look for an agent that is down.
+/// The error for a path that exists and is not a socket. The system reports it like a socket on which
+/// no process listens, so an operator would look for an agent that is down.
 #[cfg(unix)]
-fn no_socket(path: &std::path::Path) -> Option<io::Error> {
+fn not_a_socket(path: &std::path::Path) -> Option<io::Error> {
     use std::os::unix::fs::FileTypeExt as _;
     let found = std::fs::metadata(path).ok()?.file_type();
     let text = if found.is_socket() {
@@ -146,7 +146,7 @@ fn no_socket(path: &std::path::Path) -> Option<io::Error> {
     } else if found.is_dir() {
         "this is a directory; name the socket in it"
     } else {
-        "this is a file of another kind than a socket"
+        "this file is not a socket; name the socket"
     };
     Some(io::Error::new(io::ErrorKind::InvalidInput, text))
 }
@@ -170,34 +170,33 @@ impl fmt::Display for ConnectError {
         write!(f, "cannot connect to {}: ", self.place)?;
         match self.kind {
             io::ErrorKind::NotFound => f.write_str(
-                "there is no such socket; is the SPIFFE agent running, and is its socket mounted here? \
-                 The agent opens it after its first sync with the server",
+                "the socket does not exist; check that the SPIFFE agent is running and that its socket is \
+                 mounted here (an agent creates it after its first sync with the server)",
             ),
             io::ErrorKind::ConnectionRefused => {
-                f.write_str("nobody listens there; is the SPIFFE agent running?")
+                f.write_str("no process listens there; check that the SPIFFE agent is running")
             }
             io::ErrorKind::PermissionDenied => {
                 f.write_str("this process may not open it; check the socket's permissions")
             }
             io::ErrorKind::TimedOut => {
-                write!(f, "{}; is the SPIFFE agent healthy, and can it be reached from here?", self.text)
+                write!(f, "{}; check that the SPIFFE agent is healthy and reachable from here", self.text)
             }
-            _ => write!(f, "{}; is this the SPIFFE agent's endpoint?", self.text),
+            _ => write!(f, "{}; check that this is the SPIFFE agent's endpoint", self.text),
         }
     }
 }
 
 impl std::error::Error for ConnectError {}
 
-/// What is known of a connection from the bytes that come over it.
-///
-/// An HTTP/2 keepalive is answered below gRPC, where no message shows it; here it does.
+/// What the received bytes show about a connection. Responses to HTTP/2 keepalives are visible here, but
+/// not in gRPC.
 pub(crate) struct Pulse {
     clock: Arc<dyn Clock>,
     // Nanoseconds of the monotonic clock; zero before the first byte.
     heard: AtomicU64,
     not_http2: AtomicBool,
-    // How many connections are open, and whether all are to end.
+    // How many connections are open, and whether all of them must end.
     open: watch::Sender<usize>,
     closing: watch::Sender<bool>,
 }
@@ -213,7 +212,7 @@ impl Pulse {
         }
     }
 
-    /// Ends every connection, those that are still being made too.
+    /// Ends every connection, including those that are being opened.
     pub(crate) fn close(&self) {
         self.closing.send_replace(true);
     }
@@ -229,7 +228,7 @@ impl Pulse {
         self.heard.store(now.max(1), Ordering::Relaxed);
     }
 
-    /// When the last byte came, on the monotonic clock.
+    /// When the last byte arrived, on the monotonic clock.
     pub(crate) fn heard(&self) -> Option<Duration> {
         match self.heard.load(Ordering::Relaxed) {
             0 => None,
@@ -237,14 +236,14 @@ impl Pulse {
         }
     }
 
-    /// Whether the last connection that answered did so with something that is no HTTP/2. (One that
-    /// is made meanwhile and has not answered yet says nothing about that.)
+    /// Whether the peer of the last connection that received bytes does not speak HTTP/2. A connection
+    /// without a response yet does not change this.
     pub(crate) fn not_http2(&self) -> bool {
         self.not_http2.load(Ordering::Relaxed)
     }
 }
 
-/// A connection that tells its [`Pulse`] what it hears.
+/// A connection that reports received bytes to its [`Pulse`].
 pub(crate) struct Watched {
     inner: BoxTransport,
     pulse: Arc<Pulse>,
@@ -276,8 +275,8 @@ impl Drop for Watched {
     }
 }
 
-/// The first frame's header, as it comes in. An HTTP/2 server begins with SETTINGS on stream 0
-/// (RFC 9113 section 3.4); what begins otherwise is no gRPC server, and is said to be none.
+/// The header of the first frame. An HTTP/2 server begins with SETTINGS on stream 0 (RFC 9113 section
+/// 3.4); a peer that begins otherwise is not a gRPC server.
 #[derive(Default)]
 struct Head {
     seen: usize,
@@ -301,7 +300,7 @@ impl Head {
 }
 
 impl Head {
-    /// Whether it has come, whole and right.
+    /// Whether it is complete and valid.
     fn is_right(&self) -> bool {
         self.seen == Self::LEN && !self.wrong
     }
@@ -325,7 +324,7 @@ impl AsyncRead for Watched {
                 self.pulse.not_http2.store(true, Ordering::Relaxed);
                 return Poll::Ready(Err(io::Error::new(
                     io::ErrorKind::InvalidData,
-                    "the peer speaks no HTTP/2",
+                    "the peer does not speak HTTP/2",
                 )));
             }
             if self.head.is_right() {

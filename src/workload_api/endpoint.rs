@@ -35,10 +35,10 @@ enum Address {
 }
 
 impl Endpoint {
-    /// The endpoint that the environment variable `SPIFFE_ENDPOINT_SOCKET` names.
+    /// Reads the endpoint from the environment variable `SPIFFE_ENDPOINT_SOCKET`.
     ///
     /// # Errors
-    /// The variable is unset, empty, or no endpoint.
+    /// The variable is unset, empty, or not a valid endpoint.
     pub fn from_env() -> Result<Self, EndpointError> {
         match std::env::var_os(ENDPOINT_VARIABLE) {
             None => Err(EndpointError::new(EndpointErrorReason::Unset, "", true)),
@@ -56,7 +56,7 @@ impl Endpoint {
         }
     }
 
-    /// The path of the Unix socket, where it is one.
+    /// Returns the path of the Unix socket; `None` for TCP.
     pub fn unix_path(&self) -> Option<&Path> {
         match &self.0 {
             Address::Unix(path) => Some(path),
@@ -64,7 +64,7 @@ impl Endpoint {
         }
     }
 
-    /// The address and port, where it is TCP.
+    /// Returns the address and port; `None` for a Unix socket.
     pub fn tcp_address(&self) -> Option<SocketAddr> {
         match &self.0 {
             Address::Unix(_) => None,
@@ -121,7 +121,7 @@ impl TryFrom<&String> for Endpoint {
     }
 }
 
-/// As the value of the environment variable would say it: reading it gives the same endpoint.
+/// Writes it in the form of the environment variable; parsing it returns the same endpoint.
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
@@ -194,7 +194,7 @@ fn unix_path(rest: &str) -> Result<Address, EndpointErrorReason> {
     }
 }
 
-/// The path with its `%XX` undone. `None` for half a triplet, a zero byte or what is no UTF-8.
+/// Decodes the `%XX` of a path. `None` for an incomplete triplet, a zero byte or invalid UTF-8.
 fn percent_decoded(path: &str) -> Option<String> {
     let mut bytes = path.bytes();
     let mut out = Vec::with_capacity(path.len());
@@ -213,7 +213,7 @@ fn percent_decoded(path: &str) -> Option<String> {
     String::from_utf8(out).ok()
 }
 
-/// The other way: no byte is left that a path may not hold, so no line break either.
+/// Encodes a path: the result has only bytes that a URI may have, so no line breaks.
 fn percent_encoded(path: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     for &byte in path {
         if is_uri_byte(byte) && !b"%?#".contains(&byte) {
@@ -234,7 +234,7 @@ fn tcp(rest: &str) -> Result<Address, EndpointErrorReason> {
     if authority.contains('/') {
         return Err(Reason::TcpPath);
     }
-    // The last colon before the port; an IPv6 address stands in brackets.
+    // The last colon is before the port; an IPv6 address is in brackets.
     let (host, port) = match authority.rsplit_once(':') {
         Some((host, port)) if !port.contains(']') => (host, port),
         _ => (authority, ""),
@@ -250,7 +250,7 @@ fn tcp(rest: &str) -> Result<Address, EndpointErrorReason> {
         None => host.parse::<Ipv4Addr>().map(IpAddr::V4),
     }
     .map_err(|_| Reason::HostName)?;
-    // `u16::from_str` would take `+1`.
+    // `u16::from_str` accepts `+1`.
     match port.parse::<u16>() {
         Ok(number) if number > 0 && port.bytes().all(|byte| byte.is_ascii_digit()) => {
             Ok(Address::Tcp(SocketAddr::new(ip, number)))
@@ -259,7 +259,7 @@ fn tcp(rest: &str) -> Result<Address, EndpointErrorReason> {
     }
 }
 
-/// Why there is no endpoint: what was read, from where, and what to write instead.
+/// Why an endpoint is missing or invalid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndpointError {
     reason: EndpointErrorReason,
@@ -278,7 +278,7 @@ pub enum EndpointErrorReason {
     Empty,
     /// The scheme is neither `unix` nor `tcp` (EP-8).
     Scheme,
-    /// A character that no URI may hold, or half a percent-encoding (EP-8).
+    /// A character that is not allowed in a URI, or an incomplete percent-encoding (EP-8).
     Character,
     /// A query or a fragment (EP-9, EP-10).
     QueryOrFragment,
@@ -288,13 +288,13 @@ pub enum EndpointErrorReason {
     RelativePath,
     /// `unix:` without the path of a socket (EP-9).
     NoPath,
-    /// The path is longer than a socket's may be on this platform.
+    /// The path is longer than this platform allows for a socket.
     PathTooLong,
     /// This platform has no Unix sockets.
     NoUnixSockets,
     /// `tcp:` without `//IP:port` (EP-10).
     TcpForm,
-    /// `tcp:` with a host that is no IP address (EP-10).
+    /// `tcp:` with a host that is not an IP address (EP-10).
     HostName,
     /// `tcp:` without a port from 1 to 65535 (EP-10).
     Port,
@@ -322,7 +322,7 @@ impl EndpointError {
         }
     }
 
-    /// The class.
+    /// Returns the class.
     pub fn reason(&self) -> EndpointErrorReason {
         self.reason
     }
@@ -336,7 +336,7 @@ impl fmt::Display for EndpointError {
             return write!(
                 f,
                 "no Workload API endpoint: none was given and {ENDPOINT_VARIABLE} is unset; \
-                 set it to unix:///path/to/socket, where your SPIFFE agent listens"
+                 set it to unix:///path/to/socket, the socket of your SPIFFE agent"
             );
         }
         let place = if self.from_env {
@@ -353,8 +353,8 @@ impl fmt::Display for EndpointError {
             Reason::Unset | Reason::Empty => write!(f, "it is empty; {BOTH}"),
             Reason::Scheme => write!(f, "it begins with neither unix: nor tcp:; {BOTH}"),
             Reason::Character => f.write_str(
-                "it holds a character that a URI may not; percent-encode it (a space is %20), or \
-                 leave it out, such as a line break at the end",
+                "it has a character that is not allowed in a URI; percent-encode it (a space is %20), \
+                 or remove it (such as a line break at the end)",
             ),
             Reason::QueryOrFragment => write!(f, "a query or fragment is not allowed; {BOTH}"),
             Reason::UnixAuthority => f.write_str(
@@ -368,21 +368,21 @@ impl fmt::Display for EndpointError {
             }
             Reason::PathTooLong => write!(
                 f,
-                "the path is longer than the {MAX_SOCKET_PATH} bytes that a socket's may have here; \
-                 move the socket or link to it"
+                "the path is longer than the {MAX_SOCKET_PATH} bytes allowed for a socket here; move the \
+                 socket, or use a link to it"
             ),
             Reason::NoUnixSockets => f.write_str(
-                "this platform has no Unix sockets; have the agent listen on tcp://IP:port",
+                "this platform has no Unix sockets; configure the agent to listen on tcp://IP:port",
             ),
             Reason::TcpForm => f.write_str("the address is missing; write tcp://IP:port"),
             Reason::HostName => f.write_str(
-                "the host is no IP address, and names are not allowed; write tcp://127.0.0.1:port",
+                "the host is not an IP address; write tcp://127.0.0.1:port",
             ),
             Reason::Port => {
                 f.write_str("there is no port from 1 to 65535; write tcp://127.0.0.1:port")
             }
             Reason::TcpPath => {
-                f.write_str("nothing may follow the port, no slash either; write tcp://IP:port")
+                f.write_str("there is text after the port; write tcp://IP:port, without a slash at the end")
             }
             Reason::UserInfo => f.write_str("a user is not allowed; write tcp://IP:port"),
         }

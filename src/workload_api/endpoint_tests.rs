@@ -22,7 +22,7 @@ fn ep9_unix_is_a_scheme_and_an_absolute_path() {
 
 #[cfg(not(unix))]
 #[test]
-fn ep9_unix_is_a_clear_error_where_there_are_no_such_sockets() {
+fn ep9_unix_is_an_error_without_unix_sockets() {
     assert_eq!(reason("unix:///p"), EndpointErrorReason::NoUnixSockets);
 }
 
@@ -120,7 +120,7 @@ fn ep8_the_scheme_is_unix_or_tcp() {
 }
 
 #[test]
-fn ep7_every_refusal_says_what_where_and_how_to_mend() {
+fn ep7_errors_name_the_value_and_the_fix() {
     let unset = EndpointError::new(EndpointErrorReason::Unset, "", true).to_string();
     assert!(unset.contains("SPIFFE_ENDPOINT_SOCKET is unset"), "{unset}");
     assert!(unset.contains("unix:///path/to/socket"), "{unset}");
@@ -142,7 +142,7 @@ fn ep7_every_refusal_says_what_where_and_how_to_mend() {
 
 #[test]
 #[cfg(unix)]
-fn ep8_what_is_shown_is_what_could_be_read() {
+fn ep8_display_text_parses_again() {
     let odd: Endpoint = "unix:///run/a%20b%3Fc%0Ad.sock".parse().expect("a path");
     assert_eq!(odd.to_string(), "unix:///run/a%20b%3Fc%0Ad.sock");
     assert_eq!(odd.to_string().parse(), Ok(odd));

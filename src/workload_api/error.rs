@@ -1,4 +1,4 @@
-//! Why a call to the Workload API gave nothing.
+//! Errors of calls to the Workload API.
 
 use std::error::Error as _;
 use std::fmt;
@@ -15,11 +15,11 @@ use crate::token::{FetchSvidError, FetchSvidReason};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Call {
-    /// `FetchJWTSVID`: tokens of our own.
+    /// `FetchJWTSVID`: tokens of this workload.
     FetchJwtSvid,
     /// `FetchJWTBundles`: the stream of bundles.
     FetchJwtBundles,
-    /// `ValidateJWTSVID`: the agent judges a token.
+    /// `ValidateJWTSVID`: the agent validates a token.
     ValidateJwtSvid,
 }
 
@@ -33,7 +33,7 @@ impl fmt::Display for Call {
     }
 }
 
-/// Why a call to the Workload API gave nothing: what failed, where, and what to do about it.
+/// Why a call to the Workload API failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkloadApiError {
     call: Call,
@@ -50,30 +50,30 @@ pub enum WorkloadApiErrorReason {
     NoSocket,
     /// No process listens at the endpoint.
     Refused,
-    /// No connection for another reason: not permitted, not in time.
+    /// No connection for another reason, such as permissions or a timeout.
     Connect,
-    /// What answered speaks no HTTP/2.
+    /// The peer does not speak HTTP/2.
     NotGrpc,
-    /// The connection broke before the answer was complete.
+    /// The connection broke before the response was complete.
     Disconnected,
-    /// No answer in time.
+    /// No response in time.
     Timeout,
     /// The agent cannot serve now (EP-13).
     Unavailable,
-    /// The agent gives this workload no identity; it may, later (EP-14).
+    /// The agent has no identity for this workload; it may have one later (EP-14).
     PermissionDenied,
-    /// The agent answered `InvalidArgument`. For `ValidateJWTSVID` it means that the token is invalid.
+    /// The agent returned `InvalidArgument`. For `ValidateJWTSVID` it means that the token is invalid.
     InvalidArgument,
     /// The agent does not have this call.
     Unimplemented,
     /// Another gRPC status; see [`code`](WorkloadApiError::code).
     Status,
-    /// The agent's answer breaks the rules: nothing in it, another identity or audience than
-    /// asked for, a token that cannot be read.
+    /// The agent's response breaks the rules: it is empty, for another identity or audience than
+    /// requested, or has a token that cannot be read.
     InvalidAnswer,
     /// The agent's message is larger than allowed, and was not read.
     MessageTooLarge,
-    /// No identity of this workload has the hint asked for.
+    /// No identity of this workload has the requested hint.
     NoSuchHint,
     /// The audience is empty; the agent was not called.
     InvalidRequest,
@@ -95,17 +95,17 @@ impl WorkloadApiError {
         }
     }
 
-    /// Of an answer that breaks the rules; `what` is said of the answer.
+    /// The error for a response that breaks the rules; `what` describes the fault.
     pub(crate) fn invalid_answer(call: Call, place: &str, what: impl fmt::Display) -> Self {
         let text = format!(
-            "the answer of the agent at {place} is not to be used: {what}; if this repeats, is what \
-             answers there the SPIFFE agent?"
+            "the response of the agent at {place} cannot be used: {what}; if this repeats, check that \
+             this is the endpoint of a SPIFFE agent"
         );
         Self::new(call, WorkloadApiErrorReason::InvalidAnswer, text)
     }
 
-    /// From what tonic says. A status with a source was made here, of a broken connection; one
-    /// without came from the agent.
+    /// The error for a status of tonic. A status with a source is about a broken connection; one without
+    /// came from the agent.
     pub(crate) fn from_status(
         call: Call,
         place: &str,
@@ -125,7 +125,7 @@ impl WorkloadApiError {
             }
             if not_http2 {
                 let text = format!(
-                    "what answers at {place} speaks no HTTP/2, so it is no SPIFFE Workload API; \
+                    "the peer at {place} does not speak HTTP/2, so it is not a SPIFFE Workload API; \
                      check the endpoint"
                 );
                 return Self::new(call, Reason::NotGrpc, text);
@@ -151,43 +151,45 @@ impl WorkloadApiError {
             return error;
         }
         let hint = match (reason, call) {
-            (Reason::InvalidArgument, Call::ValidateJwtSvid) => "; it refuses the token",
+            (Reason::InvalidArgument, Call::ValidateJwtSvid) => "; it rejects the token",
             (Reason::InvalidArgument, _) => {
-                "; it misses the header workload.spiffe.io, or finds the request wrong: does \
-                 something between change requests?"
+                "; the request is invalid for it, or without the header workload.spiffe.io; check \
+                 whether a proxy changes requests"
             }
             (Reason::PermissionDenied, _) if asked_for.is_some() => {
-                "; is there a registration entry for this workload with this SPIFFE ID at the \
-                 SPIFFE server?"
+                "; check that the SPIFFE server has a registration entry for this workload with this \
+                 SPIFFE ID"
             }
             (Reason::PermissionDenied, _) => {
-                "; is there a registration entry for this workload at the SPIFFE server?"
+                "; check that the SPIFFE server has a registration entry for this workload"
             }
             (Reason::Unimplemented, _) => {
-                "; its Workload API has no JWT profile: is this the agent that was meant?"
+                "; its Workload API has no JWT profile; check that this is the right agent"
             }
             (Reason::Unavailable, _) => {
-                "; it is there and cannot serve now, for lack of its server perhaps: its log says \
-                 why"
+                "; it is running but cannot serve now, perhaps because its server is unreachable; see \
+                 its log"
             }
-            _ => "; its log may say why",
+            _ => "; see its log",
         };
         let asked_for = asked_for.map_or_else(String::new, |id| {
             format!(" for {}", presentable(id.as_str()))
         });
-        let text = format!("the agent at {place} answered {code}{asked_for}: \"{said}\"{hint}");
+        let text = format!("the agent at {place} returned {code}{asked_for}: \"{said}\"{hint}");
         Self {
             code: Some(code),
             ..Self::new(call, reason, text)
         }
     }
 
-    /// What tonic says in its own words where there is no answer, or one that it does not take.
+    /// The error for a status that tonic itself creates: there is no response, or tonic rejected it.
     fn of_tonic(call: Call, place: &str, code: GrpcCode, said: &str) -> Option<Self> {
         use WorkloadApiErrorReason as Reason;
         let fix = match call {
             Call::FetchJwtBundles => "raise `max_message_bytes` (64 MiB by default)",
-            Call::FetchJwtSvid => "have the issuer give this workload fewer or smaller tokens",
+            Call::FetchJwtSvid => {
+                "configure the issuer to return fewer or smaller tokens to this workload"
+            }
             Call::ValidateJwtSvid => "the token has too many claims",
         };
         let (reason, text) = match code {
@@ -203,15 +205,15 @@ impl WorkloadApiError {
                 Reason::InvalidAnswer,
                 format!(
                     "the message of the agent at {place} cannot be read ({said}); if this \
-                     repeats, what answers there is no Workload API"
+                     repeats, check that this is a Workload API"
                 ),
             ),
-            // The worker behind the channel is gone, as it is when a connector panics.
+            // The task behind the channel has ended, for example after a panic of a connector.
             GrpcCode::Unknown if said.starts_with("Service was not ready") => (
                 Reason::Disconnected,
                 format!(
                     "the connection to {place} broke before the call could be made: {said}; the \
-                     next call connects anew"
+                     next call reconnects"
                 ),
             ),
             _ => return None,
@@ -219,23 +221,22 @@ impl WorkloadApiError {
         Some(Self::new(call, reason, text))
     }
 
-    /// The call that failed.
+    /// Returns the call that failed.
     pub fn call(&self) -> Call {
         self.call
     }
 
-    /// The class.
+    /// Returns the class.
     pub fn reason(&self) -> WorkloadApiErrorReason {
         self.reason
     }
 
-    /// The gRPC code, where the agent answered with one.
+    /// Returns the gRPC code, if the agent returned one.
     pub fn code(&self) -> Option<GrpcCode> {
         self.code
     }
 
-    /// Returns whether the agent answered: with an error status, or with an answer that cannot be
-    /// used.
+    /// Whether the agent responded: with an error status, or with a response that cannot be used.
     pub(crate) fn is_answer(&self) -> bool {
         use WorkloadApiErrorReason as Reason;
         self.code.is_some()
@@ -248,10 +249,10 @@ impl WorkloadApiError {
             )
     }
 
-    /// Whether the same call may succeed later, with backoff (Workload Endpoint, appendix A).
+    /// Returns whether the same call may succeed later, with backoff (Workload Endpoint, appendix A).
     ///
-    /// It is judged per call: SPIRE answers `InvalidArgument` to `ValidateJWTSVID` for every token
-    /// that it refuses, which is final for that token and says nothing about the client.
+    /// This is per call: SPIRE returns `InvalidArgument` to `ValidateJWTSVID` for every token that it
+    /// rejects, which is final for that token but not for the client.
     pub fn is_retryable(&self) -> bool {
         use WorkloadApiErrorReason as Reason;
         !matches!(
@@ -263,13 +264,13 @@ impl WorkloadApiError {
         )
     }
 
-    /// Whether the connection itself is in doubt after this.
+    /// Whether the connection itself may be broken after this.
     pub(crate) fn casts_doubt_on_connection(&self) -> bool {
         use WorkloadApiErrorReason as Reason;
         matches!(self.reason, Reason::Timeout | Reason::Disconnected)
     }
 
-    /// A word for metrics.
+    /// The `kind` for metrics.
     pub(crate) fn kind(&self) -> &'static str {
         use WorkloadApiErrorReason as Reason;
         match self.reason {
@@ -335,7 +336,7 @@ fn connect_error(status: &tonic::Status) -> Option<&ConnectError> {
     None
 }
 
-/// The last error of the chain: what the others only wrap.
+/// The text of the last error of the chain, which the others only wrap.
 fn innermost(status: &tonic::Status) -> String {
     let mut text = status.message().to_owned();
     let mut next = status.source();
@@ -351,7 +352,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ep12_the_rule_is_per_call() {
+    fn ep12_retryable_per_call() {
         let status = |code| tonic::Status::new(code, "no");
         for (code, retryable) in [
             (tonic::Code::InvalidArgument, false),

@@ -1,7 +1,7 @@
-//! The Workload API: what an agent beside the workload answers (SPIFFE Workload API, section 6).
+//! A client of the Workload API, which the local agent serves (SPIFFE Workload API, section 6).
 //!
-//! [`JwtSource`](crate::JwtSource) is what a service wants: it keeps bundles and tokens fresh. The
-//! client here makes single calls, without reconnection and caching.
+//! Services use [`JwtSource`](crate::JwtSource), which keeps bundles and tokens up to date. The client
+//! here makes single calls, without retries and caching.
 //!
 //! ```
 //! # #[tokio::main(flavor = "current_thread")]
@@ -17,8 +17,8 @@
 //! let svid = client.fetch_jwt_svid(&SvidRequest::new(["reports"])?).await?;
 //! assert_eq!(svid.spiffe_id().as_str(), "spiffe://example.org/web");
 //!
-//! let judged = client.validate_jwt_svid("reports", svid.token()).await?;
-//! assert_eq!(judged.spiffe_id(), svid.spiffe_id());
+//! let validated = client.validate_jwt_svid("reports", svid.token()).await?;
+//! assert_eq!(validated.spiffe_id(), svid.spiffe_id());
 //!
 //! let mut bundles = client.fetch_jwt_bundles().await?;
 //! let message = bundles.message().await?.expect("a first message, without delay");

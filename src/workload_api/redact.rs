@@ -1,4 +1,4 @@
-//! `Debug` of the messages that hold a token: the generated one would show it.
+//! `Debug` of messages with a token: the generated implementation would show it.
 
 use std::fmt;
 

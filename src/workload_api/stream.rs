@@ -54,7 +54,7 @@ impl JwtBundleStream {
             .transpose()
     }
 
-    /// Which connection this stream is over.
+    /// The generation of the connection of this stream.
     pub(crate) fn generation(&self) -> u64 {
         self.over.generation
     }
@@ -89,7 +89,7 @@ impl JwtBundleStream {
                     let within = self.line.timing().first_message;
                     let place = self.line.place();
                     let text = format!(
-                        "the agent at {place} sent no bundles within {within:?}; is it healthy?"
+                        "the agent at {place} sent no bundles within {within:?}; check that it is healthy"
                     );
                     Some(WorkloadApiError::new(CALL, Reason::Timeout, text))
                 }

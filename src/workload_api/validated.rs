@@ -1,4 +1,4 @@
-//! What the agent says about a token that it finds good.
+//! The response of the agent to a valid token.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use super::pb::ValidateJwtsvidResponse;
 use crate::identity::SpiffeId;
 use crate::presentable::presentable;
 
-/// The answer of `ValidateJWTSVID` to a token that the agent finds good.
+/// A token that the agent validated: the response of `ValidateJWTSVID`.
 #[derive(Clone, PartialEq)]
 pub struct ValidatedJwtSvid {
     spiffe_id: SpiffeId,
@@ -27,25 +27,23 @@ impl ValidatedJwtSvid {
             |what: String| WorkloadApiError::invalid_answer(Call::ValidateJwtSvid, place, what);
         let spiffe_id = SpiffeId::parse(&answer.spiffe_id).map_err(|error| {
             let shown = presentable(&answer.spiffe_id);
-            invalid(format!(
-                "it names \"{shown}\", which is no SPIFFE ID: {error}"
-            ))
+            invalid(format!("\"{shown}\" is not a SPIFFE ID: {error}"))
         })?;
         let claims = answer
             .claims
-            .ok_or_else(|| invalid("it holds no claims".to_owned()))?;
+            .ok_or_else(|| invalid("it has no claims".to_owned()))?;
         let claims = object(claims, DEPTH)
             .ok_or_else(|| invalid("its claims are nested too deeply".to_owned()))?;
         Ok(Self { spiffe_id, claims })
     }
 
-    /// Whom the token names.
+    /// Returns the SPIFFE ID of the token.
     pub fn spiffe_id(&self) -> &SpiffeId {
         &self.spiffe_id
     }
 
-    /// What else it says. The agent may leave out what SPIFFE does not define. Numbers come as
-    /// doubles; whole ones are whole numbers here.
+    /// Returns the claims of the token. The agent may omit claims that SPIFFE does not define. Numbers
+    /// arrive as doubles; integers are converted back.
     pub fn claims(&self) -> &Map<String, serde_json::Value> {
         &self.claims
     }
@@ -60,7 +58,7 @@ impl fmt::Debug for ValidatedJwtSvid {
     }
 }
 
-// As deep as serde_json itself reads.
+// The same depth as in serde_json.
 const DEPTH: usize = 128;
 
 fn object(fields: Struct, depth: usize) -> Option<Map<String, serde_json::Value>> {
@@ -93,7 +91,7 @@ fn json(value: Value, depth: usize) -> Option<serde_json::Value> {
 }
 
 fn number(value: f64) -> serde_json::Value {
-    // Doubles count whole numbers exactly up to here.
+    // Doubles represent integers exactly up to here.
     const EXACT: f64 = 9_007_199_254_740_992.0;
     if value.fract() == 0.0 && value.abs() <= EXACT {
         return serde_json::Value::from(value as i64);
@@ -147,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deep_nest_is_an_error_not_a_stack() {
+    fn deeply_nested_claims_are_an_error() {
         let mut nest = claims([]);
         for _ in 0..1000 {
             nest = claims([("x", Kind::StructValue(nest))]);

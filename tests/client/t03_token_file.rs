@@ -1,6 +1,8 @@
 //! Token files: what readers see, and failed writes.
 
+use std::error::Error as _;
 use std::fs;
+use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 use std::sync::Arc;
@@ -487,6 +489,24 @@ fn t03_start_without_a_runtime_is_an_error() {
     let started = TokenFile::builder(&cache, request("a"), "token").start();
     let error = started.map(drop).unwrap_err();
     assert_eq!(error.reason(), TokenFileErrorReason::NoRuntime);
+}
+
+#[tokio::test(start_paused = true)]
+async fn t03_closed_error_has_the_error_of_the_write() {
+    let dir = TempDir::new();
+    let agent = FakeAgent::start_in_memory("example.org").await.unwrap();
+    let source = agent.source().await.unwrap();
+    let path = dir.join("missing").join("token");
+    let file = TokenFile::builder(&SvidCache::from(&source), request("a"), path);
+    let file = file.start().unwrap();
+    while file.state().failures == 0 {
+        tokio::time::sleep(secs(1)).await;
+    }
+    source.shutdown().await;
+    let error = file.written().await.unwrap_err().clone();
+    assert_eq!(error.reason(), TokenFileErrorReason::Closed);
+    let cause = error.source().unwrap().downcast_ref::<io::Error>().unwrap();
+    assert_eq!(cause.kind(), io::ErrorKind::NotFound);
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! Token files as a source: reads, kept tokens and errors.
 
+use std::error::Error as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use tower_spiffe::bundle::Algorithm;
 use tower_spiffe::clock::UnixTime;
 use tower_spiffe::testing::{Issuer, PausedClock};
-use tower_spiffe::token::{FetchSvid, FetchSvidReason, TokenErrorReason};
+use tower_spiffe::token::{FetchSvid, FetchSvidReason, SvidRequestError, TokenErrorReason};
 use tower_spiffe::token_file::{FileTokens, FileTokensBuilder, TokenFile, TokenFileErrorReason};
 use tower_spiffe::{JwtSvid, SvidCache};
 use tower_spiffe_test_support::temp::TempDir;
@@ -326,6 +327,10 @@ async fn t04_invalid_options_are_errors() {
         let builder = builder().file(audiences, "x");
         assert_eq!(reason(builder), TokenFileErrorReason::Audience);
     }
+    let error = builder().file([""], "x").open().unwrap_err().clone();
+    let cause = error.source().unwrap().downcast_ref();
+    assert_eq!(cause, Some(&SvidRequestError::EmptyAudience));
+    assert!(format!("{error:#}").ends_with(&cause.unwrap().to_string()));
     let twice = builder().file(["a", "b"], "x").file(["b", "a"], "y");
     assert_eq!(reason(twice), TokenFileErrorReason::Audience);
 }

@@ -139,7 +139,7 @@ const UNSEEN: [(&str, &str); 3] = [
         include_str!("../../src/server/file_policy/follow.rs"),
     ),
     (
-        "the task of this source panicked; it answers no more",
+        "the task of this source panicked; the source is closed",
         include_str!("../../src/source/agent/supervisor.rs"),
     ),
 ];

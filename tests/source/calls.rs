@@ -129,9 +129,9 @@ async fn wa22_response_without_mandatory_fields_is_rejected() {
         .claim("pad", "x".repeat(9000))
         .sign();
     for (svids, says) in [
-        (&[][..], "holds no token"),
-        (&[("", good.as_str(), "")], "another identity"),
-        (&[(DB, good.as_str(), "")], "another identity"),
+        (&[][..], "has no token"),
+        (&[("", good.as_str(), "")], "is not the `sub`"),
+        (&[(DB, good.as_str(), "")], "is not the `sub`"),
         (&[(WEB, "", "")], "cannot be used"),
         (&[(WEB, "not a token", "")], "cannot be used"),
         (&[(WEB, long.as_str(), "")], "cannot be used"),
@@ -152,10 +152,7 @@ async fn wa22_response_without_mandatory_fields_is_rejected() {
     raw.answer(&[(WEB, &good, "")]);
     let named = request().with_spiffe_id(id(DB));
     let error = client.fetch_jwt_svid(&named).await.unwrap_err();
-    assert!(
-        error.to_string().contains("asked for a token of"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("the request is for"), "{error}");
     assert_eq!(raw.asked().last().unwrap().spiffe_id, DB);
 }
 
@@ -435,7 +432,7 @@ async fn every_call_has_its_deadline() {
     ] {
         let (took, error) = outcome;
         assert_eq!((took.as_secs(), error.reason()), (within, Reason::Timeout));
-        let says = format!("gave no answer within {within}s");
+        let says = format!("did not respond within {within}s");
         assert!(error.to_string().contains(&says), "{error}");
     }
 }

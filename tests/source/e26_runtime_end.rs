@@ -113,7 +113,7 @@ fn e26_panic_of_the_task_is_an_error() {
         assert!(ended.is_err() && !source.is_ready());
         soon("a shutdown", source.shutdown()).await;
     });
-    let message = "the task of this source panicked; it answers no more";
+    let message = "the task of this source panicked; the source is closed";
     assert_eq!(log.levels(message), ["ERROR"]);
     assert_eq!(log.lines_with("has ended"), 0);
 }

@@ -215,7 +215,7 @@ async fn the_wrong_format_is_named() {
         publish(&path, &document(written, &set(&issuer)));
         let error = builder(read, &path).open().unwrap_err();
         assert_eq!(error.reason(), FileBundlesErrorReason::Malformed);
-        let error = error.to_string();
+        let error = format!("{error:#}");
         assert!(error.contains(hint), "{written} as {read}: {error}");
         assert!(!error.contains("eyJ"), "{error}");
     }

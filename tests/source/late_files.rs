@@ -74,7 +74,7 @@ async fn build_times_out_with_the_cause() {
         assert!((secs(30)..=millis(30_300)).contains(&took), "{took:?}");
         assert_eq!(error.reason(), FileBundlesErrorReason::InitialSync);
         assert_eq!(error.path(), Some(path.as_path()));
-        let error = error.to_string();
+        let error = format!("{error:#}");
         for part in [
             &*path.to_string_lossy(),
             "30s",

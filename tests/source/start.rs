@@ -52,7 +52,7 @@ async fn build_fails_after_the_initial_sync_timeout() {
         assert!(error.is_retryable());
         let text = error.to_string();
         assert!(text.contains(&format!("within {waited}s")), "{text}");
-        assert!(text.contains("answered Unavailable"), "{text}");
+        assert!(text.contains("returned Unavailable"), "{text}");
     }
     let agent = &world.agent;
     eventually("the end", || agent.counts().open_connections == 0).await;

@@ -20,7 +20,10 @@ fn error_names_reason_and_detail_without_the_token() {
     let fixture = Fixture::new(&[&signer]);
     let token = signer.sign(&claims_with("aud", json!("other")));
     let error = error(&fixture, &token);
-    assert_eq!(error.to_string(), "audience: `aud` names none of ours");
+    assert_eq!(
+        error.to_string(),
+        "audience: `aud` has none of this validator's audiences"
+    );
     let debug = format!("{error:?}");
     assert!(debug.contains("Audience") && debug.contains(error.detail()));
     for part in token.split('.') {

@@ -36,10 +36,10 @@ async fn ep12_to_ep14_statuses_say_where_and_what_to_do() {
         place.agent.fail(Fault::Refuse(GrpcCode::InvalidArgument));
         let [fetch, validate, bundles] = failures(&client, &token).await;
         for error in [fetch, bundles] {
-            let says = [&place.name, "workload.spiffe.io", "between"];
+            let says = [&place.name, "workload.spiffe.io", "proxy"];
             assert_error(&error, Reason::InvalidArgument, &says);
         }
-        let says = [&place.name, "refuses the token"];
+        let says = [&place.name, "rejects the token"];
         assert_error(&validate, Reason::InvalidArgument, &says);
         assert_eq!(place.agent.counts().connections, 1);
     }
@@ -58,7 +58,7 @@ async fn wa30_rejected_token_is_a_permanent_error() {
             assert_error(
                 &error,
                 Reason::InvalidArgument,
-                &[&place.name, "refuses the token"],
+                &[&place.name, "rejects the token"],
             );
             assert!(!error.is_retryable());
             assert_eq!(error.code(), Some(GrpcCode::InvalidArgument));
@@ -73,13 +73,13 @@ async fn invalid_arguments_fail_without_a_call() {
         let client = place.client();
         for (audience, token, fix) in [
             ("", "eyJ.e30.c2ln", "name the service"),
-            (AUD, "", "give the one that the caller sent"),
+            (AUD, "", "pass the one that the caller sent"),
         ] {
             let error = client.validate_jwt_svid(audience, token).await.unwrap_err();
             assert_error(
                 &error,
                 Reason::InvalidRequest,
-                &[&place.name, "was not asked", fix],
+                &[&place.name, "was not called", fix],
             );
             assert!(!error.is_retryable());
         }
@@ -130,7 +130,7 @@ async fn malformed_message_is_an_invalid_answer() {
         let mut stream = client.fetch_jwt_bundles().await.unwrap();
         let bundles = stream.message().await.unwrap_err();
         for error in [fetch, validate, bundles] {
-            let says = [&place.name, "cannot be read", "no Workload API"];
+            let says = [&place.name, "cannot be read", "a Workload API"];
             assert_error(&error, Reason::InvalidAnswer, &says);
         }
         // An invalid field in a valid message.
@@ -138,7 +138,7 @@ async fn malformed_message_is_an_invalid_answer() {
             .agent
             .fail_call(AgentCall::ValidateJwtSvid, Fault::Garbage);
         let validate = client.validate_jwt_svid(AUD, "eyJ").await.unwrap_err();
-        let says = [&place.name, "no SPIFFE ID", "the SPIFFE agent?"];
+        let says = [&place.name, "not a SPIFFE ID", "a SPIFFE agent"];
         assert_error(&validate, Reason::InvalidAnswer, &says);
     }
 }

@@ -33,13 +33,13 @@ async fn unexpected_responses_are_rejected() {
         let of_long_id = agent.token(&long_id, AUD);
         let raw = RawSvid::new;
         let answers = [
-            (vec![], "holds no token"),
+            (vec![], "has no token"),
             (vec![raw(WEB, "", "")], "cannot be used"),
-            (vec![raw("", &good, "")], "another identity than its token"),
-            (vec![raw(OPS, &good, "")], "another identity than its token"),
+            (vec![raw("", &good, "")], "is not the `sub` of its token"),
+            (vec![raw(OPS, &good, "")], "is not the `sub` of its token"),
             (
                 vec![raw(WEB, &of_long_id, "")],
-                "another identity than its token",
+                "is not the `sub` of its token",
             ),
             (
                 vec![raw(
@@ -72,7 +72,7 @@ async fn unexpected_responses_are_rejected() {
                 client.fetch_jwt_svid(&request()).await.unwrap_err(),
                 client.fetch_jwt_svids(&request()).await.unwrap_err(),
             ] {
-                let says = [&place.name, says, "the SPIFFE agent?"];
+                let says = [&place.name, says, "a SPIFFE agent"];
                 assert_error(&error, Reason::InvalidAnswer, &says);
                 assert!(error.is_retryable(), "the next response may be valid");
             }

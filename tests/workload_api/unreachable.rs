@@ -20,10 +20,10 @@ async fn ep13_unavailable_agent_error_says_what_to_check() {
         let (reason, says) = if place.name.starts_with("unix:") {
             (
                 Reason::NoSocket,
-                ["there is no such socket", "mounted here"],
+                ["the socket does not exist", "mounted here"],
             )
         } else {
-            (Reason::Refused, ["nobody listens there", "running?"])
+            (Reason::Refused, ["no process listens there", "running"])
         };
         for error in failures(&client, TOKEN).await {
             assert_error(&error, reason, &[&place.name, says[0], says[1]]);
@@ -48,7 +48,7 @@ async fn stale_and_missing_sockets_differ() {
         assert_error(
             &error,
             Reason::Refused,
-            &[&endpoint, "nobody listens there"],
+            &[&endpoint, "no process listens there"],
         );
     }
 }
@@ -63,7 +63,7 @@ async fn other_files_are_not_sockets() {
     std::fs::write(file.strip_prefix("unix://").unwrap(), "").unwrap();
     for (place, says) in [
         (directory, "this is a directory; name the socket in it"),
-        (&file, "a file of another kind than a socket"),
+        (&file, "this file is not a socket"),
     ] {
         let client = WorkloadApiClient::connect(&place.parse().unwrap()).unwrap();
         for error in failures(&client, TOKEN).await {
@@ -98,7 +98,7 @@ async fn connector_errors_are_bounded_without_tokens() {
         io::Error::other(said)
     });
     for error in failures(&client, TOKEN).await {
-        let says = ["a given connector", "[redacted]", "endpoint?"];
+        let says = ["a given connector", "[redacted]", "SPIFFE agent's endpoint"];
         assert_error(&error, Reason::Connect, &says);
     }
 }
@@ -123,7 +123,7 @@ async fn server_without_http2_is_not_an_agent() {
         place.agent.fail(Fault::NotHttp2);
         let client = place.client();
         for error in failures(&client, TOKEN).await {
-            let says = [&place.name, "speaks no HTTP/2", "check the endpoint"];
+            let says = [&place.name, "does not speak HTTP/2", "check the endpoint"];
             assert_error(&error, Reason::NotGrpc, &says);
             assert!(
                 error.is_retryable(),
@@ -188,7 +188,7 @@ async fn unresponsive_agent_times_out() {
         let client = place.impatient();
         place.agent.fail(Fault::Hang);
         for error in failures(&client, TOKEN).await {
-            let says = [&place.name, "no answer within 100ms", "healthy"];
+            let says = [&place.name, "did not respond within 100ms", "healthy"];
             assert_error(&error, Reason::Timeout, &says);
             assert!(error.is_retryable());
         }

@@ -81,7 +81,8 @@ pub(crate) fn read(
         Format::SpiffeHelper => BundleFormat::SpiffeHelper,
         Format::SpireAgent => BundleFormat::SpireAgent,
     };
-    let read = format_of_file.read(document)?;
+    let read = format_of_file.read(document);
+    let read = read.map_err(|error| format!("{error:#}"))?;
     let (set, skipped) = (read.bundle_set(), read.errors().collect::<Vec<_>>());
     match skipped.first() {
         Some(why) if set.is_empty() => Err(why.clone().into()),

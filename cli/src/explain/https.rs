@@ -42,7 +42,8 @@ pub(crate) async fn fetch(url: &str, once: &Once<'_>) -> Result<Read, BoxError> 
             .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
         builder = builder.add_roots_pem(pem);
     }
-    let bundles = builder.build_lazy()?;
+    let bundles = builder.build_lazy();
+    let bundles = bundles.map_err(|error| format!("{error:#}"))?;
     let first = async {
         // One poll takes 10 s at most. A server would retry; here its error is the result.
         while bundles.state().polls() == 0 {

@@ -68,7 +68,7 @@ fn e29_explain_names_x509_keys() {
         output.contains("element 0 (no kid) is ignored: an X.509-SVID key"),
         "{output}"
     );
-    assert!(!output.contains("`kid` is absent"), "{output}");
+    assert!(!output.contains("`kid` is missing"), "{output}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 /// shortest wait and a ceiling that doubles with every attempt, up to the longest.
 ///
 /// All workloads of a node lose their agent at the same moment. Full jitter spreads their
-/// reconnections; a fixed wait with little noise would bring them in waves.
+/// reconnections; nearly equal waits would make them all reconnect together.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     shortest: Duration,
@@ -28,8 +28,8 @@ impl Backoff {
         }
     }
 
-    /// Another backoff, whose waits begin at half of `first` to `first` and grow to `most`; never
-    /// with shorter waits than this one where its shortest is longer than `first`.
+    /// Returns another backoff, whose waits begin at half of `first` to `first` and grow to `most`. If
+    /// the shortest wait of this one is longer than `first`, that is the shortest there too.
     pub(crate) fn quicker(&mut self, first: Duration, most: Duration) -> Self {
         let shortest = if self.shortest > first {
             self.shortest
@@ -46,7 +46,7 @@ impl Backoff {
         self.between(self.shortest)
     }
 
-    /// A long wait, for an error that a retry will hardly fix.
+    /// A long wait, for an error that a retry is unlikely to fix.
     pub(crate) fn next_longest(&mut self) -> Duration {
         self.ceiling = self.longest;
         self.between(self.longest / 2)
@@ -57,7 +57,7 @@ impl Backoff {
         self.ceiling = self.shortest;
     }
 
-    /// The longest wait that [`next`](Self::next) may give.
+    /// The longest wait that [`next`](Self::next) may return.
     pub(crate) fn longest(&self) -> Duration {
         self.longest
     }

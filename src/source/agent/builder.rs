@@ -1,4 +1,4 @@
-//! Setting up a source.
+//! The builder of a source.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -23,7 +23,7 @@ use crate::workload_api::{Connector, Endpoint, EndpointError, Timing, WorkloadAp
 
 const BUILDING: &str = "a source cannot be built";
 
-/// Sets up a [`JwtSource`]. All defaults are in one [table](crate::source#defaults).
+/// The options of a [`JwtSource`]. All defaults are in one [table](crate::source#defaults).
 #[must_use]
 pub struct JwtSourceBuilder {
     connector: Option<Result<Connector, EndpointError>>,
@@ -82,10 +82,9 @@ impl JwtSourceBuilder {
         self
     }
 
-    /// The shortest and the longest wait before the bundle stream is opened anew; each wait is
-    /// drawn from the span between the shortest and a ceiling that doubles up to the longest.
-    /// 200 ms and 10 s by default. A stream that was up for the longest wait is opened anew at
-    /// once.
+    /// Sets the shortest and the longest wait before the bundle stream is opened again. Each wait is
+    /// random between the shortest and a ceiling, which doubles up to the longest. 200 ms and 10 s by
+    /// default. A stream that was open for at least the longest wait is opened again immediately.
     ///
     /// In the first 10 s after the issuer withdrew the bundles, the waits grow from 250 ms to 1 s
     /// only, unless the shortest is longer than 250 ms. A token call that succeeds while the stream
@@ -101,7 +100,7 @@ impl JwtSourceBuilder {
         self
     }
 
-    /// What to do when the issuer withdraws the bundles. [`WithdrawalPolicy::Immediate`] by
+    /// Sets what happens when the issuer withdraws the bundles. [`WithdrawalPolicy::Immediate`] by
     /// default.
     pub fn withdrawal(mut self, policy: WithdrawalPolicy) -> Self {
         self.withdrawal = policy;
@@ -112,29 +111,29 @@ impl JwtSourceBuilder {
     /// message that was accepted: tokens, keepalives and discarded messages do not extend it.
     ///
     /// `None` by default: a service stays available while its agent is unreachable, and a key that
-    /// is revoked in that time stays trusted here until the agent is back. With a limit, validation
-    /// answers "cannot judge" once it has passed (checked at every validation). If the stream is
+    /// is revoked in that time stays trusted here until the agent is back. With a limit, tokens
+    /// cannot be verified once it has passed (checked at every validation). If the stream is
     /// quiet for half of the limit, the source opens it again, at the cost of an attestation each
     /// time. The limit also applies to each trust domain whose keys could not be read since.
     ///
     /// The age is taken on the monotonic clock and on the wall clock, whichever shows more: a
-    /// suspend counts. After a forward step of the wall clock by 1 s or more the agent is asked
-    /// within a second, with or without a limit; with one, validation answers "cannot judge" only
-    /// until the agent has answered. A backward step counts as zero.
+    /// suspend counts. After a forward step of the wall clock by 1 s or more the source
+    /// opens the stream again within a second, with or without a limit. With a limit, tokens cannot be
+    /// verified until the agent has sent its bundles. A backward step counts as zero.
     pub fn max_staleness(mut self, max: impl Into<Option<Duration>>) -> Self {
         self.max_staleness = max.into();
         self
     }
 
-    /// How long [`build`](Self::build) waits for the first bundles. 30 s by default; `None` waits
-    /// for as long as it takes.
+    /// Sets how long [`build`](Self::build) waits for the first bundles. 30 s by default; `None` waits
+    /// without a limit.
     pub fn initial_sync_timeout(mut self, within: impl Into<Option<Duration>>) -> Self {
         self.initial_sync = within.into();
         self
     }
 
-    /// How long [`JwtSource::shutdown_configured`] waits. 30 s by default; `None` waits for as
-    /// long as it takes.
+    /// Sets how long [`JwtSource::shutdown_configured`] waits. 30 s by default; `None` waits without a
+    /// limit.
     pub fn shutdown_timeout(mut self, within: impl Into<Option<Duration>>) -> Self {
         self.shutdown = within.into();
         self
@@ -151,9 +150,9 @@ impl JwtSourceBuilder {
         self
     }
 
-    /// HTTP/2 keepalive: how often to ask while the stream is open, and how long to wait for the
-    /// answer. 305 s and 20 s by default, so that a half-open connection is noticed within six
-    /// minutes; a default grpc-go server, such as SPIRE's agent, closes connections that ping more
+    /// Sets the HTTP/2 keepalive: the interval of pings while the stream is open, and how long to wait
+    /// for the response. 305 s and 20 s by default: a half-open connection is noticed within six
+    /// minutes. A default grpc-go server, such as SPIRE's agent, closes connections that ping more
     /// often than every 5 minutes.
     pub fn keepalive(mut self, interval: Duration, timeout: Duration) -> Self {
         self.timing.ping_interval = interval;
@@ -161,7 +160,7 @@ impl JwtSourceBuilder {
         self
     }
 
-    /// Sets the clock. The machine's own by default.
+    /// Sets the clock. The system's by default.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self
@@ -175,8 +174,8 @@ impl JwtSourceBuilder {
         self
     }
 
-    /// Sets up the cache of our own tokens. Its clock, recorder and fetch timeout are the source's
-    /// already.
+    /// Configures the cache of this workload's tokens. Its clock, recorder and fetch timeout are
+    /// already those of the source.
     pub fn svid_cache(
         mut self,
         set_up: impl FnOnce(SvidCacheBuilder) -> SvidCacheBuilder + Send + 'static,
@@ -185,7 +184,7 @@ impl JwtSourceBuilder {
         self
     }
 
-    /// Makes the waits the same in every run.
+    /// Seeds the random waits, so that they are the same in every run.
     #[cfg(feature = "testing")]
     pub(crate) fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
@@ -221,8 +220,8 @@ impl JwtSourceBuilder {
         }
     }
 
-    /// Creates the source without waiting for the agent. Until the first bundles arrive, validation
-    /// answers "cannot judge" and [`JwtSource::ready`] waits.
+    /// Creates the source without waiting for the agent. Until the first bundles arrive, tokens
+    /// cannot be verified and [`JwtSource::ready`] waits.
     ///
     /// # Errors
     /// No endpoint or a malformed one, no tokio runtime with timers and I/O (a

@@ -14,7 +14,7 @@ use crate::workload_api::{
     EndpointError, EndpointErrorReason, WorkloadApiError, WorkloadApiErrorReason,
 };
 
-/// Why a [`JwtSource`](crate::JwtSource) cannot start, or cannot answer.
+/// Why a [`JwtSource`](crate::JwtSource) cannot start, or a call failed.
 ///
 /// `{error}` says what failed; the cause is its [`source`](Error::source): an [`EndpointError`], a
 /// [`SvidRequestError`], a [`WorkloadApiError`], a [`BundlesUnavailable`] or a [`TokenError`]. For a
@@ -27,8 +27,8 @@ pub struct JwtSourceError {
     retryable: bool,
     message: Arc<str>,
     cause: Option<Arc<dyn Error + Send + Sync>>,
-    /// For a gRPC peer, where `tonic::Status::from_error` looks for it: a fixed text of the class.
-    /// The cause is its source.
+    /// For a gRPC peer: `tonic::Status::from_error` finds it. It has a fixed text of the class, and the
+    /// cause is its source.
     status: Option<Arc<tonic::Status>>,
 }
 
@@ -46,7 +46,7 @@ pub enum JwtSourceErrorReason {
     Refused(WorkloadApiErrorReason),
     /// The bundles cannot be used now.
     BundlesUnavailable(BundlesUnavailable),
-    /// The bundle set does not hold this trust domain.
+    /// There is no bundle for this trust domain.
     UnknownTrustDomain,
     /// The request for a token is invalid; the agent was not called.
     InvalidRequest(SvidRequestError),
@@ -95,7 +95,7 @@ impl JwtSourceError {
         }
     }
 
-    /// `call` says what the call does that needs a runtime.
+    /// `call` says what failed without a runtime.
     pub(crate) fn no_runtime(call: &str, missing: Missing) -> Self {
         Self::new(
             JwtSourceErrorReason::NoRuntime,
@@ -108,17 +108,17 @@ impl JwtSourceError {
         Self::new(
             JwtSourceErrorReason::Closed,
             false,
-            "the source was shut down, or the runtime that it was built on is gone; build a new one",
+            "the source is closed: it was shut down, or the runtime that it was built on has ended; build a new one",
         )
     }
 
-    pub(crate) fn refused(error: &WorkloadApiError) -> Self {
+    pub(crate) fn rejected(error: &WorkloadApiError) -> Self {
         Self {
             code: error.code(),
             ..Self::new(
                 JwtSourceErrorReason::Refused(error.reason()),
                 false,
-                "the agent refused the bundle stream: no retry can fix this",
+                "the agent rejected the bundle stream with a permanent error",
             )
             .because(error.clone())
         }
@@ -130,8 +130,7 @@ impl JwtSourceError {
         code: Option<GrpcCode>,
         why: &str,
     ) -> Self {
-        let text =
-            format!("no bundles from the agent at {place} within {within:?}; last known: {why}");
+        let text = format!("no bundles from the agent at {place} within {within:?}: {why}");
         Self {
             code,
             ..Self::new(JwtSourceErrorReason::InitialSync, true, text)
@@ -143,8 +142,8 @@ impl JwtSourceError {
             JwtSourceErrorReason::UnknownTrustDomain,
             true,
             format!(
-                "the issuer gives no bundle for the trust domain {trust_domain}; if it is another \
-                 one than ours, is it federated, and does our registration entry name it?"
+                "there is no bundle for the trust domain {trust_domain}; if it is another trust \
+                 domain, federate with it and name it in this workload's registration entry"
             ),
         )
     }
@@ -155,7 +154,7 @@ impl JwtSourceError {
             why => Self::new(
                 JwtSourceErrorReason::BundlesUnavailable(why),
                 true,
-                "bundles cannot be used; `JwtSource::state` has the details",
+                "the bundles cannot be used now; see `JwtSource::state`",
             )
             .because(why),
         }
@@ -174,7 +173,7 @@ impl JwtSourceError {
         self.reason
     }
 
-    /// Returns the gRPC code of the agent's answer, if it answered with one.
+    /// Returns the gRPC code of the agent's response, if there was one.
     pub fn code(&self) -> Option<GrpcCode> {
         self.code
     }

@@ -1,4 +1,4 @@
-//! The source as a fetcher of tokens: what the cache asks.
+//! Fetches tokens over the connection of the source, for its cache.
 
 use std::sync::Arc;
 
@@ -53,8 +53,8 @@ impl Shared {
         })
     }
 
-    /// By SPIFFE ID if the hint of the request was resolved before; by hint if it was not, or if it
-    /// belongs to another identity now.
+    /// Fetches by SPIFFE ID if the hint of the request was resolved before, else by hint. Also by hint
+    /// if it belongs to another identity now.
     async fn ask(&self, request: &SvidRequest) -> Result<JwtSvid, WorkloadApiError> {
         let Some(hint) = request.hint() else {
             return self.client.fetch_jwt_svid(request).await;
@@ -73,7 +73,7 @@ impl Shared {
         Ok(svid)
     }
 
-    /// As [`fetch`](Self::fetch), and counted; the cache counts its own.
+    /// As [`fetch`](Self::fetch), and records it. The cache records its own calls.
     pub(crate) async fn fetch_counted(
         &self,
         request: &SvidRequest,

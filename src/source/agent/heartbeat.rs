@@ -1,4 +1,4 @@
-//! Whether the task runs, as its handles see it.
+//! Whether the task runs, as seen by the handles.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -59,7 +59,7 @@ const WELL: (bool, bool, bool) = (true, true, false);
 const OVERDUE: (bool, bool, bool) = (false, false, true);
 
 #[tokio::test]
-async fn e20_without_a_beat_for_5_s_overdue() {
+async fn e20_task_without_report_for_5_s_is_overdue() {
     for on_the_wall in [false, true] {
         let (clock, shared) = source();
         let pass = |seconds: u64| match on_the_wall {
@@ -73,7 +73,7 @@ async fn e20_without_a_beat_for_5_s_overdue() {
         }
         pass(6);
         assert_eq!(seen(&shared), OVERDUE);
-        // Tokens are still judged: whether to is up to `max_staleness`.
+        // Tokens are still verified: only `max_staleness` ends that.
         assert!(shared.state().is_ready());
         shared.beat();
         assert_eq!(seen(&shared), WELL);

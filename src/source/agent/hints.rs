@@ -1,17 +1,17 @@
-//! Which identity has a hint, as the agent last said.
+//! Which identity has a hint, by the last response of the agent.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::identity::SpiffeId;
 
-/// `FetchJWTSVID` has no field for a hint, so a token by hint costs one for every identity of the
-/// workload. Once a hint is resolved, its tokens are asked for by SPIFFE ID.
+/// `FetchJWTSVID` has no field for a hint, so a request by hint fetches a token for every identity of
+/// the workload. Once a hint is resolved, its tokens are requested by SPIFFE ID.
 #[derive(Default)]
 pub(crate) struct Hints(Mutex<HashMap<Box<str>, SpiffeId>>);
 
 impl Hints {
-    /// A workload has few; beyond this, all are resolved anew.
+    /// A workload has few; beyond this number, all are resolved again.
     const MAX: usize = 256;
 
     pub(crate) fn get(&self, hint: &str) -> Option<SpiffeId> {

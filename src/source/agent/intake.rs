@@ -15,7 +15,7 @@ use crate::workload_api::JwtBundlesMessage;
 #[derive(Debug)]
 pub(crate) struct Intake {
     pub(crate) set: JwtBundleSet,
-    /// Trust domains that the message names and whose keys could not be read, by name.
+    /// Trust domains of the message whose keys could not be read, by name.
     pub(crate) troubles: BTreeMap<TrustDomain, Trouble>,
     /// Entries whose name is not a trust domain: the escaped name, and why.
     pub(crate) unnamed: Vec<(Box<str>, Box<str>)>,
@@ -28,12 +28,12 @@ pub(crate) struct Trouble {
     pub(crate) text: Box<str>,
 }
 
-/// Why a message is discarded as a whole, and what was known stays.
+/// Why a message is discarded as a whole. The last bundles stay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Discarded {
     /// A mandatory field at its default (Workload API section 4.5).
     Empty,
-    /// No name in it is that of a trust domain: like an empty message, it has no bundle.
+    /// No name in it is the name of a trust domain: like an empty message, it has no bundle.
     Unnamed { name: Box<str>, why: Box<str> },
     /// More trust domains than allowed.
     TooMany { sent: usize, limit: usize },
@@ -120,7 +120,7 @@ pub(crate) fn read(
             },
             Err(error) => unnamed.push((
                 presentable(&name).into(),
-                format!("this is no trust domain: {error}").into(),
+                format!("not the name of a trust domain: {error}").into(),
             )),
         }
     }

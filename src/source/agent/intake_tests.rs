@@ -20,7 +20,7 @@ fn message<'a>(bundles: impl IntoIterator<Item = (&'a str, String)>) -> HashMap<
 }
 
 fn take(bundles: HashMap<String, Bytes>, known: &JwtBundleSet) -> Intake {
-    read(bundles, known, &ResourceLimits::default()).expect("acceptable")
+    read(bundles, known, &ResourceLimits::default()).expect("a valid message")
 }
 
 fn kids(set: &JwtBundleSet, name: &str) -> Vec<String> {
@@ -32,7 +32,7 @@ fn kids(set: &JwtBundleSet, name: &str) -> Vec<String> {
 }
 
 #[test]
-fn wa9_a_message_without_bundles_is_discarded() {
+fn wa9_message_without_bundles_is_discarded() {
     let outcome = read(
         HashMap::new(),
         &JwtBundleSet::default(),
@@ -42,7 +42,7 @@ fn wa9_a_message_without_bundles_is_discarded() {
 }
 
 #[test]
-fn wa8_a_trust_domain_that_is_gone_is_unloaded() {
+fn wa8_missing_trust_domain_is_removed() {
     let none = JwtBundleSet::default();
     let both = take(
         message([("spiffe://x", jwks(&["a"])), ("spiffe://y", jwks(&["b"]))]),
@@ -54,7 +54,7 @@ fn wa8_a_trust_domain_that_is_gone_is_unloaded() {
 }
 
 #[test]
-fn tb9_no_keys_is_a_bundle_without_keys() {
+fn tb9_empty_set_is_a_bundle_without_keys() {
     let none = JwtBundleSet::default();
     let before = take(message([("spiffe://x", jwks(&["a"]))]), &none);
     let after = take(message([("spiffe://x", jwks(&[]))]), &before.set);
@@ -62,7 +62,7 @@ fn tb9_no_keys_is_a_bundle_without_keys() {
 }
 
 #[test]
-fn one_unreadable_jwks_costs_that_trust_domain_its_update_and_no_other() {
+fn unreadable_jwks_affects_only_its_trust_domain() {
     let none = JwtBundleSet::default();
     let before = take(
         message([("spiffe://x", jwks(&["a"])), ("spiffe://y", jwks(&["a"]))]),
@@ -76,15 +76,15 @@ fn one_unreadable_jwks_costs_that_trust_domain_its_update_and_no_other() {
         ]),
         &before.set,
     );
-    assert_eq!(kids(&after.set, "x"), ["a"], "its last good one");
+    assert_eq!(kids(&after.set, "x"), ["a"], "the last good bundle stays");
     assert_eq!(kids(&after.set, "y"), ["b"]);
-    assert!(after.set.get("z").is_none(), "it never had one");
-    let troubled: Vec<&str> = after.troubles.keys().map(TrustDomain::name).collect();
-    assert_eq!(troubled, ["x", "z"]);
+    assert!(after.set.get("z").is_none(), "there was no bundle before");
+    let failing: Vec<&str> = after.troubles.keys().map(TrustDomain::name).collect();
+    assert_eq!(failing, ["x", "z"]);
 }
 
 #[test]
-fn tb8_one_bad_key_costs_that_key() {
+fn tb8_invalid_key_does_not_affect_other_keys() {
     let bad = jwks(&["a", "b"]).replacen(r#""kid": "b""#, r#""kidd": "b""#, 1);
     let taken = take(message([("spiffe://x", bad)]), &JwtBundleSet::default());
     assert_eq!(kids(&taken.set, "x"), ["a"]);
@@ -92,7 +92,7 @@ fn tb8_one_bad_key_costs_that_key() {
 }
 
 #[test]
-fn an_equal_bundle_is_the_one_before_it_and_a_kept_key_stays_parsed() {
+fn unchanged_bundles_and_keys_are_shared() {
     let none = JwtBundleSet::default();
     let before = take(message([("spiffe://x", jwks(&["a", "b"]))]), &none).set;
     let same = take(message([("spiffe://x", jwks(&["b", "a"]))]), &before).set;
@@ -104,7 +104,7 @@ fn an_equal_bundle_is_the_one_before_it_and_a_kept_key_stays_parsed() {
 }
 
 #[test]
-fn wa26_the_name_is_the_trust_domains_id_or_its_bare_name() {
+fn wa26_name_is_a_spiffe_id_or_bare() {
     let none = JwtBundleSet::default();
     let taken = take(
         message([("spiffe://x", jwks(&["a"])), ("y", jwks(&["b"]))]),
@@ -119,16 +119,12 @@ fn wa26_the_name_is_the_trust_domains_id_or_its_bare_name() {
             message([("x", jwks(&["bare"])), ("spiffe://x", jwks(&["id"]))]),
             &none,
         );
-        assert_eq!(
-            kids(&both.set, "x"),
-            ["id"],
-            "the form that the rules ask for"
-        );
+        assert_eq!(kids(&both.set, "x"), ["id"], "the form of section 6.2.2");
     }
 }
 
 #[test]
-fn a_name_that_is_no_trust_domain_is_told_of_and_blocks_nobody() {
+fn invalid_name_is_reported_and_skipped() {
     let hostile = format!("spiffe://x/\u{1b}{}", "y".repeat(10_000));
     let taken = take(
         message([
@@ -138,13 +134,13 @@ fn a_name_that_is_no_trust_domain_is_told_of_and_blocks_nobody() {
         &JwtBundleSet::default(),
     );
     assert_eq!(kids(&taken.set, "x"), ["b"]);
-    let (name, why) = taken.unnamed.first().expect("told");
+    let (name, why) = taken.unnamed.first().expect("an invalid name");
     assert!(name.len() < 320 && !name.contains('\u{1b}'), "{name}");
-    assert!(why.contains("no trust domain"), "{why}");
+    assert!(why.contains("not the name of a trust domain"), "{why}");
 }
 
 #[test]
-fn limits_are_checked_before_a_key_is_read() {
+fn limits_are_checked_before_keys_are_read() {
     let none = JwtBundleSet::default();
     let limits = ResourceLimits::default()
         .max_bundles(2)
@@ -168,7 +164,7 @@ fn limits_are_checked_before_a_key_is_read() {
         (kids(&taken.set, "x"), kids(&taken.set, "y")),
         (vec!["a".into()], vec!["b".into()])
     );
-    let trouble = taken.troubles.values().next().expect("told");
+    let trouble = taken.troubles.values().next().expect("an error");
     assert_eq!(trouble.kind, "bundle-too-large");
     assert!(trouble.text.contains("1000"), "{}", trouble.text);
 }
@@ -198,7 +194,7 @@ fn e23_a_message_without_a_valid_name_is_discarded() {
     assert!(
         outcome
             .to_string()
-            .contains("\"http://x\": this is no trust domain")
+            .contains("\"http://x\": not the name of a trust domain")
     );
 }
 
@@ -233,7 +229,7 @@ fn forgetting_leaves_what_the_message_has() {
         message([("spiffe://x", jwks(&["a"])), ("spiffe://y", jwks(&["b"]))]),
         &none,
     );
-    let unreadable = "no JWK Set".to_owned();
+    let unreadable = "not a JWK Set".to_owned();
     let mut after = take(
         message([("spiffe://x", unreadable), ("spiffe://y", jwks(&["c"]))]),
         &before.set,

@@ -1,4 +1,4 @@
-//! The source's handle.
+//! The handle of a source.
 
 use std::fmt;
 use std::future::Future;
@@ -22,16 +22,16 @@ use crate::runtime;
 use crate::token::SvidCache;
 use crate::token::{JwtSvid, SvidRequest};
 
-/// Live bundles and tokens from the agent beside this workload. One per process is enough: a clone
-/// is cheap, and shares everything.
+/// Bundles and tokens from the local agent, kept up to date. Create one per process: clones are cheap
+/// and share everything.
 ///
 /// Dropping a clone does nothing; dropping the last one, or [`shutdown`](Self::shutdown), ends the
-/// background task and the connection. What was built from a clone (a validator, a layer, a cache)
-/// counts as one.
+/// background task and the connection. A validator, layer or cache that was built from
+/// a clone keeps that clone.
 ///
 /// The task and the connection live on the tokio runtime that the source was built on; it may be
-/// used from any other. When that runtime ends, the source is closed: it does not go on with
-/// bundles that are no longer kept fresh.
+/// used from any other. When that runtime ends, the source is closed: its bundles would
+/// become stale.
 ///
 /// Bundles, cached tokens, [`ready`](Self::ready), [`updated`](Self::updated) and
 /// [`shutdown`](Self::shutdown) work on every thread. A call that waits for the agent has a limit, so
@@ -55,14 +55,14 @@ struct Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.shared.close();
-        // As a shutdown does: no fetch under way is left to find it out by itself.
+        // As in a shutdown: fetches in progress fail at once.
         self.cache.close();
     }
 }
 
 impl JwtSource {
-    /// A source from the agent that the environment variable `SPIFFE_ENDPOINT_SOCKET` names, with
-    /// its first bundles in. As [`builder`](Self::builder) with all defaults.
+    /// Connects to the agent at `SPIFFE_ENDPOINT_SOCKET` (an environment variable) and waits for the
+    /// first bundles. The same as [`builder`](Self::builder) with all defaults.
     ///
     /// # Errors
     /// See [`JwtSourceBuilder::build`].
@@ -70,7 +70,7 @@ impl JwtSource {
         Self::builder().build().await
     }
 
-    /// A source, to be set up.
+    /// Creates a builder.
     pub fn builder() -> JwtSourceBuilder {
         JwtSourceBuilder::new()
     }
@@ -101,10 +101,10 @@ impl JwtSource {
 
     // === Bundles ===
 
-    /// All bundles, as they are now.
+    /// Returns all bundles, as they are now.
     ///
     /// # Errors
-    /// They cannot be used now.
+    /// The bundles cannot be used now.
     pub fn bundle_set(&self) -> Result<JwtBundleSet, JwtSourceError> {
         self.inner
             .shared
@@ -112,11 +112,11 @@ impl JwtSource {
             .map_err(JwtSourceError::bundles_unavailable)
     }
 
-    /// The bundle of this trust domain, as it is now; without a key where the issuer names the
-    /// trust domain and its keys could never be read.
+    /// Returns the bundle of this trust domain, as it is now. It has no keys if the issuer sends a
+    /// bundle that could never be read.
     ///
     /// # Errors
-    /// The issuer gives none for it, or bundles cannot be used now.
+    /// There is no bundle for this trust domain, or the bundles cannot be used now.
     pub fn bundle_for_trust_domain(
         &self,
         trust_domain: &TrustDomain,
@@ -128,7 +128,7 @@ impl JwtSource {
         }
     }
 
-    /// The bundle of this trust domain, if there is one that can be used now.
+    /// Returns the bundle of this trust domain, if there is one that can be used now.
     pub fn try_bundle_for_trust_domain(
         &self,
         trust_domain: &TrustDomain,
@@ -138,11 +138,11 @@ impl JwtSource {
 
     // === Tokens ===
 
-    /// A token of our own for these audiences, from the cache where it has a fresh one. (The
-    /// `spiffe` crate's method of this name makes a call to the agent every time; here that is
+    /// Returns a token of this workload for these audiences, from the cache if it has a fresh one. (In
+    /// the `spiffe` crate, the method of this name calls the agent every time; here that is
     /// [`fetch_jwt_svid`](Self::fetch_jwt_svid).)
     ///
-    /// With several identities the agent chooses one, at every refresh anew.
+    /// If the workload has several identities, the agent chooses one at each refresh.
     ///
     /// # Errors
     /// There is no audience or an empty one (the agent is not called), or no token arrived in time.
@@ -153,10 +153,10 @@ impl JwtSource {
         self.get_jwt_svid_with_id(audiences, None).await
     }
 
-    /// As [`get_jwt_svid`](Self::get_jwt_svid), as this identity.
+    /// Returns a token for this identity; see [`get_jwt_svid`](Self::get_jwt_svid).
     ///
     /// # Errors
-    /// As there.
+    /// As [`get_jwt_svid`](Self::get_jwt_svid).
     pub async fn get_jwt_svid_with_id<A: AsRef<str>>(
         &self,
         audiences: impl IntoIterator<Item = A>,
@@ -165,13 +165,14 @@ impl JwtSource {
         self.get(&request(audiences, id)?).await
     }
 
-    /// As [`get_jwt_svid`](Self::get_jwt_svid), as the identity with this hint.
+    /// Returns a token for the identity with this hint; see [`get_jwt_svid`](Self::get_jwt_svid).
     ///
-    /// The first token of a hint costs the agent one for every identity of this workload. Later
-    /// ones are asked for by the SPIFFE ID that had the hint, for as long as it has it.
+    /// For the first token of a hint, the agent signs one for every identity of this workload. Later
+    /// tokens are requested by the SPIFFE ID that has the hint, until the hint moves.
     ///
     /// # Errors
-    /// As there; or the hint is empty, or no identity of this workload has it.
+    /// As [`get_jwt_svid`](Self::get_jwt_svid); or the hint is empty, or no identity of this workload
+    /// has it.
     pub async fn get_jwt_svid_with_hint<A: AsRef<str>>(
         &self,
         audiences: impl IntoIterator<Item = A>,
@@ -181,7 +182,7 @@ impl JwtSource {
             .await
     }
 
-    /// A token of our own for these audiences, asked of the agent now: one call, no cache.
+    /// Fetches a token of this workload for these audiences: one call to the agent, no cache.
     ///
     /// # Errors
     /// There is no audience or an empty one (the agent is not called), or the call failed.
@@ -192,10 +193,10 @@ impl JwtSource {
         self.fetch_jwt_svid_with_id(audiences, None).await
     }
 
-    /// As [`fetch_jwt_svid`](Self::fetch_jwt_svid), as this identity.
+    /// Fetches a token for this identity; see [`fetch_jwt_svid`](Self::fetch_jwt_svid).
     ///
     /// # Errors
-    /// As there.
+    /// As [`fetch_jwt_svid`](Self::fetch_jwt_svid).
     pub async fn fetch_jwt_svid_with_id<A: AsRef<str>>(
         &self,
         audiences: impl IntoIterator<Item = A>,
@@ -205,12 +206,11 @@ impl JwtSource {
         Ok(self.inner.shared.fetch_counted(&request).await?)
     }
 
-    /// As [`fetch_jwt_svid`](Self::fetch_jwt_svid), as the identity with this hint; see
-    /// [`get_jwt_svid_with_hint`](Self::get_jwt_svid_with_hint). Two calls if another identity has
-    /// the hint than before.
+    /// Fetches a token for the identity with this hint; see [`fetch_jwt_svid`](Self::fetch_jwt_svid).
+    /// It makes two calls if another identity now has the hint.
     ///
     /// # Errors
-    /// As there.
+    /// As [`get_jwt_svid_with_hint`](Self::get_jwt_svid_with_hint).
     pub async fn fetch_jwt_svid_with_hint<A: AsRef<str>>(
         &self,
         audiences: impl IntoIterator<Item = A>,
@@ -220,19 +220,19 @@ impl JwtSource {
         Ok(self.inner.shared.fetch_counted(&request).await?)
     }
 
-    /// The value of an `authorization` header with a token for this audience, from the cache where
-    /// it has a fresh one; marked sensitive. For clients that take no layer.
+    /// Returns the value of an `authorization` header with a token for this audience, from the cache if
+    /// it has a fresh one. It is marked sensitive. For clients that do not use a layer.
     ///
     /// # Errors
-    /// The audience is empty, or no token could be had in time.
+    /// The audience is empty, or no token arrived in time.
     pub async fn authorization(&self, audience: &str) -> Result<HeaderValue, JwtSourceError> {
         self.authorization_with_id(audience, None).await
     }
 
-    /// As [`authorization`](Self::authorization), as this identity.
+    /// Returns the header value for this identity; see [`authorization`](Self::authorization).
     ///
     /// # Errors
-    /// As there.
+    /// As [`authorization`](Self::authorization).
     pub async fn authorization_with_id(
         &self,
         audience: &str,
@@ -241,11 +241,11 @@ impl JwtSource {
         self.header(&request([audience], id)?).await
     }
 
-    /// As [`authorization`](Self::authorization), as the identity with this hint; see
-    /// [`get_jwt_svid_with_hint`](Self::get_jwt_svid_with_hint).
+    /// Returns the header value for the identity with this hint; see
+    /// [`authorization`](Self::authorization).
     ///
     /// # Errors
-    /// As there; or the hint is empty, or no identity of this workload has it.
+    /// As [`get_jwt_svid_with_hint`](Self::get_jwt_svid_with_hint).
     pub async fn authorization_with_hint(
         &self,
         audience: &str,
@@ -267,7 +267,7 @@ impl JwtSource {
 
     // === State ===
 
-    /// Waits until tokens can be judged; returns immediately if they can.
+    /// Waits until tokens can be verified; returns immediately if they can.
     ///
     /// # Errors
     /// The source was shut down, or the agent rejected the stream with a permanent error.
@@ -281,8 +281,8 @@ impl JwtSource {
         SourceUpdates::new(self.inner.shared.notices())
     }
 
-    /// Returns whether tokens can be judged now, for a readiness probe. While the agent is unreachable
-    /// they can, by the last bundles. [`SourceState::bundles_unavailable`] has the reason if not.
+    /// Returns whether tokens can be verified now, for a readiness probe. While the agent is
+    /// unreachable, they are verified with the last bundles. [`SourceState::bundles_unavailable`] has the reason if not.
     pub fn is_ready(&self) -> bool {
         self.inner.shared.revision().is_ok()
     }
@@ -292,7 +292,7 @@ impl JwtSource {
         self.inner.shared.state().is_healthy()
     }
 
-    /// The state, as it is now: of the bundles and of our own tokens.
+    /// Returns the state, as it is now, of the bundles and of this workload's tokens.
     pub fn state(&self) -> SourceState {
         SourceState {
             svid_cache: self.inner.cache.stats(),
@@ -304,22 +304,23 @@ impl JwtSource {
     // === Lifetime ===
 
     /// Closes the source for all clones, and returns when its task has ended and its connection is
-    /// closed. May be called by many at once. From the first call on every method answers `Closed`.
+    /// closed. It may be called several times, also concurrently. After the first call every method returns `Closed`.
     pub async fn shutdown(&self) {
         self.inner.shared.close();
         self.inner.cache.close();
         self.inner.shared.until_ended().await;
     }
 
-    /// As [`shutdown`](Self::shutdown), within this time; past it the task is aborted.
+    /// Closes the source as [`shutdown`](Self::shutdown), and aborts the task if it does not end within
+    /// this time.
     ///
     /// # Errors
-    /// The task had not ended by itself in time; or the task has not ended yet and there are no
-    /// tokio timers to wait with. The source is closed all the same.
+    /// The task was aborted; or it has not ended yet and there are no tokio timers to wait with. The
+    /// source is closed in any case.
     pub async fn shutdown_with_timeout(&self, within: Duration) -> Result<(), JwtSourceError> {
         if let Err(missing) = runtime::with_timers() {
-            const WAITING: &str = "the source is closed, but the end of its task cannot be waited \
-                                   for with a limit";
+            const WAITING: &str = "the source is closed, but the wait for the end of its task cannot \
+                                   have a limit";
             let ended = self.shutdown().now_or_never();
             return ended.ok_or_else(|| JwtSourceError::no_runtime(WAITING, missing));
         }
@@ -332,7 +333,8 @@ impl JwtSource {
         }
     }
 
-    /// As [`shutdown`](Self::shutdown), within the time that the builder was given.
+    /// Closes the source as [`shutdown_with_timeout`](Self::shutdown_with_timeout), within the
+    /// [`shutdown_timeout`](JwtSourceBuilder::shutdown_timeout) of the builder.
     ///
     /// # Errors
     /// As [`shutdown_with_timeout`](Self::shutdown_with_timeout).
@@ -346,7 +348,7 @@ impl JwtSource {
         }
     }
 
-    /// A closed source says so, even where the cache still has a token.
+    /// A closed source returns `Closed`, even if the cache still has a token.
     fn open(&self) -> Result<(), JwtSourceError> {
         if self.inner.shared.is_closed() {
             Err(JwtSourceError::closed())

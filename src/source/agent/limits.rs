@@ -1,4 +1,4 @@
-//! What the source takes in, and what it does when the issuer takes back.
+//! Limits on messages of the agent, and what a withdrawal of the bundles does.
 
 use std::time::Duration;
 
@@ -66,18 +66,18 @@ impl Default for ResourceLimits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum WithdrawalPolicy {
-    /// Validation answers "cannot judge" at once.
+    /// Tokens cannot be verified from that moment.
     #[default]
     Immediate,
-    /// Validation goes on for this long, should they come back. The time is taken on the monotonic
-    /// clock and on the wall clock, whichever shows more.
+    /// Validation continues for this long, in case the issuer restores them. The time is taken on the
+    /// monotonic clock and on the wall clock, whichever shows more.
     ///
-    /// Bridges a restart of a SPIRE agent, which answers `PermissionDenied` for about 5 s until it
+    /// Bridges a restart of a SPIRE agent, which returns `PermissionDenied` for about 5 s until it
     /// has attested and synced again; the source retries every 125 ms to 1 s for the first 10 s. 30 s
-    /// is a good start. The cost: a workload that is really deregistered is trusted on for so long,
-    /// and so are keys that are revoked in that time.
+    /// is a good start. The cost: keys that are revoked in that time stay trusted,
+    /// and a workload that is really deregistered keeps accepting callers.
     After(Duration),
-    /// Validation goes on with the last set for as long as the source lives. A key that the issuer
-    /// revokes in that time stays good here.
+    /// Validation continues with the last bundles as long as the source lives. A key that the issuer
+    /// revokes in that time stays trusted here.
     Keep,
 }

@@ -1,5 +1,6 @@
 //! The source that follows an agent's Workload API.
 
+mod availability;
 mod backoff;
 mod builder;
 mod error;
@@ -7,7 +8,6 @@ mod fetch;
 mod heartbeat;
 mod hints;
 pub(crate) mod intake;
-mod judge;
 mod jwt_source;
 mod limits;
 mod published;

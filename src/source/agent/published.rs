@@ -5,13 +5,13 @@
 //!
 //! - The task is the only writer, under the lock of its record. Any thread may raise the revision for
 //!   stale keys ([`age`](Published::age)).
-//! - A change is visible first, then the revision is raised ([`Judge`] keeps revision and verdict in one
-//!   word), then watchers are notified.
+//! - A change is visible first, then the revision is raised, then watchers are notified.
+//!   [`Availability`] keeps revision and status in one word.
 //! - The deadlines are read before the revision and written after it: a reader that sees a deadline
-//!   reset also sees the new revision. Otherwise a verdict that was cached before a withdrawal could be
-//!   valid after it, although its key did not come back.
-//! - A withdrawal sets the verdict before it empties the set: an empty set must not look like one
-//!   without the trust domain.
+//!   reset also sees the new revision. Otherwise a token that was cached before a withdrawal could be
+//!   accepted after it, although its key is still withdrawn.
+//! - A withdrawal sets the status before it empties the set. Otherwise the empty set would look as if
+//!   it did not know the trust domain.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +20,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
-use super::judge::{Judge, Verdict};
+use super::availability::{Availability, Status};
 use super::updates::Notice;
 use crate::bundle::{BundleAnswer, BundlesUnavailable, JwtBundle, JwtBundleSet};
 use crate::clock::Clock;
@@ -30,8 +30,8 @@ use crate::source::trust_clock::TrustClock;
 pub(super) struct Published {
     clock: Arc<TrustClock>,
     snapshot: ArcSwap<Snapshot>,
-    judge: Judge,
-    // Deadlines on the monotonic clock, in nanoseconds, from which on no token can be judged. Readers
+    availability: Availability,
+    // Deadlines on the monotonic clock, in nanoseconds, after which no token can be verified. Readers
     // compare them with the clock, so a task that hangs cannot delay them.
     stale_at: AtomicU64,
     withdrawn_at: AtomicU64,
@@ -58,7 +58,7 @@ impl Published {
         Self {
             clock,
             snapshot: ArcSwap::from_pointee(Snapshot::default()),
-            judge: Judge::new(),
+            availability: Availability::new(),
             stale_at: AtomicU64::new(NEVER),
             withdrawn_at: AtomicU64::new(NEVER),
             aged_at: AtomicU64::new(NEVER),
@@ -81,12 +81,12 @@ impl Published {
     pub(super) fn usable(&self) -> Result<u64, BundlesUnavailable> {
         let stale_at = self.stale_at.load(Ordering::Acquire);
         let withdrawn_at = self.withdrawn_at.load(Ordering::Acquire);
-        let (verdict, revision) = self.judge.get();
-        match verdict {
-            Verdict::Ready => {}
-            Verdict::NotReady => return Err(BundlesUnavailable::NotReady),
-            Verdict::Withdrawn => return Err(BundlesUnavailable::Withdrawn),
-            Verdict::Closed => return Err(BundlesUnavailable::Closed),
+        let (status, revision) = self.availability.get();
+        match status {
+            Status::Ready => {}
+            Status::NotReady => return Err(BundlesUnavailable::NotReady),
+            Status::Withdrawn => return Err(BundlesUnavailable::Withdrawn),
+            Status::Closed => return Err(BundlesUnavailable::Closed),
         }
         if stale_at != NEVER || withdrawn_at != NEVER {
             let now = self.now();
@@ -100,8 +100,8 @@ impl Published {
         Ok(revision)
     }
 
-    /// Raises the revision if the keys of a trust domain have become stale, so that cached verdicts on
-    /// them are checked again.
+    /// Raises the revision if the keys of a trust domain have become stale, so that cached tokens
+    /// that they verified are checked again.
     fn age(&self, aged_at: u64) {
         let now = self.now();
         if now < aged_at {
@@ -110,14 +110,14 @@ impl Published {
         let next = self.snapshot.load().aged_after(now);
         // The revision first: a reader that sees the new deadline also sees the new revision. A thread
         // that loses the race has raised it once too often.
-        if let Some(revision) = self.judge.raise_if_ready() {
+        if let Some(revision) = self.availability.raise_if_ready() {
             self.notify(revision);
         }
-        let struck =
+        let is_ours =
             self.aged_at
                 .compare_exchange(aged_at, next, Ordering::AcqRel, Ordering::Relaxed);
-        if struck.is_ok() {
-            // A message that was applied meanwhile may have set the same deadline and have earlier ones.
+        if is_ours.is_ok() {
+            // A message that was applied meanwhile may have set the same deadline and an earlier one.
             let next = self.snapshot.load().aged_after(now);
             self.aged_at.fetch_min(next, Ordering::AcqRel);
         }
@@ -136,7 +136,7 @@ impl Published {
                     false => BundleAnswer::Ready(bundle.clone()),
                 };
             }
-            // A caller that names it gets 401, not 503: all other trust domains can be judged.
+            // A caller that names it gets 401, not 503: all other trust domains are usable.
             let mut unreadable = snapshot.unreadable.iter();
             if let Some(known) = unreadable.find(|known| known.name() == trust_domain) {
                 return BundleAnswer::Ready(Arc::new(JwtBundle::without_keys(known.clone())));
@@ -159,13 +159,13 @@ impl Published {
         self.snapshot.load_full()
     }
 
-    pub(super) fn verdict(&self) -> Verdict {
-        self.judge.verdict()
+    pub(super) fn status(&self) -> Status {
+        self.availability.status()
     }
 
     /// The current revision, even if the bundles may not be used.
     pub(super) fn last_revision(&self) -> u64 {
-        self.judge.revision()
+        self.availability.revision()
     }
 
     pub(super) fn notices(&self) -> watch::Receiver<Notice> {
@@ -175,27 +175,29 @@ impl Published {
     // === The task ===
 
     /// Replaces the bundles, which are stale from `stale_at` on, and ends a withdrawal. Returns whether
-    /// they differ, and the new revision, to be notified once the record has changed too; `None` if
-    /// verdicts stay the same.
+    /// they differ, and the new revision: notify it after the record has changed too. `None` if
+    /// no result of a validation can change.
     pub(super) fn replace(&self, snapshot: Snapshot, stale_at: u64) -> (bool, Option<u64>) {
         let now = self.now();
         let before = self.snapshot();
         let changed = before.set != snapshot.set || before.unreadable != snapshot.unreadable;
         let raises = changed
-            || self.verdict() != Verdict::Ready
+            || self.status() != Status::Ready
             || self.withdrawn_at.load(Ordering::Acquire) <= now
             // Stale keys may be valid again, others may have become stale, perhaps unnoticed.
             || before.aged(now).ne(snapshot.aged(now))
             || self.aged_at.load(Ordering::Acquire) <= now;
         let aged_at = snapshot.aged_after(now);
         self.snapshot.store(Arc::new(snapshot));
-        let mut raised = raises.then(|| self.judge.turn(Verdict::Ready)).flatten();
+        let mut raised = raises
+            .then(|| self.availability.set(Status::Ready))
+            .flatten();
         self.aged_at.store(aged_at, Ordering::Release);
         let was_stale_at = self.stale_at.swap(stale_at, Ordering::AcqRel);
         let was_withdrawn_at = self.withdrawn_at.swap(NEVER, Ordering::AcqRel);
         // Tasks that got `Stale` or `Withdrawn` until now wait for a notice that it is over.
         if raised.is_none() && was_stale_at.min(was_withdrawn_at) <= self.now() {
-            raised = self.judge.turn(Verdict::Ready);
+            raised = self.availability.set(Status::Ready);
         }
         (changed, raised)
     }
@@ -211,17 +213,17 @@ impl Published {
 
     /// Withdraws the bundles now. Returns the new revision, to be notified.
     pub(super) fn withdraw(&self) -> Option<u64> {
-        let revision = self.judge.turn(Verdict::Withdrawn)?;
+        let revision = self.availability.set(Status::Withdrawn)?;
         self.snapshot.store(Arc::new(Snapshot::default()));
         self.withdrawn_at.store(NEVER, Ordering::Release);
         Some(revision)
     }
 
-    /// From now on every answer is `Closed`.
+    /// Closes: every later call returns `Closed`.
     pub(super) fn close(&self) {
-        let revision = self.judge.turn(Verdict::Closed).unwrap_or_default();
+        let revision = self.availability.set(Status::Closed).unwrap_or_default();
         self.snapshot.store(Arc::new(Snapshot::default()));
-        // In one step, so that the end is not taken for a change.
+        // In one step: otherwise watchers would see the end as a change.
         self.notices.send_modify(|notice| {
             notice.closed = true;
             notice.revision = notice.revision.max(revision);

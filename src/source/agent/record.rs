@@ -84,18 +84,18 @@ impl Record {
         for (name, trouble) in &intake.troubles {
             self.domains.entry(name.clone()).or_default().trouble = Some(trouble.clone());
         }
-        let in_trouble = self.domains.iter();
-        let in_trouble = in_trouble.filter(|(_, domain)| domain.trouble.is_some());
+        let failing = self.domains.iter();
+        let failing = failing.filter(|(_, domain)| domain.trouble.is_some());
         Noted {
             given_back: !nothing && self.withdrawn.take().is_some(),
             reconnected,
-            aging: in_trouble
+            aging: failing
                 .filter_map(|(name, domain)| Some((name.clone(), domain.updated?)))
                 .collect(),
         }
     }
 
-    /// The stream is not open any more.
+    /// The stream is no longer open.
     pub(super) fn disconnected(&mut self, now: Duration, heard: Option<Duration>) {
         if self.connected {
             self.connected = false;
@@ -120,8 +120,8 @@ impl Record {
         self.last_error = Some((now, error));
     }
 
-    /// When something last came from the agent over the connection of the bundle stream, where
-    /// `heard` is what the connection says.
+    /// When the agent last sent anything over the connection of the bundle stream; `heard` is what the
+    /// connection recorded.
     pub(super) fn contact(&self, heard: Option<Duration>) -> Option<Duration> {
         if self.connected {
             self.last_contact.max(heard)
@@ -147,7 +147,7 @@ impl Record {
         (None, text.unwrap_or_else(|| nothing.to_owned()))
     }
 
-    /// The state of a source that holds this set, at this revision and with this verdict on itself.
+    /// The state of a source with this set and this revision; `usable` is whether the bundles are.
     pub(super) fn state(
         &self,
         now: Duration,
@@ -191,7 +191,7 @@ impl Record {
             reconnect_attempts: self.reconnect_attempts,
             trust_domains: self.domains.iter().map(domain).collect(),
             unnamed: self.unnamed.clone(),
-            // The cache is not ours to look into.
+            // The caller adds the state of the cache.
             svid_cache: SvidCacheStats::default(),
             audiences: Vec::new(),
         }

@@ -1,12 +1,12 @@
-//! Keys that come and go while threads validate, by every way in which they do: the real source's
-//! state under real validators, whose caches are small and large.
+//! Keys are added and removed while threads validate: the real source's state with real validators,
+//! whose caches are small and large.
 //!
-//! What is asserted is all that a caller may count on: a verdict that began after a key was gone,
-//! and ended before it came back, is a refusal; one that began and ended while the key stood is
-//! none. Found by it in each of several runs were, made on purpose: an entry of the cache renewed
-//! without a look at its key; a trust domain that grew too old without a new revision; a withdrawal
-//! that empties the snapshot before it is said. Two neighbouring steps in the wrong order are too
-//! quick for it in most runs: those are found by the model in `tests/model.rs`.
+//! A validation that begins after a key was removed, and ends before it is restored, must reject its
+//! tokens. A validation that begins and ends while the key is present must accept them. These mutants
+//! were found in every run: a cache entry renewed without a check of its key; a trust domain that
+//! becomes stale without a new revision; a withdrawal that empties the snapshot before it sets the
+//! status. Two adjacent steps in the wrong order are rarely found here: the model in `tests/model.rs`
+//! covers them.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -29,16 +29,16 @@ use crate::workload_api::{Call, WorkloadApiClient, WorkloadApiError, WorkloadApi
 
 const AUDIENCE: &str = "reports";
 const NOW: i64 = 1_790_000_000;
-/// After so long without a word from the issuer nothing can be judged.
+/// Bundles are stale after this time.
 const STALE: Duration = Duration::from_secs(100);
-/// A withdrawal takes effect after so long.
+/// A withdrawal takes effect after this time.
 const DELAY: Duration = Duration::from_secs(10);
-/// Keys of a name each, and two that share one.
+/// Each key has its own key ID, except the last two, which share one.
 const KEYS: usize = 5;
-/// Tokens of each key, so that a small cache is always full.
+/// Tokens of each key: enough to keep a small cache full.
 const TOKENS: usize = 8;
 
-/// Monotonic time in milliseconds, which the writer moves; the wall stands.
+/// Monotonic time in milliseconds, which the writer advances. The wall clock never changes.
 #[derive(Default)]
 struct HandClock(AtomicU64);
 
@@ -59,7 +59,7 @@ impl Clock for HandClock {
     }
 }
 
-/// As `JwtSource` asks it.
+/// Reads the state as a `JwtSource` does.
 struct Handle(Arc<Shared>);
 
 impl BundleSource for Handle {
@@ -76,19 +76,19 @@ impl BundleSource for Handle {
     }
 }
 
-/// Whether a key's tokens are good, as far as the writer has told: it stands, it is gone, or it is
-/// on its way between the two. Each step is another number, so that what was meanwhile is seen.
+/// The state of a key, as the writer records it: present, removed, or changing. It is a counter, so
+/// that a reader notices changes during its validation.
 #[derive(Default)]
-struct Told(AtomicU64);
+struct KeyState(AtomicU64);
 
 #[derive(Debug, PartialEq)]
 enum Phase {
-    Gone,
-    Stands,
-    Between,
+    Removed,
+    Present,
+    Changing,
 }
 
-impl Told {
+impl KeyState {
     fn step(&self) {
         self.0.fetch_add(1, Ordering::SeqCst);
     }
@@ -99,33 +99,33 @@ impl Told {
 
     fn phase(step: u64) -> Phase {
         match step % 4 {
-            0 => Phase::Gone,
-            2 => Phase::Stands,
-            _ => Phase::Between,
+            0 => Phase::Removed,
+            2 => Phase::Present,
+            _ => Phase::Changing,
         }
     }
 
-    fn stands(&self) -> bool {
-        Self::phase(self.now()) == Phase::Stands
+    fn is_present(&self) -> bool {
+        Self::phase(self.now()) == Phase::Present
     }
 }
 
-struct World {
+struct Setup {
     shared: Arc<Shared>,
     clock: Arc<HandClock>,
-    told: [Told; KEYS],
+    states: [KeyState; KEYS],
     jwks: [Value; KEYS],
     tokens: [Vec<String>; KEYS],
     done: AtomicBool,
-    verdicts: [AtomicU64; 2],
+    outcomes: [AtomicU64; 2],
 }
 
-/// The last two keys have one name.
+/// The last two keys have the same key ID.
 fn key_id(key: usize) -> String {
     format!("key-{}", key.min(KEYS - 2))
 }
 
-impl World {
+impl Setup {
     fn new() -> Self {
         let clock = Arc::new(HandClock::default());
         let issuers: [Issuer; KEYS] = std::array::from_fn(|_| Issuer::new("x").expect("x"));
@@ -147,7 +147,7 @@ impl World {
         Self {
             shared: Arc::new(shared),
             clock,
-            told: Default::default(),
+            states: Default::default(),
             jwks: std::array::from_fn(|key| {
                 let jwks: Value = serde_json::from_slice(&issuers[key].jwks()).expect("a set");
                 let mut jwk = jwks["keys"][0].clone();
@@ -156,7 +156,7 @@ impl World {
             }),
             tokens: std::array::from_fn(|key| (0..TOKENS).map(|n| token(key, n)).collect()),
             done: AtomicBool::new(false),
-            verdicts: Default::default(),
+            outcomes: Default::default(),
         }
     }
 
@@ -171,7 +171,7 @@ impl World {
 
     // === The writer ===
 
-    /// What the agent sends: these keys of `x`, and another trust domain that is always well.
+    /// Applies a message of the agent: these keys of `x`, and another trust domain that never changes.
     fn message(&self, x: &[u8]) {
         let bundles = HashMap::from([
             ("spiffe://x".to_owned(), Bytes::copy_from_slice(x)),
@@ -190,44 +190,46 @@ impl World {
         self.message(json!({ "keys": keys }).to_string().as_bytes());
     }
 
-    fn standing(&self) -> Vec<usize> {
-        (0..KEYS).filter(|key| self.told[*key].stands()).collect()
+    fn present(&self) -> Vec<usize> {
+        (0..KEYS)
+            .filter(|key| self.states[*key].is_present())
+            .collect()
     }
 
-    /// These keys change, by this, and by nothing else.
+    /// Changes these keys by `how`, and no others.
     fn change(&self, keys: &[usize], how: impl FnOnce()) {
-        keys.iter().for_each(|key| self.told[*key].step());
+        keys.iter().for_each(|key| self.states[*key].step());
         how();
-        keys.iter().for_each(|key| self.told[*key].step());
+        keys.iter().for_each(|key| self.states[*key].step());
     }
 
-    /// Everything goes by this. Some of it comes back with the next message; of what does not, no
-    /// verdict of before may be given again.
+    /// Makes all keys unusable by `how`. The next message restores some of them. Cached tokens of the
+    /// others must not be accepted again.
     fn interrupt(&self, rng: &mut fastrand::Rng, how: impl FnOnce()) {
-        let keys = self.standing();
+        let keys = self.present();
         self.change(&keys, how);
         pause(rng);
-        let back: Vec<_> = keys.into_iter().filter(|_| rng.u8(0..3) > 0).collect();
-        self.change(&back, || self.send(&back));
+        let restored: Vec<_> = keys.into_iter().filter(|_| rng.u8(0..3) > 0).collect();
+        self.change(&restored, || self.send(&restored));
     }
 
     fn act(&self, rng: &mut fastrand::Rng) {
-        let standing = self.standing();
+        let present = self.present();
         match rng.u8(0..12) {
-            // A key comes or goes; of the two with one name only one is ever there.
+            // Adds or removes a key. Of the two with the same key ID only one is ever present.
             0..=3 => {
                 let key = rng.usize(0..KEYS - 2);
-                let mut keys = standing;
+                let mut keys = present;
                 match keys.iter().position(|there| *there == key) {
                     Some(at) => drop(keys.remove(at)),
                     None => keys.push(key),
                 }
                 self.change(&[key], || self.send(&keys));
             }
-            // Another key under the same name.
+            // Another key with the same key ID.
             4..=5 => {
                 let twins = [KEYS - 2, KEYS - 1];
-                let mut keys: Vec<_> = standing;
+                let mut keys: Vec<_> = present;
                 let old = keys.iter().position(|there| twins.contains(there));
                 match old.map(|at| keys.remove(at)) {
                     Some(old) => {
@@ -241,27 +243,27 @@ impl World {
                     }
                 }
             }
-            // The same again.
-            6 => self.send(&standing),
+            // The same keys again.
+            6 => self.send(&present),
             7 => self.interrupt(rng, || _ = self.shared.withdraw_now()),
-            // A withdrawal that nobody carries out: it strikes by itself.
+            // A withdrawal that the task does not apply: it takes effect by its deadline.
             8 => self.interrupt(rng, || {
                 self.withdraw();
                 self.clock.advance(DELAY);
             }),
-            // One that is taken back before it strikes.
+            // A withdrawal that ends before it takes effect.
             9 => {
                 self.withdraw();
                 self.clock.advance(DELAY / 2);
                 pause(rng);
-                self.send(&standing);
+                self.send(&present);
             }
             10 => self.interrupt(rng, || self.clock.advance(STALE)),
-            // One trust domain's keys cannot be read any more, until the last ones are too old.
+            // The keys of one trust domain become unreadable, until the last good ones are stale.
             _ => {
-                self.message(b"no JWK Set");
+                self.message(b"not a JWK Set");
                 self.clock.advance(STALE / 2);
-                self.message(b"no JWK Set");
+                self.message(b"not a JWK Set");
                 pause(rng);
                 self.interrupt(rng, || self.clock.advance(STALE / 2));
             }
@@ -270,17 +272,17 @@ impl World {
 
     // === The readers ===
 
-    fn ask(&self, validators: &[Validator], rng: &mut fastrand::Rng) {
+    fn validate_one(&self, validators: &[Validator], rng: &mut fastrand::Rng) {
         let key = rng.usize(0..KEYS);
         let token = &self.tokens[key][rng.usize(0..TOKENS)];
         let validator = &validators[rng.usize(0..validators.len())];
-        let told = &self.told[key];
-        let before = told.now();
-        let verdict = validator.validate(token).map_err(|error| error.reason());
-        if let Err(reason) = verdict {
+        let state = &self.states[key];
+        let before = state.now();
+        let result = validator.validate(token).map_err(|error| error.reason());
+        if let Err(reason) = result {
             use ValidateReason as Reason;
-            // The trust domain never goes, so nobody is told that it is unknown.
-            let why = match reason {
+            // The trust domain is never removed, so it is never unknown.
+            let is_expected = match reason {
                 Reason::KeyUnknown | Reason::Signature => true,
                 Reason::BundlesUnavailable(why) => {
                     matches!(
@@ -290,26 +292,29 @@ impl World {
                 }
                 _ => false,
             };
-            assert!(why, "{reason}");
+            assert!(is_expected, "{reason}");
         }
-        if told.now() != before {
+        if state.now() != before {
             return;
         }
-        match Told::phase(before) {
-            Phase::Gone => {
-                assert!(verdict.is_err(), "key {key} is gone at {before}");
-                self.verdicts[0].fetch_add(1, Ordering::Relaxed);
+        match KeyState::phase(before) {
+            Phase::Removed => {
+                assert!(result.is_err(), "key {key} is removed at {before}");
+                self.outcomes[0].fetch_add(1, Ordering::Relaxed);
             }
-            Phase::Stands => {
-                assert!(verdict.is_ok(), "key {key} stands at {before}: {verdict:?}");
-                self.verdicts[1].fetch_add(1, Ordering::Relaxed);
+            Phase::Present => {
+                assert!(
+                    result.is_ok(),
+                    "key {key} is present at {before}: {result:?}"
+                );
+                self.outcomes[1].fetch_add(1, Ordering::Relaxed);
             }
-            Phase::Between => {}
+            Phase::Changing => {}
         }
     }
 }
 
-/// So that there are verdicts which no change comes into.
+/// So that there are outcomes which no change comes into.
 fn pause(rng: &mut fastrand::Rng) {
     for _ in 0..rng.u32(0..200) {
         std::hint::spin_loop();
@@ -319,7 +324,7 @@ fn pause(rng: &mut fastrand::Rng) {
     }
 }
 
-impl World {
+impl Setup {
     fn withdraw(&self) {
         let denied = denied();
         let error = StreamError::of(&denied, "no identity issued");
@@ -332,7 +337,7 @@ fn denied() -> WorkloadApiError {
     WorkloadApiError::new(Call::FetchJwtBundles, reason, "no identity issued")
 }
 
-/// Ends the readers whatever becomes of the writer.
+/// Ends the readers, also if the writer panics.
 struct Done<'a>(&'a AtomicBool);
 
 impl Drop for Done<'_> {
@@ -342,9 +347,9 @@ impl Drop for Done<'_> {
 }
 
 #[tokio::test]
-async fn a22_no_verdict_outlives_its_key_in_the_real_source() {
-    let world = World::new();
-    // One with room on each thread, one whose shared level evicts all the time, one without.
+async fn a22_removed_keys_are_never_accepted() {
+    let world = Setup::new();
+    // One that fits in each thread's level, one whose shared level evicts often, one without a cache.
     let validators = [1 << 20, 8 * 1024, 0].map(|bytes| world.validator(bytes));
     world.send(&[]);
     std::thread::scope(|scope| {
@@ -354,7 +359,7 @@ async fn a22_no_verdict_outlives_its_key_in_the_real_source() {
                 let _done = Done(&world.done);
                 let mut rng = fastrand::Rng::with_seed(reader);
                 while !world.done.load(Ordering::Relaxed) {
-                    world.ask(validators, &mut rng);
+                    world.validate_one(validators, &mut rng);
                 }
             });
         }
@@ -362,7 +367,7 @@ async fn a22_no_verdict_outlives_its_key_in_the_real_source() {
         let mut rng = fastrand::Rng::with_seed(7);
         let enough = || {
             world
-                .verdicts
+                .outcomes
                 .iter()
                 .all(|n| n.load(Ordering::Relaxed) > 2_000)
         };

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
+use super::availability::Status;
 use super::error::JwtSourceError;
 use super::heartbeat::Heartbeat;
 use super::hints::Hints;
 use super::intake::Intake;
-use super::judge::Verdict;
 use super::limits::WithdrawalPolicy;
 use super::published::{NEVER, Published, Snapshot, nanos};
 use super::record::Record;
@@ -32,11 +32,11 @@ pub(crate) struct Shared {
     pub(crate) max_staleness: Option<Duration>,
     published: Published,
     heartbeat: Heartbeat,
-    /// Wakes the task: the agent gave a token while the bundle stream was not open.
+    /// Wakes the task: the agent returned a token while the bundle stream was not open.
     pub(crate) token_came: Notify,
     record: Mutex<Record>,
-    // The permanent error of a start-up, until the agent answers differently.
-    refused: watch::Sender<Option<Arc<WorkloadApiError>>>,
+    // The permanent error of a start-up, until the agent responds differently.
+    rejected: watch::Sender<Option<Arc<WorkloadApiError>>>,
     closing: watch::Sender<bool>,
     ended: watch::Sender<bool>,
 }
@@ -93,7 +93,7 @@ impl Shared {
             max_staleness,
             token_came: Notify::new(),
             record: Mutex::new(Record::default()),
-            refused: watch::Sender::new(None),
+            rejected: watch::Sender::new(None),
             closing: watch::Sender::new(false),
             ended: watch::Sender::new(false),
         }
@@ -101,7 +101,7 @@ impl Shared {
 
     // === For validation ===
 
-    /// The revision, if the source can judge.
+    /// The revision, if the bundles are usable.
     pub(crate) fn revision(&self) -> Result<u64, BundlesUnavailable> {
         self.published.revision()
     }
@@ -141,9 +141,9 @@ impl Shared {
             .collect();
         let lost_keys = before.set.iter().any(|old| lost_a_key(old, &intake.set));
         // A message without any bundle neither completes a start nor ends a withdrawal.
-        let first = self.published.verdict() == Verdict::NotReady;
+        let first = self.published.status() == Status::NotReady;
         let nothing = intake.set.is_empty() && (first || withdrawn);
-        // Held until everything has changed, so that a state is from before or from after.
+        // Held until everything has changed, so that a state is from before the change or after it.
         let mut record = self.record();
         let noted = record.note(now, &before.set, &intake, nothing);
         let (given_back, reconnected) = (noted.given_back, noted.reconnected);
@@ -168,7 +168,7 @@ impl Shared {
         let stale_at = after_max(now).unwrap_or(NEVER);
         let (changed, raised) = self.published.replace(snapshot, stale_at);
         drop(record);
-        self.no_longer_refused();
+        self.no_longer_rejected();
         // Last: a woken task sees all changes.
         if let Some(revision) = raised {
             self.published.notify(revision);
@@ -189,7 +189,7 @@ impl Shared {
         let withdraws = error.filter(|error| error.withdraws());
         // Only the task withdraws, and only here and in `beat`.
         let withdraws = withdraws.filter(|_| {
-            self.published.verdict() == Verdict::Ready && self.record().withdrawn.is_none()
+            self.published.status() == Status::Ready && self.record().withdrawn.is_none()
         });
         let withdrew = withdraws.map(|_| match self.withdrawal {
             WithdrawalPolicy::Immediate => Withdrew::AtOnce,
@@ -234,7 +234,7 @@ impl Shared {
     }
 
     fn is_withdrawn(&self) -> bool {
-        self.published.verdict() == Verdict::Withdrawn
+        self.published.status() == Status::Withdrawn
     }
 
     /// The bundles are no longer used. Returns the new revision.
@@ -258,7 +258,7 @@ impl Shared {
 
     /// A withdrawal takes effect. Returns whether the bundles were in use.
     pub(crate) fn withdraw_now(&self) -> bool {
-        if self.published.verdict() != Verdict::Ready {
+        if self.published.status() != Status::Ready {
             return false;
         }
         self.metrics.record_ready(false);
@@ -281,7 +281,7 @@ impl Shared {
         self.metrics.record_error(kind);
     }
 
-    /// The agent answered a call, or gave a token for it.
+    /// The agent responded to a call, or returned a token.
     pub(crate) fn answered(&self, with_token: bool) {
         let now = self.clock.monotonic();
         let mut record = self.record();
@@ -314,16 +314,16 @@ impl Shared {
     }
 
     /// The start failed with a permanent error.
-    pub(crate) fn refuse(&self, error: WorkloadApiError) {
-        if self.published.verdict() == Verdict::NotReady {
-            self.refused.send_replace(Some(Arc::new(error)));
+    pub(crate) fn reject(&self, error: WorkloadApiError) {
+        if self.published.status() == Status::NotReady {
+            self.rejected.send_replace(Some(Arc::new(error)));
         }
     }
 
-    /// The agent answered differently since.
-    pub(crate) fn no_longer_refused(&self) {
-        self.refused
-            .send_if_modified(|refused| refused.take().is_some());
+    /// The agent has responded differently since.
+    pub(crate) fn no_longer_rejected(&self) {
+        self.rejected
+            .send_if_modified(|rejected| rejected.take().is_some());
     }
 
     /// Records the readiness and the age of the last contact.
@@ -342,7 +342,7 @@ impl Shared {
 
     // === Lifetime ===
 
-    /// Asks the task to end. From now on every answer is `Closed`.
+    /// Asks the task to end. Every later call returns `Closed`.
     pub(crate) fn close(&self) {
         if !self.closing.send_replace(true) {
             self.metrics.record_ready(false);
@@ -376,22 +376,22 @@ impl Shared {
         self.client.line().pulse().until_quiet().await;
     }
 
-    /// Waits until tokens can be judged.
+    /// Waits until tokens can be verified.
     pub(crate) async fn until_ready(&self) -> Result<(), JwtSourceError> {
         let mut notices = self.published.notices();
-        let mut refused = self.refused.subscribe();
+        let mut rejected = self.rejected.subscribe();
         loop {
             match self.revision() {
                 Ok(_) => return Ok(()),
                 Err(BundlesUnavailable::Closed) => return Err(JwtSourceError::closed()),
                 Err(_) => {}
             }
-            if let Some(error) = &*refused.borrow_and_update() {
-                return Err(JwtSourceError::refused(error));
+            if let Some(error) = &*rejected.borrow_and_update() {
+                return Err(JwtSourceError::rejected(error));
             }
             tokio::select! {
                 _ = notices.changed() => {}
-                _ = refused.changed() => {}
+                _ = rejected.changed() => {}
             }
         }
     }
@@ -412,11 +412,11 @@ impl Shared {
         let _ = self.revision();
         let record = self.record();
         let now = self.clock.monotonic();
-        let verdict = self.published.usable().map(|_| ());
+        let usable = self.published.usable().map(|_| ());
         let snapshot = self.published.snapshot();
         let revision = self.published.last_revision();
         let overdue = self.heartbeat.is_overdue();
-        record.state(now, self.heard(), &snapshot.set, revision, verdict, overdue)
+        record.state(now, self.heard(), &snapshot.set, revision, usable, overdue)
     }
 
     fn heard(&self) -> Option<Duration> {

@@ -1,4 +1,4 @@
-//! A start that does not come says why: what, where, and how to mend it.
+//! Errors of a failed start say what failed, where, and how to fix it.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use super::{JwtSource, JwtSourceError, JwtSourceErrorReason as Reason, ResourceL
 use crate::grpc_code::GrpcCode;
 use crate::testing::{FakeAgent, Fault};
 
-async fn fails(agent: &FakeAgent, limits: ResourceLimits) -> JwtSourceError {
+async fn start_error(agent: &FakeAgent, limits: ResourceLimits) -> JwtSourceError {
     let built = JwtSource::builder()
         .connector(agent.connector())
         .resource_limits(limits)
@@ -14,7 +14,7 @@ async fn fails(agent: &FakeAgent, limits: ResourceLimits) -> JwtSourceError {
         .build()
         .await;
     let Err(error) = built else {
-        panic!("it starts");
+        panic!("the source started");
     };
     let text = format!("{error} {error:?}");
     assert!(!text.contains("eyJ") && text.len() < 2_000, "{text}");
@@ -26,38 +26,38 @@ async fn agent() -> FakeAgent {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_start_that_times_out_says_what_the_agent_sent() {
-    let rubbish = agent().await;
-    rubbish.fail(Fault::Garbage);
-    let crowd = agent().await;
-    crowd.federate("y").expect("a domain");
-    let away = agent().await;
-    away.fail(Fault::Refuse(GrpcCode::Unavailable));
-    let hung = agent().await;
-    hung.fail(Fault::Hang);
+async fn start_timeout_reports_the_last_response() {
+    let malformed = agent().await;
+    malformed.fail(Fault::Garbage);
+    let large = agent().await;
+    large.federate("y").expect("a domain");
+    let unavailable = agent().await;
+    unavailable.fail(Fault::Refuse(GrpcCode::Unavailable));
+    let hanging = agent().await;
+    hanging.fail(Fault::Hang);
     let default = ResourceLimits::default;
     for (agent, limits, code, what) in [
         (
-            rubbish,
+            malformed,
             default(),
             None,
             "trust domain x: its JWK Set cannot be read",
         ),
         (
-            crowd,
+            large,
             default().max_bundles(1),
             None,
             "ResourceLimits::max_bundles",
         ),
         (
-            away,
+            unavailable,
             default(),
             Some(GrpcCode::Unavailable),
-            "answered Unavailable",
+            "returned Unavailable",
         ),
-        (hung, default(), None, "10s"),
+        (hanging, default(), None, "10s"),
     ] {
-        let error = fails(&agent, limits).await;
+        let error = start_error(&agent, limits).await;
         assert_eq!((error.reason(), error.code()), (Reason::InitialSync, code));
         let text = error.to_string();
         for part in ["the agent at a given connector within 11s", what] {

@@ -29,7 +29,7 @@ pub struct SourceState {
     pub(crate) audiences: Vec<AudienceSnapshot>,
 }
 
-/// That the issuer withdrew the bundles.
+/// A withdrawal of the bundles by the issuer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Withdrawal {
     pub(crate) age: Duration,
@@ -37,7 +37,7 @@ pub struct Withdrawal {
     pub(crate) in_force: bool,
 }
 
-/// The last thing that went wrong on the bundle stream.
+/// The last error of the bundle stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LastError {
     pub(crate) age: Duration,
@@ -46,7 +46,7 @@ pub struct LastError {
     pub(crate) rpc: Option<WorkloadApiError>,
 }
 
-/// One trust domain of the set, or one that the issuer names and whose keys cannot be read.
+/// One trust domain of the set, or one whose keys the issuer sends but cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrustDomainState {
     pub(crate) trust_domain: TrustDomain,
@@ -63,17 +63,17 @@ impl SourceState {
         self.revision
     }
 
-    /// Returns whether tokens can be judged now.
+    /// Returns whether tokens can be verified now.
     pub fn is_ready(&self) -> bool {
         self.verdict.is_ok()
     }
 
-    /// Why tokens cannot be judged now.
+    /// Returns why tokens cannot be verified now; `None` if they can.
     pub fn bundles_unavailable(&self) -> Option<BundlesUnavailable> {
         self.verdict.err()
     }
 
-    /// Returns the withdrawal of the bundles until the issuer gives them back, under every
+    /// Returns the withdrawal of the bundles until the issuer restores them, under every
     /// [`WithdrawalPolicy`](super::WithdrawalPolicy).
     pub fn withdrawn(&self) -> Option<&Withdrawal> {
         self.withdrawn.as_ref()
@@ -96,7 +96,7 @@ impl SourceState {
     }
 
     /// Returns the time since the agent last sent anything: a message, an error status, a token, or
-    /// the answer to a keepalive of the open bundle stream (every 305 s by default).
+    /// the response to a keepalive of the open bundle stream (every 305 s by default).
     pub fn last_contact(&self) -> Option<Duration> {
         self.last_contact
     }
@@ -107,25 +107,25 @@ impl SourceState {
         self.last_message
     }
 
-    /// The last thing that went wrong on the bundle stream since the last acceptable message.
+    /// Returns the last error of the bundle stream since the last accepted message.
     pub fn last_error(&self) -> Option<&LastError> {
         self.last_error.as_ref()
     }
 
-    /// Counts successful reconnections: the bundle stream was lost, and another one has sent
+    /// Returns how many reconnections succeeded: the bundle stream was lost, and another one has sent
     /// bundles. The first connection is not counted.
     pub fn reconnects(&self) -> u64 {
         self.reconnects
     }
 
-    /// Counts attempts to open the bundle stream after the first one, failed ones included.
+    /// Returns the number of attempts to open the bundle stream after the first one, failed ones included.
     /// Renewals of a quiet stream, such as for
     /// [`max_staleness`](super::JwtSourceBuilder::max_staleness), are not counted.
     pub fn reconnect_attempts(&self) -> u64 {
         self.reconnect_attempts
     }
 
-    /// The trust domains, by name.
+    /// Returns the trust domains, by name.
     pub fn trust_domains(&self) -> &[TrustDomainState] {
         &self.trust_domains
     }
@@ -136,7 +136,7 @@ impl SourceState {
         self.unnamed.iter().map(|(name, why)| (&**name, &**why))
     }
 
-    /// Returns the counters of the cache of our own tokens, and whether its circuit breaker is open.
+    /// Returns the counters of the cache of this workload's tokens, and whether its circuit breaker is open.
     pub fn svid_cache(&self) -> &SvidCacheStats {
         &self.svid_cache
     }
@@ -171,7 +171,7 @@ impl SourceState {
         self.discarding
     }
 
-    /// Returns whether everything is as it should be: tokens can be judged; the bundle stream is open,
+    /// Returns whether everything is as it should be: tokens can be verified; the bundle stream is open,
     /// or has been down for less than a minute, as during a restart of the agent; all of the newest
     /// message could be read; and the source is not [overdue](Self::is_overdue).
     ///
@@ -190,17 +190,17 @@ impl SourceState {
 }
 
 impl Withdrawal {
-    /// How long ago.
+    /// Returns how long ago it was.
     pub fn age(&self) -> Duration {
         self.age
     }
 
-    /// What the agent said.
+    /// Returns the message of the agent.
     pub fn why(&self) -> &str {
         &self.why
     }
 
-    /// Returns whether validation already answers "cannot judge" because of it (see
+    /// Returns whether it already prevents validation (see
     /// [`WithdrawalPolicy`](super::WithdrawalPolicy)).
     pub fn is_in_force(&self) -> bool {
         self.in_force
@@ -208,7 +208,7 @@ impl Withdrawal {
 }
 
 impl LastError {
-    /// How long ago.
+    /// Returns how long ago it was.
     pub fn age(&self) -> Duration {
         self.age
     }
@@ -219,7 +219,7 @@ impl LastError {
         self.kind
     }
 
-    /// What happened.
+    /// Returns the details as text.
     pub fn message(&self) -> &str {
         &self.text
     }
@@ -231,12 +231,12 @@ impl LastError {
 }
 
 impl TrustDomainState {
-    /// The trust domain.
+    /// Returns the trust domain.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain
     }
 
-    /// The IDs of its keys, sorted.
+    /// Returns the IDs of its keys, sorted.
     pub fn key_ids(&self) -> impl ExactSizeIterator<Item = &str> {
         self.key_ids.iter().map(AsRef::as_ref)
     }
@@ -252,7 +252,7 @@ impl TrustDomainState {
         self.last_update
     }
 
-    /// How long ago its keys last changed.
+    /// Returns the time since its keys last changed.
     pub fn last_change(&self) -> Option<Duration> {
         self.last_change
     }

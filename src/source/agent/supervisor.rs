@@ -114,7 +114,7 @@ impl Supervisor {
                 Either::Left(_) => tracing::debug!("closed"),
                 Either::Right((Ok(_), _)) => {}
                 Either::Right((Err(_), _)) => {
-                    tracing::error!("the task of this source panicked; it answers no more");
+                    tracing::error!("the task of this source panicked; the source is closed");
                 }
             }
             // Not reached if the task is aborted, or dropped with its runtime.
@@ -159,7 +159,7 @@ impl Supervisor {
             tokio::time::sleep_until(next).await;
         }
         self.jumped_at = Some(Instant::now());
-        tracing::debug!("the wall clock jumped; asking for the bundles again");
+        tracing::debug!("the wall clock jumped; opening the bundle stream again");
     }
 
     /// Runs one stream until its end. Also returns whether it sent an accepted message.
@@ -269,7 +269,7 @@ impl Supervisor {
         }
         if change.given_back {
             self.shared.metrics.record_withdrawal(false);
-            tracing::info!("the issuer gave the bundles back");
+            tracing::info!("the issuer restored the bundles");
         }
         if change.changed {
             self.shared.metrics.record_update();
@@ -282,7 +282,7 @@ impl Supervisor {
                     .is_some_and(|bundle| bundle.authority(key_id).is_some())
             };
             self.cache.authorities_removed(&|trust_domain, key_id| {
-                // The keys before a withdrawal are no longer known: only the new set counts then.
+                // The keys before a withdrawal no longer count, only the new set does.
                 let had = change.given_back || has(&before, trust_domain, key_id);
                 had && !has(&set, trust_domain, key_id)
             });
@@ -324,9 +324,9 @@ impl Supervisor {
                 return self.delay(healthy);
             }
             End::Doubtful => {
-                // A connection without answers to calls will not report changes either.
+                // A connection on which calls get no response will not report changes either.
                 let kind = "doubtful-connection";
-                let text = "a call over the same connection got no answer; connecting anew";
+                let text = "a call over the same connection got no response; reconnecting";
                 let rpc = None;
                 self.shared
                     .stream_ended(Some(&StreamError { kind, text, rpc }));
@@ -354,18 +354,18 @@ impl Supervisor {
             self.quick_until = Instant::now().checked_add(quick::FOR);
         }
         if error.is_retryable() {
-            self.shared.no_longer_refused();
+            self.shared.no_longer_rejected();
             let denied = error.reason() == WorkloadApiErrorReason::PermissionDenied;
             return match self.quick_until {
                 Some(until) if denied && until > Instant::now() => self.quick.next(),
                 _ => self.delay(healthy),
             };
         }
-        self.shared.refuse(error);
+        self.shared.reject(error);
         self.backoff.next_longest()
     }
 
-    /// Immediate after a healthy stretch (Workload API section 4.2), else with backoff.
+    /// Immediate after a healthy period (Workload API section 4.2), else with backoff.
     fn delay(&mut self, healthy: bool) -> Duration {
         if healthy {
             Duration::ZERO
@@ -418,9 +418,9 @@ struct Logged(Vec<(&'static str, Box<str>)>);
 impl Logged {
     fn log(&mut self, kind: &'static str, about: &str, text: std::fmt::Arguments<'_>) {
         if self.0.iter().any(|(k, a)| *k == kind && **a == *about) {
-            tracing::debug!(kind, error = %text, "trouble with the bundle stream, again");
+            tracing::debug!(kind, error = %text, "error of the bundle stream, again");
         } else {
-            tracing::warn!(kind, error = %text, "trouble with the bundle stream");
+            tracing::warn!(kind, error = %text, "error of the bundle stream");
             self.0.push((kind, about.into()));
         }
     }
@@ -430,7 +430,7 @@ impl Logged {
         self.0.retain(|(_, about)| {
             let keep = still(about);
             if !keep && !about.is_empty() {
-                tracing::info!(trust_domain = %about, "its bundle is read again, or gone");
+                tracing::info!(trust_domain = %about, "its bundle is readable again, or removed");
             }
             keep
         });

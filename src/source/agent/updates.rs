@@ -68,7 +68,7 @@ impl SourceUpdates {
         self.notices.borrow().closed
     }
 
-    /// Waits until the revision fits, which it may at once, and gives it.
+    /// Waits until the revision fits, and returns it; immediately if it fits already.
     ///
     /// # Errors
     /// `Closed` when the source is shut down.
@@ -123,7 +123,7 @@ impl Stream for SourceUpdates {
     }
 }
 
-/// The clone reports the same changes that the original has not reported yet.
+/// The clone reports the changes that the original has not reported yet.
 impl Clone for SourceUpdates {
     fn clone(&self) -> Self {
         Self {

@@ -18,11 +18,11 @@ use crate::workload_api::{Call, WorkloadApiClient, WorkloadApiError, WorkloadApi
 
 /// A withdrawal takes effect after this time.
 const DELAY: Duration = Duration::from_secs(10);
-/// Keys are too old after this time.
+/// Keys are stale after this time.
 const STALE: Duration = Duration::from_secs(100);
-const UNREADABLE: &[u8] = b"no JWK Set";
+const UNREADABLE: &[u8] = b"not a JWK Set";
 
-/// Both clocks, in seconds; they stand until a test moves them.
+/// Both clocks, in seconds; only the test advances them.
 #[derive(Default)]
 struct ActingClock {
     seconds: AtomicU64,
@@ -167,6 +167,6 @@ async fn end_of_withdrawal_while_reading_wakes_waiting_tasks() {
     assert_eq!(keys(&shared, "x"), Ok(1));
     assert!(
         notices.has_changed().unwrap(),
-        "they wait until the next change"
+        "waiting tasks were not woken"
     );
 }

@@ -25,8 +25,8 @@ async fn e23_a_bad_name_in_a_map_costs_itself() {
     assert_eq!(kids(&source, "y"), ["UnknownTrustDomain"]);
     assert_eq!(kids(&source, "z"), ["a"]);
     let state = source.state();
-    let told = state.files()[0].last_error().expect("an error");
-    assert!(told.contains("trust domain \"Y\": "), "{told}");
+    let error = state.files()[0].last_error().expect("an error");
+    assert!(error.contains("trust domain \"Y\": "), "{error}");
     let domains = state.files()[0].trust_domains().iter();
     let domains: Vec<_> = domains
         .map(|it| (it.trust_domain().name(), it.keys()))
@@ -85,10 +85,10 @@ async fn e23_many_bad_names_give_a_short_text() {
     let path = dir.write("map", map(&[&entries[..], &[("x", "7")]].concat()));
     let source = quick().bundle_map(&path).open().expect("open");
     let state = source.state();
-    let told = state.files()[0].last_error().expect("an error");
-    assert!(told.starts_with("trust domain x: "), "{told}");
-    assert!(told.ends_with("; and 9999 more"), "{told}");
-    assert!(told.len() < 1024, "{} bytes", told.len());
+    let error = state.files()[0].last_error().expect("an error");
+    assert!(error.starts_with("trust domain x: "), "{error}");
+    assert!(error.ends_with("; and 9999 more"), "{error}");
+    assert!(error.len() < 1024, "{} bytes", error.len());
 }
 
 fn error_of(files: FileBundlesBuilder) -> String {

@@ -1,14 +1,22 @@
 //! Errors of bundle files.
 
+use std::error::Error;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::cause::Cause;
+
 /// Why a [`FileBundles`](super::FileBundles) cannot be created, or a document cannot be read.
+///
+/// `{error}` says what failed; the cause is its [`source`](Error::source): an [`io::Error`](std::io::Error),
+/// a [`JwksError`](crate::bundle::JwksError), or after a timeout the `FileBundlesError` of the last read.
+/// `{error:#}` has both in one line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileBundlesError {
     reason: FileBundlesErrorReason,
     path: Option<PathBuf>,
     text: Box<str>,
+    cause: Option<Cause>,
 }
 
 /// The class of a [`FileBundlesError`].
@@ -41,6 +49,14 @@ impl FileBundlesError {
             reason,
             path: path.map(PathBuf::from),
             text: text.into(),
+            cause: None,
+        }
+    }
+
+    pub(super) fn because(self, cause: impl Into<Cause>) -> Self {
+        Self {
+            cause: Some(cause.into()),
+            ..self
         }
     }
 
@@ -54,8 +70,12 @@ impl FileBundlesError {
         self.path.as_deref()
     }
 
-    pub(super) fn text(&self) -> &str {
-        &self.text
+    /// The text with that of the cause, without the path.
+    pub(super) fn full_text(&self) -> String {
+        match &self.cause {
+            Some(cause) => format!("{}: {cause:#}", self.text),
+            None => self.text.to_string(),
+        }
     }
 }
 
@@ -73,8 +93,16 @@ impl fmt::Display for FileBundlesError {
                 "the runtime that the files were followed on has ended; create a new source",
             ),
             _ => f.write_str(&self.text),
+        }?;
+        match &self.cause {
+            Some(cause) if f.alternate() => write!(f, ": {cause:#}"),
+            _ => Ok(()),
         }
     }
 }
 
-impl std::error::Error for FileBundlesError {}
+impl Error for FileBundlesError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.cause.as_ref().map(Cause::as_error)
+    }
+}

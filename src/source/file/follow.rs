@@ -127,12 +127,15 @@ impl Followed {
     pub(super) fn not_in_time(&self, within: Duration) -> FileBundlesError {
         let failure = self.first_failure();
         let path = failure.as_ref().and_then(FileBundlesError::path);
-        let why = failure.as_ref().map_or("unknown", FileBundlesError::text);
         let text = format!(
-            "it could not be read within {within:?}: {why}; check the path and what writes the \
-             file, or raise `initial_sync_timeout`"
+            "it could not be read within {within:?}; check the path and what writes the file, or \
+             raise `initial_sync_timeout`"
         );
-        FileBundlesError::new(Reason::InitialSync, path, text)
+        let error = FileBundlesError::new(Reason::InitialSync, path, text);
+        match failure {
+            Some(failure) => error.because(failure),
+            None => error,
+        }
     }
 
     /// Whether every file was read once.
@@ -167,7 +170,7 @@ impl Followed {
         }
         let mut unreadable = snapshot.unreadable.iter();
         match unreadable.find(|known| known.name() == trust_domain) {
-            // A caller that names it gets 401, not 503: all other trust domains can be judged.
+            // A caller that names it gets 401, not 503: all other trust domains are usable.
             Some(known) => BundleAnswer::Ready(Arc::new(JwtBundle::without_keys(known.clone()))),
             None if snapshot.awaits(trust_domain) => {
                 BundleAnswer::Unavailable(BundlesUnavailable::NotReady)
@@ -209,7 +212,7 @@ impl Followed {
         }
     }
 
-    /// Reads the files once. Blocks, without the lock: a disk may not answer.
+    /// Reads the files once. Blocks, without the lock: a disk may not respond.
     pub(super) fn look(&self, which: Which) {
         let known = self.snapshot.load().set.clone();
         let documents: Vec<(Document, Option<u64>)> = {
@@ -255,8 +258,8 @@ impl Followed {
             file.looked_at(failure);
             bad += u32::from(file.error.is_some());
         }
-        // A change of ignored elements is shown in the state; it changes no verdict, so the revision
-        // stays.
+        // A change of ignored elements is shown in the state; it changes no result of a validation,
+        // so the revision stays.
         if changed || shown_changed {
             self.snapshot.store(Arc::new(Snapshot::of(&files)));
         }
@@ -278,12 +281,13 @@ impl Followed {
     }
 
     fn read(&self, document: &Document, hash_before: Option<u64>, known: &JwtBundleSet) -> Look {
-        let fail = |reason, text: String| {
-            Look::Failed(FileBundlesError::new(reason, Some(&document.path), text))
-        };
         let bytes = match regular_file::read(&document.path, self.max_bytes) {
             Ok(bytes) => bytes,
-            Err(error) => return fail(Reason::Io, format!("it cannot be read: {error}")),
+            Err(error) => {
+                let path = Some(document.path.as_path());
+                let failure = FileBundlesError::new(Reason::Io, path, "it cannot be read");
+                return Look::Failed(failure.because(error));
+            }
         };
         let hash = self.hasher.hash_one(&bytes);
         if hash_before == Some(hash) {
@@ -292,7 +296,7 @@ impl Followed {
         match document.format.parse(&bytes, known) {
             Ok(contents) => Look::Fresh(hash, contents),
             // Without the hash, so that it is read again: it may be half written.
-            Err(text) => fail(Reason::Malformed, text),
+            Err(malformed) => Look::Failed(malformed.into_error(Some(&document.path))),
         }
     }
 

@@ -1,7 +1,8 @@
-//! The formats of documents with bundles, and what a document says.
+//! The formats of documents with bundles, and the content of a document.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -53,12 +54,12 @@ pub enum BundleFormat {
     /// The file that spiffe-helper writes (`jwt_bundle_file_name`): an object from trust domain to
     /// the base64 of its JWK Set. A key counts if `use` is absent or `jwt-svid`.
     SpiffeHelper,
-    /// The output of `spire-agent api fetch jwt -output json`, of which the `bundles` are read and
-    /// the tokens are not. A key counts if `use` is absent or `jwt-svid`.
+    /// The output of `spire-agent api fetch jwt -output json`, with `bundles` and tokens. The tokens are not
+    /// read. A key counts if `use` is absent or `jwt-svid`.
     SpireAgent,
 }
 
-/// What a document says.
+/// The content of a document.
 #[derive(Debug, Clone)]
 pub struct BundleDocument {
     contents: Contents,
@@ -73,10 +74,7 @@ impl BundleFormat {
     pub fn read(&self, document: &[u8]) -> Result<BundleDocument, FileBundlesError> {
         match self.parse(document, &JwtBundleSet::default()) {
             Ok(contents) => Ok(BundleDocument { contents }),
-            Err(text) => {
-                let reason = FileBundlesErrorReason::Malformed;
-                Err(FileBundlesError::new(reason, None, text))
-            }
+            Err(malformed) => Err(malformed.into_error(None)),
         }
     }
 
@@ -90,26 +88,28 @@ impl BundleFormat {
 
     /// Reads a document after `known` was read before it: if an entry of a map cannot be read, its
     /// last bundle stays; keys that did not change are not parsed again.
-    pub(super) fn parse(&self, bytes: &[u8], known: &JwtBundleSet) -> Result<Contents, String> {
+    pub(super) fn parse(&self, bytes: &[u8], known: &JwtBundleSet) -> Result<Contents, Malformed> {
         let mut contents = Contents::default();
         let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
         if let Some(domain) = self.trust_domain() {
             let bundle = self.one(domain, bytes, known);
-            let bundle = bundle.map_err(|error| error.to_string())?;
+            let bundle = bundle.map_err(Malformed::Jwks)?;
             contents.add(self, shared(bundle, known));
             return Ok(contents);
         }
         // For error texts only: it reads the whole document again.
-        let failed = |fault: String| match wrong_kind(bytes, self.expected()) {
-            Some(kind) => format!("{fault}; {kind}"),
-            None => fault,
+        let failed = |fault: String| {
+            Malformed::Map(match wrong_kind(bytes, self.expected()) {
+                Some(kind) => format!("{fault}; {kind}"),
+                None => fault,
+            })
         };
         let text = std::str::from_utf8(bytes)
             .map_err(|_| failed("the map of bundles is not UTF-8".to_owned()))?;
         let entries = self
             .entries(text)
             .map_err(|error| failed(json_fault(&error, self.expected_text())))?;
-        let (entries, unnamed) = entries.by_domain()?;
+        let (entries, unnamed) = entries.by_domain().map_err(Malformed::Map)?;
         contents.unnamed = unnamed;
         let mut any_read = false;
         for (domain, raw) in entries {
@@ -237,25 +237,43 @@ impl BundleDocument {
     }
 
     /// Returns what is wrong with parts of the document: entries that cannot be read, trust domains
-    /// with keys of which none is usable, and entries with a name that is not a trust domain's.
+    /// whose keys are all unusable, and entries whose name is not that of a trust domain.
     pub fn errors(&self) -> impl Iterator<Item = String> {
         self.contents.errors()
     }
 }
 
-/// What a file says.
+/// The content of a file.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Contents {
     pub(super) bundles: BTreeMap<TrustDomain, Arc<JwtBundle>>,
     /// Trust domains whose part of the file cannot be read, and why.
     pub(super) troubles: BTreeMap<TrustDomain, Box<str>>,
-    /// Trust domains with keys of which none is usable, and why.
+    /// Trust domains whose keys are all unusable, and why.
     pub(super) unusable: BTreeMap<TrustDomain, Box<str>>,
-    /// Entries of a map whose name is not a trust domain's.
+    /// Entries of a map whose name is not that of a trust domain.
     unnamed: Unnamed,
 }
 
-/// How many they are, and the error texts of the first few.
+/// Why a document is malformed. The parser's error for a map is not kept: it may quote a token.
+pub(super) enum Malformed {
+    Jwks(JwksError),
+    Map(String),
+}
+
+impl Malformed {
+    pub(super) fn into_error(self, path: Option<&Path>) -> FileBundlesError {
+        let reason = FileBundlesErrorReason::Malformed;
+        match self {
+            Self::Jwks(error) => {
+                FileBundlesError::new(reason, path, "its keys cannot be read").because(error)
+            }
+            Self::Map(text) => FileBundlesError::new(reason, path, text),
+        }
+    }
+}
+
+/// The number of entries, and the error texts of the first few.
 #[derive(Debug, Clone, Default)]
 struct Unnamed {
     texts: Vec<String>,
@@ -278,7 +296,7 @@ impl Contents {
                 |id| format!("\"{}\"", presentable(id)),
             );
             let text = format!(
-                "none of its keys is usable: key {key_id} at position {}: {first}{fix}",
+                "no key is usable: key {key_id} at position {}: {first}{fix}",
                 first.position()
             );
             self.unusable.insert(domain.clone(), text.into());

@@ -58,8 +58,8 @@ use crate::runtime;
 ///
 /// [`build`](FileBundlesBuilder::build) waits until every file can be read, 30 s by default.
 /// [`build_lazy`](FileBundlesBuilder::build_lazy) does not wait: until a file was read once, tokens of
-/// its trust domain are answered with "cannot judge" (`503`), and those of all unknown trust domains
-/// if the file may have several. [`open`](FileBundlesBuilder::open) fails at once.
+/// its trust domain cannot be verified (`503`). If the file may have several trust domains, this
+/// includes all unknown ones. [`open`](FileBundlesBuilder::open) fails at once.
 ///
 /// If a file cannot be read later, or is no longer a bundle, its last good bundles stay and
 /// [`state`](Self::state) has the error. The entries of a map are independent: if a bundle cannot be
@@ -72,8 +72,8 @@ use crate::runtime;
 /// (`x509-svid`, `wit-svid`) do not make it an error.
 ///
 /// A clone is one reference count; the background task ends with the last one. The task runs on the
-/// tokio runtime that the source was created on. When that runtime ends, tokens cannot be judged: the
-/// bundles are no longer kept fresh.
+/// tokio runtime that the source was created on. When that runtime ends, tokens cannot be
+/// verified: the bundles would become stale.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -224,8 +224,8 @@ impl FileBundlesBuilder {
     /// Adds a file with an object from trust domain to JWK Set: `{"example.org": {"keys": [..]}}`. A
     /// key counts if `use` is absent or `jwt-svid`.
     ///
-    /// A file of which no entry can be read is invalid as a whole, and keeps its last good bundles;
-    /// to remove all trust domains, write `{}`.
+    /// If no entry can be read, the whole file is invalid and its last good bundles stay. To remove all
+    /// trust domains, write `{}`.
     pub fn jwks_by_trust_domain(self, path: impl AsRef<Path>) -> Self {
         self.push(BundleFormat::JwksByTrustDomain, path.as_ref())
     }
@@ -234,7 +234,7 @@ impl FileBundlesBuilder {
     /// to the base64 of its JWK Set, `{"example.org": "eyJrZXlzIjogW119"}`. A key counts if `use` is
     /// absent or `jwt-svid`.
     ///
-    /// A file of which no entry can be read is invalid as a whole, and keeps its last good bundles.
+    /// If no entry can be read, the whole file is invalid and its last good bundles stay.
     pub fn spiffe_helper(self, path: impl AsRef<Path>) -> Self {
         self.push(BundleFormat::SpiffeHelper, path.as_ref())
     }
@@ -302,8 +302,8 @@ impl FileBundlesBuilder {
     }
 
     /// Creates the source immediately, and reads the files in the background. Until a file was read,
-    /// tokens of its trust domain cannot be judged ([`BundlesUnavailable::NotReady`]); nor can those
-    /// of unknown trust domains, if the file may have several. [`FileBundles::ready`] waits for all
+    /// tokens of its trust domain cannot be verified ([`BundlesUnavailable::NotReady`]). If the file
+    /// may have several trust domains, this includes all unknown ones. [`FileBundles::ready`] waits for all
     /// files.
     ///
     /// # Errors
@@ -367,7 +367,9 @@ pub(crate) fn read_map(
     format: &BundleFormat,
     known: &JwtBundleSet,
 ) -> Result<MapRead, String> {
-    let contents = format.parse(bytes, known)?;
+    let contents = format
+        .parse(bytes, known)
+        .map_err(|malformed| format!("{:#}", malformed.into_error(None)))?;
     let summary = contents.summary();
     let unreadable = contents.troubles.into_keys().collect();
     Ok((

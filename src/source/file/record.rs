@@ -1,4 +1,4 @@
-//! Each file as it was last read, and what another read changes.
+//! The last content of each file, and what another read changes.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -23,7 +23,7 @@ pub(super) struct FileRecord {
 }
 
 impl FileRecord {
-    /// Whether the bundle of this trust domain comes from this file, or will.
+    /// Whether this file owns the bundle of this trust domain, read or not yet.
     pub(super) fn owns(&self, domain: &TrustDomain) -> bool {
         self.claims().any(|claimed| claimed == domain)
     }
@@ -38,7 +38,7 @@ impl FileRecord {
     /// Keeps the error of a read, or removes it.
     pub(super) fn looked_at(&mut self, failure: Option<FileBundlesError>) {
         let error = match &failure {
-            Some(failure) => Some(failure.text().into()),
+            Some(failure) => Some(failure.full_text().into()),
             None => self.contents.summary(),
         };
         // `warn_of_no_keys` logs keys that are not usable.
@@ -48,7 +48,7 @@ impl FileRecord {
             && self.error.as_ref() != Some(error)
         {
             let path = self.document.path.display();
-            tracing::warn!(%path, %error, "trouble with a bundle file; its last good bundles stay");
+            tracing::warn!(%path, %error, "a bundle file cannot be read; its last good bundles stay");
         }
         self.error = error;
         self.failure = failure;

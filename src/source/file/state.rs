@@ -51,7 +51,7 @@ impl FileBundlesState {
     /// [`poll_interval`](super::FileBundlesBuilder::poll_interval) plus 2 s, so 12 s by default.
     /// The age is taken on the monotonic clock and on the wall clock, whichever shows more.
     ///
-    /// The usual causes are a runtime that is not driven and a disk that does not answer.
+    /// The usual causes are a runtime that is not driven and a disk that does not respond.
     pub fn is_overdue(&self) -> bool {
         self.overdue
     }

@@ -7,7 +7,7 @@ const KEY: &str = r#""kty": "EC", "crv": "P-256",
     "x": "bVDjA5e6fbeeyTcGBKr7nOk7JcsJBBSY5AfzijSjWi0",
     "y": "Cav0NjSa0vjokblBt6XX3cuVwwqCmhC20E0wgNmBGMU""#;
 
-/// A directory of its own for each test, gone with it.
+/// A directory for one test, removed with it.
 pub(super) struct Dir(PathBuf);
 
 impl Dir {
@@ -77,7 +77,7 @@ pub(super) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 #[tokio::test]
-async fn a_jwk_set_and_a_spiffe_bundle_differ_in_their_use_rule() {
+async fn jwks_and_spiffe_bundle_have_different_use_rules() {
     let dir = Dir::new("formats");
     let open = |path: &PathBuf, spiffe: bool| {
         let files = quick();
@@ -94,13 +94,13 @@ async fn a_jwk_set_and_a_spiffe_bundle_differ_in_their_use_rule() {
     assert_eq!(kids(&open(&marked, true), "x"), ["a"]);
     assert!(
         kids(&open(&plain, true), "x").is_empty(),
-        "without `use` it is none (TB-12)"
+        "a key without `use` does not count (TB-12)"
     );
     assert_eq!(kids(&open(&plain, false), "y"), ["UnknownTrustDomain"]);
 }
 
 #[tokio::test]
-async fn tb13_a_map_gives_each_trust_domain_its_bundle() {
+async fn tb13_map_has_a_bundle_per_trust_domain() {
     let dir = Dir::new("map");
     let map = |x: &str, y: &str| format!(r#"{{"trust_domains": {{"x": {x}, "y": {y}}}}}"#);
     let path = dir.write("map", map(&bundle(&["a"]), &bundle(&["b"])));
@@ -122,17 +122,20 @@ async fn tb13_a_map_gives_each_trust_domain_its_bundle() {
             .is_some_and(|error| error.contains("trust domain x"))
     );
 
-    // A domain that is gone is unloaded.
+    // A trust domain that is no longer in the map is removed.
     dir.rename_over(
         "map",
         format!(r#"{{"trust_domains": {{"y": {}}}}}"#, bundle(&["c"])),
     );
-    until("x goes", || kids(&source, "x") == ["UnknownTrustDomain"]).await;
+    until("x is removed", || {
+        kids(&source, "x") == ["UnknownTrustDomain"]
+    })
+    .await;
     assert!(source.state().is_healthy());
 }
 
 #[tokio::test]
-async fn tb13_a_map_that_is_none_or_names_a_domain_twice_is_refused() {
+async fn tb13_malformed_or_duplicate_map_is_rejected() {
     let dir = Dir::new("badmap");
     let one = bundle(&["a"]);
     let mut no_text = format!(r#"{{"trust_domains": {{"x": {one}}}, "?": 0}}"#).into_bytes();
@@ -171,7 +174,7 @@ async fn tb13_a_map_that_is_none_or_names_a_domain_twice_is_refused() {
 }
 
 #[tokio::test]
-async fn a26_a_map_entry_that_never_could_be_read_is_a_trust_domain_without_a_key() {
+async fn a26_unreadable_map_entry_has_no_keys() {
     let dir = Dir::new("unreadable");
     let path = dir.write("map", r#"{"trust_domains": {"x": 7}}"#);
     let source = quick().bundle_map(&path).open().expect("open");
@@ -184,7 +187,7 @@ async fn a26_a_map_entry_that_never_could_be_read_is_a_trust_domain_without_a_ke
 }
 
 #[tokio::test]
-async fn what_is_said_of_a_map_stays_short_whatever_is_wrong_in_it() {
+async fn map_error_text_is_bounded() {
     let dir = Dir::new("many");
     let long = "x".repeat(240);
     let entries: Vec<_> = (0..1000)
@@ -196,16 +199,16 @@ async fn what_is_said_of_a_map_stays_short_whatever_is_wrong_in_it() {
         .open()
         .expect("open");
     let state = source.state();
-    let said = state.files()[0].last_error().expect("an error");
+    let error = state.files()[0].last_error().expect("an error");
     assert!(
-        said.contains("x000: ") && said.ends_with("; and 998 more"),
-        "{said}"
+        error.contains("x000: ") && error.ends_with("; and 998 more"),
+        "{error}"
     );
-    assert!(said.len() < 1024, "{} bytes", said.len());
+    assert!(error.len() < 1024, "{} bytes", error.len());
 }
 
 #[tokio::test]
-async fn changed_ignored_keys_are_shown_without_an_update() {
+async fn changed_ignored_keys_do_not_raise_the_revision() {
     let dir = Dir::new("ignored");
     let with = |element: &str| {
         let one = bundle(&["a"]);
@@ -234,17 +237,17 @@ async fn changed_ignored_keys_are_shown_without_an_update() {
 }
 
 #[tokio::test]
-async fn changes_are_read_after_a_rename_and_after_a_write_in_place() {
+async fn renames_and_writes_in_place_are_noticed() {
     let dir = Dir::new("reload");
     let path = dir.write("x", bundle(&["a"]));
     let source = quick().spiffe_bundle(td("x"), &path).open().expect("open");
     let first = source.revision().expect("revision");
-    let told = source.changed_since(first).expect("tells");
+    let changed = source.changed_since(first).expect("reports changes");
 
     dir.rename_over("x", bundle(&["b"]));
-    told.await;
+    changed.await;
     assert_eq!(kids(&source, "x"), ["b"]);
-    // Of the same length, so that only the contents tell.
+    // The same length: only the contents differ.
     dir.write("x", bundle(&["c"]));
     until("the write in place", || kids(&source, "x") == ["c"]).await;
     assert_eq!(source.revision(), Ok(first + 2));
@@ -252,7 +255,7 @@ async fn changes_are_read_after_a_rename_and_after_a_write_in_place() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn a_symbolic_link_with_another_target_is_a_change() {
+async fn retargeted_symbolic_link_is_noticed() {
     let dir = Dir::new("symlink");
     let (old, new) = (
         dir.write("old", bundle(&["a"])),
@@ -267,7 +270,7 @@ async fn a_symbolic_link_with_another_target_is_a_change() {
 }
 
 #[tokio::test]
-async fn a_broken_file_keeps_the_last_good_set_and_says_so() {
+async fn broken_file_keeps_bundles_and_reports_error() {
     let dir = Dir::new("broken");
     let path = dir.write("x", bundle(&["a"]));
     let source = quick()
@@ -307,11 +310,11 @@ async fn a_broken_file_keeps_the_last_good_set_and_says_so() {
     );
     dir.write("x", &good);
     until("back", || source.state().is_healthy()).await;
-    assert_eq!(source.revision(), revision, "nothing changed in the end");
+    assert_eq!(source.revision(), revision, "the bundles did not change");
 }
 
 #[tokio::test]
-async fn keys_without_a_change_are_not_announced_and_not_parsed_anew() {
+async fn unchanged_keys_are_not_reported_or_reparsed() {
     let dir = Dir::new("equal");
     let path = dir.write("x", jwks(&["a", "b"]));
     let source = quick().jwks(td("x"), &path).open().expect("open");
@@ -340,7 +343,7 @@ async fn keys_without_a_change_are_not_announced_and_not_parsed_anew() {
 }
 
 #[tokio::test]
-async fn two_files_for_one_trust_domain_are_refused_and_never_merged() {
+async fn two_files_for_one_trust_domain_are_rejected() {
     let dir = Dir::new("two");
     let (a, b) = (
         dir.write("a", bundle(&["a"])),
@@ -363,12 +366,50 @@ async fn two_files_for_one_trust_domain_are_refused_and_never_merged() {
         "map",
         format!(r#"{{"trust_domains": {{"x": {}}}}}"#, bundle(&["b"])),
     );
-    until("said", || !source.state().is_healthy()).await;
+    until("the error", || !source.state().is_healthy()).await;
     assert_eq!(kids(&source, "x"), ["a"]);
 }
 
 #[tokio::test]
-async fn what_cannot_be_opened_says_what_and_where() {
+async fn errors_have_their_causes() {
+    use std::error::Error as _;
+    let dir = Dir::new("causes");
+    let missing = dir.0.join("missing");
+    let error = quick().jwks(td("x"), &missing).open().expect_err("missing");
+    let error = error.clone();
+    let io = error
+        .source()
+        .and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    assert_eq!(
+        io.map(std::io::Error::kind),
+        Some(std::io::ErrorKind::NotFound)
+    );
+    assert!(error.to_string().ends_with("it cannot be read"), "{error}");
+
+    let timeout = quick()
+        .jwks(td("x"), &missing)
+        .initial_sync_timeout(Duration::from_millis(50));
+    let timeout = timeout.build().await.expect_err("missing");
+    let read = timeout
+        .source()
+        .and_then(|cause| cause.downcast_ref::<FileBundlesError>());
+    assert_eq!(read, Some(&error));
+    assert!(format!("{timeout:#}").contains(&io.expect("an I/O error").to_string()));
+
+    let malformed = dir.write("malformed", "{}");
+    let error = quick()
+        .jwks(td("x"), &malformed)
+        .open()
+        .expect_err("malformed");
+    let jwks = error
+        .source()
+        .and_then(|cause| cause.downcast_ref::<crate::bundle::JwksError>());
+    let jwks = jwks.expect("a `JwksError`").to_string();
+    assert!(!error.to_string().contains(&jwks) && format!("{error:#}").ends_with(&jwks));
+}
+
+#[tokio::test]
+async fn open_error_names_path_or_fix() {
     let dir = Dir::new("open");
     let missing = dir.0.join("missing");
     let error = quick().jwks(td("x"), &missing).open().expect_err("missing");
@@ -380,7 +421,7 @@ async fn what_cannot_be_opened_says_what_and_where() {
 }
 
 #[test]
-fn without_a_runtime_it_is_an_error_and_when_the_runtime_goes_it_cannot_judge() {
+fn missing_runtime_is_an_error_and_ended_one_closes() {
     let dir = Dir::new("runtime");
     let path = dir.write("x", bundle(&["a"]));
     let error = quick()
@@ -405,7 +446,7 @@ fn without_a_runtime_it_is_an_error_and_when_the_runtime_goes_it_cannot_judge() 
 }
 
 #[tokio::test]
-async fn the_task_ends_with_the_last_handle() {
+async fn task_ends_with_the_last_handle() {
     let dir = Dir::new("last");
     let path = dir.write("x", bundle(&["a"]));
     let source = quick().spiffe_bundle(td("x"), &path).open().expect("open");
@@ -436,7 +477,7 @@ async fn two_files_may_exchange_a_trust_domain() {
     let source = files.open().expect("open");
     dir.rename_over("one", map("y", "c"));
     // Until the other one follows, y is that one's, and x stays.
-    until("the conflict is told", || !source.state().is_healthy()).await;
+    until("the conflict is reported", || !source.state().is_healthy()).await;
     assert_eq!(
         (kids(&source, "x"), kids(&source, "y")),
         (vec!["a".into()], vec!["b".into()])
@@ -450,7 +491,7 @@ async fn two_files_may_exchange_a_trust_domain() {
     dir.rename_over("one", map("z", "e"));
     until("z is there", || kids(&source, "z") == ["e"]).await;
     dir.rename_over("two", map("z", "f"));
-    until("the conflict is told", || !source.state().is_healthy()).await;
+    until("the conflict is reported", || !source.state().is_healthy()).await;
     assert_eq!(kids(&source, "z"), ["e"]);
     assert_eq!(kids(&source, "x"), ["d"]);
 }
@@ -468,41 +509,41 @@ async fn a_pipe_is_rejected_without_blocking() {
     std::fs::rename(&pipe, &path).expect("rename");
     until("the trouble", || !source.state().is_healthy()).await;
     let state = source.state();
-    let error = state.files()[0].last_error().expect("told");
+    let error = state.files()[0].last_error().expect("an error");
     assert!(error.contains("not a regular file"), "{error}");
     assert_eq!(kids(&source, "x"), ["a"]);
-    let refused = quick().jwks(td("x"), &path).open().expect_err("a pipe");
-    assert_eq!(refused.reason(), FileBundlesErrorReason::Io);
+    let rejected = quick().jwks(td("x"), &path).open().expect_err("a pipe");
+    assert_eq!(rejected.reason(), FileBundlesErrorReason::Io);
 }
 
 #[derive(Default)]
 struct Recorder(std::sync::Mutex<Vec<String>>);
 
 impl Recorder {
-    fn has(&self, told: &str) -> bool {
+    fn has(&self, event: &str) -> bool {
         self.0
             .lock()
             .expect("recorder")
             .iter()
-            .any(|one| one == told)
+            .any(|one| one == event)
     }
 
-    fn tell(&self, told: String) {
-        self.0.lock().expect("recorder").push(told);
+    fn add(&self, event: String) {
+        self.0.lock().expect("recorder").push(event);
     }
 }
 
 impl MetricsRecorder for Recorder {
     fn record_ready(&self, ready: bool) {
-        self.tell(format!("ready {ready}"));
+        self.add(format!("ready {ready}"));
     }
 
     fn record_update(&self) {
-        self.tell("update".to_owned());
+        self.add("update".to_owned());
     }
 
     fn record_error(&self, kind: &'static str) {
-        self.tell(kind.to_owned());
+        self.add(kind.to_owned());
     }
 }
 

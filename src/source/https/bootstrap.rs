@@ -11,7 +11,7 @@ use super::super::own_thread;
 use super::super::regular_file;
 use super::HttpsBundles;
 use super::document::About;
-use super::fetch::MAX_BODY;
+use super::fetch::{BoxError, MAX_BODY};
 
 /// The SPIFFE bundle that an `https_spiffe` endpoint is verified with at first: of the trust domain
 /// of the endpoint's SPIFFE ID. It is read again at every poll.
@@ -26,29 +26,29 @@ enum Origin {
 }
 
 impl SpiffeBootstrap {
-    /// A SPIFFE bundle document, as `spire-server bundle show -format spiffe` prints it.
+    /// Uses a SPIFFE bundle document, as `spire-server bundle show -format spiffe` prints it.
     pub fn text(document: impl AsRef<[u8]>) -> Self {
         Self(Origin::Text(document.as_ref().into()))
     }
 
-    /// A file with a SPIFFE bundle document, at most 1 MiB.
+    /// Uses a file with a SPIFFE bundle document, at most 1 MiB.
     pub fn file(path: impl AsRef<Path>) -> Self {
         Self(Origin::File(path.as_ref().into()))
     }
 
-    /// Another source, whose latest SPIFFE bundle is used: one of the endpoint's trust domain, if
-    /// that is not the trust domain whose bundle the endpoint serves.
+    /// Uses the latest SPIFFE bundle of another source. That source must be for the endpoint's own
+    /// trust domain, if it differs from the trust domain whose bundle the endpoint serves.
     pub fn source(bundles: HttpsBundles) -> Self {
         Self::from_fn(move || bundles.spiffe_bundle())
     }
 
-    /// A function that returns the SPIFFE bundle document as it is now, or `None` if it has none.
+    /// Uses a function that returns the SPIFFE bundle document as it is now, or `None` if it has none.
     /// It must not block.
     pub fn from_fn(read: impl Fn() -> Option<Arc<[u8]>> + Send + Sync + 'static) -> Self {
         Self(Origin::Function(Arc::new(read)))
     }
 
-    pub(super) async fn read(&self, disk: &Disk) -> Result<About, String> {
+    pub(super) async fn read(&self, disk: &Disk) -> Result<About, BoxError> {
         let document = match &self.0 {
             Origin::Text(document) => document.clone(),
             Origin::Function(read) => read().ok_or("the given source has no SPIFFE bundle yet")?,
@@ -71,7 +71,7 @@ impl fmt::Debug for SpiffeBootstrap {
     }
 }
 
-/// Blocking file operations, one at a time: a disk may never answer.
+/// Blocking file operations, one at a time: a disk may never respond.
 #[derive(Clone, Default)]
 pub(super) struct Disk {
     busy: Arc<AtomicBool>,
@@ -81,18 +81,22 @@ impl Disk {
     pub(super) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
-    ) -> Result<T, String> {
+    ) -> io::Result<T> {
         if self.busy.swap(true, Ordering::AcqRel) {
-            return Err("the disk does not answer".to_owned());
+            return Err(disk_timeout());
         }
         let busy = Busy(self.busy.clone());
         let outcome = own_thread::run(move || {
             let _busy = busy;
             work()
         });
-        let outcome = outcome.await.ok_or("reading or writing panicked")?;
-        outcome.map_err(|error| error.to_string())
+        let panicked = || Err(io::Error::other("reading or writing panicked"));
+        outcome.await.unwrap_or_else(panicked)
     }
+}
+
+pub(super) fn disk_timeout() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "the disk does not respond")
 }
 
 struct Busy(Arc<AtomicBool>);

@@ -16,7 +16,6 @@ use super::fetch::MemoryStreams;
 use super::fetch::{BoxError, Client, GivenClient, Hosts};
 use super::poll::{self, Endpoint, SpiffeEndpoint};
 use super::shared::Shared;
-use super::state::PollError;
 use super::tls::WebRoots;
 use super::url::Url;
 use super::{HttpsBundles, Inner};
@@ -32,7 +31,7 @@ pub struct HttpsBundlesBuilder {
     target: Target,
     url: String,
     roots: WebRoots,
-    bad_root: Option<String>,
+    bad_root: Option<HttpsBundlesError>,
     client: Option<GivenClient>,
     #[cfg(feature = "testing")]
     streams: Option<MemoryStreams>,
@@ -186,7 +185,7 @@ impl HttpsBundlesBuilder {
     /// default: a key that is revoked during an outage of the endpoint stays valid here until a poll
     /// succeeds.
     ///
-    /// Past the limit tokens cannot be judged (`503`, [`BundlesUnavailable::Stale`](crate::bundle::BundlesUnavailable::Stale)). The age is taken on
+    /// Past the limit tokens cannot be verified (`503`, [`BundlesUnavailable::Stale`](crate::bundle::BundlesUnavailable::Stale)). The age is taken on
     /// the monotonic clock and on the wall clock, whichever shows more. Below 300 s the source is
     /// stale between two polls.
     pub fn max_staleness(mut self, max: impl Into<Option<Duration>>) -> Self {
@@ -241,10 +240,6 @@ impl HttpsBundlesBuilder {
             Some(within) => tokio::time::timeout(within, ready).await.ok(),
         };
         let state = bundles.state();
-        let last = bundles.inner.shared.last_error();
-        let last = last
-            .as_ref()
-            .map_or("the first poll is still running", PollError::text);
         let (url, domain) = (state.url(), state.trust_domain());
         let failed = format!("the bundle of {domain} could not be fetched from {url}");
         match ready {
@@ -253,28 +248,31 @@ impl HttpsBundlesBuilder {
                 HttpsBundlesErrorReason::Closed,
                 format!("{failed}: the tokio runtime has ended"),
             )),
-            None => Err(HttpsBundlesError::new(
-                HttpsBundlesErrorReason::Timeout,
-                format!("{failed} within {:?}: {last}", within.unwrap_or_default()),
-            )),
+            None => {
+                let failed = format!("{failed} within {:?}", within.unwrap_or_default());
+                let timeout = |text| HttpsBundlesError::new(HttpsBundlesErrorReason::Timeout, text);
+                Err(match bundles.inner.shared.last_error() {
+                    Some(last) => timeout(failed).because(last),
+                    None => timeout(format!("{failed}: the first poll is still running")),
+                })
+            }
         }
     }
 
-    /// Builds the source without waiting. Tokens cannot be judged until the first poll succeeds.
+    /// Builds the source without waiting. Tokens cannot be verified until the first poll succeeds.
     /// Reads the system's root certificates, which blocks for a few milliseconds.
     ///
     /// # Errors
-    /// The URL or the issuer is invalid; a root certificate is malformed, or there is none; a
+    /// The URL or the issuer is invalid; root certificates are malformed or missing; a
     /// setting does not fit the kind of source; there is no tokio runtime.
     pub fn build_lazy(self) -> Result<HttpsBundles, HttpsBundlesError> {
-        let runtime = tokio::runtime::Handle::try_current().map_err(|_| {
+        let runtime = tokio::runtime::Handle::try_current().map_err(|error| {
             let text = "there is no tokio runtime to poll on; build the source in async code, or \
-                        inside of `runtime.enter()`";
-            HttpsBundlesError::new(HttpsBundlesErrorReason::NoRuntime, text)
+                        inside `runtime.enter()`";
+            HttpsBundlesError::new(HttpsBundlesErrorReason::NoRuntime, text).because(error)
         })?;
         if let Some(error) = self.bad_root {
-            let text = format!("a root certificate cannot be added: {error}");
-            return Err(HttpsBundlesError::settings(text));
+            return Err(error);
         }
         let endpoint = endpoint(&self.target, &self.url, self.saved_at.as_deref())?;
         let hosts = match &self.hosts {
@@ -296,13 +294,7 @@ impl HttpsBundlesBuilder {
             (Target::Spiffe(..), None) => None,
             (_, Some(given)) => Some(Client::Given(given)),
             (_, None) => {
-                let tls = self.roots.config(self.clock.clone()).map_err(|error| {
-                    let text = format!(
-                        "the server could not be verified: {error}; add one by \
-                         `.add_roots_pem(...)`"
-                    );
-                    HttpsBundlesError::settings(text)
-                })?;
+                let tls = self.roots.config(self.clock.clone())?;
                 Some(Client::Own(tls))
             }
         };

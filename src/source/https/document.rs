@@ -8,6 +8,7 @@ use rustls::pki_types::CertificateDer;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::fetch::BoxError;
 use crate::bundle::{BYTE_ORDER_MARK, JwtBundle};
 use crate::identity::TrustDomain;
 use crate::presentable::json_fault;
@@ -33,11 +34,11 @@ pub(super) fn jwks(
     bytes: &[u8],
     trust_domain: &TrustDomain,
     before: Option<&JwtBundle>,
-) -> Result<Document, String> {
+) -> Result<Document, BoxError> {
     let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
     let keys = JwtBundle::from_oidc_jwks_after(before, trust_domain.clone(), bytes);
     Ok(Document {
-        keys: keys.map_err(|error| error.to_string())?,
+        keys: keys?,
         about: About::default(),
     })
 }
@@ -47,11 +48,11 @@ pub(super) fn spiffe_bundle(
     bytes: &[u8],
     trust_domain: &TrustDomain,
     before: Option<&JwtBundle>,
-) -> Result<Document, String> {
+) -> Result<Document, BoxError> {
     let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
     let keys = JwtBundle::from_spiffe_bundle_after(before, trust_domain.clone(), bytes);
     Ok(Document {
-        keys: keys.map_err(|error| error.to_string())?,
+        keys: keys?,
         about: About::read(bytes)?,
     })
 }
@@ -75,7 +76,7 @@ struct Key {
 
 impl About {
     /// Reads the bundle; it may come from a file that was saved earlier.
-    pub(super) fn read(bytes: &[u8]) -> Result<Self, String> {
+    pub(super) fn read(bytes: &[u8]) -> Result<Self, BoxError> {
         const EXPECTED: &str = "it must be an object with each member once";
         let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
         let members: Members<'_> =
@@ -83,7 +84,7 @@ impl About {
         let sequence = members.spiffe_sequence.map(|raw| raw.get().parse());
         let sequence = sequence
             .transpose()
-            .map_err(|_| "`spiffe_sequence` must be an integer from 0 to 2^64 - 1".to_owned())?;
+            .map_err(|_| "`spiffe_sequence` must be an integer from 0 to 2^64 - 1")?;
         // A malformed hint counts as missing.
         let hint = members.spiffe_refresh_hint;
         let hint = hint.and_then(|raw| raw.get().parse().ok());
@@ -118,13 +119,13 @@ struct Discovery {
 }
 
 /// The `jwks_uri` of a discovery document (OpenID Connect Discovery section 4.3).
-pub(super) fn discovery(bytes: &[u8], issuer: &str) -> Result<String, String> {
+pub(super) fn discovery(bytes: &[u8], issuer: &str) -> Result<String, BoxError> {
     const EXPECTED: &str = "a discovery document has one `issuer` and one `jwks_uri`";
     let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
     let found: Discovery =
         serde_json::from_slice(bytes).map_err(|error| json_fault(&error, EXPECTED))?;
     if found.issuer != issuer {
-        return Err("its `issuer` is not exactly the configured one".to_owned());
+        return Err("its `issuer` is not exactly the configured one".into());
     }
     Ok(found.jwks_uri)
 }

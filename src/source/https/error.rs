@@ -1,13 +1,20 @@
 //! Errors of building a polled source.
 
+use std::error::Error;
 use std::fmt;
 
+use crate::cause::Cause;
+
 /// Why an [`HttpsBundles`](super::HttpsBundles) cannot be built.
+///
+/// `{error}` says what failed; the cause is its [`source`](Error::source), after a timeout the
+/// [`PollError`](super::PollError) of the last poll. `{error:#}` has both in one line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HttpsBundlesError {
     reason: HttpsBundlesErrorReason,
     text: Box<str>,
+    cause: Option<Cause>,
 }
 
 /// The class of an [`HttpsBundlesError`].
@@ -27,7 +34,19 @@ pub enum HttpsBundlesErrorReason {
 impl HttpsBundlesError {
     pub(super) fn new(reason: HttpsBundlesErrorReason, text: impl Into<Box<str>>) -> Self {
         let text = text.into();
-        Self { reason, text }
+        let cause = None;
+        Self {
+            reason,
+            text,
+            cause,
+        }
+    }
+
+    pub(super) fn because(self, cause: impl Into<Cause>) -> Self {
+        Self {
+            cause: Some(cause.into()),
+            ..self
+        }
     }
 
     pub(super) fn settings(text: impl Into<Box<str>>) -> Self {
@@ -42,8 +61,16 @@ impl HttpsBundlesError {
 
 impl fmt::Display for HttpsBundlesError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        f.write_str(&self.text)?;
+        match &self.cause {
+            Some(cause) if f.alternate() => write!(f, ": {cause:#}"),
+            _ => Ok(()),
+        }
     }
 }
 
-impl std::error::Error for HttpsBundlesError {}
+impl Error for HttpsBundlesError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.cause.as_ref().map(Cause::as_error)
+    }
+}

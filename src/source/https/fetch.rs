@@ -29,6 +29,7 @@ use super::super::own_thread;
 use super::super::retry_after::retry_after;
 use super::tls;
 use super::url::Url;
+use crate::cause::Cause;
 use crate::clock::UnixTime;
 use crate::presentable::{chain, presentable};
 
@@ -124,15 +125,18 @@ where
 #[derive(Debug)]
 pub(super) struct FetchError {
     pub(super) kind: &'static str,
-    pub(super) text: String,
+    /// What failed, without the cause.
+    pub(super) failed: String,
+    pub(super) cause: Option<Cause>,
     pub(super) retry_after: Option<Duration>,
 }
 
 impl FetchError {
-    pub(super) fn new(text: impl Into<String>) -> Self {
+    pub(super) fn new(failed: impl Into<String>) -> Self {
         Self {
             kind: "bundle-fetch",
-            text: text.into(),
+            failed: failed.into(),
+            cause: None,
             retry_after: None,
         }
     }
@@ -146,8 +150,22 @@ impl FetchError {
         }
     }
 
-    fn of(what: &str, error: &(dyn StdError + 'static)) -> Self {
-        Self::new(format!("{what}: {}", presentable(&chain(error))))
+    pub(super) fn of(failed: &str, cause: impl Into<Cause>) -> Self {
+        Self {
+            cause: Some(cause.into()),
+            ..Self::new(failed)
+        }
+    }
+
+    /// What failed and the cause, bounded and escaped.
+    pub(super) fn text(&self) -> String {
+        match &self.cause {
+            Some(cause) => {
+                let cause = presentable(&chain(cause.as_error()));
+                format!("{}: {cause}", self.failed)
+            }
+            None => self.failed.clone(),
+        }
     }
 }
 
@@ -212,7 +230,7 @@ impl Client {
                 status => {
                     return Err(FetchError {
                         retry_after: retry_after(&head.headers, now),
-                        ..FetchError::new(format!("the server answered with HTTP status {status}"))
+                        ..FetchError::new(format!("the server returned HTTP status {status}"))
                     });
                 }
             }
@@ -236,7 +254,7 @@ impl Client {
             Self::Given(GivenClient(send)) => {
                 let response = send(request).await;
                 let response =
-                    response.map_err(|error| FetchError::of("the given client failed", &*error))?;
+                    response.map_err(|error| FetchError::of("the given client failed", error))?;
                 let (head, body) = response.into_parts();
                 let body = read_if_ok(&head, body).await;
                 Ok((head, body))
@@ -279,7 +297,7 @@ async fn exchange(
     url: &Url,
     request: Request<()>,
 ) -> Result<Answered, FetchError> {
-    let failed = |error: hyper::Error| FetchError::of("the HTTP exchange failed", &error);
+    let failed = |error: hyper::Error| FetchError::of("the HTTP exchange failed", error);
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(failed)?;
@@ -288,12 +306,12 @@ async fn exchange(
     driver.spawn(connection);
     let mut request = request.map(|()| String::new());
     let host = HeaderValue::from_str(url.authority());
-    let host = host.map_err(|error| FetchError::of("the host is invalid", &error))?;
+    let host = host.map_err(|error| FetchError::of("the host is invalid", error))?;
     request.headers_mut().insert(HOST, host);
     *request.uri_mut() = url
         .path()
         .parse()
-        .map_err(|error: http::uri::InvalidUri| FetchError::of("the path is invalid", &error))?;
+        .map_err(|error: http::uri::InvalidUri| FetchError::of("the path is invalid", error))?;
     let response = sender.send_request(request).await.map_err(failed)?;
     let (head, body) = response.into_parts();
     let body = read_if_ok(&head, body).await;
@@ -305,27 +323,27 @@ async fn connect(
     url: &Url,
 ) -> Result<TlsStream<TcpStream>, FetchError> {
     let name = ServerName::try_from(url.host().to_owned())
-        .map_err(|error| FetchError::of("the host is neither a DNS name nor an address", &error))?;
+        .map_err(|error| FetchError::of("the host is neither a DNS name nor an address", error))?;
     let target = (url.host().to_owned(), url.port());
     // Not in the runtime's blocking pool, which the application may fill.
     let resolved = own_thread::run(move || target.to_socket_addrs()).await;
     let addresses: Vec<SocketAddr> = resolved
         .unwrap_or_else(|| Err(io::Error::other("it panicked")))
-        .map_err(|error| FetchError::of("the host name cannot be resolved", &error))?
+        .map_err(|error| FetchError::of("the host name cannot be resolved", error))?
         .collect();
     let tcp = first_of(addresses, TcpStream::connect)
         .await
-        .map_err(|error| FetchError::of("the connection failed", &error))?;
+        .map_err(|error| FetchError::of("the connection failed", error))?;
     TlsConnector::from(config.clone())
         .connect(name, tcp)
         .await
         .map_err(|error| match tls::rejection(&error) {
-            Some(why) => FetchError::new(format!("the TLS handshake failed: {why}")),
-            None => FetchError::of("the TLS handshake failed", &error),
+            Some(why) => FetchError::of("the TLS handshake failed", why),
+            None => FetchError::of("the TLS handshake failed", error),
         })
 }
 
-/// The first connection that succeeds. An address that does not answer, of a broken IPv6 network for
+/// The first connection that succeeds. An address that does not respond, of a broken IPv6 network for
 /// example, delays the next one only briefly.
 async fn first_of<T, F>(
     addresses: Vec<SocketAddr>,
@@ -373,7 +391,7 @@ where
     while let Some(frame) = poll_fn(|context| body.as_mut().poll_frame(context)).await {
         let frame = frame.map_err(|error| {
             let error: BoxError = error.into();
-            FetchError::of("the response broke off", &*error)
+            FetchError::of("the response broke off", error)
         })?;
         if let Ok(mut data) = frame.into_data() {
             if data.remaining() > MAX_BODY.saturating_sub(read.len()) {
@@ -407,8 +425,8 @@ mod tests {
         let began = tokio::time::Instant::now();
         let found = first_of([1, 2, 3, 4].map(address).to_vec(), connect).await;
         assert_eq!((found.unwrap(), began.elapsed()), (3, NEXT_ADDRESS));
-        let refused = first_of(vec![address(2)], connect).await.unwrap_err();
-        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        let error = first_of(vec![address(2)], connect).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
         let none = first_of(Vec::new(), connect).await.unwrap_err();
         assert_eq!(none.kind(), io::ErrorKind::NotFound);
         let dead = timeout(CONNECT_WITHIN, first_of(vec![address(1)], connect)).await;

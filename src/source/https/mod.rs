@@ -31,7 +31,7 @@
 //! | [`oidc_issuer`](HttpsBundles::oidc_issuer) | absent, `jwt-svid`, `sig` | the same, of the issuer's host and of the host in `jwks_uri` |
 //! | [`https_web`](HttpsBundles::https_web) | `jwt-svid` | the same, of the endpoint's host |
 //! | [`https_spiffe`](HttpsBundles::https_spiffe) | `jwt-svid` | the owner of the endpoint's X.509-SVID or of an X.509 root of its trust domain; a process that can write the bootstrap bundle or the saved bundle |
-//! | a given client | as the source | whatever that client trusts |
+//! | a given client | as the source | as that client is configured |
 //!
 //! Names are resolved by the system, and TLS verifies the server: a false DNS answer leads to an
 //! error. Which addresses a name may have is not checked, so a URL or an issuer must never come from
@@ -85,7 +85,7 @@ use crate::metrics::MetricsRecorder;
 ///
 /// A failed poll keeps the last good bundle. A clone is one reference count; the last one ends the
 /// background task. The task runs on the tokio runtime that the source was built on. When that
-/// runtime ends, tokens cannot be judged: a revoked key would not be noticed.
+/// runtime ends, tokens cannot be verified: a revoked key would not be noticed.
 #[derive(Clone)]
 #[doc(alias = "jwks")]
 #[doc(alias = "oidc")]
@@ -172,7 +172,7 @@ impl HttpsBundles {
         self.state().is_healthy()
     }
 
-    /// Waits until tokens can be judged.
+    /// Waits until tokens can be verified.
     ///
     /// # Errors
     /// The runtime of the source has ended.

@@ -9,9 +9,9 @@ use tokio::runtime::Handle;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, timeout};
 
-use super::bootstrap::{Disk, SpiffeBootstrap, read_file, replace_file};
+use super::bootstrap::{Disk, SpiffeBootstrap, disk_timeout, read_file, replace_file};
 use super::document::{self, About, Document};
-use super::fetch::{Client, FETCH_WITHIN, FetchError, Fetched, Hosts, Validators};
+use super::fetch::{BoxError, Client, FETCH_WITHIN, FetchError, Fetched, Hosts, Validators};
 use super::shared::{Shared, Taken};
 use super::tls;
 use super::url::Url;
@@ -207,7 +207,7 @@ impl Poller {
                 if !self.hosts.allow(&url) {
                     let text = "its `jwks_uri` has a host that is not allowed; if it is the right \
                                 one, add it by `.allowed_hosts(...)`";
-                    return Err(unreadable(text.to_owned()));
+                    return Err(unreadable(text));
                 }
                 url
             }
@@ -235,7 +235,7 @@ impl Poller {
         }
     }
 
-    fn read(&self, bytes: &[u8]) -> Result<Document, String> {
+    fn read(&self, bytes: &[u8]) -> Result<Document, BoxError> {
         let before = self.shared.latest();
         let read = match self.endpoint {
             Endpoint::Jwks(_) | Endpoint::Oidc { .. } => document::jwks,
@@ -253,7 +253,8 @@ impl Poller {
         };
         let roots = self.roots(&endpoint).await?;
         let tls = tls::spiffe_config(endpoint.id.clone(), roots, self.shared.clock.clone());
-        Ok(Client::Own(tls.map_err(FetchError::new)?))
+        let tls = tls.map_err(|error| FetchError::of("TLS cannot be configured", error))?;
+        Ok(Client::Own(tls))
     }
 
     /// The roots of the latest bundle of the endpoint's trust domain: the one that was fetched
@@ -281,8 +282,7 @@ impl Poller {
             (Some((_, roots)), _) => (roots, "latest"),
             (None, Ok(bootstrap)) => (bootstrap.roots, "bootstrap"),
             (None, Err(error)) => {
-                let text = format!("the bootstrap bundle cannot be read: {error}");
-                return Err(FetchError::new(text));
+                return Err(FetchError::of("the bootstrap bundle cannot be read", error));
             }
         };
         if roots.is_empty() {
@@ -303,7 +303,7 @@ impl Poller {
         let about = match read.await {
             Ok(None) => return None,
             Ok(Some(bytes)) => About::read(&bytes),
-            Err(error) => Err(error),
+            Err(error) => Err(error.into()),
         };
         about
             .inspect_err(|error| {
@@ -325,20 +325,20 @@ impl Poller {
                 _ => replace_file(&path, &document),
             });
             let saved = timeout(FETCH_WITHIN, saved).await;
-            let saved = saved.unwrap_or_else(|_| Err("the disk does not answer".to_owned()));
+            let saved = saved.unwrap_or_else(|_| Err(disk_timeout()));
             self.shared.saved(saved);
         }
     }
 }
 
-fn unreadable(text: String) -> FetchError {
+fn unreadable(cause: impl Into<BoxError>) -> FetchError {
     FetchError {
         kind: "bundle-unreadable",
-        ..FetchError::new(text)
+        ..FetchError::of("the document cannot be read", cause.into())
     }
 }
 
-/// Reports the end of the task, in whatever way it ends.
+/// Reports the end of the task, also after a panic or an abort.
 struct Ended(Arc<Shared>);
 
 impl Drop for Ended {

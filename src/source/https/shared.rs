@@ -1,5 +1,6 @@
 //! What the handles and the background task share.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -206,7 +207,7 @@ impl Shared {
                 let trust_domain = self.trust_domain.name();
                 tracing::warn!(
                     trust_domain,
-                    "a polled bundle is stale: tokens cannot be judged"
+                    "a polled bundle is stale: tokens cannot be verified"
                 );
             }
         }
@@ -276,7 +277,7 @@ impl Shared {
         }
         drop(record);
         let error = unusable(&keys);
-        // Stored even if only ignored elements differ: they change no verdict, but are shown.
+        // Stored even if only ignored elements differ: they are visible in the state.
         let known = keys.len();
         self.bundle.store(Some(Arc::new(keys)));
         self.contact((!same_keys).then_some(known), error);
@@ -293,8 +294,8 @@ impl Shared {
             record.error = None;
         }
         drop(record);
-        // The revision before the moment: otherwise a verdict on withdrawn keys, cached before the
-        // bundle was stale, could be valid again for an instant.
+        // The revision before the moment: otherwise a token of a withdrawn key, cached before
+        // the bundle was stale, could be accepted again for a moment.
         let raised = (changed.is_some() || was_stale).then(|| self.raise_revision());
         let stale_at = self.max_staleness.map(|max| nanos(now.saturating_add(max)));
         self.stale_at
@@ -319,14 +320,25 @@ impl Shared {
     }
 
     pub(super) fn fetch_failed(&self, error: FetchError) {
-        self.fail(error.kind, error.text);
+        self.record_failure(PollError {
+            kind: error.kind,
+            text: error.text().into(),
+            failed: error.failed.into(),
+            cause: error.cause,
+        });
     }
 
     pub(super) fn fail(&self, kind: &'static str, text: String) {
-        let error = PollError {
+        self.record_failure(PollError {
             kind,
+            failed: text.clone().into(),
             text: text.into(),
-        };
+            cause: None,
+        });
+    }
+
+    fn record_failure(&self, error: PollError) {
+        let kind = error.kind;
         let trust_domain = self.trust_domain.name();
         let mut record = self.record();
         // Logged as a warning once: a rollback and an outage repeat the same text.
@@ -343,8 +355,10 @@ impl Shared {
         self.metrics.record_error(kind);
     }
 
-    pub(super) fn saved(&self, outcome: Result<(), String>) {
-        let error = outcome.err().map(String::into_boxed_str);
+    pub(super) fn saved(&self, outcome: io::Result<()>) {
+        let error = outcome
+            .err()
+            .map(|error| error.to_string().into_boxed_str());
         if let Some(error) = &error {
             let trust_domain = self.trust_domain.name();
             tracing::warn!(trust_domain, %error, "a polled bundle could not be saved");

@@ -1,8 +1,11 @@
 //! The state of a polled source, for operators.
 
+use std::error::Error;
+use std::fmt;
 use std::time::Duration;
 
 use crate::bundle::BundlesUnavailable;
+use crate::cause::Cause;
 use crate::identity::TrustDomain;
 
 /// The state of an [`HttpsBundles`](super::HttpsBundles) at one moment. Ages are taken on the
@@ -27,11 +30,15 @@ pub struct HttpsBundlesState {
 }
 
 /// The error of the last poll.
+///
+/// `{error}` says what failed; the cause is its [`source`](Error::source). [`text`](Self::text) has both.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PollError {
     pub(super) kind: &'static str,
+    pub(super) failed: Box<str>,
     pub(super) text: Box<str>,
+    pub(super) cause: Option<Cause>,
 }
 
 impl PollError {
@@ -42,9 +49,24 @@ impl PollError {
         self.kind
     }
 
-    /// Returns the details as text.
+    /// Returns the details as text, with the cause. Text from outside is bounded and escaped.
     pub fn text(&self) -> &str {
         &self.text
+    }
+}
+
+impl fmt::Display for PollError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match f.alternate() {
+            true => &self.text,
+            false => &self.failed,
+        })
+    }
+}
+
+impl Error for PollError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.cause.as_ref().map(Cause::as_error)
     }
 }
 
@@ -59,7 +81,7 @@ impl HttpsBundlesState {
         &self.url
     }
 
-    /// Returns the revision, or why tokens cannot be judged.
+    /// Returns the revision, or why tokens cannot be verified.
     ///
     /// # Errors
     /// As [`BundleSource::revision`](crate::BundleSource::revision).
@@ -127,7 +149,7 @@ impl HttpsBundlesState {
         self.save_error.as_deref()
     }
 
-    /// Returns whether everything is as it should be: tokens can be judged, the task is not
+    /// Returns whether everything is as it should be: tokens can be verified, the task is not
     /// [overdue](Self::is_overdue), and the last poll and the last save had no error.
     pub fn is_healthy(&self) -> bool {
         self.revision.is_ok()

@@ -19,6 +19,7 @@ use rustls::{
 };
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
+use super::error::HttpsBundlesError;
 use crate::clock::Clock;
 use crate::identity::SpiffeId;
 
@@ -35,15 +36,18 @@ impl WebRoots {
     }
 
     /// Adds each certificate of the PEM text.
-    pub(super) fn add_pem(&mut self, pem: &[u8]) -> Result<(), String> {
+    pub(super) fn add_pem(&mut self, pem: &[u8]) -> Result<(), HttpsBundlesError> {
         let before = self.added.len();
         for certificate in CertificateDer::pem_slice_iter(pem) {
-            let certificate =
-                certificate.map_err(|error| format!("the PEM is malformed: {error}"))?;
+            let certificate = certificate.map_err(|error| {
+                let text = "a root certificate cannot be added: the PEM is malformed";
+                HttpsBundlesError::settings(text).because(error)
+            })?;
             self.added.push(certificate);
         }
         if self.added.len() == before {
-            return Err("the PEM has no certificate".to_owned());
+            let text = "a root certificate cannot be added: the PEM has no certificate";
+            return Err(HttpsBundlesError::settings(text));
         }
         Ok(())
     }
@@ -58,21 +62,30 @@ impl WebRoots {
     }
 
     /// Reads the system's certificates too, which takes a few milliseconds.
-    pub(super) fn config(&self, clock: Arc<dyn Clock>) -> Result<Arc<ClientConfig>, String> {
+    pub(super) fn config(
+        &self,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Arc<ClientConfig>, HttpsBundlesError> {
         let mut roots = RootCertStore::empty();
         if !self.without_system {
             // A bad certificate on the machine is skipped.
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         }
         for certificate in &self.added {
-            roots
-                .add(certificate.clone())
-                .map_err(|error| format!("an added root is not a certificate: {error}"))?;
+            roots.add(certificate.clone()).map_err(|error| {
+                let text = "an added root is not a certificate; add one by `.add_roots_pem(...)`";
+                HttpsBundlesError::settings(text).because(error)
+            })?;
         }
         if roots.is_empty() {
-            return Err("there is no root certificate, on this machine or added".to_owned());
+            let text = "the server could not be verified: there is no root certificate on this \
+                        machine; add one by `.add_roots_pem(...)`";
+            return Err(HttpsBundlesError::settings(text));
         }
-        let config = builder(clock)?.with_root_certificates(roots);
+        let config = builder(clock).map_err(|error| {
+            HttpsBundlesError::settings("TLS cannot be configured").because(error)
+        })?;
+        let config = config.with_root_certificates(roots);
         Ok(finish(config))
     }
 }
@@ -82,7 +95,7 @@ pub(super) fn spiffe_config(
     expected: SpiffeId,
     roots: Vec<CertificateDer<'static>>,
     clock: Arc<dyn Clock>,
-) -> Result<Arc<ClientConfig>, String> {
+) -> Result<Arc<ClientConfig>, Error> {
     let verifier = SpiffeVerifier {
         expected,
         roots,
@@ -98,10 +111,9 @@ fn provider() -> CryptoProvider {
     aws_lc_rs::default_provider()
 }
 
-fn builder(clock: Arc<dyn Clock>) -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, String> {
+fn builder(clock: Arc<dyn Clock>) -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, Error> {
     ClientConfig::builder_with_details(Arc::new(provider()), Arc::new(Time(clock)))
         .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())
 }
 
 fn finish(builder: ConfigBuilder<ClientConfig, WantsClientCert>) -> Arc<ClientConfig> {
@@ -233,11 +245,28 @@ impl fmt::Display for Rejected {
 
 impl std::error::Error for Rejected {}
 
-/// Why our verifier rejected the server, if it did: rustls's own text for that is not readable.
-pub(super) fn rejection(error: &io::Error) -> Option<String> {
+/// An error of the verifier of this file.
+#[derive(Debug)]
+pub(super) struct Rejection(Arc<dyn std::error::Error + Send + Sync>);
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for Rejection {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.source()
+    }
+}
+
+/// Why the verifier of this file rejected the server, if it did. The text of rustls for it is not
+/// readable.
+pub(super) fn rejection(error: &io::Error) -> Option<Rejection> {
     match error.get_ref()?.downcast_ref()? {
         Error::InvalidCertificate(CertificateError::Other(OtherError(why))) => {
-            Some(why.to_string())
+            Some(Rejection(why.clone()))
         }
         _ => None,
     }

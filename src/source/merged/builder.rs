@@ -1,4 +1,4 @@
-//! Setting up a merged source.
+//! The builder of a merged source.
 
 use std::collections::HashMap;
 use std::fmt;

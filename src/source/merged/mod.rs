@@ -27,8 +27,8 @@ use crate::metrics::MetricsRecorder;
 /// no fall-through: a trust domain that its owner does not know, or has withdrawn, is not looked up
 /// elsewhere. So a member can speak only for the trust domains that the routes give it.
 ///
-/// A member that cannot judge affects its own trust domains only. The merged source can judge while
-/// any member can. Its revision rises if a member's revision or readiness changes.
+/// An unavailable member affects its own trust domains only. The merged source is available while any
+/// member is. Its revision rises if a member's revision or readiness changes.
 ///
 /// A clone is one reference count. For the full state of a member, keep a clone of it; the state here
 /// has what all sources have in common.
@@ -95,7 +95,7 @@ impl MergedBundles {
         MergedBundlesBuilder::new()
     }
 
-    /// Returns whether any member can judge.
+    /// Returns whether any member is available.
     pub fn is_ready(&self) -> bool {
         self.inner.revision().is_ok()
     }
@@ -162,14 +162,14 @@ impl Inner {
         self.routes.get(trust_domain).copied().or(self.default)
     }
 
-    /// Why the member could not judge when the revisions were last compared. An unavailable member
-    /// has no revision: if its bundle were read before its return is in `Seen`, the cached verdict
+    /// Why the member was unavailable when the revisions were last compared. An unavailable member
+    /// has no revision: if its bundle were read before its return is in `Seen`, a token cached then
     /// would still match the current revision when the member is unavailable again.
     fn unavailable(&self, at: usize) -> Option<BundlesUnavailable> {
         self.seen.load().members.get(at)?.err()
     }
 
-    /// Waits for each member that can judge and reports changes. `None` if the revision is not `since`.
+    /// Waits for each available member that reports changes. `None` if the revision is not `since`.
     fn wait(&self, since: u64) -> Option<Vec<Changed>> {
         let seen = self.seen.load();
         let pairs = self.members.iter().zip(&seen.members);
@@ -219,7 +219,7 @@ impl BundleSource for MergedBundles {
     }
 
     /// Resolves immediately if a member signals a change, and within 250 ms if its readiness changes
-    /// without a signal. `None` if every member can judge and none reports changes. Must be polled on
+    /// without a signal. `None` if every member is available and none reports changes. Must be polled on
     /// a tokio runtime with timers.
     fn changed_since(&self, seen: u64) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
         let is_current = self.inner.revision() == Ok(seen);

@@ -21,15 +21,15 @@ pub struct MergedMemberState {
 }
 
 impl MergedState {
-    /// Returns the revision, or why no member can judge.
+    /// Returns the revision, or why no member is available.
     ///
     /// # Errors
-    /// No member can judge; the reason is the first member's.
+    /// No member is available; the reason is the first member's.
     pub fn revision(&self) -> Result<u64, BundlesUnavailable> {
         self.revision
     }
 
-    /// Returns whether any member can judge.
+    /// Returns whether any member is available.
     pub fn is_ready(&self) -> bool {
         self.revision.is_ok()
     }
@@ -61,15 +61,15 @@ impl MergedMemberState {
         self.is_default
     }
 
-    /// Returns its own revision, or why it cannot judge.
+    /// Returns its own revision, or why it is unavailable.
     ///
     /// # Errors
-    /// The member cannot judge.
+    /// The member is unavailable.
     pub fn revision(&self) -> Result<u64, BundlesUnavailable> {
         self.revision
     }
 
-    /// Returns whether it can judge.
+    /// Returns whether it is available.
     pub fn is_ready(&self) -> bool {
         self.revision.is_ok()
     }

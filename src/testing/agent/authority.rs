@@ -129,7 +129,7 @@ impl Rewriter {
         }
     }
 
-    /// Moves rewritten bytes into `buf`; `false` if there are none.
+    /// Moves rewritten bytes into `buf`. Returns false if there are no rewritten bytes.
     fn give(&mut self, buf: &mut ReadBuf<'_>) -> bool {
         let rest = self.ready.get(self.given..).unwrap_or_default();
         let fits = rest.len().min(buf.remaining());
@@ -312,7 +312,7 @@ mod tests {
         frame
     }
 
-    /// What the server reads, whatever the pieces in which the bytes come.
+    /// What the server reads if the bytes arrive in pieces of this size.
     fn read(bytes: &[u8], piece: usize) -> io::Result<Vec<u8>> {
         let mut rewriter = Rewriter::new();
         let mut out = Vec::new();
@@ -427,7 +427,7 @@ mod tests {
         assert_eq!(with(&[frame(HEADERS, PRIORITY, 1, &[0; 4])]), malformed);
         // An index that no table has.
         assert_eq!(with(&[frame(HEADERS, END_HEADERS, 1, &[0xff])]), malformed);
-        // A continuation of nothing, of another stream, and a block within a block.
+        // A continuation without a start, of another stream, and a block within a block.
         assert_eq!(with(&[frame(CONTINUATION, END_HEADERS, 1, &[])]), malformed);
         let begun = frame(HEADERS, 0, 1, &[]);
         let other = frame(CONTINUATION, 0, 3, &[]);

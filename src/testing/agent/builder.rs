@@ -18,7 +18,7 @@ use crate::jwt::Algorithm;
 use crate::testing::error::Error;
 use crate::testing::issuer::{DEFAULT_TOKEN_LIFE, Issuer};
 
-/// Options of the embedded agent; starts it.
+/// Options of a [`FakeAgent`].
 ///
 /// ```
 /// use std::time::Duration;
@@ -60,7 +60,7 @@ impl FakeAgentBuilder {
         }
     }
 
-    /// Sets the clock of tokens and keys. The machine's clock by default. Sources of
+    /// Sets the clock of tokens and keys. The system's clock by default. Sources of
     /// [`source`](FakeAgent::source) use it too.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;

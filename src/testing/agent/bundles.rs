@@ -1,4 +1,4 @@
-//! What one bundle stream says.
+//! The messages of one bundle stream.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -21,37 +21,37 @@ use crate::workload_api::pb::JwtBundlesResponse;
 pub(super) type BundleStream =
     Pin<Box<dyn Stream<Item = Result<JwtBundlesResponse, Status>> + Send>>;
 
-/// The bundles now, and again whenever they change. A reader that is slow gets only the latest.
+/// Sends the bundles now and whenever they change. A slow reader gets only the latest.
 pub(super) fn bundle_stream(agent: Arc<Agent>) -> BundleStream {
-    let speaker = Speaker {
+    let sender = Sender {
         id: agent.stream_opened(),
         ticks: agent.ticks(),
         last: None,
-        said: 0,
+        sent: 0,
         taking: None,
         ended: false,
         agent,
     };
-    // Known from now on, so that a rotation waits for its first message too.
-    speaker.agent.stream_took(speaker.id, 0);
-    Box::pin(stream::unfold(speaker, |mut speaker| async {
-        let item = speaker.next().await?;
-        Some((item, speaker))
+    // Registered now, so that a rotation waits for its first message too.
+    sender.agent.stream_took(sender.id, 0);
+    Box::pin(stream::unfold(sender, |mut sender| async {
+        let item = sender.next().await?;
+        Some((item, sender))
     }))
 }
 
-/// One stream's side of the conversation.
-struct Speaker {
+/// The sender of one stream.
+struct Sender {
     agent: Arc<Agent>,
     id: u64,
     ticks: Ticks,
     last: Option<Arc<Bundles>>,
-    said: u64,
+    sent: u64,
     taking: Option<Taking>,
     ended: bool,
 }
 
-/// What is to be told when the message just given has been taken off our hands.
+/// What to report when the last message has been taken.
 enum Taking {
     Publication(u64),
     Replayed(oneshot::Sender<()>),
@@ -59,15 +59,15 @@ enum Taking {
 
 /// What to do next.
 enum Next {
-    Say(Arc<Bundles>, Taking),
+    Send(Arc<Bundles>, Taking),
     End(Option<Status>),
     Wait,
-    SayLater(Duration),
+    SendLater(Duration),
 }
 
-impl Speaker {
+impl Sender {
     async fn next(&mut self) -> Option<Result<JwtBundlesResponse, Status>> {
-        // Asked for the next one: the last one is on its way.
+        // The next message is requested, so the last one is being sent.
         match self.taking.take() {
             Some(Taking::Publication(number)) => self.agent.stream_took(self.id, number),
             Some(Taking::Replayed(taken)) => {
@@ -82,8 +82,8 @@ impl Speaker {
         loop {
             self.ticks.mark_seen();
             match self.decide(waited) {
-                Next::Say(bundles, taking) => {
-                    self.said += 1;
+                Next::Send(bundles, taking) => {
+                    self.sent += 1;
                     self.agent.counters.bundle_messages.up();
                     self.last = Some(bundles.clone());
                     self.taking = Some(taking);
@@ -98,7 +98,7 @@ impl Speaker {
                     waited = false;
                     self.ticks.changed().await;
                 }
-                Next::SayLater(delay) => {
+                Next::SendLater(delay) => {
                     waited = true;
                     tokio::time::sleep(delay).await;
                 }
@@ -114,9 +114,9 @@ impl Speaker {
         if let Some(script) = &mut state.script {
             let step = script.next();
             drop(state);
-            self.agent.stream_stands_apart(self.id);
+            self.agent.exclude_stream(self.id);
             return match step {
-                Some(Step::Say(bundles, taken)) => Next::Say(bundles, Taking::Replayed(taken)),
+                Some(Step::Say(bundles, taken)) => Next::Send(bundles, Taking::Replayed(taken)),
                 Some(Step::End(status, taken)) => {
                     let _ = taken.send(());
                     Next::End(status)
@@ -133,16 +133,16 @@ impl Speaker {
         };
         let bundles = match fault {
             Some(Fault::Refuse(code)) => return Next::End(Some(failed(code))),
-            Some(Fault::HangUp) if self.said > 0 => return Next::End(None),
-            Some(Fault::HangUpWith(code)) if self.said > 0 => {
+            Some(Fault::HangUp) if self.sent > 0 => return Next::End(None),
+            Some(Fault::HangUpWith(code)) if self.sent > 0 => {
                 return Next::End(Some(failed(code)));
             }
             Some(Fault::Hang) => {
-                self.agent.stream_stands_apart(self.id);
+                self.agent.exclude_stream(self.id);
                 return Next::Wait;
             }
             Some(Fault::Garbage) => {
-                // As if the writer had died: the beginning of a JWKS.
+                // The beginning of a JWKS, as if its writer had crashed.
                 self.with_own(&bundles, Bytes::from_static(b"{\"keys\": [{\"kty\": \"E"))
             }
             Some(Fault::Oversized(bytes)) => self.with_own(&bundles, self.padded(bytes)),
@@ -153,8 +153,8 @@ impl Speaker {
             return Next::Wait;
         }
         match fault {
-            Some(Fault::Slow(delay)) if !waited => Next::SayLater(delay),
-            _ => Next::Say(bundles, Taking::Publication(published.number)),
+            Some(Fault::Slow(delay)) if !waited => Next::SendLater(delay),
+            _ => Next::Send(bundles, Taking::Publication(published.number)),
         }
     }
 
@@ -166,8 +166,8 @@ impl Speaker {
         Arc::new(bundles)
     }
 
-    /// The agent's own keys, and beside them a member that nobody knows: a reader that takes so
-    /// large a message finds them (SPIFFE Trust Domain and Bundle section 4.1).
+    /// The agent's own keys and a large unknown member. A reader that accepts such a large message finds
+    /// the keys (SPIFFE Trust Domain and Bundle section 4.1).
     fn padded(&self, bytes: usize) -> Bytes {
         let mut jwks = self.agent.issuer.jwks();
         if jwks.pop() == Some(b'}') {
@@ -179,16 +179,16 @@ impl Speaker {
     }
 }
 
-impl Drop for Speaker {
+impl Drop for Sender {
     fn drop(&mut self) {
         self.agent.stream_closed(self.id);
     }
 }
 
-/// A status that the test asked for.
+/// A status that the test configured.
 pub(super) fn failed(code: GrpcCode) -> Status {
     Status::new(
         tonic::Code::from(i32::from(code.as_u8())),
-        "as the test wants it",
+        "requested by the test",
     )
 }

@@ -1,4 +1,4 @@
-//! The three calls, answered as SPIRE's agent answers them.
+//! The three calls, with the responses of SPIRE's agent.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,8 +21,8 @@ use crate::workload_api::pb::{
 /// How long SPIRE's agent waits for its server.
 const SERVER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What stands where a token should.
-pub(super) const GARBAGE: &str = "rubbish \u{fffd} not a token";
+/// Sent in place of a token.
+pub(super) const GARBAGE: &str = "invalid \u{fffd} not a token";
 
 pub(super) struct Calls(pub(super) Arc<Agent>);
 
@@ -93,8 +93,7 @@ impl From<RawSvid> for Jwtsvid {
 }
 
 impl Agent {
-    /// The identities that are asked for: this one, or all. Of two with the same hint the older
-    /// one counts.
+    /// The requested identities: this one, or all. Of two with the same hint the older one counts.
     fn entries(&self, spiffe_id: &str) -> Result<Vec<Entry>, Status> {
         let wanted = match spiffe_id {
             "" => None,
@@ -118,7 +117,7 @@ impl Agent {
     }
 
     async fn token(&self, entry: &Entry, audiences: &[String]) -> Result<String, Status> {
-        // The server leaves empty audiences out, and refuses when none is left.
+        // The server ignores empty audiences, and rejects a request without others.
         let named: Vec<&str> = audiences
             .iter()
             .map(String::as_str)
@@ -136,14 +135,14 @@ impl Agent {
                     None => {
                         tokio::time::sleep(SERVER_TIMEOUT).await;
                         Err(Status::unavailable(
-                            "the JWT-SVID cannot be fetched: the server does not answer",
+                            "the JWT-SVID cannot be fetched: the server does not respond",
                         ))
                     }
                 };
             }
             _ if named.is_empty() => {
                 return Err(Status::unavailable(
-                    "the JWT-SVID cannot be fetched: the server refuses an empty audience",
+                    "the JWT-SVID cannot be fetched: the server rejects an empty audience",
                 ));
             }
             _ => {}
@@ -170,8 +169,7 @@ impl Agent {
     }
 }
 
-/// The status for a caller without an identity, with the text of SPIRE's agent: at once, or in the
-/// middle of a stream.
+/// The status for a caller without an identity, with the text of SPIRE's agent.
 pub(super) fn denied() -> Status {
     Status::permission_denied("no identity issued")
 }

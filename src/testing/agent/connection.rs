@@ -1,4 +1,4 @@
-//! The connections of the agent: counted, with their frames watched, dead on demand.
+//! The connections of the agent. They are counted, their frames are watched, and they can fail.
 
 use std::future::Future as _;
 use std::io;
@@ -32,7 +32,7 @@ pub(super) struct Connections {
     lives: Mutex<Vec<Weak<Life>>>,
 }
 
-/// Whether a connection still does what connections do.
+/// Whether a connection is dead or must end.
 struct Life {
     dead: AtomicBool,
 }
@@ -89,15 +89,15 @@ impl Connections {
         tasks.spawn_on(connection, &self.runtime);
     }
 
-    /// Those that are open now stay so, and nothing goes through them any more.
+    /// Makes the open connections dead: they stay open, but no byte is read or written.
     pub(super) fn go_dead(&self) {
         for life in lock(&self.lives).iter().filter_map(Weak::upgrade) {
             life.dead.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Sends GOAWAY on all of them and waits until their calls have ended; cuts what is still open
-    /// after `grace`.
+    /// Sends GOAWAY on all connections and waits until their calls have ended. Cuts those that are still
+    /// open after `grace`.
     pub(super) async fn end(&self, grace: Duration) {
         self.goodbyes.send_modify(|count| *count += 1);
         let mut tasks = std::mem::take(&mut *lock(&self.tasks));
@@ -106,7 +106,7 @@ impl Connections {
         tasks.shutdown().await;
     }
 
-    /// Cuts all off, and returns when they are.
+    /// Cuts all connections, and returns when they are closed.
     pub(super) async fn cut(&self) {
         let mut tasks = std::mem::take(&mut *lock(&self.tasks));
         tasks.shutdown().await;
@@ -117,9 +117,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What a web server says to an HTTP/2 client that it did not expect: when it has heard it, and
-/// with time to be heard. A socket that is closed with something unread in it takes back what was
-/// said.
+/// Responds like a web server without HTTP/2. It reads the request first and waits before it closes: a
+/// socket that is closed with unread bytes may discard the response.
 async fn something_else(mut io: impl AsyncRead + AsyncWrite + Unpin) {
     const PATIENCE: Duration = Duration::from_secs(1);
     let mut heard = [0; 1024];
@@ -149,7 +148,7 @@ impl Drop for Counted {
     }
 }
 
-/// The bytes of a connection, read over the server's shoulder.
+/// A connection whose bytes are watched.
 struct WatchedIo<I> {
     io: I,
     agent: Arc<Agent>,
@@ -161,8 +160,8 @@ struct WatchedIo<I> {
     opened: Instant,
 }
 
-/// The last frame, how much of it is out, and until when its reader is waited for: a grpc-go
-/// server gives it a second.
+/// The last frame, how much of it is written, and how long to wait for its reader: one second, as a
+/// grpc-go server does.
 struct Farewell {
     frame: Vec<u8>,
     sent: usize,
@@ -199,9 +198,9 @@ impl<I> WatchedIo<I> {
         self.life.dead.load(Ordering::Relaxed)
     }
 
-    /// Watches what came in; `true` where the client pings too often.
+    /// Watches received bytes. Returns whether the client pings too often.
     fn came_in(&mut self, bytes: &[u8]) -> bool {
-        // By which HTTP/2 clients time their pings; the agent's own clock may stand still.
+        // The clock that HTTP/2 clients use for pings. The agent's own clock may not advance.
         let now = self.opened.elapsed();
         let mut too_many = false;
         let (agent, pings) = (&self.agent, &mut self.pings);
@@ -221,8 +220,8 @@ impl<I> WatchedIo<I> {
 }
 
 impl<I: AsyncRead + AsyncWrite + Unpin> WatchedIo<I> {
-    /// Says farewell, waits until the client has gone or had the time to, then shows the server an
-    /// end.
+    /// Sends the last frame, waits until the client has closed or the time is over, then ends the
+    /// server's side.
     fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(farewell) = &mut self.farewell else {
             return Poll::Ready(Ok(()));
@@ -234,15 +233,15 @@ impl<I: AsyncRead + AsyncWrite + Unpin> WatchedIo<I> {
         {
             match ready!(Pin::new(&mut self.io).poll_write(cx, rest)) {
                 Ok(sent) if sent > 0 => farewell.sent += sent,
-                // Nobody is there to hear it.
+                // The client is no longer connected.
                 _ => return Poll::Ready(Ok(())),
             }
         }
         loop {
-            let mut unheard = [0; 1024];
-            let mut unheard = ReadBuf::new(&mut unheard);
-            match Pin::new(&mut self.io).poll_read(cx, &mut unheard) {
-                Poll::Ready(Ok(())) if !unheard.filled().is_empty() => {}
+            let mut unread = [0; 1024];
+            let mut unread = ReadBuf::new(&mut unread);
+            match Pin::new(&mut self.io).poll_read(cx, &mut unread) {
+                Poll::Ready(Ok(())) if !unread.filled().is_empty() => {}
                 Poll::Ready(_) => return Poll::Ready(Ok(())),
                 Poll::Pending => return farewell.until.as_mut().poll(cx).map(Ok),
             }
@@ -258,7 +257,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncRead for WatchedIo<I> {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.is_dead() {
-            // Nothing will ever come again, so nobody needs to be woken.
+            // No byte will arrive any more, so no task needs to be woken.
             return Poll::Pending;
         }
         if this.farewell.is_some() {
@@ -269,7 +268,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncRead for WatchedIo<I> {
         let too_many = this.came_in(buf.filled().get(before..).unwrap_or_default());
         if too_many {
             this.agent.counters.too_many_pings.up();
-            // In the middle of a frame there is no room for another: then the end alone says it.
+            // No frame can be sent within another frame: then the connection just ends.
             let frame = if this.outbound.at_boundary() {
                 this.pings.goaway()
             } else {
@@ -291,7 +290,7 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WatchedIo<I> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         if this.is_dead() || this.farewell.is_some() {
-            // As if it were on its way.
+            // Discarded, as if it were being sent.
             return Poll::Ready(Ok(buf.len()));
         }
         let written = ready!(Pin::new(&mut this.io).poll_write(cx, buf))?;

@@ -1,9 +1,9 @@
-//! What the agent saw.
+//! What the agent received.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What has arrived at the agent since it was made, and what is open now. Counted where it
-/// arrives, so that a client's own counts need not be believed.
+/// What the agent received since it was created, and what is open now. It is independent of the
+/// counters of a client.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counts {
@@ -11,19 +11,19 @@ pub struct Counts {
     pub connections: u64,
     /// Connections that are open now.
     pub open_connections: u64,
-    /// FetchJWTSVID calls, refused ones too.
+    /// FetchJWTSVID calls, including rejected ones.
     pub fetch_jwt_svid: u64,
-    /// FetchJWTBundles calls, refused ones too.
+    /// FetchJWTBundles calls, including rejected ones.
     pub fetch_jwt_bundles: u64,
-    /// ValidateJWTSVID calls, refused ones too.
+    /// ValidateJWTSVID calls, including rejected ones.
     pub validate_jwt_svid: u64,
     /// Bundle streams that are open now.
     pub open_streams: u64,
-    /// Messages that were put on bundle streams.
+    /// Messages sent on bundle streams.
     pub bundle_messages: u64,
-    /// Tokens that were signed for FetchJWTSVID: the others came from the agent's cache.
+    /// Tokens that were signed for FetchJWTSVID. The others came from the agent's cache.
     pub tokens_signed: u64,
-    /// HTTP/2 pings that clients sent of their own accord.
+    /// HTTP/2 pings that clients sent, without responses to pings.
     pub pings: u64,
     /// Connections that were closed because their client pinged too often.
     pub too_many_pings: u64,

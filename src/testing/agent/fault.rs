@@ -11,7 +11,7 @@ use crate::grpc_code::GrpcCode;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fault {
-    /// Every call is answered with this status, and open bundle streams end with it.
+    /// Every call fails with this status, and open bundle streams end with it.
     ///
     /// ```
     /// # use tower_spiffe::testing::{Fault, FakeAgent};
@@ -24,13 +24,13 @@ pub enum Fault {
     /// agent.fail(Fault::Refuse(GrpcCode::Unavailable));
     /// let error = source.fetch_jwt_svid(["db"]).await.unwrap_err();
     /// assert_eq!(error.code(), Some(GrpcCode::Unavailable));
-    /// assert!(source.bundle_set().is_ok()); // what is known is still good
+    /// assert!(source.bundle_set().is_ok()); // the known keys are still valid
     /// # Ok(())
     /// # }
     /// ```
     Refuse(GrpcCode),
-    /// Calls are accepted and never answered; open bundle streams send nothing. Connections stay
-    /// open, and pings are answered.
+    /// Calls are accepted and get no response; open bundle streams send nothing. Connections stay open,
+    /// and pings get responses.
     ///
     /// ```
     /// # use tower_spiffe::testing::{Fault, FakeAgent};
@@ -49,7 +49,7 @@ pub enum Fault {
     /// # }
     /// ```
     Hang,
-    /// Every answer and every bundle message comes this much later.
+    /// Every response and every bundle message is delayed by this time.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -60,9 +60,9 @@ pub enum Fault {
     /// let source = agent.source().await?;
     ///
     /// agent.fail(Fault::Slow(Duration::from_secs(3)));
-    /// let asked = tokio::time::Instant::now();
+    /// let began = tokio::time::Instant::now();
     /// source.fetch_jwt_svid(["db"]).await?;
-    /// assert_eq!(asked.elapsed().as_secs(), 3); // of paused time
+    /// assert_eq!(began.elapsed().as_secs(), 3); // of paused time
     /// # Ok(())
     /// # }
     /// ```
@@ -81,7 +81,7 @@ pub enum Fault {
     /// tokio::time::sleep(Duration::from_secs(60)).await; // of paused time
     /// assert!(source.bundle_set().is_ok());
     /// let streams = agent.counts().fetch_jwt_bundles;
-    /// assert!((2..60).contains(&streams)); // it comes back, and does not storm
+    /// assert!((2..60).contains(&streams)); // it reconnects, with backoff
     /// # Ok(())
     /// # }
     /// ```
@@ -104,7 +104,7 @@ pub enum Fault {
     /// # }
     /// ```
     HangUpWith(GrpcCode),
-    /// Answers are well-formed messages with invalid content: JWKS that are not JSON, tokens that
+    /// Responses are well-formed messages with invalid content: JWKS that are not JSON, tokens that
     /// are not tokens.
     ///
     /// ```
@@ -121,12 +121,12 @@ pub enum Fault {
     /// let state = source.state();
     /// let [own] = state.trust_domains() else { panic!("there is one") };
     /// assert!(own.last_error().is_some());
-    /// assert_eq!(own.key_ids().len(), 1); // the keys of before
+    /// assert_eq!(own.key_ids().len(), 1); // the last good keys
     /// # Ok(())
     /// # }
     /// ```
     Garbage,
-    /// Answers are gRPC frames whose content is not a message.
+    /// Responses are gRPC frames whose content is not a message.
     ///
     /// ```
     /// # use tower_spiffe::testing::{Fault, FakeAgent};
@@ -144,7 +144,7 @@ pub enum Fault {
     /// # }
     /// ```
     NotProtobuf,
-    /// New connections get an answer that is not HTTP/2, and are cut. Applies to new connections,
+    /// New connections get a response that is not HTTP/2, and are cut. Applies to new connections,
     /// for every call.
     ///
     /// ```
@@ -155,7 +155,7 @@ pub enum Fault {
     ///
     /// agent.fail(Fault::NotHttp2);
     /// let error = agent.source().await.unwrap_err(); // at the end of `initial_sync_timeout`
-    /// assert!(error.to_string().contains("speaks no HTTP/2"));
+    /// assert!(error.to_string().contains("does not speak HTTP/2"));
     ///
     /// agent.recover();
     /// assert!(agent.source().await.is_ok());
@@ -164,8 +164,8 @@ pub enum Fault {
     /// ```
     NotHttp2,
     /// Connections stay open and are dead: nothing is read from them or written to them. Those that
-    /// are open now, or are opened during the fault, stay dead after the recovery, as if a machine
-    /// in between had lost their state. Applies to whole connections, for every call.
+    /// are open now, or are opened during the fault, stay dead after the recovery, as if a network
+    /// device had lost their state. Applies to whole connections, for every call.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -180,7 +180,7 @@ pub enum Fault {
     /// agent.fail(Fault::HalfOpen);
     /// let error = source.fetch_jwt_svid(["db"]).await.unwrap_err(); // at its deadline
     /// assert_eq!(error.reason(), JwtSourceErrorReason::Token(TokenErrorReason::Timeout));
-    /// // That casts doubt on the connection, and there is no better one.
+    /// // The source replaces the connection, but the new one is dead too.
     /// tokio::time::sleep(Duration::from_secs(1)).await; // of paused time
     /// assert!(!source.state().is_connected());
     /// # Ok(())
@@ -188,7 +188,7 @@ pub enum Fault {
     /// ```
     HalfOpen,
     /// Messages are larger than this many bytes: the agent's own JWKS has an unknown member of
-    /// that size beside its keys, tokens a claim.
+    /// that size, and so has a claim of the tokens.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -202,7 +202,7 @@ pub enum Fault {
     /// tokio::time::sleep(Duration::from_secs(1)).await; // of paused time
     /// let state = source.state();
     /// assert!(state.trust_domains()[0].last_error().is_some_and(|error| error.contains("bytes")));
-    /// assert!(source.bundle_set().is_ok()); // the keys of before
+    /// assert!(source.bundle_set().is_ok()); // the last good keys
     /// # Ok(())
     /// # }
     /// ```
@@ -250,7 +250,7 @@ pub enum Fault {
     Svids(Vec<RawSvid>),
 }
 
-/// One entry of an answer to FetchJWTSVID, sent as it is: see [`Fault::Svids`]. `Debug` does not
+/// One entry of a response to FetchJWTSVID, sent as it is: see [`Fault::Svids`]. `Debug` does not
 /// show the token.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RawSvid {
@@ -283,11 +283,11 @@ impl fmt::Debug for RawSvid {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum AgentCall {
-    /// Tokens of the caller's own.
+    /// Tokens for the caller.
     FetchJwtSvid,
     /// The stream of bundles.
     FetchJwtBundles,
-    /// The agent's verdict on a token.
+    /// The validation of a token by the agent.
     ValidateJwtSvid,
 }
 
@@ -334,7 +334,7 @@ impl Faults {
         self.set(AgentCall::ValidateJwtSvid, fault);
     }
 
-    /// Whether this fault is in force for any call: those of whole connections ask so.
+    /// Whether this fault is in force for any call. For faults of whole connections.
     pub(super) fn any(&self, fault: &Fault) -> bool {
         [
             &self.fetch_jwt_svid,

@@ -1,4 +1,4 @@
-//! HTTP/2 frames as they pass by, headers only.
+//! Reads the heads of HTTP/2 frames in a byte stream.
 
 /// The type, flags and stream of one frame (RFC 9113 section 4.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,17 +33,17 @@ impl FrameHead {
     }
 }
 
-/// Finds the frames in one direction of a connection, in whatever pieces it comes.
+/// Finds the frames in one direction of a connection. The bytes may arrive in pieces of any size.
 #[derive(Debug)]
 pub(super) struct FrameReader {
-    /// Bytes that belong to no frame head: the client's preface, then frames' contents.
+    /// How many bytes to skip: the client's preface, then the contents of frames.
     skip: usize,
     head: [u8; 9],
     have: usize,
 }
 
 impl FrameReader {
-    /// What a client sends: 24 bytes of preface first (RFC 9113 section 3.4).
+    /// For the bytes of a client, which begin with 24 bytes of preface (RFC 9113 section 3.4).
     pub(super) fn of_client() -> Self {
         Self {
             skip: 24,
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_are_found_in_whatever_pieces_they_come() {
+    fn frames_are_found_in_pieces_of_any_size() {
         let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
         bytes.extend([0, 0, 0, 4, 0, 0, 0, 0, 0]); // SETTINGS
         bytes.extend([0, 0, 8, 6, 0, 0, 0, 0, 0]); // PING

@@ -1,5 +1,5 @@
-//! What every call passes first: it is counted, asked for the security header, and met by the
-//! faults in force.
+//! The start of every call: it is counted, its security header is checked, and the faults in force
+//! apply.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -63,7 +63,7 @@ where
             let Some(call) = call else {
                 return Ok(unimplemented(request.uri().path()).into_http());
             };
-            if let Some(answer) = agent.meet_faults(call).await {
+            if let Some(answer) = agent.apply_faults(call).await {
                 return Ok(answer);
             }
             calls.call(request).await
@@ -93,8 +93,8 @@ impl Agent {
         }
     }
 
-    /// The answer that a fault gives in place of the real one.
-    async fn meet_faults(&self, call: AgentCall) -> Option<Answer> {
+    /// The response of a fault, in place of the real one.
+    async fn apply_faults(&self, call: AgentCall) -> Option<Answer> {
         let mut ticks = self.ticks();
         loop {
             ticks.mark_seen();
@@ -102,7 +102,7 @@ impl Agent {
                 Some(Fault::Refuse(code)) => return Some(failed(code).into_http()),
                 Some(Fault::NotProtobuf) => return Some(not_protobuf()),
                 Some(Fault::Hang) => ticks.changed().await,
-                // Of a stream, each message comes later.
+                // The messages of a stream are delayed there.
                 Some(Fault::Slow(delay)) if call != AgentCall::FetchJwtBundles => {
                     tokio::time::sleep(delay).await;
                     return None;
@@ -113,10 +113,9 @@ impl Agent {
     }
 }
 
-/// One gRPC frame, whole, with a content that begins with a field of a wire type that there is
-/// not.
+/// A complete gRPC frame whose content begins with a field of an undefined wire type.
 fn not_protobuf() -> Answer {
-    const CONTENT: &[u8] = b"\x0f rubbish";
+    const CONTENT: &[u8] = b"\x0f invalid";
     let mut frame = vec![0, 0, 0, 0, CONTENT.len() as u8];
     frame.extend_from_slice(CONTENT);
     let mut response = Response::new(tonic::body::Body::new(Once(Some(Bytes::from(frame)))));

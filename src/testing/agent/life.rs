@@ -1,4 +1,4 @@
-//! Being there, being away, and ways to it that need no socket.
+//! Starting and stopping the agent, and connections without a socket.
 
 use std::future::Future;
 use std::io;
@@ -13,22 +13,25 @@ use super::place::Place;
 use super::{FakeAgent, Inner, lock};
 use crate::testing::error::Error;
 
-/// How much may be under way in one direction of a connection in memory.
+/// The buffer of one direction of a connection in memory, in bytes.
 const IN_MEMORY: usize = 64 * 1024;
 
 /// How long calls in progress may take when the agent stops.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Whether the agent is there, and where.
+/// Whether the agent is running, and where.
 pub(super) struct Presence {
     pub(super) place: Place,
-    /// The task at the door; `None` while the agent is away.
-    door: Option<JoinHandle<()>>,
+    /// The task that accepts connections; `None` while the agent is stopped.
+    listener: Option<JoinHandle<()>>,
 }
 
 impl Presence {
     pub(super) fn new(place: Place) -> Self {
-        Self { place, door: None }
+        Self {
+            place,
+            listener: None,
+        }
     }
 }
 
@@ -37,7 +40,7 @@ type Dialled = Pin<Box<dyn Future<Output = io::Result<DuplexStream>> + Send>>;
 
 impl FakeAgent {
     /// Stops the agent. The socket is removed, each connection gets a GOAWAY, bundle streams end
-    /// with `UNAVAILABLE`, and calls in progress get their answers. Connections that are still open
+    /// with `UNAVAILABLE`, and calls in progress get their responses. Connections that are still open
     /// after one second are cut. The agent keeps its state and its counts.
     ///
     /// For an agent that disappears without a GOAWAY, see
@@ -58,20 +61,20 @@ impl FakeAgent {
     /// # }
     /// ```
     pub async fn stop(&self) {
-        let door = {
+        let listener = {
             let mut presence = self.presence();
             presence.place.close();
-            presence.door.take()
+            presence.listener.take()
         };
-        if let Some(door) = door {
-            door.abort();
-            let _ = door.await;
+        if let Some(listener) = listener {
+            listener.abort();
+            let _ = listener.await;
         }
         self.inner.agent.change(|state| state.stopping = true);
         self.inner.connections.end(GRACE).await;
     }
 
-    /// Starts the agent again at the same place. Nothing happens where it is there already.
+    /// Starts the agent again at the same place. Does nothing if it is running.
     ///
     /// ```
     /// # use tower_spiffe::testing::FakeAgent;
@@ -82,7 +85,7 @@ impl FakeAgent {
     ///
     /// agent.stop().await;
     /// let source = JwtSource::builder().connector(agent.connector()).build_lazy()?;
-    /// assert!(source.fetch_jwt_svid(["db"]).await.is_err()); // the connection is refused
+    /// assert!(source.fetch_jwt_svid(["db"]).await.is_err()); // the connection is rejected
     /// agent.start_again().await?;
     /// source.ready().await?;
     /// assert!(source.fetch_jwt_svid(["db"]).await.is_ok());
@@ -91,21 +94,22 @@ impl FakeAgent {
     /// ```
     ///
     /// # Errors
-    /// The place cannot be opened any more.
+    /// The place can no longer be opened.
     pub async fn start_again(&self) -> Result<(), Error> {
-        // Bound without waiting, so under the lock: no two doors are opened at once.
+        // Bound without waiting, so the lock is held: otherwise two listeners could be opened.
         let mut presence = self.presence();
-        if presence.door.is_some() {
+        if presence.listener.is_some() {
             return Ok(());
         }
-        let door = presence.place.open()?;
+        let listener = presence.place.open()?;
         self.inner.agent.change(|state| state.stopping = false);
-        let welcome = door.welcome(self.inner.agent.clone(), self.inner.connections.clone());
-        presence.door = Some(self.inner.runtime.spawn(welcome));
+        let accepting =
+            listener.accept_all(self.inner.agent.clone(), self.inner.connections.clone());
+        presence.listener = Some(self.inner.runtime.spawn(accepting));
         Ok(())
     }
 
-    /// Stops it and starts it again: streams end, clients come back.
+    /// Stops the agent and starts it again: streams end, and clients reconnect.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -116,7 +120,7 @@ impl FakeAgent {
     /// let source = agent.source().await?;
     ///
     /// agent.restart().await?;
-    /// assert!(source.bundle_set().is_ok()); // all the while
+    /// assert!(source.bundle_set().is_ok()); // also during the restart
     /// tokio::time::sleep(Duration::from_secs(60)).await; // of paused time
     /// assert!(source.state().is_connected());
     /// assert!(source.state().reconnects() > 0);
@@ -125,13 +129,13 @@ impl FakeAgent {
     /// ```
     ///
     /// # Errors
-    /// The place cannot be opened any more.
+    /// The place can no longer be opened.
     pub async fn restart(&self) -> Result<(), Error> {
         self.stop().await;
         self.start_again().await
     }
 
-    /// Serves the agent over this connection, whatever it is, until either side ends it.
+    /// Serves the agent over this connection until either side ends it.
     ///
     /// ```
     /// # use std::sync::Mutex;
@@ -143,7 +147,7 @@ impl FakeAgent {
     /// let (ours, theirs) = tokio::io::duplex(64 * 1024);
     /// agent.serve_stream(theirs);
     ///
-    /// let ours = Mutex::new(Some(ours)); // to be connected to once
+    /// let ours = Mutex::new(Some(ours)); // for one connection
     /// let dial = move || {
     ///     let ours = ours.lock().unwrap().take();
     ///     async { ours.ok_or(std::io::ErrorKind::ConnectionRefused.into()) }
@@ -160,9 +164,9 @@ impl FakeAgent {
         self.inner.connections.serve(&self.inner.agent, io);
     }
 
-    /// Dials the agent without a socket, as often as it is called: for
-    /// [`JwtSourceBuilder::connector`](crate::source::JwtSourceBuilder::connector), in paused time.
-    /// While the agent is [stopped](Self::stop), or when it is no more, the connection is refused.
+    /// Returns a function that connects to the agent without a socket, for
+    /// [`JwtSourceBuilder::connector`](crate::source::JwtSourceBuilder::connector) in paused time. While
+    /// the agent is [stopped](Self::stop), or after it was dropped, connections fail.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
@@ -190,7 +194,7 @@ impl FakeAgent {
 
 impl Inner {
     fn dial(&self) -> io::Result<DuplexStream> {
-        if lock(&self.presence).door.is_none() {
+        if lock(&self.presence).listener.is_none() {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
         let (ours, theirs) = tokio::io::duplex(IN_MEMORY);
@@ -204,9 +208,9 @@ impl Drop for Inner {
         if let Some(schedule) = lock(&self.schedule).take() {
             schedule.abort();
         }
-        // The connections and timers end with their sets; the door holds the connections.
-        if let Some(door) = lock(&self.presence).door.take() {
-            door.abort();
+        // Connections and timers end with their sets. The accepting task holds the connections.
+        if let Some(listener) = lock(&self.presence).listener.take() {
+            listener.abort();
         }
     }
 }

@@ -44,15 +44,15 @@ use crate::identity::{SpiffeId, TrustDomain};
 use crate::source::{JwtSource, JwtSourceError};
 use crate::workload_api::Endpoint;
 
-/// A SPIFFE agent for tests and local work: the JWT profile of the Workload API with an issuer of
-/// its own, served on a Unix socket, a TCP port, or any stream of bytes. It answers as SPIRE's
-/// agent does, and fails on demand.
+/// A SPIFFE agent for tests and local work: the JWT profile of the Workload API with its own issuer,
+/// served on a Unix socket, a TCP port, or any byte stream. It responds like SPIRE's agent, and fails on
+/// demand.
 ///
-/// Clones are the same agent. When the last one is dropped, the socket goes, connections are cut
+/// Clones are the same agent. When the last one is dropped, the socket is removed, connections are cut
 /// and tasks end.
 ///
-/// Until the first [`register`](Self::register), whoever asks is `spiffe://<trust
-/// domain>/workload`.
+/// Until the first [`register`](Self::register), every client has the identity
+/// `spiffe://<trust domain>/workload`.
 ///
 /// ```
 /// use tower_spiffe::testing::FakeAgent;
@@ -63,7 +63,7 @@ use crate::workload_api::Endpoint;
 /// let agent = FakeAgent::start("example.org").await?;
 /// let source = agent.source().await?;
 ///
-/// // Our own token, from the agent ...
+/// // The token of this workload, from the agent ...
 /// let token = source.get_jwt_svid(["reports"]).await?;
 /// assert_eq!(token.spiffe_id().as_str(), "spiffe://example.org/workload");
 ///
@@ -83,7 +83,7 @@ struct Inner {
     agent: Arc<Agent>,
     connections: Arc<Connections>,
     presence: Mutex<Presence>,
-    /// Keys that wait for their retirement.
+    /// Timers that remove old keys.
     timers: Mutex<JoinSet<()>>,
     /// The rotation schedule.
     schedule: Mutex<Option<AbortHandle>>,
@@ -91,7 +91,7 @@ struct Inner {
 }
 
 impl FakeAgent {
-    /// Starts an agent of this trust domain on a Unix socket in a directory of its own.
+    /// Starts an agent of this trust domain on a Unix socket in its own directory.
     ///
     /// # Errors
     /// The trust domain is malformed, there are no Unix sockets here, or this one cannot be
@@ -100,7 +100,7 @@ impl FakeAgent {
         Self::builder(trust_domain).start().await
     }
 
-    /// The same on a free TCP port of this machine.
+    /// Starts an agent on a free TCP port of this machine.
     ///
     /// # Errors
     /// The trust domain is malformed, or no port can be opened.
@@ -108,7 +108,7 @@ impl FakeAgent {
         Self::builder(trust_domain).start_tcp().await
     }
 
-    /// The same without a socket, for paused time.
+    /// Starts an agent without a socket, for paused time.
     ///
     /// # Errors
     /// The trust domain is malformed, or there is no tokio runtime here.
@@ -116,7 +116,7 @@ impl FakeAgent {
         Self::builder(trust_domain).start_in_memory().await
     }
 
-    /// To say how it is to be: clock, algorithm, token life.
+    /// Creates a builder, for options such as the clock, the algorithm and the token lifetime.
     pub fn builder(trust_domain: &str) -> FakeAgentBuilder {
         FakeAgentBuilder::new(trust_domain)
     }
@@ -136,7 +136,7 @@ impl FakeAgent {
         }
     }
 
-    /// A live source on this agent, with the agent's clock (the right one, where it was
+    /// Creates a source that is connected to this agent, with the agent's clock (without the
     /// [offset](Self::set_clock_offset)).
     ///
     /// # Errors
@@ -155,26 +155,25 @@ impl FakeAgent {
         Ok(source)
     }
 
-    /// The issuer of the agent's trust domain, for its keys and for tokens of every kind.
+    /// Returns the issuer of the agent's trust domain, for its keys and for tokens of every kind.
     pub fn issuer(&self) -> &Issuer {
         &self.inner.agent.issuer
     }
 
-    /// A good token of this ID for this audience, as a caller would send it. The ID needs no
-    /// registration; one of a federated trust domain is signed by that domain.
+    /// Returns a valid token of this ID for this audience, as a caller would send it. The ID needs no
+    /// registration. A token of a federated trust domain is signed by the issuer of that domain.
     pub fn token(&self, spiffe_id: &str, audience: &str) -> String {
         let issuer = self.inner.agent.issuer_of(spiffe_id);
         issuer.token(spiffe_id, audience).sign()
     }
 
-    /// The same as the value of an `authorization` header, marked sensitive.
+    /// Returns such a token as the value of an `authorization` header, marked sensitive.
     pub fn bearer(&self, spiffe_id: &str, audience: &str) -> HeaderValue {
         let issuer = self.inner.agent.issuer_of(spiffe_id);
         issuer.token(spiffe_id, audience).bearer()
     }
 
-    /// Adds an identity that every client gets, besides those that were registered before. Tokens
-    /// live for `token_life`. The hint may be empty; of two identities with the same hint, the
+    /// Adds an identity, which every client gets. Earlier ones stay. Tokens live for `token_life`. The hint may be empty; of two identities with the same hint, the
     /// older one counts.
     ///
     /// ```
@@ -217,7 +216,7 @@ impl FakeAgent {
         Ok(())
     }
 
-    /// Takes this identity away; with the last one, everything is withdrawn: see
+    /// Removes this identity. With the last one, everything is withdrawn: see
     /// [`withdraw`](Self::withdraw).
     ///
     /// ```
@@ -242,8 +241,8 @@ impl FakeAgent {
         });
     }
 
-    /// Federates with another trust domain: its bundle is served beside the agent's own. Gives
-    /// its issuer, whose rotations show here at once.
+    /// Federates with another trust domain: its bundle is served in addition to the agent's own. Returns
+    /// its issuer, whose rotations take effect here at once.
     ///
     /// ```
     /// use tower_spiffe::Validator;
@@ -272,7 +271,7 @@ impl FakeAgent {
         Ok(issuer)
     }
 
-    /// The same with an issuer that there is already: another agent's, say.
+    /// Federates with an existing issuer, for example that of another agent.
     ///
     /// ```
     /// # use tower_spiffe::testing::FakeAgent;
@@ -298,7 +297,7 @@ impl FakeAgent {
         });
     }
 
-    /// The same with a JWK Set of these bytes, whatever they are.
+    /// Federates with a trust domain whose JWK Set is these bytes. They are not checked.
     ///
     /// ```
     /// # use tower_spiffe::testing::FakeAgent;
@@ -354,7 +353,7 @@ impl FakeAgent {
         });
     }
 
-    /// What has arrived here so far, and what is open now.
+    /// Returns what the agent received so far, and what is open now.
     ///
     /// ```
     /// # use tower_spiffe::testing::FakeAgent;

@@ -1,4 +1,4 @@
-//! How often a client may ping: what a grpc-go server that nobody configured allows.
+//! How often a client may ping: the defaults of a grpc-go server.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -7,18 +7,18 @@ use super::frames::FrameHead;
 
 /// While calls are open.
 const WITH_STREAMS: Duration = Duration::from_secs(5 * 60);
-/// While none is.
+/// While no call is open.
 const WITHOUT_STREAMS: Duration = Duration::from_secs(2 * 60 * 60);
-/// This many may come too early; the next one ends the connection.
+/// This many pings may be early; the next one ends the connection.
 const FORGIVEN: u32 = 2;
 
 /// ENHANCE_YOUR_CALM (RFC 9113 section 7).
 const CALM: u32 = 0xb;
 
-/// One connection's account.
+/// The pings of one connection.
 ///
-/// A ping is early where it comes too soon after the one before. What the server sends in between
-/// (headers, data) wipes the account clean, and so does not count the ping that comes next.
+/// A ping is early if it comes too soon after the previous one. Headers or data from the server in
+/// between reset the count, and the next ping does not count.
 #[derive(Debug, Default)]
 pub(super) struct PingAccount {
     last: Option<Duration>,
@@ -29,7 +29,7 @@ pub(super) struct PingAccount {
 }
 
 impl PingAccount {
-    /// A frame from the client; `true` where its pings have become too many.
+    /// Handles a frame from the client. Returns whether it has sent too many pings.
     pub(super) fn received(&mut self, frame: FrameHead, now: Duration) -> bool {
         match frame.kind {
             FrameHead::HEADERS if frame.stream > self.newest => {
@@ -45,7 +45,7 @@ impl PingAccount {
         false
     }
 
-    /// A frame to the client.
+    /// Handles a frame to the client.
     pub(super) fn sent(&mut self, frame: FrameHead) {
         match frame.kind {
             FrameHead::DATA | FrameHead::HEADERS => {
@@ -78,7 +78,7 @@ impl PingAccount {
         self.early > FORGIVEN
     }
 
-    /// The frame that says so.
+    /// The GOAWAY frame for a client with too many pings.
     pub(super) fn goaway(&self) -> Vec<u8> {
         const WHY: &[u8] = b"too_many_pings";
         let mut frame = vec![0, 0, 8 + WHY.len() as u8, FrameHead::GOAWAY, 0, 0, 0, 0, 0];
@@ -104,39 +104,39 @@ mod tests {
     const PING: FrameHead = frame(FrameHead::PING, 0, 0);
     const CALL: FrameHead = frame(FrameHead::HEADERS, 0, 1);
 
-    /// Which ping, counted from 1, is one too many.
+    /// Which ping, counted from 1, exceeds the limit.
     fn too_many(account: &mut PingAccount, every_secs: u64) -> Option<u64> {
         (1..=20).find(|n| account.received(PING, Duration::from_secs(n * every_secs)))
     }
 
     #[test]
-    fn the_third_early_ping_is_one_too_many() {
+    fn third_early_ping_exceeds_the_limit() {
         let mut account = PingAccount::default();
         account.received(CALL, Duration::ZERO);
-        // The first has none before it.
+        // The first ping has no previous one.
         assert_eq!(too_many(&mut account, 299), Some(4));
     }
 
     #[test]
-    fn five_minutes_apart_is_often_enough_while_a_call_is_open() {
+    fn five_minutes_are_allowed_during_a_call() {
         let mut account = PingAccount::default();
         account.received(CALL, Duration::ZERO);
         assert_eq!(too_many(&mut account, 300), None);
     }
 
     #[test]
-    fn without_a_call_it_is_two_hours() {
+    fn two_hours_are_required_without_a_call() {
         assert_eq!(too_many(&mut PingAccount::default(), 7_199), Some(4));
         assert_eq!(too_many(&mut PingAccount::default(), 7_200), None);
         let mut ended = PingAccount::default();
         ended.received(CALL, Duration::ZERO);
         ended.sent(frame(FrameHead::HEADERS, FrameHead::END_STREAM, 1));
-        // The answer forgives the first ping, and the second has one before it.
+        // The response resets the count at the first ping. The second has a previous one.
         assert_eq!(too_many(&mut ended, 300), Some(4));
     }
 
     #[test]
-    fn what_is_sent_in_between_wipes_the_account() {
+    fn server_frames_reset_the_count() {
         let mut account = PingAccount::default();
         account.received(CALL, Duration::ZERO);
         for second in 1..100 {
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_to_a_ping_is_no_ping() {
+    fn ping_response_does_not_count() {
         let mut account = PingAccount::default();
         for _ in 0..100 {
             assert!(!account.received(frame(FrameHead::PING, FrameHead::ACK, 0), Duration::ZERO));

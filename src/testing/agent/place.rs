@@ -18,17 +18,17 @@ use super::state::Agent;
 use crate::testing::error::Error;
 use crate::workload_api::Endpoint;
 
-/// A place that can be listened at again after the agent has left it.
+/// Where the agent listens, also after a restart.
 pub(super) enum Place {
     #[cfg(unix)]
     Unix(PrivateDir),
     Tcp(SocketAddr),
-    /// Nobody can dial it but through the agent itself.
+    /// Only reachable through the agent itself.
     Memory,
 }
 
-/// The open door of a place.
-pub(super) enum Door {
+/// An open listener.
+pub(super) enum Listener {
     #[cfg(unix)]
     Unix(UnixListener),
     Tcp(TcpListener),
@@ -46,13 +46,13 @@ impl Place {
         Err(Error::NoUnixSockets)
     }
 
-    /// A free port of this machine; the place is known once its door was opened.
+    /// A free TCP port of this machine. It is known once it was opened.
     pub(super) fn tcp() -> Self {
         Self::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)))
     }
 
-    /// Opens the door: the first time, or again at the same place.
-    pub(super) fn open(&mut self) -> Result<Door, Error> {
+    /// Listens, for the first time or again at the same place.
+    pub(super) fn open(&mut self) -> Result<Listener, Error> {
         let opened = self.listen();
         opened.map_err(|error| Error::Listen {
             endpoint: self.endpoint().map(|at| at.to_string()).unwrap_or_default(),
@@ -60,25 +60,24 @@ impl Place {
         })
     }
 
-    fn listen(&mut self) -> io::Result<Door> {
+    fn listen(&mut self) -> io::Result<Listener> {
         Ok(match self {
             #[cfg(unix)]
-            Self::Unix(dir) => Door::Unix(UnixListener::bind(dir.socket())?),
+            Self::Unix(dir) => Listener::Unix(UnixListener::bind(dir.socket())?),
             Self::Tcp(address) => {
                 let socket = TcpSocket::new_v4()?;
-                // The port is ours again at once, though old connections linger on it.
+                // The port can be opened again at once, although old connections may linger.
                 socket.set_reuseaddr(true)?;
                 socket.bind(*address)?;
                 let listener = socket.listen(1024)?;
                 *address = listener.local_addr()?;
-                Door::Tcp(listener)
+                Listener::Tcp(listener)
             }
-            Self::Memory => Door::Memory,
+            Self::Memory => Listener::Memory,
         })
     }
 
-    /// Takes away what a closed door leaves: as SPIRE's agent, whose socket is gone until it is
-    /// back.
+    /// Removes the socket file of a closed listener, as SPIRE's agent does.
     pub(super) fn close(&self) {
         #[cfg(unix)]
         if let Self::Unix(dir) = self {
@@ -86,7 +85,7 @@ impl Place {
         }
     }
 
-    /// The endpoint to dial.
+    /// The endpoint to connect to.
     pub(super) fn endpoint(&self) -> Option<Endpoint> {
         match self {
             #[cfg(unix)]
@@ -97,21 +96,21 @@ impl Place {
     }
 }
 
-impl Door {
-    /// Lets everybody in, until it is dropped.
-    pub(super) async fn welcome(self, agent: Arc<Agent>, connections: Arc<Connections>) {
-        // A process that is out of file descriptors has some again later.
+impl Listener {
+    /// Accepts connections until it is dropped.
+    pub(super) async fn accept_all(self, agent: Arc<Agent>, connections: Arc<Connections>) {
+        // A process without free file descriptors may have some again later.
         const A_MOMENT: Duration = Duration::from_millis(10);
         loop {
             let served = match &self {
                 #[cfg(unix)]
-                Self::Unix(door) => {
-                    let come = door.accept().await;
+                Self::Unix(listener) => {
+                    let come = listener.accept().await;
                     come.map(|(io, _): (UnixStream, _)| {
                         connections.serve(&agent, AnyAuthority::new(io));
                     })
                 }
-                Self::Tcp(door) => match door.accept().await {
+                Self::Tcp(listener) => match listener.accept().await {
                     Ok((io, _)) => serve_tcp(io, &agent, &connections),
                     Err(error) => Err(error),
                 },
@@ -130,7 +129,7 @@ fn serve_tcp(io: TcpStream, agent: &Arc<Agent>, connections: &Connections) -> io
     Ok(())
 }
 
-/// A directory that only this user can look into, gone when this is dropped.
+/// A directory that only this user can read. It is removed on drop.
 #[cfg(unix)]
 pub(super) struct PrivateDir(PathBuf);
 
@@ -138,7 +137,7 @@ pub(super) struct PrivateDir(PathBuf);
 impl PrivateDir {
     fn make() -> Result<Self, Error> {
         use std::os::unix::fs::DirBuilderExt as _;
-        // The path of a Unix socket has to fit into 108 bytes, on some systems into 104.
+        // The path of a Unix socket is limited to 108 bytes, on some systems to 104.
         const LONGEST_BASE: usize = 60;
         let mut base = std::env::temp_dir();
         // An empty `TMPDIR` counts as not set.

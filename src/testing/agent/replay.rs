@@ -1,4 +1,4 @@
-//! Bundle streams that say word for word what the test says.
+//! Bundle streams with messages that the test provides.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -12,10 +12,9 @@ use super::rotation::settle;
 use super::state::{Agent, Bundles};
 use crate::grpc_code::GrpcCode;
 
-/// While this stands, the agent's bundle streams say what it says and nothing else: raw bytes,
-/// good or bad, and the ends that it gives them. A step waits for a stream to take it, so it waits
-/// for a client that comes back, too. Once it is dropped, streams say again what the agent
-/// publishes.
+/// Replaces what the agent's bundle streams send: raw messages, valid or not, and ends of the stream. A
+/// step waits until a stream takes it, also for a client that reconnects. After this is dropped, streams
+/// send what the agent publishes.
 ///
 /// ```
 /// use tower_spiffe::testing::FakeAgent;
@@ -65,7 +64,7 @@ impl Replay {
         Self { agent }
     }
 
-    /// Says this set: bytes by name, both as they are. Returns when a stream has taken it.
+    /// Sends this set: JWKS by name, both unchecked. Returns when a stream has taken it.
     ///
     /// ```
     /// # use tower_spiffe::testing::FakeAgent;
@@ -108,9 +107,9 @@ impl Replay {
     /// let replay = agent.replay();
     /// replay.end(GrpcCode::Internal, "no space left on the disk").await;
     /// let state = source.state();
-    /// let said = state.last_error().map(|error| error.message().to_owned());
-    /// assert!(said.is_some_and(|said| said.contains("no space left on the disk")));
-    /// assert!(source.bundle_set().is_ok()); // what is known is still good
+    /// let error = state.last_error().map(|error| error.message().to_owned());
+    /// assert!(error.is_some_and(|error| error.contains("no space left on the disk")));
+    /// assert!(source.bundle_set().is_ok()); // the known keys are still valid
     /// # Ok(())
     /// # }
     /// ```
@@ -130,7 +129,7 @@ impl Replay {
             if has_taken.await.is_ok() {
                 break;
             }
-            // The stream that had it was gone before it could be sent: the next one gets it.
+            // The stream ended before it could send the step: the next one takes it.
         }
         settle().await;
     }

@@ -1,4 +1,4 @@
-//! Keys that come and go.
+//! Rotation of keys.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,39 +10,39 @@ use crate::jwt::Algorithm;
 use crate::source::SourceUpdates;
 use crate::testing::issuer::Issuer;
 
-/// Between the moment that a message left us and the moment that its reader has acted on it. In
-/// paused time it passes when everybody is idle, so exactly then.
+/// The time between the sending of a message and its effect on the reader. In paused time it passes
+/// exactly when all tasks are idle.
 const SETTLING: Duration = Duration::from_millis(20);
 
-/// A client that does not read its stream keeps nobody from rotating for longer than this.
+/// How long a rotation waits for clients that do not read their stream.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Nor does a source that has no stream just now, for longer than this.
+/// How long a rotation waits for sources without an open stream.
 const PATIENCE_WITH_SOURCES: Duration = Duration::from_secs(1);
 
-/// Waits until what was said has been heard.
+/// Waits until sent messages have taken effect.
 pub(super) async fn settle() {
     tokio::time::sleep(SETTLING).await;
 }
 
 impl Agent {
-    /// The quiet rotation: publishes, waits until everybody has it, signs with it. Gives the old
-    /// key's ID and the new one's.
+    /// Rotates gracefully: publishes the new key, waits until all clients have it, then signs with it.
+    /// Returns the IDs of the old key and the new one.
     ///
-    /// One after another: the key of a rotation that another overtakes would never be retired. One
-    /// that is given up in the middle leaves nothing behind.
+    /// Rotations run one after another: otherwise the key of an overtaken rotation would never be
+    /// retired. A cancelled rotation removes its key.
     pub(super) async fn rotate(&self, algorithm: Algorithm) -> (String, String) {
         let _turn = self.rotating.lock().await;
         let sources = self.sources();
         let old = self.issuer.signing_key_id();
         let prepared = Prepared::new(&self.issuer, algorithm);
-        let _ = tokio::time::timeout(PATIENCE, self.all_streams_have_it()).await;
-        sources_have_it(sources).await;
+        let _ = tokio::time::timeout(PATIENCE, self.all_streams_have_taken()).await;
+        wait_for_sources(sources).await;
         settle().await;
         (old, prepared.activate())
     }
 
-    /// The sources that are open, each with the revision that it is at.
+    /// The open sources, each with its current revision.
     fn sources(&self) -> Vec<(u64, SourceUpdates)> {
         let sources = &mut self.state().sources;
         sources.retain(|updates| !updates.is_closed());
@@ -52,7 +52,7 @@ impl Agent {
             .collect()
     }
 
-    /// Takes the key out of the bundle when the last token that it signed has expired.
+    /// Removes the key from the bundle when the last token that it signed has expired.
     pub(super) fn retirement(self: &Arc<Self>, kid: String) -> impl Future<Output = ()> + use<> {
         let life = self.longest_token_life();
         let agent = Arc::downgrade(self);
@@ -72,16 +72,16 @@ impl Agent {
     }
 }
 
-/// Waits until these sources have gone beyond the revision beside them, or are shut down.
-async fn sources_have_it(sources: Vec<(u64, SourceUpdates)>) {
+/// Waits until each source is past its given revision, or is shut down.
+async fn wait_for_sources(sources: Vec<(u64, SourceUpdates)>) {
     let until = Instant::now() + PATIENCE_WITH_SOURCES;
     for (before, mut updates) in sources {
-        let beyond = updates.wait_for(|revision| revision > before);
-        let _ = tokio::time::timeout_at(until, beyond).await;
+        let newer = updates.wait_for(|revision| revision > before);
+        let _ = tokio::time::timeout_at(until, newer).await;
     }
 }
 
-/// A key that is published and does not sign yet; it goes again where it never gets to.
+/// A key that is published and does not sign yet. It is removed if it is not activated.
 struct Prepared<'a> {
     issuer: &'a Issuer,
     kid: String,
@@ -101,7 +101,7 @@ impl<'a> Prepared<'a> {
 
 impl Drop for Prepared<'_> {
     fn drop(&mut self) {
-        // Of one that signs the name is gone, and nothing has none.
+        // The ID of an activated key was taken: no key has the empty ID.
         self.issuer.revoke(&self.kid);
     }
 }

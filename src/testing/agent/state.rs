@@ -1,4 +1,4 @@
-//! What the agent knows, and what it says to everybody.
+//! The state of the agent, and what it publishes.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -19,19 +19,19 @@ use crate::source::SourceUpdates;
 use crate::testing::clock::stepped;
 use crate::testing::issuer::{Issuer, OnChange};
 
-/// JWKS by the trust domain's SPIFFE ID, as one message carries them.
+/// JWKS by the trust domain's SPIFFE ID, as in a message.
 pub(super) type Bundles = HashMap<String, Bytes>;
 
-/// The part of the embedded Workload API that knows nothing of sockets.
+/// The part of the embedded Workload API that is independent of sockets.
 pub(super) struct Agent {
     pub(super) issuer: Issuer,
     pub(super) clock: Arc<OffsetClock>,
     pub(super) counters: Counters,
     pub(super) enforce_pings: bool,
     state: Mutex<State>,
-    /// Held by the rotation under way.
+    /// Held by the rotation in progress.
     pub(super) rotating: tokio::sync::Mutex<()>,
-    /// Ticks whenever something changed that an open call may care about.
+    /// Ticks whenever something changed that may affect an open call.
     tick: Tick,
     /// The number of the publication that each live bundle stream has taken.
     taken: watch::Sender<HashMap<u64, u64>>,
@@ -40,9 +40,9 @@ pub(super) struct Agent {
 
 pub(super) struct State {
     pub(super) entries: Vec<Entry>,
-    /// Whether the only entry is the one that the test did not ask for.
+    /// Whether the only entry is the default one.
     pub(super) stand_in: bool,
-    /// The entries that a withdrawal took away, for the restoration.
+    /// The entries that a withdrawal removed, for the restoration.
     pub(super) withdrawn: Vec<Entry>,
     pub(super) federated: BTreeMap<TrustDomain, Federated>,
     /// Whether key sets are written in the other order.
@@ -52,12 +52,12 @@ pub(super) struct State {
     /// Whether the agent is stopping or stopped.
     pub(super) stopping: bool,
     pub(super) cache: TokenCache,
-    /// The sources that the agent itself gave out: a rotation waits for them.
+    /// The sources that the agent itself created: a rotation waits for them.
     pub(super) sources: Vec<SourceUpdates>,
     publication: Publication,
 }
 
-/// An identity that the agent gives to whoever asks.
+/// An identity that the agent returns to every caller.
 #[derive(Clone)]
 pub(super) struct Entry {
     pub(super) id: SpiffeId,
@@ -68,11 +68,11 @@ pub(super) struct Entry {
 pub(super) enum Federated {
     /// The bundle follows this issuer.
     Issuer(Issuer),
-    /// The bundle is these bytes, whatever they are.
+    /// The bundle is these bytes, which are not checked.
     Bytes(Bytes),
 }
 
-/// What the bundle streams say now; `None` where there is no identity and so no bundle.
+/// What the bundle streams send now; `None` if there is no identity and so no bundle.
 #[derive(Clone)]
 pub(super) struct Publication {
     pub(super) number: u64,
@@ -118,14 +118,14 @@ impl Agent {
         agent
     }
 
-    /// Publishes anew whenever this issuer's keys change.
+    /// Publishes again whenever this issuer's keys change.
     pub(super) fn follow(self: &Arc<Self>, issuer: &Issuer) {
         let agent: Arc<dyn OnChange> = self.clone();
-        issuer.tell(&agent);
+        issuer.notify(&agent);
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing that holds the lock leaves the state half changed.
+        // No code that holds the lock leaves the state half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -136,7 +136,7 @@ impl Agent {
         result
     }
 
-    /// Gives what the bundle streams say now.
+    /// What the bundle streams send now.
     pub(super) fn publication(&self) -> Publication {
         self.state().publication.clone()
     }
@@ -152,7 +152,7 @@ impl Agent {
         self.tick.tick();
     }
 
-    /// A receiver that is woken when something has changed.
+    /// A receiver of changes.
     pub(super) fn ticks(&self) -> Ticks {
         self.tick.ticks()
     }
@@ -172,7 +172,7 @@ impl Agent {
         self.issuer.clone()
     }
 
-    /// Counts a bundle stream in; it is waited for by a rotation.
+    /// Registers a bundle stream. A rotation waits for it.
     pub(super) fn stream_opened(&self) -> u64 {
         self.counters.open_streams.up();
         self.next_stream.fetch_add(1, Ordering::Relaxed)
@@ -183,19 +183,19 @@ impl Agent {
             .send_if_modified(|taken| taken.insert(stream, number) != Some(number));
     }
 
-    /// This stream says something else than what is published, or nothing: nobody waits for it.
-    pub(super) fn stream_stands_apart(&self, stream: u64) {
+    /// Excludes a stream that does not send what is published, so that no rotation waits for it.
+    pub(super) fn exclude_stream(&self, stream: u64) {
         self.taken
             .send_if_modified(|taken| taken.remove(&stream).is_some());
     }
 
     pub(super) fn stream_closed(&self, stream: u64) {
         self.counters.open_streams.down();
-        self.stream_stands_apart(stream);
+        self.exclude_stream(stream);
     }
 
     /// Waits until every live bundle stream has taken what is published now.
-    pub(super) async fn all_streams_have_it(&self) {
+    pub(super) async fn all_streams_have_taken(&self) {
         let number = self.publication().number;
         let mut taken = self.taken.subscribe();
         // The sender lives in `self`.
@@ -228,7 +228,7 @@ impl State {
             };
             (trust_domain, jwks)
         });
-        // The agent's own last: nobody replaces it by federating with itself.
+        // The agent's own bundle last: a federation with itself must not replace it.
         federated
             .chain([own])
             .map(|(trust_domain, jwks)| (trust_domain.to_spiffe_id().to_string(), jwks))
@@ -236,7 +236,7 @@ impl State {
     }
 }
 
-/// The test's clock, as wrong as the agent's machine has it.
+/// The test's clock with an offset, as on a machine with a wrong clock.
 pub(super) struct OffsetClock {
     base: Arc<dyn Clock>,
     seconds: AtomicI64,
@@ -254,7 +254,7 @@ impl OffsetClock {
         self.seconds.store(seconds, Ordering::Relaxed);
     }
 
-    /// The clock that is right.
+    /// The clock without the offset.
     pub(super) fn base(&self) -> &Arc<dyn Clock> {
         &self.base
     }

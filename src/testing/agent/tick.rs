@@ -1,14 +1,14 @@
-//! A tick that is heard in turn.
+//! Notifications that wake waiting tasks in order.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::Notify;
 
-/// Tells whoever waits that something has changed.
+/// Notifies waiting tasks that something has changed.
 ///
-/// Those who wait are woken in the order in which they came. tokio's `watch` wakes them in an order
-/// of chance, and then no seed makes a test of many calls repeatable.
+/// Tasks are woken in the order in which they began to wait. tokio's `watch` wakes them in random order,
+/// so a test with many calls would not be repeatable, even with a seed.
 #[derive(Default)]
 pub(super) struct Tick {
     shared: Arc<Count>,
@@ -17,13 +17,13 @@ pub(super) struct Tick {
 #[derive(Default)]
 struct Count {
     count: AtomicU64,
-    told: Notify,
+    notify: Notify,
 }
 
 impl Tick {
     pub(super) fn tick(&self) {
         self.shared.count.fetch_add(1, Ordering::AcqRel);
-        self.shared.told.notify_waiters();
+        self.shared.notify.notify_waiters();
     }
 
     pub(super) fn ticks(&self) -> Ticks {
@@ -43,22 +43,22 @@ pub(super) struct Ticks {
 }
 
 impl Ticks {
-    /// What has changed so far is known.
+    /// Marks all changes so far as seen.
     pub(super) fn mark_seen(&mut self) {
         self.seen = self.shared.count.load(Ordering::Acquire);
     }
 
-    /// Returns when something has changed that is not known yet.
+    /// Waits for a change that was not seen yet.
     pub(super) async fn changed(&mut self) {
         loop {
-            // Before the look, so that no tick falls between the look and the wait.
-            let told = self.shared.told.notified();
+            // Created before the count is read, so that no tick is missed in between.
+            let notified = self.shared.notify.notified();
             let now = self.shared.count.load(Ordering::Acquire);
             if now != self.seen {
                 self.seen = now;
                 return;
             }
-            told.await;
+            notified.await;
         }
     }
 }
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_waits_is_woken_in_turn() {
+    async fn waiting_tasks_are_woken_in_order() {
         let tick = Tick::default();
         let woken: Arc<Mutex<Vec<u8>>> = Arc::default();
         let waiting: Vec<_> = (0..32)
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_tick_before_the_wait_is_heard() {
+    async fn tick_before_the_wait_is_seen() {
         let tick = Tick::default();
         let mut ticks = tick.ticks();
         tick.tick();

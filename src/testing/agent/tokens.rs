@@ -6,10 +6,10 @@ use std::time::Duration;
 use crate::clock::UnixTime;
 use crate::identity::SpiffeId;
 
-/// As many tokens as SPIRE's agent keeps.
+/// The size of the cache of SPIRE's agent, in tokens.
 const MOST: usize = 1000;
 
-/// Which token is meant: whose, and for which audiences in whatever order.
+/// The identity and the audiences of a token. The order of audiences does not matter.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) struct TokenKey {
     id: SpiffeId,
@@ -24,7 +24,7 @@ pub(super) struct CachedToken {
     pub(super) expires_at: UnixTime,
 }
 
-/// Tokens by whom and for whom they are.
+/// Tokens by identity and audiences.
 pub(super) struct TokenCache {
     tokens: HashMap<TokenKey, CachedToken>,
     kept: bool,
@@ -48,8 +48,8 @@ impl TokenCache {
         }
     }
 
-    /// The token, while more than about half of its life is left: the share is drawn anew for
-    /// each look, between 45 % and 55 %.
+    /// The token, while more than about half of its life is left: a share between 45 % and 55 %, random
+    /// for each call.
     pub(super) fn fresh(&mut self, key: &TokenKey, now: UnixTime) -> Option<String> {
         let share = 0.45 + 0.1 * self.random.f64();
         let cached = self.tokens.get(key)?;
@@ -58,7 +58,7 @@ impl TokenCache {
         (left > life.mul_f64(share)).then(|| cached.token.clone())
     }
 
-    /// The token, while any of its life is left: better than nothing when the server is away.
+    /// The token until it expires, for the time when the server is unreachable.
     pub(super) fn alive(&self, key: &TokenKey, now: UnixTime) -> Option<String> {
         let cached = self.tokens.get(key)?;
         (cached.expires_at.saturating_since(now) > Duration::ZERO).then(|| cached.token.clone())
@@ -81,7 +81,7 @@ impl TokenCache {
         self.tokens.insert(key, token);
     }
 
-    /// Drops what this key signed.
+    /// Drops the tokens that this key signed.
     pub(super) fn forget_signed_by(&mut self, kid: &str) {
         self.tokens.retain(|_, cached| cached.kid != kid);
     }
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_fresh_until_about_half_of_its_life_has_passed() {
+    fn token_is_fresh_for_half_of_its_life() {
         let mut cache = TokenCache::new(true, 1);
         cache.keep(key("a"), token(1_000));
         let share = |cache: &mut TokenCache, now| {
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn the_order_of_audiences_does_not_matter_and_the_audiences_do() {
+    fn order_of_audiences_does_not_matter() {
         let id = SpiffeId::parse("spiffe://x/a").unwrap();
         let of = |audiences: [&str; 2]| TokenKey::new(id.clone(), &audiences.map(str::to_owned));
         assert!(of(["a", "b"]) == of(["b", "a"]));
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_cache_drops_what_expires_first() {
+    fn full_cache_drops_the_earliest_expiry() {
         let mut cache = TokenCache::new(true, 1);
         for n in 0..=1_000 {
             cache.keep(key(&format!("{n}")), token(10_000 + n));

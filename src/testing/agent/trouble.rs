@@ -10,7 +10,7 @@ use super::{FakeAgent, lock};
 use crate::jwt::Algorithm;
 
 impl FakeAgent {
-    /// From now on, everything fails in this way, open streams too.
+    /// Makes everything fail in this way from now on, including open streams.
     ///
     /// ```
     /// use tower_spiffe::testing::{Fault, FakeAgent};
@@ -36,7 +36,7 @@ impl FakeAgent {
         self.inner.agent.change(|state| state.faults.set_all(fault));
     }
 
-    /// From now on, this call fails in this way.
+    /// Makes this call fail in this way from now on.
     ///
     /// ```
     /// use tower_spiffe::token::GrpcCode;
@@ -46,7 +46,7 @@ impl FakeAgent {
     /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let agent = FakeAgent::start("example.org").await?;
     /// agent.fail_call(AgentCall::FetchJwtSvid, Fault::Refuse(GrpcCode::Unavailable));
-    /// // Bundles come, tokens do not.
+    /// // Bundles arrive, tokens do not.
     /// let source = agent.source().await?;
     /// assert!(source.fetch_jwt_svid(["reports"]).await.is_err());
     /// # Ok(())
@@ -83,9 +83,9 @@ impl FakeAgent {
             .change(|state| state.faults = Faults::default());
     }
 
-    /// The connections that are open now stay open and are dead, as when a machine between has
-    /// forgotten them. New ones work. The agent never learns that a client has given a dead one up:
-    /// it keeps its end until [`cut_connections`](Self::cut_connections).
+    /// Makes the open connections dead: they stay open, but no byte is read or written, as if a network
+    /// device had lost their state. New connections work. The agent keeps its side of a dead connection
+    /// until [`cut_connections`](Self::cut_connections), also if the client has closed it.
     ///
     /// ```
     /// # use tower_spiffe::testing::FakeAgent;
@@ -97,10 +97,10 @@ impl FakeAgent {
     /// let source = agent.source().await?;
     ///
     /// agent.half_open();
-    /// // Not even an error comes back: the deadline ends it.
+    /// // There is no response at all, so the call ends at its deadline.
     /// let error = source.fetch_jwt_svid(["db"]).await.unwrap_err();
     /// assert_eq!(error.reason(), JwtSourceErrorReason::Token(TokenErrorReason::Timeout));
-    /// // That casts doubt on the connection, and the next call has another.
+    /// // The connection is replaced, so the next call works.
     /// assert!(source.fetch_jwt_svid(["db"]).await.is_ok());
     /// # Ok(())
     /// # }
@@ -109,7 +109,7 @@ impl FakeAgent {
         self.inner.connections.go_dead();
     }
 
-    /// Cuts every connection that is open now; returns when they are. New ones work.
+    /// Cuts every open connection, and returns when they are closed. New connections work.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -120,7 +120,7 @@ impl FakeAgent {
     /// let source = agent.source().await?;
     ///
     /// agent.cut_connections().await;
-    /// assert!(source.bundle_set().is_ok()); // what is known is still good
+    /// assert!(source.bundle_set().is_ok()); // the known keys are still valid
     /// tokio::time::sleep(Duration::from_secs(60)).await; // of paused time
     /// assert!(source.state().is_connected());
     /// assert_eq!(agent.counts().connections, 2);
@@ -131,8 +131,8 @@ impl FakeAgent {
         self.inner.connections.cut().await;
     }
 
-    /// Takes every identity away: streams end with PermissionDenied, and so does every call but
-    /// ValidateJWTSVID, as when SPIRE's entries are deleted.
+    /// Removes every identity: streams end with PermissionDenied, and so does every call except
+    /// ValidateJWTSVID, as if SPIRE's entries were deleted.
     ///
     /// ```
     /// use tower_spiffe::testing::FakeAgent;
@@ -159,7 +159,7 @@ impl FakeAgent {
         });
     }
 
-    /// Gives back what was withdrawn, beside what was registered since.
+    /// Restores the withdrawn identities. Those that were registered since stay.
     ///
     /// ```
     /// # use tower_spiffe::testing::FakeAgent;
@@ -187,8 +187,8 @@ impl FakeAgent {
         });
     }
 
-    /// Sends every stream the same set again with its keys in another order: not a change, though
-    /// every byte may be another one. SPIRE's agent does so for no visible reason.
+    /// Sends the same set again on every stream, with its keys in another order. This is not a change,
+    /// although the bytes differ. SPIRE's agent does this sometimes.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -213,9 +213,9 @@ impl FakeAgent {
             .change(|state| state.reversed = !state.reversed);
     }
 
-    /// Taints this key, as SPIRE does before it revokes one: it stays in the bundle (which is sent
-    /// again in another order), but the tokens that it signed are dropped from the agent's cache,
-    /// so that the next fetch gets one of the current signing key. Rotate first.
+    /// Taints this key, as SPIRE does before a revocation. The key stays in the bundle, which is sent
+    /// again in another order. The tokens that it signed are dropped from the agent's cache, so the next
+    /// fetch gets one of the current signing key. Rotate first.
     ///
     /// ```
     /// use tower_spiffe::testing::FakeAgent;
@@ -262,8 +262,8 @@ impl FakeAgent {
         self.inner.agent.state().cache.clear();
     }
 
-    /// How many seconds the agent's clock is ahead (behind, where negative). Tokens are dated by
-    /// it, and validated by the agent by it.
+    /// Sets how many seconds the agent's clock is ahead, or behind if negative. The agent uses it for the
+    /// times of tokens and to validate them.
     ///
     /// ```
     /// use tower_spiffe::Validator;
@@ -283,7 +283,7 @@ impl FakeAgent {
         self.inner.agent.clock.set(seconds);
     }
 
-    /// From now on, and until the replay is dropped, bundle streams say what the test says.
+    /// Replaces what bundle streams send, until the replay is dropped.
     ///
     /// ```
     /// # use tower_spiffe::testing::FakeAgent;
@@ -294,7 +294,7 @@ impl FakeAgent {
     ///
     /// let replay = agent.replay();
     /// let mut updates = source.updated();
-    /// // Half of it is good, and is taken in.
+    /// // One half of it is valid, and is applied.
     /// let jwks = agent.issuer().jwks();
     /// replay.send([("spiffe://example.org", &jwks[..]), ("spiffe://other.test", b"{")]
     ///     .map(|(name, jwks)| (name, jwks.to_vec()))).await;
@@ -308,12 +308,12 @@ impl FakeAgent {
         Replay::begin(self.inner.agent.clone())
     }
 
-    /// Rotates the signing key as SPIRE does: the new key is published first, signs when the
-    /// streams that are open have it (and the sources of [`source`](Self::source) have taken it
-    /// in), and the old one leaves the bundle after one token life. No token is refused meanwhile.
-    /// Gives the new key's ID.
+    /// Rotates the signing key as SPIRE does, and returns the ID of the new key. The new key is published
+    /// first. It signs when the open streams have it and the sources of [`source`](Self::source) have
+    /// applied it. The old one leaves the bundle after one token lifetime. Valid tokens are never
+    /// rejected during the rotation.
     ///
-    /// Rotations take turns. Where the future is dropped before its end, the new key goes again.
+    /// Rotations run one after another. If the future is dropped before its end, the new key is removed.
     ///
     /// ```
     /// use tower_spiffe::Validator;
@@ -337,7 +337,7 @@ impl FakeAgent {
         self.rotate_to(self.issuer().algorithm()).await
     }
 
-    /// The same, to another algorithm.
+    /// Rotates as [`rotate`](Self::rotate), to another algorithm.
     ///
     /// ```
     /// # use tower_spiffe::testing::FakeAgent;
@@ -361,9 +361,9 @@ impl FakeAgent {
         new
     }
 
-    /// Rotates the hard way, as a server does that has lost its keys: the new key signs at once,
-    /// so tokens may arrive before their key does. The old one leaves the bundle after one token
-    /// life. Gives the new key's ID.
+    /// Rotates immediately, as a server that has lost its keys, and returns the ID of the new key. The
+    /// new key signs at once, so tokens may arrive before their key. The old one leaves the bundle after
+    /// one token lifetime.
     ///
     /// ```
     /// # use tower_spiffe::testing::FakeAgent;
@@ -378,7 +378,7 @@ impl FakeAgent {
     ///
     /// agent.rotate_now();
     /// let token = agent.token("spiffe://example.org/web", "reports");
-    /// // Earlier than its key.
+    /// // The token arrives before its key.
     /// assert_eq!(validator.validate(&token).unwrap_err().reason(), ValidateReason::KeyUnknown);
     /// updates.changed().await?;
     /// assert!(validator.validate(&token).is_ok());
@@ -392,8 +392,8 @@ impl FakeAgent {
         new
     }
 
-    /// [Rotates](Self::rotate) again and again, this long after one another, until
-    /// [`stop_rotating`](Self::stop_rotating), or until the agent is gone.
+    /// [Rotates](Self::rotate) at this interval, until [`stop_rotating`](Self::stop_rotating) or until
+    /// the agent is dropped.
     ///
     /// ```
     /// use std::time::Duration;
@@ -424,8 +424,7 @@ impl FakeAgent {
         }
     }
 
-    /// Ends the schedule of [`rotate_every`](Self::rotate_every). A key that waits for its
-    /// retirement is still retired.
+    /// Ends the schedule of [`rotate_every`](Self::rotate_every). Old keys are still removed later.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -455,7 +454,7 @@ impl FakeAgent {
     }
 }
 
-/// Each identity once: of two entries the newer one counts.
+/// Adds entries. Of two entries for one identity the newer one stays.
 fn put_in(entries: &mut Vec<Entry>, newer: Vec<Entry>) {
     entries.retain(|old| newer.iter().all(|new| new.id != old.id));
     entries.extend(newer);

@@ -1,4 +1,4 @@
-//! The agent's own verdict on a token.
+//! The validation of tokens by the agent.
 
 use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value as ProtoValue};
@@ -11,32 +11,34 @@ use crate::identity::TrustDomain;
 use crate::verify::Validator;
 use crate::workload_api::pb::ValidateJwtsvidResponse;
 
-/// Of a foreign trust domain's token, the agent shows only what SPIFFE defines.
+/// The claims that SPIFFE defines. For tokens of other trust domains, the agent returns only these.
 const DEFINED: [&str; 3] = ["sub", "aud", "exp"];
 
-/// Judges by the bundles that the agent serves, whether or not the caller has an identity.
+/// Validates with the bundles that the agent serves. The caller does not need an identity.
 pub(super) fn validate(
     agent: &Agent,
     audience: &str,
     token: &str,
 ) -> Result<ValidateJwtsvidResponse, Status> {
-    let refused = |error: &dyn std::fmt::Display| Status::invalid_argument(error.to_string());
+    let rejected = |error: &dyn std::fmt::Display| Status::invalid_argument(error.to_string());
     let validator = Validator::builder(FixedBundles::new(bundles(agent)))
         .audience(audience)
         .allow_unknown_headers(true)
         .clock(agent.clock.clone())
         .no_cache()
         .build()
-        .map_err(|error| refused(&error))?;
-    let svid = validator.validate(token).map_err(|error| refused(&error))?;
+        .map_err(|error| rejected(&error))?;
+    let svid = validator
+        .validate(token)
+        .map_err(|error| rejected(&error))?;
 
     let own = svid.spiffe_id().is_member_of(agent.issuer.trust_domain());
-    let claims: serde_json::Map<String, Value> = svid.claims().map_err(|error| refused(&error))?;
+    let claims: serde_json::Map<String, Value> = svid.claims().map_err(|error| rejected(&error))?;
     let fields = claims
         .into_iter()
         .filter(|(name, _)| own || DEFINED.contains(&name.as_str()))
         .map(|(name, value)| match (name.as_str(), value) {
-            // The agent gives it as a list, whatever the token has.
+            // The agent always returns a list.
             ("aud", one @ Value::String(_)) => (name, proto(Value::Array(vec![one]))),
             (_, value) => (name, proto(value)),
         })
@@ -47,7 +49,7 @@ pub(super) fn validate(
     })
 }
 
-/// The agent's own bundle, which it always has, and those that it publishes.
+/// The agent's own bundle, which is always included, and those that it publishes.
 fn bundles(agent: &Agent) -> JwtBundleSet {
     let published = agent.publication().bundles.unwrap_or_default();
     published
@@ -64,7 +66,7 @@ fn proto(value: Value) -> ProtoValue {
     let kind = match value {
         Value::Null => Kind::NullValue(0),
         Value::Bool(truth) => Kind::BoolValue(truth),
-        // Numbers of a `Struct` are doubles, all of them.
+        // All numbers of a `Struct` are doubles.
         Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or(f64::NAN)),
         Value::String(text) => Kind::StringValue(text),
         Value::Array(all) => Kind::ListValue(ListValue {

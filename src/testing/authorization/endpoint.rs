@@ -143,7 +143,11 @@ impl State {
             registered.unwrap_or(client_id) == client.as_str()
         };
         if form.get("client_id").is_some_and(|id| !is_clients(id)) {
-            return Err((401, "invalid_client", "the client_id is of another client"));
+            return Err((
+                401,
+                "invalid_client",
+                "the client_id belongs to another client",
+            ));
         }
         let grant_type = form.required("grant_type")?;
         let (subject, actor) = match grant_type {
@@ -230,7 +234,7 @@ impl Form {
         for (at, (name, _)) in all.iter().enumerate() {
             let again = all.iter().skip(at + 1).any(|(other, _)| other == name);
             if again && !matches!(name.as_str(), "audience" | "resource") {
-                return Err((400, "invalid_request", "a parameter is given twice"));
+                return Err((400, "invalid_request", "a parameter is duplicate"));
             }
         }
         Ok(Self(all))

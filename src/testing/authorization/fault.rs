@@ -8,9 +8,9 @@ use std::time::Duration;
 pub enum TokenEndpointFault {
     /// Connections end without a response.
     Down,
-    /// Requests are never answered.
+    /// Requests get no response.
     Hang,
-    /// Requests are answered this much later.
+    /// Responses are delayed by this time.
     Slow(Duration),
     /// An error response of RFC 6749 section 5.2.
     Error {
@@ -21,7 +21,7 @@ pub enum TokenEndpointFault {
         /// The `error_description`.
         description: Option<String>,
     },
-    /// This response, word for word.
+    /// Exactly this response.
     Raw {
         /// The HTTP status.
         status: u16,
@@ -41,9 +41,10 @@ pub enum TokenEndpointFault {
     TooManyRequests(u64),
     /// Access tokens have this `token_type`.
     TokenType(String),
-    /// The response has this JSON as its `expires_in`, or none. The token lives as long as others.
+    /// The response has this JSON as its `expires_in`, or no `expires_in`. The lifetime of the token does
+    /// not change.
     ExpiresIn(Option<String>),
-    /// Each request is answered with the access token that was issued last.
+    /// Each response has the access token that was issued last.
     SameToken,
     /// An `invalid_client` error whose description is the body of the request.
     Echo,

@@ -81,7 +81,7 @@ pub struct FakeAuthorizationServerBuilder {
 pub struct IssuedToken {
     /// The client that authenticated.
     pub client: SpiffeId,
-    /// Whom the token is for: the client, or the `sub` of the subject token.
+    /// The subject of the token: the client, or the `sub` of the subject token.
     pub subject: SpiffeId,
     /// The `sub` of the actor token, if there was one.
     pub actor: Option<SpiffeId>,
@@ -103,9 +103,9 @@ pub struct IssuedToken {
 pub struct AuthorizationCounts {
     /// Requests to the token endpoint.
     pub requests: u64,
-    /// Of them, those that were answered with an access token.
+    /// Of these, the ones that got an access token.
     pub granted: u64,
-    /// Of them, those that were rejected because of what they contain.
+    /// Of these, the ones that were rejected because of their content.
     pub rejected: u64,
 }
 
@@ -185,8 +185,7 @@ impl FakeAuthorizationServer {
         FakeTokenEndpoint::new(self.state.clone())
     }
 
-    /// Returns what is known of an access token: what a resource server would learn by token
-    /// introspection. `None` if this server did not issue it, it has expired, or it was revoked.
+    /// Returns the data of an access token, as a resource server would get it by token introspection. `None` if this server did not issue it, it has expired, or it was revoked.
     pub fn find(&self, access_token: &str) -> Option<IssuedToken> {
         let now = self.state.clock.now();
         let inner = self.state.inner();
@@ -232,7 +231,7 @@ impl FakeAuthorizationServerBuilder {
         self
     }
 
-    /// Sets the clock. The machine's clock by default.
+    /// Sets the clock. The system's clock by default.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self

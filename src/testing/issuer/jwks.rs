@@ -7,7 +7,7 @@ use serde_json::ser::{PrettyFormatter, Serializer};
 
 use crate::testing::must;
 
-/// One public key. Members come in SPIRE's order; what is `None` is left out.
+/// One public key. Members are in SPIRE's order; `None` is omitted.
 #[derive(Serialize)]
 pub(super) struct Jwk<'a> {
     kty: &'static str,
@@ -64,7 +64,7 @@ impl<'a> Jwk<'a> {
     }
 }
 
-/// What the Workload API serves: indented, no `use`, no `alg`, nothing beside `keys`.
+/// The JWK Set of the Workload API: indented, with `keys` only, without `use` and `alg`.
 pub(super) fn jwks(keys: &[Jwk<'_>]) -> Vec<u8> {
     #[derive(Serialize)]
     struct Set<'a> {
@@ -73,7 +73,7 @@ pub(super) fn jwks(keys: &[Jwk<'_>]) -> Vec<u8> {
     indented(&Set { keys })
 }
 
-/// What a bundle endpoint serves: each key says what it is for (JWT-SVID section 6.1).
+/// The document of a bundle endpoint: each key has a `use` (JWT-SVID section 6.1).
 pub(super) fn spiffe_bundle(mut keys: Vec<Jwk<'_>>, sequence: u64) -> Vec<u8> {
     #[derive(Serialize)]
     struct Bundle<'a> {

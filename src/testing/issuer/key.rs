@@ -13,7 +13,7 @@ use super::jwks::{Jwk, PublicPart};
 use crate::jwt::Algorithm;
 use crate::testing::must;
 
-/// A key with its name.
+/// A key with its ID.
 pub(super) struct SigningKey {
     kid: String,
     algorithm: Algorithm,
@@ -22,12 +22,12 @@ pub(super) struct SigningKey {
 
 enum Pair {
     Ec(EcdsaKeyPair, &'static str),
-    // One RSA key does for all six algorithms: its JWK names none, as SPIRE's do not.
+    // One RSA key is used for all six algorithms: its JWK has no `alg`, as those of SPIRE.
     Rsa(Box<RsaKeyPair>),
 }
 
 impl SigningKey {
-    /// A new key, fit for this algorithm, with a name as SPIRE gives them: 32 letters and digits.
+    /// Generates a key for this algorithm, with an ID as in SPIRE: 32 letters and digits.
     pub(super) fn generate(algorithm: Algorithm) -> Self {
         let kid = std::iter::repeat_with(fastrand::alphanumeric)
             .take(32)
@@ -52,7 +52,7 @@ impl SigningKey {
         &self.kid
     }
 
-    /// The algorithm that it signs with unless told otherwise.
+    /// The algorithm that it signs with by default.
     pub(super) fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
@@ -65,8 +65,8 @@ impl SigningKey {
         }
     }
 
-    /// Signs with this algorithm, or with its own where this one is not for it: a test that wants
-    /// the wrong algorithm in a header still gets a signature.
+    /// Signs with this algorithm, or with the default one if it does not fit: a test with a wrong
+    /// algorithm in the header still gets a signature.
     pub(super) fn sign(&self, algorithm: Algorithm, message: &[u8]) -> Vec<u8> {
         let random = SystemRandom::new();
         match &self.pair {
@@ -87,7 +87,7 @@ impl SigningKey {
         }
     }
 
-    /// The public half.
+    /// The public key.
     pub(super) fn jwk(&self) -> Jwk<'_> {
         let public = match &self.pair {
             Pair::Ec(pair, crv) => {

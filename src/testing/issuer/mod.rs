@@ -1,4 +1,4 @@
-//! An issuer of JWT-SVIDs with keys of its own.
+//! An issuer of JWT-SVIDs with its own keys.
 
 mod jwks;
 mod key;
@@ -16,11 +16,11 @@ use crate::clock::{Clock, SystemClock};
 use crate::identity::{SpiffeIdError, TrustDomain};
 use crate::jwt::Algorithm;
 
-/// How long a token lives unless told otherwise: SPIRE's default.
+/// The default lifetime of tokens, as in SPIRE.
 pub(super) const DEFAULT_TOKEN_LIFE: Duration = Duration::from_secs(300);
 
-/// The JWT authority of one trust domain: it signs tokens as SPIRE does, and wrong ones as no
-/// SPIRE would. Clones are the same issuer.
+/// The JWT authority of one trust domain. It signs tokens as SPIRE does, and also invalid ones. Clones
+/// are the same issuer.
 ///
 /// ```
 /// use tower_spiffe::testing::Issuer;
@@ -29,7 +29,7 @@ pub(super) const DEFAULT_TOKEN_LIFE: Duration = Duration::from_secs(300);
 /// let token = issuer.token("spiffe://example.org/web", "spiffe://example.org/db").sign();
 /// assert_eq!(token.split('.').count(), 3);
 ///
-/// // The keys by which others check it: a JWK Set as SPIRE's agent serves it.
+/// // The keys that verify it: a JWK Set as SPIRE's agent serves it.
 /// let jwks = String::from_utf8(issuer.jwks()).unwrap();
 /// assert!(jwks.contains(&issuer.signing_key_id()));
 /// # Ok::<(), tower_spiffe::identity::SpiffeIdError>(())
@@ -43,20 +43,20 @@ struct Inner {
     trust_domain: TrustDomain,
     clock: Arc<dyn Clock>,
     keys: Mutex<Keys>,
-    /// Told when what [`Issuer::jwks`] gives has changed.
+    /// Notified when the result of [`Issuer::jwks`] has changed.
     listeners: Mutex<Vec<Weak<dyn OnChange>>>,
 }
 
-/// Whoever serves an issuer's bundle.
+/// A server of an issuer's bundle.
 pub(super) trait OnChange: Send + Sync {
-    /// The bundle is another one now.
+    /// Called when the bundle has changed.
     fn changed(&self);
 }
 
 struct Keys {
     /// In the bundle, oldest first.
     published: Vec<Arc<SigningKey>>,
-    /// No longer in it. A thief may still sign with them, so a test must be able to.
+    /// No longer in the bundle. A test can still sign with them, as an attacker with a stolen key.
     revoked: Vec<Arc<SigningKey>>,
     signing: Arc<SigningKey>,
     sequence: u64,
@@ -64,7 +64,7 @@ struct Keys {
 }
 
 impl Issuer {
-    /// The issuer of this trust domain, with one ES256 key, on the machine's clock.
+    /// Creates an issuer of this trust domain, with one ES256 key and the system's clock.
     ///
     /// # Errors
     /// The trust domain's name is malformed.
@@ -72,7 +72,7 @@ impl Issuer {
         Self::with_clock(trust_domain, SystemClock::shared())
     }
 
-    /// The same on another clock, so that `iat` and `exp` follow it.
+    /// Creates an issuer with another clock, for `iat` and `exp`.
     ///
     /// # Errors
     /// The trust domain's name is malformed.
@@ -104,30 +104,28 @@ impl Issuer {
         }
     }
 
-    /// Whose issuer this is.
+    /// Returns the trust domain of this issuer.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.inner.trust_domain
     }
 
-    /// How long tokens live from now on, unless they are told otherwise one by one: five minutes
-    /// at first, as with SPIRE.
+    /// Sets the default lifetime of tokens from now on. Initially five minutes, as in SPIRE.
     pub fn set_token_life(&self, life: Duration) {
         self.keys().token_life = life;
     }
 
-    /// A token of this ID for this audience, to be changed and signed. Both go into it as they
-    /// are, checked by nobody.
+    /// Returns a builder of a token of this ID for this audience. Neither is checked.
     pub fn token(&self, spiffe_id: &str, audience: &str) -> TokenBuilder {
         TokenBuilder::new(self.clone(), spiffe_id, [audience])
     }
 
-    /// The key set as SPIRE's agent serves it: indented JSON, without `use` and `alg`.
+    /// Returns the key set as SPIRE's agent serves it: indented JSON, without `use` and `alg`.
     pub fn jwks(&self) -> Vec<u8> {
         jwks::jwks(&self.keys().jwks().collect::<Vec<_>>())
     }
 
-    /// The same keys in another order, which says nothing new: SPIRE's agent writes them as they
-    /// happen to lie in a Go map.
+    /// The same keys in another order, which is not a change: SPIRE's agent writes them in the random
+    /// order of a Go map.
     pub fn jwks_in_another_order(&self) -> Vec<u8> {
         let keys = self.keys();
         let mut jwks: Vec<_> = keys.jwks().collect();
@@ -135,14 +133,14 @@ impl Issuer {
         jwks::jwks(&jwks)
     }
 
-    /// The key set as a SPIFFE bundle document, as a bundle endpoint or file has it: with `use`,
-    /// a sequence number and a refresh hint (SPIFFE Trust Domain and Bundle section 4).
+    /// Returns the key set as a SPIFFE bundle document, as in a bundle endpoint or a file: with `use`, a
+    /// sequence number and a refresh hint (SPIFFE Trust Domain and Bundle section 4).
     pub fn spiffe_bundle(&self) -> Vec<u8> {
         let keys = self.keys();
         jwks::spiffe_bundle(keys.jwks().collect(), keys.sequence)
     }
 
-    /// The key set as it is now, ready to verify by.
+    /// Returns the current key set as a bundle for validators.
     ///
     /// ```
     /// use tower_spiffe::testing::Issuer;
@@ -160,16 +158,16 @@ impl Issuer {
     pub fn bundle(&self) -> JwtBundle {
         must(
             JwtBundle::from_jwks(self.inner.trust_domain.clone(), &self.jwks()),
-            "a JWK set that we wrote can be read",
+            "the JWK Set of an issuer can be read",
         )
     }
 
-    /// The ID of the key that signs now.
+    /// Returns the ID of the signing key.
     pub fn signing_key_id(&self) -> String {
         self.keys().signing.kid().to_owned()
     }
 
-    /// The IDs of the keys in the bundle, oldest first.
+    /// Returns the IDs of the keys in the bundle, oldest first.
     pub fn key_ids(&self) -> Vec<String> {
         self.keys()
             .published
@@ -178,8 +176,7 @@ impl Issuer {
             .collect()
     }
 
-    /// Puts a new key, fit for this algorithm, into the bundle, and gives its ID. It does not sign
-    /// yet.
+    /// Adds a new key for this algorithm to the bundle, and returns its ID. It does not sign yet.
     pub fn prepare(&self, algorithm: Algorithm) -> String {
         let key = Arc::new(SigningKey::generate(algorithm));
         let kid = key.kid().to_owned();
@@ -190,7 +187,7 @@ impl Issuer {
         kid
     }
 
-    /// Signs with this key from now on; `false` where no key in the bundle has this ID.
+    /// Makes this key the signing key. Returns false if no key in the bundle has this ID.
     ///
     /// ```
     /// # use tower_spiffe::testing::FakeAgent;
@@ -203,7 +200,7 @@ impl Issuer {
     /// let validator = Validator::builder(source.clone()).audience("reports").build()?;
     /// let mut updates = source.updated();
     ///
-    /// // By hand what `FakeAgent::rotate` does: published first, then signed with.
+    /// // The steps of `FakeAgent::rotate`: the key is published first, then it signs.
     /// let key = agent.issuer().prepare(Algorithm::ES384);
     /// updates.changed().await?;
     /// assert!(agent.issuer().activate(&key));
@@ -221,8 +218,8 @@ impl Issuer {
         true
     }
 
-    /// Takes this key out of the bundle; `false` where it is not in it. Where it was the one that
-    /// signs, it goes on signing: nobody will believe it any more.
+    /// Removes this key from the bundle. Returns false if it is not in the bundle. If it is the signing
+    /// key, it still signs, but its tokens are rejected.
     ///
     /// ```
     /// # use tower_spiffe::testing::FakeAgent;
@@ -254,21 +251,21 @@ impl Issuer {
         })
     }
 
-    /// Makes a new key for the algorithm in use and signs with it at once. The old key stays in
-    /// the bundle. Gives the new key's ID.
+    /// Creates a new key for the current algorithm, signs with it at once, and returns its ID. The old
+    /// key stays in the bundle.
     pub fn rotate_now(&self) -> String {
         let algorithm = self.keys().signing.algorithm();
         self.rotate_now_to(algorithm)
     }
 
-    /// The same, to another algorithm.
+    /// Rotates as [`rotate`](Self::rotate), to another algorithm.
     pub fn rotate_now_to(&self, algorithm: Algorithm) -> String {
         let kid = self.prepare(algorithm);
         self.activate(&kid);
         kid
     }
 
-    /// The algorithm that it signs with unless told otherwise.
+    /// The default algorithm of new tokens.
     pub fn algorithm(&self) -> Algorithm {
         self.keys().signing.algorithm()
     }
@@ -281,26 +278,26 @@ impl Issuer {
         self.keys().token_life
     }
 
-    /// Tells this one whenever the bundle changes, for as long as it lives.
-    pub(super) fn tell(&self, listener: &Arc<dyn OnChange>) {
+    /// Notifies this listener whenever the bundle changes, until it is dropped.
+    pub(super) fn notify(&self, listener: &Arc<dyn OnChange>) {
         let mut listeners = self.listeners();
         listeners.retain(|listener| listener.strong_count() > 0);
         listeners.push(Arc::downgrade(listener));
     }
 
-    /// The key that signs now.
+    /// The signing key.
     fn signing(&self) -> Arc<SigningKey> {
         self.keys().signing.clone()
     }
 
-    /// The key of this ID, in the bundle or revoked.
+    /// The key with this ID, in the bundle or revoked.
     fn key(&self, kid: &str) -> Option<Arc<SigningKey>> {
         let keys = self.keys();
         keys.find(kid)
             .or_else(|| keys.revoked.iter().find(|key| key.kid() == kid).cloned())
     }
 
-    /// The newest key in the bundle that is fit for this algorithm; a new one where there is none.
+    /// The newest key in the bundle that fits this algorithm, or a new one if no key does.
     fn key_for(&self, algorithm: Algorithm) -> Arc<SigningKey> {
         let fit = |key: &&Arc<SigningKey>| key.fits(algorithm);
         if let Some(key) = self.keys().published.iter().rev().find(fit) {
@@ -323,7 +320,7 @@ impl Issuer {
         }
         drop(keys);
         if changed {
-            // Not under the lock: whoever is told asks for the keys.
+            // Without the lock: listeners read the keys.
             let listeners = self.listeners().clone();
             for listener in listeners.iter().filter_map(Weak::upgrade) {
                 listener.changed();

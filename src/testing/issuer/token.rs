@@ -1,4 +1,4 @@
-//! Tokens, right and wrong.
+//! Valid and invalid tokens.
 
 use std::fmt;
 use std::time::Duration;
@@ -14,9 +14,9 @@ use crate::clock::UnixTime;
 use crate::jwt::Algorithm;
 use crate::testing::{misuse, must};
 
-/// A token before it is signed. As it begins, it is one of SPIRE's: the header has exactly `alg`,
-/// `kid` and `typ`, the claims are `sub`, `aud` (a list, always), `iat` (now) and `exp`. Every
-/// method makes it another one, and none asks whether a validator would like it.
+/// A token before it is signed. Initially it is like one of SPIRE: the header has exactly `alg`, `kid`
+/// and `typ`; the claims are `sub`, `aud` (always a list), `iat` (now) and `exp`. The methods change it,
+/// without a check that the result is valid.
 ///
 /// ```
 /// use std::time::Duration;
@@ -45,7 +45,7 @@ pub struct TokenBuilder {
     raw_header: Option<Vec<u8>>,
     raw_payload: Option<Vec<u8>>,
     signature: Option<Vec<u8>>,
-    // Members that `header` and `without_header` decided on: signing leaves them alone.
+    // Members set or removed by `header` and `without_header`: signing does not change them.
     headers_set: Vec<String>,
 }
 
@@ -75,7 +75,7 @@ impl TokenBuilder {
             .expires_at(now.saturating_add(life))
     }
 
-    /// Adds an audience to those that it has.
+    /// Adds an audience.
     pub fn audience(mut self, audience: &str) -> Self {
         match self.claims.get_mut("aud") {
             Some(Value::Array(all)) => {
@@ -86,19 +86,19 @@ impl TokenBuilder {
         }
     }
 
-    /// These audiences and no others, as a list.
+    /// Replaces the audiences by this list.
     pub fn audiences<'a>(self, audiences: impl IntoIterator<Item = &'a str>) -> Self {
         let audiences: Vec<&str> = audiences.into_iter().collect();
         self.claim("aud", audiences)
     }
 
-    /// Expires this long from now; `iat` is now.
+    /// Sets `iat` to now and `exp` to this time later.
     pub fn expires_in(self, life: Duration) -> Self {
         let now = self.issuer.clock().now();
         self.issued_at(now).expires_at(now.saturating_add(life))
     }
 
-    /// Expired this long ago, after the life that this issuer's tokens have.
+    /// Makes it expired since this time, with the default lifetime of the issuer.
     pub fn expired(self, ago: Duration) -> Self {
         let expiry = self.issuer.clock().now().saturating_sub(ago);
         let life = self.issuer.token_life();
@@ -106,37 +106,37 @@ impl TokenBuilder {
             .expires_at(expiry)
     }
 
-    /// Expires at this time, rounded down to a second.
+    /// Sets `exp` to this time, rounded down to a second.
     pub fn expires_at(self, time: UnixTime) -> Self {
         self.claim("exp", time.secs())
     }
 
-    /// Was issued at this time, rounded down to a second.
+    /// Sets `iat` to this time, rounded down to a second.
     pub fn issued_at(self, time: UnixTime) -> Self {
         self.claim("iat", time.secs())
     }
 
-    /// Says this in the claims, in place of what was said under this name.
+    /// Sets a claim.
     ///
     /// # Panics
-    /// `value` has no JSON.
+    /// `value` cannot be written as JSON.
     #[track_caller]
     pub fn claim(mut self, name: &str, value: impl Serialize) -> Self {
         self.claims.insert(name.to_owned(), json(value));
         self
     }
 
-    /// Leaves this claim out.
+    /// Removes this claim.
     pub fn without_claim(mut self, name: &str) -> Self {
         self.claims.remove(name);
         self
     }
 
-    /// Says this in the header, in place of what it would say. What signs is not changed by it:
-    /// see [`algorithm`](Self::algorithm) and [`key`](Self::key) for that.
+    /// Sets a member of the header. It does not change the key or the algorithm of the signature: see
+    /// [`algorithm`](Self::algorithm) and [`key`](Self::key).
     ///
     /// # Panics
-    /// `value` has no JSON.
+    /// `value` cannot be written as JSON.
     #[track_caller]
     pub fn header(mut self, name: &str, value: impl Serialize) -> Self {
         self.headers_set.push(name.to_owned());
@@ -144,66 +144,66 @@ impl TokenBuilder {
         self
     }
 
-    /// Leaves this out of the header.
+    /// Removes this member from the header.
     pub fn without_header(mut self, name: &str) -> Self {
         self.headers_set.push(name.to_owned());
         self.header.remove(name);
         self
     }
 
-    /// Signs with this algorithm, and says so. The key is the newest one in the issuer's bundle
-    /// that is fit for it; where there is none, a new one is put there.
+    /// Signs with this algorithm, and sets `alg`. The key is the newest one in the issuer's bundle that
+    /// fits it. If no key does, a new one is added.
     pub fn algorithm(mut self, algorithm: Algorithm) -> Self {
         self.algorithm = Some(algorithm);
         self
     }
 
-    /// Signs with the issuer's key of this ID, revoked or not yet in use though it may be.
+    /// Signs with the issuer's key of this ID, which may be revoked or not yet active.
     pub fn key(mut self, kid: &str) -> Self {
         self.kid = Some(kid.to_owned());
         self
     }
 
-    /// Signs with another issuer's key, under the ID of this one's: a forgery.
+    /// Forges the token: signs with the key of another issuer, under the key ID of this one.
     pub fn signed_by(mut self, other: &Issuer) -> Self {
         self.signer = Some(other.clone());
         self
     }
 
-    /// These bytes stand in place of the header.
+    /// Replaces the whole header by these bytes.
     pub fn raw_header(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.raw_header = Some(bytes.into());
         self
     }
 
-    /// These bytes stand in place of the claims.
+    /// Replaces the whole claims by these bytes.
     pub fn raw_payload(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.raw_payload = Some(bytes.into());
         self
     }
 
-    /// These bytes stand in place of the signature.
+    /// Replaces the signature by these bytes.
     pub fn signature(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.signature = Some(bytes.into());
         self
     }
 
-    /// The token.
+    /// Signs the token and returns it.
     ///
     /// # Panics
-    /// [`key`](Self::key) named one that the issuer never had.
+    /// The issuer never had the key of [`key`](Self::key).
     #[track_caller]
     pub fn sign(self) -> String {
         self.sign_and_name().0
     }
 
-    /// The token, and the ID of the key that it names.
+    /// Signs the token, and returns it with the ID of its key.
     #[track_caller]
     pub(in crate::testing) fn sign_and_name(self) -> (String, String) {
         let own = match (&self.kid, self.algorithm) {
             (Some(kid), _) => match self.issuer.key(kid) {
                 Some(key) => key,
-                None => misuse("the issuer never had a key of this ID"),
+                None => misuse("the issuer never had a key with this ID"),
             },
             (None, Some(algorithm)) => self.issuer.key_for(algorithm),
             (None, None) => self.issuer.signing(),
@@ -237,10 +237,10 @@ impl TokenBuilder {
         (token, own.kid().to_owned())
     }
 
-    /// The token as the value of an `authorization` header, marked sensitive.
+    /// Signs the token and returns it as the value of an `authorization` header, marked sensitive.
     ///
     /// # Panics
-    /// As [`sign`](Self::sign) does.
+    /// As [`sign`](Self::sign).
     #[track_caller]
     pub fn bearer(self) -> HeaderValue {
         bearer(&self.sign())
@@ -251,7 +251,7 @@ impl TokenBuilder {
 pub(in crate::testing) fn bearer(token: &str) -> HeaderValue {
     let mut value = must(
         HeaderValue::try_from(format!("Bearer {token}")),
-        "base64url and dots are good for a header",
+        "base64url and dots are valid in a header",
     );
     value.set_sensitive(true);
     value
@@ -261,7 +261,7 @@ pub(in crate::testing) fn bearer(token: &str) -> HeaderValue {
 fn json(value: impl Serialize) -> Value {
     must(
         serde_json::to_value(value),
-        "a claim or header member has JSON",
+        "a claim or header member can be written as JSON",
     )
 }
 

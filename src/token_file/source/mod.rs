@@ -195,15 +195,18 @@ impl FileTokensBuilder {
         }
         let mut files: Vec<Followed> = Vec::with_capacity(self.files.len());
         for (audiences, path) in self.files {
-            let invalid = |why: &dyn fmt::Display| {
-                let text = format!("token file {} is invalid: {why}", shown(&path));
-                TokenFileError::new(TokenFileErrorReason::Audience, text)
-            };
-            let audiences = SvidRequest::new(&audiences).map_err(|error| invalid(&error))?;
+            let path_shown = shown(&path);
+            let invalid = |text| TokenFileError::new(TokenFileErrorReason::Audience, text);
+            let audiences = SvidRequest::new(&audiences).map_err(|error| {
+                let text = format!("the audiences of token file {path_shown} are invalid");
+                invalid(text).because(error)
+            })?;
             if files.iter().any(|file| file.audiences == audiences) {
-                let why =
-                    "another file has the same audiences; use one file for each set of audiences";
-                return Err(invalid(&why));
+                let text = format!(
+                    "token file {path_shown} is invalid: another file is for the same audiences; \
+                     name one for each"
+                );
+                return Err(invalid(text));
             }
             let known = Mutex::default();
             files.push(Followed {

@@ -13,13 +13,13 @@ const WAYS: usize = 4;
 /// included.
 const MAX_WEIGHT: usize = 2400;
 
-/// How many caches are gone. A thread that finds more of them than before clears what they left.
-static GONE: AtomicU64 = AtomicU64::new(0);
+/// The number of dropped caches. If it has risen, a thread removes their entries from its table.
+static DROPPED: AtomicU64 = AtomicU64::new(0);
 
-/// Whose an entry is: all validators of a thread share its table.
+/// The cache of an entry: all validators share the table of a thread.
 pub(super) struct Owner {
     max_weight: usize,
-    gone: AtomicBool,
+    dropped: AtomicBool,
 }
 
 impl Owner {
@@ -27,21 +27,21 @@ impl Owner {
     pub(super) fn new(bytes: usize) -> Self {
         Self {
             max_weight: MAX_WEIGHT.min(bytes / (SETS * WAYS)),
-            gone: AtomicBool::new(false),
+            dropped: AtomicBool::new(false),
         }
     }
 
-    /// Each thread drops what it has of it, as soon as it puts something in.
-    pub(super) fn leave(&self) {
-        self.gone.store(true, Ordering::Release);
-        GONE.fetch_add(1, Ordering::Release);
+    /// Marks the cache as dropped. Each thread removes its entries at its next insertion.
+    pub(super) fn mark_dropped(&self) {
+        self.dropped.store(true, Ordering::Release);
+        DROPPED.fetch_add(1, Ordering::Release);
     }
 }
 
 /// After so many hits, the second level learns that the entry is in use.
 const TOUCH_EVERY: u32 = 512;
 
-/// What a thread has under a token.
+/// An entry that a thread found for a token.
 pub(super) struct Found {
     pub(super) svid: VerifiedSvid,
     pub(super) revision: u64,
@@ -60,14 +60,14 @@ struct Way {
 #[derive(Default)]
 struct FirstLevel {
     sets: Vec<[Option<Way>; WAYS]>,
-    // Counts uses; wraps, which only makes one choice of what to replace a poor one.
+    // Counts uses; wraps, after which one replacement may be a poor choice.
     clock: u32,
-    // How many caches were gone when it was cleared last.
-    gone: u64,
+    // The number of dropped caches at the last clearing.
+    dropped: u64,
 }
 
 thread_local! {
-    static LEVEL: RefCell<FirstLevel> = const { RefCell::new(FirstLevel { sets: Vec::new(), clock: 0, gone: 0 }) };
+    static LEVEL: RefCell<FirstLevel> = const { RefCell::new(FirstLevel { sets: Vec::new(), clock: 0, dropped: 0 }) };
 }
 
 pub(super) fn get(owner: &Arc<Owner>, hash: u64, token: &str) -> Option<Found> {
@@ -89,19 +89,19 @@ pub(super) fn get(owner: &Arc<Owner>, hash: u64, token: &str) -> Option<Found> {
     })
 }
 
-/// Puts in what was seen again; what was used longest ago makes room.
+/// Inserts a token that was seen again, in place of the least recently used one.
 pub(super) fn put(owner: &Arc<Owner>, revision: u64, svid: &VerifiedSvid) {
     place(owner, revision, svid, true);
 }
 
-/// Puts in what was seen first, where there is room.
+/// Inserts a token that is new, if there is a free slot.
 pub(super) fn put_if_free(owner: &Arc<Owner>, revision: u64, svid: &VerifiedSvid) {
     place(owner, revision, svid, false);
 }
 
 pub(super) fn remove(owner: &Arc<Owner>, hash: u64, token: &str) {
-    // Dropped outside: the last handle of an entry may free much.
-    let _gone = with(|level| {
+    // Dropped outside of the borrow: the last handle of an entry may free a lot of memory.
+    let _removed = with(|level| {
         let way = level
             .set(hash)?
             .iter_mut()
@@ -115,8 +115,8 @@ fn place(owner: &Arc<Owner>, revision: u64, svid: &VerifiedSvid, replace: bool) 
     if verified.weight() > owner.max_weight {
         return;
     }
-    let _left = with(|level| level.clear_gone());
-    let _gone = with(|level| {
+    let _orphans = with(|level| level.clear_dropped());
+    let _removed = with(|level| {
         if level.sets.is_empty() {
             level.sets.resize_with(SETS, Default::default);
         }
@@ -150,7 +150,7 @@ fn place(owner: &Arc<Owner>, revision: u64, svid: &VerifiedSvid, replace: bool) 
     });
 }
 
-/// `None` too where the thread is ending, or a source of bundles calls back into a validator.
+/// Also `None` if the thread is ending, or if a source of bundles calls back into a validator.
 fn with<T>(work: impl FnOnce(&mut FirstLevel) -> Option<T>) -> Option<T> {
     LEVEL
         .try_with(|level| work(&mut *level.try_borrow_mut().ok()?))
@@ -159,19 +159,19 @@ fn with<T>(work: impl FnOnce(&mut FirstLevel) -> Option<T>) -> Option<T> {
 }
 
 impl FirstLevel {
-    /// Takes out what no cache owns any more.
-    fn clear_gone(&mut self) -> Option<Vec<Way>> {
-        let gone = GONE.load(Ordering::Acquire);
-        if std::mem::replace(&mut self.gone, gone) == gone {
+    /// Removes the entries of dropped caches.
+    fn clear_dropped(&mut self) -> Option<Vec<Way>> {
+        let dropped = DROPPED.load(Ordering::Acquire);
+        if std::mem::replace(&mut self.dropped, dropped) == dropped {
             return None;
         }
-        let is_left = |way: &mut Way| way.owner.gone.load(Ordering::Acquire);
+        let is_orphan = |way: &mut Way| way.owner.dropped.load(Ordering::Acquire);
         let ways = self.sets.iter_mut().flatten();
-        Some(ways.filter_map(|way| way.take_if(is_left)).collect())
+        Some(ways.filter_map(|way| way.take_if(is_orphan)).collect())
     }
 
     fn set(&mut self, hash: u64) -> Option<&mut [Option<Way>; WAYS]> {
-        // The top bits: the second level goes by the others.
+        // The top bits: the second level uses the others.
         let set = (hash >> (u64::BITS - SETS.ilog2())) as usize;
         self.sets.get_mut(set)
     }

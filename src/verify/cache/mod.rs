@@ -2,7 +2,7 @@
 //!
 //! Two levels. The second is shared, bounded by bytes, and resists scans: many new tokens do not evict
 //! frequent ones. The first is small and belongs to one thread, because reference counts on a shared
-//! cache line are slow. One validator never has more in it than its second level may hold.
+//! cache line are slow. Entries of one validator there never exceed the limit of its second level.
 
 mod first;
 mod second;
@@ -27,7 +27,7 @@ use crate::bundle::{BundleAnswer, BundleSource};
 
 pub(super) struct VerifiedCache {
     owner: Arc<Owner>,
-    // Seeded anew for each cache.
+    // A new seed for each cache.
     hasher: DefaultHashBuilder,
     second: SecondLevel,
     counters: Arc<Counters>,
@@ -35,16 +35,16 @@ pub(super) struct VerifiedCache {
 
 impl Drop for VerifiedCache {
     fn drop(&mut self) {
-        self.owner.leave();
+        self.owner.mark_dropped();
     }
 }
 
 /// Whether the times of an entry are valid.
 pub(super) enum Time {
-    Good,
-    /// It does not count now, and may again.
+    Valid,
+    /// It is not valid now, but may be later.
     NotNow,
-    /// Its end is past.
+    /// It has expired.
     Past,
 }
 
@@ -63,8 +63,8 @@ impl VerifiedCache {
         self.hasher.hash_one(token.as_bytes())
     }
 
-    /// What was verified under this very text, if `time` lets it, and the authority is still the
-    /// one that the source has.
+    /// The verified token with exactly this text, if its times are valid and the source still has its
+    /// authority.
     pub(super) fn get(
         &self,
         hash: u64,
@@ -82,9 +82,9 @@ impl VerifiedCache {
             }
         };
         match time(svid.shared()) {
-            Time::Good => {}
+            Time::Valid => {}
             Time::NotNow => return None,
-            // It will not be valid again, and takes the room of valid entries.
+            // It will not be valid again, and takes space from valid entries.
             Time::Past => {
                 self.remove(hash, token);
                 return None;
@@ -118,8 +118,8 @@ impl VerifiedCache {
         self.second.remove(hash, token);
     }
 
-    /// Keeps what was just verified. It does not push anything out of the first level: only what
-    /// is seen again may.
+    /// Stores a token that was just verified. In the first level it replaces no entry: only tokens that
+    /// are seen again do.
     pub(super) fn insert(&self, svid: &VerifiedSvid) {
         let revision = svid.shared().revision.load(Ordering::Acquire);
         first::put_if_free(&self.owner, revision, svid);
@@ -131,8 +131,8 @@ impl VerifiedCache {
     }
 }
 
-/// Whether the authority is still the one that the source has for this trust domain and key ID:
-/// the same key, not only the same name.
+/// Whether the source still has this authority for the trust domain and key ID: the same key, not only
+/// the same ID.
 fn is_current(verified: &Verified, revision: u64, source: &dyn BundleSource) -> bool {
     if verified.revision.load(Ordering::Acquire) == revision {
         return true;
@@ -147,7 +147,7 @@ fn is_current(verified: &Verified, revision: u64, source: &dyn BundleSource) -> 
         .authority(authority.key_id())
         .is_some_and(|current| Arc::ptr_eq(current, authority) || current == authority);
     if current {
-        // The revision was read before the bundle, so that it is never newer than it.
+        // The revision was read before the bundle, so it is never newer.
         verified.revision.store(revision, Ordering::Release);
     }
     current

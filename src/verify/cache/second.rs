@@ -15,7 +15,7 @@ pub(super) struct SecondLevel {
 
 impl SecondLevel {
     pub(super) fn new(bytes: usize, counters: Arc<Counters>) -> Self {
-        // Told that entries are of 2 KiB, it makes no shard smaller than 64 KiB: each can take the
+        // With an estimate of 2 KiB per entry, no shard is smaller than 64 KiB: each can hold the
         // longest token.
         let entries = (bytes / 2048).max(1);
         let evictions = CountEvictions(counters);
@@ -28,7 +28,7 @@ impl SecondLevel {
         self.cache.get(&Wanted { hash, token })
     }
 
-    /// Tells the cache that the entry is in use, though another level answers for it.
+    /// Marks the entry as used, although the first level returned it.
     pub(super) fn touch(&self, hash: u64, token: &str) {
         let _ = self.get(hash, token);
     }
@@ -51,7 +51,7 @@ impl SecondLevel {
     }
 }
 
-/// An entry is its own key: by the whole token, so that no collision of hashes is a way in.
+/// An entry is its own key. The whole token is compared, so hash collisions cannot be exploited.
 #[derive(Clone)]
 struct Key(Arc<Verified>);
 

@@ -2,24 +2,24 @@
 
 use crate::metrics::{Count, StripedCount};
 
-/// What a verified cache did since it was made, and what it holds.
+/// The counters of a verified cache since it was created, and its size.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct VerifiedCacheStats {
-    /// Tokens that were there, with an authority and a time that still count.
+    /// Lookups that found a token whose authority and times are still valid.
     pub hits: u64,
-    /// Tokens that were not.
+    /// Lookups that did not.
     pub misses: u64,
-    /// Entries that went because room was wanted.
+    /// Entries that were evicted to make space.
     pub evictions: u64,
-    /// Entries now.
+    /// The number of entries now.
     pub entries: usize,
-    /// Their size in bytes, about; without what each thread has at hand beside them
+    /// Their approximate size in bytes, without the entries that each thread keeps
     /// ([`cache_bytes`](crate::verify::ValidatorBuilder::cache_bytes)).
     pub bytes: u64,
 }
 
-/// Hits are counted on every thread's hot path; the rest comes with a signature check.
+/// Hits are counted on the hot path of every thread; the others come with a signature check.
 #[derive(Default)]
 pub(super) struct Counters {
     pub(super) hits: StripedCount,

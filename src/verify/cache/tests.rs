@@ -1,4 +1,4 @@
-//! The levels of the cache with chosen hashes: tokens that share a place must not share a verdict.
+//! The levels of the cache with chosen hashes: tokens that share a slot must not be confused.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -69,7 +69,7 @@ fn first_level_compares_owner_hash_and_whole_token() {
 }
 
 #[test]
-fn full_set_gives_way_only_to_repeated_tokens() {
+fn only_repeated_tokens_evict_from_a_full_set() {
     let owner = owner();
     for (n, token) in (0..).zip(["a", "b", "c", "d"]) {
         first::put_if_free(&owner, 0, &svid(token, HASH + n));
@@ -87,7 +87,7 @@ fn full_set_gives_way_only_to_repeated_tokens() {
 }
 
 #[test]
-fn first_level_takes_its_share_of_the_bytes() {
+fn first_level_limits_the_weight_of_entries() {
     let token = "t".repeat(100);
     let weight = verified(&token, HASH).weight();
     for (bytes, kept) in [(256 * weight, true), (256 * weight - 1, false), (0, false)] {
@@ -102,18 +102,18 @@ fn first_level_takes_its_share_of_the_bytes() {
 }
 
 #[test]
-fn entries_of_a_dropped_cache_go_at_the_next_insertion() {
-    let (gone, ours) = (owner(), owner());
+fn next_insertion_removes_entries_of_dropped_caches() {
+    let (dropped, ours) = (owner(), owner());
     let put = |owner: &Arc<Owner>, token: &str| {
         let svid = svid(token, HASH);
         first::put(owner, 0, &svid);
         Arc::downgrade(svid.shared())
     };
-    let (left, kept) = (put(&gone, "left"), put(&ours, "kept"));
-    gone.leave();
-    assert!(left.upgrade().is_some());
+    let (orphan, kept) = (put(&dropped, "orphan"), put(&ours, "kept"));
+    dropped.mark_dropped();
+    assert!(orphan.upgrade().is_some());
     first::put(&ours, 0, &svid("next", HASH << 1));
-    assert!(left.upgrade().is_none() && kept.upgrade().is_some());
+    assert!(orphan.upgrade().is_none() && kept.upgrade().is_some());
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! H10: the first bundle, and invalid settings.
 
+use std::error::Error as _;
+
 use tower_spiffe::SpiffeId;
 use tower_spiffe::bundle::{BundleSource as _, BundlesUnavailable};
 use tower_spiffe::metrics::{MetricsRecorder, Verification};
-use tower_spiffe::source::https::{HttpsBundlesErrorReason as Reason, SpiffeBootstrap};
+use tower_spiffe::source::https::{HttpsBundlesErrorReason as Reason, PollError, SpiffeBootstrap};
 use tower_spiffe::verify::ValidateReason;
 
 use super::*;
@@ -19,9 +21,9 @@ async fn h10_build_waits_and_says_why_it_failed() {
     advance(secs(30)).await;
     let error = build.await.unwrap().unwrap_err();
     assert_eq!(error.reason(), Reason::Timeout);
-    let text = error.to_string();
+    let text = format!("{error:#}");
     assert!(
-        text.contains("within 30s: the server answered with HTTP status 403"),
+        text.contains("within 30s: the server returned HTTP status 403"),
         "{text}"
     );
     assert!(
@@ -173,14 +175,40 @@ async fn h10_wrong_settings_fail_immediately() {
     ] {
         let error = builder.clone().build_lazy().unwrap_err();
         assert_eq!(error.reason(), Reason::Settings, "{name}");
-        assert!(error.to_string().contains(text), "{name}: {error}");
+        let shown = format!("{error:#}");
+        assert!(shown.contains(text), "{name}: {shown}");
         let error = builder.build().await.unwrap_err();
         assert_eq!(error.reason(), Reason::Settings, "{name}");
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn h10_errors_have_their_causes() {
+    let pem = "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n";
+    let builder = HttpsBundles::jwks_url(td(TD), "https://x.test").add_roots_pem(pem);
+    let error = builder.build_lazy().unwrap_err();
+    let cause = error.source().expect("the error of the PEM").to_string();
+    assert!(!error.to_string().contains(&cause), "{error}");
+    assert!(format!("{error:#}").ends_with(&cause), "{error:#}");
+
+    let failing = |_: http::Request<()>| async {
+        Err::<http::Response<String>, _>(std::io::Error::other("no route"))
+    };
+    let builder = HttpsBundles::jwks_url(td(TD), "https://x.test").client(failing);
+    let error = builder.initial_sync_timeout(secs(1)).build().await;
+    let error = error.unwrap_err().clone();
+    assert_eq!(error.reason(), Reason::Timeout);
+    let poll = error.source().expect("the error of the poll");
+    let poll = poll.downcast_ref::<PollError>().expect("a `PollError`");
+    assert_eq!(poll.kind(), "bundle-fetch");
+    assert_eq!(poll.text(), format!("{poll}: no route"));
+    let io = poll.source().expect("the error of the client");
+    assert!(io.is::<std::io::Error>(), "{io}");
+    assert!(format!("{error:#}").ends_with(poll.text()), "{error:#}");
+}
+
 #[test]
-fn h10_without_a_runtime_it_is_an_error() {
+fn h10_missing_runtime_is_an_error() {
     let error = HttpsBundles::jwks_url(td(TD), "https://x.test")
         .build_lazy()
         .unwrap_err();

@@ -16,7 +16,7 @@ use crate::clock::UnixTime;
 use crate::identity::SpiffeId;
 use crate::jwt::{Algorithm, Claims, ClaimsFault, Header, HeaderFault, Room, Split};
 
-type Refusal = (ValidateReason, &'static str);
+type Failure = (ValidateReason, &'static str);
 
 /// Room for a usual header, usual claims and a signature of up to 4096 bits without an allocation: a
 /// rejected token is not kept.
@@ -41,19 +41,19 @@ impl Checks {
         if token.len() > self.settings.max_token_len {
             let (reason, detail) = (
                 ValidateReason::TooLong,
-                "the token is longer than allowed; nothing of it was read",
+                "the token is longer than allowed; it was not read",
             );
             return (Err(ValidateError::new(reason, detail)), false);
         }
         // Before any bundle: see the contract of `BundleSource`.
         let revision = self.source.revision();
         let Some(cache) = &self.cache else {
-            return (self.check_anew(token, 0, revision), false);
+            return (self.check_uncached(token, 0, revision), false);
         };
         let hash = cache.hash(token);
         if let Ok(revision) = revision {
-            let time = |verified: &Verified| match self.time_refusal(Life::of(verified)) {
-                None => Time::Good,
+            let time = |verified: &Verified| match self.time_failure(Life::of(verified)) {
+                None => Time::Valid,
                 Some((ValidateReason::Expired, _)) => Time::Past,
                 Some(_) => Time::NotNow,
             };
@@ -66,23 +66,23 @@ impl Checks {
             }
         }
         // A hit that is no longer valid is checked like a new token, so that the cache changes neither a
-        // verdict nor an error text.
-        let verdict = self.check_anew(token, hash, revision);
-        if let Ok(svid) = &verdict {
+        // result nor an error text.
+        let result = self.check_uncached(token, hash, revision);
+        if let Ok(svid) = &result {
             cache.insert(svid);
         }
-        (verdict, false)
+        (result, false)
     }
 
-    fn check_anew(
+    fn check_uncached(
         &self,
         token: &str,
         hash: u64,
         revision: Result<u64, BundlesUnavailable>,
     ) -> Result<VerifiedSvid, ValidateError> {
-        let refuse = |(reason, detail): Refusal| ValidateError::new(reason, detail);
+        let fail = |(reason, detail): Failure| ValidateError::new(reason, detail);
 
-        let split = Split::new(token).ok_or_else(|| refuse(unless_bearer(token, PARTS)))?;
+        let split = Split::new(token).ok_or_else(|| fail(unless_bearer(token, PARTS)))?;
         let known = KnownHeader::find(split.header, self.settings.allow_unknown_headers);
         let mut header = Room::<HEADER_ROOM>::new();
         let mut payload = Room::<PAYLOAD_ROOM>::new();
@@ -91,49 +91,49 @@ impl Checks {
             Some(_) => &[],
             None => header
                 .decode(split.header)
-                .ok_or_else(|| refuse(unless_bearer(token, ENCODING)))?,
+                .ok_or_else(|| fail(unless_bearer(token, ENCODING)))?,
         };
         let payload = payload
             .decode(split.payload)
-            .ok_or_else(|| refuse(ENCODING))?;
+            .ok_or_else(|| fail(ENCODING))?;
         let signature = signature
             .decode(split.signature)
-            .ok_or_else(|| refuse(ENCODING))?;
+            .ok_or_else(|| fail(ENCODING))?;
         let header = match &known {
             Some(known) => known.header(),
             None => Header::parse(header, self.settings.allow_unknown_headers)
-                .map_err(|fault| refuse(header_refusal(fault)))?,
+                .map_err(|fault| fail(header_failure(fault)))?,
         };
         if !self.settings.algorithms.contains(header.algorithm) {
-            return Err(refuse(ALGORITHM).with_key_id(header.key_id.as_deref()));
+            return Err(fail(ALGORITHM).with_key_id(header.key_id.as_deref()));
         }
         if header.key_id.is_none() && self.settings.require_key_id {
-            return Err(refuse(NO_KEY_ID));
+            return Err(fail(NO_KEY_ID));
         }
 
-        let refuse = |refusal| refuse(refusal).with_key_id(header.key_id.as_deref());
+        let fail = |failure| fail(failure).with_key_id(header.key_id.as_deref());
         let payload =
-            std::str::from_utf8(payload).map_err(|_| refuse(claims_refusal(ClaimsFault::Json)))?;
-        let claims = Claims::parse(payload).map_err(|fault| refuse(claims_refusal(fault)))?;
-        let spiffe_id = SpiffeId::parse(&claims.subject).map_err(|_| refuse(SUBJECT))?;
+            std::str::from_utf8(payload).map_err(|_| fail(claims_failure(ClaimsFault::Json)))?;
+        let claims = Claims::parse(payload).map_err(|fault| fail(claims_failure(fault)))?;
+        let spiffe_id = SpiffeId::parse(&claims.subject).map_err(|_| fail(SUBJECT))?;
 
         let trust_domain = spiffe_id.trust_domain_name();
-        let refuse = |refusal| refuse(refusal).with_trust_domain(trust_domain);
+        let fail = |failure| fail(failure).with_trust_domain(trust_domain);
         let life = Life {
             expires_at: claims.expires_at,
             not_before: claims.not_before,
             issued_at: claims.issued_at,
         };
-        if let Some(refusal) = self.time_refusal(life) {
-            return Err(refuse(refusal));
+        if let Some(failure) = self.time_failure(life) {
+            return Err(fail(failure));
         }
-        if !is_for_us(claims.audiences.as_slice(), &self.settings.audiences) {
-            return Err(refuse(AUDIENCE).with_audiences(claims.audiences.as_slice()));
+        if !has_audience(claims.audiences.as_slice(), &self.settings.audiences) {
+            return Err(fail(AUDIENCE).with_audiences(claims.audiences.as_slice()));
         }
         if self.settings.sole_audience && claims.audiences.as_slice().len() != 1 {
-            return Err(refuse(SOLE_AUDIENCE).with_audiences(claims.audiences.as_slice()));
+            return Err(fail(SOLE_AUDIENCE).with_audiences(claims.audiences.as_slice()));
         }
-        let (bundle, revision) = self.bundle(trust_domain, revision).map_err(refuse)?;
+        let (bundle, revision) = self.bundle(trust_domain, revision).map_err(fail)?;
         let verifies = |authority: &Arc<JwtAuthority>| {
             authority.verify(header.algorithm, split.signed.as_bytes(), signature)
         };
@@ -143,7 +143,7 @@ impl Checks {
                 .and_then(|named| verifies(named).then_some(named).ok_or(SIGNATURE)),
             None => by_trial(&bundle, header.algorithm, verifies),
         };
-        let authority = Arc::clone(signer.map_err(refuse)?);
+        let authority = Arc::clone(signer.map_err(fail)?);
         if known.is_none() {
             KnownHeader::keep(split.header, self.settings.allow_unknown_headers, &header);
         }
@@ -166,13 +166,13 @@ impl Checks {
         })))
     }
 
-    /// The bundle of the *subject's* trust domain: the token does not choose whose keys are used
+    /// The bundle of the *subject's* trust domain: the token does not select the keys
     /// (SPIFFE Workload API section 6.3).
     fn bundle(
         &self,
         trust_domain: &str,
         revision: Result<u64, BundlesUnavailable>,
-    ) -> Result<(Arc<JwtBundle>, u64), Refusal> {
+    ) -> Result<(Arc<JwtBundle>, u64), Failure> {
         let revision = revision.map_err(bundles_unavailable)?;
         match self.source.bundle(trust_domain) {
             BundleAnswer::Ready(bundle) => Ok((bundle, revision)),
@@ -187,7 +187,7 @@ impl Checks {
         bundle: &'b JwtBundle,
         key_id: &str,
         algorithm: Algorithm,
-    ) -> Result<&'b Arc<JwtAuthority>, Refusal> {
+    ) -> Result<&'b Arc<JwtAuthority>, Failure> {
         match bundle.authority(key_id) {
             Some(named) if named.supports(algorithm) => Ok(named),
             Some(_) => Err(KEY_UNFIT),
@@ -200,13 +200,13 @@ impl Checks {
     }
 
     /// Reads the clock as late as possible: malformed tokens do not need it.
-    fn time_refusal(&self, life: Life) -> Option<Refusal> {
-        life.refusal(&self.settings, self.settings.clock.now())
+    fn time_failure(&self, life: Life) -> Option<Failure> {
+        life.failure(&self.settings, self.settings.clock.now())
     }
 }
 
-/// The most keys that a token without `kid` is verified with. Such a token costs up to this many
-/// signature checks, and anyone can send one.
+/// The most keys that are tried on a token without `kid`. Anyone can send one, and it costs a
+/// signature check per key.
 const MOST_TRIED: usize = 4;
 
 /// The key that verifies a token without `kid`, of those that fit its algorithm. The result does
@@ -217,7 +217,7 @@ fn by_trial(
     bundle: &JwtBundle,
     algorithm: Algorithm,
     verifies: impl Fn(&Arc<JwtAuthority>) -> bool,
-) -> Result<&Arc<JwtAuthority>, Refusal> {
+) -> Result<&Arc<JwtAuthority>, Failure> {
     let fitting = || bundle.authorities().filter(|key| key.supports(algorithm));
     match fitting().take(MOST_TRIED + 1).count() {
         0 => Err(NO_KEY_FITS),
@@ -243,9 +243,9 @@ impl Life {
         }
     }
 
-    fn refusal(self, settings: &Settings, now: UnixTime) -> Option<Refusal> {
+    fn failure(self, settings: &Settings, now: UnixTime) -> Option<Failure> {
         let leeway = settings.leeway;
-        // RFC 7519 section 4.1.4: "on or after" the end is too late.
+        // RFC 7519 section 4.1.4: a token has expired "on or after" `exp`.
         if now >= self.expires_at.saturating_add(leeway) {
             return Some(EXPIRED);
         }
@@ -263,89 +263,92 @@ impl Life {
     fn is_longer_than(self, longest: Duration, leeway: Duration, now: UnixTime) -> bool {
         let end = self.expires_at;
         match self.issued_at {
-            // A token cannot make itself younger by an `iat` that is still to come.
+            // An `iat` in the future must not extend the limit.
             Some(issued_at) if issued_at <= now => end > issued_at.saturating_add(longest),
             _ => end > now.saturating_add(longest).saturating_add(leeway),
         }
     }
 }
 
-/// Whether one of the token's audiences is one of ours; never normalised (JWT-SVID section 3.2).
-fn is_for_us(audiences: &[Cow<'_, str>], ours: &[Box<str>]) -> bool {
+/// Whether one of the token's audiences is one of these, byte for byte (JWT-SVID section 3.2).
+fn has_audience(audiences: &[Cow<'_, str>], accepted: &[Box<str>]) -> bool {
     audiences
         .iter()
-        .any(|audience| ours.iter().any(|our| **our == **audience))
+        .any(|audience| accepted.iter().any(|one| **one == **audience))
 }
 
-const PARTS: Refusal = (
+const PARTS: Failure = (
     ValidateReason::Malformed,
     "not exactly three non-empty parts with dots between them",
 );
-const ENCODING: Refusal = (
+const ENCODING: Failure = (
     ValidateReason::Malformed,
-    "a part is no base64url without padding",
+    "a part is not base64url without padding",
 );
-const BEARER: Refusal = (
+const BEARER: Failure = (
     ValidateReason::Malformed,
     "the text begins with `Bearer`; pass the token without it",
 );
-const ALGORITHM: Refusal = (
-    ValidateReason::Algorithm,
-    "`alg` is absent or none of those that are allowed",
-);
-const SUBJECT: Refusal = (ValidateReason::Claims, "`sub` is no SPIFFE ID");
-const EXPIRED: Refusal = (ValidateReason::Expired, "`exp` is past");
-const NOT_YET_VALID: Refusal = (ValidateReason::NotYetValid, "`nbf` is still to come");
-const LIFETIME: Refusal = (
+const ALGORITHM: Failure = (ValidateReason::Algorithm, "`alg` is missing or not allowed");
+const SUBJECT: Failure = (ValidateReason::Claims, "`sub` is not a SPIFFE ID");
+const EXPIRED: Failure = (ValidateReason::Expired, "`exp` has passed");
+const NOT_YET_VALID: Failure = (ValidateReason::NotYetValid, "`nbf` is in the future");
+const LIFETIME: Failure = (
     ValidateReason::Claims,
-    "the token lives longer than allowed",
+    "the token is valid for longer than allowed",
 );
-const AUDIENCE: Refusal = (ValidateReason::Audience, "`aud` names none of ours");
-const SOLE_AUDIENCE: Refusal = (
+const AUDIENCE: Failure = (
+    ValidateReason::Audience,
+    "`aud` has none of this validator's audiences",
+);
+const SOLE_AUDIENCE: Failure = (
     ValidateReason::Audience,
     "`aud` has more than one value, and this validator requires exactly one",
 );
-const TRUST_DOMAIN: Refusal = (
+const TRUST_DOMAIN: Failure = (
     ValidateReason::TrustDomainUnknown,
     "there is no bundle for the trust domain of `sub`",
 );
-const KEY_UNKNOWN: Refusal = (
+const KEY_UNKNOWN: Failure = (
     ValidateReason::KeyUnknown,
     "the bundle of the trust domain has no key with this `kid`",
 );
-const NO_KEY_ID: Refusal = (
+const NO_KEY_ID: Failure = (
     ValidateReason::Header,
     "`kid` is missing, and this validator requires it",
 );
-const NO_KEY_FITS: Refusal = (
+const NO_KEY_FITS: Failure = (
     ValidateReason::KeyUnknown,
     "the token has no `kid`, and the bundle of the trust domain has no key that fits its `alg`",
 );
-const TOO_MANY_KEYS: Refusal = (
+const TOO_MANY_KEYS: Failure = (
     ValidateReason::KeyUnknown,
     "the token has no `kid`, and more than four keys of the trust domain fit its `alg`; none was \
      tried",
 );
-const KEY_UNFIT: Refusal = (
+const KEY_UNFIT: Failure = (
     ValidateReason::KeyUnfit,
     "the key's type, curve, `alg` or `key_ops` does not fit the token's `alg`",
 );
-const SIGNATURE: Refusal = (ValidateReason::Signature, "the signature is not the key's");
-const NO_KEY_VERIFIES: Refusal = (
+const SIGNATURE: Failure = (
+    ValidateReason::Signature,
+    "the signature does not verify with this key",
+);
+const NO_KEY_VERIFIES: Failure = (
     ValidateReason::Signature,
     "the token has no `kid`, and no key of the trust domain that fits its `alg` verifies the \
      signature",
 );
 
-/// Passing a whole header value instead of a token is a common mistake, with an error text of its own.
-fn unless_bearer(token: &str, refusal: Refusal) -> Refusal {
+/// Users often pass a whole header value instead of a token; that has its own error text.
+fn unless_bearer(token: &str, failure: Failure) -> Failure {
     match token.trim_start().split_once(' ') {
         Some((scheme, _)) if scheme.eq_ignore_ascii_case("bearer") => BEARER,
-        _ => refusal,
+        _ => failure,
     }
 }
 
-fn bundles_unavailable(why: BundlesUnavailable) -> Refusal {
+fn bundles_unavailable(why: BundlesUnavailable) -> Failure {
     let detail = match why {
         BundlesUnavailable::NotReady => "no bundles have arrived yet",
         BundlesUnavailable::Withdrawn => "the issuer withdrew the bundles",
@@ -355,37 +358,37 @@ fn bundles_unavailable(why: BundlesUnavailable) -> Refusal {
     (ValidateReason::BundlesUnavailable(why), detail)
 }
 
-fn header_refusal(fault: HeaderFault) -> Refusal {
+fn header_failure(fault: HeaderFault) -> Failure {
     let detail = match fault {
         HeaderFault::Json => {
             return (
                 ValidateReason::Malformed,
-                "the header is no JSON object in UTF-8",
+                "the header is not a JSON object in UTF-8",
             );
         }
         HeaderFault::Algorithm => return ALGORITHM,
-        HeaderFault::Duplicate => "a header field comes twice",
+        HeaderFault::Duplicate => "a header field is duplicate",
         HeaderFault::Type => "`typ` is neither JWT nor JOSE",
         HeaderFault::KeyId => "`kid` is empty, not a string, or longer than 1024 bytes",
         HeaderFault::Forbidden => {
-            "a header field that is never accepted (crit, b64, jku, jwk, x5…)"
+            "it has a header field that is never accepted (crit, b64, jku, jwk, x5…)"
         }
-        HeaderFault::Unknown => "a header field other than alg, kid and typ",
+        HeaderFault::Unknown => "it has a header field other than alg, kid and typ",
     };
     (ValidateReason::Header, detail)
 }
 
-fn claims_refusal(fault: ClaimsFault) -> Refusal {
+fn claims_failure(fault: ClaimsFault) -> Failure {
     let detail = match fault {
-        ClaimsFault::Json => "the payload is no JSON object in UTF-8",
-        ClaimsFault::Duplicate => "a claim comes twice",
-        ClaimsFault::Subject => "`sub` is absent or no string",
+        ClaimsFault::Json => "the payload is not a JSON object in UTF-8",
+        ClaimsFault::Duplicate => "a claim is duplicate",
+        ClaimsFault::Subject => "`sub` is missing or not a string",
         ClaimsFault::Audience => {
-            "`aud` is absent, empty, or neither a string nor an array of strings"
+            "`aud` is missing, empty, or neither a string nor an array of strings"
         }
-        ClaimsFault::Expiry => "`exp` is absent or no number",
-        ClaimsFault::NotBefore => "`nbf` is no number",
-        ClaimsFault::IssuedAt => "`iat` is no number",
+        ClaimsFault::Expiry => "`exp` is missing or not a number",
+        ClaimsFault::NotBefore => "`nbf` is not a number",
+        ClaimsFault::IssuedAt => "`iat` is not a number",
     };
     (ValidateReason::Claims, detail)
 }
