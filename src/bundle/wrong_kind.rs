@@ -58,7 +58,7 @@ pub(crate) fn wrong_kind(document: &[u8], expected: Expected) -> Option<&'static
     names.kind(expected)
 }
 
-const MANIFEST: &str = "it is a Kubernetes manifest; mount the ConfigMap as a volume and give the \
+const MANIFEST: &str = "it is a Kubernetes manifest; mount the ConfigMap as a volume and use the \
                         file of one key in it, or save that key's value as a file";
 
 /// Whether it is a compact JWS or looks like one: three parts, and a header that is a JSON object.
@@ -116,7 +116,7 @@ impl Names {
                      with `-output json`; read it with `spire_agent`"
                 }
                 false => {
-                    "it is JSON with tokens, as `spire-agent api fetch jwt` prints it; give the \
+                    "it is JSON with tokens, as `spire-agent api fetch jwt` prints it; use the \
                      bundle, not the tokens"
                 }
             });

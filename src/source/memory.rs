@@ -15,7 +15,7 @@ use crate::bundle::{BundleAnswer, BundleSource, BundlesUnavailable, JwtBundle, J
 /// configuration service, for example.
 ///
 /// The source keeps the contract of [`BundleSource`]: a new set can be seen before the revision
-/// rises, and the revision rises only if an answer changed. A key that a set no longer has is
+/// rises, and the revision rises only if a bundle changed. A key that a set no longer has is
 /// rejected from the moment at which [`replace`](Self::replace) returns, also for cached tokens.
 ///
 /// A clone is one reference count, and has the same bundles. [`default`](Self::default) has no set

@@ -66,9 +66,9 @@ mod tests {
 
     use super::*;
 
-    /// The worker and the only blocking thread are busy, and paused time stands still.
+    /// The worker and the only blocking thread are busy, and paused time does not advance.
     #[test]
-    fn e20_work_holds_no_thread_of_the_runtime() {
+    fn e20_work_does_not_block_the_runtime() {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .max_blocking_threads(1)
             .enable_all()
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn e20_a_panic_of_the_work_is_no_result() {
+    async fn e20_panic_returns_none() {
         let quiet = || -> u8 { std::panic::resume_unwind(Box::new("on purpose")) };
         assert_eq!(run(quiet).await, None);
     }

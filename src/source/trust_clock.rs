@@ -147,14 +147,14 @@ mod tests {
     }
 
     #[test]
-    fn e21_the_clock_that_moved_more_counts() {
+    fn e21_clock_that_advanced_more_counts() {
         assert_eq!(moved(&[(60, 60)]), (60, 0));
         assert_eq!(moved(&[(36_000, 5)]), (36_000, 1));
         assert_eq!(moved(&[(0, 60)]), (60, 0));
     }
 
     #[test]
-    fn e21_a_backward_step_counts_as_zero() {
+    fn e21_backward_step_counts_as_zero() {
         assert_eq!(moved(&[(-3_600, 0)]), (0, 0));
         assert_eq!(moved(&[(-3_600, 10), (20, 20)]), (30, 0));
         // It does not hide a suspend that follows.

@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_step_moves_the_wall_and_nothing_else() {
+    async fn step_changes_only_the_wall_time() {
         let clock = PausedClock::new(START);
         let seen_by_another: Arc<dyn Clock> = clock.shared();
         clock.step_wall(3_600);
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn outside_a_runtime_it_starts_at_its_start() {
+    fn clock_without_runtime_begins_at_start() {
         assert_eq!(PausedClock::new(START).now().secs(), 1_000);
     }
 }

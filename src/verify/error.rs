@@ -34,8 +34,8 @@ pub enum ValidateReason {
     Expired,
     /// `nbf` is in the future, leeway included.
     NotYetValid,
-    /// `aud` names none of the validator's audiences, or has other values beside one of them and
-    /// the validator requires a [`sole_audience`](crate::verify::ValidatorBuilder::sole_audience).
+    /// `aud` has none of the validator's audiences, or it has several values and the validator requires a
+    /// [`sole_audience`](crate::verify::ValidatorBuilder::sole_audience).
     Audience,
     /// There is no bundle for the trust domain of `sub`.
     TrustDomainUnknown,

@@ -195,7 +195,7 @@ impl fmt::Debug for VerifiedSvid {
     }
 }
 
-/// The claims do not fit the requested type. The text says where, and repeats no claim.
+/// The claims do not fit the requested type. The text has the position, and repeats no claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ClaimsError {

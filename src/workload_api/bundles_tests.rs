@@ -30,7 +30,7 @@ fn delimited(tag: u8, value: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn e22_reads_what_the_generated_code_reads() {
+fn e22_decoding_matches_the_generated_code() {
     let x = [delimited(1, b"spiffe://x"), delimited(2, b"{}")].concat();
     let entry = |fields: &[Vec<u8>]| delimited(1, &fields.concat());
     let group = [vec![3 << 3 | 3], delimited(9, b"?"), vec![3 << 3 | 4]].concat();
@@ -46,7 +46,7 @@ fn e22_reads_what_the_generated_code_reads() {
         entry(&[delimited(2, b"{}")]),
         entry(&[delimited(1, b"spiffe://x")]),
         entry(&[]),
-        // The other order, and fields that we do not know.
+        // The other order, and unknown fields.
         entry(&[delimited(2, b"{}"), delimited(1, b"spiffe://x")]),
         entry(&[x.clone(), delimited(7, b"more"), group.clone()]),
         [group.clone(), delimited(1, &x), delimited(2, &x)].concat(),
@@ -94,7 +94,7 @@ fn e22_reads_what_the_generated_code_reads() {
 }
 
 #[test]
-fn e22_random_bytes_read_as_the_generated_code_reads_them() {
+fn e22_random_bytes_match_the_generated_code() {
     let mut random = fastrand::Rng::with_seed(22);
     let mut good = 0;
     for _ in 0..20_000 {
@@ -142,7 +142,7 @@ async fn received(wire: &[u8], limit: usize) -> Result<JwtBundlesMessage, Status
 }
 
 #[tokio::test]
-async fn e22_the_byte_limit_holds_before_decoding() {
+async fn e22_byte_limit_is_checked_before_decoding() {
     // Not one field in it can be read.
     let wire = vec![0xff; 1001];
     let error = received(&wire, 1000).await.expect_err("too large");

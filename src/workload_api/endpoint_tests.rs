@@ -6,7 +6,7 @@ fn reason(value: &str) -> EndpointErrorReason {
 
 #[cfg(unix)]
 #[test]
-fn ep9_unix_is_a_scheme_and_an_absolute_path() {
+fn ep9_unix_has_an_absolute_path() {
     for (value, path) in [
         ("unix:///p", "/p"),
         ("unix:/p", "/p"),
@@ -59,7 +59,7 @@ fn ep9_nothing_else_after_unix() {
 }
 
 #[test]
-fn ep10_tcp_is_an_ip_address_and_a_port() {
+fn ep10_tcp_has_ip_address_and_port() {
     for (value, address) in [
         ("tcp://127.0.0.1:8000", "127.0.0.1:8000"),
         ("tcp://1.2.3.4:5", "1.2.3.4:5"),
@@ -104,7 +104,7 @@ fn ep10_nothing_else_after_tcp() {
 }
 
 #[test]
-fn ep8_the_scheme_is_unix_or_tcp() {
+fn ep8_scheme_is_unix_or_tcp() {
     use EndpointErrorReason as R;
     for (value, expected) in [
         ("", R::Empty),

@@ -27,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_never_shows_its_token() {
+    fn debug_of_messages_hides_tokens() {
         let svid = "eyJhbGciOiJFUzI1NiJ9.e30.c2ln".to_owned();
         let answer = JwtsvidResponse {
             svids: vec![Jwtsvid {

@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn wa30_claims_come_as_json_with_whole_numbers() {
+    fn wa30_claims_are_json_with_integers() {
         let sent = claims([
             ("exp", Kind::NumberValue(1_790_000_000.0)),
             ("load", Kind::NumberValue(0.5)),

@@ -292,7 +292,7 @@ async fn ep12_rejected_token_is_not_a_client_error() {
         // Permanent for this token, but not for others.
         assert!(!error.is_retryable());
         let text = error.to_string();
-        assert!(text.contains("refuses the token"), "{text}");
+        assert!(text.contains("rejects the token"), "{text}");
         assert!(!text.contains("workload.spiffe.io"), "{text}");
         assert!(!text.contains("eyJ"), "{text}");
         client.validate_jwt_svid(AUD, &good).await.unwrap();

@@ -31,7 +31,7 @@ async fn e23_invalid_name_affects_only_its_entry() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn e23_a_message_without_a_valid_name_is_discarded() {
+async fn e23_message_without_valid_names_is_discarded() {
     let world = World::new().await;
     let source = world.source().await;
     let validator = world.validator(&source);

@@ -35,31 +35,31 @@
 //! | TB-10 | binds publishers; extra members are harmless: `tb_04_other_members_are_ignored` |
 //! | TB-11 | `tb_11_kty_is_required` |
 //! | TB-12 | `tb_12_use_is_required_in_a_spiffe_bundle` |
-//! | TB-13 | `tb13_a_map_gives_each_trust_domain_its_bundle`, `tb13_a_map_that_is_none_or_names_a_domain_twice_is_refused` |
+//! | TB-13 | `tb13_map_has_a_bundle_per_trust_domain`, `tb13_malformed_or_duplicate_map_is_rejected` |
 //! | TB-14 | `tb_14_hint_in_a_map_does_not_change_polling` |
 //! | TB-15 | `tb_15_map_is_applied_as_a_whole` |
 //! | TB-16 | `h01_without_a_hint_polls_every_five_minutes` |
 //! | TB-17 | `tb_17_one_key_in_two_trust_domains` |
-//! | ID-1 | `id_1_the_scheme_is_spiffe` |
-//! | ID-2 | `id_2_and_id_5_the_trust_domain_is_not_empty` |
-//! | ID-3 | `id_3_no_query_and_no_fragment` |
-//! | ID-4 | `id_4_the_path_may_be_absent` |
-//! | ID-5 | `id_2_and_id_5_the_trust_domain_is_not_empty` |
-//! | ID-6 | `id_6_no_userinfo_and_no_port` |
-//! | ID-7 | `id_7_and_id_20_upper_case_in_scheme_or_trust_domain_is_refused` |
-//! | ID-8 | `id_8_every_byte_of_the_trust_domain_is_of_the_charset` |
-//! | ID-9 | `id_9_and_id_12_no_percent_encoding` |
-//! | ID-10 | `id_10_ipv4_is_a_name_and_ipv6_is_not` |
-//! | ID-11 | `id_11_a_name_need_not_be_a_dns_name` |
-//! | ID-12 | `id_9_and_id_12_no_percent_encoding` |
-//! | ID-13 | `id_13_no_empty_and_no_dot_segments` |
+//! | ID-1 | `id_1_scheme_is_spiffe` |
+//! | ID-2 | `id_2_id_5_trust_domain_is_not_empty` |
+//! | ID-3 | `id_3_no_query_or_fragment` |
+//! | ID-4 | `id_4_path_is_optional` |
+//! | ID-5 | `id_2_id_5_trust_domain_is_not_empty` |
+//! | ID-6 | `id_6_no_userinfo_or_port` |
+//! | ID-7 | `id_7_id_20_upper_case_is_rejected` |
+//! | ID-8 | `id_8_trust_domain_charset` |
+//! | ID-9 | `id_9_id_12_no_percent_encoding` |
+//! | ID-10 | `id_10_ipv4_is_a_name_ipv6_is_not` |
+//! | ID-11 | `id_11_name_may_not_be_a_dns_name` |
+//! | ID-12 | `id_9_id_12_no_percent_encoding` |
+//! | ID-13 | `id_13_no_empty_or_dot_segments` |
 //! | ID-14 | `id_14_no_trailing_slash` |
-//! | ID-15 | `id_15_every_byte_of_a_segment_is_of_the_charset` |
+//! | ID-15 | `id_15_path_charset` |
 //! | ID-16 | `id_16_paths_may_be_hierarchies` |
-//! | ID-17 | `id_17_and_id_18_2048_bytes_and_no_more` |
-//! | ID-18 | `id_17_and_id_18_2048_bytes_and_no_more` |
-//! | ID-19 | `id_19_a_trust_domain_has_at_most_255_bytes` |
-//! | ID-20 | `id_20_the_path_is_case_sensitive` |
+//! | ID-17 | `id_17_id_18_at_most_2048_bytes` |
+//! | ID-18 | `id_17_id_18_at_most_2048_bytes` |
+//! | ID-19 | `id_19_trust_domain_has_at_most_255_bytes` |
+//! | ID-20 | `id_20_path_is_case_sensitive` |
 //! | ID-21 | binds the operator of a trust domain |
 //! | ID-22 | a JWS signs `sub` by its form (`jwt_01_compact_serialisation_only`) |
 //! | ID-23 | names the document types; other documents are rejected (`jwt_02_jwe_is_rejected`) |
@@ -71,8 +71,8 @@
 //! | WA-5 | binds servers of the API; a server without it is in `wa5_stream_without_first_message_times_out` |
 //! | WA-6 | binds servers of the API |
 //! | WA-7 | `wa7_an_empty_key_set_trusts_no_key` |
-//! | WA-8 | `wa8_a_trust_domain_that_is_gone_is_unloaded`, `wa4_wa8_each_message_replaces_the_whole_set` |
-//! | WA-9 | `wa9_an_empty_map_is_discarded_and_counted`, `wa9_a_message_without_bundles_is_discarded` |
+//! | WA-8 | `wa8_missing_trust_domain_is_removed`, `wa4_wa8_each_message_replaces_the_whole_set` |
+//! | WA-9 | `wa9_an_empty_map_is_discarded_and_counted`, `wa9_message_without_bundles_is_discarded` |
 //! | WA-10 | `wa_10_wa_32_unknown_trust_domain_is_rejected` |
 //! | WA-11 | `wa21_all_identities_keep_the_agents_order` |
 //! | WA-12 | `wa12_missing_or_invalid_hints_are_ignored` |
@@ -82,7 +82,7 @@
 //! | WA-23 | `wa23_first_of_equal_hints_counts` |
 //! | WA-24 | `wa24_unauthorized_identity_is_denied_and_retryable` |
 //! | WA-25 | `wa25_stream_sends_the_whole_set_each_time` |
-//! | WA-26 | `wa_26_trust_domain_is_an_id_or_a_name`, `wa26_the_name_is_the_trust_domains_id_or_its_bare_name` |
+//! | WA-26 | `wa_26_trust_domain_is_an_id_or_a_name`, `wa26_name_is_a_spiffe_id_or_bare` |
 //! | WA-27 | `wa_27_keys_for_other_uses_are_ignored` |
 //! | WA-28 | `ep12_to_ep14_statuses_fail_a_start_or_are_retried` |
 //! | WA-29 | `wa29_immediate_withdrawal_stops_validation_until_restored`, `wa29_denied_reconnect_withdraws` |

@@ -92,7 +92,7 @@ mod tests {
     ];
 
     #[test]
-    fn each_change_raises_the_revision_and_closed_is_final() {
+    fn changes_raise_the_revision_and_closed_is_final() {
         let availability = Availability::new();
         assert_eq!(availability.get(), (Status::NotReady, 0));
         for (revision, status) in (1..).zip(ALL) {

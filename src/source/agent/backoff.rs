@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn the_jitter_is_full_and_the_ceiling_doubles() {
+    fn jitter_is_full_and_ceiling_doubles() {
         let mut lowest = [Duration::MAX; 8];
         let mut highest = [Duration::ZERO; 8];
         for seed in 0..2000 {
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_seed_draws_the_same_waits() {
+    fn same_seed_draws_same_waits() {
         let draw = |seed| {
             let mut backoff = backoff(seed);
             (0..20).map(|_| backoff.next()).collect::<Vec<_>>()
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_begins_from_the_shortest() {
+    fn reset_begins_with_the_shortest_wait() {
         let mut backoff = backoff(1);
         for _ in 0..10 {
             backoff.next();
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_in_the_wrong_order_or_of_nothing_never_make_a_storm() {
+    fn invalid_limits_still_wait() {
         for (shortest, longest) in [(0, 0), (500, 10)] {
             let mut backoff = Backoff::new(MS(shortest), MS(longest), fastrand::Rng::with_seed(1));
             for _ in 0..5 {

@@ -59,7 +59,7 @@ const WELL: (bool, bool, bool) = (true, true, false);
 const OVERDUE: (bool, bool, bool) = (false, false, true);
 
 #[tokio::test]
-async fn e20_task_without_report_for_5_s_is_overdue() {
+async fn e20_silent_task_is_overdue_after_5_s() {
     for on_the_wall in [false, true] {
         let (clock, shared) = source();
         let pass = |seconds: u64| match on_the_wall {
@@ -81,7 +81,7 @@ async fn e20_task_without_report_for_5_s_is_overdue() {
 }
 
 #[tokio::test]
-async fn e20_message_that_waits_for_5_s_is_overdue() {
+async fn e20_waiting_message_is_overdue_after_5_s() {
     let (clock, shared) = source();
     let reading = shared.reading();
     for second in 1..=6 {

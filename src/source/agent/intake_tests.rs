@@ -185,7 +185,7 @@ fn e22_entries_are_counted_before_they_are_unpacked() {
 }
 
 #[test]
-fn e23_a_message_without_a_valid_name_is_discarded() {
+fn e23_message_without_valid_names_is_discarded() {
     let none = JwtBundleSet::default();
     let before = take(message([("spiffe://x", jwks(&["a"]))]), &none).set;
     let sent = message([("spiffe://X", jwks(&[])), ("http://x", jwks(&[]))]);
@@ -199,7 +199,7 @@ fn e23_a_message_without_a_valid_name_is_discarded() {
 }
 
 #[test]
-fn e19_an_empty_value_is_a_bundle_without_keys() {
+fn e19_empty_value_is_a_bundle_without_keys() {
     let none = JwtBundleSet::default();
     let before = take(message([("spiffe://x", jwks(&["a"]))]), &none);
     let after = take(message([("spiffe://x", String::new())]), &before.set);
@@ -223,7 +223,7 @@ fn jwks_of_exactly_the_limit_is_read() {
 }
 
 #[test]
-fn forgetting_leaves_what_the_message_has() {
+fn forgotten_bundles_exclude_those_of_the_message() {
     let none = JwtBundleSet::default();
     let before = take(
         message([("spiffe://x", jwks(&["a"])), ("spiffe://y", jwks(&["b"]))]),

@@ -293,7 +293,7 @@ impl Shared {
         }
     }
 
-    /// A whole message was discarded: what is known is no longer what the issuer says.
+    /// A whole message was discarded: the bundles may be outdated.
     pub(crate) fn discarding(&self) {
         let now = self.clock.monotonic();
         let mut record = self.record();

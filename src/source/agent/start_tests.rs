@@ -1,4 +1,4 @@
-//! Errors of a failed start say what failed, where, and how to fix it.
+//! Error texts of a failed start.
 
 use std::time::Duration;
 

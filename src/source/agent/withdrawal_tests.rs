@@ -106,7 +106,7 @@ fn keys(shared: &Shared, trust_domain: &str) -> Result<usize, BundlesUnavailable
 }
 
 #[tokio::test]
-async fn withdrawal_during_an_age_check_stands() {
+async fn withdrawal_during_age_check_takes_effect() {
     let (clock, shared, _) = source();
     // Its newest keys cannot be read, so the last good ones age.
     send(&shared, &[("x", UNREADABLE)]);

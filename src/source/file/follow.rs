@@ -1,4 +1,4 @@
-//! The files as they were last read, and what validation asks of them.
+//! The last content of the files, and the lookups of validation.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

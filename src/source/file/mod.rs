@@ -50,8 +50,8 @@ use crate::runtime;
 /// | [`spiffe_helper`](FileBundlesBuilder::spiffe_helper) | what spiffe-helper writes | absent, `jwt-svid` |
 /// | [`spire_agent`](FileBundlesBuilder::spire_agent) | the output of `spire-agent api fetch jwt -output json` | absent, `jwt-svid` |
 ///
-/// A file of one trust domain gives keys to that trust domain only. A file of several names its trust
-/// domains itself: a process that can write it can add keys for any trust domain, except for those
+/// A file for one trust domain has keys for that trust domain only. A file for several contains their
+/// names: a process that can write it can add keys for any trust domain, except for those
 /// of another file.
 ///
 /// # Files that are missing or invalid

@@ -55,7 +55,7 @@ pub(super) fn spawn(followed: &Arc<Followed>, runtime: &Handle, read_first: bool
                 jumps.mark_unchanged();
                 left = every;
             }
-            // A disk may not answer.
+            // A disk may not respond.
             let looking = followed.clone();
             if own_thread::run(move || looking.look(which)).await.is_none() {
                 tracing::error!("reading the bundle files panicked; their last good bundles stay");

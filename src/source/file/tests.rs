@@ -295,12 +295,15 @@ async fn broken_file_keeps_bundles_and_reports_error() {
         ),
     ] {
         dir.write("x", &broken);
-        let said = || source.state().files()[0].last_error().map(str::to_owned);
-        until(what, || said().is_some_and(|error| error.contains(what))).await;
-        assert!(said().is_some_and(|error| !error.contains("eyJ")));
+        let error_text = || source.state().files()[0].last_error().map(str::to_owned);
+        until(what, || {
+            error_text().is_some_and(|error| error.contains(what))
+        })
+        .await;
+        assert!(error_text().is_some_and(|error| !error.contains("eyJ")));
         assert_eq!(kids(&source, "x"), ["a"]);
         dir.write("x", &good);
-        until("fixed", || said().is_none()).await;
+        until("fixed", || error_text().is_none()).await;
     }
     std::fs::remove_file(&path).expect("remove");
     until("missing", || !source.state().is_healthy()).await;
@@ -498,7 +501,7 @@ async fn two_files_may_exchange_a_trust_domain() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn a_pipe_is_rejected_without_blocking() {
+async fn pipe_is_rejected_without_blocking() {
     let dir = Dir::new("pipe");
     let path = dir.write("jwks", jwks(&["a"]));
     let source = quick().jwks(td("x"), &path).open().expect("open");
@@ -548,7 +551,7 @@ impl MetricsRecorder for Recorder {
 }
 
 #[tokio::test]
-async fn changes_and_files_that_cannot_be_read_are_counted() {
+async fn changes_and_unreadable_files_are_counted() {
     let dir = Dir::new("counted");
     let path = dir.write("a.json", bundle(&["k1"]));
     let recorder = Arc::new(Recorder::default());

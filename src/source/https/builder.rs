@@ -75,7 +75,7 @@ impl HttpsBundlesBuilder {
         }
     }
 
-    /// Adds root certificates in PEM, beside the system's. Not for
+    /// Adds root certificates in PEM to those of the system. Not for
     /// [`https_spiffe`](HttpsBundles::https_spiffe), which has its roots from bundles. Malformed PEM
     /// is an error when the source is built.
     pub fn add_roots_pem(mut self, pem: impl AsRef<[u8]>) -> Self {
@@ -85,7 +85,7 @@ impl HttpsBundlesBuilder {
         self
     }
 
-    /// Adds a root certificate in DER, beside the system's. Not for
+    /// Adds a root certificate in DER to those of the system. Not for
     /// [`https_spiffe`](HttpsBundles::https_spiffe).
     pub fn add_root_der(mut self, certificate: impl Into<Vec<u8>>) -> Self {
         self.roots.add_der(certificate.into());
@@ -327,7 +327,7 @@ fn allowed(own: &Url, hosts: &[String]) -> Result<Hosts, HttpsBundlesError> {
         let origin = url.ok_or_else(|| {
             let host = crate::presentable::presentable(host);
             let text = format!(
-                "the allowed host \"{host}\" is invalid; give a host name or an address, and a \
+                "the allowed host \"{host}\" is invalid; use a host name or an address, and a \
                  port if it is not 443"
             );
             HttpsBundlesError::settings(text)

@@ -413,7 +413,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn h13_a_dead_address_delays_the_next_briefly() {
+    async fn h13_dead_address_delays_the_next_briefly() {
         let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
         let connect = |address: SocketAddr| async move {
             match address.port() {

@@ -131,7 +131,7 @@ fn interval(hint: Option<Duration>, draw: &mut fastrand::Rng) -> Duration {
     let wanted = hint
         .map_or(LONGEST, |hint| hint / 4)
         .clamp(SHORTEST, LONGEST);
-    // Into the bounds from both ends: where there is no room below, the jitter is above.
+    // Kept within the bounds: near the shortest wait, the jitter is added instead of subtracted.
     let low = wanted.mul_f64(0.9).max(SHORTEST);
     let high = wanted.max(SHORTEST.mul_f64(1.1));
     low + (high - low).mul_f64(draw.f64())

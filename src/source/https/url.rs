@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn h05_a_location_is_resolved_and_stays_https() {
+    fn h05_location_is_resolved_and_stays_https() {
         let base = Url::parse("https://example.org:8443/a/b?c=d").unwrap();
         for (location, found) in [
             ("https://other.test/keys", "https://other.test/keys"),

@@ -25,7 +25,7 @@ use crate::metrics::MetricsRecorder;
 /// A member owns the trust domains that it is added with; the
 /// [default member](MergedBundlesBuilder::default_member), if there is one, owns all others. There is
 /// no fall-through: a trust domain that its owner does not know, or has withdrawn, is not looked up
-/// elsewhere. So a member can speak only for the trust domains that the routes give it.
+/// elsewhere. So a member has keys only for the trust domains of its routes.
 ///
 /// An unavailable member affects its own trust domains only. The merged source is available while any
 /// member is. Its revision rises if a member's revision or readiness changes.
@@ -44,7 +44,7 @@ use crate::metrics::MetricsRecorder;
 ///     let domain = TrustDomain::parse(name).unwrap();
 ///     JwtBundleSet::from_iter([JwtBundle::from_jwks(domain, br#"{"keys": []}"#).unwrap()])
 /// };
-/// // In a service: a `JwtSource` for our own trust domain, another source for a partner's.
+/// // In a service: a `JwtSource` for this trust domain, another source for a partner's.
 /// let agent = MemoryBundles::new(set("example.org"));
 /// let partner = MemoryBundles::default();
 ///
