@@ -304,8 +304,8 @@ mod tests {
     fn spaces_before_a_token_are_bounded() {
         let token = "a".repeat(MAX);
         for (spaces, expected) in [
-            (1, Credential::Token(&*token)),
-            (PREFIX_ROOM, Credential::Token(&*token)),
+            (1, Credential::Token(&token)),
+            (PREFIX_ROOM, Credential::Token(&token)),
             (PREFIX_ROOM + 1, Credential::TooLong),
         ] {
             let value = format!("Bearer{}{token}", " ".repeat(spaces));
