@@ -19,7 +19,7 @@ async fn e28_missing_entry_names_the_spiffe_id() {
     let error = source.fetch_jwt_svid(["db"]).await.unwrap_err();
     let text = format!("{error:#}");
     assert!(
-        text.contains("for this workload at the SPIFFE server"),
+        text.contains("the SPIFFE server has a registration entry for this workload"),
         "{text}"
     );
 }

@@ -112,7 +112,7 @@ async fn ep12_to_ep14_statuses_fail_a_start_or_are_retried() {
         assert!(took < millis(10), "{took:?}");
         assert_eq!(world.agent.counts().fetch_jwt_bundles, 1);
         let text = format!("{error:#}");
-        assert!(text.contains("no retry can fix this"), "{text}");
+        assert!(text.contains("with a permanent error"), "{text}");
         assert!(text.contains("FetchJWTBundles: the agent at"), "{text}");
     }
 }

@@ -120,7 +120,7 @@ fn build_error_says_how_to_fix_it() {
         (
             |it| it.audience("a").max_token_len(0),
             BuildValidatorError::MaxTokenLen,
-            "leave",
+            "remove",
         ),
     ];
     for (change, expected, fix) in cases {

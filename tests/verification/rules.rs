@@ -366,7 +366,7 @@ fn tb_03_a_bundle_is_a_jwk_set() {
     ] {
         let error = JwtBundle::from_jwks(td(), none.as_bytes()).unwrap_err();
         assert!(
-            error.to_string().starts_with("no JWK Set"),
+            error.to_string().starts_with("not a JWK Set"),
             "{none}: {error}"
         );
     }

@@ -46,7 +46,7 @@ pub struct LastError {
     pub(crate) rpc: Option<WorkloadApiError>,
 }
 
-/// One trust domain of the set, or one whose keys the issuer sends but cannot be read.
+/// One trust domain of the set, or one whose keys cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrustDomainState {
     pub(crate) trust_domain: TrustDomain,

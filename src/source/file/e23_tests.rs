@@ -52,7 +52,7 @@ async fn e23_no_valid_name_removes_every_trust_domain() {
     })
     .await;
     assert!(!source.state().is_healthy());
-    // As it is when opened.
+    // The same after it is opened again.
     let source = quick().bundle_map(&path).open().expect("open");
     assert!(source.bundle_set().expect("a set").is_empty() && !source.state().is_healthy());
 }
@@ -113,7 +113,7 @@ async fn e29_byte_order_mark_is_skipped() {
         (kids(&source, "x"), kids(&source, "y")),
         (vec!["a".into()], vec!["b".into()])
     );
-    // Only one, and only in front.
+    // Only one mark, and only at the start.
     let twice = with_mark("\u{feff}{\"keys\": []}");
     let text = error_of(quick().jwks(td("x"), dir.write("twice", twice)));
     assert!(text.contains("byte order mark"), "{text}");
@@ -211,7 +211,7 @@ async fn e29_files_of_other_kinds_are_named() {
             }
         }
     }
-    // In the place of another.
+    // The other format.
     let many = dir.write("many", map(&[("x", &bundle(&["a"]))]));
     let text = error_of(quick().spiffe_bundle(td("x"), &many));
     assert!(text.contains("`bundle_map`"), "{text}");

@@ -24,7 +24,7 @@ pub(super) fn spawn(followed: &Arc<Followed>, runtime: &Handle, read_first: bool
     let mut jumps = followed.clock.jumps();
     let followed = Ended(Arc::downgrade(followed));
     runtime.spawn(async move {
-        // Until the next look at all files.
+        // Until the next check of all files.
         let mut left = if read_first { Duration::ZERO } else { every };
         loop {
             if !left.is_zero() {

@@ -1,4 +1,4 @@
-//! Setting up a polled source.
+//! The builder of a polled source.
 
 use std::fmt;
 use std::future::Future;
@@ -23,7 +23,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::metrics::{MetricsRecorder, Shielded};
 
-/// Sets up an [`HttpsBundles`].
+/// The options of an [`HttpsBundles`].
 #[derive(Clone)]
 #[must_use]
 pub struct HttpsBundlesBuilder {
@@ -171,7 +171,7 @@ impl HttpsBundlesBuilder {
 
     /// Saves the latest bundle to this file, which is replaced in one step. After a restart the
     /// endpoint is verified with it, so that a rotation of the roots since the bootstrap bundle was
-    /// written does not lock the source out. It gives no keys for tokens. If it is wrong, delete it,
+    /// written does not lock the source out. It has no keys for tokens. If it is wrong, delete it,
     /// or provide a bootstrap bundle with a higher `spiffe_sequence`.
     ///
     /// For [`https_spiffe`](HttpsBundles::https_spiffe) only, if the endpoint is in the trust domain
@@ -185,9 +185,10 @@ impl HttpsBundlesBuilder {
     /// default: a key that is revoked during an outage of the endpoint stays valid here until a poll
     /// succeeds.
     ///
-    /// Past the limit tokens cannot be verified (`503`, [`BundlesUnavailable::Stale`](crate::bundle::BundlesUnavailable::Stale)). The age is taken on
-    /// the monotonic clock and on the wall clock, whichever shows more. Below 300 s the source is
-    /// stale between two polls.
+    /// Past the limit tokens cannot be verified (`503`,
+    /// [`BundlesUnavailable::Stale`](crate::bundle::BundlesUnavailable::Stale)). The age is taken on the
+    /// monotonic clock and on the wall clock, whichever shows more. Below 300 s the source is stale
+    /// between two polls.
     pub fn max_staleness(mut self, max: impl Into<Option<Duration>>) -> Self {
         self.max_staleness = max.into();
         self

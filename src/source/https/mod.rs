@@ -12,7 +12,7 @@
 //! let partner = TrustDomain::parse("partner.example")?;
 //! let bundles = HttpsBundles::oidc_issuer(partner, "https://oidc.partner.example").build_lazy()?;
 //!
-//! // Tokens are answered with 503 until the first poll succeeds; `build` waits for it.
+//! // Requests get 503 until the first poll succeeds; `build` waits for it.
 //! assert!(bundles.state().revision().is_err());
 //! let validator = Validator::builder(bundles).audience("reports").build()?;
 //! # drop(validator);
@@ -22,8 +22,8 @@
 //!
 //! # Trust
 //!
-//! The keys in a bundle verify tokens: who can forge a bundle can forge every token of its trust
-//! domain.
+//! The keys in a bundle verify tokens: an attacker who can forge a bundle can forge every token of its
+//! trust domain.
 //!
 //! | source | `use` of accepted keys | a bundle can be forged by |
 //! | --- | --- | --- |

@@ -334,7 +334,7 @@ impl Poller {
 fn unreadable(cause: impl Into<BoxError>) -> FetchError {
     FetchError {
         kind: "bundle-unreadable",
-        ..FetchError::of("the document cannot be read", cause.into())
+        ..FetchError::of("the document is invalid", cause.into())
     }
 }
 

@@ -84,7 +84,7 @@ impl MergedBundlesBuilder {
 
     /// Adds the member that owns all trust domains that no other member owns. There can be only one.
     ///
-    /// It can speak for every trust domain without a route: use a source that you trust that far,
+    /// Its keys count for every trust domain without a route: use a source that you trust that far,
     /// such as the agent of this workload.
     pub fn default_member(mut self, name: impl Into<Box<str>>, source: impl BundleSource) -> Self {
         let name = name.into();

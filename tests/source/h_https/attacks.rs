@@ -99,7 +99,10 @@ async fn h13_an_issuer_reaches_https_servers_only() {
         world.serve_issuer(&jwks_uri);
         let (kind, text) = error_of(&first_poll(&builder).await);
         assert_eq!(kind, "bundle-unreadable", "{jwks_uri}");
-        assert!(text.starts_with("its `jwks_uri` is invalid"), "{text}");
+        assert!(
+            text.starts_with("the document is invalid: its `jwks_uri`"),
+            "{text}"
+        );
     }
     plain.set_nonblocking(true).unwrap();
     assert!(plain.accept().is_err(), "a connection");
