@@ -65,7 +65,7 @@ pub(crate) struct Config {
 
 /// What to do with a request.
 pub(crate) enum Decision {
-    /// Send it as it is.
+    /// Send it unchanged.
     Pass,
     /// Send it with this token, or after the wait for it.
     Token(Issue),

@@ -1,4 +1,4 @@
-//! The client side: adds a fresh token to each request, for the origin that it goes to.
+//! The client side: adds a fresh token to each request, for its origin.
 //!
 //! [`AddJwtSvidLayer`] wraps any client that is a tower service of `http::Request` or
 //! `reqwest::Request`. It finds the [`Audience`] for the origin of a request, takes the token for

@@ -226,7 +226,7 @@
 //! | the compiler reports | fix |
 //! | --- | --- |
 //! | `DefaultOnReject` cannot make a rejection with a response body of type `…` | the body has no `Default`. If you can make one, set [`on_reject`](ValidateJwtSvidLayer::on_reject). If not (hyper's `Incoming`, the bodies of tower-http's `TraceLayer`, `TimeoutLayer` and others), add tower-http's `MapResponseBodyLayer::new(Body::new)` directly inside this layer, see [Bodies without Default](#bodies-without-default) |
-//! | a closure is not a policy, or the types of its arguments are unknown | [`Allow::when`], which knows the types |
+//! | a closure is not a policy, or the types of its arguments are unknown | use [`Allow::when`], which sets the types |
 //! | `VerifiedSvid` or [`CallerState`] cannot be an argument of an axum handler (`FromRequestParts`) | feature `axum` |
 //! | `from_request` of `VerifiedSvid` is not found | feature `tonic` |
 //! | `into_validate_request` is not found | feature `tower-http` |

@@ -5,7 +5,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Version};
 
 /// The protocol of rejections. The server declares it, because a gRPC rejection has HTTP status
-/// 200: a caller must not choose that its rejections look like successes.
+/// 200: callers must not be able to make their rejections look like successes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Protocol {

@@ -364,7 +364,7 @@ impl HandlerRejection {
         response.extensions_mut().insert(Self);
     }
 
-    /// Returns the rejection if this response is a handler's and no layer has replaced it.
+    /// Returns the rejection if a handler made this response and no layer has replaced it.
     pub(crate) fn of<B>(response: &Response<B>) -> Option<Rejection> {
         let rejection = response.extensions().get::<Rejection>();
         if response.extensions().get::<Self>().is_some() {

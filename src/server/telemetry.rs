@@ -100,7 +100,8 @@ impl Telemetry {
         tracing::info_span!("jwt_svid", peer.spiffe_id = id)
     }
 
-    /// Returns the span of a request that `audit` lets pass, with its caller if that is verified.
+    /// Returns the span of a request that `audit` allows although it would be rejected, with its
+    /// caller if verified.
     pub(crate) fn audited(rejection: &Rejection) -> Span {
         rejection.caller().map_or_else(Span::none, |caller| {
             tracing::info_span!("jwt_svid", peer.spiffe_id = caller.as_str())

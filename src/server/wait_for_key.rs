@@ -87,7 +87,8 @@ impl Room {
         &self.config
     }
 
-    /// Returns a place, if one is free and no wait for this trust domain has failed recently.
+    /// Returns a permit to wait, if one is free and no wait for this trust domain has failed
+    /// recently.
     fn enter(&self, trust_domain: &str) -> Option<OwnedSemaphorePermit> {
         let mut domains = self.domains();
         let places = match domains.get(trust_domain) {

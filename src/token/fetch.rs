@@ -167,7 +167,7 @@ impl SvidRequest {
         self.with_identity(Identity::id(id))
     }
 
-    /// Requests the token of the identity that the issuer gives this hint; replaces an ID.
+    /// Requests the token of the identity with this hint; replaces an ID.
     ///
     /// # Errors
     /// The hint is empty: an empty hint means no hint (Workload API section 6.2.1).

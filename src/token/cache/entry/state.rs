@@ -37,7 +37,7 @@ pub(in crate::token::cache) struct Rare {
     pub(in crate::token::cache) rejected_at: Option<u64>,
     /// When a token without requests is due because the key that signed it was removed.
     pub(in crate::token::cache) removed_at: Option<u64>,
-    /// When the first request came after the key of the token was removed.
+    /// When the first request arrived after the key of the token was removed.
     pub(in crate::token::cache) asked_at: Option<u64>,
     /// When the first call without a response began; `None` after a response.
     pub(in crate::token::cache) silent_since: Option<u64>,
