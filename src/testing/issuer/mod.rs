@@ -258,7 +258,7 @@ impl Issuer {
         self.rotate_now_to(algorithm)
     }
 
-    /// Rotates as [`rotate`](Self::rotate), to another algorithm.
+    /// Rotates as [`rotate_now`](Self::rotate_now), to another algorithm.
     pub fn rotate_now_to(&self, algorithm: Algorithm) -> String {
         let kid = self.prepare(algorithm);
         self.activate(&kid);
