@@ -100,7 +100,7 @@ fn build_error_says_how_to_fix_it() {
         (
             |it| it.audience(""),
             BuildValidatorError::EmptyAudience,
-            "give the name",
+            "use the name",
         ),
         (
             |it| it.audience("a\n"),
