@@ -12,7 +12,7 @@ pub mod servers {}
 #[doc = include_str!("../docs/guide/clients.md")]
 pub mod clients {}
 
-/// Services that verify callers and forward their requests.
+/// Services that verify callers and forward requests.
 #[doc = include_str!("../docs/guide/gateways.md")]
 pub mod gateways {}
 
@@ -20,7 +20,7 @@ pub mod gateways {}
 #[doc = include_str!("../docs/guide/without-an-agent.md")]
 pub mod without_an_agent {}
 
-/// Decisions, common mistakes, policies that wait, and migration.
+/// Policies: decisions, common mistakes, rules in files, asynchronous policies, and migration.
 #[doc = include_str!("../docs/guide/who-may-call.md")]
 pub mod who_may_call {}
 

@@ -1,9 +1,11 @@
-//! SPIFFE identity for tower services by JWT-SVID: a server layer that verifies callers, a client layer
-//! that signs requests, and one live source of keys and tokens for both.
+//! SPIFFE identity for tower services with JWT-SVIDs: a server layer that verifies callers, a
+//! client layer that adds tokens to requests, and one source that keeps keys and tokens up to date
+//! for both.
 //!
 //! A [SPIFFE] issuer such as SPIRE gives each workload a name (`spiffe://example.org/web`) and
-//! short-lived tokens that prove it to one audience. [`JwtSource`] follows the issuer's Workload API:
-//! it streams the keys that verify callers, and fetches our own tokens on demand. Two layers use it:
+//! short-lived tokens that prove this name to one audience. [`JwtSource`] follows the issuer's
+//! Workload API: it streams the keys that verify callers, and fetches the tokens of this workload
+//! on demand. Two layers use it:
 //!
 //! - [`ValidateJwtSvidLayer`] verifies the bearer token of each request with the current keys, asks a
 //!   policy ([`Allow`], [`GrpcPolicy`], or your own) whether this caller is allowed, and gives the
@@ -54,14 +56,15 @@
 //!
 //! | for | see |
 //! | --- | --- |
-//! | the live source, its options, state and errors | [`source`] |
+//! | the source: options, state and errors | [`source`] |
 //! | a server: modes, policies, rejections, streams, gRPC | [`server`] |
 //! | a client: audiences, origins, frameworks | [`client`] |
-//! | our own tokens: requests, the cache, refresh | [`token`] |
+//! | this workload's tokens: requests, the cache, refresh | [`token`] |
 //! | verifying tokens outside HTTP | [`verify`] |
-//! | bundles without an agent | [`bundle`], [`FileBundles`], and `source::https` with its feature |
+//! | bundles without an agent | [`bundle`], [`FileBundles`], and `source::https` (feature `https-bundles`); [the guide](guide::without_an_agent) |
 //! | tokens in files | [`token_file`] |
-//! | access tokens of an OAuth server | `oauth`, with its feature |
+//! | rules for callers in a file | `server::FilePolicy` (feature `policy-file`); [the guide](guide::who_may_call) |
+//! | access tokens of an OAuth server | `oauth` (feature `oauth`); [the guide](guide::oauth) |
 //! | testing your own service | [`testing`] |
 //! | metrics, spans and log events | [`metrics`] |
 //! | pages by task: servers, clients, operating, troubleshooting and more | [`guide`] |
@@ -71,22 +74,36 @@
 //!
 //! # Features
 //!
-//! `workload-api`, `server` and `client` are on by default. `axum`, `tonic`, `tower-http`, `reqwest`
-//! and `reqwest-middleware` adapt the layers to these crates. `https-bundles` fetches bundles over
-//! https, `oauth` gets access tokens from an OAuth authorization server, `metrics` has a recorder for the
-//! `metrics` crate, and `testing` has the embedded agent. All are additive.
+//! `workload-api`, `server` and `client` are on by default. All features are additive.
+//!
+//! | feature | adds |
+//! | --- | --- |
+//! | `workload-api` | [`JwtSource`] and the Workload API client |
+//! | `server` | [`server`] |
+//! | `client` | [`client`], the token cache and [`token_file`] |
+//! | `axum`, `tonic`, `tower-http`, `reqwest`, `reqwest-middleware` | adapters of the layers to these crates |
+//! | `policy-file` | `server::FilePolicy`: rules in a TOML file that is read again when it changes |
+//! | `https-bundles` | bundles over https |
+//! | `oauth` | access tokens from an OAuth authorization server |
+//! | `metrics` | a recorder for the `metrics` crate |
+//! | `testing` | the embedded agent and other test doubles |
 //!
 //! # Threats
 //!
 //! The server layer rejects forged, altered and expired tokens, tokens issued for another audience,
 //! algorithm and key confusion, keys of one trust domain used for another, and requests with two
-//! tokens. Rejecting a token costs the server little, whatever its length. A bearer token that leaks
-//! can be replayed to its audience until it expires: keep lifetimes short, use one audience per
+//! tokens. Rejecting a token of any length costs the server little. A bearer token that leaks can
+//! be replayed to its audience until it expires: keep lifetimes short, use one audience per
 //! service, and send tokens over TLS only (JWT-SVID section 7). Tokens never appear in logs, spans,
 //! `Debug`, `Display`, errors or metrics. The [threat model](guide::threat_model) has the details.
 
 // docs.rs shows which feature each item needs.
 #![cfg_attr(docsrs, feature(doc_cfg))]
+#![warn(
+    missing_debug_implementations,
+    clippy::exhaustive_enums,
+    clippy::exhaustive_structs
+)]
 
 pub mod bundle;
 #[cfg(any(feature = "server", feature = "client"))]

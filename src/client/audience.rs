@@ -14,13 +14,13 @@ use crate::token::{Identity, SvidRequest, SvidRequestError, TokenError};
 
 /// The audience of tokens, and the origins that they may be sent to.
 ///
-/// A receiver can use the token, so an audience is always bound to origins. Otherwise a client that
-/// follows redirects would send tokens to every host.
+/// A server that receives a token can use it, so an audience is always bound to origins. Otherwise
+/// a client that follows redirects would send tokens to every host.
 ///
 /// ```
 /// use tower_spiffe::client::{Audience, AudienceError};
 ///
-/// // One service, in one place or in several.
+/// // One service, at one origin or at several.
 /// Audience::fixed("spiffe://x/reports").for_origin("https://reports:8443")?;
 /// Audience::fixed("spiffe://x/reports").for_origins(["https://a", "https://b"])?;
 ///
@@ -30,7 +30,7 @@ use crate::token::{Identity, SvidRequest, SvidRequestError, TokenError};
 ///     ("https://ledger", "spiffe://x/ledger"),
 /// ])?;
 ///
-/// // A rule, for the origins of an allow-list. The audience names all that the wildcard matched.
+/// // A rule for the origins of an allow-list. The audience contains everything that the wildcard matched.
 /// Audience::from_origin(
 ///     |origin| match origin.host().strip_suffix(".svc.example.org") {
 ///         Some(service) => Some(format!("spiffe://x/{service}")),
@@ -39,20 +39,20 @@ use crate::token::{Identity, SvidRequest, SvidRequestError, TokenError};
 ///     ["https://*.svc.example.org"],
 /// )?;
 ///
-/// // For a tonic channel, whose requests have no origin: a promise of where they go.
+/// // For a tonic channel, whose requests have no origin: states where they go.
 /// Audience::fixed("spiffe://x/reports").assume_origin("https://reports:8443")?;
 ///
 /// assert!(Audience::fixed("").any_origin().is_err());
 /// # Ok::<(), AudienceError>(())
 /// ```
 ///
-/// An `Audience` in the extensions of a request replaces that of the layer for this request. If it
-/// names no identity, that of the layer is used.
+/// An `Audience` in the extensions of a request replaces the audience of the layer for this
+/// request. If it has no identity, the identity of the layer is used.
 #[derive(Clone)]
 pub struct Audience {
     choice: Choice,
     assumed: Option<Origin>,
-    /// Applies to the audience of a request, too.
+    /// Also applies to the audience in a request's extensions.
     identity: Option<Identity>,
     single_use: bool,
     #[cfg(feature = "oauth")]
@@ -67,7 +67,8 @@ enum Choice {
     PerRequest,
 }
 
-/// An audience that is not bound to an origin yet. For an identity or single-use tokens, bind it first.
+/// An audience that is not bound to an origin yet. Bind it before you set an identity or single-use
+/// tokens.
 #[must_use = "bind it with `for_origin`, `any_origin` or `assume_origin`"]
 #[derive(Debug, Clone)]
 pub struct UnboundAudience {
@@ -84,18 +85,18 @@ pub enum AudienceError {
     Origin {
         /// The text, as configured.
         origin: String,
-        /// What is wrong with it.
+        /// Why it is invalid.
         error: OriginError,
     },
-    /// The same origin is named twice.
+    /// The same origin is listed twice.
     Twice(Origin),
-    /// No origin is named at all.
+    /// There are no origins.
     NoOrigin,
 }
 
 /// The result of a look-up by origin.
 pub(crate) enum Found<'a> {
-    /// The rule at this place of [`Audience::requests`].
+    /// The rule at this index of [`Audience::requests`].
     Rule(usize, &'a SvidRequest),
     Made(SvidRequest),
     /// The audience that [`Audience::from_origin`] derived from the origin is invalid.
@@ -104,25 +105,25 @@ pub(crate) enum Found<'a> {
 }
 
 impl Audience {
-    /// Creates one audience, still to be bound to the origins of its tokens.
+    /// Creates one audience. Bind it to the origins of its tokens next.
     pub fn fixed(audience: impl AsRef<str>) -> UnboundAudience {
         UnboundAudience {
             request: SvidRequest::new([audience]),
         }
     }
 
-    /// Creates it from a whole request (several audiences, a SPIFFE ID, a hint), still to be bound
-    /// to the origins of its tokens.
+    /// Creates an audience from a whole request (several audiences, a SPIFFE ID, a hint). Bind it
+    /// to the origins of its tokens next.
     pub fn from_request(request: SvidRequest) -> UnboundAudience {
         UnboundAudience {
             request: Ok(request),
         }
     }
 
-    /// Creates it from pairs of an origin and its audience.
+    /// Creates an audience from pairs of an origin and its audience.
     ///
     /// # Errors
-    /// An origin is invalid or named twice, an audience is empty, or there are no pairs.
+    /// An origin is invalid or listed twice, an audience is empty, or there are no pairs.
     pub fn map<O: AsRef<str>, A: AsRef<str>>(
         entries: impl IntoIterator<Item = (O, A)>,
     ) -> Result<Self, AudienceError> {
@@ -141,18 +142,18 @@ impl Audience {
     /// `https://host[:port]`, or `https://*.domain[:port]`.
     ///
     /// As in TLS, `*` stands for exactly one label: `https://*.svc.example.org` matches
-    /// `https://reports.svc.example.org`, and neither `https://a.reports.svc.example.org` nor
+    /// `https://reports.svc.example.org`, but not `https://a.reports.svc.example.org` or
     /// `https://svc.example.org`. For several labels write one `*` for each, leftmost only:
     /// `https://*.*.svc.example.org`. The domain has two labels or more. A pattern that ends with a
-    /// dot matches absolute host names only, and one without matches no absolute host name.
+    /// dot matches absolute host names only. A pattern without the dot does not match them.
     ///
     /// If `audience` returns `None`, requests to this origin get no token. If it returns an invalid
     /// audience (empty, or with white space at an end), they fail with
     /// [`InvalidRequest`](crate::token::TokenErrorReason::InvalidRequest).
     ///
-    /// **Derive the audience from everything that varies in the allowed hosts.** With
+    /// **Derive the audience from all parts that vary in the allowed hosts.** With
     /// `https://*.*.svc.example.org` (`reports.team-a`, `reports.team-b`), an audience made from
-    /// the first label alone gives every namespace tokens for every other one.
+    /// the first label alone gives every namespace tokens for all others.
     ///
     /// # Errors
     /// Returns an error if a text is not an origin, or if the list is empty.
@@ -179,8 +180,8 @@ impl Audience {
         Self::of_choice(Choice::PerRequest)
     }
 
-    /// Promises that requests without an origin go to this one. A request with an origin is matched
-    /// by its own.
+    /// States that requests without an origin go to this one. If a request has an origin, its own
+    /// origin is used.
     ///
     /// # Errors
     /// The origin is invalid.
@@ -190,7 +191,7 @@ impl Audience {
     }
 
     /// Requests tokens of this identity. If several are registered for a workload, SPIRE's order is
-    /// arbitrary, so name the one that the called service allows.
+    /// arbitrary, so name the identity that the called service allows.
     #[must_use]
     pub fn spiffe_id(self, id: SpiffeId) -> Self {
         self.identified(Identity::id(id))
@@ -205,10 +206,10 @@ impl Audience {
         Ok(self.identified(identity))
     }
 
-    /// Fetches a separate token for each request ([`SvidRequest::single_use`]), also for the
-    /// audience in a request's extensions.
+    /// Fetches a separate token for each request ([`SvidRequest::single_use`]), even if its
+    /// audience is in the request's extensions.
     ///
-    /// Not for an interceptor, which cannot wait: its requests fail. Put retries outside the layer,
+    /// Requests through an interceptor fail, because it cannot wait. Put retries outside the layer,
     /// so that each attempt gets another token.
     ///
     /// ```
@@ -231,19 +232,19 @@ impl Audience {
         }
     }
 
-    /// Exchanges the token of the caller for an access token, for each request: needs
+    /// Exchanges the token of the caller for an access token, for each request. Needs
     /// [`AccessTokens`](crate::oauth::AccessTokens) as the source, with
     /// [`token_exchange`](crate::oauth::AccessTokensBuilder::token_exchange).
     ///
     /// The subject token is the [`SubjectToken`](crate::oauth::SubjectToken) in the extensions of
-    /// the request. If there is none, it is the token of the verified caller, if the request is the
-    /// caller's own, forwarded with the `authorization` header that a `ValidateJwtSvidLayer` with
-    /// `keep_credential` leaves in it. Otherwise the request fails with
+    /// the request. Without one, it is the token of the verified caller if the request is a
+    /// forwarded request of that caller and still has the `authorization` header that a
+    /// `ValidateJwtSvidLayer` with `keep_credential` keeps. Otherwise the request fails with
     /// [`InvalidRequest`](crate::token::TokenErrorReason::InvalidRequest): it is never sent with a
-    /// token of this workload. `reqwest::Request` has no extensions, so its requests fail; those of
-    /// `reqwest_middleware` have some.
+    /// token of this workload. A `reqwest::Request` has no extensions, so it fails; requests of
+    /// `reqwest_middleware` have them.
     ///
-    /// Without this mark, only requests with a `SubjectToken` are on behalf of a caller.
+    /// By default only requests with a `SubjectToken` are on behalf of a caller.
     #[cfg(feature = "oauth")]
     #[must_use]
     pub fn on_behalf_of_caller(self) -> Self {
@@ -314,8 +315,8 @@ impl Audience {
         self.assumed.as_ref().map(Origin::target)
     }
 
-    /// Looks up an https URI by its authority as text. If it finds nothing, [`find`](Self::find)
-    /// decides.
+    /// Looks up an https URI by its authority as text. If nothing is found, use
+    /// [`find`](Self::find).
     #[inline]
     pub(crate) fn find_as_written(&self, authority: &str) -> Option<(usize, &SvidRequest)> {
         match &self.choice {
@@ -334,7 +335,7 @@ impl Audience {
 }
 
 impl UnboundAudience {
-    /// Allows tokens to go to this origin only.
+    /// Allows tokens for this origin only.
     ///
     /// # Errors
     /// The audience is empty, or the origin is invalid.
@@ -342,10 +343,10 @@ impl UnboundAudience {
         self.for_origins([origin])
     }
 
-    /// Allows tokens to go to these origins only.
+    /// Allows tokens for these origins only.
     ///
     /// # Errors
-    /// The audience is empty, an origin is invalid, or there are none.
+    /// The audience is empty, an origin is invalid, or there are no origins.
     pub fn for_origins<O: AsRef<str>>(
         self,
         origins: impl IntoIterator<Item = O>,
@@ -357,9 +358,9 @@ impl UnboundAudience {
         self.bound(Bound::Origins(origins?))
     }
 
-    /// Allows tokens to go to every origin, absolute host names included: any server that a
-    /// redirect or the URI of a request names gets a token that it can use against the audience. A
-    /// `Host` header must still match the URI.
+    /// Allows tokens for every origin, including absolute host names: every server that a redirect
+    /// or the URI of a request names gets a token that it can use against the audience. A `Host`
+    /// header must still match the URI.
     ///
     /// # Errors
     /// The audience is empty.
@@ -367,8 +368,8 @@ impl UnboundAudience {
         self.bound(Bound::Any)
     }
 
-    /// Allows tokens to go to this origin only, and promises that requests without an origin go
-    /// there: those of a tonic `Channel`, or of a single connection.
+    /// Allows tokens for this origin only, and states that requests without an origin go there:
+    /// requests of a tonic `Channel`, or of a single connection.
     ///
     /// # Errors
     /// The audience is empty, or the origin is invalid.
@@ -399,7 +400,7 @@ impl fmt::Debug for Audience {
         let mut out = f.debug_struct("Audience");
         match &self.choice {
             Choice::Rules(rules) => out.field("requests", &rules.requests()),
-            Choice::Dynamic(_) => out.field("requests", &"made of the origin"),
+            Choice::Dynamic(_) => out.field("requests", &"derived from the origin"),
             Choice::PerRequest => out.field("requests", &"in each request"),
         };
         out.field("assumed", &self.assumed).finish()
@@ -411,7 +412,7 @@ impl fmt::Display for AudienceError {
         match self {
             Self::Request(error) => error.fmt(f),
             Self::Origin { origin, error } => {
-                write!(f, "{origin:?} is no origin: {error}")?;
+                write!(f, "{origin:?} is not a valid origin: {error}")?;
                 if origin.contains('*') {
                     f.write_str(
                         "; wildcards are allowed in `Audience::from_origin` only, each as a whole \
@@ -422,10 +423,10 @@ impl fmt::Display for AudienceError {
                 Ok(())
             }
             Self::Twice(origin) => {
-                write!(f, "{origin} is named twice; say which audience is meant")
+                write!(f, "{origin} is listed twice; keep one audience for it")
             }
             Self::NoOrigin => f.write_str(
-                "no origin is named; name those that tokens may go to, or say `any_origin()`",
+                "there are no origins; list the origins that tokens may be sent to, or call `any_origin()`",
             ),
         }
     }

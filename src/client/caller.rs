@@ -1,7 +1,7 @@
-//! The verified caller of a request that is forwarded: its token must not be sent on.
+//! The verified caller of a forwarded request. Its token must not be forwarded.
 //!
-//! The only place where the client knows of the server: the server layer leaves the caller in the
-//! extensions of a request as its own public type.
+//! The only code of the client that depends on the server: the server layer stores the caller in
+//! the extensions of a request as its public type.
 
 use http::Extensions;
 
@@ -14,8 +14,8 @@ pub(super) fn verified(extensions: &Extensions) -> Option<&VerifiedSvid> {
     crate::server::CallerState::from_extensions(extensions)?.verified()
 }
 
-/// Whether the request came through the server layer with a credential, which in audit mode may be
-/// an invalid or a denied one.
+/// Whether the request passed the server layer with a credential. In audit mode the credential may
+/// be invalid or denied.
 #[cfg(feature = "server")]
 #[inline]
 pub(super) fn is_forwarded(extensions: &Extensions) -> bool {

@@ -18,18 +18,19 @@ use crate::verify::VerifiedSvid;
 /// What to do if a request already has the header and its origin may get a token. Requests to other
 /// origins are sent unchanged, unless the layer is strict.
 ///
-/// The token of a verified caller is never forwarded: if the extensions of a request have the
-/// [`CallerState`](https://docs.rs/tower-spiffe/latest/tower_spiffe/server/enum.CallerState.html)
-/// of one, `Keep` acts as `Replace`, and the caller's token is removed from all headers of the
-/// request, for every origin. After a layer in `audit` mode, `Keep` acts as `Replace` for invalid and
-/// denied tokens too. `reqwest::Request` has no extensions, so this does not apply to it.
+/// The token of a verified caller is never forwarded: if the extensions of a request have a
+/// verified
+/// [`CallerState`](https://docs.rs/tower-spiffe/latest/tower_spiffe/server/enum.CallerState.html),
+/// `Keep` acts as `Replace`, and the caller's token is removed from all headers of the request, for
+/// every origin. After a layer in `audit` mode, `Keep` acts as `Replace` for invalid and denied
+/// tokens too. `reqwest::Request` has no extensions, so this does not apply to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum OnExisting {
-    /// Keep it: the request is sent without our token.
+    /// Keep the header: the request is sent without a token of this workload.
     #[default]
     Keep,
-    /// Replace it with our token.
+    /// Replace it with a token of this workload.
     Replace,
     /// Fail the request.
     Error,
@@ -39,14 +40,14 @@ pub enum OnExisting {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Plaintext {
-    /// To this machine: 127.0.0.0/8, `::1` and `localhost`, in exactly this form.
+    /// To this machine: 127.0.0.0/8, `::1` and `localhost`, in exactly these forms.
     ///
     /// A client with a proxy configured (by `HTTP_PROXY` too) may send even those requests to the
     /// proxy.
     Loopback,
-    /// Anywhere; a promise that the client connects to a Unix socket. The layer cannot see that.
+    /// Anywhere, because the client connects to a Unix socket. The layer cannot check that.
     UnixSocket,
-    /// Anywhere: every hop on the way can read the token and use it.
+    /// Anywhere: everyone on the network path can read and use the token.
     Any,
 }
 
@@ -64,7 +65,7 @@ pub(crate) struct Config {
 
 /// What to do with a request.
 pub(crate) enum Decision {
-    /// Send it as it is.
+    /// Send it unchanged.
     Pass,
     /// Send it with this token, or after the wait for it.
     Token(Issue),
@@ -137,7 +138,7 @@ impl Config {
         self.plaintext = Some(plaintext);
     }
 
-    /// Which token a request gets that goes to `destination`.
+    /// Decides which token a request to `destination` gets.
     pub(crate) fn decide(
         &self,
         destination: Destination<'_>,
@@ -150,7 +151,7 @@ impl Config {
             other => other,
         };
         let existing = on_existing != OnExisting::Replace && has(headers, &self.header);
-        // It is sent unchanged, so no token of ours can reach a wrong host.
+        // It is sent unchanged, so no token of this workload can reach a wrong host.
         let kept = existing && on_existing == OnExisting::Keep && !self.strict;
         let own = extensions.and_then(|extensions| extensions.get::<Audience>());
         // Most requests have the authority in the form of the audience, so comparing text is
@@ -190,8 +191,8 @@ impl Config {
         if kept {
             return Decision::Pass;
         }
-        if let Some(refused) = self.refused_in_the_clear(target) {
-            return Decision::not_allowed(refused);
+        if let Some(error) = self.plaintext_error(target) {
+            return Decision::not_allowed(error);
         }
         if existing {
             return self.existing();
@@ -210,7 +211,7 @@ impl Config {
         on_behalf.unwrap_or_else(|| Decision::of(self.cache.issue(&request)))
     }
 
-    /// A token for the rule at this place of the audience's.
+    /// Returns a token for the rule at this index of the audience.
     #[inline]
     fn issue_rule(
         &self,
@@ -228,7 +229,7 @@ impl Config {
         })
     }
 
-    /// A token for the caller; `None` if the request is on behalf of this workload.
+    /// Returns a token for the caller; `None` if the request is on behalf of this workload.
     #[cfg(feature = "oauth")]
     #[inline]
     fn on_behalf_of_caller(
@@ -275,8 +276,7 @@ impl Config {
             OnExisting::Error => Decision::not_allowed(TokenError::new(
                 TokenErrorReason::HeaderPresent,
                 format!(
-                    "the request already has the header `{}`; leave it out, or say what to do by \
-                     `on_existing`",
+                    "the request already has the header `{}`; leave it out, or set `on_existing`",
                     self.header
                 ),
             )),
@@ -294,7 +294,7 @@ impl Config {
         }
     }
 
-    fn refused_in_the_clear(&self, target: Target<'_>) -> Option<TokenError> {
+    fn plaintext_error(&self, target: Target<'_>) -> Option<TokenError> {
         let allowed = target.is_https()
             || match self.plaintext {
                 Some(Plaintext::Loopback) => target.is_loopback(),
@@ -305,7 +305,7 @@ impl Config {
             TokenError::new(
                 TokenErrorReason::Plaintext,
                 format!(
-                    "no token goes to {target} in the clear; use https, or `allow_plaintext`{}",
+                    "token for {target} would be sent in plaintext; use https, or `allow_plaintext`{}",
                     target.dot_note()
                 ),
             )
@@ -315,16 +315,17 @@ impl Config {
 
 /// Why a request matches no origin that a token may go to.
 enum Unmatched<'a> {
-    /// Its URI can be read in more than one way.
+    /// Its URI is ambiguous.
     Ambiguous,
     /// No audience is bound to its origin.
     Origin(Target<'a>),
-    /// A `Host` header names another host than its URI, or than the assumed origin.
+    /// A `Host` header names another host than the URI or the assumed origin.
     Host(Target<'a>, &'a HeaderValue),
 }
 
 impl Unmatched<'_> {
-    /// Logs what a mistyped origin looks like here; on the other side it is only a 401.
+    /// Logs the missing token, which can be the result of a mistyped origin. The server only
+    /// reports a 401.
     fn log(&self) {
         let (origin, note) = match self {
             Self::Host(origin, host) => {
@@ -340,7 +341,7 @@ impl Unmatched<'_> {
         };
         tracing::debug!(
             origin = origin.map(tracing::field::display),
-            "no token for this request: no audience is named for its origin{note}"
+            "no token for this request: no audience covers its origin{note}"
         );
     }
 
@@ -366,8 +367,8 @@ impl Unmatched<'_> {
     }
 }
 
-/// The value of a `Host` header for a message: escaped, at most 128 bytes of it. Callers of a proxy
-/// choose it.
+/// The value of a `Host` header for a message: escaped, and at most 128 bytes, because callers of a
+/// proxy choose it.
 struct Shown<'a>(&'a HeaderValue);
 
 impl fmt::Display for Shown<'_> {
@@ -382,7 +383,7 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-/// Whether the `Host` headers are literally this authority; true without any.
+/// Whether all `Host` headers equal this authority as text; `true` if the request has none.
 #[inline]
 fn is_host(headers: &HeaderMap, authority: &str) -> bool {
     !has(headers, &HOST)
@@ -394,7 +395,7 @@ fn is_host(headers: &HeaderMap, authority: &str) -> bool {
 
 /// The first `Host` header that names another host or port than `target`.
 ///
-/// A proxy routes by it, and clients send one that is there as it is.
+/// Proxies route by it, and clients send an existing one unchanged.
 #[inline]
 fn other_host<'a>(headers: &'a HeaderMap, target: Target<'_>) -> Option<&'a HeaderValue> {
     if !has(headers, &HOST) {
@@ -408,12 +409,12 @@ fn no_origin() -> TokenError {
     TokenError::new(
         TokenErrorReason::NoOrigin,
         "the request has neither scheme nor authority, so the destination of its token is unknown; \
-         promise it with `assume_origin`",
+         set it with `assume_origin`",
     )
 }
 
-/// Whether the header is there. Most requests have few, and to look at each takes less time than
-/// to hash the name.
+/// Whether the request has the header. Most requests have few headers, so a scan is faster than a
+/// hash.
 #[inline]
 fn has(headers: &HeaderMap, name: &HeaderName) -> bool {
     if headers.len() <= 8 {
@@ -429,7 +430,7 @@ pub(crate) fn withhold(headers: &mut HeaderMap, name: &HeaderName, caller: &Veri
     let is_callers = |(at, value): &(&HeaderName, &HeaderValue)| {
         let value = value.as_bytes();
         if token.is_empty() {
-            // A caller made by `testing`: any bearer token may be the one.
+            // A caller made by `testing`: any bearer token may be the caller's.
             return *at == name
                 && value
                     .get(..7)
@@ -465,9 +466,10 @@ pub(crate) fn insert(headers: &mut HeaderMap, name: &HeaderName, value: HeaderVa
 macro_rules! options {
     ($type:ty $(, $generic:ident)?) => {
         impl $(<$generic>)? $type {
-            /// Puts the token into this header instead of `authorization`, if that has another
-            /// token, such as the end user's. The server must read the same header. A 401 may then
-            /// be about the other token; ours is refreshed anyway, at most once per 10 s.
+            /// Puts the token into this header instead of `authorization`, which may have another
+            /// token, such as the end user's. The server must read the same header. A 401 may be
+            /// about the other token; the token of this layer is refreshed anyway, at most once per
+            /// 10 s.
             ///
             /// **Redirects**: a client that follows them removes `authorization` for another host,
             /// but not this header. Disable redirects in the inner client, or put the layer that
@@ -486,10 +488,10 @@ macro_rules! options {
                 self
             }
 
-            /// Fails requests that match no origin of the audience, whatever header they have, with
-            /// [`ForeignOrigin`](crate::token::TokenErrorReason::ForeignOrigin): those to other
-            /// origins, and those with a `Host` header that differs from their origin. By default
-            /// they are sent without a token, and are counted.
+            /// Fails requests that match no origin of the audience with
+            /// [`ForeignOrigin`](crate::token::TokenErrorReason::ForeignOrigin), with or without
+            /// the header: requests to other origins, and requests with a `Host` header that
+            /// differs from their origin. By default they are sent without a token and counted.
             #[must_use]
             pub fn strict(mut self) -> Self {
                 Arc::make_mut(&mut self.config).set_strict();
@@ -506,10 +508,10 @@ macro_rules! options {
                 self
             }
 
-            /// Requests tokens of this identity, for all audiences, and for those in the extensions
-            /// of requests if they name no identity. If several identities are registered for a
-            /// workload, SPIRE's order is arbitrary and may change: name the one that the called
-            /// service allows.
+            /// Requests tokens of this identity for all audiences, including audiences in the
+            /// extensions of requests that have no identity. If several identities are registered
+            /// for a workload, SPIRE's order is arbitrary and may change: name the identity that
+            /// the called service allows.
             #[must_use]
             pub fn spiffe_id(mut self, id: $crate::identity::SpiffeId) -> Self {
                 let config = Arc::make_mut(&mut self.config);

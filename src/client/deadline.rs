@@ -1,4 +1,4 @@
-//! The deadline of a gRPC call, which bounds the wait for its token.
+//! The deadline of a gRPC call. It limits the wait for its token.
 
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ const MOST: u128 = 99_999_999;
 pub(crate) struct Deadline(Duration);
 
 impl Deadline {
-    /// The deadline of a request that begins now. `None` if the request is not gRPC, or has no
-    /// valid `grpc-timeout`.
+    /// Returns the deadline of a request that begins now. `None` if the request is not gRPC, or has
+    /// no valid `grpc-timeout`.
     pub(crate) fn of(headers: &HeaderMap, cache: &SvidCache) -> Option<Self> {
         let timeout = headers.get(&GRPC_TIMEOUT)?;
         let timeout = parse(timeout.as_bytes()).filter(|_| is_grpc(headers))?;
@@ -83,7 +83,7 @@ fn parse(text: &[u8]) -> Option<Duration> {
     }
 }
 
-/// Writes it in the finest unit that has room for it; `None` if only minutes or hours have.
+/// Writes the time in the finest unit with at most 8 digits; `None` if that is minutes or hours.
 fn write(left: Duration) -> Option<HeaderValue> {
     let units = [
         (left.as_nanos(), 'n'),

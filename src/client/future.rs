@@ -9,7 +9,7 @@ use tower_service::Service;
 
 use super::config::insert;
 use super::deadline::Deadline;
-use super::request::{IncomingResponse, OutgoingRequest, refuses};
+use super::request::{IncomingResponse, OutgoingRequest, rejects_token};
 use super::{BoxError, no_room};
 use crate::token::SvidRequest;
 use crate::token::{Issue, Issued, SvidCache, TokenError, Waiter};
@@ -24,7 +24,7 @@ pin_project! {
     {
         #[pin]
         state: State<S, R>,
-        // The token that was sent and its destination, to report a rejection.
+        // The sent token and its destination, to report a rejection.
         issued: Option<(Issued, Option<u64>)>,
     }
 }
@@ -39,13 +39,13 @@ pin_project! {
         Sent { #[pin] response: S::Future },
         /// Its token is being fetched.
         Waiting { token: WaitForToken, held: Option<Box<Held<S, R>>> },
-        /// The token came, and the request is sent as soon as the service is ready.
+        /// The token is there, and the request is sent when the service is ready.
         Late { issued: Option<Issued>, held: Option<Box<Held<S, R>>> },
         Failed { error: Option<TokenError> },
     }
 }
 
-/// A request that has to wait, and what it takes to send it.
+/// A waiting request, and everything needed to send it.
 pub(super) struct Held<S, R> {
     pub(super) inner: S,
     pub(super) request: R,
@@ -113,9 +113,9 @@ where
                 StateProj::Sent { response } => {
                     let response = ready!(response.poll(cx)).map_err(Into::into)?;
                     if let Some((issued, place)) = this.issued.take()
-                        && refuses(&response, place)
+                        && rejects_token(&response, place)
                     {
-                        issued.refused();
+                        issued.rejected();
                     }
                     return Poll::Ready(Ok(response));
                 }
@@ -165,8 +165,8 @@ where
     S: Service<R> + Clone,
     R: OutgoingRequest,
 {
-    /// Sends the request through the service, which is ready. It may have become ready long after
-    /// the token came: an expired token is replaced.
+    /// Sends the request through the ready service. If it became ready long after the token
+    /// arrived, an expired token is replaced.
     fn send(mut self: Box<Self>, issued: Issued) -> Result<Sent<S, R>, TokenError> {
         let issued = if issued.is_usable() {
             issued
@@ -174,7 +174,7 @@ where
             match self.cache.issue(&self.asked)? {
                 Issue::Ready(issued) => issued,
                 Issue::Wait(waiter) => {
-                    // A ready service must not be held during the wait for a token.
+                    // A ready service must not be held while waiting for a token.
                     let fresh = self.inner.clone();
                     drop(mem::replace(&mut self.inner, fresh));
                     return Ok(Sent::Waits(waiter, self));

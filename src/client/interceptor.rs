@@ -10,9 +10,9 @@ use super::no_room;
 use super::origin::Destination;
 use crate::token::{SvidCache, TokenError, TokenErrorReason};
 
-/// A tonic interceptor that puts a cached token into each call.
+/// A tonic interceptor that adds a cached token to each call.
 ///
-/// An interceptor cannot wait: while there is no token, calls fail with UNAVAILABLE, at any
+/// An interceptor cannot wait: while there is no token, calls fail with UNAVAILABLE, for any
 /// deadline. Keep the audience warm ([`SvidCache::keep_warm`]), or use
 /// [`AddJwtSvid`](super::AddJwtSvid) around the channel: it waits, and sees rejected tokens.
 #[derive(Debug, Clone)]
@@ -21,8 +21,8 @@ pub struct JwtSvidInterceptor {
 }
 
 impl JwtSvidInterceptor {
-    /// Adds tokens of `source` to calls. An interceptor sees no origin, so the audience has to
-    /// promise one: [`UnboundAudience::assume_origin`](super::UnboundAudience::assume_origin).
+    /// Adds tokens of `source` to calls. An interceptor does not see the origin, so the audience
+    /// must state it: [`UnboundAudience::assume_origin`](super::UnboundAudience::assume_origin).
     pub fn new(source: impl Into<SvidCache>, audience: Audience) -> Self {
         Self {
             config: Arc::new(Config::new(source.into(), audience)),
@@ -45,7 +45,7 @@ impl Interceptor for JwtSvidInterceptor {
             Decision::Pass => {}
             Decision::Fail(error) => return Err(error.into()),
             Decision::Token(issue) => {
-                let issued = issue.at_once().ok_or_else(not_there_yet)?;
+                let issued = issue.at_once().ok_or_else(not_cached_yet)?;
                 if !insert(&mut headers, self.config.header(), issued.header()) {
                     return Err(no_room().into());
                 }
@@ -56,9 +56,10 @@ impl Interceptor for JwtSvidInterceptor {
     }
 }
 
-fn not_there_yet() -> TokenError {
+fn not_cached_yet() -> TokenError {
     TokenError::new(
         TokenErrorReason::Unavailable,
-        "there is no token yet, and an interceptor cannot wait for it; it is being fetched",
+        "there is no token yet, and an interceptor cannot wait for it; it is being fetched, so retry \
+         later, or keep the audience warm",
     )
 }

@@ -7,13 +7,13 @@ use super::config::{Config, options};
 use super::service::AddJwtSvid;
 use crate::token::SvidCache;
 
-/// Wraps services in [`AddJwtSvid`]: each request gets a fresh token for where it goes.
+/// Wraps services in [`AddJwtSvid`]: each request gets a fresh token for its destination.
 ///
-/// See the [module](crate::client) for an example, and for where in a stack it belongs.
+/// See the [module docs](crate::client) for an example and its place in a stack.
 ///
-/// An expired token is never sent, even if the inner service takes long to become ready. After the
-/// request was passed to the inner service, this no longer holds: in the queue of an inner
-/// `Buffer`, a token grows older.
+/// An expired token is never sent, even if the inner service takes long to become ready. This does
+/// not hold after the request was passed to the inner service: a token can expire in the queue of
+/// an inner `Buffer`.
 #[derive(Debug, Clone)]
 #[doc(alias = "middleware")]
 #[doc(alias = "bearer")]
@@ -44,7 +44,7 @@ impl<S> Layer<S> for AddJwtSvidLayer {
 options!(AddJwtSvidLayer);
 
 impl<S> AddJwtSvid<S> {
-    /// Creates the layer of this service.
+    /// Creates the layer that makes this service.
     pub fn layer(source: impl Into<SvidCache>, audience: Audience) -> AddJwtSvidLayer {
         AddJwtSvidLayer::new(source, audience)
     }

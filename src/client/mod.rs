@@ -1,8 +1,8 @@
-//! The client side: adds a fresh token to each request, for the origin that it goes to.
+//! The client side: adds a fresh token to each request, for its origin.
 //!
 //! [`AddJwtSvidLayer`] wraps any client that is a tower service of `http::Request` or
-//! `reqwest::Request`. It finds the [`Audience`] for the origin of a request, and puts the token
-//! for it into `authorization`, from the [cache](crate::token).
+//! `reqwest::Request`. It finds the [`Audience`] for the origin of a request, takes the token for
+//! it from the [cache](crate::token), and puts it into `authorization`.
 //!
 //! ```
 //! use http::{Request, Response, header::AUTHORIZATION};
@@ -12,8 +12,8 @@
 //! # use tower_spiffe::token::{FetchSvid, FetchSvidFuture, JwtSvid, SvidRequest};
 //! # use tower_spiffe::SvidCache;
 //! # use tower_spiffe::clock::{Clock, SystemClock};
-//! # struct Desk;
-//! # impl FetchSvid for Desk {
+//! # struct LocalIssuer;
+//! # impl FetchSvid for LocalIssuer {
 //! #     fn fetch_svid(&self, request: &SvidRequest) -> FetchSvidFuture {
 //! #         let exp = SystemClock::shared().now().secs() + 300;
 //! #         let claims = format!(r#"{{"sub":"spiffe://x/web","aud":["{}"],"exp":{exp}}}"#, request.audiences().next().unwrap_or_default());
@@ -23,7 +23,7 @@
 //! # }
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-//! # let source = SvidCache::new(Desk);
+//! # let source = SvidCache::new(LocalIssuer);
 //! let origins = ["https://reports:8443", "http://reports:8080"];
 //! let audience = Audience::fixed("spiffe://x/reports").for_origins(origins)?;
 //!
@@ -49,7 +49,7 @@
 //! # }
 //! ```
 //!
-//! # One client, two lines; one source for both sides
+//! # A service that also calls others
 //!
 //! A service that accepts callers and makes its own calls has one `JwtSource`. Clones of it are the
 //! same source: one stream of bundles, one cache of tokens.
@@ -70,7 +70,7 @@
 //! #     let signed = request.headers().contains_key("authorization");
 //! #     Ok::<_, Infallible>(Response::new(if signed { "a balance" } else { "nothing" }))
 //! # });
-//! // It calls the ledger: here are the two lines.
+//! // The client that calls the ledger takes two lines.
 //! let audience = Audience::fixed("spiffe://example.org/ledger").for_origin("https://ledger")?;
 //! let client = AddJwtSvid::new(ledger, source.clone(), audience);
 //!
@@ -81,8 +81,8 @@
 //!     let client = client.clone();
 //!     async move { client.oneshot(onward?).await }
 //! });
-//! let admitted = Allow::trust_domain("example.org")?;
-//! let reports = ValidateJwtSvidLayer::required(validator, admitted).layer(reports);
+//! let policy = Allow::trust_domain("example.org")?;
+//! let reports = ValidateJwtSvidLayer::required(validator, policy).layer(reports);
 //!
 //! let bearer = agent.bearer("spiffe://example.org/web", "spiffe://example.org/reports");
 //! let request = Request::get("/").header("authorization", bearer).body(String::new())?;
@@ -97,40 +97,40 @@
 //! | --- | --- | --- |
 //! | hyper-util's legacy client, or any tower service | [`AddJwtSvidLayer`] | `examples/client_hyper.rs` |
 //! | a tonic `Channel`: plain, TLS, Unix socket, balanced | [`AddJwtSvid`] around it, with [`assume_origin`](UnboundAudience::assume_origin) | `examples/client_tonic.rs` |
-//! | the same, if a type must stay an interceptor | `JwtSvidInterceptor` (feature `tonic`) | `examples/client_tonic.rs` |
+//! | a tonic `Channel`, if a type must stay an interceptor | `JwtSvidInterceptor` (feature `tonic`) | `examples/client_tonic.rs` |
 //! | `reqwest::Client` as a tower service | [`AddJwtSvid`] around it (feature `reqwest`) | `examples/client_reqwest.rs` |
 //! | `reqwest_middleware` | `JwtSvidMiddleware` (feature `reqwest-middleware`) | `examples/client_reqwest_middleware.rs` |
-//! | any of them among timeouts, retries, limits, buffers | as below | `examples/client_stack.rs` |
+//! | any of these with timeouts, retries, limits, buffers | see [Place in a stack](#place-in-a-stack) | `examples/client_stack.rs` |
 //! | anything else | [`SvidCache::header`](crate::SvidCache::header) | |
 //!
 //! A token source of your own implements [`FetchSvid`](crate::token::FetchSvid): one call for one
-//! [`SvidRequest`](crate::token::SvidRequest), which fails with a
-//! [`FetchSvidError`](crate::token::FetchSvidError). [`SvidCache::new`](crate::SvidCache::new)
-//! makes a cache of it, which every client here takes.
+//! [`SvidRequest`](crate::token::SvidRequest), with a
+//! [`FetchSvidError`](crate::token::FetchSvidError) if it fails.
+//! [`SvidCache::new`](crate::SvidCache::new) makes a cache of it, which every client here takes.
 //!
 //! # Where a token may go
 //!
 //! The origin of a request is the scheme, host and port of its URI. If the URI has no authority, it
 //! is the origin given to [`assume_origin`](UnboundAudience::assume_origin).
 //!
-//! Servers and proxies also route by the `Host` header, and hyper-util, reqwest and tonic send one
-//! that is already in the request unchanged. So every `Host` header of a request must name the host
-//! and port of its origin: case is ignored, and the default port of the scheme may be left out. If
-//! one differs, the request matches no origin: it is sent without a token, or fails with
+//! Servers and proxies also route by the `Host` header. If a request already has one, hyper-util,
+//! reqwest and tonic send it unchanged. So every `Host` header of a request must name the host and
+//! port of its origin: case is ignored, and the default port of the scheme may be left out. If one
+//! differs, the request matches no origin: it is sent without a token, or fails with
 //! [`ForeignOrigin`](crate::token::TokenErrorReason::ForeignOrigin) if the layer is
-//! [`strict`](AddJwtSvidLayer::strict). A debug line names both. This holds for
-//! [`any_origin`](UnboundAudience::any_origin) too. A proxy that forwards the headers of its caller
-//! removes `Host` before this layer. `X-Forwarded-Host` and `Forwarded` are not read.
+//! [`strict`](AddJwtSvidLayer::strict). A debug line names both. The same applies with
+//! [`any_origin`](UnboundAudience::any_origin). A proxy that forwards the headers of its caller
+//! must remove `Host` before this layer. `X-Forwarded-Host` and `Forwarded` are not read.
 //!
-//! An absolute host name, as in `https://reports.svc.cluster.local.`, is an origin of its own:
-//! `https://reports.svc.cluster.local` does not match it. Name both if you use both.
+//! An absolute host name, as in `https://reports.svc.cluster.local.`, is a different origin:
+//! `https://reports.svc.cluster.local` does not match it. If you use both, list both.
 //!
 //! This layer cannot see:
 //! - headers that the client adds itself: do not set `Host` by
 //!   `reqwest::ClientBuilder::default_headers`;
-//! - layers and middleware further inside that change the URI or `Host`: put them outside;
-//! - where the connection goes in the end: DNS, proxies, `reqwest::ClientBuilder::resolve`, a
-//!   custom connector, `tonic::transport::Endpoint::origin`.
+//! - inner layers and middleware that change the URI or `Host`: put them outside;
+//! - where the connection finally goes: DNS, proxies, `reqwest::ClientBuilder::resolve`, a custom
+//!   connector, `tonic::transport::Endpoint::origin`.
 //!
 //! # Place in a stack
 //!
@@ -143,14 +143,14 @@
 //! 3. **Redirects** (`tower_http::follow_redirect`) go outside: then each hop passes this layer,
 //!    and gets the token for its own origin, or none. If the inner client follows redirects itself
 //!    (`reqwest` does), only the first hop passes this layer, and the client must remove
-//!    `authorization` for another origin. `reqwest` does if scheme, host or port differ.
-//!    `tower_http` does with its default policy only:
+//!    `authorization` for another origin. `reqwest` does so if scheme, host or port differ.
+//!    `tower_http` does so with its default policy only:
 //!    `FollowRedirectLayer::with_policy(Limited::new(n))` forwards it. With
 //!    [`header`](AddJwtSvidLayer::header) the client must not follow redirects at all.
 //! 4. **This layer.**
 //! 5. **Buffers, load balancing, concurrency and rate limits** go inside or outside: while a
-//!    request waits for its token, it holds no permit of the inner service. In the queue of an
-//!    inner buffer tokens grow older: keep the queue short, or put it outside.
+//!    request waits for its token, it holds no permit of the inner service. Tokens can expire in
+//!    the queue of an inner buffer: keep the queue short, or put the buffer outside.
 //! 6. **Tracing** may go anywhere: the header is marked sensitive, so that it is not shown.
 //!    **Compression** of bodies does not affect it; HTTP/2 keeps sensitive headers out of its
 //!    compression tables.
@@ -161,19 +161,21 @@
 //! # Deadlines
 //!
 //! If a request is gRPC (its content type begins with `application/grpc`) and has a valid
-//! `grpc-timeout`, it waits no longer than that for its token, and 5 s at most as all others do.
-//! Then it fails with [`DeadlineExceeded`](crate::token::TokenErrorReason::DeadlineExceeded), in
-//! gRPC DEADLINE_EXCEEDED. After a wait, `grpc-timeout` is set to the time that is left, and a call
+//! `grpc-timeout`, it waits for its token no longer than that, and at most 5 s like all other
+//! requests. Then it fails with
+//! [`DeadlineExceeded`](crate::token::TokenErrorReason::DeadlineExceeded), in gRPC
+//! `DEADLINE_EXCEEDED`. After a wait, `grpc-timeout` is set to the time that is left, and a call
 //! with no time left is not sent. While an older token can still be sent, the wait for the next one
-//! takes half of the time at most. Requests whose token is in the cache are unaffected. An invalid
+//! takes at most half of the time. Requests whose token is in the cache are unaffected. An invalid
 //! `grpc-timeout` is ignored. `JwtSvidInterceptor` never waits. Timeouts of the inner service, such
 //! as `tonic::transport::Endpoint::timeout`, begin after the wait.
 //!
 //! # Errors
 //!
-//! The error of the service is a [`BoxError`]: errors of the inner service are forwarded unchanged;
-//! ours are a [`TokenError`], which [`TokenError::find`](crate::token::TokenError::find) finds. A
-//! request that should carry a token is never sent without one. For a gRPC peer,
+//! The error of the service is a [`BoxError`]: errors of the inner service are forwarded unchanged.
+//! The errors of this layer are a [`TokenError`];
+//! [`TokenError::find`](crate::token::TokenError::find) finds it. A request that should carry a
+//! token is never sent without one. For a gRPC peer,
 //! [`TokenError`](crate::token::TokenError#as-a-grpc-status) has a code and a fixed text; the
 //! details stay in this process.
 
@@ -205,12 +207,12 @@ pub use request::{IncomingResponse, OutgoingRequest};
 pub use reqwest_middleware::JwtSvidMiddleware;
 pub use service::AddJwtSvid;
 
-/// Any error, as in tower's own middleware.
+/// Any error, as in tower's middleware.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 fn no_room() -> TokenError {
     TokenError::new(
         TokenErrorReason::Other,
-        "the request has so many headers that none can be added",
+        "the request has too many headers to add a token; remove some",
     )
 }

@@ -1,4 +1,5 @@
-//! Where a request goes: scheme, host and port, compared as such and never as raw text.
+//! The destination of a request: scheme, host and port. They are compared as parsed values, never
+//! as raw text.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -8,7 +9,8 @@ use std::str::FromStr;
 use http::Uri;
 use http::uri::{Authority, Scheme};
 
-/// A place that requests go to: `https://reports`, `https://reports:8443`, `http://[::1]:8080`.
+/// The scheme, host and port that requests go to: `https://reports`, `https://reports:8443`,
+/// `http://[::1]:8080`.
 ///
 /// ```
 /// use tower_spiffe::client::{Origin, OriginError};
@@ -17,7 +19,7 @@ use http::uri::{Authority, Scheme};
 /// assert_eq!(origin.to_string(), "https://reports.example.org");
 /// assert_eq!((origin.host(), origin.port()), ("reports.example.org", 443));
 ///
-/// // An absolute name, with a dot at its end, is an origin of its own.
+/// // An absolute name, with a dot at its end, is a different origin.
 /// let absolute: Origin = "https://reports.example.org.".parse()?;
 /// assert_ne!(absolute, origin);
 ///
@@ -28,46 +30,46 @@ use http::uri::{Authority, Scheme};
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Origin {
     https: bool,
-    /// As it is usually written: the host in lower case, and the port where it is not the scheme's
-    /// own.
+    /// The usual form: the host in lower case, and the port if it is not the default port of the
+    /// scheme.
     authority: Box<str>,
-    /// So much of it is the host.
+    /// The length of the host in it.
     host_len: usize,
     port: u16,
 }
 
-/// Why a text is no origin.
+/// Why a text is not a valid origin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum OriginError {
-    /// It is no URI with scheme and authority, or not in ASCII.
+    /// It is not a URI with a scheme and an authority, or not ASCII.
     Malformed,
-    /// Its scheme is neither `https` nor `http`.
+    /// The scheme is not `https` or `http`.
     Scheme,
     /// It has a user name or a password.
     UserInfo,
-    /// The host is missing, has an empty label, or has a character that no host name or address
-    /// has: a percent sign, or a wildcard that is not allowed here. An absolute host name may end
-    /// with one dot; an address may not.
+    /// The host is missing, has an empty label, or has an invalid character: a percent sign, or a
+    /// wildcard that is not allowed here. An absolute host name may end with one dot; an address
+    /// may not.
     Host,
-    /// Its port is 0 or no number.
+    /// The port is 0 or not a number.
     Port,
-    /// Something follows the authority: an origin has no path.
+    /// The text has a path, a query or a fragment after the authority.
     Path,
 }
 
 impl Origin {
-    /// The scheme: `https` or `http`.
+    /// Returns the scheme: `https` or `http`.
     pub fn scheme(&self) -> &'static str {
         if self.https { "https" } else { "http" }
     }
 
-    /// The host in lower case; an IPv6 address stands in brackets.
+    /// Returns the host in lower case; an IPv6 address is in brackets.
     pub fn host(&self) -> &str {
         self.authority.get(..self.host_len).unwrap_or_default()
     }
 
-    /// The port; where none was named, the scheme's own.
+    /// Returns the port. If the text has none, this is the default port of the scheme.
     pub fn port(&self) -> u16 {
         self.port
     }
@@ -80,8 +82,8 @@ impl Origin {
         }
     }
 
-    /// Whether an https URI with this authority leads here, at a glance: it does where this is
-    /// true, and may do so in another spelling where it is not.
+    /// Whether the text of this authority of an https URI equals this origin. If not, the URI can
+    /// still have this origin in another spelling.
     #[inline]
     pub(crate) fn is_https_as_written(&self, authority: &str) -> bool {
         self.https && *self.authority == *authority
@@ -129,21 +131,21 @@ impl fmt::Display for OriginError {
             Self::Scheme => "the scheme of an origin is `https` or `http`",
             Self::UserInfo => "an origin has no user name and no password",
             Self::Host => {
-                "the host is missing, has an empty label, or has a character that no host has; a \
-                 host name may end with one dot, an address may not"
+                "the host is missing, has an empty label, or has an invalid character; a host \
+                 name may end with one dot, an address may not"
             }
-            Self::Port => "the port is no number from 1 to 65535",
-            Self::Path => "an origin has no path; leave out what follows the host and port",
+            Self::Port => "the port is not a number from 1 to 65535",
+            Self::Path => "an origin has no path; remove everything after the host and port",
         })
     }
 }
 
 impl std::error::Error for OriginError {}
 
-/// Where a request goes, parsed only as far as needed.
+/// The destination of a request, parsed only as far as needed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Destination<'a> {
-    /// Where its URI leads.
+    /// The URI, not parsed yet.
     Uri(&'a Uri),
     /// Already parsed by the client.
     Read(Result<Option<Target<'a>>, OriginError>),
@@ -161,7 +163,7 @@ impl<'a> Destination<'a> {
         }
     }
 
-    /// Where it leads; `None` where it does not say at all.
+    /// Returns the target; `None` if the URI has neither scheme nor authority.
     pub(crate) fn target(self) -> Result<Option<Target<'a>>, OriginError> {
         match self {
             Self::Uri(uri) => Target::of_uri(uri),
@@ -174,14 +176,14 @@ impl<'a> Destination<'a> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Target<'a> {
     https: bool,
-    /// In any case; compares without it.
+    /// In upper or lower case. Comparisons ignore the case.
     host: &'a str,
     port: u16,
 }
 
 impl<'a> Target<'a> {
-    /// Where `uri` leads; `None` where it does not say at all. An authority without a scheme says
-    /// half of it: one client dials it by TLS, another in the clear.
+    /// Returns the target of `uri`; `None` if it has neither scheme nor authority. An authority
+    /// without a scheme is ambiguous: one client connects with TLS, another in plaintext.
     pub(crate) fn of_uri(uri: &'a Uri) -> Result<Option<Self>, OriginError> {
         let (scheme, authority) = match (uri.scheme_str(), uri.authority()) {
             (Some(scheme), Some(authority)) => (scheme, authority),
@@ -246,7 +248,7 @@ impl<'a> Target<'a> {
                 .is_ok_and(|port| port.unwrap_or(default_port(self.https)) == self.port)
     }
 
-    /// What a message adds about an absolute host name, which is easily overlooked.
+    /// A note for messages about an absolute host name, whose dot is easily overlooked.
     pub(crate) fn dot_note(self) -> &'static str {
         if self.host.ends_with('.') {
             "; its host ends with a dot: without the dot it is another origin"
@@ -255,8 +257,8 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// Whether the host names this machine itself, and cannot be read otherwise: 127.0.0.0/8 in
-    /// four decimal parts, `::1`, or `localhost`.
+    /// Whether the host is this machine in a form that every program reads the same way:
+    /// 127.0.0.0/8 in four decimal parts, `::1`, or `localhost`.
     pub(crate) fn is_loopback(self) -> bool {
         if self.host.eq_ignore_ascii_case("localhost") {
             return true;
@@ -289,7 +291,7 @@ impl Hash for Target<'_> {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.https.hash(state);
         self.port.hash(state);
-        // In pieces, so that no case-folded copy need be made.
+        // Hashed in pieces, so that no lower-case copy is needed.
         let mut folded = [0; 32];
         for piece in self.host.as_bytes().chunks(folded.len()) {
             for (to, from) in folded.iter_mut().zip(piece) {
@@ -326,8 +328,8 @@ pub(crate) fn scheme_of(scheme: &str) -> Result<bool, OriginError> {
     }
 }
 
-/// The port, where the authority is a host and a port, and nothing else: a user name, or a colon
-/// without a number, could be read in more than one way.
+/// The port of an authority that has only a host and a port. A user name, or a colon without a
+/// number, is ambiguous.
 fn port_of(authority: &Authority) -> Result<Option<u16>, OriginError> {
     let text = authority.as_str();
     if text.contains('@') {
@@ -339,7 +341,7 @@ fn port_of(authority: &Authority) -> Result<Option<u16>, OriginError> {
     read_port(rest.as_bytes())
 }
 
-/// The port in what follows a host: nothing, or a colon and a number.
+/// The port after a host: nothing, or a colon and a number.
 fn read_port(rest: &[u8]) -> Result<Option<u16>, OriginError> {
     match rest.strip_prefix(b":") {
         None if rest.is_empty() => Ok(None),
@@ -352,8 +354,8 @@ fn read_port(rest: &[u8]) -> Result<Option<u16>, OriginError> {
     }
 }
 
-/// Whether this is a host name or an address in its usual form, and nothing that another reader
-/// could take for another host.
+/// Whether this is a host name or an address in its usual form, which every program reads as the
+/// same host.
 fn is_host(host: &str) -> bool {
     if let Some(address) = host.strip_prefix('[') {
         return address
@@ -361,12 +363,12 @@ fn is_host(host: &str) -> bool {
             .is_some_and(|inner| inner.parse::<Ipv6Addr>().is_ok());
     }
     let name = match host.strip_suffix('.') {
-        // Some readers drop the dot of an address.
+        // Some programs drop the dot of an address.
         Some(name) if ends_an_address(name) => return false,
         Some(name) => name,
         None => host,
     };
-    // A percent sign is decoded by some readers and not by others.
+    // A percent sign is decoded by some programs and not by others.
     let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
     name.len() <= 253
         && name
@@ -374,7 +376,7 @@ fn is_host(host: &str) -> bool {
             .all(|label| !label.is_empty() && label.bytes().all(legal))
 }
 
-/// Whether a host with this end is an address, to all readers or to some: in brackets, or with a
+/// Whether all or some programs read a host with this end as an address: in brackets, or with a
 /// number as its last label.
 pub(crate) fn ends_an_address(host: &str) -> bool {
     let last = host.rsplit('.').next().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The requests that a token can be put into, and the responses that can refuse it.
+//! Requests that can carry a token, and responses that can reject it.
 
 use http::header::HeaderName;
 use http::{Extensions, HeaderMap, Method, StatusCode};
@@ -7,19 +7,19 @@ use http::{Extensions, HeaderMap, Method, StatusCode};
 use super::origin::Target;
 use super::origin::{Destination, OriginError};
 
-/// A request that a token can be put into: `http::Request`, and `reqwest::Request` under feature
-/// `reqwest`. Nothing else implements it.
+/// A request that can carry a token: `http::Request`, and with feature `reqwest` also
+/// `reqwest::Request`. The trait is sealed.
 #[diagnostic::on_unimplemented(
-    message = "no token can be put into a `{Self}`",
+    message = "a `{Self}` cannot carry a token",
     label = "expected an `http::Request`, or a `reqwest::Request` (feature `reqwest`)",
-    note = "`AddJwtSvid` wraps services of HTTP requests; put it outside the one that connects"
+    note = "`AddJwtSvid` wraps services of HTTP requests; put it outside the service that connects"
 )]
 pub trait OutgoingRequest: sealed::Request {}
 
-/// A response that can refuse a token: `http::Response`, and `reqwest::Response` under feature
-/// `reqwest`. Nothing else implements it.
+/// A response that can reject a token: `http::Response`, and with feature `reqwest` also
+/// `reqwest::Response`. The trait is sealed.
 #[diagnostic::on_unimplemented(
-    message = "a `{Self}` is no HTTP response",
+    message = "a `{Self}` is not an HTTP response",
     label = "expected an `http::Response`, or a `reqwest::Response` (feature `reqwest`)"
 )]
 pub trait IncomingResponse: sealed::Response {}
@@ -35,7 +35,7 @@ pub(crate) mod sealed {
         fn view(&self) -> View<'_>;
         #[doc(hidden)]
         fn headers_to_change(&mut self) -> &mut HeaderMap;
-        /// The place that the request goes to, if the response can report its own.
+        /// The destination of the request as a number, if the response can report its own.
         #[doc(hidden)]
         fn place(&self) -> Option<u64> {
             None
@@ -45,14 +45,14 @@ pub(crate) mod sealed {
     pub trait Response {
         #[doc(hidden)]
         fn status_and_headers(&self) -> (StatusCode, &HeaderMap);
-        /// The place that the response is from, if it reports one.
+        /// The origin of the response as a number, if it reports one.
         #[doc(hidden)]
         fn place(&self) -> Option<u64> {
             None
         }
     }
 
-    /// What is looked at in a request.
+    /// The parts of a request that are read.
     #[derive(Debug)]
     pub struct View<'a> {
         pub(crate) destination: Destination<'a>,
@@ -67,21 +67,21 @@ static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// Whether a service rejected the token that was sent to `place`: 401, or gRPC's UNAUTHENTICATED in
 /// the response's headers. If the client followed a redirect, the response may be from another
-/// place, which got no token.
-pub(crate) fn refuses(response: &impl sealed::Response, place: Option<u64>) -> bool {
+/// server, which got no token.
+pub(crate) fn rejects_token(response: &impl sealed::Response, place: Option<u64>) -> bool {
     let (status, headers) = response.status_and_headers();
-    let refuses = status == StatusCode::UNAUTHORIZED
+    let is_rejection = status == StatusCode::UNAUTHORIZED
         || headers
             .get(&GRPC_STATUS)
             .is_some_and(|status| status.as_bytes() == b"16");
-    refuses
+    is_rejection
         && match (response.place(), place) {
             (Some(from), Some(to)) => from == to,
             _ => true,
         }
 }
 
-/// A request for a tunnel is read by a proxy, whatever its URI names.
+/// A CONNECT request is handled by a proxy and gets no token.
 #[inline]
 fn unless_tunnel<'a>(method: &Method, destination: Destination<'a>) -> Destination<'a> {
     if method == Method::CONNECT {
@@ -129,7 +129,7 @@ impl sealed::Request for reqwest::Request {
     }
 }
 
-/// A place as a number, so that it can be kept without being copied.
+/// Hashes scheme, host and port, so that the result can be stored without a copy.
 #[cfg(feature = "reqwest")]
 fn place_of(url: &reqwest::Url) -> Option<u64> {
     use std::hash::{DefaultHasher, Hash, Hasher};

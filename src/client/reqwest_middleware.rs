@@ -9,11 +9,11 @@ use super::caller;
 use super::config::{Config, Decision, insert, options, withhold};
 use super::deadline::Deadline;
 use super::no_room;
-use super::request::refuses;
+use super::request::rejects_token;
 use super::request::sealed::Request as _;
 use crate::token::{Issue, SvidCache};
 
-/// A middleware of `reqwest_middleware` that puts a fresh token into each request.
+/// A middleware of `reqwest_middleware` that adds a fresh token to each request.
 ///
 /// It is outside of `reqwest`'s redirects: `reqwest` removes `authorization` if a redirect leads to
 /// another origin, and the next hop gets no token.
@@ -27,7 +27,7 @@ impl JwtSvidMiddleware {
     /// without a token.
     ///
     /// # Errors
-    /// An origin is invalid or named twice, an audience is empty, or there are no pairs.
+    /// An origin is invalid or listed twice, an audience is empty, or there are no pairs.
     pub fn new<O: AsRef<str>, A: AsRef<str>>(
         source: impl Into<SvidCache>,
         audiences: impl IntoIterator<Item = (O, A)>,
@@ -35,8 +35,8 @@ impl JwtSvidMiddleware {
         Ok(Self::with_audience(source, Audience::map(audiences)?))
     }
 
-    /// Adds tokens for this audience. One in the extensions of a request (`with_extension`)
-    /// replaces it for that request.
+    /// Adds tokens for this audience. An `Audience` in the extensions of a request
+    /// (`with_extension`) replaces it for that request.
     pub fn with_audience(source: impl Into<SvidCache>, audience: Audience) -> Self {
         Self {
             config: Arc::new(Config::new(source.into(), audience)),
@@ -90,8 +90,8 @@ impl Middleware for JwtSvidMiddleware {
         }
         let place = request.place();
         let response = next.run(request, extensions).await?;
-        if refuses(&response, place) {
-            issued.refused();
+        if rejects_token(&response, place) {
+            issued.rejected();
         }
         Ok(response)
     }

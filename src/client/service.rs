@@ -13,7 +13,7 @@ use super::request::{IncomingResponse, OutgoingRequest};
 use super::{BoxError, no_room};
 use crate::token::{Issue, SvidCache};
 
-/// Puts a fresh token into each request. Made by [`AddJwtSvidLayer`](super::AddJwtSvidLayer).
+/// Adds a fresh token to each request. Made by [`AddJwtSvidLayer`](super::AddJwtSvidLayer).
 #[derive(Debug, Clone)]
 #[doc(alias = "middleware")]
 #[doc(alias = "interceptor")]
@@ -110,7 +110,7 @@ impl<S: Clone> AddJwtSvid<S> {
     /// Drops the ready service and returns a clone that is not ready yet.
     ///
     /// A ready service may hold a permit or a place in a queue. If it were held during a fetch,
-    /// other requests could not use it; with a concurrency limit of one, none could ever continue.
+    /// other requests could not use it. With a concurrency limit of one, no request could continue.
     fn give_up(&mut self) -> S {
         let fresh = self.inner.clone();
         drop(mem::replace(&mut self.inner, fresh.clone()));

@@ -18,15 +18,14 @@ use super::{
 };
 use crate::clock::UnixTime;
 
-/// Forwards every count to the recorder that is installed for the `metrics` crate, which is usually
-/// an exporter (feature `metrics`).
+/// Forwards all counts to the recorder that is installed for the `metrics` crate, usually an
+/// exporter (feature `metrics`).
 ///
-/// Install the exporter first: counts without an exporter are lost, and the counter of a verdict
-/// stays with the exporter that was installed at its first count. Use one recorder for the whole
-/// process: pass it to the source, which its validators and layers inherit, to token files and to sources
-/// of access tokens.
-/// With several sources of bundles, give each one [a recorder of its own](Self::for_source).
-/// Otherwise a gauge shows the source that was recorded last.
+/// Install the exporter first: counts without an exporter are lost, and a counter of verdicts keeps
+/// the exporter that was installed at its first count. Use one recorder for the whole process: pass
+/// it to the source (its validators and layers inherit it), to token files and to sources of access
+/// tokens. With several sources of bundles, give each one [its own recorder](Self::for_source).
+/// Otherwise a gauge shows the source that recorded last.
 ///
 /// | name | kind | unit | labels | what |
 /// | --- | --- | --- | --- | --- |
@@ -50,7 +49,7 @@ use crate::clock::UnixTime;
 /// | `spiffe_ended_answers_total` | counter | count | | responses that ended early because the caller's token expired |
 /// | `spiffe_verifications_total` | counter | count | `outcome`, `cached`, `trust_domain`, `why` | verdicts on callers' tokens |
 ///
-/// The values of labels are fixed words, never values of a caller:
+/// The values of labels are fixed words, never values from a caller:
 ///
 /// - `kind` is one of [`SOURCE_ERROR_KINDS`](super::SOURCE_ERROR_KINDS), `event` one of
 ///   [`SvidCacheEvent::ALL`].
@@ -61,19 +60,18 @@ use crate::clock::UnixTime;
 ///   [`DRY_RUN_OUTCOMES`](super::DRY_RUN_OUTCOMES); of a verification, `ok` or a
 ///   [`ValidateReason`](crate::verify::ValidateReason); of an admission, `verified`, `anonymous` or
 ///   a [`RejectionReason`](crate::server::RejectionReason).
-/// - `enforced` is `false` if audit mode let a request pass; `cached` is `true` if the token was in
-///   the verified cache.
+/// - `enforced` is `false` if audit mode allowed a request that it would reject; `cached` is `true`
+///   if the token was in the verified cache.
 /// - `why` is the reason if the outcome is `cannot-judge` (`not-ready`, `withdrawn`, `stale` or
 ///   `closed`) or `policy-unavailable` (`failed`, `timed-out` or `too-many-in-flight`). It is empty
 ///   otherwise.
-/// - `trust_domain` is one of the bundle set, or `unknown`.
+/// - `trust_domain` is a trust domain of the bundle set, or `unknown`.
 /// - `source` is an additional label of a recorder [for one source](Self::for_source), on
 ///   `spiffe_source_errors_total` and the metrics whose name begins with `spiffe_bundle_`.
 ///
-/// The errors by kind, the waits, the denials of dry runs, the ended answers, the events of the cache,
-/// the writes of token files, the requests for access tokens and the counts of the bundle stream begin
-/// at zero, so that the first one is an increase
-/// too.
+/// The counters of errors by kind, waits, dry-run denials, ended responses, cache events, writes of
+/// token files, requests for access tokens and of the bundle stream are created at zero, so that
+/// the first count is visible as an increase.
 ///
 /// A Grafana dashboard and alert rules over these names are in `examples/observability`.
 ///
@@ -86,14 +84,14 @@ use crate::clock::UnixTime;
 /// recorder.record_update();
 /// ```
 pub struct FacadeRecorder {
-    /// The labels of what a source of bundles records: none, or its name.
+    /// The labels of the metrics of a bundle source: its name, or none.
     source: Vec<Label>,
-    // Verdicts are counted on the hot path: their counters are looked up once.
+    // Verdicts are counted on the hot path, so their counters are cached.
     verifications: Verdicts,
     admissions: Verdicts,
 }
 
-/// Counters of verdicts, by what is fixed about one and then by trust domain.
+/// Counters of verdicts, by their fixed labels and then by trust domain.
 #[derive(Default)]
 struct Verdicts(ArcSwap<HashMap<Verdict, HashMap<Box<str>, Counter>>>);
 
@@ -130,9 +128,9 @@ impl FacadeRecorder {
         Self::with_labels(Vec::new())
     }
 
-    /// Creates the recorder of one of several sources of bundles. What the source records has the
-    /// label `source` with this name, so that readiness, contacts and errors of the sources stay
-    /// apart. Verdicts and our own tokens are counted without it, as by any other recorder.
+    /// Creates the recorder of one of several sources of bundles. The metrics of the source have
+    /// the label `source` with this name, so that readiness, contacts and errors of the sources are
+    /// separate. Verdicts and the tokens of this workload are counted without this label.
     ///
     /// ```
     /// use std::sync::Arc;
@@ -170,7 +168,7 @@ impl FacadeRecorder {
                 _ => ::metrics::describe_histogram!(metric.name, unit, metric.what),
             }
         }
-        // A counter that first appears with a count shows no increase.
+        // A counter that first appears with a value above zero shows no increase.
         let recorder = Self {
             source,
             verifications: Verdicts::default(),
@@ -251,7 +249,7 @@ impl MetricsRecorder for FacadeRecorder {
     }
 
     fn record_contact(&self, at: UnixTime) {
-        // To the millisecond, which a double holds for longer than this crate lasts.
+        // In milliseconds, which a double can represent exactly.
         let millis = at.subsec_nanos() / 1_000_000;
         let seconds = at.secs() as f64 + f64::from(millis) / 1e3;
         ::metrics::gauge!(LAST_CONTACT, self.source.iter()).set(seconds);
@@ -337,7 +335,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn documented_metrics_are_those_of_the_code() {
+    fn documented_metrics_match_the_code() {
         let documented: Vec<String> = include_str!("facade.rs")
             .lines()
             .filter_map(|line| line.strip_prefix("/// | `"))

@@ -26,14 +26,14 @@
 //!
 //! # Sources
 //!
-//! What the sources of bundles record:
+//! Metrics of the sources of bundles:
 //!
 //! | source | updates, readiness | errors | contact, age | reconnects, withdrawal |
 //! | --- | --- | --- | --- | --- |
 //! | JwtSource | yes | of the stream, `bundle-…` | messages and pings | yes |
 //! | HttpsBundles | yes | `bundle-fetch`, `bundle-too-large`, `bundle-unreadable`, `bundle-unusable`, `bundle-rollback` | successful polls | no |
-//! | FileBundles | yes | `bundle-file` | no: a file that can be read may be old | no |
-//! | MergedBundles | its members do, each by its own recorder | | | |
+//! | FileBundles | yes | `bundle-file` | no: a readable file may be old | no |
+//! | MergedBundles | recorded by its members, each with its own recorder | | | |
 //! | MemoryBundles, FixedBundles | no | no | no | no |
 //!
 //! # Spans and events
@@ -46,7 +46,7 @@
 //! | module | level | message | fields | meaning |
 //! | --- | --- | --- | --- | --- |
 //! | `source` | info | span `spiffe.jwt_source` | `endpoint` | around the background work of a source |
-//! | `source` | info | first bundles | `revision`, `trust_domains`, `keys` | from now on tokens can be verified |
+//! | `source` | info | first bundles | `revision`, `trust_domains`, `keys` | tokens can be verified from now on |
 //! | `source` | info | bundles changed | `revision`, `trust_domains`, `keys` | keys were added or removed |
 //! | `source` | warn | error of the bundle stream | `kind`, `error` | [`SOURCE_ERROR_KINDS`] lists the causes |
 //! | `source` | debug | error of the bundle stream, again | `kind`, `error` | the same kind once more |
@@ -72,36 +72,36 @@
 //! | `source` | warn | a polled bundle is stale: tokens cannot be verified | `trust_domain` | no poll succeeded for `max_staleness` |
 //! | `source` | warn | the saved bundle cannot be read | `trust_domain`, `error` | the bootstrap bundle is used |
 //! | `source` | warn | a polled bundle could not be saved | `trust_domain`, `error` | a restart may be locked out |
-//! | `token` | warn | fetching a JWT-SVID failed | `request`, `error`, `usable` | or an access token; `usable`: an older token is sent meanwhile |
-//! | `token` | debug | fetching a JWT-SVID failed again | `request`, `error`, `usable` | for the same reason; or the first time, for the access token of a caller |
-//! | `token` | warn | refreshes of JWT-SVIDs have stalled; check that the agent is running and reaches its server | `request`, `why` | one line until they recover: a refresh brought no newer token, or takes longer than 5 s |
-//! | `token` | info | refreshes of JWT-SVIDs bring newer tokens again | `request` | they recovered |
-//! | `token` | info | the issuer of JWT-SVIDs answers again | | the breaker closed |
+//! | `token` | warn | fetching a JWT-SVID failed | `request`, `error`, `usable` | also for access tokens; `usable`: an older token can still be sent |
+//! | `token` | debug | fetching a JWT-SVID failed again | `request`, `error`, `usable` | the same class of error again, or any error for the access token of a caller |
+//! | `token` | warn | refreshes of JWT-SVIDs have stalled; check that the agent is running and reaches its server | `request`, `why` | one line until they recover: a refresh returned no newer token, or takes longer than 5 s |
+//! | `token` | info | refreshes of JWT-SVIDs return newer tokens again | `request` | they recovered |
+//! | `token` | info | the issuer of JWT-SVIDs responds again | | the breaker closed |
 //! | `token_file` | info | token file written | `path` | for the first time, or again after a failure |
 //! | `token_file` | debug | token file written | `path` | with a newer token |
-//! | `token_file` | warn | a token file cannot be written; its old content stays | `path`, `error` | another error than before; the write is retried |
-//! | `token_file` | debug | a token file cannot be written; its old content stays | `path`, `error` | the same error once more |
+//! | `token_file` | warn | token file cannot be written; its old content stays | `path`, `error` | another error than before; the write is retried |
+//! | `token_file` | debug | token file cannot be written; its old content stays | `path`, `error` | the same error once more |
 //! | `token_file` | warn | the action after the write of a token file failed | `path`, `error` | another error than before; the action is retried |
 //! | `token_file` | debug | the action after the write of a token file failed | `path`, `error` | the same error once more |
-//! | `token_file` | info | a token file is not refreshed any more | `path` | it was shut down or dropped, or its cache was closed |
-//! | `token_file` | warn | a token file cannot be removed | `path`, `error` | it stays until its token expires, or longer |
-//! | `token_file` | warn | trouble with a token file; its last good token is kept until it expires | `path`, `error` | of a `FileTokens`: another error than before |
-//! | `client` | debug | no token for this request: no audience is named for its origin… | `origin` | the request is sent without a token; with [`strict`](crate::AddJwtSvidLayer::strict) it fails |
-//! | `client` | debug | no token for this request: its Host header does not match its origin | `origin`, `host` | the same; a forwarded `Host` header would route the token to another virtual host |
+//! | `token_file` | info | token file is no longer refreshed | `path` | it was shut down or dropped, or its cache was closed |
+//! | `token_file` | warn | token file cannot be removed | `path`, `error` | it stays until its token expires, or longer |
+//! | `token_file` | warn | token file is unreadable or invalid; its last good token is kept until it expires | `path`, `error` | a file of a `FileTokens` has another error than before |
+//! | `client` | debug | no token for this request: no audience covers its origin… | `origin` | the request is sent without a token; with [`strict`](crate::AddJwtSvidLayer::strict) it fails |
+//! | `client` | debug | no token for this request: its Host header does not match its origin | `origin`, `host` | the request is sent without a token, because a forwarded `Host` header would route it to another virtual host; with `strict` it fails |
 //! | `client` | debug | the request was not sent | `reason`, `error` | the layer's settings do not allow it; a gRPC peer gets a fixed text without these details |
-//! | `server` | info | span `jwt_svid` | `peer.spiffe_id` | around the handling of a verified caller's request; the field is filled in the span around the layer too, where that has it |
-//! | `server` | info | requests are not admitted: … | `reason`, `enforced`, `suppressed`, `detail`, `peer.spiffe_id`, `policy_reason`, `key_id`, `trust_domain`, `audiences`, `accepted_audiences` | one line per class, caller and interval; `suppressed` lines were left out since the last one; `detail` is the exact reason within the class; `policy_reason` is the reason that the policy gave; `peer.spiffe_id` is in the span instead if the span has that field; `key_id`, `trust_domain` and `audiences` are what the token claims, logged only if debug lines are enabled; `accepted_audiences` are those of the validator |
-//! | `server` | info | answers are ended: … | `reason`, `suppressed`, `peer.spiffe_id` | an `EndAtExpiryLayer` ended them with the caller's token; one line for all callers and interval |
+//! | `server` | info | span `jwt_svid` | `peer.spiffe_id` | around the handling of a verified caller's request; if the outer span has the field, it is set there too |
+//! | `server` | info | requests are not allowed: … | `reason`, `enforced`, `suppressed`, `detail`, `peer.spiffe_id`, `policy_reason`, `key_id`, `trust_domain`, `audiences`, `accepted_audiences` | one line per class, caller and interval; `suppressed` is the number of lines suppressed since the last one; `detail` is the exact reason within the class; `policy_reason` is the reason that the policy gave; `peer.spiffe_id` is in the span instead if the span has that field; `key_id`, `trust_domain` and `audiences` are what the token claims, logged only if debug lines are enabled; `accepted_audiences` are those of the validator |
+//! | `server` | info | responses ended early: … | `reason`, `suppressed`, `peer.spiffe_id` | an `EndAtExpiryLayer` ended them when the caller's token expired; one line for all callers and interval |
 //! | `server` | warn | callers cannot be authenticated | `reason`, `enforced`, `suppressed`, `why` | this service cannot verify tokens now |
 //! | `server` | warn | callers cannot be authorized | `reason`, `enforced`, `suppressed`, `why`, `policy_reason`, `peer.spiffe_id` | the policy could not decide; `why` says what failed, `policy_reason` is the error that the policy gave |
 //! | `server` | info | policy file changed | `path`, `revision`, `rules` | the policy was replaced; `rules` is their number |
-//! | `server` | warn | trouble with a policy file; its last good policy stays | `path`, `error`, `line`, `column` | another error than before |
+//! | `server` | warn | policy file is unreadable or invalid; its last good policy stays in use | `path`, `error`, `line`, `column` | another error than before |
 //! | `server` | info | the policy file can be read again | `path` | it recovered |
-//! | `server` | error | reading the policy file panicked; its last good policy stays | | a bug of this crate |
-//! | `server` | warn | a policy file is in a dry run: it denies no request | `path` | it was opened |
+//! | `server` | error | reading the policy file panicked; its last good policy stays in use | | a bug of this crate |
+//! | `server` | warn | a policy file is in a dry run: it denies no request | `path` | the file was opened |
 //! | `server` | info | dry run: requests would be rejected: … | `reason`, `suppressed`, `peer.spiffe_id`, `policy_reason`, `request` | one line per reason, caller and ten seconds; `request` is the method and the path, for anonymous callers only if debug lines are enabled; `peer.spiffe_id` is in the span instead if the span has that field |
-//! | `server` | error | no ValidateJwtSvidLayer stands above | `reason`, `suppressed` | a layer is missing in the stack |
-//! | `server` | error | answers do not end with the caller's token: … | `reason` | the same, for an `EndAtExpiryLayer` |
+//! | `server` | error | no ValidateJwtSvidLayer stands above | `reason`, `suppressed` | a `ValidateJwtSvidLayer` is missing from the stack |
+//! | `server` | error | responses do not end when the caller's token expires: … | `reason` | an `EndAtExpiryLayer` without the layer outside it |
 //! | `metrics` | debug | the metrics recorder panicked | | a count is lost |
 
 mod count;
@@ -128,26 +128,26 @@ use crate::clock::UnixTime;
 /// | --- | --- |
 /// | `connect` | no connection to the agent: it is down, or its socket is not mounted here |
 /// | `not-grpc` | the endpoint does not serve the Workload API |
-/// | `disconnected` | the connection broke: the agent ended |
-/// | `timeout` | the agent did not answer in time |
+/// | `disconnected` | the connection was lost: the agent stopped |
+/// | `timeout` | the agent did not respond in time |
 /// | `unavailable` | the agent reports that it cannot serve now |
 /// | `permission-denied` | this workload has no registration entry, or no longer has one |
-/// | `invalid-argument` | the agent reports that our request is invalid |
+/// | `invalid-argument` | the agent reports that the request is invalid |
 /// | `unimplemented` | the agent has no JWT profile |
 /// | `status` | another gRPC status of the agent |
-/// | `invalid-answer` | the agent's answer breaks the rules |
-/// | `doubtful-connection` | a call got no answer over the connection, which was given up |
-/// | `message-too-large` | a message is larger than allowed, and was not read |
-/// | `empty-message` | the agent sent a message without any bundle; discarded |
-/// | `too-many-bundles` | a message had more trust domains than allowed; discarded |
-/// | `bundle-too-large` | a trust domain's JWK Set is larger than allowed; its last one stays |
-/// | `bundle-unreadable` | a trust domain's JWK Set cannot be read; its last one stays |
+/// | `invalid-answer` | the agent's response violates the Workload API |
+/// | `doubtful-connection` | a call got no response, so the connection was closed |
+/// | `message-too-large` | a message is larger than allowed and was not read |
+/// | `empty-message` | the agent sent a message without bundles; it is discarded |
+/// | `too-many-bundles` | a message has more trust domains than allowed; it is discarded |
+/// | `bundle-too-large` | a trust domain's JWK Set is larger than allowed; the last one stays in use |
+/// | `bundle-unreadable` | a trust domain's JWK Set cannot be read; the last one stays in use |
 /// | `bundle-unnamed` | an entry of a message has an invalid name; if no name in it is valid, the message is discarded |
-/// | `bundle-file` | a bundle file cannot be read, or is no longer a bundle; its last ones stay |
-/// | `bundle-fetch` | a bundle cannot be fetched over https: name, connection, TLS, HTTP status; the last one stays |
-/// | `bundle-unusable` | a JWK Set over https has keys, and none of them is usable; it takes effect |
-/// | `bundle-rollback` | a bundle over https has a lower `spiffe_sequence` than the last one, which stays |
-/// | `policy-file` | a policy file cannot be read, or is not a policy; its last good policy stays |
+/// | `bundle-file` | a bundle file cannot be read or is invalid; its last bundles stay in use |
+/// | `bundle-fetch` | a bundle cannot be fetched over https: DNS, connection, TLS, HTTP status; the last one stays in use |
+/// | `bundle-unusable` | a JWK Set over https has keys, but no usable one; it takes effect |
+/// | `bundle-rollback` | a bundle over https has a lower `spiffe_sequence` than the last one, which stays in use |
+/// | `policy-file` | a policy file cannot be read or is invalid; its last good policy stays in use |
 /// | `internal` | a bug of this crate |
 pub const SOURCE_ERROR_KINDS: &[&str] = &[
     "connect",
@@ -179,36 +179,36 @@ pub const SOURCE_ERROR_KINDS: &[&str] = &[
 ///
 /// | outcome | the request |
 /// | --- | --- |
-/// | `judged` | got another verdict, because the bundles changed during its wait |
-/// | `in-vain` | waited until its limit, and the key did not come |
-/// | `turned-away` | did not wait: too many were waiting, or the last wait had just been in vain |
+/// | `judged` | got another verdict, because the bundles changed while it waited |
+/// | `in-vain` | waited until its limit, and the key did not arrive |
+/// | `turned-away` | did not wait: too many requests were waiting, or a wait had just failed |
 pub const KEY_WAIT_OUTCOMES: &[&str] = &["judged", "in-vain", "turned-away"];
 
 /// The outcomes of [`MetricsRecorder::record_dry_run_denial`]: the rejection that the request would
-/// have got.
+/// get.
 ///
 /// | outcome | the request |
 /// | --- | --- |
 /// | `missing` | has no token |
-/// | `not-allowed` | is of a caller who is not allowed |
+/// | `not-allowed` | is from a caller that is not allowed |
 pub const DRY_RUN_OUTCOMES: &[&str] = &["missing", "not-allowed"];
 
 /// The outcomes of [`MetricsRecorder::record_token_exchange`].
 ///
 /// | outcome | usual cause |
 /// | --- | --- |
-/// | `ok` | an access token came |
-/// | `no-svid` | there is no token of this workload to authenticate with: the agent |
-/// | `expired-subject` | the caller's token expired; the server was not called |
-/// | `unreachable` | no response from the token endpoint: name, connection, TLS |
+/// | `ok` | an access token was issued |
+/// | `no-svid` | there is no token of this workload to authenticate with; check the agent |
+/// | `expired-subject` | the caller's token has expired; the server was not called |
+/// | `unreachable` | no response from the token endpoint: DNS, connection, TLS |
 /// | `abandoned` | no response within the time limit of the cache, or the cache was closed |
-/// | `invalid-client` | the server does not accept this workload: no such client, or another `issuer` |
+/// | `invalid-client` | the server does not accept this workload: the client is not registered, or `issuer` is wrong |
 /// | `invalid-grant` | the server does not accept the subject token |
-/// | `denied` | the server does not allow this client the access token |
+/// | `denied` | the server does not issue this access token to this client |
 /// | `invalid-request` | the server does not accept the parameters of the request |
 /// | `invalid-scope` | the server does not know or allow the scope |
 /// | `invalid-target` | the server does not know or allow the audience or resource |
-/// | `unavailable` | the server cannot serve now: a 5xx status or 429 |
+/// | `unavailable` | the server is unavailable: a 5xx status or 429 |
 /// | `redirect` | the token endpoint redirects; nothing was sent there |
 /// | `unacceptable` | the response has no access token that can be sent |
 /// | `other` | any other response |
@@ -239,7 +239,7 @@ pub trait MetricsRecorder: Send + Sync + 'static {
     /// The source lost the bundle stream, and received bundles over a new one.
     fn record_reconnect(&self) {}
 
-    /// The source tries to open the bundle stream again, after it ended or could not be opened.
+    /// The source tries to open the bundle stream again after it ended or failed to open.
     fn record_reconnect_attempt(&self) {}
 
     /// A source or a policy file had an error; `kind` is one of [`SOURCE_ERROR_KINDS`].
@@ -247,8 +247,8 @@ pub trait MetricsRecorder: Send + Sync + 'static {
         let _ = kind;
     }
 
-    /// Tokens can be verified (`true`), or not (no bundles yet, withdrawn, stale, closed). Recorded
-    /// when the source starts, and when this changes or is checked.
+    /// Tokens can be verified (`true`) or not (`false`: no bundles yet, withdrawn, stale, closed).
+    /// Recorded when the source starts, and when this changes or is checked.
     fn record_ready(&self, ready: bool) {
         let _ = ready;
     }
@@ -264,8 +264,8 @@ pub trait MetricsRecorder: Send + Sync + 'static {
         let _ = age;
     }
 
-    /// The wall time of a contact with the issuer. Because it is a timestamp and not an age, an
-    /// alert on it also covers a process that hangs.
+    /// The wall time of a contact with the issuer. It is a timestamp and not an age, so an alert on
+    /// it also fires if the process hangs.
     fn record_contact(&self, at: UnixTime) {
         let _ = at;
     }
@@ -296,13 +296,13 @@ pub trait MetricsRecorder: Send + Sync + 'static {
         let _ = admission;
     }
 
-    /// A request waited, or should have waited, for a key of its token that is not in the bundle;
+    /// A request waited, or would have waited, for a key of its token that is not in the bundle;
     /// `outcome` is one of [`KEY_WAIT_OUTCOMES`].
     fn record_key_wait(&self, outcome: &'static str) {
         let _ = outcome;
     }
 
-    /// A policy file in a dry run let a request pass that it denies; `outcome` is one of
+    /// A policy file in a dry run allowed a request that it would deny; `outcome` is one of
     /// [`DRY_RUN_OUTCOMES`].
     fn record_dry_run_denial(&self, outcome: &'static str) {
         let _ = outcome;
@@ -311,7 +311,7 @@ pub trait MetricsRecorder: Send + Sync + 'static {
     /// A response ended early because the caller's token expired.
     fn record_ended_answer(&self) {}
 
-    /// A caller's token was verified, or not.
+    /// A caller's token was verified, or its verification failed.
     fn record_verification(&self, verification: &Verification<'_>) {
         let _ = verification;
     }
@@ -330,15 +330,15 @@ pub enum SvidCacheEvent {
     Miss,
     /// A background refresh began.
     Refresh,
-    /// A token was sent that should have been replaced by now.
+    /// A token was sent although its refresh is overdue.
     Late,
     /// A request got no token.
     Error,
-    /// A service rejected a token, which is refreshed early.
+    /// A service rejected a token; it is refreshed early.
     Refused,
-    /// The breaker opened, because the issuer did not answer.
+    /// The breaker opened, because the issuer did not respond.
     BreakerOpened,
-    /// A request went to an origin that no token may be sent to.
+    /// A request went to an origin without an audience.
     Unmatched,
 }
 
@@ -396,7 +396,7 @@ impl<'a> Verification<'a> {
         }
     }
 
-    /// Returns the same with `why`.
+    /// Sets `why`.
     #[must_use]
     pub fn because(self, why: &'static str) -> Self {
         Self { why, ..self }
@@ -409,7 +409,8 @@ impl<'a> Verification<'a> {
 pub struct Admission<'a> {
     /// `verified`, `anonymous`, or the class of the rejection.
     pub outcome: &'static str,
-    /// Whether the outcome was enforced: `false` if audit mode let a request pass.
+    /// Whether the outcome was enforced: `false` if audit mode allowed a request that it would
+    /// reject.
     pub enforced: bool,
     /// The caller's trust domain if it is in the bundle set, otherwise `unknown`.
     pub trust_domain: &'a str,
@@ -429,7 +430,7 @@ impl<'a> Admission<'a> {
         }
     }
 
-    /// Returns the same with `why`.
+    /// Sets `why`.
     #[must_use]
     pub fn because(self, why: &'static str) -> Self {
         Self { why, ..self }
@@ -528,7 +529,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_documented_kinds_and_outcomes_are_the_listed_ones() {
+    fn documented_kinds_and_outcomes_match_the_lists() {
         let documented: Vec<&str> = include_str!("mod.rs")
             .lines()
             .filter_map(|line| line.strip_prefix("/// | `")?.split('`').next())

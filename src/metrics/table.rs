@@ -1,19 +1,19 @@
-//! The metrics of the ready recorder, in one table.
+//! The metrics of `FacadeRecorder` in one table.
 
 /// One metric: a row of the table at [`FacadeRecorder`](super::FacadeRecorder).
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct MetricInfo {
-    /// Its name.
+    /// The name.
     pub name: &'static str,
     /// `counter`, `gauge` or `histogram`.
     pub kind: &'static str,
     /// `count` or `seconds`.
     pub unit: &'static str,
-    /// The names of its labels, without `source` of a recorder
-    /// [for one source](super::FacadeRecorder::for_source).
+    /// The names of its labels. A recorder [for one source](super::FacadeRecorder::for_source) adds
+    /// `source`.
     pub labels: &'static [&'static str],
-    /// What it measures.
+    /// The description.
     pub what: &'static str,
     /// Suitable upper bounds of a histogram, in its unit, in rising order; empty for the other
     /// kinds. Pass them to the exporter. Otherwise it exports quantiles, which cannot be added up
@@ -41,7 +41,7 @@ pub(super) const DRY_RUN: &str = "spiffe_policy_dry_run_denials_total";
 pub(super) const ENDED: &str = "spiffe_ended_answers_total";
 pub(super) const VERDICTS: &str = "spiffe_verifications_total";
 
-/// From an agent's cache over a Unix socket up to the deadline of a fetch.
+/// From a cached token of an agent over a Unix socket up to the deadline of a fetch.
 const FETCH_BUCKETS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 ];

@@ -17,12 +17,13 @@ use crate::client::{Origin, Plaintext};
 use crate::metrics::{MetricsRecorder, Shielded, SvidCacheEvent};
 use crate::token::{SvidCache, SvidCacheBuilder, SvidRequest};
 
-/// The `client_assertion_type`: how the authorization server is told what the JWT-SVID is.
+/// The `client_assertion_type`: the parameter that describes the JWT-SVID to the authorization
+/// server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum AssertionType {
     /// `urn:ietf:params:oauth:client-assertion-type:jwt-spiffe`, of
-    /// draft-ietf-oauth-spiffe-client-auth: the server knows SPIFFE.
+    /// draft-ietf-oauth-spiffe-client-auth: for servers that support SPIFFE.
     #[default]
     JwtSpiffe,
     /// `urn:ietf:params:oauth:client-assertion-type:jwt-bearer`, of RFC 7523. Such servers may
@@ -49,11 +50,12 @@ pub enum TargetParameter {
     Audience,
     /// `resource` (RFC 8707), once for each. They must be absolute URIs.
     Resource,
-    /// None: the server goes by the scope. The audiences only name the access token in the cache.
+    /// No parameter: the server uses the scope. The audiences only identify the access token in the
+    /// cache.
     None,
 }
 
-/// Options of [`AccessTokens`]; see the [module](crate::oauth) for what is sent.
+/// Options of [`AccessTokens`]. The [module docs](crate::oauth) list what is sent.
 #[must_use = "a builder does nothing until it is built"]
 pub struct AccessTokensBuilder {
     svids: SvidCache,
@@ -100,10 +102,10 @@ impl AccessTokensBuilder {
         }
     }
 
-    /// Sets the issuer identifier of the authorization server, as its metadata names it (`issuer`).
-    /// It is the only audience of our JWT-SVIDs. Required.
+    /// Sets the issuer identifier of the authorization server: `issuer` in its metadata. It is the
+    /// only audience of the JWT-SVIDs that are sent. Required.
     ///
-    /// Some servers expect the URL of the token endpoint instead: pass that here.
+    /// Some servers expect the URL of the token endpoint instead: pass that URL here.
     pub fn issuer(mut self, issuer: impl Into<String>) -> Self {
         self.issuer = Some(issuer.into());
         self
@@ -136,15 +138,15 @@ impl AccessTokensBuilder {
         self
     }
 
-    /// Uses token exchange (RFC 8693) instead of the grant `client_credentials`. The subject token is
-    /// our own JWT-SVID, or the [`SubjectToken`](super::SubjectToken) of the request.
+    /// Uses token exchange (RFC 8693) instead of the grant `client_credentials`. The subject token
+    /// is this workload's JWT-SVID, or the [`SubjectToken`](super::SubjectToken) of the request.
     pub fn token_exchange(mut self) -> Self {
         self.exchanges = true;
         self
     }
 
-    /// Sends our own JWT-SVID as the `actor_token`, if the subject token is that of a caller. Not
-    /// sent by default.
+    /// Sends this workload's JWT-SVID as the `actor_token` if the subject token is a caller's
+    /// token. Not sent by default.
     pub fn actor_token(mut self) -> Self {
         self.actor = true;
         self
@@ -189,8 +191,8 @@ impl AccessTokensBuilder {
         self
     }
 
-    /// Allows a token endpoint over http. By default only https is allowed: anyone on the way could
-    /// use our JWT-SVID and the access token.
+    /// Allows a token endpoint over http. By default only https is allowed: over http, everyone on
+    /// the network path could use the JWT-SVID and the access token.
     pub fn allow_plaintext(mut self, plaintext: Plaintext) -> Self {
         self.plaintext = Some(plaintext);
         self
@@ -200,7 +202,7 @@ impl AccessTokensBuilder {
     /// `Bytes` itself, `http_body_util::Full<Bytes>`, `axum::body::Body`. Required, unless there is
     /// a `reqwest::Client`.
     ///
-    /// **It must not follow redirects**, or the server could have the JWT-SVID sent elsewhere.
+    /// **It must not follow redirects**: otherwise the JWT-SVID could be sent to another server.
     pub fn http_client<S, B, R>(mut self, client: S) -> Self
     where
         S: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
@@ -229,8 +231,8 @@ impl AccessTokensBuilder {
         self
     }
 
-    /// Changes the options of the cache: its size, limits and delays. Its clock is that of the
-    /// JWT-SVIDs by default; leave it so.
+    /// Changes the options of the cache: its size, limits and delays. By default it uses the clock
+    /// of the JWT-SVIDs; keep that clock.
     ///
     /// ```
     /// # fn f(builder: tower_spiffe::oauth::AccessTokensBuilder) {
@@ -253,7 +255,8 @@ impl AccessTokensBuilder {
     pub fn build(self) -> Result<AccessTokens, AccessTokensError> {
         let fail = |reason, text: String| Err(AccessTokensError::new(reason, text));
         let Some(issuer) = self.issuer else {
-            let text = "issuer is missing: our JWT-SVIDs are for it; call `.issuer(...)`";
+            let text =
+                "issuer is missing: it is the audience of the JWT-SVIDs; call `.issuer(...)`";
             return fail(Reason::Issuer, text.to_owned());
         };
         let assertion = match SvidRequest::new([&issuer]) {
@@ -289,14 +292,15 @@ impl AccessTokensBuilder {
             }
         }
         if self.client_id.as_deref() == Some("") {
-            let text = "client ID is empty: leave it out, or set the one that the server knows";
+            let text =
+                "client ID is empty: leave it out, or set the ID that is registered at the server";
             return fail(Reason::Parameter, text.to_owned());
         }
         for (name, _) in &self.parameters {
             if name.is_empty() || OWN_PARAMETERS.contains(&name.as_str()) {
                 let text = format!(
-                    "parameter {name:?} is invalid: it is empty, or one that this crate sends; use \
-                     its own option"
+                    "parameter {name:?} is invalid: it is empty, or this crate sends it; use its own \
+                     option"
                 );
                 return fail(Reason::Parameter, text);
             }
@@ -338,7 +342,7 @@ impl AccessTokensBuilder {
     }
 }
 
-/// The parameters with an option of their own.
+/// The parameters that have their own options.
 const OWN_PARAMETERS: &[&str] = &[
     "grant_type",
     "client_id",
@@ -385,13 +389,13 @@ fn endpoint(url: &str, plaintext: Option<Plaintext>) -> Result<Uri, String> {
         };
     if !allowed {
         return Err(
-            "our JWT-SVID would be sent in plaintext; use https, or `allow_plaintext`".into(),
+            "the JWT-SVID would be sent in plaintext; use https, or `allow_plaintext`".into(),
         );
     }
     Ok(uri)
 }
 
-/// The recorder of the cache: its fetches are exchanges, which are counted where they are made.
+/// The recorder of the cache. Its fetches are exchanges, which `Exchange` counts.
 struct CacheEvents(Arc<dyn MetricsRecorder>);
 
 impl MetricsRecorder for CacheEvents {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-/// Why a source of access tokens cannot be built. Its text says how to fix it.
+/// An error in the options of a source of access tokens. Its text says how to fix it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AccessTokensError {
     reason: AccessTokensErrorReason,
@@ -16,7 +16,7 @@ pub struct AccessTokensError {
 pub enum AccessTokensErrorReason {
     /// The issuer of the authorization server is missing or cannot be an audience.
     Issuer,
-    /// The token endpoint is missing or is not a URL with `https`, or `http` where that is allowed.
+    /// The token endpoint is missing or is not a URL with `https`, or `http` if that is allowed.
     TokenEndpoint,
     /// There is no HTTP client.
     HttpClient,

@@ -21,11 +21,11 @@ use crate::token::{
 
 /// The grant of a token exchange (RFC 8693 section 2.1).
 const TOKEN_EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
-/// The type of our own token in a token exchange (RFC 8693 section 3).
+/// The type of this workload's token in a token exchange (RFC 8693 section 3).
 const JWT: &str = "urn:ietf:params:oauth:token-type:jwt";
 
 pub(super) struct Settings {
-    /// The cache of our own JWT-SVIDs.
+    /// The cache of this workload's JWT-SVIDs.
     pub(super) svids: SvidCache,
     pub(super) clock: Arc<dyn Clock>,
     /// The request for the JWT-SVID, without an identity.
@@ -92,14 +92,14 @@ impl Exchange {
                 return Err(Failure::new(
                     "expired-subject",
                     FetchSvidReason::InvalidRequest,
-                    "the subject token has expired; the caller has to send a newer one",
+                    "the subject token has expired; the caller must send a newer one",
                 ));
             }
         }
         let own = self.settings.assertion.clone().with_identity_of(request);
         let svid = svids.get(&own).await.map_err(|error| no_svid(&error))?;
 
-        // The server counts from a later moment, so the token does not expire before.
+        // The server counts the lifetime from a later time, so the token does not expire earlier.
         let began = clock.now();
         let answer = transport.send(self.request(request, &svid)).await;
         let endpoint = self.shown_endpoint();
@@ -115,7 +115,7 @@ impl Exchange {
         let granted = granted.inspect_err(|failure| {
             let own_subject = failure.outcome == "invalid-grant" && subject.is_none();
             if failure.outcome == "invalid-client" || own_subject {
-                // Its key may be unknown to the server by now: another one may be accepted.
+                // The server may no longer know its key, and may accept another token.
                 if let Ok(header) = HeaderValue::from_str(svid.bearer()) {
                     svids.report_refused(&own, &header);
                 }
@@ -190,7 +190,7 @@ impl Exchange {
         request
     }
 
-    /// The scope for the first audience that has one of its own, or the common one.
+    /// Returns the scope for the first audience with its own scope, or the common scope.
     fn scope(&self, request: &SvidRequest) -> Option<&str> {
         let mut scopes = self.settings.scopes.iter();
         let own = scopes.find(|(for_audience, _)| {
@@ -202,7 +202,7 @@ impl Exchange {
     }
 }
 
-/// There is no JWT-SVID to authenticate with.
+/// The error if there is no JWT-SVID to authenticate with.
 fn no_svid(error: &TokenError) -> Failure {
     let text = format!("no JWT-SVID to authenticate with: {error}");
     let error = match error.fetch_error() {
@@ -230,7 +230,7 @@ fn no_svid(error: &TokenError) -> Failure {
     }
 }
 
-/// Counts an exchange, even if it is given up.
+/// Counts an exchange, even if it is cancelled.
 struct Counted<'a> {
     exchange: &'a Exchange,
     began: Duration,

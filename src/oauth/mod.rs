@@ -1,7 +1,7 @@
 //! Access tokens of an OAuth authorization server, for services that do not accept JWT-SVIDs.
 //!
 //! [`AccessTokens`] authenticates to the token endpoint with this workload's JWT-SVID, without a
-//! client secret, and takes the place of a `JwtSource` in every client of this crate:
+//! client secret, and can be used instead of a `JwtSource` in every client of this crate:
 //!
 //! ```
 //! use http::{Request, Response, header::AUTHORIZATION};
@@ -17,12 +17,12 @@
 //! let server = FakeAuthorizationServer::new("https://as.example.org", source.clone());
 //!
 //! let tokens = AccessTokens::builder(source)
-//!     .issuer("https://as.example.org") // the audience of our JWT-SVIDs
+//!     .issuer("https://as.example.org") // the audience of the JWT-SVIDs
 //!     .token_endpoint("https://as.example.org/token")
 //!     .http_client(server.service()) // in production: `.reqwest(client)`, or your client
 //!     .build()?;
 //!
-//! // As with JWT-SVIDs: an audience, bound to the origins that its tokens may go to.
+//! // An audience, bound to the origins of its tokens, as for JWT-SVIDs.
 //! let audience = Audience::fixed("https://api.example.org").for_origin("https://api.example.org")?;
 //! let client = AddJwtSvidLayer::new(tokens, audience).layer(service_fn(
 //!     async |request: Request<()>| {
@@ -49,43 +49,43 @@
 //! | --- | --- |
 //! | `grant_type` | `client_credentials`, or token exchange ([`token_exchange`](AccessTokensBuilder::token_exchange)) |
 //! | `client_assertion_type` | `jwt-spiffe` (draft-ietf-oauth-spiffe-client-auth) or `jwt-bearer` (RFC 7523): [`assertion_type`](AccessTokensBuilder::assertion_type) |
-//! | `client_assertion` | our JWT-SVID; its only audience is the [`issuer`](AccessTokensBuilder::issuer) |
+//! | `client_assertion` | this workload's JWT-SVID; its only audience is the [`issuer`](AccessTokensBuilder::issuer) |
 //! | `client_id` | if set: [`client_id`](AccessTokensBuilder::client_id) |
-//! | `subject_token`, `subject_token_type` | token exchange: our JWT-SVID, or the [`SubjectToken`] of the request |
-//! | `actor_token`, `actor_token_type` | token exchange for a caller, if set: our JWT-SVID ([`actor_token`](AccessTokensBuilder::actor_token)) |
+//! | `subject_token`, `subject_token_type` | token exchange: this workload's JWT-SVID, or the [`SubjectToken`] of the request |
+//! | `actor_token`, `actor_token_type` | token exchange for a caller, if set: this workload's JWT-SVID ([`actor_token`](AccessTokensBuilder::actor_token)) |
 //! | `audience` or `resource` | the audiences of the request: [`target`](AccessTokensBuilder::target) |
 //! | `scope` | if set: [`scope`](AccessTokensBuilder::scope), [`scope_for`](AccessTokensBuilder::scope_for) |
 //! | others | [`parameter`](AccessTokensBuilder::parameter) |
 //!
-//! An identity that a request or a layer names selects the JWT-SVID.
+//! The identity of a request or a layer selects the JWT-SVID.
 //!
 //! # Responses
 //!
 //! | response | the token |
 //! | --- | --- |
-//! | `expires_in` is a positive number, or a string of digits | lives that long, at most [`max_lifetime`](AccessTokensBuilder::max_lifetime) (24 h), from the beginning of the request |
-//! | `expires_in` is missing or `null` | lives for [`default_lifetime`](AccessTokensBuilder::default_lifetime) (5 min) |
+//! | `expires_in` is a positive number, or a string of digits | has this lifetime, at most [`max_lifetime`](AccessTokensBuilder::max_lifetime) (24 h), counted from the start of the request |
+//! | `expires_in` is missing or `null` | has the lifetime [`default_lifetime`](AccessTokensBuilder::default_lifetime) (5 min) |
 //! | `expires_in` is zero, negative, or anything else | is not accepted |
 //! | `token_type` is not `Bearer`, in any case | is not accepted: a DPoP token needs a proof in each request |
 //! | the token has characters that RFC 6750 does not allow, or more than 8 KiB | is not accepted |
-//! | for the token of a caller | is not sent after that has expired |
-//! | a redirect | is not requested elsewhere: set the final URL |
+//! | to the token of a caller | is not sent after the caller's token has expired |
+//! | a redirect | is not followed: set the final URL |
 //! | more than 64 KiB, or not JSON | is not accepted |
 //!
-//! The token is opaque: nothing in it is read. In this crate it is a
-//! [`JwtSvid`](crate::JwtSvid) with the SPIFFE ID that it was issued to.
+//! The token is opaque: its content is not read. In this crate it is a [`JwtSvid`](crate::JwtSvid)
+//! with the SPIFFE ID that it was issued to.
 //!
 //! # Cache
 //!
-//! Access tokens are cached, refreshed and retried as JWT-SVIDs are: see [`token`](crate::token).
+//! Access tokens are cached, refreshed and retried like JWT-SVIDs: see [`token`](crate::token).
 //! Concurrent requests share one exchange, an error never replaces a token, and a 401 of the
 //! resource causes at most one exchange per 10 s. `Retry-After` of an error response is honored, up
-//! to 60 s. If the server does not know our JWT-SVID (`invalid_client`), the next exchange uses
+//! to 60 s. If the server does not accept the JWT-SVID (`invalid_client`), the next exchange uses
 //! another one, at most once per 10 s.
 //!
 //! # Errors
 //!
-//! They are [`TokenError`](crate::token::TokenError)s;
+//! Errors are [`TokenError`](crate::token::TokenError)s.
 //! [`FetchSvidError::oauth`](crate::token::FetchSvidError::oauth) has the server's response.
 //!
 //! | error of the server | [`TokenErrorReason`](crate::token::TokenErrorReason) |
@@ -98,7 +98,7 @@
 //! | a response that is not accepted | `Unacceptable` |
 //! | no response | `Unavailable`, or `Timeout` within the time limit of the cache |
 //!
-//! If there is no JWT-SVID to authenticate with, the reason is that of its fetch.
+//! If there is no JWT-SVID to authenticate with, the reason is the one of its failed fetch.
 
 mod builder;
 mod error;
@@ -119,13 +119,13 @@ pub use crate::token::subject::{SubjectToken, SubjectTokenError};
 
 use crate::token::SvidCache;
 
-/// Any error, as in tower's own middleware.
+/// Any error, as in tower's middleware.
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A source of access tokens: an OAuth authorization server, this workload's JWT-SVIDs, and a cache.
 ///
-/// Clones, and the caches made of them by `SvidCache::from`, are the same source with the same
-/// tokens. See the [module](crate::oauth).
+/// Clones, and the caches made of them by `SvidCache::from`, share the source and its tokens. See
+/// the [module docs](crate::oauth).
 #[derive(Clone)]
 pub struct AccessTokens {
     exchange: Arc<Exchange>,

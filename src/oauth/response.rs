@@ -1,4 +1,4 @@
-//! What the token endpoint responds.
+//! Responses of the token endpoint.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::presentable::{json_fault, presentable};
 use crate::source::retry_after::retry_after;
 use crate::token::{FetchSvidError, FetchSvidReason, OAuthError};
 
-/// Why an exchange brought no access token.
+/// An exchange that returned no access token.
 pub(super) struct Failure {
     /// One of `EXCHANGE_OUTCOMES`.
     pub(super) outcome: &'static str,
@@ -80,7 +80,7 @@ pub(super) fn read(
     };
     if *redirected || status.is_redirection() {
         let text = format!(
-            "token endpoint {endpoint} redirects to another URL: our JWT-SVID was not sent there; \
+            "token endpoint {endpoint} redirects to another URL: the JWT-SVID was not sent there; \
              set the final URL as `token_endpoint`"
         );
         return Err(Failure::new("redirect", FetchSvidReason::Other, text).with(oauth));
@@ -125,14 +125,14 @@ pub(super) fn read(
 fn class(error: Option<&str>, status: StatusCode) -> (&'static str, FetchSvidReason, &'static str) {
     use FetchSvidReason::{Denied, InvalidRequest, Other, Unavailable};
     const BUSY: (&str, FetchSvidReason, &str) =
-        ("unavailable", Unavailable, "the server cannot serve now");
+        ("unavailable", Unavailable, "the server is unavailable");
     match error {
-        // Before the code: servers send any code with these.
+        // Checked before the error code, because servers send any code with these.
         _ if status == StatusCode::TOO_MANY_REQUESTS => BUSY,
         Some("invalid_client") => (
             "invalid-client",
             Denied,
-            "the server does not accept our JWT-SVID; register its SPIFFE ID as a client there, \
+            "the server does not accept the JWT-SVID; register its SPIFFE ID as a client there, \
              let the server trust our trust domain, and check that `issuer` is the issuer that the \
              server expects as the only `aud`",
         ),
@@ -145,8 +145,8 @@ fn class(error: Option<&str>, status: StatusCode) -> (&'static str, FetchSvidRea
         Some("unauthorized_client" | "access_denied") => (
             "denied",
             Denied,
-            "the server does not allow this client the access token; allow it the grant and the \
-             audience there",
+            "the server does not issue this access token to this client; allow the grant and the \
+             audience for the client there",
         ),
         Some("invalid_scope") => (
             "invalid-scope",
@@ -168,7 +168,7 @@ fn class(error: Option<&str>, status: StatusCode) -> (&'static str, FetchSvidRea
         Some("unsupported_grant_type") => (
             "invalid-request",
             InvalidRequest,
-            "the server does not support the grant; use or leave out `token_exchange`",
+            "the server does not support the grant; add or remove `token_exchange`",
         ),
         Some("temporarily_unavailable" | "server_error") => BUSY,
         _ if status.is_server_error() => BUSY,
@@ -183,7 +183,7 @@ fn success(body: &[u8]) -> Result<Granted, Cow<'static, str>> {
         serde_json::from_slice(body).map_err(|error| json_fault(&error, EXPECTED))?;
     if !read.token_type.eq_ignore_ascii_case("bearer") {
         return Err(
-            "its `token_type` is not Bearer, and no other can be sent; configure the \
+            "its `token_type` is not Bearer, and only Bearer tokens can be sent; configure the \
                     server to issue Bearer tokens to this client"
                 .into(),
         );
@@ -215,12 +215,13 @@ fn lifetime(value: Option<&Value>) -> Result<Option<Duration>, &'static str> {
         Some(_) => return Err(NOT_A_NUMBER),
     };
     if secs == 0 {
-        return Err("its `expires_in` is not positive: the token has expired already");
+        return Err("its `expires_in` is not positive: the token has already expired");
     }
     Ok(Some(Duration::from_secs(secs)))
 }
 
-/// A text of the server, fit for a log: without these secrets and their parts, at most `len` bytes.
+/// Makes a text of the server safe for logs: removes these secrets and their parts, and cuts it at
+/// `len` bytes.
 fn clean(text: &str, secrets: &[&str], len: usize) -> Box<str> {
     const SHORTEST: usize = 12;
     let parts = secrets.iter().flat_map(|secret| secret.split('.'));

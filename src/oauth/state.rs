@@ -11,21 +11,21 @@ use crate::token::{AudienceSnapshot, FetchSvidError, SvidCache, SvidCacheStats};
 pub struct AccessTokensState {
     /// The token endpoint, without its query.
     pub token_endpoint: Box<str>,
-    /// Exchanges that ended.
+    /// The number of exchanges that ended.
     pub exchanges: u64,
-    /// Of them, those that brought no access token.
+    /// The number of them without an access token.
     pub failures: u64,
     /// The error of the last exchange. `None` if it succeeded.
     pub last_error: Option<FetchSvidError>,
     /// The time since an exchange last succeeded.
     pub last_success: Option<Duration>,
-    /// The counts of the cache, and whether its breaker is open.
+    /// The counts of the cache, with the state of its breaker.
     pub cache: SvidCacheStats,
     /// The access tokens in the cache, in no order.
     pub tokens: Vec<AudienceSnapshot>,
 }
 
-/// What happened so far.
+/// The results of exchanges so far.
 #[derive(Default)]
 pub(super) struct History(Mutex<Past>);
 
@@ -38,7 +38,7 @@ struct Past {
 }
 
 impl History {
-    /// An exchange ended at this time on the monotonic clock.
+    /// Records an exchange that ended at this time on the monotonic clock.
     pub(super) fn ended(&self, error: Option<FetchSvidError>, at: Duration) {
         let mut past = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         past.exchanges += 1;

@@ -12,7 +12,7 @@ use tower_service::Service;
 
 use super::BoxError;
 
-/// The longest body that is read.
+/// The maximum length of a body.
 pub(super) const MAX_BODY: usize = 64 * 1024;
 
 type Send1 = dyn Fn(Request<Bytes>) -> Sending + Send + Sync;
@@ -43,7 +43,7 @@ impl Transport {
         R::Data: Send,
         R::Error: Into<BoxError>,
     {
-        // Many services can be sent to another thread, but not shared.
+        // Many services are `Send`, but not `Sync`.
         let service = Mutex::new(service);
         Self(Arc::new(move |request| {
             let shared = service.lock().unwrap_or_else(PoisonError::into_inner);
@@ -66,7 +66,7 @@ impl Transport {
                 let (head, body) = request.into_parts();
                 let url = reqwest::Url::parse(&head.uri.to_string())?;
                 // reqwest follows a redirect with 307 or 308 only if it can send the body again. It
-                // cannot do so with one of unknown type.
+                // cannot send a stream again.
                 let body = reqwest::Body::wrap(http_body_util::Full::new(body));
                 let sent = client.post(url.clone()).headers(head.headers).body(body);
                 let response = sent.send().await.map_err(reqwest::Error::without_url)?;

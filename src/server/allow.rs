@@ -8,7 +8,7 @@ use http::request::Parts;
 use super::policy::{Decision, Policy};
 use super::policy_error::PolicyError;
 use super::protocol::Protocol;
-// By its public path: it must be exported with every set of features.
+// Imported by its public path, so that it must be exported with every set of features.
 use super::Claim;
 use crate::identity::{SpiffeId, SpiffeIdError, SpiffeIdMatcher, TrustDomain};
 use crate::metrics::MetricsRecorder;
@@ -129,7 +129,7 @@ impl Allow {
     /// Allows the callers that this matcher matches.
     ///
     /// # Errors
-    /// It can match no caller.
+    /// The matcher cannot match any caller.
     pub fn matching(matcher: SpiffeIdMatcher) -> Result<Self, PolicyError> {
         if matcher.matches_nothing() {
             return Err(PolicyError::Empty);
@@ -153,8 +153,8 @@ impl Allow {
         Self(Rule::Anyone)
     }
 
-    /// Allows the verified callers for which this closure returns `true`. The parts are those of the
-    /// request, its credential marked sensitive.
+    /// Allows the verified callers for which this closure returns `true`. The parts are the parts
+    /// of the request. Its credential is marked sensitive.
     ///
     /// ```
     /// use tower_spiffe::Allow;
@@ -188,8 +188,8 @@ impl Allow {
         Self(Rule::Claim(Arc::new((name.into(), claim))))
     }
 
-    /// Allows what another policy allows, to combine it by [`or`](Self::or) and
-    /// [`and`](Self::and).
+    /// Allows the requests that another policy allows. Use it to combine that policy with others,
+    /// with [`or`](Self::or) and [`and`](Self::and).
     ///
     /// ```
     /// use tower_spiffe::server::{Allow, GrpcPolicy};
@@ -205,15 +205,16 @@ impl Allow {
         Self(Rule::Policy(Arc::new(policy)))
     }
 
-    /// Allows what this rule or the other one allows. Otherwise an anonymous caller is asked for a
-    /// token if one of the two rules asks for it. See the [table](Self#combinations).
+    /// Allows the requests that this rule or the other one allows. Otherwise an anonymous caller is
+    /// asked for a token if one of the two rules asks for it. See the [table](Self#combinations).
     #[must_use]
     pub fn or(self, other: Allow) -> Self {
         Self(Rule::Either(Arc::new((self, other))))
     }
 
-    /// Allows what both rules allow. Otherwise the request is denied if one of the two rules denies
-    /// it, and an anonymous caller is asked for a token if not. See the [table](Self#combinations).
+    /// Allows the requests that both rules allow. Otherwise the request is denied if one of the two
+    /// rules denies it, and an anonymous caller is asked for a token if not. See the
+    /// [table](Self#combinations).
     #[must_use]
     pub fn and(self, other: Allow) -> Self {
         Self(Rule::Both(Arc::new((self, other))))
@@ -310,7 +311,8 @@ impl Policy for Allow {
         }
     }
 
-    // One public rule is enough: it exempts from the layer's mode, and `decide` still combines.
+    // One public rule is enough: it only exempts the request from the layer's mode, and `decide`
+    // still combines the rules.
     fn is_public(&self, parts: &Parts) -> bool {
         match &self.0 {
             Rule::Anyone | Rule::Ids(_) | Rule::Closure(_) | Rule::Claim(_) => false,
@@ -322,7 +324,7 @@ impl Policy for Allow {
         }
     }
 
-    // As `decide`, see the table of combinations.
+    // Combines like `decide`; see the table of combinations.
     fn allows_anonymous(&self, parts: &Parts) -> bool {
         match &self.0 {
             Rule::Anyone => true,

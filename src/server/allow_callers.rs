@@ -1,4 +1,4 @@
-//! A narrower policy for a part of a server: it authorizes again, and does not authenticate.
+//! A narrower policy for a part of a server: authorizes again, without authentication.
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use super::telemetry::Telemetry;
 use crate::clock::SystemClock;
 use crate::metrics::MetricsRecorder;
 
-/// The body can be of any type, so this header names the mistake in the server's stack.
+/// The body can be of any type, so the response says in this header that the stack is wrong.
 const MISWIRED: HeaderName = HeaderName::from_static("x-tower-spiffe-error");
 
 /// Narrows a route to fewer callers. Put it inside a
@@ -33,8 +33,8 @@ const MISWIRED: HeaderName = HeaderName::from_static("x-tower-spiffe-error");
 ///
 /// A caller without a verified identity is anonymous. It gets 401, unless the policy allows
 /// anonymous callers ([`Allow::anyone`](super::Allow::anyone), public methods) and the outer layer
-/// let it pass. If `ValidateJwtSvidLayer` is missing from the stack, every request gets 500, with a
-/// header and a log line that name the mistake.
+/// allowed it. If `ValidateJwtSvidLayer` is missing from the stack, every request gets 500, with a
+/// header and a log line that name the missing layer.
 ///
 /// ```
 /// use axum::{Router, routing::post};
@@ -64,7 +64,7 @@ struct Shared<R> {
 struct Settings {
     policy: Arc<dyn Policy>,
     protocol: Option<Protocol>,
-    // Of the layer that made this one: its protocol is the default here too.
+    // The protocol of the layer that made this one. It is the default here too.
     outer: Option<Arc<dyn Policy>>,
     realm: Realm,
     telemetry: Telemetry,
@@ -95,9 +95,9 @@ impl AllowCallersLayer {
 }
 
 impl<R> AllowCallersLayer<R> {
-    /// Responds, counts and logs as the layer with this gate.
+    /// Creates a layer that responds, counts and logs like the layer with this gate.
     pub(super) fn inside(gate: &Gate, on_reject: Arc<R>, policy: impl Policy) -> Self {
-        gate.telemetry.hand_over(&policy);
+        gate.telemetry.give_recorder(&policy);
         Self {
             shared: Arc::new(Shared {
                 settings: Settings {
@@ -113,21 +113,21 @@ impl<R> AllowCallersLayer<R> {
         }
     }
 
-    /// Sets the protocol of rejections: what the server speaks. The default is what the policy
-    /// implies ([`Protocol::Grpc`] for a [`GrpcPolicy`](super::GrpcPolicy)), else that of the layer
-    /// which made this one ([`allow_callers`](super::ValidateJwtSvidLayer::allow_callers)), else
-    /// [`Protocol::Http`].
+    /// Sets the protocol of rejections: the protocol that the server speaks. The default is the
+    /// protocol that the policy implies ([`Protocol::Grpc`] for a
+    /// [`GrpcPolicy`](super::GrpcPolicy)), else the protocol of the layer that made this one
+    /// ([`allow_callers`](super::ValidateJwtSvidLayer::allow_callers)), else [`Protocol::Http`].
     #[must_use]
     pub fn protocol(self, protocol: Protocol) -> Self {
         self.configured(|settings| settings.protocol = Some(protocol))
     }
 
-    /// Sets the recorder of rejections. The outer layer counts the requests that pass.
+    /// Sets the recorder of rejections. The outer layer counts allowed requests.
     #[must_use]
     pub fn metrics(self, recorder: Arc<dyn MetricsRecorder>) -> Self {
         self.configured(|settings| {
             settings.telemetry.set_recorder(recorder);
-            settings.telemetry.hand_over(&*settings.policy);
+            settings.telemetry.give_recorder(&*settings.policy);
         })
     }
 
@@ -187,7 +187,7 @@ impl<R> fmt::Debug for AllowCallersLayer<R> {
 // === impl Settings ===
 
 impl Settings {
-    fn judge(&self, parts: &Parts) -> Result<(), Rejection> {
+    fn check(&self, parts: &Parts) -> Result<(), Rejection> {
         let fault = match caller::verified(&parts.extensions) {
             Ok(caller) => match policy::decide_verified(&*self.policy, caller, parts) {
                 Decision::Allow => return Ok(()),
@@ -248,7 +248,7 @@ where
             settings,
             on_reject,
         } = &*self.shared;
-        let rejection = match settings.judge(&parts) {
+        let rejection = match settings.check(&parts) {
             Ok(()) => {
                 let request = Request::from_parts(parts, body);
                 let future = self.inner.call(request);
@@ -256,7 +256,7 @@ where
             }
             Err(rejection) => rejection,
         };
-        // Without a verified caller, the trust domain is only a claim.
+        // Without a verified caller, the trust domain is unverified.
         let is_verified = |_: &str| rejection.caller().is_some();
         settings
             .telemetry

@@ -12,7 +12,7 @@ use tower_service::Service;
 
 use super::ask::{Asking, Question};
 use super::async_policy::AskPolicy;
-use super::gate::{Gate, Judged};
+use super::gate::{Checked, Gate};
 use super::held::AsyncResponseFuture;
 use super::layer::{Shared, ValidateJwtSvidLayer};
 use super::on_reject::{DefaultOnReject, OnReject};
@@ -23,8 +23,9 @@ use crate::verify::Sight;
 /// ([`wait_for_unknown_keys`](Self::wait_for_unknown_keys)), and for the decision of an asynchronous
 /// policy ([`ask`](Self::ask)).
 ///
-/// While a request waits, it holds no permit of the inner service, which must be `Clone`. Right before
-/// the call its token and the synchronous policy are checked again. It needs a tokio runtime with time.
+/// While a request waits, it holds no permit of the inner service, which must be `Clone`. Right
+/// before the call its token and the synchronous policy are checked again. It needs a tokio runtime
+/// with timers.
 pub struct AsyncValidateJwtSvidLayer<R = DefaultOnReject> {
     shared: Arc<Shared<R>>,
     waits: Waits,
@@ -51,9 +52,9 @@ pub(crate) enum Wait {
 }
 
 impl<R> ValidateJwtSvidLayer<R> {
-    /// Waits for a key that a token names and the bundle of its trust domain does not have yet, if
-    /// the trust domain is known and the source reports changes. Call it last: the layer that it
-    /// returns has only this setting and [`ask`](Self::ask).
+    /// Waits for the key of a token if the bundle of its trust domain does not have it yet. The
+    /// trust domain must be known, and the source must report changes. Call it last: the layer that
+    /// it returns has only this setting and [`ask`](Self::ask).
     #[must_use]
     pub fn wait_for_unknown_keys(self, wait: UnknownKeyWait) -> AsyncValidateJwtSvidLayer<R> {
         self.with_waits().wait_for_unknown_keys(wait)
@@ -63,10 +64,10 @@ impl<R> ValidateJwtSvidLayer<R> {
     /// allow. Call it last: the layer that it returns has only this setting and
     /// [`wait_for_unknown_keys`](Self::wait_for_unknown_keys).
     ///
-    /// Requests that are public by the synchronous policy
+    /// Requests that the synchronous policy makes public
     /// ([`GrpcPolicyBuilder::public`](super::GrpcPolicyBuilder::public),
-    /// [`Policy::is_public`](super::Policy::is_public)) are not asked about: probes do not depend on
-    /// another service.
+    /// [`Policy::is_public`](super::Policy::is_public)) are not asked about: probes do not depend
+    /// on another service.
     ///
     /// ```
     /// use std::time::Duration;
@@ -99,7 +100,7 @@ impl<R> ValidateJwtSvidLayer<R> {
 }
 
 impl<R> AsyncValidateJwtSvidLayer<R> {
-    /// As [`ValidateJwtSvidLayer::wait_for_unknown_keys`].
+    /// Waits for unknown keys; see [`ValidateJwtSvidLayer::wait_for_unknown_keys`].
     #[must_use]
     pub fn wait_for_unknown_keys(mut self, wait: UnknownKeyWait) -> Self {
         let clock = self.shared.gate.validator.clock().clone();
@@ -107,7 +108,8 @@ impl<R> AsyncValidateJwtSvidLayer<R> {
         self
     }
 
-    /// As [`ValidateJwtSvidLayer::ask`]. A policy that was set before is replaced.
+    /// Asks this asynchronous policy; see [`ValidateJwtSvidLayer::ask`]. Replaces the one that was
+    /// set before.
     #[must_use]
     pub fn ask(mut self, ask: AskPolicy) -> Self {
         let clock = self.shared.gate.validator.clock().clone();
@@ -118,22 +120,27 @@ impl<R> AsyncValidateJwtSvidLayer<R> {
 
 impl Waits {
     /// Lets the request wait, or returns its verdict.
-    fn begin(&self, gate: &Gate, parts: &mut Parts, judged: Judged) -> Result<Wait, Judged> {
-        let judged = match &self.room {
-            Some(room) => match KeyWait::begin(gate, room, parts, judged) {
+    fn begin(&self, gate: &Gate, parts: &mut Parts, checked: Checked) -> Result<Wait, Checked> {
+        let checked = match &self.room {
+            Some(room) => match KeyWait::begin(gate, room, parts, checked) {
                 Ok(wait) => return Ok(Wait::Key(wait)),
-                Err(judged) => judged,
+                Err(checked) => checked,
             },
-            None => judged,
+            None => checked,
         };
-        self.ask(gate, parts, judged)
+        self.ask(gate, parts, checked)
     }
 
     /// Asks the asynchronous policy, or returns the verdict.
-    pub(crate) fn ask(&self, gate: &Gate, parts: &Parts, judged: Judged) -> Result<Wait, Judged> {
+    pub(crate) fn ask(
+        &self,
+        gate: &Gate,
+        parts: &Parts,
+        checked: Checked,
+    ) -> Result<Wait, Checked> {
         match &self.asking {
-            Some(asking) => Question::begin(gate, asking, parts, judged).map(Wait::Decision),
-            None => Err(judged),
+            Some(asking) => Question::begin(gate, asking, parts, checked).map(Wait::Decision),
+            None => Err(checked),
         }
     }
 
@@ -173,8 +180,8 @@ where
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let (mut parts, body) = request.into_parts();
         let gate = &self.shared.gate;
-        let judged = gate.judge(&mut parts, Sight::First);
-        match self.waits.begin(gate, &mut parts, judged) {
+        let checked = gate.check(&mut parts, Sight::First);
+        match self.waits.begin(gate, &mut parts, checked) {
             Ok(wait) => AsyncResponseFuture::held(
                 &mut self.inner,
                 &self.shared,
@@ -182,8 +189,8 @@ where
                 (parts, body),
                 wait,
             ),
-            Err(judged) => {
-                let future = self.shared.act(&mut self.inner, parts, body, judged);
+            Err(checked) => {
+                let future = self.shared.act(&mut self.inner, parts, body, checked);
                 AsyncResponseFuture::done(future)
             }
         }

@@ -50,9 +50,11 @@ pub type DecisionFuture =
 )]
 pub trait AsyncPolicy: Send + Sync + 'static {
     /// Decides whether `caller` may make this request. `None` is an anonymous caller that the
-    /// synchronous policy allows. `parts` are those of the request, its credential marked sensitive.
+    /// synchronous policy allows. `parts` are the parts of the request. Its credential is marked
+    /// sensitive.
     ///
-    /// The future can be dropped at any await point: if the caller hangs up, or the time is up.
+    /// The future can be dropped at any await point: when the caller disconnects, or at the
+    /// timeout.
     ///
     /// No caller gains by hiding its identity: if a verified caller is denied and the synchronous
     /// policy allows anonymous callers, this is called again with `None`.
@@ -128,7 +130,7 @@ impl fmt::Display for PolicyUnavailable {
 
 impl std::error::Error for PolicyUnavailable {}
 
-/// How an asynchronous policy is asked, for [`ValidateJwtSvidLayer::ask`].
+/// An asynchronous policy and its limits, for [`ValidateJwtSvidLayer::ask`].
 ///
 /// If the policy does not decide (an error, no decision in time, too many requests in flight), the
 /// request is rejected: 503, in gRPC `UNAVAILABLE`, reason
@@ -156,8 +158,8 @@ impl AskPolicy {
         }
     }
 
-    /// Sets how long a request waits for its decision. The default is 1 second. It needs a tokio
-    /// runtime with time: without one, a policy that does not decide at once fails.
+    /// Sets how long a request waits for its decision. The default is 1 second. This needs a tokio
+    /// runtime with timers: without one, a decision that is not ready immediately counts as failed.
     #[must_use]
     pub fn timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
@@ -177,8 +179,8 @@ impl AskPolicy {
     /// [`cache_key`](AsyncPolicy::cache_key). No entry outlives the token (`exp`) that it was made
     /// for. Errors are not cached. By default nothing is cached.
     ///
-    /// A decision that the policy would make anew, such as a revoked permission, takes effect once
-    /// the entry has expired.
+    /// A change in the policy, such as a revoked permission, takes effect when the cached entry has
+    /// expired.
     #[must_use]
     pub fn cache(self, decisions: usize, ttl: Duration) -> Self {
         let cache = (decisions > 0 && !ttl.is_zero()).then_some((decisions, ttl));

@@ -10,9 +10,9 @@ use super::reason::RejectionReason;
 use super::rejection::{HandlerRejection, Rejection};
 use crate::verify::VerifiedSvid;
 
-/// The verified caller. Rejects with 401 if there is none; the layer replaces this by its own
-/// rejection. Rejects with 500 if [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer) is missing
-/// from the stack.
+/// The verified caller. Rejects with 401 if the caller is not verified; the layer replaces this
+/// with its own rejection. Rejects with 500 if
+/// [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer) is missing from the stack.
 impl<S: Sync> FromRequestParts<S> for VerifiedSvid {
     type Rejection = Rejection;
 
@@ -23,7 +23,7 @@ impl<S: Sync> FromRequestParts<S> for VerifiedSvid {
     }
 }
 
-/// The verified caller, if there is one. Rejects with 500 if the layer is missing from the stack.
+/// The verified caller, or `None`. Rejects with 500 if the layer is missing from the stack.
 impl<S: Sync> OptionalFromRequestParts<S> for VerifiedSvid {
     type Rejection = Rejection;
 
@@ -51,7 +51,7 @@ fn rejection(fault: NoCaller, parts: &Parts) -> Rejection {
     fault.into_handler_rejection(answers.protocol.wire(parts), &answers.realm)
 }
 
-/// The default response. If the layer is missing, the body names it.
+/// The default response. If the layer is missing, the body says so.
 impl IntoResponse for Rejection {
     fn into_response(self) -> Response {
         let body = match self.reason() {

@@ -6,22 +6,22 @@ use http::{HeaderMap, HeaderName};
 
 const SCHEME: &[u8] = b"bearer";
 
-/// How many bytes of scheme and spaces may stand before a token of the longest length.
+/// The number of bytes of scheme and spaces that may precede a token of the maximum length.
 const PREFIX_ROOM: usize = 64;
 
-/// What the header says.
+/// The content of the header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Credential<'a> {
-    /// There is no such header.
+    /// The header is missing.
     Absent,
-    /// There is a header, and its credential is of another scheme.
+    /// The header has a credential of another scheme.
     OtherScheme,
-    /// There is a header, and it is not one bearer credential.
+    /// The header does not have exactly one bearer credential.
     Malformed,
-    /// Longer than a token may be; it was not read.
+    /// The token is longer than the maximum and was not read.
     TooLong,
-    /// The text in the place of the token. Whether it is token68 ([`is_token68`]) is checked only if
-    /// it is invalid: a valid token is three base64url parts.
+    /// The text in the place of the token. [`is_token68`] is checked only if the token is invalid:
+    /// a valid token consists of three base64url parts.
     Token(&'a str),
 }
 
@@ -41,7 +41,23 @@ pub(crate) fn credential<'a>(
     read(value.as_bytes(), name != AUTHORIZATION, max_token_len)
 }
 
-/// Reads one field line. With `bare`, the token may stand without its scheme.
+/// As [`credential`], and marks all lines of this header sensitive, so that debug output hides them.
+/// Returns `None` if [`credential`] must be asked. In the usual case, one line, this is one look-up.
+pub(crate) fn mark_and_read<'a>(
+    headers: &'a mut HeaderMap,
+    name: &HeaderName,
+    max_token_len: usize,
+) -> Option<Credential<'a>> {
+    if headers.len() != headers.keys_len() {
+        mark_sensitive(headers, name);
+        return None;
+    }
+    let value = headers.get_mut(name)?;
+    value.set_sensitive(true);
+    Some(read(value.as_bytes(), name != AUTHORIZATION, max_token_len))
+}
+
+/// Reads one field line. With `bare`, the scheme may be missing.
 fn read(value: &[u8], bare: bool, max_token_len: usize) -> Credential<'_> {
     let rest = match scheme(value) {
         Scheme::Bearer(rest) => rest,
@@ -68,11 +84,11 @@ fn read(value: &[u8], bare: bool, max_token_len: usize) -> Credential<'_> {
 }
 
 enum Scheme<'a> {
-    /// `bearer`, and what follows it: nothing, or a space and more.
+    /// `bearer` and the rest: nothing, or a space and more.
     Bearer(&'a [u8]),
     /// Another scheme.
     Other,
-    /// No scheme at all, or `bearer` with something else than a space after it.
+    /// No scheme, or `bearer` followed by another character than a space.
     Broken,
 }
 
@@ -95,8 +111,8 @@ fn scheme(value: &[u8]) -> Scheme<'_> {
 /// Returns whether a bearer credential follows a comma, as when two field lines were joined
 /// (RFC 9110 section 5.3). Commas inside the parameters of other schemes do not match.
 ///
-/// Reads the whole value, however long: another server that reads this header could take the
-/// second credential. The server's limit on header sizes bounds the work, and nothing is copied.
+/// Reads the whole value at any length: another server that reads this header could use the second
+/// credential. The server's limit on header sizes bounds the work, and nothing is copied.
 fn has_second_bearer(value: &[u8]) -> bool {
     value
         .split(|byte| *byte == b',')
@@ -115,19 +131,14 @@ pub(crate) fn is_token68(token: &str) -> bool {
     let legal = |b: u8| {
         b.is_ascii_alphanumeric() | matches!(b, b'-'..=b'/') | matches!(b, b'_' | b'~' | b'+')
     };
-    // Without a branch per byte, so that the compiler checks many at a time: every invalid token is
-    // read whole. Its length is bounded.
+    // Without a branch per byte, so that the compiler can check many bytes at a time: every invalid
+    // token is read whole. Its length is bounded.
     !body.is_empty() && body.bytes().fold(true, |all, b| all & legal(b))
 }
 
 /// Marks all lines of this header sensitive, so that debug output hides them.
 pub(crate) fn mark_sensitive(headers: &mut HeaderMap, name: &HeaderName) {
-    // The usual case: no header has a second line, and one look-up is enough.
-    if headers.len() == headers.keys_len() {
-        if let Some(value) = headers.get_mut(name) {
-            value.set_sensitive(true);
-        }
-    } else if headers.contains_key(name)
+    if headers.contains_key(name)
         && let Entry::Occupied(mut entry) = headers.entry(name)
     {
         entry.iter_mut().for_each(|value| value.set_sensitive(true));
@@ -183,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn jwt18_a_bearer_credential_is_read_in_any_case_after_one_or_more_spaces() {
+    fn jwt18_bearer_scheme_allows_any_case_and_spaces() {
         for value in [
             "Bearer a.b.c",
             "bearer a.b.c",
@@ -248,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a18_two_lines_are_malformed_whatever_they_say() {
+    fn a18_two_header_lines_are_malformed() {
         let good: &[u8] = b"Bearer a.b.c";
         for other in [good, b"Basic eDp5", b"", b"Bearer x"] {
             assert_reads(&[good, other], Credential::Malformed);
@@ -293,8 +304,8 @@ mod tests {
     fn spaces_before_a_token_are_bounded() {
         let token = "a".repeat(MAX);
         for (spaces, expected) in [
-            (1, Credential::Token(&*token)),
-            (PREFIX_ROOM, Credential::Token(&*token)),
+            (1, Credential::Token(&token)),
+            (PREFIX_ROOM, Credential::Token(&token)),
             (PREFIX_ROOM + 1, Credential::TooLong),
         ] {
             let value = format!("Bearer{}{token}", " ".repeat(spaces));

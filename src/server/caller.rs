@@ -15,11 +15,11 @@ use crate::verify::VerifiedSvid;
 #[non_exhaustive]
 #[doc(alias = "extractor")]
 pub enum CallerState {
-    /// This workload: its token is valid, and the policy allows it.
+    /// The caller with this identity: its token is valid, and the policy allows it.
     Verified(VerifiedSvid),
     /// A caller without a token: the layer is `optional`, or the request is public.
     Anonymous,
-    /// In `audit` only: another mode would have rejected this request.
+    /// In `audit` only: another mode would reject this request.
     AuditFailed(Rejection),
 }
 
@@ -61,8 +61,8 @@ pub(crate) fn outer_token<'a>(extensions: &'a Extensions, header: &HeaderName) -
     (read_from == header && !token.is_empty()).then_some(token)
 }
 
-/// The form of the outer layer's rejections, for extractors that reject. It is stored only beside a
-/// [`CallerState`] without a verified caller.
+/// The protocol and realm of the outer layer's rejections, for extractors that reject. It is stored
+/// only together with a [`CallerState`] without a verified caller.
 #[cfg(feature = "axum")]
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Answers {
@@ -72,7 +72,7 @@ pub(crate) struct Answers {
 
 #[cfg(feature = "axum")]
 impl Answers {
-    /// Those of the outer layer, or the defaults if it is missing.
+    /// Returns those of the outer layer, or the defaults if it is missing.
     pub(crate) fn of(extensions: &Extensions) -> Self {
         extensions.get().cloned().unwrap_or_default()
     }
@@ -96,7 +96,7 @@ pub(crate) fn verified(extensions: &Extensions) -> Result<&VerifiedSvid, NoCalle
 }
 
 impl NoCaller {
-    /// The rejection for a handler to answer with. A missing layer is logged here: no layer logs it.
+    /// Returns the rejection for a handler. Logs a missing layer, because no layer does.
     pub(crate) fn into_handler_rejection(self, wire: Wire, realm: &Realm) -> Rejection {
         let is_wired = !matches!(self, Self::NotWired);
         let rejection = self.into_rejection(wire, realm);
@@ -106,8 +106,8 @@ impl NoCaller {
         rejection
     }
 
-    /// The rejection if a verified caller is needed: 401, also for a denial that `audit` let pass, or
-    /// 500 if the layer is missing.
+    /// Returns the rejection if a verified caller is required: 401, also for a denial that `audit`
+    /// did not enforce, or 500 if the layer is missing.
     pub(crate) fn into_rejection(self, wire: Wire, realm: &Realm) -> Rejection {
         match self {
             Self::NotWired => Rejection::new(RejectionReason::NotWired, wire, realm),

@@ -1,4 +1,4 @@
-//! What a claim must be.
+//! Required values of claims.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use super::policy_error::PolicyError;
 use crate::jwt::read_text;
 
-/// What a claim must be, for [`Allow::claim`](super::Allow::claim).
+/// The required value of a claim, for [`Allow::claim`](super::Allow::claim).
 ///
 /// Values are strings, booleans and integers. Types are not converted: `1` is neither `"1"` nor
 /// `1.0`. A missing claim matches nothing.
@@ -30,7 +30,7 @@ enum Value {
 }
 
 impl Claim {
-    /// The claim is this value.
+    /// Requires this value.
     pub fn equals(value: impl Into<ClaimValue>) -> Self {
         Self {
             values: [value.into()].into(),
@@ -38,17 +38,17 @@ impl Claim {
         }
     }
 
-    /// The claim is one of these values.
+    /// Requires one of these values.
     ///
     /// # Errors
-    /// There are none.
+    /// The list of values is empty.
     pub fn one_of<V: Into<ClaimValue>>(
         values: impl IntoIterator<Item = V>,
     ) -> Result<Self, PolicyError> {
         Self::any(values, false)
     }
 
-    /// The claim is an array with this element, or this value alone.
+    /// Requires an array with this element, or this value alone.
     pub fn contains(value: impl Into<ClaimValue>) -> Self {
         Self {
             in_array: true,
@@ -56,10 +56,10 @@ impl Claim {
         }
     }
 
-    /// The claim is an array with one of these elements, or one of these values alone.
+    /// Requires an array with one of these elements, or one of these values alone.
     ///
     /// # Errors
-    /// There are none.
+    /// The list of values is empty.
     pub fn contains_any<V: Into<ClaimValue>>(
         values: impl IntoIterator<Item = V>,
     ) -> Result<Self, PolicyError> {
@@ -99,7 +99,7 @@ impl Claim {
     }
 }
 
-/// Reads an array to its end, without a copy.
+/// Reads an array to its end without copying it.
 struct Elements<'a>(&'a Claim);
 
 impl<'de> Visitor<'de> for Elements<'_> {

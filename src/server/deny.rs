@@ -12,14 +12,14 @@ use super::rejection::{HandlerRejection, Rejection};
 /// Rejections by your own middleware or handler, inside a
 /// [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer).
 ///
-/// The layer replaces them by its own responses: through its `on_reject`, in its protocol and realm,
-/// counted and logged. In axum, return the [`Rejection`] as a response; in a tonic method, return
-/// `tonic::Status::from(rejection)`; elsewhere return [`into_inner_response`].
+/// The layer replaces them with its own responses: through its `on_reject`, in its protocol and
+/// realm. It also counts and logs them. In axum, return the [`Rejection`] as a response; in a tonic
+/// method, return `tonic::Status::from(rejection)`; elsewhere return [`into_inner_response`].
 ///
-/// If the layer is missing from the stack, each of them is a rejection with status 500 (gRPC 13).
-/// Over HTTP/1.x, the response to a request with a body has `connection: close`, because the layer
-/// cannot read the body any more. tower-http's `ValidateRequest` sees no responses: there, the
-/// default response is sent, neither counted nor logged.
+/// If the layer is missing from the stack, each of these responses has status 500 (gRPC 13). Over
+/// HTTP/1.x, the response to a request with a body has `connection: close`, because the layer can
+/// no longer read the body. tower-http's `ValidateRequest` does not see responses: there, the
+/// default response is sent, and it is not counted or logged.
 ///
 /// ```
 /// use std::convert::Infallible;
@@ -56,13 +56,14 @@ impl Rejection {
         Self::inside(request, reason)
     }
 
-    /// Returns the response for a middleware inside the layer, which the layer replaces by its own.
+    /// Returns the response for a middleware inside the layer. The layer replaces it with its own.
     /// In axum, return the rejection itself.
     pub fn into_inner_response<B: Default>(self) -> Response<B> {
         self.into_inner_response_with(B::default())
     }
 
-    /// Returns the same response, for a body type without `Default`.
+    /// Returns the response for a middleware inside the layer, with this body: for body types
+    /// without `Default`.
     pub fn into_inner_response_with<B>(self, body: B) -> Response<B> {
         let mut response = self.response_with(body);
         HandlerRejection::mark(self, &mut response);
@@ -70,7 +71,7 @@ impl Rejection {
     }
 
     fn inside<B>(request: &Request<B>, reason: RejectionReason) -> Self {
-        // The layer replaces this form; it is visible only without a layer.
+        // The layer replaces this protocol and realm; they are visible only without a layer.
         let (wire, realm) = (Wire::Http, &Realm::default());
         let rejection = match (caller::verified(request.extensions()), reason) {
             (Err(fault @ NoCaller::NotWired), _) => {

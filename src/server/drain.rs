@@ -21,8 +21,8 @@ use crate::runtime;
 const MAX_BYTES: u64 = 64 * 1024;
 const MAX_TIME: Duration = Duration::from_millis(500);
 
-/// Frames read in one poll. A body that is always ready, of empty frames even, must leave the
-/// thread to the timer.
+/// Frames read in one poll. A body that is always ready, even with empty frames, must not keep the
+/// timer from being polled.
 const MAX_FRAMES: usize = 32;
 
 /// How much of a rejected request's body is read, and for how long.
@@ -34,7 +34,7 @@ pub(crate) struct DrainLimits {
 
 /// What happens to the body of a rejected request.
 enum Plan {
-    /// The response needs nothing: the end of the body was seen, or HTTP/2 ends the stream alone.
+    /// Nothing is needed: the end of the body was seen, or HTTP/2 ends only the stream.
     Answer,
     /// The response closes the connection, and the body is not polled.
     Close,
@@ -168,8 +168,8 @@ impl<B: Body> Future for Drain<B> {
 }
 
 impl DrainLimits {
-    /// Most bodies are read before a timer is needed, so it starts with the first wait. Without a
-    /// timer there is no waiting: the time is up.
+    /// Most bodies are read before a timer is needed, so it starts with the first wait. Without
+    /// timers it does not wait.
     fn poll_time_up(&self, timer: &mut Option<Pin<Box<Sleep>>>, cx: &mut Context<'_>) -> Poll<()> {
         let timer = match timer {
             Some(timer) => timer,

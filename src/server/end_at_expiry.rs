@@ -28,7 +28,7 @@ use crate::metrics::MetricsRecorder;
 use crate::runtime::{self, Missing};
 use crate::verify::{ValidateReason, Validator};
 
-/// The longest timer. Then the wall clock is read again, because it may have been stepped.
+/// The longest timer. After it, the wall clock is read again, because it may have been stepped.
 const MAX_SLEEP: Duration = Duration::from_secs(30);
 
 const EXPIRED: RejectionReason = RejectionReason::Token(ValidateReason::Expired);
@@ -40,11 +40,10 @@ const EXPIRED: RejectionReason = RejectionReason::Token(ValidateReason::Expired)
 /// | both gRPC (POST over HTTP/2, both content types `application/grpc`) | status 16 (`UNAUTHENTICATED`) in the trailers |
 /// | anything else | an error of the body, which the client sees |
 ///
-/// The content type of the response alone does not count: a file of type `application/grpc` ends
-/// with an error. The error breaks the chunked body, the body
-/// with a `content-length`, or the HTTP/2 stream. The exception is an HTTP/1.0 response without a
-/// length, which lasts until the connection closes: when it is cut, it looks complete. Give such
-/// responses a `content-length`.
+/// The content type of the response alone is not enough: a file of type `application/grpc` ends
+/// with an error. The error breaks the chunked body, the body with a `content-length`, or the
+/// HTTP/2 stream. The exception is an HTTP/1.0 response without a length, which lasts until the
+/// connection closes: when it is cut, it looks complete. Give such responses a `content-length`.
 ///
 /// gRPC-Web responses end with an error. Inside a layer that translates gRPC-Web to gRPC
 /// (`tonic_web::GrpcWebLayer`), those over HTTP/2 end with the status.
@@ -56,7 +55,7 @@ const EXPIRED: RejectionReason = RejectionReason::Token(ValidateReason::Expired)
 ///
 /// At most one log line in ten seconds reports ended responses, and names one of the callers.
 ///
-/// It needs a tokio runtime with time, and a body whose data are [`Bytes`].
+/// It needs a tokio runtime with timers, and a body whose data type is [`Bytes`].
 #[derive(Clone)]
 pub struct EndAtExpiryLayer {
     shared: Arc<Settings>,
@@ -67,7 +66,7 @@ struct Settings {
     leeway: Duration,
     telemetry: Telemetry,
     /// The missing layer was logged.
-    said_not_wired: AtomicBool,
+    logged_not_wired: AtomicBool,
 }
 
 /// The service that an [`EndAtExpiryLayer`] makes.
@@ -94,12 +93,12 @@ impl EndAtExpiryLayer {
                 clock,
                 leeway: validator.leeway(),
                 telemetry,
-                said_not_wired: AtomicBool::new(false),
+                logged_not_wired: AtomicBool::new(false),
             }),
         }
     }
 
-    /// Sets the recorder of ended responses. By default it is that of the validator.
+    /// Sets the recorder of ended responses. The default is the recorder of the validator.
     #[must_use]
     pub fn metrics(self, recorder: Arc<dyn MetricsRecorder>) -> Self {
         self.configured(|telemetry| telemetry.set_recorder(recorder))
@@ -119,7 +118,7 @@ impl EndAtExpiryLayer {
                 clock: self.shared.clock.clone(),
                 leeway: self.shared.leeway,
                 telemetry,
-                said_not_wired: AtomicBool::new(false),
+                logged_not_wired: AtomicBool::new(false),
             }),
         }
     }
@@ -165,7 +164,7 @@ where
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let state = CallerState::from_extensions(request.extensions());
         if state.is_none() {
-            self.layer.shared.say_not_wired();
+            self.layer.shared.log_not_wired();
         }
         let caller = state.and_then(CallerState::verified);
         let wire = Wire::of_request(request.method(), request.version(), request.headers());
@@ -184,13 +183,13 @@ where
 }
 
 impl Settings {
-    /// Otherwise a wrong order of the layers would go unnoticed.
-    fn say_not_wired(&self) {
-        if !self.said_not_wired.swap(true, Ordering::Relaxed) {
+    /// Without this line, a missing layer would go unnoticed.
+    fn log_not_wired(&self) {
+        if !self.logged_not_wired.swap(true, Ordering::Relaxed) {
             let reason = RejectionReason::NotWired;
             tracing::error!(
                 reason = reason.as_str(),
-                "answers do not end with the caller's token: {}",
+                "responses do not end when the caller's token expires: {}",
                 reason.description()
             );
         }
@@ -205,13 +204,13 @@ struct End {
 }
 
 impl End {
-    /// The time until then, or until the clock is read again; `None` if it has passed.
+    /// The time until the end, or until the clock is read again. `None` if the end has passed.
     fn left(&self) -> Option<Duration> {
         let left = self.at.saturating_since(self.shared.clock.now());
         (!left.is_zero()).then(|| left.min(MAX_SLEEP))
     }
 
-    fn poll_over(
+    fn poll_end(
         &self,
         sleep: &mut Option<Pin<Box<Sleep>>>,
         cx: &mut Context<'_>,
@@ -252,7 +251,7 @@ where
             *this.is_grpc && Wire::of_content_type(response.headers()) == Some(Wire::Grpc);
         let end = this.end.take();
         if end.is_some() && is_grpc {
-            // A body with trailers of ours has no content length.
+            // A body with added trailers has no content length.
             response.headers_mut().remove(CONTENT_LENGTH);
         }
         Poll::Ready(Ok(response.map(|inner| EndAtExpiryBody {
@@ -306,14 +305,14 @@ where
         // Checked before each frame, so that a stream that never pauses ends too.
         if end.left().is_some() {
             if let Poll::Ready(frame) = this.inner.as_mut().poll_frame(cx) {
-                // After its own end, we must not send another one.
+                // No frame may follow the end of the inner body.
                 *this.ended = match &frame {
                     Some(Ok(frame)) => frame.is_trailers(),
                     Some(Err(_)) | None => true,
                 };
                 return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
             }
-            if let Err(error) = ready!(end.poll_over(this.sleep, cx)) {
+            if let Err(error) = ready!(end.poll_end(this.sleep, cx)) {
                 *this.ended = true;
                 return Poll::Ready(Some(Err(error.into())));
             }
@@ -336,7 +335,7 @@ where
 
     fn size_hint(&self) -> SizeHint {
         match self.end {
-            // The end may be ours, so the inner length does not count.
+            // The body may be ended early, so the inner length does not apply.
             Some(_) if self.is_grpc => SizeHint::default(),
             _ => self.inner.size_hint(),
         }
@@ -387,7 +386,7 @@ impl fmt::Display for TokenExpired {
 
 impl Error for TokenExpired {}
 
-/// Without timers, nothing would end a body that pauses.
+/// Without timers, a body that pauses would never be ended.
 #[derive(Debug)]
 struct NoTimers(Missing);
 

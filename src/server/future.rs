@@ -41,8 +41,8 @@ impl<F, ReqBody, ResBody> ResponseFuture<F, ReqBody, ResBody> {
         }
     }
 
-    /// Returns this response after the body was read, within the limits. Meanwhile it holds no permit
-    /// of the inner service.
+    /// Returns this response after the body was read, within the limits. It holds no permit of the
+    /// inner service while it reads.
     pub(crate) fn rejected<S: Clone>(
         mut response: Response<ResBody>,
         limits: &DrainLimits,

@@ -21,18 +21,18 @@ use super::telemetry::Telemetry;
 use crate::bundle::BundleAnswer;
 use crate::verify::{Sight, ValidateError, ValidateReason, Validator, VerifiedSvid};
 
-/// What happens to a request that is not allowed.
+/// How a request that is not allowed is handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
-    /// It is rejected.
+    /// The request is rejected.
     Required,
-    /// It is rejected. Without a credential the policy decides.
+    /// The request is rejected. If it has no credential, the policy decides.
     Optional,
-    /// It passes, marked.
+    /// The request passes as `AuditFailed`.
     Audit,
 }
 
-/// Everything that decides about a request, and nothing that depends on body types.
+/// Everything that a verdict depends on. Independent of body types.
 #[derive(Clone)]
 pub(crate) struct Gate {
     pub(crate) validator: Validator,
@@ -82,19 +82,25 @@ impl fmt::Debug for TokenHeaders {
 }
 
 /// The verdict about a request, before it is recorded and applied.
-pub(crate) struct Judged {
+pub(crate) struct Checked {
     pub(crate) verdict: Result<CallerState, Rejection>,
     read: Read,
+}
+
+impl Checked {
+    pub(crate) fn is_verified(&self) -> bool {
+        matches!(self.verdict, Ok(CallerState::Verified(_)))
+    }
 }
 
 /// How the token was read.
 #[derive(Debug, Clone, Copy, Default)]
 struct Read {
-    /// It was verified before.
+    /// The token was in the verified cache.
     cached: bool,
-    /// Which header it was read from, by place in the order.
+    /// The header that it was read from, by place in the order.
     place: usize,
-    /// It is in the header, not left by an outer layer.
+    /// It is still in the header. `false` if an outer layer removed it.
     in_header: bool,
 }
 
@@ -106,7 +112,7 @@ enum Fault {
     Token(ValidateError),
 }
 
-impl Judged {
+impl Checked {
     pub(crate) fn rejected(rejection: Rejection) -> Self {
         Self {
             verdict: Err(rejection),
@@ -114,7 +120,7 @@ impl Judged {
         }
     }
 
-    /// The same request, rejected.
+    /// Returns the verdict with this rejection.
     pub(crate) fn denied(self, rejection: Rejection) -> Self {
         Self {
             verdict: Err(rejection),
@@ -122,7 +128,7 @@ impl Judged {
         }
     }
 
-    /// Returns the rejection if its reason is an unknown key, which may still come.
+    /// Returns the rejection if its reason is an unknown key, which may still arrive.
     pub(crate) fn unknown_key(&self) -> Option<&Rejection> {
         let unknown = RejectionReason::Token(ValidateReason::KeyUnknown);
         let rejection = self.verdict.as_ref().err()?;
@@ -133,7 +139,7 @@ impl Judged {
 impl Gate {
     pub(crate) fn new(validator: Validator, policy: Arc<dyn Policy>, mode: Mode) -> Self {
         let telemetry = Telemetry::of(&validator);
-        telemetry.hand_over(&*policy);
+        telemetry.give_recorder(&*policy);
         Self {
             validator,
             policy,
@@ -148,11 +154,11 @@ impl Gate {
         }
     }
 
-    /// Returns the verdict, in every mode the same. Nothing is recorded yet.
-    pub(crate) fn judge(&self, parts: &mut Parts, sight: Sight) -> Judged {
+    /// Returns the verdict, which is the same in every mode. Records nothing.
+    pub(crate) fn check(&self, parts: &mut Parts, sight: Sight) -> Checked {
         let mut read = Read::default();
         let verdict = self.verdict(parts, sight, &mut read);
-        Judged { verdict, read }
+        Checked { verdict, read }
     }
 
     fn verdict(
@@ -161,8 +167,8 @@ impl Gate {
         sight: Sight,
         read: &mut Read,
     ) -> Result<CallerState, Rejection> {
-        // Before the parts reach other code.
-        for header in self.headers.iter() {
+        // Done before the parts reach other code. The first header is marked when it is read.
+        for header in self.headers.iter().skip(1) {
             bearer::mark_sensitive(&mut parts.headers, header);
         }
         if self.headers.first != AUTHORIZATION {
@@ -242,16 +248,16 @@ impl Gate {
     pub(crate) fn apply(
         &self,
         parts: &mut Parts,
-        judged: Judged,
+        checked: Checked,
     ) -> Result<tracing::Span, Rejection> {
-        self.record_token(&judged);
+        self.record_token(&checked);
         let enforced = self.mode != Mode::Audit;
         let Read {
             place, in_header, ..
-        } = judged.read;
-        let (state, span) = match judged.verdict {
+        } = checked.read;
+        let (state, span) = match checked.verdict {
             Ok(state) => {
-                let span = self.telemetry.admitted(&state);
+                let span = self.telemetry.allowed(&state);
                 (state, span)
             }
             Err(rejection) => {
@@ -296,10 +302,10 @@ impl Gate {
             .rejected(rejection, enforced, is_known, accepted);
     }
 
-    /// Records the verdict about the token with the validator's recorder: once per request, also if
-    /// a request that waits is checked several times.
-    fn record_token(&self, judged: &Judged) {
-        let (reason, trust_domain) = match &judged.verdict {
+    /// Records the verdict on the token with the validator's recorder: once per request, even if a
+    /// waiting request is checked several times.
+    fn record_token(&self, checked: &Checked) {
+        let (reason, trust_domain) = match &checked.verdict {
             Ok(CallerState::Verified(caller)) => {
                 (None, Some(caller.spiffe_id().trust_domain_name()))
             }
@@ -311,16 +317,27 @@ impl Gate {
             },
         };
         self.validator
-            .record(reason, judged.read.cached, trust_domain);
+            .record(reason, checked.read.cached, trust_domain);
     }
 
     fn authenticate(
         &self,
-        parts: &Parts,
+        parts: &mut Parts,
         sight: Sight,
         read: &mut Read,
     ) -> Result<VerifiedSvid, Fault> {
+        let (first, max_token_len) = (&self.headers.first, self.validator.max_token_len());
+        if let Some(Credential::Token(token)) =
+            bearer::mark_and_read(&mut parts.headers, first, max_token_len)
+        {
+            read.in_header = true;
+            return self.validate(token, sight, read);
+        }
         let token = self.token(parts, read)?;
+        self.validate(token, sight, read)
+    }
+
+    fn validate(&self, token: &str, sight: Sight, read: &mut Read) -> Result<VerifiedSvid, Fault> {
         let (verdict, cached) = self.validator.check(token, sight);
         read.cached = cached;
         verdict.map_err(|error| {
@@ -339,7 +356,7 @@ impl Gate {
     fn token<'a>(&self, parts: &'a Parts, read: &mut Read) -> Result<&'a str, Fault> {
         let max_token_len = self.validator.max_token_len();
         for (place, header) in self.headers.iter().enumerate() {
-            // The token that an outer layer removed from the header; its verdict does not count here.
+            // The token that an outer layer removed from the header. It is verified again.
             let outer = || caller::outer_token(&parts.extensions, header);
             let token = match bearer::credential(&parts.headers, header, max_token_len) {
                 Credential::Token(token) => {

@@ -86,8 +86,8 @@ const REFLECTION: [&str; 2] = [
 
 impl GrpcPolicyBuilder {
     /// Allows these callers to call this method (`/package.Service/Method`). Overrides the rule of
-    /// its service. Anonymous callers are asked for a token, also by [`Allow::anyone`]: for them the
-    /// method must be [`public`](Self::public).
+    /// its service. Anonymous callers are asked for a token, even if `callers` is
+    /// [`Allow::anyone`]. To allow them, make the method [`public`](Self::public).
     pub fn method(self, path: impl Into<String>, callers: Allow) -> Self {
         self.method_rule(path.into(), Rule::Allow(callers))
     }
@@ -97,21 +97,20 @@ impl GrpcPolicyBuilder {
     /// of its service.
     ///
     /// A token is verified if the request has one: the handler sees the caller, and an invalid
-    /// token is rejected. Let probes send none.
+    /// token is rejected. Probes should send no token.
     pub fn public(self, path: impl Into<String>) -> Self {
         self.method_rule(path.into(), Rule::Public)
     }
 
     /// Allows these callers to call every method of this service (`package.Service`) that has no
-    /// rule of its own, including methods that the service gains later. Anonymous callers are asked
-    /// for a token, as by [`method`](Self::method).
+    /// rule, including methods that are added later. Anonymous callers are asked for a token, as by
+    /// [`method`](Self::method).
     pub fn service(self, name: impl Into<String>, callers: Allow) -> Self {
         self.service_rule(name.into(), Rule::Allow(callers))
     }
 
     /// Allows everyone, as [`public`](Self::public) does, to call every method of this service
-    /// (`package.Service`) that has no rule of its own, including methods that the service gains
-    /// later.
+    /// (`package.Service`) that has no rule, including methods that are added later.
     pub fn public_service(self, name: impl Into<String>) -> Self {
         self.service_rule(name.into(), Rule::Public)
     }
@@ -160,7 +159,7 @@ impl GrpcPolicyBuilder {
     /// Returns the policy.
     ///
     /// # Errors
-    /// The first mistake in the rules, or that there are none.
+    /// The first invalid rule, or an error if there is no rule.
     pub fn build(self) -> Result<GrpcPolicy, PolicyError> {
         let rules = self.rules?;
         if rules.methods.is_empty() && rules.services.is_empty() {
@@ -210,7 +209,7 @@ impl GrpcPolicyBuilder {
     }
 }
 
-/// What protobuf names can be, and nothing that needs an escape.
+/// Accepts protobuf names only. They need no escapes.
 pub(super) fn is_service_name(name: &str) -> bool {
     name.split('.').all(is_identifier)
 }
@@ -224,8 +223,8 @@ pub(super) fn is_method_path(path: &str) -> bool {
     service_of(path).is_some_and(is_service_name)
 }
 
-/// The service in the path of a method. Only a plain name follows it: no router and no proxy can
-/// take such a path for another one.
+/// The service in the path of a method. Only a plain name may follow it, so that every router and
+/// proxy reads the path in the same way.
 fn service_of(path: &str) -> Option<&str> {
     let (service, method) = path.strip_prefix('/')?.split_once('/')?;
     is_identifier(method).then_some(service)
@@ -305,7 +304,7 @@ mod tests {
             path,
             "http://host:50051/grpc.health.v1.Health/Check"
         ));
-        // What follows `?` or `#` is no part of the path that a router looks at.
+        // Routers ignore the query and the fragment.
         assert!(public(path, "/grpc.health.v1.Health/Check?x=1"));
         for other in [
             "/grpc.health.v1.Health/Check/",
@@ -328,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_with_a_mistake_is_not_built() {
+    fn invalid_grpc_policy_is_an_error() {
         let build = |builder: GrpcPolicyBuilder| builder.build().map(drop);
         let new = GrpcPolicy::deny_by_default;
         assert_eq!(build(new()), Err(PolicyError::Empty));

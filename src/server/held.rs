@@ -38,7 +38,7 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<S, R, ReqBody, F, ResBody> {
-        // Boxed: requests that do not wait should not make room for it.
+        // Boxed, so that the future of requests that do not wait stays small.
         Held { held: Box<Held<S, R, ReqBody>> },
         Done { #[pin] future: ResponseFuture<F, ReqBody, ResBody> },
     }
@@ -46,14 +46,14 @@ pin_project! {
 
 /// A request that waits, and the service that it will go to.
 struct Held<S, R, ReqBody> {
-    // Until the verdict; then the service only has to become ready.
+    // `None` after the verdict; then the service only has to become ready.
     wait: Option<Wait>,
     waits: Waits,
     // For `audit`, which reports it after the service became ready.
     rejection: Option<Rejection>,
     service: S,
     shared: Arc<Shared<R>>,
-    // Empty once it is on its way.
+    // Empty after the request was forwarded.
     request: Option<(Parts, ReqBody)>,
 }
 
@@ -69,7 +69,7 @@ where
         request: (Parts, ReqBody),
         wait: Wait,
     ) -> Self {
-        // Otherwise requests that may be rejected hold what others need.
+        // Otherwise requests that may be rejected would hold permits that other requests need.
         release(inner);
         let held = Box::new(Held {
             wait: Some(wait),
@@ -84,7 +84,7 @@ where
         }
     }
 
-    /// Its verdict is known.
+    /// Creates the future of a request whose verdict is known.
     pub(crate) fn done(future: ResponseFuture<S::Future, ReqBody, ResBody>) -> Self {
         Self {
             state: State::Done { future },
@@ -140,22 +140,22 @@ impl<S, R, ReqBody> Held<S, R, ReqBody> {
         let gate = &shared.gate;
         let mut verdict = None;
         while let (Some(wait), Some((parts, _))) = (&mut self.wait, &mut self.request) {
-            let judged = match wait {
+            let checked = match wait {
                 Wait::Key(wait) => {
-                    let judged = ready!(wait.poll_verdict(gate, parts, cx));
-                    self.waits.ask(gate, parts, judged)
+                    let checked = ready!(wait.poll_verdict(gate, parts, cx));
+                    self.waits.ask(gate, parts, checked)
                 }
                 Wait::Decision(question) => Err(ready!(question.poll_verdict(gate, parts, cx))),
             };
             // Frees its place before the wait for the inner service.
             self.wait = None;
-            match judged {
+            match checked {
                 Ok(next) => self.wait = Some(next),
-                Err(judged) if judged.verdict.is_err() && gate.mode != Mode::Audit => {
-                    verdict = Some(judged);
+                Err(checked) if checked.verdict.is_err() && gate.mode != Mode::Audit => {
+                    verdict = Some(checked);
                 }
                 // The last check does not ask the policy again.
-                Err(judged) if self.waits.asks() => self.rejection = judged.verdict.err(),
+                Err(checked) if self.waits.asks() => self.rejection = checked.verdict.err(),
                 Err(_) => {}
             }
         }
@@ -166,13 +166,13 @@ impl<S, R, ReqBody> Held<S, R, ReqBody> {
             // Polled after completion, where a future may return anything.
             return Poll::Pending;
         };
-        let judged = verdict.unwrap_or_else(|| {
-            let judged = shared.gate.judge(&mut parts, Sight::Again);
+        let checked = verdict.unwrap_or_else(|| {
+            let checked = shared.gate.check(&mut parts, Sight::Again);
             match self.rejection.take() {
-                Some(rejection) if judged.verdict.is_ok() => judged.denied(rejection),
-                _ => judged,
+                Some(rejection) if checked.verdict.is_ok() => checked.denied(rejection),
+                _ => checked,
             }
         });
-        Poll::Ready(Ok(shared.act(&mut self.service, parts, body, judged)))
+        Poll::Ready(Ok(shared.act(&mut self.service, parts, body, checked)))
     }
 }

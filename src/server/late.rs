@@ -1,9 +1,9 @@
-//! Rejections made inside: by an extractor of an axum handler, by a tonic method, or by a middleware
-//! of the user ([`Rejection::denied`](super::Rejection::denied)).
+//! Rejections by code inside the layer: an extractor of an axum handler, a tonic method, or a
+//! middleware of the user ([`Rejection::denied`](super::Rejection::denied)).
 //!
-//! The layer replaces them by its own: through its `on_reject`, counted, logged, and, if there is no
-//! verified caller, with the request's body drained. A middleware hands over the request that it
-//! rejects, so that requests of verified callers, which handlers do not reject, cost no copy.
+//! The layer replaces them with its own: it calls its `on_reject`, counts and logs. If the caller
+//! is not verified, it also drains the request's body. A middleware supplies the request that it
+//! rejects, so requests of verified callers need no copy.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -13,20 +13,19 @@ use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{Request, Response, Version};
 
-use super::caller::CallerState;
 use super::drain;
 use super::layer::Shared;
 use super::on_reject::OnReject;
 use super::protocol::Wire;
 use super::rejection::{HandlerRejection, Rejection};
 
-/// A drain of the body that the handler had.
+/// A drain of the body that the handler received.
 pub(crate) type AnyDrain = Pin<Box<dyn Future<Output = bool> + Send>>;
 
-/// Looks at the response of the inner service.
+/// Checks the response of the inner service.
 pub(crate) trait Late<B>: Send + Sync {
-    /// Returns the response, or the layer's own if the request was rejected inside; and what that
-    /// response has to wait for.
+    /// Returns the response, or the layer's own if the request was rejected inside, and the drain
+    /// that it has to wait for.
     fn answer(self: Arc<Self>, response: Response<B>) -> (Response<B>, Option<AnyDrain>);
 }
 
@@ -37,18 +36,17 @@ struct Unverified<R> {
 }
 
 impl<R> Shared<R> {
-    /// Prepares for a rejection inside.
+    /// Prepares for a rejection by code inside the layer.
     pub(crate) fn late<B, ReqBody>(
         self: &Arc<Self>,
         request: &mut Request<ReqBody>,
+        is_verified: bool,
     ) -> Arc<dyn Late<B>>
     where
         R: OnReject<B>,
         ReqBody: http_body::Body + 'static,
     {
-        let verified =
-            CallerState::from_extensions(request.extensions()).and_then(CallerState::verified);
-        if verified.is_some() || !cfg!(any(feature = "axum", feature = "tonic")) {
+        if is_verified || !cfg!(any(feature = "axum", feature = "tonic")) {
             return self.clone();
         }
         // The handler consumes the request, and `on_reject` takes its parts.
@@ -70,7 +68,7 @@ impl<R> Shared<R> {
     }
 }
 
-/// The parts of a request that goes on.
+/// Copies the parts of a request that is forwarded.
 pub(crate) fn copied_parts<B>(request: &Request<B>) -> Parts {
     let (mut parts, ()) = Request::new(()).into_parts();
     parts.method = request.method().clone();
@@ -81,7 +79,7 @@ pub(crate) fn copied_parts<B>(request: &Request<B>) -> Parts {
     parts
 }
 
-/// Replaces the response of a middleware that handed over the request it rejects.
+/// Replaces the response of a middleware that supplied the request it rejects.
 impl<B, R: OnReject<B>> Late<B> for Shared<R> {
     fn answer(self: Arc<Self>, response: Response<B>) -> (Response<B>, Option<AnyDrain>) {
         let Some((rejection, Some(parts))) =
@@ -91,7 +89,7 @@ impl<B, R: OnReject<B>> Late<B> for Shared<R> {
         };
         let wire = self.gate.wire(&parts);
         let mut response = self.answer_rejection(rejection, &parts, wire);
-        // The body went inside, and may be unread.
+        // The inner service had the body, and may not have read it.
         let has_body = parts.headers.contains_key(TRANSFER_ENCODING)
             || parts
                 .headers
@@ -118,7 +116,7 @@ impl<B, R: OnReject<B>> Late<B> for Unverified<R> {
         let (rejection, given) = rejection.take_request();
         let wire = match &given {
             Some(parts) => shared.gate.wire(parts),
-            // The handler knows which protocol it speaks.
+            // The protocol of the handler's response is used.
             None => Wire::of_content_type(response.headers()).unwrap_or(Wire::Http),
         };
         let seen = given.as_deref().unwrap_or(&parts);

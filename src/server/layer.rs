@@ -13,7 +13,7 @@ use tower_service::Service;
 use super::allow_callers::AllowCallersLayer;
 use super::drain::DrainLimits;
 use super::future::ResponseFuture;
-use super::gate::{Gate, Judged, Mode, TokenHeaders};
+use super::gate::{Checked, Gate, Mode, TokenHeaders};
 use super::on_reject::DefaultOnReject;
 use super::policy::Policy;
 use super::protocol::Protocol;
@@ -27,7 +27,7 @@ use crate::verify::Validator;
 
 /// Allows callers whose JWT-SVID is valid and that the policy allows.
 ///
-/// See the [module](super) for how to put it around a router, a tonic server or a hyper service.
+/// The [module docs](super) show how to put it around a router, a tonic server or a hyper service.
 /// `R` makes the responses to rejected requests.
 #[doc(alias = "middleware")]
 #[doc(alias = "authenticate")]
@@ -46,10 +46,10 @@ impl ValidateJwtSvidLayer {
     /// Rejects every request without a valid token of an allowed caller.
     ///
     /// A request without a token is rejected (401) before the policy is asked, unless the policy
-    /// names the request public ([`GrpcPolicyBuilder::public`], or [`Policy::is_public`] of your
-    /// own). [`Allow::anyone`] alone names none.
+    /// makes the request public ([`GrpcPolicyBuilder::public`], or your own [`Policy::is_public`]).
+    /// [`Allow::anyone`] alone makes no request public.
     ///
-    /// A closure becomes a policy by [`Allow::when`]; passed here, its arguments have no types.
+    /// Wrap a closure in [`Allow::when`]: passed here directly, its arguments have no types.
     ///
     /// [`Allow::when`]: super::Allow::when
     /// [`GrpcPolicyBuilder::public`]: super::GrpcPolicyBuilder::public
@@ -58,10 +58,10 @@ impl ValidateJwtSvidLayer {
         Self::new(validator, policy, Mode::Required)
     }
 
-    /// The same, but the policy decides about every request without a token: it passes, as
-    /// [`Anonymous`], only if the policy allows anonymous callers. [`Allow::anyone`] does, a
-    /// [`GrpcPolicy`] on its public methods; all other rules ask for a token (401). A request with
-    /// an invalid token is rejected.
+    /// Rejects every request of a caller that the policy does not allow. The policy also decides
+    /// about requests without a token: such a request passes, as [`Anonymous`], only if the policy
+    /// allows anonymous callers. [`Allow::anyone`] does, and a [`GrpcPolicy`] does on its public
+    /// methods; all other rules ask for a token (401). A request with an invalid token is rejected.
     ///
     /// [`Allow::anyone`]: super::Allow::anyone
     /// [`GrpcPolicy`]: super::GrpcPolicy
@@ -88,9 +88,9 @@ impl ValidateJwtSvidLayer {
 }
 
 impl<R> ValidateJwtSvidLayer<R> {
-    /// Sets the protocol of rejections: what the server speaks. The default is what the policy
-    /// implies ([`Protocol::Grpc`] for a [`GrpcPolicy`](super::GrpcPolicy)), else
-    /// [`Protocol::Http`].
+    /// Sets the protocol of rejections: the protocol that the server speaks. The default is the
+    /// protocol that the policy implies ([`Protocol::Grpc`] for a
+    /// [`GrpcPolicy`](super::GrpcPolicy)), else [`Protocol::Http`].
     #[must_use]
     pub fn protocol(self, protocol: Protocol) -> Self {
         self.configured(|gate| gate.protocol = Some(protocol))
@@ -107,8 +107,8 @@ impl<R> ValidateJwtSvidLayer<R> {
     ///
     /// The first header that the request has decides: an invalid token in it is rejected, two
     /// tokens in it are an error, and a credential of another scheme counts as a missing token. The
-    /// headers after it are neither read nor changed. `authorization` takes a token
-    /// after `Bearer` only, every other header also a bare one.
+    /// headers after it are neither read nor changed. In `authorization` a token must follow
+    /// `Bearer`; every other header may also have a bare token.
     ///
     /// ```
     /// use http::HeaderName;
@@ -136,7 +136,8 @@ impl<R> ValidateJwtSvidLayer<R> {
     }
 
     /// Keeps the token in the request. By default a verified token is removed from its header,
-    /// because the inner service could forward it, and its receiver could use it here.
+    /// because the inner service could forward it, and the receiver could use it against this
+    /// service.
     ///
     /// A layer inside this one that reads the same header verifies the token by its own rules
     /// either way. `audit` keeps all tokens; a credential of another scheme or in another
@@ -146,18 +147,19 @@ impl<R> ValidateJwtSvidLayer<R> {
         self.configured(|gate| gate.keep_credential = true)
     }
 
-    /// Sets the recorder of admissions and rejections. By default it is that of the validator, which
-    /// records its own verdicts of tokens; `Arc::new(())` records nothing.
+    /// Sets the recorder of allowed and rejected requests. The default is the recorder of the
+    /// validator. `Arc::new(())` records nothing. The validator records its verdicts on tokens
+    /// itself.
     #[must_use]
     pub fn metrics(self, recorder: Arc<dyn MetricsRecorder>) -> Self {
         self.configured(|gate| {
             gate.telemetry.set_recorder(recorder);
-            gate.telemetry.hand_over(&*gate.policy);
+            gate.telemetry.give_recorder(&*gate.policy);
         })
     }
 
-    /// Answers every invalid token with one text, "the token is invalid". By default the text names
-    /// the class of the error.
+    /// Responds to every invalid token with one text, "the token is invalid". By default the text
+    /// names the class of the error.
     ///
     /// The default texts let a caller without any key find out which audiences and key IDs the
     /// server accepts. Logs, metrics, [`Rejection::reason`] and [`Rejection::token_error`] keep the
@@ -198,7 +200,7 @@ impl<R> ValidateJwtSvidLayer<R> {
     /// # fn example(validator: tower_spiffe::verify::Validator) {
     /// let layer = ValidateJwtSvidLayer::required(validator, Allow::any_trust_domain())
     ///     .on_reject(|rejection, _parts| {
-    ///         // One of a few fixed sentences; none of them needs an escape.
+    ///         // One of a few fixed sentences, which need no escapes.
     ///         let body = format!(r#"{{"error": "{rejection}"}}"#);
     ///         let mut response = rejection.response_with(body);
     ///         let json = HeaderValue::from_static("application/json");
@@ -308,17 +310,18 @@ impl<R> Shared<R> {
         inner: &mut S,
         mut parts: Parts,
         body: ReqBody,
-        judged: Judged,
+        checked: Checked,
     ) -> ResponseFuture<S::Future, ReqBody, ResBody>
     where
         S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
         R: super::on_reject::OnReject<ResBody>,
         ReqBody: Body + 'static,
     {
-        match self.gate.apply(&mut parts, judged) {
+        let is_verified = checked.is_verified();
+        match self.gate.apply(&mut parts, checked) {
             Ok(span) => {
                 let mut request = Request::from_parts(parts, body);
-                let late = self.late(&mut request);
+                let late = self.late(&mut request, is_verified);
                 let future = span.in_scope(|| inner.call(request));
                 ResponseFuture::inner(future, span, Some(late))
             }

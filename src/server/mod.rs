@@ -29,16 +29,16 @@
 //! # Position in the stack
 //!
 //! - **axum**: around the finished router, `layer.layer(router)`, see [axum](#axum).
-//!   `Router::layer` as its last call does the same: every route that is added after it is open.
-//!   `Router::route_layer` leaves open the fallback and the fallbacks of nested routers as well, and
-//!   panics on a router without routes. With feature `axum`, a handler takes a
+//!   `Router::layer` as its last call does the same: routes that are added after it are not
+//!   protected. `Router::route_layer` does not protect the fallback and the fallbacks of nested
+//!   routers either, and panics on a router without routes. With feature `axum`, a handler takes a
 //!   [`VerifiedSvid`](crate::verify::VerifiedSvid), an `Option` of it or a [`CallerState`].
 //! - **tonic**: `Server::builder().layer(layer)`, or one service by tonic's
 //!   `LayerExt::named_layer`. [`GrpcPolicy`] has a rule for each method, and its rejections use
 //!   gRPC; with another policy, set [`protocol`](ValidateJwtSvidLayer::protocol) to
 //!   [`Protocol::Grpc`]. With feature `tonic`, a handler calls `VerifiedSvid::from_request(&request)?`.
 //! - **hyper**: around the service, then hyper-util's `TowerToHyperService`.
-//! - **A Unix socket** (any of the three): grpc-java and grpcio send the path of the socket as
+//! - **A Unix socket** (axum, tonic or hyper): grpc-java and grpcio send the path of the socket as
 //!   `:authority`, and h2 resets such requests before any layer sees them (hyperium/h2#487). Set
 //!   the client's authority to a host name: `overrideAuthority("localhost")` in grpc-java, the
 //!   channel option `grpc.default_authority` in grpcio.
@@ -48,9 +48,9 @@
 //!   [`EndAtExpiryLayer`] ends streams when the token of their caller expires. Neither covers an
 //!   upgraded connection (a WebSocket): check
 //!   [`expires_at`](crate::verify::VerifiedSvid::expires_at) there.
-//! - **Outside it**: `CorsLayer`, which answers preflights. They have no token, and this layer does
-//!   not exempt them. If a trace layer is outside too, `SetSensitiveRequestHeadersLayer` is the
-//!   outermost: this layer marks the credential sensitive only when it sees the request.
+//! - **Outside it**: `CorsLayer`, which answers preflights. Preflights have no token, and this
+//!   layer does not exempt them. If a trace layer is outside too, `SetSensitiveRequestHeadersLayer`
+//!   is the outermost: this layer marks the credential sensitive only when it sees the request.
 //! - **Outside a limit** (`ConcurrencyLimit`): readiness is forwarded to the inner service, so a
 //!   rejected request takes a permit as well. The permit is released when the called service value
 //!   is dropped or called again. Servers on hyper-util drop it when the response is complete. A limit
@@ -58,11 +58,11 @@
 //!
 //! # axum
 //!
-//! Put public routes (probes, `/metrics`) on a router outside of the layer. If routes have different
-//! callers, the layer's policy allows all of them, and an [`AllowCallersLayer`] on a route narrows
-//! it. If a route also serves callers without a token, the layer is
+//! Put public routes (probes, `/metrics`) on a router outside of the layer. If routes have
+//! different callers, the layer's policy allows all of them, and an [`AllowCallersLayer`] on a
+//! route narrows it. If a route also serves callers without a token, the layer is
 //! [`optional`](ValidateJwtSvidLayer::optional) and its policy [`Allow::anyone`]. Then a route is
-//! open if it has neither an [`AllowCallersLayer`] nor a
+//! open to everyone if it has neither an [`AllowCallersLayer`] nor a
 //! [`VerifiedSvid`](crate::verify::VerifiedSvid) among its arguments.
 //!
 //! ```
@@ -125,35 +125,35 @@
 //! | no bearer token | 401 | `Bearer realm="…"` | 16 |
 //! | a header that is not exactly one bearer token | 400 | `error="invalid_request"` | 16 |
 //! | a token that does not verify | 401 | `error="invalid_token", error_description="…"` | 16 |
-//! | a caller who is not allowed | 403 | `error="insufficient_scope"` | 7 |
+//! | a caller that is not allowed | 403 | `error="insufficient_scope"` | 7 |
 //! | tokens cannot be verified now: no bundles, or stale ones | 503, `Retry-After: 5` | none | 14 |
 //! | the policy cannot decide now | 503, `Retry-After: 5` | none | 14 |
 //!
-//! A rejection is a response, never an error of the service. No input of a caller causes a 5xx. The
-//! texts are fixed per class. The details are in the [`Rejection`], for `on_reject` and, in the
-//! extensions of the response, for outer layers. Rejections use HTTP status codes, unless the
-//! server declares that it speaks gRPC: by a [`GrpcPolicy`], or by
+//! A rejection is a response, never an error of the service. No request can cause a 5xx rejection
+//! by its content. The texts are fixed per class. The details are in the [`Rejection`], for
+//! `on_reject` and, in the extensions of the response, for outer layers. Rejections use HTTP status
+//! codes, unless the server declares that it speaks gRPC: by a [`GrpcPolicy`], or by
 //! [`protocol`](ValidateJwtSvidLayer::protocol). The caller cannot choose it.
 //!
 //! # Gateways
 //!
-//! The layer removes a verified token from the request, so that it does not leave the process: its
-//! receiver could use it here until it expires.
+//! The layer removes a verified token from the request, so that it is not forwarded: the receiver
+//! could use it against this service until it expires.
 //! [`keep_credential`](ValidateJwtSvidLayer::keep_credential) keeps it; `audit` always does.
-//! Credentials that were not read, of another scheme or in another header, stay.
+//! Credentials of another scheme or in another header stay.
 //!
 //! - An inner layer that reads the same header verifies the removed token by its own rules:
-//!   audience, keys, policy. It never adopts the outer verdict.
+//!   audience, keys, policy. It never uses the outer verdict.
 //! - The client layer (`AddJwtSvidLayer`, also `JwtSvidMiddleware` and the interceptor) signs the
 //!   forwarded request as this service. If the extensions of the request have a verified
 //!   [`CallerState`], it replaces an existing header, and removes the caller's token from every
-//!   header, for origins without an audience too. It cannot see headers that are copied by hand
-//!   into a new request without the extensions, and `reqwest::Request` has none: copy no
-//!   credentials there.
-//! - If the gateway names the caller to the upstream in a header, it must remove that header from
-//!   incoming requests. Otherwise callers choose their own identity.
+//!   header, even for origins without an audience. It cannot do so if headers are copied into a new
+//!   request without the extensions, or into a `reqwest::Request`, which has no extensions: do not
+//!   copy credentials there.
+//! - If the gateway sends the caller's identity to the upstream in a header, it must remove that
+//!   header from incoming requests. Otherwise callers choose their own identity.
 //!
-//! `examples/gateway.rs` does all of this.
+//! `examples/gateway.rs` shows all of this.
 //!
 //! # Policies
 //!
@@ -163,7 +163,7 @@
 //! | gRPC services and methods | [`GrpcPolicy`] |
 //! | rules in a file that is read again when it changes | `FilePolicy` (feature `policy-file`) |
 //! | a policy that is replaced at runtime | [`SwapPolicy`] |
-//! | a decision that waits, such as one by OPA | [`ask`](ValidateJwtSvidLayer::ask), [`AsyncPolicy`] |
+//! | an asynchronous decision, such as by OPA | [`ask`](ValidateJwtSvidLayer::ask), [`AsyncPolicy`] |
 //! | a route with fewer callers | [`AllowCallersLayer`] |
 //! | denials by a middleware or handler of your own | [`Rejection::denied`] |
 //!
@@ -171,8 +171,8 @@
 //!
 //! # Requests without a token
 //!
-//! No caller gains by leaving its token out: what the layer allows for anonymous callers it allows
-//! for every verified caller, and a request with an invalid token is rejected in each of these
+//! No caller gains by sending no token: a request that the layer allows to anonymous callers is
+//! allowed to every verified caller. A request with an invalid token is rejected in each of these
 //! cases.
 //!
 //! | policy | `required` | `optional` |
@@ -181,21 +181,21 @@
 //! | a [`public`](GrpcPolicyBuilder::public) method of a [`GrpcPolicy`] | allowed | allowed |
 //! | other methods of a [`GrpcPolicy`] | 401 | 401 |
 //! | any other [`Allow`] | 401 | 401 |
-//! | a [`Policy`] of your own | 401, unless [`is_public`](Policy::is_public) | as it decides |
+//! | a [`Policy`] of your own | 401, unless [`is_public`](Policy::is_public) | decided by the policy |
 //!
 //! [`audit`](ValidateJwtSvidLayer::audit) reports what `required` rejects. An [`AllowCallersLayer`]
 //! asks its policy about anonymous callers that the outer layer allowed. [`SwapPolicy`] and
-//! `Arc<dyn Policy>` decide as the policy inside; [`Allow::or`] needs one rule that allows anonymous
-//! callers, [`Allow::and`] two.
+//! `Arc<dyn Policy>` decide like the policy inside. With [`Allow::or`] one rule must allow
+//! anonymous callers, with [`Allow::and`] both.
 //!
 //! [`uniform_token_errors`](ValidateJwtSvidLayer::uniform_token_errors) sets one text for every
 //! invalid token: "the token is invalid".
 //!
-//! An extractor, or [`VerifiedSvid::from_request`](crate::verify::VerifiedSvid) in tonic, can reject
-//! a request too. The layer treats this as its own rejection: through its `on_reject`, counted and
-//! logged. Layers between the handler and this one see the default response. If the layer is missing
-//! from the stack, the default response is sent with status 500 (gRPC 13), and one error line is
-//! logged in ten seconds.
+//! An extractor, or [`VerifiedSvid::from_request`](crate::verify::VerifiedSvid) in tonic, can
+//! reject a request too. The layer treats this as its own rejection: it calls its `on_reject`,
+//! counts and logs. Layers between the handler and this one see the default response. If the layer
+//! is missing from the stack, the default response is sent with status 500 (gRPC 13), and one error
+//! line is logged in ten seconds.
 //!
 //! # Rejections of requests with a body
 //!
@@ -208,29 +208,29 @@
 //! - If the end of the body is reached, the connection stays open. No rejection of a body within the
 //!   limits is lost.
 //! - If it is not reached, the response has `connection: close`. The same applies, without reading
-//!   anything, if `Content-Length` is above the limit or the client sent `Expect: 100-continue`.
+//!   the body, if `Content-Length` is above the limit or the client sent `Expect: 100-continue`.
 //! - **Larger bodies**: the response is sent, but a client that does not read while it sends can
 //!   still see a reset, often above 100 KB. Such clients should send `Expect: 100-continue`;
 //!   otherwise raise the limit.
-//! - Over HTTP/2, rejections are sent immediately: nothing is read, and there is no such header. The
-//!   same applies to requests without a body.
+//! - Over HTTP/2, rejections are sent immediately: no body is read, and `connection` is not set.
+//!   The same applies to requests without a body.
 //!
-//! This covers [`ValidateJwtSvidLayer`], [`AsyncValidateJwtSvidLayer`], [`AllowCallersLayer`], and extractors
-//! on the body types of axum and tonic; with other body types an extractor's rejection has
-//! `connection: close`. tower-http's `ValidateRequest` cannot read the body. The wait needs a tokio
-//! runtime with time; without one, only the part of the body that has arrived is read. The inner
-//! service must be `Clone`, and the request's body an `http_body::Body`.
+//! This covers [`ValidateJwtSvidLayer`], [`AsyncValidateJwtSvidLayer`], [`AllowCallersLayer`], and
+//! extractors on the body types of axum and tonic; with other body types an extractor's rejection
+//! has `connection: close`. tower-http's `ValidateRequest` cannot read the body. The wait needs a
+//! tokio runtime with timers; without one, only the part of the body that has arrived is read. The
+//! inner service must be `Clone`, and the request's body an `http_body::Body`.
 //!
 //! # Compile errors
 //!
 //! | the compiler reports | fix |
 //! | --- | --- |
 //! | `DefaultOnReject` cannot make a rejection with a response body of type `…` | the body has no `Default`. If you can make one, set [`on_reject`](ValidateJwtSvidLayer::on_reject). If not (hyper's `Incoming`, the bodies of tower-http's `TraceLayer`, `TimeoutLayer` and others), add tower-http's `MapResponseBodyLayer::new(Body::new)` directly inside this layer, see [Bodies without Default](#bodies-without-default) |
-//! | a closure is not a policy, or the types of its arguments are unknown | [`Allow::when`], which knows the types |
-//! | `VerifiedSvid` or [`CallerState`] is no argument of an axum handler (`FromRequestParts`) | feature `axum` |
-//! | no function `from_request` of `VerifiedSvid` | feature `tonic` |
-//! | no method `into_validate_request` | feature `tower-http` |
-//! | no module `testing`, no `JwtSource` | features `testing`, `workload-api` |
+//! | a closure is not a policy, or the types of its arguments are unknown | use [`Allow::when`], which sets the types |
+//! | `VerifiedSvid` or [`CallerState`] cannot be an argument of an axum handler (`FromRequestParts`) | feature `axum` |
+//! | `from_request` of `VerifiedSvid` is not found | feature `tonic` |
+//! | `into_validate_request` is not found | feature `tower-http` |
+//! | `testing` or `JwtSource` is not found | features `testing`, `workload-api` |
 //! | `Clone` is missing on the inner service, `http_body::Body` on the request's body | see [Rejections of requests with a body](#rejections-of-requests-with-a-body) |
 //!
 //! ## Bodies without Default
@@ -253,15 +253,15 @@
 //!
 //! # Observability
 //!
-//! - **Spans**: `jwt_svid` with the field `peer.spiffe_id` around each request of a verified caller.
-//!   The same field of the outer span is set, if it has one.
+//! - **Spans**: `jwt_svid` with the field `peer.spiffe_id` around each request of a verified
+//!   caller. If the outer span has this field, it is set there too.
 //! - **Metrics**: [`Admission`](crate::metrics::Admission)s, by
 //!   [`metrics`](ValidateJwtSvidLayer::metrics).
 //! - **Logs**: one line per class of rejection and caller in ten seconds. If `DEBUG` is enabled, it
 //!   has the key ID and the trust domain that the token claims.
-//! - Responses that an [`EndAtExpiryLayer`] ends are counted, and logged once in ten seconds.
+//! - **Ended responses** of an [`EndAtExpiryLayer`] are counted, and logged once in ten seconds.
 //!
-//! None of them contains a token.
+//! Spans, metrics and logs never contain tokens.
 
 mod allow;
 mod allow_callers;

@@ -5,11 +5,11 @@ use http::request::Parts;
 
 use super::rejection::Rejection;
 
-/// A function that answers rejected requests: `Fn(&Rejection, &Parts) -> Response<B>`, set by
-/// [`on_reject`], or the default, [`DefaultOnReject`].
+/// A function that makes the response to rejected requests: `Fn(&Rejection, &Parts) ->
+/// Response<B>`, set by [`on_reject`], or the default, [`DefaultOnReject`].
 ///
-/// The trait is sealed. It is public for bounds, and closures and functions implement it. To name
-/// the type of a layer with its own responses, use a function pointer:
+/// The trait is sealed and public, so that it can be used in bounds. Closures and functions
+/// implement it. To name the type of a layer with its own responses, use a function pointer:
 ///
 /// ```
 /// use http::{Response, request::Parts};
@@ -57,8 +57,8 @@ use super::rejection::Rejection;
             `Body` of axum or tonic"
 )]
 pub trait OnReject<B>: sealed::OnReject<B> + Send + Sync + 'static {
-    /// Returns the response to a rejected request. `parts` are those of the request, its credential
-    /// marked sensitive.
+    /// Returns the response to a rejected request. `parts` are the parts of the request. Its
+    /// credential is marked sensitive.
     fn respond(&self, rejection: &Rejection, parts: &Parts) -> Response<B>;
 }
 
@@ -72,7 +72,7 @@ mod sealed {
     impl<F, B> OnReject<B> for F where F: Fn(&Rejection, &Parts) -> Response<B> {}
 }
 
-/// Answers with [`Rejection::response`].
+/// Responds with [`Rejection::response`].
 #[derive(Debug, Clone, Copy, Default)]
 #[non_exhaustive]
 pub struct DefaultOnReject;

@@ -11,9 +11,9 @@ use http::request::Parts;
 /// `parts.uri` if no axum router is outside. It needs the feature `axum`; without it, it returns
 /// `parts.uri`.
 ///
-/// A rule on `parts.uri` inside two nested routers is a rule for both. Use this function if the
-/// prefix counts; a [`GrpcPolicy`](super::GrpcPolicy) does by
-/// [`prefix`](super::GrpcPolicyBuilder::prefix).
+/// A rule on `parts.uri` that is used in two nested routers applies to both prefixes. Use this
+/// function if the prefix matters. A [`GrpcPolicy`](super::GrpcPolicy) with
+/// [`prefix`](super::GrpcPolicyBuilder::prefix) uses it too.
 ///
 /// ```
 /// use tower_spiffe::Allow;

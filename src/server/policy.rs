@@ -70,11 +70,12 @@ impl Decision {
 }
 
 /// Decides who may call: [`Allow`](super::Allow), [`GrpcPolicy`](super::GrpcPolicy),
-/// [`SwapPolicy`](super::SwapPolicy), an `Arc` of a policy, or a type of your own. A closure becomes a policy by [`Allow::when`](super::Allow::when).
+/// [`SwapPolicy`](super::SwapPolicy), an `Arc` of a policy, or a type of your own.
+/// [`Allow::when`](super::Allow::when) makes a policy of a closure.
 ///
 /// No caller gains by hiding its identity: if a policy allows an anonymous caller to make a
-/// request, the layers allow every verified caller to make it, whatever `decide` returns for that
-/// caller. A request with an invalid token is rejected before the policy is asked.
+/// request, the layers allow every verified caller to make it, even if `decide` denies that caller.
+/// A request with an invalid token is rejected before the policy is asked.
 ///
 /// ```
 /// use http::request::Parts;
@@ -96,7 +97,7 @@ impl Decision {
 /// }
 /// ```
 ///
-/// A bare closure is not a policy, so that no rule for anonymous callers is left open:
+/// A closure alone is not a policy, because it has no rule for anonymous callers:
 ///
 /// ```compile_fail,E0277
 /// # use tower_spiffe::server::ValidateJwtSvidLayer;
@@ -116,20 +117,20 @@ impl Decision {
 #[doc(alias = "authorization")]
 pub trait Policy: Send + Sync + 'static {
     /// Decides whether `caller` may make this request. `None` is an anonymous caller: the request
-    /// has no token. `parts` are those of the request, its credential marked sensitive.
+    /// has no token. `parts` are the parts of the request. Its credential is marked sensitive.
     fn decide(&self, caller: Option<&VerifiedSvid>, parts: &Parts) -> Decision;
 
     /// Returns whether this request needs no token even if the layer is
-    /// [`required`](super::ValidateJwtSvidLayer::required). It opens nothing by itself: `decide`
+    /// [`required`](super::ValidateJwtSvidLayer::required). It allows nothing by itself: `decide`
     /// must return [`Decision::Allow`] for an anonymous caller too. The default is `false`.
     fn is_public(&self, parts: &Parts) -> bool {
         let _ = parts;
         false
     }
 
-    /// Returns whether `decide` allows an anonymous caller to make this request. Asked about requests
-    /// of verified callers that `decide` does not allow. The default asks `decide`; override it if
-    /// that has effects, such as a count.
+    /// Returns whether `decide` allows an anonymous caller to make this request. Called for
+    /// requests of verified callers that `decide` does not allow. The default calls `decide`.
+    /// Override it if `decide` has side effects, such as a count.
     fn allows_anonymous(&self, parts: &Parts) -> bool {
         self.decide(None, parts) == Decision::Allow
     }
@@ -142,7 +143,7 @@ pub trait Policy: Send + Sync + 'static {
     }
 
     /// Receives the recorder of the layer that this policy is given to, and again if the layer gets
-    /// another one. For policies that count something themselves. The default ignores it.
+    /// another one. For policies that record counts. The default ignores it.
     fn inherit_metrics(&self, recorder: &Arc<dyn MetricsRecorder>) {
         let _ = recorder;
     }
@@ -170,7 +171,7 @@ impl<P: Policy + ?Sized> Policy for Arc<P> {
     }
 }
 
-/// Asks the policy about a verified caller, which may do whatever an anonymous caller may.
+/// Asks the policy about a verified caller, which may do everything that an anonymous caller may.
 pub(crate) fn decide_verified(
     policy: &dyn Policy,
     caller: &VerifiedSvid,

@@ -8,7 +8,7 @@ use crate::identity::SpiffeIdError;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PolicyError {
-    /// It allows no caller.
+    /// The policy allows no caller.
     Empty,
     /// A text is not a SPIFFE ID.
     SpiffeId {
@@ -102,13 +102,14 @@ impl fmt::Display for PolicyError {
     }
 }
 
-/// `/package.Service/*`, `/package.Service/` and `/package.Service` are all meant as a service.
+/// Whether the text means a whole service: `/package.Service/*`, `/package.Service/` or
+/// `/package.Service`.
 fn is_wildcard(text: &str) -> bool {
     let slashes = text.bytes().filter(|b| *b == b'/').count();
     text.contains('*') || (text.starts_with('/') && (slashes == 1 || text.ends_with('/')))
 }
 
-/// The service that such a text names, if it is recognisable.
+/// The service in such a text, if it can be recognized.
 struct Named<'a>(&'a str);
 
 impl fmt::Display for Named<'_> {

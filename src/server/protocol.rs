@@ -5,21 +5,21 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Version};
 
 /// The protocol of rejections. The server declares it, because a gRPC rejection has HTTP status
-/// 200: a caller must not choose that its rejections look like successes.
+/// 200: callers must not be able to make their rejections look like successes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Protocol {
-    /// As the request: gRPC for a POST over HTTP/2 with content type `application/grpc`, gRPC-Web
-    /// for a POST with content type `application/grpc-web`, otherwise HTTP.
+    /// Follows the request: gRPC for a POST over HTTP/2 with content type `application/grpc`,
+    /// gRPC-Web for a POST with content type `application/grpc-web`, otherwise HTTP.
     ///
-    /// For a port that serves both gRPC and HTTP. The caller chooses: rejections of HTTP routes are
-    /// answered with status 200 if the request claims to be gRPC. If that matters, put a layer with
-    /// its own protocol around each part.
+    /// For a port that serves both gRPC and HTTP. The caller chooses: a rejection on an HTTP route
+    /// has status 200 if the request claims to be gRPC. If that matters, put a layer with its own
+    /// protocol around each part.
     Auto,
-    /// HTTP status codes, whatever the content type of the request.
+    /// HTTP status codes, for every content type of the request.
     #[default]
     Http,
-    /// gRPC status codes; gRPC-Web if the content type of the request says so.
+    /// gRPC status codes; gRPC-Web if the content type of the request is gRPC-Web.
     Grpc,
 }
 
@@ -31,7 +31,7 @@ pub(crate) enum Wire {
     GrpcWeb { text: bool, codec: Codec },
 }
 
-/// The message format that a gRPC-Web client named; the response has the same.
+/// The message format that a gRPC-Web client named. The response uses the same one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Codec {
     Unnamed,
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn only_http2_posts_of_the_content_type_are_grpc() {
+    fn only_http2_posts_are_grpc() {
         for content_type in [
             "application/grpc",
             "application/grpc+proto",
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn grpc_web_is_answered_in_kind_over_any_version() {
+    fn grpc_web_responses_match_the_request() {
         for (asked, answered) in [
             ("application/grpc-web", "application/grpc-web"),
             ("application/grpc-web+proto", "application/grpc-web+proto"),

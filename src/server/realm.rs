@@ -29,7 +29,7 @@ impl Realm {
     pub(crate) const DEFAULT: Self = Self(None);
 
     pub(crate) fn new(realm: &str) -> Result<Self, InvalidRealm> {
-        // The characters of descriptions in RFC 6750 section 3: none needs an escape.
+        // The characters that RFC 6750 section 3 allows in descriptions. They need no escapes.
         let legal = |b: u8| matches!(b, 0x20..=0x7e) && b != b'"' && b != b'\\';
         if realm.is_empty() {
             Err(InvalidRealm::Empty)
@@ -60,7 +60,7 @@ impl Realm {
         let named = named
             .iter()
             .filter_map(|(value, before)| Some(((*value)?, *before)));
-        // One allocation of the exact length, because rejections can come in floods.
+        // One allocation of the exact length, because rejections can be very frequent.
         let len = named
             .clone()
             .map(|(value, before)| before.len() + value.len() + 1);
@@ -70,7 +70,7 @@ impl Realm {
             text.push_str(value);
             text.push('"');
         }
-        // Cannot fail: the realm was checked, and all else is fixed text.
+        // Cannot fail: the realm was checked, and the rest is fixed text.
         HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("Bearer realm=\"spiffe\""))
     }
 }
@@ -79,7 +79,7 @@ impl fmt::Display for InvalidRealm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Empty => "the realm is empty; name the service, or leave `.realm(…)` out",
-            Self::TooLong => "the realm is longer than 128 bytes; name it shorter",
+            Self::TooLong => "the realm is longer than 128 bytes; use a shorter name",
             Self::Character => {
                 "the realm has a character that cannot be quoted in a challenge; use printable \
                  ASCII without `\"` and `\\`"
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn challenges_are_written_as_rfc_6750_has_them() {
+    fn challenges_have_the_form_of_rfc_6750() {
         let realm = Realm::new("the reports, v2 (it's new)").unwrap();
         assert_eq!(
             realm.challenge(None, None),

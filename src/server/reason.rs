@@ -12,7 +12,7 @@ use crate::verify::ValidateReason;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RejectionReason {
-    /// There is no bearer credential.
+    /// The request has no bearer credential.
     Missing,
     /// The header does not carry exactly one bearer credential.
     Malformed,
@@ -34,7 +34,7 @@ pub enum RejectionReason {
 pub enum PolicyFailure {
     /// The policy reported an error.
     Failed,
-    /// No decision came in time.
+    /// The policy did not decide within its timeout.
     TimedOut,
     /// Too many requests wait for a decision.
     TooManyInFlight,
@@ -70,7 +70,7 @@ pub(super) struct Answer {
 
 macro_rules! default_challenge {
     ($($more:literal),*) => {{
-        // Checked at compile time, and made once.
+        // Checked at compile time, and created once.
         static CHALLENGE: HeaderValue =
             HeaderValue::from_static(concat!("Bearer realm=\"spiffe\"", $($more),*));
         &CHALLENGE
@@ -155,8 +155,8 @@ impl RejectionReason {
         }
     }
 
-    /// The challenge of the default realm, made in advance, because rejections can come in floods.
-    /// `None` if no credential would help.
+    /// The challenge of the default realm. It is precomputed, because rejections can be very
+    /// frequent. `None` if no credential would help.
     pub(super) fn default_challenge(self) -> Option<&'static HeaderValue> {
         match self {
             Self::Missing => Some(default_challenge!()),
@@ -168,7 +168,7 @@ impl RejectionReason {
     }
 }
 
-/// The answer for every invalid token, with
+/// The response to every invalid token, with
 /// [`uniform_token_errors`](super::ValidateJwtSvidLayer::uniform_token_errors).
 pub(super) fn uniform_answer() -> Answer {
     answer!("the token is invalid")

@@ -26,7 +26,7 @@ const MAX_POLICY_REASON: usize = 256;
 
 /// Why a request was rejected: for logs, metrics and the response.
 ///
-/// The response contains none of the details. It has a fixed text per class or, with
+/// The response does not contain the details. It has a fixed text per class or, with
 /// [`uniform_token_errors`](super::ValidateJwtSvidLayer::uniform_token_errors), one text for every
 /// invalid token. The layer also stores the rejection in the extensions of the response, for outer
 /// layers. Cloning it copies no text.
@@ -34,9 +34,9 @@ const MAX_POLICY_REASON: usize = 256;
 pub struct Rejection {
     reason: RejectionReason,
     wire: Wire,
-    /// One answer for every invalid token.
+    /// One text for every invalid token.
     uniform: bool,
-    /// Most rejections of requests without a token have none, and so cost no allocation.
+    /// Most rejections of requests without a token have no details, so they need no allocation.
     details: Option<Arc<Details>>,
 }
 
@@ -44,7 +44,7 @@ pub struct Rejection {
 struct Details {
     token_error: Option<ValidateError>,
     caller: Option<SpiffeId>,
-    /// The request that code inside the layer rejects, until the layer has answered.
+    /// The request that code inside the layer rejects, until the layer has responded.
     request: RejectedRequest,
     /// For logs only.
     policy_reason: Option<Cow<'static, str>>,
@@ -59,7 +59,7 @@ static NO_DETAILS: Details = Details {
     realm: Realm::DEFAULT,
 };
 
-/// A request that was rejected. It is not a part of the rejection's value, so all are equal.
+/// A request that was rejected. It is not compared: rejections of different requests can be equal.
 #[derive(Clone)]
 struct RejectedRequest(Option<Arc<Parts>>);
 
@@ -91,7 +91,7 @@ impl Rejection {
         Self::build(reason, Some(error), None, wire, realm)
     }
 
-    /// The rejection for this decision, which is not [`Decision::Allow`].
+    /// Creates the rejection for this decision, which is not [`Decision::Allow`].
     pub(crate) fn by_policy(
         decision: Decision,
         caller: Option<&VerifiedSvid>,
@@ -124,7 +124,7 @@ impl Rejection {
         self.with(|details| details.request = RejectedRequest(Some(Arc::new(parts))))
     }
 
-    /// Takes the request out, so that its headers do not travel with the response.
+    /// Takes the request out, so that the response does not contain its headers.
     pub(crate) fn take_request(self) -> (Self, Option<Arc<Parts>>) {
         if self.details().request.0.is_none() {
             return (self, None);
@@ -162,14 +162,14 @@ impl Rejection {
         self.details.as_deref().unwrap_or(&NO_DETAILS)
     }
 
-    /// The same rejection with one answer for every invalid token; `reason` and the details stay.
+    /// Sets one text for every invalid token; `reason` and the details stay.
     pub(crate) fn uniform(self) -> Self {
         let uniform = true;
         Self { uniform, ..self }
     }
 
-    /// Returns the same rejection with a reason for the log line (see
-    /// [`policy_reason`](Self::policy_reason)), cut at 256 bytes.
+    /// Adds a reason for the log line (see [`policy_reason`](Self::policy_reason)), cut at 256
+    /// bytes.
     #[must_use]
     pub fn because(self, reason: impl Into<Cow<'static, str>>) -> Self {
         let mut reason = reason.into();
@@ -188,12 +188,12 @@ impl Rejection {
         let details = self
             .details
             .get_or_insert_with(|| Arc::new(NO_DETAILS.clone()));
-        // Rarely a clone: a rejection that was just made has one owner.
+        // Rarely clones: a new rejection has one owner.
         change(Arc::make_mut(details));
         self
     }
 
-    /// The same rejection in the form of another layer's answers.
+    /// Returns the rejection in the protocol and realm of another layer.
     pub(crate) fn reworded(self, wire: Wire, realm: &Realm, uniform: bool) -> Self {
         let reworded = Self {
             wire,
@@ -206,7 +206,7 @@ impl Rejection {
         reworded.with(|details| details.realm = realm.clone())
     }
 
-    /// Leaves this rejection in the extensions of its response, as one that needs no other answer.
+    /// Stores this rejection in the extensions of its response. No other layer replaces it.
     pub(crate) fn settle<B>(self, response: &mut Response<B>) {
         response.extensions_mut().remove::<HandlerRejection>();
         response.extensions_mut().insert(self);
@@ -228,8 +228,8 @@ impl Rejection {
         self.token_error().and_then(ValidateError::key_id)
     }
 
-    /// Returns the trust domain of the verified caller, or else the one that the token claims. The
-    /// latter is unverified: do not use it as a metric label.
+    /// Returns the trust domain of the verified caller, or the one that the token claims. A claimed
+    /// one is unverified: do not use it as a metric label.
     pub fn trust_domain(&self) -> Option<&str> {
         let claimed = || self.token_error().and_then(ValidateError::trust_domain);
         let verified = self.caller().map(SpiffeId::trust_domain_name);
@@ -339,7 +339,7 @@ impl fmt::Debug for Rejection {
     }
 }
 
-/// The text that the caller receives, without details.
+/// Writes the text that the caller receives, without details.
 impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.description())
@@ -353,7 +353,7 @@ impl std::error::Error for Rejection {
     }
 }
 
-/// Marks the response of a handler that rejected the request: the layer replaces it by its own.
+/// Marks the response of a handler that rejected the request. The layer replaces it with its own.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct HandlerRejection;
 
@@ -364,7 +364,7 @@ impl HandlerRejection {
         response.extensions_mut().insert(Self);
     }
 
-    /// Returns the rejection if this response is a handler's and no layer has replaced it.
+    /// Returns the rejection if a handler made this response and no layer has replaced it.
     pub(crate) fn of<B>(response: &Response<B>) -> Option<Rejection> {
         let rejection = response.extensions().get::<Rejection>();
         if response.extensions().get::<Self>().is_some() {
@@ -372,7 +372,7 @@ impl HandlerRejection {
         }
         #[cfg(feature = "tonic")]
         if rejection.is_none() {
-            // tonic leaves the status of a failed call there.
+            // tonic stores the status of a failed call there.
             let status = response.extensions().get::<tonic::Status>()?;
             return std::error::Error::source(status)?.downcast_ref().cloned();
         }
@@ -387,7 +387,7 @@ mod tests {
     use crate::server::PolicyFailure;
 
     #[test]
-    fn ready_made_challenges_equal_written_ones() {
+    fn precomputed_challenges_equal_formatted_ones() {
         use ValidateReason as Of;
         let bundles_unavailable = BundlesUnavailable::Stale;
         let tokens = [

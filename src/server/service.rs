@@ -25,7 +25,7 @@ impl<S, R> ValidateJwtSvid<S, R> {
     }
 }
 
-/// The accessors of tower's middleware to the inner service.
+/// Accessors to the inner service, as in tower's middleware.
 macro_rules! inner_accessors {
     ($type:ident<S $(, $generic:ident)?>) => {
         impl<S $(, $generic)?> $type<S $(, $generic)?> {
@@ -66,8 +66,8 @@ where
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let (mut parts, body) = request.into_parts();
-        let judged = self.shared.gate.judge(&mut parts, Sight::First);
-        self.shared.act(&mut self.inner, parts, body, judged)
+        let checked = self.shared.gate.check(&mut parts, Sight::First);
+        self.shared.act(&mut self.inner, parts, body, checked)
     }
 }
 

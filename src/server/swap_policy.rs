@@ -11,16 +11,16 @@ use super::protocol::Protocol;
 use crate::metrics::MetricsRecorder;
 use crate::verify::VerifiedSvid;
 
-/// A policy that can be replaced while requests are served. Clones are handles to the same one.
+/// A policy that can be replaced while requests are served. Clones share the same policy.
 ///
 /// ```
 /// use tower_spiffe::server::{Allow, SwapPolicy};
 ///
 /// let policy = SwapPolicy::new(Allow::trust_domain("example.org")?);
-/// let in_the_layer = policy.clone();
-/// // When the configuration has changed: the new policy decides from the next request on.
+/// let layer_policy = policy.clone();
+/// // After a configuration change: the new policy decides from the next request on.
 /// policy.replace(Allow::id("spiffe://example.org/ops")?);
-/// # drop(in_the_layer);
+/// # drop(layer_policy);
 /// # Ok::<(), tower_spiffe::server::PolicyError>(())
 /// ```
 #[derive(Clone)]
@@ -28,7 +28,7 @@ use crate::verify::VerifiedSvid;
 pub struct SwapPolicy(Arc<ArcSwap<Box<dyn Policy>>>);
 
 impl SwapPolicy {
-    /// Creates it with this policy.
+    /// Creates a `SwapPolicy` with this policy.
     pub fn new(policy: impl Policy) -> Self {
         Self(Arc::new(ArcSwap::from_pointee(Box::new(policy))))
     }

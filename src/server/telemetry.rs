@@ -20,7 +20,7 @@ use crate::verify::{ValidateError, ValidateReason, Validator};
 /// At most one log line per class and caller in this time.
 pub(super) const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The number of callers with log lines of their own; the others share one line per class.
+/// The number of callers with their own log lines; the others share one line per class.
 const MAX_CALLERS: usize = 1024;
 
 #[derive(Clone)]
@@ -40,7 +40,8 @@ impl Telemetry {
         }
     }
 
-    /// Logs that a handler has no layer outside: one line in ten seconds for the whole process.
+    /// Logs that the layer outside a handler is missing: one line in ten seconds for the whole
+    /// process.
     pub(crate) fn not_wired(rejection: &Rejection) {
         use std::sync::LazyLock;
 
@@ -49,7 +50,7 @@ impl Telemetry {
         PROCESS.rejected(rejection, true, |_| false, &[]);
     }
 
-    /// With the clock and the recorder of this validator.
+    /// Uses the clock and the recorder of this validator.
     pub(crate) fn of(validator: &Validator) -> Self {
         Self {
             recorder: validator.metrics(),
@@ -57,8 +58,8 @@ impl Telemetry {
         }
     }
 
-    /// Passes the recorder to a policy, which may have none of its own.
-    pub(crate) fn hand_over(&self, policy: &dyn Policy) {
+    /// Gives the recorder to a policy that may not have its own.
+    pub(crate) fn give_recorder(&self, policy: &dyn Policy) {
         if let Some(recorder) = &self.recorder {
             policy.inherit_metrics(recorder);
         }
@@ -80,9 +81,9 @@ impl Telemetry {
         self.log = Arc::new(RejectionLog::new(interval));
     }
 
-    /// Returns the span of an allowed request, with its caller. Records the caller in the outer span
-    /// too, if that has the field.
-    pub(crate) fn admitted(&self, state: &CallerState) -> Span {
+    /// Returns the span of an allowed request, with its caller. Records the caller in the outer
+    /// span too, if it has the field.
+    pub(crate) fn allowed(&self, state: &CallerState) -> Span {
         let caller = state.verified();
         if let Some(recorder) = &self.recorder {
             let (outcome, trust_domain) = match caller {
@@ -99,7 +100,8 @@ impl Telemetry {
         tracing::info_span!("jwt_svid", peer.spiffe_id = id)
     }
 
-    /// Returns the span of a request that `audit` lets pass, with its caller if that is verified.
+    /// Returns the span of a request that `audit` allows although it would be rejected, with its
+    /// caller if verified.
     pub(crate) fn audited(rejection: &Rejection) -> Span {
         rejection.caller().map_or_else(Span::none, |caller| {
             tracing::info_span!("jwt_svid", peer.spiffe_id = caller.as_str())
@@ -112,7 +114,7 @@ impl Telemetry {
             recorder.record_ended_answer();
         }
         let reason = RejectionReason::Token(ValidateReason::Expired);
-        // One line for all callers: many streams that began together end together.
+        // One line for all callers: streams that began together also end together.
         let Some(suppressed) = self.log.pass(self.clock.monotonic(), reason.as_str(), None) else {
             return;
         };
@@ -120,7 +122,7 @@ impl Telemetry {
             reason = reason.as_str(),
             suppressed,
             peer.spiffe_id = caller.as_str(),
-            "answers are ended: {}",
+            "responses ended early: {}",
             reason.description()
         );
     }
@@ -150,14 +152,14 @@ impl Telemetry {
         if let Some(caller) = caller {
             record_caller(caller);
         }
-        // A flood of rejections takes neither the clock nor the lock if nothing would be written.
+        // If no line would be written, a rejection takes neither the clock nor the lock.
         if LevelFilter::current() < level_of(reason) {
             return;
         }
         let Some(suppressed) = self.log.pass(self.clock.monotonic(), class, caller) else {
             return;
         };
-        // A line has the field once: from the span around it, or of its own.
+        // The field is logged once: on the outer span, or on the line.
         let caller = caller
             .filter(|_| !Span::current().has_field("peer.spiffe_id"))
             .map(SpiffeId::as_str);
@@ -165,7 +167,7 @@ impl Telemetry {
         let closely = tracing::enabled!(Level::DEBUG);
         let key_id = rejection.key_id().filter(|_| closely);
         let trust_domain = rejection.trust_domain().filter(|_| closely);
-        // A fixed text: nothing of the token.
+        // A fixed text without parts of the token.
         let detail = rejection.token_error().map(ValidateError::detail);
         let audiences = rejection
             .token_error()
@@ -203,7 +205,7 @@ impl Telemetry {
                 trust_domain = trust_domain.map(field::debug),
                 audiences = audiences.map(field::debug),
                 accepted_audiences = accepted.map(field::debug),
-                "requests are not admitted: {}",
+                "requests are not allowed: {}",
                 reason.description()
             ),
         }
@@ -225,14 +227,14 @@ fn level_of(reason: RejectionReason) -> Level {
 
 fn record_caller(caller: &SpiffeId) {
     let span = Span::current();
-    // Our own span has the caller already.
+    // The span of this crate has the caller already.
     let is_ours = span.metadata().is_some_and(|it| it.name() == "jwt_svid");
     if !is_ours {
         span.record("peer.spiffe_id", caller.as_str());
     }
 }
 
-/// Lets one line per class and caller through in each interval.
+/// Allows one line per class and caller in each interval.
 pub(super) struct RejectionLog {
     interval: Duration,
     lines: Mutex<Lines>,
@@ -240,10 +242,10 @@ pub(super) struct RejectionLog {
 
 #[derive(Default)]
 struct Lines {
-    /// Of rejections without a verified caller, and of callers without lines of their own. A dozen at
-    /// most, and every such rejection looks here: a scan is faster than a hash.
+    /// The lines of rejections without a verified caller, and of callers without their own lines.
+    /// There are at most a dozen, so a scan is faster than a hash.
     by_class: Vec<(&'static str, Line)>,
-    // The hasher of the verified cache, with a seed of its own.
+    // The hasher of the verified cache, with its own seed.
     by_caller: HashMap<(&'static str, SpiffeId), Line, DefaultHashBuilder>,
     // A full table is swept once per interval; otherwise every rejection would scan it.
     swept: Option<Duration>,
@@ -345,20 +347,20 @@ mod tests {
     }
 
     #[test]
-    fn many_callers_do_not_grow_it_without_bound() {
+    fn number_of_callers_is_bounded() {
         let log = RejectionLog::new(10 * SECOND);
         let written = (0..10_000)
             .filter(|n| {
                 let caller = format!("spiffe://x/{n}").parse().unwrap();
-                // Once more each, so that lines are suppressed.
-                let told = log.pass(SECOND, "not-allowed", Some(&caller)).is_some();
+                // A second rejection of each, so that lines are suppressed.
+                let logged = log.pass(SECOND, "not-allowed", Some(&caller)).is_some();
                 log.pass(SECOND, "not-allowed", Some(&caller));
-                told
+                logged
             })
             .count();
         assert_eq!(written, MAX_CALLERS + 1);
         assert_eq!(log.lines.lock().unwrap().by_caller.len(), MAX_CALLERS);
-        // Later the old ones make room.
+        // Later the old lines are removed.
         let late = "spiffe://x/late".parse().unwrap();
         assert_eq!(log.pass(20 * SECOND, "not-allowed", Some(&late)), Some(0));
         assert!(log.lines.lock().unwrap().by_caller.len() < 10);

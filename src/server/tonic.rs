@@ -10,7 +10,8 @@ impl VerifiedSvid {
     /// Returns the verified caller of this request.
     ///
     /// # Errors
-    /// `Unauthenticated` if there is none, and `Internal` if the layer is missing from the stack.
+    /// `Unauthenticated` if the caller is not verified, and `Internal` if the layer is missing from
+    /// the stack.
     #[allow(
         clippy::result_large_err,
         reason = "it is what a tonic handler returns"
@@ -32,7 +33,7 @@ impl From<Rejection> for tonic::Status {
         let reason = rejection.reason();
         let code = i32::from(reason.grpc_code().as_u8()).into();
         let mut status = Self::new(code, rejection.description());
-        // The layer outside finds it there.
+        // The layer reads it from there.
         status.set_source(std::sync::Arc::new(rejection));
         status
     }

@@ -17,7 +17,7 @@ use crate::verify::Sight;
 ///
 /// It runs outside the span that the layer serves requests in, and it cannot read the request's
 /// body: over HTTP/1.x, clients can lose the rejection of a request with a body. Rejections by an
-/// extractor get the default response. Everything else is the same.
+/// extractor get the default response. Everything else works as in the layer.
 pub struct JwtSvidValidateRequest<ResBody, R = DefaultOnReject> {
     shared: Arc<Shared<R>>,
     body: PhantomData<fn() -> ResBody>,
@@ -42,8 +42,8 @@ where
         // The check needs owned parts, which a borrowed request does not have.
         let (mut parts, ()) = Request::new(()).into_parts();
         exchange(request, &mut parts);
-        let judged = self.shared.gate.judge(&mut parts, Sight::First);
-        let answer = match self.shared.gate.apply(&mut parts, judged) {
+        let checked = self.shared.gate.check(&mut parts, Sight::First);
+        let answer = match self.shared.gate.apply(&mut parts, checked) {
             Ok(_) => Ok(()),
             Err(rejection) => Err(self.shared.reject(rejection, &parts)),
         };

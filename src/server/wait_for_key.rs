@@ -1,4 +1,4 @@
-//! Waits for a key that a token names and the bundle does not have yet.
+//! Waits for the key of a token if the bundle does not have it yet.
 //!
 //! A new key reaches its signer and its verifiers at different times. If the signer has it first, its
 //! tokens are rejected until the bundle arrives. SPIRE publishes a key long before it signs with it,
@@ -15,7 +15,7 @@ use http::request::Parts;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
 
-use super::gate::{Gate, Judged};
+use super::gate::{Checked, Gate};
 use super::rejection::Rejection;
 use crate::clock::Clock;
 use crate::runtime;
@@ -23,9 +23,9 @@ use crate::verify::Sight;
 
 /// How long requests wait for an unknown key, and how many of them.
 ///
-/// Requests with a forged token and a made-up `kid` wait too, because nothing shows yet that the key
-/// does not exist. So the number of waiting requests is bounded, and no wait begins for some time
-/// after one that failed. Both limits are per trust domain, so that made-up keys of one do not affect
+/// Requests with a forged token and a made-up `kid` wait too, because the key might still arrive.
+/// So the number of waiting requests is limited, and after a failed wait no wait begins for some
+/// time. Both limits are per trust domain, so that made-up keys in one trust domain do not affect
 /// another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnknownKeyWait {
@@ -35,8 +35,8 @@ pub struct UnknownKeyWait {
 }
 
 impl UnknownKeyWait {
-    /// Waits for at most this long. By default at most 64 requests per trust domain wait, and after a
-    /// failed wait none waits for ten seconds.
+    /// Waits for at most this long. By default at most 64 requests per trust domain wait, and after
+    /// a failed wait no request waits for ten seconds.
     pub fn new(max_wait: Duration) -> Self {
         Self {
             max_wait,
@@ -53,7 +53,7 @@ impl UnknownKeyWait {
         self
     }
 
-    /// Sets how long no request waits for keys of a trust domain after a failed wait.
+    /// Sets the time after a failed wait in which no request waits for keys of that trust domain.
     #[must_use]
     pub fn cool_down(mut self, pause: Duration) -> Self {
         self.cool_down = pause;
@@ -61,11 +61,11 @@ impl UnknownKeyWait {
     }
 }
 
-/// The bounds of all waits of a layer.
+/// The limits of all waits of a layer.
 pub(crate) struct Room {
     config: UnknownKeyWait,
     clock: Arc<dyn Clock>,
-    // Only trust domains of the bundle set get in.
+    // Only trust domains of the bundle set are added.
     domains: Mutex<HashMap<Box<str>, Domain>>,
 }
 
@@ -87,7 +87,8 @@ impl Room {
         &self.config
     }
 
-    /// Returns a place, if one is free and no wait for this trust domain has failed recently.
+    /// Returns a permit to wait, if one is free and no wait for this trust domain has failed
+    /// recently.
     fn enter(&self, trust_domain: &str) -> Option<OwnedSemaphorePermit> {
         let mut domains = self.domains();
         let places = match domains.get(trust_domain) {
@@ -138,21 +139,21 @@ impl KeyWait {
         gate: &Gate,
         room: &Arc<Room>,
         parts: &mut Parts,
-        judged: Judged,
-    ) -> Result<Self, Judged> {
-        let Some(rejection) = judged.unknown_key() else {
-            return Err(judged);
+        checked: Checked,
+    ) -> Result<Self, Checked> {
+        let Some(rejection) = checked.unknown_key() else {
+            return Err(checked);
         };
-        // Without timers nothing would end the wait.
+        // Without timers the wait would never end.
         let place = runtime::with_timers()
             .ok()
             .and(rejection.trust_domain())
             .and_then(|trust_domain| room.enter(trust_domain));
         let Some(place) = place else {
             gate.telemetry.key_wait("turned-away");
-            return Err(judged);
+            return Err(checked);
         };
-        let (changed, rejection) = judge_again(gate, parts)?;
+        let (changed, rejection) = check_again(gate, parts)?;
         Ok(Self {
             room: room.clone(),
             changed,
@@ -168,20 +169,20 @@ impl KeyWait {
         gate: &Gate,
         parts: &mut Parts,
         cx: &mut Context<'_>,
-    ) -> Poll<Judged> {
+    ) -> Poll<Checked> {
         let is_over = self.time_up.as_mut().poll(cx).is_ready();
-        // Also when the time is up: the key may have come before this poll.
+        // Also at the timeout: the key may have arrived before this poll.
         if self.changed.as_mut().poll(cx).is_ready() {
-            match judge_again(gate, parts) {
+            match check_again(gate, parts) {
                 Ok(unknown) => (self.changed, self.rejection) = unknown,
-                Err(judged) => {
+                Err(checked) => {
                     gate.telemetry.key_wait("judged");
-                    return Poll::Ready(judged);
+                    return Poll::Ready(checked);
                 }
             }
             if !is_over {
-                // One change per poll: a source that reports changes without end must leave the
-                // thread to the timer.
+                // One change per poll, so that a source that reports changes all the time does not
+                // keep the timer from being polled.
                 cx.waker().wake_by_ref();
             }
         }
@@ -190,22 +191,22 @@ impl KeyWait {
         }
         self.room.pause(self.rejection.trust_domain());
         gate.telemetry.key_wait("in-vain");
-        Poll::Ready(Judged::rejected(self.rejection.clone()))
+        Poll::Ready(Checked::rejected(self.rejection.clone()))
     }
 }
 
 /// Checks the request again. If the key is still unknown, returns a future of the next change of the
 /// bundles; otherwise the verdict.
-fn judge_again(gate: &Gate, parts: &mut Parts) -> Result<(Changed, Rejection), Judged> {
+fn check_again(gate: &Gate, parts: &mut Parts) -> Result<(Changed, Rejection), Checked> {
     let source = gate.validator.source();
     // Read before the check, so that no change between the two is missed.
     let seen = source.revision();
-    let judged = gate.judge(parts, Sight::Again);
-    let Some(rejection) = judged.unknown_key() else {
-        return Err(judged);
+    let checked = gate.check(parts, Sight::Again);
+    let Some(rejection) = checked.unknown_key() else {
+        return Err(checked);
     };
     match seen.ok().and_then(|seen| source.changed_since(seen)) {
         Some(changed) => Ok((changed, rejection.clone())),
-        None => Err(judged),
+        None => Err(checked),
     }
 }

@@ -1,6 +1,7 @@
 //! Internals of the crate for its own tests and fuzz targets. Not covered by semver.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,6 +48,12 @@ impl Key {
     /// Returns whether the signature is valid.
     pub fn verify(&self, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> bool {
         self.0.verify(algorithm, message, signature)
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Key").finish_non_exhaustive()
     }
 }
 
@@ -168,6 +175,12 @@ impl Keeper {
     /// The same as for a source.
     pub fn state(&self) -> SourceState {
         self.0.state()
+    }
+}
+
+impl fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keeper").finish_non_exhaustive()
     }
 }
 

@@ -1,4 +1,4 @@
-//! Fetches a token of this workload: one request, one answer, no cache.
+//! Fetches a token of this workload: one request, one response, no cache.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -20,13 +20,13 @@ pub type FetchSvidFuture =
 /// One call to an issuer for one token. `SvidCache` adds the cache, the single flight and the
 /// refresh, so an implementation does not need them.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` fetches no JWT-SVIDs",
+    message = "`{Self}` cannot fetch JWT-SVIDs",
     label = "expected your own `FetchSvid`",
     note = "a `JwtSource` has a cache already: pass the source itself, or use `SvidCache::from(source)`"
 )]
 pub trait FetchSvid: Send + Sync + 'static {
-    /// Calls the issuer once. The future does not borrow from `self`, because it outlives its
-    /// caller.
+    /// Calls the issuer once. The future must not borrow from `self`, because it outlives this
+    /// call.
     fn fetch_svid(&self, request: &SvidRequest) -> FetchSvidFuture;
 
     /// Returns whether it exchanges the [subject token](SvidRequest::subject) of a request. `false`
@@ -50,11 +50,11 @@ impl<F: FetchSvid + ?Sized> FetchSvid for Arc<F> {
 }
 
 /// A request for a token: its audiences, and its identity (a SPIFFE ID, a hint, or the first one
-/// that the issuer returns). The order of the audiences does not matter.
+/// that the issuer returns). The order of the audiences is not significant.
 #[derive(Clone)]
 pub struct SvidRequest {
-    // A hash of the other fields, with a key of this process, for look-ups. Short, since each cached
-    // token has one.
+    // A hash of the other fields, with a key of this process, for look-ups. Short, because each
+    // cached token has one.
     hash: u32,
     // Sorted, without duplicates, none empty, at least one.
     audiences: Arc<[Box<str>]>,
@@ -86,7 +86,7 @@ impl Hash for SvidRequest {
     }
 }
 
-/// The requested identity. One word in size, since each cached token has one.
+/// The requested identity. One word in size, because each cached token has one.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Identity(Arc<As>);
 
@@ -115,8 +115,8 @@ impl Identity {
 pub enum SvidRequestError {
     /// There is no audience (Workload API section 6.2.1).
     NoAudience,
-    /// An audience is the empty string. SPIRE would always answer UNAVAILABLE, so the request is
-    /// not sent.
+    /// An audience is the empty string. SPIRE would always respond with UNAVAILABLE, so the request
+    /// is not sent.
     EmptyAudience,
     /// An audience begins or ends with white space, such as a line break from a file: the receiver
     /// would reject the token.
@@ -167,7 +167,7 @@ impl SvidRequest {
         self.with_identity(Identity::id(id))
     }
 
-    /// Requests the token of the identity that the issuer gives this hint; replaces an ID.
+    /// Requests the token of the identity with this hint; replaces an ID.
     ///
     /// # Errors
     /// The hint is empty: an empty hint means no hint (Workload API section 6.2.1).
@@ -187,7 +187,7 @@ impl SvidRequest {
         Self { identity, ..self }.hashed()
     }
 
-    /// Requests a token for the subject of this one, by token exchange: see
+    /// Requests a token on behalf of this subject, by token exchange: see
     /// [`AccessTokens`](crate::oauth::AccessTokens). The cache keeps one token for each subject
     /// token. A source that does not exchange tokens fails the request.
     #[cfg(feature = "oauth")]
@@ -197,13 +197,13 @@ impl SvidRequest {
         Self { subject, ..self }.hashed()
     }
 
-    /// Returns the token to exchange, if it is not the one of this workload.
+    /// Returns the subject token, if the request is on behalf of a subject.
     #[cfg(feature = "oauth")]
     pub fn subject(&self) -> Option<&SubjectToken> {
         self.subject.as_ref()
     }
 
-    /// Whether it is for the subject of another token.
+    /// Whether it has a subject token.
     #[cfg(feature = "client")]
     pub(crate) fn has_subject(&self) -> bool {
         #[cfg(feature = "oauth")]
@@ -212,22 +212,22 @@ impl SvidRequest {
         false
     }
 
-    /// Marks the token as good for one request: a cache fetches one for each `get`, `header` and
-    /// request of a layer, and keeps none.
+    /// Requests a single-use token: a cache fetches one for each `get`, `header` and request of a
+    /// layer, and stores none.
     ///
-    /// For verifiers that accept a token once, by its `jti`: SPIRE issues such tokens for
+    /// For verifiers that accept each token once, by its `jti`: SPIRE issues such tokens for
     /// registration entries with `jwt_svid_include_jti`, and its agent does not cache them. Each
-    /// request waits for a call to the issuer, within the limits of the cache: 16 calls at once,
-    /// 200 per second, 5 s of waiting by default. After a failure requests fail at once until the
-    /// next try. If the issuer returns a token that was sent already, the request fails with
-    /// [`Unacceptable`](FetchSvidReason::Unacceptable).
+    /// request waits for a call to the issuer, within the limits of the cache: 16 concurrent calls,
+    /// 200 calls per second, and a wait of 5 s by default. After a failure, requests fail
+    /// immediately until the next attempt. If the issuer returns a token that was sent already, the
+    /// request fails with [`Unacceptable`](FetchSvidReason::Unacceptable).
     #[must_use]
     pub fn single_use(self) -> Self {
         let single_use = true;
         Self { single_use, ..self }.hashed()
     }
 
-    /// Returns whether each request needs a token of its own.
+    /// Returns whether each request needs its own token.
     pub fn is_single_use(&self) -> bool {
         self.single_use
     }
@@ -242,7 +242,7 @@ impl SvidRequest {
         self
     }
 
-    /// Returns the audiences: sorted, each once, never empty.
+    /// Returns the audiences, sorted and without duplicates; at least one.
     pub fn audiences(&self) -> impl ExactSizeIterator<Item = &str> + Clone {
         self.audiences.iter().map(AsRef::as_ref)
     }
@@ -253,17 +253,17 @@ impl SvidRequest {
         self.hash as usize % shards
     }
 
-    /// Returns the requested identity, if it was named by ID.
+    /// Returns the SPIFFE ID of the requested identity, if the request has one.
     pub fn spiffe_id(&self) -> Option<&SpiffeId> {
-        match self.asked_as()? {
+        match self.identity_as()? {
             As::Id(id) => Some(id),
             As::Hint(_) => None,
         }
     }
 
-    /// Returns the hint of the requested identity, if it was named by hint.
+    /// Returns the hint of the requested identity, if the request has one.
     pub fn hint(&self) -> Option<&str> {
-        match self.asked_as()? {
+        match self.identity_as()? {
             As::Hint(hint) => Some(hint),
             As::Id(_) => None,
         }
@@ -274,7 +274,7 @@ impl SvidRequest {
         self.identity.is_some()
     }
 
-    fn asked_as(&self) -> Option<&As> {
+    fn identity_as(&self) -> Option<&As> {
         self.identity.as_ref().map(|identity| &*identity.0)
     }
 }
@@ -283,7 +283,7 @@ impl fmt::Debug for SvidRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("SvidRequest");
         out.field("audiences", &self.audiences);
-        match self.asked_as() {
+        match self.identity_as() {
             None => {}
             Some(As::Id(id)) => {
                 out.field("spiffe_id", id);
@@ -306,12 +306,14 @@ impl fmt::Debug for SvidRequest {
 impl fmt::Display for SvidRequestError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::NoAudience => "no audience given; name the service that the token is for",
+            Self::NoAudience => "audience is missing; name the service that the token is for",
             Self::EmptyAudience => "an audience is empty; name the service that the token is for",
             Self::AudienceWhitespace => {
-                "an audience begins or ends with white space, a line break perhaps; trim it"
+                "an audience begins or ends with white space, such as a line break; trim it"
             }
-            Self::EmptyHint => "the hint is empty; leave it out, or name one that the issuer gives",
+            Self::EmptyHint => {
+                "the hint is empty; leave it out, or use a hint that is registered at the issuer"
+            }
         })
     }
 }
@@ -332,19 +334,19 @@ pub struct FetchSvidError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FetchSvidReason {
-    /// The issuer is unreachable, or reports that it cannot serve now.
+    /// The issuer is unreachable, or reports that it is unavailable.
     Unavailable,
-    /// The issuer did not answer in time.
+    /// The issuer did not respond in time.
     Timeout,
-    /// The issuer denied this identity to this workload; it may grant it later.
+    /// The issuer denied this identity to this workload. It may allow it later.
     Denied,
-    /// The request can never succeed as it is.
+    /// The request is invalid and can never succeed.
     InvalidRequest,
     /// The issuer returned a token that cannot be accepted: malformed, too long, or for another
     /// identity or audience.
     Unacceptable,
-    /// The agent returned an old token, which has expired: the one that it returned before, or one
-    /// whose `iat` is a whole life old. Its server is probably unreachable.
+    /// The agent returned an old, expired token: the same as before, or one whose `iat` is a whole
+    /// life ago. Its server is probably unreachable.
     Stale,
     /// The issuer returned a new token that has already expired: the clocks differ.
     Expired,
@@ -352,9 +354,9 @@ pub enum FetchSvidReason {
     Closed,
     /// The fetcher panicked.
     Panicked,
-    /// The call needs a tokio runtime with timers, and there is none.
+    /// The call needs a tokio runtime with timers.
     NoRuntime,
-    /// Anything else.
+    /// Another error.
     Other,
 }
 
@@ -374,7 +376,7 @@ impl From<GrpcCode> for FetchSvidReason {
 }
 
 impl FetchSvidError {
-    /// Creates an error of this class. `message` says what happened and what to do; it must not
+    /// Creates an error of this class. `message` describes the error and how to fix it. It must not
     /// contain a token.
     pub fn new(reason: FetchSvidReason, message: impl Into<Cow<'static, str>>) -> Self {
         Self {
@@ -386,7 +388,7 @@ impl FetchSvidError {
         }
     }
 
-    /// Adds the gRPC code of the issuer's answer.
+    /// Adds the gRPC code of the issuer's response.
     #[must_use]
     pub fn with_code(mut self, code: GrpcCode) -> Self {
         self.code = Some(code);
@@ -401,14 +403,13 @@ impl FetchSvidError {
         self
     }
 
-    /// Returns the error response of the authorization server, if the token was to come from one and
-    /// it responded.
+    /// Returns the error response of the authorization server, if there is one.
     #[cfg(feature = "oauth")]
     pub fn oauth(&self) -> Option<&OAuthError> {
         self.oauth.as_deref()
     }
 
-    /// Whether the issuer gave an answer.
+    /// Whether the issuer responded.
     #[cfg(feature = "client")]
     pub(crate) fn is_answer(&self) -> bool {
         #[cfg(feature = "oauth")]
@@ -418,7 +419,7 @@ impl FetchSvidError {
         self.code.is_some()
     }
 
-    /// How long the issuer asked not to be called again.
+    /// The delay that the issuer requested before the next call.
     #[cfg(feature = "client")]
     pub(crate) fn retry_after(&self) -> Option<std::time::Duration> {
         #[cfg(feature = "oauth")]
@@ -432,7 +433,7 @@ impl FetchSvidError {
         self.reason
     }
 
-    /// Returns the gRPC code of the issuer's answer, if it had one.
+    /// Returns the gRPC code of the issuer's response, if it has one.
     pub fn code(&self) -> Option<GrpcCode> {
         self.code
     }
@@ -465,7 +466,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_are_the_same_by_what_they_ask_for() {
+    fn equal_requests_ask_for_the_same_token() {
         let of = |audiences: &[&str]| SvidRequest::new(audiences).unwrap();
         let id: SpiffeId = "spiffe://x/web".parse().unwrap();
         let same = [

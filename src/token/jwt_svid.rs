@@ -10,8 +10,8 @@ use crate::identity::SpiffeId;
 use crate::jwt::MAX_TOKEN_LEN;
 use crate::jwt::{Claims, Split, decode, key_id_unchecked};
 
-/// A JWT-SVID from an issuer, for this workload, or an
-/// [access token](JwtSvid::access_token) in its place. A clone is one reference count.
+/// A JWT-SVID of this workload from an issuer, or an [access token](JwtSvid::access_token) used
+/// instead. Clones are cheap.
 ///
 /// `Debug` and `Display` do not show the token; [`token`](Self::token) returns it.
 ///
@@ -36,15 +36,15 @@ struct Inner {
 
 const BEARER: &str = "Bearer ";
 
-/// Why a text is not a token that can be sent. Never contains a part of the text.
+/// Why a text is not a token that can be sent. Contains no part of the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ParseJwtSvidError {
     /// It is longer than [`MAX_TOKEN_LEN`].
     TooLong,
-    /// It has not exactly three non-empty parts.
+    /// It does not have exactly three non-empty parts.
     Parts,
-    /// A part is not base64url, so it cannot be sent in a header either.
+    /// A part is not base64url.
     Encoding,
     /// The payload is not a JSON object with `sub`, `aud` and `exp` of the right types.
     Claims,
@@ -59,7 +59,7 @@ impl JwtSvid {
     /// receiver of the token does that. This only checks that the token can be sent.
     ///
     /// # Errors
-    /// Returns a [`ParseJwtSvidError`] if it cannot.
+    /// Returns a [`ParseJwtSvidError`] if the token cannot be sent.
     pub fn parse_unverified(token: &str, hint: &str) -> Result<Self, ParseJwtSvidError> {
         if token.len() > MAX_TOKEN_LEN {
             return Err(ParseJwtSvidError::TooLong);
@@ -86,10 +86,9 @@ impl JwtSvid {
         })))
     }
 
-    /// Creates a token that is not a JWT-SVID, such as an OAuth access token, for a
-    /// [`FetchSvid`](super::FetchSvid) of your own. Its content is not read: it is for the audiences
-    /// of `request`, was issued to `spiffe_id` at `issued_at`, and must not be sent after
-    /// `expires_at`.
+    /// Creates a token that is not a JWT-SVID, such as an OAuth access token, for your own
+    /// [`FetchSvid`](super::FetchSvid). Its content is not read. It has the audiences of `request`,
+    /// was issued to `spiffe_id` at `issued_at`, and is not sent after `expires_at`.
     ///
     /// ```
     /// use std::time::Duration;
@@ -172,7 +171,7 @@ impl JwtSvid {
         self.0.key_id.as_deref()
     }
 
-    /// Returns the issuer's hint for the use of this identity; empty if it gave none.
+    /// Returns the issuer's hint for the use of this identity; empty if there is no hint.
     pub fn hint(&self) -> &str {
         &self.0.hint
     }
@@ -208,13 +207,15 @@ impl fmt::Display for JwtSvid {
 impl fmt::Display for ParseJwtSvidError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::TooLong => "the token is longer than 8 KiB; ask the issuer for fewer claims",
-            Self::Parts => "the token has not exactly three non-empty parts",
+            Self::TooLong => {
+                "the token is longer than 8 KiB; configure the issuer to add fewer claims"
+            }
+            Self::Parts => "the token does not have exactly three non-empty parts",
             Self::Encoding => "a part of the token is not base64url",
             Self::Claims => "the token's payload has no readable `sub`, `aud` and `exp`",
             Self::Subject => "the token's `sub` is not a SPIFFE ID",
             Self::Characters => {
-                "the access token is empty, or has a character that no header can carry"
+                "the access token is empty, or has a character that RFC 6750 does not allow"
             }
         })
     }

@@ -3,7 +3,7 @@
 //!
 //! A [`SvidCache`] over any [`FetchSvid`] makes one call for all waiting requests, refreshes a
 //! token while the old one can still be sent, and keeps sending a valid token while the issuer is
-//! unavailable. `JwtSource` has one inside; for your own fetcher, build a cache over it.
+//! unavailable. A `JwtSource` contains a cache. For your own fetcher, build a cache over it.
 //!
 //! ```
 //! use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -11,10 +11,10 @@
 //! use tower_spiffe::token::SvidCache;
 //! use tower_spiffe::clock::{Clock, SystemClock};
 //!
-//! /// An issuer in this process, whose signatures are not valid.
-//! struct Desk;
+//! /// An issuer in this process. Its signatures are not valid.
+//! struct LocalIssuer;
 //!
-//! impl FetchSvid for Desk {
+//! impl FetchSvid for LocalIssuer {
 //!     fn fetch_svid(&self, request: &SvidRequest) -> FetchSvidFuture {
 //!         let now = SystemClock::shared().now().secs();
 //!         let claims = format!(
@@ -30,7 +30,7 @@
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let cache = SvidCache::new(Desk);
+//! let cache = SvidCache::new(LocalIssuer);
 //! let reports = SvidRequest::new(["spiffe://x/reports"])?;
 //!
 //! assert!(cache.try_header(&reports).is_none()); // no token yet; a fetch begins
@@ -42,42 +42,43 @@
 //! # }
 //! ```
 //!
-//! # How a token lives
+//! # Token lifetime
 //!
-//! With L the token's life (`exp` − `iat`):
+//! L is the token's life (`exp` − `iat`):
 //!
 //! | from | the token is | a request |
 //! | --- | --- | --- |
 //! | its arrival | fresh | sends it |
 //! | 55 to 65 % of L | due | sends it, and starts a fetch of the next one in the background |
-//! | the last 10 % of L, 30 s at most | critical | waits 250 ms at most for the next one, then sends it |
-//! | the last 2 % of L, 2 s at most | expired | waits up to 5 s for the next one; 250 ms at most if the issuer has not answered for 5 s; or fails at once while the issuer is known to fail |
+//! | the last 10 % of L, at most 30 s | critical | waits at most 250 ms for the next one, then sends it |
+//! | the last 2 % of L, at most 2 s | expired | waits up to 5 s for the next one, or at most 250 ms if the issuer has not responded for 5 s. Fails immediately while the issuer is known to fail |
 //!
 //! If a service rejects a token, or the key that signed it is removed from the bundle, the token is
 //! critical from then on.
 //!
 //! An error never replaces a token. No token is sent after it has expired on the wall clock or on
-//! the monotonic clock. Without requests nothing is refreshed, except for the audiences that
-//! [`keep_warm`](SvidCache::keep_warm) names.
+//! the monotonic clock. Without requests nothing is refreshed, except for the audiences of
+//! [`keep_warm`](SvidCache::keep_warm).
 //!
 //! # While the issuer is unavailable
 //!
-//! A token that is due when the issuer becomes unavailable has at least 35 % of its life left, less
-//! the hard margin: with tokens of 300 s no request fails for 103 s. This holds for audiences that
-//! were fetched before, with tokens that had their full life left when they came.
+//! A token that is due when the issuer becomes unavailable has at least 35 % of its life left,
+//! minus the time in which it counts as expired: with tokens of 300 s no request fails for 103 s.
+//! This applies to audiences that were fetched before, with tokens that had their full life left
+//! when they arrived.
 //!
 //! How soon requests succeed again after the issuer has recovered depends on the outage:
 //!
 //! - Calls failed, or the issuer was unreachable: within 6 s. The breaker probes every 5 s at the
 //!   latest, with the call of one audience for all.
-//! - Calls were never answered: within 42 s. A probe may have just begun, and has up to 35 s for an
-//!   answer, since an agent that is only slow needs up to 30 s.
-//! - Very many audiences have no token: the first ones as above, and the last one later by one
-//!   second for each 200 audiences ([`rate`](SvidCacheBuilder::rate)).
+//! - Calls got no response: within 42 s. A probe may have just begun and may take up to 35 s,
+//!   because an agent that is only slow needs up to 30 s.
+//! - Very many audiences have no token: the first ones as above, and the last one one second later
+//!   for each 200 audiences ([`rate`](SvidCacheBuilder::rate)).
 //!
 //! Measured with one request per second and audience, and an agent that is unavailable until every
-//! token has expired and for 120 to 240 s more. The worst of all runs (20 with 30 audiences, one
-//! with 10,000):
+//! token has expired, and for another 120 to 240 s. The table shows the worst of all runs (20 with
+//! 30 audiences, one with 10,000):
 //!
 //! | the agent | audiences | first failure after | calls at once, all expired | last failure after recovery |
 //! | --- | --- | --- | --- | --- |
@@ -94,31 +95,32 @@
 //! | a failure, with no token to send | 250 ms | 5 s |
 //! | the issuer denied the identity | 1 s | 10 s |
 //! | an invalid request | 60 s | 60 s |
-//! | an answer without a newer token | 5 s | 30 s |
-//! | 3 calls in a row without an answer: one call at a time | 250 ms | 5 s |
+//! | a response without a newer token | 5 s | 30 s |
+//! | 3 calls in a row without a response: one call at a time | 250 ms | 5 s |
 //! | a service rejected the token: at most one fetch per | 10 s | 10 s |
-//! | an authorization server asked for a delay by `Retry-After`: that delay | | 60 s |
+//! | a response of an authorization server with `Retry-After`: that delay | | 60 s |
 //!
-//! [`retry`](SvidCacheBuilder::retry) bounds all of them. After a signing key was removed, tokens
+//! [`retry`](SvidCacheBuilder::retry) limits all of them. After a signing key was removed, tokens
 //! without requests are fetched within 5 s.
 //!
 //! # Memory
 //!
-//! Each audience takes its token and about 560 bytes (`cargo test --test allocations` allows 600);
-//! there are 1024 audiences by default. Each thread keeps copies of up to 8 of the tokens that it
-//! sends most, so that threads do not contend. Sending a cached token allocates nothing.
+//! Each audience needs memory for its token and about 560 bytes (`cargo test --test allocations`
+//! allows 600). The default limit is 1024 audiences. Each thread keeps copies of up to 8 of the
+//! tokens that it sends most, so that threads do not contend. Sending a cached token allocates
+//! nothing.
 //!
 //! # Calls to the issuer
 //!
 //! A process makes 1 / 0.6 ≈ 1.67 calls per token life and audience that it uses steadily. Many
-//! processes on one SPIRE agent make up to 1 / 0.55 ≈ 1.82 each, since the first call after half of
-//! the life renews the token for all. The agent signs a new token once per 0.55 lives.
+//! processes on one SPIRE agent make up to 1 / 0.55 ≈ 1.82 each, because the first call after half
+//! of the life renews the token for all processes. The agent signs a new token once per 0.55 lives.
 //!
 //! `tower-spiffe agent-load` (crate `tower-spiffe-cli`) measures it with this cache on a simulated
-//! clock, against the agent's rule (it returns its cached token until 45 to 55 % of the life are
+//! clock, and with the agent's rule (it returns its cached token until 45 to 55 % of the life are
 //! left). Tokens live for 300 s unless noted; no call returned a token that the cache already had:
 //!
-//! | processes | audiences | they begin | calls per life and audience | busiest second, against the mean |
+//! | processes | audiences | start | calls per life and audience | busiest second, against the mean |
 //! | --- | --- | --- | --- | --- |
 //! | 1 | 200 | apart | 1.665 | |
 //! | 1 | 200, tokens of 3,600 s | apart | 1.661 | |
@@ -127,11 +129,12 @@
 //! | 10 | 200 | apart | 1.827 | 3.64 times |
 //! | 100 | 10 | apart | 1.830 | 5.79 times |
 //!
-//! The last two rows follow from two guarantees: no useless call, and 103 s without an agent. They
-//! leave one tenth of a token's life for the refresh, between 55 and 65 %. Processes that share an
-//! agent soon have the same token of each audience, so they refresh in the same tenth. With many
-//! audiences these tenths are spread out; with few, plan for six times the mean. This command
-//! prints both tables in about ten minutes; `--help` lists its options:
+//! The last two rows are a consequence of two guarantees: no useless call, and no failure in 103 s
+//! without an agent. They leave one tenth of a token's life for the refresh, between 55 and 65 %.
+//! Processes that share an agent soon have the same token for each audience, so they refresh in the
+//! same tenth. With many audiences these tenths are spread out. With few audiences, plan for six
+//! times the mean. This command prints both tables in about ten minutes; `--help` lists its
+//! options:
 //!
 //! ```text
 //! tower-spiffe agent-load --seeds 1000

@@ -1,4 +1,4 @@
-//! A token of somebody else, to be exchanged.
+//! A token of a caller or an end user, for token exchange.
 
 use std::fmt;
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
@@ -14,19 +14,19 @@ use crate::jwt::MAX_TOKEN_LEN;
 use crate::verify::VerifiedSvid;
 
 /// The token of a caller or an end user, to be exchanged for an access token (RFC 8693
-/// `subject_token`). A clone is one reference count.
+/// `subject_token`). Clones are cheap.
 ///
 /// In the extensions of a request, or in a request for a token
-/// ([`SvidRequest::on_behalf_of`](crate::token::SvidRequest::on_behalf_of)), it takes the place of
-/// this workload's own token. The access token is cached for this subject token alone, and never
-/// after the subject token has expired.
+/// ([`SvidRequest::on_behalf_of`](crate::token::SvidRequest::on_behalf_of)), it replaces the token
+/// of this workload. The access token is cached for this subject token only, and never used after
+/// the subject token has expired.
 ///
-/// `Debug` shows who it is for and when it expires, and never the token.
+/// `Debug` shows the SPIFFE ID, the type and the expiry, but not the token.
 #[derive(Clone)]
 pub struct SubjectToken(Arc<Inner>);
 
 struct Inner {
-    /// With a key of this process.
+    /// A hash with a key of this process.
     hash: u64,
     token: Box<str>,
     token_type: Box<str>,
@@ -34,7 +34,7 @@ struct Inner {
     spiffe_id: Option<SpiffeId>,
 }
 
-/// Why a text cannot be a [`SubjectToken`]. Never contains a part of the text.
+/// Why a text cannot be a [`SubjectToken`]. Contains no part of the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SubjectTokenError {
@@ -48,8 +48,8 @@ pub enum SubjectTokenError {
 const JWT: &str = "urn:ietf:params:oauth:token-type:jwt";
 
 impl SubjectToken {
-    /// Creates one from a token that you have verified. No access token for it is sent after
-    /// `expires_at`, which is the `exp` of a JWT. The token type is a JWT.
+    /// Creates a subject token from a token that you have verified. Its type is JWT. No access
+    /// token for it is sent after `expires_at`: pass the `exp` of the JWT.
     ///
     /// # Errors
     /// The token is too long, or has characters that a bearer token cannot have.
@@ -63,9 +63,9 @@ impl SubjectToken {
         Ok(Self::of(token, JWT, expires_at, None))
     }
 
-    /// Returns the token of a verified caller, if `headers` still have it: a
-    /// `ValidateJwtSvidLayer` leaves it in the request with `keep_credential`. `None` if they do
-    /// not, or if they have another token.
+    /// Returns the token of a verified caller, if `headers` still have it: a `ValidateJwtSvidLayer`
+    /// leaves it in the request with `keep_credential`. `None` if it is missing, or another token
+    /// is there.
     ///
     /// ```
     /// use http::{Request, Response};
@@ -83,7 +83,7 @@ impl SubjectToken {
     ///     let caller = CallerState::from_extensions(request.extensions()).and_then(CallerState::verified);
     ///     let subject = caller.and_then(|caller| SubjectToken::of_caller(caller, request.headers()));
     ///
-    ///     // Our own request, on behalf of the caller.
+    ///     // A request of this service, on behalf of the caller.
     ///     let mut onward = Request::get("https://api.example.org/").body(()).unwrap();
     ///     if let Some(subject) = subject {
     ///         onward.extensions_mut().insert(subject);
@@ -150,7 +150,7 @@ impl SubjectToken {
         self.0.expires_at
     }
 
-    /// Returns the identity of the verified caller that it is from, if it is from one.
+    /// Returns the identity of the verified caller, if the token is from one.
     pub fn spiffe_id(&self) -> Option<&SpiffeId> {
         self.0.spiffe_id.as_ref()
     }

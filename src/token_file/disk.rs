@@ -62,14 +62,14 @@ impl Target {
     }
 
     pub(super) fn check(&self) -> Result<(), TokenFileError> {
-        // `Path` ignores a slash at the end, which names a directory.
+        // `Path` ignores a slash at the end, which makes the path a directory.
         let bytes = self.path.as_os_str().as_encoded_bytes();
         let asks_for_directory = bytes.last().is_some_and(|last| {
             char::from(*last) == std::path::MAIN_SEPARATOR || *last == b'/' || *last == 0
         });
         if self.path.file_name().is_none() || asks_for_directory || bytes.contains(&0) {
             let text = format!(
-                "token file {} cannot be written: the path has no file name; name a file",
+                "token file {} cannot be written: the path has no file name; add one",
                 shown(&self.path)
             );
             return Err(TokenFileError::new(TokenFileErrorReason::Path, text));
@@ -77,7 +77,7 @@ impl Target {
         #[cfg(unix)]
         if self.mode & !0o777 != 0 {
             let text = format!(
-                "mode {:o} of a token file is invalid: it has other bits than permissions; use 600, \
+                "mode {:o} of a token file is invalid: it has bits that are not permissions; use 600, \
                  or 640 with a group",
                 self.mode
             );
@@ -106,7 +106,7 @@ impl Target {
         temporary
             .rename_to(&self.path)
             .map_err(|error| self.failed("its name", error))?;
-        // Matters only in a crash of the machine, and a token is written again after one.
+        // Matters only if the machine crashes, and after a crash the token is written again.
         #[cfg(unix)]
         let _ = File::open(self.directory()).and_then(|directory| directory.sync_all());
         Ok(written)
@@ -157,7 +157,7 @@ impl Target {
         format!(".spiffe-token-{:016x}-", hasher.finish())
     }
 
-    /// Removes temporary files of this path that a crash left.
+    /// Removes temporary files of this path that were left by a crash.
     pub(super) fn remove_leftovers(&self) {
         let prefix = self.prefix();
         let is_ours = |name: &OsStr| {
@@ -189,13 +189,13 @@ impl Target {
         let fix = match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => "create its directory",
             io::ErrorKind::PermissionDenied => {
-                "let this user write to its directory, and set only an owner and group that it may \
-                 give"
+                "let this user write to its directory, and set only an owner and group that it is \
+                 allowed to set"
             }
             io::ErrorKind::ReadOnlyFilesystem => "mount its directory writable",
             io::ErrorKind::StorageFull
             | io::ErrorKind::QuotaExceeded
-            | io::ErrorKind::FileTooLarge => "make room on its disk",
+            | io::ErrorKind::FileTooLarge => "free space on its disk",
             io::ErrorKind::IsADirectory | io::ErrorKind::DirectoryNotEmpty => {
                 "remove the directory that is there"
             }
@@ -215,7 +215,10 @@ impl Target {
 impl FileId {
     #[cfg_attr(
         not(unix),
-        allow(clippy::unnecessary_wraps, reason = "the same on every system")
+        allow(
+            clippy::unnecessary_wraps,
+            reason = "the signature is the same on every system"
+        )
     )]
     fn of(metadata: &fs::Metadata) -> io::Result<Self> {
         #[cfg(unix)]

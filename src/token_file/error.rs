@@ -21,11 +21,12 @@ pub struct TokenFileError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum TokenFileErrorReason {
-    /// The path names no file, or no file was named.
+    /// The path has no file name, or no file was added.
     Path,
-    /// The audiences of a file are missing, invalid, marked as single-use, or those of another file.
+    /// The audiences of a file are missing, invalid, marked as single-use, or the same as those of
+    /// another file.
     Audience,
-    /// The mode has other bits than those of permissions.
+    /// The mode has bits that are not permissions.
     Mode,
     /// There is no tokio runtime with timers.
     NoRuntime,

@@ -1,4 +1,4 @@
-//! The tasks behind a file: one writes each newer token, one acts after each write.
+//! The tasks of a file: one writes each newer token, one runs the action after each write.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,7 +27,7 @@ pub(super) struct Shared {
     request: SvidRequest,
     clock: Arc<dyn Clock>,
     metrics: Arc<dyn MetricsRecorder>,
-    /// Locked during a write, so that no write ends after the end of the file's refresh.
+    /// Locked during a write, so that no write finishes after the refresh has ended.
     disk: Mutex<Disk>,
     path: Box<Path>,
     record: Mutex<Record>,
@@ -133,7 +133,7 @@ impl Shared {
         }
     }
 
-    /// Writes once. Blocks. `None` if the file has ended.
+    /// Writes once. Blocks. `None` if the refresh has ended.
     fn write(&self, svid: &JwtSvid) -> Option<Result<(), WriteError>> {
         let mut disk = self.disk();
         if disk.ended {
@@ -150,7 +150,7 @@ impl Shared {
 
     /// Records and logs the result of a write; returns whether it succeeded. Not called on the
     /// thread of the write: a log subscriber may be set per thread.
-    fn take_down(&self, svid: &JwtSvid, outcome: Result<(), WriteError>) -> bool {
+    fn record_write(&self, svid: &JwtSvid, outcome: Result<(), WriteError>) -> bool {
         let written = outcome.is_ok();
         self.metrics
             .record_token_file(if written { "ok" } else { "error" });
@@ -192,14 +192,14 @@ impl Shared {
         };
         let path = self.path.display();
         if known {
-            tracing::debug!(%path, %error, "a token file cannot be written; its old content stays");
+            tracing::debug!(%path, %error, "token file cannot be written; its old content stays");
         } else {
-            tracing::warn!(%path, %error, "a token file cannot be written; its old content stays");
+            tracing::warn!(%path, %error, "token file cannot be written; its old content stays");
         }
     }
 
     /// Records and logs the result of an action; returns whether it succeeded.
-    fn take_down_action(&self, outcome: Result<(), String>) -> bool {
+    fn record_action(&self, outcome: Result<(), String>) -> bool {
         let error = outcome.err().map(Arc::from);
         let known = {
             let mut record = self.record();
@@ -219,7 +219,7 @@ impl Shared {
         false
     }
 
-    /// Ends the refresh: no write starts after this. Waits for a write in progress. Blocks.
+    /// Ends the refresh: no write starts after this. Waits for a write in progress, and blocks.
     pub(super) fn end(&self) -> End {
         let mut disk = self.disk();
         if std::mem::replace(&mut disk.ended, true) {
@@ -234,29 +234,29 @@ impl Shared {
         }
     }
 
-    pub(super) fn take_down_end(&self, end: End) {
+    pub(super) fn record_end(&self, end: End) {
         self.progress.send_modify(|progress| progress.ended = true);
         let path = self.path.display();
         match end {
             End::Before => return,
             End::Now => {}
             End::NotRemoved(error) => {
-                tracing::warn!(%path, %error, "a token file cannot be removed");
+                tracing::warn!(%path, %error, "token file cannot be removed");
             }
         }
-        tracing::info!(%path, "a token file is not refreshed any more");
+        tracing::info!(%path, "token file is no longer refreshed");
     }
 }
 
 /// How a file ended.
 pub(super) enum End {
-    /// It had ended before.
+    /// It had already ended.
     Before,
     Now,
     NotRemoved(String),
 }
 
-/// Reports the end of the task, also if its runtime ends first.
+/// Reports the end of the task, even if its runtime ends first.
 struct Ended(Arc<Shared>);
 
 impl Drop for Ended {
@@ -292,7 +292,7 @@ pub(super) async fn write(shared: Arc<Shared>, pin: PinnedSvid) {
         let Some(outcome) = outcome else {
             return;
         };
-        if shared.take_down(&svid, outcome) {
+        if shared.record_write(&svid, outcome) {
             (unwritten, failures) = (None, 0);
         } else {
             (unwritten, failures) = (Some(svid), failures.saturating_add(1));
@@ -301,10 +301,10 @@ pub(super) async fn write(shared: Arc<Shared>, pin: PinnedSvid) {
     drop(pin);
     let here = ended.0.clone();
     let end = own_thread::run(move || here.end()).await;
-    shared.take_down_end(end.unwrap_or(End::Before));
+    shared.record_end(end.unwrap_or(End::Before));
 }
 
-/// Acts after each write, until the file ends.
+/// Runs the action after each write, until the refresh ends.
 pub(super) async fn act(shared: Arc<Shared>, action: Option<AfterWrite>) {
     let Some(action) = action else {
         return;
@@ -334,7 +334,7 @@ pub(super) async fn act(shared: Arc<Shared>, action: Option<AfterWrite>) {
         let (path, action) = (shared.path.clone(), action.clone());
         let outcome = own_thread::run(move || action(&path)).await;
         let outcome = outcome.unwrap_or_else(|| Err("the action panicked".to_owned()));
-        failures = if shared.take_down_action(outcome) {
+        failures = if shared.record_action(outcome) {
             0
         } else {
             failures.saturating_add(1)

@@ -1,10 +1,10 @@
-//! Tokens in files: writes them for other programs, and reads those of other programs.
+//! Tokens in files: written for other programs, or read from files of other programs.
 //!
 //! [`TokenFile`] keeps a file with the current token of one audience. Many programs read such a
 //! file: the AWS SDKs and the crate `object_store` (`AWS_WEB_IDENTITY_TOKEN_FILE`), Azure's and
-//! Vault's clients, anything made for Kubernetes' projected tokens. The command `tower-spiffe
-//! token-file` (crate `tower-spiffe-cli`) does the same without a line of Rust, in the place of
-//! spiffe-helper's `jwt_svids`.
+//! Vault's clients, and programs that read Kubernetes' projected tokens. The command `tower-spiffe
+//! token-file` (crate `tower-spiffe-cli`) does the same without Rust code, and can replace
+//! `jwt_svids` of spiffe-helper.
 //!
 //! ```
 //! use tower_spiffe::testing::FakeAgent;
@@ -37,22 +37,24 @@
 //! # }
 //! ```
 //!
-//! [`FileTokens`] is the opposite direction: a source of tokens from files that another process
-//! writes.
+//! [`FileTokens`] works in the opposite direction: it is a source of tokens from files that another
+//! process writes.
 //!
 //! # How a file is written
 //!
 //! The token goes into a new temporary file in the same directory, which is synced to disk and then
 //! renamed over the path. A reader always sees the whole old token or the whole new one. The file
-//! has the bare token, without a line break at the end.
+//! contains only the token, without a line break at the end.
 //!
 //! The temporary file is created with mode 0600 and never opened through a link. The rename
 //! replaces a symbolic link at the path and does not follow it. Links in the directory part of the
-//! path are followed, so keep that directory writable for its owner only. A crash between the two
-//! steps leaves a file named `.spiffe-token-….tmp`; the next writer of the same path removes it.
+//! path are followed, so only the owner of that directory should be able to write to it. A crash
+//! between the two steps leaves a file named `.spiffe-token-….tmp`; the next writer of the same
+//! path removes it.
 //!
 //! On Unix the file has mode 0600 unless [`mode`](TokenFileBuilder::mode) sets another. On Windows
-//! it inherits the permissions (ACL) of its directory: let only the reader access that directory.
+//! it inherits the permissions (ACL) of its directory: only the reader should have access to that
+//! directory.
 //!
 //! # When a file is written
 //!
@@ -61,8 +63,8 @@
 //! retried after 1 s, then after twice as long each time, up to 30 s. The first failure of a kind
 //! is logged as a warning, its repetitions at debug level.
 //!
-//! If no new token comes, the file stays as it is, even after the token expired: the reader gets
-//! the error of its own server then. [`TokenFileState::expires_in`] shows it.
+//! If there is no new token, the file is not changed, even after the token has expired: the reader
+//! then gets an error from its server. [`TokenFileState::expires_in`] shows it.
 //!
 //! Writes are counted by [`MetricsRecorder::record_token_file`]. The log messages are in the
 //! [table of events](crate::metrics#spans-and-events).
@@ -93,7 +95,7 @@ use crate::token::{KeepWarm, SvidCache};
 /// The action after each write, with the path of the file.
 type AfterWrite = Arc<dyn Fn(&Path) -> Result<(), String> + Send + Sync>;
 
-/// A file with the current token of one audience. See the [module](self) for its rules.
+/// A file with the current token of one audience. See the [module docs](self) for the rules.
 ///
 /// It keeps the token fresh and the source open. Dropping it ends both, after a write in progress;
 /// [`shutdown`](Self::shutdown) does so without blocking the thread.
@@ -119,7 +121,7 @@ pub struct TokenFileBuilder {
 impl TokenFile {
     /// Creates a builder for a file at `path` with the token for `request`.
     ///
-    /// `cache` is that of a source ([`SvidCache::from`] a `JwtSource`) or of a fetcher of your own.
+    /// `cache` is the cache of a source ([`SvidCache::from`] a `JwtSource`) or of your own fetcher.
     pub fn builder(
         cache: &SvidCache,
         request: SvidRequest,
@@ -144,12 +146,12 @@ impl TokenFile {
     /// or no space on the disk, [`state`](Self::state) has the reason.
     ///
     /// # Errors
-    /// [`Closed`](TokenFileErrorReason::Closed) if the cache or its source is shut down before.
+    /// [`Closed`](TokenFileErrorReason::Closed) if the cache or its source is shut down first.
     pub async fn written(&self) -> Result<(), TokenFileError> {
         self.shared.written().await
     }
 
-    /// Returns the state as it is now.
+    /// Returns the current state.
     pub fn state(&self) -> TokenFileState {
         self.shared.state()
     }
@@ -159,7 +161,7 @@ impl TokenFile {
         self.stop();
         let shared = self.shared.clone();
         if let Some(end) = own_thread::run(move || shared.end()).await {
-            self.shared.take_down_end(end);
+            self.shared.record_end(end);
         }
     }
 
@@ -173,19 +175,20 @@ impl TokenFile {
 impl Drop for TokenFile {
     fn drop(&mut self) {
         self.stop();
-        self.shared.take_down_end(self.shared.end());
+        self.shared.record_end(self.shared.end());
     }
 }
 
 impl TokenFileBuilder {
-    /// Sets the permission bits of the file after every write, whatever the umask. 0600 by default.
+    /// Sets the permission bits of the file after every write, independent of the umask. 0600 by
+    /// default.
     #[cfg(unix)]
     pub fn mode(mut self, mode: u32) -> Self {
         self.target.mode = mode;
         self
     }
 
-    /// Sets the owner of the file by user ID. The user of this process by default; another one
+    /// Sets the owner of the file by user ID. The user of this process by default; another user
     /// needs privileges (`CAP_CHOWN`).
     #[cfg(unix)]
     pub fn owner(mut self, user_id: u32) -> Self {
@@ -193,8 +196,9 @@ impl TokenFileBuilder {
         self
     }
 
-    /// Sets the group of the file by group ID, one that this process is a member of. The group of
-    /// this process by default. With [`mode`](Self::mode) 0640 its members can read the token.
+    /// Sets the group of the file by group ID. This process must be a member of the group. The
+    /// group of this process by default. With [`mode`](Self::mode) 0640, members of the group can
+    /// read the token.
     #[cfg(unix)]
     pub fn group(mut self, group_id: u32) -> Self {
         self.target.group = Some(group_id);
@@ -205,7 +209,7 @@ impl TokenFileBuilder {
     /// [`shutdown`](TokenFile::shutdown), on drop, or when the source is shut down. `false` by
     /// default: the file stays, and its token expires.
     ///
-    /// A file that another process has put in its place is not removed (on Unix).
+    /// If another process has replaced the file, it is not removed (on Unix).
     pub fn remove_on_exit(mut self, remove: bool) -> Self {
         self.remove_on_exit = remove;
         self
@@ -215,8 +219,8 @@ impl TokenFileBuilder {
     /// the reader load the new token. Its error text is logged and visible in
     /// [`TokenFileState::after_write_error`]; it is retried at the pace of a failed write.
     ///
-    /// It runs on a thread of its own and delays no write. If tokens change while it runs, it runs
-    /// once more after it ended. Its error text must not contain the token.
+    /// It runs on its own thread and does not delay writes. If tokens change while it runs, it runs
+    /// once more afterwards. Its error text must not contain the token.
     pub fn after_write(
         mut self,
         action: impl Fn(&Path) -> Result<(), String> + Send + Sync + 'static,
@@ -225,23 +229,23 @@ impl TokenFileBuilder {
         self
     }
 
-    /// Sets the recorder of the writes ([`MetricsRecorder::record_token_file`]). By default it is that
-    /// of the cache; `Arc::new(())` records nothing.
+    /// Sets the recorder of the writes ([`MetricsRecorder::record_token_file`]). The default is the
+    /// recorder of the cache. `Arc::new(())` records nothing.
     pub fn metrics(mut self, recorder: Arc<dyn MetricsRecorder>) -> Self {
         self.metrics = Arc::new(Shielded::new(recorder));
         self
     }
 
-    /// Starts to write the file, in the background. What fails later is retried.
+    /// Starts to write the file in the background. Later failures are retried.
     ///
     /// # Errors
-    /// The path has no file name; the mode has other bits than permissions; the request is for
+    /// The path has no file name; the mode has bits that are not permissions; the request is for
     /// [`single_use`](SvidRequest::single_use) tokens; or the call is made without a tokio runtime
     /// with timers.
     pub fn start(self) -> Result<TokenFile, TokenFileError> {
         self.target.check()?;
         if self.request.is_single_use() {
-            let text = "a token file cannot have single-use tokens: each is good for one request; \
+            let text = "a token file cannot have single-use tokens: each can be used for one request; \
                         leave out `single_use()`";
             return Err(TokenFileError::new(TokenFileErrorReason::Audience, text));
         }

@@ -40,11 +40,13 @@ mod error;
     rust_2018_idioms,
     clippy::all,
     clippy::disallowed_methods,
+    clippy::exhaustive_enums,
+    clippy::exhaustive_structs,
     clippy::indexing_slicing,
     clippy::panic,
     reason = "generated from proto/workload.proto"
 )]
-#[allow(dead_code, reason = "the client uses one half of it, the embedded server the other")]
+#[allow(dead_code, reason = "a client uses one half, the embedded server the other")]
 pub(crate) mod pb;
 mod redact;
 mod stream;

@@ -24,7 +24,7 @@ async fn e06_slow_fetch_of_expired_token_fails_fast() {
         let (result, took) = timed(bench.cache.header(&aud)).await;
         let error = result.unwrap_err();
         assert_eq!(error.reason(), TokenErrorReason::Timeout);
-        assert!(error.to_string().contains("not answered for"), "{error}");
+        assert!(error.to_string().contains("not responded for"), "{error}");
         assert!(took <= millis(250), "{took:?}");
     }
     assert_eq!(bench.issuer.calls(), 2);

@@ -65,7 +65,7 @@ async fn e27_other_expired_tokens_are_clock_skew() {
 }
 
 const STALLED: &str = "have stalled";
-const AGAIN: &str = "bring newer tokens again";
+const AGAIN: &str = "return newer tokens again";
 
 #[tokio::test(start_paused = true)]
 async fn e27_refreshes_without_newer_tokens_are_logged_once() {

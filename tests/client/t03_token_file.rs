@@ -183,7 +183,7 @@ async fn t03_failed_writes_keep_the_old_file() {
     assert_eq!(state.writes, 1);
     assert_eq!(fs::read_to_string(away.join("token")).unwrap(), old);
     assert_eq!(names(&away), ["token"]);
-    let message = "a token file cannot be written";
+    let message = "token file cannot be written";
     let levels = log.levels(message);
     assert_eq!(levels.iter().filter(|level| *level == "WARN").count(), 1);
     assert_eq!(levels.len() as u64, state.failures);

@@ -136,7 +136,7 @@ async fn t04_last_good_token_outlives_its_file() {
         assert!(state.error.is_some(), "{text:?}");
         assert_eq!(state.expires_in, Some(secs(300)));
     }
-    assert!(log.lines_with("trouble with a token file") > 3);
+    assert!(log.lines_with("token file is unreadable or invalid") > 3);
     assert!(!log.text().contains(&token[..30]));
     // Until its `exp`, and not longer.
     tokio::time::sleep(millis(299_999)).await;

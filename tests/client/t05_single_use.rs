@@ -192,7 +192,7 @@ async fn t05_each_stall_is_logged_once_until_recovery() {
         bench.issuer.then(|call| call.fresh(300));
         tokio::time::sleep(secs(10)).await;
         bench.cache.header(&single()).await.unwrap();
-        let lines = ["have stalled", "bring newer tokens again"].map(|it| log.lines_with(it));
+        let lines = ["have stalled", "return newer tokens again"].map(|it| log.lines_with(it));
         assert_eq!(lines, [stalls, stalls], "{}", log.text());
     }
 }

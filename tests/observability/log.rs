@@ -135,7 +135,7 @@ const UNSEEN: [(&str, &str); 3] = [
         include_str!("../../src/source/file/task.rs"),
     ),
     (
-        "reading the policy file panicked; its last good policy stays",
+        "reading the policy file panicked; its last good policy stays in use",
         include_str!("../../src/server/file_policy/follow.rs"),
     ),
     (

@@ -46,7 +46,7 @@ fn each_error_names_its_fix() {
             "leave `.max_token_len` out",
         ),
         (realm(""), "name the service, or leave `.realm(…)` out"),
-        (realm(&"x".repeat(129)), "name it shorter"),
+        (realm(&"x".repeat(129)), "use a shorter name"),
         (realm("a\"b"), "use printable ASCII without `\"` and `\\`"),
         (
             Allow::one_of(none).unwrap_err().to_string(),

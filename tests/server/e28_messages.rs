@@ -35,7 +35,9 @@ async fn log_of(world: &World, level: Level, token: &str, in_span: bool) -> Stri
 }
 
 fn rejection_line(log: &str) -> &str {
-    let mut lines = log.lines().filter(|line| line.contains("not admitted"));
+    let mut lines = log
+        .lines()
+        .filter(|line| line.contains("requests are not allowed"));
     let line = lines.next().expect("no rejection is logged");
     assert_eq!(lines.next(), None);
     line

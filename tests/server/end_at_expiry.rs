@@ -202,7 +202,7 @@ async fn ended_streams_are_counted_and_logged() {
         assert!(answer.collect().await.is_err());
     }
     assert_eq!(ended.0.load(Ordering::Relaxed), 5);
-    assert_eq!(log.lines_with("answers are ended"), 2, "{}", log.text());
+    assert_eq!(log.lines_with("responses ended early"), 2, "{}", log.text());
     let lines = |suppressed| {
         let fields = format!("reason=\"expired\" suppressed={suppressed} peer.spiffe_id=\"{WEB}\"");
         log.lines_with(&fields)

@@ -268,7 +268,7 @@ async fn wrong_layer_order_is_logged_once() {
     for request in [world.request(WEB), world.request(WEB)] {
         let _ = wrong.clone().oneshot(request).await.unwrap();
     }
-    assert_eq!(log.lines_with("answers do not end"), 1);
+    assert_eq!(log.lines_with("responses do not end"), 1);
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@
 //! | JWT-15 | `jwt_15_validator_needs_an_audience` |
 //! | JWT-16 | `jwt_16_other_claims_are_kept` |
 //! | JWT-17 | `jwt_17_nbf_is_checked_but_not_iat_iss_jti` |
-//! | JWT-18 | `jwt18_a_bearer_credential_is_read_in_any_case_after_one_or_more_spaces` |
+//! | JWT-18 | `jwt18_bearer_scheme_allows_any_case_and_spaces` |
 //! | JWT-19 | `jwt_19_all_four_kinds_of_calls_are_protected` |
 //! | JWT-20 | `jwt_20_spiffe_bundle_marks_jwt_keys` |
 //! | JWT-21 | `jwt_21_only_jwt_entries_are_used` |

@@ -201,7 +201,7 @@ async fn t03_full_disk_keeps_the_old_file() {
         output.err
     );
     assert!(
-        output.err.contains("make room on its disk"),
+        output.err.contains("free space on its disk"),
         "{}",
         output.err
     );

@@ -10,7 +10,7 @@ use crate::client::Origin;
 use crate::client::origin::{OriginError, Target, ends_an_address};
 use crate::token::{Identity, SvidRequest, TokenError};
 
-/// Makes the audience of an origin.
+/// Derives the audience from an origin.
 type Make = Arc<dyn Fn(&Origin) -> Option<String> + Send + Sync>;
 
 pub(super) struct Dynamic {
@@ -48,7 +48,7 @@ impl Allowed {
             .and_then(|domain: Origin| {
                 let host = domain.host();
                 let name = host.strip_suffix('.').unwrap_or(host);
-                // One label would be a whole top-level domain; an address has nothing below it.
+                // One label would be a whole top-level domain, and an address has no subdomains.
                 if name.contains('.') && !ends_an_address(name) {
                     Ok(Self::Below { labels, domain })
                 } else {
@@ -61,7 +61,7 @@ impl Allowed {
             })
     }
 
-    fn admits(&self, target: Target<'_>) -> bool {
+    fn matches(&self, target: Target<'_>) -> bool {
         match self {
             Self::One(origin) => origin.target() == target,
             Self::Below { labels, domain } => target.is_below(domain.target(), *labels),
@@ -93,7 +93,7 @@ impl Dynamic {
         if let Some(request) = find(&self.known.read().unwrap_or_else(PoisonError::into_inner)) {
             return Found::Made(request);
         }
-        if !self.allowed.iter().any(|allowed| allowed.admits(target)) {
+        if !self.allowed.iter().any(|allowed| allowed.matches(target)) {
             return Found::Nothing;
         }
         let origin = target.to_origin();

@@ -1,4 +1,4 @@
-//! Rules that are known beforehand: an audience for each origin, or one for several.
+//! Rules that are known in advance: an audience for each origin, or one for several.
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
@@ -11,7 +11,7 @@ use crate::token::{Identity, SvidRequest};
 
 pub(super) struct Rules {
     pub(super) rules: Vec<Rule>,
-    /// By the hash of the origin, where there are too many rules to try one after the other.
+    /// The rules by the hash of the origin, if there are too many to scan.
     index: Option<HashMap<u64, Vec<usize>>>,
     hasher: RandomState,
 }
@@ -65,7 +65,10 @@ impl Rules {
 
     pub(super) fn find(&self, target: Target<'_>) -> Found<'_> {
         let found = match &self.index {
-            None => self.rules.iter().position(|rule| rule.bound.admits(target)),
+            None => self
+                .rules
+                .iter()
+                .position(|rule| rule.bound.matches(target)),
             Some(index) => index
                 .get(&self.hasher.hash_one(target))
                 .into_iter()
@@ -74,7 +77,7 @@ impl Rules {
                 .find(|at| {
                     self.rules
                         .get(*at)
-                        .is_some_and(|rule| rule.bound.admits(target))
+                        .is_some_and(|rule| rule.bound.matches(target))
                 }),
         };
         match found.and_then(|at| Some((at, self.rules.get(at)?))) {
@@ -83,7 +86,7 @@ impl Rules {
         }
     }
 
-    /// The same for an https URI that is written as its origin usually is, where the rules are few.
+    /// Looks up an https URI by its authority as text, if there are few rules.
     #[inline]
     pub(super) fn find_as_written(&self, authority: &str) -> Option<(usize, &SvidRequest)> {
         if self.index.is_some() {
@@ -129,7 +132,7 @@ impl Rules {
 }
 
 impl Bound {
-    fn admits(&self, target: Target<'_>) -> bool {
+    fn matches(&self, target: Target<'_>) -> bool {
         match self {
             Self::Any => true,
             Self::Origins(origins) => origins.iter().any(|origin| origin.target() == target),

@@ -12,18 +12,18 @@ fn found(audience: &Audience, uri: &str) -> Option<String> {
         Found::Nothing => return None,
         Found::Invalid(error) => return Some(error.to_string()),
     };
-    // A glance finds the same, or nothing.
+    // The look-up as text finds the same rule, or nothing.
     let glance = uri
         .authority()
         .filter(|_| uri.scheme_str() == Some("https"));
-    if let Some((_, at_a_glance)) = glance.and_then(|it| audience.find_as_written(it.as_str())) {
-        assert_eq!(*at_a_glance, request, "{uri}");
+    if let Some((_, as_written)) = glance.and_then(|it| audience.find_as_written(it.as_str())) {
+        assert_eq!(*as_written, request, "{uri}");
     }
     Some(request.audiences().next()?.to_owned())
 }
 
 #[test]
-fn a_fixed_audience_goes_where_it_is_bound_to() {
+fn fixed_audience_matches_bound_origins() {
     let audience = Audience::fixed("a")
         .for_origins(["https://one", "https://two:8443"])
         .unwrap();
@@ -38,11 +38,11 @@ fn a_fixed_audience_goes_where_it_is_bound_to() {
         assert_eq!(found(&audience, other), None, "{other}");
     }
     let any = Audience::fixed("a").any_origin().unwrap();
-    assert_eq!(found(&any, "https://wherever/x").as_deref(), Some("a"));
+    assert_eq!(found(&any, "https://any/x").as_deref(), Some("a"));
 }
 
 #[test]
-fn a_map_gives_each_origin_its_own_few_or_many() {
+fn map_of_any_size_finds_each_origin() {
     for size in [1, 4, 5, 300] {
         let entries = (0..size).map(|n| (format!("https://h{n}:{}", 1000 + n), format!("aud-{n}")));
         let audience = Audience::map(entries).unwrap();
@@ -55,7 +55,7 @@ fn a_map_gives_each_origin_its_own_few_or_many() {
 }
 
 #[test]
-fn a_rule_holds_for_the_origins_that_are_allowed() {
+fn from_origin_applies_to_allowed_origins() {
     let first = |origin: &Origin| origin.host().split('.').next().map(str::to_owned);
     let allowed = ["https://one:8443", "https://*.svc.example.org"];
     let audience = Audience::from_origin(first, allowed).unwrap();
@@ -87,14 +87,14 @@ fn a_rule_holds_for_the_origins_that_are_allowed() {
 }
 
 #[test]
-fn a_wildcard_needs_a_domain() {
+fn wildcard_needs_a_domain() {
     for bad in [
         "https://*.org",
         "https://*.",
         "https://*",
         "https://*.[::1]",
         "https://a.*.org",
-        // Or an address would be below it: 127.0.0.1.
+        // Otherwise an address would match: 127.0.0.1.
         "https://*.0.0.1",
         "https://*.127.0.0.1",
         "https://*.0.0x1",
@@ -111,7 +111,7 @@ fn a_wildcard_needs_a_domain() {
 }
 
 #[test]
-fn a_domain_may_have_numbers_elsewhere() {
+fn wildcard_domain_may_contain_numbers() {
     for good in [
         "https://*.1.example",
         "https://*.0x1.org",
@@ -123,7 +123,7 @@ fn a_domain_may_have_numbers_elsewhere() {
 }
 
 #[test]
-fn a_wrong_configuration_says_why() {
+fn invalid_configuration_has_its_reason() {
     let no_request = AudienceError::Request;
     assert_eq!(
         Audience::fixed("").any_origin().unwrap_err(),
@@ -160,13 +160,13 @@ fn a_wrong_configuration_says_why() {
         ("https://ledger/v1", "an origin has no path"),
     ] {
         let error = Audience::map([(origin, "1")]).unwrap_err().to_string();
-        let beginning = format!("{origin:?} is no origin: {why}");
+        let beginning = format!("{origin:?} is not a valid origin: {why}");
         assert!(error.starts_with(&beginning), "{error}");
     }
 }
 
 #[test]
-fn an_identity_is_put_on_every_request() {
+fn identity_applies_to_every_request() {
     let id: SpiffeId = "spiffe://x/web".parse().unwrap();
     let map = Audience::map([("https://a", "1"), ("https://b", "2")]).unwrap();
     let as_id = map.clone().spiffe_id(id.clone());

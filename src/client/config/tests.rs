@@ -11,7 +11,7 @@ fn headers<'a>(pairs: impl IntoIterator<Item = (&'a HeaderName, &'a str)>) -> He
 }
 
 #[test]
-fn callers_token_is_withheld_and_nothing_else() {
+fn only_callers_token_is_withheld() {
     let issuer = Issuer::new("x").unwrap();
     let bundles = crate::bundle::FixedBundles::new([issuer.bundle()].into_iter().collect());
     let validator = Validator::builder(bundles).audience("a").build().unwrap();
@@ -19,13 +19,13 @@ fn callers_token_is_withheld_and_nothing_else() {
     let caller = validator.validate(&token).unwrap();
 
     let bearer = format!("Bearer {token}");
-    let in_a_list = format!("a={token};b=2");
+    let listed = format!("a={token};b=2");
     let other = format!("Bearer {}", issuer.token("spiffe://x/other", "a").sign());
     let before = headers([
         (&AUTHORIZATION, &*bearer),
         (&AUTHORIZATION, &other),
         (&X_SVID, &token),
-        (&http::header::COOKIE, &in_a_list),
+        (&http::header::COOKIE, &listed),
         (&http::header::USER_AGENT, "short"),
         (&http::header::REFERER, &other),
     ]);

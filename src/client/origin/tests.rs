@@ -6,7 +6,7 @@ fn target(uri: &str) -> Result<Option<Origin>, OriginError> {
 }
 
 #[test]
-fn the_same_place_is_the_same_origin() {
+fn spellings_of_an_origin_are_equal() {
     let reports: Origin = "https://reports:443".parse().unwrap();
     for same in [
         "https://reports",
@@ -25,7 +25,7 @@ fn the_same_place_is_the_same_origin() {
 }
 
 #[test]
-fn a_look_alike_is_another_origin_or_none() {
+fn similar_looking_uri_is_not_the_origin() {
     let reports: Origin = "https://reports.example.org".parse().unwrap();
     for other in [
         "http://reports.example.org",
@@ -64,7 +64,7 @@ fn a_look_alike_is_another_origin_or_none() {
 }
 
 #[test]
-fn only_a_uri_without_any_authority_leaves_the_origin_open() {
+fn only_uri_without_authority_has_no_origin() {
     for open in ["/x", "/", "*", "/x?https://reports"] {
         assert_eq!(target(open), Ok(None), "{open}");
     }
@@ -74,7 +74,7 @@ fn only_a_uri_without_any_authority_leaves_the_origin_open() {
 }
 
 #[test]
-fn an_address_is_matched_as_it_is_written() {
+fn address_is_matched_as_written() {
     let loopback: Origin = "https://127.0.0.1:8443".parse().unwrap();
     for other in [
         "https://127.1:8443",
@@ -89,7 +89,7 @@ fn an_address_is_matched_as_it_is_written() {
 }
 
 #[test]
-fn only_what_is_written_as_loopback_is_loopback() {
+fn loopback_needs_its_usual_form() {
     let is_loopback = |uri: &str| {
         let uri: Uri = uri.parse().unwrap();
         Target::of_uri(&uri).is_ok_and(|target| target.is_some_and(Target::is_loopback))
@@ -122,7 +122,7 @@ fn only_what_is_written_as_loopback_is_loopback() {
 }
 
 #[test]
-fn what_is_no_origin_says_why() {
+fn invalid_origin_has_its_reason() {
     let error = |text: &str| text.parse::<Origin>().unwrap_err();
     assert_eq!(error(""), OriginError::Malformed);
     assert_eq!(error("reports"), OriginError::Malformed);
@@ -144,7 +144,7 @@ fn what_is_no_origin_says_why() {
 }
 
 #[test]
-fn a_hash_knows_no_case() {
+fn hash_ignores_case() {
     use std::hash::{BuildHasher, RandomState};
     let hasher = RandomState::new();
     let long = "https://A-very-Long-host-name.of-more-than-32-bytes.example.org:8443";
@@ -158,9 +158,9 @@ fn a_hash_knows_no_case() {
     assert_eq!(hasher.hash_one(a), hasher.hash_one(b));
 }
 
-/// What is taken at a glance must be what a reading of the whole would give.
+/// The comparison of text must find the same origin as the parser.
 #[test]
-fn an_authority_as_written_leads_where_a_reading_of_it_leads() {
+fn fast_match_agrees_with_parsed_origin() {
     let origins = [
         "https://a",
         "https://a:8443",
@@ -195,7 +195,7 @@ fn an_authority_as_written_leads_where_a_reading_of_it_leads() {
         "ftp://a/x",
         "/x",
     ];
-    let mut at_a_glance = 0;
+    let mut as_written = 0;
     for uri in uris {
         let Ok(uri) = uri.parse::<Uri>() else {
             continue;
@@ -206,12 +206,12 @@ fn an_authority_as_written_leads_where_a_reading_of_it_leads() {
             let glance = destination.https_authority();
             if glance.is_some_and(|authority| origin.is_https_as_written(authority)) {
                 assert_eq!(destination.target(), Ok(Some(origin.target())), "{uri}");
-                at_a_glance += 1;
+                as_written += 1;
             }
         }
     }
-    // One for each https origin, and the same once more in a scheme of upper case.
-    assert_eq!(at_a_glance, 8);
+    // One for each https origin, and another with the scheme in upper case.
+    assert_eq!(as_written, 8);
 }
 
 #[test]
@@ -232,7 +232,7 @@ fn origin_has_scheme_host_and_port() {
 }
 
 #[test]
-fn below_means_exactly_this_many_whole_labels() {
+fn is_below_counts_whole_labels() {
     let domain: Origin = "https://svc.example.org".parse().unwrap();
     for (uri, labels) in [
         ("https://svc.example.org", None),

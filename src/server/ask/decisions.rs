@@ -1,4 +1,4 @@
-//! The decisions that are still good.
+//! The cached decisions.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ pub(super) struct Decisions {
     clock: Arc<dyn Clock>,
 }
 
-/// The caller, and what the policy says that its decision depends on.
+/// The caller, and the policy's cache key.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) struct Key(Option<SpiffeId>, String);
 
@@ -29,9 +29,9 @@ impl Key {
 #[derive(Clone)]
 struct Entry {
     decision: AsyncDecision,
-    /// By the monotonic clock.
+    /// The end of the entry, on the monotonic clock.
     until: Duration,
-    /// Of the token that the decision was made for.
+    /// The expiry of the token that the decision was made for.
     expires_at: UnixTime,
 }
 

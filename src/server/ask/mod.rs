@@ -1,4 +1,4 @@
-//! The question to an asynchronous policy, after the token and the synchronous policy.
+//! Asks an asynchronous policy, after the token and the synchronous policy were checked.
 
 mod decisions;
 mod question;
@@ -13,21 +13,21 @@ use self::decisions::{Decisions, Key};
 pub(crate) use self::question::Question;
 use self::question::preferred;
 use super::async_policy::{AskPolicy, AsyncDecision};
-use super::gate::{Gate, Judged};
+use super::gate::{Checked, Gate};
 use super::policy::{self, Decision};
 use super::reason::{PolicyFailure, RejectionReason};
 use super::rejection::Rejection;
 use crate::clock::Clock;
 use crate::verify::VerifiedSvid;
 
-/// What all services of a layer share.
+/// State that all services of a layer share.
 pub(crate) struct Asking {
     pub(crate) ask: AskPolicy,
     in_flight: Arc<Semaphore>,
     cache: Option<Decisions>,
 }
 
-/// What became of one question.
+/// The outcome of one question.
 enum Outcome {
     Decided(AsyncDecision),
     Failed(PolicyFailure, Option<Cow<'static, str>>),
@@ -41,10 +41,10 @@ enum Asked {
 
 impl Asking {
     pub(crate) fn new(ask: AskPolicy, clock: Arc<dyn Clock>) -> Self {
-        let in_flight = ask.max_in_flight.min(Semaphore::MAX_PERMITS);
+        let slots = ask.max_in_flight.min(Semaphore::MAX_PERMITS);
         let cache = ask.cache;
         Self {
-            in_flight: Arc::new(Semaphore::new(in_flight)),
+            in_flight: Arc::new(Semaphore::new(slots)),
             cache: cache.map(|(capacity, ttl)| Decisions::new(capacity, ttl, clock)),
             ask,
         }
@@ -56,7 +56,7 @@ impl Asking {
         policy.is_public(parts) && policy.allows_anonymous(parts)
     }
 
-    /// Asks the cache.
+    /// Looks up the decision in the cache.
     fn known(&self, caller: Option<&VerifiedSvid>, parts: &Parts) -> Asked {
         let Some(cache) = &self.cache else {
             return Asked::Unknown(None);
@@ -77,8 +77,8 @@ impl Asking {
         }
     }
 
-    /// Returns whether an anonymous caller has to be asked about too, so that this verified caller
-    /// does not gain by hiding its identity.
+    /// Returns whether the policy must also be asked about an anonymous caller, so that this
+    /// verified caller does not gain by hiding its identity.
     fn asks_again(
         gate: &Gate,
         caller: Option<&VerifiedSvid>,
@@ -93,15 +93,15 @@ impl Asking {
     fn verdict(
         &self,
         gate: &Gate,
-        judged: Judged,
+        checked: Checked,
         outcome: Outcome,
         denied: Option<AsyncDecision>,
         caller: Option<&VerifiedSvid>,
         parts: &Parts,
-    ) -> Judged {
+    ) -> Checked {
         match self.rejection(gate, outcome, denied, caller, parts) {
-            Some(rejection) => judged.denied(rejection),
-            None => judged,
+            Some(rejection) => checked.denied(rejection),
+            None => checked,
         }
     }
 

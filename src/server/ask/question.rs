@@ -13,7 +13,7 @@ use super::decisions::Key;
 use super::{Asked, Asking, Outcome};
 use crate::runtime;
 use crate::server::async_policy::{AsyncDecision, DecisionFuture};
-use crate::server::gate::{Gate, Judged};
+use crate::server::gate::{Checked, Gate};
 use crate::server::policy::Decision;
 use crate::server::reason::PolicyFailure;
 use crate::verify::VerifiedSvid;
@@ -22,30 +22,30 @@ use crate::verify::VerifiedSvid;
 /// the request.
 pub(crate) struct Question {
     asking: Arc<Asking>,
-    // Taken with the outcome.
-    judged: Option<Judged>,
+    // `None` after the outcome.
+    checked: Option<Checked>,
     caller: Option<VerifiedSvid>,
     future: DecisionFuture,
     key: Option<Key>,
-    // The decision about the verified caller, while an anonymous one is asked about.
+    // The decision about the verified caller, while the policy is asked about an anonymous one.
     denied: Option<AsyncDecision>,
-    // Made once the policy waits.
+    // Created when the policy first waits.
     time_up: Option<Pin<Box<Sleep>>>,
     _in_flight: OwnedSemaphorePermit,
 }
 
 impl Question {
-    /// Begins to ask. Returns the verdict if it is known at once.
+    /// Asks the policy. Returns the verdict if it is known immediately.
     pub(crate) fn begin(
         gate: &Gate,
         asking: &Arc<Asking>,
         parts: &Parts,
-        judged: Judged,
-    ) -> Result<Self, Judged> {
-        let caller = match &judged.verdict {
-            Ok(_) if Asking::is_public(gate, parts) => return Err(judged),
+        checked: Checked,
+    ) -> Result<Self, Checked> {
+        let caller = match &checked.verdict {
+            Ok(_) if Asking::is_public(gate, parts) => return Err(checked),
             Ok(state) => state.verified().cloned(),
-            Err(_) => return Err(judged),
+            Err(_) => return Err(checked),
         };
         let mut denied = None;
         let mut asked = asking.known(caller.as_ref(), parts);
@@ -63,7 +63,7 @@ impl Question {
                     let future = asking.ask.policy.decide(asked_about, parts);
                     return Ok(Self {
                         asking: asking.clone(),
-                        judged: Some(judged),
+                        checked: Some(checked),
                         caller,
                         future,
                         key,
@@ -75,7 +75,7 @@ impl Question {
                 Err(_) => Outcome::Failed(PolicyFailure::TooManyInFlight, None),
             },
         };
-        Err(asking.verdict(gate, judged, outcome, denied, caller.as_ref(), parts))
+        Err(asking.verdict(gate, checked, outcome, denied, caller.as_ref(), parts))
     }
 
     fn poll_outcome(&mut self, gate: &Gate, parts: &Parts, cx: &mut Context<'_>) -> Poll<Outcome> {
@@ -88,7 +88,7 @@ impl Question {
                 }
                 Poll::Pending => break,
             };
-            // The caller was asked about first, then an anonymous one.
+            // The caller was denied: the policy is asked about an anonymous one.
             let asked_about = match self.denied {
                 Some(_) => None,
                 None => self.caller.as_ref(),
@@ -112,7 +112,7 @@ impl Question {
         }
         let time_up = match &mut self.time_up {
             Some(time_up) => time_up,
-            // Without timers nothing would end the wait.
+            // Without timers the wait would never end.
             None if runtime::with_timers().is_err() => {
                 let detail = "the tokio runtime has no timers";
                 return failed(PolicyFailure::Failed, Some(detail.into()));
@@ -131,13 +131,13 @@ impl Question {
         gate: &Gate,
         parts: &Parts,
         cx: &mut Context<'_>,
-    ) -> Poll<Judged> {
+    ) -> Poll<Checked> {
         let outcome = ready!(self.poll_outcome(gate, parts, cx));
         let (denied, caller) = (self.denied.take(), self.caller.as_ref());
-        match self.judged.take() {
-            Some(judged) => {
+        match self.checked.take() {
+            Some(checked) => {
                 let asking = &self.asking;
-                Poll::Ready(asking.verdict(gate, judged, outcome, denied, caller, parts))
+                Poll::Ready(asking.verdict(gate, checked, outcome, denied, caller, parts))
             }
             // Polled after completion, where a future may return anything.
             None => Poll::Pending,
@@ -149,7 +149,7 @@ fn failed(why: PolicyFailure, detail: Option<Cow<'static, str>>) -> Poll<Outcome
     Poll::Ready(Outcome::Failed(why, detail))
 }
 
-/// The decision about a denied caller stands, unless an anonymous one is allowed.
+/// Returns the decision about the denied caller, unless an anonymous one is allowed.
 pub(super) fn preferred(denied: Option<AsyncDecision>, last: AsyncDecision) -> AsyncDecision {
     match denied {
         Some(denied) if last.decision != Decision::Allow => denied,

@@ -15,7 +15,7 @@ struct Grant<'a> {
     route: usize,
     verb: Verb<'a>,
     caller: Caller<'a>,
-    /// Zero is no claim.
+    /// Zero means no required claims.
     claims: usize,
 }
 
@@ -73,7 +73,7 @@ pub(super) fn check(text: &str, rules: &[Rule], routes: &[Route]) -> Result<(), 
             };
             other.is_some()
         });
-        // The last one in the file: of two equal rules, the second.
+        // Reports the last one in the file: of two equal rules, the second.
         if let (true, Some(by)) = (is_covered, by)
             && covered.is_none_or(|(last, _)| at > last)
         {

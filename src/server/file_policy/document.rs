@@ -1,4 +1,4 @@
-//! A policy from a text.
+//! A policy parsed from text.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,8 +12,8 @@ use super::rules::Rules;
 use crate::server::{Decision, Policy, original_uri};
 use crate::verify::VerifiedSvid;
 
-/// A policy from a text in the format of [`FilePolicy`](super::FilePolicy), which does not change. A
-/// clone is one reference count.
+/// A fixed policy, parsed from text in the format of [`FilePolicy`](super::FilePolicy). Clones are
+/// cheap.
 ///
 /// ```
 /// use tower_spiffe::server::PolicyDocument;
@@ -36,12 +36,12 @@ pub struct PolicyDocument {
     paths: Paths,
 }
 
-/// Which path the patterns are compared with.
+/// The path that the patterns are compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Paths {
-    /// That of the request, as the router inside the layer sees it.
+    /// The path of the request, as the router inside the layer sees it.
     Seen,
-    /// That of the client's request.
+    /// The path that the client requested.
     Original,
 }
 
@@ -55,11 +55,11 @@ impl Paths {
 }
 
 impl PolicyDocument {
-    /// Reads a policy.
+    /// Parses a policy.
     ///
     /// # Errors
-    /// The text is not TOML, or not a policy: an unknown key, an invalid value, a rule without effect,
-    /// no rule at all. The error has the line and the column.
+    /// The text is not TOML, or not a valid policy: it has an unknown key, an invalid value, a rule
+    /// without effect, or no rule. The error has the line and the column.
     pub fn parse(text: &str) -> Result<Self, FilePolicyError> {
         let rules = Rules::read(text)?;
         Ok(Self::new(Arc::new(rules), Paths::Seen))

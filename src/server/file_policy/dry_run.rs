@@ -1,4 +1,4 @@
-//! What a policy would deny: logged and counted, and allowed.
+//! Dry run: requests that the policy would deny are logged, counted and allowed.
 
 use std::sync::Arc;
 
@@ -46,7 +46,7 @@ impl DryRun {
         // Text of unknown callers is logged at debug level only.
         let closely = id.is_some() || tracing::enabled!(tracing::Level::DEBUG);
         let request = closely.then(|| presentable(&format!("{method} {path}")));
-        // A line has the field once: from the span around it, or of its own.
+        // The field is logged once: on the outer span, or on the line.
         let id = id.filter(|_| !Span::current().has_field("peer.spiffe_id"));
         tracing::info!(
             reason = reason.as_str(),

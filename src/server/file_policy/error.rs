@@ -29,8 +29,8 @@ pub enum FilePolicyErrorReason {
     Io,
     /// The text is not TOML.
     Syntax,
-    /// The text is TOML, but not a policy: an unknown key, a wrong type, an invalid value, a rule
-    /// without effect, no rule at all.
+    /// The text is TOML, but not a valid policy: it has an unknown key, a wrong type, an invalid
+    /// value, a rule without effect, or no rule.
     Invalid,
     /// A bug of this crate.
     Internal,
@@ -47,7 +47,7 @@ impl FilePolicyError {
         }
     }
 
-    /// An error at this byte of the text.
+    /// Creates an error at this byte of the text.
     pub(super) fn at(
         reason: FilePolicyErrorReason,
         document: &str,
@@ -109,9 +109,9 @@ pub(super) fn position(document: &str, byte: usize) -> (usize, usize) {
         .rposition(|b| *b == b'\n')
         .map_or(0, |at| at + 1);
     let line = before.iter().filter(|b| **b == b'\n').count() + 1;
-    let in_line = before.get(line_start..).unwrap_or_default();
+    let line_prefix = before.get(line_start..).unwrap_or_default();
     // Bytes that begin a character.
-    let column = in_line.iter().filter(|b| **b & 0xc0 != 0x80).count() + 1;
+    let column = line_prefix.iter().filter(|b| **b & 0xc0 != 0x80).count() + 1;
     (line, column)
 }
 

@@ -21,7 +21,7 @@ pub struct PolicyExplanation {
     others: usize,
 }
 
-/// What one rule says about a request.
+/// The outcome of one rule for a request.
 #[derive(Debug, Clone)]
 pub struct RuleExplanation {
     line: usize,
@@ -33,25 +33,25 @@ pub struct RuleExplanation {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RuleOutcome {
-    /// It allows the request.
+    /// The rule allows the request.
     Allows,
-    /// Its pattern matches, and another one that matches is more specific.
+    /// Its pattern matches, but another matching pattern is more specific.
     LessSpecific {
-        /// Its pattern.
+        /// The more specific pattern.
         pattern: String,
     },
-    /// It is for other methods.
+    /// The rule is for other methods.
     OtherMethods {
-        /// Its methods.
+        /// The methods of the rule.
         methods: String,
     },
-    /// It is for verified callers, and this one is anonymous.
+    /// The rule is for verified callers, and this caller is anonymous.
     TokenRequired,
-    /// It is for other callers.
+    /// The rule is for other callers.
     OtherCallers,
-    /// A claim that it requires is missing, or has another value.
+    /// A claim that the rule requires is missing, or has another value.
     Claim {
-        /// The name of the claim, and what it must be.
+        /// The name of the claim and the required value.
         required: String,
     },
 }
@@ -93,7 +93,7 @@ impl PolicyExplanation {
         }
     }
 
-    /// Returns the decision, the same as by [`Policy::decide`](crate::server::Policy::decide).
+    /// Returns the decision; [`Policy::decide`](crate::server::Policy::decide) returns the same.
     pub fn decision(&self) -> Decision {
         self.decision
     }
@@ -120,7 +120,7 @@ impl RuleExplanation {
         self.name.as_deref()
     }
 
-    /// Returns what the rule says.
+    /// Returns the outcome of the rule.
     pub fn outcome(&self) -> &RuleOutcome {
         &self.outcome
     }

@@ -21,7 +21,7 @@ use crate::metrics::MetricsRecorder as _;
 use crate::source::trust_clock::TrustClock;
 use crate::source::{own_thread, regular_file};
 
-/// Timers stop while a machine is suspended, so the clocks are read in between.
+/// Timers stop while a machine is suspended, so the clocks are also read between two checks.
 const NAP: Duration = Duration::from_secs(1);
 
 /// A change takes effect if the next check finds the same content: the file may be half written.
@@ -54,9 +54,9 @@ pub(super) struct Settings {
 
 struct Record {
     revision: u64,
-    /// Of the content in use.
+    /// The hash of the content in use.
     hash: u64,
-    /// Of a new content or error that was seen once.
+    /// The hash of a new content or error that was seen once.
     pending: Option<u64>,
     /// Counts the reads that took effect, so that a slower one does not undo them.
     reads: u64,
@@ -88,7 +88,7 @@ impl Followed {
         let (hash, rules) = match read(&path, max_bytes, &hasher, None) {
             Look::Fresh(hash, rules) => (hash, rules),
             Look::Failed(_, error) => return Err(error),
-            // There is nothing to compare it with.
+            // The first content has no predecessor to compare it with.
             Look::Unchanged => return Err(internal().in_file(&path)),
         };
         let now = clock.monotonic();
@@ -119,7 +119,7 @@ impl Followed {
         self.rules.load()
     }
 
-    /// Reads the file. Blocks, without a lock: a disk may not answer.
+    /// Reads the file. Blocks, and holds no lock: a disk may hang.
     fn look(&self) -> Look {
         let hash = self.record().hash;
         read(&self.path, self.max_bytes, &self.hasher, Some(hash))
@@ -172,7 +172,8 @@ impl Followed {
             Look::Unchanged => None,
             Look::Fresh(hash, rules) => {
                 let count = rules.rules.len();
-                // While the lock is held, so that the state never shows what is not in use yet.
+                // With the lock held, so that the state never shows a policy that is not in use
+                // yet.
                 self.rules.store(Arc::from(rules));
                 record.hash = hash;
                 record.changed = now;
@@ -193,7 +194,7 @@ impl Followed {
         false
     }
 
-    /// Counts an error. Logs it if it is another one than before.
+    /// Counts an error. Logs it if it differs from the last one.
     fn failed(&self, error: FilePolicyError) {
         let is_news = {
             let mut record = self.record();
@@ -209,7 +210,7 @@ impl Followed {
                 error = %error.text(),
                 line = error.line(),
                 column = error.column(),
-                "trouble with a policy file; its last good policy stays"
+                "policy file is unreadable or invalid; its last good policy stays in use"
             );
         }
     }
@@ -272,7 +273,10 @@ fn read(path: &Path, max_bytes: u64, hasher: &RandomState, known: Option<u64>) -
 }
 
 fn internal() -> FilePolicyError {
-    FilePolicyError::new(Reason::Internal, "reading it failed by a bug of this crate")
+    FilePolicyError::new(
+        Reason::Internal,
+        "reading it failed because of a bug in this crate",
+    )
 }
 
 /// Reads the file again and again, until the last handle of the policy is dropped.
@@ -302,7 +306,9 @@ pub(super) fn spawn(followed: &Arc<Followed>, runtime: &Handle) {
             let is_unsettled = match look {
                 Some(look) => followed.apply(look, reads, false),
                 None => {
-                    tracing::error!("reading the policy file panicked; its last good policy stays");
+                    tracing::error!(
+                        "reading the policy file panicked; its last good policy stays in use"
+                    );
                     followed.failed(internal().in_file(&followed.path));
                     false
                 }

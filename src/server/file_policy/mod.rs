@@ -1,4 +1,4 @@
-//! A policy in a file: who may call what, as data.
+//! A policy in a file.
 
 mod coverage;
 mod document;
@@ -34,8 +34,8 @@ use crate::runtime;
 use crate::source::trust_clock::TrustClock;
 use crate::verify::VerifiedSvid;
 
-/// A policy in a TOML file, which is read again when it changes (feature `policy-file`). A clone is
-/// one reference count.
+/// A policy in a TOML file that is read again when it changes (feature `policy-file`). Clones are
+/// cheap.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -92,15 +92,15 @@ use crate::verify::VerifiedSvid;
 /// | --- | --- | --- |
 /// | `path` | a path pattern | requests to these paths; `methods` is required |
 /// | `methods` | a list, or `"any"` | these methods. `GET` includes `HEAD`; `"any"` is all but `CONNECT` |
-/// | `grpc_service` | `package.Service` | every method of this gRPC service, also later ones |
+/// | `grpc_service` | `package.Service` | every method of this gRPC service, including methods added later |
 /// | `grpc_method` | `/package.Service/Method` | this gRPC method |
 /// | `ids` | a list of SPIFFE IDs | exactly these callers |
-/// | `path_prefixes` | a list of SPIFFE IDs | these, and every ID under them, by whole segments |
+/// | `path_prefixes` | a list of SPIFFE IDs | these IDs and every ID under them, by whole path segments |
 /// | `trust_domains` | a list of names | every caller of these trust domains |
-/// | `any_trust_domain` | `true` | every caller with a valid token, of federated trust domains too |
+/// | `any_trust_domain` | `true` | every caller with a valid token, including callers of federated trust domains |
 /// | `public` | `true` | everyone, with or without a token |
-/// | `claims` | a table by claim | of these callers, those with all of these claims |
-/// | `name` | a text | (for explanations) |
+/// | `claims` | a table by claim | only those of these callers whose tokens have all of these claims |
+/// | `name` | a text | nothing: it is shown in explanations |
 ///
 /// A rule has one of `path`, `grpc_service` and `grpc_method`, and at least one of the keys of
 /// callers. `ids`, `path_prefixes` and `trust_domains` can be combined: each of them allows its
@@ -121,24 +121,25 @@ use crate::verify::VerifiedSvid;
 /// `/files/`. Escapes, literal braces and more than 25 parameters are errors.
 ///
 /// - **The most specific pattern decides**, as in axum's router, and no other one: if
-///   `/reports/{id}` and `/reports/export` have rules, those of `/reports/{id}` do not count for
-///   `/reports/export`, whatever the method. All rules of a pattern are alternatives. A gRPC service
-///   is the pattern `/package.Service/{method}`.
-/// - **The path is that of the router.** It is compared as it is: with its case, a slash at the end,
-///   and escapes. A path that another program could read differently is denied if it matches by a
-///   parameter: with an empty segment (`//`), a dot segment, a backslash, or with escapes
-///   whose decoded path is one of these or matches another pattern. So `/admin/{*path}` cannot be
-///   reached around by `//admin/x` or `/%61dmin/x` and a rule for `/{*path}`.
+///   `/reports/{id}` and `/reports/export` have rules, the rules of `/reports/{id}` do not apply to
+///   `/reports/export`, for any method. All rules of a pattern are alternatives. A gRPC service is
+///   the pattern `/package.Service/{method}`. - **The path is the one that the router sees.** It is
+///   compared without changes: with its case, a slash at the end, and escapes. A path that another
+///   program could read differently is denied if it matches by a parameter: with an empty segment
+///   (`//`), a dot segment, a backslash, or with escapes whose decoded path is one of these or
+///   matches another pattern. So a rule for `/{*path}` does not open `/admin/{*path}` through
+///   `//admin/x` or `/%61dmin/x`.
 /// - **In `Router::nest`** the policy sees the path without the prefix, see
 ///   [`match_original_uri`](FilePolicyBuilder::match_original_uri).
 /// - **gRPC** requests are `POST`, and their path is compared exactly. The policy declares no
 ///   protocol: a gRPC server sets the layer's
 ///   [`protocol`](super::ValidateJwtSvidLayer::protocol).
-/// - **`OPTIONS`**: `CorsLayer` answers preflights outside of this layer, which have no token.
+/// - **`OPTIONS`**: preflights have no token; put `CorsLayer` outside this layer, so that it
+///   responds to them.
 ///
 /// # Callers without a token
 ///
-/// They are allowed by public rules only, also if the layer is
+/// Only public rules allow them, even if the layer is
 /// [`required`](super::ValidateJwtSvidLayer::required). For all other requests they are asked for a
 /// token (401): they do not learn which paths have rules. If a request to a public path has a
 /// token, it is verified: the handler sees the caller, and an invalid token is rejected.
@@ -147,20 +148,20 @@ use crate::verify::VerifiedSvid;
 ///
 /// Unknown keys, duplicates, patterns that conflict, and rules without effect (because other rules
 /// allow all of their requests) are errors with a line and a column. A file without rules is an
-/// error too: it is probably cut off. Check a file before it is rolled out: `tower-spiffe policy
+/// error too: it is probably truncated. Check a file before it is rolled out: `tower-spiffe policy
 /// check` explains a decision, `tower-spiffe policy test` compares decisions with expected ones.
 ///
 /// # Changes
 ///
-/// The file is checked every 5 s, and the whole policy is replaced at once. A request is decided by
-/// the old policy or the new one. Replace the file by a rename: then it is always
-/// complete. A file that is written in place takes effect if a second check 250 ms later finds the
-/// same content, so that a half-written file is not used unless the writer pauses.
+/// The file is checked every 5 s, and the whole policy is replaced at once. Each request is decided
+/// by one policy, the old or the new one. Replace the file by a rename: then it is always complete.
+/// A file that is written in place takes effect if a second check 250 ms later finds the same
+/// content, so that a half-written file is not used unless the writer pauses.
 ///
-/// If the file is broken or missing later, the last good policy stays, [`state`](Self::state) has the
-/// error, each check counts an error `policy-file`, and one warning has the line and the column. The
-/// next good check is logged too. The same holds when the runtime ends that it was opened on: the
-/// last policy stays, and is not refreshed.
+/// If the file is invalid or missing later, the last good policy stays, [`state`](Self::state) has
+/// the error, each check counts an error `policy-file`, and one warning has the line and the
+/// column. The next good check is logged too. When the runtime that it was opened on ends, the last
+/// policy stays and is not refreshed.
 #[derive(Clone)]
 pub struct FilePolicy(Arc<Followed>);
 
@@ -191,17 +192,18 @@ impl FilePolicy {
         }
     }
 
-    /// Returns the state, as it is now.
+    /// Returns the current state.
     pub fn state(&self) -> FilePolicyState {
         self.0.state()
     }
 
-    /// Returns whether nothing is wrong, for alerts; see [`FilePolicyState::is_healthy`].
+    /// Returns whether the file is followed without errors, for alerts; see
+    /// [`FilePolicyState::is_healthy`].
     pub fn is_healthy(&self) -> bool {
         self.state().is_healthy()
     }
 
-    /// Returns the policy that is in use now. It does not change, and knows no dry run.
+    /// Returns the policy that is in use now. It does not change, and has no dry run.
     pub fn document(&self) -> PolicyDocument {
         PolicyDocument::new(arc_swap::Guard::into_inner(self.0.rules()), self.0.paths)
     }
@@ -237,13 +239,13 @@ impl FilePolicyBuilder {
         self
     }
 
-    /// Allows every request, and logs and counts those that the file denies. For a new file, beside
-    /// the policy that it will replace.
+    /// Allows every request, and logs and counts those that the file denies. Use it for a new file,
+    /// together with the policy that it will replace.
     ///
-    /// **This opens everything.** Every verified caller is allowed, and so are requests without a
-    /// token, also if the layer is [`required`](super::ValidateJwtSvidLayer::required). An
-    /// asynchronous policy is not asked, as about public requests. Only invalid tokens are rejected.
-    /// Keep the current policy in front:
+    /// **This allows everything.** Every verified caller is allowed, and so are requests without a
+    /// token, even if the layer is [`required`](super::ValidateJwtSvidLayer::required). An
+    /// asynchronous policy is not asked, as for public requests. Only invalid tokens are rejected.
+    /// Combine it with the current policy:
     ///
     /// ```no_run
     /// use tower_spiffe::Allow;
@@ -263,7 +265,7 @@ impl FilePolicyBuilder {
         self
     }
 
-    /// Sets the clock for ages and log intervals. The system's by default.
+    /// Sets the clock for ages and log intervals. The system clock by default.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self
@@ -276,7 +278,7 @@ impl FilePolicyBuilder {
         self
     }
 
-    /// Reads the file before it returns, and follows it on this tokio runtime. This blocks the calling
+    /// Reads the file, then follows it on this tokio runtime. The first read blocks the calling
     /// thread; later reads are done on a separate thread, never in the runtime's blocking pool.
     ///
     /// # Errors
@@ -326,7 +328,7 @@ impl Policy for FilePolicy {
                 .is_public(&parts.method, self.0.paths.of(parts))
     }
 
-    // Without a count: the request has a token.
+    // Not counted: the request has a token.
     fn allows_anonymous(&self, parts: &Parts) -> bool {
         self.is_public(parts)
     }
@@ -355,8 +357,8 @@ impl fmt::Debug for FilePolicyBuilder {
     }
 }
 
-/// The IDs that an ID is under, and the ID itself, from the trust domain on: those with at most so
-/// many segments.
+/// Returns the ID and the IDs above it, from the trust domain down, with at most this many
+/// segments.
 fn above(id: &str, segments: usize) -> impl Iterator<Item = &str> {
     const SCHEME: usize = "spiffe://".len();
     let slash = id.get(SCHEME..).and_then(|rest| rest.find('/'));

@@ -17,7 +17,7 @@ use crate::server::{Claim, ClaimValue, PolicyError};
 /// A rule with more methods is an error.
 const MAX_METHODS: usize = 16;
 
-/// A rule, as it is written.
+/// A rule as written in the file.
 #[derive(Debug)]
 pub(super) struct Rule {
     pub(super) at: Range<usize>,
@@ -40,7 +40,7 @@ pub(super) enum Verbs {
     Any,
     /// `GET` includes `HEAD`.
     Listed(Box<[Method]>),
-    /// `POST` to a path that is one of a gRPC method.
+    /// `POST` to the path of a gRPC method.
     Grpc,
 }
 
@@ -52,7 +52,7 @@ pub(super) enum Callers {
     AnyTrustDomain,
     Listed {
         ids: Box<[SpiffeId]>,
-        /// IDs, each of which allows every ID under it too. That of a trust domain has no path.
+        /// These IDs and every ID under them. The ID of a trust domain has no path.
         prefixes: Box<[SpiffeId]>,
     },
 }
@@ -99,7 +99,7 @@ pub(super) fn rules(text: &str) -> Result<Vec<Rule>, FilePolicyError> {
         }
     }
     if rules.is_empty() {
-        let why = "the file has no rule, so that it denies everything; add a `[[rule]]`";
+        let why = "the file has no rule, so it denies everything; add a `[[rule]]`";
         return Err(
             FilePolicyError::at(Reason::Invalid, text, 0, why).caused_by(PolicyError::Empty)
         );
@@ -243,7 +243,7 @@ impl<'a> Table<'a> {
             self.text("grpc_method")?,
         );
         if let (None, Some(value)) = (&path, self.get("methods")) {
-            let why = "`methods` are those of a `path`; gRPC requests are always POST";
+            let why = "`methods` needs a `path`; gRPC requests are always POST";
             return Err(self.document.wrong(value, why));
         }
         let (pattern, verbs) = match (path, service, method) {
@@ -271,7 +271,8 @@ impl<'a> Table<'a> {
                 (method, Verbs::Grpc)
             }
             (None, None, None) => {
-                let why = "the rule is for no request; add `path`, `grpc_service` or `grpc_method`";
+                let why =
+                    "the rule matches no request; add `path`, `grpc_service` or `grpc_method`";
                 return Err(self.document.error(self.at.start, why));
             }
             _ => {

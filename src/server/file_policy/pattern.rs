@@ -5,7 +5,7 @@ use std::borrow::Cow;
 /// Longer patterns are errors.
 const MAX_LEN: usize = 512;
 
-/// matchit panics if a pattern has more.
+/// matchit panics if a pattern has more parameters.
 const MAX_PARAMETERS: usize = 25;
 
 /// A path pattern.
@@ -25,7 +25,7 @@ pub(super) enum Wildcard {
 }
 
 impl Pattern {
-    /// Reads a pattern. The error says why the text is not one.
+    /// Parses a pattern. The error says why it is invalid.
     pub(super) fn parse(text: &str) -> Result<Self, &'static str> {
         if text.len() > MAX_LEN {
             return Err("it is longer than 512 bytes");
@@ -89,7 +89,8 @@ impl Pattern {
     }
 }
 
-/// What a URI has without escapes. An escape in a pattern would match one of its spellings only.
+/// Accepts the characters that a URI has without escapes. An escape in a pattern would match only
+/// one of its spellings.
 fn literals(text: &str, key: &mut String) -> Result<(), &'static str> {
     for b in text.bytes() {
         match b {

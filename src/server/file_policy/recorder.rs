@@ -1,4 +1,4 @@
-//! The recorder of a policy file: its own, or that of the layer.
+//! The recorder of a policy file: its own, or the recorder of the layer.
 
 use std::sync::Arc;
 

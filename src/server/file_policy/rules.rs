@@ -109,7 +109,7 @@ impl Rules {
         }
         let route = *self.wildcards.at(path).ok()?.value;
         if path.contains('%') {
-            // A program behind this one may decode the path first. It must find the same pattern.
+            // An upstream program may decode the path first. It must find the same pattern.
             let decoded = decoded(path)?;
             if self.paths.contains_key(&*decoded)
                 || !is_plain(&decoded)

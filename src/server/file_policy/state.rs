@@ -25,7 +25,7 @@ impl FilePolicyState {
         &self.path
     }
 
-    /// Returns how often a policy was read: 1 after the start, one more for each change.
+    /// Returns the revision of the policy: 1 after the start, and one more for each change.
     pub fn revision(&self) -> u64 {
         self.revision
     }
@@ -52,8 +52,8 @@ impl FilePolicyState {
         self.overdue
     }
 
-    /// Returns the time since the file was last checked, on the monotonic or the wall clock, whichever
-    /// shows more.
+    /// Returns the time since the file was last checked, on the monotonic or the wall clock, the
+    /// longer of the two.
     pub fn last_look(&self) -> Duration {
         self.last_look
     }
@@ -63,13 +63,14 @@ impl FilePolicyState {
         self.last_change
     }
 
-    /// Returns the error of the last check, if the file could not be read. Its last good policy stays.
+    /// Returns the error of the last check, if the file could not be read. The last good policy
+    /// stays in use.
     pub fn last_error(&self) -> Option<&FilePolicyError> {
         self.last_error.as_ref()
     }
 
-    /// Returns whether nothing is wrong: the file is followed, no check is overdue, and the last one
-    /// found no error.
+    /// Returns whether the file is followed, no check is overdue, and the last check found no
+    /// error.
     pub fn is_healthy(&self) -> bool {
         self.following && !self.overdue && self.last_error.is_none()
     }

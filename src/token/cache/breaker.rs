@@ -1,5 +1,5 @@
-//! The breaker of a source: if the issuer does not answer, one audience at a time probes it for
-//! all.
+//! The circuit breaker of a cache: if the issuer does not respond, one audience at a time probes it
+//! for all.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -9,8 +9,8 @@ use super::moment::Moment;
 use super::settings::Settings;
 use crate::token::FetchSvidError;
 
-/// Opens after several failures in a row to connect or to get an answer in time. Then it allows one
-/// probe at a time until one is answered.
+/// Opens after several calls in a row without a connection or a response in time. Then it allows
+/// one probe at a time until one gets a response.
 pub(crate) struct Breaker(Mutex<State>);
 
 struct State {
@@ -18,28 +18,28 @@ struct State {
     streak: u32,
     /// Probes that failed since it opened.
     failed_probes: u32,
-    /// While open: no probe before this.
+    /// No probe before this; `None` while closed.
     open_until: Option<Moment>,
     /// The probe in progress, and when it counts as lost.
     probe: Option<(u64, Moment)>,
     last_probe: u64,
     cause: Option<FetchSvidError>,
-    /// The rejected audience that probes first.
+    /// The waiting audience that probes first.
     next: Option<(Rank, Weak<Entry>)>,
 }
 
 /// The order of probes: an audience that has a token before one without, then the one with the
-/// fewest failures in a row. Otherwise a busy audience that the issuer never answers would take
-/// every probe, and the breaker would stay open although others would be answered.
+/// fewest failures in a row. Otherwise a busy audience without responses would take every probe,
+/// and the breaker would stay open although other audiences would get responses.
 pub(crate) type Rank = (bool, u32);
 
-/// May a fetch start?
+/// Whether a fetch may start.
 pub(crate) enum Admission {
-    /// It may.
+    /// It may start.
     Go,
-    /// It may, as the probe for all, and has to end within `deadline`.
+    /// It may start as the probe for all, and must end within `deadline`.
     Probe { id: u64, deadline: Duration },
-    /// Not now.
+    /// It must not start now.
     No {
         retry_after: Duration,
         cause: Option<FetchSvidError>,
@@ -84,7 +84,7 @@ impl Breaker {
             _ => open_until.until(now),
         };
         if !wait.is_zero() {
-            state.turn_away(entry, rank);
+            state.remember_first(entry, rank);
             return Admission::No {
                 retry_after: wait,
                 cause: state.cause.clone(),
@@ -92,14 +92,14 @@ impl Breaker {
             };
         }
         if let Some(first) = state.before(entry, rank) {
-            state.turn_away(entry, rank);
+            state.remember_first(entry, rank);
             return Admission::No {
                 retry_after: settings.breaker.first,
                 cause: state.cause.clone(),
                 first: Some(first),
             };
         }
-        // Short at first, for an issuer that hangs; longer later, for one that is slow.
+        // Short at first, in case the issuer hangs; then longer, in case it is slow.
         let doubled = settings
             .slow_after
             .saturating_mul(1 << state.failed_probes.min(16));
@@ -111,7 +111,7 @@ impl Breaker {
         Admission::Probe { id, deadline }
     }
 
-    /// The issuer answered, even with an error. Returns whether that closed the breaker.
+    /// The issuer responded, even with an error. Returns whether this closed the breaker.
     pub(crate) fn answered(&self) -> bool {
         let mut state = self.lock();
         let was_open = state.open_until.is_some();
@@ -124,8 +124,8 @@ impl Breaker {
         was_open
     }
 
-    /// The issuer was unreachable, or did not answer in time; `probe` if the call was a probe.
-    /// Returns whether that opened the breaker.
+    /// The issuer was unreachable, or did not respond in time; `probe` if the call was a probe.
+    /// Returns whether this opened the breaker.
     pub(crate) fn failed(
         &self,
         now: Moment,
@@ -156,7 +156,7 @@ impl Breaker {
         true
     }
 
-    /// The probe ended for a reason on our side, without an answer.
+    /// The probe ended without a response, for a reason on this side.
     pub(crate) fn abandoned(&self, probe: u64) {
         let mut state = self.lock();
         if state.probe.is_some_and(|(id, _)| id == probe) {
@@ -170,7 +170,7 @@ impl Breaker {
 }
 
 impl State {
-    fn turn_away(&mut self, entry: &Arc<Entry>, rank: Rank) {
+    fn remember_first(&mut self, entry: &Arc<Entry>, rank: Rank) {
         let known = self.next.as_ref();
         if known.is_none_or(|(before, other)| rank < *before || other.strong_count() == 0) {
             self.next = Some((rank, Arc::downgrade(entry)));

@@ -37,7 +37,7 @@ impl SvidCacheBuilder {
         }
     }
 
-    /// Sets the clock by which tokens expire. The machine's clock by default.
+    /// Sets the clock for the expiry of tokens. The system clock by default.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self
@@ -50,8 +50,8 @@ impl SvidCacheBuilder {
     }
 
     /// Limits the number of audiences. Beyond it, one that was not used for a long time is evicted.
-    /// 1024 by default. Audiences that a layer names or that are kept warm are never evicted, and
-    /// do not count.
+    /// 1024 by default. Audiences that a layer uses or that are kept warm are never evicted and do
+    /// not count.
     pub fn max_entries(mut self, max: usize) -> Self {
         self.settings.max_entries = max;
         self
@@ -60,8 +60,8 @@ impl SvidCacheBuilder {
     /// Limits one call to the issuer. 35 s by default: SPIRE's agent takes up to 30 s while its
     /// server is unreachable.
     ///
-    /// After 5 s, or a third of this limit if that is shorter, a call counts as slow: it makes room
-    /// for others, and requests whose token has expired no longer wait for it.
+    /// After 5 s, or a third of this limit if that is shorter, a call counts as slow: other calls
+    /// may start, and requests whose token has expired no longer wait for it.
     pub fn fetch_timeout(mut self, limit: Duration) -> Self {
         self.settings.fetch_deadline = limit;
         self.settings.slow_after = Settings::default().slow_after.min(limit / 3);
@@ -69,16 +69,16 @@ impl SvidCacheBuilder {
     }
 
     /// Limits how long a request waits if there is no token to send. 5 s by default. While a token
-    /// can still be sent, or if the issuer does not answer, a request waits for 250 ms at most.
+    /// can still be sent, or if the issuer does not respond, a request waits for at most 250 ms.
     pub fn max_wait(mut self, wait: Duration) -> Self {
         self.settings.max_wait = wait;
         self
     }
 
     /// Sets the shortest and the longest delay before the issuer is called again after a failure,
-    /// after an answer that brought no newer token, and after a service rejected the token. 250 ms
-    /// and 60 s by default; the delays of each case are in the
-    /// [module docs](crate::token#retries), and are kept within these two.
+    /// after a response without a newer token, and after a service rejected the token. 250 ms and
+    /// 60 s by default; the delays of each case are in the [module docs](crate::token#retries), and
+    /// stay within these two limits.
     ///
     /// Delays are 20 % longer or shorter at random, but never longer than `longest`.
     pub fn retry(mut self, shortest: Duration, longest: Duration) -> Self {
@@ -101,8 +101,9 @@ impl SvidCacheBuilder {
         self
     }
 
-    /// Limits the concurrent calls to the issuer. 16 by default; three quarters of them may be
-    /// calls that no request waits for. The same number of slow calls may be in progress besides.
+    /// Limits the concurrent calls to the issuer. 16 by default; at most three quarters of them are
+    /// calls that no request waits for. In addition, the same number of slow calls may be in
+    /// progress.
     pub fn concurrency(mut self, calls: usize) -> Self {
         self.settings.concurrency = calls.max(1);
         self.settings.background = (calls - calls / 4).max(1);

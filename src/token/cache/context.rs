@@ -1,4 +1,4 @@
-//! What the audiences of a cache share.
+//! State that all audiences of a cache share.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
@@ -19,7 +19,7 @@ use crate::metrics::{MetricsRecorder, Shielded, SvidCacheEvent};
 use crate::runtime::{self, Missing};
 use crate::token::{FetchSvid, FetchSvidError, FetchSvidReason, SvidRequest};
 
-/// Holds no entry, so that holding it does not keep any token alive.
+/// Does not hold entries, so it does not keep tokens alive.
 pub(crate) struct Context {
     pub(crate) fetcher: Arc<dyn FetchSvid>,
     pub(crate) clock: Arc<dyn Clock>,
@@ -32,9 +32,9 @@ pub(crate) struct Context {
     pub(crate) nudge: Notify,
     runtime: Option<Handle>,
     closed: AtomicBool,
-    /// Whether it was logged that refreshes return no newer tokens, or are slow.
+    /// Whether a stall was logged: refreshes return no newer tokens, or are slow.
     stalled: AtomicBool,
-    /// The logged classes of failures that concern all audiences, one bit each.
+    /// The logged classes of failures that affect all audiences, one bit each.
     warned: AtomicU16,
 }
 
@@ -76,8 +76,8 @@ impl Context {
         self.nudge.notify_waiters();
     }
 
-    /// The runtime for fetches: the caller's, which is alive, or the one that the cache was built
-    /// on. Neither is used without timers.
+    /// The runtime for fetches: the current one, or the one that the cache was built on. It must
+    /// have timers.
     pub(crate) fn runtime(&self) -> Result<Handle, Missing> {
         runtime::with_timers().or_else(|missing| {
             let built_on = self.runtime.as_ref();
@@ -105,7 +105,7 @@ impl Context {
         }
     }
 
-    /// A token was sent that should have been replaced by now.
+    /// A token was sent although its refresh is overdue.
     pub(crate) fn late(&self) {
         self.record(SvidCacheEvent::Late);
     }
@@ -116,8 +116,8 @@ impl Context {
         self.record(SvidCacheEvent::Error);
     }
 
-    /// A service rejected a token, which makes it due.
-    pub(crate) fn refused(&self) {
+    /// A service rejected a token, so it is due.
+    pub(crate) fn rejected(&self) {
         self.counts.rejections.increment();
         self.record(SvidCacheEvent::Refused);
     }
@@ -157,14 +157,14 @@ impl Context {
         }
     }
 
-    /// A refresh returned no newer token, or is slow. Returns whether that has to be logged: it is
-    /// new for this audience and for all.
+    /// A refresh returned no newer token, or is slow. Returns whether to log it: no stall was
+    /// logged yet, for this audience or for any other.
     pub(crate) fn stalls(&self, state: &mut EntryState) -> bool {
         let new = !std::mem::replace(&mut state.stalled, true);
         new && !self.stalled.swap(true, Ordering::Relaxed)
     }
 
-    /// A refresh returned a newer token in time. Returns whether that ends a stall that was logged.
+    /// A refresh returned a newer token in time. Returns whether this ends a logged stall.
     pub(crate) fn recovers(&self, state: &mut EntryState) -> bool {
         std::mem::take(&mut state.stalled) && self.stalled.swap(false, Ordering::Relaxed)
     }
@@ -180,9 +180,9 @@ impl Context {
         let bit = class_bit(reason);
         let known_here = state.warned & bit != 0;
         state.warned |= bit;
-        // One warning for each caller's token would let callers fill the log.
+        // With one warning for each caller's token, callers could fill the log.
         let quiet = request.has_subject() && !concerns_all(reason);
-        // Both: other audiences may clear the common bit while this one keeps failing.
+        // Both are needed: other audiences may clear the common bit while this one keeps failing.
         known_here
             || quiet
             || concerns_all(reason) && self.warned.fetch_or(bit, Ordering::Relaxed) & bit != 0
@@ -206,7 +206,7 @@ fn class_bit(reason: FetchSvidReason) -> u16 {
     1 << at
 }
 
-/// Whether such a failure concerns all audiences at once, so that one warning is enough.
+/// Whether such a failure affects all audiences at once, so that one warning is enough.
 fn concerns_all(reason: FetchSvidReason) -> bool {
     matches!(
         reason,

@@ -29,9 +29,9 @@ pub struct SvidCacheStats {
     pub errors: u64,
     /// Calls to the issuer that ended.
     pub fetches: u64,
-    /// Of them, those that returned no token.
+    /// The number of these calls that returned no token.
     pub failures: u64,
-    /// Of them, those that returned the token that the cache already had.
+    /// The number of these calls that returned the token that the cache already had.
     pub unchanged: u64,
     /// Fetches that were lost because their runtime ended.
     pub lost: u64,
@@ -39,9 +39,9 @@ pub struct SvidCacheStats {
     pub evicted: u64,
     /// Tokens that were refreshed early because a service rejected them.
     pub rejections: u64,
-    /// How often the breaker opened because the issuer did not answer.
+    /// The number of times that the breaker opened because the issuer did not respond.
     pub breaker_opened: u64,
-    /// Requests to an origin that no token may be sent to.
+    /// Requests to an origin without an audience.
     pub unmatched: u64,
     /// Audiences in the cache now.
     pub entries: usize,

@@ -1,4 +1,4 @@
-//! Why a request got no token.
+//! Errors of requests for tokens.
 
 use std::error::Error;
 use std::fmt;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::runtime::Missing;
 use crate::token::{FetchSvidError, FetchSvidReason, SvidRequest, SvidRequestError};
 
-/// Why no token of our own could be fetched, or put into a request.
+/// Why a token of this workload could not be fetched, or added to a request.
 ///
 /// Requests that waited for the same fetch get clones of the same error. Its `Display` includes the
 /// text of the failed fetch, so its [`source`](Error::source) does not: the structured cause is
@@ -21,7 +21,7 @@ use crate::token::{FetchSvidError, FetchSvidReason, SvidRequest, SvidRequestErro
 /// `tonic`, `?` converts a `TokenError` in a handler that returns `tonic::Status`. Both give the
 /// same code and text, which are safe to forward to the caller of the handler: they depend on the
 /// class only, name neither the agent nor an audience, and are never UNAUTHENTICATED, which would
-/// blame the caller's token.
+/// mean that the caller's token is invalid.
 ///
 /// | code | reasons |
 /// | --- | --- |
@@ -35,7 +35,7 @@ use crate::token::{FetchSvidError, FetchSvidReason, SvidRequest, SvidRequestErro
 #[derive(Clone)]
 pub struct TokenError {
     inner: Arc<Inner>,
-    // Computed for each request; the rest is shared.
+    // Set for each request; the rest is shared.
     retry_after: Option<Duration>,
 }
 
@@ -51,19 +51,19 @@ struct Inner {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum TokenErrorReason {
-    /// The issuer is unreachable, or reports that it cannot serve now.
+    /// The issuer is unreachable, or reports that it is unavailable.
     Unavailable,
-    /// No token came in time.
+    /// No token arrived in time.
     Timeout,
-    /// The `grpc-timeout` of the call ended before the token came.
+    /// The `grpc-timeout` of the call ended before the token arrived.
     DeadlineExceeded,
-    /// The issuer denied this identity to this workload; it may grant it later.
+    /// The issuer denied this identity to this workload. It may allow it later.
     Denied,
-    /// The request can never succeed as it is.
+    /// The request is invalid and can never succeed.
     InvalidRequest,
     /// The issuer returned a token that cannot be accepted.
     Unacceptable,
-    /// The agent returned an old token, which has expired: its server is probably unreachable.
+    /// The agent returned an old, expired token: its server is probably unreachable.
     StaleToken,
     /// The issuer returned a new token that has already expired: the clocks differ.
     ClockSkew,
@@ -73,18 +73,18 @@ pub enum TokenErrorReason {
     Closed,
     /// The fetcher panicked.
     Panicked,
-    /// The call needs a tokio runtime with timers, and there is none.
+    /// The call needs a tokio runtime with timers.
     NoRuntime,
-    /// The request shows no origin, and none was promised with `assume_origin`.
+    /// The request has no origin, and the audience has no `assume_origin`.
     NoOrigin,
-    /// The request matches no origin that a token may go to, by its URI or by its `Host` header,
-    /// and the layer is strict.
+    /// The URI or the `Host` header of the request matches no origin of the audience, and the layer
+    /// is strict.
     ForeignOrigin,
-    /// The request would carry the token in plaintext, which is not allowed.
+    /// The token would be sent in plaintext, which is not allowed.
     Plaintext,
     /// The request already has the header, and the layer is configured to reject that.
     HeaderPresent,
-    /// Anything else that the fetcher reported.
+    /// Another error of the fetcher.
     Other,
 }
 
@@ -151,7 +151,7 @@ impl TokenError {
         )
     }
 
-    /// An audience that was derived from `origin` cannot be requested.
+    /// The error for an invalid audience that was derived from `origin`.
     pub(crate) fn invalid_audience(
         origin: &dyn fmt::Display,
         audience: &str,
@@ -174,7 +174,11 @@ impl TokenError {
     }
 
     pub(crate) fn aborted(request: &SvidRequest) -> Self {
-        Self::for_request(TokenErrorReason::Timeout, request, "the fetch was given up")
+        Self::for_request(
+            TokenErrorReason::Timeout,
+            request,
+            "the fetch was cancelled",
+        )
     }
 
     pub(crate) fn no_runtime(request: &SvidRequest, missing: Missing) -> Self {
@@ -189,7 +193,7 @@ impl TokenError {
         Self::for_request(
             TokenErrorReason::Full,
             request,
-            "the cache is full of audiences that are being fetched; raise `max_entries`",
+            "the cache is full of audiences that are being fetched; increase `max_entries`",
         )
     }
 
@@ -200,7 +204,7 @@ impl TokenError {
             None => Self::for_request(
                 TokenErrorReason::Unavailable,
                 request,
-                "the issuer does not answer",
+                "the issuer does not respond",
             ),
         }
     }
@@ -308,7 +312,7 @@ impl fmt::Display for TokenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.inner.message)?;
         match self.retry_after {
-            Some(after) => write!(f, "; the next try is in {:.1} s", after.as_secs_f64()),
+            Some(after) => write!(f, "; the next attempt is in {:.1} s", after.as_secs_f64()),
             None => Ok(()),
         }
     }

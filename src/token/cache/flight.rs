@@ -21,7 +21,7 @@ use super::token::Token;
 use crate::runtime::Missing;
 use crate::token::{FetchSvidError, FetchSvidReason, JwtSvid, SvidRequest};
 
-/// What all waiters of a flight get.
+/// The result for all waiters of a flight.
 pub(crate) type Outcome = Shared<Pin<Box<dyn Future<Output = FlightResult> + Send>>>;
 pub(crate) type FlightResult = Result<Arc<Token>, Down>;
 
@@ -30,21 +30,21 @@ pub(crate) type FlightResult = Result<Arc<Token>, Down>;
 pub(crate) enum Down {
     /// The fetch failed.
     Failed(TokenError),
-    /// It was given up, or its runtime ended. This says nothing about the issuer.
+    /// It was cancelled, or its runtime ended. This is no sign of a problem at the issuer.
     Lost,
 }
 
 /// A task that exceeds its deadline by this much is lost.
 const LEASE_SLACK: Duration = Duration::from_secs(2);
 
-/// A fetch in progress. A spawned task drives it, and so does every waiter. A waiter that is
-/// dropped or no longer polled, or a runtime that ends, does not block the others.
+/// A fetch in progress. A spawned task and every waiter poll it, so that a waiter that is dropped
+/// or no longer polled, or a runtime that ends, does not block the others.
 pub(crate) struct Flight {
     id: u64,
     started: u64,
-    /// After this the flight counts as lost.
+    /// After this time the flight counts as lost.
     lease: AtomicU64,
-    /// When its call began; `NEVER` while it waits for its turn.
+    /// When its call began; `NEVER` while it is queued.
     called: AtomicU64,
     outcome: Outcome,
     urgency: Arc<Urgency>,
@@ -52,7 +52,7 @@ pub(crate) struct Flight {
 }
 
 impl Flight {
-    /// Starts one; an error without a tokio runtime that has timers.
+    /// Starts a flight. Fails without a tokio runtime with timers.
     pub(crate) fn start(
         entry: &Arc<Entry>,
         id: u64,
@@ -67,7 +67,7 @@ impl Flight {
         let task = Arc::new(());
         let pilot = Pilot {
             cx: cx.clone(),
-            // Weak: an entry holds its flight, and the flight must not hold the entry.
+            // Weak, because the entry holds its flight: a cycle would leak both.
             entry: Arc::downgrade(entry),
             request: entry.request.clone(),
             flight: id,
@@ -80,7 +80,7 @@ impl Flight {
         let outcome = (Box::pin(flying) as Pin<Box<dyn Future<Output = _> + Send>>).shared();
         drop(runtime.spawn(outcome.clone().map(move |_| drop(task))));
 
-        // In the queue first, then the call itself.
+        // First the queue, then the call.
         let wait = cx
             .settings
             .fetch_deadline
@@ -109,7 +109,7 @@ impl Flight {
         self.lease.load(Ordering::Relaxed)
     }
 
-    /// The call begins, and has until `lease`.
+    /// Records that the call begins. It counts as lost after `lease`.
     pub(crate) fn calls(&self, began: u64, lease: u64) {
         self.called.store(began, Ordering::Relaxed);
         self.lease.store(lease, Ordering::Relaxed);
@@ -124,13 +124,13 @@ impl Flight {
         self.outcome.clone()
     }
 
-    /// A request waits for it now.
+    /// Marks that a request waits for it.
     pub(crate) fn raise(&self) {
         self.urgency.raise();
     }
 }
 
-/// A flight ends when its entry drops it: there are never two for one key.
+/// A flight ends when its entry drops it, so there are never two for one entry.
 impl Drop for Flight {
     fn drop(&mut self) {
         self.abort.abort();
@@ -151,7 +151,7 @@ struct Pilot {
 impl Pilot {
     async fn fly(mut self, probe_deadline: Option<Duration>) -> FlightResult {
         // If a waiter on another runtime polls timers and sockets of a runtime that was shut down,
-        // they panic: the flight ends then, and the waiter does not.
+        // they panic. The panic is caught: the flight ends, and the waiter continues.
         let cleared = AssertUnwindSafe(self.cleared(probe_deadline));
         let landing = match cleared.catch_unwind().await {
             Ok(Ok(Err(error)))
@@ -160,7 +160,7 @@ impl Pilot {
                 Landing::Lost
             }
             Ok(Ok(answer)) => Landing::Answer(answer),
-            Ok(Err(refused)) => refused,
+            Ok(Err(landing)) => landing,
             Err(_) => Landing::Lost,
         };
         let Some(entry) = self.entry.upgrade() else {
@@ -172,7 +172,7 @@ impl Pilot {
         result
     }
 
-    /// Waits for its turn, then makes the call; `Err` if the breaker opened in the meantime.
+    /// Waits in the queue, then makes the call. `Err` if the breaker opened in the meantime.
     async fn cleared(
         &mut self,
         probe_deadline: Option<Duration>,
@@ -192,7 +192,7 @@ impl Pilot {
             Ok(Err(_)) | Err(_) => {
                 return Ok(Err(FetchSvidError::new(
                     FetchSvidReason::Timeout,
-                    "too many other audiences were fetched first",
+                    "too many fetches of other audiences were queued before this one",
                 )));
             }
         };
@@ -215,9 +215,9 @@ impl Pilot {
                 first,
             } => {
                 if let Some(first) = first {
-                    first.go_first(now);
+                    first.fetch_first(now);
                 }
-                Err(Landing::Refused { retry_after, cause })
+                Err(Landing::NotStarted { retry_after, cause })
             }
         }
     }
@@ -246,12 +246,12 @@ impl Pilot {
         let mut answer = tokio::time::timeout(quick, fetch.as_mut()).await.ok();
         if answer.is_none() && quick < deadline {
             spoken_against = true;
-            self.speak_against(&late(quick, settings));
+            self.count_against_issuer(&late(quick, settings));
             if let Some(entry) = self.entry.upgrade() {
                 entry.is_slow();
             }
             // Frees the permit for others and keeps waiting, with a permit for slow calls.
-            if let Some(_aside) = cx.limits.step_aside() {
+            if let Some(_aside) = cx.limits.slow_permit() {
                 drop(permit);
                 answer = tokio::time::timeout(deadline - quick, fetch).await.ok();
             }
@@ -261,7 +261,7 @@ impl Pilot {
         match &answer {
             Err(error) if is_silence(error) => {
                 if !spoken_against {
-                    self.speak_against(error);
+                    self.count_against_issuer(error);
                 }
             }
             Err(error) if is_our_own(error) => {
@@ -271,7 +271,7 @@ impl Pilot {
             }
             _ => {
                 if cx.breaker.answered() {
-                    tracing::info!("the issuer of JWT-SVIDs answers again");
+                    tracing::info!("the issuer of JWT-SVIDs responds again");
                 }
             }
         }
@@ -286,7 +286,7 @@ impl Pilot {
         answer
     }
 
-    fn speak_against(&self, error: &FetchSvidError) {
+    fn count_against_issuer(&self, error: &FetchSvidError) {
         let cx = &*self.cx;
         let now = cx.moment();
         if cx.breaker.failed(now, self.probe, error, &cx.settings) {
@@ -311,8 +311,8 @@ async fn guarded(cx: &Context, request: &SvidRequest) -> Result<JwtSvid, FetchSv
     if request.subject().is_some() && !fetcher.exchanges_subjects() {
         return Err(FetchSvidError::new(
             FetchSvidReason::InvalidRequest,
-            "the source of this workload's tokens exchanges no tokens of others; use \
-             `oauth::AccessTokens` for requests on behalf of a caller",
+            "this source of tokens cannot exchange a subject token; use `oauth::AccessTokens` for \
+             requests on behalf of a caller",
         ));
     }
     let answer = async { fetcher.fetch_svid(request).await };
@@ -331,12 +331,12 @@ fn late(after: Duration, settings: &Settings) -> FetchSvidError {
     let shown = after.min(settings.fetch_deadline).as_secs_f64();
     FetchSvidError::new(
         FetchSvidReason::Timeout,
-        format!("the issuer did not answer within {shown:.0} s"),
+        format!("the issuer did not respond within {shown:.0} s"),
     )
 }
 
-/// Whether the issuer gave no answer. UNAVAILABLE from the issuer is an answer; if the transport
-/// reports it, the fetcher leaves the code out.
+/// Whether the issuer did not respond. UNAVAILABLE from the issuer is a response; if the transport
+/// reports it, the error has no code.
 pub(super) fn is_silence(error: &FetchSvidError) -> bool {
     match error.reason() {
         FetchSvidReason::Timeout => true,
@@ -345,7 +345,7 @@ pub(super) fn is_silence(error: &FetchSvidError) -> bool {
     }
 }
 
-/// Whether the error says nothing about the issuer.
+/// Whether the error has a cause on this side, not at the issuer.
 pub(super) fn is_our_own(error: &FetchSvidError) -> bool {
     matches!(
         error.reason(),

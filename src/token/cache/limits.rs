@@ -15,9 +15,9 @@ use crate::clock::Clock;
 pub(crate) struct Limits {
     all: Arc<Semaphore>,
     background: Arc<Semaphore>,
-    // For slow calls, so that they do not block others.
+    // Permits for slow calls, so that they do not block others.
     slow: Arc<Semaphore>,
-    /// When the next fetch may begin without a burst.
+    /// When the next fetch may begin if there is no burst.
     turn: Mutex<i64>,
     interval: i64,
     burst: i64,
@@ -53,7 +53,7 @@ impl Urgency {
     async fn raised(&self) {
         let raised = self.raised.notified();
         let mut raised = std::pin::pin!(raised);
-        // Enabled before the flag is read, so that no call in between is missed.
+        // Registered before the flag is read, so that no call in between is missed.
         raised.as_mut().enable();
         if self.urgent.load(Ordering::Acquire) {
             return;
@@ -86,9 +86,9 @@ impl Limits {
         })
     }
 
-    /// Waits until the rate allows one more.
+    /// Waits until the rate allows one more fetch.
     pub(crate) async fn turn(&self, clock: &dyn Clock) {
-        // Signed: a burst is allowed right after the clock began, too.
+        // Signed, so that a burst is also allowed right after the clock started.
         let now = i64::try_from(nanos(clock.monotonic())).unwrap_or(i64::MAX);
         let turn = {
             let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
@@ -106,7 +106,7 @@ impl Limits {
     }
 
     /// Returns a permit for a slow call, in place of its first one; `None` if there are too many.
-    pub(crate) fn step_aside(&self) -> Option<OwnedSemaphorePermit> {
+    pub(crate) fn slow_permit(&self) -> Option<OwnedSemaphorePermit> {
         self.slow.clone().try_acquire_owned().ok()
     }
 }

@@ -1,4 +1,4 @@
-//! The cache of our own tokens: one token for each audience, refreshed before it expires.
+//! The cache of this workload's tokens: one token for each audience, refreshed before it expires.
 
 use std::any::Any;
 use std::fmt;
@@ -53,12 +53,12 @@ pub use updates::SvidUpdates;
 pub(crate) use wait::Waiter;
 pub use warm::KeepWarm;
 
-/// A cache of our own tokens, one for each [`SvidRequest`]. Clones are the same cache.
+/// A cache of this workload's tokens, one for each [`SvidRequest`]. Clones share the cache.
 #[derive(Clone)]
 #[doc(alias = "refresh")]
 pub struct SvidCache {
     core: Arc<Core>,
-    // Kept alive by this cache, its clones and its pins.
+    // Dropped with the last clone and pin of this cache.
     alive: Option<Arc<dyn Any + Send + Sync>>,
 }
 
@@ -92,7 +92,7 @@ impl SvidCache {
         }
     }
 
-    /// Returns the same cache, which keeps `alive` for this clone, its clones and their pins.
+    /// Returns the cache, which keeps `alive` until the last of its clones and pins is dropped.
     #[cfg(feature = "workload-api")]
     #[must_use]
     pub(crate) fn keeping_alive(self, alive: Arc<dyn Any + Send + Sync>) -> Self {
@@ -105,7 +105,7 @@ impl SvidCache {
     /// Returns the token for `request`: the cached one, or a fetched one.
     ///
     /// # Errors
-    /// Returns a [`TokenError`] if no token can be sent and none came in time.
+    /// Returns a [`TokenError`] if no token can be sent and none arrived in time.
     pub async fn get(&self, request: &SvidRequest) -> Result<JwtSvid, TokenError> {
         Ok(self.issue(request)?.settle().await?.svid())
     }
@@ -114,7 +114,7 @@ impl SvidCache {
     /// marked sensitive.
     ///
     /// # Errors
-    /// As [`get`](Self::get).
+    /// Returns the same errors as [`get`](Self::get).
     pub async fn header(&self, request: &SvidRequest) -> Result<HeaderValue, TokenError> {
         if let Some(header) = self.hit(request) {
             return Ok(header);
@@ -122,9 +122,9 @@ impl SvidCache {
         Ok(self.issue(request)?.settle().await?.header())
     }
 
-    /// Returns the header if one can be sent at once; otherwise returns `None` and starts a fetch.
-    /// Never waits. Always `None` for a [`single_use`](SvidRequest::single_use) request, without a
-    /// fetch.
+    /// Returns the header if a token can be sent now; otherwise returns `None` and starts a fetch.
+    /// Never waits. For a [`single_use`](SvidRequest::single_use) request it always returns `None`,
+    /// without a fetch.
     pub fn try_header(&self, request: &SvidRequest) -> Option<HeaderValue> {
         if request.is_single_use() {
             return None;
@@ -151,7 +151,7 @@ impl SvidCache {
     /// Keeps the tokens for these requests fresh even if no request needs them, with one task for
     /// all of them, until the returned value is dropped.
     ///
-    /// It does not keep a source open: when the source is shut down, the task ends. Requests for
+    /// It does not keep the source open: when the source is shut down, the task ends. Requests for
     /// [`single_use`](SvidRequest::single_use) tokens are ignored.
     ///
     /// # Errors
@@ -172,9 +172,9 @@ impl SvidCache {
     }
 
     /// Reports that signing keys were removed: `removed` is called with the name of a trust domain
-    /// and a key ID. The next request for a token that such a key signed waits for another one, up
-    /// to 250 ms and once per removal, then sends the old one. Tokens that are only kept warm are
-    /// refreshed within 5 s.
+    /// and a key ID. The next request for a token that such a key signed waits up to 250 ms for
+    /// another one, once per removal, then sends the old one. Tokens without requests, which are
+    /// only kept warm, are refreshed within 5 s.
     #[cfg(feature = "workload-api")]
     pub(crate) fn authorities_removed(&self, removed: &dyn Fn(&str, &str) -> bool) {
         let now = self.core.cx.moment();
@@ -183,11 +183,12 @@ impl SvidCache {
             let key_id = token.svid.key_id();
             key_id.is_some_and(|key_id| removed(trust_domain, key_id))
         };
-        // In a fixed order: each entry draws a random delay, and seeded tests must be repeatable.
+        // In a fixed order: each entry draws a random delay, and tests with a seed must be
+        // repeatable.
         let mut entries = self.core.table.all();
         entries.sort_unstable_by_key(|entry| entry.id);
         for entry in entries {
-            entry.keys_gone(signed_by_removed, now);
+            entry.keys_removed(signed_by_removed, now);
         }
         self.core.cx.nudge.notify_waiters();
     }
@@ -202,7 +203,7 @@ impl SvidCache {
             .token
             .load_full()
             .filter(|token| token.header == *header);
-        sent.is_some_and(|token| pin::refused(&entry, token.generation))
+        sent.is_some_and(|token| pin::rejected(&entry, token.generation))
     }
 
     /// Ends the fetches in progress. From now on every request fails with
@@ -210,7 +211,7 @@ impl SvidCache {
     pub fn close(&self) {
         self.core.cx.close();
         for entry in self.core.table.all() {
-            entry.ground();
+            entry.end_fetch();
         }
     }
 
@@ -222,7 +223,7 @@ impl SvidCache {
             .stats(table.len(), table.evicted(), cx.breaker.is_open())
     }
 
-    /// Returns the current state of every audience in the cache, in no order.
+    /// Returns the current state of every audience in the cache, in any order.
     pub fn snapshot(&self) -> Vec<AudienceSnapshot> {
         let now = self.core.cx.moment();
         self.core
@@ -242,7 +243,7 @@ impl SvidCache {
             .map(|entry| AudienceSnapshot::of(&entry, now))
     }
 
-    /// Its recorder, for what is made from it.
+    /// The recorder, for objects that are made from this cache.
     pub(crate) fn recorder(&self) -> Arc<dyn MetricsRecorder> {
         match &self.core.cx.metrics {
             Some(metrics) => metrics.clone(),
@@ -260,7 +261,7 @@ impl SvidCache {
         self.core.cx.clock.monotonic()
     }
 
-    /// Counts a request to an origin that no token may be sent to.
+    /// Counts a request to an origin without an audience.
     pub(crate) fn passed_without_token(&self) {
         self.core.cx.unmatched();
     }
@@ -305,7 +306,7 @@ impl SvidCache {
 
 impl Core {
     fn entry(&self, request: &SvidRequest) -> Arc<Entry> {
-        // From 1: 0 stands for no entry.
+        // From 1, because 0 means no entry.
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         Arc::new(Entry::new(

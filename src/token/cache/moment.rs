@@ -1,4 +1,4 @@
-//! A point in time on both clocks. It has passed as soon as it has on either clock.
+//! A point in time on both clocks. It is reached as soon as either clock reaches it.
 
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ impl Moment {
         }
     }
 
-    /// The same wall, and the earlier of this monotonic time and that.
+    /// Returns this moment with the earlier of both monotonic times.
     pub(crate) fn no_later_than(self, mono: u64) -> Self {
         Self {
             mono: self.mono.min(mono),
@@ -56,7 +56,7 @@ impl Moment {
         now.wall >= self.wall || now.mono >= self.mono
     }
 
-    /// Whether either clock has come to within so many nanoseconds of it.
+    /// Whether either clock is within this many nanoseconds of it.
     #[inline]
     pub(crate) fn reached_within(self, nanos: u64, now: Self) -> bool {
         let before = Self {
@@ -66,19 +66,19 @@ impl Moment {
         before.reached(now)
     }
 
-    /// How long until either clock reaches it.
+    /// The time until either clock reaches it.
     pub(crate) fn until(self, now: Self) -> Duration {
         let wall = u64::try_from(self.wall.saturating_sub(now.wall)).unwrap_or(0);
         Duration::from_nanos(wall.min(self.mono.saturating_sub(now.mono)))
     }
 
-    /// How long ago `wall` was, by the wall.
+    /// The time since `wall` on the wall clock.
     pub(crate) fn since_wall(self, wall: UnixTime) -> Duration {
         let since = self.wall.saturating_sub(wall_nanos(wall));
         Duration::from_nanos(u64::try_from(since).unwrap_or(0))
     }
 
-    /// This moment on the monotonic clock, where `wall` stands on the wall.
+    /// Returns the moment at which the wall clock shows `wall`.
     pub(crate) fn at_wall(self, wall: UnixTime) -> Self {
         let wall = wall_nanos(wall);
         let ahead = wall.saturating_sub(self.wall);

@@ -1,12 +1,13 @@
-//! What a gRPC peer gets for a [`TokenError`](super::TokenError): a code and a fixed text for each
-//! class, without details.
+//! The gRPC status that a peer gets for a [`TokenError`](super::TokenError): a code and a fixed
+//! text for each class, without details.
 
 use super::error::TokenErrorReason;
 use crate::grpc_code::GrpcCode;
 
 impl TokenErrorReason {
     /// The code and the text of the class. They reach the peer if a handler returns the error, so
-    /// they say nothing about the agent or the audience, and never blame the peer's credential.
+    /// they do not mention the agent or the audience, and never indicate that the peer's credential
+    /// is invalid.
     pub(super) const fn for_peer(self) -> (GrpcCode, &'static str) {
         match self {
             Self::DeadlineExceeded => (

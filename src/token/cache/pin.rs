@@ -19,11 +19,11 @@ use super::wait::Waiter;
 use crate::clock::{Clock, UnixTime};
 use crate::token::{JwtSvid, SvidRequest};
 
-/// A handle on the token of one audience, without a look-up. For clients that take no layer:
+/// A handle on the token of one audience, without a look-up. For clients that cannot use a layer:
 /// drivers that request a token, and connections that authenticate again when it changes
 /// ([`changed`](Self::changed), [`updates`](Self::updates)).
 ///
-/// Clones share the token. Each clone tracks for itself which token it returned last.
+/// Clones share the token. Each clone tracks separately which token it returned last.
 #[doc(alias = "subscribe")]
 pub struct PinnedSvid {
     pin: Arc<Pin>,
@@ -56,7 +56,7 @@ impl Drop for Pin {
 }
 
 impl PinnedSvid {
-    /// Takes over a pin that is counted already.
+    /// Creates the handle for a pin that is already counted.
     pub(super) fn new(
         entry: Arc<Entry>,
         core: Weak<Core>,
@@ -80,18 +80,18 @@ impl PinnedSvid {
     /// Returns the token: the cached one, or a fetched one.
     ///
     /// # Errors
-    /// Returns a [`TokenError`] if no token can be sent and none came in time.
+    /// Returns a [`TokenError`] if no token can be sent and none arrived in time.
     pub async fn get(&self) -> Result<JwtSvid, TokenError> {
         let issued = self.issue()?.settle().await?;
         self.has_seen(issued.token.generation);
         Ok(issued.svid())
     }
 
-    /// Returns the token if one can be sent at once; otherwise returns `None` and starts a fetch.
-    /// Never waits and never blocks: for synchronous callbacks of drivers.
+    /// Returns the token if it can be sent now; otherwise returns `None` and starts a fetch. Never
+    /// waits and never blocks, so it can be used in synchronous callbacks of drivers.
     ///
-    /// Without a tokio runtime, here or where the cache was built, it starts no fetch. Always
-    /// `None` for a [`single_use`](SvidRequest::single_use) request.
+    /// It starts no fetch if there is no tokio runtime, neither here nor where the cache was built.
+    /// Always returns `None` for a [`single_use`](SvidRequest::single_use) request.
     pub fn try_get(&self) -> Option<JwtSvid> {
         if self.request().is_single_use() {
             return None;
@@ -110,7 +110,7 @@ impl PinnedSvid {
     /// Returns the time until the current token expires, on the wall clock or the monotonic clock,
     /// whichever is shorter. `None` if no token can be sent now.
     ///
-    /// A token is not sent in the last 2 % of its lifetime, 2 s at most.
+    /// A token is not sent in the last 2 % of its lifetime, at most 2 s.
     pub fn expires_in(&self) -> Option<Duration> {
         let token = self.current()?;
         Some(token.expires_in(self.pin.entry.cx.moment()))
@@ -131,12 +131,12 @@ impl PinnedSvid {
     /// Returns the token as the value of an `authorization` header: `Bearer …`, marked sensitive.
     ///
     /// # Errors
-    /// As [`get`](Self::get).
+    /// Returns the same errors as [`get`](Self::get).
     pub async fn header(&self) -> Result<HeaderValue, TokenError> {
         Ok(self.issue()?.settle().await?.header())
     }
 
-    /// Returns the header if one can be sent at once; otherwise returns `None` and starts a fetch.
+    /// Returns the header if a token can be sent now; otherwise returns `None` and starts a fetch.
     /// Never waits.
     pub fn try_header(&self) -> Option<HeaderValue> {
         if self.request().is_single_use() {
@@ -148,7 +148,7 @@ impl PinnedSvid {
     #[inline]
     pub(crate) fn issue(&self) -> Result<Issue, TokenError> {
         let entry = &self.pin.entry;
-        // A pinned entry is not evicted, so it need not be looked up again.
+        // A pinned entry is never evicted, so no look-up is needed.
         issue(entry).unwrap_or_else(|| Err(TokenError::closed()))
     }
 
@@ -178,7 +178,7 @@ pub(crate) enum Issue {
 /// A token for one request.
 pub(crate) struct Issued {
     token: Arc<Token>,
-    /// The entry of a single-use token, which nothing else holds.
+    /// The entry of a single-use token. Nothing else holds it.
     _own: Option<Arc<Entry>>,
 }
 
@@ -194,7 +194,7 @@ impl Issue {
         }
     }
 
-    /// What can be sent without waiting.
+    /// The token that can be sent without waiting.
     pub(crate) fn at_once(self) -> Option<Issued> {
         match self {
             Self::Ready(issued) => Some(issued),
@@ -220,15 +220,15 @@ impl Issued {
 
     /// Whether it may still be sent.
     pub(crate) fn is_usable(&self) -> bool {
-        // Without its entry there is no clock: another token is requested.
+        // Without its entry there is no clock, so another token is requested.
         let entry = self.token.entry.upgrade();
         entry.is_some_and(|entry| self.token.usable(entry.cx.moment()))
     }
 
     /// Reports that a service rejected it.
-    pub(crate) fn refused(&self) {
+    pub(crate) fn rejected(&self) {
         if let Some(entry) = self.token.entry.upgrade() {
-            refused(&entry, self.token.generation);
+            rejected(&entry, self.token.generation);
         }
     }
 }
@@ -276,7 +276,7 @@ fn missed(cx: &Context, error: TokenError) -> TokenError {
     error
 }
 
-pub(crate) fn refused(entry: &Entry, generation: u64) -> bool {
+pub(crate) fn rejected(entry: &Entry, generation: u64) -> bool {
     // A single-use token has no successor.
     if entry.shared.is_some() {
         return false;
@@ -284,7 +284,7 @@ pub(crate) fn refused(entry: &Entry, generation: u64) -> bool {
     let now = entry.cx.moment();
     let due = entry.reject(generation, now);
     if due {
-        entry.cx.refused();
+        entry.cx.rejected();
         entry.cx.nudge.notify_waiters();
     }
     due

@@ -1,48 +1,49 @@
-//! The numbers of the cache, each with its reason.
+//! The settings of the cache, with their reasons.
 
 use std::time::Duration;
 
-/// How the cache paces itself. [`SvidCacheBuilder`](super::SvidCacheBuilder) sets some of these
-/// numbers, or bounds them; the others are constants.
+/// Delays and limits of the cache. [`SvidCacheBuilder`](super::SvidCacheBuilder) sets or limits
+/// some of them; the others are constants.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
-    /// The share of a token's life after which it is refreshed: drawn once per token between these
-    /// two, so that many processes do not call at the same time. An agent that returns its cached
-    /// token for about half of its life then never returns the same one.
+    /// The share of a token's life after which it is refreshed: a random value between these two,
+    /// drawn once per token, so that many processes do not call at the same time. An agent returns
+    /// its cached token for about half of its life, so it never returns the same one then.
     pub(crate) refresh: (f64, f64),
     /// With this much of the life left or less, requests wait briefly for the next token.
     pub(crate) soft_margin: Margin,
     /// With this much left or less, a token is never sent: it could expire on its way.
     pub(crate) hard_margin: Margin,
-    /// The longest that one call to the issuer may take. SPIRE's agent can take 30 s.
+    /// The time limit of one call to the issuer. SPIRE's agent can take 30 s.
     pub(crate) fetch_deadline: Duration,
-    /// A call that takes longer than this makes room for others and counts against the issuer.
+    /// A call that takes longer than this lets other calls start, and counts as a failure of the
+    /// issuer.
     pub(crate) slow_after: Duration,
     /// How long a request waits if there is no token to send.
     pub(crate) max_wait: Duration,
     /// How long after the start of a fetch a request within the soft margin still waits for it.
     pub(crate) soft_wait: Duration,
-    /// Between failures while there is a token to send.
+    /// Delays after failures while there is a token to send.
     pub(crate) with_token: Pace,
-    /// Between failures while there is no token to send.
+    /// Delays after failures while there is no token to send.
     pub(crate) without_token: Pace,
-    /// The same, if the issuer denies the identity.
+    /// Delays if the issuer denies the identity.
     pub(crate) denied: Pace,
-    /// After a request that can never succeed.
+    /// The delay after an invalid request.
     pub(crate) invalid: Duration,
-    /// After the issuer returned the token that the cache already has.
+    /// Delays after the issuer returned the token that the cache already has.
     pub(crate) unchanged: Pace,
-    /// At most one fetch in this time because a service rejected the token.
+    /// The time in which at most one fetch is started because a service rejected the token.
     pub(crate) rejected_every: Duration,
     /// Spreads the fetches after a key was removed.
-    pub(crate) gone_jitter: Duration,
-    /// Between the probes of an issuer that does not answer.
+    pub(crate) removal_jitter: Duration,
+    /// Delays between the probes of an issuer that does not respond.
     pub(crate) breaker: Pace,
     /// Failures in a row that open the breaker.
     pub(crate) breaker_after: u32,
     /// Concurrent fetches.
     pub(crate) concurrency: usize,
-    /// Of them, those without a waiting request.
+    /// The maximum of those without a waiting request.
     pub(crate) background: usize,
     /// Fetches per second.
     pub(crate) rate: u32,
@@ -98,7 +99,7 @@ impl Default for Settings {
                 jitter: 0.2,
             },
             rejected_every: secs(10),
-            gone_jitter: secs(5),
+            removal_jitter: secs(5),
             breaker: Pace {
                 first: millis(250),
                 factor: 2.0,

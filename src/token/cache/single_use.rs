@@ -1,8 +1,8 @@
-//! Tokens for one request each.
+//! Single-use tokens.
 //!
-//! Each request has its own entry, outside of the table, so that its fetch has the same deadlines,
-//! limits and breaker as any other. The entry in the table never has a token. It keeps the pace
-//! after failures, the state of the log, and which tokens were sent.
+//! Each request has its own entry outside the table, so that its fetch has the same deadlines,
+//! limits and breaker as any other. The entry in the table never has a token. It stores the retry
+//! delay after failures, the state of the log, and the tokens that were sent.
 
 use std::collections::{HashSet, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
@@ -16,7 +16,7 @@ use super::token::Token;
 use super::wait::Waiter;
 use crate::token::{FetchSvidError, FetchSvidReason};
 
-/// Sent tokens that are remembered, for each audience.
+/// The number of sent tokens that are remembered for each audience.
 const MOST_REMEMBERED: usize = 64 * 1024;
 
 /// The tokens that were sent, by a hash with a key of this process.
@@ -24,7 +24,7 @@ const MOST_REMEMBERED: usize = 64 * 1024;
 pub(super) struct Sent {
     hasher: RandomState,
     hashes: HashSet<u64>,
-    /// In the order of their arrival, with their end on the monotonic clock.
+    /// In order of arrival, with their expiry on the monotonic clock.
     order: VecDeque<(u64, u64)>,
 }
 

@@ -15,11 +15,11 @@ use crate::token::SvidRequest;
 pub enum TokenState {
     /// There is no token yet.
     Empty,
-    /// It is sent as it is.
+    /// It is sent.
     Fresh,
     /// It is sent, and the next request starts a refresh.
     Due,
-    /// It is near its end, a service rejected it, or its signing key was removed: requests wait
+    /// It is about to expire, a service rejected it, or its signing key was removed: requests wait
     /// briefly for the next one.
     Critical,
     /// It is no longer sent.
@@ -49,15 +49,15 @@ pub struct AudienceSnapshot {
     /// The time until the next call to the issuer is allowed, after a failure or an unchanged
     /// token.
     pub next_try_in: Option<Duration>,
-    /// Whether a layer names it or it is kept warm, so that it is never evicted.
+    /// Whether a layer uses it or it is kept warm, so that it is never evicted.
     pub pinned: bool,
     /// The number of tokens so far.
     pub generation: u64,
-    /// Fetches that ended.
+    /// The number of fetches that ended.
     pub fetches: u64,
-    /// Of them, those that failed.
+    /// The number of these fetches that failed.
     pub failures: u64,
-    /// Of them, those that returned the token that the cache already had.
+    /// The number of these fetches that returned the token that the cache already had.
     pub unchanged: u64,
 }
 

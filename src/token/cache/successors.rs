@@ -19,7 +19,7 @@ impl Successors {
         self.0.strong_count() > 0
     }
 
-    /// A fetch would return `newer`: other tokens for the same audiences are due from now on.
+    /// Announces that a fetch would return `newer`: other tokens for the same audiences are due.
     pub(crate) fn announce(&self, newer: &JwtSvid) {
         let Some(core) = self.0.upgrade() else {
             return;

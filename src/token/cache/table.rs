@@ -10,16 +10,16 @@ use super::entry::Entry;
 use crate::token::SvidRequest;
 
 const SHARDS: usize = 16;
-/// Of this many, the least recently used one is evicted.
+/// The sample size of an eviction: the least recently used entry of the sample is evicted.
 const SAMPLE: usize = 8;
 
 /// The entries by request.
 pub(crate) struct Table {
     shards: [RwLock<Shard>; SHARDS],
     len: AtomicUsize,
-    /// Of them, those that are pinned.
+    /// The number of pinned entries.
     pinned: AtomicUsize,
-    /// The most of the others.
+    /// The maximum number of entries that are not pinned.
     max: usize,
     evicted: AtomicU64,
 }
@@ -27,7 +27,7 @@ pub(crate) struct Table {
 #[derive(Default)]
 struct Shard {
     index: HashSet<Keyed>,
-    /// The same entries, to pick one at random; an entry knows its index.
+    /// The same entries, to pick one at random. Each entry stores its index.
     slots: Vec<Arc<Entry>>,
 }
 
@@ -89,9 +89,8 @@ impl Table {
             .map(|keyed| look(&keyed.0))
     }
 
-    /// Returns the entry of `request`; if there is none, adds the one from `make`. With `pin`, it
-    /// is pinned before it can be evicted. `None` if the table is full of entries that cannot be
-    /// evicted.
+    /// Returns the entry of `request`, or adds the one from `make`. With `pin`, it is pinned before
+    /// it can be evicted. `None` if the table is full of entries that cannot be evicted.
     pub(crate) fn get_or_insert(
         &self,
         request: &SvidRequest,
@@ -102,7 +101,7 @@ impl Table {
             if let Some(entry) = self.get(request) {
                 return Some(entry);
             }
-            // Before the lock: it looks into every shard.
+            // Done before the lock, because it reads every shard.
             if !self.make_room() {
                 return None;
             }
@@ -134,7 +133,7 @@ impl Table {
         self.evicted.load(Ordering::Relaxed)
     }
 
-    /// Every entry there is now.
+    /// Returns all current entries.
     pub(crate) fn all(&self) -> Vec<Arc<Entry>> {
         self.shards
             .iter()
@@ -142,14 +141,14 @@ impl Table {
             .collect()
     }
 
-    /// Makes room for one more entry. Evicts one, and a second one if pins left too many. Returns
-    /// whether there is room.
+    /// Makes room for one more entry. Evicts one, and a second one if there are still too many.
+    /// Returns whether there is room.
     fn make_room(&self) -> bool {
-        let mut gone = 0;
-        while gone < 2 && self.is_full() && self.evict_one() {
-            gone += 1;
+        let mut evicted = 0;
+        while evicted < 2 && self.is_full() && self.evict_one() {
+            evicted += 1;
         }
-        gone > 0 || !self.is_full()
+        evicted > 0 || !self.is_full()
     }
 
     fn is_full(&self) -> bool {
@@ -158,10 +157,10 @@ impl Table {
     }
 
     fn evict_one(&self) -> bool {
-        // A few at random; if none of them can be evicted, all.
+        // Tries a random sample first, then all entries.
         let sample = (0..SAMPLE * 2)
             .filter_map(|_| self.any())
-            .filter(|entry| entry.may_go());
+            .filter(|entry| entry.may_be_evicted());
         let oldest = |entries: &mut dyn Iterator<Item = Arc<Entry>>| {
             entries.min_by_key(|entry| entry.used.load(Ordering::Relaxed))
         };
@@ -185,11 +184,11 @@ impl Table {
     }
 
     fn evict(&self, entry: &Arc<Entry>) -> bool {
-        let gone = self.remove(entry, Entry::retire);
-        if gone {
+        let removed = self.remove(entry, Entry::retire);
+        if removed {
             self.evicted.fetch_add(1, Ordering::Relaxed);
         }
-        gone
+        removed
     }
 
     /// The last pin of an entry was dropped. Removes the entry if it never started a fetch.

@@ -13,9 +13,9 @@ use super::settings::Settings;
 use crate::clock::UnixTime;
 use crate::token::{FetchSvidError, FetchSvidReason, JwtSvid, SvidRequest};
 
-/// A token with its deadlines. It never changes; its entry tracks what happens to it later.
+/// A token with its deadlines. Immutable; its entry has all mutable state.
 pub(crate) struct Token {
-    /// `Bearer …`, sensitive; a clone is one reference count.
+    /// `Bearer …`, sensitive. Clones are cheap.
     pub(crate) header: HeaderValue,
     pub(crate) svid: JwtSvid,
     pub(crate) entry: Weak<Entry>,
@@ -42,7 +42,7 @@ pub(crate) enum Stage {
 }
 
 impl Token {
-    /// Checks the token that the issuer returned for `request`; `had` is the one before it.
+    /// Checks the token that the issuer returned for `request`; `had` is the previous one.
     pub(crate) fn accept(
         svid: JwtSvid,
         request: &SvidRequest,
@@ -90,7 +90,7 @@ impl Token {
         self.expiry.until(now)
     }
 
-    /// Whether `newer` does not improve on this one: it is the same, or expires earlier.
+    /// Whether `newer` is the same token, or expires earlier.
     pub(crate) fn is_matched_by(&self, newer: &Self) -> bool {
         self.is_same(newer) || newer.svid.expires_at() < self.svid.expires_at()
     }
@@ -112,7 +112,7 @@ impl Token {
         }
     }
 
-    /// Whether it is sent as it is.
+    /// Whether it is fresh.
     #[inline]
     pub(crate) fn is_fresh(&self, now: Moment) -> bool {
         !self.due.reached(now) && self.usable(now)
@@ -129,8 +129,8 @@ struct Life {
 impl Life {
     fn of(svid: &JwtSvid, now: Moment, settings: &Settings) -> Self {
         let until_expiry = now.at_wall(svid.expires_at()).until(now);
-        // From `iat` if it is plausible. It may be in the future if our clock is slow, and that
-        // does not make the token live longer.
+        // From `iat` if it is plausible. It may be in the future if the local clock is slow; that
+        // does not make the life longer.
         let issued = issued_at(svid);
         let life = issued.map_or(until_expiry, |iat| svid.expires_at().saturating_since(iat));
         let expiry = now
@@ -158,14 +158,14 @@ fn issued_at(svid: &JwtSvid) -> Option<UnixTime> {
         .filter(|iat| iat.secs() > 0 && *iat < svid.expires_at())
 }
 
-/// Why a token is expired when it arrives. An old one: the agent has lost its server. A new one:
-/// the clocks differ.
+/// The error for a token that has expired when it arrives. If it is old, the agent has lost its
+/// server. If it is new, the clocks differ.
 fn expired(svid: &JwtSvid, had: Option<&Token>, now: Moment) -> FetchSvidError {
     const WHAT: &str = "the agent returned an old token";
     const FIX: &str = "its server is probably unreachable; check the agent's log and its \
                        connection to the server";
     if had.is_some_and(|had| had.svid.token() == svid.token()) {
-        let text = format!("{WHAT}, the one that it returned before, which has expired: {FIX}");
+        let text = format!("{WHAT}: it returned it before, and it has expired; {FIX}");
         return FetchSvidError::new(FetchSvidReason::Stale, text);
     }
     let lived =
@@ -173,13 +173,13 @@ fn expired(svid: &JwtSvid, had: Option<&Token>, now: Moment) -> FetchSvidError {
     match lived {
         Some((age, life)) if age >= life => {
             let (age, life) = (age.as_secs(), life.as_secs());
-            let text = format!("{WHAT}, issued {age} s ago for {life} s: {FIX}");
+            let text = format!("{WHAT}: it was issued {age} s ago for {life} s; {FIX}");
             FetchSvidError::new(FetchSvidReason::Stale, text)
         }
         _ => FetchSvidError::new(
             FetchSvidReason::Expired,
-            "the issuer returned a token that is expired or about to be: the clocks differ; compare \
-             those of this machine and of the issuer",
+            "the issuer returned a token that has expired or is about to expire: the clocks differ; \
+             compare the clocks of this machine and of the issuer",
         ),
     }
 }
@@ -188,13 +188,13 @@ fn fits(svid: &JwtSvid, request: &SvidRequest) -> Result<(), FetchSvidError> {
     let unacceptable = |what| Err(FetchSvidError::new(FetchSvidReason::Unacceptable, what));
     let given: BTreeSet<&str> = svid.audiences().collect();
     if !given.iter().copied().eq(request.audiences()) {
-        return unacceptable("the issuer gave a token for other audiences than asked");
+        return unacceptable("the issuer returned a token for other audiences than requested");
     }
     if request.spiffe_id().is_some_and(|id| id != svid.spiffe_id()) {
-        return unacceptable("the issuer gave a token of another SPIFFE ID than asked");
+        return unacceptable("the issuer returned a token with another SPIFFE ID than requested");
     }
     if request.hint().is_some_and(|hint| hint != svid.hint()) {
-        return unacceptable("the issuer gave a token with another hint than asked");
+        return unacceptable("the issuer returned a token with another hint than requested");
     }
     Ok(())
 }
@@ -213,7 +213,7 @@ fn header(svid: &JwtSvid) -> Result<HeaderValue, FetchSvidError> {
         .map_err(|_| {
             FetchSvidError::new(
                 FetchSvidReason::Unacceptable,
-                "the issuer gave a token that no header can carry",
+                "the issuer returned a token that cannot be sent in a header",
             )
         })
 }

@@ -21,14 +21,13 @@ impl PinnedSvid {
     /// Waits for a token that this handle has not returned yet from [`get`](Self::get),
     /// [`try_get`](Self::try_get) or `changed`, and returns it.
     ///
-    /// Tokens that came and were replaced between two calls are skipped: the newest one is
-    /// returned. Dropping the future loses nothing. Each clone of the handle counts for itself; use
-    /// one clone per task.
+    /// Tokens that arrived and were replaced between two calls are skipped: the newest one is
+    /// returned. Dropping the future loses no token. Each clone of the handle tracks its own
+    /// position; use one clone per task.
     ///
     /// It starts no fetch, has no time limit and needs no tokio runtime. Keep the audience warm
     /// ([`SvidCache::keep_warm`](super::SvidCache::keep_warm)), or the token is refreshed only when
-    /// a request asks for it. A failed refresh is not an event: the old token stays until it
-    /// expires.
+    /// a request needs it. A failed refresh is not an event: the old token stays until it expires.
     ///
     /// # Errors
     /// [`Closed`](super::TokenErrorReason::Closed) when the cache or its source is shut down.

@@ -11,19 +11,19 @@ use super::token::{Stage, Token};
 use crate::runtime;
 use crate::token::SvidRequest;
 
-/// After this many lost flights in a row, the next one would probably be lost too.
+/// The number of flights that one wait tries.
 const MOST_FLIGHTS: u32 = 3;
 
-/// Waits until a flight ends or the time is up, then takes the newest token.
+/// Waits until a flight ends or the time limit is reached, then takes the newest token.
 pub(crate) struct Waiter {
     entry: Arc<Entry>,
     outcome: Outcome,
     wait: Duration,
-    /// Whether the deadline of the call, and not the cache, sets `wait`.
+    /// Whether `wait` comes from the deadline of the call and not from the cache.
     by_deadline: bool,
-    /// The token has expired, and the issuer has not answered since this moment.
+    /// The token has expired, and the issuer has not responded since this moment.
     silent_since: Option<u64>,
-    /// It waits because the key that signed the token was removed.
+    /// Whether it waits because the key that signed the token was removed.
     key_removed: bool,
 }
 
@@ -66,8 +66,8 @@ impl Waiter {
         }
     }
 
-    /// Waits no longer than this, the time that the call has left. While an older token can still
-    /// be sent, half of the time is kept for the call itself.
+    /// Waits no longer than the time that the call has left. While an older token can still be
+    /// sent, half of the time is kept for the call itself.
     pub(crate) fn within(self, left: Duration) -> Self {
         let usable = self.entry.usable(self.entry.cx.moment()).is_some();
         let most = if usable { left / 2 } else { left };
@@ -88,7 +88,7 @@ impl Waiter {
         }
     }
 
-    /// What may be sent without waiting.
+    /// The token that can be sent without waiting.
     pub(crate) fn at_once(self) -> Option<Arc<Token>> {
         let cx = &self.entry.cx;
         let token = self.entry.usable(cx.moment());
@@ -121,7 +121,7 @@ impl Waiter {
         if self.entry.cx.is_closed() {
             return Err(TokenError::closed());
         }
-        // An error, or no answer yet: never a reason not to send what may still be sent.
+        // An error, or no response yet. A token that can still be sent is sent anyway.
         if let Some(token) = self.entry.usable(now) {
             if self.entry.stage(&token, now) == Stage::Critical {
                 self.entry.cx.late();
@@ -133,12 +133,12 @@ impl Waiter {
             Ok(Ok(_)) => Err(TokenError::for_request(
                 TokenErrorReason::ClockSkew,
                 &self.entry.request,
-                "the token that came has expired already",
+                "the fetched token has already expired",
             )),
             Err(_) if self.by_deadline => Err(TokenError::for_request(
                 TokenErrorReason::DeadlineExceeded,
                 &self.entry.request,
-                "the `grpc-timeout` of the call ended before the token came; raise it, or keep the \
+                "the `grpc-timeout` of the call ended before the token arrived; raise it, or keep the \
                  audience warm (`keep_warm`)",
             )),
             Err(_) => Err(self.timed_out(now)),
@@ -153,7 +153,7 @@ impl Waiter {
                 reason,
                 request,
                 format_args!(
-                    "the last one has expired, and the issuer has not answered for {} s; check \
+                    "the last one has expired, and the issuer has not responded for {} s; check \
                      that the agent is running and reaches its server",
                     Duration::from_nanos(now.mono().saturating_sub(since)).as_secs()
                 ),
@@ -162,7 +162,7 @@ impl Waiter {
                 reason,
                 request,
                 format_args!(
-                    "the issuer did not answer within {:.1} s",
+                    "the issuer did not respond within {:.1} s",
                     self.wait.as_secs_f64()
                 ),
             ),
@@ -174,7 +174,8 @@ impl Waiter {
         let mut outcome = self.outcome.clone();
         for _ in 0..MOST_FLIGHTS {
             match outcome.await {
-                // It began before the signing key was removed: the next one may have a new token.
+                // This flight began before the signing key was removed: the next one may return a
+                // new token.
                 Ok(token) if !(self.key_removed && self.entry.is_key_removed()) => {
                     return Ok(token);
                 }

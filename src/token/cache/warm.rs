@@ -10,9 +10,9 @@ use super::context::Context;
 use super::error::{TokenError, TokenErrorReason};
 use super::pin::PinnedSvid;
 
-/// The shortest time between two looks.
+/// The shortest time between two checks.
 const AT_MOST_EVERY: Duration = Duration::from_millis(50);
-/// The longest time between two looks: the wall clock may step, and the machine may sleep.
+/// The longest time between two checks: the wall clock may step, and the machine may be suspended.
 const AT_LEAST_EVERY: Duration = Duration::from_secs(10);
 
 /// Keeps tokens fresh until it is dropped: see
@@ -59,13 +59,13 @@ pub(crate) fn keep(cx: &Arc<Context>, pins: Vec<PinnedSvid>) -> Result<KeepWarm,
     })
 }
 
-/// Starts the refreshes that are due. Returns the time until the next look.
+/// Starts the refreshes that are due. Returns the time until the next check.
 fn look(cx: &Context, pins: &[PinnedSvid]) -> Duration {
     let now = cx.moment();
     let mut next = AT_LEAST_EVERY;
     for pin in pins {
         let entry = pin.entry();
-        entry.tend(now);
+        entry.refresh_due(now);
         next = next.min(entry.attention_in(now));
     }
     next

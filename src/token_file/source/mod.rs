@@ -25,8 +25,8 @@ use crate::token::{Successors, SvidCache};
 /// Tokens from files that another process writes: a sidecar such as spiffe-helper or `tower-spiffe
 /// token-file`, or Kubernetes' projected tokens of an issuer that is compatible with SPIFFE.
 ///
-/// Each file has one token, for the audiences given with its path. Layers and caches take it in
-/// place of a `JwtSource`, without an agent and without gRPC:
+/// Each file has one token, for the audiences given with its path. Layers and caches accept it
+/// instead of a `JwtSource`. It needs no agent and no gRPC:
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -60,16 +60,16 @@ use crate::token::{Successors, SvidCache};
 ///
 /// - A file is read when a token is due, and polled every 5 s
 ///   ([`poll_interval`](FileTokensBuilder::poll_interval)). If it then has another token, the next
-///   request fetches that one.
+///   request uses that token.
 /// - If a file is missing, cannot be read or is half-written, the last good token is kept until its
-///   `exp`. A file that changes while it is read, or whose signature is too short for its `alg`, is
-///   half-written.
+///   `exp`. A file that changes while it is read, or whose signature is too short for its `alg`,
+///   counts as half-written.
 /// - The token's `aud` must be exactly the audiences of the file. With
 ///   [`spiffe_id`](FileTokensBuilder::spiffe_id), its `sub` must be that identity. A token for
 ///   another audience or identity is an error, and so is an expired one. The signature is not
 ///   verified: the receiver does that.
 /// - White space around the token is ignored. A file larger than 16 KiB is an error. Links are
-///   followed, as Kubernetes mounts need it.
+///   followed, because Kubernetes mounts need it.
 #[derive(Clone)]
 pub struct FileTokens {
     inner: Arc<Inner>,
@@ -93,12 +93,12 @@ pub struct FileTokenState {
     pub path: PathBuf,
     /// The audiences of the file.
     pub audiences: Vec<Box<str>>,
-    /// The `sub` of the last good token. `None` if there was none yet.
+    /// The `sub` of the last good token. `None` before the first good token.
     pub spiffe_id: Option<SpiffeId>,
-    /// The time until the last good token expires; zero if it has expired. `None` if there was none
-    /// yet.
+    /// The time until the last good token expires; zero if it has expired. `None` before the first
+    /// good token.
     pub expires_in: Option<Duration>,
-    /// Why the last read failed. `None` if it did not.
+    /// The error of the last read. `None` if it succeeded.
     pub error: Option<Arc<str>>,
 }
 
@@ -132,15 +132,15 @@ impl FileTokens {
         }
     }
 
-    /// Makes a change of a file due at once in `cache`, which was built over a clone of this. The
-    /// caches of `SvidCache::from` have this already.
+    /// Makes tokens in `cache` due immediately when a file changes. `cache` must be built over a
+    /// clone of this. A cache of `SvidCache::from` does this already.
     pub fn refresh(&self, cache: &SvidCache) {
         let mut caches = self.inner.caches();
         caches.retain(Successors::is_alive);
         caches.push(cache.successors());
     }
 
-    /// Returns the state of each file, in the order in which they were named.
+    /// Returns the state of each file, in the order in which they were added.
     pub fn state(&self) -> Vec<FileTokenState> {
         let now = self.inner.clock.now();
         let files = self.inner.files.iter();
@@ -149,7 +149,7 @@ impl FileTokens {
 }
 
 impl FileTokensBuilder {
-    /// Adds a file with the token for these audiences, all of them together.
+    /// Adds a file with one token for all of these audiences.
     pub fn file<A: Into<String>>(
         mut self,
         audiences: impl IntoIterator<Item = A>,
@@ -160,7 +160,7 @@ impl FileTokensBuilder {
         self
     }
 
-    /// Requires each token to name this identity as its `sub`. Any SPIFFE ID by default.
+    /// Requires this identity as the `sub` of each token. Any SPIFFE ID by default.
     pub fn spiffe_id(mut self, id: SpiffeId) -> Self {
         self.spiffe_id = Some(id);
         self
@@ -172,7 +172,7 @@ impl FileTokensBuilder {
         self
     }
 
-    /// Sets the clock by which tokens expire. The machine's clock by default.
+    /// Sets the clock for the expiry of tokens. The system clock by default.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self
@@ -182,7 +182,7 @@ impl FileTokensBuilder {
     /// a separate thread.
     ///
     /// # Errors
-    /// No file was named; audiences are missing or invalid; two files are for the same audiences;
+    /// There are no files; audiences are missing or invalid; two files are for the same audiences;
     /// or the call is made without a tokio runtime with timers.
     pub fn open(self) -> Result<FileTokens, TokenFileError> {
         let runtime = runtime::with_timers().map_err(|missing| {
@@ -190,7 +190,7 @@ impl FileTokensBuilder {
             TokenFileError::new(TokenFileErrorReason::NoRuntime, text)
         })?;
         if self.files.is_empty() {
-            let text = "token files are missing: none was named; call `.file(...)`";
+            let text = "token files are missing; call `.file(...)`";
             return Err(TokenFileError::new(TokenFileErrorReason::Path, text));
         }
         let mut files: Vec<Followed> = Vec::with_capacity(self.files.len());
@@ -234,14 +234,14 @@ fn follow(inner: Weak<Inner>, every: Duration, runtime: &Handle) {
             let Some(inner) = inner.upgrade() else {
                 return;
             };
-            // Without a cache there is no receiver of a change.
+            // Without a cache, changes are not used.
             inner.caches().retain(Successors::is_alive);
             if inner.caches().is_empty() {
                 continue;
             }
             for (at, file) in inner.files.iter().enumerate() {
                 if let Some(outcome) = inner.read(at).await {
-                    file.take_in(&outcome);
+                    file.record_read(&outcome);
                     if let Ok(svid) = outcome {
                         inner.succeeded(&svid);
                     }
@@ -282,7 +282,7 @@ impl Inner {
         self.files.iter().position(is_for).ok_or_else(|| {
             FetchSvidError::new(
                 FetchSvidReason::InvalidRequest,
-                "no token file is for these audiences; name one with `FileTokensBuilder::file`",
+                "no token file has these audiences; add one with `FileTokensBuilder::file`",
             )
         })
     }
@@ -305,7 +305,7 @@ impl Followed {
         }
     }
 
-    fn take_in(&self, outcome: &Result<JwtSvid, Fault>) {
+    fn record_read(&self, outcome: &Result<JwtSvid, Fault>) {
         let error: Option<Arc<str>> = outcome.as_ref().err().map(|fault| fault.text().into());
         let known_before = {
             let mut known = self.known();
@@ -316,7 +316,7 @@ impl Followed {
         };
         let path = self.path.display();
         if let (Some(error), false) = (error, known_before) {
-            tracing::warn!(%path, %error, "trouble with a token file; its last good token is kept until it expires");
+            tracing::warn!(%path, %error, "token file is unreadable or invalid; its last good token is kept until it expires");
         }
     }
 
@@ -326,7 +326,7 @@ impl Followed {
         outcome: Result<JwtSvid, Fault>,
         now: UnixTime,
     ) -> Result<JwtSvid, FetchSvidError> {
-        self.take_in(&outcome);
+        self.record_read(&outcome);
         let alive = |svid: &JwtSvid| svid.expires_at() > now;
         match outcome {
             Ok(svid) if alive(&svid) => Ok(svid),
@@ -363,7 +363,8 @@ impl FetchSvid for FileTokens {
     }
 }
 
-/// Creates a cache over the files, with the same clock. A change of a file is due in it at once.
+/// Creates a cache over the files, with the same clock. When a file changes, its token in the cache
+/// is due immediately.
 impl From<&FileTokens> for SvidCache {
     fn from(files: &FileTokens) -> Self {
         let clock = files.inner.clock.clone();
@@ -373,7 +374,8 @@ impl From<&FileTokens> for SvidCache {
     }
 }
 
-/// Creates a cache over the files, with the same clock. A change of a file is due in it at once.
+/// Creates a cache over the files, with the same clock. When a file changes, its token in the cache
+/// is due immediately.
 impl From<FileTokens> for SvidCache {
     fn from(files: FileTokens) -> Self {
         Self::from(&files)

@@ -9,17 +9,17 @@ use crate::identity::SpiffeId;
 use crate::jwt::{Algorithm, Header, Split, decode};
 use crate::token::{FetchSvidError, FetchSvidReason, JwtSvid, SvidRequest};
 
-/// Enough for the longest token and white space around it.
+/// Enough for a token of the maximum length and white space around it.
 const MAX_LEN: u64 = 16 * 1024;
 
 /// Why the token of a file cannot be sent.
 #[derive(Debug)]
 pub(super) enum Fault {
-    /// It is missing or cannot be read.
+    /// The file is missing or cannot be read.
     Unreadable(String),
-    /// It has no token, or only a part of one.
+    /// The file has no token, or only a part of one.
     Malformed(String),
-    /// It has a token of another audience or identity.
+    /// The file has a token of another audience or identity.
     Other(String),
 }
 
@@ -32,7 +32,7 @@ impl Fault {
 
     pub(super) fn error(self) -> FetchSvidError {
         match self {
-            // Says nothing about the other files, so it is not `Unavailable`.
+            // Other files are not affected, so the reason is not `Unavailable`.
             Self::Unreadable(text) => FetchSvidError::new(FetchSvidReason::Other, text),
             Self::Malformed(text) | Self::Other(text) => {
                 FetchSvidError::new(FetchSvidReason::Unacceptable, text)
@@ -55,7 +55,7 @@ pub(super) fn read(
     })?;
     let malformed = |why: &str| {
         Fault::Malformed(format!(
-            "token file {} has no whole token: {why}; check the process that writes it",
+            "token file {} has no complete token: {why}; check the process that writes it",
             shown(path)
         ))
     };
@@ -77,14 +77,14 @@ pub(super) fn read(
     if !expected.eq(given.iter().copied()) {
         return Err(Fault::Other(format!(
             "token file {} has a token for other audiences than {:?}: check which token its writer \
-             asks for",
+             requests",
             shown(path),
             audiences.audiences().collect::<Vec<_>>()
         )));
     }
     if let Some(id) = id.filter(|id| *id != svid.spiffe_id()) {
         return Err(Fault::Other(format!(
-            "token file {} has a token of another identity than {id}: it is of {}",
+            "token file {} has a token of another identity than {id}: {}; check its writer",
             shown(path),
             svid.spiffe_id()
         )));
@@ -113,8 +113,8 @@ fn is_same(before: &Metadata, after: &Metadata) -> bool {
     before.len() == after.len() && before.modified().ok() == after.modified().ok()
 }
 
-/// Whether the signature has the length of its algorithm. Otherwise a token with a cut signature
-/// would look whole.
+/// Whether the signature has the length of its algorithm. Otherwise a token with a truncated
+/// signature would look complete.
 fn has_whole_signature(token: &str) -> bool {
     let lengths = || {
         let split = Split::new(token)?;

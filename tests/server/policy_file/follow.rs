@@ -121,7 +121,7 @@ async fn p04_a_broken_file_keeps_the_policy() {
     assert_eq!(error.reason(), FilePolicyErrorReason::Invalid);
     assert_eq!((error.line(), error.column()), (Some(3), Some(1)));
     assert_eq!(error.path(), Some(file.path().as_path()));
-    let problem = "trouble with a policy file; its last good policy stays";
+    let problem = "policy file is unreadable or invalid; its last good policy stays in use";
     assert_eq!(log.levels(problem), ["WARN"]);
     assert!(log.text().contains("line=3 column=1"), "{}", log.text());
     // Each check counts it, but one line is logged.

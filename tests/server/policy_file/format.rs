@@ -68,7 +68,7 @@ fn p01_errors_have_line_and_column() {
         ("rule = [1]", 1, 9, "a rule is not a table"),
         ("\nrules = []", 2, 1, "unknown key \"rules\""),
         ("[[rule]]\npaths = '/'", 2, 1, "unknown key \"paths\""),
-        ("[[rule]]\n", 1, 1, "for no request"),
+        ("[[rule]]\n", 1, 1, "matches no request"),
         ("[[rule]]\npath = 7", 2, 8, "not a text"),
         ("[[rule]]\npath = ''", 2, 8, "empty text"),
         ("[[rule]]\npath = '/a'\npublic = true", 1, 1, "`methods`"),

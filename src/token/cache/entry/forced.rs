@@ -1,4 +1,4 @@
-//! What makes a token due before its time: a rejection, a removed key, a successor.
+//! Makes a token due early: after a rejection, a removed key, or a newer token.
 
 use std::sync::atomic::Ordering;
 
@@ -30,22 +30,27 @@ impl Entry {
         true
     }
 
-    /// Keys were removed; `gone` reports whether one of them signed a token. If the current token
-    /// is one of these, the next request waits for another token. A token that is being fetched may
-    /// be one, too.
+    /// Keys were removed; `signed_by_removed` returns whether one of them signed a token. If so for
+    /// the current token, the next request waits for another token. The fetch in progress may
+    /// return such a token too.
     #[cfg(feature = "workload-api")]
-    pub(crate) fn keys_gone(&self, gone: impl Fn(&Token) -> bool, now: Moment) {
+    pub(crate) fn keys_removed(&self, signed_by_removed: impl Fn(&Token) -> bool, now: Moment) {
         {
             let mut state = self.state();
             state.doubtful = state.flight.is_some();
         }
-        // Without the lock: `gone` may be code of the user.
-        let Some(token) = self.token.load_full().filter(|token| gone(token)) else {
+        // Without the lock, because `signed_by_removed` may be user code.
+        let Some(token) = self
+            .token
+            .load_full()
+            .filter(|token| signed_by_removed(token))
+        else {
             return;
         };
         let at = self.spread_out(now);
         let mut state = self.state();
-        // A token that came meanwhile was fetched after the removal, or is marked as doubtful.
+        // A token that arrived in the meantime was fetched after the removal, or is marked as
+        // doubtful.
         let current = self.token.load();
         if current
             .as_ref()
@@ -66,7 +71,7 @@ impl Entry {
         let flights = state.flights;
         state.pace.with_token = 0;
         let rare = state.rare();
-        rare.gone_at = Some(unasked_at);
+        rare.removed_at = Some(unasked_at);
         rare.asked_at = None;
         rare.asked_before = flights;
         self.key_removed.store(true, Ordering::Relaxed);
@@ -74,7 +79,7 @@ impl Entry {
         self.force(now.mono());
     }
 
-    /// There is a newer token: the current one is due if `is_old` applies to it.
+    /// The fetcher has a newer token: the current one is due if `is_old` returns `true` for it.
     pub(in crate::token::cache) fn succeeded(&self, is_old: impl Fn(&Token) -> bool, now: Moment) {
         let mut state = self.state();
         let token = self.token.load();
@@ -85,13 +90,14 @@ impl Entry {
         }
     }
 
-    /// A random moment soon, on the monotonic clock: it spreads the fetches of many audiences.
+    /// Returns a random moment soon, on the monotonic clock, to spread the fetches of many
+    /// audiences.
     pub(in crate::token::cache) fn spread_out(&self, now: Moment) -> u64 {
-        let jitter = self.cx.settings.gone_jitter;
+        let jitter = self.cx.settings.removal_jitter;
         now.plus(jitter.mul_f64(fastrand::f64())).mono()
     }
 
-    /// Due at `at` on the monotonic clock.
+    /// Makes the token due at `at` on the monotonic clock.
     fn force(&self, at: u64) {
         self.forced.fetch_min(at, Ordering::AcqRel);
         self.version.fetch_add(1, Ordering::Release);

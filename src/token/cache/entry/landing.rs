@@ -14,10 +14,10 @@ use crate::token::{FetchSvidError, FetchSvidReason, SvidRequest};
 
 /// How a flight ended.
 pub(crate) enum Landing {
-    /// With the issuer's answer, or without one in time.
+    /// With the issuer's response, or with a timeout.
     Answer(Result<Token, FetchSvidError>),
-    /// The breaker did not let it begin.
-    Refused {
+    /// The breaker was open, so no call was made.
+    NotStarted {
         retry_after: Duration,
         cause: Option<FetchSvidError>,
     },
@@ -47,7 +47,7 @@ impl Failure {
 }
 
 impl Entry {
-    /// Stores the result of a flight and returns what its waiters get. The new token is visible
+    /// Stores the result of a flight and returns it for the waiters. The new token is visible
     /// before this returns, so before any waiter is woken.
     pub(crate) fn land(
         self: &Arc<Self>,
@@ -59,7 +59,7 @@ impl Entry {
         let landed = state.flight.take_if(|current| current.id() == flight);
         let called = landed.and_then(|landed| landed.called());
         let answer = match landing {
-            Landing::Refused { retry_after, cause } => {
+            Landing::NotStarted { retry_after, cause } => {
                 let until = now.mono().saturating_add(nanos(retry_after));
                 self.quiet_until.store(until, Ordering::Release);
                 let error = TokenError::breaker_open(&self.request, cause);
@@ -95,7 +95,7 @@ impl Entry {
                     called.is_some_and(|called| now.mono() >= called.saturating_add(slow_after));
                 let forced = self.is_forced(now);
                 let before = state.generation;
-                let token = self.take_in(&mut state, flight, token, now);
+                let token = self.store_token(&mut state, flight, token, now);
                 let newer = state.generation > before;
                 let news = state.news().filter(|_| newer);
                 drop(state);
@@ -110,7 +110,7 @@ impl Entry {
                 if stalls {
                     self.has_stalled("the agent returned the token that it returned before");
                 } else if recovers {
-                    tracing::info!(request = ?self.request, "refreshes of JWT-SVIDs bring newer tokens again");
+                    tracing::info!(request = ?self.request, "refreshes of JWT-SVIDs return newer tokens again");
                 }
                 Ok(token)
             }
@@ -133,11 +133,11 @@ impl Entry {
                     None => state,
                 };
                 if error.reason() == FetchSvidReason::Stale {
-                    // The failure is the report.
+                    // The failure is logged instead.
                     self.cx.stalls(&mut state);
                 }
                 let failure = self.lasting().failed(&mut state, &error, now);
-                // Without the lock: a subscriber of the log may look at the state.
+                // Without the lock, because a log subscriber may read the state.
                 drop(state);
                 failure.log(&self.request, &error);
                 Err(Down::Failed(failure.error))
@@ -145,11 +145,11 @@ impl Entry {
         }
     }
 
-    /// The call under way has taken longer than `slow_after`.
+    /// The call in progress has taken longer than `slow_after`.
     pub(crate) fn is_slow(&self) {
         let stalls = self.cx.stalls(&mut self.lasting().state());
         if stalls {
-            self.has_stalled("the agent has not answered yet");
+            self.has_stalled("the agent has not responded yet");
         }
     }
 
@@ -161,7 +161,7 @@ impl Entry {
         );
     }
 
-    fn take_in(
+    fn store_token(
         self: &Arc<Self>,
         state: &mut EntryState,
         flight: u64,
@@ -175,7 +175,7 @@ impl Entry {
         state.warned = 0;
         let current = self.token.load_full().filter(|current| current.usable(now));
         if let Some(current) = current {
-            // A token that was rejected, or whose key was removed, is replaced by any other one.
+            // If the token was rejected or its key was removed, any other token replaces it.
             let gain = if self.is_forced(now) {
                 !current.is_same(&token)
             } else {
@@ -186,8 +186,8 @@ impl Entry {
                 self.cx.counts.unchanged.increment();
                 if self.rejected.load(Ordering::Relaxed) || self.is_key_removed() {
                     if flight <= state.rare().asked_before {
-                        // Rejected while this fetch was in progress: the next request starts
-                        // another.
+                        // The token was rejected during this fetch: the next request starts another
+                        // one.
                         self.quiet_until.store(0, Ordering::Release);
                         return current;
                     }
@@ -195,8 +195,8 @@ impl Entry {
                     // removed.
                     self.rejected.store(false, Ordering::Relaxed);
                     self.key_removed.store(false, Ordering::Relaxed);
-                    let gone_at = state.rare().gone_at.unwrap_or(NEVER);
-                    self.forced.store(gone_at, Ordering::Release);
+                    let removed_at = state.rare().removed_at.unwrap_or(NEVER);
+                    self.forced.store(removed_at, Ordering::Release);
                 }
                 state.pace.unchanged(&self.cx.settings, now);
                 self.quiet_until
@@ -213,7 +213,7 @@ impl Entry {
         self.rejected.store(false, Ordering::Relaxed);
         self.key_removed.store(false, Ordering::Relaxed);
         if let Some(rare) = &mut state.rare {
-            rare.gone_at = None;
+            rare.removed_at = None;
         }
         self.forced.store(NEVER, Ordering::Release);
         self.quiet_until.store(0, Ordering::Release);

@@ -1,4 +1,4 @@
-//! One audience: its token, its fetch in progress, its pace.
+//! One audience: its token, its fetch in progress, its retry delay.
 
 mod forced;
 mod landing;
@@ -26,17 +26,17 @@ pub(super) const NEVER: u64 = u64::MAX;
 
 /// The state that the cache keeps for one request.
 ///
-/// EMPTY → fetching → FRESH → DUE → CRITICAL → EXPIRED: the stage follows from the token and the
-/// time alone ([`Stage`]). No stage is final, and a failure is not a stage.
+/// EMPTY → fetching → FRESH → DUE → CRITICAL → EXPIRED: the stage depends only on the token and the
+/// time ([`Stage`]). No stage is final, and a failure is not a stage.
 pub(crate) struct Entry {
-    /// Never used twice in a process.
+    /// Unique in the process.
     pub(crate) id: u64,
     pub(crate) request: SvidRequest,
     pub(crate) cx: Arc<Context>,
     /// Changes whenever copies of this entry's state may no longer be valid.
     pub(crate) version: AtomicU64,
     pub(crate) token: ArcSwapOption<Token>,
-    /// When the token is due at any age, on the monotonic clock.
+    /// When the token is due regardless of its age, on the monotonic clock.
     pub(super) forced: AtomicU64,
     /// A service rejected the token: requests wait briefly for the next one.
     pub(super) rejected: AtomicBool,
@@ -79,7 +79,7 @@ impl Entry {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The entry that outlives one request: for a single-use token the one in the table.
+    /// The entry that outlives one request: for a single-use token, the entry in the table.
     fn lasting(&self) -> &Self {
         self.shared.as_deref().unwrap_or(self)
     }
@@ -105,23 +105,24 @@ impl Entry {
         now.mono() >= self.forced.load(Ordering::Acquire)
     }
 
-    /// Until when `token` is fresh, a forced refresh included.
+    /// The time until which `token` is fresh, including a forced refresh.
     pub(crate) fn due(&self, token: &Token) -> Moment {
         token.due.no_later_than(self.forced.load(Ordering::Acquire))
     }
 
-    /// The same, if no request asks for it: a removed key does not have all tokens that are kept
-    /// warm fetched at once.
+    /// The time until which `token` is fresh if no request needs it. After a removed key, it
+    /// spreads the fetches of tokens that are only kept warm.
     fn due_unasked(&self, token: &Token) -> Moment {
         if !self.is_key_removed() {
             return self.due(token);
         }
-        let gone_at = self.state().rare.as_ref().and_then(|rare| rare.gone_at);
-        token.due.no_later_than(gone_at.unwrap_or(NEVER))
+        let removed_at = self.state().rare.as_ref().and_then(|rare| rare.removed_at);
+        token.due.no_later_than(removed_at.unwrap_or(NEVER))
     }
 
     pub(crate) fn touch(&self, now: Moment) {
-        // Once a second: with a write per request, threads would contend for the cache line.
+        // At most once a second: with a write per request, threads would contend for the cache
+        // line.
         let used = self.used.load(Ordering::Relaxed);
         if now.mono().saturating_sub(used) >= 1_000_000_000 {
             self.used.store(now.mono(), Ordering::Relaxed);
@@ -133,7 +134,7 @@ impl Entry {
         self.token.load_full().filter(|token| token.usable(now))
     }
 
-    /// A flight begins its call, and has time until `lease`.
+    /// A flight begins its call. It counts as lost after `lease`.
     pub(crate) fn calls(&self, flight: u64, began: u64, lease: u64) {
         let state = self.state();
         if let Some(current) = state
@@ -146,8 +147,8 @@ impl Entry {
         }
     }
 
-    /// Whether it may probably be evicted; [`retire`](Self::retire) decides.
-    pub(crate) fn may_go(&self) -> bool {
+    /// Whether it can probably be evicted; [`retire`](Self::retire) decides.
+    pub(crate) fn may_be_evicted(&self) -> bool {
         self.pins.load(Ordering::Relaxed) == 0 && self.state().flight.is_none()
     }
 
@@ -159,20 +160,20 @@ impl Entry {
             return false;
         }
         state.retired = true;
-        // From now on it cannot report that its refreshes recovered.
+        // A retired entry cannot report that its refreshes recovered.
         self.cx.recovers(&mut state);
         true
     }
 
-    /// The same, only if it never started a fetch.
+    /// Prevents fetches, only if it never started one.
     pub(crate) fn retire_unused(&self) -> bool {
         let unused = self.state().flights == 0;
-        // A fetch that starts in between is in progress, or has returned a token to keep.
+        // A fetch that started in the meantime is in progress, or has returned a token.
         unused && self.retire()
     }
 
     /// Ends the fetch in progress and wakes the waiters for a newer token: the cache is closed.
-    pub(crate) fn ground(&self) {
+    pub(crate) fn end_fetch(&self) {
         let (flight, news) = {
             let mut state = self.state();
             (state.flight.take(), state.news())
@@ -183,12 +184,12 @@ impl Entry {
         }
     }
 
-    /// Wakes its waiters when a newer token is there, or the cache is closed.
+    /// The signal to waiters that a newer token arrived or the cache was closed.
     pub(in crate::token::cache) fn news(&self) -> Arc<Notify> {
         self.state().rare().news.get_or_insert_default().clone()
     }
 
-    /// The time until the task that keeps it warm has to look at it again.
+    /// The time until the task that keeps it warm must check it again.
     pub(crate) fn attention_in(&self, now: Moment) -> Duration {
         if self.request.is_single_use() {
             return Duration::MAX;

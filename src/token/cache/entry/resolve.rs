@@ -1,4 +1,4 @@
-//! What a request gets from an entry, and when a fetch begins.
+//! Resolves requests from an entry, and starts fetches.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,7 +11,7 @@ use super::super::token::{Stage, Token};
 use super::super::wait::Waiter;
 use super::{Entry, EntryState};
 
-/// What a request gets.
+/// The result for a request.
 pub(crate) enum Resolved {
     Token(Arc<Token>),
     Wait(Waiter),
@@ -25,7 +25,8 @@ enum Attempt {
     Flight {
         started: u64,
         waiter: Waiter,
-        /// Since when the issuer has not answered, if the last call or this one says so.
+        /// The time since when the issuer has not responded, if it did not respond to the last call
+        /// or this one.
         silent_since: Option<u64>,
     },
     NotNow {
@@ -36,17 +37,17 @@ enum Attempt {
     Retired,
 }
 
-/// What an attempt still has to do after the lock is released.
+/// Work that an attempt does after the lock is released.
 enum After {
     Nothing,
     /// A fetch began.
     Began,
-    /// Another audience has to call the issuer first.
+    /// Another audience must call the issuer first.
     First(Arc<Entry>),
 }
 
 impl Entry {
-    /// Returns what a request gets now; starts a fetch if one is due.
+    /// Returns the result for a request now; starts a fetch if one is due.
     pub(crate) fn resolve(self: &Arc<Self>, now: Moment) -> Resolved {
         let settings = &self.cx.settings;
         let token = self.token.load_full();
@@ -88,7 +89,7 @@ impl Entry {
                     silent_since,
                     ..
                 } => {
-                    // Requests must not pile up in an outage that is longer than a token's life.
+                    // Requests must not accumulate in an outage that is longer than a token's life.
                     let silent_since = token.and(silent_since);
                     let wait = match silent_since {
                         Some(_) => settings.soft_wait.min(settings.max_wait),
@@ -103,21 +104,21 @@ impl Entry {
         }
     }
 
-    /// Joins the fetch in progress, or starts one if the pace, the breaker and the runtime allow
-    /// it.
+    /// Joins the fetch in progress, or starts one if the retry delay, the breaker and the runtime
+    /// allow it.
     fn attempt(self: &Arc<Self>, now: Moment, urgent: bool) -> Attempt {
         let (attempt, after) = self.join_or_start(now, urgent);
         match after {
             After::Nothing => {}
-            // Without the lock: a recorder may read the state.
+            // Without the lock, because a recorder may read the state.
             After::Began => self.cx.refreshing(urgent),
-            After::First(other) => other.go_first(now),
+            After::First(other) => other.fetch_first(now),
         }
         attempt
     }
 
     /// Calls the issuer in place of another audience.
-    pub(crate) fn go_first(self: &Arc<Self>, now: Moment) {
+    pub(crate) fn fetch_first(self: &Arc<Self>, now: Moment) {
         if let (_, After::Began) = self.join_or_start(now, false) {
             self.cx.refreshing(false);
         }
@@ -131,7 +132,7 @@ impl Entry {
     /// The part of [`attempt`](Self::attempt) with the lock held.
     fn join_or_start(self: &Arc<Self>, now: Moment, urgent: bool) -> (Attempt, After) {
         let cx = &self.cx;
-        // Dropped after the lock is released: it may drop values of the user's fetcher.
+        // Dropped after the lock is released, because it may drop values of the user's fetcher.
         let _lost;
         let mut state = self.state();
         if state.retired {
@@ -159,7 +160,7 @@ impl Entry {
                 };
                 return (attempt, After::Nothing);
             }
-            // Its task is lost: tasks end with their runtime.
+            // Its task ended with its runtime.
             _lost = state.flight.take();
             cx.counts.lost.increment();
         }
@@ -218,8 +219,8 @@ impl Entry {
         (attempt, After::Began)
     }
 
-    /// Starts what is due, without a request that waits for it.
-    pub(crate) fn tend(self: &Arc<Self>, now: Moment) {
+    /// Starts the fetch that is due, without a waiting request.
+    pub(crate) fn refresh_due(self: &Arc<Self>, now: Moment) {
         if self.request.is_single_use() {
             return;
         }
@@ -227,7 +228,7 @@ impl Entry {
         let fresh =
             token.is_some_and(|token| token.usable(now) && !self.due_unasked(&token).reached(now));
         if !fresh {
-            // The fetch goes on by itself.
+            // The fetch continues without a waiter.
             let _ = self.attempt(now, false);
         }
     }

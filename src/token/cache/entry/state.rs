@@ -1,4 +1,4 @@
-//! The state behind the lock of an entry: the fetch in progress, the pace, the counts.
+//! The state behind the lock of an entry: the fetch in progress, the retry delay, the counts.
 
 use std::sync::Arc;
 
@@ -18,15 +18,15 @@ pub(crate) struct EntryState {
     pub(in crate::token::cache) flights: u64,
     pub(in crate::token::cache) generation: u64,
     pub(crate) pace: Paced,
-    /// State that most audiences never need.
+    /// Boxed, because most audiences never need it.
     pub(in crate::token::cache) rare: Option<Box<Rare>>,
     /// The logged classes of failures, one bit each.
     pub(crate) warned: u16,
     /// Whether its refreshes return no newer token, or are slow.
     pub(crate) stalled: bool,
-    /// Keys were removed while the fetch is in progress: one of them may have signed its token.
+    /// Keys were removed during the fetch in progress: one of them may have signed its token.
     pub(in crate::token::cache) doubtful: bool,
-    /// Evicted: a request that still holds it looks it up again.
+    /// The entry was evicted: a request that still holds it looks it up again.
     pub(in crate::token::cache) retired: bool,
     pub(crate) counts: Counts,
 }
@@ -36,13 +36,13 @@ pub(in crate::token::cache) struct Rare {
     pub(in crate::token::cache) last_error: Option<TokenError>,
     pub(in crate::token::cache) rejected_at: Option<u64>,
     /// When a token without requests is due because the key that signed it was removed.
-    pub(in crate::token::cache) gone_at: Option<u64>,
-    /// When the first request came after the key of the token was removed.
+    pub(in crate::token::cache) removed_at: Option<u64>,
+    /// When the first request arrived after the key of the token was removed.
     pub(in crate::token::cache) asked_at: Option<u64>,
-    /// When the first unanswered call began; `None` after an answer.
+    /// When the first call without a response began; `None` after a response.
     pub(in crate::token::cache) silent_since: Option<u64>,
-    /// Flights up to this number began before the token was rejected or its key removed, so they do
-    /// not settle that.
+    /// Flights up to this number began before the token was rejected or its key was removed, so
+    /// their token does not count as a replacement.
     pub(in crate::token::cache) asked_before: u64,
     /// Wakes the waiters for a newer token.
     pub(in crate::token::cache) news: Option<Arc<Notify>>,
@@ -117,7 +117,7 @@ impl Paced {
                 settings.without_token.after(self.failures),
             ),
         };
-        // A response may ask for a longer delay, within the longest one of the cache.
+        // A response may request a longer delay, up to the longest delay of the cache.
         let asked = error.retry_after().unwrap_or_default();
         let asked = asked.min(settings.invalid);
         self.with_token = now.plus(with.max(asked)).mono();
