@@ -28,7 +28,7 @@ fn each_error_names_its_fix() {
         ),
         (
             validator(|builder| builder.audience(AUDIENCE).audience("")),
-            "give the name that callers ask tokens for",
+            "use the name that callers request tokens for",
         ),
         (
             validator(|builder| {
@@ -74,11 +74,11 @@ fn each_error_names_its_fix() {
             Allow::path_prefix("spiffe://x/web/")
                 .unwrap_err()
                 .to_string(),
-            "leave that slash out",
+            "remove that slash",
         ),
         (
             Allow::trust_domain(WEB).unwrap_err().to_string(),
-            "leave out what follows its name",
+            "remove what follows its name",
         ),
         (
             new().public("r.R/M").build().unwrap_err().to_string(),
