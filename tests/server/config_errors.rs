@@ -39,11 +39,11 @@ fn each_error_names_its_fix() {
         ),
         (
             validator(|builder| builder.audience(AUDIENCE).algorithms([])),
-            "name one, or leave `.algorithms` out",
+            "name one, or remove `.algorithms`",
         ),
         (
             validator(|builder| builder.audience(AUDIENCE).max_token_len(0)),
-            "leave `.max_token_len` out",
+            "remove `.max_token_len`",
         ),
         (realm(""), "name the service, or leave `.realm(…)` out"),
         (realm(&"x".repeat(129)), "use a shorter name"),
