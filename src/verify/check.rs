@@ -299,7 +299,7 @@ const LIFETIME: Failure = (
 );
 const AUDIENCE: Failure = (
     ValidateReason::Audience,
-    "`aud` has none of this validator's audiences",
+    "`aud` has no audience that this validator accepts",
 );
 const SOLE_AUDIENCE: Failure = (
     ValidateReason::Audience,

@@ -28,7 +28,7 @@ fn each_error_names_its_fix() {
         ),
         (
             validator(|builder| builder.audience(AUDIENCE).audience("")),
-            "give the name that callers ask tokens for",
+            "use the name that callers request tokens for",
         ),
         (
             validator(|builder| {
@@ -39,11 +39,11 @@ fn each_error_names_its_fix() {
         ),
         (
             validator(|builder| builder.audience(AUDIENCE).algorithms([])),
-            "name one, or leave `.algorithms` out",
+            "name one, or remove `.algorithms`",
         ),
         (
             validator(|builder| builder.audience(AUDIENCE).max_token_len(0)),
-            "leave `.max_token_len` out",
+            "remove `.max_token_len`",
         ),
         (realm(""), "name the service, or leave `.realm(…)` out"),
         (realm(&"x".repeat(129)), "use a shorter name"),
@@ -74,11 +74,11 @@ fn each_error_names_its_fix() {
             Allow::path_prefix("spiffe://x/web/")
                 .unwrap_err()
                 .to_string(),
-            "leave that slash out",
+            "remove that slash",
         ),
         (
             Allow::trust_domain(WEB).unwrap_err().to_string(),
-            "leave out what follows its name",
+            "remove what follows its name",
         ),
         (
             new().public("r.R/M").build().unwrap_err().to_string(),

@@ -124,7 +124,7 @@ fn empty_and_invalid_policies_are_not_built() {
     assert_eq!(
         error.to_string(),
         "the policy names \"spiffe://x/web\", which is not a trust domain: a trust domain has no path; \
-         leave out what follows its name"
+         remove what follows its name"
     );
     let error = Allow::id("spiffe://x/web/*").unwrap_err().to_string();
     assert!(error.contains("`Allow::path_prefix` allows"), "{error}");

@@ -22,7 +22,7 @@ fn error_names_reason_and_detail_without_the_token() {
     let error = error(&fixture, &token);
     assert_eq!(
         error.to_string(),
-        "audience: `aud` has none of this validator's audiences"
+        "audience: `aud` has no audience that this validator accepts"
     );
     let debug = format!("{error:?}");
     assert!(debug.contains("Audience") && debug.contains(error.detail()));
@@ -100,7 +100,7 @@ fn build_error_says_how_to_fix_it() {
         (
             |it| it.audience(""),
             BuildValidatorError::EmptyAudience,
-            "give the name",
+            "use the name",
         ),
         (
             |it| it.audience("a\n"),
