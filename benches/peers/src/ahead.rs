@@ -32,18 +32,18 @@ const REASONS: &[Reason] = &[
         tables: &["rejections"],
         columns: &["no token at all", "`alg: none`"],
         peer: "",
-        why: "tower-spiffe finds the missing dots before it reads a clock or allocates. Two steps come \
-              first. It asks the source whether it can verify at all; if not, the response is 503, not \
-              401. It hashes the whole text and looks it up in the cache, because most requests carry \
-              a known token. The row *without its cache* shows that the lookup costs tens of \
-              nanoseconds. A hit saves a complete signature check.",
+        why: "tower-spiffe finds the missing dots before it reads a clock or allocates. Two steps \
+              come first. It asks the source whether it can verify at all; if not, the response is \
+              503, not 401. It hashes the whole text and looks it up in the cache, because most \
+              requests carry a known token. The row *without its cache* shows that the lookup \
+              costs tens of nanoseconds. A hit saves a complete signature check.",
     },
     Reason {
         tables: &["rejections", "rejections-allocations", "rejections-bytes"],
         columns: &["unknown key"],
         peer: "jwt-authorizer",
-        why: "jwt-authorizer has one key set for all issuers, so it needs only the header to look up \
-              the key. The key of a JWT-SVID belongs to the trust domain in `sub`. tower-spiffe \
+        why: "jwt-authorizer has one key set for all issuers, so it needs only the header to look \
+              up the key. The key of a JWT-SVID belongs to the trust domain in `sub`. tower-spiffe \
               therefore reads the claims first, and it validates them (times, audience) before it \
               looks up the key. `spiffe` must do the same and takes longer.",
     },
@@ -51,69 +51,71 @@ const REASONS: &[Reason] = &[
         tables: LAYER_REJECTIONS,
         columns: &[],
         peer: "`custom`",
-        why: "These layers are closures that return an empty 401 without a challenge. RFC 9110 section \
-              15.5.2 requires a `WWW-Authenticate` header in every 401, and clients see no reason \
-              without it. tower-spiffe adds the challenge, stores the rejection in the extensions of \
-              the response for outer layers, and selects the HTTP or gRPC form of the response. If \
-              there is no token, this takes five allocations with 412 bytes: two for http's header \
-              map and its first header, three for http's extensions and their first entry. The \
-              challenge itself is created in advance.",
+        why: "These layers are closures that return an empty 401 without a challenge. RFC 9110 \
+              section 15.5.2 requires a `WWW-Authenticate` header in every 401. tower-spiffe adds \
+              the challenge, stores the rejection in the extensions of the response for outer \
+              layers, and selects the HTTP or gRPC form of the response. If there is no token, \
+              this takes five allocations with 412 bytes: two for http's header map and its first \
+              header, three for http's extensions and their first entry. The challenge itself is \
+              created in advance. With a token, reading and validating its claims is added; see \
+              the table of rejected tokens.",
     },
     Reason {
         tables: LAYER_REJECTIONS,
         columns: &["no header"],
         peer: "jwt-authorizer",
-        why: "Both responses have a challenge and both need five allocations. In bytes tower-spiffe needs \
-              less (412 B); in time jwt-authorizer is faster, because it does less. It returns a \
-              fixed response. tower-spiffe also asks the source whether it can verify, selects the \
-              HTTP or gRPC form of the response, stores the rejection in the extensions of the \
-              response for outer layers, and passes it to its log and metrics. In this program no \
-              log and no metrics are installed, so they cost only their checks.",
+        why: "Both responses have a challenge and both need five allocations. In bytes \
+              tower-spiffe needs less (412 B); in time jwt-authorizer is faster, because it does \
+              less. It returns a fixed response. tower-spiffe also asks the source whether it can \
+              verify, selects the HTTP or gRPC form of the response, stores the rejection in the \
+              extensions of the response for outer layers, and passes it to its log and metrics. \
+              In this program no log and no metrics are installed, so they cost only their checks.",
     },
     Reason {
         tables: LAYER_REJECTIONS,
         columns: &[],
         peer: "jwt-authorizer",
         why: "jwt-authorizer looks up the key with the header alone. tower-spiffe also reads and \
-              validates the claims first; see the table of rejected tokens. Its rejection does more: \
-              the challenge names the error, the rejection is stored in the extensions of the \
-              response for outer layers, and it is passed to the log and the metrics.",
+              validates the claims first; see the table of rejected tokens. Its rejection does \
+              more: the challenge names the error, the rejection is stored in the extensions of \
+              the response for outer layers, and it is passed to the log and the metrics.",
     },
     Reason {
         tables: LAYER_REJECTIONS,
         columns: &[],
         peer: "tower-oauth2-resource-server",
-        why: "tower-oauth2-resource-server looks up the key with the header alone, and its response to an \
-              invalid token has no challenge. tower-spiffe also reads and validates the claims first, \
-              adds the challenge, and stores the rejection in the extensions of the response for \
-              outer layers.",
+        why: "tower-oauth2-resource-server looks up the key with the header alone, and its \
+              response to an invalid token has no challenge. tower-spiffe also reads and validates \
+              the claims first, adds the challenge, and stores the rejection in the extensions of \
+              the response for outer layers.",
     },
     Reason {
         tables: LAYER_REJECTIONS,
         columns: &[],
         peer: "axum-jwt-auth",
         why: "The 401 of axum-jwt-auth has no challenge, which RFC 9110 section 15.5.2 requires. \
-              tower-spiffe adds the challenge, stores the rejection in the extensions of the response \
-              for outer layers, and selects the HTTP or gRPC form of the response. That takes five \
-              allocations.",
+              tower-spiffe adds the challenge, stores the rejection in the extensions of the \
+              response for outer layers, and selects the HTTP or gRPC form of the response. That \
+              takes five allocations.",
     },
     Reason {
         tables: LAYER_REJECTIONS,
         columns: &[],
         peer: "agntcy-slim-auth",
-        why: "The 401 of agntcy-slim-auth has no challenge, which RFC 9110 section 15.5.2 requires. \
-              tower-spiffe adds the challenge, stores the rejection in the extensions of the response \
-              for outer layers, and selects the HTTP or gRPC form of the response.",
+        why: "The 401 of agntcy-slim-auth has no challenge, which RFC 9110 section 15.5.2 \
+              requires. tower-spiffe adds the challenge, stores the rejection in the extensions of \
+              the response for outer layers, and selects the HTTP or gRPC form of the response.",
     },
     Reason {
         tables: &["start"],
         columns: &[],
         peer: "spiffe",
-        why: "tower-spiffe parses every key when it arrives and checks that its point is on the curve. \
-              Invalid keys are found then, and a verification never parses a key. With 2000 trust \
-              domains the difference divided by their 4000 keys is the cost of parsing one key: well \
-              below a microsecond, because aws-lc needs about 15,000 instructions for a P-256 point. \
-              `spiffe` parses a key at each verification; see its time in addition to the bare check.",
+        why: "tower-spiffe parses every key when it arrives and checks that its point is on the \
+              curve. Invalid keys are found then, and a verification never parses a key. With 2000 \
+              trust domains the difference divided by their 4000 keys is the cost of parsing one \
+              key: well below a microsecond, because aws-lc needs about 15,000 instructions for a \
+              P-256 point. `spiffe` parses a key at each verification; see its time in addition to \
+              the bare check.",
     },
     Reason {
         tables: &["memory", "memory-own"],
@@ -121,43 +123,45 @@ const REASONS: &[Reason] = &[
         peer: "spiffe",
         why: "*ready*: parsed keys are kept in addition to their JSON. With 2000 trust domains the \
               difference in anonymous memory is about half a KiB for each of their 4000 keys. \
-              *served*: verified tokens are cached. With one trust domain the difference is less than \
-              1 KiB for each of the 1000 tokens, with a limit of 8 MiB. `cache_bytes` sets another \
-              limit and `no_cache` disables the cache. This memory saves a signature check for each \
-              known token.",
+              *served*: verified tokens are cached. With one trust domain the difference is less \
+              than 1 KiB for each of the 1000 tokens, with a limit of 8 MiB. `cache_bytes` sets \
+              another limit and `no_cache` disables the cache. This memory saves a signature check \
+              for each known token.",
     },
     Reason {
         tables: &["own-token"],
         columns: &[],
         peer: "spiffe",
-        why: "Both call the agent each time, and most of the time is spent in the socket and the agent. \
-              tower-spiffe also counts the call and converts the audiences to its cache key, which \
-              causes a few more allocations. Use `get_jwt_svid` to get the token from the cache.",
+        why: "Both call the agent each time, and most of the time is spent in the socket and the \
+              agent. tower-spiffe also counts the call and converts the audiences to its cache \
+              key, which causes a few more allocations. Use `get_jwt_svid` to get the token from \
+              the cache.",
     },
     Reason {
         tables: &["builds"],
         columns: &["crates", "to spiffe's"],
         peer: "jsonwebtoken",
-        why: "tower-spiffe also depends on arc-swap (lock-free snapshots), quick_cache with hashbrown, \
-              foldhash and equivalent (the verified cache), and tracing. The hand-written layer has no \
-              key updates, no cache and no logs.",
+        why: "tower-spiffe also depends on arc-swap (lock-free snapshots), quick_cache with \
+              hashbrown, foldhash and equivalent (the verified cache), and tracing. The \
+              hand-written layer has no key updates, no cache and no logs.",
     },
     Reason {
         tables: &["builds"],
         columns: &["build", "binary, stripped"],
         peer: "",
-        why: "The seconds are one measurement. Most of them are aws-lc's C code, which jwt-authorizer \
-              does not build (it uses ring). The larger binary contains the Workload API client, both \
-              layers, the caches and the log messages, as far as the features enable them.",
+        why: "The seconds are one measurement. Most of them are aws-lc's C code, which \
+              jwt-authorizer does not build (it uses ring). The larger binary contains the \
+              Workload API client, both layers, the caches and the log messages, as far as the \
+              features enable them.",
     },
     Reason {
         tables: &["growth-threads"],
         columns: &["ratio"],
         peer: "",
-        why: "The other crates spend tens of microseconds per token on the signature check, which shares \
-              no memory between threads. tower-spiffe reads a known token from the cache in about \
-              0.1 µs, so the shared counters of the token are a visible part of its time. Its rate is \
-              far higher with one thread and with two.",
+        why: "The other crates spend tens of microseconds per token on the signature check, which \
+              shares no memory between threads. tower-spiffe takes about 0.1 µs for a known token, \
+              so memory that both threads use can be visible in the ratio, such as the reference \
+              count of one token. Its rate is far higher with one thread and with two.",
     },
     Reason {
         tables: &["cold", "cold-above"],

@@ -30,7 +30,8 @@ const LIMITS: &[Limit] = &[
         column: "above no layer",
     },
     Limit {
-        what: "crates in a user's build with default features, relative to `spiffe` with its JWT features",
+        what: "crates in a user's build with default features, relative to `spiffe` with its JWT \
+               features",
         limit: 1.1,
         table: "builds",
         row: "**tower-spiffe**, default features",

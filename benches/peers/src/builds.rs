@@ -81,7 +81,8 @@ pub fn run(effort: Effort) -> Table {
         .map(|(at, program)| build(&folder.join(at.to_string()), program, effort.quick));
     let built: Vec<_> = built.collect();
     let spiffe = programs.iter().position(|program| program.main == SPIFFE);
-    let spiffe = built[spiffe.expect("the list contains spiffe")][0].map_or(f64::NAN, |cell| cell.value);
+    let spiffe =
+        built[spiffe.expect("the list contains spiffe")][0].map_or(f64::NAN, |cell| cell.value);
     for (program, built) in programs.into_iter().zip(built) {
         let [crates, time, size] = built;
         let ratio = crates.and_then(|cell| Cell::ratio(cell.value / spiffe));

@@ -25,9 +25,9 @@ fn seen(report: &Report) -> Option<String> {
     let raw = report.cell("repeated", RAW, "time")?;
     let allocations = report.cell("repeated", OURS, "allocations")?;
     Some(format!(
-        "**A known token costs {:.2} % of a signature check** ({} of {}, ES256) and {} allocations. The \
-         cache compares the whole token. Each hit still checks the token's times, the state of the \
-         source, and that the key is still in the bundle.",
+        "**A known token costs {:.2} % of a signature check** ({} of {}, ES256) and {} \
+         allocations. The cache compares the whole token. Each hit still checks the token's times, \
+         the state of the source, and that the key is still in the bundle.",
         ours.value / raw.value * 100.0,
         ours.text(),
         raw.text(),
@@ -39,10 +39,11 @@ fn new(report: &Report) -> Option<String> {
     let above = |row, column| report.cell("cold-above", row, column).map(Cell::text);
     let raw = |column| report.cell("cold", RAW, column).map(Cell::text);
     Some(format!(
-        "**A new token costs the signature check and little more**: {} in addition with ES256, {} with \
-         RS256. If the cache is full and each new token evicts another one, it is {} and {}. The \
-         signature check is done by aws-lc and takes the same time in every crate that uses it. To \
-         reduce it, let the issuer sign with RS256 ({} here) instead of ES256 ({}), or reuse tokens.",
+        "**A new token costs the signature check and little more**: {} in addition with ES256, {} \
+         with RS256. If the cache is full and each new token evicts another one, it is {} and {}. \
+         The signature check is done by aws-lc and takes the same time in every crate that uses \
+         it. To reduce it, let the issuer sign with RS256 ({} here) instead of ES256 ({}), or \
+         reuse tokens.",
         above(OURS, "ES256")?,
         above(OURS, "RS256")?,
         above("**tower-spiffe**, its cache full", "ES256")?,
@@ -56,8 +57,9 @@ fn rejected(report: &Report) -> Option<String> {
     let ours = report.cell("rejections", OURS, "expired")?;
     let spiffe = report.cell("rejections", "spiffe", "expired")?;
     Some(format!(
-        "**Rejections that do not need the signature happen before the signature check**: an expired \
-         token costs {}. `spiffe` verifies the signature first and takes {}, {:.0} times as long.",
+        "**Rejections that do not need the signature happen before the signature check**: an \
+         expired token costs {}. `spiffe` verifies the signature first and takes {}, {:.0} times \
+         as long.",
         ours.text(),
         spiffe.text(),
         spiffe.value / ours.value,
@@ -69,10 +71,11 @@ fn more(report: &Report) -> Option<String> {
     let tokens = |column| report.cell("growth-tokens", OURS, column).map(Cell::text);
     let threads = |row| report.cell("growth-threads", row, "ratio").map(Cell::text);
     Some(format!(
-        "**Scaling**: with 2000 trust domains of ten keys each, a known token takes {} ({} with one \
-         trust domain and one key). Each thread caches 256 tokens; further tokens are read from the \
-         cache that all threads share: {} with 5000 tokens in use, {} with one. Two threads verify {} \
-         as many known tokens as one thread; for pure arithmetic the ratio is {}.",
+        "**Scaling**: with 2000 trust domains of ten keys each, a known token takes {} ({} with \
+         one trust domain and one key). Each thread caches 256 tokens; further tokens are read \
+         from the cache that all threads share: {} with 5000 tokens in use, {} with one. Two \
+         threads verify {} as many known tokens as one thread; for pure arithmetic the ratio is \
+         {}.",
         bundles("2000 × 10")?,
         bundles("1 × 1")?,
         tokens("5000")?,
@@ -87,9 +90,9 @@ fn full_load(report: &Report) -> Option<String> {
     const LAYERS: &str = "**tower-spiffe**, client and server layer";
     const ROTATING: &str = "**tower-spiffe**, client and server layer, keys rotate";
     Some(format!(
-        "**Full load**: with both layers the throughput is {} of the throughput without layers ({}), \
-         and {} while keys rotate ten times a second. p50 is {} (without layers {}, while keys rotate \
-         {}). p99.9 is {} (without layers {}, while keys rotate {}).",
+        "**Full load**: with both layers the throughput is {} of the throughput without layers \
+         ({}), and {} while keys rotate ten times a second. p50 is {} (without layers {}, while \
+         keys rotate {}). p99.9 is {} (without layers {}, while keys rotate {}).",
         of(LAYERS, "to no layers")?,
         of("no layers", "requests")?,
         of(ROTATING, "to no layers")?,
@@ -109,8 +112,8 @@ fn backend(report: &Report) -> Option<String> {
         Cell::ratio(slow.value / fast.value).map(Cell::text)
     };
     Some(format!(
-        "**aws-lc is the fastest backend**: `spiffe` on RustCrypto, its default backend, takes {} as \
-         long as on aws-lc with ES256, and {} with RS256.",
+        "**aws-lc is the fastest backend**: `spiffe` on RustCrypto, its default backend, takes {} \
+         as long as on aws-lc with ES256, and {} with RS256.",
         ratio("ES256")?,
         ratio("RS256")?,
     ))

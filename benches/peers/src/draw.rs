@@ -64,11 +64,10 @@ pub fn draw(json: Option<PathBuf>, folder: &Path) -> Result<(), String> {
         true => measured,
         false => kept.clone(),
     });
-    let report = Report::read(&path).ok_or(format!("cannot read {}; measure first", path.display()))?;
+    let report =
+        Report::read(&path).ok_or(format!("cannot read {}; measure first", path.display()))?;
     if report.quick {
-        return Err(
-            "a quick run has no meaningful figures; measure without --quick".into(),
-        );
+        return Err("a quick run has no meaningful figures; measure without --quick".into());
     }
     let missing: Vec<_> = crate::names()
         .into_iter()
@@ -91,7 +90,10 @@ pub fn draw(json: Option<PathBuf>, folder: &Path) -> Result<(), String> {
     std::fs::write(&page, with_parts(&report, &text)).unwrap();
     eprintln!("{}", page.display());
     for picture in PICTURES {
-        let bars = bars(&report, picture).ok_or(format!("no figures for {}; measure its section", picture.file))?;
+        let bars = bars(&report, picture).ok_or(format!(
+            "no figures for {}; measure its section",
+            picture.file
+        ))?;
         let path = folder.join(picture.file);
         svg::save(&path, &document(picture, &bars)).unwrap();
         eprintln!("{}", path.display());

@@ -1,5 +1,5 @@
-//! Complete servers on the loopback interface: the processor time that a layer adds to each request in
-//! the server's thread, and the latency that the caller sees.
+//! Complete servers on the loopback interface: the processor time that a layer adds to each request
+//! in the server's thread, and the latency that the caller sees.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -148,9 +148,9 @@ async fn connect(address: SocketAddr) -> Sender {
     sender
 }
 
-/// Sends one gRPC call per header. Each client has its own connection: on a shared connection the cost
-/// of a call depends on how many frames the server happens to read at once, and stays at one level or
-/// another for seconds.
+/// Sends one gRPC call per header. Each client has its own connection: on a shared connection the
+/// cost of a call depends on how many frames the server happens to read at once, and stays at one
+/// level or another for seconds.
 async fn load_grpc(clients: &mut [GrpcClient], headers: &[HeaderValue], count: usize) -> Vec<f64> {
     let share = count / clients.len();
     let work = clients
@@ -393,8 +393,8 @@ async fn compare(
             own.push(None);
         }
         for at in shuffled(entrants.len(), round) {
-            // Small differences need many rounds in a short time. Slow entrants would extend the time
-            // between rounds, and their large differences need fewer rounds.
+            // Small differences need many rounds in a short time. Slow entrants would extend the
+            // time between rounds, and their large differences need fewer rounds.
             if seen && round % SLOW_INTERVAL != 0 && is_slow(&slices[at], &slices[0]) {
                 continue;
             }

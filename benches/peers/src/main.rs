@@ -102,7 +102,10 @@ impl Wanted {
                 "draw" => wanted.draw = true,
                 "missing" => wanted.missing = true,
                 name if names().contains(&name) => wanted.sections.push(argument),
-                other => panic!("unknown section \"{other}\"; the sections are {:?}", names()),
+                other => panic!(
+                    "unknown section \"{other}\"; the sections are {:?}",
+                    names()
+                ),
             }
         }
         wanted

@@ -119,14 +119,15 @@ impl<'a> Contest<'a> {
         }
     }
 
-    /// Limits the operations per call for the following entrants. Needed if an operation can be done
-    /// only once, or if its input takes much memory.
+    /// Limits the operations per call for the following entrants. Needed if an operation can be
+    /// done only once, or if its input takes much memory.
     pub fn at_most(mut self, most: usize) -> Self {
         self.most = most;
         self
     }
 
-    /// Makes the last entrant the baseline of the following ones. The default baseline is the first.
+    /// Makes the last entrant the baseline of the following ones. The default baseline is the
+    /// first.
     pub fn against_last(mut self) -> Self {
         self.base = self.entrants.len().saturating_sub(1);
         self
@@ -185,8 +186,8 @@ impl<'a> Contest<'a> {
 }
 
 /// Returns the indexes below `places` in a different order for each round. All runs use the same
-/// orders. An entrant therefore does not always find the processor's caches as the same entrant left
-/// them.
+/// orders. An entrant therefore does not always find the processor's caches as the same entrant
+/// left them.
 pub fn shuffled(places: usize, round: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..places).collect();
     let mut random = (round as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);

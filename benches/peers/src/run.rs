@@ -14,7 +14,8 @@ impl Run {
     pub fn here() -> Self {
         let here = Path::new(env!("CARGO_MANIFEST_DIR"));
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let lock = std::fs::read_to_string(here.join("Cargo.lock")).expect("Cargo.lock is readable");
+        let lock =
+            std::fs::read_to_string(here.join("Cargo.lock")).expect("Cargo.lock is readable");
         let cores = std::thread::available_parallelism().map_or(0, usize::from);
         let all = [
             (
@@ -33,10 +34,7 @@ impl Run {
                     first_line("ldd", &["--version"])
                 ),
             ),
-            (
-                "allocator",
-                "the system's, wrapped by a counter".to_owned(),
-            ),
+            ("allocator", "the system's, wrapped by a counter".to_owned()),
             (
                 "compiler",
                 format!("{}, release", first_line("rustc", &["--version"])),

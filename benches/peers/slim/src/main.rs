@@ -97,7 +97,10 @@ fn main() {
             .collect();
         let start = Instant::now();
         for request in requests {
-            let ready = service.ready().now_or_never().expect("the service is ready");
+            let ready = service
+                .ready()
+                .now_or_never()
+                .expect("the service is ready");
             let response = ready.unwrap().call(request).now_or_never();
             let response = response.expect("the response is ready").unwrap();
             assert_eq!(response.status(), status);
