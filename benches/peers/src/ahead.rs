@@ -76,9 +76,10 @@ const REASONS: &[Reason] = &[
         columns: &[],
         peer: "jwt-authorizer",
         why: "jwt-authorizer looks up the key with the header alone. tower-spiffe also reads and \
-              validates the claims first; see the table of rejected tokens. Its rejection does \
-              more: the challenge names the error, the rejection is stored in the extensions of \
-              the response for outer layers, and it is passed to the log and the metrics.",
+              validates the claims first; see the table of rejected tokens. Both \
+              responses have a challenge that names the error. tower-spiffe also stores the \
+              rejection in the extensions of the response for outer layers and passes it to its \
+              log and metrics.",
     },
     Reason {
         tables: LAYER_REJECTIONS,

@@ -112,7 +112,7 @@ fn backend(report: &Report) -> Option<String> {
         Cell::ratio(slow.value / fast.value).map(Cell::text)
     };
     Some(format!(
-        "**aws-lc is the fastest backend**: `spiffe` on RustCrypto, its default backend, takes {} \
+        "**aws-lc is faster than RustCrypto**: `spiffe` on RustCrypto, its default backend, takes {} \
          as long as on aws-lc with ES256, and {} with RS256.",
         ratio("ES256")?,
         ratio("RS256")?,

@@ -34,7 +34,7 @@ struct Picture {
 const PICTURES: &[Picture] = &[
     Picture {
         file: "performance-seen.svg",
-        title: "A token seen before: time to verify it",
+        title: "A known token: time to verify it",
         subtitle: "ES256, one thread",
         table: "repeated",
         column: "time",
@@ -152,7 +152,7 @@ fn bars(report: &Report, picture: &Picture) -> Option<Vec<Bar>> {
         .position(|column| column.name == picture.column)?;
     let bars = table.rows.iter().filter_map(|row| {
         let cell = (*row.cells.get(column)?)?;
-        assert!(cell.unit == Unit::Nanos, "bars are times");
+        assert!(cell.unit == Unit::Nanos, "charts show times only");
         // The second measurement of a baseline only shows the noise.
         if row.who.name.contains("once more") {
             return None;

@@ -1,5 +1,5 @@
-//! The client layer and the server layer end to end at full load: without layers, with fixed keys, and
-//! with rotating keys.
+//! The client layer and the server layer end to end at full load: without layers, with fixed keys,
+//! and with rotating keys.
 
 use std::future::{Future, IntoFuture as _};
 use std::time::{Duration, Instant};
@@ -193,10 +193,10 @@ async fn table(effort: Effort, [stays, rotates]: &[Agent; 2]) -> Table {
         );
     }
     table.note(&format!(
-        "One thread serves and one sends. The client is hyper's pooled client. The sources are connected \
-         to an agent in the same process. Tokens live {} s. While keys rotate, new keys arrive and old \
-         keys are removed during the load, and the client refreshes its token. Latencies are medians \
-         of rounds of {count} requests. No request was rejected.",
+        "One thread serves and one sends. The client is hyper's pooled client. The sources are \
+         connected to an agent in the same process. Tokens live {} s. While keys rotate, new keys \
+         arrive and old keys are removed during the load, and the client refreshes its token. \
+         Latencies are medians of rounds of {count} requests. No request was rejected.",
         LIFE.as_secs()
     ))
 }

@@ -36,8 +36,8 @@ pub fn key_sets(signer: &Signer, trust_domains: usize, keys: usize) -> Vec<(Stri
         .collect()
 }
 
-/// Adds one row per entrant and one column per size. The name of an outcome ends with the index of its
-/// size.
+/// Adds one row per entrant and one column per size. The name of an outcome ends with the index of
+/// its size.
 fn by_size(table: &mut Table, outcomes: &[Outcome], sizes: usize, rows: &[(&Who, Who, Of)]) {
     for (measured, shown, of) in rows {
         let cells = (0..sizes).map(|at| {
@@ -187,7 +187,10 @@ pub fn server_audiences(effort: Effort) -> Table {
         "Audiences that a server accepts × audiences that a token names (ES256)",
         &titles.each_ref().map(String::as_str),
     )
-    .note("The last audience of each list matches. `spiffe` rejects tokens with more than 32 audiences.");
+    .note(
+        "The last audience of each list matches. `spiffe` rejects tokens with more than 32 \
+           audiences.",
+    );
     let rows = [
         (&seen, seen.clone().job("seen"), TIME),
         (&new, new.with(ABOVE), OVER_BASE),
@@ -263,10 +266,10 @@ pub fn tokens(effort: Effort) -> Table {
         &titles.each_ref().map(String::as_str),
     )
     .note(
-        "Each thread caches 256 tokens. Other tokens are read from the cache that all threads share. Its \
-         size is 8 MiB if the column names no other, which holds about 8500 of these tokens. With more \
-         tokens in use, some are verified again. The time includes reading the text of the token from \
-         memory.",
+        "Each thread caches 256 tokens. Other tokens are read from the cache that all threads \
+         share. Its size is 8 MiB if the column names no other, which holds about 8500 of these \
+         tokens. With more tokens in use, some are verified again. The time includes reading the \
+         text of the token from memory.",
     );
     by_size(&mut table, &outcomes, SIZES.len(), &[(&OURS, OURS, TIME)]);
     let found =
@@ -346,8 +349,8 @@ pub fn threads(effort: Effort) -> Table {
     .better("two threads", Better::More)
     .better("ratio", Better::More)
     .note(
-        "The machine has two cores and does other work too. The control shows how much a second thread \
-         can add at most.",
+        "The machine has two cores and does other work too. The control shows how much a second \
+         thread can add at most.",
     );
     for ((who, _), [one, two, ratio]) in entrants.iter().zip(rates) {
         table.row(

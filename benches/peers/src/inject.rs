@@ -182,7 +182,10 @@ pub fn injection(effort: Effort) -> Table {
         "Adding a token to an outgoing request",
         &outcomes,
     )
-    .note("`spiffe` has no client layer and no token cache. Each token is a call to the agent; see below.")
+    .note(
+        "`spiffe` has no client layer and no token cache. Each token is a call to the agent; see \
+           below.",
+    )
 }
 
 /// The cost with more audiences in use.

@@ -172,7 +172,7 @@ fn contest(
             .unwrap()
             .strip_prefix("Bearer ")
             .unwrap();
-        #[allow(deprecated, reason = "it is the minimum cost of a layer")]
+        #[allow(deprecated, reason = "shows the minimum cost of a layer")]
         let mut fixed = ValidateRequestHeaderLayer::bearer(token).layer(string);
         contest = contest.batch(STATIC, move |count| {
             with_tokens(&mut fixed, headers, count, expected)

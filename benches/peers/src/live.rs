@@ -1,4 +1,5 @@
-//! Sources connected to a Workload API: start, fetching tokens, and verification while bundles change.
+//! Sources connected to a Workload API: start, fetching tokens, and verification while bundles
+//! change.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -116,8 +117,8 @@ pub fn start(effort: Effort) -> Table {
     table.row(OURS.with(" `JwtSource`"), ours);
     table.row(SPIFFE, theirs);
     table.note(&format!(
-        "Each trust domain has {KEYS} keys (P-256). tower-spiffe parses all keys at start, `spiffe` \
-         parses a key at each verification. The agent runs in the same process."
+        "Each trust domain has {KEYS} keys (P-256). tower-spiffe parses all keys at start, \
+         `spiffe` parses a key at each verification. The agent runs in the same process."
     ))
 }
 
@@ -151,9 +152,15 @@ pub fn own_token(effort: Effort) -> Table {
         ours.shutdown().await;
         theirs.shutdown().await;
     });
-    Table::contest("own-token", "Getting a token for an outgoing request", &outcomes).note(
-        "The agent is `FakeAgent` of tower-spiffe's `testing`, in the same process, over a Unix socket. \
-         It returns a token that it already has. A real agent attests the caller for each call.",
+    Table::contest(
+        "own-token",
+        "Getting a token for an outgoing request",
+        &outcomes,
+    )
+    .note(
+        "The agent is `FakeAgent` of tower-spiffe's `testing`, in the same process, over a Unix \
+         socket. It returns a token that it already has. A real agent attests the caller for each \
+         call.",
     )
 }
 
@@ -274,8 +281,8 @@ pub fn update(effort: Effort) -> Table {
         table.row(who, cells);
     }
     table.note(
-        "One source runs at a time. Each figure is the median of the rounds. The agent, the source and \
-         the verifying thread share the cores, so p99.9 includes scheduling delays.",
+        "One source runs at a time. Each figure is the median of the rounds. The agent, the source \
+         and the verifying thread share the cores, so p99.9 includes scheduling delays.",
     )
 }
 

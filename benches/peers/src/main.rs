@@ -5,9 +5,10 @@
 //!     cargo run --release --manifest-path benches/peers/Cargo.toml -- draw [--json PATH]
 //!
 //! The first command measures. It prints the tables as Markdown and writes the JSON after each
-//! section. It runs all sections, the named sections, or (`missing`) the sections that the file does
-//! not contain yet. A file contains only sections of one environment (see [`run`]). The command fails
-//! if a limit is exceeded. `--quick` only tests the program and writes to a separate file.
+//! section. It runs all sections, the named sections, or (`missing`) the sections that the file
+//! does not contain yet. A file contains only sections of one environment (see [`run`]). The
+//! command fails if a limit is exceeded. `--quick` only tests the program and writes to a separate
+//! file.
 //!
 //! The second command writes a complete run into `docs/`: the JSON, the generated parts of the page
 //! and the pictures.
@@ -194,7 +195,8 @@ fn load_or_create(wanted: &Wanted, path: &Path) -> Result<Report, String> {
     }
     if (wanted.missing || !wanted.sections.is_empty()) && !wanted.quick {
         return Err(format!(
-            "{shown} is from another environment ({}); measure all sections, or use another --json path",
+            "{shown} is from another environment ({}); measure all sections, or use another --json \
+             path",
             differences.join("; ")
         ));
     }

@@ -92,10 +92,10 @@ pub fn memory(effort: Effort) -> Vec<Table> {
             |memory| memory.resident,
         )
         .note(&format!(
-            "Each figure is from a new process of the same program, which links all peers. *no source* \
-             is its memory at start. Each trust domain has {KEYS} keys. *served* is after {TOKENS} \
-             requests with different tokens, which tower-spiffe caches (at most 8 MiB by default). \
-             *updated* is after ten more messages with all bundles, one of them changed."
+            "Each figure is from a new process of the same program, which links all peers. *no \
+             source* is its memory at start. Each trust domain has {KEYS} keys. *served* is after \
+             {TOKENS} requests with different tokens, which tower-spiffe caches (at most 8 MiB by \
+             default). *updated* is after ten more messages with all bundles, one of them changed."
         )),
         table(
             "memory-own",
@@ -180,11 +180,11 @@ fn print_memory() {
     println!("{} {}", field("VmRSS:"), field("RssAnon:"));
 }
 
-/// Runs such a process. It prints its memory, verifies one token per line up to an empty line, prints
-/// its memory, and prints it again after the next line.
+/// Runs such a process. It prints its memory, verifies one token per line up to an empty line,
+/// prints its memory, and prints it again after the next line.
 pub fn run_child(arguments: &[String]) {
     let [who, size, endpoint] = arguments else {
-        panic!("--child WHO SIZE ENDPOINT");
+        panic!("usage: --child WHO SIZE ENDPOINT");
     };
     let size: usize = size.parse().unwrap();
     if size == 0 {

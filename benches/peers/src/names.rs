@@ -81,9 +81,9 @@ pub const SLIM: Who = Who::peer("agntcy-slim-auth 0.17, a process of its own [^s
 const FOOTNOTES: &[(&str, &str)] = &[
     (
         "spiffe",
-        "Parses the key and the claims at each verification and caches no results. Does not support \
-         ES512. The user must write the policy: in these tables `custom` allows every verified caller, \
-         and tower-spiffe checks `Allow`.",
+        "Parses the key and the claims at each verification and caches no results. Does not \
+         support ES512. The user must write the policy: in these tables `custom` allows every \
+         verified caller, and tower-spiffe checks `Allow`.",
     ),
     (
         "jsonwebtoken",
@@ -94,45 +94,46 @@ const FOOTNOTES: &[(&str, &str)] = &[
     (
         "by-hand",
         "As users write it: decodes the header, looks up its `kid` in a map of prebuilt keys, then \
-         decodes the token. It has no SPIFFE IDs, trust domains or policy. It accepts the same tokens \
-         as jsonwebtoken: without `aud`, or with header fields that JWT-SVID forbids.",
+         decodes the token. It has no SPIFFE IDs, trust domains or policy. It accepts the same \
+         tokens as jsonwebtoken: without `aud`, or with header fields that JWT-SVID forbids.",
     ),
     (
         "jwt-authorizer",
-        "Uses jsonwebtoken 9 on ring, so its signature check is ring's. It looks up the key by `kid` in \
-         one key set for all issuers. It has no SPIFFE IDs, trust domains, policy or ES512. Its layer \
-         returns the body type of axum 0.7, so its baseline is a bare service with that body type.",
+        "Uses jsonwebtoken 9 on ring, so its signature check is ring's. It looks up the key by \
+         `kid` in one key set for all issuers. It has no SPIFFE IDs, trust domains, policy or \
+         ES512. Its layer returns the body type of axum 0.7, so its baseline is a bare service \
+         with that body type.",
     ),
     (
         "axum-jwt-auth",
-        "Uses jsonwebtoken 10 and always RustCrypto, so its signature check is RustCrypto's. It tries \
-         its keys in turn and ignores `kid`; in these tables it has one key. It has no SPIFFE IDs, \
-         trust domains, policy or ES512. It is an axum extractor, used here as a layer through \
-         `axum::middleware::from_extractor_with_state`. Its 401 has no challenge. A token with an \
-         unknown `alg` gets a 500.",
+        "Uses jsonwebtoken 10 and always RustCrypto, so its signature check is RustCrypto's. It \
+         tries its keys in turn and ignores `kid`; in these tables it has one key. It has no \
+         SPIFFE IDs, trust domains, policy or ES512. It is an axum extractor, used here as a layer \
+         through `axum::middleware::from_extractor_with_state`. Its 401 has no challenge. A token \
+         with an unknown `alg` gets a 500.",
     ),
     (
         "slim-auth",
         "Uses jsonwebtoken 10 on aws-lc. Measured is its JWT verifier with one prebuilt key, which \
-         ignores `kid`. It caches verified tokens in a map without a size limit in bytes. It has no \
-         SPIFFE IDs or trust domains, and its 401 has no challenge. Its SPIRE verifier uses spiffe \
-         0.16 and also needs an X.509-SVID from the agent. Its requests run in a separate process, in \
-         the same rounds. The baseline of its differences runs in the main process.",
+         ignores `kid`. It caches verified tokens in a map without a size limit in bytes. It has \
+         no SPIFFE IDs or trust domains, and its 401 has no challenge. Its SPIRE verifier uses \
+         spiffe 0.16 and also needs an X.509-SVID from the agent. Its requests run in a separate \
+         process, in the same rounds. The baseline of its differences runs in the main process.",
     ),
     (
         "oauth2",
-        "Uses jsonwebtoken 11.1. It looks up the key by `kid` in one key set for its issuer. It has no \
-         SPIFFE IDs, trust domains, policy or ES512.",
+        "Uses jsonwebtoken 11.1. It looks up the key by `kid` in one key set for its issuer. It \
+         has no SPIFFE IDs, trust domains, policy or ES512.",
     ),
     (
         "static",
-        "Compares the header with a fixed value. It verifies no token and identifies no caller, and \
-         tower-http has deprecated it. It shows the minimum cost of a layer.",
+        "Compares the header with a fixed value. It verifies no token and identifies no caller, \
+         and tower-http has deprecated it. It shows the minimum cost of a layer.",
     ),
     (
         "constant",
-        "Adds a fixed header, which is invalid as soon as its token expires. It shows the minimum cost \
-         of a layer.",
+        "Adds a fixed header, which is invalid as soon as its token expires. It shows the minimum \
+         cost of a layer.",
     ),
 ];
 

@@ -97,7 +97,7 @@ impl Cell {
     }
 }
 
-/// Three digits behind the point are more than any of these figures has.
+/// Rounds to three decimals, which is more than the precision of the figures.
 fn tidy(value: f64) -> f64 {
     (value * 1e3).round() / 1e3
 }

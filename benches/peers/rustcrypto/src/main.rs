@@ -1,8 +1,8 @@
 //! Verifies tokens with `spiffe` on RustCrypto and prints the elapsed time.
 //!
-//! Reads one value per line: trust domain, audience, key set, then tokens up to an empty line. Prints
-//! `yes` if the first token can be verified, otherwise `no`. Each further line is a number of tokens
-//! to verify. The response is the elapsed time in nanoseconds.
+//! Reads one value per line: trust domain, audience, key set, then tokens up to an empty line.
+//! Prints `yes` if the first token can be verified, otherwise `no`. Each further line is a number
+//! of tokens to verify. The response is the elapsed time in nanoseconds.
 
 use std::time::Instant;
 

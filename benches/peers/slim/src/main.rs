@@ -1,9 +1,9 @@
 //! Sends requests through the layer of `agntcy-slim-auth` and prints the elapsed time.
 //!
-//! Reads one value per line: audience, JWK, then tokens up to an empty line. Prints `yes`. Each further
-//! line is `fresh|kept STATUS COUNT`. The program then makes COUNT requests with the tokens in turn, or
-//! without a header if there are no tokens. Each response must have this status. The program prints
-//! the elapsed time in nanoseconds. `fresh` uses a verifier with an empty cache.
+//! Reads one value per line: audience, JWK, then tokens up to an empty line. Prints `yes`. Each
+//! further line is `fresh|kept STATUS COUNT`. The program then makes COUNT requests with the tokens
+//! in turn, or without a header if there are no tokens. Each response must have this status. The
+//! program prints the elapsed time in nanoseconds. `fresh` uses a verifier with an empty cache.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
