@@ -62,7 +62,7 @@ fn agent() -> Agent {
 
 /// Starts a server and a client with one live source each. They share one agent.
 async fn signed(agent: &Agent, keys: Keys) -> (Server, Entrant<'_>) {
-    let endpoint = agent.api.endpoint();
+    let endpoint = agent.api.endpoint().to_string();
     let source: JwtSource = our_source(&endpoint).await;
     let server = Server::start(async move |listener| {
         let source = our_source(&endpoint).await;
