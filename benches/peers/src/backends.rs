@@ -1,4 +1,4 @@
-//! `spiffe` on aws-lc, as everywhere here, beside `spiffe` on RustCrypto, its default.
+//! `spiffe` on aws-lc, as in all other tables, and on RustCrypto, its default backend.
 
 use std::path::Path;
 
@@ -24,7 +24,7 @@ pub fn run(effort: Effort) -> Table {
         .collect();
     Table::beside(
         "backends",
-        "What the backend makes of it: a token never seen before",
+        "Verification of a new token by backend",
         &names,
         &outcomes,
         TIME,
@@ -44,7 +44,7 @@ fn contest(effort: Effort, signer: &Signer, program: &Path) -> Vec<Outcome> {
         contest = contest.each(AWS_LC, |n| verify(n).unwrap());
     }
     let (jwks, all) = (signer.jwks(), tokens.join("\n"));
-    // It does not start if it does not know the algorithm.
+    // It does not start if it does not support the algorithm.
     let lines = format!("{TRUST_DOMAIN}\n{AUDIENCE}\n{jwks}\n{all}\n");
     if let Some(mut other) = Process::start(program, &lines) {
         contest = contest.batch(RUST_CRYPTO, move |count| other.time(&count.to_string()));

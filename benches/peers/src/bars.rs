@@ -1,12 +1,12 @@
-//! What tower-spiffe promises to stay below, and whether it does.
+//! Upper limits for tower-spiffe, and whether the figures are within them.
 
 use serde::Serialize;
 
 use crate::report::Report;
 use crate::table::{Cell, Unit};
 
-/// A promise about one figure.
-struct Promise {
+/// An upper limit for one figure.
+struct Limit {
     what: &'static str,
     limit: f64,
     table: &'static str,
@@ -14,23 +14,24 @@ struct Promise {
     column: &'static str,
 }
 
-const PROMISES: &[Promise] = &[
-    Promise {
-        what: "axum: processor time that the layer adds to a request whose token was seen before",
+const LIMITS: &[Limit] = &[
+    Limit {
+        what: "axum: processor time that the layer adds to a request with a known token",
         limit: 300.0,
         table: "axum-seen",
         row: "**tower-spiffe**",
         column: "above no layer",
     },
-    Promise {
-        what: "tonic: the same",
+    Limit {
+        what: "tonic: processor time that the layer adds to a request with a known token",
         limit: 300.0,
         table: "tonic-seen",
         row: "**tower-spiffe**",
         column: "above no layer",
     },
-    Promise {
-        what: "crates in a user's build with default features, to those of `spiffe` with its JWT features",
+    Limit {
+        what: "crates in a user's build with default features, relative to `spiffe` with its JWT \
+               features",
         limit: 1.1,
         table: "builds",
         row: "**tower-spiffe**, default features",
@@ -48,30 +49,30 @@ pub struct Bar {
     pub held: bool,
 }
 
-/// Those whose figure was measured.
+/// Returns the limits whose figures were measured.
 pub fn bars(report: &Report) -> Vec<Bar> {
-    let bar = |promise: &Promise| {
-        let cell = report.cell(promise.table, promise.row, promise.column)?;
+    let bar = |target: &Limit| {
+        let cell = report.cell(target.table, target.row, target.column)?;
         let Cell {
             value,
             quartiles,
             unit,
         } = cell;
         Some(Bar {
-            what: promise.what,
-            limit: promise.limit,
+            what: target.what,
+            limit: target.limit,
             unit,
             measured: value,
             quartiles,
-            held: value <= promise.limit,
+            held: value <= target.limit,
         })
     };
-    PROMISES.iter().filter_map(bar).collect()
+    LIMITS.iter().filter_map(bar).collect()
 }
 
 pub fn markdown(bars: &[Bar]) -> String {
     let mut text = String::from(
-        "| what | at most | measured | half of the rounds | |\n| --- | ---: | ---: | ---: | --- |\n",
+        "| figure | limit | measured | middle half of the rounds | |\n| --- | ---: | ---: | ---: | --- |\n",
     );
     for bar in bars {
         let of = |value| bar.unit.text(value);
@@ -84,7 +85,7 @@ pub fn markdown(bars: &[Bar]) -> String {
             bar.what,
             of(bar.limit),
             of(bar.measured),
-            if bar.held { "held" } else { "**MISSED**" },
+            if bar.held { "ok" } else { "**EXCEEDED**" },
         ));
     }
     text

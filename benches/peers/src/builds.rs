@@ -1,4 +1,4 @@
-//! What a user's program costs to build with each: crates, seconds, and the size of the binary.
+//! The cost of building a user's program with each crate: crates, seconds and binary size.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -70,10 +70,9 @@ pub fn run(effort: Effort) -> Table {
         &["crates", "to spiffe's", "build", "binary, stripped"],
     )
     .note(
-        "Crates are those that are compiled into the program or run in its build, each version \
-         once. Sources were downloaded before; the C code of aws-lc is most of the time of all \
-         that have it. Each was built once: seconds differ by a tenth and more from one time to \
-         the next.",
+        "*crates* counts normal and build dependencies, each version once. The sources were downloaded \
+         in advance. If a program uses aws-lc, its C code takes most of the build time. Each program \
+         was built once, so the seconds vary by 10 % and more between runs.",
     );
     let programs = programs();
     let built = programs
@@ -82,7 +81,8 @@ pub fn run(effort: Effort) -> Table {
         .map(|(at, program)| build(&folder.join(at.to_string()), program, effort.quick));
     let built: Vec<_> = built.collect();
     let spiffe = programs.iter().position(|program| program.main == SPIFFE);
-    let spiffe = built[spiffe.expect("it is among them")][0].map_or(f64::NAN, |cell| cell.value);
+    let spiffe =
+        built[spiffe.expect("the list contains spiffe")][0].map_or(f64::NAN, |cell| cell.value);
     for (program, built) in programs.into_iter().zip(built) {
         let [crates, time, size] = built;
         let ratio = crates.and_then(|cell| Cell::ratio(cell.value / spiffe));
@@ -104,7 +104,7 @@ fn build(folder: &PathBuf, program: &Program, quick: bool) -> [Option<Cell>; 3] 
     );
     std::fs::write(folder.join("Cargo.toml"), manifest).unwrap();
     std::fs::write(folder.join("src/main.rs"), program.main).unwrap();
-    // The very versions that are timed here, where they are in the tree.
+    // Uses the same versions as this crate.
     let lock = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.lock");
     std::fs::copy(lock, folder.join("Cargo.lock")).unwrap();
 
@@ -129,7 +129,7 @@ fn build(folder: &PathBuf, program: &Program, quick: bool) -> [Option<Cell>; 3] 
         "--format",
         "{p}",
     ]);
-    // A crate that was shown before is marked.
+    // cargo marks repeated crates with (*).
     let lines = tree.lines().map(|line| line.trim_end_matches(" (*)"));
     let mut crates: Vec<&str> = lines.filter(|line| !line.starts_with("user ")).collect();
     crates.sort_unstable();

@@ -1,14 +1,14 @@
-//! What the page says in words, with the figures of the run that it shows.
+//! The sentences of the page that contain figures.
 
 use crate::report::Report;
 use crate::table::{Cell, Table, Unit};
 
-/// What a reader may take from the figures. A sentence whose figures are not there is left out.
-pub fn take_away(report: &Report) -> String {
+/// Summarizes the figures. A sentence is omitted if its figures are missing.
+pub fn summary(report: &Report) -> String {
     let sentences = [
         seen(report),
         new(report),
-        refused(report),
+        rejected(report),
         more(report),
         full_load(report),
         backend(report),
@@ -25,10 +25,9 @@ fn seen(report: &Report) -> Option<String> {
     let raw = report.cell("repeated", RAW, "time")?;
     let allocations = report.cell("repeated", OURS, "allocations")?;
     Some(format!(
-        "**A token that was verified before costs {:.2} % of a signature check** ({} of {}, ES256) \
-         and {} allocations. The cache is asked for the whole token, byte by byte; on each hit the \
-         time is judged anew, whether the source can still judge, and whether the key is still in \
-         the bundle.",
+        "**A known token costs {:.2} % of a signature check** ({} of {}, ES256) and {} \
+         allocations. The cache compares the whole token. Each hit still checks the token's times, \
+         the state of the source, and that the key is still in the bundle.",
         ours.value / raw.value * 100.0,
         ours.text(),
         raw.text(),
@@ -40,11 +39,11 @@ fn new(report: &Report) -> Option<String> {
     let above = |row, column| report.cell("cold-above", row, column).map(Cell::text);
     let raw = |column| report.cell("cold", RAW, column).map(Cell::text);
     Some(format!(
-        "**A token never seen costs the signature check and little more**: {} above it with ES256, \
-         {} with RS256; {} and {} where the cache is full and each new token pushes out another. \
-         The check itself belongs to aws-lc and is the same for all of them; who wants less of it \
-         takes RS256 ({} here) instead of ES256 ({}) from the issuer, or lets tokens be used more \
-         than once.",
+        "**A new token costs the signature check and little more**: {} in addition with ES256, {} \
+         with RS256. If the cache is full and each new token evicts another one, it is {} and {}. \
+         The signature check is done by aws-lc and takes the same time in every crate that uses \
+         it. To reduce it, let the issuer sign with RS256 ({} here) instead of ES256 ({}), or \
+         reuse tokens.",
         above(OURS, "ES256")?,
         above(OURS, "RS256")?,
         above("**tower-spiffe**, its cache full", "ES256")?,
@@ -54,12 +53,13 @@ fn new(report: &Report) -> Option<String> {
     ))
 }
 
-fn refused(report: &Report) -> Option<String> {
-    let ours = report.cell("refusals", OURS, "expired")?;
-    let spiffe = report.cell("refusals", "spiffe", "expired")?;
+fn rejected(report: &Report) -> Option<String> {
+    let ours = report.cell("rejections", OURS, "expired")?;
+    let spiffe = report.cell("rejections", "spiffe", "expired")?;
     Some(format!(
-        "**A refusal that needs no signature check comes before the check**: an expired token costs \
-         {}, where those that verify first pay {} and more, {:.0} times as much.",
+        "**Rejections that do not need the signature happen before the signature check**: an \
+         expired token costs {}. `spiffe` verifies the signature first and takes {}, {:.0} times \
+         as long.",
         ours.text(),
         spiffe.text(),
         spiffe.value / ours.value,
@@ -71,10 +71,11 @@ fn more(report: &Report) -> Option<String> {
     let tokens = |column| report.cell("growth-tokens", OURS, column).map(Cell::text);
     let threads = |row| report.cell("growth-threads", row, "ratio").map(Cell::text);
     Some(format!(
-        "**More of everything**: with 2000 trust domains of ten keys a token seen before takes {} \
-         ({} with one). With more than the 256 tokens that a thread keeps for itself the shared \
-         cache is asked: {} with 5000 tokens, {} with one. Two threads do {} of what one does, \
-         arithmetic alone {}.",
+        "**Scaling**: with 2000 trust domains of ten keys each, a known token takes {} ({} with \
+         one trust domain and one key). Each thread caches 256 tokens; further tokens are read \
+         from the cache that all threads share: {} with 5000 tokens in use, {} with one. Two \
+         threads verify {} as many known tokens as one thread; for pure arithmetic the ratio is \
+         {}.",
         bundles("2000 × 10")?,
         bundles("1 × 1")?,
         tokens("5000")?,
@@ -89,9 +90,9 @@ fn full_load(report: &Report) -> Option<String> {
     const LAYERS: &str = "**tower-spiffe**, client and server layer";
     const ROTATING: &str = "**tower-spiffe**, client and server layer, keys rotate";
     Some(format!(
-        "**At full load both layers together leave {} of the requests per second** ({} without \
-         them), and {} while keys rotate ten times a second; p50 is {} ({} without them, {} while \
-         keys rotate), p99.9 {} ({}, {}).",
+        "**Full load**: with both layers the throughput is {} of the throughput without layers \
+         ({}), and {} while keys rotate ten times a second. p50 is {} (without layers {}, while \
+         keys rotate {}). p99.9 is {} (without layers {}, while keys rotate {}).",
         of(LAYERS, "to no layers")?,
         of("no layers", "requests")?,
         of(ROTATING, "to no layers")?,
@@ -111,14 +112,14 @@ fn backend(report: &Report) -> Option<String> {
         Cell::ratio(slow.value / fast.value).map(Cell::text)
     };
     Some(format!(
-        "**On aws-lc everybody is shown at his best**: `spiffe` on RustCrypto, its default, takes {} \
-         the time with ES256, {} with RS256.",
+        "**aws-lc is faster than RustCrypto**: `spiffe` on RustCrypto, its default backend, takes {} \
+         as long as on aws-lc with ES256, and {} with RS256.",
         ratio("ES256")?,
         ratio("RS256")?,
     ))
 }
 
-/// By how much the same thing differs from itself.
+/// Lists the differences between two measurements of the same baseline.
 pub fn noise(report: &Report) -> String {
     const AGAIN: &str = "aws-lc-rs alone, once more";
     const NO_LAYER: &str = "no layer at all, once more";
@@ -130,12 +131,12 @@ pub fn noise(report: &Report) -> String {
     };
     line(
         "the bare signature check, by algorithm",
-        most(report.table("cold-above"), AGAIN)
+        largest(report.table("cold-above"), AGAIN)
             .map(|worst| format!("at most {} (median of rounds)", Unit::Nanos.text(worst))),
     );
     line(
         "a request through no layer",
-        most(report.table("layer-above"), NO_LAYER)
+        largest(report.table("layer-above"), NO_LAYER)
             .map(|worst| format!("at most {}", Unit::Nanos.text(worst))),
     );
     for (server, tables) in [
@@ -149,14 +150,14 @@ pub fn noise(report: &Report) -> String {
         line(
             &format!("{server}'s processor time for a request without a layer"),
             seen.zip(new)
-                .map(|(seen, new)| format!("{seen} and {new} in the two runs of it")),
+                .map(|(seen, new)| format!("{seen} (one token) and {new} (new tokens)")),
         );
     }
     text
 }
 
-/// The figure furthest from nothing in this row.
-fn most(table: Option<&Table>, row: &str) -> Option<f64> {
+/// Returns the figure with the largest absolute value in this row.
+fn largest(table: Option<&Table>, row: &str) -> Option<f64> {
     let row = table?
         .rows
         .iter()

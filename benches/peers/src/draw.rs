@@ -1,4 +1,4 @@
-//! What the docs show: the figures as tables, and some of them as bars.
+//! Writes the figures into `docs/`: JSON, the generated parts of the page, and bar charts.
 
 use std::path::{Path, PathBuf};
 
@@ -34,29 +34,29 @@ struct Picture {
 const PICTURES: &[Picture] = &[
     Picture {
         file: "performance-seen.svg",
-        title: "A token seen before: time to verify it",
+        title: "A known token: time to verify it",
         subtitle: "ES256, one thread",
         table: "repeated",
         column: "time",
     },
     Picture {
         file: "performance-new.svg",
-        title: "A token never seen: time on top of the bare signature check",
+        title: "A new token: time in addition to the bare signature check",
         subtitle: "ES256, one thread",
         table: "cold-above",
         column: "ES256",
     },
     Picture {
         file: "performance-server.svg",
-        title: "An axum server: processor time for each request",
-        subtitle: "One ES256 token that comes again and again, HTTP/1.1 on loopback",
+        title: "An axum server: processor time per request",
+        subtitle: "One ES256 token, sent repeatedly, HTTP/1.1 on loopback",
         table: "axum-seen",
         column: "server's processor time",
     },
 ];
 
-/// Puts a whole run into this folder: its figures, the page's parts that come from them, pictures.
-/// Taken is the run that was measured last, or else the one that is there already.
+/// Writes a complete run into this folder: the JSON, the generated parts of the page, the pictures.
+/// Without `json` it uses the last measured run, or else the JSON in the folder.
 pub fn draw(json: Option<PathBuf>, folder: &Path) -> Result<(), String> {
     let kept = folder.join("performance.json");
     let measured = crate::figures(false);
@@ -64,11 +64,10 @@ pub fn draw(json: Option<PathBuf>, folder: &Path) -> Result<(), String> {
         true => measured,
         false => kept.clone(),
     });
-    let report = Report::read(&path).ok_or(format!("{} is not there", path.display()))?;
+    let report =
+        Report::read(&path).ok_or(format!("cannot read {}; measure first", path.display()))?;
     if report.quick {
-        return Err(
-            "a quick run only shows that everything works: there is nothing to draw".into(),
-        );
+        return Err("a quick run has no meaningful figures; measure without --quick".into());
     }
     let missing: Vec<_> = crate::names()
         .into_iter()
@@ -76,7 +75,7 @@ pub fn draw(json: Option<PathBuf>, folder: &Path) -> Result<(), String> {
         .collect();
     if !missing.is_empty() {
         return Err(format!(
-            "{} has not all sections: `-- missing` measures {}; `-- draw --json {}` draws what is \
+            "{} is incomplete; `-- missing` measures {}, and `-- draw --json {}` uses the figures \
              in docs/",
             path.display(),
             missing.join(", "),
@@ -91,7 +90,10 @@ pub fn draw(json: Option<PathBuf>, folder: &Path) -> Result<(), String> {
     std::fs::write(&page, with_parts(&report, &text)).unwrap();
     eprintln!("{}", page.display());
     for picture in PICTURES {
-        let bars = bars(&report, picture).ok_or(format!("no figures for {}", picture.file))?;
+        let bars = bars(&report, picture).ok_or(format!(
+            "no figures for {}; measure its section",
+            picture.file
+        ))?;
         let path = folder.join(picture.file);
         svg::save(&path, &document(picture, &bars)).unwrap();
         eprintln!("{}", path.display());
@@ -99,13 +101,13 @@ pub fn draw(json: Option<PathBuf>, folder: &Path) -> Result<(), String> {
     let unexplained = ahead::unexplained(&ahead::ahead(&report));
     if unexplained > 0 {
         eprintln!(
-            "{unexplained} figures of others are ahead of ours and not explained: see ahead.rs"
+            "{unexplained} better figures of other crates have no explanation; add it to ahead.rs"
         );
     }
     Ok(())
 }
 
-/// The page with what comes from the figures put anew between its marks.
+/// Replaces the parts of the page between the marks.
 fn with_parts(report: &Report, page: &str) -> String {
     let figures = format!(
         "{}\n{}\n{}",
@@ -114,7 +116,7 @@ fn with_parts(report: &Report, page: &str) -> String {
         report.footnotes()
     );
     let parts = [
-        ("what to take from it", claims::take_away(report)),
+        ("summary", claims::summary(report)),
         ("bars", bars::markdown(&bars::bars(report))),
         ("ahead", ahead::markdown(report, &ahead::ahead(report))),
         ("noise", claims::noise(report)),
@@ -126,10 +128,10 @@ fn with_parts(report: &Report, page: &str) -> String {
         let end = format!("<!-- End of {name}. -->");
         let (before, rest) = text
             .split_once(&begin)
-            .unwrap_or_else(|| panic!("the page has a place for {name}"));
+            .unwrap_or_else(|| panic!("the page has no start mark for \"{name}\""));
         let (_, after) = rest
             .split_once(&end)
-            .unwrap_or_else(|| panic!("and an end of {name}"));
+            .unwrap_or_else(|| panic!("the page has no end mark for \"{name}\""));
         text = format!("{before}{begin}\n{}\n\n{end}{after}", part.trim_end());
     }
     text
@@ -150,8 +152,8 @@ fn bars(report: &Report, picture: &Picture) -> Option<Vec<Bar>> {
         .position(|column| column.name == picture.column)?;
     let bars = table.rows.iter().filter_map(|row| {
         let cell = (*row.cells.get(column)?)?;
-        assert!(cell.unit == Unit::Nanos, "bars are times");
-        // The same once more is there for its figures alone.
+        assert!(cell.unit == Unit::Nanos, "charts show times only");
+        // The second measurement of a baseline only shows the noise.
         if row.who.name.contains("once more") {
             return None;
         }

@@ -1,5 +1,5 @@
-//! The client layer and the server layer end to end at full load: without them, with keys that stay,
-//! and with keys that rotate.
+//! The client layer and the server layer end to end at full load: without layers, with fixed keys,
+//! and with rotating keys.
 
 use std::future::{Future, IntoFuture as _};
 use std::time::{Duration, Instant};
@@ -27,8 +27,8 @@ use crate::table::{Better, Cell, Table};
 const NO_LAYERS: Who = Who::limit("no layers");
 const NO_LAYERS_AGAIN: Who = Who::limit("no layers, once more (the noise)");
 
-/// Tokens live as long, and so do keys after they were replaced. The client's cache fetches a token
-/// again within that time.
+/// The lifetime of tokens, and of keys after their rotation. The client's cache refreshes a token
+/// within this time.
 const LIFE: Duration = Duration::from_secs(4);
 const ROTATION: Duration = Duration::from_millis(100);
 
@@ -45,7 +45,7 @@ enum Keys {
     Rotate,
 }
 
-/// A client of hyper: its pool has a connection for each request under way.
+/// Returns a hyper client. Its pool has one connection for each concurrent request.
 fn client() -> Plain {
     let mut connector = HttpConnector::new();
     connector.set_nodelay(true);
@@ -60,9 +60,9 @@ fn agent() -> Agent {
     agent
 }
 
-/// A server and a client with a live source each, of an agent that only they use.
+/// Starts a server and a client with one live source each. They share one agent.
 async fn signed(agent: &Agent, keys: Keys) -> (Server, Entrant<'_>) {
-    let endpoint = agent.api.endpoint();
+    let endpoint = agent.api.endpoint().to_string();
     let source: JwtSource = our_source(&endpoint).await;
     let server = Server::start(async move |listener| {
         let source = our_source(&endpoint).await;
@@ -128,13 +128,13 @@ where
 }
 
 pub fn run(effort: Effort) -> Table {
-    // With runtimes of their own, so not inside of one.
+    // Agents have their own runtimes, which cannot be created inside another runtime.
     let agents = [agent(), agent()];
     single_thread().block_on(table(effort, &agents))
 }
 
 async fn table(effort: Effort, [stays, rotates]: &[Agent; 2]) -> Table {
-    // Long enough for some rotations in each slice.
+    // Long enough for several rotations in each slice.
     let (count, rounds) = match effort.quick {
         true => (CONCURRENCY * 20, 2),
         false => (CONCURRENCY * 800, 40),
@@ -153,7 +153,7 @@ async fn table(effort: Effort, [stays, rotates]: &[Agent; 2]) -> Table {
         ),
     ];
     let mut slices: Vec<Vec<Slice>> = entrants.iter().map(|_| Vec::new()).collect();
-    // The first round only warms up.
+    // The first round is the warm-up.
     for round in 0..=rounds {
         for at in shuffled(entrants.len(), round) {
             let (server, entrant) = &entrants[at].1;
@@ -168,7 +168,7 @@ async fn table(effort: Effort, [stays, rotates]: &[Agent; 2]) -> Table {
     let columns = ["requests", RATIO, "p50", "p99", "p99.9"];
     let title = format!(
         "The client layer and the server layer at full load: axum, HTTP/1.1 on loopback, \
-         {CONCURRENCY} requests at a time (ES256)"
+         {CONCURRENCY} concurrent requests (ES256)"
     );
     let mut table = Table::new("full-load", &title, &columns)
         .better("requests", Better::More)
@@ -193,10 +193,10 @@ async fn table(effort: Effort, [stays, rotates]: &[Agent; 2]) -> Table {
         );
     }
     table.note(&format!(
-        "One thread serves, one sends. The client is hyper's with its pool, the sources are live ones \
-         on an agent in the same process. While keys rotate, tokens live {} s: new keys arrive and old \
-         ones go during the load, and the client fetches tokens again. A latency is the median \
-         round's, of {count} requests each; no request was rejected.",
+        "One thread serves and one sends. The client is hyper's pooled client. The sources are \
+         connected to an agent in the same process. Tokens live {} s. While keys rotate, new keys \
+         arrive and old keys are removed during the load, and the client refreshes its token. \
+         Latencies are medians of rounds of {count} requests. No request was rejected.",
         LIFE.as_secs()
     ))
 }

@@ -1,4 +1,4 @@
-//! What becomes of the cost when there is more: trust domains, keys, tokens, threads.
+//! How the cost grows with trust domains, keys, audiences, tokens and threads.
 
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::peers::{
 };
 use crate::table::{ALLOCATIONS, Better, Cell, OVER_BASE, Of, TIME, Table};
 
-/// The key sets of so many trust domains: the first has the issuer's key as its last one.
+/// Returns the key sets of these trust domains. The last key of the first set is the issuer's.
 pub fn key_sets(signer: &Signer, trust_domains: usize, keys: usize) -> Vec<(String, String)> {
     (0..trust_domains)
         .map(|domain| {
@@ -36,8 +36,8 @@ pub fn key_sets(signer: &Signer, trust_domains: usize, keys: usize) -> Vec<(Stri
         .collect()
 }
 
-/// A row for each of those who met in one contest, a column for each size: the outcome of a size
-/// is the one whose name ends in it.
+/// Adds one row per entrant and one column per size. The name of an outcome ends with the index of
+/// its size.
 fn by_size(table: &mut Table, outcomes: &[Outcome], sizes: usize, rows: &[(&Who, Who, Of)]) {
     for (measured, shown, of) in rows {
         let cells = (0..sizes).map(|at| {
@@ -50,7 +50,7 @@ fn by_size(table: &mut Table, outcomes: &[Outcome], sizes: usize, rows: &[(&Who,
 
 const ABOVE: &str = ", above the bare check";
 
-/// With more trust domains, and more keys in each.
+/// The cost with more trust domains and more keys in each.
 pub fn bundles(effort: Effort) -> Table {
     const SIZES: [(usize, usize); 5] = [(1, 1), (1, 10), (200, 1), (200, 10), (2000, 10)];
     let signer = Signer::usual();
@@ -76,7 +76,7 @@ pub fn bundles(effort: Effort) -> Table {
     let seen = OURS.with(", token seen before");
     let new = OURS.with(", never seen").job("new");
 
-    // All sizes in the same rounds, so that they can be compared with one another.
+    // All sizes run in the same rounds, so that they can be compared.
     let mut contest = Contest::new(effort)
         .at_most(tokens.len())
         .each(RAW, |n| raw.verify(&raw_tokens[n]));
@@ -110,13 +110,13 @@ pub fn bundles(effort: Effort) -> Table {
     table
 }
 
-/// So many audiences, the one that counts as the last of them.
+/// Returns this number of audiences. The last one matches.
 fn audiences(count: usize) -> Vec<String> {
     let others = (1..count).map(|n| format!("spiffe://prod.example/other{n}"));
     others.chain([AUDIENCE.to_owned()]).collect()
 }
 
-/// With more audiences that a server accepts, and more that a token is for.
+/// The cost with more accepted audiences and more audiences in a token.
 pub fn server_audiences(effort: Effort) -> Table {
     // Accepted × in the token.
     const SIZES: [(usize, usize); 5] = [(1, 1), (10, 1), (100, 1), (1, 10), (1, 30)];
@@ -160,7 +160,7 @@ pub fn server_audiences(effort: Effort) -> Table {
     for (at, size) in sizes.iter().enumerate() {
         let this = format!(" {at}");
         let tokens = &size.tokens;
-        // A longer token is a longer text to hash: the bare check has the same one.
+        // Longer tokens take longer to hash, so the baseline verifies the same tokens.
         contest = contest
             .at_most(tokens.len())
             .each(RAW.with(&this), |n| raw.verify(&size.raw_tokens[n]))
@@ -187,7 +187,10 @@ pub fn server_audiences(effort: Effort) -> Table {
         "Audiences that a server accepts × audiences that a token names (ES256)",
         &titles.each_ref().map(String::as_str),
     )
-    .note("The one that both have is the last of each. `spiffe` takes no token with more than 32.");
+    .note(
+        "The last audience of each list matches. `spiffe` rejects tokens with more than 32 \
+           audiences.",
+    );
     let rows = [
         (&seen, seen.clone().job("seen"), TIME),
         (&new, new.with(ABOVE), OVER_BASE),
@@ -213,12 +216,12 @@ pub fn server_audiences(effort: Effort) -> Table {
     table
 }
 
-/// What the verified cache has unless told otherwise.
+/// The default size of the verified cache.
 const DEFAULT_BYTES: usize = 8 << 20;
 
-/// With more tokens in use.
+/// The cost with more tokens in use.
 pub fn tokens(effort: Effort) -> Table {
-    // How many, and the bytes that the cache has for them.
+    // The number of tokens, and the size of the cache in bytes.
     const SIZES: [(usize, usize); 7] = [
         (1, DEFAULT_BYTES),
         (50, DEFAULT_BYTES),
@@ -263,10 +266,10 @@ pub fn tokens(effort: Effort) -> Table {
         &titles.each_ref().map(String::as_str),
     )
     .note(
-        "A thread has room for 256 tokens of its own; what is not among them comes from the cache \
-         that all threads share. The cache has its 8 MiB where nothing else is said, which is room \
-         for about 8500 such tokens: of more than that, each in turn, some are verified anew. The \
-         tokens' own text is read as well, from wherever it lies in memory.",
+        "Each thread caches 256 tokens. Other tokens are read from the cache that all threads \
+         share. Its size is 8 MiB if the column names no other, which holds about 8500 of these \
+         tokens. With more tokens in use, some are verified again. The time includes reading the \
+         text of the token from memory.",
     );
     by_size(&mut table, &outcomes, SIZES.len(), &[(&OURS, OURS, TIME)]);
     let found =
@@ -288,7 +291,7 @@ pub fn tokens(effort: Effort) -> Table {
     table
 }
 
-/// With two threads in place of one.
+/// The throughput of two threads compared with one.
 pub fn threads(effort: Effort) -> Table {
     let signer = Signer::usual();
     let tokens = signer.tokens(50);
@@ -326,7 +329,7 @@ pub fn threads(effort: Effort) -> Table {
     let mut rates = vec![[Vec::new(), Vec::new(), Vec::new()]; entrants.len()];
     for round in 0..effort.rounds {
         for at in shuffled(entrants.len(), round) {
-            // Now one thread comes first, now two.
+            // The order of one and two threads changes between rounds.
             let mut both = [0.0; 2];
             for threads in shuffled(2, round) {
                 both[threads] = rate(threads + 1, span, entrants[at].1);
@@ -346,8 +349,8 @@ pub fn threads(effort: Effort) -> Table {
     .better("two threads", Better::More)
     .better("ratio", Better::More)
     .note(
-        "The machine has two cores and other work of its own; the control says how much a second \
-         thread can bring at all.",
+        "The machine has two cores and does other work too. The control shows how much a second \
+         thread can add at most.",
     );
     for ((who, _), [one, two, ratio]) in entrants.iter().zip(rates) {
         table.row(
@@ -362,14 +365,14 @@ pub fn threads(effort: Effort) -> Table {
     table
 }
 
-/// How often in a second so many threads together do this.
+/// Returns how often per second these threads together do the work.
 fn rate(threads: usize, span: Duration, work: &(dyn Fn(usize) + Sync)) -> f64 {
     let barrier = Barrier::new(threads);
     let each: Vec<f64> = std::thread::scope(|scope| {
         let handles: Vec<_> = (0..threads)
             .map(|_| {
                 scope.spawn(|| {
-                    // A new thread knows no token yet.
+                    // Fills the cache of the new thread.
                     (0..200).for_each(work);
                     barrier.wait();
                     let start = Instant::now();

@@ -1,4 +1,4 @@
-//! A request that is given its token on the way out.
+//! Adding a token to an outgoing request.
 
 use std::sync::Arc;
 
@@ -17,19 +17,19 @@ use crate::names::{NO_LAYER, NO_LAYER_AGAIN, OURS, Who};
 use crate::peers::Bare;
 use crate::table::{Cell, TIME, Table};
 
-/// Many audiences are so many.
+/// The number of audiences of a client with many audiences.
 pub const MANY: usize = 10_000;
 
 const CONSTANT: Who =
     Who::limit("tower-http 0.7 `AddAuthorization`, a header that never changes [^constant]");
 
-/// So many requests are made at a time.
+/// The number of requests that are created at a time.
 const REQUESTS: usize = 512;
 
-/// Signs whatever token is asked for.
-pub struct Desk(pub Arc<Signer>);
+/// Signs tokens for every requested audience.
+pub struct SigningFetcher(pub Arc<Signer>);
 
-impl FetchSvid for Desk {
+impl FetchSvid for SigningFetcher {
     fn fetch_svid(&self, request: &SvidRequest) -> tower_spiffe::token::FetchSvidFuture {
         let audiences: Vec<&str> = request.audiences().collect();
         let token = self.0.token(&serde_json::json!({
@@ -62,11 +62,11 @@ fn request(origin: &str) -> Request<String> {
         .unwrap()
 }
 
-/// Each number below `len` in turn, in no order that a cache likes, from one batch to the next.
+/// Returns each number below `len` in turn, in an order without locality, across batches.
 pub fn stride(len: usize) -> impl FnMut() -> usize {
     let mut next = 0;
     move || {
-        // A prime: no divisor in common with any length here.
+        // A prime that divides none of the lengths.
         next = (next + 7919) % len;
         next
     }
@@ -80,7 +80,7 @@ pub fn runtime() -> Runtime {
         .unwrap()
 }
 
-/// A cache with a token for so many audiences, and a layer on it that knows an origin for each.
+/// A cache with tokens for many audiences, and a layer that maps one origin to each.
 struct Filled {
     cache: SvidCache,
     requests: Vec<SvidRequest>,
@@ -90,7 +90,7 @@ struct Filled {
 
 impl Filled {
     fn new(runtime: &Runtime, signer: &Arc<Signer>, many: usize) -> Self {
-        let cache = SvidCache::builder(Desk(signer.clone()))
+        let cache = SvidCache::builder(SigningFetcher(signer.clone()))
             .max_entries(many + 16)
             .rate(1_000_000)
             .build();
@@ -110,7 +110,7 @@ impl Filled {
         }
     }
 
-    /// Requests for one origin after the other, through the layer.
+    /// Adds an entrant that sends requests to each origin in turn through the layer.
     fn by_layer<'a>(&self, contest: Contest<'a>, who: Who) -> Contest<'a> {
         let (mut service, origins) = (self.service.clone(), self.origins.clone());
         let mut next = stride(origins.len());
@@ -120,7 +120,7 @@ impl Filled {
         })
     }
 
-    /// One audience after the other, from the cache itself.
+    /// Adds an entrant that reads the token of each audience in turn from the cache.
     fn by_cache<'a>(&'a self, contest: Contest<'a>, who: Who) -> Contest<'a> {
         let mut next = stride(self.requests.len());
         contest.each(who, move |_| {
@@ -134,7 +134,7 @@ pub fn injection(effort: Effort) -> Table {
     let _entered = runtime.enter();
     let many = if effort.quick { 100 } else { MANY };
     let signer = Arc::new(Signer::usual());
-    let one = SvidCache::builder(Desk(signer.clone())).build();
+    let one = SvidCache::builder(SigningFetcher(signer.clone())).build();
     let wanted = SvidRequest::new([AUDIENCE]).unwrap();
     let header = runtime.block_on(one.header(&wanted)).unwrap();
     let token = header.to_str().unwrap().strip_prefix("Bearer ").unwrap();
@@ -143,7 +143,7 @@ pub fn injection(effort: Effort) -> Table {
     let fixed = Audience::fixed(AUDIENCE).for_origin(&origin(0)).unwrap();
     let mut fixed = AddJwtSvidLayer::new(one.clone(), fixed).layer(Bare::<String>::new());
     runtime.block_on(async {
-        // The first one fetches.
+        // The first request fetches the token.
         fixed.clone().oneshot(request(&origin(0))).await.unwrap();
     });
     let mut constant = AddAuthorizationLayer::bearer(token)
@@ -179,13 +179,16 @@ pub fn injection(effort: Effort) -> Table {
     let outcomes = all.by_cache(contest, OURS.with(&among)).run();
     Table::contest(
         "injection",
-        "A request is given its token on the way out",
+        "Adding a token to an outgoing request",
         &outcomes,
     )
-    .note("`spiffe` has no layer and no cache: each token is a call to the agent, see below.")
+    .note(
+        "`spiffe` has no client layer and no token cache. Each token is a call to the agent; see \
+           below.",
+    )
 }
 
-/// With more audiences in use.
+/// The cost with more audiences in use.
 pub fn growth(effort: Effort) -> Table {
     const SIZES: [usize; 3] = [1, 100, MANY];
     let runtime = runtime();
@@ -197,8 +200,8 @@ pub fn growth(effort: Effort) -> Table {
     });
     let layer = OURS.with(", a layer with `Audience::map`, above no layer");
     let cache = OURS.with(", `SvidCache::try_header`");
-    // A request for each origin in turn costs more than one for the same origin again and again
-    // even without a layer: the baseline gets the same.
+    // Requests to different origins cost more than requests to one origin, even without a layer.
+    // The baseline therefore gets the same requests.
     let mut contest = Contest::new(effort);
     for (filled, size) in filled.iter().zip(SIZES) {
         let (origins, mut next) = (filled.origins.clone(), stride(filled.origins.len()));
@@ -233,5 +236,5 @@ pub fn growth(effort: Effort) -> Table {
     };
     table.row(layer.clone(), row(&layer, &over_base));
     table.row(cache.clone(), row(&cache, &TIME));
-    table.note("Nobody else has a cache by audience.")
+    table.note("None of the other crates caches tokens by audience.")
 }

@@ -1,4 +1,4 @@
-//! One issuer for everybody: keys, key sets and tokens. Everything is made anew for each run.
+//! Keys, key sets and tokens for all crates. Each run creates new ones.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -29,7 +29,7 @@ pub const ALGORITHMS: [Algorithm; 9] = [
     Algorithm::PS512,
 ];
 
-/// A private key, named as SPIRE names its own: 32 letters and digits.
+/// A private key. Its ID has SPIRE's format: 32 letters and digits.
 pub struct Signer {
     pub algorithm: Algorithm,
     pub key_id: String,
@@ -108,7 +108,7 @@ impl Signer {
         Self::new(Algorithm::ES256, "C6vs25welZOx6WksNYfbMfiw9l96pMnD")
     }
 
-    /// The public half as SPIRE writes it: no `alg`, no `use`.
+    /// Returns the public key as SPIRE writes it: without `alg` and `use`.
     pub fn jwk(&self) -> Value {
         self.jwk_named(&self.key_id)
     }
@@ -127,12 +127,12 @@ impl Signer {
         }
     }
 
-    /// A key set of this one key.
+    /// Returns a key set with only this key.
     pub fn jwks(&self) -> String {
         json!({"keys": [self.jwk()]}).to_string()
     }
 
-    /// The key as aws-lc-rs wants it for the fastest check.
+    /// Returns the key in the form that aws-lc-rs verifies fastest.
     pub fn parsed(&self) -> ParsedPublicKey {
         match &self.pair {
             Pair::Ec(pair, _) => {
@@ -182,7 +182,7 @@ impl Signer {
         self.sign(&self.header(), claims)
     }
 
-    /// So many good tokens, each another one.
+    /// Returns this number of different valid tokens.
     pub fn tokens(&self, count: usize) -> Vec<String> {
         (0..count).map(|n| self.token(&claims(n))).collect()
     }
@@ -195,7 +195,7 @@ pub fn now() -> u64 {
         .as_secs()
 }
 
-/// The claims of a good token. A real one has no `jti`; here it tells one token from another.
+/// Returns the claims of a valid token. `jti` makes the tokens different; SPIRE's tokens have none.
 pub fn claims(n: usize) -> Value {
     json!({
         "sub": SUBJECT,

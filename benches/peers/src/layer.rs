@@ -1,4 +1,4 @@
-//! A request through a server layer: let in, or turned away.
+//! A request through a server layer: allowed or rejected.
 
 use std::future::Future;
 use std::path::Path;
@@ -26,11 +26,11 @@ use crate::peers::{
 };
 use crate::process::{self, Process};
 use crate::table::{ALLOCATIONS, BYTES, OVER_BASE, TIME, Table};
-use crate::verify::refused;
+use crate::verify::rejected_tokens;
 
 type Axum07Body = axum_07::body::Body;
 
-/// Passes requests through a service that waits for nothing; making them is not in the time.
+/// Sends requests through a service that never waits. Creating them is not measured.
 pub fn pass<S, F, B>(
     service: &mut S,
     requests: Vec<Request<String>>,
@@ -43,15 +43,18 @@ where
 {
     let start = Instant::now();
     for request in requests {
-        let ready = service.ready().now_or_never().expect("it is ready");
+        let ready = service
+            .ready()
+            .now_or_never()
+            .expect("the service is ready");
         let response = ready.unwrap().call(request).now_or_never();
-        let response = response.expect("it waits for nothing").unwrap();
+        let response = response.expect("the response is ready").unwrap();
         assert_eq!(response.status(), expected);
     }
     start.elapsed()
 }
 
-/// The same with the token of each number.
+/// Sends requests with these tokens in turn.
 fn with_tokens<S, F, B>(
     service: &mut S,
     tokens: &[http::HeaderValue],
@@ -87,7 +90,7 @@ pub fn decoder(signer: &Signer) -> axum_jwt_auth::Decoder<crate::peers::Claims> 
     Arc::new(axum_jwt_auth(signer).unwrap())
 }
 
-/// agntcy-slim-auth's program, given the key and these tokens.
+/// Starts the program of agntcy-slim-auth with the key and these tokens.
 fn slim(program: &Path, signer: &Signer, headers: &[http::HeaderValue]) -> Process {
     let jwk = signer.jwk();
     let mut lines = format!("{AUDIENCE}\n{jwk}\n");
@@ -96,10 +99,10 @@ fn slim(program: &Path, signer: &Signer, headers: &[http::HeaderValue]) -> Proce
         lines.push_str(token);
         lines.push('\n');
     }
-    Process::start(program, &lines).expect("it knows ES256")
+    Process::start(program, &lines).expect("agntcy-slim-auth supports ES256")
 }
 
-/// Everybody's layer, with these headers in turn. `slim_auth` is the program of agntcy-slim-auth.
+/// Compares all layers with these headers in turn. `slim_auth` is the program of agntcy-slim-auth.
 fn contest(
     effort: Effort,
     signer: &Signer,
@@ -142,8 +145,8 @@ fn contest(
         .layer(string.clone());
 
     let mut contest = Contest::new(effort).at_most(if fresh { headers.len() } else { 512 });
-    let good = expected == StatusCode::OK;
-    if good {
+    let valid = expected == StatusCode::OK;
+    if valid {
         for who in [NO_LAYER, NO_LAYER_AGAIN] {
             let mut bare = string.clone();
             contest = contest.batch(who, move |count| {
@@ -162,14 +165,14 @@ fn contest(
         });
         with_tokens(&mut service, headers, count, expected)
     });
-    // It knows one token by heart.
-    if !fresh && good {
+    // `bearer` compares with one fixed token.
+    if !fresh && valid {
         let token = headers[0]
             .to_str()
             .unwrap()
             .strip_prefix("Bearer ")
             .unwrap();
-        #[allow(deprecated, reason = "it is what there is")]
+        #[allow(deprecated, reason = "shows the minimum cost of a layer")]
         let mut fixed = ValidateRequestHeaderLayer::bearer(token).layer(string);
         contest = contest.batch(STATIC, move |count| {
             with_tokens(&mut fixed, headers, count, expected)
@@ -187,9 +190,9 @@ fn contest(
         });
     let extractor = from_extractor_with_state::<AxumJwtAuthClaims, _>(decoder(signer));
     let mut extractor = extractor.layer(Bare::<axum::body::Body>::new());
-    // It has another status for some.
-    let answer = extractor.call(request(headers.first())).now_or_never();
-    if answer.expect("it waits for nothing").unwrap().status() == expected {
+    // axum-jwt-auth rejects some tokens with another status.
+    let first = extractor.call(request(headers.first())).now_or_never();
+    if first.expect("the response is ready").unwrap().status() == expected {
         contest = contest.batch(AXUM_JWT_AUTH, move |count| {
             with_tokens(&mut extractor, headers, count, expected)
         });
@@ -202,8 +205,8 @@ fn contest(
             process.time(&format!("{verifier} {status} {count}"))
         });
     }
-    // Last, because it has a bare service of its own to be compared with.
-    if good {
+    // Last, because jwt-authorizer has another baseline.
+    if valid {
         let mut bare = Bare::<Axum07Body>::new();
         contest = contest
             .batch(NO_LAYER_AXUM_07, move |count| {
@@ -218,7 +221,7 @@ fn contest(
         .run()
 }
 
-/// Good tokens: one that comes again and again, and ones that are always new.
+/// Valid tokens: one that is repeated, and tokens that are always new.
 pub fn calls(effort: Effort) -> Vec<Table> {
     let signer = Signer::usual();
     let tokens = signer.tokens(512);
@@ -240,44 +243,44 @@ pub fn calls(effort: Effort) -> Vec<Table> {
     vec![
         table(
             "layer",
-            "A request through the layer, the identity left in its extensions (ES256)",
+            "A request through the layer, which adds the identity to the extensions (ES256)",
             TIME,
         ),
         table(
             "layer-above",
-            "The same, above the same request through no layer in the same round",
+            "The same: time in addition to the request without a layer",
             OVER_BASE,
         )
         .without(&[NO_LAYER, NO_LAYER_AXUM_07]),
-        // Those of another process are not counted.
+        // Allocations of another process are not counted.
         table("layer-allocations", "The same: allocations", ALLOCATIONS)
             .without(&[NO_LAYER_AGAIN, SLIM]),
         table("layer-bytes", "The same: bytes allocated", BYTES).without(&[NO_LAYER_AGAIN, SLIM]),
     ]
 }
 
-/// Built by this program, where libclang is installed; a whole run needs it.
+/// Builds the program of agntcy-slim-auth, which needs libclang. A complete run needs it.
 fn slim_auth_program() -> Option<std::path::PathBuf> {
     let program = process::build("slim");
     if program.is_none() {
-        eprintln!("agntcy-slim-auth does not build here: install libclang, set LIBCLANG_PATH");
+        eprintln!("cannot build agntcy-slim-auth; install libclang and set LIBCLANG_PATH");
     }
     program
 }
 
-/// Lets a refusal be told from another one.
-struct Says;
+/// Writes the error into the body, so that the reason of a rejection can be checked.
+struct ErrorInBody;
 
-impl ErrorHandler<String> for Says {
+impl ErrorHandler<String> for ErrorInBody {
     fn map_error(&self, error: AuthError) -> Response<String> {
         Response::new(format!("{error:?}"))
     }
 }
 
-/// Requests that are turned away, the response included.
-pub fn refusals(effort: Effort) -> Vec<Table> {
+/// Rejected requests, including the response.
+pub fn rejections(effort: Effort) -> Vec<Table> {
     let signer = Signer::usual();
-    let cases = refused(&signer);
+    let cases = rejected_tokens(&signer);
     let mut titles = vec!["no header"];
     titles.extend(cases.iter().map(|case| case.title));
     let mut headers = vec![Vec::new()];
@@ -285,7 +288,7 @@ pub fn refusals(effort: Effort) -> Vec<Table> {
 
     let mut oauth2 = oauth2_server(&signer)
         .unwrap()
-        .into_layer_with_error_handler(Arc::new(Says))
+        .into_layer_with_error_handler(Arc::new(ErrorInBody))
         .layer(Bare::<String>::new());
     for (case, headers) in cases.iter().zip(&headers[1..]) {
         let response = oauth2.call(request(headers.first())).now_or_never();
@@ -302,16 +305,16 @@ pub fn refusals(effort: Effort) -> Vec<Table> {
     let table = |id, title, of| Table::beside(id, title, &titles, &outcomes, of);
     vec![
         table(
-            "layer-refusals",
-            "A request that is turned away, the response included (ES256)",
+            "layer-rejections",
+            "A rejected request, including the response (ES256)",
             TIME,
         ),
         table(
-            "layer-refusals-allocations",
+            "layer-rejections-allocations",
             "The same: allocations",
             ALLOCATIONS,
         )
         .without(&[SLIM]),
-        table("layer-refusals-bytes", "The same: bytes allocated", BYTES).without(&[SLIM]),
+        table("layer-rejections-bytes", "The same: bytes allocated", BYTES).without(&[SLIM]),
     ]
 }

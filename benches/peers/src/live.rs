@@ -1,5 +1,5 @@
-//! With a Workload API behind it: to the first bundles, a token of one's own, memory, and bundles
-//! that change while tokens are verified.
+//! Sources connected to a Workload API: start, fetching tokens, and verification while bundles
+//! change.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -20,14 +20,14 @@ use crate::table::{Better, Cell, Table};
 const SPIFFE: Who = Who::peer("spiffe 0.19 `JwtSource` [^spiffe]");
 pub const KEYS: usize = 2;
 
-/// An agent on a thread of its own; it is gone with this.
+/// An agent on its own thread. Dropping it stops the agent.
 pub struct Agent {
     pub api: FakeAgent,
     pub runtime: Runtime,
 }
 
 impl Agent {
-    /// One that serves so many trust domains.
+    /// Starts an agent that serves this number of trust domains.
     pub fn start(trust_domains: usize) -> Self {
         let runtime = inject::runtime();
         let api = runtime.block_on(FakeAgent::start(TRUST_DOMAIN)).unwrap();
@@ -36,7 +36,7 @@ impl Agent {
         agent
     }
 
-    /// Serves the others anew, each with other keys than before.
+    /// Serves the federated trust domains with new keys.
     fn federate(&self, trust_domains: usize) {
         let signer = Signer::usual();
         let _entered = self.runtime.enter();
@@ -73,12 +73,12 @@ pub fn single_thread() -> Runtime {
 
 pub const SIZES: [usize; 3] = [1, 200, 2000];
 
-/// From nothing to bundles that tokens can be verified with.
+/// The time until a new source can verify tokens.
 pub fn start(effort: Effort) -> Table {
     let titles = SIZES.map(|size| format!("trust domains: {size}"));
     let mut table = Table::new(
         "start",
-        "From no source to one that is ready, over a Unix socket",
+        "Starting a source until it is ready, over a Unix socket",
         &titles.each_ref().map(String::as_str),
     );
     let rounds = if effort.quick { 2 } else { 21 };
@@ -117,12 +117,12 @@ pub fn start(effort: Effort) -> Table {
     table.row(OURS.with(" `JwtSource`"), ours);
     table.row(SPIFFE, theirs);
     table.note(&format!(
-        "{KEYS} keys (P-256) in each trust domain. tower-spiffe parses each key here, `spiffe` at \
-         each verification. The agent runs in the same process."
+        "Each trust domain has {KEYS} keys (P-256). tower-spiffe parses all keys at start, \
+         `spiffe` parses a key at each verification. The agent runs in the same process."
     ))
 }
 
-/// A token of one's own, ready to be sent.
+/// Getting a token for an outgoing request.
 pub fn own_token(effort: Effort) -> Table {
     let agent = Agent::start(1);
     {
@@ -152,13 +152,19 @@ pub fn own_token(effort: Effort) -> Table {
         ours.shutdown().await;
         theirs.shutdown().await;
     });
-    Table::contest("own-token", "A token of one's own, to be sent", &outcomes).note(
-        "The agent is the one of tower-spiffe's `testing`, in the same process and over a Unix \
-         socket; it hands out the token that it has. A real one attests the caller each time.",
+    Table::contest(
+        "own-token",
+        "Getting a token for an outgoing request",
+        &outcomes,
+    )
+    .note(
+        "The agent is `FakeAgent` of tower-spiffe's `testing`, in the same process, over a Unix \
+         socket. It returns a token that it already has. A real agent attests the caller for each \
+         call.",
     )
 }
 
-/// One of those that verify while bundles change, with a source that only it uses.
+/// A verifier with its own source, used while bundles change.
 enum Verifier {
     Ours(JwtSource, Validator),
     Spiffe(spiffe::JwtSource),
@@ -182,7 +188,7 @@ impl Verifier {
         }
     }
 
-    /// So many updates its own source has taken in.
+    /// Returns the number of updates that its source has processed.
     fn updates(&self) -> u64 {
         match self {
             Self::Ours(source, _) => source.state().revision(),
@@ -190,7 +196,7 @@ impl Verifier {
         }
     }
 
-    async fn end(self) {
+    async fn shutdown(self) {
         match self {
             Self::Ours(source, _) => source.shutdown().await,
             Self::Spiffe(source) => source.shutdown().await,
@@ -198,7 +204,7 @@ impl Verifier {
     }
 }
 
-/// Verifies while bundles change.
+/// Verification while bundles change.
 pub fn update(effort: Effort) -> Table {
     const DOMAINS: usize = 200;
     let agent = Agent::start(DOMAINS);
@@ -212,7 +218,7 @@ pub fn update(effort: Effort) -> Table {
             .expires_in(Duration::from_secs(6 * 3600))
             .sign()
     };
-    // The source's own work has a thread of its own.
+    // The source's tasks run on a separate thread.
     let runtime = inject::runtime();
     let (rounds, span) = match effort.quick {
         true => (2, Duration::from_millis(100)),
@@ -226,7 +232,7 @@ pub fn update(effort: Effort) -> Table {
     let mut figures = vec![vec![Vec::new(); 7]; all.len()];
     for round in 0..rounds {
         for at in shuffled(all.len(), round) {
-            // Nobody pays for a source that another one uses: there is none.
+            // Only this source exists now, so no other source adds load.
             let verifier = runtime.block_on(async {
                 match at {
                     0 => Verifier::ours(&endpoint, true).await,
@@ -247,7 +253,7 @@ pub fn update(effort: Effort) -> Table {
                 }
             }
             put(seen as f64 / span.as_secs_f64());
-            runtime.block_on(verifier.end());
+            runtime.block_on(verifier.shutdown());
         }
     }
     const SEEN: &str = "updates taken in";
@@ -275,8 +281,8 @@ pub fn update(effort: Effort) -> Table {
         table.row(who, cells);
     }
     table.note(
-        "One source at a time; a figure is the median round's. The agent, the source and the \
-         verifying thread share the cores: p99.9 has the scheduler in it.",
+        "One source runs at a time. Each figure is the median of the rounds. The agent, the source \
+         and the verifying thread share the cores, so p99.9 includes scheduling delays.",
     )
 }
 
@@ -295,11 +301,11 @@ fn times(span: Duration, verify: &dyn Fn()) -> Vec<f64> {
 
 fn while_changing<T>(agent: &Agent, changing: bool, work: impl FnOnce() -> T) -> T {
     let done = AtomicBool::new(!changing);
-    let (tell, told) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let keys = [Signer::usual(), Signer::usual()].map(|signer| signer.jwks());
-            tell.send(()).unwrap();
+            sender.send(()).unwrap();
             let mut turn = 0;
             while !done.load(Ordering::Relaxed) {
                 let _entered = agent.runtime.enter();
@@ -309,7 +315,7 @@ fn while_changing<T>(agent: &Agent, changing: bool, work: impl FnOnce() -> T) ->
                 std::thread::sleep(Duration::from_millis(20));
             }
         });
-        told.recv().unwrap();
+        receiver.recv().unwrap();
         let result = work();
         done.store(true, Ordering::Relaxed);
         result

@@ -1,5 +1,5 @@
-//! Whole servers on the loopback interface: what a layer adds for each request, in processor time
-//! of the server's thread, and what the caller sees.
+//! Complete servers on the loopback interface: the processor time that a layer adds to each request
+//! in the server's thread, and the latency that the caller sees.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -35,13 +35,13 @@ use crate::peers::{
 };
 use crate::table::{Better, Cell, Table};
 
-/// So many requests are under way at any time.
+/// The number of concurrent requests.
 pub const CONCURRENCY: usize = 16;
 
-/// A server on a thread of its own.
+/// A server on its own thread.
 pub struct Server {
     pub address: SocketAddr,
-    /// Of its thread.
+    /// The ID of the server's thread.
     id: String,
 }
 
@@ -50,7 +50,7 @@ impl Server {
     where
         F: Future<Output = ()>,
     {
-        let (tell, told) = mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -60,11 +60,11 @@ impl Server {
                 let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
                 let link = std::fs::read_link("/proc/thread-self").unwrap();
                 let id = link.file_name().unwrap().to_string_lossy().into_owned();
-                tell.send((listener.local_addr().unwrap(), id)).unwrap();
+                sender.send((listener.local_addr().unwrap(), id)).unwrap();
                 serve(listener).await;
             });
         });
-        let (address, id) = told.recv().unwrap();
+        let (address, id) = receiver.recv().unwrap();
         Self { address, id }
     }
 
@@ -83,7 +83,7 @@ impl Server {
         })
     }
 
-    /// Processor time of the thread so far, in nanoseconds, as the scheduler counts it.
+    /// Returns the processor time of the thread in nanoseconds, as counted by the scheduler.
     fn processor_time(&self) -> u64 {
         let path = format!("/proc/self/task/{}/schedstat", self.id);
         let text = std::fs::read_to_string(path).unwrap();
@@ -95,23 +95,23 @@ pub fn router() -> Router {
     Router::new().route("/v1/reports/{id}", get(async || "the report"))
 }
 
-/// Who is slow takes part in one of so many rounds.
-const RARELY: usize = 6;
+/// Slow entrants run only in every sixth round.
+const SLOW_INTERVAL: usize = 6;
 
-/// Whether the first round said that it takes several times what the first entrant does.
+/// Returns whether the first round took more than three times as long as that of the first entrant.
 fn is_slow(own: &[Option<Slice>], first: &[Option<Slice>]) -> bool {
     let processor = |slices: &[Option<Slice>]| Some(slices.first()?.as_ref()?.processor);
     processor(own) > processor(first).map(|first| first * 3.0)
 }
 
-/// One slice of load: what it cost the server and how long each request took.
+/// One slice of load: the cost for the server and the latency of each request.
 struct Slice {
     processor: f64,
     rate: f64,
     latencies: Vec<f64>,
 }
 
-/// Sends these headers, one request each, over connections that stay open.
+/// Sends one request per header over persistent connections.
 async fn load_http(connections: &mut [Sender], headers: &[HeaderValue], count: usize) -> Vec<f64> {
     let share = count / connections.len();
     let work = connections.iter_mut().enumerate().map(|(at, sender)| {
@@ -148,9 +148,9 @@ async fn connect(address: SocketAddr) -> Sender {
     sender
 }
 
-/// The same, of gRPC's. Each over a connection of its own: where several share one, what a call costs
-/// the server is decided by how many frames happen to lie there when it looks, in one mode or another
-/// for seconds on end.
+/// Sends one gRPC call per header. Each client has its own connection: on a shared connection the
+/// cost of a call depends on how many frames the server happens to read at once, and stays at one
+/// level or another for seconds.
 async fn load_grpc(clients: &mut [GrpcClient], headers: &[HeaderValue], count: usize) -> Vec<f64> {
     let share = count / clients.len();
     let work = clients
@@ -174,7 +174,7 @@ async fn load_grpc(clients: &mut [GrpcClient], headers: &[HeaderValue], count: u
 
 type GrpcClient = HealthClient<tonic::transport::Channel>;
 
-/// A server with the connections to it.
+/// A server and the connections to it.
 enum Entrant {
     Http(Server, Vec<Sender>),
     Grpc(Server, Vec<GrpcClient>),
@@ -212,7 +212,7 @@ impl Entrant {
             Self::Grpc(_, clients) => load_grpc(clients, headers, count).await,
         };
         let time = start.elapsed();
-        // What it still has to do belongs to it too.
+        // Includes work that the server does after the last response.
         tokio::time::sleep(Duration::from_millis(2)).await;
         let done = latencies.len() as f64;
         Slice {
@@ -250,31 +250,31 @@ pub fn tonic(effort: Effort) -> Vec<Table> {
 
 fn title(server: &str, seen: bool) -> String {
     let tokens = if seen {
-        "one token, again and again"
+        "one repeated token"
     } else {
-        "each token new"
+        "new tokens"
     };
-    format!("{server} on loopback, {CONCURRENCY} requests at a time, {tokens} (ES256)")
+    format!("{server} on loopback, {CONCURRENCY} concurrent requests, {tokens} (ES256)")
 }
 
 async fn axum_table(effort: Effort, id: &str, seen: bool) -> Table {
     let signer = Signer::usual();
     let jsonwebtoken = Arc::new(Jsonwebtoken::new(&signer).unwrap());
     let theirs = Arc::new(spiffe_bundles(&signer));
-    let refuse = || {
+    let reject = || {
         let mut response = axum::response::Response::new(Body::empty());
         *response.status_mut() = http::StatusCode::UNAUTHORIZED;
         response
     };
     let by_hand = ValidateRequestHeaderLayer::custom(move |request: &mut Request| {
         let claims = token_of(request).and_then(|token| jsonwebtoken.verify_by_kid(token));
-        request.extensions_mut().insert(claims.ok_or_else(refuse)?);
+        request.extensions_mut().insert(claims.ok_or_else(reject)?);
         Ok(())
     });
     let by_hand_spiffe = ValidateRequestHeaderLayer::custom(move |request: &mut Request| {
         let verify = |token| spiffe::JwtSvid::parse_and_validate(token, &*theirs, &[AUDIENCE]).ok();
         let svid = token_of(request).and_then(verify);
-        request.extensions_mut().insert(svid.ok_or_else(refuse)?);
+        request.extensions_mut().insert(svid.ok_or_else(reject)?);
         Ok(())
     });
     let oauth2 = oauth2_server(&signer).unwrap().into_layer::<Body>();
@@ -300,7 +300,7 @@ async fn axum_table(effort: Effort, id: &str, seen: bool) -> Table {
     compare(effort, table, &signer, seen, connected).await
 }
 
-/// A health service on a server of its own, behind what `with` puts before it.
+/// Starts a server with a health service inside the layer `with`.
 macro_rules! tonic_server {
     ($with:expr) => {{
         let with = $with;
@@ -332,8 +332,8 @@ async fn tonic_table(effort: Effort, id: &str, seen: bool) -> Table {
     type GrpcRequest = http::Request<tonic::body::Body>;
     let by_hand = ValidateRequestHeaderLayer::custom(move |request: &mut GrpcRequest| {
         let claims = token_of(request).and_then(|token| jsonwebtoken.verify_by_kid(token));
-        let refuse = || tonic::Status::unauthenticated("").into_http::<tonic::body::Body>();
-        request.extensions_mut().insert(claims.ok_or_else(refuse)?);
+        let reject = || tonic::Status::unauthenticated("").into_http::<tonic::body::Body>();
+        request.extensions_mut().insert(claims.ok_or_else(reject)?);
         Ok(())
     });
     let none = tower::layer::util::Identity::new;
@@ -384,7 +384,7 @@ async fn compare(
         (false, true) => (CONCURRENCY * 160, 300),
         (false, false) => (CONCURRENCY * 200, 15),
     };
-    // By round, for each entrant; the first round only warms up.
+    // By entrant, then by round. The first round is the warm-up.
     let mut slices: Vec<Vec<Option<Slice>>> = entrants.iter().map(|_| Vec::new()).collect();
     for round in 0..=rounds {
         let tokens = signer.tokens(if seen { 1 } else { count });
@@ -393,9 +393,9 @@ async fn compare(
             own.push(None);
         }
         for at in shuffled(entrants.len(), round) {
-            // A small difference wants many rounds, close to each other. Who takes several times as
-            // long would draw them out, and has nothing of them.
-            if seen && round % RARELY != 0 && is_slow(&slices[at], &slices[0]) {
+            // Small differences need many rounds in a short time. Slow entrants would extend the
+            // time between rounds, and their large differences need fewer rounds.
+            if seen && round % SLOW_INTERVAL != 0 && is_slow(&slices[at], &slices[0]) {
                 continue;
             }
             let slice = entrants[at].1.slice(&headers, count).await;

@@ -1,15 +1,17 @@
-//! Times tower-spiffe against what one would use in its place: everybody in one process, on the
-//! same tokens, keys and allocator, in interleaved rounds.
+//! Compares tower-spiffe with its alternatives in one process, with the same tokens, keys and
+//! allocator, in interleaved rounds.
 //!
 //!     cargo run --release --manifest-path benches/peers/Cargo.toml -- [--quick] [--json PATH] [missing | SECTION…]
 //!     cargo run --release --manifest-path benches/peers/Cargo.toml -- draw [--json PATH]
 //!
-//! The first prints the tables as Markdown and writes them as JSON, after each section: all of
-//! them, those that are named, or those that an earlier run of the same name has not measured. A
-//! run is named by what its figures depend on; sections of another run are never put beside them.
-//! It fails where a bar is missed. `--quick` only shows that everything works, in a file of its own.
+//! The first command measures. It prints the tables as Markdown and writes the JSON after each
+//! section. It runs all sections, the named sections, or (`missing`) the sections that the file
+//! does not contain yet. A file contains only sections of one environment (see [`run`]). The
+//! command fails if a limit is exceeded. `--quick` only tests the program and writes to a separate
+//! file.
 //!
-//! The second puts a whole run into `docs/`: the JSON, the tables, what follows from them, pictures.
+//! The second command writes a complete run into `docs/`: the JSON, the generated parts of the page
+//! and the pictures.
 
 mod ahead;
 mod backends;
@@ -43,13 +45,13 @@ use report::{Report, Section};
 use run::Run;
 use table::Table;
 
-/// A part of the comparison: its name, and what it measures.
+/// A section of the comparison: its name and its function.
 type Measured = (&'static str, fn(Effort) -> Vec<Table>);
 
 const SECTIONS: &[Measured] = &[
     ("cold", verify::cold),
     ("repeated", |effort| vec![verify::repeated(effort)]),
-    ("refusals", verify::refusals),
+    ("rejections", verify::rejections),
     ("growth", |effort| {
         vec![
             growth::bundles(effort),
@@ -60,7 +62,7 @@ const SECTIONS: &[Measured] = &[
         ]
     }),
     ("layer", layer::calls),
-    ("layer-refusals", layer::refusals),
+    ("layer-rejections", layer::rejections),
     ("injection", |effort| vec![inject::injection(effort)]),
     ("start", |effort| vec![live::start(effort)]),
     ("own-token", |effort| vec![live::own_token(effort)]),
@@ -101,7 +103,10 @@ impl Wanted {
                 "draw" => wanted.draw = true,
                 "missing" => wanted.missing = true,
                 name if names().contains(&name) => wanted.sections.push(argument),
-                other => panic!("no section is called {other}: {:?}", names()),
+                other => panic!(
+                    "unknown section \"{other}\"; the sections are {:?}",
+                    names()
+                ),
             }
         }
         wanted
@@ -111,7 +116,7 @@ impl Wanted {
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if let Some(("--child", rest)) = arguments.split_first().map(|(a, b)| (a.as_str(), b)) {
-        memory::be_child(rest);
+        memory::run_child(rest);
         return ExitCode::SUCCESS;
     }
     let wanted = Wanted::read(arguments);
@@ -129,7 +134,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Where figures are put when nothing else is said. Never into `docs/`: `draw` does that.
+/// Returns the default path of the figures. Only `draw` writes into `docs/`.
 fn figures(quick: bool) -> PathBuf {
     let name = if quick {
         "peers-quick.json"
@@ -145,7 +150,7 @@ fn measure(wanted: Wanted) -> Result<(), String> {
         false => Effort::FULL,
     };
     let path = wanted.json.clone().unwrap_or_else(|| figures(wanted.quick));
-    let mut report = begin(&wanted, &path)?;
+    let mut report = load_or_create(&wanted, &path)?;
     print!("{}", report.run.about());
     for (name, section) in SECTIONS {
         let named = wanted.sections.iter().any(|wanted| wanted == name);
@@ -169,11 +174,11 @@ fn measure(wanted: Wanted) -> Result<(), String> {
         report.put(section, &names());
         report.write(&path);
     }
-    judge(&report, &path)
+    summarize(&report, &path)
 }
 
-/// What there is already of this run; nothing of another one.
-fn begin(wanted: &Wanted, path: &Path) -> Result<Report, String> {
+/// Returns the report in this file if its run matches this one. Otherwise returns an empty report.
+fn load_or_create(wanted: &Wanted, path: &Path) -> Result<Report, String> {
     let new = Report::new(wanted.quick, Run::here());
     let Some(old) = Report::read(path) else {
         return Ok(new);
@@ -181,7 +186,7 @@ fn begin(wanted: &Wanted, path: &Path) -> Result<Report, String> {
     let shown = path.display();
     if old.quick != wanted.quick {
         return Err(format!(
-            "{shown} is of another kind of run: give another --json"
+            "{shown}: one of the two runs is quick and the other is not; use another --json path"
         ));
     }
     let differences = old.run.differences(&new.run);
@@ -190,7 +195,8 @@ fn begin(wanted: &Wanted, path: &Path) -> Result<Report, String> {
     }
     if (wanted.missing || !wanted.sections.is_empty()) && !wanted.quick {
         return Err(format!(
-            "{shown} is of another run ({}): measure all of it, or give another --json",
+            "{shown} is from another environment ({}); measure all sections, or use another --json \
+             path",
             differences.join("; ")
         ));
     }
@@ -198,12 +204,12 @@ fn begin(wanted: &Wanted, path: &Path) -> Result<Report, String> {
     Ok(new)
 }
 
-/// Says what follows from the figures.
-fn judge(report: &Report, path: &Path) -> Result<(), String> {
-    println!("\n### Bars\n\n{}", bars::markdown(&bars::bars(report)));
+/// Prints the limits and the figures that are better than ours. Fails if a limit is exceeded.
+fn summarize(report: &Report, path: &Path) -> Result<(), String> {
+    println!("\n### Limits\n\n{}", bars::markdown(&bars::bars(report)));
     let ahead = ahead::ahead(report);
     println!(
-        "### Where another one is ahead\n\n{}",
+        "### Figures better than ours\n\n{}",
         ahead::markdown(report, &ahead)
     );
     println!("{}", report.footnotes());
@@ -211,12 +217,12 @@ fn judge(report: &Report, path: &Path) -> Result<(), String> {
     let unexplained = ahead::unexplained(&ahead);
     if unexplained > 0 {
         eprintln!(
-            "{unexplained} figures of others are ahead of ours and not explained: see ahead.rs"
+            "{unexplained} better figures of other crates have no explanation; add it to ahead.rs"
         );
     }
     let missed = bars::bars(report).iter().filter(|bar| !bar.held).count();
     if missed > 0 && !report.quick {
-        return Err(format!("{missed} bars are MISSED: see above"));
+        return Err(format!("{missed} limits are EXCEEDED; see the list above"));
     }
     Ok(())
 }

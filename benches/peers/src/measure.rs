@@ -1,10 +1,10 @@
-//! How everything is timed: batches, in rounds, everybody in each round.
+//! Timing: every entrant runs one batch in each round.
 
 use std::time::{Duration, Instant};
 
 use crate::names::Who;
 
-/// How much is done: the whole of it, or just enough to see that everything works.
+/// The amount of work: a full measurement, or a quick test of the program.
 #[derive(Clone, Copy)]
 pub struct Effort {
     pub rounds: usize,
@@ -25,7 +25,7 @@ impl Effort {
     };
 }
 
-/// What rounds gave: the median, and what a quarter of them were below and above.
+/// The median of the rounds, and their lower and upper quartile.
 #[derive(Clone, Copy, Debug)]
 pub struct Spread {
     pub median: f64,
@@ -42,7 +42,7 @@ impl Spread {
     }
 }
 
-/// A figure that was not measured in rounds.
+/// Converts a figure that was not measured in rounds.
 impl From<f64> for Spread {
     fn from(value: f64) -> Self {
         Self {
@@ -52,10 +52,10 @@ impl From<f64> for Spread {
     }
 }
 
-/// Does a thing so many times and says how long that took; what it prepares is not in the time.
+/// Does the work this number of times and returns the elapsed time without preparation.
 type Batch<'a> = Box<dyn FnMut(usize) -> Duration + 'a>;
 
-/// Those who do the same thing, each in its way.
+/// A comparison of entrants that do the same job.
 pub struct Contest<'a> {
     effort: Effort,
     entrants: Vec<Entrant<'a>>,
@@ -66,9 +66,9 @@ pub struct Contest<'a> {
 struct Entrant<'a> {
     who: Who,
     work: Batch<'a>,
-    /// It is asked for no more than this at a time, and again until its batch is full.
+    /// The most that one call may do. The entrant is called until its batch is complete.
     most: usize,
-    /// The entrant that its differences are to.
+    /// The index of the baseline for its differences.
     base: usize,
 }
 
@@ -84,7 +84,7 @@ impl Entrant<'_> {
         time
     }
 
-    /// As many as fill a batch's time.
+    /// Returns the number that takes as long as a batch.
     fn calibrate(&mut self, batch: Duration) -> usize {
         let mut count = 1;
         loop {
@@ -101,9 +101,9 @@ impl Entrant<'_> {
 #[derive(Clone)]
 pub struct Outcome {
     pub who: Who,
-    /// Nanoseconds for one.
+    /// Nanoseconds per operation.
     pub time: Spread,
-    /// The differences to the base, each within one round.
+    /// The differences to the baseline within each round.
     pub over_base: Spread,
     pub allocations: f64,
     pub bytes: f64,
@@ -119,20 +119,21 @@ impl<'a> Contest<'a> {
         }
     }
 
-    /// Who comes after this is asked for so many at a time: where each thing can be done only
-    /// once, or what it needs takes room.
+    /// Limits the operations per call for the following entrants. Needed if an operation can be
+    /// done only once, or if its input takes much memory.
     pub fn at_most(mut self, most: usize) -> Self {
         self.most = most;
         self
     }
 
-    /// Who comes after this is compared with the one who came last; all before, with the first.
+    /// Makes the last entrant the baseline of the following ones. The default baseline is the
+    /// first.
     pub fn against_last(mut self) -> Self {
         self.base = self.entrants.len().saturating_sub(1);
         self
     }
 
-    /// An entrant that takes its own time.
+    /// Adds an entrant that measures its own time.
     pub fn batch(mut self, who: Who, batch: impl FnMut(usize) -> Duration + 'a) -> Self {
         self.entrants.push(Entrant {
             who,
@@ -143,7 +144,7 @@ impl<'a> Contest<'a> {
         self
     }
 
-    /// An entrant that does one thing for each number.
+    /// Adds an entrant that does one operation for each number.
     pub fn each<T>(self, who: Who, mut one: impl FnMut(usize) -> T + 'a) -> Self {
         self.batch(who, move |count| time(count, &mut one))
     }
@@ -184,8 +185,9 @@ impl<'a> Contest<'a> {
     }
 }
 
-/// So many places in another order each round, the same for each run: nobody always comes after
-/// the same one, whose leavings in the processor's caches he would pay for.
+/// Returns the indexes below `places` in a different order for each round. All runs use the same
+/// orders. An entrant therefore does not always find the processor's caches as the same entrant
+/// left them.
 pub fn shuffled(places: usize, round: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..places).collect();
     let mut random = (round as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -200,7 +202,7 @@ pub fn shuffled(places: usize, round: usize) -> Vec<usize> {
     order
 }
 
-/// How long it takes to do this so many times. What it gives is dropped in the time.
+/// Measures this number of calls, including the drop of their results.
 pub fn time<T>(count: usize, mut one: impl FnMut(usize) -> T) -> Duration {
     let start = Instant::now();
     for n in 0..count {
@@ -217,9 +219,9 @@ pub fn quantile(mut values: Vec<f64>, q: f64) -> f64 {
     values[((values.len() - 1) as f64 * q).round() as usize]
 }
 
-/// Makes what a batch needs; its allocations are not counted.
+/// Prepares the input of a batch. Its allocations are not counted.
 pub fn prepare<T>(make: impl FnOnce() -> T) -> T {
     let mut made = None;
     allocation_counter::opt_out(|| made = Some(make()));
-    made.expect("it was made")
+    made.expect("the closure ran")
 }

@@ -1,5 +1,4 @@
-//! What a service that admits callers has in memory: a source, a validator, a layer, and the
-//! tokens that came.
+//! Memory of a service that verifies callers: a source, a validator, a layer, and cached tokens.
 
 use std::io::{BufRead as _, BufReader, Lines, Write as _};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -20,12 +19,12 @@ use crate::table::{Better, Cell, Table};
 
 const SPIFFE: Who = Who::peer("spiffe 0.19 `JwtSource`, tower-http 0.7 `custom` [^spiffe]");
 
-/// So many callers come, each with a token of its own.
+/// The number of callers, each with its own token.
 const TOKENS: usize = 1000;
 
 const EMPTY: &str = "no source";
 
-/// When a process says what it has.
+/// The moments when a process reports its memory.
 const MOMENTS: [&str; 3] = ["ready", "served", "updated"];
 
 pub fn memory(effort: Effort) -> Vec<Table> {
@@ -42,11 +41,11 @@ pub fn memory(effort: Effort) -> Vec<Table> {
         (OURS.with(" `JwtSource`, validator and layer"), "ours"),
         (SPIFFE, "spiffe"),
     ];
-    // What each said at each moment, in each round.
-    let mut said: [Vec<Vec<Memory>>; 2] = [vec![Vec::new()], vec![Vec::new()]];
+    // By entrant, then by moment, then by round.
+    let mut reports: [Vec<Vec<Memory>>; 2] = [vec![Vec::new()], vec![Vec::new()]];
     for round in 0..rounds {
         for who in shuffled(all.len(), round) {
-            said[who][0].push(Process::start(all[who].1, "", 0).says());
+            reports[who][0].push(Process::start(all[who].1, "", 0).read_memory());
         }
     }
     for size in SIZES {
@@ -61,24 +60,24 @@ pub fn memory(effort: Effort) -> Vec<Table> {
             };
             (0..TOKENS).map(token).collect()
         };
-        for said in &mut said {
-            said.extend(MOMENTS.map(|_| Vec::new()));
+        for moments in &mut reports {
+            moments.extend(MOMENTS.map(|_| Vec::new()));
         }
         for round in 0..rounds {
             for who in shuffled(all.len(), round) {
-                let life = life(&agent, &tokens, all[who].1, size);
-                let at = said[who].len() - life.len();
-                for (values, value) in said[who][at..].iter_mut().zip(life) {
+                let new = measure_process(&agent, &tokens, all[who].1, size);
+                let at = reports[who].len() - new.len();
+                for (values, value) in reports[who][at..].iter_mut().zip(new) {
                     values.push(value);
                 }
             }
         }
     }
     let table = |id, title, of: fn(&Memory) -> f64| {
-        // The first is one program, whoever it will be.
+        // The first column is the same program for all entrants.
         let mut table = Table::new(id, title, &titles).better(EMPTY, Better::Neither);
-        for ((who, _), said) in all.iter().zip(&said) {
-            let cells = said.iter().map(|values| {
+        for ((who, _), moments) in all.iter().zip(&reports) {
+            let cells = moments.iter().map(|values| {
                 let values: Vec<f64> = values.iter().map(of).collect();
                 Cell::bytes(Spread::of(&values))
             });
@@ -93,15 +92,14 @@ pub fn memory(effort: Effort) -> Vec<Table> {
             |memory| memory.resident,
         )
         .note(&format!(
-            "A process of its own for each, of this one program, which has every peer linked into \
-             it: the first column is what it has before it does anything. {KEYS} keys in each \
-             trust domain. `served` is after {TOKENS} requests with as many tokens, which \
-             tower-spiffe keeps in its cache (at most 8 MiB unless told otherwise), `updated` \
-             after ten more messages, each with all bundles, one of them changed."
+            "Each figure is from a new process of the same program, which links all peers. *no \
+             source* is its memory at start. Each trust domain has {KEYS} keys. *served* is after \
+             {TOKENS} requests with different tokens, which tower-spiffe caches (at most 8 MiB by \
+             default). *updated* is after ten more messages with all bundles, one of them changed."
         )),
         table(
             "memory-own",
-            "The same without what is read from the program's file: heap and stacks",
+            "The same: anonymous memory only (heap and stacks)",
             |memory| memory.own,
         ),
     ]
@@ -111,7 +109,7 @@ pub fn memory(effort: Effort) -> Vec<Table> {
 #[derive(Clone, Copy)]
 struct Memory {
     resident: f64,
-    /// Without pages of files, such as the program's own.
+    /// Anonymous memory: without pages of files, such as the program's code.
     own: f64,
 }
 
@@ -131,7 +129,7 @@ impl Process {
         Self { child, lines }
     }
 
-    fn says(&mut self) -> Memory {
+    fn read_memory(&mut self) -> Memory {
         let line = self.lines.next().unwrap().unwrap();
         let (resident, own) = line.split_once(' ').expect("two numbers");
         Memory {
@@ -140,8 +138,8 @@ impl Process {
         }
     }
 
-    fn tell(&mut self, text: &str) {
-        let stdin = self.child.stdin.as_mut().expect("it listens");
+    fn send(&mut self, text: &str) {
+        let stdin = self.child.stdin.as_mut().expect("stdin is piped");
         writeln!(stdin, "{text}").unwrap();
     }
 }
@@ -153,13 +151,13 @@ impl Drop for Process {
     }
 }
 
-/// Takes one process through its life; what it says at each moment.
-fn life(agent: &Agent, tokens: &[String], who: &str, size: usize) -> [Memory; 3] {
+/// Runs one process and returns its memory at each moment.
+fn measure_process(agent: &Agent, tokens: &[String], who: &str, size: usize) -> [Memory; 3] {
     let mut service = Process::start(who, &agent.api.endpoint().to_string(), size);
-    let ready = service.says();
-    service.tell(&tokens.join("\n"));
-    service.tell("");
-    let served = service.says();
+    let ready = service.read_memory();
+    service.send(&tokens.join("\n"));
+    service.send("");
+    let served = service.read_memory();
     for _ in 0..10 {
         let _entered = agent.runtime.enter();
         let changed = Signer::usual().jwks();
@@ -168,11 +166,11 @@ fn life(agent: &Agent, tokens: &[String], who: &str, size: usize) -> [Memory; 3]
     }
     agent.api.unfederate("changing.example");
     std::thread::sleep(Duration::from_millis(60));
-    service.tell("");
-    [ready, served, service.says()]
+    service.send("");
+    [ready, served, service.read_memory()]
 }
 
-fn say_resident() {
+fn print_memory() {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let field = |name: &str| {
         let line = status.lines().find(|line| line.starts_with(name));
@@ -182,15 +180,15 @@ fn say_resident() {
     println!("{} {}", field("VmRSS:"), field("RssAnon:"));
 }
 
-/// What such a process does: says how much memory it has, takes tokens as requests until an empty
-/// line, says it again, and once more after the next line.
-pub fn be_child(arguments: &[String]) {
+/// Runs such a process. It prints its memory, verifies one token per line up to an empty line,
+/// prints its memory, and prints it again after the next line.
+pub fn run_child(arguments: &[String]) {
     let [who, size, endpoint] = arguments else {
-        panic!("--child WHO SIZE ENDPOINT");
+        panic!("usage: --child WHO SIZE ENDPOINT");
     };
     let size: usize = size.parse().unwrap();
     if size == 0 {
-        return say_resident();
+        return print_memory();
     }
     single_thread().block_on(async {
         if who == "ours" {
@@ -231,7 +229,7 @@ where
         };
         tokio::task::spawn_blocking(read).await.unwrap()
     };
-    say_resident();
+    print_memory();
     loop {
         let token = line().await;
         if token.trim().is_empty() {
@@ -241,7 +239,7 @@ where
         let response = service.ready().await.unwrap().call(request).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
     }
-    say_resident();
+    print_memory();
     line().await;
-    say_resident();
+    print_memory();
 }

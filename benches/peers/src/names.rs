@@ -1,4 +1,4 @@
-//! Who is compared, what each one is to the others, and what must be said about it.
+//! The compared crates: row names, roles and footnotes.
 
 use std::borrow::Cow;
 
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 pub struct Who {
     pub name: Cow<'static, str>,
     pub role: Role,
-    /// Rows of one table are compared where they do the same job.
+    /// Rows of a table are compared if they do the same job.
     #[serde(default, skip_serializing_if = "str::is_empty")]
     pub job: Cow<'static, str>,
 }
@@ -19,7 +19,7 @@ pub struct Who {
 pub enum Role {
     Ours,
     Peer,
-    /// What nobody who does the work can go below: the work itself, or none at all.
+    /// A lower limit: the bare signature check, or no layer.
     Limit,
 }
 
@@ -40,7 +40,7 @@ impl Who {
         Self::new(name, Role::Limit)
     }
 
-    /// The same one, doing this in particular.
+    /// Appends this text to the name.
     pub fn with(&self, what: &str) -> Self {
         Self {
             name: Cow::Owned(format!("{}{what}", self.name)),
@@ -77,67 +77,67 @@ pub const HAND_MADE_SPIFFE: Who = Who::peer("tower-http 0.7 `custom` + spiffe 0.
 pub const OAUTH2: Who = Who::peer("tower-oauth2-resource-server 0.12 [^oauth2]");
 pub const SLIM: Who = Who::peer("agntcy-slim-auth 0.17, a process of its own [^slim-auth]");
 
-/// What each one does less, or otherwise.
+/// How each crate differs from tower-spiffe.
 const FOOTNOTES: &[(&str, &str)] = &[
     (
         "spiffe",
-        "Parses the key and the claims at each verification and keeps no verdict. Knows no ES512. \
-         The policy (who may call) is left to the user: `custom` lets in everybody who was verified, \
-         ours asks `Allow`.",
+        "Parses the key and the claims at each verification and caches no results. Does not \
+         support ES512. The user must write the policy: in these tables `custom` allows every \
+         verified caller, and tower-spiffe checks `Allow`.",
     ),
     (
         "jsonwebtoken",
-        "It does less: it was given its one key and looks for none, reads the claims that the user \
-         names, knows no SPIFFE ID, no trust domain, no policy and no ES512. It accepts a token \
-         without `aud`, and header fields that JWT-SVID forbids.",
+        "Does less: it has one key and no key lookup, and it reads only the claims that the user \
+         defines. It has no SPIFFE IDs, trust domains, policy or ES512. It accepts a token without \
+         `aud` and header fields that JWT-SVID forbids.",
     ),
     (
         "by-hand",
-        "As users write it: the header is decoded, its `kid` looked up in a map of prebuilt keys, \
-         then the token decoded. No SPIFFE ID, no trust domain, no policy; it accepts what \
-         jsonwebtoken accepts: a token without `aud`, and header fields that JWT-SVID forbids.",
+        "As users write it: decodes the header, looks up its `kid` in a map of prebuilt keys, then \
+         decodes the token. It has no SPIFFE IDs, trust domains or policy. It accepts the same \
+         tokens as jsonwebtoken: without `aud`, or with header fields that JWT-SVID forbids.",
     ),
     (
         "jwt-authorizer",
-        "On jsonwebtoken 9 and with it on ring, so that differences in the signature check are \
-         ring's. It looks for the key by `kid` in one key set for every issuer: no SPIFFE ID, no \
-         trust domain, no policy, no ES512. Its layer answers with the body of axum 0.7 and is \
-         compared with a bare service that does.",
+        "Uses jsonwebtoken 9 on ring, so its signature check is ring's. It looks up the key by \
+         `kid` in one key set for all issuers. It has no SPIFFE IDs, trust domains, policy or \
+         ES512. Its layer returns the body type of axum 0.7, so its baseline is a bare service \
+         with that body type.",
     ),
     (
         "axum-jwt-auth",
-        "On jsonwebtoken 10 and RustCrypto, which it fixes, so that differences in the signature \
-         check are RustCrypto's. It tries its keys in turn, without `kid`: here it has one. No \
-         SPIFFE ID, no trust domain, no policy, no ES512. It is an extractor of axum, used here as a \
-         layer by `axum::middleware::from_extractor_with_state`. Its 401 has no challenge, and a \
-         token with an unknown `alg` gets a 500.",
+        "Uses jsonwebtoken 10 and always RustCrypto, so its signature check is RustCrypto's. It \
+         tries its keys in turn and ignores `kid`; in these tables it has one key. It has no \
+         SPIFFE IDs, trust domains, policy or ES512. It is an axum extractor, used here as a layer \
+         through `axum::middleware::from_extractor_with_state`. Its 401 has no challenge. A token \
+         with an unknown `alg` gets a 500.",
     ),
     (
         "slim-auth",
-        "On jsonwebtoken 10 and aws-lc. Its verifier for JWTs, with one prebuilt key; it looks for \
-         no `kid`. It keeps verified tokens in a map that has no bound in bytes. No SPIFFE ID, no \
-         trust domain; its 401 has no challenge. Its verifier for SPIRE stands on spiffe 0.16, and \
-         wants an X.509-SVID from the agent as well. Requests are made and timed in its process, in \
-         the same rounds; the base of its differences is in ours.",
+        "Uses jsonwebtoken 10 on aws-lc. Measured is its JWT verifier with one prebuilt key, which \
+         ignores `kid`. It caches verified tokens in a map without a size limit in bytes. It has \
+         no SPIFFE IDs or trust domains, and its 401 has no challenge. Its SPIRE verifier uses \
+         spiffe 0.16 and also needs an X.509-SVID from the agent. Its requests run in a separate \
+         process, in the same rounds. The baseline of its differences runs in the main process.",
     ),
     (
         "oauth2",
-        "On jsonwebtoken 11.1. It looks for the key by `kid` in one key set for its issuer: no \
-         SPIFFE ID, no trust domain, no policy, no ES512.",
+        "Uses jsonwebtoken 11.1. It looks up the key by `kid` in one key set for its issuer. It \
+         has no SPIFFE IDs, trust domains, policy or ES512.",
     ),
     (
         "static",
-        "Compares the header with one that never changes: it verifies nothing and knows nobody, \
-         and tower-http has deprecated it. It is here as the least that a layer can do.",
+        "Compares the header with a fixed value. It verifies no token and identifies no caller, \
+         and tower-http has deprecated it. It shows the minimum cost of a layer.",
     ),
     (
         "constant",
-        "Adds the header that it was made with: wrong as soon as that token expires. It is here as \
-         the least that a layer can do.",
+        "Adds a fixed header, which is invalid as soon as its token expires. It shows the minimum \
+         cost of a layer.",
     ),
 ];
 
-/// The footnotes that this text refers to, each with its key.
+/// Returns the footnotes that this text references, with their keys.
 pub fn footnotes(text: &str) -> impl Iterator<Item = (&'static str, &'static str)> {
     let used = |key: &str| text.contains(&format!("[^{key}]"));
     FOOTNOTES.iter().copied().filter(move |(key, _)| used(key))

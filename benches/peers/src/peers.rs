@@ -1,4 +1,4 @@
-//! Each library set up as its own documentation advises.
+//! Set-up of each library as its documentation recommends.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -18,9 +18,9 @@ use tower_spiffe::{TrustDomain, Validator};
 
 use crate::keys::{AUDIENCE, Signer, TRUST_DOMAIN};
 
-/// What users of jsonwebtoken write down to get at the caller.
+/// The claims that users of jsonwebtoken define to read the caller.
 #[derive(Debug, Clone, Deserialize)]
-#[allow(dead_code, reason = "reading it is the work")]
+#[allow(dead_code, reason = "only deserialization is measured")]
 pub struct Claims {
     pub sub: String,
     pub aud: Vec<String>,
@@ -63,16 +63,16 @@ pub fn spiffe_bundles(signer: &Signer) -> spiffe::JwtBundleSet {
 
 // === jsonwebtoken ===
 
-/// A key that is made once, and a validation that is.
+/// A key and a validation, both created once.
 pub struct Jsonwebtoken {
     key: jsonwebtoken::DecodingKey,
-    /// The same, to be found by its ID.
+    /// The same key, by its ID.
     keys: HashMap<String, jsonwebtoken::DecodingKey>,
     validation: jsonwebtoken::Validation,
 }
 
 impl Jsonwebtoken {
-    /// `None` where it does not know the algorithm.
+    /// Returns `None` if jsonwebtoken does not support the algorithm.
     pub fn new(signer: &Signer) -> Option<Self> {
         Self::with_audiences(signer, &[AUDIENCE])
     }
@@ -94,7 +94,7 @@ impl Jsonwebtoken {
         jsonwebtoken::decode(token, &self.key, &self.validation).map(|data| data.claims)
     }
 
-    /// With the key that the token names, as a server does that has more than one.
+    /// Looks up the key by the token's `kid`, as servers with several keys do.
     pub fn verify_by_kid(&self, token: &str) -> Option<Claims> {
         let header = jsonwebtoken::decode_header(token).ok()?;
         let key = self.keys.get(&header.kid?)?;
@@ -115,7 +115,7 @@ pub fn jwt_authorizer(signer: &Signer) -> Option<JwtAuthorizer> {
         .validation(jwt_authorizer::Validation::new().aud(&[AUDIENCE]))
         .build()
         .now_or_never()
-        .expect("it fetches nothing")
+        .expect("static keys need no fetch")
         .ok()
 }
 
@@ -135,7 +135,7 @@ pub fn oauth2_server(signer: &Signer) -> Option<OAuth2Server> {
         .add_tenant(tenant)
         .build()
         .now_or_never()
-        .expect("it fetches nothing")
+        .expect("static keys need no fetch")
         .ok()
 }
 
@@ -143,7 +143,7 @@ pub fn oauth2_server(signer: &Signer) -> Option<OAuth2Server> {
 
 pub type AxumJwtAuth = axum_jwt_auth::LocalDecoder;
 
-/// `None` if it does not know the algorithm.
+/// Returns `None` if axum-jwt-auth does not support the algorithm.
 pub fn axum_jwt_auth(signer: &Signer) -> Option<AxumJwtAuth> {
     let algorithm = signer.algorithm.as_str().parse().ok()?;
     let jwk = serde_json::from_value(signer.jwk()).ok()?;
@@ -156,7 +156,7 @@ pub fn axum_jwt_auth(signer: &Signer) -> Option<AxumJwtAuth> {
         .ok()
 }
 
-/// Its verdict on a token, with the claims as users name them.
+/// Verifies a token and returns its claims.
 pub fn decode_by_axum_jwt_auth(
     decoder: &AxumJwtAuth,
     token: &str,
@@ -164,21 +164,21 @@ pub fn decode_by_axum_jwt_auth(
     use axum_jwt_auth::JwtDecoder as _;
 
     let decoded = decoder.decode(token).now_or_never();
-    let data = decoded.expect("it waits for nothing")?;
+    let data = decoded.expect("decoding does not wait")?;
     Ok(data.claims)
 }
 
-/// Its extractor as a layer; its state is the decoder.
+/// The extractor of axum-jwt-auth. Its state is the decoder.
 pub type AxumJwtAuthClaims = axum_jwt_auth::Claims<Claims>;
 
 // === aws-lc-rs alone ===
 
-/// The least that anyone must do: one check of one signature, with a key that was parsed before.
+/// The lower limit: one signature check with a parsed key.
 pub struct Raw {
     key: aws_lc_rs::signature::ParsedPublicKey,
 }
 
-/// What [`Raw`] checks, taken from a token beforehand.
+/// The signed text and the signature of a token, split in advance.
 pub struct RawToken {
     signed: Box<str>,
     signature: Box<[u8]>,
@@ -208,9 +208,9 @@ impl RawToken {
     }
 }
 
-// === The service that is guarded, and its requests ===
+// === The inner service and its requests ===
 
-/// Takes a request and says yes, with an empty body of a chosen type.
+/// Returns 200 with an empty body of type `R`.
 pub struct Bare<R>(PhantomData<fn() -> R>);
 
 impl<R> Bare<R> {
@@ -246,7 +246,7 @@ pub fn bearer(token: &str) -> HeaderValue {
     value
 }
 
-/// A request such as a server gets, with a few headers more than the one that counts.
+/// Returns a typical request: a few headers, and optionally `authorization`.
 pub fn request(authorization: Option<&HeaderValue>) -> Request<String> {
     let mut request = Request::get("https://reports.prod.example/v1/reports/7")
         .header("accept", "application/json")

@@ -1,11 +1,11 @@
-//! Peers that need a program of their own: it answers each line of ours with one of its own.
+//! Peers that run as a separate program. It prints one line for each line that it reads.
 
 use std::io::{BufRead as _, BufReader, Lines, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-/// Builds the program in this folder, if needed, and returns its path. `None` if it does not build.
+/// Builds the program in this folder and returns its path. Returns `None` if the build fails.
 pub fn build(folder: &str) -> Option<PathBuf> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let target = here.join("target").join(folder);
@@ -27,7 +27,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// `None` if it does not answer these lines with `yes`.
+    /// Starts the program and sends these lines. Returns `None` if it does not print `yes`.
     pub fn start(program: &Path, lines: &str) -> Option<Self> {
         let mut child = Command::new(program)
             .stdin(Stdio::piped())
@@ -39,18 +39,18 @@ impl Process {
             child,
             lines: output,
         };
-        (process.ask(lines) == "yes").then_some(process)
+        (process.request(lines) == "yes").then_some(process)
     }
 
-    fn ask(&mut self, question: &str) -> String {
-        let stdin = self.child.stdin.as_mut().expect("it listens");
-        writeln!(stdin, "{question}").unwrap();
-        self.lines.next().expect("an answer").unwrap()
+    fn request(&mut self, lines: &str) -> String {
+        let stdin = self.child.stdin.as_mut().expect("stdin is piped");
+        writeln!(stdin, "{lines}").unwrap();
+        self.lines.next().expect("a line of output").unwrap()
     }
 
-    /// Asks for a time.
-    pub fn time(&mut self, question: &str) -> Duration {
-        Duration::from_nanos(self.ask(question).parse().unwrap())
+    /// Sends this line and returns the printed time.
+    pub fn time(&mut self, line: &str) -> Duration {
+        Duration::from_nanos(self.request(line).parse().unwrap())
     }
 }
 

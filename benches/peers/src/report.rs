@@ -1,4 +1,4 @@
-//! What came out of a run, section by section, and what follows from it.
+//! The results of a run by section, and the texts derived from them.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::table::{Cell, Table};
 
 #[derive(Serialize, Deserialize)]
 pub struct Report {
-    /// Only shows that everything works: its figures mean nothing.
+    /// A quick run only tests the program. Its figures mean nothing.
     pub quick: bool,
     pub run: Run,
     pub sections: Vec<Section>,
@@ -22,12 +22,12 @@ pub struct Report {
 pub struct Section {
     pub name: String,
     pub seconds: f64,
-    /// The machine's load average when it began.
+    /// The machine's load average at the start of the section.
     pub load: String,
     pub tables: Vec<Table>,
 }
 
-/// A report as it is written: with what follows from its figures.
+/// The JSON file: a report, and the parts derived from its figures.
 #[derive(Serialize)]
 struct Written<'a> {
     #[serde(flatten)]
@@ -46,7 +46,7 @@ impl Report {
         }
     }
 
-    /// What stands in this file, if there is one.
+    /// Reads a report. Returns `None` if the file cannot be read.
     pub fn read(path: &Path) -> Option<Self> {
         let text = std::fs::read_to_string(path).ok()?;
         let report = serde_json::from_str(&text);
@@ -64,7 +64,7 @@ impl Report {
             footnotes,
         };
         std::fs::create_dir_all(path.parent().expect("a folder")).unwrap();
-        // Never half a file: the figures of before are worth something.
+        // Replaced atomically, so that an interrupted run keeps the earlier figures.
         let new = path.with_extension("json.new");
         let mut text = serde_json::to_string_pretty(&written).unwrap();
         text.push('\n');
@@ -72,7 +72,7 @@ impl Report {
         std::fs::rename(new, path).unwrap();
     }
 
-    /// In place of what was measured before under that name; in the order of `names`.
+    /// Adds a section and replaces an older one of the same name. Sorts by the order of `names`.
     pub fn put(&mut self, section: Section, names: &[&str]) {
         self.sections.retain(|other| other.name != section.name);
         self.sections.push(section);
@@ -92,32 +92,32 @@ impl Report {
         self.tables().find(|table| table.id == id)
     }
 
-    /// A figure: of the first row whose name begins so.
+    /// Returns the figure of the first row whose name starts with `row`.
     pub fn cell(&self, table: &str, row: &str, column: &str) -> Option<Cell> {
         self.table(table)?.cell(row, column)
     }
 
-    /// Where the figures are from, and with how much else going on.
+    /// Describes the environment, the duration and the machine's load.
     pub fn about(&self) -> String {
         let mut text = self.run.about();
         let seconds: f64 = self.sections.iter().map(|section| section.seconds).sum();
         let loads = self.sections.iter().map(|section| section.load.as_str());
         let loads: Vec<&str> = loads.collect();
         text.push_str(&format!(
-            "- measured in: {:.0} minutes; load average when each section began: {}\n",
+            "- duration: {:.0} minutes; load average at the start of each section: {}\n",
             seconds / 60.0,
             loads.join(", ")
         ));
         text
     }
 
-    /// All tables.
+    /// Returns all tables as Markdown.
     pub fn markdown(&self) -> String {
         let tables = self.tables().map(Table::markdown);
         tables.collect::<Vec<_>>().join("\n")
     }
 
-    /// What the tables' footnotes say.
+    /// Returns the footnotes of the tables.
     pub fn footnotes(&self) -> String {
         let text = self.markdown();
         let notes = footnotes(&text).map(|(key, text)| format!("[^{key}]: {text}\n"));

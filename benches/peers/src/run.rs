@@ -1,20 +1,21 @@
-//! What a run is named by: everything beside chance that its figures depend on.
+//! The environment of a run: machine, system, compiler and versions.
 
 use std::path::Path;
 use std::process::Command;
 
 use serde::{Deserialize, Serialize};
 
-/// Two runs of the same name can be put together.
+/// Sections of runs with equal environments may be combined.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub struct Run(Vec<(String, String)>);
 
 impl Run {
-    /// The one that is made here and now.
+    /// Reads the current environment.
     pub fn here() -> Self {
         let here = Path::new(env!("CARGO_MANIFEST_DIR"));
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let lock = std::fs::read_to_string(here.join("Cargo.lock")).expect("there is a lock file");
+        let lock =
+            std::fs::read_to_string(here.join("Cargo.lock")).expect("Cargo.lock is readable");
         let cores = std::thread::available_parallelism().map_or(0, usize::from);
         let all = [
             (
@@ -33,10 +34,7 @@ impl Run {
                     first_line("ldd", &["--version"])
                 ),
             ),
-            (
-                "allocator",
-                "the system's, with a counter before it".to_owned(),
-            ),
+            ("allocator", "the system's, wrapped by a counter".to_owned()),
             (
                 "compiler",
                 format!("{}, release", first_line("rustc", &["--version"])),
@@ -68,13 +66,13 @@ impl Run {
             .collect()
     }
 
-    /// What another run has otherwise.
+    /// Lists the values that differ from another run.
     pub fn differences(&self, other: &Self) -> Vec<String> {
         let mine = self.0.iter().filter(|pair| !other.0.contains(pair));
         mine.map(|(what, is)| {
             let theirs = other.0.iter().find(|(name, _)| name == what);
-            let theirs = theirs.map_or("nothing", |(_, is)| is.as_str());
-            format!("{what}: {is} there, {theirs} here")
+            let theirs = theirs.map_or("missing", |(_, is)| is.as_str());
+            format!("{what}: {is} in the file, {theirs} now")
         })
         .collect()
     }
@@ -111,7 +109,7 @@ fn first_line(program: &str, arguments: &[&str]) -> String {
     text.lines().next().unwrap_or_default().to_owned()
 }
 
-/// The last commit that changed what is measured, and whether it was changed since.
+/// Returns the last commit that changed the measured code, and whether there are later changes.
 fn commit(here: &Path) -> String {
     const MEASURED: [&str; 4] = ["src", "proto", "Cargo.toml", "benches/peers"];
     let git = |arguments: &[&str]| {
@@ -129,11 +127,11 @@ fn commit(here: &Path) -> String {
                 if clean { "" } else { " with changes" }
             )
         }
-        _ => "of no commit".to_owned(),
+        _ => "no commit".to_owned(),
     }
 }
 
-/// The newest version of a crate in a lock file.
+/// Returns the newest version of a crate in a lock file.
 fn version(lock: &str, name: &str) -> String {
     let mut lines = lock.lines();
     let wanted = format!("name = \"{name}\"");
@@ -148,7 +146,7 @@ fn version(lock: &str, name: &str) -> String {
     found
 }
 
-/// Enough to tell one lock file from another.
+/// Returns the FNV-1a hash, to detect a changed lock file.
 fn fnv(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)

@@ -1,4 +1,4 @@
-//! Figures in rows and columns, for people as Markdown and for programs as JSON.
+//! Tables of figures, as Markdown and as JSON.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +18,7 @@ pub struct Table {
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Column {
     pub name: String,
-    /// Which figures of it are the better ones; of some, none are.
+    /// Which direction is better.
     pub better: Better,
 }
 
@@ -41,7 +41,7 @@ pub struct Row {
 #[derive(Serialize, Deserialize, Clone, Copy)]
 pub struct Cell {
     pub value: f64,
-    /// A quarter of the rounds were below the first, a quarter above the second.
+    /// The lower and the upper quartile of the rounds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quartiles: Option<(f64, f64)>,
     pub unit: Unit,
@@ -97,7 +97,7 @@ impl Cell {
     }
 }
 
-/// Three digits behind the point are more than any of these figures has.
+/// Rounds to three decimals, which is more than the precision of the figures.
 fn tidy(value: f64) -> f64 {
     (value * 1e3).round() / 1e3
 }
@@ -121,7 +121,7 @@ impl Unit {
     }
 }
 
-/// What of each outcome goes into a cell.
+/// Selects the value of an outcome for a cell.
 pub type Of = fn(&Outcome) -> Option<Cell>;
 
 pub const TIME: Of = |outcome| Cell::nanos(outcome.time);
@@ -130,7 +130,7 @@ pub const ALLOCATIONS: Of = |outcome| Cell::count(outcome.allocations);
 pub const BYTES: Of = |outcome| Cell::bytes(outcome.bytes);
 
 impl Table {
-    /// Less is better in all columns.
+    /// Creates a table. In all columns less is better.
     pub fn new(id: &str, title: &str, columns: &[&str]) -> Self {
         let column = |&name: &&str| Column {
             name: name.to_owned(),
@@ -145,7 +145,7 @@ impl Table {
         }
     }
 
-    /// Another thing is better in this column.
+    /// Sets which direction is better in this column.
     pub fn better(mut self, column: &str, better: Better) -> Self {
         let found = self.columns.iter_mut().find(|other| other.name == column);
         found.expect("the table has that column").better = better;
@@ -162,7 +162,7 @@ impl Table {
         self
     }
 
-    /// Time, spread and allocations of each.
+    /// Creates a table of time, quartiles and allocations.
     pub fn contest(id: &str, title: &str, outcomes: &[Outcome]) -> Self {
         const FASTER: &str = "faster quarter";
         const SLOWER: &str = "slower quarter";
@@ -184,7 +184,7 @@ impl Table {
         table
     }
 
-    /// Several contests beside each other, a column for each.
+    /// Creates a table of several contests, one column for each.
     pub fn beside(
         id: &str,
         title: &str,
@@ -209,12 +209,12 @@ impl Table {
         table
     }
 
-    pub fn without(mut self, gone: &[Who]) -> Self {
-        self.rows.retain(|row| !gone.contains(&row.who));
+    pub fn without(mut self, excluded: &[Who]) -> Self {
+        self.rows.retain(|row| !excluded.contains(&row.who));
         self
     }
 
-    /// The figure of the first row whose name begins so, in the column of that name.
+    /// Returns the figure in this column of the first row whose name starts with `row`.
     pub fn cell(&self, row: &str, column: &str) -> Option<Cell> {
         let at = self.columns.iter().position(|other| other.name == column)?;
         let row = self

@@ -1,4 +1,4 @@
-//! A token against the keys: never seen before, seen before, and refused.
+//! Verification of a token: new, known, and rejected.
 
 use futures_util::FutureExt as _;
 use serde_json::{Value, json};
@@ -15,10 +15,10 @@ use crate::peers::{
 };
 use crate::table::{ALLOCATIONS, BYTES, OVER_BASE, TIME, Table};
 
-/// So many tokens are new to a validator before it is replaced.
+/// The number of tokens per validator. After these a new validator with an empty cache is used.
 const TOKENS: usize = 512;
 
-/// Tokens that none of them has seen, for each algorithm.
+/// Tokens that are in no cache, for each algorithm.
 pub fn cold(effort: Effort) -> Vec<Table> {
     fill_first_level();
     let names: Vec<&str> = ALGORITHMS.iter().map(|a| a.as_str()).collect();
@@ -31,7 +31,7 @@ pub fn cold(effort: Effort) -> Vec<Table> {
         table("cold", "A token never seen before", TIME),
         table(
             "cold-above",
-            "The same, above the bare signature check of the same round",
+            "The same: time in addition to the bare signature check",
             OVER_BASE,
         )
         .without(&[RAW]),
@@ -41,7 +41,7 @@ pub fn cold(effort: Effort) -> Vec<Table> {
             ALLOCATIONS,
         )
         .without(&[RAW_AGAIN])
-        .note("What aws-lc allocates in C is in none of these figures."),
+        .note("The figures do not include memory that aws-lc allocates in C."),
         table(
             "cold-bytes",
             "The same: bytes allocated by Rust code",
@@ -51,8 +51,8 @@ pub fn cold(effort: Effort) -> Vec<Table> {
     ]
 }
 
-/// Has this thread's own level of the verified cache full of tokens that are in use, as in a
-/// server with regular callers: only a token that is seen again pushes one of them out.
+/// Fills this thread's level of the verified cache with tokens in use, as in a server with regular
+/// callers. Only a repeated token then evicts one of them.
 fn fill_first_level() {
     let signer = Signer::usual();
     let regulars = validator(&our_bundles(&signer));
@@ -62,8 +62,8 @@ fn fill_first_level() {
     }
 }
 
-/// One whose cache is full of other tokens: each new one pushes another new one out.
-fn full(signer: &Signer) -> Validator {
+/// Returns a validator with a full cache: each new token evicts another one.
+fn validator_with_full_cache(signer: &Signer) -> Validator {
     let validator = Validator::builder(FixedBundles::new(our_bundles(signer)))
         .audience(AUDIENCE)
         // Room for about 80 tokens.
@@ -85,7 +85,7 @@ fn cold_of(effort: Effort, algorithm: Algorithm) -> Vec<Outcome> {
     let raw = Raw::new(&signer);
     let bundles = our_bundles(&signer);
     let theirs = spiffe_bundles(&signer);
-    let full = full(&signer);
+    let full = validator_with_full_cache(&signer);
 
     let mut next = 0;
     let mut contest = Contest::new(effort)
@@ -123,7 +123,7 @@ fn cold_of(effort: Effort, algorithm: Algorithm) -> Vec<Outcome> {
         let tokens = &tokens;
         contest = contest.each(JWT_AUTHORIZER, move |n| {
             let verdict = authorizer.check_auth(&tokens[n]).now_or_never();
-            verdict.expect("it waits for nothing").unwrap()
+            verdict.expect("the check does not wait").unwrap()
         });
     }
     if let Some(decoder) = axum_jwt_auth(&signer) {
@@ -135,7 +135,7 @@ fn cold_of(effort: Effort, algorithm: Algorithm) -> Vec<Outcome> {
     contest.run()
 }
 
-/// One token, again and again.
+/// The same token, verified repeatedly.
 pub fn repeated(effort: Effort) -> Table {
     let signer = Signer::usual();
     let token = &signer.tokens(1)[0];
@@ -173,65 +173,66 @@ pub fn repeated(effort: Effort) -> Table {
     Table::contest("repeated", &title, &outcomes)
 }
 
-/// A token that is refused, and why.
-pub struct Refused {
+/// A token that must be rejected, and the expected reason.
+pub struct RejectedToken {
     pub title: &'static str,
     pub token: String,
     reason: ValidateReason,
-    /// What the others' errors say: `spiffe`, jsonwebtoken and those that stand on it.
+    /// Accepted texts in the error of `spiffe`.
     spiffe: &'static [&'static str],
+    /// Accepted texts in the errors of jsonwebtoken and of the crates that use it.
     jsonwebtoken: &'static [&'static str],
 }
 
-pub fn refused(signer: &Signer) -> Vec<Refused> {
+pub fn rejected_tokens(signer: &Signer) -> Vec<RejectedToken> {
     let with = |name: &str, value: Value| {
         let mut claims = claims(0);
         claims[name] = value;
         signer.token(&claims)
     };
-    let stranger = Signer::new(Algorithm::ES256, "another-key-another-key-another-");
-    let forger = Signer::usual();
+    let other_key = Signer::new(Algorithm::ES256, "another-key-another-key-another-");
+    let same_key_id = Signer::usual();
     let good = signer.token(&claims(0));
     let payload = good.split('.').nth(1).unwrap();
     let none = encode(&json!({"alg": "none", "typ": "JWT"}));
     vec![
-        Refused {
+        RejectedToken {
             title: "expired",
             token: with("exp", json!(now() - 3600)),
             reason: ValidateReason::Expired,
             spiffe: &["ExpiredSignature"],
             jsonwebtoken: &["ExpiredSignature"],
         },
-        Refused {
+        RejectedToken {
             title: "other audience",
             token: with("aud", json!(["spiffe://prod.example/ledger"])),
             reason: ValidateReason::Audience,
             spiffe: &["InvalidAudience"],
             jsonwebtoken: &["InvalidAudience"],
         },
-        Refused {
+        RejectedToken {
             title: "unknown key",
-            token: stranger.token(&claims(0)),
+            token: other_key.token(&claims(0)),
             reason: ValidateReason::KeyUnknown,
             spiffe: &["AuthorityNotFound"],
-            // Only those that look for a key.
+            // Only for crates that look up the key.
             jsonwebtoken: &["InvalidKid", "InvalidKeyId"],
         },
-        Refused {
+        RejectedToken {
             title: "wrong signature",
-            token: forger.token(&claims(0)),
+            token: same_key_id.token(&claims(0)),
             reason: ValidateReason::Signature,
             spiffe: &["InvalidSignature"],
             jsonwebtoken: &["InvalidSignature"],
         },
-        Refused {
+        RejectedToken {
             title: "`alg: none`",
             token: format!("{none}.{payload}."),
             reason: ValidateReason::Malformed,
             spiffe: &[""],
             jsonwebtoken: &[""],
         },
-        Refused {
+        RejectedToken {
             title: "no token at all",
             token: "a.b.c".repeat(70),
             reason: ValidateReason::Malformed,
@@ -241,11 +242,11 @@ pub fn refused(signer: &Signer) -> Vec<Refused> {
     ]
 }
 
-impl Refused {
-    /// It is refused for what it is here for, and for nothing that happens to be wrong as well.
-    fn expect(&self, said: &[&str], error: &dyn std::fmt::Debug) {
+impl RejectedToken {
+    /// Checks that the token is rejected for the intended reason.
+    fn expect(&self, texts: &[&str], error: &dyn std::fmt::Debug) {
         let error = format!("{error:?}");
-        let expected = said.iter().any(|said| error.contains(said));
+        let expected = texts.iter().any(|text| error.contains(text));
         assert!(expected, "{}: {error}", self.title);
     }
 
@@ -259,8 +260,8 @@ fn encode(value: &Value) -> String {
     base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(value.to_string())
 }
 
-/// Tokens that must not pass, and how long it takes to say so.
-pub fn refusals(effort: Effort) -> Vec<Table> {
+/// Tokens that must be rejected, and how long that takes.
+pub fn rejections(effort: Effort) -> Vec<Table> {
     let signer = Signer::usual();
     let validator = validator(&our_bundles(&signer));
     let uncached = Validator::builder(FixedBundles::new(our_bundles(&signer)))
@@ -273,7 +274,7 @@ pub fn refusals(effort: Effort) -> Vec<Table> {
     let authorizer = jwt_authorizer(&signer).unwrap();
     let decoder = axum_jwt_auth(&signer).unwrap();
 
-    let cases = refused(&signer);
+    let cases = rejected_tokens(&signer);
     let titles: Vec<&str> = cases.iter().map(|case| case.title).collect();
     let outcomes: Vec<_> = cases
         .iter()
@@ -288,12 +289,12 @@ pub fn refusals(effort: Effort) -> Vec<Table> {
                 verdict.unwrap().err().unwrap()
             };
             let decoder = || decode_by_axum_jwt_auth(&decoder, token).unwrap_err();
-            // They look for no key: they were given one.
-            let looks_for_key = case.reason == ValidateReason::KeyUnknown;
+            // jsonwebtoken and axum-jwt-auth have one fixed key and do not look it up.
+            let needs_lookup = case.reason == ValidateReason::KeyUnknown;
             assert_eq!(ours().reason(), case.reason, "{}", case.title);
             case.expect(case.spiffe, &spiffe());
             case.expect_jsonwebtoken(&authorizer());
-            if !looks_for_key {
+            if !needs_lookup {
                 case.expect_jsonwebtoken(&by_hand());
                 case.expect_jsonwebtoken(&decoder());
             }
@@ -303,7 +304,7 @@ pub fn refusals(effort: Effort) -> Vec<Table> {
                     uncached.validate(token).unwrap_err()
                 })
                 .each(SPIFFE, |_| spiffe());
-            if !looks_for_key {
+            if !needs_lookup {
                 contest = contest
                     .each(JSONWEBTOKEN, |_| by_hand())
                     .each(AXUM_JWT_AUTH, |_| decoder());
@@ -313,14 +314,14 @@ pub fn refusals(effort: Effort) -> Vec<Table> {
         .collect();
     let table = |id, title, of| Table::beside(id, title, &titles, &outcomes, of);
     vec![
-        table("refusals", "A token that is refused (ES256)", TIME),
+        table("rejections", "A rejected token (ES256)", TIME),
         table(
-            "refusals-allocations",
+            "rejections-allocations",
             "The same: allocations by Rust code",
             ALLOCATIONS,
         ),
         table(
-            "refusals-bytes",
+            "rejections-bytes",
             "The same: bytes allocated by Rust code",
             BYTES,
         ),

@@ -1,8 +1,8 @@
-//! Verifies tokens with `spiffe` on RustCrypto, and says how long that took.
+//! Verifies tokens with `spiffe` on RustCrypto and prints the elapsed time.
 //!
-//! Reads lines: trust domain, audience, key set, tokens up to an empty line. Answers `yes`, or `no`
-//! where it cannot verify the first of them. After that each line is a number: so many of the
-//! tokens are verified, and the nanoseconds are the answer.
+//! Reads one value per line: trust domain, audience, key set, then tokens up to an empty line.
+//! Prints `yes` if the first token can be verified, otherwise `no`. Each further line is a number
+//! of tokens to verify. The response is the elapsed time in nanoseconds.
 
 use std::time::Instant;
 

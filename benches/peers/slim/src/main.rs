@@ -1,9 +1,9 @@
-//! Passes requests through `agntcy-slim-auth`'s layer, and answers how long that took.
+//! Sends requests through the layer of `agntcy-slim-auth` and prints the elapsed time.
 //!
-//! Reads lines: audience, JWK, tokens up to an empty line; answers `yes`. After that each line is
-//! `fresh|kept STATUS COUNT`: so many requests with the tokens in turn, or without a header if there
-//! are none, must be answered with this status; the nanoseconds are the answer. `fresh` takes a
-//! verifier that knows no token yet.
+//! Reads one value per line: audience, JWK, then tokens up to an empty line. Prints `yes`. Each
+//! further line is `fresh|kept STATUS COUNT`. The program then makes COUNT requests with the tokens
+//! in turn, or without a header if there are no tokens. Each response must have this status. The
+//! program prints the elapsed time in nanoseconds. `fresh` uses a verifier with an empty cache.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -19,7 +19,7 @@ use slim_auth::jwt_middleware::{ValidateJwt, ValidateJwtLayer};
 use slim_auth::traits::StandardClaims;
 use tower::{Layer as _, Service, ServiceExt as _};
 
-/// Answers at once, with an empty body.
+/// Returns an empty response immediately.
 #[derive(Clone)]
 struct Bare;
 
@@ -51,7 +51,7 @@ fn guarded(audience: &str, jwk: &str) -> Guarded {
     ValidateJwtLayer::new(verifier, StandardClaims::new(0)).layer(Bare)
 }
 
-/// As the requests of the other peers.
+/// Returns the same request as `request` in `peers.rs`.
 fn request(authorization: Option<&HeaderValue>) -> Request<String> {
     let mut request = Request::get("https://reports.prod.example/v1/reports/7")
         .header("accept", "application/json")
@@ -97,9 +97,12 @@ fn main() {
             .collect();
         let start = Instant::now();
         for request in requests {
-            let ready = service.ready().now_or_never().expect("it is ready");
+            let ready = service
+                .ready()
+                .now_or_never()
+                .expect("the service is ready");
             let response = ready.unwrap().call(request).now_or_never();
-            let response = response.expect("it waits for nothing").unwrap();
+            let response = response.expect("the response is ready").unwrap();
             assert_eq!(response.status(), status);
         }
         println!("{}", start.elapsed().as_nanos());
