@@ -76,9 +76,9 @@
 //! - Very many audiences have no token: the first ones as above, and the last one one second later
 //!   for each 200 audiences ([`rate`](SvidCacheBuilder::rate)).
 //!
-//! Measured with one request per second and audience, and an agent that is unavailable until every
-//! token has expired, and for another 120 to 240 s. The table shows the worst of all runs (20 with
-//! 30 audiences, one with 10,000):
+//! The table was measured with one request per second and audience. The agent is unavailable until
+//! every token has expired, and for another 120 to 240 s. The table shows the worst of all runs (20
+//! with 30 audiences, one with 10,000):
 //!
 //! | the agent | audiences | first failure after | calls at once, all expired | last failure after recovery |
 //! | --- | --- | --- | --- | --- |
@@ -100,8 +100,9 @@
 //! | a service rejected the token: at most one fetch per | 10 s | 10 s |
 //! | a response of an authorization server with `Retry-After`: that delay | | 60 s |
 //!
-//! [`retry`](SvidCacheBuilder::retry) limits all of them. After a signing key was removed, tokens
-//! without requests are fetched within 5 s.
+//! [`retry`](SvidCacheBuilder::retry) sets the bounds of all these delays. If a signing key is
+//! removed, the tokens of [`keep_warm`](SvidCache::keep_warm) are fetched again within 5 s, even
+//! without requests.
 //!
 //! # Memory
 //!

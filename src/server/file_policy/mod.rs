@@ -140,8 +140,8 @@ use crate::verify::VerifiedSvid;
 /// # Callers without a token
 ///
 /// Only public rules allow them, even if the layer is
-/// [`required`](super::ValidateJwtSvidLayer::required). For all other requests they are asked for a
-/// token (401): they do not learn which paths have rules. If a request to a public path has a
+/// [`required`](super::ValidateJwtSvidLayer::required). All other requests without a token get 401,
+/// so their callers do not learn which paths have rules. If a request to a public path has a
 /// token, it is verified: the handler sees the caller, and an invalid token is rejected.
 ///
 /// # Errors in a file
