@@ -166,9 +166,9 @@
 //! [`DeadlineExceeded`](crate::token::TokenErrorReason::DeadlineExceeded), in gRPC
 //! `DEADLINE_EXCEEDED`. After a wait, `grpc-timeout` is set to the time that is left, and a call
 //! with no time left is not sent. While an older token can still be sent, the wait for the next one
-//! takes at most half of the time that is left. Requests whose token is in the cache are unaffected. An invalid
-//! `grpc-timeout` is ignored. `JwtSvidInterceptor` never waits. Timeouts of the inner service, such
-//! as `tonic::transport::Endpoint::timeout`, begin after the wait.
+//! takes at most half of the time that is left. Requests whose token is in the cache are
+//! unaffected. An invalid `grpc-timeout` is ignored. `JwtSvidInterceptor` never waits. Timeouts of
+//! the inner service, such as `tonic::transport::Endpoint::timeout`, begin after the wait.
 //!
 //! # Errors
 //!

@@ -66,7 +66,7 @@
 //! | `max_file_bytes` | 64 MiB |
 //! | `clock`, `metrics` | the system clock; no recorder |
 //!
-//! The defaults of [`HttpsBundles`] are in the module `source::https`.
+//! The defaults of [`HttpsBundles`] are in the module [`https`].
 //!
 //! A token is refreshed after 55 to 65 % of its life, and is not sent in its last 2 % (2 s at most).
 
