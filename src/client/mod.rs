@@ -160,9 +160,9 @@
 //!
 //! # Deadlines
 //!
-//! If a request is gRPC (its content type begins with `application/grpc`) and has a valid
-//! `grpc-timeout`, it waits for its token no longer than that, and at most 5 s like all other
-//! requests. Then it fails with
+//! A request is gRPC if its content type begins with `application/grpc`. If it has a valid
+//! `grpc-timeout`, it waits for its token no longer than that. Like all requests, it waits at most
+//! 5 s. Then it fails with
 //! [`DeadlineExceeded`](crate::token::TokenErrorReason::DeadlineExceeded), in gRPC
 //! `DEADLINE_EXCEEDED`. After a wait, `grpc-timeout` is set to the time that is left, and a call
 //! with no time left is not sent. While an older token can still be sent, the wait for the next one

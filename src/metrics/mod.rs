@@ -2,7 +2,8 @@
 //!
 //! A [`MetricsRecorder`] receives the counts. Every method has an empty default, so a recorder
 //! implements only the methods that it needs. Label values are trust domains of the bundle set, fixed
-//! words of this crate, and the names given to [`FacadeRecorder::for_source`], never values of a token.
+//! words of this crate, and the names given to [`FacadeRecorder::for_source`]. They are never values
+//! of a token.
 //!
 //! ```
 //! use std::sync::atomic::{AtomicU64, Ordering};

@@ -151,11 +151,11 @@
 //! [`keep_credential`](ValidateJwtSvidLayer::keep_credential) keeps it; `audit` always does.
 //! Credentials of another scheme or in another header stay.
 //!
-//! - An inner layer that reads the same header verifies the removed token by its own rules:
-//!   audience, keys, policy. It never uses the result of the outer layer.
+//! - An inner layer that reads the same header still gets the removed token, and verifies it by its
+//!   own rules: audience, keys, policy. It never uses the result of the outer layer.
 //! - The client layer (`AddJwtSvidLayer`, also `JwtSvidMiddleware` and the interceptor) signs the
 //!   forwarded request as this service. If the extensions of the request have a verified
-//!   [`CallerState`], it replaces an existing header, and removes the caller's token from every
+//!   [`CallerState`], it replaces an existing header. It also removes the caller's token from every
 //!   header, even for origins without an audience. It cannot do so if headers are copied into a new
 //!   request without the extensions, or into a `reqwest::Request`, which has no extensions: do not
 //!   copy credentials there.

@@ -68,7 +68,7 @@
 //!
 //! The defaults of [`HttpsBundles`] are in the module [`https`].
 //!
-//! A token is refreshed after 55 to 65 % of its life, and is not sent in its last 2 % (2 s at most).
+//! A token is refreshed after 55 to 65 % of its lifetime, and is not sent in its last 2 % (2 s at most).
 
 #[cfg(feature = "workload-api")]
 pub(crate) mod agent;
