@@ -7,11 +7,11 @@
 //! Workload API: it streams the keys that verify callers, and fetches the tokens of this workload
 //! on demand. Two layers use it:
 //!
-//! - [`ValidateJwtSvidLayer`] verifies the bearer token of each request with the current keys, asks a
-//!   policy ([`Allow`], [`GrpcPolicy`], or your own) whether this caller is allowed, and gives the
-//!   handler a [`VerifiedSvid`]. Rejections use HTTP or gRPC status codes, matching the server.
-//! - [`AddJwtSvidLayer`] adds a token for the right [`Audience`] to each request to the origins that
-//!   the audience is bound to, and to no other host. Tokens are cached and refreshed before they expire.
+//! - [`ValidateJwtSvidLayer`] verifies the bearer token of each request with the current keys. A
+//!   policy ([`Allow`], [`GrpcPolicy`], or your own) decides whether this caller is allowed. The
+//!   handler gets a [`VerifiedSvid`]. Rejections use HTTP or gRPC status codes, matching the server.
+//! - [`AddJwtSvidLayer`] adds a token to each request whose origin its [`Audience`] covers, and to no
+//!   other request. Tokens are cached and refreshed before they expire.
 //!
 //! [SPIFFE]: https://spiffe.io
 //!
@@ -52,7 +52,7 @@
 //! # }
 //! ```
 //!
-//! # Where to look
+//! # Overview
 //!
 //! | for | see |
 //! | --- | --- |
@@ -69,8 +69,8 @@
 //! | metrics, spans and log events | [`metrics`] |
 //! | pages by task: servers, clients, operating, troubleshooting and more | [`guide`] |
 //!
-//! The root has the types that nearly every user names. Every other name is in one module: errors and
-//! options are in the module of their type.
+//! The crate root has the most common types. Every other type is in one module. Errors and options
+//! are in the module of the type that they belong to.
 //!
 //! # Features
 //!
@@ -90,12 +90,12 @@
 //!
 //! # Threats
 //!
-//! The server layer rejects forged, altered and expired tokens, tokens issued for another audience,
-//! algorithm and key confusion, keys of one trust domain used for another, and requests with two
-//! tokens. Rejecting a token of any length costs the server little. A bearer token that leaks can
-//! be replayed to its audience until it expires: keep lifetimes short, use one audience per
-//! service, and send tokens over TLS only (JWT-SVID section 7). Tokens never appear in logs, spans,
-//! `Debug`, `Display`, errors or metrics. The [threat model](guide::threat_model) has the details.
+//! The server layer rejects forged, altered and expired tokens, and tokens issued for another
+//! audience. It also rejects algorithm and key confusion, keys of one trust domain used for another,
+//! and requests with two tokens. It is cheap to reject a token, even a long one. A bearer token that
+//! leaks can be replayed to its audience until it expires: keep lifetimes short, use one audience
+//! per service, and send tokens over TLS only (JWT-SVID section 7). Tokens never appear in logs,
+//! spans, `Debug`, `Display`, errors or metrics. The [threat model](guide::threat_model) has the details.
 
 // docs.rs shows which feature each item needs.
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -100,15 +100,15 @@
 //! | a tonic `Channel`, if a type must stay an interceptor | `JwtSvidInterceptor` (feature `tonic`) | `examples/client_tonic.rs` |
 //! | `reqwest::Client` as a tower service | [`AddJwtSvid`] around it (feature `reqwest`) | `examples/client_reqwest.rs` |
 //! | `reqwest_middleware` | `JwtSvidMiddleware` (feature `reqwest-middleware`) | `examples/client_reqwest_middleware.rs` |
-//! | any of these with timeouts, retries, limits, buffers | see [Place in a stack](#place-in-a-stack) | `examples/client_stack.rs` |
+//! | any of these with timeouts, retries, limits, buffers | see [Position in the stack](#position-in-the-stack) | `examples/client_stack.rs` |
 //! | anything else | [`SvidCache::header`](crate::SvidCache::header) | |
 //!
 //! A token source of your own implements [`FetchSvid`](crate::token::FetchSvid): one call for one
 //! [`SvidRequest`](crate::token::SvidRequest), with a
 //! [`FetchSvidError`](crate::token::FetchSvidError) if it fails.
-//! [`SvidCache::new`](crate::SvidCache::new) makes a cache of it, which every client here takes.
+//! [`SvidCache::new`](crate::SvidCache::new) makes a cache of it, which every client here accepts.
 //!
-//! # Where a token may go
+//! # Origins
 //!
 //! The origin of a request is the scheme, host and port of its URI. If the URI has no authority, it
 //! is the origin given to [`assume_origin`](UnboundAudience::assume_origin).
@@ -132,14 +132,14 @@
 //! - where the connection finally goes: DNS, proxies, `reqwest::ClientBuilder::resolve`, a custom
 //!   connector, `tonic::transport::Endpoint::origin`.
 //!
-//! # Place in a stack
+//! # Position in the stack
 //!
 //! From the outside in:
 //!
 //! 1. **Retries** and their budget go outside: each attempt requests the token again, so the
 //!    attempt after a 401 gets the new one.
 //! 2. **Timeouts** go outside, so that they include the wait for a token. The deadline of a gRPC
-//!    call does so by itself, see [Deadlines](#deadlines).
+//!    call always includes it, see [Deadlines](#deadlines).
 //! 3. **Redirects** (`tower_http::follow_redirect`) go outside: then each hop passes this layer,
 //!    and gets the token for its own origin, or none. If the inner client follows redirects itself
 //!    (`reqwest` does), only the first hop passes this layer, and the client must remove
@@ -160,15 +160,15 @@
 //!
 //! # Deadlines
 //!
-//! If a request is gRPC (its content type begins with `application/grpc`) and has a valid
-//! `grpc-timeout`, it waits for its token no longer than that, and at most 5 s like all other
-//! requests. Then it fails with
+//! A request is gRPC if its content type begins with `application/grpc`. If it has a valid
+//! `grpc-timeout`, it waits for its token no longer than that. Like all requests, it waits at most
+//! 5 s. Then it fails with
 //! [`DeadlineExceeded`](crate::token::TokenErrorReason::DeadlineExceeded), in gRPC
 //! `DEADLINE_EXCEEDED`. After a wait, `grpc-timeout` is set to the time that is left, and a call
 //! with no time left is not sent. While an older token can still be sent, the wait for the next one
-//! takes at most half of the time. Requests whose token is in the cache are unaffected. An invalid
-//! `grpc-timeout` is ignored. `JwtSvidInterceptor` never waits. Timeouts of the inner service, such
-//! as `tonic::transport::Endpoint::timeout`, begin after the wait.
+//! takes at most half of the time that is left. Requests whose token is in the cache are
+//! unaffected. An invalid `grpc-timeout` is ignored. `JwtSvidInterceptor` never waits. Timeouts of
+//! the inner service, such as `tonic::transport::Endpoint::timeout`, begin after the wait.
 //!
 //! # Errors
 //!

@@ -1,8 +1,9 @@
 //! Metrics and log events.
 //!
 //! A [`MetricsRecorder`] receives the counts. Every method has an empty default, so a recorder
-//! implements only the methods that it needs. Labels are trust domains of the bundle set and fixed
-//! words of this crate, never values of a token.
+//! implements only the methods that it needs. Label values are trust domains of the bundle set, fixed
+//! words of this crate, and the names given to [`FacadeRecorder::for_source`]. They are never values
+//! of a token.
 //!
 //! ```
 //! use std::sync::atomic::{AtomicU64, Ordering};

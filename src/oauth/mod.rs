@@ -57,7 +57,8 @@
 //! | `scope` | if set: [`scope`](AccessTokensBuilder::scope), [`scope_for`](AccessTokensBuilder::scope_for) |
 //! | others | [`parameter`](AccessTokensBuilder::parameter) |
 //!
-//! The identity of a request or a layer selects the JWT-SVID.
+//! If a request or a layer has an identity (a SPIFFE ID or a hint), the JWT-SVID of that identity is
+//! used.
 //!
 //! # Responses
 //!
@@ -67,8 +68,8 @@
 //! | `expires_in` is missing or `null` | has the lifetime [`default_lifetime`](AccessTokensBuilder::default_lifetime) (5 min) |
 //! | `expires_in` is zero, negative, or anything else | is not accepted |
 //! | `token_type` is not `Bearer`, in any case | is not accepted: a DPoP token needs a proof in each request |
-//! | the token has characters that RFC 6750 does not allow, or more than 8 KiB | is not accepted |
-//! | to the token of a caller | is not sent after the caller's token has expired |
+//! | the token has characters that RFC 6750 does not allow, or is longer than 8 KiB | is not accepted |
+//! | an access token for a caller's token | is not sent after the caller's token has expired |
 //! | a redirect | is not followed: set the final URL |
 //! | more than 64 KiB, or not JSON | is not accepted |
 //!

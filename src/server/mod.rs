@@ -49,12 +49,12 @@
 //!   upgraded connection (a WebSocket): check
 //!   [`expires_at`](crate::verify::VerifiedSvid::expires_at) there.
 //! - **Outside it**: `CorsLayer`, which answers preflights. Preflights have no token, and this
-//!   layer does not exempt them. If a trace layer is outside too, `SetSensitiveRequestHeadersLayer`
-//!   is the outermost: this layer marks the credential sensitive only when it sees the request.
-//! - **Outside a limit** (`ConcurrencyLimit`): readiness is forwarded to the inner service, so a
-//!   rejected request takes a permit as well. The permit is released when the called service value
-//!   is dropped or called again. Servers on hyper-util drop it when the response is complete. A limit
-//!   on axum's routes counts allowed requests only: a `Router` is always ready.
+//!   layer does not exempt them. If a trace layer is outside too, put `SetSensitiveRequestHeadersLayer`
+//!   outside the trace layer, which sees the credential before this layer marks it sensitive.
+//! - **With a limit inside it** (`ConcurrencyLimit`): readiness is forwarded to the inner service, so
+//!   a rejected request takes a permit too. The permit is released when the called service value is
+//!   dropped or called again. Servers on hyper-util drop it when the response is complete. A limit on
+//!   axum's routes counts allowed requests only: a `Router` is always ready.
 //!
 //! # axum
 //!
@@ -130,10 +130,19 @@
 //! | the policy cannot decide now | 503, `Retry-After: 5` | none | 14 |
 //!
 //! A rejection is a response, never an error of the service. No request can cause a 5xx rejection
-//! by its content. The texts are fixed per class. The details are in the [`Rejection`], for
-//! `on_reject` and, in the extensions of the response, for outer layers. Rejections use HTTP status
+//! by its content. The texts are fixed per class. The details are in the [`Rejection`]: `on_reject`
+//! gets it, and outer layers find it in the extensions of the response. Rejections use HTTP status
 //! codes, unless the server declares that it speaks gRPC: by a [`GrpcPolicy`], or by
-//! [`protocol`](ValidateJwtSvidLayer::protocol). The caller cannot choose it.
+//! [`protocol`](ValidateJwtSvidLayer::protocol). The caller cannot choose the protocol.
+//!
+//! [`uniform_token_errors`](ValidateJwtSvidLayer::uniform_token_errors) sets one text for every
+//! invalid token: "the token is invalid".
+//!
+//! An extractor, or [`VerifiedSvid::from_request`](crate::verify::VerifiedSvid) in tonic, can
+//! reject a request too. The layer handles this like its own rejection: it calls its `on_reject`,
+//! and counts and logs the rejection. Layers between the handler and this one see the default
+//! response. If the layer is missing from the stack, the default response is sent with status 500
+//! (gRPC 13), and one error line is logged in ten seconds.
 //!
 //! # Gateways
 //!
@@ -142,11 +151,11 @@
 //! [`keep_credential`](ValidateJwtSvidLayer::keep_credential) keeps it; `audit` always does.
 //! Credentials of another scheme or in another header stay.
 //!
-//! - An inner layer that reads the same header verifies the removed token by its own rules:
-//!   audience, keys, policy. It never uses the outer verdict.
+//! - An inner layer that reads the same header still gets the removed token, and verifies it by its
+//!   own rules: audience, keys, policy. It never uses the result of the outer layer.
 //! - The client layer (`AddJwtSvidLayer`, also `JwtSvidMiddleware` and the interceptor) signs the
 //!   forwarded request as this service. If the extensions of the request have a verified
-//!   [`CallerState`], it replaces an existing header, and removes the caller's token from every
+//!   [`CallerState`], it replaces an existing header. It also removes the caller's token from every
 //!   header, even for origins without an audience. It cannot do so if headers are copied into a new
 //!   request without the extensions, or into a `reqwest::Request`, which has no extensions: do not
 //!   copy credentials there.
@@ -180,6 +189,8 @@
 //! | [`Allow::anyone`] | 401 | allowed |
 //! | a [`public`](GrpcPolicyBuilder::public) method of a [`GrpcPolicy`] | allowed | allowed |
 //! | other methods of a [`GrpcPolicy`] | 401 | 401 |
+//! | a public rule of a `FilePolicy` | allowed | allowed |
+//! | other rules of a `FilePolicy` | 401 | 401 |
 //! | any other [`Allow`] | 401 | 401 |
 //! | a [`Policy`] of your own | 401, unless [`is_public`](Policy::is_public) | decided by the policy |
 //!
@@ -187,15 +198,6 @@
 //! asks its policy about anonymous callers that the outer layer allowed. [`SwapPolicy`] and
 //! `Arc<dyn Policy>` decide like the policy inside. With [`Allow::or`] one rule must allow
 //! anonymous callers, with [`Allow::and`] both.
-//!
-//! [`uniform_token_errors`](ValidateJwtSvidLayer::uniform_token_errors) sets one text for every
-//! invalid token: "the token is invalid".
-//!
-//! An extractor, or [`VerifiedSvid::from_request`](crate::verify::VerifiedSvid) in tonic, can
-//! reject a request too. The layer treats this as its own rejection: it calls its `on_reject`,
-//! counts and logs. Layers between the handler and this one see the default response. If the layer
-//! is missing from the stack, the default response is sent with status 500 (gRPC 13), and one error
-//! line is logged in ten seconds.
 //!
 //! # Rejections of requests with a body
 //!
@@ -205,8 +207,8 @@
 //! [`drain_rejected`](ValidateJwtSvidLayer::drain_rejected). The permit of the inner service is
 //! released first.
 //!
-//! - If the end of the body is reached, the connection stays open. No rejection of a body within the
-//!   limits is lost.
+//! - If the end of the body is reached, the connection stays open. So the client receives each
+//!   rejection of a request whose body is within the limits.
 //! - If it is not reached, the response has `connection: close`. The same applies, without reading
 //!   the body, if `Content-Length` is above the limit or the client sent `Expect: 100-continue`.
 //! - **Larger bodies**: the response is sent, but a client that does not read while it sends can

@@ -42,7 +42,7 @@
 //! | `endpoint`, `connector` | the endpoint in `SPIFFE_ENDPOINT_SOCKET` |
 //! | `initial_sync_timeout` | 30 s |
 //! | `shutdown_timeout` | 30 s |
-//! | `fetch_timeout` | 35 s; connecting 5 s, first bundles 10 s |
+//! | `fetch_timeout` | 35 s for a token; within it 5 s to connect, 10 s for the first message of a stream |
 //! | `reconnect_backoff` | 200 ms to 10 s |
 //! | `keepalive` | a ping each 305 s, response within 20 s |
 //! | `resource_limits` | 200 trust domains, 4 MiB each, 64 MiB per message |
@@ -66,7 +66,9 @@
 //! | `max_file_bytes` | 64 MiB |
 //! | `clock`, `metrics` | the system clock; no recorder |
 //!
-//! A token is refreshed after 55 to 65 % of its life, and is not sent in its last 2 % (2 s at most).
+//! The defaults of [`HttpsBundles`] are in the module [`https`].
+//!
+//! A token is refreshed after 55 to 65 % of its lifetime, and is not sent in its last 2 % (2 s at most).
 
 #[cfg(feature = "workload-api")]
 pub(crate) mod agent;

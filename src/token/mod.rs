@@ -1,9 +1,9 @@
 //! Tokens of this workload: requests, fetchers, and the cache that keeps one token for each
 //! audience.
 //!
-//! A [`SvidCache`] over any [`FetchSvid`] makes one call for all waiting requests, refreshes a
-//! token while the old one can still be sent, and keeps sending a valid token while the issuer is
-//! unavailable. A `JwtSource` contains a cache. For your own fetcher, build a cache over it.
+//! A [`SvidCache`] over a [`FetchSvid`] makes one call for all waiting requests. It refreshes a
+//! token while the old one can still be sent. While the issuer is unavailable, it returns the valid
+//! token that it has. A `JwtSource` contains a cache. For your own fetcher, build a cache over it.
 //!
 //! ```
 //! use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -44,7 +44,7 @@
 //!
 //! # Token lifetime
 //!
-//! L is the token's life (`exp` − `iat`):
+//! L is the token's lifetime (`exp` − `iat`):
 //!
 //! | from | the token is | a request |
 //! | --- | --- | --- |
@@ -62,9 +62,9 @@
 //!
 //! # While the issuer is unavailable
 //!
-//! A token that is due when the issuer becomes unavailable has at least 35 % of its life left,
-//! minus the time in which it counts as expired: with tokens of 300 s no request fails for 103 s.
-//! This applies to audiences that were fetched before, with tokens that had their full life left
+//! A token that is due has at least 35 % of its lifetime left, minus the time in which it counts as
+//! expired. So if the issuer becomes unavailable, no request fails for 103 s with tokens of 300 s.
+//! This applies to audiences that were fetched before, with tokens that had their full lifetime left
 //! when they arrived.
 //!
 //! How soon requests succeed again after the issuer has recovered depends on the outage:
@@ -76,9 +76,9 @@
 //! - Very many audiences have no token: the first ones as above, and the last one one second later
 //!   for each 200 audiences ([`rate`](SvidCacheBuilder::rate)).
 //!
-//! Measured with one request per second and audience, and an agent that is unavailable until every
-//! token has expired, and for another 120 to 240 s. The table shows the worst of all runs (20 with
-//! 30 audiences, one with 10,000):
+//! The table was measured with one request per second and audience. The agent is unavailable until
+//! every token has expired, and for another 120 to 240 s. The table shows the worst of all runs (20
+//! with 30 audiences, one with 10,000):
 //!
 //! | the agent | audiences | first failure after | calls at once, all expired | last failure after recovery |
 //! | --- | --- | --- | --- | --- |
@@ -100,8 +100,9 @@
 //! | a service rejected the token: at most one fetch per | 10 s | 10 s |
 //! | a response of an authorization server with `Retry-After`: that delay | | 60 s |
 //!
-//! [`retry`](SvidCacheBuilder::retry) limits all of them. After a signing key was removed, tokens
-//! without requests are fetched within 5 s.
+//! [`retry`](SvidCacheBuilder::retry) sets the bounds of all these delays. If a signing key is
+//! removed, the tokens of [`keep_warm`](SvidCache::keep_warm) are fetched again within 5 s, even
+//! without requests.
 //!
 //! # Memory
 //!
@@ -112,15 +113,16 @@
 //!
 //! # Calls to the issuer
 //!
-//! A process makes 1 / 0.6 ≈ 1.67 calls per token life and audience that it uses steadily. Many
-//! processes on one SPIRE agent make up to 1 / 0.55 ≈ 1.82 each, because the first call after half
-//! of the life renews the token for all processes. The agent signs a new token once per 0.55 lives.
+//! A process makes 1 / 0.6 ≈ 1.67 calls per token lifetime and audience that it uses steadily. If
+//! many processes share one SPIRE agent, each makes up to 1 / 0.55 ≈ 1.82 calls: the first call after
+//! half of the lifetime renews the token for all processes. The agent signs a new token once per 0.55
+//! lifetimes.
 //!
-//! `tower-spiffe agent-load` (crate `tower-spiffe-cli`) measures it with this cache on a simulated
-//! clock, and with the agent's rule (it returns its cached token until 45 to 55 % of the life are
-//! left). Tokens live for 300 s unless noted; no call returned a token that the cache already had:
+//! `tower-spiffe agent-load` (crate `tower-spiffe-cli`) simulates this cache and the agent. The agent
+//! returns its cached token until 45 to 55 % of the lifetime are left. Tokens have a lifetime of
+//! 300 s unless noted. No call returned a token that the cache already had:
 //!
-//! | processes | audiences | start | calls per life and audience | busiest second, against the mean |
+//! | processes | audiences | processes start | calls per lifetime and audience | busiest second, against the mean |
 //! | --- | --- | --- | --- | --- |
 //! | 1 | 200 | apart | 1.665 | |
 //! | 1 | 200, tokens of 3,600 s | apart | 1.661 | |
@@ -130,7 +132,7 @@
 //! | 100 | 10 | apart | 1.830 | 5.79 times |
 //!
 //! The last two rows are a consequence of two guarantees: no useless call, and no failure in 103 s
-//! without an agent. They leave one tenth of a token's life for the refresh, between 55 and 65 %.
+//! without an agent. They leave one tenth of a token's lifetime for the refresh, between 55 and 65 %.
 //! Processes that share an agent soon have the same token for each audience, so they refresh in the
 //! same tenth. With many audiences these tenths are spread out. With few audiences, plan for six
 //! times the mean. This command prints both tables in about ten minutes; `--help` lists its

@@ -140,8 +140,8 @@ use crate::verify::VerifiedSvid;
 /// # Callers without a token
 ///
 /// Only public rules allow them, even if the layer is
-/// [`required`](super::ValidateJwtSvidLayer::required). For all other requests they are asked for a
-/// token (401): they do not learn which paths have rules. If a request to a public path has a
+/// [`required`](super::ValidateJwtSvidLayer::required). All other requests without a token get 401,
+/// so their callers do not learn which paths have rules. If a request to a public path has a
 /// token, it is verified: the handler sees the caller, and an invalid token is rejected.
 ///
 /// # Errors in a file
@@ -155,12 +155,12 @@ use crate::verify::VerifiedSvid;
 ///
 /// The file is checked every 5 s, and the whole policy is replaced at once. Each request is decided
 /// by one policy, the old or the new one. Replace the file by a rename: then it is always complete.
-/// A file that is written in place takes effect if a second check 250 ms later finds the same
-/// content, so that a half-written file is not used unless the writer pauses.
+/// If a file is written in place, it takes effect if a second check 250 ms later finds the same
+/// content. So a half-written file is used only if the writer pauses.
 ///
-/// If the file is invalid or missing later, the last good policy stays, [`state`](Self::state) has
-/// the error, each check counts an error `policy-file`, and one warning has the line and the
-/// column. The next good check is logged too. When the runtime that it was opened on ends, the last
+/// If the file is invalid or missing later, the last good policy stays. [`state`](Self::state) has
+/// the error, and each check counts an error `policy-file`. One warning has the line and the column.
+/// The next good check is logged too. When the runtime that it was opened on ends, the last
 /// policy stays and is not refreshed.
 #[derive(Clone)]
 pub struct FilePolicy(Arc<Followed>);
