@@ -101,7 +101,7 @@
 //! | `server` | error | reading the policy file panicked; its last good policy stays in use | | a bug of this crate |
 //! | `server` | warn | a policy file is in a dry run: it denies no request | `path` | the file was opened |
 //! | `server` | info | dry run: requests would be rejected: … | `reason`, `suppressed`, `peer.spiffe_id`, `policy_reason`, `request` | one line per reason, caller and ten seconds; `request` is the method and the path, for anonymous callers only if debug lines are enabled; `peer.spiffe_id` is in the span instead if the span has that field |
-//! | `server` | error | no ValidateJwtSvidLayer stands above | `reason`, `suppressed` | a `ValidateJwtSvidLayer` is missing from the stack |
+//! | `server` | error | ValidateJwtSvidLayer is missing from the stack | `reason`, `suppressed` | a `ValidateJwtSvidLayer` is missing from the stack |
 //! | `server` | error | responses do not end when the caller's token expires: … | `reason` | an `EndAtExpiryLayer` without the layer outside it |
 //! | `metrics` | debug | the metrics recorder panicked | | a count is lost |
 

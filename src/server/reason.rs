@@ -138,7 +138,7 @@ impl RejectionReason {
             Self::NotAllowed => "the caller is not allowed",
             Self::BundlesUnavailable(_) => "callers cannot be authenticated now",
             Self::PolicyUnavailable(_) => "callers cannot be authorized now",
-            Self::NotWired => "no ValidateJwtSvidLayer stands above",
+            Self::NotWired => "ValidateJwtSvidLayer is missing from the stack",
         }
     }
 

@@ -320,7 +320,7 @@ async fn a_handler_without_the_layer_reports_it() {
         let (status, text) = at.text(get(path, Some(&web))).await;
         assert_eq!(
             (status, text.as_str()),
-            (500, "no ValidateJwtSvidLayer stands above")
+            (500, "ValidateJwtSvidLayer is missing from the stack")
         );
     }
 }

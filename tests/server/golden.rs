@@ -234,7 +234,7 @@ async fn a_missing_layer_is_reported_in_every_form() {
     let at = serve(alone.layer(service_fn(who))).await;
     let [http1, http2, grpc, web1, ..] = FORMS;
     let good = world.bearer(WEB);
-    const WHY: &str = "x-tower-spiffe-error: no ValidateJwtSvidLayer stands above\r\n";
+    const WHY: &str = "x-tower-spiffe-error: ValidateJwtSvidLayer is missing from the stack\r\n";
     for (form, begin, end) in [
         (
             http1,
@@ -247,7 +247,7 @@ async fn a_missing_layer_is_reported_in_every_form() {
             ":status: 200\r\n\
              content-type: application/grpc\r\n\
              grpc-status: 13\r\n\
-             grpc-message: no ValidateJwtSvidLayer stands above\r\n",
+             grpc-message: ValidateJwtSvidLayer is missing from the stack\r\n",
             "\r\n",
         ),
         (
@@ -255,7 +255,7 @@ async fn a_missing_layer_is_reported_in_every_form() {
             "HTTP/1.1 200 OK\r\n\
              content-type: application/grpc-web+proto\r\n\
              grpc-status: 13\r\n\
-             grpc-message: no ValidateJwtSvidLayer stands above\r\n",
+             grpc-message: ValidateJwtSvidLayer is missing from the stack\r\n",
             "connection: close\r\ncontent-length: 0\r\n\r\n",
         ),
     ] {

@@ -403,7 +403,7 @@ async fn an_inner_policy_without_the_layer_reports_it() {
     assert_eq!(response.headers().len(), 1);
     assert_eq!(
         response.headers()["x-tower-spiffe-error"],
-        "no ValidateJwtSvidLayer stands above"
+        "ValidateJwtSvidLayer is missing from the stack"
     );
     let rejection = response.extensions().get::<Rejection>().unwrap();
     assert_eq!(rejection.reason(), RejectionReason::NotWired);
