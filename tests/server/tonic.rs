@@ -152,7 +152,10 @@ async fn one_service_of_a_server_is_protected() {
         let status = anonymous.call(path("Say"), "hi").await.unwrap_err();
         assert_eq!(
             (status.code(), status.message()),
-            (Code::Internal, "ValidateJwtSvidLayer is missing from the stack")
+            (
+                Code::Internal,
+                "ValidateJwtSvidLayer is missing from the stack"
+            )
         );
     }
 }
@@ -164,7 +167,10 @@ async fn a_handler_without_the_layer_reports_it() {
         let status = Talker::new(channel, None).say("hi").await.unwrap_err();
         assert_eq!(
             (status.code(), status.message()),
-            (Code::Internal, "ValidateJwtSvidLayer is missing from the stack")
+            (
+                Code::Internal,
+                "ValidateJwtSvidLayer is missing from the stack"
+            )
         );
     }
 }
