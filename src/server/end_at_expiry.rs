@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::{BufMut, Bytes, BytesMut};
 use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body::{Body, Frame, SizeHint};
@@ -19,6 +21,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::caller::CallerState;
+use super::grpc_web_frames::{GrpcWebFrames, Place, TRAILERS};
 use super::protocol::Wire;
 use super::reason::RejectionReason;
 use super::telemetry::Telemetry;
@@ -38,6 +41,7 @@ const EXPIRED: RejectionReason = RejectionReason::Token(ValidateReason::Expired)
 /// | request and response | end |
 /// | --- | --- |
 /// | both gRPC (POST over HTTP/2, both content types `application/grpc`) | status 16 (`UNAUTHENTICATED`) in the trailers |
+/// | both gRPC-Web (POST, both content types `application/grpc-web`) | status 16 in the last frame; within a message that is sent in part, an error |
 /// | anything else | an error of the body, which the client sees |
 ///
 /// The content type of the response alone is not enough: a file of type `application/grpc` ends
@@ -45,8 +49,8 @@ const EXPIRED: RejectionReason = RejectionReason::Token(ValidateReason::Expired)
 /// HTTP/2 stream. The exception is an HTTP/1.0 response without a length, which lasts until the
 /// connection closes: when it is cut, it looks complete. Give such responses a `content-length`.
 ///
-/// gRPC-Web responses end with an error. Inside a layer that translates gRPC-Web to gRPC
-/// (`tonic_web::GrpcWebLayer`), those over HTTP/2 end with the status.
+/// Put it outside of a layer that translates gRPC-Web to gRPC (`tonic_web::GrpcWebLayer`): inside,
+/// gRPC-Web calls over HTTP/1.1 end with an error.
 ///
 /// Put it inside a [`ValidateJwtSvidLayer`](super::ValidateJwtSvidLayer): it uses the identity set by
 /// that layer; anonymous callers are unaffected. If that layer is missing from the stack, no response
@@ -168,7 +172,6 @@ where
         }
         let caller = state.and_then(CallerState::verified);
         let wire = Wire::of_request(request.method(), request.version(), request.headers());
-        let is_grpc = wire == Wire::Grpc;
         let end = caller.map(|caller| End {
             at: caller.expires_at().saturating_add(self.layer.shared.leeway),
             caller: caller.spiffe_id().clone(),
@@ -177,7 +180,7 @@ where
         EndAtExpiryFuture {
             inner: self.inner.call(request),
             end,
-            is_grpc,
+            wire,
         }
     }
 }
@@ -233,8 +236,8 @@ pin_project! {
         #[pin]
         inner: F,
         end: Option<End>,
-        // The request.
-        is_grpc: bool,
+        // Of the request.
+        wire: Wire,
     }
 }
 
@@ -247,24 +250,21 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let mut response = ready!(this.inner.poll(cx))?;
-        let is_grpc =
-            *this.is_grpc && Wire::of_content_type(response.headers()) == Some(Wire::Grpc);
+        let wire = match (*this.wire, Wire::of_content_type(response.headers())) {
+            (Wire::Grpc, Some(wire @ Wire::Grpc))
+            | (Wire::GrpcWeb { .. }, Some(wire @ Wire::GrpcWeb { .. })) => wire,
+            _ => Wire::Http,
+        };
         let end = this.end.take();
-        if end.is_some() && is_grpc {
+        if end.is_some() && wire != Wire::Http {
             // A body with added trailers has no content length.
             response.headers_mut().remove(CONTENT_LENGTH);
         }
         Poll::Ready(Ok(response.map(|inner| EndAtExpiryBody {
             end,
-            is_grpc,
+            wire,
             ..EndAtExpiryBody::endless(inner)
         })))
-    }
-}
-
-impl<F> fmt::Debug for EndAtExpiryFuture<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EndAtExpiryFuture").finish_non_exhaustive()
     }
 }
 
@@ -278,7 +278,8 @@ pin_project! {
         end: Option<End>,
         // Created at the first wait: most bodies end before one.
         sleep: Option<Pin<Box<Sleep>>>,
-        is_grpc: bool,
+        wire: Wire,
+        frames: GrpcWebFrames,
         ended: bool,
     }
 }
@@ -305,6 +306,11 @@ where
         // Checked before each frame, so that a stream that never pauses ends too.
         if end.left().is_some() {
             if let Poll::Ready(frame) = this.inner.as_mut().poll_frame(cx) {
+                if let (Wire::GrpcWeb { text, .. }, Some(Ok(frame))) = (*this.wire, &frame)
+                    && let Some(data) = frame.data_ref()
+                {
+                    this.frames.sent(data, text);
+                }
                 // No frame may follow the end of the inner body.
                 *this.ended = match &frame {
                     Some(Ok(frame)) => frame.is_trailers(),
@@ -318,14 +324,15 @@ where
             }
         }
         *this.ended = true;
-        if this.inner.is_end_stream() {
+        let place = this.frames.place();
+        if this.inner.is_end_stream() || place == Place::BehindTrailers {
             // Nothing was left to send.
             return Poll::Ready(None);
         }
         end.shared.telemetry.ended(&end.caller);
-        Poll::Ready(Some(match *this.is_grpc {
-            true => Ok(Frame::trailers(trailers())),
-            false => Err(TokenExpired.into()),
+        Poll::Ready(Some(match place {
+            Place::Between | Place::BehindTrailers => last_frame(*this.wire),
+            Place::Within => Err(TokenExpired.into()),
         }))
     }
 
@@ -334,10 +341,10 @@ where
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self.end {
+        match (self.wire, &self.end) {
+            (Wire::Http, _) | (_, None) => self.inner.size_hint(),
             // The body may be ended early, so the inner length does not apply.
-            Some(_) if self.is_grpc => SizeHint::default(),
-            _ => self.inner.size_hint(),
+            _ => SizeHint::default(),
         }
     }
 }
@@ -355,16 +362,37 @@ impl<B> EndAtExpiryBody<B> {
             inner,
             end: None,
             sleep: None,
-            is_grpc: false,
+            wire: Wire::Http,
+            frames: GrpcWebFrames::default(),
             ended: false,
         }
     }
 }
 
-impl<B> fmt::Debug for EndAtExpiryBody<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EndAtExpiryBody").finish_non_exhaustive()
+/// The last frame of an ended response.
+fn last_frame(wire: Wire) -> Result<Frame<Bytes>, Box<dyn Error + Send + Sync>> {
+    let text = match wire {
+        Wire::Http => return Err(TokenExpired.into()),
+        Wire::Grpc => return Ok(Frame::trailers(trailers())),
+        Wire::GrpcWeb { text, .. } => text,
+    };
+    // gRPC-Web has its trailers in the body.
+    let mut lines = BytesMut::new();
+    for (name, value) in &trailers() {
+        lines.put_slice(name.as_str().as_bytes());
+        lines.put_slice(b":");
+        lines.put_slice(value.as_bytes());
+        lines.put_slice(b"\r\n");
     }
+    let mut frame = BytesMut::new();
+    frame.put_u8(TRAILERS);
+    frame.put_u32(u32::try_from(lines.len()).unwrap_or(u32::MAX));
+    frame.put(lines);
+    Ok(Frame::data(if text {
+        STANDARD.encode(&frame).into()
+    } else {
+        frame.freeze()
+    }))
 }
 
 fn trailers() -> HeaderMap {

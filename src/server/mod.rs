@@ -283,6 +283,7 @@ mod file_policy;
 mod future;
 mod gate;
 mod grpc_policy;
+mod grpc_web_frames;
 mod held;
 mod late;
 mod layer;

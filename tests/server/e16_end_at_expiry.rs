@@ -91,15 +91,14 @@ async fn e16_a_status_needs_grpc_on_both_sides() {
             "application/grpc+proto",
             "trailers 16",
         ),
-        // gRPC-Web has its status in the body, and a message may be incomplete there.
         (
             one,
             Method::POST,
             "application/grpc-web",
             WEB_PROTO,
-            "error",
+            "frame 0x80",
         ),
-        (two, Method::POST, WEB_PROTO, WEB_PROTO, "error"),
+        (two, Method::POST, WEB_PROTO, WEB_PROTO, "frame 0x80"),
         // Over HTTP/1.1, a client does not notice missing trailers.
         (one, Method::POST, GRPC, GRPC, "error"),
         (Version::HTTP_10, Method::POST, GRPC, GRPC, "error"),

@@ -47,6 +47,7 @@ fn ticks() -> impl Body<Data = Bytes, Error = Infallible> {
 /// Returns a chunk for this content type: a gRPC message, in base64 for text.
 fn tick(content_type: &str) -> &'static [u8] {
     match content_type {
+        "application/grpc-web-text" => b"AAAAAAR0aWNr",
         "" => b"tick",
         _ => b"\0\0\0\0\x04tick",
     }
@@ -126,6 +127,25 @@ async fn grpc_stream_ends_with_status_16() {
     let trailers = end.unwrap().unwrap().into_trailers().unwrap();
     assert_eq!(trailers["grpc-status"], "16");
     assert_eq!(trailers["grpc-message"], "the token has expired");
+}
+
+#[tokio::test(start_paused = true)]
+async fn grpc_web_stream_ends_with_status_16() {
+    use base64::Engine as _;
+
+    const LAST: &[u8] = b"\x80\0\0\0\x34grpc-status:16\r\ngrpc-message:the token has expired\r\n";
+    let (world, _) = paused();
+    let (_, _, end) = end_of(&world, "application/grpc-web+proto", START + 2).await;
+    assert_eq!(end.unwrap().unwrap().into_data().unwrap(), LAST);
+    let (world, _) = paused();
+    let (_, _, end) = end_of(&world, "application/grpc-web-text", START + 2).await;
+    let text = end.unwrap().unwrap().into_data().unwrap();
+    assert_eq!(
+        base64::engine::general_purpose::STANDARD
+            .decode(text)
+            .unwrap(),
+        LAST
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -210,13 +230,17 @@ async fn ended_streams_are_counted_and_logged() {
     assert_eq!((lines(0), lines(3)), (1, 1), "{}", log.text());
 }
 
-/// A body with one chunk and, in gRPC, trailers.
+/// A body with one chunk and, in gRPC, trailers. In gRPC-Web they are a frame of data.
 fn word(content_type: &str) -> impl Body<Data = Bytes, Error = Infallible> + Unpin {
     let data = |bytes| Ok(Frame::data(Bytes::from_static(bytes)));
     let mut trailers = http::HeaderMap::new();
     trailers.insert("grpc-status", HeaderValue::from_static("0"));
     StreamBody::new(tokio_stream::iter(match content_type {
         "application/grpc" => vec![data(b"\0\0\0\0\x04word"), Ok(Frame::trailers(trailers))],
+        "application/grpc-web" => vec![
+            data(b"\0\0\0\0\x04word"),
+            data(b"\x80\0\0\0\x0fgrpc-status:0\r\n"),
+        ],
         _ => vec![data(b"word")],
     }))
 }
@@ -228,6 +252,8 @@ async fn a_complete_response_gets_no_second_end() {
         ("text/plain", 2),
         ("application/grpc", 2),
         ("application/grpc", 3),
+        ("application/grpc-web", 2),
+        ("application/grpc-web", 3),
     ] {
         let (world, _) = paused();
         let layer =
@@ -257,6 +283,41 @@ async fn a_complete_response_gets_no_second_end() {
     }
 }
 
+/// Within a message, the trailers would be taken for a part of it.
+#[tokio::test(start_paused = true)]
+async fn partial_grpc_web_message_ends_with_an_error() {
+    for (content_type, part) in [
+        ("application/grpc-web+proto", &b"\0\0\0\0\x08part"[..]),
+        ("application/grpc-web+proto", b"\0\0\0\0\x04tick\0\0\0"),
+        ("application/grpc-web-text", b"AAAAAAhwYXJ0"),
+        ("application/grpc-web-text", b"AAAAAAR0aWNrAA"),
+    ] {
+        let (world, _) = paused();
+        let layer =
+            ValidateJwtSvidLayer::required(world.validator.clone(), Allow::any_trust_domain())
+                .on_reject(|_: &_, _: &http::request::Parts| unreachable!());
+        let inner = service_fn(move |_: Request<String>| async move {
+            let part =
+                tokio_stream::once(Ok::<_, Infallible>(Frame::data(Bytes::from_static(part))));
+            let body = StreamBody::new(part.chain(tokio_stream::pending()));
+            let mut response = Response::new(Box::pin(body));
+            let value = HeaderValue::from_static(content_type);
+            response.headers_mut().insert("content-type", value);
+            Ok::<_, Infallible>(response)
+        });
+        let service = layer.layer(EndAtExpiryLayer::new(&world.validator).layer(inner));
+        let claims = json!({ "exp": START + 1, "iat": START });
+        let request = with_authorization(&bearer(&world.issuer.token_with(WEB, claims)));
+        let request = calling(request, content_type);
+        let mut body = service.oneshot(request).await.unwrap().into_body();
+        let sent = body.frame().await.unwrap().unwrap();
+        assert_eq!(sent.into_data().unwrap(), part);
+        let error = body.frame().await.unwrap().unwrap_err();
+        assert!(error.is::<TokenExpired>(), "{content_type}: {error}");
+        assert!(body.frame().await.is_none());
+    }
+}
+
 /// A response that may end with a gRPC status has no fixed length.
 #[tokio::test(start_paused = true)]
 async fn a_grpc_response_has_no_content_length() {
@@ -276,7 +337,7 @@ async fn a_grpc_response_has_no_content_length() {
     for (accept, caller, kept) in [
         ("text/plain", Some(&known), true),
         ("application/grpc", Some(&known), false),
-        ("application/grpc-web-text", Some(&known), true),
+        ("application/grpc-web-text", Some(&known), false),
         // None of these responses is ended.
         ("application/grpc", None, true),
     ] {
