@@ -62,7 +62,8 @@ pub trait AsyncPolicy: Send + Sync + 'static {
 
     /// Returns the key under which the decision is cached: everything in the request that the
     /// decision depends on, such as method and path. The SPIFFE ID of the caller is always a part of
-    /// the key; its claims are not. `None`, the default, caches nothing.
+    /// the key; its claims are not. `None`, the default, caches nothing, and neither does a key of
+    /// more than 4 KiB.
     fn cache_key(&self, caller: Option<&VerifiedSvid>, parts: &Parts) -> Option<String> {
         let _ = (caller, parts);
         None
