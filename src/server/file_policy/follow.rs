@@ -113,15 +113,16 @@ impl Followed {
 
     /// Reads the file and applies it now. Blocks.
     pub(super) fn reload(&self) -> Result<(), FilePolicyError> {
-        let reads = self.reads();
-        match self.look() {
-            Look::Failed(_, error) => {
-                self.failed(error.clone());
-                Err(error)
-            }
-            look => {
-                self.apply(look, reads, true);
-                Ok(())
+        loop {
+            let reads = self.reads();
+            let look = self.look();
+            let error = match &look {
+                Look::Failed(_, error) => Some(error.clone()),
+                Look::Unchanged | Look::Fresh(..) => None,
+            };
+            // Again, if another read took effect meanwhile: it may have begun before this one.
+            if !self.apply(look, reads, true) {
+                return error.map_or(Ok(()), Err);
             }
         }
     }
