@@ -10,6 +10,7 @@ use std::time::Duration;
 use http::request::Parts;
 
 use super::policy::{Decision, Policy};
+use super::rejection::cut;
 use crate::verify::VerifiedSvid;
 
 /// The future of [`AsyncPolicy::decide`].
@@ -92,7 +93,8 @@ impl AsyncDecision {
     #[must_use]
     pub fn because(self, reason: impl Into<Cow<'static, str>>) -> Self {
         Self {
-            reason: Some(reason.into()),
+            // Cut here, because the decision may be cached.
+            reason: Some(cut(reason.into())),
             ..self
         }
     }

@@ -631,6 +631,14 @@ async fn decisions_with_long_keys_are_not_cached() {
     }
 }
 
+#[test]
+fn reasons_of_cached_decisions_are_cut() {
+    let decision = AsyncDecision::from(Decision::Deny);
+    let cut = decision.clone().because("ü".repeat(200));
+    assert_eq!(cut, decision.clone().because("ü".repeat(128)));
+    assert_ne!(cut, decision.because("ü".repeat(127)));
+}
+
 #[tokio::test]
 async fn the_decision_cache_is_bounded() {
     let world = World::new();
