@@ -275,6 +275,29 @@ async fn p02_router_and_policy_agree_on_patterns() {
 }
 
 #[tokio::test]
+async fn p02_paths_changed_inside_the_layer_are_not_checked() {
+    let world = World::new();
+    let policy = document(&format!(
+        "{}{}",
+        web_rule("/{*rest}", "['GET']"),
+        ops_rule("/admin")
+    ));
+    let trim = || {
+        tower::util::MapRequestLayer::new(|mut request: Request<Body>| {
+            let path = request.uri().path().trim_end_matches('/').to_owned();
+            *request.uri_mut() = path.parse::<Uri>().unwrap();
+            request
+        })
+    };
+    let router = Router::new().route("/admin", get(async || "done"));
+    let inside = layer(&world, policy.clone()).layer(trim().layer(router.clone()));
+    assert_eq!(status(&inside, &world, "/admin").await, 403);
+    assert_eq!(status(&inside, &world, "/admin/").await, 200);
+    let outside = trim().layer(layer(&world, policy).layer(router));
+    assert_eq!(status(&outside, &world, "/admin/").await, 403);
+}
+
+#[tokio::test]
 async fn p02_nested_policies_see_either_path() {
     let world = World::new();
     let text = web_rule("/v1/reports", "['GET']");
