@@ -11,6 +11,7 @@ mod pattern;
 mod recorder;
 mod rules;
 mod state;
+mod table;
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -48,6 +48,8 @@ fn p02_the_most_specific_pattern_decides() {
         pattern: "/{*rest}".to_owned(),
     };
     assert_eq!(outcomes, [&less, &RuleOutcome::OtherCallers]);
+    let lines: Vec<_> = explained.rules().iter().map(|it| it.line()).collect();
+    assert_eq!(lines, [1, 5]);
 }
 
 #[test]
