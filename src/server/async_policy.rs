@@ -10,6 +10,7 @@ use std::time::Duration;
 use http::request::Parts;
 
 use super::policy::{Decision, Policy};
+use super::rejection::cut;
 use crate::verify::VerifiedSvid;
 
 /// The future of [`AsyncPolicy::decide`].
@@ -62,7 +63,8 @@ pub trait AsyncPolicy: Send + Sync + 'static {
 
     /// Returns the key under which the decision is cached: everything in the request that the
     /// decision depends on, such as method and path. The SPIFFE ID of the caller is always a part of
-    /// the key; its claims are not. `None`, the default, caches nothing.
+    /// the key; its claims are not. `None`, the default, caches nothing, and neither does a key of
+    /// more than 4 KiB.
     fn cache_key(&self, caller: Option<&VerifiedSvid>, parts: &Parts) -> Option<String> {
         let _ = (caller, parts);
         None
@@ -91,7 +93,8 @@ impl AsyncDecision {
     #[must_use]
     pub fn because(self, reason: impl Into<Cow<'static, str>>) -> Self {
         Self {
-            reason: Some(reason.into()),
+            // Cut here, because the decision may be cached.
+            reason: Some(cut(reason.into())),
             ..self
         }
     }

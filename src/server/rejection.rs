@@ -76,6 +76,22 @@ impl PartialEq for Rejection {
     }
 }
 
+/// Cuts the reason of a policy.
+pub(super) fn cut(mut reason: Cow<'static, str>) -> Cow<'static, str> {
+    if reason.len() > MAX_POLICY_REASON {
+        let is_end = |end: &usize| reason.is_char_boundary(*end);
+        let end = (0..=MAX_POLICY_REASON).rev().find(is_end).unwrap_or(0);
+        match &mut reason {
+            Cow::Borrowed(text) => *text = text.get(..end).unwrap_or_default(),
+            Cow::Owned(text) => {
+                text.truncate(end);
+                text.shrink_to_fit();
+            }
+        }
+    }
+    reason
+}
+
 // === impl Rejection ===
 
 impl Rejection {
@@ -172,15 +188,7 @@ impl Rejection {
     /// bytes.
     #[must_use]
     pub fn because(self, reason: impl Into<Cow<'static, str>>) -> Self {
-        let mut reason = reason.into();
-        if reason.len() > MAX_POLICY_REASON {
-            let is_end = |end: &usize| reason.is_char_boundary(*end);
-            let end = (0..=MAX_POLICY_REASON).rev().find(is_end).unwrap_or(0);
-            match &mut reason {
-                Cow::Borrowed(text) => *text = text.get(..end).unwrap_or_default(),
-                Cow::Owned(text) => text.truncate(end),
-            }
-        }
+        let reason = cut(reason.into());
         self.with(|details| details.policy_reason = Some(reason))
     }
 

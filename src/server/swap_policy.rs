@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use http::request::Parts;
 
 use super::policy::{Decision, Policy};
@@ -25,39 +25,52 @@ use crate::verify::VerifiedSvid;
 /// ```
 #[derive(Clone)]
 #[doc(alias = "reload")]
-pub struct SwapPolicy(Arc<ArcSwap<Box<dyn Policy>>>);
+pub struct SwapPolicy(Arc<Shared>);
+
+struct Shared {
+    policy: ArcSwap<Box<dyn Policy>>,
+    /// Of the layer, for policies that are set later.
+    recorder: ArcSwapOption<Arc<dyn MetricsRecorder>>,
+}
 
 impl SwapPolicy {
     /// Creates a `SwapPolicy` with this policy.
     pub fn new(policy: impl Policy) -> Self {
-        Self(Arc::new(ArcSwap::from_pointee(Box::new(policy))))
+        Self(Arc::new(Shared {
+            policy: ArcSwap::from_pointee(Box::new(policy)),
+            recorder: ArcSwapOption::empty(),
+        }))
     }
 
     /// Replaces the policy, from the next request on.
     pub fn replace(&self, policy: impl Policy) {
-        self.0.store(Arc::new(Box::new(policy)));
+        if let Some(recorder) = &*self.0.recorder.load() {
+            policy.inherit_metrics(recorder);
+        }
+        self.0.policy.store(Arc::new(Box::new(policy)));
     }
 }
 
 impl Policy for SwapPolicy {
     fn decide(&self, caller: Option<&VerifiedSvid>, parts: &Parts) -> Decision {
-        self.0.load().decide(caller, parts)
+        self.0.policy.load().decide(caller, parts)
     }
 
     fn is_public(&self, parts: &Parts) -> bool {
-        self.0.load().is_public(parts)
+        self.0.policy.load().is_public(parts)
     }
 
     fn allows_anonymous(&self, parts: &Parts) -> bool {
-        self.0.load().allows_anonymous(parts)
+        self.0.policy.load().allows_anonymous(parts)
     }
 
     fn protocol(&self) -> Option<Protocol> {
-        self.0.load().protocol()
+        self.0.policy.load().protocol()
     }
 
     fn inherit_metrics(&self, recorder: &Arc<dyn MetricsRecorder>) {
-        self.0.load().inherit_metrics(recorder);
+        self.0.recorder.store(Some(Arc::new(recorder.clone())));
+        self.0.policy.load().inherit_metrics(recorder);
     }
 }
 

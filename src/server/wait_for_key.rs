@@ -90,9 +90,11 @@ impl Room {
     /// Returns a permit to wait, if one is free and no wait for this trust domain has failed
     /// recently.
     fn enter(&self, trust_domain: &str) -> Option<OwnedSemaphorePermit> {
+        // Before the lock: the clock may be code of the user.
+        let now = self.clock.monotonic();
         let mut domains = self.domains();
         let places = match domains.get(trust_domain) {
-            Some(domain) if self.clock.monotonic() < domain.paused_until => return None,
+            Some(domain) if now < domain.paused_until => return None,
             Some(domain) => domain.places.clone(),
             None => {
                 let places = self.config.max_waiting.min(Semaphore::MAX_PERMITS);

@@ -90,6 +90,8 @@ pub(crate) mod file;
 #[cfg(any(feature = "server", feature = "client"))]
 pub(crate) mod own_thread;
 #[cfg(any(feature = "server", feature = "client"))]
+pub(crate) mod polling;
+#[cfg(any(feature = "server", feature = "client"))]
 pub(crate) mod regular_file;
 #[cfg(any(feature = "https-bundles", feature = "oauth"))]
 pub(crate) mod retry_after;

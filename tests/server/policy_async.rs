@@ -613,6 +613,32 @@ async fn only_keyed_decisions_are_cached() {
     assert_eq!(fake.asked(), 4);
 }
 
+/// Callers choose the path, and so the size of an entry.
+#[tokio::test]
+async fn decisions_with_long_keys_are_not_cached() {
+    let world = World::new();
+    let fake = Fake::only(WEB).keyed();
+    let layer = cached(&fake, &world, 10);
+    for (len, asked) in [(4096, 1), (4097, 2)] {
+        let before = fake.asked();
+        for _ in 0..2 {
+            let mut request = world.request(WEB);
+            *request.uri_mut() = format!("/{}", "a".repeat(len - 1)).parse().unwrap();
+            let service = layer.layer(service_fn(ok));
+            assert_eq!(service.oneshot(request).await.unwrap().status(), 200);
+        }
+        assert_eq!(fake.asked() - before, asked, "{len}");
+    }
+}
+
+#[test]
+fn reasons_of_cached_decisions_are_cut() {
+    let decision = AsyncDecision::from(Decision::Deny);
+    let cut = decision.clone().because("ü".repeat(200));
+    assert_eq!(cut, decision.clone().because("ü".repeat(128)));
+    assert_ne!(cut, decision.because("ü".repeat(127)));
+}
+
 #[tokio::test]
 async fn the_decision_cache_is_bounded() {
     let world = World::new();

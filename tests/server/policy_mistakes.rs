@@ -144,7 +144,7 @@ fn the_documented_tests_exist() {
         })
         .filter(|(file, _)| file.starts_with("policy_"))
         .collect();
-    assert_eq!(named.len(), 12);
+    assert_eq!(named.len(), 13);
     for (file, test) in named {
         let source = read(&format!("tests/server/{}.rs", file.replace("::", "/")));
         assert!(source.contains(&format!("fn {test}(")), "{file}::{test}");

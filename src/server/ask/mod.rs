@@ -20,6 +20,10 @@ use super::rejection::Rejection;
 use crate::clock::Clock;
 use crate::verify::VerifiedSvid;
 
+/// Decisions with longer cache keys are not cached. Callers choose the length of the path, so they
+/// could fill the memory.
+const MAX_KEY: usize = 4096;
+
 /// State that all services of a layer share.
 pub(crate) struct Asking {
     pub(crate) ask: AskPolicy,
@@ -61,7 +65,8 @@ impl Asking {
         let Some(cache) = &self.cache else {
             return Asked::Unknown(None);
         };
-        let Some(key) = self.ask.policy.cache_key(caller, parts) else {
+        let key = self.ask.policy.cache_key(caller, parts);
+        let Some(key) = key.filter(|key| key.len() <= MAX_KEY) else {
             return Asked::Unknown(None);
         };
         let key = Key::new(caller, key);

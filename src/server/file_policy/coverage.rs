@@ -48,8 +48,8 @@ pub(super) fn check(text: &str, rules: &[Rule], routes: &[Route]) -> Result<(), 
     let mut first: HashMap<Grant<'_>, usize> = HashMap::new();
     let all = || {
         routes.iter().enumerate().flat_map(|(route, it)| {
-            let rules_of = it.rules.iter().map(move |at| (route, *at));
-            rules_of.filter_map(|(route, at)| Some((route, at, rules.get(at)?)))
+            let rules_of = it.rules.iter();
+            rules_of.filter_map(move |at| Some((route, *at, rules.get(*at)?)))
         })
     };
     let claims_of = |at: usize| claims_of.get(at).copied().unwrap_or_default();

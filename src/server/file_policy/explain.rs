@@ -4,8 +4,9 @@ use std::fmt;
 
 use http::Method;
 
-use super::parse::{Callers, Rule, Verbs, bounded};
+use super::parse::{Callers, Rule, Verbs};
 use super::rules::Rules;
+use super::table::bounded;
 use crate::presentable::presentable;
 use crate::server::Decision;
 use crate::verify::VerifiedSvid;

@@ -1,14 +1,13 @@
 //! The file as it was last read, and its background task.
 
 use std::hash::{BuildHasher, RandomState};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
-use tokio::time::Instant;
 
 use super::document::Paths;
 use super::dry_run::DryRun;
@@ -18,23 +17,15 @@ use super::rules::Rules;
 use super::state::FilePolicyState;
 use crate::clock::Clock as _;
 use crate::metrics::MetricsRecorder as _;
+use crate::source::polling::{NAP, NextCheck, overdue_after};
 use crate::source::trust_clock::TrustClock;
 use crate::source::{own_thread, regular_file};
-
-/// Timers stop while a machine is suspended, so the clocks are also read between two checks.
-const NAP: Duration = Duration::from_secs(1);
 
 /// A change takes effect if the next check finds the same content: the file may be half written.
 const SETTLE: Duration = Duration::from_millis(250);
 
 pub(super) struct Followed {
-    pub(super) path: PathBuf,
-    pub(super) paths: Paths,
-    pub(super) every: Duration,
-    pub(super) max_bytes: u64,
-    pub(super) clock: TrustClock,
-    pub(super) recorder: Recorder,
-    pub(super) dry_run: Option<DryRun>,
+    pub(super) settings: Settings,
     hasher: RandomState,
     rules: ArcSwap<Rules>,
     following: AtomicBool,
@@ -66,7 +57,7 @@ struct Record {
 }
 
 /// What a read found.
-pub(super) enum Look {
+enum Look {
     Unchanged,
     Fresh(u64, Box<Rules>),
     Failed(u64, FilePolicyError),
@@ -75,33 +66,15 @@ pub(super) enum Look {
 impl Followed {
     /// Reads the file. Blocks.
     pub(super) fn open(settings: Settings) -> Result<Self, FilePolicyError> {
-        let Settings {
-            path,
-            paths,
-            every,
-            max_bytes,
-            clock,
-            recorder,
-            dry_run,
-        } = settings;
         let hasher = RandomState::new();
-        let (hash, rules) = match read(&path, max_bytes, &hasher, None) {
-            Look::Fresh(hash, rules) => (hash, rules),
-            Look::Failed(_, error) => return Err(error),
-            // The first content has no predecessor to compare it with.
-            Look::Unchanged => return Err(internal().in_file(&path)),
-        };
-        let now = clock.monotonic();
+        let bytes = settings.read()?;
+        let hash = hasher.hash_one(&bytes);
+        let rules = settings.parse(&bytes)?;
+        let now = settings.clock.monotonic();
         Ok(Self {
-            path,
-            paths,
-            every,
-            max_bytes,
-            clock,
-            recorder,
-            dry_run,
+            settings,
             hasher,
-            rules: ArcSwap::from_pointee(*rules),
+            rules: ArcSwap::from_pointee(rules),
             following: AtomicBool::new(true),
             record: Mutex::new(Record {
                 revision: 1,
@@ -121,21 +94,35 @@ impl Followed {
 
     /// Reads the file. Blocks, and holds no lock: a disk may hang.
     fn look(&self) -> Look {
-        let hash = self.record().hash;
-        read(&self.path, self.max_bytes, &self.hasher, Some(hash))
+        let known = self.record().hash;
+        let failed =
+            |error: FilePolicyError| Look::Failed(self.hasher.hash_one(error.to_string()), error);
+        let bytes = match self.settings.read() {
+            Ok(bytes) => bytes,
+            Err(error) => return failed(error),
+        };
+        let hash = self.hasher.hash_one(&bytes);
+        if hash == known {
+            return Look::Unchanged;
+        }
+        match self.settings.parse(&bytes) {
+            Ok(rules) => Look::Fresh(hash, Box::new(rules)),
+            Err(error) => failed(error),
+        }
     }
 
     /// Reads the file and applies it now. Blocks.
     pub(super) fn reload(&self) -> Result<(), FilePolicyError> {
-        let reads = self.reads();
-        match self.look() {
-            Look::Failed(_, error) => {
-                self.failed(error.clone());
-                Err(error)
-            }
-            look => {
-                self.apply(look, reads, true);
-                Ok(())
+        loop {
+            let reads = self.reads();
+            let look = self.look();
+            let error = match &look {
+                Look::Failed(_, error) => Some(error.clone()),
+                Look::Unchanged | Look::Fresh(..) => None,
+            };
+            // Again, if another read took effect meanwhile: it may have begun before this one.
+            if !self.apply(look, reads, true) {
+                return error.map_or(Ok(()), Err);
             }
         }
     }
@@ -148,7 +135,7 @@ impl Followed {
     /// applied if it was found twice in a row, or if it is `settled`. Returns whether the file must be
     /// read again soon.
     fn apply(&self, look: Look, reads: u64, settled: bool) -> bool {
-        let now = self.clock.monotonic();
+        let now = self.settings.clock.monotonic();
         let mut record = self.record();
         if record.reads != reads {
             return true;
@@ -184,7 +171,7 @@ impl Followed {
         record.pending = None;
         let recovered = record.error.take().is_some();
         drop(record);
-        let path = self.path.display();
+        let path = self.settings.path.display();
         if recovered {
             tracing::info!(%path, "the policy file can be read again");
         }
@@ -196,17 +183,18 @@ impl Followed {
 
     /// Counts an error. Logs it if it differs from the last one.
     fn failed(&self, error: FilePolicyError) {
+        let now = self.settings.clock.monotonic();
         let is_news = {
             let mut record = self.record();
-            record.looked = self.clock.monotonic();
+            record.looked = now;
             let is_news = record.error.as_ref() != Some(&error);
             record.error = Some(error.clone());
             is_news
         };
-        self.recorder.record_error("policy-file");
+        self.settings.recorder.record_error("policy-file");
         if is_news {
             tracing::warn!(
-                path = %self.path.display(),
+                path = %self.settings.path.display(),
                 error = %error.text(),
                 line = error.line(),
                 column = error.column(),
@@ -216,20 +204,17 @@ impl Followed {
     }
 
     pub(super) fn state(&self) -> FilePolicyState {
-        let now = self.clock.monotonic();
+        let settings = &self.settings;
+        let now = settings.clock.monotonic();
         let record = self.record();
         let last_look = now.saturating_sub(record.looked);
-        let overdue = self
-            .every
-            .saturating_mul(2)
-            .saturating_add(Duration::from_secs(2));
         FilePolicyState {
-            path: self.path.clone(),
+            path: settings.path.clone(),
             revision: record.revision,
             rules: self.rules.load().rules.len(),
-            dry_run: self.dry_run.is_some(),
+            dry_run: settings.dry_run.is_some(),
             following: self.following.load(Ordering::Acquire),
-            overdue: last_look > overdue,
+            overdue: last_look > overdue_after(settings.every),
             last_look,
             last_change: now.saturating_sub(record.changed),
             last_error: record.error.clone(),
@@ -241,66 +226,46 @@ impl Followed {
     }
 }
 
-fn read(path: &Path, max_bytes: u64, hasher: &RandomState, known: Option<u64>) -> Look {
-    let failed = |error: FilePolicyError| {
-        let error = error.in_file(path);
-        Look::Failed(hasher.hash_one(error.to_string()), error)
-    };
-    let bytes = match regular_file::read(path, max_bytes) {
-        Ok(bytes) => bytes,
-        Err(error) => {
+impl Settings {
+    fn read(&self) -> Result<Vec<u8>, FilePolicyError> {
+        regular_file::read(&self.path, self.max_bytes).map_err(|error| {
             let why = format!("it cannot be read: {error}");
-            return failed(FilePolicyError::new(Reason::Io, why));
-        }
-    };
-    let hash = hasher.hash_one(&bytes);
-    if known == Some(hash) {
-        return Look::Unchanged;
+            FilePolicyError::new(Reason::Io, why).in_file(&self.path)
+        })
     }
-    let text = match std::str::from_utf8(&bytes) {
-        Ok(text) => text,
-        Err(error) => {
-            let valid = bytes.get(..error.valid_up_to()).unwrap_or_default();
-            let text = String::from_utf8_lossy(valid);
-            let why = "this is not TOML: it is not UTF-8";
-            return failed(FilePolicyError::at(Reason::Syntax, &text, text.len(), why));
-        }
-    };
-    match Rules::read(text) {
-        Ok(rules) => Look::Fresh(hash, Box::new(rules)),
-        Err(error) => failed(error),
-    }
-}
 
-fn internal() -> FilePolicyError {
-    FilePolicyError::new(
-        Reason::Internal,
-        "reading it failed because of a bug in this crate",
-    )
+    fn parse(&self, bytes: &[u8]) -> Result<Rules, FilePolicyError> {
+        let rules = match std::str::from_utf8(bytes) {
+            Ok(text) => Rules::read(text),
+            Err(error) => {
+                let valid = bytes.get(..error.valid_up_to()).unwrap_or_default();
+                let text = String::from_utf8_lossy(valid);
+                let why = "this is not TOML: it is not UTF-8";
+                Err(FilePolicyError::at(Reason::Syntax, &text, text.len(), why))
+            }
+        };
+        rules.map_err(|error| error.in_file(&self.path))
+    }
 }
 
 /// Reads the file again and again, until the last handle of the policy is dropped.
 pub(super) fn spawn(followed: &Arc<Followed>, runtime: &Handle) {
-    let every = followed.every;
-    let mut jumps = followed.clock.jumps();
+    let every = followed.settings.every;
+    let mut next = NextCheck::new(&followed.settings.clock, every, every);
     let followed = Ended(Arc::downgrade(followed));
     runtime.spawn(async move {
-        let mut left = every;
         loop {
-            let began = Instant::now();
-            let jumped = tokio::time::timeout(left.min(NAP), jumps.changed()).await;
-            let jumped = jumped.is_ok_and(|changed| changed.is_ok());
+            next.nap(NAP).await;
             let Some(followed) = followed.0.upgrade() else {
                 return;
             };
             // Also notices a jump.
-            let now = followed.clock.monotonic();
+            let now = followed.settings.clock.monotonic();
             let age = now.saturating_sub(followed.record().looked);
-            left = left.saturating_sub(began.elapsed());
-            if !jumped && age < every && !left.is_zero() {
+            if !next.is_due(age) {
                 continue;
             }
-            jumps.mark_unchanged();
+            next.restart();
             let (looking, reads) = (followed.clone(), followed.reads());
             let look = own_thread::run(move || looking.look()).await;
             let is_unsettled = match look {
@@ -309,15 +274,15 @@ pub(super) fn spawn(followed: &Arc<Followed>, runtime: &Handle) {
                     tracing::error!(
                         "reading the policy file panicked; its last good policy stays in use"
                     );
-                    followed.failed(internal().in_file(&followed.path));
+                    let why = "reading it failed because of a bug in this crate";
+                    let error = FilePolicyError::new(Reason::Internal, why);
+                    followed.failed(error.in_file(&followed.settings.path));
                     false
                 }
             };
-            left = if is_unsettled {
-                SETTLE.min(every)
-            } else {
-                every
-            };
+            if is_unsettled {
+                next.hasten(SETTLE);
+            }
         }
     });
 }

@@ -11,6 +11,7 @@ mod pattern;
 mod recorder;
 mod rules;
 mod state;
+mod table;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -123,12 +124,14 @@ use crate::verify::VerifiedSvid;
 /// - **The most specific pattern decides**, as in axum's router, and no other one: if
 ///   `/reports/{id}` and `/reports/export` have rules, the rules of `/reports/{id}` do not apply to
 ///   `/reports/export`, for any method. All rules of a pattern are alternatives. A gRPC service is
-///   the pattern `/package.Service/{method}`. - **The path is the one that the router sees.** It is
-///   compared without changes: with its case, a slash at the end, and escapes. A path that another
-///   program could read differently is denied if it matches by a parameter: with an empty segment
-///   (`//`), a dot segment, a backslash, or with escapes whose decoded path is one of these or
-///   matches another pattern. So a rule for `/{*path}` does not open `/admin/{*path}` through
-///   `//admin/x` or `/%61dmin/x`.
+///   the pattern `/package.Service/{method}`.
+/// - **The path is the one that the router sees.** It is compared without changes: with its case, a
+///   slash at the end, and escapes. Put services that change the path, such as tower-http's
+///   `NormalizePath`, outside the layer.
+/// - **Ambiguous paths are denied.** A path that matches by a parameter is denied if another program
+///   could read it differently: with an empty segment (`//`), a dot segment, a backslash, or with
+///   escapes whose decoded path is one of these or matches another pattern. So a rule for
+///   `/{*path}` does not open `/admin/{*path}` through `//admin/x` or `/%61dmin/x`.
 /// - **In `Router::nest`** the policy sees the path without the prefix, see
 ///   [`match_original_uri`](FilePolicyBuilder::match_original_uri).
 /// - **gRPC** requests are `POST`, and their path is compared exactly. The policy declares no
@@ -205,7 +208,8 @@ impl FilePolicy {
 
     /// Returns the policy that is in use now. It does not change, and has no dry run.
     pub fn document(&self) -> PolicyDocument {
-        PolicyDocument::new(arc_swap::Guard::into_inner(self.0.rules()), self.0.paths)
+        let rules = arc_swap::Guard::into_inner(self.0.rules());
+        PolicyDocument::new(rules, self.0.settings.paths)
     }
 
     /// Reads the file now, for example on a signal. Blocks the calling thread. A new content takes
@@ -240,7 +244,8 @@ impl FilePolicyBuilder {
     }
 
     /// Allows every request, and logs and counts those that the file denies. Use it for a new file,
-    /// together with the policy that it will replace.
+    /// together with the policy that it will replace. A request that waits, for a key or for an
+    /// asynchronous policy, is checked again and can be counted twice.
     ///
     /// **This allows everything.** Every verified caller is allowed, and so are requests without a
     /// token, even if the layer is [`required`](super::ValidateJwtSvidLayer::required). An
@@ -298,7 +303,7 @@ impl FilePolicyBuilder {
             dry_run: self.dry_run.then(|| DryRun::new(self.clock)),
         })?);
         if self.dry_run {
-            let path = followed.path.display();
+            let path = followed.settings.path.display();
             tracing::warn!(%path, "a policy file is in a dry run: it denies no request");
         }
         follow::spawn(&followed, &runtime);
@@ -308,12 +313,13 @@ impl FilePolicyBuilder {
 
 impl Policy for FilePolicy {
     fn decide(&self, caller: Option<&VerifiedSvid>, parts: &Parts) -> Decision {
-        let path = self.0.paths.of(parts);
+        let settings = &self.0.settings;
+        let path = settings.paths.of(parts);
         let decision = self.0.rules().decide(caller, &parts.method, path);
-        match &self.0.dry_run {
+        match &settings.dry_run {
             Some(dry_run) if decision != Decision::Allow => {
                 let request = (&parts.method, path);
-                dry_run.denied(decision, caller, request, &self.0.recorder);
+                dry_run.denied(decision, caller, request, &settings.recorder);
                 Decision::Allow
             }
             _ => decision,
@@ -321,11 +327,9 @@ impl Policy for FilePolicy {
     }
 
     fn is_public(&self, parts: &Parts) -> bool {
-        self.0.dry_run.is_some()
-            || self
-                .0
-                .rules()
-                .is_public(&parts.method, self.0.paths.of(parts))
+        let settings = &self.0.settings;
+        let path = settings.paths.of(parts);
+        settings.dry_run.is_some() || self.0.rules().is_public(&parts.method, path)
     }
 
     // Not counted: the request has a token.
@@ -334,15 +338,16 @@ impl Policy for FilePolicy {
     }
 
     fn inherit_metrics(&self, recorder: &Arc<dyn MetricsRecorder>) {
-        self.0.recorder.inherit(recorder);
+        self.0.settings.recorder.inherit(recorder);
     }
 }
 
 impl fmt::Debug for FilePolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let settings = &self.0.settings;
         f.debug_struct("FilePolicy")
-            .field("path", &self.0.path)
-            .field("dry_run", &self.0.dry_run.is_some())
+            .field("path", &settings.path)
+            .field("dry_run", &settings.dry_run.is_some())
             .finish_non_exhaustive()
     }
 }

@@ -1,14 +1,14 @@
-//! Reads the rules of a document.
+//! The rules of a document, read from its tables.
 
-use std::collections::HashSet;
 use std::ops::Range;
 
 use http::Method;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::error::{FilePolicyError, FilePolicyErrorReason as Reason, position};
+use super::error::{FilePolicyError, FilePolicyErrorReason as Reason};
 use super::pattern::Pattern;
+use super::table::{Document, Table, Value, bounded, shown};
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::presentable::presentable;
 use crate::server::grpc_policy::{is_method_path, is_service_name};
@@ -94,8 +94,18 @@ pub(super) fn rules(text: &str) -> Result<Vec<Rule>, FilePolicyError> {
         let DeValue::Array(items) = value.get_ref() else {
             return Err(document.wrong(value, "`rule` is not a list of tables; write `[[rule]]`"));
         };
+        let (mut line, mut counted) = (1, 0);
         for item in items.iter() {
-            rules.push(table.inner(item, "a rule")?.rule()?);
+            let item = table.inner(item, "a rule")?;
+            // Reads each byte once: a file may have many rules.
+            let passed = text.as_bytes().get(counted..item.at.start);
+            line += passed
+                .unwrap_or_default()
+                .iter()
+                .filter(|b| **b == b'\n')
+                .count();
+            counted = item.at.start;
+            rules.push(item.rule(line)?);
         }
     }
     if rules.is_empty() {
@@ -107,101 +117,8 @@ pub(super) fn rules(text: &str) -> Result<Vec<Rule>, FilePolicyError> {
     Ok(rules)
 }
 
-#[derive(Clone, Copy)]
-struct Document<'a>(&'a str);
-
-impl Document<'_> {
-    fn error(self, at: usize, why: impl AsRef<str>) -> FilePolicyError {
-        FilePolicyError::at(Reason::Invalid, self.0, at, why)
-    }
-
-    fn wrong<T>(self, value: &Spanned<T>, why: impl AsRef<str>) -> FilePolicyError {
-        self.error(value.span().start, why)
-    }
-}
-
-struct Table<'a> {
-    document: Document<'a>,
-    at: Range<usize>,
-    entries: &'a DeTable<'a>,
-}
-
-type Value<'a> = Spanned<DeValue<'a>>;
-
-impl<'a> Table<'a> {
-    fn inner(&self, value: &'a Value<'a>, what: &str) -> Result<Table<'a>, FilePolicyError> {
-        match value.get_ref() {
-            DeValue::Table(entries) => Ok(Table {
-                document: self.document,
-                at: value.span(),
-                entries,
-            }),
-            _ => Err(self.document.wrong(value, format!("{what} is not a table"))),
-        }
-    }
-
-    fn get(&self, key: &str) -> Option<&'a Value<'a>> {
-        self.entries.get(key)
-    }
-
-    fn keys(&self, known: &[&str]) -> Result<(), FilePolicyError> {
-        let mut keys = self.entries.keys();
-        match keys.find(|key| !known.contains(&&**key.get_ref())) {
-            None => Ok(()),
-            Some(unknown) => {
-                let key = shown(unknown.get_ref());
-                let known = known.join("`, `");
-                let why = format!("unknown key {key}; the keys here are `{known}`");
-                Err(self.document.wrong(unknown, why))
-            }
-        }
-    }
-
-    fn text(&self, key: &str) -> Result<Option<Spanned<&'a str>>, FilePolicyError> {
-        let Some(value) = self.get(key) else {
-            return Ok(None);
-        };
-        text_of(self.document, value, key).map(Some)
-    }
-
-    fn flag(&self, key: &str) -> Result<bool, FilePolicyError> {
-        match self.get(key) {
-            None => Ok(false),
-            Some(value) if value.get_ref().as_bool() == Some(true) => Ok(true),
-            Some(value) => {
-                let why = format!("`{key}` is not `true`; leave it out if it does not apply");
-                Err(self.document.wrong(value, why))
-            }
-        }
-    }
-
-    /// A list of texts, not empty and without duplicates.
-    fn texts(&self, key: &str) -> Result<Vec<Spanned<&'a str>>, FilePolicyError> {
-        let Some(value) = self.get(key) else {
-            return Ok(Vec::new());
-        };
-        let DeValue::Array(items) = value.get_ref() else {
-            let why = format!("`{key}` is not a list; write `{key} = [\"…\"]`");
-            return Err(self.document.wrong(value, why));
-        };
-        if items.is_empty() {
-            let why = format!("`{key}` is empty; leave it out if it does not apply");
-            return Err(self.document.wrong(value, why));
-        }
-        let mut known = HashSet::new();
-        let mut texts = Vec::with_capacity(items.len());
-        for item in items.iter() {
-            let text = text_of(self.document, item, key)?;
-            if !known.insert(*text.get_ref()) {
-                let why = format!("{} is in `{key}` twice", shown(text.get_ref()));
-                return Err(self.document.wrong(item, why));
-            }
-            texts.push(text);
-        }
-        Ok(texts)
-    }
-
-    fn rule(&self) -> Result<Rule, FilePolicyError> {
+impl Table<'_> {
+    fn rule(&self, line: usize) -> Result<Rule, FilePolicyError> {
         self.keys(&[
             "name",
             "path",
@@ -226,7 +143,7 @@ impl<'a> Table<'a> {
         }
         Ok(Rule {
             at: self.at.clone(),
-            line: position(self.document.0, self.at.start).0,
+            line,
             name,
             pattern,
             verbs,
@@ -439,31 +356,4 @@ impl<'a> Table<'a> {
         let why = format!("{} {why}", shown(text.get_ref()));
         self.document.wrong(text, why).caused_by(source)
     }
-}
-
-fn text_of<'a>(
-    document: Document<'_>,
-    value: &'a Value<'_>,
-    key: &str,
-) -> Result<Spanned<&'a str>, FilePolicyError> {
-    match value.get_ref().as_str() {
-        Some("") => Err(document.wrong(value, format!("`{key}` has an empty text"))),
-        Some(text) => Ok(Spanned::new(value.span(), text)),
-        None => Err(document.wrong(value, format!("`{key}` has a value that is not a text"))),
-    }
-}
-
-/// The text in quotes, bounded and escaped.
-pub(super) fn shown(text: &str) -> String {
-    format!("\"{}\"", presentable(&bounded(text, 80)))
-}
-
-/// The first characters of a text.
-pub(super) fn bounded(text: &str, most: usize) -> String {
-    let mut chars = text.chars();
-    let mut bounded: String = chars.by_ref().take(most).collect();
-    if chars.next().is_some() {
-        bounded.push('…');
-    }
-    bounded
 }

@@ -8,8 +8,9 @@ use quick_cache::DefaultHashBuilder;
 
 use super::coverage;
 use super::error::{FilePolicyError, FilePolicyErrorReason as Reason};
-use super::parse::{self, Callers, Rule, shown};
+use super::parse::{self, Callers, Rule};
 use super::pattern::{Pattern, Wildcard, decoded, is_plain};
+use super::table::shown;
 use crate::server::Decision;
 use crate::verify::VerifiedSvid;
 
@@ -65,9 +66,9 @@ impl Rules {
                     for (place, kind) in &rule.pattern.wildcards {
                         let (other, first) = *places.entry(place.clone()).or_insert((*kind, at));
                         if other != *kind {
-                            let why = rules.get(first).map_or(0, |rule| rule.line);
+                            let line = rules.get(first).map_or(0, |rule| rule.line);
                             let why = format!(
-                                "{} conflicts with the pattern in line {why}: a parameter and a \
+                                "{} conflicts with the pattern in line {line}: a parameter and a \
                                  catch-all are at the same place; use one of them",
                                 shown(&rule.pattern.text)
                             );

@@ -8,6 +8,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
+use super::super::polling::overdue_after;
 use super::super::regular_file;
 use super::super::trust_clock::TrustClock;
 use super::document::Document;
@@ -348,13 +349,6 @@ impl Snapshot {
     fn awaits(&self, trust_domain: &str) -> bool {
         self.awaits_map || self.awaited.iter().any(|it| it.name() == trust_domain)
     }
-}
-
-/// Documented at `FileBundlesState::is_overdue`.
-fn overdue_after(every: Duration) -> Duration {
-    every
-        .saturating_mul(2)
-        .saturating_add(Duration::from_secs(2))
 }
 
 /// Sent in place of a revision: the task has ended.

@@ -4,13 +4,10 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::time::Instant;
 
 use super::super::own_thread;
+use super::super::polling::{NAP, NextCheck};
 use super::follow::{Followed, Which};
-
-/// Timers stop while a machine is suspended, so the clocks are read in between.
-const NAP: Duration = Duration::from_secs(1);
 
 /// The longest wait between two attempts to read a file that was not read yet.
 const SEARCH: Duration = Duration::from_millis(250);
@@ -21,39 +18,24 @@ pub(super) fn spawn(followed: &Arc<Followed>, runtime: &Handle, read_first: bool
     let mut was_ready = followed.is_ready();
     followed.metrics.record_ready(was_ready);
     let every = followed.every;
-    let mut jumps = followed.clock.jumps();
+    let first = if read_first { Duration::ZERO } else { every };
+    // The next check of all files.
+    let mut next = NextCheck::new(&followed.clock, every, first);
     let followed = Ended(Arc::downgrade(followed));
     runtime.spawn(async move {
-        // Until the next check of all files.
-        let mut left = if read_first { Duration::ZERO } else { every };
         loop {
-            if !left.is_zero() {
-                let longest = if was_ready { NAP } else { SEARCH };
-                let began = Instant::now();
-                let jumped = tokio::time::timeout(left.min(longest), jumps.changed()).await;
-                let jumped = jumped.is_ok_and(|changed| changed.is_ok());
-                let Some(followed) = followed.0.upgrade() else {
-                    return;
-                };
-                // Also notices a jump.
-                let age = followed.age_of_looks();
-                left = if jumped || age >= every {
-                    Duration::ZERO
-                } else {
-                    left.saturating_sub(began.elapsed())
-                };
-            }
-            let which = match left.is_zero() {
+            next.nap(if was_ready { NAP } else { SEARCH }).await;
+            let Some(followed) = followed.0.upgrade() else {
+                return;
+            };
+            // Also notices a jump.
+            let which = match next.is_due(followed.age_of_looks()) {
                 true => Which::All,
                 false if was_ready => continue,
                 false => Which::Unread,
             };
-            let Some(followed) = followed.0.upgrade() else {
-                return;
-            };
             if which == Which::All {
-                jumps.mark_unchanged();
-                left = every;
+                next.restart();
             }
             // A disk may not respond.
             let looking = followed.clone();

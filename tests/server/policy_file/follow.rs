@@ -1,6 +1,7 @@
 //! Changes of a policy file.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -251,6 +252,32 @@ async fn p04_reload_applies_a_file_at_once() {
     policy.reload().unwrap();
     assert!(policy.is_healthy());
     assert_eq!(policy.state().revision(), 2);
+}
+
+#[tokio::test]
+async fn p04_reload_applies_a_file_despite_other_reads() {
+    let file = File::new(&web());
+    let policy = file.open();
+    let done = AtomicBool::new(false);
+    let failed = std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Acquire) {
+                    policy.reload().unwrap();
+                }
+            });
+        }
+        let reload = |n: &usize| {
+            let (text, id) = [(ops(), OPS), (web(), WEB)][n % 2].clone();
+            file.replace(&text);
+            policy.reload().unwrap();
+            !allows(&policy, id)
+        };
+        let failed: Vec<usize> = (0..300).filter(reload).collect();
+        done.store(true, Ordering::Release);
+        failed
+    });
+    assert!(failed.is_empty(), "{failed:?}");
 }
 
 #[tokio::test(start_paused = true)]

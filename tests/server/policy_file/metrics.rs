@@ -81,4 +81,12 @@ async fn p04_the_layers_recorder_is_inherited() {
     let _ = layer(Allow::policy(policy.clone()));
     errors(&policy);
     assert_eq!((counts.take(), other.take()), (vec![], vec!["policy-file"]));
+
+    // A policy that replaces another one later.
+    let swapped = SwapPolicy::new(Allow::anyone());
+    let _ = layer(Allow::policy(swapped.clone()));
+    let policy = open().open().unwrap();
+    swapped.replace(policy.clone());
+    errors(&policy);
+    assert_eq!(counts.take(), ["policy-file"]);
 }

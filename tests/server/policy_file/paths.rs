@@ -48,6 +48,8 @@ fn p02_the_most_specific_pattern_decides() {
         pattern: "/{*rest}".to_owned(),
     };
     assert_eq!(outcomes, [&less, &RuleOutcome::OtherCallers]);
+    let lines: Vec<_> = explained.rules().iter().map(|it| it.line()).collect();
+    assert_eq!(lines, [1, 5]);
 }
 
 #[test]
@@ -272,6 +274,29 @@ async fn p02_router_and_policy_agree_on_patterns() {
             .collect::<Vec<_>>();
         assert_eq!(allowed, Vec::from_iter(by_router), "{path}");
     }
+}
+
+#[tokio::test]
+async fn p02_paths_changed_inside_the_layer_are_not_checked() {
+    let world = World::new();
+    let policy = document(&format!(
+        "{}{}",
+        web_rule("/{*rest}", "['GET']"),
+        ops_rule("/admin")
+    ));
+    let trim = || {
+        tower::util::MapRequestLayer::new(|mut request: Request<Body>| {
+            let path = request.uri().path().trim_end_matches('/').to_owned();
+            *request.uri_mut() = path.parse::<Uri>().unwrap();
+            request
+        })
+    };
+    let router = Router::new().route("/admin", get(async || "done"));
+    let inside = layer(&world, policy.clone()).layer(trim().layer(router.clone()));
+    assert_eq!(status(&inside, &world, "/admin").await, 403);
+    assert_eq!(status(&inside, &world, "/admin/").await, 200);
+    let outside = trim().layer(layer(&world, policy).layer(router));
+    assert_eq!(status(&outside, &world, "/admin/").await, 403);
 }
 
 #[tokio::test]
