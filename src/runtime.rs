@@ -16,7 +16,7 @@ use tokio::runtime::{Handle, Id};
 pub(crate) enum Missing {
     Runtime,
     Timers,
-    #[cfg(feature = "workload-api")]
+    #[cfg(any(feature = "workload-api", feature = "https-bundles"))]
     Io,
 }
 
@@ -31,7 +31,7 @@ impl fmt::Display for Missing {
                 "the tokio runtime here has no timers; make this call on one that was built with \
                  `enable_all()`"
             }
-            #[cfg(feature = "workload-api")]
+            #[cfg(any(feature = "workload-api", feature = "https-bundles"))]
             Self::Io => {
                 "the tokio runtime here has no I/O; make this call on one that was built with \
                  `enable_all()`"
@@ -59,8 +59,19 @@ pub(crate) fn has_timers(runtime: &Handle) -> bool {
     })
 }
 
-#[cfg(feature = "workload-api")]
-pub(crate) fn has_io(runtime: &Handle) -> bool {
+/// The runtime of this call, if it has timers and I/O.
+#[cfg(any(feature = "workload-api", feature = "https-bundles"))]
+pub(crate) fn with_io() -> Result<Handle, Missing> {
+    let here = with_timers()?;
+    if has_io(&here) {
+        Ok(here)
+    } else {
+        Err(Missing::Io)
+    }
+}
+
+#[cfg(any(feature = "workload-api", feature = "https-bundles"))]
+fn has_io(runtime: &Handle) -> bool {
     thread_local! {
         static KNOWN: Known = const { Cell::new([None; 4]) };
     }

@@ -62,6 +62,7 @@
 //!
 //! | [`FileBundlesBuilder`] | default |
 //! | --- | --- |
+//! | `initial_sync_timeout` | 30 s, for `build` |
 //! | `poll_interval` | 5 s |
 //! | `max_file_bytes` | 64 MiB |
 //! | `clock`, `metrics` | the system clock; no recorder |

@@ -89,11 +89,10 @@ impl Connector {
 
     /// The runtime of this call, if it has what connecting needs.
     pub(crate) fn runtime(&self) -> Result<Handle, Missing> {
-        let here = runtime::with_timers()?;
-        if self.needs_io && !runtime::has_io(&here) {
-            return Err(Missing::Io);
+        match self.needs_io {
+            true => runtime::with_io(),
+            false => runtime::with_timers(),
         }
-        Ok(here)
     }
 
     pub(crate) fn place(&self) -> &Arc<str> {

@@ -10,7 +10,7 @@ use tower_spiffe::{JwtSource, Validator};
 use tower_spiffe_test_support::bundles::Bundles;
 use tower_spiffe_test_support::clock::HandClock;
 use tower_spiffe_test_support::signer::{NOW, Signer, bundle};
-pub use tower_spiffe_test_support::wait::{eventually, millis, secs, soon};
+pub use tower_spiffe_test_support::wait::{eventually, millis, secs, settle, soon};
 
 pub const TD: &str = "test.example.org";
 pub const OTHER: &str = "other.example.org";

@@ -17,6 +17,8 @@ async fn wa_1_closed_stream_is_opened_again() {
     let streams = live.agent.counts().fetch_jwt_bundles;
     replay.end(GrpcCode::Unavailable, "restarting").await;
     // The last set is trusted until the stream is open again.
+    settle().await;
+    assert!(!live.source.state().is_connected());
     live.accepts(&before, WORKLOAD);
     live.push(&replay, &[(TD, &[after.jwk()])]).await;
     live.accepts(&after, WORKLOAD);
@@ -32,6 +34,8 @@ async fn wa_2_response_with_an_empty_field_is_discarded() {
     live.push(&replay, &[(TD, &[first.jwk()])]).await;
     // A message without bundles.
     replay.send(Vec::<(String, String)>::new()).await;
+    settle().await;
+    assert!(live.source.state().is_discarding());
     live.accepts(&first, WORKLOAD);
     assert!(live.source.is_ready());
     let both = [first.jwk(), last.jwk()];

@@ -1,7 +1,6 @@
 //! How a source ends, and who can use it until then.
 
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -286,13 +285,7 @@ impl MetricsRecorder for Panics {
 #[tokio::test(start_paused = true)]
 async fn panicking_recorder_stops_nothing() {
     let world = World::new().await;
-    let panics = Arc::new(Panics::default());
-    let source = world
-        .builder()
-        .metrics(panics.clone())
-        .build()
-        .await
-        .unwrap();
+    let (source, panics) = world.recorded_source::<Panics>().await;
     source.get_jwt_svid([AUD]).await.unwrap();
     source.fetch_jwt_svid([AUD]).await.unwrap();
     let mut updates = source.updated();
@@ -347,13 +340,7 @@ impl MetricsRecorder for Looks {
 #[tokio::test(start_paused = true)]
 async fn recorder_may_read_the_source() {
     let world = World::new().await;
-    let looks = Arc::new(Looks::default());
-    let source = world
-        .builder()
-        .metrics(looks.clone())
-        .build()
-        .await
-        .unwrap();
+    let (source, looks) = world.recorded_source::<Looks>().await;
     *looks.0.lock().unwrap() = Some(source.clone());
     assert!(source.is_healthy());
     let mut updates = source.updated();

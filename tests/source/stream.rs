@@ -71,13 +71,7 @@ async fn wa7_an_empty_key_set_trusts_no_key() {
 #[tokio::test(start_paused = true)]
 async fn wa9_an_empty_map_is_discarded_and_counted() {
     let world = World::new().await;
-    let recorded = Arc::new(Recorded::default());
-    let source = world
-        .builder()
-        .metrics(recorded.clone())
-        .build()
-        .await
-        .unwrap();
+    let (source, recorded) = world.recorded_source::<Recorded>().await;
     let validator = world.validator(&source);
     let replay = world.agent.replay();
     for _ in 0..3 {
@@ -108,13 +102,7 @@ async fn equal_sets_are_not_published() {
     let world = World::new().await;
     world.agent.rotate_now();
     world.agent.federate(OTHER).unwrap();
-    let recorded = Arc::new(Recorded::default());
-    let source = world
-        .builder()
-        .metrics(recorded.clone())
-        .build()
-        .await
-        .unwrap();
+    let (source, recorded) = world.recorded_source::<Recorded>().await;
     let keys = |source: &tower_spiffe::JwtSource| {
         let bundle = source.bundle_for_trust_domain(&td(TD)).unwrap();
         bundle.authorities().cloned().collect::<Vec<_>>()
@@ -148,13 +136,7 @@ async fn equal_sets_are_not_published() {
 async fn unreadable_key_set_affects_only_its_domain() {
     let world = World::new().await;
     let other = world.agent.federate(OTHER).unwrap();
-    let recorded = Arc::new(Recorded::default());
-    let source = world
-        .builder()
-        .metrics(recorded.clone())
-        .build()
-        .await
-        .unwrap();
+    let (source, recorded) = world.recorded_source::<Recorded>().await;
     let validator = world.validator(&source);
     let theirs = other.token("spiffe://other.test/web", AUD).sign();
     tokio::time::sleep(secs(10)).await;

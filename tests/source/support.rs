@@ -1,10 +1,12 @@
 //! An agent in memory on paused time, a source that uses it, and waits with time limits.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tower_spiffe::bundle::JwtBundleSet;
 use tower_spiffe::clock::UnixTime;
+use tower_spiffe::metrics::MetricsRecorder;
 use tower_spiffe::source::JwtSourceBuilder;
 use tower_spiffe::testing::{FakeAgent, Issuer, PausedClock};
 use tower_spiffe::verify::{ValidateError, ValidateReason};
@@ -43,6 +45,16 @@ impl World {
 
     pub(crate) async fn source(&self) -> JwtSource {
         self.builder().build().await.unwrap()
+    }
+
+    /// Returns a source whose events a new recorder records.
+    pub(crate) async fn recorded_source<R>(&self) -> (JwtSource, Arc<R>)
+    where
+        R: MetricsRecorder + Default,
+    {
+        let recorder = Arc::new(R::default());
+        let builder = self.builder().metrics(recorder.clone());
+        (builder.build().await.unwrap(), recorder)
     }
 
     pub(crate) fn validator(&self, source: &JwtSource) -> Validator {

@@ -29,13 +29,7 @@ impl MetricsRecorder for Recorded {
 #[tokio::test(start_paused = true)]
 async fn wa29_immediate_withdrawal_stops_validation_until_restored() {
     let world = World::new().await;
-    let recorded = Arc::new(Recorded::default());
-    let source = world
-        .builder()
-        .metrics(recorded.clone())
-        .build()
-        .await
-        .unwrap();
+    let (source, recorded) = world.recorded_source::<Recorded>().await;
     let validator = world.validator(&source);
     let token = world.token();
     assert!(validator.validate(&token).is_ok());
@@ -69,13 +63,7 @@ async fn wa29_immediate_withdrawal_stops_validation_until_restored() {
 #[tokio::test(start_paused = true)]
 async fn wa29_unreadable_bundles_do_not_end_a_withdrawal() {
     let world = World::new().await;
-    let recorded = Arc::new(Recorded::default());
-    let source = world
-        .builder()
-        .metrics(recorded.clone())
-        .build()
-        .await
-        .unwrap();
+    let (source, recorded) = world.recorded_source::<Recorded>().await;
     let validator = world.validator(&source);
     let token = world.token();
     world.agent.withdraw();

@@ -150,8 +150,14 @@ impl Published {
     }
 
     pub(super) fn bundle_set(&self) -> Result<JwtBundleSet, BundlesUnavailable> {
-        self.revision()?;
-        Ok(self.snapshot.load().set.clone())
+        loop {
+            let revision = self.revision()?;
+            let set = self.snapshot.load().set.clone();
+            // It must not be the empty set of a withdrawal during the call.
+            if self.revision() == Ok(revision) {
+                return Ok(set);
+            }
+        }
     }
 
     /// The snapshot, even if it may not be used.

@@ -29,7 +29,7 @@ const READ_HERE: usize = 8 << 10;
 const AGE_EVERY: Duration = Duration::from_secs(60);
 
 /// A very short `max_staleness` must not cause a storm of requests.
-const ASK_ANEW_AT_MOST_EVERY: Duration = Duration::from_secs(1);
+const REOPEN_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 
 /// How often the task reports that it runs, and reads the clocks.
 const BEAT_EVERY: Duration = Duration::from_secs(1);
@@ -154,7 +154,7 @@ impl Supervisor {
     /// Waits if the last jump was a moment ago: a wall clock that jumps back and forth must not cause a
     /// storm of requests.
     async fn after_jump(&mut self) {
-        let next = self.jumped_at.map(|at| at + ASK_ANEW_AT_MOST_EVERY);
+        let next = self.jumped_at.map(|at| at + REOPEN_AT_MOST_EVERY);
         if let Some(next) = next {
             tokio::time::sleep_until(next).await;
         }
@@ -172,8 +172,8 @@ impl Supervisor {
         let mut heard = false;
         // A quiet stream is opened again before the bundles are stale.
         let max_staleness = self.shared.max_staleness;
-        let ask_anew = max_staleness.map(|max| (max / 2).max(ASK_ANEW_AT_MOST_EVERY));
-        let mut ask_anew_at = None;
+        let reopen_after = max_staleness.map(|max| (max / 2).max(REOPEN_AT_MOST_EVERY));
+        let mut reopen_at = None;
         loop {
             let generation = stream.generation();
             let next = tokio::select! {
@@ -182,7 +182,7 @@ impl Supervisor {
                 _ = doubts.wait_for(|doubted| *doubted >= generation) => {
                     return (End::Doubtful, heard);
                 }
-                () = at(ask_anew_at) => return (End::Quiet, heard),
+                () = at(reopen_at) => return (End::Quiet, heard),
                 () = tokio::time::sleep(AGE_EVERY), if heard => {
                     self.shared.record_age();
                     continue;
@@ -193,7 +193,8 @@ impl Supervisor {
                 Ok(Some(message)) => {
                     if self.take_in(message).await {
                         heard = true;
-                        ask_anew_at = ask_anew.and_then(|after| Instant::now().checked_add(after));
+                        reopen_at =
+                            reopen_after.and_then(|after| Instant::now().checked_add(after));
                     }
                 }
                 Ok(None) => return (End::Clean, heard),

@@ -118,6 +118,14 @@ async fn withdrawal_during_age_check_takes_effect() {
 }
 
 #[tokio::test]
+async fn withdrawal_during_a_lookup_returns_no_empty_set() {
+    let (clock, shared, _) = source();
+    let task = shared.clone();
+    clock.after_reading(move || _ = task.withdraw_now());
+    assert_eq!(shared.bundle_set(), Err(BundlesUnavailable::Withdrawn));
+}
+
+#[tokio::test]
 async fn due_withdrawal_precedes_an_unreadable_message() {
     for beats in [false, true] {
         let (clock, shared, jwks) = source();

@@ -92,7 +92,7 @@ async fn e23_many_invalid_names_have_a_bounded_text() {
     let source = quick().bundle_map(&path).open().expect("open");
     let state = source.state();
     let error = state.files()[0].last_error().expect("an error");
-    assert!(error.starts_with("trust domain x: "), "{error}");
+    assert!(error.starts_with("trust domain \"x\": "), "{error}");
     assert!(error.ends_with("; and 9999 more"), "{error}");
     assert!(error.len() < 1024, "{} bytes", error.len());
 }

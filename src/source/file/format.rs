@@ -1,20 +1,18 @@
 //! The formats of documents with bundles, and the content of a document.
 
-use std::collections::{BTreeMap, HashSet};
-use std::fmt;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::entries::{AgentOutput, Entries, Map, NAMED, Unnamed};
 use super::error::{FileBundlesError, FileBundlesErrorReason};
 use crate::bundle::{
     BYTE_ORDER_MARK, Expected, IgnoredReason, JwksError, JwtBundle, JwtBundleSet, wrong_kind,
 };
 use crate::identity::TrustDomain;
-use crate::jwt::{Text, decode, read_text};
+use crate::jwt::{decode, read_text};
 use crate::presentable::{json_fault, presentable};
 
 /// A format of a document with bundles. [`FileBundles`](super::FileBundles) has a builder method
@@ -273,16 +271,6 @@ impl Malformed {
     }
 }
 
-/// The number of entries, and the error texts of the first few.
-#[derive(Debug, Clone, Default)]
-struct Unnamed {
-    texts: Vec<String>,
-    count: usize,
-}
-
-/// How many errors a summary names.
-const NAMED: usize = 2;
-
 impl Contents {
     fn add(&mut self, format: &BundleFormat, bundle: Arc<JwtBundle>) {
         let domain = bundle.trust_domain().clone();
@@ -323,18 +311,14 @@ impl Contents {
     fn each(&self) -> impl Iterator<Item = String> {
         let domains = self.troubles.iter().chain(&self.unusable);
         domains
-            .map(|(domain, why)| format!("trust domain {domain}: {why}"))
+            .map(|(domain, why)| format!("trust domain \"{domain}\": {why}"))
             .chain(self.unnamed.texts.iter().cloned())
     }
 
     fn errors(&self) -> impl Iterator<Item = String> {
         let more = self.unnamed.count.saturating_sub(self.unnamed.texts.len());
         let more = (more > 0).then(|| format!("{more} more names are not trust domains"));
-        let domains = self.troubles.iter().chain(&self.unusable);
-        domains
-            .map(|(domain, why)| format!("trust domain \"{domain}\": {why}"))
-            .chain(self.unnamed.texts.iter().cloned())
-            .chain(more)
+        self.each().chain(more)
     }
 
     /// Whether an entry cannot be read. Keys that are not usable do not count.
@@ -369,146 +353,4 @@ fn decode_standard(text: &str) -> Option<Vec<u8>> {
     }
     let letters = text.strip_suffix("==").or_else(|| text.strip_suffix('='));
     decode(&letters.unwrap_or(text).replace('+', "-").replace('/', "_"))
-}
-
-/// A map of bundles: one member counts, others are ignored. Not derived, because a derived type also
-/// accepts an array with the values of the members.
-struct Map<'a> {
-    trust_domains: Entries<'a>,
-}
-
-impl<'de: 'a, 'a> Deserialize<'de> for Map<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let entries = deserializer.deserialize_map(Member("trust_domains"))?;
-        let missing = || D::Error::missing_field("trust_domains");
-        Ok(Self {
-            trust_domains: entries.ok_or_else(missing)?,
-        })
-    }
-}
-
-/// Reads the entries in the member with this name, which may occur once.
-struct Member(&'static str);
-
-impl<'de> Visitor<'de> for Member {
-    type Value = Option<Entries<'de>>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "an object with one `{}`", self.0)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut entries = None;
-        while let Some(Text(name)) = map.next_key::<Text<'de>>()? {
-            if name != self.0 {
-                map.next_value::<IgnoredAny>()?;
-            } else {
-                // Go writes an empty map as null.
-                let each: Option<Entries<'_>> = map.next_value()?;
-                if entries.replace(each.unwrap_or_default()).is_some() {
-                    return Err(A::Error::duplicate_field(self.0));
-                }
-            }
-        }
-        Ok(entries)
-    }
-}
-
-/// A list of objects. One of them has `bundles`; the others have the tokens.
-struct AgentOutput<'a>(Entries<'a>);
-
-/// One object of the list.
-struct AgentMessage<'a>(Option<Entries<'a>>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for AgentMessage<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let entries = deserializer.deserialize_map(Member("bundles"))?;
-        Ok(Self(entries))
-    }
-}
-
-impl<'de: 'a, 'a> Deserialize<'de> for AgentOutput<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct List;
-        impl<'de> Visitor<'de> for List {
-            type Value = AgentOutput<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list of objects")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-                let mut found = None;
-                while let Some(AgentMessage(entries)) = list.next_element()? {
-                    if let Some(entries) = entries
-                        && found.replace(entries).is_some()
-                    {
-                        return Err(A::Error::duplicate_field("bundles"));
-                    }
-                }
-                let missing = || A::Error::missing_field("bundles");
-                Ok(AgentOutput(found.ok_or_else(missing)?))
-            }
-        }
-        deserializer.deserialize_seq(List)
-    }
-}
-
-/// The entries in the order of the document.
-#[derive(Default)]
-struct Entries<'a>(Vec<(String, &'a RawValue)>);
-
-impl<'a> Entries<'a> {
-    /// Rejects duplicate names, as a consumer must (SPIFFE Trust Domain and Bundle section 5.1.1); a
-    /// plain map would hide them. An entry whose name is not that of a trust domain is skipped: the
-    /// trust domain that it was meant for counts as missing.
-    fn by_domain(self) -> Result<(BTreeMap<TrustDomain, &'a RawValue>, Unnamed), String> {
-        let mut entries = BTreeMap::new();
-        let mut unnamed = Unnamed::default();
-        let mut names = HashSet::new();
-        for (name, bundle) in &self.0 {
-            let is_new = match TrustDomain::parse(name) {
-                Ok(domain) => entries.insert(domain, *bundle).is_none(),
-                Err(error) => {
-                    unnamed.count += 1;
-                    if unnamed.texts.len() < NAMED {
-                        let name = presentable(name);
-                        unnamed
-                            .texts
-                            .push(format!("trust domain \"{name}\": {error}"));
-                    }
-                    names.insert(name)
-                }
-            };
-            if !is_new {
-                return Err(format!(
-                    "the map of bundles has \"{}\" twice",
-                    presentable(name)
-                ));
-            }
-        }
-        Ok((entries, unnamed))
-    }
-}
-
-impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Each;
-        impl<'de> Visitor<'de> for Each {
-            type Value = Entries<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a map from trust domains to bundles")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut entries = Vec::new();
-                while let Some(entry) = map.next_entry()? {
-                    entries.push(entry);
-                }
-                Ok(Entries(entries))
-            }
-        }
-        deserializer.deserialize_map(Each)
-    }
 }

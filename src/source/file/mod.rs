@@ -4,6 +4,7 @@
 mod document;
 #[cfg(test)]
 mod e23_tests;
+mod entries;
 mod error;
 mod follow;
 mod format;

@@ -119,7 +119,7 @@ async fn tb13_map_has_a_bundle_per_trust_domain() {
     assert!(
         state.files()[0]
             .last_error()
-            .is_some_and(|error| error.contains("trust domain x"))
+            .is_some_and(|error| error.contains("trust domain \"x\": "))
     );
 
     // A trust domain that is no longer in the map is removed.
@@ -201,7 +201,7 @@ async fn map_error_text_is_bounded() {
     let state = source.state();
     let error = state.files()[0].last_error().expect("an error");
     assert!(
-        error.contains("x000: ") && error.ends_with("; and 998 more"),
+        error.contains("x000\": ") && error.ends_with("; and 998 more"),
         "{error}"
     );
     assert!(error.len() < 1024, "{} bytes", error.len());

@@ -117,8 +117,16 @@ pub(super) fn replace_file(path: &Path, document: &[u8]) -> io::Result<()> {
     let mut aside = name.to_owned();
     aside.push(format!(".{}.new", std::process::id()));
     let aside = path.with_file_name(aside);
+    // Left by a process with the same ID that was killed.
+    let _ = fs::remove_file(&aside);
     let write = || {
-        let mut file = File::create(&aside)?;
+        let mut options = File::options();
+        // Another user of the directory may have put a symbolic link there.
+        options.write(true).create_new(true);
+        // Who can write the file can forge tokens, so this does not depend on the umask.
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o644);
+        let mut file = options.open(&aside)?;
         file.write_all(document)?;
         file.sync_all()?;
         fs::rename(&aside, path)

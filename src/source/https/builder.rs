@@ -22,6 +22,8 @@ use super::{HttpsBundles, Inner};
 use crate::clock::{Clock, SystemClock};
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::metrics::{MetricsRecorder, Shielded};
+use crate::presentable::presentable;
+use crate::runtime;
 
 /// The options of an [`HttpsBundles`].
 #[derive(Clone)]
@@ -241,7 +243,7 @@ impl HttpsBundlesBuilder {
             Some(within) => tokio::time::timeout(within, ready).await.ok(),
         };
         let state = bundles.state();
-        let (url, domain) = (state.url(), state.trust_domain());
+        let (url, domain) = (without_query(state.url()), state.trust_domain());
         let failed = format!("the bundle of {domain} could not be fetched from {url}");
         match ready {
             Some(Ok(())) => Ok(bundles),
@@ -265,12 +267,17 @@ impl HttpsBundlesBuilder {
     ///
     /// # Errors
     /// The URL or the issuer is invalid; root certificates are malformed or missing; a
-    /// setting does not fit the kind of source; there is no tokio runtime.
+    /// setting does not fit the kind of source; there is no tokio runtime with timers and I/O (a
+    /// [`client`](Self::client) needs timers only).
     pub fn build_lazy(self) -> Result<HttpsBundles, HttpsBundlesError> {
-        let runtime = tokio::runtime::Handle::try_current().map_err(|error| {
-            let text = "there is no tokio runtime to poll on; build the source in async code, or \
-                        inside `runtime.enter()`";
-            HttpsBundlesError::new(HttpsBundlesErrorReason::NoRuntime, text).because(error)
+        let runtime = match self.client {
+            // It may have its own transport.
+            Some(_) => runtime::with_timers(),
+            None => runtime::with_io(),
+        };
+        let runtime = runtime.map_err(|missing| {
+            let text = format!("bundles cannot be polled: {missing}");
+            HttpsBundlesError::new(HttpsBundlesErrorReason::NoRuntime, text)
         })?;
         if let Some(error) = self.bad_root {
             return Err(error);
@@ -326,7 +333,7 @@ fn allowed(own: &Url, hosts: &[String]) -> Result<Hosts, HttpsBundlesError> {
         let url = Url::parse(&format!("https://{host}/")).ok();
         let url = url.filter(|url| url.authority() == host);
         let origin = url.ok_or_else(|| {
-            let host = crate::presentable::presentable(host);
+            let host = shown(host);
             let text = format!(
                 "the allowed host \"{host}\" is invalid; use a host name or an address, and a \
                  port if it is not 443"
@@ -344,7 +351,7 @@ fn endpoint(
     saved_at: Option<&Path>,
 ) -> Result<Endpoint, HttpsBundlesError> {
     let invalid = |what: &str, why: &str| {
-        let text = crate::presentable::presentable(text);
+        let text = shown(text);
         let text = format!("{what} \"{text}\" is invalid: {why}; use an https URL");
         HttpsBundlesError::settings(text)
     };
@@ -378,11 +385,22 @@ fn endpoint(
     })
 }
 
+/// A URL or a host for errors, valid or not: without user information and query, which may be
+/// secrets.
+fn shown(text: &str) -> String {
+    let text = text.rsplit_once('@').map_or(text, |(_, rest)| rest);
+    presentable(without_query(text))
+}
+
+fn without_query(url: &str) -> &str {
+    url.split(['?', '#']).next().unwrap_or_default()
+}
+
 impl fmt::Debug for HttpsBundlesBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HttpsBundlesBuilder")
             .field("trust_domain", &self.trust_domain)
-            .field("url", &self.url)
+            .field("url", &shown(&self.url))
             .field("max_staleness", &self.max_staleness)
             .finish_non_exhaustive()
     }

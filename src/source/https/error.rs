@@ -23,7 +23,7 @@ pub struct HttpsBundlesError {
 pub enum HttpsBundlesErrorReason {
     /// The URL, the issuer or another setting is invalid.
     Settings,
-    /// There is no tokio runtime.
+    /// There is no tokio runtime with timers, or with I/O for connections.
     NoRuntime,
     /// The first bundle did not arrive in time.
     Timeout,

@@ -126,16 +126,20 @@ where
 pub(super) struct FetchError {
     pub(super) kind: &'static str,
     /// What failed, without the cause.
-    pub(super) failed: String,
+    pub(super) failed: Box<str>,
+    /// What failed and the cause, bounded and escaped.
+    pub(super) text: Box<str>,
     pub(super) cause: Option<Cause>,
     pub(super) retry_after: Option<Duration>,
 }
 
 impl FetchError {
-    pub(super) fn new(failed: impl Into<String>) -> Self {
+    pub(super) fn new(failed: impl Into<Box<str>>) -> Self {
+        let failed = failed.into();
         Self {
             kind: "bundle-fetch",
-            failed: failed.into(),
+            text: failed.clone(),
+            failed,
             cause: None,
             retry_after: None,
         }
@@ -150,21 +154,14 @@ impl FetchError {
         }
     }
 
+    /// Formats the cause now, inside the poll: the error of a given client may panic.
     pub(super) fn of(failed: &str, cause: impl Into<Cause>) -> Self {
+        let cause = cause.into();
+        let why = presentable(&chain(cause.as_error()));
         Self {
-            cause: Some(cause.into()),
+            text: format!("{failed}: {why}").into(),
+            cause: Some(cause),
             ..Self::new(failed)
-        }
-    }
-
-    /// What failed and the cause, bounded and escaped.
-    pub(super) fn text(&self) -> String {
-        match &self.cause {
-            Some(cause) => {
-                let cause = presentable(&chain(cause.as_error()));
-                format!("{}: {cause}", self.failed)
-            }
-            None => self.failed.clone(),
         }
     }
 }
@@ -308,10 +305,7 @@ async fn exchange(
     let host = HeaderValue::from_str(url.authority());
     let host = host.map_err(|error| FetchError::of("the host is invalid", error))?;
     request.headers_mut().insert(HOST, host);
-    *request.uri_mut() = url
-        .path()
-        .parse()
-        .map_err(|error: http::uri::InvalidUri| FetchError::of("the path is invalid", error))?;
+    *request.uri_mut() = url.request_target();
     let response = sender.send_request(request).await.map_err(failed)?;
     let (head, body) = response.into_parts();
     let body = read_if_ok(&head, body).await;

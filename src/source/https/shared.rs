@@ -322,8 +322,8 @@ impl Shared {
     pub(super) fn fetch_failed(&self, error: FetchError) {
         self.record_failure(PollError {
             kind: error.kind,
-            text: error.text().into(),
-            failed: error.failed.into(),
+            failed: error.failed,
+            text: error.text,
             cause: error.cause,
         });
     }
@@ -340,13 +340,11 @@ impl Shared {
     fn record_failure(&self, error: PollError) {
         let kind = error.kind;
         let trust_domain = self.trust_domain.name();
-        let mut record = self.record();
-        // Logged as a warning once: a rollback and an outage repeat the same text.
-        let is_new = record.error.as_ref() != Some(&error);
         let text = error.text.clone();
-        record.error = Some(error);
         // The lock is released first: a recorder may read the state.
-        drop(record);
+        let before = self.record().error.replace(error);
+        // Logged as a warning once: a rollback and an outage repeat the same text.
+        let is_new = before.is_none_or(|before| before.kind != kind || before.text != text);
         if is_new {
             tracing::warn!(trust_domain, kind, error = %text, "polling a bundle failed");
         } else {

@@ -84,8 +84,11 @@ impl Url {
     }
 
     /// The path and the query, as a request line has them.
-    pub(super) fn path(&self) -> &str {
-        self.0.path_and_query().map_or("/", |path| path.as_str())
+    pub(super) fn request_target(&self) -> Uri {
+        self.0
+            .path_and_query()
+            .cloned()
+            .map_or_else(Uri::default, Uri::from)
     }
 }
 
@@ -154,6 +157,18 @@ mod tests {
             Url::parse("https://[::1]:8443/").map(|url| url.host().to_owned()),
             Ok("::1".into())
         );
+    }
+
+    #[test]
+    fn h05_request_target_begins_with_a_slash() {
+        for (url, target) in [
+            ("https://example.org", "/"),
+            ("https://example.org?a=b", "/?a=b"),
+            ("https://example.org/keys?a=b", "/keys?a=b"),
+        ] {
+            let found = Url::parse(url).map(|url| url.request_target().to_string());
+            assert_eq!(found, Ok(target.to_owned()), "{url}");
+        }
     }
 
     #[test]

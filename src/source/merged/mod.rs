@@ -173,7 +173,7 @@ impl Inner {
     fn wait(&self, since: u64) -> Option<Vec<Changed>> {
         let seen = self.seen.load();
         let pairs = self.members.iter().zip(&seen.members);
-        let waits = pairs.filter_map(|(member, said)| member.source.changed_since((*said).ok()?));
+        let waits = pairs.filter_map(|(member, seen)| member.source.changed_since((*seen).ok()?));
         (seen.revision == since).then(|| waits.collect())
     }
 }
@@ -183,7 +183,7 @@ impl Seen {
         if self.members.iter().any(Result::is_ok) {
             return Ok(self.revision);
         }
-        let first = self.members.iter().find_map(|said| said.err());
+        let first = self.members.iter().find_map(|member| member.err());
         Err(first.unwrap_or(BundlesUnavailable::NotReady))
     }
 }
@@ -226,8 +226,8 @@ impl BundleSource for MergedBundles {
         let Some(mut waits) = self.inner.wait(seen).filter(|_| is_current) else {
             return Some(Box::pin(std::future::ready(())));
         };
-        let said = self.inner.seen.load();
-        if waits.is_empty() && said.members.iter().all(Result::is_ok) {
+        let current = self.inner.seen.load();
+        if waits.is_empty() && current.members.iter().all(Result::is_ok) {
             return None;
         }
         // A pending wait does not keep the members alive.

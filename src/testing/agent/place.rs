@@ -105,8 +105,8 @@ impl Listener {
             let served = match &self {
                 #[cfg(unix)]
                 Self::Unix(listener) => {
-                    let come = listener.accept().await;
-                    come.map(|(io, _): (UnixStream, _)| {
+                    let accepted = listener.accept().await;
+                    accepted.map(|(io, _): (UnixStream, _)| {
                         connections.serve(&agent, AnyAuthority::new(io));
                     })
                 }

@@ -68,6 +68,21 @@ async fn h05_oidc_rejects_other_issuers_and_schemes() {
     }
 }
 
+/// An error that may panic when it is shown.
+#[derive(Debug)]
+struct ProxyError {
+    panics: bool,
+}
+
+impl std::fmt::Display for ProxyError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        assert!(!self.panics, "a panic of the error");
+        f.write_str("the proxy says no")
+    }
+}
+
+impl std::error::Error for ProxyError {}
+
 /// A client that returns its own responses and errors.
 #[tokio::test(start_paused = true)]
 async fn h11_a_given_client_is_bounded_too() {
@@ -86,7 +101,7 @@ async fn h11_a_given_client_is_bounded_too() {
             };
             async move {
                 match call {
-                    2 => Err("the proxy says no"),
+                    2 | 4 => Err(ProxyError { panics: call == 4 }),
                     _ => Ok(http::Response::new(body)),
                 }
             }
@@ -101,11 +116,12 @@ async fn h11_a_given_client_is_bounded_too() {
         ("bundle-too-large", "1048576 bytes"),
         ("bundle-fetch", "the given client failed: the proxy says no"),
         ("internal", "the poll panicked"),
+        ("internal", "the poll panicked"),
     ] {
         let (found, error) = error_of(&next_poll(&bundles).await);
         assert_eq!(found, kind);
         assert!(error.contains(text), "{error}");
     }
     assert!(next_poll(&bundles).await.is_healthy());
-    assert_eq!(calls.load(Ordering::SeqCst), 5);
+    assert_eq!(calls.load(Ordering::SeqCst), 6);
 }

@@ -174,6 +174,47 @@ async fn h10_saved_bundle_survives_a_root_rotation() {
     assert!(!state.is_healthy() && state.revision() == Ok(1));
 }
 
+/// Another user of the directory may guess the name of the file that is written first.
+#[cfg(unix)]
+#[tokio::test(start_paused = true)]
+async fn h10_saving_follows_no_symbolic_link() {
+    let world = World::spiffe().await;
+    let dir = TempDir::new();
+    let target = dir.join("target");
+    std::fs::write(&target, "keep").unwrap();
+    let guessed = format!("bundle.json.{}.new", std::process::id());
+    std::os::unix::fs::symlink(&target, dir.join(&guessed)).unwrap();
+    let path = dir.join("bundle.json");
+    let builder = world.spiffe_builder(world.bootstrap()).save_to(&path);
+    let bundles = builder.build().await.unwrap();
+    assert!(polls(&bundles, 1).await.is_healthy());
+    assert_eq!(std::fs::read_to_string(&target).unwrap(), "keep");
+    assert_eq!(
+        std::fs::read_to_string(&path).unwrap(),
+        world.document(1, &[&world.ca])
+    );
+    let mode = std::os::unix::fs::PermissionsExt::mode(&path.metadata().unwrap().permissions());
+    assert_eq!(mode & 0o022, 0, "{mode:o}");
+}
+
+/// In a child process, since all threads share the umask.
+#[cfg(unix)]
+#[test]
+fn h10_only_the_owner_may_write_the_saved_file() {
+    let test = "h_https::spiffe::h10_saving_follows_no_symbolic_link";
+    let output = std::process::Command::new("sh")
+        .args(["-c", r#"umask 0 && exec "$@""#, "sh"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", test])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{text}"
+    );
+}
+
 #[tokio::test(start_paused = true)]
 async fn h10_bootstrap_file_is_read_at_every_poll() {
     let world = World::spiffe().await;

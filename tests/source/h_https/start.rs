@@ -102,11 +102,15 @@ async fn h10_wrong_settings_fail_immediately() {
     for (name, builder, text) in [
         (
             "http",
-            jwks("http://x.test/keys"),
-            "its scheme is not https",
+            jwks("http://x.test/keys?sig=secret"),
+            "the URL \"http://x.test/keys\" is invalid: its scheme is not https",
         ),
         ("no url", jwks("keys"), "is invalid"),
-        ("user", jwks("https://a:b@x.test/keys"), "user information"),
+        (
+            "user",
+            jwks("https://a:secret?secret@x.test/keys"),
+            "the URL \"x.test/keys\" is invalid",
+        ),
         (
             "query",
             HttpsBundles::oidc_issuer(td(TD), "https://x.test?y"),
@@ -168,6 +172,16 @@ async fn h10_wrong_settings_fail_immediately() {
             "is invalid",
         ),
         (
+            "user and password",
+            jwks("https://a:secret@x.test/keys"),
+            "\"x.test/keys\" is invalid: it has user information",
+        ),
+        (
+            "allowed user",
+            jwks("https://x.test").allowed_hosts(["a:secret@y.test"]),
+            "the allowed host \"y.test\" is invalid",
+        ),
+        (
             "client",
             spiffe().client(client),
             "only the source verifies",
@@ -177,6 +191,8 @@ async fn h10_wrong_settings_fail_immediately() {
         assert_eq!(error.reason(), Reason::Settings, "{name}");
         let shown = format!("{error:#}");
         assert!(shown.contains(text), "{name}: {shown}");
+        let shown = format!("{shown} {error:?} {builder:?}");
+        assert!(!shown.contains("secret"), "{name}: {shown}");
         let error = builder.build().await.unwrap_err();
         assert_eq!(error.reason(), Reason::Settings, "{name}");
     }
@@ -194,7 +210,7 @@ async fn h10_errors_have_their_causes() {
     let failing = |_: http::Request<()>| async {
         Err::<http::Response<String>, _>(std::io::Error::other("no route"))
     };
-    let builder = HttpsBundles::jwks_url(td(TD), "https://x.test").client(failing);
+    let builder = HttpsBundles::jwks_url(td(TD), "https://x.test/?sig=secret").client(failing);
     let error = builder.initial_sync_timeout(secs(1)).build().await;
     let error = error.unwrap_err().clone();
     assert_eq!(error.reason(), Reason::Timeout);
@@ -205,6 +221,10 @@ async fn h10_errors_have_their_causes() {
     let io = poll.source().expect("the error of the client");
     assert!(io.is::<std::io::Error>(), "{io}");
     assert!(format!("{error:#}").ends_with(poll.text()), "{error:#}");
+    assert!(
+        !format!("{error:#} {error:?}").contains("secret"),
+        "{error:#}"
+    );
 }
 
 #[test]
@@ -213,6 +233,26 @@ fn h10_missing_runtime_is_an_error() {
         .build_lazy()
         .unwrap_err();
     assert_eq!(error.reason(), Reason::NoRuntime);
+}
+
+#[test]
+fn h10_runtime_without_timers_or_io_is_an_error() {
+    let own = || HttpsBundles::jwks_url(td(TD), "https://x.test");
+    let given =
+        || own().client(|_| async { Ok::<_, std::io::Error>(http::Response::new(String::new())) });
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let bare = builder.build().unwrap();
+    for builder in [own(), given()] {
+        let error = bare.block_on(builder.build()).unwrap_err();
+        assert_eq!(error.reason(), Reason::NoRuntime);
+        assert!(error.to_string().contains("no timers"), "{error}");
+    }
+    let timers = builder.enable_time().build().unwrap();
+    let _inside = timers.enter();
+    let error = own().build_lazy().unwrap_err();
+    assert_eq!(error.reason(), Reason::NoRuntime);
+    assert!(error.to_string().contains("no I/O"), "{error}");
+    assert!(given().build_lazy().is_ok());
 }
 
 #[derive(Default)]
