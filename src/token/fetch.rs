@@ -247,6 +247,11 @@ impl SvidRequest {
         self.audiences.iter().map(AsRef::as_ref)
     }
 
+    #[cfg(feature = "client")]
+    pub(crate) fn shared_audiences(&self) -> &Arc<[Box<str>]> {
+        &self.audiences
+    }
+
     /// The index of the request's shard. `shards` is at least one.
     #[cfg(feature = "client")]
     pub(crate) fn shard(&self, shards: usize) -> usize {

@@ -26,12 +26,18 @@ pub struct JwtSvid(Arc<Inner>);
 struct Inner {
     // `Bearer ` + the token, so that a header value can share this memory.
     bearer: Box<str>,
+    common: Arc<Common>,
+    audiences: Arc<[Box<str>]>,
+    expires_at: UnixTime,
+    issued_at: Option<UnixTime>,
+}
+
+/// What the tokens of one identity have in common until its key rotates.
+#[derive(PartialEq, Eq)]
+pub(crate) struct Common {
     spiffe_id: SpiffeId,
     key_id: Option<Box<str>>,
     hint: Box<str>,
-    audiences: Box<[Box<str>]>,
-    expires_at: UnixTime,
-    issued_at: Option<UnixTime>,
 }
 
 const BEARER: &str = "Bearer ";
@@ -77,13 +83,32 @@ impl JwtSvid {
         let audiences = claims.audiences.as_slice().iter();
         Ok(Self(Arc::new(Inner {
             bearer: [BEARER, token].concat().into(),
-            spiffe_id,
-            key_id: key_id_unchecked(&header).map(|key_id| key_id.as_ref().into()),
-            hint: hint.into(),
+            common: Arc::new(Common {
+                spiffe_id,
+                key_id: key_id_unchecked(&header).map(|key_id| key_id.as_ref().into()),
+                hint: hint.into(),
+            }),
             audiences: audiences.map(|audience| audience.as_ref().into()).collect(),
             expires_at: claims.expires_at,
             issued_at: claims.issued_at,
         })))
+    }
+
+    /// Shares memory: the audiences with the request of the token, the common part with other tokens.
+    /// Does nothing if the token has clones.
+    #[cfg(feature = "client")]
+    pub(crate) fn share(
+        &mut self,
+        request: &SvidRequest,
+        pooled: impl FnOnce(&Arc<Common>) -> Arc<Common>,
+    ) {
+        let Some(inner) = Arc::get_mut(&mut self.0) else {
+            return;
+        };
+        if inner.audiences == *request.shared_audiences() {
+            inner.audiences = request.shared_audiences().clone();
+        }
+        inner.common = pooled(&inner.common);
     }
 
     /// Creates a token that is not a JWT-SVID, such as an OAuth access token, for your own
@@ -125,10 +150,12 @@ impl JwtSvid {
         }
         Ok(Self(Arc::new(Inner {
             bearer: [BEARER, token].concat().into(),
-            spiffe_id,
-            key_id: None,
-            hint: request.hint().unwrap_or_default().into(),
-            audiences: request.audiences().map(Into::into).collect(),
+            common: Arc::new(Common {
+                spiffe_id,
+                key_id: None,
+                hint: request.hint().unwrap_or_default().into(),
+            }),
+            audiences: request.shared_audiences().clone(),
             expires_at,
             issued_at: Some(issued_at),
         })))
@@ -148,7 +175,7 @@ impl JwtSvid {
 
     /// Returns the identity of this workload: the token's `sub`.
     pub fn spiffe_id(&self) -> &SpiffeId {
-        &self.0.spiffe_id
+        &self.0.common.spiffe_id
     }
 
     /// Returns the token's audiences (`aud`); never empty.
@@ -168,12 +195,12 @@ impl JwtSvid {
 
     /// Returns the ID of the key that signed it (`kid`), if it has one.
     pub fn key_id(&self) -> Option<&str> {
-        self.0.key_id.as_deref()
+        self.0.common.key_id.as_deref()
     }
 
     /// Returns the issuer's hint for the use of this identity; empty if there is no hint.
     pub fn hint(&self) -> &str {
-        &self.0.hint
+        &self.0.common.hint
     }
 }
 

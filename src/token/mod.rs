@@ -164,6 +164,8 @@ pub(crate) use fetch::Identity;
 pub use fetch::{
     FetchSvid, FetchSvidError, FetchSvidFuture, FetchSvidReason, SvidRequest, SvidRequestError,
 };
+#[cfg(feature = "client")]
+pub(crate) use jwt_svid::Common;
 pub use jwt_svid::{JwtSvid, ParseJwtSvidError};
 #[cfg(feature = "oauth")]
 pub(crate) use oauth_error::OAuthError;

@@ -13,7 +13,7 @@ use super::entry::EntryState;
 use super::limits::Limits;
 use super::moment::Moment;
 use super::settings::Settings;
-use super::token::Token;
+use super::token::{CommonPool, Token};
 use crate::clock::Clock;
 use crate::metrics::{MetricsRecorder, Shielded, SvidCacheEvent};
 use crate::runtime::{self, Missing};
@@ -27,6 +27,7 @@ pub(crate) struct Context {
     pub(crate) breaker: Breaker,
     pub(crate) limits: Limits,
     pub(crate) counts: Counters,
+    pub(crate) pool: CommonPool,
     pub(crate) metrics: Option<Arc<Shielded>>,
     /// Wakes the task that keeps tokens warm.
     pub(crate) nudge: Notify,
@@ -52,6 +53,7 @@ impl Context {
             limits: Limits::new(&settings),
             settings,
             counts: Counters::default(),
+            pool: CommonPool::default(),
             metrics: metrics.map(|metrics| Arc::new(Shielded::new(metrics))),
             nudge: Notify::new(),
             runtime: Handle::try_current().ok(),

@@ -279,7 +279,7 @@ impl Pilot {
         let had = had.and_then(|entry| entry.token.load_full());
         let accept = |svid| {
             let had = had.as_deref();
-            Token::accept(svid, &self.request, had, cx.moment(), settings)
+            Token::accept(svid, &self.request, had, cx.moment(), settings, &cx.pool)
         };
         let answer = answer.and_then(accept);
         cx.fetched(&answer, cx.clock.monotonic().saturating_sub(began));

@@ -1,7 +1,7 @@
 //! An accepted token, and its deadlines.
 
-use std::collections::BTreeSet;
-use std::sync::Weak;
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,7 +11,7 @@ use super::entry::Entry;
 use super::moment::{Moment, nanos};
 use super::settings::Settings;
 use crate::clock::UnixTime;
-use crate::token::{FetchSvidError, FetchSvidReason, JwtSvid, SvidRequest};
+use crate::token::{Common, FetchSvidError, FetchSvidReason, JwtSvid, SvidRequest};
 
 /// A token with its deadlines. Immutable; its entry has all mutable state.
 pub(crate) struct Token {
@@ -44,13 +44,15 @@ pub(crate) enum Stage {
 impl Token {
     /// Checks the token that the issuer returned for `request`; `had` is the previous one.
     pub(crate) fn accept(
-        svid: JwtSvid,
+        mut svid: JwtSvid,
         request: &SvidRequest,
         had: Option<&Self>,
         now: Moment,
         settings: &Settings,
+        pool: &CommonPool,
     ) -> Result<Self, FetchSvidError> {
         fits(&svid, request)?;
+        svid.share(request, |common| pool.shared(common));
         let life = Life::of(&svid, now, settings);
         if life.expiry.reached_within(life.hard, now) {
             return Err(expired(&svid, had, now));
@@ -116,6 +118,28 @@ impl Token {
     #[inline]
     pub(crate) fn is_fresh(&self, now: Moment) -> bool {
         !self.due.reached(now) && self.usable(now)
+    }
+}
+
+/// The common parts of the tokens of a cache, each stored once: a process has few identities.
+#[derive(Default)]
+pub(crate) struct CommonPool(Mutex<VecDeque<Arc<Common>>>);
+
+impl CommonPool {
+    const MAX: usize = 8;
+
+    /// Returns the stored part that equals this one; stores it if it is new.
+    fn shared(&self, common: &Arc<Common>) -> Arc<Common> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.iter().find(|known| *known == common) {
+            return known.clone();
+        }
+        // Keys rotate: the oldest part is removed.
+        if known.len() >= Self::MAX {
+            known.pop_front();
+        }
+        known.push_back(common.clone());
+        common.clone()
     }
 }
 
