@@ -217,7 +217,7 @@ fn main() -> ExitCode {
     let row = ("client", "hit among 10,000 audiences");
     limits.row(&mut group, row, Limit::Nanos(200.0), || {
         Round::of_nanos(each(200_000, || {
-            // A large stride, so that consecutive entries are not neighblayered in memory.
+            // A large stride, so that consecutive entries are not neighbors in memory.
             at = (at + 7_919) % many.len();
             assert!(black_box(cache.try_header(&many[at])).is_some());
         }))

@@ -126,11 +126,18 @@ run_envoy() {
     ENVOY=$work/envoy/bin/envoy program envoy "$work/python/bin/python" -B python/envoy_rows.py
 }
 
+parts=(go conformance python rust rejections java node envoy)
+[ $# = 0 ] || parts=("$@")
+for part in "${parts[@]}"; do
+    if ! declare -F "run_$part" >/dev/null; then
+        echo "unknown part \"$part\"; the parts are listed at the top of interop/run.sh" >&2
+        exit 64
+    fi
+done
+
 # All programs in one build: their dependencies are built once, with the features of all.
 if prepare cargo cargo build --quiet --locked --workspace --bins --examples --target-dir "$target"; then
-    for part in "${@:-go conformance python rust rejections java node envoy}"; do
-        for name in $part; do "run_$name"; done
-    done
+    for part in "${parts[@]}"; do "run_$part"; done
 fi
 
 passed=$(grep -c '^ok ' "$rows")

@@ -18,6 +18,18 @@ async fn agent() -> (FakeAgent, Client) {
     (agent, client)
 }
 
+/// An agent in memory on a paused clock.
+async fn paused_agent() -> (FakeAgent, Client) {
+    let clock = PausedClock::new(UnixTime::from_secs(1_790_000_000));
+    let agent = FakeAgent::builder(TD)
+        .clock(clock.shared())
+        .start_in_memory()
+        .await
+        .unwrap();
+    let client = dial_in_memory(&agent).await;
+    (agent, client)
+}
+
 #[tokio::test]
 async fn error_status_reaches_calls_and_streams() {
     let (agent, client) = agent().await;
@@ -218,13 +230,7 @@ async fn oversized_messages_are_valid() {
 
 #[tokio::test(start_paused = true)]
 async fn without_its_server_the_agent_returns_cached_tokens() {
-    let clock = PausedClock::new(UnixTime::from_secs(1_790_000_000));
-    let agent = FakeAgent::builder(TD)
-        .clock(clock.shared())
-        .start_in_memory()
-        .await
-        .unwrap();
-    let client = dial_in_memory(&agent).await;
+    let (agent, client) = paused_agent().await;
     let known = client.token(AUD).await.unwrap();
     agent.fail(Fault::ServerAway);
     // After half its lifetime, SPIRE's agent would have fetched a new token.
@@ -291,13 +297,7 @@ async fn restart_works_over_tcp_and_in_memory() {
 
 #[tokio::test(start_paused = true)]
 async fn clock_offset_applies_to_tokens_and_validation() {
-    let clock = PausedClock::new(UnixTime::from_secs(1_790_000_000));
-    let agent = FakeAgent::builder(TD)
-        .clock(clock.shared())
-        .start_in_memory()
-        .await
-        .unwrap();
-    let client = dial_in_memory(&agent).await;
+    let (agent, client) = paused_agent().await;
     agent.set_clock_offset(-600);
     let old = client.token(AUD).await.unwrap();
     assert_eq!(claims(&old)["iat"], 1_789_999_400);

@@ -101,7 +101,7 @@ impl Verdict {
         match self {
             Self::Accepted => "accepted",
             Self::Rejected => "rejected",
-            Self::BundlesUnavailable => "cannot-check_verdict",
+            Self::BundlesUnavailable => "cannot-judge",
         }
     }
 }

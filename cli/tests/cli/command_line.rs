@@ -32,16 +32,37 @@ async fn help_has_examples_that_parse() {
         let usage = format!("Usage: tower-spiffe {name} ");
         assert!(output.out.contains(&usage), "{}", output.out);
         let examples = output.out.split_once("\nExamples:\n").unwrap().1;
+        let examples = examples.replace("\\\n", " ");
         let prefix = format!("  tower-spiffe {name}");
-        let mut examples = examples.lines().filter(|line| line.starts_with(&prefix));
-        assert!(examples.next().is_some(), "{}", output.out);
+        let examples: Vec<_> = examples
+            .lines()
+            .filter(|line| line.starts_with(&prefix))
+            .collect();
+        assert!(!examples.is_empty(), "{}", output.out);
         // With `--help` at the end, an example is parsed but not run.
-        for example in examples.filter(|line| !line.contains(['<', '>', '|', '\\'])) {
-            let args = example.trim().split(' ').skip(2);
+        for example in examples {
+            let command = example.split(['<', '>', '|']).next().unwrap();
+            let args = words(command).into_iter().skip(2);
             let output = run(program(name).args(args).arg("--help")).await;
             assert_eq!(output.code, Some(0), "{example}: {}", output.err);
         }
     }
+}
+
+/// Splits a command as a shell does, without escapes.
+fn words(command: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut quote = None;
+    for c in command.trim().chars() {
+        match quote {
+            Some(open) if c == open => quote = None,
+            None if c == '\'' || c == '"' => quote = Some(c),
+            None if c == ' ' => words.push(String::new()),
+            _ => words.last_mut().unwrap().push(c),
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
 }
 
 #[tokio::test]

@@ -1,8 +1,7 @@
 //! `policy check` and `policy test`.
 
-use std::path::PathBuf;
-
 use tokio::process::Command;
+use tower_spiffe_test_support::temp::TempDir;
 
 use crate::support::{Finished, WEB, program, run};
 
@@ -29,14 +28,12 @@ grpc_service = "r.Reports"
 path_prefixes = ["spiffe://example.org/web"]
 "#;
 
-/// Files of a test, removed when it ends.
-struct Files(PathBuf);
+/// The files of a test.
+struct Files(TempDir);
 
 impl Files {
-    fn new(name: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("cli-policy-{}-{name}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
-        let files = Self(dir);
+    fn new() -> Self {
+        let files = Self(TempDir::new());
         files.write("policy.toml", POLICY);
         files
     }
@@ -47,7 +44,7 @@ impl Files {
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = program("policy");
-        command.args(args).current_dir(&self.0);
+        command.args(args).current_dir(self.0.path());
         command
     }
 
@@ -56,15 +53,9 @@ impl Files {
     }
 }
 
-impl Drop for Files {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 #[tokio::test]
 async fn p08_check_explains_rule_by_rule() {
-    let files = Files::new("explains");
+    let files = Files::new();
     let output = files
         .check(&["--caller", WEB, "--request", "GET /reports/7"])
         .await;
@@ -95,7 +86,7 @@ async fn p08_check_explains_rule_by_rule() {
 
 #[tokio::test]
 async fn p08_check_exit_code_is_the_decision() {
-    let files = Files::new("codes");
+    let files = Files::new();
     for (args, code, part) in [
         (
             &["--anonymous", "--request", "GET /reports/7"][..],
@@ -146,7 +137,7 @@ async fn p08_check_exit_code_is_the_decision() {
 
 #[tokio::test]
 async fn p08_check_reports_mistakes() {
-    let files = Files::new("mistakes");
+    let files = Files::new();
     for (args, part) in [
         (&["--caller", WEB][..], "--request"),
         (&["--request", "GET /"], "--caller"),
@@ -216,7 +207,7 @@ decision = "token-required"
 
 #[tokio::test]
 async fn p08_test_compares_decisions() {
-    let files = Files::new("test");
+    let files = Files::new();
     let test = async |text: &str| {
         files.write("expectations.toml", text);
         run(&mut files.command(&["test", "policy.toml", "expectations.toml"])).await

@@ -2,34 +2,25 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::process::Command;
 use tower_spiffe::JwtSvid;
 use tower_spiffe::testing::FakeAgent;
+use tower_spiffe_test_support::temp::TempDir;
 
 use crate::support::{Running, program, run};
 
-/// A directory that is removed on drop.
-struct Dir(PathBuf);
+struct Dir(TempDir);
 
 impl Dir {
-    fn new(name: &str) -> Self {
-        let name = format!("token-file-{}-{name}", std::process::id());
-        let dir = std::env::temp_dir().join(name);
-        fs::create_dir_all(&dir).unwrap();
-        Self(dir)
+    fn new() -> Self {
+        Self(TempDir::new())
     }
 
     fn path(&self, name: &str) -> String {
         self.0.join(name).to_str().unwrap().to_owned()
-    }
-}
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -55,7 +46,7 @@ fn read(path: impl AsRef<Path>) -> JwtSvid {
 
 #[tokio::test]
 async fn t03_once_writes_each_file() {
-    let (agent, dir) = (agent(300).await, Dir::new("once"));
+    let (agent, dir) = (agent(300).await, Dir::new());
     let (a, b, log) = (dir.path("a"), dir.path("b"), dir.path("log"));
     let command = format!("echo $TOWER_SPIFFE_TOKEN_FILE >> {log}");
     let args = [
@@ -99,7 +90,7 @@ async fn t03_once_writes_each_file() {
 
 #[tokio::test]
 async fn t03_file_is_refreshed_and_removed_at_the_end() {
-    let (agent, dir) = (agent(2).await, Dir::new("refresh"));
+    let (agent, dir) = (agent(2).await, Dir::new());
     let path = dir.path("token");
     let mut running = Running::start(&mut token_file(
         &agent,
@@ -107,16 +98,19 @@ async fn t03_file_is_refreshed_and_removed_at_the_end() {
     ));
     running.line_with("wrote").await;
     let first = read(&path);
+    let mode = || fs::metadata(&path).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode(), 0o600);
     running.line_with("wrote").await;
     running.line_with("wrote").await;
     assert_ne!(read(&path).token(), first.token());
+    assert_eq!(mode(), 0o600);
     running.stop().await;
     assert!(!Path::new(&path).exists());
 }
 
 #[tokio::test]
 async fn t03_signal_follows_each_write() {
-    let (agent, dir) = (agent(300).await, Dir::new("signal"));
+    let (agent, dir) = (agent(300).await, Dir::new());
     let (path, pid, ready, got) = (
         dir.path("token"),
         dir.path("pid"),
@@ -153,7 +147,7 @@ async fn t03_signal_follows_each_write() {
 
 #[tokio::test]
 async fn t03_once_fails_if_the_action_fails() {
-    let (agent, dir) = (agent(300).await, Dir::new("action"));
+    let (agent, dir) = (agent(300).await, Dir::new());
     let path = dir.path("token");
     let args = ["--file", "aud", &path, "--once", "--command", "exit 7"];
     let output = run(&mut token_file(&agent, &args)).await;
@@ -182,7 +176,7 @@ async fn t03_once_fails_if_the_action_fails() {
 /// disk.
 #[tokio::test]
 async fn t03_full_disk_keeps_the_old_file() {
-    let (agent, dir) = (agent(300).await, Dir::new("full"));
+    let (agent, dir) = (agent(300).await, Dir::new());
     let path = dir.path("token");
     fs::write(&path, "the old token").unwrap();
     let program = env!("CARGO_BIN_EXE_tower-spiffe");
@@ -206,13 +200,13 @@ async fn t03_full_disk_keeps_the_old_file() {
         output.err
     );
     assert_eq!(fs::read_to_string(&path).unwrap(), "the old token");
-    let left = fs::read_dir(&dir.0).unwrap().count();
+    let left = fs::read_dir(dir.0.path()).unwrap().count();
     assert_eq!(left, 1, "a temporary file was left");
 }
 
 #[tokio::test]
 async fn t03_missing_token_is_reported() {
-    let (agent, dir) = (agent(300).await, Dir::new("missing"));
+    let (agent, dir) = (agent(300).await, Dir::new());
     let path = dir.path("token");
     let args = [
         "--file",

@@ -13,6 +13,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -67,8 +68,12 @@ func main() {
 	}
 	name, command := flag.Arg(0), flag.Args()[1:]
 	expected := map[string]bool{}
-	for _, id := range strings.Split(*fails, ",") {
-		expected[id] = id != ""
+	for _, id := range strings.FieldsFunc(*fails, func(c rune) bool { return c == ',' }) {
+		if !slices.ContainsFunc(rows, func(r row) bool { return r.id == id }) {
+			fmt.Fprintf(os.Stderr, "unknown row %q in --fails\n", id)
+			os.Exit(2)
+		}
+		expected[id] = true
 	}
 
 	results := make([]error, len(rows))
