@@ -123,12 +123,13 @@ use crate::verify::VerifiedSvid;
 /// - **The most specific pattern decides**, as in axum's router, and no other one: if
 ///   `/reports/{id}` and `/reports/export` have rules, the rules of `/reports/{id}` do not apply to
 ///   `/reports/export`, for any method. All rules of a pattern are alternatives. A gRPC service is
-///   the pattern `/package.Service/{method}`. - **The path is the one that the router sees.** It is
-///   compared without changes: with its case, a slash at the end, and escapes. A path that another
-///   program could read differently is denied if it matches by a parameter: with an empty segment
-///   (`//`), a dot segment, a backslash, or with escapes whose decoded path is one of these or
-///   matches another pattern. So a rule for `/{*path}` does not open `/admin/{*path}` through
-///   `//admin/x` or `/%61dmin/x`.
+///   the pattern `/package.Service/{method}`.
+/// - **The path is the one that the router sees.** It is compared without changes: with its case, a
+///   slash at the end, and escapes.
+/// - **A path that programs may read in several ways is denied** if it matches by a parameter. It has
+///   an empty segment (`//`), a dot segment, a backslash or a control character. Or it has escapes,
+///   and its decoded form is one of these or matches another pattern. So a rule for `/{*path}` does
+///   not open `/admin/{*path}` through `//admin/x` or `/%61dmin/x`.
 /// - **In `Router::nest`** the policy sees the path without the prefix, see
 ///   [`match_original_uri`](FilePolicyBuilder::match_original_uri).
 /// - **gRPC** requests are `POST`, and their path is compared exactly. The policy declares no
