@@ -251,7 +251,7 @@ impl Config {
         let Some(subject) = subject.cloned().or_else(of_caller) else {
             return Some(Decision::not_allowed(TokenError::new(
                 TokenErrorReason::InvalidRequest,
-                "the request is to be on behalf of its caller, and has no token of one; put a \
+                "the request must be on behalf of a caller, but has no token of a caller; put a \
                  `SubjectToken` into its extensions, or forward the caller's request with \
                  `keep_credential`",
             )));
@@ -353,7 +353,7 @@ impl Unmatched<'_> {
                     .to_owned()
             }
             Self::Origin(origin) => format!(
-                "no token may go to {origin}: name it with the audience{}",
+                "no token may go to {origin}: no audience covers it; add it with `for_origin`{}",
                 origin.dot_note()
             ),
             Self::Host(origin, host) => format!(

@@ -65,6 +65,7 @@
 //! | `initial_sync_timeout` | 30 s, for `build` |
 //! | `poll_interval` | 5 s |
 //! | `max_file_bytes` | 64 MiB |
+//! | `initial_sync_timeout` | 30 s |
 //! | `clock`, `metrics` | the system clock; no recorder |
 //!
 //! The defaults of [`HttpsBundles`] are in the module [`https`].

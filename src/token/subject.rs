@@ -150,7 +150,7 @@ impl SubjectToken {
         self.0.expires_at
     }
 
-    /// Returns the identity of the verified caller, if the token is from one.
+    /// Returns the identity of the verified caller, if the token is that of a verified caller.
     pub fn spiffe_id(&self) -> Option<&SpiffeId> {
         self.0.spiffe_id.as_ref()
     }

@@ -266,7 +266,7 @@ impl fmt::Display for BuildValidatorError {
                 "the leeway is longer than 300 s; reduce it, or fix the clock skew"
             }
             Self::NoAlgorithm => "no algorithm is allowed; name one, or remove `.algorithms`",
-            Self::MaxTokenLen => "the longest token has no bytes; remove `.max_token_len`",
+            Self::MaxTokenLen => "the maximum length of a token is 0; raise it, or remove `.max_token_len`",
         })
     }
 }

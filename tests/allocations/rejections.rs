@@ -101,16 +101,20 @@ fn a08_rejection_responses_are_prebuilt() {
         // The first rejection of a reason allocates its log state.
         call(request());
         let request = request();
-        measure(|| call(request)).count_total
+        let info = measure(|| call(request));
+        (info.count_total, info.bytes_total)
     };
-    assert!(count(None) <= 5, "{}", count(None));
+    // The figures of `docs/performance.md`.
+    let (without_token, bytes) = count(None);
+    assert!(without_token <= 5, "{without_token}");
+    assert!(bytes <= 412, "{bytes}");
     for (reason, token) in rejected_tokens(&signer) {
         let most = match reason {
             ValidateReason::Malformed => 6,
             ValidateReason::Audience => 10,
             _ => 9,
         };
-        let count = count(Some(&token));
+        let (count, _) = count(Some(&token));
         assert!(count <= most, "{reason}: {count}");
     }
 }

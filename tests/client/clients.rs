@@ -76,7 +76,7 @@ async fn hyper_client_over_plaintext() {
 }
 
 #[tokio::test]
-async fn hyper_client_over_tls_with_http_1_and_2() {
+async fn hyper_client_over_tls_and_both_http_versions() {
     let ca = Ca::new();
     let (_agent, source, host) = deployment(Some(&ca)).await;
     let audience = Audience::fixed(AUDIENCE)

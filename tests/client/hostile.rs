@@ -153,7 +153,7 @@ async fn token_with_duplicate_claims_is_unacceptable() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn invalid_answer_does_not_replace_a_token() {
+async fn invalid_response_does_not_replace_a_token() {
     let bench = Bench::new();
     let aud = request("a");
     let first = bench.cache.header(&aud).await.unwrap();

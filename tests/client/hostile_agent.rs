@@ -59,7 +59,7 @@ async fn sent(deployment: &Deployment, audience: Audience) -> Result<String, Tok
 }
 
 #[tokio::test(start_paused = true)]
-async fn hostile_answers_are_errors_and_not_sent() {
+async fn hostile_responses_are_errors_and_not_sent() {
     let Deployment { issuer, .. } = deployment().await;
     let good = issuer.token(WEB, "a").sign();
     let of_admin = issuer.token(ADMIN, "a").sign();
@@ -113,7 +113,7 @@ async fn hostile_answers_are_errors_and_not_sent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn first_token_is_sent_and_must_match_the_id() {
+async fn first_token_is_sent_and_matches_the_id() {
     let deployment = deployment().await;
     let (first, second) = (
         deployment.issuer.token(WEB, "a").sign(),

@@ -324,7 +324,7 @@ async fn token_is_refreshed_after_a_401() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn token_that_came_late_is_refreshed_after_a_401() {
+async fn late_token_is_refreshed_after_a_401() {
     let bench = Bench::with(|call| call.fresh(300).after(millis(10)));
     let (_, inner) = recording(StatusCode::UNAUTHORIZED);
     let client = AddJwtSvid::new(inner, bench.cache.clone(), fixed());

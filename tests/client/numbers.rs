@@ -258,7 +258,7 @@ fn assert_grow(delays: &[Duration], first: Duration, factor: f64, most: Duration
 }
 
 #[tokio::test(start_paused = true)]
-async fn backoff_without_a_token_is_250_ms_to_5_s() {
+async fn backoff_without_token_is_250_to_5000_ms() {
     let bench = Bench::with(|_| Answer::Fail(FetchSvidReason::Unacceptable));
     let all = delays(&bench, secs(60)).await;
     assert_grow(&all, millis(250), 2.0, secs(5));
@@ -280,7 +280,7 @@ async fn backoff_after_denied_and_invalid_requests() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn backoff_with_a_token_is_1_to_30_s() {
+async fn backoff_with_token_is_1_to_30_s() {
     let bench = Bench::with(|call| match call.number {
         1 => call.fresh(3600),
         _ => Answer::Fail(FetchSvidReason::Other),

@@ -68,7 +68,7 @@ async fn concurrency_limits_calls_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn tokens_of_a_removed_key_are_critical_at_once() {
+async fn tokens_of_removed_keys_are_critical_immediately() {
     let bench = Bench::new();
     let aud = request("a");
     bench.cache.header(&aud).await.unwrap();

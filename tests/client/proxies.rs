@@ -152,7 +152,7 @@ async fn plaintext_loopback_shows_tokens_to_a_proxy() {
 
 /// In a child process, because environment variables are shared.
 #[tokio::test]
-async fn proxy_of_the_environment_is_treated_alike() {
+async fn proxy_from_the_environment_follows_the_same_rules() {
     const CHILD: &str = "TOWER_SPIFFE_PROXIED_CHILD";
     if std::env::var_os(CHILD).is_some() {
         let (_agent, source) = source().await;
@@ -178,7 +178,7 @@ async fn proxy_of_the_environment_is_treated_alike() {
     let mut child = tokio::process::Command::new(std::env::current_exe().unwrap());
     child.args([
         "--exact",
-        "proxies::proxy_of_the_environment_is_treated_alike",
+        "proxies::proxy_from_the_environment_follows_the_same_rules",
     ]);
     for name in ["no_proxy", "NO_PROXY", "http_proxy", "REQUEST_METHOD"] {
         child.env_remove(name);

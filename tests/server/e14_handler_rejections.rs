@@ -186,7 +186,7 @@ async fn e14_a_tonic_method_rejects_through_on_reject() {
 }
 
 #[tokio::test]
-async fn e14_without_a_layer_the_rejection_is_in_the_extensions() {
+async fn e14_without_layer_rejection_is_in_the_extensions() {
     let log = Log::default();
     let guard = log.begin(tracing::Level::INFO);
     for _ in 0..100 {
@@ -212,7 +212,7 @@ const ALONE: &str = "E14_ALONE";
 
 #[test]
 fn e14_without_a_layer_one_error_line_is_logged() {
-    let name = "e14_handler_rejections::e14_without_a_layer_the_rejection_is_in_the_extensions";
+    let name = "e14_handler_rejections::e14_without_layer_rejection_is_in_the_extensions";
     let output = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", name])
         .env(ALONE, "1")

@@ -367,7 +367,7 @@ async fn public_methods_are_open_to_unnamed_callers() {
 }
 
 #[tokio::test]
-async fn public_methods_of_inner_policies_are_open_in_audit() {
+async fn inner_public_methods_are_open_in_audit() {
     let world = World::new();
     let policy = GrpcPolicy::deny_by_default().public("/r.R/Open").build();
     let narrow = AllowCallersLayer::new(policy.unwrap()).protocol(Protocol::Http);

@@ -154,7 +154,7 @@ async fn decisions_become_the_layers_responses() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn policy_is_called_after_the_wait_for_a_key() {
+async fn policy_is_called_after_waiting_for_a_key() {
     let waiting_first = |world: &World, ask| {
         let wait = UnknownKeyWait::new(Duration::from_secs(2));
         any(world).wait_for_unknown_keys(wait).ask(ask)

@@ -105,7 +105,7 @@ async fn routes_added_after_the_layer_are_open() {
 }
 
 #[tokio::test]
-async fn an_invalid_token_on_a_public_method_is_rejected() {
+async fn invalid_token_on_a_public_method_is_rejected() {
     let world = World::new();
     let path = "/grpc.health.v1.Health/Check";
     let health = GrpcPolicy::deny_by_default()

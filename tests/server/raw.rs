@@ -118,7 +118,7 @@ async fn a20_no_method_or_target_bypasses_the_layer() {
 }
 
 #[tokio::test]
-async fn bytes_after_a_rejected_head_are_not_a_request() {
+async fn bytes_after_rejected_head_are_not_a_request() {
     let world = World::new();
     let at = server(&world).await;
     let token = world.issuer.token(WEB);

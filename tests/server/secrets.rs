@@ -149,7 +149,7 @@ async fn a28_a_tonic_server_at_trace() {
 }
 
 #[tokio::test]
-async fn a28_an_axum_server_that_waits_for_keys_at_trace() {
+async fn a28_axum_server_waiting_for_keys_at_trace() {
     let log = Log::default();
     let _guard = log.begin(Level::TRACE);
     let world = World::new();

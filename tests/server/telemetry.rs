@@ -63,7 +63,7 @@ pub fn tokens(world: &World) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a28_no_part_of_a_token_is_logged_at_trace() {
+async fn a28_trace_logs_contain_no_part_of_a_token() {
     let log = Log::default();
     let _guard = log.begin(Level::TRACE);
     let world = World::new();

@@ -383,7 +383,7 @@ async fn wa25_wa26_bundle_stream_returns_each_message() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn clean_end_of_the_stream_is_not_an_error() {
+async fn clean_stream_end_is_not_an_error() {
     let (world, client) = two().await;
     world.agent.fail(Fault::HangUp);
     let mut stream = client.fetch_jwt_bundles().await.unwrap();

@@ -38,7 +38,7 @@ fn warnings(log: &Log) -> Vec<String> {
 }
 
 #[test]
-fn e26_failed_test_is_not_a_panic_of_the_source() {
+fn e26_failed_test_is_not_a_source_panic() {
     let log = Log::default();
     let _guard = log.begin(Level::DEBUG);
     let mut kept = None;

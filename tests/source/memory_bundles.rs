@@ -32,7 +32,7 @@ fn before_the_first_set_nothing_validates() {
 }
 
 #[test]
-fn a_replaced_key_is_rejected_with_a_warm_cache() {
+fn replaced_key_is_rejected_with_a_warm_cache() {
     let (own, next) = (Issuer::new(TD).unwrap(), Issuer::new(TD).unwrap());
     let source = MemoryBundles::new(set(&[&own]));
     let validator = Validator::builder(source.clone()).audience(AUD);

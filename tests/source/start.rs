@@ -72,7 +72,7 @@ async fn build_without_a_timeout_keeps_waiting() {
 
 /// EP-12 to EP-14, appendix A: which statuses fail a start, and which are retried.
 #[tokio::test(start_paused = true)]
-async fn ep12_to_ep14_statuses_fail_a_start_or_are_retried() {
+async fn ep12_to_ep14_statuses_fail_or_retry_a_start() {
     for code in [
         GrpcCode::InvalidArgument,
         GrpcCode::Unimplemented,
@@ -148,7 +148,7 @@ async fn ep14_missing_identity_error_says_where_to_look() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn build_lazy_is_not_ready_until_the_first_sync() {
+async fn build_lazy_is_ready_after_the_first_sync() {
     let world = World::new().await;
     world.agent.stop().await;
     let source = world.builder().build_lazy().unwrap();

@@ -75,7 +75,7 @@ async fn a_withdrawal_and_a_restoration_are_changes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn wait_for_checks_at_once_and_at_each_change() {
+async fn wait_for_checks_immediately_and_after_changes() {
     let world = World::new().await;
     let source = world.source().await;
     let mut updates = source.updated();

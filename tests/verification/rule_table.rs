@@ -84,7 +84,7 @@
 //! | WA-25 | `wa25_stream_sends_the_whole_set_each_time` |
 //! | WA-26 | `wa_26_trust_domain_is_an_id_or_a_name`, `wa26_name_is_a_spiffe_id_or_bare` |
 //! | WA-27 | `wa_27_keys_for_other_uses_are_ignored` |
-//! | WA-28 | `ep12_to_ep14_statuses_fail_a_start_or_are_retried` |
+//! | WA-28 | `ep12_to_ep14_statuses_fail_or_retry_a_start` |
 //! | WA-29 | `wa29_immediate_withdrawal_stops_validation_until_restored`, `wa29_denied_reconnect_withdraws` |
 //! | WA-30 | `wa30_agent_validates_a_token_and_returns_claims` |
 //! | WA-31 | advice to validate through the agent. The layers validate locally; the crate's docs say why |

@@ -7,7 +7,7 @@ use tower_spiffe::workload_api::WorkloadApiErrorReason as Reason;
 use crate::support::*;
 
 #[tokio::test]
-async fn ep12_to_ep14_statuses_say_where_and_what_to_do() {
+async fn ep12_to_ep14_statuses_name_place_and_fix() {
     for place in places().await {
         let client = place.client();
         let token = place.agent.token(WEB, AUD);
@@ -121,7 +121,7 @@ async fn oversized_message_says_how_to_fix_it() {
 }
 
 #[tokio::test]
-async fn malformed_message_is_an_invalid_answer() {
+async fn malformed_message_is_an_invalid_response() {
     for place in places().await {
         let client = place.client();
         place.agent.fail(Fault::NotProtobuf);

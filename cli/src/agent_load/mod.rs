@@ -44,7 +44,7 @@ pub(crate) struct Args {
     /// Token lifetimes to measure [default: 6]
     #[arg(long, value_name = "N", value_parser = count())]
     lives: Option<u64>,
-    /// Runs with different random numbers
+    /// Runs with different random numbers [default: 3; 1 for a scenario of your own]
     #[arg(long, value_name = "N", value_parser = count())]
     seeds: Option<u64>,
     /// Start each audience in all processes at about the same time, one audience after another

@@ -65,7 +65,7 @@ async fn call_signs_and_describes_the_token() {
 }
 
 #[tokio::test]
-async fn call_fails_on_a_rejection_and_shows_the_challenge() {
+async fn rejected_call_fails_and_shows_the_challenge() {
     let agent = agent().await;
     let url = server(&agent).await;
     let args = ["--audience", "ledger", "--allow-plaintext", &url];

@@ -581,7 +581,7 @@ fn invalid_line_is_reported_and_the_next_checked() {
 }
 
 #[test]
-fn time_of_a_line_is_exact_to_the_second() {
+fn line_time_is_exact_to_the_second() {
     // A double cannot represent this number.
     let far = (1_i64 << 53) + 1;
     let token = es256().sign(&claims_with("exp", json!(far)));

@@ -128,10 +128,10 @@ use crate::verify::VerifiedSvid;
 /// - **The path is the one that the router sees.** It is compared without changes: with its case, a
 ///   slash at the end, and escapes. Put services that change the path, such as tower-http's
 ///   `NormalizePath`, outside the layer.
-/// - **Ambiguous paths are denied.** A path that matches by a parameter is denied if another program
-///   could read it differently: with an empty segment (`//`), a dot segment, a backslash, or with
-///   escapes whose decoded path is one of these or matches another pattern. So a rule for
-///   `/{*path}` does not open `/admin/{*path}` through `//admin/x` or `/%61dmin/x`.
+/// - **A path that programs may read in several ways is denied** if it matches by a parameter. It has
+///   an empty segment (`//`), a dot segment, a backslash or a control character. Or it has escapes,
+///   and its decoded form is one of these or matches another pattern. So a rule for `/{*path}` does
+///   not open `/admin/{*path}` through `//admin/x` or `/%61dmin/x`.
 /// - **In `Router::nest`** the policy sees the path without the prefix, see
 ///   [`match_original_uri`](FilePolicyBuilder::match_original_uri).
 /// - **gRPC** requests are `POST`, and their path is compared exactly. The policy declares no

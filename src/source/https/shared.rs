@@ -255,7 +255,7 @@ impl Shared {
             drop(record);
             let text = format!(
                 "the document's spiffe_sequence {sequence} is lower than {highest}, which was \
-                 accepted before; the endpoint serves an older bundle, or restart to accept it"
+                 accepted before; publish the newest bundle there, or restart this process to accept it"
             );
             self.fail("bundle-rollback", text);
             return Taken::Rollback;
@@ -387,7 +387,7 @@ fn unusable(bundle: &JwtBundle) -> Option<String> {
     let first = bundle.none_usable()?;
     Some(format!(
         "no key of the document is usable, and all tokens of its trust domain are rejected; the \
-         first one left out: {first}"
+         first ignored key: {first}"
     ))
 }
 

@@ -84,15 +84,15 @@ impl MergedBundlesBuilder {
 
     /// Adds the member that owns all trust domains that no other member owns. There can be only one.
     ///
-    /// Its keys count for every trust domain without a route: use a source that you trust that far,
-    /// such as the agent of this workload.
+    /// It can then supply keys for any of these trust domains: use a source that you trust for all of
+    /// them, such as the agent of this workload.
     pub fn default_member(mut self, name: impl Into<Box<str>>, source: impl BundleSource) -> Self {
         let name = name.into();
         let at = self.members.len();
         if self.default.replace(at).is_some() {
             let text = format!(
-                "member \"{name}\" is a second default: only one member can own the trust domains \
-                 without a route; add it by `member`"
+                "member \"{name}\" is a second default member: only one can own the trust domains that \
+                 no other member owns; add it by `member`"
             );
             self.fail(MergedBundlesErrorReason::TwoDefaults, text);
         }

@@ -56,7 +56,7 @@ impl MergedMemberState {
         &self.trust_domains
     }
 
-    /// Returns whether it owns all trust domains without a route.
+    /// Returns whether it owns all trust domains that no other member owns.
     pub fn is_default(&self) -> bool {
         self.is_default
     }

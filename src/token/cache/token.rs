@@ -190,7 +190,7 @@ fn expired(svid: &JwtSvid, had: Option<&Token>, now: Moment) -> FetchSvidError {
     const FIX: &str = "its server is probably unreachable; check the agent's log and its \
                        connection to the server";
     if had.is_some_and(|had| had.svid.token() == svid.token()) {
-        let text = format!("{WHAT}: it returned it before, and it has expired; {FIX}");
+        let text = format!("{WHAT}: the same one as before, which has expired; {FIX}");
         return FetchSvidError::new(FetchSvidReason::Stale, text);
     }
     let lived =

@@ -114,7 +114,7 @@ async fn h06_retry_after_delays_early_polls() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn h06_retry_after_outlasts_a_key_seen_during_the_poll() {
+async fn h06_unknown_key_during_a_poll_keeps_retry_after() {
     let world = World::new().await;
     let bundles = world.jwks().await;
     polls(&bundles, 1).await;
