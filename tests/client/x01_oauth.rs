@@ -228,6 +228,21 @@ async fn x01_token_is_refreshed_before_it_expires() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn x01_token_that_is_issued_again_stays_in_use() {
+    let world = World::new().await;
+    world.server.fail(TokenEndpointFault::SameToken);
+    let first = world.get("api").await.unwrap();
+    for second in 0..900 {
+        tokio::time::sleep(secs(1)).await;
+        let token = world.get("api").await;
+        let token = token.unwrap_or_else(|error| panic!("{second}: {error}"));
+        assert_eq!(token.token(), first.token());
+    }
+    let requests = world.requests();
+    assert!((4..60).contains(&requests), "{requests}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn x01_expires_in_variants() {
     let day = 24 * 3600;
     let cases: &[(Option<&str>, Option<u64>)] = &[
@@ -475,6 +490,8 @@ async fn x01_tokens_and_assertions_never_leak() {
         format!("bad signature {}", parts[2]),
         format!("({})", parts[1]),
         "subject 0paque-sub~ject/token+x== unknown".to_owned(),
+        // As it is in the form of the request.
+        "subject_token=0paque-sub%7Eject%2Ftoken%2Bx%3D%3D unknown".to_owned(),
         format!("subject {} unknown", subject.token()),
         "line\nbreak \u{1b}[31m red".to_owned(),
         "x".repeat(100_000),
@@ -528,6 +545,40 @@ async fn x01_tokens_and_assertions_never_leak() {
     ];
     for secret in secrets {
         assert!(!shown.contains(secret), "{secret}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn x01_errors_of_the_http_client_never_leak() {
+    let log = Log::default();
+    let _listening = log.begin(Level::TRACE);
+    // Its error has a part of the request.
+    let quoting = service_fn(async |request: Request<Bytes>| {
+        let body = String::from_utf8_lossy(request.body());
+        let mut parameters = body.split('&');
+        let subject = parameters.find(|it| it.starts_with("subject_token=0paque"));
+        let part = subject.map_or(request.uri().to_string(), str::to_owned);
+        let error = std::io::Error::other(format!("{part} was not sent"));
+        Err::<Response<Full<Bytes>>, _>(error)
+    });
+    let world = World::with(|builder| {
+        let endpoint = "https://as.example.org/token?key=s3cret";
+        let builder = builder.token_exchange().token_endpoint(endpoint);
+        builder.http_client(quoting)
+    })
+    .await;
+    let opaque = SubjectToken::new("0paque-sub~ject/token+x==", UnixTime::from_secs(START + 50));
+    let on_behalf = request("api").on_behalf_of(opaque.unwrap());
+    let mut shown = String::new();
+    for request in [on_behalf, request("api")] {
+        let error = world.cache.get(&request).await.unwrap_err();
+        assert_eq!(world.recorder.last(), "unreachable");
+        shown += &format!("{error} {error:?} {:?}", world.tokens.state());
+    }
+    shown += &log.text();
+    assert!(shown.contains("https://as.example.org/token is unreachable"));
+    for secret in ["0paque-sub", "s3cret"] {
+        assert!(!shown.contains(secret), "{shown}");
     }
 }
 
