@@ -78,6 +78,37 @@ async fn x01_each_caller_has_its_own_token() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn x01_callers_token_is_exchanged_once() {
+    let world = World::with(AccessTokensBuilder::token_exchange).await;
+    world.server.set_token_life(secs(3600));
+    let on_behalf = request("api").on_behalf_of(world.subject(WEB, secs(300)));
+    // A newer access token would expire at the same time, with the caller's token.
+    let first = world.cache.get(&on_behalf).await.unwrap();
+    for _ in 0..290 {
+        tokio::time::sleep(secs(1)).await;
+        let token = world.cache.get(&on_behalf).await.unwrap();
+        assert_eq!(token.token(), first.token());
+    }
+    assert_eq!(world.requests(), 1);
+    // A token that the resource rejects is replaced, at most once per 10 s.
+    let header = world.cache.header(&on_behalf).await.unwrap();
+    assert!(world.cache.report_refused(&on_behalf, &header));
+    let second = world.cache.header(&on_behalf).await.unwrap();
+    assert_ne!(second, header);
+    assert!(!world.cache.report_refused(&on_behalf, &second));
+    assert_eq!(world.cache.header(&on_behalf).await.unwrap(), second);
+    assert_eq!(world.requests(), 2);
+    // An access token that expires before the caller's token is refreshed.
+    world.server.set_token_life(secs(60));
+    let on_behalf = request("api").on_behalf_of(world.subject(CRON, secs(300)));
+    for _ in 0..55 {
+        world.cache.get(&on_behalf).await.unwrap();
+        tokio::time::sleep(secs(1)).await;
+    }
+    assert_eq!(world.requests(), 4);
+}
+
+#[tokio::test(start_paused = true)]
 async fn x01_callers_token_is_not_reused_for_another() {
     let world = World::with(AccessTokensBuilder::token_exchange).await;
     // An invalid subject token does not get the token of a valid one.
