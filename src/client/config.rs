@@ -295,13 +295,7 @@ impl Config {
     }
 
     fn plaintext_error(&self, target: Target<'_>) -> Option<TokenError> {
-        let allowed = target.is_https()
-            || match self.plaintext {
-                Some(Plaintext::Loopback) => target.is_loopback(),
-                Some(Plaintext::UnixSocket | Plaintext::Any) => true,
-                None => false,
-            };
-        (!allowed).then(|| {
+        (!target.may_get_token(self.plaintext)).then(|| {
             TokenError::new(
                 TokenErrorReason::Plaintext,
                 format!(
