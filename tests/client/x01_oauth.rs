@@ -308,6 +308,21 @@ async fn x01_expires_in_variants() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn x01_lifetime_without_a_limit_is_no_overflow() {
+    let world = World::with(|builder| builder.max_lifetime(Duration::MAX)).await;
+    for raw in ["18446744073709551615", "1e300", "9223372036854775807"] {
+        let fault = TokenEndpointFault::ExpiresIn(Some(raw.to_owned()));
+        world.server.fail(fault);
+        let request = request(&format!("api-{raw}"));
+        let token = world.cache.get(&request).await.unwrap();
+        tokio::time::sleep(secs(3600)).await;
+        let later = world.cache.get(&request).await.unwrap();
+        assert_eq!(later.token(), token.token(), "{raw}");
+        assert!(world.cache.snapshot_of(&request).unwrap().expires_in > Some(secs(3600)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn x01_lifetime_counts_from_the_request() {
     let world = World::new().await;
     world.server.fail(TokenEndpointFault::Slow(secs(4)));
@@ -396,6 +411,7 @@ async fn x01_errors_are_mapped_to_reasons() {
 #[tokio::test(start_paused = true)]
 async fn x01_hostile_responses_are_unacceptable() {
     let token = |token: &str| format!(r#"{{"access_token":{token},"token_type":"Bearer"}}"#);
+    let deep = format!("{}{}", "[".repeat(30_000), "]".repeat(30_000));
     let with_type = |kind: &str| format!(r#"{{"access_token":"abc","token_type":{kind}}}"#);
     let bodies = [
         String::new(),
@@ -426,6 +442,7 @@ async fn x01_hostile_responses_are_unacceptable() {
             "x".repeat(70_000)
         ),
         r#"{"access_token":"abc","token_type":"Bearer""#.to_owned(),
+        format!(r#"{{"access_token":"abc","token_type":"Bearer","expires_in":{deep}}}"#),
     ];
     for body in bodies {
         let world = World::new().await;
@@ -442,7 +459,6 @@ async fn x01_hostile_responses_are_unacceptable() {
     }
     // Unknown members are skipped at any depth.
     let world = World::new().await;
-    let deep = format!("{}{}", "[".repeat(30_000), "]".repeat(30_000));
     let body = format!(r#"{{"x":{deep},"access_token":"abc","token_type":"Bearer"}}"#);
     world.server.fail(TokenEndpointFault::json(200, body));
     assert_eq!(world.get("api").await.unwrap().token(), "abc");
