@@ -216,7 +216,7 @@ impl Config {
         let Some(subject) = subject.cloned().or_else(of_caller) else {
             return Some(Decision::not_allowed(TokenError::new(
                 TokenErrorReason::InvalidRequest,
-                "the request is to be on behalf of its caller, and has no token of one; put a \
+                "the request must be on behalf of its caller, but has no caller's token; put a \
                  `SubjectToken` into its extensions, or forward the caller's request with \
                  `keep_credential`",
             )));
@@ -307,8 +307,8 @@ impl Unmatched<'_> {
     fn error(&self) -> TokenError {
         let message = match self {
             Self::Ambiguous => {
-                "no token may go where the origin can be read in more than one way: with a user \
-                 name, with an authority and no scheme, or by CONNECT"
+                "no token may go to this URI: it needs the scheme https or http, a valid host and \
+                 port, and no user name; CONNECT requests get no token"
                     .to_owned()
             }
             Self::Origin(origin) => format!(

@@ -24,8 +24,9 @@ use crate::verify::Validator;
 /// clients by JWT-SVID, issues opaque access tokens, and fails on demand.
 ///
 /// It accepts the grants `client_credentials` and token exchange (RFC 8693), and the assertion
-/// types `jwt-spiffe` and `jwt-bearer`. Each workload of the given trust domains is a client. Its
-/// only audience must be the issuer ([`sole_audience`](crate::verify::ValidatorBuilder::sole_audience)).
+/// types `jwt-spiffe` and `jwt-bearer`. Each workload of the given trust domains is a client. The
+/// issuer must be the only audience of its JWT-SVID
+/// ([`sole_audience`](crate::verify::ValidatorBuilder::sole_audience)).
 ///
 /// Clones are the same server. When the last one is dropped, its port is closed.
 ///
@@ -185,7 +186,8 @@ impl FakeAuthorizationServer {
         FakeTokenEndpoint::new(self.state.clone())
     }
 
-    /// Returns the data of an access token, as a resource server would get it by token introspection. `None` if this server did not issue it, it has expired, or it was revoked.
+    /// Returns the data of an access token, as a resource server would get it by token
+    /// introspection. `None` if this server did not issue it, it has expired, or it was revoked.
     pub fn find(&self, access_token: &str) -> Option<IssuedToken> {
         let now = self.state.clock.now();
         let inner = self.state.inner();
@@ -218,7 +220,7 @@ impl FakeAuthorizationServer {
         self.state.inner().counts
     }
 
-    /// Returns the bodies of the requests so far. They have tokens in them.
+    /// Returns the bodies of the requests so far. They contain tokens.
     pub fn bodies(&self) -> Vec<String> {
         self.state.inner().bodies.clone()
     }
