@@ -109,6 +109,29 @@ async fn x01_callers_token_is_exchanged_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn x01_expired_subject_does_not_close_the_breaker() {
+    let world = World::with(AccessTokensBuilder::token_exchange).await;
+    world.server.fail(TokenEndpointFault::Down);
+    for n in 0..10 {
+        assert!(world.get(&format!("api-{n}")).await.is_err());
+    }
+    assert!(world.cache.stats().breaker_open);
+    // The next probe is allowed.
+    tokio::time::sleep(secs(6)).await;
+    let (subject, requests) = (world.subject(WEB, secs(0)), world.requests());
+    let on_behalf = request("api").on_behalf_of(subject);
+    let error = world.cache.get(&on_behalf).await.unwrap_err();
+    assert_eq!(error.reason(), TokenErrorReason::InvalidRequest);
+    assert_eq!(world.recorder.last(), "expired-subject");
+    assert_eq!(world.requests(), requests);
+    assert!(world.cache.stats().breaker_open);
+    // It does not delay the probe of another request.
+    world.server.recover();
+    assert!(world.get("api").await.is_ok());
+    assert!(!world.cache.stats().breaker_open);
+}
+
+#[tokio::test(start_paused = true)]
 async fn x01_callers_token_is_not_reused_for_another() {
     let world = World::with(AccessTokensBuilder::token_exchange).await;
     // An invalid subject token does not get the token of a valid one.
