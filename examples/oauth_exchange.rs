@@ -1,8 +1,9 @@
 //! Access tokens of an OAuth server, with JWT-SVIDs instead of client secrets:
 //! `cargo run --example oauth_exchange`.
 //!
-//! A gateway calls an API that accepts access tokens only: as itself, and on behalf of its caller. The authorization server is `testing::FakeAuthorizationServer`; in production
-//! it is Keycloak or any other server that accepts JWT client assertions.
+//! A gateway calls an API that accepts access tokens only: as itself, and on behalf of its caller.
+//! The authorization server is `testing::FakeAuthorizationServer`; in production it is Keycloak or
+//! any other server that accepts JWT client assertions.
 //!
 //! Uses the agent at `SPIFFE_ENDPOINT_SOCKET`, or starts its own (`testing::FakeAgent`).
 

@@ -8,48 +8,13 @@ use http::{Extensions, HeaderMap, HeaderValue};
 
 use super::audience::{Audience, Found};
 use super::caller;
+use super::options::{OnExisting, Plaintext};
 use super::origin::{Destination, Target};
 #[cfg(feature = "oauth")]
 use crate::token::SubjectToken;
 use crate::token::SvidRequest;
 use crate::token::{Issue, PinnedSvid, SvidCache, TokenError, TokenErrorReason};
 use crate::verify::VerifiedSvid;
-
-/// What to do if a request already has the header and its origin may get a token. Requests to other
-/// origins are sent unchanged, unless the layer is strict.
-///
-/// The token of a verified caller is never forwarded: if the extensions of a request have a
-/// verified
-/// [`CallerState`](https://docs.rs/tower-spiffe/latest/tower_spiffe/server/enum.CallerState.html),
-/// `Keep` acts as `Replace`, and the caller's token is removed from all headers of the request, for
-/// every origin. After a layer in `audit` mode, `Keep` acts as `Replace` for invalid and denied
-/// tokens too. `reqwest::Request` has no extensions, so this does not apply to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum OnExisting {
-    /// Keep the header: the request is sent without a token of this workload.
-    #[default]
-    Keep,
-    /// Replace it with a token of this workload.
-    Replace,
-    /// Fail the request.
-    Error,
-}
-
-/// Where a token may be sent in plaintext.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Plaintext {
-    /// To this machine: 127.0.0.0/8, `::1` and `localhost`, in exactly these forms.
-    ///
-    /// A client with a proxy configured (by `HTTP_PROXY` too) may send even those requests to the
-    /// proxy.
-    Loopback,
-    /// Anywhere, because the client connects to a Unix socket. The layer cannot check that.
-    UnixSocket,
-    /// Anywhere: everyone on the network path can read and use the token.
-    Any,
-}
 
 #[derive(Clone)]
 pub(crate) struct Config {
@@ -251,7 +216,7 @@ impl Config {
         let Some(subject) = subject.cloned().or_else(of_caller) else {
             return Some(Decision::not_allowed(TokenError::new(
                 TokenErrorReason::InvalidRequest,
-                "the request must be on behalf of a caller, but has no token of a caller; put a \
+                "the request must be on behalf of its caller, but has no caller's token; put a \
                  `SubjectToken` into its extensions, or forward the caller's request with \
                  `keep_credential`",
             )));
@@ -295,13 +260,7 @@ impl Config {
     }
 
     fn plaintext_error(&self, target: Target<'_>) -> Option<TokenError> {
-        let allowed = target.is_https()
-            || match self.plaintext {
-                Some(Plaintext::Loopback) => target.is_loopback(),
-                Some(Plaintext::UnixSocket | Plaintext::Any) => true,
-                None => false,
-            };
-        (!allowed).then(|| {
+        (!target.may_get_token(self.plaintext)).then(|| {
             TokenError::new(
                 TokenErrorReason::Plaintext,
                 format!(
@@ -348,8 +307,8 @@ impl Unmatched<'_> {
     fn error(&self) -> TokenError {
         let message = match self {
             Self::Ambiguous => {
-                "no token may go where the origin can be read in more than one way: with a user \
-                 name, with an authority and no scheme, or by CONNECT"
+                "no token may go to this URI: it needs the scheme https or http, a valid host and \
+                 port, and no user name; CONNECT requests get no token"
                     .to_owned()
             }
             Self::Origin(origin) => format!(
@@ -461,78 +420,6 @@ pub(crate) fn withhold(headers: &mut HeaderMap, name: &HeaderName, caller: &Veri
 pub(crate) fn insert(headers: &mut HeaderMap, name: &HeaderName, value: HeaderValue) -> bool {
     headers.try_insert(name, value).is_ok()
 }
-
-/// The options, the same on the layer, the service, the middleware and the interceptor.
-macro_rules! options {
-    ($type:ty $(, $generic:ident)?) => {
-        impl $(<$generic>)? $type {
-            /// Puts the token into this header instead of `authorization`, which may have another
-            /// token, such as the end user's. The server must read the same header. A 401 may be
-            /// about the other token; the token of this layer is refreshed anyway, at most once per
-            /// 10 s.
-            ///
-            /// **Redirects**: a client that follows them removes `authorization` for another host,
-            /// but not this header. Disable redirects in the inner client, or put the layer that
-            /// follows them outside.
-            #[must_use]
-            pub fn header(mut self, name: http::header::HeaderName) -> Self {
-                Arc::make_mut(&mut self.config).set_header(name);
-                self
-            }
-
-            /// Sets what to do with a request that already has the header:
-            /// [`OnExisting::Keep`](crate::client::OnExisting::Keep) by default.
-            #[must_use]
-            pub fn on_existing(mut self, on_existing: $crate::client::OnExisting) -> Self {
-                Arc::make_mut(&mut self.config).set_on_existing(on_existing);
-                self
-            }
-
-            /// Fails requests that match no origin of the audience with
-            /// [`ForeignOrigin`](crate::token::TokenErrorReason::ForeignOrigin), with or without
-            /// the header: requests to other origins, and requests with a `Host` header that
-            /// differs from their origin. By default they are sent without a token and counted.
-            #[must_use]
-            pub fn strict(mut self) -> Self {
-                Arc::make_mut(&mut self.config).set_strict();
-                self
-            }
-
-            /// Allows tokens in plaintext to these destinations. By default tokens are sent over
-            /// https only: a request to an `http://` origin that the audience covers fails with
-            /// [`Plaintext`](crate::token::TokenErrorReason::Plaintext), and is not sent without a
-            /// token.
-            #[must_use]
-            pub fn allow_plaintext(mut self, plaintext: $crate::client::Plaintext) -> Self {
-                Arc::make_mut(&mut self.config).set_plaintext(plaintext);
-                self
-            }
-
-            /// Requests tokens of this identity for all audiences, including audiences in the
-            /// extensions of requests that have no identity. If several identities are registered
-            /// for a workload, SPIRE's order is arbitrary and may change: name the identity that
-            /// the called service allows.
-            #[must_use]
-            pub fn spiffe_id(mut self, id: $crate::identity::SpiffeId) -> Self {
-                let config = Arc::make_mut(&mut self.config);
-                config.set_audience(config.audience().clone().spiffe_id(id));
-                self
-            }
-
-            /// Requests tokens of the identity with this hint, for all audiences, as
-            /// [`spiffe_id`](Self::spiffe_id) does.
-            ///
-            /// # Errors
-            /// The hint is empty.
-            pub fn hint(mut self, hint: &str) -> Result<Self, $crate::client::AudienceError> {
-                let config = Arc::make_mut(&mut self.config);
-                config.set_audience(config.audience().clone().hint(hint)?);
-                Ok(self)
-            }
-        }
-    };
-}
-pub(super) use options;
 
 impl fmt::Debug for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -5,8 +5,9 @@ use tonic::{Request, Status};
 
 use super::audience::Audience;
 use super::caller;
-use super::config::{Config, Decision, insert, options, withhold};
+use super::config::{Config, Decision, insert, withhold};
 use super::no_room;
+use super::options::options;
 use super::origin::Destination;
 use crate::token::{SvidCache, TokenError, TokenErrorReason};
 

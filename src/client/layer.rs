@@ -3,7 +3,8 @@ use std::sync::Arc;
 use tower_layer::Layer;
 
 use super::audience::Audience;
-use super::config::{Config, options};
+use super::config::Config;
+use super::options::options;
 use super::service::AddJwtSvid;
 use crate::token::SvidCache;
 

@@ -189,6 +189,7 @@ mod future;
 #[cfg(feature = "tonic")]
 mod interceptor;
 mod layer;
+mod options;
 mod origin;
 mod request;
 #[cfg(feature = "reqwest-middleware")]
@@ -196,11 +197,11 @@ mod reqwest_middleware;
 mod service;
 
 pub use audience::{Audience, AudienceError, UnboundAudience};
-pub use config::{OnExisting, Plaintext};
 pub use future::ResponseFuture;
 #[cfg(feature = "tonic")]
 pub use interceptor::JwtSvidInterceptor;
 pub use layer::AddJwtSvidLayer;
+pub use options::{OnExisting, Plaintext};
 pub use origin::{Origin, OriginError};
 pub use request::{IncomingResponse, OutgoingRequest};
 #[cfg(feature = "reqwest-middleware")]

@@ -9,6 +9,8 @@ use std::str::FromStr;
 use http::Uri;
 use http::uri::{Authority, Scheme};
 
+use super::Plaintext;
+
 /// The scheme, host and port that requests go to: `https://reports`, `https://reports:8443`,
 /// `http://[::1]:8080`.
 ///
@@ -219,8 +221,14 @@ impl<'a> Target<'a> {
         }
     }
 
-    pub(crate) fn is_https(self) -> bool {
+    /// Whether a token may be sent there: over https, or as `plaintext` allows.
+    pub(crate) fn may_get_token(self, plaintext: Option<Plaintext>) -> bool {
         self.https
+            || match plaintext {
+                Some(Plaintext::Loopback) => self.is_loopback(),
+                Some(Plaintext::UnixSocket | Plaintext::Any) => true,
+                None => false,
+            }
     }
 
     /// Whether the host is the host of `domain` with exactly this many labels in front, and scheme
@@ -259,7 +267,7 @@ impl<'a> Target<'a> {
 
     /// Whether the host is this machine in a form that every program reads the same way:
     /// 127.0.0.0/8 in four decimal parts, `::1`, or `localhost`.
-    pub(crate) fn is_loopback(self) -> bool {
+    fn is_loopback(self) -> bool {
         if self.host.eq_ignore_ascii_case("localhost") {
             return true;
         }

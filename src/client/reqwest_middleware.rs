@@ -6,9 +6,10 @@ use reqwest_middleware::{Error, Middleware, Next};
 
 use super::audience::{Audience, AudienceError};
 use super::caller;
-use super::config::{Config, Decision, insert, options, withhold};
+use super::config::{Config, Decision, insert, withhold};
 use super::deadline::Deadline;
 use super::no_room;
+use super::options::options;
 use super::request::rejects_token;
 use super::request::sealed::Request as _;
 use crate::token::{Issue, SvidCache};

@@ -6,9 +6,10 @@ use tower_service::Service;
 
 use super::audience::Audience;
 use super::caller;
-use super::config::{Config, Decision, insert, options, withhold};
+use super::config::{Config, Decision, insert, withhold};
 use super::deadline::Deadline;
 use super::future::{Held, ResponseFuture};
+use super::options::options;
 use super::request::{IncomingResponse, OutgoingRequest};
 use super::{BoxError, no_room};
 use crate::token::{Issue, SvidCache};

@@ -381,13 +381,7 @@ fn endpoint(url: &str, plaintext: Option<Plaintext>) -> Result<Uri, String> {
     };
     let origin: Result<Origin, _> = format!("{scheme}://{authority}").parse();
     let origin = origin.map_err(|error| format!("{WANTED}: {error}"))?;
-    let allowed = origin.target().is_https()
-        || match plaintext {
-            Some(Plaintext::Loopback) => origin.target().is_loopback(),
-            Some(_) => true,
-            None => false,
-        };
-    if !allowed {
+    if !origin.target().may_get_token(plaintext) {
         return Err(
             "the JWT-SVID would be sent in plaintext; use https, or `allow_plaintext`".into(),
         );

@@ -13,7 +13,7 @@ use super::state::{AccessTokensState, History};
 use super::transport::Transport;
 use crate::clock::Clock;
 use crate::metrics::{MetricsRecorder as _, Shielded};
-use crate::presentable::{chain, presentable};
+use crate::presentable::chain;
 use crate::token::{
     FetchSvid, FetchSvidError, FetchSvidFuture, FetchSvidReason, JwtSvid, SvidCache, SvidRequest,
     TokenError, TokenErrorReason,
@@ -106,8 +106,9 @@ impl Exchange {
         let subject = request.subject();
         let mut secrets = vec![svid.token()];
         secrets.extend(subject.map(|subject| subject.token()));
+        secrets.extend(self.settings.endpoint.query());
         let answer = answer.map_err(|error| {
-            let why = presentable(&chain(&*error));
+            let why = response::clean(&chain(&*error), &secrets, usize::MAX);
             let text = format!("token endpoint {endpoint} is unreachable: {why}");
             Failure::new("unreachable", FetchSvidReason::Unavailable, text)
         })?;

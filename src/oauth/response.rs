@@ -220,14 +220,15 @@ fn lifetime(value: Option<&Value>) -> Result<Option<Duration>, &'static str> {
     Ok(Some(Duration::from_secs(secs)))
 }
 
-/// Makes a text of the server safe for logs: removes these secrets and their parts, and cuts it at
-/// `len` bytes.
-fn clean(text: &str, secrets: &[&str], len: usize) -> Box<str> {
+/// Makes a text of the server or of the HTTP client safe for logs: redacts it if it contains one of
+/// these secrets, also as it is encoded in a form, or a part of one; cuts it at `len` bytes.
+pub(super) fn clean(text: &str, secrets: &[&str], len: usize) -> Box<str> {
     const SHORTEST: usize = 12;
-    let parts = secrets.iter().flat_map(|secret| secret.split('.'));
-    let mut parts = parts.filter(|part| part.len() >= SHORTEST);
-    let leaks =
-        secrets.iter().any(|secret| text.contains(secret)) || parts.any(|part| text.contains(part));
+    let leaks = secrets.iter().any(|secret| {
+        let encoded: String = form_urlencoded::byte_serialize(secret.as_bytes()).collect();
+        let mut parts = secret.split('.').filter(|part| part.len() >= SHORTEST);
+        text.contains(secret) || text.contains(&encoded) || parts.any(|part| text.contains(part))
+    });
     if leaks {
         return "[redacted]".into();
     }

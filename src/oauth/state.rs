@@ -60,6 +60,7 @@ impl History {
         cache: &SvidCache,
         now: Duration,
     ) -> AccessTokensState {
+        let (stats, tokens) = (cache.stats(), cache.snapshot());
         let past = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         AccessTokensState {
             token_endpoint,
@@ -67,8 +68,8 @@ impl History {
             failures: past.failures,
             last_error: past.last_error.clone(),
             last_success: past.last_success.map(|at| now.saturating_sub(at)),
-            cache: cache.stats(),
-            tokens: cache.snapshot(),
+            cache: stats,
+            tokens,
         }
     }
 }

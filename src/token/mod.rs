@@ -148,6 +148,7 @@ mod fetch;
 mod jwt_svid;
 #[cfg(feature = "oauth")]
 pub(crate) mod oauth_error;
+mod request;
 #[cfg(feature = "oauth")]
 pub(crate) mod subject;
 
@@ -159,15 +160,14 @@ pub use cache::{
 };
 #[cfg(feature = "client")]
 pub(crate) use cache::{Issue, Issued, Successors, Waiter};
-#[cfg(feature = "client")]
-pub(crate) use fetch::Identity;
-pub use fetch::{
-    FetchSvid, FetchSvidError, FetchSvidFuture, FetchSvidReason, SvidRequest, SvidRequestError,
-};
+pub use fetch::{FetchSvid, FetchSvidError, FetchSvidFuture, FetchSvidReason};
 #[cfg(feature = "client")]
 pub(crate) use jwt_svid::Subject;
 pub use jwt_svid::{JwtSvid, ParseJwtSvidError};
 #[cfg(feature = "oauth")]
 pub(crate) use oauth_error::OAuthError;
+#[cfg(feature = "client")]
+pub(crate) use request::Identity;
+pub use request::{SvidRequest, SvidRequestError};
 #[cfg(feature = "oauth")]
 pub(crate) use subject::SubjectToken;

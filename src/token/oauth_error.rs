@@ -18,8 +18,8 @@ impl OAuthError {
         self.status
     }
 
-    /// Returns the error code, such as `invalid_client`, as the server sent it: at most 64 bytes.
-    /// `None` if the response is not in the form of RFC 6749.
+    /// Returns the server's error code, such as `invalid_client`: escaped, without tokens, at most
+    /// 64 bytes. `None` if the response is not in the form of RFC 6749.
     pub fn error(&self) -> Option<&str> {
         self.error.as_deref()
     }

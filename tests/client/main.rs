@@ -46,6 +46,7 @@ mod t04_file_tokens;
 mod t05_single_use;
 mod tonic_channel;
 mod turns;
+mod x01_callers;
 mod x01_oauth;
 mod x01_oauth_http;
 

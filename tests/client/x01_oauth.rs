@@ -19,43 +19,39 @@ use tower_spiffe::oauth::{
     TargetParameter,
 };
 use tower_spiffe::testing::{
-    AgentCall, FakeAgent, FakeAuthorizationServer, Fault, Issuer, PausedClock, TokenEndpointFault,
+    AgentCall, FakeAgent, FakeAuthorizationServer, Fault, PausedClock, TokenEndpointFault,
 };
 use tower_spiffe::token::{
     FetchSvidReason, GrpcCode, ParseJwtSvidError, SvidRequest, TokenError, TokenErrorReason,
 };
-use tower_spiffe::verify::VerifiedSvid;
-use tower_spiffe::{
-    AddJwtSvidLayer, Allow, Audience, CallerState, JwtSource, JwtSvid, SvidCache,
-    ValidateJwtSvidLayer, Validator,
-};
+use tower_spiffe::{AddJwtSvidLayer, Audience, JwtSource, JwtSvid, SvidCache};
 use tracing::Level;
 
 use crate::log::Log;
 use crate::support::{START, millis, request, secs, settle};
 
 const ISSUER: &str = "https://as.example.org";
-const WORKLOAD: &str = "spiffe://example.org/workload";
-const WEB: &str = "spiffe://example.org/web";
-const CRON: &str = "spiffe://example.org/cron";
+pub const WORKLOAD: &str = "spiffe://example.org/workload";
+pub const WEB: &str = "spiffe://example.org/web";
+pub const CRON: &str = "spiffe://example.org/cron";
 
 /// An agent, an authorization server, and a source of access tokens.
-struct World {
-    clock: PausedClock,
-    agent: FakeAgent,
-    source: JwtSource,
-    server: FakeAuthorizationServer,
-    tokens: AccessTokens,
-    cache: SvidCache,
-    recorder: Arc<Recorder>,
+pub struct World {
+    pub clock: PausedClock,
+    pub agent: FakeAgent,
+    pub source: JwtSource,
+    pub server: FakeAuthorizationServer,
+    pub tokens: AccessTokens,
+    pub cache: SvidCache,
+    pub recorder: Arc<Recorder>,
 }
 
 impl World {
-    async fn new() -> Self {
+    pub async fn new() -> Self {
         Self::with(|builder| builder).await
     }
 
-    async fn with(options: impl FnOnce(AccessTokensBuilder) -> AccessTokensBuilder) -> Self {
+    pub async fn with(options: impl FnOnce(AccessTokensBuilder) -> AccessTokensBuilder) -> Self {
         let clock = PausedClock::new(UnixTime::from_secs(START));
         let agent = FakeAgent::builder("example.org").clock(clock.shared());
         let agent = agent.start_in_memory().await.unwrap();
@@ -84,16 +80,16 @@ impl World {
         }
     }
 
-    async fn get(&self, audience: &str) -> Result<JwtSvid, TokenError> {
+    pub async fn get(&self, audience: &str) -> Result<JwtSvid, TokenError> {
         self.cache.get(&request(audience)).await
     }
 
-    fn requests(&self) -> u64 {
+    pub fn requests(&self) -> u64 {
         self.server.counts().requests
     }
 
     /// The parameters of the last request.
-    fn last_form(&self) -> HashMap<String, String> {
+    pub fn last_form(&self) -> HashMap<String, String> {
         let body = self.server.bodies().pop().unwrap();
         form_urlencoded::parse(body.as_bytes())
             .into_owned()
@@ -101,20 +97,20 @@ impl World {
     }
 
     /// A caller's token for the gateway, as a subject token.
-    fn subject(&self, id: &str, life: Duration) -> SubjectToken {
+    pub fn subject(&self, id: &str, life: Duration) -> SubjectToken {
         let token = self.agent.issuer().token(id, "gateway").expires_in(life);
         let exp = self.clock_now().saturating_add(life);
         SubjectToken::new(&token.sign(), exp).unwrap()
     }
 
-    fn clock_now(&self) -> UnixTime {
+    pub fn clock_now(&self) -> UnixTime {
         use tower_spiffe::clock::Clock as _;
         self.clock.now()
     }
 }
 
 #[derive(Default)]
-struct Recorder {
+pub struct Recorder {
     exchanges: Mutex<Vec<&'static str>>,
     hits: Mutex<u32>,
     fetches: Mutex<u32>,
@@ -138,13 +134,13 @@ impl MetricsRecorder for Recorder {
 }
 
 impl Recorder {
-    fn last(&self) -> &'static str {
+    pub fn last(&self) -> &'static str {
         self.exchanges.lock().unwrap().last().unwrap()
     }
 }
 
 /// A service that returns the `authorization` header of its request.
-fn echo()
+pub fn echo()
 -> impl Service<Request<()>, Response = Response<Option<String>>, Error = Infallible, Future: Send>
 + Clone {
     service_fn(async |request: Request<()>| {
@@ -154,7 +150,7 @@ fn echo()
     })
 }
 
-fn to(uri: &str) -> Request<()> {
+pub fn to(uri: &str) -> Request<()> {
     Request::get(uri).body(()).unwrap()
 }
 
@@ -232,6 +228,21 @@ async fn x01_token_is_refreshed_before_it_expires() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn x01_token_that_is_issued_again_stays_in_use() {
+    let world = World::new().await;
+    world.server.fail(TokenEndpointFault::SameToken);
+    let first = world.get("api").await.unwrap();
+    for second in 0..900 {
+        tokio::time::sleep(secs(1)).await;
+        let token = world.get("api").await;
+        let token = token.unwrap_or_else(|error| panic!("{second}: {error}"));
+        assert_eq!(token.token(), first.token());
+    }
+    let requests = world.requests();
+    assert!((4..60).contains(&requests), "{requests}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn x01_expires_in_variants() {
     let day = 24 * 3600;
     let cases: &[(Option<&str>, Option<u64>)] = &[
@@ -294,6 +305,21 @@ async fn x01_expires_in_variants() {
         token.expires_at().saturating_since(world.clock_now()),
         secs(60)
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn x01_lifetime_without_a_limit_is_no_overflow() {
+    let world = World::with(|builder| builder.max_lifetime(Duration::MAX)).await;
+    for raw in ["18446744073709551615", "1e300", "9223372036854775807"] {
+        let fault = TokenEndpointFault::ExpiresIn(Some(raw.to_owned()));
+        world.server.fail(fault);
+        let request = request(&format!("api-{raw}"));
+        let token = world.cache.get(&request).await.unwrap();
+        tokio::time::sleep(secs(3600)).await;
+        let later = world.cache.get(&request).await.unwrap();
+        assert_eq!(later.token(), token.token(), "{raw}");
+        assert!(world.cache.snapshot_of(&request).unwrap().expires_in > Some(secs(3600)));
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -385,6 +411,7 @@ async fn x01_errors_are_mapped_to_reasons() {
 #[tokio::test(start_paused = true)]
 async fn x01_hostile_responses_are_unacceptable() {
     let token = |token: &str| format!(r#"{{"access_token":{token},"token_type":"Bearer"}}"#);
+    let deep = format!("{}{}", "[".repeat(30_000), "]".repeat(30_000));
     let with_type = |kind: &str| format!(r#"{{"access_token":"abc","token_type":{kind}}}"#);
     let bodies = [
         String::new(),
@@ -415,6 +442,7 @@ async fn x01_hostile_responses_are_unacceptable() {
             "x".repeat(70_000)
         ),
         r#"{"access_token":"abc","token_type":"Bearer""#.to_owned(),
+        format!(r#"{{"access_token":"abc","token_type":"Bearer","expires_in":{deep}}}"#),
     ];
     for body in bodies {
         let world = World::new().await;
@@ -431,7 +459,6 @@ async fn x01_hostile_responses_are_unacceptable() {
     }
     // Unknown members are skipped at any depth.
     let world = World::new().await;
-    let deep = format!("{}{}", "[".repeat(30_000), "]".repeat(30_000));
     let body = format!(r#"{{"x":{deep},"access_token":"abc","token_type":"Bearer"}}"#);
     world.server.fail(TokenEndpointFault::json(200, body));
     assert_eq!(world.get("api").await.unwrap().token(), "abc");
@@ -479,6 +506,8 @@ async fn x01_tokens_and_assertions_never_leak() {
         format!("bad signature {}", parts[2]),
         format!("({})", parts[1]),
         "subject 0paque-sub~ject/token+x== unknown".to_owned(),
+        // As it is in the form of the request.
+        "subject_token=0paque-sub%7Eject%2Ftoken%2Bx%3D%3D unknown".to_owned(),
         format!("subject {} unknown", subject.token()),
         "line\nbreak \u{1b}[31m red".to_owned(),
         "x".repeat(100_000),
@@ -532,6 +561,40 @@ async fn x01_tokens_and_assertions_never_leak() {
     ];
     for secret in secrets {
         assert!(!shown.contains(secret), "{secret}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn x01_errors_of_the_http_client_never_leak() {
+    let log = Log::default();
+    let _listening = log.begin(Level::TRACE);
+    // Its error has a part of the request.
+    let quoting = service_fn(async |request: Request<Bytes>| {
+        let body = String::from_utf8_lossy(request.body());
+        let mut parameters = body.split('&');
+        let subject = parameters.find(|it| it.starts_with("subject_token=0paque"));
+        let part = subject.map_or(request.uri().to_string(), str::to_owned);
+        let error = std::io::Error::other(format!("{part} was not sent"));
+        Err::<Response<Full<Bytes>>, _>(error)
+    });
+    let world = World::with(|builder| {
+        let endpoint = "https://as.example.org/token?key=s3cret";
+        let builder = builder.token_exchange().token_endpoint(endpoint);
+        builder.http_client(quoting)
+    })
+    .await;
+    let opaque = SubjectToken::new("0paque-sub~ject/token+x==", UnixTime::from_secs(START + 50));
+    let on_behalf = request("api").on_behalf_of(opaque.unwrap());
+    let mut shown = String::new();
+    for request in [on_behalf, request("api")] {
+        let error = world.cache.get(&request).await.unwrap_err();
+        assert_eq!(world.recorder.last(), "unreachable");
+        shown += &format!("{error} {error:?} {:?}", world.tokens.state());
+    }
+    shown += &log.text();
+    assert!(shown.contains("https://as.example.org/token is unreachable"));
+    for secret in ["0paque-sub", "s3cret"] {
+        assert!(!shown.contains(secret), "{shown}");
     }
 }
 
@@ -755,239 +818,6 @@ async fn x01_single_use_assertions_are_distinct() {
     sent.sort();
     sent.dedup();
     assert_eq!(sent.len(), 5);
-}
-
-#[tokio::test(start_paused = true)]
-async fn x01_own_svid_is_exchanged() {
-    let world = World::with(|builder| builder.token_exchange().actor_token()).await;
-    let token = world.get("api").await.unwrap();
-    let issued = world.server.find(token.token()).unwrap();
-    assert_eq!(issued.subject.as_str(), WORKLOAD);
-    assert_eq!(issued.actor, None);
-    let form = world.last_form();
-    assert_eq!(
-        form["grant_type"],
-        "urn:ietf:params:oauth:grant-type:token-exchange"
-    );
-    assert_eq!(form["subject_token"], form["client_assertion"]);
-    assert_eq!(
-        form["subject_token_type"],
-        "urn:ietf:params:oauth:token-type:jwt"
-    );
-}
-
-#[tokio::test(start_paused = true)]
-async fn x01_each_caller_has_its_own_token() {
-    let world = World::with(|builder| builder.token_exchange().actor_token()).await;
-    let (web, cron) = (world.subject(WEB, secs(120)), world.subject(CRON, secs(60)));
-    let mut seen = Vec::new();
-    for (subject, id, life) in [(&web, WEB, 120), (&cron, CRON, 60)] {
-        let request = request("api").on_behalf_of(subject.clone());
-        let token = world.cache.get(&request).await.unwrap();
-        let issued = world.server.find(token.token()).unwrap();
-        assert_eq!(issued.subject.as_str(), id);
-        assert_eq!(issued.client.as_str(), WORKLOAD);
-        assert_eq!(issued.actor.unwrap().as_str(), WORKLOAD);
-        // The server's token lives for 300 s.
-        let left = token.expires_at().saturating_since(world.clock_now());
-        assert_eq!(left, secs(life));
-        assert_eq!(
-            world.cache.get(&request).await.unwrap().token(),
-            token.token()
-        );
-        seen.push(token.token().to_owned());
-    }
-    seen.push(world.get("api").await.unwrap().token().to_owned());
-    seen.sort();
-    seen.dedup();
-    assert_eq!((seen.len(), world.requests()), (3, 3));
-    // Not after the caller's token has expired; no request is sent.
-    tokio::time::sleep(secs(60)).await;
-    let request = request("api").on_behalf_of(cron);
-    let before = world.requests();
-    let error = world.cache.get(&request).await.unwrap_err();
-    assert_eq!(error.reason(), TokenErrorReason::InvalidRequest);
-    assert!(
-        error.to_string().contains("subject token has expired"),
-        "{error}"
-    );
-    assert_eq!(world.recorder.last(), "expired-subject");
-    assert_eq!(world.requests(), before);
-}
-
-#[tokio::test(start_paused = true)]
-async fn x01_callers_token_is_not_reused_for_another() {
-    let world = World::with(AccessTokensBuilder::token_exchange).await;
-    // An invalid subject token does not get the token of a valid one.
-    let good = world.subject(WEB, secs(120));
-    let forged = Issuer::with_clock("example.org", world.clock.shared()).unwrap();
-    let forged = forged.token(WEB, "gateway").expires_in(secs(120)).sign();
-    let forged = SubjectToken::new(&forged, good.expires_at()).unwrap();
-    let get = async |subject: &SubjectToken| {
-        let request = request("api").on_behalf_of(subject.clone());
-        world.cache.get(&request).await
-    };
-    get(&good).await.unwrap();
-    let error = get(&forged).await.unwrap_err();
-    assert_eq!(error.reason(), TokenErrorReason::InvalidRequest);
-    // The same token with another type is another subject.
-    let as_other = good.clone().token_type("urn:example:other");
-    assert_ne!(as_other, good);
-    assert!(get(&as_other).await.is_err());
-    assert!(get(&good).await.is_ok());
-}
-
-#[tokio::test(start_paused = true)]
-async fn x01_callers_fill_neither_cache_nor_log() {
-    let log = Log::default();
-    let _listening = log.begin(Level::WARN);
-    let world = World::with(|builder| {
-        builder
-            .token_exchange()
-            .cache(|cache| cache.max_entries(20))
-    })
-    .await;
-    world.get("api").await.unwrap();
-    for n in 0..100 {
-        let subject = world.subject(&format!("spiffe://example.org/{n}"), secs(600));
-        let request = request("api").on_behalf_of(subject);
-        world.cache.get(&request).await.unwrap();
-        assert!(world.cache.stats().entries <= 20);
-    }
-    world
-        .server
-        .fail(TokenEndpointFault::error(400, "invalid_grant"));
-    for n in 0..100 {
-        let subject = world.subject(&format!("spiffe://example.org/x{n}"), secs(600));
-        let request = request("api").on_behalf_of(subject);
-        assert!(world.cache.get(&request).await.is_err());
-    }
-    assert_eq!(
-        log.lines_with("fetching a JWT-SVID failed"),
-        0,
-        "{}",
-        log.text()
-    );
-}
-
-#[tokio::test(start_paused = true)]
-async fn x01_subject_needs_a_source_that_exchanges() {
-    // The grant has no subject token.
-    let world = World::new().await;
-    let on_behalf = request("api").on_behalf_of(world.subject(WEB, secs(60)));
-    let error = world.cache.get(&on_behalf).await.unwrap_err();
-    assert_eq!(error.reason(), TokenErrorReason::InvalidRequest);
-    assert!(error.to_string().contains(".token_exchange()"), "{error}");
-    // The workload's own JWT-SVID is not sent for the caller.
-    let svids = SvidCache::from(world.source.clone());
-    let error = svids.get(&on_behalf).await.unwrap_err();
-    assert_eq!(error.reason(), TokenErrorReason::InvalidRequest);
-    assert!(error.to_string().contains("AccessTokens"), "{error}");
-    assert_eq!(world.requests(), 0);
-}
-
-/// Returns a caller's request, as the server layer of a gateway leaves it.
-async fn arrived(world: &World, keep: bool) -> Request<()> {
-    let taken = Arc::new(Mutex::new(None));
-    let gateway = service_fn({
-        let taken = taken.clone();
-        move |request: Request<String>| {
-            *taken.lock().unwrap() = Some(request);
-            async { Ok::<_, Infallible>(Response::new(String::new())) }
-        }
-    });
-    let validator = Validator::builder(world.source.clone()).clock(world.clock.shared());
-    let validator = validator.audience("gateway").build().unwrap();
-    let layer =
-        ValidateJwtSvidLayer::required(validator, Allow::trust_domain("example.org").unwrap());
-    let layer = if keep { layer.keep_credential() } else { layer };
-    let mut request = to("https://api/x").map(|()| String::new());
-    let bearer = world.agent.bearer(WEB, "gateway");
-    request.headers_mut().insert(AUTHORIZATION, bearer);
-    let response = layer.layer(gateway).oneshot(request).await.unwrap();
-    assert_eq!(response.status(), StatusCode::OK);
-    let request = taken.lock().unwrap().take();
-    request.unwrap().map(drop)
-}
-
-#[tokio::test(start_paused = true)]
-async fn x01_layer_exchanges_the_kept_token_of_the_caller() {
-    let world = World::with(AccessTokensBuilder::token_exchange).await;
-    let audience = || Audience::fixed("api").for_origin("https://api").unwrap();
-    let on_behalf = |audience: Audience| {
-        AddJwtSvidLayer::new(&world.tokens, audience.on_behalf_of_caller()).layer(echo())
-    };
-    let by_map = Audience::map([("https://api", "api"), ("https://b", "b")]).unwrap();
-    let made = Audience::from_origin(|_| Some("api".to_owned()), ["https://api"]).unwrap();
-    for audience in [audience(), by_map, made] {
-        let client = on_behalf(audience);
-        let request = arrived(&world, true).await;
-        let sent = client.clone().oneshot(request).await.unwrap().into_body();
-        let issued = world
-            .server
-            .find(&sent.unwrap()["Bearer ".len()..])
-            .unwrap();
-        assert_eq!(issued.subject.as_str(), WEB);
-        // Without the kept token, the request fails, and the workload's own token is not sent.
-        let request = arrived(&world, false).await;
-        let error = client.clone().oneshot(request).await.unwrap_err();
-        let error = TokenError::find(&*error).unwrap();
-        assert_eq!(error.reason(), TokenErrorReason::InvalidRequest);
-        assert!(error.to_string().contains("keep_credential"), "{error}");
-        // So does a request without a caller.
-        assert!(client.oneshot(to("https://api/")).await.is_err());
-    }
-    // The mark also works on the audience of a request.
-    let client = AddJwtSvidLayer::new(&world.tokens, Audience::per_request()).layer(echo());
-    let mut request = arrived(&world, false).await;
-    request
-        .extensions_mut()
-        .insert(audience().on_behalf_of_caller());
-    assert!(client.oneshot(request).await.is_err());
-    // Without the mark, the workload's token is sent, and the caller's token is not.
-    let client = AddJwtSvidLayer::new(&world.tokens, audience()).layer(echo());
-    let request = arrived(&world, true).await;
-    let sent = client.oneshot(request).await.unwrap().into_body().unwrap();
-    let issued = world.server.find(&sent["Bearer ".len()..]).unwrap();
-    assert_eq!(issued.subject.as_str(), WORKLOAD);
-}
-
-#[tokio::test(start_paused = true)]
-async fn x01_layer_exchanges_the_subject_in_the_extensions() {
-    let world = World::with(AccessTokensBuilder::token_exchange).await;
-    let audience = Audience::fixed("api").for_origin("https://api").unwrap();
-    let client = AddJwtSvidLayer::new(&world.tokens, audience).layer(echo());
-    let request = arrived(&world, true).await;
-    let state = CallerState::from_extensions(request.extensions()).unwrap();
-    let caller: &VerifiedSvid = state.verified().unwrap();
-    let subject = SubjectToken::of_caller(caller, request.headers()).unwrap();
-    assert_eq!(subject.spiffe_id(), Some(caller.spiffe_id()));
-    assert_eq!(subject.expires_at(), caller.expires_at());
-    let mut onward = to("https://api/");
-    onward.extensions_mut().insert(subject.clone());
-    let sent = client.clone().oneshot(onward).await.unwrap().into_body();
-    let issued = world
-        .server
-        .find(&sent.unwrap()["Bearer ".len()..])
-        .unwrap();
-    assert_eq!(issued.subject.as_str(), WEB);
-    // It is not sent to another origin.
-    let mut onward = to("https://other/");
-    onward.extensions_mut().insert(subject);
-    assert_eq!(client.oneshot(onward).await.unwrap().into_body(), None);
-    // The header has another token than the verified caller.
-    let mut other = request.headers().clone();
-    other.insert(AUTHORIZATION, world.agent.bearer(CRON, "gateway"));
-    assert!(SubjectToken::of_caller(caller, &other).is_none());
-    let mut parts = request.headers().clone();
-    let bearer = parts[AUTHORIZATION]
-        .to_str()
-        .unwrap()
-        .replace("Bearer", "bearer");
-    parts.insert(AUTHORIZATION, bearer.parse().unwrap());
-    assert!(SubjectToken::of_caller(caller, &parts).is_some());
-    parts.clear();
-    assert!(SubjectToken::of_caller(caller, &parts).is_none());
 }
 
 #[tokio::test(start_paused = true)]

@@ -41,8 +41,8 @@ pub enum TokenEndpointFault {
     TooManyRequests(u64),
     /// Access tokens have this `token_type`.
     TokenType(String),
-    /// The response has this JSON as its `expires_in`, or no `expires_in`. The lifetime of the token does
-    /// not change.
+    /// The response has this JSON as its `expires_in`, or no `expires_in`. The lifetime of the token
+    /// does not change.
     ExpiresIn(Option<String>),
     /// Each response has the access token that was issued last.
     SameToken,

@@ -25,7 +25,7 @@ use crate::verify::Validator;
 ///
 /// It accepts the grants `client_credentials` and token exchange (RFC 8693), and the assertion
 /// types `jwt-spiffe` and `jwt-bearer`. Each workload of the given trust domains is a client. The
-/// only audience of its assertions must be the issuer
+/// issuer must be the only audience of its JWT-SVID
 /// ([`sole_audience`](crate::verify::ValidatorBuilder::sole_audience)).
 ///
 /// Clones are the same server. When the last one is dropped, its port is closed.
@@ -187,8 +187,7 @@ impl FakeAuthorizationServer {
     }
 
     /// Returns the data of an access token, as a resource server would get it by token
-    /// introspection. `None` if this server did not issue the token, or if it has expired or was
-    /// revoked.
+    /// introspection. `None` if this server did not issue it, it has expired, or it was revoked.
     pub fn find(&self, access_token: &str) -> Option<IssuedToken> {
         let now = self.state.clock.now();
         let inner = self.state.inner();

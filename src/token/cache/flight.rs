@@ -354,8 +354,10 @@ pub(super) fn is_silence(error: &FetchSvidError) -> bool {
 
 /// Whether the error has a cause on this side, not at the issuer.
 pub(super) fn is_our_own(error: &FetchSvidError) -> bool {
-    matches!(
-        error.reason(),
-        FetchSvidReason::Closed | FetchSvidReason::Panicked | FetchSvidReason::NoRuntime
-    )
+    match error.reason() {
+        FetchSvidReason::Closed | FetchSvidReason::Panicked | FetchSvidReason::NoRuntime => true,
+        // Rejected before the call, such as an expired subject token.
+        FetchSvidReason::InvalidRequest => !error.is_answer(),
+        _ => false,
+    }
 }

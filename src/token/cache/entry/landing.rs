@@ -168,6 +168,13 @@ impl Entry {
         mut token: Token,
         now: Moment,
     ) -> Arc<Token> {
+        #[cfg(feature = "oauth")]
+        if let Some(subject) = self.request.subject()
+            && subject.expires_at() <= token.svid.expires_at()
+        {
+            // A newer token would expire at the same time, with the subject token.
+            token.due = now.plus(token.expires_in(now));
+        }
         state.pace.failures = 0;
         if let Some(rare) = &mut state.rare {
             rare.last_error = None;
