@@ -116,7 +116,10 @@ impl Wanted {
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if let Some(("--child", rest)) = arguments.split_first().map(|(a, b)| (a.as_str(), b)) {
-        memory::run_child(rest);
+        match rest {
+            [section, cache] if section == "cold" => verify::run_child(cache),
+            _ => memory::run_child(rest),
+        }
         return ExitCode::SUCCESS;
     }
     let wanted = Wanted::read(arguments);

@@ -78,6 +78,24 @@ fn validator_with_full_cache(signer: &Signer) -> Validator {
     validator
 }
 
+/// Verifies tokens that are in no cache, for callgrind: the command is in `docs/performance.md`.
+pub fn run_child(cache: &str) {
+    let signer = Signer::usual();
+    let validator = match cache {
+        "growing" => validator(&our_bundles(&signer)),
+        "full" => validator_with_full_cache(&signer),
+        _ => panic!("usage: --child cold growing|full"),
+    };
+    verify_new(&validator, &signer.tokens(TOKENS));
+}
+
+#[inline(never)]
+fn verify_new(validator: &Validator, tokens: &[String]) {
+    for token in tokens {
+        std::hint::black_box(validator.validate(token).unwrap());
+    }
+}
+
 fn cold_of(effort: Effort, algorithm: Algorithm) -> Vec<Outcome> {
     let signer = Signer::new(algorithm, "C6vs25welZOx6WksNYfbMfiw9l96pMnD");
     let tokens = signer.tokens(TOKENS);
