@@ -237,8 +237,8 @@ impl Audience {
     /// [`token_exchange`](crate::oauth::AccessTokensBuilder::token_exchange).
     ///
     /// The subject token is the [`SubjectToken`](crate::oauth::SubjectToken) in the extensions of
-    /// the request. Without one, it is the token of the verified caller if the request is a
-    /// forwarded request of that caller and still has the `authorization` header that a
+    /// the request. Without one, it is the token of the verified caller. For this, the request must
+    /// be a forwarded request of that caller and still have its `authorization` header, which a
     /// `ValidateJwtSvidLayer` with `keep_credential` keeps. Otherwise the request fails with
     /// [`InvalidRequest`](crate::token::TokenErrorReason::InvalidRequest): it is never sent with a
     /// token of this workload. A `reqwest::Request` has no extensions, so it fails; requests of

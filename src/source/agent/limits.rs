@@ -69,8 +69,8 @@ pub enum WithdrawalPolicy {
     /// Tokens cannot be verified from that moment.
     #[default]
     Immediate,
-    /// Validation continues for this long, in case the issuer restores them. The time is taken on the
-    /// monotonic clock and on the wall clock, whichever shows more.
+    /// Validation continues for this long, in case the issuer restores them. The time is the longer
+    /// of the times on the monotonic clock and on the wall clock.
     ///
     /// Bridges a restart of a SPIRE agent, which returns `PermissionDenied` for about 5 s until it
     /// has attested and synced again; the source retries every 125 ms to 1 s for the first 10 s. 30 s
