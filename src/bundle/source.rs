@@ -32,7 +32,7 @@ pub trait BundleSource: Send + Sync + 'static {
     /// Returns the bundle of the trust domain with this name.
     fn bundle(&self, trust_domain: &str) -> BundleAnswer;
 
-    /// Returns whether nothing is wrong with this source, for alerts. By default, whether
+    /// Returns whether this source is healthy, for alerts. By default it is if
     /// [`revision`](Self::revision) succeeds.
     fn is_healthy(&self) -> bool {
         self.revision().is_ok()
