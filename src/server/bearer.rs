@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a8_too_long_tokens_are_not_read() {
+    fn a08_long_tokens_are_not_read() {
         let exact = format!("Bearer {}", "a".repeat(MAX));
         assert_reads(&[exact.as_bytes()], Credential::Token(&"a".repeat(MAX)));
         for long in [

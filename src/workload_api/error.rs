@@ -352,7 +352,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ep12_retryable_per_call() {
+    fn ep12_retryable_depends_on_the_call() {
         let status = |code| tonic::Status::new(code, "no");
         for (code, retryable) in [
             (tonic::Code::InvalidArgument, false),
