@@ -28,16 +28,16 @@
 //!
 //! # Position in the stack
 //!
-//! - **axum**: around the finished router, `layer.layer(router)`, see [axum](#axum).
-//!   `Router::layer` as its last call does the same: routes that are added after it are not
+//! - **axum**: put it around the finished router, `layer.layer(router)`, see [axum](#axum). A call
+//!   of `Router::layer` after all routes does the same; routes that are added later are not
 //!   protected. `Router::route_layer` does not protect the fallback and the fallbacks of nested
 //!   routers either, and panics on a router without routes. With feature `axum`, a handler takes a
 //!   [`VerifiedSvid`](crate::verify::VerifiedSvid), an `Option` of it or a [`CallerState`].
-//! - **tonic**: `Server::builder().layer(layer)`, or one service by tonic's
-//!   `LayerExt::named_layer`. [`GrpcPolicy`] has a rule for each method, and its rejections use
-//!   gRPC; with another policy, set [`protocol`](ValidateJwtSvidLayer::protocol) to
-//!   [`Protocol::Grpc`]. With feature `tonic`, a handler calls `VerifiedSvid::from_request(&request)?`.
-//! - **hyper**: around the service, then hyper-util's `TowerToHyperService`.
+//! - **tonic**: `Server::builder().layer(layer)`, or tonic's `LayerExt::named_layer` for one
+//!   service. [`GrpcPolicy`] has a rule for each method, and its rejections use gRPC; with another
+//!   policy, set [`protocol`](ValidateJwtSvidLayer::protocol) to [`Protocol::Grpc`]. With feature
+//!   `tonic`, a handler calls `VerifiedSvid::from_request(&request)?`.
+//! - **hyper**: put it around the service, and wrap both in hyper-util's `TowerToHyperService`.
 //! - **A Unix socket** (axum, tonic or hyper): grpc-java and grpcio send the path of the socket as
 //!   `:authority`, and h2 resets such requests before any layer sees them (hyperium/h2#487). Set
 //!   the client's authority to a host name: `overrideAuthority("localhost")` in grpc-java, the

@@ -75,7 +75,7 @@ pub enum WithdrawalPolicy {
     /// Bridges a restart of a SPIRE agent, which returns `PermissionDenied` for about 5 s until it
     /// has attested and synced again; the source retries every 125 ms to 1 s for the first 10 s. 30 s
     /// is a good start. The cost: keys that are revoked in that time stay trusted,
-    /// and a workload that is really deregistered keeps accepting callers.
+    /// and a workload whose registration entry was removed keeps accepting callers.
     After(Duration),
     /// Validation continues with the last bundles as long as the source lives. A key that the issuer
     /// revokes in that time stays trusted here.

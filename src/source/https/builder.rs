@@ -101,9 +101,10 @@ impl HttpsBundlesBuilder {
         self
     }
 
-    /// Sends requests by this function, for a proxy or a client certificate. Its client verifies
-    /// the server, and must not follow redirects: the source does, to https URLs only. The limits
-    /// of the source apply. Not for [`https_spiffe`](HttpsBundles::https_spiffe).
+    /// Sends requests with this function, for a proxy or a client certificate. The client in it
+    /// must verify the server, and must not follow redirects: the source follows them, to https
+    /// URLs only. The limits of the source apply. Not for
+    /// [`https_spiffe`](HttpsBundles::https_spiffe).
     ///
     /// ```
     /// use tower_spiffe::TrustDomain;

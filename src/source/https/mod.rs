@@ -1,7 +1,8 @@
 //! Bundles over https: JWKS URLs, OIDC issuers and SPIFFE bundle endpoints.
 //!
-//! [`HttpsBundles`] verifies JWT-SVIDs where no agent runs: gateways, serverless functions, services
-//! of partners. Each one polls one endpoint for the bundle of one trust domain.
+//! [`HttpsBundles`] supplies the bundles to verify JWT-SVIDs without an agent: in gateways,
+//! serverless functions, services of partners. Each source polls one endpoint for the bundle of one
+//! trust domain.
 //!
 //! ```
 //! use tower_spiffe::source::HttpsBundles;
@@ -31,7 +32,7 @@
 //! | [`oidc_issuer`](HttpsBundles::oidc_issuer) | absent, `jwt-svid`, `sig` | the same, of the issuer's host and of the host in `jwks_uri` |
 //! | [`https_web`](HttpsBundles::https_web) | `jwt-svid` | the same, of the endpoint's host |
 //! | [`https_spiffe`](HttpsBundles::https_spiffe) | `jwt-svid` | the owner of the endpoint's X.509-SVID or of an X.509 root of its trust domain; a process that can write the bootstrap bundle or the saved bundle |
-//! | a given client | as the source | as that client is configured |
+//! | one of the first three with [`client`](HttpsBundlesBuilder::client) | the same | depends on how that client verifies servers |
 //!
 //! Names are resolved by the system, and TLS verifies the server: a false DNS answer leads to an
 //! error. Which addresses a name may have is not checked, so a URL or an issuer must never come from

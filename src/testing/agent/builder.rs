@@ -114,10 +114,10 @@ impl FakeAgentBuilder {
         self
     }
 
-    /// Sets whether a client that pings too often is cut off, as by a grpc-go server with default
-    /// settings: at the third HTTP/2 ping that comes less than five minutes after the one before it
-    /// (two hours while no call is open), with nothing sent to the client in between. `true` by
-    /// default.
+    /// Sets whether a client that pings too often is disconnected, as by a grpc-go server with
+    /// default settings: at the third HTTP/2 ping that comes less than five minutes after the
+    /// previous one (two hours while no call is open). Data or headers sent to the client reset
+    /// this count. `true` by default.
     ///
     /// ```
     /// # use std::time::Duration;
