@@ -151,9 +151,10 @@ impl Audience {
     /// audience (empty, or with white space at an end), they fail with
     /// [`InvalidRequest`](crate::token::TokenErrorReason::InvalidRequest).
     ///
-    /// **Derive the audience from all parts that vary in the allowed hosts.** With
-    /// `https://*.*.svc.example.org` (`reports.team-a`, `reports.team-b`), an audience made from
-    /// the first label alone gives every namespace tokens for all others.
+    /// **Derive the audience from all parts that vary in the allowed hosts.** Take
+    /// `https://*.*.svc.example.org` with the hosts `reports.team-a` and `reports.team-b`. If the
+    /// audience is made from the first label only, each of these hosts gets tokens that the other
+    /// one accepts.
     ///
     /// # Errors
     /// Returns an error if a text is not an origin, or if the list is empty.

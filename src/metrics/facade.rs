@@ -71,9 +71,9 @@ use crate::clock::UnixTime;
 /// - `source` is an additional label of a recorder [for one source](Self::for_source), on
 ///   `spiffe_source_errors_total` and the metrics whose name begins with `spiffe_bundle_`.
 ///
-/// The counters of errors by kind, waits, dry-run denials, ended responses, cache events, writes of
-/// token files, requests for access tokens and of the bundle stream are created at zero, so that
-/// the first count is visible as an increase.
+/// Counters of rare events are created at zero, so that their first count is visible as an
+/// increase. These are the counters of errors, waits for keys, dry-run denials, ended responses,
+/// cache events, token files, access tokens, and the bundle stream.
 ///
 /// A Grafana dashboard and alert rules over these names are in `examples/observability`.
 ///
