@@ -42,7 +42,7 @@ pub const MAX_TRUST_DOMAIN_LEN: usize = 255;
 
 /// The name of a workload: `spiffe://` + trust domain + optional path (SPIFFE-ID section 2).
 ///
-/// A clone is one reference count.
+/// Clones are cheap.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SpiffeId {
     uri: Arc<str>,
@@ -392,7 +392,7 @@ impl<'de> Deserialize<'de> for TrustDomain {
 
 // === matchers ===
 
-/// Matches SPIFFE IDs. It matches only IDs that it names.
+/// A rule that matches SPIFFE IDs: certain IDs, a trust domain, the IDs under a path, or all IDs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SpiffeIdMatcher(Matcher);
 

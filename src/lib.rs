@@ -91,11 +91,12 @@
 //! # Threats
 //!
 //! The server layer rejects forged, altered and expired tokens, and tokens issued for another
-//! audience. It also rejects algorithm and key confusion, keys of one trust domain used for another,
-//! and requests with two tokens. It is cheap to reject a token, even a long one. A bearer token that
-//! leaks can be replayed to its audience until it expires: keep lifetimes short, use one audience
-//! per service, and send tokens over TLS only (JWT-SVID section 7). Tokens never appear in logs,
-//! spans, `Debug`, `Display`, errors or metrics. The [threat model](guide::threat_model) has the details.
+//! audience. It also prevents algorithm confusion, key confusion and the use of one trust domain's
+//! keys for another, and rejects requests with two tokens. Rejecting a token is cheap, even a long
+//! one. A bearer token that leaks can be replayed to its audience until it expires: keep lifetimes
+//! short, use one audience per service, and send tokens over TLS only (JWT-SVID section 7). Tokens
+//! never appear in logs, spans, `Debug`, `Display`, errors or metrics. The [threat
+//! model](guide::threat_model) has the details.
 
 // docs.rs shows which feature each item needs.
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -17,8 +17,8 @@ use crate::stop::Stop;
 /// Run an agent for local work: serve the Workload API until ctrl-c or SIGTERM.
 ///
 /// The first line of output is SPIFFE_ENDPOINT_SOCKET=<endpoint>, for other programs. Every process
-/// that can open the socket gets all identities; file permissions restrict the socket to this user.
-/// Use it for tests and local work only: callers are not attested.
+/// that can connect gets all identities. File permissions restrict a Unix socket to this user; with
+/// --tcp, every local user can connect. Use it for tests and local work only: callers are not attested.
 ///
 /// SIGUSR1 or the line `rotate` on standard input rotates the signing key. If standard input is a
 /// terminal, it is not read, so that the agent can run in the background: send SIGUSR1 instead.

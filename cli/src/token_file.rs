@@ -82,7 +82,7 @@ For an AWS SDK, set AWS_WEB_IDENTITY_TOKEN_FILE to the path and AWS_ROLE_ARN to 
 Prints a line for each write to standard output, errors to standard error, never a token.
 
 Exit code: 0 at the end, 1 if a file was never written, if an audience or a path cannot be used, if the
-command or the signal failed with `--once`, or if the source cannot start, 2 for other errors in the
+command or the signal failed with `--once`, or if the source cannot start; 2 for other errors in the
 command line.";
 
 /// How often the state of the files is checked.

@@ -40,8 +40,8 @@ Fields of a JSON line:
   time           seconds since 1970, with a fraction
   event          start, ready, bundles, withdrawn, restored, disconnected, reconnected,
                  reconnecting, error, recovered or end
-  revision       number of changes that affect validation; 0 before the first bundles
-  ready          whether tokens can be validated
+  revision       number of changes that affect verification; 0 before the first bundles
+  ready          whether tokens can be verified
   connected      whether the bundle stream is open
   withdrawn      the agent's message when it withdrew the bundles, or null
   last_contact   seconds since the agent's last response or message, or null
@@ -49,7 +49,7 @@ Fields of a JSON line:
   reconnect_attempts
                  number of attempts to open the stream after the first one
   trust_domains  one object each: name, key_ids, updated (seconds since its keys last arrived),
-                 changed (seconds since they last differed), error
+                 changed (seconds since its keys last changed), error
   error          the last error of the stream, or null
 
 Exit code: 0 at the end, 1 if the source cannot start, 2 for an invalid command line.";

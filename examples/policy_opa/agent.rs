@@ -13,21 +13,21 @@ use tokio::sync::watch;
 
 /// The behavior of the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mood {
-    Well,
+pub enum Behavior {
+    Normal,
     /// Responds after this time.
     Slow(Duration),
     /// Responds with status 500.
     Broken,
     /// Responds with an invalid decision.
-    Garbage(&'static str),
+    Invalid(&'static str),
     /// Responds with a body above the client's limit.
-    Flood,
+    TooLong,
 }
 
 pub struct Agent {
     pub base: String,
-    mood: watch::Sender<Mood>,
+    behavior: watch::Sender<Behavior>,
     asked: Arc<AtomicUsize>,
     server: tokio::task::JoinHandle<()>,
 }
@@ -36,22 +36,22 @@ impl Agent {
     pub async fn start() -> Result<Self, std::io::Error> {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         let base = format!("http://{}", listener.local_addr()?);
-        let mood = watch::channel(Mood::Well).0;
+        let behavior = watch::channel(Behavior::Normal).0;
         let asked = Arc::new(AtomicUsize::new(0));
         let app = Router::new()
-            .route("/v1/data/reports/authz", post(answer))
-            .with_state((mood.clone(), asked.clone()));
+            .route("/v1/data/reports/authz", post(decide))
+            .with_state((behavior.clone(), asked.clone()));
         let server = tokio::spawn(async move { drop(axum::serve(listener, app).await) });
         Ok(Self {
             base,
-            mood,
+            behavior,
             asked,
             server,
         })
     }
 
-    pub fn set(&self, mood: Mood) {
-        self.mood.send_replace(mood);
+    pub fn set(&self, behavior: Behavior) {
+        self.behavior.send_replace(behavior);
     }
 
     pub fn asked(&self) -> usize {
@@ -65,18 +65,18 @@ impl Drop for Agent {
     }
 }
 
-async fn answer(
-    State((mood, asked)): State<(watch::Sender<Mood>, Arc<AtomicUsize>)>,
+async fn decide(
+    State((behavior, asked)): State<(watch::Sender<Behavior>, Arc<AtomicUsize>)>,
     body: String,
 ) -> (StatusCode, String) {
     asked.fetch_add(1, Ordering::SeqCst);
-    let mood = *mood.borrow();
-    match mood {
-        Mood::Well => {}
-        Mood::Slow(delay) => tokio::time::sleep(delay).await,
-        Mood::Broken => return (StatusCode::INTERNAL_SERVER_ERROR, String::new()),
-        Mood::Garbage(text) => return (StatusCode::OK, text.to_owned()),
-        Mood::Flood => return (StatusCode::OK, " ".repeat(1 << 20)),
+    let behavior = *behavior.borrow();
+    match behavior {
+        Behavior::Normal => {}
+        Behavior::Slow(delay) => tokio::time::sleep(delay).await,
+        Behavior::Broken => return (StatusCode::INTERNAL_SERVER_ERROR, String::new()),
+        Behavior::Invalid(text) => return (StatusCode::OK, text.to_owned()),
+        Behavior::TooLong => return (StatusCode::OK, " ".repeat(1 << 20)),
     }
     let Ok(asked) = serde_json::from_str::<Value>(&body) else {
         return (StatusCode::BAD_REQUEST, String::new());

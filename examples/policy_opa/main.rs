@@ -20,7 +20,7 @@ use tower_spiffe::server::{Allow, AskPolicy, ValidateJwtSvidLayer};
 use tower_spiffe::testing::FakeAgent;
 use tower_spiffe::{Validator, VerifiedSvid};
 
-use agent::{Agent, Mood};
+use agent::{Agent, Behavior};
 use opa::Opa;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
@@ -61,14 +61,14 @@ async fn main() -> Result<(), Error> {
     assert_eq!(call(reqwest::Method::POST, "web").await?, 403);
     assert_eq!(call(reqwest::Method::POST, "ops").await?, 200);
     println!("OPA fails: requests without a cached decision are rejected");
-    for (mood, name) in [
-        (Mood::Broken, "a"),
-        (Mood::Garbage("yes"), "b"),
-        (Mood::Flood, "c"),
-        (Mood::Slow(Duration::from_secs(60)), "d"),
+    for (behavior, name) in [
+        (Behavior::Broken, "a"),
+        (Behavior::Invalid("yes"), "b"),
+        (Behavior::TooLong, "c"),
+        (Behavior::Slow(Duration::from_secs(60)), "d"),
     ] {
-        agent.set(mood);
-        assert_eq!(call(reqwest::Method::GET, name).await?, 503, "{mood:?}");
+        agent.set(behavior);
+        assert_eq!(call(reqwest::Method::GET, name).await?, 503, "{behavior:?}");
     }
     println!("cached decisions stay valid");
     assert_eq!(call(reqwest::Method::POST, "ops").await?, 200);

@@ -51,8 +51,8 @@ use crate::identity::TrustDomain;
 /// The JWT authorities of one trust domain. May be empty: then every token of that trust domain is
 /// untrusted (SPIFFE Trust Domain and Bundle section 4.1.3).
 ///
-/// Two bundles are equal if they have the same trust domain and the same authorities. The order in the
-/// documents and the ignored elements do not count.
+/// Two bundles are equal if they have the same trust domain and the same authorities. The order in
+/// the documents and the ignored elements make no difference.
 #[derive(Clone)]
 pub struct JwtBundle {
     trust_domain: TrustDomain,

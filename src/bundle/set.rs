@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::source::{BundleAnswer, BundleSource, BundlesUnavailable};
 use super::{JwtBundle, TrustDomain};
 
-/// One bundle per trust domain. A clone is one reference count.
+/// One bundle per trust domain. Clones are cheap.
 ///
 /// Two sets are equal when they have equal bundles.
 #[derive(Clone, Default, PartialEq)]
@@ -21,7 +21,7 @@ impl JwtBundleSet {
         self.bundles.get(trust_domain)
     }
 
-    /// Returns all bundles, in no order.
+    /// Returns all bundles, in no particular order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Arc<JwtBundle>> {
         self.bundles.values()
     }

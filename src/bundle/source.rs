@@ -15,8 +15,8 @@ use crate::metrics::MetricsRecorder;
 ///
 /// The contract: if a result of `bundle` changes, make the change visible first and raise the
 /// revision after it. Then a revision that is read before a bundle is never newer than that bundle,
-/// and a cached token is at most checked once too often. [`BundleAnswer::Unavailable`] for one trust
-/// domain counts too: raise the revision when it begins and when it ends.
+/// and a cached token is at most checked once too often. [`BundleAnswer::Unavailable`] for one
+/// trust domain is such a change too: raise the revision when it begins and when it ends.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a source of bundles",
     label = "expected a `JwtSource`, a `FileBundles`, an `HttpsBundles`, a `FixedBundles`, or your own `BundleSource`",
@@ -32,7 +32,7 @@ pub trait BundleSource: Send + Sync + 'static {
     /// Returns the bundle of the trust domain with this name.
     fn bundle(&self, trust_domain: &str) -> BundleAnswer;
 
-    /// Returns whether nothing is wrong with this source, for alerts. By default, whether
+    /// Returns whether this source is healthy, for alerts. By default it is if
     /// [`revision`](Self::revision) succeeds.
     fn is_healthy(&self) -> bool {
         self.revision().is_ok()

@@ -151,9 +151,10 @@ impl Audience {
     /// audience (empty, or with white space at an end), they fail with
     /// [`InvalidRequest`](crate::token::TokenErrorReason::InvalidRequest).
     ///
-    /// **Derive the audience from all parts that vary in the allowed hosts.** With
-    /// `https://*.*.svc.example.org` (`reports.team-a`, `reports.team-b`), an audience made from
-    /// the first label alone gives every namespace tokens for all others.
+    /// **Derive the audience from all parts that vary in the allowed hosts.** Take
+    /// `https://*.*.svc.example.org` with the hosts `reports.team-a` and `reports.team-b`. If the
+    /// audience is made from the first label only, each of these hosts gets tokens that the other
+    /// one accepts.
     ///
     /// # Errors
     /// Returns an error if a text is not an origin, or if the list is empty.
@@ -237,8 +238,8 @@ impl Audience {
     /// [`token_exchange`](crate::oauth::AccessTokensBuilder::token_exchange).
     ///
     /// The subject token is the [`SubjectToken`](crate::oauth::SubjectToken) in the extensions of
-    /// the request. Without one, it is the token of the verified caller if the request is a
-    /// forwarded request of that caller and still has the `authorization` header that a
+    /// the request. Without one, it is the token of the verified caller. For this, the request must
+    /// be a forwarded request of that caller and still have its `authorization` header, which a
     /// `ValidateJwtSvidLayer` with `keep_credential` keeps. Otherwise the request fails with
     /// [`InvalidRequest`](crate::token::TokenErrorReason::InvalidRequest): it is never sent with a
     /// token of this workload. A `reqwest::Request` has no extensions, so it fails; requests of

@@ -13,7 +13,7 @@ use crate::token::{SvidCache, TokenError, TokenErrorReason};
 
 /// A tonic interceptor that adds a cached token to each call.
 ///
-/// An interceptor cannot wait: while there is no token, calls fail with UNAVAILABLE, for any
+/// An interceptor cannot wait: while there is no token, calls fail with UNAVAILABLE, with any
 /// deadline. Keep the audience warm ([`SvidCache::keep_warm`]), or use
 /// [`AddJwtSvid`](super::AddJwtSvid) around the channel: it waits, and sees rejected tokens.
 #[derive(Debug, Clone)]

@@ -10,7 +10,8 @@ use crate::token::SvidCache;
 
 /// Wraps services in [`AddJwtSvid`]: each request gets a fresh token for its destination.
 ///
-/// See the [module docs](crate::client) for an example and its place in a stack.
+/// See the [module docs](crate::client) for an example and for the position of the layer in a
+/// stack.
 ///
 /// An expired token is never sent, even if the inner service takes long to become ready. This does
 /// not hold after the request was passed to the inner service: a token can expire in the queue of

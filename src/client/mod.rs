@@ -51,8 +51,8 @@
 //!
 //! # A service that also calls others
 //!
-//! A service that accepts callers and makes its own calls has one `JwtSource`. Clones of it are the
-//! same source: one stream of bundles, one cache of tokens.
+//! A service that accepts callers and makes its own calls needs one `JwtSource` only. Clones of it
+//! are the same source: one stream of bundles, one cache of tokens.
 //!
 //! ```
 //! use http::{Request, Response};
@@ -161,21 +161,22 @@
 //! # Deadlines
 //!
 //! A request is gRPC if its content type begins with `application/grpc`. If it has a valid
-//! `grpc-timeout`, it waits for its token no longer than that. Like all requests, it waits at most
-//! 5 s. Then it fails with
+//! `grpc-timeout`, it waits for its token no longer than that, and then fails with
 //! [`DeadlineExceeded`](crate::token::TokenErrorReason::DeadlineExceeded), in gRPC
-//! `DEADLINE_EXCEEDED`. After a wait, `grpc-timeout` is set to the time that is left, and a call
-//! with no time left is not sent. While an older token can still be sent, the wait for the next one
-//! takes at most half of the time that is left. Requests whose token is in the cache are
-//! unaffected. An invalid `grpc-timeout` is ignored. `JwtSvidInterceptor` never waits. Timeouts of
-//! the inner service, such as `tonic::transport::Endpoint::timeout`, begin after the wait.
+//! `DEADLINE_EXCEEDED`. Like all requests, it waits at most 5 s, and then fails with
+//! [`Timeout`](crate::token::TokenErrorReason::Timeout), in gRPC `UNAVAILABLE`. After a wait,
+//! `grpc-timeout` is set to the time that is left, and a call with no time left is not sent. While
+//! an older token can still be sent, the wait for the next one takes at most half of the time that
+//! is left. Requests whose token is in the cache are unaffected. An invalid `grpc-timeout` is
+//! ignored. `JwtSvidInterceptor` never waits. Timeouts of the inner service, such as
+//! `tonic::transport::Endpoint::timeout`, begin after the wait.
 //!
 //! # Errors
 //!
 //! The error of the service is a [`BoxError`]: errors of the inner service are forwarded unchanged.
-//! The errors of this layer are a [`TokenError`];
-//! [`TokenError::find`](crate::token::TokenError::find) finds it. A request that should carry a
-//! token is never sent without one. For a gRPC peer,
+//! The errors of this layer are [`TokenError`]s;
+//! [`TokenError::find`](crate::token::TokenError::find) finds one in the error of a client. A
+//! request that should carry a token is never sent without one. For a gRPC peer,
 //! [`TokenError`](crate::token::TokenError#as-a-grpc-status) has a code and a fixed text; the
 //! details stay in this process.
 

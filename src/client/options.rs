@@ -40,10 +40,10 @@ pub enum Plaintext {
 macro_rules! options {
     ($type:ty $(, $generic:ident)?) => {
         impl $(<$generic>)? $type {
-            /// Puts the token into this header instead of `authorization`, which may have another
-            /// token, such as the end user's. The server must read the same header. A 401 may be
-            /// about the other token; the token of this layer is refreshed anyway, at most once per
-            /// 10 s.
+            /// Puts the token into this header instead of `authorization`, for requests whose
+            /// `authorization` has another token, such as the end user's. The server must read the
+            /// same header. A 401 may be about the other token; the token of this layer is
+            /// refreshed anyway, at most once per 10 s.
             ///
             /// **Redirects**: a client that follows them removes `authorization` for another host,
             /// but not this header. Disable redirects in the inner client, or put the layer that

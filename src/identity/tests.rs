@@ -203,7 +203,7 @@ fn id_20_path_is_case_sensitive() {
 }
 
 #[test]
-fn trust_domain_parses_from_name_or_id_without_path() {
+fn trust_domain_parses_from_name_or_id() {
     let td = TrustDomain::parse("td.test").unwrap();
     assert_eq!(td, TrustDomain::parse("spiffe://td.test").unwrap());
     assert_eq!(td, accepted("spiffe://td.test/x").trust_domain());

@@ -21,11 +21,11 @@ use crate::clock::UnixTime;
 /// Forwards all counts to the recorder that is installed for the `metrics` crate, usually an
 /// exporter (feature `metrics`).
 ///
-/// Install the exporter first: counts without an exporter are lost, and a counter of verdicts keeps
-/// the exporter that was installed at its first count. Use one recorder for the whole process: pass
-/// it to the source (its validators and layers inherit it), to token files and to sources of access
-/// tokens. With several sources of bundles, give each one [its own recorder](Self::for_source).
-/// Otherwise a gauge shows the source that recorded last.
+/// Install the exporter first. Counts without an exporter are lost. A counter of verdicts always
+/// uses the exporter that was installed at its first count. Use one recorder for the whole process:
+/// pass it to the source (its validators and layers inherit it), to token files and to sources of
+/// access tokens. With several sources of bundles, give each one [its own
+/// recorder](Self::for_source). Otherwise a gauge shows the source that recorded last.
 ///
 /// | name | kind | unit | labels | what |
 /// | --- | --- | --- | --- | --- |
@@ -34,7 +34,7 @@ use crate::clock::UnixTime;
 /// | `spiffe_bundle_reconnect_attempts_total` | counter | count | | attempts to open the bundle stream after the first one |
 /// | `spiffe_bundle_ready` | gauge | count | | 1 while tokens can be verified, else 0 |
 /// | `spiffe_bundle_withdrawn` | gauge | count | | 1 while the issuer has withdrawn the bundles, else 0 |
-/// | `spiffe_bundle_age_seconds` | gauge | seconds | | time since the last contact with the agent or endpoint, when last recorded |
+/// | `spiffe_bundle_age_seconds` | gauge | seconds | | time since the last contact with the agent or endpoint, at the time of recording |
 /// | `spiffe_bundle_last_contact_timestamp_seconds` | gauge | seconds | | the last contact with the agent or endpoint, in seconds since 1970 |
 /// | `spiffe_source_errors_total` | counter | count | `kind` | errors of the bundle stream, of polls, of bundles, and of policy files |
 /// | `spiffe_svid_fetches_total` | counter | count | `outcome` | calls to the agent for this workload's tokens |
@@ -53,13 +53,15 @@ use crate::clock::UnixTime;
 ///
 /// - `kind` is one of [`SOURCE_ERROR_KINDS`](super::SOURCE_ERROR_KINDS), `event` one of
 ///   [`SvidCacheEvent::ALL`].
-/// - `outcome` of a fetch is `ok` or a [`TokenErrorReason`](crate::token::TokenErrorReason); of the
-///   write of a token file, `ok` or `error`; of a request for an access token, one of
-///   [`EXCHANGE_OUTCOMES`](super::EXCHANGE_OUTCOMES); of a wait, one of
-///   [`KEY_WAIT_OUTCOMES`](super::KEY_WAIT_OUTCOMES); of a dry run, one of
-///   [`DRY_RUN_OUTCOMES`](super::DRY_RUN_OUTCOMES); of a verification, `ok` or a
-///   [`ValidateReason`](crate::verify::ValidateReason); of an admission, `verified`, `anonymous` or
-///   a [`RejectionReason`](crate::server::RejectionReason).
+/// - `outcome` is:
+///   - of a fetch, `ok` or a [`TokenErrorReason`](crate::token::TokenErrorReason);
+///   - of the write of a token file, `ok` or `error`;
+///   - of a request for an access token, one of [`EXCHANGE_OUTCOMES`](super::EXCHANGE_OUTCOMES);
+///   - of a wait for a key, one of [`KEY_WAIT_OUTCOMES`](super::KEY_WAIT_OUTCOMES);
+///   - of a denial in a dry run, one of [`DRY_RUN_OUTCOMES`](super::DRY_RUN_OUTCOMES);
+///   - of a verification, `ok` or a [`ValidateReason`](crate::verify::ValidateReason);
+///   - of an admission, `verified`, `anonymous` or a
+///     [`RejectionReason`](crate::server::RejectionReason).
 /// - `enforced` is `false` if audit mode allowed a request that it would reject; `cached` is `true`
 ///   if the token was in the verified cache.
 /// - `why` is the reason if the outcome is `cannot-judge` (`not-ready`, `withdrawn`, `stale` or
@@ -69,9 +71,9 @@ use crate::clock::UnixTime;
 /// - `source` is an additional label of a recorder [for one source](Self::for_source), on
 ///   `spiffe_source_errors_total` and the metrics whose name begins with `spiffe_bundle_`.
 ///
-/// The counters of errors by kind, waits, dry-run denials, ended responses, cache events, writes of
-/// token files, requests for access tokens and of the bundle stream are created at zero, so that
-/// the first count is visible as an increase.
+/// Counters of rare events are created at zero, so that their first count is visible as an
+/// increase. These are the counters of errors, waits for keys, dry-run denials, ended responses,
+/// cache events, token files, access tokens, and the bundle stream.
 ///
 /// A Grafana dashboard and alert rules over these names are in `examples/observability`.
 ///

@@ -91,8 +91,8 @@
 //! | `client` | debug | no token for this request: its Host header does not match its origin | `origin`, `host` | the request is sent without a token, because a forwarded `Host` header would route it to another virtual host; with `strict` it fails |
 //! | `client` | debug | the request was not sent | `reason`, `error` | the layer's settings do not allow it; a gRPC peer gets a fixed text without these details |
 //! | `server` | info | span `jwt_svid` | `peer.spiffe_id` | around the handling of a verified caller's request; if the outer span has the field, it is set there too |
-//! | `server` | info | requests are not allowed: … | `reason`, `enforced`, `suppressed`, `detail`, `peer.spiffe_id`, `policy_reason`, `key_id`, `trust_domain`, `audiences`, `accepted_audiences` | one line per class, caller and interval; `suppressed` is the number of lines suppressed since the last one; `detail` is the exact reason within the class; `policy_reason` is the reason that the policy gave; `peer.spiffe_id` is in the span instead if the span has that field; `key_id`, `trust_domain` and `audiences` are what the token claims, logged only if debug lines are enabled; `accepted_audiences` are those of the validator |
-//! | `server` | info | responses ended early: … | `reason`, `suppressed`, `peer.spiffe_id` | an `EndAtExpiryLayer` ended them when the caller's token expired; one line for all callers and interval |
+//! | `server` | info | requests are not allowed: … | `reason`, `enforced`, `suppressed`, `detail`, `peer.spiffe_id`, `policy_reason`, `key_id`, `trust_domain`, `audiences`, `accepted_audiences` | at most one line per interval for each class and caller; `suppressed` is the number of lines suppressed since the last one; `detail` is the exact reason within the class; `policy_reason` is the reason that the policy gave; `peer.spiffe_id` is in the span instead if the span has that field; `key_id`, `trust_domain` and `audiences` are what the token claims, logged only if debug lines are enabled; `accepted_audiences` are those of the validator |
+//! | `server` | info | responses ended early: … | `reason`, `suppressed`, `peer.spiffe_id` | an `EndAtExpiryLayer` ended them when the caller's token expired; at most one line per interval for all callers |
 //! | `server` | warn | callers cannot be authenticated | `reason`, `enforced`, `suppressed`, `why` | this service cannot verify tokens now |
 //! | `server` | warn | callers cannot be authorized | `reason`, `enforced`, `suppressed`, `why`, `policy_reason`, `peer.spiffe_id` | the policy could not decide; `why` says what failed, `policy_reason` is the error that the policy gave |
 //! | `server` | info | policy file changed | `path`, `revision`, `rules` | the policy was replaced; `rules` is their number |
@@ -100,9 +100,9 @@
 //! | `server` | info | the policy file can be read again | `path` | it recovered |
 //! | `server` | error | reading the policy file panicked; its last good policy stays in use | | a bug of this crate |
 //! | `server` | warn | a policy file is in a dry run: it denies no request | `path` | the file was opened |
-//! | `server` | info | dry run: requests would be rejected: … | `reason`, `suppressed`, `peer.spiffe_id`, `policy_reason`, `request` | one line per reason, caller and ten seconds; `request` is the method and the path, for anonymous callers only if debug lines are enabled; `peer.spiffe_id` is in the span instead if the span has that field |
-//! | `server` | error | ValidateJwtSvidLayer is missing from the stack | `reason`, `suppressed` | a `ValidateJwtSvidLayer` is missing from the stack |
-//! | `server` | error | responses do not end when the caller's token expires: … | `reason` | an `EndAtExpiryLayer` without the layer outside it |
+//! | `server` | info | dry run: requests would be rejected: … | `reason`, `suppressed`, `peer.spiffe_id`, `policy_reason`, `request` | at most one line every ten seconds for each reason and caller; `request` is the method and the path, for anonymous callers only if debug lines are enabled; `peer.spiffe_id` is in the span instead if the span has that field |
+//! | `server` | error | ValidateJwtSvidLayer is missing from the stack | `reason`, `suppressed` | an `AllowCallersLayer`, an extractor or a rejection by your own code is not inside a `ValidateJwtSvidLayer`; one line per interval |
+//! | `server` | error | responses do not end when the caller's token expires: … | `reason` | an `EndAtExpiryLayer` is not inside a `ValidateJwtSvidLayer`; one line |
 //! | `metrics` | debug | the metrics recorder panicked | | a count is lost |
 
 mod count;
@@ -243,7 +243,7 @@ pub trait MetricsRecorder: Send + Sync + 'static {
     /// The source tries to open the bundle stream again after it ended or failed to open.
     fn record_reconnect_attempt(&self) {}
 
-    /// A source or a policy file had an error; `kind` is one of [`SOURCE_ERROR_KINDS`].
+    /// A source or a policy file had an error. `kind` is one of [`SOURCE_ERROR_KINDS`].
     fn record_error(&self, kind: &'static str) {
         let _ = kind;
     }
@@ -415,8 +415,9 @@ pub struct Admission<'a> {
     pub enforced: bool,
     /// The caller's trust domain if it is in the bundle set, otherwise `unknown`.
     pub trust_domain: &'a str,
-    /// If the outcome is `cannot-judge`, [why](crate::bundle::BundlesUnavailable::as_str), and if
-    /// it is `policy-unavailable`, `failed`, `timed-out` or `too-many-in-flight`; otherwise empty.
+    /// The reason of two outcomes. `cannot-judge`: [why there are no usable
+    /// bundles](crate::bundle::BundlesUnavailable::as_str). `policy-unavailable`: `failed`,
+    /// `timed-out` or `too-many-in-flight`. Otherwise empty.
     pub why: &'static str,
 }
 

@@ -88,7 +88,7 @@ pub const METRICS: &[MetricInfo] = &[
         "gauge",
         "seconds",
         &[],
-        "time since the last contact with the agent or endpoint, when last recorded",
+        "time since the last contact with the agent or endpoint, at the time of recording",
     ),
     row(
         LAST_CONTACT,

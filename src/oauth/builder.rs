@@ -184,8 +184,8 @@ impl AccessTokensBuilder {
         self
     }
 
-    /// Limits the lifetime of access tokens. 24 hours by default. They are refreshed after about
-    /// 60 % of it.
+    /// Limits the lifetime of access tokens. 24 hours by default. An access token is refreshed
+    /// after about 60 % of its lifetime.
     pub fn max_lifetime(mut self, lifetime: Duration) -> Self {
         self.max_lifetime = lifetime;
         self

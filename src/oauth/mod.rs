@@ -69,7 +69,7 @@
 //! | `expires_in` is zero, negative, or anything else | is not accepted |
 //! | `token_type` is not `Bearer`, in any case | is not accepted: a DPoP token needs a proof in each request |
 //! | the token has characters that RFC 6750 does not allow, or is longer than 8 KiB | is not accepted |
-//! | an access token for a caller's token | is not sent after the caller's token has expired. If it expires with that token, it is not refreshed |
+//! | an access token for a caller's token | is not sent after the caller's token has expired. If both expire at the same time, it is not refreshed |
 //! | a redirect | is not followed: set the final URL |
 //! | more than 64 KiB, or not JSON | is not accepted |
 //!
@@ -99,7 +99,8 @@
 //! | a response that is not accepted | `Unacceptable` |
 //! | no response | `Unavailable`, or `Timeout` within the time limit of the cache |
 //!
-//! If there is no JWT-SVID to authenticate with, the reason is the one of its failed fetch.
+//! If there is no JWT-SVID to authenticate with, the reason is that of the failed fetch of the
+//! JWT-SVID.
 
 mod builder;
 mod error;

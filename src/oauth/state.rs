@@ -21,7 +21,7 @@ pub struct AccessTokensState {
     pub last_success: Option<Duration>,
     /// The counts of the cache, with the state of its breaker.
     pub cache: SvidCacheStats,
-    /// The access tokens in the cache, in no order.
+    /// The access tokens in the cache, in no particular order.
     pub tokens: Vec<AudienceSnapshot>,
 }
 

@@ -94,7 +94,7 @@ impl Allow {
         Self::matching(SpiffeIdMatcher::one_of(ids))
     }
 
-    /// Allows every ID of this trust domain (`example.org`, or its ID).
+    /// Allows every ID of this trust domain, given as its name (`example.org`) or its SPIFFE ID.
     ///
     /// # Errors
     /// The text is not the name of a trust domain.
@@ -212,9 +212,8 @@ impl Allow {
         Self(Rule::Either(Arc::new((self, other))))
     }
 
-    /// Allows the requests that both rules allow. Otherwise the request is denied if one of the two
-    /// rules denies it, and an anonymous caller is asked for a token if not. See the
-    /// [table](Self#combinations).
+    /// Allows the requests that both rules allow. If one of them denies the request, it is denied.
+    /// Otherwise the anonymous caller is asked for a token. See the [table](Self#combinations).
     #[must_use]
     pub fn and(self, other: Allow) -> Self {
         Self(Rule::Both(Arc::new((self, other))))

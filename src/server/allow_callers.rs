@@ -24,7 +24,7 @@ use super::telemetry::Telemetry;
 use crate::clock::SystemClock;
 use crate::metrics::MetricsRecorder;
 
-/// The body can be of any type, so the response says in this header that the stack is wrong.
+/// Names the missing layer. In a header, because the body can be of any type.
 const MISWIRED: HeaderName = HeaderName::from_static("x-tower-spiffe-error");
 
 /// Narrows a route to fewer callers. Put it inside a

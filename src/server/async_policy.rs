@@ -63,8 +63,8 @@ pub trait AsyncPolicy: Send + Sync + 'static {
 
     /// Returns the key under which the decision is cached: everything in the request that the
     /// decision depends on, such as method and path. The SPIFFE ID of the caller is always a part of
-    /// the key; its claims are not. `None`, the default, caches nothing, and neither does a key of
-    /// more than 4 KiB.
+    /// the key; its claims are not. The decision is not cached if this is `None` (the default) or
+    /// longer than 4 KiB.
     fn cache_key(&self, caller: Option<&VerifiedSvid>, parts: &Parts) -> Option<String> {
         let _ = (caller, parts);
         None
@@ -109,8 +109,8 @@ impl From<Decision> for AsyncDecision {
     }
 }
 
-/// An asynchronous policy cannot decide. The text is for logs, cut at 256 bytes: it must not
-/// contain a token.
+/// The error of an asynchronous policy that cannot decide. Its text is for logs, cut at 256 bytes:
+/// it must not contain a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PolicyUnavailable {
     pub(crate) detail: Cow<'static, str>,

@@ -42,7 +42,8 @@ pub(crate) fn credential<'a>(
 }
 
 /// As [`credential`], and marks all lines of this header sensitive, so that debug output hides them.
-/// Returns `None` if [`credential`] must be asked. In the usual case, one line, this is one look-up.
+/// Returns `None` if [`credential`] must be called. With one line, the usual case, this is one
+/// look-up.
 pub(crate) fn mark_and_read<'a>(
     headers: &'a mut HeaderMap,
     name: &HeaderName,
@@ -131,8 +132,8 @@ pub(crate) fn is_token68(token: &str) -> bool {
     let legal = |b: u8| {
         b.is_ascii_alphanumeric() | matches!(b, b'-'..=b'/') | matches!(b, b'_' | b'~' | b'+')
     };
-    // Without a branch per byte, so that the compiler can check many bytes at a time: every invalid
-    // token is read whole. Its length is bounded.
+    // Without a branch per byte, so that the compiler can check many bytes at a time. Every byte of
+    // an invalid token is read, but its length is bounded.
     !body.is_empty() && body.bytes().fold(true, |all, b| all & legal(b))
 }
 
@@ -269,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a8_too_long_tokens_are_not_read() {
+    fn a08_long_tokens_are_not_read() {
         let exact = format!("Bearer {}", "a".repeat(MAX));
         assert_reads(&[exact.as_bytes()], Credential::Token(&"a".repeat(MAX)));
         for long in [

@@ -96,7 +96,8 @@ pub(crate) fn verified(extensions: &Extensions) -> Result<&VerifiedSvid, NoCalle
 }
 
 impl NoCaller {
-    /// Returns the rejection for a handler. Logs a missing layer, because no layer does.
+    /// Returns the rejection for a handler. If the layer is missing, logs that here, because no
+    /// layer can.
     pub(crate) fn into_handler_rejection(self, wire: Wire, realm: &Realm) -> Rejection {
         let is_wired = !matches!(self, Self::NotWired);
         let rejection = self.into_rejection(wire, realm);

@@ -57,7 +57,7 @@ const EXPIRED: RejectionReason = RejectionReason::Token(ValidateReason::Expired)
 /// is ended, and one error is logged. It does not end request bodies or upgraded connections (a
 /// WebSocket): check [`expires_at`](crate::verify::VerifiedSvid::expires_at) there.
 ///
-/// At most one log line in ten seconds reports ended responses, and names one of the callers.
+/// Ended responses are logged: at most one line every ten seconds, with one of the callers.
 ///
 /// It needs a tokio runtime with timers, and a body whose data type is [`Bytes`].
 #[derive(Clone)]
@@ -80,7 +80,7 @@ pub struct EndAtExpiry<S> {
     layer: EndAtExpiryLayer,
 }
 
-/// The token expired while the response was being sent.
+/// The error of a response that ended because the caller's token expired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TokenExpired;
@@ -271,7 +271,7 @@ where
 // === impl EndAtExpiryBody ===
 
 pin_project! {
-    /// A body that ends when the token does.
+    /// A body that ends when the caller's token expires.
     pub struct EndAtExpiryBody<B> {
         #[pin]
         inner: B,

@@ -103,14 +103,14 @@ impl GrpcPolicyBuilder {
     }
 
     /// Allows these callers to call every method of this service (`package.Service`) that has no
-    /// rule, including methods that are added later. Anonymous callers are asked for a token, as by
-    /// [`method`](Self::method).
+    /// rule of its own, including methods that are added later. Anonymous callers are asked for a
+    /// token, as by [`method`](Self::method).
     pub fn service(self, name: impl Into<String>, callers: Allow) -> Self {
         self.service_rule(name.into(), Rule::Allow(callers))
     }
 
     /// Allows everyone, as [`public`](Self::public) does, to call every method of this service
-    /// (`package.Service`) that has no rule, including methods that are added later.
+    /// (`package.Service`) that has no rule of its own, including methods that are added later.
     pub fn public_service(self, name: impl Into<String>) -> Self {
         self.service_rule(name.into(), Rule::Public)
     }

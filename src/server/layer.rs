@@ -49,7 +49,7 @@ impl ValidateJwtSvidLayer {
     /// makes the request public ([`GrpcPolicyBuilder::public`], or your own [`Policy::is_public`]).
     /// [`Allow::anyone`] alone makes no request public.
     ///
-    /// Wrap a closure in [`Allow::when`]: passed here directly, its arguments have no types.
+    /// A closure must be wrapped in [`Allow::when`], which sets the types of its arguments.
     ///
     /// [`Allow::when`]: super::Allow::when
     /// [`GrpcPolicyBuilder::public`]: super::GrpcPolicyBuilder::public
@@ -96,8 +96,8 @@ impl<R> ValidateJwtSvidLayer<R> {
         self.configured(|gate| gate.protocol = Some(protocol))
     }
 
-    /// Reads the token, bare or after `Bearer`, from this header, if `authorization` carries another
-    /// credential. The default is `authorization`.
+    /// Sets the header that the token is read from, bare or after `Bearer`. The default is
+    /// `authorization`. Use another header if `authorization` carries another credential.
     #[must_use]
     pub fn header(self, name: HeaderName) -> Self {
         self.configured(|gate| gate.headers = TokenHeaders::one(name))

@@ -28,42 +28,43 @@
 //!
 //! # Position in the stack
 //!
-//! - **axum**: around the finished router, `layer.layer(router)`, see [axum](#axum).
-//!   `Router::layer` as its last call does the same: routes that are added after it are not
+//! - **axum**: put it around the finished router, `layer.layer(router)`, see [axum](#axum). A call
+//!   of `Router::layer` after all routes does the same; routes that are added later are not
 //!   protected. `Router::route_layer` does not protect the fallback and the fallbacks of nested
 //!   routers either, and panics on a router without routes. With feature `axum`, a handler takes a
 //!   [`VerifiedSvid`](crate::verify::VerifiedSvid), an `Option` of it or a [`CallerState`].
-//! - **tonic**: `Server::builder().layer(layer)`, or one service by tonic's
-//!   `LayerExt::named_layer`. [`GrpcPolicy`] has a rule for each method, and its rejections use
-//!   gRPC; with another policy, set [`protocol`](ValidateJwtSvidLayer::protocol) to
-//!   [`Protocol::Grpc`]. With feature `tonic`, a handler calls `VerifiedSvid::from_request(&request)?`.
-//! - **hyper**: around the service, then hyper-util's `TowerToHyperService`.
+//! - **tonic**: `Server::builder().layer(layer)`, or tonic's `LayerExt::named_layer` for one
+//!   service. [`GrpcPolicy`] has a rule for each method, and its rejections use gRPC; with another
+//!   policy, set [`protocol`](ValidateJwtSvidLayer::protocol) to [`Protocol::Grpc`]. With feature
+//!   `tonic`, a handler calls `VerifiedSvid::from_request(&request)?`.
+//! - **hyper**: put it around the service, and wrap both in hyper-util's `TowerToHyperService`.
 //! - **A Unix socket** (axum, tonic or hyper): grpc-java and grpcio send the path of the socket as
 //!   `:authority`, and h2 resets such requests before any layer sees them (hyperium/h2#487). Set
 //!   the client's authority to a host name: `overrideAuthority("localhost")` in grpc-java, the
 //!   channel option `grpc.default_authority` in grpcio.
 //! - **A gateway** that forwards requests: see [Gateways](#gateways).
 //! - **Response bodies without `Default`**: see [Compile errors](#compile-errors).
-//! - **Inside it**: [`AllowCallersLayer`] narrows a route to fewer callers, and
+//! - **Inside this layer**: [`AllowCallersLayer`] narrows a route to fewer callers, and
 //!   [`EndAtExpiryLayer`] ends streams when the token of their caller expires. Neither covers an
 //!   upgraded connection (a WebSocket): check
 //!   [`expires_at`](crate::verify::VerifiedSvid::expires_at) there.
-//! - **Outside it**: `CorsLayer`, which answers preflights. Preflights have no token, and this
-//!   layer does not exempt them. If a trace layer is outside too, put `SetSensitiveRequestHeadersLayer`
-//!   outside the trace layer, which sees the credential before this layer marks it sensitive.
-//! - **With a limit inside it** (`ConcurrencyLimit`): readiness is forwarded to the inner service, so
-//!   a rejected request takes a permit too. The permit is released when the called service value is
-//!   dropped or called again. Servers on hyper-util drop it when the response is complete. A limit on
-//!   axum's routes counts allowed requests only: a `Router` is always ready.
+//! - **Outside this layer**: `CorsLayer`, which responds to preflights. Preflights have no token,
+//!   and this layer does not exempt them. If a trace layer is outside too, put
+//!   `SetSensitiveRequestHeadersLayer` outside the trace layer, which sees the credential before
+//!   this layer marks it sensitive.
+//! - **With a limit inside this layer** (`ConcurrencyLimit`): readiness is forwarded to the inner
+//!   service, so a rejected request takes a permit too. The permit is released when the called
+//!   service value is dropped or called again. Servers on hyper-util drop it when the response is
+//!   complete. A limit on axum's routes counts allowed requests only: a `Router` is always ready.
 //!
 //! # axum
 //!
 //! Put public routes (probes, `/metrics`) on a router outside of the layer. If routes have
-//! different callers, the layer's policy allows all of them, and an [`AllowCallersLayer`] on a
-//! route narrows it. If a route also serves callers without a token, the layer is
-//! [`optional`](ValidateJwtSvidLayer::optional) and its policy [`Allow::anyone`]. Then a route is
-//! open to everyone if it has neither an [`AllowCallersLayer`] nor a
-//! [`VerifiedSvid`](crate::verify::VerifiedSvid) among its arguments.
+//! different callers, let the layer's policy allow all of them, and put an [`AllowCallersLayer`] on
+//! each route that has fewer. If a route also serves callers without a token, use an
+//! [`optional`](ValidateJwtSvidLayer::optional) layer with the policy [`Allow::anyone`]. Then a
+//! route is open to everyone if it has no [`AllowCallersLayer`] and its handler takes no
+//! [`VerifiedSvid`](crate::verify::VerifiedSvid).
 //!
 //! ```
 //! use axum::{Router, http::StatusCode, routing::{get, post}};
@@ -142,7 +143,7 @@
 //! reject a request too. The layer handles this like its own rejection: it calls its `on_reject`,
 //! and counts and logs the rejection. Layers between the handler and this one see the default
 //! response. If the layer is missing from the stack, the default response is sent with status 500
-//! (gRPC 13), and one error line is logged in ten seconds.
+//! (gRPC 13), and at most one error line is logged every ten seconds.
 //!
 //! # Gateways
 //!
@@ -181,8 +182,8 @@
 //! # Requests without a token
 //!
 //! No caller gains by sending no token: a request that the layer allows to anonymous callers is
-//! allowed to every verified caller. A request with an invalid token is rejected in each of these
-//! cases.
+//! allowed to every verified caller. A request with an invalid token is rejected in each case of
+//! this table:
 //!
 //! | policy | `required` | `optional` |
 //! | --- | --- | --- |
@@ -259,9 +260,10 @@
 //!   caller. If the outer span has this field, it is set there too.
 //! - **Metrics**: [`Admission`](crate::metrics::Admission)s, by
 //!   [`metrics`](ValidateJwtSvidLayer::metrics).
-//! - **Logs**: one line per class of rejection and caller in ten seconds. If `DEBUG` is enabled, it
-//!   has the key ID and the trust domain that the token claims.
-//! - **Ended responses** of an [`EndAtExpiryLayer`] are counted, and logged once in ten seconds.
+//! - **Logs**: at most one line every ten seconds for each class of rejection and caller. If
+//!   `DEBUG` is enabled, it has the key ID and the trust domain that the token claims.
+//! - **Ended responses** of an [`EndAtExpiryLayer`] are counted, and logged at most once every ten
+//!   seconds.
 //!
 //! Spans, metrics and logs never contain tokens.
 

@@ -142,8 +142,8 @@ pub trait Policy: Send + Sync + 'static {
         None
     }
 
-    /// Receives the recorder of the layer that this policy is given to, and again if the layer gets
-    /// another one. For policies that record counts. The default ignores it.
+    /// Receives the recorder of the layer that this policy is given to. Called again if the layer
+    /// gets another recorder. For policies that record counts; the default ignores it.
     fn inherit_metrics(&self, recorder: &Arc<dyn MetricsRecorder>) {
         let _ = recorder;
     }

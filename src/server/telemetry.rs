@@ -40,8 +40,8 @@ impl Telemetry {
         }
     }
 
-    /// Logs that the layer outside a handler is missing: one line in ten seconds for the whole
-    /// process.
+    /// Logs that the layer outside a handler is missing: at most one line every ten seconds for the
+    /// whole process.
     pub(crate) fn not_wired(rejection: &Rejection) {
         use std::sync::LazyLock;
 
@@ -152,7 +152,7 @@ impl Telemetry {
         if let Some(caller) = caller {
             record_caller(caller);
         }
-        // If no line would be written, a rejection takes neither the clock nor the lock.
+        // If no line would be written, a rejection does not read the clock or take the lock.
         if LevelFilter::current() < level_of(reason) {
             return;
         }

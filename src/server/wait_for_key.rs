@@ -1,8 +1,8 @@
 //! Waits for the key of a token if the bundle does not have it yet.
 //!
-//! A new key reaches its signer and its verifiers at different times. If the signer has it first, its
-//! tokens are rejected until the bundle arrives. SPIRE publishes a key long before it signs with it,
-//! so this is for other issuers. Off by default.
+//! An issuer may sign with a new key before all verifiers have it. Then its tokens are rejected
+//! until the bundle arrives. SPIRE publishes a key long before it signs with it, so this is for
+//! other issuers. Off by default.
 
 use std::collections::HashMap;
 use std::future::Future;

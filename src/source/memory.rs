@@ -18,8 +18,8 @@ use crate::bundle::{BundleAnswer, BundleSource, BundlesUnavailable, JwtBundle, J
 /// rises, and the revision rises only if a bundle changed. A key that a set no longer has is
 /// rejected from the moment at which [`replace`](Self::replace) returns, also for cached tokens.
 ///
-/// A clone is one reference count, and has the same bundles. [`default`](Self::default) has no set
-/// yet: tokens cannot be verified before the first [`replace`](Self::replace).
+/// Clones are cheap and have the same bundles. [`default`](Self::default) has no set yet: tokens
+/// cannot be verified before the first [`replace`](Self::replace).
 ///
 /// ```
 /// use tower_spiffe::bundle::{BundleSource, BundlesUnavailable, JwtBundle, JwtBundleSet};

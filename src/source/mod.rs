@@ -42,9 +42,9 @@
 //! | `endpoint`, `connector` | the endpoint in `SPIFFE_ENDPOINT_SOCKET` |
 //! | `initial_sync_timeout` | 30 s |
 //! | `shutdown_timeout` | 30 s |
-//! | `fetch_timeout` | 35 s for a token; within it 5 s to connect, 10 s for the first message of a stream |
+//! | `fetch_timeout` | 35 s for a token, of which 5 s to connect; 10 s for the first message of a stream |
 //! | `reconnect_backoff` | 200 ms to 10 s |
-//! | `keepalive` | a ping each 305 s, response within 20 s |
+//! | `keepalive` | a ping every 305 s; the response must arrive within 20 s |
 //! | `resource_limits` | 200 trust domains, 4 MiB each, 64 MiB per message |
 //! | `withdrawal` | [`WithdrawalPolicy::Immediate`] |
 //! | `max_staleness` | no limit |
@@ -65,7 +65,6 @@
 //! | `initial_sync_timeout` | 30 s, for `build` |
 //! | `poll_interval` | 5 s |
 //! | `max_file_bytes` | 64 MiB |
-//! | `initial_sync_timeout` | 30 s |
 //! | `clock`, `metrics` | the system clock; no recorder |
 //!
 //! The defaults of [`HttpsBundles`] are in the module [`https`].

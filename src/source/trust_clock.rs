@@ -8,7 +8,8 @@ use tokio::sync::watch;
 
 use crate::clock::{Clock, UnixTime};
 
-/// A clock whose monotonic time follows both clocks of the machine, whichever moved more.
+/// A clock whose monotonic time follows the clock of the machine that has moved more: the monotonic
+/// clock or the wall clock.
 ///
 /// The monotonic clock may stop while a machine is suspended; only the wall clock shows that time has
 /// passed. A backward step of the wall clock counts as zero.

@@ -13,8 +13,8 @@ use crate::clock::{Clock, UnixTime};
 /// A clock that follows tokio's: in a runtime with paused time, it advances only when the test advances
 /// time, or when all tasks sleep. Clones are the same clock.
 ///
-/// On every thread it shows the time of the runtime that it was created in. Created outside a runtime,
-/// it runs with the system's time from `start` on.
+/// On every thread it shows the time of the runtime that it was created in. If it was created
+/// outside a runtime, it starts at `start` and runs like the system clock.
 ///
 /// ```
 /// use std::time::Duration;

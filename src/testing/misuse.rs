@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-/// Panics because the test requires something impossible.
+/// Panics because a setting of the test is impossible.
 #[track_caller]
 #[allow(clippy::panic, reason = "a test's mistake ends the test")]
 pub(super) fn misuse(what: &str) -> ! {

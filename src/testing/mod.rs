@@ -19,7 +19,7 @@
 //! let reports = Router::new().route("/", get(async |caller: VerifiedSvid| caller.spiffe_id().to_string()));
 //! let app = ValidateJwtSvidLayer::required(validator, Allow::trust_domain("example.org")?).layer(reports);
 //!
-//! // A caller with a good token, and one with another service's.
+//! // A caller with a valid token, and one with a token for another service.
 //! let call = async |token| {
 //!     let request = Request::get("/").header(AUTHORIZATION, token).body(Body::empty()).unwrap();
 //!     app.clone().oneshot(request).await.unwrap().status()
@@ -35,7 +35,7 @@
 //!
 //! [`FakeAgent::bearer`] and [`token`](FakeAgent::token) return valid ones. Invalid ones come from
 //! a [`TokenBuilder`] of [`FakeAgent::issuer`]: expired, forged, without a claim, with an
-//! additional header. An [`Issuer`] without an agent goes with
+//! additional header. To use an [`Issuer`] without an agent, put its bundle into
 //! [`FixedBundles`](crate::bundle::FixedBundles).
 //!
 //! # Without a token

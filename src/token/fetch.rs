@@ -72,8 +72,8 @@ pub enum FetchSvidReason {
     /// The issuer returned a token that cannot be accepted: malformed, too long, or for another
     /// identity or audience.
     Unacceptable,
-    /// The agent returned an old, expired token: the same as before, or one whose `iat` is a whole
-    /// life ago. Its server is probably unreachable.
+    /// The agent returned an old, expired token: the same as before, or one that was issued at
+    /// least one lifetime ago. Its server is probably unreachable.
     Stale,
     /// The issuer returned a new token that has already expired: the clocks differ.
     Expired,

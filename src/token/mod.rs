@@ -73,12 +73,12 @@
 //!   latest, with the call of one audience for all.
 //! - Calls got no response: within 42 s. A probe may have just begun and may take up to 35 s,
 //!   because an agent that is only slow needs up to 30 s.
-//! - Very many audiences have no token: the first ones as above, and the last one one second later
-//!   for each 200 audiences ([`rate`](SvidCacheBuilder::rate)).
+//! - Very many audiences have no token: the first ones as above, and the last one later, by one
+//!   second for each 200 audiences ([`rate`](SvidCacheBuilder::rate)).
 //!
-//! The table was measured with one request per second and audience. The agent is unavailable until
-//! every token has expired, and for another 120 to 240 s. The table shows the worst of all runs (20
-//! with 30 audiences, one with 10,000):
+//! The following table was simulated with one request per second and audience. The agent is
+//! unavailable until every token has expired, and for another 120 to 240 s. The table shows the
+//! worst of all runs (20 with 30 audiences, one with 10,000):
 //!
 //! | the agent | audiences | first failure after | calls at once, all expired | last failure after recovery |
 //! | --- | --- | --- | --- | --- |
@@ -97,8 +97,8 @@
 //! | an invalid request | 60 s | 60 s |
 //! | a response without a newer token | 5 s | 30 s |
 //! | 3 calls in a row without a response: one call at a time | 250 ms | 5 s |
-//! | a service rejected the token: at most one fetch per | 10 s | 10 s |
-//! | a response of an authorization server with `Retry-After`: that delay | | 60 s |
+//! | a fetch because a service rejected the token | 10 s | 10 s |
+//! | a response of an authorization server with `Retry-After` | that delay | 60 s |
 //!
 //! [`retry`](SvidCacheBuilder::retry) sets the bounds of all these delays. If a signing key is
 //! removed, the tokens of [`keep_warm`](SvidCache::keep_warm) are fetched again within 5 s, even
@@ -131,12 +131,12 @@
 //! | 10 | 200 | apart | 1.827 | 3.64 times |
 //! | 100 | 10 | apart | 1.830 | 5.79 times |
 //!
-//! The last two rows are a consequence of two guarantees: no useless call, and no failure in 103 s
-//! without an agent. They leave one tenth of a token's lifetime for the refresh, between 55 and 65 %.
-//! Processes that share an agent soon have the same token for each audience, so they refresh in the
-//! same tenth. With many audiences these tenths are spread out. With few audiences, plan for six
-//! times the mean. This command prints both tables in about ten minutes; `--help` lists its
-//! options:
+//! The last two rows are a consequence of two guarantees: no call returns the same token again, and
+//! no request fails in 103 s without an agent. These guarantees leave one tenth of a token's
+//! lifetime for the refresh, between 55 and 65 %. Processes that share an agent soon have the same
+//! token for each audience, so they refresh in the same tenth. With many audiences these tenths are
+//! spread out. With few audiences, plan for six times the mean. This command prints this table and
+//! the one of outages in about ten minutes; `--help` lists its options:
 //!
 //! ```text
 //! tower-spiffe agent-load --seeds 1000

@@ -236,7 +236,7 @@ impl TokenFileBuilder {
         self
     }
 
-    /// Starts to write the file in the background. Later failures are retried.
+    /// Starts to write the file in the background. Failed writes are retried.
     ///
     /// # Errors
     /// The path has no file name; the mode has bits that are not permissions; the request is for

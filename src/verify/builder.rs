@@ -171,11 +171,11 @@ impl ValidatorBuilder {
         self
     }
 
-    /// Limits the verified cache, in bytes; 8 MiB by default, 0 switches it off.
+    /// Limits the cache of verified tokens, in bytes; 8 MiB by default, 0 switches it off.
     ///
-    /// In addition, each thread that validates keeps its most recent tokens: at most as many bytes per
-    /// thread again, and at most 640 KiB for all validators together. After a validator is dropped they
-    /// stay until the thread verifies another new token, or ends.
+    /// In addition, each thread that validates keeps its most recent tokens: at most the same
+    /// number of bytes per thread, and at most 640 KiB per thread for all validators together.
+    /// After a validator is dropped they stay until the thread verifies another new token, or ends.
     pub fn cache_bytes(mut self, bytes: usize) -> Self {
         self.settings.cache_bytes = bytes;
         self
@@ -186,7 +186,7 @@ impl ValidatorBuilder {
         self.cache_bytes(0)
     }
 
-    /// Sets the clock. The system's by default.
+    /// Sets the clock. The system clock by default.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.settings.clock = clock;
         self

@@ -6,7 +6,8 @@ use crate::bundle::BundlesUnavailable;
 
 /// Why a token was rejected: a class, a fixed sentence, and what the token claimed, if that was read.
 ///
-/// Nothing in it is a part of the token, and its texts are bounded and escaped: it can be logged.
+/// It contains single values from the token, bounded and escaped, and never the token or its
+/// signature: it can be logged.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ValidateError {
     reason: ValidateReason,

@@ -1,6 +1,6 @@
 //! Verifies the JWT-SVIDs of callers: a [`Validator`] checks a token and returns a [`VerifiedSvid`].
 //!
-//! It needs neither HTTP nor a runtime:
+//! A validator needs neither HTTP nor a runtime:
 //!
 //! ```
 //! use tower_spiffe::bundle::{FixedBundles, JwtBundleSet};

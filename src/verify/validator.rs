@@ -14,11 +14,11 @@ use crate::clock::Clock;
 use crate::metrics::MetricsRecorder;
 use crate::metrics::Verification;
 
-/// Checks callers' tokens (JWT-SVID sections 3 and 4), and remembers those that it verified.
+/// Verifies callers' tokens (JWT-SVID sections 3 and 4), and caches the verified ones.
 ///
-/// A clone is one reference count and shares the cache.
+/// Clones are cheap and share the cache.
 ///
-/// The cache holds verified tokens only, compared byte by byte, and never a rejection. An entry is valid
+/// The cache holds verified tokens, compared byte by byte, and never a rejection. An entry is valid
 /// as long as the bundle of its trust domain has the same key. Every hit checks the times again, and
 /// that the source is available.
 #[derive(Clone)]

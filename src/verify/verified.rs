@@ -10,7 +10,7 @@ use crate::bundle::JwtAuthority;
 use crate::clock::UnixTime;
 use crate::identity::SpiffeId;
 
-/// The identity of a caller whose token was verified. A clone is one reference count.
+/// The identity of a caller whose token was verified. Clones are cheap.
 ///
 /// The token was valid at the time of the check, and ends at [`expires_at`](Self::expires_at).
 #[derive(Clone)]

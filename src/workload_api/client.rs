@@ -34,8 +34,8 @@ use crate::token::{JwtSvid, SvidRequest};
 /// and a later one reopens it after it broke.
 ///
 /// Each call is one request, without caching or retries. `JwtSource` does both.
-/// A call has a limit, so it needs a tokio runtime with timers where it is awaited; without one it
-/// returns `NoRuntime`.
+/// A call has a time limit, so it needs a tokio runtime with timers where it is awaited; without
+/// one it returns `NoRuntime`.
 #[derive(Clone)]
 pub struct WorkloadApiClient {
     line: Arc<Line>,
@@ -80,7 +80,8 @@ impl WorkloadApiClient {
     /// Calls `FetchJWTSVID` for one token. If the request has neither an ID nor a hint, it returns the
     /// first token of the response. With several identities, SPIRE's order is not defined.
     ///
-    /// A hint is searched in the tokens of all identities: the call has no field for it.
+    /// With a hint, the agent signs a token for every identity, because the call has no field for
+    /// the hint.
     ///
     /// The expiry of the token is not checked: the clocks may differ, and a cache has its own rules.
     ///
@@ -114,7 +115,8 @@ impl WorkloadApiClient {
     /// Calls `FetchJWTSVID` for the tokens of all identities, or of the one that the request names. A
     /// hint in the request is ignored.
     ///
-    /// Of several tokens with the same hint the first stays (WA-23); without a hint all stay.
+    /// Of several tokens with the same hint only the first is returned (Workload API section
+    /// 6.2.1). Tokens without a hint are all returned.
     ///
     /// # Errors
     /// The call failed, or a token does not match the request.
@@ -391,7 +393,7 @@ impl WorkloadApiClientBuilder {
         self
     }
 
-    /// Sets the clock.
+    /// Sets the clock. The system clock by default.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self

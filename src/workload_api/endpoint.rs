@@ -268,39 +268,39 @@ pub struct EndpointError {
     from_env: bool,
 }
 
-/// The class of an [`EndpointError`].
+/// The class of an [`EndpointError`], by the rules of Workload Endpoint section 4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum EndpointErrorReason {
-    /// No endpoint was given, and the environment variable is unset (EP-7).
+    /// No endpoint was given, and the environment variable is unset.
     Unset,
     /// The value is empty.
     Empty,
-    /// The scheme is neither `unix` nor `tcp` (EP-8).
+    /// The scheme is neither `unix` nor `tcp`.
     Scheme,
-    /// A character that is not allowed in a URI, or an incomplete percent-encoding (EP-8).
+    /// A character that is not allowed in a URI, or an incomplete percent-encoding.
     Character,
-    /// A query or a fragment (EP-9, EP-10).
+    /// A query or a fragment.
     QueryOrFragment,
-    /// `unix:` with a host (EP-9).
+    /// `unix:` with a host.
     UnixAuthority,
-    /// `unix:` with a path that does not begin with `/` (EP-9).
+    /// `unix:` with a path that does not begin with `/`.
     RelativePath,
-    /// `unix:` without the path of a socket (EP-9).
+    /// `unix:` without the path of a socket.
     NoPath,
     /// The path is longer than this platform allows for a socket.
     PathTooLong,
     /// This platform has no Unix sockets.
     NoUnixSockets,
-    /// `tcp:` without `//IP:port` (EP-10).
+    /// `tcp:` without `//IP:port`.
     TcpForm,
-    /// `tcp:` with a host that is not an IP address (EP-10).
+    /// `tcp:` with a host that is not an IP address.
     HostName,
-    /// `tcp:` without a port from 1 to 65535 (EP-10).
+    /// `tcp:` without a port from 1 to 65535.
     Port,
-    /// `tcp:` with a path (EP-10).
+    /// `tcp:` with a path.
     TcpPath,
-    /// `tcp:` with a user (EP-10).
+    /// `tcp:` with a user.
     UserInfo,
 }
 

@@ -58,9 +58,9 @@ pub enum WorkloadApiErrorReason {
     Disconnected,
     /// No response in time.
     Timeout,
-    /// The agent cannot serve now (EP-13).
+    /// The agent cannot serve now.
     Unavailable,
-    /// The agent has no identity for this workload; it may have one later (EP-14).
+    /// The agent has no identity for this workload; it may have one later.
     PermissionDenied,
     /// The agent returned `InvalidArgument`. For `ValidateJWTSVID` it means that the token is invalid.
     InvalidArgument,
@@ -352,7 +352,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ep12_retryable_per_call() {
+    fn ep12_retryable_depends_on_the_call() {
         let status = |code| tonic::Status::new(code, "no");
         for (code, retryable) in [
             (tonic::Code::InvalidArgument, false),

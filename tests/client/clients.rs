@@ -50,7 +50,7 @@ fn get<B: Default>(uri: String) -> http::Request<B> {
 }
 
 #[tokio::test]
-async fn hyper_client_over_plaintext() {
+async fn hyper_client_signs_over_plaintext() {
     let (_agent, source, host) = deployment(None).await;
     let audience = Audience::fixed(AUDIENCE)
         .for_origin(&host.origin())
@@ -76,7 +76,7 @@ async fn hyper_client_over_plaintext() {
 }
 
 #[tokio::test]
-async fn hyper_client_over_tls_and_both_http_versions() {
+async fn hyper_client_signs_over_tls_and_both_versions() {
     let ca = Ca::new();
     let (_agent, source, host) = deployment(Some(&ca)).await;
     let audience = Audience::fixed(AUDIENCE)
@@ -121,7 +121,7 @@ fn reqwest_get(url: &str) -> reqwest::Request {
 }
 
 #[tokio::test]
-async fn reqwest_as_a_service_over_plaintext_and_tls() {
+async fn reqwest_service_signs_over_plaintext_and_tls() {
     let ca = Ca::new();
     for ca in [None, Some(&ca)] {
         let (_agent, source, host) = deployment(ca).await;
@@ -154,7 +154,7 @@ async fn reqwest_as_a_service_over_plaintext_and_tls() {
 }
 
 #[tokio::test]
-async fn reqwest_middleware_to_two_services() {
+async fn reqwest_middleware_signs_for_two_services() {
     let agent = FakeAgent::start("x").await.unwrap();
     let source = agent.source().await.unwrap();
     let (reports, ledger) = (Host::start(None).await, Host::start(None).await);
@@ -229,7 +229,7 @@ async fn reqwest_middleware_has_the_options_of_the_layer() {
 }
 
 #[tokio::test]
-async fn one_source_for_callers_and_calls() {
+async fn one_source_verifies_callers_and_signs_calls() {
     // A service that verifies callers, and calls the next service with tokens of the same source.
     let (agent, source, reports) = deployment(None).await;
     let audience = Audience::fixed(AUDIENCE)

@@ -42,7 +42,7 @@ async fn refresh_is_due_between_55_and_65_percent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn token_states_in_order() {
+async fn token_passes_every_state_in_order() {
     let bench = Bench::new();
     let aud = request("a");
     bench.cache.header(&aud).await.unwrap();
@@ -266,7 +266,7 @@ async fn backoff_without_token_is_250_to_5000_ms() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn backoff_after_denied_and_invalid_requests() {
+async fn denied_and_invalid_requests_back_off() {
     let bench = Bench::with(|_| Answer::Fail(FetchSvidReason::Denied));
     let all = delays(&bench, secs(100)).await;
     assert_grow(&all, secs(1), 2.0, secs(10));
@@ -314,7 +314,7 @@ async fn repeated_token_is_kept_and_paced() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn at_most_16_fetches_and_12_in_background() {
+async fn fetches_are_limited_to_16_and_12_background() {
     let slow = |call: &crate::support::Call<'_>| call.fresh(100).after(millis(10));
     let bench = Bench::built(slow, |builder| builder.rate(100_000));
     let all: Vec<_> = (0..100).map(|n| request(&format!("aud-{n}"))).collect();
@@ -354,7 +354,7 @@ async fn waiting_request_moves_its_fetch_forward() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn at_most_200_fetches_a_second() {
+async fn fetches_are_limited_to_200_a_second() {
     let bench = Bench::built(|call| call.fresh(300), |builder| builder.max_entries(2000));
     let all: Vec<_> = (0..1000).map(|n| request(&format!("aud-{n}"))).collect();
     let (got, took) = timed(futures_util::future::join_all(

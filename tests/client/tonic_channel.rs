@@ -137,7 +137,7 @@ where
 }
 
 #[tokio::test]
-async fn channel_over_plaintext() {
+async fn channel_signs_over_plaintext() {
     let (_agent, source, app) = deployment().await;
     let host = Host::serve(None, app).await;
     let channel = Endpoint::new(host.origin())
@@ -162,7 +162,7 @@ async fn channel_over_plaintext() {
 }
 
 #[tokio::test]
-async fn a_channel_over_tls() {
+async fn channel_signs_over_tls() {
     let ca = Ca::new();
     let (_agent, source, app) = deployment().await;
     let host = Host::serve(Some(&ca), app).await;
@@ -180,7 +180,7 @@ async fn a_channel_over_tls() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn a_channel_over_a_unix_socket() {
+async fn channel_signs_over_a_unix_socket() {
     let (_agent, source, app) = deployment().await;
     let directory = TempDir::new();
     let path = Arc::new(directory.join("echo.sock"));
@@ -206,7 +206,7 @@ async fn a_channel_over_a_unix_socket() {
 }
 
 #[tokio::test]
-async fn a_balanced_channel() {
+async fn balanced_channel_signs() {
     let (_agent, source, app) = deployment().await;
     let hosts = [
         Host::serve(None, app.clone()).await,
@@ -229,7 +229,7 @@ async fn a_balanced_channel() {
 }
 
 #[tokio::test]
-async fn a_balanced_channel_and_an_interceptor_over_tls() {
+async fn balanced_channel_and_interceptor_sign_over_tls() {
     let ca = Ca::new();
     let (_agent, source, app) = deployment().await;
     let hosts = [

@@ -243,7 +243,7 @@ async fn x01_token_that_is_issued_again_stays_in_use() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn x01_expires_in_variants() {
+async fn x01_unusable_expires_in_is_rejected() {
     let day = 24 * 3600;
     let cases: &[(Option<&str>, Option<u64>)] = &[
         (None, Some(300)),

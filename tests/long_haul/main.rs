@@ -163,7 +163,7 @@ async fn nothing_is_left(mut world: World) {
 }
 
 #[test]
-fn an_hour_of_paused_time() {
+fn invariants_hold_for_an_hour_of_paused_time() {
     let _alone = alone();
     let seed = seed("an hour of paused time");
     run_paused(seed, Duration::from_secs(3_600));
@@ -184,7 +184,7 @@ fn the_same_seed_gives_the_same_log() {
 }
 
 #[test]
-fn a_minute_of_real_time() {
+fn invariants_hold_for_a_minute() {
     let _alone = alone();
     let seed = seed("a minute of real time");
     let runtime = Builder::new_multi_thread()

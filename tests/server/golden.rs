@@ -147,7 +147,7 @@ async fn http2(at: &At, request: Request<Bytes>) -> String {
 }
 
 #[tokio::test]
-async fn every_rejection_in_every_form() {
+async fn every_rejection_has_its_golden_response() {
     let world = World::new();
     let at = start(&world).await;
     let cases = cases(&world);
@@ -170,7 +170,7 @@ async fn every_rejection_in_every_form() {
 
 /// One response per form in full, so that not all expected texts are computed.
 #[tokio::test]
-async fn one_rejection_of_each_form_in_full() {
+async fn one_rejection_of_each_form_is_exact() {
     let world = World::new();
     let at = start(&world).await;
     let ops = world.bearer(OPS);

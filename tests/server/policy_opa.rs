@@ -16,7 +16,7 @@ use tower_spiffe::server::{
 };
 
 use crate::support::{OPS, WEB, World};
-use agent::{Agent, Mood};
+use agent::{Agent, Behavior};
 use opa::Opa;
 
 async fn send(
@@ -66,28 +66,28 @@ async fn faults_of_opa_fail_closed() {
     let world = World::new();
     let agent = Agent::start().await.unwrap();
     let layer = layer(&world, &agent, LONG);
-    for mood in [
-        Mood::Broken,
-        Mood::Flood,
-        Mood::Garbage(""),
-        Mood::Garbage("true"),
-        Mood::Garbage("{\"result\": true}"),
-        Mood::Garbage("{\"result\": {\"allow\": \"true\"}}"),
-        Mood::Garbage("{\"result\": {\"allow\": 1}}"),
-        Mood::Garbage("{\"result\": {}}"),
-        Mood::Garbage("{\"result\": {\"allow\": true}} {"),
-        Mood::Garbage("\u{0}\u{ff}"),
+    for behavior in [
+        Behavior::Broken,
+        Behavior::TooLong,
+        Behavior::Invalid(""),
+        Behavior::Invalid("true"),
+        Behavior::Invalid("{\"result\": true}"),
+        Behavior::Invalid("{\"result\": {\"allow\": \"true\"}}"),
+        Behavior::Invalid("{\"result\": {\"allow\": 1}}"),
+        Behavior::Invalid("{\"result\": {}}"),
+        Behavior::Invalid("{\"result\": {\"allow\": true}} {"),
+        Behavior::Invalid("\u{0}\u{ff}"),
     ] {
-        agent.set(mood);
+        agent.set(behavior);
         let (status, rejection) = send(&layer, world.request(OPS), "GET").await;
         let reason = rejection.map(|rejection| rejection.reason());
         let failed = RejectionReason::PolicyUnavailable(PolicyFailure::Failed);
-        assert_eq!((status, reason), (503, Some(failed)), "{mood:?}");
+        assert_eq!((status, reason), (503, Some(failed)), "{behavior:?}");
     }
     // An undefined rule denies.
-    agent.set(Mood::Garbage("{}"));
+    agent.set(Behavior::Invalid("{}"));
     assert_eq!(send(&layer, world.request(OPS), "GET").await.0, 403);
-    agent.set(Mood::Well);
+    agent.set(Behavior::Normal);
     assert_eq!(send(&layer, world.request(OPS), "GET").await.0, 200);
 }
 
@@ -95,7 +95,7 @@ async fn faults_of_opa_fail_closed() {
 async fn slow_opa_times_out() {
     let world = World::new();
     let agent = Agent::start().await.unwrap();
-    agent.set(Mood::Slow(Duration::from_secs(600)));
+    agent.set(Behavior::Slow(Duration::from_secs(600)));
     let layer = layer(&world, &agent, Duration::from_millis(50));
     let (status, rejection) = send(&layer, world.request(OPS), "GET").await;
     let timed_out = RejectionReason::PolicyUnavailable(PolicyFailure::TimedOut);

@@ -179,7 +179,7 @@ async fn own_rejections_with_a_body_close_the_connection() {
 }
 
 #[tokio::test]
-async fn own_rejections_without_a_layer_are_miswired() {
+async fn own_rejections_without_a_layer_return_500() {
     let constructors: [Reject; 3] = [
         Rejection::denied,
         Rejection::authentication_required,

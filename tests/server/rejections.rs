@@ -240,7 +240,7 @@ fn request(authorization: Option<&HeaderValue>) -> Request<String> {
 }
 
 #[tokio::test]
-async fn http_status_and_challenge_of_every_reason() {
+async fn every_reason_has_its_status_and_challenge() {
     let world = World::new();
     let layer = layer(&world);
     for case in cases(&world) {
@@ -265,7 +265,7 @@ async fn http_status_and_challenge_of_every_reason() {
 }
 
 #[tokio::test]
-async fn grpc_code_and_message_of_every_reason() {
+async fn every_reason_has_its_code_and_message() {
     let world = World::new();
     let layer = layer(&world);
     for case in cases(&world) {

@@ -91,7 +91,7 @@ fn assert_clean(log: &Log, tokens: &[String], inside: &str) {
 }
 
 #[tokio::test]
-async fn a28_a_hyper_server_at_trace() {
+async fn a28_hyper_server_logs_no_token_at_trace() {
     let log = Log::default();
     let _guard = log.begin(Level::TRACE);
     let world = World::new();
@@ -111,7 +111,7 @@ async fn a28_a_hyper_server_at_trace() {
 }
 
 #[tokio::test]
-async fn a28_a_tonic_server_at_trace() {
+async fn a28_tonic_server_logs_no_token_at_trace() {
     let log = Log::default();
     let _guard = log.begin(Level::TRACE);
     let world = World::with(|builder| builder.leeway(Duration::ZERO));
@@ -149,7 +149,7 @@ async fn a28_a_tonic_server_at_trace() {
 }
 
 #[tokio::test]
-async fn a28_axum_server_waiting_for_keys_at_trace() {
+async fn a28_waiting_axum_server_logs_no_token_at_trace() {
     let log = Log::default();
     let _guard = log.begin(Level::TRACE);
     let world = World::new();
@@ -173,7 +173,7 @@ async fn a28_axum_server_waiting_for_keys_at_trace() {
 }
 
 #[tokio::test]
-async fn a28_tower_http_layer_at_trace() {
+async fn a28_tower_http_layer_logs_no_token_at_trace() {
     let log = Log::default();
     let _guard = log.begin(Level::TRACE);
     let world = World::new();

@@ -96,7 +96,7 @@ async fn build_times_out_with_the_cause() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lazy_source_cannot_judge_at_first() {
+async fn lazy_source_is_unavailable_at_first() {
     let dir = TempDir::new();
     let (issuer, path) = (Issuer::new(TD).unwrap(), dir.join("late"));
     let files = FileBundles::builder().jwks(td(TD), &path).build_lazy();
@@ -165,7 +165,7 @@ async fn a_missing_file_affects_its_domain_only() {
 
 /// A missing map may contain any trust domain: no caller's trust domain is reported as unknown.
 #[tokio::test(start_paused = true)]
-async fn a_missing_map_leaves_unknown_domains_open() {
+async fn missing_map_makes_unknown_domains_unavailable() {
     let dir = TempDir::new();
     let (own, other) = (Issuer::new(TD).unwrap(), Issuer::new(OTHER).unwrap());
     let (there, late) = (dir.join("there"), dir.join("late"));

@@ -271,7 +271,7 @@ async fn resolves_within(at_most: std::time::Duration, wait: impl Future<Output 
 }
 
 #[tokio::test(start_paused = true)]
-async fn any_members_change_wakes() {
+async fn any_members_change_wakes_a_wait() {
     let two = Two::new();
     let wait = || {
         let seen = two.merged.revision().unwrap();
@@ -297,7 +297,7 @@ async fn any_members_change_wakes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn bundles_that_become_stale_wake() {
+async fn stale_bundles_wake_a_wait() {
     let world = World::new().await;
     let agent = world.builder().max_staleness(secs(60)).build().await;
     let agent = agent.unwrap();

@@ -56,7 +56,7 @@ async fn stale_source_recovers_with_its_agent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_limit_a_day_offline_validates() {
+async fn without_a_limit_bundles_never_become_stale() {
     let world = World::new().await;
     let source = world.source().await;
     let validator = world.validator(&source);

@@ -8,7 +8,7 @@ use tower_spiffe::token::GrpcCode;
 use crate::support::*;
 
 #[tokio::test(start_paused = true)]
-async fn state_before_the_first_sync() {
+async fn state_reports_errors_before_the_first_sync() {
     let world = World::new().await;
     world.agent.fail(Fault::Refuse(GrpcCode::Unavailable));
     let source = world.builder().build_lazy().unwrap();

@@ -169,7 +169,7 @@ fn shuffled(mut order: Vec<usize>, seed: u64) -> Vec<usize> {
 }
 
 #[test]
-fn vectors_in_order_and_with_a_warm_cache() {
+fn vectors_pass_in_order_and_with_warm_cache() {
     let mut harness = Harness::new(false, true);
     let order = in_order(&harness);
     assert_eq!(order.len(), 625);
@@ -184,7 +184,7 @@ fn vectors_in_order_and_with_a_warm_cache() {
 }
 
 #[test]
-fn vectors_shuffled() {
+fn vectors_pass_in_any_order() {
     let mut harness = Harness::new(false, true);
     for seed in 0..8 {
         let order = shuffled(in_order(&harness), seed);
@@ -193,14 +193,14 @@ fn vectors_shuffled() {
 }
 
 #[test]
-fn vectors_without_a_cache() {
+fn vectors_pass_without_a_cache() {
     let mut harness = Harness::new(false, false);
     let order = in_order(&harness);
     assert_eq!(harness.run(&order), Vec::<String>::new());
 }
 
 #[test]
-fn vectors_with_unknown_headers_allowed() {
+fn vectors_pass_with_unknown_headers_allowed() {
     let mut harness = Harness::new(true, true);
     let order = in_order(&harness);
     assert_eq!(harness.run(&order), Vec::<String>::new());

@@ -39,7 +39,7 @@
 //! | TB-14 | `tb_14_hint_in_a_map_does_not_change_polling` |
 //! | TB-15 | `tb_15_map_is_applied_as_a_whole` |
 //! | TB-16 | `h01_without_a_hint_polls_every_five_minutes` |
-//! | TB-17 | `tb_17_one_key_in_two_trust_domains` |
+//! | TB-17 | `tb_17_shared_key_works_for_both_domains` |
 //! | ID-1 | `id_1_scheme_is_spiffe` |
 //! | ID-2 | `id_2_id_5_trust_domain_is_not_empty` |
 //! | ID-3 | `id_3_no_query_or_fragment` |

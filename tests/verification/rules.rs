@@ -488,7 +488,7 @@ fn tb_12_use_is_required_in_a_spiffe_bundle() {
 }
 
 #[test]
-fn tb_17_one_key_in_two_trust_domains() {
+fn tb_17_shared_key_works_for_both_domains() {
     let signer = es256();
     let fixture = Fixture::with(
         JwtBundleSet::from_iter([

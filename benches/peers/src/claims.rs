@@ -156,12 +156,12 @@ pub fn noise(report: &Report) -> String {
     text
 }
 
-/// Returns the figure with the largest absolute value in this row.
+/// Returns the largest absolute value in this row.
 fn largest(table: Option<&Table>, row: &str) -> Option<f64> {
     let row = table?
         .rows
         .iter()
         .find(|other| other.who.name.starts_with(row))?;
     let values = row.cells.iter().flatten().map(|cell| cell.value);
-    values.max_by(|one, other| one.abs().total_cmp(&other.abs()))
+    values.map(f64::abs).max_by(f64::total_cmp)
 }

@@ -256,7 +256,7 @@ pub fn update(effort: Effort) -> Table {
             runtime.block_on(verifier.shutdown());
         }
     }
-    const SEEN: &str = "updates taken in";
+    const SEEN: &str = "updates applied";
     let mut table = Table::new(
         "update",
         "Verifying while the bundles of 200 trust domains change 50 times a second (ES256)",

@@ -47,7 +47,7 @@ pub(crate) struct Args {
     /// Runs with different random numbers [default: 3; 1 for a scenario of your own]
     #[arg(long, value_name = "N", value_parser = count())]
     seeds: Option<u64>,
-    /// Start each audience in all processes at about the same time, one audience after another
+    /// All processes start to use an audience at about the same time, one audience after another
     #[arg(long)]
     together: bool,
     /// Use fewer audiences in the default scenarios
@@ -100,8 +100,8 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         good &= outages(&all.outages);
     }
     say!(
-        "\nTo size an agent: calls a second = processes x audiences x calls / life. For 20 processes\n\
-         with 30 audiences each and tokens of 300 s this is 20 x 30 x 1.8 / 300 = 3.6. The agent\n\
+        "\nTo size an agent: calls per second = processes x audiences x calls / life. For 20\n\
+         processes with 30 audiences each and tokens of 300 s this is 20 x 30 x 1.8 / 300 = 3.6. The agent\n\
          attests the caller of each call, and caches 1000 tokens by default."
     );
     if good {

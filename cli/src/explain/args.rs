@@ -92,8 +92,8 @@ Examples:
       --audience reports < token
   tower-spiffe explain --jsonl < cases
 
-Exit code: 0 if the token is accepted, 1 if it is rejected, 2 for an invalid command line or bundles
-that cannot be read or fetched.";
+Exit code: 0 if the token is accepted, 1 if it is rejected, 2 if the command line is invalid or
+the bundles cannot be read or fetched.";
 
 const LINES: &str = "\
 Lines of --jsonl, input and output in the same order:

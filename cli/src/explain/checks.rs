@@ -186,7 +186,7 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// Prints all checks; returns whether the token is accepted.
+    /// Prints all checks. Returns whether the token is accepted.
     pub(crate) fn print(&self) -> bool {
         let mut failed = false;
         for check in self.checks() {

@@ -58,7 +58,7 @@ fn bearer_token_of_an_assumed_caller_is_withheld() {
 }
 
 #[test]
-fn host_in_a_message_has_at_most_128_bytes() {
+fn shown_host_has_at_most_128_bytes() {
     for (len, more) in [(1, ""), (128, ""), (129, "…")] {
         let host = HeaderValue::from_str(&"h".repeat(len)).unwrap();
         let expected = format!("{}{more}", "h".repeat(len.min(128)));

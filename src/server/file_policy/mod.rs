@@ -128,10 +128,10 @@ use crate::verify::VerifiedSvid;
 /// - **The path is the one that the router sees.** It is compared without changes: with its case, a
 ///   slash at the end, and escapes. Put services that change the path, such as tower-http's
 ///   `NormalizePath`, outside the layer.
-/// - **A path that programs may read in several ways is denied** if it matches by a parameter. It has
-///   an empty segment (`//`), a dot segment, a backslash or a control character. Or it has escapes,
-///   and its decoded form is one of these or matches another pattern. So a rule for `/{*path}` does
-///   not open `/admin/{*path}` through `//admin/x` or `/%61dmin/x`.
+/// - **A path that programs may read in several ways is denied** if it matches by a parameter. Such
+///   a path has an empty segment (`//`), a dot segment, a backslash or a control character. A path
+///   with escapes is such a path if its decoded form has one of these or matches another pattern.
+///   So a rule for `/{*path}` does not open `/admin/{*path}` through `//admin/x` or `/%61dmin/x`.
 /// - **In `Router::nest`** the policy sees the path without the prefix, see
 ///   [`match_original_uri`](FilePolicyBuilder::match_original_uri).
 /// - **gRPC** requests are `POST`, and their path is compared exactly. The policy declares no
@@ -163,8 +163,8 @@ use crate::verify::VerifiedSvid;
 ///
 /// If the file is invalid or missing later, the last good policy stays. [`state`](Self::state) has
 /// the error, and each check counts an error `policy-file`. One warning has the line and the column.
-/// The next good check is logged too. When the runtime that it was opened on ends, the last
-/// policy stays and is not refreshed.
+/// The next good check is logged too. When the runtime on which the policy was opened ends, the
+/// last policy stays and is not refreshed.
 #[derive(Clone)]
 pub struct FilePolicy(Arc<Followed>);
 

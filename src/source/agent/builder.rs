@@ -58,9 +58,9 @@ impl JwtSourceBuilder {
         }
     }
 
-    /// Sets the endpoint of the agent: `unix:///path/to/socket` or `tcp://IP:port`. By default it is in
-    /// the environment variable `SPIFFE_ENDPOINT_SOCKET`. A malformed endpoint is an error when the
-    /// source is built.
+    /// Sets the endpoint of the agent: `unix:///path/to/socket` or `tcp://IP:port`. The default is
+    /// the value of the environment variable `SPIFFE_ENDPOINT_SOCKET`. A malformed endpoint is an
+    /// error when the source is built.
     pub fn endpoint<E>(mut self, endpoint: E) -> Self
     where
         E: TryInto<Endpoint>,
@@ -116,8 +116,8 @@ impl JwtSourceBuilder {
     /// quiet for half of the limit, the source opens it again, at the cost of an attestation each
     /// time. The limit also applies to each trust domain whose keys could not be read since.
     ///
-    /// The age is taken on the monotonic clock and on the wall clock, whichever shows more: a
-    /// suspend counts. After a forward step of the wall clock by 1 s or more the source
+    /// The age is the longer of the ages on the monotonic clock and on the wall clock, so the time
+    /// of a suspend counts. After a forward step of the wall clock by 1 s or more the source
     /// opens the stream again within a second, with or without a limit. With a limit, tokens cannot be
     /// verified until the agent has sent its bundles. A backward step counts as zero.
     pub fn max_staleness(mut self, max: impl Into<Option<Duration>>) -> Self {
@@ -139,9 +139,9 @@ impl JwtSourceBuilder {
         self
     }
 
-    /// Limits one call to the agent for a token, that of the source and of its cache. 35 s by default:
-    /// SPIRE's agent takes up to 30 s while its server is unreachable. Within it, connecting may take
-    /// 5 s, and the first message of a bundle stream 10 s.
+    /// Limits each call to the agent for a token, by the source or by its cache. 35 s by default:
+    /// SPIRE's agent takes up to 30 s while its server is unreachable. Connecting may take 5 s, and
+    /// the first message of a bundle stream 10 s, but never longer than this limit.
     pub fn fetch_timeout(mut self, limit: Duration) -> Self {
         let default = Timing::default();
         self.timing.call = limit;
@@ -160,7 +160,7 @@ impl JwtSourceBuilder {
         self
     }
 
-    /// Sets the clock. The system's by default.
+    /// Sets the clock. The system clock by default.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self

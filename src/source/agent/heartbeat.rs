@@ -8,7 +8,7 @@ use super::published::{NEVER, nanos};
 use crate::clock::Clock;
 use crate::source::trust_clock::TrustClock;
 
-/// The task reports every second; without a report for so long it is overdue.
+/// The task reports every second. If there is no report for this long, it is overdue.
 const OVERDUE: Duration = Duration::from_secs(5);
 
 pub(super) struct Heartbeat {

@@ -29,15 +29,15 @@ use crate::token::{JwtSvid, SvidRequest};
 /// background task and the connection. A validator, layer or cache that was built from
 /// a clone keeps that clone.
 ///
-/// The task and the connection live on the tokio runtime that the source was built on; it may be
-/// used from any other. When that runtime ends, the source is closed: its bundles would
+/// The task and the connection live on the tokio runtime that the source was built on. The source
+/// may be used on every runtime. When its own runtime ends, the source is closed: its bundles would
 /// become stale.
 ///
 /// Bundles, cached tokens, [`ready`](Self::ready), [`updated`](Self::updated) and
-/// [`shutdown`](Self::shutdown) work on every thread. A call that waits for the agent has a limit, so
-/// it needs a tokio runtime with timers where it is awaited, and returns `NoRuntime` without one.
-/// tokio reports missing timers by a panic only: this crate catches it, once per thread and runtime,
-/// but under `panic = "abort"` the process aborts with tokio's message.
+/// [`shutdown`](Self::shutdown) work on every thread. A call that waits for the agent has a time
+/// limit, so it needs a tokio runtime with timers where it is awaited, and returns `NoRuntime`
+/// without one. tokio reports missing timers by a panic only: this crate catches it, once per
+/// thread and runtime, but under `panic = "abort"` the process aborts with tokio's message.
 #[derive(Clone)]
 pub struct JwtSource {
     inner: Arc<Inner>,
@@ -282,12 +282,13 @@ impl JwtSource {
     }
 
     /// Returns whether tokens can be verified now, for a readiness probe. While the agent is
-    /// unreachable, they are verified with the last bundles. [`SourceState::bundles_unavailable`] has the reason if not.
+    /// unreachable, they are verified with the last bundles. If tokens cannot be verified,
+    /// [`SourceState::bundles_unavailable`] has the reason.
     pub fn is_ready(&self) -> bool {
         self.inner.shared.revision().is_ok()
     }
 
-    /// Returns whether everything is as it should be, for alerts; see [`SourceState::is_healthy`].
+    /// Returns whether the source is healthy, for alerts; see [`SourceState::is_healthy`].
     pub fn is_healthy(&self) -> bool {
         self.inner.shared.state().is_healthy()
     }

@@ -69,13 +69,13 @@ pub enum WithdrawalPolicy {
     /// Tokens cannot be verified from that moment.
     #[default]
     Immediate,
-    /// Validation continues for this long, in case the issuer restores them. The time is taken on the
-    /// monotonic clock and on the wall clock, whichever shows more.
+    /// Validation continues for this long, in case the issuer restores them. The time is the longer
+    /// of the times on the monotonic clock and on the wall clock.
     ///
     /// Bridges a restart of a SPIRE agent, which returns `PermissionDenied` for about 5 s until it
     /// has attested and synced again; the source retries every 125 ms to 1 s for the first 10 s. 30 s
     /// is a good start. The cost: keys that are revoked in that time stay trusted,
-    /// and a workload that is really deregistered keeps accepting callers.
+    /// and a workload whose registration entry was removed keeps accepting callers.
     After(Duration),
     /// Validation continues with the last bundles as long as the source lives. A key that the issuer
     /// revokes in that time stays trusted here.

@@ -124,8 +124,8 @@ impl Shared {
     /// Applies a message. Returns what it changed.
     pub(crate) fn take_in(&self, mut intake: Intake) -> Change {
         let now = self.clock.monotonic();
-        // A withdrawal that is due takes effect first. Otherwise it depends on the moment of the next
-        // beat whether a message can bring withdrawn keys back.
+        // A withdrawal that is due takes effect first. Otherwise the time of the next beat would
+        // decide whether this message can restore withdrawn keys.
         self.withdraw_if_due(now);
         let withdrawn = self.is_withdrawn();
         if withdrawn {

@@ -88,8 +88,8 @@ impl SourceState {
     /// Returns whether the background task of the source is overdue: it has not run for 5 s, or a
     /// message of the agent has waited for 5 s. Revocations may not be applied then.
     ///
-    /// The task reports once a second. The age is taken on the monotonic clock and on the wall
-    /// clock, whichever shows more. The usual causes are a runtime that is not driven and a task
+    /// The task reports once a second. The age is the longer of the ages on the monotonic clock and
+    /// on the wall clock. The usual causes are a runtime that is not driven and a task
     /// that blocks it. After a suspend it is `true` until the task runs again.
     pub fn is_overdue(&self) -> bool {
         self.overdue
@@ -141,7 +141,7 @@ impl SourceState {
         &self.svid_cache
     }
 
-    /// Returns each audience that there is or was a token for, in no order.
+    /// Returns each audience that there is or was a token for, in no particular order.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -171,9 +171,10 @@ impl SourceState {
         self.discarding
     }
 
-    /// Returns whether everything is as it should be: tokens can be verified; the bundle stream is open,
-    /// or has been down for less than a minute, as during a restart of the agent; all of the newest
-    /// message could be read; and the source is not [overdue](Self::is_overdue).
+    /// Returns whether the source is healthy: tokens can be verified; the issuer has not withdrawn
+    /// the bundles; the bundle stream is open, or has been down for less than a minute, as during a
+    /// restart of the agent; all of the newest message could be read; and the source is not
+    /// [overdue](Self::is_overdue).
     ///
     /// For alerts. For a readiness probe use [`is_ready`](Self::is_ready): while the agent is
     /// unreachable, tokens are verified with the last bundles.

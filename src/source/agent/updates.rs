@@ -68,7 +68,8 @@ impl SourceUpdates {
         self.notices.borrow().closed
     }
 
-    /// Waits until the revision fits, and returns it; immediately if it fits already.
+    /// Waits until `fits` returns `true` for the revision, and returns that revision; immediately
+    /// if it fits already.
     ///
     /// # Errors
     /// `Closed` when the source is shut down.

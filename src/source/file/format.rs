@@ -67,7 +67,7 @@ impl BundleFormat {
     /// Reads a document. A UTF-8 byte order mark is skipped.
     ///
     /// # Errors
-    /// The document is not of this format. Its parts fail separately: see
+    /// The document is not of this format. An invalid part of it is not an error here: see
     /// [`BundleDocument::errors`].
     pub fn read(&self, document: &[u8]) -> Result<BundleDocument, FileBundlesError> {
         match self.parse(document, &JwtBundleSet::default()) {

@@ -35,7 +35,7 @@ use crate::metrics::{MetricsRecorder, Shielded};
 use crate::runtime;
 
 /// Bundles from files, which are read again when they change: by a rename over them, by a write in
-/// place, by another target of a symbolic link (as Kubernetes mounts change).
+/// place, or by a new target of a symbolic link (as in Kubernetes mounts).
 ///
 /// # Formats
 ///
@@ -72,9 +72,9 @@ use crate::runtime;
 /// no usable one is applied too, and is an error in [`state`](Self::state). Keys for other SVIDs
 /// (`x509-svid`, `wit-svid`) do not make it an error.
 ///
-/// A clone is one reference count; the background task ends with the last one. The task runs on the
-/// tokio runtime that the source was created on. When that runtime ends, tokens cannot be
-/// verified: the bundles would become stale.
+/// Clones are cheap and share everything. When the last one is dropped, the background task ends.
+/// The task runs on the tokio runtime that the source was created on. When that runtime ends,
+/// tokens cannot be verified: the bundles would become stale.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -189,7 +189,7 @@ impl FileBundles {
         self.followed.is_ready()
     }
 
-    /// Returns whether nothing is wrong, for alerts; see [`FileBundlesState::is_healthy`].
+    /// Returns whether the source is healthy, for alerts; see [`FileBundlesState::is_healthy`].
     pub fn is_healthy(&self) -> bool {
         self.state().is_healthy()
     }
@@ -268,7 +268,7 @@ impl FileBundlesBuilder {
         self
     }
 
-    /// Sets the clock for ages. The system's by default.
+    /// Sets the clock for ages. The system clock by default.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self

@@ -49,7 +49,7 @@ impl FileBundlesState {
 
     /// Returns whether the last check of a file is too long ago: more than twice the
     /// [`poll_interval`](super::FileBundlesBuilder::poll_interval) plus 2 s, so 12 s by default.
-    /// The age is taken on the monotonic clock and on the wall clock, whichever shows more.
+    /// The age is the longer of the ages on the monotonic clock and on the wall clock.
     ///
     /// The usual causes are a runtime that is not driven and a disk that does not respond.
     pub fn is_overdue(&self) -> bool {
@@ -67,9 +67,9 @@ impl FileBundlesState {
         self.following && self.ready
     }
 
-    /// Returns whether nothing is wrong: the files are followed, no check is
-    /// [overdue](Self::is_overdue), each file could be read at the last check, and no trust domain has
-    /// only keys that are not usable.
+    /// Returns whether the source is healthy: the files are followed, no check is
+    /// [overdue](Self::is_overdue), each file could be read at the last check, and no trust domain
+    /// has only unusable keys.
     pub fn is_healthy(&self) -> bool {
         self.is_ready() && !self.overdue && self.files.iter().all(|file| file.last_error.is_none())
     }
@@ -92,8 +92,8 @@ impl FileState {
         &self.trust_domains
     }
 
-    /// Returns the time since it was last checked, on the monotonic or the wall clock, whichever
-    /// shows more.
+    /// Returns the time since it was last checked: the longer of the times on the monotonic clock
+    /// and on the wall clock.
     pub fn last_look(&self) -> Duration {
         self.last_look
     }

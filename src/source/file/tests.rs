@@ -424,7 +424,7 @@ async fn open_error_names_path_or_fix() {
 }
 
 #[test]
-fn missing_runtime_is_an_error_and_ended_one_closes() {
+fn source_needs_a_runtime_and_closes_with_it() {
     let dir = Dir::new("runtime");
     let path = dir.write("x", bundle(&["a"]));
     let error = quick()

@@ -13,8 +13,8 @@ use super::HttpsBundles;
 use super::document::About;
 use super::fetch::{BoxError, MAX_BODY};
 
-/// The SPIFFE bundle that an `https_spiffe` endpoint is verified with at first: of the trust domain
-/// of the endpoint's SPIFFE ID. It is read again at every poll.
+/// The SPIFFE bundle that verifies an `https_spiffe` endpoint at the first poll. It is the bundle
+/// of the trust domain in the endpoint's SPIFFE ID, and is read again at every poll.
 #[derive(Clone)]
 pub struct SpiffeBootstrap(Origin);
 

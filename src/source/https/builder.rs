@@ -101,9 +101,10 @@ impl HttpsBundlesBuilder {
         self
     }
 
-    /// Sends requests by this function, for a proxy or a client certificate. Its client verifies
-    /// the server, and must not follow redirects: the source does, to https URLs only. The limits
-    /// of the source apply. Not for [`https_spiffe`](HttpsBundles::https_spiffe).
+    /// Sends requests with this function, for a proxy or a client certificate. The client in it
+    /// must verify the server, and must not follow redirects: the source follows them, to https
+    /// URLs only. The limits of the source apply. Not for
+    /// [`https_spiffe`](HttpsBundles::https_spiffe).
     ///
     /// ```
     /// use tower_spiffe::TrustDomain;
@@ -188,9 +189,9 @@ impl HttpsBundlesBuilder {
     /// succeeds.
     ///
     /// Past the limit tokens cannot be verified (`503`,
-    /// [`BundlesUnavailable::Stale`](crate::bundle::BundlesUnavailable::Stale)). The age is taken on the
-    /// monotonic clock and on the wall clock, whichever shows more. Below 300 s the source is stale
-    /// between two polls.
+    /// [`BundlesUnavailable::Stale`](crate::bundle::BundlesUnavailable::Stale)). The age is the
+    /// longer of the ages on the monotonic clock and on the wall clock. With a limit below 300 s
+    /// the source can become stale between two polls.
     pub fn max_staleness(mut self, max: impl Into<Option<Duration>>) -> Self {
         self.max_staleness = max.into();
         self
@@ -216,7 +217,7 @@ impl HttpsBundlesBuilder {
         self
     }
 
-    /// Sets the clock, also for the validity of certificates. The system's by default.
+    /// Sets the clock, also for the validity of certificates. The system clock by default.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self

@@ -385,7 +385,7 @@ where
     while let Some(frame) = poll_fn(|context| body.as_mut().poll_frame(context)).await {
         let frame = frame.map_err(|error| {
             let error: BoxError = error.into();
-            FetchError::of("the response broke off", error)
+            FetchError::of("the response ended too early", error)
         })?;
         if let Ok(mut data) = frame.into_data() {
             if data.remaining() > MAX_BODY.saturating_sub(read.len()) {

@@ -1,7 +1,8 @@
 //! Bundles over https: JWKS URLs, OIDC issuers and SPIFFE bundle endpoints.
 //!
-//! [`HttpsBundles`] verifies JWT-SVIDs where no agent runs: gateways, serverless functions, services
-//! of partners. Each one polls one endpoint for the bundle of one trust domain.
+//! [`HttpsBundles`] supplies the bundles to verify JWT-SVIDs without an agent: in gateways,
+//! serverless functions, services of partners. Each source polls one endpoint for the bundle of one
+//! trust domain.
 //!
 //! ```
 //! use tower_spiffe::source::HttpsBundles;
@@ -31,13 +32,13 @@
 //! | [`oidc_issuer`](HttpsBundles::oidc_issuer) | absent, `jwt-svid`, `sig` | the same, of the issuer's host and of the host in `jwks_uri` |
 //! | [`https_web`](HttpsBundles::https_web) | `jwt-svid` | the same, of the endpoint's host |
 //! | [`https_spiffe`](HttpsBundles::https_spiffe) | `jwt-svid` | the owner of the endpoint's X.509-SVID or of an X.509 root of its trust domain; a process that can write the bootstrap bundle or the saved bundle |
-//! | a given client | as the source | as that client is configured |
+//! | one of the first three with [`client`](HttpsBundlesBuilder::client) | the same | depends on how that client verifies servers |
 //!
 //! Names are resolved by the system, and TLS verifies the server: a false DNS answer leads to an
 //! error. Which addresses a name may have is not checked, so a URL or an issuer must never come from
 //! a request. An issuer, or a server that redirects, may lead to any https host, unless
-//! [`allowed_hosts`](HttpsBundlesBuilder::allowed_hosts) limits it. Error texts repeat nothing of a
-//! response's body.
+//! [`allowed_hosts`](HttpsBundlesBuilder::allowed_hosts) limits it. Error texts contain no part of
+//! a response's body.
 //!
 //! # Defaults
 //!
@@ -45,7 +46,7 @@
 //! | --- | --- |
 //! | poll interval | a quarter of `spiffe_refresh_hint`, from 60 s to 300 s; 300 s without a hint; 10 % jitter |
 //! | `Retry-After` of an error response | lengthens the wait, to 300 s at most |
-//! | a failed poll | the next poll, as usual; before the first success after a random wait below 1 s, 2 s, … 60 s |
+//! | a failed poll | the next poll is at its usual time; before the first success, after a random wait: at most 1 s, then 2 s, and so on up to 60 s |
 //! | unknown `kid` | one early poll per [cooldown](HttpsBundlesBuilder::unknown_key_cooldown), 10 s; not before a `Retry-After` |
 //! | connection, with name and TLS | 5 s |
 //! | one poll | 10 s |
@@ -83,9 +84,9 @@ use crate::metrics::MetricsRecorder;
 
 /// The bundle of one trust domain, polled over https. See the [module](self) for the rules.
 ///
-/// A failed poll keeps the last good bundle. A clone is one reference count; the last one ends the
-/// background task. The task runs on the tokio runtime that the source was built on. When that
-/// runtime ends, tokens cannot be verified: a revoked key would not be noticed.
+/// A failed poll keeps the last good bundle. Clones are cheap and share everything. When the last
+/// one is dropped, the background task ends. The task runs on the tokio runtime that the source was
+/// built on. When that runtime ends, tokens cannot be verified: a revoked key would not be noticed.
 #[derive(Clone)]
 #[doc(alias = "jwks")]
 #[doc(alias = "oidc")]
@@ -167,7 +168,7 @@ impl HttpsBundles {
         self.inner.shared.state()
     }
 
-    /// Returns whether everything is as it should be. See [`HttpsBundlesState::is_healthy`].
+    /// Returns whether the source is healthy, for alerts; see [`HttpsBundlesState::is_healthy`].
     pub fn is_healthy(&self) -> bool {
         self.state().is_healthy()
     }

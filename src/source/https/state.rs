@@ -8,8 +8,8 @@ use crate::bundle::BundlesUnavailable;
 use crate::cause::Cause;
 use crate::identity::TrustDomain;
 
-/// The state of an [`HttpsBundles`](super::HttpsBundles) at one moment. Ages are taken on the
-/// monotonic clock and on the wall clock, whichever shows more.
+/// The state of an [`HttpsBundles`](super::HttpsBundles) at one moment. An age is the longer of the
+/// ages on the monotonic clock and on the wall clock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HttpsBundlesState {
@@ -149,7 +149,7 @@ impl HttpsBundlesState {
         self.save_error.as_deref()
     }
 
-    /// Returns whether everything is as it should be: tokens can be verified, the task is not
+    /// Returns whether the source is healthy: tokens can be verified, the task is not
     /// [overdue](Self::is_overdue), and the last poll and the last save had no error.
     pub fn is_healthy(&self) -> bool {
         self.revision.is_ok()

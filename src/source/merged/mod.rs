@@ -30,7 +30,7 @@ use crate::metrics::MetricsRecorder;
 /// An unavailable member affects its own trust domains only. The merged source is available while any
 /// member is. Its revision rises if a member's revision or readiness changes.
 ///
-/// A clone is one reference count. For the full state of a member, keep a clone of it; the state here
+/// Clones are cheap. For the full state of a member, keep a clone of it; the state here
 /// has what all sources have in common.
 ///
 /// ```

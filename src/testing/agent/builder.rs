@@ -60,7 +60,7 @@ impl FakeAgentBuilder {
         }
     }
 
-    /// Sets the clock of tokens and keys. The system's clock by default. Sources of
+    /// Sets the clock of tokens and keys. The system clock by default. Sources of
     /// [`source`](FakeAgent::source) use it too.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
@@ -73,15 +73,16 @@ impl FakeAgentBuilder {
         self
     }
 
-    /// Sets the lifetime of tokens whose entry has none. Five minutes by default.
+    /// Sets the lifetime of tokens of the default identity, and of tokens that the test takes from
+    /// [`token`](FakeAgent::token) and [`bearer`](FakeAgent::bearer). Five minutes by default.
     pub fn token_life(mut self, life: Duration) -> Self {
         self.token_life = life;
         self
     }
 
-    /// Sets whether the agent returns the same token for about half of its life, as SPIRE's agent
-    /// does. It signs a new one when less than 45 % to 55 % of its life is left, drawn for each
-    /// fetch. `true` by default.
+    /// Sets whether the agent returns the same token for about half of its lifetime, as SPIRE's
+    /// agent does. It signs a new one when less than 45 % to 55 % of the lifetime is left; the
+    /// share is random for each fetch. `true` by default.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -92,7 +93,7 @@ impl FakeAgentBuilder {
     /// let clock = PausedClock::new(UnixTime::from_secs(1_790_000_000)).shared();
     /// let builder = || FakeAgent::builder("example.org").clock(clock.clone());
     ///
-    /// // Tokens of five minutes: the same one until 45 % to 55 % of its life are left.
+    /// // Tokens of five minutes: the same one until 45 % to 55 % of the lifetime is left.
     /// let agent = builder().start_in_memory().await?;
     /// let source = agent.source().await?;
     /// let first = source.fetch_jwt_svid(["db"]).await?;
@@ -113,10 +114,10 @@ impl FakeAgentBuilder {
         self
     }
 
-    /// Sets whether a client that pings too often is cut off, as by a grpc-go server with default
-    /// settings: at the third HTTP/2 ping that comes less than five minutes after the one before it
-    /// (two hours while no call is open), with nothing sent to the client in between. `true` by
-    /// default.
+    /// Sets whether a client that pings too often is disconnected, as by a grpc-go server with
+    /// default settings: at the third HTTP/2 ping that comes less than five minutes after the
+    /// previous one (two hours while no call is open). Data or headers sent to the client reset
+    /// this count. `true` by default.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -166,9 +167,9 @@ impl FakeAgentBuilder {
         self.start_at(Place::tcp()).await
     }
 
-    /// Starts it without a socket: it is reached only by [`connector`](FakeAgent::connector) and
-    /// [`serve_stream`](FakeAgent::serve_stream). Use it in paused time, which advances during a
-    /// wait for a real socket.
+    /// Starts it without a socket: clients reach it only through
+    /// [`connector`](FakeAgent::connector) and [`serve_stream`](FakeAgent::serve_stream). Use it in
+    /// paused time, which advances during a wait for a real socket.
     ///
     /// # Errors
     /// The trust domain is malformed, or there is no tokio runtime here.

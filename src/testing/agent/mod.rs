@@ -173,8 +173,9 @@ impl FakeAgent {
         issuer.token(spiffe_id, audience).bearer()
     }
 
-    /// Adds an identity, which every client gets. Earlier ones stay. Tokens live for `token_life`. The hint may be empty; of two identities with the same hint, the
-    /// older one counts.
+    /// Adds an identity, which every client gets. Earlier ones stay. Its tokens have the lifetime
+    /// `token_life`. The hint may be empty; of two identities with the same hint, the older one
+    /// counts.
     ///
     /// ```
     /// # use std::time::Duration;

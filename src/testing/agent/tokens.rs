@@ -48,8 +48,8 @@ impl TokenCache {
         }
     }
 
-    /// The token, while more than about half of its life is left: a share between 45 % and 55 %, random
-    /// for each call.
+    /// The token, while more than about half of its lifetime is left: a share between 45 % and 55 %,
+    /// random for each call.
     pub(super) fn fresh(&mut self, key: &TokenKey, now: UnixTime) -> Option<String> {
         let share = 0.45 + 0.1 * self.random.f64();
         let cached = self.tokens.get(key)?;

@@ -104,9 +104,9 @@ pub struct IssuedToken {
 pub struct AuthorizationCounts {
     /// Requests to the token endpoint.
     pub requests: u64,
-    /// Of these, the ones that got an access token.
+    /// Requests that got an access token.
     pub granted: u64,
-    /// Of these, the ones that were rejected because of their content.
+    /// Requests that were rejected because of their content.
     pub rejected: u64,
 }
 
@@ -233,7 +233,7 @@ impl FakeAuthorizationServerBuilder {
         self
     }
 
-    /// Sets the clock. The system's clock by default.
+    /// Sets the clock. The system clock by default.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
         self.clock = clock;
         self

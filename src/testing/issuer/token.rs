@@ -14,9 +14,9 @@ use crate::clock::UnixTime;
 use crate::jwt::Algorithm;
 use crate::testing::{misuse, must};
 
-/// A token before it is signed. Initially it is like one of SPIRE: the header has exactly `alg`, `kid`
-/// and `typ`; the claims are `sub`, `aud` (always a list), `iat` (now) and `exp`. The methods change it,
-/// without a check that the result is valid.
+/// A token before it is signed. Initially it is like a token of SPIRE: the header has exactly
+/// `alg`, `kid` and `typ`; the claims are `sub`, `aud` (always a list), `iat` (now) and `exp`. The
+/// methods change it, without a check that the result is valid.
 ///
 /// ```
 /// use std::time::Duration;
@@ -92,13 +92,14 @@ impl TokenBuilder {
         self.claim("aud", audiences)
     }
 
-    /// Sets `iat` to now and `exp` to this time later.
+    /// Sets `iat` to now, and `exp` to `life` after that.
     pub fn expires_in(self, life: Duration) -> Self {
         let now = self.issuer.clock().now();
         self.issued_at(now).expires_at(now.saturating_add(life))
     }
 
-    /// Makes it expired since this time, with the default lifetime of the issuer.
+    /// Makes the token expired: its `exp` is `ago` before now, and its lifetime is the default of
+    /// the issuer.
     pub fn expired(self, ago: Duration) -> Self {
         let expiry = self.issuer.clock().now().saturating_sub(ago);
         let life = self.issuer.token_life();

@@ -107,8 +107,8 @@ impl PinnedSvid {
         Some(token.svid.expires_at())
     }
 
-    /// Returns the time until the current token expires, on the wall clock or the monotonic clock,
-    /// whichever is shorter. `None` if no token can be sent now.
+    /// Returns the time until the current token expires: the shorter of the times on the wall clock
+    /// and on the monotonic clock. `None` if no token can be sent now.
     ///
     /// A token is not sent in the last 2 % of its lifetime, at most 2 s.
     pub fn expires_in(&self) -> Option<Duration> {

@@ -6,11 +6,12 @@ use std::time::Duration;
 /// some of them; the others are constants.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
-    /// The share of a token's life after which it is refreshed: a random value between these two,
-    /// drawn once per token, so that many processes do not call at the same time. An agent returns
-    /// its cached token for about half of its life, so it never returns the same one then.
+    /// The share of a token's lifetime after which it is refreshed: a random value between these
+    /// two, drawn once per token, so that many processes do not call at the same time. An agent
+    /// returns its cached token for about half of its lifetime, so it never returns the same one
+    /// then.
     pub(crate) refresh: (f64, f64),
-    /// With this much of the life left or less, requests wait briefly for the next token.
+    /// With this much of the lifetime left or less, requests wait briefly for the next token.
     pub(crate) soft_margin: Margin,
     /// With this much left or less, a token is never sent: it could expire on its way.
     pub(crate) hard_margin: Margin,

@@ -51,7 +51,7 @@ pub struct AudienceSnapshot {
     pub next_try_in: Option<Duration>,
     /// Whether a layer uses it or it is kept warm, so that it is never evicted.
     pub pinned: bool,
-    /// The number of tokens so far.
+    /// The number of tokens received so far.
     pub generation: u64,
     /// The number of fetches that ended.
     pub fetches: u64,

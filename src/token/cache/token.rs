@@ -155,7 +155,7 @@ impl Life {
     fn of(svid: &JwtSvid, now: Moment, settings: &Settings) -> Self {
         let until_expiry = now.at_wall(svid.expires_at()).until(now);
         // From `iat` if it is plausible. It may be in the future if the local clock is slow; that
-        // does not make the life longer.
+        // does not make the lifetime longer.
         let issued = issued_at(svid);
         let life = issued.map_or(until_expiry, |iat| svid.expires_at().saturating_since(iat));
         let expiry = now

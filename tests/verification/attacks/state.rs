@@ -13,7 +13,7 @@ use crate::signer::{NOW, Signer, base64, bundle, claims_with, set_of};
 use crate::support::{Fixture, es256, keys_of, rs256};
 
 #[test]
-fn a17_same_kid_in_two_trust_domains() {
+fn a17_kid_is_bound_to_its_trust_domain() {
     let (ours, theirs) = (
         es256(),
         Signer::new("p256-b", Algorithm::ES256).with_key_id("p256"),

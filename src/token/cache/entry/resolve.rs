@@ -89,7 +89,8 @@ impl Entry {
                     silent_since,
                     ..
                 } => {
-                    // Requests must not accumulate in an outage that is longer than a token's life.
+                    // Requests must not accumulate in an outage that is longer than a token's
+                    // lifetime.
                     let silent_since = token.and(silent_since);
                     let wait = match silent_since {
                         Some(_) => settings.soft_wait.min(settings.max_wait),
