@@ -11,8 +11,10 @@ use crate::token::FetchSvidError;
 
 /// Opens after several calls in a row without a connection or a response in time. Then it allows
 /// one probe at a time until one gets a response.
+#[derive(Default)]
 pub(crate) struct Breaker(Mutex<State>);
 
+#[derive(Default)]
 struct State {
     /// Failures in a row.
     streak: u32,
@@ -49,18 +51,6 @@ pub(crate) enum Admission {
 }
 
 impl Breaker {
-    pub(crate) fn new() -> Self {
-        Self(Mutex::new(State {
-            streak: 0,
-            failed_probes: 0,
-            open_until: None,
-            probe: None,
-            last_probe: 0,
-            cause: None,
-            next: None,
-        }))
-    }
-
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -115,12 +105,10 @@ impl Breaker {
     pub(crate) fn answered(&self) -> bool {
         let mut state = self.lock();
         let was_open = state.open_until.is_some();
-        state.streak = 0;
-        state.failed_probes = 0;
-        state.open_until = None;
-        state.probe = None;
-        state.cause = None;
-        state.next = None;
+        *state = State {
+            last_probe: state.last_probe,
+            ..State::default()
+        };
         was_open
     }
 

@@ -197,18 +197,6 @@ impl TokenError {
         )
     }
 
-    /// The breaker is open because of `cause`.
-    pub(crate) fn breaker_open(request: &SvidRequest, cause: Option<FetchSvidError>) -> Self {
-        match cause {
-            Some(cause) => Self::fetching(request, cause),
-            None => Self::for_request(
-                TokenErrorReason::Unavailable,
-                request,
-                "the issuer does not respond",
-            ),
-        }
-    }
-
     pub(crate) fn retry_in(mut self, nanos: u64) -> Self {
         self.retry_after = Some(Duration::from_nanos(nanos));
         self
@@ -291,10 +279,28 @@ impl TokenError {
 
 #[cfg(any(feature = "workload-api", feature = "tonic"))]
 impl TokenErrorReason {
-    /// The status of the class, without details.
+    /// The status of the class. It reaches the peer if a handler returns the error, so its text does
+    /// not mention the agent or the audience, and its code never indicates that the peer's
+    /// credential is invalid.
     pub(crate) fn status(self) -> tonic::Status {
-        let (code, text) = self.for_peer();
-        tonic::Status::new(i32::from(code.as_u8()).into(), text)
+        match self {
+            Self::DeadlineExceeded => tonic::Status::deadline_exceeded(
+                "an outgoing call was not sent: its deadline ended while it waited for a token",
+            ),
+            Self::Denied
+            | Self::InvalidRequest
+            | Self::NoRuntime
+            | Self::NoOrigin
+            | Self::ForeignOrigin
+            | Self::Plaintext
+            | Self::HeaderPresent => tonic::Status::internal(
+                "an outgoing call was not sent: the registration or the configuration of its \
+                 sender does not allow it; see the logs of the sender",
+            ),
+            _ => tonic::Status::unavailable(
+                "an outgoing call was not sent: there is no token for it now; retry later",
+            ),
+        }
     }
 }
 

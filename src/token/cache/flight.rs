@@ -2,22 +2,22 @@
 
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{AbortHandle, Abortable, Shared};
+use tokio::sync::watch;
 
 use super::breaker::Admission;
 use super::context::Context;
-use super::entry::Landing;
-use super::entry::{Entry, NEVER};
+use super::entry::{Entry, Landing};
 use super::error::TokenError;
-use super::limits::{Permit, Urgency};
+use super::limits::Permit;
 use super::moment::{Moment, nanos};
 use super::settings::Settings;
 use super::token::Token;
+use crate::metrics::SvidCacheEvent;
 use crate::runtime::Missing;
 use crate::token::{FetchSvidError, FetchSvidReason, JwtSvid, SvidRequest};
 
@@ -40,14 +40,15 @@ const LEASE_SLACK: Duration = Duration::from_secs(2);
 /// A fetch in progress. A spawned task and every waiter poll it, so that a waiter that is dropped
 /// or no longer polled, or a runtime that ends, does not block the others.
 pub(crate) struct Flight {
-    id: u64,
-    started: u64,
+    pub(super) id: u64,
+    pub(super) started: u64,
     /// After this time the flight counts as lost.
-    lease: AtomicU64,
-    /// When its call began; `NEVER` while it is queued.
-    called: AtomicU64,
-    outcome: Outcome,
-    urgency: Arc<Urgency>,
+    pub(super) lease: u64,
+    /// When its call began; `None` while it is queued.
+    pub(super) called: Option<u64>,
+    pub(super) outcome: Outcome,
+    /// Whether a request waits for it.
+    pub(super) urgent: Arc<watch::Sender<bool>>,
     abort: AbortHandle,
 }
 
@@ -62,7 +63,7 @@ impl Flight {
     ) -> Result<Box<Self>, Missing> {
         let cx = &entry.cx;
         let runtime = cx.runtime()?;
-        let urgency = Arc::new(Urgency::new(urgent));
+        let urgent = Arc::new(watch::Sender::new(urgent));
         let (abort, registration) = AbortHandle::new_pair();
         let task = Arc::new(());
         let pilot = Pilot {
@@ -71,7 +72,7 @@ impl Flight {
             entry: Arc::downgrade(entry),
             request: entry.request.clone(),
             flight: id,
-            urgency: urgency.clone(),
+            urgent: urgent.clone(),
             probe: probe.map(|(id, _)| id),
             task: Arc::downgrade(&task),
         };
@@ -89,44 +90,12 @@ impl Flight {
         Ok(Box::new(Self {
             id,
             started: now.mono(),
-            lease: AtomicU64::new(now.plus(wait).mono()),
-            called: AtomicU64::new(NEVER),
+            lease: now.plus(wait).mono(),
+            called: None,
             outcome,
-            urgency,
+            urgent,
             abort,
         }))
-    }
-
-    pub(crate) fn id(&self) -> u64 {
-        self.id
-    }
-
-    pub(crate) fn started(&self) -> u64 {
-        self.started
-    }
-
-    pub(crate) fn lease(&self) -> u64 {
-        self.lease.load(Ordering::Relaxed)
-    }
-
-    /// Records that the call begins. It counts as lost after `lease`.
-    pub(crate) fn calls(&self, began: u64, lease: u64) {
-        self.called.store(began, Ordering::Relaxed);
-        self.lease.store(lease, Ordering::Relaxed);
-    }
-
-    /// When the call began, if it has.
-    pub(crate) fn called(&self) -> Option<u64> {
-        Some(self.called.load(Ordering::Relaxed)).filter(|called| *called != NEVER)
-    }
-
-    pub(crate) fn outcome(&self) -> Outcome {
-        self.outcome.clone()
-    }
-
-    /// Marks that a request waits for it.
-    pub(crate) fn raise(&self) {
-        self.urgency.raise();
     }
 }
 
@@ -142,7 +111,7 @@ struct Pilot {
     entry: Weak<Entry>,
     request: SvidRequest,
     flight: u64,
-    urgency: Arc<Urgency>,
+    urgent: Arc<watch::Sender<bool>>,
     probe: Option<u64>,
     /// Dropped with the task that was spawned for the flight.
     task: Weak<()>,
@@ -183,7 +152,7 @@ impl Pilot {
             return Ok(self.call(None, deadline).await);
         }
         let queued = async {
-            let permit = cx.limits.room(&self.urgency).await;
+            let permit = cx.limits.room(&self.urgent).await;
             cx.limits.turn(&*cx.clock).await;
             permit
         };
@@ -297,7 +266,7 @@ impl Pilot {
         let cx = &*self.cx;
         let now = cx.moment();
         if cx.breaker.failed(now, self.probe, error, &cx.settings) {
-            cx.breaker_opened();
+            cx.record(SvidCacheEvent::BreakerOpened);
         }
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use http::HeaderValue;
 
 use crate::clock::Clock;
-use crate::metrics::MetricsRecorder;
+use crate::metrics::{MetricsRecorder, SvidCacheEvent};
 use crate::token::{FetchSvid, JwtSvid, SvidRequest};
 
 mod breaker;
@@ -22,8 +22,6 @@ mod flight;
 mod hot;
 mod limits;
 mod moment;
-#[cfg(any(feature = "workload-api", feature = "tonic"))]
-mod peer;
 mod pin;
 mod settings;
 mod single_use;
@@ -263,7 +261,7 @@ impl SvidCache {
 
     /// Counts a request to an origin without an audience.
     pub(crate) fn passed_without_token(&self) {
-        self.core.cx.unmatched();
+        self.core.cx.record(SvidCacheEvent::Unmatched);
     }
 
     /// Returns a fresh token, without cloning its entry.
@@ -279,7 +277,7 @@ impl SvidCache {
             hot::fresh(entry, now, |token| token.header.clone())
         });
         let header = header.flatten()?;
-        cx.hit();
+        cx.record(SvidCacheEvent::Hit);
         Some(header)
     }
 
@@ -292,8 +290,8 @@ impl SvidCache {
                 .table
                 .get_or_insert(request, false, make)
                 .ok_or_else(|| {
-                    self.core.cx.missed();
-                    self.core.cx.no_token();
+                    self.core.cx.record(SvidCacheEvent::Miss);
+                    self.core.cx.record(SvidCacheEvent::Error);
                     TokenError::full(request)
                 })?;
             // An entry that was evicted after the look-up is looked up again.

@@ -10,6 +10,7 @@ use http::HeaderValue;
 use super::entry::Entry;
 use super::moment::{Moment, nanos};
 use super::settings::Settings;
+use super::snapshot::TokenState;
 use crate::clock::UnixTime;
 use crate::token::{FetchSvidError, FetchSvidReason, JwtSvid, Subject, SvidRequest};
 
@@ -28,19 +29,6 @@ pub(crate) struct Token {
     hard: u64,
 }
 
-/// The stage of a token in its lifetime.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Stage {
-    /// Send it.
-    Fresh,
-    /// Send it, and start a fetch of the next one.
-    Due,
-    /// Wait briefly for the next one, then send it.
-    Critical,
-    /// Never send it.
-    Expired,
-}
-
 impl Token {
     /// Checks the token that the issuer returned for `request`; `had` is the previous one.
     pub(crate) fn accept(
@@ -53,8 +41,24 @@ impl Token {
     ) -> Result<Self, FetchSvidError> {
         fits(&svid, request)?;
         svid.share(request, |subject| subjects.common(subject));
-        let life = Life::of(&svid, now, settings);
-        if life.expiry.reached_within(life.hard, now) {
+        let expires_at = svid.expires_at();
+        let ends = now.at_wall(expires_at);
+        // From `iat` if it is plausible. It may be in the future if the local clock is slow; that
+        // does not make the life longer.
+        let life = match issued_at(&svid) {
+            Some(iat) => expires_at.saturating_since(iat),
+            None => ends.until(now),
+        };
+        let expiry = ends.no_later_than(now.plus(life).mono());
+
+        let (from, to) = settings.refresh;
+        let refresh = (from + (to - from) * fastrand::f64()).clamp(0.0, 1.0);
+        let mut due = expiry.minus(life.mul_f64(1.0 - refresh));
+        if due.reached(now) {
+            due = now.plus(Duration::from_secs(1).max(expiry.until(now) / 10));
+        }
+        let hard = nanos(settings.hard_margin.of(life));
+        if expiry.reached_within(hard, now) {
             return Err(expired(&svid, had, now));
         }
         Ok(Self {
@@ -62,22 +66,22 @@ impl Token {
             svid,
             entry: Weak::new(),
             generation: 0,
-            due: life.due,
-            expiry: life.expiry,
-            soft: life.soft,
-            hard: life.hard,
+            due,
+            expiry,
+            soft: nanos(settings.soft_margin.of(life)),
+            hard,
         })
     }
 
-    pub(crate) fn stage(&self, now: Moment) -> Stage {
+    pub(crate) fn stage(&self, now: Moment) -> TokenState {
         if !self.usable(now) {
-            Stage::Expired
+            TokenState::Expired
         } else if !self.due.reached(now) {
-            Stage::Fresh
+            TokenState::Fresh
         } else if self.expiry.reached_within(self.soft, now) {
-            Stage::Critical
+            TokenState::Critical
         } else {
-            Stage::Due
+            TokenState::Due
         }
     }
 
@@ -141,39 +145,6 @@ impl Subjects {
         }
         known.push_back(subject.clone());
         subject.clone()
-    }
-}
-
-struct Life {
-    due: Moment,
-    expiry: Moment,
-    soft: u64,
-    hard: u64,
-}
-
-impl Life {
-    fn of(svid: &JwtSvid, now: Moment, settings: &Settings) -> Self {
-        let until_expiry = now.at_wall(svid.expires_at()).until(now);
-        // From `iat` if it is plausible. It may be in the future if the local clock is slow; that
-        // does not make the life longer.
-        let issued = issued_at(svid);
-        let life = issued.map_or(until_expiry, |iat| svid.expires_at().saturating_since(iat));
-        let expiry = now
-            .at_wall(svid.expires_at())
-            .no_later_than(now.plus(life).mono());
-
-        let (from, to) = settings.refresh;
-        let refresh = (from + (to - from) * fastrand::f64()).clamp(0.0, 1.0);
-        let mut due = expiry.minus(life.mul_f64(1.0 - refresh));
-        if due.reached(now) {
-            due = now.plus(Duration::from_secs(1).max(expiry.until(now) / 10));
-        }
-        Self {
-            due,
-            expiry,
-            soft: nanos(settings.soft_margin.of(life)),
-            hard: nanos(settings.hard_margin.of(life)),
-        }
     }
 }
 
