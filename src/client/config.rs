@@ -13,23 +13,23 @@ use super::origin::{Destination, Target};
 #[cfg(feature = "oauth")]
 use crate::token::SubjectToken;
 use crate::token::SvidRequest;
-use crate::token::{Issue, PinnedSvid, SvidCache, TokenError, TokenErrorReason};
+use crate::token::{Issue, Issued, PinnedSvid, SvidCache, TokenError, TokenErrorReason};
 use crate::verify::VerifiedSvid;
 
-#[derive(Clone)]
-pub(crate) struct Config {
-    cache: SvidCache,
+#[derive(Debug, Clone)]
+pub(super) struct Config {
+    pub(super) cache: SvidCache,
     audience: Audience,
     /// One for each request of the audience, in the same order.
     pins: Arc<[PinnedSvid]>,
-    header: HeaderName,
-    on_existing: OnExisting,
-    strict: bool,
-    plaintext: Option<Plaintext>,
+    pub(super) header: HeaderName,
+    pub(super) on_existing: OnExisting,
+    pub(super) strict: bool,
+    pub(super) plaintext: Option<Plaintext>,
 }
 
 /// What to do with a request.
-pub(crate) enum Decision {
+pub(super) enum Decision {
     /// Send it unchanged.
     Pass,
     /// Send it with this token, or after the wait for it.
@@ -51,7 +51,7 @@ impl Decision {
 }
 
 impl Config {
-    pub(crate) fn new(cache: SvidCache, audience: Audience) -> Self {
+    pub(super) fn new(cache: SvidCache, audience: Audience) -> Self {
         let pins = audience
             .requests()
             .map(|request| cache.pin(request.clone()))
@@ -67,44 +67,8 @@ impl Config {
         }
     }
 
-    pub(crate) fn cache(&self) -> &SvidCache {
-        &self.cache
-    }
-
-    pub(crate) fn header(&self) -> &HeaderName {
-        &self.header
-    }
-
-    pub(crate) fn audience(&self) -> &Audience {
-        &self.audience
-    }
-
-    pub(crate) fn set_audience(&mut self, audience: Audience) {
-        let pins = audience
-            .requests()
-            .map(|request| self.cache.pin(request.clone()));
-        self.pins = pins.collect();
-        self.audience = audience;
-    }
-
-    pub(crate) fn set_header(&mut self, header: HeaderName) {
-        self.header = header;
-    }
-
-    pub(crate) fn set_on_existing(&mut self, on_existing: OnExisting) {
-        self.on_existing = on_existing;
-    }
-
-    pub(crate) fn set_strict(&mut self) {
-        self.strict = true;
-    }
-
-    pub(crate) fn set_plaintext(&mut self, plaintext: Plaintext) {
-        self.plaintext = Some(plaintext);
-    }
-
     /// Decides which token a request to `destination` gets.
-    pub(crate) fn decide(
+    pub(super) fn decide(
         &self,
         destination: Destination<'_>,
         headers: &HeaderMap,
@@ -384,7 +348,7 @@ fn has(headers: &HeaderMap, name: &HeaderName) -> bool {
 }
 
 /// Removes the token of a request's verified caller from all headers.
-pub(crate) fn withhold(headers: &mut HeaderMap, name: &HeaderName, caller: &VerifiedSvid) {
+pub(super) fn withhold(headers: &mut HeaderMap, name: &HeaderName, caller: &VerifiedSvid) {
     let token = caller.token().as_bytes();
     let is_callers = |(at, value): &(&HeaderName, &HeaderValue)| {
         let value = value.as_bytes();
@@ -397,39 +361,26 @@ pub(crate) fn withhold(headers: &mut HeaderMap, name: &HeaderName, caller: &Veri
         }
         value.windows(token.len()).any(|part| part == token)
     };
-    let found: Vec<HeaderName> = headers
-        .iter()
-        .filter(is_callers)
-        .map(|(at, _)| at.clone())
-        .collect();
-    for at in found {
-        let all = headers.get_all(&at).iter();
-        let others: Vec<HeaderValue> = all
-            .filter(|value| !is_callers(&(&at, value)))
-            .cloned()
-            .collect();
-        headers.remove(&at);
-        for value in others {
-            headers.append(at.clone(), value);
-        }
+    if headers.iter().any(|header| is_callers(&header)) {
+        let others = headers.iter().filter(|header| !is_callers(header));
+        let others = others.map(|(name, value)| (name.clone(), value.clone()));
+        *headers = others.collect();
     }
 }
 
-/// Inserts the token; `false` if the request has too many headers.
+/// Inserts the token, unless the request has too many headers.
 #[inline]
-pub(crate) fn insert(headers: &mut HeaderMap, name: &HeaderName, value: HeaderValue) -> bool {
-    headers.try_insert(name, value).is_ok()
-}
-
-impl fmt::Debug for Config {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Config")
-            .field("audience", &self.audience)
-            .field("header", &self.header)
-            .field("on_existing", &self.on_existing)
-            .field("strict", &self.strict)
-            .field("plaintext", &self.plaintext)
-            .finish_non_exhaustive()
+pub(super) fn insert(
+    headers: &mut HeaderMap,
+    name: &HeaderName,
+    issued: &Issued,
+) -> Result<(), TokenError> {
+    match headers.try_insert(name, issued.header()) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(TokenError::new(
+            TokenErrorReason::Other,
+            "the request has too many headers to add a token; remove some",
+        )),
     }
 }
 

@@ -179,8 +179,6 @@
 //! [`TokenError`](crate::token::TokenError#as-a-grpc-status) has a code and a fixed text; the
 //! details stay in this process.
 
-use crate::token::{TokenError, TokenErrorReason};
-
 mod audience;
 mod caller;
 mod config;
@@ -210,10 +208,3 @@ pub use service::AddJwtSvid;
 
 /// Any error, as in tower's middleware.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-fn no_room() -> TokenError {
-    TokenError::new(
-        TokenErrorReason::Other,
-        "the request has too many headers to add a token; remove some",
-    )
-}

@@ -4,6 +4,7 @@ use std::task::{Context, Poll};
 
 use tower_service::Service;
 
+use super::BoxError;
 use super::audience::Audience;
 use super::caller;
 use super::config::{Config, Decision, insert, withhold};
@@ -11,7 +12,6 @@ use super::deadline::Deadline;
 use super::future::{Held, ResponseFuture};
 use super::options::options;
 use super::request::{IncomingResponse, OutgoingRequest};
-use super::{BoxError, no_room};
 use crate::token::{Issue, SvidCache};
 
 /// Adds a fresh token to each request. Made by [`AddJwtSvidLayer`](super::AddJwtSvidLayer).
@@ -74,26 +74,27 @@ where
             .config
             .decide(view.destination, view.headers, view.extensions);
         if let Some(caller) = &caller {
-            withhold(request.headers_to_change(), self.config.header(), caller);
+            withhold(request.headers_to_change(), &self.config.header, caller);
         }
         match decision {
             Decision::Pass => ResponseFuture::passed(self.inner.call(request)),
             Decision::Token(Issue::Ready(issued)) => {
-                let name = self.config.header();
-                if insert(request.headers_to_change(), name, issued.header()) {
-                    let place = request.place();
-                    return ResponseFuture::sent(self.inner.call(request), issued, place);
+                if let Err(error) =
+                    insert(request.headers_to_change(), &self.config.header, &issued)
+                {
+                    drop(self.give_up());
+                    return ResponseFuture::failed(error);
                 }
-                drop(self.give_up());
-                ResponseFuture::failed(no_room())
+                let place = request.place();
+                ResponseFuture::sent(self.inner.call(request), issued, place)
             }
             Decision::Token(Issue::Wait(waiter)) => {
-                let deadline = Deadline::of(request.view().headers, self.config.cache());
+                let deadline = Deadline::of(request.view().headers, &self.config.cache);
                 let held = Held {
                     inner: self.give_up(),
                     request,
-                    header: self.config.header().clone(),
-                    cache: self.config.cache().clone(),
+                    header: self.config.header.clone(),
+                    cache: self.config.cache.clone(),
                     asked: waiter.request().clone(),
                     deadline,
                 };
