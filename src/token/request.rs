@@ -1,9 +1,13 @@
 //! A request for a token of this workload.
 
+#[cfg(feature = "client")]
+use std::collections::BTreeSet;
 use std::fmt;
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::sync::{Arc, LazyLock};
 
+#[cfg(feature = "client")]
+use super::JwtSvid;
 #[cfg(feature = "oauth")]
 use super::SubjectToken;
 use crate::identity::SpiffeId;
@@ -204,6 +208,13 @@ impl SvidRequest {
     /// Returns the audiences, sorted and without duplicates; at least one.
     pub fn audiences(&self) -> impl ExactSizeIterator<Item = &str> + Clone {
         self.audiences.iter().map(AsRef::as_ref)
+    }
+
+    /// Whether the token is for exactly these audiences.
+    #[cfg(feature = "client")]
+    pub(crate) fn has_audiences_of(&self, svid: &JwtSvid) -> bool {
+        let given: BTreeSet<&str> = svid.audiences().collect();
+        given.into_iter().eq(self.audiences())
     }
 
     #[cfg(feature = "client")]

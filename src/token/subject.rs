@@ -11,6 +11,7 @@ use super::jwt_svid::is_bearer_token;
 use crate::clock::UnixTime;
 use crate::identity::SpiffeId;
 use crate::jwt::MAX_TOKEN_LEN;
+use crate::presentable::debug_fields;
 use crate::verify::VerifiedSvid;
 
 /// The token of a caller or an end user, to be exchanged for an access token (RFC 8693
@@ -178,15 +179,11 @@ impl Hash for SubjectToken {
     }
 }
 
-impl fmt::Debug for SubjectToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SubjectToken")
-            .field("spiffe_id", &self.0.spiffe_id)
-            .field("token_type", &self.0.token_type)
-            .field("expires_at", &self.0.expires_at)
-            .finish_non_exhaustive()
-    }
-}
+debug_fields!(SubjectToken, |it| {
+    spiffe_id: it.0.spiffe_id,
+    token_type: it.0.token_type,
+    expires_at: it.0.expires_at,
+});
 
 impl fmt::Display for SubjectTokenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

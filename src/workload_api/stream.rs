@@ -1,6 +1,5 @@
 //! The bundle stream without reconnection.
 
-use std::fmt;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -11,6 +10,7 @@ use tokio::time::Instant;
 use super::bundles::JwtBundlesMessage;
 use super::channel::{Line, Numbered};
 use super::error::{Call, WorkloadApiError, WorkloadApiErrorReason as Reason};
+use crate::presentable::debug_fields;
 
 /// An open `FetchJWTBundles` stream. It ends when the agent ends it (`None`), or with an error;
 /// the caller opens another one, with backoff (Workload API section 4.2).
@@ -73,13 +73,9 @@ impl JwtBundleStream {
                 return Poll::Ready(Some(Ok(message)));
             }
             Poll::Ready(Some(Err(status))) => {
-                let not_http2 = self.line.pulse().not_http2();
+                let (place, not_http2) = (self.line.place(), self.line.pulse().not_http2());
                 Some(WorkloadApiError::from_status(
-                    CALL,
-                    self.line.place(),
-                    not_http2,
-                    &status,
-                    None,
+                    CALL, place, not_http2, &status, None,
                 ))
             }
             Poll::Ready(None) => None,
@@ -97,9 +93,8 @@ impl JwtBundleStream {
             },
         };
         self.ended = true;
-        if outcome
-            .as_ref()
-            .is_some_and(WorkloadApiError::casts_doubt_on_connection)
+        if let Some(error) = &outcome
+            && error.casts_doubt_on_connection()
         {
             self.line.doubt(self.over.generation);
         }
@@ -115,11 +110,4 @@ impl Stream for JwtBundleStream {
     }
 }
 
-impl fmt::Debug for JwtBundleStream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("JwtBundleStream")
-            .field("endpoint", &self.line.place())
-            .field("ended", &self.ended)
-            .finish()
-    }
-}
+debug_fields!(JwtBundleStream, |it| { endpoint: it.line.place(), ended: it.ended });

@@ -7,6 +7,7 @@ use super::SvidCache;
 use super::settings::Settings;
 use crate::clock::{Clock, SystemClock};
 use crate::metrics::MetricsRecorder;
+use crate::presentable::debug_fields;
 use crate::token::FetchSvid;
 
 /// Options of a [`SvidCache`]. The defaults suit SPIRE's agent; they are in one table in the
@@ -19,13 +20,7 @@ pub struct SvidCacheBuilder {
     settings: Settings,
 }
 
-impl std::fmt::Debug for SvidCacheBuilder {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SvidCacheBuilder")
-            .field("settings", &self.settings)
-            .finish_non_exhaustive()
-    }
-}
+debug_fields!(SvidCacheBuilder, |it| { settings: it.settings });
 
 impl SvidCacheBuilder {
     pub(crate) fn new(fetcher: impl FetchSvid) -> Self {

@@ -1,7 +1,6 @@
 //! The cache of this workload's tokens: one token for each audience, refreshed before it expires.
 
 use std::any::Any;
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -10,6 +9,7 @@ use http::HeaderValue;
 
 use crate::clock::Clock;
 use crate::metrics::{MetricsRecorder, SvidCacheEvent};
+use crate::presentable::debug_fields;
 use crate::token::{FetchSvid, JwtSvid, SvidRequest};
 
 mod breaker;
@@ -316,10 +316,4 @@ impl Core {
     }
 }
 
-impl fmt::Debug for SvidCache {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SvidCache")
-            .field("stats", &self.stats())
-            .finish_non_exhaustive()
-    }
-}
+debug_fields!(SvidCache, |it| { stats: it.stats() });

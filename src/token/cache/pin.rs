@@ -1,7 +1,6 @@
 //! A handle on one audience, and the tokens that it returns.
 
 use std::any::Any;
-use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -17,6 +16,7 @@ use super::token::Token;
 use super::wait::Waiter;
 use crate::clock::{Clock, UnixTime};
 use crate::metrics::SvidCacheEvent;
+use crate::presentable::debug_fields;
 use crate::token::{JwtSvid, SvidRequest};
 
 /// A handle on the token of one audience, without a look-up. For clients that cannot use a layer:
@@ -162,13 +162,7 @@ impl PinnedSvid {
     }
 }
 
-impl fmt::Debug for PinnedSvid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PinnedSvid")
-            .field("request", self.request())
-            .finish_non_exhaustive()
-    }
-}
+debug_fields!(PinnedSvid, |it| { request: it.request() });
 
 /// A token, or the wait for one.
 pub(crate) enum Issue {

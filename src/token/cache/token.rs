@@ -1,6 +1,6 @@
 //! An accepted token, and its deadlines.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -182,8 +182,7 @@ fn expired(svid: &JwtSvid, had: Option<&Token>, now: Moment) -> FetchSvidError {
 
 fn fits(svid: &JwtSvid, request: &SvidRequest) -> Result<(), FetchSvidError> {
     let unacceptable = |what| Err(FetchSvidError::new(FetchSvidReason::Unacceptable, what));
-    let given: BTreeSet<&str> = svid.audiences().collect();
-    if !given.iter().copied().eq(request.audiences()) {
+    if !request.has_audiences_of(svid) {
         return unacceptable("the issuer returned a token for other audiences than requested");
     }
     if request.spiffe_id().is_some_and(|id| id != svid.spiffe_id()) {

@@ -1,6 +1,5 @@
 //! Waits for newer tokens of one audience.
 
-use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,6 +12,7 @@ use tokio::sync::futures::OwnedNotified;
 
 use super::error::TokenError;
 use super::pin::PinnedSvid;
+use crate::presentable::debug_fields;
 use crate::token::JwtSvid;
 
 impl PinnedSvid {
@@ -114,10 +114,4 @@ impl Stream for SvidUpdates {
     }
 }
 
-impl fmt::Debug for SvidUpdates {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SvidUpdates")
-            .field("request", self.pin.request())
-            .finish_non_exhaustive()
-    }
-}
+debug_fields!(SvidUpdates, |it| { request: it.pin.request() });

@@ -70,11 +70,7 @@ pub(super) fn read(
     if !has_whole_signature(text) {
         return Err(malformed("its signature is too short for its `alg`"));
     }
-    let mut given: Vec<&str> = svid.audiences().collect();
-    given.sort_unstable();
-    given.dedup();
-    let expected = audiences.audiences();
-    if !expected.eq(given.iter().copied()) {
+    if !audiences.has_audiences_of(&svid) {
         return Err(Fault::Other(format!(
             "token file {} has a token for other audiences than {:?}: check which token its writer \
              requests",
