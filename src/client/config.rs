@@ -87,7 +87,7 @@ impl Config {
         // enough.
         if own.is_none()
             && let Some(authority) = destination.https_authority()
-            && is_host(headers, authority)
+            && !has(headers, &HOST)
             && let Some((at, request)) = self.audience.find_as_written(authority)
         {
             return match (kept, existing) {
@@ -304,16 +304,6 @@ impl fmt::Display for Shown<'_> {
         };
         write!(f, "{}{more}", shown.escape_ascii())
     }
-}
-
-/// Whether all `Host` headers equal this authority as text; `true` if the request has none.
-#[inline]
-fn is_host(headers: &HeaderMap, authority: &str) -> bool {
-    !has(headers, &HOST)
-        || headers
-            .get_all(HOST)
-            .iter()
-            .all(|host| host.as_bytes() == authority.as_bytes())
 }
 
 /// The first `Host` header that names another host or port than `target`.

@@ -14,9 +14,9 @@ use crate::identity::SpiffeId;
 
 /// A request for a token: its audiences, and its identity (a SPIFFE ID, a hint, or the first one
 /// that the issuer returns). The order of the audiences is not significant.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct SvidRequest {
-    // A hash of the other fields, with a key of this process, for look-ups. Short, because each
+    // First, because it is compared first. A hash of the other fields, with a key of this process, for look-ups. Short, because each
     // cached token has one.
     hash: u32,
     // Sorted, without duplicates, none empty, at least one.
@@ -27,21 +27,6 @@ pub struct SvidRequest {
     #[cfg(feature = "oauth")]
     subject: Option<SubjectToken>,
 }
-
-impl PartialEq for SvidRequest {
-    fn eq(&self, other: &Self) -> bool {
-        // An `Arc` compares the pointers first.
-        let same = self.hash == other.hash
-            && self.audiences == other.audiences
-            && self.identity == other.identity
-            && self.single_use == other.single_use;
-        #[cfg(feature = "oauth")]
-        let same = same && self.subject == other.subject;
-        same
-    }
-}
-
-impl Eq for SvidRequest {}
 
 impl Hash for SvidRequest {
     fn hash<H: Hasher>(&self, state: &mut H) {
