@@ -17,6 +17,15 @@ macro_rules! debug_fields {
 }
 pub(crate) use debug_fields;
 
+/// The first `len` bytes of `text`, cut at the end of a character.
+#[cfg(feature = "client")]
+pub(crate) fn bounded(text: &str, len: usize) -> &str {
+    let end = (0..=len.min(text.len()))
+        .rev()
+        .find(|at| text.is_char_boundary(*at));
+    text.get(..end.unwrap_or(0)).unwrap_or_default()
+}
+
 /// Bounds and escapes text of an agent, a file or a caller, and removes words that may be tokens.
 #[cfg(any(feature = "server", feature = "client"))]
 pub(crate) fn presentable(text: &str) -> String {

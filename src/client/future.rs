@@ -60,30 +60,23 @@ pub(super) struct Held<S, R> {
 }
 
 impl<S: Service<R>, R> ResponseFuture<S, R> {
-    pub(super) fn passed(response: S::Future) -> Self {
-        Self {
-            state: State::Sent { response },
-            issued: None,
-        }
-    }
-
-    pub(super) fn sent(response: S::Future, issued: Issued, place: Option<u64>) -> Self {
-        Self {
-            state: State::Sent { response },
-            issued: Some((issued, place)),
-        }
+    pub(super) fn sent(response: S::Future, issued: Option<SentToken>) -> Self {
+        let state = State::Sent { response };
+        Self { state, issued }
     }
 
     pub(super) fn waiting(waiter: Waiter, held: Held<S, R>) -> Self {
+        let state = State::waiting(waiter, Box::new(held));
         Self {
-            state: State::waiting(waiter, Box::new(held)),
+            state,
             issued: None,
         }
     }
 
     pub(super) fn failed(error: TokenError) -> Self {
+        let state = State::Failed { error: Some(error) };
         Self {
-            state: State::Failed { error: Some(error) },
+            state,
             issued: None,
         }
     }

@@ -186,7 +186,6 @@ mod deadline;
 mod future;
 #[cfg(feature = "tonic")]
 mod interceptor;
-mod layer;
 mod options;
 mod origin;
 mod request;
@@ -198,13 +197,12 @@ pub use audience::{Audience, AudienceError, UnboundAudience};
 pub use future::ResponseFuture;
 #[cfg(feature = "tonic")]
 pub use interceptor::JwtSvidInterceptor;
-pub use layer::AddJwtSvidLayer;
 pub use options::{OnExisting, Plaintext};
 pub use origin::{Origin, OriginError};
 pub use request::{IncomingResponse, OutgoingRequest};
 #[cfg(feature = "reqwest-middleware")]
 pub use reqwest_middleware::JwtSvidMiddleware;
-pub use service::AddJwtSvid;
+pub use service::{AddJwtSvid, AddJwtSvidLayer};
 
 /// Any error, as in tower's middleware.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

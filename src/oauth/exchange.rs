@@ -195,29 +195,20 @@ impl Exchange {
 /// The error if there is no JWT-SVID to authenticate with.
 fn no_svid(error: &TokenError) -> Failure {
     let text = format!("no JWT-SVID to authenticate with: {error}");
-    let error = match error.fetch_error() {
-        Some(cause) => {
-            let error = FetchSvidError::new(cause.reason(), text);
-            match cause.code() {
-                Some(code) => error.with_code(code),
-                None => error,
-            }
-        }
-        None => {
-            let reason = match error.reason() {
-                TokenErrorReason::Timeout => FetchSvidReason::Timeout,
-                TokenErrorReason::Unavailable => FetchSvidReason::Unavailable,
-                TokenErrorReason::Closed => FetchSvidReason::Closed,
-                TokenErrorReason::NoRuntime => FetchSvidReason::NoRuntime,
-                _ => FetchSvidReason::Other,
-            };
-            FetchSvidError::new(reason, text)
-        }
+    let cause = error.fetch_error();
+    let reason = match (cause, error.reason()) {
+        (Some(cause), _) => cause.reason(),
+        (None, TokenErrorReason::Timeout) => FetchSvidReason::Timeout,
+        (None, TokenErrorReason::Unavailable) => FetchSvidReason::Unavailable,
+        (None, TokenErrorReason::Closed) => FetchSvidReason::Closed,
+        (None, TokenErrorReason::NoRuntime) => FetchSvidReason::NoRuntime,
+        (None, _) => FetchSvidReason::Other,
     };
-    Failure {
-        outcome: "no-svid",
-        error,
+    let mut failure = Failure::new("no-svid", reason, text);
+    if let Some(code) = cause.and_then(FetchSvidError::code) {
+        failure.error = failure.error.with_code(code);
     }
+    failure
 }
 
 /// Counts an exchange, even if it is cancelled.

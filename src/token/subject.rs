@@ -103,13 +103,13 @@ impl SubjectToken {
     pub fn of_caller(caller: &VerifiedSvid, headers: &HeaderMap) -> Option<Self> {
         let token = caller.token();
         let is_callers = |value: &http::HeaderValue| {
-            let (scheme, credential) = value.as_bytes().split_at_checked(7)?;
-            let same = scheme.eq_ignore_ascii_case(b"bearer ")
-                && credential.trim_ascii() == token.as_bytes();
-            same.then_some(())
+            let split = value.as_bytes().split_at_checked(7);
+            split.is_some_and(|(scheme, credential)| {
+                scheme.eq_ignore_ascii_case(b"bearer ")
+                    && credential.trim_ascii() == token.as_bytes()
+            })
         };
-        let mut sent = headers.get_all(AUTHORIZATION).iter();
-        if token.is_empty() || !sent.any(|value| is_callers(value).is_some()) {
+        if token.is_empty() || !headers.get_all(AUTHORIZATION).iter().any(is_callers) {
             return None;
         }
         let id = Some(caller.spiffe_id().clone());
@@ -120,13 +120,8 @@ impl SubjectToken {
     /// default.
     #[must_use]
     pub fn token_type(self, uri: &str) -> Self {
-        let Inner {
-            token,
-            expires_at,
-            spiffe_id,
-            ..
-        } = &*self.0;
-        Self::of(token, uri, *expires_at, spiffe_id.clone())
+        let spiffe_id = self.spiffe_id().cloned();
+        Self::of(self.token(), uri, self.expires_at(), spiffe_id)
     }
 
     fn of(token: &str, kind: &str, expires_at: UnixTime, spiffe_id: Option<SpiffeId>) -> Self {

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::SvidCache;
+use super::context::Context;
 use super::settings::Settings;
+use super::table::Table;
+use super::{Core, SvidCache};
 use crate::clock::{Clock, SystemClock};
 use crate::metrics::MetricsRecorder;
 use crate::presentable::debug_fields;
@@ -115,6 +117,12 @@ impl SvidCacheBuilder {
     ///
     /// If it is built inside a tokio runtime, it can also refresh for calls from outside of one.
     pub fn build(self) -> SvidCache {
-        SvidCache::of(self.fetcher, self.clock, self.metrics, self.settings)
+        let table = Table::new(self.settings.max_entries);
+        let cx = Context::new(self.fetcher, self.clock, self.metrics, self.settings);
+        let cx = Arc::new(cx);
+        SvidCache {
+            core: Arc::new(Core { cx, table }),
+            alive: None,
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::presentable::{bounded, debug_fields};
 use crate::runtime::Missing;
 use crate::token::{FetchSvidError, FetchSvidReason, SvidRequest, SvidRequestError};
 
@@ -324,15 +325,11 @@ impl fmt::Display for TokenError {
     }
 }
 
-impl fmt::Debug for TokenError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TokenError")
-            .field("reason", &self.inner.reason)
-            .field("message", &self.inner.message)
-            .field("retry_after", &self.retry_after)
-            .finish()
-    }
-}
+debug_fields!(TokenError, |it| {
+    reason: it.inner.reason,
+    message: it.inner.message,
+    retry_after: it.retry_after,
+});
 
 impl Error for TokenError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
@@ -377,12 +374,4 @@ impl fmt::Display for Audiences<'_> {
         }
         Ok(())
     }
-}
-
-/// The first `len` bytes of `text`, cut at the end of a character.
-fn bounded(text: &str, len: usize) -> &str {
-    let end = (0..=len.min(text.len()))
-        .rev()
-        .find(|at| text.is_char_boundary(*at));
-    text.get(..end.unwrap_or(0)).unwrap_or_default()
 }

@@ -1,15 +1,14 @@
 //! One fetch, shared by all requests that wait for it.
 
 use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use futures_util::future::{AbortHandle, Abortable, Shared};
+use futures_util::future::{AbortHandle, BoxFuture, Shared, abortable};
 use tokio::sync::watch;
 
-use super::breaker::Admission;
+use super::breaker::Probe;
 use super::context::Context;
 use super::entry::{Entry, Landing};
 use super::error::TokenError;
@@ -22,7 +21,7 @@ use crate::runtime::Missing;
 use crate::token::{FetchSvidError, FetchSvidReason, JwtSvid, SvidRequest};
 
 /// The result for all waiters of a flight.
-pub(crate) type Outcome = Shared<Pin<Box<dyn Future<Output = FlightResult> + Send>>>;
+pub(crate) type Outcome = Shared<BoxFuture<'static, FlightResult>>;
 pub(crate) type FlightResult = Result<Arc<Token>, Down>;
 
 /// Why a flight ended without a token.
@@ -58,13 +57,12 @@ impl Flight {
         entry: &Arc<Entry>,
         id: u64,
         now: Moment,
-        probe: Option<(u64, Duration)>,
+        probe: Option<Probe>,
         urgent: bool,
     ) -> Result<Box<Self>, Missing> {
         let cx = &entry.cx;
         let runtime = cx.runtime()?;
         let urgent = Arc::new(watch::Sender::new(urgent));
-        let (abort, registration) = AbortHandle::new_pair();
         let task = Arc::new(());
         let pilot = Pilot {
             cx: cx.clone(),
@@ -76,9 +74,9 @@ impl Flight {
             probe: probe.map(|(id, _)| id),
             task: Arc::downgrade(&task),
         };
-        let flying = Abortable::new(pilot.fly(probe.map(|(_, deadline)| deadline)), registration)
-            .map(|result| result.unwrap_or(Err(Down::Lost)));
-        let outcome = (Box::pin(flying) as Pin<Box<dyn Future<Output = _> + Send>>).shared();
+        let (flying, abort) = abortable(pilot.fly(probe.map(|(_, deadline)| deadline)));
+        let flying = flying.map(|result| result.unwrap_or(Err(Down::Lost)));
+        let outcome = flying.boxed().shared();
         drop(runtime.spawn(outcome.clone().map(move |_| drop(task))));
 
         // First the queue, then the call.
@@ -123,13 +121,12 @@ impl Pilot {
         // they panic. The panic is caught: the flight ends, and the waiter continues.
         let cleared = AssertUnwindSafe(self.cleared(probe_deadline));
         let landing = match cleared.catch_unwind().await {
-            Ok(Ok(Err(error)))
+            Ok(Landing::Answer(Err(error)))
                 if error.reason() == FetchSvidReason::Panicked && self.task.strong_count() == 0 =>
             {
                 Landing::Lost
             }
-            Ok(Ok(answer)) => Landing::Answer(answer),
-            Ok(Err(landing)) => landing,
+            Ok(landing) => landing,
             Err(_) => Landing::Lost,
         };
         let Some(entry) = self.entry.upgrade() else {
@@ -141,15 +138,12 @@ impl Pilot {
         result
     }
 
-    /// Waits in the queue, then makes the call. `Err` if the breaker opened in the meantime.
-    async fn cleared(
-        &mut self,
-        probe_deadline: Option<Duration>,
-    ) -> Result<Result<Token, FetchSvidError>, Landing> {
+    /// Waits in the queue, then makes the call, unless the breaker opened in the meantime.
+    async fn cleared(&mut self, probe_deadline: Option<Duration>) -> Landing {
         let cx = self.cx.clone();
         let settings = &cx.settings;
         if let Some(deadline) = probe_deadline {
-            return Ok(self.call(None, deadline).await);
+            return Landing::Answer(self.call(None, deadline).await);
         }
         let queued = async {
             let permit = cx.limits.room(&self.urgent).await;
@@ -159,34 +153,31 @@ impl Pilot {
         let permit = match tokio::time::timeout(settings.fetch_deadline, queued).await {
             Ok(Ok(permit)) => permit,
             Ok(Err(_)) | Err(_) => {
-                return Ok(Err(FetchSvidError::new(
+                return Landing::Answer(Err(FetchSvidError::new(
                     FetchSvidReason::Timeout,
                     "too many fetches of other audiences were queued before this one",
                 )));
             }
         };
         let now = cx.moment();
-        let admission = {
-            let entry = self.entry.upgrade().ok_or(Landing::Lost)?;
-            let rank = entry.rank(&entry.state());
-            cx.breaker.admit(now, settings, &entry, rank)
+        let Some(entry) = self.entry.upgrade() else {
+            return Landing::Lost;
         };
-        match admission {
-            Admission::Go => Ok(self.call(Some(permit), settings.fetch_deadline).await),
-            Admission::Probe { id, deadline } => {
+        let rank = entry.rank(&entry.state());
+        let admitted = cx.breaker.admit(now, settings, &entry, rank);
+        drop(entry);
+        match admitted {
+            Ok(None) => Landing::Answer(self.call(Some(permit), settings.fetch_deadline).await),
+            Ok(Some((id, deadline))) => {
                 drop(permit);
                 self.probe = Some(id);
-                Ok(self.call(None, deadline).await)
+                Landing::Answer(self.call(None, deadline).await)
             }
-            Admission::No {
-                retry_after,
-                cause,
-                first,
-            } => {
-                if let Some(first) = first {
+            Err(mut not_now) => {
+                if let Some(first) = not_now.first.take() {
                     first.fetch_first(now);
                 }
-                Err(Landing::NotStarted { retry_after, cause })
+                Landing::NotStarted(not_now)
             }
         }
     }
@@ -204,13 +195,11 @@ impl Pilot {
             let lease = nanos(began.saturating_add(deadline).saturating_add(LEASE_SLACK));
             entry.calls(self.flight, nanos(began), lease);
         }
-        let is_probe = self.probe.is_some();
         let mut spoken_against = false;
         let mut fetch = std::pin::pin!(guarded(cx, &self.request));
-        let quick = if is_probe {
-            deadline
-        } else {
-            deadline.min(settings.slow_after)
+        let quick = match self.probe {
+            Some(_) => deadline,
+            None => deadline.min(settings.slow_after),
         };
         let mut answer = tokio::time::timeout(quick, fetch.as_mut()).await.ok();
         if answer.is_none() && quick < deadline {
@@ -246,18 +235,7 @@ impl Pilot {
         }
         let had = self.entry.upgrade();
         let had = had.and_then(|entry| entry.token.load_full());
-        let accept = |svid| {
-            let had = had.as_deref();
-            Token::accept(
-                svid,
-                &self.request,
-                had,
-                cx.moment(),
-                settings,
-                &cx.subjects,
-            )
-        };
-        let answer = answer.and_then(accept);
+        let answer = answer.and_then(|svid| Token::accept(svid, &self.request, had.as_deref(), cx));
         cx.fetched(&answer, cx.clock.monotonic().saturating_sub(began));
         answer
     }

@@ -35,7 +35,6 @@ mod warm;
 
 use context::Context;
 use entry::Entry;
-use settings::Settings;
 use table::Table;
 #[cfg(feature = "workload-api")]
 use token::Token;
@@ -74,20 +73,6 @@ impl SvidCache {
     /// Creates a builder for a cache over `fetcher`.
     pub fn builder(fetcher: impl FetchSvid) -> SvidCacheBuilder {
         SvidCacheBuilder::new(fetcher)
-    }
-
-    fn of(
-        fetcher: Arc<dyn FetchSvid>,
-        clock: Arc<dyn Clock>,
-        metrics: Option<Arc<dyn MetricsRecorder>>,
-        settings: Settings,
-    ) -> Self {
-        let table = Table::new(settings.max_entries);
-        let cx = Arc::new(Context::new(fetcher, clock, metrics, settings));
-        Self {
-            core: Arc::new(Core { cx, table }),
-            alive: None,
-        }
     }
 
     /// Returns the cache, which keeps `alive` until the last of its clones and pins is dropped.

@@ -7,9 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::HeaderValue;
 
+use super::context::Context;
 use super::entry::Entry;
 use super::moment::{Moment, nanos};
-use super::settings::Settings;
 use super::snapshot::TokenState;
 use crate::clock::UnixTime;
 use crate::token::{FetchSvidError, FetchSvidReason, JwtSvid, Subject, SvidRequest};
@@ -35,12 +35,11 @@ impl Token {
         mut svid: JwtSvid,
         request: &SvidRequest,
         had: Option<&Self>,
-        now: Moment,
-        settings: &Settings,
-        subjects: &Subjects,
+        cx: &Context,
     ) -> Result<Self, FetchSvidError> {
         fits(&svid, request)?;
-        svid.share(request, |subject| subjects.common(subject));
+        svid.share(request, |subject| cx.subjects.common(subject));
+        let (now, settings) = (cx.moment(), &cx.settings);
         let expires_at = svid.expires_at();
         let ends = now.at_wall(expires_at);
         // From `iat` if it is plausible. It may be in the future if the local clock is slow; that

@@ -2,8 +2,8 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard};
-use std::time::Duration;
 
+use super::super::breaker::NotNow;
 use super::super::error::TokenError;
 use super::super::flight::{Down, FlightResult, is_our_own, is_silence};
 use super::super::moment::{Moment, nanos};
@@ -17,10 +17,7 @@ pub(crate) enum Landing {
     /// With the issuer's response, or with a timeout.
     Answer(Result<Token, FetchSvidError>),
     /// The breaker was open, so no call was made.
-    NotStarted {
-        retry_after: Duration,
-        cause: Option<FetchSvidError>,
-    },
+    NotStarted(NotNow),
     /// Its runtime ended.
     Lost,
 }
@@ -38,8 +35,8 @@ impl Entry {
         let landed = state.flight.take_if(|current| current.id == flight);
         let called = landed.and_then(|landed| landed.called);
         let answer = match landing {
-            Landing::NotStarted { retry_after, cause } => {
-                return Err(Down::Failed(self.breaker_open(retry_after, cause, now)));
+            Landing::NotStarted(not_now) => {
+                return Err(Down::Failed(self.breaker_open(not_now, now)));
             }
             Landing::Lost => {
                 self.cx.counts.lost.increment();
@@ -92,11 +89,8 @@ impl Entry {
             }
             Err(error) => {
                 // Requests wait once for a removed key, even if the fetch fails.
-                let answers = state
-                    .rare
-                    .as_ref()
-                    .is_some_and(|rare| flight > rare.asked_before);
-                if answers {
+                let rare = state.rare.as_ref();
+                if rare.is_some_and(|rare| flight > rare.asked_before) {
                     self.key_removed.store(false, Ordering::Relaxed);
                 }
                 let mut state = match &self.shared {

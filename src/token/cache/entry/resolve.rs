@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::super::breaker::{Admission, Rank};
+use super::super::breaker::{NotNow, Rank};
 use super::super::error::{TokenError, TokenErrorReason};
 use super::super::flight::Flight;
 use super::super::moment::{Moment, nanos};
@@ -13,7 +13,6 @@ use super::super::token::Token;
 use super::super::wait::Waiter;
 use super::{Entry, EntryState};
 use crate::metrics::SvidCacheEvent;
-use crate::token::FetchSvidError;
 
 /// The result for a request.
 pub(crate) enum Resolved {
@@ -146,15 +145,10 @@ impl Entry {
         }
         let rank = self.rank(&state);
         let probe = match cx.breaker.admit(now, &cx.settings, self, rank) {
-            Admission::Go => None,
-            Admission::Probe { id, deadline } => Some((id, deadline)),
-            Admission::No {
-                retry_after,
-                cause,
-                first: other,
-            } => {
-                *first = other;
-                return Resolved::Fail(self.breaker_open(retry_after, cause, now));
+            Ok(probe) => probe,
+            Err(mut not_now) => {
+                *first = not_now.first.take();
+                return Resolved::Fail(self.breaker_open(not_now, now));
             }
         };
         state.flights += 1;
@@ -179,18 +173,12 @@ impl Entry {
         Resolved::Wait(waiter)
     }
 
-    /// The error while the breaker is open because of `cause`. Requests do not try again before
-    /// `retry_after`.
-    pub(crate) fn breaker_open(
-        &self,
-        retry_after: Duration,
-        cause: Option<FetchSvidError>,
-        now: Moment,
-    ) -> TokenError {
-        let nanos = nanos(retry_after);
+    /// The error while the breaker is open. Requests do not try again before its `retry_after`.
+    pub(crate) fn breaker_open(&self, not_now: NotNow, now: Moment) -> TokenError {
+        let nanos = nanos(not_now.retry_after);
         let until = now.mono().saturating_add(nanos);
         self.quiet_until.store(until, Ordering::Release);
-        let error = match cause {
+        let error = match not_now.cause {
             Some(cause) => TokenError::fetching(&self.request, cause),
             None => TokenError::for_request(
                 TokenErrorReason::Unavailable,
