@@ -1,6 +1,5 @@
 //! The settings of the layer, the middleware and the interceptor: which token a request gets.
 
-use std::fmt;
 use std::sync::Arc;
 
 use http::header::{AUTHORIZATION, HOST, HeaderName};
@@ -254,7 +253,7 @@ impl Unmatched<'_> {
             Self::Host(origin, host) => {
                 tracing::debug!(
                     %origin,
-                    host = %Shown(host),
+                    host = shown(host),
                     "no token for this request: its Host header does not match its origin"
                 );
                 return;
@@ -282,7 +281,7 @@ impl Unmatched<'_> {
             Self::Host(origin, host) => format!(
                 "no token may go to {origin}: the request has the Host header \"{}\"; remove the \
                  header, or set it to the host and port of that origin{}",
-                Shown(host),
+                shown(host),
                 origin.dot_note()
             ),
         };
@@ -292,18 +291,10 @@ impl Unmatched<'_> {
 
 /// The value of a `Host` header for a message: escaped, and at most 128 bytes, because callers of a
 /// proxy choose it.
-struct Shown<'a>(&'a HeaderValue);
-
-impl fmt::Display for Shown<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const LEN: usize = 128;
-        let bytes = self.0.as_bytes();
-        let (shown, more) = match bytes.split_at_checked(LEN) {
-            Some((shown, rest)) if !rest.is_empty() => (shown, "…"),
-            _ => (bytes, ""),
-        };
-        write!(f, "{}{more}", shown.escape_ascii())
-    }
+fn shown(host: &HeaderValue) -> String {
+    let (shown, rest) = host.as_bytes().split_at(host.len().min(128));
+    let more = if rest.is_empty() { "" } else { "…" };
+    format!("{}{more}", shown.escape_ascii())
 }
 
 /// The first `Host` header that names another host or port than `target`.

@@ -9,7 +9,7 @@ use http::{Method, Request, Uri};
 
 use super::builder::{AssertionType, TargetParameter};
 use super::response::{self, Failure};
-use super::state::{AccessTokensState, History};
+use super::state::History;
 use super::transport::Transport;
 use crate::clock::Clock;
 use crate::metrics::{MetricsRecorder as _, Shielded};
@@ -53,11 +53,6 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
-    pub(super) fn state(&self, cache: &SvidCache) -> AccessTokensState {
-        let now = self.clock.monotonic();
-        self.history.state(self.shown_endpoint(), cache, now)
-    }
-
     /// The token endpoint without its query, which may be a secret.
     pub(super) fn shown_endpoint(&self) -> Box<str> {
         let uri = &self.endpoint;

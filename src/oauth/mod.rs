@@ -142,7 +142,12 @@ impl AccessTokens {
 
     /// Returns the state: the exchanges, the last error, and each access token.
     pub fn state(&self) -> AccessTokensState {
-        self.exchange.state(&self.cache)
+        let Exchange { history, clock, .. } = &*self.exchange;
+        history.state(
+            self.exchange.shown_endpoint(),
+            &self.cache,
+            clock.monotonic(),
+        )
     }
 }
 

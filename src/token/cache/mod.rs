@@ -115,10 +115,7 @@ impl SvidCache {
         if let Some(header) = self.hit(request) {
             return Some(header);
         }
-        self.issue(request)
-            .ok()?
-            .at_once()
-            .map(|issued| issued.header())
+        Some(self.issue(request).ok()?.at_once()?.header())
     }
 
     /// Returns a handle on the token for `request` that needs no look-up. Its audience is never
@@ -145,13 +142,8 @@ impl SvidCache {
     ) -> Result<KeepWarm, TokenError> {
         let mut here = self.clone();
         here.alive = None;
-        warm::keep(
-            &self.core.cx,
-            requests
-                .into_iter()
-                .map(|request| here.pin(request))
-                .collect(),
-        )
+        let pins = requests.into_iter().map(|request| here.pin(request));
+        warm::keep(&self.core.cx, pins.collect())
     }
 
     /// Reports that signing keys were removed: `removed` is called with the name of a trust domain
@@ -182,10 +174,8 @@ impl SvidCache {
         let Some(entry) = self.core.table.get(request) else {
             return false;
         };
-        let sent = entry
-            .token
-            .load_full()
-            .filter(|token| token.header == *header);
+        let token = entry.token.load_full();
+        let sent = token.filter(|token| token.header == *header);
         sent.is_some_and(|token| pin::rejected(&entry, token.generation))
     }
 
@@ -208,22 +198,15 @@ impl SvidCache {
 
     /// Returns the current state of every audience in the cache, in any order.
     pub fn snapshot(&self) -> Vec<AudienceSnapshot> {
-        let now = self.core.cx.moment();
-        self.core
-            .table
-            .all()
-            .iter()
-            .map(|entry| AudienceSnapshot::of(entry, now))
-            .collect()
+        let (now, entries) = (self.core.cx.moment(), self.core.table.all());
+        let snapshot = |entry: &Arc<Entry>| AudienceSnapshot::of(entry, now);
+        entries.iter().map(snapshot).collect()
     }
 
     /// Returns the current state of one audience. `None` if it is not in the cache.
     pub fn snapshot_of(&self, request: &SvidRequest) -> Option<AudienceSnapshot> {
-        let now = self.core.cx.moment();
-        self.core
-            .table
-            .get(request)
-            .map(|entry| AudienceSnapshot::of(&entry, now))
+        let entry = self.core.table.get(request)?;
+        Some(AudienceSnapshot::of(&entry, self.core.cx.moment()))
     }
 
     /// The recorder, for objects that are made from this cache.
@@ -270,15 +253,12 @@ impl SvidCache {
     pub(crate) fn issue(&self, request: &SvidRequest) -> Result<Issue, TokenError> {
         loop {
             let make = || self.core.entry(request);
-            let entry = self
-                .core
-                .table
-                .get_or_insert(request, false, make)
-                .ok_or_else(|| {
-                    self.core.cx.record(SvidCacheEvent::Miss);
-                    self.core.cx.record(SvidCacheEvent::Error);
-                    TokenError::full(request)
-                })?;
+            let entry = self.core.table.get_or_insert(request, false, make);
+            let entry = entry.ok_or_else(|| {
+                self.core.cx.record(SvidCacheEvent::Miss);
+                self.core.cx.record(SvidCacheEvent::Error);
+                TokenError::full(request)
+            })?;
             // An entry that was evicted after the look-up is looked up again.
             if let Some(issue) = pin::issue(&entry) {
                 return issue;
