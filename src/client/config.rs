@@ -253,7 +253,7 @@ impl Unmatched<'_> {
             Self::Host(origin, host) => {
                 tracing::debug!(
                     %origin,
-                    host = shown(host),
+                    host = %shown(host),
                     "no token for this request: its Host header does not match its origin"
                 );
                 return;
