@@ -87,8 +87,7 @@ async fn chain() -> Result<(), BoxError> {
     // 3. A client that signs its requests to that server only. It uses the same identity,
     //    if the agent has several for this workload.
     let audience = Audience::fixed(AUDIENCE).for_origin(&format!("http://{address}"))?;
-    let client = AddJwtSvidLayer::new(source.clone(), audience)
-        .spiffe_id(me.clone())
+    let client = AddJwtSvidLayer::new(source.clone(), audience.spiffe_id(me.clone()))
         .allow_plaintext(Plaintext::Loopback)
         .layer(reqwest::Client::new());
 

@@ -2,6 +2,30 @@
 
 use serde_json::error::Category;
 
+/// Implements `Debug` with these fields only. The others have tokens or secrets, or tell nothing.
+macro_rules! debug_fields {
+    ($type:ident, |$it:ident| { $($field:ident: $value:expr),* $(,)? }) => {
+        impl std::fmt::Debug for $type {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                let $it = self;
+                f.debug_struct(stringify!($type))
+                    $(.field(stringify!($field), &$value))*
+                    .finish_non_exhaustive()
+            }
+        }
+    };
+}
+pub(crate) use debug_fields;
+
+/// The first `len` bytes of `text`, cut at the end of a character.
+#[cfg(feature = "client")]
+pub(crate) fn bounded(text: &str, len: usize) -> &str {
+    let end = (0..=len.min(text.len()))
+        .rev()
+        .find(|at| text.is_char_boundary(*at));
+    text.get(..end.unwrap_or(0)).unwrap_or_default()
+}
+
 /// Bounds and escapes text of an agent, a file or a caller, and removes words that may be tokens.
 #[cfg(any(feature = "server", feature = "client"))]
 pub(crate) fn presentable(text: &str) -> String {

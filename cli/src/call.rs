@@ -116,15 +116,12 @@ async fn calls(args: Args) -> Result<bool, BoxError> {
     );
 
     let origin = args.url.origin().ascii_serialization();
-    let mut layer = AddJwtSvidLayer::new(
-        source.clone(),
-        Audience::fixed(&args.audience).for_origin(&origin)?,
-    )
-    // A call without a token is an error.
-    .strict();
+    let mut audience = Audience::fixed(&args.audience).for_origin(&origin)?;
     if let Some(id) = args.spiffe_id {
-        layer = layer.spiffe_id(id);
+        audience = audience.spiffe_id(id);
     }
+    // A call without a token is an error.
+    let mut layer = AddJwtSvidLayer::new(source.clone(), audience).strict();
     if args.allow_plaintext {
         layer = layer.allow_plaintext(Plaintext::Any);
     }

@@ -162,7 +162,7 @@ fn client(
     audience: &str,
 ) -> Result<ClientWithMiddleware, Error> {
     let audience = Audience::fixed(audience).for_origin(origin)?;
-    let tokens = JwtSvidMiddleware::with_audience(source, audience).spiffe_id(me.parse()?);
+    let tokens = JwtSvidMiddleware::with_audience(source, audience.spiffe_id(me.parse()?));
     // All services of this example are on loopback.
     let tokens = tokens.allow_plaintext(Plaintext::Loopback);
     let reqwest = reqwest::Client::builder().no_proxy().build()?;

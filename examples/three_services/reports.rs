@@ -97,7 +97,7 @@ impl Client {
     pub(crate) fn new(source: JwtSource, me: &str, reports_at: &str) -> Result<Self, Error> {
         let channel = Endpoint::try_from(reports_at.to_owned())?.connect_lazy();
         let audience = Audience::fixed(REPORTS).assume_origin(reports_at)?;
-        let signed = AddJwtSvid::new(channel, source, audience).spiffe_id(me.parse()?);
+        let signed = AddJwtSvid::new(channel, source, audience.spiffe_id(me.parse()?));
         Ok(Self(signed.allow_plaintext(Plaintext::Loopback)))
     }
 

@@ -1,5 +1,6 @@
 //! The audience of a token, by the origin of the request.
 
+mod by_origin;
 mod dynamic;
 mod rules;
 
@@ -171,7 +172,7 @@ impl Audience {
             return Err(AudienceError::NoOrigin);
         }
         Ok(Self::of_choice(Choice::Dynamic(Arc::new(Dynamic::new(
-            Arc::new(audience),
+            Box::new(audience),
             allowed,
         )))))
     }
@@ -191,14 +192,15 @@ impl Audience {
         Ok(self)
     }
 
-    /// Requests tokens of this identity. If several are registered for a workload, SPIRE's order is
-    /// arbitrary, so name the identity that the called service allows.
+    /// Requests tokens of this identity, also for audiences in the extensions of requests that have no
+    /// identity. If several identities are registered for a workload, SPIRE's order is arbitrary and
+    /// may change: name the identity that the called service allows.
     #[must_use]
     pub fn spiffe_id(self, id: SpiffeId) -> Self {
         self.identified(Identity::id(id))
     }
 
-    /// Requests tokens of the identity with this hint.
+    /// Requests tokens of the identity with this hint, as [`spiffe_id`](Self::spiffe_id) does.
     ///
     /// # Errors
     /// The hint is empty.
@@ -221,15 +223,9 @@ impl Audience {
     /// ```
     #[must_use]
     pub fn single_use(self) -> Self {
-        let choice = match self.choice {
-            Choice::Rules(rules) => Choice::Rules(Arc::new(rules.single_use())),
-            Choice::Dynamic(dynamic) => Choice::Dynamic(Arc::new(dynamic.single_use())),
-            Choice::PerRequest => Choice::PerRequest,
-        };
         Self {
-            choice,
             single_use: true,
-            ..self
+            ..self.each(SvidRequest::single_use)
         }
     }
 
@@ -276,19 +272,25 @@ impl Audience {
     }
 
     fn identified(self, identity: Identity) -> Self {
-        let choice = match self.choice {
-            Choice::Rules(rules) => Choice::Rules(Arc::new(rules.identified(&identity))),
-            Choice::Dynamic(dynamic) => Choice::Dynamic(Arc::new(dynamic.identified(&identity))),
-            Choice::PerRequest => Choice::PerRequest,
-        };
+        let audience = self.each(|request| request.with_identity(identity.clone()));
         Self {
-            choice,
             identity: Some(identity),
-            ..self
+            ..audience
         }
     }
 
-    /// Applies the identity and the single-use mark of this audience to that of a request.
+    /// Changes each request that is known in advance.
+    fn each(mut self, change: impl Fn(SvidRequest) -> SvidRequest) -> Self {
+        if let Choice::Rules(rules) = &mut self.choice {
+            for rule in &mut Arc::make_mut(rules).rules {
+                rule.request = change(rule.request.clone());
+            }
+        }
+        self
+    }
+
+    /// Applies the identity and the single-use mark of this audience to a request that is not known
+    /// in advance.
     pub(crate) fn identify(&self, request: SvidRequest) -> SvidRequest {
         let request = match &self.identity {
             Some(identity) if !request.names_an_identity() => {
@@ -329,7 +331,10 @@ impl Audience {
     pub(crate) fn find(&self, target: Target<'_>) -> Found<'_> {
         match &self.choice {
             Choice::Rules(rules) => rules.find(target),
-            Choice::Dynamic(dynamic) => dynamic.find(target),
+            Choice::Dynamic(dynamic) => match dynamic.find(target) {
+                Found::Made(request) => Found::Made(self.identify(request)),
+                other => other,
+            },
             Choice::PerRequest => Found::Nothing,
         }
     }
@@ -400,7 +405,7 @@ impl fmt::Debug for Audience {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("Audience");
         match &self.choice {
-            Choice::Rules(rules) => out.field("requests", &rules.requests()),
+            Choice::Rules(_) => out.field("requests", &self.requests().collect::<Vec<_>>()),
             Choice::Dynamic(_) => out.field("requests", &"derived from the origin"),
             Choice::PerRequest => out.field("requests", &"in each request"),
         };

@@ -1,6 +1,5 @@
 //! The settings of the layer, the middleware and the interceptor: which token a request gets.
 
-use std::fmt;
 use std::sync::Arc;
 
 use http::header::{AUTHORIZATION, HOST, HeaderName};
@@ -13,23 +12,23 @@ use super::origin::{Destination, Target};
 #[cfg(feature = "oauth")]
 use crate::token::SubjectToken;
 use crate::token::SvidRequest;
-use crate::token::{Issue, PinnedSvid, SvidCache, TokenError, TokenErrorReason};
+use crate::token::{Issue, Issued, PinnedSvid, SvidCache, TokenError, TokenErrorReason};
 use crate::verify::VerifiedSvid;
 
-#[derive(Clone)]
-pub(crate) struct Config {
-    cache: SvidCache,
+#[derive(Debug, Clone)]
+pub(super) struct Config {
+    pub(super) cache: SvidCache,
     audience: Audience,
     /// One for each request of the audience, in the same order.
     pins: Arc<[PinnedSvid]>,
-    header: HeaderName,
-    on_existing: OnExisting,
-    strict: bool,
-    plaintext: Option<Plaintext>,
+    pub(super) header: HeaderName,
+    pub(super) on_existing: OnExisting,
+    pub(super) strict: bool,
+    pub(super) plaintext: Option<Plaintext>,
 }
 
 /// What to do with a request.
-pub(crate) enum Decision {
+pub(super) enum Decision {
     /// Send it unchanged.
     Pass,
     /// Send it with this token, or after the wait for it.
@@ -51,7 +50,7 @@ impl Decision {
 }
 
 impl Config {
-    pub(crate) fn new(cache: SvidCache, audience: Audience) -> Self {
+    pub(super) fn new(cache: SvidCache, audience: Audience) -> Self {
         let pins = audience
             .requests()
             .map(|request| cache.pin(request.clone()))
@@ -67,44 +66,8 @@ impl Config {
         }
     }
 
-    pub(crate) fn cache(&self) -> &SvidCache {
-        &self.cache
-    }
-
-    pub(crate) fn header(&self) -> &HeaderName {
-        &self.header
-    }
-
-    pub(crate) fn audience(&self) -> &Audience {
-        &self.audience
-    }
-
-    pub(crate) fn set_audience(&mut self, audience: Audience) {
-        let pins = audience
-            .requests()
-            .map(|request| self.cache.pin(request.clone()));
-        self.pins = pins.collect();
-        self.audience = audience;
-    }
-
-    pub(crate) fn set_header(&mut self, header: HeaderName) {
-        self.header = header;
-    }
-
-    pub(crate) fn set_on_existing(&mut self, on_existing: OnExisting) {
-        self.on_existing = on_existing;
-    }
-
-    pub(crate) fn set_strict(&mut self) {
-        self.strict = true;
-    }
-
-    pub(crate) fn set_plaintext(&mut self, plaintext: Plaintext) {
-        self.plaintext = Some(plaintext);
-    }
-
     /// Decides which token a request to `destination` gets.
-    pub(crate) fn decide(
+    pub(super) fn decide(
         &self,
         destination: Destination<'_>,
         headers: &HeaderMap,
@@ -123,7 +86,7 @@ impl Config {
         // enough.
         if own.is_none()
             && let Some(authority) = destination.https_authority()
-            && is_host(headers, authority)
+            && !has(headers, &HOST)
             && let Some((at, request)) = self.audience.find_as_written(authority)
         {
             return match (kept, existing) {
@@ -290,7 +253,7 @@ impl Unmatched<'_> {
             Self::Host(origin, host) => {
                 tracing::debug!(
                     %origin,
-                    host = %Shown(host),
+                    host = %shown(host),
                     "no token for this request: its Host header does not match its origin"
                 );
                 return;
@@ -318,7 +281,7 @@ impl Unmatched<'_> {
             Self::Host(origin, host) => format!(
                 "no token may go to {origin}: the request has the Host header \"{}\"; remove the \
                  header, or set it to the host and port of that origin{}",
-                Shown(host),
+                shown(host),
                 origin.dot_note()
             ),
         };
@@ -328,28 +291,10 @@ impl Unmatched<'_> {
 
 /// The value of a `Host` header for a message: escaped, and at most 128 bytes, because callers of a
 /// proxy choose it.
-struct Shown<'a>(&'a HeaderValue);
-
-impl fmt::Display for Shown<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const LEN: usize = 128;
-        let bytes = self.0.as_bytes();
-        let (shown, more) = match bytes.split_at_checked(LEN) {
-            Some((shown, rest)) if !rest.is_empty() => (shown, "…"),
-            _ => (bytes, ""),
-        };
-        write!(f, "{}{more}", shown.escape_ascii())
-    }
-}
-
-/// Whether all `Host` headers equal this authority as text; `true` if the request has none.
-#[inline]
-fn is_host(headers: &HeaderMap, authority: &str) -> bool {
-    !has(headers, &HOST)
-        || headers
-            .get_all(HOST)
-            .iter()
-            .all(|host| host.as_bytes() == authority.as_bytes())
+fn shown(host: &HeaderValue) -> String {
+    let (shown, rest) = host.as_bytes().split_at(host.len().min(128));
+    let more = if rest.is_empty() { "" } else { "…" };
+    format!("{}{more}", shown.escape_ascii())
 }
 
 /// The first `Host` header that names another host or port than `target`.
@@ -384,7 +329,7 @@ fn has(headers: &HeaderMap, name: &HeaderName) -> bool {
 }
 
 /// Removes the token of a request's verified caller from all headers.
-pub(crate) fn withhold(headers: &mut HeaderMap, name: &HeaderName, caller: &VerifiedSvid) {
+pub(super) fn withhold(headers: &mut HeaderMap, name: &HeaderName, caller: &VerifiedSvid) {
     let token = caller.token().as_bytes();
     let is_callers = |(at, value): &(&HeaderName, &HeaderValue)| {
         let value = value.as_bytes();
@@ -397,39 +342,26 @@ pub(crate) fn withhold(headers: &mut HeaderMap, name: &HeaderName, caller: &Veri
         }
         value.windows(token.len()).any(|part| part == token)
     };
-    let found: Vec<HeaderName> = headers
-        .iter()
-        .filter(is_callers)
-        .map(|(at, _)| at.clone())
-        .collect();
-    for at in found {
-        let all = headers.get_all(&at).iter();
-        let others: Vec<HeaderValue> = all
-            .filter(|value| !is_callers(&(&at, value)))
-            .cloned()
-            .collect();
-        headers.remove(&at);
-        for value in others {
-            headers.append(at.clone(), value);
-        }
+    if headers.iter().any(|header| is_callers(&header)) {
+        let others = headers.iter().filter(|header| !is_callers(header));
+        let others = others.map(|(name, value)| (name.clone(), value.clone()));
+        *headers = others.collect();
     }
 }
 
-/// Inserts the token; `false` if the request has too many headers.
+/// Inserts the token, unless the request has too many headers.
 #[inline]
-pub(crate) fn insert(headers: &mut HeaderMap, name: &HeaderName, value: HeaderValue) -> bool {
-    headers.try_insert(name, value).is_ok()
-}
-
-impl fmt::Debug for Config {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Config")
-            .field("audience", &self.audience)
-            .field("header", &self.header)
-            .field("on_existing", &self.on_existing)
-            .field("strict", &self.strict)
-            .field("plaintext", &self.plaintext)
-            .finish_non_exhaustive()
+pub(super) fn insert(
+    headers: &mut HeaderMap,
+    name: &HeaderName,
+    issued: &Issued,
+) -> Result<(), TokenError> {
+    match headers.try_insert(name, issued.header()) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(TokenError::new(
+            TokenErrorReason::Other,
+            "the request has too many headers to add a token; remove some",
+        )),
     }
 }
 

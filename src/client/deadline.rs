@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::header::{CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, HeaderValue};
 
-use crate::token::{SvidCache, TokenError, TokenErrorReason};
+use crate::token::{Issue, SvidCache, TokenError, TokenErrorReason, Waiter};
 
 static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
@@ -25,7 +25,15 @@ impl Deadline {
         Some(Self(cache.monotonic().saturating_add(timeout)))
     }
 
-    pub(crate) fn left(self, cache: &SvidCache) -> Duration {
+    /// The wait for a token, no longer than the deadline of the request allows.
+    pub(super) fn limit(deadline: Option<Self>, waiter: Waiter, cache: &SvidCache) -> Issue {
+        Issue::Wait(match deadline {
+            Some(deadline) => waiter.within(deadline.left(cache)),
+            None => waiter,
+        })
+    }
+
+    fn left(self, cache: &SvidCache) -> Duration {
         self.0.saturating_sub(cache.monotonic())
     }
 

@@ -7,13 +7,16 @@ use http::header::HeaderName;
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
+use super::BoxError;
 use super::config::insert;
 use super::deadline::Deadline;
 use super::request::{IncomingResponse, OutgoingRequest, rejects_token};
-use super::{BoxError, no_room};
 use crate::token::SvidRequest;
 use crate::token::{Issue, Issued, SvidCache, TokenError, Waiter};
 
+/// A sent token and its destination.
+type SentToken = (Issued, Option<u64>);
+type Next<S, R> = (State<S, R>, Option<SentToken>);
 type WaitForToken = Pin<Box<dyn Future<Output = Result<Issued, TokenError>> + Send>>;
 
 pin_project! {
@@ -25,7 +28,7 @@ pin_project! {
         #[pin]
         state: State<S, R>,
         // The sent token and its destination, to report a rejection.
-        issued: Option<(Issued, Option<u64>)>,
+        issued: Option<SentToken>,
     }
 }
 
@@ -57,44 +60,35 @@ pub(super) struct Held<S, R> {
 }
 
 impl<S: Service<R>, R> ResponseFuture<S, R> {
-    pub(super) fn passed(response: S::Future) -> Self {
-        Self {
-            state: State::Sent { response },
-            issued: None,
-        }
-    }
-
-    pub(super) fn sent(response: S::Future, issued: Issued, place: Option<u64>) -> Self {
-        Self {
-            state: State::Sent { response },
-            issued: Some((issued, place)),
-        }
+    pub(super) fn sent(response: S::Future, issued: Option<SentToken>) -> Self {
+        let state = State::Sent { response };
+        Self { state, issued }
     }
 
     pub(super) fn waiting(waiter: Waiter, held: Held<S, R>) -> Self {
+        let state = State::waiting(waiter, Box::new(held));
         Self {
-            state: State::Waiting {
-                token: wait(waiter, &held),
-                held: Some(Box::new(held)),
-            },
+            state,
             issued: None,
         }
     }
 
     pub(super) fn failed(error: TokenError) -> Self {
+        let state = State::Failed { error: Some(error) };
         Self {
-            state: State::Failed { error: Some(error) },
+            state,
             issued: None,
         }
     }
 }
 
-fn wait<S, R>(waiter: Waiter, held: &Held<S, R>) -> WaitForToken {
-    let waiter = match held.deadline {
-        Some(deadline) => waiter.within(deadline.left(&held.cache)),
-        None => waiter,
-    };
-    Box::pin(Issue::Wait(waiter).settle())
+impl<S: Service<R>, R> State<S, R> {
+    fn waiting(waiter: Waiter, held: Box<Held<S, R>>) -> Self {
+        Self::Waiting {
+            token: Box::pin(Deadline::limit(held.deadline, waiter, &held.cache).settle()),
+            held: Some(held),
+        }
+    }
 }
 
 impl<S, R> Future for ResponseFuture<S, R>
@@ -134,16 +128,9 @@ where
                     let (Some(issued), Some(held)) = (issued.take(), held.take()) else {
                         return Poll::Pending;
                     };
-                    match held.send(issued)? {
-                        Sent::Off(response, issued, place) => {
-                            *this.issued = Some((issued, place));
-                            State::Sent { response }
-                        }
-                        Sent::Waits(waiter, held) => State::Waiting {
-                            token: wait(waiter, &held),
-                            held: Some(held),
-                        },
-                    }
+                    let (next, sent) = held.send(issued)?;
+                    *this.issued = sent;
+                    next
                 }
                 StateProj::Failed { error } => match error.take() {
                     Some(error) => return Poll::Ready(Err(error.into())),
@@ -155,11 +142,6 @@ where
     }
 }
 
-enum Sent<S: Service<R>, R> {
-    Off(S::Future, Issued, Option<u64>),
-    Waits(Waiter, Box<Held<S, R>>),
-}
-
 impl<S, R> Held<S, R>
 where
     S: Service<R> + Clone,
@@ -167,7 +149,7 @@ where
 {
     /// Sends the request through the ready service. If it became ready long after the token
     /// arrived, an expired token is replaced.
-    fn send(mut self: Box<Self>, issued: Issued) -> Result<Sent<S, R>, TokenError> {
+    fn send(mut self: Box<Self>, issued: Issued) -> Result<Next<S, R>, TokenError> {
         let issued = if issued.is_usable() {
             issued
         } else {
@@ -177,7 +159,7 @@ where
                     // A ready service must not be held while waiting for a token.
                     let fresh = self.inner.clone();
                     drop(mem::replace(&mut self.inner, fresh));
-                    return Ok(Sent::Waits(waiter, self));
+                    return Ok((State::waiting(waiter, self), None));
                 }
             }
         };
@@ -185,14 +167,13 @@ where
         if let Some(deadline) = self.deadline {
             deadline.set_left(headers, &self.cache)?;
         }
-        if !insert(headers, &self.header, issued.header()) {
-            return Err(no_room());
-        }
+        insert(headers, &self.header, &issued)?;
         let Self {
             mut inner, request, ..
         } = *self;
         let place = request.place();
-        Ok(Sent::Off(inner.call(request), issued, place))
+        let response = inner.call(request);
+        Ok((State::Sent { response }, Some((issued, place))))
     }
 }
 

@@ -6,7 +6,6 @@ use tonic::{Request, Status};
 use super::audience::Audience;
 use super::caller;
 use super::config::{Config, Decision, insert, withhold};
-use super::no_room;
 use super::options::options;
 use super::origin::Destination;
 use crate::token::{SvidCache, TokenError, TokenErrorReason};
@@ -40,16 +39,14 @@ impl Interceptor for JwtSvidInterceptor {
         let destination = Destination::Read(Ok(None));
         let decision = self.config.decide(destination, &headers, Some(&extensions));
         if let Some(caller) = caller::verified(&extensions) {
-            withhold(&mut headers, self.config.header(), caller);
+            withhold(&mut headers, &self.config.header, caller);
         }
         match decision {
             Decision::Pass => {}
             Decision::Fail(error) => return Err(error.into()),
             Decision::Token(issue) => {
                 let issued = issue.at_once().ok_or_else(not_cached_yet)?;
-                if !insert(&mut headers, self.config.header(), issued.header()) {
-                    return Err(no_room().into());
-                }
+                insert(&mut headers, &self.config.header, &issued)?;
             }
         }
         let metadata = tonic::metadata::MetadataMap::from_headers(headers);

@@ -180,8 +180,6 @@
 //! [`TokenError`](crate::token::TokenError#as-a-grpc-status) has a code and a fixed text; the
 //! details stay in this process.
 
-use crate::token::{TokenError, TokenErrorReason};
-
 mod audience;
 mod caller;
 mod config;
@@ -189,7 +187,6 @@ mod deadline;
 mod future;
 #[cfg(feature = "tonic")]
 mod interceptor;
-mod layer;
 mod options;
 mod origin;
 mod request;
@@ -201,20 +198,12 @@ pub use audience::{Audience, AudienceError, UnboundAudience};
 pub use future::ResponseFuture;
 #[cfg(feature = "tonic")]
 pub use interceptor::JwtSvidInterceptor;
-pub use layer::AddJwtSvidLayer;
 pub use options::{OnExisting, Plaintext};
 pub use origin::{Origin, OriginError};
 pub use request::{IncomingResponse, OutgoingRequest};
 #[cfg(feature = "reqwest-middleware")]
 pub use reqwest_middleware::JwtSvidMiddleware;
-pub use service::AddJwtSvid;
+pub use service::{AddJwtSvid, AddJwtSvidLayer};
 
 /// Any error, as in tower's middleware.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-fn no_room() -> TokenError {
-    TokenError::new(
-        TokenErrorReason::Other,
-        "the request has too many headers to add a token; remove some",
-    )
-}

@@ -50,7 +50,7 @@ macro_rules! options {
             /// follows them outside.
             #[must_use]
             pub fn header(mut self, name: http::header::HeaderName) -> Self {
-                Arc::make_mut(&mut self.config).set_header(name);
+                Arc::make_mut(&mut self.config).header = name;
                 self
             }
 
@@ -58,7 +58,7 @@ macro_rules! options {
             /// [`OnExisting::Keep`](crate::client::OnExisting::Keep) by default.
             #[must_use]
             pub fn on_existing(mut self, on_existing: $crate::client::OnExisting) -> Self {
-                Arc::make_mut(&mut self.config).set_on_existing(on_existing);
+                Arc::make_mut(&mut self.config).on_existing = on_existing;
                 self
             }
 
@@ -68,7 +68,7 @@ macro_rules! options {
             /// differs from their origin. By default they are sent without a token and counted.
             #[must_use]
             pub fn strict(mut self) -> Self {
-                Arc::make_mut(&mut self.config).set_strict();
+                Arc::make_mut(&mut self.config).strict = true;
                 self
             }
 
@@ -78,30 +78,8 @@ macro_rules! options {
             /// token.
             #[must_use]
             pub fn allow_plaintext(mut self, plaintext: $crate::client::Plaintext) -> Self {
-                Arc::make_mut(&mut self.config).set_plaintext(plaintext);
+                Arc::make_mut(&mut self.config).plaintext = Some(plaintext);
                 self
-            }
-
-            /// Requests tokens of this identity for all audiences, including audiences in the
-            /// extensions of requests that have no identity. If several identities are registered
-            /// for a workload, SPIRE's order is arbitrary and may change: name the identity that
-            /// the called service allows.
-            #[must_use]
-            pub fn spiffe_id(mut self, id: $crate::identity::SpiffeId) -> Self {
-                let config = Arc::make_mut(&mut self.config);
-                config.set_audience(config.audience().clone().spiffe_id(id));
-                self
-            }
-
-            /// Requests tokens of the identity with this hint, for all audiences, as
-            /// [`spiffe_id`](Self::spiffe_id) does.
-            ///
-            /// # Errors
-            /// The hint is empty.
-            pub fn hint(mut self, hint: &str) -> Result<Self, $crate::client::AudienceError> {
-                let config = Arc::make_mut(&mut self.config);
-                config.set_audience(config.audience().clone().hint(hint)?);
-                Ok(self)
             }
         }
     };

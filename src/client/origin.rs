@@ -97,14 +97,9 @@ impl FromStr for Origin {
 
     fn from_str(text: &str) -> Result<Self, OriginError> {
         let uri: Uri = text.parse().map_err(|_| OriginError::Malformed)?;
-        if uri
-            .authority()
-            .is_some_and(|authority| authority.as_str().contains('@'))
-        {
+        let authority = uri.authority().ok_or(OriginError::Malformed)?;
+        if authority.as_str().contains('@') {
             return Err(OriginError::UserInfo);
-        }
-        if uri.authority().is_none() {
-            return Err(OriginError::Malformed);
         }
         if !matches!(uri.path(), "" | "/") || uri.query().is_some() || text.contains('#') {
             return Err(OriginError::Path);

@@ -8,7 +8,6 @@ use super::audience::{Audience, AudienceError};
 use super::caller;
 use super::config::{Config, Decision, insert, withhold};
 use super::deadline::Deadline;
-use super::no_room;
 use super::options::options;
 use super::request::rejects_token;
 use super::request::sealed::Request as _;
@@ -60,20 +59,16 @@ impl Middleware for JwtSvidMiddleware {
             .config
             .decide(view.destination, view.headers, Some(extensions));
         if let Some(caller) = caller::verified(extensions) {
-            withhold(request.headers_mut(), self.config.header(), caller);
+            withhold(request.headers_mut(), &self.config.header, caller);
         }
         let issued = match decision {
             Decision::Pass => return next.run(request, extensions).await,
             Decision::Fail(error) => return Err(Error::middleware(error)),
             Decision::Token(Issue::Ready(issued)) => issued,
             Decision::Token(Issue::Wait(waiter)) => {
-                let cache = self.config.cache();
+                let cache = &self.config.cache;
                 let deadline = Deadline::of(request.headers(), cache);
-                let waiter = match deadline {
-                    Some(deadline) => waiter.within(deadline.left(cache)),
-                    None => waiter,
-                };
-                let issued = Issue::Wait(waiter)
+                let issued = Deadline::limit(deadline, waiter, cache)
                     .settle()
                     .await
                     .map_err(Error::middleware)?;
@@ -86,9 +81,7 @@ impl Middleware for JwtSvidMiddleware {
                 issued
             }
         };
-        if !insert(request.headers_mut(), self.config.header(), issued.header()) {
-            return Err(Error::middleware(no_room()));
-        }
+        insert(request.headers_mut(), &self.config.header, &issued).map_err(Error::middleware)?;
         let place = request.place();
         let response = next.run(request, extensions).await?;
         if rejects_token(&response, place) {

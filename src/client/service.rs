@@ -2,8 +2,10 @@ use std::mem;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use tower_layer::Layer;
 use tower_service::Service;
 
+use super::BoxError;
 use super::audience::Audience;
 use super::caller;
 use super::config::{Config, Decision, insert, withhold};
@@ -11,7 +13,6 @@ use super::deadline::Deadline;
 use super::future::{Held, ResponseFuture};
 use super::options::options;
 use super::request::{IncomingResponse, OutgoingRequest};
-use super::{BoxError, no_room};
 use crate::token::{Issue, SvidCache};
 
 /// Adds a fresh token to each request. Made by [`AddJwtSvidLayer`](super::AddJwtSvidLayer).
@@ -74,26 +75,27 @@ where
             .config
             .decide(view.destination, view.headers, view.extensions);
         if let Some(caller) = &caller {
-            withhold(request.headers_to_change(), self.config.header(), caller);
+            withhold(request.headers_to_change(), &self.config.header, caller);
         }
         match decision {
-            Decision::Pass => ResponseFuture::passed(self.inner.call(request)),
+            Decision::Pass => ResponseFuture::sent(self.inner.call(request), None),
             Decision::Token(Issue::Ready(issued)) => {
-                let name = self.config.header();
-                if insert(request.headers_to_change(), name, issued.header()) {
-                    let place = request.place();
-                    return ResponseFuture::sent(self.inner.call(request), issued, place);
+                if let Err(error) =
+                    insert(request.headers_to_change(), &self.config.header, &issued)
+                {
+                    drop(self.give_up());
+                    return ResponseFuture::failed(error);
                 }
-                drop(self.give_up());
-                ResponseFuture::failed(no_room())
+                let place = request.place();
+                ResponseFuture::sent(self.inner.call(request), Some((issued, place)))
             }
             Decision::Token(Issue::Wait(waiter)) => {
-                let deadline = Deadline::of(request.view().headers, self.config.cache());
+                let deadline = Deadline::of(request.view().headers, &self.config.cache);
                 let held = Held {
                     inner: self.give_up(),
                     request,
-                    header: self.config.header().clone(),
-                    cache: self.config.cache().clone(),
+                    header: self.config.header.clone(),
+                    cache: self.config.cache.clone(),
                     asked: waiter.request().clone(),
                     deadline,
                 };
@@ -116,5 +118,49 @@ impl<S: Clone> AddJwtSvid<S> {
         let fresh = self.inner.clone();
         drop(mem::replace(&mut self.inner, fresh.clone()));
         fresh
+    }
+}
+
+/// Wraps services in [`AddJwtSvid`]: each request gets a fresh token for its destination.
+///
+/// See the [module docs](crate::client) for an example and for the position of the layer in a
+/// stack.
+///
+/// An expired token is never sent, even if the inner service takes long to become ready. This does
+/// not hold after the request was passed to the inner service: a token can expire in the queue of
+/// an inner `Buffer`.
+#[derive(Debug, Clone)]
+#[doc(alias = "middleware")]
+#[doc(alias = "bearer")]
+#[doc(alias = "proxy")]
+#[doc(alias = "gateway")]
+pub struct AddJwtSvidLayer {
+    config: Arc<Config>,
+}
+
+impl AddJwtSvidLayer {
+    /// Creates a layer that adds tokens of `source` (a `JwtSource`, or a [`SvidCache`] over your
+    /// own fetcher) for `audience`.
+    pub fn new(source: impl Into<SvidCache>, audience: Audience) -> Self {
+        Self {
+            config: Arc::new(Config::new(source.into(), audience)),
+        }
+    }
+}
+
+impl<S> Layer<S> for AddJwtSvidLayer {
+    type Service = AddJwtSvid<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        AddJwtSvid::with_config(inner, self.config.clone())
+    }
+}
+
+options!(AddJwtSvidLayer);
+
+impl<S> AddJwtSvid<S> {
+    /// Creates the layer that makes this service.
+    pub fn layer(source: impl Into<SvidCache>, audience: Audience) -> AddJwtSvidLayer {
+        AddJwtSvidLayer::new(source, audience)
     }
 }

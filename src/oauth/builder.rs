@@ -1,6 +1,5 @@
 //! The options of a source of access tokens.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,11 +9,13 @@ use http::{Request, Response};
 use tower_service::Service;
 
 use super::error::{AccessTokensError, AccessTokensErrorReason as Reason};
-use super::exchange::{Exchange, Fetcher, Settings};
+use super::exchange::{Exchange, Fetcher, Options};
+use super::state::History;
 use super::transport::Transport;
 use super::{AccessTokens, BoxError};
 use crate::client::{Origin, Plaintext};
 use crate::metrics::{MetricsRecorder, Shielded, SvidCacheEvent};
+use crate::presentable::debug_fields;
 use crate::token::{SvidCache, SvidCacheBuilder, SvidRequest};
 
 /// The `client_assertion_type`: the parameter that describes the JWT-SVID to the authorization
@@ -61,17 +62,8 @@ pub struct AccessTokensBuilder {
     svids: SvidCache,
     issuer: Option<String>,
     endpoint: Option<String>,
-    client_id: Option<String>,
-    assertion_type: AssertionType,
     single_use: bool,
-    exchanges: bool,
-    actor: bool,
-    target: TargetParameter,
-    scope: Option<String>,
-    scopes: Vec<(String, String)>,
-    parameters: Vec<(String, String)>,
-    default_lifetime: Duration,
-    max_lifetime: Duration,
+    options: Options,
     plaintext: Option<Plaintext>,
     transport: Option<Transport>,
     metrics: Option<Arc<dyn MetricsRecorder>>,
@@ -84,17 +76,19 @@ impl AccessTokensBuilder {
             svids,
             issuer: None,
             endpoint: None,
-            client_id: None,
-            assertion_type: AssertionType::default(),
             single_use: false,
-            exchanges: false,
-            actor: false,
-            target: TargetParameter::default(),
-            scope: None,
-            scopes: Vec::new(),
-            parameters: Vec::new(),
-            default_lifetime: Duration::from_secs(300),
-            max_lifetime: Duration::from_secs(24 * 3600),
+            options: Options {
+                client_id: None,
+                assertion_type: AssertionType::default(),
+                exchanges: false,
+                actor: false,
+                target: TargetParameter::default(),
+                scope: None,
+                scopes: Vec::new(),
+                parameters: Vec::new(),
+                default_lifetime: Duration::from_secs(300),
+                max_lifetime: Duration::from_secs(24 * 3600),
+            },
             plaintext: None,
             transport: None,
             metrics: None,
@@ -121,13 +115,13 @@ impl AccessTokensBuilder {
     /// Sends this `client_id`. None by default: the server finds the client by the `sub` of the
     /// JWT-SVID.
     pub fn client_id(mut self, id: impl Into<String>) -> Self {
-        self.client_id = Some(id.into());
+        self.options.client_id = Some(id.into());
         self
     }
 
     /// Sets the `client_assertion_type`. [`JwtSpiffe`](AssertionType::JwtSpiffe) by default.
     pub fn assertion_type(mut self, assertion_type: AssertionType) -> Self {
-        self.assertion_type = assertion_type;
+        self.options.assertion_type = assertion_type;
         self
     }
 
@@ -141,53 +135,53 @@ impl AccessTokensBuilder {
     /// Uses token exchange (RFC 8693) instead of the grant `client_credentials`. The subject token
     /// is this workload's JWT-SVID, or the [`SubjectToken`](super::SubjectToken) of the request.
     pub fn token_exchange(mut self) -> Self {
-        self.exchanges = true;
+        self.options.exchanges = true;
         self
     }
 
     /// Sends this workload's JWT-SVID as the `actor_token` if the subject token is a caller's
     /// token. Not sent by default.
     pub fn actor_token(mut self) -> Self {
-        self.actor = true;
+        self.options.actor = true;
         self
     }
 
     /// Sets the parameter of the audiences of a request. [`Audience`](TargetParameter::Audience) by
     /// default.
     pub fn target(mut self, target: TargetParameter) -> Self {
-        self.target = target;
+        self.options.target = target;
         self
     }
 
     /// Sets the scope of all access tokens: names, with single spaces between them. None by default.
     pub fn scope(mut self, scope: impl Into<String>) -> Self {
-        self.scope = Some(scope.into());
+        self.options.scope = Some(scope.into());
         self
     }
 
     /// Sets the scope of access tokens for this audience, instead of [`scope`](Self::scope).
     pub fn scope_for(mut self, audience: impl Into<String>, scope: impl Into<String>) -> Self {
-        self.scopes.push((audience.into(), scope.into()));
+        self.options.scopes.push((audience.into(), scope.into()));
         self
     }
 
     /// Sends another parameter in each request, such as `requested_token_type`.
     pub fn parameter(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.parameters.push((name.into(), value.into()));
+        self.options.parameters.push((name.into(), value.into()));
         self
     }
 
     /// Sets the lifetime of an access token if the response has no `expires_in`. 5 minutes by
     /// default.
     pub fn default_lifetime(mut self, lifetime: Duration) -> Self {
-        self.default_lifetime = lifetime;
+        self.options.default_lifetime = lifetime;
         self
     }
 
     /// Limits the lifetime of access tokens. 24 hours by default. An access token is refreshed
     /// after about 60 % of its lifetime.
     pub fn max_lifetime(mut self, lifetime: Duration) -> Self {
-        self.max_lifetime = lifetime;
+        self.options.max_lifetime = lifetime;
         self
     }
 
@@ -253,81 +247,43 @@ impl AccessTokensBuilder {
     /// # Errors
     /// Returns an [`AccessTokensError`] if an option is missing or invalid.
     pub fn build(self) -> Result<AccessTokens, AccessTokensError> {
-        let fail = |reason, text: String| Err(AccessTokensError::new(reason, text));
-        let Some(issuer) = self.issuer else {
+        let error = AccessTokensError::new;
+        let issuer = self.issuer.ok_or_else(|| {
             let text =
                 "issuer is missing: it is the audience of the JWT-SVIDs; call `.issuer(...)`";
-            return fail(Reason::Issuer, text.to_owned());
-        };
+            error(Reason::Issuer, text)
+        })?;
         let assertion = match SvidRequest::new([&issuer]) {
             Ok(request) if self.single_use => request.single_use(),
             Ok(request) => request,
-            Err(error) => return fail(Reason::Issuer, format!("issuer is invalid: {error}")),
+            Err(why) => return Err(error(Reason::Issuer, &format!("issuer is invalid: {why}"))),
         };
-        let Some(url) = self.endpoint else {
+        let url = self.endpoint.ok_or_else(|| {
             let text = "token endpoint is missing: call `.token_endpoint(...)`";
-            return fail(Reason::TokenEndpoint, text.to_owned());
-        };
-        let endpoint = match endpoint(&url, self.plaintext) {
-            Ok(endpoint) => endpoint,
-            Err(why) => {
-                let shown = shown(&url).map_or(String::new(), |url| format!(" {url:?}"));
-                let text = format!("token endpoint{shown} is invalid: {why}");
-                return fail(Reason::TokenEndpoint, text);
-            }
-        };
-        let Some(transport) = self.transport else {
+            error(Reason::TokenEndpoint, text)
+        })?;
+        let endpoint = endpoint(&url, self.plaintext).map_err(|why| {
+            let shown = shown(&url).map_or(String::new(), |url| format!(" {url:?}"));
+            let text = format!("token endpoint{shown} is invalid: {why}");
+            error(Reason::TokenEndpoint, &text)
+        })?;
+        let transport = self.transport.ok_or_else(|| {
             let text = "HTTP client is missing: call `.http_client(...)`, or `.reqwest(...)` with \
                         feature `reqwest`";
-            return fail(Reason::HttpClient, text.to_owned());
-        };
-        let scopes = self.scopes.iter().map(|(_, scope)| scope);
-        for scope in self.scope.iter().chain(scopes) {
-            if !is_scope(scope) {
-                let text = format!(
-                    "scope {scope:?} is invalid: expected printable ASCII without quotes and \
-                     backslashes, with single spaces between names (RFC 6749 section 3.3)"
-                );
-                return fail(Reason::Parameter, text);
-            }
-        }
-        if self.client_id.as_deref() == Some("") {
-            let text =
-                "client ID is empty: leave it out, or set the ID that is registered at the server";
-            return fail(Reason::Parameter, text.to_owned());
-        }
-        for (name, _) in &self.parameters {
-            if name.is_empty() || OWN_PARAMETERS.contains(&name.as_str()) {
-                let text = format!(
-                    "parameter {name:?} is invalid: it is empty, or this crate sends it; use its own \
-                     option"
-                );
-                return fail(Reason::Parameter, text);
-            }
-        }
-        if self.default_lifetime.is_zero() || self.max_lifetime.is_zero() {
-            let text = "lifetime is zero: no access token could be sent; set a longer one";
-            return fail(Reason::Lifetime, text.to_owned());
-        }
+            error(Reason::HttpClient, text)
+        })?;
+        self.options.check()?;
         let clock = self.svids.clock().clone();
-        let exchange = Arc::new(Exchange::new(Settings {
+        let exchange = Arc::new(Exchange {
             svids: self.svids,
             clock: clock.clone(),
             assertion,
             endpoint,
-            client_id: self.client_id,
-            assertion_type: self.assertion_type,
-            exchanges: self.exchanges,
-            actor: self.actor,
-            target: self.target,
-            scope: self.scope,
-            scopes: self.scopes,
-            parameters: self.parameters,
-            default_lifetime: self.default_lifetime,
-            max_lifetime: self.max_lifetime,
+            options: self.options,
             transport,
             metrics: self.metrics.clone().map(Shielded::new),
-        }));
+            history: History::default(),
+        });
         let mut cache = SvidCache::builder(Fetcher(exchange.clone())).clock(clock);
         if let Some(metrics) = self.metrics {
             cache = cache.metrics(Arc::new(CacheEvents(metrics)));
@@ -339,6 +295,37 @@ impl AccessTokensBuilder {
             exchange,
             cache: cache.build(),
         })
+    }
+}
+
+impl Options {
+    fn check(&self) -> Result<(), AccessTokensError> {
+        let invalid = |text: &str| Err(AccessTokensError::new(Reason::Parameter, text));
+        let scopes = self.scopes.iter().map(|(_, scope)| scope);
+        if let Some(scope) = self.scope.iter().chain(scopes).find(|it| !is_scope(it)) {
+            return invalid(&format!(
+                "scope {scope:?} is invalid: expected printable ASCII without quotes and \
+                 backslashes, with single spaces between names (RFC 6749 section 3.3)"
+            ));
+        }
+        if self.client_id.as_deref() == Some("") {
+            return invalid(
+                "client ID is empty: leave it out, or set the ID that is registered at the server",
+            );
+        }
+        for (name, _) in &self.parameters {
+            if name.is_empty() || OWN_PARAMETERS.contains(&name.as_str()) {
+                return invalid(&format!(
+                    "parameter {name:?} is invalid: it is empty, or this crate sends it; use its own \
+                     option"
+                ));
+            }
+        }
+        if self.default_lifetime.is_zero() || self.max_lifetime.is_zero() {
+            let text = "lifetime is zero: no access token could be sent; set a longer one";
+            return Err(AccessTokensError::new(Reason::Lifetime, text));
+        }
+        Ok(())
     }
 }
 
@@ -398,16 +385,12 @@ impl MetricsRecorder for CacheEvents {
     }
 }
 
-impl fmt::Debug for AccessTokensBuilder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AccessTokensBuilder")
-            .field("issuer", &self.issuer)
-            .field("token_endpoint", &self.endpoint.as_deref().and_then(shown))
-            .field("client_id", &self.client_id)
-            .field("assertion_type", &self.assertion_type)
-            .field("token_exchange", &self.exchanges)
-            .field("target", &self.target)
-            .field("scope", &self.scope)
-            .finish_non_exhaustive()
-    }
-}
+debug_fields!(AccessTokensBuilder, |it| {
+    issuer: it.issuer,
+    token_endpoint: it.endpoint.as_deref().and_then(shown),
+    client_id: it.options.client_id,
+    assertion_type: it.options.assertion_type,
+    token_exchange: it.options.exchanges,
+    target: it.options.target,
+    scope: it.options.scope,
+});

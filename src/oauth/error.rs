@@ -27,7 +27,7 @@ pub enum AccessTokensErrorReason {
 }
 
 impl AccessTokensError {
-    pub(super) fn new(reason: AccessTokensErrorReason, text: impl Into<Arc<str>>) -> Self {
+    pub(super) fn new(reason: AccessTokensErrorReason, text: &str) -> Self {
         Self {
             reason,
             text: text.into(),

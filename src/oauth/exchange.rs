@@ -9,7 +9,7 @@ use http::{Method, Request, Uri};
 
 use super::builder::{AssertionType, TargetParameter};
 use super::response::{self, Failure};
-use super::state::{AccessTokensState, History};
+use super::state::History;
 use super::transport::Transport;
 use crate::clock::Clock;
 use crate::metrics::{MetricsRecorder as _, Shielded};
@@ -24,13 +24,8 @@ const TOKEN_EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
 /// The type of this workload's token in a token exchange (RFC 8693 section 3).
 const JWT: &str = "urn:ietf:params:oauth:token-type:jwt";
 
-pub(super) struct Settings {
-    /// The cache of this workload's JWT-SVIDs.
-    pub(super) svids: SvidCache,
-    pub(super) clock: Arc<dyn Clock>,
-    /// The request for the JWT-SVID, without an identity.
-    pub(super) assertion: SvidRequest,
-    pub(super) endpoint: Uri,
+/// The options of the requests.
+pub(super) struct Options {
     pub(super) client_id: Option<String>,
     pub(super) assertion_type: AssertionType,
     pub(super) exchanges: bool,
@@ -41,46 +36,35 @@ pub(super) struct Settings {
     pub(super) parameters: Vec<(String, String)>,
     pub(super) default_lifetime: Duration,
     pub(super) max_lifetime: Duration,
-    pub(super) transport: Transport,
-    pub(super) metrics: Option<Shielded>,
 }
 
 /// Fetches access tokens, without a cache.
 pub(super) struct Exchange {
-    settings: Settings,
-    history: History,
+    /// The cache of this workload's JWT-SVIDs.
+    pub(super) svids: SvidCache,
+    pub(super) clock: Arc<dyn Clock>,
+    /// The request for the JWT-SVID, without an identity.
+    pub(super) assertion: SvidRequest,
+    pub(super) endpoint: Uri,
+    pub(super) options: Options,
+    pub(super) transport: Transport,
+    pub(super) metrics: Option<Shielded>,
+    pub(super) history: History,
 }
 
 impl Exchange {
-    pub(super) fn new(settings: Settings) -> Self {
-        Self {
-            settings,
-            history: History::default(),
-        }
-    }
-
-    pub(super) fn state(&self, cache: &SvidCache) -> AccessTokensState {
-        let now = self.settings.clock.monotonic();
-        self.history.state(self.shown_endpoint(), cache, now)
-    }
-
     /// The token endpoint without its query, which may be a secret.
     pub(super) fn shown_endpoint(&self) -> Box<str> {
-        let uri = &self.settings.endpoint;
+        let uri = &self.endpoint;
         let scheme = uri.scheme_str().unwrap_or_default();
         let authority = uri.authority().map_or("", |authority| authority.as_str());
         format!("{scheme}://{authority}{}", uri.path()).into()
     }
 
     async fn run(&self, request: &SvidRequest) -> Result<JwtSvid, Failure> {
-        let Settings {
-            svids,
-            clock,
-            transport,
-            ..
-        } = &self.settings;
+        let Self { svids, clock, .. } = self;
         if let Some(subject) = request.subject() {
-            if !self.settings.exchanges {
+            if !self.options.exchanges {
                 return Err(Failure::new(
                     "invalid-request",
                     FetchSvidReason::InvalidRequest,
@@ -96,17 +80,17 @@ impl Exchange {
                 ));
             }
         }
-        let own = self.settings.assertion.clone().with_identity_of(request);
+        let own = self.assertion.clone().with_identity_of(request);
         let svid = svids.get(&own).await.map_err(|error| no_svid(&error))?;
 
         // The server counts the lifetime from a later time, so the token does not expire earlier.
         let began = clock.now();
-        let answer = transport.send(self.request(request, &svid)).await;
+        let answer = self.transport.send(self.request(request, &svid)).await;
         let endpoint = self.shown_endpoint();
         let subject = request.subject();
         let mut secrets = vec![svid.token()];
         secrets.extend(subject.map(|subject| subject.token()));
-        secrets.extend(self.settings.endpoint.query());
+        secrets.extend(self.endpoint.query());
         let answer = answer.map_err(|error| {
             let why = response::clean(&chain(&*error), &secrets, usize::MAX);
             let text = format!("token endpoint {endpoint} is unreachable: {why}");
@@ -123,8 +107,8 @@ impl Exchange {
             }
         })?;
 
-        let lifetime = granted.lifetime.unwrap_or(self.settings.default_lifetime);
-        let mut expires_at = began.saturating_add(lifetime.min(self.settings.max_lifetime));
+        let lifetime = granted.lifetime.unwrap_or(self.options.default_lifetime);
+        let mut expires_at = began.saturating_add(lifetime.min(self.options.max_lifetime));
         if let Some(subject) = subject {
             expires_at = expires_at.min(subject.expires_at());
         }
@@ -139,15 +123,15 @@ impl Exchange {
     }
 
     fn request(&self, request: &SvidRequest, svid: &JwtSvid) -> Request<Bytes> {
-        let settings = &self.settings;
+        let options = &self.options;
         let mut form = form_urlencoded::Serializer::new(String::new());
-        if settings.exchanges {
+        if options.exchanges {
             form.append_pair("grant_type", TOKEN_EXCHANGE);
             match request.subject() {
                 Some(subject) => {
                     form.append_pair("subject_token", subject.token());
                     form.append_pair("subject_token_type", subject.kind());
-                    if settings.actor {
+                    if options.actor {
                         form.append_pair("actor_token", svid.token());
                         form.append_pair("actor_token_type", JWT);
                     }
@@ -160,12 +144,12 @@ impl Exchange {
         } else {
             form.append_pair("grant_type", "client_credentials");
         }
-        form.append_pair("client_assertion_type", settings.assertion_type.as_str());
+        form.append_pair("client_assertion_type", options.assertion_type.as_str());
         form.append_pair("client_assertion", svid.token());
-        if let Some(client_id) = &settings.client_id {
+        if let Some(client_id) = &options.client_id {
             form.append_pair("client_id", client_id);
         }
-        let target = match settings.target {
+        let target = match options.target {
             TargetParameter::Audience => Some("audience"),
             TargetParameter::Resource => Some("resource"),
             TargetParameter::None => None,
@@ -178,12 +162,12 @@ impl Exchange {
         if let Some(scope) = self.scope(request) {
             form.append_pair("scope", scope);
         }
-        for (name, value) in &settings.parameters {
+        for (name, value) in &options.parameters {
             form.append_pair(name, value);
         }
         let mut request = Request::new(Bytes::from(form.finish()));
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = settings.endpoint.clone();
+        *request.uri_mut() = self.endpoint.clone();
         let headers = request.headers_mut();
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         let form = HeaderValue::from_static("application/x-www-form-urlencoded");
@@ -193,42 +177,33 @@ impl Exchange {
 
     /// Returns the scope for the first audience with its own scope, or the common scope.
     fn scope(&self, request: &SvidRequest) -> Option<&str> {
-        let mut scopes = self.settings.scopes.iter();
+        let mut scopes = self.options.scopes.iter();
         let own = scopes.find(|(for_audience, _)| {
             let mut audiences = request.audiences();
             audiences.any(|audience| audience == for_audience)
         });
         let own = own.map(|(_, scope)| scope.as_str());
-        own.or(self.settings.scope.as_deref())
+        own.or(self.options.scope.as_deref())
     }
 }
 
 /// The error if there is no JWT-SVID to authenticate with.
 fn no_svid(error: &TokenError) -> Failure {
     let text = format!("no JWT-SVID to authenticate with: {error}");
-    let error = match error.fetch_error() {
-        Some(cause) => {
-            let error = FetchSvidError::new(cause.reason(), text);
-            match cause.code() {
-                Some(code) => error.with_code(code),
-                None => error,
-            }
-        }
-        None => {
-            let reason = match error.reason() {
-                TokenErrorReason::Timeout => FetchSvidReason::Timeout,
-                TokenErrorReason::Unavailable => FetchSvidReason::Unavailable,
-                TokenErrorReason::Closed => FetchSvidReason::Closed,
-                TokenErrorReason::NoRuntime => FetchSvidReason::NoRuntime,
-                _ => FetchSvidReason::Other,
-            };
-            FetchSvidError::new(reason, text)
-        }
+    let cause = error.fetch_error();
+    let reason = match (cause, error.reason()) {
+        (Some(cause), _) => cause.reason(),
+        (None, TokenErrorReason::Timeout) => FetchSvidReason::Timeout,
+        (None, TokenErrorReason::Unavailable) => FetchSvidReason::Unavailable,
+        (None, TokenErrorReason::Closed) => FetchSvidReason::Closed,
+        (None, TokenErrorReason::NoRuntime) => FetchSvidReason::NoRuntime,
+        (None, _) => FetchSvidReason::Other,
     };
-    Failure {
-        outcome: "no-svid",
-        error,
+    let mut failure = Failure::new("no-svid", reason, text);
+    if let Some(code) = cause.and_then(FetchSvidError::code) {
+        failure.error = failure.error.with_code(code);
     }
+    failure
 }
 
 /// Counts an exchange, even if it is cancelled.
@@ -240,7 +215,7 @@ struct Counted<'a> {
 
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        let Settings { clock, metrics, .. } = &self.exchange.settings;
+        let Exchange { clock, metrics, .. } = self.exchange;
         let now = clock.monotonic();
         let (outcome, error) = self.ended.take().unwrap_or_else(|| {
             let text = format!(
@@ -266,7 +241,7 @@ impl FetchSvid for Fetcher {
         Box::pin(async move {
             let mut counted = Counted {
                 exchange: &exchange,
-                began: exchange.settings.clock.monotonic(),
+                began: exchange.clock.monotonic(),
                 ended: None,
             };
             let (ended, answer) = match exchange.run(&request).await {

@@ -109,7 +109,6 @@ mod response;
 mod state;
 mod transport;
 
-use std::fmt;
 use std::sync::Arc;
 
 pub use self::builder::{AccessTokensBuilder, AssertionType, TargetParameter};
@@ -119,6 +118,7 @@ pub use self::state::AccessTokensState;
 pub use crate::token::oauth_error::OAuthError;
 pub use crate::token::subject::{SubjectToken, SubjectTokenError};
 
+use crate::presentable::debug_fields;
 use crate::token::SvidCache;
 
 /// Any error, as in tower's middleware.
@@ -143,7 +143,12 @@ impl AccessTokens {
 
     /// Returns the state: the exchanges, the last error, and each access token.
     pub fn state(&self) -> AccessTokensState {
-        self.exchange.state(&self.cache)
+        let Exchange { history, clock, .. } = &*self.exchange;
+        history.state(
+            self.exchange.shown_endpoint(),
+            &self.cache,
+            clock.monotonic(),
+        )
     }
 }
 
@@ -161,11 +166,7 @@ impl From<&AccessTokens> for SvidCache {
     }
 }
 
-impl fmt::Debug for AccessTokens {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AccessTokens")
-            .field("token_endpoint", &self.exchange.shown_endpoint())
-            .field("cache", &self.cache)
-            .finish_non_exhaustive()
-    }
-}
+debug_fields!(AccessTokens, |it| {
+    token_endpoint: it.exchange.shown_endpoint(),
+    cache: it.cache,
+});

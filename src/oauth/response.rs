@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::transport::{Answer, MAX_BODY};
 use crate::clock::UnixTime;
-use crate::presentable::{json_fault, presentable};
+use crate::presentable::{bounded, json_fault, presentable};
 use crate::source::retry_after::retry_after;
 use crate::token::{FetchSvidError, FetchSvidReason, OAuthError};
 
@@ -232,10 +232,5 @@ pub(super) fn clean(text: &str, secrets: &[&str], len: usize) -> Box<str> {
     if leaks {
         return "[redacted]".into();
     }
-    let mut shown = presentable(text);
-    let end = (0..=len.min(shown.len()))
-        .rev()
-        .find(|at| shown.is_char_boundary(*at));
-    shown.truncate(end.unwrap_or(0));
-    shown.into()
+    bounded(&presentable(text), len).into()
 }

@@ -9,6 +9,7 @@ use crate::clock::UnixTime;
 use crate::identity::SpiffeId;
 use crate::jwt::MAX_TOKEN_LEN;
 use crate::jwt::{Claims, Split, decode, key_id_unchecked};
+use crate::presentable::debug_fields;
 
 /// A JWT-SVID of this workload from an issuer, or an [access token](JwtSvid::access_token) used
 /// instead. Clones are cheap.
@@ -212,17 +213,13 @@ pub(super) fn is_bearer_token(token: &str) -> bool {
     !text.is_empty() && text.bytes().all(allowed)
 }
 
-impl fmt::Debug for JwtSvid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("JwtSvid")
-            .field("spiffe_id", self.spiffe_id())
-            .field("audiences", &self.0.audiences)
-            .field("expires_at", &self.0.expires_at)
-            .field("key_id", &self.key_id())
-            .field("hint", &self.hint())
-            .finish_non_exhaustive()
-    }
-}
+debug_fields!(JwtSvid, |it| {
+    spiffe_id: it.spiffe_id(),
+    audiences: it.0.audiences,
+    expires_at: it.0.expires_at,
+    key_id: it.key_id(),
+    hint: it.hint(),
+});
 
 /// The SPIFFE ID.
 impl fmt::Display for JwtSvid {

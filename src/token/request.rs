@@ -1,18 +1,22 @@
 //! A request for a token of this workload.
 
+#[cfg(feature = "client")]
+use std::collections::BTreeSet;
 use std::fmt;
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::sync::{Arc, LazyLock};
 
+#[cfg(feature = "client")]
+use super::JwtSvid;
 #[cfg(feature = "oauth")]
 use super::SubjectToken;
 use crate::identity::SpiffeId;
 
 /// A request for a token: its audiences, and its identity (a SPIFFE ID, a hint, or the first one
 /// that the issuer returns). The order of the audiences is not significant.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct SvidRequest {
-    // A hash of the other fields, with a key of this process, for look-ups. Short, because each
+    // First, because it is compared first. A hash of the other fields, with a key of this process, for look-ups. Short, because each
     // cached token has one.
     hash: u32,
     // Sorted, without duplicates, none empty, at least one.
@@ -23,21 +27,6 @@ pub struct SvidRequest {
     #[cfg(feature = "oauth")]
     subject: Option<SubjectToken>,
 }
-
-impl PartialEq for SvidRequest {
-    fn eq(&self, other: &Self) -> bool {
-        // An `Arc` compares the pointers first.
-        let same = self.hash == other.hash
-            && self.audiences == other.audiences
-            && self.identity == other.identity
-            && self.single_use == other.single_use;
-        #[cfg(feature = "oauth")]
-        let same = same && self.subject == other.subject;
-        same
-    }
-}
-
-impl Eq for SvidRequest {}
 
 impl Hash for SvidRequest {
     fn hash<H: Hasher>(&self, state: &mut H) {
@@ -204,6 +193,13 @@ impl SvidRequest {
     /// Returns the audiences, sorted and without duplicates; at least one.
     pub fn audiences(&self) -> impl ExactSizeIterator<Item = &str> + Clone {
         self.audiences.iter().map(AsRef::as_ref)
+    }
+
+    /// Whether the token is for exactly these audiences.
+    #[cfg(feature = "client")]
+    pub(crate) fn has_audiences_of(&self, svid: &JwtSvid) -> bool {
+        let given: BTreeSet<&str> = svid.audiences().collect();
+        given.into_iter().eq(self.audiences())
     }
 
     #[cfg(feature = "client")]

@@ -11,6 +11,7 @@ use super::jwt_svid::is_bearer_token;
 use crate::clock::UnixTime;
 use crate::identity::SpiffeId;
 use crate::jwt::MAX_TOKEN_LEN;
+use crate::presentable::debug_fields;
 use crate::verify::VerifiedSvid;
 
 /// The token of a caller or an end user, to be exchanged for an access token (RFC 8693
@@ -102,13 +103,13 @@ impl SubjectToken {
     pub fn of_caller(caller: &VerifiedSvid, headers: &HeaderMap) -> Option<Self> {
         let token = caller.token();
         let is_callers = |value: &http::HeaderValue| {
-            let (scheme, credential) = value.as_bytes().split_at_checked(7)?;
-            let same = scheme.eq_ignore_ascii_case(b"bearer ")
-                && credential.trim_ascii() == token.as_bytes();
-            same.then_some(())
+            let split = value.as_bytes().split_at_checked(7);
+            split.is_some_and(|(scheme, credential)| {
+                scheme.eq_ignore_ascii_case(b"bearer ")
+                    && credential.trim_ascii() == token.as_bytes()
+            })
         };
-        let mut sent = headers.get_all(AUTHORIZATION).iter();
-        if token.is_empty() || !sent.any(|value| is_callers(value).is_some()) {
+        if token.is_empty() || !headers.get_all(AUTHORIZATION).iter().any(is_callers) {
             return None;
         }
         let id = Some(caller.spiffe_id().clone());
@@ -119,13 +120,8 @@ impl SubjectToken {
     /// default.
     #[must_use]
     pub fn token_type(self, uri: &str) -> Self {
-        let Inner {
-            token,
-            expires_at,
-            spiffe_id,
-            ..
-        } = &*self.0;
-        Self::of(token, uri, *expires_at, spiffe_id.clone())
+        let spiffe_id = self.spiffe_id().cloned();
+        Self::of(self.token(), uri, self.expires_at(), spiffe_id)
     }
 
     fn of(token: &str, kind: &str, expires_at: UnixTime, spiffe_id: Option<SpiffeId>) -> Self {
@@ -178,15 +174,11 @@ impl Hash for SubjectToken {
     }
 }
 
-impl fmt::Debug for SubjectToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SubjectToken")
-            .field("spiffe_id", &self.0.spiffe_id)
-            .field("token_type", &self.0.token_type)
-            .field("expires_at", &self.0.expires_at)
-            .finish_non_exhaustive()
-    }
-}
+debug_fields!(SubjectToken, |it| {
+    spiffe_id: it.0.spiffe_id,
+    token_type: it.0.token_type,
+    expires_at: it.0.expires_at,
+});
 
 impl fmt::Display for SubjectTokenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

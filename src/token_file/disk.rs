@@ -125,7 +125,7 @@ impl Target {
             file.set_permissions(fs::Permissions::from_mode(self.mode))?;
         }
         file.sync_all()?;
-        FileId::of(&file.metadata()?)
+        Ok(FileId::of(&file.metadata()?))
     }
 
     /// Creates a new file in the target's directory, for this user only.
@@ -176,9 +176,8 @@ impl Target {
 
     /// Removes the file, if it is the one that was written.
     pub(super) fn remove(&self, written: FileId) -> io::Result<()> {
-        let there = fs::symlink_metadata(&self.path).and_then(|there| FileId::of(&there));
-        match there {
-            Ok(there) if there == written => fs::remove_file(&self.path),
+        match fs::symlink_metadata(&self.path) {
+            Ok(there) if FileId::of(&there) == written => fs::remove_file(&self.path),
             Ok(_) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error),
@@ -213,27 +212,18 @@ impl Target {
 }
 
 impl FileId {
-    #[cfg_attr(
-        not(unix),
-        allow(
-            clippy::unnecessary_wraps,
-            reason = "the signature is the same on every system"
-        )
-    )]
-    fn of(metadata: &fs::Metadata) -> io::Result<Self> {
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::MetadataExt as _;
-            Ok(Self {
-                device: metadata.dev(),
-                inode: metadata.ino(),
-            })
+    #[cfg(unix)]
+    fn of(metadata: &fs::Metadata) -> Self {
+        use std::os::unix::fs::MetadataExt as _;
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
         }
-        #[cfg(not(unix))]
-        {
-            let _ = metadata;
-            Ok(Self {})
-        }
+    }
+
+    #[cfg(not(unix))]
+    fn of(_: &fs::Metadata) -> Self {
+        Self {}
     }
 }
 

@@ -75,8 +75,7 @@ mod follow;
 mod source;
 mod state;
 
-use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::task::AbortHandle;
@@ -87,6 +86,7 @@ use self::follow::Shared;
 pub use self::source::{FileTokenState, FileTokens, FileTokensBuilder};
 pub use self::state::TokenFileState;
 use crate::metrics::{MetricsRecorder, Shielded};
+use crate::presentable::debug_fields;
 use crate::runtime;
 use crate::source::own_thread;
 use crate::token::SvidRequest;
@@ -274,25 +274,14 @@ impl TokenFileBuilder {
     }
 }
 
-impl fmt::Debug for TokenFile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TokenFile")
-            .field("state", &self.state())
-            .finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for TokenFileBuilder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TokenFileBuilder")
-            .field("request", &self.request)
-            .field("target", &self.target)
-            .field("remove_on_exit", &self.remove_on_exit)
-            .finish_non_exhaustive()
-    }
-}
+debug_fields!(TokenFile, |it| { state: it.state() });
+debug_fields!(TokenFileBuilder, |it| {
+    request: it.request,
+    target: it.target,
+    remove_on_exit: it.remove_on_exit,
+});
 
 /// A path, quoted for a message.
 fn shown(path: &Path) -> String {
-    format!("{:?}", PathBuf::from(path))
+    format!("{path:?}")
 }

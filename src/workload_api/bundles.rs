@@ -1,7 +1,6 @@
 //! One message of the bundle stream, read in place: its entries are counted before a map is built.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::ops::RangeInclusive;
 
 use bytes::{Buf as _, Bytes};
@@ -12,6 +11,7 @@ use tonic::codec::{Codec, DecodeBuf, Decoder};
 use tonic_prost::ProstEncoder;
 
 use super::pb::JwtBundlesRequest;
+use crate::presentable::debug_fields;
 
 /// One message of the stream: the whole current set of bundles, as the agent sent it. A trust
 /// domain that is not in it is withdrawn (Workload API section 4.4).
@@ -67,14 +67,7 @@ impl PartialEq for JwtBundlesMessage {
 
 impl Eq for JwtBundlesMessage {}
 
-impl fmt::Debug for JwtBundlesMessage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("JwtBundlesMessage")
-            .field("entries", &self.entries)
-            .field("bytes", &self.wire.len())
-            .finish()
-    }
-}
+debug_fields!(JwtBundlesMessage, |it| { entries: it.entries, bytes: it.wire.len() });
 
 /// A field is cut short, or its type is not that of the message definition.
 #[derive(Debug)]

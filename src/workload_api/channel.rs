@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use tokio::runtime::Handle;
@@ -50,17 +49,9 @@ pub(crate) struct Line {
     // Connections live on the runtime that the client was built on, also for calls from another one.
     runtime: Handle,
     pulse: Arc<Pulse>,
-    current: ArcSwapOption<Numbered>,
-    renewal: Mutex<Renewal>,
+    /// `None` after the end.
+    current: Mutex<Option<Arc<Numbered>>>,
     doubt: watch::Sender<u64>,
-}
-
-/// Orders replacements of the channel: of two concurrent ones the newer must win, and none may undo
-/// the end.
-#[derive(Default)]
-struct Renewal {
-    generation: u64,
-    closed: bool,
 }
 
 /// A channel and its generation.
@@ -81,55 +72,44 @@ impl Line {
             timing,
             runtime,
             pulse: Arc::new(Pulse::new(clock)),
-            current: ArcSwapOption::empty(),
-            renewal: Mutex::default(),
+            current: Mutex::default(),
             doubt: watch::Sender::new(0),
         };
-        line.renew_if(|_| true);
+        *line.lock() = Some(line.open(1));
         line
     }
 
     /// The current channel; `None` after [`close`](Self::close).
     pub(crate) fn current(&self) -> Option<Arc<Numbered>> {
-        self.current.load_full()
-    }
-
-    /// Replaces the connection: the next call opens a new one. Calls in progress on the old one are not
-    /// affected.
-    fn renew_if(&self, generation_is: impl FnOnce(u64) -> bool) {
-        let mut renewal = self.renewal();
-        if renewal.closed || !generation_is(renewal.generation) {
-            return;
-        }
-        renewal.generation += 1;
-        let channel = self.channel();
-        self.current.store(Some(Arc::new(Numbered {
-            generation: renewal.generation,
-            channel,
-        })));
+        self.lock().clone()
     }
 
     /// Closes the connection permanently, also for calls that still wait on it.
     pub(crate) fn close(&self) {
-        self.renewal().closed = true;
-        self.current.store(None);
+        self.lock().take();
         self.pulse.close();
     }
 
-    fn renewal(&self) -> MutexGuard<'_, Renewal> {
-        self.renewal.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Numbered>>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reports that the connection of this generation may be broken: the next call uses a new one, and
     /// sources are notified by [`doubts`](Self::doubts).
     pub(crate) fn doubt(&self, generation: u64) {
-        // It is replaced once, also if several calls report it.
-        self.renew_if(|current| current == generation);
+        let mut current = self.lock();
+        // It is replaced once, also if several calls report it. Calls in progress on the old one are
+        // not affected.
+        if current
+            .as_ref()
+            .is_some_and(|it| it.generation == generation)
+        {
+            *current = Some(self.open(generation + 1));
+        }
+        drop(current);
         self.doubt.send_if_modified(|doubted| {
             let newer = generation > *doubted;
-            if newer {
-                *doubted = generation;
-            }
+            *doubted = generation.max(*doubted);
             newer
         });
     }
@@ -155,14 +135,14 @@ impl Line {
         &self.timing
     }
 
-    fn channel(&self) -> Channel {
+    fn open(&self, generation: u64) -> Arc<Numbered> {
         // The worker behind a channel is spawned where the channel is made.
         let _inside = self.runtime.enter();
         let connector = self.connector.clone();
         let pulse = self.pulse.clone();
         let within = self.timing.connect;
         // The authority that gRPC sends; the same one as grpc-go over a Unix socket.
-        TonicEndpoint::from_static("http://localhost")
+        let channel = TonicEndpoint::from_static("http://localhost")
             .http2_keep_alive_interval(self.timing.ping_interval)
             .keep_alive_timeout(self.timing.ping_timeout)
             .keep_alive_while_idle(false)
@@ -170,6 +150,10 @@ impl Line {
                 let connector = connector.clone();
                 let pulse = pulse.clone();
                 async move { connector.connect(within, pulse).await.map(TokioIo::new) }
-            }))
+            }));
+        Arc::new(Numbered {
+            generation,
+            channel,
+        })
     }
 }

@@ -26,7 +26,7 @@ use super::stream::JwtBundleStream;
 use super::validated::ValidatedJwtSvid;
 use crate::clock::{Clock, SystemClock};
 use crate::identity::SpiffeId;
-use crate::presentable::presentable;
+use crate::presentable::{debug_fields, presentable};
 use crate::runtime;
 use crate::token::{JwtSvid, SvidRequest};
 
@@ -74,7 +74,7 @@ impl WorkloadApiClient {
         Fut: Future<Output = io::Result<T>> + Send + 'static,
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        WorkloadApiClientBuilder::new(Connector::new("a given connector".into(), dial))
+        WorkloadApiClientBuilder::new(Connector::new("a given connector".into(), false, dial))
     }
 
     /// Calls `FetchJWTSVID` for one token. If the request has neither an ID nor a hint, it returns the
@@ -152,15 +152,8 @@ impl WorkloadApiClient {
             audience: request.audiences().map(str::to_owned).collect(),
             spiffe_id: id.map(ToString::to_string).unwrap_or_default(),
         };
-        let asked_for = request.spiffe_id();
-        let answer = self
-            .call(
-                CALL,
-                asked_for,
-                self.line.timing().call,
-                async |channel, most| stub(channel, most).fetch_jwtsvid(asking(message)).await,
-            )
-            .await?;
+        let ask = async |channel, most| stub(channel, most).fetch_jwtsvid(asking(message)).await;
+        let (answer, _) = self.call(CALL, request.spiffe_id(), ask).await?;
         let mut svids = answer.svids;
         if svids.is_empty() {
             return Err(self.invalid(NO_TOKEN));
@@ -175,14 +168,9 @@ impl WorkloadApiClient {
     /// # Errors
     /// The stream could not be opened.
     pub async fn fetch_jwt_bundles(&self) -> Result<JwtBundleStream, WorkloadApiError> {
-        const CALL: Call = Call::FetchJwtBundles;
-        let within = self.line.timing().first_message;
-        let by = Instant::now().checked_add(within);
-        let line = self.numbered(CALL)?;
-        let opened = self
-            .call_on(&line, CALL, None, within, open_bundles)
-            .await?;
-        Ok(JwtBundleStream::new(opened, self.line.clone(), line, by))
+        let by = Instant::now().checked_add(self.line.timing().first_message);
+        let (opened, over) = self.call(Call::FetchJwtBundles, None, open_bundles).await?;
+        Ok(JwtBundleStream::new(opened, self.line.clone(), over, by))
     }
 
     /// Calls `ValidateJWTSVID`: the agent validates a token.
@@ -213,14 +201,8 @@ impl WorkloadApiClient {
             audience: audience.to_owned(),
             svid: token.to_owned(),
         };
-        let answer = self
-            .call(
-                CALL,
-                None,
-                self.line.timing().call,
-                async |channel, most| stub(channel, most).validate_jwtsvid(asking(message)).await,
-            )
-            .await?;
+        let ask = async |channel, most| stub(channel, most).validate_jwtsvid(asking(message)).await;
+        let (answer, _) = self.call(CALL, None, ask).await?;
         ValidatedJwtSvid::from_answer(answer, self.line.place())
     }
 
@@ -228,64 +210,46 @@ impl WorkloadApiClient {
         &self.line
     }
 
+    /// Makes a call on the current connection, and returns the response and the connection.
     async fn call<T>(
         &self,
         call: Call,
         asked_for: Option<&SpiffeId>,
-        within: Duration,
         ask: impl AsyncFnOnce(Channel, usize) -> Result<tonic::Response<T>, tonic::Status>,
-    ) -> Result<T, WorkloadApiError> {
-        let line = self.numbered(call)?;
-        self.call_on(&line, call, asked_for, within, ask).await
-    }
-
-    async fn call_on<T>(
-        &self,
-        line: &Numbered,
-        call: Call,
-        asked_for: Option<&SpiffeId>,
-        within: Duration,
-        ask: impl AsyncFnOnce(Channel, usize) -> Result<tonic::Response<T>, tonic::Status>,
-    ) -> Result<T, WorkloadApiError> {
-        let most = match call {
-            Call::FetchJwtBundles => self.max_message,
-            Call::FetchJwtSvid | Call::ValidateJwtSvid => self.max_message.min(MAX_ANSWER),
+    ) -> Result<(T, Arc<Numbered>), WorkloadApiError> {
+        let (place, timing) = (self.line.place(), self.line.timing());
+        let failed = |reason, text: String| WorkloadApiError::new(call, reason, text);
+        let Some(over) = self.line.current() else {
+            let text = format!("the client of {place} was shut down");
+            return Err(failed(Reason::Disconnected, text));
         };
         if let Err(missing) = runtime::with_timers() {
-            let text = format!(
-                "the agent at {} was not called: {missing}",
-                self.line.place()
-            );
-            return Err(WorkloadApiError::new(call, Reason::NoRuntime, text));
+            let text = format!("the agent at {place} was not called: {missing}");
+            return Err(failed(Reason::NoRuntime, text));
         }
-        let asked = ask(line.channel.clone(), most);
-        let outcome = match tokio::time::timeout(within, asked).await {
-            Ok(Ok(answer)) => return Ok(answer.into_inner()),
+        let (within, most) = match call {
+            Call::FetchJwtBundles => (timing.first_message, self.max_message),
+            _ => (timing.call, self.max_message.min(MAX_ANSWER)),
+        };
+        let asked = ask(over.channel.clone(), most);
+        let error = match tokio::time::timeout(within, asked).await {
+            Ok(Ok(answer)) => return Ok((answer.into_inner(), over)),
             Ok(Err(status)) => {
                 let not_http2 = self.line.pulse().not_http2();
-                let place = self.line.place();
                 WorkloadApiError::from_status(call, place, not_http2, &status, asked_for)
             }
-            Err(_) => {
-                let text = format!(
-                    "the agent at {} did not respond within {within:?}; check that it is healthy \
-                     and can reach its server",
-                    self.line.place()
-                );
-                WorkloadApiError::new(call, Reason::Timeout, text)
-            }
+            Err(_) => failed(
+                Reason::Timeout,
+                format!(
+                    "the agent at {place} did not respond within {within:?}; check that it is \
+                     healthy and can reach its server"
+                ),
+            ),
         };
-        if outcome.casts_doubt_on_connection() {
-            self.line.doubt(line.generation);
+        if error.casts_doubt_on_connection() {
+            self.line.doubt(over.generation);
         }
-        Err(outcome)
-    }
-
-    fn numbered(&self, call: Call) -> Result<Arc<Numbered>, WorkloadApiError> {
-        self.line.current().ok_or_else(|| {
-            let text = format!("the client of {} was shut down", self.line.place());
-            WorkloadApiError::new(call, Reason::Disconnected, text)
-        })
+        Err(error)
     }
 
     /// The error for an invalid response.
@@ -323,23 +287,14 @@ impl WorkloadApiClient {
                 "the request is for {wanted}, but the token is for {shown}"
             )));
         }
-        let mut audiences: Vec<&str> = svid.audiences().collect();
-        audiences.sort_unstable();
-        audiences.dedup();
-        if !audiences.iter().copied().eq(request.audiences()) {
+        if !request.has_audiences_of(&svid) {
             return Err(self.invalid("its token is for other audiences than requested"));
         }
         Ok(svid)
     }
 }
 
-impl fmt::Debug for WorkloadApiClient {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WorkloadApiClient")
-            .field("endpoint", &self.line.place())
-            .finish()
-    }
-}
+debug_fields!(WorkloadApiClient, |it| { endpoint: it.line.place() });
 
 impl WorkloadApiClientBuilder {
     pub(crate) fn new(connector: Connector) -> Self {
@@ -422,14 +377,10 @@ impl WorkloadApiClientBuilder {
     }
 }
 
-impl fmt::Debug for WorkloadApiClientBuilder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WorkloadApiClientBuilder")
-            .field("connector", &self.connector)
-            .field("timing", &self.timing)
-            .finish_non_exhaustive()
-    }
-}
+debug_fields!(WorkloadApiClientBuilder, |it| {
+    endpoint: it.connector.place(),
+    timing: it.timing,
+});
 
 /// The default limit of one message of the bundle stream: 64 MiB.
 pub(crate) const DEFAULT_MAX_MESSAGE_BYTES: usize = 64 << 20;

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use super::endpoint::Endpoint;
 use crate::clock::Clock;
-use crate::presentable::presentable;
+use crate::presentable::{debug_fields, presentable};
 use crate::runtime::{self, Missing};
 
 /// A byte stream.
@@ -38,16 +38,9 @@ pub(crate) struct Connector {
 
 impl Connector {
     pub(crate) fn to_endpoint(endpoint: &Endpoint) -> Self {
-        Self {
-            needs_io: true,
-            ..Self::dialling(endpoint)
-        }
-    }
-
-    fn dialling(endpoint: &Endpoint) -> Self {
         let place = Arc::from(endpoint.to_string());
         if let Some(address) = endpoint.tcp_address() {
-            return Self::new(place, move || async move {
+            return Self::new(place, true, move || async move {
                 let stream = tokio::net::TcpStream::connect(address).await?;
                 stream.set_nodelay(true)?;
                 Ok(stream)
@@ -56,7 +49,7 @@ impl Connector {
         #[cfg(unix)]
         {
             let path: Arc<std::path::Path> = endpoint.unix_path().unwrap_or("".as_ref()).into();
-            Self::new(place, move || {
+            Self::new(place, true, move || {
                 let path = path.clone();
                 async move {
                     let connected = tokio::net::UnixStream::connect(&path).await;
@@ -65,12 +58,12 @@ impl Connector {
             })
         }
         #[cfg(not(unix))]
-        Self::new(place, || async {
+        Self::new(place, true, || async {
             Err::<tokio::net::TcpStream, _>(io::Error::from(io::ErrorKind::Unsupported))
         })
     }
 
-    pub(crate) fn new<F, Fut, T>(place: Arc<str>, dial: F) -> Self
+    pub(crate) fn new<F, Fut, T>(place: Arc<str>, needs_io: bool, dial: F) -> Self
     where
         F: Fn() -> Fut + Send + Sync + 'static,
         Fut: Future<Output = io::Result<T>> + Send + 'static,
@@ -82,7 +75,7 @@ impl Connector {
         };
         Self {
             place,
-            needs_io: false,
+            needs_io,
             dial: Arc::new(dial),
         }
     }
@@ -128,11 +121,7 @@ impl Connector {
     }
 }
 
-impl fmt::Debug for Connector {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Connector({})", self.place)
-    }
-}
+debug_fields!(Connector, |it| { place: it.place });
 
 /// The error for a path that exists and is not a socket. The system reports it like a socket on which
 /// no process listens, so an operator would look for an agent that is down.
@@ -154,14 +143,8 @@ fn not_a_socket(path: &std::path::Path) -> Option<io::Error> {
 #[derive(Debug, Clone)]
 pub(crate) struct ConnectError {
     place: Arc<str>,
-    kind: io::ErrorKind,
+    pub(super) kind: io::ErrorKind,
     text: Arc<str>,
-}
-
-impl ConnectError {
-    pub(crate) fn kind(&self) -> io::ErrorKind {
-        self.kind
-    }
 }
 
 impl fmt::Display for ConnectError {
@@ -296,9 +279,7 @@ impl Head {
             self.seen += 1;
         }
     }
-}
 
-impl Head {
     /// Whether it is complete and valid.
     fn is_right(&self) -> bool {
         self.seen == Self::LEN && !self.wrong

@@ -40,20 +40,11 @@ impl Endpoint {
     /// # Errors
     /// The variable is unset, empty, or not a valid endpoint.
     pub fn from_env() -> Result<Self, EndpointError> {
-        match std::env::var_os(ENDPOINT_VARIABLE) {
-            None => Err(EndpointError::new(EndpointErrorReason::Unset, "", true)),
-            Some(value) => match value.to_str() {
-                Some(value) => Self::parse(value, true),
-                None => {
-                    let shown = value.to_string_lossy();
-                    Err(EndpointError::new(
-                        EndpointErrorReason::Character,
-                        &shown,
-                        true,
-                    ))
-                }
-            },
-        }
+        use EndpointErrorReason as Reason;
+        let error = |reason, value: &str| EndpointError::new(reason, value, true);
+        let value = std::env::var_os(ENDPOINT_VARIABLE).ok_or_else(|| error(Reason::Unset, ""))?;
+        let not_text = || error(Reason::Character, &value.to_string_lossy());
+        Self::parse(value.to_str().ok_or_else(not_text)?, true)
     }
 
     /// Returns the path of the Unix socket; `None` for TCP.
@@ -331,7 +322,6 @@ impl EndpointError {
 impl fmt::Display for EndpointError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         use EndpointErrorReason as Reason;
-        const BOTH: &str = "write unix:///path/to/socket or tcp://IP:port";
         if self.reason == Reason::Unset {
             return write!(
                 f,
@@ -344,48 +334,47 @@ impl fmt::Display for EndpointError {
         } else {
             "the given value"
         };
-        write!(
-            f,
-            "no Workload API endpoint: {place} is \"{}\": ",
-            self.shown
-        )?;
-        match self.reason {
-            Reason::Unset | Reason::Empty => write!(f, "it is empty; {BOTH}"),
-            Reason::Scheme => write!(f, "it begins with neither unix: nor tcp:; {BOTH}"),
-            Reason::Character => f.write_str(
+        let shown = &self.shown;
+        write!(f, "no Workload API endpoint: {place} is \"{shown}\": ")?;
+        f.write_str(match self.reason {
+            Reason::Unset | Reason::Empty => {
+                "it is empty; write unix:///path/to/socket or tcp://IP:port"
+            }
+            Reason::Scheme => {
+                "it begins with neither unix: nor tcp:; write unix:///path/to/socket or tcp://IP:port"
+            }
+            Reason::Character => {
                 "it has a character that is not allowed in a URI; percent-encode it (a space is %20), \
-                 or remove it (such as a line break at the end)",
-            ),
-            Reason::QueryOrFragment => write!(f, "a query or fragment is not allowed; {BOTH}"),
-            Reason::UnixAuthority => f.write_str(
-                "what follows unix:// is read as a host; write three slashes: unix:///path/to/socket",
-            ),
+                 or remove it (such as a line break at the end)"
+            }
+            Reason::QueryOrFragment => {
+                "a query or fragment is not allowed; write unix:///path/to/socket or tcp://IP:port"
+            }
+            Reason::UnixAuthority => {
+                "what follows unix:// is read as a host; write three slashes: unix:///path/to/socket"
+            }
             Reason::RelativePath => {
-                f.write_str("the path does not begin with a slash; write unix:///path/to/socket")
+                "the path does not begin with a slash; write unix:///path/to/socket"
             }
-            Reason::NoPath => {
-                f.write_str("the path of the socket is missing; write unix:///path/to/socket")
+            Reason::NoPath => "the path of the socket is missing; write unix:///path/to/socket",
+            Reason::PathTooLong => {
+                return write!(
+                    f,
+                    "the path is longer than the {MAX_SOCKET_PATH} bytes allowed for a socket here; \
+                     move the socket, or use a link to it"
+                );
             }
-            Reason::PathTooLong => write!(
-                f,
-                "the path is longer than the {MAX_SOCKET_PATH} bytes allowed for a socket here; move the \
-                 socket, or use a link to it"
-            ),
-            Reason::NoUnixSockets => f.write_str(
-                "this platform has no Unix sockets; configure the agent to listen on tcp://IP:port",
-            ),
-            Reason::TcpForm => f.write_str("the address is missing; write tcp://IP:port"),
-            Reason::HostName => f.write_str(
-                "the host is not an IP address; write tcp://127.0.0.1:port",
-            ),
-            Reason::Port => {
-                f.write_str("there is no port from 1 to 65535; write tcp://127.0.0.1:port")
+            Reason::NoUnixSockets => {
+                "this platform has no Unix sockets; configure the agent to listen on tcp://IP:port"
             }
+            Reason::TcpForm => "the address is missing; write tcp://IP:port",
+            Reason::HostName => "the host is not an IP address; write tcp://127.0.0.1:port",
+            Reason::Port => "there is no port from 1 to 65535; write tcp://127.0.0.1:port",
             Reason::TcpPath => {
-                f.write_str("there is text after the port; write tcp://IP:port, without a slash at the end")
+                "there is text after the port; write tcp://IP:port, without a slash at the end"
             }
-            Reason::UserInfo => f.write_str("a user is not allowed; write tcp://IP:port"),
-        }
+            Reason::UserInfo => "a user is not allowed; write tcp://IP:port",
+        })
     }
 }
 

@@ -1,8 +1,9 @@
 //! Errors of calls to the Workload API.
 
-use std::error::Error as _;
+use std::error::Error;
 use std::fmt;
 use std::io;
+use std::iter::successors;
 use std::sync::Arc;
 
 use super::connect::ConnectError;
@@ -115,8 +116,10 @@ impl WorkloadApiError {
     ) -> Self {
         use WorkloadApiErrorReason as Reason;
         if status.source().is_some() {
-            if let Some(connect) = connect_error(status) {
-                let reason = match connect.kind() {
+            let mut connect =
+                causes(status).filter_map(|error| error.downcast_ref::<ConnectError>());
+            if let Some(connect) = connect.next() {
+                let reason = match connect.kind {
                     io::ErrorKind::NotFound => Reason::NoSocket,
                     io::ErrorKind::ConnectionRefused => Reason::Refused,
                     _ => Reason::Connect,
@@ -130,11 +133,13 @@ impl WorkloadApiError {
                 );
                 return Self::new(call, Reason::NotGrpc, text);
             }
+            // The other errors only wrap it.
+            let innermost = causes(status).last().map(ToString::to_string);
+            let innermost = presentable(&innermost.unwrap_or_default());
             let text = format!(
-                "the connection to {place} broke: {}; the agent may be restarting (the next call \
-                 reconnects), the endpoint may expect TLS, or the agent may have closed the \
-                 connection for too many keepalive pings",
-                innermost(status)
+                "the connection to {place} broke: {innermost}; the agent may be restarting (the next \
+                 call reconnects), the endpoint may expect TLS, or the agent may have closed the \
+                 connection for too many keepalive pings"
             );
             return Self::new(call, Reason::Disconnected, text);
         }
@@ -296,7 +301,7 @@ impl fmt::Display for WorkloadApiError {
     }
 }
 
-impl std::error::Error for WorkloadApiError {}
+impl Error for WorkloadApiError {}
 
 impl From<WorkloadApiError> for FetchSvidError {
     fn from(error: WorkloadApiError) -> Self {
@@ -325,26 +330,9 @@ impl From<WorkloadApiError> for FetchSvidError {
     }
 }
 
-fn connect_error(status: &tonic::Status) -> Option<&ConnectError> {
-    let mut next = status.source();
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref::<ConnectError>() {
-            return Some(found);
-        }
-        next = error.source();
-    }
-    None
-}
-
-/// The text of the last error of the chain, which the others only wrap.
-fn innermost(status: &tonic::Status) -> String {
-    let mut text = status.message().to_owned();
-    let mut next = status.source();
-    while let Some(error) = next {
-        text = error.to_string();
-        next = error.source();
-    }
-    presentable(&text)
+/// The errors that a status wraps, from the outside in.
+fn causes(status: &tonic::Status) -> impl Iterator<Item = &(dyn Error + 'static)> {
+    successors(status.source(), |&error| error.source())
 }
 
 #[cfg(test)]

@@ -1,25 +1,10 @@
 //! `Debug` of messages with a token: the generated implementation would show it.
 
-use std::fmt;
-
 use super::pb::{Jwtsvid, ValidateJwtsvidRequest};
+use crate::presentable::debug_fields;
 
-impl fmt::Debug for Jwtsvid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Jwtsvid")
-            .field("spiffe_id", &self.spiffe_id)
-            .field("hint", &self.hint)
-            .finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for ValidateJwtsvidRequest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ValidateJwtsvidRequest")
-            .field("audience", &self.audience)
-            .finish_non_exhaustive()
-    }
-}
+debug_fields!(Jwtsvid, |it| { spiffe_id: it.spiffe_id, hint: it.hint });
+debug_fields!(ValidateJwtsvidRequest, |it| { audience: it.audience });
 
 #[cfg(test)]
 mod tests {

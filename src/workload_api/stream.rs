@@ -1,16 +1,16 @@
 //! The bundle stream without reconnection.
 
-use std::fmt;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt as _};
 use tokio::time::Instant;
 
 use super::bundles::JwtBundlesMessage;
 use super::channel::{Line, Numbered};
 use super::error::{Call, WorkloadApiError, WorkloadApiErrorReason as Reason};
+use crate::presentable::debug_fields;
 
 /// An open `FetchJWTBundles` stream. It ends when the agent ends it (`None`), or with an error;
 /// the caller opens another one, with backoff (Workload API section 4.2).
@@ -49,45 +49,41 @@ impl JwtBundleStream {
     /// # Errors
     /// The stream broke, or the first message did not arrive in time.
     pub async fn message(&mut self) -> Result<Option<JwtBundlesMessage>, WorkloadApiError> {
-        std::future::poll_fn(|cx| self.poll_message(cx))
-            .await
-            .transpose()
+        self.next().await.transpose()
     }
 
     /// The generation of the connection of this stream.
     pub(crate) fn generation(&self) -> u64 {
         self.over.generation
     }
+}
 
-    fn poll_message(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<JwtBundlesMessage, WorkloadApiError>>> {
+impl Stream for JwtBundleStream {
+    type Item = Result<JwtBundlesMessage, WorkloadApiError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         const CALL: Call = Call::FetchJwtBundles;
-        if self.ended {
+        let this = &mut *self;
+        if this.ended {
             return Poll::Ready(None);
         }
-        let outcome = match pin!(&mut self.inner).poll_next(cx) {
+        let outcome = match pin!(&mut this.inner).poll_next(cx) {
             Poll::Ready(Some(Ok(message))) => {
-                self.first_by = None;
+                this.first_by = None;
                 return Poll::Ready(Some(Ok(message)));
             }
             Poll::Ready(Some(Err(status))) => {
-                let not_http2 = self.line.pulse().not_http2();
+                let (place, not_http2) = (this.line.place(), this.line.pulse().not_http2());
                 Some(WorkloadApiError::from_status(
-                    CALL,
-                    self.line.place(),
-                    not_http2,
-                    &status,
-                    None,
+                    CALL, place, not_http2, &status, None,
                 ))
             }
             Poll::Ready(None) => None,
-            Poll::Pending => match &mut self.first_by {
+            Poll::Pending => match &mut this.first_by {
                 Some(first_by) => {
                     std::task::ready!(first_by.as_mut().poll(cx));
-                    let within = self.line.timing().first_message;
-                    let place = self.line.place();
+                    let within = this.line.timing().first_message;
+                    let place = this.line.place();
                     let text = format!(
                         "the agent at {place} sent no bundles within {within:?}; check that it is healthy"
                     );
@@ -96,30 +92,14 @@ impl JwtBundleStream {
                 None => return Poll::Pending,
             },
         };
-        self.ended = true;
-        if outcome
-            .as_ref()
-            .is_some_and(WorkloadApiError::casts_doubt_on_connection)
+        this.ended = true;
+        if let Some(error) = &outcome
+            && error.casts_doubt_on_connection()
         {
-            self.line.doubt(self.over.generation);
+            this.line.doubt(this.over.generation);
         }
         Poll::Ready(outcome.map(Err))
     }
 }
 
-impl Stream for JwtBundleStream {
-    type Item = Result<JwtBundlesMessage, WorkloadApiError>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.poll_message(cx)
-    }
-}
-
-impl fmt::Debug for JwtBundleStream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("JwtBundleStream")
-            .field("endpoint", &self.line.place())
-            .field("ended", &self.ended)
-            .finish()
-    }
-}
+debug_fields!(JwtBundleStream, |it| { endpoint: it.line.place(), ended: it.ended });

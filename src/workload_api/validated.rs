@@ -1,7 +1,5 @@
 //! The response of the agent to a valid token.
 
-use std::fmt;
-
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
 use serde_json::{Map, Number};
@@ -9,7 +7,7 @@ use serde_json::{Map, Number};
 use super::error::{Call, WorkloadApiError};
 use super::pb::ValidateJwtsvidResponse;
 use crate::identity::SpiffeId;
-use crate::presentable::presentable;
+use crate::presentable::{debug_fields, presentable};
 
 /// A token that the agent validated: the response of `ValidateJWTSVID`.
 #[derive(Clone, PartialEq)]
@@ -49,14 +47,10 @@ impl ValidatedJwtSvid {
     }
 }
 
-impl fmt::Debug for ValidatedJwtSvid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ValidatedJwtSvid")
-            .field("spiffe_id", &self.spiffe_id)
-            .field("claims", &self.claims.keys().collect::<Vec<_>>())
-            .finish()
-    }
-}
+debug_fields!(ValidatedJwtSvid, |it| {
+    spiffe_id: it.spiffe_id,
+    claims: it.claims.keys().collect::<Vec<_>>(),
+});
 
 // The same depth as in serde_json.
 const DEPTH: usize = 128;

@@ -71,8 +71,8 @@ async fn rule_11_pins_do_not_evict_others() {
 #[tokio::test(start_paused = true)]
 async fn unused_pin_leaves_no_entry() {
     let bench = Bench::new();
-    let layer = AddJwtSvidLayer::new(bench.cache.clone(), fixed());
-    let layer = layer.spiffe_id("spiffe://x/second".parse().unwrap());
+    let audience = fixed().spiffe_id("spiffe://x/second".parse().unwrap());
+    let layer = AddJwtSvidLayer::new(bench.cache.clone(), audience);
     assert_eq!(bench.cache.snapshot().len(), 1);
     let other = bench.cache.pin(request("a"));
     let same = bench.cache.pin(request("a"));

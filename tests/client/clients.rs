@@ -206,13 +206,13 @@ async fn reqwest_middleware_has_the_options_of_the_layer() {
     }
     let source = agent.source().await.unwrap();
     let host = Host::start(None).await;
-    let tokens = JwtSvidMiddleware::new(source, [(host.origin(), "r")])
-        .unwrap()
-        .header(http::HeaderName::from_static("x-workload"))
-        .allow_plaintext(Plaintext::Loopback);
-    let by_id = tokens.clone().spiffe_id("spiffe://x/b".parse().unwrap());
-    let by_hint = tokens.hint("second").unwrap();
-    for tokens in [by_id, by_hint] {
+    let audience = Audience::fixed("r").for_origin(&host.origin()).unwrap();
+    let by_id = audience.clone().spiffe_id("spiffe://x/b".parse().unwrap());
+    let by_hint = audience.hint("second").unwrap();
+    for audience in [by_id, by_hint] {
+        let tokens = JwtSvidMiddleware::with_audience(source.clone(), audience)
+            .header(http::HeaderName::from_static("x-workload"))
+            .allow_plaintext(Plaintext::Loopback);
         let client = reqwest_middleware::ClientBuilder::new(reqwest_client(None).build().unwrap())
             .with(tokens)
             .build();

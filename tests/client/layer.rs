@@ -271,8 +271,8 @@ async fn audience_in_the_extensions_replaces_the_layers() {
 #[tokio::test(start_paused = true)]
 async fn tokens_are_requested_for_the_configured_identity() {
     let bench = Bench::new();
-    let layer = AddJwtSvidLayer::new(bench.cache.clone(), fixed());
-    let layer = layer.spiffe_id("spiffe://x/second".parse().unwrap());
+    let audience = fixed().spiffe_id("spiffe://x/second".parse().unwrap());
+    let layer = AddJwtSvidLayer::new(bench.cache.clone(), audience);
     sent(layer, to("https://reports:8443/x")).await.unwrap();
     let mut asked = bench.cache.snapshot();
     asked.retain(|snapshot| snapshot.generation > 0);

@@ -302,8 +302,8 @@ async fn interceptor_has_the_options_of_the_layer() {
     let bench = Bench::new();
     let audience = Audience::fixed(AUDIENCE).assume_origin("https://echo");
     let cache = bench.cache.clone();
-    let interceptor = JwtSvidInterceptor::new(cache, audience.unwrap());
-    let as_b = interceptor.spiffe_id("spiffe://x/b".parse().unwrap());
+    let audience = audience.unwrap().spiffe_id("spiffe://x/b".parse().unwrap());
+    let as_b = JwtSvidInterceptor::new(cache, audience);
     let asked = SvidRequest::new([AUDIENCE]).unwrap();
     let asked = asked.with_spiffe_id("spiffe://x/b".parse().unwrap());
     let header = bench.cache.header(&asked).await.unwrap();

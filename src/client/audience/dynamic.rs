@@ -1,30 +1,24 @@
 //! Audiences that are derived from the origin of a request, for an allow-list of origins.
 
-use std::collections::HashMap;
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock};
 
+use super::by_origin::ByOrigin;
 use super::{AudienceError, Found, parse};
 use crate::client::Origin;
 use crate::client::origin::{OriginError, Target, ends_an_address};
-use crate::token::{Identity, SvidRequest, TokenError};
+use crate::token::{SvidRequest, TokenError};
 
 /// Derives the audience from an origin.
-type Make = Arc<dyn Fn(&Origin) -> Option<String> + Send + Sync>;
+type Make = Box<dyn Fn(&Origin) -> Option<String> + Send + Sync>;
 
 pub(super) struct Dynamic {
     audience: Make,
     allowed: Vec<Allowed>,
-    identity: Option<Identity>,
-    single_use: bool,
-    /// The derived requests, by the hash of the origin; cleared if there are too many.
-    known: RwLock<HashMap<u64, Vec<(Origin, SvidRequest)>>>,
-    hasher: RandomState,
+    /// The derived requests; cleared if there are too many.
+    known: RwLock<ByOrigin<SvidRequest>>,
 }
 
 /// Allowed origins: one, or all hosts with `labels` labels in front of a domain.
-#[derive(Clone)]
 pub(super) enum Allowed {
     One(Origin),
     Below { labels: usize, domain: Origin },
@@ -76,23 +70,16 @@ impl Dynamic {
         Self {
             audience,
             allowed,
-            identity: None,
-            single_use: false,
-            known: RwLock::default(),
-            hasher: RandomState::new(),
+            known: RwLock::new(ByOrigin::new()),
         }
     }
 
     pub(super) fn find(&self, target: Target<'_>) -> Found<'static> {
-        let hash = self.hasher.hash_one(target);
-        let find = |known: &HashMap<u64, Vec<(Origin, SvidRequest)>>| {
-            let same = known.get(&hash)?;
-            let (_, request) = same.iter().find(|(origin, _)| origin.target() == target)?;
-            Some(request.clone())
-        };
-        if let Some(request) = find(&self.known.read().unwrap_or_else(PoisonError::into_inner)) {
-            return Found::Made(request);
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(request) = known.get(target) {
+            return Found::Made(request.clone());
         }
+        drop(known);
         if !self.allowed.iter().any(|allowed| allowed.matches(target)) {
             return Found::Nothing;
         }
@@ -106,48 +93,11 @@ impl Dynamic {
                 return Found::Invalid(TokenError::invalid_audience(&origin, &audience, error));
             }
         };
-        let request = match &self.identity {
-            Some(identity) => request.with_identity(identity.clone()),
-            None => request,
-        };
-        let request = if self.single_use {
-            request.single_use()
-        } else {
-            request
-        };
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= Self::MAX_KNOWN {
-            known.clear();
+            *known = ByOrigin::new();
         }
-        known
-            .entry(hash)
-            .or_default()
-            .push((origin, request.clone()));
+        known.insert(origin, request.clone());
         Found::Made(request)
-    }
-
-    pub(super) fn identified(&self, identity: &Identity) -> Self {
-        Self {
-            identity: Some(identity.clone()),
-            ..self.without_known()
-        }
-    }
-
-    pub(super) fn single_use(&self) -> Self {
-        Self {
-            single_use: true,
-            ..self.without_known()
-        }
-    }
-
-    fn without_known(&self) -> Self {
-        Self {
-            audience: self.audience.clone(),
-            allowed: self.allowed.clone(),
-            identity: self.identity.clone(),
-            single_use: self.single_use,
-            known: RwLock::default(),
-            hasher: self.hasher.clone(),
-        }
     }
 }

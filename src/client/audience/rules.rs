@@ -1,19 +1,16 @@
 //! Rules that are known in advance: an audience for each origin, or one for several.
 
-use std::collections::HashMap;
-use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
-
+use super::by_origin::ByOrigin;
 use super::{AudienceError, Found};
 use crate::client::Origin;
 use crate::client::origin::Target;
-use crate::token::{Identity, SvidRequest};
+use crate::token::SvidRequest;
 
+#[derive(Clone)]
 pub(super) struct Rules {
     pub(super) rules: Vec<Rule>,
-    /// The rules by the hash of the origin, if there are too many to scan.
-    index: Option<HashMap<u64, Vec<usize>>>,
-    hasher: RandomState,
+    /// The rules by origin, if there are too many to scan.
+    index: Option<ByOrigin<usize>>,
 }
 
 #[derive(Clone)]
@@ -32,9 +29,7 @@ impl Rules {
     const FEW: usize = 4;
 
     pub(super) fn new(rules: Vec<Rule>) -> Result<Self, AudienceError> {
-        let hasher = RandomState::new();
-        let mut index: HashMap<u64, Vec<usize>> = HashMap::new();
-        let mut seen = std::collections::HashSet::new();
+        let mut index = ByOrigin::new();
         for (at, rule) in rules.iter().enumerate() {
             let Bound::Origins(origins) = &rule.bound else {
                 continue;
@@ -43,44 +38,28 @@ impl Rules {
                 return Err(AudienceError::NoOrigin);
             }
             for origin in origins {
-                if !seen.insert(origin) {
+                if index.get(origin.target()).is_some() {
                     return Err(AudienceError::Twice(origin.clone()));
                 }
-                index
-                    .entry(hasher.hash_one(origin.target()))
-                    .or_default()
-                    .push(at);
+                index.insert(origin.clone(), at);
             }
         }
         if rules.is_empty() {
             return Err(AudienceError::NoOrigin);
         }
-        let index = (seen.len() > Self::FEW).then_some(index);
-        Ok(Self {
-            rules,
-            index,
-            hasher,
-        })
+        let index = (index.len() > Self::FEW).then_some(index);
+        Ok(Self { rules, index })
     }
 
     pub(super) fn find(&self, target: Target<'_>) -> Found<'_> {
-        let found = match &self.index {
+        let at = match &self.index {
             None => self
                 .rules
                 .iter()
                 .position(|rule| rule.bound.matches(target)),
-            Some(index) => index
-                .get(&self.hasher.hash_one(target))
-                .into_iter()
-                .flatten()
-                .copied()
-                .find(|at| {
-                    self.rules
-                        .get(*at)
-                        .is_some_and(|rule| rule.bound.matches(target))
-                }),
+            Some(index) => index.get(target).copied(),
         };
-        match found.and_then(|at| Some((at, self.rules.get(at)?))) {
+        match at.and_then(|at| Some((at, self.rules.get(at)?))) {
             Some((at, rule)) => Found::Rule(at, &rule.request),
             None => Found::Nothing,
         }
@@ -100,34 +79,6 @@ impl Rules {
                 .any(|origin| origin.is_https_as_written(authority)),
         })?;
         Some((at, &rule.request))
-    }
-
-    pub(super) fn requests(&self) -> Vec<&SvidRequest> {
-        self.rules.iter().map(|rule| &rule.request).collect()
-    }
-
-    pub(super) fn identified(&self, identity: &Identity) -> Self {
-        let mut rules = self.rules.clone();
-        for rule in &mut rules {
-            rule.request = rule.request.clone().with_identity(identity.clone());
-        }
-        Self {
-            rules,
-            index: self.index.clone(),
-            hasher: self.hasher.clone(),
-        }
-    }
-
-    pub(super) fn single_use(&self) -> Self {
-        let mut rules = self.rules.clone();
-        for rule in &mut rules {
-            rule.request = rule.request.clone().single_use();
-        }
-        Self {
-            rules,
-            index: self.index.clone(),
-            hasher: self.hasher.clone(),
-        }
     }
 }
 

@@ -78,7 +78,7 @@ impl JwtSourceBuilder {
         Fut: Future<Output = io::Result<T>> + Send + 'static,
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        self.connector = Some(Ok(Connector::new("a given connector".into(), dial)));
+        self.connector = Some(Ok(Connector::new("a given connector".into(), false, dial)));
         self
     }
 

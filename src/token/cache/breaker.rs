@@ -11,8 +11,10 @@ use crate::token::FetchSvidError;
 
 /// Opens after several calls in a row without a connection or a response in time. Then it allows
 /// one probe at a time until one gets a response.
+#[derive(Default)]
 pub(crate) struct Breaker(Mutex<State>);
 
+#[derive(Default)]
 struct State {
     /// Failures in a row.
     streak: u32,
@@ -33,48 +35,33 @@ struct State {
 /// and the breaker would stay open although other audiences would get responses.
 pub(crate) type Rank = (bool, u32);
 
-/// Whether a fetch may start.
-pub(crate) enum Admission {
-    /// It may start.
-    Go,
-    /// It may start as the probe for all, and must end within `deadline`.
-    Probe { id: u64, deadline: Duration },
-    /// It must not start now.
-    No {
-        retry_after: Duration,
-        cause: Option<FetchSvidError>,
-        /// The audience that probes in its place.
-        first: Option<Arc<Entry>>,
-    },
+/// A probe for all: its ID, and the time within which it must end.
+pub(crate) type Probe = (u64, Duration);
+
+/// A fetch must not start now.
+pub(crate) struct NotNow {
+    pub(crate) retry_after: Duration,
+    pub(crate) cause: Option<FetchSvidError>,
+    /// The audience that probes in its place.
+    pub(crate) first: Option<Arc<Entry>>,
 }
 
 impl Breaker {
-    pub(crate) fn new() -> Self {
-        Self(Mutex::new(State {
-            streak: 0,
-            failed_probes: 0,
-            open_until: None,
-            probe: None,
-            last_probe: 0,
-            cause: None,
-            next: None,
-        }))
-    }
-
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns whether a fetch may start, and whether it is a probe.
     pub(crate) fn admit(
         &self,
         now: Moment,
         settings: &Settings,
         entry: &Arc<Entry>,
         rank: Rank,
-    ) -> Admission {
+    ) -> Result<Option<Probe>, NotNow> {
         let mut state = self.lock();
         let Some(open_until) = state.open_until else {
-            return Admission::Go;
+            return Ok(None);
         };
         let wait = match state.probe {
             // A probe is in progress.
@@ -85,19 +72,11 @@ impl Breaker {
         };
         if !wait.is_zero() {
             state.remember_first(entry, rank);
-            return Admission::No {
-                retry_after: wait,
-                cause: state.cause.clone(),
-                first: None,
-            };
+            return Err(state.not_now(wait, None));
         }
         if let Some(first) = state.before(entry, rank) {
             state.remember_first(entry, rank);
-            return Admission::No {
-                retry_after: settings.breaker.first,
-                cause: state.cause.clone(),
-                first: Some(first),
-            };
+            return Err(state.not_now(settings.breaker.first, Some(first)));
         }
         // Short at first, in case the issuer hangs; then longer, in case it is slow.
         let doubled = settings
@@ -108,19 +87,17 @@ impl Breaker {
         let id = state.last_probe;
         let lost_at = now.plus(deadline).plus(LOST_AFTER);
         state.probe = Some((id, lost_at));
-        Admission::Probe { id, deadline }
+        Ok(Some((id, deadline)))
     }
 
     /// The issuer responded, even with an error. Returns whether this closed the breaker.
     pub(crate) fn answered(&self) -> bool {
         let mut state = self.lock();
         let was_open = state.open_until.is_some();
-        state.streak = 0;
-        state.failed_probes = 0;
-        state.open_until = None;
-        state.probe = None;
-        state.cause = None;
-        state.next = None;
+        *state = State {
+            last_probe: state.last_probe,
+            ..State::default()
+        };
         was_open
     }
 
@@ -170,6 +147,14 @@ impl Breaker {
 }
 
 impl State {
+    fn not_now(&self, retry_after: Duration, first: Option<Arc<Entry>>) -> NotNow {
+        NotNow {
+            retry_after,
+            cause: self.cause.clone(),
+            first,
+        }
+    }
+
     fn remember_first(&mut self, entry: &Arc<Entry>, rank: Rank) {
         let known = self.next.as_ref();
         if known.is_none_or(|(before, other)| rank < *before || other.strong_count() == 0) {

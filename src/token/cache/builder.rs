@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::SvidCache;
+use super::context::Context;
 use super::settings::Settings;
+use super::table::Table;
+use super::{Core, SvidCache};
 use crate::clock::{Clock, SystemClock};
 use crate::metrics::MetricsRecorder;
+use crate::presentable::debug_fields;
 use crate::token::FetchSvid;
 
 /// Options of a [`SvidCache`]. The defaults suit SPIRE's agent; they are in one table in the
@@ -19,13 +22,7 @@ pub struct SvidCacheBuilder {
     settings: Settings,
 }
 
-impl std::fmt::Debug for SvidCacheBuilder {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SvidCacheBuilder")
-            .field("settings", &self.settings)
-            .finish_non_exhaustive()
-    }
-}
+debug_fields!(SvidCacheBuilder, |it| { settings: it.settings });
 
 impl SvidCacheBuilder {
     pub(crate) fn new(fetcher: impl FetchSvid) -> Self {
@@ -120,6 +117,12 @@ impl SvidCacheBuilder {
     ///
     /// If it is built inside a tokio runtime, it can also refresh for calls from outside of one.
     pub fn build(self) -> SvidCache {
-        SvidCache::of(self.fetcher, self.clock, self.metrics, self.settings)
+        let table = Table::new(self.settings.max_entries);
+        let cx = Context::new(self.fetcher, self.clock, self.metrics, self.settings);
+        let cx = Arc::new(cx);
+        SvidCache {
+            core: Arc::new(Core { cx, table }),
+            alive: None,
+        }
     }
 }

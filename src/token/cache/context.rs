@@ -49,7 +49,7 @@ impl Context {
         Self {
             fetcher,
             clock,
-            breaker: Breaker::new(),
+            breaker: Breaker::default(),
             limits: Limits::new(&settings),
             settings,
             counts: Counters::default(),
@@ -88,54 +88,19 @@ impl Context {
         })
     }
 
-    /// A request got a token from the cache.
+    /// Counts and records an event.
     #[inline]
-    pub(crate) fn hit(&self) {
-        self.counts.hits.increment();
-        self.record(SvidCacheEvent::Hit);
-    }
-
-    /// A request found no token in the cache.
-    pub(crate) fn missed(&self) {
-        self.counts.misses.increment();
-        self.record(SvidCacheEvent::Miss);
-    }
-
-    pub(crate) fn refreshing(&self, urgent: bool) {
-        if !urgent {
-            self.record(SvidCacheEvent::Refresh);
+    pub(crate) fn record(&self, event: SvidCacheEvent) {
+        let counts = &self.counts;
+        match event {
+            SvidCacheEvent::Hit => counts.hits.increment(),
+            SvidCacheEvent::Miss => counts.misses.increment(),
+            SvidCacheEvent::Error => counts.errors.increment(),
+            SvidCacheEvent::Refused => counts.rejections.increment(),
+            SvidCacheEvent::BreakerOpened => counts.breaker_opened.increment(),
+            SvidCacheEvent::Unmatched => counts.unmatched.increment(),
+            SvidCacheEvent::Refresh | SvidCacheEvent::Late => {}
         }
-    }
-
-    /// A token was sent although its refresh is overdue.
-    pub(crate) fn late(&self) {
-        self.record(SvidCacheEvent::Late);
-    }
-
-    /// A request got no token.
-    pub(crate) fn no_token(&self) {
-        self.counts.errors.increment();
-        self.record(SvidCacheEvent::Error);
-    }
-
-    /// A service rejected a token, so it is due.
-    pub(crate) fn rejected(&self) {
-        self.counts.rejections.increment();
-        self.record(SvidCacheEvent::Refused);
-    }
-
-    pub(crate) fn breaker_opened(&self) {
-        self.counts.breaker_opened.increment();
-        self.record(SvidCacheEvent::BreakerOpened);
-    }
-
-    pub(crate) fn unmatched(&self) {
-        self.counts.unmatched.increment();
-        self.record(SvidCacheEvent::Unmatched);
-    }
-
-    #[inline]
-    fn record(&self, event: SvidCacheEvent) {
         if let Some(metrics) = &self.metrics {
             metrics.record_svid_cache(event);
         }
@@ -179,7 +144,7 @@ impl Context {
         reason: FetchSvidReason,
         request: &SvidRequest,
     ) -> bool {
-        let bit = class_bit(reason);
+        let bit = 1 << reason as u16;
         let known_here = state.warned & bit != 0;
         state.warned |= bit;
         // With one warning for each caller's token, callers could fill the log.
@@ -189,23 +154,6 @@ impl Context {
             || quiet
             || concerns_all(reason) && self.warned.fetch_or(bit, Ordering::Relaxed) & bit != 0
     }
-}
-
-fn class_bit(reason: FetchSvidReason) -> u16 {
-    let at = match reason {
-        FetchSvidReason::Unavailable => 0,
-        FetchSvidReason::Timeout => 1,
-        FetchSvidReason::Denied => 2,
-        FetchSvidReason::InvalidRequest => 3,
-        FetchSvidReason::Unacceptable => 4,
-        FetchSvidReason::Expired => 5,
-        FetchSvidReason::Closed => 6,
-        FetchSvidReason::Panicked => 7,
-        FetchSvidReason::Other => 8,
-        FetchSvidReason::NoRuntime => 9,
-        FetchSvidReason::Stale => 10,
-    };
-    1 << at
 }
 
 /// Whether such a failure affects all audiences at once, so that one warning is enough.

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::presentable::{bounded, debug_fields};
 use crate::runtime::Missing;
 use crate::token::{FetchSvidError, FetchSvidReason, SvidRequest, SvidRequestError};
 
@@ -197,18 +198,6 @@ impl TokenError {
         )
     }
 
-    /// The breaker is open because of `cause`.
-    pub(crate) fn breaker_open(request: &SvidRequest, cause: Option<FetchSvidError>) -> Self {
-        match cause {
-            Some(cause) => Self::fetching(request, cause),
-            None => Self::for_request(
-                TokenErrorReason::Unavailable,
-                request,
-                "the issuer does not respond",
-            ),
-        }
-    }
-
     pub(crate) fn retry_in(mut self, nanos: u64) -> Self {
         self.retry_after = Some(Duration::from_nanos(nanos));
         self
@@ -291,10 +280,28 @@ impl TokenError {
 
 #[cfg(any(feature = "workload-api", feature = "tonic"))]
 impl TokenErrorReason {
-    /// The status of the class, without details.
+    /// The status of the class. It reaches the peer if a handler returns the error, so its text does
+    /// not mention the agent or the audience, and its code never indicates that the peer's
+    /// credential is invalid.
     pub(crate) fn status(self) -> tonic::Status {
-        let (code, text) = self.for_peer();
-        tonic::Status::new(i32::from(code.as_u8()).into(), text)
+        match self {
+            Self::DeadlineExceeded => tonic::Status::deadline_exceeded(
+                "an outgoing call was not sent: its deadline ended while it waited for a token",
+            ),
+            Self::Denied
+            | Self::InvalidRequest
+            | Self::NoRuntime
+            | Self::NoOrigin
+            | Self::ForeignOrigin
+            | Self::Plaintext
+            | Self::HeaderPresent => tonic::Status::internal(
+                "an outgoing call was not sent: the registration or the configuration of its \
+                 sender does not allow it; see the logs of the sender",
+            ),
+            _ => tonic::Status::unavailable(
+                "an outgoing call was not sent: there is no token for it now; retry later",
+            ),
+        }
     }
 }
 
@@ -318,15 +325,11 @@ impl fmt::Display for TokenError {
     }
 }
 
-impl fmt::Debug for TokenError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TokenError")
-            .field("reason", &self.inner.reason)
-            .field("message", &self.inner.message)
-            .field("retry_after", &self.retry_after)
-            .finish()
-    }
-}
+debug_fields!(TokenError, |it| {
+    reason: it.inner.reason,
+    message: it.inner.message,
+    retry_after: it.retry_after,
+});
 
 impl Error for TokenError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
@@ -371,12 +374,4 @@ impl fmt::Display for Audiences<'_> {
         }
         Ok(())
     }
-}
-
-/// The first `len` bytes of `text`, cut at the end of a character.
-fn bounded(text: &str, len: usize) -> &str {
-    let end = (0..=len.min(text.len()))
-        .rev()
-        .find(|at| text.is_char_boundary(*at));
-    text.get(..end.unwrap_or(0)).unwrap_or_default()
 }

@@ -1,28 +1,27 @@
 //! One fetch, shared by all requests that wait for it.
 
 use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use futures_util::future::{AbortHandle, Abortable, Shared};
+use futures_util::future::{AbortHandle, BoxFuture, Shared, abortable};
+use tokio::sync::watch;
 
-use super::breaker::Admission;
+use super::breaker::Probe;
 use super::context::Context;
-use super::entry::Landing;
-use super::entry::{Entry, NEVER};
+use super::entry::{Entry, Landing};
 use super::error::TokenError;
-use super::limits::{Permit, Urgency};
+use super::limits::Permit;
 use super::moment::{Moment, nanos};
 use super::settings::Settings;
 use super::token::Token;
+use crate::metrics::SvidCacheEvent;
 use crate::runtime::Missing;
 use crate::token::{FetchSvidError, FetchSvidReason, JwtSvid, SvidRequest};
 
 /// The result for all waiters of a flight.
-pub(crate) type Outcome = Shared<Pin<Box<dyn Future<Output = FlightResult> + Send>>>;
+pub(crate) type Outcome = Shared<BoxFuture<'static, FlightResult>>;
 pub(crate) type FlightResult = Result<Arc<Token>, Down>;
 
 /// Why a flight ended without a token.
@@ -40,14 +39,15 @@ const LEASE_SLACK: Duration = Duration::from_secs(2);
 /// A fetch in progress. A spawned task and every waiter poll it, so that a waiter that is dropped
 /// or no longer polled, or a runtime that ends, does not block the others.
 pub(crate) struct Flight {
-    id: u64,
-    started: u64,
+    pub(super) id: u64,
+    pub(super) started: u64,
     /// After this time the flight counts as lost.
-    lease: AtomicU64,
-    /// When its call began; `NEVER` while it is queued.
-    called: AtomicU64,
-    outcome: Outcome,
-    urgency: Arc<Urgency>,
+    pub(super) lease: u64,
+    /// When its call began; `None` while it is queued.
+    pub(super) called: Option<u64>,
+    pub(super) outcome: Outcome,
+    /// Whether a request waits for it.
+    pub(super) urgent: Arc<watch::Sender<bool>>,
     abort: AbortHandle,
 }
 
@@ -57,13 +57,12 @@ impl Flight {
         entry: &Arc<Entry>,
         id: u64,
         now: Moment,
-        probe: Option<(u64, Duration)>,
+        probe: Option<Probe>,
         urgent: bool,
     ) -> Result<Box<Self>, Missing> {
         let cx = &entry.cx;
         let runtime = cx.runtime()?;
-        let urgency = Arc::new(Urgency::new(urgent));
-        let (abort, registration) = AbortHandle::new_pair();
+        let urgent = Arc::new(watch::Sender::new(urgent));
         let task = Arc::new(());
         let pilot = Pilot {
             cx: cx.clone(),
@@ -71,13 +70,13 @@ impl Flight {
             entry: Arc::downgrade(entry),
             request: entry.request.clone(),
             flight: id,
-            urgency: urgency.clone(),
+            urgent: urgent.clone(),
             probe: probe.map(|(id, _)| id),
             task: Arc::downgrade(&task),
         };
-        let flying = Abortable::new(pilot.fly(probe.map(|(_, deadline)| deadline)), registration)
-            .map(|result| result.unwrap_or(Err(Down::Lost)));
-        let outcome = (Box::pin(flying) as Pin<Box<dyn Future<Output = _> + Send>>).shared();
+        let (flying, abort) = abortable(pilot.fly(probe.map(|(_, deadline)| deadline)));
+        let flying = flying.map(|result| result.unwrap_or(Err(Down::Lost)));
+        let outcome = flying.boxed().shared();
         drop(runtime.spawn(outcome.clone().map(move |_| drop(task))));
 
         // First the queue, then the call.
@@ -89,44 +88,12 @@ impl Flight {
         Ok(Box::new(Self {
             id,
             started: now.mono(),
-            lease: AtomicU64::new(now.plus(wait).mono()),
-            called: AtomicU64::new(NEVER),
+            lease: now.plus(wait).mono(),
+            called: None,
             outcome,
-            urgency,
+            urgent,
             abort,
         }))
-    }
-
-    pub(crate) fn id(&self) -> u64 {
-        self.id
-    }
-
-    pub(crate) fn started(&self) -> u64 {
-        self.started
-    }
-
-    pub(crate) fn lease(&self) -> u64 {
-        self.lease.load(Ordering::Relaxed)
-    }
-
-    /// Records that the call begins. It counts as lost after `lease`.
-    pub(crate) fn calls(&self, began: u64, lease: u64) {
-        self.called.store(began, Ordering::Relaxed);
-        self.lease.store(lease, Ordering::Relaxed);
-    }
-
-    /// When the call began, if it has.
-    pub(crate) fn called(&self) -> Option<u64> {
-        Some(self.called.load(Ordering::Relaxed)).filter(|called| *called != NEVER)
-    }
-
-    pub(crate) fn outcome(&self) -> Outcome {
-        self.outcome.clone()
-    }
-
-    /// Marks that a request waits for it.
-    pub(crate) fn raise(&self) {
-        self.urgency.raise();
     }
 }
 
@@ -142,7 +109,7 @@ struct Pilot {
     entry: Weak<Entry>,
     request: SvidRequest,
     flight: u64,
-    urgency: Arc<Urgency>,
+    urgent: Arc<watch::Sender<bool>>,
     probe: Option<u64>,
     /// Dropped with the task that was spawned for the flight.
     task: Weak<()>,
@@ -154,13 +121,12 @@ impl Pilot {
         // they panic. The panic is caught: the flight ends, and the waiter continues.
         let cleared = AssertUnwindSafe(self.cleared(probe_deadline));
         let landing = match cleared.catch_unwind().await {
-            Ok(Ok(Err(error)))
+            Ok(Landing::Answer(Err(error)))
                 if error.reason() == FetchSvidReason::Panicked && self.task.strong_count() == 0 =>
             {
                 Landing::Lost
             }
-            Ok(Ok(answer)) => Landing::Answer(answer),
-            Ok(Err(landing)) => landing,
+            Ok(landing) => landing,
             Err(_) => Landing::Lost,
         };
         let Some(entry) = self.entry.upgrade() else {
@@ -172,52 +138,46 @@ impl Pilot {
         result
     }
 
-    /// Waits in the queue, then makes the call. `Err` if the breaker opened in the meantime.
-    async fn cleared(
-        &mut self,
-        probe_deadline: Option<Duration>,
-    ) -> Result<Result<Token, FetchSvidError>, Landing> {
+    /// Waits in the queue, then makes the call, unless the breaker opened in the meantime.
+    async fn cleared(&mut self, probe_deadline: Option<Duration>) -> Landing {
         let cx = self.cx.clone();
         let settings = &cx.settings;
         if let Some(deadline) = probe_deadline {
-            return Ok(self.call(None, deadline).await);
+            return Landing::Answer(self.call(None, deadline).await);
         }
         let queued = async {
-            let permit = cx.limits.room(&self.urgency).await;
+            let permit = cx.limits.room(&self.urgent).await;
             cx.limits.turn(&*cx.clock).await;
             permit
         };
         let permit = match tokio::time::timeout(settings.fetch_deadline, queued).await {
             Ok(Ok(permit)) => permit,
             Ok(Err(_)) | Err(_) => {
-                return Ok(Err(FetchSvidError::new(
+                return Landing::Answer(Err(FetchSvidError::new(
                     FetchSvidReason::Timeout,
                     "too many fetches of other audiences were queued before this one",
                 )));
             }
         };
         let now = cx.moment();
-        let admission = {
-            let entry = self.entry.upgrade().ok_or(Landing::Lost)?;
-            let rank = entry.rank(&entry.state());
-            cx.breaker.admit(now, settings, &entry, rank)
+        let Some(entry) = self.entry.upgrade() else {
+            return Landing::Lost;
         };
-        match admission {
-            Admission::Go => Ok(self.call(Some(permit), settings.fetch_deadline).await),
-            Admission::Probe { id, deadline } => {
+        let rank = entry.rank(&entry.state());
+        let admitted = cx.breaker.admit(now, settings, &entry, rank);
+        drop(entry);
+        match admitted {
+            Ok(None) => Landing::Answer(self.call(Some(permit), settings.fetch_deadline).await),
+            Ok(Some((id, deadline))) => {
                 drop(permit);
                 self.probe = Some(id);
-                Ok(self.call(None, deadline).await)
+                Landing::Answer(self.call(None, deadline).await)
             }
-            Admission::No {
-                retry_after,
-                cause,
-                first,
-            } => {
-                if let Some(first) = first {
+            Err(mut not_now) => {
+                if let Some(first) = not_now.first.take() {
                     first.fetch_first(now);
                 }
-                Err(Landing::NotStarted { retry_after, cause })
+                Landing::NotStarted(not_now)
             }
         }
     }
@@ -235,13 +195,11 @@ impl Pilot {
             let lease = nanos(began.saturating_add(deadline).saturating_add(LEASE_SLACK));
             entry.calls(self.flight, nanos(began), lease);
         }
-        let is_probe = self.probe.is_some();
         let mut spoken_against = false;
         let mut fetch = std::pin::pin!(guarded(cx, &self.request));
-        let quick = if is_probe {
-            deadline
-        } else {
-            deadline.min(settings.slow_after)
+        let quick = match self.probe {
+            Some(_) => deadline,
+            None => deadline.min(settings.slow_after),
         };
         let mut answer = tokio::time::timeout(quick, fetch.as_mut()).await.ok();
         if answer.is_none() && quick < deadline {
@@ -277,18 +235,7 @@ impl Pilot {
         }
         let had = self.entry.upgrade();
         let had = had.and_then(|entry| entry.token.load_full());
-        let accept = |svid| {
-            let had = had.as_deref();
-            Token::accept(
-                svid,
-                &self.request,
-                had,
-                cx.moment(),
-                settings,
-                &cx.subjects,
-            )
-        };
-        let answer = answer.and_then(accept);
+        let answer = answer.and_then(|svid| Token::accept(svid, &self.request, had.as_deref(), cx));
         cx.fetched(&answer, cx.clock.monotonic().saturating_sub(began));
         answer
     }
@@ -297,7 +244,7 @@ impl Pilot {
         let cx = &*self.cx;
         let now = cx.moment();
         if cx.breaker.failed(now, self.probe, error, &cx.settings) {
-            cx.breaker_opened();
+            cx.record(SvidCacheEvent::BreakerOpened);
         }
     }
 }

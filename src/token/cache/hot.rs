@@ -64,12 +64,7 @@ pub(crate) fn fresh<T>(
             return None;
         }
         if slot.entry != entry.id {
-            *slot = Slot {
-                entry: entry.id,
-                version,
-                seen: 0,
-                copy: None,
-            };
+            (slot.entry, slot.seen) = (entry.id, 0);
         }
         slot.version = version;
         slot.seen = slot.seen.saturating_add(1);

@@ -1,11 +1,11 @@
 //! Limits of concurrent fetches and of fetches per second.
 
-use std::future::poll_fn;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{AcquireError, Notify, OwnedSemaphorePermit, Semaphore};
+use futures_util::future::{Either, select};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, watch};
 
 use super::moment::nanos;
 use super::settings::Settings;
@@ -29,39 +29,6 @@ pub(crate) struct Permit {
     _background: Option<OwnedSemaphorePermit>,
 }
 
-/// Whether a request waits for a fetch.
-#[derive(Default)]
-pub(crate) struct Urgency {
-    urgent: AtomicBool,
-    raised: Notify,
-}
-
-impl Urgency {
-    pub(crate) fn new(urgent: bool) -> Self {
-        Self {
-            urgent: AtomicBool::new(urgent),
-            raised: Notify::new(),
-        }
-    }
-
-    pub(crate) fn raise(&self) {
-        if !self.urgent.swap(true, Ordering::AcqRel) {
-            self.raised.notify_waiters();
-        }
-    }
-
-    async fn raised(&self) {
-        let raised = self.raised.notified();
-        let mut raised = std::pin::pin!(raised);
-        // Registered before the flag is read, so that no call in between is missed.
-        raised.as_mut().enable();
-        if self.urgent.load(Ordering::Acquire) {
-            return;
-        }
-        raised.await;
-    }
-}
-
 impl Limits {
     pub(crate) fn new(settings: &Settings) -> Self {
         let concurrency = settings.concurrency.clamp(1, Semaphore::MAX_PERMITS);
@@ -76,10 +43,16 @@ impl Limits {
         }
     }
 
-    /// Waits for a permit. Fewer permits are available to a fetch without a waiting request.
-    pub(crate) async fn room(&self, urgency: &Urgency) -> Result<Permit, AcquireError> {
-        let background = first(urgency.raised(), self.background.clone().acquire_owned()).await;
-        let background = background.transpose()?;
+    /// Waits for a permit. Fewer permits are available to a fetch that is not urgent: without a
+    /// waiting request.
+    pub(crate) async fn room(&self, urgent: &watch::Sender<bool>) -> Result<Permit, AcquireError> {
+        let mut urgent = urgent.subscribe();
+        let urgent = pin!(urgent.wait_for(|urgent| *urgent));
+        let background = pin!(self.background.clone().acquire_owned());
+        let background = match select(urgent, background).await {
+            Either::Left(_) => None,
+            Either::Right((permit, _)) => Some(permit?),
+        };
         Ok(Permit {
             _all: self.all.clone().acquire_owned().await?,
             _background: background,
@@ -109,17 +82,4 @@ impl Limits {
     pub(crate) fn slow_permit(&self) -> Option<OwnedSemaphorePermit> {
         self.slow.clone().try_acquire_owned().ok()
     }
-}
-
-/// Returns the output of `right`, or `None` if `left` ends first.
-async fn first<T>(left: impl Future<Output = ()>, right: impl Future<Output = T>) -> Option<T> {
-    let mut left = std::pin::pin!(left);
-    let mut right = std::pin::pin!(right);
-    poll_fn(|cx| {
-        if left.as_mut().poll(cx).is_ready() {
-            return std::task::Poll::Ready(None);
-        }
-        right.as_mut().poll(cx).map(Some)
-    })
-    .await
 }

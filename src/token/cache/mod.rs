@@ -1,7 +1,6 @@
 //! The cache of this workload's tokens: one token for each audience, refreshed before it expires.
 
 use std::any::Any;
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,7 +8,8 @@ use std::time::Duration;
 use http::HeaderValue;
 
 use crate::clock::Clock;
-use crate::metrics::MetricsRecorder;
+use crate::metrics::{MetricsRecorder, SvidCacheEvent};
+use crate::presentable::debug_fields;
 use crate::token::{FetchSvid, JwtSvid, SvidRequest};
 
 mod breaker;
@@ -22,8 +22,6 @@ mod flight;
 mod hot;
 mod limits;
 mod moment;
-#[cfg(any(feature = "workload-api", feature = "tonic"))]
-mod peer;
 mod pin;
 mod settings;
 mod single_use;
@@ -37,7 +35,6 @@ mod warm;
 
 use context::Context;
 use entry::Entry;
-use settings::Settings;
 use table::Table;
 #[cfg(feature = "workload-api")]
 use token::Token;
@@ -76,20 +73,6 @@ impl SvidCache {
     /// Creates a builder for a cache over `fetcher`.
     pub fn builder(fetcher: impl FetchSvid) -> SvidCacheBuilder {
         SvidCacheBuilder::new(fetcher)
-    }
-
-    fn of(
-        fetcher: Arc<dyn FetchSvid>,
-        clock: Arc<dyn Clock>,
-        metrics: Option<Arc<dyn MetricsRecorder>>,
-        settings: Settings,
-    ) -> Self {
-        let table = Table::new(settings.max_entries);
-        let cx = Arc::new(Context::new(fetcher, clock, metrics, settings));
-        Self {
-            core: Arc::new(Core { cx, table }),
-            alive: None,
-        }
     }
 
     /// Returns the cache, which keeps `alive` until the last of its clones and pins is dropped.
@@ -132,10 +115,7 @@ impl SvidCache {
         if let Some(header) = self.hit(request) {
             return Some(header);
         }
-        self.issue(request)
-            .ok()?
-            .at_once()
-            .map(|issued| issued.header())
+        Some(self.issue(request).ok()?.at_once()?.header())
     }
 
     /// Returns a handle on the token for `request` that needs no look-up. Its audience is never
@@ -162,13 +142,8 @@ impl SvidCache {
     ) -> Result<KeepWarm, TokenError> {
         let mut here = self.clone();
         here.alive = None;
-        warm::keep(
-            &self.core.cx,
-            requests
-                .into_iter()
-                .map(|request| here.pin(request))
-                .collect(),
-        )
+        let pins = requests.into_iter().map(|request| here.pin(request));
+        warm::keep(&self.core.cx, pins.collect())
     }
 
     /// Reports that signing keys were removed: `removed` is called with the name of a trust domain
@@ -199,10 +174,8 @@ impl SvidCache {
         let Some(entry) = self.core.table.get(request) else {
             return false;
         };
-        let sent = entry
-            .token
-            .load_full()
-            .filter(|token| token.header == *header);
+        let token = entry.token.load_full();
+        let sent = token.filter(|token| token.header == *header);
         sent.is_some_and(|token| pin::rejected(&entry, token.generation))
     }
 
@@ -225,22 +198,15 @@ impl SvidCache {
 
     /// Returns the current state of every audience in the cache, in any order.
     pub fn snapshot(&self) -> Vec<AudienceSnapshot> {
-        let now = self.core.cx.moment();
-        self.core
-            .table
-            .all()
-            .iter()
-            .map(|entry| AudienceSnapshot::of(entry, now))
-            .collect()
+        let (now, entries) = (self.core.cx.moment(), self.core.table.all());
+        let snapshot = |entry: &Arc<Entry>| AudienceSnapshot::of(entry, now);
+        entries.iter().map(snapshot).collect()
     }
 
     /// Returns the current state of one audience. `None` if it is not in the cache.
     pub fn snapshot_of(&self, request: &SvidRequest) -> Option<AudienceSnapshot> {
-        let now = self.core.cx.moment();
-        self.core
-            .table
-            .get(request)
-            .map(|entry| AudienceSnapshot::of(&entry, now))
+        let entry = self.core.table.get(request)?;
+        Some(AudienceSnapshot::of(&entry, self.core.cx.moment()))
     }
 
     /// The recorder, for objects that are made from this cache.
@@ -263,7 +229,7 @@ impl SvidCache {
 
     /// Counts a request to an origin without an audience.
     pub(crate) fn passed_without_token(&self) {
-        self.core.cx.unmatched();
+        self.core.cx.record(SvidCacheEvent::Unmatched);
     }
 
     /// Returns a fresh token, without cloning its entry.
@@ -279,7 +245,7 @@ impl SvidCache {
             hot::fresh(entry, now, |token| token.header.clone())
         });
         let header = header.flatten()?;
-        cx.hit();
+        cx.record(SvidCacheEvent::Hit);
         Some(header)
     }
 
@@ -287,15 +253,12 @@ impl SvidCache {
     pub(crate) fn issue(&self, request: &SvidRequest) -> Result<Issue, TokenError> {
         loop {
             let make = || self.core.entry(request);
-            let entry = self
-                .core
-                .table
-                .get_or_insert(request, false, make)
-                .ok_or_else(|| {
-                    self.core.cx.missed();
-                    self.core.cx.no_token();
-                    TokenError::full(request)
-                })?;
+            let entry = self.core.table.get_or_insert(request, false, make);
+            let entry = entry.ok_or_else(|| {
+                self.core.cx.record(SvidCacheEvent::Miss);
+                self.core.cx.record(SvidCacheEvent::Error);
+                TokenError::full(request)
+            })?;
             // An entry that was evicted after the look-up is looked up again.
             if let Some(issue) = pin::issue(&entry) {
                 return issue;
@@ -318,10 +281,4 @@ impl Core {
     }
 }
 
-impl fmt::Debug for SvidCache {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SvidCache")
-            .field("stats", &self.stats())
-            .finish_non_exhaustive()
-    }
-}
+debug_fields!(SvidCache, |it| { stats: it.stats() });

@@ -1,7 +1,6 @@
 //! A handle on one audience, and the tokens that it returns.
 
 use std::any::Any;
-use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -9,7 +8,6 @@ use std::time::Duration;
 use http::HeaderValue;
 
 use super::Core;
-use super::context::Context;
 use super::entry::{Entry, Resolved};
 use super::error::TokenError;
 use super::hot;
@@ -17,6 +15,8 @@ use super::single_use;
 use super::token::Token;
 use super::wait::Waiter;
 use crate::clock::{Clock, UnixTime};
+use crate::metrics::SvidCacheEvent;
+use crate::presentable::debug_fields;
 use crate::token::{JwtSvid, SvidRequest};
 
 /// A handle on the token of one audience, without a look-up. For clients that cannot use a layer:
@@ -93,12 +93,16 @@ impl PinnedSvid {
     /// It starts no fetch if there is no tokio runtime, neither here nor where the cache was built.
     /// Always returns `None` for a [`single_use`](SvidRequest::single_use) request.
     pub fn try_get(&self) -> Option<JwtSvid> {
+        let issued = self.at_once()?;
+        self.has_seen(issued.token.generation);
+        Some(issued.svid())
+    }
+
+    fn at_once(&self) -> Option<Issued> {
         if self.request().is_single_use() {
             return None;
         }
-        let issued = self.issue().ok()?.at_once()?;
-        self.has_seen(issued.token.generation);
-        Some(issued.svid())
+        self.issue().ok()?.at_once()
     }
 
     /// Returns when the current token expires, its `exp`. `None` if no token can be sent now.
@@ -139,10 +143,7 @@ impl PinnedSvid {
     /// Returns the header if a token can be sent now; otherwise returns `None` and starts a fetch.
     /// Never waits.
     pub fn try_header(&self) -> Option<HeaderValue> {
-        if self.request().is_single_use() {
-            return None;
-        }
-        self.issue().ok()?.at_once().map(|issued| issued.header())
+        Some(self.at_once()?.header())
     }
 
     #[inline]
@@ -161,13 +162,7 @@ impl PinnedSvid {
     }
 }
 
-impl fmt::Debug for PinnedSvid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PinnedSvid")
-            .field("request", self.request())
-            .finish_non_exhaustive()
-    }
-}
+debug_fields!(PinnedSvid, |it| { request: it.request() });
 
 /// A token, or the wait for one.
 pub(crate) enum Issue {
@@ -237,43 +232,37 @@ impl Issued {
 #[inline]
 pub(crate) fn issue(entry: &Arc<Entry>) -> Option<Result<Issue, TokenError>> {
     let cx = &*entry.cx;
+    let failed = |error| {
+        cx.record(SvidCacheEvent::Miss);
+        cx.record(SvidCacheEvent::Error);
+        Some(Err(error))
+    };
     if cx.is_closed() {
-        return Some(Err(missed(cx, TokenError::closed())));
+        return failed(TokenError::closed());
     }
     let now = cx.moment();
     entry.touch(now);
     if let Some(token) = hot::fresh(entry, now, Arc::clone) {
-        cx.hit();
+        cx.record(SvidCacheEvent::Hit);
         return Some(Ok(Issue::Ready(Issued::of(token))));
     }
-    if entry.request.is_single_use() {
-        cx.missed();
-        return Some(match single_use::fetch(entry, now) {
-            Ok(waiter) => Ok(Issue::Wait(waiter)),
-            Err(error) => {
-                cx.no_token();
-                Err(error)
-            }
-        });
-    }
-    match entry.resolve(now) {
+    let resolved = if entry.request.is_single_use() {
+        single_use::fetch(entry, now)
+    } else {
+        entry.resolve(now)
+    };
+    match resolved {
         Resolved::Token(token) => {
-            cx.hit();
+            cx.record(SvidCacheEvent::Hit);
             Some(Ok(Issue::Ready(Issued::of(token))))
         }
         Resolved::Wait(waiter) => {
-            cx.missed();
+            cx.record(SvidCacheEvent::Miss);
             Some(Ok(Issue::Wait(waiter)))
         }
-        Resolved::Fail(error) => Some(Err(missed(cx, error))),
+        Resolved::Fail(error) => failed(error),
         Resolved::Retired => None,
     }
-}
-
-fn missed(cx: &Context, error: TokenError) -> TokenError {
-    cx.missed();
-    cx.no_token();
-    error
 }
 
 pub(crate) fn rejected(entry: &Entry, generation: u64) -> bool {
@@ -284,7 +273,7 @@ pub(crate) fn rejected(entry: &Entry, generation: u64) -> bool {
     let now = entry.cx.moment();
     let due = entry.reject(generation, now);
     if due {
-        entry.cx.rejected();
+        entry.cx.record(SvidCacheEvent::Refused);
         entry.cx.nudge.notify_waiters();
     }
     due

@@ -54,59 +54,23 @@ pub(crate) struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        const fn secs(secs: u64) -> Duration {
-            Duration::from_secs(secs)
-        }
-        const fn millis(millis: u64) -> Duration {
-            Duration::from_millis(millis)
-        }
+        let (secs, millis) = (Duration::from_secs, Duration::from_millis);
         Self {
             refresh: (0.55, 0.65),
-            soft_margin: Margin {
-                most: secs(30),
-                share: 0.10,
-            },
-            hard_margin: Margin {
-                most: secs(2),
-                share: 0.02,
-            },
+            soft_margin: Margin::new(secs(30), 0.10),
+            hard_margin: Margin::new(secs(2), 0.02),
             fetch_deadline: secs(35),
             slow_after: secs(5),
             max_wait: secs(5),
             soft_wait: millis(250),
-            with_token: Pace {
-                first: secs(1),
-                factor: 1.6,
-                cap: secs(30),
-                jitter: 0.2,
-            },
-            without_token: Pace {
-                first: millis(250),
-                factor: 2.0,
-                cap: secs(5),
-                jitter: 0.2,
-            },
-            denied: Pace {
-                first: secs(1),
-                factor: 2.0,
-                cap: secs(10),
-                jitter: 0.2,
-            },
+            with_token: Pace::new(secs(1), 1.6, secs(30)),
+            without_token: Pace::new(millis(250), 2.0, secs(5)),
+            denied: Pace::new(secs(1), 2.0, secs(10)),
             invalid: secs(60),
-            unchanged: Pace {
-                first: secs(5),
-                factor: 1.6,
-                cap: secs(30),
-                jitter: 0.2,
-            },
+            unchanged: Pace::new(secs(5), 1.6, secs(30)),
             rejected_every: secs(10),
             removal_jitter: secs(5),
-            breaker: Pace {
-                first: millis(250),
-                factor: 2.0,
-                cap: secs(5),
-                jitter: 0.2,
-            },
+            breaker: Pace::new(millis(250), 2.0, secs(5)),
             breaker_after: 3,
             concurrency: 16,
             background: 12,
@@ -124,6 +88,10 @@ pub(crate) struct Margin {
 }
 
 impl Margin {
+    fn new(most: Duration, share: f64) -> Self {
+        Self { most, share }
+    }
+
     pub(crate) fn of(self, life: Duration) -> Duration {
         self.most.min(life.mul_f64(self.share))
     }
@@ -135,16 +103,21 @@ pub(crate) struct Pace {
     pub(crate) first: Duration,
     pub(crate) factor: f64,
     pub(crate) cap: Duration,
-    /// The delay is longer or shorter by up to this share.
-    pub(crate) jitter: f64,
 }
 
+/// A delay is longer or shorter by up to this share.
+const JITTER: f64 = 0.2;
+
 impl Pace {
+    fn new(first: Duration, factor: f64, cap: Duration) -> Self {
+        Self { first, factor, cap }
+    }
+
     /// The delay after the `failures`th failure in a row, counted from 1.
     pub(crate) fn after(self, failures: u32) -> Duration {
         // Beyond 64 every delay is at its cap.
         let power = i32::try_from(failures.saturating_sub(1).min(64)).unwrap_or(64);
-        let jitter = 1.0 + self.jitter * (2.0 * fastrand::f64() - 1.0);
+        let jitter = 1.0 + JITTER * (2.0 * fastrand::f64() - 1.0);
         let secs = self.first.as_secs_f64() * self.factor.powi(power) * jitter;
         // Limited after the jitter, so that no delay is longer than the cap.
         Duration::try_from_secs_f64(secs)

@@ -10,10 +10,8 @@ use std::sync::Arc;
 
 use super::entry::{Entry, Resolved};
 use super::entry::{Paced, count};
-use super::error::TokenError;
 use super::moment::Moment;
 use super::token::Token;
-use super::wait::Waiter;
 use crate::token::{FetchSvidError, FetchSvidReason};
 
 /// The number of sent tokens that are remembered for each audience.
@@ -48,9 +46,8 @@ impl Sent {
     }
 }
 
-/// Starts a fetch for one request and returns the wait for it, or the error if no fetch may start
-/// now.
-pub(super) fn fetch(shared: &Arc<Entry>, now: Moment) -> Result<Waiter, TokenError> {
+/// Starts a fetch for one request.
+pub(super) fn fetch(shared: &Arc<Entry>, now: Moment) -> Resolved {
     let not_now = {
         let gate = shared.state();
         let next = gate.pace.next(false);
@@ -58,16 +55,12 @@ pub(super) fn fetch(shared: &Arc<Entry>, now: Moment) -> Result<Waiter, TokenErr
         error.map(|error| error.clone().retry_in(next - now.mono()))
     };
     if let Some(error) = not_now {
-        return Err(error);
+        return Resolved::Fail(error);
     }
     // Entries of the table have IDs from 1.
     let mut own = Entry::new(0, shared.request.clone(), shared.cx.clone(), now);
     own.shared = Some(shared.clone());
-    match Arc::new(own).resolve(now) {
-        Resolved::Wait(waiter) => Ok(waiter),
-        Resolved::Fail(error) => Err(error),
-        Resolved::Token(_) | Resolved::Retired => Err(TokenError::aborted(&shared.request)),
-    }
+    Arc::new(own).resolve(now)
 }
 
 impl Entry {

@@ -5,7 +5,6 @@ use std::time::Duration;
 use super::entry::Entry;
 use super::error::TokenError;
 use super::moment::Moment;
-use super::token::Stage;
 use crate::identity::SpiffeId;
 use crate::token::SvidRequest;
 
@@ -66,18 +65,12 @@ impl AudienceSnapshot {
         let state = entry.state();
         let token = entry.token.load();
         let token = token.as_deref();
-        let stage = token.map(|token| entry.stage(token, now));
-        let usable = stage.is_some_and(|stage| stage != Stage::Expired);
-        let next = state.pace.next(usable);
+        let next = state
+            .pace
+            .next(token.is_some_and(|token| token.usable(now)));
         Self {
             request: entry.request.clone(),
-            state: match stage {
-                None => TokenState::Empty,
-                Some(Stage::Fresh) => TokenState::Fresh,
-                Some(Stage::Due) => TokenState::Due,
-                Some(Stage::Critical) => TokenState::Critical,
-                Some(Stage::Expired) => TokenState::Expired,
-            },
+            state: token.map_or(TokenState::Empty, |token| entry.stage(token, now)),
             spiffe_id: token.map(|token| token.svid.spiffe_id().clone()),
             key_id: token.and_then(|token| token.svid.key_id().map(str::to_owned)),
             expires_in: token.map(|token| token.expires_in(now)),

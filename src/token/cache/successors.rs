@@ -25,12 +25,8 @@ impl Successors {
             return;
         };
         let now = core.cx.moment();
-        let mut given: Vec<&str> = newer.audiences().collect();
-        given.sort_unstable();
-        given.dedup();
         for entry in core.table.all() {
-            let audiences = entry.request.audiences();
-            if audiences.eq(given.iter().copied()) {
+            if entry.request.has_audiences_of(newer) {
                 entry.succeeded(|token| token.svid.token() != newer.token(), now);
             }
         }

@@ -71,10 +71,7 @@ impl Table {
     }
 
     pub(crate) fn get(&self, request: &SvidRequest) -> Option<Arc<Entry>> {
-        read(self.shard(request))
-            .index
-            .get(request)
-            .map(|keyed| keyed.0.clone())
+        self.with(request, Arc::clone)
     }
 
     /// Looks at the entry of `request` without cloning it.

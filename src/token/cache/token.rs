@@ -1,15 +1,16 @@
 //! An accepted token, and its deadlines.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderValue;
 
+use super::context::Context;
 use super::entry::Entry;
 use super::moment::{Moment, nanos};
-use super::settings::Settings;
+use super::snapshot::TokenState;
 use crate::clock::UnixTime;
 use crate::token::{FetchSvidError, FetchSvidReason, JwtSvid, Subject, SvidRequest};
 
@@ -28,33 +29,35 @@ pub(crate) struct Token {
     hard: u64,
 }
 
-/// The stage of a token in its lifetime.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Stage {
-    /// Send it.
-    Fresh,
-    /// Send it, and start a fetch of the next one.
-    Due,
-    /// Wait briefly for the next one, then send it.
-    Critical,
-    /// Never send it.
-    Expired,
-}
-
 impl Token {
     /// Checks the token that the issuer returned for `request`; `had` is the previous one.
     pub(crate) fn accept(
         mut svid: JwtSvid,
         request: &SvidRequest,
         had: Option<&Self>,
-        now: Moment,
-        settings: &Settings,
-        subjects: &Subjects,
+        cx: &Context,
     ) -> Result<Self, FetchSvidError> {
         fits(&svid, request)?;
-        svid.share(request, |subject| subjects.common(subject));
-        let life = Life::of(&svid, now, settings);
-        if life.expiry.reached_within(life.hard, now) {
+        svid.share(request, |subject| cx.subjects.common(subject));
+        let (now, settings) = (cx.moment(), &cx.settings);
+        let expires_at = svid.expires_at();
+        let ends = now.at_wall(expires_at);
+        // From `iat` if it is plausible. It may be in the future if the local clock is slow; that
+        // does not make the lifetime longer.
+        let life = match issued_at(&svid) {
+            Some(iat) => expires_at.saturating_since(iat),
+            None => ends.until(now),
+        };
+        let expiry = ends.no_later_than(now.plus(life).mono());
+
+        let (from, to) = settings.refresh;
+        let refresh = (from + (to - from) * fastrand::f64()).clamp(0.0, 1.0);
+        let mut due = expiry.minus(life.mul_f64(1.0 - refresh));
+        if due.reached(now) {
+            due = now.plus(Duration::from_secs(1).max(expiry.until(now) / 10));
+        }
+        let hard = nanos(settings.hard_margin.of(life));
+        if expiry.reached_within(hard, now) {
             return Err(expired(&svid, had, now));
         }
         Ok(Self {
@@ -62,22 +65,22 @@ impl Token {
             svid,
             entry: Weak::new(),
             generation: 0,
-            due: life.due,
-            expiry: life.expiry,
-            soft: life.soft,
-            hard: life.hard,
+            due,
+            expiry,
+            soft: nanos(settings.soft_margin.of(life)),
+            hard,
         })
     }
 
-    pub(crate) fn stage(&self, now: Moment) -> Stage {
+    pub(crate) fn stage(&self, now: Moment) -> TokenState {
         if !self.usable(now) {
-            Stage::Expired
+            TokenState::Expired
         } else if !self.due.reached(now) {
-            Stage::Fresh
+            TokenState::Fresh
         } else if self.expiry.reached_within(self.soft, now) {
-            Stage::Critical
+            TokenState::Critical
         } else {
-            Stage::Due
+            TokenState::Due
         }
     }
 
@@ -144,39 +147,6 @@ impl Subjects {
     }
 }
 
-struct Life {
-    due: Moment,
-    expiry: Moment,
-    soft: u64,
-    hard: u64,
-}
-
-impl Life {
-    fn of(svid: &JwtSvid, now: Moment, settings: &Settings) -> Self {
-        let until_expiry = now.at_wall(svid.expires_at()).until(now);
-        // From `iat` if it is plausible. It may be in the future if the local clock is slow; that
-        // does not make the lifetime longer.
-        let issued = issued_at(svid);
-        let life = issued.map_or(until_expiry, |iat| svid.expires_at().saturating_since(iat));
-        let expiry = now
-            .at_wall(svid.expires_at())
-            .no_later_than(now.plus(life).mono());
-
-        let (from, to) = settings.refresh;
-        let refresh = (from + (to - from) * fastrand::f64()).clamp(0.0, 1.0);
-        let mut due = expiry.minus(life.mul_f64(1.0 - refresh));
-        if due.reached(now) {
-            due = now.plus(Duration::from_secs(1).max(expiry.until(now) / 10));
-        }
-        Self {
-            due,
-            expiry,
-            soft: nanos(settings.soft_margin.of(life)),
-            hard: nanos(settings.hard_margin.of(life)),
-        }
-    }
-}
-
 /// Its `iat`, if it is plausible.
 fn issued_at(svid: &JwtSvid) -> Option<UnixTime> {
     svid.issued_at()
@@ -211,8 +181,7 @@ fn expired(svid: &JwtSvid, had: Option<&Token>, now: Moment) -> FetchSvidError {
 
 fn fits(svid: &JwtSvid, request: &SvidRequest) -> Result<(), FetchSvidError> {
     let unacceptable = |what| Err(FetchSvidError::new(FetchSvidReason::Unacceptable, what));
-    let given: BTreeSet<&str> = svid.audiences().collect();
-    if !given.iter().copied().eq(request.audiences()) {
+    if !request.has_audiences_of(svid) {
         return unacceptable("the issuer returned a token for other audiences than requested");
     }
     if request.spiffe_id().is_some_and(|id| id != svid.spiffe_id()) {

@@ -1,20 +1,18 @@
 //! Waits for newer tokens of one audience.
 
-use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt as _};
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 
-use super::entry::Entry;
 use super::error::TokenError;
 use super::pin::PinnedSvid;
-use super::token::Token;
+use crate::presentable::debug_fields;
 use crate::token::JwtSvid;
 
 impl PinnedSvid {
@@ -32,22 +30,13 @@ impl PinnedSvid {
     /// # Errors
     /// [`Closed`](super::TokenErrorReason::Closed) when the cache or its source is shut down.
     pub async fn changed(&self) -> Result<JwtSvid, TokenError> {
-        let entry = self.entry();
-        let seen = self.seen.load(Ordering::Relaxed);
-        let news = entry.news();
-        loop {
-            // Registered before the check, so that no token is missed.
-            let mut woken = std::pin::pin!(news.notified());
-            woken.as_mut().enable();
-            if entry.cx.is_closed() {
-                return Err(TokenError::closed());
-            }
-            if let Some(token) = newer(entry, seen) {
-                self.has_seen(token.generation);
-                return Ok(token.svid.clone());
-            }
-            woken.await;
-        }
+        let mut updates = SvidUpdates {
+            seen: self.seen.load(Ordering::Relaxed),
+            ..self.updates()
+        };
+        let svid = updates.next().await.ok_or_else(TokenError::closed)?;
+        self.has_seen(updates.seen);
+        Ok(svid)
     }
 
     /// Returns a [`Stream`] of tokens: the current one first, then each newer one.
@@ -87,12 +76,6 @@ impl PinnedSvid {
     }
 }
 
-/// The first token newer than `seen` that may still be sent.
-fn newer(entry: &Entry, seen: u64) -> Option<Arc<Token>> {
-    let now = entry.cx.moment();
-    entry.usable(now).filter(|token| token.generation > seen)
-}
-
 /// A [`Stream`] of one audience's tokens. See [`PinnedSvid::updates`].
 #[must_use = "a stream does nothing unless it is polled"]
 pub struct SvidUpdates {
@@ -119,7 +102,9 @@ impl Stream for SvidUpdates {
                 this.woken = None;
                 return Poll::Ready(None);
             }
-            if let Some(token) = newer(entry, this.seen) {
+            if let Some(token) = entry.usable(entry.cx.moment())
+                && token.generation > this.seen
+            {
                 this.seen = token.generation;
                 return Poll::Ready(Some(token.svid.clone()));
             }
@@ -129,10 +114,4 @@ impl Stream for SvidUpdates {
     }
 }
 
-impl fmt::Debug for SvidUpdates {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SvidUpdates")
-            .field("request", self.pin.request())
-            .finish_non_exhaustive()
-    }
-}
+debug_fields!(SvidUpdates, |it| { request: it.pin.request() });

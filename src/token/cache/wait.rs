@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use super::entry::{Entry, Resolved};
 use super::error::{TokenError, TokenErrorReason};
-use super::flight::{Down, Outcome};
+use super::flight::{Down, Flight, Outcome};
 use super::moment::Moment;
-use super::token::{Stage, Token};
+use super::snapshot::TokenState;
+use super::token::Token;
+use crate::metrics::SvidCacheEvent;
 use crate::runtime;
 use crate::token::SvidRequest;
 
@@ -18,32 +20,28 @@ const MOST_FLIGHTS: u32 = 3;
 pub(crate) struct Waiter {
     entry: Arc<Entry>,
     outcome: Outcome,
-    wait: Duration,
+    /// When the flight began.
+    pub(super) started: u64,
+    /// The longest wait.
+    pub(super) wait: Duration,
     /// Whether `wait` comes from the deadline of the call and not from the cache.
     by_deadline: bool,
     /// The token has expired, and the issuer has not responded since this moment.
-    silent_since: Option<u64>,
+    pub(super) silent_since: Option<u64>,
     /// Whether it waits because the key that signed the token was removed.
-    key_removed: bool,
+    pub(super) key_removed: bool,
 }
 
 impl Waiter {
-    pub(crate) fn new(entry: Arc<Entry>, outcome: Outcome) -> Self {
-        let wait = entry.cx.settings.max_wait;
+    pub(super) fn new(entry: &Arc<Entry>, flight: &Flight, silent_since: Option<u64>) -> Self {
         Self {
-            entry,
-            outcome,
-            wait,
+            entry: entry.clone(),
+            outcome: flight.outcome.clone(),
+            started: flight.started,
+            wait: entry.cx.settings.max_wait,
             by_deadline: false,
-            silent_since: None,
+            silent_since,
             key_removed: false,
-        }
-    }
-
-    pub(crate) fn for_removed_key(self, key_removed: bool) -> Self {
-        Self {
-            key_removed,
-            ..self
         }
     }
 
@@ -58,34 +56,14 @@ impl Waiter {
         is_own.then(|| self.entry.clone())
     }
 
-    /// Waits no longer than this many nanoseconds.
-    pub(crate) fn until(self, nanos: u64) -> Self {
-        Self {
-            wait: Duration::from_nanos(nanos),
-            ..self
-        }
-    }
-
     /// Waits no longer than the time that the call has left. While an older token can still be
     /// sent, half of the time is kept for the call itself.
-    pub(crate) fn within(self, left: Duration) -> Self {
+    pub(crate) fn within(mut self, left: Duration) -> Self {
         let usable = self.entry.usable(self.entry.cx.moment()).is_some();
         let most = if usable { left / 2 } else { left };
-        if most >= self.wait {
-            return self;
-        }
-        Self {
-            wait: most,
-            by_deadline: true,
-            ..self
-        }
-    }
-
-    pub(crate) fn silent_since(self, silent_since: Option<u64>) -> Self {
-        Self {
-            silent_since,
-            ..self
-        }
+        self.by_deadline = most < self.wait;
+        self.wait = self.wait.min(most);
+        self
     }
 
     /// The token that can be sent without waiting.
@@ -93,7 +71,7 @@ impl Waiter {
         let cx = &self.entry.cx;
         let token = self.entry.usable(cx.moment());
         if token.is_none() {
-            cx.no_token();
+            cx.record(SvidCacheEvent::Error);
         }
         token
     }
@@ -101,7 +79,7 @@ impl Waiter {
     pub(crate) async fn token(self) -> Result<Arc<Token>, TokenError> {
         let token = self.newest().await;
         if token.is_err() {
-            self.entry.cx.no_token();
+            self.entry.cx.record(SvidCacheEvent::Error);
         }
         token
     }
@@ -123,8 +101,8 @@ impl Waiter {
         }
         // An error, or no response yet. A token that can still be sent is sent anyway.
         if let Some(token) = self.entry.usable(now) {
-            if self.entry.stage(&token, now) == Stage::Critical {
-                self.entry.cx.late();
+            if self.entry.stage(&token, now) == TokenState::Critical {
+                self.entry.cx.record(SvidCacheEvent::Late);
             }
             return Ok(token);
         }
@@ -146,27 +124,18 @@ impl Waiter {
     }
 
     fn timed_out(&self, now: Moment) -> TokenError {
-        let request = &self.entry.request;
-        let reason = TokenErrorReason::Timeout;
-        match self.silent_since {
-            Some(since) => TokenError::for_request(
-                reason,
-                request,
-                format_args!(
-                    "the last one has expired, and the issuer has not responded for {} s; check \
-                     that the agent is running and reaches its server",
-                    Duration::from_nanos(now.mono().saturating_sub(since)).as_secs()
-                ),
+        let what = match self.silent_since {
+            Some(since) => format!(
+                "the last one has expired, and the issuer has not responded for {} s; check that \
+                 the agent is running and reaches its server",
+                Duration::from_nanos(now.mono().saturating_sub(since)).as_secs()
             ),
-            None => TokenError::for_request(
-                reason,
-                request,
-                format_args!(
-                    "the issuer did not respond within {:.1} s",
-                    self.wait.as_secs_f64()
-                ),
+            None => format!(
+                "the issuer did not respond within {:.1} s",
+                self.wait.as_secs_f64()
             ),
-        }
+        };
+        TokenError::for_request(TokenErrorReason::Timeout, &self.entry.request, what)
     }
 
     /// The outcome of the flight, or of the next one if it was lost.

@@ -1,6 +1,5 @@
 //! Tokens that are kept fresh even if no request needs them.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ const AT_LEAST_EVERY: Duration = Duration::from_secs(10);
 
 /// Keeps tokens fresh until it is dropped: see
 /// [`SvidCache::keep_warm`](super::SvidCache::keep_warm).
+#[derive(Debug)]
 #[must_use = "the tokens are kept warm only as long as this lives"]
 pub struct KeepWarm {
     task: AbortHandle,
@@ -25,12 +25,6 @@ pub struct KeepWarm {
 impl Drop for KeepWarm {
     fn drop(&mut self) {
         self.task.abort();
-    }
-}
-
-impl fmt::Debug for KeepWarm {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KeepWarm").finish_non_exhaustive()
     }
 }
 

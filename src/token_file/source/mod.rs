@@ -2,8 +2,6 @@
 
 mod read;
 
-use std::collections::BTreeSet;
-use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -15,6 +13,7 @@ use super::error::{TokenFileError, TokenFileErrorReason};
 use super::shown;
 use crate::clock::{Clock, SystemClock, UnixTime};
 use crate::identity::SpiffeId;
+use crate::presentable::debug_fields;
 use crate::runtime;
 use crate::source::own_thread;
 use crate::token::{
@@ -103,7 +102,7 @@ pub struct FileTokenState {
 }
 
 struct Inner {
-    files: Vec<Followed>,
+    files: Vec<Arc<Followed>>,
     spiffe_id: Option<SpiffeId>,
     clock: Arc<dyn Clock>,
     caches: Mutex<Vec<Successors>>,
@@ -193,7 +192,7 @@ impl FileTokensBuilder {
             let text = "token files are missing; call `.file(...)`";
             return Err(TokenFileError::new(TokenFileErrorReason::Path, text));
         }
-        let mut files: Vec<Followed> = Vec::with_capacity(self.files.len());
+        let mut files: Vec<Arc<Followed>> = Vec::with_capacity(self.files.len());
         for (audiences, path) in self.files {
             let path_shown = shown(&path);
             let invalid = |text| TokenFileError::new(TokenFileErrorReason::Audience, text);
@@ -208,12 +207,11 @@ impl FileTokensBuilder {
                 );
                 return Err(invalid(text));
             }
-            let known = Mutex::default();
-            files.push(Followed {
+            files.push(Arc::new(Followed {
                 path,
                 audiences,
-                known,
-            });
+                known: Mutex::default(),
+            }));
         }
         let inner = Arc::new(Inner {
             files,
@@ -239,8 +237,8 @@ fn follow(inner: Weak<Inner>, every: Duration, runtime: &Handle) {
             if inner.caches().is_empty() {
                 continue;
             }
-            for (at, file) in inner.files.iter().enumerate() {
-                if let Some(outcome) = inner.read(at).await {
+            for file in &inner.files {
+                if let Some(outcome) = inner.read(file).await {
                     file.record_read(&outcome);
                     if let Ok(svid) = outcome {
                         inner.succeeded(&svid);
@@ -267,19 +265,14 @@ impl Inner {
     }
 
     /// Reads a file on a separate thread. `None` if the read panicked.
-    async fn read(self: &Arc<Self>, at: usize) -> Option<Result<JwtSvid, Fault>> {
-        let inner = self.clone();
-        let read = own_thread::run(move || {
-            let file = inner.files.get(at)?;
-            let id = inner.spiffe_id.as_ref();
-            Some(read::read(&file.path, &file.audiences, id))
-        });
-        read.await.flatten()
+    async fn read(&self, file: &Arc<Followed>) -> Option<Result<JwtSvid, Fault>> {
+        let (file, id) = (file.clone(), self.spiffe_id.clone());
+        own_thread::run(move || read::read(&file.path, &file.audiences, id.as_ref())).await
     }
 
-    fn find(&self, request: &SvidRequest) -> Result<usize, FetchSvidError> {
-        let is_for = |file: &Followed| file.audiences.audiences().eq(request.audiences());
-        self.files.iter().position(is_for).ok_or_else(|| {
+    fn find(&self, request: &SvidRequest) -> Result<Arc<Followed>, FetchSvidError> {
+        let is_for = |file: &&Arc<Followed>| file.audiences.audiences().eq(request.audiences());
+        self.files.iter().find(is_for).cloned().ok_or_else(|| {
             FetchSvidError::new(
                 FetchSvidReason::InvalidRequest,
                 "no token file has these audiences; add one with `FileTokensBuilder::file`",
@@ -306,7 +299,8 @@ impl Followed {
     }
 
     fn record_read(&self, outcome: &Result<JwtSvid, Fault>) {
-        let error: Option<Arc<str>> = outcome.as_ref().err().map(|fault| fault.text().into());
+        let fault = outcome.as_ref().err();
+        let error: Option<Arc<str>> = fault.map(|fault| fault.error.to_string().into());
         let known_before = {
             let mut known = self.known();
             if let Ok(svid) = outcome {
@@ -337,11 +331,10 @@ impl Followed {
                     shown(&self.path)
                 ),
             )),
-            Err(fault @ Fault::Other(_)) => Err(fault.error()),
-            Err(fault) => match self.known().good.clone().filter(alive) {
-                Some(last_good) => Ok(last_good),
-                None => Err(fault.error()),
-            },
+            Err(fault) => {
+                let last_good = self.known().good.clone().filter(alive);
+                last_good.filter(|_| !fault.is_other).ok_or(fault.error)
+            }
         }
     }
 }
@@ -351,10 +344,10 @@ impl FetchSvid for FileTokens {
         let inner = self.inner.clone();
         let found = inner.find(request);
         Box::pin(async move {
-            let at = found?;
-            match (inner.files.get(at), inner.read(at).await) {
-                (Some(file), Some(outcome)) => file.answer(outcome, inner.clock.now()),
-                _ => Err(FetchSvidError::new(
+            let file = found?;
+            match inner.read(&file).await {
+                Some(outcome) => file.answer(outcome, inner.clock.now()),
+                None => Err(FetchSvidError::new(
                     FetchSvidReason::Panicked,
                     "reading a token file panicked",
                 )),
@@ -382,20 +375,5 @@ impl From<FileTokens> for SvidCache {
     }
 }
 
-impl fmt::Debug for FileTokens {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FileTokens")
-            .field("files", &self.state())
-            .finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for FileTokensBuilder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let files: BTreeSet<_> = self.files.iter().collect();
-        f.debug_struct("FileTokensBuilder")
-            .field("files", &files)
-            .field("spiffe_id", &self.spiffe_id)
-            .finish_non_exhaustive()
-    }
-}
+debug_fields!(FileTokens, |it| { files: it.state() });
+debug_fields!(FileTokensBuilder, |it| { files: it.files, spiffe_id: it.spiffe_id });

@@ -1,10 +1,9 @@
 //! One read of a token file.
 
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::Path;
 
-use super::super::shown;
 use crate::identity::SpiffeId;
 use crate::jwt::{Algorithm, Header, Split, decode};
 use crate::token::{FetchSvidError, FetchSvidReason, JwtSvid, SvidRequest};
@@ -14,30 +13,16 @@ const MAX_LEN: u64 = 16 * 1024;
 
 /// Why the token of a file cannot be sent.
 #[derive(Debug)]
-pub(super) enum Fault {
-    /// The file is missing or cannot be read.
-    Unreadable(String),
-    /// The file has no token, or only a part of one.
-    Malformed(String),
-    /// The file has a token of another audience or identity.
-    Other(String),
+pub(super) struct Fault {
+    pub(super) error: FetchSvidError,
+    /// Whether the file has a token, of another audience or identity.
+    pub(super) is_other: bool,
 }
 
 impl Fault {
-    pub(super) fn text(&self) -> &str {
-        match self {
-            Self::Unreadable(text) | Self::Malformed(text) | Self::Other(text) => text,
-        }
-    }
-
-    pub(super) fn error(self) -> FetchSvidError {
-        match self {
-            // Other files are not affected, so the reason is not `Unavailable`.
-            Self::Unreadable(text) => FetchSvidError::new(FetchSvidReason::Other, text),
-            Self::Malformed(text) | Self::Other(text) => {
-                FetchSvidError::new(FetchSvidReason::Unacceptable, text)
-            }
-        }
+    fn new(reason: FetchSvidReason, is_other: bool, text: String) -> Self {
+        let error = FetchSvidError::new(reason, text);
+        Self { error, is_other }
     }
 }
 
@@ -48,17 +33,19 @@ pub(super) fn read(
     id: Option<&SpiffeId>,
 ) -> Result<JwtSvid, Fault> {
     let bytes = contents(path).map_err(|error| {
-        Fault::Unreadable(format!(
-            "token file {} cannot be read: {error}; check that the process that writes it runs",
-            shown(path)
-        ))
+        let text = format!(
+            "token file {path:?} cannot be read: {error}; check that the process that writes it runs"
+        );
+        // Other files are not affected, so the reason is not `Unavailable`.
+        Fault::new(FetchSvidReason::Other, false, text)
     })?;
     let malformed = |why: &str| {
-        Fault::Malformed(format!(
-            "token file {} has no complete token: {why}; check the process that writes it",
-            shown(path)
-        ))
+        let text = format!(
+            "token file {path:?} has no complete token: {why}; check the process that writes it"
+        );
+        Fault::new(FetchSvidReason::Unacceptable, false, text)
     };
+    let other = |text| Err(Fault::new(FetchSvidReason::Unacceptable, true, text));
     let bytes = bytes.ok_or_else(|| malformed("it changed while it was read"))?;
     let text = std::str::from_utf8(&bytes).map_err(|_| malformed("it is not text"))?;
     let text = text.trim_ascii();
@@ -70,24 +57,18 @@ pub(super) fn read(
     if !has_whole_signature(text) {
         return Err(malformed("its signature is too short for its `alg`"));
     }
-    let mut given: Vec<&str> = svid.audiences().collect();
-    given.sort_unstable();
-    given.dedup();
-    let expected = audiences.audiences();
-    if !expected.eq(given.iter().copied()) {
-        return Err(Fault::Other(format!(
-            "token file {} has a token for other audiences than {:?}: check which token its writer \
-             requests",
-            shown(path),
-            audiences.audiences().collect::<Vec<_>>()
-        )));
+    if !audiences.has_audiences_of(&svid) {
+        let expected: Vec<_> = audiences.audiences().collect();
+        return other(format!(
+            "token file {path:?} has a token for other audiences than {expected:?}: check which token \
+             its writer requests"
+        ));
     }
     if let Some(id) = id.filter(|id| *id != svid.spiffe_id()) {
-        return Err(Fault::Other(format!(
-            "token file {} has a token of another identity than {id}: {}; check its writer",
-            shown(path),
+        return other(format!(
+            "token file {path:?} has a token of another identity than {id}: {}; check its writer",
             svid.spiffe_id()
-        )));
+        ));
     }
     Ok(svid)
 }
@@ -105,12 +86,10 @@ fn contents(path: &Path) -> io::Result<Option<Vec<u8>>> {
     }
     let mut bytes = Vec::new();
     (&file).take(MAX_LEN + 1).read_to_end(&mut bytes)?;
-    let is_same = is_same(&before, &file.metadata()?) && before.len() == bytes.len() as u64;
+    let after = file.metadata()?;
+    let lengths = [after.len(), bytes.len() as u64];
+    let is_same = lengths == [before.len(); 2] && before.modified().ok() == after.modified().ok();
     Ok(is_same.then_some(bytes))
-}
-
-fn is_same(before: &Metadata, after: &Metadata) -> bool {
-    before.len() == after.len() && before.modified().ok() == after.modified().ok()
 }
 
 /// Whether the signature has the length of its algorithm. Otherwise a token with a truncated

@@ -1,49 +1,25 @@
 //! The end of a fetch: its token or its error.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::sync::{Arc, MutexGuard};
 
+use super::super::breaker::NotNow;
 use super::super::error::TokenError;
 use super::super::flight::{Down, FlightResult, is_our_own, is_silence};
 use super::super::moment::{Moment, nanos};
 use super::super::token::Token;
 use super::state::{EntryState, Paced, count};
 use super::{Entry, NEVER};
-use crate::token::{FetchSvidError, FetchSvidReason, SvidRequest};
+use crate::token::{FetchSvidError, FetchSvidReason};
 
 /// How a flight ended.
 pub(crate) enum Landing {
     /// With the issuer's response, or with a timeout.
     Answer(Result<Token, FetchSvidError>),
     /// The breaker was open, so no call was made.
-    NotStarted {
-        retry_after: Duration,
-        cause: Option<FetchSvidError>,
-    },
+    NotStarted(NotNow),
     /// Its runtime ended.
     Lost,
-}
-
-/// A failed fetch, for the waiters and for the log.
-struct Failure {
-    error: TokenError,
-    /// Whether such a failure was logged before.
-    known: bool,
-    /// Whether there is a token that may still be sent.
-    usable: bool,
-}
-
-impl Failure {
-    /// Logs the first failure of a class as a warning, its repetitions at debug level.
-    fn log(&self, request: &SvidRequest, error: &FetchSvidError) {
-        let usable = self.usable;
-        if self.known {
-            tracing::debug!(?request, %error, usable, "fetching a JWT-SVID failed again");
-        } else {
-            tracing::warn!(?request, %error, usable, "fetching a JWT-SVID failed");
-        }
-    }
 }
 
 impl Entry {
@@ -56,14 +32,11 @@ impl Entry {
         now: Moment,
     ) -> FlightResult {
         let mut state = self.state();
-        let landed = state.flight.take_if(|current| current.id() == flight);
-        let called = landed.and_then(|landed| landed.called());
+        let landed = state.flight.take_if(|current| current.id == flight);
+        let called = landed.and_then(|landed| landed.called);
         let answer = match landing {
-            Landing::NotStarted { retry_after, cause } => {
-                let until = now.mono().saturating_add(nanos(retry_after));
-                self.quiet_until.store(until, Ordering::Release);
-                let error = TokenError::breaker_open(&self.request, cause);
-                return Err(Down::Failed(error.retry_in(nanos(retry_after))));
+            Landing::NotStarted(not_now) => {
+                return Err(Down::Failed(self.breaker_open(not_now, now)));
             }
             Landing::Lost => {
                 self.cx.counts.lost.increment();
@@ -116,11 +89,8 @@ impl Entry {
             }
             Err(error) => {
                 // Requests wait once for a removed key, even if the fetch fails.
-                let answers = state
-                    .rare
-                    .as_ref()
-                    .is_some_and(|rare| flight > rare.asked_before);
-                if answers {
+                let rare = state.rare.as_ref();
+                if rare.is_some_and(|rare| flight > rare.asked_before) {
                     self.key_removed.store(false, Ordering::Relaxed);
                 }
                 let mut state = match &self.shared {
@@ -136,11 +106,7 @@ impl Entry {
                     // The failure is logged instead.
                     self.cx.stalls(&mut state);
                 }
-                let failure = self.lasting().failed(&mut state, &error, now);
-                // Without the lock, because a log subscriber may read the state.
-                drop(state);
-                failure.log(&self.request, &error);
-                Err(Down::Failed(failure.error))
+                Err(Down::Failed(self.lasting().failed(state, error, now)))
             }
         }
     }
@@ -233,23 +199,33 @@ impl Entry {
         token
     }
 
-    fn failed(&self, state: &mut EntryState, error: &FetchSvidError, now: Moment) -> Failure {
+    /// Logs the first failure of a class as a warning, its repetitions at debug level.
+    fn failed(
+        &self,
+        mut state: MutexGuard<'_, EntryState>,
+        cause: FetchSvidError,
+        now: Moment,
+    ) -> TokenError {
         count(&mut state.counts.failures);
         let usable = self
             .token
             .load()
             .as_ref()
             .is_some_and(|token| token.usable(now));
-        state.pace.failed(&self.cx.settings, error, now);
+        state.pace.failed(&self.cx.settings, &cause, now);
         let next = state.pace.next(usable);
         self.quiet_until.store(next, Ordering::Release);
-        let known = self.cx.is_known(state, error.reason(), &self.request);
-        let error = TokenError::fetching(&self.request, error.clone());
+        let request = &self.request;
+        let known = self.cx.is_known(&mut state, cause.reason(), request);
+        let error = TokenError::fetching(request, cause.clone());
         state.rare().last_error = Some(error.clone());
-        Failure {
-            error: error.retry_in(next.saturating_sub(now.mono())),
-            known,
-            usable,
+        // Without the lock, because a log subscriber may read the state.
+        drop(state);
+        if known {
+            tracing::debug!(?request, error = %cause, usable, "fetching a JWT-SVID failed again");
+        } else {
+            tracing::warn!(?request, error = %cause, usable, "fetching a JWT-SVID failed");
         }
+        error.retry_in(next.saturating_sub(now.mono()))
     }
 }

@@ -18,7 +18,8 @@ pub(crate) use self::state::EntryState;
 pub(in crate::token::cache) use self::state::{Paced, count};
 use super::context::Context;
 use super::moment::Moment;
-use super::token::{Stage, Token};
+use super::snapshot::TokenState;
+use super::token::Token;
 use crate::token::SvidRequest;
 
 /// No early refresh.
@@ -27,7 +28,7 @@ pub(super) const NEVER: u64 = u64::MAX;
 /// The state that the cache keeps for one request.
 ///
 /// EMPTY → fetching → FRESH → DUE → CRITICAL → EXPIRED: the stage depends only on the token and the
-/// time ([`Stage`]). No stage is final, and a failure is not a stage.
+/// time ([`TokenState`]). No stage is final, and a failure is not a stage.
 pub(crate) struct Entry {
     /// Unique in the process.
     pub(crate) id: u64,
@@ -84,13 +85,13 @@ impl Entry {
         self.shared.as_deref().unwrap_or(self)
     }
 
-    pub(crate) fn stage(&self, token: &Token, now: Moment) -> Stage {
+    pub(crate) fn stage(&self, token: &Token, now: Moment) -> TokenState {
         match token.stage(now) {
-            Stage::Fresh | Stage::Due if self.is_forced(now) => {
+            TokenState::Fresh | TokenState::Due if self.is_forced(now) => {
                 if self.rejected.load(Ordering::Relaxed) || self.is_key_removed() {
-                    Stage::Critical
+                    TokenState::Critical
                 } else {
-                    Stage::Due
+                    TokenState::Due
                 }
             }
             stage => stage,
@@ -136,13 +137,10 @@ impl Entry {
 
     /// A flight begins its call. It counts as lost after `lease`.
     pub(crate) fn calls(&self, flight: u64, began: u64, lease: u64) {
-        let state = self.state();
-        if let Some(current) = state
-            .flight
-            .as_ref()
-            .filter(|current| current.id() == flight)
-        {
-            current.calls(began, lease);
+        let mut state = self.state();
+        let current = state.flight.as_mut();
+        if let Some(current) = current.filter(|current| current.id == flight) {
+            (current.called, current.lease) = (Some(began), lease);
             self.quiet_until.store(lease, Ordering::Release);
         }
     }
@@ -198,13 +196,8 @@ impl Entry {
             .quiet_until
             .load(Ordering::Acquire)
             .saturating_sub(now.mono());
-        let due = self.token.load().as_ref().map_or(Duration::ZERO, |token| {
-            if token.usable(now) {
-                self.due_unasked(token).until(now)
-            } else {
-                Duration::ZERO
-            }
-        });
+        let due = self.usable(now);
+        let due = due.map_or(Duration::ZERO, |token| self.due_unasked(&token).until(now));
         due.max(Duration::from_nanos(quiet))
     }
 }

@@ -2,14 +2,17 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use super::super::breaker::{Admission, Rank};
-use super::super::error::TokenError;
+use super::super::breaker::{NotNow, Rank};
+use super::super::error::{TokenError, TokenErrorReason};
 use super::super::flight::Flight;
 use super::super::moment::{Moment, nanos};
-use super::super::token::{Stage, Token};
+use super::super::snapshot::TokenState;
+use super::super::token::Token;
 use super::super::wait::Waiter;
 use super::{Entry, EntryState};
+use crate::metrics::SvidCacheEvent;
 
 /// The result for a request.
 pub(crate) enum Resolved {
@@ -20,32 +23,6 @@ pub(crate) enum Resolved {
     Retired,
 }
 
-/// The result of an attempt to fetch.
-enum Attempt {
-    Flight {
-        started: u64,
-        waiter: Waiter,
-        /// The time since when the issuer has not responded, if it did not respond to the last call
-        /// or this one.
-        silent_since: Option<u64>,
-    },
-    NotNow {
-        error: TokenError,
-    },
-    /// Another request's fetch ended before the lock was taken.
-    Landed(Arc<Token>),
-    Retired,
-}
-
-/// Work that an attempt does after the lock is released.
-enum After {
-    Nothing,
-    /// A fetch began.
-    Began,
-    /// Another audience must call the issuer first.
-    First(Arc<Entry>),
-}
-
 impl Entry {
     /// Returns the result for a request now; starts a fetch if one is due.
     pub(crate) fn resolve(self: &Arc<Self>, now: Moment) -> Resolved {
@@ -53,76 +30,63 @@ impl Entry {
         let token = self.token.load_full();
         let stage = token.as_ref().map(|token| self.stage(token, now));
         match (token, stage) {
-            (Some(token), Some(Stage::Fresh)) => Resolved::Token(token),
-            (Some(token), Some(Stage::Due)) => {
+            (Some(token), Some(TokenState::Fresh)) => Resolved::Token(token),
+            (Some(token), Some(TokenState::Due)) => {
                 if now.mono() >= self.quiet_until.load(Ordering::Acquire)
-                    && let Attempt::Retired = self.attempt(now, false)
+                    && let Resolved::Retired = self.attempt(now, false)
                 {
                     return Resolved::Retired;
                 }
                 Resolved::Token(token)
             }
-            (Some(token), Some(Stage::Critical)) => match self.attempt(now, true) {
-                Attempt::Flight {
-                    started, waiter, ..
-                } => {
-                    let since = self.waits_since(&token, started, now);
+            (Some(token), Some(TokenState::Critical)) => match self.attempt(now, true) {
+                Resolved::Wait(mut waiter) => {
+                    let since = self.waits_since(&token, waiter.started, now);
                     let until = since.saturating_add(nanos(settings.soft_wait));
-                    if now.mono() < until {
-                        let waiter = waiter.for_removed_key(self.is_key_removed());
-                        Resolved::Wait(waiter.until(until - now.mono()))
-                    } else {
-                        self.cx.late();
-                        Resolved::Token(token)
+                    if now.mono() >= until {
+                        self.cx.record(SvidCacheEvent::Late);
+                        return Resolved::Token(token);
                     }
+                    waiter.wait = Duration::from_nanos(until - now.mono());
+                    waiter.silent_since = None;
+                    waiter.key_removed = self.is_key_removed();
+                    Resolved::Wait(waiter)
                 }
-                Attempt::NotNow { .. } => {
-                    self.cx.late();
+                Resolved::Fail(_) => {
+                    self.cx.record(SvidCacheEvent::Late);
                     Resolved::Token(token)
                 }
-                Attempt::Landed(newer) => Resolved::Token(newer),
-                Attempt::Retired => Resolved::Retired,
+                other => other,
             },
             (token, _) => match self.attempt(now, true) {
-                Attempt::Flight {
-                    waiter,
-                    silent_since,
-                    ..
-                } => {
+                Resolved::Wait(mut waiter) => {
+                    waiter.silent_since = token.and(waiter.silent_since);
                     // Requests must not accumulate in an outage that is longer than a token's
                     // lifetime.
-                    let silent_since = token.and(silent_since);
-                    let wait = match silent_since {
-                        Some(_) => settings.soft_wait.min(settings.max_wait),
-                        None => settings.max_wait,
-                    };
-                    Resolved::Wait(waiter.until(nanos(wait)).silent_since(silent_since))
+                    if waiter.silent_since.is_some() {
+                        waiter.wait = settings.soft_wait.min(settings.max_wait);
+                    }
+                    Resolved::Wait(waiter)
                 }
-                Attempt::NotNow { error } => Resolved::Fail(error),
-                Attempt::Landed(token) => Resolved::Token(token),
-                Attempt::Retired => Resolved::Retired,
+                other => other,
             },
         }
     }
 
     /// Joins the fetch in progress, or starts one if the retry delay, the breaker and the runtime
     /// allow it.
-    fn attempt(self: &Arc<Self>, now: Moment, urgent: bool) -> Attempt {
-        let (attempt, after) = self.join_or_start(now, urgent);
-        match after {
-            After::Nothing => {}
-            // Without the lock, because a recorder may read the state.
-            After::Began => self.cx.refreshing(urgent),
-            After::First(other) => other.fetch_first(now),
+    fn attempt(self: &Arc<Self>, now: Moment, urgent: bool) -> Resolved {
+        let mut first = None;
+        let attempt = self.join_or_start(now, urgent, &mut first);
+        if let Some(first) = first {
+            first.fetch_first(now);
         }
         attempt
     }
 
     /// Calls the issuer in place of another audience.
     pub(crate) fn fetch_first(self: &Arc<Self>, now: Moment) {
-        if let (_, After::Began) = self.join_or_start(now, false) {
-            self.cx.refreshing(false);
-        }
+        let _ = self.join_or_start(now, false, &mut None);
     }
 
     /// Its rank among the audiences that may probe the issuer.
@@ -130,36 +94,36 @@ impl Entry {
         (self.token.load().is_none(), state.pace.failures)
     }
 
-    /// The part of [`attempt`](Self::attempt) with the lock held.
-    fn join_or_start(self: &Arc<Self>, now: Moment, urgent: bool) -> (Attempt, After) {
+    /// The part of [`attempt`](Self::attempt) with the lock held. `first` is the audience that must
+    /// call the issuer first.
+    fn join_or_start(
+        self: &Arc<Self>,
+        now: Moment,
+        urgent: bool,
+        first: &mut Option<Arc<Self>>,
+    ) -> Resolved {
         let cx = &self.cx;
         // Dropped after the lock is released, because it may drop values of the user's fetcher.
         let _lost;
         let mut state = self.state();
         if state.retired {
-            return (Attempt::Retired, After::Nothing);
+            return Resolved::Retired;
         }
         // Checked with the lock held: closing the cache ends the fetches that began before.
         if cx.is_closed() {
-            let error = TokenError::closed();
-            return (Attempt::NotNow { error }, After::Nothing);
+            return Resolved::Fail(TokenError::closed());
         }
         if let Some(flight) = &state.flight {
-            if now.mono() < flight.lease() {
+            if now.mono() < flight.lease {
                 if urgent {
-                    flight.raise();
+                    flight.urgent.send_replace(true);
                 }
-                let waiter = Waiter::new(self.clone(), flight.outcome());
                 let slow_after = nanos(cx.settings.slow_after);
                 let slow = flight
-                    .called()
+                    .called
                     .filter(|called| now.mono() >= called.saturating_add(slow_after));
-                let attempt = Attempt::Flight {
-                    started: flight.started(),
-                    waiter,
-                    silent_since: state.silent_since().or(slow),
-                };
-                return (attempt, After::Nothing);
+                let silent_since = state.silent_since().or(slow);
+                return Resolved::Wait(Waiter::new(self, flight, silent_since));
             }
             // Its task ended with its runtime.
             _lost = state.flight.take();
@@ -168,33 +132,24 @@ impl Entry {
         let token = self.token.load();
         let usable = token.as_ref().filter(|token| token.usable(now));
         if let Some(token) = usable
-            && self.stage(token, now) == Stage::Fresh
+            && self.stage(token, now) == TokenState::Fresh
         {
-            return (Attempt::Landed(token.clone()), After::Nothing);
+            // Another request's fetch ended before the lock was taken.
+            return Resolved::Token(token.clone());
         }
         let next = state.pace.next(usable.is_some());
         if now.mono() < next {
             self.quiet_until.store(next, Ordering::Release);
             let error = state.last_error().cloned();
             let error = error.unwrap_or_else(TokenError::closed);
-            let error = error.retry_in(next - now.mono());
-            return (Attempt::NotNow { error }, After::Nothing);
+            return Resolved::Fail(error.retry_in(next - now.mono()));
         }
         let rank = self.rank(&state);
         let probe = match cx.breaker.admit(now, &cx.settings, self, rank) {
-            Admission::Go => None,
-            Admission::Probe { id, deadline } => Some((id, deadline)),
-            Admission::No {
-                retry_after,
-                cause,
-                first,
-            } => {
-                let until = now.mono().saturating_add(nanos(retry_after));
-                self.quiet_until.store(until, Ordering::Release);
-                let error = TokenError::breaker_open(&self.request, cause);
-                let error = error.retry_in(nanos(retry_after));
-                let after = first.map_or(After::Nothing, After::First);
-                return (Attempt::NotNow { error }, after);
+            Ok(probe) => probe,
+            Err(mut not_now) => {
+                *first = not_now.first.take();
+                return Resolved::Fail(self.breaker_open(not_now, now));
             }
         };
         state.flights += 1;
@@ -205,19 +160,34 @@ impl Entry {
                 if let Some((id, _)) = probe {
                     cx.breaker.abandoned(id);
                 }
-                let error = TokenError::no_runtime(&self.request, missing);
-                return (Attempt::NotNow { error }, After::Nothing);
+                return Resolved::Fail(TokenError::no_runtime(&self.request, missing));
             }
         };
-        self.quiet_until.store(flight.lease(), Ordering::Release);
-        let waiter = Waiter::new(self.clone(), flight.outcome());
-        let attempt = Attempt::Flight {
-            started: flight.started(),
-            waiter,
-            silent_since: state.silent_since(),
-        };
+        self.quiet_until.store(flight.lease, Ordering::Release);
+        let waiter = Waiter::new(self, &flight, state.silent_since());
         state.flight = Some(flight);
-        (attempt, After::Began)
+        // Without the lock, because a recorder may read the state.
+        drop(state);
+        if !urgent {
+            cx.record(SvidCacheEvent::Refresh);
+        }
+        Resolved::Wait(waiter)
+    }
+
+    /// The error while the breaker is open. Requests do not try again before its `retry_after`.
+    pub(crate) fn breaker_open(&self, not_now: NotNow, now: Moment) -> TokenError {
+        let nanos = nanos(not_now.retry_after);
+        let until = now.mono().saturating_add(nanos);
+        self.quiet_until.store(until, Ordering::Release);
+        let error = match not_now.cause {
+            Some(cause) => TokenError::fetching(&self.request, cause),
+            None => TokenError::for_request(
+                TokenErrorReason::Unavailable,
+                &self.request,
+                "the issuer does not respond",
+            ),
+        };
+        error.retry_in(nanos)
     }
 
     /// Starts the fetch that is due, without a waiting request.
@@ -242,7 +212,7 @@ impl Entry {
         let mut state = self.state();
         let asked = *state.rare().asked_at.get_or_insert(now.mono());
         let waits_anyway =
-            self.rejected.load(Ordering::Relaxed) || token.stage(now) == Stage::Critical;
+            self.rejected.load(Ordering::Relaxed) || token.stage(now) == TokenState::Critical;
         if waits_anyway {
             asked.max(started)
         } else {
