@@ -7,6 +7,7 @@ use super::first::{self, Owner};
 use super::second::SecondLevel;
 use super::stats::Counters;
 use crate::clock::UnixTime;
+use crate::jwt::Life;
 use crate::verify::VerifiedSvid;
 use crate::verify::verified::{Signer, Verified};
 
@@ -21,9 +22,11 @@ fn verified(token: &str, hash: u64) -> Verified {
         revision: AtomicU64::new(0),
         spiffe_id: "spiffe://x/web".parse().unwrap(),
         audiences: ["a".into()].into(),
-        expires_at: UnixTime::from_secs(1),
-        not_before: None,
-        issued_at: None,
+        life: Life {
+            expires_at: UnixTime::from_secs(1),
+            not_before: None,
+            issued_at: None,
+        },
         signer: Signer::Assumed("key".into()),
         payload: "{}".into(),
         claims: Default::default(),
