@@ -5,7 +5,7 @@ use std::fmt;
 use http::Method;
 
 use super::parse::{Callers, Rule, Verbs};
-use super::rules::Rules;
+use super::rules::{Route, Rules};
 use super::table::bounded;
 use crate::presentable::presentable;
 use crate::server::Decision;
@@ -68,7 +68,9 @@ impl PolicyExplanation {
         let route = rules.route(path);
         let explain = |(at, rule): (usize, &Rule)| {
             let outcome = match route {
-                Some(route) if route.rules.contains(&at) => rule.outcome(caller, method, path),
+                Some(route) if route.rules.contains(&at) => {
+                    rule.outcome(at, route, caller, method, path)
+                }
                 _ if rule.matches(path) => RuleOutcome::LessSpecific {
                     pattern: rule.pattern.text.to_string(),
                 },
@@ -128,7 +130,14 @@ impl RuleExplanation {
 }
 
 impl Rule {
-    fn outcome(&self, caller: Option<&VerifiedSvid>, method: &Method, path: &str) -> RuleOutcome {
+    fn outcome(
+        &self,
+        at: usize,
+        route: &Route,
+        caller: Option<&VerifiedSvid>,
+        method: &Method,
+        path: &str,
+    ) -> RuleOutcome {
         if !self.verbs.allow(method, path) {
             return RuleOutcome::OtherMethods {
                 methods: self.verbs.to_string(),
@@ -137,25 +146,15 @@ impl Rule {
         match (&self.callers, caller) {
             (Callers::Public, _) => RuleOutcome::Allows,
             (_, None) => RuleOutcome::TokenRequired,
-            (_, Some(caller)) if !self.names(caller) => RuleOutcome::OtherCallers,
+            (_, Some(caller)) if !route.candidates(caller).any(|other| *other == at) => {
+                RuleOutcome::OtherCallers
+            }
             (_, Some(caller)) => match self.missing_claim(caller) {
                 Some((name, claim)) => RuleOutcome::Claim {
                     required: bounded(&format!("{name:?} {claim:?}"), 200),
                 },
                 None => RuleOutcome::Allows,
             },
-        }
-    }
-
-    fn names(&self, caller: &VerifiedSvid) -> bool {
-        match &self.callers {
-            Callers::Public | Callers::AnyTrustDomain => true,
-            Callers::Listed { ids, prefixes } => {
-                let id = caller.spiffe_id();
-                let mut above = super::above(id.as_str(), usize::MAX);
-                ids.contains(id)
-                    || above.any(|above| prefixes.iter().any(|prefix| prefix.as_str() == above))
-            }
         }
     }
 
