@@ -267,7 +267,6 @@ struct Members<'a> {
     n: Option<&'a str>,
     e: Option<&'a str>,
     private: bool,
-    duplicate: bool,
 }
 
 impl<'a> Members<'a> {
@@ -276,11 +275,10 @@ impl<'a> Members<'a> {
             return Err(IgnoredReason::NotAnObject);
         }
         let mut members = Self::default();
-        read_object(element, &mut members).map_err(|_| IgnoredReason::Malformed)?;
-        if members.duplicate {
-            return Err(IgnoredReason::Malformed);
+        match read_object(element, &mut members) {
+            Ok(false) => Ok(members),
+            Ok(true) | Err(_) => Err(IgnoredReason::Malformed),
         }
-        Ok(members)
     }
 }
 
@@ -305,9 +303,5 @@ impl<'a> Object<'a> for Members<'a> {
                 return None;
             }
         })
-    }
-
-    fn repeated(&mut self) {
-        self.duplicate = true;
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
-use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::JwtBundle;
@@ -152,20 +152,12 @@ fn report(ignored: &mut Vec<IgnoredKey>, key: IgnoredKey) {
 
 fn elements(text: &str) -> Result<Vec<&RawValue>, serde_json::Error> {
     let mut deserializer = serde_json::Deserializer::from_str(text);
-    let elements = SetReader.deserialize(&mut deserializer)?;
+    let elements = deserializer.deserialize_map(SetReader)?;
     deserializer.end()?;
     Ok(elements)
 }
 
 struct SetReader;
-
-impl<'de> DeserializeSeed<'de> for SetReader {
-    type Value = Vec<&'de RawValue>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
 
 impl<'de> Visitor<'de> for SetReader {
     type Value = Vec<&'de RawValue>;

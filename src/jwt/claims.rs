@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
+use serde::de::{Deserializer, SeqAccess, Visitor};
 
 use super::json::{Object, Text, read_numeric_date, read_object, read_text};
 use crate::clock::UnixTime;
@@ -48,15 +48,14 @@ impl<'a> Audiences<'a> {
             return Some(Self::One(one));
         }
         let mut deserializer = serde_json::Deserializer::from_str(raw);
-        AudienceReader.deserialize(&mut deserializer).ok()
+        deserializer.deserialize_seq(AudienceReader).ok()
     }
 }
 
 impl<'a> Claims<'a> {
     pub(crate) fn parse(json: &'a str) -> Result<Self, ClaimsFault> {
         let mut members = Members::default();
-        read_object(json, &mut members).map_err(|_| PAYLOAD)?;
-        if members.duplicate {
+        if read_object(json, &mut members).map_err(|_| PAYLOAD)? {
             return Err("a claim is duplicate");
         }
         let date = |raw: Option<&'a str>, fault| match raw {
@@ -91,7 +90,6 @@ struct Members<'a> {
     expiry: Option<&'a str>,
     not_before: Option<&'a str>,
     issued_at: Option<&'a str>,
-    duplicate: bool,
 }
 
 impl<'a> Object<'a> for Members<'a> {
@@ -107,21 +105,9 @@ impl<'a> Object<'a> for Members<'a> {
             _ => return None,
         })
     }
-
-    fn repeated(&mut self) {
-        self.duplicate = true;
-    }
 }
 
 struct AudienceReader;
-
-impl<'de> DeserializeSeed<'de> for AudienceReader {
-    type Value = Audiences<'de>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_seq(self)
-    }
-}
 
 impl<'de> Visitor<'de> for AudienceReader {
     type Value = Audiences<'de>;

@@ -28,8 +28,7 @@ impl<'a> Header<'a> {
     pub(crate) fn parse(json: &'a [u8], allow_unknown: bool) -> Result<Self, HeaderFault> {
         let json = std::str::from_utf8(json).map_err(|_| HeaderFault::Json)?;
         let mut members = Members::default();
-        read_object(json, &mut members).map_err(|_| HeaderFault::Json)?;
-        if members.duplicate {
+        if read_object(json, &mut members).map_err(|_| HeaderFault::Json)? {
             return Err(HeaderFault::Field("a header field is duplicate"));
         }
         // JWT-5: the algorithm is checked before all other fields.
@@ -78,7 +77,6 @@ struct Members<'a> {
     key_id: Option<&'a str>,
     forbidden: bool,
     unknown: bool,
-    duplicate: bool,
 }
 
 impl<'a> Object<'a> for Members<'a> {
@@ -97,9 +95,5 @@ impl<'a> Object<'a> for Members<'a> {
                 return None;
             }
         })
-    }
-
-    fn repeated(&mut self) {
-        self.duplicate = true;
     }
 }

@@ -61,7 +61,8 @@ impl Asking {
     fn known(&self, caller: Option<&VerifiedSvid>, parts: &Parts) -> Asked {
         let key = self.cache.as_ref().and_then(|cache| {
             let key = self.ask.policy.cache_key(caller, parts)?;
-            (key.len() <= MAX_KEY).then(|| (cache, Key::new(caller, key)))
+            let caller = caller.map(|caller| caller.spiffe_id().clone());
+            (key.len() <= MAX_KEY).then_some((cache, (caller, key)))
         });
         let known = key.as_ref().and_then(|(cache, key)| cache.get(key));
         match known {

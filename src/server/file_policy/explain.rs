@@ -66,11 +66,28 @@ impl PolicyExplanation {
     ) -> Self {
         let decision = rules.decide(caller, method, path);
         let route = rules.route(path);
+        let outcome = |at: usize, rule: &Rule, route: &Route| {
+            if !rule.verbs.allow(method, path) {
+                let methods = rule.verbs.to_string();
+                return RuleOutcome::OtherMethods { methods };
+            }
+            match (&rule.callers, caller) {
+                (Callers::Public, _) => RuleOutcome::Allows,
+                (_, None) => RuleOutcome::TokenRequired,
+                (_, Some(caller)) if !route.candidates(caller).any(|other| *other == at) => {
+                    RuleOutcome::OtherCallers
+                }
+                (_, Some(caller)) => match rule.missing_claim(caller) {
+                    Some((name, claim)) => RuleOutcome::Claim {
+                        required: bounded(&format!("{name:?} {claim:?}"), 200),
+                    },
+                    None => RuleOutcome::Allows,
+                },
+            }
+        };
         let explain = |(at, rule): (usize, &Rule)| {
             let outcome = match route {
-                Some(route) if route.rules.contains(&at) => {
-                    rule.outcome(at, route, caller, method, path)
-                }
+                Some(route) if route.rules.contains(&at) => outcome(at, rule, route),
                 _ if rule.matches(path) => RuleOutcome::LessSpecific {
                     pattern: rule.pattern.text.to_string(),
                 },
@@ -130,34 +147,6 @@ impl RuleExplanation {
 }
 
 impl Rule {
-    fn outcome(
-        &self,
-        at: usize,
-        route: &Route,
-        caller: Option<&VerifiedSvid>,
-        method: &Method,
-        path: &str,
-    ) -> RuleOutcome {
-        if !self.verbs.allow(method, path) {
-            return RuleOutcome::OtherMethods {
-                methods: self.verbs.to_string(),
-            };
-        }
-        match (&self.callers, caller) {
-            (Callers::Public, _) => RuleOutcome::Allows,
-            (_, None) => RuleOutcome::TokenRequired,
-            (_, Some(caller)) if !route.candidates(caller).any(|other| *other == at) => {
-                RuleOutcome::OtherCallers
-            }
-            (_, Some(caller)) => match self.missing_claim(caller) {
-                Some((name, claim)) => RuleOutcome::Claim {
-                    required: bounded(&format!("{name:?} {claim:?}"), 200),
-                },
-                None => RuleOutcome::Allows,
-            },
-        }
-    }
-
     /// Whether this pattern alone matches the path.
     fn matches(&self, path: &str) -> bool {
         let mut alone = matchit::Router::new();
