@@ -10,8 +10,8 @@ use crate::jwt::{Algorithm, AlgorithmSet, PublicKey};
 #[derive(PartialEq)]
 pub struct JwtAuthority {
     key_id: Box<str>,
-    key: PublicKey,
-    algorithms: AlgorithmSet,
+    pub(super) key: PublicKey,
+    pub(super) algorithms: AlgorithmSet,
 }
 
 impl JwtAuthority {
@@ -37,23 +37,6 @@ impl JwtAuthority {
     /// Whether `signature` over `message` is by this key.
     pub(crate) fn verify(&self, algorithm: Algorithm, message: &[u8], signature: &[u8]) -> bool {
         self.supports(algorithm) && self.key.verify(algorithm, message, signature)
-    }
-
-    pub(super) fn key(&self) -> &PublicKey {
-        &self.key
-    }
-
-    /// Whether it is the same key. The ID and the algorithms do not count.
-    pub(super) fn has_same_key(&self, other: &Self) -> bool {
-        self.key == other.key
-    }
-
-    pub(super) fn restrict_to(&mut self, allowed: AlgorithmSet) {
-        self.algorithms = self.algorithms.and(allowed);
-    }
-
-    pub(super) fn algorithms(&self) -> AlgorithmSet {
-        self.algorithms
     }
 }
 

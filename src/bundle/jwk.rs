@@ -1,6 +1,5 @@
 //! One element of a JWK Set (RFC 7517 section 4, RFC 7518 section 6).
 
-use std::borrow::Cow;
 use std::fmt;
 
 use super::JwtBundle;
@@ -12,7 +11,7 @@ use crate::jwt::{
 
 /// What `use` must be.
 #[derive(Clone, Copy)]
-pub(super) enum UseRule {
+pub(crate) enum UseRule {
     /// Workload API: issuers omit it there, and no rule requires it.
     AbsentOrJwtSvid,
     /// SPIFFE bundles (SPIFFE Trust Domain and Bundle section 4.2.2).
@@ -35,23 +34,6 @@ pub struct IgnoredKey {
 pub(super) enum OtherSvid {
     X509,
     Wit,
-}
-
-/// Why an element was not read as an authority.
-pub(super) struct Rejected<'a> {
-    pub(super) key_id: Option<Cow<'a, str>>,
-    pub(super) reason: IgnoredReason,
-    pub(super) other_svid: Option<OtherSvid>,
-}
-
-impl<'a> Rejected<'a> {
-    fn new(key_id: Option<Cow<'a, str>>, reason: IgnoredReason) -> Self {
-        Self {
-            key_id,
-            reason,
-            other_svid: None,
-        }
-    }
 }
 
 /// Why an element of a JWK Set is not used as an authority.
@@ -95,13 +77,6 @@ impl IgnoredKey {
             key_id,
             reason,
             other_svid: None,
-        }
-    }
-
-    pub(super) fn rejected(position: usize, rejected: &Rejected<'_>) -> Self {
-        Self {
-            other_svid: rejected.other_svid,
-            ..Self::new(position, rejected.key_id.as_deref(), rejected.reason)
         }
     }
 
@@ -175,15 +150,17 @@ impl fmt::Display for IgnoredReason {
     }
 }
 
-/// Reads one element; an error has its key ID, if there is one. A key that `known` has under
-/// this ID is not parsed again.
-pub(super) fn read<'a>(
-    element: &'a str,
+/// Reads one element. A key that `known` has under its ID is not parsed again.
+pub(super) fn read(
+    position: usize,
+    element: &str,
     rule: UseRule,
     known: Option<&JwtBundle>,
-) -> Result<JwtAuthority, Rejected<'a>> {
-    let members = Members::read(element).map_err(|reason| Rejected::new(None, reason))?;
+) -> Result<JwtAuthority, IgnoredKey> {
+    let members =
+        Members::read(element).map_err(|reason| IgnoredKey::new(position, None, reason))?;
     let key_id = members.key_id.and_then(read_text);
+    let ignored = |reason| IgnoredKey::new(position, key_id.as_deref(), reason);
     // Checked first: such a key needs no `kid`.
     let other_svid = match members.usage.and_then(read_text).as_deref() {
         Some("x509-svid") => Some(OtherSvid::X509),
@@ -191,20 +168,17 @@ pub(super) fn read<'a>(
         _ => None,
     };
     if other_svid.is_some() {
-        return Err(Rejected {
+        return Err(IgnoredKey {
             other_svid,
-            ..Rejected::new(key_id, IgnoredReason::Use)
+            ..ignored(IgnoredReason::Use)
         });
     }
-    let Some(key_id) = key_id.filter(|id| !id.is_empty() && id.len() <= MAX_KEY_ID_LEN) else {
-        let key_id = members.key_id.and_then(read_text);
-        return Err(Rejected::new(key_id, IgnoredReason::KeyId));
+    let is_valid = |id: &&str| !id.is_empty() && id.len() <= MAX_KEY_ID_LEN;
+    let Some(key_id) = key_id.as_deref().filter(is_valid) else {
+        return Err(ignored(IgnoredReason::KeyId));
     };
-    let known = known.and_then(|known| known.authority(&key_id));
-    match authority(&members, &key_id, rule, known.map(|known| known.key())) {
-        Ok(authority) => Ok(authority),
-        Err(reason) => Err(Rejected::new(Some(key_id), reason)),
-    }
+    let known = known.and_then(|known| known.authority(key_id));
+    authority(&members, key_id, rule, known.map(|known| &known.key)).map_err(ignored)
 }
 
 fn authority(
@@ -244,7 +218,7 @@ fn authority(
     let key = key.map_err(|fault| match fault {
         KeyFault::CoordinateLength => IgnoredReason::Encoding,
         KeyFault::NotOnCurve => IgnoredReason::NotOnCurve,
-        KeyFault::Modulus | KeyFault::ModulusLength => IgnoredReason::Modulus,
+        KeyFault::Modulus => IgnoredReason::Modulus,
         KeyFault::Exponent => IgnoredReason::Exponent,
     })?;
     let allowed = allowed_by_alg(members.algorithm).and(allowed_by_key_ops(members.key_ops));
@@ -293,7 +267,6 @@ struct Members<'a> {
     n: Option<&'a str>,
     e: Option<&'a str>,
     private: bool,
-    duplicate: bool,
 }
 
 impl<'a> Members<'a> {
@@ -302,11 +275,10 @@ impl<'a> Members<'a> {
             return Err(IgnoredReason::NotAnObject);
         }
         let mut members = Self::default();
-        read_object(element, &mut members).map_err(|_| IgnoredReason::Malformed)?;
-        if members.duplicate {
-            return Err(IgnoredReason::Malformed);
+        match read_object(element, &mut members) {
+            Ok(false) => Ok(members),
+            Ok(true) | Err(_) => Err(IgnoredReason::Malformed),
         }
-        Ok(members)
     }
 }
 
@@ -331,9 +303,5 @@ impl<'a> Object<'a> for Members<'a> {
                 return None;
             }
         })
-    }
-
-    fn repeated(&mut self) {
-        self.duplicate = true;
     }
 }

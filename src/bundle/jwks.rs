@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
-use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::JwtBundle;
@@ -73,11 +73,10 @@ pub(super) fn read(
     let elements =
         elements(text).map_err(|error| JwksError::new(json_fault(&error, EXPECTED), document))?;
 
-    let mut keys = Reader::default();
-    for (position, element) in elements.into_iter().enumerate() {
-        keys.read(position, element.get(), rule, known);
-    }
-    Ok(keys.finish())
+    let elements = elements.into_iter().enumerate();
+    Ok(sorted(elements.map(|(position, element)| {
+        jwk::read(position, element.get(), rule, known)
+    })))
 }
 
 /// Reads as [`read`] does, from separate elements.
@@ -85,39 +84,26 @@ pub(super) fn read_each<K: AsRef<[u8]>>(
     elements: impl IntoIterator<Item = K>,
     rule: UseRule,
 ) -> Keys {
-    let mut keys = Reader::default();
-    for (position, element) in elements.into_iter().enumerate() {
-        match std::str::from_utf8(element.as_ref()) {
-            Ok(element) => keys.read(position, element, rule, None),
-            Err(_) => {
-                let reason = IgnoredReason::Malformed;
-                report(&mut keys.ignored, IgnoredKey::new(position, None, reason));
-            }
-        }
-    }
-    keys.finish()
+    let elements = elements.into_iter().enumerate();
+    sorted(elements.map(
+        |(position, element)| match std::str::from_utf8(element.as_ref()) {
+            Ok(element) => jwk::read(position, element, rule, None),
+            Err(_) => Err(IgnoredKey::new(position, None, IgnoredReason::Malformed)),
+        },
+    ))
 }
 
-#[derive(Default)]
-struct Reader {
-    found: Vec<(usize, JwtAuthority)>,
-    ignored: Vec<IgnoredKey>,
-}
-
-impl Reader {
-    fn read(&mut self, position: usize, element: &str, rule: UseRule, known: Option<&JwtBundle>) {
-        match jwk::read(element, rule, known) {
-            Ok(authority) => self.found.push((position, authority)),
-            Err(rejected) => report(&mut self.ignored, IgnoredKey::rejected(position, &rejected)),
+fn sorted(elements: impl Iterator<Item = Result<JwtAuthority, IgnoredKey>>) -> Keys {
+    let (mut found, mut ignored) = (Vec::new(), Vec::new());
+    for (position, element) in elements.enumerate() {
+        match element {
+            Ok(authority) => found.push((position, authority)),
+            Err(key) => report(&mut ignored, key),
         }
     }
-
-    fn finish(self) -> Keys {
-        let Self { found, mut ignored } = self;
-        let authorities = without_ambiguous(found, &mut ignored);
-        ignored.sort_by_key(IgnoredKey::position);
-        (authorities, ignored.into())
-    }
+    let authorities = without_ambiguous(found, &mut ignored);
+    ignored.sort_by_key(IgnoredKey::position);
+    (authorities, ignored.into())
 }
 
 /// Drops keys whose key ID two different keys have: otherwise the order of an array would decide
@@ -130,7 +116,7 @@ fn without_ambiguous(
     let ambiguous: HashSet<Box<str>> = found
         .windows(2)
         .filter_map(|pair| match pair {
-            [(_, a), (_, b)] if a.key_id() == b.key_id() && !a.has_same_key(b) => {
+            [(_, a), (_, b)] if a.key_id() == b.key_id() && a.key != b.key => {
                 Some(a.key_id().into())
             }
             _ => None,
@@ -145,7 +131,7 @@ fn without_ambiguous(
         } else if let Some(twin) = authorities.last_mut()
             && twin.key_id() == key_id
         {
-            twin.restrict_to(authority.algorithms());
+            twin.algorithms = twin.algorithms.and(authority.algorithms);
         } else {
             authorities.push(authority);
         }
@@ -166,20 +152,12 @@ fn report(ignored: &mut Vec<IgnoredKey>, key: IgnoredKey) {
 
 fn elements(text: &str) -> Result<Vec<&RawValue>, serde_json::Error> {
     let mut deserializer = serde_json::Deserializer::from_str(text);
-    let elements = SetReader.deserialize(&mut deserializer)?;
+    let elements = deserializer.deserialize_map(SetReader)?;
     deserializer.end()?;
     Ok(elements)
 }
 
 struct SetReader;
-
-impl<'de> DeserializeSeed<'de> for SetReader {
-    type Value = Vec<&'de RawValue>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
 
 impl<'de> Visitor<'de> for SetReader {
     type Value = Vec<&'de RawValue>;

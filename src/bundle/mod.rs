@@ -33,11 +33,11 @@ mod set;
 mod source;
 mod wrong_kind;
 
-use std::fmt;
 use std::sync::Arc;
 
 pub use crate::jwt::{Algorithm, UnknownAlgorithm};
 pub use authority::JwtAuthority;
+pub(crate) use jwk::UseRule;
 pub use jwk::{IgnoredKey, IgnoredReason};
 pub use jwks::JwksError;
 pub use set::{FixedBundles, JwtBundleSet};
@@ -53,7 +53,7 @@ use crate::identity::TrustDomain;
 ///
 /// Two bundles are equal if they have the same trust domain and the same authorities. The order in
 /// the documents and the ignored elements make no difference.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct JwtBundle {
     trust_domain: TrustDomain,
     // Sorted by key ID, each once.
@@ -69,7 +69,7 @@ impl JwtBundle {
     /// The document is not a JWK Set. A set with no usable keys is not an error: see
     /// [`ignored`](Self::ignored).
     pub fn from_jwks(trust_domain: TrustDomain, jwks: &[u8]) -> Result<Self, JwksError> {
-        Self::read(trust_domain, jwks, jwk::UseRule::AbsentOrJwtSvid, None)
+        Self::read(trust_domain, jwks, UseRule::AbsentOrJwtSvid, None)
     }
 
     /// Reads JWKs given one by one, by the rules of [`from_jwks`](Self::from_jwks). A JWK that cannot
@@ -93,7 +93,7 @@ impl JwtBundle {
         trust_domain: TrustDomain,
         keys: impl IntoIterator<Item = K>,
     ) -> Self {
-        let (authorities, ignored) = jwks::read_each(keys, jwk::UseRule::AbsentOrJwtSvid);
+        let (authorities, ignored) = jwks::read_each(keys, UseRule::AbsentOrJwtSvid);
         Self {
             trust_domain,
             authorities,
@@ -108,7 +108,7 @@ impl JwtBundle {
     /// The document is not a JWK Set. A set with no usable keys is not an error: see
     /// [`ignored`](Self::ignored).
     pub fn from_spiffe_bundle(trust_domain: TrustDomain, bundle: &[u8]) -> Result<Self, JwksError> {
-        Self::read(trust_domain, bundle, jwk::UseRule::JwtSvid, None)
+        Self::read(trust_domain, bundle, UseRule::JwtSvid, None)
     }
 
     /// Reads a JWK Set that an OIDC issuer publishes, or another JWK Set that the user assigned to
@@ -119,47 +119,15 @@ impl JwtBundle {
     /// The document is not a JWK Set. A set with no usable keys is not an error: see
     /// [`ignored`](Self::ignored).
     pub fn from_oidc_jwks(trust_domain: TrustDomain, jwks: &[u8]) -> Result<Self, JwksError> {
-        Self::read(trust_domain, jwks, jwk::UseRule::AbsentOrJwtSvidOrSig, None)
+        Self::read(trust_domain, jwks, UseRule::AbsentOrJwtSvidOrSig, None)
     }
 
-    /// Reads as [`from_oidc_jwks`](Self::from_oidc_jwks), reusing the keys that `previous` has parsed.
-    #[cfg(any(feature = "server", feature = "client"))]
-    #[allow(dead_code, reason = "used by sources that are features")]
-    pub(crate) fn from_oidc_jwks_after(
-        previous: Option<&Self>,
-        trust_domain: TrustDomain,
-        jwks: &[u8],
-    ) -> Result<Self, JwksError> {
-        let rule = jwk::UseRule::AbsentOrJwtSvidOrSig;
-        Self::read(trust_domain, jwks, rule, previous)
-    }
-
-    /// Reads as [`from_jwks`](Self::from_jwks), reusing the keys that `previous` has parsed and sharing its
-    /// authorities. Most documents did not change.
-    #[cfg(any(feature = "server", feature = "client"))]
-    pub(crate) fn from_jwks_after(
-        previous: Option<&Self>,
-        trust_domain: TrustDomain,
-        jwks: &[u8],
-    ) -> Result<Self, JwksError> {
-        let rule = jwk::UseRule::AbsentOrJwtSvid;
-        Self::read(trust_domain, jwks, rule, previous)
-    }
-
-    /// Reads as [`from_spiffe_bundle`](Self::from_spiffe_bundle), reusing the keys of `previous`.
-    #[cfg(any(feature = "server", feature = "client"))]
-    pub(crate) fn from_spiffe_bundle_after(
-        previous: Option<&Self>,
-        trust_domain: TrustDomain,
-        bundle: &[u8],
-    ) -> Result<Self, JwksError> {
-        Self::read(trust_domain, bundle, jwk::UseRule::JwtSvid, previous)
-    }
-
-    fn read(
+    /// Reads a document, reusing the keys that `previous` has parsed and sharing its authorities. Most
+    /// documents did not change.
+    pub(crate) fn read(
         trust_domain: TrustDomain,
         document: &[u8],
-        rule: jwk::UseRule,
+        rule: UseRule,
         previous: Option<&Self>,
     ) -> Result<Self, JwksError> {
         let previous = previous.filter(|previous| previous.trust_domain == trust_domain);
@@ -249,15 +217,5 @@ impl JwtBundle {
 impl PartialEq for JwtBundle {
     fn eq(&self, other: &Self) -> bool {
         self.trust_domain == other.trust_domain && self.authorities == other.authorities
-    }
-}
-
-impl fmt::Debug for JwtBundle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("JwtBundle")
-            .field("trust_domain", &self.trust_domain)
-            .field("authorities", &self.authorities)
-            .field("ignored", &self.ignored)
-            .finish()
     }
 }

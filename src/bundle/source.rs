@@ -125,16 +125,20 @@ impl BundlesUnavailable {
             Self::Closed => "closed",
         }
     }
-}
 
-impl fmt::Display for BundlesUnavailable {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+    pub(crate) const fn text(self) -> &'static str {
+        match self {
             Self::NotReady => "no bundles have arrived yet",
             Self::Withdrawn => "the issuer withdrew the bundles",
             Self::Stale => "the bundles are older than allowed",
             Self::Closed => "the source was shut down",
-        })
+        }
+    }
+}
+
+impl fmt::Display for BundlesUnavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.text())
     }
 }
 

@@ -1,26 +1,27 @@
 //! Recognizes documents that are not sets of keys: users sometimes configure the wrong file.
 
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use std::fmt;
+use std::collections::HashMap;
 
-use crate::jwt::Text;
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
 
 /// The bytes with which some editors begin a UTF-8 file. JSON does not allow them.
 pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// What was expected instead of the document.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(
+    not(any(feature = "server", feature = "client")),
+    allow(dead_code, reason = "only sources expect maps")
+)]
 pub(crate) enum Expected {
     /// The keys of one trust domain.
     Keys,
     /// A map from trust domains to their keys.
-    #[cfg(any(feature = "server", feature = "client"))]
     Map,
     /// An object whose names are trust domains.
-    #[cfg(any(feature = "server", feature = "client"))]
     FlatMap,
     /// The output of `spire-agent api fetch jwt -output json`.
-    #[cfg(any(feature = "server", feature = "client"))]
     AgentOutput,
 }
 
@@ -54,8 +55,7 @@ pub(crate) fn wrong_kind(document: &[u8], expected: Expected) -> Option<&'static
     if is_token(text.trim_end()) {
         return Some("it is a token, not a set of keys");
     }
-    let names = serde_json::from_slice::<Names>(document).ok()?;
-    names.kind(expected)
+    Names::read(std::str::from_utf8(document).ok()?)?.kind(expected)
 }
 
 const MANIFEST: &str = "it is a Kubernetes manifest; mount the ConfigMap as a volume and use the \
@@ -67,42 +67,41 @@ fn is_token(text: &str) -> bool {
     text.starts_with("eyJ") && text.matches('.').count() == 2 && text.bytes().all(letter)
 }
 
-/// Which of the known names are in a JSON document, at its top or in the objects of a list.
+/// The names in a JSON document: at its top, or in the objects of a list.
 #[derive(Default)]
 struct Names {
     in_list: bool,
     tokens: bool,
-    seen: u16,
+    names: HashMap<String, IgnoredAny>,
 }
 
-/// The names, each a bit of `seen`.
-const TELLING: [&str; 14] = [
-    "keys",
-    "kty",
-    "jwks_uri",
-    "authorization_endpoint",
-    "apiVersion",
-    "kind",
-    "trust_domains",
-    "svids",
-    "svid",
-    "bundles",
-    "x509_authorities",
-    "jwt_authorities",
-    "access_token",
-    "id_token",
-];
-
 impl Names {
-    fn note(&mut self, name: &str) {
-        if let Some(at) = TELLING.iter().position(|telling| *telling == name) {
-            self.seen |= 1 << at;
+    fn read(json: &str) -> Option<Self> {
+        if !json.trim_start().starts_with('[') {
+            let names = serde_json::from_str(json).ok()?;
+            return Some(Self {
+                names,
+                ..Self::default()
+            });
         }
+        let mut all = Self {
+            in_list: true,
+            ..Self::default()
+        };
+        for element in serde_json::from_str::<Vec<&RawValue>>(json).ok()? {
+            let raw = element.get();
+            let text = raw
+                .strip_prefix('"')
+                .and_then(|text| text.strip_suffix('"'));
+            all.tokens |= text.is_some_and(is_token);
+            let names = serde_json::from_str::<HashMap<_, _>>(raw);
+            all.names.extend(names.unwrap_or_default());
+        }
+        Some(all)
     }
 
     fn has(&self, name: &str) -> bool {
-        let at = TELLING.iter().position(|telling| *telling == name);
-        at.is_some_and(|at| self.seen & (1 << at) != 0)
+        self.names.contains_key(name)
     }
 
     fn kind(&self, expected: Expected) -> Option<&'static str> {
@@ -145,73 +144,13 @@ impl Names {
             Expected::Keys if self.has("trust_domains") => Some(
                 "it is a map of several trust domains; read it with `bundle_map` or `jwks_map`",
             ),
-            #[cfg(any(feature = "server", feature = "client"))]
             Expected::Map | Expected::FlatMap | Expected::AgentOutput if self.has("keys") => {
                 Some("it has the keys of one trust domain; read it with `spiffe_bundle` or `jwks`")
             }
-            #[cfg(any(feature = "server", feature = "client"))]
             Expected::FlatMap | Expected::AgentOutput if self.has("trust_domains") => {
                 Some("it is a map with `trust_domains`; read it with `bundle_map` or `jwks_map`")
             }
             _ => None,
         }
-    }
-}
-
-impl<'de> Deserialize<'de> for Names {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(NamesReader)
-    }
-}
-
-struct NamesReader;
-
-impl<'de> Visitor<'de> for NamesReader {
-    type Value = Names;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object or a list of objects")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Names, A::Error> {
-        let mut names = Names::default();
-        while let Some(Text(name)) = map.next_key::<Text<'de>>()? {
-            names.note(&name);
-            map.next_value::<IgnoredAny>()?;
-        }
-        Ok(names)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Names, A::Error> {
-        let mut all = Names::default();
-        while let Some(Element { seen, tokens }) = list.next_element()? {
-            all.seen |= seen;
-            all.tokens |= tokens;
-        }
-        all.in_list = true;
-        Ok(all)
-    }
-}
-
-/// An element of a list: the names of an object, or whether it is a token.
-struct Element {
-    seen: u16,
-    tokens: bool,
-}
-
-impl<'de> Deserialize<'de> for Element {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let raw = <&serde_json::value::RawValue>::deserialize(deserializer)?.get();
-        let tokens = raw
-            .strip_prefix('"')
-            .and_then(|text| text.strip_suffix('"'));
-        let seen = match raw.starts_with('{') {
-            true => serde_json::from_str::<Names>(raw).map_or(0, |names| names.seen),
-            false => 0,
-        };
-        Ok(Self {
-            seen,
-            tokens: tokens.is_some_and(is_token),
-        })
     }
 }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
+use serde::de::{Deserializer, SeqAccess, Visitor};
 
 use super::json::{Object, Text, read_numeric_date, read_object, read_text};
 use crate::clock::UnixTime;
@@ -13,29 +13,21 @@ pub(crate) struct Claims<'a> {
     pub(crate) subject: Cow<'a, str>,
     /// At least one.
     pub(crate) audiences: Audiences<'a>,
+    pub(crate) life: Life,
+}
+
+/// The times of a token.
+#[derive(Clone, Copy)]
+pub(crate) struct Life {
     pub(crate) expires_at: UnixTime,
     pub(crate) not_before: Option<UnixTime>,
     pub(crate) issued_at: Option<UnixTime>,
 }
 
 /// Why claims are invalid. A wrong type is a fault and never counts as missing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ClaimsFault {
-    /// Not a JSON object in UTF-8.
-    Json,
-    /// A top-level name is duplicate, with or without escapes.
-    Duplicate,
-    /// `sub` is missing or not a string.
-    Subject,
-    /// `aud` is missing, empty, or neither a string nor an array of strings.
-    Audience,
-    /// `exp` is missing, not a number, or a number that overflows a double.
-    Expiry,
-    /// `nbf` is present and not such a number.
-    NotBefore,
-    /// `iat` is present and not such a number.
-    IssuedAt,
-}
+pub(crate) type ClaimsFault = &'static str;
+
+pub(crate) const PAYLOAD: ClaimsFault = "the payload is not a JSON object in UTF-8";
 
 /// One audience or several.
 pub(crate) enum Audiences<'a> {
@@ -56,16 +48,15 @@ impl<'a> Audiences<'a> {
             return Some(Self::One(one));
         }
         let mut deserializer = serde_json::Deserializer::from_str(raw);
-        AudienceReader.deserialize(&mut deserializer).ok()
+        deserializer.deserialize_seq(AudienceReader).ok()
     }
 }
 
 impl<'a> Claims<'a> {
     pub(crate) fn parse(json: &'a str) -> Result<Self, ClaimsFault> {
         let mut members = Members::default();
-        read_object(json, &mut members).map_err(|_| ClaimsFault::Json)?;
-        if members.duplicate {
-            return Err(ClaimsFault::Duplicate);
+        if read_object(json, &mut members).map_err(|_| PAYLOAD)? {
+            return Err("a claim is duplicate");
         }
         let date = |raw: Option<&'a str>, fault| match raw {
             Some(raw) => read_numeric_date(raw).map(Some).ok_or(fault),
@@ -75,17 +66,19 @@ impl<'a> Claims<'a> {
             subject: members
                 .subject
                 .and_then(read_text)
-                .ok_or(ClaimsFault::Subject)?,
+                .ok_or("`sub` is missing or not a string")?,
             audiences: members
                 .audience
                 .and_then(Audiences::read)
-                .ok_or(ClaimsFault::Audience)?,
-            expires_at: members
-                .expiry
-                .and_then(read_numeric_date)
-                .ok_or(ClaimsFault::Expiry)?,
-            not_before: date(members.not_before, ClaimsFault::NotBefore)?,
-            issued_at: date(members.issued_at, ClaimsFault::IssuedAt)?,
+                .ok_or("`aud` is missing, empty, or neither a string nor an array of strings")?,
+            life: Life {
+                expires_at: members
+                    .expiry
+                    .and_then(read_numeric_date)
+                    .ok_or("`exp` is missing or not a number")?,
+                not_before: date(members.not_before, "`nbf` is not a number")?,
+                issued_at: date(members.issued_at, "`iat` is not a number")?,
+            },
         })
     }
 }
@@ -97,7 +90,6 @@ struct Members<'a> {
     expiry: Option<&'a str>,
     not_before: Option<&'a str>,
     issued_at: Option<&'a str>,
-    duplicate: bool,
 }
 
 impl<'a> Object<'a> for Members<'a> {
@@ -113,21 +105,9 @@ impl<'a> Object<'a> for Members<'a> {
             _ => return None,
         })
     }
-
-    fn repeated(&mut self) {
-        self.duplicate = true;
-    }
 }
 
 struct AudienceReader;
-
-impl<'de> DeserializeSeed<'de> for AudienceReader {
-    type Value = Audiences<'de>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_seq(self)
-    }
-}
 
 impl<'de> Visitor<'de> for AudienceReader {
     type Value = Audiences<'de>;

@@ -17,18 +17,10 @@ pub(crate) struct Header<'a> {
 pub(crate) enum HeaderFault {
     /// Not a JSON object in UTF-8.
     Json,
-    /// A member name is duplicate.
-    Duplicate,
     /// `alg` is missing, not a string, or unknown.
     Algorithm,
-    /// `typ` is present and neither `JWT` nor `JOSE`.
-    Type,
-    /// `kid` is empty, not a string, or too long.
-    KeyId,
-    /// A field that changes how a token is read, or that contains a key: never accepted.
-    Forbidden,
-    /// A field other than `alg`, `kid` and `typ`.
-    Unknown,
+    /// Another field is invalid or not accepted: why.
+    Field(&'static str),
 }
 
 impl<'a> Header<'a> {
@@ -36,9 +28,8 @@ impl<'a> Header<'a> {
     pub(crate) fn parse(json: &'a [u8], allow_unknown: bool) -> Result<Self, HeaderFault> {
         let json = std::str::from_utf8(json).map_err(|_| HeaderFault::Json)?;
         let mut members = Members::default();
-        read_object(json, &mut members).map_err(|_| HeaderFault::Json)?;
-        if members.duplicate {
-            return Err(HeaderFault::Duplicate);
+        if read_object(json, &mut members).map_err(|_| HeaderFault::Json)? {
+            return Err(HeaderFault::Field("a header field is duplicate"));
         }
         // JWT-5: the algorithm is checked before all other fields.
         let algorithm = members
@@ -46,18 +37,22 @@ impl<'a> Header<'a> {
             .and_then(|raw| Algorithm::from_name(&read_text(raw)?))
             .ok_or(HeaderFault::Algorithm)?;
         if members.forbidden {
-            return Err(HeaderFault::Forbidden);
+            // They change how a token is read, or contain a key.
+            let why = "it has a header field that is never accepted (crit, b64, jku, jwk, x5…)";
+            return Err(HeaderFault::Field(why));
         }
         if members.unknown && !allow_unknown {
-            return Err(HeaderFault::Unknown);
+            let why = "it has a header field other than alg, kid and typ";
+            return Err(HeaderFault::Field(why));
         }
         if let Some(raw) = members.typ
             && !matches!(read_text(raw).as_deref(), Some("JWT" | "JOSE"))
         {
-            return Err(HeaderFault::Type);
+            return Err(HeaderFault::Field("`typ` is neither JWT nor JOSE"));
         }
+        let why = "`kid` is empty, not a string, or longer than 1024 bytes";
         let key_id = match members.key_id {
-            Some(raw) => Some(key_id(raw).ok_or(HeaderFault::KeyId)?),
+            Some(raw) => Some(key_id(raw).ok_or(HeaderFault::Field(why))?),
             None => None,
         };
         Ok(Self { algorithm, key_id })
@@ -82,7 +77,6 @@ struct Members<'a> {
     key_id: Option<&'a str>,
     forbidden: bool,
     unknown: bool,
-    duplicate: bool,
 }
 
 impl<'a> Object<'a> for Members<'a> {
@@ -101,9 +95,5 @@ impl<'a> Object<'a> for Members<'a> {
                 return None;
             }
         })
-    }
-
-    fn repeated(&mut self) {
-        self.duplicate = true;
     }
 }

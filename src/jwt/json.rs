@@ -4,39 +4,16 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
 
-use serde::de::{
-    Deserialize, DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor,
-};
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::clock::UnixTime;
 
 /// A JSON string, borrowed unless it has escapes.
-pub(crate) struct Text<'a>(pub(crate) Cow<'a, str>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TextVisitor;
-
-        impl<'de> Visitor<'de> for TextVisitor {
-            type Value = Text<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a string")
-            }
-
-            fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Self::Value, E> {
-                Ok(Text(Cow::Borrowed(text)))
-            }
-
-            fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
-                Ok(Text(Cow::Owned(text.to_owned())))
-            }
-        }
-
-        deserializer.deserialize_str(TextVisitor)
-    }
-}
+#[derive(Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
 
 /// The string in a raw JSON value; `None` if it is not a string, or not valid text (a lone surrogate).
 pub(crate) fn read_text(raw: &str) -> Option<Cow<'_, str>> {
@@ -87,45 +64,37 @@ pub(crate) trait Object<'a> {
 
     /// Where the value of the member with this name is kept; `None` if it is skipped.
     fn place(&mut self, name: &str) -> Option<&mut Option<&'a str>>;
-
-    /// Called for a duplicate member.
-    fn repeated(&mut self);
 }
 
-/// Reads all of `json` into `object`, in one pass and without recursion into skipped members.
+/// Reads all of `json` into `object`, in one pass and without recursion into skipped members. Returns
+/// whether a member is a duplicate.
 ///
 /// # Errors
 /// It is not one JSON object. The error may quote the text: it must not be shown.
 pub(crate) fn read_object<'a>(
     json: &'a str,
     object: &mut impl Object<'a>,
-) -> Result<(), serde_json::Error> {
+) -> Result<bool, serde_json::Error> {
     let mut deserializer = serde_json::Deserializer::from_str(json);
-    ObjectReader(object).deserialize(&mut deserializer)?;
-    deserializer.end()
+    let is_repeated = deserializer.deserialize_map(ObjectReader(object))?;
+    deserializer.end()?;
+    Ok(is_repeated)
 }
 
 struct ObjectReader<'o, O>(&'o mut O);
 
-impl<'de, O: Object<'de>> DeserializeSeed<'de> for ObjectReader<'_, O> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
 impl<'de, O: Object<'de>> Visitor<'de> for ObjectReader<'_, O> {
-    type Value = ();
+    type Value = bool;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<bool, A::Error> {
         let mut others = Names::new();
+        let mut is_repeated = false;
         while let Some(Text(name)) = map.next_key::<Text<'de>>()? {
-            let repeated = if let Some(place) = self.0.place(&name) {
+            is_repeated |= if let Some(place) = self.0.place(&name) {
                 place
                     .replace(map.next_value::<&RawValue>()?.get())
                     .is_some()
@@ -133,11 +102,8 @@ impl<'de, O: Object<'de>> Visitor<'de> for ObjectReader<'_, O> {
                 map.next_value::<IgnoredAny>()?;
                 O::ALL_ONCE && !others.insert(name)
             };
-            if repeated {
-                self.0.repeated();
-            }
         }
-        Ok(())
+        Ok(is_repeated)
     }
 }
 

@@ -33,10 +33,8 @@ pub(crate) enum KeyFault {
     CoordinateLength,
     /// The point is not on the curve.
     NotOnCurve,
-    /// The modulus is even or empty.
+    /// The modulus is even, or has fewer than 2048 bits or more than 8192.
     Modulus,
-    /// The modulus has fewer than 2048 bits or more than 8192.
-    ModulusLength,
     /// The exponent is even, below 3, or longer than 33 bits.
     Exponent,
 }
@@ -132,17 +130,12 @@ impl PublicKey {
         {
             return Ok(Self::Rsa(key.clone()));
         }
-        if modulus.last().is_none_or(|last| last & 1 == 0) {
+        let is_odd = |number: &[u8]| number.last().is_some_and(|last| last & 1 == 1);
+        // aws-lc accepts 1024 bits. Without an upper limit, a bundle could make each check slow.
+        if !is_odd(modulus) || !(2048..=8192).contains(&bits(modulus)) {
             return Err(KeyFault::Modulus);
         }
-        // aws-lc accepts 1024 bits. Without an upper limit, a bundle could make each check slow.
-        if !(2048..=8192).contains(&bits(modulus)) {
-            return Err(KeyFault::ModulusLength);
-        }
-        if bits(exponent) < 2
-            || bits(exponent) > 33
-            || exponent.last().is_none_or(|last| last & 1 == 0)
-        {
+        if !is_odd(exponent) || !(2..=33).contains(&bits(exponent)) {
             return Err(KeyFault::Exponent);
         }
         Ok(Self::Rsa(Arc::new(RsaKey {

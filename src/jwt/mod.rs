@@ -19,7 +19,7 @@ pub use algorithm::{Algorithm, UnknownAlgorithm};
 pub(crate) use base64url::{Room, decode};
 #[cfg(feature = "server")]
 pub(crate) use claim_index::ClaimIndex;
-pub(crate) use claims::{Claims, ClaimsFault};
+pub(crate) use claims::{Claims, Life, PAYLOAD};
 pub(crate) use header::{Header, HeaderFault, key_id_unchecked};
 pub(crate) use json::{Object, Text, read_object, read_text};
 pub(crate) use key::{Curve, KeyFault, PublicKey};

@@ -93,25 +93,46 @@ pub struct FacadeRecorder {
     admissions: Verdicts,
 }
 
-/// Counters of verdicts, by their fixed labels and then by trust domain.
-#[derive(Default)]
-struct Verdicts(ArcSwap<HashMap<Verdict, HashMap<Box<str>, Counter>>>);
+/// Counters of verdicts.
+struct Verdicts {
+    name: &'static str,
+    /// The name of the boolean label.
+    flag: &'static str,
+    /// By their fixed labels and then by trust domain.
+    counters: ArcSwap<HashMap<Verdict, HashMap<Box<str>, Counter>>>,
+}
 
 /// The outcome, its boolean label, and its `why`.
 type Verdict = (&'static str, bool, &'static str);
 
 impl Verdicts {
-    fn count(&self, verdict: Verdict, trust_domain: &str, new: impl FnOnce() -> Counter) {
-        let known = self.0.load();
+    fn new(name: &'static str, flag: &'static str) -> Self {
+        let counters = ArcSwap::default();
+        Self {
+            name,
+            flag,
+            counters,
+        }
+    }
+
+    fn count(&self, verdict: Verdict, trust_domain: &str) {
+        let known = self.counters.load();
         let counter = known
             .get(&verdict)
             .and_then(|by_domain| by_domain.get(trust_domain));
         match counter {
             Some(counter) => counter.increment(1),
             None => {
-                let counter = new();
+                let (outcome, flag, why) = verdict;
+                let counter = ::metrics::counter!(
+                    self.name,
+                    "outcome" => outcome,
+                    self.flag => if flag { "true" } else { "false" },
+                    "trust_domain" => trust_domain.to_owned(),
+                    "why" => why,
+                );
                 counter.increment(1);
-                self.0.rcu(|verdicts| {
+                self.counters.rcu(|verdicts| {
                     let mut verdicts = HashMap::clone(verdicts);
                     verdicts
                         .entry(verdict)
@@ -173,8 +194,8 @@ impl FacadeRecorder {
         // A counter that first appears with a value above zero shows no increase.
         let recorder = Self {
             source,
-            verifications: Verdicts::default(),
-            admissions: Verdicts::default(),
+            verifications: Verdicts::new(VERDICTS, "cached"),
+            admissions: Verdicts::new(ADMISSIONS, "enforced"),
         };
         for counter in [UPDATES, RECONNECTS, RECONNECT_ATTEMPTS] {
             ::metrics::counter!(counter, recorder.source.iter()).increment(0);
@@ -185,17 +206,15 @@ impl FacadeRecorder {
         for event in SvidCacheEvent::ALL {
             ::metrics::counter!(CACHE, "event" => event.as_str()).increment(0);
         }
-        for outcome in ["ok", "error"] {
-            ::metrics::counter!(TOKEN_FILES, "outcome" => outcome).increment(0);
-        }
-        for outcome in EXCHANGE_OUTCOMES {
-            ::metrics::counter!(EXCHANGES, "outcome" => *outcome).increment(0);
-        }
-        for outcome in KEY_WAIT_OUTCOMES {
-            ::metrics::counter!(KEY_WAITS, "outcome" => *outcome).increment(0);
-        }
-        for outcome in DRY_RUN_OUTCOMES {
-            ::metrics::counter!(DRY_RUN, "outcome" => *outcome).increment(0);
+        for (counter, outcomes) in [
+            (TOKEN_FILES, &["ok", "error"][..]),
+            (EXCHANGES, EXCHANGE_OUTCOMES),
+            (KEY_WAITS, KEY_WAIT_OUTCOMES),
+            (DRY_RUN, DRY_RUN_OUTCOMES),
+        ] {
+            for outcome in outcomes {
+                ::metrics::counter!(counter, "outcome" => *outcome).increment(0);
+            }
         }
         ::metrics::counter!(ENDED).increment(0);
         // Not set: another recorder may have recorded a withdrawal.
@@ -208,11 +227,6 @@ impl FacadeRecorder {
         labels.extend_from_slice(&self.source);
         ::metrics::counter!(ERRORS, labels)
     }
-}
-
-/// A label's value.
-fn word(yes: bool) -> &'static str {
-    if yes { "true" } else { "false" }
 }
 
 impl Default for FacadeRecorder {
@@ -275,23 +289,9 @@ impl MetricsRecorder for FacadeRecorder {
         ::metrics::histogram!(EXCHANGE_TIME, "outcome" => outcome).record(latency.as_secs_f64());
     }
 
-    fn record_admission(&self, admission: &Admission<'_>) {
-        let Admission {
-            outcome,
-            enforced,
-            trust_domain,
-            why,
-        } = *admission;
-        self.admissions
-            .count((outcome, enforced, why), trust_domain, || {
-                ::metrics::counter!(
-                    ADMISSIONS,
-                    "outcome" => outcome,
-                    "enforced" => word(enforced),
-                    "trust_domain" => trust_domain.to_owned(),
-                    "why" => why,
-                )
-            });
+    fn record_admission(&self, it: &Admission<'_>) {
+        let verdict = (it.outcome, it.enforced, it.why);
+        self.admissions.count(verdict, it.trust_domain);
     }
 
     fn record_key_wait(&self, outcome: &'static str) {
@@ -306,23 +306,9 @@ impl MetricsRecorder for FacadeRecorder {
         ::metrics::counter!(ENDED).increment(1);
     }
 
-    fn record_verification(&self, verification: &Verification<'_>) {
-        let Verification {
-            outcome,
-            cached,
-            trust_domain,
-            why,
-        } = *verification;
-        self.verifications
-            .count((outcome, cached, why), trust_domain, || {
-                ::metrics::counter!(
-                    VERDICTS,
-                    "outcome" => outcome,
-                    "cached" => word(cached),
-                    "trust_domain" => trust_domain.to_owned(),
-                    "why" => why,
-                )
-            });
+    fn record_verification(&self, it: &Verification<'_>) {
+        let verdict = (it.outcome, it.cached, it.why);
+        self.verifications.count(verdict, it.trust_domain);
     }
 }
 

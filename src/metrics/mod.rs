@@ -233,6 +233,7 @@ pub const EXCHANGE_OUTCOMES: &[&str] = &[
 
 /// Receives the counts. It is called on hot paths, so it must be fast and must not block. A panic
 /// in it is caught if it could end a background task.
+#[allow(unused_variables, reason = "the defaults do nothing")]
 pub trait MetricsRecorder: Send + Sync + 'static {
     /// The source has a new bundle set that differs from the one before.
     fn record_update(&self) {}
@@ -244,78 +245,52 @@ pub trait MetricsRecorder: Send + Sync + 'static {
     fn record_reconnect_attempt(&self) {}
 
     /// A source or a policy file had an error. `kind` is one of [`SOURCE_ERROR_KINDS`].
-    fn record_error(&self, kind: &'static str) {
-        let _ = kind;
-    }
+    fn record_error(&self, kind: &'static str) {}
 
     /// Tokens can be verified (`true`) or not (`false`: no bundles yet, withdrawn, stale, closed).
     /// Recorded when the source starts, and when this changes or is checked.
-    fn record_ready(&self, ready: bool) {
-        let _ = ready;
-    }
+    fn record_ready(&self, ready: bool) {}
 
     /// The issuer withdrew the bundles (`true`), or restored them (`false`).
-    fn record_withdrawal(&self, withdrawn: bool) {
-        let _ = withdrawn;
-    }
+    fn record_withdrawal(&self, withdrawn: bool) {}
 
     /// The time since the source's last contact with the issuer. Recorded when it changes, once a
     /// minute without messages, at every attempt to reconnect, and after every poll.
-    fn record_bundle_age(&self, age: Duration) {
-        let _ = age;
-    }
+    fn record_bundle_age(&self, age: Duration) {}
 
     /// The wall time of a contact with the issuer. It is a timestamp and not an age, so an alert on
     /// it also fires if the process hangs.
-    fn record_contact(&self, at: UnixTime) {
-        let _ = at;
-    }
+    fn record_contact(&self, at: UnixTime) {}
 
     /// One call for a token of this workload ended; `outcome` is `ok` or a class of error.
-    fn record_svid_fetch(&self, outcome: &'static str, latency: Duration) {
-        let _ = (outcome, latency);
-    }
+    fn record_svid_fetch(&self, outcome: &'static str, latency: Duration) {}
 
     /// The token cache had this event.
-    fn record_svid_cache(&self, event: SvidCacheEvent) {
-        let _ = event;
-    }
+    fn record_svid_cache(&self, event: SvidCacheEvent) {}
 
     /// A write of a token file succeeded (`ok`) or failed (`error`).
-    fn record_token_file(&self, outcome: &'static str) {
-        let _ = outcome;
-    }
+    fn record_token_file(&self, outcome: &'static str) {}
 
     /// One request for an access token of an OAuth authorization server ended; `outcome` is one of
     /// [`EXCHANGE_OUTCOMES`].
-    fn record_token_exchange(&self, outcome: &'static str, latency: Duration) {
-        let _ = (outcome, latency);
-    }
+    fn record_token_exchange(&self, outcome: &'static str, latency: Duration) {}
 
     /// A server layer decided on a request.
-    fn record_admission(&self, admission: &Admission<'_>) {
-        let _ = admission;
-    }
+    fn record_admission(&self, admission: &Admission<'_>) {}
 
     /// A request waited, or would have waited, for a key of its token that is not in the bundle;
     /// `outcome` is one of [`KEY_WAIT_OUTCOMES`].
-    fn record_key_wait(&self, outcome: &'static str) {
-        let _ = outcome;
-    }
+    fn record_key_wait(&self, outcome: &'static str) {}
 
     /// A policy file in a dry run allowed a request that it would deny; `outcome` is one of
     /// [`DRY_RUN_OUTCOMES`].
-    fn record_dry_run_denial(&self, outcome: &'static str) {
-        let _ = outcome;
-    }
+    fn record_dry_run_denial(&self, outcome: &'static str) {}
 
     /// A response ended early because the caller's token expired.
     fn record_ended_answer(&self) {}
 
     /// A caller's token was verified, or its verification failed.
-    fn record_verification(&self, verification: &Verification<'_>) {
-        let _ = verification;
-    }
+    fn record_verification(&self, verification: &Verification<'_>) {}
 }
 
 /// The recorder that ignores everything.
@@ -456,74 +431,34 @@ impl Shielded {
     }
 }
 
-impl MetricsRecorder for Shielded {
-    fn record_update(&self) {
-        self.run(|inner| inner.record_update());
-    }
+macro_rules! shielded {
+    ($($method:ident($($name:ident: $type:ty),*);)*) => {
+        impl MetricsRecorder for Shielded {
+            $(fn $method(&self $(, $name: $type)*) {
+                self.run(|inner| inner.$method($($name),*));
+            })*
+        }
+    };
+}
 
-    fn record_reconnect(&self) {
-        self.run(|inner| inner.record_reconnect());
-    }
-
-    fn record_reconnect_attempt(&self) {
-        self.run(|inner| inner.record_reconnect_attempt());
-    }
-
-    fn record_error(&self, kind: &'static str) {
-        self.run(|inner| inner.record_error(kind));
-    }
-
-    fn record_ready(&self, ready: bool) {
-        self.run(|inner| inner.record_ready(ready));
-    }
-
-    fn record_withdrawal(&self, withdrawn: bool) {
-        self.run(|inner| inner.record_withdrawal(withdrawn));
-    }
-
-    fn record_bundle_age(&self, age: Duration) {
-        self.run(|inner| inner.record_bundle_age(age));
-    }
-
-    fn record_contact(&self, at: UnixTime) {
-        self.run(|inner| inner.record_contact(at));
-    }
-
-    fn record_svid_fetch(&self, outcome: &'static str, latency: Duration) {
-        self.run(|inner| inner.record_svid_fetch(outcome, latency));
-    }
-
-    fn record_svid_cache(&self, event: SvidCacheEvent) {
-        self.run(|inner| inner.record_svid_cache(event));
-    }
-
-    fn record_token_file(&self, outcome: &'static str) {
-        self.run(|inner| inner.record_token_file(outcome));
-    }
-
-    fn record_token_exchange(&self, outcome: &'static str, latency: Duration) {
-        self.run(|inner| inner.record_token_exchange(outcome, latency));
-    }
-
-    fn record_admission(&self, admission: &Admission<'_>) {
-        self.run(|inner| inner.record_admission(admission));
-    }
-
-    fn record_key_wait(&self, outcome: &'static str) {
-        self.run(|inner| inner.record_key_wait(outcome));
-    }
-
-    fn record_dry_run_denial(&self, outcome: &'static str) {
-        self.run(|inner| inner.record_dry_run_denial(outcome));
-    }
-
-    fn record_ended_answer(&self) {
-        self.run(|inner| inner.record_ended_answer());
-    }
-
-    fn record_verification(&self, verification: &Verification<'_>) {
-        self.run(|inner| inner.record_verification(verification));
-    }
+shielded! {
+    record_update();
+    record_reconnect();
+    record_reconnect_attempt();
+    record_error(kind: &'static str);
+    record_ready(ready: bool);
+    record_withdrawal(withdrawn: bool);
+    record_bundle_age(age: Duration);
+    record_contact(at: UnixTime);
+    record_svid_fetch(outcome: &'static str, latency: Duration);
+    record_svid_cache(event: SvidCacheEvent);
+    record_token_file(outcome: &'static str);
+    record_token_exchange(outcome: &'static str, latency: Duration);
+    record_admission(admission: &Admission<'_>);
+    record_key_wait(outcome: &'static str);
+    record_dry_run_denial(outcome: &'static str);
+    record_ended_answer();
+    record_verification(verification: &Verification<'_>);
 }
 
 #[cfg(test)]

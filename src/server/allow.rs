@@ -256,6 +256,19 @@ impl Allow {
     }
 }
 
+impl Allow {
+    /// Returns the policies that this rule combines.
+    fn inside(&self) -> impl Iterator<Item = &dyn Policy> {
+        let (first, second): (Option<&dyn Policy>, Option<&dyn Policy>) = match &self.0 {
+            Rule::Anyone | Rule::Ids(_) | Rule::Closure(_) | Rule::Claim(_) => (None, None),
+            Rule::Policy(policy) => (Some(&**policy), None),
+            Rule::Either(both) | Rule::Both(both) => (Some(&both.0), Some(&both.1)),
+            Rule::Not(rule) | Rule::Because(rule, _) => (Some(&**rule), None),
+        };
+        first.into_iter().chain(second)
+    }
+}
+
 /// [`Decision::Allow`] for a verified caller that `allows` accepts.
 fn verified(caller: Option<&VerifiedSvid>, allows: impl FnOnce(&VerifiedSvid) -> bool) -> Decision {
     match caller {
@@ -313,49 +326,29 @@ impl Policy for Allow {
     // One public rule is enough: it only exempts the request from the layer's mode, and `decide`
     // still combines the rules.
     fn is_public(&self, parts: &Parts) -> bool {
-        match &self.0 {
-            Rule::Anyone | Rule::Ids(_) | Rule::Closure(_) | Rule::Claim(_) => false,
-            Rule::Policy(policy) => policy.is_public(parts),
-            Rule::Either(both) | Rule::Both(both) => {
-                both.0.is_public(parts) || both.1.is_public(parts)
-            }
-            Rule::Not(rule) | Rule::Because(rule, _) => rule.is_public(parts),
-        }
+        self.inside().any(|policy| policy.is_public(parts))
     }
 
     // Combines like `decide`; see the table of combinations.
     fn allows_anonymous(&self, parts: &Parts) -> bool {
+        let mut inside = self.inside();
         match &self.0 {
             Rule::Anyone => true,
             Rule::Ids(_) | Rule::Closure(_) | Rule::Claim(_) | Rule::Not(_) => false,
-            Rule::Policy(policy) => policy.allows_anonymous(parts),
-            Rule::Either(both) => both.0.allows_anonymous(parts) || both.1.allows_anonymous(parts),
-            Rule::Both(both) => both.0.allows_anonymous(parts) && both.1.allows_anonymous(parts),
-            Rule::Because(rule, _) => rule.allows_anonymous(parts),
+            Rule::Both(_) => inside.all(|policy| policy.allows_anonymous(parts)),
+            Rule::Policy(_) | Rule::Either(_) | Rule::Because(..) => {
+                inside.any(|policy| policy.allows_anonymous(parts))
+            }
         }
     }
 
     fn protocol(&self) -> Option<Protocol> {
-        match &self.0 {
-            Rule::Anyone | Rule::Ids(_) | Rule::Closure(_) | Rule::Claim(_) => None,
-            Rule::Policy(policy) => policy.protocol(),
-            Rule::Either(both) | Rule::Both(both) => {
-                both.0.protocol().or_else(|| both.1.protocol())
-            }
-            Rule::Not(rule) | Rule::Because(rule, _) => rule.protocol(),
-        }
+        self.inside().find_map(|policy| policy.protocol())
     }
 
     fn inherit_metrics(&self, recorder: &Arc<dyn MetricsRecorder>) {
-        match &self.0 {
-            Rule::Anyone | Rule::Ids(_) | Rule::Closure(_) | Rule::Claim(_) => {}
-            Rule::Policy(policy) => policy.inherit_metrics(recorder),
-            Rule::Either(both) | Rule::Both(both) => {
-                both.0.inherit_metrics(recorder);
-                both.1.inherit_metrics(recorder);
-            }
-            Rule::Not(rule) | Rule::Because(rule, _) => rule.inherit_metrics(recorder),
-        }
+        self.inside()
+            .for_each(|policy| policy.inherit_metrics(recorder));
     }
 }
 

@@ -10,16 +10,16 @@ use http_body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::caller;
-use super::drain::DrainLimits;
+use super::access::Access;
+use super::caller::{self, NoCaller};
 use super::future::ResponseFuture;
-use super::gate::Gate;
+use super::layer::Shared;
 use super::on_reject::{DefaultOnReject, OnReject};
-use super::policy::{self, Decision, Policy};
+use super::policy::{Decision, Policy};
 use super::protocol::Protocol;
-use super::realm::Realm;
 use super::reason::RejectionReason;
 use super::rejection::Rejection;
+use super::service::{clone_fields, inner_accessors};
 use super::telemetry::Telemetry;
 use crate::clock::SystemClock;
 use crate::metrics::MetricsRecorder;
@@ -46,30 +46,17 @@ const MISWIRED: HeaderName = HeaderName::from_static("x-tower-spiffe-error");
 /// # Ok::<(), tower_spiffe::server::PolicyError>(())
 /// ```
 pub struct AllowCallersLayer<R = DefaultOnReject> {
-    shared: Arc<Shared<R>>,
+    shared: Arc<Shared<R, Access>>,
 }
 
 /// The service that an [`AllowCallersLayer`] makes.
 pub struct AllowCallers<S, R = DefaultOnReject> {
     inner: S,
-    shared: Arc<Shared<R>>,
+    shared: Arc<Shared<R, Access>>,
 }
 
-struct Shared<R> {
-    settings: Settings,
-    on_reject: Arc<R>,
-}
-
-#[derive(Clone)]
-struct Settings {
-    policy: Arc<dyn Policy>,
-    protocol: Option<Protocol>,
-    // The protocol of the layer that made this one. It is the default here too.
-    outer: Option<Arc<dyn Policy>>,
-    realm: Realm,
-    telemetry: Telemetry,
-    drain: DrainLimits,
-}
+clone_fields!(<R> AllowCallersLayer<R> { shared });
+clone_fields!(<S: Clone, R> AllowCallers<S, R> { inner, shared });
 
 // === impl AllowCallersLayer ===
 
@@ -78,38 +65,26 @@ impl AllowCallersLayer {
     /// outer layer (realm, log interval, limits), call its
     /// [`allow_callers`](super::ValidateJwtSvidLayer::allow_callers) instead.
     pub fn new(policy: impl Policy) -> Self {
+        let access = Access::new(policy, Telemetry::new(SystemClock::shared()));
         Self {
-            shared: Arc::new(Shared {
-                settings: Settings {
-                    policy: Arc::new(policy),
-                    protocol: None,
-                    outer: None,
-                    realm: Realm::default(),
-                    telemetry: Telemetry::new(SystemClock::shared()),
-                    drain: DrainLimits::default(),
-                },
-                on_reject: Arc::new(DefaultOnReject::default()),
-            }),
+            shared: Shared::new(access, DefaultOnReject::default()),
         }
     }
 }
 
 impl<R> AllowCallersLayer<R> {
-    /// Creates a layer that responds, counts and logs like the layer with this gate.
-    pub(super) fn inside(gate: &Gate, on_reject: Arc<R>, policy: impl Policy) -> Self {
-        gate.telemetry.give_recorder(&policy);
+    /// Creates a layer that responds, counts and logs like the outer one.
+    pub(super) fn inside(outer: &Shared<R>, policy: impl Policy) -> Self {
+        let access = outer.gate.access.clone();
+        access.telemetry.give_recorder(&policy);
+        let gate = Access {
+            outer: Some(access.policy),
+            policy: Arc::new(policy),
+            ..access
+        };
+        let on_reject = outer.on_reject.clone();
         Self {
-            shared: Arc::new(Shared {
-                settings: Settings {
-                    policy: Arc::new(policy),
-                    protocol: gate.protocol,
-                    outer: Some(gate.policy.clone()),
-                    realm: gate.realm.clone(),
-                    telemetry: gate.telemetry.clone(),
-                    drain: gate.drain,
-                },
-                on_reject,
-            }),
+            shared: Arc::new(Shared { gate, on_reject }),
         }
     }
 
@@ -119,16 +94,13 @@ impl<R> AllowCallersLayer<R> {
     /// ([`allow_callers`](super::ValidateJwtSvidLayer::allow_callers)), else [`Protocol::Http`].
     #[must_use]
     pub fn protocol(self, protocol: Protocol) -> Self {
-        self.configured(|settings| settings.protocol = Some(protocol))
+        self.configured(|access| access.protocol = Some(protocol))
     }
 
     /// Sets the recorder of rejections. The outer layer counts allowed requests.
     #[must_use]
     pub fn metrics(self, recorder: Arc<dyn MetricsRecorder>) -> Self {
-        self.configured(|settings| {
-            settings.telemetry.set_recorder(recorder);
-            settings.telemetry.give_recorder(&*settings.policy);
-        })
+        self.configured(|access| access.set_recorder(recorder))
     }
 
     /// Sets the response to rejected requests. See the
@@ -139,23 +111,13 @@ impl<R> AllowCallersLayer<R> {
         F: Fn(&Rejection, &Parts) -> Response<B> + Send + Sync + 'static,
     {
         AllowCallersLayer {
-            shared: Arc::new(Shared {
-                settings: self.shared.settings.clone(),
-                on_reject: Arc::new(on_reject),
-            }),
+            shared: Shared::new(self.shared.gate.clone(), on_reject),
         }
     }
 
-    fn configured(self, change: impl FnOnce(&mut Settings)) -> Self {
-        let mut settings = self.shared.settings.clone();
-        change(&mut settings);
-        let on_reject = self.shared.on_reject.clone();
-        Self {
-            shared: Arc::new(Shared {
-                settings,
-                on_reject,
-            }),
-        }
+    fn configured(mut self, change: impl FnOnce(&mut Access)) -> Self {
+        change(&mut Arc::make_mut(&mut self.shared).gate);
+        self
     }
 }
 
@@ -170,63 +132,33 @@ impl<S, R> Layer<S> for AllowCallersLayer<R> {
     }
 }
 
-impl<R> Clone for AllowCallersLayer<R> {
-    fn clone(&self) -> Self {
-        Self {
-            shared: self.shared.clone(),
-        }
-    }
-}
-
 impl<R> fmt::Debug for AllowCallersLayer<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("AllowCallersLayer")
     }
 }
 
-// === impl Settings ===
-
-impl Settings {
-    fn check(&self, parts: &Parts) -> Result<(), Rejection> {
-        let fault = match caller::verified(&parts.extensions) {
-            Ok(caller) => match policy::decide_verified(&*self.policy, caller, parts) {
-                Decision::Allow => return Ok(()),
-                denied => {
-                    let wire = self.protocol().wire(parts);
-                    return Err(Rejection::by_policy(
-                        denied,
-                        Some(caller),
-                        wire,
-                        &self.realm,
-                    ));
-                }
-            },
-            Err(fault) => fault,
-        };
-        let decision = match fault {
-            caller::NoCaller::NotWired => Decision::AuthenticationRequired,
-            _ => self.policy.decide(None, parts),
-        };
-        let wire = self.protocol().wire(parts);
-        match decision {
-            Decision::Allow => Ok(()),
-            Decision::AuthenticationRequired => Err(fault.into_rejection(wire, &self.realm)),
-            denied => Err(Rejection::by_policy(denied, None, wire, &self.realm)),
+fn check(access: &Access, parts: &Parts) -> Result<(), Rejection> {
+    let fault = match caller::verified(&parts.extensions) {
+        Ok(caller) => return access.decide_verified(caller, parts),
+        Err(fault) => fault,
+    };
+    let decision = match fault {
+        NoCaller::NotWired => Decision::AuthenticationRequired,
+        _ => access.policy.decide(None, parts),
+    };
+    match decision {
+        Decision::Allow => Ok(()),
+        Decision::AuthenticationRequired => {
+            Err(fault.into_rejection(access.wire(parts), &access.realm))
         }
-    }
-
-    fn protocol(&self) -> Protocol {
-        let outer = || self.outer.as_ref().and_then(|policy| policy.protocol());
-        self.protocol
-            .or_else(|| self.policy.protocol())
-            .or_else(outer)
-            .unwrap_or_default()
+        denied => Err(access.denied(denied, None, parts)),
     }
 }
 
 // === impl AllowCallers ===
 
-super::service::inner_accessors!(AllowCallers<S, R>);
+inner_accessors!(AllowCallers<S, R>);
 
 impl<S, R, ReqBody, ResBody> Service<Request<ReqBody>> for AllowCallers<S, R>
 where
@@ -244,11 +176,8 @@ where
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let (parts, body) = request.into_parts();
-        let Shared {
-            settings,
-            on_reject,
-        } = &*self.shared;
-        let rejection = match settings.check(&parts) {
+        let access = &self.shared.gate;
+        let rejection = match check(access, &parts) {
             Ok(()) => {
                 let request = Request::from_parts(parts, body);
                 let future = self.inner.call(request);
@@ -258,25 +187,16 @@ where
         };
         // Without a verified caller, the trust domain is unverified.
         let is_verified = |_: &str| rejection.caller().is_some();
-        settings
+        access
             .telemetry
             .rejected(&rejection, true, is_verified, &[]);
-        let mut response = on_reject.respond(&rejection, &parts);
-        if rejection.reason() == RejectionReason::NotWired {
-            let text = HeaderValue::from_static(rejection.reason().description());
+        let reason = rejection.reason();
+        let mut response = self.shared.reject(rejection, &parts);
+        if reason == RejectionReason::NotWired {
+            let text = HeaderValue::from_static(reason.description());
             response.headers_mut().insert(MISWIRED, text);
         }
-        rejection.settle(&mut response);
-        ResponseFuture::rejected(response, &settings.drain, &parts, body, &mut self.inner)
-    }
-}
-
-impl<S: Clone, R> Clone for AllowCallers<S, R> {
-    fn clone(&self) -> Self {
-        Self {
-            inner: self.inner.clone(),
-            shared: self.shared.clone(),
-        }
+        ResponseFuture::rejected(response, &access.drain, &parts, body, &mut self.inner)
     }
 }
 

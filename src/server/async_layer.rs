@@ -16,6 +16,7 @@ use super::gate::{Checked, Gate};
 use super::held::AsyncResponseFuture;
 use super::layer::{Shared, ValidateJwtSvidLayer};
 use super::on_reject::{DefaultOnReject, OnReject};
+use super::service::{clone_fields, inner_accessors};
 use super::wait_for_key::{KeyWait, Room, UnknownKeyWait};
 use crate::verify::Sight;
 
@@ -161,7 +162,7 @@ impl<S, R> Layer<S> for AsyncValidateJwtSvidLayer<R> {
     }
 }
 
-super::service::inner_accessors!(AsyncValidateJwtSvid<S, R>);
+inner_accessors!(AsyncValidateJwtSvid<S, R>);
 
 impl<S, R, ReqBody, ResBody> Service<Request<ReqBody>> for AsyncValidateJwtSvid<S, R>
 where
@@ -197,30 +198,14 @@ where
     }
 }
 
-impl<R> Clone for AsyncValidateJwtSvidLayer<R> {
-    fn clone(&self) -> Self {
-        Self {
-            shared: self.shared.clone(),
-            waits: self.waits.clone(),
-        }
-    }
-}
-
-impl<S: Clone, R> Clone for AsyncValidateJwtSvid<S, R> {
-    fn clone(&self) -> Self {
-        Self {
-            inner: self.inner.clone(),
-            shared: self.shared.clone(),
-            waits: self.waits.clone(),
-        }
-    }
-}
+clone_fields!(<R> AsyncValidateJwtSvidLayer<R> { shared, waits });
+clone_fields!(<S: Clone, R> AsyncValidateJwtSvid<S, R> { inner, shared, waits });
 
 impl<R> fmt::Debug for AsyncValidateJwtSvidLayer<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AsyncValidateJwtSvidLayer")
             .field("gate", &self.shared.gate)
-            .field("wait", &self.waits.room.as_ref().map(|room| room.config()))
+            .field("wait", &self.waits.room.as_ref().map(|room| &room.config))
             .field("ask", &self.waits.asking.as_ref().map(|asking| &asking.ask))
             .finish()
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Buf;
 use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT};
 use http::request::Parts;
-use http::{HeaderValue, Response, Version};
+use http::{HeaderMap, HeaderValue, Version};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio::time::Sleep;
@@ -30,16 +30,6 @@ const MAX_FRAMES: usize = 32;
 pub(crate) struct DrainLimits {
     max_bytes: u64,
     max_time: Duration,
-}
-
-/// What happens to the body of a rejected request.
-enum Plan {
-    /// Nothing is needed: the end of the body was seen, or HTTP/2 ends only the stream.
-    Answer,
-    /// The response closes the connection, and the body is not polled.
-    Close,
-    /// The response waits until the body is read.
-    Drain,
 }
 
 pin_project! {
@@ -71,34 +61,15 @@ impl DrainLimits {
 
     /// Returns the drain that the response has to wait for, if any. If the body will not be read,
     /// the response closes the connection.
-    pub(crate) fn begin<D: Body, B>(
+    pub(crate) fn begin<D: Body>(
         &self,
         parts: &Parts,
         body: D,
-        response: &mut Response<B>,
+        headers: &mut HeaderMap,
     ) -> Option<Pin<Box<Drain<D>>>> {
-        match self.plan(parts, &body) {
-            Plan::Answer => None,
-            Plan::Close => {
-                close(response);
-                None
-            }
-            Plan::Drain => Some(Box::pin(self.drain(body))),
-        }
-    }
-
-    pub(crate) fn drain<D: Body>(&self, body: D) -> Drain<D> {
-        Drain {
-            body,
-            bytes_left: self.max_bytes,
-            limits: *self,
-            timer: None,
-        }
-    }
-
-    fn plan<D: Body>(&self, parts: &Parts, body: &D) -> Plan {
+        // Nothing is needed: the end of the body was seen, or HTTP/2 ends only the stream.
         if parts.version >= Version::HTTP_2 || body.is_end_stream() {
-            return Plan::Answer;
+            return None;
         }
         let is_too_long = self.max_bytes == 0
             || self.max_time.is_zero()
@@ -106,10 +77,26 @@ impl DrainLimits {
             || content_lengths(parts).any(|length| length > self.max_bytes);
         // A server answers the first poll of such a body with `100 Continue`.
         if is_too_long || expects_continue(parts) {
-            Plan::Close
-        } else {
-            Plan::Drain
+            close(headers);
+            return None;
         }
+        Some(Box::pin(Drain {
+            body,
+            bytes_left: self.max_bytes,
+            limits: *self,
+            timer: None,
+        }))
+    }
+
+    /// Most bodies are read before a timer is needed, so it starts with the first wait. Without
+    /// timers it does not wait.
+    fn poll_time_up(&self, timer: &mut Option<Pin<Box<Sleep>>>, cx: &mut Context<'_>) -> Poll<()> {
+        let timer = match timer {
+            Some(timer) => timer,
+            None if runtime::with_timers().is_err() => return Poll::Ready(()),
+            None => timer.insert(Box::pin(tokio::time::sleep(self.max_time))),
+        };
+        timer.as_mut().poll(cx)
     }
 }
 
@@ -125,10 +112,9 @@ fn expects_continue(parts: &Parts) -> bool {
         .any(|member| member.trim_ascii().eq_ignore_ascii_case(b"100-continue"))
 }
 
-/// Makes the server close the connection after this response.
-pub(crate) fn close<B>(response: &mut Response<B>) {
-    let close = HeaderValue::from_static("close");
-    response.headers_mut().insert(CONNECTION, close);
+/// Makes the server close the connection after the response with these headers.
+pub(crate) fn close(headers: &mut HeaderMap) {
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
 }
 
 // === impl Drain ===
@@ -164,18 +150,5 @@ impl<B: Body> Future for Drain<B> {
         }
         cx.waker().wake_by_ref();
         Poll::Pending
-    }
-}
-
-impl DrainLimits {
-    /// Most bodies are read before a timer is needed, so it starts with the first wait. Without
-    /// timers it does not wait.
-    fn poll_time_up(&self, timer: &mut Option<Pin<Box<Sleep>>>, cx: &mut Context<'_>) -> Poll<()> {
-        let timer = match timer {
-            Some(timer) => timer,
-            None if runtime::with_timers().is_err() => return Poll::Ready(()),
-            None => timer.insert(Box::pin(tokio::time::sleep(self.max_time))),
-        };
-        timer.as_mut().poll(cx)
     }
 }

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::time::Sleep;
@@ -65,12 +65,13 @@ pub struct EndAtExpiryLayer {
     shared: Arc<Settings>,
 }
 
+#[derive(Clone)]
 struct Settings {
     clock: Arc<dyn Clock>,
     leeway: Duration,
     telemetry: Telemetry,
     /// The missing layer was logged.
-    logged_not_wired: AtomicBool,
+    logged_not_wired: Arc<AtomicBool>,
 }
 
 /// The service that an [`EndAtExpiryLayer`] makes.
@@ -90,14 +91,12 @@ pub struct TokenExpired;
 impl EndAtExpiryLayer {
     /// Creates the layer with the clock, the leeway and the recorder of this validator.
     pub fn new(validator: &Validator) -> Self {
-        let clock = validator.clock().clone();
-        let telemetry = Telemetry::of(validator);
         Self {
             shared: Arc::new(Settings {
-                clock,
+                clock: validator.clock().clone(),
                 leeway: validator.leeway(),
-                telemetry,
-                logged_not_wired: AtomicBool::new(false),
+                telemetry: Telemetry::of(validator),
+                logged_not_wired: Arc::default(),
             }),
         }
     }
@@ -114,17 +113,9 @@ impl EndAtExpiryLayer {
         self.configured(|telemetry| telemetry.set_log_interval(interval))
     }
 
-    fn configured(self, change: impl FnOnce(&mut Telemetry)) -> Self {
-        let mut telemetry = self.shared.telemetry.clone();
-        change(&mut telemetry);
-        Self {
-            shared: Arc::new(Settings {
-                clock: self.shared.clock.clone(),
-                leeway: self.shared.leeway,
-                telemetry,
-                logged_not_wired: AtomicBool::new(false),
-            }),
-        }
+    fn configured(mut self, change: impl FnOnce(&mut Telemetry)) -> Self {
+        change(&mut Arc::make_mut(&mut self.shared).telemetry);
+        self
     }
 }
 
@@ -167,8 +158,15 @@ where
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
         let state = CallerState::from_extensions(request.extensions());
-        if state.is_none() {
-            self.layer.shared.log_not_wired();
+        let logged = &self.layer.shared.logged_not_wired;
+        // Without this line, a missing layer would go unnoticed.
+        if state.is_none() && !logged.swap(true, Ordering::Relaxed) {
+            let reason = RejectionReason::NotWired;
+            tracing::error!(
+                reason = reason.as_str(),
+                "responses do not end when the caller's token expires: {}",
+                reason.description()
+            );
         }
         let caller = state.and_then(CallerState::verified);
         let wire = Wire::of_request(request.method(), request.version(), request.headers());
@@ -181,20 +179,6 @@ where
             inner: self.inner.call(request),
             end,
             wire,
-        }
-    }
-}
-
-impl Settings {
-    /// Without this line, a missing layer would go unnoticed.
-    fn log_not_wired(&self) {
-        if !self.logged_not_wired.swap(true, Ordering::Relaxed) {
-            let reason = RejectionReason::NotWired;
-            tracing::error!(
-                reason = reason.as_str(),
-                "responses do not end when the caller's token expires: {}",
-                reason.description()
-            );
         }
     }
 }
@@ -217,10 +201,10 @@ impl End {
         &self,
         sleep: &mut Option<Pin<Box<Sleep>>>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), NoTimers>> {
+    ) -> Poll<Result<(), Missing>> {
         while let Some(left) = self.left() {
             if sleep.is_none() {
-                runtime::with_timers().map_err(NoTimers)?;
+                runtime::with_timers()?;
             }
             let timer = sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(left)));
             ready!(timer.as_mut().poll(cx));
@@ -318,9 +302,11 @@ where
                 };
                 return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
             }
-            if let Err(error) = ready!(end.poll_end(this.sleep, cx)) {
+            if let Err(missing) = ready!(end.poll_end(this.sleep, cx)) {
                 *this.ended = true;
-                return Poll::Ready(Some(Err(error.into())));
+                // Without timers, a body that pauses would never be ended.
+                let why = "the response cannot be ended when its token expires";
+                return Poll::Ready(Some(Err(format!("{why}: {missing}").into())));
             }
         }
         *this.ended = true;
@@ -371,37 +357,26 @@ impl<B> EndAtExpiryBody<B> {
 
 /// The last frame of an ended response.
 fn last_frame(wire: Wire) -> Result<Frame<Bytes>, Box<dyn Error + Send + Sync>> {
+    let (code, message) = (EXPIRED.grpc_code().as_u8(), EXPIRED.description());
     let text = match wire {
         Wire::Http => return Err(TokenExpired.into()),
-        Wire::Grpc => return Ok(Frame::trailers(trailers())),
+        Wire::Grpc => {
+            let mut trailers = HeaderMap::with_capacity(2);
+            trailers.insert("grpc-status", u16::from(code).into());
+            trailers.insert("grpc-message", HeaderValue::from_static(message));
+            return Ok(Frame::trailers(trailers));
+        }
         Wire::GrpcWeb { text, .. } => text,
     };
     // gRPC-Web has its trailers in the body.
-    let mut lines = BytesMut::new();
-    for (name, value) in &trailers() {
-        lines.put_slice(name.as_str().as_bytes());
-        lines.put_slice(b":");
-        lines.put_slice(value.as_bytes());
-        lines.put_slice(b"\r\n");
-    }
-    let mut frame = BytesMut::new();
-    frame.put_u8(TRAILERS);
-    frame.put_u32(u32::try_from(lines.len()).unwrap_or(u32::MAX));
-    frame.put(lines);
+    let lines = format!("grpc-status:{code}\r\ngrpc-message:{message}\r\n");
+    let len = u32::try_from(lines.len()).unwrap_or(u32::MAX);
+    let frame = [&[TRAILERS], &len.to_be_bytes()[..], lines.as_bytes()].concat();
     Ok(Frame::data(if text {
         STANDARD.encode(&frame).into()
     } else {
-        frame.freeze()
+        frame.into()
     }))
-}
-
-fn trailers() -> HeaderMap {
-    let mut trailers = HeaderMap::with_capacity(2);
-    let code = u16::from(EXPIRED.grpc_code().as_u8());
-    trailers.insert(HeaderName::from_static("grpc-status"), code.into());
-    let message = HeaderValue::from_static(EXPIRED.description());
-    trailers.insert(HeaderName::from_static("grpc-message"), message);
-    trailers
 }
 
 // === impl TokenExpired ===
@@ -413,19 +388,3 @@ impl fmt::Display for TokenExpired {
 }
 
 impl Error for TokenExpired {}
-
-/// Without timers, a body that pauses would never be ended.
-#[derive(Debug)]
-struct NoTimers(Missing);
-
-impl fmt::Display for NoTimers {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(missing) = self;
-        write!(
-            f,
-            "the response cannot be ended when its token expires: {missing}"
-        )
-    }
-}
-
-impl Error for NoTimers {}

@@ -53,7 +53,7 @@ impl<F, ReqBody, ResBody> ResponseFuture<F, ReqBody, ResBody> {
     where
         ReqBody: Body,
     {
-        let drain = limits.begin(parts, body, &mut response);
+        let drain = limits.begin(parts, body, response.headers_mut());
         if drain.is_some() {
             release(inner);
         }
@@ -128,7 +128,7 @@ fn answer<B, E>(
     match response.take() {
         Some(mut response) => {
             if !is_ended {
-                drain::close(&mut response);
+                drain::close(response.headers_mut());
             }
             Poll::Ready(Ok(response))
         }

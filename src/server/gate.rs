@@ -7,14 +7,12 @@ use http::HeaderName;
 use http::header::AUTHORIZATION;
 use http::request::Parts;
 
+use super::access::Access;
 use super::bearer::{self, Credential};
 #[cfg(feature = "axum")]
 use super::caller::Answers;
 use super::caller::{self, CallerState, TakenFrom};
-use super::drain::DrainLimits;
-use super::policy::{self, Decision, Policy};
-use super::protocol::{Protocol, Wire};
-use super::realm::Realm;
+use super::policy::{Decision, Policy};
 use super::reason::RejectionReason;
 use super::rejection::Rejection;
 use super::telemetry::Telemetry;
@@ -36,49 +34,12 @@ pub(crate) enum Mode {
 #[derive(Clone)]
 pub(crate) struct Gate {
     pub(crate) validator: Validator,
-    pub(crate) policy: Arc<dyn Policy>,
+    pub(crate) access: Access,
     pub(crate) mode: Mode,
-    /// The protocol of the server, if it was set.
-    pub(crate) protocol: Option<Protocol>,
-    pub(crate) headers: TokenHeaders,
-    pub(crate) realm: Realm,
+    /// The headers that can carry the token, in order; at least one.
+    pub(crate) headers: Arc<[HeaderName]>,
     pub(crate) uniform: bool,
-    pub(crate) drain: DrainLimits,
     pub(crate) keep_credential: bool,
-    pub(crate) telemetry: Telemetry,
-}
-
-/// The headers that can carry the token, in order.
-#[derive(Clone)]
-pub(crate) struct TokenHeaders {
-    first: HeaderName,
-    others: Arc<[HeaderName]>,
-}
-
-impl TokenHeaders {
-    pub(crate) fn one(first: HeaderName) -> Self {
-        let others = Arc::default();
-        Self { first, others }
-    }
-
-    pub(crate) fn push(&mut self, name: HeaderName) {
-        self.others = self.others.iter().cloned().chain([name]).collect();
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &HeaderName> {
-        std::iter::once(&self.first).chain(&*self.others)
-    }
-
-    /// The header at this place in the order.
-    fn at(&self, place: usize) -> &HeaderName {
-        self.iter().nth(place).unwrap_or(&self.first)
-    }
-}
-
-impl fmt::Debug for TokenHeaders {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.iter()).finish()
-    }
 }
 
 /// The verdict about a request, before it is recorded and applied.
@@ -137,20 +98,14 @@ impl Checked {
 }
 
 impl Gate {
-    pub(crate) fn new(validator: Validator, policy: Arc<dyn Policy>, mode: Mode) -> Self {
-        let telemetry = Telemetry::of(&validator);
-        telemetry.give_recorder(&*policy);
+    pub(crate) fn new(validator: Validator, policy: impl Policy, mode: Mode) -> Self {
         Self {
+            access: Access::new(policy, Telemetry::of(&validator)),
             validator,
-            policy,
             mode,
-            protocol: None,
-            headers: TokenHeaders::one(AUTHORIZATION),
-            realm: Realm::default(),
+            headers: [AUTHORIZATION].into(),
             uniform: false,
-            drain: DrainLimits::default(),
             keep_credential: false,
-            telemetry,
         }
     }
 
@@ -171,57 +126,37 @@ impl Gate {
         for header in self.headers.iter().skip(1) {
             bearer::mark_sensitive(&mut parts.headers, header);
         }
-        if self.headers.first != AUTHORIZATION {
+        if self.headers.first() != Some(&AUTHORIZATION) {
             // It can carry another credential.
             bearer::mark_sensitive(&mut parts.headers, &AUTHORIZATION);
         }
         let fault = match self.authenticate(parts, sight, read) {
-            Ok(caller) => match policy::decide_verified(&*self.policy, &caller, parts) {
-                Decision::Allow => return Ok(CallerState::Verified(caller)),
-                denied => {
-                    let wire = self.wire(parts);
-                    return Err(Rejection::by_policy(
-                        denied,
-                        Some(&caller),
-                        wire,
-                        &self.realm,
-                    ));
-                }
-            },
+            Ok(caller) => {
+                self.access.decide_verified(&caller, parts)?;
+                return Ok(CallerState::Verified(caller));
+            }
             Err(fault) => fault,
         };
-        let reason = match fault {
-            Fault::Token(error) => {
-                let rejection = Rejection::token(error, self.wire(parts), &self.realm);
-                return Err(self.worded(rejection));
-            }
+        let access = &self.access;
+        let rejection = match fault {
+            Fault::Token(error) => Rejection::token(error, access.wire(parts), &access.realm),
             Fault::Missing => match self.decide_anonymous(parts) {
                 Decision::Allow => return Ok(CallerState::Anonymous),
-                denied => {
-                    let wire = self.wire(parts);
-                    return Err(Rejection::by_policy(denied, None, wire, &self.realm));
-                }
+                denied => return Err(access.denied(denied, None, parts)),
             },
-            Fault::Malformed => RejectionReason::Malformed,
-            Fault::TooLong => RejectionReason::Token(ValidateReason::TooLong),
+            Fault::Malformed => access.rejection(RejectionReason::Malformed, parts),
+            Fault::TooLong => {
+                access.rejection(RejectionReason::Token(ValidateReason::TooLong), parts)
+            }
         };
-        let rejection = Rejection::new(reason, self.wire(parts), &self.realm);
-        Err(self.worded(rejection))
-    }
-
-    fn worded(&self, rejection: Rejection) -> Rejection {
-        if self.uniform {
-            rejection.uniform()
-        } else {
-            rejection
-        }
+        Err(rejection.worded(self.uniform))
     }
 
     /// The policy's decision about a request without a token. `required` and `audit` ask it about
     /// public requests only.
     pub(crate) fn decide_anonymous(&self, parts: &Parts) -> Decision {
-        if self.mode == Mode::Optional || self.policy.is_public(parts) {
-            self.policy.decide(None, parts)
+        if self.mode == Mode::Optional || self.access.policy.is_public(parts) {
+            self.access.policy.decide(None, parts)
         } else {
             Decision::AuthenticationRequired
         }
@@ -229,19 +164,8 @@ impl Gate {
 
     /// Whether a request without a token would be allowed.
     pub(crate) fn allows_anonymous(&self, parts: &Parts) -> bool {
-        (self.mode == Mode::Optional || self.policy.is_public(parts))
-            && self.policy.allows_anonymous(parts)
-    }
-
-    /// The protocol that the server has declared.
-    pub(crate) fn protocol(&self) -> Protocol {
-        self.protocol
-            .or_else(|| self.policy.protocol())
-            .unwrap_or_default()
-    }
-
-    pub(crate) fn wire(&self, parts: &Parts) -> Wire {
-        self.protocol().wire(parts)
+        (self.mode == Mode::Optional || self.access.policy.is_public(parts))
+            && self.access.policy.allows_anonymous(parts)
     }
 
     /// Counts and logs the verdict, and applies it to the request according to the mode.
@@ -257,7 +181,7 @@ impl Gate {
         } = checked.read;
         let (state, span) = match checked.verdict {
             Ok(state) => {
-                let span = self.telemetry.allowed(&state);
+                let span = self.access.telemetry.allowed(&state);
                 (state, span)
             }
             Err(rejection) => {
@@ -270,8 +194,9 @@ impl Gate {
                 (CallerState::AuditFailed(rejection), span)
             }
         };
-        if state.verified().is_some() {
-            let header = self.headers.at(place);
+        if state.verified().is_some()
+            && let Some(header) = self.headers.get(place)
+        {
             if in_header && enforced && !self.keep_credential {
                 parts.headers.remove(header);
             }
@@ -285,8 +210,8 @@ impl Gate {
         #[cfg(feature = "axum")]
         if state.verified().is_none() {
             parts.extensions.insert(Answers {
-                protocol: self.protocol(),
-                realm: self.realm.clone(),
+                protocol: self.access.protocol(),
+                realm: self.access.realm.clone(),
             });
         }
         parts.extensions.insert(state);
@@ -298,7 +223,8 @@ impl Gate {
         let source = self.validator.source();
         let is_known = |name: &str| matches!(source.bundle(name), BundleAnswer::Ready(_));
         let accepted = self.validator.accepted_audiences();
-        self.telemetry
+        self.access
+            .telemetry
             .rejected(rejection, enforced, is_known, accepted);
     }
 
@@ -326,9 +252,10 @@ impl Gate {
         sight: Sight,
         read: &mut Read,
     ) -> Result<VerifiedSvid, Fault> {
-        let (first, max_token_len) = (&self.headers.first, self.validator.max_token_len());
-        if let Some(Credential::Token(token)) =
-            bearer::mark_and_read(&mut parts.headers, first, max_token_len)
+        let max_token_len = self.validator.max_token_len();
+        if let Some(first) = self.headers.first()
+            && let Some(Credential::Token(token)) =
+                bearer::mark_and_read(&mut parts.headers, first, max_token_len)
         {
             read.in_header = true;
             return self.validate(token, sight, read);
@@ -349,9 +276,7 @@ impl Gate {
             }
         })
     }
-}
 
-impl Gate {
     /// Finds the token. The first header that the request has decides.
     fn token<'a>(&self, parts: &'a Parts, read: &mut Read) -> Result<&'a str, Fault> {
         let max_token_len = self.validator.max_token_len();
@@ -382,9 +307,9 @@ impl fmt::Debug for Gate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Gate")
             .field("mode", &self.mode)
-            .field("protocol", &self.protocol)
+            .field("protocol", &self.access.protocol)
             .field("headers", &self.headers)
-            .field("realm", &self.realm)
+            .field("realm", &self.access.realm)
             .field("keep_credential", &self.keep_credential)
             .finish_non_exhaustive()
     }

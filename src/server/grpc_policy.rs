@@ -1,7 +1,6 @@
 //! Who may call which gRPC service and method.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use http::request::Parts;
@@ -173,12 +172,9 @@ impl GrpcPolicyBuilder {
             if !is_method_path(&path) {
                 return Err(PolicyError::MethodPath(path));
             }
-            match rules.methods.entry(path.into()) {
-                Entry::Vacant(entry) => {
-                    entry.insert(rule);
-                    Ok(())
-                }
-                Entry::Occupied(entry) => Err(PolicyError::MethodTwice(entry.key().to_string())),
+            match rules.methods.insert(path.as_str().into(), rule) {
+                None => Ok(()),
+                Some(_) => Err(PolicyError::MethodTwice(path)),
             }
         })
     }
@@ -188,12 +184,9 @@ impl GrpcPolicyBuilder {
             if !is_service_name(&name) {
                 return Err(PolicyError::ServiceName(name));
             }
-            match rules.services.entry(name.into()) {
-                Entry::Vacant(entry) => {
-                    entry.insert(rule);
-                    Ok(())
-                }
-                Entry::Occupied(entry) => Err(PolicyError::ServiceTwice(entry.key().to_string())),
+            match rules.services.insert(name.as_str().into(), rule) {
+                None => Ok(()),
+                Some(_) => Err(PolicyError::ServiceTwice(name)),
             }
         })
     }

@@ -32,7 +32,7 @@ pub(crate) trait Late<B>: Send + Sync {
 struct Unverified<R> {
     shared: Arc<Shared<R>>,
     parts: Parts,
-    kept: kept::Kept,
+    kept: Option<kept::Kept>,
 }
 
 impl<R> Shared<R> {
@@ -53,7 +53,7 @@ impl<R> Shared<R> {
         Arc::new(Unverified {
             shared: self.clone(),
             parts: copied_parts(request),
-            kept: kept::Kept::new(request),
+            kept: kept::keep(request),
         })
     }
 
@@ -62,7 +62,7 @@ impl<R> Shared<R> {
         R: OnReject<B>,
     {
         let gate = &self.gate;
-        let rejection = rejection.reworded(wire, &gate.realm, gate.uniform);
+        let rejection = rejection.reworded(wire, &gate.access.realm, gate.uniform);
         gate.record_rejection(&rejection, true);
         self.reject(rejection, parts)
     }
@@ -87,7 +87,7 @@ impl<B, R: OnReject<B>> Late<B> for Shared<R> {
         else {
             return (response, None);
         };
-        let wire = self.gate.wire(&parts);
+        let wire = self.gate.access.wire(&parts);
         let mut response = self.answer_rejection(rejection, &parts, wire);
         // The inner service had the body, and may not have read it.
         let has_body = parts.headers.contains_key(TRANSFER_ENCODING)
@@ -96,7 +96,7 @@ impl<B, R: OnReject<B>> Late<B> for Shared<R> {
                 .get(CONTENT_LENGTH)
                 .is_some_and(|length| length != "0");
         if has_body && parts.version < Version::HTTP_2 {
-            drain::close(&mut response);
+            drain::close(response.headers_mut());
         }
         (response, None)
     }
@@ -115,43 +115,23 @@ impl<B, R: OnReject<B>> Late<B> for Unverified<R> {
         } = unverified;
         let (rejection, given) = rejection.take_request();
         let wire = match &given {
-            Some(parts) => shared.gate.wire(parts),
+            Some(parts) => shared.gate.access.wire(parts),
             // The protocol of the handler's response is used.
             None => Wire::of_content_type(response.headers()).unwrap_or(Wire::Http),
         };
         let seen = given.as_deref().unwrap_or(&parts);
         let mut response = shared.answer_rejection(rejection, seen, wire);
-        let drain = kept.drain(&shared.gate.drain, &parts, &mut response);
+        let limits = &shared.gate.access.drain;
+        let drain = kept.and_then(|kept| kept(limits, &parts, response.headers_mut()));
         (response, drain)
     }
 }
 
-#[cfg(not(any(feature = "axum", feature = "tonic")))]
-mod kept {
-    use super::*;
-    use crate::server::drain::DrainLimits;
-
-    /// Without these features no handler rejects.
-    pub(super) struct Kept;
-
-    impl Kept {
-        pub(super) fn new<B>(_: &mut Request<B>) -> Self {
-            Self
-        }
-
-        pub(super) fn drain<B>(
-            self,
-            _: &DrainLimits,
-            _: &Parts,
-            _: &mut Response<B>,
-        ) -> Option<AnyDrain> {
-            None
-        }
-    }
-}
-
 /// An HTTP/1 body that the handler drops unread, kept so that it can be drained.
-#[cfg(any(feature = "axum", feature = "tonic"))]
+#[cfg_attr(
+    not(any(feature = "axum", feature = "tonic")),
+    allow(unused, reason = "then no handler rejects")
+)]
 mod kept {
     use std::any::Any;
     use std::mem::take;
@@ -159,7 +139,7 @@ mod kept {
     use std::task::{Context, Poll};
 
     use bytes::Bytes;
-    use http::Version;
+    use http::{HeaderMap, Version};
     use http_body::{Body, Frame, SizeHint};
 
     use super::*;
@@ -167,89 +147,53 @@ mod kept {
 
     type Slot<B> = Arc<Mutex<Option<B>>>;
 
-    /// The body types that can be replaced by a wrapped one of the same type. Others are dropped by
-    /// the handler, and the response closes the connection.
-    pub(super) enum Kept {
-        /// The end of the body was seen, or HTTP/2 needs no drain.
-        Unneeded,
-        OfUnknownType,
+    /// Returns the drain of the body, or closes the connection if it cannot be drained.
+    pub(super) type Kept =
+        Box<dyn FnOnce(&DrainLimits, &Parts, &mut HeaderMap) -> Option<AnyDrain> + Send + Sync>;
+
+    /// Keeps the body if a wrapped one of the same type can replace it. Others are dropped by the
+    /// handler, and the response closes the connection. `None` if the end of the body was seen, or
+    /// HTTP/2 needs no drain.
+    pub(super) fn keep<B: Body + 'static>(request: &mut Request<B>) -> Option<Kept> {
+        if request.version() >= Version::HTTP_2 || request.body().is_end_stream() {
+            return None;
+        }
+        let body: &mut dyn Any = request.body_mut();
         #[cfg(feature = "axum")]
-        Axum(Slot<axum_core::body::Body>),
+        if let Some(body) = body.downcast_mut() {
+            return Some(keep_body(body, axum_core::body::Body::new));
+        }
         #[cfg(feature = "tonic")]
-        Tonic(Slot<tonic::body::Body>),
+        if let Some(body) = body.downcast_mut() {
+            return Some(keep_body(body, tonic::body::Body::new));
+        }
+        let _ = body;
+        Some(Box::new(|_, _, headers| {
+            close(headers);
+            None
+        }))
     }
 
-    impl Kept {
-        pub(super) fn new<B: Body + 'static>(request: &mut Request<B>) -> Self {
-            if request.version() >= Version::HTTP_2 || request.body().is_end_stream() {
-                return Self::Unneeded;
-            }
-            let body: &mut dyn Any = request.body_mut();
-            #[cfg(feature = "axum")]
-            if let Some(body) = body.downcast_mut::<axum_core::body::Body>() {
-                let (kept, slot) = KeptBody::new(take(body));
-                *body = axum_core::body::Body::new(kept);
-                return Self::Axum(slot);
-            }
-            #[cfg(feature = "tonic")]
-            if let Some(body) = body.downcast_mut::<tonic::body::Body>() {
-                let (kept, slot) = KeptBody::new(take(body));
-                *body = tonic::body::Body::new(kept);
-                return Self::Tonic(slot);
-            }
-            let _ = body;
-            Self::OfUnknownType
-        }
-
-        pub(super) fn drain<B>(
-            self,
-            limits: &DrainLimits,
-            parts: &Parts,
-            response: &mut Response<B>,
-        ) -> Option<AnyDrain> {
-            match self {
-                Self::Unneeded => None,
-                Self::OfUnknownType => {
-                    close(response);
-                    None
-                }
-                #[cfg(feature = "axum")]
-                Self::Axum(slot) => drain(&slot, limits, parts, response),
-                #[cfg(feature = "tonic")]
-                Self::Tonic(slot) => drain(&slot, limits, parts, response),
-            }
-        }
-    }
-
-    /// If the slot is empty, the handler read the body to its end, or still holds it.
-    fn drain<D, B>(
-        slot: &Slot<D>,
-        limits: &DrainLimits,
-        parts: &Parts,
-        response: &mut Response<B>,
-    ) -> Option<AnyDrain>
+    fn keep_body<B>(body: &mut B, wrapped: impl FnOnce(KeptBody<B>) -> B) -> Kept
     where
-        D: Body + Send + 'static,
+        B: Body<Data = Bytes> + Default + Send + Unpin + 'static,
     {
-        let body = slot.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-        let drain = limits.begin(parts, body, response)?;
-        Some(drain)
+        let slot = Slot::default();
+        *body = wrapped(KeptBody {
+            inner: Some(take(body)),
+            slot: slot.clone(),
+        });
+        Box::new(move |limits, parts, headers| {
+            // If it is empty, the handler read the body to its end, or still holds it.
+            let body = slot.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+            let drain = limits.begin(parts, body, headers)?;
+            Some(drain)
+        })
     }
 
     struct KeptBody<B: Body + Unpin> {
         inner: Option<B>,
         slot: Slot<B>,
-    }
-
-    impl<B: Body + Unpin> KeptBody<B> {
-        fn new(inner: B) -> (Self, Slot<B>) {
-            let slot = Slot::default();
-            let kept = Self {
-                inner: Some(inner),
-                slot: slot.clone(),
-            };
-            (kept, slot)
-        }
     }
 
     impl<B: Body<Data = Bytes> + Unpin> Body for KeptBody<B> {

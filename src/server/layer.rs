@@ -13,13 +13,13 @@ use tower_service::Service;
 use super::allow_callers::AllowCallersLayer;
 use super::drain::DrainLimits;
 use super::future::ResponseFuture;
-use super::gate::{Checked, Gate, Mode, TokenHeaders};
-use super::on_reject::DefaultOnReject;
+use super::gate::{Checked, Gate, Mode};
+use super::on_reject::{DefaultOnReject, OnReject};
 use super::policy::Policy;
 use super::protocol::Protocol;
 use super::realm::{InvalidRealm, Realm};
 use super::rejection::Rejection;
-use super::service::ValidateJwtSvid;
+use super::service::{ValidateJwtSvid, clone_fields};
 #[cfg(feature = "tower-http")]
 use super::tower_http::JwtSvidValidateRequest;
 use crate::metrics::MetricsRecorder;
@@ -36,11 +36,13 @@ pub struct ValidateJwtSvidLayer<R = DefaultOnReject> {
     pub(crate) shared: Arc<Shared<R>>,
 }
 
-/// What the layer and all of its services share.
-pub(crate) struct Shared<R> {
-    pub(crate) gate: Gate,
+/// What a layer and all of its services share.
+pub(crate) struct Shared<R, G = Gate> {
+    pub(crate) gate: G,
     pub(crate) on_reject: Arc<R>,
 }
+
+clone_fields!(<R, G: Clone> Shared<R, G> { gate, on_reject });
 
 impl ValidateJwtSvidLayer {
     /// Rejects every request without a valid token of an allowed caller.
@@ -79,10 +81,9 @@ impl ValidateJwtSvidLayer {
     }
 
     fn new(validator: Validator, policy: impl Policy, mode: Mode) -> Self {
-        let gate = Gate::new(validator, Arc::new(policy), mode);
-        let on_reject = Arc::new(DefaultOnReject::default());
+        let gate = Gate::new(validator, policy, mode);
         Self {
-            shared: Arc::new(Shared { gate, on_reject }),
+            shared: Shared::new(gate, DefaultOnReject::default()),
         }
     }
 }
@@ -93,14 +94,14 @@ impl<R> ValidateJwtSvidLayer<R> {
     /// [`GrpcPolicy`](super::GrpcPolicy)), else [`Protocol::Http`].
     #[must_use]
     pub fn protocol(self, protocol: Protocol) -> Self {
-        self.configured(|gate| gate.protocol = Some(protocol))
+        self.configured(|gate| gate.access.protocol = Some(protocol))
     }
 
     /// Sets the header that the token is read from, bare or after `Bearer`. The default is
     /// `authorization`. Use another header if `authorization` carries another credential.
     #[must_use]
     pub fn header(self, name: HeaderName) -> Self {
-        self.configured(|gate| gate.headers = TokenHeaders::one(name))
+        self.configured(|gate| gate.headers = [name].into())
     }
 
     /// Reads the token from this header if the request has none of the headers before it.
@@ -123,7 +124,7 @@ impl<R> ValidateJwtSvidLayer<R> {
     /// ```
     #[must_use]
     pub fn or_header(self, name: HeaderName) -> Self {
-        self.configured(|gate| gate.headers.push(name))
+        self.configured(|gate| gate.headers = gate.headers.iter().cloned().chain([name]).collect())
     }
 
     /// Sets the realm of challenges. The default is `spiffe`.
@@ -132,7 +133,7 @@ impl<R> ValidateJwtSvidLayer<R> {
     /// The text cannot be quoted in a challenge.
     pub fn realm(self, realm: &str) -> Result<Self, InvalidRealm> {
         let realm = Realm::new(realm)?;
-        Ok(self.configured(|gate| gate.realm = realm))
+        Ok(self.configured(|gate| gate.access.realm = realm))
     }
 
     /// Keeps the token in the request. By default a verified token is removed from its header,
@@ -152,10 +153,7 @@ impl<R> ValidateJwtSvidLayer<R> {
     /// itself.
     #[must_use]
     pub fn metrics(self, recorder: Arc<dyn MetricsRecorder>) -> Self {
-        self.configured(|gate| {
-            gate.telemetry.set_recorder(recorder);
-            gate.telemetry.give_recorder(&*gate.policy);
-        })
+        self.configured(|gate| gate.access.set_recorder(recorder))
     }
 
     /// Responds to every invalid token with one text, "the token is invalid". By default the text
@@ -174,7 +172,7 @@ impl<R> ValidateJwtSvidLayer<R> {
     /// The default is ten seconds.
     #[must_use]
     pub fn log_interval(self, interval: Duration) -> Self {
-        self.configured(|gate| gate.telemetry.set_log_interval(interval))
+        self.configured(|gate| gate.access.telemetry.set_log_interval(interval))
     }
 
     /// Limits how much of a rejected request's unread body is read over HTTP/1, and for how long,
@@ -182,7 +180,7 @@ impl<R> ValidateJwtSvidLayer<R> {
     /// reads nothing. See [Rejections of requests with a body](super#rejections-of-requests-with-a-body).
     #[must_use]
     pub fn drain_rejected(self, max_bytes: u64, max_time: Duration) -> Self {
-        self.configured(|gate| gate.drain = DrainLimits::new(max_bytes, max_time))
+        self.configured(|gate| gate.access.drain = DrainLimits::new(max_bytes, max_time))
     }
 
     /// Sets the response to rejected requests: a closure or function, which returns a response with
@@ -214,10 +212,8 @@ impl<R> ValidateJwtSvidLayer<R> {
     where
         F: Fn(&Rejection, &Parts) -> Response<B> + Send + Sync + 'static,
     {
-        let gate = self.shared.gate.clone();
-        let on_reject = Arc::new(on_reject);
         ValidateJwtSvidLayer {
-            shared: Arc::new(Shared { gate, on_reject }),
+            shared: Shared::new(self.shared.gate.clone(), on_reject),
         }
     }
 
@@ -240,8 +236,7 @@ impl<R> ValidateJwtSvidLayer<R> {
     /// # ; Ok(Router::new().fallback_service(app)) }
     /// ```
     pub fn allow_callers(&self, policy: impl Policy) -> AllowCallersLayer<R> {
-        let on_reject = self.shared.on_reject.clone();
-        AllowCallersLayer::inside(&self.shared.gate, on_reject, policy)
+        AllowCallersLayer::inside(&self.shared, policy)
     }
 
     /// Returns a `ValidateRequest` for tower-http's `ValidateRequestHeaderLayer::custom`.
@@ -259,13 +254,9 @@ impl<R> ValidateJwtSvidLayer<R> {
         JwtSvidValidateRequest::new(self.shared)
     }
 
-    fn configured(self, change: impl FnOnce(&mut Gate)) -> Self {
-        let mut gate = self.shared.gate.clone();
-        change(&mut gate);
-        let on_reject = self.shared.on_reject.clone();
-        Self {
-            shared: Arc::new(Shared { gate, on_reject }),
-        }
+    fn configured(mut self, change: impl FnOnce(&mut Gate)) -> Self {
+        change(&mut Arc::make_mut(&mut self.shared).gate);
+        self
     }
 }
 
@@ -277,13 +268,7 @@ impl<S, R> Layer<S> for ValidateJwtSvidLayer<R> {
     }
 }
 
-impl<R> Clone for ValidateJwtSvidLayer<R> {
-    fn clone(&self) -> Self {
-        Self {
-            shared: self.shared.clone(),
-        }
-    }
-}
+clone_fields!(<R> ValidateJwtSvidLayer<R> { shared });
 
 impl<R> fmt::Debug for ValidateJwtSvidLayer<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -293,17 +278,24 @@ impl<R> fmt::Debug for ValidateJwtSvidLayer<R> {
     }
 }
 
-impl<R> Shared<R> {
+impl<R, G> Shared<R, G> {
+    pub(crate) fn new(gate: G, on_reject: R) -> Arc<Self> {
+        let on_reject = Arc::new(on_reject);
+        Arc::new(Self { gate, on_reject })
+    }
+
     /// Returns the response to a rejected request.
     pub(crate) fn reject<B>(&self, rejection: Rejection, parts: &Parts) -> Response<B>
     where
-        R: super::on_reject::OnReject<B>,
+        R: OnReject<B>,
     {
         let mut response = self.on_reject.respond(&rejection, parts);
         rejection.settle(&mut response);
         response
     }
+}
 
+impl<R> Shared<R> {
     /// Acts on the verdict: calls the inner service, or rejects the request.
     pub(crate) fn act<S, ReqBody, ResBody>(
         self: &Arc<Self>,
@@ -314,7 +306,7 @@ impl<R> Shared<R> {
     ) -> ResponseFuture<S::Future, ReqBody, ResBody>
     where
         S: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
-        R: super::on_reject::OnReject<ResBody>,
+        R: OnReject<ResBody>,
         ReqBody: Body + 'static,
     {
         let is_verified = checked.is_verified();
@@ -327,7 +319,7 @@ impl<R> Shared<R> {
             }
             Err(rejection) => {
                 let response = self.reject(rejection, &parts);
-                ResponseFuture::rejected(response, &self.gate.drain, &parts, body, inner)
+                ResponseFuture::rejected(response, &self.gate.access.drain, &parts, body, inner)
             }
         }
     }

@@ -267,6 +267,7 @@
 //!
 //! Spans, metrics and logs never contain tokens.
 
+mod access;
 mod allow;
 mod allow_callers;
 mod ask;

@@ -72,7 +72,7 @@ impl fmt::Display for PolicyError {
                         f,
                         "; there are no wildcards: `.service({0}, …)` or `.public_service({0})` has \
                          one rule for all methods of a service",
-                        Named(path)
+                        named(path)
                     )?;
                 }
                 Ok(())
@@ -110,16 +110,10 @@ fn is_wildcard(text: &str) -> bool {
 }
 
 /// The service in such a text, if it can be recognized.
-struct Named<'a>(&'a str);
-
-impl fmt::Display for Named<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = self.0.trim_start_matches('/').split('/').next();
-        match name.filter(|name| !name.is_empty() && !name.contains('*')) {
-            Some(name) => write!(f, "{name:?}"),
-            None => f.write_str("\"package.Service\""),
-        }
-    }
+fn named(text: &str) -> String {
+    let name = text.trim_start_matches('/').split('/').next();
+    let is_name = |name: &&str| !name.is_empty() && !name.contains('*');
+    format!("{:?}", name.filter(is_name).unwrap_or("package.Service"))
 }
 
 impl std::error::Error for PolicyError {

@@ -44,10 +44,7 @@ impl Protocol {
     pub(crate) fn wire(self, parts: &Parts) -> Wire {
         match self {
             Self::Http => Wire::Http,
-            Self::Grpc => match Wire::of_content_type(&parts.headers) {
-                Some(wire) => wire,
-                None => Wire::Grpc,
-            },
+            Self::Grpc => Wire::of_content_type(&parts.headers).unwrap_or(Wire::Grpc),
             Self::Auto => Wire::of_request(&parts.method, parts.version, &parts.headers),
         }
     }

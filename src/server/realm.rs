@@ -49,26 +49,12 @@ impl Realm {
 
     /// Returns the challenge, with the error code and its description if given.
     pub(crate) fn challenge(&self, error: Option<&str>, description: Option<&str>) -> HeaderValue {
-        let named = [
-            (
-                Some(self.0.as_deref().unwrap_or(DEFAULT)),
-                "Bearer realm=\"",
-            ),
-            (error, ", error=\""),
-            (description, ", error_description=\""),
-        ];
-        let named = named
-            .iter()
-            .filter_map(|(value, before)| Some(((*value)?, *before)));
-        // One allocation of the exact length, because rejections can be very frequent.
-        let len = named
-            .clone()
-            .map(|(value, before)| before.len() + value.len() + 1);
-        let mut text = String::with_capacity(len.sum());
-        for (value, before) in named {
-            text.push_str(before);
-            text.push_str(value);
-            text.push('"');
+        let realm = self.0.as_deref().unwrap_or(DEFAULT);
+        let mut text = format!("Bearer realm=\"{realm}\"");
+        for (name, value) in [("error", error), ("error_description", description)] {
+            if let Some(value) = value {
+                text.push_str(&format!(", {name}=\"{value}\""));
+            }
         }
         // Cannot fail: the realm was checked, and the rest is fixed text.
         HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("Bearer realm=\"spiffe\""))

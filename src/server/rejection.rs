@@ -40,12 +40,12 @@ pub struct Rejection {
     details: Option<Arc<Details>>,
 }
 
-#[derive(Clone, PartialEq)]
+#[derive(Clone)]
 struct Details {
     token_error: Option<ValidateError>,
     caller: Option<SpiffeId>,
     /// The request that code inside the layer rejects, until the layer has responded.
-    request: RejectedRequest,
+    request: Option<Arc<Parts>>,
     /// For logs only.
     policy_reason: Option<Cow<'static, str>>,
     realm: Realm,
@@ -54,27 +54,10 @@ struct Details {
 static NO_DETAILS: Details = Details {
     token_error: None,
     caller: None,
-    request: RejectedRequest(None),
+    request: None,
     policy_reason: None,
     realm: Realm::DEFAULT,
 };
-
-/// A request that was rejected. It is not compared: rejections of different requests can be equal.
-#[derive(Clone)]
-struct RejectedRequest(Option<Arc<Parts>>);
-
-impl PartialEq for RejectedRequest {
-    fn eq(&self, _: &Self) -> bool {
-        true
-    }
-}
-
-impl PartialEq for Rejection {
-    fn eq(&self, other: &Self) -> bool {
-        (self.reason, self.wire, self.uniform) == (other.reason, other.wire, other.uniform)
-            && self.details() == other.details()
-    }
-}
 
 /// Cuts the reason of a policy.
 pub(super) fn cut(mut reason: Cow<'static, str>) -> Cow<'static, str> {
@@ -119,10 +102,7 @@ impl Rejection {
             _ => RejectionReason::NotAllowed,
         };
         let rejection = Self::of_caller(reason, caller, wire, realm);
-        match decision.reason() {
-            Some(reason) => rejection.because(reason),
-            None => rejection,
-        }
+        rejection.because_if(decision.reason().map(Cow::Borrowed))
     }
 
     pub(crate) fn of_caller(
@@ -137,16 +117,16 @@ impl Rejection {
 
     /// Remembers the request for `on_reject`.
     pub(crate) fn with_request(self, parts: Parts) -> Self {
-        self.with(|details| details.request = RejectedRequest(Some(Arc::new(parts))))
+        self.with(|details| details.request = Some(Arc::new(parts)))
     }
 
     /// Takes the request out, so that the response does not contain its headers.
     pub(crate) fn take_request(self) -> (Self, Option<Arc<Parts>>) {
-        if self.details().request.0.is_none() {
+        if self.details().request.is_none() {
             return (self, None);
         }
         let mut request = None;
-        let rejection = self.with(|details| request = details.request.0.take());
+        let rejection = self.with(|details| request = details.request.take());
         (rejection, request)
     }
 
@@ -178,9 +158,8 @@ impl Rejection {
         self.details.as_deref().unwrap_or(&NO_DETAILS)
     }
 
-    /// Sets one text for every invalid token; `reason` and the details stay.
-    pub(crate) fn uniform(self) -> Self {
-        let uniform = true;
+    /// Sets one text for every invalid token, if `uniform`; `reason` and the details stay.
+    pub(crate) fn worded(self, uniform: bool) -> Self {
         Self { uniform, ..self }
     }
 
@@ -190,6 +169,13 @@ impl Rejection {
     pub fn because(self, reason: impl Into<Cow<'static, str>>) -> Self {
         let reason = cut(reason.into());
         self.with(|details| details.policy_reason = Some(reason))
+    }
+
+    pub(crate) fn because_if(self, reason: Option<Cow<'static, str>>) -> Self {
+        match reason {
+            Some(reason) => self.because(reason),
+            None => self,
+        }
     }
 
     fn with(mut self, change: impl FnOnce(&mut Details)) -> Self {

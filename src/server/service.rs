@@ -48,7 +48,22 @@ macro_rules! inner_accessors {
 }
 pub(super) use inner_accessors;
 
+/// `Clone` without the bound `R: Clone` of a derive: the function that responds is shared.
+macro_rules! clone_fields {
+    (<$($param:ident $(: $bound:ident)?),+> $type:ty { $($field:ident),+ }) => {
+        impl<$($param $(: $bound)?),+> Clone for $type {
+            fn clone(&self) -> Self {
+                Self {
+                    $($field: self.$field.clone()),+
+                }
+            }
+        }
+    };
+}
+pub(super) use clone_fields;
+
 inner_accessors!(ValidateJwtSvid<S, R>);
+clone_fields!(<S: Clone, R> ValidateJwtSvid<S, R> { inner, shared });
 
 impl<S, R, ReqBody, ResBody> Service<Request<ReqBody>> for ValidateJwtSvid<S, R>
 where
@@ -68,15 +83,6 @@ where
         let (mut parts, body) = request.into_parts();
         let checked = self.shared.gate.check(&mut parts, Sight::First);
         self.shared.act(&mut self.inner, parts, body, checked)
-    }
-}
-
-impl<S: Clone, R> Clone for ValidateJwtSvid<S, R> {
-    fn clone(&self) -> Self {
-        Self {
-            inner: self.inner.clone(),
-            shared: self.shared.clone(),
-        }
     }
 }
 

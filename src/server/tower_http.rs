@@ -10,6 +10,7 @@ use tower_http::validate_request::ValidateRequest;
 
 use super::layer::Shared;
 use super::on_reject::{DefaultOnReject, OnReject};
+use super::service::clone_fields;
 use crate::verify::Sight;
 
 /// The layer's verdict as a [`ValidateRequest`]; made by
@@ -62,11 +63,7 @@ fn exchange<B>(request: &mut Request<B>, parts: &mut Parts) {
     swap(request.extensions_mut(), &mut parts.extensions);
 }
 
-impl<ResBody, R> Clone for JwtSvidValidateRequest<ResBody, R> {
-    fn clone(&self) -> Self {
-        Self::new(self.shared.clone())
-    }
-}
+clone_fields!(<ResBody, R> JwtSvidValidateRequest<ResBody, R> { shared, body });
 
 impl<ResBody, R> fmt::Debug for JwtSvidValidateRequest<ResBody, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

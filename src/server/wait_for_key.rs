@@ -63,7 +63,7 @@ impl UnknownKeyWait {
 
 /// The limits of all waits of a layer.
 pub(crate) struct Room {
-    config: UnknownKeyWait,
+    pub(crate) config: UnknownKeyWait,
     clock: Arc<dyn Clock>,
     // Only trust domains of the bundle set are added.
     domains: Mutex<HashMap<Box<str>, Domain>>,
@@ -83,31 +83,23 @@ impl Room {
         }
     }
 
-    pub(crate) fn config(&self) -> &UnknownKeyWait {
-        &self.config
-    }
-
     /// Returns a permit to wait, if one is free and no wait for this trust domain has failed
     /// recently.
     fn enter(&self, trust_domain: &str) -> Option<OwnedSemaphorePermit> {
         // Before the lock: the clock may be code of the user.
         let now = self.clock.monotonic();
         let mut domains = self.domains();
-        let places = match domains.get(trust_domain) {
-            Some(domain) if now < domain.paused_until => return None,
-            Some(domain) => domain.places.clone(),
-            None => {
-                let places = self.config.max_waiting.min(Semaphore::MAX_PERMITS);
-                let domain = Domain {
-                    places: Arc::new(Semaphore::new(places)),
-                    paused_until: Duration::ZERO,
-                };
-                let places = domain.places.clone();
-                domains.insert(trust_domain.into(), domain);
-                places
-            }
-        };
-        places.try_acquire_owned().ok()
+        let places = self.config.max_waiting.min(Semaphore::MAX_PERMITS);
+        let domain = domains
+            .entry(trust_domain.into())
+            .or_insert_with(|| Domain {
+                places: Arc::new(Semaphore::new(places)),
+                paused_until: Duration::ZERO,
+            });
+        if now < domain.paused_until {
+            return None;
+        }
+        domain.places.clone().try_acquire_owned().ok()
     }
 
     /// A wait for this trust domain failed.
@@ -152,7 +144,7 @@ impl KeyWait {
             .and(rejection.trust_domain())
             .and_then(|trust_domain| room.enter(trust_domain));
         let Some(place) = place else {
-            gate.telemetry.key_wait("turned-away");
+            gate.access.telemetry.key_wait("turned-away");
             return Err(checked);
         };
         let (changed, rejection) = check_again(gate, parts)?;
@@ -178,7 +170,7 @@ impl KeyWait {
             match check_again(gate, parts) {
                 Ok(unknown) => (self.changed, self.rejection) = unknown,
                 Err(checked) => {
-                    gate.telemetry.key_wait("judged");
+                    gate.access.telemetry.key_wait("judged");
                     return Poll::Ready(checked);
                 }
             }
@@ -192,7 +184,7 @@ impl KeyWait {
             return Poll::Pending;
         }
         self.room.pause(self.rejection.trust_domain());
-        gate.telemetry.key_wait("in-vain");
+        gate.access.telemetry.key_wait("in-vain");
         Poll::Ready(Checked::rejected(self.rejection.clone()))
     }
 }

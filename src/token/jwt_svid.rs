@@ -90,8 +90,8 @@ impl JwtSvid {
                 hint: hint.into(),
             }),
             audiences: audiences.map(|audience| audience.as_ref().into()).collect(),
-            expires_at: claims.expires_at,
-            issued_at: claims.issued_at,
+            expires_at: claims.life.expires_at,
+            issued_at: claims.life.issued_at,
         })))
     }
 

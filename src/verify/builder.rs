@@ -208,18 +208,11 @@ impl ValidatorBuilder {
         if settings.audiences.is_empty() {
             return Err(BuildValidatorError::NoAudience);
         }
-        if settings
-            .audiences
-            .iter()
-            .any(|audience| audience.is_empty())
-        {
+        let mut audiences = settings.audiences.iter();
+        if audiences.clone().any(|audience| audience.is_empty()) {
             return Err(BuildValidatorError::EmptyAudience);
         }
-        if settings
-            .audiences
-            .iter()
-            .any(|audience| audience.trim().len() != audience.len())
-        {
+        if audiences.any(|audience| audience.trim().len() != audience.len()) {
             return Err(BuildValidatorError::AudienceWhitespace);
         }
         if settings.leeway > MAX_LEEWAY {

@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
 
 use super::builder::Settings;
 use super::cache::{Time, VerifiedCache};
@@ -12,9 +11,8 @@ use super::validator::Sight;
 use super::verified::{Signer, Verified};
 use super::{ValidateError, ValidateReason, VerifiedSvid};
 use crate::bundle::{BundleAnswer, BundleSource, BundlesUnavailable, JwtAuthority, JwtBundle};
-use crate::clock::UnixTime;
 use crate::identity::SpiffeId;
-use crate::jwt::{Algorithm, Claims, ClaimsFault, Header, HeaderFault, Room, Split};
+use crate::jwt::{Algorithm, Claims, Header, HeaderFault, Life, PAYLOAD, Room, Split};
 
 type Failure = (ValidateReason, &'static str);
 
@@ -39,11 +37,11 @@ impl Checks {
         sight: Sight,
     ) -> (Result<VerifiedSvid, ValidateError>, bool) {
         if token.len() > self.settings.max_token_len {
-            let (reason, detail) = (
-                ValidateReason::TooLong,
-                "the token is longer than allowed; it was not read",
+            let detail = "the token is longer than allowed; it was not read";
+            return (
+                Err(ValidateError::new(ValidateReason::TooLong, detail)),
+                false,
             );
-            return (Err(ValidateError::new(reason, detail)), false);
         }
         // Before any bundle: see the contract of `BundleSource`.
         let revision = self.source.revision();
@@ -52,7 +50,7 @@ impl Checks {
         };
         let hash = cache.hash(token);
         if let Ok(revision) = revision {
-            let time = |verified: &Verified| match self.time_failure(Life::of(verified)) {
+            let time = |verified: &Verified| match self.time_failure(verified.life) {
                 None => Time::Valid,
                 Some((ValidateReason::Expired, _)) => Time::Past,
                 Some(_) => Time::NotNow,
@@ -112,18 +110,14 @@ impl Checks {
         }
 
         let fail = |failure| fail(failure).with_key_id(header.key_id.as_deref());
-        let payload =
-            std::str::from_utf8(payload).map_err(|_| fail(claims_failure(ClaimsFault::Json)))?;
-        let claims = Claims::parse(payload).map_err(|fault| fail(claims_failure(fault)))?;
+        let invalid = |fault| fail((ValidateReason::Claims, fault));
+        let payload = std::str::from_utf8(payload).map_err(|_| invalid(PAYLOAD))?;
+        let claims = Claims::parse(payload).map_err(invalid)?;
         let spiffe_id = SpiffeId::parse(&claims.subject).map_err(|_| fail(SUBJECT))?;
 
         let trust_domain = spiffe_id.trust_domain_name();
         let fail = |failure| fail(failure).with_trust_domain(trust_domain);
-        let life = Life {
-            expires_at: claims.expires_at,
-            not_before: claims.not_before,
-            issued_at: claims.issued_at,
-        };
+        let life = claims.life;
         if let Some(failure) = self.time_failure(life) {
             return Err(fail(failure));
         }
@@ -155,9 +149,7 @@ impl Checks {
             hash,
             revision: AtomicU64::new(revision),
             audiences,
-            expires_at: claims.expires_at,
-            not_before: claims.not_before,
-            issued_at: claims.issued_at,
+            life,
             signer: Signer::Authority(authority),
             spiffe_id,
             payload: payload.into(),
@@ -201,7 +193,23 @@ impl Checks {
 
     /// Reads the clock as late as possible: malformed tokens do not need it.
     fn time_failure(&self, life: Life) -> Option<Failure> {
-        life.failure(&self.settings, self.settings.clock.now())
+        let (now, leeway) = (self.settings.clock.now(), self.settings.leeway);
+        // RFC 7519 section 4.1.4: a token has expired "on or after" `exp`.
+        if now >= life.expires_at.saturating_add(leeway) {
+            return Some(EXPIRED);
+        }
+        if let Some(not_before) = life.not_before
+            && now.saturating_add(leeway) < not_before
+        {
+            return Some(NOT_YET_VALID);
+        }
+        let longest = self.settings.max_lifetime?;
+        let latest = match life.issued_at {
+            // An `iat` in the future must not extend the limit.
+            Some(issued_at) if issued_at <= now => issued_at.saturating_add(longest),
+            _ => now.saturating_add(longest).saturating_add(leeway),
+        };
+        (life.expires_at > latest).then_some(LIFETIME)
     }
 }
 
@@ -223,50 +231,6 @@ fn by_trial(
         0 => Err(NO_KEY_FITS),
         1..=MOST_TRIED => fitting().find(|key| verifies(key)).ok_or(NO_KEY_VERIFIES),
         _ => Err(TOO_MANY_KEYS),
-    }
-}
-
-/// The times of a token.
-#[derive(Clone, Copy)]
-struct Life {
-    expires_at: UnixTime,
-    not_before: Option<UnixTime>,
-    issued_at: Option<UnixTime>,
-}
-
-impl Life {
-    fn of(verified: &Verified) -> Self {
-        Self {
-            expires_at: verified.expires_at,
-            not_before: verified.not_before,
-            issued_at: verified.issued_at,
-        }
-    }
-
-    fn failure(self, settings: &Settings, now: UnixTime) -> Option<Failure> {
-        let leeway = settings.leeway;
-        // RFC 7519 section 4.1.4: a token has expired "on or after" `exp`.
-        if now >= self.expires_at.saturating_add(leeway) {
-            return Some(EXPIRED);
-        }
-        if let Some(not_before) = self.not_before
-            && now.saturating_add(leeway) < not_before
-        {
-            return Some(NOT_YET_VALID);
-        }
-        match settings.max_lifetime {
-            Some(longest) if self.is_longer_than(longest, leeway, now) => Some(LIFETIME),
-            _ => None,
-        }
-    }
-
-    fn is_longer_than(self, longest: Duration, leeway: Duration, now: UnixTime) -> bool {
-        let end = self.expires_at;
-        match self.issued_at {
-            // An `iat` in the future must not extend the limit.
-            Some(issued_at) if issued_at <= now => end > issued_at.saturating_add(longest),
-            _ => end > now.saturating_add(longest).saturating_add(leeway),
-        }
     }
 }
 
@@ -349,46 +313,16 @@ fn unless_bearer(token: &str, failure: Failure) -> Failure {
 }
 
 fn bundles_unavailable(why: BundlesUnavailable) -> Failure {
-    let detail = match why {
-        BundlesUnavailable::NotReady => "no bundles have arrived yet",
-        BundlesUnavailable::Withdrawn => "the issuer withdrew the bundles",
-        BundlesUnavailable::Stale => "the bundles are older than allowed",
-        BundlesUnavailable::Closed => "the source was shut down",
-    };
-    (ValidateReason::BundlesUnavailable(why), detail)
+    (ValidateReason::BundlesUnavailable(why), why.text())
 }
 
 fn header_failure(fault: HeaderFault) -> Failure {
-    let detail = match fault {
-        HeaderFault::Json => {
-            return (
-                ValidateReason::Malformed,
-                "the header is not a JSON object in UTF-8",
-            );
-        }
-        HeaderFault::Algorithm => return ALGORITHM,
-        HeaderFault::Duplicate => "a header field is duplicate",
-        HeaderFault::Type => "`typ` is neither JWT nor JOSE",
-        HeaderFault::KeyId => "`kid` is empty, not a string, or longer than 1024 bytes",
-        HeaderFault::Forbidden => {
-            "it has a header field that is never accepted (crit, b64, jku, jwk, x5…)"
-        }
-        HeaderFault::Unknown => "it has a header field other than alg, kid and typ",
-    };
-    (ValidateReason::Header, detail)
-}
-
-fn claims_failure(fault: ClaimsFault) -> Failure {
-    let detail = match fault {
-        ClaimsFault::Json => "the payload is not a JSON object in UTF-8",
-        ClaimsFault::Duplicate => "a claim is duplicate",
-        ClaimsFault::Subject => "`sub` is missing or not a string",
-        ClaimsFault::Audience => {
-            "`aud` is missing, empty, or neither a string nor an array of strings"
-        }
-        ClaimsFault::Expiry => "`exp` is missing or not a number",
-        ClaimsFault::NotBefore => "`nbf` is not a number",
-        ClaimsFault::IssuedAt => "`iat` is not a number",
-    };
-    (ValidateReason::Claims, detail)
+    match fault {
+        HeaderFault::Json => (
+            ValidateReason::Malformed,
+            "the header is not a JSON object in UTF-8",
+        ),
+        HeaderFault::Algorithm => ALGORITHM,
+        HeaderFault::Field(detail) => (ValidateReason::Header, detail),
+    }
 }

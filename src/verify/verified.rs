@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use crate::bundle::JwtAuthority;
 use crate::clock::UnixTime;
 use crate::identity::SpiffeId;
+use crate::jwt::Life;
 
 /// The identity of a caller whose token was verified. Clones are cheap.
 ///
@@ -33,9 +34,7 @@ pub(super) struct Verified {
     pub(super) revision: AtomicU64,
     pub(super) spiffe_id: SpiffeId,
     pub(super) audiences: Box<[Box<str>]>,
-    pub(super) expires_at: UnixTime,
-    pub(super) not_before: Option<UnixTime>,
-    pub(super) issued_at: Option<UnixTime>,
+    pub(super) life: Life,
     pub(super) signer: Signer,
     pub(super) payload: Box<str>,
     /// Created when a policy first reads a claim, and shared by all requests with this token.
@@ -103,9 +102,11 @@ impl VerifiedSvid {
             revision: AtomicU64::new(0),
             spiffe_id,
             audiences: audiences.into_iter().map(Into::into).collect(),
-            expires_at,
-            not_before: None,
-            issued_at,
+            life: Life {
+                expires_at,
+                not_before: None,
+                issued_at,
+            },
             signer: Signer::Assumed(key_id.into()),
             payload: claims_json.into(),
             #[cfg(feature = "server")]
@@ -134,18 +135,18 @@ impl VerifiedSvid {
     /// assert!(left > Duration::from_secs(290));
     /// ```
     pub fn expires_at(&self) -> UnixTime {
-        self.0.0.expires_at
+        self.0.0.life.expires_at
     }
 
     /// Returns its `nbf`, if it has one.
     pub fn not_before(&self) -> Option<UnixTime> {
-        self.0.0.not_before
+        self.0.0.life.not_before
     }
 
     /// Returns its `iat`, if it has one. It is informative unless
     /// [`max_lifetime`](crate::verify::ValidatorBuilder::max_lifetime) is set.
     pub fn issued_at(&self) -> Option<UnixTime> {
-        self.0.0.issued_at
+        self.0.0.life.issued_at
     }
 
     /// Returns the ID of the key that signed it.

@@ -17,14 +17,7 @@ pub(super) struct Decisions {
 }
 
 /// The caller, and the policy's cache key.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub(super) struct Key(Option<SpiffeId>, String);
-
-impl Key {
-    pub(super) fn new(caller: Option<&VerifiedSvid>, text: String) -> Self {
-        Self(caller.map(|caller| caller.spiffe_id().clone()), text)
-    }
-}
+pub(super) type Key = (Option<SpiffeId>, String);
 
 #[derive(Clone)]
 struct Entry {
@@ -37,9 +30,8 @@ struct Entry {
 
 impl Decisions {
     pub(super) fn new(capacity: usize, ttl: Duration, clock: Arc<dyn Clock>) -> Self {
-        let entries = Cache::new(capacity);
         Self {
-            entries,
+            entries: Cache::new(capacity),
             ttl,
             clock,
         }

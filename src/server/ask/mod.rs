@@ -31,11 +31,8 @@ pub(crate) struct Asking {
     cache: Option<Decisions>,
 }
 
-/// The outcome of one question.
-enum Outcome {
-    Decided(AsyncDecision),
-    Failed(PolicyFailure, Option<Cow<'static, str>>),
-}
+/// The decision, or why there is none and the text of the error.
+type Outcome = Result<AsyncDecision, (PolicyFailure, Option<Cow<'static, str>>)>;
 
 enum Asked {
     Known(AsyncDecision),
@@ -56,23 +53,21 @@ impl Asking {
 
     /// Returns whether the synchronous policy alone decides, because the request is public.
     fn is_public(gate: &Gate, parts: &Parts) -> bool {
-        let policy = &gate.policy;
+        let policy = &gate.access.policy;
         policy.is_public(parts) && policy.allows_anonymous(parts)
     }
 
     /// Looks up the decision in the cache.
     fn known(&self, caller: Option<&VerifiedSvid>, parts: &Parts) -> Asked {
-        let Some(cache) = &self.cache else {
-            return Asked::Unknown(None);
-        };
-        let key = self.ask.policy.cache_key(caller, parts);
-        let Some(key) = key.filter(|key| key.len() <= MAX_KEY) else {
-            return Asked::Unknown(None);
-        };
-        let key = Key::new(caller, key);
-        match cache.get(&key) {
+        let key = self.cache.as_ref().and_then(|cache| {
+            let key = self.ask.policy.cache_key(caller, parts)?;
+            let caller = caller.map(|caller| caller.spiffe_id().clone());
+            (key.len() <= MAX_KEY).then_some((cache, (caller, key)))
+        });
+        let known = key.as_ref().and_then(|(cache, key)| cache.get(key));
+        match known {
             Some(decision) => Asked::Known(decision),
-            None => Asked::Unknown(Some(key)),
+            None => Asked::Unknown(key.map(|(_, key)| key)),
         }
     }
 
@@ -104,46 +99,26 @@ impl Asking {
         caller: Option<&VerifiedSvid>,
         parts: &Parts,
     ) -> Checked {
-        match self.rejection(gate, outcome, denied, caller, parts) {
-            Some(rejection) => checked.denied(rejection),
-            None => checked,
-        }
-    }
-
-    fn rejection(
-        &self,
-        gate: &Gate,
-        outcome: Outcome,
-        denied: Option<AsyncDecision>,
-        caller: Option<&VerifiedSvid>,
-        parts: &Parts,
-    ) -> Option<Rejection> {
+        let access = &gate.access;
         let decision = match (outcome, &self.ask.fallback) {
-            (Outcome::Decided(decision), _) => decision,
-            (Outcome::Failed(..), Some(fallback)) => match caller {
+            (Ok(decision), _) => decision,
+            (Err(_), Some(fallback)) => match caller {
                 // The policy has decided about this caller.
                 _ if denied.is_some() => preferred(denied, fallback.decide(None, parts).into()),
                 Some(caller) => policy::decide_verified(&**fallback, caller, parts).into(),
                 None => fallback.decide(None, parts).into(),
             },
-            (Outcome::Failed(why, detail), None) => {
+            (Err((why, detail)), None) => {
                 let reason = RejectionReason::PolicyUnavailable(why);
-                let wire = gate.wire(parts);
-                let rejection = Rejection::of_caller(reason, caller, wire, &gate.realm);
-                return Some(match detail {
-                    Some(detail) => rejection.because(detail),
-                    None => rejection,
-                });
+                let wire = access.wire(parts);
+                let rejection = Rejection::of_caller(reason, caller, wire, &access.realm);
+                return checked.denied(rejection.because_if(detail));
             }
         };
         if decision.decision == Decision::Allow {
-            return None;
+            return checked;
         }
-        let wire = gate.wire(parts);
-        let rejection = Rejection::by_policy(decision.decision, caller, wire, &gate.realm);
-        Some(match decision.reason {
-            Some(reason) => rejection.because(reason),
-            None => rejection,
-        })
+        let rejection = access.denied(decision.decision, caller, parts);
+        checked.denied(rejection.because_if(decision.reason))
     }
 }

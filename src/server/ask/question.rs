@@ -1,6 +1,5 @@
 //! One question, and the wait for its decision.
 
-use std::borrow::Cow;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -48,32 +47,29 @@ impl Question {
             Err(_) => return Err(checked),
         };
         let mut denied = None;
-        let mut asked = asking.known(caller.as_ref(), parts);
-        if let Asked::Known(decision) = &asked
-            && Asking::asks_again(gate, caller.as_ref(), parts, decision)
-        {
-            denied = Some(decision.clone());
-            asked = asking.known(None, parts);
-        }
-        let outcome = match asked {
-            Asked::Known(decision) => Outcome::Decided(preferred(denied.take(), decision)),
-            Asked::Unknown(key) => match asking.in_flight.clone().try_acquire_owned() {
-                Ok(permit) => {
-                    let asked_about = caller.as_ref().filter(|_| denied.is_none());
-                    let future = asking.ask.policy.decide(asked_about, parts);
-                    return Ok(Self {
-                        asking: asking.clone(),
-                        checked: Some(checked),
-                        caller,
-                        future,
-                        key,
-                        denied,
-                        time_up: None,
-                        _in_flight: permit,
-                    });
+        let outcome = loop {
+            let about = caller.as_ref().filter(|_| denied.is_none());
+            match asking.known(about, parts) {
+                Asked::Known(decision) if Asking::asks_again(gate, about, parts, &decision) => {
+                    denied = Some(decision);
                 }
-                Err(_) => Outcome::Failed(PolicyFailure::TooManyInFlight, None),
-            },
+                Asked::Known(decision) => break Ok(preferred(denied.take(), decision)),
+                Asked::Unknown(key) => match asking.in_flight.clone().try_acquire_owned() {
+                    Ok(permit) => {
+                        return Ok(Self {
+                            future: asking.ask.policy.decide(about, parts),
+                            asking: asking.clone(),
+                            checked: Some(checked),
+                            caller,
+                            key,
+                            denied,
+                            time_up: None,
+                            _in_flight: permit,
+                        });
+                    }
+                    Err(_) => break Err((PolicyFailure::TooManyInFlight, None)),
+                },
+            }
         };
         Err(asking.verdict(gate, checked, outcome, denied, caller.as_ref(), parts))
     }
@@ -84,24 +80,19 @@ impl Question {
             let decision = match self.future.as_mut().poll(cx) {
                 Poll::Ready(Ok(decision)) => decision,
                 Poll::Ready(Err(error)) => {
-                    return failed(PolicyFailure::Failed, Some(error.detail));
+                    return Poll::Ready(Err((PolicyFailure::Failed, Some(error.detail))));
                 }
                 Poll::Pending => break,
             };
             // The caller was denied: the policy is asked about an anonymous one.
-            let asked_about = match self.denied {
-                Some(_) => None,
-                None => self.caller.as_ref(),
-            };
-            asking.remember(self.key.take(), asked_about, &decision);
-            if !Asking::asks_again(gate, asked_about, parts, &decision) {
-                let decision = preferred(self.denied.take(), decision);
-                return Poll::Ready(Outcome::Decided(decision));
+            let about = self.caller.as_ref().filter(|_| self.denied.is_none());
+            asking.remember(self.key.take(), about, &decision);
+            if !Asking::asks_again(gate, about, parts, &decision) {
+                return Poll::Ready(Ok(preferred(self.denied.take(), decision)));
             }
             match asking.known(None, parts) {
                 Asked::Known(anonymous) => {
-                    let decision = preferred(Some(decision), anonymous);
-                    return Poll::Ready(Outcome::Decided(decision));
+                    return Poll::Ready(Ok(preferred(Some(decision), anonymous)));
                 }
                 Asked::Unknown(key) => {
                     self.denied = Some(decision);
@@ -115,14 +106,14 @@ impl Question {
             // Without timers the wait would never end.
             None if runtime::with_timers().is_err() => {
                 let detail = "the tokio runtime has no timers";
-                return failed(PolicyFailure::Failed, Some(detail.into()));
+                return Poll::Ready(Err((PolicyFailure::Failed, Some(detail.into()))));
             }
             None => self
                 .time_up
                 .insert(Box::pin(tokio::time::sleep(asking.ask.timeout))),
         };
         ready!(time_up.as_mut().poll(cx));
-        failed(PolicyFailure::TimedOut, None)
+        Poll::Ready(Err((PolicyFailure::TimedOut, None)))
     }
 
     /// Returns the verdict once the policy has decided.
@@ -143,10 +134,6 @@ impl Question {
             None => Poll::Pending,
         }
     }
-}
-
-fn failed(why: PolicyFailure, detail: Option<Cow<'static, str>>) -> Poll<Outcome> {
-    Poll::Ready(Outcome::Failed(why, detail))
 }
 
 /// Returns the decision about the denied caller, unless an anonymous one is allowed.

@@ -37,110 +37,87 @@ enum Caller<'a> {
 /// Returns an error if other rules allow everything that a rule allows.
 pub(super) fn check(text: &str, rules: &[Rule], routes: &[Route]) -> Result<(), FilePolicyError> {
     let mut claims_known: HashMap<String, usize> = HashMap::new();
-    let mut claims_of = vec![0; rules.len()];
-    for (claims, rule) in claims_of.iter_mut().zip(rules) {
-        if !rule.claims.is_empty() {
-            let next = claims_known.len() + 1;
-            let key = format!("{:?}", rule.claims);
-            *claims = *claims_known.entry(key).or_insert(next);
+    let claims_of = rules.iter().map(|rule| {
+        let next = claims_known.len() + 1;
+        match &*rule.claims {
+            [] => 0,
+            claims => *claims_known.entry(format!("{claims:?}")).or_insert(next),
         }
-    }
-    let mut first: HashMap<Grant<'_>, usize> = HashMap::new();
+    });
+    let claims_of: Vec<usize> = claims_of.collect();
     let all = || {
         routes.iter().enumerate().flat_map(|(route, it)| {
-            let rules_of = it.rules.iter();
-            rules_of.filter_map(move |at| Some((route, *at, rules.get(*at)?)))
+            it.rules.iter().filter_map({
+                let claims_of = &claims_of;
+                move |at| Some((*at, grants(route, rules.get(*at)?, *claims_of.get(*at)?)))
+            })
         })
     };
-    let claims_of = |at: usize| claims_of.get(at).copied().unwrap_or_default();
-    for (route, at, rule) in all() {
-        each(route, rule, claims_of(at), &mut |grant| {
+    let mut first: HashMap<Grant<'_>, usize> = HashMap::new();
+    for (at, grants) in all() {
+        for grant in grants {
             first.entry(grant).or_insert(at);
-            true
-        });
-    }
-    let mut covered = None;
-    for (route, at, rule) in all() {
-        let mut by: Option<(usize, bool)> = None;
-        let is_covered = each(route, rule, claims_of(at), &mut |grant| {
-            let other = covering(grant, &mut |wider| {
-                first.get(&wider).copied().filter(|other| *other != at)
-            });
-            by = match (by, other) {
-                (None, Some(other)) => Some((other, true)),
-                (Some((first, alone)), Some(other)) => Some((first, alone && first == other)),
-                (by, None) => by,
-            };
-            other.is_some()
-        });
-        // Reports the last one in the file: of two equal rules, the second.
-        if let (true, Some(by)) = (is_covered, by)
-            && covered.is_none_or(|(last, _)| at > last)
-        {
-            covered = Some((at, by));
         }
     }
-    let found = covered.and_then(|(at, (by, alone))| Some((rules.get(at)?, rules.get(by)?, alone)));
+    // Reports the last one in the file: of two equal rules, the second.
+    let covered = all().filter_map(|(at, mut grants)| {
+        let mut others = Vec::new();
+        let is_covered = grants.all(|grant| {
+            let known = wider(grant).filter_map(|wider| first.get(&wider));
+            let other = known.copied().find(|other| *other != at);
+            others.extend(other);
+            other.is_some()
+        });
+        is_covered.then_some((at, others))
+    });
+    let found = covered.max_by_key(|(at, _)| *at).and_then(|(at, others)| {
+        let by = others.first()?;
+        let alone = others.iter().all(|other| other == by);
+        Some((rules.get(at)?, rules.get(*by)?, alone))
+    });
     let Some((rule, by, alone)) = found else {
         return Ok(());
     };
-    let others = if alone {
-        "the rule"
-    } else {
-        "other rules, such as that"
+    let (others, verb) = match alone {
+        true => ("the rule", "allows"),
+        false => ("other rules, such as that", "allow"),
     };
-    let verb = if alone { "allows" } else { "allow" };
     let why = format!(
         "the rule has no effect: {others} in line {} {verb} all of its requests; remove it",
         by.line
     );
-    Err(FilePolicyError::at(
-        Reason::Invalid,
-        text,
-        rule.at.start,
-        why,
-    ))
+    let at = rule.at.start;
+    Err(FilePolicyError::at(Reason::Invalid, text, at, why))
 }
 
-/// Visits the grants of a rule, while `visit` returns `true`. Returns whether all were visited.
-fn each<'a>(
-    route: usize,
-    rule: &'a Rule,
-    claims: usize,
-    visit: &mut dyn FnMut(Grant<'a>) -> bool,
-) -> bool {
-    let mut of_verb = |verb| {
-        let mut of_caller = |caller| {
-            visit(Grant {
-                route,
-                verb,
-                caller,
-                claims,
-            })
-        };
-        match &rule.callers {
-            Callers::Public => of_caller(Caller::Public),
-            Callers::AnyTrustDomain => of_caller(Caller::Any),
-            Callers::Listed { ids, prefixes } => {
-                ids.iter().all(|id| of_caller(Caller::Id(id.as_str())))
-                    && prefixes
-                        .iter()
-                        .all(|prefix| of_caller(Caller::Under(prefix.as_str())))
-            }
+/// The grants of a rule on one pattern.
+fn grants(route: usize, rule: &Rule, claims: usize) -> impl Iterator<Item = Grant<'_>> {
+    let verbs: Vec<Verb<'_>> = match &rule.verbs {
+        Verbs::Any => vec![Verb::Any],
+        Verbs::Grpc => vec![Verb::Grpc],
+        Verbs::Listed(methods) => methods.iter().map(Verb::One).collect(),
+    };
+    let callers: Vec<Caller<'_>> = match &rule.callers {
+        Callers::Public => vec![Caller::Public],
+        Callers::AnyTrustDomain => vec![Caller::Any],
+        Callers::Listed { ids, prefixes } => {
+            let prefixes = prefixes.iter().map(|prefix| Caller::Under(prefix.as_str()));
+            let ids = ids.iter().map(|id| Caller::Id(id.as_str()));
+            ids.chain(prefixes).collect()
         }
     };
-    match &rule.verbs {
-        Verbs::Any => of_verb(Verb::Any),
-        Verbs::Grpc => of_verb(Verb::Grpc),
-        Verbs::Listed(methods) => methods.iter().all(|method| of_verb(Verb::One(method))),
-    }
+    verbs.into_iter().flat_map(move |verb| {
+        callers.clone().into_iter().map(move |caller| Grant {
+            route,
+            verb,
+            caller,
+            claims,
+        })
+    })
 }
 
-/// Finds another rule with a grant that includes this one.
-fn covering<'a>(
-    grant: Grant<'a>,
-    find: &mut dyn FnMut(Grant<'a>) -> Option<usize>,
-) -> Option<usize> {
+/// The grants that include this one, and itself.
+fn wider(grant: Grant<'_>) -> impl Iterator<Item = Grant<'_>> {
     let Grant {
         verb,
         caller,
@@ -155,31 +132,22 @@ fn covering<'a>(
         (verb == Verb::Grpc).then_some(Verb::One(&Method::POST)),
     ];
     let claims = [Some(claims), (claims != 0).then_some(0)];
-    let mut with = |caller| {
-        let mut pairs = verbs.into_iter().flatten().flat_map(|verb| {
-            claims
-                .into_iter()
-                .flatten()
-                .map(move |claims| (verb, claims))
-        });
-        pairs.find_map(|(verb, claims)| {
-            find(Grant {
+    let any = (caller != Caller::Public).then_some(Caller::Any);
+    let under = match caller {
+        Caller::Public | Caller::Any => None,
+        Caller::Id(id) | Caller::Under(id) => Some(above(id, usize::MAX).map(Caller::Under)),
+    };
+    let callers = [caller, Caller::Public].into_iter().chain(any);
+    let callers = callers.chain(under.into_iter().flatten());
+    callers.flat_map(move |caller| {
+        verbs.into_iter().flatten().flat_map(move |verb| {
+            let claims = claims.into_iter().flatten();
+            claims.map(move |claims| Grant {
                 verb,
                 caller,
                 claims,
                 ..grant
             })
         })
-    };
-    let found = with(caller).or_else(|| with(Caller::Public)).or_else(|| {
-        (caller != Caller::Public)
-            .then(|| with(Caller::Any))
-            .flatten()
-    });
-    match caller {
-        Caller::Public | Caller::Any => found,
-        Caller::Id(id) | Caller::Under(id) => {
-            found.or_else(|| above(id, usize::MAX).find_map(|prefix| with(Caller::Under(prefix))))
-        }
-    }
+    })
 }

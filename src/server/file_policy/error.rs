@@ -95,8 +95,11 @@ impl FilePolicyError {
     }
 
     /// The text without the path.
-    pub(super) fn text(&self) -> Text<'_> {
-        Text(self)
+    pub(super) fn text(&self) -> String {
+        match self.position {
+            Some((line, column)) => format!("line {line}, column {column}: {}", self.text),
+            None => self.text.to_string(),
+        }
     }
 }
 
@@ -115,17 +118,6 @@ pub(super) fn position(document: &str, byte: usize) -> (usize, usize) {
     (line, column)
 }
 
-pub(super) struct Text<'a>(&'a FilePolicyError);
-
-impl fmt::Display for Text<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some((line, column)) = self.0.position {
-            write!(f, "line {line}, column {column}: ")?;
-        }
-        f.write_str(&self.0.text)
-    }
-}
-
 impl fmt::Display for FilePolicyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.path {
@@ -137,9 +129,7 @@ impl fmt::Display for FilePolicyError {
 
 impl Error for FilePolicyError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.source
-            .as_ref()
-            .map(|source| source as &(dyn Error + 'static))
+        Some(self.source.as_ref()?)
     }
 }
 

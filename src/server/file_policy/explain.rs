@@ -5,7 +5,7 @@ use std::fmt;
 use http::Method;
 
 use super::parse::{Callers, Rule, Verbs};
-use super::rules::Rules;
+use super::rules::{Route, Rules};
 use super::table::bounded;
 use crate::presentable::presentable;
 use crate::server::Decision;
@@ -66,9 +66,28 @@ impl PolicyExplanation {
     ) -> Self {
         let decision = rules.decide(caller, method, path);
         let route = rules.route(path);
+        let outcome = |at: usize, rule: &Rule, route: &Route| {
+            if !rule.verbs.allow(method, path) {
+                let methods = rule.verbs.to_string();
+                return RuleOutcome::OtherMethods { methods };
+            }
+            match (&rule.callers, caller) {
+                (Callers::Public, _) => RuleOutcome::Allows,
+                (_, None) => RuleOutcome::TokenRequired,
+                (_, Some(caller)) if !route.candidates(caller).any(|other| *other == at) => {
+                    RuleOutcome::OtherCallers
+                }
+                (_, Some(caller)) => match rule.missing_claim(caller) {
+                    Some((name, claim)) => RuleOutcome::Claim {
+                        required: bounded(&format!("{name:?} {claim:?}"), 200),
+                    },
+                    None => RuleOutcome::Allows,
+                },
+            }
+        };
         let explain = |(at, rule): (usize, &Rule)| {
             let outcome = match route {
-                Some(route) if route.rules.contains(&at) => rule.outcome(caller, method, path),
+                Some(route) if route.rules.contains(&at) => outcome(at, rule, route),
                 _ if rule.matches(path) => RuleOutcome::LessSpecific {
                     pattern: rule.pattern.text.to_string(),
                 },
@@ -128,37 +147,6 @@ impl RuleExplanation {
 }
 
 impl Rule {
-    fn outcome(&self, caller: Option<&VerifiedSvid>, method: &Method, path: &str) -> RuleOutcome {
-        if !self.verbs.allow(method, path) {
-            return RuleOutcome::OtherMethods {
-                methods: self.verbs.to_string(),
-            };
-        }
-        match (&self.callers, caller) {
-            (Callers::Public, _) => RuleOutcome::Allows,
-            (_, None) => RuleOutcome::TokenRequired,
-            (_, Some(caller)) if !self.names(caller) => RuleOutcome::OtherCallers,
-            (_, Some(caller)) => match self.missing_claim(caller) {
-                Some((name, claim)) => RuleOutcome::Claim {
-                    required: bounded(&format!("{name:?} {claim:?}"), 200),
-                },
-                None => RuleOutcome::Allows,
-            },
-        }
-    }
-
-    fn names(&self, caller: &VerifiedSvid) -> bool {
-        match &self.callers {
-            Callers::Public | Callers::AnyTrustDomain => true,
-            Callers::Listed { ids, prefixes } => {
-                let id = caller.spiffe_id();
-                let mut above = super::above(id.as_str(), usize::MAX);
-                ids.contains(id)
-                    || above.any(|above| prefixes.iter().any(|prefix| prefix.as_str() == above))
-            }
-        }
-    }
-
     /// Whether this pattern alone matches the path.
     fn matches(&self, path: &str) -> bool {
         let mut alone = matchit::Router::new();

@@ -8,7 +8,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::error::{FilePolicyError, FilePolicyErrorReason as Reason};
 use super::pattern::Pattern;
-use super::table::{Document, Table, Value, bounded, shown};
+use super::table::{Table, Value, bounded, shown};
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::presentable::presentable;
 use crate::server::grpc_policy::{is_method_path, is_service_name};
@@ -72,7 +72,6 @@ impl Verbs {
 
 /// Reads the rules of a document, in its order.
 pub(super) fn rules(text: &str) -> Result<Vec<Rule>, FilePolicyError> {
-    let document = Document(text);
     let table = DeTable::parse(text).map_err(|error| {
         let at = error.span().map_or(0, |span| span.start);
         // Quotes need no escape here.
@@ -83,7 +82,7 @@ pub(super) fn rules(text: &str) -> Result<Vec<Rule>, FilePolicyError> {
         FilePolicyError::at(Reason::Syntax, text, at, why)
     })?;
     let table = Table {
-        document,
+        document: text,
         // A byte order mark is skipped by the parser.
         at: 0..0,
         entries: table.get_ref(),
@@ -92,7 +91,7 @@ pub(super) fn rules(text: &str) -> Result<Vec<Rule>, FilePolicyError> {
     let mut rules = Vec::new();
     if let Some(value) = table.get("rule") {
         let DeValue::Array(items) = value.get_ref() else {
-            return Err(document.wrong(value, "`rule` is not a list of tables; write `[[rule]]`"));
+            return Err(table.wrong(value, "`rule` is not a list of tables; write `[[rule]]`"));
         };
         let (mut line, mut counted) = (1, 0);
         for item in items.iter() {
@@ -139,7 +138,7 @@ impl Table<'_> {
         if let (Callers::Public, Some(value)) = (&callers, self.get("claims")) {
             let why = "a public rule allows callers without a token, which have no claims; remove \
                        `public` or `claims`";
-            return Err(self.document.wrong(value, why));
+            return Err(self.wrong(value, why));
         }
         Ok(Rule {
             at: self.at.clone(),
@@ -161,7 +160,7 @@ impl Table<'_> {
         );
         if let (None, Some(value)) = (&path, self.get("methods")) {
             let why = "`methods` needs a `path`; gRPC requests are always POST";
-            return Err(self.document.wrong(value, why));
+            return Err(self.wrong(value, why));
         }
         let (pattern, verbs) = match (path, service, method) {
             (Some(path), None, None) => (path, self.verbs()?),
@@ -190,12 +189,12 @@ impl Table<'_> {
             (None, None, None) => {
                 let why =
                     "the rule matches no request; add `path`, `grpc_service` or `grpc_method`";
-                return Err(self.document.error(self.at.start, why));
+                return Err(self.error(why));
             }
             _ => {
                 let why = "a rule has one of `path`, `grpc_service` and `grpc_method`; write one \
                            rule for each";
-                return Err(self.document.error(self.at.start, why));
+                return Err(self.error(why));
             }
         };
         Ok((self.pattern(pattern.get_ref(), pattern.span())?, verbs))
@@ -204,7 +203,7 @@ impl Table<'_> {
     fn pattern(&self, text: &str, at: Range<usize>) -> Result<Pattern, FilePolicyError> {
         Pattern::parse(text).map_err(|why| {
             let why = format!("{} is not a path pattern: {why}", shown(text));
-            self.document.error(at.start, why)
+            self.error_at(at.start, why)
         })
     }
 
@@ -212,7 +211,7 @@ impl Table<'_> {
         let Some(value) = self.get("methods") else {
             let why =
                 "the rule has no `methods`; write `methods = [\"GET\"]`, or `methods = \"any\"`";
-            return Err(self.document.error(self.at.start, why));
+            return Err(self.error(why));
         };
         if value.get_ref().as_str() == Some("any") {
             return Ok(Verbs::Any);
@@ -221,7 +220,7 @@ impl Table<'_> {
         if texts.len() > MAX_METHODS {
             let why =
                 "`methods` has more than 16 entries; write `methods = \"any\"`, or a second rule";
-            return Err(self.document.wrong(value, why));
+            return Err(self.wrong(value, why));
         }
         let methods = texts.iter().map(|text| {
             let is_upper = |b: u8| b.is_ascii_uppercase() || b == b'-';
@@ -231,7 +230,7 @@ impl Table<'_> {
                 let text_shown = shown(text.get_ref());
                 let why =
                     format!("{text_shown} is not a method; write it in upper case, as in \"GET\"");
-                self.document.wrong(text, why)
+                self.wrong(text, why)
             })
         });
         Ok(Verbs::Listed(methods.collect::<Result<_, _>>()?))
@@ -278,15 +277,12 @@ impl Table<'_> {
             (false, false, true) => {
                 let why = "the rule names no callers; add `ids`, `path_prefixes`, `trust_domains`, \
                            `any_trust_domain = true` or `public = true`";
-                Err(self
-                    .document
-                    .error(self.at.start, why)
-                    .caused_by(PolicyError::Empty))
+                Err(self.error(why).caused_by(PolicyError::Empty))
             }
             _ => {
                 let why = "`public` and `any_trust_domain` allow other callers as well; remove them, \
                            or the other callers";
-                Err(self.document.error(self.at.start, why))
+                Err(self.error(why))
             }
         }
     }
@@ -298,7 +294,7 @@ impl Table<'_> {
         let table = self.inner(value, "`claims`")?;
         if table.entries.is_empty() {
             let why = "`claims` is empty; leave it out if no claim is required";
-            return Err(self.document.wrong(value, why));
+            return Err(self.wrong(value, why));
         }
         // The table is sorted by name.
         let claims = table.entries.iter().map(|(name, value)| {
@@ -317,7 +313,7 @@ impl Table<'_> {
         let mut entries = self.entries.iter();
         let (Some((operator, value)), None) = (entries.next(), entries.next()) else {
             let why = "a claim needs one of `equals`, `one_of`, `contains` and `contains_any`";
-            return Err(self.document.error(self.at.start, why));
+            return Err(self.error(why));
         };
         match operator.get_ref().as_ref() {
             "equals" => Ok(Claim::equals(self.scalar(value)?)),
@@ -326,7 +322,7 @@ impl Table<'_> {
                 let items = value.get_ref().as_array().filter(|items| !items.is_empty());
                 let Some(items) = items else {
                     let why = format!("`{operator}` needs a list of values");
-                    return Err(self.document.wrong(value, why));
+                    return Err(self.wrong(value, why));
                 };
                 let values = items.iter().map(|item| self.scalar(item));
                 let values: Vec<ClaimValue> = values.collect::<Result<_, _>>()?;
@@ -334,7 +330,7 @@ impl Table<'_> {
                     "one_of" => Claim::one_of(values),
                     _ => Claim::contains_any(values),
                 };
-                claim.map_err(|error| self.document.wrong(value, error.to_string()))
+                claim.map_err(|error| self.wrong(value, error.to_string()))
             }
         }
     }
@@ -349,11 +345,11 @@ impl Table<'_> {
             _ => None,
         };
         let why = "the value of a claim is not a string, a boolean or an integer of 64 bits";
-        scalar.ok_or_else(|| self.document.wrong(value, why))
+        scalar.ok_or_else(|| self.wrong(value, why))
     }
 
     fn invalid(&self, text: &Spanned<&str>, source: PolicyError, why: &str) -> FilePolicyError {
         let why = format!("{} {why}", shown(text.get_ref()));
-        self.document.wrong(text, why).caused_by(source)
+        self.wrong(text, why).caused_by(source)
     }
 }

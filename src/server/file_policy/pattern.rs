@@ -9,7 +9,7 @@ const MAX_LEN: usize = 512;
 const MAX_PARAMETERS: usize = 25;
 
 /// A path pattern.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Pattern {
     pub(super) text: Box<str>,
     /// The text without the names of the parameters. Patterns with the same key match the same paths.
@@ -110,18 +110,12 @@ pub(super) fn is_plain(path: &str) -> bool {
     let Some(rest) = path.strip_prefix('/') else {
         return false;
     };
-    let mut segments = rest.split('/').peekable();
-    while let Some(segment) = segments.next() {
-        let is_plain = match segment {
-            "" => segments.peek().is_none(),
-            "." | ".." => false,
-            _ => !segment.bytes().any(|b| b == b'\\' || b.is_ascii_control()),
-        };
-        if !is_plain {
-            return false;
-        }
-    }
-    true
+    let is_plain = |segment: &str| {
+        let is_ambiguous = |b: u8| b == b'\\' || b.is_ascii_control();
+        !matches!(segment, "" | "." | "..") && !segment.bytes().any(is_ambiguous)
+    };
+    let mut segments = rest.strip_suffix('/').unwrap_or(rest).split('/');
+    rest.is_empty() || segments.all(is_plain)
 }
 
 /// Decodes the escapes of a path. `None` if one is malformed, or the result is not UTF-8.

@@ -7,33 +7,28 @@ use arc_swap::ArcSwapOption;
 use crate::metrics::{MetricsRecorder, Shielded};
 
 pub(super) struct Recorder {
-    own: Option<Shielded>,
-    inherited: ArcSwapOption<Shielded>,
+    is_own: bool,
+    recorder: ArcSwapOption<Shielded>,
 }
 
 impl Recorder {
     pub(super) fn new(own: Option<Arc<dyn MetricsRecorder>>) -> Self {
         Self {
-            own: own.map(Shielded::new),
-            inherited: ArcSwapOption::empty(),
+            is_own: own.is_some(),
+            recorder: ArcSwapOption::new(own.map(|own| Arc::new(Shielded::new(own)))),
         }
     }
 
     pub(super) fn inherit(&self, recorder: &Arc<dyn MetricsRecorder>) {
-        if self.own.is_none() {
+        if !self.is_own {
             let recorder = Arc::new(Shielded::new(recorder.clone()));
-            self.inherited.store(Some(recorder));
+            self.recorder.store(Some(recorder));
         }
     }
 
     fn with(&self, record: impl FnOnce(&Shielded)) {
-        match &self.own {
-            Some(own) => record(own),
-            None => {
-                if let Some(inherited) = &*self.inherited.load() {
-                    record(inherited);
-                }
-            }
+        if let Some(recorder) = &*self.recorder.load() {
+            record(recorder);
         }
     }
 }

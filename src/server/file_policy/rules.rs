@@ -32,7 +32,7 @@ pub(super) struct Rules {
 }
 
 /// The rules of one pattern.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Route {
     pub(super) pattern: Pattern,
     /// Indexes of rules.
@@ -62,7 +62,10 @@ impl Rules {
                 Entry::Occupied(entry) => *entry.get(),
                 Entry::Vacant(entry) => {
                     let route = *entry.insert(routes.len());
-                    routes.push(Route::new(rule.pattern.clone()));
+                    routes.push(Route {
+                        pattern: rule.pattern.clone(),
+                        ..Route::default()
+                    });
                     for (place, kind) in &rule.pattern.wildcards {
                         let (other, first) = *places.entry(place.clone()).or_insert((*kind, at));
                         if other != *kind {
@@ -174,18 +177,6 @@ impl Rules {
 }
 
 impl Route {
-    fn new(pattern: Pattern) -> Self {
-        Self {
-            pattern,
-            rules: Vec::new(),
-            public: Vec::new(),
-            any: Vec::new(),
-            ids: Index::default(),
-            prefixes: Index::default(),
-            depth: 0,
-        }
-    }
-
     fn add(&mut self, at: usize, rule: &Rule) {
         self.rules.push(at);
         match &rule.callers {
@@ -205,7 +196,7 @@ impl Route {
     }
 
     /// The rules that name this caller.
-    fn candidates(&self, caller: &VerifiedSvid) -> impl Iterator<Item = &usize> {
+    pub(super) fn candidates(&self, caller: &VerifiedSvid) -> impl Iterator<Item = &usize> {
         let id = caller.spiffe_id();
         let ids = self.ids.get(id.as_str());
         let depth = (!self.prefixes.is_empty()).then_some(self.depth);

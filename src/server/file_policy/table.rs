@@ -9,23 +9,10 @@ use toml::de::{DeTable, DeValue};
 use super::error::{FilePolicyError, FilePolicyErrorReason as Reason};
 use crate::presentable::presentable;
 
-/// The text, for the positions of errors.
-#[derive(Clone, Copy)]
-pub(super) struct Document<'a>(pub(super) &'a str);
-
-impl Document<'_> {
-    pub(super) fn error(self, at: usize, why: impl AsRef<str>) -> FilePolicyError {
-        FilePolicyError::at(Reason::Invalid, self.0, at, why)
-    }
-
-    pub(super) fn wrong<T>(self, value: &Spanned<T>, why: impl AsRef<str>) -> FilePolicyError {
-        self.error(value.span().start, why)
-    }
-}
-
-/// A table, and where it begins.
+/// A table of a document, and where it begins.
 pub(super) struct Table<'a> {
-    pub(super) document: Document<'a>,
+    /// The document, for the positions of errors.
+    pub(super) document: &'a str,
     pub(super) at: Range<usize>,
     pub(super) entries: &'a DeTable<'a>,
 }
@@ -33,6 +20,21 @@ pub(super) struct Table<'a> {
 pub(super) type Value<'a> = Spanned<DeValue<'a>>;
 
 impl<'a> Table<'a> {
+    /// An error at this byte of the document.
+    pub(super) fn error_at(&self, at: usize, why: impl AsRef<str>) -> FilePolicyError {
+        FilePolicyError::at(Reason::Invalid, self.document, at, why)
+    }
+
+    /// An error about this table.
+    pub(super) fn error(&self, why: impl AsRef<str>) -> FilePolicyError {
+        self.error_at(self.at.start, why)
+    }
+
+    /// An error about this value.
+    pub(super) fn wrong<T>(&self, value: &Spanned<T>, why: impl AsRef<str>) -> FilePolicyError {
+        self.error_at(value.span().start, why)
+    }
+
     /// The table that this value is.
     pub(super) fn inner(
         &self,
@@ -45,7 +47,7 @@ impl<'a> Table<'a> {
                 at: value.span(),
                 entries,
             }),
-            _ => Err(self.document.wrong(value, format!("{what} is not a table"))),
+            _ => Err(self.wrong(value, format!("{what} is not a table"))),
         }
     }
 
@@ -62,7 +64,7 @@ impl<'a> Table<'a> {
                 let key = shown(unknown.get_ref());
                 let known = known.join("`, `");
                 let why = format!("unknown key {key}; the keys here are `{known}`");
-                Err(self.document.wrong(unknown, why))
+                Err(self.wrong(unknown, why))
             }
         }
     }
@@ -71,7 +73,7 @@ impl<'a> Table<'a> {
         let Some(value) = self.get(key) else {
             return Ok(None);
         };
-        text_of(self.document, value, key).map(Some)
+        self.text_of(value, key).map(Some)
     }
 
     /// A key whose only value is `true`.
@@ -81,7 +83,7 @@ impl<'a> Table<'a> {
             Some(value) if value.get_ref().as_bool() == Some(true) => Ok(true),
             Some(value) => {
                 let why = format!("`{key}` is not `true`; leave it out if it does not apply");
-                Err(self.document.wrong(value, why))
+                Err(self.wrong(value, why))
             }
         }
     }
@@ -93,35 +95,35 @@ impl<'a> Table<'a> {
         };
         let DeValue::Array(items) = value.get_ref() else {
             let why = format!("`{key}` is not a list; write `{key} = [\"…\"]`");
-            return Err(self.document.wrong(value, why));
+            return Err(self.wrong(value, why));
         };
         if items.is_empty() {
             let why = format!("`{key}` is empty; leave it out if it does not apply");
-            return Err(self.document.wrong(value, why));
+            return Err(self.wrong(value, why));
         }
         let mut known = HashSet::new();
         let mut texts = Vec::with_capacity(items.len());
         for item in items.iter() {
-            let text = text_of(self.document, item, key)?;
+            let text = self.text_of(item, key)?;
             if !known.insert(*text.get_ref()) {
                 let why = format!("{} is in `{key}` twice", shown(text.get_ref()));
-                return Err(self.document.wrong(item, why));
+                return Err(self.wrong(item, why));
             }
             texts.push(text);
         }
         Ok(texts)
     }
-}
 
-fn text_of<'a>(
-    document: Document<'_>,
-    value: &'a Value<'_>,
-    key: &str,
-) -> Result<Spanned<&'a str>, FilePolicyError> {
-    match value.get_ref().as_str() {
-        Some("") => Err(document.wrong(value, format!("`{key}` has an empty text"))),
-        Some(text) => Ok(Spanned::new(value.span(), text)),
-        None => Err(document.wrong(value, format!("`{key}` has a value that is not a text"))),
+    fn text_of(
+        &self,
+        value: &'a Value<'_>,
+        key: &str,
+    ) -> Result<Spanned<&'a str>, FilePolicyError> {
+        match value.get_ref().as_str() {
+            Some("") => Err(self.wrong(value, format!("`{key}` has an empty text"))),
+            Some(text) => Ok(Spanned::new(value.span(), text)),
+            None => Err(self.wrong(value, format!("`{key}` has a value that is not a text"))),
+        }
     }
 }
 

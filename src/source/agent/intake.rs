@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::limits::ResourceLimits;
-use crate::bundle::{JwtBundle, JwtBundleSet};
+use crate::bundle::{JwtBundle, JwtBundleSet, UseRule};
 use crate::identity::TrustDomain;
 use crate::presentable::presentable;
 use crate::workload_api::JwtBundlesMessage;
@@ -170,9 +170,11 @@ fn one(
         });
     }
     let before = before.map(|before| &**before);
-    JwtBundle::from_jwks_after(before, domain.clone(), jwks).map_err(|error| Trouble {
-        kind: "bundle-unreadable",
-        text: format!("its JWK Set cannot be read: {error}").into(),
+    JwtBundle::read(domain.clone(), jwks, UseRule::AbsentOrJwtSvid, before).map_err(|error| {
+        Trouble {
+            kind: "bundle-unreadable",
+            text: format!("its JWK Set cannot be read: {error}").into(),
+        }
     })
 }
 

@@ -9,7 +9,8 @@ use serde_json::value::RawValue;
 use super::entries::{AgentOutput, Entries, Map, NAMED, Unnamed};
 use super::error::{FileBundlesError, FileBundlesErrorReason};
 use crate::bundle::{
-    BYTE_ORDER_MARK, Expected, IgnoredReason, JwksError, JwtBundle, JwtBundleSet, wrong_kind,
+    BYTE_ORDER_MARK, Expected, IgnoredReason, JwksError, JwtBundle, JwtBundleSet, UseRule,
+    wrong_kind,
 };
 use crate::identity::TrustDomain;
 use crate::jwt::{decode, read_text};
@@ -175,14 +176,14 @@ impl BundleFormat {
         known: &JwtBundleSet,
     ) -> Result<JwtBundle, JwksError> {
         let before = known.get(domain.name()).map(|before| &**before);
-        let read = match self {
-            Self::Jwks(_) => JwtBundle::from_oidc_jwks_after,
-            Self::SpiffeBundle(_) | Self::BundleMap => JwtBundle::from_spiffe_bundle_after,
+        let rule = match self {
+            Self::Jwks(_) => UseRule::AbsentOrJwtSvidOrSig,
+            Self::SpiffeBundle(_) | Self::BundleMap => UseRule::JwtSvid,
             Self::JwksMap | Self::JwksByTrustDomain | Self::SpiffeHelper | Self::SpireAgent => {
-                JwtBundle::from_jwks_after
+                UseRule::AbsentOrJwtSvid
             }
         };
-        read(before, domain.clone(), bytes)
+        JwtBundle::read(domain.clone(), bytes, rule, before)
     }
 
     fn expected(&self) -> Expected {

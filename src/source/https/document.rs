@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::fetch::BoxError;
-use crate::bundle::{BYTE_ORDER_MARK, JwtBundle};
+use crate::bundle::{BYTE_ORDER_MARK, JwtBundle, UseRule};
 use crate::identity::TrustDomain;
 use crate::presentable::json_fault;
 
@@ -36,7 +36,12 @@ pub(super) fn jwks(
     before: Option<&JwtBundle>,
 ) -> Result<Document, BoxError> {
     let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
-    let keys = JwtBundle::from_oidc_jwks_after(before, trust_domain.clone(), bytes);
+    let keys = JwtBundle::read(
+        trust_domain.clone(),
+        bytes,
+        UseRule::AbsentOrJwtSvidOrSig,
+        before,
+    );
     Ok(Document {
         keys: keys?,
         about: About::default(),
@@ -50,7 +55,7 @@ pub(super) fn spiffe_bundle(
     before: Option<&JwtBundle>,
 ) -> Result<Document, BoxError> {
     let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
-    let keys = JwtBundle::from_spiffe_bundle_after(before, trust_domain.clone(), bytes);
+    let keys = JwtBundle::read(trust_domain.clone(), bytes, UseRule::JwtSvid, before);
     Ok(Document {
         keys: keys?,
         about: About::read(bytes)?,

@@ -1,16 +1,18 @@
 //! The shared level: bounded by bytes, scan-resistant.
 
-use std::hash::{BuildHasher, Hash, Hasher};
+use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
 use quick_cache::sync::Cache;
-use quick_cache::{Equivalent, Lifecycle, Weighter};
+use quick_cache::{Lifecycle, Weighter};
 
 use super::stats::Counters;
 use crate::verify::verified::Verified;
 
+/// By the hash of the token. The whole token is compared too, so hash collisions cannot be exploited:
+/// of two tokens with one hash, the later one stays.
 pub(super) struct SecondLevel {
-    cache: Cache<Key, Arc<Verified>, Bytes, Prehashed, CountEvictions>,
+    cache: Cache<u64, Arc<Verified>, Bytes, Prehashed, CountEvictions>,
 }
 
 impl SecondLevel {
@@ -25,7 +27,8 @@ impl SecondLevel {
     }
 
     pub(super) fn get(&self, hash: u64, token: &str) -> Option<Arc<Verified>> {
-        self.cache.get(&Wanted { hash, token })
+        let verified = self.cache.get(&hash)?;
+        (*verified.token == *token).then_some(verified)
     }
 
     /// Marks the entry as used, although the first level returned it.
@@ -34,12 +37,12 @@ impl SecondLevel {
     }
 
     pub(super) fn remove(&self, hash: u64, token: &str) {
-        self.cache.remove(&Wanted { hash, token });
+        self.cache
+            .remove_if(&hash, |verified| *verified.token == *token);
     }
 
     pub(super) fn insert(&self, verified: &Arc<Verified>) {
-        self.cache
-            .insert(Key(Arc::clone(verified)), Arc::clone(verified));
+        self.cache.insert(verified.hash, Arc::clone(verified));
     }
 
     pub(super) fn len(&self) -> usize {
@@ -48,41 +51,6 @@ impl SecondLevel {
 
     pub(super) fn bytes(&self) -> u64 {
         self.cache.weight()
-    }
-}
-
-/// An entry is its own key. The whole token is compared, so hash collisions cannot be exploited.
-#[derive(Clone)]
-struct Key(Arc<Verified>);
-
-struct Wanted<'a> {
-    hash: u64,
-    token: &'a str,
-}
-
-impl PartialEq for Key {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.token == other.0.token
-    }
-}
-
-impl Eq for Key {}
-
-impl Hash for Key {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.0.hash);
-    }
-}
-
-impl Hash for Wanted<'_> {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.hash);
-    }
-}
-
-impl Equivalent<Key> for Wanted<'_> {
-    fn equivalent(&self, key: &Key) -> bool {
-        self.hash == key.0.hash && *self.token == *key.0.token
     }
 }
 
@@ -115,8 +83,8 @@ impl Hasher for TakeHash {
 #[derive(Clone, Copy)]
 struct Bytes;
 
-impl Weighter<Key, Arc<Verified>> for Bytes {
-    fn weight(&self, _: &Key, verified: &Arc<Verified>) -> u64 {
+impl Weighter<u64, Arc<Verified>> for Bytes {
+    fn weight(&self, _: &u64, verified: &Arc<Verified>) -> u64 {
         verified.weight() as u64
     }
 }
@@ -124,11 +92,11 @@ impl Weighter<Key, Arc<Verified>> for Bytes {
 #[derive(Clone)]
 struct CountEvictions(Arc<Counters>);
 
-impl Lifecycle<Key, Arc<Verified>> for CountEvictions {
+impl Lifecycle<u64, Arc<Verified>> for CountEvictions {
     // Held until the lock is released.
     type RequestState = Vec<Arc<Verified>>;
 
-    fn on_evict(&self, state: &mut Self::RequestState, _: Key, verified: Arc<Verified>) {
+    fn on_evict(&self, state: &mut Self::RequestState, _: u64, verified: Arc<Verified>) {
         self.0.evictions.increment();
         state.push(verified);
     }

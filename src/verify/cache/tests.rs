@@ -7,6 +7,7 @@ use super::first::{self, Owner};
 use super::second::SecondLevel;
 use super::stats::Counters;
 use crate::clock::UnixTime;
+use crate::jwt::Life;
 use crate::verify::VerifiedSvid;
 use crate::verify::verified::{Signer, Verified};
 
@@ -21,9 +22,11 @@ fn verified(token: &str, hash: u64) -> Verified {
         revision: AtomicU64::new(0),
         spiffe_id: "spiffe://x/web".parse().unwrap(),
         audiences: ["a".into()].into(),
-        expires_at: UnixTime::from_secs(1),
-        not_before: None,
-        issued_at: None,
+        life: Life {
+            expires_at: UnixTime::from_secs(1),
+            not_before: None,
+            issued_at: None,
+        },
         signer: Signer::Assumed("key".into()),
         payload: "{}".into(),
         claims: Default::default(),
@@ -127,18 +130,23 @@ fn frequent_entries_are_reported_to_the_second_level() {
 #[test]
 fn second_level_compares_hash_and_whole_token() {
     let level = SecondLevel::new(1 << 20, Arc::new(Counters::default()));
-    for token in ["a", "b"] {
-        level.insert(svid(token, HASH).shared());
-        level.insert(svid(token, HASH).shared());
-    }
+    let token = |hash, token| level.get(hash, token).map(|found| found.token.clone());
+    level.insert(svid("a", HASH).shared());
+    level.insert(svid("a", HASH).shared());
+    level.insert(svid("b", NEIGHBOUR).shared());
     assert_eq!(level.len(), 2);
-    for token in ["a", "b"] {
-        assert_eq!(&*level.get(HASH, token).unwrap().token, token);
-        assert!(level.get(NEIGHBOUR, token).is_none());
+    for (hash, known, unknown) in [(HASH, "a", "b"), (NEIGHBOUR, "b", "a")] {
+        assert_eq!(token(hash, known).as_deref(), Some(known));
+        assert_eq!(token(hash, unknown), None);
+        level.remove(hash, unknown);
+        assert_eq!(token(hash, known).as_deref(), Some(known));
     }
-    assert!(level.get(HASH, "c").is_none());
-    level.remove(HASH, "a");
-    assert!(level.get(HASH, "a").is_none() && level.get(HASH, "b").is_some());
+    // Of two tokens with one hash, the later one stays.
+    level.insert(svid("c", HASH).shared());
+    assert_eq!((token(HASH, "a"), level.len()), (None, 2));
+    assert_eq!(token(HASH, "c").as_deref(), Some("c"));
+    level.remove(HASH, "c");
+    assert_eq!((token(HASH, "c"), level.len()), (None, 1));
 }
 
 #[test]
