@@ -282,7 +282,8 @@ impl JwtSource {
     }
 
     /// Returns whether tokens can be verified now, for a readiness probe. While the agent is
-    /// unreachable, they are verified with the last bundles. [`SourceState::bundles_unavailable`] has the reason if not.
+    /// unreachable, they are verified with the last bundles. [`SourceState::bundles_unavailable`] has
+    /// the reason if not.
     pub fn is_ready(&self) -> bool {
         self.inner.shared.revision().is_ok()
     }

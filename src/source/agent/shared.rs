@@ -412,11 +412,12 @@ impl Shared {
         let _ = self.revision();
         let record = self.record();
         let now = self.clock.monotonic();
-        let usable = self.published.usable().map(|_| ());
+        let unavailable = self.published.usable().err();
         let snapshot = self.published.snapshot();
         let revision = self.published.last_revision();
         let overdue = self.heartbeat.is_overdue();
-        record.state(now, self.heard(), &snapshot.set, revision, usable, overdue)
+        let heard = self.heard();
+        record.state(now, heard, &snapshot.set, revision, unavailable, overdue)
     }
 
     fn heard(&self) -> Option<Duration> {

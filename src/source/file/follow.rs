@@ -197,13 +197,12 @@ impl Followed {
         FileBundlesState {
             revision: self.revision.load(Ordering::Acquire),
             following: self.following.load(Ordering::Acquire),
-            ready: files.iter().all(|file| file.hash.is_some()),
             overdue: files.iter().any(|file| age(file) > overdue),
             files: files
                 .iter()
                 .map(|file| FileState {
                     path: file.document.path.clone(),
-                    is_read: file.hash.is_some(),
+                    read: file.hash.is_some(),
                     trust_domains: domain_states(&file.contents),
                     last_look: age(file),
                     last_change: now.saturating_sub(file.changed),

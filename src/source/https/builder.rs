@@ -243,7 +243,7 @@ impl HttpsBundlesBuilder {
             Some(within) => tokio::time::timeout(within, ready).await.ok(),
         };
         let state = bundles.state();
-        let (url, domain) = (without_query(state.url()), state.trust_domain());
+        let (url, domain) = (without_query(&state.url), state.trust_domain);
         let failed = format!("the bundle of {domain} could not be fetched from {url}");
         match ready {
             Some(Ok(())) => Ok(bundles),

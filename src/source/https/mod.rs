@@ -13,7 +13,7 @@
 //! let bundles = HttpsBundles::oidc_issuer(partner, "https://oidc.partner.example").build_lazy()?;
 //!
 //! // Requests get 503 until the first poll succeeds; `build` waits for it.
-//! assert!(bundles.state().revision().is_err());
+//! assert!(bundles.state().revision.is_err());
 //! let validator = Validator::builder(bundles).audience("reports").build()?;
 //! # drop(validator);
 //! # Ok(())

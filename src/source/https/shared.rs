@@ -60,7 +60,7 @@ const NEVER: u64 = u64::MAX;
 /// Sent in place of a revision: the task has ended.
 const ENDED: u64 = u64::MAX;
 
-/// Documented at `HttpsBundlesState::is_overdue`.
+/// Documented at `HttpsBundlesState::overdue`.
 const OVERDUE: Duration = Duration::from_secs(15);
 
 /// What was done with a document.

@@ -124,7 +124,7 @@ impl MergedBundles {
                 .map(|(at, member)| MergedMemberState {
                     name: member.name.clone(),
                     trust_domains: routed(at),
-                    is_default: inner.default == Some(at),
+                    default: inner.default == Some(at),
                     revision: member.source.revision(),
                     healthy: member.source.is_healthy(),
                 })
