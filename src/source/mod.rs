@@ -90,6 +90,8 @@ pub use merged::{
 #[cfg(any(feature = "server", feature = "client"))]
 pub(crate) mod file;
 #[cfg(any(feature = "server", feature = "client"))]
+pub(crate) mod on_drop;
+#[cfg(any(feature = "server", feature = "client"))]
 pub(crate) mod own_thread;
 #[cfg(any(feature = "server", feature = "client"))]
 pub(crate) mod polling;
@@ -97,6 +99,8 @@ pub(crate) mod polling;
 pub(crate) mod regular_file;
 #[cfg(any(feature = "https-bundles", feature = "oauth"))]
 pub(crate) mod retry_after;
+#[cfg(any(feature = "server", feature = "client"))]
+pub(crate) mod revision;
 #[cfg(any(feature = "server", feature = "client"))]
 pub(crate) mod trust_clock;
 

@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::published::{NEVER, nanos};
 use crate::clock::Clock;
-use crate::source::trust_clock::TrustClock;
+use crate::source::trust_clock::{NEVER, TrustClock, nanos};
 
 /// The task reports every second; without a report for so long it is overdue.
 const OVERDUE: Duration = Duration::from_secs(5);

@@ -25,7 +25,7 @@ use super::updates::Notice;
 use crate::bundle::{BundleAnswer, BundlesUnavailable, JwtBundle, JwtBundleSet};
 use crate::clock::Clock;
 use crate::identity::TrustDomain;
-use crate::source::trust_clock::TrustClock;
+use crate::source::trust_clock::{NEVER, TrustClock, nanos};
 
 pub(super) struct Published {
     clock: Arc<TrustClock>,
@@ -50,8 +50,6 @@ pub(super) struct Snapshot {
     /// allowed.
     pub(super) aging: Vec<(TrustDomain, u64)>,
 }
-
-pub(super) const NEVER: u64 = u64::MAX;
 
 impl Published {
     pub(super) fn new(clock: Arc<TrustClock>) -> Self {
@@ -263,8 +261,4 @@ impl Snapshot {
         self.aged(now)
             .any(|(domain, _)| domain.name() == trust_domain)
     }
-}
-
-pub(super) fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(NEVER)
 }

@@ -11,7 +11,7 @@ use super::heartbeat::Heartbeat;
 use super::hints::Hints;
 use super::intake::Intake;
 use super::limits::WithdrawalPolicy;
-use super::published::{NEVER, Published, Snapshot, nanos};
+use super::published::{Published, Snapshot};
 use super::record::Record;
 use super::state::SourceState;
 use super::updates::Notice;
@@ -20,7 +20,7 @@ use crate::clock::Clock;
 use crate::grpc_code::GrpcCode;
 use crate::identity::TrustDomain;
 use crate::metrics::MetricsRecorder;
-use crate::source::trust_clock::TrustClock;
+use crate::source::trust_clock::{NEVER, TrustClock, nanos};
 use crate::workload_api::{WorkloadApiClient, WorkloadApiError, WorkloadApiErrorReason};
 
 pub(crate) struct Shared {

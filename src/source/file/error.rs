@@ -53,6 +53,17 @@ impl FileBundlesError {
         }
     }
 
+    pub(super) fn malformed(text: impl Into<Box<str>>) -> Self {
+        Self::new(FileBundlesErrorReason::Malformed, None, text)
+    }
+
+    pub(super) fn at(self, path: &Path) -> Self {
+        Self {
+            path: Some(path.into()),
+            ..self
+        }
+    }
+
     pub(super) fn because(self, cause: impl Into<Cause>) -> Self {
         Self {
             cause: Some(cause.into()),

@@ -1,25 +1,26 @@
 //! The last content of the files, and the lookups of validation.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::watch;
 
 use super::super::polling::overdue_after;
 use super::super::regular_file;
+use super::super::revision::Revision;
 use super::super::trust_clock::TrustClock;
-use super::document::Document;
+use super::FileBundlesBuilder;
 use super::error::{FileBundlesError, FileBundlesErrorReason as Reason};
 use super::format::Contents;
-use super::record::{FileRecord, Look, domain_states, twice, warn_of_no_keys, without_conflicts};
+use super::record::{
+    Document, FileRecord, Look, domain_states, twice, warn_of_no_keys, without_conflicts,
+};
 use super::state::{FileBundlesState, FileState};
 use crate::bundle::{BundleAnswer, BundlesUnavailable, JwtBundle, JwtBundleSet};
-use crate::clock::Clock;
+use crate::clock::Clock as _;
 use crate::identity::TrustDomain;
-use crate::metrics::MetricsRecorder;
+use crate::metrics::{MetricsRecorder, Shielded};
 
 pub(super) struct Followed {
     pub(super) clock: TrustClock,
@@ -28,9 +29,7 @@ pub(super) struct Followed {
     max_bytes: u64,
     hasher: RandomState,
     snapshot: ArcSwap<Snapshot>,
-    revision: AtomicU64,
-    revisions: watch::Sender<u64>,
-    following: AtomicBool,
+    pub(super) revision: Revision,
     files: Mutex<Vec<FileRecord>>,
 }
 
@@ -44,15 +43,6 @@ struct Snapshot {
     awaits_map: bool,
 }
 
-/// How a [`Followed`] is set up.
-pub(super) struct Settings {
-    pub(super) documents: Vec<Document>,
-    pub(super) every: Duration,
-    pub(super) max_bytes: u64,
-    pub(super) clock: Arc<dyn Clock>,
-    pub(super) metrics: Arc<dyn MetricsRecorder>,
-}
-
 /// Which files to read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Which {
@@ -63,18 +53,11 @@ pub(super) enum Which {
 
 impl Followed {
     /// Reads no file yet.
-    pub(super) fn new(settings: Settings) -> Result<Self, FileBundlesError> {
-        let Settings {
-            documents,
-            every,
-            max_bytes,
-            clock,
-            metrics,
-        } = settings;
-        let clock = TrustClock::new(clock);
+    pub(super) fn new(builder: FileBundlesBuilder) -> Result<Self, FileBundlesError> {
+        let clock = TrustClock::new(builder.clock);
         let now = clock.monotonic();
-        let mut files: Vec<FileRecord> = Vec::with_capacity(documents.len());
-        for document in documents {
+        let mut files: Vec<FileRecord> = Vec::with_capacity(builder.documents.len());
+        for document in builder.documents {
             if let Some(domain) = document.format.trust_domain()
                 && files.iter().any(|file| file.owns(domain))
             {
@@ -92,14 +75,12 @@ impl Followed {
         }
         Ok(Self {
             clock,
-            metrics,
-            every,
-            max_bytes,
+            metrics: Arc::new(Shielded::new(builder.metrics.unwrap_or(Arc::new(())))),
+            every: builder.every,
+            max_bytes: builder.max_bytes,
             hasher: RandomState::new(),
             snapshot: ArcSwap::from_pointee(Snapshot::of(&files)),
-            revision: AtomicU64::new(0),
-            revisions: watch::Sender::new(0),
-            following: AtomicBool::new(true),
+            revision: Revision::default(),
             files: Mutex::new(files),
         })
     }
@@ -141,28 +122,17 @@ impl Followed {
 
     /// Whether every file was read once.
     pub(super) fn is_ready(&self) -> bool {
-        self.following.load(Ordering::Acquire) && self.snapshot.load().is_complete()
+        !self.revision.has_ended() && self.snapshot.load().is_complete()
     }
 
     /// Waits until every file was read once. `false` if the runtime ended before.
     pub(super) async fn until_ready(&self) -> bool {
-        let mut revisions = self.revisions();
-        let settled = |revision: &u64| *revision == ENDED || self.is_ready();
-        revisions.wait_for(settled).await.is_ok() && self.is_ready()
-    }
-
-    pub(super) fn revision(&self) -> Result<u64, BundlesUnavailable> {
-        if !self.following.load(Ordering::Acquire) {
-            return Err(BundlesUnavailable::Closed);
-        }
-        match self.revision.load(Ordering::Acquire) {
-            0 => Err(BundlesUnavailable::NotReady),
-            revision => Ok(revision),
-        }
+        self.revision.until(|| self.is_ready()).await;
+        self.is_ready()
     }
 
     pub(super) fn bundle(&self, trust_domain: &str) -> BundleAnswer {
-        if let Err(why) = self.revision() {
+        if let Err(why) = self.revision.get() {
             return BundleAnswer::Unavailable(why);
         }
         let snapshot = self.snapshot.load();
@@ -181,12 +151,8 @@ impl Followed {
     }
 
     pub(super) fn bundle_set(&self) -> Result<JwtBundleSet, BundlesUnavailable> {
-        self.revision()?;
+        self.revision.get()?;
         Ok(self.snapshot.load().set.clone())
-    }
-
-    pub(super) fn revisions(&self) -> watch::Receiver<u64> {
-        self.revisions.subscribe()
     }
 
     pub(super) fn state(&self) -> FileBundlesState {
@@ -195,8 +161,8 @@ impl Followed {
         let age = |file: &FileRecord| now.saturating_sub(file.looked);
         let overdue = overdue_after(self.every);
         FileBundlesState {
-            revision: self.revision.load(Ordering::Acquire),
-            following: self.following.load(Ordering::Acquire),
+            revision: self.revision.last(),
+            following: !self.revision.has_ended(),
             overdue: files.iter().any(|file| age(file) > overdue),
             files: files
                 .iter()
@@ -263,17 +229,16 @@ impl Followed {
         if changed || shown_changed {
             self.snapshot.store(Arc::new(Snapshot::of(&files)));
         }
-        let before = changed.then(|| self.revision.fetch_add(1, Ordering::AcqRel));
+        let raised = changed.then(|| self.revision.raise());
         // Released after the bundles are in use, so that the state never shows what is not applied
         // yet, and before a recorder is called: it may read the state.
         drop(files);
         for _ in 0..bad {
             self.metrics.record_error("bundle-file");
         }
-        if let Some(before) = before {
-            let revision = before + 1;
-            self.revisions.send_replace(revision);
-            if before > 0 {
+        if let Some(revision) = raised {
+            self.revision.notify(revision);
+            if revision > 1 {
                 self.metrics.record_update();
                 tracing::info!(revision, "bundle files changed");
             }
@@ -296,7 +261,7 @@ impl Followed {
         match document.format.parse(&bytes, known) {
             Ok(contents) => Look::Fresh(hash, contents),
             // Without the hash, so that it is read again: it may be half written.
-            Err(malformed) => Look::Failed(malformed.into_error(Some(&document.path))),
+            Err(malformed) => Look::Failed(malformed.at(&document.path)),
         }
     }
 
@@ -305,13 +270,6 @@ impl Followed {
         let looked = self.files().iter().map(|file| file.looked).min();
         let now = self.clock.monotonic();
         now.saturating_sub(looked.unwrap_or(now))
-    }
-
-    /// The task has ended.
-    pub(super) fn ended(&self) {
-        self.following.store(false, Ordering::Release);
-        self.metrics.record_ready(false);
-        self.revisions.send_replace(ENDED);
     }
 
     fn files(&self) -> MutexGuard<'_, Vec<FileRecord>> {
@@ -349,6 +307,3 @@ impl Snapshot {
         self.awaits_map || self.awaited.iter().any(|it| it.name() == trust_domain)
     }
 }
-
-/// Sent in place of a revision: the task has ended.
-const ENDED: u64 = u64::MAX;

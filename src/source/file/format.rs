@@ -1,13 +1,12 @@
 //! The formats of documents with bundles, and the content of a document.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::value::RawValue;
 
-use super::entries::{AgentOutput, Entries, Map, NAMED, Unnamed};
-use super::error::{FileBundlesError, FileBundlesErrorReason};
+use super::entries::{AgentMessage, Entries, Map, NAMED, Unnamed, by_domain};
+use super::error::FileBundlesError;
 use crate::bundle::{
     BYTE_ORDER_MARK, Expected, IgnoredReason, JwksError, JwtBundle, JwtBundleSet, wrong_kind,
 };
@@ -70,10 +69,8 @@ impl BundleFormat {
     /// The document is not of this format. Its parts fail separately: see
     /// [`BundleDocument::errors`].
     pub fn read(&self, document: &[u8]) -> Result<BundleDocument, FileBundlesError> {
-        match self.parse(document, &JwtBundleSet::default()) {
-            Ok(contents) => Ok(BundleDocument { contents }),
-            Err(malformed) => Err(malformed.into_error(None)),
-        }
+        let contents = self.parse(document, &JwtBundleSet::default())?;
+        Ok(BundleDocument { contents })
     }
 
     /// The trust domain of a document with one bundle.
@@ -86,28 +83,33 @@ impl BundleFormat {
 
     /// Reads a document after `known` was read before it: if an entry of a map cannot be read, its
     /// last bundle stays; keys that did not change are not parsed again.
-    pub(super) fn parse(&self, bytes: &[u8], known: &JwtBundleSet) -> Result<Contents, Malformed> {
+    pub(super) fn parse(
+        &self,
+        bytes: &[u8],
+        known: &JwtBundleSet,
+    ) -> Result<Contents, FileBundlesError> {
         let mut contents = Contents::default();
         let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
         if let Some(domain) = self.trust_domain() {
             let bundle = self.one(domain, bytes, known);
-            let bundle = bundle.map_err(Malformed::Jwks)?;
+            let bundle = bundle.map_err(|error| {
+                FileBundlesError::malformed("its keys cannot be read").because(error)
+            })?;
             contents.add(self, shared(bundle, known));
             return Ok(contents);
         }
-        // For error texts only: it reads the whole document again.
+        // For error texts only: it reads the whole document again. The parser's error is not kept: it
+        // may quote a token.
         let failed = |fault: String| {
-            Malformed::Map(match wrong_kind(bytes, self.expected()) {
+            FileBundlesError::malformed(match wrong_kind(bytes, self.expected()) {
                 Some(kind) => format!("{fault}; {kind}"),
                 None => fault,
             })
         };
         let text = std::str::from_utf8(bytes)
             .map_err(|_| failed("the map of bundles is not UTF-8".to_owned()))?;
-        let entries = self
-            .entries(text)
-            .map_err(|error| failed(json_fault(&error, self.expected_text())))?;
-        let (entries, unnamed) = entries.by_domain().map_err(Malformed::Map)?;
+        let entries = self.entries(text).map_err(failed)?;
+        let (entries, unnamed) = by_domain(&entries).map_err(FileBundlesError::malformed)?;
         contents.unnamed = unnamed;
         let mut any_read = false;
         for (domain, raw) in entries {
@@ -135,12 +137,18 @@ impl BundleFormat {
         }
     }
 
-    fn entries<'a>(&self, text: &'a str) -> Result<Entries<'a>, serde_json::Error> {
-        match self {
-            Self::SpireAgent => Ok(serde_json::from_str::<AgentOutput<'a>>(text)?.0),
-            _ if self.is_flat() => serde_json::from_str(text),
-            _ => Ok(serde_json::from_str::<Map<'a>>(text)?.trust_domains),
-        }
+    fn entries<'a>(&self, text: &'a str) -> Result<Entries<'a>, String> {
+        let fault = |error| json_fault(&error, self.expected_text());
+        let found = match self {
+            Self::SpireAgent => {
+                let messages: Vec<AgentMessage<'a>> = serde_json::from_str(text).map_err(fault)?;
+                let mut found = messages.into_iter().filter_map(|message| message.0);
+                found.next().filter(|_| found.next().is_none())
+            }
+            _ if self.is_flat() => Some(serde_json::from_str(text).map_err(fault)?),
+            _ => serde_json::from_str::<Map<'a>>(text).map_err(fault)?.0,
+        };
+        found.ok_or_else(|| self.expected_text().to_owned())
     }
 
     /// Whether the trust domains are the names of the outermost object.
@@ -251,24 +259,6 @@ pub(super) struct Contents {
     pub(super) unusable: BTreeMap<TrustDomain, Box<str>>,
     /// Entries of a map whose name is not that of a trust domain.
     unnamed: Unnamed,
-}
-
-/// Why a document is malformed. The parser's error for a map is not kept: it may quote a token.
-pub(super) enum Malformed {
-    Jwks(JwksError),
-    Map(String),
-}
-
-impl Malformed {
-    pub(super) fn into_error(self, path: Option<&Path>) -> FileBundlesError {
-        let reason = FileBundlesErrorReason::Malformed;
-        match self {
-            Self::Jwks(error) => {
-                FileBundlesError::new(reason, path, "its keys cannot be read").because(error)
-            }
-            Self::Map(text) => FileBundlesError::new(reason, path, text),
-        }
-    }
 }
 
 impl Contents {

@@ -1,7 +1,6 @@
 //! Bundles from files: for hosts without a network, for sidecars that write them, and for issuers
 //! without a Workload API.
 
-mod document;
 #[cfg(test)]
 mod e23_tests;
 mod entries;
@@ -23,15 +22,15 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 
-use self::document::Document;
 pub use self::error::{FileBundlesError, FileBundlesErrorReason};
-use self::follow::{Followed, Settings};
+use self::follow::Followed;
 pub use self::format::{BundleDocument, BundleFormat};
+use self::record::Document;
 pub use self::state::{FileBundlesState, FileState, FileTrustDomainState};
 use crate::bundle::{BundleAnswer, BundleSource, BundlesUnavailable, JwtBundleSet};
 use crate::clock::{Clock, SystemClock};
 use crate::identity::TrustDomain;
-use crate::metrics::{MetricsRecorder, Shielded};
+use crate::metrics::MetricsRecorder;
 use crate::runtime;
 
 /// Bundles from files, which are read again when they change: by a rename over them, by a write in
@@ -340,14 +339,7 @@ impl FileBundlesBuilder {
             let reason = FileBundlesErrorReason::NoFile;
             return Err(FileBundlesError::new(reason, None, ""));
         }
-        let followed = Followed::new(Settings {
-            documents: self.documents,
-            every: self.every,
-            max_bytes: self.max_bytes,
-            clock: self.clock,
-            metrics: Arc::new(Shielded::new(self.metrics.unwrap_or_else(|| Arc::new(())))),
-        })?;
-        Ok((Arc::new(followed), runtime))
+        Ok((Arc::new(Followed::new(self)?), runtime))
     }
 
     fn push(mut self, format: BundleFormat, path: &Path) -> Self {
@@ -368,9 +360,8 @@ pub(crate) fn read_map(
     format: &BundleFormat,
     known: &JwtBundleSet,
 ) -> Result<MapRead, String> {
-    let contents = format
-        .parse(bytes, known)
-        .map_err(|malformed| format!("{:#}", malformed.into_error(None)))?;
+    let contents = format.parse(bytes, known);
+    let contents = contents.map_err(|error| format!("{error:#}"))?;
     let summary = contents.summary();
     let unreadable = contents.troubles.into_keys().collect();
     Ok((
@@ -386,7 +377,7 @@ impl BundleSource for FileBundles {
     }
 
     fn revision(&self) -> Result<u64, BundlesUnavailable> {
-        self.followed.revision()
+        self.followed.revision.get()
     }
 
     fn bundle(&self, trust_domain: &str) -> BundleAnswer {
@@ -394,10 +385,7 @@ impl BundleSource for FileBundles {
     }
 
     fn changed_since(&self, seen: u64) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
-        let mut revisions = self.followed.revisions();
-        Some(Box::pin(async move {
-            let _ = revisions.wait_for(|revision| *revision != seen).await;
-        }))
+        Some(self.followed.revision.changed_since(seen))
     }
 
     fn is_healthy(&self) -> bool {
@@ -408,7 +396,7 @@ impl BundleSource for FileBundles {
 impl fmt::Debug for FileBundles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FileBundles")
-            .field("revision", &self.followed.revision())
+            .field("revision", &self.followed.revision.get())
             .finish()
     }
 }

@@ -1,13 +1,20 @@
 //! The last content of each file, and what another read changes.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use super::document::Document;
 use super::error::{FileBundlesError, FileBundlesErrorReason as Reason};
-use super::format::Contents;
+use super::format::{BundleFormat, Contents};
 use super::state::FileTrustDomainState;
 use crate::identity::TrustDomain;
+
+/// A file with bundles, and its format.
+#[derive(Debug, Clone)]
+pub(super) struct Document {
+    pub(super) path: PathBuf,
+    pub(super) format: BundleFormat,
+}
 
 /// A file and its last good content.
 pub(super) struct FileRecord {

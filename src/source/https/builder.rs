@@ -90,14 +90,14 @@ impl HttpsBundlesBuilder {
     /// Adds a root certificate in DER to those of the system. Not for
     /// [`https_spiffe`](HttpsBundles::https_spiffe).
     pub fn add_root_der(mut self, certificate: impl Into<Vec<u8>>) -> Self {
-        self.roots.add_der(certificate.into());
+        self.roots.added.push(certificate.into().into());
         self
     }
 
     /// Trusts the added root certificates only, and not the system's. Not for
     /// [`https_spiffe`](HttpsBundles::https_spiffe).
     pub fn without_system_roots(mut self) -> Self {
-        self.roots.without_system();
+        self.roots.without_system = true;
         self
     }
 

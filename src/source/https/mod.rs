@@ -177,15 +177,11 @@ impl HttpsBundles {
     /// # Errors
     /// The runtime of the source has ended.
     pub async fn ready(&self) -> Result<(), BundlesUnavailable> {
-        let mut revisions = self.inner.shared.revisions();
-        loop {
-            match self.inner.shared.revision() {
-                Ok(_) => return Ok(()),
-                Err(BundlesUnavailable::Closed) => return Err(BundlesUnavailable::Closed),
-                Err(_) => {
-                    let _ = revisions.changed().await;
-                }
-            }
+        let shared = &self.inner.shared;
+        shared.revision.until(|| shared.revision().is_ok()).await;
+        match shared.revision.has_ended() {
+            true => Err(BundlesUnavailable::Closed),
+            false => Ok(()),
         }
     }
 }
@@ -204,10 +200,7 @@ impl BundleSource for HttpsBundles {
     }
 
     fn changed_since(&self, seen: u64) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
-        let mut revisions = self.inner.shared.revisions();
-        Some(Box::pin(async move {
-            let _ = revisions.wait_for(|revision| *revision != seen).await;
-        }))
+        Some(self.inner.shared.revision.changed_since(seen))
     }
 
     fn is_healthy(&self) -> bool {

@@ -9,10 +9,13 @@ use tokio::runtime::Handle;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, timeout};
 
+use super::super::on_drop::OnDrop;
+use super::super::polling::NAP;
 use super::bootstrap::{Disk, SpiffeBootstrap, disk_timeout, read_file, replace_file};
 use super::document::{self, About, Document};
 use super::fetch::{BoxError, Client, FETCH_WITHIN, FetchError, Fetched, Hosts, Validators};
-use super::shared::{Shared, Taken};
+use super::shared::Shared;
+use super::state::PollError;
 use super::tls;
 use super::url::Url;
 use crate::clock::Clock;
@@ -25,9 +28,6 @@ const LONGEST: Duration = Duration::from_secs(300);
 /// The ceilings of the waits before the first success: they double from the first to the second.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = SHORTEST;
-
-/// Timers stop while a machine is suspended, so the clocks are read in between.
-const NAP: Duration = Duration::from_secs(1);
 
 /// What is polled.
 #[derive(Clone)]
@@ -95,19 +95,20 @@ pub(super) fn spawn(
         saved: None,
     };
     let mut draw = seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
-    let ended = Ended(shared.clone());
+    let shared = shared.clone();
+    let ended = shared.clone();
+    // Also after a panic or an abort.
+    let ended = OnDrop(move || ended.ended());
     let task = async move {
-        let shared = &ended.0;
+        let _ended = ended;
         let mut ceiling = FIRST_RETRY;
         loop {
             shared.poll_begins();
             let outcome = poller.poll_guarded().await;
             let retry_after = outcome.err().and_then(|error| {
-                let retry_after = error.retry_after;
-                shared.fetch_failed(error);
-                retry_after
+                shared.fail(error.poll);
+                Some(error.retry_after?.min(LONGEST))
             });
-            let retry_after = retry_after.map(|wait| wait.min(LONGEST));
             let wait = if shared.latest().is_some() {
                 let hint = shared
                     .with_latest_about(|about| about.refresh_hint)
@@ -120,7 +121,7 @@ pub(super) fn spawn(
             };
             let wait = wait.max(retry_after.unwrap_or_default());
             shared.poll_ends(wait, retry_after);
-            sleep(shared, wait, retry_after.unwrap_or_default()).await;
+            sleep(&shared, wait, retry_after.unwrap_or_default()).await;
         }
     };
     runtime.spawn(task).abort_handle()
@@ -180,10 +181,7 @@ impl Poller {
                 *self = poller;
                 outcome
             }
-            _ => Err(FetchError {
-                kind: "internal",
-                ..FetchError::new("the poll panicked")
-            }),
+            _ => Err(PollError::new("internal", "the poll panicked").into()),
         }
     }
 
@@ -222,26 +220,22 @@ impl Poller {
                 Ok(None)
             }
             Fetched::Document(bytes, validators) => {
-                let bytes: Arc<[u8]> = bytes.into();
+                let bytes: Arc<[u8]> = (*bytes).into();
                 let document = self.read(&bytes).map_err(unreadable)?;
-                match self.shared.take(document, bytes.clone()) {
-                    Taken::Accepted => {
-                        self.known.document = Some(validators);
-                        Ok(Some(bytes))
-                    }
-                    Taken::Rollback => Ok(None),
-                }
+                let is_accepted = self.shared.take(document, bytes.clone());
+                Ok(is_accepted.then(|| {
+                    self.known.document = Some(validators);
+                    bytes
+                }))
             }
         }
     }
 
     fn read(&self, bytes: &[u8]) -> Result<Document, BoxError> {
         let before = self.shared.latest();
-        let read = match self.endpoint {
-            Endpoint::Jwks(_) | Endpoint::Oidc { .. } => document::jwks,
-            Endpoint::Web(_) | Endpoint::Spiffe(_) => document::spiffe_bundle,
-        };
-        read(bytes, &self.shared.trust_domain, before.as_deref())
+        let is_spiffe_bundle = matches!(self.endpoint, Endpoint::Web(_) | Endpoint::Spiffe(_));
+        let trust_domain = &self.shared.trust_domain;
+        Document::read(bytes, is_spiffe_bundle, trust_domain, before.as_deref())
     }
 
     async fn client(&mut self) -> Result<Client, FetchError> {
@@ -332,19 +326,8 @@ impl Poller {
 }
 
 fn unreadable(cause: impl Into<BoxError>) -> FetchError {
-    FetchError {
-        kind: "bundle-unreadable",
-        ..FetchError::of("the document is invalid", cause.into())
-    }
-}
-
-/// Reports the end of the task, also after a panic or an abort.
-struct Ended(Arc<Shared>);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        self.0.ended();
-    }
+    let failed = PollError::new("bundle-unreadable", "the document is invalid");
+    failed.because(cause.into()).into()
 }
 
 #[cfg(test)]

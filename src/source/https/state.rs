@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::bundle::BundlesUnavailable;
 use crate::cause::Cause;
 use crate::identity::TrustDomain;
+use crate::presentable::{chain, presentable};
 
 /// The state of an [`HttpsBundles`](super::HttpsBundles) at one moment. Ages are taken on the
 /// monotonic clock and on the wall clock, whichever shows more.
@@ -62,6 +63,27 @@ pub struct PollError {
 }
 
 impl PollError {
+    pub(super) fn new(kind: &'static str, failed: impl Into<Box<str>>) -> Self {
+        let failed = failed.into();
+        Self {
+            kind,
+            text: failed.clone(),
+            failed,
+            cause: None,
+        }
+    }
+
+    /// Formats the cause now, inside the poll: the error of a given client may panic.
+    pub(super) fn because(self, cause: impl Into<Cause>) -> Self {
+        let cause = cause.into();
+        let why = presentable(&chain(cause.as_error()));
+        Self {
+            text: format!("{}: {why}", self.failed).into(),
+            cause: Some(cause),
+            ..self
+        }
+    }
+
     /// Returns the class, one of [`SOURCE_ERROR_KINDS`](crate::metrics::SOURCE_ERROR_KINDS):
     /// `bundle-fetch`, `bundle-too-large`, `bundle-unreadable`, `bundle-unusable`,
     /// `bundle-rollback` or `internal`.

@@ -26,15 +26,11 @@ use crate::identity::SpiffeId;
 /// The certificates that servers are verified against in the Web PKI.
 #[derive(Clone, Default)]
 pub(super) struct WebRoots {
-    added: Vec<CertificateDer<'static>>,
-    without_system: bool,
+    pub(super) added: Vec<CertificateDer<'static>>,
+    pub(super) without_system: bool,
 }
 
 impl WebRoots {
-    pub(super) fn add_der(&mut self, certificate: Vec<u8>) {
-        self.added.push(CertificateDer::from(certificate));
-    }
-
     /// Adds each certificate of the PEM text.
     pub(super) fn add_pem(&mut self, pem: &[u8]) -> Result<(), HttpsBundlesError> {
         let before = self.added.len();
@@ -50,10 +46,6 @@ impl WebRoots {
             return Err(HttpsBundlesError::settings(text));
         }
         Ok(())
-    }
-
-    pub(super) fn without_system(&mut self) {
-        self.without_system = true;
     }
 
     /// Whether anything was set.
@@ -245,29 +237,11 @@ impl fmt::Display for Rejected {
 
 impl std::error::Error for Rejected {}
 
-/// An error of the verifier of this file.
-#[derive(Debug)]
-pub(super) struct Rejection(Arc<dyn std::error::Error + Send + Sync>);
-
-impl fmt::Display for Rejection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl std::error::Error for Rejection {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.0.source()
-    }
-}
-
 /// Why the verifier of this file rejected the server, if it did. The text of rustls for it is not
 /// readable.
-pub(super) fn rejection(error: &io::Error) -> Option<Rejection> {
+pub(super) fn rejection(error: &io::Error) -> Option<Arc<dyn std::error::Error + Send + Sync>> {
     match error.get_ref()?.downcast_ref()? {
-        Error::InvalidCertificate(CertificateError::Other(OtherError(why))) => {
-            Some(Rejection(why.clone()))
-        }
+        Error::InvalidCertificate(CertificateError::Other(OtherError(why))) => Some(why.clone()),
         _ => None,
     }
 }
