@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::backoff::Backoff;
 use super::error::JwtSourceError;
+use super::fetch::Fetcher;
 use super::jwt_source::JwtSource;
 use super::limits::{ResourceLimits, WithdrawalPolicy};
 use super::shared::Shared;
@@ -238,7 +239,7 @@ impl JwtSourceBuilder {
         let metrics: Arc<dyn MetricsRecorder> = Arc::new(Shielded::new(recorder.clone()));
         let client = WorkloadApiClientBuilder::new(connector)
             .timing(self.timing)
-            .max_message_bytes(self.limits.message_bytes())
+            .max_message_bytes(self.limits.max_message_bytes)
             .clock(clock.clone())
             .build_on(runtime.clone());
         let shared = Arc::new(Shared::new(
@@ -249,8 +250,7 @@ impl JwtSourceBuilder {
             self.max_staleness,
         ));
         metrics.record_ready(false);
-        let fetcher = super::fetch::Fetcher::new(shared.clone());
-        let cache = SvidCache::builder(fetcher)
+        let cache = SvidCache::builder(Fetcher(shared.clone()))
             .clock(self.clock)
             .fetch_timeout(self.timing.call)
             .metrics(recorder);

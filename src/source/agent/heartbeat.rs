@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::clock::Clock;
+use crate::source::on_drop::OnDrop;
 use crate::source::trust_clock::{NEVER, TrustClock, nanos};
 
 /// The task reports every second; without a report for so long it is overdue.
@@ -33,14 +34,8 @@ impl Heartbeat {
 
     /// A message waits to be applied, until the result is dropped.
     pub(super) fn reading(&self) -> impl Drop + use<'_> {
-        struct Reading<'a>(&'a AtomicU64);
-        impl Drop for Reading<'_> {
-            fn drop(&mut self) {
-                self.0.store(NEVER, Ordering::Release);
-            }
-        }
         self.reading_since.store(self.now(), Ordering::Release);
-        Reading(&self.reading_since)
+        OnDrop(|| self.reading_since.store(NEVER, Ordering::Release))
     }
 
     /// Whether the task has not reported for too long, or a message has waited for too long.

@@ -106,8 +106,8 @@ impl JwtSource {
     /// # Errors
     /// The bundles cannot be used now.
     pub fn bundle_set(&self) -> Result<JwtBundleSet, JwtSourceError> {
-        self.inner
-            .shared
+        let published = &self.inner.shared.published;
+        published
             .bundle_set()
             .map_err(JwtSourceError::bundles_unavailable)
     }
@@ -121,7 +121,7 @@ impl JwtSource {
         &self,
         trust_domain: &TrustDomain,
     ) -> Result<Arc<JwtBundle>, JwtSourceError> {
-        match self.inner.shared.bundle(trust_domain.name()) {
+        match self.inner.shared.published.bundle(trust_domain.name()) {
             BundleAnswer::Ready(bundle) => Ok(bundle),
             BundleAnswer::UnknownTrustDomain => Err(JwtSourceError::unknown(trust_domain)),
             BundleAnswer::Unavailable(why) => Err(JwtSourceError::bundles_unavailable(why)),
@@ -278,7 +278,7 @@ impl JwtSource {
     /// Returns a watcher of changes of the bundles, from now on.
     #[doc(alias = "subscribe")]
     pub fn updated(&self) -> SourceUpdates {
-        SourceUpdates::new(self.inner.shared.notices())
+        SourceUpdates::new(self.inner.shared.published.notices())
     }
 
     /// Returns whether tokens can be verified now, for a readiness probe. While the agent is
@@ -376,11 +376,11 @@ impl BundleSource for JwtSource {
     }
 
     fn bundle(&self, trust_domain: &str) -> BundleAnswer {
-        self.inner.shared.bundle(trust_domain)
+        self.inner.shared.published.bundle(trust_domain)
     }
 
     fn changed_since(&self, seen: u64) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
-        let notices = self.inner.shared.notices();
+        let notices = self.inner.shared.published.notices();
         Some(Box::pin(async move {
             updates::next(notices, seen).await;
         }))

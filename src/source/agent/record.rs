@@ -104,19 +104,7 @@ impl Record {
         }
     }
 
-    pub(super) fn failed(
-        &mut self,
-        now: Duration,
-        kind: &'static str,
-        text: &str,
-        rpc: Option<&WorkloadApiError>,
-    ) {
-        let error = LastError {
-            age: Duration::ZERO,
-            kind,
-            text: text.into(),
-            rpc: rpc.cloned(),
-        };
+    pub(super) fn failed(&mut self, now: Duration, error: LastError) {
         self.last_error = Some((now, error));
     }
 

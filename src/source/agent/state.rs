@@ -125,6 +125,24 @@ pub struct TrustDomainState {
     pub last_error: Option<Box<str>>,
 }
 
+impl LastError {
+    pub(crate) fn new(kind: &'static str, text: impl Into<Box<str>>) -> Self {
+        Self {
+            age: Duration::ZERO,
+            kind,
+            text: text.into(),
+            rpc: None,
+        }
+    }
+
+    pub(crate) fn of(error: &WorkloadApiError) -> Self {
+        Self {
+            rpc: Some(error.clone()),
+            ..Self::new(error.kind(), error.to_string())
+        }
+    }
+}
+
 impl SourceState {
     /// Returns whether tokens can be verified now.
     pub fn is_ready(&self) -> bool {

@@ -13,9 +13,10 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tracing::Instrument;
 
 use super::backoff::Backoff;
-use super::intake::{self, Discarded, Intake};
-use super::limits::ResourceLimits;
-use super::shared::{Shared, StreamError, Withdrew, log_withdrawal};
+use super::intake::{self, Intake, Trouble};
+use super::limits::{ResourceLimits, WithdrawalPolicy};
+use super::shared::{Shared, log_withdrawal};
+use super::state::LastError;
 use crate::bundle::JwtBundleSet;
 use crate::source::own_thread;
 use crate::token::SvidCache;
@@ -229,7 +230,7 @@ impl Supervisor {
             Some(Ok(intake)) => intake,
             Some(Err(discarded)) => {
                 self.shared.discarding();
-                self.failed(discarded.kind(), &discarded.to_string());
+                self.failed(discarded.kind, &discarded.text);
                 return false;
             }
             None => {
@@ -291,7 +292,7 @@ impl Supervisor {
         true
     }
 
-    async fn read(&self, message: JwtBundlesMessage) -> Option<Result<Intake, Discarded>> {
+    async fn read(&self, message: JwtBundlesMessage) -> Option<Result<Intake, Trouble>> {
         let known = self.shared.known();
         let limits = self.limits;
         let bundles = match intake::unpack(message, &limits) {
@@ -328,9 +329,7 @@ impl Supervisor {
                 // A connection on which calls get no response will not report changes either.
                 let kind = "doubtful-connection";
                 let text = "a call over the same connection got no response; reconnecting";
-                let rpc = None;
-                self.shared
-                    .stream_ended(Some(&StreamError { kind, text, rpc }));
+                self.shared.stream_ended(Some(LastError::new(kind, text)));
                 self.logged.log(kind, "", format_args!("{text}"));
                 return self.delay(healthy);
             }
@@ -339,17 +338,15 @@ impl Supervisor {
         if error.reason() == WorkloadApiErrorReason::MessageTooLarge {
             self.shared.discarding();
         }
-        let text = error.to_string();
-        let stream_error = StreamError::of(&error, &text);
-        let withdrew = self.shared.stream_ended(Some(&stream_error));
+        let withdrew = self.shared.stream_ended(Some(LastError::of(&error)));
         match withdrew {
-            Some(Withdrew::AtOnce) => log_withdrawal(),
-            Some(Withdrew::After(delay)) => {
+            Some(WithdrawalPolicy::Immediate) => log_withdrawal(),
+            Some(WithdrawalPolicy::After(delay)) => {
                 tracing::warn!(delay_ms = millis(delay), "the issuer withdrew the bundles");
             }
-            Some(Withdrew::Never) | None => {}
+            Some(WithdrawalPolicy::Keep) | None => {}
         }
-        self.logged.log(error.kind(), "", format_args!("{text}"));
+        self.logged.log(error.kind(), "", format_args!("{error}"));
         if withdrew.is_some() {
             self.quick.reset();
             self.quick_until = Instant::now().checked_add(quick::FOR);

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt as _};
 use tokio::sync::watch;
 
 use super::error::JwtSourceError;
@@ -47,14 +47,7 @@ impl SourceUpdates {
     /// # Errors
     /// `Closed` when the source is shut down.
     pub async fn changed(&mut self) -> Result<u64, JwtSourceError> {
-        self.waiting = None;
-        match next(self.notices.clone(), self.seen).await {
-            Some(revision) => {
-                self.seen = revision;
-                Ok(revision)
-            }
-            None => Err(JwtSourceError::closed()),
-        }
+        self.next().await.ok_or_else(JwtSourceError::closed)
     }
 
     /// Returns the current revision, reported or not.

@@ -36,8 +36,8 @@ pub(super) struct Followed {
 #[derive(Default)]
 struct Snapshot {
     set: JwtBundleSet,
-    // Named in a map but never readable: known, without keys.
-    unreadable: Vec<TrustDomain>,
+    // Named in a map but never readable: bundles without keys.
+    unreadable: JwtBundleSet,
     // Of files that were not read yet.
     awaited: Vec<TrustDomain>,
     awaits_map: bool,
@@ -139,10 +139,9 @@ impl Followed {
         if let Some(bundle) = snapshot.set.get(trust_domain) {
             return BundleAnswer::Ready(bundle.clone());
         }
-        let mut unreadable = snapshot.unreadable.iter();
-        match unreadable.find(|known| known.name() == trust_domain) {
+        match snapshot.unreadable.get(trust_domain) {
             // A caller that names it gets 401, not 503: all other trust domains are usable.
-            Some(known) => BundleAnswer::Ready(Arc::new(JwtBundle::without_keys(known.clone()))),
+            Some(empty) => BundleAnswer::Ready(empty.clone()),
             None if snapshot.awaits(trust_domain) => {
                 BundleAnswer::Unavailable(BundlesUnavailable::NotReady)
             }
@@ -286,7 +285,7 @@ impl Snapshot {
         let troubles = files.iter().flat_map(|file| file.contents.troubles.keys());
         let unreadable = troubles
             .filter(|domain| set.get(domain.name()).is_none())
-            .cloned()
+            .map(|domain| JwtBundle::without_keys(domain.clone()))
             .collect();
         let unread = || files.iter().filter(|file| file.hash.is_none());
         let awaited = unread().filter_map(|file| file.document.format.trust_domain());

@@ -91,11 +91,11 @@ impl BundleFormat {
         let mut contents = Contents::default();
         let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
         if let Some(domain) = self.trust_domain() {
-            let bundle = self.one(domain, bytes, known);
+            let bundle = self.one(domain, bytes, known.get(domain.name()));
             let bundle = bundle.map_err(|error| {
                 FileBundlesError::malformed("its keys cannot be read").because(error)
             })?;
-            contents.add(self, shared(bundle, known));
+            contents.add(self, bundle.shared(known.get(domain.name())));
             return Ok(contents);
         }
         // For error texts only: it reads the whole document again. The parser's error is not kept: it
@@ -113,13 +113,14 @@ impl BundleFormat {
         contents.unnamed = unnamed;
         let mut any_read = false;
         for (domain, raw) in entries {
-            match self.entry(&domain, raw, known) {
+            let before = known.get(domain.name());
+            match self.entry(&domain, raw, before) {
                 Ok(bundle) => {
                     any_read = true;
-                    contents.add(self, shared(bundle, known));
+                    contents.add(self, bundle.shared(before));
                 }
                 Err(why) => {
-                    if let Some(before) = known.get(domain.name()) {
+                    if let Some(before) = before {
                         contents.bundles.insert(domain.clone(), before.clone());
                     }
                     contents.troubles.insert(domain, why);
@@ -160,7 +161,7 @@ impl BundleFormat {
         &self,
         domain: &TrustDomain,
         raw: &RawValue,
-        known: &JwtBundleSet,
+        before: Option<&Arc<JwtBundle>>,
     ) -> Result<JwtBundle, Box<str>> {
         let decoded;
         let bytes = match self {
@@ -172,7 +173,7 @@ impl BundleFormat {
             }
             _ => raw.get().as_bytes(),
         };
-        let bundle = self.one(domain, bytes, known);
+        let bundle = self.one(domain, bytes, before);
         bundle.map_err(|error| error.to_string().into())
     }
 
@@ -180,9 +181,8 @@ impl BundleFormat {
         &self,
         domain: &TrustDomain,
         bytes: &[u8],
-        known: &JwtBundleSet,
+        before: Option<&Arc<JwtBundle>>,
     ) -> Result<JwtBundle, JwksError> {
-        let before = known.get(domain.name()).map(|before| &**before);
         let read = match self {
             Self::Jwks(_) => JwtBundle::from_oidc_jwks_after,
             Self::SpiffeBundle(_) | Self::BundleMap => JwtBundle::from_spiffe_bundle_after,
@@ -190,7 +190,7 @@ impl BundleFormat {
                 JwtBundle::from_jwks_after
             }
         };
-        read(before, domain.clone(), bytes)
+        read(before.map(|before| &**before), domain.clone(), bytes)
     }
 
     fn expected(&self) -> Expected {
@@ -319,19 +319,7 @@ impl Contents {
     /// Whether `other` has the same bundles, including the ignored elements.
     pub(super) fn is_shown_as(&self, other: &Self) -> bool {
         let bundles = self.bundles.values().zip(other.bundles.values());
-        self.bundles == other.bundles && { bundles }.all(|(one, other)| same(one, other))
-    }
-}
-
-/// Whether the keys and the ignored elements are the same.
-fn same(one: &JwtBundle, other: &JwtBundle) -> bool {
-    one == other && one.ignored() == other.ignored()
-}
-
-fn shared(bundle: JwtBundle, known: &JwtBundleSet) -> Arc<JwtBundle> {
-    match known.get(bundle.trust_domain().name()) {
-        Some(before) if same(before, &bundle) => before.clone(),
-        _ => Arc::new(bundle),
+        self.bundles == other.bundles && { bundles }.all(|(one, other)| one.is_shown_as(other))
     }
 }
 

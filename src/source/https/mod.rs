@@ -73,8 +73,8 @@ use tokio::task::AbortHandle;
 
 pub use self::bootstrap::SpiffeBootstrap;
 pub use self::builder::HttpsBundlesBuilder;
-use self::builder::Target;
 pub use self::error::{HttpsBundlesError, HttpsBundlesErrorReason};
+use self::poll::Target;
 use self::shared::Shared;
 pub use self::state::{HttpsBundlesState, PollError};
 use crate::bundle::{BundleAnswer, BundleSource, BundlesUnavailable, JwtBundle};
@@ -118,7 +118,9 @@ impl HttpsBundles {
         trust_domain: TrustDomain,
         issuer: impl Into<String>,
     ) -> HttpsBundlesBuilder {
-        HttpsBundlesBuilder::new(trust_domain, Target::Oidc, issuer.into())
+        let issuer = issuer.into();
+        let target = Target::Oidc(issuer.as_str().into());
+        HttpsBundlesBuilder::new(trust_domain, target, issuer)
     }
 
     /// Creates a source that polls a SPIFFE bundle endpoint of profile `https_web`: the server is verified

@@ -31,36 +31,22 @@ const LAST_RETRY: Duration = SHORTEST;
 
 /// What is polled.
 #[derive(Clone)]
-pub(super) enum Endpoint {
-    Jwks(Url),
-    Oidc { issuer: String, discovery: Url },
-    Web(Url),
-    Spiffe(Box<SpiffeEndpoint>),
-}
-
-#[derive(Clone)]
-pub(super) struct SpiffeEndpoint {
-    pub(super) url: Url,
-    pub(super) id: SpiffeId,
-    pub(super) bootstrap: SpiffeBootstrap,
-    pub(super) saved_at: Option<PathBuf>,
-}
-
-impl Endpoint {
-    pub(super) fn url(&self) -> &Url {
-        match self {
-            Self::Jwks(url) | Self::Web(url) => url,
-            Self::Oidc { discovery, .. } => discovery,
-            Self::Spiffe(spiffe) => &spiffe.url,
-        }
-    }
+pub(super) enum Target {
+    Jwks,
+    /// The issuer, exactly as configured.
+    Oidc(Arc<str>),
+    Web,
+    Spiffe(SpiffeId, SpiffeBootstrap),
 }
 
 /// One poll at a time.
 #[derive(Clone)]
-struct Poller {
+pub(super) struct Poller {
     shared: Arc<Shared>,
-    endpoint: Endpoint,
+    target: Target,
+    // Of the discovery document, for an OIDC issuer.
+    url: Url,
+    saved_at: Option<PathBuf>,
     // None for `https_spiffe`, where each poll trusts other roots.
     client: Option<Client>,
     hosts: Hosts,
@@ -77,25 +63,9 @@ struct Known {
     document: Option<Validators>,
 }
 
-pub(super) fn spawn(
-    shared: &Arc<Shared>,
-    endpoint: Endpoint,
-    client: Option<Client>,
-    hosts: Hosts,
-    seed: Option<u64>,
-    runtime: &Handle,
-) -> AbortHandle {
-    let mut poller = Poller {
-        shared: shared.clone(),
-        endpoint,
-        client,
-        hosts,
-        disk: Disk::default(),
-        known: Known::default(),
-        saved: None,
-    };
+pub(super) fn spawn(mut poller: Poller, seed: Option<u64>, runtime: &Handle) -> AbortHandle {
     let mut draw = seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
-    let shared = shared.clone();
+    let shared = poller.shared.clone();
     let ended = shared.clone();
     // Also after a panic or an abort.
     let ended = OnDrop(move || ended.ended());
@@ -160,6 +130,27 @@ async fn sleep(shared: &Shared, wait: Duration, not_before: Duration) {
 }
 
 impl Poller {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        target: Target,
+        url: Url,
+        saved_at: Option<PathBuf>,
+        client: Option<Client>,
+        hosts: Hosts,
+    ) -> Self {
+        Self {
+            shared,
+            target,
+            url,
+            saved_at,
+            client,
+            hosts,
+            disk: Disk::default(),
+            known: Known::default(),
+            saved: None,
+        }
+    }
+
     /// One poll within the time allowed. A panic in it, in a given client for example, is an error.
     async fn poll_guarded(&mut self) -> Result<(), FetchError> {
         let mut poller = self.clone();
@@ -189,10 +180,10 @@ impl Poller {
     async fn poll(&mut self) -> Result<Option<Arc<[u8]>>, FetchError> {
         let now = self.shared.clock.now();
         let client = self.client().await?;
-        let url = match &self.endpoint {
-            Endpoint::Oidc { issuer, discovery } => {
+        let url = match &self.target {
+            Target::Oidc(issuer) => {
                 let known = self.known.discovery.as_ref().map(|(known, _)| known);
-                match client.fetch(discovery, known, now, &self.hosts).await? {
+                match client.fetch(&self.url, known, now, &self.hosts).await? {
                     Fetched::NotModified => {}
                     Fetched::Document(bytes, validators) => {
                         let jwks_uri = document::discovery(&bytes, issuer).map_err(unreadable)?;
@@ -209,7 +200,7 @@ impl Poller {
                 }
                 url
             }
-            endpoint => endpoint.url().clone(),
+            _ => self.url.clone(),
         };
         match client
             .fetch(&url, self.known.document.as_ref(), now, &self.hosts)
@@ -233,7 +224,7 @@ impl Poller {
 
     fn read(&self, bytes: &[u8]) -> Result<Document, BoxError> {
         let before = self.shared.latest();
-        let is_spiffe_bundle = matches!(self.endpoint, Endpoint::Web(_) | Endpoint::Spiffe(_));
+        let is_spiffe_bundle = matches!(self.target, Target::Web | Target::Spiffe(..));
         let trust_domain = &self.shared.trust_domain;
         Document::read(bytes, is_spiffe_bundle, trust_domain, before.as_deref())
     }
@@ -242,11 +233,11 @@ impl Poller {
         if let Some(client) = &self.client {
             return Ok(client.clone());
         }
-        let Endpoint::Spiffe(endpoint) = self.endpoint.clone() else {
+        let Target::Spiffe(id, bootstrap) = self.target.clone() else {
             return Err(FetchError::new("there is no client"));
         };
-        let roots = self.roots(&endpoint).await?;
-        let tls = tls::spiffe_config(endpoint.id.clone(), roots, self.shared.clock.clone());
+        let roots = self.roots(&id, &bootstrap).await?;
+        let tls = tls::spiffe_config(id, roots, self.shared.clock.clone());
         let tls = tls.map_err(|error| FetchError::of("TLS cannot be configured", error))?;
         Ok(Client::Own(tls))
     }
@@ -255,13 +246,14 @@ impl Poller {
     /// last, unless the bootstrap bundle has a higher sequence.
     async fn roots(
         &mut self,
-        endpoint: &SpiffeEndpoint,
+        id: &SpiffeId,
+        bootstrap: &SpiffeBootstrap,
     ) -> Result<Vec<CertificateDer<'static>>, FetchError> {
-        let serves_itself = endpoint.id.trust_domain() == self.shared.trust_domain;
-        if let (None, Some(path), true) = (&self.saved, endpoint.saved_at.clone(), serves_itself) {
+        let serves_itself = id.trust_domain() == self.shared.trust_domain;
+        if let (None, Some(path), true) = (&self.saved, self.saved_at.clone(), serves_itself) {
             self.saved = self.read_saved(path).await.map(Arc::new);
         }
-        let bootstrap = endpoint.bootstrap.read(&self.disk).await;
+        let bootstrap = bootstrap.read(&self.disk).await;
         let latest = || {
             let copy = |about: &About| (about.sequence, about.roots.clone());
             let fetched = self.shared.with_latest_about(copy);
@@ -308,10 +300,7 @@ impl Poller {
     }
 
     async fn save(&self, document: &Arc<[u8]>) {
-        let Endpoint::Spiffe(endpoint) = &self.endpoint else {
-            return;
-        };
-        if let Some(path) = endpoint.saved_at.clone() {
+        if let Some(path) = self.saved_at.clone() {
             let document = document.clone();
             let saved = self.disk.run(move || match read_file(&path) {
                 // Written only if it changed.
