@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::backoff::Backoff;
 use super::error::JwtSourceError;
 use super::fetch::Fetcher;
-use super::jwt_source::JwtSource;
+use super::jwt_source::{Inner, JwtSource};
 use super::limits::{ResourceLimits, WithdrawalPolicy};
 use super::shared::Shared;
 use super::supervisor::Supervisor;
@@ -261,13 +261,14 @@ impl JwtSourceBuilder {
         let backoff = Backoff::new(self.backoff.0, self.backoff.1, draw);
         let task =
             Supervisor::new(shared.clone(), cache.clone(), self.limits, backoff).spawn(&runtime);
-        Ok(JwtSource::assemble(
+        let inner = Arc::new(Inner {
             shared,
             cache,
             task,
-            self.shutdown,
-            self.metrics,
-        ))
+            shutdown_timeout: self.shutdown,
+            metrics: self.metrics,
+        });
+        Ok(JwtSource { inner })
     }
 }
 

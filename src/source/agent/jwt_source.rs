@@ -40,16 +40,16 @@ use crate::token::{JwtSvid, SvidRequest};
 /// but under `panic = "abort"` the process aborts with tokio's message.
 #[derive(Clone)]
 pub struct JwtSource {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
-struct Inner {
-    shared: Arc<Shared>,
+pub(super) struct Inner {
+    pub(super) shared: Arc<Shared>,
     // Its fetcher holds `shared` and never this, so that handles can be counted.
-    cache: SvidCache,
-    task: AbortHandle,
-    shutdown_timeout: Option<Duration>,
-    metrics: Option<Arc<dyn MetricsRecorder>>,
+    pub(super) cache: SvidCache,
+    pub(super) task: AbortHandle,
+    pub(super) shutdown_timeout: Option<Duration>,
+    pub(super) metrics: Option<Arc<dyn MetricsRecorder>>,
 }
 
 impl Drop for Inner {
@@ -73,24 +73,6 @@ impl JwtSource {
     /// Creates a builder.
     pub fn builder() -> JwtSourceBuilder {
         JwtSourceBuilder::new()
-    }
-
-    pub(crate) fn assemble(
-        shared: Arc<Shared>,
-        cache: SvidCache,
-        task: AbortHandle,
-        shutdown_timeout: Option<Duration>,
-        metrics: Option<Arc<dyn MetricsRecorder>>,
-    ) -> Self {
-        Self {
-            inner: Arc::new(Inner {
-                shared,
-                cache,
-                task,
-                shutdown_timeout,
-                metrics,
-            }),
-        }
     }
 
     pub(crate) fn initial_sync_error(&self, within: Duration) -> JwtSourceError {

@@ -12,7 +12,7 @@ use super::super::revision::Revision;
 use super::super::trust_clock::TrustClock;
 use super::FileBundlesBuilder;
 use super::error::{FileBundlesError, FileBundlesErrorReason as Reason};
-use super::format::Contents;
+use super::format::BundleDocument;
 use super::record::{
     Document, FileRecord, Look, domain_states, twice, warn_of_no_keys, without_conflicts,
 };
@@ -43,14 +43,6 @@ struct Snapshot {
     awaits_map: bool,
 }
 
-/// Which files to read.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Which {
-    All,
-    /// Those that were not read yet.
-    Unread,
-}
-
 impl Followed {
     /// Reads no file yet.
     pub(super) fn new(builder: FileBundlesBuilder) -> Result<Self, FileBundlesError> {
@@ -66,7 +58,7 @@ impl Followed {
             files.push(FileRecord {
                 document,
                 hash: None,
-                contents: Contents::default(),
+                contents: BundleDocument::default(),
                 error: None,
                 failure: None,
                 looked: now,
@@ -87,7 +79,7 @@ impl Followed {
 
     /// Reads all files now. Blocks.
     pub(super) fn read_now(&self) -> Result<(), FileBundlesError> {
-        self.look(Which::All);
+        self.look(true);
         match self.first_failure() {
             None => Ok(()),
             Some(failure) => Err(failure),
@@ -177,8 +169,9 @@ impl Followed {
         }
     }
 
-    /// Reads the files once. Blocks, without the lock: a disk may not respond.
-    pub(super) fn look(&self, which: Which) {
+    /// Reads all files once, or those that were not read yet. Blocks, without the lock: a disk may not
+    /// respond.
+    pub(super) fn look(&self, all: bool) {
         let known = self.snapshot.load().set.clone();
         let documents: Vec<(Document, Option<u64>)> = {
             let files = self.files();
@@ -187,8 +180,8 @@ impl Followed {
         };
         let looks: Vec<Look> = documents
             .iter()
-            .map(|(document, hash)| match which {
-                Which::Unread if hash.is_some() => Look::Skipped,
+            .map(|(document, hash)| match hash {
+                Some(_) if !all => Look::Skipped,
                 _ => self.read(document, *hash, &known),
             })
             .collect();

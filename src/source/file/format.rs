@@ -57,9 +57,15 @@ pub enum BundleFormat {
 }
 
 /// The content of a document.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct BundleDocument {
-    contents: Contents,
+    pub(super) bundles: BTreeMap<TrustDomain, Arc<JwtBundle>>,
+    /// Trust domains whose part of the document cannot be read, and why.
+    pub(super) troubles: BTreeMap<TrustDomain, Box<str>>,
+    /// Trust domains whose keys are all unusable, and why.
+    pub(super) unusable: BTreeMap<TrustDomain, Box<str>>,
+    /// Entries of a map whose name is not that of a trust domain.
+    unnamed: Unnamed,
 }
 
 impl BundleFormat {
@@ -69,8 +75,7 @@ impl BundleFormat {
     /// The document is not of this format. Its parts fail separately: see
     /// [`BundleDocument::errors`].
     pub fn read(&self, document: &[u8]) -> Result<BundleDocument, FileBundlesError> {
-        let contents = self.parse(document, &JwtBundleSet::default())?;
-        Ok(BundleDocument { contents })
+        self.parse(document, &JwtBundleSet::default())
     }
 
     /// The trust domain of a document with one bundle.
@@ -87,8 +92,8 @@ impl BundleFormat {
         &self,
         bytes: &[u8],
         known: &JwtBundleSet,
-    ) -> Result<Contents, FileBundlesError> {
-        let mut contents = Contents::default();
+    ) -> Result<BundleDocument, FileBundlesError> {
+        let mut contents = BundleDocument::default();
         let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
         if let Some(domain) = self.trust_domain() {
             let bundle = self.one(domain, bytes, known.get(domain.name()));
@@ -235,33 +240,19 @@ impl BundleDocument {
     /// Returns the bundles. A trust domain whose part of the document cannot be read has one
     /// without keys.
     pub fn bundle_set(&self) -> JwtBundleSet {
-        let unread = self.contents.troubles.keys().cloned();
+        let unread = self.troubles.keys().cloned();
         let unread = unread.map(|domain| Arc::new(JwtBundle::without_keys(domain)));
-        unread
-            .chain(self.contents.bundles.values().cloned())
-            .collect()
+        unread.chain(self.bundles.values().cloned()).collect()
     }
 
     /// Returns what is wrong with parts of the document: entries that cannot be read, trust domains
     /// whose keys are all unusable, and entries whose name is not that of a trust domain.
     pub fn errors(&self) -> impl Iterator<Item = String> {
-        self.contents.errors()
+        let more = self.unnamed.count.saturating_sub(self.unnamed.texts.len());
+        let more = (more > 0).then(|| format!("{more} more names are not trust domains"));
+        self.each().chain(more)
     }
-}
 
-/// The content of a file.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Contents {
-    pub(super) bundles: BTreeMap<TrustDomain, Arc<JwtBundle>>,
-    /// Trust domains whose part of the file cannot be read, and why.
-    pub(super) troubles: BTreeMap<TrustDomain, Box<str>>,
-    /// Trust domains whose keys are all unusable, and why.
-    pub(super) unusable: BTreeMap<TrustDomain, Box<str>>,
-    /// Entries of a map whose name is not that of a trust domain.
-    unnamed: Unnamed,
-}
-
-impl Contents {
     fn add(&mut self, format: &BundleFormat, bundle: Arc<JwtBundle>) {
         let domain = bundle.trust_domain().clone();
         if let Some(first) = bundle.none_usable() {
@@ -303,12 +294,6 @@ impl Contents {
         domains
             .map(|(domain, why)| format!("trust domain \"{domain}\": {why}"))
             .chain(self.unnamed.texts.iter().cloned())
-    }
-
-    fn errors(&self) -> impl Iterator<Item = String> {
-        let more = self.unnamed.count.saturating_sub(self.unnamed.texts.len());
-        let more = (more > 0).then(|| format!("{more} more names are not trust domains"));
-        self.each().chain(more)
     }
 
     /// Whether an entry cannot be read. Keys that are not usable do not count.

@@ -173,13 +173,12 @@ impl FileBundles {
     /// # Errors
     /// The runtime that the source was created on has ended.
     pub async fn ready(&self) -> Result<(), FileBundlesError> {
-        match self.followed.until_ready().await {
-            true => Ok(()),
-            false => {
-                let reason = FileBundlesErrorReason::Closed;
-                Err(FileBundlesError::new(reason, None, ""))
-            }
+        if self.followed.until_ready().await {
+            return Ok(());
         }
+        let text = "the runtime that the files were followed on has ended; create a new source";
+        let reason = FileBundlesErrorReason::Closed;
+        Err(FileBundlesError::new(reason, None, text))
     }
 
     /// Returns whether every file was read at least once, for a readiness probe. A file that is lost
@@ -336,8 +335,10 @@ impl FileBundlesBuilder {
             FileBundlesError::new(FileBundlesErrorReason::NoRuntime, None, text)
         })?;
         if self.documents.is_empty() {
+            let text = "no bundle file was named; name one by `jwks`, `spiffe_bundle`, `bundle_map` or \
+                        a method for another format";
             let reason = FileBundlesErrorReason::NoFile;
-            return Err(FileBundlesError::new(reason, None, ""));
+            return Err(FileBundlesError::new(reason, None, text));
         }
         Ok((Arc::new(Followed::new(self)?), runtime))
     }

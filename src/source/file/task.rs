@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 use super::super::on_drop::OnDrop;
 use super::super::own_thread;
 use super::super::polling::{NAP, NextCheck};
-use super::follow::{Followed, Which};
+use super::follow::Followed;
 
 /// The longest wait between two attempts to read a file that was not read yet.
 const SEARCH: Duration = Duration::from_millis(250);
@@ -39,17 +39,15 @@ pub(super) fn spawn(followed: &Arc<Followed>, runtime: &Handle, read_first: bool
                 return;
             };
             // Also notices a jump.
-            let which = match next.is_due(followed.age_of_looks()) {
-                true => Which::All,
-                false if was_ready => continue,
-                false => Which::Unread,
-            };
-            if which == Which::All {
+            let all = next.is_due(followed.age_of_looks());
+            if all {
                 next.restart();
+            } else if was_ready {
+                continue;
             }
             // A disk may not respond.
             let looking = followed.clone();
-            if own_thread::run(move || looking.look(which)).await.is_none() {
+            if own_thread::run(move || looking.look(all)).await.is_none() {
                 tracing::error!("reading the bundle files panicked; their last good bundles stay");
             }
             if !was_ready && followed.is_ready() {

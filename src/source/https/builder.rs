@@ -9,11 +9,12 @@ use std::time::Duration;
 use http::{Request, Response};
 use http_body::Body;
 
+use super::bootstrap::Disk;
 use super::error::{HttpsBundlesError, HttpsBundlesErrorReason};
 #[cfg(feature = "testing")]
 use super::fetch::MemoryStreams;
 use super::fetch::{BoxError, Client, GivenClient, Hosts};
-use super::poll::{self, Poller, Target};
+use super::poll::{self, Known, Poller, Target};
 use super::shared::Shared;
 use super::tls::WebRoots;
 use super::url::Url;
@@ -245,7 +246,7 @@ impl HttpsBundlesBuilder {
             None => {
                 let failed = format!("{failed} within {:?}", within.unwrap_or_default());
                 let timeout = |text| HttpsBundlesError::new(HttpsBundlesErrorReason::Timeout, text);
-                Err(match bundles.inner.shared.last_error() {
+                Err(match state.last_error {
                     Some(last) => timeout(failed).because(last),
                     None => timeout(format!("{failed}: the first poll is still running")),
                 })
@@ -281,8 +282,8 @@ impl HttpsBundlesBuilder {
         }
         let url = polled(&self.target, &self.url)?;
         let hosts = match &self.hosts {
-            Some(hosts) => allowed(&url, hosts)?,
-            None => Hosts::Any,
+            Some(hosts) => Hosts(Some(allowed(&url, hosts)?)),
+            None => Hosts(None),
         };
         let client = match (&self.target, self.client) {
             (Target::Spiffe(..), _) if self.roots.is_set() => {
@@ -314,14 +315,17 @@ impl HttpsBundlesBuilder {
             self.max_staleness,
             self.cooldown,
         ));
-        let poller = Poller::new(
-            shared.clone(),
-            self.target,
+        let poller = Poller {
+            shared: shared.clone(),
+            target: self.target,
             url,
-            self.saved_at,
+            saved_at: self.saved_at,
             client,
             hosts,
-        );
+            disk: Disk::default(),
+            known: Known::default(),
+            saved: None,
+        };
         let task = poll::spawn(poller, self.seed, &runtime);
         let inner = Arc::new(Inner {
             shared,
@@ -332,7 +336,7 @@ impl HttpsBundlesBuilder {
     }
 }
 
-fn allowed(own: &Url, hosts: &[String]) -> Result<Hosts, HttpsBundlesError> {
+fn allowed(own: &Url, hosts: &[String]) -> Result<Arc<[(String, u16)]>, HttpsBundlesError> {
     let mut origins = vec![own.origin()];
     for host in hosts {
         let url = Url::parse(&format!("https://{host}/")).ok();
@@ -347,7 +351,7 @@ fn allowed(own: &Url, hosts: &[String]) -> Result<Hosts, HttpsBundlesError> {
         })?;
         origins.push(origin.origin());
     }
-    Ok(Hosts::Only(origins.into()))
+    Ok(origins.into())
 }
 
 /// The URL that is polled.

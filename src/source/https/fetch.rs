@@ -63,21 +63,15 @@ pub(super) enum Client {
 #[cfg(feature = "testing")]
 pub(crate) type MemoryStreams = Arc<dyn Fn(&str) -> tokio::io::DuplexStream + Send + Sync>;
 
-/// The hosts that redirects and a `jwks_uri` may lead to.
-#[derive(Clone, Default)]
-pub(super) enum Hosts {
-    #[default]
-    Any,
-    /// Names in lower case, and ports.
-    Only(Arc<[(String, u16)]>),
-}
+/// The hosts that redirects and a `jwks_uri` may lead to: names in lower case, and ports. `None` allows
+/// all.
+#[derive(Clone)]
+pub(super) struct Hosts(pub(super) Option<Arc<[(String, u16)]>>);
 
 impl Hosts {
     pub(super) fn allow(&self, url: &Url) -> bool {
-        match self {
-            Self::Any => true,
-            Self::Only(origins) => origins.contains(&url.origin()),
-        }
+        let allowed = self.0.as_ref();
+        allowed.is_none_or(|origins| origins.contains(&url.origin()))
     }
 }
 

@@ -42,23 +42,23 @@ pub(super) enum Target {
 /// One poll at a time.
 #[derive(Clone)]
 pub(super) struct Poller {
-    shared: Arc<Shared>,
-    target: Target,
+    pub(super) shared: Arc<Shared>,
+    pub(super) target: Target,
     // Of the discovery document, for an OIDC issuer.
-    url: Url,
-    saved_at: Option<PathBuf>,
+    pub(super) url: Url,
+    pub(super) saved_at: Option<PathBuf>,
     // None for `https_spiffe`, where each poll trusts other roots.
-    client: Option<Client>,
-    hosts: Hosts,
-    disk: Disk,
-    known: Known,
+    pub(super) client: Option<Client>,
+    pub(super) hosts: Hosts,
+    pub(super) disk: Disk,
+    pub(super) known: Known,
     // The saved bundle as it was at the start.
-    saved: Option<Arc<About>>,
+    pub(super) saved: Option<Arc<About>>,
 }
 
 /// What the server gave last.
 #[derive(Clone, Default)]
-struct Known {
+pub(super) struct Known {
     discovery: Option<(Validators, String)>,
     document: Option<Validators>,
 }
@@ -130,27 +130,6 @@ async fn sleep(shared: &Shared, wait: Duration, not_before: Duration) {
 }
 
 impl Poller {
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        target: Target,
-        url: Url,
-        saved_at: Option<PathBuf>,
-        client: Option<Client>,
-        hosts: Hosts,
-    ) -> Self {
-        Self {
-            shared,
-            target,
-            url,
-            saved_at,
-            client,
-            hosts,
-            disk: Disk::default(),
-            known: Known::default(),
-            saved: None,
-        }
-    }
-
     /// One poll within the time allowed. A panic in it, in a given client for example, is an error.
     async fn poll_guarded(&mut self) -> Result<(), FetchError> {
         let mut poller = self.clone();

@@ -315,10 +315,6 @@ impl Shared {
         self.record().save_error = error;
     }
 
-    pub(super) fn last_error(&self) -> Option<PollError> {
-        self.record().error.clone()
-    }
-
     /// The task ended for any reason.
     pub(super) fn ended(&self) {
         self.revision.end();
