@@ -77,17 +77,8 @@ impl Followed {
         })
     }
 
-    /// Reads all files now. Blocks.
-    pub(super) fn read_now(&self) -> Result<(), FileBundlesError> {
-        self.look(true);
-        match self.first_failure() {
-            None => Ok(()),
-            Some(failure) => Err(failure),
-        }
-    }
-
     /// Why the first file that was never read cannot be read; `None` if all were read.
-    fn first_failure(&self) -> Option<FileBundlesError> {
+    pub(super) fn first_failure(&self) -> Option<FileBundlesError> {
         let files = self.files();
         let unread = files.iter().find(|file| file.hash.is_none())?;
         let not_yet = || {

@@ -20,8 +20,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::runtime::Handle;
-
 pub use self::error::{FileBundlesError, FileBundlesErrorReason};
 use self::follow::Followed;
 pub use self::format::{BundleDocument, BundleFormat};
@@ -308,10 +306,7 @@ impl FileBundlesBuilder {
     /// # Errors
     /// No file was named, two of them are for one trust domain, or there is no tokio runtime.
     pub fn build_lazy(self) -> Result<FileBundles, FileBundlesError> {
-        let metrics = self.metrics.clone();
-        let (followed, runtime) = self.prepare()?;
-        task::spawn(&followed, &runtime, true);
-        Ok(FileBundles { followed, metrics })
+        self.start(false)
     }
 
     /// Reads the files before it returns. For programs that must not start without them. This blocks
@@ -322,14 +317,10 @@ impl FileBundlesBuilder {
     /// No file was named; one of them cannot be read or is not a bundle; two of them are for one
     /// trust domain; there is no tokio runtime.
     pub fn open(self) -> Result<FileBundles, FileBundlesError> {
-        let metrics = self.metrics.clone();
-        let (followed, runtime) = self.prepare()?;
-        followed.read_now()?;
-        task::spawn(&followed, &runtime, false);
-        Ok(FileBundles { followed, metrics })
+        self.start(true)
     }
 
-    fn prepare(self) -> Result<(Arc<Followed>, Handle), FileBundlesError> {
+    fn start(self, reads_now: bool) -> Result<FileBundles, FileBundlesError> {
         let runtime = runtime::with_timers().map_err(|missing| {
             let text = format!("bundle files cannot be followed: {missing}");
             FileBundlesError::new(FileBundlesErrorReason::NoRuntime, None, text)
@@ -340,7 +331,16 @@ impl FileBundlesBuilder {
             let reason = FileBundlesErrorReason::NoFile;
             return Err(FileBundlesError::new(reason, None, text));
         }
-        Ok((Arc::new(Followed::new(self)?), runtime))
+        let metrics = self.metrics.clone();
+        let followed = Arc::new(Followed::new(self)?);
+        if reads_now {
+            followed.look(true);
+            if let Some(failure) = followed.first_failure() {
+                return Err(failure);
+            }
+        }
+        task::spawn(&followed, &runtime, !reads_now);
+        Ok(FileBundles { followed, metrics })
     }
 
     fn push(mut self, format: BundleFormat, path: &Path) -> Self {

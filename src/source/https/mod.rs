@@ -151,12 +151,7 @@ impl HttpsBundles {
     /// # Errors
     /// No bundle arrived yet, it is stale, or the runtime of the source has ended.
     pub fn jwt_bundle(&self) -> Result<Arc<JwtBundle>, BundlesUnavailable> {
-        let shared = &self.inner.shared;
-        match shared.bundle(shared.trust_domain.name()) {
-            BundleAnswer::Ready(bundle) => Ok(bundle),
-            BundleAnswer::Unavailable(why) => Err(why),
-            BundleAnswer::UnknownTrustDomain => Err(BundlesUnavailable::NotReady),
-        }
+        self.inner.shared.current()
     }
 
     /// Returns the latest accepted document as it was fetched; `None` before the first one.

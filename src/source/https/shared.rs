@@ -99,13 +99,15 @@ impl Shared {
         if trust_domain != self.trust_domain.name() {
             return BundleAnswer::UnknownTrustDomain;
         }
-        match self.revision() {
+        match self.current() {
+            Ok(bundle) => BundleAnswer::Ready(bundle),
             Err(why) => BundleAnswer::Unavailable(why),
-            Ok(_) => match self.bundle.load_full() {
-                Some(bundle) => BundleAnswer::Ready(bundle),
-                None => BundleAnswer::Unavailable(BundlesUnavailable::NotReady),
-            },
         }
+    }
+
+    pub(super) fn current(&self) -> Result<Arc<JwtBundle>, BundlesUnavailable> {
+        self.revision()?;
+        self.latest().ok_or(BundlesUnavailable::NotReady)
     }
 
     /// Requests an early poll, at most once per cooldown.
