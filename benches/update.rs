@@ -461,13 +461,13 @@ fn blocked() -> Verdict {
             let replay = bench.agent.replay();
             let mut worst = Vec::new();
             for n in 0..60 {
-                let revision = watched.state().revision();
+                let revision = watched.state().revision;
                 longest.store(0, Ordering::Relaxed);
                 if let Some(sets) = sets {
                     bench
                         .agents
                         .block_on(replay.send(sets[n % 2].iter().cloned()));
-                    while watched.state().revision() == revision {
+                    while watched.state().revision == revision {
                         std::thread::sleep(Duration::from_millis(1));
                     }
                 }

@@ -63,7 +63,7 @@ async fn main() -> Result<(), Error> {
             401,
         ),
     ] {
-        let domain = bundles.state().trust_domain().clone();
+        let domain = bundles.state().trust_domain.clone();
         let validator = Validator::builder(bundles.clone())
             .audience(REPORTS)
             .build()?;
@@ -84,7 +84,7 @@ async fn main() -> Result<(), Error> {
             return Err(format!("expected {expected}").into());
         }
     }
-    println!("next poll: in {:?}", our_bundles.state().next_poll());
+    println!("next poll: in {:?}", our_bundles.state().next_poll);
     Ok(())
 }
 

@@ -196,7 +196,7 @@ async fn replayed_spire_stream_reports_each_change_once() {
     let (mut changes, mut equal, mut withdrawals, mut restorations) = (0, 0, 0, 0);
     for line in lines {
         let before = updates.last();
-        let withdrawn = source.state().withdrawn().is_some();
+        let withdrawn = source.state().withdrawn.is_some();
         match line {
             Streamed::Bundles { bundles, .. } => {
                 soon("a reader for this set", replay.send(bundles.clone())).await;

@@ -251,7 +251,7 @@ fn report(
         );
     }
     let error = state
-        .error
+        .last_error
         .as_deref()
         .or(state.after_write_error.as_deref());
     let text = match (error, waits) {

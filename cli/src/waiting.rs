@@ -45,6 +45,7 @@ pub(crate) fn first_bundles(agent: &Endpoint, state: &SourceState) -> String {
 /// Returns the reason why there are no bundles yet.
 pub(crate) fn why(state: &SourceState) -> &str {
     state
-        .last_error()
-        .map_or("no response yet", |error| error.message())
+        .last_error
+        .as_ref()
+        .map_or("no response yet", |error| &error.text)
 }

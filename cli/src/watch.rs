@@ -102,7 +102,7 @@ async fn watch(options: &Args) -> Result<(), crate::BoxError> {
         let now = source.state();
         if !reported && started.elapsed() >= waiting::REPORT_AFTER {
             reported = true;
-            if now.revision() == 0 {
+            if now.revision == 0 {
                 warn!(
                     "watch: waiting for {}",
                     waiting::first_bundles(&agent, &now)
@@ -122,7 +122,7 @@ async fn watch(options: &Args) -> Result<(), crate::BoxError> {
 /// The events before the first check: the source may already have read its first message.
 fn at_start(now: &SourceState) -> Vec<&'static str> {
     let found = [
-        (now.withdrawn().is_some(), "withdrawn"),
+        (now.withdrawn.is_some(), "withdrawn"),
         (!errors(now).is_empty(), "error"),
         (now.is_ready(), "ready"),
     ];
@@ -133,16 +133,16 @@ fn at_start(now: &SourceState) -> Vec<&'static str> {
 /// The events between two checks, in the order in which they happened.
 fn events(before: &SourceState, now: &SourceState) -> Vec<&'static str> {
     let mut events = Vec::new();
-    if before.is_connected() && !now.is_connected() {
+    if before.connected && !now.connected {
         events.push("disconnected");
     }
-    let again = now.reconnects() > before.reconnects();
-    let tried = now.reconnect_attempts() > before.reconnect_attempts();
+    let again = now.reconnects > before.reconnects;
+    let tried = now.reconnect_attempts > before.reconnect_attempts;
     // Before the first message it is a first connection, not a reconnection.
-    if tried && !now.is_connected() && now.last_message().is_some() {
+    if tried && !now.connected && now.last_message.is_some() {
         events.push("reconnecting");
     }
-    match (before.withdrawn(), now.withdrawn()) {
+    match (&before.withdrawn, &now.withdrawn) {
         (None, Some(_)) => events.push("withdrawn"),
         (Some(_), None) => events.push("restored"),
         _ => {}
@@ -153,15 +153,15 @@ fn events(before: &SourceState, now: &SourceState) -> Vec<&'static str> {
     } else if errors_now.is_empty() && !errors_before.is_empty() {
         events.push("recovered");
     }
-    let was_unready = before.revision() > 0 && !before.is_ready() && before.withdrawn().is_none();
-    if now.is_ready() && (before.revision() == 0 || was_unready) {
+    let was_unready = before.revision > 0 && !before.is_ready() && before.withdrawn.is_none();
+    if now.is_ready() && (before.revision == 0 || was_unready) {
         events.push("ready");
     } else if keys(before) != keys(now) && now.is_ready() {
         events.push("bundles");
     }
     // The source may have disconnected and reconnected between two checks.
-    let reconnected = !before.is_connected() || again;
-    if reconnected && now.is_connected() && before.revision() > 0 {
+    let reconnected = !before.connected || again;
+    if reconnected && now.connected && before.revision > 0 {
         events.push("reconnected");
     }
     events
@@ -169,19 +169,24 @@ fn events(before: &SourceState, now: &SourceState) -> Vec<&'static str> {
 
 /// The errors of the stream and of each trust domain, by kind and text.
 fn errors(state: &SourceState) -> Vec<(String, String)> {
-    let stream = state.last_error().into_iter();
-    let stream = stream.map(|error| (error.kind().to_owned(), error.message().to_owned()));
-    let domains = state.trust_domains().iter().filter_map(|td| {
-        let error = td.last_error()?;
-        Some((td.trust_domain().name().to_owned(), error.to_owned()))
+    let stream = state.last_error.iter();
+    let stream = stream.map(|error| (error.kind.to_owned(), error.text.to_string()));
+    let domains = state.trust_domains.iter().filter_map(|td| {
+        let error = td.last_error.as_ref()?;
+        Some((td.trust_domain.name().to_owned(), error.to_string()))
     });
     stream.chain(domains).collect()
 }
 
 fn keys(state: &SourceState) -> Vec<(&str, Vec<&str>)> {
-    let domains = state.trust_domains().iter();
+    let domains = state.trust_domains.iter();
     domains
-        .map(|td| (td.trust_domain().name(), td.key_ids().collect()))
+        .map(|td| {
+            (
+                td.trust_domain.name(),
+                td.key_ids.iter().map(|id| &**id).collect(),
+            )
+        })
         .collect()
 }
 
@@ -206,52 +211,53 @@ fn seconds(age: Option<Duration>) -> Value {
 fn json(time: f64, event: &str, state: &SourceState) -> Value {
     let domain = |td: &TrustDomainState| {
         json!({
-            "name": td.trust_domain().name(),
-            "key_ids": td.key_ids().collect::<Vec<_>>(),
-            "updated": seconds(td.last_update()),
-            "changed": seconds(td.last_change()),
-            "error": td.last_error(),
+            "name": td.trust_domain.name(),
+            "key_ids": td.key_ids,
+            "updated": seconds(td.last_update),
+            "changed": seconds(td.last_change),
+            "error": td.last_error,
         })
     };
     json!({
         "time": time,
         "event": event,
-        "revision": state.revision(),
+        "revision": state.revision,
         "ready": state.is_ready(),
-        "connected": state.is_connected(),
-        "withdrawn": state.withdrawn().map(|withdrawal| withdrawal.why().to_owned()),
-        "last_contact": seconds(state.last_contact()),
-        "reconnects": state.reconnects(),
-        "reconnect_attempts": state.reconnect_attempts(),
-        "trust_domains": state.trust_domains().iter().map(domain).collect::<Vec<_>>(),
-        "error": state.last_error().map(|error| error.message().to_owned()),
+        "connected": state.connected,
+        "withdrawn": state.withdrawn.as_ref().map(|withdrawal| &withdrawal.why),
+        "last_contact": seconds(state.last_contact),
+        "reconnects": state.reconnects,
+        "reconnect_attempts": state.reconnect_attempts,
+        "trust_domains": state.trust_domains.iter().map(domain).collect::<Vec<_>>(),
+        "error": state.last_error.as_ref().map(|error| &error.text),
     })
 }
 
 fn text(time: f64, event: &str, state: &SourceState) -> String {
-    let mut line = format!("{time:.3} {event:<12} revision {}", state.revision());
-    if let Some(why) = state.bundles_unavailable() {
+    let mut line = format!("{time:.3} {event:<12} revision {}", state.revision);
+    if let Some(why) = state.bundles_unavailable {
         let _ = write!(line, ", bundles unavailable: {why}");
     }
-    for td in state.trust_domains() {
+    for td in &state.trust_domains {
         // Escaped: the key IDs of a federated trust domain may contain control characters.
         let ids: Vec<String> = td
-            .key_ids()
+            .key_ids
+            .iter()
             .map(|id| id.escape_debug().to_string())
             .collect();
-        let _ = write!(line, "; {} [{}]", td.trust_domain(), ids.join(" "));
-        if let Some(error) = td.last_error() {
+        let _ = write!(line, "; {} [{}]", td.trust_domain, ids.join(" "));
+        if let Some(error) = &td.last_error {
             let _ = write!(line, " ({error})");
         }
     }
-    if let Some(age) = state.last_contact() {
+    if let Some(age) = state.last_contact {
         let _ = write!(line, "; last contact {:.1} s ago", age.as_secs_f64());
     }
-    if state.reconnects() > 0 {
-        let _ = write!(line, "; {} reconnects", state.reconnects());
+    if state.reconnects > 0 {
+        let _ = write!(line, "; {} reconnects", state.reconnects);
     }
-    if let Some(error) = state.last_error() {
-        let _ = write!(line, "; {}", error.message());
+    if let Some(error) = &state.last_error {
+        let _ = write!(line, "; {}", error.text);
     }
     line
 }

@@ -36,7 +36,7 @@ async fn serve(dir: &std::path::Path) -> Result<(), Error> {
     let policy = FilePolicy::builder(&path)
         .poll_interval(Duration::from_millis(100))
         .open()?;
-    println!("{} rules", policy.state().rules());
+    println!("{} rules", policy.state().rules);
 
     let agent = FakeAgent::start("example.org").await?;
     let source = agent.source().await?;
@@ -85,7 +85,7 @@ async fn serve(dir: &std::path::Path) -> Result<(), Error> {
     println!("an invalid file: the last valid policy stays in use");
     replace(&path, &format!("{text}[[rule]]\npath = \"/reports\"\n"))?;
     until(|| !policy.is_healthy()).await;
-    if let Some(error) = policy.state().last_error() {
+    if let Some(error) = policy.state().last_error {
         println!("{error}");
     }
     assert_eq!(call(Method::GET, "/reports/7", Some("web")).await?, 200);

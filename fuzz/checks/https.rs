@@ -101,27 +101,27 @@ async fn polls(kind: Kind, own_hosts_only: bool, bytes: &[u8]) {
     for poll in 1..=most as u64 {
         let before = (
             bundles.spiffe_bundle(),
-            bundles.state().revision(),
-            bundles.state().sequence(),
+            bundles.state().revision,
+            bundles.state().sequence,
         );
-        while bundles.state().polls() < poll {
-            let wait = bundles.state().next_poll().unwrap_or_default();
+        while bundles.state().polls < poll {
+            let wait = bundles.state().next_poll.unwrap_or_default();
             tokio::time::sleep(wait + Duration::from_millis(2)).await;
         }
         let state = bundles.state();
         let requests = std::mem::take(&mut servers.lock().expect("no panic").requests);
         check_requests(&requests, kind, own_hosts_only);
         let after = bundles.spiffe_bundle();
-        if let Some(error) = state.last_error() {
+        if let Some(error) = state.last_error {
             check_error_text(&error.text());
             assert_ne!(error.kind(), "internal");
             if error.kind() != "bundle-unusable" {
-                assert!(after == before.0 && state.revision() == before.1);
+                assert!(after == before.0 && state.revision == before.1);
             }
         } else {
             assert!(after.is_some());
         }
-        assert!(state.sequence() >= before.2);
+        assert!(state.sequence >= before.2);
         match (&after, bundles.jwt_bundle()) {
             (Some(document), Ok(bundle)) => {
                 assert!(document.len() <= 1 << 20);

@@ -214,6 +214,22 @@ impl JwtBundle {
     }
 }
 
+#[cfg(any(feature = "server", feature = "client"))]
+impl JwtBundle {
+    /// Whether the keys and the ignored elements are the same.
+    pub(crate) fn is_shown_as(&self, other: &Self) -> bool {
+        self == other && self.ignored() == other.ignored()
+    }
+
+    /// Returns `before` if it is the same.
+    pub(crate) fn shared(self, before: Option<&Arc<Self>>) -> Arc<Self> {
+        match before {
+            Some(before) if before.is_shown_as(&self) => before.clone(),
+            _ => Arc::new(self),
+        }
+    }
+}
+
 impl PartialEq for JwtBundle {
     fn eq(&self, other: &Self) -> bool {
         self.trust_domain == other.trust_domain && self.authorities == other.authorities

@@ -3,12 +3,11 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
-use tokio::sync::watch;
 
+use super::revision::Revision;
 use crate::bundle::{BundleAnswer, BundleSource, BundlesUnavailable, JwtBundle, JwtBundleSet};
 
 /// Bundles in memory, which the program replaces as a whole. For keys from a database or a
@@ -47,9 +46,7 @@ pub struct MemoryBundles {
 
 struct Inner {
     set: ArcSwap<JwtBundleSet>,
-    // Zero before the first set.
-    revision: AtomicU64,
-    revisions: watch::Sender<u64>,
+    revision: Revision,
     replacing: Mutex<()>,
 }
 
@@ -74,12 +71,11 @@ impl MemoryBundles {
             .unwrap_or_else(PoisonError::into_inner);
         let before = inner.set.load_full();
         let set: JwtBundleSet = set.iter().map(|bundle| shared(bundle, &before)).collect();
-        let is_first = inner.revision.load(Ordering::Acquire) == 0;
+        let is_first = inner.revision.last() == 0;
         let changed = is_first || set != *before;
         inner.set.store(Arc::new(set));
         if changed {
-            let revision = inner.revision.fetch_add(1, Ordering::AcqRel) + 1;
-            inner.revisions.send_replace(revision);
+            inner.revision.notify(inner.revision.raise());
         }
         changed
     }
@@ -108,8 +104,7 @@ impl Default for MemoryBundles {
         Self {
             inner: Arc::new(Inner {
                 set: ArcSwap::from_pointee(JwtBundleSet::default()),
-                revision: AtomicU64::new(0),
-                revisions: watch::Sender::new(0),
+                revision: Revision::default(),
                 replacing: Mutex::new(()),
             }),
         }
@@ -118,10 +113,7 @@ impl Default for MemoryBundles {
 
 impl BundleSource for MemoryBundles {
     fn revision(&self) -> Result<u64, BundlesUnavailable> {
-        match self.inner.revision.load(Ordering::Acquire) {
-            0 => Err(BundlesUnavailable::NotReady),
-            revision => Ok(revision),
-        }
+        self.inner.revision.get()
     }
 
     fn bundle(&self, trust_domain: &str) -> BundleAnswer {
@@ -135,10 +127,7 @@ impl BundleSource for MemoryBundles {
     }
 
     fn changed_since(&self, seen: u64) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
-        let mut revisions = self.inner.revisions.subscribe();
-        Some(Box::pin(async move {
-            let _ = revisions.wait_for(|revision| *revision != seen).await;
-        }))
+        Some(self.inner.revision.changed_since(seen))
     }
 }
 

@@ -89,6 +89,8 @@ pub use merged::{
 #[cfg(any(feature = "server", feature = "client"))]
 pub(crate) mod file;
 #[cfg(any(feature = "server", feature = "client"))]
+pub(crate) mod on_drop;
+#[cfg(any(feature = "server", feature = "client"))]
 pub(crate) mod own_thread;
 #[cfg(any(feature = "server", feature = "client"))]
 pub(crate) mod polling;
@@ -96,6 +98,8 @@ pub(crate) mod polling;
 pub(crate) mod regular_file;
 #[cfg(any(feature = "https-bundles", feature = "oauth"))]
 pub(crate) mod retry_after;
+#[cfg(any(feature = "server", feature = "client"))]
+pub(crate) mod revision;
 #[cfg(any(feature = "server", feature = "client"))]
 pub(crate) mod trust_clock;
 

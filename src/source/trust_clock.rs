@@ -27,6 +27,14 @@ struct Base {
     time: Duration,
 }
 
+/// A moment that never comes, in [`nanos`].
+pub(crate) const NEVER: u64 = u64::MAX;
+
+/// A moment of the clock for an atomic.
+pub(crate) fn nanos(moment: Duration) -> u64 {
+    u64::try_from(moment.as_nanos()).unwrap_or(NEVER)
+}
+
 /// The clocks may differ by this much before the difference is counted.
 const TOLERANCE: Duration = Duration::from_millis(100);
 

@@ -12,10 +12,10 @@ use crate::clock::Clock;
 use crate::jwt::{Algorithm, Curve, PublicKey};
 use crate::source::BundleFormat;
 use crate::source::agent::intake;
-use crate::source::agent::shared::{Shared, StreamError};
+use crate::source::agent::shared::Shared;
 use crate::source::file::{self, MapRead};
 use crate::source::trust_clock::TrustClock;
-use crate::source::{JwtSourceBuilder, ResourceLimits, SourceState, WithdrawalPolicy};
+use crate::source::{JwtSourceBuilder, LastError, ResourceLimits, SourceState, WithdrawalPolicy};
 use crate::token::SvidCache;
 use crate::workload_api::pb::JwtBundlesResponse;
 use crate::workload_api::{
@@ -84,7 +84,7 @@ pub fn read_bundle_message(bytes: &[u8], known: &JwtBundleSet) -> Option<(JwtBun
 }
 
 /// The bundles of a message; `None` if it is malformed.
-fn read_message(bytes: &[u8]) -> Option<Result<HashMap<String, Bytes>, intake::Discarded>> {
+fn read_message(bytes: &[u8]) -> Option<Result<HashMap<String, Bytes>, intake::Trouble>> {
     let message = JwtBundlesMessage::read(Bytes::copy_from_slice(bytes)).ok()?;
     Some(intake::unpack(message, &ResourceLimits::default()))
 }
@@ -168,8 +168,7 @@ impl Keeper {
     pub fn withdraw(&self) {
         let reason = WorkloadApiErrorReason::PermissionDenied;
         let error = WorkloadApiError::new(Call::FetchJwtBundles, reason, "withdrawn");
-        self.0
-            .stream_ended(Some(&StreamError::of(&error, "withdrawn")));
+        self.0.stream_ended(Some(LastError::of(&error)));
     }
 
     /// The same as for a source.
@@ -190,6 +189,6 @@ impl BundleSource for Keeper {
     }
 
     fn bundle(&self, trust_domain: &str) -> BundleAnswer {
-        self.0.bundle(trust_domain)
+        self.0.published.bundle(trust_domain)
     }
 }

@@ -108,7 +108,7 @@ impl Shared {
             last_write: record.written_at.map(|at| monotonic.saturating_sub(at)),
             writes: progress.writes,
             failures: record.failures,
-            error: record.error.clone(),
+            last_error: record.error.clone(),
             after_write_error: record.after_write_error.clone(),
             refreshed: !progress.ended,
         }

@@ -27,7 +27,7 @@ pub struct TokenFileState {
     /// Writes that failed.
     pub failures: u64,
     /// The error of the last write. `None` if it succeeded.
-    pub error: Option<Arc<str>>,
+    pub last_error: Option<Arc<str>>,
     /// The error of the last action after a write. `None` if it succeeded.
     pub after_write_error: Option<Arc<str>>,
     /// Whether the file is still refreshed.

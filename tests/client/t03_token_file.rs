@@ -84,7 +84,7 @@ async fn t03_readers_see_whole_tokens_only() {
     let (reads, changes) = reader.join().unwrap();
     assert!(reads > ROTATIONS && changes > 100, "{reads} {changes}");
     let state = file.state();
-    assert_eq!((state.failures, state.error), (0, None));
+    assert_eq!((state.failures, state.last_error), (0, None));
     // Each token was written once.
     assert_eq!(state.writes, bench.issuer.calls());
     assert_eq!(names(dir.path()), ["token"]);
@@ -175,7 +175,7 @@ async fn t03_failed_writes_keep_the_old_file() {
     fs::rename(&inside, &away).unwrap();
     bench.at(secs(250)).await;
     let state = file.state();
-    let error = state.error.unwrap();
+    let error = state.last_error.unwrap();
     assert!(error.contains("create its directory"), "{error}");
     assert!(!error.contains("eyJ"));
     // Retries after 1 s, 2 s, 4 s, … 30 s.
@@ -192,7 +192,7 @@ async fn t03_failed_writes_keep_the_old_file() {
     writes(&file, 2).await;
     assert!(tower_spiffe::clock::Clock::now(&bench.clock).secs() < 1_790_000_000 + 285);
     assert_ne!(fs::read_to_string(&path).unwrap(), old);
-    assert_eq!(file.state().error, None);
+    assert_eq!(file.state().last_error, None);
     assert_eq!(counts.errors.load(Ordering::SeqCst), state.failures);
     assert_eq!(counts.ok.load(Ordering::SeqCst), 2);
     assert!(!log.text().contains("eyJ"));
@@ -230,7 +230,7 @@ async fn t03_read_only_directory_is_retried() {
     bench.at(secs(10)).await;
     let state = file.state();
     assert!(state.failures >= 3 && state.writes == 0, "{state:?}");
-    assert!(state.error.is_some() && state.refreshed);
+    assert!(state.last_error.is_some() && state.refreshed);
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     if !is_root {
         writes(&file, 1).await;
@@ -246,7 +246,7 @@ async fn t03_directory_at_the_path_is_an_error() {
         .start()
         .unwrap();
     bench.at(secs(5)).await;
-    let error = file.state().error.unwrap();
+    let error = file.state().last_error.unwrap();
     assert!(error.contains("remove the directory"), "{error}");
     assert_eq!(names(dir.path()), ["token"]);
     fs::remove_dir(&path).unwrap();

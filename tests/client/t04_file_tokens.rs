@@ -133,7 +133,7 @@ async fn t04_last_good_token_outlives_its_file() {
         }
         assert_eq!(fetch(&files).await.unwrap().token(), token, "{text:?}");
         let state = &files.state()[0];
-        assert!(state.error.is_some(), "{text:?}");
+        assert!(state.last_error.is_some(), "{text:?}");
         assert_eq!(state.expires_in, Some(secs(300)));
     }
     assert!(log.lines_with("token file is unreadable or invalid") > 3);
@@ -150,7 +150,7 @@ async fn t04_last_good_token_outlives_its_file() {
     );
     let newer = sidecar.write("a");
     assert_eq!(fetch(&files).await.unwrap().token(), newer);
-    assert!(files.state()[0].error.is_none());
+    assert!(files.state()[0].last_error.is_none());
 }
 
 #[tokio::test(start_paused = true)]
@@ -200,7 +200,7 @@ async fn t04_other_audience_or_identity_is_an_error() {
             fetch(&files).await.unwrap_err(),
             FetchSvidReason::Unacceptable
         );
-        assert!(files.state()[0].error.is_some());
+        assert!(files.state()[0].last_error.is_some());
     }
     for token in [
         issuer.token(WEB, "a").without_claim("exp").sign(),
@@ -275,7 +275,7 @@ async fn t04_links_are_followed_and_pipes_are_not_opened() {
         .status();
     assert!(made.unwrap().success());
     assert_eq!(fetch(&files).await.unwrap().token(), second);
-    let error = files.state()[0].error.clone().unwrap();
+    let error = files.state()[0].last_error.clone().unwrap();
     assert!(error.contains("not a regular file"), "{error}");
     fs::remove_file(sidecar.path()).unwrap();
     fs::create_dir(sidecar.path()).unwrap();

@@ -18,7 +18,7 @@ async fn wa_1_closed_stream_is_opened_again() {
     replay.end(GrpcCode::Unavailable, "restarting").await;
     // The last set is trusted until the stream is open again.
     settle().await;
-    assert!(!live.source.state().is_connected());
+    assert!(!live.source.state().connected);
     live.accepts(&before, WORKLOAD);
     live.push(&replay, &[(TD, &[after.jwk()])]).await;
     live.accepts(&after, WORKLOAD);
@@ -35,7 +35,7 @@ async fn wa_2_response_with_an_empty_field_is_discarded() {
     // A message without bundles.
     replay.send(Vec::<(String, String)>::new()).await;
     settle().await;
-    assert!(live.source.state().is_discarding());
+    assert!(live.source.state().discarding);
     live.accepts(&first, WORKLOAD);
     assert!(live.source.is_ready());
     let both = [first.jwk(), last.jwk()];

@@ -143,13 +143,11 @@ impl Watch {
     /// Reports what an operator caused.
     fn changes(&mut self, set: Option<&JwtBundleSet>) {
         let state = self.source.state();
-        assert!(state.revision() >= self.revision, "the revision decreased");
-        self.revision = state.revision();
+        assert!(state.revision >= self.revision, "the revision decreased");
+        self.revision = state.revision;
         if self.ready != state.is_ready() {
             self.ready = state.is_ready();
-            let why = state
-                .withdrawn()
-                .map(|withdrawal| withdrawal.why().to_owned());
+            let why = state.withdrawn.map(|withdrawal| withdrawal.why);
             self.report(&format!("ready: {}, withdrawn: {why:?}", self.ready));
         }
         let Some(set) = set else { return };
@@ -224,9 +222,7 @@ impl Watch {
         let state = self.source.state();
         self.report(&format!(
             "done: revision {}, {} reconnects, {:?}",
-            state.revision(),
-            state.reconnects(),
-            self.counts
+            state.revision, state.reconnects, self.counts
         ));
         let allowed = self.counts.get("allowed requests");
         assert!(allowed.is_some_and(|count| *count > 0));

@@ -175,13 +175,13 @@ impl Driver {
         let began = Instant::now();
         // After the fourth ping. A change of the bundles would reset the count.
         let within = world.times.eager * 20 + world.times.prompt;
-        while world.agent.counts().too_many_pings == before || source.state().reconnects() == 0 {
+        while world.agent.counts().too_many_pings == before || source.state().reconnects == 0 {
             if began.elapsed() > within {
                 world.fail("a client that pings too often is not disconnected");
             }
             sleep(world.times.poll).await;
         }
-        while !source.is_healthy() || !source.state().is_connected() {
+        while !source.is_healthy() || !source.state().connected {
             if began.elapsed() > within + world.times.recovery {
                 world.fail("a client does not reconnect after too many pings");
             }

@@ -117,7 +117,7 @@ impl Driver {
             .await;
         let began = Instant::now();
         let sources = self.world.stations.iter().map(|station| &station.source);
-        while !sources.clone().all(|source| source.state().is_connected()) {
+        while !sources.clone().all(|source| source.state().connected) {
             if began.elapsed() > times.recovery {
                 self.world.fail("a source does not reconnect");
             }

@@ -50,10 +50,10 @@ async fn a26_unreadable_trust_domain_is_not_a_5xx() {
     // The state has the error of that trust domain.
     let state = source.state();
     let broken = state
-        .trust_domains()
+        .trust_domains
         .iter()
-        .find(|domain| domain.trust_domain().name() == "broken.test");
-    assert!(broken.unwrap().last_error().is_some());
+        .find(|domain| domain.trust_domain.name() == "broken.test");
+    assert!(broken.unwrap().last_error.is_some());
 
     // When its keys arrive, its callers are allowed.
     let mut updates = source.updated();

@@ -74,10 +74,10 @@ fn e20_undriven_runtime_makes_the_source_unhealthy() {
             false => drop(clock.monotonic.fetch_add(seconds, Ordering::SeqCst)),
         };
         pass(5);
-        assert!(source.is_healthy() && source.state().is_connected());
+        assert!(source.is_healthy() && source.state().connected);
         pass(1);
         let state = source.state();
-        assert!(state.is_overdue() && !state.is_healthy() && !state.is_connected());
+        assert!(state.overdue && !state.is_healthy() && !state.connected);
         assert!(state.is_ready());
         runtime.block_on(eventually("the task", || source.is_healthy()));
     }
@@ -102,7 +102,7 @@ fn e20_undriven_runtime_makes_files_unhealthy() {
     assert!(files.state().is_healthy());
     clock.monotonic.store(9, Ordering::SeqCst);
     let state = files.state();
-    assert!(state.is_overdue() && state.is_following() && !state.is_healthy());
+    assert!(state.overdue && state.following && !state.is_healthy());
     runtime.block_on(eventually("a look", || files.state().is_healthy()));
 }
 

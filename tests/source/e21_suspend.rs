@@ -40,7 +40,7 @@ async fn e21_suspend_without_agent_makes_bundles_stale() {
     world.clock.step_wall(NIGHT);
     assert_eq!(world.verdict(&source), STALE);
     let state = source.state();
-    for age in [state.last_message(), state.last_contact()] {
+    for age in [state.last_message, state.last_contact] {
         assert!(age.unwrap() >= secs(36_059), "{age:?}");
     }
     tokio::time::sleep(secs(3600)).await;
@@ -65,7 +65,7 @@ async fn e21_suspend_with_agent_is_stale_until_refreshed() {
     assert_eq!(world.agent.counts().fetch_jwt_bundles, before + 1);
     let state = source.state();
     assert!(state.is_healthy());
-    assert_eq!((state.reconnects(), state.reconnect_attempts()), (0, 0));
+    assert_eq!((state.reconnects, state.reconnect_attempts), (0, 0));
 }
 
 /// No request comes in during the suspend.
@@ -94,8 +94,8 @@ async fn e21_reconnect_wait_ends_with_suspend() {
     tokio::time::sleep(secs(300)).await;
     for _ in 0..5 {
         world.clock.step_wall(NIGHT);
-        let attempts = source.state().reconnect_attempts();
-        let tried = || source.state().reconnect_attempts() > attempts;
+        let attempts = source.state().reconnect_attempts;
+        let tried = || source.state().reconnect_attempts > attempts;
         let waited = world.time_until(tried).await;
         assert!(waited <= millis(1300), "{waited:?}");
     }
@@ -109,7 +109,7 @@ async fn e21_withdrawal_takes_effect_after_suspend() {
     let mut updates = source.updated();
     world.agent.withdraw();
     world
-        .time_until(|| source.state().withdrawn().is_some())
+        .time_until(|| source.state().withdrawn.is_some())
         .await;
     world.clock.step_wall(NIGHT);
     assert_eq!(world.verdict(&source), WITHDRAWN);
@@ -129,7 +129,7 @@ async fn e21_restored_agent_ends_withdrawal_after_suspend() {
     let source = world.builder().withdrawal(after).build().await.unwrap();
     world.agent.withdraw();
     world
-        .time_until(|| source.state().withdrawn().is_some())
+        .time_until(|| source.state().withdrawn.is_some())
         .await;
     world.agent.restore();
     world.clock.step_wall(NIGHT);
@@ -146,7 +146,7 @@ async fn e21_backward_step_counts_as_zero() {
     tokio::time::sleep(secs(10)).await;
     world.clock.step_wall(-86_400);
     assert!(source.is_ready());
-    let age = source.state().last_message().unwrap();
+    let age = source.state().last_message.unwrap();
     assert!((secs(10)..secs(11)).contains(&age), "{age:?}");
     // The monotonic clock moves on, and a suspend is still noticed.
     tokio::time::sleep(secs(30)).await;
@@ -187,17 +187,17 @@ async fn e21_files_are_read_after_suspend() {
     tokio::time::sleep(secs(5)).await;
     std::fs::write(&path, r#"{"keys": []}"#).unwrap();
     tokio::time::sleep(secs(5)).await;
-    assert_eq!(files.state().revision(), 1);
+    assert_eq!(files.state().revision, 1);
     assert!(files.state().is_healthy());
     world.clock.step_wall(NIGHT);
     // The next read is due by the monotonic clock or by the wall clock.
     let state = files.state();
-    assert!(state.is_overdue() && !state.is_healthy());
-    assert!(state.files()[0].last_look() >= secs(36_000));
-    let read = world.time_until(|| files.state().revision() == 2).await;
+    assert!(state.overdue && !state.is_healthy());
+    assert!(state.files[0].last_look >= secs(36_000));
+    let read = world.time_until(|| files.state().revision == 2).await;
     assert!(read <= millis(1010), "{read:?}");
     let state = files.state();
-    assert!(state.is_healthy() && state.files()[0].last_look() < secs(2));
+    assert!(state.is_healthy() && state.files[0].last_look < secs(2));
     std::fs::remove_file(&path).unwrap();
 }
 
@@ -214,7 +214,7 @@ async fn e21_breaker_closes_after_suspend() {
     for n in 0..4 {
         let _ = source.get_jwt_svid([format!("audience-{n}")]).await;
     }
-    assert!(source.state().svid_cache().breaker_open);
+    assert!(source.state().svid_cache.breaker_open);
     world.agent.start_again().await.unwrap();
     assert!(source.get_jwt_svid(["before"]).await.is_err());
     world.clock.step_wall(-NIGHT);

@@ -18,11 +18,11 @@ async fn e22_an_oversized_message_is_discarded_and_unhealthy() {
 
     world.agent.fail(Fault::Oversized(50_001));
     world.agent.send_again();
-    eventually("the discarding", || source.state().is_discarding()).await;
+    eventually("the discarding", || source.state().discarding).await;
     let state = source.state();
     assert!(!state.is_healthy() && state.is_ready());
-    assert_eq!(state.last_error().unwrap().kind(), "message-too-large");
-    let text = state.last_error().unwrap().message();
+    assert_eq!(state.last_error.as_ref().unwrap().kind, "message-too-large");
+    let text = &state.last_error.as_ref().unwrap().text;
     assert!(
         text.contains("`max_message_bytes` (64 MiB by default)"),
         "{text}"
@@ -33,11 +33,11 @@ async fn e22_an_oversized_message_is_discarded_and_unhealthy() {
     );
     // The source keeps trying, and the set is unchanged.
     tokio::time::sleep(secs(600)).await;
-    assert!(!source.is_healthy() && source.state().is_discarding());
+    assert!(!source.is_healthy() && source.state().discarding);
 
     world.agent.recover();
     world.time_until(|| source.is_healthy()).await;
-    assert!(!source.state().is_discarding());
+    assert!(!source.state().discarding);
 }
 
 /// The limits of all trust domains together would allow 800 MiB.
@@ -47,8 +47,8 @@ async fn e22_the_default_limit_is_64_mib() {
     let source = world.source().await;
     world.agent.fail(Fault::Oversized(64 << 20));
     world.agent.send_again();
-    eventually("the discarding", || source.state().is_discarding()).await;
+    eventually("the discarding", || source.state().discarding).await;
     let state = source.state();
-    let text = state.last_error().unwrap().message();
+    let text = &state.last_error.as_ref().unwrap().text;
     assert!(text.contains(&(64 << 20).to_string()), "{text}");
 }

@@ -19,7 +19,7 @@ async fn e24_error_status_is_contact() {
         world.agent.fail(Fault::Refuse(code));
         let source = world.builder().build_lazy().unwrap();
         tokio::time::sleep(secs(120)).await;
-        let contact = source.state().last_contact();
+        let contact = source.state().last_contact;
         assert!(contact.is_some_and(|age| age <= secs(10)), "{contact:?}");
     }
 }
@@ -30,7 +30,7 @@ async fn e24_failed_connection_is_not_contact() {
     world.agent.stop().await;
     let source = world.builder().build_lazy().unwrap();
     tokio::time::sleep(secs(120)).await;
-    assert_eq!(source.state().last_contact(), None);
+    assert_eq!(source.state().last_contact, None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -41,9 +41,9 @@ async fn e24_token_is_contact() {
         .fail_call(AgentCall::FetchJwtBundles, Fault::Hang);
     let source = world.builder().build_lazy().unwrap();
     tokio::time::sleep(secs(5)).await;
-    assert_eq!(source.state().last_contact(), None);
+    assert_eq!(source.state().last_contact, None);
     source.fetch_jwt_svid([AUD]).await.unwrap();
-    assert!(source.state().last_contact().unwrap() <= millis(5));
+    assert!(source.state().last_contact.unwrap() <= millis(5));
 }
 
 #[derive(Default)]
@@ -69,7 +69,7 @@ async fn e24_reconnects_counts_only_successes() {
     let builder = world.builder().metrics(counts.clone());
     let source = builder.build_lazy().unwrap();
     let seen = |state: &SourceState| {
-        let seen = (state.reconnects(), state.reconnect_attempts());
+        let seen = (state.reconnects, state.reconnect_attempts);
         let recorded = (&counts.reconnects, &counts.attempts);
         let recorded = (
             recorded.0.load(Ordering::Relaxed),
@@ -80,7 +80,7 @@ async fn e24_reconnects_counts_only_successes() {
     };
     tokio::time::sleep(secs(60)).await;
     world.agent.start_again().await.unwrap();
-    world.time_until(|| source.state().is_connected()).await;
+    world.time_until(|| source.state().connected).await;
     // The first connection is not a reconnection, even after many attempts.
     let (reconnects, first_attempts) = seen(&source.state());
     assert_eq!(reconnects, 0);
@@ -90,7 +90,7 @@ async fn e24_reconnects_counts_only_successes() {
         tokio::time::sleep(secs(60)).await;
         assert_eq!(seen(&source.state()).0, n - 1);
         world.agent.start_again().await.unwrap();
-        world.time_until(|| source.state().is_connected()).await;
+        world.time_until(|| source.state().connected).await;
         assert_eq!(seen(&source.state()).0, n);
     }
     assert!(seen(&source.state()).1 > first_attempts + 10);
@@ -117,18 +117,14 @@ async fn e24_no_reconnecting_before_the_first_connection() {
 
 /// Checks that all parts of the state are from the same side of the change.
 fn is_whole(state: &SourceState) {
-    let keys: usize = state
-        .trust_domains()
-        .iter()
-        .map(|td| td.key_ids().len())
-        .sum();
-    match state.withdrawn() {
+    let keys: usize = state.trust_domains.iter().map(|td| td.key_ids.len()).sum();
+    match &state.withdrawn {
         Some(withdrawal) => {
-            assert!(withdrawal.is_in_force(), "{state:?}");
-            assert!(!state.is_ready() && !state.is_connected(), "{state:?}");
+            assert!(withdrawal.in_force, "{state:?}");
+            assert!(!state.is_ready() && !state.connected, "{state:?}");
             assert_eq!(keys, 0, "{state:?}");
-            let error = state.last_error().expect("the denial");
-            assert_eq!(error.kind(), "permission-denied", "{state:?}");
+            let error = state.last_error.as_ref().expect("the denial");
+            assert_eq!(error.kind, "permission-denied", "{state:?}");
         }
         None => {
             assert!(state.is_ready() && keys > 0, "{state:?}");

@@ -17,7 +17,7 @@ async fn e25_restarted_agent_is_back_within_a_second() {
         tokio::time::sleep(secs(60)).await;
         world.agent.withdraw();
         world.agent.start_again().await.unwrap();
-        let withdrawn = || source.state().withdrawn().is_some();
+        let withdrawn = || source.state().withdrawn.is_some();
         world.time_until(withdrawn).await;
         tokio::time::sleep(secs(5)).await;
         assert!(!source.is_ready());

@@ -201,13 +201,13 @@ async fn oversized_message_error_names_the_limit() {
         .unwrap();
     let agent = &world.agent;
     eventually("an attempt", || {
-        agent.counts().open_streams == 0 && source.state().last_error().is_some()
+        agent.counts().open_streams == 0 && source.state().last_error.is_some()
     })
     .await;
     let state = source.state();
-    let last = state.last_error().unwrap();
-    assert_eq!(last.kind(), "message-too-large");
-    let rpc = last.rpc().unwrap();
+    let last = state.last_error.as_ref().unwrap();
+    assert_eq!(last.kind, "message-too-large");
+    let rpc = last.rpc.as_ref().unwrap();
     assert_eq!(rpc.reason(), WorkloadApiErrorReason::MessageTooLarge);
     assert_eq!(rpc.code(), None);
 }

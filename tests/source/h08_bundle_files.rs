@@ -111,15 +111,15 @@ async fn h08_each_format_has_its_use_rule() {
                 counts || other_svid,
                 "{format}: {usage:?}"
             );
-            let [domain] = state.files()[0].trust_domains() else {
+            let [domain] = &*state.files[0].trust_domains else {
                 panic!("{format}: one trust domain");
             };
-            assert_eq!(domain.trust_domain(), &td(TD));
+            assert_eq!(domain.trust_domain, td(TD));
             assert_eq!(
-                (domain.keys() > 0, domain.ignored_keys() > 0),
+                (domain.keys > 0, domain.ignored_keys > 0),
                 (counts, !counts)
             );
-            assert_eq!(domain.last_error().is_none(), counts || other_svid);
+            assert_eq!(domain.last_error.is_none(), counts || other_svid);
         }
     }
 }
@@ -155,12 +155,12 @@ async fn h08_no_usable_key_is_an_error() {
         eventually("an error", || !files.is_healthy()).await;
         assert_eq!(verdict(&files, &issuer), Some(ValidateReason::KeyUnknown));
         let state = files.state();
-        let file = &state.files()[0];
-        let error = file.last_error().unwrap();
+        let file = &state.files[0];
+        let error = file.last_error.as_ref().unwrap();
         for part in [TD, "no key is usable", "`use`", &issuer.signing_key_id()] {
             assert!(error.contains(part), "{format}: {error}");
         }
-        assert!(file.trust_domains()[0].last_error().is_some());
+        assert!(file.trust_domains[0].last_error.is_some());
         // Reported at each poll, until it is fixed.
         let counted = errors.0.load(Ordering::SeqCst);
         eventually("more", || errors.0.load(Ordering::SeqCst) > counted + 2).await;
@@ -194,10 +194,7 @@ async fn h08_one_usable_key_is_enough() {
     keys.push(json!({"kty": "OKP", "use": "sig", "kid": "o"}));
     let files = open("jwks", &dir, &set);
     assert!(files.is_healthy() && verdict(&files, &issuer).is_none());
-    assert_eq!(
-        files.state().files()[0].trust_domains()[0].ignored_keys(),
-        2
-    );
+    assert_eq!(files.state().files[0].trust_domains[0].ignored_keys, 2);
 }
 
 /// Keys that are unusable for other reasons, next to keys for other SVIDs.

@@ -57,7 +57,7 @@ async fn build_waits_for_a_late_file() {
     assert!((secs(14)..=millis(14_300)).contains(&took), "{took:?}");
     assert_eq!(verdict(&files, &issuer), None);
     assert!(files.is_ready() && files.is_healthy());
-    assert_eq!(files.state().revision(), 1);
+    assert_eq!(files.state().revision, 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -114,14 +114,14 @@ async fn lazy_source_is_unavailable_at_first() {
         assert_eq!(verdict(), NOT_READY);
         assert!(files.bundle_set().is_err() && !files.is_ready() && !files.is_healthy());
         let state = files.state();
-        assert_eq!((state.revision(), state.is_ready()), (0, false));
-        assert!(!state.files()[0].is_read() && state.files()[0].trust_domains().is_empty());
+        assert_eq!((state.revision, state.is_ready()), (0, false));
+        assert!(!state.files[0].read && state.files[0].trust_domains.is_empty());
         tokio::time::sleep(secs(60)).await;
     }
     let state = files.state();
-    let error = state.files()[0].last_error().unwrap();
+    let error = state.files[0].last_error.as_ref().unwrap();
     assert!(error.contains("cannot be read"), "{error}");
-    assert!(!state.is_overdue());
+    assert!(!state.overdue);
 
     let changed = files.changed_since(0).unwrap();
     later(&path, secs(1), jwks(&issuer));
@@ -130,7 +130,7 @@ async fn lazy_source_is_unavailable_at_first() {
     assert!(began.elapsed() <= millis(1_300));
     files.ready().await.unwrap();
     assert_eq!(verdict(), None);
-    assert!(files.is_ready() && files.is_healthy() && files.state().files()[0].is_read());
+    assert!(files.is_ready() && files.is_healthy() && files.state().files[0].read);
 
     // After the first read, a missing file makes the source unhealthy, not unready.
     std::fs::remove_file(&path).unwrap();
@@ -205,13 +205,13 @@ async fn a_configured_domain_belongs_to_its_file() {
         .spiffe_helper(&map)
         .build_lazy()
         .unwrap();
-    time_until(|| files.state().files()[1].last_error().is_some()).await;
+    time_until(|| files.state().files[1].last_error.is_some()).await;
     assert_eq!(verdict(&files, &intruder), NOT_READY);
     later(&own, secs(1), jwks(&issuer));
     time_until(|| verdict(&files, &issuer).is_none()).await;
     assert!(verdict(&files, &intruder).is_some() && !files.is_ready());
     let state = files.state();
-    let error = state.files()[1].last_error().unwrap();
+    let error = state.files[1].last_error.as_ref().unwrap();
     assert!(error.contains("another file has"), "{error}");
 }
 

@@ -64,7 +64,7 @@ async fn concurrent_shutdowns_all_return_after_the_end() {
                     1 => source.shutdown_with_timeout(secs(10)).await.unwrap(),
                     _ => source.shutdown_configured().await.unwrap(),
                 }
-                assert!(!source.state().is_connected());
+                assert!(!source.state().connected);
             })
         });
         let ended = soon("every shutdown", join_all(shutdowns)).await;
@@ -123,12 +123,9 @@ async fn after_shutdown_every_method_returns_closed() {
     assert_eq!(reason(validator.validate(&token)), cannot);
     assert_eq!(clone.revision(), Err(BundlesUnavailable::Closed));
     let state = clone.state();
-    assert!(!clone.is_healthy() && !state.is_connected() && !state.is_ready());
-    assert_eq!(state.trust_domains(), []);
-    assert_eq!(
-        state.bundles_unavailable(),
-        Some(BundlesUnavailable::Closed)
-    );
+    assert!(!clone.is_healthy() && !state.connected && !state.is_ready());
+    assert_eq!(state.trust_domains, []);
+    assert_eq!(state.bundles_unavailable, Some(BundlesUnavailable::Closed));
     // Other errors of the arguments are still reported.
     let wrong = clone.get_jwt_svid([""]).await.unwrap_err().reason();
     assert!(matches!(wrong, JwtSourceErrorReason::InvalidRequest(_)));
@@ -300,7 +297,7 @@ async fn panicking_recorder_stops_nothing() {
     world.agent.federate_raw(OTHER, "not a JWK Set").unwrap();
     tokio::time::sleep(secs(10)).await;
     assert!(key_ids(&source, TD).contains(&new));
-    assert!(source.is_ready() && source.state().is_connected());
+    assert!(source.is_ready() && source.state().connected);
     assert!(panics.0.load(Ordering::Relaxed) > 10);
     source.shutdown().await;
 }
@@ -313,7 +310,7 @@ impl Looks {
     fn look(&self) {
         let source = self.0.lock().unwrap().clone();
         if let Some(source) = source {
-            let _ = (source.state().revision(), source.is_healthy());
+            let _ = (source.state().revision, source.is_healthy());
             self.1.fetch_add(1, Ordering::Relaxed);
         }
     }

@@ -52,7 +52,7 @@ fn equal_updates_leave_no_allocations() {
     let counted = measure(|| equal_updates(100));
     assert!(counted.count_total > 5_000, "no work was done: {counted:?}");
     assert_eq!(counted.bytes_current, 0, "{counted:?}");
-    assert_eq!(source.state().revision(), 1);
+    assert_eq!(source.state().revision, 1);
     let after = source.bundle_set().unwrap();
     for bundle in before.iter() {
         let same = after.get(bundle.trust_domain().name()).unwrap();

@@ -85,7 +85,7 @@ async fn single_messages_do_not_reset_backoff() {
                 longest = longest.max(wait);
             }
         }
-        assert!(source.state().reconnects() as usize >= openings.len());
+        assert!(source.state().reconnects as usize >= openings.len());
     }
     // Spread over the whole range, not only near its end.
     assert!(
@@ -101,7 +101,7 @@ async fn a_healthy_stream_resets_backoff() {
     world.agent.stop().await;
     tokio::time::sleep(secs(120)).await;
     world.agent.start_again().await.unwrap();
-    world.time_until(|| source.state().is_connected()).await;
+    world.time_until(|| source.state().connected).await;
     tokio::time::sleep(HEALTHY).await;
     // Unavailable again: backoff starts at the shortest wait.
     world.agent.fail(Fault::Refuse(GrpcCode::Unavailable));
@@ -143,7 +143,7 @@ async fn hour_without_agent_keeps_keys_with_few_calls() {
         );
         assert!(validator.validate(&world.token()).is_ok(), "{trouble:?}");
         let state = source.state();
-        assert!(state.is_ready() && !state.is_connected() && !state.is_healthy());
+        assert!(state.is_ready() && !state.connected && !state.is_healthy());
         world.agent.recover();
         world.agent.start_again().await.unwrap();
         let back = world.time_until(|| source.is_healthy()).await;
@@ -169,12 +169,12 @@ async fn ep12_permanent_errors_back_off_and_are_reported() {
         // The set is kept, and the state has the error.
         assert!(world.validator(&source).validate(&world.token()).is_ok());
         let state = source.state();
-        let rpc = state.last_error().unwrap().rpc().unwrap().clone();
+        let rpc = state.last_error.clone().unwrap().rpc.unwrap();
         assert_eq!(rpc.code(), Some(code));
-        assert!(!state.is_healthy() || state.is_connected());
+        assert!(!state.is_healthy() || state.connected);
         soon("what is there", source.ready()).await.unwrap();
         world.agent.recover();
-        let back = world.time_until(|| source.is_healthy() && source.state().is_connected());
+        let back = world.time_until(|| source.is_healthy() && source.state().connected);
         assert!(back.await <= millis(10_010));
     }
 }
@@ -192,9 +192,9 @@ async fn slow_connection_attempt_times_out() {
         .unwrap();
     tokio::time::sleep(millis(5100)).await;
     let state = source.state();
-    let last = state.last_error().expect("an error");
-    assert_eq!(last.kind(), "connect");
-    let text = last.message();
+    let last = state.last_error.as_ref().expect("an error");
+    assert_eq!(last.kind, "connect");
+    let text = &last.text;
     assert!(text.contains("no connection within 5s"), "{text}");
     tokio::time::sleep(secs(60)).await;
     let dials = dials.load(std::sync::atomic::Ordering::Relaxed);

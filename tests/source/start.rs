@@ -17,8 +17,8 @@ async fn build_returns_a_source_with_bundles() {
     let world = World::new().await;
     let source = world.source().await;
     let state = source.state();
-    assert!(state.is_ready() && state.is_connected() && state.is_healthy());
-    assert_eq!(state.revision(), 1);
+    assert!(state.is_ready() && state.connected && state.is_healthy());
+    assert_eq!(state.revision, 1);
     assert!(world.validator(&source).validate(&world.token()).is_ok());
     soon("what is there", source.ready()).await.unwrap();
 }
@@ -160,7 +160,7 @@ async fn build_lazy_is_ready_after_the_first_sync() {
     assert_eq!(error.reason(), cannot);
     assert!(source.bundle_for_trust_domain(&td(TD)).is_err());
     assert!(source.try_bundle_for_trust_domain(&td(TD)).is_none());
-    assert!(!source.is_healthy() && source.state().revision() == 0);
+    assert!(!source.is_healthy() && source.state().revision == 0);
     assert!(tokio::time::timeout(secs(5), source.ready()).await.is_err());
 
     world.agent.start_again().await.unwrap();

@@ -51,7 +51,7 @@ async fn wa4_wa8_each_message_replaces_the_whole_set() {
     let unknown = Some(ValidateReason::TrustDomainUnknown);
     assert_eq!(reason(validator.validate(&theirs)), unknown);
     assert_eq!(source.bundle_set().unwrap().len(), 1);
-    assert_eq!(source.state().trust_domains().len(), 1);
+    assert_eq!(source.state().trust_domains.len(), 1);
     assert!(validator.validate(&world.token()).is_ok());
 }
 
@@ -65,7 +65,7 @@ async fn wa7_an_empty_key_set_trusts_no_key() {
     let unknown = Some(ValidateReason::KeyUnknown);
     assert_eq!(reason(validator.validate(&theirs)), unknown);
     assert_eq!(source.bundle_for_trust_domain(&td(OTHER)).unwrap().len(), 0);
-    assert!(source.state().trust_domains()[1].last_error().is_none());
+    assert!(source.state().trust_domains[1].last_error.is_none());
 }
 
 #[tokio::test(start_paused = true)]
@@ -81,11 +81,11 @@ async fn wa9_an_empty_map_is_discarded_and_counted() {
     assert_eq!(*recorded.errors.lock().unwrap(), ["empty-message"; 3]);
     assert!(validator.validate(&world.token()).is_ok());
     let state = source.state();
-    assert_eq!(state.revision(), 1);
-    assert!(state.is_discarding() && state.is_ready() && state.is_connected());
-    let last = state.last_error().expect("an error");
-    assert_eq!(last.kind(), "empty-message");
-    assert!(last.message().contains("discarded"), "{}", last.message());
+    assert_eq!(state.revision, 1);
+    assert!(state.discarding && state.is_ready() && state.connected);
+    let last = state.last_error.as_ref().expect("an error");
+    assert_eq!(last.kind, "empty-message");
+    assert!(last.text.contains("discarded"), "{}", last.text);
     // The same stream delivers the next good set, which clears the error.
     let other = Issuer::new(OTHER).unwrap();
     let sets = [entry(world.agent.issuer()), entry(&other)];
@@ -93,7 +93,7 @@ async fn wa9_an_empty_map_is_discarded_and_counted() {
     replay.send(sets).await;
     soon("the good set", updates.changed()).await.unwrap();
     assert_eq!(source.bundle_set().unwrap().len(), 2);
-    assert!(source.state().last_error().is_none());
+    assert!(source.state().last_error.is_none());
     assert_eq!(world.agent.counts().fetch_jwt_bundles, 1);
 }
 
@@ -118,7 +118,7 @@ async fn equal_sets_are_not_published() {
         })
         .await;
         settle().await;
-        assert!(source.state().last_message().unwrap() <= millis(5));
+        assert!(source.state().last_message.unwrap() <= millis(5));
         tokio::time::sleep(secs(1)).await;
     }
     assert_eq!((updates.last(), *recorded.updates.lock().unwrap()), (1, 1));
@@ -128,7 +128,7 @@ async fn equal_sets_are_not_published() {
     // The same for an equal set on another stream.
     world.agent.cut_connections().await;
     tokio::time::sleep(secs(2)).await;
-    assert!(source.state().is_connected() && source.state().reconnects() > 0);
+    assert!(source.state().connected && source.state().reconnects > 0);
     assert_eq!((updates.last(), *recorded.updates.lock().unwrap()), (1, 1));
 }
 
@@ -163,18 +163,18 @@ async fn unreadable_key_set_affects_only_its_domain() {
     assert!(validator.validate(&theirs).is_ok());
     assert!(validator.validate(&world.token()).is_ok());
     let state = source.state();
-    let [own, unread, theirs] = state.trust_domains() else {
+    let [own, unread, theirs] = &*state.trust_domains else {
         panic!("{state:?}");
     };
-    assert_eq!(own.last_error(), None);
-    assert_eq!(own.last_update(), Some(secs(0)));
-    assert_eq!(theirs.trust_domain().name(), OTHER);
-    let why = theirs.last_error().expect("an error");
+    assert_eq!(own.last_error, None);
+    assert_eq!(own.last_update, Some(secs(0)));
+    assert_eq!(theirs.trust_domain.name(), OTHER);
+    let why = theirs.last_error.as_ref().expect("an error");
     assert!(why.contains("its JWK Set cannot be read"), "{why}");
-    assert_eq!(theirs.last_update(), Some(secs(10)));
+    assert_eq!(theirs.last_update, Some(secs(10)));
     // A domain that never had a bundle is not unknown: its error is temporary.
-    assert_eq!(unread.trust_domain().name(), "new.test");
-    assert_eq!((unread.last_update(), unread.key_ids().len()), (None, 0));
+    assert_eq!(unread.trust_domain.name(), "new.test");
+    assert_eq!((unread.last_update, unread.key_ids.len()), (None, 0));
     let answer = source.bundle("new.test");
     let unknown = matches!(answer, BundleAnswer::UnknownTrustDomain);
     assert!(!unknown, "{answer:?}");
@@ -189,7 +189,7 @@ async fn unreadable_key_set_affects_only_its_domain() {
             .unwrap()
             .contains(&"bundle-unreadable")
     );
-    assert!(state.is_ready() && state.is_connected() && !state.is_healthy());
+    assert!(state.is_ready() && state.connected && !state.is_healthy());
 
     // When it is readable again, the end of the error is published.
     world.agent.federate_with(&other);
@@ -197,9 +197,9 @@ async fn unreadable_key_set_affects_only_its_domain() {
     let readable = || {
         source
             .state()
-            .trust_domains()
+            .trust_domains
             .iter()
-            .all(|it| it.last_error().is_none())
+            .all(|it| it.last_error.is_none())
     };
     eventually("a good set", readable).await;
     assert_eq!(world.agent.counts().fetch_jwt_bundles, 1);
@@ -232,31 +232,25 @@ async fn exceeded_limits_discard_only_what_they_cover() {
     .unwrap();
     assert_eq!(key_ids(&source, OTHER), other.key_ids());
     let state = source.state();
-    let why = state.trust_domains()[1]
-        .last_error()
-        .expect("an error")
-        .to_owned();
+    let why = state.trust_domains[1].last_error.clone().expect("an error");
     assert!(why.contains("2001 bytes") && why.contains("2000"), "{why}");
     assert!(why.contains("max_bundle_jwks_bytes"), "{why}");
     // Exactly at the limit is allowed.
     let just = padded(&other.jwks(), 2000);
     world.agent.federate_raw(OTHER, just).unwrap();
-    let readable = || source.state().trust_domains()[1].last_error().is_none();
+    let readable = || source.state().trust_domains[1].last_error.is_none();
     eventually("the readable set", readable).await;
 
     // With one domain too many, the whole message is discarded, and the last set is kept.
     let revision = updates.last();
     let third = world.agent.federate("third.test").unwrap();
-    let discarded = || source.state().last_error().is_some();
+    let discarded = || source.state().last_error.is_some();
     eventually("the discarding", discarded).await;
     let state = source.state();
-    let last = state.last_error().unwrap();
-    assert_eq!(last.kind(), "too-many-bundles");
-    assert!(last.message().contains("max_bundles"), "{}", last.message());
-    assert_eq!(
-        (state.revision(), state.trust_domains().len()),
-        (revision, 2)
-    );
+    let last = state.last_error.as_ref().unwrap();
+    assert_eq!(last.kind, "too-many-bundles");
+    assert!(last.text.contains("max_bundles"), "{}", last.text);
+    assert_eq!((state.revision, state.trust_domains.len()), (revision, 2));
     assert!(
         source
             .bundle_for_trust_domain(third.trust_domain())
@@ -291,7 +285,7 @@ async fn message_at_every_limit_is_accepted() {
     replay.send(sets.chain([own])).await;
     soon("the largest set", source.ready()).await.unwrap();
     assert_eq!(source.bundle_set().unwrap().len(), 50);
-    assert!(source.state().last_error().is_none());
+    assert!(source.state().last_error.is_none());
 }
 
 #[tokio::test(start_paused = true)]
@@ -305,13 +299,13 @@ async fn malformed_message_keeps_the_set() {
     tokio::time::sleep(secs(5)).await;
     assert!(validator.validate(&world.token()).is_ok());
     let state = source.state();
-    assert!(!state.is_connected());
+    assert!(!state.connected);
     assert_eq!(
-        state.last_error().expect("an error").kind(),
+        state.last_error.as_ref().expect("an error").kind,
         "invalid-answer"
     );
     world.agent.recover();
-    let waited = world.time_until(|| source.state().is_connected()).await;
+    let waited = world.time_until(|| source.state().connected).await;
     assert!(waited <= secs(10), "{waited:?}");
-    assert!(source.state().last_error().is_none());
+    assert!(source.state().last_error.is_none());
 }

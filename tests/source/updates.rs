@@ -25,7 +25,7 @@ async fn changed_waits_for_changes_after_its_creation() {
     let world = World::new().await;
     let source = world.source().await;
     world.agent.rotate_now();
-    world.time_until(|| source.state().revision() == 2).await;
+    world.time_until(|| source.state().revision == 2).await;
     let mut late = source.updated();
     assert!(
         tokio::time::timeout(secs(60), late.changed())
@@ -46,7 +46,7 @@ async fn missed_changes_are_reported_as_one() {
     for revision in 2..=4 {
         world.agent.rotate_now();
         world
-            .time_until(|| source.state().revision() == revision)
+            .time_until(|| source.state().revision == revision)
             .await;
     }
     assert_eq!(updates.changed().await.unwrap(), 4);
@@ -90,7 +90,7 @@ async fn wait_for_checks_immediately_and_after_changes() {
         assert!(!waits.is_finished());
         world.agent.rotate_now();
         world
-            .time_until(|| source.state().revision() == revision)
+            .time_until(|| source.state().revision == revision)
             .await;
     }
     let (revision, mut updates) = soon("the third", waits).await.unwrap();

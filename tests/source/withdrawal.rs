@@ -39,22 +39,22 @@ async fn wa29_immediate_withdrawal_stops_validation_until_restored() {
     // Cached results are withdrawn too.
     assert_eq!(reason(validator.validate(&token)), WITHDRAWN);
     let state = source.state();
-    let withdrawal = state.withdrawn().expect("a withdrawal");
-    assert!(withdrawal.is_in_force());
+    let withdrawal = state.withdrawn.as_ref().expect("a withdrawal");
+    assert!(withdrawal.in_force);
     assert!(
-        withdrawal.why().contains("PermissionDenied"),
+        withdrawal.why.contains("PermissionDenied"),
         "{}",
-        withdrawal.why()
+        withdrawal.why
     );
     assert!(!state.is_ready() && !state.is_healthy());
-    assert_eq!(state.trust_domains(), []);
+    assert_eq!(state.trust_domains, []);
     tokio::time::sleep(secs(60)).await;
-    assert_eq!(source.state().withdrawn().unwrap().age(), secs(60));
+    assert_eq!(source.state().withdrawn.unwrap().age, secs(60));
 
     world.agent.restore();
     assert_eq!(soon("the restoration", updates.changed()).await.unwrap(), 3);
     assert!(validator.validate(&token).is_ok());
-    assert!(source.state().withdrawn().is_none());
+    assert!(source.state().withdrawn.is_none());
     assert_eq!(*recorded.0.lock().unwrap(), [true, false]);
 }
 
@@ -70,11 +70,11 @@ async fn wa29_unreadable_bundles_do_not_end_a_withdrawal() {
     world.time_until(|| !source.state().is_ready()).await;
     world.agent.fail(Fault::Garbage);
     world.agent.restore();
-    world.time_until(|| source.state().is_connected()).await;
+    world.time_until(|| source.state().connected).await;
     assert_eq!(reason(validator.validate(&token)), WITHDRAWN);
     let state = source.state();
-    assert!(state.withdrawn().is_some_and(|it| it.is_in_force()));
-    assert!(state.trust_domains()[0].last_error().is_some());
+    assert!(state.withdrawn.is_some_and(|it| it.in_force));
+    assert!(state.trust_domains[0].last_error.is_some());
 
     world.agent.recover();
     world.time_until(|| source.is_healthy()).await;
@@ -107,8 +107,8 @@ async fn delayed_withdrawal_takes_effect_on_time() {
     world.agent.withdraw();
     settle().await;
     assert!(validator.validate(&token).is_ok());
-    let withdrawn = source.state().withdrawn().cloned().expect("a withdrawal");
-    assert!(!withdrawn.is_in_force());
+    let withdrawn = source.state().withdrawn.clone().expect("a withdrawal");
+    assert!(!withdrawn.in_force);
     assert!(!source.is_healthy() && source.is_ready());
     // Later denials do not delay it.
     tokio::time::sleep(secs(89)).await;
@@ -117,7 +117,7 @@ async fn delayed_withdrawal_takes_effect_on_time() {
     tokio::time::sleep(secs(1)).await;
     assert_eq!(reason(validator.validate(&token)), WITHDRAWN);
     assert_eq!(soon("the withdrawal", updates.changed()).await.unwrap(), 2);
-    assert!(source.state().withdrawn().expect("still").is_in_force());
+    assert!(source.state().withdrawn.expect("still").in_force);
 }
 
 #[tokio::test(start_paused = true)]
@@ -132,7 +132,7 @@ async fn restored_in_time_nothing_is_withdrawn() {
         tokio::time::sleep(secs(60)).await;
         world.agent.restore();
         world
-            .time_until(|| source.state().withdrawn().is_none())
+            .time_until(|| source.state().withdrawn.is_none())
             .await;
         // The next withdrawal has the full delay again.
         tokio::time::sleep(secs(29)).await;
@@ -155,7 +155,7 @@ async fn keep_policy_validates_and_reports() {
     tokio::time::sleep(secs(24 * 3600)).await;
     assert!(validator.validate(&world.token()).is_ok());
     let state = source.state();
-    assert!(!state.withdrawn().expect("a withdrawal").is_in_force());
+    assert!(!state.withdrawn.as_ref().expect("a withdrawal").in_force);
     assert!(state.is_ready() && !state.is_healthy());
     assert_eq!((updates.last(), recorded.0.lock().unwrap().len()), (1, 1));
     world.agent.restore();
@@ -180,7 +180,7 @@ async fn only_denials_withdraw() {
         .await
         .unwrap();
         tokio::time::sleep(millis(1)).await;
-        assert!(source.state().withdrawn().is_none(), "{code}");
+        assert!(source.state().withdrawn.is_none(), "{code}");
         assert!(validator.validate(&token).is_ok(), "{code}");
     }
 }
@@ -209,7 +209,7 @@ fn withdrawal_and_staleness_apply_without_the_task() {
         let after = WithdrawalPolicy::After(secs(90));
         let withdrawn = builder.withdrawal(after).build().await.unwrap();
         agent.withdraw();
-        let is_withdrawn = || withdrawn.state().withdrawn().is_some();
+        let is_withdrawn = || withdrawn.state().withdrawn.is_some();
         eventually("the withdrawal", is_withdrawn).await;
         let (other, builder) = start().await;
         let stale = builder.max_staleness(secs(200)).build().await.unwrap();
@@ -235,7 +235,7 @@ fn withdrawal_and_staleness_apply_without_the_task() {
     assert_eq!(verdict(&stale), too_old);
     assert!(!stale.1.is_healthy() && !withdrawn.1.is_healthy());
     assert_eq!(
-        stale.1.state().bundles_unavailable(),
+        stale.1.state().bundles_unavailable,
         Some(BundlesUnavailable::Stale)
     );
 }

@@ -191,7 +191,7 @@ impl Verifier {
     /// Returns the number of updates that its source has processed.
     fn updates(&self) -> u64 {
         match self {
-            Self::Ours(source, _) => source.state().revision(),
+            Self::Ours(source, _) => source.state().revision,
             Self::Spiffe(source) => source.updated().last(),
         }
     }

@@ -46,13 +46,13 @@ pub(crate) async fn fetch(url: &str, once: &Once<'_>) -> Result<Read, BoxError> 
     let bundles = bundles.map_err(|error| format!("{error:#}"))?;
     let first = async {
         // One poll takes 10 s at most. A server would retry; here its error is the result.
-        while bundles.state().polls() == 0 {
+        while bundles.state().polls == 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
     waiting::announced("explain", || format!("the bundle from {url}"), first).await;
     let state = bundles.state();
-    let error = state.last_error();
+    let error = state.last_error.as_ref();
     let bundle = bundles.jwt_bundle().map_err(|why| match (why, error) {
         (BundlesUnavailable::NotReady, Some(error)) => {
             let text = error.text();
@@ -68,7 +68,7 @@ pub(crate) async fn fetch(url: &str, once: &Once<'_>) -> Result<Read, BoxError> 
         _ => format!("{url}: {why}"),
     })?;
     let mut notes = Vec::new();
-    if let Some(sequence) = state.sequence() {
+    if let Some(sequence) = state.sequence {
         notes.push(format!("spiffe_sequence {sequence}"));
     }
     notes.extend(error.map(|error| error.text().to_owned()));

@@ -32,19 +32,19 @@ pub(crate) async fn start(made: &mut Made, command: &Value) -> Result<Value, Err
 pub(crate) fn state(source: &JwtSource) -> Value {
     let state = source.state();
     let domains: serde_json::Map<String, Value> = state
-        .trust_domains()
+        .trust_domains
         .iter()
         .map(|domain| {
-            let kids: Vec<&str> = domain.key_ids().collect();
-            (domain.trust_domain().name().to_owned(), json!(kids))
+            let name = domain.trust_domain.name().to_owned();
+            (name, json!(domain.key_ids))
         })
         .collect();
     json!({
         "domains": domains,
         "ready": state.is_ready(),
-        "withdrawn": state.withdrawn().is_some(),
-        "connected": state.is_connected(),
-        "reconnects": state.reconnects(),
+        "withdrawn": state.withdrawn.is_some(),
+        "connected": state.connected,
+        "reconnects": state.reconnects,
     })
 }
 

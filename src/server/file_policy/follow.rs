@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -17,6 +17,7 @@ use super::rules::Rules;
 use super::state::FilePolicyState;
 use crate::clock::Clock as _;
 use crate::metrics::MetricsRecorder as _;
+use crate::source::on_drop::OnDrop;
 use crate::source::polling::{NAP, NextCheck, overdue_after};
 use crate::source::trust_clock::TrustClock;
 use crate::source::{own_thread, regular_file};
@@ -252,11 +253,19 @@ impl Settings {
 pub(super) fn spawn(followed: &Arc<Followed>, runtime: &Handle) {
     let every = followed.settings.every;
     let mut next = NextCheck::new(&followed.settings.clock, every, every);
-    let followed = Ended(Arc::downgrade(followed));
+    let followed = Arc::downgrade(followed);
+    let ended = followed.clone();
+    // For any reason.
+    let ended = OnDrop(move || {
+        if let Some(followed) = ended.upgrade() {
+            followed.following.store(false, Ordering::Release);
+        }
+    });
     runtime.spawn(async move {
+        let _ended = ended;
         loop {
             next.nap(NAP).await;
-            let Some(followed) = followed.0.upgrade() else {
+            let Some(followed) = followed.upgrade() else {
                 return;
             };
             // Also notices a jump.
@@ -285,15 +294,4 @@ pub(super) fn spawn(followed: &Arc<Followed>, runtime: &Handle) {
             }
         }
     });
-}
-
-/// Records that the task has ended, for any reason.
-struct Ended(Weak<Followed>);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        if let Some(followed) = self.0.upgrade() {
-            followed.following.store(false, Ordering::Release);
-        }
-    }
 }

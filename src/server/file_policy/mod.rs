@@ -73,7 +73,7 @@ use crate::verify::VerifiedSvid;
 ///
 /// // In a layer: `ValidateJwtSvidLayer::required(validator, policy)`.
 /// let policy = FilePolicy::builder(&path).open()?;
-/// assert_eq!(policy.state().rules(), 4);
+/// assert_eq!(policy.state().rules, 4);
 ///
 /// let (parts, ()) = Request::get("/livez").body(())?.into_parts();
 /// assert_eq!(policy.decide(None, &parts), Decision::Allow);

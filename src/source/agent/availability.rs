@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Whether the bundles may be used, and why not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Status {
-    Ready,
-    NotReady,
-    Withdrawn,
-    Closed,
+    Ready = 0,
+    NotReady = 1,
+    Withdrawn = 2,
+    Closed = 3,
 }
 
 /// The revision and the status in one atomic word, so that a reader never gets an old one with a new
@@ -21,7 +21,7 @@ const BITS: u32 = 2;
 
 impl Availability {
     pub(super) fn new() -> Self {
-        Self(AtomicU64::new(Status::NotReady.word()))
+        Self(AtomicU64::new(Status::NotReady as u64))
     }
 
     pub(super) fn get(&self) -> (Status, u64) {
@@ -54,22 +54,13 @@ impl Availability {
             .0
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
                 let raised = ((word >> BITS) + 1) << BITS;
-                applies(Status::of(word)).then_some(raised | status.word())
+                applies(Status::of(word)).then_some(raised | status as u64)
             });
         set.ok().map(|before| (before >> BITS) + 1)
     }
 }
 
 impl Status {
-    const fn word(self) -> u64 {
-        match self {
-            Self::Ready => 0,
-            Self::NotReady => 1,
-            Self::Withdrawn => 2,
-            Self::Closed => 3,
-        }
-    }
-
     const fn of(word: u64) -> Self {
         match word & ((1 << BITS) - 1) {
             0 => Self::Ready,

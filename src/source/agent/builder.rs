@@ -11,7 +11,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::backoff::Backoff;
 use super::error::JwtSourceError;
-use super::jwt_source::JwtSource;
+use super::fetch::Fetcher;
+use super::jwt_source::{Inner, JwtSource};
 use super::limits::{ResourceLimits, WithdrawalPolicy};
 use super::shared::Shared;
 use super::supervisor::Supervisor;
@@ -238,7 +239,7 @@ impl JwtSourceBuilder {
         let metrics: Arc<dyn MetricsRecorder> = Arc::new(Shielded::new(recorder.clone()));
         let client = WorkloadApiClientBuilder::new(connector)
             .timing(self.timing)
-            .max_message_bytes(self.limits.message_bytes())
+            .max_message_bytes(self.limits.max_message_bytes)
             .clock(clock.clone())
             .build_on(runtime.clone());
         let shared = Arc::new(Shared::new(
@@ -249,8 +250,7 @@ impl JwtSourceBuilder {
             self.max_staleness,
         ));
         metrics.record_ready(false);
-        let fetcher = super::fetch::Fetcher::new(shared.clone());
-        let cache = SvidCache::builder(fetcher)
+        let cache = SvidCache::builder(Fetcher(shared.clone()))
             .clock(self.clock)
             .fetch_timeout(self.timing.call)
             .metrics(recorder);
@@ -261,13 +261,14 @@ impl JwtSourceBuilder {
         let backoff = Backoff::new(self.backoff.0, self.backoff.1, draw);
         let task =
             Supervisor::new(shared.clone(), cache.clone(), self.limits, backoff).spawn(&runtime);
-        Ok(JwtSource::assemble(
+        let inner = Arc::new(Inner {
             shared,
             cache,
             task,
-            self.shutdown,
-            self.metrics,
-        ))
+            shutdown_timeout: self.shutdown,
+            metrics: self.metrics,
+        });
+        Ok(JwtSource { inner })
     }
 }
 

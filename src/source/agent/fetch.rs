@@ -10,14 +10,8 @@ use crate::token::{
 };
 use crate::workload_api::{WorkloadApiError, WorkloadApiErrorReason};
 
-/// Fetches over the source's connection. Holds no handle of the source.
-pub(crate) struct Fetcher(Arc<Shared>);
-
-impl Fetcher {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self(shared)
-    }
-}
+/// For the cache of the source. Holds no handle of the source.
+pub(super) struct Fetcher(pub(super) Arc<Shared>);
 
 impl FetchSvid for Fetcher {
     fn fetch_svid(&self, request: &SvidRequest) -> FetchSvidFuture {

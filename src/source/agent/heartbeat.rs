@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::published::{NEVER, nanos};
 use crate::clock::Clock;
-use crate::source::trust_clock::TrustClock;
+use crate::source::on_drop::OnDrop;
+use crate::source::trust_clock::{NEVER, TrustClock, nanos};
 
 /// The task reports every second. If there is no report for this long, it is overdue.
 const OVERDUE: Duration = Duration::from_secs(5);
@@ -34,14 +34,8 @@ impl Heartbeat {
 
     /// A message waits to be applied, until the result is dropped.
     pub(super) fn reading(&self) -> impl Drop + use<'_> {
-        struct Reading<'a>(&'a AtomicU64);
-        impl Drop for Reading<'_> {
-            fn drop(&mut self) {
-                self.0.store(NEVER, Ordering::Release);
-            }
-        }
         self.reading_since.store(self.now(), Ordering::Release);
-        Reading(&self.reading_since)
+        OnDrop(|| self.reading_since.store(NEVER, Ordering::Release))
     }
 
     /// Whether the task has not reported for too long, or a message has waited for too long.

@@ -52,7 +52,7 @@ fn source() -> (Arc<Hands>, Shared) {
 /// Healthy, connected, overdue.
 fn seen(shared: &Shared) -> (bool, bool, bool) {
     let state = shared.state();
-    (state.is_healthy(), state.is_connected(), state.is_overdue())
+    (state.is_healthy(), state.connected, state.overdue)
 }
 
 const WELL: (bool, bool, bool) = (true, true, false);

@@ -21,49 +21,18 @@ pub(crate) struct Intake {
     pub(crate) unnamed: Vec<(Box<str>, Box<str>)>,
 }
 
-/// Why a trust domain's keys could not be read.
+/// Why the keys of a trust domain could not be read, or why a message is discarded as a whole and the
+/// last bundles stay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Trouble {
     pub(crate) kind: &'static str,
     pub(crate) text: Box<str>,
 }
 
-/// Why a message is discarded as a whole. The last bundles stay.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Discarded {
-    /// A mandatory field at its default (Workload API section 4.5).
-    Empty,
-    /// No name in it is the name of a trust domain: like an empty message, it has no bundle.
-    Unnamed { name: Box<str>, why: Box<str> },
-    /// More trust domains than allowed.
-    TooMany { sent: usize, limit: usize },
-}
-
-impl Discarded {
-    pub(crate) fn kind(&self) -> &'static str {
-        match self {
-            Self::Empty => "empty-message",
-            Self::Unnamed { .. } => "bundle-unnamed",
-            Self::TooMany { .. } => "too-many-bundles",
-        }
-    }
-}
-
-impl std::fmt::Display for Discarded {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Empty => f.write_str("the agent sent a message without any bundle; discarded"),
-            Self::Unnamed { name, why } => write!(
-                f,
-                "the agent sent a message in which no trust domain has a valid name (\"{name}\": \
-                 {why}); discarded"
-            ),
-            Self::TooMany { sent, limit } => write!(
-                f,
-                "the agent sent {sent} bundles, more than the {limit} allowed; discarded \
-                 (see ResourceLimits::max_bundles)"
-            ),
-        }
+impl Trouble {
+    fn new(kind: &'static str, text: impl Into<Box<str>>) -> Self {
+        let text = text.into();
+        Self { kind, text }
     }
 }
 
@@ -80,17 +49,21 @@ impl Intake {
 pub(crate) fn unpack(
     message: JwtBundlesMessage,
     limits: &ResourceLimits,
-) -> Result<HashMap<String, Bytes>, Discarded> {
+) -> Result<HashMap<String, Bytes>, Trouble> {
     within(message.len(), limits)?;
     Ok(message.into_bundles())
 }
 
-fn within(sent: usize, limits: &ResourceLimits) -> Result<(), Discarded> {
-    let limit = limits.bundles();
-    if sent > limit {
-        return Err(Discarded::TooMany { sent, limit });
+fn within(sent: usize, limits: &ResourceLimits) -> Result<(), Trouble> {
+    let limit = limits.max_bundles;
+    if sent <= limit {
+        return Ok(());
     }
-    Ok(())
+    let text = format!(
+        "the agent sent {sent} bundles, more than the {limit} allowed; discarded (see \
+         ResourceLimits::max_bundles)"
+    );
+    Err(Trouble::new("too-many-bundles", text))
 }
 
 /// Reads a message after `known`: if a bundle cannot be read, the last one stays; keys that did not
@@ -99,9 +72,11 @@ pub(crate) fn read(
     bundles: HashMap<String, Bytes>,
     known: &JwtBundleSet,
     limits: &ResourceLimits,
-) -> Result<Intake, Discarded> {
+) -> Result<Intake, Trouble> {
     if bundles.is_empty() {
-        return Err(Discarded::Empty);
+        // A mandatory field at its default (Workload API section 4.5).
+        let text = "the agent sent a message without any bundle; discarded";
+        return Err(Trouble::new("empty-message", text));
     }
     within(bundles.len(), limits)?;
     let mut troubles = BTreeMap::new();
@@ -126,14 +101,18 @@ pub(crate) fn read(
     }
     unnamed.sort_unstable();
     if let (true, Some((name, why))) = (by_domain.is_empty(), unnamed.first()) {
-        let (name, why) = (name.clone(), why.clone());
-        return Err(Discarded::Unnamed { name, why });
+        // Like an empty message, it has no bundle.
+        let text = format!(
+            "the agent sent a message in which no trust domain has a valid name (\"{name}\": {why}); \
+             discarded"
+        );
+        return Err(Trouble::new("bundle-unnamed", text));
     }
     let mut set: Vec<Arc<JwtBundle>> = Vec::with_capacity(by_domain.len());
     for (domain, (_, jwks)) in by_domain {
         let before = known.get(domain.name());
         match one(&domain, &jwks, before, limits) {
-            Ok(bundle) => set.push(shared(bundle, before)),
+            Ok(bundle) => set.push(bundle.shared(before)),
             Err(trouble) => {
                 set.extend(before.cloned());
                 troubles.insert(domain, trouble);
@@ -157,35 +136,19 @@ fn one(
     if jwks.is_empty() {
         return Ok(JwtBundle::without_keys(domain.clone()));
     }
-    if jwks.len() > limits.jwks_bytes() {
+    let (size, limit) = (jwks.len(), limits.max_bundle_jwks_bytes);
+    if size > limit {
         let text = format!(
-            "its JWK Set has {} bytes, more than the {} allowed (see \
-             ResourceLimits::max_bundle_jwks_bytes)",
-            jwks.len(),
-            limits.jwks_bytes()
+            "its JWK Set has {size} bytes, more than the {limit} allowed (see \
+             ResourceLimits::max_bundle_jwks_bytes)"
         );
-        return Err(Trouble {
-            kind: "bundle-too-large",
-            text: text.into(),
-        });
+        return Err(Trouble::new("bundle-too-large", text));
     }
     let before = before.map(|before| &**before);
     JwtBundle::read(domain.clone(), jwks, UseRule::AbsentOrJwtSvid, before).map_err(|error| {
-        Trouble {
-            kind: "bundle-unreadable",
-            text: format!("its JWK Set cannot be read: {error}").into(),
-        }
+        let text = format!("its JWK Set cannot be read: {error}");
+        Trouble::new("bundle-unreadable", text)
     })
-}
-
-/// The bundle, or the one before it if they do not differ.
-fn shared(bundle: JwtBundle, before: Option<&Arc<JwtBundle>>) -> Arc<JwtBundle> {
-    match before {
-        Some(before) if **before == bundle && before.ignored() == bundle.ignored() => {
-            before.clone()
-        }
-        _ => Arc::new(bundle),
-    }
 }
 
 #[cfg(test)]

@@ -40,16 +40,16 @@ use crate::token::{JwtSvid, SvidRequest};
 /// thread and runtime, but under `panic = "abort"` the process aborts with tokio's message.
 #[derive(Clone)]
 pub struct JwtSource {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
-struct Inner {
-    shared: Arc<Shared>,
+pub(super) struct Inner {
+    pub(super) shared: Arc<Shared>,
     // Its fetcher holds `shared` and never this, so that handles can be counted.
-    cache: SvidCache,
-    task: AbortHandle,
-    shutdown_timeout: Option<Duration>,
-    metrics: Option<Arc<dyn MetricsRecorder>>,
+    pub(super) cache: SvidCache,
+    pub(super) task: AbortHandle,
+    pub(super) shutdown_timeout: Option<Duration>,
+    pub(super) metrics: Option<Arc<dyn MetricsRecorder>>,
 }
 
 impl Drop for Inner {
@@ -75,24 +75,6 @@ impl JwtSource {
         JwtSourceBuilder::new()
     }
 
-    pub(crate) fn assemble(
-        shared: Arc<Shared>,
-        cache: SvidCache,
-        task: AbortHandle,
-        shutdown_timeout: Option<Duration>,
-        metrics: Option<Arc<dyn MetricsRecorder>>,
-    ) -> Self {
-        Self {
-            inner: Arc::new(Inner {
-                shared,
-                cache,
-                task,
-                shutdown_timeout,
-                metrics,
-            }),
-        }
-    }
-
     pub(crate) fn initial_sync_error(&self, within: Duration) -> JwtSourceError {
         let shared = &self.inner.shared;
         let (code, why) = shared.why_not_ready();
@@ -106,8 +88,8 @@ impl JwtSource {
     /// # Errors
     /// The bundles cannot be used now.
     pub fn bundle_set(&self) -> Result<JwtBundleSet, JwtSourceError> {
-        self.inner
-            .shared
+        let published = &self.inner.shared.published;
+        published
             .bundle_set()
             .map_err(JwtSourceError::bundles_unavailable)
     }
@@ -121,7 +103,7 @@ impl JwtSource {
         &self,
         trust_domain: &TrustDomain,
     ) -> Result<Arc<JwtBundle>, JwtSourceError> {
-        match self.inner.shared.bundle(trust_domain.name()) {
+        match self.inner.shared.published.bundle(trust_domain.name()) {
             BundleAnswer::Ready(bundle) => Ok(bundle),
             BundleAnswer::UnknownTrustDomain => Err(JwtSourceError::unknown(trust_domain)),
             BundleAnswer::Unavailable(why) => Err(JwtSourceError::bundles_unavailable(why)),
@@ -278,7 +260,7 @@ impl JwtSource {
     /// Returns a watcher of changes of the bundles, from now on.
     #[doc(alias = "subscribe")]
     pub fn updated(&self) -> SourceUpdates {
-        SourceUpdates::new(self.inner.shared.notices())
+        SourceUpdates::new(self.inner.shared.published.notices())
     }
 
     /// Returns whether tokens can be verified now, for a readiness probe. While the agent is
@@ -376,11 +358,11 @@ impl BundleSource for JwtSource {
     }
 
     fn bundle(&self, trust_domain: &str) -> BundleAnswer {
-        self.inner.shared.bundle(trust_domain)
+        self.inner.shared.published.bundle(trust_domain)
     }
 
     fn changed_since(&self, seen: u64) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
-        let notices = self.inner.shared.notices();
+        let notices = self.inner.shared.published.notices();
         Some(Box::pin(async move {
             updates::next(notices, seen).await;
         }))

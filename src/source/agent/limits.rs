@@ -7,9 +7,9 @@ use crate::workload_api::DEFAULT_MAX_MESSAGE_BYTES;
 /// Limits on each message of the agent, checked before a key is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ResourceLimits {
-    max_bundles: usize,
-    max_bundle_jwks_bytes: usize,
-    max_message_bytes: usize,
+    pub(super) max_bundles: usize,
+    pub(super) max_bundle_jwks_bytes: usize,
+    pub(super) max_message_bytes: usize,
 }
 
 impl ResourceLimits {
@@ -36,18 +36,6 @@ impl ResourceLimits {
     pub fn max_message_bytes(mut self, bytes: usize) -> Self {
         self.max_message_bytes = bytes;
         self
-    }
-
-    pub(crate) fn message_bytes(&self) -> usize {
-        self.max_message_bytes
-    }
-
-    pub(crate) fn bundles(&self) -> usize {
-        self.max_bundles
-    }
-
-    pub(crate) fn jwks_bytes(&self) -> usize {
-        self.max_bundle_jwks_bytes
     }
 }
 

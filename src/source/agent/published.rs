@@ -22,12 +22,12 @@ use tokio::sync::watch;
 
 use super::availability::{Availability, Status};
 use super::updates::Notice;
-use crate::bundle::{BundleAnswer, BundlesUnavailable, JwtBundle, JwtBundleSet};
+use crate::bundle::{BundleAnswer, BundlesUnavailable, JwtBundleSet};
 use crate::clock::Clock;
 use crate::identity::TrustDomain;
-use crate::source::trust_clock::TrustClock;
+use crate::source::trust_clock::{NEVER, TrustClock, nanos};
 
-pub(super) struct Published {
+pub(crate) struct Published {
     clock: Arc<TrustClock>,
     snapshot: ArcSwap<Snapshot>,
     availability: Availability,
@@ -44,14 +44,12 @@ pub(super) struct Published {
 #[derive(Default)]
 pub(super) struct Snapshot {
     pub(super) set: JwtBundleSet,
-    /// Named by the issuer, but their keys were never readable: known, without keys.
-    pub(super) unreadable: Vec<TrustDomain>,
+    /// Named by the issuer, but their keys were never readable: bundles without keys.
+    pub(super) unreadable: JwtBundleSet,
     /// Trust domains whose newest keys could not be read, and when their last good keys are older than
     /// allowed.
     pub(super) aging: Vec<(TrustDomain, u64)>,
 }
-
-pub(super) const NEVER: u64 = u64::MAX;
 
 impl Published {
     pub(super) fn new(clock: Arc<TrustClock>) -> Self {
@@ -123,7 +121,7 @@ impl Published {
         }
     }
 
-    pub(super) fn bundle(&self, trust_domain: &str) -> BundleAnswer {
+    pub(crate) fn bundle(&self, trust_domain: &str) -> BundleAnswer {
         loop {
             let revision = match self.revision() {
                 Ok(revision) => revision,
@@ -137,9 +135,8 @@ impl Published {
                 };
             }
             // A caller that names it gets 401, not 503: all other trust domains are usable.
-            let mut unreadable = snapshot.unreadable.iter();
-            if let Some(known) = unreadable.find(|known| known.name() == trust_domain) {
-                return BundleAnswer::Ready(Arc::new(JwtBundle::without_keys(known.clone())));
+            if let Some(empty) = snapshot.unreadable.get(trust_domain) {
+                return BundleAnswer::Ready(empty.clone());
             }
             // "Unknown" rejects the caller: it must not come from a set that was withdrawn or restored
             // during the lookup.
@@ -149,7 +146,7 @@ impl Published {
         }
     }
 
-    pub(super) fn bundle_set(&self) -> Result<JwtBundleSet, BundlesUnavailable> {
+    pub(crate) fn bundle_set(&self) -> Result<JwtBundleSet, BundlesUnavailable> {
         loop {
             let revision = self.revision()?;
             let set = self.snapshot.load().set.clone();
@@ -263,8 +260,4 @@ impl Snapshot {
         self.aged(now)
             .any(|(domain, _)| domain.name() == trust_domain)
     }
-}
-
-pub(super) fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(NEVER)
 }

@@ -104,19 +104,7 @@ impl Record {
         }
     }
 
-    pub(super) fn failed(
-        &mut self,
-        now: Duration,
-        kind: &'static str,
-        text: &str,
-        rpc: Option<&WorkloadApiError>,
-    ) {
-        let error = LastError {
-            age: Duration::ZERO,
-            kind,
-            text: text.into(),
-            rpc: rpc.cloned(),
-        };
+    pub(super) fn failed(&mut self, now: Duration, error: LastError) {
         self.last_error = Some((now, error));
     }
 
@@ -147,14 +135,14 @@ impl Record {
         (None, text.unwrap_or_else(|| nothing.to_owned()))
     }
 
-    /// The state of a source with this set and this revision; `usable` is whether the bundles are.
+    /// The state of a source with this set and this revision; `bundles_unavailable` is why they cannot be used.
     pub(super) fn state(
         &self,
         now: Duration,
         heard: Option<Duration>,
         set: &JwtBundleSet,
         revision: u64,
-        verdict: Result<(), BundlesUnavailable>,
+        bundles_unavailable: Option<BundlesUnavailable>,
         overdue: bool,
     ) -> SourceState {
         let since = |then: Duration| now.saturating_sub(then);
@@ -171,13 +159,13 @@ impl Record {
         };
         SourceState {
             revision,
-            verdict,
+            bundles_unavailable,
             withdrawn: self.withdrawn.as_ref().map(|(at, why)| Withdrawal {
                 age: since(*at),
                 why: why.clone(),
-                in_force: verdict == Err(BundlesUnavailable::Withdrawn),
+                in_force: bundles_unavailable == Some(BundlesUnavailable::Withdrawn),
             }),
-            connected: self.connected,
+            connected: self.connected && !overdue,
             overdue,
             discarding: self.discarding,
             down_for: self.down_since.map(since),

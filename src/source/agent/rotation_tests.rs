@@ -19,7 +19,8 @@ use serde_json::{Value, json};
 
 use super::intake;
 use super::limits::{ResourceLimits, WithdrawalPolicy};
-use super::shared::{Shared, StreamError};
+use super::shared::Shared;
+use super::state::LastError;
 use crate::bundle::{BundleAnswer, BundleSource, BundlesUnavailable};
 use crate::clock::{Clock, UnixTime};
 use crate::source::trust_clock::TrustClock;
@@ -68,7 +69,7 @@ impl BundleSource for Handle {
     }
 
     fn bundle(&self, trust_domain: &str) -> BundleAnswer {
-        self.0.bundle(trust_domain)
+        self.0.published.bundle(trust_domain)
     }
 
     fn changed_since(&self, _: u64) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
@@ -326,9 +327,7 @@ fn pause(rng: &mut fastrand::Rng) {
 
 impl Setup {
     fn withdraw(&self) {
-        let denied = denied();
-        let error = StreamError::of(&denied, "no identity issued");
-        self.shared.stream_ended(Some(&error));
+        self.shared.stream_ended(Some(LastError::of(&denied())));
     }
 }
 

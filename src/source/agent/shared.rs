@@ -11,16 +11,14 @@ use super::heartbeat::Heartbeat;
 use super::hints::Hints;
 use super::intake::Intake;
 use super::limits::WithdrawalPolicy;
-use super::published::{NEVER, Published, Snapshot, nanos};
+use super::published::{Published, Snapshot};
 use super::record::Record;
-use super::state::SourceState;
-use super::updates::Notice;
-use crate::bundle::{BundleAnswer, BundlesUnavailable, JwtBundle, JwtBundleSet};
+use super::state::{LastError, SourceState};
+use crate::bundle::{BundlesUnavailable, JwtBundle, JwtBundleSet};
 use crate::clock::Clock;
 use crate::grpc_code::GrpcCode;
-use crate::identity::TrustDomain;
 use crate::metrics::MetricsRecorder;
-use crate::source::trust_clock::TrustClock;
+use crate::source::trust_clock::{NEVER, TrustClock, nanos};
 use crate::workload_api::{WorkloadApiClient, WorkloadApiError, WorkloadApiErrorReason};
 
 pub(crate) struct Shared {
@@ -30,7 +28,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<dyn MetricsRecorder>,
     pub(crate) withdrawal: WithdrawalPolicy,
     pub(crate) max_staleness: Option<Duration>,
-    published: Published,
+    pub(crate) published: Published,
     heartbeat: Heartbeat,
     /// Wakes the task: the agent returned a token while the bundle stream was not open.
     pub(crate) token_came: Notify,
@@ -39,39 +37,6 @@ pub(crate) struct Shared {
     rejected: watch::Sender<Option<Arc<WorkloadApiError>>>,
     closing: watch::Sender<bool>,
     ended: watch::Sender<bool>,
-}
-
-/// How a bundle stream ended, if not cleanly, or why it could not be opened.
-pub(crate) struct StreamError<'a> {
-    pub(crate) kind: &'static str,
-    pub(crate) text: &'a str,
-    pub(crate) rpc: Option<&'a WorkloadApiError>,
-}
-
-impl<'a> StreamError<'a> {
-    pub(crate) fn of(error: &'a WorkloadApiError, text: &'a str) -> Self {
-        Self {
-            kind: error.kind(),
-            text,
-            rpc: Some(error),
-        }
-    }
-
-    fn withdraws(&self) -> bool {
-        let reason = self.rpc.map(WorkloadApiError::reason);
-        reason == Some(WorkloadApiErrorReason::PermissionDenied)
-    }
-}
-
-/// What a denial by the agent did to bundles that were in use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Withdrew {
-    /// They are no longer used.
-    AtOnce,
-    /// They are used for this long.
-    After(Duration),
-    /// They stay in use.
-    Never,
 }
 
 impl Shared {
@@ -106,14 +71,6 @@ impl Shared {
         self.published.revision()
     }
 
-    pub(crate) fn bundle(&self, trust_domain: &str) -> BundleAnswer {
-        self.published.bundle(trust_domain)
-    }
-
-    pub(crate) fn bundle_set(&self) -> Result<JwtBundleSet, BundlesUnavailable> {
-        self.published.bundle_set()
-    }
-
     // === For the task ===
 
     /// The set that a message is compared with.
@@ -133,11 +90,10 @@ impl Shared {
             intake.forget_kept();
         }
         let before = self.published.snapshot();
-        let unreadable: Vec<TrustDomain> = intake
-            .troubles
-            .keys()
+        let unread = intake.troubles.keys().cloned();
+        let unreadable = unread
             .filter(|domain| intake.set.get(domain.name()).is_none())
-            .cloned()
+            .map(JwtBundle::without_keys)
             .collect();
         let lost_keys = before.set.iter().any(|old| lost_a_key(old, &intake.set));
         // A message without any bundle neither completes a start nor ends a withdrawal.
@@ -184,47 +140,45 @@ impl Shared {
 
     /// The stream ended, or could not be opened. If the agent denied the bundles for the first time,
     /// returns what happens to them.
-    pub(crate) fn stream_ended(&self, error: Option<&StreamError<'_>>) -> Option<Withdrew> {
+    pub(crate) fn stream_ended(&self, error: Option<LastError>) -> Option<WithdrawalPolicy> {
         let now = self.clock.monotonic();
-        let withdraws = error.filter(|error| error.withdraws());
+        let rpc = error.as_ref().and_then(|error| error.rpc.as_ref());
+        let reason = rpc.map(WorkloadApiError::reason);
+        // A stream that ends without an error was ended by the agent.
+        let is_answer = error.is_none() || rpc.is_some_and(WorkloadApiError::is_answer);
         // Only the task withdraws, and only here and in `beat`.
-        let withdraws = withdraws.filter(|_| {
-            self.published.status() == Status::Ready && self.record().withdrawn.is_none()
-        });
-        let withdrew = withdraws.map(|_| match self.withdrawal {
-            WithdrawalPolicy::Immediate => Withdrew::AtOnce,
-            WithdrawalPolicy::After(delay) => Withdrew::After(delay),
-            WithdrawalPolicy::Keep => Withdrew::Never,
-        });
+        let withdraws = reason == Some(WorkloadApiErrorReason::PermissionDenied)
+            && self.published.status() == Status::Ready
+            && self.record().withdrawn.is_none();
+        let withdrew = withdraws.then_some(self.withdrawal);
         // Recorded before it takes effect, and without the lock: a recorder may read the state.
-        if let Some(error) = error {
+        if let Some(error) = &error {
             self.metrics.record_error(error.kind);
         }
         if withdrew.is_some() {
             self.metrics.record_withdrawal(true);
         }
-        if withdrew == Some(Withdrew::AtOnce) {
+        if withdrew == Some(WithdrawalPolicy::Immediate) {
             self.metrics.record_ready(false);
         }
         let mut record = self.record();
         record.disconnected(now, self.heard());
-        // A stream that ends without an error was ended by the agent.
-        if error.is_none_or(|error| error.rpc.is_some_and(WorkloadApiError::is_answer)) {
+        if is_answer {
             record.last_contact = record.last_contact.max(Some(now));
         }
         if let Some(error) = error {
-            record.failed(now, error.kind, error.text, error.rpc);
-        }
-        if let Some(error) = withdraws {
-            record.withdrawn = Some((now, error.text.into()));
+            if withdraws {
+                record.withdrawn = Some((now, error.text.clone()));
+            }
+            record.failed(now, error);
         }
         let revision = match withdrew {
-            Some(Withdrew::AtOnce) => self.take_back(&mut record),
-            Some(Withdrew::After(delay)) => {
+            Some(WithdrawalPolicy::Immediate) => self.take_back(&mut record),
+            Some(WithdrawalPolicy::After(delay)) => {
                 self.published.withdraw_at(now.saturating_add(delay));
                 None
             }
-            Some(Withdrew::Never) | None => None,
+            Some(WithdrawalPolicy::Keep) | None => None,
         };
         drop(record);
         if let Some(revision) = revision {
@@ -277,7 +231,7 @@ impl Shared {
     /// A message could not be used.
     pub(crate) fn failed(&self, kind: &'static str, text: &str) {
         let now = self.clock.monotonic();
-        self.record().failed(now, kind, text, None);
+        self.record().failed(now, LastError::new(kind, text));
         self.metrics.record_error(kind);
     }
 
@@ -396,10 +350,6 @@ impl Shared {
         }
     }
 
-    pub(crate) fn notices(&self) -> watch::Receiver<Notice> {
-        self.published.notices()
-    }
-
     // === The state ===
 
     /// Why there are no bundles yet: the code of the agent's last error, if any, and a text.
@@ -412,11 +362,12 @@ impl Shared {
         let _ = self.revision();
         let record = self.record();
         let now = self.clock.monotonic();
-        let usable = self.published.usable().map(|_| ());
+        let unavailable = self.published.usable().err();
         let snapshot = self.published.snapshot();
         let revision = self.published.last_revision();
         let overdue = self.heartbeat.is_overdue();
-        record.state(now, self.heard(), &snapshot.set, revision, usable, overdue)
+        let heard = self.heard();
+        record.state(now, heard, &snapshot.set, revision, unavailable, overdue)
     }
 
     fn heard(&self) -> Option<Duration> {

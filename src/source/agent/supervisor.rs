@@ -13,9 +13,10 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tracing::Instrument;
 
 use super::backoff::Backoff;
-use super::intake::{self, Discarded, Intake};
-use super::limits::ResourceLimits;
-use super::shared::{Shared, StreamError, Withdrew, log_withdrawal};
+use super::intake::{self, Intake, Trouble};
+use super::limits::{ResourceLimits, WithdrawalPolicy};
+use super::shared::{Shared, log_withdrawal};
+use super::state::LastError;
 use crate::bundle::JwtBundleSet;
 use crate::source::own_thread;
 use crate::token::SvidCache;
@@ -227,35 +228,20 @@ impl Supervisor {
         let _reading = shared.reading();
         let read = match self.read(message).await {
             Some(Ok(intake)) => intake,
-            Some(Err(discarded)) => {
-                self.shared.discarding();
-                self.failed(discarded.kind(), &discarded.to_string());
-                return false;
-            }
+            Some(Err(discarded)) => return self.discard(discarded.kind, &discarded.text),
             None => {
-                self.shared.discarding();
-                self.failed(
-                    "internal",
-                    "a message of the agent was discarded: reading it panicked; please report this",
-                );
-                return false;
+                let text =
+                    "a message of the agent was discarded: reading it panicked; please report this";
+                return self.discard("internal", text);
             }
         };
         for (domain, trouble) in &read.troubles {
-            self.shared.metrics.record_error(trouble.kind);
-            self.logged.log(
-                trouble.kind,
-                domain.name(),
-                format_args!("trust domain {domain}: {}", trouble.text),
-            );
+            let text = format!("trust domain {domain}: {}", trouble.text);
+            self.report(trouble.kind, domain.name(), &text);
         }
         for (name, why) in &read.unnamed {
-            self.shared.metrics.record_error("bundle-unnamed");
-            self.logged.log(
-                "bundle-unnamed",
-                name,
-                format_args!("trust domain \"{name}\": {why}"),
-            );
+            let text = format!("trust domain \"{name}\": {why}");
+            self.report("bundle-unnamed", name, &text);
         }
         self.logged.keep(|about| {
             read.troubles.contains_key(about)
@@ -291,7 +277,7 @@ impl Supervisor {
         true
     }
 
-    async fn read(&self, message: JwtBundlesMessage) -> Option<Result<Intake, Discarded>> {
+    async fn read(&self, message: JwtBundlesMessage) -> Option<Result<Intake, Trouble>> {
         let known = self.shared.known();
         let limits = self.limits;
         let bundles = match intake::unpack(message, &limits) {
@@ -324,45 +310,42 @@ impl Supervisor {
                 self.shared.stream_ended(None);
                 return self.delay(healthy);
             }
-            End::Doubtful => {
-                // A connection on which calls get no response will not report changes either.
-                let kind = "doubtful-connection";
-                let text = "a call over the same connection got no response; reconnecting";
-                let rpc = None;
-                self.shared
-                    .stream_ended(Some(&StreamError { kind, text, rpc }));
-                self.logged.log(kind, "", format_args!("{text}"));
-                return self.delay(healthy);
-            }
-            End::Failed(error) => error,
+            // A connection on which calls get no response will not report changes either.
+            End::Doubtful => LastError::new(
+                "doubtful-connection",
+                "a call over the same connection got no response; reconnecting",
+            ),
+            End::Failed(error) => LastError::of(&error),
         };
-        if error.reason() == WorkloadApiErrorReason::MessageTooLarge {
+        let reason = error.rpc.as_ref().map(WorkloadApiError::reason);
+        if reason == Some(WorkloadApiErrorReason::MessageTooLarge) {
             self.shared.discarding();
         }
-        let text = error.to_string();
-        let stream_error = StreamError::of(&error, &text);
-        let withdrew = self.shared.stream_ended(Some(&stream_error));
+        let withdrew = self.shared.stream_ended(Some(error.clone()));
         match withdrew {
-            Some(Withdrew::AtOnce) => log_withdrawal(),
-            Some(Withdrew::After(delay)) => {
+            Some(WithdrawalPolicy::Immediate) => log_withdrawal(),
+            Some(WithdrawalPolicy::After(delay)) => {
                 tracing::warn!(delay_ms = millis(delay), "the issuer withdrew the bundles");
             }
-            Some(Withdrew::Never) | None => {}
+            Some(WithdrawalPolicy::Keep) | None => {}
         }
-        self.logged.log(error.kind(), "", format_args!("{text}"));
+        self.logged.log(error.kind, "", &error.text);
         if withdrew.is_some() {
             self.quick.reset();
             self.quick_until = Instant::now().checked_add(quick::FOR);
         }
-        if error.is_retryable() {
+        let Some(rpc) = error.rpc else {
+            return self.delay(healthy);
+        };
+        if rpc.is_retryable() {
             self.shared.no_longer_rejected();
-            let denied = error.reason() == WorkloadApiErrorReason::PermissionDenied;
+            let denied = reason == Some(WorkloadApiErrorReason::PermissionDenied);
             return match self.quick_until {
                 Some(until) if denied && until > Instant::now() => self.quick.next(),
                 _ => self.delay(healthy),
             };
         }
-        self.shared.reject(error);
+        self.shared.reject(rpc);
         self.backoff.next_longest()
     }
 
@@ -375,10 +358,17 @@ impl Supervisor {
         }
     }
 
-    /// A message could not be used.
-    fn failed(&mut self, kind: &'static str, text: &str) {
+    /// The message cannot be used. Returns that it was not accepted.
+    fn discard(&mut self, kind: &'static str, text: &str) -> bool {
+        self.shared.discarding();
         self.shared.failed(kind, text);
-        self.logged.log(kind, "", format_args!("{text}"));
+        self.logged.log(kind, "", text);
+        false
+    }
+
+    fn report(&mut self, kind: &'static str, about: &str, text: &str) {
+        self.shared.metrics.record_error(kind);
+        self.logged.log(kind, about, text);
     }
 }
 
@@ -417,7 +407,7 @@ impl Drop for EndGuard {
 struct Logged(Vec<(&'static str, Box<str>)>);
 
 impl Logged {
-    fn log(&mut self, kind: &'static str, about: &str, text: std::fmt::Arguments<'_>) {
+    fn log(&mut self, kind: &'static str, about: &str, text: &str) {
         if self.0.iter().any(|(k, a)| *k == kind && **a == *about) {
             tracing::debug!(kind, error = %text, "error of the bundle stream, again");
         } else {

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt as _};
 use tokio::sync::watch;
 
 use super::error::JwtSourceError;
@@ -47,14 +47,7 @@ impl SourceUpdates {
     /// # Errors
     /// `Closed` when the source is shut down.
     pub async fn changed(&mut self) -> Result<u64, JwtSourceError> {
-        self.waiting = None;
-        match next(self.notices.clone(), self.seen).await {
-            Some(revision) => {
-                self.seen = revision;
-                Ok(revision)
-            }
-            None => Err(JwtSourceError::closed()),
-        }
+        self.next().await.ok_or_else(JwtSourceError::closed)
     }
 
     /// Returns the current revision, reported or not.
@@ -73,38 +66,27 @@ impl SourceUpdates {
     ///
     /// # Errors
     /// `Closed` when the source is shut down.
-    pub async fn wait_for(
-        &mut self,
-        mut fits: impl FnMut(u64) -> bool,
-    ) -> Result<u64, JwtSourceError> {
+    pub async fn wait_for(&mut self, fits: impl FnMut(u64) -> bool) -> Result<u64, JwtSourceError> {
         self.waiting = None;
-        let found = self
-            .notices
-            .wait_for(|notice| notice.closed || fits(notice.revision))
-            .await
-            .map(|notice| *notice);
-        match found {
-            Ok(Notice {
-                revision,
-                closed: false,
-            }) => {
-                self.seen = revision.max(FIRST);
-                Ok(revision)
-            }
-            _ => Err(JwtSourceError::closed()),
-        }
+        let found = until(&mut self.notices, fits).await;
+        let revision = found.ok_or_else(JwtSourceError::closed)?;
+        self.seen = revision.max(FIRST);
+        Ok(revision)
     }
 }
 
 /// The first revision after `seen`, or `None` when the source is shut down.
 pub(crate) async fn next(mut notices: watch::Receiver<Notice>, seen: u64) -> Option<u64> {
-    match notices
-        .wait_for(|notice| notice.closed || notice.revision > seen)
-        .await
-    {
-        Ok(notice) if !notice.closed => Some(notice.revision),
-        _ => None,
-    }
+    until(&mut notices, |revision| revision > seen).await
+}
+
+async fn until(
+    notices: &mut watch::Receiver<Notice>,
+    mut fits: impl FnMut(u64) -> bool,
+) -> Option<u64> {
+    let notice = notices.wait_for(|notice| notice.closed || fits(notice.revision));
+    let notice = notice.await.ok()?;
+    (!notice.closed).then_some(notice.revision)
 }
 
 impl Stream for SourceUpdates {

@@ -9,7 +9,8 @@ use bytes::Bytes;
 
 use super::intake;
 use super::limits::{ResourceLimits, WithdrawalPolicy};
-use super::shared::{Shared, StreamError};
+use super::shared::Shared;
+use super::state::LastError;
 use crate::bundle::{BundleAnswer, BundlesUnavailable};
 use crate::clock::{Clock, UnixTime};
 use crate::source::trust_clock::TrustClock;
@@ -93,12 +94,12 @@ fn send(shared: &Shared, bundles: &[(&str, &[u8])]) {
 fn withdraw(shared: &Shared) {
     let reason = WorkloadApiErrorReason::PermissionDenied;
     let denied = WorkloadApiError::new(Call::FetchJwtBundles, reason, "no identity issued");
-    shared.stream_ended(Some(&StreamError::of(&denied, "no identity issued")));
+    shared.stream_ended(Some(LastError::of(&denied)));
 }
 
 /// The number of keys of this trust domain.
 fn keys(shared: &Shared, trust_domain: &str) -> Result<usize, BundlesUnavailable> {
-    match shared.bundle(trust_domain) {
+    match shared.published.bundle(trust_domain) {
         BundleAnswer::Ready(bundle) => Ok(bundle.len()),
         BundleAnswer::UnknownTrustDomain => Ok(0),
         BundleAnswer::Unavailable(why) => Err(why),
@@ -122,7 +123,10 @@ async fn withdrawal_during_a_lookup_returns_no_empty_set() {
     let (clock, shared, _) = source();
     let task = shared.clone();
     clock.after_reading(move || _ = task.withdraw_now());
-    assert_eq!(shared.bundle_set(), Err(BundlesUnavailable::Withdrawn));
+    assert_eq!(
+        shared.published.bundle_set(),
+        Err(BundlesUnavailable::Withdrawn)
+    );
 }
 
 #[tokio::test]
@@ -163,7 +167,7 @@ async fn end_of_withdrawal_while_reading_wakes_waiting_tasks() {
     withdraw(&shared);
     clock.advance(DELAY - Duration::from_secs(1));
     let message = read(&shared, &[("x", &jwks)]);
-    let mut notices = shared.notices();
+    let mut notices = shared.published.notices();
     notices.mark_unchanged();
     // It becomes due when the message is already being applied.
     let (later, readers) = (clock.clone(), shared.clone());

@@ -25,11 +25,11 @@ async fn e23_invalid_map_name_affects_only_itself() {
     assert_eq!(kids(&source, "y"), ["UnknownTrustDomain"]);
     assert_eq!(kids(&source, "z"), ["a"]);
     let state = source.state();
-    let error = state.files()[0].last_error().expect("an error");
+    let error = state.files[0].last_error.clone().expect("an error");
     assert!(error.contains("trust domain \"Y\": "), "{error}");
-    let domains = state.files()[0].trust_domains().iter();
+    let domains = state.files[0].trust_domains.iter();
     let domains: Vec<_> = domains
-        .map(|it| (it.trust_domain().name(), it.keys()))
+        .map(|it| (it.trust_domain.name(), it.keys))
         .collect();
     assert_eq!(domains, [("x", 0), ("z", 1)]);
     // It stays unhealthy while nothing changes, and recovers with the name.
@@ -70,7 +70,7 @@ async fn e23_tb13_duplicates_reject_the_map() {
         map(&[("x", &b), ("Y", &b), ("\\u0059", &b)]),
     ] {
         dir.rename_over("map", &twice);
-        let error_text = || source.state().files()[0].last_error().map(str::to_owned);
+        let error_text = || source.state().files[0].last_error.clone();
         until(&twice, || {
             error_text().is_some_and(|it| it.contains("twice"))
         })
@@ -91,7 +91,7 @@ async fn e23_many_invalid_names_have_a_bounded_text() {
     let path = dir.write("map", map(&[&entries[..], &[("x", "7")]].concat()));
     let source = quick().bundle_map(&path).open().expect("open");
     let state = source.state();
-    let error = state.files()[0].last_error().expect("an error");
+    let error = state.files[0].last_error.clone().expect("an error");
     assert!(error.starts_with("trust domain \"x\": "), "{error}");
     assert!(error.ends_with("; and 9999 more"), "{error}");
     assert!(error.len() < 1024, "{} bytes", error.len());

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::identity::TrustDomain;
@@ -25,39 +25,34 @@ pub(super) struct Unnamed {
 /// How many errors a summary names.
 pub(super) const NAMED: usize = 2;
 
-impl<'a> Entries<'a> {
-    /// Rejects duplicate names, as a consumer must (SPIFFE Trust Domain and Bundle section 5.1.1); a
-    /// plain map would hide them. An entry whose name is not that of a trust domain is skipped: the
-    /// trust domain that it was meant for counts as missing.
-    pub(super) fn by_domain(
-        self,
-    ) -> Result<(BTreeMap<TrustDomain, &'a RawValue>, Unnamed), String> {
-        let mut entries = BTreeMap::new();
-        let mut unnamed = Unnamed::default();
-        let mut names = HashSet::new();
-        for (name, bundle) in &self.0 {
-            let is_new = match TrustDomain::parse(name) {
-                Ok(domain) => entries.insert(domain, *bundle).is_none(),
-                Err(error) => {
-                    unnamed.count += 1;
-                    if unnamed.texts.len() < NAMED {
-                        let name = presentable(name);
-                        unnamed
-                            .texts
-                            .push(format!("trust domain \"{name}\": {error}"));
-                    }
-                    names.insert(name)
+/// Rejects duplicate names, as a consumer must (SPIFFE Trust Domain and Bundle section 5.1.1); a plain
+/// map would hide them. An entry whose name is not that of a trust domain is skipped: the trust domain
+/// that it was meant for counts as missing.
+pub(super) fn by_domain<'a>(
+    entries: &Entries<'a>,
+) -> Result<(BTreeMap<TrustDomain, &'a RawValue>, Unnamed), String> {
+    let mut by_domain = BTreeMap::new();
+    let mut unnamed = Unnamed::default();
+    let mut names = HashSet::new();
+    for (name, bundle) in &entries.0 {
+        let is_new = match TrustDomain::parse(name) {
+            Ok(domain) => by_domain.insert(domain, *bundle).is_none(),
+            Err(error) => {
+                unnamed.count += 1;
+                if unnamed.texts.len() < NAMED {
+                    let name = presentable(name);
+                    let text = format!("trust domain \"{name}\": {error}");
+                    unnamed.texts.push(text);
                 }
-            };
-            if !is_new {
-                return Err(format!(
-                    "the map of bundles has \"{}\" twice",
-                    presentable(name)
-                ));
+                names.insert(name)
             }
+        };
+        if !is_new {
+            let name = presentable(name);
+            return Err(format!("the map of bundles has \"{name}\" twice"));
         }
-        Ok((entries, unnamed))
     }
+    Ok((by_domain, unnamed))
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
@@ -82,19 +77,24 @@ impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
     }
 }
 
-/// A map of bundles: one member counts, others are ignored. Not derived, because a derived type also
-/// accepts an array with the values of the members.
-pub(super) struct Map<'a> {
-    pub(super) trust_domains: Entries<'a>,
-}
+/// A map of bundles: one member counts, others are ignored.
+pub(super) struct Map<'a>(pub(super) Option<Entries<'a>>);
 
+/// One object of an agent's output. One of them has `bundles`; the others have the tokens.
+pub(super) struct AgentMessage<'a>(pub(super) Option<Entries<'a>>);
+
+// Not derived: a derived type also accepts an array with the values of the members.
 impl<'de: 'a, 'a> Deserialize<'de> for Map<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let entries = deserializer.deserialize_map(Member("trust_domains"))?;
-        let missing = || D::Error::missing_field("trust_domains");
-        Ok(Self {
-            trust_domains: entries.ok_or_else(missing)?,
-        })
+        deserializer
+            .deserialize_map(Member("trust_domains"))
+            .map(Self)
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for AgentMessage<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Member("bundles")).map(Self)
     }
 }
 
@@ -122,45 +122,5 @@ impl<'de> Visitor<'de> for Member {
             }
         }
         Ok(entries)
-    }
-}
-
-/// A list of objects. One of them has `bundles`; the others have the tokens.
-pub(super) struct AgentOutput<'a>(pub(super) Entries<'a>);
-
-/// One object of the list.
-struct AgentMessage<'a>(Option<Entries<'a>>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for AgentMessage<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let entries = deserializer.deserialize_map(Member("bundles"))?;
-        Ok(Self(entries))
-    }
-}
-
-impl<'de: 'a, 'a> Deserialize<'de> for AgentOutput<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct List;
-        impl<'de> Visitor<'de> for List {
-            type Value = AgentOutput<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list of objects")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-                let mut found = None;
-                while let Some(AgentMessage(entries)) = list.next_element()? {
-                    if let Some(entries) = entries
-                        && found.replace(entries).is_some()
-                    {
-                        return Err(A::Error::duplicate_field("bundles"));
-                    }
-                }
-                let missing = || A::Error::missing_field("bundles");
-                Ok(AgentOutput(found.ok_or_else(missing)?))
-            }
-        }
-        deserializer.deserialize_seq(List)
     }
 }

@@ -53,6 +53,17 @@ impl FileBundlesError {
         }
     }
 
+    pub(super) fn malformed(text: impl Into<Box<str>>) -> Self {
+        Self::new(FileBundlesErrorReason::Malformed, None, text)
+    }
+
+    pub(super) fn at(self, path: &Path) -> Self {
+        Self {
+            path: Some(path.into()),
+            ..self
+        }
+    }
+
     pub(super) fn because(self, cause: impl Into<Cause>) -> Self {
         Self {
             cause: Some(cause.into()),
@@ -84,16 +95,7 @@ impl fmt::Display for FileBundlesError {
         if let Some(path) = &self.path {
             write!(f, "bundle file {}: ", path.display())?;
         }
-        match self.reason {
-            FileBundlesErrorReason::NoFile => f.write_str(
-                "no bundle file was named; name one by `jwks`, `spiffe_bundle`, `bundle_map` or a \
-                 method for another format",
-            ),
-            FileBundlesErrorReason::Closed => f.write_str(
-                "the runtime that the files were followed on has ended; create a new source",
-            ),
-            _ => f.write_str(&self.text),
-        }?;
+        f.write_str(&self.text)?;
         match &self.cause {
             Some(cause) if f.alternate() => write!(f, ": {cause:#}"),
             _ => Ok(()),

@@ -1,25 +1,26 @@
 //! The last content of the files, and the lookups of validation.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::watch;
 
 use super::super::polling::overdue_after;
 use super::super::regular_file;
+use super::super::revision::Revision;
 use super::super::trust_clock::TrustClock;
-use super::document::Document;
+use super::FileBundlesBuilder;
 use super::error::{FileBundlesError, FileBundlesErrorReason as Reason};
-use super::format::Contents;
-use super::record::{FileRecord, Look, domain_states, twice, warn_of_no_keys, without_conflicts};
+use super::format::BundleDocument;
+use super::record::{
+    Document, FileRecord, Look, domain_states, twice, warn_of_no_keys, without_conflicts,
+};
 use super::state::{FileBundlesState, FileState};
 use crate::bundle::{BundleAnswer, BundlesUnavailable, JwtBundle, JwtBundleSet};
-use crate::clock::Clock;
+use crate::clock::Clock as _;
 use crate::identity::TrustDomain;
-use crate::metrics::MetricsRecorder;
+use crate::metrics::{MetricsRecorder, Shielded};
 
 pub(super) struct Followed {
     pub(super) clock: TrustClock,
@@ -28,53 +29,27 @@ pub(super) struct Followed {
     max_bytes: u64,
     hasher: RandomState,
     snapshot: ArcSwap<Snapshot>,
-    revision: AtomicU64,
-    revisions: watch::Sender<u64>,
-    following: AtomicBool,
+    pub(super) revision: Revision,
     files: Mutex<Vec<FileRecord>>,
 }
 
 #[derive(Default)]
 struct Snapshot {
     set: JwtBundleSet,
-    // Named in a map but never readable: known, without keys.
-    unreadable: Vec<TrustDomain>,
+    // Named in a map but never readable: bundles without keys.
+    unreadable: JwtBundleSet,
     // Of files that were not read yet.
     awaited: Vec<TrustDomain>,
     awaits_map: bool,
 }
 
-/// How a [`Followed`] is set up.
-pub(super) struct Settings {
-    pub(super) documents: Vec<Document>,
-    pub(super) every: Duration,
-    pub(super) max_bytes: u64,
-    pub(super) clock: Arc<dyn Clock>,
-    pub(super) metrics: Arc<dyn MetricsRecorder>,
-}
-
-/// Which files to read.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Which {
-    All,
-    /// Those that were not read yet.
-    Unread,
-}
-
 impl Followed {
     /// Reads no file yet.
-    pub(super) fn new(settings: Settings) -> Result<Self, FileBundlesError> {
-        let Settings {
-            documents,
-            every,
-            max_bytes,
-            clock,
-            metrics,
-        } = settings;
-        let clock = TrustClock::new(clock);
+    pub(super) fn new(builder: FileBundlesBuilder) -> Result<Self, FileBundlesError> {
+        let clock = TrustClock::new(builder.clock);
         let now = clock.monotonic();
-        let mut files: Vec<FileRecord> = Vec::with_capacity(documents.len());
-        for document in documents {
+        let mut files: Vec<FileRecord> = Vec::with_capacity(builder.documents.len());
+        for document in builder.documents {
             if let Some(domain) = document.format.trust_domain()
                 && files.iter().any(|file| file.owns(domain))
             {
@@ -83,7 +58,7 @@ impl Followed {
             files.push(FileRecord {
                 document,
                 hash: None,
-                contents: Contents::default(),
+                contents: BundleDocument::default(),
                 error: None,
                 failure: None,
                 looked: now,
@@ -92,29 +67,18 @@ impl Followed {
         }
         Ok(Self {
             clock,
-            metrics,
-            every,
-            max_bytes,
+            metrics: Arc::new(Shielded::new(builder.metrics.unwrap_or(Arc::new(())))),
+            every: builder.every,
+            max_bytes: builder.max_bytes,
             hasher: RandomState::new(),
             snapshot: ArcSwap::from_pointee(Snapshot::of(&files)),
-            revision: AtomicU64::new(0),
-            revisions: watch::Sender::new(0),
-            following: AtomicBool::new(true),
+            revision: Revision::default(),
             files: Mutex::new(files),
         })
     }
 
-    /// Reads all files now. Blocks.
-    pub(super) fn read_now(&self) -> Result<(), FileBundlesError> {
-        self.look(Which::All);
-        match self.first_failure() {
-            None => Ok(()),
-            Some(failure) => Err(failure),
-        }
-    }
-
     /// Why the first file that was never read cannot be read; `None` if all were read.
-    fn first_failure(&self) -> Option<FileBundlesError> {
+    pub(super) fn first_failure(&self) -> Option<FileBundlesError> {
         let files = self.files();
         let unread = files.iter().find(|file| file.hash.is_none())?;
         let not_yet = || {
@@ -141,38 +105,26 @@ impl Followed {
 
     /// Whether every file was read once.
     pub(super) fn is_ready(&self) -> bool {
-        self.following.load(Ordering::Acquire) && self.snapshot.load().is_complete()
+        !self.revision.has_ended() && self.snapshot.load().is_complete()
     }
 
     /// Waits until every file was read once. `false` if the runtime ended before.
     pub(super) async fn until_ready(&self) -> bool {
-        let mut revisions = self.revisions();
-        let settled = |revision: &u64| *revision == ENDED || self.is_ready();
-        revisions.wait_for(settled).await.is_ok() && self.is_ready()
-    }
-
-    pub(super) fn revision(&self) -> Result<u64, BundlesUnavailable> {
-        if !self.following.load(Ordering::Acquire) {
-            return Err(BundlesUnavailable::Closed);
-        }
-        match self.revision.load(Ordering::Acquire) {
-            0 => Err(BundlesUnavailable::NotReady),
-            revision => Ok(revision),
-        }
+        self.revision.until(|| self.is_ready()).await;
+        self.is_ready()
     }
 
     pub(super) fn bundle(&self, trust_domain: &str) -> BundleAnswer {
-        if let Err(why) = self.revision() {
+        if let Err(why) = self.revision.get() {
             return BundleAnswer::Unavailable(why);
         }
         let snapshot = self.snapshot.load();
         if let Some(bundle) = snapshot.set.get(trust_domain) {
             return BundleAnswer::Ready(bundle.clone());
         }
-        let mut unreadable = snapshot.unreadable.iter();
-        match unreadable.find(|known| known.name() == trust_domain) {
+        match snapshot.unreadable.get(trust_domain) {
             // A caller that names it gets 401, not 503: all other trust domains are usable.
-            Some(known) => BundleAnswer::Ready(Arc::new(JwtBundle::without_keys(known.clone()))),
+            Some(empty) => BundleAnswer::Ready(empty.clone()),
             None if snapshot.awaits(trust_domain) => {
                 BundleAnswer::Unavailable(BundlesUnavailable::NotReady)
             }
@@ -181,12 +133,8 @@ impl Followed {
     }
 
     pub(super) fn bundle_set(&self) -> Result<JwtBundleSet, BundlesUnavailable> {
-        self.revision()?;
+        self.revision.get()?;
         Ok(self.snapshot.load().set.clone())
-    }
-
-    pub(super) fn revisions(&self) -> watch::Receiver<u64> {
-        self.revisions.subscribe()
     }
 
     pub(super) fn state(&self) -> FileBundlesState {
@@ -195,15 +143,14 @@ impl Followed {
         let age = |file: &FileRecord| now.saturating_sub(file.looked);
         let overdue = overdue_after(self.every);
         FileBundlesState {
-            revision: self.revision.load(Ordering::Acquire),
-            following: self.following.load(Ordering::Acquire),
-            ready: files.iter().all(|file| file.hash.is_some()),
+            revision: self.revision.last(),
+            following: !self.revision.has_ended(),
             overdue: files.iter().any(|file| age(file) > overdue),
             files: files
                 .iter()
                 .map(|file| FileState {
                     path: file.document.path.clone(),
-                    is_read: file.hash.is_some(),
+                    read: file.hash.is_some(),
                     trust_domains: domain_states(&file.contents),
                     last_look: age(file),
                     last_change: now.saturating_sub(file.changed),
@@ -213,8 +160,9 @@ impl Followed {
         }
     }
 
-    /// Reads the files once. Blocks, without the lock: a disk may not respond.
-    pub(super) fn look(&self, which: Which) {
+    /// Reads all files once, or those that were not read yet. Blocks, without the lock: a disk may not
+    /// respond.
+    pub(super) fn look(&self, all: bool) {
         let known = self.snapshot.load().set.clone();
         let documents: Vec<(Document, Option<u64>)> = {
             let files = self.files();
@@ -223,8 +171,8 @@ impl Followed {
         };
         let looks: Vec<Look> = documents
             .iter()
-            .map(|(document, hash)| match which {
-                Which::Unread if hash.is_some() => Look::Skipped,
+            .map(|(document, hash)| match hash {
+                Some(_) if !all => Look::Skipped,
                 _ => self.read(document, *hash, &known),
             })
             .collect();
@@ -264,17 +212,16 @@ impl Followed {
         if changed || shown_changed {
             self.snapshot.store(Arc::new(Snapshot::of(&files)));
         }
-        let before = changed.then(|| self.revision.fetch_add(1, Ordering::AcqRel));
+        let raised = changed.then(|| self.revision.raise());
         // Released after the bundles are in use, so that the state never shows what is not applied
         // yet, and before a recorder is called: it may read the state.
         drop(files);
         for _ in 0..bad {
             self.metrics.record_error("bundle-file");
         }
-        if let Some(before) = before {
-            let revision = before + 1;
-            self.revisions.send_replace(revision);
-            if before > 0 {
+        if let Some(revision) = raised {
+            self.revision.notify(revision);
+            if revision > 1 {
                 self.metrics.record_update();
                 tracing::info!(revision, "bundle files changed");
             }
@@ -297,7 +244,7 @@ impl Followed {
         match document.format.parse(&bytes, known) {
             Ok(contents) => Look::Fresh(hash, contents),
             // Without the hash, so that it is read again: it may be half written.
-            Err(malformed) => Look::Failed(malformed.into_error(Some(&document.path))),
+            Err(malformed) => Look::Failed(malformed.at(&document.path)),
         }
     }
 
@@ -306,13 +253,6 @@ impl Followed {
         let looked = self.files().iter().map(|file| file.looked).min();
         let now = self.clock.monotonic();
         now.saturating_sub(looked.unwrap_or(now))
-    }
-
-    /// The task has ended.
-    pub(super) fn ended(&self) {
-        self.following.store(false, Ordering::Release);
-        self.metrics.record_ready(false);
-        self.revisions.send_replace(ENDED);
     }
 
     fn files(&self) -> MutexGuard<'_, Vec<FileRecord>> {
@@ -329,7 +269,7 @@ impl Snapshot {
         let troubles = files.iter().flat_map(|file| file.contents.troubles.keys());
         let unreadable = troubles
             .filter(|domain| set.get(domain.name()).is_none())
-            .cloned()
+            .map(|domain| JwtBundle::without_keys(domain.clone()))
             .collect();
         let unread = || files.iter().filter(|file| file.hash.is_none());
         let awaited = unread().filter_map(|file| file.document.format.trust_domain());
@@ -350,6 +290,3 @@ impl Snapshot {
         self.awaits_map || self.awaited.iter().any(|it| it.name() == trust_domain)
     }
 }
-
-/// Sent in place of a revision: the task has ended.
-const ENDED: u64 = u64::MAX;

@@ -1,13 +1,12 @@
 //! The formats of documents with bundles, and the content of a document.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::value::RawValue;
 
-use super::entries::{AgentOutput, Entries, Map, NAMED, Unnamed};
-use super::error::{FileBundlesError, FileBundlesErrorReason};
+use super::entries::{AgentMessage, Entries, Map, NAMED, Unnamed, by_domain};
+use super::error::FileBundlesError;
 use crate::bundle::{
     BYTE_ORDER_MARK, Expected, IgnoredReason, JwksError, JwtBundle, JwtBundleSet, UseRule,
     wrong_kind,
@@ -59,9 +58,15 @@ pub enum BundleFormat {
 }
 
 /// The content of a document.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct BundleDocument {
-    contents: Contents,
+    pub(super) bundles: BTreeMap<TrustDomain, Arc<JwtBundle>>,
+    /// Trust domains whose part of the document cannot be read, and why.
+    pub(super) troubles: BTreeMap<TrustDomain, Box<str>>,
+    /// Trust domains whose keys are all unusable, and why.
+    pub(super) unusable: BTreeMap<TrustDomain, Box<str>>,
+    /// Entries of a map whose name is not that of a trust domain.
+    unnamed: Unnamed,
 }
 
 impl BundleFormat {
@@ -71,10 +76,7 @@ impl BundleFormat {
     /// The document is not of this format. An invalid part of it is not an error here: see
     /// [`BundleDocument::errors`].
     pub fn read(&self, document: &[u8]) -> Result<BundleDocument, FileBundlesError> {
-        match self.parse(document, &JwtBundleSet::default()) {
-            Ok(contents) => Ok(BundleDocument { contents }),
-            Err(malformed) => Err(malformed.into_error(None)),
-        }
+        self.parse(document, &JwtBundleSet::default())
     }
 
     /// The trust domain of a document with one bundle.
@@ -87,38 +89,44 @@ impl BundleFormat {
 
     /// Reads a document after `known` was read before it: if an entry of a map cannot be read, its
     /// last bundle stays; keys that did not change are not parsed again.
-    pub(super) fn parse(&self, bytes: &[u8], known: &JwtBundleSet) -> Result<Contents, Malformed> {
-        let mut contents = Contents::default();
+    pub(super) fn parse(
+        &self,
+        bytes: &[u8],
+        known: &JwtBundleSet,
+    ) -> Result<BundleDocument, FileBundlesError> {
+        let mut contents = BundleDocument::default();
         let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
         if let Some(domain) = self.trust_domain() {
-            let bundle = self.one(domain, bytes, known);
-            let bundle = bundle.map_err(Malformed::Jwks)?;
-            contents.add(self, shared(bundle, known));
+            let bundle = self.one(domain, bytes, known.get(domain.name()));
+            let bundle = bundle.map_err(|error| {
+                FileBundlesError::malformed("its keys cannot be read").because(error)
+            })?;
+            contents.add(self, bundle.shared(known.get(domain.name())));
             return Ok(contents);
         }
-        // For error texts only: it reads the whole document again.
+        // For error texts only: it reads the whole document again. The parser's error is not kept: it
+        // may quote a token.
         let failed = |fault: String| {
-            Malformed::Map(match wrong_kind(bytes, self.expected()) {
+            FileBundlesError::malformed(match wrong_kind(bytes, self.expected()) {
                 Some(kind) => format!("{fault}; {kind}"),
                 None => fault,
             })
         };
         let text = std::str::from_utf8(bytes)
             .map_err(|_| failed("the map of bundles is not UTF-8".to_owned()))?;
-        let entries = self
-            .entries(text)
-            .map_err(|error| failed(json_fault(&error, self.expected_text())))?;
-        let (entries, unnamed) = entries.by_domain().map_err(Malformed::Map)?;
+        let entries = self.entries(text).map_err(failed)?;
+        let (entries, unnamed) = by_domain(&entries).map_err(FileBundlesError::malformed)?;
         contents.unnamed = unnamed;
         let mut any_read = false;
         for (domain, raw) in entries {
-            match self.entry(&domain, raw, known) {
+            let before = known.get(domain.name());
+            match self.entry(&domain, raw, before) {
                 Ok(bundle) => {
                     any_read = true;
-                    contents.add(self, shared(bundle, known));
+                    contents.add(self, bundle.shared(before));
                 }
                 Err(why) => {
-                    if let Some(before) = known.get(domain.name()) {
+                    if let Some(before) = before {
                         contents.bundles.insert(domain.clone(), before.clone());
                     }
                     contents.troubles.insert(domain, why);
@@ -136,12 +144,18 @@ impl BundleFormat {
         }
     }
 
-    fn entries<'a>(&self, text: &'a str) -> Result<Entries<'a>, serde_json::Error> {
-        match self {
-            Self::SpireAgent => Ok(serde_json::from_str::<AgentOutput<'a>>(text)?.0),
-            _ if self.is_flat() => serde_json::from_str(text),
-            _ => Ok(serde_json::from_str::<Map<'a>>(text)?.trust_domains),
-        }
+    fn entries<'a>(&self, text: &'a str) -> Result<Entries<'a>, String> {
+        let fault = |error| json_fault(&error, self.expected_text());
+        let found = match self {
+            Self::SpireAgent => {
+                let messages: Vec<AgentMessage<'a>> = serde_json::from_str(text).map_err(fault)?;
+                let mut found = messages.into_iter().filter_map(|message| message.0);
+                found.next().filter(|_| found.next().is_none())
+            }
+            _ if self.is_flat() => Some(serde_json::from_str(text).map_err(fault)?),
+            _ => serde_json::from_str::<Map<'a>>(text).map_err(fault)?.0,
+        };
+        found.ok_or_else(|| self.expected_text().to_owned())
     }
 
     /// Whether the trust domains are the names of the outermost object.
@@ -153,7 +167,7 @@ impl BundleFormat {
         &self,
         domain: &TrustDomain,
         raw: &RawValue,
-        known: &JwtBundleSet,
+        before: Option<&Arc<JwtBundle>>,
     ) -> Result<JwtBundle, Box<str>> {
         let decoded;
         let bytes = match self {
@@ -165,7 +179,7 @@ impl BundleFormat {
             }
             _ => raw.get().as_bytes(),
         };
-        let bundle = self.one(domain, bytes, known);
+        let bundle = self.one(domain, bytes, before);
         bundle.map_err(|error| error.to_string().into())
     }
 
@@ -173,9 +187,9 @@ impl BundleFormat {
         &self,
         domain: &TrustDomain,
         bytes: &[u8],
-        known: &JwtBundleSet,
+        before: Option<&Arc<JwtBundle>>,
     ) -> Result<JwtBundle, JwksError> {
-        let before = known.get(domain.name()).map(|before| &**before);
+        let before = before.map(|before| &**before);
         let rule = match self {
             Self::Jwks(_) => UseRule::AbsentOrJwtSvidOrSig,
             Self::SpiffeBundle(_) | Self::BundleMap => UseRule::JwtSvid,
@@ -228,51 +242,19 @@ impl BundleDocument {
     /// Returns the bundles. A trust domain whose part of the document cannot be read has one
     /// without keys.
     pub fn bundle_set(&self) -> JwtBundleSet {
-        let unread = self.contents.troubles.keys().cloned();
+        let unread = self.troubles.keys().cloned();
         let unread = unread.map(|domain| Arc::new(JwtBundle::without_keys(domain)));
-        unread
-            .chain(self.contents.bundles.values().cloned())
-            .collect()
+        unread.chain(self.bundles.values().cloned()).collect()
     }
 
     /// Returns what is wrong with parts of the document: entries that cannot be read, trust domains
     /// whose keys are all unusable, and entries whose name is not that of a trust domain.
     pub fn errors(&self) -> impl Iterator<Item = String> {
-        self.contents.errors()
+        let more = self.unnamed.count.saturating_sub(self.unnamed.texts.len());
+        let more = (more > 0).then(|| format!("{more} more names are not trust domains"));
+        self.each().chain(more)
     }
-}
 
-/// The content of a file.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Contents {
-    pub(super) bundles: BTreeMap<TrustDomain, Arc<JwtBundle>>,
-    /// Trust domains whose part of the file cannot be read, and why.
-    pub(super) troubles: BTreeMap<TrustDomain, Box<str>>,
-    /// Trust domains whose keys are all unusable, and why.
-    pub(super) unusable: BTreeMap<TrustDomain, Box<str>>,
-    /// Entries of a map whose name is not that of a trust domain.
-    unnamed: Unnamed,
-}
-
-/// Why a document is malformed. The parser's error for a map is not kept: it may quote a token.
-pub(super) enum Malformed {
-    Jwks(JwksError),
-    Map(String),
-}
-
-impl Malformed {
-    pub(super) fn into_error(self, path: Option<&Path>) -> FileBundlesError {
-        let reason = FileBundlesErrorReason::Malformed;
-        match self {
-            Self::Jwks(error) => {
-                FileBundlesError::new(reason, path, "its keys cannot be read").because(error)
-            }
-            Self::Map(text) => FileBundlesError::new(reason, path, text),
-        }
-    }
-}
-
-impl Contents {
     fn add(&mut self, format: &BundleFormat, bundle: Arc<JwtBundle>) {
         let domain = bundle.trust_domain().clone();
         if let Some(first) = bundle.none_usable() {
@@ -316,12 +298,6 @@ impl Contents {
             .chain(self.unnamed.texts.iter().cloned())
     }
 
-    fn errors(&self) -> impl Iterator<Item = String> {
-        let more = self.unnamed.count.saturating_sub(self.unnamed.texts.len());
-        let more = (more > 0).then(|| format!("{more} more names are not trust domains"));
-        self.each().chain(more)
-    }
-
     /// Whether an entry cannot be read. Keys that are not usable do not count.
     pub(super) fn has_unread(&self) -> bool {
         !self.troubles.is_empty() || self.unnamed.count > 0
@@ -330,19 +306,7 @@ impl Contents {
     /// Whether `other` has the same bundles, including the ignored elements.
     pub(super) fn is_shown_as(&self, other: &Self) -> bool {
         let bundles = self.bundles.values().zip(other.bundles.values());
-        self.bundles == other.bundles && { bundles }.all(|(one, other)| same(one, other))
-    }
-}
-
-/// Whether the keys and the ignored elements are the same.
-fn same(one: &JwtBundle, other: &JwtBundle) -> bool {
-    one == other && one.ignored() == other.ignored()
-}
-
-fn shared(bundle: JwtBundle, known: &JwtBundleSet) -> Arc<JwtBundle> {
-    match known.get(bundle.trust_domain().name()) {
-        Some(before) if same(before, &bundle) => before.clone(),
-        _ => Arc::new(bundle),
+        self.bundles == other.bundles && { bundles }.all(|(one, other)| one.is_shown_as(other))
     }
 }
 

@@ -1,7 +1,6 @@
 //! Bundles from files: for hosts without a network, for sidecars that write them, and for issuers
 //! without a Workload API.
 
-mod document;
 #[cfg(test)]
 mod e23_tests;
 mod entries;
@@ -21,17 +20,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::runtime::Handle;
-
-use self::document::Document;
 pub use self::error::{FileBundlesError, FileBundlesErrorReason};
-use self::follow::{Followed, Settings};
+use self::follow::Followed;
 pub use self::format::{BundleDocument, BundleFormat};
+use self::record::Document;
 pub use self::state::{FileBundlesState, FileState, FileTrustDomainState};
 use crate::bundle::{BundleAnswer, BundleSource, BundlesUnavailable, JwtBundleSet};
 use crate::clock::{Clock, SystemClock};
 use crate::identity::TrustDomain;
-use crate::metrics::{MetricsRecorder, Shielded};
+use crate::metrics::MetricsRecorder;
 use crate::runtime;
 
 /// Bundles from files, which are read again when they change: by a rename over them, by a write in
@@ -174,13 +171,12 @@ impl FileBundles {
     /// # Errors
     /// The runtime that the source was created on has ended.
     pub async fn ready(&self) -> Result<(), FileBundlesError> {
-        match self.followed.until_ready().await {
-            true => Ok(()),
-            false => {
-                let reason = FileBundlesErrorReason::Closed;
-                Err(FileBundlesError::new(reason, None, ""))
-            }
+        if self.followed.until_ready().await {
+            return Ok(());
         }
+        let text = "the runtime that the files were followed on has ended; create a new source";
+        let reason = FileBundlesErrorReason::Closed;
+        Err(FileBundlesError::new(reason, None, text))
     }
 
     /// Returns whether every file was read at least once, for a readiness probe. A file that is lost
@@ -310,10 +306,7 @@ impl FileBundlesBuilder {
     /// # Errors
     /// No file was named, two of them are for one trust domain, or there is no tokio runtime.
     pub fn build_lazy(self) -> Result<FileBundles, FileBundlesError> {
-        let metrics = self.metrics.clone();
-        let (followed, runtime) = self.prepare()?;
-        task::spawn(&followed, &runtime, true);
-        Ok(FileBundles { followed, metrics })
+        self.start(false)
     }
 
     /// Reads the files before it returns. For programs that must not start without them. This blocks
@@ -324,30 +317,30 @@ impl FileBundlesBuilder {
     /// No file was named; one of them cannot be read or is not a bundle; two of them are for one
     /// trust domain; there is no tokio runtime.
     pub fn open(self) -> Result<FileBundles, FileBundlesError> {
-        let metrics = self.metrics.clone();
-        let (followed, runtime) = self.prepare()?;
-        followed.read_now()?;
-        task::spawn(&followed, &runtime, false);
-        Ok(FileBundles { followed, metrics })
+        self.start(true)
     }
 
-    fn prepare(self) -> Result<(Arc<Followed>, Handle), FileBundlesError> {
+    fn start(self, reads_now: bool) -> Result<FileBundles, FileBundlesError> {
         let runtime = runtime::with_timers().map_err(|missing| {
             let text = format!("bundle files cannot be followed: {missing}");
             FileBundlesError::new(FileBundlesErrorReason::NoRuntime, None, text)
         })?;
         if self.documents.is_empty() {
+            let text = "no bundle file was named; name one by `jwks`, `spiffe_bundle`, `bundle_map` or \
+                        a method for another format";
             let reason = FileBundlesErrorReason::NoFile;
-            return Err(FileBundlesError::new(reason, None, ""));
+            return Err(FileBundlesError::new(reason, None, text));
         }
-        let followed = Followed::new(Settings {
-            documents: self.documents,
-            every: self.every,
-            max_bytes: self.max_bytes,
-            clock: self.clock,
-            metrics: Arc::new(Shielded::new(self.metrics.unwrap_or_else(|| Arc::new(())))),
-        })?;
-        Ok((Arc::new(followed), runtime))
+        let metrics = self.metrics.clone();
+        let followed = Arc::new(Followed::new(self)?);
+        if reads_now {
+            followed.look(true);
+            if let Some(failure) = followed.first_failure() {
+                return Err(failure);
+            }
+        }
+        task::spawn(&followed, &runtime, !reads_now);
+        Ok(FileBundles { followed, metrics })
     }
 
     fn push(mut self, format: BundleFormat, path: &Path) -> Self {
@@ -368,9 +361,8 @@ pub(crate) fn read_map(
     format: &BundleFormat,
     known: &JwtBundleSet,
 ) -> Result<MapRead, String> {
-    let contents = format
-        .parse(bytes, known)
-        .map_err(|malformed| format!("{:#}", malformed.into_error(None)))?;
+    let contents = format.parse(bytes, known);
+    let contents = contents.map_err(|error| format!("{error:#}"))?;
     let summary = contents.summary();
     let unreadable = contents.troubles.into_keys().collect();
     Ok((
@@ -386,7 +378,7 @@ impl BundleSource for FileBundles {
     }
 
     fn revision(&self) -> Result<u64, BundlesUnavailable> {
-        self.followed.revision()
+        self.followed.revision.get()
     }
 
     fn bundle(&self, trust_domain: &str) -> BundleAnswer {
@@ -394,10 +386,7 @@ impl BundleSource for FileBundles {
     }
 
     fn changed_since(&self, seen: u64) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
-        let mut revisions = self.followed.revisions();
-        Some(Box::pin(async move {
-            let _ = revisions.wait_for(|revision| *revision != seen).await;
-        }))
+        Some(self.followed.revision.changed_since(seen))
     }
 
     fn is_healthy(&self) -> bool {
@@ -408,7 +397,7 @@ impl BundleSource for FileBundles {
 impl fmt::Debug for FileBundles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FileBundles")
-            .field("revision", &self.followed.revision())
+            .field("revision", &self.followed.revision.get())
             .finish()
     }
 }

@@ -1,20 +1,27 @@
 //! The last content of each file, and what another read changes.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use super::document::Document;
 use super::error::{FileBundlesError, FileBundlesErrorReason as Reason};
-use super::format::Contents;
+use super::format::{BundleDocument, BundleFormat};
 use super::state::FileTrustDomainState;
 use crate::identity::TrustDomain;
+
+/// A file with bundles, and its format.
+#[derive(Debug, Clone)]
+pub(super) struct Document {
+    pub(super) path: PathBuf,
+    pub(super) format: BundleFormat,
+}
 
 /// A file and its last good content.
 pub(super) struct FileRecord {
     pub(super) document: Document,
     // Of the bytes that were last read as bundles; `None` before the first read.
     pub(super) hash: Option<u64>,
-    pub(super) contents: Contents,
+    pub(super) contents: BundleDocument,
     pub(super) error: Option<Box<str>>,
     // Why the last read failed.
     pub(super) failure: Option<FileBundlesError>,
@@ -55,7 +62,7 @@ impl FileRecord {
     }
 }
 
-pub(super) fn domain_states(contents: &Contents) -> Vec<FileTrustDomainState> {
+pub(super) fn domain_states(contents: &BundleDocument) -> Vec<FileTrustDomainState> {
     let domains: BTreeSet<&TrustDomain> = contents.domains().collect();
     let state = |domain: &TrustDomain| {
         let bundle = contents.bundles.get(domain);
@@ -75,7 +82,7 @@ pub(super) enum Look {
     Skipped,
     Unchanged,
     Failed(FileBundlesError),
-    Fresh(u64, Contents),
+    Fresh(u64, BundleDocument),
 }
 
 /// Rejects a file if another one already has one of its trust domains. All new contents are compared
@@ -121,7 +128,7 @@ pub(super) fn twice(document: &Document, domain: &TrustDomain) -> FileBundlesErr
 
 /// An empty set is meant to reject all tokens. If a set has keys but no usable one, the file usually
 /// has another format than configured.
-pub(super) fn warn_of_no_keys(document: &Document, contents: &Contents) {
+pub(super) fn warn_of_no_keys(document: &Document, contents: &BundleDocument) {
     for bundle in contents.bundles.values() {
         if let Some(first) = bundle.none_usable() {
             tracing::warn!(

@@ -1,13 +1,14 @@
 //! The background task, which reads the files again.
 
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 
+use super::super::on_drop::OnDrop;
 use super::super::own_thread;
 use super::super::polling::{NAP, NextCheck};
-use super::follow::{Followed, Which};
+use super::follow::Followed;
 
 /// The longest wait between two attempts to read a file that was not read yet.
 const SEARCH: Duration = Duration::from_millis(250);
@@ -21,25 +22,32 @@ pub(super) fn spawn(followed: &Arc<Followed>, runtime: &Handle, read_first: bool
     let first = if read_first { Duration::ZERO } else { every };
     // The next check of all files.
     let mut next = NextCheck::new(&followed.clock, every, first);
-    let followed = Ended(Arc::downgrade(followed));
+    let followed = Arc::downgrade(followed);
+    let ended = followed.clone();
+    // For any reason.
+    let ended = OnDrop(move || {
+        if let Some(followed) = ended.upgrade() {
+            followed.revision.end();
+            followed.metrics.record_ready(false);
+        }
+    });
     runtime.spawn(async move {
+        let _ended = ended;
         loop {
             next.nap(if was_ready { NAP } else { SEARCH }).await;
-            let Some(followed) = followed.0.upgrade() else {
+            let Some(followed) = followed.upgrade() else {
                 return;
             };
             // Also notices a jump.
-            let which = match next.is_due(followed.age_of_looks()) {
-                true => Which::All,
-                false if was_ready => continue,
-                false => Which::Unread,
-            };
-            if which == Which::All {
+            let all = next.is_due(followed.age_of_looks());
+            if all {
                 next.restart();
+            } else if was_ready {
+                continue;
             }
             // A disk may not respond.
             let looking = followed.clone();
-            if own_thread::run(move || looking.look(which)).await.is_none() {
+            if own_thread::run(move || looking.look(all)).await.is_none() {
                 tracing::error!("reading the bundle files panicked; their last good bundles stay");
             }
             if !was_ready && followed.is_ready() {
@@ -48,15 +56,4 @@ pub(super) fn spawn(followed: &Arc<Followed>, runtime: &Handle, read_first: bool
             }
         }
     });
-}
-
-/// Closes the source when its task ends for any reason.
-struct Ended(Weak<Followed>);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        if let Some(followed) = self.0.upgrade() {
-            followed.ended();
-        }
-    }
 }

@@ -117,8 +117,9 @@ async fn tb13_map_has_a_bundle_per_trust_domain() {
     let state = source.state();
     assert!(!state.is_healthy());
     assert!(
-        state.files()[0]
-            .last_error()
+        state.files[0]
+            .last_error
+            .as_ref()
             .is_some_and(|error| error.contains("trust domain \"x\": "))
     );
 
@@ -199,7 +200,7 @@ async fn map_error_text_is_bounded() {
         .open()
         .expect("open");
     let state = source.state();
-    let error = state.files()[0].last_error().expect("an error");
+    let error = state.files[0].last_error.clone().expect("an error");
     assert!(
         error.contains("x000\": ") && error.ends_with("; and 998 more"),
         "{error}"
@@ -295,7 +296,7 @@ async fn broken_file_keeps_bundles_and_reports_error() {
         ),
     ] {
         dir.write("x", &broken);
-        let error_text = || source.state().files()[0].last_error().map(str::to_owned);
+        let error_text = || source.state().files[0].last_error.clone();
         until(what, || {
             error_text().is_some_and(|error| error.contains(what))
         })
@@ -327,7 +328,7 @@ async fn unchanged_keys_are_not_reported_or_reparsed() {
     // The second look after it: the first may have begun before.
     for _ in 0..2 {
         until("a look", || {
-            source.state().files()[0].last_look() < written.elapsed()
+            source.state().files[0].last_look < written.elapsed()
         })
         .await;
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -512,7 +513,7 @@ async fn pipe_is_rejected_without_blocking() {
     std::fs::rename(&pipe, &path).expect("rename");
     until("the trouble", || !source.state().is_healthy()).await;
     let state = source.state();
-    let error = state.files()[0].last_error().expect("an error");
+    let error = state.files[0].last_error.clone().expect("an error");
     assert!(error.contains("not a regular file"), "{error}");
     assert_eq!(kids(&source, "x"), ["a"]);
     let rejected = quick().jwks(td("x"), &path).open().expect_err("a pipe");

@@ -5,7 +5,8 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::Mutex;
 
 use super::super::own_thread;
 use super::super::regular_file;
@@ -73,21 +74,17 @@ impl fmt::Debug for SpiffeBootstrap {
 
 /// Blocking file operations, one at a time: a disk may never respond.
 #[derive(Clone, Default)]
-pub(super) struct Disk {
-    busy: Arc<AtomicBool>,
-}
+pub(super) struct Disk(Arc<Mutex<()>>);
 
 impl Disk {
     pub(super) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
-        if self.busy.swap(true, Ordering::AcqRel) {
-            return Err(disk_timeout());
-        }
-        let busy = Busy(self.busy.clone());
+        let turn = self.0.clone().try_lock_owned();
+        let turn = turn.map_err(|_| disk_timeout())?;
         let outcome = own_thread::run(move || {
-            let _busy = busy;
+            let _turn = turn;
             work()
         });
         let panicked = || Err(io::Error::other("reading or writing panicked"));
@@ -97,14 +94,6 @@ impl Disk {
 
 pub(super) fn disk_timeout() -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, "the disk does not respond")
-}
-
-struct Busy(Arc<AtomicBool>);
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
-    }
 }
 
 pub(super) fn read_file(path: &Path) -> io::Result<Vec<u8>> {

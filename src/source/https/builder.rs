@@ -9,18 +9,18 @@ use std::time::Duration;
 use http::{Request, Response};
 use http_body::Body;
 
-use super::bootstrap::SpiffeBootstrap;
+use super::bootstrap::Disk;
 use super::error::{HttpsBundlesError, HttpsBundlesErrorReason};
 #[cfg(feature = "testing")]
 use super::fetch::MemoryStreams;
 use super::fetch::{BoxError, Client, GivenClient, Hosts};
-use super::poll::{self, Endpoint, SpiffeEndpoint};
+use super::poll::{self, Known, Poller, Target};
 use super::shared::Shared;
 use super::tls::WebRoots;
 use super::url::Url;
 use super::{HttpsBundles, Inner};
 use crate::clock::{Clock, SystemClock};
-use crate::identity::{SpiffeId, TrustDomain};
+use crate::identity::TrustDomain;
 use crate::metrics::{MetricsRecorder, Shielded};
 use crate::presentable::presentable;
 use crate::runtime;
@@ -45,14 +45,6 @@ pub struct HttpsBundlesBuilder {
     seed: Option<u64>,
     clock: Arc<dyn Clock>,
     metrics: Option<Arc<dyn MetricsRecorder>>,
-}
-
-#[derive(Clone)]
-pub(super) enum Target {
-    Jwks,
-    Oidc,
-    Web,
-    Spiffe(SpiffeId, SpiffeBootstrap),
 }
 
 impl HttpsBundlesBuilder {
@@ -90,14 +82,14 @@ impl HttpsBundlesBuilder {
     /// Adds a root certificate in DER to those of the system. Not for
     /// [`https_spiffe`](HttpsBundles::https_spiffe).
     pub fn add_root_der(mut self, certificate: impl Into<Vec<u8>>) -> Self {
-        self.roots.add_der(certificate.into());
+        self.roots.added.push(certificate.into().into());
         self
     }
 
     /// Trusts the added root certificates only, and not the system's. Not for
     /// [`https_spiffe`](HttpsBundles::https_spiffe).
     pub fn without_system_roots(mut self) -> Self {
-        self.roots.without_system();
+        self.roots.without_system = true;
         self
     }
 
@@ -244,7 +236,7 @@ impl HttpsBundlesBuilder {
             Some(within) => tokio::time::timeout(within, ready).await.ok(),
         };
         let state = bundles.state();
-        let (url, domain) = (without_query(state.url()), state.trust_domain());
+        let (url, domain) = (without_query(&state.url), state.trust_domain);
         let failed = format!("the bundle of {domain} could not be fetched from {url}");
         match ready {
             Some(Ok(())) => Ok(bundles),
@@ -255,7 +247,7 @@ impl HttpsBundlesBuilder {
             None => {
                 let failed = format!("{failed} within {:?}", within.unwrap_or_default());
                 let timeout = |text| HttpsBundlesError::new(HttpsBundlesErrorReason::Timeout, text);
-                Err(match bundles.inner.shared.last_error() {
+                Err(match state.last_error {
                     Some(last) => timeout(failed).because(last),
                     None => timeout(format!("{failed}: the first poll is still running")),
                 })
@@ -283,10 +275,16 @@ impl HttpsBundlesBuilder {
         if let Some(error) = self.bad_root {
             return Err(error);
         }
-        let endpoint = endpoint(&self.target, &self.url, self.saved_at.as_deref())?;
+        let is_spiffe = matches!(self.target, Target::Spiffe(..));
+        if self.saved_at.is_some() && !is_spiffe {
+            let text =
+                "only a bundle of an https_spiffe endpoint can be saved; remove `.save_to(...)`";
+            return Err(HttpsBundlesError::settings(text));
+        }
+        let url = polled(&self.target, &self.url)?;
         let hosts = match &self.hosts {
-            Some(hosts) => allowed(endpoint.url(), hosts)?,
-            None => Hosts::Any,
+            Some(hosts) => Hosts(Some(allowed(&url, hosts)?)),
+            None => Hosts(None),
         };
         let client = match (&self.target, self.client) {
             (Target::Spiffe(..), _) if self.roots.is_set() => {
@@ -312,13 +310,24 @@ impl HttpsBundlesBuilder {
         let recorder = self.metrics.clone().unwrap_or_else(|| Arc::new(()));
         let shared = Arc::new(Shared::new(
             self.trust_domain,
-            endpoint.url().to_string(),
+            url.to_string(),
             self.clock,
             Arc::new(Shielded::new(recorder)),
             self.max_staleness,
             self.cooldown,
         ));
-        let task = poll::spawn(&shared, endpoint, client, hosts, self.seed, &runtime);
+        let poller = Poller {
+            shared: shared.clone(),
+            target: self.target,
+            url,
+            saved_at: self.saved_at,
+            client,
+            hosts,
+            disk: Disk::default(),
+            known: Known::default(),
+            saved: None,
+        };
+        let task = poll::spawn(poller, self.seed, &runtime);
         let inner = Arc::new(Inner {
             shared,
             task,
@@ -328,7 +337,7 @@ impl HttpsBundlesBuilder {
     }
 }
 
-fn allowed(own: &Url, hosts: &[String]) -> Result<Hosts, HttpsBundlesError> {
+fn allowed(own: &Url, hosts: &[String]) -> Result<Arc<[(String, u16)]>, HttpsBundlesError> {
     let mut origins = vec![own.origin()];
     for host in hosts {
         let url = Url::parse(&format!("https://{host}/")).ok();
@@ -343,47 +352,30 @@ fn allowed(own: &Url, hosts: &[String]) -> Result<Hosts, HttpsBundlesError> {
         })?;
         origins.push(origin.origin());
     }
-    Ok(Hosts::Only(origins.into()))
+    Ok(origins.into())
 }
 
-fn endpoint(
-    target: &Target,
-    text: &str,
-    saved_at: Option<&Path>,
-) -> Result<Endpoint, HttpsBundlesError> {
-    let invalid = |what: &str, why: &str| {
+/// The URL that is polled.
+fn polled(target: &Target, text: &str) -> Result<Url, HttpsBundlesError> {
+    let (what, is_issuer) = match target {
+        Target::Oidc(_) => ("the issuer", true),
+        _ => ("the URL", false),
+    };
+    let invalid = |why: &str| {
         let text = shown(text);
         let text = format!("{what} \"{text}\" is invalid: {why}; use an https URL");
         HttpsBundlesError::settings(text)
     };
-    let url = |text: &str| Url::parse(text).map_err(|why| invalid("the URL", why));
-    let is_spiffe = matches!(target, Target::Spiffe(..));
-    if saved_at.is_some() && !is_spiffe {
-        let text = "only a bundle of an https_spiffe endpoint can be saved; remove `.save_to(...)`";
-        return Err(HttpsBundlesError::settings(text));
+    // OpenID Connect Discovery section 4: no query, no fragment.
+    if is_issuer && text.contains(['?', '#']) {
+        return Err(invalid("it has a query or a fragment"));
     }
-    Ok(match target {
-        Target::Jwks => Endpoint::Jwks(url(text)?),
-        Target::Web => Endpoint::Web(url(text)?),
-        Target::Spiffe(id, bootstrap) => Endpoint::Spiffe(Box::new(SpiffeEndpoint {
-            url: url(text)?,
-            id: id.clone(),
-            bootstrap: bootstrap.clone(),
-            saved_at: saved_at.map(PathBuf::from),
-        })),
-        Target::Oidc => {
-            // OpenID Connect Discovery section 4: no query, no fragment.
-            if text.contains(['?', '#']) {
-                return Err(invalid("the issuer", "it has a query or a fragment"));
-            }
-            Url::parse(text).map_err(|why| invalid("the issuer", why))?;
-            let base = text.strip_suffix('/').unwrap_or(text);
-            Endpoint::Oidc {
-                issuer: text.to_owned(),
-                discovery: url(&format!("{base}/.well-known/openid-configuration"))?,
-            }
-        }
-    })
+    let url = Url::parse(text).map_err(invalid)?;
+    if !is_issuer {
+        return Ok(url);
+    }
+    let base = text.strip_suffix('/').unwrap_or(text);
+    Url::parse(&format!("{base}/.well-known/openid-configuration")).map_err(invalid)
 }
 
 /// A URL or a host for errors, valid or not: without user information and query, which may be

@@ -29,37 +29,28 @@ pub(super) struct About {
     pub(super) roots: Vec<CertificateDer<'static>>,
 }
 
-/// Reads a JWK Set that the user assigned to `trust_domain`.
-pub(super) fn jwks(
-    bytes: &[u8],
-    trust_domain: &TrustDomain,
-    before: Option<&JwtBundle>,
-) -> Result<Document, BoxError> {
-    let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
-    let keys = JwtBundle::read(
-        trust_domain.clone(),
-        bytes,
-        UseRule::AbsentOrJwtSvidOrSig,
-        before,
-    );
-    Ok(Document {
-        keys: keys?,
-        about: About::default(),
-    })
-}
-
-/// Reads a SPIFFE bundle of `trust_domain`.
-pub(super) fn spiffe_bundle(
-    bytes: &[u8],
-    trust_domain: &TrustDomain,
-    before: Option<&JwtBundle>,
-) -> Result<Document, BoxError> {
-    let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
-    let keys = JwtBundle::read(trust_domain.clone(), bytes, UseRule::JwtSvid, before);
-    Ok(Document {
-        keys: keys?,
-        about: About::read(bytes)?,
-    })
+impl Document {
+    /// Reads a JWK Set that the user assigned to `trust_domain`, or the SPIFFE bundle of `trust_domain`.
+    pub(super) fn read(
+        bytes: &[u8],
+        is_spiffe_bundle: bool,
+        trust_domain: &TrustDomain,
+        before: Option<&JwtBundle>,
+    ) -> Result<Self, BoxError> {
+        let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
+        let domain = trust_domain.clone();
+        Ok(if is_spiffe_bundle {
+            Self {
+                keys: JwtBundle::read(domain, bytes, UseRule::JwtSvid, before)?,
+                about: About::read(bytes)?,
+            }
+        } else {
+            Self {
+                keys: JwtBundle::read(domain, bytes, UseRule::AbsentOrJwtSvidOrSig, before)?,
+                about: About::default(),
+            }
+        })
+    }
 }
 
 #[derive(Deserialize)]

@@ -1,10 +1,10 @@
 //! One document over https: connections, redirects, revalidation, limits.
 
 use std::error::Error as StdError;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +15,8 @@ use http::header::{
 };
 use http::{Request, Response, StatusCode};
 use http_body::Body;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -27,11 +29,11 @@ use tokio_rustls::client::TlsStream;
 
 use super::super::own_thread;
 use super::super::retry_after::retry_after;
+use super::state::PollError;
 use super::tls;
 use super::url::Url;
 use crate::cause::Cause;
 use crate::clock::UnixTime;
-use crate::presentable::{chain, presentable};
 
 pub(super) const MAX_BODY: usize = 1 << 20;
 pub(super) const CONNECT_WITHIN: Duration = Duration::from_secs(5);
@@ -42,8 +44,9 @@ pub(super) const MAX_REDIRECTS: usize = 5;
 const NEXT_ADDRESS: Duration = Duration::from_millis(250);
 
 pub(super) type BoxError = Box<dyn StdError + Send + Sync>;
-type BoxBody = Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>;
-type Answer = Pin<Box<dyn Future<Output = Result<Response<BoxBody>, BoxError>> + Send>>;
+type Answer = Pin<
+    Box<dyn Future<Output = Result<Response<UnsyncBoxBody<Bytes, BoxError>>, BoxError>> + Send>,
+>;
 
 /// How requests are sent.
 #[derive(Clone)]
@@ -60,21 +63,15 @@ pub(super) enum Client {
 #[cfg(feature = "testing")]
 pub(crate) type MemoryStreams = Arc<dyn Fn(&str) -> tokio::io::DuplexStream + Send + Sync>;
 
-/// The hosts that redirects and a `jwks_uri` may lead to.
-#[derive(Clone, Default)]
-pub(super) enum Hosts {
-    #[default]
-    Any,
-    /// Names in lower case, and ports.
-    Only(Arc<[(String, u16)]>),
-}
+/// The hosts that redirects and a `jwks_uri` may lead to: names in lower case, and ports. `None` allows
+/// all.
+#[derive(Clone)]
+pub(super) struct Hosts(pub(super) Option<Arc<[(String, u16)]>>);
 
 impl Hosts {
     pub(super) fn allow(&self, url: &Url) -> bool {
-        match self {
-            Self::Any => true,
-            Self::Only(origins) => origins.contains(&url.origin()),
-        }
+        let allowed = self.0.as_ref();
+        allowed.is_none_or(|origins| origins.contains(&url.origin()))
     }
 }
 
@@ -95,73 +92,43 @@ impl GivenClient {
             let answer = send(request);
             Box::pin(async move {
                 let response = answer.await.map_err(Into::into)?;
-                Ok(response.map(|body| Box::pin(Erased(Box::pin(body))) as BoxBody))
+                Ok(response.map(|body| {
+                    let bytes = |mut data: B::Data| data.copy_to_bytes(data.remaining());
+                    let body = body.map_frame(move |frame| frame.map_data(bytes));
+                    body.map_err(Into::into).boxed_unsync()
+                }))
             })
         }))
-    }
-}
-
-struct Erased<B>(Pin<Box<B>>);
-
-impl<B: Body> Body for Erased<B>
-where
-    B::Error: Into<BoxError>,
-{
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, BoxError>>> {
-        self.0.as_mut().poll_frame(context).map(|frame| {
-            let frame = frame?.map_err(Into::into);
-            Some(frame.map(|frame| frame.map_data(|mut data| data.copy_to_bytes(data.remaining()))))
-        })
     }
 }
 
 /// Why a document could not be fetched.
 #[derive(Debug)]
 pub(super) struct FetchError {
-    pub(super) kind: &'static str,
-    /// What failed, without the cause.
-    pub(super) failed: Box<str>,
-    /// What failed and the cause, bounded and escaped.
-    pub(super) text: Box<str>,
-    pub(super) cause: Option<Cause>,
+    pub(super) poll: PollError,
     pub(super) retry_after: Option<Duration>,
 }
 
 impl FetchError {
     pub(super) fn new(failed: impl Into<Box<str>>) -> Self {
-        let failed = failed.into();
-        Self {
-            kind: "bundle-fetch",
-            text: failed.clone(),
-            failed,
-            cause: None,
-            retry_after: None,
-        }
+        PollError::new("bundle-fetch", failed).into()
     }
 
     pub(super) fn too_large() -> Self {
-        Self {
-            kind: "bundle-too-large",
-            ..Self::new(format!(
-                "the response has more than the {MAX_BODY} bytes allowed"
-            ))
-        }
+        let text = format!("the response has more than the {MAX_BODY} bytes allowed");
+        PollError::new("bundle-too-large", text).into()
     }
 
-    /// Formats the cause now, inside the poll: the error of a given client may panic.
     pub(super) fn of(failed: &str, cause: impl Into<Cause>) -> Self {
-        let cause = cause.into();
-        let why = presentable(&chain(cause.as_error()));
+        PollError::new("bundle-fetch", failed).because(cause).into()
+    }
+}
+
+impl From<PollError> for FetchError {
+    fn from(poll: PollError) -> Self {
         Self {
-            text: format!("{failed}: {why}").into(),
-            cause: Some(cause),
-            ..Self::new(failed)
+            poll,
+            retry_after: None,
         }
     }
 }
@@ -178,7 +145,7 @@ pub(super) struct Validators {
 #[derive(Debug)]
 pub(super) enum Fetched {
     NotModified,
-    Document(Vec<u8>, Validators),
+    Document(Bytes, Validators),
 }
 
 impl Client {
@@ -267,7 +234,7 @@ impl Validators {
 }
 
 /// The head of a response, and its body, which is read for status 200 only.
-type Answered = (http::response::Parts, Result<Vec<u8>, FetchError>);
+type Answered = (http::response::Parts, Result<Bytes, FetchError>);
 
 fn request(url: &Url, known: Option<&Validators>) -> Request<()> {
     let mut request = Request::new(());
@@ -364,12 +331,13 @@ where
     }
 }
 
-async fn read_if_ok<B: Body>(head: &http::response::Parts, body: B) -> Result<Vec<u8>, FetchError>
+async fn read_if_ok<B>(head: &http::response::Parts, body: B) -> Result<Bytes, FetchError>
 where
+    B: Body<Data: Send> + Send,
     B::Error: Into<BoxError>,
 {
     if head.status != StatusCode::OK {
-        return Ok(Vec::new());
+        return Ok(Bytes::new());
     }
     // Never decompressed: a small response could become a large one.
     let encoding = head.headers.get(CONTENT_ENCODING);
@@ -380,26 +348,14 @@ where
     if usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX) > MAX_BODY {
         return Err(FetchError::too_large());
     }
-    let mut body = pin!(body);
-    let mut read = Vec::new();
-    while let Some(frame) = poll_fn(|context| body.as_mut().poll_frame(context)).await {
-        let frame = frame.map_err(|error| {
-            let error: BoxError = error.into();
-            FetchError::of("the response ended too early", error)
-        })?;
-        if let Ok(mut data) = frame.into_data() {
-            if data.remaining() > MAX_BODY.saturating_sub(read.len()) {
-                return Err(FetchError::too_large());
-            }
-            while data.has_remaining() {
-                let chunk = data.chunk();
-                read.extend_from_slice(chunk);
-                let len = chunk.len();
-                data.advance(len);
-            }
-        }
+    // Boxed, because the compiler cannot prove that the future is `Send` otherwise.
+    let read: Pin<Box<dyn Future<Output = _> + Send>> =
+        Box::pin(Limited::new(body, MAX_BODY).collect());
+    match read.await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(FetchError::too_large()),
+        Err(error) => Err(FetchError::of("the response ended too early", error)),
     }
-    Ok(read)
 }
 
 #[cfg(test)]

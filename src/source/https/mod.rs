@@ -14,7 +14,7 @@
 //! let bundles = HttpsBundles::oidc_issuer(partner, "https://oidc.partner.example").build_lazy()?;
 //!
 //! // Requests get 503 until the first poll succeeds; `build` waits for it.
-//! assert!(bundles.state().revision().is_err());
+//! assert!(bundles.state().revision.is_err());
 //! let validator = Validator::builder(bundles).audience("reports").build()?;
 //! # drop(validator);
 //! # Ok(())
@@ -74,8 +74,8 @@ use tokio::task::AbortHandle;
 
 pub use self::bootstrap::SpiffeBootstrap;
 pub use self::builder::HttpsBundlesBuilder;
-use self::builder::Target;
 pub use self::error::{HttpsBundlesError, HttpsBundlesErrorReason};
+use self::poll::Target;
 use self::shared::Shared;
 pub use self::state::{HttpsBundlesState, PollError};
 use crate::bundle::{BundleAnswer, BundleSource, BundlesUnavailable, JwtBundle};
@@ -119,7 +119,9 @@ impl HttpsBundles {
         trust_domain: TrustDomain,
         issuer: impl Into<String>,
     ) -> HttpsBundlesBuilder {
-        HttpsBundlesBuilder::new(trust_domain, Target::Oidc, issuer.into())
+        let issuer = issuer.into();
+        let target = Target::Oidc(issuer.as_str().into());
+        HttpsBundlesBuilder::new(trust_domain, target, issuer)
     }
 
     /// Creates a source that polls a SPIFFE bundle endpoint of profile `https_web`: the server is verified
@@ -150,12 +152,7 @@ impl HttpsBundles {
     /// # Errors
     /// No bundle arrived yet, it is stale, or the runtime of the source has ended.
     pub fn jwt_bundle(&self) -> Result<Arc<JwtBundle>, BundlesUnavailable> {
-        let shared = &self.inner.shared;
-        match shared.bundle(shared.trust_domain.name()) {
-            BundleAnswer::Ready(bundle) => Ok(bundle),
-            BundleAnswer::Unavailable(why) => Err(why),
-            BundleAnswer::UnknownTrustDomain => Err(BundlesUnavailable::NotReady),
-        }
+        self.inner.shared.current()
     }
 
     /// Returns the latest accepted document as it was fetched; `None` before the first one.
@@ -178,15 +175,11 @@ impl HttpsBundles {
     /// # Errors
     /// The runtime of the source has ended.
     pub async fn ready(&self) -> Result<(), BundlesUnavailable> {
-        let mut revisions = self.inner.shared.revisions();
-        loop {
-            match self.inner.shared.revision() {
-                Ok(_) => return Ok(()),
-                Err(BundlesUnavailable::Closed) => return Err(BundlesUnavailable::Closed),
-                Err(_) => {
-                    let _ = revisions.changed().await;
-                }
-            }
+        let shared = &self.inner.shared;
+        shared.revision.until(|| shared.revision().is_ok()).await;
+        match shared.revision.has_ended() {
+            true => Err(BundlesUnavailable::Closed),
+            false => Ok(()),
         }
     }
 }
@@ -205,10 +198,7 @@ impl BundleSource for HttpsBundles {
     }
 
     fn changed_since(&self, seen: u64) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
-        let mut revisions = self.inner.shared.revisions();
-        Some(Box::pin(async move {
-            let _ = revisions.wait_for(|revision| *revision != seen).await;
-        }))
+        Some(self.inner.shared.revision.changed_since(seen))
     }
 
     fn is_healthy(&self) -> bool {

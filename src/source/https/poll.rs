@@ -9,10 +9,13 @@ use tokio::runtime::Handle;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, timeout};
 
+use super::super::on_drop::OnDrop;
+use super::super::polling::NAP;
 use super::bootstrap::{Disk, SpiffeBootstrap, disk_timeout, read_file, replace_file};
 use super::document::{self, About, Document};
 use super::fetch::{BoxError, Client, FETCH_WITHIN, FetchError, Fetched, Hosts, Validators};
-use super::shared::{Shared, Taken};
+use super::shared::Shared;
+use super::state::PollError;
 use super::tls;
 use super::url::Url;
 use crate::clock::Clock;
@@ -26,88 +29,56 @@ const LONGEST: Duration = Duration::from_secs(300);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = SHORTEST;
 
-/// Timers stop while a machine is suspended, so the clocks are read in between.
-const NAP: Duration = Duration::from_secs(1);
-
 /// What is polled.
 #[derive(Clone)]
-pub(super) enum Endpoint {
-    Jwks(Url),
-    Oidc { issuer: String, discovery: Url },
-    Web(Url),
-    Spiffe(Box<SpiffeEndpoint>),
-}
-
-#[derive(Clone)]
-pub(super) struct SpiffeEndpoint {
-    pub(super) url: Url,
-    pub(super) id: SpiffeId,
-    pub(super) bootstrap: SpiffeBootstrap,
-    pub(super) saved_at: Option<PathBuf>,
-}
-
-impl Endpoint {
-    pub(super) fn url(&self) -> &Url {
-        match self {
-            Self::Jwks(url) | Self::Web(url) => url,
-            Self::Oidc { discovery, .. } => discovery,
-            Self::Spiffe(spiffe) => &spiffe.url,
-        }
-    }
+pub(super) enum Target {
+    Jwks,
+    /// The issuer, exactly as configured.
+    Oidc(Arc<str>),
+    Web,
+    Spiffe(SpiffeId, SpiffeBootstrap),
 }
 
 /// One poll at a time.
 #[derive(Clone)]
-struct Poller {
-    shared: Arc<Shared>,
-    endpoint: Endpoint,
+pub(super) struct Poller {
+    pub(super) shared: Arc<Shared>,
+    pub(super) target: Target,
+    // Of the discovery document, for an OIDC issuer.
+    pub(super) url: Url,
+    pub(super) saved_at: Option<PathBuf>,
     // None for `https_spiffe`, where each poll trusts other roots.
-    client: Option<Client>,
-    hosts: Hosts,
-    disk: Disk,
-    known: Known,
+    pub(super) client: Option<Client>,
+    pub(super) hosts: Hosts,
+    pub(super) disk: Disk,
+    pub(super) known: Known,
     // The saved bundle as it was at the start.
-    saved: Option<Arc<About>>,
+    pub(super) saved: Option<Arc<About>>,
 }
 
 /// What the server gave last.
 #[derive(Clone, Default)]
-struct Known {
+pub(super) struct Known {
     discovery: Option<(Validators, String)>,
     document: Option<Validators>,
 }
 
-pub(super) fn spawn(
-    shared: &Arc<Shared>,
-    endpoint: Endpoint,
-    client: Option<Client>,
-    hosts: Hosts,
-    seed: Option<u64>,
-    runtime: &Handle,
-) -> AbortHandle {
-    let mut poller = Poller {
-        shared: shared.clone(),
-        endpoint,
-        client,
-        hosts,
-        disk: Disk::default(),
-        known: Known::default(),
-        saved: None,
-    };
+pub(super) fn spawn(mut poller: Poller, seed: Option<u64>, runtime: &Handle) -> AbortHandle {
     let mut draw = seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
-    let ended = Ended(shared.clone());
+    let shared = poller.shared.clone();
+    let ended = shared.clone();
+    // Also after a panic or an abort.
+    let ended = OnDrop(move || ended.ended());
     let task = async move {
-        let shared = &ended.0;
+        let _ended = ended;
         let mut ceiling = FIRST_RETRY;
         loop {
             shared.poll_begins();
             let outcome = poller.poll_guarded().await;
             let retry_after = outcome.err().and_then(|error| {
-                let retry_after = error.retry_after;
-                shared.fetch_failed(error);
-                retry_after
+                shared.fail(error.poll);
+                Some(error.retry_after?.min(LONGEST))
             });
-            let retry_after = retry_after.map(|wait| wait.min(LONGEST));
             let wait = if shared.latest().is_some() {
                 let hint = shared
                     .with_latest_about(|about| about.refresh_hint)
@@ -120,7 +91,7 @@ pub(super) fn spawn(
             };
             let wait = wait.max(retry_after.unwrap_or_default());
             shared.poll_ends(wait, retry_after);
-            sleep(shared, wait, retry_after.unwrap_or_default()).await;
+            sleep(&shared, wait, retry_after.unwrap_or_default()).await;
         }
     };
     runtime.spawn(task).abort_handle()
@@ -180,10 +151,7 @@ impl Poller {
                 *self = poller;
                 outcome
             }
-            _ => Err(FetchError {
-                kind: "internal",
-                ..FetchError::new("the poll panicked")
-            }),
+            _ => Err(PollError::new("internal", "the poll panicked").into()),
         }
     }
 
@@ -191,10 +159,10 @@ impl Poller {
     async fn poll(&mut self) -> Result<Option<Arc<[u8]>>, FetchError> {
         let now = self.shared.clock.now();
         let client = self.client().await?;
-        let url = match &self.endpoint {
-            Endpoint::Oidc { issuer, discovery } => {
+        let url = match &self.target {
+            Target::Oidc(issuer) => {
                 let known = self.known.discovery.as_ref().map(|(known, _)| known);
-                match client.fetch(discovery, known, now, &self.hosts).await? {
+                match client.fetch(&self.url, known, now, &self.hosts).await? {
                     Fetched::NotModified => {}
                     Fetched::Document(bytes, validators) => {
                         let jwks_uri = document::discovery(&bytes, issuer).map_err(unreadable)?;
@@ -211,7 +179,7 @@ impl Poller {
                 }
                 url
             }
-            endpoint => endpoint.url().clone(),
+            _ => self.url.clone(),
         };
         match client
             .fetch(&url, self.known.document.as_ref(), now, &self.hosts)
@@ -222,37 +190,33 @@ impl Poller {
                 Ok(None)
             }
             Fetched::Document(bytes, validators) => {
-                let bytes: Arc<[u8]> = bytes.into();
+                let bytes: Arc<[u8]> = (*bytes).into();
                 let document = self.read(&bytes).map_err(unreadable)?;
-                match self.shared.take(document, bytes.clone()) {
-                    Taken::Accepted => {
-                        self.known.document = Some(validators);
-                        Ok(Some(bytes))
-                    }
-                    Taken::Rollback => Ok(None),
-                }
+                let is_accepted = self.shared.take(document, bytes.clone());
+                Ok(is_accepted.then(|| {
+                    self.known.document = Some(validators);
+                    bytes
+                }))
             }
         }
     }
 
     fn read(&self, bytes: &[u8]) -> Result<Document, BoxError> {
         let before = self.shared.latest();
-        let read = match self.endpoint {
-            Endpoint::Jwks(_) | Endpoint::Oidc { .. } => document::jwks,
-            Endpoint::Web(_) | Endpoint::Spiffe(_) => document::spiffe_bundle,
-        };
-        read(bytes, &self.shared.trust_domain, before.as_deref())
+        let is_spiffe_bundle = matches!(self.target, Target::Web | Target::Spiffe(..));
+        let trust_domain = &self.shared.trust_domain;
+        Document::read(bytes, is_spiffe_bundle, trust_domain, before.as_deref())
     }
 
     async fn client(&mut self) -> Result<Client, FetchError> {
         if let Some(client) = &self.client {
             return Ok(client.clone());
         }
-        let Endpoint::Spiffe(endpoint) = self.endpoint.clone() else {
+        let Target::Spiffe(id, bootstrap) = self.target.clone() else {
             return Err(FetchError::new("there is no client"));
         };
-        let roots = self.roots(&endpoint).await?;
-        let tls = tls::spiffe_config(endpoint.id.clone(), roots, self.shared.clock.clone());
+        let roots = self.roots(&id, &bootstrap).await?;
+        let tls = tls::spiffe_config(id, roots, self.shared.clock.clone());
         let tls = tls.map_err(|error| FetchError::of("TLS cannot be configured", error))?;
         Ok(Client::Own(tls))
     }
@@ -261,13 +225,14 @@ impl Poller {
     /// last, unless the bootstrap bundle has a higher sequence.
     async fn roots(
         &mut self,
-        endpoint: &SpiffeEndpoint,
+        id: &SpiffeId,
+        bootstrap: &SpiffeBootstrap,
     ) -> Result<Vec<CertificateDer<'static>>, FetchError> {
-        let serves_itself = endpoint.id.trust_domain() == self.shared.trust_domain;
-        if let (None, Some(path), true) = (&self.saved, endpoint.saved_at.clone(), serves_itself) {
+        let serves_itself = id.trust_domain() == self.shared.trust_domain;
+        if let (None, Some(path), true) = (&self.saved, self.saved_at.clone(), serves_itself) {
             self.saved = self.read_saved(path).await.map(Arc::new);
         }
-        let bootstrap = endpoint.bootstrap.read(&self.disk).await;
+        let bootstrap = bootstrap.read(&self.disk).await;
         let latest = || {
             let copy = |about: &About| (about.sequence, about.roots.clone());
             let fetched = self.shared.with_latest_about(copy);
@@ -314,10 +279,7 @@ impl Poller {
     }
 
     async fn save(&self, document: &Arc<[u8]>) {
-        let Endpoint::Spiffe(endpoint) = &self.endpoint else {
-            return;
-        };
-        if let Some(path) = endpoint.saved_at.clone() {
+        if let Some(path) = self.saved_at.clone() {
             let document = document.clone();
             let saved = self.disk.run(move || match read_file(&path) {
                 // Written only if it changed.
@@ -332,19 +294,8 @@ impl Poller {
 }
 
 fn unreadable(cause: impl Into<BoxError>) -> FetchError {
-    FetchError {
-        kind: "bundle-unreadable",
-        ..FetchError::of("the document is invalid", cause.into())
-    }
-}
-
-/// Reports the end of the task, also after a panic or an abort.
-struct Ended(Arc<Shared>);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        self.0.ended();
-    }
+    let failed = PollError::new("bundle-unreadable", "the document is invalid");
+    failed.because(cause.into()).into()
 }
 
 #[cfg(test)]

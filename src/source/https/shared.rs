@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
-use super::super::trust_clock::TrustClock;
+use super::super::revision::Revision;
+use super::super::trust_clock::{NEVER, TrustClock, nanos};
 use super::document::{About, Document};
-use super::fetch::FetchError;
 use super::state::{HttpsBundlesState, PollError};
 use crate::bundle::{BundleAnswer, BundlesUnavailable, JwtBundle};
 use crate::clock::Clock;
@@ -25,15 +25,12 @@ pub(super) struct Shared {
     max_staleness: Option<Duration>,
     cooldown: Duration,
     bundle: ArcSwapOption<JwtBundle>,
-    // 0 before the first bundle.
-    revision: AtomicU64,
-    revisions: watch::Sender<u64>,
+    pub(super) revision: Revision,
     // Moments of the clock, in nanoseconds. The caller compares them, so a task that hangs cannot
     // delay them.
     stale_at: AtomicU64,
     early_at: AtomicU64,
     beat_at: AtomicU64,
-    following: AtomicBool,
     // The readiness that was recorded last.
     recorded_ready: AtomicBool,
     /// Wakes the task for an early poll.
@@ -55,21 +52,8 @@ struct Record {
     save_error: Option<Box<str>>,
 }
 
-const NEVER: u64 = u64::MAX;
-
-/// Sent in place of a revision: the task has ended.
-const ENDED: u64 = u64::MAX;
-
-/// Documented at `HttpsBundlesState::is_overdue`.
+/// Documented at `HttpsBundlesState::overdue`.
 const OVERDUE: Duration = Duration::from_secs(15);
-
-/// What was done with a document.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Taken {
-    Accepted,
-    /// Its sequence is lower than the accepted one.
-    Rollback,
-}
 
 impl Shared {
     pub(super) fn new(
@@ -91,11 +75,9 @@ impl Shared {
             max_staleness,
             cooldown,
             bundle: ArcSwapOption::empty(),
-            revision: AtomicU64::new(0),
-            revisions: watch::Sender::new(0),
+            revision: Revision::default(),
             stale_at: AtomicU64::new(NEVER),
             early_at: AtomicU64::new(0),
-            following: AtomicBool::new(true),
             recorded_ready: AtomicBool::new(false),
             early: Notify::new(),
             record: Mutex::default(),
@@ -105,34 +87,27 @@ impl Shared {
     // === For validation ===
 
     pub(super) fn revision(&self) -> Result<u64, BundlesUnavailable> {
-        if !self.following.load(Ordering::Acquire) {
-            return Err(BundlesUnavailable::Closed);
-        }
         let stale_at = self.stale_at.load(Ordering::Acquire);
+        let revision = self.revision.get()?;
         if stale_at != NEVER && nanos(self.clock.monotonic()) >= stale_at {
             return Err(BundlesUnavailable::Stale);
         }
-        match self.revision.load(Ordering::Acquire) {
-            0 => Err(BundlesUnavailable::NotReady),
-            revision => Ok(revision),
-        }
+        Ok(revision)
     }
 
     pub(super) fn bundle(&self, trust_domain: &str) -> BundleAnswer {
         if trust_domain != self.trust_domain.name() {
             return BundleAnswer::UnknownTrustDomain;
         }
-        match self.revision() {
+        match self.current() {
+            Ok(bundle) => BundleAnswer::Ready(bundle),
             Err(why) => BundleAnswer::Unavailable(why),
-            Ok(_) => match self.bundle.load_full() {
-                Some(bundle) => BundleAnswer::Ready(bundle),
-                None => BundleAnswer::Unavailable(BundlesUnavailable::NotReady),
-            },
         }
     }
 
-    pub(super) fn revisions(&self) -> watch::Receiver<u64> {
-        self.revisions.subscribe()
+    pub(super) fn current(&self) -> Result<Arc<JwtBundle>, BundlesUnavailable> {
+        self.revision()?;
+        self.latest().ok_or(BundlesUnavailable::NotReady)
     }
 
     /// Requests an early poll, at most once per cooldown.
@@ -169,7 +144,7 @@ impl Shared {
             trust_domain: self.trust_domain.clone(),
             url: self.url.clone(),
             revision,
-            following: self.following.load(Ordering::Acquire),
+            following: !self.revision.has_ended(),
             overdue: now.saturating_sub(beat_at) > OVERDUE,
             keys: self.bundle.load().as_ref().map_or(0, |bundle| bundle.len()),
             sequence: record.highest,
@@ -242,8 +217,8 @@ impl Shared {
         self.contact(None, unusable);
     }
 
-    /// Applies a document.
-    pub(super) fn take(&self, document: Document, bytes: Arc<[u8]>) -> Taken {
+    /// Applies a document. `false` if its sequence is lower than the accepted one.
+    pub(super) fn take(&self, document: Document, bytes: Arc<[u8]>) -> bool {
         let Document { keys, about } = document;
         let trust_domain = self.trust_domain.name();
         let before = self.latest();
@@ -257,8 +232,8 @@ impl Shared {
                 "the document's spiffe_sequence {sequence} is lower than {highest}, which was \
                  accepted before; publish the newest bundle there, or restart this process to accept it"
             );
-            self.fail("bundle-rollback", text);
-            return Taken::Rollback;
+            self.fail(PollError::new("bundle-rollback", text));
+            return false;
         }
         let same_keys = before.as_deref() == Some(&keys);
         let same = same_keys && record.about == about;
@@ -281,7 +256,7 @@ impl Shared {
         let known = keys.len();
         self.bundle.store(Some(Arc::new(keys)));
         self.contact((!same_keys).then_some(known), error);
-        Taken::Accepted
+        true
     }
 
     /// A poll succeeded. `changed` is the number of keys, if they differ from those before.
@@ -296,12 +271,12 @@ impl Shared {
         drop(record);
         // The revision before the moment: otherwise a token of a withdrawn key, cached before
         // the bundle was stale, could be accepted again for a moment.
-        let raised = (changed.is_some() || was_stale).then(|| self.raise_revision());
+        let raised = (changed.is_some() || was_stale).then(|| self.revision.raise());
         let stale_at = self.max_staleness.map(|max| nanos(now.saturating_add(max)));
         self.stale_at
             .store(stale_at.unwrap_or(NEVER), Ordering::Release);
         if let Some(revision) = raised {
-            self.revisions.send_replace(revision);
+            self.revision.notify(revision);
             if let Some(keys) = changed {
                 let trust_domain = self.trust_domain.name();
                 tracing::info!(trust_domain, revision, keys, "a polled bundle changed");
@@ -310,34 +285,12 @@ impl Shared {
         }
         self.metrics.record_contact(wall);
         if let Some(text) = error {
-            self.fail("bundle-unusable", text);
+            self.fail(PollError::new("bundle-unusable", text));
         }
         self.beat();
     }
 
-    fn raise_revision(&self) -> u64 {
-        self.revision.fetch_add(1, Ordering::AcqRel) + 1
-    }
-
-    pub(super) fn fetch_failed(&self, error: FetchError) {
-        self.record_failure(PollError {
-            kind: error.kind,
-            failed: error.failed,
-            text: error.text,
-            cause: error.cause,
-        });
-    }
-
-    pub(super) fn fail(&self, kind: &'static str, text: String) {
-        self.record_failure(PollError {
-            kind,
-            failed: text.clone().into(),
-            text: text.into(),
-            cause: None,
-        });
-    }
-
-    fn record_failure(&self, error: PollError) {
+    pub(super) fn fail(&self, error: PollError) {
         let kind = error.kind;
         let trust_domain = self.trust_domain.name();
         let text = error.text.clone();
@@ -364,17 +317,12 @@ impl Shared {
         self.record().save_error = error;
     }
 
-    pub(super) fn last_error(&self) -> Option<PollError> {
-        self.record().error.clone()
-    }
-
     /// The task ended for any reason.
     pub(super) fn ended(&self) {
-        self.following.store(false, Ordering::Release);
+        self.revision.end();
         if self.recorded_ready.swap(false, Ordering::AcqRel) {
             self.metrics.record_ready(false);
         }
-        self.revisions.send_replace(ENDED);
     }
 
     fn record(&self) -> MutexGuard<'_, Record> {
@@ -389,8 +337,4 @@ fn unusable(bundle: &JwtBundle) -> Option<String> {
         "no key of the document is usable, and all tokens of its trust domain are rejected; the \
          first ignored key: {first}"
     ))
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(NEVER - 1)
 }

@@ -20,21 +20,18 @@ use rustls::{
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
 use super::error::HttpsBundlesError;
+use super::fetch::BoxError;
 use crate::clock::Clock;
 use crate::identity::SpiffeId;
 
 /// The certificates that servers are verified against in the Web PKI.
 #[derive(Clone, Default)]
 pub(super) struct WebRoots {
-    added: Vec<CertificateDer<'static>>,
-    without_system: bool,
+    pub(super) added: Vec<CertificateDer<'static>>,
+    pub(super) without_system: bool,
 }
 
 impl WebRoots {
-    pub(super) fn add_der(&mut self, certificate: Vec<u8>) {
-        self.added.push(CertificateDer::from(certificate));
-    }
-
     /// Adds each certificate of the PEM text.
     pub(super) fn add_pem(&mut self, pem: &[u8]) -> Result<(), HttpsBundlesError> {
         let before = self.added.len();
@@ -50,10 +47,6 @@ impl WebRoots {
             return Err(HttpsBundlesError::settings(text));
         }
         Ok(())
-    }
-
-    pub(super) fn without_system(&mut self) {
-        self.without_system = true;
     }
 
     /// Whether anything was set.
@@ -150,43 +143,6 @@ struct SpiffeVerifier {
     algorithms: WebPkiSupportedAlgorithms,
 }
 
-impl SpiffeVerifier {
-    fn verify(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<(), Error> {
-        let bad = |_| Error::InvalidCertificate(CertificateError::BadEncoding);
-        let certificate = EndEntityCert::try_from(end_entity).map_err(bad)?;
-        let anchors = self
-            .roots
-            .iter()
-            .filter_map(|root| anchor_from_trusted_cert(root).ok());
-        let anchors: Vec<_> = anchors.collect();
-        certificate
-            .verify_for_usage(
-                self.algorithms.all,
-                &anchors,
-                intermediates,
-                now,
-                KeyUsage::server_auth(),
-                None,
-                None,
-            )
-            .map_err(|error| rejected(Rejected::Chain(error)))?;
-        if may_sign_certificates(end_entity) {
-            return Err(rejected(Rejected::ForSigning));
-        }
-        let mut names = certificate.valid_uri_names();
-        match (names.next(), names.next()) {
-            (Some(name), None) if name == self.expected.as_str() => Ok(()),
-            (Some(_), None) => Err(rejected(Rejected::AnotherId(self.expected.clone()))),
-            _ => Err(rejected(Rejected::NotAnSvid)),
-        }
-    }
-}
-
 /// Whether the certificate's key usage has `keyCertSign` or `cRLSign`, which an X.509-SVID that
 /// identifies a workload must not have (X509-SVID section 5.2). webpki checks that it is no CA, and
 /// ignores this extension. It also checked the encoding, so each extension begins with its OID in
@@ -211,63 +167,17 @@ fn may_sign_certificates(certificate: &[u8]) -> bool {
     })
 }
 
-/// Why a server's certificate is rejected. It repeats nothing of the certificate.
-#[derive(Debug)]
-enum Rejected {
-    Chain(webpki::Error),
-    ForSigning,
-    NotAnSvid,
-    AnotherId(SpiffeId),
-}
-
-fn rejected(why: Rejected) -> Error {
-    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(why))))
-}
-
-impl fmt::Display for Rejected {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Chain(error) => write!(
-                f,
-                "the server's X.509-SVID does not verify against the latest bundle: {error}"
-            ),
-            Self::ForSigning => f.write_str(
-                "the server's certificate may sign certificates, so it does not identify a workload",
-            ),
-            Self::NotAnSvid => f.write_str("the server's certificate does not have one SPIFFE ID"),
-            Self::AnotherId(expected) => write!(
-                f,
-                "the server's SPIFFE ID is not the configured one, \"{expected}\""
-            ),
-        }
-    }
-}
-
-impl std::error::Error for Rejected {}
-
-/// An error of the verifier of this file.
-#[derive(Debug)]
-pub(super) struct Rejection(Arc<dyn std::error::Error + Send + Sync>);
-
-impl fmt::Display for Rejection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl std::error::Error for Rejection {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.0.source()
-    }
+/// Why a server's certificate is rejected. The text repeats nothing of the certificate.
+fn rejected(text: impl Into<BoxError>) -> Error {
+    let why = OtherError(Arc::from(text.into()));
+    Error::InvalidCertificate(CertificateError::Other(why))
 }
 
 /// Why the verifier of this file rejected the server, if it did. The text of rustls for it is not
 /// readable.
-pub(super) fn rejection(error: &io::Error) -> Option<Rejection> {
+pub(super) fn rejection(error: &io::Error) -> Option<Arc<dyn std::error::Error + Send + Sync>> {
     match error.get_ref()?.downcast_ref()? {
-        Error::InvalidCertificate(CertificateError::Other(OtherError(why))) => {
-            Some(Rejection(why.clone()))
-        }
+        Error::InvalidCertificate(CertificateError::Other(OtherError(why))) => Some(why.clone()),
         _ => None,
     }
 }
@@ -281,8 +191,43 @@ impl ServerCertVerifier for SpiffeVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.verify(end_entity, intermediates, now)
-            .map(|()| ServerCertVerified::assertion())
+        let bad = |_| Error::InvalidCertificate(CertificateError::BadEncoding);
+        let certificate = EndEntityCert::try_from(end_entity).map_err(bad)?;
+        let roots = self.roots.iter();
+        let anchors = roots.filter_map(|root| anchor_from_trusted_cert(root).ok());
+        let anchors: Vec<_> = anchors.collect();
+        let chain = certificate.verify_for_usage(
+            self.algorithms.all,
+            &anchors,
+            intermediates,
+            now,
+            KeyUsage::server_auth(),
+            None,
+            None,
+        );
+        chain.map_err(|error| {
+            rejected(format!(
+                "the server's X.509-SVID does not verify against the latest bundle: {error}"
+            ))
+        })?;
+        if may_sign_certificates(end_entity) {
+            let text = "the server's certificate may sign certificates, so it does not identify a \
+                        workload";
+            return Err(rejected(text));
+        }
+        let mut names = certificate.valid_uri_names();
+        match (names.next(), names.next()) {
+            (Some(name), None) if name == self.expected.as_str() => {
+                Ok(ServerCertVerified::assertion())
+            }
+            (Some(_), None) => Err(rejected(format!(
+                "the server's SPIFFE ID is not the configured one, \"{}\"",
+                self.expected
+            ))),
+            _ => Err(rejected(
+                "the server's certificate does not have one SPIFFE ID",
+            )),
+        }
     }
 
     fn verify_tls12_signature(

@@ -31,30 +31,23 @@ impl Url {
     /// The URL that a `Location` header names, seen from this one (RFC 3986 section 5.2).
     pub(super) fn join(&self, location: &str) -> Result<Self, &'static str> {
         let location = location.split('#').next().unwrap_or_default();
-        let authority = self.authority();
-        let (path, query) = match location.split_once('?') {
-            Some((path, query)) => (path, Some(query)),
-            None => (location, None),
-        };
         if has_scheme(location) {
             return Self::parse(location);
         }
         if location.starts_with("//") {
             return Self::parse(&format!("https:{location}"));
         }
-        let path = if path.starts_with('/') {
+        let (path, query) = location.split_at(location.find('?').unwrap_or(location.len()));
+        let base = self.0.path();
+        let path = if path.is_empty() {
+            base.to_owned()
+        } else if path.starts_with('/') {
             without_dots(path)
-        } else if path.is_empty() {
-            self.0.path().to_owned()
         } else {
-            let base = self.0.path();
             let dir = base.rfind('/').and_then(|end| base.get(..=end));
             without_dots(&format!("{}{path}", dir.unwrap_or("/")))
         };
-        match query {
-            Some(query) => Self::parse(&format!("https://{authority}{path}?{query}")),
-            None => Self::parse(&format!("https://{authority}{path}")),
-        }
+        Self::parse(&format!("https://{}{path}{query}", self.authority()))
     }
 
     pub(super) fn uri(&self) -> &Uri {
@@ -99,11 +92,13 @@ impl std::fmt::Display for Url {
 }
 
 fn has_scheme(location: &str) -> bool {
-    let letters = |scheme: &str| {
-        scheme.starts_with(|first: char| first.is_ascii_alphabetic()) && { scheme.bytes() }
-            .all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
-    };
-    { location.split_once(':') }.is_some_and(|(scheme, _)| letters(scheme))
+    let scheme = location
+        .split_once(':')
+        .map(|(scheme, _)| scheme.as_bytes());
+    let is_letter = |byte: &u8| byte.is_ascii_alphanumeric() || b"+-.".contains(byte);
+    scheme.is_some_and(|scheme| {
+        scheme.first().is_some_and(u8::is_ascii_alphabetic) && scheme.iter().all(is_letter)
+    })
 }
 
 /// RFC 3986 section 5.2.4, for a path that begins with a slash.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use super::{Inner, Member, MergedBundles, NamesOf, Seen};
+use super::{Inner, Member, MergedBundles, Seen};
 use crate::bundle::BundleSource;
 use crate::identity::TrustDomain;
 use crate::metrics::MetricsRecorder;
@@ -175,7 +175,7 @@ impl std::error::Error for MergedBundlesError {}
 impl fmt::Debug for MergedBundlesBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MergedBundlesBuilder")
-            .field("members", &NamesOf(&self.members))
+            .field("members", &self.members)
             .finish_non_exhaustive()
     }
 }

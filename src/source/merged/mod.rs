@@ -124,7 +124,7 @@ impl MergedBundles {
                 .map(|(at, member)| MergedMemberState {
                     name: member.name.clone(),
                     trust_domains: routed(at),
-                    is_default: inner.default == Some(at),
+                    default: inner.default == Some(at),
                     revision: member.source.revision(),
                     healthy: member.source.is_healthy(),
                 })
@@ -281,16 +281,13 @@ impl fmt::Debug for MergedBundles {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MergedBundles")
             .field("revision", &self.inner.revision())
-            .field("members", &NamesOf(&self.inner.members))
+            .field("members", &self.inner.members)
             .finish_non_exhaustive()
     }
 }
 
-struct NamesOf<'a>(&'a [Member]);
-
-impl fmt::Debug for NamesOf<'_> {
+impl fmt::Debug for Member {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = self.0.iter().map(|member| &member.name);
-        f.debug_list().entries(names).finish()
+        self.name.fmt(f)
     }
 }

@@ -99,7 +99,7 @@ pub enum Fault {
     ///
     /// agent.fail(Fault::HangUpWith(GrpcCode::PermissionDenied));
     /// updates.changed().await?;
-    /// assert!(source.state().withdrawn().is_some());
+    /// assert!(source.state().withdrawn.is_some());
     /// # Ok(())
     /// # }
     /// ```
@@ -182,7 +182,7 @@ pub enum Fault {
     /// assert_eq!(error.reason(), JwtSourceErrorReason::Token(TokenErrorReason::Timeout));
     /// // The source replaces the connection, but the new one is dead too.
     /// tokio::time::sleep(Duration::from_secs(1)).await; // of paused time
-    /// assert!(!source.state().is_connected());
+    /// assert!(!source.state().connected);
     /// # Ok(())
     /// # }
     /// ```

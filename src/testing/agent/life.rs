@@ -122,8 +122,8 @@ impl FakeAgent {
     /// agent.restart().await?;
     /// assert!(source.bundle_set().is_ok()); // also during the restart
     /// tokio::time::sleep(Duration::from_secs(60)).await; // of paused time
-    /// assert!(source.state().is_connected());
-    /// assert!(source.state().reconnects() > 0);
+    /// assert!(source.state().connected);
+    /// assert!(source.state().reconnects > 0);
     /// # Ok(())
     /// # }
     /// ```

@@ -122,7 +122,7 @@ impl FakeAgent {
     /// agent.cut_connections().await;
     /// assert!(source.bundle_set().is_ok()); // the known keys are still valid
     /// tokio::time::sleep(Duration::from_secs(60)).await; // of paused time
-    /// assert!(source.state().is_connected());
+    /// assert!(source.state().connected);
     /// assert_eq!(agent.counts().connections, 2);
     /// # Ok(())
     /// # }
@@ -198,12 +198,12 @@ impl FakeAgent {
     /// let agent = FakeAgent::start_in_memory("example.org").await?;
     /// let source = agent.source().await?;
     /// agent.rotate().await; // to two keys, which can change places
-    /// let (revision, messages) = (source.state().revision(), agent.counts().bundle_messages);
+    /// let (revision, messages) = (source.state().revision, agent.counts().bundle_messages);
     ///
     /// agent.send_again();
     /// tokio::time::sleep(Duration::from_secs(1)).await; // of paused time
     /// assert_eq!(agent.counts().bundle_messages, messages + 1);
-    /// assert_eq!(source.state().revision(), revision); // not a change
+    /// assert_eq!(source.state().revision, revision); // not a change
     /// # Ok(())
     /// # }
     /// ```

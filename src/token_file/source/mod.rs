@@ -98,7 +98,7 @@ pub struct FileTokenState {
     /// good token.
     pub expires_in: Option<Duration>,
     /// The error of the last read. `None` if it succeeded.
-    pub error: Option<Arc<str>>,
+    pub last_error: Option<Arc<str>>,
 }
 
 struct Inner {
@@ -294,7 +294,7 @@ impl Followed {
             audiences: self.audiences.audiences().map(Into::into).collect(),
             spiffe_id: good.map(|svid| svid.spiffe_id().clone()),
             expires_in: good.map(|svid| svid.expires_at().saturating_since(now)),
-            error: known.error.clone(),
+            last_error: known.error.clone(),
         }
     }
 

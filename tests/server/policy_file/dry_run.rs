@@ -37,7 +37,7 @@ async fn p05_a_dry_run_opens_everything_and_counts() {
     let world = World::with(|builder| builder.metrics(counts.clone()));
     let dir = TempDir::new();
     let policy = open(&dir);
-    assert!(policy.state().is_dry_run());
+    assert!(policy.state().dry_run);
     let (web, ops) = (world.bearer(WEB), world.bearer(OPS));
     for layer in [
         ValidateJwtSvidLayer::required(world.validator.clone(), policy.clone()),

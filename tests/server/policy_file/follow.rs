@@ -76,7 +76,7 @@ async fn p04_a_change_takes_effect_within_the_interval() {
     assert!(allows(&policy, WEB));
     sleep(2 * SECOND).await;
     assert!(!allows(&policy, WEB) && allows(&policy, OPS));
-    assert_eq!((policy.state().revision(), policy.state().rules()), (2, 1));
+    assert_eq!((policy.state().revision, policy.state().rules), (2, 1));
     // A document does not change.
     let document = policy.document();
     file.write(web());
@@ -98,10 +98,10 @@ async fn p04_a_half_written_file_is_not_used() {
     file.write(format!("{all}# changed\n"));
     sleep(Duration::from_millis(250)).await;
     assert!(!allows(&policy, WEB));
-    assert_eq!(policy.state().revision(), 1);
+    assert_eq!(policy.state().revision, 1);
     sleep(Duration::from_millis(250)).await;
     assert!(!allows(&policy, WEB));
-    assert_eq!((policy.state().revision(), policy.state().rules()), (2, 2));
+    assert_eq!((policy.state().revision, policy.state().rules), (2, 2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -118,7 +118,7 @@ async fn p04_a_broken_file_keeps_the_policy() {
     next_checks().await;
     assert!(allows(&policy, WEB) && !policy.is_healthy());
     let state = policy.state();
-    let error = state.last_error().unwrap();
+    let error = state.last_error.as_ref().unwrap();
     assert_eq!(error.reason(), FilePolicyErrorReason::Invalid);
     assert_eq!((error.line(), error.column()), (Some(3), Some(1)));
     assert_eq!(error.path(), Some(file.path().as_path()));
@@ -158,7 +158,7 @@ async fn p04_a_broken_file_keeps_the_policy() {
         ),
         (2, 1)
     );
-    assert_eq!(policy.state().revision(), 2);
+    assert_eq!(policy.state().revision, 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -168,12 +168,12 @@ async fn p04_a_missing_file_keeps_the_policy() {
     std::fs::remove_file(file.path()).unwrap();
     next_checks().await;
     assert!(allows(&policy, WEB));
-    let reason = policy.state().last_error().map(|error| error.reason());
+    let reason = policy.state().last_error.map(|error| error.reason());
     assert_eq!(reason, Some(FilePolicyErrorReason::Io));
     file.write(web());
     next_checks().await;
     assert!(policy.is_healthy());
-    assert_eq!(policy.state().revision(), 1);
+    assert_eq!(policy.state().revision, 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -194,7 +194,7 @@ async fn p04_large_and_unreadable_files_are_errors() {
         file.write(bytes);
         next_checks().await;
         let state = policy.state();
-        let error = state.last_error().unwrap();
+        let error = state.last_error.as_ref().unwrap();
         assert!(error.to_string().contains(part), "{error}");
         assert_eq!(error.line(), line, "{error}");
         assert!(allows(&policy, WEB));
@@ -233,7 +233,7 @@ fn p04_without_a_runtime_it_is_not_opened() {
     assert!(policy.is_healthy());
     drop(runtime);
     assert!(allows(&policy, WEB));
-    assert!(!policy.state().is_following() && !policy.is_healthy());
+    assert!(!policy.state().following && !policy.is_healthy());
 }
 
 #[tokio::test(start_paused = true)]
@@ -246,12 +246,12 @@ async fn p04_reload_applies_a_file_at_once() {
     file.write("x");
     let error = policy.reload().unwrap_err();
     assert_eq!(error.reason(), FilePolicyErrorReason::Syntax);
-    assert_eq!(policy.state().last_error(), Some(&error));
+    assert_eq!(policy.state().last_error, Some(error));
     assert!(allows(&policy, OPS));
     file.write(ops());
     policy.reload().unwrap();
     assert!(policy.is_healthy());
-    assert_eq!(policy.state().revision(), 2);
+    assert_eq!(policy.state().revision, 2);
 }
 
 #[tokio::test]
@@ -290,16 +290,16 @@ async fn p04_checks_follow_interval_and_clock() {
         .open()
         .unwrap();
     sleep(50 * SECOND).await;
-    assert_eq!(policy.state().last_look(), 50 * SECOND);
+    assert_eq!(policy.state().last_look, 50 * SECOND);
     sleep(20 * SECOND).await;
     let state = policy.state();
-    assert!(state.last_look() <= 11 * SECOND && state.last_change() == 70 * SECOND);
+    assert!(state.last_look <= 11 * SECOND && state.last_change == 70 * SECOND);
     // After a suspend it is checked within a second.
     file.replace(&ops());
     clock.step_wall(3600);
     sleep(2 * SECOND).await;
     assert!(allows(&policy, OPS));
-    assert!(!policy.state().is_overdue());
+    assert!(!policy.state().overdue);
 }
 
 #[tokio::test(start_paused = true)]

@@ -225,12 +225,12 @@ async fn h13_only_contacts_end_staleness() {
     // An older document does not count as contact, even if it arrives often.
     serve(6, "\"6\"");
     for _ in 0..2 {
-        assert_eq!(next_poll(&bundles).await.revision(), Ok(1));
+        assert_eq!(next_poll(&bundles).await.revision, Ok(1));
     }
     let stale = Err(BundlesUnavailable::Stale);
-    assert_eq!(next_poll(&bundles).await.revision(), stale);
+    assert_eq!(next_poll(&bundles).await.revision, stale);
     serve(7, "\"7\"");
-    assert_eq!(next_poll(&bundles).await.revision(), Ok(2));
+    assert_eq!(next_poll(&bundles).await.revision, Ok(2));
 }
 
 fn spiffe_builder(world: &World) -> HttpsBundlesBuilder {
@@ -261,7 +261,7 @@ async fn h13_rollback_changes_neither_roots_nor_file() {
     // An old bundle, with the key of a CA that was removed since.
     let removed = Ca::new();
     serve_roots(&world, 7, &[&removed]);
-    assert_eq!(next_poll(&bundles).await.rollbacks(), 1);
+    assert_eq!(next_poll(&bundles).await.rollbacks, 1);
     assert_eq!(std::fs::read(&path).unwrap(), saved);
     assert_eq!(bundles.spiffe_bundle().as_deref(), Some(&*saved));
     world.server.certificate(removed.for_ids(&[ID]));
@@ -334,14 +334,14 @@ async fn h13_endless_responses_end() {
     ] {
         world.server.answer(reply);
         let before = bundles.state();
-        advance(before.next_poll().unwrap()).await;
+        advance(before.next_poll.unwrap()).await;
         if by_time {
             rest().await;
             advance(secs(10)).await;
         }
-        let state = polls(&bundles, before.polls() + 1).await;
+        let state = polls(&bundles, before.polls + 1).await;
         assert_eq!(error_of(&state).0, kind, "{name}: {state:?}");
-        assert_eq!((state.keys(), state.revision()), (1, Ok(1)), "{name}");
+        assert_eq!((state.keys, state.revision), (1, Ok(1)), "{name}");
     }
 }
 
@@ -368,7 +368,7 @@ async fn h13_a_trickling_server_blocks_no_other_member() {
         advance(secs(1)).await;
         rest().await;
     }
-    assert_eq!(partner.state().polls(), 0);
+    assert_eq!(partner.state().polls, 0);
     advance(secs(1)).await;
     let (_, text) = error_of(&polls(&partner, 1).await);
     assert!(text.contains("no complete response within 10s"), "{text}");
@@ -426,7 +426,7 @@ async fn h13_unknown_keys_poll_once_through_layers() {
         });
         let all = tokio::spawn(futures_util::future::join_all(requests));
         if waits {
-            until("the early poll", || bundles.state().polls() == 2).await;
+            until("the early poll", || bundles.state().polls == 2).await;
             rest().await;
             advance(secs(5)).await;
         }
@@ -444,7 +444,7 @@ async fn h13_retry_after_counts_before_the_first_success() {
     let busy = Reply::status("503 Service Unavailable").header("retry-after", "120");
     world.server.answer(busy);
     let bundles = world.jwks_builder().build_lazy().unwrap();
-    assert_eq!(polls(&bundles, 1).await.next_poll(), Some(secs(120)));
+    assert_eq!(polls(&bundles, 1).await.next_poll, Some(secs(120)));
     // Neither requests nor unknown keys shorten the wait.
     bundles.unknown_key(TD, "x");
     advance(secs(118)).await;
@@ -461,7 +461,7 @@ async fn h13_first_retries_are_spread() {
     let mut waits = Vec::new();
     for seed in 0..20 {
         let bundles = world.jwks_builder().poll_seed(seed).build_lazy().unwrap();
-        waits.push(polls(&bundles, 1).await.next_poll().unwrap());
+        waits.push(polls(&bundles, 1).await.next_poll.unwrap());
     }
     waits.sort();
     assert!(

@@ -33,20 +33,17 @@ async fn h08_a_set_without_usable_keys_is_an_error() {
     for reply in [unusable, Reply::status("304 Not Modified")] {
         world.server.answer(reply);
         let state = next_poll(&bundles).await;
-        assert!(!state.is_healthy() && state.keys() == 0);
+        assert!(!state.is_healthy() && state.keys == 0);
         assert_eq!(error_of(&state).0, "bundle-unusable");
         // The keys may be revoked: the set takes effect, and the poll counts as contact.
         assert!(validator.validate(&world.token()).is_err());
-        assert_eq!(
-            (state.revision(), state.last_success()),
-            (Ok(2), Some(secs(0)))
-        );
+        assert_eq!((state.revision, state.last_success), (Ok(2), Some(secs(0))));
     }
     // No keys, or only keys for other SVIDs: the issuer may publish that.
     for usage in ["x509-svid", "wit-svid"] {
         world.server.answer(Reply::json(with_use(&world, usage)));
         let state = next_poll(&bundles).await;
-        assert!(state.is_healthy() && state.keys() == 0, "{state:?}");
+        assert!(state.is_healthy() && state.keys == 0, "{state:?}");
     }
     world.server.answer(Reply::json(r#"{"keys": []}"#));
     assert!(next_poll(&bundles).await.is_healthy());
@@ -54,7 +51,7 @@ async fn h08_a_set_without_usable_keys_is_an_error() {
         .server
         .answer(Reply::json(with_use(&world, "jwt-svid")));
     let state = next_poll(&bundles).await;
-    assert!(state.is_healthy() && state.revision() == Ok(3));
+    assert!(state.is_healthy() && state.revision == Ok(3));
 }
 
 #[tokio::test(start_paused = true)]
@@ -112,7 +109,7 @@ async fn h11_invalid_content_keeps_the_last_bundle() {
             !text.contains("eyJ") && !text.contains("log in") && text.len() < 500,
             "{text}"
         );
-        assert_eq!((state.keys(), state.sequence()), (1, Some(1)), "{name}");
+        assert_eq!((state.keys, state.sequence), (1, Some(1)), "{name}");
     }
     world
         .server
@@ -135,7 +132,7 @@ async fn h11_servers_without_a_valid_certificate_are_rejected() {
         let (kind, text) = error_of(&state);
         assert_eq!(kind, "bundle-fetch");
         assert!(text.starts_with("the TLS handshake failed: "), "{text}");
-        assert_eq!((state.keys(), world.server.seen().len()), (1, requests));
+        assert_eq!((state.keys, world.server.seen().len()), (1, requests));
     }
     world.server.certificate(world.ca.for_host("localhost"));
     assert!(next_poll(&bundles).await.is_healthy());

@@ -114,8 +114,8 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 async fn polls(bundles: &HttpsBundles, count: u64) -> HttpsBundlesState {
     until(&format!("poll {count}"), || {
         let state = bundles.state();
-        assert!(state.polls() <= count, "{state:?}");
-        state.polls() == count && state.next_poll().is_some()
+        assert!(state.polls <= count, "{state:?}");
+        state.polls == count && state.next_poll.is_some()
     })
     .await;
     bundles.state()
@@ -124,8 +124,8 @@ async fn polls(bundles: &HttpsBundles, count: u64) -> HttpsBundlesState {
 /// Waits for the next poll to begin and end.
 async fn next_poll(bundles: &HttpsBundles) -> HttpsBundlesState {
     let state = bundles.state();
-    advance(state.next_poll().unwrap()).await;
-    polls(bundles, state.polls() + 1).await
+    advance(state.next_poll.unwrap()).await;
+    polls(bundles, state.polls + 1).await
 }
 
 /// Waits until all tasks are idle, including network I/O.
@@ -137,7 +137,7 @@ async fn rest() {
 }
 
 fn error_of(state: &HttpsBundlesState) -> (&'static str, String) {
-    let error = state.last_error().expect("an error");
+    let error = state.last_error.as_ref().expect("an error");
     (error.kind(), error.text().to_owned())
 }
 

@@ -14,7 +14,7 @@ use super::*;
 async fn h01_without_a_hint_polls_every_five_minutes() {
     let world = World::new().await;
     let bundles = world.jwks().await;
-    let wait = polls(&bundles, 1).await.next_poll().unwrap();
+    let wait = polls(&bundles, 1).await.next_poll.unwrap();
     assert!((secs(270)..=secs(300)).contains(&wait), "{wait:?}");
     advance(wait - secs(1)).await;
     rest().await;
@@ -29,7 +29,7 @@ async fn h01_hint_sets_the_interval_within_bounds() {
     let world = World::new().await;
     world.serve_bundle(None, Some(400));
     let bundles = world.web().await;
-    let mut wait = polls(&bundles, 1).await.next_poll().unwrap();
+    let mut wait = polls(&bundles, 1).await.next_poll.unwrap();
     assert!((secs(90)..=secs(100)).contains(&wait), "{wait:?}");
     for (hint, low, high) in [
         (0, 60, 66),
@@ -38,7 +38,7 @@ async fn h01_hint_sets_the_interval_within_bounds() {
         (u64::MAX, 270, 300),
     ] {
         world.serve_bundle(None, Some(hint));
-        wait = next_poll(&bundles).await.next_poll().unwrap();
+        wait = next_poll(&bundles).await.next_poll.unwrap();
         assert!((secs(low)..=secs(high)).contains(&wait), "{hint}: {wait:?}");
     }
 }
@@ -57,7 +57,7 @@ async fn h01_retry_after_is_honored_within_bounds() {
     ] {
         let busy = Reply::status("503 Service Unavailable").header("retry-after", after);
         world.server.answer(busy);
-        let wait = next_poll(&bundles).await.next_poll().unwrap();
+        let wait = next_poll(&bundles).await.next_poll.unwrap();
         assert!(
             (secs(low)..=secs(high)).contains(&wait),
             "{after}: {wait:?}"
@@ -76,20 +76,17 @@ async fn h02_failed_polls_keep_the_bundle() {
     polls(&bundles, 1).await;
     for _ in 0..20 {
         let state = next_poll(&bundles).await;
-        assert!(!state.is_healthy() && state.revision() == Ok(1));
+        assert!(!state.is_healthy() && state.revision == Ok(1));
         assert_eq!(error_of(&state).0, "bundle-fetch");
         // The retry is not earlier.
-        assert!(state.next_poll().unwrap() >= secs(270));
+        assert!(state.next_poll.unwrap() >= secs(270));
         assert!(validator.validate(&world.token()).is_ok());
     }
-    assert!(bundles.state().last_success().unwrap() > secs(20 * 270));
+    assert!(bundles.state().last_success.unwrap() > secs(20 * 270));
     world.server.answer(Reply::json(world.issuer.jwks()));
     let state = next_poll(&bundles).await;
-    assert!(state.is_healthy() && state.last_error().is_none());
-    assert_eq!(
-        (state.revision(), state.last_success()),
-        (Ok(1), Some(secs(0)))
-    );
+    assert!(state.is_healthy() && state.last_error.is_none());
+    assert_eq!((state.revision, state.last_success), (Ok(1), Some(secs(0))));
 }
 
 #[tokio::test(start_paused = true)]
@@ -110,14 +107,14 @@ async fn h02_first_polls_are_retried_quickly() {
         (8, 60),
     ] {
         if poll > 1 {
-            advance(bundles.state().next_poll().unwrap()).await;
+            advance(bundles.state().next_poll.unwrap()).await;
         }
         let state = polls(&bundles, poll).await;
         assert!(
-            state.next_poll().unwrap() <= secs(ceiling),
+            state.next_poll.unwrap() <= secs(ceiling),
             "{poll}: {state:?}"
         );
-        assert_eq!(state.revision(), Err(BundlesUnavailable::NotReady));
+        assert_eq!(state.revision, Err(BundlesUnavailable::NotReady));
     }
 }
 
@@ -134,7 +131,7 @@ async fn h02_max_staleness_counts_both_clocks() {
         .sign();
     let stale = ValidateReason::BundlesUnavailable(BundlesUnavailable::Stale);
     for wall in [false, true] {
-        polls(&bundles, bundles.state().polls()).await;
+        polls(&bundles, bundles.state().polls).await;
         assert!(validator.validate(&token).is_ok());
         world
             .server
@@ -145,10 +142,10 @@ async fn h02_max_staleness_counts_both_clocks() {
         }
         assert_eq!(validator.validate(&token).unwrap_err().reason(), stale);
         let seen = bundles.state();
-        assert!(!seen.is_healthy() && seen.revision() == Err(BundlesUnavailable::Stale));
+        assert!(!seen.is_healthy() && seen.revision == Err(BundlesUnavailable::Stale));
         // After a suspend the next poll is not delayed either.
         advance(secs(1)).await;
-        until("the poll", || bundles.state().last_error().is_some()).await;
+        until("the poll", || bundles.state().last_error.is_some()).await;
         world.server.answer(Reply::json(world.issuer.jwks()));
         let _ = next_poll(&bundles).await;
         assert!(validator.validate(&token).is_ok());
@@ -191,16 +188,16 @@ async fn h03_lower_sequence_is_rejected() {
     world.issuer.revoke(&old_key);
     world.serve_bundle(Some(8), None);
     let state = next_poll(&bundles).await;
-    assert_eq!((state.sequence(), state.revision()), (Some(8), Ok(2)));
+    assert_eq!((state.sequence, state.revision), (Some(8), Ok(2)));
     let now = bundles.jwt_bundle().unwrap();
 
     world.issuer.rotate_now();
     for polls in 1..=3 {
         world.serve_bundle(Some(7), None);
         let state = next_poll(&bundles).await;
-        assert_eq!((state.rollbacks(), state.revision()), (polls, Ok(2)));
+        assert_eq!((state.rollbacks, state.revision), (polls, Ok(2)));
         assert!(
-            state.last_success().unwrap() >= secs(270 * polls),
+            state.last_success.unwrap() >= secs(270 * polls),
             "not a contact"
         );
         let (kind, text) = error_of(&state);
@@ -225,7 +222,7 @@ async fn h03_lower_sequence_is_rejected() {
 
     // After a restart it is accepted.
     let anew = world.web().await;
-    assert_eq!(anew.state().sequence(), Some(7));
+    assert_eq!(anew.state().sequence, Some(7));
 }
 
 #[tokio::test(start_paused = true)]
@@ -236,7 +233,7 @@ async fn h03_equal_or_missing_sequence_is_accepted() {
     world.serve_bundle(Some(7), None);
     let bundles = world.web().await;
     polls(&bundles, 1).await;
-    assert_eq!(next_poll(&bundles).await.revision(), Ok(1));
+    assert_eq!(next_poll(&bundles).await.revision, Ok(1));
     assert_eq!(log.text(), "");
     // A revocation with the same sequence takes effect.
     let first = world.issuer.signing_key_id();
@@ -244,7 +241,7 @@ async fn h03_equal_or_missing_sequence_is_accepted() {
     world.issuer.revoke(&first);
     world.serve_bundle(Some(7), None);
     let state = next_poll(&bundles).await;
-    assert!(state.is_healthy() && state.revision() == Ok(2));
+    assert!(state.is_healthy() && state.revision == Ok(2));
     assert!(bundles.jwt_bundle().unwrap().authority(&first).is_none());
     assert_eq!(
         log.lines_with("under the same spiffe_sequence"),
@@ -255,7 +252,7 @@ async fn h03_equal_or_missing_sequence_is_accepted() {
     // A document without a sequence is accepted; one with a lower sequence after it is rejected.
     world.issuer.rotate_now();
     world.serve_bundle(None, None);
-    assert_eq!(next_poll(&bundles).await.revision(), Ok(3));
+    assert_eq!(next_poll(&bundles).await.revision, Ok(3));
     world.serve_bundle(Some(6), None);
     assert_eq!(error_of(&next_poll(&bundles).await).0, "bundle-rollback");
 }
@@ -275,8 +272,8 @@ async fn h04_unmodified_documents_count_as_contact() {
     polls(&bundles, 1).await;
     world.server.answer(Reply::status("304 Not Modified"));
     let state = next_poll(&bundles).await;
-    assert!(state.is_healthy() && state.revision() == Ok(1));
-    assert_eq!(state.last_success(), Some(secs(0)));
+    assert!(state.is_healthy() && state.revision == Ok(1));
+    assert_eq!(state.last_success, Some(secs(0)));
     let [first, second] = &world.server.seen()[..] else {
         panic!("two requests")
     };
@@ -290,7 +287,7 @@ async fn h04_unmodified_documents_count_as_contact() {
     world.server.answer(Reply::status("304 Not Modified"));
     let state = next_poll(&bundles).await;
     assert_eq!(error_of(&state).0, "bundle-fetch");
-    assert!(state.last_success().unwrap() >= secs(270));
+    assert!(state.last_success.unwrap() >= secs(270));
 }
 
 #[tokio::test(start_paused = true)]
@@ -327,7 +324,7 @@ async fn h05_large_responses_are_rejected() {
         world.server.answer(reply);
         let state = next_poll(&bundles).await;
         assert_eq!(error_of(&state).0, "bundle-too-large");
-        assert_eq!(state.keys(), 1);
+        assert_eq!(state.keys, 1);
     }
 }
 
@@ -383,16 +380,16 @@ async fn h05_slow_servers_time_out_and_block_nothing() {
     ] {
         world.server.answer(reply);
         let before = bundles.state();
-        advance(before.next_poll().unwrap()).await;
+        advance(before.next_poll.unwrap()).await;
         rest().await;
         advance(secs(9)).await;
         rest().await;
         let state = bundles.state();
-        assert_eq!((state.polls(), state.next_poll()), (before.polls(), None));
-        assert!(!state.is_overdue());
+        assert_eq!((state.polls, state.next_poll), (before.polls, None));
+        assert!(!state.overdue);
         assert!(validator.validate(&world.token()).is_ok());
         advance(secs(1)).await;
-        let (_, text) = error_of(&polls(&bundles, before.polls() + 1).await);
+        let (_, text) = error_of(&polls(&bundles, before.polls + 1).await);
         assert!(text.contains("no complete response within 10s"), "{text}");
     }
 }
@@ -413,7 +410,7 @@ async fn h05_connections_time_out_after_five_seconds() {
     rest().await;
     advance(secs(4)).await;
     rest().await;
-    assert_eq!(bundles.state().polls(), 0);
+    assert_eq!(bundles.state().polls, 0);
     advance(secs(1)).await;
     let (_, text) = error_of(&polls(&bundles, 1).await);
     assert_eq!(text, "no connection within 5s");
@@ -430,11 +427,11 @@ async fn h07_removed_key_is_rejected_with_a_warm_cache() {
     // The same keys in another order and with other whitespace are no change.
     world.issuer.prepare(tower_spiffe::bundle::Algorithm::ES256);
     world.server.answer(Reply::json(world.issuer.jwks()));
-    assert_eq!(next_poll(&bundles).await.revision(), Ok(2));
+    assert_eq!(next_poll(&bundles).await.revision, Ok(2));
     world
         .server
         .answer(Reply::json(world.issuer.jwks_in_another_order()));
-    assert_eq!(next_poll(&bundles).await.revision(), Ok(2));
+    assert_eq!(next_poll(&bundles).await.revision, Ok(2));
     assert!(validator.validate(&token).is_ok());
 
     let old = world.issuer.signing_key_id();
@@ -442,7 +439,7 @@ async fn h07_removed_key_is_rejected_with_a_warm_cache() {
     world.issuer.revoke(&old);
     world.server.answer(Reply::json(world.issuer.jwks()));
     let changed = bundles.changed_since(2).expect("it changes");
-    assert_eq!(next_poll(&bundles).await.revision(), Ok(3));
+    assert_eq!(next_poll(&bundles).await.revision, Ok(3));
     changed.await;
     let error = validator.validate(&token).unwrap_err();
     assert_eq!(error.reason(), ValidateReason::KeyUnknown);
@@ -462,7 +459,7 @@ async fn h02_a_runtime_that_ends_closes_the_source() {
     });
     let bundles = thread.join().unwrap();
     assert_eq!(bundles.revision(), Err(BundlesUnavailable::Closed));
-    assert!(!bundles.is_healthy() && !bundles.state().is_following());
+    assert!(!bundles.is_healthy() && !bundles.state().following);
     assert_eq!(bundles.ready().await, Err(BundlesUnavailable::Closed));
     let changed = bundles.changed_since(0).unwrap();
     assert!(changed.now_or_never().is_some());
@@ -476,7 +473,7 @@ async fn h02_an_undriven_task_is_overdue() {
     assert!(bundles.is_healthy());
     // No task runs between these two lines.
     world.clock.step_wall(16);
-    assert!(bundles.state().is_overdue() && !bundles.is_healthy());
+    assert!(bundles.state().overdue && !bundles.is_healthy());
     advance(secs(1)).await;
     until("the task", || bundles.is_healthy()).await;
 }

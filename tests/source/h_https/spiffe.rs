@@ -81,7 +81,7 @@ async fn h11_endpoint_must_have_exactly_its_spiffe_id() {
         let (kind, found) = error_of(&state);
         assert_eq!(kind, "bundle-fetch");
         assert!(found.contains(text), "{found}");
-        assert_eq!((state.keys(), world.server.seen().len()), (1, requests));
+        assert_eq!((state.keys, world.server.seen().len()), (1, requests));
     }
 }
 
@@ -105,9 +105,9 @@ async fn h05_redirects_must_lead_to_the_same_id() {
         error_of(&state).1.contains("is not the configured one"),
         "{state:?}"
     );
-    assert_eq!((state.sequence(), other.seen().len()), (Some(1), 0));
+    assert_eq!((state.sequence, other.seen().len()), (Some(1), 0));
     world.server.answer(Reply::redirect(&twin.url("/")));
-    assert_eq!(next_poll(&bundles).await.sequence(), Some(2));
+    assert_eq!(next_poll(&bundles).await.sequence, Some(2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -162,7 +162,7 @@ async fn h10_saved_bundle_survives_a_root_rotation() {
     // An unreadable file is ignored; a failed write is an error.
     std::fs::write(&path, "junk").unwrap();
     let locked_out = builder().save_to(&path).build_lazy().unwrap();
-    assert!(polls(&locked_out, 1).await.last_error().is_some());
+    assert!(polls(&locked_out, 1).await.last_error.is_some());
     world.server.certificate(world.ca.for_ids(&[ID]));
     let bundles = builder()
         .save_to(dir.join("missing/x"))
@@ -170,8 +170,8 @@ async fn h10_saved_bundle_survives_a_root_rotation() {
         .await
         .unwrap();
     let state = polls(&bundles, 1).await;
-    assert!(state.last_error().is_none() && state.save_error().is_some());
-    assert!(!state.is_healthy() && state.revision() == Ok(1));
+    assert!(state.last_error.is_none() && state.save_error.is_some());
+    assert!(!state.is_healthy() && state.revision == Ok(1));
 }
 
 /// Another user of the directory may guess the name of the file that is written first.

@@ -83,7 +83,7 @@ async fn h10_the_task_ends_with_the_last_handle() {
     let clone = bundles.clone();
     drop(bundles);
     rest().await;
-    assert!(clone.state().is_following());
+    assert!(clone.state().following);
     drop(clone);
     until("the task ends", || tasks() == 2).await;
 }
