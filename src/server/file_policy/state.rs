@@ -22,8 +22,8 @@ pub struct FilePolicyState {
     /// Whether the last check of the file is too long ago: more than twice the
     /// [`poll_interval`](super::FilePolicyBuilder::poll_interval) plus 2 s, so 12 s by default.
     pub overdue: bool,
-    /// The time since the file was last checked, on the monotonic or the wall clock, whichever
-    /// shows more.
+    /// The time since the file was last checked: the longer of the times on the monotonic clock and
+    /// on the wall clock.
     pub last_look: Duration,
     /// The time since the policy last changed, or was opened.
     pub last_change: Duration,

@@ -35,8 +35,8 @@ pub struct FileState {
     /// The trust domains, sorted by name, including those whose entry cannot be read. Empty before
     /// the file was read.
     pub trust_domains: Vec<FileTrustDomainState>,
-    /// The time since the file was last checked, on the monotonic or the wall clock, whichever
-    /// shows more.
+    /// The time since the file was last checked: the longer of the times on the monotonic clock and
+    /// on the wall clock.
     pub last_look: Duration,
     /// The time since its bundles last changed; before it was read, since the source was created.
     pub last_change: Duration,
