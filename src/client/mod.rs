@@ -173,7 +173,7 @@
 //! # Errors
 //!
 //! The error of the service is a [`BoxError`]: errors of the inner service are forwarded unchanged.
-//! The errors of this layer are a [`TokenError`];
+//! The errors of this layer are a [`TokenError`](crate::token::TokenError);
 //! [`TokenError::find`](crate::token::TokenError::find) finds it. A request that should carry a
 //! token is never sent without one. For a gRPC peer,
 //! [`TokenError`](crate::token::TokenError#as-a-grpc-status) has a code and a fixed text; the
