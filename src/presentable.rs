@@ -2,7 +2,7 @@
 
 use serde_json::error::Category;
 
-/// Implements `Debug` with these fields only. The others have tokens or secrets, or tell nothing.
+/// Implements `Debug` with these fields only: the others are secret, or of no use in a log.
 macro_rules! debug_fields {
     ($type:ident, |$it:ident| { $($field:ident: $value:expr),* $(,)? }) => {
         impl std::fmt::Debug for $type {

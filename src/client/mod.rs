@@ -174,7 +174,7 @@
 //! # Errors
 //!
 //! The error of the service is a [`BoxError`]: errors of the inner service are forwarded unchanged.
-//! The errors of this layer are [`TokenError`]s;
+//! The errors of this layer are [`TokenError`](crate::token::TokenError)s;
 //! [`TokenError::find`](crate::token::TokenError::find) finds one in the error of a client. A
 //! request that should carry a token is never sent without one. For a gRPC peer,
 //! [`TokenError`](crate::token::TokenError#as-a-grpc-status) has a code and a fixed text; the

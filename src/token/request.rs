@@ -168,7 +168,7 @@ impl SvidRequest {
     /// request waits for a call to the issuer, within the limits of the cache: 16 concurrent calls,
     /// 200 calls per second, and a wait of 5 s by default. After a failure, requests fail
     /// immediately until the next attempt. If the issuer returns a token that was sent already, the
-    /// request fails with [`Unacceptable`](FetchSvidReason::Unacceptable).
+    /// request fails with [`Unacceptable`](super::FetchSvidReason::Unacceptable).
     #[must_use]
     pub fn single_use(self) -> Self {
         let single_use = true;

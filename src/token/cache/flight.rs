@@ -164,9 +164,9 @@ impl Pilot {
             return Landing::Lost;
         };
         let rank = entry.rank(&entry.state());
-        let admitted = cx.breaker.admit(now, settings, &entry, rank);
+        let admission = cx.breaker.admit(now, settings, &entry, rank);
         drop(entry);
-        match admitted {
+        match admission {
             Ok(None) => Landing::Answer(self.call(Some(permit), settings.fetch_deadline).await),
             Ok(Some((id, deadline))) => {
                 drop(permit);
