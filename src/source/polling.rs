@@ -59,6 +59,7 @@ impl NextCheck {
     }
 
     /// Makes the next check due within this time.
+    #[cfg(feature = "policy-file")]
     pub(crate) fn hasten(&mut self, within: Duration) {
         self.left = self.left.min(within);
     }

@@ -28,9 +28,11 @@ struct Base {
 }
 
 /// A moment that never comes, in [`nanos`].
+#[cfg(any(feature = "workload-api", feature = "https-bundles"))]
 pub(crate) const NEVER: u64 = u64::MAX;
 
 /// A moment of the clock for an atomic.
+#[cfg(any(feature = "workload-api", feature = "https-bundles"))]
 pub(crate) fn nanos(moment: Duration) -> u64 {
     u64::try_from(moment.as_nanos()).unwrap_or(NEVER)
 }

@@ -108,12 +108,6 @@ impl Followed {
         !self.revision.has_ended() && self.snapshot.load().is_complete()
     }
 
-    /// Waits until every file was read once. `false` if the runtime ended before.
-    pub(super) async fn until_ready(&self) -> bool {
-        self.revision.until(|| self.is_ready()).await;
-        self.is_ready()
-    }
-
     pub(super) fn bundle(&self, trust_domain: &str) -> BundleAnswer {
         if let Err(why) = self.revision.get() {
             return BundleAnswer::Unavailable(why);

@@ -171,7 +171,9 @@ impl FileBundles {
     /// # Errors
     /// The runtime that the source was created on has ended.
     pub async fn ready(&self) -> Result<(), FileBundlesError> {
-        if self.followed.until_ready().await {
+        let followed = &self.followed;
+        followed.revision.until(|| followed.is_ready()).await;
+        if followed.is_ready() {
             return Ok(());
         }
         let text = "the runtime that the files were followed on has ended; create a new source";

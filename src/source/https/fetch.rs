@@ -4,19 +4,19 @@ use std::error::Error as StdError;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf as _, Bytes};
+use bytes::{Buf as _, BufMut as _, Bytes};
 use http::header::{
     ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, ETAG, HOST, HeaderValue, IF_MODIFIED_SINCE,
     IF_NONE_MATCH, LAST_MODIFIED, LOCATION, USER_AGENT,
 };
 use http::{Request, Response, StatusCode};
 use http_body::Body;
+use http_body_util::BodyExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -145,7 +145,7 @@ pub(super) struct Validators {
 #[derive(Debug)]
 pub(super) enum Fetched {
     NotModified,
-    Document(Bytes, Validators),
+    Document(Vec<u8>, Validators),
 }
 
 impl Client {
@@ -234,7 +234,7 @@ impl Validators {
 }
 
 /// The head of a response, and its body, which is read for status 200 only.
-type Answered = (http::response::Parts, Result<Bytes, FetchError>);
+type Answered = (http::response::Parts, Result<Vec<u8>, FetchError>);
 
 fn request(url: &Url, known: Option<&Validators>) -> Request<()> {
     let mut request = Request::new(());
@@ -331,13 +331,13 @@ where
     }
 }
 
-async fn read_if_ok<B>(head: &http::response::Parts, body: B) -> Result<Bytes, FetchError>
+async fn read_if_ok<B>(head: &http::response::Parts, body: B) -> Result<Vec<u8>, FetchError>
 where
-    B: Body<Data: Send> + Send,
+    B: Body,
     B::Error: Into<BoxError>,
 {
     if head.status != StatusCode::OK {
-        return Ok(Bytes::new());
+        return Ok(Vec::new());
     }
     // Never decompressed: a small response could become a large one.
     let encoding = head.headers.get(CONTENT_ENCODING);
@@ -348,14 +348,19 @@ where
     if usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX) > MAX_BODY {
         return Err(FetchError::too_large());
     }
-    // Boxed, because the compiler cannot prove that the future is `Send` otherwise.
-    let read: Pin<Box<dyn Future<Output = _> + Send>> =
-        Box::pin(Limited::new(body, MAX_BODY).collect());
-    match read.await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(FetchError::too_large()),
-        Err(error) => Err(FetchError::of("the response ended too early", error)),
+    let mut body = pin!(body);
+    // Copied: small chunks must not keep many buffers.
+    let mut read = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let broken = |error: B::Error| FetchError::of("the response ended too early", error.into());
+        if let Ok(data) = frame.map_err(broken)?.into_data() {
+            if data.remaining() > MAX_BODY.saturating_sub(read.len()) {
+                return Err(FetchError::too_large());
+            }
+            read.put(data);
+        }
     }
+    Ok(read)
 }
 
 #[cfg(test)]

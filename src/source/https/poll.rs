@@ -190,7 +190,7 @@ impl Poller {
                 Ok(None)
             }
             Fetched::Document(bytes, validators) => {
-                let bytes: Arc<[u8]> = (*bytes).into();
+                let bytes: Arc<[u8]> = bytes.into();
                 let document = self.read(&bytes).map_err(unreadable)?;
                 let is_accepted = self.shared.take(document, bytes.clone());
                 Ok(is_accepted.then(|| {
