@@ -17,6 +17,8 @@ mod e06_fail_fast;
 mod e07_peer_status;
 mod e09_removed_key;
 mod e27_old_tokens;
+mod entry_waits;
+mod exact_limits;
 mod existing;
 mod from_origin;
 mod hostile;
@@ -47,6 +49,7 @@ mod t05_single_use;
 mod tonic_channel;
 mod turns;
 mod x01_callers;
+mod x01_error_texts;
 mod x01_oauth;
 mod x01_oauth_http;
 

@@ -46,6 +46,7 @@ mod talk;
 mod telemetry;
 mod tonic;
 mod tower_http;
+mod validator_settings;
 mod wait;
 
 use tower_spiffe_test_support::{log, loopback};

@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use tower::limit::ConcurrencyLimit;
 use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_spiffe::clock::{Clock, SystemClock};
+use tower_spiffe::clock::{Clock, SystemClock, UnixTime};
 use tower_spiffe::metrics::{Admission, MetricsRecorder};
 use tower_spiffe::server::{
     Allow, AskPolicy, AsyncDecision, AsyncPolicy, CallerState, Decision, DecisionFuture,
@@ -567,9 +567,10 @@ async fn decisions_are_cached_by_key_and_caller() {
 
 #[tokio::test(start_paused = true)]
 async fn no_decision_outlives_its_token() {
-    let clock = PausedClock::new(SystemClock::shared().now());
+    // A whole second, as in tokens: the limit is exact.
+    let now = SystemClock::shared().now().secs();
+    let clock = PausedClock::new(UnixTime::from_secs(now));
     let world = World::with(|builder| builder.clock(clock.shared()));
-    let now = clock.now().secs();
     let fake = Fake::only(WEB).keyed();
     let layer = cached(&fake, &world, 3600);
     let send = async |exp: i64| {

@@ -35,6 +35,7 @@ mod memory_bundles;
 mod merged_bundles;
 mod problem_log;
 mod reconnect;
+mod recorded_changes;
 mod staleness;
 mod start;
 mod state;
@@ -43,5 +44,6 @@ mod support;
 mod updates;
 mod withdrawal;
 mod worker;
+mod wrong_files;
 
 use tower_spiffe_test_support::{log, raw_agent, wire};

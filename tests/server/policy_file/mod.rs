@@ -4,6 +4,7 @@ mod callers;
 mod dry_run;
 mod follow;
 mod format;
+mod limits;
 mod metrics;
 mod paths;
 mod whole;

@@ -4,6 +4,7 @@ mod attacks;
 mod content;
 mod oidc;
 mod polling;
+mod records;
 mod spiffe;
 mod start;
 mod unknown_keys;

@@ -380,7 +380,9 @@ async fn h05_slow_servers_time_out_and_block_nothing() {
     ] {
         world.server.answer(reply);
         let before = bundles.state();
+        let requests = world.server.seen().len();
         advance(before.next_poll.unwrap()).await;
+        until("a request", || world.server.seen().len() > requests).await;
         rest().await;
         advance(secs(9)).await;
         rest().await;

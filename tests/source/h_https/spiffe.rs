@@ -3,8 +3,10 @@
 use tower_spiffe::SpiffeId;
 use tower_spiffe::source::https::SpiffeBootstrap;
 use tower_spiffe_test_support::temp::TempDir;
+use tracing::Level;
 
 use super::*;
+use crate::log::Log;
 
 const ID: &str = "spiffe://example.org/spire/server";
 
@@ -275,4 +277,24 @@ async fn h11_endpoint_of_another_domain_needs_its_own_bundle() {
     world.server.certificate(theirs.for_ids(&[ID]));
     let (_, text) = error_of(&next_poll(&bundles).await);
     assert!(text.contains("does not verify"), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn h10_only_an_unreadable_saved_bundle_is_logged() {
+    let log = Log::default();
+    let _guard = log.begin(Level::WARN);
+    let world = World::spiffe().await;
+    let dir = TempDir::new();
+    std::fs::create_dir(dir.join("folder")).unwrap();
+    std::fs::write(dir.join("malformed"), "{").unwrap();
+    for (name, warnings) in [("missing", 0), ("folder", 1), ("malformed", 1)] {
+        log.clear();
+        let builder = world.spiffe_builder(world.bootstrap());
+        let bundles = builder.save_to(dir.join(name)).build_lazy().unwrap();
+        let state = polls(&bundles, 1).await;
+        assert_eq!(state.keys(), 1, "{name}");
+        assert_eq!(state.save_error().is_some(), name == "folder", "{state:?}");
+        let logged = log.lines_with("the saved bundle cannot be read");
+        assert_eq!(logged, warnings, "{name}");
+    }
 }

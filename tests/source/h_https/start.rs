@@ -273,3 +273,19 @@ async fn h10_validators_use_the_recorder_of_the_source() {
     assert!(world.validator(&bundles).validate(&world.token()).is_ok());
     assert_eq!(recorder.0.load(std::sync::atomic::Ordering::Relaxed), 1);
 }
+
+#[tokio::test]
+async fn h05_urls_without_a_host_are_errors() {
+    for url in [
+        "https://",
+        "https:///keys",
+        "https://:443/keys",
+        "https://[]/keys",
+        "https://[]:443/keys",
+    ] {
+        let builder = HttpsBundles::jwks_url(td(TD), url).without_system_roots();
+        let builder = builder.add_root_der(Ca::new().der().to_vec());
+        let error = builder.build_lazy().expect_err(url);
+        assert_eq!(error.reason(), Reason::Settings, "{url}");
+    }
+}
