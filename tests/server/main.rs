@@ -48,4 +48,4 @@ mod tonic;
 mod tower_http;
 mod wait;
 
-use tower_spiffe_test_support::{log, loopback};
+use tower_spiffe_test_support::{agent, log, loopback};

@@ -33,6 +33,8 @@ mod lifetime;
 mod memory;
 mod memory_bundles;
 mod merged_bundles;
+#[cfg(windows)]
+mod named_pipe;
 mod problem_log;
 mod reconnect;
 mod staleness;
