@@ -46,4 +46,4 @@ mod updates;
 mod withdrawal;
 mod worker;
 
-use tower_spiffe_test_support::{log, raw_agent, wire};
+use tower_spiffe_test_support::{agent, log, raw_agent, wire};
