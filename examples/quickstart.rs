@@ -64,10 +64,12 @@ async fn chain() -> Result<(), BoxError> {
             (None, announced(&what, JwtSource::new()).await?)
         }
         None => {
-            let agent = FakeAgent::builder("example.org")
-                .token_life(TOKEN_LIFE)
-                .start()
-                .await?;
+            let agent = FakeAgent::builder("example.org").token_life(TOKEN_LIFE);
+            let agent = if cfg!(windows) {
+                agent.start_tcp().await?
+            } else {
+                agent.start().await?
+            };
             agent.register(WEB, "", TOKEN_LIFE)?;
             println!("Workload API: embedded, at {}", agent.endpoint());
             let source = agent.source().await?;

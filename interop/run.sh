@@ -7,7 +7,7 @@
 # files and the POM; with these packages in the local caches no network is needed. All traffic stays on
 # loopback.
 set -uo pipefail
-cd "$(dirname "$0")"
+cd "$(dirname "$0")" || exit
 
 target=$(realpath -m "${CARGO_TARGET_DIR:-../target}")
 work=$target/interop

@@ -33,7 +33,7 @@ pub(crate) struct Args {
     /// Rotate the signing key this often
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     rotate_every: Option<Duration>,
-    /// Listen on a free TCP port of 127.0.0.1 instead of a Unix socket
+    /// Listen on a free TCP port of 127.0.0.1 instead of a Unix socket; always set on Windows
     #[arg(long)]
     tcp: bool,
     /// End after this time
@@ -196,7 +196,7 @@ async fn start(args: &Args) -> Result<FakeAgent, BoxError> {
     let first = identities.first().map_or(DEFAULT_ID, |first| &first.id);
     let first: SpiffeId = first.parse().map_err(|why| format!("{first}: {why}"))?;
     let agent = FakeAgent::builder(first.trust_domain_name()).token_life(args.token_life);
-    let agent = match args.tcp {
+    let agent = match args.tcp || cfg!(windows) {
         true => agent.start_tcp().await?,
         false => agent.start().await?,
     };

@@ -40,6 +40,8 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 #[derive(Parser)]
 #[command(
     name = "tower-spiffe",
+    // Usage lines show this name on Windows too, not that of the `.exe` file.
+    bin_name = "tower-spiffe",
     version,
     // The last value of an option is used, so that scripts can append to a command line.
     args_override_self = true,

@@ -1,4 +1,4 @@
-//! The signals that end a command: ctrl-c, and SIGTERM on Unix.
+//! The signals that end a command: ctrl-c, SIGTERM on Unix, ctrl-break on Windows.
 
 #[cfg(unix)]
 pub(crate) struct Stop {
@@ -25,16 +25,26 @@ impl Stop {
     }
 }
 
-#[cfg(not(unix))]
-pub(crate) struct Stop;
+#[cfg(windows)]
+pub(crate) struct Stop {
+    interrupt: tokio::signal::windows::CtrlC,
+    stop: tokio::signal::windows::CtrlBreak,
+}
 
-#[cfg(not(unix))]
+#[cfg(windows)]
 impl Stop {
+    /// Registers handlers. From now on the signals do not end the process.
     pub(crate) fn new() -> std::io::Result<Self> {
-        Ok(Self)
+        Ok(Self {
+            interrupt: tokio::signal::windows::ctrl_c()?,
+            stop: tokio::signal::windows::ctrl_break()?,
+        })
     }
 
     pub(crate) async fn requested(&mut self) {
-        let _ = tokio::signal::ctrl_c().await;
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.stop.recv() => {}
+        }
     }
 }

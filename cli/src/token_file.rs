@@ -69,12 +69,20 @@ pub(crate) struct Args {
     duration: Option<Duration>,
 }
 
+#[cfg(unix)]
 const EXAMPLES: &str = "\
 Examples:
   export SPIFFE_ENDPOINT_SOCKET=unix:///run/spire/agent.sock
   tower-spiffe token-file --file sts.amazonaws.com /run/tokens/aws
   tower-spiffe token-file --file vault /run/tokens/vault --file db /run/tokens/db --once
   tower-spiffe token-file --file db /run/tokens/db --signal HUP --pid-file /run/db.pid";
+
+#[cfg(not(unix))]
+const EXAMPLES: &str = "\
+Examples:
+  set SPIFFE_ENDPOINT_SOCKET=tcp://127.0.0.1:8081
+  tower-spiffe token-file --file sts.amazonaws.com C:\\tokens\\aws
+  tower-spiffe token-file --file vault C:\\tokens\\vault --file db C:\\tokens\\db --once";
 
 const DETAILS: &str = "\
 For an AWS SDK, set AWS_WEB_IDENTITY_TOKEN_FILE to the path and AWS_ROLE_ARN to the role.
@@ -315,12 +323,7 @@ impl Action {
 }
 
 async fn execute(command: &str, path: &Path) -> Result<(), String> {
-    let (shell, option) = match cfg!(windows) {
-        true => ("cmd", "/C"),
-        false => ("sh", "-c"),
-    };
-    let mut child = tokio::process::Command::new(shell)
-        .args([option, command])
+    let mut child = shell(command)
         .env("TOWER_SPIFFE_TOKEN_FILE", path)
         .stdin(std::process::Stdio::null())
         .kill_on_drop(true)
@@ -335,6 +338,21 @@ async fn execute(command: &str, path: &Path) -> Result<(), String> {
             COMMAND_TIMEOUT.as_secs()
         )),
     }
+}
+
+#[cfg(unix)]
+fn shell(command: &str) -> tokio::process::Command {
+    let mut shell = tokio::process::Command::new("sh");
+    shell.args(["-c", command]);
+    shell
+}
+
+/// `/S` removes the outer quotes. `cmd` does not understand the usual escapes of quotes.
+#[cfg(windows)]
+fn shell(command: &str) -> tokio::process::Command {
+    let mut shell = tokio::process::Command::new("cmd");
+    shell.raw_arg(format!("/S /C \"{command}\""));
+    shell
 }
 
 #[cfg(unix)]

@@ -187,6 +187,13 @@ impl Target {
     fn failed(&self, what: &str, error: io::Error) -> WriteError {
         let fix = match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => "create its directory",
+            // Windows reports all three in the same way.
+            io::ErrorKind::PermissionDenied if cfg!(windows) && self.path.is_dir() => {
+                "remove the directory that is there"
+            }
+            io::ErrorKind::PermissionDenied if cfg!(windows) => {
+                "let this user write to its directory, and close the file in programs that read it"
+            }
             io::ErrorKind::PermissionDenied => {
                 "let this user write to its directory, and set only an owner and group that it is \
                  allowed to set"

@@ -54,7 +54,7 @@
 //!
 //! On Unix the file has mode 0600 unless [`mode`](TokenFileBuilder::mode) sets another. On Windows
 //! it inherits the permissions (ACL) of its directory: only the reader should have access to that
-//! directory.
+//! directory. A write fails there while a program has the file open without `FILE_SHARE_DELETE`.
 //!
 //! # When a file is written
 //!

@@ -15,7 +15,6 @@ fn is_removed(socket: &Path) -> bool {
     !socket.parent().unwrap().exists()
 }
 
-#[cfg(unix)]
 #[tokio::test]
 async fn e33_dropped_agent_removes_its_directory() {
     let agent = FakeAgent::start(TD).await.unwrap();
@@ -28,7 +27,6 @@ async fn e33_dropped_agent_removes_its_directory() {
     assert!(client.token(AUD).await.is_err());
 }
 
-#[cfg(unix)]
 #[tokio::test]
 async fn e33_stopped_and_restarted_agents_remove_it_too() {
     let agent = FakeAgent::start(TD).await.unwrap();
@@ -49,7 +47,6 @@ async fn e33_stopped_and_restarted_agents_remove_it_too() {
     assert!(is_removed(&path));
 }
 
-#[cfg(unix)]
 #[test]
 fn e33_agent_of_an_ended_runtime_is_removed() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -67,7 +64,6 @@ fn e33_agent_of_an_ended_runtime_is_removed() {
     assert!(is_removed(&path));
 }
 
-#[cfg(unix)]
 #[test]
 fn e33_agent_of_a_panicking_test_is_removed() {
     let runtime = tokio::runtime::Runtime::new().unwrap();

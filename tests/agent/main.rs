@@ -15,6 +15,7 @@ mod cleanup;
 mod e31_authority;
 mod e32_stop;
 mod e32_tmpdir;
+#[cfg(unix)]
 mod e33_files;
 mod examples;
 mod faults;

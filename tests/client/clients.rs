@@ -17,13 +17,14 @@ use tower_spiffe::testing::FakeAgent;
 use tower_spiffe::token::{TokenError, TokenErrorReason};
 use tower_spiffe::{JwtSource, Validator};
 
+use crate::agent;
 use crate::net::{Ca, Host};
 
 const AUDIENCE: &str = "spiffe://x/reports";
 
 /// An agent, a source, and a service that allows the callers of its trust domain.
 pub async fn deployment(ca: Option<&Ca>) -> (FakeAgent, JwtSource, Host) {
-    let agent = FakeAgent::start("x").await.unwrap();
+    let agent = agent::start("x").await;
     let source = agent.source().await.unwrap();
     let validator = Validator::builder(source.clone())
         .audience(AUDIENCE)
@@ -155,7 +156,7 @@ async fn reqwest_service_signs_over_plaintext_and_tls() {
 
 #[tokio::test]
 async fn reqwest_middleware_signs_for_two_services() {
-    let agent = FakeAgent::start("x").await.unwrap();
+    let agent = agent::start("x").await;
     let source = agent.source().await.unwrap();
     let (reports, ledger) = (Host::start(None).await, Host::start(None).await);
 
@@ -199,7 +200,7 @@ async fn reqwest_middleware_signs_for_two_services() {
 
 #[tokio::test]
 async fn reqwest_middleware_has_the_options_of_the_layer() {
-    let agent = FakeAgent::start("x").await.unwrap();
+    let agent = agent::start("x").await;
     let life = std::time::Duration::from_secs(300);
     for (id, hint) in [("spiffe://x/a", "first"), ("spiffe://x/b", "second")] {
         agent.register(id, hint, life).unwrap();

@@ -42,7 +42,6 @@ mod small_gaps;
 mod stack;
 mod support;
 mod t01_refresh_events;
-#[cfg(unix)]
 mod t03_token_file;
 mod t04_file_tokens;
 mod t05_single_use;
@@ -53,4 +52,4 @@ mod x01_error_texts;
 mod x01_oauth;
 mod x01_oauth_http;
 
-use tower_spiffe_test_support::{log, net, raw_agent};
+use tower_spiffe_test_support::{agent, log, net, raw_agent};

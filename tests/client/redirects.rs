@@ -17,10 +17,11 @@ use tower_spiffe::client::{AddJwtSvid, AddJwtSvidLayer, Audience, JwtSvidMiddlew
 use tower_spiffe::testing::FakeAgent;
 use tower_spiffe::{JwtSource, JwtSvid};
 
+use crate::agent;
 use crate::net::{Ca, Host, Seen};
 
 pub async fn source() -> (FakeAgent, JwtSource) {
-    let agent = FakeAgent::start("x").await.unwrap();
+    let agent = agent::start("x").await;
     let source = agent.source().await.unwrap();
     (agent, source)
 }

@@ -3,17 +3,19 @@
 use std::error::Error as _;
 use std::fs;
 use std::io;
+#[cfg(unix)]
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 
+#[cfg(unix)]
 use tower_spiffe::clock::Clock as _;
 use tower_spiffe::metrics::MetricsRecorder;
 use tower_spiffe::testing::FakeAgent;
 use tower_spiffe::token::FetchSvidReason;
-use tower_spiffe::token_file::{TokenFile, TokenFileErrorReason};
+use tower_spiffe::token_file::{TokenFile, TokenFileBuilder, TokenFileErrorReason};
 use tower_spiffe::{JwtSvid, SvidCache};
 use tower_spiffe_test_support::temp::TempDir;
 use tracing::Level;
@@ -21,6 +23,7 @@ use tracing::Level;
 use crate::log::Log;
 use crate::support::{Answer, Bench, millis, request, secs, settle};
 
+#[cfg(unix)]
 fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o7777
 }
@@ -45,6 +48,7 @@ async fn writes(file: &TokenFile, count: u64) {
     panic!("not written {count} times: {:?}", file.state());
 }
 
+#[cfg(unix)]
 #[tokio::test(start_paused = true)]
 async fn t03_readers_see_whole_tokens_only() {
     const ROTATIONS: u64 = 1000;
@@ -108,6 +112,7 @@ async fn t03_file_has_the_bare_current_token() {
     }
 }
 
+#[cfg(unix)]
 #[tokio::test(start_paused = true)]
 async fn t03_planted_links_are_not_followed() {
     let (bench, dir) = (Bench::new(), TempDir::new());
@@ -132,6 +137,7 @@ async fn t03_planted_links_are_not_followed() {
     assert_eq!(mode(&victim) & 0o777, 0o644 & mode(&victim));
 }
 
+#[cfg(unix)]
 #[tokio::test(start_paused = true)]
 async fn t03_permissions_are_set_on_every_write() {
     let (bench, dir) = (Bench::new(), TempDir::new());
@@ -214,6 +220,7 @@ impl MetricsRecorder for Counts {
     }
 }
 
+#[cfg(unix)]
 #[tokio::test(start_paused = true)]
 async fn t03_read_only_directory_is_retried() {
     let (bench, dir) = (Bench::new(), TempDir::new());
@@ -251,6 +258,35 @@ async fn t03_directory_at_the_path_is_an_error() {
     assert_eq!(names(dir.path()), ["token"]);
     fs::remove_dir(&path).unwrap();
     writes(&file, 1).await;
+}
+
+/// Many programs open files so that they cannot be replaced.
+#[cfg(windows)]
+#[tokio::test(start_paused = true)]
+async fn t03_file_open_in_a_reader_is_retried() {
+    use std::os::windows::fs::OpenOptionsExt as _;
+    const SHARE_READ_WRITE: u32 = 3;
+    let (bench, dir) = (Bench::new(), TempDir::new());
+    let path = dir.join("token");
+    let file = TokenFile::builder(&bench.cache, request("a"), &path)
+        .start()
+        .unwrap();
+    file.written().await.unwrap();
+    let old = fs::read_to_string(&path).unwrap();
+    let mut options = fs::File::options();
+    options.read(true).share_mode(SHARE_READ_WRITE);
+    let reader = options.open(&path).unwrap();
+    bench.at(secs(250)).await;
+    let state = file.state();
+    let error = state.error.unwrap();
+    assert!(error.contains("close the file"), "{error}");
+    assert!(state.failures > 3 && state.writes == 1);
+    assert_eq!(fs::read_to_string(&path).unwrap(), old);
+    assert_eq!(names(dir.path()), ["token"]);
+    drop(reader);
+    writes(&file, 2).await;
+    assert_ne!(fs::read_to_string(&path).unwrap(), old);
+    assert_eq!(file.state().error, None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -306,6 +342,8 @@ async fn t03_exit_removes_the_file_if_configured() {
     assert!(names(dir.path()).is_empty());
 }
 
+// Windows has no stable file identity in std.
+#[cfg(unix)]
 #[tokio::test(start_paused = true)]
 async fn t03_successors_file_is_not_removed() {
     let (bench, dir) = (Bench::new(), TempDir::new());
@@ -470,15 +508,21 @@ fn prefix(path: &Path) -> String {
 #[tokio::test(start_paused = true)]
 async fn t03_invalid_options_are_errors_at_start() {
     let bench = Bench::new();
-    let reason = |path: &str, mode: u32| {
-        let builder = TokenFile::builder(&bench.cache, request("a"), path);
-        builder.mode(mode).start().map(drop).unwrap_err().reason()
-    };
+    let builder = |path: &str| TokenFile::builder(&bench.cache, request("a"), path);
+    let reason = |builder: TokenFileBuilder| builder.start().map(drop).unwrap_err().reason();
     for path in ["", "/", "..", "/tmp/", "dir/..", "a\0b"] {
-        assert_eq!(reason(path, 0o600), TokenFileErrorReason::Path, "{path:?}");
+        assert_eq!(
+            reason(builder(path)),
+            TokenFileErrorReason::Path,
+            "{path:?}"
+        );
     }
+    #[cfg(unix)]
     for mode in [0o4600, 0o1_000, 0o100_600] {
-        assert_eq!(reason("token", mode), TokenFileErrorReason::Mode);
+        assert_eq!(
+            reason(builder("token").mode(mode)),
+            TokenFileErrorReason::Mode
+        );
     }
     assert_eq!(bench.issuer.calls(), 0);
 }

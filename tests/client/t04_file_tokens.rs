@@ -2,7 +2,7 @@
 
 use std::error::Error as _;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use tower_spiffe::bundle::Algorithm;
 use tower_spiffe::clock::UnixTime;
@@ -10,7 +10,7 @@ use tower_spiffe::testing::{Issuer, PausedClock};
 use tower_spiffe::token::{FetchSvid, FetchSvidReason, SvidRequestError, TokenErrorReason};
 use tower_spiffe::token_file::{FileTokens, FileTokensBuilder, TokenFile, TokenFileErrorReason};
 use tower_spiffe::{JwtSvid, SvidCache};
-use tower_spiffe_test_support::temp::TempDir;
+use tower_spiffe_test_support::temp::{TempDir, replace};
 use tracing::Level;
 
 use crate::log::Log;
@@ -54,15 +54,9 @@ impl Sidecar {
             .token(WEB, audience)
             .expires_in(secs(300))
             .sign();
-        replace(&self.path(), &token);
+        replace(self.path(), &token);
         token
     }
-}
-
-fn replace(path: &Path, text: &str) {
-    let new = path.with_extension("new");
-    fs::write(&new, text).unwrap();
-    fs::rename(new, path).unwrap();
 }
 
 async fn fetch(files: &FileTokens) -> Result<JwtSvid, FetchSvidReason> {
@@ -129,7 +123,7 @@ async fn t04_last_good_token_outlives_its_file() {
     for text in &broken {
         match text {
             None => fs::remove_file(sidecar.path()).unwrap(),
-            Some(text) => replace(&sidecar.path(), text),
+            Some(text) => replace(sidecar.path(), text),
         }
         assert_eq!(fetch(&files).await.unwrap().token(), token, "{text:?}");
         let state = &files.state()[0];
@@ -143,7 +137,7 @@ async fn t04_last_good_token_outlives_its_file() {
     assert!(fetch(&files).await.is_ok());
     tokio::time::sleep(millis(1)).await;
     assert_eq!(fetch(&files).await.unwrap_err(), FetchSvidReason::Other);
-    replace(&sidecar.path(), "half");
+    replace(sidecar.path(), "half");
     assert_eq!(
         fetch(&files).await.unwrap_err(),
         FetchSvidReason::Unacceptable
@@ -168,7 +162,7 @@ async fn t04_cut_signatures_are_half_written() {
         let files = sidecar.open();
         assert_eq!(fetch(&files).await.unwrap().token(), token);
         for cut in 1..40 {
-            replace(&sidecar.path(), &token[..token.len() - cut]);
+            replace(sidecar.path(), &token[..token.len() - cut]);
             let cold = sidecar.open();
             assert_eq!(
                 fetch(&cold).await.unwrap_err(),
@@ -194,7 +188,7 @@ async fn t04_other_audience_or_identity_is_an_error() {
         issuer.token("spiffe://example.org/other", "a").sign(),
         issuer.token("spiffe://other.test/web", "a").sign(),
     ] {
-        replace(&sidecar.path(), &token);
+        replace(sidecar.path(), &token);
         // Also if there is a good token.
         assert_eq!(
             fetch(&files).await.unwrap_err(),
@@ -209,7 +203,7 @@ async fn t04_other_audience_or_identity_is_an_error() {
             .token("system:serviceaccount:default:web", "a")
             .sign(),
     ] {
-        replace(&sidecar.path(), &token);
+        replace(sidecar.path(), &token);
         let cold = sidecar.open();
         assert_eq!(
             fetch(&cold).await.unwrap_err(),

@@ -31,6 +31,7 @@ use tower_spiffe::{JwtSource, SvidCache, Validator, VerifiedSvid};
 #[cfg(unix)]
 use tower_spiffe_test_support::temp::TempDir;
 
+use crate::agent;
 use crate::net::{App, Ca, Host};
 use crate::support::{Answer, Bench, millis};
 
@@ -86,7 +87,7 @@ fn app(source: &JwtSource) -> App {
 }
 
 async fn deployment() -> (FakeAgent, JwtSource, App) {
-    let agent = FakeAgent::start("x").await.unwrap();
+    let agent = agent::start("x").await;
     let source = agent.source().await.unwrap();
     let app = app(&source);
     (agent, source, app)
@@ -334,7 +335,7 @@ async fn interceptor_has_the_options_of_the_layer() {
 
 #[tokio::test]
 async fn issuer_errors_become_statuses() {
-    let agent = FakeAgent::start("x").await.unwrap();
+    let agent = agent::start("x").await;
     let source = agent.source().await.unwrap();
     let host = Host::serve(None, app(&source)).await;
     let channel = Endpoint::new(host.origin())

@@ -20,13 +20,14 @@ use tower_spiffe::token::{TokenError, TokenErrorReason};
 use tower_spiffe::{AddJwtSvid, Audience, JwtSource, SvidCache};
 use tracing::Level;
 
+use crate::agent;
 use crate::log::Log;
 use crate::net::{Ca, Host};
 use crate::redirects::{reqwest_get, trusting};
 use crate::support::request;
 
 async fn world() -> (FakeAgent, JwtSource, FakeAuthorizationServer) {
-    let agent = FakeAgent::start("example.org").await.unwrap();
+    let agent = agent::start("example.org").await;
     let source = agent.source().await.unwrap();
     let server = FakeAuthorizationServer::start(source.clone())
         .await

@@ -1,10 +1,12 @@
 //! Runs the live tests with the embedded agent, so that they run everywhere.
 
 use std::process::Stdio;
+#[cfg(unix)]
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
+#[cfg(unix)]
 use tower_spiffe::testing::FakeAgent;
 use tower_spiffe::workload_api::ENDPOINT_VARIABLE;
 use tower_spiffe_test_support::wait::soon;

@@ -11,6 +11,7 @@ use tower_spiffe::server::{Allow, CallerState, GrpcPolicy, UnknownKeyWait, Valid
 use tower_spiffe::testing::{self, FakeAgent};
 use tower_spiffe::verify::Validator;
 
+use crate::agent;
 use crate::support::{AUDIENCE, OPS, WEB, World, with_authorization};
 
 const X_SVID: HeaderName = HeaderName::from_static("x-jwt-svid");
@@ -45,7 +46,7 @@ fn caller(extensions: &Extensions) -> Option<String> {
 #[tokio::test]
 async fn e03_a_caller_set_by_hand_counts() {
     let world = World::new();
-    let agent = FakeAgent::start("x").await.unwrap();
+    let agent = agent::start("x").await;
     let source = agent.source().await.unwrap();
     let audience = Audience::fixed("ledger").for_origin("https://ledger");
     let client = AddJwtSvidLayer::new(source, audience.unwrap());
@@ -71,7 +72,7 @@ async fn e03_a_caller_set_by_hand_counts() {
 #[tokio::test]
 async fn e03_an_audited_token_is_replaced() {
     let world = World::new();
-    let agent = FakeAgent::start("x").await.unwrap();
+    let agent = agent::start("x").await;
     let audience = Audience::fixed("ledger").for_origin("https://ledger");
     let client = AddJwtSvidLayer::new(agent.source().await.unwrap(), audience.unwrap());
     let denies_web = Allow::id(OPS).unwrap();
@@ -210,7 +211,7 @@ async fn forwarded(
 
 #[tokio::test]
 async fn e03_a_gateway_sends_its_own_token() {
-    let agent = FakeAgent::start("x").await.unwrap();
+    let agent = agent::start("x").await;
     let source = agent.source().await.unwrap();
     let validator = Validator::builder(source.clone()).audience(AUDIENCE);
     let validator = validator.build().unwrap();
@@ -250,7 +251,7 @@ async fn e03_a_gateway_sends_its_own_token() {
 
 #[tokio::test]
 async fn e03_other_credentials_stay_elsewhere() {
-    let agent = FakeAgent::start("x").await.unwrap();
+    let agent = agent::start("x").await;
     let source = agent.source().await.unwrap();
     let audience = Audience::fixed("ledger")
         .for_origin("https://ledger")

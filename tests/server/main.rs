@@ -49,4 +49,4 @@ mod tower_http;
 mod validator_settings;
 mod wait;
 
-use tower_spiffe_test_support::{log, loopback};
+use tower_spiffe_test_support::{agent, log, loopback};

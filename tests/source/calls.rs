@@ -499,7 +499,7 @@ async fn response_size_is_limited() {
 
 #[test]
 fn client_without_a_runtime_is_an_error() {
-    let endpoint = "unix:///nowhere.sock".parse().unwrap();
+    let endpoint = NO_AGENT.parse().unwrap();
     let error = WorkloadApiClient::connect(&endpoint).unwrap_err();
     assert_eq!(error.reason(), Reason::NoRuntime);
     assert!(error.to_string().contains("runtime.enter()"), "{error}");

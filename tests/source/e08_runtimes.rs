@@ -32,6 +32,9 @@ use tower_spiffe::{
     FileBundles, JwtSource, SvidCache, TrustDomain, ValidateJwtSvidLayer, Validator,
 };
 
+use crate::agent;
+use crate::support::NO_AGENT;
+
 const AGENT: &str = "example.org";
 
 /// The outcome of a call: success, or the text of its error.
@@ -68,7 +71,7 @@ struct World {
 }
 
 async fn world() -> World {
-    let agent = FakeAgent::start(AGENT).await.unwrap();
+    let agent = agent::start(AGENT).await;
     let source = agent.source().await.unwrap();
     let client = WorkloadApiClient::connect(&agent.endpoint()).unwrap();
     let stream = client.fetch_jwt_bundles().await.unwrap();
@@ -335,15 +338,11 @@ fn e08_without_io_only_connectors_build() {
         .build()
         .unwrap();
     timed.block_on(async {
-        let build = || {
-            JwtSource::builder()
-                .endpoint("unix:///nowhere.sock")
-                .build()
-        };
+        let build = || JwtSource::builder().endpoint(NO_AGENT).build();
         let error = build().await.unwrap_err();
         assert_eq!(error.reason(), JwtSourceErrorReason::NoRuntime);
         assert!(error.to_string().contains("has no I/O"), "{error}");
-        let endpoint = "unix:///nowhere.sock".parse().unwrap();
+        let endpoint = NO_AGENT.parse().unwrap();
         let error = WorkloadApiClient::connect(&endpoint).unwrap_err();
         assert!(error.to_string().contains("has no I/O"), "{error}");
 
@@ -358,7 +357,7 @@ fn e08_without_io_only_connectors_build() {
 fn e08_cached_tokens_need_no_runtime() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (_agent, source) = runtime.block_on(async {
-        let agent = FakeAgent::start(AGENT).await.unwrap();
+        let agent = agent::start(AGENT).await;
         let source = agent.source().await.unwrap();
         (agent, source)
     });

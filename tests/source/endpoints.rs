@@ -7,6 +7,7 @@ use tower_spiffe::source::JwtSourceErrorReason;
 use tower_spiffe::testing::{FakeAgent, Fault};
 use tower_spiffe::workload_api::{EndpointErrorReason, WorkloadApiErrorReason};
 
+use crate::agent;
 use crate::support::*;
 
 const VARIABLE: &str = "SPIFFE_ENDPOINT_SOCKET";
@@ -135,7 +136,7 @@ async fn unused_port_is_reported() {
 
 #[tokio::test]
 async fn other_protocols_are_reported() {
-    let agent = FakeAgent::start(TD).await.unwrap();
+    let agent = agent::start(TD).await;
     let endpoint = agent.endpoint().to_string();
     agent.fail(Fault::NotHttp2);
     let text = start_error(&endpoint).await.to_string();
@@ -162,7 +163,7 @@ async fn other_protocols_are_reported() {
 
 #[tokio::test]
 async fn wa9_empty_messages_are_reported() {
-    let agent = FakeAgent::start(TD).await.unwrap();
+    let agent = agent::start(TD).await;
     let endpoint = agent.endpoint().to_string();
     let replay = agent.replay();
     let nothing: [(&str, &str); 0] = [];

@@ -7,9 +7,9 @@ use tower_spiffe::bundle::{BundleAnswer, BundleSource as _};
 use tower_spiffe::source::{BundleFormat, FileBundles, FileBundlesErrorReason};
 use tower_spiffe::testing::Issuer;
 use tower_spiffe::verify::ValidateReason;
-use tower_spiffe_test_support::temp::TempDir;
+use tower_spiffe_test_support::temp::{TempDir, replace};
 
-use crate::h08_bundle_files::{FORMATS, builder, document, publish, set_with, verdict};
+use crate::h08_bundle_files::{FORMATS, builder, document, set_with, verdict};
 use crate::support::{OTHER, TD, eventually, td};
 
 fn set(issuer: &Issuer) -> Value {
@@ -30,13 +30,13 @@ async fn each_format_is_read_and_followed() {
     for format in FORMATS {
         let path = dir.join(format);
         // With the byte order mark of some editors.
-        publish(
+        replace(
             &path,
             &format!("\u{feff}{}", document(format, &set(&issuer))),
         );
         let files = builder(format, &path).open().unwrap();
         assert_eq!(verdict(&files, &issuer), None, "{format}");
-        publish(&path, &document(format, &json!({"keys": []})));
+        replace(&path, &document(format, &json!({"keys": []})));
         let revoked = Some(ValidateReason::KeyUnknown);
         eventually("revoked", || verdict(&files, &issuer) == revoked).await;
     }
@@ -50,13 +50,13 @@ async fn half_a_file_keeps_the_last_bundles() {
     for format in FORMATS {
         let path = dir.join(format);
         let whole = document(format, &set(&issuer));
-        publish(&path, &whole);
+        replace(&path, &whole);
         let files = builder(format, &path).open().unwrap();
         for half in ["", &whole[..whole.len() / 2], &whole[..whole.len() - 1]] {
-            publish(&path, half);
+            replace(&path, half);
             eventually("an error", || !files.is_healthy()).await;
             assert_eq!(verdict(&files, &issuer), None, "{format}");
-            publish(&path, &whole);
+            replace(&path, &whole);
             eventually("recovery", || files.is_healthy()).await;
         }
     }
@@ -70,7 +70,7 @@ async fn an_agent_output_shows_no_token() {
     let output = |bundles: Value| json!([{"svids": [{"svid": token}]}, bundles]).to_string();
     let good = output(json!({"bundles": {TD: STANDARD.encode(issuer.jwks())}}));
     let path = dir.join("agent");
-    publish(&path, &good);
+    replace(&path, &good);
     let files = builder("spire_agent", &path).open().unwrap();
     for bad in [
         output(json!({})),
@@ -82,15 +82,15 @@ async fn an_agent_output_shows_no_token() {
         json!({"bundles": {}}).to_string(),
         token.clone(),
     ] {
-        publish(&path, &bad);
+        replace(&path, &bad);
         eventually("an error", || !files.is_healthy()).await;
         let text = format!("{:?}{files:?}", files.state());
         assert!(!text.contains(&token[..16]), "{text}");
-        publish(&path, &good);
+        replace(&path, &good);
         eventually("recovery", || files.is_healthy()).await;
     }
     // Go writes an empty map as null.
-    publish(&path, &output(json!({"bundles": null})));
+    replace(&path, &output(json!({"bundles": null})));
     eventually("no trust domain", || keys(&files, TD).is_none()).await;
     assert!(files.is_healthy());
 }
@@ -120,9 +120,9 @@ async fn invalid_entry_affects_only_itself() {
                     _ => json!([{"bundles": map}]).to_string(),
                 }
             };
-            publish(&path, &map(json!(STANDARD.encode(&jwks))));
+            replace(&path, &map(json!(STANDARD.encode(&jwks))));
             let files = builder(format, &path).open().unwrap();
-            publish(&path, &map(bad.clone()));
+            replace(&path, &map(bad.clone()));
             eventually("an error", || !files.is_healthy()).await;
             // Its last bundle is kept; the other entry is updated.
             assert_eq!(
@@ -172,7 +172,7 @@ async fn another_document_keeps_the_last_bundles() {
     for format in FORMATS {
         let path = dir.join(format);
         let good = document(format, &set(&issuer));
-        publish(&path, &good);
+        replace(&path, &good);
         let files = builder(format, &path).open().unwrap();
         for other in [
             json!({"code": 14, "message": "unavailable"}),
@@ -181,10 +181,10 @@ async fn another_document_keeps_the_last_bundles() {
             json!("a"),
             json!([{"svids": []}]),
         ] {
-            publish(&path, &other.to_string());
+            replace(&path, &other.to_string());
             eventually("an error", || !files.is_healthy()).await;
             assert_eq!(verdict(&files, &issuer), None, "{format}: {other}");
-            publish(&path, &good);
+            replace(&path, &good);
             eventually("recovery", || files.is_healthy()).await;
         }
     }
@@ -212,7 +212,7 @@ async fn the_wrong_format_is_named() {
         ("spire_agent", "jwks_map", "`spire_agent`"),
     ] {
         let path = dir.join("file");
-        publish(&path, &document(written, &set(&issuer)));
+        replace(&path, &document(written, &set(&issuer)));
         let error = builder(read, &path).open().unwrap_err();
         assert_eq!(error.reason(), FileBundlesErrorReason::Malformed);
         let error = format!("{error:#}");

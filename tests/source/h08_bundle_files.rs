@@ -11,7 +11,7 @@ use tower_spiffe::metrics::MetricsRecorder;
 use tower_spiffe::source::{FileBundles, FileBundlesBuilder};
 use tower_spiffe::testing::Issuer;
 use tower_spiffe::verify::ValidateReason;
-use tower_spiffe_test_support::temp::TempDir;
+use tower_spiffe_test_support::temp::{TempDir, replace};
 
 use crate::support::{AUD, TD, WEB, eventually, millis, td};
 
@@ -67,12 +67,6 @@ pub(crate) fn set_with(issuer: &Issuer, member: &str, value: Option<&str>) -> Va
     set
 }
 
-pub(crate) fn publish(path: &std::path::Path, text: &str) {
-    let aside = path.with_extension("new");
-    std::fs::write(&aside, text).unwrap();
-    std::fs::rename(aside, path).unwrap();
-}
-
 pub(crate) fn verdict(files: &FileBundles, issuer: &Issuer) -> Option<ValidateReason> {
     let validator = Validator::builder(files.clone()).audience(AUD).build();
     let token = issuer.token(WEB, AUD).sign();
@@ -82,7 +76,7 @@ pub(crate) fn verdict(files: &FileBundles, issuer: &Issuer) -> Option<ValidateRe
 
 fn open(format: &str, dir: &TempDir, set: &Value) -> FileBundles {
     let path = dir.join(format);
-    publish(&path, &document(format, set));
+    replace(&path, &document(format, set));
     builder(format, &path).open().unwrap()
 }
 
@@ -142,13 +136,13 @@ async fn h08_no_usable_key_is_an_error() {
     for format in FORMATS {
         let good = document(format, &set_with(&issuer, "use", Some("jwt-svid")));
         let path = dir.join(format);
-        publish(&path, &good);
+        replace(&path, &good);
         let errors = Arc::new(Errors::default());
         let files = builder(format, &path).metrics(errors.clone());
         let files = files.open().unwrap();
         assert!(files.is_healthy() && verdict(&files, &issuer).is_none());
 
-        publish(
+        replace(
             &path,
             &document(format, &set_with(&issuer, "use", Some("enc"))),
         );
@@ -165,7 +159,7 @@ async fn h08_no_usable_key_is_an_error() {
         let counted = errors.0.load(Ordering::SeqCst);
         eventually("more", || errors.0.load(Ordering::SeqCst) > counted + 2).await;
 
-        publish(&path, &good);
+        replace(&path, &good);
         eventually("recovery", || files.is_healthy()).await;
         assert_eq!(verdict(&files, &issuer), None);
     }
@@ -177,7 +171,7 @@ async fn h08_an_empty_set_applies_as_empty() {
     let issuer = Issuer::new(TD).unwrap();
     for format in FORMATS {
         let files = open(format, &dir, &set_with(&issuer, "use", Some("jwt-svid")));
-        publish(&dir.join(format), &document(format, &json!({"keys": null})));
+        replace(dir.join(format), &document(format, &json!({"keys": null})));
         eventually("no keys", || verdict(&files, &issuer).is_some()).await;
         assert_eq!(verdict(&files, &issuer), Some(ValidateReason::KeyUnknown));
         assert!(files.is_healthy(), "{format}");
@@ -238,7 +232,7 @@ async fn h08_a_file_affects_its_domain_only() {
     let dir = TempDir::new();
     let issuer = Issuer::new(TD).unwrap();
     let path = dir.join("jwks");
-    publish(
+    replace(
         &path,
         &document("jwks", &set_with(&issuer, "use", Some("sig"))),
     );

@@ -10,9 +10,9 @@ use tower_spiffe::metrics::MetricsRecorder;
 use tower_spiffe::source::{FileBundles, FileBundlesErrorReason};
 use tower_spiffe::testing::Issuer;
 use tower_spiffe::verify::ValidateReason;
-use tower_spiffe_test_support::temp::TempDir;
+use tower_spiffe_test_support::temp::{TempDir, replace};
 
-use crate::h08_bundle_files::{document, publish, set_with, verdict};
+use crate::h08_bundle_files::{document, set_with, verdict};
 use crate::support::{AUD, OTHER, TD, WEB, millis, secs, td};
 
 const NOT_READY: Option<ValidateReason> = Some(ValidateReason::BundlesUnavailable(
@@ -292,7 +292,7 @@ async fn readiness_is_recorded() {
 async fn a_lazy_source_reads_at_once() {
     let dir = TempDir::new();
     let path = dir.join("there");
-    publish(&path, "{}");
+    replace(&path, "{}");
     let began = Instant::now();
     let files = FileBundles::builder().spiffe_helper(&path);
     files.poll_interval(secs(3600)).build().await.unwrap();

@@ -15,6 +15,7 @@ use tower_spiffe::token::SvidRequest;
 use tower_spiffe::verify::ValidateReason;
 use tower_spiffe::{JwtSource, SvidCache, Validator};
 
+use crate::agent;
 use crate::support::*;
 
 const CLOSED: JwtSourceErrorReason = JwtSourceErrorReason::Closed;
@@ -53,7 +54,7 @@ async fn dropping_the_last_clone_ends_connection_attempts() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn concurrent_shutdowns_all_return_after_the_end() {
-    let agent = FakeAgent::start(TD).await.unwrap();
+    let agent = agent::start(TD).await;
     for _ in 0..20 {
         let source = agent.source().await.unwrap();
         let shutdowns = (0..50).map(|n| {
@@ -366,7 +367,7 @@ fn on<T>(runtime: &tokio::runtime::Runtime, what: &str, wait: impl Future<Output
 #[test]
 fn ended_runtime_closes_its_source() {
     let agents = multi_threaded();
-    let agent = on(&agents, "an agent", FakeAgent::start(TD)).unwrap();
+    let agent = on(&agents, "an agent", agent::start(TD));
     let its_own = multi_threaded();
     let source = on(&its_own, "a source", agent.source()).unwrap();
     let validator = Validator::builder(source.clone())
@@ -400,7 +401,7 @@ fn ended_runtime_closes_its_source() {
 #[test]
 fn source_is_usable_from_two_runtimes() {
     let home = multi_threaded();
-    let agent = on(&home, "an agent", FakeAgent::start(TD)).unwrap();
+    let agent = on(&home, "an agent", agent::start(TD));
     let source = on(&home, "a source", agent.source()).unwrap();
     let guest = multi_threaded();
     on(&guest, "what is there", source.ready()).unwrap();

@@ -33,6 +33,8 @@ mod lifetime;
 mod memory;
 mod memory_bundles;
 mod merged_bundles;
+#[cfg(windows)]
+mod named_pipe;
 mod problem_log;
 mod reconnect;
 mod recorded_changes;
@@ -46,4 +48,4 @@ mod withdrawal;
 mod worker;
 mod wrong_files;
 
-use tower_spiffe_test_support::{log, raw_agent, wire};
+use tower_spiffe_test_support::{agent, log, raw_agent, wire};

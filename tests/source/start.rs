@@ -206,7 +206,7 @@ async fn ready_reports_only_the_latest_permanent_error() {
 #[test]
 fn build_without_a_runtime_says_what_to_do() {
     let error = tower_spiffe::JwtSource::builder()
-        .endpoint("unix:///nowhere.sock")
+        .endpoint(NO_AGENT)
         .build_lazy()
         .unwrap_err();
     assert_eq!(error.reason(), JwtSourceErrorReason::NoRuntime);
@@ -217,7 +217,7 @@ fn build_without_a_runtime_says_what_to_do() {
         "{text}"
     );
     // The same outside tokio.
-    let builder = tower_spiffe::JwtSource::builder().endpoint("unix:///nowhere.sock");
+    let builder = tower_spiffe::JwtSource::builder().endpoint(NO_AGENT);
     let error = futures_util::FutureExt::now_or_never(builder.build())
         .expect("no wait")
         .unwrap_err();

@@ -16,6 +16,12 @@ pub(crate) use tower_spiffe_test_support::wait::{eventually, millis, secs, settl
 pub(crate) const TD: &str = "example.org";
 pub(crate) const OTHER: &str = "other.test";
 pub(crate) const AUD: &str = "spiffe://example.org/db";
+/// An endpoint on which no agent listens.
+pub(crate) const NO_AGENT: &str = if cfg!(unix) {
+    "unix:///nowhere.sock"
+} else {
+    "tcp://127.0.0.1:1"
+};
 pub(crate) const WEB: &str = "spiffe://example.org/web";
 
 /// An agent in memory; everything runs on its clock.

@@ -3,6 +3,7 @@
 use futures_util::{FutureExt as _, StreamExt as _};
 use tower_spiffe::source::JwtSourceErrorReason;
 
+use crate::agent;
 use crate::support::*;
 
 #[tokio::test(start_paused = true)]
@@ -119,7 +120,7 @@ async fn as_a_stream_it_ends_with_the_source() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn shutdown_ends_updates_without_a_change() {
-    let agent = tower_spiffe::testing::FakeAgent::start(TD).await.unwrap();
+    let agent = agent::start(TD).await;
     for _ in 0..100 {
         let source = agent.source().await.unwrap();
         let waits: Vec<_> = (0..16)

@@ -2,6 +2,7 @@
 //!
 //! | module | content |
 //! | --- | --- |
+//! | `agent` | an embedded agent with a socket that this system has |
 //! | `bundles` | a bundle source that a test changes |
 //! | `clock` | a clock that a test sets |
 //! | `fetch` | an issuer for the token cache |
@@ -10,7 +11,7 @@
 //! | `net` | hosts on loopback with and without TLS, which record what they see; a CA |
 //! | `raw_agent` | an agent with the exact responses that a test sets |
 //! | `signer` | tokens signed with the keys of the conformance vectors, or with a new key |
-//! | `temp` | a directory that is removed with the test |
+//! | `temp` | a directory that is removed with the test; files that are replaced in one step |
 //! | `tls_server` | a TLS server that answers exactly what a test sets; certificates for hosts and SPIFFE IDs |
 //! | `wait` | polling with a deadline, yielding in paused time |
 //! | `wire` | the messages and stubs of the Workload API |
@@ -24,6 +25,7 @@
     reason = "tests"
 )]
 
+pub mod agent;
 pub mod bundles;
 pub mod clock;
 pub mod fetch;

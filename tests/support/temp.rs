@@ -32,3 +32,17 @@ impl Drop for TempDir {
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
+
+/// Replaces a file in one step, as publishers do. On Windows this can fail while a reader has the file
+/// open, so it is retried there.
+pub fn replace(path: impl AsRef<Path>, text: &str) {
+    let path = path.as_ref();
+    let aside = path.with_extension("new");
+    std::fs::write(&aside, text).unwrap();
+    let mut retries = if cfg!(windows) { 100_000 } else { 0 };
+    while let Err(error) = std::fs::rename(&aside, path) {
+        assert!(retries > 0, "{error}");
+        retries -= 1;
+        std::thread::yield_now();
+    }
+}

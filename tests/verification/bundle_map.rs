@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tower_spiffe::source::FileBundles;
+use tower_spiffe_test_support::temp::replace;
 
 use crate::support::es256;
 
@@ -26,9 +27,7 @@ impl Map {
             one["spiffe_refresh_hint"] = hint.clone();
         }
         let map = json!({ "trust_domains": { "td.test": one, "other.test": one } });
-        let aside = self.0.with_extension("new");
-        std::fs::write(&aside, map.to_string()).unwrap();
-        std::fs::rename(aside, &self.0).unwrap();
+        replace(&self.0, &map.to_string());
     }
 
     fn open(&self) -> FileBundles {

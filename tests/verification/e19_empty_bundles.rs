@@ -6,6 +6,7 @@ use tower_spiffe::bundle::{BundleAnswer, BundleSource as _};
 use tower_spiffe::source::FileBundles;
 use tower_spiffe::verify::ValidateReason;
 use tower_spiffe::{TrustDomain, Validator};
+use tower_spiffe_test_support::temp::replace;
 
 use crate::signer::{AUDIENCE, NOW};
 use crate::support::{HandClock, es256};
@@ -58,9 +59,7 @@ impl File {
     }
 
     fn publish(&self, text: &str) {
-        let aside = self.0.with_extension("new");
-        std::fs::write(&aside, text).unwrap();
-        std::fs::rename(aside, &self.0).unwrap();
+        replace(&self.0, text);
     }
 }
 

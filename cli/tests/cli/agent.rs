@@ -1,12 +1,13 @@
 //! `agent`.
 
-use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
 use tower_spiffe::workload_api::Endpoint;
 use tower_spiffe::{JwtSource, TrustDomain};
+#[cfg(unix)]
+use tower_spiffe_test_support::temp::TempDir;
 
 use crate::support::{DEADLINE, Running, WEB, program, run};
 
@@ -60,7 +61,10 @@ async fn agent_prints_its_endpoint_and_its_counts() {
     let output = run(program("agent").args(["--for", "1", "--id", WEB])).await;
     assert_eq!(output.code, Some(0), "{}", output.all());
     assert!(
-        output.out.starts_with("SPIFFE_ENDPOINT_SOCKET=unix:///"),
+        output.out.starts_with(match cfg!(unix) {
+            true => "SPIFFE_ENDPOINT_SOCKET=unix:///",
+            false => "SPIFFE_ENDPOINT_SOCKET=tcp://127.0.0.1:",
+        }),
         "{}",
         output.out
     );
@@ -191,44 +195,31 @@ async fn e32_signals_remove_the_socket() {
     }
 }
 
-/// A directory of the test, removed on drop.
-struct Dir(PathBuf);
-
-impl Dir {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("cli-{}-{name}", std::process::id()));
-        std::fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 #[cfg(unix)]
 #[tokio::test]
 async fn e32_failed_start_leaves_nothing_behind() {
-    let dir = Dir::new("failed");
+    let dir = TempDir::new();
     for args in [
         &["--id", WEB, "--id", "spiffe://other.test/x"][..],
         &["--id", "spiffe://example.org//"],
     ] {
-        let output = run(program("agent").args(args).env("TMPDIR", &dir.0)).await;
+        let output = run(program("agent").args(args).env("TMPDIR", dir.path())).await;
         assert_eq!(output.code, Some(1), "{}", output.all());
-        assert_eq!(std::fs::read_dir(&dir.0).unwrap().count(), 0, "{args:?}");
+        assert_eq!(
+            std::fs::read_dir(dir.path()).unwrap().count(),
+            0,
+            "{args:?}"
+        );
     }
 }
 
 #[cfg(unix)]
 #[tokio::test]
 async fn e32_unusable_tmpdir_is_named() {
-    let dir = Dir::new("tmp");
-    let file = dir.0.join("file");
+    let dir = TempDir::new();
+    let file = dir.join("file");
     std::fs::write(&file, "").unwrap();
-    for path in [dir.0.join("absent"), file] {
+    for path in [dir.join("absent"), file] {
         let output = run(program("agent").env("TMPDIR", &path)).await;
         assert_eq!(output.code, Some(1), "{}", output.all());
         let named = format!("{path:?}");

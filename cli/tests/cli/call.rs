@@ -8,8 +8,9 @@ use axum::{Router, ServiceExt};
 use tower::Layer;
 use tower_spiffe::testing::{AgentCall, FakeAgent, Fault};
 use tower_spiffe::{Allow, ValidateJwtSvidLayer, Validator, VerifiedSvid};
+use tower_spiffe_test_support::agent;
 
-use crate::support::{Finished, LIFE, Running, WEB, program, run};
+use crate::support::{Finished, LIFE, NO_AGENT, Running, WEB, program, run};
 
 /// A server on the loopback interface that allows `web`.
 async fn server(agent: &FakeAgent) -> String {
@@ -32,7 +33,7 @@ async fn server(agent: &FakeAgent) -> String {
 }
 
 async fn agent() -> FakeAgent {
-    let agent = FakeAgent::start("example.org").await.unwrap();
+    let agent = agent::start("example.org").await;
     agent.register(WEB, "", LIFE).unwrap();
     agent
 }
@@ -149,13 +150,13 @@ async fn call_reports_an_invalid_command_line() {
 async fn e30_call_reports_a_missing_agent() {
     let mut running = Running::start(
         program("call")
-            .env("SPIFFE_ENDPOINT_SOCKET", "unix:///nowhere/agent.sock")
+            .env("SPIFFE_ENDPOINT_SOCKET", NO_AGENT)
             .args(["--audience", "reports", "http://localhost/"]),
     );
     let line = running.error_line().await;
     for part in [
         "call: waiting for the first bundles",
-        "unix:///nowhere/agent.sock: ",
+        &format!("{NO_AGENT}: "),
         "cannot connect",
     ] {
         assert!(line.contains(part), "no {part:?} in: {line}");

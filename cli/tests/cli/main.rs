@@ -16,6 +16,5 @@ mod explain;
 mod h13_explain_https;
 mod policy;
 mod support;
-#[cfg(unix)]
 mod token_file;
 mod watch;

@@ -9,6 +9,13 @@ use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 pub(crate) const WEB: &str = "spiffe://example.org/web";
 pub(crate) const LIFE: Duration = Duration::from_secs(300);
 
+/// An endpoint on which no agent listens.
+pub(crate) const NO_AGENT: &str = if cfg!(unix) {
+    "unix:///nowhere/agent.sock"
+} else {
+    "tcp://127.0.0.1:1"
+};
+
 /// How long a test waits for the program before it fails.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(180);
 
@@ -81,6 +88,7 @@ impl Running {
     }
 
     /// Closes the reading end of its standard output.
+    #[cfg(unix)]
     pub(crate) fn close_output(&mut self) {
         self.out = None;
     }

@@ -6,8 +6,9 @@ use serde_json::Value;
 use tokio::process::Command;
 use tokio::time::{Instant, timeout_at};
 use tower_spiffe::testing::{FakeAgent, Issuer};
+use tower_spiffe_test_support::agent;
 
-use crate::support::{DEADLINE, Running, program, run};
+use crate::support::{DEADLINE, NO_AGENT, Running, program, run};
 
 fn watch(agent: &FakeAgent, args: &[&str]) -> Command {
     let mut command = program("watch");
@@ -38,7 +39,7 @@ async fn until(watched: &mut Running, event: &str) -> Value {
 
 #[tokio::test]
 async fn watch_reports_each_change() {
-    let agent = FakeAgent::start("example.org").await.unwrap();
+    let agent = agent::start("example.org").await;
     let mut watched = Running::start(&mut watch(&agent, &["--json"]));
     let start = until(&mut watched, "start").await;
     let help = run(program("watch").arg("--help")).await.out;
@@ -85,7 +86,7 @@ async fn watch_reports_each_change() {
 
 #[tokio::test]
 async fn watch_ends_after_its_time() {
-    let agent = FakeAgent::start("example.org").await.unwrap();
+    let agent = agent::start("example.org").await;
     let mut watched = Running::start(&mut watch(&agent, &["--json", "--for", "1"]));
     until(&mut watched, "end").await;
     assert_eq!(watched.code().await, Some(0));
@@ -113,7 +114,7 @@ async fn watch_reports_invalid_arguments() {
 
 #[tokio::test]
 async fn watch_escapes_key_ids_of_a_peer() {
-    let agent = FakeAgent::start("example.org").await.unwrap();
+    let agent = agent::start("example.org").await;
     let peer = Issuer::new("other.test").unwrap();
     let mut jwks: Value = serde_json::from_slice(&peer.jwks()).unwrap();
     jwks["keys"][0]["kid"] = "x\u{1b}[2J\n1790000000.000 withdrawn".into();
@@ -130,7 +131,7 @@ async fn watch_escapes_key_ids_of_a_peer() {
 
 #[tokio::test]
 async fn watch_is_silent_without_changes() {
-    let agent = FakeAgent::start("example.org").await.unwrap();
+    let agent = agent::start("example.org").await;
     let output = run(&mut watch(&agent, &["--for", "1.5"])).await;
     assert_eq!(output.code, Some(0), "{}", output.all());
     let events: Vec<&str> = output
@@ -149,12 +150,13 @@ async fn watch_is_silent_without_changes() {
 
 #[tokio::test]
 async fn watch_waits_and_reports_errors() {
-    let agent = FakeAgent::start("example.org").await.unwrap();
+    let agent = agent::start("example.org").await;
     agent.stop().await;
     let mut watched = Running::start(&mut watch(&agent, &["--json"]));
     let error = until(&mut watched, "error").await;
     assert_eq!(error["revision"], 0);
-    assert!(error["error"].as_str().unwrap().contains("agent.sock"));
+    let endpoint = agent.endpoint().to_string();
+    assert!(error["error"].as_str().unwrap().contains(&endpoint));
     agent.start_again().await.unwrap();
     until(&mut watched, "recovered").await;
 
@@ -168,13 +170,11 @@ async fn watch_waits_and_reports_errors() {
 
 #[tokio::test]
 async fn e30_watch_reports_a_missing_agent() {
-    let mut watched = Running::start(
-        program("watch").env("SPIFFE_ENDPOINT_SOCKET", "unix:///nowhere/agent.sock"),
-    );
+    let mut watched = Running::start(program("watch").env("SPIFFE_ENDPOINT_SOCKET", NO_AGENT));
     let line = watched.error_line().await;
     for part in [
         "watch: waiting for the first bundles",
-        "unix:///nowhere/agent.sock: ",
+        &format!("{NO_AGENT}: "),
         "cannot connect",
     ] {
         assert!(line.contains(part), "no {part:?} in: {line}");

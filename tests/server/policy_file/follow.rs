@@ -8,7 +8,7 @@ use tokio::time::sleep;
 use tower_spiffe::clock::UnixTime;
 use tower_spiffe::server::{Decision, FilePolicy, FilePolicyErrorReason, Policy};
 use tower_spiffe::testing::{PausedClock, verified_svid};
-use tower_spiffe_test_support::temp::TempDir;
+use tower_spiffe_test_support::temp::{TempDir, replace};
 use tracing::Level;
 
 use super::metrics::Counts;
@@ -40,8 +40,7 @@ impl File {
     }
 
     fn replace(&self, text: &str) {
-        std::fs::write(self.dir.join("next"), text).unwrap();
-        std::fs::rename(self.dir.join("next"), self.path()).unwrap();
+        replace(self.path(), text);
     }
 
     fn open(&self) -> FilePolicy {

@@ -10,7 +10,7 @@ use proptest::test_runner::{Config, TestRunner};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_spiffe::server::{Decision, FilePolicy, Policy, PolicyDocument, ValidateJwtSvidLayer};
 use tower_spiffe::testing::verified_svid;
-use tower_spiffe_test_support::temp::TempDir;
+use tower_spiffe_test_support::temp::{TempDir, replace};
 
 use super::{document, parts};
 use crate::support::{OPS, WEB, World};
@@ -69,11 +69,8 @@ fn p06_no_request_uses_a_partial_policy() {
     let property =
         |((a, of_a), (b, of_b)): ((String, PolicyDocument), (String, PolicyDocument))| {
             let dir = TempDir::new();
-            let (path, next) = (dir.join("policy.toml"), dir.join("next"));
-            let put = |text: &str| {
-                std::fs::write(&next, text).unwrap();
-                std::fs::rename(&next, &path).unwrap();
-            };
+            let path = dir.join("policy.toml");
+            let put = |text: &str| replace(&path, text);
             put(&a);
             let policy = FilePolicy::builder(&path).open().unwrap();
             let (of_a, of_b) = (answers(&of_a), answers(&of_b));
@@ -132,11 +129,7 @@ fn p06_no_request_uses_a_partial_policy() {
 async fn p06_responses_are_those_of_one_file() {
     let world = World::new();
     let dir = TempDir::new();
-    let (path, next) = (dir.join("policy.toml"), dir.join("next"));
-    let put = |text: &str| {
-        std::fs::write(&next, text).unwrap();
-        std::fs::rename(&next, &path).unwrap();
-    };
+    let path = dir.join("policy.toml");
     // Both files deny POST for web and GET for ops, each with another reason.
     let file = |id: &str, method: &str| {
         format!(
@@ -145,7 +138,7 @@ async fn p06_responses_are_those_of_one_file() {
         )
     };
     let (a, b) = (file(WEB, "GET"), file(OPS, "POST"));
-    put(&a);
+    replace(&path, &a);
     let policy = FilePolicy::builder(&path).open().unwrap();
     let layer = ValidateJwtSvidLayer::required(world.validator.clone(), policy.clone());
     let (web, ops) = (world.bearer(WEB), world.bearer(OPS));
@@ -170,8 +163,7 @@ async fn p06_responses_are_those_of_one_file() {
         std::thread::spawn(move || {
             for n in 0..200 {
                 let next = if n % 2 == 0 { &b } else { &a };
-                std::fs::write(dir.join("next"), next).unwrap();
-                std::fs::rename(dir.join("next"), dir.join("policy.toml")).unwrap();
+                replace(dir.join("policy.toml"), next);
                 policy.reload().unwrap();
             }
             done.store(true, Ordering::Release);
