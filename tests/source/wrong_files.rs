@@ -1,8 +1,8 @@
 //! A file of another kind is named only if it is recognized.
 
-use tower_spiffe_test_support::temp::TempDir;
+use tower_spiffe_test_support::temp::{TempDir, replace};
 
-use crate::h08_bundle_files::{builder, publish};
+use crate::h08_bundle_files::builder;
 
 #[tokio::test]
 async fn map_in_another_format_is_named() {
@@ -16,7 +16,7 @@ async fn map_in_another_format_is_named() {
             ("[7]", false),
         ] {
             let path = dir.join(format);
-            publish(&path, document);
+            replace(&path, document);
             let error = format!("{:#}", builder(format, &path).open().unwrap_err());
             let named = error.contains("it is a map with `trust_domains`");
             assert_eq!(named, is_map, "{document} as {format}: {error}");

@@ -292,8 +292,8 @@ async fn h10_only_an_unreadable_saved_bundle_is_logged() {
         let builder = world.spiffe_builder(world.bootstrap());
         let bundles = builder.save_to(dir.join(name)).build_lazy().unwrap();
         let state = polls(&bundles, 1).await;
-        assert_eq!(state.keys(), 1, "{name}");
-        assert_eq!(state.save_error().is_some(), name == "folder", "{state:?}");
+        assert_eq!(state.keys, 1, "{name}");
+        assert_eq!(state.save_error.is_some(), name == "folder", "{state:?}");
         let logged = log.lines_with("the saved bundle cannot be read");
         assert_eq!(logged, warnings, "{name}");
     }
