@@ -28,7 +28,7 @@
 //!
 //! file.written().await?; // start the program that reads it
 //! assert!(std::fs::read_to_string(&path)?.starts_with("eyJ"));
-//! assert!(file.state().error.is_none());
+//! assert!(file.state().last_error.is_none());
 //!
 //! file.shutdown().await;
 //! assert!(!path.exists());

@@ -119,9 +119,9 @@ pub enum Fault {
     /// assert!(source.fetch_jwt_svid(["db"]).await.is_err());
     /// tokio::time::sleep(Duration::from_secs(1)).await; // of paused time
     /// let state = source.state();
-    /// let [own] = state.trust_domains() else { panic!("there is one") };
-    /// assert!(own.last_error().is_some());
-    /// assert_eq!(own.key_ids().len(), 1); // the last good keys
+    /// let [own] = &*state.trust_domains else { panic!("there is one") };
+    /// assert!(own.last_error.is_some());
+    /// assert_eq!(own.key_ids.len(), 1); // the last good keys
     /// # Ok(())
     /// # }
     /// ```
@@ -201,7 +201,7 @@ pub enum Fault {
     /// agent.fail(Fault::Oversized(5 << 20)); // see `ResourceLimits::max_bundle_jwks_bytes`
     /// tokio::time::sleep(Duration::from_secs(1)).await; // of paused time
     /// let state = source.state();
-    /// assert!(state.trust_domains()[0].last_error().is_some_and(|error| error.contains("bytes")));
+    /// assert!(state.trust_domains[0].last_error.as_ref().is_some_and(|error| error.contains("bytes")));
     /// assert!(source.bundle_set().is_ok()); // the last good keys
     /// # Ok(())
     /// # }

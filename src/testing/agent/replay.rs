@@ -107,7 +107,7 @@ impl Replay {
     /// let replay = agent.replay();
     /// replay.end(GrpcCode::Internal, "no space left on the disk").await;
     /// let state = source.state();
-    /// let error = state.last_error().map(|error| error.message().to_owned());
+    /// let error = state.last_error.map(|error| error.text);
     /// assert!(error.is_some_and(|error| error.contains("no space left on the disk")));
     /// assert!(source.bundle_set().is_ok()); // the known keys are still valid
     /// # Ok(())
