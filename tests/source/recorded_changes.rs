@@ -58,7 +58,7 @@ async fn each_change_is_one_recorded_update() {
     // The same bundles on another connection are no change.
     world.agent.cut_connections().await;
     world.time_until(|| source.state().reconnects == 1).await;
-    assert_eq!((recorded.updates(), recorded.reconnects()()), (3, 1));
+    assert_eq!((recorded.updates(), recorded.reconnects()), (3, 1));
 }
 
 #[tokio::test(start_paused = true)]
