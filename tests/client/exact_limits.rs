@@ -64,7 +64,7 @@ async fn rule_11_pinned_entries_are_never_evicted() {
     for pin in &pins {
         pin.header().await.unwrap();
     }
-    // The only other entry has a fetch in progress, so there is none to evict.
+    // The only other entry has a fetch in progress, so it cannot be evicted.
     assert_eq!(bench.cache.try_header(&request("hang")), None);
     settle().await;
     let error = bench.cache.header(&request("more")).await.unwrap_err();

@@ -31,7 +31,7 @@ pub(crate) struct Asking {
     cache: Option<Decisions>,
 }
 
-/// The decision, or why there is none and the text of the error.
+/// The decision, or why it is missing, with the text of the error.
 type Outcome = Result<AsyncDecision, (PolicyFailure, Option<Cow<'static, str>>)>;
 
 enum Asked {
