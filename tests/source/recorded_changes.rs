@@ -4,8 +4,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tower_spiffe::metrics::MetricsRecorder;
+use tower_spiffe::source::WithdrawalPolicy;
 use tower_spiffe::testing::Fault;
+use tracing::Level;
 
+use crate::log::Log;
 use crate::support::*;
 
 #[derive(Default)]
@@ -94,4 +97,23 @@ async fn wa29_reconnects_during_a_withdrawal_are_recorded() {
     world.agent.recover();
     world.time_until(|| source.is_healthy()).await;
     assert_eq!(source.state().reconnects, recorded.reconnects());
+}
+
+#[tokio::test(start_paused = true)]
+async fn wa29_effect_of_a_withdrawal_is_logged_once() {
+    let log = Log::default();
+    let _guard = log.begin(Level::WARN);
+    let world = World::new().await;
+    let after = WithdrawalPolicy::After(secs(5));
+    let source = world.builder().withdrawal(after).build().await.unwrap();
+    let logged = || log.lines_with("the withdrawal of the bundles takes effect");
+    world.agent.withdraw();
+    world
+        .time_until(|| source.state().withdrawn().is_some())
+        .await;
+    assert!(source.state().is_ready());
+    assert_eq!(logged(), 0);
+    world.time_until(|| !source.state().is_ready()).await;
+    tokio::time::sleep(secs(10)).await;
+    assert_eq!(logged(), 1);
 }

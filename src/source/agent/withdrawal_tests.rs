@@ -182,3 +182,24 @@ async fn end_of_withdrawal_while_reading_wakes_waiting_tasks() {
         "waiting tasks were not woken"
     );
 }
+
+/// Our own tokens that a removed key signed are replaced.
+#[tokio::test]
+async fn removed_keys_and_trust_domains_are_reported() {
+    let (_, shared, x) = source();
+    let y = Issuer::new("y").unwrap().jwks();
+    let empty = br#"{"keys": []}"#;
+    let check = |bundles: &[(&str, &[u8])], loses: bool| {
+        let change = shared.take_in(read(&shared, bundles));
+        assert_eq!(change.lost_keys, loses, "{:?}", shared.known());
+    };
+    check(&[("x", &x), ("y", &y)], false);
+    check(&[("x", &x), ("y", &y)], false);
+    check(&[("x", &x), ("y", empty)], true);
+    check(&[("x", &x), ("y", &y)], false);
+    check(&[("x", &x), ("y", empty)], true);
+    check(&[("x", &x)], false);
+    check(&[("x", &x), ("y", &y)], false);
+    check(&[("y", &y)], true);
+    check(&[("x", &x)], true);
+}
