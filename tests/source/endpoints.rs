@@ -76,7 +76,7 @@ async fn start_error(endpoint: &str) -> tower_spiffe::source::JwtSourceError {
     let building = JwtSource::builder()
         .endpoint(endpoint)
         .reconnect_backoff(millis(1), millis(5))
-        .initial_sync_timeout(millis(300))
+        .initial_sync_timeout(secs(1))
         .build();
     let error = soon("the error", building).await.unwrap_err();
     assert_eq!(error.reason(), JwtSourceErrorReason::InitialSync);

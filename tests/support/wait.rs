@@ -1,6 +1,7 @@
 //! Waits with a deadline.
 
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 pub const fn secs(secs: u64) -> Duration {
@@ -31,6 +32,15 @@ pub async fn eventually_async(what: &str, condition: impl AsyncFn() -> bool) {
         }
     })
     .await;
+}
+
+/// Sets this when it is dropped, so that threads which wait for it end if the test panics.
+pub struct SetOnDrop<'a>(pub &'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
 }
 
 /// Runs all tasks that can run without the time advancing.

@@ -9,6 +9,7 @@ use tower_spiffe::clock::UnixTime;
 use tower_spiffe::server::{Decision, FilePolicy, FilePolicyErrorReason, Policy};
 use tower_spiffe::testing::{PausedClock, verified_svid};
 use tower_spiffe_test_support::temp::{TempDir, replace};
+use tower_spiffe_test_support::wait::SetOnDrop;
 use tracing::Level;
 
 use super::metrics::Counts;
@@ -266,15 +267,14 @@ async fn p04_reload_applies_a_file_despite_other_reads() {
                 }
             });
         }
+        let _done = SetOnDrop(&done);
         let reload = |n: &usize| {
             let (text, id) = [(ops(), OPS), (web(), WEB)][n % 2].clone();
             file.replace(&text);
             policy.reload().unwrap();
             !allows(&policy, id)
         };
-        let failed: Vec<usize> = (0..300).filter(reload).collect();
-        done.store(true, Ordering::Release);
-        failed
+        (0..300).filter(reload).collect::<Vec<usize>>()
     });
     assert!(failed.is_empty(), "{failed:?}");
 }

@@ -11,6 +11,7 @@ use tower::{Layer, ServiceExt, service_fn};
 use tower_spiffe::server::{Decision, FilePolicy, Policy, PolicyDocument, ValidateJwtSvidLayer};
 use tower_spiffe::testing::verified_svid;
 use tower_spiffe_test_support::temp::{TempDir, replace};
+use tower_spiffe_test_support::wait::SetOnDrop;
 
 use super::{document, parts};
 use crate::support::{OPS, WEB, World};
@@ -94,6 +95,7 @@ fn p06_no_request_uses_a_partial_policy() {
                     });
                 }
                 start.wait();
+                let _done = SetOnDrop(&done);
                 for n in 0..SWAPS {
                     // Wait for some decisions before the next change.
                     let before = rounds.load(Ordering::Relaxed);
@@ -107,7 +109,6 @@ fn p06_no_request_uses_a_partial_policy() {
                         std::thread::yield_now();
                     }
                 }
-                done.store(true, Ordering::Release);
             });
             let differ = of_a.iter().zip(&of_b).filter(|(a, b)| a != b).count();
             contradictions += differ;
