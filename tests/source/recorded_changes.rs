@@ -109,7 +109,7 @@ async fn wa29_effect_of_a_withdrawal_is_logged_once() {
     let logged = || log.lines_with("the withdrawal of the bundles takes effect");
     world.agent.withdraw();
     world
-        .time_until(|| source.state().withdrawn().is_some())
+        .time_until(|| source.state().withdrawn.is_some())
         .await;
     assert!(source.state().is_ready());
     assert_eq!(logged(), 0);
