@@ -76,7 +76,7 @@ async fn start_error(endpoint: &str) -> tower_spiffe::source::JwtSourceError {
     let building = JwtSource::builder()
         .endpoint(endpoint)
         .reconnect_backoff(millis(1), millis(5))
-        .initial_sync_timeout(secs(1))
+        .initial_sync_timeout(millis(300))
         .build();
     let error = soon("the error", building).await.unwrap_err();
     assert_eq!(error.reason(), JwtSourceErrorReason::InitialSync);
@@ -174,6 +174,8 @@ async fn wa9_empty_messages_are_reported() {
         "{text}"
     );
 
+    // The next message is for a new stream.
+    eventually("the end", || agent.counts().open_connections == 0).await;
     // Invalid trust domain names.
     let names = [("spiffe://not a name", r#"{"keys": []}"#)];
     let (error, ()) = tokio::join!(start_error(&endpoint), replay.send(names));
