@@ -4,7 +4,9 @@ use std::process::Command;
 
 use tower_spiffe::JwtSource;
 use tower_spiffe::source::JwtSourceErrorReason;
-use tower_spiffe::testing::{FakeAgent, Fault};
+#[cfg(unix)]
+use tower_spiffe::testing::FakeAgent;
+use tower_spiffe::testing::Fault;
 use tower_spiffe::workload_api::{EndpointErrorReason, WorkloadApiErrorReason};
 
 use crate::agent;
