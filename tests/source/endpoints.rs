@@ -4,7 +4,9 @@ use std::process::Command;
 
 use tower_spiffe::JwtSource;
 use tower_spiffe::source::JwtSourceErrorReason;
-use tower_spiffe::testing::{FakeAgent, Fault};
+#[cfg(unix)]
+use tower_spiffe::testing::FakeAgent;
+use tower_spiffe::testing::Fault;
 use tower_spiffe::workload_api::{EndpointErrorReason, WorkloadApiErrorReason};
 
 use crate::agent;
@@ -76,7 +78,7 @@ async fn start_error(endpoint: &str) -> tower_spiffe::source::JwtSourceError {
     let building = JwtSource::builder()
         .endpoint(endpoint)
         .reconnect_backoff(millis(1), millis(5))
-        .initial_sync_timeout(secs(1))
+        .initial_sync_timeout(millis(300))
         .build();
     let error = soon("the error", building).await.unwrap_err();
     assert_eq!(error.reason(), JwtSourceErrorReason::InitialSync);
@@ -174,6 +176,8 @@ async fn wa9_empty_messages_are_reported() {
         "{text}"
     );
 
+    // The next message is for a new stream.
+    eventually("the end", || agent.counts().open_connections == 0).await;
     // Invalid trust domain names.
     let names = [("spiffe://not a name", r#"{"keys": []}"#)];
     let (error, ()) = tokio::join!(start_error(&endpoint), replay.send(names));
