@@ -165,6 +165,14 @@ const REASONS: &[Reason] = &[
               count of one token. Its rate is far higher with one thread and with two.",
     },
     Reason {
+        tables: &["cold-bytes"],
+        columns: &[],
+        peer: "jsonwebtoken",
+        why: "Most of tower-spiffe's bytes are the entry of its cache: the token, its claims and its \
+              SPIFFE ID. They are allocated once for each token. jsonwebtoken stores nothing and \
+              allocates its bytes at each verification.",
+    },
+    Reason {
         tables: &["cold", "cold-above"],
         columns: &[],
         peer: "jwt-authorizer",
