@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body::Body;
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use tower_service::Service;
 
 use super::BoxError;
+use crate::source::body;
 
 /// The maximum length of a body.
 pub(super) const MAX_BODY: usize = 64 * 1024;
@@ -88,15 +88,11 @@ where
     R::Error: Into<BoxError>,
 {
     let (head, body) = response.into_parts();
-    let body = match Limited::new(body, MAX_BODY).collect().await {
-        Ok(body) => Some(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => None,
-        Err(error) => return Err(error),
-    };
+    let body = body::read(body, MAX_BODY).await.map_err(Into::into)?;
     Ok(Answer {
         status: head.status,
         headers: head.headers,
-        body,
+        body: body.map(Bytes::from),
         redirected,
     })
 }

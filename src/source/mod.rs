@@ -86,6 +86,8 @@ pub use merged::{
     MergedMemberState, MergedState,
 };
 
+#[cfg(any(feature = "https-bundles", feature = "oauth"))]
+pub(crate) mod body;
 #[cfg(any(feature = "server", feature = "client"))]
 pub(crate) mod file;
 #[cfg(any(feature = "server", feature = "client"))]

@@ -4,11 +4,11 @@ use std::error::Error as StdError;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf as _, BufMut as _, Bytes};
+use bytes::{Buf as _, Bytes};
 use http::header::{
     ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, ETAG, HOST, HeaderValue, IF_MODIFIED_SINCE,
     IF_NONE_MATCH, LAST_MODIFIED, LOCATION, USER_AGENT,
@@ -27,6 +27,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::super::body;
 use super::super::own_thread;
 use super::super::retry_after::retry_after;
 use super::state::PollError;
@@ -345,22 +346,11 @@ where
         let text = "the response is compressed, although the request did not allow it";
         return Err(FetchError::new(text));
     }
-    if usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX) > MAX_BODY {
-        return Err(FetchError::too_large());
+    match body::read(body, MAX_BODY).await {
+        Ok(Some(read)) => Ok(read),
+        Ok(None) => Err(FetchError::too_large()),
+        Err(error) => Err(FetchError::of("the response ended too early", error.into())),
     }
-    let mut body = pin!(body);
-    // Copied: small chunks must not keep many buffers.
-    let mut read = Vec::new();
-    while let Some(frame) = body.frame().await {
-        let broken = |error: B::Error| FetchError::of("the response ended too early", error.into());
-        if let Ok(data) = frame.map_err(broken)?.into_data() {
-            if data.remaining() > MAX_BODY.saturating_sub(read.len()) {
-                return Err(FetchError::too_large());
-            }
-            read.put(data);
-        }
-    }
-    Ok(read)
 }
 
 #[cfg(test)]
