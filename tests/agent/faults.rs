@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 use tonic::Code;
-use tower_spiffe::clock::UnixTime;
-use tower_spiffe::testing::{AgentCall, FakeAgent, Fault, PausedClock};
+use tower_spiffe::testing::{AgentCall, FakeAgent, Fault};
 use tower_spiffe::token::GrpcCode;
 
 use crate::support::*;
@@ -18,14 +17,8 @@ async fn agent() -> (FakeAgent, Client) {
     (agent, client)
 }
 
-/// An agent in memory on a paused clock.
-async fn paused_agent() -> (FakeAgent, Client) {
-    let clock = PausedClock::new(UnixTime::from_secs(1_790_000_000));
-    let agent = FakeAgent::builder(TD)
-        .clock(clock.shared())
-        .start_in_memory()
-        .await
-        .unwrap();
+async fn in_memory() -> (FakeAgent, Client) {
+    let (_, agent) = paused_agent().await;
     let client = dial_in_memory(&agent).await;
     (agent, client)
 }
@@ -230,7 +223,7 @@ async fn oversized_messages_are_valid() {
 
 #[tokio::test(start_paused = true)]
 async fn without_its_server_the_agent_returns_cached_tokens() {
-    let (agent, client) = paused_agent().await;
+    let (agent, client) = in_memory().await;
     let known = client.token(AUD).await.unwrap();
     agent.fail(Fault::ServerAway);
     // After half its lifetime, SPIRE's agent would have fetched a new token.
@@ -297,7 +290,7 @@ async fn restart_works_over_tcp_and_in_memory() {
 
 #[tokio::test(start_paused = true)]
 async fn clock_offset_applies_to_tokens_and_validation() {
-    let (agent, client) = paused_agent().await;
+    let (agent, client) = in_memory().await;
     agent.set_clock_offset(-600);
     let old = client.token(AUD).await.unwrap();
     assert_eq!(claims(&old)["iat"], 1_789_999_400);

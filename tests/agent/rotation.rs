@@ -3,23 +3,12 @@
 use std::time::Duration;
 
 use tower_spiffe::bundle::Algorithm;
-use tower_spiffe::clock::UnixTime;
-use tower_spiffe::testing::{AgentCall, FakeAgent, Fault, PausedClock};
+use tower_spiffe::testing::{AgentCall, FakeAgent, Fault};
 
 use crate::issuer::part;
 use crate::support::*;
 
 const LIFE: Duration = Duration::from_secs(300);
-
-async fn agent() -> (PausedClock, FakeAgent) {
-    let clock = PausedClock::new(UnixTime::from_secs(1_790_000_000));
-    let agent = FakeAgent::builder(TD)
-        .clock(clock.shared())
-        .start_in_memory()
-        .await
-        .unwrap();
-    (clock, agent)
-}
 
 fn kid(token: &str) -> String {
     part(token, 0)["kid"].as_str().unwrap().to_owned()
@@ -27,7 +16,7 @@ fn kid(token: &str) -> String {
 
 #[tokio::test(start_paused = true)]
 async fn rotation_publishes_signs_then_retires() {
-    let (_clock, agent) = agent().await;
+    let (_clock, agent) = paused_agent().await;
     let client = dial_in_memory(&agent).await;
     let mut stream = client.bundles().await.unwrap();
     let old = next_key_ids(&mut stream, TD).await.remove(0);
@@ -51,7 +40,7 @@ async fn rotation_publishes_signs_then_retires() {
 
 #[tokio::test(start_paused = true)]
 async fn rotation_waits_for_reading_streams_only() {
-    let (_clock, agent) = agent().await;
+    let (_clock, agent) = paused_agent().await;
     let client = dial_in_memory(&agent).await;
     let mut reading = client.bundles().await.unwrap();
     next_key_ids(&mut reading, TD).await;
@@ -80,7 +69,7 @@ async fn rotation_without_streams_does_not_wait() {
 
 #[tokio::test(start_paused = true)]
 async fn rotate_now_signs_at_once() {
-    let (_clock, agent) = agent().await;
+    let (_clock, agent) = paused_agent().await;
     let old = agent.issuer().signing_key_id();
     let new = agent.rotate_now();
     assert_eq!(kid(&agent.token("spiffe://example.org/web", AUD)), new);
@@ -91,7 +80,7 @@ async fn rotate_now_signs_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn old_key_outlives_the_longest_token() {
-    let (_clock, agent) = agent().await;
+    let (_clock, agent) = paused_agent().await;
     agent
         .register("spiffe://example.org/long", "", 4 * LIFE)
         .unwrap();
@@ -104,7 +93,7 @@ async fn old_key_outlives_the_longest_token() {
 
 #[tokio::test(start_paused = true)]
 async fn rotation_may_change_the_algorithm() {
-    let (_clock, agent) = agent().await;
+    let (_clock, agent) = paused_agent().await;
     for algorithm in [Algorithm::ES384, Algorithm::RS256, Algorithm::ES512] {
         let kid = agent.rotate_to(algorithm).await;
         let header = part(&agent.token("spiffe://example.org/web", AUD), 0);
@@ -118,7 +107,7 @@ async fn rotation_may_change_the_algorithm() {
 
 #[tokio::test(start_paused = true)]
 async fn schedule_rotates_until_stopped() {
-    let (_clock, agent) = agent().await;
+    let (_clock, agent) = paused_agent().await;
     let mut seen = vec![agent.issuer().signing_key_id()];
     agent.rotate_every(Duration::from_secs(60));
     for _ in 0..5 {
@@ -134,7 +123,7 @@ async fn schedule_rotates_until_stopped() {
 
 #[tokio::test(start_paused = true)]
 async fn taint_drops_tokens_and_keeps_the_key() {
-    let (_clock, agent) = agent().await;
+    let (_clock, agent) = paused_agent().await;
     let client = dial_in_memory(&agent).await;
     let mut stream = client.bundles().await.unwrap();
     next_key_ids(&mut stream, TD).await;
@@ -192,7 +181,7 @@ async fn cancel_rotation(agent: &FakeAgent) {
 
 #[tokio::test(start_paused = true)]
 async fn cancelled_rotation_removes_its_key() {
-    let (_clock, agent) = agent().await;
+    let (_clock, agent) = paused_agent().await;
     let client = dial_in_memory(&agent).await;
     let mut stream = client.bundles().await.unwrap();
     let before = next_key_ids(&mut stream, TD).await;
@@ -203,7 +192,7 @@ async fn cancelled_rotation_removes_its_key() {
 
 #[tokio::test(start_paused = true)]
 async fn next_rotation_waits_after_a_cancelled_one() {
-    let (_clock, agent) = agent().await;
+    let (_clock, agent) = paused_agent().await;
     let source = agent.source().await.unwrap();
     let trust_domain = TD.parse().unwrap();
     cancel_rotation(&agent).await;
@@ -216,7 +205,7 @@ async fn next_rotation_waits_after_a_cancelled_one() {
 
 #[tokio::test(start_paused = true)]
 async fn concurrent_rotations_run_one_after_another() {
-    let (_clock, agent) = agent().await;
+    let (_clock, agent) = paused_agent().await;
     let source = agent.source().await.unwrap();
     let first = agent.issuer().signing_key_id();
     let (one, two, three) = tokio::join!(agent.rotate(), agent.rotate(), agent.rotate());

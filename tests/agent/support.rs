@@ -10,7 +10,8 @@ use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status, Streaming};
 use tower::service_fn;
-use tower_spiffe::testing::FakeAgent;
+use tower_spiffe::clock::UnixTime;
+use tower_spiffe::testing::{FakeAgent, PausedClock};
 use tower_spiffe_test_support::wait;
 
 use crate::wire::pb::spiffe_workload_api_client::SpiffeWorkloadApiClient;
@@ -48,6 +49,17 @@ pub(crate) async fn try_dial(agent: &FakeAgent) -> Result<Client, tonic::transpo
     });
     let channel = plain().connect_with_connector(dial).await?;
     Ok(Client(SpiffeWorkloadApiClient::new(channel)))
+}
+
+/// An agent in memory on a paused clock.
+pub(crate) async fn paused_agent() -> (PausedClock, FakeAgent) {
+    let clock = PausedClock::new(UnixTime::from_secs(1_790_000_000));
+    let agent = FakeAgent::builder(TD)
+        .clock(clock.shared())
+        .start_in_memory()
+        .await
+        .unwrap();
+    (clock, agent)
 }
 
 /// The same over an in-memory connection, for paused time.
